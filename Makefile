@@ -1,0 +1,38 @@
+# Two commands set everything up: `make serve` and `make test`.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+SOURCES := src export handlers loadtest tests
+
+.PHONY: serve stop test check format clean
+
+$(INSTALLED): pyproject.toml requirements.lock gateway.lock
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r gateway.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+serve: $(INSTALLED)  ## install, start the stack, release a demo tagger, tag a cover
+	$(BIN)/vlserve up
+	$(BIN)/vlserve demo
+
+stop:  ## stop the stack; leaves no process behind
+	$(BIN)/vlserve down
+
+test: $(INSTALLED)
+	$(BIN)/pytest
+
+check: $(INSTALLED)  ## format, lint, types, import contracts
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(INSTALLED)
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
+
+clean: stop
+	rm -rf $(VENV) .vlserve

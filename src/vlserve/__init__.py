@@ -1,0 +1,1 @@
+"""vlserve: put trained image + text models into production."""

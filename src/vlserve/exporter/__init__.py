@@ -1,0 +1,1 @@
+"""From a checkpoint to an archive: read, convert, prove equal, pack."""

@@ -1,0 +1,105 @@
+"""What one file in export/ must define: how a model family is read, built, fed and judged.
+
+A recipe file defines ``RECIPE``, an object with the methods of `Recipe`. Files are loaded by path,
+so that a family is added by one file and nothing here knows a family by name.
+"""
+
+import importlib.util
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from vlserve.errors import RecipeNotFound
+from vlserve.runtime.manifest import ImageInput, Tensor, TextInput
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What the exporter and the tests know of a family before any checkpoint is read."""
+
+    family: str
+    tasks: tuple[str, ...]
+    rtol: float = 1e-4
+    atol: float = 1e-5
+
+
+@dataclass(frozen=True)
+class GraphPlan:
+    """One graph to export: a module in eval mode and its named inputs and outputs, in call order."""
+
+    module: nn.Module
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Served:
+    """How requests become the graphs' inputs, and what the manifest says of the answers."""
+
+    task: str
+    image: ImageInput | None = None
+    text: TextInput | None = None
+    labels: tuple[str, ...] = ()
+    multi_label: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Recipe(Protocol):
+    """One model family. ``config`` is the checkpoint's own config.json, parsed."""
+
+    spec: Spec
+
+    def build(self, config: Mapping[str, Any]) -> nn.Module:
+        """The network with random weights, keys as in the family's checkpoints."""
+        ...
+
+    def adapt(
+        self, state: Mapping[str, torch.Tensor], config: Mapping[str, Any]
+    ) -> dict[str, torch.Tensor]:
+        """Checkpoint keys -> the network's keys; drops only keys on the family's written list of
+        ignored ones, so that a strict load reports everything else."""
+        ...
+
+    def serve(self, config: Mapping[str, Any], assets: Path) -> Served:
+        """Preprocessing and labels. ``assets`` is a folder for files that travel in the archive
+        (archive path ``assets/<name>``); the recipe writes its tokenizer file there."""
+        ...
+
+    def graphs(self, network: nn.Module, config: Mapping[str, Any]) -> dict[str, GraphPlan]:
+        """The graphs of this network by name; a single graph is called ``model``."""
+        ...
+
+    def example(
+        self, graph: str, config: Mapping[str, Any], sizes: Mapping[str, int], seed: int
+    ) -> dict[str, torch.Tensor]:
+        """Random inputs of one graph for the given sizes of its dynamic axes (``batch``, ``text``,
+        …), with padding inside the batch wherever real batches have padding."""
+        ...
+
+
+def recipe_files(folder: Path) -> list[Path]:
+    """Every recipe file of a folder, sorted."""
+    return sorted(path for path in folder.glob("*.py") if not path.name.startswith("_"))
+
+
+def load_recipe(name: str, folder: Path) -> Recipe:
+    """The recipe ``name`` of ``folder``, or the file at path ``name``; RecipeNotFound otherwise."""
+    path = Path(name) if name.endswith(".py") else folder / f"{name}.py"
+    if not path.is_file():
+        known: Sequence[str] = [file.stem for file in recipe_files(folder)]
+        raise RecipeNotFound(f"no recipe {name}: {folder} has {', '.join(known) or 'none'}")
+    module_name = f"vlserve_recipe_{path.stem}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # dataclasses of the recipe look their module up
+    spec.loader.exec_module(module)
+    recipe = getattr(module, "RECIPE", None)
+    if recipe is None:
+        raise RecipeNotFound(f"{path} defines no RECIPE")
+    return recipe  # type: ignore[no-any-return]

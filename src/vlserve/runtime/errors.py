@@ -1,0 +1,54 @@
+"""Errors that an archive's own code raises.
+
+VlserveError
+├── ArchiveError            the archive cannot be used
+│   ├── ArchiveUnreadable   not a zip, truncated, or a member that cannot be read
+│   ├── ManifestInvalid     the manifest says something impossible or contradicts itself
+│   └── ArchiveTampered     a member is missing, extra, or not the bytes that the manifest lists
+└── RequestError            one request cannot be answered; its neighbours can
+
+vlserve.errors draws the rest of the tree.
+"""
+
+from enum import StrEnum
+
+
+class VlserveError(Exception):
+    """Root of every error that vlserve raises on purpose."""
+
+
+class ArchiveError(VlserveError):
+    """The archive cannot be used."""
+
+
+class ArchiveUnreadable(ArchiveError):
+    """Not a zip, truncated, or a member that cannot be read."""
+
+
+class ManifestInvalid(ArchiveError):
+    """The manifest says something impossible or contradicts itself."""
+
+
+class ArchiveTampered(ArchiveError):
+    """A member is missing, extra, or not the bytes that the manifest lists."""
+
+
+class ErrorCode(StrEnum):
+    """Why one request was not answered. The edge (engine entry points, gateway) maps it to HTTP."""
+
+    BODY_UNREADABLE = "body_unreadable"  # neither multipart nor a JSON object
+    FIELD_INVALID = "field_invalid"  # a field missing, unknown, or of the wrong type or range
+    IMAGE_UNREADABLE = "image_unreadable"  # not an image, truncated, or base64 that is not
+    IMAGE_TOO_LARGE = "image_too_large"  # over the byte or pixel limit
+    TEXT_UNREADABLE = "text_unreadable"  # not UTF-8, NUL, or lone surrogates
+    TEXT_TOO_LONG = "text_too_long"  # over the byte limit
+    INFERENCE_FAILED = "inference_failed"  # the graph failed on this item, alone
+
+
+class RequestError(VlserveError):
+    """One request cannot be answered."""
+
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message

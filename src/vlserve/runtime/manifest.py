@@ -1,0 +1,144 @@
+"""manifest.json: everything an archive says about itself.
+
+Layout of an archive (a zip that TorchServe loads as it is; other engines unpack the same file)::
+
+    MAR-INF/MANIFEST.json       TorchServe's own manifest: name, version, handler
+    manifest.json               this
+    torchserve_handler.py       engine entry point
+    handlers/<task>.py          the task's request schema, preprocess and postprocess
+    vlserve/__init__.py         frozen copy of the runtime
+    vlserve/runtime/*.py
+    graphs/<name>.onnx|.pt|.echo.json
+    assets/*                    tokenizer files
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from vlserve.runtime.errors import ManifestInvalid
+
+MANIFEST = "manifest.json"
+TORCHSERVE_MANIFEST = "MAR-INF/MANIFEST.json"
+HANDLER = "torchserve_handler.py"
+
+ModelName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
+Version = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Tensor(_Frozen):
+    """One named input or output of a graph. A dim is a size, or the name of a dynamic axis."""
+
+    name: str
+    dtype: Literal["float32", "float16", "int64", "int32", "bool", "uint8"]
+    dims: tuple[int | str, ...]
+
+    @model_validator(mode="after")
+    def _batch_is_dynamic(self) -> "Tensor":
+        if not self.dims or self.dims[0] != "batch":
+            raise ValueError(f"axis 0 of {self.name} must be the dynamic axis 'batch'")
+        return self
+
+
+class Graph(_Frozen):
+    """One exported graph."""
+
+    file: str
+    format: Literal["onnx", "torchscript", "echo"]
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+
+class ImageInput(_Frozen):
+    """How an image becomes an array. Sizes in pixels; mean and std for RGB in [0, 1]."""
+
+    height: int = Field(ge=1, le=4096)
+    width: int = Field(ge=1, le=4096)
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    max_bytes: int = 20 * 1024 * 1024
+    max_pixels: int = 50_000_000
+
+
+class TextInput(_Frozen):
+    """How text becomes ids. ``file`` is the tokenizer's file in the archive."""
+
+    tokenizer: Literal["characters", "wordpiece"]
+    file: str
+    max_length: int = Field(ge=1, le=4096)
+    pad_id: int = 0
+    unknown_id: int = 0
+    pad_to_max: bool = True
+    """Pad every text to max_length (a checkpoint trained so depends on it), else to the longest."""
+    max_bytes: int = 65536
+
+
+class Parity(_Frozen):
+    """What the exporter measured: graph against the trained network on unseen shapes."""
+
+    cases: int
+    max_abs_diff: float
+    rtol: float
+    atol: float
+
+
+class Probe(_Frozen):
+    """A request with its expected answer. ``fields`` as in a JSON body: images are base64."""
+
+    fields: dict[str, Any]
+    answer: dict[str, Any]
+
+
+class Manifest(_Frozen):
+    """Everything that serving one version needs to know, frozen with it."""
+
+    format: Literal[1] = 1
+    model: ModelName
+    version: Version
+    task: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    family: str
+    precision: Literal["fp32", "fp16", "bf16", "int8"] = "fp32"
+    graphs: dict[str, Graph]
+    image: ImageInput | None = None
+    text: TextInput | None = None
+    labels: tuple[str, ...] = ()
+    multi_label: bool = False
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the task itself, read by its handler file alone."""
+    parity: Parity | None = None
+    checkpoint_sha256: Sha256 | None = None
+    lock_sha256: Sha256 | None = None
+    probes: tuple[Probe, ...] = ()
+    files: dict[str, Sha256]
+    """Every member of the archive but this file, with the sha256 of its bytes."""
+
+    @model_validator(mode="after")
+    def _names_what_it_holds(self) -> "Manifest":
+        needed = [graph.file for graph in self.graphs.values()]
+        needed += [f"handlers/{self.task}.py", HANDLER, TORCHSERVE_MANIFEST]
+        needed += [self.text.file] if self.text else []
+        missing = sorted(set(needed) - set(self.files))
+        if missing:
+            raise ValueError(f"files does not list {', '.join(missing)}")
+        if not self.graphs:
+            raise ValueError("no graph")
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError("labels repeat")
+        return self
+
+
+def read_manifest(raw: bytes) -> Manifest:
+    """Parse manifest.json; ManifestInvalid names each wrong field."""
+    try:
+        return Manifest.model_validate_json(raw)
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"{'.'.join(str(part) for part in item['loc']) or 'manifest'}: {item['msg']}"
+            for item in error.errors(include_url=False, include_input=False)
+        )
+        raise ManifestInvalid(f"{MANIFEST}: {wrong}") from error

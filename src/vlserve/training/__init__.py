@@ -1,0 +1,1 @@
+"""From JSONL lines to a trained checkpoint: data, fit, evaluate."""
