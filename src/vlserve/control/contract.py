@@ -1,0 +1,129 @@
+"""The words between the control service, the engine and the gateway."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class State(StrEnum):
+    """Where one version stands. The ledger holds it; reconcile makes it true."""
+
+    REGISTERED = "registered"  # verified and stored, not asked to load yet
+    LOADING = "loading"  # being loaded and probed
+    READY = "ready"  # loaded, answers its probes, no weight
+    CANARY = "canary"  # has part of the weight
+    STABLE = "stable"  # has the weight
+    DRAINING = "draining"  # no route any more; unloaded when nothing is in flight
+    RETIRED = "retired"  # not in the engine; may be released again
+    FAILED = "failed"  # could not be loaded; the reason is in the ledger
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the engine must hold the version."""
+        return self in (State.LOADING, State.READY, State.CANARY, State.STABLE)
+
+    @property
+    def routable(self) -> bool:
+        """Whether clients may ask for the version."""
+        return self in (State.READY, State.CANARY, State.STABLE)
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One running engine process as the gateway reaches it."""
+
+    name: str
+    host: str
+    port: int
+    token: str
+    """The inference token of this start of the engine; every start makes a new one."""
+
+
+@dataclass(frozen=True)
+class LoadedVersion:
+    """What one engine instance says of one version."""
+
+    workers_ready: int
+    pending: int
+
+
+@dataclass(frozen=True)
+class ModelRoute:
+    """How the gateway routes one model.
+
+    ``weights``: version -> share, summing to 100, the candidate first (so that a caller who is on
+    the candidate stays on it as its weight rises). ``versions``: all that clients may ask for.
+    ``salt``: changes with each release, so that other callers meet the next candidate first.
+    """
+
+    model: str
+    weights: Mapping[int, int]
+    versions: Sequence[int]
+    salt: str = ""
+
+
+@dataclass(frozen=True)
+class Routing:
+    """All that the gateway must know; rendered whole, applied whole."""
+
+    models: Sequence[ModelRoute] = ()
+    instances: Sequence[Instance] = ()
+
+
+class Gateway(Protocol):
+    """Takes traffic to versions. Implemented by vlserve.control.envoy."""
+
+    def apply(self, routing: Routing) -> None:
+        """Put ``routing`` in force; returns once it is. Raises GatewayRefused, with the gateway's
+        own words, and leaves the old routing in force. Applying what is in force is free."""
+        ...
+
+    def in_flight(self, model: str, version: int) -> int:
+        """Requests of this version that the gateway has sent and not seen answered."""
+        ...
+
+    def ready(self) -> bool:
+        """Whether the gateway runs and serves the routing that was last applied."""
+        ...
+
+
+class Engine(Protocol):
+    """Runs versions. Implemented by vlserve.control.torchserve. Methods raise EngineUnavailable
+    when no instance answers; with several instances each method speaks for all of them."""
+
+    def instances(self) -> Sequence[Instance]:
+        """The instances that answer now, with their current tokens."""
+        ...
+
+    def loaded(self) -> Mapping[str, Mapping[tuple[str, int], LoadedVersion]]:
+        """Instance name -> (model, version) -> what it says."""
+        ...
+
+    def load(self, model: str, version: int, archive: Path) -> None:
+        """Load on every instance that lacks it, workers up. LoadFailed says why, and leaves
+        nothing of the version in the engine."""
+        ...
+
+    def unload(self, model: str, version: int) -> None:
+        """Remove from every instance; nothing may be in flight. Absent is fine."""
+        ...
+
+    def predict(
+        self, instance: Instance, model: str, version: int, fields: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        """One JSON prediction on the version's own path of one instance (for probes)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line of the append-only history of a model."""
+
+    at: str
+    model: str
+    version: int | None
+    kind: str
+    """registered, loaded, released, rolled_back, unloaded, failed, recovered, …"""
+    detail: Mapping[str, Any] = field(default_factory=dict)
