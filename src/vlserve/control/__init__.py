@@ -1,1 +1,1 @@
-"""The control plane: ledger, engine clients, gateway, reconcile, the user operations and their API."""
+"""The control plane: ledger, engine and gateway clients, reconcile, user operations, API."""

@@ -30,7 +30,7 @@ class Spec:
 
 @dataclass(frozen=True)
 class GraphPlan:
-    """One graph to export: a module in eval mode and its named inputs and outputs, in call order."""
+    """One graph: a module in eval mode, its named inputs and outputs in call order."""
 
     module: nn.Module
     inputs: tuple[Tensor, ...]
