@@ -1,0 +1,50 @@
+"""The Engine protocol over TorchServe 0.12."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlserve.settings import Settings
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One TorchServe instance: its loopback ports, and the folder that it runs in."""
+
+    name: str
+    folder: Path
+    inference_port: int
+    management_port: int
+    metrics_port: int
+    grpc_inference_port: int
+    grpc_management_port: int
+    worker_port: int
+    host: str = "127.0.0.1"
+
+    @property
+    def key_file(self) -> Path:
+        """Written by TorchServe at each start, into its working directory."""
+        return self.folder / "key_file.json"
+
+    @property
+    def store(self) -> Path:
+        """TorchServe's own model store: it copies what it registers to here."""
+        return self.folder / "store"
+
+    @property
+    def logs(self) -> Path:
+        return self.folder / "logs"
+
+
+def endpoints(settings: Settings) -> tuple[Endpoint, ...]:
+    """Every TorchServe instance of this stack."""
+    return tuple(
+        Endpoint(
+            f"engine-{index}",
+            settings.state_dir / f"engine-{index}",
+            *range(
+                settings.engine.base_port + 10 * index, settings.engine.base_port + 10 * index + 5
+            ),
+            worker_port=settings.engine.worker_base_port + 100 * index,
+        )
+        for index in range(settings.engine.instances)
+    )
