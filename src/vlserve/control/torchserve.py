@@ -37,14 +37,17 @@ class Endpoint:
 
 def endpoints(settings: Settings) -> tuple[Endpoint, ...]:
     """Every TorchServe instance of this stack."""
+    engine = settings.engine
     return tuple(
         Endpoint(
-            f"engine-{index}",
-            settings.state_dir / f"engine-{index}",
-            *range(
-                settings.engine.base_port + 10 * index, settings.engine.base_port + 10 * index + 5
-            ),
-            worker_port=settings.engine.worker_base_port + 100 * index,
+            name=f"engine-{index}",
+            folder=settings.state_dir / f"engine-{index}",
+            inference_port=engine.base_port + 10 * index,
+            management_port=engine.base_port + 10 * index + 1,
+            metrics_port=engine.base_port + 10 * index + 2,
+            grpc_inference_port=engine.base_port + 10 * index + 3,
+            grpc_management_port=engine.base_port + 10 * index + 4,
+            worker_port=engine.worker_base_port + 100 * index,
         )
-        for index in range(settings.engine.instances)
+        for index in range(engine.instances)
     )
