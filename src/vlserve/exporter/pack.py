@@ -1,0 +1,137 @@
+"""Writes an archive: the same inputs give the same bytes, on any machine.
+
+Members are stored, not deflated: weights hardly shrink, TorchServe unpacks faster, and the bytes
+do not depend on the zlib that happens to be installed.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import vlserve
+import vlserve.runtime
+from vlserve.errors import ExportError
+from vlserve.runtime.manifest import (
+    HANDLER,
+    MANIFEST,
+    TORCHSERVE_MANIFEST,
+    Manifest,
+    read_manifest,
+)
+
+Member = Path | bytes
+"""The content of one archive member: a file to copy, or the bytes themselves."""
+
+HANDLERS_DIR = Path(vlserve.__file__).parents[2] / "handlers"
+"""The task files and engine entry points of this checkout."""
+
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip can hold
+
+
+def archive_name(model: str, version: int) -> str:
+    """The one file name of a version; engines tell archives apart by it."""
+    return f"{model}-{version}.mar"
+
+
+def pack_archive(
+    out_dir: Path,
+    draft: Mapping[str, Any],
+    members: Mapping[str, Member],
+    handlers: Path = HANDLERS_DIR,
+) -> Path:
+    """Write ``<model>-<version>.mar`` into ``out_dir`` and return its path.
+
+    ``draft``: every field of `Manifest` but ``files``. ``members``: the graphs and assets by their
+    path in the archive. The frozen runtime, the task's handler file and TorchServe's entry point
+    are added. Raises ManifestInvalid for a draft that contradicts itself or the members,
+    ExportError for a file that is missing. An archive of that name is replaced in one step.
+    """
+    everything = dict(members) | frozen_code(str(draft.get("task")), handlers)
+    everything[TORCHSERVE_MANIFEST] = _torchserve_manifest(draft)
+    files = {name: _sha256(content) for name, content in sorted(everything.items())}
+    manifest = read_manifest(_json({**draft, "files": files}))
+    everything[MANIFEST] = _json(manifest.model_dump(mode="json"))
+    out_dir.mkdir(parents=True, exist_ok=True)
+    path = out_dir / archive_name(manifest.model, manifest.version)
+    write_zip(path, everything)
+    return path
+
+
+def draft_of(manifest: Manifest) -> dict[str, Any]:
+    """A manifest as a draft again, to pack its archive anew with something changed."""
+    return manifest.model_dump(mode="json", exclude={"files"})
+
+
+def frozen_code(task: str, handlers: Path = HANDLERS_DIR) -> dict[str, Member]:
+    """The code that travels in an archive of ``task``, by its path there."""
+    package = Path(vlserve.__file__).parent
+    runtime = Path(vlserve.runtime.__file__).parent
+    code: dict[str, Member] = {"vlserve/__init__.py": package / "__init__.py"}
+    code |= {f"vlserve/runtime/{file.name}": file for file in sorted(runtime.glob("*.py"))}
+    code[f"handlers/{task}.py"] = handlers / f"{task}.py"
+    code[HANDLER] = handlers / HANDLER
+    for name, content in code.items():
+        if isinstance(content, Path) and not content.is_file():
+            raise ExportError(f"no {name} to pack: {content} does not exist")
+    return code
+
+
+def write_zip(path: Path, members: Mapping[str, Member]) -> None:
+    """Write members, sorted by name, with fixed times and permissions; ``path`` appears whole."""
+    descriptor, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+                for name, content in sorted(members.items()):
+                    _write_member(archive, name, content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(partial).chmod(0o644)
+        Path(partial).replace(path)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise
+
+
+def _write_member(archive: zipfile.ZipFile, name: str, content: Member) -> None:
+    info = zipfile.ZipInfo(name, _EPOCH)
+    info.create_system = 3  # Unix, wherever this runs, or the permissions mean nothing
+    info.external_attr = 0o100644 << 16
+    if isinstance(content, bytes):
+        archive.writestr(info, content)
+        return
+    info.file_size = content.stat().st_size
+    with content.open("rb") as source, archive.open(info, "w") as target:
+        shutil.copyfileobj(source, target, 1 << 20)
+
+
+def _torchserve_manifest(draft: Mapping[str, Any]) -> bytes:
+    return _json(
+        {
+            "runtime": "python",
+            "archiverVersion": "0.12.0",
+            "model": {
+                "modelName": draft.get("model"),
+                "modelVersion": str(draft.get("version")),
+                "handler": HANDLER,
+            },
+        }
+    )
+
+
+def _sha256(content: Member) -> str:
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).hexdigest()
+    with content.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _json(value: Any) -> bytes:
+    text = json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True)
+    return text.encode() + b"\n"
