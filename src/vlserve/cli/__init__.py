@@ -1,0 +1,30 @@
+"""The command line. Exit codes: 0 done, 1 refused or failed (one line on stderr), 2 usage."""
+
+import sys
+
+import typer
+
+from vlserve.cli import build, predict, stack, stress, versions
+from vlserve.cli.output import stderr
+from vlserve.runtime.errors import VlserveError
+
+app = typer.Typer(
+    help="Register, query, stress and roll back image + text models.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+for group in (stack, build, versions, predict, stress):
+    group.add_to(app)
+
+
+def main() -> None:
+    """Entry point of the `vlserve` script."""
+    try:
+        app()
+    except VlserveError as error:
+        stderr.print(f"vlserve: {error}", markup=False)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        stderr.print("vlserve: interrupted", markup=False)
+        sys.exit(130)

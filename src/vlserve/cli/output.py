@@ -1,0 +1,60 @@
+"""What commands print: one JSON document with --json, else lines and tables for people.
+
+Progress and errors go to stderr, results to stdout, so that a pipe carries results alone.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from typing import Annotated, Any
+
+import typer
+from pydantic import BaseModel
+from rich.console import Console
+from rich.table import Table
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+stdout = Console(highlight=False, soft_wrap=True)
+stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    return str(value)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    sys.stdout.write(json.dumps(value, default=_plain, ensure_ascii=False, indent=2) + "\n")
+
+
+def print_line(text: str) -> None:
+    """One line for people; markup in ``text`` is not interpreted."""
+    stdout.print(text, markup=False)
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A table for people."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*("" if cell is None else str(cell) for cell in row))
+    stdout.print(table)
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Callable[[str], None]]:
+    """Shows ``what`` and the newest message: a spinner on a terminal, plain lines elsewhere."""
+    if not stderr.is_terminal:
+        stderr.print(what, markup=False)
+        yield lambda message: stderr.print(f"  {message}", markup=False)
+        return
+    with stderr.status(what) as status:
+        yield lambda message: status.update(f"{what}: {message}")

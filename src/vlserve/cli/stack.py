@@ -1,0 +1,63 @@
+"""up, down, status."""
+
+import typer
+
+from vlserve.cli.output import AsJson, print_json, print_line, print_table, progress
+from vlserve.settings import load_settings
+
+
+def up(as_json: AsJson = False) -> None:
+    """Start the engine, the gateway and the control service; wait until they answer."""
+    from vlserve.control import stack
+
+    settings = load_settings()
+    with progress("starting the stack") as show:
+        stack.up(settings, show)
+    if as_json:
+        print_json({"gateway": settings.gateway_url, "control": settings.control_url})
+        return
+    print_line(f"gateway  {settings.gateway_url}")
+    print_line(f"control  {settings.control_url}/docs")
+
+
+def down(as_json: AsJson = False) -> None:
+    """Finish what is in flight and stop everything; archives and the ledger stay."""
+    from vlserve.control import stack
+
+    settings = load_settings()
+    with progress("stopping the stack") as show:
+        stopped = stack.down(settings, show)
+    if as_json:
+        print_json({"stopped": stopped})
+        return
+    print_line("the stack is down" if stopped else "the stack was not up")
+
+
+def status(as_json: AsJson = False) -> None:
+    """Processes of the stack; models, their versions, states and weights."""
+    from vlserve.control import stack
+    from vlserve.control.client import ControlClient
+
+    settings = load_settings()
+    processes = stack.status(settings)
+    with ControlClient(settings.control_url) as control:
+        models = control.models() if control.is_up() else []
+    if as_json:
+        print_json({"processes": processes, "models": models})
+        return
+    if not processes:
+        print_line("the stack is down: `vlserve up` starts it")
+        return
+    print_table(("PROCESS", "STATE", "PID"), [(p.name, p.state, p.pid) for p in processes])
+    rows = [
+        (model.model, v.version, v.state, f"{v.weight} %" if v.weight else "", v.reason)
+        for model in models
+        for v in model.versions
+    ]
+    print_line("")
+    print_table(("MODEL", "VERSION", "STATE", "WEIGHT", "REASON"), rows)
+
+
+def add_to(app: typer.Typer) -> None:
+    for command in (up, down, status):
+        app.command()(command)

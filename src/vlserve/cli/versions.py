@@ -1,0 +1,106 @@
+"""register, release, rollback, unload, history: words for the control service."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vlserve.cli.output import AsJson, print_json, print_line, print_table, progress
+from vlserve.control.client import ControlClient
+from vlserve.settings import load_settings
+
+Model = Annotated[str, typer.Argument(help="Name of the model.")]
+Version = Annotated[int, typer.Argument(min=1, help="Version number.")]
+
+
+@contextmanager
+def _control() -> Iterator[ControlClient]:
+    with ControlClient(load_settings().control_url) as client:
+        yield client
+
+
+def register(
+    archive: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True)],
+    as_json: AsJson = False,
+) -> None:
+    """Verify an archive, load it beside what serves, check its answers: it is ready, no traffic yet."""
+    with _control() as control, progress(f"registering {archive.name}"):
+        done = control.register(archive)
+    if as_json:
+        print_json(done)
+        return
+    if done.already_registered:
+        print_line(
+            f"{done.model} {done.version} was registered before, from the same bytes: "
+            f"nothing to do, it is {done.state}"
+        )
+        return
+    print_line(f"{done.model} {done.version} is {done.state}")
+    print_line(f"next: vlserve release {done.model} {done.version} --now")
+
+
+def release(
+    model: Model,
+    version: Version,
+    now: Annotated[
+        bool, typer.Option("--now", help="All traffic at once, without steps.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Send a model's traffic to a version; the one before stays loaded for a rollback."""
+    if not now:
+        raise typer.BadParameter("a release in steps is not there yet: add --now", param_hint="--now")
+    with _control() as control, progress(f"releasing {model} {version}"):
+        done = control.release(model, version)
+    if as_json:
+        print_json(done)
+        return
+    before = f", {done.previous} stays loaded" if done.previous else ""
+    print_line(f"{model} {done.version} has all traffic{before}")
+
+
+def rollback(
+    model: Model,
+    version: Annotated[
+        int | None, typer.Argument(min=1, help="Default: the previous stable version.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Back to the previous stable version, or to VERSION."""
+    with _control() as control, progress(f"rolling back {model}"):
+        done = control.rollback(model, version)
+    if as_json:
+        print_json(done)
+        return
+    print_line(f"{model} is back on {done.version}; {done.previous} stays loaded without traffic")
+
+
+def unload(model: Model, version: Version, as_json: AsJson = False) -> None:
+    """Drain a version without weight and take it out of the engine; its archive stays."""
+    with _control() as control, progress(f"unloading {model} {version}"):
+        done = control.unload(model, version)
+    if as_json:
+        print_json(done)
+        return
+    print_line(f"{model} {done.version} is {done.state}")
+
+
+def history(model: Model, as_json: AsJson = False) -> None:
+    """Everything that happened to a model, oldest first."""
+    with _control() as control:
+        events = control.history(model)
+    if as_json:
+        print_json(events)
+        return
+    rows = [
+        (e.at, e.version, e.kind, " ".join(f"{k}={v}" for k, v in e.detail.items()))
+        for e in events
+    ]
+    print_table(("AT", "VERSION", "EVENT", "DETAIL"), rows)
+
+
+def add_to(app: typer.Typer) -> None:
+    for command in (register, release, rollback, unload, history):
+        app.command()(command)

@@ -1,0 +1,67 @@
+"""Settings: where values come from, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from vlserve.errors import SettingsError
+from vlserve.settings import load_settings
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "serving_config").mkdir()
+    monkeypatch.setenv("VLSERVE_PROJECT_DIR", str(tmp_path))
+    return tmp_path
+
+
+def write(project: Path, text: str) -> None:
+    (project / "serving_config" / "vlserve.yaml").write_text(text, encoding="utf-8")
+
+
+def test_defaults_keep_everything_inside_the_project_and_on_loopback(project: Path) -> None:
+    settings = load_settings()
+    assert settings.state_dir == project / ".vlserve"
+    assert settings.model_store == project / "model_store"
+    assert settings.gateway_url == "http://127.0.0.1:8080"
+
+
+def test_the_file_wins_over_defaults_and_the_environment_over_the_file(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(project, "gateway: {port: 9001}\nengine: {workers: 3}\n")
+    monkeypatch.setenv("VLSERVE_GATEWAY__PORT", "9002")
+    settings = load_settings()
+    assert settings.gateway.port == 9002
+    assert settings.engine.workers == 3
+
+
+def test_the_shipped_file_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VLSERVE_PROJECT_DIR", raising=False)
+    settings = load_settings()
+    assert (settings.project_dir / "serving_config" / "vlserve.yaml").is_file()
+
+
+def test_an_address_beyond_loopback_needs_keys(project: Path) -> None:
+    write(project, "gateway: {host: 0.0.0.0}")
+    with pytest.raises(SettingsError, match="api_keys"):
+        load_settings()
+    write(project, "gateway: {host: 0.0.0.0, api_keys: [secret-of-this-test]}")
+    assert load_settings().gateway_url == "http://127.0.0.1:8080"
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("gateway: {prot: 8080}", "gateway.prot"),
+        ("engine: {max_batch_delay_ms: 0}", "engine.max_batch_delay_ms"),
+        ("gateway: {port: eighty}", "gateway.port"),
+        ("gateway: {host: not an address}", "gateway"),
+        ("gateway: [", "not YAML"),
+    ],
+)
+def test_what_cannot_work_is_refused_by_name(project: Path, text: str, named: str) -> None:
+    write(project, text)
+    with pytest.raises(SettingsError) as refused:
+        load_settings()
+    assert named in str(refused.value)
