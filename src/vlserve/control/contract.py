@@ -39,6 +39,9 @@ class Instance:
     port: int
     token: str
     """The inference token of this start of the engine; every start makes a new one."""
+    lacks: frozenset[tuple[str, int]] = frozenset()
+    """Routed (model, version) pairs that this instance does not hold, as after a bare restart: the
+    gateway sends it none of their requests (an engine answers 404 to them, which is a lie)."""
 
 
 @dataclass(frozen=True)
