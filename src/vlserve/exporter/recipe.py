@@ -54,6 +54,14 @@ class Recipe(Protocol):
 
     spec: Spec
 
+    def complete_config(
+        self, config: Mapping[str, Any], state: Mapping[str, torch.Tensor], folder: Path
+    ) -> dict[str, Any]:
+        """``config`` with what the checkpoint's tensors show filled in, and the files that it
+        names (in ``folder``) read. ExportError, or CheckpointMismatch where config and tensors
+        disagree or the tensors are of another family. The other methods take its result."""
+        ...
+
     def build(self, config: Mapping[str, Any]) -> nn.Module:
         """The network with random weights, keys as in the family's checkpoints."""
         ...

@@ -1,0 +1,387 @@
+"""ResNet-GRU tagger: cover image + title -> tags.
+
+    image (batch, 3, height, width) -> ResNet -> pooled features -> resfc -> (batch, 2 * hidden)
+    title (batch, text) -> token_embedding -> bidirectional GRU -> pooled -> (batch, 2 * hidden)
+    logits (batch, labels) = fc(image vector + title vector)
+
+The image half is He et al., Deep Residual Learning for Image Recognition (arXiv:1512.03385), with
+the parameter names of torchvision's ResNet (version 1.5: a bottleneck strides in its 3x3).
+
+Two poolings of the title. ``final_states``: the state of each direction after the text's last
+character, whatever the padding; for new training. ``last_step``: the GRU's output at the last,
+usually padded, position, as in older code (``gru_output[:, -1]``): its backward half has seen one
+step, and the answer depends on padding to ``max_length``; only to serve checkpoints trained so.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vlserve.errors import CheckpointMismatch, ExportError
+from vlserve.exporter.checkpoint import check_keys
+from vlserve.exporter.recipe import GraphPlan, Served, Spec
+from vlserve.runtime.manifest import ImageInput, TextInput
+from vlserve.runtime.manifest import Tensor as Axes
+
+VOCABULARY = "vocabulary.json"
+
+
+class ResNetConfig(BaseModel):
+    """``layers``: blocks in each of the four stages; ``width``: channels of the first stage."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    block: Literal["BasicBlock", "Bottleneck"] = "BasicBlock"
+    layers: tuple[int, int, int, int] = (2, 2, 2, 2)
+    width: int = Field(default=64, ge=1)
+
+
+class Config(BaseModel):
+    """config.json beside a checkpoint. Fields that a checkpoint's tensors show may be left out
+    there: hidden, embedding_size, gru_layers, vocabulary_size, resnet."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    family: Literal["resnet_gru"] = "resnet_gru"
+    labels: tuple[str, ...] = Field(min_length=1)
+    multi_label: bool = False
+    vocabulary: dict[str, int]
+    """Character -> id; in the file also the name of a JSON file beside it."""
+    max_length: int = Field(ge=1)
+    pad_id: int = Field(default=0, ge=0)
+    unknown_id: int = Field(default=0, ge=0)
+    image: ImageInput
+    pooling: Literal["final_states", "last_step"] = "last_step"
+    hidden: int = Field(ge=1)
+    embedding_size: int = Field(ge=1)
+    gru_layers: int = Field(default=2, ge=1)
+    vocabulary_size: int = Field(default=0, ge=0)
+    """Rows of the embedding; 0: as many as the ids need."""
+    resnet: ResNetConfig = ResNetConfig()
+    training: dict[str, Any] = Field(default_factory=dict)
+    """Where the checkpoint comes from; not read."""
+
+    @model_validator(mode="after")
+    def _ids_have_rows(self) -> Self:
+        needed = max([self.pad_id, self.unknown_id, *self.vocabulary.values()]) + 1
+        if 0 < self.vocabulary_size < needed:
+            raise ValueError(
+                f"ids go up to {needed - 1}, but the embedding has {self.vocabulary_size} rows"
+            )
+        if min(self.vocabulary.values(), default=0) < 0:
+            raise ValueError("vocabulary has a negative id")
+        if len(set(self.labels)) < len(self.labels):
+            raise ValueError("labels repeat")
+        return self
+
+    @property
+    def embedding_rows(self) -> int:
+        return self.vocabulary_size or (
+            max([self.pad_id, self.unknown_id, *self.vocabulary.values()]) + 1
+        )
+
+
+class BasicBlock(nn.Module):
+    """3x3, 3x3, plus the shortcut."""
+
+    expansion = 1
+
+    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.downsample = _shortcut(channels_in, channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 with the stride, 1x1 to four times the channels, plus the shortcut."""
+
+    expansion = 4
+
+    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+        super().__init__()
+        channels_out = channels * self.expansion
+        self.conv1 = nn.Conv2d(channels_in, channels, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv3 = nn.Conv2d(channels, channels_out, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(channels_out)
+        self.downsample = _shortcut(channels_in, channels_out, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = F.relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+def _shortcut(channels_in: int, channels_out: int, stride: int) -> nn.Sequential | None:
+    if stride == 1 and channels_in == channels_out:
+        return None
+    return nn.Sequential(
+        nn.Conv2d(channels_in, channels_out, 1, stride, bias=False), nn.BatchNorm2d(channels_out)
+    )
+
+
+class ResNet(nn.Module):
+    """(batch, 3, height, width) -> (batch, features), or (batch, classes) with a head ``fc``."""
+
+    def __init__(self, config: ResNetConfig, classes: int | None = None) -> None:
+        super().__init__()
+        width = config.width
+        self.block = BasicBlock if config.block == "BasicBlock" else Bottleneck
+        self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)  # (batch, width, h / 2, w / 2)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.maxpool = nn.MaxPool2d(3, 2, 1)  # (batch, width, h / 4, w / 4)
+        self.channels = width
+        self.layer1 = self._stage(width, config.layers[0], stride=1)
+        self.layer2 = self._stage(width * 2, config.layers[1], stride=2)  # h / 8
+        self.layer3 = self._stage(width * 4, config.layers[2], stride=2)  # h / 16
+        self.layer4 = self._stage(width * 8, config.layers[3], stride=2)  # h / 32
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = None if classes is None else nn.Linear(self.channels, classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def _stage(self, channels: int, blocks: int, stride: int) -> nn.Sequential:
+        stage = nn.Sequential()
+        for index in range(blocks):
+            stage.append(self.block(self.channels, channels, stride if index == 0 else 1))
+            self.channels = channels * self.block.expansion
+        return stage
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.maxpool(F.relu(self.bn1(self.conv1(image))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        features: Tensor = self.avgpool(x).flatten(1)
+        return features if self.fc is None else F.linear(features, self.fc.weight, self.fc.bias)
+
+
+class ResNetGRU(nn.Module):
+    """The tagger; parameter names are those of its checkpoints."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        both = 2 * config.hidden
+        self.pooling = config.pooling
+        self.resnet_model = ResNet(config.resnet)
+        self.resfc = nn.Linear(self.resnet_model.channels, both)
+        self.token_embedding = nn.Embedding(config.embedding_rows, config.embedding_size)
+        self.gru = nn.GRU(
+            config.embedding_size,
+            config.hidden,
+            config.gru_layers,
+            batch_first=True,
+            bidirectional=True,
+        )
+        self.fc = nn.Linear(both, len(config.labels))
+
+    def forward(self, image: Tensor, text_ids: Tensor, text_length: Tensor | None = None) -> Tensor:
+        """image (batch, 3, height, width), text_ids (batch, text), text_length (batch) in
+        characters, which ``final_states`` needs -> logits (batch, labels)."""
+        image_vector = self.resfc(self.resnet_model(image))  # (batch, 2 * hidden)
+        embedded = self.token_embedding(text_ids)  # (batch, text, embedding)
+        if self.pooling == "last_step":
+            outputs, _ = self.gru(embedded)  # (batch, text, 2 * hidden)
+            text_vector = outputs[:, -1]
+        else:
+            assert text_length is not None, "final_states needs text_length"
+            text_vector = self._final_states(embedded, text_length)
+        logits: Tensor = self.fc(image_vector + text_vector)
+        return logits
+
+    def _final_states(self, x: Tensor, length: Tensor) -> Tensor:
+        """What a GRU over packed sequences ends with: (batch, text, embedding), (batch) ->
+        (batch, 2 * hidden). Each direction runs forwards on its own, the backward one over text
+        reversed within its length, since packed sequences cannot be exported."""
+        length = length.clamp(min=1)  # an empty title counts as one character of padding
+        last = (length - 1).unsqueeze(1)  # (batch, 1)
+        steps = torch.arange(x.shape[1], device=x.device).unsqueeze(0)  # (1, text)
+        mirror = torch.where(steps <= last, last - steps, steps)  # (batch, text), its own inverse
+        forwards = backwards = x
+        for layer in range(self.gru.num_layers):
+            forwards = self._direction(x, f"l{layer}")  # (batch, text, hidden)
+            backwards = self._direction(_take(x, mirror), f"l{layer}_reverse")
+            x = torch.cat([forwards, _take(backwards, mirror)], dim=2)
+        return torch.cat([_take(forwards, last), _take(backwards, last)], dim=2).squeeze(1)
+
+    def _direction(self, x: Tensor, suffix: str) -> Tensor:
+        """One direction of one layer: (batch, text, features) -> (batch, text, hidden)."""
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        weights = [getattr(self.gru, f"{name}_{suffix}") for name in names]
+        start = x.new_zeros(1, x.shape[0], self.gru.hidden_size)
+        outputs, _ = torch.gru(x, start, weights, True, 1, 0.0, False, False, True)
+        return outputs
+
+
+def _take(x: Tensor, positions: Tensor) -> Tensor:
+    """(batch, text, features) at (batch, n) -> (batch, n, features)."""
+    return x.gather(1, positions.unsqueeze(2).expand(-1, -1, x.shape[2]))
+
+
+class ResNetGRURecipe:
+    """See vlserve.exporter.recipe.Recipe."""
+
+    spec = Spec(family="resnet_gru", tasks=("tag",))
+
+    def complete_config(
+        self, config: Mapping[str, Any], state: Mapping[str, Tensor], folder: Path
+    ) -> dict[str, Any]:
+        shown = shown_by(state)
+        complete = {**config, **shown}
+        wrong = [
+            f"{name}: config.json says {config[name]}, the checkpoint has {value}"
+            for name, value in shown.items()
+            if name in config and not _agrees(config[name], value)
+        ]
+        labels, rows = config.get("labels", ()), state["fc.weight"].shape[0]
+        if len(labels) != rows:
+            wrong.append(f"labels: config.json names {len(labels)}, the checkpoint has {rows}")
+        if wrong:
+            raise CheckpointMismatch("; ".join(wrong))
+        if isinstance(config.get("vocabulary"), str):
+            complete["vocabulary"] = _read_vocabulary(folder / config["vocabulary"])
+        return parse(complete).model_dump(mode="json")
+
+    def build(self, config: Mapping[str, Any]) -> nn.Module:
+        return ResNetGRU(parse(config))
+
+    def adapt(self, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Drops ``resnet_model.fc``: torchvision's unused 1000-way head, or ``resfc`` again."""
+        for name in ("weight", "bias"):
+            head, resfc = state.get(f"resnet_model.fc.{name}"), state.get(f"resfc.{name}")
+            if head is None or resfc is None or head.shape[0] == 1000:
+                continue
+            if head.shape == resfc.shape and not torch.equal(head, resfc):
+                raise CheckpointMismatch(
+                    f"resnet_model.fc.{name} has the shape of resfc.{name} but other values: "
+                    "neither the 1000-way head nor an alias of resfc"
+                )
+        return {name: x for name, x in state.items() if not name.startswith("resnet_model.fc.")}
+
+    def serve(self, config: Mapping[str, Any], assets: Path) -> Served:
+        parsed = parse(config)
+        by_id = dict(sorted(parsed.vocabulary.items(), key=lambda item: item[1]))
+        (assets / VOCABULARY).write_text(json.dumps(by_id, indent=0) + "\n", encoding="ascii")
+        text = TextInput(
+            tokenizer="characters",
+            file=f"assets/{VOCABULARY}",
+            max_length=parsed.max_length,
+            pad_id=parsed.pad_id,
+            unknown_id=parsed.unknown_id,
+            pad_to_max=parsed.pooling == "last_step",
+        )
+        return Served(
+            task="tag",
+            image=parsed.image,
+            text=text,
+            labels=parsed.labels,
+            multi_label=parsed.multi_label,
+        )
+
+    def graphs(self, network: nn.Module, config: Mapping[str, Any]) -> dict[str, GraphPlan]:
+        parsed = parse(config)
+        image = ("batch", 3, parsed.image.height, parsed.image.width)
+        inputs = [
+            Axes(name="image", dtype="float32", dims=image),
+            Axes(name="text_ids", dtype="int64", dims=("batch", "text")),
+        ]
+        if parsed.pooling == "final_states":
+            inputs.append(Axes(name="text_length", dtype="int64", dims=("batch",)))
+        logits = Axes(name="logits", dtype="float32", dims=("batch", len(parsed.labels)))
+        return {"model": GraphPlan(network, tuple(inputs), (logits,))}
+
+    def example(
+        self, graph: str, config: Mapping[str, Any], sizes: Mapping[str, int], seed: int
+    ) -> dict[str, Tensor]:
+        parsed, random = parse(config), torch.Generator().manual_seed(seed)
+        batch, text = sizes["batch"], sizes["text"]
+        image = (batch, 3, parsed.image.height, parsed.image.width)
+        ids = torch.randint(0, parsed.embedding_rows, (batch, text), generator=random)
+        length = torch.randint(1, text + 1, (batch,), generator=random)
+        length[0] = max(1, text - 1)  # even a batch of one holds padding
+        ids[torch.arange(text) >= length.unsqueeze(1)] = parsed.pad_id
+        inputs = {"image": torch.randn(image, generator=random), "text_ids": ids}
+        if parsed.pooling == "final_states":
+            inputs["text_length"] = length
+        return inputs
+
+
+def parse(config: Mapping[str, Any]) -> Config:
+    """Raises ExportError that names each field that is missing or wrong."""
+    try:
+        return Config.model_validate(config)
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"{'.'.join(str(part) for part in item['loc']) or 'config'}: {item['msg']}"
+            for item in error.errors(include_url=False, include_input=False)
+        )
+        raise ExportError(f"config.json of a resnet_gru checkpoint: {wrong}") from error
+
+
+def shown_by(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The fields of Config that a checkpoint's tensors show; CheckpointMismatch if it is of
+    another family."""
+    stages = [_count(state, rf"resnet_model\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4)]
+    needed = ["resnet_model.conv1.weight", "token_embedding.weight", "fc.weight"]
+    needed += ["gru.weight_hh_l0", "gru.weight_hh_l0_reverse", "resfc.weight"]
+    needed += [f"resnet_model.layer{index}.0.conv1.weight" for index in (1, 2, 3, 4)]
+    prefixes = ("resnet_model.", "resfc.", "token_embedding.", "gru.", "fc.")
+    check_keys(
+        "resnet_gru",
+        missing=[name for name in needed if name not in state],
+        unexpected=[name for name in state if not name.startswith(prefixes)],
+    )
+    rows, embedding_size = state["token_embedding.weight"].shape
+    bottleneck = "resnet_model.layer1.0.conv3.weight" in state
+    return {
+        "hidden": state["gru.weight_hh_l0"].shape[1],
+        "gru_layers": _count(state, r"gru\.weight_hh_l(\d+)$"),
+        "embedding_size": embedding_size,
+        "vocabulary_size": rows,
+        "resnet": {
+            "block": "Bottleneck" if bottleneck else "BasicBlock",
+            "layers": stages,
+            "width": state["resnet_model.conv1.weight"].shape[0],
+        },
+    }
+
+
+def _count(state: Mapping[str, Tensor], pattern: str) -> int:
+    """How many different numbers the pattern's group takes in the checkpoint's keys."""
+    return len({match[1] for name in state if (match := re.match(pattern, name))})
+
+
+def _agrees(said: Any, shown: Any) -> bool:
+    """What config.json says is what the tensors show; parts that it leaves out do not count."""
+    if isinstance(shown, dict) and isinstance(said, Mapping):
+        return all(_agrees(value, shown.get(name)) for name, value in said.items())
+    if isinstance(shown, list):
+        return list(said) == shown
+    return bool(said == shown)
+
+
+def _read_vocabulary(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ExportError(f"vocabulary file of config.json cannot be read: {error}") from error
+
+
+RECIPE = ResNetGRURecipe()
