@@ -1,0 +1,110 @@
+"""Tagging: a cover image and its title -> tags with scores, best first."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlserve.runtime.body import ImageField, RequestFields, TextField, WholeNumber
+from vlserve.runtime.contract import Answer, Arrays, Backend, Sample
+from vlserve.runtime.errors import ErrorCode, ManifestInvalid, RequestError
+from vlserve.runtime.image import decode
+from vlserve.runtime.manifest import Manifest
+from vlserve.runtime.task import Task
+from vlserve.runtime.text import check_size, load_tokenizer
+
+DEFAULT_TOP_K = 5
+SCORE_TOLERANCE = 1e-3
+
+
+class TagFields(RequestFields):
+    """What a client sends."""
+
+    image: ImageField
+    text: TextField
+    top_k: WholeNumber | None = None
+
+
+class TagTask(Task[TagFields]):
+    """Graph inputs: ``image`` float32 (batch, 3, height, width), ``text_ids`` int64 (batch, text),
+    ``text_length`` int64 (batch,), each only where the graph lists it. Output: ``logits`` float32
+    (batch, labels). Scores are probabilities: softmax, or one sigmoid a label when multi-label.
+    """
+
+    fields = TagFields
+
+    def __init__(self, manifest: Manifest, root: Path, backends: Mapping[str, Backend]) -> None:
+        super().__init__(manifest, root, backends)
+        if manifest.image is None or manifest.text is None or not manifest.labels:
+            raise ManifestInvalid("task tag needs image, text and labels in the manifest")
+        self._image = manifest.image
+        self._text = manifest.text
+        self._tokenizer = load_tokenizer(manifest.text, root)
+        self._inputs = {tensor.name for tensor in manifest.graphs["model"].inputs}
+
+    def preprocess(self, fields: TagFields) -> Sample:
+        labels = len(self.manifest.labels)
+        if fields.top_k is not None and not 1 <= fields.top_k <= labels:
+            raise RequestError(ErrorCode.FIELD_INVALID, f"top_k: must be from 1 to {labels}")
+        check_size(fields.text, self._text)
+        return {
+            "image": decode(fields.image, self._image),
+            "text_ids": self._tokenizer.ids(fields.text),
+        }
+
+    def collate(self, samples: Sequence[Sample]) -> Arrays:
+        text = self._tokenizer.pad([sample["text_ids"] for sample in samples])
+        arrays: Arrays = {
+            "image": np.stack([sample["image"] for sample in samples]),
+            "text_ids": text.ids,
+            "text_length": text.lengths,
+        }
+        return {name: array for name, array in arrays.items() if name in self._inputs}
+
+    def postprocess(self, outputs: Arrays, index: int, fields: TagFields) -> Answer:
+        logits = outputs["logits"][index].astype(np.float64)
+        if not np.isfinite(logits).all():
+            raise RequestError(ErrorCode.INFERENCE_FAILED, "the model's scores are not finite")
+        scores = _sigmoid(logits) if self.manifest.multi_label else _softmax(logits)
+        best = np.argsort(-scores, kind="stable")  # ties keep the order of the labels
+        top_k = fields.top_k or min(DEFAULT_TOP_K, len(self.manifest.labels))
+        return {
+            "tags": [
+                {"tag": self.manifest.labels[label], "score": float(scores[label])}
+                for label in best[:top_k]
+            ]
+        }
+
+    @staticmethod
+    def matches(expected: Mapping[str, Any], got: Mapping[str, Any]) -> str | None:
+        """Scores may differ by SCORE_TOLERANCE; tags that close to each other may swap places."""
+        try:
+            wanted = {entry["tag"]: entry["score"] for entry in expected["tags"]}
+            found = {entry["tag"]: entry["score"] for entry in got["tags"]}
+        except (KeyError, TypeError):
+            return f"no tags with scores in {sorted(got)}"
+        if len(found) != len(wanted):
+            return f"{len(found)} tags, expected {len(wanted)}"
+        for tag, score in wanted.items():
+            # a tag may be missing only where it ties with the last one that made it
+            other = found.get(tag, min(found.values()))
+            if abs(other - score) > SCORE_TOLERANCE:
+                how = f"scores {found[tag]:.6f}" if tag in found else "is missing"
+                return f"tag {tag} {how}, expected {score:.6f}"
+        top = next(iter(found), None)
+        if top is not None and wanted.get(top, 0.0) < max(wanted.values()) - SCORE_TOLERANCE:
+            return f"top tag is {top}, expected {next(iter(wanted))}"
+        return None
+
+
+def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    weights = np.exp(logits - logits.max())
+    return np.asarray(weights / weights.sum())
+
+
+def _sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    # exp never sees a positive number, so it cannot overflow
+    weights = np.exp(-np.abs(logits))
+    return np.where(logits >= 0, 1 / (1 + weights), weights / (1 + weights))

@@ -1,0 +1,192 @@
+"""The archive as a file: what is wrong with it, and its members on disk.
+
+An archive is a zip that TorchServe loads as it is; vlserve.runtime.manifest draws its layout.
+Nothing here runs code of an archive, and nothing imports torch or onnxruntime, so that the control
+service can judge an archive before it trusts it.
+"""
+
+import hashlib
+import json
+import shutil
+import stat
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from vlserve.runtime.errors import ArchiveTampered, ArchiveUnreadable, ManifestInvalid
+from vlserve.runtime.graphs import check_onnx
+from vlserve.runtime.manifest import (
+    HANDLER,
+    MANIFEST,
+    TORCHSERVE_MANIFEST,
+    Manifest,
+    read_manifest,
+)
+
+MAX_UNPACKED_BYTES = 16 * 1024**3
+MAX_MEMBERS = 10_000
+MAX_MANIFEST_BYTES = 64 * 1024**2
+
+EXECUTABLE_SUFFIXES = frozenset({".pkl", ".pickle", ".joblib", ".pt", ".pth", ".ckpt", ".pyc"})
+"""Files that can run code when they are loaded; a TorchScript graph is the one exception."""
+
+
+def verify_archive(path: Path) -> Manifest:
+    """Check everything that can be checked without running the archive.
+
+    Raises ArchiveUnreadable, ManifestInvalid or ArchiveTampered, each saying which member and why.
+    """
+    with _open_zip(path) as archive:
+        names = _safe_names(archive, path)
+        manifest = _read_manifest(archive, names, path)
+        _check_members(manifest, names, path)
+        for name, expected in manifest.files.items():
+            with _open_member(archive, name, path) as member:
+                _check_hash(name, member, expected)
+        with _open_member(archive, TORCHSERVE_MANIFEST, path) as member:
+            _check_torchserve_manifest(member.read(), manifest)
+        for graph in manifest.graphs.values():
+            if graph.format == "onnx":
+                with _open_member(archive, graph.file, path) as member:
+                    check_onnx(graph, member.read(), manifest.files)
+    return manifest
+
+
+def unpack_archive(path: Path, folder: Path) -> Manifest:
+    """Verify ``path`` and lay its members out in ``folder``, which must be empty or absent."""
+    manifest = verify_archive(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise ArchiveUnreadable(f"{folder} is not empty: unpack {path.name} into a new folder")
+    with _open_zip(path) as archive:
+        for name in (MANIFEST, *manifest.files):
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with _open_member(archive, name, path) as member, target.open("wb") as file:
+                shutil.copyfileobj(member, file, 1024**2)
+    return manifest
+
+
+def check_folder(folder: Path) -> Manifest:
+    """The manifest of an unpacked archive, once every file in it has the listed bytes.
+
+    Python's own ``__pycache__`` is no member and is passed over.
+    """
+    file = folder / MANIFEST
+    if not file.is_file():
+        raise ArchiveUnreadable(f"{folder} has no {MANIFEST}: it is not an unpacked archive")
+    manifest = read_manifest(file.read_bytes())
+    present = {
+        member.relative_to(folder).as_posix()
+        for member in folder.rglob("*")
+        if not member.is_dir() and "__pycache__" not in member.parts
+    }
+    _check_members(manifest, present, folder)
+    for name, expected in manifest.files.items():
+        with (folder / name).open("rb") as member:
+            _check_hash(name, member, expected)
+    return manifest
+
+
+@contextmanager
+def _open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
+    try:
+        archive = zipfile.ZipFile(path)
+    except FileNotFoundError:
+        raise ArchiveUnreadable(f"no archive at {path}") from None
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise ArchiveUnreadable(f"{path} is not a readable archive: {error}") from error
+    with archive:
+        yield archive
+
+
+@contextmanager
+def _open_member(archive: zipfile.ZipFile, name: str, path: Path) -> Iterator[IO[bytes]]:
+    try:
+        with archive.open(name) as member:
+            yield member
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
+        # RuntimeError: encrypted; NotImplementedError, its child: an unknown compression
+        raise ArchiveUnreadable(f"{path}: member {name} cannot be read: {error}") from error
+
+
+def _safe_names(archive: zipfile.ZipFile, path: Path) -> set[str]:
+    """Member names, once none of them could write outside a folder or fill the disk."""
+    members = archive.infolist()
+    if len(members) > MAX_MEMBERS:
+        raise ArchiveUnreadable(f"{path} has {len(members)} members, more than {MAX_MEMBERS}")
+    size_bytes = sum(member.file_size for member in members)
+    if size_bytes > MAX_UNPACKED_BYTES:
+        raise ArchiveUnreadable(
+            f"{path} unpacks to {size_bytes} bytes, more than {MAX_UNPACKED_BYTES}"
+        )
+    names: set[str] = set()
+    for member in members:
+        name = member.filename
+        parts = PurePosixPath(name).parts
+        if not parts or name.startswith("/") or ".." in parts or "\\" in name or ":" in name:
+            raise ArchiveTampered(f"{path}: member name {name!r} could leave its folder")
+        if stat.S_ISLNK(member.external_attr >> 16):
+            raise ArchiveTampered(f"{path}: member {name} is a symbolic link")
+        if name in names:
+            raise ArchiveTampered(f"{path}: member {name} is there twice")
+        names.add(name)
+    return names
+
+
+def _read_manifest(archive: zipfile.ZipFile, names: set[str], path: Path) -> Manifest:
+    if MANIFEST not in names:
+        raise ArchiveUnreadable(f"{path} has no {MANIFEST}: pack it with `vlserve export`")
+    if archive.getinfo(MANIFEST).file_size > MAX_MANIFEST_BYTES:
+        raise ManifestInvalid(f"{path}: {MANIFEST} is larger than {MAX_MANIFEST_BYTES} bytes")
+    with _open_member(archive, MANIFEST, path) as member:
+        return read_manifest(member.read())
+
+
+def _check_members(manifest: Manifest, present: set[str], where: Path) -> None:
+    listed = set(manifest.files) | {MANIFEST}
+    for wrong, how in ((listed - present, "missing"), (present - listed, "not in the manifest")):
+        if wrong:
+            raise ArchiveTampered(f"{where}: {', '.join(sorted(wrong))}: {how}")
+    torchscript = {
+        graph.file for graph in manifest.graphs.values() if graph.format == "torchscript"
+    }
+    for name in sorted(listed - torchscript):
+        if PurePosixPath(name).suffix in EXECUTABLE_SUFFIXES:
+            raise ArchiveTampered(f"{where}: {name} can run code when loaded: leave it out")
+
+
+def _check_hash(name: str, member: IO[bytes], expected: str) -> None:
+    digest = hashlib.sha256()
+    while chunk := member.read(1024**2):
+        digest.update(chunk)
+    got = digest.hexdigest()
+    if got != expected:
+        raise ArchiveTampered(
+            f"{name} is not the file that was packed: sha256 {got[:12]}…, "
+            f"the manifest lists {expected[:12]}…"
+        )
+
+
+def _check_torchserve_manifest(raw: bytes, manifest: Manifest) -> None:
+    """What TorchServe will call the version must be what our manifest calls it."""
+    try:
+        model: Mapping[str, Any] = json.loads(raw)["model"]
+        said = {key: model.get(key) for key in ("modelName", "modelVersion", "handler")}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ManifestInvalid(f"{TORCHSERVE_MANIFEST} cannot be read: {error!r}") from error
+    expected = {
+        "modelName": manifest.model,
+        "modelVersion": str(manifest.version),
+        "handler": HANDLER,
+    }
+    wrong = [
+        f"{key} is {said[key]!r}, {MANIFEST} says {expected[key]!r}"
+        for key in expected
+        if said[key] != expected[key]
+    ]
+    if wrong:
+        raise ManifestInvalid(f"{TORCHSERVE_MANIFEST}: {'; '.join(wrong)}")

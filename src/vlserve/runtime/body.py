@@ -1,0 +1,118 @@
+"""From what an engine hands over to a task's fields, and from answers to what it sends back.
+
+An engine gives each request as named values: the parts of a multipart form as bytes, or the whole
+of a JSON body as bytes under ``body``. Tasks declare their fields as a pydantic model of the types
+below, which take both.
+"""
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from vlserve.runtime.contract import Answer, ItemError, Request
+from vlserve.runtime.errors import ErrorCode, RequestError
+from vlserve.runtime.manifest import Manifest
+from vlserve.runtime.text import read_text
+
+BODY = "body"
+MAX_MESSAGE_CHARS = 500
+
+Parsed = TypeVar("Parsed", bound=BaseModel)
+
+
+class RequestFields(BaseModel):
+    """Base of every task's request schema: unknown fields are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _image_bytes(value: Any) -> bytes:
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value)
+    if not isinstance(value, str):
+        raise ValueError("must be an image file, or base64 of one in JSON")
+    try:
+        return base64.b64decode(value, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise RequestError(ErrorCode.IMAGE_UNREADABLE, f"not base64: {error}") from error
+
+
+def _whole_number(value: Any) -> Any:
+    if isinstance(value, bytes | bytearray):
+        if not value.isdigit() or len(value) > 9:
+            raise ValueError("must be a whole number")
+        return int(value)
+    return value
+
+
+ImageField = Annotated[bytes, BeforeValidator(_image_bytes)]
+"""An image file's bytes."""
+
+TextField = Annotated[str, BeforeValidator(read_text)]
+"""Text, UTF-8 without NUL."""
+
+WholeNumber = Annotated[int, Field(strict=True), BeforeValidator(_whole_number)]
+"""A whole number of 0 or more; digits in a form."""
+
+
+def read_request(parameters: Mapping[str, Any], request_id: str) -> Request | ItemError:
+    """An engine's named values -> a Request, or why there is none."""
+    try:
+        return Request(read_body(parameters), request_id)
+    except RequestError as error:
+        return ItemError(error.code, error.message)
+
+
+def write_body(manifest: Manifest, request_id: str, answer: Answer | ItemError) -> bytes:
+    """The JSON body that a client gets."""
+    if isinstance(answer, ItemError):
+        error = {"code": answer.code, "message": answer.message}
+        body: dict[str, Any] = {"error": error, "request_id": request_id}
+    else:
+        body = {"model": manifest.model, "version": manifest.version, "request_id": request_id}
+        body |= answer
+    # a message may quote a lone surrogate of the request, which UTF-8 cannot carry
+    return json.dumps(body, ensure_ascii=False).encode("utf-8", "backslashreplace")
+
+
+def read_body(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """An engine's named values -> raw fields. RequestError (BODY_UNREADABLE) when the body is
+    neither a form nor a JSON object.
+
+    Query parameters arrive among the values; the body's own fields win.
+    """
+    fields = dict(parameters)
+    if not fields:
+        raise RequestError(ErrorCode.BODY_UNREADABLE, "the request has no body")
+    body = fields.pop(BODY, None)
+    if body is None:
+        return fields
+    try:
+        parsed = body if isinstance(body, dict) else json.loads(bytes(body))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise RequestError(
+            ErrorCode.BODY_UNREADABLE,
+            f"the body is neither a multipart form nor JSON: {type(error).__name__}: {error}",
+        ) from error
+    if not isinstance(parsed, dict):
+        raise RequestError(
+            ErrorCode.BODY_UNREADABLE,
+            f"the JSON body must be an object, not {type(parsed).__name__}",
+        )
+    return {**fields, **parsed}
+
+
+def parse_fields(schema: type[Parsed], fields: Mapping[str, Any]) -> Parsed:
+    """Raw fields -> a task's schema; RequestError (FIELD_INVALID) names each wrong field."""
+    try:
+        return schema.model_validate(dict(fields))
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"{'.'.join(str(part) for part in item['loc']) or 'fields'}: {item['msg']}"
+            for item in error.errors(include_url=False, include_input=False)
+        )
+        raise RequestError(ErrorCode.FIELD_INVALID, wrong[:MAX_MESSAGE_CHARS]) from error

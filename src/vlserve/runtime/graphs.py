@@ -1,0 +1,76 @@
+"""What an ONNX file says of itself, held against the manifest."""
+
+from collections.abc import Container, Iterable
+from pathlib import PurePosixPath
+from typing import Any
+
+from vlserve.runtime.errors import ArchiveUnreadable, ManifestInvalid
+from vlserve.runtime.manifest import Graph, Tensor
+
+
+def check_onnx(graph: Graph, raw: bytes, members: Container[str]) -> None:
+    """Names, types and axes of the ONNX graph in ``raw`` must be those of ``graph``; every named
+    axis must be dynamic, and weights kept outside the file must be among ``members``.
+
+    Raises ArchiveUnreadable or ManifestInvalid, listing everything that is wrong.
+    """
+    import onnx  # protobuf alone: neither onnxruntime nor torch
+
+    try:
+        model = onnx.load_model_from_string(raw)
+    except Exception as error:  # protobuf's exception classes differ by implementation
+        raise ArchiveUnreadable(f"{graph.file} is not an ONNX graph: {error}") from error
+    weights = {weight.name for weight in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in weights]
+    wrong = [
+        *_differences("input", graph.inputs, inputs),
+        *_differences("output", graph.outputs, model.graph.output),
+        *_weights_elsewhere(graph, model.graph.initializer, members),
+    ]
+    if wrong:
+        raise ManifestInvalid(f"{graph.file}: {'; '.join(wrong)}")
+
+
+def _differences(kind: str, expected: Iterable[Tensor], got: Iterable[Any]) -> list[str]:
+    import onnx
+
+    found = {value.name: value.type.tensor_type for value in got}
+    listed = {tensor.name: tensor for tensor in expected}
+    wrong = [f"{kind} {name} is not in the manifest" for name in found.keys() - listed.keys()]
+    for name, tensor in listed.items():
+        if name not in found:
+            wrong.append(f"{kind} {name} is not in the graph")
+            continue
+        try:
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(found[name].elem_type).name
+        except KeyError:
+            dtype = "undefined"
+        if dtype != tensor.dtype:
+            wrong.append(f"{kind} {name} is {dtype}, the manifest says {tensor.dtype}")
+        dims = found[name].shape.dim
+        if len(dims) != len(tensor.dims):
+            wrong.append(f"{kind} {name} has {len(dims)} axes, the manifest says {tensor.dims}")
+            continue
+        for axis, (dim, size) in enumerate(zip(dims, tensor.dims, strict=True)):
+            fixed = dim.dim_value if dim.HasField("dim_value") else None
+            if isinstance(size, str) and fixed is not None:
+                wrong.append(f"{kind} {name} axis {axis} ({size}) is static at {fixed}")
+            elif isinstance(size, int) and fixed != size and (kind == "input" or fixed is not None):
+                # an output's size may be left to the graph's own arithmetic
+                wrong.append(f"{kind} {name} axis {axis} is {fixed}, not {size}")
+    return wrong
+
+
+def _weights_elsewhere(
+    graph: Graph, initializers: Iterable[Any], members: Container[str]
+) -> list[str]:
+    import onnx
+
+    wrong = []
+    for weight in initializers:
+        if weight.data_location == onnx.TensorProto.EXTERNAL:
+            places = [entry.value for entry in weight.external_data if entry.key == "location"]
+            for place in places or [""]:
+                if str(PurePosixPath(graph.file).parent / place) not in members:
+                    wrong.append(f"weight {weight.name} lies in {place!r}, which is no member")
+    return wrong

@@ -1,0 +1,109 @@
+"""What one file in handlers/ must define: how a task's requests become arrays and arrays answers.
+
+A handler file defines exactly one subclass of `Task`. It is loaded by path, from the archive's own
+folder when served, so that a task is added by one file and nothing here knows a task by name.
+"""
+
+import importlib.util
+import math
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+from pydantic import BaseModel
+
+from vlserve.runtime.contract import Answer, Arrays, Backend, Sample, stack
+from vlserve.runtime.errors import ArchiveUnreadable
+from vlserve.runtime.manifest import Manifest
+
+Fields = TypeVar("Fields", bound=BaseModel)
+
+
+class Task(ABC, Generic[Fields]):
+    """One task over one version's graphs. Instances are shared by threads and keep no requests.
+
+    ``fields`` is the task's request schema; the pipeline parses each request into it once, and
+    gives the result to preprocess and postprocess alike.
+    """
+
+    fields: ClassVar[type[BaseModel]]
+
+    def __init__(self, manifest: Manifest, root: Path, backends: Mapping[str, Backend]) -> None:
+        self.manifest = manifest
+        self.root = root
+        self.backends = backends
+
+    @abstractmethod
+    def preprocess(self, fields: Fields) -> Sample:
+        """One request's arrays, without the batch axis. RequestError when it cannot be answered."""
+
+    def collate(self, samples: Sequence[Sample]) -> Arrays:
+        """Arrays of one batch; tasks whose samples differ in shape pad here."""
+        return stack(samples)
+
+    def infer(self, arrays: Arrays) -> Arrays:
+        """Run the batch. Tasks with several graphs (encoder and decoder, …) loop here."""
+        return self.backends["model"].run(arrays)
+
+    @abstractmethod
+    def postprocess(self, outputs: Arrays, index: int, fields: Fields) -> Answer:
+        """The answer of item ``index`` of a batch, JSON-ready."""
+
+    @staticmethod
+    def matches(expected: Mapping[str, Any], got: Mapping[str, Any]) -> str | None:
+        """Why ``got`` is not the answer that a probe expects, or None when it is.
+
+        Numbers may differ by 1e-3; fields that ``expected`` does not have are not looked at.
+        """
+        return difference(expected, got)
+
+
+def difference(expected: Any, got: Any, where: str = "answer", atol: float = 1e-3) -> str | None:
+    """The first place where two JSON values differ, numbers by more than ``atol``."""
+    if isinstance(expected, Mapping) and isinstance(got, Mapping):
+        for key, value in expected.items():
+            if key not in got:
+                return f"{where} has no {key}"
+            if found := difference(value, got[key], f"{where}.{key}", atol):
+                return found
+        return None
+    if isinstance(expected, list) and isinstance(got, list):
+        if len(expected) != len(got):
+            return f"{where} has {len(got)} entries, expected {len(expected)}"
+        for index, (one, other) in enumerate(zip(expected, got, strict=True)):
+            if found := difference(one, other, f"{where}[{index}]", atol):
+                return found
+        return None
+    if _number(expected) and _number(got):
+        same = math.isclose(expected, got, rel_tol=0, abs_tol=atol)
+    else:
+        same = type(expected) is type(got) and expected == got
+    return None if same else f"{where} is {got!r}, expected {expected!r}"
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def load_task(file: Path) -> type[Task[Any]]:
+    """The one Task subclass that a handler file defines; ArchiveUnreadable otherwise."""
+    name = f"vlserve_task_{file.stem}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None or not file.is_file():
+        raise ArchiveUnreadable(f"no task at {file}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # pydantic looks the schema's module up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ArchiveUnreadable(f"{file} cannot be loaded: {error!r}") from error
+    found = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Task) and value.__module__ == name
+    ]
+    if len(found) != 1:
+        raise ArchiveUnreadable(f"{file} defines {len(found)} tasks; it must define exactly one")
+    return found[0]

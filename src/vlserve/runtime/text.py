@@ -1,0 +1,133 @@
+"""Text -> token ids: one function for training, export, evaluation and serving."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlserve.runtime.errors import ArchiveUnreadable, ErrorCode, RequestError
+from vlserve.runtime.manifest import TextInput
+
+Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """Padded token ids (batch, length) and how many of each row are real (batch,), at least 1."""
+
+    ids: Ids
+    lengths: Ids
+
+
+class _Vocabulary(Protocol):
+    def ids(self, text: str, max_length: int) -> list[int]: ...
+
+
+class Tokenizer:
+    """Turns texts into ids as the manifest's TextInput says. Thread-safe."""
+
+    def __init__(self, spec: TextInput, vocabulary: _Vocabulary) -> None:
+        self.spec = spec
+        self._vocabulary = vocabulary
+
+    def ids(self, text: str) -> Ids:
+        """One text -> its ids (length,), cut at max_length; empty for an empty text."""
+        return np.asarray(self._vocabulary.ids(text, self.spec.max_length), dtype=np.int64)
+
+    def pad(self, rows: Sequence[Ids]) -> TextBatch:
+        """Ids of several texts -> one batch, as wide as the longest or as max_length.
+
+        A text without a token counts as one token of padding, so that a gather at length - 1
+        stays inside the row and a batch of empty texts has a width.
+        """
+        lengths = np.array([max(len(row), 1) for row in rows], dtype=np.int64)
+        width = self.spec.max_length if self.spec.pad_to_max else int(lengths.max(initial=1))
+        ids = np.full((len(rows), width), self.spec.pad_id, dtype=np.int64)
+        for target, row in zip(ids, rows, strict=True):
+            target[: len(row)] = row
+        return TextBatch(ids, lengths)
+
+    def encode(self, texts: Sequence[str]) -> TextBatch:
+        """Texts -> one batch."""
+        return self.pad([self.ids(text) for text in texts])
+
+
+class _Characters:
+    def __init__(self, ids: dict[str, int], unknown_id: int) -> None:
+        self._ids = ids
+        self._unknown_id = unknown_id
+
+    def ids(self, text: str, max_length: int) -> list[int]:
+        get, unknown = self._ids.get, self._unknown_id
+        return [get(character, unknown) for character in text[:max_length]]
+
+
+class _WordPiece:
+    def __init__(self, file: Path, max_length: int) -> None:
+        import tokenizers
+
+        self._tokenizer = tokenizers.Tokenizer.from_file(str(file))
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(max_length)
+
+    def ids(self, text: str, max_length: int) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text).ids
+        return ids[:max_length]
+
+
+def load_tokenizer(spec: TextInput, root: Path) -> Tokenizer:
+    """The tokenizer whose file lies under ``root``: ``{"char": id}`` JSON for characters, a
+    tokenizer.json of the tokenizers library for wordpiece. ArchiveUnreadable when it is neither.
+    """
+    file = root / spec.file
+    try:
+        if spec.tokenizer == "wordpiece":
+            return Tokenizer(spec, _WordPiece(file, spec.max_length))
+        return Tokenizer(spec, _Characters(_character_ids(file), spec.unknown_id))
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise ArchiveUnreadable(f"tokenizer {spec.file} cannot be read: {error}") from error
+
+
+def _character_ids(file: Path) -> dict[str, int]:
+    ids = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(ids, dict):
+        raise ValueError("not a JSON object of character -> id")
+    wrong = [key for key, value in ids.items() if type(value) is not int or value < 0]
+    if wrong:
+        raise ValueError(f"ids must be whole numbers from 0: {wrong[:3]}")
+    return ids
+
+
+def read_text(value: Any) -> str:
+    """Text of a request, bytes from a form or str from JSON. RequestError (TEXT_UNREADABLE) when
+    it is not Unicode text; ValueError when it is no text at all."""
+    if isinstance(value, bytes | bytearray):
+        try:
+            value = value.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise RequestError(ErrorCode.TEXT_UNREADABLE, f"text is not UTF-8: {error}") from error
+    if not isinstance(value, str):
+        raise ValueError("must be text")
+    if "\0" in value:
+        raise RequestError(ErrorCode.TEXT_UNREADABLE, "text holds a NUL character")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            ErrorCode.TEXT_UNREADABLE, f"text holds a lone surrogate at {error.start}"
+        ) from error
+    return value
+
+
+def check_size(text: str, spec: TextInput) -> None:
+    """RequestError (TEXT_TOO_LONG) when ``text`` is over the byte limit; longer texts than
+    max_length are only cut."""
+    size_bytes = len(text.encode("utf-8"))
+    if size_bytes > spec.max_bytes:
+        raise RequestError(
+            ErrorCode.TEXT_TOO_LONG, f"text has {size_bytes} bytes, the limit is {spec.max_bytes}"
+        )
