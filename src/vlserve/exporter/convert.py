@@ -1,0 +1,161 @@
+"""Turns one network into one graph file, each in a process of its own.
+
+The ONNX exporter keeps state between exports: a recurrent network's second export in a process can
+silently bake its text length in. So every export runs as ``python -m vlserve.exporter.convert``.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from vlserve.errors import ExportError
+from vlserve.exporter.checkpoint import load_into, read_checkpoint
+from vlserve.exporter.pack import write_zip
+from vlserve.exporter.recipe import GraphPlan, Recipe, load_recipe
+from vlserve.runtime.graphs import check_onnx
+from vlserve.runtime.manifest import Graph, Tensor
+
+Format = Literal["onnx", "torchscript"]
+SUFFIXES: Mapping[str, str] = {"onnx": ".onnx", "torchscript": ".pt"}
+OPSET = 20
+EXAMPLE_SIZES = (3, 7, 5, 11)
+"""Sizes of the dynamic axes in the inputs that an export sees; 1 would be taken for a constant."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One export, as the fresh process reads it."""
+
+    recipe: str
+    checkpoint: str
+    config: Mapping[str, Any]
+    graph: str
+    format: Format
+    output: str
+
+
+def load_network(recipe: Recipe, checkpoint: Path, config: Mapping[str, Any]) -> torch.nn.Module:
+    """The trained network in eval mode. Raises CheckpointMismatch."""
+    network = recipe.build(config)
+    state = recipe.adapt(read_checkpoint(checkpoint), config)
+    load_into(network, state, recipe.spec.family)
+    return network.eval().requires_grad_(False)
+
+
+def convert_in_fresh_process(job: Job) -> None:
+    """Write ``job.output``. ExportError carries the last words of a process that failed."""
+    with tempfile.TemporaryDirectory(prefix="vlserve-export-") as folder:
+        job_file = Path(folder) / "job.json"
+        job_file.write_text(json.dumps(asdict(job)), encoding="utf-8")
+        command = [sys.executable, "-m", "vlserve.exporter.convert", str(job_file)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        said = [line for line in done.stderr.splitlines() if line.strip()]
+        reason = said[-1].strip() if said else f"exit code {done.returncode}"
+        raise ExportError(f"converting graph {job.graph} to {job.format} failed: {reason}")
+
+
+def convert(job: Job) -> None:
+    """Export in this process, which must not have exported before."""
+    recipe = load_recipe(job.recipe, Path())
+    network = load_network(recipe, Path(job.checkpoint), job.config)
+    plan = recipe.graphs(network, job.config)[job.graph]
+    sizes = example_sizes(plan.inputs)
+    example = recipe.example(job.graph, job.config, sizes, seed=0)
+    arguments = tuple(example[tensor.name] for tensor in plan.inputs)
+    if job.format == "onnx":
+        to_onnx(plan, arguments, Path(job.output))
+    else:
+        to_torchscript(plan, arguments, Path(job.output))
+
+
+def example_sizes(inputs: Iterable[Tensor]) -> dict[str, int]:
+    """A size for each dynamic axis, all different and none 1."""
+    axes = dynamic_axes(inputs)
+    return dict(zip(axes, EXAMPLE_SIZES, strict=False)) | {
+        axis: EXAMPLE_SIZES[-1] + 2 * index
+        for index, axis in enumerate(axes[len(EXAMPLE_SIZES) :], start=1)
+    }
+
+
+def graph_entry(plan: GraphPlan, file: str, format: Format) -> Graph:
+    """How the manifest lists the graph."""
+    return Graph(file=file, format=format, inputs=plan.inputs, outputs=plan.outputs)
+
+
+def dynamic_axes(tensors: Iterable[Tensor]) -> list[str]:
+    """Names of the dynamic axes, in order of appearance."""
+    return list(
+        dict.fromkeys(dim for tensor in tensors for dim in tensor.dims if isinstance(dim, str))
+    )
+
+
+def to_onnx(plan: GraphPlan, arguments: tuple[torch.Tensor, ...], output: Path) -> None:
+    """Write one ONNX file with the plan's axes; ManifestInvalid where one is baked in."""
+    axes = {name: torch.export.Dim(name) for name in dynamic_axes(plan.inputs)}
+    shapes = tuple(
+        {index: axes[dim] for index, dim in enumerate(tensor.dims) if isinstance(dim, str)}
+        for tensor in plan.inputs
+    )
+    program = torch.onnx.export(
+        plan.module,
+        arguments,
+        dynamo=True,
+        opset_version=OPSET,
+        dynamic_shapes=shapes,
+        input_names=[tensor.name for tensor in plan.inputs],
+        output_names=[tensor.name for tensor in plan.outputs],
+        external_data=False,
+        verbose=False,
+    )
+    assert program is not None
+    model = program.model_proto
+    strip_provenance(model)
+    raw = model.SerializeToString(deterministic=True)
+    check_onnx(graph_entry(plan, output.name, "onnx"), raw, members=())
+    output.write_bytes(raw)
+
+
+def strip_provenance(model: Any) -> None:
+    """Remove what the exporter notes about this machine and run: paths, stack traces, names."""
+    holders = [model, model.graph, *model.graph.node, *model.graph.initializer]
+    holders += [*model.graph.input, *model.graph.output, *model.graph.value_info, *model.functions]
+    for holder in holders:
+        holder.ClearField("doc_string")
+        holder.ClearField("metadata_props")
+
+
+def to_torchscript(plan: GraphPlan, arguments: tuple[torch.Tensor, ...], output: Path) -> None:
+    """Write one TorchScript file, traced."""
+    with warnings.catch_warnings():
+        for function in ("trace", "save"):
+            warnings.filterwarnings(
+                "ignore", rf"`torch\.jit\.{function}\w*` is deprecated", DeprecationWarning
+            )
+        traced = torch.jit.trace(  # type: ignore[no-untyped-call]
+            plan.module, arguments, check_trace=False
+        )
+        with tempfile.TemporaryDirectory(prefix="vlserve-trace-") as folder:
+            raw = Path(folder) / "model.pt"  # the file's name is written into it
+            torch.jit.save(traced, str(raw))
+            write_zip(output, _without_debug_records(raw))
+
+
+def _without_debug_records(path: Path) -> dict[str, bytes]:
+    """Debug records hold the paths of source files on this machine; nothing needs them."""
+    with zipfile.ZipFile(path) as archive:
+        names = [name for name in archive.namelist() if not name.endswith(".debug_pkl")]
+        return {name: archive.read(name) for name in names}
+
+
+if __name__ == "__main__":
+    convert(Job(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))
