@@ -6,6 +6,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
+from vlserve.runtime.manifest import Manifest
+
+Key = tuple[str, int]
+"""(model, version)."""
+
 
 class State(StrEnum):
     """Where one version stands. The ledger holds it; reconcile makes it true."""
@@ -39,7 +44,7 @@ class Instance:
     port: int
     token: str
     """The inference token of this start of the engine; every start makes a new one."""
-    lacks: frozenset[tuple[str, int]] = frozenset()
+    lacks: frozenset[Key] = frozenset()
     """Routed (model, version) pairs that this instance does not hold, as after a bare restart: the
     gateway sends it none of their requests (an engine answers 404 to them, which is a lie)."""
 
@@ -100,7 +105,7 @@ class Engine(Protocol):
         """The instances that answer now, with their current tokens."""
         ...
 
-    def loaded(self) -> Mapping[str, Mapping[tuple[str, int], LoadedVersion]]:
+    def loaded(self) -> Mapping[str, Mapping[Key, LoadedVersion]]:
         """Instance name -> (model, version) -> what it says."""
         ...
 
@@ -118,6 +123,43 @@ class Engine(Protocol):
     ) -> Mapping[str, Any]:
         """One JSON prediction on the version's own path of one instance (for probes)."""
         ...
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """What the ledger says of one model. ``weights``: version -> desired share, the candidate
+    first. ``stack``: the stable versions in force one over the other, the newest last: a release
+    pushes, a rollback pops."""
+
+    model: str
+    weights: Mapping[int, int]
+    stack: tuple[int, ...]
+    salt: str
+
+    @property
+    def stable(self) -> int | None:
+        return self.stack[-1] if self.stack else None
+
+
+@dataclass(frozen=True)
+class VersionRecord:
+    """What the ledger says of one version. ``was_ready``: it answered its probes at least once, so
+    its number is taken for good. Times are UTC, ISO 8601."""
+
+    model: str
+    version: int
+    archive: Path
+    sha256: str
+    manifest: Manifest
+    state: State
+    reason: str
+    was_ready: bool
+    registered_at: str
+    changed_at: str
+
+    @property
+    def key(self) -> Key:
+        return self.model, self.version
 
 
 @dataclass(frozen=True)
