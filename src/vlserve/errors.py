@@ -19,6 +19,7 @@ VlserveError                  (vlserve.runtime.errors)
 │   ├── LoadFailed            the engine could not load the version, or it answers its probes wrong
 │   ├── EngineUnavailable
 │   └── GatewayRefused        the gateway did not take a configuration
+├── StressError               a load run that cannot be carried out, or was broken off
 └── StackError                a process of the stack does not start, stop or answer
     └── PortBusy
 """
@@ -44,6 +45,7 @@ __all__ = [
     "SettingsError",
     "StackError",
     "StillServing",
+    "StressError",
     "VersionConflict",
     "VersionNotFound",
     "VlserveError",
@@ -112,6 +114,10 @@ class EngineUnavailable(ControlError):
 
 class GatewayRefused(ControlError):
     """The gateway did not take a configuration."""
+
+
+class StressError(VlserveError):
+    """A load run that cannot be carried out, or was broken off."""
 
 
 class StackError(VlserveError):

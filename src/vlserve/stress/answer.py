@@ -1,0 +1,72 @@
+"""Whether an answer is right in form. Right in substance is what probes and evaluation are for."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What one request asked for."""
+
+    model: str
+    version: int | None
+    request_id: str
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The version that answered, and the kind of failure, if it is one."""
+
+    version: int | None = None
+    failure: str | None = None
+    answered: bool = True
+    """Whether a whole HTTP answer came, right or wrong."""
+
+
+def _object(body: bytes) -> dict[str, Any] | None:
+    try:
+        parsed = json.loads(body)
+    except ValueError:
+        return None
+    return parsed if isinstance(parsed, dict) else None
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _tags(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(
+            isinstance(entry, dict)
+            and isinstance(entry.get("tag"), str)
+            and _number(entry.get("score"))
+            for entry in value
+        )
+    )
+
+
+def judge_answer(status: int, echoed_id: str | None, body: bytes, asked: Asked) -> Judged:
+    """One HTTP answer against what was asked; failures are named so that they can be counted."""
+    answer = _object(body)
+    if status != 200:
+        error = (answer or {}).get("error")
+        code = error.get("code") if isinstance(error, dict) else None
+        return Judged(failure=f"HTTP {status} {code}" if code else f"HTTP {status}")
+    if answer is None:
+        return Judged(failure="not a JSON object")
+    version = answer.get("version")
+    if not isinstance(version, int) or isinstance(version, bool):
+        return Judged(failure="no version")
+    if answer.get("model") != asked.model:
+        return Judged(version, "wrong model")
+    if asked.version not in (None, version):
+        return Judged(version, "wrong version")
+    if echoed_id != asked.request_id or answer.get("request_id") != asked.request_id:
+        return Judged(version, "request id not echoed")
+    if not _tags(answer.get("tags")):
+        return Judged(version, "no tags")
+    return Judged(version)

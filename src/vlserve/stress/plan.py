@@ -1,0 +1,65 @@
+"""What one load run is to do, and what it may cost."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vlserve.errors import StressError
+
+
+@dataclass(frozen=True)
+class StressPlan:
+    """Load on ``{url}/predictions/{model}``, and the limits that it is judged against.
+
+    Give one of ``users`` (closed loop: each asks again when it has its answer) and ``rate_per_s``
+    (open loop: requests start on a schedule whatever the answers do, and a latency counts from
+    the scheduled start). StressError where the plan contradicts itself.
+    """
+
+    url: str
+    model: str
+    data: Path | None = None
+    """JSON lines ``{"id", "img", "text"}``, images relative to the file. None: the demo set."""
+    users: int | None = None
+    rate_per_s: float | None = None
+    duration_s: int = 30
+    """Judged time, after the warm-up."""
+    warm_up_s: int = 3
+    max_error_rate: float = 0.0
+    max_p99_ms: float = 1000.0
+    version: int | None = None
+    """Ask this version on its own path; an answer by another one is a failure."""
+    sticky_share: float = 0.0
+    """Share of the requests that carry one of a few X-Sticky-Keys."""
+    api_key: str = field(default="", repr=False)
+    timeout_s: int = 35
+    """A request without an answer for so long has failed. Above the gateway's own limit."""
+    max_in_flight: int = 500
+    """Open loop: arrivals beyond this many unanswered ones are not sent, and count as failures."""
+
+    def __post_init__(self) -> None:
+        if (self.users is None) == (self.rate_per_s is None):
+            raise StressError("give either a number of users or a rate, not both")
+        positive = {
+            "users": self.users,
+            "rate": self.rate_per_s,
+            "duration": self.duration_s,
+            "p99 limit": self.max_p99_ms,
+            "timeout": self.timeout_s,
+            "limit of requests in flight": self.max_in_flight,
+        }
+        for name, value in positive.items():
+            if value is not None and value <= 0:
+                raise StressError(f"the {name} must be above 0, not {value}")
+        for name, share in (
+            ("error rate", self.max_error_rate),
+            ("sticky share", self.sticky_share),
+        ):
+            if not 0 <= share <= 1:
+                raise StressError(f"the {name} is a share from 0 to 1, not {share}")
+
+    @property
+    def load(self) -> str:
+        """The load in words."""
+        if self.users is not None:
+            return f"{self.users} users"
+        return f"{self.rate_per_s:g} requests/s"

@@ -1,0 +1,208 @@
+"""One load run: Locust as a subprocess, bounded in time, then its records judged."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+from vlserve.errors import StressError
+from vlserve.settings import load_settings
+from vlserve.stress.covers import read_posts
+from vlserve.stress.figures import (
+    ClientUse,
+    Figures,
+    breaches,
+    late_p99_ms,
+    split_warm_up,
+    summarise,
+)
+from vlserve.stress.plan import StressPlan
+from vlserve.stress.record import read_record_file
+
+START_UP_S = 60
+"""Locust imports, reads the covers and writes its report in this time, also on a busy machine."""
+
+Show = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class StressResult:
+    """One judged run. result.json holds the same."""
+
+    url: str
+    model: str
+    load: str
+    duration_s: int
+    max_error_rate: float
+    max_p99_ms: float
+    figures: Figures
+    """What is judged: everything after the warm-up."""
+    warm_up: Figures
+    client: ClientUse
+    client_saturated: bool
+    breaches: tuple[str, ...]
+    passed: bool
+    report: Path
+    """Locust's HTML report; it counts the warm-up in."""
+    result: Path
+
+
+def locustfile() -> Path:
+    """The project's own, which users edit."""
+    return load_settings().project_dir / "loadtest" / "locustfile.py"
+
+
+def _command(plan: StressPlan, out_dir: Path) -> list[str]:
+    users = plan.users or 1
+    options = {
+        "--locustfile": locustfile(),
+        "--host": plan.url,
+        "--users": users,
+        "--spawn-rate": users,
+        "--run-time": f"{plan.warm_up_s + plan.duration_s}s",
+        "--stop-timeout": plan.timeout_s + 5,
+        "--exit-code-on-error": 0,
+        "--html": out_dir / "report.html",
+        "--model": plan.model,
+        "--sticky-share": plan.sticky_share,
+        "--request-timeout": plan.timeout_s,
+        "--max-in-flight": plan.max_in_flight,
+        "--record": out_dir / "requests.jsonl",
+    }
+    optional = {
+        "--data": plan.data,
+        "--rate": plan.rate_per_s,
+        "--model-version": plan.version,
+    }
+    options |= {name: value for name, value in optional.items() if value is not None}
+    words = [str(word) for pair in options.items() for word in pair]
+    return [sys.executable, "-m", "locust", "--headless", "--only-summary", *words]
+
+
+def _environment(plan: StressPlan) -> Mapping[str, str]:
+    """Ours without LOCUST_* (they would change the run), with the key, which no list of processes
+    may show."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("LOCUST_")}
+    return kept | {"VLSERVE_STRESS_API_KEY": plan.api_key}
+
+
+@contextmanager
+def _locust(plan: StressPlan, out_dir: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Locust, in a session of its own (so that Ctrl-C reaches us alone), gone when we leave."""
+    with (out_dir / "locust.log").open("wb") as log:
+        process = subprocess.Popen(
+            _command(plan, out_dir),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=dict(_environment(plan)),
+            cwd=out_dir,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _last_words(out_dir: Path) -> str:
+    lines = (out_dir / "locust.log").read_text(encoding="utf-8", errors="replace").splitlines()
+    return " | ".join(line for line in lines[-5:] if line.strip()) or "nothing"
+
+
+def _cpu_share(samples: Sequence[tuple[float, float]], plan: StressPlan) -> float:
+    """CPU seconds a second while requests were judged; Locust's own start and report left out."""
+    judged = [
+        sample
+        for sample in samples
+        if plan.warm_up_s <= sample[0] <= plan.warm_up_s + plan.duration_s
+    ]
+    if len(judged) < 2:
+        return 0.0
+    (from_s, used_before_s), (to_s, used_s) = judged[0], judged[-1]
+    return (used_s - used_before_s) / (to_s - from_s)
+
+
+def _watch(process: subprocess.Popen[bytes], plan: StressPlan, out_dir: Path, show: Show) -> float:
+    """Wait for the end; the mean share of a core that Locust used."""
+    planned_s = plan.warm_up_s + plan.duration_s
+    allowed_s = planned_s + plan.timeout_s + START_UP_S
+    client = psutil.Process(process.pid)
+    started = time.monotonic()
+    samples: list[tuple[float, float]] = []
+    while process.poll() is None:
+        elapsed_s = time.monotonic() - started
+        if elapsed_s > allowed_s:
+            raise StressError(
+                f"Locust did not end within {allowed_s} s; its log, {out_dir / 'locust.log'}, "
+                f"ends with: {_last_words(out_dir)}"
+            )
+        waiting = "waiting for the last answers" if elapsed_s > planned_s else "running"
+        show(f"{plan.load}, {waiting}: {elapsed_s:.0f} of {planned_s} s")
+        try:
+            samples.append((elapsed_s, sum(client.cpu_times()[:2])))
+            process.wait(timeout=1)
+        except (subprocess.TimeoutExpired, psutil.NoSuchProcess):
+            continue
+    if process.returncode != 0:
+        raise StressError(
+            f"Locust ended with exit code {process.returncode}; its log, "
+            f"{out_dir / 'locust.log'}, ends with: {_last_words(out_dir)}"
+        )
+    return _cpu_share(samples, plan)
+
+
+def _judge(plan: StressPlan, out_dir: Path, cpu_share: float) -> StressResult:
+    records = read_record_file(out_dir / "requests.jsonl")
+    before, judged = split_warm_up(records, plan.warm_up_s)
+    figures = summarise(judged, plan.warm_up_s, plan.warm_up_s + plan.duration_s)
+    client = ClientUse(1, round(cpu_share, 3), late_p99_ms(judged))
+    broken = breaches(figures, plan)
+    return StressResult(
+        url=plan.url,
+        model=plan.model,
+        load=plan.load,
+        duration_s=plan.duration_s,
+        max_error_rate=plan.max_error_rate,
+        max_p99_ms=plan.max_p99_ms,
+        figures=figures,
+        warm_up=summarise(before, 0.0, plan.warm_up_s),
+        client=client,
+        client_saturated=client.saturated,
+        breaches=broken,
+        passed=not broken,
+        report=out_dir / "report.html",
+        result=out_dir / "result.json",
+    )
+
+
+def run_stress(plan: StressPlan, out_dir: Path, show: Show = lambda message: None) -> StressResult:
+    """Run the plan; ``out_dir`` gets report.html, result.json, requests.jsonl and locust.log.
+
+    DataError where the covers cannot be read, StressError where Locust itself fails or hangs; a
+    server that answers wrong, late or not at all is a result. Whatever ends this call, Locust has
+    ended before.
+    """
+    if plan.data is not None:
+        read_posts(plan.data)
+    out_dir = out_dir.resolve()
+    out_dir.mkdir(parents=True, exist_ok=True)
+    with _locust(plan, out_dir) as process:
+        cpu_share = _watch(process, plan, out_dir, show)
+    result = _judge(plan, out_dir, cpu_share)
+    text = json.dumps(asdict(result), default=str, ensure_ascii=False, indent=2)
+    result.result.write_text(text + "\n", encoding="utf-8")
+    return result

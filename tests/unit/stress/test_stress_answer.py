@@ -1,0 +1,60 @@
+import json
+from typing import Any
+
+import pytest
+
+from vlserve.stress.answer import Asked, Judged, judge_answer
+
+ASKED = Asked(model="tagger", version=None, request_id="r-1")
+RIGHT: dict[str, Any] = {
+    "model": "tagger",
+    "version": 3,
+    "request_id": "r-1",
+    "tags": [{"tag": "美食", "score": 0.9}, {"tag": "music", "score": 0}],
+}
+
+
+def judge(answer: Any, asked: Asked = ASKED, status: int = 200, echoed: str = "r-1") -> Judged:
+    return judge_answer(status, echoed, json.dumps(answer).encode(), asked)
+
+
+def test_a_right_answer() -> None:
+    assert judge(RIGHT) == Judged(version=3)
+
+
+@pytest.mark.parametrize(
+    ("change", "failure"),
+    [
+        ({"model": "other"}, "wrong model"),
+        ({"version": "3"}, "no version"),
+        ({"version": True}, "no version"),
+        ({"request_id": "r-2"}, "request id not echoed"),
+        ({"tags": []}, "no tags"),
+        ({"tags": [{"tag": "a"}]}, "no tags"),
+        ({"tags": [{"tag": 1, "score": 0.5}]}, "no tags"),
+        ({"tags": {"a": 0.5}}, "no tags"),
+    ],
+)
+def test_one_thing_wrong(change: dict[str, Any], failure: str) -> None:
+    assert judge(RIGHT | change).failure == failure
+
+
+def test_the_header_must_echo_the_request_id() -> None:
+    assert judge(RIGHT, echoed="another").failure == "request id not echoed"
+
+
+def test_an_explicit_path_takes_its_own_version_alone() -> None:
+    assert judge(RIGHT, Asked("tagger", 3, "r-1")).failure is None
+    assert judge(RIGHT, Asked("tagger", 2, "r-1")) == Judged(3, "wrong version")
+
+
+def test_an_error_is_named_by_status_and_code() -> None:
+    error = {"error": {"code": "overloaded", "message": "busy"}}
+    assert judge(error, status=503).failure == "HTTP 503 overloaded"
+    assert judge_answer(502, None, b"<html>", ASKED).failure == "HTTP 502"
+    assert judge_answer(502, None, b'{"error": "x"}', ASKED).failure == "HTTP 502"
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff\xfe"])
+def test_a_body_that_is_no_object(body: bytes) -> None:
+    assert judge_answer(200, "r-1", body, ASKED).failure == "not a JSON object"
