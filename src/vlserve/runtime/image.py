@@ -1,4 +1,8 @@
-"""Image bytes -> array: one function for training, export, evaluation and serving."""
+"""Image bytes -> array: one function for training, export, evaluation and serving.
+
+Admitted are JPEG, PNG, WebP and GIF (first frame) in any colour mode. The whole image is squeezed
+to the manifest's size, upright as its EXIF orientation says, transparency on white.
+"""
 
 import io
 from typing import Any
@@ -10,24 +14,136 @@ from PIL import Image
 from vlserve.runtime.errors import ErrorCode, RequestError
 from vlserve.runtime.manifest import ImageInput
 
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
+
+MAX_JPEG_SCANS = 100
+"""A progressive JPEG has about ten; each further one costs a pass over all pixels and few bytes."""
+
+EXIF_ORIENTATION = 0x0112
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation -> what makes the image upright; 5 to 8 swap width and height."""
+
 
 def decode(data: bytes, spec: ImageInput) -> NDArray[np.float32]:
-    """Bytes of an image file -> normalised float32 (3, height, width)."""
+    """Bytes of an image file -> normalised float32 (3, height, width).
+
+    RequestError IMAGE_TOO_LARGE over the byte or pixel limit, told by the header before a pixel
+    is decoded; IMAGE_UNREADABLE for everything else that is no whole image.
+    """
+    _check_bytes(data, spec)
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.draft("RGB", (spec.width, spec.height))
-            pixels = image.convert("RGB").resize(
-                (spec.width, spec.height), Image.Resampling.BILINEAR
-            )
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check_pixels(image, data, spec)
+            pixels = _upright(image, spec)
+    except RequestError:
+        raise
+    except Image.UnidentifiedImageError:
+        raise RequestError(
+            ErrorCode.IMAGE_UNREADABLE, f"not an image: send {', '.join(FORMATS)}"
+        ) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise RequestError(ErrorCode.IMAGE_TOO_LARGE, str(error)) from error
     except Exception as error:
-        raise RequestError(ErrorCode.IMAGE_UNREADABLE, f"not an image: {error}") from error
+        # broken files surface as OSError, SyntaxError, struct.error, IndexError and many more
+        raise RequestError(
+            ErrorCode.IMAGE_UNREADABLE, f"the image is broken or cut short: {error}"
+        ) from error
     return _normalise(np.asarray(pixels), spec)
 
 
+def _check_bytes(data: bytes, spec: ImageInput) -> None:
+    if not data:
+        raise RequestError(ErrorCode.IMAGE_UNREADABLE, "the image has no bytes")
+    if len(data) > spec.max_bytes:
+        raise RequestError(
+            ErrorCode.IMAGE_TOO_LARGE,
+            f"the image has {len(data)} bytes, the limit is {spec.max_bytes}",
+        )
+
+
+def _check_pixels(image: Image.Image, data: bytes, spec: ImageInput) -> None:
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise RequestError(ErrorCode.IMAGE_UNREADABLE, f"the image is {width} x {height}")
+    if width * height > spec.max_pixels:
+        raise RequestError(
+            ErrorCode.IMAGE_TOO_LARGE,
+            f"the image has {width} x {height} pixels, the limit is {spec.max_pixels} in all",
+        )
+    if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > MAX_JPEG_SCANS:
+        raise RequestError(
+            ErrorCode.IMAGE_TOO_LARGE, f"the JPEG has more than {MAX_JPEG_SCANS} scans"
+        )
+
+
+def _upright(image: Image.Image, spec: ImageInput) -> Image.Image:
+    """RGB of the manifest's size. Turned after the resize, where there are few pixels to turn."""
+    turn = None
+    if image.format in ("JPEG", "MPO"):
+        turn = _turn(image)
+        size = _before(turn, spec)
+        image.draft("RGB", size)  # libjpeg scales by 1/2, 1/4, 1/8 for almost nothing
+        image.load()
+    else:
+        image.load()  # first: PNG may carry its EXIF behind the pixels
+        turn = _turn(image)
+        size = _before(turn, spec)
+    small = _colours(image).resize(size, Image.Resampling.BILINEAR)
+    if small.mode == "RGBA":
+        paper = Image.new("RGB", size, "white")
+        paper.paste(small, mask=small)
+        small = paper
+    return small if turn is None else small.transpose(turn)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    try:
+        return UPRIGHT.get(image.getexif().get(EXIF_ORIENTATION, 1))
+    except Exception:  # broken EXIF says nothing about the pixels
+        return None
+
+
+def _before(turn: Image.Transpose | None, spec: ImageInput) -> tuple[int, int]:
+    swapped = turn is not None and turn not in (
+        Image.Transpose.FLIP_LEFT_RIGHT,
+        Image.Transpose.FLIP_TOP_BOTTOM,
+        Image.Transpose.ROTATE_180,
+    )
+    return (spec.height, spec.width) if swapped else (spec.width, spec.height)
+
+
+def _colours(image: Image.Image) -> Image.Image:
+    """Any colour mode -> RGB, or RGBA where something may be transparent."""
+    if image.mode.startswith("I"):
+        image = _eight_bits(image)
+    if image.has_transparency_data:
+        return image.convert("RGBA")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16 bit grey -> its upper 8; Pillow's own conversion cuts everything above 255 to white."""
+    values = np.asarray(image)
+    grey = Image.fromarray((values >> 8).astype(np.uint8))
+    key = image.info.get("transparency")
+    if key is not None:
+        grey.putalpha(Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8)))
+    return grey
+
+
 def _normalise(pixels: NDArray[Any], spec: ImageInput) -> NDArray[np.float32]:
+    """uint8 (height, width, 3) -> float32 (3, height, width): (x / 255 - mean) / std."""
     mean = np.array(spec.mean, np.float32)[:, None, None]
     std = np.array(spec.std, np.float32)[:, None, None]
-    array = np.ascontiguousarray(pixels.transpose(2, 0, 1), np.float32)
-    array *= 1 / (255 * std)
+    planes = np.ascontiguousarray(pixels.transpose(2, 0, 1))  # bytes move faster than floats
+    array = np.multiply(planes, 1 / (255 * std), dtype=np.float32)
     array -= mean / std
     return array
