@@ -43,11 +43,12 @@ class Job:
     output: str
 
 
-def load_network(recipe: Recipe, checkpoint: Path, config: Mapping[str, Any]) -> torch.nn.Module:
+def load_network(
+    recipe: Recipe, state: Mapping[str, torch.Tensor], config: Mapping[str, Any]
+) -> torch.nn.Module:
     """The trained network in eval mode. Raises CheckpointMismatch."""
     network = recipe.build(config)
-    state = recipe.adapt(read_checkpoint(checkpoint), config)
-    load_into(network, state, recipe.spec.family)
+    load_into(network, recipe.adapt(state, config), recipe.spec.family)
     return network.eval().requires_grad_(False)
 
 
@@ -67,7 +68,7 @@ def convert_in_fresh_process(job: Job) -> None:
 def convert(job: Job) -> None:
     """Export in this process, which must not have exported before."""
     recipe = load_recipe(job.recipe, Path())
-    network = load_network(recipe, Path(job.checkpoint), job.config)
+    network = load_network(recipe, read_checkpoint(Path(job.checkpoint)), job.config)
     plan = recipe.graphs(network, job.config)[job.graph]
     sizes = example_sizes(plan.inputs)
     example = recipe.example(job.graph, job.config, sizes, seed=0)

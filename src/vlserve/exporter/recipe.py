@@ -95,9 +95,14 @@ def recipe_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.py") if not path.name.startswith("_"))
 
 
+def recipe_path(name: str, folder: Path) -> Path:
+    """Where the recipe ``name`` is: itself where it is a path, else a file of ``folder``."""
+    return Path(name) if name.endswith(".py") else folder / f"{name}.py"
+
+
 def load_recipe(name: str, folder: Path) -> Recipe:
     """The recipe ``name`` of ``folder``, or the file at path ``name``; RecipeNotFound otherwise."""
-    path = Path(name) if name.endswith(".py") else folder / f"{name}.py"
+    path = recipe_path(name, folder)
     if not path.is_file():
         known: Sequence[str] = [file.stem for file in recipe_files(folder)]
         raise RecipeNotFound(f"no recipe {name}: {folder} has {', '.join(known) or 'none'}")
@@ -106,7 +111,10 @@ def load_recipe(name: str, folder: Path) -> Recipe:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module  # dataclasses of the recipe look their module up
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise RecipeNotFound(f"{path} cannot be loaded: {error!r}") from error
     recipe = getattr(module, "RECIPE", None)
     if recipe is None:
         raise RecipeNotFound(f"{path} defines no RECIPE")

@@ -1,0 +1,228 @@
+"""From a trained checkpoint to an archive: read, convert, prove equal, probe, pack."""
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from torch import nn
+
+from vlserve.errors import ExportError
+from vlserve.exporter.checkpoint import file_sha256, read_checkpoint
+from vlserve.exporter.convert import (
+    SUFFIXES,
+    Format,
+    Job,
+    convert_in_fresh_process,
+    example_sizes,
+    graph_entry,
+    load_network,
+)
+from vlserve.exporter.pack import Member, pack_archive
+from vlserve.exporter.parity import measure, one_thread, unseen_sizes
+from vlserve.exporter.probes import answer, drawn_requests
+from vlserve.exporter.recipe import GraphPlan, Recipe, Served, load_recipe, recipe_path
+from vlserve.runtime.archive import verify_archive
+from vlserve.runtime.backend import open_backend
+from vlserve.runtime.manifest import Graph, Manifest, ModelName, Parity, Version
+from vlserve.settings import Settings, load_settings
+
+PRECISIONS = ("fp32",)
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written, and how it was proved."""
+
+    path: Path
+    sha256: str
+    manifest: Manifest
+    parity: Mapping[str, Parity]
+    """Of each graph."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A checkpoint read with its recipe: everything that an export starts from."""
+
+    recipe: Recipe
+    recipe_path: Path
+    checkpoint: Path
+    config: Mapping[str, Any]
+    network: nn.Module
+
+
+def export_archive(
+    recipe: str,
+    checkpoint: Path,
+    out: Path,
+    *,
+    config: Path | None = None,
+    format: Format = "onnx",
+    precision: str = "fp32",
+    name: str | None = None,
+    version: int = 1,
+    items: Sequence[Mapping[str, Any]] = (),
+    settings: Settings | None = None,
+    progress: Progress = lambda line: None,
+) -> ExportReport:
+    """Write ``<name>-<version>.mar`` into the folder ``out``.
+
+    ``recipe``: a name in export/, or the path of a recipe file. ``config``: by default config.json
+    beside the checkpoint. ``name``: by default the recipe's family. ``items``: requests as JSON
+    fields (images as base64) to use as probes; drawn where there are none.
+
+    Raises ExportError or one of its children (RecipeNotFound, CheckpointMismatch, ParityFailed),
+    or ArchiveError; then no archive has been written. Repeated, it writes the same bytes.
+    """
+    settings = settings or load_settings()
+    _check_request(format, precision, name, version)
+    progress(f"reading {checkpoint.name}")
+    trained = read_trained(recipe, checkpoint, config, settings)
+    with tempfile.TemporaryDirectory(prefix="vlserve-export-") as folder:
+        work = Path(folder)
+        (work / "assets").mkdir()
+        served = trained.recipe.serve(trained.config, work / "assets")
+        graphs, parity = _prove_graphs(trained, served, format, work, progress)
+        files = [work / graph.file for graph in graphs.values()]
+        files += sorted((work / "assets").iterdir())
+        members: dict[str, Member] = {file.relative_to(work).as_posix(): file for file in files}
+        draft = _draft(trained, served, graphs, parity, settings)
+        draft |= {
+            "model": name or trained.recipe.spec.family,
+            "version": version,
+            "precision": precision,
+        }
+        progress("answering the probes by the archive's own code")
+        handlers = settings.project_dir / "handlers"
+        unprobed = pack_archive(work / "unprobed", draft, members, handlers)
+        requests = list(items) or drawn_requests(draft)
+        answers = answer(unprobed, requests, work / "unpacked")
+        draft["probes"] = [
+            {"fields": dict(fields), "answer": given}
+            for fields, given in zip(requests, answers, strict=True)
+        ]
+        path = pack_archive(out, draft, members, handlers)
+    progress(f"packed {path.name}")
+    return ExportReport(path, file_sha256(path), verify_archive(path), parity)
+
+
+def read_trained(recipe: str, checkpoint: Path, config: Path | None, settings: Settings) -> Trained:
+    """The network of ``checkpoint`` in eval mode. Raises RecipeNotFound, CheckpointMismatch, or
+    ExportError for a config that is missing or wrong."""
+    folder = settings.project_dir / "export"
+    loaded = load_recipe(recipe, folder)
+    state = read_checkpoint(checkpoint)
+    config_file = config or checkpoint.parent / "config.json"
+    complete = loaded.complete_config(_read_config(config_file), state, config_file.parent)
+    network = load_network(loaded, state, complete)
+    return Trained(loaded, recipe_path(recipe, folder), checkpoint, complete, network)
+
+
+def _check_request(format: str, precision: str, name: str | None, version: int) -> None:
+    if format not in SUFFIXES:
+        raise ExportError(f"no format {format}: there are {', '.join(SUFFIXES)}")
+    if precision not in PRECISIONS:
+        raise ExportError(
+            f"precision {precision} is not available yet: export with {', '.join(PRECISIONS)}"
+        )
+    for kind, value, what in ((ModelName, name or "model", "name"), (Version, version, "version")):
+        try:
+            TypeAdapter(kind).validate_python(value)
+        except ValidationError as error:
+            raise ExportError(f"{what} {value!r}: {error.errors()[0]['msg']}") from error
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ExportError(
+            f"no {path}: export needs the checkpoint's config (export/README.md lists its fields)"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ExportError(f"{path} cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise ExportError(f"{path} is not a JSON object")
+    return config
+
+
+def _prove_graphs(
+    trained: Trained, served: Served, format: Format, work: Path, progress: Progress
+) -> tuple[dict[str, Graph], dict[str, Parity]]:
+    """Convert every graph of the network into ``work`` and hold it against the network."""
+    (work / "graphs").mkdir()
+    graphs: dict[str, Graph] = {}
+    parity: dict[str, Parity] = {}
+    for name, plan in trained.recipe.graphs(trained.network, trained.config).items():
+        graph = graph_entry(plan, f"graphs/{name}{SUFFIXES[format]}", format)
+        progress(f"converting graph {name} to {format}")
+        convert_in_fresh_process(
+            Job(
+                recipe=str(trained.recipe_path.resolve()),
+                checkpoint=str(trained.checkpoint.resolve()),
+                config=trained.config,
+                graph=name,
+                format=format,
+                output=str(work / graph.file),
+            )
+        )
+        progress(f"comparing graph {name} with the network")
+        parity[name] = prove(trained, served, name, plan, graph, work)
+        progress(
+            f"graph {name} equals the network in {parity[name].cases} unseen shapes "
+            f"(largest difference {parity[name].max_abs_diff:.2g})"
+        )
+        graphs[name] = graph
+    return graphs, parity
+
+
+def prove(
+    trained: Trained, served: Served, name: str, plan: GraphPlan, graph: Graph, root: Path
+) -> Parity:
+    """ParityFailed unless the graph file under ``root`` answers like the network."""
+    exported = example_sizes(plan.inputs)
+    longest = {"text": served.text.max_length} if served.text else {}
+    recipe, spec = trained.recipe, trained.recipe.spec
+    cases = (
+        (sizes, recipe.example(name, trained.config, sizes, seed))
+        for seed, sizes in enumerate(unseen_sizes(exported, longest, exported), start=1)
+    )
+    with one_thread():
+        backend = open_backend(graph, root, threads=1)
+        measured = measure(plan, backend, cases, spec.rtol, spec.atol)
+    measured.assert_equal(name)
+    return measured.parity
+
+
+def _draft(
+    trained: Trained,
+    served: Served,
+    graphs: Mapping[str, Graph],
+    parity: Mapping[str, Parity],
+    settings: Settings,
+) -> dict[str, Any]:
+    lock = settings.project_dir / "requirements.lock"
+    spec = trained.recipe.spec
+    return {
+        "task": served.task,
+        "family": spec.family,
+        "graphs": {name: graph.model_dump(mode="json") for name, graph in graphs.items()},
+        "image": served.image and served.image.model_dump(mode="json"),
+        "text": served.text and served.text.model_dump(mode="json"),
+        "labels": list(served.labels),
+        "multi_label": served.multi_label,
+        "options": dict(served.options),
+        "parity": {
+            "cases": sum(one.cases for one in parity.values()),
+            "max_abs_diff": max(one.max_abs_diff for one in parity.values()),
+            "rtol": spec.rtol,
+            "atol": spec.atol,
+        },
+        "checkpoint_sha256": file_sha256(trained.checkpoint),
+        "lock_sha256": file_sha256(lock) if lock.is_file() else None,
+    }

@@ -1,0 +1,141 @@
+"""Whether a graph answers like the trained network, on shapes that the export never saw.
+
+The gate before every archive, after huggingface/optimum's per-model tolerances; unlike them it
+lists every mismatch, not the first.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vlserve.errors import ParityFailed
+from vlserve.exporter.recipe import GraphPlan
+from vlserve.runtime.contract import Backend
+from vlserve.runtime.manifest import Parity
+
+Sizes = Mapping[str, int]
+Case = tuple[Sizes, Mapping[str, torch.Tensor]]
+"""Sizes of the dynamic axes, and inputs of those sizes."""
+
+BATCHES = (1, 1, 2, 5, 8, 4)
+SHARES = (1.0, 0.0, 0.5, 0.2, 0.8, 0.4)
+"""How far between 1 and its longest every other axis is, in the case of the same place."""
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """One output of one case that is further from the network's than allowed."""
+
+    sizes: Sizes
+    output: str
+    reason: str
+    """The largest difference, or why there is none to give."""
+
+    def __str__(self) -> str:
+        where = ", ".join(f"{axis} {size}" for axis, size in self.sizes.items())
+        return f"{self.output} at {where}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All cases of one graph."""
+
+    parity: Parity
+    mismatches: tuple[Mismatch, ...]
+
+    def assert_equal(self, graph: str) -> None:
+        """ParityFailed, listing every mismatch, unless there is none."""
+        if self.mismatches:
+            listed = "\n  ".join(str(mismatch) for mismatch in self.mismatches)
+            raise ParityFailed(
+                f"graph {graph} does not answer like the network: {len(self.mismatches)} "
+                f"mismatches in {self.parity.cases} cases (rtol {self.parity.rtol}, "
+                f"atol {self.parity.atol}); no archive was written\n  {listed}"
+            )
+
+
+def unseen_sizes(axes: Iterable[str], longest: Sizes, exported: Sizes) -> list[dict[str, int]]:
+    """At least five sizes of the axes, none the exported one: batches of 1 and more, every other
+    axis from 1 to its ``longest`` (12 where that is unknown)."""
+    cases: list[dict[str, int]] = []
+    for batch, share in zip(BATCHES, SHARES, strict=True):
+        sizes = {
+            axis: batch if axis == "batch" else round(1 + share * (longest.get(axis, 12) - 1))
+            for axis in axes
+        }
+        if sizes not in cases and sizes != exported:
+            cases.append(sizes)
+    return cases
+
+
+def measure(
+    plan: GraphPlan, backend: Backend, cases: Iterable[Case], rtol: float, atol: float
+) -> Measured:
+    """Run every case through the network, eager, and through the graph."""
+    mismatches: list[Mismatch] = []
+    largest, count = 0.0, 0
+    for sizes, inputs in cases:
+        count += 1
+        expected = run_eager(plan, inputs)
+        try:
+            got = backend.run({name: tensor.numpy() for name, tensor in inputs.items()})
+        except Exception as error:  # an engine's own; a baked-in size ends here
+            said = " ".join(str(error).split())
+            mismatches.append(Mismatch(sizes, "every output", f"the graph failed: {said}"))
+            continue
+        for name, reference in expected.items():
+            difference, reason = compare(got[name], reference, rtol, atol)
+            largest = max(largest, difference)
+            if reason:
+                mismatches.append(Mismatch(sizes, name, reason))
+    parity = Parity(cases=count, max_abs_diff=largest, rtol=rtol, atol=atol)
+    return Measured(parity, tuple(mismatches))
+
+
+def run_eager(
+    plan: GraphPlan, inputs: Mapping[str, torch.Tensor]
+) -> dict[str, NDArray[np.float32]]:
+    """The network's own outputs by name."""
+    with torch.inference_mode():
+        result = plan.module(*(inputs[tensor.name] for tensor in plan.inputs))
+    values = (result,) if isinstance(result, torch.Tensor) else result
+    return {tensor.name: value.numpy() for tensor, value in zip(plan.outputs, values, strict=True)}
+
+
+def compare(
+    got: NDArray[np.float32], expected: NDArray[np.float32], rtol: float, atol: float
+) -> tuple[float, str | None]:
+    """The largest difference, and what is wrong unless got is within
+    ``atol + rtol * |expected|`` of expected everywhere."""
+    if got.shape != expected.shape:
+        return 0.0, f"shape {got.shape}, the network has {expected.shape}"
+    if not np.isfinite(expected).all():
+        return 0.0, "the network's own output is not finite"
+    if not np.isfinite(got).all():
+        return 0.0, "not finite"
+    difference = np.abs(got.astype(np.float64) - expected)
+    largest = float(difference.max(initial=0.0))
+    over = difference > atol + rtol * np.abs(expected)
+    if not over.any():
+        return largest, None
+    where = np.unravel_index(np.argmax(difference), difference.shape)
+    at = tuple(int(index) for index in where)
+    return largest, (
+        f"largest difference {largest:.3g} at {at}, where the network has {expected[at]:.6g}; "
+        f"{int(over.sum())} of {over.size} values are over"
+    )
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Sums in the same order whatever the number of cores, so that archives repeat."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
