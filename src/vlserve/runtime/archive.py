@@ -7,14 +7,13 @@ service can judge an archive before it trusts it.
 
 import hashlib
 import json
-import shutil
 import stat
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import Any
 
 from vlserve.runtime.errors import ArchiveTampered, ArchiveUnreadable, ManifestInvalid
 from vlserve.runtime.graphs import check_onnx
@@ -26,6 +25,7 @@ from vlserve.runtime.manifest import (
     read_manifest,
 )
 
+CHUNK_BYTES = 1024**2
 MAX_UNPACKED_BYTES = 16 * 1024**3
 MAX_MEMBERS = 10_000
 MAX_MANIFEST_BYTES = 64 * 1024**2
@@ -44,14 +44,11 @@ def verify_archive(path: Path) -> Manifest:
         manifest = _read_manifest(archive, names, path)
         _check_members(manifest, names, path)
         for name, expected in manifest.files.items():
-            with _open_member(archive, name, path) as member:
-                _check_hash(name, member, expected)
-        with _open_member(archive, TORCHSERVE_MANIFEST, path) as member:
-            _check_torchserve_manifest(member.read(), manifest)
+            _check_hash(name, _chunks(archive, name, path), expected)
+        _check_torchserve_manifest(_read(archive, TORCHSERVE_MANIFEST, path), manifest)
         for graph in manifest.graphs.values():
             if graph.format == "onnx":
-                with _open_member(archive, graph.file, path) as member:
-                    check_onnx(graph, member.read(), manifest.files)
+                check_onnx(graph, _read(archive, graph.file, path), manifest.files)
     return manifest
 
 
@@ -65,8 +62,8 @@ def unpack_archive(path: Path, folder: Path) -> Manifest:
         for name in (MANIFEST, *manifest.files):
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            with _open_member(archive, name, path) as member, target.open("wb") as file:
-                shutil.copyfileobj(member, file, 1024**2)
+            with target.open("wb") as file:
+                file.writelines(_chunks(archive, name, path))
     return manifest
 
 
@@ -87,7 +84,7 @@ def check_folder(folder: Path) -> Manifest:
     _check_members(manifest, present, folder)
     for name, expected in manifest.files.items():
         with (folder / name).open("rb") as member:
-            _check_hash(name, member, expected)
+            _check_hash(name, iter(lambda: member.read(CHUNK_BYTES), b""), expected)
     return manifest
 
 
@@ -103,14 +100,18 @@ def _open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
         yield archive
 
 
-@contextmanager
-def _open_member(archive: zipfile.ZipFile, name: str, path: Path) -> Iterator[IO[bytes]]:
+def _chunks(archive: zipfile.ZipFile, name: str, path: Path) -> Iterator[bytes]:
     try:
         with archive.open(name) as member:
-            yield member
+            while chunk := member.read(CHUNK_BYTES):
+                yield chunk
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
         # RuntimeError: encrypted; NotImplementedError, its child: an unknown compression
         raise ArchiveUnreadable(f"{path}: member {name} cannot be read: {error}") from error
+
+
+def _read(archive: zipfile.ZipFile, name: str, path: Path) -> bytes:
+    return b"".join(_chunks(archive, name, path))
 
 
 def _safe_names(archive: zipfile.ZipFile, path: Path) -> set[str]:
@@ -142,8 +143,7 @@ def _read_manifest(archive: zipfile.ZipFile, names: set[str], path: Path) -> Man
         raise ArchiveUnreadable(f"{path} has no {MANIFEST}: pack it with `vlserve export`")
     if archive.getinfo(MANIFEST).file_size > MAX_MANIFEST_BYTES:
         raise ManifestInvalid(f"{path}: {MANIFEST} is larger than {MAX_MANIFEST_BYTES} bytes")
-    with _open_member(archive, MANIFEST, path) as member:
-        return read_manifest(member.read())
+    return read_manifest(_read(archive, MANIFEST, path))
 
 
 def _check_members(manifest: Manifest, present: set[str], where: Path) -> None:
@@ -159,9 +159,9 @@ def _check_members(manifest: Manifest, present: set[str], where: Path) -> None:
             raise ArchiveTampered(f"{where}: {name} can run code when loaded: leave it out")
 
 
-def _check_hash(name: str, member: IO[bytes], expected: str) -> None:
+def _check_hash(name: str, chunks: Iterable[bytes], expected: str) -> None:
     digest = hashlib.sha256()
-    while chunk := member.read(1024**2):
+    for chunk in chunks:
         digest.update(chunk)
     got = digest.hexdigest()
     if got != expected:

@@ -6,12 +6,18 @@ below, which take both.
 """
 
 import base64
-import binascii
 import json
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+)
 
 from vlserve.runtime.contract import Answer, ItemError, Request
 from vlserve.runtime.errors import ErrorCode, RequestError
@@ -30,15 +36,21 @@ class RequestFields(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-def _image_bytes(value: Any) -> bytes:
+def _image_bytes(value: Any, info: ValidationInfo) -> bytes:
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value)
     if not isinstance(value, str):
         raise ValueError("must be an image file, or base64 of one in JSON")
     try:
         return base64.b64decode(value, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise RequestError(ErrorCode.IMAGE_UNREADABLE, f"not base64: {error}") from error
+    except ValueError as error:
+        raise RequestError(
+            ErrorCode.IMAGE_UNREADABLE, f"{info.field_name} is not base64: {error}"
+        ) from error
+
+
+def _text(value: Any, info: ValidationInfo) -> str:
+    return read_text(value, info.field_name or "text")
 
 
 def _whole_number(value: Any) -> Any:
@@ -52,7 +64,7 @@ def _whole_number(value: Any) -> Any:
 ImageField = Annotated[bytes, BeforeValidator(_image_bytes)]
 """An image file's bytes."""
 
-TextField = Annotated[str, BeforeValidator(read_text)]
+TextField = Annotated[str, BeforeValidator(_text)]
 """Text, UTF-8 without NUL."""
 
 WholeNumber = Annotated[int, Field(strict=True), BeforeValidator(_whole_number)]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from vlserve.runtime.errors import ErrorCode, RequestError
 from vlserve.runtime.manifest import ImageInput
@@ -45,7 +45,7 @@ def decode(data: bytes, spec: ImageInput) -> NDArray[np.float32]:
             pixels = _upright(image, spec)
     except RequestError:
         raise
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise RequestError(
             ErrorCode.IMAGE_UNREADABLE, f"not an image: send {', '.join(FORMATS)}"
         ) from None
@@ -144,6 +144,6 @@ def _normalise(pixels: NDArray[Any], spec: ImageInput) -> NDArray[np.float32]:
     mean = np.array(spec.mean, np.float32)[:, None, None]
     std = np.array(spec.std, np.float32)[:, None, None]
     planes = np.ascontiguousarray(pixels.transpose(2, 0, 1))  # bytes move faster than floats
-    array = np.multiply(planes, 1 / (255 * std), dtype=np.float32)
+    array: NDArray[np.float32] = np.multiply(planes, 1 / (255 * std), dtype=np.float32)
     array -= mean / std
     return array

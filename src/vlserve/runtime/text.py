@@ -102,24 +102,24 @@ def _character_ids(file: Path) -> dict[str, int]:
     return ids
 
 
-def read_text(value: Any) -> str:
-    """Text of a request, bytes from a form or str from JSON. RequestError (TEXT_UNREADABLE) when
-    it is not Unicode text; ValueError when it is no text at all."""
+def read_text(value: Any, name: str = "text") -> str:
+    """Text of a request: bytes from a form, or str from JSON. RequestError (TEXT_UNREADABLE) when
+    it is not Unicode text, ValueError when it is no text at all; ``name`` is the field's."""
     if isinstance(value, bytes | bytearray):
         try:
             value = value.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise RequestError(ErrorCode.TEXT_UNREADABLE, f"text is not UTF-8: {error}") from error
+            why = f"{name} is not UTF-8: {error}"
+            raise RequestError(ErrorCode.TEXT_UNREADABLE, why) from error
     if not isinstance(value, str):
         raise ValueError("must be text")
     if "\0" in value:
-        raise RequestError(ErrorCode.TEXT_UNREADABLE, "text holds a NUL character")
+        raise RequestError(ErrorCode.TEXT_UNREADABLE, f"{name} holds a NUL character")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise RequestError(
-            ErrorCode.TEXT_UNREADABLE, f"text holds a lone surrogate at {error.start}"
-        ) from error
+        why = f"{name} holds a lone surrogate at character {error.start}"
+        raise RequestError(ErrorCode.TEXT_UNREADABLE, why) from error
     return value
 
 
