@@ -1,0 +1,23 @@
+#!/bin/sh
+# Starts one TorchServe instance: what supervisord runs, again after every crash.
+# Java itself, without the torchserve launcher: killing that launcher leaves Java and its workers.
+set -eu
+cd "$ENGINE_DIR"
+
+# A start begins bare: the control service registers the versions again. Left-over archives would
+# be "Model file already exists", a left-over key file a token that is no more.
+rm -rf store logs/config key_file.json "$TMPDIR"
+mkdir -p store logs "$TMPDIR"
+chmod 700 "$TMPDIR"
+
+# Archives carry their own code; what is on PYTHONPATH would come before it.
+unset PYTHONPATH VLSERVE_GATEWAY
+
+exec "$JAVA_HOME/bin/java" \
+  -Dmodel_server_home="$TS_HOME" \
+  -Djava.io.tmpdir="$TMPDIR" \
+  -Dlog4j.configurationFile="file://$TORCHSERVE_CONFIG/log4j2.xml" \
+  -XX:+UseSerialGC \
+  -cp "$TS_HOME/ts/frontend/*" \
+  org.pytorch.serve.ModelServer \
+  --python "$PYTHON" -f config.properties -s store -ncs

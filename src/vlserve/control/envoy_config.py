@@ -1,0 +1,304 @@
+"""Routing -> Envoy's configuration. Pure: the same routing renders the same bytes.
+
+Envoy's v3 API: https://www.envoyproxy.io/docs/envoy/latest/api-v3/api
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import yaml
+
+from vlserve.control.contract import ModelRoute, Routing
+from vlserve.errors import SettingsError
+from vlserve.settings import GatewaySettings, Settings
+
+Config = dict[str, Any]
+
+ROUTES = "predictions"
+"""Name of the one route configuration, in routes.json and in the bootstrap."""
+
+_ROUTE_TYPE = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration"
+_CLUSTER_TYPE = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
+_OFF = {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "disabled": True}
+_PREVIOUS_HOSTS = {
+    "name": "envoy.retry_host_predicates.previous_hosts",
+    "typed_config": {
+        "@type": "type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3"
+        ".PreviousHostsPredicate"
+    },
+}
+
+
+def cluster_name(model: str, version: int) -> str:
+    """Envoy's cluster of one version."""
+    return f"{model}-{version}"
+
+
+def clusters(routing: Routing, settings: Settings) -> list[Config]:
+    """One cluster for each version that clients may ask for, every instance in each."""
+    return [
+        _cluster(route.model, version, routing, settings)
+        for route in routing.models
+        for version in route.versions
+    ]
+
+
+def routes(routing: Routing, settings: Settings) -> Config:
+    """The route configuration: explicit versions, weighted ones, and clear refusals."""
+    gateway = settings.gateway
+    paths = [path for route in routing.models for path in _model_paths(route, gateway)]
+    return {
+        "@type": _ROUTE_TYPE,
+        "name": ROUTES,
+        "validate_clusters": True,
+        "virtual_hosts": [
+            {
+                "name": ROUTES,
+                "domains": ["*"],
+                "routes": [*_health_paths(), *paths, *_unknown_paths()],
+                "request_body_buffer_limit": gateway.max_body_bytes,
+                "retry_policy": _retry_policy(gateway, len(routing.instances)),
+                "response_headers_to_remove": ["x-vlserve-version", "x-vlserve-retry"],
+                "response_headers_to_add": [
+                    {
+                        "header": {
+                            "key": "x-model-version",
+                            "value": "%METADATA(CLUSTER:vlserve:version)%",
+                        },
+                        "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+                    }
+                ],
+            }
+        ],
+    }
+
+
+def discovery(resources: Sequence[Config]) -> str:
+    """A discovery file. Its version is the digest of what it holds, so that what Envoy says to be
+    in force can be compared with what was rendered."""
+    body = json.dumps(resources, sort_keys=True)
+    version = hashlib.sha256(body.encode()).hexdigest()[:16]
+    return json.dumps({"version_info": version, "resources": resources}, indent=1)
+
+
+def bootstrap(template: str, settings: Settings, dynamic_dir: Path) -> Config:
+    """serving_config/gateway/envoy.yaml with the settings filled in."""
+    gateway = settings.gateway
+    rate_per_s = gateway.rate_limit_per_s
+    values = {
+        "host": "127.0.0.1" if gateway.host == "localhost" else gateway.host,
+        "port": gateway.port,
+        "admin_port": gateway.admin_port,
+        "dynamic_dir": str(dynamic_dir),
+        "routes_file": str(dynamic_dir / "routes.json"),
+        "clusters_file": str(dynamic_dir / "clusters.json"),
+        "access_log": str(settings.state_dir / "logs" / "access.jsonl"),
+        "request_lua": str(settings.config_dir / "gateway" / "request.lua"),
+        "engine_lua": str(settings.config_dir / "gateway" / "engine.lua"),
+        "stream_idle_timeout": f"{gateway.timeout_s + 30:g}s",
+        "no_api_keys": not gateway.api_keys,
+        "api_keys": [
+            {"key": key, "client": f"key-{number}"} for number, key in enumerate(gateway.api_keys)
+        ],
+        "no_rate_limit": rate_per_s is None,
+        "rate_per_s": rate_per_s or 1,
+        "max_body_bytes": gateway.max_body_bytes,
+        "too_large": f"the body is larger than {gateway.max_body_bytes} bytes",
+        "too_late": f"no answer within {gateway.timeout_s:g} s",
+    }
+    # JSON is YAML: a substituted string cannot end its place early
+    filled = {name: json.dumps(value) for name, value in values.items()}
+    try:
+        return dict(yaml.safe_load(Template(template).substitute(filled)))
+    except (KeyError, ValueError, yaml.YAMLError) as error:
+        raise SettingsError(f"serving_config/gateway/envoy.yaml cannot be read: {error}") from error
+
+
+def inlined(bootstrap: Config, routes: Config, clusters: Sequence[Config]) -> Config:
+    """One static configuration of all three, for `envoy --mode validate`, which ignores watched
+    files."""
+    static: Config = json.loads(json.dumps(bootstrap))
+    del static["dynamic_resources"]
+    static["static_resources"]["clusters"] = [_untyped(cluster) for cluster in clusters]
+    for listener in static["static_resources"]["listeners"]:
+        for chain in listener["filter_chains"]:
+            for network_filter in chain["filters"]:
+                config = network_filter["typed_config"]
+                if config.pop("rds", None):
+                    config["route_config"] = _untyped(routes)
+    return static
+
+
+def _untyped(resource: Config) -> Config:
+    return {key: value for key, value in resource.items() if key != "@type"}
+
+
+def _cluster(model: str, version: int, routing: Routing, settings: Settings) -> Config:
+    name = cluster_name(model, version)
+    engine = settings.engine
+    endpoints = [
+        {
+            "endpoint": {
+                "address": {
+                    "socket_address": {"address": instance.host, "port_value": instance.port}
+                }
+            },
+            "metadata": {"filter_metadata": {"vlserve": {"token": instance.token}}},
+        }
+        for instance in routing.instances
+    ]
+    return {
+        "@type": _CLUSTER_TYPE,
+        "name": name,
+        "type": "STATIC",
+        "connect_timeout": "1s",
+        "lb_policy": "LEAST_REQUEST",
+        "metadata": {"filter_metadata": {"vlserve": {"model": model, "version": str(version)}}},
+        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": endpoints}]},
+        "circuit_breakers": {
+            "thresholds": [
+                {
+                    # A dying instance gives back what its workers held and as much again; beyond
+                    # that, retries would only multiply an overload.
+                    "retry_budget": {
+                        "budget_percent": {"value": 20},
+                        "min_retry_concurrency": 2 * engine.workers * engine.batch_size,
+                    }
+                }
+            ]
+        },
+    }
+
+
+def _retry_policy(gateway: GatewaySettings, instances: int) -> Config:
+    """Another try, on another instance where there is one, when an instance lost the request.
+    engine.lua marks the replies after which a try can help."""
+    policy: Config = {
+        "retry_on": "connect-failure,reset,retriable-headers",
+        "num_retries": gateway.retries,
+        "retriable_headers": [{"name": "x-vlserve-retry", "present_match": True}],
+        "retry_back_off": {"base_interval": "0.05s", "max_interval": "0.5s"},
+    }
+    if instances > 1:
+        policy["retry_host_predicate"] = [_PREVIOUS_HOSTS]
+        policy["host_selection_retry_max_attempts"] = 20
+    return policy
+
+
+def _model_paths(route: ModelRoute, gateway: GatewaySettings) -> list[Config]:
+    """Every answer to /predictions/{model}…, the first match wins."""
+    model = f"/predictions/{route.model}"
+    known = ", ".join(map(str, sorted(route.versions))) or "none"
+    no_version = _refusal(
+        404, "version_not_found", f"{route.model} has no such version; it has {known}"
+    )
+    to_version = {
+        version: _forward(gateway, route.model, {"cluster": cluster_name(route.model, version)})
+        for version in route.versions
+    }
+    asks = _header("x-model-version", {"safe_regex": {"regex": ".+"}})
+    return [
+        *(
+            {"match": _post({"path": f"{model}/{version}"}), "route": forward}
+            for version, forward in to_version.items()
+        ),
+        *(
+            {"match": _post({"path": model}, _version_header(version)), "route": forward}
+            for version, forward in to_version.items()
+        ),
+        {"match": _post({"path": model}, asks), **no_version},
+        *_weighted_paths(route, gateway),
+        {"match": _post({"path_separated_prefix": model}), **no_version},
+        {
+            "match": {"path_separated_prefix": model},
+            **_refusal(405, "method_not_allowed", "predictions are asked for with POST", "POST"),
+        },
+    ]
+
+
+def _weighted_paths(route: ModelRoute, gateway: GatewaySettings) -> list[Config]:
+    """By weight: the same version for the same X-Sticky-Key, else chance. An empty key would be a
+    constant, so it counts as none."""
+    path = f"/predictions/{route.model}"
+    shares = [
+        {"name": cluster_name(route.model, version), "weight": weight}
+        for version, weight in route.weights.items()
+        if weight
+    ]
+    if not shares:
+        unreleased = f"no version of {route.model} is released; ask for one by its number"
+        return [{"match": _post({"path": path}), **_refusal(404, "version_not_found", unreleased)}]
+    sticky = _forward(
+        gateway, route.model, {"weighted_clusters": {"clusters": shares, "use_hash_policy": True}}
+    )
+    salted = {
+        "pattern": {"regex": "^(.*)$"},
+        "substitution": route.salt.replace("\\", r"\\") + r"\1",
+    }
+    sticky["hash_policy"] = [{"header": {"header_name": "x-sticky-key", "regex_rewrite": salted}}]
+    random = _forward(gateway, route.model, {"weighted_clusters": {"clusters": shares}})
+    has_key = _header("x-sticky-key", {"safe_regex": {"regex": ".+"}})
+    return [
+        {"match": _post({"path": path}, has_key), "route": sticky},
+        {"match": _post({"path": path}), "route": random},
+    ]
+
+
+def _forward(gateway: GatewaySettings, model: str, target: Config) -> Config:
+    return target | {
+        "timeout": f"{gateway.timeout_s:g}s",
+        "path_rewrite": f"/predictions/{model}/%METADATA(CLUSTER:vlserve:version)%",
+        "host_rewrite_literal": "engine",
+    }
+
+
+def _health_paths() -> list[Config]:
+    """The gateway's own health: answered by it, without a key, whatever the engine does."""
+    healthy = {"direct_response": {"status": 200, "body": {"inline_string": '{"status": "ok"}'}}}
+    open_to_all = {
+        "typed_per_filter_config": {
+            "envoy.filters.http.api_key_auth": _OFF,
+            "envoy.filters.http.local_ratelimit": _OFF,
+        }
+    }
+    read = _header(":method", {"safe_regex": {"regex": "GET|HEAD"}})
+    refused = _refusal(405, "method_not_allowed", "health is asked for with GET", "GET, HEAD")
+    return [
+        {"match": {"path": "/health", "headers": [read]}, **healthy, **open_to_all},
+        {"match": {"path": "/health"}, **refused},
+    ]
+
+
+def _unknown_paths() -> list[Config]:
+    no_model = _refusal(404, "model_not_found", "no model of this name is served")
+    no_path = _refusal(404, "not_found", "predictions are at POST /predictions/{model}")
+    return [
+        {"match": {"prefix": "/predictions/"}, **no_model},
+        {"match": {"prefix": "/"}, **no_path},
+    ]
+
+
+def _refusal(status: int, code: str, message: str, allow: str = "") -> Config:
+    body = json.dumps({"error": {"code": code, "message": message}})
+    refusal: Config = {
+        "direct_response": {"status": status, "body": {"inline_string": body}},
+    }
+    if allow:
+        refusal["response_headers_to_add"] = [{"header": {"key": "allow", "value": allow}}]
+    return refusal
+
+
+def _post(path: Config, *headers: Config) -> Config:
+    return path | {"headers": [_header(":method", {"exact": "POST"}), *headers]}
+
+
+def _version_header(version: int) -> Config:
+    return _header("x-model-version", {"exact": str(version)})
+
+
+def _header(name: str, match: Config) -> Config:
+    return {"name": name, "string_match": match}
