@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vlserve.exporter.pack import Member, pack_archive
-from vlserve.exporter.probes import answer, drawn_requests
+from vlserve.exporter.probes import answer_in_process, drawn_requests
 from vlserve.runtime.backend import EchoSettings
 
 LABELS = ("animals", "cars", "food", "music", "sport")
@@ -39,7 +39,7 @@ def pack_echo(
     requests = drawn_requests(draft)
     with tempfile.TemporaryDirectory(prefix="vlserve-echo-") as scratch:
         unprobed = pack_archive(Path(scratch), draft, _members(healthy))
-        answers = answer(unprobed, requests, Path(scratch) / "unpacked")
+        answers = answer_in_process(unprobed, requests, Path(scratch) / "unpacked")
     draft["probes"] = [
         {"fields": fields, "answer": given} for fields, given in zip(requests, answers, strict=True)
     ]

@@ -10,9 +10,9 @@ from PIL import Image, ImageDraw
 
 from vlserve.errors import ExportError
 from vlserve.runtime.archive import unpack_archive
-from vlserve.runtime.contract import ItemError, Request
+from vlserve.runtime.contract import Answer, ItemError, Request
 from vlserve.runtime.folder import open_folder
-from vlserve.runtime.manifest import Manifest
+from vlserve.runtime.offline import answer_offline
 
 TEXTS = ("cute cat video 可爱的猫咪", "今天做一道家常菜", "Final match highlights! 🏆 2024")
 _SIZES = ((128, 96), (90, 160), (64, 64))
@@ -40,14 +40,28 @@ def drawn_image(seed: int) -> str:
     return base64.b64encode(file.getvalue()).decode("ascii")
 
 
-def answer(archive: Path, requests: Sequence[Mapping[str, Any]], folder: Path) -> list[Any]:
-    """The archive's answers to ``requests``, unpacked into the empty ``folder``. ExportError when
-    it cannot answer one."""
-    manifest: Manifest = unpack_archive(archive, folder)
+def answer_by_archive(archive: Path, requests: Sequence[Mapping[str, Any]]) -> list[Answer]:
+    """What the archive's own code answers, each request alone, in a fresh process that sees the
+    frozen copy. ExportError when it cannot answer one."""
+    items = [{"id": index, "fields": fields} for index, fields in enumerate(requests)]
+    lines = answer_offline(archive, items, batch_size=1)
+    return [_answer(line.get("answer"), line.get("error", {}).get("message")) for line in lines]
+
+
+def answer_in_process(
+    archive: Path, requests: Sequence[Mapping[str, Any]], folder: Path
+) -> list[Answer]:
+    """The same by the code of this process, unpacked into the empty ``folder``: in milliseconds,
+    for an archive that was packed from this code just now."""
+    unpack_archive(archive, folder)
     result = open_folder(folder).run([Request(fields, "probe") for fields in requests])
-    for given in result.answers:
-        if isinstance(given, ItemError):
-            raise ExportError(
-                f"{manifest.model} {manifest.version} cannot answer its probe: {given.message}"
-            )
-    return list(result.answers)
+    return [
+        _answer(None, given.message) if isinstance(given, ItemError) else given
+        for given in result.answers
+    ]
+
+
+def _answer(given: Answer | None, error: str | None) -> Answer:
+    if given is None:
+        raise ExportError(f"the archive cannot answer its probe: {error}")
+    return given

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from vlserve.exporter.echo import VOCABULARY, pack_echo
-from vlserve.exporter.probes import answer, drawn_requests
+from vlserve.exporter.probes import answer_by_archive, drawn_requests
 from vlserve.runtime.archive import unpack_archive, verify_archive
 from vlserve.runtime.contract import ItemError, Request
 from vlserve.runtime.folder import open_folder
@@ -16,7 +16,7 @@ def test_it_verifies_and_answers_its_probes(tmp_path: Path) -> None:
     manifest = verify_archive(path)
     assert (path.name, manifest.model, manifest.version) == ("tagger-4.mar", "tagger", 4)
     assert len(manifest.probes) == 3
-    answers = answer(path, [probe.fields for probe in manifest.probes], tmp_path / "unpacked")
+    answers = answer_by_archive(path, [probe.fields for probe in manifest.probes])
     assert answers == [probe.answer for probe in manifest.probes]
     assert answers[0] != answers[1]
 
