@@ -54,6 +54,11 @@ def predict(
     if as_json:
         print_json(answer)
         return
+    print_answer(answer)
+
+
+def print_answer(answer: dict[str, Any]) -> None:
+    """One answer for people."""
     print_line(f"{answer['model']} {answer['version']}  (request {answer['request_id']})")
     if "tags" in answer:
         print_table(("TAG", "SCORE"), [(t["tag"], f"{t['score']:.3f}") for t in answer["tags"]])

@@ -25,7 +25,7 @@ def register(
     archive: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True)],
     as_json: AsJson = False,
 ) -> None:
-    """Verify an archive, load it beside what serves, check its answers: it is ready, no traffic yet."""
+    """Verify an archive, load it beside what serves and probe it; it gets no traffic yet."""
     with _control() as control, progress(f"registering {archive.name}"):
         done = control.register(archive)
     if as_json:
@@ -44,14 +44,14 @@ def register(
 def release(
     model: Model,
     version: Version,
-    now: Annotated[
-        bool, typer.Option("--now", help="All traffic at once, without steps.")
-    ] = False,
+    now: Annotated[bool, typer.Option("--now", help="All traffic at once, without steps.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Send a model's traffic to a version; the one before stays loaded for a rollback."""
     if not now:
-        raise typer.BadParameter("a release in steps is not there yet: add --now", param_hint="--now")
+        raise typer.BadParameter(
+            "a release in steps is not there yet: add --now", param_hint="--now"
+        )
     with _control() as control, progress(f"releasing {model} {version}"):
         done = control.release(model, version)
     if as_json:
@@ -95,8 +95,7 @@ def history(model: Model, as_json: AsJson = False) -> None:
         print_json(events)
         return
     rows = [
-        (e.at, e.version, e.kind, " ".join(f"{k}={v}" for k, v in e.detail.items()))
-        for e in events
+        (e.at, e.version, e.kind, " ".join(f"{k}={v}" for k, v in e.detail.items())) for e in events
     ]
     print_table(("AT", "VERSION", "EVENT", "DETAIL"), rows)
 

@@ -1,0 +1,141 @@
+"""demo-data, train, export, evaluate: from data to an archive and its figures."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from vlserve.training.fit import Progress
+
+from vlserve.cli.output import AsJson, print_json, print_line, print_table, progress
+from vlserve.settings import load_settings
+
+File = Annotated[Path, typer.Option(exists=True, dir_okay=False, readable=True)]
+
+
+def demo_data(
+    folder: Annotated[Path, typer.Argument(help="Folder to write; made when missing.")],
+    items: Annotated[int, typer.Option(min=20)] = 600,
+    seed: int = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Draw covers with Chinese and English titles whose tag needs both: train.jsonl, val.jsonl."""
+    from vlserve.training.demo_data import write_demo_data
+
+    data = write_demo_data(folder, items=items, seed=seed)
+    if as_json:
+        print_json(data)
+        return
+    print_line(f"wrote {data.train} and {data.val}")
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="Name of a file in export/.")],
+    data: File,
+    val: File,
+    out: Annotated[Path, typer.Option(file_okay=False)],
+    options: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value, e.g. epochs=20.")
+    ] = None,
+    seed: int = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where OUT stopped.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse data with bad lines.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a tagger; OUT gets model.safetensors, config.json, metrics.json and a plot."""
+    from vlserve.exporter.recipe import load_recipe
+    from vlserve.training.fit import fit
+
+    loaded = load_recipe(recipe, load_settings().project_dir / "export")
+    with progress(f"training {recipe}") as show:
+        report = fit(
+            loaded, data, val, out,
+            options=_pairs(options or []), seed=seed, resume=resume, strict=strict,
+            progress=lambda step: show(describe_step(step)),
+        )  # fmt: skip
+    if as_json:
+        print_json(report)
+        return
+    for bad in report.bad_lines:
+        print_line(f"left out: {bad}")
+    print_table(("METRIC", "VALUE"), list(report.metrics.to_json().items()))
+    print_line(f"best epoch {report.best_epoch} of {report.epochs}; wrote {report.out}")
+    print_line(f"next: vlserve export {recipe} --checkpoint {report.out}/model.safetensors --out …")
+
+
+def describe_step(step: "Progress") -> str:
+    """One line on how far a training run is."""
+    if step.stage == "read":
+        return f"read {step.done} of {step.total} images"
+    figures = ", ".join(
+        f"{name} {step.figures[name]:.3f}" for name in ("train_loss", "macro_f1", "map")
+    )
+    return f"epoch {step.done} of {step.total}: {figures}"
+
+
+def _pairs(options: list[str]) -> dict[str, str]:
+    pairs = dict(option.partition("=")[::2] for option in options)
+    if any("=" not in option for option in options):
+        raise typer.BadParameter("give key=value", param_hint="--set")
+    return pairs
+
+
+def export(
+    recipe: Annotated[str, typer.Argument(help="Name of a file in export/, or a path.")],
+    checkpoint: File,
+    out: Annotated[Path, typer.Option(file_okay=False)],
+    config: Annotated[
+        Path | None, typer.Option(help="Default: config.json beside the checkpoint.")
+    ] = None,
+    format: Literal["onnx", "torchscript"] = "onnx",
+    precision: Literal["fp32", "int8", "fp16"] = "fp32",
+    name: Annotated[str | None, typer.Option(help="Model name; default: the family's.")] = None,
+    version: Annotated[int, typer.Option(min=1)] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Turn a checkpoint into an archive, once its graph is proved equal to the network."""
+    from vlserve.exporter.export import export_archive
+
+    with progress(f"exporting {checkpoint.name}") as show:
+        report = export_archive(
+            recipe, checkpoint, out,
+            config=config, format=format, precision=precision, name=name, version=version,
+            settings=load_settings(), progress=show,
+        )  # fmt: skip
+    if as_json:
+        print_json(report)
+        return
+    for graph, parity in report.parity.items():
+        print_line(
+            f"graph {graph} equals the network on {parity.cases} unseen shapes, "
+            f"largest difference {parity.max_abs_diff:.1e}"
+        )
+    print_line(f"wrote {report.path}")
+    print_line(f"next: vlserve register {report.path}")
+
+
+def evaluate(
+    archive: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True)],
+    data: File,
+    batch_size: Annotated[int, typer.Option(min=1)] = 8,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse data with bad lines.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run every item through the archive's own code and measure the answers."""
+    from vlserve.training.evaluate import evaluate_archive
+
+    with progress(f"evaluating {archive.name}") as show:
+        result = evaluate_archive(
+            archive, data, batch_size=batch_size, strict=strict, progress=show
+        )
+    if as_json:
+        print_json(result.metrics.to_json())
+        return
+    print_table(("METRIC", "VALUE"), list(result.metrics.to_json().items()))
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command("demo-data")(demo_data)
+    for command in (train, export, evaluate):
+        app.command()(command)

@@ -1,0 +1,39 @@
+"""demo: what `make serve` shows once the stack is up."""
+
+import typer
+
+from vlserve.cli.output import AsJson, print_json, print_line, progress
+from vlserve.cli.predict import print_answer, request_prediction
+from vlserve.settings import load_settings
+
+
+def demo(as_json: AsJson = False) -> None:
+    """Train, release and query a demo tagger; leaves version 1 stable and version 2 ready."""
+    from vlserve.control.client import ControlClient
+    from vlserve.demo import MODEL, VERSIONS, release_demo
+
+    settings = load_settings()
+    with ControlClient(settings.control_url) as control, progress("preparing the demo") as show:
+        item = release_demo(settings, control, show)
+    answer = request_prediction(settings, MODEL, {"text": item.text}, item.image)
+    if as_json:
+        print_json({"image": item.image, "text": item.text, "label": item.label, "answer": answer})
+        return
+    image = item.image.relative_to(settings.project_dir)
+    print_line(f"\ncover {image}\ntitle {item.text}\nlabel {item.label}")
+    print_answer(answer)
+    old, new = VERSIONS
+    print_line(
+        f"""
+What to do next (with .venv/bin on the PATH, or .venv/bin/vlserve …):
+  vlserve status                                     versions and their weights
+  vlserve predict {MODEL} --image {image} --text '{item.text}'
+  vlserve release {MODEL} {new} --now                      all traffic to version {new}
+  vlserve stress {MODEL} --users 4 --duration 20     load it and judge it
+  vlserve rollback {MODEL}                           back to version {old}
+  make stop                                          stop everything"""
+    )
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command()(demo)
