@@ -9,6 +9,7 @@ VlserveError                  (vlserve.runtime.errors)
 │   ├── CheckpointMismatch    a checkpoint that is not of the recipe's family, or cannot be read
 │   └── ParityFailed          the graph does not answer like the trained network
 ├── DataError                 training or evaluation data that cannot be used
+├── TrainingError             a training run that cannot be resumed or go on
 ├── ControlError
 │   ├── ModelNotFound
 │   ├── VersionNotFound
@@ -46,6 +47,7 @@ __all__ = [
     "StackError",
     "StillServing",
     "StressError",
+    "TrainingError",
     "VersionConflict",
     "VersionNotFound",
     "VlserveError",
@@ -74,6 +76,10 @@ class ParityFailed(ExportError):
 
 class DataError(VlserveError):
     """Training or evaluation data that cannot be used."""
+
+
+class TrainingError(VlserveError):
+    """A training run that cannot be resumed or go on."""
 
 
 class ControlError(VlserveError):

@@ -1,0 +1,182 @@
+"""Labelled JSONL files: ``{"id", "img", "text", "label"}`` a line, other keys ignored.
+
+``img`` is relative to the file's folder. ``label`` is a string, or a list of strings in a
+multi-label file. A line that cannot be used is left out and reported with its number.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vlserve.errors import DataError
+
+FIELDS = ("id", "img", "text", "label")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One labelled item; ``labels`` holds exactly one label unless the file is multi-label."""
+
+    id: str
+    image: Path
+    text: str
+    labels: tuple[str, ...]
+    line: int
+
+
+@dataclass(frozen=True)
+class BadLine:
+    """A line of a file (from 1) that was left out, and why."""
+
+    file: str
+    line: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{Path(self.file).name}:{self.line}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class ItemFile:
+    """The usable items of one file, in its order, and what was left out."""
+
+    path: Path
+    items: tuple[Item, ...]
+    bad_lines: tuple[BadLine, ...]
+    multi_label: bool
+
+    def without(self, reasons: Mapping[int, str]) -> "ItemFile":
+        """Leave out more lines: line number -> reason."""
+        if not reasons:
+            return self
+        more = [BadLine(str(self.path), line, reason) for line, reason in reasons.items()]
+        return ItemFile(
+            self.path,
+            tuple(item for item in self.items if item.line not in reasons),
+            tuple(sorted((*self.bad_lines, *more), key=lambda bad: bad.line)),
+            self.multi_label,
+        )
+
+
+def read_items(path: Path) -> ItemFile:
+    """Parse a file; the first good line says whether the file is multi-label.
+
+    Images are not opened here. Raises DataError if the file cannot be read.
+    """
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    items: list[Item] = []
+    bad: list[BadLine] = []
+    seen: dict[str, int] = {}
+    multi_label: bool | None = None
+    for number, raw in enumerate(lines, start=1):
+        if not raw.strip():
+            continue
+        try:
+            fields = _parse(raw)
+            label = fields["label"]
+            if multi_label is None:
+                multi_label = isinstance(label, list)
+            if multi_label != isinstance(label, list):
+                kind = "a list" if isinstance(label, list) else "a string"
+                raise ValueError(f"label is {kind}, unlike in the lines before")
+            if fields["id"] in seen:
+                raise ValueError(f"id {fields['id']} is on line {seen[fields['id']]} already")
+        except ValueError as error:
+            bad.append(BadLine(str(path), number, str(error)))
+            continue
+        seen[fields["id"]] = number
+        labels = tuple(dict.fromkeys(label)) if isinstance(label, list) else (label,)
+        items.append(
+            Item(fields["id"], path.parent / fields["img"], fields["text"], labels, number)
+        )
+    return ItemFile(path, tuple(items), tuple(bad), bool(multi_label))
+
+
+def leave_out_unknown(file: ItemFile, labels: Collection[str]) -> ItemFile:
+    """Leave out items with a label that is not among ``labels``."""
+    unknown = {
+        item.line: "unknown label " + ", ".join(sorted(set(item.labels) - set(labels)))
+        for item in file.items
+        if not set(item.labels) <= set(labels)
+    }
+    return file.without(unknown)
+
+
+def leave_out_trained(file: ItemFile, train: ItemFile) -> ItemFile:
+    """Leave out items whose id is in the training file: they would flatter the figures."""
+    trained = {item.id for item in train.items}
+    reason = f"its id is in {train.path.name} too"
+    return file.without({item.line: reason for item in file.items if item.id in trained})
+
+
+def leave_out_other_kind(file: ItemFile, *, multi_label: bool) -> ItemFile:
+    """Leave out everything if the file's labels are of the other kind than the model's."""
+    if file.multi_label == multi_label:
+        return file
+    kinds = {True: "a list of labels", False: "one label"}
+    reason = f"has {kinds[not multi_label]}, but the model answers with {kinds[multi_label]}"
+    return file.without({item.line: reason for item in file.items})
+
+
+def refuse_bad_lines(files: Sequence[ItemFile], *, strict: bool) -> tuple[BadLine, ...]:
+    """All bad lines. Raises DataError if a file has no usable line, or for any bad one if
+    ``strict``."""
+    bad = tuple(line for file in files for line in file.bad_lines)
+    if strict and bad:
+        raise DataError(f"{len(bad)} bad line(s): {_first_of(bad)}")
+    for file in files:
+        if not file.items:
+            reasons = f": {_first_of(file.bad_lines)}" if file.bad_lines else ", it is empty"
+            raise DataError(f"{file.path} has no usable line{reasons}")
+    return bad
+
+
+def write_bad_lines(path: Path, bad_lines: Sequence[BadLine]) -> None:
+    """``{"count", "lines": [{"file", "line", "reason"}, …]}``."""
+    report = {"count": len(bad_lines), "lines": [asdict(line) for line in bad_lines]}
+    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def count_labels(items: Sequence[Item]) -> dict[str, int]:
+    """How many items have each label; labels sorted."""
+    counts = Counter(label for item in items for label in item.labels)
+    return dict(sorted(counts.items()))
+
+
+def _parse(raw: bytes) -> dict[str, Any]:
+    try:
+        fields = json.loads(raw.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8: {error.reason} at byte {error.start}") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from error
+    except RecursionError as error:
+        raise ValueError("not JSON that can be read: nested too deeply") from error
+    if not isinstance(fields, dict):
+        raise ValueError("not a JSON object")
+    missing = [name for name in FIELDS if name not in fields]
+    if missing:
+        raise ValueError(f"missing field {', '.join(missing)}")
+    for name in ("id", "img", "text"):
+        if not isinstance(fields[name], str) or (name != "text" and not fields[name]):
+            raise ValueError(f"{name} must be a string, and only text may be empty")
+    label = fields["label"]
+    labels = label if isinstance(label, list) else [label]
+    if not all(isinstance(one, str) and one for one in labels):
+        raise ValueError("label must be a string, or a list of strings, none empty")
+    try:
+        "".join((fields["id"], fields["img"], *labels)).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("id, img or label holds a lone surrogate") from error
+    return fields
+
+
+def _first_of(bad: Sequence[BadLine], shown: int = 5) -> str:
+    text = "; ".join(str(line) for line in bad[:shown])
+    return text + (f"; and {len(bad) - shown} more" if len(bad) > shown else "")

@@ -1,0 +1,103 @@
+"""Both files of a run as arrays, and the config.json that follows from the training file."""
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlserve.errors import DataError, TrainingError
+from vlserve.exporter.recipe import Recipe
+from vlserve.runtime.manifest import ImageInput
+from vlserve.runtime.text import Tokenizer, load_tokenizer
+from vlserve.training.data import (
+    BadLine,
+    ItemFile,
+    count_labels,
+    leave_out_other_kind,
+    leave_out_trained,
+    leave_out_unknown,
+    read_items,
+    refuse_bad_lines,
+)
+from vlserve.training.options import TrainOptions, checkpoint_config
+from vlserve.training.samples import OnRead, Samples, decode_images, to_samples
+from vlserve.training.vocabulary import build_vocabulary
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What one run trains and validates on. ``config`` is its config.json."""
+
+    config: dict[str, Any]
+    image: ImageInput
+    tokenizer: Tokenizer
+    train: Samples
+    val: Samples
+    multi_label: bool
+    bad_lines: tuple[BadLine, ...]
+
+
+def read_dataset(
+    recipe: Recipe,
+    train: Path,
+    val: Path,
+    options: TrainOptions,
+    *,
+    training: Mapping[str, Any],
+    strict: bool,
+    on_read: OnRead | None = None,
+) -> Dataset:
+    """Read and decode both files; labels and vocabulary come from the training file alone.
+
+    Validation items that share an id with a training item, or have a label that it does not know,
+    are bad lines. ``training`` goes into config.json. Raises DataError for a file without a usable
+    line, and for any bad one if ``strict``.
+    """
+    train_file = read_items(train)
+    val_file = leave_out_other_kind(read_items(val), multi_label=train_file.multi_label)
+    val_file = leave_out_trained(val_file, train_file)
+    train_file, train_images = decode_images(train_file, options.image, on_read)
+    label_items = count_labels(train_file.items)
+    labels = list(label_items)
+    val_file = leave_out_unknown(val_file, labels)
+    val_file, val_images = decode_images(val_file, options.image, on_read)
+    bad_lines = refuse_bad_lines((train_file, val_file), strict=strict)
+    _check_enough(train_file, labels)
+    config = checkpoint_config(
+        recipe.spec.family,
+        options,
+        labels=labels,
+        multi_label=train_file.multi_label,
+        vocabulary=build_vocabulary((item.text for item in train_file.items), options.min_count),
+        training={**training, "label_items": label_items},
+    )
+    image, tokenizer = read_serving(recipe, config)
+    return Dataset(
+        config=config,
+        image=image,
+        tokenizer=tokenizer,
+        train=to_samples(train_file.items, train_images, tokenizer, labels),
+        val=to_samples(val_file.items, val_images, tokenizer, labels),
+        multi_label=train_file.multi_label,
+        bad_lines=bad_lines,
+    )
+
+
+def read_serving(recipe: Recipe, config: Mapping[str, Any]) -> tuple[ImageInput, Tokenizer]:
+    """The image size and the tokenizer that an archive of this config serves with."""
+    with tempfile.TemporaryDirectory() as folder:
+        assets = Path(folder) / "assets"
+        assets.mkdir()
+        served = recipe.serve(config, assets)
+        if served.image is None or served.text is None:
+            raise TrainingError(f"{recipe.spec.family} does not take an image and a text")
+        return served.image, load_tokenizer(served.text, Path(folder))
+
+
+def _check_enough(file: ItemFile, labels: list[str]) -> None:
+    if len(labels) < 2 or len(file.items) < 2:
+        raise DataError(
+            f"{file.path} has {len(labels)} label(s) on {len(file.items)} item(s): "
+            "training needs at least two of each"
+        )

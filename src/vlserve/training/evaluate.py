@@ -1,0 +1,174 @@
+"""Figures of a tagger on a labelled JSONL file, through its archive or through its checkpoint."""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlserve.errors import DataError
+from vlserve.exporter.export import read_trained
+from vlserve.runtime.archive import verify_archive
+from vlserve.runtime.offline import answer_offline
+from vlserve.settings import Settings, load_settings
+from vlserve.training.data import (
+    BadLine,
+    Item,
+    ItemFile,
+    count_labels,
+    leave_out_other_kind,
+    leave_out_unknown,
+    read_items,
+    refuse_bad_lines,
+)
+from vlserve.training.dataset import read_serving
+from vlserve.training.loop import score
+from vlserve.training.metrics import Metrics, measure, predict
+from vlserve.training.samples import decode_images, to_samples, to_targets
+
+RESAMPLES = 1000
+"""Bootstrap draws behind the intervals."""
+
+OnProgress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One item: its true labels, the predicted ones (best first), and every label's score."""
+
+    id: str
+    labels: tuple[str, ...]
+    predicted: tuple[str, ...]
+    scores: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures over the usable items, each item's prediction in the file's order, and the lines that
+    were left out."""
+
+    metrics: Metrics
+    predictions: tuple[Prediction, ...]
+    bad_lines: tuple[BadLine, ...]
+
+
+def evaluate_archive(
+    archive: Path,
+    data: Path,
+    *,
+    batch_size: int = 8,
+    strict: bool = False,
+    map_labels: Collection[str] | None = None,
+    progress: OnProgress | None = None,
+) -> Evaluation:
+    """Run every item of ``data`` through the archive's own code in a process of its own.
+
+    ``map_labels`` restricts mean average precision to these labels, e.g. `frequent_labels`. Raises
+    DataError (no usable line; any bad one if ``strict``; an archive that does not tag) or
+    ArchiveError.
+    """
+    manifest = verify_archive(archive)
+    if manifest.task != "tag":
+        raise DataError(f"{archive.name} serves task {manifest.task}: only tagging can be measured")
+    file = leave_out_other_kind(read_items(data), multi_label=manifest.multi_label)
+    file = leave_out_unknown(file, manifest.labels)
+    refuse_bad_lines((file,), strict=strict)
+    rows: list[list[float]] = []
+    refused: dict[int, str] = {}
+    lines = answer_offline(archive, _requests(file.items, len(manifest.labels)), batch_size)
+    for done, (item, line) in enumerate(zip(file.items, lines, strict=True), start=1):
+        if "error" in line:
+            refused[item.line] = f"{line['error']['code']}: {line['error']['message']}"
+        else:
+            scores = {entry["tag"]: entry["score"] for entry in line["answer"]["tags"]}
+            rows.append([scores[label] for label in manifest.labels])
+        if progress and (done % (10 * batch_size) == 0 or done == len(file.items)):
+            progress(f"answered {done} of {len(file.items)} items")
+    return _evaluation(
+        file.without(refused),
+        np.array(rows, dtype=np.float64),
+        manifest.labels,
+        multi_label=manifest.multi_label,
+        strict=strict,
+        map_labels=map_labels,
+    )
+
+
+def evaluate_checkpoint(
+    recipe: str,
+    checkpoint: Path,
+    data: Path,
+    *,
+    strict: bool = False,
+    map_labels: Collection[str] | None = None,
+    settings: Settings | None = None,
+) -> Evaluation:
+    """The same through the training code: the network of ``checkpoint`` (config.json beside it),
+    not exported. Raises as `evaluate_archive` and `read_trained` do."""
+    trained = read_trained(recipe, checkpoint, None, settings or load_settings())
+    labels: Sequence[str] = trained.config["labels"]
+    multi_label = bool(trained.config["multi_label"])
+    image, tokenizer = read_serving(trained.recipe, trained.config)
+    file = leave_out_other_kind(read_items(data), multi_label=multi_label)
+    file, images = decode_images(leave_out_unknown(file, labels), image)
+    refuse_bad_lines((file,), strict=strict)
+    samples = to_samples(file.items, images, tokenizer, labels)
+    scores = score(trained.network, samples, tokenizer, multi_label=multi_label)
+    return _evaluation(
+        file, scores, labels, multi_label=multi_label, strict=strict, map_labels=map_labels
+    )
+
+
+def frequent_labels(train: Path, at_least: int) -> set[str]:
+    """The labels that ``at_least`` items of a training file have."""
+    counts = count_labels(read_items(train).items)
+    return {label for label, count in counts.items() if count >= at_least}
+
+
+def _requests(items: Sequence[Item], labels: int) -> Iterator[dict[str, Any]]:
+    """Offline requests that ask for every label's score."""
+    for item in items:
+        fields = {"image_path": str(item.image.resolve()), "text": item.text, "top_k": labels}
+        yield {"id": item.id, "fields": fields}
+
+
+def _evaluation(
+    file: ItemFile,
+    scores: NDArray[np.float64],
+    labels: Sequence[str],
+    *,
+    multi_label: bool,
+    strict: bool,
+    map_labels: Collection[str] | None,
+) -> Evaluation:
+    bad_lines = refuse_bad_lines((file,), strict=strict)
+    columns = (
+        None if map_labels is None else [i for i, label in enumerate(labels) if label in map_labels]
+    )
+    metrics = measure(
+        to_targets(file.items, labels),
+        scores,
+        multi_label=multi_label,
+        map_columns=columns,
+        resamples=RESAMPLES,
+    )
+    predicted = predict(scores, multi_label=multi_label)
+    predictions = (
+        _prediction(item, row, chosen, labels)
+        for item, row, chosen in zip(file.items, scores, predicted, strict=True)
+    )
+    return Evaluation(metrics, tuple(predictions), bad_lines)
+
+
+def _prediction(
+    item: Item, scores: NDArray[np.float64], chosen: NDArray[np.int64], labels: Sequence[str]
+) -> Prediction:
+    best_first = np.argsort(-scores, kind="stable")
+    return Prediction(
+        id=item.id,
+        labels=item.labels,
+        predicted=tuple(labels[index] for index in best_first if chosen[index]),
+        scores=dict(zip(labels, scores.tolist(), strict=True)),
+    )

@@ -1,0 +1,247 @@
+"""Train a tagger on a JSONL file: `fit`."""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from vlserve.errors import DataError, TrainingError
+from vlserve.exporter.checkpoint import file_sha256, load_into, read_checkpoint
+from vlserve.exporter.recipe import Recipe
+from vlserve.training.data import BadLine, write_bad_lines
+from vlserve.training.dataset import Dataset, read_dataset
+from vlserve.training.loop import add_dropout, make_loss, score, steps_per_epoch, train_epoch
+from vlserve.training.metrics import Metrics, measure
+from vlserve.training.options import TrainOptions, parse_options
+from vlserve.training.plots import plot_average_precisions, plot_confusion
+from vlserve.training.samples import OnRead
+from vlserve.training.state import (
+    TrainState,
+    load_facts,
+    load_state,
+    new_state,
+    save_state,
+    save_weights,
+)
+
+WEIGHTS, CONFIG, METRICS = "model.safetensors", "config.json", "metrics.json"
+LAST, PLOT, BAD_LINES = "last.safetensors", "confusion.png", "bad_lines.json"
+RESAMPLES = 1000
+"""Bootstrap draws behind the intervals of metrics.json."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is: items read, of one file and then of the other, or epochs trained, with the
+    ``figures`` of the last one."""
+
+    stage: Literal["read", "train"]
+    done: int
+    total: int
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+OnProgress = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What a run left in ``out``: model.safetensors and config.json, for the exporter;
+    metrics.json, confusion.png, and bad_lines.json if a line was left out. ``metrics`` are those of
+    the best epoch on the validation file."""
+
+    out: Path
+    metrics: Metrics
+    best_epoch: int
+    epochs: int
+    train_items: int
+    bad_lines: tuple[BadLine, ...]
+    seconds: float
+
+
+def fit(
+    recipe: Recipe,
+    train: Path,
+    val: Path,
+    out: Path,
+    *,
+    options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    strict: bool = False,
+    progress: OnProgress | None = None,
+) -> TrainReport:
+    """Train ``recipe`` on the items of ``train``; keep the epoch that is best on ``val`` by
+    macro-F1, or by mean average precision when items have several labels.
+
+    The same files, options, seed and number of threads give the same figures. ``resume`` goes on
+    after the last whole epoch in ``out``, with the same files, options and seed, as if it had never
+    stopped. ``options``: see `TrainOptions`.
+
+    Raises DataError (a file without a usable line; any bad line if ``strict``), SettingsError
+    (options), TrainingError (a run that cannot be resumed, or whose loss is no longer a number).
+    """
+    start = time.monotonic()
+    chosen = parse_options(options or {})
+    facts = {
+        "options": chosen.model_dump(mode="json"),
+        "seed": seed,
+        "train_sha256": _sha256(train),
+        "val_sha256": _sha256(val),
+    }
+    if resume:
+        _check_resumable(out / LAST, facts)
+    on_read = _on_read(progress)
+    data = read_dataset(recipe, train, val, chosen, training=facts, strict=strict, on_read=on_read)
+    _prepare_folder(out, data, resume=resume)
+    torch.manual_seed(seed)
+    network = recipe.build(data.config)
+    add_dropout(network, chosen.dropout)
+    steps = chosen.epochs * steps_per_epoch(len(data.train), chosen.batch_size)
+    state = new_state(network, chosen, steps)
+    epochs: list[dict[str, Any]] = []
+    if resume:
+        load_state(out / LAST, state)
+        epochs = load_facts(out / LAST)["epochs"]
+    _train(state, data, chosen, facts, epochs, out, progress)
+    metrics = _measure_best(recipe, data, out)
+    seconds = time.monotonic() - start
+    report = TrainReport(
+        out=out,
+        metrics=metrics,
+        best_epoch=_best(epochs, _chosen_by(data)),
+        epochs=len(epochs),
+        train_items=len(data.train),
+        bad_lines=data.bad_lines,
+        seconds=seconds,
+    )
+    _write_metrics(report, _chosen_by(data), facts, epochs)
+    return report
+
+
+def _train(
+    state: TrainState,
+    data: Dataset,
+    options: TrainOptions,
+    facts: Mapping[str, Any],
+    epochs: list[dict[str, Any]],
+    out: Path,
+    progress: OnProgress | None,
+) -> None:
+    """Train until the last epoch, or until none got better for ``patience``; grows ``epochs``."""
+    loss_of = make_loss(multi_label=data.multi_label, label_smoothing=options.label_smoothing)
+    for epoch in range(len(epochs) + 1, options.epochs + 1):
+        if epochs and epoch - 1 - _best(epochs, _chosen_by(data)) >= options.patience:
+            return
+        start = time.monotonic()
+        loss = train_epoch(state, loss_of, data, options, _epoch_seed(facts["seed"], epoch))
+        metrics, _ = _measure(state.average.module, data)
+        figures = {
+            "train_loss": loss,
+            "learning_rate": state.learning_rate,
+            "accuracy": metrics.accuracy,
+            "macro_f1": metrics.macro_f1,
+            "map": metrics.map,
+            "seconds": time.monotonic() - start,
+        }
+        epochs.append({"epoch": epoch, **figures})
+        if _best(epochs, _chosen_by(data)) == epoch:
+            save_weights(out / WEIGHTS, state.average.module)
+        save_state(out / LAST, state, {**facts, "epochs": epochs})
+        if progress:
+            progress(Progress("train", epoch, options.epochs, figures))
+
+
+def _epoch_seed(seed: int, epoch: int) -> int:
+    return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
+
+
+def _chosen_by(data: Dataset) -> Literal["map", "macro_f1"]:
+    """The validation figure by which the best epoch is chosen."""
+    return "map" if data.multi_label else "macro_f1"
+
+
+def _best(epochs: list[dict[str, Any]], chosen_by: str) -> int:
+    """The first of the epochs with the best figure."""
+    return int(max(epochs, key=lambda epoch: epoch[chosen_by])["epoch"])
+
+
+def _measure(
+    network: nn.Module, data: Dataset, resamples: int = 0
+) -> tuple[Metrics, np.ndarray[Any, np.dtype[np.float64]]]:
+    """Figures and scores of the validation items."""
+    scores = score(network, data.val, data.tokenizer, multi_label=data.multi_label)
+    metrics = measure(data.val.targets, scores, multi_label=data.multi_label, resamples=resamples)
+    return metrics, scores
+
+
+def _measure_best(recipe: Recipe, data: Dataset, out: Path) -> Metrics:
+    """Figures of the best epoch's weights as they lie in ``out``, and their picture."""
+    network = recipe.build(data.config)
+    load_into(network, read_checkpoint(out / WEIGHTS), recipe.spec.family)
+    metrics, scores = _measure(network, data, RESAMPLES)
+    plot = plot_average_precisions if data.multi_label else plot_confusion
+    plot(out / PLOT, data.val.targets, scores, data.config["labels"])
+    return metrics
+
+
+def _write_metrics(
+    report: TrainReport, chosen_by: str, facts: Mapping[str, Any], epochs: list[dict[str, Any]]
+) -> None:
+    content = {
+        **report.metrics.to_json(),
+        "best_epoch": report.best_epoch,
+        "best_by": chosen_by,
+        "train_items": report.train_items,
+        "bad_lines": len(report.bad_lines),
+        "seconds": report.seconds,
+        **facts,
+        "epochs": epochs,
+    }
+    _write_json(report.out / METRICS, content)
+
+
+def _check_resumable(path: Path, facts: Mapping[str, Any]) -> None:
+    if not path.is_file():
+        raise TrainingError(f"nothing to resume: no {path}. Train without resume first")
+    saved = load_facts(path)
+    differing = [name for name, value in facts.items() if saved.get(name) != value]
+    if differing:
+        raise TrainingError(
+            f"{path} is of a run with another {', '.join(differing)}: resume with the same, "
+            "or train into another folder"
+        )
+
+
+def _prepare_folder(out: Path, data: Dataset, *, resume: bool) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    stale = [BAD_LINES] if resume else [BAD_LINES, WEIGHTS, LAST, METRICS, PLOT]
+    for name in stale:
+        (out / name).unlink(missing_ok=True)
+    if data.bad_lines:
+        write_bad_lines(out / BAD_LINES, data.bad_lines)
+    _write_json(out / CONFIG, data.config)
+
+
+def _write_json(path: Path, content: Any) -> None:
+    text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+    path.write_text(text, encoding="utf-8")
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return file_sha256(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _on_read(progress: OnProgress | None) -> OnRead | None:
+    if progress is None:
+        return None
+    return lambda done, total: progress(Progress("read", done, total))

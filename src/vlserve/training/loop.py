@@ -1,0 +1,93 @@
+"""One epoch over the training items, and the scores of a network on others."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vlserve.errors import TrainingError
+from vlserve.runtime.text import Tokenizer
+from vlserve.training.augment import augment
+from vlserve.training.dataset import Dataset
+from vlserve.training.options import TrainOptions
+from vlserve.training.samples import Samples, batches
+from vlserve.training.state import TrainState
+
+SCORE_BATCH = 32
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def make_loss(*, multi_label: bool, label_smoothing: float) -> Loss:
+    """(batch, labels) logits and 0-1 targets -> mean loss: cross-entropy, or binary cross-entropy
+    of each label when items have several."""
+
+    def single(logits: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(logits, targets.argmax(dim=1), label_smoothing=label_smoothing)
+
+    def several(logits: Tensor, targets: Tensor) -> Tensor:
+        soft = targets * (1 - label_smoothing) + label_smoothing / 2
+        return F.binary_cross_entropy_with_logits(logits, soft)
+
+    return several if multi_label else single
+
+
+def add_dropout(network: nn.Module, share: float) -> None:
+    """Drop ``share`` of embeddings and of the inputs of linear layers, in training mode alone.
+    Hooks, so that the network keeps the parameters of its checkpoints."""
+    for module in network.modules():
+        if isinstance(module, nn.Embedding):
+            module.register_forward_hook(
+                lambda self, _, output: F.dropout(output, share, self.training)
+            )
+        elif isinstance(module, nn.Linear):
+            module.register_forward_pre_hook(
+                lambda self, inputs: (F.dropout(inputs[0], share, self.training),)
+            )
+
+
+def train_epoch(
+    state: TrainState, loss_of: Loss, data: Dataset, options: TrainOptions, seed: int
+) -> float:
+    """Mean loss of one epoch; everything random in it follows from ``seed``. Raises TrainingError
+    when the loss is no longer a number."""
+    generator = torch.Generator().manual_seed(seed)
+    mean, std = torch.tensor(data.image.mean), torch.tensor(data.image.std)
+    whole_batches = steps_per_epoch(len(data.train), options.batch_size) * options.batch_size
+    order = torch.randperm(len(data.train), generator=generator)[:whole_batches].tolist()
+    total = 0.0
+    state.network.train()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # dropout draws from the global generator
+        for inputs, targets in batches(data.train, data.tokenizer, order, options.batch_size):
+            if options.augment:
+                inputs["image"] = augment(inputs["image"], mean, std, generator)
+            loss = loss_of(state.network(**inputs), targets)
+            if not torch.isfinite(loss):
+                raise TrainingError(
+                    "the loss is no longer a number: train with a lower learning_rate than "
+                    f"{options.learning_rate}"
+                )
+            state.step(loss)
+            total += float(loss.detach()) * len(targets)
+    return total / len(order)
+
+
+def steps_per_epoch(items: int, batch_size: int) -> int:
+    """Full batches; fewer items than one batch make a batch of their own."""
+    return max(items // batch_size, 1)
+
+
+@torch.no_grad()
+def score(
+    network: nn.Module, samples: Samples, tokenizer: Tokenizer, *, multi_label: bool
+) -> NDArray[np.float64]:
+    """(items, labels) probabilities."""
+    network.eval()
+    rows = []
+    for inputs, _ in batches(samples, tokenizer, range(len(samples)), SCORE_BATCH):
+        logits = network(**inputs).double()
+        rows.append(logits.sigmoid() if multi_label else logits.softmax(dim=1))
+    return np.asarray(torch.cat(rows).numpy())

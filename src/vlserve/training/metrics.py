@@ -1,0 +1,138 @@
+"""Figures of a tagger on labelled items, with scikit-learn, and how sure they are, with scipy.
+
+Targets are a (items, labels) matrix of 0 and 1, scores a matrix of the same shape with
+probabilities: softmax over the labels, or one sigmoid a label when items have several labels.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import bootstrap
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    f1_score,
+    label_ranking_average_precision_score,
+)
+
+THRESHOLD = 0.5
+"""A label of a multi-label item counts as predicted from this score on."""
+
+Matrix = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """``accuracy``: share of items whose best label is right; with several labels an item, whose
+    whole set of labels is right. ``macro_f1``: mean over the labels that are true or predicted
+    somewhere. ``map``: mean average precision over ``map_labels`` labels. ``micro_f1`` is of
+    multi-label data alone. ``intervals_95`` holds (low, high) by the name of the figure."""
+
+    items: int
+    accuracy: float
+    macro_f1: float
+    map: float
+    map_labels: int
+    micro_f1: float | None = None
+    intervals_95: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready; leaves out what does not apply."""
+        fields: dict[str, Any] = {
+            "items": self.items,
+            "accuracy": self.accuracy,
+            "macro_f1": self.macro_f1,
+            "map": self.map,
+            "map_labels": self.map_labels,
+        }
+        if self.micro_f1 is not None:
+            fields["micro_f1"] = self.micro_f1
+        if self.intervals_95:
+            fields["intervals_95"] = {name: list(pair) for name, pair in self.intervals_95.items()}
+        return fields
+
+
+def predict(scores: Matrix, *, multi_label: bool) -> Matrix:
+    """(items, labels) scores -> (items, labels) of 0 and 1: the best label (the first of equal
+    ones), or every label from THRESHOLD on."""
+    if multi_label:
+        return np.asarray(scores >= THRESHOLD, dtype=np.int64)
+    predicted = np.zeros(scores.shape, dtype=np.int64)
+    predicted[np.arange(len(scores)), scores.argmax(axis=1)] = 1
+    return predicted
+
+
+def average_precisions(targets: Matrix, scores: Matrix) -> NDArray[np.float64]:
+    """Average precision of each label, NaN where no item has it."""
+    return np.array(
+        [
+            average_precision_score(truth, score) if truth.any() else np.nan
+            for truth, score in zip(targets.T, scores.T, strict=True)
+        ]
+    )
+
+
+def measure(
+    targets: Matrix,
+    scores: Matrix,
+    *,
+    multi_label: bool,
+    map_columns: Collection[int] | None = None,
+    resamples: int = 0,
+    seed: int = 0,
+) -> Metrics:
+    """All figures. ``map_columns`` restricts ``map`` to some labels; only labels that an item of
+    the data has count in any case. ``resamples`` > 0 adds 95 % percentile bootstrap intervals over
+    the items (none for fewer than two items)."""
+    columns = sorted(range(targets.shape[1]) if map_columns is None else map_columns)
+    predicted = predict(scores, multi_label=multi_label)
+    names, values = _figures(targets, scores, predicted, multi_label, columns)
+    figures = dict(zip(names, values.tolist(), strict=True))
+    intervals: dict[str, tuple[float, float]] = {}
+    if resamples and len(targets) > 1:
+        found = bootstrap(
+            (np.arange(len(targets)),),
+            lambda drawn: _figures(
+                targets[drawn], scores[drawn], predicted[drawn], multi_label, columns
+            )[1],
+            vectorized=False,
+            n_resamples=resamples,
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        ).confidence_interval
+        pairs = zip(found.low.tolist(), found.high.tolist(), strict=True)
+        intervals = dict(zip(names, pairs, strict=True))
+    return Metrics(
+        items=len(targets),
+        map_labels=int(targets[:, columns].any(axis=0).sum()),
+        intervals_95=intervals,
+        **figures,
+    )
+
+
+def _figures(
+    targets: Matrix, scores: Matrix, predicted: Matrix, multi_label: bool, columns: Sequence[int]
+) -> tuple[list[str], NDArray[np.float64]]:
+    seen = (targets | predicted).any(axis=0)
+    ranked = [column for column in columns if targets[:, column].any()]
+    figures = {
+        "accuracy": accuracy_score(targets, predicted),
+        "macro_f1": (
+            f1_score(targets[:, seen], predicted[:, seen], average="macro", zero_division=0.0)
+            if seen.any()
+            else 0.0
+        ),
+        "map": _mean_average_precision(targets[:, ranked], scores[:, ranked]) if ranked else 0.0,
+    }
+    if multi_label:
+        figures["micro_f1"] = f1_score(targets, predicted, average="micro", zero_division=0.0)
+    return list(figures), np.array(list(figures.values()), dtype=np.float64)
+
+
+def _mean_average_precision(targets: Matrix, scores: Matrix) -> float:
+    # Ranking the items of each label instead of the labels of each item: the same figure as the
+    # mean of average_precision_score over the labels, four times as fast in a bootstrap.
+    return float(label_ranking_average_precision_score(targets.T, scores.T))

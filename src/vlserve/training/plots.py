@@ -1,0 +1,54 @@
+"""Pictures of where a tagger is right and wrong, as PNG files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from sklearn.metrics import confusion_matrix
+
+from vlserve.training.metrics import Matrix, average_precisions
+
+
+def plot_confusion(path: Path, targets: Matrix, scores: Matrix, labels: Sequence[str]) -> None:
+    """Rows: true labels, columns: best label; colours and numbers count items."""
+    columns = range(len(labels))
+    counts = confusion_matrix(targets.argmax(axis=1), scores.argmax(axis=1), labels=list(columns))
+    side = 3 + 0.4 * len(labels)
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.add_subplot()
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row, column in zip(*counts.nonzero(), strict=True):
+        colour = "white" if shares[row, column] > 0.5 else "black"
+        count = counts[row, column]
+        axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
+    names = [_printable(label) for label in labels]
+    axes.set_xticks(columns, names, rotation=90)
+    axes.set_yticks(columns, names)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    FigureCanvasAgg(figure).print_png(path)  # type: ignore[no-untyped-call]
+
+
+def plot_average_precisions(
+    path: Path, targets: Matrix, scores: Matrix, labels: Sequence[str]
+) -> None:
+    """One bar a label that an item has, the best on top, with its number of items."""
+    values = average_precisions(targets, scores)
+    order = [index for index in np.argsort(values) if not np.isnan(values[index])]
+    names = [f"{_printable(labels[index])} ({targets[:, index].sum()})" for index in order]
+    figure = Figure(figsize=(7, 1.5 + 0.25 * len(order)), layout="constrained")
+    axes = figure.add_subplot()
+    axes.barh(names, values[order], label="average precision")
+    axes.barh(names, targets.mean(axis=0)[order], label="share of items: a guess")
+    axes.set_xlim(0, 1)
+    axes.legend(loc="lower right")
+    FigureCanvasAgg(figure).print_png(path)  # type: ignore[no-untyped-call]
+
+
+def _printable(label: str) -> str:
+    """The fonts that come with matplotlib hold no Chinese: escapes instead of empty boxes, and no
+    formula where a label has dollar signs."""
+    return label.encode("ascii", "backslashreplace").decode("ascii").replace("$", r"\$")

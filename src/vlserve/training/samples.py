@@ -1,0 +1,107 @@
+"""Items -> arrays, by the functions that serving uses; decoded once, kept in memory."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vlserve.runtime.errors import RequestError
+from vlserve.runtime.image import decode
+from vlserve.runtime.manifest import ImageInput, TextInput
+from vlserve.runtime.text import Ids, Tokenizer, check_size, read_text
+from vlserve.training.data import Item, ItemFile
+
+Decoded = Mapping[int, NDArray[np.float32]]
+"""Line number -> image (3, height, width)."""
+
+OnRead = Callable[[int, int], None]
+"""Called with how many of how many items are read."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The arrays of some items: images (items, 3, height, width), token ids of each title, and
+    targets (items, labels) of 0 and 1."""
+
+    items: Sequence[Item]
+    images: NDArray[np.float32]
+    text_ids: Sequence[Ids]
+    targets: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+def decode_images(
+    file: ItemFile, image: ImageInput, on_read: OnRead | None = None
+) -> tuple[ItemFile, dict[int, NDArray[np.float32]]]:
+    """Decode every image of a file. Items whose image or text serving would refuse come back as
+    bad lines of the file; the others with their image by line number."""
+    decoded: dict[int, NDArray[np.float32]] = {}
+    refused: dict[int, str] = {}
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        found = threads.map(lambda item: _decode(item, image), file.items)
+        for done, (item, result) in enumerate(zip(file.items, found, strict=True), start=1):
+            if isinstance(result, str):
+                refused[item.line] = result
+            else:
+                decoded[item.line] = result
+            if on_read:
+                on_read(done, len(file.items))
+    return file.without(refused), decoded
+
+
+def to_samples(
+    items: Sequence[Item], decoded: Decoded, tokenizer: Tokenizer, labels: Sequence[str]
+) -> Samples:
+    """Arrays of items, all of whose labels are among ``labels``."""
+    return Samples(
+        items=items,
+        images=np.stack([decoded[item.line] for item in items]),
+        text_ids=[tokenizer.ids(item.text) for item in items],
+        targets=to_targets(items, labels),
+    )
+
+
+def to_targets(items: Sequence[Item], labels: Sequence[str]) -> NDArray[np.int64]:
+    """(items, labels) of 0 and 1."""
+    column = {label: index for index, label in enumerate(labels)}
+    targets = np.zeros((len(items), len(labels)), dtype=np.int64)
+    for row, item in zip(targets, items, strict=True):
+        row[[column[label] for label in item.labels]] = 1
+    return targets
+
+
+def batches(
+    samples: Samples, tokenizer: Tokenizer, order: Sequence[int], batch_size: int
+) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+    """The network's inputs by name, and the targets (batch, labels), of items in ``order``."""
+    for start in range(0, len(order), batch_size):
+        rows = np.asarray(order[start : start + batch_size])
+        text = tokenizer.pad([samples.text_ids[row] for row in rows])
+        inputs = {
+            "image": torch.from_numpy(samples.images[rows]),
+            "text_ids": torch.from_numpy(text.ids),
+            "text_length": torch.from_numpy(text.lengths),
+        }
+        yield inputs, torch.from_numpy(samples.targets[rows])
+
+
+def _decode(item: Item, image: ImageInput) -> Any:
+    """The image, or why serving would refuse the item."""
+    try:
+        check_size(read_text(item.text), _ANY_TEXT)
+        return decode(item.image.read_bytes(), image)
+    except OSError as error:
+        return f"image {item.image} cannot be read: {error.strerror}"
+    except (RequestError, ValueError) as error:
+        return f"{item.image.name}: {error}"
+
+
+_ANY_TEXT = TextInput(tokenizer="characters", file="vocabulary.json", max_length=1)
