@@ -39,7 +39,7 @@ def cluster_name(model: str, version: int) -> str:
 
 
 def clusters(routing: Routing, settings: Settings) -> list[Config]:
-    """One cluster for each version that clients may ask for, every instance in each."""
+    """One cluster for each version that clients may ask for: the instances that hold it."""
     return [
         _cluster(route.model, version, routing, settings)
         for route in routing.models
@@ -150,6 +150,7 @@ def _cluster(model: str, version: int, routing: Routing, settings: Settings) -> 
             "metadata": {"filter_metadata": {"vlserve": {"token": instance.token}}},
         }
         for instance in routing.instances
+        if (model, version) not in instance.lacks
     ]
     return {
         "@type": _CLUSTER_TYPE,
