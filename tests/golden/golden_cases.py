@@ -1,0 +1,87 @@
+"""The folder of golden cases: outputs of the original public code, seeded and tiny.
+
+A case is ``<family>/<case>/`` with config.json, inputs, outputs and state_dict.safetensors. The
+folder is $VLSERVE_GOLDEN, else shared/golden beside the checkout, else the small copy here; what a
+folder lacks of a family is taken from the copy.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+COPY = Path(__file__).parent / "cases"
+RTOL = 1e-5
+COVERED: set[str] = set()
+"""Families that some test has asked for."""
+
+
+def golden_folder() -> Path:
+    chosen = os.environ.get("VLSERVE_GOLDEN")
+    if chosen:
+        if not Path(chosen).is_dir():
+            raise FileNotFoundError(f"VLSERVE_GOLDEN is {chosen}, which is no folder")
+        return Path(chosen)
+    shared = Path(__file__).parents[3] / "shared" / "golden"
+    return shared if shared.is_dir() else COPY
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run of an original."""
+
+    family: str
+    folder: Path
+
+    def __str__(self) -> str:
+        return f"{self.family}/{self.folder.name}"
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        config: dict[str, Any] = json.loads((self.folder / "config.json").read_text())
+        return config
+
+    def arrays(self, name: str) -> dict[str, NDArray[Any]]:
+        """``inputs``, ``outputs`` or ``state_dict``."""
+        arrays: dict[str, NDArray[Any]] = load_file(self.folder / f"{name}.safetensors")
+        return arrays
+
+
+def cases(family: str) -> list[Case]:
+    """Every case of a family, sorted."""
+    COVERED.add(family)
+    for root in (golden_folder(), COPY):
+        found = sorted(path.parent for path in (root / family).glob("*/config.json"))
+        if found:
+            return [Case(family, folder) for folder in found]
+    raise FileNotFoundError(f"no case of {family} in {golden_folder()} or {COPY}")
+
+
+def key_shapes(name: str) -> dict[str, list[int]]:
+    """Parameter name -> shape of a published checkpoint, in its order."""
+    file = Path("keys") / f"{name}.json"
+    root = golden_folder() if (golden_folder() / file).is_file() else COPY
+    shapes: dict[str, list[int]] = json.loads((root / file).read_text())["keys"]
+    return shapes
+
+
+def not_covered() -> list[str]:
+    """``family (its cases)`` for every family of the folder that no test asked for."""
+    families = sorted(path for path in golden_folder().iterdir() if path.is_dir())
+    return [
+        f"{family.name} ({', '.join(sorted(case.stem for case in family.iterdir()))})"
+        for family in families
+        if family.name not in COVERED | {"keys"}
+    ]
+
+
+def assert_close(got: NDArray[Any], reference: NDArray[Any], what: str) -> None:
+    """Within rtol 1e-5 and atol 1e-5 of the largest reference value."""
+    atol = RTOL * float(np.abs(reference).max(initial=0.0))
+    np.testing.assert_allclose(got, reference, rtol=RTOL, atol=atol, err_msg=what)
