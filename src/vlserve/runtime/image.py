@@ -5,6 +5,9 @@ to the manifest's size, upright as its EXIF orientation says, transparency on wh
 """
 
 import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -40,7 +43,7 @@ def decode(data: bytes, spec: ImageInput) -> NDArray[np.float32]:
     """
     _check_bytes(data, spec)
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with _no_warnings(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_pixels(image, data, spec)
             pixels = _upright(image, spec)
     except RequestError:
@@ -49,7 +52,7 @@ def decode(data: bytes, spec: ImageInput) -> NDArray[np.float32]:
         raise RequestError(
             ErrorCode.IMAGE_UNREADABLE, f"not an image: send {', '.join(FORMATS)}"
         ) from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except Image.DecompressionBombError as error:
         raise RequestError(ErrorCode.IMAGE_TOO_LARGE, str(error)) from error
     except Exception as error:
         # broken files surface as OSError, SyntaxError, struct.error, IndexError and many more
@@ -57,6 +60,14 @@ def decode(data: bytes, spec: ImageInput) -> NDArray[np.float32]:
             ErrorCode.IMAGE_UNREADABLE, f"the image is broken or cut short: {error}"
         ) from error
     return _normalise(np.asarray(pixels), spec)
+
+
+@contextmanager
+def _no_warnings() -> Iterator[None]:
+    """Pillow warns of broken EXIF and the like: no news to who serves images of strangers."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
 
 
 def _check_bytes(data: bytes, spec: ImageInput) -> None:

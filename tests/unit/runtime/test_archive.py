@@ -1,0 +1,389 @@
+"""A bad archive is refused with its reason before any of it runs."""
+
+import hashlib
+import json
+import shutil
+import stat
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+
+from vlserve.exporter.pack import write_zip
+from vlserve.runtime import archive as archive_module
+from vlserve.runtime.archive import check_folder, unpack_archive, verify_archive
+from vlserve.runtime.contract import Request
+from vlserve.runtime.errors import (
+    ArchiveError,
+    ArchiveTampered,
+    ArchiveUnreadable,
+    ManifestInvalid,
+)
+from vlserve.runtime.folder import open_folder
+from vlserve.runtime.manifest import MANIFEST, TORCHSERVE_MANIFEST
+
+Members = dict[str, bytes]
+
+
+@pytest.fixture
+def members(echo_archive: Path) -> Members:
+    with zipfile.ZipFile(echo_archive) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def written(folder: Path, members: Mapping[str, bytes]) -> Path:
+    path = folder / "changed.mar"
+    write_zip(path, members)
+    return path
+
+
+def listed(members: Members, **changes: Any) -> Members:
+    """The members again, with a manifest that lists them as they are now."""
+    manifest = json.loads(members[MANIFEST]) | changes
+    manifest["files"] = {
+        name: hashlib.sha256(raw).hexdigest() for name, raw in members.items() if name != MANIFEST
+    }
+    return members | {MANIFEST: json.dumps(manifest).encode()}
+
+
+def test_a_good_archive(echo_archive: Path) -> None:
+    manifest = verify_archive(echo_archive)
+    assert (manifest.model, manifest.version, manifest.task) == ("echo", 3, "tag")
+
+
+def test_verifying_imports_no_engine_and_runs_no_code_of_the_archive(
+    members: Members, tmp_path: Path
+) -> None:
+    for name in [name for name in members if name.endswith(".py")]:
+        members[name] = b"raise SystemExit('ran')"
+    path = written(tmp_path, listed(members))
+    code = (
+        "import sys; from pathlib import Path; from vlserve.runtime.archive import verify_archive;"
+        f"verify_archive(Path({str(path)!r}));"
+        "assert not {'torch', 'onnxruntime', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"\x00" * 500, b"hello" * 100])
+def test_what_is_no_zip(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "m-1.mar"
+    path.write_bytes(content)
+    with pytest.raises(ArchiveUnreadable, match=r"m-1\.mar"):
+        verify_archive(path)
+
+
+def test_no_file_or_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(ArchiveUnreadable, match="no archive"):
+        verify_archive(tmp_path / "none.mar")
+    with pytest.raises(ArchiveUnreadable):
+        verify_archive(tmp_path)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
+def test_truncated(echo_archive: Path, tmp_path: Path, share: float) -> None:
+    raw = echo_archive.read_bytes()
+    path = tmp_path / "m-1.mar"
+    path.write_bytes(raw[: int(len(raw) * share)])
+    with pytest.raises(ArchiveUnreadable):
+        verify_archive(path)
+
+
+def test_no_manifest(members: Members, tmp_path: Path) -> None:
+    del members[MANIFEST]
+    with pytest.raises(ArchiveUnreadable, match=r"no manifest\.json"):
+        verify_archive(written(tmp_path, members))
+
+
+@pytest.mark.parametrize(
+    ("manifest", "why"),
+    [
+        (b"{", "JSON"),
+        (b"[]", "manifest"),
+        (b"\xff\xfe", "JSON"),
+        (b"{}", "model: Field required"),
+    ],
+)
+def test_a_manifest_that_is_none(
+    members: Members, tmp_path: Path, manifest: bytes, why: str
+) -> None:
+    with pytest.raises(ManifestInvalid, match=why):
+        verify_archive(written(tmp_path, members | {MANIFEST: manifest}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"version": 0}, "version"),
+        ({"version": "latest"}, "version"),
+        ({"model": "../x"}, "model"),
+        ({"labels": ["a", "a"]}, "labels repeat"),
+        ({"unheard_of": 1}, "unheard_of"),
+        ({"graphs": {}}, "no graph"),
+        ({"task": "paint"}, r"handlers/paint\.py"),
+        ({"version": 4}, "modelVersion is '3', manifest.json says '4'"),
+        ({"model": "other"}, "modelName is 'echo'"),
+    ],
+)
+def test_manifests_that_contradict(
+    members: Members, tmp_path: Path, changes: dict[str, Any], why: str
+) -> None:
+    with pytest.raises(ManifestInvalid, match=why):
+        verify_archive(written(tmp_path, listed(members, **changes)))
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        *(b"", b"[]", b"{}", b'{"model": 3}'),
+        b'{"model": {"modelName": "echo", "modelVersion": "3"}}',
+        b'{"model": {"modelName": "echo", "modelVersion": "3", "handler": "other.py"}}',
+        b'{"model": {"modelName": "echo", "modelVersion": 3, "handler": "torchserve_handler.py"}}',
+    ],
+)
+def test_torchserves_manifest_must_agree(members: Members, tmp_path: Path, raw: bytes) -> None:
+    with pytest.raises(ManifestInvalid, match="MAR-INF"):
+        verify_archive(written(tmp_path, listed(members | {TORCHSERVE_MANIFEST: raw})))
+
+
+def test_a_missing_tokenizer(members: Members, tmp_path: Path) -> None:
+    name = "assets/vocabulary.json"
+    del members[name]
+    with pytest.raises(ArchiveTampered, match=f"{name}: missing"):
+        verify_archive(written(tmp_path, members))
+    with pytest.raises(ManifestInvalid, match=f"files does not list {name}"):
+        verify_archive(written(tmp_path, listed(members)))
+
+
+def test_every_member_is_watched(members: Members, tmp_path: Path) -> None:
+    for name in members.keys() - {MANIFEST}:
+        changed = members | {name: members[name] + b" "}
+        with pytest.raises(ArchiveTampered, match=name.replace(".", r"\.")):
+            verify_archive(written(tmp_path, changed))
+
+
+def test_an_unlisted_member(members: Members, tmp_path: Path) -> None:
+    with pytest.raises(ArchiveTampered, match=r"extra\.txt: not in the manifest"):
+        verify_archive(written(tmp_path, members | {"extra.txt": b""}))
+
+
+@pytest.mark.parametrize(
+    "name", ["/etc/passwd", "../up", "a/../../up", "..\\up", "C:\\x", "a/..", "c:x"]
+)
+def test_names_that_leave_the_folder(members: Members, tmp_path: Path, name: str) -> None:
+    with pytest.raises(ArchiveTampered, match="could leave its folder"):
+        verify_archive(written(tmp_path, listed(members | {name: b"x"})))
+
+
+@pytest.mark.parametrize("name", ["assets/a.pkl", "model.pt", "x/y.pickle", "v/__pycache__/a.pyc"])
+def test_members_that_run_code_when_loaded(members: Members, tmp_path: Path, name: str) -> None:
+    with pytest.raises(ArchiveTampered, match="can run code"):
+        verify_archive(written(tmp_path, listed(members | {name: b"x"})))
+
+
+def test_a_torchscript_graph_may_be_a_pt(members: Members, tmp_path: Path) -> None:
+    manifest = json.loads(members[MANIFEST])
+    graph = manifest["graphs"]["model"] | {"file": "graphs/model.pt", "format": "torchscript"}
+    changed = listed(members | {"graphs/model.pt": b"x"}, graphs={"model": graph})
+    assert verify_archive(written(tmp_path, changed)).graphs["model"].format == "torchscript"
+
+
+def test_a_member_twice(members: Members, tmp_path: Path) -> None:
+    path = written(tmp_path, members)
+    with (
+        pytest.warns(UserWarning, match="Duplicate"),
+        zipfile.ZipFile(path, "a") as archive,
+    ):
+        archive.writestr(MANIFEST, members[MANIFEST])
+    with pytest.raises(ArchiveTampered, match="twice"):
+        verify_archive(path)
+
+
+def test_a_symbolic_link(members: Members, tmp_path: Path) -> None:
+    path = tmp_path / "changed.mar"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, raw in listed(members | {"link": b"/etc/passwd"}).items():
+            info = zipfile.ZipInfo(name)
+            info.external_attr = ((stat.S_IFLNK if name == "link" else stat.S_IFREG) | 0o644) << 16
+            archive.writestr(info, raw)
+    with pytest.raises(ArchiveTampered, match="symbolic link"):
+        verify_archive(path)
+
+
+def test_sizes_are_bounded(
+    echo_archive: Path, members: Members, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive_module, "MAX_UNPACKED_BYTES", 1000)
+    with pytest.raises(ArchiveUnreadable, match="more than 1000"):
+        verify_archive(echo_archive)
+    monkeypatch.setattr(archive_module, "MAX_UNPACKED_BYTES", 10**9)
+    monkeypatch.setattr(archive_module, "MAX_MEMBERS", len(members) - 1)
+    with pytest.raises(ArchiveUnreadable, match="members"):
+        verify_archive(echo_archive)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_changed_bytes_never_pass(
+    echo_archive: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    raw = bytearray(echo_archive.read_bytes())
+    start = data.draw(st.integers(0, len(raw) - 1))
+    size = data.draw(st.integers(1, 64))
+    raw[start : start + size] = data.draw(st.binary(min_size=0, max_size=64))
+    path = tmp_path_factory.getbasetemp() / "fuzzed.mar"
+    path.write_bytes(raw)
+    good = verify_archive(echo_archive)
+    try:
+        manifest = verify_archive(path)
+    except ArchiveError:
+        return
+    assert manifest == good  # a change of what is no content: times, permissions, comments
+
+
+INPUT = ("x", TensorProto.FLOAT, ["batch", 3, "text"])
+OUTPUT = ("y", TensorProto.FLOAT, ["batch", 3, "text"])
+
+
+def onnx_graph(given: Any = INPUT, answered: Any = OUTPUT) -> bytes:
+    node = helper.make_node("Identity", [given[0]], [answered[0]])
+    graph = helper.make_graph(
+        [node],
+        "g",
+        [helper.make_tensor_value_info(*given)],
+        [helper.make_tensor_value_info(*answered)],
+        [onnx.numpy_helper.from_array(np.zeros(2, np.float32), "weight")],
+    )
+    opsets = [helper.make_opsetid("", 20)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+
+
+def with_onnx(members: Members, raw: bytes) -> Members:
+    def tensor(name: str) -> dict[str, Any]:
+        return {"name": name, "dtype": "float32", "dims": ["batch", 3, "text"]}
+
+    graph = {"file": "graphs/model.onnx", "format": "onnx"}
+    graph |= {"inputs": [tensor("x")], "outputs": [tensor("y")]}
+    return listed(members | {"graphs/model.onnx": raw}, graphs={"model": graph})
+
+
+def test_an_onnx_graph_that_agrees(members: Members, tmp_path: Path) -> None:
+    verify_archive(written(tmp_path, with_onnx(members, onnx_graph())))
+
+
+@pytest.mark.parametrize(
+    ("raw", "why"),
+    [
+        (onnx_graph(("x", 1, [1, 3, "text"])), r"input x axis 0 \(batch\) is static at 1"),
+        (onnx_graph(("x", 1, ["batch", 3, 15])), r"input x axis 2 \(text\) is static at 15"),
+        (onnx_graph(("x", 1, ["batch", 4, "text"])), "input x axis 1 is 4, not 3"),
+        (onnx_graph(("x", 1, ["batch", "any", "text"])), "input x axis 1 is None, not 3"),
+        (onnx_graph(("x", 1, ["batch", 3])), "input x has 2 axes"),
+        (onnx_graph(("x", 7, ["batch", 3, "text"])), "input x is int64"),
+        (onnx_graph(("z", 1, ["batch", 3, "text"])), "input x is not in the graph"),
+        (onnx_graph(answered=("y", 1, [1, 3, "text"])), "output y axis 0"),
+        (onnx_graph(answered=("z", 1, ["batch", 3, "text"])), "output z is not in the manifest"),
+    ],
+)
+def test_onnx_graphs_that_disagree(members: Members, tmp_path: Path, raw: bytes, why: str) -> None:
+    with pytest.raises(ManifestInvalid, match=why):
+        verify_archive(written(tmp_path, with_onnx(members, raw)))
+
+
+@pytest.mark.parametrize("raw", [b"\xff\xff\xff", b"not a graph at all"])
+def test_what_is_no_onnx_graph(members: Members, tmp_path: Path, raw: bytes) -> None:
+    with pytest.raises(ArchiveUnreadable, match=r"model\.onnx is not an ONNX graph"):
+        verify_archive(written(tmp_path, with_onnx(members, raw)))
+
+
+def test_weights_outside_the_archive(members: Members, tmp_path: Path) -> None:
+    model = onnx.load_model_from_string(onnx_graph())
+    weight = model.graph.initializer[0]
+    onnx.external_data_helper.set_external_data(weight, "../../etc/weights")
+    weight.ClearField("raw_data")
+    weight.data_location = TensorProto.EXTERNAL
+    raw = model.SerializeToString()
+    with pytest.raises(ManifestInvalid, match="no member"):
+        verify_archive(written(tmp_path, with_onnx(members, raw)))
+    weight.external_data[0].value = "model.data"
+    inside = members | {"graphs/model.data": b"\0" * 8}
+    verify_archive(written(tmp_path, with_onnx(inside, model.SerializeToString())))
+
+
+def test_unpacked_is_the_same_bytes(echo_archive: Path, members: Members, tmp_path: Path) -> None:
+    manifest = unpack_archive(echo_archive, tmp_path / "new" / "folder")
+    folder = tmp_path / "new" / "folder"
+    found = {
+        file.relative_to(folder).as_posix(): file.read_bytes()
+        for file in folder.rglob("*")
+        if file.is_file()
+    }
+    assert found == members
+    assert check_folder(folder) == manifest
+
+
+def test_nothing_is_unpacked_over_something(echo_archive: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").touch()
+    with pytest.raises(ArchiveUnreadable, match="not empty"):
+        unpack_archive(echo_archive, tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def append(file: Path) -> None:
+    file.write_bytes(file.read_bytes() + b"\n")
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda folder: append(folder / "graphs/model.echo.json"), "not the file"),
+        (lambda folder: append(folder / "vlserve/runtime/image.py"), "not the file"),
+        (lambda folder: (folder / "assets/vocabulary.json").unlink(), "missing"),
+        (lambda folder: (folder / "vlserve/runtime/more.py").touch(), "not in the manifest"),
+    ],
+)
+def test_a_folder_is_checked_again_when_opened(
+    echo_folder: Path, tmp_path: Path, change: Callable[[Path], None], why: str
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(echo_folder, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    open_folder(folder)
+    change(folder)
+    with pytest.raises(ArchiveTampered, match=why):
+        open_folder(folder)
+
+
+def test_what_is_no_folder_of_an_archive(tmp_path: Path) -> None:
+    with pytest.raises(ArchiveUnreadable, match="not an unpacked archive"):
+        open_folder(tmp_path)
+
+
+def test_an_opened_folder_answers(echo_folder: Path) -> None:
+    pipeline = open_folder(echo_folder)
+    for probe in pipeline.manifest.probes:
+        (answer,) = pipeline.run([Request(probe.fields)]).answers
+        assert isinstance(answer, dict)
+        assert pipeline.task.matches(probe.answer, answer) is None
+
+
+def test_frozen_means_the_archives_own_code(echo_folder: Path) -> None:
+    with pytest.raises(ArchiveTampered, match="not from the archive"):
+        open_folder(echo_folder, frozen=True)
+    code = (
+        "import sys; from pathlib import Path; from vlserve.runtime.folder import open_folder;"
+        "open_folder(Path(sys.argv[1]), frozen=True)"
+    )
+    subprocess.run(
+        [sys.executable, "-P", "-B", "-c", code, str(echo_folder)],
+        env={"PYTHONPATH": str(echo_folder)},
+        check=True,
+    )
