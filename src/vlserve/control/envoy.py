@@ -62,6 +62,9 @@ class EnvoyGateway:
             base_url=f"http://127.0.0.1:{settings.gateway.admin_port}", timeout=5.0, trust_env=False
         )
 
+    def close(self) -> None:
+        self._admin.close()
+
     def prepare(self) -> Path:
         """Write what Envoy starts from and return the bootstrap's path. The last routing stays,
         so that a model is unavailable, not unknown, until the engine has it again."""

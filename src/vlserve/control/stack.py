@@ -11,7 +11,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import httpx
@@ -69,7 +69,9 @@ def _start(settings: Settings, progress: Progress) -> None:
     _make_private(sockets)
     (settings.state_dir / "logs").mkdir(parents=True, exist_ok=True)
     settings.model_store.mkdir(parents=True, exist_ok=True)
-    conf = supervisor.write_configuration(settings, EnvoyGateway(settings).prepare())
+    with closing(EnvoyGateway(settings)) as gateway:
+        bootstrap = gateway.prepare()
+    conf = supervisor.write_configuration(settings, bootstrap)
     _write_settings(settings)
     supervisor.start(conf, settings)
 
@@ -79,7 +81,8 @@ def _stop(settings: Settings, progress: Progress) -> bool:
     was_up = running.answers()
     if was_up:
         progress("waiting for running requests")
-        EnvoyGateway(settings).drain(settings.gateway.timeout_s)
+        with closing(EnvoyGateway(settings)) as gateway:
+            gateway.drain(settings.gateway.timeout_s)
         progress("stopping every process")
         running.shutdown()
         _wait_until_gone(settings, STOP_TIMEOUT_S)

@@ -1,0 +1,128 @@
+"""A stand-in for one TorchServe instance, for faults that the real one has only by luck.
+
+It checks its token and words its errors as TorchServe 0.12 does.
+"""
+
+import json
+import re
+import socket
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from vlserve.control.contract import Instance, Key
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One request as it arrived."""
+
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What to say instead of an answer. ``status`` 0 cuts the connection."""
+
+    status: int
+    kind: str = "InternalServerException"
+    message: str = "Worker died."
+
+
+@dataclass
+class FakeEngine:
+    """Answers as the handler would, with the version of the path, once `replies` are used up."""
+
+    name: str
+    token: str
+    replies: deque[Reply] = field(default_factory=deque)
+    seen: list[Seen] = field(default_factory=list)
+    delay_s: float = 0.0
+
+    def __enter__(self) -> "FakeEngine":
+        engine = self
+
+        class Handler(_Handler):
+            owner = engine
+
+        self._server = _Server(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.cut_connections()
+        self._server.server_close()
+        self._thread.join()
+
+    def instance(self, lacks: frozenset[Key] = frozenset()) -> Instance:
+        return Instance(self.name, "127.0.0.1", self._server.server_port, self.token, lacks)
+
+
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 128
+
+    def __init__(self, *args: object) -> None:
+        self._connections: set[socket.socket] = set()
+        super().__init__(*args)  # type: ignore[arg-type]
+
+    def process_request(self, request: object, client_address: object) -> None:
+        self._connections.add(request)  # type: ignore[arg-type]
+        super().process_request(request, client_address)  # type: ignore[arg-type]
+
+    def shutdown_request(self, request: object) -> None:
+        self._connections.discard(request)  # type: ignore[arg-type]
+        super().shutdown_request(request)  # type: ignore[arg-type]
+
+    def cut_connections(self) -> None:
+        for connection in list(self._connections):
+            try:
+                connection.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                continue
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A peer that goes away is part of the tests."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    owner: FakeEngine
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        self.owner.seen.append(Seen(self.path, headers, body))
+        time.sleep(self.owner.delay_s)
+        if headers.get("authorization") != f"Bearer {self.owner.token}":
+            self._say(400, {"code": 400, "type": "InvalidKeyException", "message": "Token"})
+        elif self.owner.replies:
+            self._misbehave(self.owner.replies.popleft())
+        else:
+            version = re.sub(r".*/", "", self.path)
+            answer = {"engine": self.owner.name, "version": int(version)}
+            self._say(200, answer, {"x-vlserve-version": version})
+
+    def _misbehave(self, reply: Reply) -> None:
+        if not reply.status:
+            self.connection.shutdown(socket.SHUT_RDWR)
+            self.close_connection = True
+            return
+        said = {"code": reply.status, "type": reply.kind, "message": reply.message}
+        self._say(reply.status, said)
+
+    def _say(self, status: int, answer: object, headers: dict[str, str] | None = None) -> None:
+        body = json.dumps(answer, indent=2).encode()
+        lines = {"content-type": "application/json", "x-request-id": "the-engines-own"}
+        lines |= {"content-length": str(len(body)), **(headers or {})}
+        head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+        self.wfile.write(f"HTTP/1.1 {status} X\r\n{head}\r\n".encode() + body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Quiet."""

@@ -1,0 +1,222 @@
+"""Which version answers: by path, by header, by weight, by sticky key. Real Envoy."""
+
+import threading
+from collections import Counter
+
+import httpx
+import pytest
+from conftest import RunningGateway, wait_until
+from fake_engine import FakeEngine
+
+from vlserve.control.contract import ModelRoute, Routing
+from vlserve.errors import GatewayRefused
+
+Engines = tuple[FakeEngine, FakeEngine]
+
+
+@pytest.fixture
+def routed(envoy: RunningGateway, engines: Engines) -> RunningGateway:
+    """Model tagger: version 1 has the traffic, 2 is ready."""
+    envoy.route(ModelRoute("tagger", {1: 100}, (1, 2)), to=list(engines))
+    return envoy
+
+
+def _version(running: RunningGateway, path: str = "/predictions/tagger", **headers: str) -> int:
+    response = running.http.post(path, content=b"x", headers=headers)
+    assert response.status_code == 200, response.text
+    assert response.headers["x-model-version"] == str(response.json()["version"])
+    return int(response.json()["version"])
+
+
+def test_path_and_header_ask_for_a_version(routed: RunningGateway) -> None:
+    assert _version(routed) == 1
+    assert _version(routed, "/predictions/tagger/2") == 2
+    assert _version(routed, **{"x-model-version": "2"}) == 2
+    assert _version(routed, **{"x-model-version": ""}) == 1
+    assert _version(routed, "/predictions/tagger/1", **{"x-model-version": "2"}) == 1
+
+
+def test_the_engine_is_asked_on_the_versions_own_path(
+    routed: RunningGateway, engines: Engines
+) -> None:
+    routed.http.post("/predictions//tagger", content=b"x")
+    paths = {seen.path for engine in engines for seen in engine.seen}
+    assert paths == {"/predictions/tagger/1"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "status", "code"),
+    [
+        ("POST", "/predictions/tagger/3", {}, 404, "version_not_found"),
+        ("POST", "/predictions/tagger", {"x-model-version": "3"}, 404, "version_not_found"),
+        ("POST", "/predictions/tagger", {"x-model-version": "latest"}, 404, "version_not_found"),
+        ("POST", "/predictions/tagger/1/2", {}, 404, "version_not_found"),
+        ("POST", "/predictions/tagger2", {}, 404, "model_not_found"),
+        ("POST", "/predictions/tagge", {}, 404, "model_not_found"),
+        ("POST", "/predictions/", {}, 404, "model_not_found"),
+        ("GET", "/predictions/tagger", {}, 405, "method_not_allowed"),
+        ("PUT", "/predictions/tagger/1", {}, 405, "method_not_allowed"),
+        ("POST", "/health", {}, 405, "method_not_allowed"),
+        ("GET", "/", {}, 404, "not_found"),
+        ("POST", "/models", {}, 404, "not_found"),
+        ("GET", "/predictions/../models", {}, 404, "not_found"),
+    ],
+)
+def test_unknown_paths_are_refused_in_the_common_shape(
+    routed: RunningGateway,
+    engines: Engines,
+    method: str,
+    path: str,
+    headers: dict[str, str],
+    status: int,
+    code: str,
+) -> None:
+    response = routed.http.request(method, path, headers=headers)
+    assert (response.status_code, response.json()["error"]["code"]) == (status, code)
+    assert response.headers["content-type"] == "application/json"
+    assert response.json()["error"]["message"]
+    assert ("allow" in response.headers) == (status == 405)
+    assert not any(engine.seen for engine in engines)
+
+
+def test_a_model_without_released_version_answers_by_number_alone(
+    envoy: RunningGateway, engines: Engines
+) -> None:
+    envoy.route(ModelRoute("tagger", {}, (1,)), to=list(engines))
+    response = envoy.http.post("/predictions/tagger", content=b"x")
+    assert (response.status_code, response.json()["error"]["code"]) == (404, "version_not_found")
+    assert _version(envoy, "/predictions/tagger/1") == 1
+
+
+def _versions_of_callers(
+    running: RunningGateway, engines: Engines, weights: dict[int, int], salt: str
+) -> list[int]:
+    """The version that each of 400 sticky callers meets."""
+    running.route(ModelRoute("tagger", weights, (1, 2), salt), to=list(engines))
+    return [_version(running, **{"x-sticky-key": f"caller-{n}"}) for n in range(400)]
+
+
+def test_callers_split_by_weight_and_stay_as_it_rises(
+    envoy: RunningGateway, engines: Engines
+) -> None:
+    def on_candidate(share: int, salt: str = "release-7") -> set[int]:
+        weights = {2: share, 1: 100 - share}
+        versions = _versions_of_callers(envoy, engines, weights, salt)
+        return {caller for caller, version in enumerate(versions) if version == 2}
+
+    few, many, all_callers = on_candidate(10), on_candidate(40), on_candidate(100)
+    # the hash is fixed, so these counts are too; five standard deviations leave room for no bug
+    assert 10 <= len(few) <= 70
+    assert 110 <= len(many) <= 210
+    assert few < many < all_callers == set(range(400))
+    assert on_candidate(10) == few
+    assert on_candidate(10, salt="release-8") != few
+    assert on_candidate(10, salt=r"odd \1 \ salt") != few
+
+
+def test_callers_without_a_key_are_split_by_chance(envoy: RunningGateway, engines: Engines) -> None:
+    envoy.route(ModelRoute("tagger", {2: 50, 1: 50}, (1, 2)), to=list(engines))
+    without = Counter(_version(envoy) for _ in range(100))
+    empty = Counter(_version(envoy, **{"x-sticky-key": ""}) for _ in range(100))
+    for counts in (without, empty):
+        assert counts[1] > 10 and counts[2] > 10
+
+
+def test_a_version_of_weight_0_answers_by_number_alone(
+    envoy: RunningGateway, engines: Engines
+) -> None:
+    envoy.route(ModelRoute("tagger", {2: 0, 1: 100}, (1, 2)), to=list(engines))
+    assert {_version(envoy) for _ in range(20)} == {1}
+    assert _version(envoy, "/predictions/tagger/2") == 2
+
+
+def test_changes_under_load_lose_nothing(envoy: RunningGateway, engines: Engines) -> None:
+    """Releases, rollbacks, a version that comes and one that goes, while callers go on."""
+    envoy.route(ModelRoute("tagger", {1: 100}, (1,)), to=list(engines))
+    stop, problems, answered = threading.Event(), list[object](), Counter[int]()
+
+    def call() -> None:
+        with httpx.Client(base_url=envoy.settings.gateway_url, trust_env=False) as http:
+            while not stop.is_set():
+                response = http.post("/predictions/tagger", content=b"x" * 10_000)
+                if response.status_code == 200:
+                    answered[response.json()["version"]] += 1
+                else:
+                    problems.append((response.status_code, response.text))
+
+    callers = [threading.Thread(target=call) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    try:
+        for version in range(2, 12):
+            before, both = version - 1, (version - 1, version)
+            for weights in ({before: 100}, {version: 30, before: 70}, {version: 100}):
+                envoy.route(ModelRoute("tagger", weights, both), to=list(engines))
+            envoy.route(ModelRoute("tagger", {version: 100}, (version,)), to=list(engines))
+            assert _version(envoy) == version
+            gone = envoy.http.post(f"/predictions/tagger/{before}", content=b"x")
+            assert gone.status_code == 404
+    finally:
+        stop.set()
+        for caller in callers:
+            caller.join()
+    assert problems == []
+    assert sum(answered.values()) > 40 and answered[11]
+
+
+def test_a_version_that_leaves_keeps_its_running_requests(
+    envoy: RunningGateway, engines: Engines
+) -> None:
+    envoy.route(ModelRoute("slow", {1: 100}, (1, 2)), to=list(engines))
+    for engine in engines:
+        engine.delay_s = 1.0
+    answers: list[httpx.Response] = []
+    caller = threading.Thread(
+        target=lambda: answers.append(envoy.http.post("/predictions/slow/2", content=b"x"))
+    )
+    caller.start()
+    wait_until(lambda: envoy.gateway.in_flight("slow", 2) == 1)
+    assert envoy.gateway.in_flight("slow", 1) == 0
+    for _ in range(3):
+        envoy.route(ModelRoute("slow", {1: 100}, (1,)), to=list(engines))
+    assert envoy.gateway.in_flight("slow", 2) == 1
+    caller.join()
+    assert answers[0].status_code == 200
+    assert envoy.gateway.in_flight("slow", 2) == 0
+    envoy.route(ModelRoute("slow", {1: 100}, (1,)), to=list(engines))
+    clusters = envoy.settings.state_dir / "gateway" / "dynamic" / "clusters.json"
+    assert "slow-2" not in clusters.read_text()
+
+
+def test_a_refused_routing_leaves_the_old_one(routed: RunningGateway, engines: Engines) -> None:
+    to = [engine.instance() for engine in engines]
+    no_such_cluster = ModelRoute("tagger", {9: 100}, (1, 2))
+    with pytest.raises(GatewayRefused, match="tagger-9"):
+        routed.gateway.apply(Routing([no_such_cluster], to))
+    same_cluster_twice = ModelRoute("tagger", {1: 100}, (1, 1))
+    with pytest.raises(GatewayRefused, match="tagger-1"):
+        routed.gateway.apply(Routing([same_cluster_twice], to))
+    assert routed.gateway.ready()
+    assert _version(routed) == 1
+
+
+def test_a_killed_gateway_comes_back_with_the_same_routing(routed: RunningGateway) -> None:
+    routed.stop()
+    assert not routed.gateway.ready()
+    routed.start()
+    assert _version(routed) == 1
+    assert _version(routed, "/predictions/tagger/2") == 2
+
+
+def test_a_routing_that_was_damaged_at_rest_is_not_started_from(
+    routed: RunningGateway, engines: Engines
+) -> None:
+    routed.stop()
+    routes = routed.settings.state_dir / "gateway" / "dynamic" / "routes.json"
+    routes.write_text(routes.read_text()[:100])
+    routed.gateway.prepare()
+    routed.start()
+    assert routed.http.get("/health").json() == {"status": "ok"}
+    assert routed.http.post("/predictions/tagger", content=b"x").status_code == 404
+    routed.route(ModelRoute("tagger", {1: 100}, (1, 2)), to=list(engines))
+    assert _version(routed) == 1
