@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from vlserve.errors import DataError, TrainingError
@@ -32,8 +33,6 @@ from vlserve.training.state import (
 
 WEIGHTS, CONFIG, METRICS = "model.safetensors", "config.json", "metrics.json"
 LAST, PLOT, BAD_LINES = "last.safetensors", "confusion.png", "bad_lines.json"
-RESAMPLES = 1000
-"""Bootstrap draws behind the intervals of metrics.json."""
 
 
 @dataclass(frozen=True)
@@ -172,20 +171,17 @@ def _best(epochs: list[dict[str, Any]], chosen_by: str) -> int:
     return int(max(epochs, key=lambda epoch: epoch[chosen_by])["epoch"])
 
 
-def _measure(
-    network: nn.Module, data: Dataset, resamples: int = 0
-) -> tuple[Metrics, np.ndarray[Any, np.dtype[np.float64]]]:
+def _measure(network: nn.Module, data: Dataset) -> tuple[Metrics, NDArray[np.float64]]:
     """Figures and scores of the validation items."""
     scores = score(network, data.val, data.tokenizer, multi_label=data.multi_label)
-    metrics = measure(data.val.targets, scores, multi_label=data.multi_label, resamples=resamples)
-    return metrics, scores
+    return measure(data.val.targets, scores, multi_label=data.multi_label), scores
 
 
 def _measure_best(recipe: Recipe, data: Dataset, out: Path) -> Metrics:
     """Figures of the best epoch's weights as they lie in ``out``, and their picture."""
     network = recipe.build(data.config)
     load_into(network, read_checkpoint(out / WEIGHTS), recipe.spec.family)
-    metrics, scores = _measure(network, data, RESAMPLES)
+    metrics, scores = _measure(network, data)
     plot = plot_average_precisions if data.multi_label else plot_confusion
     plot(out / PLOT, data.val.targets, scores, data.config["labels"])
     return metrics

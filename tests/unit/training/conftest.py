@@ -1,0 +1,48 @@
+"""A small drawn set and quick training options, shared by the tests of this folder."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import vlserve
+from vlserve.exporter.recipe import Recipe, load_recipe
+from vlserve.training.demo_data import DemoData, write_demo_data
+
+PROJECT = Path(vlserve.__file__).parents[2]
+
+WriteLines = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def recipe() -> Recipe:
+    return load_recipe("resnet_gru", PROJECT / "export")
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> DemoData:
+    return write_demo_data(tmp_path_factory.mktemp("drawn"), items=54, seed=3)
+
+
+@pytest.fixture
+def write_lines(tmp_path: Path, drawn: DemoData) -> WriteLines:
+    """Writes a JSONL file beside copies of two drawn images, a.jpg and b.jpg."""
+    images = sorted((drawn.train.parent / "images").glob("train-*.jpg"))
+    for name, image in zip(("a.jpg", "b.jpg"), images, strict=False):
+        (tmp_path / name).write_bytes(image.read_bytes())
+
+    def write(*lines: Any, name: str = "items.jsonl") -> Path:
+        file = tmp_path / name
+        raw = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
+        file.write_bytes(b"\n".join(raw) + b"\n")
+        return file
+
+    return write

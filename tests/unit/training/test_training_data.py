@@ -1,0 +1,127 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vlserve.errors import DataError
+from vlserve.runtime.manifest import ImageInput
+from vlserve.training.data import (
+    leave_out_other_kind,
+    leave_out_trained,
+    leave_out_unknown,
+    read_items,
+    refuse_bad_lines,
+    write_bad_lines,
+)
+from vlserve.training.samples import decode_images
+
+WriteLines = Callable[..., Path]
+SIZE = ImageInput(height=16, width=16)
+
+
+def item(item_id: str = "1", **fields: Any) -> dict[str, Any]:
+    return {"id": item_id, "img": "a.jpg", "text": "title", "label": "x", **fields}
+
+
+def reasons(lines: Any) -> dict[int, str]:
+    return {bad.line: bad.reason for bad in lines}
+
+
+def test_good_lines_keep_their_order_and_blank_lines_count(write_lines: WriteLines) -> None:
+    path = write_lines(item("1", year=1999), b"", item("2", img="b.jpg", text="", label="y"))
+    file = read_items(path)
+    assert [(one.id, one.line, one.labels) for one in file.items] == [
+        ("1", 1, ("x",)),
+        ("2", 3, ("y",)),
+    ]
+    assert file.items[1].image == path.parent / "b.jpg"
+    assert not file.bad_lines and not file.multi_label
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b"{not json", "not JSON"),
+        (b"\xff\xfe{}", "not UTF-8"),
+        (b"[" * 100_000, "not JSON"),
+        (b"[]", "not a JSON object"),
+        ({"id": "2", "text": "t"}, "missing field img, label"),
+        (item("2", text=None), "text must be a string"),
+        (item("2", id=7), "id must be a string"),
+        (item("2", img=""), "img must be a string"),
+        (item("2", label=3), "label must be a string"),
+        (item("2", label=""), "label must be a string"),
+        (item("2", label=["x"]), "label is a list, unlike in the lines before"),
+        (item("1"), "id 1 is on line 1 already"),
+        (item("\ud800"), "lone surrogate"),
+    ],
+)
+def test_a_bad_line_is_left_out_with_its_number_and_reason(
+    write_lines: WriteLines, line: Any, reason: str
+) -> None:
+    file = read_items(write_lines(item("1"), line, item("3")))
+    assert [one.id for one in file.items] == ["1", "3"]
+    assert list(reasons(file.bad_lines)) == [2]
+    assert reason in file.bad_lines[0].reason
+
+
+def test_images_and_texts_that_serving_refuses_are_bad_lines(
+    write_lines: WriteLines, tmp_path: Path
+) -> None:
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:500])
+    path = write_lines(
+        item("1"),
+        item("2", img="missing.jpg"),
+        item("3", img="cut.jpg"),
+        item("4", img="\0"),
+        item("5", text="nul \0"),
+        item("6", text="half an emoji \ud83d"),
+        item("7", text="a" * 70_000),
+    )
+    file, images = decode_images(read_items(path), SIZE)
+    assert [one.id for one in file.items] == ["1"] and list(images) == [1]
+    found = reasons(file.bad_lines)
+    assert list(found) == [2, 3, 4, 5, 6, 7]
+    assert "missing.jpg cannot be read" in found[2]
+    assert "cut.jpg" in found[3]
+    assert "NUL" in found[5] and "surrogate" in found[6] and "limit" in found[7]
+
+
+def test_validation_items_that_cannot_be_judged_are_bad_lines(write_lines: WriteLines) -> None:
+    train = read_items(write_lines(item("1"), item("2", label="y"), name="train.jsonl"))
+    val = read_items(write_lines(item("1"), item("3", label="z"), item("4"), name="val.jsonl"))
+    val = leave_out_unknown(leave_out_trained(val, train), ["x", "y"])
+    assert [one.id for one in val.items] == ["4"]
+    assert reasons(val.bad_lines) == {1: "its id is in train.jsonl too", 2: "unknown label z"}
+
+
+def test_a_file_of_the_other_kind_is_refused_line_by_line(write_lines: WriteLines) -> None:
+    file = read_items(write_lines(item("1", label=["x", "x"]), item("2", label=[])))
+    assert file.multi_label and [one.labels for one in file.items] == [("x",), ()]
+    other = leave_out_other_kind(file, multi_label=False)
+    assert not other.items and len(other.bad_lines) == 2
+    with pytest.raises(DataError, match=r"no usable line: items.jsonl:1: has a list of labels"):
+        refuse_bad_lines((other,), strict=False)
+
+
+def test_bad_lines_are_counted_written_and_refused_when_strict(
+    write_lines: WriteLines, tmp_path: Path
+) -> None:
+    file = read_items(write_lines(item("1"), b"{", b"[]"))
+    bad = refuse_bad_lines((file,), strict=False)
+    write_bad_lines(tmp_path / "bad.json", bad)
+    written = json.loads((tmp_path / "bad.json").read_text())
+    assert written["count"] == 2
+    assert [line["line"] for line in written["lines"]] == [2, 3]
+    with pytest.raises(DataError, match=r"2 bad line\(s\): items.jsonl:2: not JSON"):
+        refuse_bad_lines((file,), strict=True)
+
+
+def test_a_missing_or_empty_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot be read: No such file"):
+        read_items(tmp_path / "none.jsonl")
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(DataError, match="no usable line, it is empty"):
+        refuse_bad_lines((read_items(tmp_path / "empty.jsonl"),), strict=False)
