@@ -10,10 +10,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ts.metrics.dimension import Dimension
 from ts.metrics.metric_type_enum import MetricTypes
 
 from vlserve.runtime.body import read_request, write_body
-from vlserve.runtime.contract import BatchResult, ItemError
+from vlserve.runtime.contract import ItemError
 from vlserve.runtime.errors import ErrorCode
 from vlserve.runtime.folder import open_folder
 
@@ -43,35 +44,28 @@ class TorchServeHandler:
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:
         """One JSON body per request, in order, each with a status of its own."""
         ids = [_request_id(context, index) for index in range(len(data))]
-        result = self.pipeline.run(
-            [read_request(form, request_id) for form, request_id in zip(data, ids, strict=True)]
-        )
-        manifest = self.pipeline.manifest
-        statuses = [
-            HTTP_STATUS[answer.code] if isinstance(answer, ItemError) else 200
-            for answer in result.answers
-        ]
-        for index, status in enumerate(statuses):
+        result = self.pipeline.run([read_request(*item) for item in zip(data, ids, strict=True)])
+        manifest, statuses, bodies = self.pipeline.manifest, [], []
+        for index, answer in enumerate(result.answers):
+            status = HTTP_STATUS[answer.code] if isinstance(answer, ItemError) else 200
             context.set_response_status(code=status, idx=index)
             context.set_response_content_type(index, "application/json")
             context.set_response_header(index, "x-vlserve-version", str(manifest.version))
-        self._report(context, ids, statuses, result)
-        return [
-            write_body(manifest, request_id, answer)
-            for request_id, answer in zip(ids, result.answers, strict=True)
-        ]
+            statuses.append(status)
+            bodies.append(write_body(manifest, ids[index], answer))
+        stage_ms = {f"{stage}_ms": round(value, 3) for stage, value in result.stage_ms.items()}
+        for name, value in stage_ms.items():
+            self._measure(context, name, value, "ms")
+        self._measure(context, "batch_size", len(data), "count")
+        line = {"event": "batch", "model": manifest.model, "version": manifest.version}
+        logger.info(json.dumps({**line, "request_ids": ids, "statuses": statuses, **stage_ms}))
+        return bodies
 
-    def _report(
-        self, context: Any, ids: list[str], statuses: list[int], result: BatchResult
-    ) -> None:
-        histogram = MetricTypes.HISTOGRAM
-        stages = {f"{stage}_ms": round(value, 3) for stage, value in result.stage_ms.items()}
-        for name, value in stages.items():
-            context.metrics.add_time(name, value, metric_type=histogram)
-        context.metrics.add_metric("batch_size", len(ids), "count", metric_type=histogram)
-        named = {"model": self.pipeline.manifest.model, "version": self.pipeline.manifest.version}
-        line = {"event": "batch", **named, "request_ids": ids, "statuses": statuses, **stages}
-        logger.info(json.dumps(line))
+    def _measure(self, context: Any, name: str, value: float, unit: str) -> None:
+        # a fresh list each time: TorchServe appends its own dimensions to the one it is given
+        version = [Dimension("ModelVersion", str(self.pipeline.manifest.version))]
+        kind = MetricTypes.HISTOGRAM
+        context.metrics.add_metric(name, value, unit, dimensions=version, metric_type=kind)
 
 
 def _request_id(context: Any, index: int) -> str:

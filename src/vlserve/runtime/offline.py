@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -30,8 +30,8 @@ PATH_SUFFIX = "_path"
 
 def answer_offline(
     archive: Path, items: Iterable[Mapping[str, Any]], batch_size: int = 8, threads: int = 1
-) -> Iterator[dict[str, Any]]:
-    """One line out (parsed) per item in, in order.
+) -> Generator[dict[str, Any], None, None]:
+    """One line out (parsed) per item in, in order; closing the generator ends the process.
 
     Unpacks the archive and runs its frozen code in a process of its own, so that what is installed
     now cannot change an answer. ArchiveError when the archive is bad or its code fails.

@@ -3,6 +3,7 @@
 A bad item leaves the batch with an error of its own; its neighbours never notice.
 """
 
+import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -43,29 +44,27 @@ class Pipeline:
         Never raises for a request, whatever is in it.
         """
         stage_ms: dict[str, float] = {}
-        done: dict[int, Answer | ItemError] = {}
+        requests = {place: item for place, item in enumerate(items) if isinstance(item, Request)}
+        done: dict[int, Answer | ItemError] = {
+            place: item for place, item in enumerate(items) if isinstance(item, ItemError)
+        }
         parsed: dict[int, BaseModel] = {}
         samples: dict[int, Sample] = {}
         with _timed(stage_ms, "preprocess"):
-            for place, item in enumerate(items):
-                if isinstance(item, ItemError):
-                    done[place] = item
-                    continue
+            for place, request in requests.items():
                 try:
-                    parsed[place] = parse_fields(self.task.fields, item.fields)
+                    parsed[place] = parse_fields(self.task.fields, request.fields)
                     samples[place] = self.task.preprocess(parsed[place])
                 except Exception as error:
-                    done[place] = _item_error(error)
+                    done[place] = _item_error(error, request)
         with _timed(stage_ms, "infer"):
             rows = dict(zip(samples, self._infer(list(samples.values())), strict=True))
         with _timed(stage_ms, "postprocess"):
             for place, row in rows.items():
                 try:
-                    if isinstance(row, Exception):
-                        raise row
-                    done[place] = self.task.postprocess(row.outputs, row.index, parsed[place])
+                    done[place] = self._answer(row, parsed[place])
                 except Exception as error:
-                    done[place] = _item_error(error)
+                    done[place] = _item_error(error, requests[place])
         return BatchResult([done[place] for place in range(len(items))], stage_ms)
 
     def warm_up(self, batch_size: int) -> None:
@@ -92,11 +91,18 @@ class Pipeline:
             return self._infer(samples[:half]) + self._infer(samples[half:])
         return [_Row(outputs, index) for index in range(len(samples))]
 
+    def _answer(self, row: _Row | Exception, fields: BaseModel) -> Answer:
+        if isinstance(row, Exception):
+            raise row
+        answer = self.task.postprocess(row.outputs, row.index, fields)
+        json.dumps(answer, allow_nan=False)  # what JSON cannot carry must not fail the whole batch
+        return answer
 
-def _item_error(error: Exception) -> ItemError:
+
+def _item_error(error: Exception, request: Request) -> ItemError:
     if isinstance(error, RequestError):
         return ItemError(error.code, error.message)
-    logger.error("an item failed", exc_info=error)
+    logger.error("request %s failed", request.request_id, exc_info=error)
     return ItemError(
         ErrorCode.INFERENCE_FAILED, f"the model failed on this item ({type(error).__name__})"
     )

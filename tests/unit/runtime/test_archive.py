@@ -264,15 +264,16 @@ def onnx_graph(given: Any = INPUT, answered: Any = OUTPUT) -> bytes:
         [onnx.numpy_helper.from_array(np.zeros(2, np.float32), "weight")],
     )
     opsets = [helper.make_opsetid("", 20)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+    raw: bytes = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+    return raw
 
 
 def with_onnx(members: Members, raw: bytes) -> Members:
     def tensor(name: str) -> dict[str, Any]:
         return {"name": name, "dtype": "float32", "dims": ["batch", 3, "text"]}
 
-    graph = {"file": "graphs/model.onnx", "format": "onnx"}
-    graph |= {"inputs": [tensor("x")], "outputs": [tensor("y")]}
+    tensors = {"inputs": [tensor("x")], "outputs": [tensor("y")]}
+    graph = {"file": "graphs/model.onnx", "format": "onnx", **tensors}
     return listed(members | {"graphs/model.onnx": raw}, graphs={"model": graph})
 
 

@@ -60,7 +60,7 @@ def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         save_onnx(root / "plain")
     else:
         with pytest.warns(DeprecationWarning):
-            traced = torch.jit.trace(Plain(), torch.zeros(2, 3))
+            traced = torch.jit.trace(Plain(), torch.zeros(2, 3))  # type: ignore[no-untyped-call]
             torch.jit.save(traced, str(root / "plain"))
     return open_backend(graph("plain", request.param), root, threads=1)
 

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -24,7 +25,9 @@ def test_lines_come_back_in_order_each_with_its_own_answer_or_error(
     probes = verify_archive(echo_archive).probes
     image = tmp_path / "cover"
     image.write_bytes(base64.b64decode(probes[0].fields["image"]))
-    items = [{"id": n, "fields": probe.fields} for n, probe in enumerate(probes)]
+    items: list[dict[str, Any]] = [
+        {"id": n, "fields": probe.fields} for n, probe in enumerate(probes)
+    ]
     items += [
         {"id": "path", "fields": {"image_path": str(image), "text": probes[0].fields["text"]}},
         {"id": "absent", "fields": {"image_path": str(tmp_path / "none"), "text": ""}},

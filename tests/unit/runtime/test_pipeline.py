@@ -15,7 +15,7 @@ from PIL import Image
 from vlserve.exporter.echo import VOCABULARY, pack_echo
 from vlserve.runtime.archive import unpack_archive
 from vlserve.runtime.body import RequestFields, WholeNumber
-from vlserve.runtime.contract import Answer, Arrays, ItemError, Request, Sample
+from vlserve.runtime.contract import Answer, Arrays, BatchResult, ItemError, Request, Sample
 from vlserve.runtime.errors import ErrorCode, RequestError
 from vlserve.runtime.folder import open_folder
 from vlserve.runtime.manifest import Manifest
@@ -32,7 +32,10 @@ class Numbers(Task[Numbered]):
     """Answers 10 n, and goes wrong where it is asked to."""
 
     fields = Numbered
-    runs: Sequence[int] = ()
+
+    def __init__(self, manifest: Manifest) -> None:
+        super().__init__(manifest, Path(), {})
+        self.runs: list[int] = []
 
     def preprocess(self, fields: Numbered) -> Sample:
         if fields.fault == "refused":
@@ -43,7 +46,7 @@ class Numbers(Task[Numbered]):
         return {"n": np.full(shape, fields.n), "bad": np.array(fields.fault == "graph")}
 
     def infer(self, arrays: Arrays) -> Arrays:
-        self.runs = [*self.runs, len(arrays["n"])]
+        self.runs.append(len(arrays["n"]))
         if arrays["bad"].any():
             raise FloatingPointError("the graph does not like this batch")
         if arrays["n"].shape[1] != 1:
@@ -53,10 +56,14 @@ class Numbers(Task[Numbered]):
     def postprocess(self, outputs: Arrays, index: int, fields: Numbered) -> Answer:
         if fields.fault == "postprocess":
             raise KeyError("gone")
+        if fields.fault == "no json":
+            return {"n": np.float32(1)}
+        if fields.fault == "nan":
+            return {"n": float("nan")}
         return {"n": fields.n, "tenfold": int(outputs["tenfold"][index])}
 
 
-def numbers() -> Pipeline:
+def numbers() -> Numbers:
     tensor = {"name": "n", "dtype": "int64", "dims": ["batch"]}
     graph = {"file": "g", "format": "echo", "inputs": [tensor], "outputs": [tensor]}
     files = ["g", "handlers/n.py", "torchserve_handler.py", "MAR-INF/MANIFEST.json"]
@@ -64,7 +71,12 @@ def numbers() -> Pipeline:
         {"model": "m", "version": 1, "task": "n", "family": "f", "graphs": {"model": graph}}
         | {"files": dict.fromkeys(files, "0" * 64)}
     )
-    return Pipeline(manifest, Numbers(manifest, Path(), {}))
+    return Numbers(manifest)
+
+
+def run(items: Sequence[Request | ItemError]) -> BatchResult:
+    task = numbers()
+    return Pipeline(task.manifest, task).run(items)
 
 
 CODES = {
@@ -73,6 +85,8 @@ CODES = {
     "shape": ErrorCode.INFERENCE_FAILED,
     "graph": ErrorCode.INFERENCE_FAILED,
     "postprocess": ErrorCode.INFERENCE_FAILED,
+    "no json": ErrorCode.INFERENCE_FAILED,
+    "nan": ErrorCode.INFERENCE_FAILED,
     "unknown field": ErrorCode.FIELD_INVALID,
     "unread": ErrorCode.BODY_UNREADABLE,
 }
@@ -88,7 +102,7 @@ def item(n: int, fault: str) -> Request | ItemError:
 
 @given(st.lists(st.sampled_from([""] * 4 + sorted(CODES)), max_size=17))
 def test_good_items_are_answered_in_order_whatever_their_neighbours(faults: list[str]) -> None:
-    result = numbers().run([item(n, fault) for n, fault in enumerate(faults)])
+    result = run([item(n, fault) for n, fault in enumerate(faults)])
     assert len(result.answers) == len(faults)
     assert set(result.stage_ms) == {"preprocess", "infer", "postprocess"}
     assert all(value >= 0 for value in result.stage_ms.values())
@@ -101,34 +115,35 @@ def test_good_items_are_answered_in_order_whatever_their_neighbours(faults: list
 
 
 def test_one_run_where_nothing_is_wrong() -> None:
-    pipeline = numbers()
-    pipeline.run([item(n, "") for n in range(8)])
-    assert pipeline.task.runs == [8]
+    task = numbers()
+    Pipeline(task.manifest, task).run([item(n, "") for n in range(8)])
+    assert task.runs == [8]
 
 
 def test_halving_finds_the_guilty_item() -> None:
-    pipeline = numbers()
-    pipeline.run([item(n, "graph" if n == 5 else "") for n in range(8)])
-    assert pipeline.task.runs == [8, 4, 4, 2, 1, 1, 2]
+    task = numbers()
+    Pipeline(task.manifest, task).run([item(n, "graph" if n == 5 else "") for n in range(8)])
+    assert task.runs == [8, 4, 4, 2, 1, 1, 2]
 
 
 def test_an_item_that_cannot_be_read_never_reaches_the_graph() -> None:
-    pipeline = numbers()
-    pipeline.run([item(0, "refused"), item(1, ""), item(2, "unread")])
-    assert pipeline.task.runs == [1]
+    task = numbers()
+    items = [item(0, "refused"), item(1, ""), item(2, "unread")]
+    Pipeline(task.manifest, task).run(items)
+    assert task.runs == [1]
 
 
 def test_surprises_are_logged_and_not_told_to_clients(caplog: pytest.LogCaptureFixture) -> None:
-    (answer,) = numbers().run([item(0, "graph")]).answers
+    (answer,) = run([item(0, "graph")]).answers
     assert isinstance(answer, ItemError)
     assert "does not like" not in answer.message
     assert "does not like" in caplog.text
 
 
 def test_a_graph_that_loses_rows_answers_nobody_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    pipeline = numbers()
-    monkeypatch.setattr(pipeline.task, "infer", lambda arrays: {"tenfold": arrays["n"][:1, 0] * 10})
-    answers = pipeline.run([item(n, "") for n in range(4)]).answers
+    task = numbers()
+    monkeypatch.setattr(task, "infer", lambda arrays: {"tenfold": arrays["n"][:1, 0] * 10})
+    answers = Pipeline(task.manifest, task).run([item(n, "") for n in range(4)]).answers
     assert answers == [{"n": n, "tenfold": 10 * n} for n in range(4)]
 
 
@@ -150,7 +165,7 @@ def failing_echo(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
 def test_the_tag_task_keeps_order_and_isolates(failing_echo: Pipeline, kinds: list[str]) -> None:
     def request(place: int, kind: str) -> Request:
         fields: dict[str, Any] = {"image": picture(place * 20), "text": f"cat {place}"}
-        changed = {
+        changed: dict[str, dict[str, Any]] = {
             "good": {},
             "坏": {"text": "坏"},
             "image": {"image": base64.b64encode(b"no image").decode()},
@@ -180,10 +195,13 @@ def test_the_tag_task_keeps_order_and_isolates(failing_echo: Pipeline, kinds: li
 
 def test_warm_up_answers_the_probes(echo_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = open_folder(echo_folder)
-    sizes = []
-    run = pipeline.task.infer
-    monkeypatch.setattr(
-        pipeline.task, "infer", lambda arrays: (sizes.append(len(arrays["image"])), run(arrays))[1]
-    )
+    sizes: list[int] = []
+    infer = pipeline.task.infer
+
+    def counted(arrays: Arrays) -> Arrays:
+        sizes.append(len(arrays["image"]))
+        return infer(arrays)
+
+    monkeypatch.setattr(pipeline.task, "infer", counted)
     pipeline.warm_up(8)
     assert sizes == [1, 8]

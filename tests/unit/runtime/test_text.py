@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tokenizers
 from hypothesis import given
@@ -31,7 +32,7 @@ def test_old_vocabularies_share_0_and_pad_to_max(tmp_path: Path) -> None:
         [0, 0, 0, 0, 0],
     ]
     assert batch.lengths.tolist() == [3, 2, 5, 1]
-    assert (batch.ids.dtype, batch.lengths.dtype) == ("int64", "int64")
+    assert batch.ids.dtype == batch.lengths.dtype == np.int64
 
 
 def test_new_vocabularies_keep_padding_and_unknown_apart(tmp_path: Path) -> None:
