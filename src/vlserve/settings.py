@@ -79,6 +79,7 @@ class ControlSettings(_Section):
     port: Port = 8090
     tick_s: float = 1.0
     drain_timeout_s: float = 60.0
+    max_archive_bytes: int = 8 * 1024**3
 
 
 class Settings(BaseSettings):

@@ -89,7 +89,8 @@ class Gateway(Protocol):
         ...
 
     def in_flight(self, model: str, version: int) -> int:
-        """Requests of this version that the gateway has sent and not seen answered."""
+        """Requests of this version that the gateway has sent and not seen answered. GatewayRefused
+        when the gateway does not say."""
         ...
 
     def ready(self) -> bool:

@@ -145,11 +145,9 @@ class EngineView:
 
 @dataclass(frozen=True)
 class GatewayView:
-    """``applied``: the routing last put in force; None before the first one of this process.
-    ``instances``: all that are known. ``in_flight``: requests of versions that may go."""
+    """``instances``: all that are known. ``in_flight``: requests of versions that may go; one
+    that is not there is not known to be idle."""
 
-    ready: bool
-    applied: Routing | None
     instances: Sequence[Instance]
     in_flight: Mapping[Key, int]
 
@@ -197,11 +195,14 @@ _FIRST = (State.STABLE, State.CANARY, State.READY, State.LOADING, State.REGISTER
 
 def plan(ledger: LedgerView, engine: EngineView | None, gateway: GatewayView) -> list[Action]:
     """What mends the difference, in order: traffic first, then loads (versions with weight before
-    the others), then what may go. ``engine`` is None when no instance answers."""
+    the others), then what may go. ``engine`` is None when no instance answers.
+
+    Routing is put in force at every tick, which is free where it is in force. While no instance
+    has ever been seen there is nothing to say, and what the gateway has stays.
+    """
     actions: list[Action] = []
-    wanted = routing(ledger.models, ledger.versions, gateway.instances)
-    if gateway.instances and (wanted != gateway.applied or not gateway.ready):
-        actions.append(Route(wanted))
+    if gateway.instances:
+        actions.append(Route(routing(ledger.models, ledger.versions, gateway.instances)))
     if engine is None:
         return actions
     free = [record for record in ledger.versions if record.key not in ledger.untouchable]
@@ -211,14 +212,9 @@ def plan(ledger: LedgerView, engine: EngineView | None, gateway: GatewayView) ->
         for record in free
         if record.state is State.DRAINING and is_idle(record.key, engine.held, gateway.in_flight)
     ]
-    unwanted = _held_keys(engine.held) - {
-        record.key
-        for record in ledger.versions
-        if record.state.loaded or record.state is State.DRAINING
-    }
     actions += [
         Remove(*key)
-        for key in sorted(unwanted - ledger.untouchable)
+        for key in sorted(unwanted(ledger.versions, engine.held) - ledger.untouchable)
         if is_idle(key, engine.held, gateway.in_flight)
     ]
     return actions
@@ -244,8 +240,11 @@ def _serves(holds: Mapping[Key, LoadedVersion], key: Key) -> bool:
 def is_idle(key: Key, held: Held, in_flight: Mapping[Key, int]) -> bool:
     """Whether nobody waits for this version's answer, at the gateway or in an engine's queue."""
     pending = sum(holds[key].pending for holds in held.values() if key in holds)
-    return pending == 0 and in_flight.get(key, 0) == 0
+    return pending == 0 and in_flight.get(key) == 0
 
 
-def _held_keys(held: Held) -> set[Key]:
-    return {key for holds in held.values() for key in holds}
+def unwanted(records: Iterable[VersionRecord], held: Held) -> set[Key]:
+    """What the engine holds and the ledger does not want there."""
+    out = (State.FAILED, State.RETIRED)
+    wanted = {record.key for record in records if record.state not in out}
+    return {key for holds in held.values() for key in holds} - wanted

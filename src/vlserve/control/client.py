@@ -1,0 +1,110 @@
+"""The control service's words for Python callers; the command line is one."""
+
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+
+from vlserve.control.views import (
+    EventView,
+    Health,
+    ModelView,
+    Registered,
+    Released,
+    Unloaded,
+    error_of,
+)
+from vlserve.errors import ControlError, StackError
+
+_CONNECT_TIMEOUT_S = 2.0
+_LONGEST_S = 900.0  # a register that loads, or an unload that drains, ends well before
+
+
+class ControlClient:
+    """Methods raise what the service raised (the error tree of vlserve.errors, with the service's
+    message), or StackError when it is not up. A context manager."""
+
+    def __init__(self, url: str) -> None:
+        self._http = httpx.Client(
+            base_url=url,
+            timeout=httpx.Timeout(_LONGEST_S, connect=_CONNECT_TIMEOUT_S),
+            trust_env=False,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    def is_up(self) -> bool:
+        """Whether the service answers at all."""
+        try:
+            self.health()
+        except (StackError, ControlError):
+            return False
+        return True
+
+    def health(self) -> Health:
+        return Health.model_validate(self._call("GET", "/health"))
+
+    def models(self) -> list[ModelView]:
+        found = self._call("GET", "/models")["models"]
+        return [ModelView.model_validate(model) for model in found]
+
+    def model(self, model: str) -> ModelView:
+        return ModelView.model_validate(self._call("GET", f"/models/{model}"))
+
+    def history(self, model: str) -> list[EventView]:
+        """Everything that happened to a model, oldest first."""
+        found = self._call("GET", f"/models/{model}/history")["events"]
+        return [EventView.model_validate(event) for event in found]
+
+    def register(self, archive: Path) -> Registered:
+        """Returns when the version is ready. ArchiveError, VersionConflict, LoadFailed."""
+        with archive.open("rb") as body:
+            answer = self._call(
+                "POST",
+                "/versions",
+                params={"name": archive.name},
+                content=body,
+                headers={
+                    "Content-Type": "application/octet-stream",
+                    "Content-Length": str(archive.stat().st_size),
+                },
+            )
+        return Registered.model_validate(answer)
+
+    def release(self, model: str, version: int) -> Released:
+        """All traffic to ``version``; in force when this returns. NotReady, VersionNotFound."""
+        body = {"version": version, "now": True}
+        return Released.model_validate(self._call("POST", f"/models/{model}/releases", json=body))
+
+    def rollback(self, model: str, version: int | None = None) -> Released:
+        """Back to the stable version before, or to ``version``. NothingToRollBackTo, NotReady."""
+        body = {"version": version}
+        return Released.model_validate(self._call("POST", f"/models/{model}/rollback", json=body))
+
+    def unload(self, model: str, version: int) -> Unloaded:
+        """Drain, then out of the engine. StillServing."""
+        path = f"/models/{model}/versions/{version}/unload"
+        return Unloaded.model_validate(self._call("POST", path, json={}))
+
+    def _call(self, method: str, path: str, **options: Any) -> Any:
+        try:
+            response = self._http.request(method, path, **options)
+        except httpx.TransportError as error:
+            raise StackError(
+                f"the control service does not answer at {self._http.base_url} "
+                f"({error or type(error).__name__}): start it with `vlserve up`"
+            ) from error
+        try:
+            answer = response.json()
+            if response.is_error:
+                raise error_of(answer["error"]["code"])(answer["error"]["message"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ControlError(
+                f"{self._http.base_url} answered {response.status_code} and not as the control "
+                "service does: does its port belong to another program?"
+            ) from error
+        return answer

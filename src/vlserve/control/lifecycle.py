@@ -1,0 +1,126 @@
+"""The steps of one version's life, which a user's word and a tick of reconcile share."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from vlserve.control.contract import Engine, Key, State, VersionRecord
+from vlserve.control.ledger import Ledger
+from vlserve.control.probes import failed_probes
+from vlserve.control.rollout import is_idle
+from vlserve.control.traffic import Traffic
+from vlserve.errors import EngineUnavailable, LoadFailed, NotReady
+
+_POLL_S = 0.1
+
+
+class Operations:
+    """At most one operation on a version at a time. Operations on other versions never wait."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._running: set[Key] = set()
+
+    @contextmanager
+    def on(self, key: Key) -> Iterator[None]:
+        """Waits for the operation that runs on this version, if any."""
+        with self._changed:
+            self._changed.wait_for(lambda: key not in self._running)
+            self._running.add(key)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._running.discard(key)
+                self._changed.notify_all()
+
+    def running(self) -> frozenset[Key]:
+        with self._changed:
+            return frozenset(self._running)
+
+
+class Lifecycle:
+    """Callers hold the version's operation. Thread-safe."""
+
+    def __init__(self, ledger: Ledger, engine: Engine, traffic: Traffic) -> None:
+        self._ledger = ledger
+        self._engine = engine
+        self._traffic = traffic
+
+    def load(self, record: VersionRecord) -> VersionRecord:
+        """registered, loading, failed or retired -> ready: loaded, probed, its own path open.
+
+        LoadFailed when it cannot be loaded or answers its probes wrong: it is out of the engine
+        then, and failed (or retired, where it was ready before). EngineUnavailable leaves it
+        loading: reconcile goes on once the engine answers.
+        """
+        model, version = record.key
+        if record.state is State.REGISTERED:  # what a failed archive of this number left is not it
+            self._engine.unload(model, version)
+        if record.state is not State.LOADING:
+            record = self._ledger.move(model, version, State.LOADING, "loading")
+        try:
+            self._engine.load(model, version, record.archive)
+            self._check_answers(record)
+        except LoadFailed as error:
+            with suppress(EngineUnavailable):  # what is left there goes at a tick
+                self._engine.unload(model, version)
+            gone = State.RETIRED if record.was_ready else State.FAILED
+            self._ledger.move(model, version, gone, "failed", reason=str(error))
+            raise
+        with self._traffic.change():
+            return self._ledger.move(model, version, State.READY, "loaded")
+
+    def restore(self, record: VersionRecord) -> None:
+        """Bring a version that is to be loaded back onto the instances that lack it. Its state and
+        its weight stay: they are desired. LoadFailed, EngineUnavailable."""
+        self._engine.load(*record.key, record.archive)
+        self._check_answers(record)
+        self._ledger.record(*record.key, "recovered")
+
+    def check_healthy(self, record: VersionRecord) -> None:
+        """NotReady unless every instance that gets the version's requests answers its first probe
+        right, just now."""
+        what = f"{record.model} {record.version}"
+        lacking = {known.name for known in self._traffic.instances if record.key in known.lacks}
+        serving = [each for each in self._engine.instances() if each.name not in lacking]
+        if not serving:
+            raise NotReady(f"{what} is being loaded again after a restart of the engine: wait")
+        wrong = failed_probes(self._engine, serving, record.manifest, record.manifest.probes[:1])
+        if wrong:
+            raise NotReady(f"{what} is not healthy, so it gets no traffic: {wrong[0]}")
+
+    def start_draining(self, record: VersionRecord) -> VersionRecord:
+        """ready -> draining: its path closes."""
+        with self._traffic.change():
+            return self._ledger.move(*record.key, State.DRAINING, "draining")
+
+    def finish_draining(self, record: VersionRecord, timeout_s: float) -> VersionRecord:
+        """draining -> retired, once no request is under way; still draining after ``timeout_s``."""
+        deadline = time.monotonic() + timeout_s
+        while not self._is_idle(record.key):
+            if time.monotonic() > deadline:
+                return record
+            time.sleep(_POLL_S)
+        self._engine.unload(*record.key)
+        return self._ledger.move(*record.key, State.RETIRED, "unloaded")
+
+    def _is_idle(self, key: Key) -> bool:
+        """Twice in a row: a request may have been routed just before the path closed."""
+        for pause_s in (_POLL_S, 0.0):
+            if not is_idle(key, self._traffic.observe(), self._traffic.in_flight([key])):
+                return False
+            time.sleep(pause_s)
+        return True
+
+    def _check_answers(self, record: VersionRecord) -> None:
+        model, version = record.key
+        manifest = record.manifest
+        wrong = failed_probes(self._engine, self._engine.instances(), manifest, manifest.probes)
+        if wrong:
+            more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
+            raise LoadFailed(
+                f"{model} {version} loads, but does not answer as it did when it was packed: "
+                f"{'; '.join(wrong[:3])}{more}"
+            )

@@ -1,0 +1,183 @@
+"""The tick: compare what the ledger wants with what engine and gateway say, and mend it."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from vlserve.control import rollout
+from vlserve.control.contract import Engine, Key, State
+from vlserve.control.ledger import Ledger
+from vlserve.control.lifecycle import Lifecycle, Operations
+from vlserve.control.rollout import Action, Load, Remove, Restore, Retire, Route
+from vlserve.control.traffic import Traffic
+from vlserve.errors import EngineUnavailable, VlserveError
+
+_MAX_BACKOFF_S = 60.0
+_AT_ONCE = 2  # a load that hangs must not keep the other models waiting
+
+logger = logging.getLogger(__name__)
+
+
+class Backoff:
+    """When an action on a version that failed is tried again: after 2, 4, 8, … 60 s."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._failures: dict[Key, tuple[int, float, str]] = {}
+
+    def failed(self, key: Key, reason: str) -> bool:
+        """Whether this is news: the first failure, or one for another reason than the last."""
+        count, _, last = self._failures.get(key, (0, 0.0, None))
+        delay_s = min(2.0 ** (count + 1), _MAX_BACKOFF_S)
+        self._failures[key] = (count + 1, self._now() + delay_s, reason)
+        return reason != last
+
+    def succeeded(self, key: Key) -> None:
+        self._failures.pop(key, None)
+
+    def waiting(self) -> frozenset[Key]:
+        return frozenset(key for key, (_, due, _) in self._failures.items() if due > self._now())
+
+
+class Reconciler:
+    """One thread ticks; loads and unloads run beside it, so that a slow one delays no other."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        engine: Engine,
+        traffic: Traffic,
+        lifecycle: Lifecycle,
+        operations: Operations,
+        tick_s: float,
+    ) -> None:
+        self._ledger = ledger
+        self._engine = engine
+        self._traffic = traffic
+        self._lifecycle = lifecycle
+        self._operations = operations
+        self._tick_s = tick_s
+        self._backoff = Backoff()
+        self._submitted: set[Key] = set()
+        self._said: dict[str, str] = {}
+        self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="reconcile")
+        self._wake = threading.Event()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="reconcile", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Let the tick and what it started come to an end."""
+        self._stopping.set()
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def tick(self) -> list[Action]:
+        """Look once, and start what mends the difference; what was started."""
+        engine = self._look_at_engine()
+        running = self._operations.running() | frozenset(self._submitted)
+        ledger = rollout.LedgerView(
+            models=self._ledger.models(),
+            versions=self._ledger.versions(),
+            untouchable=running | self._backoff.waiting(),
+        )
+        draining = {each.key for each in ledger.versions if each.state is State.DRAINING}
+        leaving = draining | (rollout.unwanted(ledger.versions, engine.held) if engine else set())
+        gateway = rollout.GatewayView(self._traffic.instances, self._traffic.in_flight(leaving))
+        actions = rollout.plan(ledger, engine, gateway)
+        for action in actions:
+            self._start(action)
+        return actions
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self.tick()
+            except Exception:
+                logger.exception("tick failed")
+            self._wake.wait(self._tick_s)
+            self._wake.clear()
+
+    def _look_at_engine(self) -> rollout.EngineView | None:
+        try:
+            held = self._traffic.observe()
+        except EngineUnavailable as error:
+            self._say("engine", str(error))
+            return None
+        self._say("engine", "")
+        return rollout.EngineView(held)
+
+    def _start(self, action: Action) -> None:
+        if isinstance(action, Route):
+            self._route(action)
+            return
+        key = _key(action)
+        self._submitted.add(key)
+        self._pool.submit(self._run_on_version, key, action)
+
+    def _route(self, action: Route) -> None:
+        try:
+            self._traffic.apply(action.routing)
+        except VlserveError as error:
+            self._say("gateway", str(error))
+        else:
+            self._say("gateway", "")
+
+    def _run_on_version(self, key: Key, action: Action) -> None:
+        try:
+            with self._operations.on(key):
+                if self._is_still_due(key, action):
+                    self._do(action)
+                    logger.info("%s %s %s done", type(action).__name__, *key)
+            self._backoff.succeeded(key)
+        except Exception as error:
+            self._report(key, action, error)
+        finally:
+            self._submitted.discard(key)
+            self._wake.set()
+
+    def _is_still_due(self, key: Key, action: Action) -> bool:
+        """A user's operation may have come between the plan and now."""
+        record = self._ledger.find(*key)
+        if isinstance(action, Load | Restore | Retire):
+            return record == action.record
+        return record is None or record.state in (State.FAILED, State.RETIRED)
+
+    def _do(self, action: Action) -> None:
+        match action:
+            case Load(record):
+                self._lifecycle.load(record)
+            case Restore(record):
+                self._lifecycle.restore(record)
+            case Retire(record):
+                self._lifecycle.finish_draining(record, timeout_s=0.0)
+            case Remove(model, version):
+                self._engine.unload(model, version)
+
+    def _report(self, key: Key, action: Action, error: Exception) -> None:
+        """An event when it is news; otherwise the log alone."""
+        doing = type(action).__name__.lower()
+        if isinstance(error, VlserveError):
+            logger.warning("%s %s %s: %s", doing, *key, error)
+        else:
+            logger.exception("%s %s %s", doing, *key, exc_info=error)
+        if not self._backoff.failed(key, str(error)) or self._ledger.find(*key) is None:
+            return
+        if isinstance(action, Restore | Retire):  # a failed load has its event already
+            self._ledger.record(*key, f"{doing}_failed", reason=str(error))
+
+    def _say(self, what: str, trouble: str) -> None:
+        """Log a trouble when it comes, changes or goes."""
+        if trouble != self._said.get(what, ""):
+            logger.warning("%s: %s", what, trouble or "well again")
+        self._said[what] = trouble
+
+
+def _key(action: Load | Restore | Retire | Remove) -> Key:
+    return (action.model, action.version) if isinstance(action, Remove) else action.record.key

@@ -1,0 +1,75 @@
+"""Where traffic goes: the one place that tells the gateway, under one lock."""
+
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+
+from vlserve.control import rollout
+from vlserve.control.contract import Engine, Gateway, Instance, Key, Routing
+from vlserve.control.ledger import Ledger
+from vlserve.errors import EngineUnavailable, GatewayRefused
+
+
+class Traffic:
+    """The gateway's routing follows the ledger. Thread-safe."""
+
+    def __init__(self, ledger: Ledger, engine: Engine, gateway: Gateway) -> None:
+        self._ledger = ledger
+        self._engine = engine
+        self._gateway = gateway
+        self._lock = threading.RLock()
+        self._known: Mapping[str, Instance] = {}
+        self._held: rollout.Held = {}
+
+    @contextmanager
+    def change(self) -> Iterator[None]:
+        """Changes that the body makes to the ledger come into force at the gateway before they are
+        kept: if the gateway refuses, the ledger stays as it was. GatewayRefused, or
+        EngineUnavailable while no instance has been seen yet."""
+        with self._lock, self._ledger.transaction():
+            yield
+            if not self._known:
+                self.observe()
+            self._gateway.apply(self._wanted())
+
+    def apply(self, routing: Routing) -> None:
+        """Put ``routing`` in force, unless the ledger has moved on since it was planned."""
+        with self._lock:
+            if routing == self._wanted():
+                self._gateway.apply(routing)
+
+    def observe(self) -> rollout.Held:
+        """Ask the engine what it holds. EngineUnavailable when no instance answers; what was known
+        of the instances stays in force then."""
+        # The ledger is read first: what it calls routable was loaded before the engine is asked.
+        routable = {record.key for record in self._ledger.versions() if record.state.routable}
+        try:
+            instances, held = self._engine.instances(), self._engine.loaded()
+        except EngineUnavailable:
+            self._held = {}
+            raise
+        with self._lock:
+            self._known = rollout.remember(self._known, instances, held, routable)
+            self._held = held
+        return held
+
+    @property
+    def held(self) -> rollout.Held:
+        """What the engine held when it was last asked; empty when it did not answer."""
+        return self._held
+
+    @property
+    def instances(self) -> tuple[Instance, ...]:
+        """Every instance that was ever seen, as the gateway is to reach it."""
+        return tuple(self._known.values())
+
+    def in_flight(self, keys: Iterable[Key]) -> dict[Key, int]:
+        """Requests under way of each version; one that the gateway says nothing of is left out."""
+        counted = {}
+        for key in keys:
+            with suppress(GatewayRefused):
+                counted[key] = self._gateway.in_flight(*key)
+        return counted
+
+    def _wanted(self) -> Routing:
+        return rollout.routing(self._ledger.models(), self._ledger.versions(), self._known.values())

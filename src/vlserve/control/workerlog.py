@@ -1,0 +1,58 @@
+"""Why a TorchServe worker did not come up: TorchServe itself only says that it did not."""
+
+import re
+from pathlib import Path
+
+MODEL_LOG = "model_log.log"
+"""TorchServe's file of what workers print; a line names its worker, W-<port>-<model>_<version>."""
+
+_LINE = re.compile(
+    r"\[\w+ *\] W-(?P<port>\d+)-(?P<model>.+)_(?P<version>\d+)-(?P<stream>stdout|stderr)"
+    r" MODEL_LOG - (?P<text>.*)"
+)
+_EXCEPTION = re.compile(r"(?:[A-Za-z_]\w*\.)*(?P<error>[A-Za-z_]\w*(?::.*)?)$")
+_TRACEBACK = "Traceback (most recent call last):"
+
+
+def log_size(folder: Path) -> int:
+    """Bytes of the log so far; a later `read_since` starts there."""
+    file = folder / MODEL_LOG
+    return file.stat().st_size if file.is_file() else 0
+
+
+def read_since(folder: Path, size: int) -> str:
+    """What was logged after the log had ``size`` bytes; all of it when it was rotated since."""
+    file = folder / MODEL_LOG
+    if not file.is_file():
+        return ""
+    with file.open("rb") as log:
+        log.seek(size if file.stat().st_size >= size else 0)
+        return log.read().decode("utf-8", "replace")
+
+
+def failure_reason(log: str, model: str, version: int) -> str | None:
+    """The first exception that a worker of this version died of, else what it last printed to
+    stderr; None when it left no word."""
+    said: dict[str, list[str]] = {}
+    stderr: list[str] = []
+    for line in log.splitlines():
+        found = _LINE.search(line)
+        if not found or (found["model"], found["version"]) != (model, str(version)):
+            continue
+        said.setdefault(found["port"], []).append(found["text"])
+        if found["stream"] == "stderr" and found["text"].strip():
+            stderr.append(found["text"].strip())
+    exceptions = filter(None, map(_first_exception, said.values()))
+    return next(exceptions, None) or (stderr[-1] if stderr else None)
+
+
+def _first_exception(lines: list[str]) -> str | None:
+    """The line that ends the first traceback, without the module path of the exception."""
+    inside = False
+    for line in lines:
+        if line == _TRACEBACK:
+            inside = True
+        elif inside and line and not line[0].isspace():
+            found = _EXCEPTION.match(line)
+            return found["error"] if found else line
+    return None

@@ -1,0 +1,101 @@
+"""An engine and a gateway in memory that keep the promises of vlserve.control.contract."""
+
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vlserve.control.contract import Instance, Key, LoadedVersion, ModelRoute, Routing
+from vlserve.errors import EngineUnavailable, GatewayRefused, LoadFailed, NotReady
+from vlserve.runtime.archive import verify_archive
+from vlserve.runtime.manifest import Manifest
+
+
+class FakeEngine:
+    """Answers each archive's probes from its manifest. Faults are switched on by its fields."""
+
+    def __init__(self, instances: Sequence[str] = ("engine-0",)) -> None:
+        self.held: dict[str, dict[Key, LoadedVersion]] = {name: {} for name in instances}
+        self.starts = dict.fromkeys(instances, 1)
+        self.down: set[str] = set()
+        self.fail_to_load: dict[Key, str] = {}
+        self.answer_wrong: set[Key] = set()
+        self.hold_loads = threading.Event()
+        self.hold_loads.set()
+        self.loading = threading.Event()
+        self.loads: list[Key] = []
+        self.unloads: list[Key] = []
+        self._manifests: dict[Key, Manifest] = {}
+
+    def restart_bare(self, name: str) -> None:
+        self.held[name] = {}
+        self.starts[name] += 1
+
+    def instances(self) -> Sequence[Instance]:
+        return [
+            Instance(name, "127.0.0.1", 8000 + index, f"token-{self.starts[name]}")
+            for index, name in enumerate(self._answering())
+        ]
+
+    def loaded(self) -> Mapping[str, Mapping[Key, LoadedVersion]]:
+        return {name: dict(self.held[name]) for name in self._answering()}
+
+    def load(self, model: str, version: int, archive: Path) -> None:
+        key = (model, version)
+        lacking = [name for name in self._answering() if key not in self.held[name]]
+        self.loading.set()
+        assert self.hold_loads.wait(timeout=10)
+        self.loads.append(key)
+        if key in self.fail_to_load:
+            raise LoadFailed(self.fail_to_load[key])
+        self._manifests[key] = verify_archive(archive)
+        for name in lacking:
+            self.held[name][key] = LoadedVersion(workers_ready=2, pending=0)
+
+    def unload(self, model: str, version: int) -> None:
+        for name in self._answering():
+            if self.held[name].pop((model, version), None) is not None:
+                self.unloads.append((model, version))
+
+    def predict(
+        self, instance: Instance, model: str, version: int, fields: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        key = (model, version)
+        if instance.name in self.down or key not in self.held[instance.name]:
+            raise NotReady(f"{model} {version} on {instance.name} answered 404")
+        manifest = self._manifests[key]
+        answer = next(probe.answer for probe in manifest.probes if probe.fields == fields)
+        served = {"model": model, "version": version, "request_id": "r", **answer}
+        return served | ({"tags": []} if key in self.answer_wrong else {})
+
+    def _answering(self) -> list[str]:
+        answering = [name for name in self.held if name not in self.down]
+        if not answering:
+            raise EngineUnavailable("no engine instance answers")
+        return answering
+
+
+class FakeGateway:
+    """Keeps what was applied; refuses with ``refuse`` when that is set."""
+
+    def __init__(self) -> None:
+        self.routing = Routing()
+        self.applied: list[Routing] = []
+        self.refuse = ""
+        self.flying: dict[Key, int] = {}
+
+    def apply(self, routing: Routing) -> None:
+        if self.refuse:
+            raise GatewayRefused(self.refuse)
+        if routing != self.routing:
+            self.applied.append(routing)
+        self.routing = routing
+
+    def in_flight(self, model: str, version: int) -> int:
+        return self.flying.get((model, version), 0)
+
+    def ready(self) -> bool:
+        return not self.refuse
+
+    def route(self, model: str = "tagger") -> ModelRoute:
+        return next(route for route in self.routing.models if route.model == model)

@@ -1,0 +1,52 @@
+"""An engine and a gateway in memory that keep the protocols' promises, and a control service on
+them. Archives are real."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from control_fakes import FakeEngine, FakeGateway
+
+from vlserve.control.assembly import Control, assemble
+from vlserve.exporter.echo import pack_echo
+from vlserve.settings import ControlSettings, Settings
+
+Archive = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Archive:
+    """A packed archive; packed once for the same arguments."""
+    folder = tmp_path_factory.mktemp("packed")
+    made: dict[str, Path] = {}
+
+    def pack(model: str = "tagger", version: int = 1, shift: int = 0) -> Path:
+        name = f"{model}-{version}-{shift}"
+        if name not in made:
+            made[name] = pack_echo(folder / name, model, version, answer_shift=shift)
+        return made[name]
+
+    return pack
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(project_dir=tmp_path, control=ControlSettings(tick_s=0.02, drain_timeout_s=0.3))
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    return FakeEngine()
+
+
+@pytest.fixture
+def gateway() -> FakeGateway:
+    return FakeGateway()
+
+
+@pytest.fixture
+def control(settings: Settings, engine: FakeEngine, gateway: FakeGateway) -> Iterator[Control]:
+    """Not ticking: a test ticks by hand, or starts it."""
+    control = assemble(settings, engine, gateway)
+    yield control
+    control.stop()

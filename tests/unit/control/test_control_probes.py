@@ -1,0 +1,53 @@
+"""Answers compared with what a probe expects."""
+
+from typing import Any
+
+import pytest
+
+from vlserve.control.probes import differences
+
+
+def tags(*pairs: tuple[str, float]) -> dict[str, Any]:
+    return {"tags": [{"tag": tag, "score": score} for tag, score in pairs]}
+
+
+EXPECTED = tags(("cat", 0.5), ("dog", 0.4999))
+
+
+@pytest.mark.parametrize(
+    "got",
+    [
+        EXPECTED,
+        EXPECTED | {"model": "tagger", "request_id": "r"},
+        tags(("cat", 0.5005), ("dog", 0.4991)),
+        tags(("dog", 0.5001), ("cat", 0.4998)),
+    ],
+    ids=["same", "more fields", "within tolerance", "ties swapped"],
+)
+def test_the_same_answer(got: dict[str, Any]) -> None:
+    assert differences(EXPECTED, got) == []
+
+
+@pytest.mark.parametrize(
+    ("got", "said"),
+    [
+        ({}, "the answer has no tags"),
+        (tags(("cat", 0.5), ("dog", 0.49)), "tags[1].score is 0.49, expected 0.4999"),
+        (tags(("cat", 0.5), ("cow", 0.4999)), "tags[1].tag is 'cow', expected 'dog'"),
+        (tags(("cat", 0.5)), "tags has 1 entries, expected 2"),
+        (tags(("cat", float("nan")), ("dog", 0.4999)), "tags[0].score is nan, expected 0.5"),
+        ({"tags": "cat"}, "tags is 'cat'"),
+    ],
+)
+def test_a_different_answer_says_where(got: dict[str, Any], said: str) -> None:
+    (found,) = differences(EXPECTED, got)
+    assert found.startswith(said)
+
+
+def test_every_wrong_field_is_listed() -> None:
+    expected = {"caption": "a cat", "log_prob": -1.0, "model": "captioner", "sure": True}
+    got = {"caption": "a dog", "log_prob": -1.0002, "model": "captioner", "sure": 1}
+    assert differences(expected, got) == [
+        "caption is 'a dog', expected 'a cat'",
+        "sure is 1, expected True",
+    ]

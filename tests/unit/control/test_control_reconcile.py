@@ -1,0 +1,187 @@
+"""The tick over an engine and a gateway in memory: what is mended, and what is left alone."""
+
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from control_fakes import FakeEngine, FakeGateway
+
+from vlserve.control.assembly import Control, assemble
+from vlserve.control.contract import LoadedVersion, State
+from vlserve.control.reconcile import Backoff
+from vlserve.errors import LoadFailed
+from vlserve.settings import Settings
+
+Archive = Callable[..., Path]
+
+
+@pytest.fixture
+def released(control: Control, packed: Archive) -> Control:
+    """tagger 1 stable, tagger 2 ready."""
+    for version in (1, 2):
+        register(control, packed("tagger", version))
+    control.service.release("tagger", 1)
+    return control
+
+
+def register(control: Control, archive: Path) -> None:
+    control.service.register(shutil.copy(archive, control.service.incoming / archive.name))
+
+
+def eventually(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 5
+    while not holds():
+        assert time.monotonic() < deadline, "it did not come to hold within 5 s"
+        time.sleep(0.01)
+
+
+def kinds(control: Control, model: str = "tagger") -> list[str]:
+    return [event.kind for event in control.ledger.events(model)]
+
+
+def test_a_tick_over_a_good_world_changes_nothing(
+    released: Control, engine: FakeEngine, gateway: FakeGateway
+) -> None:
+    told, applied = kinds(released), len(gateway.applied)
+    for _ in range(3):
+        released.reconciler.tick()
+    assert (kinds(released), len(gateway.applied)) == (told, applied)
+    assert engine.loads == [("tagger", 1), ("tagger", 2)]
+
+
+def test_a_bare_engine_gets_its_versions_and_the_gateway_the_new_token(
+    released: Control, engine: FakeEngine, gateway: FakeGateway
+) -> None:
+    engine.restart_bare("engine-0")
+    released.start()
+    eventually(lambda: set(engine.held["engine-0"]) == {("tagger", 1), ("tagger", 2)})
+    eventually(lambda: gateway.routing.instances[0].token == "token-2")
+    eventually(lambda: not gateway.routing.instances[0].lacks)
+    assert gateway.route().weights == {1: 100}
+    assert released.ledger.version("tagger", 1).state is State.STABLE
+    eventually(lambda: kinds(released).count("recovered") == 2)
+    lacked = [routing.instances[0].lacks for routing in gateway.applied]
+    assert frozenset({("tagger", 1), ("tagger", 2)}) in lacked
+
+
+def test_a_gateway_that_lost_its_routing_gets_it_again(
+    released: Control, gateway: FakeGateway
+) -> None:
+    kept = gateway.routing
+    gateway.refuse = "not there"
+    released.reconciler.tick()
+    gateway.refuse, gateway.routing = "", type(kept)()
+    released.reconciler.tick()
+    assert gateway.routing == kept
+
+
+def test_an_engine_that_is_away_takes_no_traffic_away(
+    released: Control, engine: FakeEngine, gateway: FakeGateway
+) -> None:
+    before = gateway.routing
+    engine.down.add("engine-0")
+    released.reconciler.tick()
+    assert gateway.routing == before
+    assert released.service.health().status == "no engine instance answers"
+    assert kinds(released)[-1] == "released"
+
+
+def test_what_the_ledger_does_not_know_is_removed(released: Control, engine: FakeEngine) -> None:
+    engine.held["engine-0"][("stray", 1)] = LoadedVersion(0, 0)
+    released.start()
+    eventually(lambda: engine.unloads == [("stray", 1)])
+
+
+def test_a_load_cut_short_by_a_crash_is_finished(
+    settings: Settings, engine: FakeEngine, gateway: FakeGateway, packed: Archive
+) -> None:
+    crashed = assemble(settings, engine, gateway)
+    engine.hold_loads.clear()
+    lost = threading.Thread(target=register, args=(crashed, packed()), daemon=True)
+    lost.start()
+    assert engine.loading.wait(timeout=5)
+    crashed.ledger.close()  # as SIGKILL would: nothing is written from here on
+    engine.hold_loads.set()
+    lost_errors: list[object] = []
+    threading.excepthook, kept = lambda args: lost_errors.append(args), threading.excepthook
+    lost.join()
+    threading.excepthook = kept
+    assert lost_errors
+
+    again = assemble(settings, engine, gateway)
+    assert again.ledger.version("tagger", 1).state is State.LOADING
+    again.start()
+    eventually(lambda: again.ledger.version("tagger", 1).state is State.READY)
+    assert gateway.route().versions == (1,)
+    again.stop()
+
+
+def test_a_drain_that_outlasts_its_user_is_finished(
+    released: Control, engine: FakeEngine, gateway: FakeGateway
+) -> None:
+    gateway.flying[("tagger", 2)] = 1
+    assert released.service.unload("tagger", 2).state is State.DRAINING
+    released.start()
+    assert engine.unloads == []
+    gateway.flying.clear()
+    eventually(lambda: released.ledger.version("tagger", 2).state is State.RETIRED)
+    assert engine.unloads == [("tagger", 2)]
+
+
+def test_one_model_that_cannot_come_back_does_not_stop_the_others(
+    released: Control, engine: FakeEngine, gateway: FakeGateway, packed: Archive
+) -> None:
+    register(released, packed("another", 1))
+    engine.fail_to_load[("another", 1)] = "out of memory"
+    engine.restart_bare("engine-0")
+    released.start()
+    eventually(lambda: set(engine.held["engine-0"]) == {("tagger", 1), ("tagger", 2)})
+    eventually(lambda: kinds(released, "another")[-1] == "restore_failed")
+    eventually(lambda: gateway.routing.instances[0].lacks == frozenset({("another", 1)}))
+
+
+def test_a_failure_that_repeats_is_told_once_and_tried_more_and_more_rarely() -> None:
+    now = 0.0
+    backoff = Backoff(lambda: now)
+    key = ("tagger", 1)
+    waits = []
+    for attempt in range(8):
+        assert backoff.failed(key, "out of memory") is (attempt == 0)
+        start = now
+        while key in backoff.waiting():
+            now += 0.5
+        waits.append(now - start)
+    assert waits == [2, 4, 8, 16, 32, 60, 60, 60]
+    assert backoff.failed(key, "another reason")
+    backoff.succeeded(key)
+    assert backoff.failed(key, "another reason")
+
+
+def test_an_operation_of_the_user_is_not_disturbed(
+    released: Control, engine: FakeEngine, packed: Archive
+) -> None:
+    released.start()
+    engine.loading.clear()
+    engine.hold_loads.clear()
+    user = threading.Thread(target=register, args=(released, packed("tagger", 3)))
+    user.start()
+    assert engine.loading.wait(timeout=5)
+    for _ in range(5):
+        assert released.reconciler.tick()[1:] == []
+    engine.hold_loads.set()
+    user.join()
+    assert engine.loads.count(("tagger", 3)) == 1
+
+
+def test_a_version_that_fails_to_load_is_not_tried_again_by_itself(
+    control: Control, engine: FakeEngine, packed: Archive
+) -> None:
+    engine.fail_to_load[("tagger", 1)] = "no such graph"
+    with pytest.raises(LoadFailed):
+        register(control, packed())
+    control.reconciler.tick()
+    assert control.reconciler.tick()[1:] == []
+    assert engine.loads == [("tagger", 1)]

@@ -1,0 +1,247 @@
+"""Decisions, tick by tick: what a plan holds for every state of ledger, engine and gateway."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from vlserve.control.contract import (
+    Instance,
+    Key,
+    LoadedVersion,
+    ModelRecord,
+    ModelRoute,
+    Routing,
+    State,
+    VersionRecord,
+)
+from vlserve.control.rollout import (
+    Action,
+    EngineView,
+    GatewayView,
+    LedgerView,
+    Load,
+    Remove,
+    Restore,
+    Retire,
+    Route,
+    plan,
+    remember,
+    rollback_target,
+    routing,
+    states_after,
+)
+from vlserve.errors import NothingToRollBackTo
+from vlserve.runtime.manifest import Manifest
+
+UP, BUSY, STARTING = LoadedVersion(2, 0), LoadedVersion(2, 3), LoadedVersion(0, 0)
+ONE = Instance("engine-0", "127.0.0.1", 8180, "first")
+
+
+def version(number: int, state: State, model: str = "tagger") -> VersionRecord:
+    return VersionRecord(
+        model=model,
+        version=number,
+        archive=Path(f"{model}-{number}.mar"),
+        sha256="0" * 64,
+        manifest=Manifest.model_construct(model=model, version=number),
+        state=state,
+        reason="",
+        was_ready=True,
+        registered_at="then",
+        changed_at="then",
+    )
+
+
+def acts(
+    *versions: VersionRecord,
+    held: Mapping[str, Mapping[Key, LoadedVersion]] | None,
+    in_flight: Mapping[Key, int] | None = None,
+    untouchable: frozenset[Key] = frozenset(),
+) -> list[Action]:
+    """The plan, but for the routing that every plan begins with."""
+    models = [ModelRecord("tagger", {1: 100}, (1,), "1")]
+    actions = plan(
+        LedgerView(models, versions, untouchable),
+        None if held is None else EngineView(held),
+        GatewayView(
+            [ONE], {("tagger", 1): 0, ("tagger", 2): 0} if in_flight is None else in_flight
+        ),
+    )
+    assert isinstance(actions[0], Route)
+    assert not any(isinstance(action, Route) for action in actions[1:])
+    return actions[1:]
+
+
+STABLE, READY = version(1, State.STABLE), version(2, State.READY)
+ALL = {("tagger", 1): UP, ("tagger", 2): UP}
+
+
+def test_nothing_to_do_when_all_is_as_desired() -> None:
+    assert acts(STABLE, READY, held={"engine-0": ALL}) == []
+
+
+def test_a_bare_engine_gets_everything_back_the_stable_ones_first() -> None:
+    other = version(1, State.STABLE, "zebra")
+    assert acts(READY, STABLE, other, held={"engine-0": {}}) == [
+        Restore(STABLE),
+        Restore(other),
+        Restore(READY),
+    ]
+
+
+def test_one_bare_instance_of_two_is_enough_to_restore() -> None:
+    assert acts(STABLE, held={"engine-0": ALL, "engine-1": {}})[0] == Restore(STABLE)
+
+
+def test_a_version_whose_workers_are_all_gone_is_restored() -> None:
+    assert acts(STABLE, held={"engine-0": {("tagger", 1): STARTING}}) == [Restore(STABLE)]
+
+
+@pytest.mark.parametrize("state", [State.REGISTERED, State.LOADING])
+def test_an_interrupted_load_is_finished_whether_the_engine_has_it_or_not(state: State) -> None:
+    interrupted = version(2, state)
+    for held in ({("tagger", 1): UP}, ALL):
+        assert acts(STABLE, interrupted, held={"engine-0": held}) == [Load(interrupted)]
+
+
+def test_what_an_operation_works_on_is_left_alone() -> None:
+    loading = version(2, State.LOADING)
+    busy = frozenset({("tagger", 2), ("stray", 1)})
+    held = {"engine-0": {("tagger", 1): UP, ("stray", 1): UP}}
+    assert acts(STABLE, loading, held=held, untouchable=busy) == []
+
+
+def test_a_drained_version_is_retired_and_a_busy_one_is_not() -> None:
+    draining = version(2, State.DRAINING)
+    assert acts(STABLE, draining, held={"engine-0": ALL}) == [Retire(draining)]
+    queued = {**ALL, ("tagger", 2): BUSY}
+    assert acts(STABLE, draining, held={"engine-0": ALL, "engine-1": queued}) == []
+    flying = {("tagger", 2): 1}
+    assert acts(STABLE, draining, held={"engine-0": ALL}, in_flight=flying) == []
+
+
+def test_a_version_that_the_gateway_says_nothing_of_counts_as_busy() -> None:
+    assert acts(STABLE, version(2, State.DRAINING), held={"engine-0": ALL}, in_flight={}) == []
+
+
+@pytest.mark.parametrize("state", [State.FAILED, State.RETIRED, None])
+def test_what_the_ledger_does_not_want_is_removed_once_idle(state: State | None) -> None:
+    records = [STABLE] if state is None else [STABLE, version(2, state)]
+    assert acts(*records, held={"engine-0": ALL}) == [Remove("tagger", 2)]
+    held = {"engine-0": {**ALL, ("tagger", 2): BUSY}}
+    assert acts(*records, held=held) == []
+
+
+def test_failed_and_retired_versions_stay_out() -> None:
+    out = version(2, State.FAILED), version(3, State.RETIRED)
+    assert acts(STABLE, *out, held={"engine-0": {("tagger", 1): UP}}) == []
+
+
+def test_without_an_engine_only_the_routing_is_kept() -> None:
+    assert acts(STABLE, version(2, State.DRAINING), held=None) == []
+
+
+def test_before_any_instance_was_seen_the_gateway_keeps_what_it_has() -> None:
+    models = [ModelRecord("tagger", {1: 100}, (1,), "1")]
+    assert plan(LedgerView(models, [STABLE]), None, GatewayView([], {})) == []
+
+
+def test_an_engine_that_dies_and_comes_back_bare_tick_by_tick() -> None:
+    """What the gateway is told, and what is loaded, at each look at the world."""
+    models = [ModelRecord("tagger", {1: 100}, (1,), "1")]
+    ledger = LedgerView(models, [STABLE, READY])
+    routable = {("tagger", 1), ("tagger", 2)}
+    known: dict[str, Instance] = {}
+
+    def tick(
+        token: str | None, held: Mapping[Key, LoadedVersion]
+    ) -> tuple[list[Instance], list[Action]]:
+        nonlocal known
+        engine = None
+        if token is not None:
+            known = remember(known, [replace(ONE, token=token)], {"engine-0": held}, routable)
+            engine = EngineView({"engine-0": held})
+        route, *rest = plan(ledger, engine, GatewayView(tuple(known.values()), {}))
+        assert isinstance(route, Route)
+        return list(route.routing.instances), rest
+
+    second = replace(ONE, token="second")
+    assert tick("first", ALL) == ([ONE], [])
+    assert tick(None, {}) == ([ONE], [])  # dead: the gateway sees that itself
+    assert tick("second", {}) == (
+        [replace(second, lacks=frozenset(routable))],
+        [Restore(STABLE), Restore(READY)],
+    )
+    coming = {("tagger", 1): STARTING}
+    assert tick("second", coming)[0] == [replace(second, lacks=frozenset(routable))]
+    assert tick("second", {("tagger", 1): UP}) == (
+        [replace(second, lacks=frozenset({("tagger", 2)}))],
+        [Restore(READY)],
+    )
+    assert tick("second", ALL) == ([second], [])
+
+
+def test_a_version_whose_workers_are_replaced_keeps_its_traffic() -> None:
+    held = {"engine-0": {("tagger", 1): STARTING}}
+    after = remember({"engine-0": ONE}, [ONE], held, {("tagger", 1)})
+    assert after == {"engine-0": ONE}
+
+
+def test_routing_opens_a_path_for_what_is_loaded_and_weights_as_desired() -> None:
+    models = [
+        ModelRecord("tagger", {2: 25, 1: 75}, (1,), "7"),
+        ModelRecord("fresh", {}, (), ""),
+        ModelRecord("gone", {}, (), ""),
+    ]
+    versions = [
+        STABLE,
+        version(2, State.CANARY),
+        version(3, State.READY),
+        version(4, State.LOADING),
+        version(5, State.DRAINING),
+        version(6, State.RETIRED),
+        version(7, State.FAILED),
+        version(1, State.READY, "fresh"),
+        version(1, State.RETIRED, "gone"),
+    ]
+    assert routing(models, versions, [ONE]) == Routing(
+        models=(
+            ModelRoute("fresh", {}, (1,)),
+            ModelRoute("tagger", {2: 25, 1: 75}, (1, 2, 3), "7"),
+        ),
+        instances=(ONE,),
+    )
+    (tagger,) = [route for route in routing(models, versions, []).models if route.weights]
+    assert list(tagger.weights) == [2, 1]
+
+
+def test_states_follow_weights() -> None:
+    before = {1: State.STABLE, 2: State.READY, 3: State.RETIRED}
+    assert states_after(before, {2: 100}, stable=2) == {1: State.READY, 2: State.STABLE}
+    assert states_after(before, {2: 5, 1: 95}, stable=1) == {2: State.CANARY}
+    canary = {1: State.STABLE, 2: State.CANARY}
+    assert states_after(canary, {2: 100}, stable=2) == {1: State.READY, 2: State.STABLE}
+    assert states_after(canary, {1: 100}, stable=1) == {2: State.READY}
+
+
+def test_rollback_goes_to_the_one_before_or_to_a_named_earlier_one() -> None:
+    assert rollback_target("tagger", (1, 2), None) == 1
+    assert rollback_target("tagger", (1, 2, 3), 1) == 1
+    assert rollback_target("tagger", (1, 2, 1), None) == 2
+
+
+@pytest.mark.parametrize(
+    ("stack", "asked", "said"),
+    [
+        ((), None, "no earlier stable version"),
+        ((1,), None, "no earlier stable version"),
+        ((1,), 1, "no earlier stable version"),
+        ((1, 2), 2, r"2 is not an earlier stable version \(those are 1\)"),
+        ((1, 2), 3, r"3 is not an earlier stable version \(those are 1\).*release it"),
+    ],
+)
+def test_rollback_to_nowhere_says_so(stack: tuple[int, ...], asked: int | None, said: str) -> None:
+    with pytest.raises(NothingToRollBackTo, match=said):
+        rollback_target("tagger", stack, asked)

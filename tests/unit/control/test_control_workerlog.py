@@ -1,0 +1,90 @@
+"""Why a worker died, out of lines that TorchServe 0.12 really wrote."""
+
+from pathlib import Path
+
+import pytest
+
+from vlserve.control.workerlog import MODEL_LOG, failure_reason, log_size, read_since
+
+
+def lines(port: int, version: int, *said: str, stream: str = "stdout") -> str:
+    worker = f"2026-11-21T01:21:10,450 [INFO ] W-{port}-my-tagger_{version}-{stream} MODEL_LOG - "
+    return "".join(f"{worker}{text}\n" for text in said)
+
+
+RAISED = (
+    "Torch worker started.",
+    "Failed to load model my-tagger, exception no such graph: model.onnx",
+    "Traceback (most recent call last):",
+    '  File "ts/model_service_worker.py", line 133, in load_model',
+    "    service = model_loader.load(",
+    "              ^^^^^^^^^^^^^^^^^^",
+    "vlserve.runtime.errors.ArchiveTampered: no such graph: model.onnx",
+    "Backend worker process died.",
+    "Traceback (most recent call last):",
+    '  File "ts/model_service_worker.py", line 301, in <module>',
+    "RuntimeError: 500 - Unknown exception",
+)
+CHAINED = (
+    "Traceback (most recent call last):",
+    '  File "torchserve_handler.py", line 1, in <module>',
+    "ModuleNotFoundError: No module named 'nonexistent'",
+    "",
+    "During handling of the above exception, another exception occurred:",
+    "",
+    "Traceback (most recent call last):",
+    "ModuleNotFoundError: No module named 'ts.torch_handler.torchserve_handler'",
+)
+SYNTAX = (
+    "Traceback (most recent call last):",
+    "    def x(:",
+    "          ^",
+    "SyntaxError: invalid",
+)
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (RAISED, "ArchiveTampered: no such graph: model.onnx"),
+        (CHAINED, "ModuleNotFoundError: No module named 'nonexistent'"),
+        (SYNTAX, "SyntaxError: invalid"),
+        (
+            ("Traceback (most recent call last):", '  File "x"', "KeyboardInterrupt"),
+            "KeyboardInterrupt",
+        ),
+        (("Torch worker started.", "model_name: my-tagger, batchSize: 8"), None),
+        ((), None),
+    ],
+)
+def test_the_first_exception_is_the_reason(said: tuple[str, ...], reason: str | None) -> None:
+    assert failure_reason(lines(9500, 2, *said), "my-tagger", 2) == reason
+
+
+def test_two_workers_that_write_at_the_same_time_are_kept_apart() -> None:
+    pairs = zip(RAISED, SYNTAX + ("",) * len(RAISED), strict=False)
+    mixed = "".join(lines(9500, 2, one) + lines(9501, 2, other) for one, other in pairs)
+    assert failure_reason(mixed, "my-tagger", 2) == "ArchiveTampered: no such graph: model.onnx"
+
+
+def test_other_versions_are_not_looked_at() -> None:
+    log = lines(9500, 12, *RAISED) + lines(9501, 2, "Torch worker started.")
+    assert failure_reason(log, "my-tagger", 2) is None
+    assert failure_reason(log, "tagger", 12) is None
+
+
+def test_a_worker_that_crashes_leaves_its_last_words_on_stderr() -> None:
+    log = lines(9500, 2, "Torch worker started.") + lines(9500, 2, "out of memory", stream="stderr")
+    assert failure_reason(log, "my-tagger", 2) == "out of memory"
+
+
+def test_only_what_was_written_since_is_read(tmp_path: Path) -> None:
+    assert (log_size(tmp_path), read_since(tmp_path, 0)) == (0, "")
+    log = tmp_path / MODEL_LOG
+    log.write_text("before\n")
+    size = log_size(tmp_path)
+    with log.open("a") as file:
+        file.write("since\n")
+    assert read_since(tmp_path, size) == "since\n"
+    log.write_text("new\n")  # rotated
+    assert read_since(tmp_path, size) == "new\n"
