@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import traceback
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -17,7 +18,7 @@ from typing import Any, Literal
 
 import torch
 
-from vlserve.errors import ExportError
+from vlserve.errors import ExportError, VlserveError
 from vlserve.exporter.checkpoint import load_into, read_checkpoint
 from vlserve.exporter.pack import write_zip
 from vlserve.exporter.recipe import GraphPlan, Recipe, load_recipe
@@ -27,6 +28,7 @@ from vlserve.runtime.manifest import Graph, Tensor
 Format = Literal["onnx", "torchscript"]
 SUFFIXES: Mapping[str, str] = {"onnx": ".onnx", "torchscript": ".pt"}
 OPSET = 20
+MAX_REASON_CHARS = 500
 EXAMPLE_SIZES = (3, 7, 5, 11)
 """Sizes of the dynamic axes in the inputs that an export sees; 1 would be taken for a constant."""
 
@@ -158,5 +160,16 @@ def _without_debug_records(path: Path) -> dict[str, bytes]:
         return {name: archive.read(name) for name in names}
 
 
+def main(job_file: Path) -> None:
+    """Run one job; the last line on stderr says why it failed."""
+    try:
+        convert(Job(**json.loads(job_file.read_text(encoding="utf-8"))))
+    except VlserveError as error:
+        sys.exit(" ".join(str(error).split()))
+    except Exception as error:
+        traceback.print_exc()
+        sys.exit(f"{type(error).__name__}: {' '.join(str(error).split())[:MAX_REASON_CHARS]}")
+
+
 if __name__ == "__main__":
-    convert(Job(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))
+    main(Path(sys.argv[1]))

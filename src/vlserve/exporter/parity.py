@@ -84,8 +84,8 @@ def measure(
         try:
             got = backend.run({name: tensor.numpy() for name, tensor in inputs.items()})
         except Exception as error:  # an engine's own; a baked-in size ends here
-            said = " ".join(str(error).split())
-            mismatches.append(Mismatch(sizes, "every output", f"the graph failed: {said}"))
+            said = str(error).strip().splitlines() or [type(error).__name__]
+            mismatches.append(Mismatch(sizes, "every output", f"the graph failed: {said[-1]}"))
             continue
         for name, reference in expected.items():
             difference, reason = compare(got[name], reference, rtol, atol)

@@ -1,0 +1,101 @@
+"""Checkpoint files are data: what holds code, or is damaged, is refused."""
+
+import argparse
+import os
+import pickle
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from vlserve.errors import CheckpointMismatch
+from vlserve.exporter.checkpoint import load_into, read_checkpoint
+
+WEIGHTS = {"a": torch.arange(300.0)}
+
+
+class Malicious:
+    """Unpickled, it would make a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.mkdir, (str(self.folder),)
+
+
+def test_what_training_scripts_save_beside_the_weights_is_passed_over(tmp_path: Path) -> None:
+    beside = {
+        "args": argparse.Namespace(lr=1e-3),
+        "best": np.float64(0.5),
+        "numpy_state": np.random.RandomState(0).get_state(),
+        "python_state": random.Random(0).getstate(),
+        "optimizer": {"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": [{"lr": 0.1}]},
+    }
+    torch.save({"state_dict": WEIGHTS, **beside}, tmp_path / "model.pth")
+    assert torch.equal(read_checkpoint(tmp_path / "model.pth")["a"], WEIGHTS["a"])
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_a_checkpoint_with_code_is_refused_and_its_code_is_not_run(
+    zipped: bool, tmp_path: Path
+) -> None:
+    trap = tmp_path / "trap"
+    file = tmp_path / "model.pth"
+    content = {"state_dict": WEIGHTS, "x": Malicious(trap)}
+    torch.save(content, file, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(CheckpointMismatch, match=r"would run posix\.mkdir"):
+        read_checkpoint(file)
+    file.write_bytes(pickle.dumps(Malicious(trap)))
+    with pytest.raises(CheckpointMismatch):
+        read_checkpoint(file)
+    assert not trap.exists()
+
+
+def test_a_whole_pickled_network_is_refused(tmp_path: Path) -> None:
+    torch.save(nn.Linear(2, 2), tmp_path / "model.pth")
+    with pytest.raises(CheckpointMismatch, match="Save the network's state_dict"):
+        read_checkpoint(tmp_path / "model.pth")
+
+
+def test_damaged_files_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "model"
+    torch.save(WEIGHTS, file)
+    zipped = file.read_bytes()
+    torch.save(WEIGHTS, file, _use_new_zipfile_serialization=False)
+    legacy = file.read_bytes()
+    save_file(WEIGHTS, file)
+    safetensors = file.read_bytes()
+    noise = random.Random(1)
+    for whole in (zipped, legacy, safetensors, noise.randbytes(600)):
+        for length in (0, 5, 9, 40, 200, len(whole) - 300):
+            file.write_bytes(whole[:length])
+            with pytest.raises(CheckpointMismatch):
+                read_checkpoint(file)
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"a": 1}, {"model": {}}, {}], ids=str)
+def test_a_file_without_weights_is_refused(content: Any, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "model.pth")
+    with pytest.raises(CheckpointMismatch, match="holds no weights"):
+        read_checkpoint(tmp_path / "model.pth")
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointMismatch, match="no checkpoint"):
+        read_checkpoint(tmp_path / "model.pth")
+
+
+def test_a_load_is_strict() -> None:
+    network = nn.Linear(2, 3)
+    with pytest.raises(CheckpointMismatch, match="missing bias; unexpected scale"):
+        load_into(network, {"weight": torch.ones(3, 2), "scale": torch.ones(1)}, "linear")
+    with pytest.raises(CheckpointMismatch, match=r"bias is \(4,\), the network has \(3,\)"):
+        load_into(network, {"weight": torch.ones(3, 2), "bias": torch.ones(4)}, "linear")
+    load_into(network, {"weight": torch.ones(3, 2), "bias": torch.zeros(3)}, "linear")
+    assert torch.equal(network.weight, torch.ones(3, 2))
