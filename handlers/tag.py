@@ -39,10 +39,14 @@ class TagTask(Task[TagFields]):
         super().__init__(manifest, root, backends)
         if manifest.image is None or manifest.text is None or not manifest.labels:
             raise ManifestInvalid("task tag needs image, text and labels in the manifest")
+        graph = manifest.graphs["model"]
+        logits = {tensor.name: tensor.dims[-1] for tensor in graph.outputs}.get("logits")
+        if logits != len(manifest.labels):
+            raise ManifestInvalid(f"{len(manifest.labels)} labels, but logits for {logits}")
         self._image = manifest.image
         self._text = manifest.text
         self._tokenizer = load_tokenizer(manifest.text, root)
-        self._inputs = {tensor.name for tensor in manifest.graphs["model"].inputs}
+        self._inputs = {tensor.name for tensor in graph.inputs}
 
     def preprocess(self, fields: TagFields) -> Sample:
         labels = len(self.manifest.labels)
@@ -90,7 +94,7 @@ class TagTask(Task[TagFields]):
         for tag, score in wanted.items():
             # a tag may be missing only where it ties with the last one that made it
             other = found.get(tag, min(found.values()))
-            if abs(other - score) > SCORE_TOLERANCE:
+            if not abs(other - score) <= SCORE_TOLERANCE:  # so that NaN differs too
                 how = f"scores {found[tag]:.6f}" if tag in found else "is missing"
                 return f"tag {tag} {how}, expected {score:.6f}"
         top = next(iter(found), None)

@@ -1,0 +1,176 @@
+"""The entry point inside a real TorchServe worker: one answer a request, whatever is sent."""
+
+import base64
+import json
+import shutil
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torchserve_worker import Answered, Sent, Worker, running_worker
+
+from vlserve.exporter.echo import VOCABULARY, pack_echo
+from vlserve.exporter.pack import HANDLERS_DIR
+from vlserve.runtime.archive import unpack_archive, verify_archive
+from vlserve.runtime.manifest import HANDLER, Probe
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("archive")
+    return pack_echo(folder, "m", 7, fail_on_id=VOCABULARY["坏"])
+
+
+@pytest.fixture(scope="module")
+def probe(archive: Path) -> Probe:
+    return verify_archive(archive).probes[0]
+
+
+@pytest.fixture(scope="module")
+def folder(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "unpacked"
+    unpack_archive(archive, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def worker(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    with running_worker(folder, tmp_path_factory.mktemp("worker")) as worker:
+        assert worker.load(folder) == (200, "loaded model m")
+        yield worker
+
+
+def form(probe: Probe, **changes: bytes) -> dict[str, bytes]:
+    image = base64.b64decode(probe.fields["image"])
+    return {"image": image, "text": probe.fields["text"].encode(), **changes}
+
+
+def png_chunk(name: bytes, content: bytes) -> bytes:
+    check = struct.pack(">I", zlib.crc32(name + content))
+    return struct.pack(">I", len(content)) + name + content + check
+
+
+def body(answered: Answered) -> dict[str, Any]:
+    assert answered.content_type == "application/json"
+    assert answered.headers["x-vlserve-version"] == "7"
+    parsed: dict[str, Any] = json.loads(answered.body)
+    return parsed
+
+
+def test_a_form_and_json_are_answered_alike(worker: Worker, probe: Probe) -> None:
+    sent = [
+        Sent(form(probe), {"X-Request-Id": "a"}),
+        Sent({"body": json.dumps(probe.fields).encode()}, {"x-request-id": "b"}),
+    ]
+    answers = worker.predict(sent)
+    assert [answer.status for answer in answers] == [200, 200]
+    for answer, request_id in zip(answers, "ab", strict=True):
+        assert body(answer) == {
+            "model": "m",
+            "version": 7,
+            "request_id": request_id,
+            **probe.answer,
+        }
+
+
+def test_each_request_of_a_batch_has_its_own_status(worker: Worker, probe: Probe) -> None:
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    huge = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", b"")
+    cases: list[tuple[dict[str, bytes], int, str | None]] = [
+        (form(probe), 200, None),
+        ({"body": b"\xff\xd8\xff not JSON"}, 400, "body_unreadable"),
+        ({}, 400, "body_unreadable"),
+        (form(probe, colour=b"red"), 422, "field_invalid"),
+        (form(probe, top_k=b"6"), 422, "field_invalid"),
+        (form(probe, image=b"no image"), 400, "image_unreadable"),
+        (form(probe, image=b"x" * (20 * 2**20 + 1)), 413, "image_too_large"),
+        (form(probe, image=huge), 413, "image_too_large"),
+        (form(probe, text=b"\xff"), 400, "text_unreadable"),
+        (form(probe, text=b"a" * 2**20), 413, "text_too_long"),
+        (form(probe, text="坏".encode()), 500, "inference_failed"),
+        (form(probe, top_k=b"1"), 200, None),
+    ]
+    answers = worker.predict([Sent(parts, id=str(n)) for n, (parts, _, _) in enumerate(cases)])
+    for n, (answer, (_, status, code)) in enumerate(zip(answers, cases, strict=True)):
+        assert answer.status == status
+        assert body(answer)["request_id"] == str(n)
+        assert body(answer).get("error", {}).get("code") == code
+    assert body(answers[0])["tags"] == probe.answer["tags"]
+    assert body(answers[-1])["tags"] == probe.answer["tags"][:1]
+
+
+def test_a_part_named_like_the_header_is_no_request_id(worker: Worker, probe: Probe) -> None:
+    (answer,) = worker.predict([Sent(form(probe, **{"X-Request-Id": b"part"}), id="own")])
+    assert answer.status == 422
+    assert body(answer)["request_id"] == "own"
+
+
+@pytest.mark.parametrize("name", ["\ud800", "猫\n", "x" * 100_000, '"', ""])
+def test_field_names_from_strangers_do_no_harm(worker: Worker, name: str) -> None:
+    strange = {"body": json.dumps({name: 1, "image": "", "text": "猫"}).encode()}
+    (answer,) = worker.predict([Sent(strange, {"x-request-id": 'quote " 猫'})])
+    assert answer.status == 422
+    assert body(answer)["request_id"] == 'quote " 猫'
+    assert len(answer.body) < 2000
+
+
+def test_one_log_line_a_batch_without_what_was_sent(worker: Worker, probe: Probe) -> None:
+    start = worker.log.stat().st_size
+    worker.predict([Sent(form(probe), {"x-request-id": "log-1"}), Sent({}, id="log-2")])
+    written = worker.log.read_bytes()[start:].decode()
+    (line,) = [json.loads(line) for line in written.splitlines() if line.startswith("{")]
+    stages = {name: line.pop(name) for name in ("preprocess_ms", "infer_ms", "postprocess_ms")}
+    assert all(value >= 0 for value in stages.values())
+    assert line == {
+        "event": "batch",
+        "model": "m",
+        "version": 7,
+        "request_ids": ["log-1", "log-2"],
+        "statuses": [200, 400],
+    }
+    assert probe.fields["text"] not in written
+
+
+def test_stage_metrics_carry_the_version(worker: Worker, probe: Probe) -> None:
+    start = worker.log.stat().st_size
+    worker.predict([Sent(form(probe)), Sent(form(probe))])
+    written = worker.log.read_bytes()[start:].decode()
+    assert "Failed to update metric" not in written
+    for name in ("preprocess_ms", "infer_ms", "postprocess_ms", "batch_size"):
+        (line,) = [line for line in written.splitlines() if line.startswith(f"[METRICS]{name}.")]
+        assert "|#ModelVersion:7,ModelName:m,Level:Model|#type:HISTOGRAM|" in line
+    assert "[METRICS]batch_size.Count:2|" in written
+
+
+def test_a_tampered_folder_is_not_loaded(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    (copy / "graphs/model.echo.json").write_text("{}")
+    with (
+        running_worker(copy, tmp_path) as worker,
+        pytest.raises(EOFError, match="ArchiveTampered"),
+    ):
+        worker.load(copy)
+
+
+def test_foreign_code_first_on_the_path_is_not_run(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    with (
+        running_worker(other, tmp_path) as worker,
+        pytest.raises(EOFError, match="not from the archive"),
+    ):
+        worker.load(folder)
+
+
+def test_every_error_has_a_status() -> None:
+    code = (
+        "import runpy, sys; from vlserve.runtime.errors import ErrorCode;"
+        "assert set(runpy.run_path(sys.argv[1])['HTTP_STATUS']) == set(ErrorCode)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(HANDLERS_DIR / HANDLER)], check=True)
