@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vlserve.errors import TrainingError
@@ -47,7 +47,8 @@ class TrainState:
 
 
 def new_state(network: nn.Module, options: TrainOptions, steps: int) -> TrainState:
-    """AdamW, without decay on biases and norms, and one cosine cycle over ``steps``."""
+    """AdamW, without decay on biases and norms; the rate warms up, then falls as a cosine until
+    ``steps`` are done."""
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     decayed: dict[str, Any] = {"params": [w for w in network.parameters() if w.ndim > 1]}
     others = {"params": [w for w in network.parameters() if w.ndim <= 1], "weight_decay": 0.0}
@@ -56,12 +57,14 @@ def new_state(network: nn.Module, options: TrainOptions, steps: int) -> TrainSta
         lr=options.learning_rate,
         weight_decay=options.weight_decay,
     )
-    scheduler = OneCycleLR(
+    warm_up = max(round(steps * options.warm_up), 1)
+    scheduler = SequentialLR(
         optimizer,
-        max_lr=options.learning_rate,
-        total_steps=steps,
-        pct_start=options.warm_up,
-        cycle_momentum=False,
+        [
+            LinearLR(optimizer, start_factor=0.01, total_iters=warm_up),
+            CosineAnnealingLR(optimizer, T_max=max(steps - warm_up, 1)),
+        ],
+        milestones=[warm_up],
     )
     average = AveragedModel(network, multi_avg_fn=_follow, use_buffers=True)
     return TrainState(network, average, optimizer, scheduler)
