@@ -1,0 +1,281 @@
+"""The engine client against a real TorchServe: loads, failures that leave nothing, restarts."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from configparser import RawConfigParser
+from pathlib import Path
+
+import pytest
+from supervisor.datatypes import dict_of_key_value_pairs
+
+from vlserve.control.contract import Key, LoadedVersion
+from vlserve.control.probes import failed_probes
+from vlserve.control.supervisor import write_configuration
+from vlserve.control.torchserve import TorchServe, endpoints
+from vlserve.errors import EngineUnavailable, LoadFailed, NotReady
+from vlserve.exporter.echo import pack_echo
+from vlserve.runtime.archive import verify_archive
+from vlserve.settings import EngineSettings, Settings
+
+PROJECT = Path(__file__).parents[2]
+
+
+class RunningEngine:
+    """One TorchServe as supervisord would run it, and the client under test."""
+
+    def __init__(self, folder: Path) -> None:
+        shutil.copytree(PROJECT / "serving_config", folder / "serving_config")
+        self.settings = Settings(
+            project_dir=folder,
+            engine=EngineSettings(base_port=free_ports(5), workers=1, load_timeout_s=60.0),
+        )
+        (self.endpoint,) = endpoints(self.settings)
+        self.client = TorchServe([self.endpoint], self.settings.engine)
+        self.settings.model_store.mkdir()
+        self._log = (folder / "engine.log").open("ab")
+        configuration = RawConfigParser()
+        configuration.read(write_configuration(self.settings, folder / "no-gateway.json"))
+        program = configuration["program:engine-0"]
+        self._command = program["command"].replace("%%", "%")
+        self._environment = dict_of_key_value_pairs(program["environment"].replace("%%", "%"))
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            ["/bin/sh", "-c", f"exec {self._command}"],
+            env=os.environ | self._environment,
+            stdout=self._log,
+            stderr=self._log,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                self.client.instances()
+                return
+            except EngineUnavailable:
+                assert self.process.poll() is None, "the engine died"
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+
+    def kill(self) -> None:
+        """Java and its workers, at once."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def close(self) -> None:
+        self.kill()
+        self.client.close()
+        self._log.close()
+
+    def holds(self) -> dict[Key, LoadedVersion]:
+        return dict(self.client.loaded()["engine-0"])
+
+    def store(self, archive: Path, version: int) -> Path:
+        """Where the control service keeps an archive of ``tagger``."""
+        kept = self.settings.model_store / "tagger" / str(version) / f"tagger-{version}.mar"
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        return Path(shutil.copy(archive, kept))
+
+
+def free_ports(count: int) -> int:
+    while True:
+        first = random.randrange(20000, 32000 - count)
+        try:
+            for port in range(first, first + count):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return first
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningEngine]:
+    running = RunningEngine(tmp_path_factory.mktemp("engine"))
+    try:
+        yield running
+    finally:
+        running.close()
+
+
+@pytest.fixture(scope="module")
+def load(engine: RunningEngine, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """Load a good archive of tagger under this number."""
+    folder = tmp_path_factory.mktemp("good")
+
+    def do(version: int) -> Path:
+        archive = engine.store(pack_echo(folder, "tagger", version), version)
+        engine.client.load("tagger", version, archive)
+        return archive
+
+    return do
+
+
+def with_handler(archive: Path, code: str) -> None:
+    """Replace the handler's code; only TorchServe will look at this archive."""
+    with zipfile.ZipFile(archive) as good:
+        members = {name: good.read(name) for name in good.namelist()}
+    members["torchserve_handler.py"] = code.encode()
+    with zipfile.ZipFile(archive, "w") as bad:
+        for name, content in members.items():
+            bad.writestr(name, content)
+
+
+def test_a_good_version_answers_its_probes_and_goes(
+    engine: RunningEngine, load: Callable[[int], Path]
+) -> None:
+    archive = load(1)
+    assert engine.holds() == {("tagger", 1): LoadedVersion(workers_ready=1, pending=0)}
+    manifest = verify_archive(archive)
+    instances = engine.client.instances()
+    assert failed_probes(engine.client, instances, manifest, manifest.probes) == []
+    other = manifest.model_copy(update={"version": 2})
+    (wrong, *_) = failed_probes(engine.client, instances, other, manifest.probes)
+    assert "tagger 2 on engine-0 answered 404" in wrong
+    engine.client.load("tagger", 1, archive)  # what is there already stays as it is
+    engine.client.unload("tagger", 1)
+    assert engine.holds() == {}
+    assert list(engine.endpoint.store.iterdir()) == []
+    engine.client.unload("tagger", 1)
+
+
+def handler(initialize: str, first: str = "") -> str:
+    return (
+        f"import os, time\n{first}\nclass Handler:\n"
+        f"    def initialize(self, context):\n        {initialize}\n"
+        "    def handle(self, data, context):\n        return data\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (handler("raise RuntimeError('no graph ✗')"), "RuntimeError: no graph ✗"),
+        (handler("pass", "import none"), "ModuleNotFoundError: No module named 'none'"),
+        (handler("os.write(2, b'out of memory\\n'); os.abort()"), "out of memory"),
+    ],
+    ids=["raises", "import", "crashes"],
+)
+def test_a_handler_that_fails_is_told_by_its_own_words_and_leaves_nothing(
+    engine: RunningEngine, tmp_path: Path, code: str, reason: str
+) -> None:
+    archive = engine.store(pack_echo(tmp_path, "tagger", 2), 2)
+    with_handler(archive, code)
+    with pytest.raises(LoadFailed) as caught:
+        engine.client.load("tagger", 2, archive)
+    assert str(caught.value) == f"tagger 2 on engine-0: {reason}"
+    assert engine.holds() == {}
+    assert list(engine.endpoint.store.iterdir()) == []
+
+
+def test_a_handler_that_hangs_is_given_up(engine: RunningEngine, tmp_path: Path) -> None:
+    archive = engine.store(pack_echo(tmp_path, "tagger", 3), 3)
+    with_handler(archive, handler("time.sleep(99)"))
+    hasty = engine.settings.engine.model_copy(update={"load_timeout_s": 3.0})
+    client = TorchServe([engine.endpoint], hasty)
+    with pytest.raises(LoadFailed, match=r"were not up after 3 s|Failed to start workers"):
+        client.load("tagger", 3, archive)
+    client.close()
+    assert engine.holds() == {}
+
+
+def test_damaged_archives_leave_nothing_and_do_not_spoil_the_number(
+    engine: RunningEngine, load: Callable[[int], Path], tmp_path: Path
+) -> None:
+    whole = pack_echo(tmp_path, "tagger", 4).read_bytes()
+    for damaged in (whole[:500], random.randbytes(5000), None):
+        archive = engine.store(tmp_path / "tagger-4.mar", 4)
+        archive.unlink()
+        if damaged is not None:
+            archive.write_bytes(damaged)
+        with pytest.raises(LoadFailed, match="tagger 4 on engine-0: "):
+            engine.client.load("tagger", 4, archive)
+        assert engine.holds() == {}
+    (engine.endpoint.store / "tagger-4.mar").write_bytes(b"a copy that a crash left")
+    load(4)
+    engine.client.unload("tagger", 4)
+
+
+def test_requests_go_on_while_a_version_comes_and_the_default_one_goes(
+    engine: RunningEngine, load: Callable[[int], Path]
+) -> None:
+    load(6)  # TorchServe's default from now on: the first that was registered
+    archive = load(7)
+    probe = verify_archive(archive).probes[0]
+    (instance,) = engine.client.instances()
+    answered: list[int] = []
+    done: list[bool] = []
+
+    def ask_until_done() -> None:
+        while not done:
+            answered.append(engine.client.predict(instance, "tagger", 7, probe.fields)["version"])
+
+    with ThreadPoolExecutor(2) as pool:
+        clients = [pool.submit(ask_until_done) for _ in range(2)]
+        try:
+            load(8)
+            engine.client.unload("tagger", 6)
+            engine.client.unload("tagger", 8)
+        finally:
+            done.append(True)
+        for client in clients:
+            client.result()
+    assert set(answered) == {7}
+    assert list(engine.holds()) == [("tagger", 7)]
+    engine.client.unload("tagger", 7)
+    assert engine.holds() == {}
+
+
+def test_a_bare_restart_is_seen_with_new_tokens_and_takes_the_version_again(
+    engine: RunningEngine, load: Callable[[int], Path]
+) -> None:
+    archive = load(10)
+    (before,) = engine.client.instances()
+    engine.kill()
+    with pytest.raises(EngineUnavailable):
+        engine.client.loaded()
+    with pytest.raises(EngineUnavailable):
+        engine.client.load("tagger", 10, archive)
+    with pytest.raises(NotReady):
+        engine.client.predict(before, "tagger", 10, {})
+    engine.start()
+    (after,) = engine.client.instances()
+    assert after.token != before.token
+    assert engine.holds() == {}
+    engine.client.load("tagger", 10, archive)
+    manifest = verify_archive(archive)
+    assert failed_probes(engine.client, [after], manifest, manifest.probes) == []
+    (wrong, *_) = failed_probes(engine.client, [before], manifest, manifest.probes)
+    assert "InvalidKeyException" in wrong
+    engine.client.unload("tagger", 10)
+
+
+def test_a_load_that_another_client_started_is_waited_for(
+    engine: RunningEngine, tmp_path: Path
+) -> None:
+    archive = engine.store(pack_echo(tmp_path, "tagger", 11), 11)
+    with ThreadPoolExecutor(1) as pool:
+        started = pool.submit(engine.client.load, "tagger", 11, archive)
+        while ("tagger", 11) not in engine.holds():
+            time.sleep(0.01)
+        again = TorchServe([engine.endpoint], engine.settings.engine)
+        again.load("tagger", 11, archive)
+        again.close()
+        started.result()
+    assert engine.holds()["tagger", 11].workers_ready == 1
+    engine.client.unload("tagger", 11)
+
+
+def test_tokens_are_private(engine: RunningEngine) -> None:
+    assert engine.endpoint.key_file.stat().st_mode & 0o077 == 0
+    assert "management" in json.loads(engine.endpoint.key_file.read_text())
