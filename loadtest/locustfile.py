@@ -188,18 +188,17 @@ class OpenLoop(PredictionUser):
 
 @events.init_command_line_parser.add_listener
 def add_options(parser: LocustArgumentParser) -> None:
-    parser.add_argument("--model", default="tagger", help="Name of the model to ask.")
-    parser.add_argument("--model-version", type=int, help="Ask this version on its own path.")
-    parser.add_argument("--data", type=Path, help='JSON lines {"id", "img", "text"}.')
-    parser.add_argument("--rate", type=float, help="Open loop: requests a second.")
-    parser.add_argument(
-        "--max-in-flight", type=int, default=500, help="Open loop: arrivals beyond are not sent."
-    )
-    parser.add_argument(
-        "--sticky-share", type=float, default=0.0, help="Share of requests with an X-Sticky-Key."
-    )
-    parser.add_argument("--request-timeout", type=float, default=35.0, help="Seconds.")
-    parser.add_argument("--record", type=Path, help="Write a JSON line for each request.")
+    def add(name: str, **rest: Any) -> None:
+        parser.add_argument(name, include_in_web_ui=False, **rest)  # read once, at the start
+
+    add("--model", default="tagger", help="Name of the model to ask.")
+    add("--model-version", type=int, help="Ask this version on its own path.")
+    add("--data", type=Path, help='JSON lines {"id", "img", "text"}; default: the demo set.')
+    add("--rate", type=float, help="Open loop: requests a second.")
+    add("--max-in-flight", type=int, default=500, help="Open loop: arrivals beyond are not sent.")
+    add("--sticky-share", type=float, default=0.0, help="Share of requests with a sticky key.")
+    add("--request-timeout", type=float, default=35.0, help="Seconds.")
+    add("--record", type=Path, help="Write a JSON line for each request.")
 
 
 @events.init.add_listener

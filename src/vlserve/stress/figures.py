@@ -42,8 +42,8 @@ class ClientUse:
 
     @property
     def saturated(self) -> bool:
-        """Whether the figures may be the client's rather than the server's. Locust warns at the
-        same share of a core."""
+        """Whether the figures may be the client's rather than the server's: Locust had a whole
+        core at work (it warns at the same share), or did not get the CPU to send in time."""
         return self.cpu_share > 0.9 or self.late_p99_ms > 50
 
 

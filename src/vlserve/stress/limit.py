@@ -34,7 +34,7 @@ class LimitResult:
     lowest_broken_per_s: float | None
     """None: no rate broke; the limit is higher than what was tried."""
     client_saturated: bool
-    """The load generator was at its own limit in the step that broke: so may be the figure."""
+    """In the step that broke, the load generator was late or at its own limit."""
     steps: tuple[Step, ...]
     result: Path
 
@@ -64,7 +64,7 @@ def next_rate(
         return held * 2
     if held is None:
         return broken / 2 if broken / 2 >= LOWEST_RATE_PER_S else None
-    return round(sqrt(held * broken), 2) if broken / held > precision else None
+    return float(f"{sqrt(held * broken):.3g}") if broken / held > precision else None
 
 
 def _tried(steps: Sequence[Step]) -> list[tuple[float, bool]]:

@@ -47,6 +47,10 @@ FIGURES = (
     "answers by",
 )
 
+CLIENT_IS_LATE = (
+    "the load generator was late itself: with cores of its own, the server may hold more"
+)
+
 
 def run_table(result: StressResult) -> Table:
     """One row a figure: judged, and warm-up."""
@@ -62,11 +66,7 @@ def run_verdict(result: StressResult) -> str:
     """One sentence: whether the limits held, and what to think of the figures."""
     limits = f"error rate up to {result.max_error_rate:g}, p99 up to {result.max_p99_ms:g} ms"
     verdict = f"held ({limits})" if result.passed else f"broke: {'; '.join(result.breaches)}"
-    doubt = (
-        "; the load generator was at its own limit: the figures may be the client's"
-        if result.client_saturated
-        else ""
-    )
+    doubt = f"; {CLIENT_IS_LATE}" if result.client_saturated else ""
     return f"{result.load} {verdict}{doubt}"
 
 
@@ -96,9 +96,5 @@ def limit_verdict(limit: LimitResult) -> str:
     held = f"highest rate that held: {limit.highest_held_per_s:g} requests/s"
     if limit.lowest_broken_per_s is None:
         return f"{held}; none broke, so the limit is higher"
-    doubt = (
-        "; the load generator was at its own limit there, so the server may hold more"
-        if limit.client_saturated
-        else ""
-    )
+    doubt = f"; {CLIENT_IS_LATE}" if limit.client_saturated else ""
     return f"{held}; {limit.lowest_broken_per_s:g} requests/s broke{doubt}"
