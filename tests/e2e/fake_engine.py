@@ -42,6 +42,8 @@ class FakeEngine:
     replies: deque[Reply] = field(default_factory=deque)
     seen: list[Seen] = field(default_factory=list)
     delay_s: float = 0.0
+    refusal: tuple[int, object] | None = None
+    """Status and body that the handler says instead of an answer."""
 
     def __enter__(self) -> "FakeEngine":
         engine = self
@@ -107,7 +109,8 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             version = re.sub(r".*/", "", self.path)
             answer = {"engine": self.owner.name, "version": int(version)}
-            self._say(200, answer, {"x-vlserve-version": version})
+            status, said = self.owner.refusal or (200, answer)
+            self._say(status, said, {"x-vlserve-version": version})
 
     def _misbehave(self, reply: Reply) -> None:
         if not reply.status:

@@ -117,8 +117,8 @@ class EnvoyGateway:
     def drain(self, timeout_s: float) -> bool:
         """Take no new connections, and wait for running requests; whether none was left."""
         try:
-            self._admin.post("/healthcheck/fail").raise_for_status()
-            self._admin.post("/drain_listeners?graceful&skip_exit").raise_for_status()
+            self._admin.post("/healthcheck/fail").raise_for_status()  # answers close connections
+            self._admin.post("/drain_listeners").raise_for_status()
             return self._wait_until_idle(time.monotonic() + timeout_s)
         except httpx.HTTPError:
             return False

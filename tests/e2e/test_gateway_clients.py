@@ -1,0 +1,177 @@
+"""What the gateway lets in: keys, rates, sizes, and odd or hostile HTTP. Real Envoy."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+from conftest import RunningGateway, running_gateway, wait_until
+from fake_engine import FakeEngine
+
+from vlserve.control.contract import ModelRoute
+
+Engines = tuple[FakeEngine, FakeEngine]
+
+TAGGER = ModelRoute("tagger", {1: 100}, (1,))
+LIMIT = 3_000_000
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
+    """A gateway with keys and a body limit of 3 MB."""
+    keys = ("first-key", 'odd "key" with {braces}')
+    folder = tmp_path_factory.mktemp("guarded")
+    with running_gateway(folder, api_keys=keys, max_body_bytes=LIMIT) as running:
+        yield running
+
+
+@pytest.fixture
+def routed(envoy: RunningGateway, engines: Engines) -> RunningGateway:
+    envoy.route(TAGGER, to=list(engines))
+    return envoy
+
+
+def _error(response: httpx.Response) -> tuple[int, str]:
+    assert response.headers["content-type"] == "application/json"
+    assert response.json()["error"]["message"]
+    return response.status_code, response.json()["error"]["code"]
+
+
+def test_keys_are_asked_for_and_stay_at_the_gateway(
+    guarded: RunningGateway, engines: Engines
+) -> None:
+    guarded.route(TAGGER, to=list(engines))
+    path = "/predictions/tagger"
+    for key in guarded.settings.gateway.api_keys:
+        assert guarded.http.post(path, headers={"X-Api-Key": key}).status_code == 200
+    assert "x-api-key" not in [name for e in engines for seen in e.seen for name in seen.headers]
+    for headers in ({}, {"X-Api-Key": "wrong"}, {"X-Api-Key": ""}, {"Authorization": "first-key"}):
+        assert _error(guarded.http.post(path, headers=headers)) == (401, "unauthorized")
+    assert _error(guarded.http.post("/predictions/none")) == (401, "unauthorized")
+    assert _error(guarded.http.get("/")) == (401, "unauthorized")
+    assert guarded.http.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_over_the_limit_is_a_413(
+    guarded: RunningGateway, engines: Engines, chunked: bool
+) -> None:
+    guarded.route(TAGGER, to=list(engines))
+    key = {"X-Api-Key": "first-key"}
+
+    def post(size: int) -> httpx.Response:
+        pieces = (b"x" * 1_000_000 for _ in range(size // 1_000_000))
+        content = pieces if chunked else b"x" * size
+        return guarded.http.post("/predictions/tagger", content=content, headers=key)
+
+    assert _error(post(LIMIT + 1_000_000)) == (413, "body_too_large")
+    assert not any(engine.seen for engine in engines)
+    assert post(LIMIT).status_code == 200
+    assert [len(seen.body) for e in engines for seen in e.seen] == [LIMIT]
+
+
+def test_a_rate_over_the_limit_is_a_429(
+    tmp_path_factory: pytest.TempPathFactory, engines: Engines
+) -> None:
+    with running_gateway(tmp_path_factory.mktemp("rate"), rate_limit_per_s=5) as running:
+        running.route(TAGGER, to=list(engines))
+        responses = [running.http.post("/predictions/tagger") for _ in range(50)]
+        assert running.http.get("/health").status_code == 200
+    refused = [response for response in responses if response.status_code == 429]
+    assert {response.status_code for response in responses} == {200, 429}
+    assert _error(refused[0]) == (429, "rate_limited")
+    assert refused[0].headers["retry-after"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("request_head", "status", "code"),
+    [
+        (b"POST /predictions%2Ftagger HTTP/1.1\r\nHost: x\r\n", 400, "bad_request"),
+        (b"POST /predictions/tagger HTTP/1.1\r\n", 400, "bad_request"),  # no Host
+        (b"POST /predictions/tagger HTTP/1.0\r\nHost: x\r\n", 426, "http_version_unsupported"),
+        (b"POST /predictions/tagger HTTP/9.9\r\nHost: x\r\n", 426, "http_version_unsupported"),
+        (b"POST /predictions/tagger HTTP/1.1\r\nHost: x\r\nA b: c\r\n", 400, "bad_request"),
+        (b"POST /predictions/tagger HTTP/1.1\r\nHost: x\r\nA: b\0c\r\n", 400, "bad_request"),
+        (
+            b"POST /predictions/tagger HTTP/1.1\r\nHost: x\r\n"
+            b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n",
+            400,
+            "bad_request",
+        ),
+        (
+            b"POST /predictions/tagger HTTP/1.1\r\nHost: x\r\nA: " + b"x" * 40_000 + b"\r\n",
+            431,
+            "headers_too_large",
+        ),
+        (
+            b"POST /predictions/tagger HTTP/1.1\r\nHost: x\r\n" + b"A: b\r\n" * 150,
+            431,
+            "headers_too_large",
+        ),
+    ],
+)
+def test_bad_http_is_refused_in_the_common_shape(
+    routed: RunningGateway, engines: Engines, request_head: bytes, status: int, code: str
+) -> None:
+    raw = _exchange(routed, request_head)
+    head, _, body = raw.partition(b"\r\n\r\n")
+    assert int(head.split()[1]) == status, raw
+    assert f'"{code}"'.encode() in body, raw
+    assert b"application/json" in head
+    assert not any(engine.seen for engine in engines)
+
+
+def test_bytes_that_are_no_text_in_headers_reach_no_engine(
+    routed: RunningGateway, engines: Engines
+) -> None:
+    odd = [(b"X-Title", "可爱的猫咪".encode()), (b"User-Agent", b"\xff\xfe"), (b"Cookie", b"\x80")]
+    response = routed.http.post("/predictions/tagger", content=b"x", headers=odd)
+    assert response.status_code == 200
+    (seen,) = [seen for engine in engines for seen in engine.seen]
+    assert all(value.isascii() for value in seen.headers.values())
+
+
+def test_bytes_that_are_no_text_in_a_path_are_refused(routed: RunningGateway) -> None:
+    raw = _exchange(routed, b"POST /predictions/\xff\xfe HTTP/1.1\r\nHost: x\r\n")
+    assert raw.split()[1] in (b"400", b"404"), raw
+    assert b'"error"' in raw
+
+
+def _exchange(running: RunningGateway, request_head: bytes) -> bytes:
+    """What the gateway says until it closes the connection."""
+    address = ("127.0.0.1", running.settings.gateway.port)
+    with socket.create_connection(address, timeout=10) as connection:
+        connection.sendall(request_head + b"Connection: close\r\n\r\n")
+        said = b""
+        while piece := connection.recv(65536):
+            said += piece
+    return said
+
+
+def test_a_drain_finishes_what_runs_and_takes_nothing_new(
+    tmp_path_factory: pytest.TempPathFactory, engines: Engines
+) -> None:
+    with running_gateway(tmp_path_factory.mktemp("drain")) as running:
+        running.route(TAGGER, to=list(engines))
+        for engine in engines:
+            engine.delay_s = 0.5
+        refused = threading.Event()
+        statuses: list[int] = []
+
+        def call(_: int) -> None:
+            with httpx.Client(base_url=running.settings.gateway_url, trust_env=False) as http:
+                while not refused.is_set():
+                    try:
+                        statuses.append(http.post("/predictions/tagger").status_code)
+                    except httpx.ConnectError:
+                        refused.set()
+
+        with ThreadPoolExecutor(8) as pool:
+            calls = pool.map(call, range(8))
+            wait_until(lambda: len(statuses) >= 8)
+            assert running.gateway.drain(timeout_s=20)
+            wait_until(refused.is_set)
+            list(calls)
+        assert set(statuses) == {200}

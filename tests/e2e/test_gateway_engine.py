@@ -1,0 +1,236 @@
+"""Between the gateway and its engines: tokens, headers, what engines say, retries. Real Envoy."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+from conftest import RunningGateway, running_gateway, wait_until
+from fake_engine import FakeEngine, Reply
+
+from vlserve.control.contract import ModelRoute, Routing
+
+Engines = tuple[FakeEngine, FakeEngine]
+
+TAGGER = ModelRoute("tagger", {1: 100}, (1,))
+LOST = Reply(507)
+
+
+@pytest.fixture
+def routed(envoy: RunningGateway, engines: Engines) -> RunningGateway:
+    envoy.route(TAGGER, to=list(engines))
+    return envoy
+
+
+def _post(running: RunningGateway, body: bytes = b"x", **headers: str) -> httpx.Response:
+    return running.http.post("/predictions/tagger", content=body, headers=headers)
+
+
+def test_each_instance_gets_its_own_token(routed: RunningGateway, engines: Engines) -> None:
+    answers = [_post(routed, authorization="Bearer token-of-0").json() for _ in range(40)]
+    assert {answer["engine"] for answer in answers} == {"engine-0", "engine-1"}
+
+
+def test_a_retry_elsewhere_carries_that_instances_token(
+    routed: RunningGateway, engines: Engines
+) -> None:
+    engines[0].replies.extend([LOST] * 100)
+    answers = [_post(routed).json() for _ in range(20)]
+    assert {answer["engine"] for answer in answers} == {"engine-1"}
+    assert engines[0].seen
+
+
+def test_a_new_token_takes_effect_and_an_old_one_is_retried_elsewhere(
+    routed: RunningGateway, engines: Engines
+) -> None:
+    engines[0].token = "token-after-a-restart"
+    assert {_post(routed).status_code for _ in range(20)} == {200}
+    routed.route(TAGGER, to=list(engines))
+    engines[0].seen.clear()
+    answers = [_post(routed).json() for _ in range(40)]
+    assert {answer["engine"] for answer in answers} == {"engine-0", "engine-1"}
+
+
+def test_engines_see_none_of_the_clients_headers_but_what_they_need(
+    routed: RunningGateway, engines: Engines
+) -> None:
+    spoofed = {
+        "Authorization": "Bearer stolen",
+        "X-Api-Key": "key",
+        "X-Envoy-Max-Retries": "50",
+        "X-Envoy-Upstream-Rq-Timeout-Ms": "1",
+        "X-Envoy-Original-Path": "/models",
+        "X-Vlserve-Version": "9",
+        "X-Vlserve-Sent-Request-Id": "spoofed",
+        "X-Forwarded-For": "1.2.3.4",
+        "X-Model-Version": "1",
+        "X-Sticky-Key": "caller",
+        "Cookie": "a=b",
+        "explain": "True",
+        "ts_request_sequence_id": "1",
+        "Content-Type": "application/json",
+    }
+    response = _post(routed, b"{}", **spoofed)
+    assert response.status_code == 200
+    assert response.headers["x-model-version"] == "1"
+    assert response.headers["x-request-id"] != "spoofed"
+    assert not [name for name in response.headers if name.startswith(("x-envoy", "x-vlserve"))]
+    (seen,) = [seen for engine in engines for seen in engine.seen]
+    assert set(seen.headers) == {
+        "host", "content-type", "content-length", "x-request-id", "authorization",
+    }  # fmt: skip
+    assert seen.headers["host"] == "engine"
+    assert seen.headers["authorization"] in ("Bearer token-of-0", "Bearer token-of-1")
+
+
+@pytest.mark.parametrize("sent", ["abc-123", "4bf92f35.77b3:4da6_a3ce", "x" * 128])
+def test_a_sane_request_id_is_kept(routed: RunningGateway, engines: Engines, sent: str) -> None:
+    response = _post(routed, **{"X-Request-Id": sent})
+    assert response.headers.get_list("x-request-id") == [sent]
+    assert [seen.headers["x-request-id"] for e in engines for seen in e.seen] == [sent]
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"x" * 129, b"two words", b'{"json":1}', b"caf\xe9", b"\xff\xfe", b"a\tb"]
+)
+def test_another_request_id_is_made_anew(
+    routed: RunningGateway, engines: Engines, sent: bytes
+) -> None:
+    response = routed.http.post(
+        "/predictions/tagger", content=b"x", headers={b"X-Request-Id": sent}
+    )
+    (made,) = response.headers.get_list("x-request-id")
+    assert len(made) == 36 and made.encode() != sent
+    assert [seen.headers["x-request-id"] for e in engines for seen in e.seen] == [made]
+
+
+def test_refusals_carry_the_request_id_too(routed: RunningGateway) -> None:
+    response = routed.http.post("/predictions/none", headers={"X-Request-Id": "abc"})
+    assert (response.status_code, response.headers["x-request-id"]) == (404, "abc")
+
+
+@pytest.mark.parametrize(
+    ("said", "status", "code", "tries"),
+    [
+        (Reply(500, "ErrorDataDecoderException", 'odd "quoted" words'), 400, "body_unreadable", 1),
+        (Reply(400, "BadRequestException"), 400, "body_unreadable", 1),
+        (Reply(503, "ServiceUnavailableException"), 503, "overloaded", 4),
+        (Reply(404, "ModelVersionNotFoundException"), 503, "version_unavailable", 4),
+        (Reply(404, "ModelNotFoundException"), 503, "version_unavailable", 4),
+        (Reply(400, "InvalidKeyException"), 503, "version_unavailable", 4),
+        (Reply(500, "InternalServerException"), 503, "engine_failed", 4),
+        (Reply(507, "InternalServerException"), 503, "engine_failed", 4),
+        (Reply(503, "InternalServerException", "Prediction failed"), 503, "engine_failed", 4),
+        (Reply(0), 503, "engine_unavailable", 4),
+    ],
+)
+def test_what_torchserve_says_becomes_the_common_shape(
+    routed: RunningGateway, engines: Engines, said: Reply, status: int, code: str, tries: int
+) -> None:
+    for engine in engines:
+        engine.replies.extend([said] * 10)
+    response = _post(routed)
+    assert (response.status_code, response.json()["error"]["code"]) == (status, code)
+    assert response.json()["error"]["message"]
+    assert response.headers["content-type"] == "application/json"
+    assert ("retry-after" in response.headers) == (status == 503)
+    assert sum(len(engine.seen) for engine in engines) == tries
+
+
+def test_a_handlers_own_error_passes_as_it_is(routed: RunningGateway, engines: Engines) -> None:
+    for engine in engines:
+        engine.refusal = (422, {"error": {"code": "field_invalid", "message": "no image"}})
+    response = _post(routed)
+    assert response.status_code == 422
+    assert response.json() == {"error": {"code": "field_invalid", "message": "no image"}}
+    assert sum(len(engine.seen) for engine in engines) == 1
+
+
+@pytest.mark.parametrize("said", [LOST, Reply(0), Reply(503, "ServiceUnavailableException")])
+def test_a_single_instance_is_tried_again(
+    envoy: RunningGateway, engines: Engines, said: Reply
+) -> None:
+    envoy.route(TAGGER, to=[engines[0]])
+    engines[0].replies.extend([said] * 2)
+    assert _post(envoy).status_code == 200
+
+
+def test_a_large_body_is_tried_again_whole(routed: RunningGateway, engines: Engines) -> None:
+    body = bytes(range(256)) * 4 * 5000  # 5 MB, over Envoy's own buffer of 1 MiB
+    engines[0].replies.append(LOST)
+    engines[1].replies.append(LOST)
+    assert _post(routed, body).status_code == 200
+    assert [seen.body == body for e in engines for seen in e.seen] == [True] * 3
+
+
+def test_retries_do_not_multiply_an_overload(envoy: RunningGateway, engines: Engines) -> None:
+    """Every instance refuses everything, while more requests wait than the budget has retries."""
+    settings = envoy.settings.engine
+    budget = 2 * settings.workers * settings.batch_size
+    envoy.route(TAGGER, to=list(engines))
+    for engine in engines:
+        engine.replies.extend([Reply(503, "ServiceUnavailableException")] * 2000)
+        engine.delay_s = 0.2
+    clients = 4 * budget
+    with ThreadPoolExecutor(clients) as pool:
+        statuses = list(pool.map(lambda _: _post(envoy).status_code, range(clients)))
+    assert set(statuses) == {503}
+    assert sum(len(engine.seen) for engine in engines) < 3 * clients
+
+
+def test_a_version_goes_to_the_instances_that_hold_it(
+    envoy: RunningGateway, engines: Engines
+) -> None:
+    bare = engines[0].instance(lacks=frozenset({("tagger", 1)}))
+    envoy.gateway.apply(Routing([TAGGER], [bare, engines[1].instance()]))
+    assert {_post(envoy).json()["engine"] for _ in range(20)} == {"engine-1"}
+    envoy.gateway.apply(Routing([TAGGER], [bare]))
+    response = _post(envoy)
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "engine_unavailable")
+    assert response.headers["retry-after"] == "1"
+
+
+def test_no_instance_is_a_503(envoy: RunningGateway, engines: Engines) -> None:
+    envoy.gateway.apply(Routing([TAGGER], []))
+    response = _post(envoy)
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "engine_unavailable")
+
+
+def test_a_late_answer_is_a_504(tmp_path_factory: pytest.TempPathFactory, engines: Engines) -> None:
+    with running_gateway(tmp_path_factory.mktemp("late"), timeout_s=0.3) as running:
+        running.route(TAGGER, to=list(engines))
+        for engine in engines:
+            engine.delay_s = 1.0
+        response = _post(running)
+    assert (response.status_code, response.json()["error"]["code"]) == (504, "deadline_exceeded")
+    assert response.headers["x-model-version"] == "1"
+
+
+def test_the_access_log_tells_each_request_and_no_body(
+    routed: RunningGateway, engines: Engines
+) -> None:
+    engines[0].replies.append(LOST)
+    engines[1].replies.append(LOST)
+    _post(routed, b"secret-body", **{"X-Request-Id": "logged-1"})
+    routed.http.post("/predictions/none?key=secret-query", headers={"X-Request-Id": "logged-2"})
+    wait_until(lambda: "logged-2" in routed.access_log().read_text(), timeout_s=15)
+    text = routed.access_log().read_text()
+    assert "secret" not in text
+    lines = {line["request_id"]: line for line in map(json.loads, text.splitlines())}
+    answered, refused = lines["logged-1"], lines["logged-2"]
+    assert (answered["model"], answered["version"], answered["status"]) == ("tagger", "1", 200)
+    assert (answered["method"], answered["path"]) == ("POST", "/predictions/tagger")
+    assert (answered["tries"], answered["bytes_in"]) == (3, 11)
+    assert answered["duration_ms"] >= answered["upstream_ms"] >= 0
+    assert (refused["model"], refused["status"], refused["path"]) == (
+        None, 404, "/predictions/none",
+    )  # fmt: skip
+
+
+def test_the_access_log_can_be_rotated(routed: RunningGateway, engines: Engines) -> None:
+    log = routed.access_log()
+    log.rename(log.with_suffix(".1"))
+    admin = f"http://127.0.0.1:{routed.settings.gateway.admin_port}"
+    assert httpx.post(f"{admin}/reopen_logs", trust_env=False).status_code == 200
+    _post(routed, **{"X-Request-Id": "after-rotation"})
+    wait_until(lambda: log.exists() and "after-rotation" in log.read_text(), timeout_s=15)
