@@ -1,0 +1,52 @@
+"""The control API as a real server on a free port, over an engine and a gateway in memory."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+from control_fakes import FakeEngine, FakeGateway
+
+from vlserve.control.api import create_app
+from vlserve.control.assembly import assemble
+from vlserve.control.client import ControlClient
+from vlserve.settings import ControlSettings, Settings
+
+MAX_ARCHIVE_BYTES = 1_000_000
+
+
+@dataclass(frozen=True)
+class RunningControl:
+    """The API at ``url``, and what it stands on."""
+
+    url: str
+    client: ControlClient
+    engine: FakeEngine
+    gateway: FakeGateway
+    settings: Settings
+
+
+@contextmanager
+def running_control(folder: Path) -> Iterator[RunningControl]:
+    settings = Settings(
+        project_dir=folder, control=ControlSettings(tick_s=0.05, drain_timeout_s=0.2)
+    )
+    engine, gateway = FakeEngine(), FakeGateway()
+    app = create_app(assemble(settings, engine, gateway), MAX_ARCHIVE_BYTES)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on"))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        while not server.started:
+            time.sleep(0.005)
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        try:
+            with ControlClient(url) as client:
+                yield RunningControl(url, client, engine, gateway, settings)
+        finally:
+            server.should_exit = True
+            thread.join()
