@@ -198,7 +198,7 @@ def test_given_items_become_the_probes(tmp_path: Path) -> None:
         ({"format": "tensorrt"}, ExportError, "there are onnx, torchscript"),
         ({"name": "Tagger!"}, ExportError, "name 'Tagger!'"),
         ({"version": 0}, ExportError, "version 0"),
-        ({"recipe": "resnet_lstm"}, RecipeNotFound, "has resnet_gru"),
+        ({"recipe": "resnet_lstm"}, RecipeNotFound, "no recipe resnet_lstm"),
         ({"config": Path("missing.json")}, ExportError, "no missing.json"),
         ({"checkpoint": Path("missing.pth")}, CheckpointMismatch, "no checkpoint missing.pth"),
     ],
