@@ -1,5 +1,7 @@
 """demo: what `make serve` shows once the stack is up."""
 
+import os
+
 import typer
 
 from vlserve.cli.output import AsJson, print_json, print_line, progress
@@ -19,7 +21,7 @@ def demo(as_json: AsJson = False) -> None:
     if as_json:
         print_json({"image": item.image, "text": item.text, "label": item.label, "answer": answer})
         return
-    image = item.image.relative_to(settings.project_dir)
+    image = os.path.relpath(item.image)
     print_line(f"\ncover {image}\ntitle {item.text}\nlabel {item.label}")
     print_answer(answer)
     old, new = VERSIONS

@@ -45,7 +45,7 @@ def status(as_json: AsJson = False) -> None:
     if as_json:
         print_json({"processes": processes, "models": models})
         return
-    if not processes:
+    if not processes and not models:
         print_line("the stack is down: `vlserve up` starts it")
         return
     print_table(("PROCESS", "STATE", "PID"), [(p.name, p.state, p.pid) for p in processes])
