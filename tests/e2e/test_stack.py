@@ -1,0 +1,183 @@
+"""up, down and status, and what supervisord brings back. Real processes."""
+
+import os
+import re
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from conftest import RunningStack, free_ports, make_settings, wait_until
+
+from vlserve.control import stack as control_stack
+from vlserve.control.supervisor import STACK_VARIABLE, socket_dir
+from vlserve.errors import PortBusy, SettingsError, StackError
+from vlserve.settings import Settings
+
+PROGRAMS = ["control", "engine-0", "gateway"]
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Iterator[Settings]:
+    """Settings of a stack that is down; it is down again after the test."""
+    made = make_settings(tmp_path)
+    yield made
+    control_stack.down(made, print)
+
+
+def _processes(settings: Settings) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(STACK_VARIABLE) == str(settings.state_dir):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def _pids(settings: Settings) -> dict[str, int | None]:
+    return {process.name: process.pid for process in control_stack.status(settings)}
+
+
+def _assert_nothing_is_left(settings: Settings) -> None:
+    assert _processes(settings) == []
+    assert control_stack.status(settings) == []
+    assert not socket_dir(settings).exists()
+    left = [path.name for path in settings.state_dir.rglob("*")]
+    assert not [name for name in left if name.endswith((".sock", ".pid"))]
+    for _, host, port in control_stack.ports(settings):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+
+
+def test_up_and_down_in_a_folder_with_an_awkward_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Spaces, Chinese, and too long for a socket; two `up` at once start one stack."""
+    monkeypatch.setenv("PYTHONPATH", "/nowhere")
+    settings = make_settings(tmp_path / "my 模型" / ("long" * 25), api_keys=("the-api-key",))
+    try:
+        ups = [threading.Thread(target=control_stack.up, args=(settings, print)) for _ in range(2)]
+        for up in ups:
+            up.start()
+        for up in ups:
+            up.join()
+        assert sorted(_pids(settings)) == PROGRAMS
+        running = _processes(settings)
+        assert sum("supervisord" in " ".join(process.cmdline()) for process in running) == 1
+        assert not [process for process in running if "PYTHONPATH" in process.environ()]
+        _assert_secrets_are_private(settings)
+        assert control_stack.down(settings, print)
+        _assert_nothing_is_left(settings)
+        assert not control_stack.down(settings, print)
+    finally:
+        control_stack.down(settings, print)
+
+
+def _assert_secrets_are_private(settings: Settings) -> None:
+    tokens = re.findall(r'"key": "(\w+)"', _key_file(settings).read_text())
+    secrets = ["the-api-key", *tokens]
+    for path in filter(Path.is_file, settings.state_dir.rglob("*")):
+        if any(secret in path.read_text(errors="replace") for secret in secrets):
+            assert path.stat().st_mode & 0o077 == 0, path
+    engine = next(p for p in _processes(settings) if "java" in p.name())
+    assert "the-api-key" not in str(engine.environ())
+
+
+def _key_file(settings: Settings) -> Path:
+    return settings.state_dir / "engine-0" / "key_file.json"
+
+
+def test_up_mends_what_a_killed_supervisord_left(settings: Settings) -> None:
+    control_stack.up(settings, print)
+    before = _pids(settings)
+    for process in _processes(settings):
+        if "supervisord" in " ".join(process.cmdline()):
+            process.kill()
+    wait_until(lambda: control_stack.status(settings) == [])
+    assert _processes(settings)
+    control_stack.up(settings, print)
+    after = _pids(settings)
+    assert sorted(after) == PROGRAMS
+    assert not set(before.values()) & set(after.values())
+    control_stack.down(settings, print)
+    _assert_nothing_is_left(settings)
+
+
+def test_busy_ports_are_named_with_their_setting_and_holder(settings: Settings) -> None:
+    with socket.socket() as one, socket.socket() as other:
+        one.bind(("127.0.0.1", settings.gateway.port))
+        other.bind(("0.0.0.0", settings.engine.base_port + 2))
+        one.listen()
+        other.listen()
+        with pytest.raises(PortBusy) as busy:
+            control_stack.up(settings, print)
+    told = str(busy.value)
+    assert f"{settings.gateway.port} (gateway.port, VLSERVE_GATEWAY__PORT)" in told
+    assert f"{settings.engine.base_port + 2} (engine.base_port" in told
+    assert f"(pid {os.getpid()})" in told
+    assert str(settings.control.port) not in told
+    _assert_nothing_is_left(settings)
+
+
+def test_what_does_not_start_is_told_with_its_log_and_nothing_stays_up(settings: Settings) -> None:
+    start = settings.config_dir / "torchserve" / "start.sh"
+    start.write_text("echo no memory left for a JVM >&2\nexit 3\n")
+    with pytest.raises(StackError, match=r"(?s)engine-0 does not start.*no memory left for a JVM"):
+        control_stack.up(settings, print)
+    _assert_nothing_is_left(settings)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("gateway/envoy.yaml", "admin: {address: ${no_such_setting}}", "no_such_setting"),
+        ("gateway/envoy.yaml", "admin: [", "envoy.yaml"),
+        ("supervisor/engine.conf", "[program:${nme}]", "nme"),
+        ("torchserve/config.properties", "a=${b", "config.properties"),
+    ],
+)
+def test_configuration_that_cannot_be_filled_in_starts_nothing(
+    settings: Settings, file: str, text: str, said: str
+) -> None:
+    (settings.config_dir / file).write_text(text)
+    with pytest.raises(SettingsError, match=said):
+        control_stack.up(settings, print)
+    _assert_nothing_is_left(settings)
+
+
+def test_up_is_free_when_up(stack: RunningStack) -> None:
+    before = _pids(stack.settings)
+    assert {process.state for process in control_stack.status(stack.settings)} == {"RUNNING"}
+    control_stack.up(stack.settings, print)
+    assert _pids(stack.settings) == before
+
+
+def test_up_with_other_settings_is_refused(stack: RunningStack) -> None:
+    before = _pids(stack.settings)
+    gateway = stack.settings.gateway.model_copy(update={"port": free_ports(1)})
+    other = stack.settings.model_copy(update={"gateway": gateway})
+    with pytest.raises(StackError, match=r"other settings of gateway.*vlserve down"):
+        control_stack.up(other, print)
+    assert _pids(stack.settings) == before
+
+
+@pytest.mark.parametrize("program", ["gateway", "control"])
+def test_a_killed_program_comes_back(stack: RunningStack, program: str) -> None:
+    pid = _pids(stack.settings)[program]
+    psutil.Process(pid).kill()
+    wait_until(lambda: _pids(stack.settings).get(program) not in (None, pid))
+    url = {"gateway": stack.gateway_url, "control": stack.settings.control_url}[program]
+    wait_until(lambda: _is_well(url))
+
+
+def _is_well(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health", trust_env=False).status_code == 200
+    except httpx.TransportError:
+        return False
