@@ -1,0 +1,86 @@
+"""advance, hold or rollback: what follows from the evidence so far. Pure."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+from vlserve.control.judge.evidence import Standing
+from vlserve.control.judge.figures import GateFigure, Verdict, figures
+from vlserve.control.judge.state import JudgeState
+
+
+class Action(StrEnum):
+    ADVANCE = "advance"  # to next_weight; at the last step: the candidate becomes stable
+    HOLD = "hold"
+    ROLLBACK = "rollback"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to do now, why, and the figures of every gate behind it."""
+
+    action: Action
+    reason: str
+    step: int
+    weight: int
+    next_weight: int | None
+    gates: tuple[GateFigure, ...]
+
+    def detail(self) -> Mapping[str, Any]:
+        """JSON-ready, for the ledger."""
+        return asdict(self)
+
+
+def decide(state: JudgeState, standing: Standing) -> Decision:
+    """May be asked at any time and as often as one likes: that costs no certainty.
+
+    Roll back on an alarm of any gate or an unhealthy candidate, but only onto a healthy stable;
+    advance when no gate alarms or waits, the hold is over and both versions are healthy; else hold.
+    """
+    gates = figures(state)
+    against = list(_reasons_to_roll_back(gates, standing))
+    missing = list(_reasons_to_wait(state, gates, standing))
+    if against and standing.stable_healthy is not True:
+        action = Action.HOLD
+        reason = f"stable is {_health(standing.stable_healthy)}, so no rollback onto it, though "
+        reason += "; ".join(against)
+    elif against:
+        action, reason = Action.ROLLBACK, "; ".join(against)
+    elif missing:
+        action, reason = Action.HOLD, "; ".join(missing)
+    else:
+        action = Action.ADVANCE
+        reason = f"every gate is clear at {state.weight} %, held for {standing.elapsed_s:.0f} s"
+    return Decision(action, reason, state.step, state.weight, state.next_weight, gates)
+
+
+def _reasons_to_roll_back(gates: tuple[GateFigure, ...], standing: Standing) -> Iterator[str]:
+    for gate in gates:
+        if gate.verdict is Verdict.ALARM:
+            yield (
+                f"{gate.gate}: {gate.summary} (e-value {gate.peak_e_value:.3g}, "
+                f"alarm at {gate.threshold:.3g})"
+            )
+    if standing.candidate_healthy is False:
+        yield "the candidate is not healthy"
+
+
+def _reasons_to_wait(
+    state: JudgeState, gates: tuple[GateFigure, ...], standing: Standing
+) -> Iterator[str]:
+    if standing.stable_healthy is not True:
+        yield f"stable is {_health(standing.stable_healthy)}"
+    if standing.candidate_healthy is not True:
+        yield f"the candidate is {_health(standing.candidate_healthy)}"
+    if standing.elapsed_s < state.policy.hold_s:
+        yield f"held for {standing.elapsed_s:.0f} of {state.policy.hold_s:.0f} s"
+    for gate in gates:
+        if gate.verdict is Verdict.WAITING:
+            yield f"{gate.gate} waits for {gate.waits_for}"
+
+
+def _health(healthy: bool | None) -> str:
+    if healthy is None:
+        return "of unknown health"
+    return "healthy" if healthy else "not healthy"

@@ -1,0 +1,239 @@
+"""The figures of every gate: what it counted, what it concludes, what it still waits for."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+from vlserve.control.judge import agreement, capital, sample_ratio
+from vlserve.control.judge.capital import Array
+from vlserve.control.judge.latency import quantiles_ms
+from vlserve.control.judge.state import JudgeState
+from vlserve.control.judge.tags import stability_index
+from vlserve.control.judge.two_sample import Comparison
+
+MAX_LOG_E = 600.0
+"""Larger e-values are reported as exp(600), which JSON can still write."""
+
+
+class Verdict(StrEnum):
+    CLEAR = "clear"  # enough evidence, none of it alarming
+    WAITING = "waiting"
+    ALARM = "alarm"
+
+
+@dataclass(frozen=True)
+class GateFigure:
+    """One gate at one look."""
+
+    gate: str
+    verdict: Verdict
+    e_value: float
+    """Evidence against the candidate now: 1 is none; 1 / e_value bounds the p-value."""
+    peak_e_value: float
+    """The highest at any look: the alarm stands once this has reached ``threshold``."""
+    threshold: float
+    """1 / (the gate's share of alpha)."""
+    summary: str
+    waits_for: str
+    """Empty unless the gate waits."""
+    figures: Mapping[str, float]
+    """Counts, rates, bounds, latencies; units in the names."""
+
+
+def figures(state: JudgeState) -> tuple[GateFigure, ...]:
+    """All gates that this release has, in the order of rollout.yaml."""
+    return tuple(_gates(state))
+
+
+def _gates(state: JudgeState) -> Iterator[GateFigure]:
+    yield _errors(state)
+    yield _latency(state, "latency_p50", state.latency.p50, 0.5)
+    yield _latency(state, "latency_p99", state.latency.p99, 0.99)
+    yield _sample_ratio(state)
+    if state.shadowed:
+        yield _agreement(state)
+        yield _score_distance(state)
+    if state.has_tags:
+        yield _tags(state)
+
+
+def _errors(state: JudgeState) -> GateFigure:
+    errors = state.errors
+    return _figure(
+        state,
+        "errors",
+        capital.log_e(errors.purses),
+        errors.peak,
+        summary=f"candidate failed {_of(errors.candidate_hits, errors.candidate)}, "
+        f"stable {_of(errors.stable_hits, errors.stable)}",
+        waits_for=_missing_requests(state),
+        figures={
+            **_two_sample_figures(errors, "failed"),
+            "margin": state.policy.gates.errors.margin,
+            "step_candidate": state.step_candidate,
+            "step_stable": state.step_stable,
+            "repeats_not_counted": state.repeats,
+        },
+    )
+
+
+def _latency(state: JudgeState, gate: str, comparison: Comparison, level: float) -> GateFigure:
+    name = gate.removeprefix("latency_")
+    candidate_ms = float(quantiles_ms(state.latency.candidate, level)[0])
+    stable_ms = float(quantiles_ms(state.latency.stable, level)[0])
+    return _figure(
+        state,
+        gate,
+        capital.log_e(comparison.purses),
+        comparison.peak,
+        summary=f"candidate {candidate_ms:.3g} ms, stable {stable_ms:.3g} ms",
+        waits_for=_missing_comparisons(state, comparison, "answered requests"),
+        figures={
+            **_two_sample_figures(comparison, "slow"),
+            "margin": getattr(state.policy.gates, gate).margin,
+            f"candidate_{name}_ms": candidate_ms,
+            f"stable_{name}_ms": stable_ms,
+        },
+    )
+
+
+def _sample_ratio(state: JudgeState) -> GateFigure:
+    ratio = state.sample_ratio
+    candidate, units = float(ratio.candidate), float(ratio.candidate + ratio.stable)
+    minimum = state.policy.minimum.units if state.compares else 0
+    return _figure(
+        state,
+        "sample_ratio",
+        sample_ratio.log_e(ratio, state.weight),
+        ratio.peak,
+        summary=f"candidate drew {candidate:.0f} of {units:.0f} callers at {state.weight} %",
+        waits_for=_missing("callers", units, minimum),
+        figures={"candidate": candidate, "units": units, "weight": state.weight},
+    )
+
+
+def _agreement(state: JudgeState) -> GateFigure:
+    seen, floor = state.agreement, state.policy.gates.agreement.floor
+    pairs, agreeing = float(seen.pairs), float(seen.agreeing)
+    lower, upper = agreement.bounds(pairs, agreeing, state.policy.alpha_of("agreement"))
+    waits_for = _missing_pairs(state)
+    if not waits_for and lower < floor:
+        waits_for = f"its lower bound, now {lower:.3f}, to reach {floor:g}"
+    return _figure(
+        state,
+        "agreement",
+        agreement.log_e_below(seen, floor),
+        seen.peak,
+        summary=f"same top tag in {agreeing:.0f} of {pairs:.0f} pairs, floor {floor:g}",
+        waits_for=waits_for,
+        figures={
+            "pairs": pairs,
+            "agreeing": agreeing,
+            "lower_bound": lower,
+            "upper_bound": upper,
+            "floor": floor,
+        },
+    )
+
+
+def _score_distance(state: JudgeState) -> GateFigure:
+    score, ceiling = state.score_distance, state.policy.gates.score_distance.ceiling
+    mean = float(score.total / score.pairs) if score.pairs else 0.0
+    return _figure(
+        state,
+        "score_distance",
+        capital.log_e(score.purses),
+        score.peak,
+        summary=f"mean {mean:.3f} over {float(score.pairs):.0f} pairs, ceiling {ceiling:g}",
+        waits_for=_missing_pairs(state),
+        figures={"pairs": float(score.pairs), "mean": mean, "ceiling": ceiling},
+    )
+
+
+def _tags(state: JudgeState) -> GateFigure:
+    comparison = state.tags.comparison
+    psi = float(stability_index(state.tags))
+    return _figure(
+        state,
+        "tags",
+        capital.log_e(comparison.purses),
+        comparison.peak,
+        summary=f"tags that the candidate favours: candidate "
+        f"{_of(comparison.candidate_hits, comparison.candidate)}, "
+        f"stable {_of(comparison.stable_hits, comparison.stable)}",
+        waits_for=_missing_comparisons(state, comparison, "answers with tags"),
+        figures={
+            **_two_sample_figures(comparison, "in_favoured_tags"),
+            "margin": state.policy.gates.tags.margin,
+            "population_stability_index": psi,
+        },
+    )
+
+
+def _figure(
+    state: JudgeState,
+    gate: str,
+    log_e: Array,
+    peak: Array,
+    *,
+    summary: str,
+    waits_for: str,
+    figures: Mapping[str, float],
+) -> GateFigure:
+    alpha = state.policy.alpha_of(gate)
+    alarm = bool(peak >= -np.log(alpha))
+    verdict = Verdict.ALARM if alarm else Verdict.WAITING if waits_for else Verdict.CLEAR
+    return GateFigure(
+        gate=gate,
+        verdict=verdict,
+        e_value=_e_value(log_e),
+        peak_e_value=_e_value(peak),
+        threshold=round(1 / alpha, 6),
+        summary=summary,
+        waits_for="" if alarm else waits_for,
+        figures=figures,
+    )
+
+
+def _e_value(log_e: Array) -> float:
+    return float(np.exp(np.minimum(log_e, MAX_LOG_E)))
+
+
+def _of(hits: Array, trials: Array) -> str:
+    return f"{float(hits):.0f} of {float(trials):.0f}"
+
+
+def _two_sample_figures(comparison: Comparison, hits: str) -> dict[str, float]:
+    return {
+        "candidate": float(comparison.candidate),
+        f"candidate_{hits}": float(comparison.candidate_hits),
+        "stable": float(comparison.stable),
+        f"stable_{hits}": float(comparison.stable_hits),
+    }
+
+
+def _missing(what: str, seen: float, minimum: int) -> str:
+    return f"{what}: {seen:.0f} of {minimum}" if seen < minimum else ""
+
+
+def _missing_requests(state: JudgeState) -> str:
+    """A step with weight needs outcomes of each version that has weight."""
+    minimum = state.policy.minimum
+    return _missing(
+        "requests to the candidate", state.step_candidate, minimum.candidate if state.weight else 0
+    ) or _missing("requests to stable", state.step_stable, minimum.stable if state.compares else 0)
+
+
+def _missing_comparisons(state: JudgeState, comparison: Comparison, what: str) -> str:
+    minimum = state.policy.minimum
+    if not state.compares:
+        return ""
+    return _missing(
+        f"{what} of the candidate", float(comparison.candidate), minimum.candidate
+    ) or _missing(f"{what} of stable", float(comparison.stable), minimum.stable)
+
+
+def _missing_pairs(state: JudgeState) -> str:
+    return _missing("shadow pairs", float(state.agreement.pairs), state.policy.minimum.pairs)

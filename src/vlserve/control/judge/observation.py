@@ -1,0 +1,125 @@
+"""Evidence into the state: which observations count, and their way to the gates."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from vlserve.control.judge import agreement, latency, sample_ratio, tags, two_sample
+from vlserve.control.judge.callers import SeenCallers
+from vlserve.control.judge.evidence import Batch, Outcome, ShadowPair
+from vlserve.control.judge.latency import Timed
+from vlserve.control.judge.state import JudgeState
+from vlserve.control.judge.two_sample import Counts
+from vlserve.errors import SettingsError
+
+BLOCK = 40
+"""Outcomes that are judged together. Their number alone closes a block, never what they say."""
+
+
+def observe(state: JudgeState, batch: Batch) -> JudgeState:
+    """The state after a batch, all of which was routed at the state's weight."""
+    return _observe_outcomes(_observe_pairs(state, batch.pairs), batch.outcomes)
+
+
+def next_step(state: JudgeState) -> JudgeState:
+    """The state once the next weight is in force. SettingsError after the last step."""
+    if state.next_weight is None:
+        raise SettingsError(f"weights {list(state.weights)}: there is no step after the last")
+    return replace(
+        state,
+        step=state.step + 1,
+        step_candidate=0,
+        step_stable=0,
+        seen_callers="",
+        sample_ratio=sample_ratio.next_step(state.sample_ratio, state.weight),
+    )
+
+
+def _observe_pairs(state: JudgeState, pairs: Sequence[ShadowPair]) -> JudgeState:
+    if not pairs:
+        return state
+    gates = state.policy.gates
+    agreeing = sum(pair.agree for pair in pairs)
+    distances = np.array([pair.score_distance for pair in pairs])
+    return replace(
+        state,
+        agreement=agreement.settle_agreement(
+            state.agreement, np.array(len(pairs)), np.array(agreeing), gates.agreement.floor
+        ),
+        score_distance=agreement.settle_score_distance(
+            state.score_distance, distances, gates.score_distance.ceiling
+        ),
+    )
+
+
+def _observe_outcomes(state: JudgeState, outcomes: Sequence[Outcome]) -> JudgeState:
+    if not outcomes:
+        return state
+    draws, seen_callers = _first_looks(state, outcomes)
+    drawn_candidate, drawn_stable = _by_version(draws)
+    counted = outcomes if state.policy.unit == "request" else draws
+    counted_candidate, counted_stable = _by_version(counted)
+    state = replace(
+        state,
+        seen_callers=seen_callers,
+        sample_ratio=sample_ratio.settle(
+            state.sample_ratio, np.array(drawn_candidate), np.array(drawn_stable), state.weight
+        ),
+        step_candidate=state.step_candidate + counted_candidate,
+        step_stable=state.step_stable + counted_stable,
+        repeats=state.repeats + len(outcomes) - len(counted),
+    )
+    waiting = [*state.open_block, *(replace(outcome, caller=None) for outcome in counted)]
+    while len(waiting) >= BLOCK:
+        state, waiting = _settle_block(state, waiting[:BLOCK]), waiting[BLOCK:]
+    return replace(state, open_block=tuple(waiting))
+
+
+def _first_looks(state: JudgeState, outcomes: Sequence[Outcome]) -> tuple[list[Outcome], str]:
+    """The outcomes that are draws of their own, and the table of callers after them. An empty key
+    is none; where one version has all the weight, nothing is drawn and callers stay fresh."""
+    if not state.compares:
+        return list(outcomes), state.seen_callers
+    drawn_steps = [step for step, weight in enumerate(state.weights) if 0 < weight < 100]
+    turn, turns = drawn_steps.index(state.step), len(drawn_steps)
+    seen = SeenCallers(state.seen_callers)
+    draws = [
+        outcome
+        for outcome in outcomes
+        if not outcome.caller or seen.first_look(outcome.caller, turn, turns)
+    ]
+    return draws, seen.text
+
+
+def _by_version(outcomes: Sequence[Outcome]) -> tuple[int, int]:
+    candidate = sum(outcome.candidate for outcome in outcomes)
+    return candidate, len(outcomes) - candidate
+
+
+def _settle_block(state: JudgeState, block: Sequence[Outcome]) -> JudgeState:
+    gates = state.policy.gates
+    candidate = np.array([outcome.candidate for outcome in block])
+    failed = np.array([outcome.failed for outcome in block])
+    latency_ms = np.array([outcome.latency_ms for outcome in block])
+    answers = [(outcome.candidate, outcome.tag) for outcome in block if not outcome.failed]
+    return replace(
+        state,
+        errors=two_sample.settle(
+            state.errors,
+            Counts.of(candidate, ~candidate, failed),
+            gates.errors.margin,
+        ),
+        latency=latency.settle(
+            state.latency,
+            Timed(latency_ms, candidate & ~failed, ~candidate & ~failed),
+            gates.latency_p50.margin,
+            gates.latency_p99.margin,
+        ),
+        tags=tags.tally(
+            state.tags,
+            candidate=[tag for is_candidate, tag in answers if tag is not None and is_candidate],
+            stable=[tag for is_candidate, tag in answers if tag is not None and not is_candidate],
+            margin=gates.tags.margin,
+        ),
+    )

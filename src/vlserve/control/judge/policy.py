@@ -1,0 +1,132 @@
+"""serving_config/rollout.yaml: what a release must show, and how sure the judge must be."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from vlserve.errors import SettingsError
+
+Share = Annotated[float, Field(gt=0, le=1)]
+"""The part of alpha that one gate may spend."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Minimum(_Section):
+    """Evidence without which no step is left."""
+
+    candidate: int = Field(default=400, ge=1)
+    """Outcomes of the candidate, in each step."""
+    stable: int = Field(default=400, ge=1)
+    """Outcomes of stable, in each step that gives it weight."""
+    units: int = Field(default=400, ge=1)
+    """Draws of the gateway (requests without a key, callers with one), in each such step."""
+    pairs: int = Field(default=200, ge=1)
+    """Shadow pairs, where the release has a shadow."""
+
+
+class RateGate(_Section):
+    """``margin``: a difference of the two rates that is tolerated."""
+
+    share: Share
+    margin: float = Field(ge=0, lt=1)
+
+
+class LatencyGate(_Section):
+    """``margin``: how much slower is tolerated; 0.2 is 20 %."""
+
+    share: Share
+    margin: float = Field(ge=0)
+
+
+class SampleRatioGate(_Section):
+    share: Share
+
+
+class AgreementGate(_Section):
+    """``floor``: the rate of equal top tags under which the candidate is another product."""
+
+    share: Share
+    floor: float = Field(gt=0, lt=1)
+
+
+class ScoreDistanceGate(_Section):
+    """``ceiling``: the mean distance of scores that is tolerated."""
+
+    share: Share
+    ceiling: float = Field(gt=0, lt=1)
+
+
+class Gates(_Section):
+    """One entry a gate. The shares of alpha add up to 1 at most."""
+
+    errors: RateGate = RateGate(share=0.25, margin=0.001)
+    latency_p50: LatencyGate = LatencyGate(share=0.1, margin=0.2)
+    latency_p99: LatencyGate = LatencyGate(share=0.2, margin=0.3)
+    sample_ratio: SampleRatioGate = SampleRatioGate(share=0.1)
+    agreement: AgreementGate = AgreementGate(share=0.15, floor=0.8)
+    score_distance: ScoreDistanceGate = ScoreDistanceGate(share=0.1, ceiling=0.2)
+    tags: RateGate = RateGate(share=0.1, margin=0.1)
+
+    @model_validator(mode="after")
+    def _spend_alpha_once(self) -> "Gates":
+        spent = sum(getattr(self, name).share for name in type(self).model_fields)
+        if spent > 1 + 1e-9:
+            raise ValueError(f"the gates' shares of alpha add up to {spent:g}, more than 1")
+        return self
+
+
+class Policy(_Section):
+    """How one release is judged; frozen into its state, so that an edit meets the next one."""
+
+    alpha: float = Field(default=0.05, gt=0, lt=0.5)
+    """Probability that a candidate no worse than stable is rolled back by any gate, ever."""
+    weights: tuple[Annotated[int, Field(ge=1, le=100)], ...] = (5, 25, 50, 100)
+    hold_s: float = Field(default=60.0, ge=0)
+    """The shortest stay at each weight."""
+    unit: Literal["caller", "request"] = "caller"
+    """What counts as one observation of a caller with a sticky key: the caller, once in a release,
+    or each of his requests."""
+    minimum: Minimum = Minimum()
+    gates: Gates = Gates()
+
+    @model_validator(mode="after")
+    def _weights_rise(self) -> "Policy":
+        if any(a >= b for a, b in zip(self.weights, self.weights[1:], strict=False)):
+            raise ValueError(f"weights {list(self.weights)} do not rise")
+        if not self.weights or self.weights[-1] != 100:
+            raise ValueError(f"weights {list(self.weights)} do not end at 100")
+        return self
+
+    def alpha_of(self, gate: str) -> float:
+        """What ``gate`` may spend of alpha; its alarm is at an e-value of one over this."""
+        share: float = getattr(self.gates, gate).share
+        return self.alpha * share
+
+
+def load_policy(file: Path, changes: Mapping[str, Any] | None = None) -> Policy:
+    """Read rollout.yaml; ``changes`` (one release's own weights or hold) win over it.
+
+    SettingsError names each wrong entry.
+    """
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{file.name} cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{file.name} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise SettingsError(f"{file.name} holds no settings: expected `name: value` lines")
+    try:
+        return Policy.model_validate({**content, **(changes or {})})
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"{'.'.join(map(str, item['loc'])) or 'policy'}: {item['msg']}"
+            for item in error.errors(include_url=False, include_input=False)
+        )
+        raise SettingsError(f"{file.name}: {wrong}") from error

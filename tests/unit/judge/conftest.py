@@ -1,0 +1,45 @@
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from vlserve.control.judge import Outcome, Policy
+
+BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
+
+
+@pytest.fixture
+def policy() -> Policy:
+    return Policy.model_validate({"weights": [5, 50, 100], "hold_s": 60})
+
+
+@pytest.fixture
+def traffic() -> Callable[..., list[Outcome]]:
+    """traffic(count, weight, …) -> outcomes as the gateway would log them."""
+    rng = np.random.default_rng(7)
+
+    def outcomes(
+        count: int, weight: int, fails: float = 0.001, slower: float = 1.0, tags: str = "abc"
+    ) -> list[Outcome]:
+        candidate = rng.random(count) < weight / 100
+        failed = rng.random(count) < np.where(candidate, fails, 0.001)
+        ms = rng.lognormal(3, 0.3, count) * np.where(candidate, slower, 1.0)
+        tag = np.where(candidate, *(rng.choice(list(named), count) for named in (tags, "abc")))
+        columns = (column.tolist() for column in (candidate, failed, ms, tag))
+        return [
+            Outcome(is_candidate, has_failed, latency_ms, None, top_tag)
+            for is_candidate, has_failed, latency_ms, top_tag in zip(*columns, strict=True)
+        ]
+
+    return outcomes
+
+
+@pytest.fixture(scope="session")
+def simulation() -> ModuleType:
+    """benchmarks/judge_simulation.py, whose full run makes the table of docs/gray-release.md."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCHMARKS)
+        return importlib.import_module("judge_simulation")

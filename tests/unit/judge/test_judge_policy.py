@@ -1,0 +1,54 @@
+from pathlib import Path
+
+import pytest
+
+from vlserve.control.judge import Policy, load_policy
+from vlserve.errors import SettingsError
+
+ROLLOUT = Path(__file__).parents[3] / "serving_config" / "rollout.yaml"
+
+
+def write(folder: Path, text: str) -> Path:
+    file = folder / "rollout.yaml"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def test_the_file_that_operators_edit_says_the_defaults():
+    assert load_policy(ROLLOUT) == Policy()
+
+
+def test_one_release_may_have_weights_and_hold_of_its_own():
+    policy = load_policy(ROLLOUT, {"weights": [10, 100], "hold_s": 5})
+    assert policy.weights == (10, 100)
+    assert policy.hold_s == 5
+
+
+def test_gates_split_alpha():
+    policy = Policy()
+    spent = sum(policy.alpha_of(gate) for gate in type(policy.gates).model_fields)
+    assert spent == pytest.approx(policy.alpha)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("weights: [50, 25, 100]", "do not rise"),
+        ("weights: [5, 25]", "do not end at 100"),
+        ("weights: []", "do not end at 100"),
+        ("gates: {errors: {share: 0.9, margin: 0}}", "more than 1"),
+        ("gates: {errors: {share: 0.1, margin: 0, marign: 1}}", "gates.errors.marign"),
+        ("alpha: 0", "alpha"),
+        ("unit: session", "unit"),
+        ("- 5", "holds no settings"),
+        ("weights: [", "not YAML"),
+    ],
+)
+def test_a_policy_that_cannot_work_is_refused_by_name(tmp_path, text, says):
+    with pytest.raises(SettingsError, match=says):
+        load_policy(write(tmp_path, text))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(SettingsError, match=r"rollout.yaml cannot be read"):
+        load_policy(tmp_path / "rollout.yaml")
