@@ -24,20 +24,29 @@ local OVERLOADED = {"503", "overloaded", "the version's queue is full, or no wor
 local UNAVAILABLE = {"503", "version_unavailable", "the version is not loaded at the moment", true}
 local BROKEN = {"503", "engine_failed", "the engine lost this request", true}
 local SAID = {
-  ErrorDataDecoderException = BODY,
-  BadRequestException = BODY,
   ServiceUnavailableException = OVERLOADED,
   ModelNotFoundException = UNAVAILABLE,
   ModelVersionNotFoundException = UNAVAILABLE,
   InvalidKeyException = UNAVAILABLE,  -- the instance was started anew: its new token is on the way
+  InternalServerException = BROKEN,
+  WorkerInitializationException = BROKEN,
+  RejectedExecutionException = BROKEN,
+  ClosedChannelException = BROKEN,
+  IOException = BROKEN,
 }
+
+-- Reading a malformed form, TorchServe answers with whichever exception its parser met, mostly as
+-- 500: ErrorDataDecoderException, StringIndexOutOfBoundsException, UnsupportedCharsetException, ...
+local function meaning(kind)
+  return SAID[kind] or (kind and kind:find("Exception$") and BODY) or BROKEN
+end
 
 function envoy_on_response(handle)
   local headers = handle:headers()
   if headers:get("x-vlserve-version") or tonumber(headers:get(":status")) < 400 then return end
   local body = handle:body(true)
   local kind = body:getBytes(0, body:length()):match('"type":%s*"(%w+)"')
-  local status, code, message, again = unpack(SAID[kind] or BROKEN)
+  local status, code, message, again = unpack(meaning(kind))
   headers = handle:headers()  -- the earlier one is void since body() waited
   headers:replace(":status", status)
   headers:replace("content-type", "application/json")

@@ -114,6 +114,9 @@ def test_refusals_carry_the_request_id_too(routed: RunningGateway) -> None:
     [
         (Reply(500, "ErrorDataDecoderException", 'odd "quoted" words'), 400, "body_unreadable", 1),
         (Reply(400, "BadRequestException"), 400, "body_unreadable", 1),
+        (Reply(500, "StringIndexOutOfBoundsException"), 400, "body_unreadable", 1),
+        (Reply(403, "UnsupportedCharsetException"), 400, "body_unreadable", 1),
+        (Reply(500, "OutOfMemoryError"), 503, "engine_failed", 4),
         (Reply(503, "ServiceUnavailableException"), 503, "overloaded", 4),
         (Reply(404, "ModelVersionNotFoundException"), 503, "version_unavailable", 4),
         (Reply(404, "ModelNotFoundException"), 503, "version_unavailable", 4),

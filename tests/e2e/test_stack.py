@@ -5,6 +5,7 @@ import re
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -13,8 +14,12 @@ import pytest
 from conftest import RunningStack, free_ports, make_settings, wait_until
 
 from vlserve.control import stack as control_stack
+from vlserve.control.client import ControlClient
+from vlserve.control.envoy import EnvoyGateway
 from vlserve.control.supervisor import STACK_VARIABLE, socket_dir
 from vlserve.errors import PortBusy, SettingsError, StackError
+from vlserve.exporter.echo import pack_echo
+from vlserve.exporter.probes import drawn_image
 from vlserve.settings import Settings
 
 PROGRAMS = ["control", "engine-0", "gateway"]
@@ -106,6 +111,27 @@ def test_up_mends_what_a_killed_supervisord_left(settings: Settings) -> None:
     assert sorted(after) == PROGRAMS
     assert not set(before.values()) & set(after.values())
     control_stack.down(settings, print)
+    _assert_nothing_is_left(settings)
+
+
+def test_down_lets_running_requests_finish(settings: Settings, tmp_path: Path) -> None:
+    control_stack.up(settings, print)
+    with ControlClient(settings.control_url) as control:
+        control.register(pack_echo(tmp_path, "slow", 1, delay_ms=800))
+    answers: list[httpx.Response] = []
+
+    def ask() -> None:
+        url = f"{settings.gateway_url}/predictions/slow/1"
+        body = {"image": drawn_image(0), "text": "cat"}
+        answers.append(httpx.post(url, json=body, timeout=30, trust_env=False))
+
+    caller = threading.Thread(target=ask)
+    caller.start()
+    with closing(EnvoyGateway(settings)) as gateway:
+        wait_until(lambda: gateway.in_flight("slow", 1) == 1)
+    control_stack.down(settings, print)
+    caller.join()
+    assert answers[0].status_code == 200, answers[0].text
     _assert_nothing_is_left(settings)
 
 

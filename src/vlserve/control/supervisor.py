@@ -81,7 +81,7 @@ def start(conf: Path, settings: Settings) -> None:
     command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(conf)]
     done = subprocess.run(
         command,
-        env=_environment(settings),
+        env=environment(settings),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -171,7 +171,7 @@ def _torchserve_home() -> Path:
     return Path(spec.submodule_search_locations[0]).parent
 
 
-def _environment(settings: Settings) -> dict[str, str]:
+def environment(settings: Settings) -> dict[str, str]:
     """What every process of the stack sees: these very settings, whatever shell started it, and no
     PYTHONPATH, which would come before an archive's own code."""
     inherited = {

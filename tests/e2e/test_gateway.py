@@ -1,0 +1,155 @@
+"""Through the gateway to a real TorchServe, with the control service in charge."""
+
+import base64
+import io
+import re
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+import psutil
+import pytest
+from conftest import RunningStack, wait_until
+from PIL import Image
+
+from vlserve.control import stack as control_stack
+from vlserve.exporter.echo import pack_echo
+
+
+def _jpeg() -> bytes:
+    written = io.BytesIO()
+    Image.new("RGB", (64, 48), (200, 30, 30)).save(written, "JPEG")
+    return written.getvalue()
+
+
+COVER = _jpeg()
+FORM = {"files": {"image": ("cover.jpg", COVER, "image/jpeg")}, "data": {"text": "cat"}}
+JSON = {"json": {"image": base64.b64encode(COVER).decode(), "text": "cat"}}
+PART = b'Content-Disposition: form-data; name="text"\r\n\r\ncat\r\n'
+
+NAMELESS = b"Content-Disposition: form-data\r\n\r\ncat\r\n"
+
+
+@pytest.fixture(scope="module")
+def path(stack: RunningStack, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Where an Echo tagger answers: version 1 has the traffic, version 2 is ready."""
+    folder, model = tmp_path_factory.mktemp("archives"), "gateway-echo"
+    for version in (1, 2):
+        stack.control.register(pack_echo(folder, model, version, answer_shift=version))
+    stack.control.release(model, 1)
+    return f"/predictions/{model}"
+
+
+@pytest.mark.parametrize("request_body", [FORM, JSON], ids=["form", "json"])
+def test_a_prediction(stack: RunningStack, path: str, request_body: dict[str, object]) -> None:
+    sent = {"X-Request-Id": "a-request-of-mine"}
+    response = stack.http.post(path, headers=sent, **request_body)  # type: ignore[arg-type]
+    assert response.status_code == 200, response.text
+    answer = response.json()
+    assert (answer["model"], answer["version"]) == ("gateway-echo", 1)
+    assert answer["request_id"] == response.headers["x-request-id"] == "a-request-of-mine"
+    assert response.headers["x-model-version"] == "1"
+    assert answer["tags"][0]["score"] >= answer["tags"][-1]["score"]
+
+
+def test_each_version_answers_for_itself(stack: RunningStack, path: str) -> None:
+    by_path = stack.http.post(f"{path}/2", **FORM)  # type: ignore[arg-type]
+    by_header = stack.http.post(path, headers={"X-Model-Version": "2"}, **FORM)  # type: ignore[arg-type]
+    stable = stack.http.post(path, **FORM)  # type: ignore[arg-type]
+    assert by_path.json()["version"] == by_header.json()["version"] == 2
+    assert by_path.json()["tags"] == by_header.json()["tags"] != stable.json()["tags"]
+
+
+def test_the_clients_own_token_is_not_the_engines(stack: RunningStack, path: str) -> None:
+    response = stack.http.post(path, headers={"Authorization": "Bearer mine"}, **FORM)  # type: ignore[arg-type]
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [
+        ("multipart/form-data; boundary=b", b"--b\r\n" + NAMELESS + b"--b--\r\n"),
+        ("multipart/form-data; boundary=b", b"--b\r\n" + PART),
+        ("multipart/form-data; boundary=b", b"garbage"),
+        ("multipart/form-data; boundary=", b"--\r\n" + PART + b"----\r\n"),
+        ('multipart/form-data; boundary="', b"--b\r\n" + PART + b"--b--\r\n"),
+        ("multipart/form-data; boundary=b; charset=nope", b"--b\r\n" + PART + b"--b--\r\n"),
+        ("multipart/form-data", b"--b\r\n" + PART + b"--b--\r\n"),
+        ("application/x-www-form-urlencoded", b"text=%zz"),
+        ("application/json", b'{"image": "'),
+        ("application/json", b"\xff\xfe"),
+        ("text/plain", b"cat"),
+        ("\xff\xfe/\x80", b"cat"),
+        ("application/json", b""),
+    ],
+)  # fmt: skip
+def test_a_body_that_cannot_be_read_is_the_clients_error(
+    stack: RunningStack, path: str, content_type: str, body: bytes
+) -> None:
+    headers = [(b"Content-Type", content_type.encode("latin-1"))]
+    response = stack.http.post(path, content=body, headers=headers)
+    assert 400 <= response.status_code < 500, response.text
+    assert response.json()["error"]["code"] in {"body_unreadable", "field_invalid"}
+    assert response.json()["error"]["message"]
+
+
+@contextmanager
+def _callers(stack: RunningStack, path: str, count: int = 8) -> Iterator[Counter[object]]:
+    """What ``count`` clients get that ask without a pause: a status, or the name of an error."""
+    stop, got = threading.Event(), Counter[object]()
+
+    def call() -> None:
+        with httpx.Client(base_url=stack.gateway_url, timeout=60.0, trust_env=False) as http:
+            while not stop.is_set():
+                try:
+                    got[http.post(path, **FORM).status_code] += 1  # type: ignore[arg-type]
+                except httpx.TransportError as error:
+                    got[type(error).__name__] += 1
+
+    threads = [threading.Thread(target=call) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield got
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_a_killed_worker_loses_no_request(stack: RunningStack, path: str) -> None:
+    worker = _worker(stack, "gateway-echo_1")
+    with _callers(stack, path) as got:
+        wait_until(lambda: got[200] > 20)
+        worker.kill()
+        killed_at = got[200]
+        wait_until(lambda: got[200] > killed_at + 50, timeout_s=60)
+    assert set(got) == {200}, got
+
+
+def test_a_killed_gateway_is_back_with_the_same_routing(stack: RunningStack, path: str) -> None:
+    with _callers(stack, path, count=4) as got:
+        wait_until(lambda: got[200] > 20)
+        psutil.Process(_pid(stack, "gateway")).kill()
+        wait_until(lambda: len(got) > 1)
+        killed_at = got[200]
+        wait_until(lambda: got[200] > killed_at + 50, timeout_s=60)
+    print("lost while the gateway was away:", {k: n for k, n in got.items() if k != 200})
+    assert {status for status in got if isinstance(status, int)} == {200}
+    assert stack.http.post(f"{path}/2", **FORM).json()["version"] == 2  # type: ignore[arg-type]
+
+
+def _pid(stack: RunningStack, program: str) -> int:
+    found = {process.name: process.pid for process in control_stack.status(stack.settings)}
+    pid = found[program]
+    assert pid
+    return pid
+
+
+def _worker(stack: RunningStack, version: str) -> psutil.Process:
+    """A living worker of ``<model>_<version>``; TorchServe's log says which process it is."""
+    log = (stack.settings.state_dir / "engine-0" / "logs" / "model_log.log").read_text()
+    pids = re.findall(rf"-{version}-stdout MODEL_LOG - \[PID\](\d+)", log)
+    return next(psutil.Process(int(pid)) for pid in pids if psutil.pid_exists(int(pid)))

@@ -1,0 +1,149 @@
+"""Routing -> Envoy's configuration, without an Envoy."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from vlserve.control import envoy_config
+from vlserve.control.contract import Instance, ModelRoute, Routing
+from vlserve.errors import SettingsError
+from vlserve.settings import GatewaySettings, Settings
+
+PROJECT = Path(__file__).parents[3]
+TEMPLATE = (PROJECT / "serving_config" / "gateway" / "envoy.yaml").read_text()
+
+ONE = Instance("engine-0", "127.0.0.1", 8180, "token-0")
+OTHER = Instance("engine-1", "127.0.0.1", 8190, "token-1")
+
+
+def _settings(**gateway: Any) -> Settings:
+    return Settings(project_dir=PROJECT, gateway=GatewaySettings(**gateway))
+
+
+def _routes(*models: ModelRoute, instances: tuple[Instance, ...] = (ONE,)) -> list[dict[str, Any]]:
+    rendered = envoy_config.routes(Routing(models, instances), _settings())
+    return list(rendered["virtual_hosts"][0]["routes"])
+
+
+def _shares(routes: list[dict[str, Any]]) -> list[list[tuple[str, int]]]:
+    return [
+        [(share["name"], share["weight"]) for share in weighted["clusters"]]
+        for route in routes
+        if (weighted := route.get("route", {}).get("weighted_clusters"))
+    ]
+
+
+def test_the_candidate_stays_first_and_weight_0_is_left_out() -> None:
+    routes = _routes(ModelRoute("tagger", {3: 25, 2: 75, 1: 0}, (1, 2, 3)))
+    assert _shares(routes) == [[("tagger-3", 25), ("tagger-2", 75)]] * 2
+
+
+def test_the_same_routing_renders_the_same_version() -> None:
+    def text(*weights: tuple[int, int]) -> str:
+        routing = Routing([ModelRoute("tagger", dict(weights), (1, 2))], [ONE])
+        return envoy_config.discovery([envoy_config.routes(routing, _settings())])
+
+    assert text((2, 5), (1, 95)) == text((2, 5), (1, 95))
+    versions = {
+        json.loads(found)["version_info"]
+        for found in (text((2, 5), (1, 95)), text((1, 95), (2, 5)), text((2, 6), (1, 94)))
+    }
+    assert len(versions) == 3
+
+
+@pytest.mark.parametrize("salt", ["", "release-7", r"\1", "a\\"])
+def test_a_salt_is_no_regular_expression(salt: str) -> None:
+    routes = _routes(ModelRoute("tagger", {1: 100}, (1,), salt))
+    (rewrite,) = [
+        route["route"]["hash_policy"][0]["header"]["regex_rewrite"]
+        for route in routes
+        if "hash_policy" in route.get("route", {})
+    ]
+    assert rewrite["substitution"] == salt.replace("\\", "\\\\") + r"\1"
+
+
+def test_clusters_hold_the_instances_that_hold_the_version() -> None:
+    bare = Instance("engine-1", "127.0.0.1", 8190, "token-1", frozenset({("tagger", 2)}))
+    routing = Routing([ModelRoute("tagger", {1: 100}, (1, 2))], [ONE, bare])
+    found = {
+        cluster["name"]: [
+            endpoint["metadata"]["filter_metadata"]["vlserve"]["token"]
+            for endpoint in cluster["load_assignment"]["endpoints"][0]["lb_endpoints"]
+        ]
+        for cluster in envoy_config.clusters(routing, _settings())
+    }
+    assert found == {"tagger-1": ["token-0", "token-1"], "tagger-2": ["token-0"]}
+
+
+def test_retries_go_elsewhere_where_there_is_an_elsewhere() -> None:
+    def policy(*instances: Instance) -> dict[str, Any]:
+        rendered = envoy_config.routes(Routing((), instances), _settings(retries=2))
+        return dict(rendered["virtual_hosts"][0]["retry_policy"])
+
+    assert policy(ONE)["num_retries"] == 2
+    assert "retry_host_predicate" not in policy(ONE)
+    assert "previous_hosts" in str(policy(ONE, OTHER)["retry_host_predicate"])
+
+
+def test_a_refused_version_is_told_which_ones_there_are() -> None:
+    bodies = [
+        route["direct_response"]["body"]["inline_string"]
+        for route in _routes(ModelRoute("tagger", {2: 100}, (3, 1, 2)))
+        if route.get("direct_response", {}).get("status") == 404
+    ]
+    assert any("1, 2, 3" in json.loads(body)["error"]["message"] for body in bodies)
+
+
+def _http(bootstrap: dict[str, Any]) -> dict[str, Any]:
+    listener = bootstrap["static_resources"]["listeners"][0]
+    return dict(listener["filter_chains"][0]["filters"][0]["typed_config"])
+
+
+def _filter(bootstrap: dict[str, Any], name: str) -> dict[str, Any]:
+    found = [
+        f for f in _http(bootstrap)["http_filters"] if f["name"] == f"envoy.filters.http.{name}"
+    ]
+    return dict(found[0])
+
+
+def test_keys_and_rate_are_off_unless_set() -> None:
+    off = envoy_config.bootstrap(TEMPLATE, _settings(), Path("/dynamic"))
+    assert _filter(off, "api_key_auth")["disabled"] is True
+    assert _filter(off, "local_ratelimit")["disabled"] is True
+    settings = _settings(host="0.0.0.0", api_keys=('a "key" # 1',), rate_limit_per_s=7)
+    on = envoy_config.bootstrap(TEMPLATE, settings, Path("/dynamic"))
+    assert _filter(on, "api_key_auth")["disabled"] is False
+    keys = _filter(on, "api_key_auth")["typed_config"]["credentials"]
+    assert [entry["key"] for entry in keys] == ['a "key" # 1']
+    assert _filter(on, "local_ratelimit")["disabled"] is False
+    assert _filter(on, "local_ratelimit")["typed_config"]["token_bucket"]["max_tokens"] == 7
+
+
+def test_the_admin_port_is_loopback_whatever_the_gateway_listens_on() -> None:
+    settings = _settings(host="0.0.0.0", api_keys=("key",))
+    rendered = envoy_config.bootstrap(TEMPLATE, settings, Path("/dynamic"))
+    assert rendered["admin"]["address"]["socket_address"]["address"] == "127.0.0.1"
+    listener = rendered["static_resources"]["listeners"][0]
+    assert listener["address"]["socket_address"]["address"] == "0.0.0.0"
+
+
+def test_what_is_validated_holds_what_is_watched() -> None:
+    rendered = envoy_config.bootstrap(TEMPLATE, _settings(), Path("/dynamic"))
+    before = yaml.safe_dump(rendered)
+    routing = Routing([ModelRoute("tagger", {1: 100}, (1,))], [ONE])
+    routes = envoy_config.routes(routing, _settings())
+    clusters = envoy_config.clusters(routing, _settings())
+    whole = envoy_config.inlined(rendered, routes, clusters)
+    assert yaml.safe_dump(rendered) == before
+    assert "dynamic_resources" not in whole and "rds" not in _http(whole)
+    assert _http(whole)["route_config"]["virtual_hosts"] == routes["virtual_hosts"]
+    assert [cluster["name"] for cluster in whole["static_resources"]["clusters"]] == ["tagger-1"]
+
+
+@pytest.mark.parametrize("template", ["a: ${unknown}", "a: $", "a: [", "- just\n- a list"])
+def test_a_template_that_cannot_be_used_is_told(template: str) -> None:
+    with pytest.raises(SettingsError, match=r"envoy\.yaml"):
+        envoy_config.bootstrap(template, _settings(), Path("/dynamic"))
