@@ -1,0 +1,71 @@
+"""A stack of its own for a drill: free loopback ports, a folder that is gone afterwards."""
+
+import random
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from vlserve.control import stack
+from vlserve.control.client import ControlClient
+from vlserve.control.supervisor import STACK_VARIABLE
+from vlserve.settings import ControlSettings, EngineSettings, GatewaySettings, Settings
+
+
+@dataclass(frozen=True)
+class DrilledStack:
+    """A stack that is up, and the client of its control service."""
+
+    settings: Settings
+    control: ControlClient
+
+
+@contextmanager
+def own_stack(folder: Path) -> Iterator[DrilledStack]:
+    """Up while the body runs, with the settings that `vlserve up` takes by default."""
+    first = _free_ports(8)
+    settings = Settings(
+        state_dir=folder / "state",
+        model_store=folder / "model_store",
+        gateway=GatewaySettings(port=first, admin_port=first + 1),
+        control=ControlSettings(port=first + 2),
+        engine=EngineSettings(base_port=first + 3),
+    )
+    try:
+        stack.up(settings, print)
+        with ControlClient(settings.control_url) as control:
+            yield DrilledStack(settings, control)
+    finally:
+        stack.down(settings, print)
+
+
+def processes(settings: Settings) -> list[psutil.Process]:
+    """Every living process of a stack, also one that nothing supervises any more."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(STACK_VARIABLE) == str(settings.state_dir):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def _free_ports(count: int) -> int:
+    """The first of ``count`` free ports in a row, below those that the kernel hands out itself."""
+    while True:
+        first = random.randrange(20000, 32000 - count)
+        if all(_is_free(port) for port in range(first, first + count)):
+            return first
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
