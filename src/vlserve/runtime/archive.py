@@ -34,21 +34,23 @@ EXECUTABLE_SUFFIXES = frozenset({".pkl", ".pickle", ".joblib", ".pt", ".pth", ".
 """Files that can run code when they are loaded; a TorchScript graph is the one exception."""
 
 
-def verify_archive(path: Path) -> Manifest:
+def verify_archive(path: Path, called: str = "") -> Manifest:
     """Check everything that can be checked without running the archive.
 
     Raises ArchiveUnreadable, ManifestInvalid or ArchiveTampered, each saying which member and why.
+    ``called``: the file's name for those who read the error, where its path says nothing to them.
     """
-    with _open_zip(path) as archive:
-        names = _safe_names(archive, path)
-        manifest = _read_manifest(archive, names, path)
-        _check_members(manifest, names, path)
+    where = called or str(path)
+    with _open_zip(path, where) as archive:
+        names = _safe_names(archive, where)
+        manifest = _read_manifest(archive, names, where)
+        _check_members(manifest, names, where)
         for name, expected in manifest.files.items():
-            _check_hash(name, _chunks(archive, name, path), expected)
-        _check_torchserve_manifest(_read(archive, TORCHSERVE_MANIFEST, path), manifest)
+            _check_hash(name, _chunks(archive, name, where), expected)
+        _check_torchserve_manifest(_read(archive, TORCHSERVE_MANIFEST, where), manifest)
         for graph in manifest.graphs.values():
             if graph.format == "onnx":
-                check_onnx(graph, _read(archive, graph.file, path), manifest.files)
+                check_onnx(graph, _read(archive, graph.file, where), manifest.files)
     return manifest
 
 
@@ -58,12 +60,12 @@ def unpack_archive(path: Path, folder: Path) -> Manifest:
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise ArchiveUnreadable(f"{folder} is not empty: unpack {path.name} into a new folder")
-    with _open_zip(path) as archive:
+    with _open_zip(path, str(path)) as archive:
         for name in (MANIFEST, *manifest.files):
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             with target.open("wb") as file:
-                file.writelines(_chunks(archive, name, path))
+                file.writelines(_chunks(archive, name, str(path)))
     return manifest
 
 
@@ -81,7 +83,7 @@ def check_folder(folder: Path) -> Manifest:
         for member in folder.rglob("*")
         if not member.is_dir() and "__pycache__" not in member.parts
     }
-    _check_members(manifest, present, folder)
+    _check_members(manifest, present, str(folder))
     for name, expected in manifest.files.items():
         with (folder / name).open("rb") as member:
             _check_hash(name, iter(lambda: member.read(CHUNK_BYTES), b""), expected)
@@ -89,64 +91,66 @@ def check_folder(folder: Path) -> Manifest:
 
 
 @contextmanager
-def _open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
+def _open_zip(path: Path, where: str) -> Iterator[zipfile.ZipFile]:
     try:
         archive = zipfile.ZipFile(path)
     except FileNotFoundError:
         raise ArchiveUnreadable(f"no archive at {path}") from None
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        raise ArchiveUnreadable(f"{path} is not a readable archive: {error}") from error
+        raise ArchiveUnreadable(f"{where} is not a readable archive: {error}") from error
     with archive:
         yield archive
 
 
-def _chunks(archive: zipfile.ZipFile, name: str, path: Path) -> Iterator[bytes]:
+def _chunks(archive: zipfile.ZipFile, name: str, where: str) -> Iterator[bytes]:
     try:
         with archive.open(name) as member:
             while chunk := member.read(CHUNK_BYTES):
                 yield chunk
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
         # RuntimeError: encrypted; NotImplementedError, its child: an unknown compression
-        raise ArchiveUnreadable(f"{path}: member {name} cannot be read: {error}") from error
+        raise ArchiveUnreadable(f"{where}: member {name} cannot be read: {error}") from error
 
 
-def _read(archive: zipfile.ZipFile, name: str, path: Path) -> bytes:
-    return b"".join(_chunks(archive, name, path))
+def _read(archive: zipfile.ZipFile, name: str, where: str) -> bytes:
+    return b"".join(_chunks(archive, name, where))
 
 
-def _safe_names(archive: zipfile.ZipFile, path: Path) -> set[str]:
+def _safe_names(archive: zipfile.ZipFile, where: str) -> set[str]:
     """Member names, once none of them could write outside a folder or fill the disk."""
     members = archive.infolist()
     if len(members) > MAX_MEMBERS:
-        raise ArchiveUnreadable(f"{path} has {len(members)} members, more than {MAX_MEMBERS}")
+        raise ArchiveUnreadable(f"{where} has {len(members)} members, more than {MAX_MEMBERS}")
     size_bytes = sum(member.file_size for member in members)
     if size_bytes > MAX_UNPACKED_BYTES:
         raise ArchiveUnreadable(
-            f"{path} unpacks to {size_bytes} bytes, more than {MAX_UNPACKED_BYTES}"
+            f"{where} unpacks to {size_bytes} bytes, more than {MAX_UNPACKED_BYTES}"
         )
     names: set[str] = set()
     for member in members:
         name = member.filename
         parts = PurePosixPath(name).parts
         if not parts or name.startswith("/") or ".." in parts or "\\" in name or ":" in name:
-            raise ArchiveTampered(f"{path}: member name {name!r} could leave its folder")
+            raise ArchiveTampered(f"{where}: member name {name!r} could leave its folder")
+        if not name.isprintable():
+            raise ArchiveTampered(f"{where}: member name {name!r} cannot be printed")
         if stat.S_ISLNK(member.external_attr >> 16):
-            raise ArchiveTampered(f"{path}: member {name} is a symbolic link")
+            raise ArchiveTampered(f"{where}: member {name} is a symbolic link")
         if name in names:
-            raise ArchiveTampered(f"{path}: member {name} is there twice")
+            raise ArchiveTampered(f"{where}: member {name} is there twice")
         names.add(name)
     return names
 
 
-def _read_manifest(archive: zipfile.ZipFile, names: set[str], path: Path) -> Manifest:
+def _read_manifest(archive: zipfile.ZipFile, names: set[str], where: str) -> Manifest:
     if MANIFEST not in names:
-        raise ArchiveUnreadable(f"{path} has no {MANIFEST}: pack it with `vlserve export`")
+        raise ArchiveUnreadable(f"{where} has no {MANIFEST}: pack it with `vlserve export`")
     if archive.getinfo(MANIFEST).file_size > MAX_MANIFEST_BYTES:
-        raise ManifestInvalid(f"{path}: {MANIFEST} is larger than {MAX_MANIFEST_BYTES} bytes")
-    return read_manifest(_read(archive, MANIFEST, path))
+        raise ManifestInvalid(f"{where}: {MANIFEST} is larger than {MAX_MANIFEST_BYTES} bytes")
+    return read_manifest(_read(archive, MANIFEST, where))
 
 
-def _check_members(manifest: Manifest, present: set[str], where: Path) -> None:
+def _check_members(manifest: Manifest, present: set[str], where: str) -> None:
     listed = set(manifest.files) | {MANIFEST}
     for wrong, how in ((listed - present, "missing"), (present - listed, "not in the manifest")):
         if wrong:

@@ -104,7 +104,7 @@ def read_body(parameters: Mapping[str, Any]) -> dict[str, Any]:
     if body is None:
         return fields
     try:
-        parsed = body if isinstance(body, dict) else json.loads(bytes(body))
+        parsed = body if isinstance(body, dict) else _strict_json(bytes(body))
     except (ValueError, TypeError, RecursionError) as error:
         raise RequestError(
             ErrorCode.BODY_UNREADABLE,
@@ -116,6 +116,22 @@ def read_body(parameters: Mapping[str, Any]) -> dict[str, Any]:
             f"the JSON body must be an object, not {type(parsed).__name__}",
         )
     return {**fields, **parsed}
+
+
+def _strict_json(raw: bytes) -> Any:
+    """JSON without NaN, which it does not have, and without a name that is twice in one object,
+    where readers differ in which one counts."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        named = dict(pairs)
+        if len(named) < len(pairs):
+            raise ValueError("a name is twice in one object")
+        return named
+
+    def refuse(word: str) -> None:
+        raise ValueError(f"{word} is no JSON number")
+
+    return json.loads(raw, object_pairs_hook=unique, parse_constant=refuse)
 
 
 def parse_fields(schema: type[Parsed], fields: Mapping[str, Any]) -> Parsed:

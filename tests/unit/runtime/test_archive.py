@@ -184,6 +184,21 @@ def test_names_that_leave_the_folder(members: Members, tmp_path: Path, name: str
         verify_archive(written(tmp_path, listed(members | {name: b"x"})))
 
 
+@pytest.mark.parametrize("name", ["two\nlines", "\x1b[2J", "a\u2028b", "a\u202eb"])
+def test_names_that_would_garble_what_is_printed(
+    members: Members, tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(ArchiveTampered, match="cannot be printed") as caught:
+        verify_archive(written(tmp_path, members | {name: b"x"}))
+    assert str(caught.value).isprintable()
+
+
+def test_errors_call_the_archive_as_the_reader_knows_it(members: Members, tmp_path: Path) -> None:
+    path = written(tmp_path, members | {"extra.txt": b""})
+    with pytest.raises(ArchiveTampered, match=r"^mine-3\.mar: extra\.txt"):
+        verify_archive(path, called="mine-3.mar")
+
+
 @pytest.mark.parametrize("name", ["assets/a.pkl", "model.pt", "x/y.pickle", "v/__pycache__/a.pyc"])
 def test_members_that_run_code_when_loaded(members: Members, tmp_path: Path, name: str) -> None:
     with pytest.raises(ArchiveTampered, match="can run code"):

@@ -56,6 +56,12 @@ def test_a_query_parameter_gives_way_to_the_body() -> None:
     "body",
     [
         *(b"", b"{", b"[1]", b"3", b'"text"', b"null", b'{"a":1}x', b'{"text": NaN'),
+        *(
+            b'{"top_k": NaN}',
+            b'{"a": -Infinity}',
+            b'{"a": 1, "a": 1}',
+            b'{"a": [{"b": 1, "b": 2}]}',
+        ),
         *(b"\xff\xd8\xff", b"[" * 100_000, b"1" * 5000),
     ],
 )
