@@ -12,6 +12,7 @@ _LINE = re.compile(
 )
 _EXCEPTION = re.compile(r"(?:[A-Za-z_]\w*\.)*(?P<error>[A-Za-z_]\w*(?::.*)?)$")
 _TRACEBACK = "Traceback (most recent call last):"
+_CAUSE = "The above exception was the direct cause of the following exception:"
 
 
 def log_size(folder: Path) -> int:
@@ -47,12 +48,17 @@ def failure_reason(log: str, model: str, version: int) -> str | None:
 
 
 def _first_exception(lines: list[str]) -> str | None:
-    """The line that ends the first traceback, without the module path of the exception."""
-    inside = False
+    """The line that ends the first traceback, without the module path of the exception. Where that
+    exception was raised again as another one (``raise … from``), it is the other's line."""
+    reason, inside = None, False
     for line in lines:
         if line == _TRACEBACK:
+            if reason is not None:
+                return reason
             inside = True
+        elif line == _CAUSE:
+            reason = None
         elif inside and line and not line[0].isspace():
             found = _EXCEPTION.match(line)
-            return found["error"] if found else line
-    return None
+            reason, inside = found["error"] if found else line, False
+    return reason

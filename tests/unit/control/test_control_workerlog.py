@@ -35,6 +35,19 @@ CHAINED = (
     "Traceback (most recent call last):",
     "ModuleNotFoundError: No module named 'ts.torch_handler.torchserve_handler'",
 )
+RAISED_FROM = (
+    "Traceback (most recent call last):",
+    "pydantic_core._pydantic_core.ValidationError: 1 validation error for EchoSettings",
+    "answer_shift",
+    "  Input should be a valid integer",
+    "",
+    "The above exception was the direct cause of the following exception:",
+    "",
+    "Traceback (most recent call last):",
+    '    raise ArchiveUnreadable(f"{graph.file} cannot be loaded: {error}") from error',
+    "vlserve.runtime.errors.ArchiveUnreadable: graphs/model.onnx cannot be loaded: no such node",
+    "Backend worker process died.",
+)
 SYNTAX = (
     "Traceback (most recent call last):",
     "    def x(:",
@@ -49,6 +62,12 @@ SYNTAX = (
         (RAISED, "ArchiveTampered: no such graph: model.onnx"),
         (CHAINED, "ModuleNotFoundError: No module named 'nonexistent'"),
         (SYNTAX, "SyntaxError: invalid"),
+        (RAISED_FROM, "ArchiveUnreadable: graphs/model.onnx cannot be loaded: no such node"),
+        (RAISED + RAISED_FROM, "ArchiveTampered: no such graph: model.onnx"),
+        (
+            RAISED_FROM + RAISED,
+            "ArchiveUnreadable: graphs/model.onnx cannot be loaded: no such node",
+        ),
         (
             ("Traceback (most recent call last):", '  File "x"', "KeyboardInterrupt"),
             "KeyboardInterrupt",
