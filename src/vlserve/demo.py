@@ -11,10 +11,12 @@ from typing import Any
 
 from vlserve.control.client import ControlClient
 from vlserve.settings import Settings
+from vlserve.training.options import DEMO_OPTIONS
 
 MODEL = "tagger"
 RECIPE = "resnet_gru"
 VERSIONS = (1, 2)
+ITEMS = 600
 
 Show = Callable[[str], None]
 
@@ -28,13 +30,21 @@ class DemoItem:
     label: str
 
 
-def release_demo(settings: Settings, control: ControlClient, show: Show) -> DemoItem:
-    """Bring the demo tagger to where the README starts, and return a cover to tag.
+def release_demo(
+    settings: Settings,
+    control: ControlClient,
+    show: Show,
+    *,
+    items: int = ITEMS,
+    options: Mapping[str, Any] = DEMO_OPTIONS,
+) -> DemoItem:
+    """Bring the demo tagger to where the README starts, and return a cover to tag. ``items`` and
+    training ``options`` matter only where it is not trained yet.
 
     Errors as training, export and the control service raise them.
     """
     folder = settings.state_dir / "demo"
-    items = _draw(folder / "data", show)
+    item = _draw(folder / "data", items, show)
     known = {
         view.version
         for model in control.models()
@@ -43,32 +53,33 @@ def release_demo(settings: Settings, control: ControlClient, show: Show) -> Demo
     }
     for version in VERSIONS:
         if version not in known:
-            archive = _make_archive(settings, folder, version, show)
+            archive = _make_archive(settings, folder, version, options, show)
             show(f"registering {MODEL} {version}")
             control.register(archive)
     if control.model(MODEL).stable is None:
         show(f"releasing {MODEL} {VERSIONS[0]}")
         control.release(MODEL, VERSIONS[0])
-    return items
+    return item
 
 
-def _draw(folder: Path, show: Show) -> DemoItem:
+def _draw(folder: Path, items: int, show: Show) -> DemoItem:
     if not (folder / "val.jsonl").is_file():
         from vlserve.training.demo_data import write_demo_data
 
         show("drawing covers")
-        write_demo_data(folder)
+        write_demo_data(folder, items=items)
     with (folder / "val.jsonl").open(encoding="utf-8") as lines:
         first: Mapping[str, Any] = json.loads(next(lines))
     return DemoItem(folder / first["img"], first["text"], first["label"])
 
 
-def _make_archive(settings: Settings, folder: Path, version: int, show: Show) -> Path:
+def _make_archive(
+    settings: Settings, folder: Path, version: int, options: Mapping[str, Any], show: Show
+) -> Path:
     """Train with the version as seed, so that the two differ, and export."""
     from vlserve.exporter.export import export_archive
     from vlserve.exporter.recipe import load_recipe
     from vlserve.training.fit import fit
-    from vlserve.training.options import DEMO_OPTIONS
 
     checkpoint = folder / f"checkpoint-{version}"
     show(f"training version {version}")
@@ -77,7 +88,7 @@ def _make_archive(settings: Settings, folder: Path, version: int, show: Show) ->
         folder / "data" / "train.jsonl",
         folder / "data" / "val.jsonl",
         checkpoint,
-        options=DEMO_OPTIONS,
+        options=options,
         seed=version,
     )
     show(f"version {version}: accuracy {report.metrics.accuracy:.3f} on drawn covers it never saw")

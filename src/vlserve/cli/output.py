@@ -17,7 +17,7 @@ from rich.table import Table
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
-stdout = Console(highlight=False, soft_wrap=True)
+stdout = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 1000)
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
 

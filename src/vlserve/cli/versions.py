@@ -1,9 +1,9 @@
 """register, release, rollback, unload, history: words for the control service."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -94,10 +94,12 @@ def history(model: Model, as_json: AsJson = False) -> None:
     if as_json:
         print_json(events)
         return
-    rows = [
-        (e.at, e.version, e.kind, " ".join(f"{k}={v}" for k, v in e.detail.items())) for e in events
-    ]
+    rows = [(e.at[:19], e.version, e.kind, _detail(e.detail)) for e in events]
     print_table(("AT", "VERSION", "EVENT", "DETAIL"), rows)
+
+
+def _detail(detail: Mapping[str, Any]) -> str:
+    return " ".join(f"{key}={value}" for key, value in detail.items() if value is not None)
 
 
 def add_to(app: typer.Typer) -> None:

@@ -1,0 +1,92 @@
+"""Every command that the README and docs/ show, run as a reader would: in order, after the demo.
+
+Commands are the lines that start with `$ ` in ```console blocks.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import PROJECT, make_settings
+
+from vlserve.control import stack as control_stack
+from vlserve.control.client import ControlClient
+from vlserve.demo import MODEL, release_demo
+from vlserve.settings import Settings
+
+SMALL = {"epochs": 1, "resnet_layers": (1, 1, 1, 1), "resnet_width": 4, "hidden": 8}
+
+
+@dataclass(frozen=True)
+class Checkout:
+    """A checkout with the stack up and the demo released."""
+
+    folder: Path
+    environment: dict[str, str]
+    settings: Settings
+
+    def run(self, command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["bash", "-c", command.replace("http://localhost:8080", self.settings.gateway_url)],
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("export", "handlers", "loadtest", "benchmarks"):
+        shutil.copytree(PROJECT / name, folder / name)
+    settings = make_settings(folder)
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "VLSERVE_PROJECT_DIR": str(folder),
+        "VLSERVE_GATEWAY": settings.gateway.model_dump_json(),
+        "VLSERVE_ENGINE": settings.engine.model_dump_json(),
+        "VLSERVE_CONTROL": settings.control.model_dump_json(),
+    }
+    control_stack.up(settings, print)
+    try:
+        with ControlClient(settings.control_url) as control:
+            release_demo(settings, control, print, items=60, options=SMALL)
+            assert control.model(MODEL).stable == 1
+        yield Checkout(folder, environment, settings)
+    finally:
+        control_stack.down(settings, print)
+
+
+def commands(document: Path) -> list[str]:
+    """The commands of one document; a backslash at the end goes on in the next line."""
+    blocks = re.findall(r"^```console\n(.*?)^```", document.read_text(), re.DOTALL | re.MULTILINE)
+    text = "\n".join(blocks).replace("\\\n", " ")
+    return re.findall(r"^\$ (.+)$", text, re.MULTILINE)
+
+
+def test_the_readme_shows_the_four_verbs() -> None:
+    shown = " ".join(commands(PROJECT / "README.md"))
+    for verb in ("register", "predict", "stress", "rollback"):
+        assert f"vlserve {verb}" in shown
+
+
+def documents() -> list[Path]:
+    """Those that show commands."""
+    found = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
+    return [document for document in found if commands(document)]
+
+
+@pytest.mark.parametrize("document", documents(), ids=lambda path: path.name)
+def test_every_command_of_a_document_works(checkout: Checkout, document: Path) -> None:
+    for command in commands(document):
+        done = checkout.run(command)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
