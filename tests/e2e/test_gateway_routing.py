@@ -203,9 +203,35 @@ def test_a_refused_routing_leaves_the_old_one(routed: RunningGateway, engines: E
 def test_a_killed_gateway_comes_back_with_the_same_routing(routed: RunningGateway) -> None:
     routed.stop()
     assert not routed.gateway.ready()
+    assert routed.gateway.in_flight("tagger", 1) == 0
     routed.start()
     assert _version(routed) == 1
     assert _version(routed, "/predictions/tagger/2") == 2
+
+
+def test_a_change_while_the_gateway_is_away_is_refused_and_undone(
+    routed: RunningGateway, engines: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vlserve.control.envoy.IN_FORCE_TIMEOUT_S", 0.3)
+    routed.stop()
+    with pytest.raises(GatewayRefused, match="does not answer"):
+        routed.route(ModelRoute("tagger", {2: 100}, (1, 2)), to=list(engines))
+    routed.start()
+    assert _version(routed) == 1
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]"])
+@pytest.mark.parametrize("name", ["routes.json", "clusters.json"])
+def test_a_damaged_routing_is_mended_by_the_next_change(
+    routed: RunningGateway, engines: Engines, name: str, damage: str
+) -> None:
+    dynamic = routed.settings.state_dir / "gateway" / "dynamic"
+    (dynamic.parent / "damaged").write_text(damage)
+    (dynamic.parent / "damaged").rename(dynamic / name)
+    routed.route(ModelRoute("tagger", {2: 100}, (1, 2)), to=list(engines))
+    assert _version(routed) == 2
+    routed.route(ModelRoute("tagger", {1: 100}, (1, 2)), to=list(engines))
+    assert _version(routed) == 1
 
 
 def test_a_routing_that_was_damaged_at_rest_is_not_started_from(

@@ -40,8 +40,7 @@ class _Watched:
         return self.path.read_text() if self.path.exists() else ""
 
     def resources(self) -> list[Config]:
-        text = self.text()
-        return list(json.loads(text)["resources"]) if text else []
+        return list(_parsed(self.text()).get("resources", []))
 
 
 class EnvoyGateway:
@@ -59,7 +58,10 @@ class EnvoyGateway:
         self._log = settings.state_dir / "logs" / "gateway.log"
         self._writing = threading.Lock()
         self._admin = httpx.Client(
-            base_url=f"http://127.0.0.1:{settings.gateway.admin_port}", timeout=5.0, trust_env=False
+            base_url=f"http://127.0.0.1:{settings.gateway.admin_port}",
+            timeout=5.0,
+            trust_env=False,
+            limits=httpx.Limits(max_keepalive_connections=0),  # Envoy may be another one since
         )
 
     def close(self) -> None:
@@ -100,7 +102,8 @@ class EnvoyGateway:
             self._put_in_force(self._routes, routes_text)
 
     def in_flight(self, model: str, version: int) -> int:
-        """Requests of this version that the gateway has sent and not seen answered."""
+        """Requests of this version that the gateway has sent and not seen answered; none when
+        there is no gateway. GatewayRefused when it cannot tell."""
         return self._requests(cluster_name(model, version))
 
     def ready(self) -> bool:
@@ -136,7 +139,7 @@ class EnvoyGateway:
             if not routes:
                 return False
             self._validate(routes[0], clusters)
-        except (GatewayRefused, json.JSONDecodeError, KeyError):
+        except GatewayRefused:
             return False
         return True
 
@@ -157,21 +160,31 @@ class EnvoyGateway:
         refused = self._refusals(watched)
         if text != before:
             self._put(watched, text)
+        problem = self._wait_until_in_force(watched, _version(text), refused)
+        if problem:
+            if text != before:
+                self._put(watched, before)
+            said = self._log_since(log_end) or problem
+            raise GatewayRefused(f"Envoy did not take {watched.path.name}: {said}")
+
+    def _wait_until_in_force(self, watched: _Watched, version: str, refused: int) -> str:
+        """Why it is not in force; empty once it is. ``refused``: refusals counted before."""
+        problem = ""
         deadline = time.monotonic() + IN_FORCE_TIMEOUT_S
         while time.monotonic() < deadline:
             try:
                 said = self._said(watched)
-            except httpx.HTTPError:  # Envoy is being started anew
+            except httpx.HTTPError as error:  # Envoy is being started anew
+                problem = f"its admin port does not answer ({error or type(error).__name__})"
                 time.sleep(0.1)
                 continue
-            if said.get("version_text") == _version(text):
-                return
+            if said.get("version_text") == version:
+                return ""
             if _refusals(said) > refused:
-                break
+                return "it counted a refusal"
+            problem = f"not in force after {IN_FORCE_TIMEOUT_S:g} s"
             time.sleep(_POLL_S)
-        if text != before:
-            self._put(watched, before)
-        raise GatewayRefused(f"Envoy did not take {watched.path.name}: {self._log_since(log_end)}")
+        return problem
 
     def _put(self, watched: _Watched, text: str) -> None:
         staged = self._folder / watched.path.name  # beside the watched directory, not in it
@@ -191,7 +204,12 @@ class EnvoyGateway:
         return {name.rpartition(".")[2]: value for name, value in stats.items()}
 
     def _requests(self, cluster: str) -> int:
-        return self._stats(rf"^cluster\.{cluster}\.upstream_rq_(pending_)?active$")
+        try:
+            return self._stats(rf"^cluster\.{cluster}\.upstream_rq_(pending_)?active$")
+        except httpx.ConnectError:
+            return 0
+        except httpx.HTTPError as error:
+            raise GatewayRefused(f"Envoy does not say what is in flight: {error!r}") from error
 
     def _stats(self, pattern: str) -> int:
         return sum(int(value) for value in self._stats_by_name(pattern).values())
@@ -202,15 +220,22 @@ class EnvoyGateway:
 
     def _log_since(self, offset: int) -> str:
         if not self._log.exists():
-            return "it does not answer on its admin port"
+            return ""
         with self._log.open("rb") as log:
             log.seek(offset)
-            text = log.read().decode(errors="replace").strip()
-        return text[-2000:] or f"not in force after {IN_FORCE_TIMEOUT_S:g} s"
+            return log.read().decode(errors="replace").strip()[-2000:]
 
 
 def _version(text: str) -> str:
-    return str(json.loads(text)["version_info"]) if text else ""
+    return str(_parsed(text).get("version_info", ""))
+
+
+def _parsed(text: str) -> Config:
+    """Empty when the file was damaged, so that it is written anew."""
+    try:
+        return dict(json.loads(text))
+    except ValueError:
+        return {}
 
 
 def _refusals(said: Mapping[str, str | int]) -> int:

@@ -27,7 +27,7 @@ from vlserve.settings import Settings
 Progress = Callable[[str], None]
 
 START_TIMEOUT_S = 90.0
-STOP_TIMEOUT_S = 40.0
+STOP_TIMEOUT_S = 60.0  # over the sum of stopwaitsecs in serving_config/supervisor/
 _POLL_S = 0.1
 _STARTS_BEFORE_GIVING_UP = 3
 
@@ -104,7 +104,9 @@ def _wait_until_answering(settings: Settings, progress: Progress) -> None:
                 return
             for process in Supervisor(settings).processes():
                 starts.setdefault(process.name, set()).add(process.started_at)
-            failing = [name for name in waiting if len(starts[name]) > _STARTS_BEFORE_GIVING_UP]
+            failing = [
+                name for name in waiting if len(starts.get(name, ())) > _STARTS_BEFORE_GIVING_UP
+            ]
             if failing or time.monotonic() > deadline:
                 raise StackError(_told_by_log(settings, (failing or list(waiting))[0]))
             time.sleep(_POLL_S)
