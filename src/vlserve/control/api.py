@@ -68,6 +68,9 @@ logger = logging.getLogger(__name__)
 
 Model = Annotated[ModelName, Path(examples=["tagger"])]
 Number = Annotated[Version, Path(examples=[2])]
+FileName = Annotated[
+    str, Query(max_length=255, pattern=r"^[^/\\\x00-\x1f\x7f]*$", examples=["tagger-2.mar"])
+]
 
 
 class ReleaseRequest(BaseModel):
@@ -160,7 +163,7 @@ def _verbs(service: ControlService, max_archive_bytes: int) -> APIRouter:
     )
     async def register(
         request: Request,
-        name: Annotated[str, Query(description="File name.", examples=["tagger-2.mar"])] = "",
+        name: FileName = "",
     ) -> Registered:
         """Verify, keep, load and probe the archive in the body; returns when it is ready."""
         archive = service.incoming / f"{uuid4().hex}.mar"

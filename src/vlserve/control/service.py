@@ -8,6 +8,8 @@ import hashlib
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from vlserve.control.contract import Gateway, ModelRecord, State, VersionRecord
@@ -24,7 +26,7 @@ from vlserve.control.views import (
     Unloaded,
     VersionView,
 )
-from vlserve.errors import NotReady, StillServing, VersionConflict
+from vlserve.errors import ArchiveError, NotReady, StillServing, VersionConflict
 from vlserve.runtime.archive import verify_archive
 from vlserve.runtime.errors import ManifestInvalid
 from vlserve.runtime.manifest import Manifest
@@ -62,7 +64,11 @@ class ControlService:
         ArchiveError; VersionConflict: the number is taken by other bytes; LoadFailed: the version
         is failed, and its number free for another archive, because it never answered anybody.
         """
-        manifest = verify_archive(archive)
+        with self._recording_refusal(name):
+            return self._register(archive, name)
+
+    def _register(self, archive: Path, name: str) -> Registered:
+        manifest = verify_archive(archive, called=name or "the archive")
         _check_name(name, manifest)
         if not manifest.probes:
             raise ManifestInvalid(
@@ -152,6 +158,18 @@ class ControlService:
         return Health(
             status="; ".join(missing) or "ok", engine_instances=engine, gateway_ready=gateway
         )
+
+    @contextmanager
+    def _recording_refusal(self, name: str) -> Iterator[None]:
+        """What is refused before it is a version is an event of the model that its file names."""
+        try:
+            yield
+        except (ArchiveError, VersionConflict) as error:
+            named = _ARCHIVE_NAME.fullmatch(name)
+            if named and named["model"] in [known.model for known in self._ledger.models()]:
+                detail = {"archive": name, "reason": str(error)}
+                self._ledger.record(named["model"], None, "refused", **detail)
+            raise
 
     def _admit(self, manifest: Manifest, sha256: str) -> VersionRecord | None:
         """The version if these bytes are there already, None if the number is free."""

@@ -158,6 +158,24 @@ def test_a_file_name_that_contradicts_the_manifest_is_refused(
     assert register(2, name="upload.bin").state is State.READY
 
 
+def test_what_is_refused_is_an_event_of_the_model_that_its_file_names(
+    control: Control, register: Register
+) -> None:
+    register(1)
+    for name, why in (
+        ("tagger-1.mar", "tagger 1 is registered from other bytes"),
+        ("tagger-2.mar", "tagger-2.mar is tagger 1 by its manifest"),
+    ):
+        with pytest.raises((ArchiveError, VersionConflict), match=why):
+            register(1, shift=1, name=name)
+        event = control.ledger.events("tagger")[-1]
+        assert (event.kind, event.version, event.detail["archive"]) == ("refused", None, name)
+        assert why in event.detail["reason"]
+    with pytest.raises(ArchiveError):
+        register(1, name="other-1.mar")
+    assert kinds(control)[3:] == ["refused", "refused"]
+
+
 def test_an_archive_without_probes_is_refused(
     control: Control, packed: Archive, tmp_path: Path
 ) -> None:
