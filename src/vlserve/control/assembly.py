@@ -34,7 +34,7 @@ def assemble(settings: Settings, engine: Engine, gateway: Gateway) -> Control:
     lifecycle = Lifecycle(ledger, engine, traffic)
     operations = Operations()
     service = ControlService(
-        ledger, gateway, traffic, lifecycle, operations, settings.control.drain_timeout_s
+        ledger, traffic, lifecycle, operations, settings.control.drain_timeout_s
     )
     reconciler = Reconciler(ledger, engine, traffic, lifecycle, operations, settings.control.tick_s)
     return Control(ledger, service, reconciler)

@@ -1,13 +1,14 @@
 """The ledger: what is registered, what is desired, and everything that happened.
 
-SQLite in model_store/, one control service at a time. Each thread has a connection of its own, so
-that reading never waits for a change under way; a change is one transaction with its event.
+SQLite in model_store/, one control service at a time. Each thread at work has a connection of its
+own, so that reading never waits for a change under way; a change is one transaction with its event.
 """
 
 import fcntl
 import json
 import sqlite3
 import threading
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -84,7 +85,8 @@ class Ledger:
                 "or give this stack a model_store of its own"
             ) from error
         self._threads = threading.local()
-        self._connections: list[sqlite3.Connection] = []
+        self._idle: deque[sqlite3.Connection] = deque()
+        self._closed = False
         self._manifests: dict[str, Manifest] = {}  # by the archive's sha256; probes make them long
         try:
             self._create()
@@ -93,8 +95,9 @@ class Ledger:
             raise
 
     def close(self) -> None:
-        for connection in self._connections:
-            connection.close()
+        self._closed = True  # what is under way may end, nothing may begin
+        while self._idle:
+            self._idle.pop().close()
         self._owner.close()
 
     def __enter__(self) -> Self:
@@ -106,49 +109,46 @@ class Ledger:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """All changes inside are kept together, or none. Nests; the outermost one commits."""
-        connection = self._connection()
-        if connection.in_transaction:
-            yield
-            return
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            connection.execute("COMMIT")
-        except BaseException:
-            with suppress(sqlite3.OperationalError):  # a full disk has rolled it back already
-                connection.execute("ROLLBACK")
-            raise
+        with self._borrowed() as connection:
+            if connection.in_transaction:
+                yield
+                return
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                connection.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.OperationalError):  # a full disk has rolled it back already
+                    connection.execute("ROLLBACK")
+                raise
 
     def models(self) -> list[ModelRecord]:
         """Every model that a version was ever registered for, by name."""
-        rows = self._connection().execute("SELECT * FROM models ORDER BY model").fetchall()
-        return [self._model(row) for row in rows]
+        return [self._model(row) for row in self._query("SELECT * FROM models ORDER BY model")]
 
     def model(self, model: str) -> ModelRecord:
-        row = (
-            self._connection().execute("SELECT * FROM models WHERE model = ?", (model,)).fetchone()
-        )
-        if row is None:
+        rows = self._query("SELECT * FROM models WHERE model = ?", model)
+        if not rows:
             raise ModelNotFound(
                 f"no model {model}: nothing was registered under this name"
                 + _known(record.model for record in self.models())
             )
-        return self._model(row)
+        return self._model(rows[0])
 
     def versions(self, model: str | None = None) -> list[VersionRecord]:
         """Every version, or those of one model, by number."""
-        rows = self._connection().execute(
-            "SELECT * FROM versions WHERE ?1 IS NULL OR model = ?1 ORDER BY model, version",
-            (model,),
+        rows = self._query(
+            f"SELECT {_VERSION} FROM versions WHERE ?1 IS NULL OR model = ?1"
+            " ORDER BY model, version",
+            model,
         )
-        return [self._version(row) for row in rows.fetchall()]
+        return [self._version(row) for row in rows]
 
     def find(self, model: str, version: int) -> VersionRecord | None:
-        row = self._connection().execute(
-            f"SELECT {_VERSION} FROM versions WHERE model = ? AND version = ?", (model, version)
+        rows = self._query(
+            f"SELECT {_VERSION} FROM versions WHERE model = ? AND version = ?", model, version
         )
-        found = row.fetchone()
-        return self._version(found) if found else None
+        return self._version(rows[0]) if rows else None
 
     def version(self, model: str, version: int) -> VersionRecord:
         record = self.find(model, version)
@@ -163,12 +163,9 @@ class Ledger:
     def events(self, model: str) -> list[Event]:
         """Everything that happened to a model, oldest first."""
         self.model(model)
-        rows = self._connection().execute(
-            "SELECT * FROM events WHERE model = ? ORDER BY id", (model,)
-        )
         return [
             Event(row["at"], row["model"], row["version"], row["kind"], json.loads(row["detail"]))
-            for row in rows.fetchall()
+            for row in self._query("SELECT * FROM events WHERE model = ? ORDER BY id", model)
         ]
 
     def add(self, manifest: Manifest, archive: Path, sha256: str) -> VersionRecord:
@@ -281,12 +278,11 @@ class Ledger:
             )
 
     def _model(self, row: sqlite3.Row) -> ModelRecord:
-        releases = self._connection().execute(
+        stack = self._query(
             "SELECT id, version FROM releases WHERE model = ? AND rolled_back_at IS NULL"
             " ORDER BY id",
-            (row["model"],),
+            row["model"],
         )
-        stack = releases.fetchall()
         return ModelRecord(
             model=row["model"],
             weights={int(version): share for version, share in json.loads(row["weights"]).items()},
@@ -310,36 +306,60 @@ class Ledger:
 
     def _manifest(self, model: str, version: int, sha256: str) -> Manifest:
         if sha256 not in self._manifests:
-            row = self._connection().execute(
-                "SELECT manifest FROM versions WHERE model = ? AND version = ?", (model, version)
+            (row,) = self._query(
+                "SELECT manifest FROM versions WHERE model = ? AND version = ?", model, version
             )
-            self._manifests[sha256] = Manifest.model_validate_json(row.fetchone()["manifest"])
+            self._manifests[sha256] = Manifest.model_validate_json(row["manifest"])
         return self._manifests[sha256]
 
     def _execute(self, statement: str, *values: object) -> None:
-        self._connection().execute(statement, values)
+        with self._borrowed() as connection:
+            connection.execute(statement, values)
 
-    def _connection(self) -> sqlite3.Connection:
-        connection: sqlite3.Connection | None = getattr(self._threads, "connection", None)
-        if connection is None:
-            connection = sqlite3.connect(
-                self.store / LEDGER, timeout=30, isolation_level=None, check_same_thread=False
-            )
-            connection.row_factory = sqlite3.Row
-            connection.execute("PRAGMA foreign_keys = ON")
-            connection.execute("PRAGMA synchronous = FULL")  # a change that was answered is on disk
-            self._threads.connection = connection
-            self._connections.append(connection)
+    def _query(self, statement: str, *values: object) -> list[sqlite3.Row]:
+        with self._borrowed() as connection:
+            return connection.execute(statement, values).fetchall()
+
+    @contextmanager
+    def _borrowed(self) -> Iterator[sqlite3.Connection]:
+        """The connection that this thread works with; one that is free, or a new one."""
+        mine: sqlite3.Connection | None = getattr(self._threads, "connection", None)
+        if mine is not None:
+            yield mine
+            return
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            connection = self._open()
+        self._threads.connection = connection
+        try:
+            yield connection
+        finally:
+            self._threads.connection = None
+            if self._closed:
+                connection.close()
+            else:
+                self._idle.append(connection)
+
+    def _open(self) -> sqlite3.Connection:
+        if self._closed:
+            raise ControlError(f"{self.store / LEDGER} was closed: the control service stops")
+        connection = sqlite3.connect(
+            self.store / LEDGER, timeout=30, isolation_level=None, check_same_thread=False
+        )
+        connection.row_factory = sqlite3.Row
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA synchronous = FULL")  # a change that was answered is on disk
         return connection
 
     def _create(self) -> None:
-        connection = self._connection()
-        connection.execute("PRAGMA journal_mode = WAL")
-        found = connection.execute("PRAGMA user_version").fetchone()[0]
+        self._execute("PRAGMA journal_mode = WAL")
+        found = self._query("PRAGMA user_version")[0][0]
         if found == 0:
-            connection.executescript(
-                f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
-            )
+            with self._borrowed() as connection:
+                connection.executescript(
+                    f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+                )
         elif found != SCHEMA_VERSION:
             raise ControlError(
                 f"{self.store / LEDGER} has schema {found}, this vlserve reads {SCHEMA_VERSION}: "

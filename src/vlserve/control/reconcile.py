@@ -12,7 +12,7 @@ from vlserve.control.ledger import Ledger
 from vlserve.control.lifecycle import Lifecycle, Operations
 from vlserve.control.rollout import Action, Load, Remove, Restore, Retire, Route
 from vlserve.control.traffic import Traffic
-from vlserve.errors import EngineUnavailable, VlserveError
+from vlserve.errors import EngineUnavailable, LoadFailed, VlserveError
 
 _MAX_BACKOFF_S = 60.0
 _AT_ONCE = 2  # a load that hangs must not keep the other models waiting
@@ -81,11 +81,11 @@ class Reconciler:
     def tick(self) -> list[Action]:
         """Look once, and start what mends the difference; what was started."""
         engine = self._look_at_engine()
-        running = self._operations.running() | frozenset(self._submitted)
         ledger = rollout.LedgerView(
             models=self._ledger.models(),
             versions=self._ledger.versions(),
-            untouchable=running | self._backoff.waiting(),
+            running=self._operations.running() | frozenset(self._submitted),
+            waiting=self._backoff.waiting(),
         )
         draining = {each.key for each in ledger.versions if each.state is State.DRAINING}
         leaving = draining | (rollout.unwanted(ledger.versions, engine.held) if engine else set())
@@ -167,9 +167,9 @@ class Reconciler:
             logger.warning("%s %s %s: %s", doing, *key, error)
         else:
             logger.exception("%s %s %s", doing, *key, exc_info=error)
-        if not self._backoff.failed(key, str(error)) or self._ledger.find(*key) is None:
-            return
-        if isinstance(action, Restore | Retire):  # a failed load has its event already
+        news = self._backoff.failed(key, str(error))
+        told = isinstance(action, Load) and isinstance(error, LoadFailed)  # by the load itself
+        if news and not told and self._ledger.find(*key) is not None:
             self._ledger.record(*key, f"{doing}_failed", reason=str(error))
 
     def _say(self, what: str, trouble: str) -> None:

@@ -129,11 +129,13 @@ def _lacks(loaded: LoadedVersion | None, lacked: bool) -> bool:
 
 @dataclass(frozen=True)
 class LedgerView:
-    """What should be. ``untouchable``: an operation is under way, or a retry is not due yet."""
+    """What should be. ``running``: an operation on the version is under way; ``waiting``: its last
+    one failed, and is not to be tried again yet."""
 
     models: Sequence[ModelRecord]
     versions: Sequence[VersionRecord]
-    untouchable: frozenset[Key] = frozenset()
+    running: frozenset[Key] = frozenset()
+    waiting: frozenset[Key] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,8 @@ class Remove:
 
 Action = Route | Load | Restore | Retire | Remove
 
-_FIRST = (State.STABLE, State.CANARY, State.READY, State.LOADING, State.REGISTERED)
+_WITH_WEIGHT = (State.STABLE, State.CANARY)
+_UNFINISHED = (State.REGISTERED, State.LOADING)
 
 
 def plan(ledger: LedgerView, engine: EngineView | None, gateway: GatewayView) -> list[Action]:
@@ -205,8 +208,9 @@ def plan(ledger: LedgerView, engine: EngineView | None, gateway: GatewayView) ->
         actions.append(Route(routing(ledger.models, ledger.versions, gateway.instances)))
     if engine is None:
         return actions
-    free = [record for record in ledger.versions if record.key not in ledger.untouchable]
-    actions += _loads(free, engine.held)
+    untouchable = ledger.running | ledger.waiting
+    free = [record for record in ledger.versions if record.key not in untouchable]
+    actions += _loads(ledger, free, engine.held)
     actions += [
         Retire(record)
         for record in free
@@ -214,23 +218,26 @@ def plan(ledger: LedgerView, engine: EngineView | None, gateway: GatewayView) ->
     ]
     actions += [
         Remove(*key)
-        for key in sorted(unwanted(ledger.versions, engine.held) - ledger.untouchable)
+        for key in sorted(unwanted(ledger.versions, engine.held) - untouchable)
         if is_idle(key, engine.held, gateway.in_flight)
     ]
     return actions
 
 
-def _loads(records: Iterable[VersionRecord], held: Held) -> list[Action]:
-    actions: list[Action] = []
-    for record in sorted(
-        (record for record in records if record.state in _FIRST),
-        key=lambda record: (_FIRST.index(record.state), record.key),
-    ):
-        if not record.state.routable:
-            actions.append(Load(record))
-        elif any(not _serves(holds, record.key) for holds in held.values()):
-            actions.append(Restore(record))
-    return actions
+def _loads(ledger: LedgerView, free: Sequence[VersionRecord], held: Held) -> list[Action]:
+    """What has traffic is restored first, alone: all cores are its own."""
+    lacking = {
+        record.key
+        for record in ledger.versions
+        if record.state.routable and any(not _serves(holds, record.key) for holds in held.values())
+    }
+    weighted = [record for record in ledger.versions if record.state in _WITH_WEIGHT]
+    restores: list[Action] = [Restore(r) for r in weighted if r in free and r.key in lacking]
+    if restores or any(r.key in lacking & ledger.running for r in weighted):
+        return restores
+    others = [record for record in free if record.state not in _WITH_WEIGHT]
+    actions: list[Action] = [Restore(record) for record in others if record.key in lacking]
+    return actions + [Load(record) for record in others if record.state in _UNFINISHED]
 
 
 def _serves(holds: Mapping[Key, LoadedVersion], key: Key) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vlserve.control.contract import Gateway, ModelRecord, State, VersionRecord
+from vlserve.control.contract import Key, ModelRecord, State, VersionRecord
 from vlserve.control.ledger import Ledger
 from vlserve.control.lifecycle import Lifecycle, Operations
 from vlserve.control.rollout import full_weight, rollback_target
@@ -40,14 +40,12 @@ class ControlService:
     def __init__(
         self,
         ledger: Ledger,
-        gateway: Gateway,
         traffic: Traffic,
         lifecycle: Lifecycle,
         operations: Operations,
         drain_timeout_s: float,
     ) -> None:
         self._ledger = ledger
-        self._gateway = gateway
         self._traffic = traffic
         self._lifecycle = lifecycle
         self._operations = operations
@@ -152,11 +150,19 @@ class ControlService:
         ]
 
     def health(self) -> Health:
-        engine, gateway = tuple(sorted(self._traffic.held)), self._gateway.ready()
-        missing = [] if engine else ["no engine instance answers"]
-        missing += [] if gateway else ["the gateway does not serve the last routing"]
+        engine, gateway = tuple(sorted(self._traffic.held)), self._traffic.is_as_wanted()
+        lacking = frozenset[Key]().union(*(each.lacks for each in self._traffic.instances))
+        restoring = tuple(f"{model} {version}" for model, version in sorted(lacking))
+        troubles = {
+            "no engine instance answers": not engine,
+            "the gateway does not serve the routing that is wanted": not gateway,
+            f"being loaded again: {', '.join(restoring)}": bool(restoring),
+        }
         return Health(
-            status="; ".join(missing) or "ok", engine_instances=engine, gateway_ready=gateway
+            status="; ".join(trouble for trouble, is_so in troubles.items() if is_so) or "ok",
+            engine_instances=engine,
+            gateway_ready=gateway,
+            restoring=restoring,
         )
 
     @contextmanager

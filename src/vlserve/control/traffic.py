@@ -20,6 +20,7 @@ class Traffic:
         self._lock = threading.RLock()
         self._known: Mapping[str, Instance] = {}
         self._held: rollout.Held = {}
+        self._in_force: Routing | None = None
 
     @contextmanager
     def change(self) -> Iterator[None]:
@@ -30,13 +31,17 @@ class Traffic:
             yield
             if not self._known:
                 self.observe()
-            self._gateway.apply(self._wanted())
+            self._apply(self._wanted())
 
     def apply(self, routing: Routing) -> None:
         """Put ``routing`` in force, unless the ledger has moved on since it was planned."""
         with self._lock:
             if routing == self._wanted():
-                self._gateway.apply(routing)
+                self._apply(routing)
+
+    def is_as_wanted(self) -> bool:
+        """Whether the gateway serves what the ledger wants, to the instances as they are known."""
+        return self._gateway.ready() and self._in_force == self._wanted()
 
     def observe(self) -> rollout.Held:
         """Ask the engine what it holds. EngineUnavailable when no instance answers; what was known
@@ -73,3 +78,7 @@ class Traffic:
 
     def _wanted(self) -> Routing:
         return rollout.routing(self._ledger.models(), self._ledger.versions(), self._known.values())
+
+    def _apply(self, routing: Routing) -> None:
+        self._gateway.apply(routing)
+        self._in_force = routing

@@ -128,6 +128,9 @@ class Health(View):
     status: str = Field(description="ok, or what is missing.")
     engine_instances: tuple[str, ...] = Field(description="Those that answered at the last tick.")
     gateway_ready: bool
+    restoring: tuple[str, ...] = Field(
+        description="Versions (`model version`) that an instance is to get back after its restart."
+    )
 
 
 class ErrorBody(View):

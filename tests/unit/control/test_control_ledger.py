@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
+import psutil
 import pytest
 
 from vlserve.control.contract import State
@@ -180,6 +181,15 @@ def test_many_threads_write_without_losing_one(ledger: Ledger, manifest: Manifes
     for thread in threads:
         thread.join()
     assert [event.kind for event in ledger.events("tagger")].count("noted") == 80
+
+
+def test_threads_that_end_leave_no_open_file(ledger: Ledger) -> None:
+    for _ in range(50):
+        thread = threading.Thread(target=ledger.models)
+        thread.start()
+        thread.join()
+    opened = [file.path for file in psutil.Process().open_files()]
+    assert opened.count(str(ledger.store / LEDGER)) <= 2
 
 
 def test_a_failed_version_gives_its_number_up(ledger: Ledger, manifest: Manifest) -> None:

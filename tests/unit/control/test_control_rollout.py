@@ -58,12 +58,13 @@ def acts(
     *versions: VersionRecord,
     held: Mapping[str, Mapping[Key, LoadedVersion]] | None,
     in_flight: Mapping[Key, int] | None = None,
-    untouchable: frozenset[Key] = frozenset(),
+    running: frozenset[Key] = frozenset(),
+    waiting: frozenset[Key] = frozenset(),
 ) -> list[Action]:
     """The plan, but for the routing that every plan begins with."""
     models = [ModelRecord("tagger", {1: 100}, (1,), "1")]
     actions = plan(
-        LedgerView(models, versions, untouchable),
+        LedgerView(models, versions, running, waiting),
         None if held is None else EngineView(held),
         GatewayView(
             [ONE], {("tagger", 1): 0, ("tagger", 2): 0} if in_flight is None else in_flight
@@ -82,13 +83,20 @@ def test_nothing_to_do_when_all_is_as_desired() -> None:
     assert acts(STABLE, READY, held={"engine-0": ALL}) == []
 
 
-def test_a_bare_engine_gets_everything_back_the_stable_ones_first() -> None:
+def test_a_bare_engine_gets_what_has_traffic_first_and_alone() -> None:
     other = version(1, State.STABLE, "zebra")
-    assert acts(READY, STABLE, other, held={"engine-0": {}}) == [
-        Restore(STABLE),
-        Restore(other),
-        Restore(READY),
-    ]
+    interrupted = version(3, State.LOADING)
+    everything = READY, interrupted, STABLE, other
+    assert acts(*everything, held={"engine-0": {}}) == [Restore(STABLE), Restore(other)]
+    running = frozenset({("tagger", 1), ("zebra", 1)})
+    assert acts(*everything, held={"engine-0": {}}, running=running) == []
+    held = {"engine-0": {("tagger", 1): UP, ("zebra", 1): UP}}
+    assert acts(*everything, held=held) == [Restore(READY), Load(interrupted)]
+
+
+def test_a_stable_version_that_does_not_come_back_does_not_keep_the_others_out() -> None:
+    failing = frozenset({("tagger", 1)})
+    assert acts(STABLE, READY, held={"engine-0": {}}, waiting=failing) == [Restore(READY)]
 
 
 def test_one_bare_instance_of_two_is_enough_to_restore() -> None:
@@ -110,7 +118,8 @@ def test_what_an_operation_works_on_is_left_alone() -> None:
     loading = version(2, State.LOADING)
     busy = frozenset({("tagger", 2), ("stray", 1)})
     held = {"engine-0": {("tagger", 1): UP, ("stray", 1): UP}}
-    assert acts(STABLE, loading, held=held, untouchable=busy) == []
+    assert acts(STABLE, loading, held=held, running=busy) == []
+    assert acts(STABLE, loading, held=held, waiting=busy) == []
 
 
 def test_a_drained_version_is_retired_and_a_busy_one_is_not() -> None:
@@ -172,7 +181,7 @@ def test_an_engine_that_dies_and_comes_back_bare_tick_by_tick() -> None:
     assert tick(None, {}) == ([ONE], [])  # dead: the gateway sees that itself
     assert tick("second", {}) == (
         [replace(second, lacks=frozenset(routable))],
-        [Restore(STABLE), Restore(READY)],
+        [Restore(STABLE)],
     )
     coming = {("tagger", 1): STARTING}
     assert tick("second", coming)[0] == [replace(second, lacks=frozenset(routable))]
