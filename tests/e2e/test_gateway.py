@@ -11,8 +11,8 @@ from contextlib import contextmanager
 import httpx
 import psutil
 import pytest
-from conftest import RunningStack, wait_until
 from PIL import Image
+from running import RunningStack, wait_until
 
 from vlserve.control import stack as control_stack
 from vlserve.exporter.echo import pack_echo

@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-from conftest import RunningGateway, running_gateway, wait_until
 from fake_engine import FakeEngine, Reply
+from running import RunningGateway, running_gateway, wait_until
 
 from vlserve.control.contract import ModelRoute, Routing
 

@@ -5,8 +5,8 @@ from collections import Counter
 
 import httpx
 import pytest
-from conftest import RunningGateway, wait_until
 from fake_engine import FakeEngine
+from running import RunningGateway, wait_until
 
 from vlserve.control.contract import ModelRoute, Routing
 from vlserve.errors import GatewayRefused

