@@ -8,16 +8,20 @@ from pathlib import Path
 import httpx
 import pytest
 from fake_engine import FakeEngine
-from running import PROJECT as PROJECT
-from running import RunningGateway as RunningGateway
-from running import RunningStack as RunningStack
-from running import free_ports as free_ports
-from running import make_settings as make_settings
-from running import running_gateway
-from running import wait_until as wait_until
+from running import (
+    PROJECT,
+    RunningGateway,
+    RunningStack,
+    free_ports,
+    make_settings,
+    running_gateway,
+    wait_until,
+)
 
 from vlserve.control import stack as control_stack
 from vlserve.control.client import ControlClient
+
+__all__ = ["PROJECT", "RunningStack", "free_ports", "make_settings", "wait_until"]
 
 _names = itertools.count(1)
 
