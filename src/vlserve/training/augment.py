@@ -1,18 +1,51 @@
-"""Random changes of training images; validation and serving never see them."""
+"""Random changes of training covers and titles; validation and serving never see them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vlserve.runtime.manifest import ImageInput
+from vlserve.runtime.text import Ids
+
 MIN_CROP = 0.7
 JITTER = 0.3
+MIN_WINDOW = 0.7
+UNKNOWN_SHARE = 0.1
 
 
-def augment(images: Tensor, mean: Tensor, std: Tensor, generator: torch.Generator) -> Tensor:
-    """Normalised images (batch, 3, height, width) -> the same shape: a random crop scaled back to
-    the serving size, mirrored half of the time, with other brightness, contrast and saturation.
-    ``mean`` and ``std`` (3,) are those of the normalisation."""
-    return _jitter(_crop_and_mirror(images, generator), mean, std, generator)
+@dataclass(frozen=True)
+class Augmentation:
+    """Changes that ``generator`` draws, of images normalised as ``image`` says and of titles where
+    ``unknown_id`` stands for characters that the vocabulary lacks."""
+
+    image: ImageInput
+    unknown_id: int
+    generator: torch.Generator
+
+    def images(self, images: Tensor) -> Tensor:
+        """Normalised (batch, 3, height, width) -> the same shape: a random crop scaled back to the
+        serving size, mirrored half of the time, with other brightness, contrast and saturation."""
+        mean = torch.tensor(self.image.mean).view(1, 3, 1, 1)
+        std = torch.tensor(self.image.std).view(1, 3, 1, 1)
+        pixels = _crop_and_mirror(images, self.generator) * std + mean
+        return (_jitter(pixels, self.generator).clamp(0, 1) - mean) / std
+
+    def titles(self, rows: Sequence[Ids]) -> list[Ids]:
+        """Ids of titles -> a window of each, at least MIN_WINDOW of its length, in which a share
+        of the characters is unknown, so that no title is learnt by heart."""
+        changed = []
+        for row in rows:
+            share, place = torch.rand(2, generator=self.generator).tolist()
+            length = round(len(row) * (MIN_WINDOW + (1 - MIN_WINDOW) * share))
+            start = round((len(row) - length) * place)
+            window = row[start : start + length].copy()
+            hidden = torch.rand(length, generator=self.generator) < UNKNOWN_SHARE
+            window[hidden.numpy()] = self.unknown_id
+            changed.append(window)
+        return changed
 
 
 def _crop_and_mirror(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -28,15 +61,14 @@ def _crop_and_mirror(images: Tensor, generator: torch.Generator) -> Tensor:
     return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 
 
-def _jitter(images: Tensor, mean: Tensor, std: Tensor, generator: torch.Generator) -> Tensor:
-    factors = (len(images), 1, 1, 1)
-    images = images * std.view(1, 3, 1, 1) + mean.view(1, 3, 1, 1)  # RGB in [0, 1]
-    images = images * _uniform(factors, 1 - JITTER, 1 + JITTER, generator)
-    level = images.mean(dim=(1, 2, 3), keepdim=True)
-    images = level + (images - level) * _uniform(factors, 1 - JITTER, 1 + JITTER, generator)
-    grey = images.mean(dim=1, keepdim=True)
-    images = grey + (images - grey) * _uniform(factors, 1 - JITTER, 1 + JITTER, generator)
-    return (images.clamp(0, 1) - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
+def _jitter(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """RGB in [0, 1] -> about as much."""
+    factors = (len(pixels), 1, 1, 1)
+    pixels = pixels * _uniform(factors, 1 - JITTER, 1 + JITTER, generator)
+    level = pixels.mean(dim=(1, 2, 3), keepdim=True)
+    pixels = level + (pixels - level) * _uniform(factors, 1 - JITTER, 1 + JITTER, generator)
+    grey = pixels.mean(dim=1, keepdim=True)
+    return grey + (pixels - grey) * _uniform(factors, 1 - JITTER, 1 + JITTER, generator)
 
 
 def _uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Generator) -> Tensor:

@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 from vlserve.errors import TrainingError
 from vlserve.runtime.text import Tokenizer
-from vlserve.training.augment import augment
+from vlserve.training.augment import Augmentation
 from vlserve.training.dataset import Dataset
-from vlserve.training.options import TrainOptions
+from vlserve.training.options import UNKNOWN_ID, TrainOptions
 from vlserve.training.samples import Samples, batches
 from vlserve.training.state import TrainState
 
@@ -54,16 +54,16 @@ def train_epoch(
     """Mean loss of one epoch; everything random in it follows from ``seed``. Raises TrainingError
     when the loss is no longer a number."""
     generator = torch.Generator().manual_seed(seed)
-    mean, std = torch.tensor(data.image.mean), torch.tensor(data.image.std)
+    augmentation = Augmentation(data.image, UNKNOWN_ID, generator) if options.augment else None
     whole_batches = steps_per_epoch(len(data.train), options.batch_size) * options.batch_size
     order = torch.randperm(len(data.train), generator=generator)[:whole_batches].tolist()
     total = 0.0
     state.network.train()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # dropout draws from the global generator
-        for inputs, targets in batches(data.train, data.tokenizer, order, options.batch_size):
-            if options.augment:
-                inputs["image"] = augment(inputs["image"], mean, std, generator)
+        for inputs, targets in batches(
+            data.train, data.tokenizer, order, options.batch_size, augmentation
+        ):
             loss = loss_of(state.network(**inputs), targets)
             if not torch.isfinite(loss):
                 raise TrainingError(

@@ -15,6 +15,7 @@ from vlserve.runtime.errors import RequestError
 from vlserve.runtime.image import decode
 from vlserve.runtime.manifest import ImageInput, TextInput
 from vlserve.runtime.text import Ids, Tokenizer, check_size, read_text
+from vlserve.training.augment import Augmentation
 from vlserve.training.data import Item, ItemFile
 
 Decoded = Mapping[int, NDArray[np.float32]]
@@ -79,14 +80,22 @@ def to_targets(items: Sequence[Item], labels: Sequence[str]) -> NDArray[np.int64
 
 
 def batches(
-    samples: Samples, tokenizer: Tokenizer, order: Sequence[int], batch_size: int
+    samples: Samples,
+    tokenizer: Tokenizer,
+    order: Sequence[int],
+    batch_size: int,
+    augmentation: Augmentation | None = None,
 ) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
     """The network's inputs by name, and the targets (batch, labels), of items in ``order``."""
     for start in range(0, len(order), batch_size):
         rows = np.asarray(order[start : start + batch_size])
-        text = tokenizer.pad([samples.text_ids[row] for row in rows])
+        images = torch.from_numpy(samples.images[rows])
+        titles = [samples.text_ids[row] for row in rows]
+        if augmentation:
+            images, titles = augmentation.images(images), augmentation.titles(titles)
+        text = tokenizer.pad(titles)
         inputs = {
-            "image": torch.from_numpy(samples.images[rows]),
+            "image": images,
             "text_ids": torch.from_numpy(text.ids),
             "text_length": torch.from_numpy(text.lengths),
         }

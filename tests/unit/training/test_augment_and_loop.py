@@ -7,43 +7,59 @@ from torch import nn
 from torch.nn import functional as F
 
 from vlserve.runtime.manifest import ImageInput
-from vlserve.training.augment import augment
+from vlserve.training.augment import Augmentation
 from vlserve.training.loop import add_dropout, make_loss
 
-MEAN, STD = torch.tensor(ImageInput(height=1, width=1).mean), torch.tensor((0.2, 0.2, 0.2))
+SIZE = ImageInput(height=16, width=24)
+MEAN, STD = (torch.tensor(values).view(1, 3, 1, 1) for values in (SIZE.mean, SIZE.std))
+UNKNOWN = 1
+
+
+def augmentation(seed: int) -> Augmentation:
+    return Augmentation(SIZE, UNKNOWN, torch.Generator().manual_seed(seed))
 
 
 def images(count: int = 4) -> torch.Tensor:
     pixels = torch.rand(count, 3, 16, 24, generator=torch.Generator().manual_seed(0))
-    return (pixels - MEAN.view(1, 3, 1, 1)) / STD.view(1, 3, 1, 1)
-
-
-def changed(seed: int, count: int = 4) -> torch.Tensor:
-    return augment(images(count), MEAN, STD, torch.Generator().manual_seed(seed))
+    return (pixels - MEAN) / STD
 
 
 def test_augmented_images_keep_their_shape_and_range_and_follow_the_seed() -> None:
-    result = changed(1)
+    result = augmentation(1).images(images())
     assert result.shape == (4, 3, 16, 24)
-    pixels = result * STD.view(1, 3, 1, 1) + MEAN.view(1, 3, 1, 1)
+    pixels = result * STD + MEAN
     assert pixels.min() >= -1e-6 and pixels.max() <= 1 + 1e-6
-    assert torch.equal(result, changed(1)) and not torch.equal(result, changed(2))
+    assert torch.equal(result, augmentation(1).images(images()))
+    assert not torch.equal(result, augmentation(2).images(images()))
 
 
 def test_every_image_is_changed_in_its_own_way() -> None:
     same = images(1).expand(4, -1, -1, -1)
-    result = augment(same, MEAN, STD, torch.Generator().manual_seed(0))
+    result = augmentation(0).images(same)
     for one in range(4):
         assert not torch.allclose(result[one], same[one], atol=1e-3)
         assert not any(torch.equal(result[one], result[other]) for other in range(one))
 
 
 def test_some_images_are_mirrored() -> None:
-    ramp = torch.linspace(0.3, 0.7, 24).expand(40, 3, 16, 24)
-    zero, one = torch.zeros(3), torch.ones(3)
-    result = augment(ramp, zero, one, torch.Generator().manual_seed(0))
+    ramp = (torch.linspace(0.3, 0.6, 24).expand(40, 3, 16, 24) - MEAN) / STD
+    result = augmentation(0).images(ramp)
     rises = (result[..., -1] > result[..., 0]).all(dim=(1, 2))
     assert 5 < int(rises.sum()) < 35
+
+
+def test_titles_lose_an_end_and_some_characters_but_keep_their_order() -> None:
+    row = np.arange(2, 52)
+    rows = augmentation(0).titles([row] * 30 + [row[:0], row[:1]])
+    assert len(rows[-2]) == 0 and len(rows[-1]) == 1
+    for changed in rows[:30]:
+        assert 35 <= len(changed) <= 50
+        known = changed[changed != UNKNOWN]
+        assert len(known) >= len(changed) / 2 and (np.diff(known) > 0).all()
+    assert 0.05 < float(np.mean(np.concatenate(rows[:30]) == UNKNOWN)) < 0.15
+    assert row.tolist() == list(range(2, 52)), "the cached ids stay as they are"
+    again = augmentation(0).titles([row] * 30)
+    assert all(np.array_equal(one, other) for one, other in zip(rows, again, strict=False))
 
 
 def test_dropout_acts_in_training_alone_and_adds_no_parameter() -> None:
