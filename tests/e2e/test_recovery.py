@@ -5,14 +5,14 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
-from conftest import RunningStack, make_settings
 from load import NO_CONNECTION, QUESTION, Asked, load_on
+from running import RunningStack, make_settings, wait_until
 
 from vlserve.control import stack as control_stack
 from vlserve.control.client import ControlClient
@@ -21,6 +21,7 @@ from vlserve.control.views import ModelView
 from vlserve.errors import StackError
 from vlserve.exporter.echo import pack_echo
 
+BACK_WITHIN_S = 120.0
 MODEL = "survivor"
 ENGINE_LOST = {502, 503, 504}
 
@@ -51,13 +52,6 @@ def pid_of(stack: RunningStack, name: str) -> int:
     return process.pid
 
 
-def eventually(holds: Callable[[], bool], timeout_s: float = 120.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < deadline, f"not so after {timeout_s:g} s"
-        time.sleep(0.05)
-
-
 def is_whole(stack: RunningStack) -> bool:
     """Everything answers, and every version is held by as many workers as it should be."""
     try:
@@ -76,16 +70,16 @@ def desired(model: ModelView) -> tuple[object, ...]:
 
 def kill_under_load(stack: RunningStack, pid: int) -> list[Asked]:
     """SIGKILL ``pid`` between requests, wait until the stack is whole, ask on for a while."""
-    eventually(lambda: is_whole(stack))
+    wait_until(lambda: is_whole(stack), BACK_WITHIN_S)
     before, history = desired(stack.control.model(MODEL)), stack.control.history(MODEL)
     with load_on(stack.gateway_url, MODEL, [None, None, 1]) as load:
-        eventually(lambda: len(load.asked) > 20)
+        wait_until(lambda: len(load.asked) > 20)
         os.kill(pid, signal.SIGKILL)
-        eventually(lambda: not psutil.pid_exists(pid))
+        wait_until(lambda: not psutil.pid_exists(pid))
         time.sleep(1.0)  # the control service looks twice
-        eventually(lambda: is_whole(stack))
+        wait_until(lambda: is_whole(stack), BACK_WITHIN_S)
         whole = time.monotonic()
-        eventually(lambda: len([each for each in load.asked if each.sent > whole]) > 20)
+        wait_until(lambda: len([each for each in load.asked if each.sent > whole]) > 20)
     assert desired(stack.control.model(MODEL)) == before
     assert stack.control.history(MODEL)[: len(history)] == history
     answered = [each for each in load.asked if each.status == 200]
@@ -145,11 +139,11 @@ def test_the_control_service_in_the_middle_of_a_register(
 
     registering = threading.Thread(target=register)
     registering.start()
-    eventually(lambda: state() is State.LOADING)
+    wait_until(lambda: state() is State.LOADING, BACK_WITHIN_S)
     os.kill(pid_of(own_stack, "control"), signal.SIGKILL)
     registering.join()
     assert errors
-    eventually(lambda: state() is State.READY)
+    wait_until(lambda: state() is State.READY, BACK_WITHIN_S)
     answer = own_stack.http.post(f"/predictions/{MODEL}/3", json=QUESTION)
     assert (answer.status_code, answer.json()["version"]) == (200, 3)
     assert own_stack.control.register(archive).already_registered

@@ -5,7 +5,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import time
 import zipfile
@@ -15,6 +14,7 @@ from configparser import RawConfigParser
 from pathlib import Path
 
 import pytest
+from running import make_settings
 from supervisor.datatypes import dict_of_key_value_pairs
 
 from vlserve.control.contract import Key, LoadedVersion
@@ -24,20 +24,15 @@ from vlserve.control.torchserve import TorchServe, endpoints
 from vlserve.errors import EngineUnavailable, LoadFailed, NotReady
 from vlserve.exporter.echo import pack_echo
 from vlserve.runtime.archive import verify_archive
-from vlserve.settings import EngineSettings, Settings
-
-PROJECT = Path(__file__).parents[2]
 
 
 class RunningEngine:
     """One TorchServe as supervisord would run it, and the client under test."""
 
     def __init__(self, folder: Path) -> None:
-        shutil.copytree(PROJECT / "serving_config", folder / "serving_config")
-        self.settings = Settings(
-            project_dir=folder,
-            engine=EngineSettings(base_port=free_ports(5), workers=1, load_timeout_s=60.0),
-        )
+        made = make_settings(folder)
+        slow = {"workers": 1, "load_timeout_s": 60.0}
+        self.settings = made.model_copy(update={"engine": made.engine.model_copy(update=slow)})
         (self.endpoint,) = endpoints(self.settings)
         self.client = TorchServe([self.endpoint], self.settings.engine)
         self.settings.model_store.mkdir()
@@ -85,18 +80,6 @@ class RunningEngine:
         kept = self.settings.model_store / "tagger" / str(version) / f"tagger-{version}.mar"
         kept.parent.mkdir(parents=True, exist_ok=True)
         return Path(shutil.copy(archive, kept))
-
-
-def free_ports(count: int) -> int:
-    while True:
-        first = random.randrange(20000, 32000 - count)
-        try:
-            for port in range(first, first + count):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        return first
 
 
 @pytest.fixture(scope="module")
