@@ -29,6 +29,7 @@ Progress = Callable[[str], None]
 START_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 60.0  # over the sum of stopwaitsecs in serving_config/supervisor/
 _POLL_S = 0.1
+_DYING_S = 5.0
 _STARTS_BEFORE_GIVING_UP = 3
 
 
@@ -139,13 +140,24 @@ def _told_by_log(settings: Settings, name: str) -> str:
 
 
 def _refuse_busy_ports(settings: Settings) -> None:
-    busy = [
-        f"{port} ({name}, VLSERVE_{name.upper().replace('.', '__')}) is held by {_holder(port)}"
+    """A process that was killed a moment ago holds its ports a little longer, and is nobody's."""
+    deadline = time.monotonic() + _DYING_S
+    while busy := _busy_ports(settings):
+        if any(busy.values()) or time.monotonic() > deadline:
+            told = "; port ".join(
+                f"{port} is held by {holder or 'another process'}" for port, holder in busy.items()
+            )
+            raise PortBusy(f"port {told}")
+        time.sleep(_POLL_S)
+
+
+def _busy_ports(settings: Settings) -> dict[str, str | None]:
+    """Port, with its setting -> who listens there; None where that process cannot be seen."""
+    return {
+        f"{port} ({name}, VLSERVE_{name.upper().replace('.', '__')})": _holder(port)
         for name, host, port in ports(settings)
         if _is_busy(host, port, name)
-    ]
-    if busy:
-        raise PortBusy("port " + "; port ".join(busy))
+    }
 
 
 def ports(settings: Settings) -> Iterator[tuple[str, str, int]]:
@@ -173,15 +185,15 @@ def _is_busy(host: str, port: int, setting: str) -> bool:
     return False
 
 
-def _holder(port: int) -> str:
+def _holder(port: int) -> str | None:
     for connection in psutil.net_connections("tcp"):
-        address = connection.laddr
-        if connection.status == psutil.CONN_LISTEN and address and address.port == port:
+        address, pid = connection.laddr, connection.pid
+        if connection.status == psutil.CONN_LISTEN and address and address.port == port and pid:
             try:
-                return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
+                return f"{psutil.Process(pid).name()} (pid {pid})"
             except psutil.Error:
                 break
-    return "another process"
+    return None
 
 
 def _refuse_other_settings(settings: Settings) -> None:
