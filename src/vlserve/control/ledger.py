@@ -20,7 +20,7 @@ from vlserve.control.rollout import TRANSITIONS, states_after
 from vlserve.errors import ControlError, ModelNotFound, VersionNotFound
 from vlserve.runtime.manifest import Manifest
 
-LEDGER = "ledger.sqlite3"
+LEDGER = "ledger.sqlite"
 SCHEMA_VERSION = 1
 
 _SCHEMA = """
