@@ -1,5 +1,7 @@
 """The control service over HTTP: its words, its errors, who may talk to it; and its client."""
 
+import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -178,6 +180,20 @@ def test_an_archive_over_the_limit_is_refused_whether_it_says_its_size_or_not(
         )
         assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_large")
     assert list((control_api.settings.model_store / ".incoming").iterdir()) == []
+
+
+def test_an_upload_that_is_cut_off_leaves_nothing(control_api: RunningControl) -> None:
+    incoming = control_api.settings.model_store / ".incoming"
+    url = httpx.URL(control_api.url)
+    head = "POST /versions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n"
+    head += "Content-Type: application/octet-stream\r\n\r\nPK"
+    with socket.create_connection((url.host, url.port)) as client:
+        client.sendall(head.encode())
+        while not list(incoming.iterdir()):
+            time.sleep(0.005)
+    while list(incoming.iterdir()):
+        time.sleep(0.005)
+    assert control_api.client.models() == []
 
 
 def test_the_page_of_the_api_needs_no_network(control_api: RunningControl) -> None:

@@ -17,6 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import ClientDisconnect
 
 from vlserve.control.assembly import Control, assemble
 from vlserve.control.envoy import EnvoyGateway
@@ -197,12 +198,15 @@ async def _receive(request: Request, archive: FilePath, max_bytes: int) -> None:
     if int(request.headers.get("content-length", 0)) > max_bytes:
         raise too_large
     received = 0
-    async with await anyio.open_file(archive, "wb") as file:
-        async for chunk in request.stream():
-            received += len(chunk)
-            if received > max_bytes:
-                raise too_large
-            await file.write(chunk)
+    try:
+        async with await anyio.open_file(archive, "wb") as file:
+            async for chunk in request.stream():
+                received += len(chunk)
+                if received > max_bytes:
+                    raise too_large
+                await file.write(chunk)
+    except ClientDisconnect as error:
+        raise HTTPException(400, f"the upload was cut off after {received} bytes") from error
 
 
 def _refuse_foreign(request: Request) -> None:
@@ -243,6 +247,7 @@ def _on_invalid_request(_: Request, error: Exception) -> JSONResponse:
 def _on_http_error(request: Request, error: Exception) -> JSONResponse:
     status, detail = getattr(error, "status_code", 500), getattr(error, "detail", str(error))
     codes: Mapping[int, str] = {
+        400: "upload_cut_off",
         403: "forbidden",
         404: "not_found",
         405: "method_not_allowed",

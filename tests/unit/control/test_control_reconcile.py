@@ -185,3 +185,26 @@ def test_a_version_that_fails_to_load_is_not_tried_again_by_itself(
     control.reconciler.tick()
     assert control.reconciler.tick()[1:] == []
     assert engine.loads == [("tagger", 1)]
+
+
+def test_one_bare_instance_of_two_costs_nothing_but_its_share(
+    settings: Settings, gateway: FakeGateway, packed: Archive
+) -> None:
+    """While an instance reloads, the other has the traffic, and a rollback does not wait."""
+    engine = FakeEngine(("engine-0", "engine-1"))
+    control = assemble(settings, engine, gateway)
+    for version in (1, 2):
+        register(control, packed("tagger", version))
+        control.service.release("tagger", version)
+    engine.restart_bare("engine-1")
+    engine.hold_loads.clear()
+    control.start()
+    both = frozenset({("tagger", 1), ("tagger", 2)})
+    eventually(lambda: [each.lacks for each in gateway.routing.instances] == [frozenset(), both])
+    assert control.service.health().restoring == ("tagger 1", "tagger 2")
+    assert control.service.rollback("tagger").version == 1
+    assert gateway.route().weights == {1: 100}
+    engine.hold_loads.set()
+    eventually(lambda: not any(each.lacks for each in gateway.routing.instances))
+    assert set(engine.held["engine-1"]) == both
+    control.stop()
