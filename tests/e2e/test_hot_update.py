@@ -4,9 +4,9 @@ short, on the shared stack."""
 from pathlib import Path
 
 from clients import Clients, Load, drawn_questions
-from conftest import RunningStack
 from editions import echo_editions
 from hot_update import judge, update_in_rounds
+from running import RunningStack
 
 ROUNDS = 2
 SLOW_MS = 100.0

@@ -1,125 +1,79 @@
-"""kill -9 of each process, under load: the stack comes back by itself with the same versions,
-weights and history. What is lost meanwhile is a clean error, and never a wrong version."""
+"""kill -9 of each process under load (benchmarks/recovery.py, on a stack of its own): the same
+versions, weights and history come back. What is lost meanwhile is a clean error, never a wrong
+answer."""
 
 import os
 import signal
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
-from load import NO_CONNECTION, QUESTION, Asked, load_on
-from running import RunningStack, make_settings, wait_until
+from clients import Load, Question, drawn_questions
+from editions import Edition, echo_editions
+from load import QUESTION
+from own_stack import DrilledStack
+from recovery import NEEDS_UP, TARGETS, WITH_GATEWAY, crash, release_both
+from running import make_settings, wait_until
 
 from vlserve.control import stack as control_stack
 from vlserve.control.client import ControlClient
 from vlserve.control.contract import State
-from vlserve.control.views import ModelView
 from vlserve.errors import StackError
 from vlserve.exporter.echo import pack_echo
 
-BACK_WITHIN_S = 120.0
 MODEL = "survivor"
-ENGINE_LOST = {502, 503, 504}
+WITHIN_S = 120.0
 
 
 @pytest.fixture(scope="module")
-def own_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+def questions(tmp_path_factory: pytest.TempPathFactory) -> list[Question]:
+    return drawn_questions(tmp_path_factory.mktemp("covers"), count=10)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory, questions: Sequence[Question]) -> list[Edition]:
+    return list(islice(echo_editions(tmp_path_factory.mktemp("pair"), MODEL, questions), 2))
+
+
+@pytest.fixture(scope="module")
+def own_stack(
+    tmp_path_factory: pytest.TempPathFactory, pair: Sequence[Edition]
+) -> Iterator[DrilledStack]:
     """A stack of its own, so that nothing of other tests has to come back: version 1 was stable
     before version 2."""
-    folder = tmp_path_factory.mktemp("recovery")
-    settings = make_settings(folder)
+    settings = make_settings(tmp_path_factory.mktemp("recovery"))
     try:
         control_stack.up(settings, print)
-        with (
-            ControlClient(settings.control_url) as control,
-            httpx.Client(base_url=settings.gateway_url, timeout=60.0, trust_env=False) as http,
-        ):
-            for version in (1, 2):
-                control.register(pack_echo(folder, MODEL, version, answer_shift=version))
-                control.release(MODEL, version)
-            yield RunningStack(settings, control, http)
+        with ControlClient(settings.control_url) as control:
+            drilled = DrilledStack(settings, control)
+            release_both(drilled, pair, MODEL)
+            yield drilled
     finally:
         control_stack.down(settings, print)
 
 
-def pid_of(stack: RunningStack, name: str) -> int:
-    (process,) = [each for each in control_stack.status(stack.settings) if each.name == name]
-    assert process.pid is not None
-    return process.pid
+@pytest.mark.parametrize("target", TARGETS)
+def test_what_is_killed_comes_back_as_it_was(
+    own_stack: DrilledStack, pair: Sequence[Edition], questions: Sequence[Question], target: str
+) -> None:
+    """`crash` asks both versions and the model all the while, and judges each answer."""
+    load = Load(own_stack.settings.gateway_url, MODEL, clients=6, rate_per_s=30.0)
+    cost = crash(own_stack, target, pair, questions, load)
+    print(cost)
+    assert cost.breaches == []
+    if target in ("engine", *NEEDS_UP):
+        assert list(cost.events) == ["recovered", "recovered"]
+    if target == "control":
+        assert cost.lost == {}
+    if target in WITH_GATEWAY:
+        assert cost.lost
 
 
-def is_whole(stack: RunningStack) -> bool:
-    """Everything answers, and every version is held by as many workers as it should be."""
-    try:
-        health, model = stack.control.health(), stack.control.model(MODEL)
-    except StackError:
-        return False
-    held = [each.workers_ready for each in model.versions if each.state.loaded]
-    return health.status == "ok" and all(each == {"engine-0": 2} for each in held)
-
-
-def desired(model: ModelView) -> tuple[object, ...]:
-    """All that a crash must not change."""
-    versions = [(each.version, each.state, each.weight, each.sha256) for each in model.versions]
-    return model.stable, model.earlier, dict(model.weights), versions
-
-
-def kill_under_load(stack: RunningStack, pid: int) -> list[Asked]:
-    """SIGKILL ``pid`` between requests, wait until the stack is whole, ask on for a while."""
-    wait_until(lambda: is_whole(stack), BACK_WITHIN_S)
-    before, history = desired(stack.control.model(MODEL)), stack.control.history(MODEL)
-    with load_on(stack.gateway_url, MODEL, [None, None, 1]) as load:
-        wait_until(lambda: len(load.asked) > 20)
-        os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: not psutil.pid_exists(pid))
-        time.sleep(1.0)  # the control service looks twice
-        wait_until(lambda: is_whole(stack), BACK_WITHIN_S)
-        whole = time.monotonic()
-        wait_until(lambda: len([each for each in load.asked if each.sent > whole]) > 20)
-    assert desired(stack.control.model(MODEL)) == before
-    assert stack.control.history(MODEL)[: len(history)] == history
-    answered = [each for each in load.asked if each.status == 200]
-    assert {each.version for each in answered if each.wanted is None} == {2}
-    assert {each.version for each in answered if each.wanted == 1} == {1}
-    assert all(each.status == 200 for each in load.asked if each.sent > whole)
-    lost = [each for each in load.asked if each.status != 200]
-    print(f"{len(lost)} of {len(load.asked)} lost: {sorted({each.status for each in lost})}")
-    return lost
-
-
-def test_a_worker(own_stack: RunningStack) -> None:
-    engine = psutil.Process(pid_of(own_stack, "engine-0"))
-    worker = next(
-        child
-        for child in engine.children(recursive=True)
-        if "model_service_worker" in " ".join(child.cmdline())
-    )
-    lost = kill_under_load(own_stack, worker.pid)
-    assert {each.status for each in lost} <= ENGINE_LOST
-
-
-def test_the_engine(own_stack: RunningStack) -> None:
-    lost = kill_under_load(own_stack, pid_of(own_stack, "engine-0"))
-    assert {each.status for each in lost} <= ENGINE_LOST
-    kinds = [event.kind for event in own_stack.control.history(MODEL)]
-    assert kinds[-2:] == ["recovered", "recovered"]
-
-
-def test_the_control_service(own_stack: RunningStack) -> None:
-    assert kill_under_load(own_stack, pid_of(own_stack, "control")) == []
-
-
-def test_the_gateway(own_stack: RunningStack) -> None:
-    lost = kill_under_load(own_stack, pid_of(own_stack, "gateway"))
-    assert {each.status for each in lost} <= {NO_CONNECTION}
-
-
-def test_the_control_service_in_the_middle_of_a_register(
-    own_stack: RunningStack, tmp_path: Path
+def test_a_register_goes_on_after_the_control_service_was_killed_in_it(
+    own_stack: DrilledStack, tmp_path: Path
 ) -> None:
     archive = pack_echo(tmp_path, MODEL, 3)
     errors: list[Exception] = []
@@ -139,12 +93,21 @@ def test_the_control_service_in_the_middle_of_a_register(
 
     registering = threading.Thread(target=register)
     registering.start()
-    wait_until(lambda: state() is State.LOADING, BACK_WITHIN_S)
-    os.kill(pid_of(own_stack, "control"), signal.SIGKILL)
+    wait_until(lambda: state() is State.LOADING, WITHIN_S)
+    (pid,) = [
+        each.pid for each in control_stack.status(own_stack.settings) if each.name == "control"
+    ]
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
     registering.join()
     assert errors
-    wait_until(lambda: state() is State.READY, BACK_WITHIN_S)
-    answer = own_stack.http.post(f"/predictions/{MODEL}/3", json=QUESTION)
+    wait_until(lambda: state() is State.READY, WITHIN_S)
+    answer = httpx.post(
+        f"{own_stack.settings.gateway_url}/predictions/{MODEL}/3",
+        json=QUESTION,
+        timeout=60.0,
+        trust_env=False,
+    )
     assert (answer.status_code, answer.json()["version"]) == (200, 3)
     assert own_stack.control.register(archive).already_registered
     assert own_stack.control.unload(MODEL, 3).state is State.RETIRED
