@@ -51,7 +51,7 @@ class TrainOptions(BaseModel):
 
 
 DEMO_OPTIONS: Mapping[str, Any] = {
-    "epochs": 8,
+    "epochs": 6,
     "patience": 3,
     "learning_rate": 3e-3,
     "resnet_layers": (1, 1, 1, 1),
