@@ -1,0 +1,363 @@
+"""Archives that must be refused: each a good one with one thing wrong, and what is to be said."""
+
+import hashlib
+import io
+import json
+import random
+import stat
+import struct
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+from onnx import TensorProto, helper
+
+Members = dict[str, bytes]
+
+MANIFEST = "manifest.json"
+ENGINE_MANIFEST = "MAR-INF/MANIFEST.json"
+HANDLER = "torchserve_handler.py"
+TASK = "handlers/tag.py"
+GRAPH = "graphs/model.echo.json"
+TOKENIZER = "assets/vocabulary.json"
+
+
+@dataclass(frozen=True)
+class BadArchive:
+    """``make``: the members of a good archive -> the bytes of the bad one. ``says``: a pattern that
+    the refusal must match."""
+
+    name: str
+    code: str
+    says: str
+    make: Callable[[Members], bytes]
+
+
+def zipped(members: Mapping[str, bytes]) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in sorted(members.items()):
+            archive.writestr(name, content)
+    return file.getvalue()
+
+
+def listed(members: Members, **changes: Any) -> bytes:
+    """An archive whose manifest, with ``changes``, lists the members as they are."""
+    manifest = json.loads(members[MANIFEST]) | changes
+    manifest["files"] = {
+        name: hashlib.sha256(content).hexdigest()
+        for name, content in members.items()
+        if name != MANIFEST
+    }
+    return zipped(members | {MANIFEST: json.dumps(manifest).encode()})
+
+
+def _without(members: Members, name: str) -> Members:
+    return {other: content for other, content in members.items() if other != name}
+
+
+def _changed(name: str, content: bytes) -> Callable[[Members], bytes]:
+    """Swapped behind the manifest's back."""
+    return lambda members: zipped(members | {name: content})
+
+
+def _holding(name: str, content: bytes) -> Callable[[Members], bytes]:
+    """The manifest lists this content, so that only a load can tell what is wrong with it."""
+    return lambda members: listed(members | {name: content})
+
+
+def _saying(**changes: Any) -> Callable[[Members], bytes]:
+    """The manifest says this."""
+    return lambda members: listed(members, **changes)
+
+
+def _engine_saying(**changes: Any) -> Callable[[Members], bytes]:
+    """TorchServe's manifest says this of the model."""
+
+    def make(members: Members) -> bytes:
+        said = json.loads(members[ENGINE_MANIFEST])
+        said["model"] |= changes
+        return listed(members | {ENGINE_MANIFEST: json.dumps(said).encode()})
+
+    return make
+
+
+def _flipped_bit(members: Members) -> bytes:
+    raw = bytearray(zipped(members))
+    raw[raw.index(members[GRAPH]) + 5] ^= 1
+    return bytes(raw)
+
+
+def _twice(members: Members) -> bytes:
+    file = io.BytesIO(zipped(members))
+    with warnings.catch_warnings(), zipfile.ZipFile(file, "a") as archive:
+        warnings.simplefilter("ignore")
+        archive.writestr(HANDLER, members[HANDLER])
+    return file.getvalue()
+
+
+def _link(members: Members) -> bytes:
+    file = io.BytesIO(listed(members | {"assets/link": b"/etc/passwd"}))
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.getinfo("assets/link").external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr("assets/other", b"")  # makes zipfile write the directory anew
+    return file.getvalue()
+
+
+def _encrypted(members: Members) -> bytes:
+    raw = bytearray(zipped(members))
+    entry = raw.index(b"PK\x01\x02")
+    while entry >= 0:
+        raw[entry + 8] |= 1
+        entry = raw.find(b"PK\x01\x02", entry + 4)
+    return bytes(raw)
+
+
+def _claiming(size_bytes: int) -> Callable[[Members], bytes]:
+    """The directory says that each member unpacks to this."""
+
+    def make(members: Members) -> bytes:
+        raw = bytearray(zipped(members))
+        entry = raw.index(b"PK\x01\x02")
+        while entry >= 0:
+            raw[entry + 24 : entry + 28] = struct.pack("<I", size_bytes)
+            entry = raw.find(b"PK\x01\x02", entry + 4)
+        return bytes(raw)
+
+    return make
+
+
+def _onnx(batch: int | str, operator: str = "Flatten") -> Callable[[Members], bytes]:
+    """The echo graph's place taken by an ONNX graph over the image alone."""
+
+    def make(members: Members) -> bytes:
+        dims = [batch, 3, 32, 32]
+        graph = helper.make_graph(
+            [helper.make_node(operator, ["image"], ["logits"])],
+            "g",
+            [helper.make_tensor_value_info("image", TensorProto.FLOAT, dims)],
+            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, None])],
+        )
+        opsets = [helper.make_opsetid("", 20)]
+        model: onnx.ModelProto = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+        said = json.loads(members[MANIFEST])["graphs"]["model"]
+        (image,) = [tensor for tensor in said["inputs"] if tensor["name"] == "image"]
+        said |= {"file": "graphs/model.onnx", "format": "onnx", "inputs": [image]}
+        held = _without(members, GRAPH) | {"graphs/model.onnx": model.SerializeToString()}
+        return listed(held, graphs={"model": said})
+
+    return make
+
+
+def _wrong_answers(members: Members) -> bytes:
+    return listed(members | {GRAPH: b'{"answer_shift": 2}'})
+
+
+UNREADABLE = [
+    BadArchive("empty", "archive_unreadable", "not a readable archive", lambda _: b""),
+    BadArchive(
+        "random-bytes",
+        "archive_unreadable",
+        "not a readable archive",
+        lambda _: random.Random(0).randbytes(50_000),
+    ),
+    BadArchive(
+        "a-tarball",
+        "archive_unreadable",
+        "not a readable archive",
+        lambda _: b"\x1f\x8b\x08" + bytes(500),
+    ),
+    *(
+        BadArchive(
+            f"truncated-at-{percent}-percent",
+            "archive_unreadable",
+            "not a readable archive",
+            lambda members, percent=percent: (raw := zipped(members))[: len(raw) * percent // 100],
+        )
+        for percent in (1, 50, 90, 99)
+    ),
+    BadArchive("no-members", "archive_unreadable", "has no manifest.json", lambda _: zipped({})),
+    BadArchive(
+        "no-manifest",
+        "archive_unreadable",
+        "has no manifest.json",
+        lambda members: zipped(_without(members, MANIFEST)),
+    ),
+    BadArchive(
+        "only-torchserves-manifest",
+        "archive_unreadable",
+        "has no manifest.json",
+        lambda members: zipped({ENGINE_MANIFEST: members[ENGINE_MANIFEST]}),
+    ),
+    BadArchive("encrypted", "archive_unreadable", "encrypted", _encrypted),
+    BadArchive("a-flipped-bit", "archive_unreadable", "echo.json cannot be read", _flipped_bit),
+    BadArchive("claims-160-gb", "archive_unreadable", "unpacks to", _claiming(2**32 - 2)),
+    BadArchive("claims-too-little", "archive_unreadable", "cannot be read", _claiming(1)),
+]
+
+CONTRADICTING = [
+    BadArchive("manifest-cut", "manifest_invalid", "JSON", _changed(MANIFEST, b'{"model": "')),
+    BadArchive("manifest-a-list", "manifest_invalid", "manifest", _changed(MANIFEST, b"[]")),
+    BadArchive("manifest-no-text", "manifest_invalid", "JSON", _changed(MANIFEST, b"\xff\xfe\x00")),
+    BadArchive("version-zero", "manifest_invalid", "version", _saying(version=0)),
+    BadArchive("version-negative", "manifest_invalid", "version", _saying(version=-2)),
+    BadArchive("version-a-word", "manifest_invalid", "version", _saying(version="latest")),
+    BadArchive("version-too-large", "manifest_invalid", "version", _saying(version=2**31)),
+    BadArchive("version-not-torchserves", "manifest_invalid", "modelVersion", _saying(version=77)),
+    BadArchive(
+        "torchserves-version-another",
+        "manifest_invalid",
+        "modelVersion is '77'",
+        _engine_saying(modelVersion="77"),
+    ),
+    BadArchive(
+        "torchserves-model-another",
+        "manifest_invalid",
+        "modelName is 'second'",
+        _engine_saying(modelName="second"),
+    ),
+    BadArchive(
+        "torchserves-handler-another",
+        "manifest_invalid",
+        "handler is 'image_classifier'",
+        _engine_saying(handler="image_classifier"),
+    ),
+    BadArchive(
+        "torchserves-manifest-no-json",
+        "manifest_invalid",
+        "MAR-INF",
+        _holding(ENGINE_MANIFEST, b"{"),
+    ),
+    BadArchive("a-second-models-name", "manifest_invalid", "modelName", _saying(model="second")),
+    BadArchive("a-path-for-a-name", "manifest_invalid", "model", _saying(model="../second")),
+    BadArchive("a-newer-format", "manifest_invalid", "format", _saying(format=2)),
+    BadArchive("an-unknown-field", "manifest_invalid", "surprise", _saying(surprise=1)),
+    BadArchive("no-graph", "manifest_invalid", "no graph", _saying(graphs={})),
+    BadArchive("labels-repeat", "manifest_invalid", "labels repeat", _saying(labels=["a"] * 5)),
+    BadArchive("no-probes", "manifest_invalid", "holds no probes", _saying(probes=[])),
+    BadArchive(
+        "no-tokenizer-listed",
+        "manifest_invalid",
+        f"does not list {TOKENIZER}",
+        lambda members: listed(_without(members, TOKENIZER)),
+    ),
+    BadArchive(
+        "no-handler-of-its-task",
+        "manifest_invalid",
+        "does not list handlers/paint.py",
+        _saying(task="paint"),
+    ),
+    BadArchive("static-batch", "manifest_invalid", r"axis 0 \(batch\) is static at 1", _onnx(1)),
+]
+
+TAMPERED = [
+    BadArchive("graph", "archive_tampered", GRAPH, _changed(GRAPH, b'{"answer_shift": 4}')),
+    BadArchive("handler", "archive_tampered", TASK, _changed(TASK, b"import os\n")),
+    BadArchive("entry-point", "archive_tampered", HANDLER, _changed(HANDLER, b"import os\n")),
+    BadArchive(
+        "runtime",
+        "archive_tampered",
+        "runtime/image.py",
+        _changed("vlserve/runtime/image.py", b"\n"),
+    ),
+    BadArchive(
+        "tokenizer-missing",
+        "archive_tampered",
+        f"{TOKENIZER}: missing",
+        lambda members: zipped(_without(members, TOKENIZER)),
+    ),
+    BadArchive(
+        "graph-missing",
+        "archive_tampered",
+        f"{GRAPH}: missing",
+        lambda members: zipped(_without(members, GRAPH)),
+    ),
+    BadArchive(
+        "an-extra-member",
+        "archive_tampered",
+        "sitecustomize.py: not in the manifest",
+        _changed("sitecustomize.py", b"import os\n"),
+    ),
+    BadArchive("an-absolute-path", "archive_tampered", "leave", _holding("/etc/cron.d/x", b"x")),
+    BadArchive("a-path-upwards", "archive_tampered", "leave", _holding("../../handler.py", b"x")),
+    BadArchive("a-windows-path", "archive_tampered", "leave", _holding("..\\handler.py", b"x")),
+    BadArchive(
+        "two-lines-for-a-name", "archive_tampered", "printed", _changed("a\nb\x1b[2J", b"x")
+    ),
+    BadArchive("a-link", "archive_tampered", "symbolic link", _link),
+    BadArchive("a-member-twice", "archive_tampered", "there twice", _twice),
+    BadArchive(
+        "a-pickle", "archive_tampered", "can run code", _holding("assets/vocab.pkl", b"\x80\x04.")
+    ),
+    BadArchive(
+        "a-checkpoint", "archive_tampered", "can run code", _holding("graphs/model.pth", b"PK")
+    ),
+]
+
+
+def _handler(code: str) -> bytes:
+    return (
+        "import os, sys, time\n\n"
+        "class Handler:\n"
+        f"    def initialize(self, context):\n        {code}\n"
+        "    def handle(self, data, context):\n        return [b'{}'] * len(data)\n"
+    ).encode()
+
+
+FAILING = [
+    BadArchive(
+        "handler-raises-at-import",
+        "load_failed",
+        "RuntimeError: no licence",
+        _holding(HANDLER, b"raise RuntimeError('no licence')\n"),
+    ),
+    BadArchive(
+        "handler-raises-in-initialize",
+        "load_failed",
+        "ValueError: no GPU ✗",
+        _holding(HANDLER, _handler("raise ValueError('no GPU ✗')")),
+    ),
+    BadArchive(
+        "handler-crashes-the-worker",
+        "load_failed",
+        "out of memory",
+        _holding(HANDLER, _handler("os.write(2, b'out of memory\\n'); os._exit(9)")),
+    ),
+    BadArchive(
+        "task-raises-at-import",
+        "load_failed",
+        r"handlers/tag\.py cannot be loaded: ImportError\('no such library'\)",
+        _holding(TASK, b"raise ImportError('no such library')\n"),
+    ),
+    BadArchive(
+        "handler-answers-nonsense", "load_failed", "probe 1", _holding(HANDLER, _handler("pass"))
+    ),
+    BadArchive(
+        "graph-the-engine-cannot-load",
+        "load_failed",
+        "graphs/model.echo.json",
+        _holding(GRAPH, b'{"answer_shift": "much"}'),
+    ),
+    BadArchive(
+        "onnx-with-an-unknown-operator",
+        "load_failed",
+        "graphs/model.onnx cannot be loaded.*Unheard",
+        _onnx("batch", "Unheard"),
+    ),
+    BadArchive(
+        "tokenizer-garbage",
+        "load_failed",
+        "tokenizer assets/vocabulary.json cannot be read",
+        _holding(TOKENIZER, b'{"a": "one"}'),
+    ),
+    BadArchive("probes-answered-wrong", "load_failed", "does not answer as it did", _wrong_answers),
+    BadArchive(
+        "fails-on-every-item",
+        "load_failed",
+        "inference_failed",
+        _holding(GRAPH, b'{"fail_share": 1.0}'),
+    ),
+]
