@@ -1,0 +1,285 @@
+"""Text out of a decoder-step graph: beam search, greedy, and ranking of given answers.
+
+Knows no model. A step takes the next tokens and the cache of what came before, and gives logits;
+everything has the axes (batch, beams, …), so that images are decoded together.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlserve.runtime.contract import Arrays, Backend
+from vlserve.runtime.manifest import Tensor
+
+Floats = NDArray[np.float64]
+Ids = NDArray[np.int64]
+Cache = Mapping[str, NDArray[Any]]
+"""Named arrays (batch, beams, …)."""
+Step = Callable[[Ids, Cache], tuple[NDArray[Any], Cache]]
+"""token_ids (batch, beams, tokens), cache -> logits of the next token (batch, beams, vocabulary),
+cache with these tokens in it. The first call, with the prompt, has an empty cache and one beam."""
+
+
+class CachedStep:
+    """One decoder-step graph as a Step.
+
+    The graph's inputs are ``token_ids``, ``past_*`` (whose axis called "past" grows) and whatever
+    else it needs of the item, given as ``memory``; its outputs are ``logits`` and a ``new_*`` for
+    every ``past_*``, which holds the given tokens alone.
+    """
+
+    def __init__(self, backend: Backend, inputs: Sequence[Tensor], memory: Arrays) -> None:
+        self._backend = backend
+        self._memory = memory
+        self._past = [tensor for tensor in inputs if tensor.name.startswith("past_")]
+
+    def __call__(self, token_ids: Ids, cache: Cache) -> tuple[NDArray[Any], Cache]:
+        past = cache or {tensor.name: _empty(tensor, token_ids) for tensor in self._past}
+        outputs = self._backend.run({"token_ids": token_ids, **past, **self._memory})
+        grown = {
+            tensor.name: np.concatenate(
+                [past[tensor.name], outputs[tensor.name.replace("past_", "new_", 1)]],
+                axis=tensor.dims.index("past"),
+            )
+            for tensor in self._past
+        }
+        return outputs["logits"], grown
+
+
+def _empty(tensor: Tensor, token_ids: Ids) -> NDArray[Any]:
+    batch, beams, _ = token_ids.shape
+    sizes: dict[int | str, int] = {"batch": batch, "beams": beams, "past": 0}
+    shape = [dim if isinstance(dim, int) else sizes[dim] for dim in tensor.dims]
+    return np.zeros(shape, dtype=tensor.dtype)
+
+
+@dataclass(frozen=True)
+class BeamSearch:
+    """Rules of a beam search. Lengths count every token, the prompt's and the end too.
+
+    ``finished``: what becomes of a text that has ended. ``leave`` (transformers' generate): it
+    leaves the beam, keeps its place among the best, and the search goes on until no text in the
+    beam can beat those. ``stay`` (S2, M2): it stays in the beam with its log-probability, while
+    others grow past it or not.
+    ``length_penalty``: a text's score is its log-probability / its length without the end token **
+    this.
+    """
+
+    beams: int
+    max_length: int
+    end_id: int
+    min_length: int = 0
+    length_penalty: float = 1.0
+    finished: Literal["leave", "stay"] = "leave"
+
+
+def greedy(max_length: int, end_id: int) -> BeamSearch:
+    """The most likely token at every step."""
+    return BeamSearch(1, max_length, end_id, length_penalty=0.0, finished="stay")
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """One text: token_ids (length,) from the prompt to the end token, where that was reached, and
+    the log-probability of each token after the prompt."""
+
+    token_ids: Ids
+    log_probs: Floats
+    score: float
+
+
+@dataclass(frozen=True)
+class _Beams:
+    """Where a search stands: token_ids (batch, beams, length), log-probabilities of the tokens
+    after the prompt (batch, beams, length - prompt), and which texts have ended (batch, beams)."""
+
+    token_ids: Ids
+    log_probs: Floats
+    ended: NDArray[np.bool_]
+
+    @property
+    def length(self) -> int:
+        return int(self.token_ids.shape[2])
+
+    @property
+    def totals(self) -> Floats:
+        return np.asarray(self.log_probs.sum(axis=2))
+
+    def extend(self, parents: Ids, tokens: Ids, log_probs: Floats, end_id: int) -> "_Beams":
+        """Beam i becomes its parent's text and one more token; parents and tokens (batch, beams),
+        log_probs (batch, beams, vocabulary) of the parents."""
+        items = np.arange(len(parents))[:, None]
+        chosen = log_probs[items, parents, tokens]
+        return _Beams(
+            np.concatenate([_take(self.token_ids, parents), tokens[:, :, None]], axis=2),
+            np.concatenate([_take(self.log_probs, parents), chosen[:, :, None]], axis=2),
+            _take(self.ended, parents) | (tokens == end_id),
+        )
+
+
+@dataclass
+class _Best:
+    """The best texts of one item that are ready, at most ``size``."""
+
+    size: int
+    texts: list[Hypothesis] = field(default_factory=list)
+    complete: bool = False
+
+    def add(self, token_ids: Ids, log_probs: Floats, score: float) -> None:
+        self.texts.append(Hypothesis(token_ids, log_probs, score))
+        self.texts.sort(key=lambda text: -text.score)
+        del self.texts[self.size :]
+
+    def admits(self, score: float) -> bool:
+        return len(self.texts) < self.size or self.texts[-1].score < score
+
+
+def beam_search(step: Step, prompt: Ids, rules: BeamSearch) -> list[list[Hypothesis]]:
+    """Prompts (batch, tokens) of one length -> each item's texts, best first, as many as beams.
+
+    Ties go to the earlier beam, then to the smaller token id.
+    """
+    advance = _advance_leaving if rules.finished == "leave" else _advance_staying
+    one_beam = (len(prompt), 1)
+    beams = _Beams(prompt[:, None, :], np.zeros((*one_beam, 0)), np.zeros(one_beam, dtype=bool))
+    best = [_Best(rules.beams) for _ in prompt]
+    logits, cache = step(beams.token_ids, {})
+    while True:
+        log_probs = log_softmax(logits)
+        if beams.length < rules.min_length:
+            log_probs[:, :, rules.end_id] = -np.inf
+        beams, parents = advance(beams, log_probs, best, rules)
+        if beams.length >= rules.max_length or all(one.complete for one in best):
+            break
+        cache = {name: _take(array, parents) for name, array in cache.items()}
+        logits, cache = step(beams.token_ids[:, :, -1:], cache)
+    _add_unfinished(beams, best, prompt.shape[1], rules)
+    return [one.texts for one in best]
+
+
+def _advance_leaving(
+    beams: _Beams, log_probs: Floats, best: list[_Best], rules: BeamSearch
+) -> tuple[_Beams, Ids]:
+    """Of the 2 * beams best continuations, those that end are ready if they are among the first
+    ``beams``; the first ``beams`` others go on. An item is complete when none can get in."""
+    batch, width, words = log_probs.shape
+    kept = min(rules.beams, width * (words - 1))
+    parents, tokens = np.zeros((2, batch, kept), dtype=np.int64)
+    totals = beams.totals[:, :, None] + log_probs
+    norm = beams.length**rules.length_penalty
+    for item, one in enumerate(best):
+        if one.complete:
+            continue
+        order = _top(totals[item].ravel(), 2 * rules.beams)
+        ranked = [divmod(int(place), words) for place in order]
+        for beam, token in ranked[: rules.beams]:
+            total = totals[item, beam, token]
+            if token == rules.end_id and np.isfinite(total):
+                one.add(
+                    np.append(beams.token_ids[item, beam], token),
+                    np.append(beams.log_probs[item, beam], log_probs[item, beam, token]),
+                    float(total / norm),
+                )
+        going_on = [pair for pair in ranked if pair[1] != rules.end_id][:kept]
+        parents[item], tokens[item] = np.transpose(going_on)
+        one.complete = not one.admits(float(totals[item].max() / norm))
+    return beams.extend(parents, tokens, log_probs, rules.end_id), parents
+
+
+def _advance_staying(
+    beams: _Beams, log_probs: Floats, best: list[_Best], rules: BeamSearch
+) -> tuple[_Beams, Ids]:
+    """The ``beams`` best continuations go on, where a text that has ended has one: token 0 with
+    log-probability 0."""
+    batch, width, words = log_probs.shape
+    log_probs = np.where(beams.ended[:, :, None], -np.inf, log_probs)
+    log_probs[:, :, 0] = np.where(beams.ended, 0.0, log_probs[:, :, 0])
+    totals = (beams.totals[:, :, None] + log_probs).reshape(batch, width * words)
+    order = np.stack([_top(row, rules.beams) for row in totals])
+    parents, tokens = np.divmod(order, words)
+    beams = beams.extend(parents, tokens, log_probs, rules.end_id)
+    for item, one in enumerate(best):
+        one.complete = bool(beams.ended[item].all())
+    return beams, parents
+
+
+def _add_unfinished(beams: _Beams, best: list[_Best], prompt: int, rules: BeamSearch) -> None:
+    """Texts that are still in the beam join the best, up to their end token."""
+    leaves = rules.finished == "leave"
+    for item, one in enumerate(best):
+        if leaves and one.complete:
+            continue
+        for tokens, log_probs in zip(beams.token_ids[item], beams.log_probs[item], strict=True):
+            ends = np.flatnonzero(tokens[prompt:] == rules.end_id)
+            count = int(ends[0]) + 1 if len(ends) else len(tokens) - prompt
+            norm = (prompt + count - bool(len(ends))) ** rules.length_penalty
+            score = float(log_probs.sum() / norm)
+            one.add(tokens[: prompt + count], log_probs[:count], score)
+
+
+def _take(array: NDArray[Any], parents: Ids) -> NDArray[Any]:
+    """(batch, beams, …) at the parents (batch, new beams)."""
+    return np.asarray(array[np.arange(len(parents))[:, None], parents])
+
+
+def _top(scores: Floats, count: int) -> Ids:
+    """Places of the ``count`` largest, best first, of equals the first."""
+    count = min(count, len(scores))
+    least = np.partition(scores, len(scores) - count)[len(scores) - count]
+    places = np.flatnonzero(scores >= least)
+    return np.asarray(places[np.argsort(-scores[places], kind="stable")][:count])
+
+
+def log_softmax(logits: NDArray[Any]) -> Floats:
+    """Log-probabilities over the last axis, in float64."""
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(axis=-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Rules of a ranking: the ``candidates`` answers whose first word is the most likely are
+    scored whole. ``first_word_twice``: its log-probability is added to the whole answer's, which
+    holds it already (ALBEF)."""
+
+    candidates: int
+    first_word_twice: bool = False
+
+
+@dataclass(frozen=True)
+class RankedAnswers:
+    """Per item, (batch, candidates), in the order of ``first_prob``: which answers, how likely
+    their first words, their log-probability as the score graph gives it; ``probability`` over the
+    candidates."""
+
+    answers: Ids
+    first_prob: Floats
+    log_prob: Floats
+    probability: Floats
+
+    def best(self) -> Ids:
+        """Places of the candidates, the most probable first, (batch, candidates)."""
+        return np.asarray(np.argsort(-self.probability, axis=1, kind="stable"))
+
+
+def rank_answers(
+    step: Step,
+    score: Callable[[Ids], NDArray[Any]],
+    token_ids: Ids,
+    batch: int,
+    rules: Ranking,
+) -> RankedAnswers:
+    """Answers token_ids (answers, tokens), padded at the end, all with the same start token.
+    ``score``: answer_ids (batch, candidates, tokens) -> log-probability (batch, candidates)."""
+    start = np.full((batch, 1, 1), token_ids[0, 0])
+    logits, _ = step(start, {})
+    first_log_prob = log_softmax(logits)[:, 0, token_ids[:, 1]]  # (batch, answers)
+    answers = np.stack([_top(row, rules.candidates) for row in first_log_prob])
+    first = np.take_along_axis(first_log_prob, answers, axis=1)
+    log_prob = score(token_ids[answers]).astype(np.float64)
+    total = first + log_prob if rules.first_word_twice else log_prob
+    return RankedAnswers(answers, np.exp(first), log_prob, np.exp(log_softmax(total)))
