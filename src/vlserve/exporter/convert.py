@@ -139,13 +139,14 @@ def strip_provenance(model: Any) -> None:
 
 def to_torchscript(plan: GraphPlan, arguments: tuple[torch.Tensor, ...], output: Path) -> None:
     """Write one TorchScript file, traced."""
+    module = plan.module if plan.traced is None else plan.traced
     with warnings.catch_warnings():
         for function in ("trace", "save"):
             warnings.filterwarnings(
                 "ignore", rf"`torch\.jit\.{function}\w*` is deprecated", DeprecationWarning
             )
         traced = torch.jit.trace(  # type: ignore[no-untyped-call]
-            plan.module, arguments, check_trace=False
+            module, arguments, check_trace=False
         )
         with tempfile.TemporaryDirectory(prefix="vlserve-trace-") as folder:
             raw = Path(folder) / "model.pt"  # the file's name is written into it

@@ -35,6 +35,8 @@ class GraphPlan:
     module: nn.Module
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
+    traced: nn.Module | None = None
+    """What TorchScript traces instead, where a trace of ``module`` would bake sizes in."""
 
 
 @dataclass(frozen=True)

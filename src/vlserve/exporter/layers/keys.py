@@ -1,0 +1,30 @@
+"""What the keys of a checkpoint show, and which of them are left out on purpose."""
+
+import re
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from vlserve.errors import CheckpointMismatch
+
+
+def count_layers(state: Mapping[str, Tensor], prefix: str) -> int:
+    """How many different numbers follow ``prefix`` in the keys."""
+    pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
+    return len({found[1] for name in state if (found := pattern.match(name))})
+
+
+def is_ignored(name: str, ignored: Iterable[str]) -> bool:
+    """Whether one of the regular expressions of ``ignored`` matches the whole key."""
+    return any(re.fullmatch(pattern, name) for pattern in ignored)
+
+
+def drop_alias(state: dict[str, Tensor], alias: str, name: str) -> None:
+    """Remove ``alias``, a second key of the parameter ``name``, or rename it where the checkpoint
+    has only the alias. CheckpointMismatch where it has both and they differ."""
+    if alias not in state:
+        return
+    tensor = state.pop(alias)
+    if not torch.equal(state.setdefault(name, tensor), tensor):
+        raise CheckpointMismatch(f"{alias} must be {name}, but has other values")

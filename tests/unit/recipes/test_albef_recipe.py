@@ -1,0 +1,216 @@
+"""ALBEF: every task's graphs exported, its checkpoints read."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from tiny_exports import EagerBackend, Exports, Tiny, graph_cases, tiny
+
+from vlserve.errors import CheckpointMismatch, ExportError
+from vlserve.exporter.convert import Format, load_network
+from vlserve.exporter.recipe import load_recipe
+from vlserve.runtime.contract import Backend
+from vlserve.runtime.decoding import CachedStep, Ids, RankedAnswers, Ranking, rank_answers
+from vlserve.runtime.text import load_tokenizer
+
+RECIPE = load_recipe("albef", Path(__file__).parents[3] / "export")
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "ball", "cat", "dog", "##s"]
+VISION = {"hidden": 16, "layers": 1, "heads": 2, "intermediate": 24, "layer_norm_eps": 1e-6}
+BERT = VISION | {
+    "layers": 2,
+    "layer_norm_eps": 1e-12,
+    "vocabulary": len(WORDS),
+    "positions": 24,
+    "token_types": 2,
+    "first_cross_layer": 1,
+    "memory_hidden": 16,
+}
+SAID: dict[str, Any] = {
+    "vocabulary": WORDS,
+    "max_length": 12,
+    "vision_heads": 2,
+    "text_heads": 2,
+}
+CONFIG = SAID | {"image": {"height": 16, "width": 24}, "vision": VISION | {"patch": 8}}
+TASKS: dict[str, dict[str, Any]] = {
+    "match": {"encoder": BERT, "embedding": 6},
+    "embed": {"encoder": BERT, "embedding": 6},
+    "answer": {
+        "encoder": BERT,
+        "decoder": BERT | {"layers": 1, "first_cross_layer": 0},
+        "answers": ["cat", "a red ball", "dogs"],
+    },
+    "reason": {"encoder": BERT | {"layers": 3}, "classes": 2},
+    "entail": {"encoder": BERT, "classes": 3},
+    "ground": {"encoder": BERT, "embedding": 6, "grad_cam_layer": 1},
+    "ground_by_cosine": {
+        "task": "ground",
+        "encoder": BERT,
+        "embedding": 6,
+        "grad_cam": "itc",
+        "grad_cam_layer": 0,
+    },
+}
+EXPORTED = {
+    "match": ("image", "text", "fusion"),
+    "answer": ("encoder", "step", "score"),
+    "reason": ("model",),
+    "entail": ("model",),
+    "ground": ("model",),
+    "ground_by_cosine": ("model",),
+}
+"""Those of embed are graphs of match."""
+State = dict[str, torch.Tensor]
+
+
+def of_task(name: str, **options: Any) -> Tiny:
+    return tiny(RECIPE, CONFIG | {"task": name} | TASKS[name] | options)
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Exports:
+    return Exports({name: of_task(name) for name in TASKS}, tmp_path_factory.mktemp("graphs"))
+
+
+@graph_cases(EXPORTED)
+def test_a_graph_answers_like_the_network(
+    task: str, graph: str, format: Format, exports: Exports
+) -> None:
+    exports.models[task].assert_equal(graph, exports.graph(task, graph, format))
+
+
+def test_the_graphs_of_every_task_are_exported(exports: Exports) -> None:
+    assert {model.config["task"] for model in exports.models.values()} == set(RECIPE.spec.tasks)
+    shapes = {
+        (task, name): (plan.inputs, plan.outputs, type(plan.module))
+        for task, model in exports.models.items()
+        for name, plan in model.plans.items()
+    }
+    proved = {shapes[task, name] for task, names in EXPORTED.items() for name in names}
+    assert set(shapes.values()) == proved
+
+
+def test_answers_rank_alike_over_exported_graphs(exports: Exports, tmp_path: Path) -> None:
+    model, sizes = exports.models["answer"], {"batch": 3, "text": 7}
+    inputs = model.recipe.example("encoder", model.config, sizes, seed=5)
+    given = {name: tensor.numpy() for name, tensor in inputs.items()}
+    (tmp_path / "assets").mkdir()
+    served = RECIPE.serve(model.config, tmp_path / "assets")
+    answer_ids = np.array(json.loads((tmp_path / served.options["answer_ids"]).read_text()))
+    assert answer_ids.tolist() == [[2, 8, 3, 0, 0], [2, 5, 6, 7, 3], [2, 9, 10, 3, 0]]
+    rules = Ranking(served.options["candidates"], served.options["first_word_twice"])
+
+    def rank(graphs: Mapping[str, Backend]) -> RankedAnswers:
+        memory = graphs["encoder"].run(given)
+        step = CachedStep(graphs["step"], model.plans["step"].inputs, memory)
+
+        def score(ids: Ids) -> NDArray[Any]:
+            return graphs["score"].run({"answer_ids": ids, **memory})["log_prob"]
+
+        return rank_answers(step, score, answer_ids, len(given["image"]), rules)
+
+    eager = rank({name: EagerBackend(plan) for name, plan in model.plans.items()})
+    exported = rank({name: exports.graph("answer", name, "onnx") for name in model.plans})
+    np.testing.assert_array_equal(eager.answers, exported.answers)
+    np.testing.assert_array_equal(eager.best(), exported.best())
+    np.testing.assert_allclose(eager.probability, exported.probability, atol=1e-5)
+    np.testing.assert_allclose(eager.probability.sum(axis=1), 1)
+
+
+def test_a_heat_map_does_not_depend_on_padding_or_neighbours() -> None:
+    model = of_task("ground")
+    backend = EagerBackend(model.plans["model"])
+    inputs = model.recipe.example("model", model.config, {"batch": 4, "text": 9}, seed=3)
+    together = backend.run({name: tensor.numpy() for name, tensor in inputs.items()})
+    assert together["word_maps"].max() > 1e-4
+    for item, length in enumerate(inputs["text_mask"].sum(dim=1).tolist()):
+        alone = {name: x[item : item + 1].numpy() for name, x in inputs.items()}
+        alone |= {name: alone[name][:, :length] for name in ("text_ids", "text_mask")}
+        got = backend.run(alone)["word_maps"][0]
+        np.testing.assert_allclose(got, together["word_maps"][item, :length], atol=1e-6)
+        assert not together["word_maps"][item, length:].any()
+
+
+def with_what_is_ignored(state: State) -> State:
+    extra = {f"{part}_m.norm.weight": torch.rand(2) for part in ("visual_encoder", "text_proj")}
+    extra |= {"idx_queue": torch.zeros(1, 4), "queue_ptr": torch.zeros(1)}
+    return state | extra | {"text_encoder.embeddings.position_ids": torch.arange(24)}
+
+
+def of_pretraining(state: State) -> State:
+    renamed = {name.replace("text_encoder.", "text_encoder.bert."): x for name, x in state.items()}
+    return renamed | {"text_encoder.cls.predictions.bias": torch.rand(len(WORDS))}
+
+
+FOUND: dict[str, tuple[str, Callable[[State], State]]] = {
+    "retrieval": ("match", with_what_is_ignored),
+    "pretraining": ("match", of_pretraining),
+    "vqa": ("answer", with_what_is_ignored),
+    "nlvr": ("reason", lambda state: state),
+    "ve": ("entail", with_what_is_ignored),
+}
+
+
+@pytest.mark.parametrize("found", FOUND)
+def test_every_kind_of_checkpoint_is_the_same_network(found: str) -> None:
+    task, change = FOUND[found]
+    state = of_task(task, image={"height": 16, "width": 16}).network.state_dict()
+    read = change({name: tensor.clone() for name, tensor in state.items()})
+    config = RECIPE.complete_config(SAID, read, Path())
+    assert config["task"] == task
+    loaded = load_network(RECIPE, read, config).state_dict()
+    assert loaded.keys() == state.keys()
+    for name, tensor in state.items():
+        assert torch.equal(loaded[name], tensor), name
+
+
+TYPES = "text_encoder.embeddings.token_type_embeddings.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda state: state.pop("temp"), "missing temp; unexpected nothing"),
+        (lambda state: state.pop(TYPES), f"missing {TYPES}; unexpected nothing"),
+        (
+            lambda state: state.update({"box_head.weight": torch.rand(2)}),
+            "missing nothing; unexpected box_head.weight",
+        ),
+        (lambda state: state.clear(), r"missing visual_encoder\S+; unexpected nothing"),
+    ],
+    ids=["temperature", "blip", "another_head", "empty"],
+)
+def test_what_is_no_albef_checkpoint_is_refused_with_the_reason(
+    change: Callable[[State], object], reason: str
+) -> None:
+    state = dict(of_task("match", image={"height": 16, "width": 16}).network.state_dict())
+    change(state)
+    with pytest.raises(CheckpointMismatch, match=f"not a albef checkpoint: {reason}"):
+        load_network(RECIPE, state, RECIPE.complete_config(SAID, state, Path()))
+
+
+def test_a_config_that_cannot_work_says_why() -> None:
+    state = of_task("match", image={"height": 16, "width": 16}).network.state_dict()
+    for said, reason in (
+        ({"task": "ground"}, "grad_cam_layer must be from 1 to 1"),
+        ({"task": "ground", "grad_cam": "itc", "grad_cam_layer": 1}, "must be from 0 to 0"),
+        ({"task": "caption"}, "task caption: albef has match, embed, ground"),
+    ):
+        with pytest.raises(ExportError, match=reason):
+            RECIPE.complete_config(SAID | said, state, Path())
+
+
+def test_what_a_task_is_told(tmp_path: Path) -> None:
+    labels = {task: RECIPE.serve(of_task(task).config, tmp_path).labels for task in TASKS}
+    assert labels["reason"] == ("false", "true")
+    assert labels["entail"] == ("contradiction", "neutral", "entailment")
+    served = RECIPE.serve(of_task("match").config, tmp_path)
+    assert served.text is not None and served.options == {"retrieval_score": "match_logit"}
+    (tmp_path / "assets").mkdir()
+    RECIPE.serve(of_task("match").config, tmp_path / "assets")
+    assert load_tokenizer(served.text, tmp_path).ids("Red balls!").tolist() == [2, 6, 7, 10, 1]

@@ -1,0 +1,123 @@
+"""Exports of tiny networks, each held against the network on shapes that it never saw."""
+
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from vlserve.exporter.convert import (
+    SUFFIXES,
+    Format,
+    dynamic_axes,
+    example_sizes,
+    graph_entry,
+    to_onnx,
+    to_torchscript,
+)
+from vlserve.exporter.parity import measure, run_eager, unseen_sizes
+from vlserve.exporter.recipe import GraphPlan, Recipe
+from vlserve.runtime.backend import open_backend
+from vlserve.runtime.contract import Arrays, Backend
+from vlserve.runtime.graphs import check_onnx
+
+LONGEST = {"text": 12, "memory": 12, "past": 9, "tokens": 5, "beams": 4, "answers": 5}
+SMALLEST = {"past": 0}
+
+
+@dataclass(frozen=True)
+class EagerBackend:
+    """See vlserve.runtime.contract.Backend."""
+
+    plan: GraphPlan
+
+    def run(self, inputs: Arrays) -> Arrays:
+        return run_eager(self.plan, {name: torch.from_numpy(x) for name, x in inputs.items()})
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A network with random weights, large enough that every part shows in the answers."""
+
+    recipe: Recipe
+    config: Mapping[str, Any]
+    network: nn.Module
+
+    @cached_property
+    def plans(self) -> dict[str, GraphPlan]:
+        return self.recipe.graphs(self.network, self.config)
+
+    def export(self, graph: str, format: Format, folder: Path) -> Backend:
+        """Converts one graph, in this process, and checks what the file says of itself."""
+        plan = self.plans[graph]
+        sizes = example_sizes(plan.inputs)
+        example = self.recipe.example(graph, self.config, sizes, seed=0)
+        arguments = tuple(example[tensor.name] for tensor in plan.inputs)
+        entry = graph_entry(plan, f"{graph}{SUFFIXES[format]}", format)
+        file = folder / entry.file
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # remarks of torch's exporters
+            (to_onnx if format == "onnx" else to_torchscript)(plan, arguments, file)
+        if format == "onnx":
+            check_onnx(entry, file.read_bytes(), ())
+        return open_backend(entry, folder, threads=1)
+
+    def assert_equal(self, graph: str, backend: Backend) -> None:
+        """On at least five shapes with padding, batches of one, and an empty cache."""
+        plan, spec = self.plans[graph], self.recipe.spec
+        axes = dynamic_axes(plan.inputs)
+        shapes = unseen_sizes(axes, LONGEST, example_sizes(plan.inputs))
+        shapes.append({axis: SMALLEST.get(axis, 2) for axis in axes})
+        cases = [
+            (sizes, self.recipe.example(graph, self.config, sizes, seed))
+            for seed, sizes in enumerate(shapes, start=1)
+        ]
+        measured = measure(plan, backend, cases, spec.rtol, spec.atol)
+        assert measured.parity.cases >= 5
+        measured.assert_equal(graph)
+
+
+@dataclass(frozen=True)
+class Exports:
+    """Graphs of each task's network, each exported once."""
+
+    models: Mapping[str, Tiny]
+    folder: Path
+    done: dict[tuple[str, str, Format], Backend] = field(default_factory=dict)
+
+    def graph(self, task: str, graph: str, format: Format) -> Backend:
+        key = (task, graph, format)
+        if key not in self.done:
+            folder = self.folder / task
+            folder.mkdir(exist_ok=True)
+            self.done[key] = self.models[task].export(graph, format, folder)
+        return self.done[key]
+
+
+def tiny(recipe: Recipe, config: Mapping[str, Any]) -> Tiny:
+    torch.manual_seed(0)
+    network = recipe.build(config)
+    for name, parameter in network.named_parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=0.3)
+        elif name.endswith("bias"):
+            nn.init.normal_(parameter, std=0.1)
+    return Tiny(recipe, config, network.eval().requires_grad_(False))
+
+
+def graph_cases(graphs: Mapping[str, Iterable[str]]) -> Any:
+    """Parametrizes a test by task, graph and format."""
+    return pytest.mark.parametrize(
+        ("task", "graph", "format"),
+        [
+            pytest.param(task, graph, format, id=f"{task}-{graph}-{format}")
+            for task, names in graphs.items()
+            for graph in names
+            for format in SUFFIXES
+        ],
+    )
