@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-SOURCES := src export handlers loadtest benchmarks tests
+SOURCES := src export handlers loadtest benchmarks serving_config tests
 
 .PHONY: serve stop test check format clean
 

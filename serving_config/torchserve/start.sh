@@ -20,4 +20,4 @@ exec "$JAVA_HOME/bin/java" \
   -XX:+UseSerialGC \
   -cp "$TS_HOME/ts/frontend/*" \
   org.pytorch.serve.ModelServer \
-  --python "$PYTHON" -f config.properties -s store -ncs
+  --python "$TORCHSERVE_CONFIG/worker.sh" -f config.properties -s store -ncs

@@ -1,21 +1,26 @@
 """The entry point inside a real TorchServe worker: one answer a request, whatever is sent."""
 
 import base64
+import io
 import json
 import shutil
 import struct
 import subprocess
 import sys
+import warnings
+import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+import torch
 from torchserve_worker import Answered, Sent, Worker, running_worker
 
-from vlserve.exporter.echo import VOCABULARY, pack_echo
-from vlserve.exporter.pack import HANDLERS_DIR
+from vlserve.exporter.echo import LABELS, VOCABULARY, pack_echo
+from vlserve.exporter.pack import HANDLERS_DIR, Member, draft_of, pack_archive
 from vlserve.runtime.archive import unpack_archive, verify_archive
 from vlserve.runtime.manifest import HANDLER, Probe
 
@@ -174,3 +179,52 @@ def test_every_error_has_a_status() -> None:
         "assert set(runpy.run_path(sys.argv[1])['HTTP_STATUS']) == set(ErrorCode)"
     )
     subprocess.run([sys.executable, "-c", code, str(HANDLERS_DIR / HANDLER)], check=True)
+
+
+def has_torch(worker: Worker) -> bool:
+    return any("libtorch" in mapped.path for mapped in psutil.Process(worker.pid).memory_maps())
+
+
+def test_torch_is_imported_for_torchscript_alone(
+    worker: Worker, archive: Path, probe: Probe, tmp_path: Path
+) -> None:
+    assert worker.predict([Sent(form(probe))])[0].status == 200
+    assert not has_torch(worker)
+    scripted = pack_torchscript(archive, tmp_path / "packed")
+    folder = tmp_path / "unpacked"
+    unpack_archive(scripted, folder)
+    with running_worker(folder, tmp_path) as other:
+        assert other.load(folder) == (200, "loaded model m")
+        assert has_torch(other)
+        assert json.loads(other.predict([Sent(form(probe))])[0].body)["tags"]
+
+
+def pack_torchscript(echo: Path, out_dir: Path) -> Path:
+    """The archive with a TorchScript graph in place of its own."""
+    draft = draft_of(verify_archive(echo))
+    model = draft["graphs"]["model"]
+    draft["graphs"] = {"model": {**model, "file": "graphs/model.pt", "format": "torchscript"}}
+    with zipfile.ZipFile(echo) as content:
+        members: dict[str, Member] = {
+            name: content.read(name) for name in content.namelist() if name.startswith("assets/")
+        }
+    graph = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit is, and still works
+        torch.jit.save(torch.jit.trace(Brightness(), example()), graph)
+    return pack_archive(out_dir, draft, {**members, "graphs/model.pt": graph.getvalue()})
+
+
+def example() -> tuple[torch.Tensor, ...]:
+    ids = torch.ones(2, 4, dtype=torch.int64)
+    return torch.ones(2, 3, 32, 32), ids, torch.full((2,), 4)
+
+
+class Brightness(torch.nn.Module):
+    """A score for each label, from the means of image and text."""
+
+    def forward(
+        self, image: torch.Tensor, text_ids: torch.Tensor, text_length: torch.Tensor
+    ) -> torch.Tensor:
+        mean = image.mean((1, 2, 3)) + text_ids.float().mean(1) / text_length
+        return mean[:, None] * torch.arange(len(LABELS))

@@ -21,7 +21,7 @@ from vlserve.runtime.manifest import HANDLER
 TORCHSERVE = Path(str(importlib.util.find_spec("ts").origin)).parent  # type: ignore[union-attr]
 """Found without importing it: its import leaves a file open."""
 
-METRICS = Path(__file__).parents[2] / "serving_config" / "torchserve" / "metrics.yaml"
+CONFIG = Path(__file__).parents[2] / "serving_config" / "torchserve"
 END = struct.pack("!i", -1)
 
 
@@ -46,6 +46,7 @@ class Answered:
 class Worker:
     connection: socket.socket
     log: Path
+    pid: int
 
     def load(self, folder: Path, batch_size: int = 8) -> tuple[int, str]:
         """Load an unpacked archive: status and message."""
@@ -117,14 +118,15 @@ def running_worker(folder: Path, scratch: Path) -> Iterator[Worker]:
     environment: dict[str, Any] = dict(os.environ)
     environment |= {"PYTHONPATH": f"{folder}:", "TS_DECODE_INPUT_REQUEST": "false"}
     environment |= {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(TORCHSERVE / "model_service_worker.py")]
+    command = [sys.executable, str(CONFIG / "worker.py")]
+    command += [str(TORCHSERVE / "model_service_worker.py")]
     command += [
         "--sock-type",
         "unix",
         "--sock-name",
         str(address),
         "--metrics-config",
-        str(METRICS),
+        str(CONFIG / "metrics.yaml"),
     ]
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -132,7 +134,7 @@ def running_worker(folder: Path, scratch: Path) -> Iterator[Worker]:
         )
     try:
         with _connected(address, process, log) as connection:
-            yield Worker(connection, log)
+            yield Worker(connection, log, process.pid)
     finally:
         process.kill()
         process.wait()
