@@ -18,6 +18,7 @@ import httpx
 import psutil
 
 from vlserve.control import supervisor
+from vlserve.control.client import ControlClient
 from vlserve.control.envoy import EnvoyGateway
 from vlserve.control.supervisor import Process, Supervisor
 from vlserve.control.torchserve import endpoints
@@ -27,6 +28,7 @@ from vlserve.settings import Settings
 Progress = Callable[[str], None]
 
 START_TIMEOUT_S = 90.0
+RESTORE_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 60.0  # over the sum of stopwaitsecs in serving_config/supervisor/
 _POLL_S = 0.1
 _DYING_S = 5.0
@@ -34,7 +36,8 @@ _STARTS_BEFORE_GIVING_UP = 3
 
 
 def up(settings: Settings, progress: Progress) -> None:
-    """Start every process and wait until each answers; nothing happens to what is up already.
+    """Start every process and wait until each answers and the engine holds again what it held;
+    nothing happens to what is up already.
     PortBusy names who holds a port; StackError shows the log of what did not start, and then
     nothing stays up."""
     with _one_at_a_time(settings):
@@ -49,6 +52,7 @@ def up(settings: Settings, progress: Progress) -> None:
         except StackError:
             _stop(settings, progress)
             raise
+        _wait_until_restored(settings, progress)
 
 
 def down(settings: Settings, progress: Progress) -> bool:
@@ -110,6 +114,21 @@ def _wait_until_answering(settings: Settings, progress: Progress) -> None:
             ]
             if failing or time.monotonic() > deadline:
                 raise StackError(_told_by_log(settings, (failing or list(waiting))[0]))
+            time.sleep(_POLL_S)
+
+
+def _wait_until_restored(settings: Settings, progress: Progress) -> None:
+    """A version that cannot be loaded again does not keep the others from serving."""
+    deadline = time.monotonic() + RESTORE_TIMEOUT_S
+    with ControlClient(settings.control_url) as control:
+        said = ""
+        while (now := control.health().status) != "ok":
+            if now != said:
+                progress(now)
+            said = now
+            if time.monotonic() > deadline:
+                progress("going on without: `vlserve status` and `vlserve history` tell more")
+                return
             time.sleep(_POLL_S)
 
 
