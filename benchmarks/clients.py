@@ -3,20 +3,24 @@
 Each client has one connection and an evenly spaced schedule of its own. A request that comes due
 while the last one is still unanswered waits, and its latency counts from when it was due: so a
 stall shows in every request that it held up.
+
+The standard library's client: it resends nothing by itself, it says when a request has been sent,
+and it costs little of the machine that it shares with the server.
 """
 
-import asyncio
 import json
+import random
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import uuid4
-
-import httpx
 
 from vlserve.control.probes import differences
 from vlserve.stress.answer import Asked, Judged, judge_answer
@@ -70,96 +74,106 @@ class Load:
     rate_per_s: float
 
 
-@dataclass
 class Clients:
-    """``right``: version -> its answers. ``pinned``: the versions that clients ask for by path.
-    Both may change while the clients run."""
+    """``right``: version -> its answers; may grow while the clients run."""
 
-    load: Load
-    questions: Sequence[Question]
-    right: dict[int, Answers]
-    pinned: tuple[int, ...]
-    exchanges: list[Exchange] = field(default_factory=list)
-    connections: int = 0
-    """TCP connections that were opened; as many as clients when all were kept."""
-    stopping: threading.Event = field(default_factory=threading.Event)
+    def __init__(
+        self, load: Load, questions: Sequence[Question], right: dict[int, Answers]
+    ) -> None:
+        self.load = load
+        self.right = right
+        self.exchanges: list[Exchange] = []
+        self.connections = 0
+        """TCP connections that were opened: as many as clients, when all were kept."""
+        self._questions = questions
+        self._pinned = tuple(right)
+        self._sending = [threading.Lock() for _ in range(load.clients)]
+        self._stopping = threading.Event()
 
-    async def run(self) -> None:
-        """Ask until `stopping` is set, and wait for the last answers."""
-        began_s = time.monotonic()
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """They ask while the body runs; afterwards all are answered."""
+        with ThreadPoolExecutor(self.load.clients, thread_name_prefix="client") as pool:
+            began_s = time.monotonic()
+            runs = [pool.submit(self._run, n, began_s) for n in range(self.load.clients)]
+            try:
+                yield
+            finally:
+                self._stopping.set()
+                for run in runs:
+                    run.result()
+
+    def pin(self, *versions: int) -> None:
+        """The versions that clients ask for by path; returns once no request for another one is
+        still to be sent."""
+        self._pinned = versions
+        for sending in self._sending:
+            with sending:
+                pass
+
+    def _run(self, number: int, began_s: float) -> None:
+        address = urlsplit(self.load.url)
         period_s = self.load.clients / self.load.rate_per_s
-        async with asyncio.TaskGroup() as group:
-            for number in range(self.load.clients):
-                first_s = began_s + period_s * number / self.load.clients
-                group.create_task(self._ask_on_schedule(number, first_s, period_s))
-
-    async def _ask_on_schedule(self, number: int, due_s: float, period_s: float) -> None:
-        async with httpx.AsyncClient(
-            base_url=self.load.url,
-            timeout=_TIMEOUT_S,
-            limits=httpx.Limits(max_connections=1, keepalive_expiry=_TIMEOUT_S),
-            trust_env=False,
-        ) as http:
-            while not self.stopping.is_set():
-                await asyncio.sleep(max(0.0, due_s - time.monotonic()))
-                self.exchanges.append(await self._ask(http, number, due_s))
+        due_s = began_s + number / self.load.rate_per_s
+        connection = HTTPConnection(str(address.hostname), address.port, timeout=_TIMEOUT_S)
+        with closing(connection):
+            while not self._stopping.wait(max(0.0, due_s - time.monotonic())):
+                self.exchanges.append(self._ask(connection, number, due_s))
                 due_s += period_s
 
-    async def _ask(self, http: httpx.AsyncClient, number: int, due_s: float) -> Exchange:
-        asked = Asked(self.load.model, self._wanted(number), str(uuid4()))
-        chosen = len(self.exchanges) % len(self.questions)
-        post = self.questions[chosen].post
-        headers = {"Content-Type": post.content_type, "X-Request-Id": asked.request_id}
-        if number % 3 == 1:
-            headers["X-Sticky-Key"] = f"caller-{number}"
-        path = f"/predictions/{asked.model}" + (f"/{asked.version}" if asked.version else "")
-        trace = {"trace": self._count_connection}
-        sent_s = time.monotonic()
-        try:
-            reply = await http.post(path, content=post.body, headers=headers, extensions=trace)
-        except httpx.TransportError as error:
-            judged = Judged(failure=_transport_failure(error), answered=False)
-        else:
-            judged = self._judge(reply, asked, chosen)
+    def _ask(self, connection: HTTPConnection, number: int, due_s: float) -> Exchange:
+        chosen = random.randrange(len(self._questions))
+        request_id = str(uuid4())
+        with self._sending[number]:
+            asked = Asked(self.load.model, self._wanted(number), request_id)
+            sent_s = time.monotonic()
+            failure = self._send(connection, asked, chosen, number)
+        judged = failure or self._judge(connection, asked, chosen)
+        if not judged.answered:
+            connection.close()
         answered_s = time.monotonic()
         return Exchange(due_s, sent_s, answered_s, asked.version, judged.version, judged.failure)
 
     def _wanted(self, number: int) -> int | None:
-        return self.pinned[number // 3 % len(self.pinned)] if number % 3 == 0 else None
+        return self._pinned[number // 3 % len(self._pinned)] if number % 3 == 0 else None
 
-    def _judge(self, reply: httpx.Response, asked: Asked, chosen: int) -> Judged:
-        judged = judge_answer(
-            reply.status_code, reply.headers.get("x-request-id"), reply.content, asked
-        )
+    def _send(
+        self, connection: HTTPConnection, asked: Asked, chosen: int, number: int
+    ) -> Judged | None:
+        post = self._questions[chosen].post
+        headers = {"Content-Type": post.content_type, "X-Request-Id": asked.request_id}
+        if number % 3 == 1:
+            headers["X-Sticky-Key"] = f"caller-{number}"
+        path = f"/predictions/{asked.model}" + (f"/{asked.version}" if asked.version else "")
+        try:
+            if connection.sock is None:
+                connection.connect()
+                self.connections += 1
+            connection.request("POST", path, post.body, headers)
+        except (OSError, HTTPException) as error:
+            return _unanswered(error)
+        return None
+
+    def _judge(self, connection: HTTPConnection, asked: Asked, chosen: int) -> Judged:
+        try:
+            reply = connection.getresponse()
+            body = reply.read()
+        except (OSError, HTTPException) as error:
+            return _unanswered(error)
+        judged = judge_answer(reply.status, reply.getheader("x-request-id"), body, asked)
         if judged.failure or judged.version is None:
             return judged
         right = self.right.get(judged.version)
-        if right is None or differences(right[chosen], json.loads(reply.content)):
+        if right is None or differences(right[chosen], json.loads(body)):
             return Judged(judged.version, "wrong answer")
         return judged
 
-    async def _count_connection(self, event: str, _: Mapping[str, Any]) -> None:
-        self.connections += event == "connection.connect_tcp.complete"
 
-
-def _transport_failure(error: httpx.TransportError) -> str:
-    if isinstance(error, httpx.ConnectError):
-        return "connection refused"
-    if isinstance(error, httpx.TimeoutException):
-        return "timeout"
-    return "connection lost"
-
-
-@contextmanager
-def asking(clients: Clients) -> Iterator[Clients]:
-    """The clients ask, in a thread of their own, while the body runs; all are answered after."""
-    thread = threading.Thread(target=asyncio.run, args=(clients.run(),), name="clients")
-    thread.start()
-    try:
-        yield clients
-    finally:
-        clients.stopping.set()
-        thread.join()
+def _unanswered(error: Exception) -> Judged:
+    if isinstance(error, TimeoutError):
+        return Judged(failure="timeout", answered=False)
+    refused = isinstance(error, ConnectionRefusedError)
+    return Judged(failure=NO_CONNECTION[0] if refused else NO_CONNECTION[1], answered=False)
 
 
 def drawn_questions(folder: Path, count: int = 50) -> list[Question]:

@@ -23,7 +23,7 @@ from itertools import islice, pairwise
 from pathlib import Path
 from statistics import quantiles
 
-from clients import WRONG, Clients, Exchange, Load, asking, drawn_questions
+from clients import WRONG, Clients, Exchange, Load, drawn_questions
 from editions import Edition, echo_editions, repacked_editions
 from own_stack import own_stack
 
@@ -119,19 +119,19 @@ def update_in_rounds(
 
     before = next(editions)
     clients.right[before.version] = before.answers
-    clients.pinned = (before.version,)
+    clients.pin(before.version)
     step("register", before)
     step("release", before)
-    with asking(clients):
+    with clients.asking():
         time.sleep(_PAUSE_S)
         for number, edition in enumerate(islice(editions, rounds), start=1):
             clients.right[edition.version] = edition.answers
             step("register", edition)
             step("release", edition)
-            clients.pinned = (before.version, edition.version)
+            clients.pin(before.version, edition.version)
             step("rollback", before)
             step("release", edition)
-            clients.pinned = (edition.version,)
+            clients.pin(edition.version)
             step("unload", before)
             before = edition
             show(f"round {number} of {rounds}: version {edition.version} is in force")
@@ -320,7 +320,7 @@ def main() -> int:
                 limit_per_s = _limit_per_s(drilled.control, url, packed[0], model, folder / "limit")
             rate_per_s = options.rate or (limit_per_s or 0.0) / 2
             load = Load(url, model, options.clients, rate_per_s)
-            clients = Clients(load, questions, {}, ())
+            clients = Clients(load, questions, right={})
             before = os.getloadavg()[0]
             steps, exchanges = update_in_rounds(
                 drilled.control, clients, iter(packed), options.rounds, print_line

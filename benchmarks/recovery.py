@@ -24,7 +24,7 @@ from pathlib import Path
 
 import httpx
 import psutil
-from clients import NO_CONNECTION, WRONG, Clients, Exchange, Load, Question, asking, drawn_questions
+from clients import NO_CONNECTION, WRONG, Clients, Exchange, Load, Question, drawn_questions
 from editions import Edition, echo_editions, repacked_editions
 from own_stack import DrilledStack, own_stack, processes
 
@@ -104,8 +104,8 @@ def crash(
         _wait_until(lambda: _is_whole(drilled, engine, census), target)
         model, history = _model(drilled, load), drilled.control.history(load.model)
         right = {edition.version: edition.answers for edition in pair}
-        clients = Clients(load, questions, right, tuple(right))
-        with asking(clients):
+        clients = Clients(load, questions, right)
+        with clients.asking():
             time.sleep(_BEFORE_S)
             killed_s = time.monotonic()
             killed = _kill(settings, target)

@@ -19,7 +19,7 @@ def test_updates_under_load_lose_no_request_and_give_no_wrong_answer(
     questions = drawn_questions(tmp_path / "covers", count=10)
     editions = echo_editions(tmp_path, new_model, questions, delay_ms=SLOW_MS)
     load = Load(stack.gateway_url, new_model, clients=20, rate_per_s=40.0)
-    clients = Clients(load, questions, right={}, pinned=())
+    clients = Clients(load, questions, right={})
     steps, exchanges = update_in_rounds(stack.control, clients, editions, ROUNDS, print)
     result = judge(load, None, clients.connections, steps, exchanges, (0.0, 0.0))
     print(result)
