@@ -205,6 +205,11 @@ def test_a_config_that_cannot_work_says_why() -> None:
             RECIPE.complete_config(SAID | said, state, Path())
 
 
+def test_there_is_nothing_to_answer_with_without_answers(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="names no answers"):
+        RECIPE.serve(of_task("answer", answers=[]).config, tmp_path)
+
+
 def test_what_a_task_is_told(tmp_path: Path) -> None:
     labels = {task: RECIPE.serve(of_task(task).config, tmp_path).labels for task in TASKS}
     assert labels["reason"] == ("false", "true")

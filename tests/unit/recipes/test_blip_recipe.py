@@ -230,6 +230,9 @@ def test_a_config_that_cannot_work_says_why(tmp_path: Path) -> None:
     short = RECIPE.complete_config(SAID | {"vocabulary": "vocab.txt"}, state, tmp_path)
     with pytest.raises(ExportError, match="the vocabulary has 12 tokens, the checkpoint 13"):
         RECIPE.serve(short, tmp_path)
+    for vocabulary in (["a", "b"], [*WORDS, "a"]):
+        with pytest.raises(ExportError, match="repeats a token, or lacks one of"):
+            RECIPE.serve(short | {"vocabulary": vocabulary}, tmp_path)
 
 
 def test_what_a_task_is_told(tmp_path: Path) -> None:

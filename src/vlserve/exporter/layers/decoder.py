@@ -60,9 +60,8 @@ class TextDecoder(nn.Module):
     def memory(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, memory, width) -> memory_key and memory_value, computed once an item."""
         pairs = [layer.crossattention.keys_values(states) for layer in self.bert.layers]
-        return torch.stack([key for key, _ in pairs], 1), torch.stack(
-            [value for _, value in pairs], 1
-        )
+        keys, values = zip(*pairs, strict=True)
+        return torch.stack(keys, 1), torch.stack(values, 1)
 
     def forward(
         self,

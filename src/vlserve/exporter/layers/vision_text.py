@@ -1,4 +1,4 @@
-"""A vision transformer and BERTs that look at it: what BLIP and ALBEF have in common.
+"""A vision transformer, and BERTs that look at what it sees.
 
 Which parts a network has follows from its checkpoint: a text encoder, a text decoder, projections
 to a common space with a matching head, a classifier.
@@ -272,7 +272,10 @@ def ranking_options(
     config: VisionTextConfig, tokenizer: Tokenizer, start: str, assets: Path
 ) -> dict[str, Any]:
     """Writes the answers' token ids, each from ``start`` to [SEP], padded to the longest, into
-    ``assets``; says where they are and how many of them are scored whole."""
+    ``assets``; says where they are and how many of them are scored whole. ExportError without
+    answers."""
+    if not config.answers:
+        raise ExportError("config.json names no answers: a list, or a JSON file beside it")
     ends = tokenizer.token_to_id(start), tokenizer.token_to_id("[SEP]")
     rows = [
         [ends[0], *tokenizer.encode(answer, add_special_tokens=False).ids, ends[1]]
