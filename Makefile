@@ -19,7 +19,7 @@ serve: $(INSTALLED)  ## install, start the stack, release a demo tagger, tag a c
 	$(BIN)/vlserve demo
 
 stop:  ## stop the stack; leaves no process behind
-	$(BIN)/vlserve down
+	@if [ -x $(BIN)/vlserve ]; then $(BIN)/vlserve down; fi
 
 test: $(INSTALLED)
 	$(BIN)/pytest

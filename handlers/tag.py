@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +15,6 @@ from vlserve.runtime.task import Task
 from vlserve.runtime.text import check_size, load_tokenizer
 
 DEFAULT_TOP_K = 5
-SCORE_TOLERANCE = 1e-3
 
 
 class TagFields(RequestFields):
@@ -80,27 +78,6 @@ class TagTask(Task[TagFields]):
                 for label in best[:top_k]
             ]
         }
-
-    @staticmethod
-    def matches(expected: Mapping[str, Any], got: Mapping[str, Any]) -> str | None:
-        """Scores may differ by SCORE_TOLERANCE; tags that close to each other may swap places."""
-        try:
-            wanted = {entry["tag"]: entry["score"] for entry in expected["tags"]}
-            found = {entry["tag"]: entry["score"] for entry in got["tags"]}
-        except (KeyError, TypeError):
-            return f"no tags with scores in {sorted(got)}"
-        if len(found) != len(wanted):
-            return f"{len(found)} tags, expected {len(wanted)}"
-        for tag, score in wanted.items():
-            # a tag may be missing only where it ties with the last one that made it
-            other = found.get(tag, min(found.values()))
-            if not abs(other - score) <= SCORE_TOLERANCE:  # so that NaN differs too
-                how = f"scores {found[tag]:.6f}" if tag in found else "is missing"
-                return f"tag {tag} {how}, expected {score:.6f}"
-        top = next(iter(found), None)
-        if top is not None and wanted.get(top, 0.0) < max(wanted.values()) - SCORE_TOLERANCE:
-            return f"top tag is {top}, expected {next(iter(wanted))}"
-        return None
 
 
 def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:

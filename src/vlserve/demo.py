@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from vlserve.control.client import ControlClient
+from vlserve.control.contract import State
+from vlserve.exporter.pack import archive_name
 from vlserve.settings import Settings
 from vlserve.training.options import DEMO_OPTIONS
 
@@ -45,15 +47,17 @@ def release_demo(
     """
     folder = settings.state_dir / "demo"
     item = _draw(folder / "data", items, show)
-    known = {
-        view.version
+    states = {
+        view.version: view.state
         for model in control.models()
         if model.model == MODEL
         for view in model.versions
     }
     for version in VERSIONS:
-        if version not in known:
-            archive = _make_archive(settings, folder, version, options, show)
+        if states.get(version, State.FAILED) is State.FAILED:
+            archive = folder / "archives" / archive_name(MODEL, version)
+            if not archive.is_file():
+                _make_archive(settings, folder, version, options, show)
             show(f"registering {MODEL} {version}")
             control.register(archive)
     if control.model(MODEL).stable is None:
@@ -75,7 +79,7 @@ def _draw(folder: Path, items: int, show: Show) -> DemoItem:
 
 def _make_archive(
     settings: Settings, folder: Path, version: int, options: Mapping[str, Any], show: Show
-) -> Path:
+) -> None:
     """Train with the version as seed, so that the two differ, and export."""
     from vlserve.exporter.export import export_archive
     from vlserve.exporter.recipe import load_recipe
@@ -92,7 +96,7 @@ def _make_archive(
         seed=version,
     )
     show(f"version {version}: accuracy {report.metrics.accuracy:.3f} on drawn covers it never saw")
-    return export_archive(
+    export_archive(
         RECIPE,
         checkpoint / "model.safetensors",
         folder / "archives",
@@ -100,4 +104,4 @@ def _make_archive(
         version=version,
         settings=settings,
         progress=show,
-    ).path
+    )

@@ -116,8 +116,8 @@ class Settings(BaseSettings):
 
     @cached_property
     def gateway_url(self) -> str:
-        host = "127.0.0.1" if self.gateway.host == "0.0.0.0" else self.gateway.host
-        return f"http://{host}:{self.gateway.port}"
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.gateway.host, self.gateway.host)
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.gateway.port}"
 
     @classmethod
     def settings_customise_sources(

@@ -3,6 +3,7 @@
 Commands are the lines that start with `$ ` in ```console blocks.
 """
 
+import json
 import os
 import re
 import shutil
@@ -20,6 +21,11 @@ from vlserve.control.client import ControlClient
 from vlserve.demo import MODEL, release_demo
 from vlserve.settings import Settings
 
+DOCUMENTS = [
+    PROJECT / "README.md",
+    PROJECT / "CONTRIBUTING.md",
+    *sorted((PROJECT / "docs").glob("*.md")),
+]
 SMALL = {"epochs": 1, "resnet_layers": (1, 1, 1, 1), "resnet_width": 4, "hidden": 8}
 
 
@@ -79,10 +85,25 @@ def test_the_readme_shows_the_four_verbs() -> None:
         assert f"vlserve {verb}" in shown
 
 
+def test_the_demo_is_idempotent_also_after_a_stop(checkout: Checkout) -> None:
+    for command in ("vlserve demo", "vlserve down", "vlserve up", "vlserve demo"):
+        done = checkout.run(command)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    assert "vlserve rollback tagger" in done.stdout
+    models = json.loads(checkout.run("vlserve status --json").stdout)["models"]
+    states = {version["version"]: version["state"] for version in models[0]["versions"]}
+    assert states == {1: "stable", 2: "ready"}
+
+
 def documents() -> list[Path]:
     """Those that show commands."""
-    found = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
-    return [document for document in found if commands(document)]
+    return [document for document in DOCUMENTS if commands(document)]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_inside_the_project_lead_somewhere(document: Path) -> None:
+    links = re.findall(r"\]\((?!https?://)([^)#]+)", document.read_text())
+    assert [link for link in links if not (document.parent / link).exists()] == []
 
 
 @pytest.mark.parametrize("document", documents(), ids=lambda path: path.name)

@@ -22,9 +22,6 @@ def main() -> None:
     """Entry point of the `vlserve` script."""
     try:
         app()
-    except VlserveError as error:
+    except (VlserveError, OSError) as error:
         stderr.print(f"vlserve: {error}", markup=False)
         sys.exit(1)
-    except KeyboardInterrupt:
-        stderr.print("vlserve: interrupted", markup=False)
-        sys.exit(130)

@@ -1,11 +1,13 @@
 """demo-data, train, export, evaluate: from data to an archive and its figures."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 if TYPE_CHECKING:
+    from vlserve.training.data import BadLine
     from vlserve.training.fit import Progress
 
 from vlserve.cli.output import AsJson, print_json, print_line, print_table, progress
@@ -57,8 +59,7 @@ def train(
     if as_json:
         print_json(report)
         return
-    for bad in report.bad_lines:
-        print_line(f"left out: {bad}")
+    _print_bad_lines(report.bad_lines)
     print_table(("METRIC", "VALUE"), list(report.metrics.to_json().items()))
     print_line(f"best epoch {report.best_epoch} of {report.epochs}; wrote {report.out}")
     print_line(f"next: vlserve export {recipe} --checkpoint {report.out}/model.safetensors --out …")
@@ -72,6 +73,13 @@ def describe_step(step: "Progress") -> str:
         f"{name} {step.figures[name]:.3f}" for name in ("train_loss", "macro_f1", "map")
     )
     return f"epoch {step.done} of {step.total}: {figures}"
+
+
+def _print_bad_lines(bad_lines: "Sequence[BadLine]") -> None:
+    for bad in bad_lines:
+        print_line(f"left out: {bad.file}, line {bad.line}: {bad.reason}")
+    if bad_lines:
+        print_line(f"{len(bad_lines)} lines left out")
 
 
 def _pairs(options: list[str]) -> dict[str, str]:
@@ -130,8 +138,9 @@ def evaluate(
             archive, data, batch_size=batch_size, strict=strict, progress=show
         )
     if as_json:
-        print_json(result.metrics.to_json())
+        print_json({**result.metrics.to_json(), "bad_lines": result.bad_lines})
         return
+    _print_bad_lines(result.bad_lines)
     print_table(("METRIC", "VALUE"), list(result.metrics.to_json().items()))
 
 

@@ -29,16 +29,25 @@ def request_prediction(
             files=files,
             headers=headers,
             timeout=settings.gateway.timeout_s + 5,
+            trust_env=False,
         )
     except httpx.TransportError as error:
         raise StackError(
             f"no answer from the gateway at {settings.gateway_url} ({error}): "
             "is the stack up? `vlserve status` tells"
         ) from error
-    body = response.json()
-    if response.is_error:
-        raise StackError(f"{body['error']['code']}: {body['error']['message']}")
-    return dict(body)
+    try:
+        body = dict(response.json())
+        said = body["error"] if response.is_error else None
+        refusal = said and f"{said['code']}: {said['message']}"
+    except (ValueError, KeyError, TypeError) as error:
+        raise StackError(
+            f"{settings.gateway_url} answered {response.status_code} and not as the gateway does: "
+            "does its port belong to another program?"
+        ) from error
+    if refusal:
+        raise StackError(refusal)
+    return body
 
 
 def predict(

@@ -41,21 +41,29 @@ def status(as_json: AsJson = False) -> None:
     settings = load_settings()
     processes = stack.status(settings)
     with ControlClient(settings.control_url) as control:
-        models = control.models() if control.is_up() else []
+        health = control.health() if control.is_up() else None
+        models = control.models() if health else []
     if as_json:
-        print_json({"processes": processes, "models": models})
+        print_json({"processes": processes, "health": health, "models": models})
         return
     if not processes and not models:
         print_line("the stack is down: `vlserve up` starts it")
         return
     print_table(("PROCESS", "STATE", "PID"), [(p.name, p.state, p.pid) for p in processes])
     rows = [
-        (model.model, v.version, v.state, f"{v.weight} %" if v.weight else "", v.reason)
+        (
+            model.model,
+            v.version,
+            v.state,
+            f"{v.weight} %" if v.weight else "",
+            sum(v.workers_ready.values()) or "",
+            v.reason,
+        )
         for model in models
         for v in model.versions
     ]
-    print_line("")
-    print_table(("MODEL", "VERSION", "STATE", "WEIGHT", "REASON"), rows)
+    print_line(f"\nhealth: {health.status if health else 'the control service does not answer'}\n")
+    print_table(("MODEL", "VERSION", "STATE", "WEIGHT", "WORKERS", "REASON"), rows)
 
 
 def add_to(app: typer.Typer) -> None:

@@ -46,8 +46,8 @@ def stress(
     from vlserve.stress import limit, run, table
     from vlserve.stress.plan import StressPlan
 
-    if find_limit and (users or rate):
-        raise typer.BadParameter("--find-limit sets the load itself: leave --users and --rate out")
+    if sum(1 for load in (users, rate, find_limit) if load) > 1:
+        raise typer.BadParameter("give one of --users, --rate and --find-limit")
     settings = load_settings()
     plan = StressPlan(
         url=settings.gateway_url,

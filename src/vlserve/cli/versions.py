@@ -57,6 +57,9 @@ def release(
     if as_json:
         print_json(done)
         return
+    if done.already_released:
+        print_line(f"{model} {done.version} had all traffic before: nothing to do")
+        return
     before = f", {done.previous} stays loaded" if done.previous else ""
     print_line(f"{model} {done.version} has all traffic{before}")
 

@@ -51,14 +51,6 @@ class Task(ABC, Generic[Fields]):
     def postprocess(self, outputs: Arrays, index: int, fields: Fields) -> Answer:
         """The answer of item ``index`` of a batch, JSON-ready."""
 
-    @staticmethod
-    def matches(expected: Mapping[str, Any], got: Mapping[str, Any]) -> str | None:
-        """Why ``got`` is not the answer that a probe expects, or None when it is.
-
-        Numbers may differ by 1e-3; fields that ``expected`` does not have are not looked at.
-        """
-        return difference(expected, got)
-
 
 def difference(expected: Any, got: Any, where: str = "answer", atol: float = 1e-3) -> str | None:
     """The first place where two JSON values differ, numbers by more than ``atol``."""

@@ -21,8 +21,10 @@ from vlserve.training.data import Item, ItemFile
 Decoded = Mapping[int, NDArray[np.float32]]
 """Line number -> image (3, height, width)."""
 
+READ_STEP = 100
+
 OnRead = Callable[[int, int], None]
-"""Called with how many of how many items are read."""
+"""Called with how many of how many items are read, every READ_STEP items and at the end."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def decode_images(
                 refused[item.line] = result
             else:
                 decoded[item.line] = result
-            if on_read:
+            if on_read and (done % READ_STEP == 0 or done == len(file.items)):
                 on_read(done, len(file.items))
     return file.without(refused), decoded
 
