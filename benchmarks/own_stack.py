@@ -24,15 +24,16 @@ class DrilledStack:
 
 
 @contextmanager
-def own_stack(folder: Path) -> Iterator[DrilledStack]:
-    """Up while the body runs, with the settings that `vlserve up` takes by default."""
-    first = _free_ports(8)
+def own_stack(folder: Path, instances: int = 1) -> Iterator[DrilledStack]:
+    """Up while the body runs, with the settings that `vlserve up` takes by default, and so many
+    engine instances."""
+    first = _free_ports(3 + 10 * instances)
     settings = Settings(
         state_dir=folder / "state",
         model_store=folder / "model_store",
         gateway=GatewaySettings(port=first, admin_port=first + 1),
         control=ControlSettings(port=first + 2),
-        engine=EngineSettings(base_port=first + 3),
+        engine=EngineSettings(base_port=first + 3, instances=instances),
     )
     try:
         stack.up(settings, print)

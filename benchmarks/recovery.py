@@ -2,6 +2,7 @@
 
     .venv/bin/python benchmarks/recovery.py                               versions without weights
     .venv/bin/python benchmarks/recovery.py --archive tagger-1.mar --archive tagger-2.mar
+    .venv/bin/python benchmarks/recovery.py --instances 2 --only engine
 
 Starts a stack of its own with two versions. A worker, the engine, the gateway and the control
 service come back by themselves; after supervisord, and after everything at once (a machine that
@@ -175,9 +176,7 @@ def _kill(settings: Settings, target: str) -> set[int]:
     """SIGKILL; the process ids."""
     found = processes(settings)
     if target != "everything":
-        found = [process for process in found if _program(process) == target]
-    if target == "worker":
-        found = found[:1]
+        found = [process for process in found if _program(process) == target][:1]
     for process in sorted(found, key=lambda each: _program(each) != "supervisord"):
         with suppress(psutil.NoSuchProcess):  # a worker that went with its engine
             process.kill()
@@ -292,6 +291,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--archive", type=Path, action="append", help="a tagger's .mar")
     parser.add_argument("--clients", type=int, default=20)
     parser.add_argument("--rate", type=float, default=40.0, help="requests a second")
+    parser.add_argument("--instances", type=int, default=1, help="of the engine")
     parser.add_argument("--only", choices=TARGETS, action="append")
     parser.add_argument("--out", type=Path, default=Path("recovery.json"))
     return parser.parse_args()
@@ -309,7 +309,7 @@ def main() -> int:
         pair = list(islice(editions, 2))
         model = pair[0].archive.stem.rpartition("-")[0]
         crashes = []
-        with own_stack(folder) as drilled:
+        with own_stack(folder, options.instances) as drilled:
             load = Load(drilled.settings.gateway_url, model, options.clients, options.rate)
             release_both(drilled, pair, model)
             for target in options.only or TARGETS:
