@@ -1,6 +1,10 @@
 """Which version answers: by path, by header, by weight, by sticky key. Real Envoy."""
 
+import http.client
+import json
+import socket
 import threading
+import time
 from collections import Counter
 
 import httpx
@@ -182,10 +186,43 @@ def test_a_version_that_leaves_keeps_its_running_requests(
     assert envoy.gateway.in_flight("slow", 2) == 1
     caller.join()
     assert answers[0].status_code == 200
-    assert envoy.gateway.in_flight("slow", 2) == 0
+    wait_until(lambda: envoy.gateway.in_flight("slow", 2) == 0)
     envoy.route(ModelRoute("slow", {1: 100}, (1,)), to=list(engines))
     clusters = envoy.settings.state_dir / "gateway" / "dynamic" / "clusters.json"
     assert "slow-2" not in clusters.read_text()
+
+
+def test_a_version_that_leaves_answers_what_is_still_being_uploaded(
+    envoy: RunningGateway, engines: Engines
+) -> None:
+    """The version is chosen at the headers; the body comes after its path closed."""
+    to = list(engines)
+    envoy.route(ModelRoute("upload", {1: 100}, (1, 2)), to=to)
+    head = b"POST /predictions/upload HTTP/1.1\r\nHost: gateway\r\nContent-Length: 8\r\n\r\nhalf"
+    with socket.create_connection(("127.0.0.1", envoy.settings.gateway.port), 30) as client:
+        client.sendall(head)
+        wait_until(lambda: _active(envoy) == 1)
+        for versions in ((1, 2), (2,), (2,), (2,)):
+            envoy.route(ModelRoute("upload", {2: 100}, versions), to=to)
+        time.sleep(0.2)
+        assert _version(envoy, "/predictions/upload") == 2
+        envoy.route(ModelRoute("upload", {2: 100}, (2,)), to=to)
+        assert envoy.gateway.in_flight("upload", 1) == 1
+        client.sendall(b"half")
+        response = http.client.HTTPResponse(client)
+        response.begin()
+        assert (response.status, json.loads(response.read())["version"]) == (200, 1)
+    wait_until(lambda: envoy.gateway.in_flight("upload", 1) == 0)
+    envoy.route(ModelRoute("upload", {2: 100}, (2,)), to=to)
+    clusters = envoy.settings.state_dir / "gateway" / "dynamic" / "clusters.json"
+    assert "upload-1" not in clusters.read_text()
+
+
+def _active(running: RunningGateway) -> int:
+    admin = f"http://127.0.0.1:{running.settings.gateway.admin_port}/stats"
+    name = "http.predictions.downstream_rq_active"
+    said = httpx.get(admin, params={"filter": f"^{name}$"}, trust_env=False).text
+    return int(said.rpartition(":")[2])
 
 
 def test_a_refused_routing_leaves_the_old_one(routed: RunningGateway, engines: Engines) -> None:

@@ -6,6 +6,7 @@ says so. Clusters are added before routes point at them, and leave after. A chan
 """
 
 import json
+import math
 import subprocess
 import tempfile
 import threading
@@ -25,6 +26,9 @@ from vlserve.errors import GatewayRefused
 from vlserve.settings import Settings
 
 IN_FORCE_TIMEOUT_S = 10.0
+_SETTLE_S = 0.1  # Envoy's workers take a change over a little after it counts as in force
+_LAST_BODY_S = envoy_config.REQUEST_TIMEOUT_S + 5.0
+_SAMPLES = 3  # Envoy counts on while its gauges are read
 _POLL_S = 0.002
 _FORMAT = {"format": "json"}
 
@@ -57,6 +61,9 @@ class EnvoyGateway:
         self._bootstrap = self._folder / "envoy.json"
         self._log = settings.state_dir / "logs" / "gateway.log"
         self._writing = threading.Lock()
+        self._closed: dict[str, float] = {}
+        """Cluster of a version that left the routing -> when it did; long ago (-inf) once every
+        request that was routed to it before has been forwarded."""
         self._admin = httpx.Client(
             base_url=f"http://127.0.0.1:{settings.gateway.admin_port}",
             timeout=5.0,
@@ -92,7 +99,8 @@ class EnvoyGateway:
             leaving = [old for old in self._clusters.resources() if old["name"] not in names]
             routes_text = envoy_config.discovery([routes])
             if routes_text == self._routes.text():
-                leaving = [cluster for cluster in leaving if self._requests(cluster["name"])]
+                self._note_closed(leaving)
+                leaving = [cluster for cluster in leaving if self._in_flight(cluster["name"])]
             clusters = sorted([*clusters, *leaving], key=itemgetter("name"))
             clusters_text = envoy_config.discovery(clusters)
             if clusters_text != self._clusters.text():
@@ -100,11 +108,13 @@ class EnvoyGateway:
                 self._validate(routes, clusters)
             self._put_in_force(self._clusters, clusters_text)
             self._put_in_force(self._routes, routes_text)
+            self._note_closed(leaving)
 
     def in_flight(self, model: str, version: int) -> int:
-        """Requests of this version that the gateway has sent and not seen answered; none when
-        there is no gateway. GatewayRefused when it cannot tell."""
-        return self._requests(cluster_name(model, version))
+        """Requests of this version that the gateway has sent and not seen answered; at least one
+        while, after its path closed, the body of one may still be on its way. None when there is
+        no gateway. GatewayRefused when it cannot tell."""
+        return self._in_flight(cluster_name(model, version))
 
     def ready(self) -> bool:
         """Whether Envoy serves the routing that was last put in place."""
@@ -203,13 +213,42 @@ class EnvoyGateway:
         stats = self._stats_by_name(rf"^{pattern}\.(version_text|update_rejected|update_failure)$")
         return {name.rpartition(".")[2]: value for name, value in stats.items()}
 
-    def _requests(self, cluster: str) -> int:
+    def _note_closed(self, leaving: list[Config]) -> None:
+        now = time.monotonic()
+        names = [cluster["name"] for cluster in leaving]
+        self._closed = {name: self._closed.get(name, now) for name in names}
+
+    def _in_flight(self, cluster: str) -> int:
+        """What may still come is asked first: a request goes from there to what was sent."""
         try:
-            return self._stats(rf"^cluster\.{cluster}\.upstream_rq_(pending_)?active$")
+            coming = self._may_still_come(cluster)
+            sent = self._stats(rf"^cluster\.{cluster}\.upstream_rq_(pending_)?active$")
         except httpx.ConnectError:
             return 0
         except httpx.HTTPError as error:
             raise GatewayRefused(f"Envoy does not say what is in flight: {error!r}") from error
+        return max(sent, int(coming))
+
+    def _may_still_come(self, cluster: str) -> bool:
+        """Whether a request may be on its way to a version whose path is closed. Envoy chooses the
+        version at the headers and sends nothing before the body is whole, and does not say which
+        version it chose: so until it once holds no unsent request at all, or none can be that old.
+        """
+        closed = self._closed
+        age_s = time.monotonic() - closed.get(cluster, -math.inf)
+        if age_s > _LAST_BODY_S:
+            return False
+        if age_s < _SETTLE_S or any(self._unsent() > 0 for _ in range(_SAMPLES)):
+            return True
+        closed[cluster] = -math.inf
+        return False
+
+    def _unsent(self) -> int:
+        """Requests that Envoy has begun to receive, and has not sent to any engine."""
+        received = "http.predictions.downstream_rq_active"
+        pattern = r"^(http\.predictions\.downstream_rq|cluster\..+\.upstream_rq(_pending)?)_active$"
+        active = self._stats_by_name(pattern)
+        return 2 * int(active.get(received, 0)) - sum(int(value) for value in active.values())
 
     def _stats(self, pattern: str) -> int:
         return sum(int(value) for value in self._stats_by_name(pattern).values())

@@ -21,6 +21,9 @@ Config = dict[str, Any]
 ROUTES = "predictions"
 """Name of the one route configuration, in routes.json and in the bootstrap."""
 
+REQUEST_TIMEOUT_S = 60.0
+"""How long a client may take to send a request."""
+
 _ROUTE_TYPE = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration"
 _CLUSTER_TYPE = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
 _OFF = {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "disabled": True}
@@ -99,6 +102,7 @@ def bootstrap(template: str, settings: Settings, dynamic_dir: Path) -> Config:
         "access_log": str(settings.state_dir / "logs" / "access.jsonl"),
         "request_lua": str(settings.config_dir / "gateway" / "request.lua"),
         "engine_lua": str(settings.config_dir / "gateway" / "engine.lua"),
+        "request_timeout": f"{REQUEST_TIMEOUT_S:g}s",
         "stream_idle_timeout": f"{gateway.timeout_s + 30:g}s",
         "no_api_keys": not gateway.api_keys,
         "api_keys": [
