@@ -1,7 +1,9 @@
 """docker-compose.yml, the Dockerfile and the dashboard, judged without a container engine."""
 
+import configparser
 import json
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -190,9 +192,10 @@ def test_the_engine_gets_the_environment_that_supervisord_gives_it() -> None:
 
 
 def test_the_gateway_starts_as_supervisord_starts_it() -> None:
-    conf = (CONFIG / "supervisor" / "supervisord.conf").read_text(encoding="utf-8")
-    gateway = conf.split("[program:gateway]")[1].split("autorestart")[0]
-    words = gateway.replace("command=${envoy}", "").split()
+    conf = configparser.RawConfigParser()
+    conf.read(CONFIG / "supervisor" / "supervisord.conf", encoding="utf-8")
+    envoy, *words = shlex.split(conf["program:gateway"]["command"])
+    assert envoy == "${envoy}"
     state = "/var/lib/vlserve/state"
     here = [word.replace(f"{state}/gateway/envoy.json", "${bootstrap}") for word in CMD_OF_GATEWAY]
     at = here.index("--log-path")
