@@ -1,5 +1,6 @@
 """The steps of one version's life, which a user's word and a tick of reconcile share."""
 
+import hashlib
 import threading
 import time
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from vlserve.control.ledger import Ledger
 from vlserve.control.probes import failed_probes
 from vlserve.control.rollout import is_idle
 from vlserve.control.traffic import Traffic
-from vlserve.errors import EngineUnavailable, LoadFailed, NotReady
+from vlserve.errors import ControlError, LoadFailed, NotReady
 
 _POLL_S = 0.1
 
@@ -61,10 +62,9 @@ class Lifecycle:
         if record.state is not State.LOADING:
             record = self._ledger.move(model, version, State.LOADING, "loading")
         try:
-            self._engine.load(model, version, record.archive)
-            self._check_answers(record)
+            self._load_and_probe(record)
         except LoadFailed as error:
-            with suppress(EngineUnavailable):  # what is left there goes at a tick
+            with suppress(ControlError):  # what is left there goes at a tick
                 self._engine.unload(model, version)
             gone = State.RETIRED if record.was_ready else State.FAILED
             self._ledger.move(model, version, gone, "failed", reason=str(error))
@@ -75,8 +75,7 @@ class Lifecycle:
     def restore(self, record: VersionRecord) -> None:
         """Bring a version that is to be loaded back onto the instances that lack it. Its state and
         its weight stay: they are desired. LoadFailed, EngineUnavailable."""
-        self._engine.load(*record.key, record.archive)
-        self._check_answers(record)
+        self._load_and_probe(record)
         self._ledger.record(*record.key, "recovered")
 
     def check_healthy(self, record: VersionRecord) -> None:
@@ -114,6 +113,11 @@ class Lifecycle:
             time.sleep(pause_s)
         return True
 
+    def _load_and_probe(self, record: VersionRecord) -> None:
+        _check_bytes(record)
+        self._engine.load(*record.key, record.archive)
+        self._check_answers(record)
+
     def _check_answers(self, record: VersionRecord) -> None:
         model, version = record.key
         manifest = record.manifest
@@ -124,3 +128,16 @@ class Lifecycle:
                 f"{model} {version} loads, but does not answer as it did when it was packed: "
                 f"{'; '.join(wrong[:3])}{more}"
             )
+
+
+def _check_bytes(record: VersionRecord) -> None:
+    try:
+        with record.archive.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise LoadFailed(f"{record.archive} cannot be read: {error.strerror}") from error
+    if sha256 != record.sha256:
+        raise LoadFailed(
+            f"{record.archive} does not hold the bytes that were registered (sha256 "
+            f"{record.sha256[:12]}…, these have {sha256[:12]}…): register the archive again"
+        )

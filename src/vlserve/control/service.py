@@ -77,10 +77,11 @@ class ControlService:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         with self._operations.on((manifest.model, manifest.version)):
             record = self._admit(manifest, sha256)
+            kept = self._keep(archive, manifest)  # also mends a file that was damaged since
             if record is not None and record.state not in _UNFINISHED:
                 return _registered(record, already_registered=True)
             if record is None:
-                record = self._ledger.add(manifest, self._keep(archive, manifest), sha256)
+                record = self._ledger.add(manifest, kept, sha256)
             return _registered(self._lifecycle.load(record), already_registered=False)
 
     def release(self, model: str, version: int) -> Released:
@@ -203,7 +204,10 @@ class ControlService:
         kept = folder / f"{model}-{version}.mar"
         with archive.open("rb") as file:
             os.fsync(file.fileno())
-        return archive.replace(kept)
+        archive.replace(kept)
+        for changed in (folder, folder.parent, self._ledger.store):
+            _sync_folder(changed)
+        return kept
 
     def _make_ready(self, record: VersionRecord) -> None:
         """Loaded, and healthy at this moment."""
@@ -255,6 +259,15 @@ class ControlService:
 
 
 _UNFINISHED = (State.REGISTERED, State.LOADING, State.FAILED)
+
+
+def _sync_folder(folder: Path) -> None:
+    """The names in it outlive a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _check_name(name: str, manifest: Manifest) -> None:

@@ -131,6 +131,14 @@ def test_a_drain_that_outlasts_its_user_is_finished(
     assert engine.unloads == [("tagger", 2)]
 
 
+def test_a_damaged_archive_is_not_restored(released: Control, engine: FakeEngine) -> None:
+    released.ledger.version("tagger", 2).archive.write_bytes(b"other bytes")
+    engine.restart_bare("engine-0")
+    released.start()
+    eventually(lambda: kinds(released)[-1] == "restore_failed")
+    assert set(engine.held["engine-0"]) == {("tagger", 1)}
+
+
 def test_one_model_that_cannot_come_back_does_not_stop_the_others(
     released: Control, engine: FakeEngine, gateway: FakeGateway, packed: Archive
 ) -> None:

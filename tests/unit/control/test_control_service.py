@@ -380,6 +380,39 @@ def test_a_retired_version_that_no_longer_loads_stays_retired(
     assert (record.state, record.reason) == (State.RETIRED, "out of memory")
 
 
+@pytest.mark.parametrize("damage", [b"other bytes", None], ids=["changed", "gone"])
+def test_bytes_that_are_not_those_registered_are_never_loaded(
+    control: Control, engine: FakeEngine, register: Register, damage: bytes | None
+) -> None:
+    register(1)
+    control.service.unload("tagger", 1)
+    archive = control.ledger.version("tagger", 1).archive
+    archive.unlink()
+    if damage is not None:
+        archive.write_bytes(damage)
+    with pytest.raises(LoadFailed, match=r"bytes that were registered|cannot be read"):
+        control.service.release("tagger", 1)
+    assert engine.loads == [("tagger", 1)]
+    assert state(control, 1) is State.RETIRED
+    assert register(1).already_registered
+    control.service.release("tagger", 1)
+    assert state(control, 1) is State.STABLE
+
+
+def test_a_cleanup_that_fails_hides_no_reason(
+    control: Control, engine: FakeEngine, register: Register, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unload(model: str, version: int) -> None:
+        if engine.loads:
+            raise NotReady("the engine did not let go")
+
+    monkeypatch.setattr(engine, "unload", unload)
+    engine.fail_to_load[("tagger", 1)] = "no such graph"
+    with pytest.raises(LoadFailed, match="no such graph"):
+        register(1)
+    assert state(control, 1) is State.FAILED
+
+
 def test_status_says_all_of_it(control: Control, register: Register, settings: Settings) -> None:
     for version in (1, 2):
         register(version)
