@@ -69,7 +69,9 @@ class EngineSettings(_Section):
     batch_size: int = Field(default=8, ge=1)
     max_batch_delay_ms: int = Field(default=1, ge=1)
     queue_size: int = Field(default=100, ge=1)
-    load_timeout_s: float = 60.0
+    load_timeout_s: float = 30.0
+    """A version whose workers are not up by then is refused. Large models on slow disks, or many
+    workers on few cores, need more."""
     response_timeout_s: int = 30
 
 

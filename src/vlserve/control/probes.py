@@ -12,16 +12,15 @@ from vlserve.runtime.task import difference
 def failed_probes(
     engine: Engine, instances: Sequence[Instance], manifest: Manifest, probes: Sequence[Probe]
 ) -> list[str]:
-    """Ask each instance on the version's own path; one line for each answer that is wrong or
-    missing."""
-    failed = []
+    """Ask each instance on the version's own path; one line for each answer that is wrong. The
+    first that is missing is the last asked for: what hangs would take as long each time."""
+    failed: list[str] = []
     for instance in instances:
         for number, probe in enumerate(probes, start=1):
             try:
                 got = engine.predict(instance, manifest.model, manifest.version, probe.fields)
             except ControlError as error:
-                failed.append(f"probe {number}: {error}")
-                continue
+                return [*failed, f"probe {number}: {error}"]
             expected = {**probe.answer, "model": manifest.model, "version": manifest.version}
             failed += [
                 f"probe {number} on {instance.name}: {d}" for d in differences(expected, got)

@@ -22,6 +22,7 @@ from vlserve.errors import ControlError, EngineUnavailable, LoadFailed, NotReady
 from vlserve.settings import EngineSettings, Settings
 
 _MANAGEMENT_TIMEOUT_S = 10.0
+_PROBE_TIMEOUT_S = 10.0
 _UNLOAD_TIMEOUT_S = 130.0  # TorchServe itself gives workers 120 s to go
 _LOG_DELAY_S = 1.0  # a worker's last words reach the log a little after its failure is reported
 _POLL_S = 0.1
@@ -131,7 +132,7 @@ class TorchServe:
                 f"http://{instance.host}:{instance.port}/predictions/{model}/{version}",
                 json=dict(fields),
                 headers={"Authorization": f"Bearer {instance.token}"},
-                timeout=self._settings.response_timeout_s,
+                timeout=_PROBE_TIMEOUT_S,
             )
         except httpx.TransportError as error:
             raise NotReady(f"{what} does not answer: {error or type(error).__name__}") from error

@@ -1,10 +1,16 @@
 """Answers compared with what a probe expects."""
 
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
+from control_fakes import FakeEngine
 
-from vlserve.control.probes import differences
+from vlserve.control.contract import Instance
+from vlserve.control.probes import differences, failed_probes
+from vlserve.errors import NotReady
+from vlserve.runtime.archive import verify_archive
 
 
 def tags(*pairs: tuple[str, float]) -> dict[str, Any]:
@@ -51,3 +57,23 @@ def test_every_wrong_field_is_listed() -> None:
         "caption is 'a dog', expected 'a cat'",
         "sure is 1, expected True",
     ]
+
+
+class SilentEngine(FakeEngine):
+    """Holds a version that answers nothing, and counts how often it was asked."""
+
+    asked = 0
+
+    def predict(
+        self, instance: Instance, model: str, version: int, fields: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        self.asked += 1
+        raise NotReady("timed out")
+
+
+def test_what_does_not_answer_is_asked_once(packed: Callable[..., Path]) -> None:
+    manifest = verify_archive(packed())
+    engine = SilentEngine(("engine-0", "engine-1"))
+    probes = manifest.probes[:1] * 3
+    assert failed_probes(engine, engine.instances(), manifest, probes) == ["probe 1: timed out"]
+    assert engine.asked == 1
