@@ -17,7 +17,8 @@ from vlserve.control import stack as control_stack
 from vlserve.control.client import ControlClient
 from vlserve.control.envoy import EnvoyGateway
 from vlserve.control.supervisor import STACK_VARIABLE, socket_dir
-from vlserve.errors import PortBusy, SettingsError, StackError
+from vlserve.control.views import Health
+from vlserve.errors import ControlError, PortBusy, SettingsError, StackError
 from vlserve.exporter.echo import pack_echo
 from vlserve.exporter.probes import drawn_image
 from vlserve.settings import Settings
@@ -159,6 +160,19 @@ def test_what_does_not_start_is_told_with_its_log_and_nothing_stays_up(settings:
     _assert_nothing_is_left(settings)
 
 
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, OSError])
+def test_an_up_that_is_cut_short_leaves_nothing_up(
+    settings: Settings, interruption: type[BaseException]
+) -> None:
+    def progress(said: str) -> None:
+        if said == "gateway answers":
+            raise interruption
+
+    with pytest.raises(interruption):
+        control_stack.up(settings, progress)
+    _assert_nothing_is_left(settings)
+
+
 @pytest.mark.parametrize(
     ("file", "text", "said"),
     [
@@ -182,6 +196,34 @@ def test_up_is_free_when_up(stack: RunningStack) -> None:
     assert {process.state for process in control_stack.status(stack.settings)} == {"RUNNING"}
     control_stack.up(stack.settings, print)
     assert _pids(stack.settings) == before
+
+
+def test_an_up_that_fails_leaves_what_was_up(
+    stack: RunningStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = _pids(stack.settings)
+    monkeypatch.setattr(control_stack, "START_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(control_stack, "_answers", lambda *_: False)
+    with pytest.raises(StackError, match="does not start"):
+        control_stack.up(stack.settings, print)
+    assert _pids(stack.settings) == before
+
+
+def test_up_waits_for_a_control_service_that_is_being_started_anew(
+    stack: RunningStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    troubles = [StackError("it does not answer"), ControlError("that was another program")]
+    health = ControlClient.health
+
+    def stumbling(control: ControlClient) -> Health:
+        if troubles:
+            raise troubles.pop()
+        return health(control)
+
+    monkeypatch.setattr(ControlClient, "health", stumbling)
+    said: list[str] = []
+    control_stack.up(stack.settings, said.append)
+    assert said[-2:] == ["that was another program", "it does not answer"]
 
 
 def test_up_with_other_settings_is_refused(stack: RunningStack) -> None:

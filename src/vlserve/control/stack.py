@@ -22,7 +22,7 @@ from vlserve.control.client import ControlClient
 from vlserve.control.envoy import EnvoyGateway
 from vlserve.control.supervisor import Process, Supervisor
 from vlserve.control.torchserve import endpoints
-from vlserve.errors import PortBusy, StackError
+from vlserve.errors import ControlError, PortBusy, StackError
 from vlserve.settings import Settings
 
 Progress = Callable[[str], None]
@@ -38,21 +38,21 @@ _STARTS_BEFORE_GIVING_UP = 3
 def up(settings: Settings, progress: Progress) -> None:
     """Start every process and wait until each answers and the engine holds again what it held;
     nothing happens to what is up already.
-    PortBusy names who holds a port; StackError shows the log of what did not start, and then
-    nothing stays up."""
+    PortBusy names who holds a port; StackError shows the log of what did not start. What this
+    call started does not stay up when it fails; a stack that was up does."""
     with _one_at_a_time(settings):
         if Supervisor(settings).answers():
             _refuse_other_settings(settings)
-        else:
-            _stop_processes(settings, progress)  # left behind by a killed supervisord
-            _refuse_busy_ports(settings)
-            _start(settings, progress)
+            _wait_until_well(settings, progress)
+            return
+        _stop_processes(settings, progress)  # left behind by a killed supervisord
+        _refuse_busy_ports(settings)
         try:
-            _wait_until_answering(settings, progress)
-        except StackError:
+            _start(settings, progress)
+            _wait_until_well(settings, progress)
+        except BaseException:  # Ctrl-C too
             _stop(settings, progress)
             raise
-        _wait_until_restored(settings, progress)
 
 
 def down(settings: Settings, progress: Progress) -> bool:
@@ -96,6 +96,11 @@ def _stop(settings: Settings, progress: Progress) -> bool:
     return was_up or orphans
 
 
+def _wait_until_well(settings: Settings, progress: Progress) -> None:
+    _wait_until_answering(settings, progress)
+    _wait_until_restored(settings, progress)
+
+
 def _wait_until_answering(settings: Settings, progress: Progress) -> None:
     waiting = _questions(settings)
     starts: dict[str, set[int]] = {}
@@ -122,7 +127,7 @@ def _wait_until_restored(settings: Settings, progress: Progress) -> None:
     deadline = time.monotonic() + RESTORE_TIMEOUT_S
     with ControlClient(settings.control_url) as control:
         said = ""
-        while (now := control.health().status) != "ok":
+        while (now := _health(control)) != "ok":
             if now != said:
                 progress(now)
             said = now
@@ -130,6 +135,13 @@ def _wait_until_restored(settings: Settings, progress: Progress) -> None:
                 progress("going on without: `vlserve status` and `vlserve history` tell more")
                 return
             time.sleep(_POLL_S)
+
+
+def _health(control: ControlClient) -> str:
+    try:
+        return control.health().status
+    except (ControlError, StackError) as error:  # it may be being started anew
+        return str(error)
 
 
 def _questions(settings: Settings) -> dict[str, str]:
