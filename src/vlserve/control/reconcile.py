@@ -21,24 +21,30 @@ logger = logging.getLogger(__name__)
 
 
 class Backoff:
-    """When an action on a version that failed is tried again: after 2, 4, 8, … 60 s."""
+    """When an action on a version that failed is tried again: after 2, 4, 8, … 60 s. Thread-safe:
+    the tick asks while the pool tells."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
+        self._lock = threading.Lock()
         self._failures: dict[Key, tuple[int, float, str]] = {}
 
     def failed(self, key: Key, reason: str) -> bool:
         """Whether this is news: the first failure, or one for another reason than the last."""
-        count, _, last = self._failures.get(key, (0, 0.0, None))
-        delay_s = min(2.0 ** (count + 1), _MAX_BACKOFF_S)
-        self._failures[key] = (count + 1, self._now() + delay_s, reason)
+        with self._lock:
+            count, _, last = self._failures.get(key, (0, 0.0, None))
+            delay_s = min(2.0 ** (count + 1), _MAX_BACKOFF_S)
+            self._failures[key] = (count + 1, self._now() + delay_s, reason)
         return reason != last
 
     def succeeded(self, key: Key) -> None:
-        self._failures.pop(key, None)
+        with self._lock:
+            self._failures.pop(key, None)
 
     def waiting(self) -> frozenset[Key]:
-        return frozenset(key for key, (_, due, _) in self._failures.items() if due > self._now())
+        with self._lock:
+            now = self._now()
+            return frozenset(key for key, (_, due, _) in self._failures.items() if due > now)
 
 
 class Reconciler:

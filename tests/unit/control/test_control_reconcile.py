@@ -168,6 +168,27 @@ def test_a_failure_that_repeats_is_told_once_and_tried_more_and_more_rarely() ->
     assert backoff.failed(key, "another reason")
 
 
+def test_a_failure_that_is_told_while_it_is_asked_who_waits() -> None:
+    tellers: list[threading.Thread] = []
+    asked = threading.Event()
+
+    def now() -> float:
+        """As if another thread's turn came in the midst of the question."""
+        if asked.is_set() and not tellers:
+            tellers.append(threading.Thread(target=backoff.failed, args=(("b", 1), "reason")))
+            tellers[0].start()
+            tellers[0].join(timeout=0.05)
+        return 0.0
+
+    backoff = Backoff(now)
+    for version in (1, 2):
+        backoff.failed(("a", version), "reason")
+    asked.set()
+    assert backoff.waiting() == {("a", 1), ("a", 2)}
+    tellers[0].join()
+    assert backoff.waiting() == {("a", 1), ("a", 2), ("b", 1)}
+
+
 def test_an_operation_of_the_user_is_not_disturbed(
     released: Control, engine: FakeEngine, packed: Archive
 ) -> None:
