@@ -82,6 +82,7 @@ class FakeGateway:
         self.routing = Routing()
         self.applied: list[Routing] = []
         self.refuse = ""
+        self.asked_to_rotate = 0
         self.flying: dict[Key, int] = {}
 
     def apply(self, routing: Routing) -> None:
@@ -93,6 +94,9 @@ class FakeGateway:
 
     def in_flight(self, model: str, version: int) -> int:
         return self.flying.get((model, version), 0)
+
+    def rotate_access_log(self) -> None:
+        self.asked_to_rotate += 1
 
     def ready(self) -> bool:
         return not self.refuse

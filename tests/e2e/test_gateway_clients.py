@@ -175,3 +175,26 @@ def test_a_drain_finishes_what_runs_and_takes_nothing_new(
             wait_until(refused.is_set)
             list(calls)
         assert set(statuses) == {200}
+
+
+def test_a_large_access_log_makes_way_for_a_new_one(
+    envoy: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = envoy.access_log()
+
+    def ask(name: str) -> None:
+        envoy.http.get("/health", headers={"x-request-id": name})
+        wait_until(lambda: log.exists() and name in log.read_text())
+
+    ask("before")
+    envoy.gateway.rotate_access_log()
+    ask("not-large-yet")
+    monkeypatch.setattr("vlserve.control.envoy.ACCESS_LOG_BYTES", 1)
+    for number in range(7):
+        ask(f"round-{number}")
+        envoy.gateway.rotate_access_log()
+    ask("after")
+    kept = sorted(path.name for path in log.parent.glob("access.jsonl*"))
+    assert kept == ["access.jsonl", *(f"access.jsonl.{n}" for n in (1, 2, 3, 4, 5))]
+    for age in range(1, 6):
+        assert f"round-{7 - age}" in log.with_name(f"access.jsonl.{age}").read_text()

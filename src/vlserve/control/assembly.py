@@ -36,5 +36,6 @@ def assemble(settings: Settings, engine: Engine, gateway: Gateway) -> Control:
     service = ControlService(
         ledger, traffic, lifecycle, operations, settings.control.drain_timeout_s
     )
-    reconciler = Reconciler(ledger, engine, traffic, lifecycle, operations, settings.control.tick_s)
+    tick_s = settings.control.tick_s
+    reconciler = Reconciler(ledger, engine, gateway, traffic, lifecycle, operations, tick_s)
     return Control(ledger, service, reconciler)

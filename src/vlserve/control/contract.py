@@ -97,6 +97,10 @@ class Gateway(Protocol):
         """Whether the gateway runs and serves the routing that was last applied."""
         ...
 
+    def rotate_access_log(self) -> None:
+        """Begin a new access log if the present one is large; asked at every tick."""
+        ...
+
 
 class Engine(Protocol):
     """Runs versions. Implemented by vlserve.control.torchserve. Methods raise EngineUnavailable

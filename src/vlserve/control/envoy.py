@@ -12,7 +12,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from operator import itemgetter
 from pathlib import Path
 
@@ -26,6 +28,8 @@ from vlserve.errors import GatewayRefused
 from vlserve.settings import Settings
 
 IN_FORCE_TIMEOUT_S = 10.0
+ACCESS_LOG_BYTES = 64 * 1024 * 1024
+ACCESS_LOGS_KEPT = 5
 _SETTLE_S = 0.1  # Envoy's workers take a change over a little after it counts as in force
 _LAST_BODY_S = envoy_config.REQUEST_TIMEOUT_S + 5.0
 _SAMPLES = 3  # Envoy counts on while its gauges are read
@@ -60,6 +64,7 @@ class EnvoyGateway:
         )
         self._bootstrap = self._folder / "envoy.json"
         self._log = settings.state_dir / "logs" / "gateway.log"
+        self._access_log = envoy_config.access_log(settings)
         self._writing = threading.Lock()
         self._closed: dict[str, float] = {}
         """Cluster of a version that left the routing -> when it did; long ago (-inf) once every
@@ -126,6 +131,19 @@ class EnvoyGateway:
             )
         except httpx.HTTPError:
             return False
+
+    def rotate_access_log(self) -> None:
+        """access.jsonl becomes access.jsonl.1 when it is large, .1 becomes .2, and so on."""
+        log = self._access_log
+        if log.exists():
+            if log.stat().st_size < ACCESS_LOG_BYTES:
+                return
+            kept = [log, *(log.with_name(f"{log.name}.{n + 1}") for n in range(ACCESS_LOGS_KEPT))]
+            for newer, older in reversed(list(pairwise(kept))):
+                if newer.exists():
+                    newer.replace(older)
+        with suppress(httpx.HTTPError):  # asked again until the new file is there
+            self._admin.post("/reopen_logs")
 
     def drain(self, timeout_s: float) -> bool:
         """Take no new connections, and wait for running requests; whether none was left."""

@@ -41,6 +41,11 @@ def cluster_name(model: str, version: int) -> str:
     return f"{model}-{version}"
 
 
+def access_log(settings: Settings) -> Path:
+    """Where the gateway writes one line for each request."""
+    return settings.state_dir / "logs" / "access.jsonl"
+
+
 def clusters(routing: Routing, settings: Settings) -> list[Config]:
     """One cluster for each version that clients may ask for: the instances that hold it."""
     return [
@@ -99,7 +104,7 @@ def bootstrap(template: str, settings: Settings, dynamic_dir: Path) -> Config:
         "dynamic_dir": str(dynamic_dir),
         "routes_file": str(dynamic_dir / "routes.json"),
         "clusters_file": str(dynamic_dir / "clusters.json"),
-        "access_log": str(settings.state_dir / "logs" / "access.jsonl"),
+        "access_log": str(access_log(settings)),
         "request_lua": str(settings.config_dir / "gateway" / "request.lua"),
         "engine_lua": str(settings.config_dir / "gateway" / "engine.lua"),
         "request_timeout": f"{REQUEST_TIMEOUT_S:g}s",

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from vlserve.control import rollout
-from vlserve.control.contract import Engine, Key, State
+from vlserve.control.contract import Engine, Gateway, Key, State
 from vlserve.control.ledger import Ledger
 from vlserve.control.lifecycle import Lifecycle, Operations
 from vlserve.control.rollout import Action, Load, Remove, Restore, Retire, Route
@@ -54,6 +54,7 @@ class Reconciler:
         self,
         ledger: Ledger,
         engine: Engine,
+        gateway: Gateway,
         traffic: Traffic,
         lifecycle: Lifecycle,
         operations: Operations,
@@ -61,6 +62,7 @@ class Reconciler:
     ) -> None:
         self._ledger = ledger
         self._engine = engine
+        self._gateway = gateway
         self._traffic = traffic
         self._lifecycle = lifecycle
         self._operations = operations
@@ -107,8 +109,17 @@ class Reconciler:
                 self.tick()
             except Exception:
                 logger.exception("tick failed")
+            self._rotate_access_log()
             self._wake.wait(self._tick_s)
             self._wake.clear()
+
+    def _rotate_access_log(self) -> None:
+        try:
+            self._gateway.rotate_access_log()
+        except OSError as error:
+            self._say("access log", str(error))
+        else:
+            self._say("access log", "")
 
     def _look_at_engine(self) -> rollout.EngineView | None:
         try:

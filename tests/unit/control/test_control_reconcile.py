@@ -67,6 +67,13 @@ def test_a_bare_engine_gets_its_versions_and_the_gateway_the_new_token(
     assert frozenset({("tagger", 1), ("tagger", 2)}) in lacked
 
 
+def test_the_access_log_is_looked_after_at_every_tick(
+    released: Control, gateway: FakeGateway
+) -> None:
+    released.start()
+    eventually(lambda: gateway.asked_to_rotate > 2)
+
+
 def test_a_gateway_that_lost_its_routing_gets_it_again(
     released: Control, gateway: FakeGateway
 ) -> None:
