@@ -13,6 +13,9 @@ chmod 700 "$TMPDIR"
 # Archives carry their own code; what is on PYTHONPATH would come before it.
 unset PYTHONPATH VLSERVE_GATEWAY
 
+# In any other locale Java reads folder names that are not ASCII wrong.
+export LC_ALL=C.UTF-8
+
 exec "$JAVA_HOME/bin/java" \
   -Dmodel_server_home="$TS_HOME" \
   -Djava.io.tmpdir="$TMPDIR" \

@@ -66,6 +66,7 @@ def test_up_and_down_in_a_folder_with_an_awkward_name(
 ) -> None:
     """Spaces, Chinese, and too long for a socket; two `up` at once start one stack."""
     monkeypatch.setenv("PYTHONPATH", "/nowhere")
+    monkeypatch.setenv("LC_ALL", "C")
     settings = make_settings(tmp_path / "my 模型" / ("long" * 25), api_keys=("the-api-key",))
     try:
         ups = [threading.Thread(target=control_stack.up, args=(settings, print)) for _ in range(2)]
