@@ -22,7 +22,7 @@ from scipy.stats import binomtest
 
 from vlserve.control.judge import two_sample
 from vlserve.control.judge.observation import BLOCK
-from vlserve.control.judge.policy import Policy, load_policy
+from vlserve.control.judge.policy import Minimum, Policy, load_policy
 from vlserve.control.judge.two_sample import Counts, Mask
 
 POLICY = Path(__file__).parents[1] / "serving_config" / "rollout.yaml"
@@ -103,6 +103,8 @@ class Detection:
     p95: float
     limit: int
     within_limit: int
+    never: int
+    """Releases in which it was not found at all: within five times the limit, or below 100 %."""
     false_before: int
     """Releases in which any gate alarmed before the trouble began."""
 
@@ -111,7 +113,7 @@ class Detection:
         share = f"{self.within_limit / self.releases:.1%} ({low:.1%} to {high:.1%})"
         return (
             f"| {self.scenario} | {self.split} | {self.gate} | {self.median:.0f} | "
-            f"{self.p95:.0f} | {share} within {self.limit} {self.unit} |"
+            f"{self.p95:.0f} | {share} within {self.limit} {self.unit}; never: {self.never} |"
         )
 
 
@@ -148,6 +150,7 @@ def run_power(
         float(np.quantile(needed, 0.95, method="higher")),
         limit,
         int((needed <= limit).sum()),
+        int(np.isinf(needed).sum()),
         int(before.sum()),
     )
 
@@ -171,7 +174,7 @@ def run_whole_release(policy: Policy, releases: int, rng: np.random.Generator) -
         step = np.minimum(step + rises, len(weights) - 1)
         of_step[:, rises] = 0
     return Detection(
-        "fails 2 % instead of 0.1 %, weight rises at the minimum of evidence",
+        f"fails 2 % instead of 0.1 %, weight rises after {minimum.candidate} candidate requests",
         ", ".join(map(str, policy.weights)),
         "errors",
         "candidate requests",
@@ -180,6 +183,7 @@ def run_whole_release(policy: Policy, releases: int, rng: np.random.Generator) -
         float(np.quantile(needed, 0.95, method="higher")),
         800,
         int((needed <= 800).sum()),
+        int(np.isinf(needed).sum()),
         0,
     )
 
@@ -222,6 +226,8 @@ def main() -> int:
     late, healthy = late_trouble()
     report(run_power(policy, late, "errors", 1200, releases, rng(), 2000, healthy))
     report(run_whole_release(policy, releases, rng()))
+    hasty = policy.model_copy(update={"minimum": Minimum(candidate=200)})
+    report(run_whole_release(hasty, releases, rng()))
     if options.json:
         options.json.write_text(json.dumps([asdict(result) for result in results], indent=1))
     print(f"\n{time.monotonic() - began:.0f} s", file=sys.stderr)

@@ -179,6 +179,11 @@ def troubles() -> Sequence[tuple[Traffic, str, int]]:
             "tags",
             800,
         ),
+        (
+            Traffic("fails 1 % instead of 0.1 %", (5,), candidate_fails=lambda look: 0.01),
+            "errors",
+            2500,
+        ),
     )
 
 
