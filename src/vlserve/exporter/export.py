@@ -214,6 +214,7 @@ def _draft(
         "graphs": {name: graph.model_dump(mode="json") for name, graph in graphs.items()},
         "image": served.image and served.image.model_dump(mode="json"),
         "text": served.text and served.text.model_dump(mode="json"),
+        "regions": served.regions and served.regions.model_dump(mode="json"),
         "labels": list(served.labels),
         "multi_label": served.multi_label,
         "options": dict(served.options),

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from vlserve.errors import RecipeNotFound
-from vlserve.runtime.manifest import ImageInput, Tensor, TextInput
+from vlserve.runtime.manifest import ImageInput, RegionInput, Tensor, TextInput
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Served:
     task: str
     image: ImageInput | None = None
     text: TextInput | None = None
+    regions: RegionInput | None = None
     labels: tuple[str, ...] = ()
     multi_label: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)

@@ -78,6 +78,17 @@ class TextInput(_Frozen):
     max_bytes: int = 65536
 
 
+class RegionInput(_Frozen):
+    """Visual features that come with the request, or from the graph ``features`` where there is
+    one: float (regions, dim), of image regions or of the cells of a grid."""
+
+    dim: int = Field(ge=1, le=65536)
+    max_regions: int = Field(ge=1, le=4096)
+    boxes: bool = False
+    """Whether each region has a box: x1, y1, x2, y2 as fractions of width and height."""
+    max_bytes: int = 20 * 1024 * 1024
+
+
 class Parity(_Frozen):
     """What the exporter measured: graph against the trained network on unseen shapes."""
 
@@ -106,6 +117,7 @@ class Manifest(_Frozen):
     graphs: dict[str, Graph]
     image: ImageInput | None = None
     text: TextInput | None = None
+    regions: RegionInput | None = None
     labels: tuple[str, ...] = ()
     multi_label: bool = False
     options: dict[str, Any] = Field(default_factory=dict)
