@@ -4,9 +4,6 @@
     title (batch, text) -> token_embedding -> bidirectional GRU -> pooled -> (batch, 2 * hidden)
     logits (batch, labels) = fc(image vector + title vector)
 
-The image half is He et al., Deep Residual Learning for Image Recognition (arXiv:1512.03385), with
-the parameter names of torchvision's ResNet (version 1.5: a bottleneck strides in its 3x3).
-
 Two poolings of the title. ``final_states``: the state of each direction after the text's last
 character, whatever the padding; for new training. ``last_step``: the GRU's output at the last,
 usually padded, position, as in older code (``gru_output[:, -1]``): its backward half has seen one
@@ -22,25 +19,15 @@ from typing import Any, Literal, Self
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vlserve.errors import CheckpointMismatch, ExportError
 from vlserve.exporter.checkpoint import check_keys
+from vlserve.exporter.layers.resnet import ResNet, ResNetConfig
 from vlserve.exporter.recipe import GraphPlan, Served, Spec
 from vlserve.runtime.manifest import ImageInput, TextInput
 from vlserve.runtime.manifest import Tensor as Axes
 
 VOCABULARY = "vocabulary.json"
-
-
-class ResNetConfig(BaseModel):
-    """``layers``: blocks in each of the four stages; ``width``: channels of the first stage."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    block: Literal["BasicBlock", "Bottleneck"] = "BasicBlock"
-    layers: tuple[int, int, int, int] = (2, 2, 2, 2)
-    width: int = Field(default=64, ge=1)
 
 
 class Config(BaseModel):
@@ -86,91 +73,6 @@ class Config(BaseModel):
         return self.vocabulary_size or (
             max([self.pad_id, self.unknown_id, *self.vocabulary.values()]) + 1
         )
-
-
-class BasicBlock(nn.Module):
-    """3x3, 3x3, plus the shortcut."""
-
-    expansion = 1
-
-    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.downsample = _shortcut(channels_in, channels, stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)))
-        y = self.bn2(self.conv2(y))
-        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
-
-
-class Bottleneck(nn.Module):
-    """1x1, 3x3 with the stride, 1x1 to four times the channels, plus the shortcut."""
-
-    expansion = 4
-
-    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
-        super().__init__()
-        channels_out = channels * self.expansion
-        self.conv1 = nn.Conv2d(channels_in, channels, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, stride, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.conv3 = nn.Conv2d(channels, channels_out, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(channels_out)
-        self.downsample = _shortcut(channels_in, channels_out, stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)))
-        y = F.relu(self.bn2(self.conv2(y)))
-        y = self.bn3(self.conv3(y))
-        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
-
-
-def _shortcut(channels_in: int, channels_out: int, stride: int) -> nn.Sequential | None:
-    if stride == 1 and channels_in == channels_out:
-        return None
-    return nn.Sequential(
-        nn.Conv2d(channels_in, channels_out, 1, stride, bias=False), nn.BatchNorm2d(channels_out)
-    )
-
-
-class ResNet(nn.Module):
-    """(batch, 3, height, width) -> (batch, features), or (batch, classes) with a head ``fc``."""
-
-    def __init__(self, config: ResNetConfig, classes: int | None = None) -> None:
-        super().__init__()
-        width = config.width
-        self.block = BasicBlock if config.block == "BasicBlock" else Bottleneck
-        self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)  # (batch, width, h / 2, w / 2)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.maxpool = nn.MaxPool2d(3, 2, 1)  # (batch, width, h / 4, w / 4)
-        self.channels = width
-        self.layer1 = self._stage(width, config.layers[0], stride=1)
-        self.layer2 = self._stage(width * 2, config.layers[1], stride=2)  # h / 8
-        self.layer3 = self._stage(width * 4, config.layers[2], stride=2)  # h / 16
-        self.layer4 = self._stage(width * 8, config.layers[3], stride=2)  # h / 32
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = None if classes is None else nn.Linear(self.channels, classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-    def _stage(self, channels: int, blocks: int, stride: int) -> nn.Sequential:
-        stage = nn.Sequential()
-        for index in range(blocks):
-            stage.append(self.block(self.channels, channels, stride if index == 0 else 1))
-            self.channels = channels * self.block.expansion
-        return stage
-
-    def forward(self, image: Tensor) -> Tensor:
-        x = self.maxpool(F.relu(self.bn1(self.conv1(image))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        features: Tensor = self.avgpool(x).flatten(1)
-        return features if self.fc is None else F.linear(features, self.fc.weight, self.fc.bias)
 
 
 class ResNetGRU(nn.Module):

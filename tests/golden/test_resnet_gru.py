@@ -120,7 +120,7 @@ def test_the_tagger_reads_the_original_with_its_head(case: Case) -> None:
     complete = RECIPE.complete_config(
         {name: value for name, value in CONFIG.items() if name != "resnet"}, state, Path()
     )
-    assert complete["resnet"] == {**config, "layers": list(config["layers"])}
+    assert config.items() <= complete["resnet"].items()
     load_into(tagger, RECIPE.adapt(state, complete), "resnet_gru")
     for name, tensor in tagger.eval().state_dict().items():
         if name.startswith("resnet_model."):

@@ -58,18 +58,31 @@ class LoadedVersion:
 
 
 @dataclass(frozen=True)
+class Shadow:
+    """Copies of ``percent`` of the requests that weights route go to ``version`` as well; what it
+    says to them reaches no client."""
+
+    version: int
+    percent: int
+
+
+@dataclass(frozen=True)
 class ModelRoute:
     """How the gateway routes one model.
 
     ``weights``: version -> share, summing to 100, the candidate first (so that a caller who is on
     the candidate stays on it as its weight rises). ``versions``: all that clients may ask for.
     ``salt``: changes with each release, so that other callers meet the next candidate first.
+    ``step``: written into the log of every request that the weights route, so that it counts for
+    the step of the release that routed it, whenever it ends; empty outside of a release.
     """
 
     model: str
     weights: Mapping[int, int]
     versions: Sequence[int]
     salt: str = ""
+    step: str = ""
+    shadow: Shadow | None = None
 
 
 @dataclass(frozen=True)
