@@ -1,27 +1,21 @@
-"""The ResNet half against torchvision's numbers, the whole tagger against the plain formulas."""
+"""The tagger against the plain formulas; its ResNet half also in test_resnet.py."""
 
-import re
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from golden_cases import Case, assert_close, cases, key_shapes
+from golden_cases import Case, assert_close, cases
+from resnet_cases import described, golden_weights
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from vlserve.exporter.checkpoint import load_into
+from vlserve.exporter.layers.resnet import ResNet, ResNetConfig
 from vlserve.exporter.recipe import load_recipe
 
 RECIPE = load_recipe("resnet_gru", Path(__file__).parents[2] / "export")
-NETWORK: ModuleType = sys.modules[type(RECIPE).__module__]
-STAGES = {"stem": "maxpool", "pooled": "avgpool"}
-"""The golden names of outputs that our network calls otherwise."""
-
 LABELS = ["a", "b", "c", "d", "e"]
 CONFIG: dict[str, Any] = {
     "labels": LABELS,
@@ -35,85 +29,12 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def described(case: Case) -> tuple[dict[str, Any], int]:
-    """A case's ResNetConfig and number of classes, from its hyperparameters or its class."""
-    said = case.config.get("hyperparameters", {})
-    written = re.search(r"ResNet\((\w+), *\[([\d, ]+)\]", case.config["source"]["class"])
-    block = said.get("block") or (written and written[1])
-    layers = said.get("layers") or (written and [int(n) for n in written[2].split(",")])
-    classes = re.search(r"num_classes=(\d+)", case.config["source"]["class"])
-    count = said.get("num_classes") or (int(classes[1]) if classes else 1000)
-    width = 64 // said.get("width_divisor", 1)
-    return {"block": block, "layers": layers, "width": width}, count
-
-
-def by_formula(case: Case, network: torch.nn.Module) -> dict[str, Tensor]:
-    """The weights of a case that stores none: config.json's weights_formula, with its numbers."""
-    formula = case.config["weights_formula"]
-    number = r"([\d.]+)"
-    a, b = _numbers(rf"sin\({number}\*j\+{number}\*k\)", formula)
-    (variance,) = _numbers(rf"running_var: 1\+{number}\*s", formula)
-    (mean,) = _numbers(rf"running_mean: {number}\*s", formula)
-    scale, shift = _numbers(rf"weight -> 1\+{number}\*s, else {number}\*s", formula)
-    (gain,) = _numbers(rf"s\*sqrt\({number}/numel", formula)
-    named = re.search(r"keys/([\w.-]+)\.json", formula)
-    assert named is not None
-    shapes = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
-    assert list(key_shapes(named[1]).items()) == list(shapes.items())
-    weights = {}
-    for k, (name, shape) in enumerate(shapes.items()):
-        size = int(np.prod(shape))
-        s = np.sin(a * np.arange(size, dtype=np.float64) + b * k)
-        if name.endswith("num_batches_tracked"):
-            values = np.zeros(size)
-        elif name.endswith("running_var"):
-            values = 1 + variance * s
-        elif name.endswith("running_mean"):
-            values = mean * s
-        elif len(shape) >= 2:
-            values = s * np.sqrt(gain / (size / shape[0]))
-        else:
-            values = 1 + scale * s if name.endswith("weight") else shift * s
-        weights[name] = torch.from_numpy(values.astype(np.float32)).reshape(shape)
-    return weights
-
-
-def _numbers(pattern: str, formula: str) -> list[float]:
-    found = re.search(pattern, formula)
-    assert found is not None, f"weights_formula has no {pattern}: {formula}"
-    return [float(value) for value in found.groups()]
-
-
-def golden_weights(case: Case, network: torch.nn.Module) -> dict[str, Tensor]:
-    stored = case.arrays("state_dict")
-    if not stored:
-        return by_formula(case, network)
-    return {name: torch.from_numpy(array) for name, array in stored.items()}
-
-
-@pytest.mark.parametrize("case", cases("resnet"), ids=str)
-def test_every_stage_equals_the_original(case: Case) -> None:
-    config, classes = described(case)
-    network = NETWORK.ResNet(NETWORK.ResNetConfig(**config), classes).eval()
-    load_into(network, golden_weights(case, network), "resnet")
-    seen: dict[str, Tensor] = {}
-    reference = case.arrays("outputs")
-    for name in set(reference) - {"logits"}:
-        module = network.get_submodule(STAGES.get(name, name))
-        module.register_forward_hook(lambda _, __, out, name=name: seen.update({name: out}))
-    (image,) = case.arrays("inputs").values()
-    with torch.inference_mode():
-        seen["logits"] = network(torch.from_numpy(image))
-    for name, expected in reference.items():
-        assert_close(seen[name].numpy().reshape(expected.shape), expected, f"{case} {name}")
-
-
 @pytest.mark.parametrize("case", cases("resnet"), ids=str)
 def test_the_tagger_reads_the_original_with_its_head(case: Case) -> None:
     """As torchvision's weights stand in a tagger's checkpoint, unused head and all."""
     config, classes = described(case)
     tagger = RECIPE.build({**CONFIG, "resnet": config})
-    alone = NETWORK.ResNet(NETWORK.ResNetConfig(**config), classes)
+    alone = ResNet(ResNetConfig.model_validate(config), classes)
     golden = golden_weights(case, alone)
     state = tagger.state_dict() | {f"resnet_model.{name}": x for name, x in golden.items()}
     state["resnet_model.fc.weight"] = torch.zeros(1000, golden["fc.weight"].shape[1])
@@ -125,21 +46,6 @@ def test_the_tagger_reads_the_original_with_its_head(case: Case) -> None:
     for name, tensor in tagger.eval().state_dict().items():
         if name.startswith("resnet_model."):
             assert torch.equal(tensor, golden[name.removeprefix("resnet_model.")])
-
-
-def test_every_key_of_the_published_resnet18_is_loaded() -> None:
-    published = key_shapes("resnet18")
-    network = NETWORK.ResNet(NETWORK.ResNetConfig(), classes=1000)
-    ours = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
-    assert list(ours.items()) == list(published.items())
-    state = {name: torch.rand(shape) for name, shape in published.items()}
-    load_into(network, state, "resnet")
-    loaded = network.state_dict()
-    assert all(
-        torch.equal(loaded[name], state[name])
-        for name in published
-        if not name.endswith("num_batches_tracked")
-    )
 
 
 # The plain formulas of the original tagger, over a checkpoint's tensors alone.

@@ -72,9 +72,10 @@ class GridExtractor(ResNet):
 
 
 def complete_grid(said: Any, folder: Path) -> dict[str, Any]:
-    """``grid`` of a config.json in ``folder``, with what its checkpoint shows filled in. ExportError
-    for one that names no checkpoint, CheckpointMismatch for one that is no ResNet's or that says
-    otherwise than its tensors."""
+    """``grid`` of a config.json in ``folder``, with what its checkpoint shows filled in.
+
+    ExportError for one that names no checkpoint; CheckpointMismatch for one that is no ResNet's or
+    that says otherwise than its tensors."""
     if not isinstance(said, Mapping) or not isinstance(said.get("checkpoint"), str):
         raise ExportError('grid of config.json must be like {"checkpoint": "resnet50.safetensors"}')
     path = (folder / said["checkpoint"]).resolve()
