@@ -15,21 +15,15 @@ from vlserve.exporter.layers.attention import AttentionMap, mask_bias, merge_hea
 from vlserve.exporter.layers.keys import count_layers
 
 
-class BertConfig(BaseModel):
-    """Sizes of a BERT. ``token_types`` 0: no such embedding. Layers from ``first_cross_layer`` on
-    have cross-attention to a memory of width ``memory_hidden``."""
+class LayersConfig(BaseModel):
+    """Sizes of BERT's layers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    vocabulary: int = Field(ge=1)
-    positions: int = Field(ge=1)
-    token_types: int = Field(default=0, ge=0)
     hidden: int = Field(ge=1)
     layers: int = Field(ge=1)
     heads: int = Field(ge=1)
     intermediate: int = Field(ge=1)
-    first_cross_layer: int = Field(ge=0)
-    memory_hidden: int = Field(ge=1)
     layer_norm_eps: float = 1e-12
 
     @model_validator(mode="after")
@@ -37,6 +31,17 @@ class BertConfig(BaseModel):
         if self.hidden % self.heads:
             raise ValueError(f"hidden {self.hidden} is no multiple of heads {self.heads}")
         return self
+
+
+class BertConfig(LayersConfig):
+    """Sizes of a BERT. ``token_types`` 0: no such embedding. Layers from ``first_cross_layer`` on
+    have cross-attention to a memory of width ``memory_hidden``."""
+
+    vocabulary: int = Field(ge=1)
+    positions: int = Field(ge=1)
+    token_types: int = Field(default=0, ge=0)
+    first_cross_layer: int = Field(ge=0)
+    memory_hidden: int = Field(ge=1)
 
 
 def bert_sizes(state: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
@@ -104,7 +109,7 @@ class AddNorm(nn.Module):
 class Attention(nn.Module):
     """Attention to keys and values of the text itself, or of a memory."""
 
-    def __init__(self, config: BertConfig, memory_hidden: int) -> None:
+    def __init__(self, config: LayersConfig, memory_hidden: int) -> None:
         super().__init__()
         self.heads = config.heads
         self.self = Projections(config.hidden, memory_hidden)
@@ -124,7 +129,7 @@ class Attention(nn.Module):
 
 
 class Intermediate(nn.Module):
-    def __init__(self, config: BertConfig) -> None:
+    def __init__(self, config: LayersConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(config.hidden, config.intermediate)
 
@@ -133,13 +138,14 @@ class Intermediate(nn.Module):
 
 
 class Layer(nn.Module):
-    """Self-attention, cross-attention if there is a memory (the layer must have one), MLP."""
+    """Self-attention, cross-attention if there is a memory, MLP. ``memory_hidden``: the memory's
+    width; None: the layer has no cross-attention."""
 
-    def __init__(self, config: BertConfig, crosses: bool) -> None:
+    def __init__(self, config: LayersConfig, memory_hidden: int | None = None) -> None:
         super().__init__()
         self.attention = Attention(config, config.hidden)
-        if crosses:
-            self.crossattention = Attention(config, config.memory_hidden)
+        if memory_hidden is not None:
+            self.crossattention = Attention(config, memory_hidden)
         self.intermediate = Intermediate(config)
         self.output = AddNorm(config.intermediate, config.hidden, config.layer_norm_eps)
 
@@ -159,7 +165,7 @@ class Layers(nn.Module):
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
         self.layer = nn.ModuleList(
-            Layer(config, crosses=index >= config.first_cross_layer)
+            Layer(config, config.memory_hidden if index >= config.first_cross_layer else None)
             for index in range(config.layers)
         )
 
