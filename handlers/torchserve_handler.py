@@ -13,6 +13,7 @@ from typing import Any
 from ts.metrics.dimension import Dimension
 from ts.metrics.metric_type_enum import MetricTypes
 
+from vlserve.runtime.answerlog import AnswerLog
 from vlserve.runtime.body import read_request, write_body
 from vlserve.runtime.contract import ItemError
 from vlserve.runtime.errors import ErrorCode
@@ -23,6 +24,8 @@ HTTP_STATUS = {
     ErrorCode.FIELD_INVALID: 422,
     ErrorCode.IMAGE_UNREADABLE: 400,
     ErrorCode.IMAGE_TOO_LARGE: 413,
+    ErrorCode.FEATURES_UNREADABLE: 400,
+    ErrorCode.FEATURES_TOO_LARGE: 413,
     ErrorCode.TEXT_UNREADABLE: 400,
     ErrorCode.TEXT_TOO_LONG: 413,
     ErrorCode.INFERENCE_FAILED: 500,
@@ -40,6 +43,8 @@ class TorchServeHandler:
         threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
         self.pipeline = open_folder(folder, threads, frozen=True)
         self.pipeline.warm_up(int(context.system_properties.get("batch_size") or 1))
+        log = os.environ.get("ANSWER_LOG")
+        self.answer_log = AnswerLog(Path(log) if log else None)
 
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:
         """One JSON body per request, in order, each with a status of its own."""
@@ -53,6 +58,7 @@ class TorchServeHandler:
             context.set_response_header(index, "x-vlserve-version", str(manifest.version))
             statuses.append(status)
             bodies.append(write_body(manifest, ids[index], answer))
+        self.answer_log.write(manifest, self.pipeline.task, ids, result)
         stage_ms = {f"{stage}_ms": round(value, 3) for stage, value in result.stage_ms.items()}
         for name, value in stage_ms.items():
             self._measure(context, name, value, "ms")

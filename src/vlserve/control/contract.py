@@ -147,12 +147,17 @@ class Engine(Protocol):
 class ModelRecord:
     """What the ledger says of one model. ``weights``: version -> desired share, the candidate
     first. ``stack``: the stable versions in force one over the other, the newest last: a release
-    pushes, a rollback pops."""
+    pushes, a rollback pops. ``intended``: weights that were about to replace ``weights`` when a
+    control service died; the gateway may be at them until the next tick. ``salt``, ``step``,
+    ``shadow``: see ModelRoute."""
 
     model: str
     weights: Mapping[int, int]
     stack: tuple[int, ...]
     salt: str
+    step: str = ""
+    shadow: Shadow | None = None
+    intended: Mapping[int, int] | None = None
 
     @property
     def stable(self) -> int | None:
@@ -180,6 +185,40 @@ class VersionRecord:
         return self.model, self.version
 
 
+class ReleaseStatus(StrEnum):
+    """Where a gray release stands. The last three are ends."""
+
+    RUNNING = "running"
+    PAUSED = "paused"  # keeps its weight; still goes back on an alarm
+    PROMOTED = "promoted"  # the candidate became stable
+    ROLLED_BACK = "rolled_back"  # by the judge
+    ABORTED = "aborted"  # taken back by hand
+
+    @property
+    def under_way(self) -> bool:
+        return self in (ReleaseStatus.RUNNING, ReleaseStatus.PAUSED)
+
+
+@dataclass(frozen=True)
+class GrayRelease:
+    """One release in steps, as the ledger has it. ``progress``: JSON of
+    vlserve.control.gray.progress, what the judge knows. ``keep_until``: Unix time until which a
+    candidate that was taken back stays loaded. Times are UTC, ISO 8601."""
+
+    id: int
+    model: str
+    candidate: int
+    stable: int
+    status: ReleaseStatus
+    step: int
+    shadow_percent: int
+    """Of this step: 0 outside of a shadow."""
+    started_at: str
+    ended_at: str | None
+    keep_until: float | None
+    progress: str
+
+
 @dataclass(frozen=True)
 class Event:
     """One line of the append-only history of a model."""
@@ -188,5 +227,5 @@ class Event:
     model: str
     version: int | None
     kind: str
-    """registered, loaded, released, rolled_back, unloaded, failed, recovered, …"""
+    """registered, loaded, released, release_started, advanced, held, rolled_back, unloaded, …"""
     detail: Mapping[str, Any] = field(default_factory=dict)

@@ -1,68 +1,21 @@
 """The ledger: what is registered, what is desired, and everything that happened.
 
-SQLite in model_store/, one control service at a time. Each thread at work has a connection of its
-own, so that reading never waits for a change under way; a change is one transaction with its event.
+A change is one transaction with its event.
 """
 
-import fcntl
 import json
 import sqlite3
-import threading
-from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-from vlserve.control.contract import Event, ModelRecord, State, VersionRecord
+from vlserve.control.contract import Event, ModelRecord, Shadow, State, VersionRecord
+from vlserve.control.database import Database
 from vlserve.control.rollout import TRANSITIONS, states_after
 from vlserve.errors import ControlError, ModelNotFound, VersionNotFound
 from vlserve.runtime.manifest import Manifest
-
-LEDGER = "ledger.sqlite"
-SCHEMA_VERSION = 1
-
-_SCHEMA = """
-CREATE TABLE models (
-    model TEXT PRIMARY KEY,
-    weights TEXT NOT NULL DEFAULT '{}'
-) STRICT;
-CREATE TABLE versions (
-    model TEXT NOT NULL REFERENCES models (model),
-    version INTEGER NOT NULL,
-    archive TEXT NOT NULL,
-    sha256 TEXT NOT NULL,
-    manifest TEXT NOT NULL,
-    state TEXT NOT NULL,
-    reason TEXT NOT NULL DEFAULT '',
-    was_ready INTEGER NOT NULL DEFAULT 0,
-    registered_at TEXT NOT NULL,
-    changed_at TEXT NOT NULL,
-    PRIMARY KEY (model, version)
-) STRICT;
-CREATE TABLE releases (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    model TEXT NOT NULL,
-    version INTEGER NOT NULL,
-    at TEXT NOT NULL,
-    rolled_back_at TEXT,
-    FOREIGN KEY (model, version) REFERENCES versions (model, version)
-) STRICT;
-CREATE TABLE events (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    at TEXT NOT NULL,
-    model TEXT NOT NULL,
-    version INTEGER,
-    kind TEXT NOT NULL,
-    detail TEXT NOT NULL
-) STRICT;
-CREATE INDEX events_by_model ON events (model, id);
-CREATE TRIGGER events_are_not_changed BEFORE UPDATE ON events
-BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
-CREATE TRIGGER events_are_not_deleted BEFORE DELETE ON events
-BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
-"""
 
 _VERSION = "model, version, archive, sha256, state, reason, was_ready, registered_at, changed_at"
 
@@ -74,31 +27,12 @@ class Ledger:
         """Open or create the ledger of the model store ``store``; ControlError when another
         control service has it open, or a newer vlserve wrote it."""
         self.store = store
-        store.mkdir(parents=True, exist_ok=True)
-        self._owner = (store / f"{LEDGER}.lock").open("w")
-        try:
-            fcntl.flock(self._owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._owner.close()
-            raise ControlError(
-                f"another control service uses {store / LEDGER}: stop it (`vlserve down`), "
-                "or give this stack a model_store of its own"
-            ) from error
-        self._threads = threading.local()
-        self._idle: deque[sqlite3.Connection] = deque()
-        self._closed = False
+        self.database = Database(store)
+        self._query, self._execute = self.database.query, self.database.execute
         self._manifests: dict[str, Manifest] = {}  # by the archive's sha256; probes make them long
-        try:
-            self._create()
-        except BaseException:
-            self.close()
-            raise
 
     def close(self) -> None:
-        self._closed = True  # what is under way may end, nothing may begin
-        while self._idle:
-            self._idle.pop().close()
-        self._owner.close()
+        self.database.close()
 
     def __enter__(self) -> Self:
         return self
@@ -106,21 +40,9 @@ class Ledger:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
+    def transaction(self) -> AbstractContextManager[None]:
         """All changes inside are kept together, or none. Nests; the outermost one commits."""
-        with self._borrowed() as connection:
-            if connection.in_transaction:
-                yield
-                return
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                connection.execute("COMMIT")
-            except BaseException:
-                with suppress(sqlite3.OperationalError):  # a full disk has rolled it back already
-                    connection.execute("ROLLBACK")
-                raise
+        return self.database.transaction()
 
     def models(self) -> list[ModelRecord]:
         """Every model that a version was ever registered for, by name."""
@@ -170,7 +92,7 @@ class Ledger:
 
     def add(self, manifest: Manifest, archive: Path, sha256: str) -> VersionRecord:
         """A new version, registered. Replaces a failed one of this number that was never ready."""
-        model, version, now = manifest.model, manifest.version, _now()
+        model, version, at = manifest.model, manifest.version, now()
         with self.transaction():
             self._execute("INSERT OR IGNORE INTO models (model) VALUES (?)", model)
             self._execute(
@@ -189,8 +111,8 @@ class Ledger:
                 sha256,
                 manifest.model_dump_json(),
                 State.REGISTERED,
-                now,
-                now,
+                at,
+                at,
             )
             self.record(model, version, "registered", sha256=sha256)
         return self.version(model, version)
@@ -208,7 +130,7 @@ class Ledger:
                 " was_ready = was_ready OR ? WHERE model = ? AND version = ?",
                 state,
                 reason,
-                _now(),
+                now(),
                 int(state is State.READY),
                 model,
                 version,
@@ -216,16 +138,21 @@ class Ledger:
             self.record(model, version, kind, **detail, **({"reason": reason} if reason else {}))
         return self.version(model, version)
 
-    def release(self, model: str, version: int, weights: Mapping[int, int]) -> None:
+    def release(self, model: str, version: int, weights: Mapping[int, int], **detail: Any) -> None:
         """``version`` becomes stable over the one before; ``weights`` are desired from now on."""
         with self.transaction():
             previous = self.model(model).stable
             self._execute(
-                "INSERT INTO releases (model, version, at) VALUES (?, ?, ?)", model, version, _now()
+                "INSERT INTO releases (model, version, at) VALUES (?, ?, ?)", model, version, now()
             )
             self._desire(model, weights, stable=version)
             self.record(
-                model, version, "released", previous=previous, weights=_keys_as_text(weights)
+                model,
+                version,
+                "released",
+                previous=previous,
+                **detail,
+                weights=_keys_as_text(weights),
             )
 
     def roll_back(self, model: str, version: int, weights: Mapping[int, int]) -> None:
@@ -236,7 +163,7 @@ class Ledger:
                 "UPDATE releases SET rolled_back_at = ?1"
                 " WHERE model = ?2 AND rolled_back_at IS NULL AND id > (SELECT max(id) FROM"
                 " releases WHERE model = ?2 AND version = ?3 AND rolled_back_at IS NULL)",
-                _now(),
+                now(),
                 model,
                 version,
             )
@@ -245,12 +172,33 @@ class Ledger:
                 model, version, "rolled_back", previous=previous, weights=_keys_as_text(weights)
             )
 
+    def weigh(
+        self, model: str, version: int, weights: Mapping[int, int], kind: str, **detail: Any
+    ) -> None:
+        """Other weights under the same stable version, with an event of ``kind`` on ``version``."""
+        with self.transaction():
+            stable = self.model(model).stable
+            assert stable is not None, f"{model} has no stable version to share with"
+            self._desire(model, weights, stable=stable)
+            self.record(model, version, kind, **detail, weights=_keys_as_text(weights))
+
+    def intend(self, model: str, weights: Mapping[int, int] | None) -> None:
+        """Note what the gateway is about to be told, or (None) that it is known again."""
+        text = None if weights is None else json.dumps(_keys_as_text(weights))
+        self._execute("UPDATE models SET intended = ? WHERE model = ?", text, model)
+
+    def undo(self, model: str, intended: Mapping[int, int]) -> None:
+        """The gateway left the weights that a control service had put it on before it died."""
+        with self.transaction():
+            self.intend(model, None)
+            self.record(model, None, "interrupted", intended=_keys_as_text(intended))
+
     def record(self, model: str, version: int | None, kind: str, **detail: Any) -> None:
         """Append one event."""
         with self.transaction():
             self._execute(
                 "INSERT INTO events (at, model, version, kind, detail) VALUES (?, ?, ?, ?, ?)",
-                _now(),
+                now(),
                 model,
                 version,
                 kind,
@@ -272,7 +220,7 @@ class Ledger:
             self._execute(
                 "UPDATE versions SET state = ?, changed_at = ? WHERE model = ? AND version = ?",
                 state,
-                _now(),
+                now(),
                 model,
                 version,
             )
@@ -283,11 +231,24 @@ class Ledger:
             " ORDER BY id",
             row["model"],
         )
+        salt, step, shadow = str(stack[-1]["id"]) if stack else "", "", None
+        for gray in self._query(
+            "SELECT id, candidate, step, shadow_percent FROM gray_releases"
+            " WHERE model = ? AND ended_at IS NULL",
+            row["model"],
+        ):
+            salt, step = f"r{gray['id']}", step_name(gray["id"], gray["step"])
+            if gray["shadow_percent"]:
+                shadow = Shadow(gray["candidate"], gray["shadow_percent"])
+        intended = row["intended"]
         return ModelRecord(
             model=row["model"],
-            weights={int(version): share for version, share in json.loads(row["weights"]).items()},
+            weights=_weights(row["weights"]),
             stack=tuple(entry["version"] for entry in stack),
-            salt=str(stack[-1]["id"]) if stack else "",
+            salt=salt,
+            step=step,
+            shadow=shadow,
+            intended=None if intended is None else _weights(intended),
         )
 
     def _version(self, row: sqlite3.Row) -> VersionRecord:
@@ -312,63 +273,19 @@ class Ledger:
             self._manifests[sha256] = Manifest.model_validate_json(row["manifest"])
         return self._manifests[sha256]
 
-    def _execute(self, statement: str, *values: object) -> None:
-        with self._borrowed() as connection:
-            connection.execute(statement, values)
 
-    def _query(self, statement: str, *values: object) -> list[sqlite3.Row]:
-        with self._borrowed() as connection:
-            return connection.execute(statement, values).fetchall()
-
-    @contextmanager
-    def _borrowed(self) -> Iterator[sqlite3.Connection]:
-        """The connection that this thread works with; one that is free, or a new one."""
-        mine: sqlite3.Connection | None = getattr(self._threads, "connection", None)
-        if mine is not None:
-            yield mine
-            return
-        try:
-            connection = self._idle.pop()
-        except IndexError:
-            connection = self._open()
-        self._threads.connection = connection
-        try:
-            yield connection
-        finally:
-            self._threads.connection = None
-            if self._closed:
-                connection.close()
-            else:
-                self._idle.append(connection)
-
-    def _open(self) -> sqlite3.Connection:
-        if self._closed:
-            raise ControlError(f"{self.store / LEDGER} was closed: the control service stops")
-        connection = sqlite3.connect(
-            self.store / LEDGER, timeout=30, isolation_level=None, check_same_thread=False
-        )
-        connection.row_factory = sqlite3.Row
-        connection.execute("PRAGMA foreign_keys = ON")
-        connection.execute("PRAGMA synchronous = FULL")  # a change that was answered is on disk
-        return connection
-
-    def _create(self) -> None:
-        self._execute("PRAGMA journal_mode = WAL")
-        found = self._query("PRAGMA user_version")[0][0]
-        if found == 0:
-            with self._borrowed() as connection:
-                connection.executescript(
-                    f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
-                )
-        elif found != SCHEMA_VERSION:
-            raise ControlError(
-                f"{self.store / LEDGER} has schema {found}, this vlserve reads {SCHEMA_VERSION}: "
-                "use the vlserve that wrote it"
-            )
+def step_name(release_id: int, step: int) -> str:
+    """How the gateway's log calls one step of one release."""
+    return f"{release_id}/{step}"
 
 
-def _now() -> str:
+def now() -> str:
+    """UTC, ISO 8601, to the millisecond."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _weights(text: str) -> dict[int, int]:
+    return {int(version): share for version, share in json.loads(text).items()}
 
 
 def _keys_as_text(weights: Mapping[int, int]) -> dict[str, int]:

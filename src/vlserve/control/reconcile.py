@@ -141,6 +141,7 @@ class Reconciler:
     def _route(self, action: Route) -> None:
         try:
             self._traffic.apply(action.routing)
+            self._traffic.settle()
         except VlserveError as error:
             self._say("gateway", str(error))
         else:

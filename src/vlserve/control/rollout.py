@@ -91,6 +91,8 @@ def routing(
             weights=dict(model.weights),
             versions=tuple(sorted(routable.get(model.model, ()))),
             salt=model.salt,
+            step=model.step,
+            shadow=model.shadow,
         )
         for model in models
         if model.model in routable

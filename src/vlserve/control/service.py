@@ -93,7 +93,7 @@ class ControlService:
             if current.stable == version and current.weights == full_weight(version):
                 return _released(model, version, self._next_earlier(current), already=True)
             self._make_ready(record)
-            with self._traffic.change():
+            with self._traffic.move(model, full_weight(version)):
                 previous = self._ledger.model(model).stable
                 self._ledger.release(model, version, full_weight(version))
         return _released(model, version, previous)
@@ -106,7 +106,7 @@ class ControlService:
         target = rollback_target(model, self._ledger.model(model).stack, version)
         with self._operations.on((model, target)):
             self._make_ready(self._ledger.version(model, target))
-            with self._traffic.change():
+            with self._traffic.move(model, full_weight(target)):
                 current = self._ledger.model(model)
                 if rollback_target(model, current.stack, version) != target:
                     raise NotReady(

@@ -33,6 +33,27 @@ class Traffic:
                 self.observe()
             self._apply(self._wanted())
 
+    @contextmanager
+    def move(self, model: str, weights: Mapping[int, int]) -> Iterator[None]:
+        """A `change` that takes a model's traffic to ``weights``. The ledger notes beforehand that
+        the gateway is about to be told so, and takes that back if it comes to nothing."""
+        with self._lock:
+            self._ledger.intend(model, weights)
+            try:
+                with self.change():
+                    yield
+                    self._ledger.intend(model, None)
+            except BaseException:
+                self._ledger.intend(model, None)
+                raise
+
+    def settle(self) -> None:
+        """Once the gateway follows the ledger again: note which moves a crash had cut short."""
+        with self._lock:
+            for record in self._ledger.models():
+                if record.intended is not None and self.is_as_wanted():
+                    self._ledger.undo(record.model, record.intended)
+
     def apply(self, routing: Routing) -> None:
         """Put ``routing`` in force, unless the ledger has moved on since it was planned."""
         with self._lock:

@@ -25,10 +25,14 @@ class Task(ABC, Generic[Fields]):
     """One task over one version's graphs. Instances are shared by threads and keep no requests.
 
     ``fields`` is the task's request schema; the pipeline parses each request into it once, and
-    gives the result to preprocess and postprocess alike.
+    gives the result to preprocess and postprocess alike. ``answer`` is the schema of the task's
+    answers. ``pictures`` names the parts of an answer that draw what others say in numbers: probes
+    leave them out, because a rounding changes their bytes.
     """
 
     fields: ClassVar[type[BaseModel]]
+    answer: ClassVar[type[BaseModel]] = BaseModel
+    pictures: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, manifest: Manifest, root: Path, backends: Mapping[str, Backend]) -> None:
         self.manifest = manifest
@@ -45,11 +49,26 @@ class Task(ABC, Generic[Fields]):
 
     def infer(self, arrays: Arrays) -> Arrays:
         """Run the batch. Tasks with several graphs (encoder and decoder, …) loop here."""
-        return self.backends["model"].run(arrays)
+        return self.run("model", arrays)
+
+    def run(self, graph: str, arrays: Arrays) -> Arrays:
+        """Run one graph on those of ``arrays`` that it takes."""
+        wanted = [tensor.name for tensor in self.manifest.graphs[graph].inputs]
+        return self.backends[graph].run({name: arrays[name] for name in wanted if name in arrays})
 
     @abstractmethod
     def postprocess(self, outputs: Arrays, index: int, fields: Fields) -> Answer:
         """The answer of item ``index`` of a batch, JSON-ready."""
+
+    @classmethod
+    def examples(cls, drawn: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Requests made of ``drawn`` values of every field that a model may take, for probes."""
+        return [{name: value for name, value in drawn.items() if name in cls.fields.model_fields}]
+
+    def scores(self, answer: Answer) -> Mapping[str, float]:
+        """The labels that an answer names with their scores, best first: what two versions are
+        compared by. Empty for a task whose answers have no labels."""
+        return {}
 
 
 def difference(expected: Any, got: Any, where: str = "answer", atol: float = 1e-3) -> str | None:

@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 from vlserve.control.contract import State
-from vlserve.control.ledger import LEDGER, Ledger
+from vlserve.control.database import LEDGER
+from vlserve.control.ledger import Ledger
 from vlserve.control.rollout import TRANSITIONS, full_weight
 from vlserve.errors import ControlError, ModelNotFound, VersionNotFound
 from vlserve.runtime.archive import verify_archive
