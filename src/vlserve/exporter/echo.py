@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vlserve.exporter.pack import Member, pack_archive
-from vlserve.exporter.probes import answer_in_process, drawn_requests
+from vlserve.exporter.probes import answer_in_process, drawn_requests, probes_of
 from vlserve.runtime.backend import EchoSettings
 
 LABELS = ("animals", "cars", "food", "music", "sport")
@@ -40,9 +40,7 @@ def pack_echo(
     with tempfile.TemporaryDirectory(prefix="vlserve-echo-") as scratch:
         unprobed = pack_archive(Path(scratch), draft, _members(healthy))
         answers = answer_in_process(unprobed, requests, Path(scratch) / "unpacked")
-    draft["probes"] = [
-        {"fields": fields, "answer": given} for fields, given in zip(requests, answers, strict=True)
-    ]
+    draft["probes"] = probes_of(draft, requests, answers)
     return pack_archive(out_dir, draft, _members(settings))
 
 

@@ -23,7 +23,7 @@ from vlserve.exporter.convert import (
 )
 from vlserve.exporter.pack import Member, pack_archive
 from vlserve.exporter.parity import measure, one_thread, unseen_sizes
-from vlserve.exporter.probes import answer_by_archive, drawn_requests
+from vlserve.exporter.probes import answer_by_archive, drawn_requests, probes_of
 from vlserve.exporter.recipe import GraphPlan, Recipe, Served, load_recipe, recipe_path
 from vlserve.runtime.archive import verify_archive
 from vlserve.runtime.backend import open_backend
@@ -100,12 +100,9 @@ def export_archive(
         progress("answering the probes by the archive's own code")
         handlers = settings.project_dir / "handlers"
         unprobed = pack_archive(work / "unprobed", draft, members, handlers)
-        requests = list(items) or drawn_requests(draft)
+        requests = list(items) or drawn_requests(draft, handlers)
         answers = answer_by_archive(unprobed, requests)
-        draft["probes"] = [
-            {"fields": dict(fields), "answer": given}
-            for fields, given in zip(requests, answers, strict=True)
-        ]
+        draft["probes"] = probes_of(draft, requests, answers, handlers)
         path = pack_archive(out, draft, members, handlers)
     progress(f"packed {path.name}")
     return ExportReport(path, file_sha256(path), verify_archive(path), parity)

@@ -6,25 +6,86 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image, ImageDraw
 
 from vlserve.errors import ExportError
+from vlserve.exporter.pack import HANDLERS_DIR
 from vlserve.runtime.archive import unpack_archive
 from vlserve.runtime.contract import Answer, ItemError, Request
 from vlserve.runtime.folder import open_folder
+from vlserve.runtime.manifest import RegionInput
 from vlserve.runtime.offline import answer_offline
+from vlserve.runtime.task import load_task
 
 TEXTS = ("cute cat video 可爱的猫咪", "今天做一道家常菜", "Final match highlights! 🏆 2024")
+REGIONS = (3, 5, 2)
+"""Of the drawn features, where a model takes any number."""
 _SIZES = ((128, 96), (90, 160), (64, 64))
 
 
-def drawn_requests(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Three requests, as JSON fields, with an image and a text where the manifest has them."""
-    requests = []
-    for index, text in enumerate(TEXTS):
-        image = {"image": drawn_image(index)} if manifest.get("image") else {}
-        requests.append(image | ({"text": text} if manifest.get("text") else {}))
-    return requests
+def drawn_requests(
+    manifest: Mapping[str, Any], handlers: Path = HANDLERS_DIR
+) -> list[dict[str, Any]]:
+    """Requests as JSON fields, made by the manifest's task of three drawings of everything that
+    its model takes: images, features with boxes (in turns where it takes both), texts."""
+    task = load_task(handlers / f"{manifest['task']}.py")
+    return [
+        fields for index in range(len(TEXTS)) for fields in task.examples(_drawn(manifest, index))
+    ]
+
+
+def probes_of(
+    manifest: Mapping[str, Any],
+    requests: Sequence[Mapping[str, Any]],
+    answers: Sequence[Answer],
+    handlers: Path = HANDLERS_DIR,
+) -> list[dict[str, Any]]:
+    """Requests and what they must be answered with, for the manifest; without pictures."""
+    pictures = load_task(handlers / f"{manifest['task']}.py").pictures
+    return [
+        {
+            "fields": dict(fields),
+            "answer": {name: value for name, value in answer.items() if name not in pictures},
+        }
+        for fields, answer in zip(requests, answers, strict=True)
+    ]
+
+
+def _drawn(manifest: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """Values of every field that a model may take, twice where a task is about two images."""
+    drawn: dict[str, Any] = {"text": TEXTS[index]} if manifest.get("text") else {}
+    both = manifest.get("image") and manifest.get("regions")
+    for suffix, seed in (("", index), ("2", index + 1)):
+        if manifest.get("image") and not (both and index % 2):
+            drawn[f"image{suffix}"] = drawn_image(seed)
+        elif manifest.get("regions"):
+            regions = drawn_regions(manifest, seed)
+            drawn |= {f"{name}{suffix}": value for name, value in regions.items()}
+    return drawn
+
+
+def drawn_regions(manifest: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """Features as base64 of a .npy file, and boxes where the model takes them."""
+    spec = RegionInput.model_validate(manifest["regions"])
+    visual = [
+        tensor["dims"][-2]
+        for graph in manifest["graphs"].values()
+        for tensor in graph["inputs"]
+        if tensor["name"] == "visual"
+    ]
+    some = min(REGIONS[seed % len(REGIONS)], spec.max_regions)
+    regions = visual[0] if visual and isinstance(visual[0], int) else some
+    random = np.random.default_rng(seed)
+    features = random.standard_normal((regions, spec.dim)).astype(np.float16)
+    file = io.BytesIO()
+    np.save(file, np.maximum(features, 0))  # as after a ReLU, where features come from
+    drawn: dict[str, Any] = {"features": base64.b64encode(file.getvalue()).decode("ascii")}
+    if spec.boxes:
+        corners = np.sort(random.integers(0, 64, (regions, 2, 2)), axis=1)
+        corners[:, 1] += 1  # none is empty
+        drawn["boxes"] = (corners.reshape(regions, 4) / 64).tolist()
+    return drawn
 
 
 def drawn_image(seed: int) -> str:

@@ -37,16 +37,34 @@ class RequestFields(BaseModel):
 
 
 def _image_bytes(value: Any, info: ValidationInfo) -> bytes:
+    return _file_bytes(value, info, "an image file", ErrorCode.IMAGE_UNREADABLE)
+
+
+def _npy_bytes(value: Any, info: ValidationInfo) -> bytes:
+    return _file_bytes(value, info, "a .npy file", ErrorCode.FEATURES_UNREADABLE)
+
+
+def _file_bytes(value: Any, info: ValidationInfo, kind: str, unreadable: ErrorCode) -> bytes:
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value)
     if not isinstance(value, str):
-        raise ValueError("must be an image file, or base64 of one in JSON")
+        raise ValueError(f"must be {kind}, or base64 of one in JSON")
     try:
         return base64.b64decode(value, validate=True)
     except ValueError as error:
-        raise RequestError(
-            ErrorCode.IMAGE_UNREADABLE, f"{info.field_name} is not base64: {error}"
-        ) from error
+        raise RequestError(unreadable, f"{info.field_name} is not base64: {error}") from error
+
+
+def _boxes(value: Any, info: ValidationInfo) -> Any:
+    """Bytes of a .npy file, or a list out of JSON, which a form may hold as text."""
+    if isinstance(value, list):
+        return value
+    if isinstance(value, bytes | bytearray | memoryview) and bytes(value[:1]) == b"[":
+        try:
+            return _strict_json(bytes(value))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"is neither a .npy file nor a JSON list: {error}") from error
+    return _npy_bytes(value, info)
 
 
 def _text(value: Any, info: ValidationInfo) -> str:
@@ -61,8 +79,25 @@ def _whole_number(value: Any) -> Any:
     return value
 
 
+def _switch(value: Any) -> Any:
+    if isinstance(value, bytes | bytearray):
+        if bytes(value) not in (b"true", b"false"):
+            raise ValueError("must be true or false")
+        return bytes(value) == b"true"
+    return value
+
+
 ImageField = Annotated[bytes, BeforeValidator(_image_bytes)]
 """An image file's bytes."""
+
+FeaturesField = Annotated[bytes, BeforeValidator(_npy_bytes)]
+"""Bytes of a .npy file: (regions, dim) of float16, float32 or float64."""
+
+BoxesField = Annotated[bytes | list[Any], BeforeValidator(_boxes)]
+"""Of each region x1, y1, x2, y2, fractions of width and height: a .npy file's bytes, or a list."""
+
+Switch = Annotated[bool, Field(strict=True), BeforeValidator(_switch)]
+"""true or false, in a form too."""
 
 TextField = Annotated[str, BeforeValidator(_text)]
 """Text, UTF-8 without NUL."""

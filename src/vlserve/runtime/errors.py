@@ -40,6 +40,8 @@ class ErrorCode(StrEnum):
     FIELD_INVALID = "field_invalid"  # a field missing, unknown, or of the wrong type or range
     IMAGE_UNREADABLE = "image_unreadable"  # not an image, truncated, or base64 that is not
     IMAGE_TOO_LARGE = "image_too_large"  # over the byte or pixel limit
+    FEATURES_UNREADABLE = "features_unreadable"  # not a .npy file, cut short, or base64 that is not
+    FEATURES_TOO_LARGE = "features_too_large"  # over the byte limit
     TEXT_UNREADABLE = "text_unreadable"  # not UTF-8, NUL, or lone surrogates
     TEXT_TOO_LONG = "text_too_long"  # over the byte limit
     INFERENCE_FAILED = "inference_failed"  # the graph failed on this item, alone

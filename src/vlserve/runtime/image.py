@@ -62,6 +62,14 @@ def decode(data: bytes, spec: ImageInput) -> NDArray[np.float32]:
     return _normalise(np.asarray(pixels), spec)
 
 
+def upright_size(data: bytes) -> tuple[int, int]:
+    """Width and height in pixels, upright, of an image that `decode` can read."""
+    with _no_warnings(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        if image.format == "PNG":
+            image.load()  # it may carry its EXIF behind the pixels
+        return image.size[::-1] if _swaps(_turn(image)) else image.size
+
+
 @contextmanager
 def _no_warnings() -> Iterator[None]:
     """Pillow warns of broken EXIF and the like: no news to who serves images of strangers."""
@@ -123,12 +131,16 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
 
 
 def _before(turn: Image.Transpose | None, spec: ImageInput) -> tuple[int, int]:
-    swapped = turn is not None and turn not in (
+    return (spec.height, spec.width) if _swaps(turn) else (spec.width, spec.height)
+
+
+def _swaps(turn: Image.Transpose | None) -> bool:
+    """Whether it swaps width and height."""
+    return turn is not None and turn not in (
         Image.Transpose.FLIP_LEFT_RIGHT,
         Image.Transpose.FLIP_TOP_BOTTOM,
         Image.Transpose.ROTATE_180,
     )
-    return (spec.height, spec.width) if swapped else (spec.width, spec.height)
 
 
 def _colours(image: Image.Image) -> Image.Image:

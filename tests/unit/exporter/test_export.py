@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from vlserve.errors import CheckpointMismatch, ExportError, ParityFailed, RecipeNotFound
 from vlserve.exporter.checkpoint import file_sha256
 from vlserve.exporter.export import ExportReport, export_archive, prove, read_trained
-from vlserve.exporter.probes import answer_by_archive, drawn_requests
+from vlserve.exporter.probes import answer_by_archive, drawn_image
 from vlserve.exporter.recipe import load_recipe
 from vlserve.runtime.archive import unpack_archive, verify_archive
 from vlserve.runtime.task import difference
@@ -181,7 +181,7 @@ def test_onnx_refuses_a_baked_in_length_too(tmp_path: Path) -> None:
 
 def test_given_items_become_the_probes(tmp_path: Path) -> None:
     trained = checkpoint(tmp_path, COUNTING, {})
-    items = [drawn_requests({"image": True, "text": True})[1] | {"text": "abba"}]
+    items = [{"image": drawn_image(1), "text": "abba"}]
     lines: list[str] = []
     report = export_archive(
         COUNTING, trained, tmp_path, format="torchscript", items=items, progress=lines.append

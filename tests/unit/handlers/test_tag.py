@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as npst
 
 from vlserve.exporter.echo import pack_echo
 from vlserve.runtime.archive import unpack_archive
-from vlserve.runtime.contract import Answer, ItemError, Request
+from vlserve.runtime.contract import Answer, Arrays, ItemError, Request
 from vlserve.runtime.errors import ErrorCode, ManifestInvalid, RequestError
 from vlserve.runtime.folder import open_folder
 from vlserve.runtime.pipeline import Pipeline
@@ -110,17 +110,25 @@ def test_only_inputs_that_the_graph_lists(pipeline: Pipeline) -> None:
     graph = pipeline.manifest.graphs["model"]
     image_alone = graph.model_copy(update={"inputs": graph.inputs[:1]})
     manifest = pipeline.manifest.model_copy(update={"graphs": {"model": image_alone}})
-    task: Task[Any] = type(pipeline.task)(manifest, pipeline.task.root, {})
+    seen: list[set[str]] = []
+
+    class Watching:
+        def run(self, inputs: Arrays) -> Arrays:
+            seen.append(set(inputs))
+            return {}
+
+    task: Task[Any] = type(pipeline.task)(manifest, pipeline.task.root, {"model": Watching()})
     asked = task.fields.model_validate(pipeline.manifest.probes[0].fields)
-    sample = task.preprocess(asked)
-    assert set(task.collate([sample])) == {"image"}
-    assert set(pipeline.task.collate([sample])) == {"image", "text_ids", "text_length"}
+    task.infer(task.collate([task.preprocess(asked)]))
+    assert seen == [{"image"}]
 
 
-@pytest.mark.parametrize("missing", [{"image": None}, {"text": None}, {"labels": ()}])
-def test_a_manifest_that_cannot_tag(pipeline: Pipeline, missing: dict[str, Any]) -> None:
-    manifest = pipeline.manifest.model_copy(update=missing)
-    with pytest.raises(ManifestInvalid, match="tag needs image, text and labels"):
+@pytest.mark.parametrize(
+    ("missing", "named"), [("image", "image or regions"), ("text", "text"), ("labels", "labels")]
+)
+def test_a_manifest_that_cannot_tag(pipeline: Pipeline, missing: str, named: str) -> None:
+    manifest = pipeline.manifest.model_copy(update={missing: () if missing == "labels" else None})
+    with pytest.raises(ManifestInvalid, match=f"tag needs {named} in the manifest"):
         type(pipeline.task)(manifest, pipeline.task.root, {})
 
 

@@ -1,0 +1,52 @@
+"""Captioning: an image (or features of its grid) -> a sentence about it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from vlserve.runtime.contract import Answer, Arrays, Backend, Sample
+from vlserve.runtime.errors import ErrorCode, RequestError
+from vlserve.runtime.inputs import VisualFields, VisualInputs
+from vlserve.runtime.manifest import Manifest
+from vlserve.runtime.task import Task
+from vlserve.runtime.writing import Writer
+
+
+class CaptionFields(VisualFields):
+    """What a client sends."""
+
+
+class Caption(BaseModel):
+    caption: str
+    log_prob: float
+    """Natural logarithm of the caption's probability, all tokens and the end together."""
+
+
+class CaptionTask(Task[CaptionFields]):
+    """Graphs: ``encoder``, from those of vlserve.runtime.inputs that it lists to the memory of
+    ``step``; see vlserve.runtime.writing."""
+
+    fields = CaptionFields
+    answer = Caption
+
+    def __init__(self, manifest: Manifest, root: Path, backends: Mapping[str, Backend]) -> None:
+        super().__init__(manifest, root, backends)
+        self._visual = VisualInputs(manifest, backends)
+        self._writer = Writer(manifest, root, backends)
+
+    def preprocess(self, fields: CaptionFields) -> Sample:
+        return self._visual.sample(fields)
+
+    def collate(self, samples: Sequence[Sample]) -> Arrays:
+        return self._visual.collate(samples)
+
+    def infer(self, arrays: Arrays) -> Arrays:
+        batch = len(next(iter(arrays.values())))
+        return self._writer.write(self.run("encoder", arrays), batch)
+
+    def postprocess(self, outputs: Arrays, index: int, fields: CaptionFields) -> Answer:
+        texts = self._writer.texts(outputs, index)
+        if not texts:
+            raise RequestError(ErrorCode.INFERENCE_FAILED, "the model wrote no caption")
+        return {"caption": texts[0].text, "log_prob": texts[0].log_prob}
