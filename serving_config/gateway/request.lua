@@ -9,7 +9,11 @@ function envoy_on_request(handle)
     headers:replace("x-request-id", sent)
   end
 
-  -- For the access log: routes rewrite the path to the version's own.
-  local path = headers:get(":path"):match("^[^?]*")
-  handle:streamInfo():dynamicMetadata():set("vlserve", "path", path)
+  -- For the access log: routes rewrite the path to the version's own, engine.lua drops the key.
+  local noted = handle:streamInfo():dynamicMetadata()
+  noted:set("vlserve", "path", headers:get(":path"):match("^[^?]*"))
+  local caller = headers:get("x-sticky-key")
+  if caller and caller ~= "" then
+    noted:set("vlserve", "caller", caller:sub(1, 256))
+  end
 end

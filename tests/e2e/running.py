@@ -99,6 +99,13 @@ class RunningGateway:
         """Put these models in force, on these engines."""
         self.gateway.apply(Routing(models, [engine.instance() for engine in to]))
 
+    def active(self) -> int:
+        """Requests that the gateway has begun to receive and not answered."""
+        admin = f"http://127.0.0.1:{self.settings.gateway.admin_port}/stats"
+        name = "http.predictions.downstream_rq_active"
+        said = httpx.get(admin, params={"filter": f"^{name}$"}, trust_env=False).text
+        return int(said.rpartition(":")[2])
+
     def access_log(self) -> Path:
         return self.settings.state_dir / "logs" / "access.jsonl"
 

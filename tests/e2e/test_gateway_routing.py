@@ -201,7 +201,7 @@ def test_a_version_that_leaves_answers_what_is_still_being_uploaded(
     head = b"POST /predictions/upload HTTP/1.1\r\nHost: gateway\r\nContent-Length: 8\r\n\r\nhalf"
     with socket.create_connection(("127.0.0.1", envoy.settings.gateway.port), 30) as client:
         client.sendall(head)
-        wait_until(lambda: _active(envoy) == 1)
+        wait_until(lambda: envoy.active() == 1)
         for versions in ((1, 2), (2,), (2,), (2,)):
             envoy.route(ModelRoute("upload", {2: 100}, versions), to=to)
         time.sleep(0.2)
@@ -216,13 +216,6 @@ def test_a_version_that_leaves_answers_what_is_still_being_uploaded(
     envoy.route(ModelRoute("upload", {2: 100}, (2,)), to=to)
     clusters = envoy.settings.state_dir / "gateway" / "dynamic" / "clusters.json"
     assert "upload-1" not in clusters.read_text()
-
-
-def _active(running: RunningGateway) -> int:
-    admin = f"http://127.0.0.1:{running.settings.gateway.admin_port}/stats"
-    name = "http.predictions.downstream_rq_active"
-    said = httpx.get(admin, params={"filter": f"^{name}$"}, trust_env=False).text
-    return int(said.rpartition(":")[2])
 
 
 def test_a_refused_routing_leaves_the_old_one(routed: RunningGateway, engines: Engines) -> None:

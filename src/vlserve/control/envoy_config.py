@@ -210,7 +210,7 @@ def _model_paths(route: ModelRoute, gateway: GatewaySettings) -> list[Config]:
         version: _forward(gateway, route.model, {"cluster": cluster_name(route.model, version)})
         for version in route.versions
     }
-    asks = _header("x-model-version", {"safe_regex": {"regex": ".+"}})
+    asks = _not_empty("x-model-version")
     return [
         *(
             {"match": _post({"path": f"{model}/{version}"}), "route": forward}
@@ -251,11 +251,19 @@ def _weighted_paths(route: ModelRoute, gateway: GatewaySettings) -> list[Config]
     }
     sticky["hash_policy"] = [{"header": {"header_name": "x-sticky-key", "regex_rewrite": salted}}]
     random = _forward(gateway, route.model, {"weighted_clusters": {"clusters": shares}})
-    has_key = _header("x-sticky-key", {"safe_regex": {"regex": ".+"}})
+    has_key = _not_empty("x-sticky-key")
     return [
-        {"match": _post({"path": path}, has_key), "route": sticky},
-        {"match": _post({"path": path}), "route": random},
+        {"match": _post({"path": path}, has_key), "route": sticky, **_logged(route)},
+        {"match": _post({"path": path}), "route": random, **_logged(route)},
     ]
+
+
+def _logged(route: ModelRoute) -> Config:
+    """The step, for the access log. It belongs to the route, so it is known with the version: when
+    a request's headers are read, whatever becomes of it."""
+    return (
+        {"metadata": {"filter_metadata": {"vlserve": {"step": route.step}}}} if route.step else {}
+    )
 
 
 def _forward(gateway: GatewaySettings, model: str, target: Config) -> Config:
@@ -308,6 +316,12 @@ def _post(path: Config, *headers: Config) -> Config:
 
 def _version_header(version: int) -> Config:
     return _header("x-model-version", {"exact": str(version)})
+
+
+def _not_empty(name: str) -> Config:
+    """Any bytes: a regular expression's dot takes UTF-8 alone."""
+    empty = _header(name, {"exact": ""})
+    return empty | {"treat_missing_header_as_empty": True, "invert_match": True}
 
 
 def _header(name: str, match: Config) -> Config:

@@ -54,6 +54,18 @@ def test_the_same_routing_renders_the_same_version() -> None:
     assert len(versions) == 3
 
 
+def test_the_step_is_noted_where_weights_route_and_nowhere_else() -> None:
+    def noted(step: str) -> list[tuple[str, ...]]:
+        return [
+            tuple(route["route"])
+            for route in _routes(ModelRoute("tagger", {2: 5, 1: 95}, (1, 2), step=step))
+            if route.get("metadata") == {"filter_metadata": {"vlserve": {"step": step}}}
+        ]
+
+    assert ["weighted_clusters" in route for route in noted("7/5")] == [True, True]
+    assert noted("") == []
+
+
 @pytest.mark.parametrize("salt", ["", "release-7", r"\1", "a\\"])
 def test_a_salt_is_no_regular_expression(salt: str) -> None:
     routes = _routes(ModelRoute("tagger", {1: 100}, (1,), salt))

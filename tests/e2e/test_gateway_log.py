@@ -1,0 +1,185 @@
+"""What the access log says of the requests of a release: step, version, caller, however each ends.
+Real Envoy."""
+
+import json
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+from fake_engine import FakeEngine, Reply
+from running import RunningGateway, running_gateway, wait_until
+
+from vlserve.control.contract import ModelRoute, Routing
+
+RELEASE = ModelRoute("tagger", {2: 50, 1: 50}, (1, 2), "release-7", step="release-7/25")
+CALM = ModelRoute("calm", {1: 100}, (1,))
+
+
+@pytest.fixture(scope="module")
+def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
+    """A gateway that waits half a second for an engine."""
+    with running_gateway(tmp_path_factory.mktemp("log"), timeout_s=0.5) as running:
+        yield running
+
+
+@pytest.fixture
+def engine() -> Iterator[FakeEngine]:
+    with FakeEngine("engine-0", "token-of-0") as running:
+        yield running
+
+
+@pytest.fixture
+def routed(hasty: RunningGateway, engine: FakeEngine) -> RunningGateway:
+    hasty.route(RELEASE, CALM, to=[engine])
+    return hasty
+
+
+def _logged(running: RunningGateway, request_id: str) -> Mapping[str, Any]:
+    """The access log's line of one request."""
+
+    def lines() -> list[Mapping[str, Any]]:
+        if not running.access_log().exists():
+            return []
+        written = [json.loads(line) for line in running.access_log().read_text().splitlines()]
+        return [line for line in written if line["request_id"] == request_id]
+
+    wait_until(lines)
+    (line,) = lines()
+    return line
+
+
+def _ask(
+    running: RunningGateway,
+    request_id: str,
+    path: str = "/predictions/tagger",
+    key: bytes | None = None,
+) -> httpx.Response:
+    headers = {b"x-request-id": request_id.encode()}
+    if key is not None:
+        headers[b"x-sticky-key"] = key
+    return running.http.post(path, content=b"x", headers=headers)
+
+
+@pytest.mark.parametrize(
+    ("key", "caller"),
+    [
+        (b"alice", "alice"),
+        (None, None),
+        (b"", None),
+        (b"k" * 1000, "k" * 256),
+        (b'a "key"\\ \t{}', 'a "key"\\ \t{}'),
+        ("猫".encode(), "猫"),
+        (b"\xff\xfe\x80", "\xff\xfe\x80"),
+    ],
+)
+def test_a_request_that_weights_route_is_logged_with_step_and_caller(
+    routed: RunningGateway, key: bytes | None, caller: str | None
+) -> None:
+    request_id = str(uuid4())
+    response = _ask(routed, request_id, key=key)
+    line = _logged(routed, request_id)
+    assert (line["step"], line["caller"], line["status"]) == (RELEASE.step, caller, 200)
+    assert line["version"] == str(response.json()["version"])
+
+
+def test_a_key_of_any_bytes_is_sticky(routed: RunningGateway) -> None:
+    for key in (b"\xff\xfe", "猫".encode(), b"a b"):
+        answers = [_ask(routed, "sticky", key=key).json() for _ in range(20)]
+        assert len({answer["version"] for answer in answers}) == 1
+
+
+def test_what_no_step_routed_has_none(routed: RunningGateway) -> None:
+    by_path = _ask(routed, "by-path", "/predictions/tagger/2", key=b"alice")
+    header = {"x-request-id": "by-header", "x-model-version": "2"}
+    by_header = routed.http.post("/predictions/tagger", headers=header)
+    other = _ask(routed, "no-release", "/predictions/calm")
+    assert {by_path.status_code, by_header.status_code, other.status_code} == {200}
+    for request_id in ("by-path", "by-header", "no-release"):
+        assert _logged(routed, request_id)["step"] is None
+    assert _logged(routed, "by-path")["caller"] == "alice"
+
+
+def _answers_late(engine: FakeEngine) -> None:
+    engine.delay_s = 1.5
+
+
+def _resets(engine: FakeEngine) -> None:
+    engine.replies.extend([Reply(0)] * 4)
+
+
+def _loses_its_worker(engine: FakeEngine) -> None:
+    engine.replies.extend([Reply(507)] * 4)
+
+
+def _refuses_the_image(engine: FakeEngine) -> None:
+    engine.refusal = (422, {"error": {"code": "field_invalid", "message": "no image"}})
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "flags"),
+    [
+        (_answers_late, 504, "UT"),
+        (_resets, 503, "URX,UC"),
+        (_loses_its_worker, 503, "URX"),
+        (_refuses_the_image, 422, "-"),
+    ],
+)
+def test_a_request_that_fails_counts_for_its_step_and_version(
+    routed: RunningGateway,
+    engine: FakeEngine,
+    fault: Callable[[FakeEngine], None],
+    status: int,
+    flags: str,
+) -> None:
+    fault(engine)
+    response = _ask(routed, fault.__name__, key=b"bob")
+    assert response.status_code == status
+    line = _logged(routed, fault.__name__)
+    assert (line["status"], line["flags"]) == (status, flags)
+    assert (line["step"], line["caller"]) == (RELEASE.step, "bob")
+    assert line["version"] == response.headers["x-model-version"]
+
+
+def test_a_request_that_no_instance_can_take_counts_too(hasty: RunningGateway) -> None:
+    hasty.gateway.apply(Routing([RELEASE], []))
+    response = _ask(hasty, "no-instance")
+    line = _logged(hasty, "no-instance")
+    assert (line["status"], line["flags"], line["step"]) == (503, "UH", RELEASE.step)
+    assert line["version"] == response.headers["x-model-version"]
+
+
+@pytest.mark.parametrize("sent", [b"whole", b"ha"])
+def test_a_client_that_goes_away_is_logged_with_its_step(
+    routed: RunningGateway, engine: FakeEngine, sent: bytes
+) -> None:
+    engine.delay_s = 0.3
+    request_id = f"away-{sent.decode()}"
+    head = f"POST /predictions/tagger HTTP/1.1\r\nHost: x\r\nX-Request-Id: {request_id}\r\n"
+    address = ("127.0.0.1", routed.settings.gateway.port)
+    with socket.create_connection(address, timeout=10) as client:
+        client.sendall(head.encode() + b"Content-Length: 5\r\n\r\n" + sent)
+        wait_until(lambda: routed.active() == 1)
+    line = _logged(routed, request_id)
+    assert (line["status"], line["flags"], line["step"]) == (0, "DC", RELEASE.step)
+    assert line["version"] in ("1", "2")
+
+
+def test_a_request_counts_for_the_step_that_routed_it(
+    routed: RunningGateway, engine: FakeEngine
+) -> None:
+    """Its answer comes when the next step is in force."""
+    head = b"POST /predictions/tagger HTTP/1.1\r\nHost: x\r\nX-Request-Id: early\r\n"
+    address = ("127.0.0.1", routed.settings.gateway.port)
+    with socket.create_connection(address, timeout=10) as client:
+        client.sendall(head + b"Content-Length: 5\r\n\r\nha")
+        wait_until(lambda: routed.active() == 1)
+        later = ModelRoute("tagger", {2: 100}, (1, 2), "release-7", step="release-7/100")
+        routed.route(later, to=[engine])
+        client.sendall(b"lf.")
+        assert client.recv(65536).startswith(b"HTTP/1.1 200")
+    _ask(routed, "later")
+    assert _logged(routed, "early")["step"] == RELEASE.step
+    assert _logged(routed, "later")["step"] == later.step
