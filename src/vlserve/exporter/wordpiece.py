@@ -22,7 +22,7 @@ def wordpiece(
     vocabulary: Sequence[str], template: str = "[CLS] $A [SEP]", added: Sequence[str] = ()
 ) -> Tokenizer:
     """bert-base-uncased's tokenizer over ``vocabulary`` (id = place), ``added`` special tokens
-    after it. ExportError where the vocabulary lacks a special token or repeats one."""
+    after it; ``template`` may name them. ExportError where the vocabulary lacks a special token or repeats one."""
     ids = {token: place for place, token in enumerate(vocabulary)}
     lacking = [token for token in SPECIAL if token not in ids]
     if lacking or len(ids) < len(vocabulary):
@@ -32,7 +32,8 @@ def wordpiece(
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
     tokenizer.add_special_tokens([*SPECIAL, *added])
+    put_in = ("[CLS]", "[SEP]", *(token for token in added if token in template))
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=template, special_tokens=[(token, ids[token]) for token in ("[CLS]", "[SEP]")]
+        single=template, special_tokens=[(token, tokenizer.token_to_id(token)) for token in put_in]
     )
     return tokenizer
