@@ -1,0 +1,399 @@
+"""ViLBERT: answer, match, ground, reason over two images, entail, from features of image regions.
+
+    text (batch, text) -> BERT layers -> text_states, which look at no image
+    regions (batch, regions, dim) and their boxes -> visual layers
+    both through connections, in which each looks at the other, and more layers of their own
+    the first state of each, pooled, and both multiplied -> a head
+
+    answer   of 3,129 answers
+    match    do text and image belong together
+    ground   which region the text is about: a score a region, from its own state
+    reason   is the sentence true of both images: a head on both pairs
+    entail   contradiction, neutral or entailment
+
+Lu et al., ViLBERT (arXiv:1908.02265), github.com/jiasenlu/vilbert_beta; 12-in-1
+(arXiv:1912.02315), github.com/facebookresearch/vilbert-multi-task.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from vlserve.errors import ExportError
+from vlserve.exporter.checkpoint import check_keys
+from vlserve.exporter.layers import two_stream_heads as parts
+from vlserve.exporter.layers.config_file import check_said, parse_config, read_names
+from vlserve.exporter.layers.examples import example_inputs
+from vlserve.exporter.layers.keys import is_ignored
+from vlserve.exporter.layers.two_stream import (
+    HEADS_AND_PLACES,
+    TwoStreamConfig,
+    encoder_config,
+    two_stream_sizes,
+)
+from vlserve.exporter.layers.two_stream_graphs import (
+    ClassifierGraph,
+    FusionGraph,
+    GroundGraph,
+    Pooled,
+    TextGraph,
+    TwoStreamTrunk,
+)
+from vlserve.exporter.recipe import GraphPlan, Served, Spec
+from vlserve.exporter.wordpiece import read_vocabulary, wordpiece
+from vlserve.runtime.manifest import RegionInput, TextInput
+from vlserve.runtime.manifest import Tensor as Axes
+
+FAMILY = "vilbert"
+ATOL = 1e-4
+"""Full-size logits, of the order of 10, differ by 1e-5 after 12 layers of sums."""
+TOKENIZER = "tokenizer.json"
+IGNORED = (r"bert\.encoder\.c_layer\.\d+\.biOutput\.q_dense[12]\..+",)
+"""Keys of checkpoints that no task needs: made by the original, never used."""
+
+
+class Task(BaseModel):
+    """Which head a task reads, and what the original's vilbert_tasks.yml says of it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    heads: tuple[str, ...]
+    """The first of them that the checkpoint has."""
+    task_token: int
+    max_length: int
+    """Tokens, [CLS] and [SEP] included."""
+    labels: tuple[str, ...] = ()
+    """In the order of the head's rows."""
+
+
+ALIGNMENT = "bi_seq_relationship"
+"""Pretraining's head, which every checkpoint has."""
+TASKS = {
+    "answer": Task(heads=("vil_prediction",), task_token=1, max_length=23),
+    "match": Task(heads=("vil_logit", ALIGNMENT), task_token=7, max_length=30),
+    "ground": Task(heads=("vision_logit",), task_token=9, max_length=20),
+    "reason": Task(
+        heads=("vil_binary_prediction",), task_token=12, max_length=40, labels=("false", "true")
+    ),
+    "entail": Task(
+        heads=("vil_tri_prediction",),
+        task_token=13,
+        max_length=56,
+        labels=("contradiction", "neutral", "entailment"),
+    ),
+}
+IMAGES = 2
+"""That a sentence of the task reason is about."""
+NOT_READ = (
+    "(v_)?(hidden_dropout_prob|attention_probs_dropout_prob|initializer_range)",
+    "v_target_size|visual_target|num_negative|objective|predict_feature",
+    "bi_intermediate_size|bi_attention_type|pooling_method",
+    "fast_mode|fixed_[vt]_layer|visualization",
+)
+"""Fields of the original's config.json that change no answer."""
+ONLY = {
+    "hidden_act": "gelu",
+    "v_hidden_act": "gelu",
+    "model": "bert",
+    "in_batch_pairs": False,
+    "with_coattention": True,
+    "intra_gate": False,
+}
+"""Fields of the original's config.json, and the value that each must have."""
+
+
+class Config(BaseModel):
+    """A config.json, completed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    family: Literal["vilbert"] = "vilbert"
+    task: Literal["answer", "match", "ground", "reason", "entail"]
+    vocabulary: tuple[str, ...]
+    max_length: int = Field(ge=2)
+    task_token: int = Field(ge=0)
+    max_regions: int = Field(default=100, ge=1)
+    """That a request may bring."""
+    global_region: bool = True
+    """Whether the network was trained with the whole image as the first region."""
+    answers: tuple[str, ...] = ()
+    encoder: TwoStreamConfig
+    positions: int = Field(ge=1)
+    token_types: int = Field(ge=1)
+    task_tokens: int = Field(default=0, ge=0)
+    region_dim: int = Field(ge=1)
+    region_targets: int = Field(ge=1)
+    fusion: parts.Fusion = "mul"
+    heads: dict[str, int] = Field(default_factory=dict)
+    """Name -> outputs, beside pretraining's."""
+    scaled_classifier: bool = False
+    """vilbert_beta's answers."""
+    training: dict[str, Any] = Field(default_factory=dict)
+    """Where the checkpoint comes from; not read."""
+
+    @model_validator(mode="after")
+    def _fits_itself(self) -> Self:
+        if self.max_length > self.positions:
+            raise ValueError(f"max_length is over the {self.positions} positions")
+        if self.task_tokens and self.task_token >= self.task_tokens:
+            raise ValueError(f"task_token must be below {self.task_tokens}")
+        return self
+
+    @property
+    def head(self) -> str | None:
+        """What the task reads; None: the checkpoint lacks it."""
+        named = (name for name in TASKS[self.task].heads if name in (*self.heads, ALIGNMENT))
+        return next(named, None)
+
+
+class VilbertNetwork(nn.Module):
+    """Every head that the checkpoint has; graphs are made of the parts."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        encoder, joint = config.encoder, config.encoder.joint_hidden
+        text, visual = encoder.text.hidden, encoder.visual.hidden
+        self.bert = TwoStreamTrunk(
+            encoder,
+            words=len(config.vocabulary),
+            positions=config.positions,
+            token_types=config.token_types,
+            task_tokens=config.task_tokens,
+            region_dim=config.region_dim,
+        )
+        self.cls = parts.PretrainingHeads(
+            text, len(config.vocabulary), visual, config.region_targets, joint
+        )
+        for name, outputs in config.heads.items():
+            scaled = config.scaled_classifier and name == "vil_prediction"
+            self.add_module(name, parts.make_head(name, outputs, text, visual, joint, scaled))
+
+
+class VilbertRecipe:
+    """See vlserve.exporter.recipe.Recipe."""
+
+    spec = Spec(family=FAMILY, tasks=tuple(TASKS), atol=ATOL)
+
+    def complete_config(
+        self, config: Mapping[str, Any], state: Mapping[str, Tensor], folder: Path
+    ) -> dict[str, Any]:
+        return parse(complete(config, own_names(state), folder)).model_dump(mode="json")
+
+    def build(self, config: Mapping[str, Any]) -> nn.Module:
+        return VilbertNetwork(parse(config))
+
+    def adapt(self, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
+        return own_names(state)
+
+    def serve(self, config: Mapping[str, Any], assets: Path) -> Served:
+        parsed = parse(config)
+        head = required_head(parsed)
+        if parsed.task == "answer" and len(parsed.answers) != parsed.heads[head]:
+            raise ExportError(
+                f"config.json names {len(parsed.answers)} answers, the checkpoint has "
+                f"{parsed.heads[head]}: a list, or a JSON file beside it"
+            )
+        options: dict[str, Any] = {"global_region": parsed.global_region}
+        if parsed.task == "match":
+            options["retrieval_score"] = "match_logit"
+        return Served(
+            task=parsed.task,
+            text=text_input(parsed, assets),
+            regions=RegionInput(dim=parsed.region_dim, max_regions=parsed.max_regions, boxes=True),
+            labels=parsed.answers if parsed.task == "answer" else TASKS[parsed.task].labels,
+            multi_label=parsed.task == "answer",
+            options=options,
+        )
+
+    def graphs(self, network: nn.Module, config: Mapping[str, Any]) -> dict[str, GraphPlan]:
+        assert isinstance(network, VilbertNetwork)
+        parsed = parse(config)
+        inputs, name = graph_inputs(parsed), required_head(parsed)
+        head = network.cls.get_submodule(name) if name == ALIGNMENT else network.get_submodule(name)
+        if isinstance(head, parts.ScaledClassifier):
+            head = head.plain()
+        if parsed.task == "ground":
+            scores = Axes(name="region_scores", dtype="float32", dims=("batch", "regions"))
+            return {"model": GraphPlan(GroundGraph(network.bert, head), inputs["model"], (scores,))}
+        pooled = Pooled(network.bert, parsed.fusion)
+        if parsed.task == "match":
+            logits = Axes(name="match_logits", dtype="float32", dims=("batch", 1))
+            fusion = FusionGraph(pooled, head, alignment=name == ALIGNMENT)
+            return {
+                "text": GraphPlan(TextGraph(network.bert), inputs["text"], (text_states(parsed),)),
+                "fusion": GraphPlan(fusion, inputs["fusion"], (logits,)),
+            }
+        logits = Axes(name="logits", dtype="float32", dims=("batch", parsed.heads[name]))
+        model = ClassifierGraph(network.bert, pooled, head)
+        return {"model": GraphPlan(model, inputs["model"], (logits,))}
+
+    def example(
+        self, graph: str, config: Mapping[str, Any], sizes: Mapping[str, int], seed: int
+    ) -> dict[str, Tensor]:
+        parsed = parse(config)
+        words, pad_id = len(parsed.vocabulary), parsed.vocabulary.index("[PAD]")
+        inputs = graph_inputs(parsed)[graph]
+        return example_inputs(inputs, sizes, seed, words + parsed.task_tokens, pad_id)
+
+
+def graph_inputs(config: Config) -> dict[str, tuple[Axes, ...]]:
+    """The inputs of each graph of the config's task."""
+    text = (
+        Axes(name="text_ids", dtype="int64", dims=("batch", "text")),
+        Axes(name="text_mask", dtype="int64", dims=("batch", "text")),
+    )
+    images = (IMAGES,) if config.task == "reason" else ()
+    regions: tuple[int | str, ...] = ("batch", *images, "regions")
+    visual = (
+        Axes(name="visual", dtype="float32", dims=(*regions, config.region_dim)),
+        Axes(name="visual_mask", dtype="int64", dims=regions),
+        Axes(name="boxes", dtype="float32", dims=(*regions, parts.BOX)),
+    )
+    if config.task == "match":
+        return {"text": text, "fusion": (text_states(config), text[1], *visual)}
+    return {"model": (*text, *visual)}
+
+
+def text_states(config: Config) -> Axes:
+    dims = ("batch", "text", config.encoder.text.hidden)
+    return Axes(name="text_states", dtype="float32", dims=dims)
+
+
+def required_head(config: Config) -> str:
+    """What the task reads. ExportError where the checkpoint lacks it."""
+    if config.head is None:
+        wanted = TASKS[config.task].heads[0]
+        raise ExportError(f"task {config.task}: the checkpoint has no head {wanted}")
+    return config.head
+
+
+def text_input(config: Config, assets: Path) -> TextInput:
+    """Writes the tokenizer, which puts the task token in, into ``assets``."""
+    tokenizer = tokenizer_of(config)
+    tokenizer.save(str(assets / TOKENIZER))
+    return TextInput(
+        tokenizer="wordpiece",
+        file=f"assets/{TOKENIZER}",
+        max_length=config.max_length + (1 if config.task_tokens else 0),
+        pad_id=tokenizer.token_to_id("[PAD]"),
+        unknown_id=tokenizer.token_to_id("[UNK]"),
+        pad_to_max=False,
+    )
+
+
+def tokenizer_of(config: Config) -> Tokenizer:
+    """Task tokens have the ids after the vocabulary's; the config's own stands after [CLS]."""
+    if not config.task_tokens:
+        return wordpiece(config.vocabulary)
+    added = [f"[TASK{number}]" for number in range(config.task_tokens)]
+    template = f"[CLS] {added[config.task_token]} $A [SEP]"
+    return wordpiece(config.vocabulary, template, added)
+
+
+def complete(
+    config: Mapping[str, Any], state: Mapping[str, Tensor], folder: Path
+) -> dict[str, Any]:
+    """``config``, which may hold the original's own, with what the tensors show filled in and the
+    files that it names read. CheckpointMismatch where they disagree."""
+    try:
+        sizes, shown = two_stream_sizes(state, "bert.encoder."), sizes_of(state)
+    except KeyError as error:
+        known = ("bert.", "cls.", *(f"{name}." for name in parts.OUTPUTS))
+        unexpected = [name for name in state if not name.startswith(known)]
+        check_keys(FAMILY, [str(error.args[0])], unexpected)
+        raise
+    words = shown.pop("words")
+    theirs = published_fields(sizes, shown, words)
+    check_said(config, theirs | shown)
+    for name, value in ONLY.items():
+        if config.get(name, value) != value:
+            raise ExportError(f"config.json: {name} is {config[name]}; only {value} is read")
+    task = config.get("task", "answer" if "vil_prediction" in shown["heads"] else "match")
+    if task not in TASKS:
+        raise ExportError(f"task {task}: {FAMILY} has {', '.join(TASKS)}")
+    said = {"task_token": TASKS[task].task_token, "max_length": TASKS[task].max_length, **config}
+    vocabulary = config.get("vocabulary", "vocab.txt")
+    if isinstance(vocabulary, str):
+        vocabulary = read_vocabulary(folder / vocabulary)
+    if len(vocabulary) != words:
+        raise ExportError(f"the vocabulary has {len(vocabulary)} tokens, the checkpoint {words}")
+    if isinstance(config.get("answers"), str):
+        said["answers"] = read_names(folder / config["answers"], "answers")
+    encoder = encoder_config(config, sizes)
+    fusion = config.get("fusion_method", "mul")
+    read = (*theirs, *ONLY, *HEADS_AND_PLACES, "fusion_method")
+    own = {
+        name: value
+        for name, value in said.items()
+        if name not in read and not is_ignored(name, NOT_READ)
+    }
+    return (
+        own
+        | shown
+        | {
+            "task": task,
+            "vocabulary": vocabulary,
+            "encoder": encoder,
+            "fusion": fusion,
+        }
+    )
+
+
+def sizes_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Fields of Config, and ``words``. KeyError for a tensor that there must be."""
+    text, regions = "bert.embeddings.", "bert.v_embeddings."
+    task_tokens = state.get(f"{text}task_embeddings.weight")
+    return {
+        "words": state[f"{text}word_embeddings.weight"].shape[0],
+        "positions": state[f"{text}position_embeddings.weight"].shape[0],
+        "token_types": state[f"{text}token_type_embeddings.weight"].shape[0],
+        "task_tokens": 0 if task_tokens is None else task_tokens.shape[0],
+        "region_dim": state[f"{regions}image_embeddings.weight"].shape[1],
+        "region_targets": state["cls.imagePredictions.decoder.weight"].shape[0],
+        "heads": parts.head_outputs(state),
+        "scaled_classifier": f"vil_prediction.{parts.SCALED_ROWS}" in state,
+    }
+
+
+def published_fields(
+    sizes: Mapping[str, Any], shown: Mapping[str, Any], words: int
+) -> dict[str, Any]:
+    """What the original's config.json must say of these tensors, where it says it."""
+    text, visual = sizes["text"], sizes["visual"]
+    return {
+        "vocab_size": words,
+        "hidden_size": text["hidden"],
+        "num_hidden_layers": text["layers"],
+        "intermediate_size": text["intermediate"],
+        "max_position_embeddings": shown["positions"],
+        "type_vocab_size": shown["token_types"],
+        "v_feature_size": shown["region_dim"],
+        "v_hidden_size": visual["hidden"],
+        "v_num_hidden_layers": visual["layers"],
+        "v_intermediate_size": visual["intermediate"],
+        "bi_hidden_size": sizes["joint_hidden"],
+        "dynamic_attention": sizes["gated"],
+        "task_specific_tokens": bool(shown["task_tokens"]),
+    }
+
+
+def own_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without the ignored keys; ``gamma`` and ``beta`` of old LayerNorms renamed."""
+    old = {"gamma": "weight", "beta": "bias"}
+    return {
+        re.sub(r"\.(gamma|beta)$", lambda found: f".{old[found[1]]}", name): tensor
+        for name, tensor in state.items()
+        if not is_ignored(name, IGNORED)
+    }
+
+
+def parse(config: Mapping[str, Any]) -> Config:
+    return parse_config(Config, config, FAMILY)
+
+
+RECIPE = VilbertRecipe()

@@ -1,0 +1,43 @@
+"""A checkpoint's config.json: parsed, and held against what the tensors show."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from vlserve.errors import CheckpointMismatch, ExportError
+
+AnyConfig = TypeVar("AnyConfig", bound=BaseModel)
+
+
+def parse_config(kind: type[AnyConfig], config: Mapping[str, Any], family: str) -> AnyConfig:
+    """Raises ExportError that names each field that is missing or wrong."""
+    try:
+        return kind.model_validate(config)
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"{'.'.join(str(part) for part in item['loc']) or 'config'}: {item['msg']}"
+            for item in error.errors(include_url=False, include_input=False)
+        )
+        raise ExportError(f"config.json of a {family} checkpoint: {wrong}") from error
+
+
+def check_said(config: Mapping[str, Any], shown: Mapping[str, Any]) -> None:
+    """CheckpointMismatch where config.json says otherwise than the tensors show."""
+    wrong = [
+        f"{name}: config.json says {config[name]}, the checkpoint has {value}"
+        for name, value in shown.items()
+        if name in config and config[name] != value
+    ]
+    if wrong:
+        raise CheckpointMismatch("; ".join(wrong))
+
+
+def read_names(path: Path, field: str) -> Any:
+    """The JSON list of names that ``field`` says is in a file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ExportError(f"{field} {path.name} cannot be read: {error}") from error
