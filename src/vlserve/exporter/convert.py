@@ -1,10 +1,13 @@
 """Turns one network into one graph file, each in a process of its own.
 
 The ONNX exporter keeps state between exports: a recurrent network's second export in a process can
-silently bake its text length in. So every export runs as ``python -m vlserve.exporter.convert``.
+silently bake its text length in. So ``python -m vlserve.exporter.convert`` imports everything,
+which takes seconds, exports nothing itself, and forks for every graph.
 """
 
+import importlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -14,7 +17,7 @@ import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn, Self
 
 import torch
 
@@ -29,6 +32,15 @@ Format = Literal["onnx", "torchscript"]
 SUFFIXES: Mapping[str, str] = {"onnx": ".onnx", "torchscript": ".pt"}
 OPSET = 20
 MAX_REASON_CHARS = 500
+WARM = (
+    "networkx",
+    "onnxscript.function_libs.torch_lib.ops",
+    "sympy.combinatorics",
+    "torch._dynamo",
+    "torch.export",
+    "torch.onnx",
+)
+"""What an export would import."""
 EXAMPLE_SIZES = (3, 7, 5, 11)
 """Sizes of the dynamic axes in the inputs that an export sees; 1 would be taken for a constant."""
 
@@ -54,17 +66,44 @@ def load_network(
     return network.eval().requires_grad_(False)
 
 
-def convert_in_fresh_process(job: Job) -> None:
-    """Write ``job.output``. ExportError carries the last words of a process that failed."""
-    with tempfile.TemporaryDirectory(prefix="vlserve-export-") as folder:
-        job_file = Path(folder) / "job.json"
-        job_file.write_text(json.dumps(asdict(job)), encoding="utf-8")
-        command = [sys.executable, "-m", "vlserve.exporter.convert", str(job_file)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        said = [line for line in done.stderr.splitlines() if line.strip()]
-        reason = said[-1].strip() if said else f"exit code {done.returncode}"
-        raise ExportError(f"converting graph {job.graph} to {job.format} failed: {reason}")
+class Converter:
+    """A process that has imported the exporters, and forks for every job. One job at a time."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "vlserve.exporter.convert"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def convert(self, job: Job) -> None:
+        """Write ``job.output``. ExportError carries the last words of a process that failed."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        with tempfile.TemporaryDirectory(prefix="vlserve-export-") as folder:
+            log = Path(folder) / "log.txt"
+            try:
+                self._process.stdin.write(json.dumps({"job": asdict(job), "log": str(log)}) + "\n")
+                self._process.stdin.flush()
+                status = self._process.stdout.readline().strip()
+            except BrokenPipeError:
+                status = ""
+            said = log.read_text(errors="replace").splitlines() if log.exists() else []
+        if status != "0":
+            lines = [line.strip() for line in said if line.strip()]
+            reason = lines[-1] if lines else f"exit code {status or 'unknown'}"
+            raise ExportError(f"converting graph {job.graph} to {job.format} failed: {reason}")
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def convert(job: Job) -> None:
@@ -161,16 +200,38 @@ def _without_debug_records(path: Path) -> dict[str, bytes]:
         return {name: archive.read(name) for name in names}
 
 
-def main(job_file: Path) -> None:
-    """Run one job; the last line on stderr says why it failed."""
-    try:
-        convert(Job(**json.loads(job_file.read_text(encoding="utf-8"))))
-    except VlserveError as error:
-        sys.exit(" ".join(str(error).split()))
-    except Exception as error:
-        traceback.print_exc()
-        sys.exit(f"{type(error).__name__}: {' '.join(str(error).split())[:MAX_REASON_CHARS]}")
+def main() -> None:
+    """Read jobs from standard input, one a line, and answer each with its exit code."""
+    for module in WARM:
+        importlib.import_module(module)
+    for line in sys.stdin:
+        request = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            _run(Job(**request["job"]), Path(request["log"]))
+        _, status = os.waitpid(child, 0)
+        print(os.waitstatus_to_exitcode(status), flush=True)
+
+
+def _run(job: Job, log: Path) -> NoReturn:
+    """Convert and end this process; the last line of the log says why it failed."""
+    status = 1
+    with log.open("w") as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+        os.dup2(file.fileno(), sys.stderr.fileno())
+        try:
+            convert(job)
+            status = 0
+        except VlserveError as error:
+            print(" ".join(str(error).split()), flush=True)
+        except Exception as error:
+            traceback.print_exc()
+            said = " ".join(str(error).split())[:MAX_REASON_CHARS]
+            print(f"{type(error).__name__}: {said}", flush=True)
+        finally:
+            sys.stderr.flush()
+            os._exit(status)  # what the parent has registered for its own end is not ours to run
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()

@@ -3,6 +3,7 @@
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ from vlserve.errors import ExportError
 from vlserve.exporter.checkpoint import file_sha256, read_checkpoint
 from vlserve.exporter.convert import (
     SUFFIXES,
+    Converter,
     Format,
     Job,
-    convert_in_fresh_process,
     example_sizes,
     graph_entry,
     load_network,
@@ -68,13 +69,15 @@ def export_archive(
     version: int = 1,
     items: Sequence[Mapping[str, Any]] = (),
     settings: Settings | None = None,
+    converter: Converter | None = None,
     progress: Progress = lambda line: None,
 ) -> ExportReport:
     """Write ``<name>-<version>.mar`` into the folder ``out``.
 
     ``recipe``: a name in export/, or the path of a recipe file. ``config``: by default config.json
     beside the checkpoint. ``name``: by default the recipe's family. ``items``: requests as JSON
-    fields (images as base64) to use as probes; drawn where there are none.
+    fields (images as base64) to use as probes; drawn where there are none. ``converter``: one for
+    several exports; by default this export starts its own.
 
     Raises ExportError or one of its children (RecipeNotFound, CheckpointMismatch, ParityFailed),
     or ArchiveError; then no archive has been written. Repeated, it writes the same bytes.
@@ -87,7 +90,8 @@ def export_archive(
         work = Path(folder)
         (work / "assets").mkdir()
         served = trained.recipe.serve(trained.config, work / "assets")
-        graphs, parity = _prove_graphs(trained, served, format, work, progress)
+        with nullcontext(converter) if converter else Converter() as converting:
+            graphs, parity = _prove_graphs(trained, served, format, work, converting, progress)
         files = [work / graph.file for graph in graphs.values()]
         files += sorted((work / "assets").iterdir())
         members: dict[str, Member] = {file.relative_to(work).as_posix(): file for file in files}
@@ -149,7 +153,12 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _prove_graphs(
-    trained: Trained, served: Served, format: Format, work: Path, progress: Progress
+    trained: Trained,
+    served: Served,
+    format: Format,
+    work: Path,
+    converter: Converter,
+    progress: Progress,
 ) -> tuple[dict[str, Graph], dict[str, Parity]]:
     """Convert every graph of the network into ``work`` and hold it against the network."""
     (work / "graphs").mkdir()
@@ -158,7 +167,7 @@ def _prove_graphs(
     for name, plan in trained.recipe.graphs(trained.network, trained.config).items():
         graph = graph_entry(plan, f"graphs/{name}{SUFFIXES[format]}", format)
         progress(f"converting graph {name} to {format}")
-        convert_in_fresh_process(
+        converter.convert(
             Job(
                 recipe=str(trained.recipe_path.resolve()),
                 checkpoint=str(trained.checkpoint.resolve()),

@@ -2,12 +2,14 @@
 
 The manifest's options say how: ``prompt_ids``, ``end_id``, ``beams``, ``max_length``, and where
 they are not the usual ones ``min_length``, ``length_penalty`` and ``finished`` (see BeamSearch);
-``tokenizer``, a tokenizer.json, or ``words``, a JSON list of words by id, turns ids into text.
+``tokenizer``, a tokenizer.json, or ``words``, a JSON list of words by id, turns ids into text;
+with ``merge_repeats`` a word that follows itself is written once.
 """
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,6 @@ from vlserve.runtime.contract import Arrays, Backend
 from vlserve.runtime.decoding import (
     BeamSearch,
     CachedStep,
-    Hypothesis,
     Ids,
     Ranking,
     beam_search,
@@ -45,6 +46,7 @@ class WritingOptions(BaseModel):
     finished: str = "leave"
     tokenizer: str | None = None
     words: str | None = None
+    merge_repeats: bool = False
 
 
 @dataclass(frozen=True)
@@ -153,8 +155,8 @@ class StepGraph:
 
 def _reader(options: WritingOptions, root: Path) -> Callable[[Sequence[int]], str]:
     if options.words is not None:
-        words = _read_words(root / options.words)
-        return lambda ids: " ".join(words[token] for token in ids if token < len(words))
+        words, merge = _read_words(root / options.words), options.merge_repeats
+        return lambda ids: " ".join(_merged(words, ids) if merge else [words[one] for one in ids])
     if options.tokenizer is None:
         raise ManifestInvalid("options of a model that writes: neither tokenizer nor words")
     import tokenizers
@@ -164,6 +166,10 @@ def _reader(options: WritingOptions, root: Path) -> Callable[[Sequence[int]], st
     except Exception as error:  # the tokenizers library raises bare Exception
         raise ArchiveUnreadable(f"tokenizer {options.tokenizer} cannot be read: {error}") from error
     return lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+def _merged(words: Sequence[str], ids: Sequence[int]) -> list[str]:
+    return [word for word, _ in groupby(words[one] for one in ids)]
 
 
 def _read_words(file: Path) -> list[str]:
@@ -178,6 +184,3 @@ def _read_words(file: Path) -> list[str]:
 
 def _without_end(ids: list[int], end_id: int) -> list[int]:
     return ids[: ids.index(end_id)] if end_id in ids else ids
-
-
-__all__ = ["AnswerRanking", "Hypothesis", "Writer", "Written"]

@@ -50,7 +50,7 @@ class CountingRecipe:
     def serve(self, config: Mapping[str, Any], assets: Path) -> Served:
         (assets / "vocabulary.json").write_text('{"a": 1, "b": 2}')
         text = TextInput(tokenizer="characters", file="assets/vocabulary.json", max_length=15)
-        return Served("tag", ImageInput(height=SIDE, width=SIDE), text, LABELS)
+        return Served("tag", ImageInput(height=SIDE, width=SIDE), text, labels=LABELS)
 
     def graphs(self, network: nn.Module, config: Mapping[str, Any]) -> dict[str, GraphPlan]:
         inputs = (
