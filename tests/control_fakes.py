@@ -84,6 +84,7 @@ class FakeGateway:
         self.refuse = ""
         self.asked_to_rotate = 0
         self.flying: dict[Key, int] = {}
+        self.started: float | None = 1000.0
 
     def apply(self, routing: Routing) -> None:
         if self.refuse:
@@ -97,6 +98,9 @@ class FakeGateway:
 
     def rotate_access_log(self) -> None:
         self.asked_to_rotate += 1
+
+    def started_at(self) -> float | None:
+        return self.started
 
     def ready(self) -> bool:
         return not self.refuse

@@ -17,6 +17,8 @@ VlserveError                  (vlserve.runtime.errors)
 │   ├── NotReady              the version is not loaded and healthy
 │   ├── StillServing          the version has weight, so it is not unloaded
 │   ├── NothingToRollBackTo
+│   ├── ReleaseUnderWay       the model is being released in steps
+│   ├── NoRelease             the model is not
 │   ├── LoadFailed            the engine could not load the version, or it answers its probes wrong
 │   ├── EngineUnavailable
 │   ├── GatewayRefused        the gateway did not take a configuration
@@ -38,11 +40,13 @@ __all__ = [
     "GatewayRefused",
     "LoadFailed",
     "ModelNotFound",
+    "NoRelease",
     "NotReady",
     "NothingToRollBackTo",
     "ParityFailed",
     "PortBusy",
     "RecipeNotFound",
+    "ReleaseUnderWay",
     "RequestError",
     "SettingsError",
     "StackError",
@@ -109,6 +113,14 @@ class StillServing(ControlError):
 
 class NothingToRollBackTo(ControlError):
     """There is no earlier stable version."""
+
+
+class ReleaseUnderWay(ControlError):
+    """The model is being released in steps, and what was asked must wait for its end."""
+
+
+class NoRelease(ControlError):
+    """No release of the model is under way."""
 
 
 class LoadFailed(ControlError):

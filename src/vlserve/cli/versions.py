@@ -1,24 +1,13 @@
-"""register, release, rollback, unload, history: words for the control service."""
+"""register, rollback, unload, history: words for the control service."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from vlserve.cli.output import AsJson, print_json, print_line, print_table, progress
-from vlserve.control.client import ControlClient
-from vlserve.settings import load_settings
-
-Model = Annotated[str, typer.Argument(help="Name of the model.")]
-Version = Annotated[int, typer.Argument(min=1, help="Version number.")]
-
-
-@contextmanager
-def _control() -> Iterator[ControlClient]:
-    with ControlClient(load_settings().control_url) as client:
-        yield client
+from vlserve.cli.words import Model, Version, control_client
 
 
 def register(
@@ -26,7 +15,7 @@ def register(
     as_json: AsJson = False,
 ) -> None:
     """Verify an archive, load it beside what serves and probe it; it gets no traffic yet."""
-    with _control() as control, progress(f"registering {archive.name}"):
+    with control_client() as control, progress(f"registering {archive.name}"):
         done = control.register(archive)
     if as_json:
         print_json(done)
@@ -38,30 +27,7 @@ def register(
         )
         return
     print_line(f"{done.model} {done.version} is {done.state}")
-    print_line(f"next: vlserve release {done.model} {done.version} --now")
-
-
-def release(
-    model: Model,
-    version: Version,
-    now: Annotated[bool, typer.Option("--now", help="All traffic at once, without steps.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Send a model's traffic to a version; the one before stays loaded for a rollback."""
-    if not now:
-        raise typer.BadParameter(
-            "a release in steps is not there yet: add --now", param_hint="--now"
-        )
-    with _control() as control, progress(f"releasing {model} {version}"):
-        done = control.release(model, version)
-    if as_json:
-        print_json(done)
-        return
-    if done.already_released:
-        print_line(f"{model} {done.version} had all traffic before: nothing to do")
-        return
-    before = f", {done.previous} stays loaded" if done.previous else ""
-    print_line(f"{model} {done.version} has all traffic{before}")
+    print_line(f"next: vlserve release {done.model} {done.version}")
 
 
 def rollback(
@@ -72,7 +38,7 @@ def rollback(
     as_json: AsJson = False,
 ) -> None:
     """Back to the previous stable version, or to VERSION."""
-    with _control() as control, progress(f"rolling back {model}"):
+    with control_client() as control, progress(f"rolling back {model}"):
         done = control.rollback(model, version)
     if as_json:
         print_json(done)
@@ -82,7 +48,7 @@ def rollback(
 
 def unload(model: Model, version: Version, as_json: AsJson = False) -> None:
     """Drain a version without weight and take it out of the engine; its archive stays."""
-    with _control() as control, progress(f"unloading {model} {version}"):
+    with control_client() as control, progress(f"unloading {model} {version}"):
         done = control.unload(model, version)
     if as_json:
         print_json(done)
@@ -92,7 +58,7 @@ def unload(model: Model, version: Version, as_json: AsJson = False) -> None:
 
 def history(model: Model, as_json: AsJson = False) -> None:
     """Everything that happened to a model, oldest first."""
-    with _control() as control:
+    with control_client() as control:
         events = control.history(model)
     if as_json:
         print_json(events)
@@ -102,9 +68,11 @@ def history(model: Model, as_json: AsJson = False) -> None:
 
 
 def _detail(detail: Mapping[str, Any]) -> str:
-    return " ".join(f"{key}={value}" for key, value in detail.items() if value is not None)
+    """The gates' figures are for --json: they would fill the screen."""
+    shown = {key: value for key, value in detail.items() if key != "gates"}
+    return " ".join(f"{key}={value}" for key, value in shown.items() if value is not None)
 
 
 def add_to(app: typer.Typer) -> None:
-    for command in (register, release, rollback, unload, history):
+    for command in (register, rollback, unload, history):
         app.command()(command)

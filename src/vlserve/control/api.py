@@ -5,7 +5,7 @@ import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path as FilePath
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -21,6 +21,7 @@ from starlette.requests import ClientDisconnect
 
 from vlserve.control.assembly import Control, assemble
 from vlserve.control.envoy import EnvoyGateway
+from vlserve.control.gray.views import ReleaseView
 from vlserve.control.service import ControlService
 from vlserve.control.torchserve import TorchServe, endpoints
 from vlserve.control.views import (
@@ -40,8 +41,11 @@ from vlserve.errors import (
     GatewayRefused,
     LoadFailed,
     ModelNotFound,
+    NoRelease,
     NothingToRollBackTo,
     NotReady,
+    ReleaseUnderWay,
+    SettingsError,
     StillServing,
     VersionConflict,
     VersionNotFound,
@@ -57,6 +61,9 @@ _STATUS: Mapping[type[VlserveError], int] = {
     NotReady: 409,
     StillServing: 409,
     NothingToRollBackTo: 409,
+    ReleaseUnderWay: 409,
+    NoRelease: 409,
+    SettingsError: 422,
     ArchiveError: 422,
     LoadFailed: 422,
     EngineUnavailable: 503,
@@ -75,14 +82,19 @@ FileName = Annotated[
 
 
 class ReleaseRequest(BaseModel):
-    """``now``: all traffic at once."""
+    """``now``: all traffic at once; else in steps, judged by serving_config/rollout.yaml, of which
+    ``changes`` replaces entries for this release alone."""
 
     model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"version": 2, "now": True}]}
+        extra="forbid",
+        json_schema_extra={
+            "examples": [{"version": 2, "changes": {"weights": [5, 25, 50, 100], "hold_s": 60}}]
+        },
     )
 
     version: Version
-    now: Literal[True] = True
+    now: bool = False
+    changes: dict[str, Any] = Field(default_factory=dict)
 
 
 class RollbackRequest(BaseModel):
@@ -175,9 +187,27 @@ def _verbs(service: ControlService, max_archive_bytes: int) -> APIRouter:
             archive.unlink(missing_ok=True)
 
     @router.post("/models/{model}/releases")
-    def release(model: Model, body: ReleaseRequest) -> Released:
-        """Move the model's traffic to a version; it is in force when this returns."""
-        return service.release(model, body.version)
+    def release(model: Model, body: ReleaseRequest) -> Released | ReleaseView:
+        """Move the model's traffic to a version, or begin to; it is in force when this returns."""
+        if body.now:
+            return service.release(model, body.version)
+        return service.releases.start(model, body.version, body.changes)
+
+    @router.get("/models/{model}/release")
+    def look(model: Model) -> ReleaseView:
+        """The release in steps that is under way, or the last one, with its evidence."""
+        return service.releases.look(model)
+
+    @router.post("/models/{model}/release/{word}")
+    def steer(model: Model, word: Literal["pause", "resume", "abort", "promote"]) -> ReleaseView:
+        """Steer the release under way; it is in force when this returns. The body is ``{}``."""
+        words = {
+            "pause": service.releases.pause,
+            "resume": service.releases.resume,
+            "abort": service.releases.abort,
+            "promote": service.releases.promote,
+        }
+        return words[word](model)
 
     @router.post("/models/{model}/rollback")
     def rollback(model: Model, body: RollbackRequest) -> Released:

@@ -3,9 +3,14 @@
 from dataclasses import dataclass
 
 from vlserve.control.contract import Engine, Gateway
+from vlserve.control.gray.conductor import Conductor, Surveyor
+from vlserve.control.gray.look import Logs
+from vlserve.control.gray.moves import Moves
+from vlserve.control.gray.records import GrayReleases
+from vlserve.control.gray.releases import Releases
 from vlserve.control.ledger import Ledger
 from vlserve.control.lifecycle import Lifecycle, Operations
-from vlserve.control.reconcile import Reconciler
+from vlserve.control.reconcile import Backoff, Reconciler
 from vlserve.control.service import ControlService
 from vlserve.control.traffic import Traffic
 from vlserve.settings import Settings
@@ -13,16 +18,19 @@ from vlserve.settings import Settings
 
 @dataclass(frozen=True)
 class Control:
-    """One control service: the user's words, and the tick beside them."""
+    """One control service: the user's words, and the ticks beside them."""
 
     ledger: Ledger
     service: ControlService
     reconciler: Reconciler
+    conductor: Conductor
 
     def start(self) -> None:
         self.reconciler.start()
+        self.conductor.start()
 
     def stop(self) -> None:
+        self.conductor.stop()
         self.reconciler.stop()
         self.ledger.close()
 
@@ -31,11 +39,26 @@ def assemble(settings: Settings, engine: Engine, gateway: Gateway) -> Control:
     """ControlError when another control service has the model store's ledger open."""
     ledger = Ledger(settings.model_store)
     traffic = Traffic(ledger, engine, gateway)
-    lifecycle = Lifecycle(ledger, engine, traffic)
-    operations = Operations()
-    service = ControlService(
-        ledger, traffic, lifecycle, operations, settings.control.drain_timeout_s
-    )
+    lifecycle = Lifecycle(ledger, engine, traffic, settings.control.drain_timeout_s)
+    operations, backoff = Operations(), Backoff()
     tick_s = settings.control.tick_s
-    reconciler = Reconciler(ledger, engine, gateway, traffic, lifecycle, operations, tick_s)
-    return Control(ledger, service, reconciler)
+    reconciler = Reconciler(
+        ledger, engine, gateway, traffic, lifecycle, operations, backoff, tick_s
+    )
+    logs = Logs(
+        requests=settings.state_dir / "logs" / "access.jsonl",
+        copies=settings.state_dir / "logs" / "shadow.jsonl",
+        answers=settings.state_dir / "logs" / "answers.jsonl",
+    )
+    records = GrayReleases(ledger)
+    moves = Moves(ledger, records, traffic)
+    surveyor = Surveyor(traffic, gateway, backoff.waiting)
+    conductor = Conductor(ledger, records, moves, surveyor, lifecycle, operations, logs, tick_s)
+    policy_file = settings.config_dir / "rollout.yaml"
+    releases = Releases(
+        ledger, records, moves, conductor, surveyor, lifecycle, operations, logs, policy_file
+    )
+    service = ControlService(
+        ledger, traffic, lifecycle, operations, releases, settings.control.drain_timeout_s
+    )
+    return Control(ledger, service, reconciler, conductor)

@@ -1,10 +1,12 @@
 """The control service's words for Python callers; the command line is one."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import httpx
 
+from vlserve.control.gray.views import ReleaseView
 from vlserve.control.views import (
     EventView,
     Health,
@@ -79,6 +81,40 @@ class ControlClient:
         """All traffic to ``version``; in force when this returns. NotReady, VersionNotFound."""
         body = {"version": version, "now": True}
         return Released.model_validate(self._call("POST", f"/models/{model}/releases", json=body))
+
+    def start_release(
+        self, model: str, version: int, changes: Mapping[str, Any] | None = None
+    ) -> ReleaseView:
+        """Begin to release ``version`` in steps; the first is in force when this returns.
+        ``changes``: entries of rollout.yaml for this release. ReleaseUnderWay, NotReady."""
+        body = {"version": version, "changes": dict(changes or {})}
+        return ReleaseView.model_validate(
+            self._call("POST", f"/models/{model}/releases", json=body)
+        )
+
+    def look(self, model: str) -> ReleaseView:
+        """The release in steps that is under way, or the last one. NoRelease."""
+        return ReleaseView.model_validate(self._call("GET", f"/models/{model}/release"))
+
+    def pause(self, model: str) -> ReleaseView:
+        """Keep the weight until `resume`; an alarm still takes the release back. NoRelease."""
+        return self._steer(model, "pause")
+
+    def resume(self, model: str) -> ReleaseView:
+        return self._steer(model, "resume")
+
+    def abort(self, model: str) -> ReleaseView:
+        """All traffic back to stable; in force when this returns. NoRelease, NotReady."""
+        return self._steer(model, "abort")
+
+    def promote(self, model: str) -> ReleaseView:
+        """All traffic to the candidate; in force when this returns. NoRelease, NotReady."""
+        return self._steer(model, "promote")
+
+    def _steer(self, model: str, word: str) -> ReleaseView:
+        return ReleaseView.model_validate(
+            self._call("POST", f"/models/{model}/release/{word}", json={})
+        )
 
     def rollback(self, model: str, version: int | None = None) -> Released:
         """Back to the stable version before, or to ``version``. NothingToRollBackTo, NotReady."""

@@ -114,6 +114,10 @@ class Gateway(Protocol):
         """Begin a new access log if the present one is large; asked at every tick."""
         ...
 
+    def started_at(self) -> float | None:
+        """Unix time of the gateway's start, to a second; None while it does not answer."""
+        ...
+
 
 class Engine(Protocol):
     """Runs versions. Implemented by vlserve.control.torchserve. Methods raise EngineUnavailable

@@ -44,10 +44,13 @@ class Operations:
 class Lifecycle:
     """Callers hold the version's operation. Thread-safe."""
 
-    def __init__(self, ledger: Ledger, engine: Engine, traffic: Traffic) -> None:
+    def __init__(
+        self, ledger: Ledger, engine: Engine, traffic: Traffic, drain_timeout_s: float
+    ) -> None:
         self._ledger = ledger
         self._engine = engine
         self._traffic = traffic
+        self._drain_timeout_s = drain_timeout_s
 
     def load(self, record: VersionRecord) -> VersionRecord:
         """registered, loading, failed or retired -> ready: loaded, probed, its own path open.
@@ -77,6 +80,20 @@ class Lifecycle:
         its weight stay: they are desired. LoadFailed, EngineUnavailable."""
         self._load_and_probe(record)
         self._ledger.record(*record.key, "recovered")
+
+    def make_ready(self, record: VersionRecord) -> None:
+        """Loaded, and healthy at this moment: a retired version is loaded first. NotReady."""
+        if record.state.routable:
+            self.check_healthy(record)
+            return
+        if record.state is State.DRAINING:
+            record = self.finish_draining(record, self._drain_timeout_s)
+        if record.state is not State.RETIRED:
+            reason = f" ({record.reason})" if record.reason else ""
+            raise NotReady(
+                f"{record.model} {record.version} is {record.state}{reason}, so it gets no traffic"
+            )
+        self.load(record)
 
     def check_healthy(self, record: VersionRecord) -> None:
         """NotReady unless every instance that gets the version's requests answers its first probe

@@ -58,6 +58,7 @@ class Reconciler:
         traffic: Traffic,
         lifecycle: Lifecycle,
         operations: Operations,
+        backoff: Backoff,
         tick_s: float,
     ) -> None:
         self._ledger = ledger
@@ -67,7 +68,7 @@ class Reconciler:
         self._lifecycle = lifecycle
         self._operations = operations
         self._tick_s = tick_s
-        self._backoff = Backoff()
+        self._backoff = backoff
         self._submitted: set[Key] = set()
         self._said: dict[str, str] = {}
         self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="reconcile")

@@ -38,6 +38,13 @@ def full_weight(version: int) -> dict[int, int]:
     return {version: 100}
 
 
+def shared_weights(candidate: int, stable: int, weight: int) -> dict[int, int]:
+    """``weight`` per cent to the candidate, which comes first, so that a caller who is on it stays
+    on it as the weight rises; the rest to stable."""
+    shares = {candidate: weight, stable: 100 - weight}
+    return {version: share for version, share in shares.items() if share}
+
+
 def states_after(
     states: Mapping[int, State], weights: Mapping[int, int], stable: int
 ) -> dict[int, State]:

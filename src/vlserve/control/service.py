@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vlserve.control.contract import Key, ModelRecord, State, VersionRecord
+from vlserve.control.gray.releases import Releases
 from vlserve.control.ledger import Ledger
 from vlserve.control.lifecycle import Lifecycle, Operations
 from vlserve.control.rollout import full_weight, rollback_target
@@ -43,12 +44,14 @@ class ControlService:
         traffic: Traffic,
         lifecycle: Lifecycle,
         operations: Operations,
+        releases: Releases,
         drain_timeout_s: float,
     ) -> None:
         self._ledger = ledger
         self._traffic = traffic
         self._lifecycle = lifecycle
         self._operations = operations
+        self.releases = releases
         self._drain_timeout_s = drain_timeout_s
         self.incoming = ledger.store / ".incoming"
         """Where an archive is written before it is registered."""
@@ -90,22 +93,29 @@ class ControlService:
         with self._operations.on((model, version)):
             record = self._ledger.version(model, version)
             current = self._ledger.model(model)
+            self.releases.refuse_if_under_way(model)
             if current.stable == version and current.weights == full_weight(version):
                 return _released(model, version, self._next_earlier(current), already=True)
-            self._make_ready(record)
+            self._lifecycle.make_ready(record)
             with self._traffic.move(model, full_weight(version)):
+                self.releases.refuse_if_under_way(model)
                 previous = self._ledger.model(model).stable
                 self._ledger.release(model, version, full_weight(version))
         return _released(model, version, previous)
 
     def rollback(self, model: str, version: int | None = None) -> Released:
         """All traffic back to the stable version before, or to the earlier one ``version``; in
-        force when this returns. NothingToRollBackTo, NotReady."""
+        force when this returns. A release under way is aborted. NothingToRollBackTo, NotReady."""
+        under_way = self.releases.under_way(model)
+        if under_way is not None and version in (None, under_way.stable):
+            aborted = self.releases.abort(model)
+            return _released(model, aborted.stable, aborted.candidate)
+        self.releases.refuse_if_under_way(model)
         if version is not None:
             self._ledger.version(model, version)
         target = rollback_target(model, self._ledger.model(model).stack, version)
         with self._operations.on((model, target)):
-            self._make_ready(self._ledger.version(model, target))
+            self._lifecycle.make_ready(self._ledger.version(model, target))
             with self._traffic.move(model, full_weight(target)):
                 current = self._ledger.model(model)
                 if rollback_target(model, current.stack, version) != target:
@@ -121,6 +131,9 @@ class ControlService:
         stays. StillServing while it has weight."""
         with self._operations.on((model, version)):
             record = self._ledger.version(model, version)
+            under_way = self.releases.under_way(model)
+            if under_way is not None and version in (under_way.candidate, under_way.stable):
+                self.releases.refuse_if_under_way(model)
             if self._ledger.model(model).weights.get(version):
                 raise StillServing(
                     f"{model} {version} has traffic: release another version or roll back first"
@@ -208,20 +221,6 @@ class ControlService:
         for changed in (folder, folder.parent, self._ledger.store):
             _sync_folder(changed)
         return kept
-
-    def _make_ready(self, record: VersionRecord) -> None:
-        """Loaded, and healthy at this moment."""
-        if record.state.routable:
-            self._lifecycle.check_healthy(record)
-            return
-        if record.state is State.DRAINING:
-            record = self._lifecycle.finish_draining(record, self._drain_timeout_s)
-        if record.state is not State.RETIRED:
-            reason = f" ({record.reason})" if record.reason else ""
-            raise NotReady(
-                f"{record.model} {record.version} is {record.state}{reason}, so it gets no traffic"
-            )
-        self._lifecycle.load(record)
 
     def _next_earlier(self, record: ModelRecord) -> int | None:
         earlier = _earlier(record)

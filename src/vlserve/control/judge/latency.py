@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vlserve.control.judge import two_sample
 from vlserve.control.judge.capital import Array, JsonArray
@@ -93,10 +94,20 @@ def _quantile_ms(reached: Array, level: float) -> Array:
     return quantile
 
 
+def histogram(latency_ms: Array) -> Array:
+    """(requests) -> how many are in each bucket."""
+    return np.bincount(_bucket(latency_ms), minlength=BUCKETS).astype(np.float64)
+
+
+def _bucket(latency_ms: Array) -> NDArray[np.int64]:
+    position = np.log(np.maximum(latency_ms, SMALLEST_MS) / SMALLEST_MS) / np.log(GROWTH)
+    bucket: NDArray[np.int64] = np.minimum(position.astype(np.int64), BUCKETS - 1)
+    return bucket
+
+
 def _learn(histogram: Array, latency_ms: Array, mask: Mask) -> Array:
     """Fade, then add the masked latencies of the block."""
-    position = np.log(np.maximum(latency_ms, SMALLEST_MS) / SMALLEST_MS) / np.log(GROWTH)
-    bucket = np.minimum(position.astype(np.int64), BUCKETS - 1)
+    bucket = _bucket(latency_ms)
     release = np.arange(histogram.size // BUCKETS)[:, np.newaxis] * BUCKETS
     flat = (bucket.reshape(len(release), -1) + release)[mask.reshape(len(release), -1)]
     added = np.bincount(flat, minlength=histogram.size).reshape(histogram.shape)

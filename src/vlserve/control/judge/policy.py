@@ -89,6 +89,12 @@ class Policy(_Section):
     weights: tuple[Annotated[int, Field(ge=1, le=100)], ...] = (5, 25, 50, 100)
     hold_s: float = Field(default=60.0, ge=0)
     """The shortest stay at each weight."""
+    shadow_percent: int = Field(default=0, ge=0, le=100)
+    """Requests copied to the candidate before it gets weight, in per cent; 0: no shadow."""
+    keep_s: float = Field(default=600.0, ge=0)
+    """How long a candidate that was taken back stays loaded, for a look."""
+    recovery: Literal["resume", "rollback"] = "resume"
+    """What a restart of the control service, the gateway or the engine means to a release."""
     unit: Literal["caller", "request"] = "caller"
     """What counts as one observation of a caller with a sticky key: the caller, once in a release,
     or each of his requests."""

@@ -1,0 +1,185 @@
+"""release, pause, resume, promote, abort, watch: a version meets traffic, at once or in steps."""
+
+import re
+import time
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from vlserve.cli.output import AsJson, print_json, print_line, print_table, progress
+from vlserve.cli.words import Model, Version, control_client
+from vlserve.control.client import ControlClient
+from vlserve.control.contract import ReleaseStatus
+from vlserve.control.gray.views import ReleaseView
+from vlserve.control.views import Released
+
+_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+_POLL_S = 1.0
+
+
+def _weights(text: str) -> list[int]:
+    try:
+        return [int(part.strip().removesuffix("%")) for part in text.split(",")]
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is not a list like 5,25,50,100") from error
+
+
+def _percent(text: str) -> int:
+    try:
+        return int(text.strip().removesuffix("%"))
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is not a percentage like 20%") from error
+
+
+def _seconds(text: str) -> float:
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text)
+    if found is None or (found[2] or "s") not in _UNITS_S:
+        raise typer.BadParameter(f"{text!r} is not a time like 60s or 10m")
+    return float(found[1]) * _UNITS_S[found[2] or "s"]
+
+
+def release(
+    model: Model,
+    version: Version,
+    weights: Annotated[
+        str | None, typer.Option(help="The version's share of traffic by step: 5,25,50,100.")
+    ] = None,
+    hold: Annotated[str | None, typer.Option(help="Shortest stay at each step: 60s.")] = None,
+    shadow: Annotated[
+        str | None, typer.Option(help="First copy this share of requests to it: 20%.")
+    ] = None,
+    keep: Annotated[
+        str | None, typer.Option(help="Stays loaded so long after it was taken back: 10m.")
+    ] = None,
+    now: Annotated[bool, typer.Option("--now", help="All traffic at once, without steps.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Follow it to its end; exit code 1 if it is taken back.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Send a model's traffic to a version in steps, judged by evidence. What is not given comes
+    from serving_config/rollout.yaml. The version before stays loaded for a rollback."""
+    changes: dict[str, Any] = {
+        name: read(given)
+        for name, given, read in (
+            ("weights", weights, _weights),
+            ("hold_s", hold, _seconds),
+            ("shadow_percent", shadow, _percent),
+            ("keep_s", keep, _seconds),
+        )
+        if given is not None
+    }
+    if now and (changes or wait):
+        raise typer.BadParameter("with --now there are no steps to set or to wait for")
+    with control_client() as control:
+        if now:
+            with progress(f"releasing {model} {version}"):
+                done = control.release(model, version)
+            print_json(done) if as_json else _print_released(done)
+            return
+        started = control.start_release(model, version, changes)
+        if wait:
+            _follow(control, started, as_json)
+            return
+    if as_json:
+        print_json(started)
+        return
+    _print_place(started)
+    print_line(f"next: vlserve watch {model}, or vlserve pause | promote | abort {model}")
+
+
+def watch(model: Model, as_json: AsJson = False) -> None:
+    """Follow the release under way to its end; exit code 1 if the version is taken back."""
+    with control_client() as control:
+        _follow(control, control.look(model), as_json)
+
+
+def pause(model: Model, as_json: AsJson = False) -> None:
+    """Stay at the present step; an alarm still takes the version back."""
+    _steer(model, as_json, ControlClient.pause)
+
+
+def resume(model: Model, as_json: AsJson = False) -> None:
+    """Go on with a paused release."""
+    _steer(model, as_json, ControlClient.resume)
+
+
+def promote(model: Model, as_json: AsJson = False) -> None:
+    """All traffic to the version that is being released, now."""
+    _steer(model, as_json, ControlClient.promote)
+
+
+def abort(model: Model, as_json: AsJson = False) -> None:
+    """All traffic back to the stable version, now."""
+    _steer(model, as_json, ControlClient.abort)
+
+
+def _steer(model: str, as_json: bool, word: Callable[[ControlClient, str], ReleaseView]) -> None:
+    with control_client() as control:
+        view = word(control, model)
+    print_json(view) if as_json else _print_place(view)
+
+
+def _follow(control: ControlClient, view: ReleaseView, as_json: bool) -> None:
+    with progress(f"releasing {view.model} {view.candidate}") as show:
+        shown: object = None
+        while view.status.under_way:
+            if (state := (view.step, view.status, _waits_for(view))) != shown:
+                show(f"{_place(view)}: {_waits_for(view)}")
+                shown = state
+            time.sleep(_POLL_S)
+            view = control.look(view.model)
+    if as_json:
+        print_json(view)
+    else:
+        _print_place(view)
+        _print_gates(view)
+    if view.status is not ReleaseStatus.PROMOTED:
+        raise typer.Exit(1)
+
+
+def _place(view: ReleaseView) -> str:
+    match view.status:
+        case ReleaseStatus.PROMOTED:
+            return f"{view.model} {view.candidate} has all traffic, {view.stable} stays loaded"
+        case ReleaseStatus.ROLLED_BACK | ReleaseStatus.ABORTED:
+            return f"{view.model} is back on {view.stable}; {view.candidate} was taken back"
+    copies = f"copies of {view.shadow_percent} % of requests"
+    share = copies if view.shadow_percent else f"{view.weight} % of traffic"
+    paused = ", paused" if view.status is ReleaseStatus.PAUSED else ""
+    step = f"step {view.step + 1} of {len(view.weights)}"
+    return f"{view.model} {view.candidate} gets {share} ({step}{paused})"
+
+
+def _waits_for(view: ReleaseView) -> str:
+    """What is missing, without the figures."""
+    if view.decision is None:
+        return "no evidence yet"
+    waiting = [gate.gate for gate in view.decision.gates if gate.verdict == "waiting"]
+    return f"waits for {', '.join(waiting)}" if waiting else "holds"
+
+
+def _print_place(view: ReleaseView) -> None:
+    print_line(_place(view))
+    if view.status in (ReleaseStatus.ROLLED_BACK, ReleaseStatus.ABORTED) and view.decision:
+        print_line(f"why: {view.decision.reason}")
+
+
+def _print_gates(view: ReleaseView) -> None:
+    if view.decision is not None:
+        rows = [(gate.gate, gate.verdict, gate.summary) for gate in view.decision.gates]
+        print_table(("GATE", "VERDICT", "FIGURES"), rows)
+
+
+def _print_released(done: Released) -> None:
+    if done.already_released:
+        print_line(f"{done.model} {done.version} had all traffic before: nothing to do")
+        return
+    before = f", {done.previous} stays loaded" if done.previous else ""
+    print_line(f"{done.model} {done.version} has all traffic{before}")
+
+
+def add_to(app: typer.Typer) -> None:
+    for command in (release, watch, pause, resume, promote, abort):
+        app.command()(command)

@@ -1,0 +1,141 @@
+"""The evidence of a release by version and window of time, for people; the judge does not need it.
+
+Quantiles come from the judge's histogram: within 6 % of the sample's. Windows go by the time at
+which the evidence was read, about a second after the requests ended.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from vlserve.control.judge import Outcome, ShadowPair, latency, tags
+from vlserve.control.judge.capital import JsonArray
+
+WINDOW_S = 10
+KEPT = 60
+
+
+@dataclass(frozen=True)
+class Tally:
+    """One version in one window. ``labels``: how often each was the answer's first."""
+
+    requests: int = 0
+    failed: int = 0
+    p50_ms: float | None = None
+    p99_ms: float | None = None
+    labels: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Open:
+    """The latencies behind the tally of a window that is not over."""
+
+    candidate: JsonArray = field(default_factory=lambda: np.zeros(latency.BUCKETS))
+    stable: JsonArray = field(default_factory=lambda: np.zeros(latency.BUCKETS))
+
+
+@dataclass(frozen=True)
+class Window:
+    """``start``: Unix time, s. ``stability_index``: population stability index of the labels;
+    None where a version answered nothing."""
+
+    start: int
+    step: int
+    weight: int
+    candidate: Tally = field(default_factory=Tally)
+    stable: Tally = field(default_factory=Tally)
+    stability_index: float | None = None
+    pairs: int = 0
+    agreeing: int = 0
+    score_distance: float | None = None
+    """Mean over the pairs."""
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """The last `KEPT` windows in which there was evidence, oldest first."""
+
+    closed: tuple[Window, ...] = ()
+    current: Window | None = None
+    latencies: Open = field(default_factory=Open)
+
+
+def add(
+    windows: Windows,
+    outcomes: Sequence[Outcome],
+    pairs: Sequence[ShadowPair],
+    *,
+    now: float,
+    step: int,
+    weight: int,
+) -> Windows:
+    """With what was read at ``now`` (Unix time, s) in the release's ``step``."""
+    if not outcomes and not pairs:
+        return windows
+    start = int(now // WINDOW_S) * WINDOW_S
+    window, opened = windows.current, windows.latencies
+    if window is None or (window.start, window.step) != (start, step):
+        if window is not None:
+            closed = (*windows.closed, window)[-KEPT:]
+            windows = replace(windows, closed=closed)
+        window, opened = Window(start, step, weight), Open()
+    of_candidate = [outcome for outcome in outcomes if outcome.candidate]
+    of_stable = [outcome for outcome in outcomes if not outcome.candidate]
+    opened = Open(_count(opened.candidate, of_candidate), _count(opened.stable, of_stable))
+    window = _with_pairs(
+        replace(
+            window,
+            candidate=_tally(window.candidate, of_candidate, opened.candidate),
+            stable=_tally(window.stable, of_stable, opened.stable),
+        ),
+        pairs,
+    )
+    window = replace(window, stability_index=_stability_index(window))
+    return Windows(windows.closed, window, opened)
+
+
+def _tally(tally: Tally, outcomes: Sequence[Outcome], histogram: JsonArray) -> Tally:
+    labels = dict(tally.labels)
+    for outcome in outcomes:
+        if outcome.tag is not None:
+            labels[outcome.tag] = labels.get(outcome.tag, 0) + 1
+    p50_ms, p99_ms = (float(array) for array in latency.quantiles_ms(histogram, 0.5, 0.99))
+    answered = bool(histogram.sum())
+    return Tally(
+        requests=tally.requests + len(outcomes),
+        failed=tally.failed + sum(outcome.failed for outcome in outcomes),
+        p50_ms=round(p50_ms, 3) if answered else None,
+        p99_ms=round(p99_ms, 3) if answered else None,
+        labels=labels,
+    )
+
+
+def _count(histogram: JsonArray, outcomes: Sequence[Outcome]) -> JsonArray:
+    answered = [outcome.latency_ms for outcome in outcomes if not outcome.failed]
+    return histogram + latency.histogram(np.array(answered))
+
+
+def _with_pairs(window: Window, pairs: Sequence[ShadowPair]) -> Window:
+    if not pairs:
+        return window
+    together = window.pairs + len(pairs)
+    before = (window.score_distance or 0.0) * window.pairs
+    return replace(
+        window,
+        pairs=together,
+        agreeing=window.agreeing + sum(pair.agree for pair in pairs),
+        score_distance=(before + sum(pair.score_distance for pair in pairs)) / together,
+    )
+
+
+def _stability_index(window: Window) -> float | None:
+    candidate, stable = window.candidate.labels, window.stable.labels
+    if not candidate or not stable:
+        return None
+    names = sorted({*candidate, *stable})
+    counts = [
+        np.array([labels.get(name, 0) for name in names], dtype=np.float64)
+        for labels in (candidate, stable)
+    ]
+    return float(tags.index_of(*counts))
