@@ -44,11 +44,11 @@ class Moves:
 
     def advance(self, release: GrayRelease, progress: Progress) -> None:
         """To the next weight."""
-        progress = replace(progress, judge=next_step(progress.judge), held_s=0.0, waiting=())
-        weights = shared_weights(release.candidate, release.stable, progress.judge.weight)
+        after = replace(progress, judge=next_step(progress.judge), held_s=0.0, waiting=())
+        weights = shared_weights(release.candidate, release.stable, after.judge.weight)
         with self._traffic.move(release.model, weights):
             self._records.save(
-                release.id, step=release.step + 1, shadow_percent=0, progress=progress.to_json()
+                release.id, step=release.step + 1, shadow_percent=0, progress=after.to_json()
             )
             self._ledger.weigh(
                 release.model, release.candidate, weights, "advanced", **_why("judge", progress)
