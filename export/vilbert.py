@@ -316,7 +316,8 @@ def complete(
     task = config.get("task", "answer" if "vil_prediction" in shown["heads"] else "match")
     if task not in TASKS:
         raise ExportError(f"task {task}: {FAMILY} has {', '.join(TASKS)}")
-    said = {"task_token": TASKS[task].task_token, "max_length": TASKS[task].max_length, **config}
+    max_length = min(TASKS[task].max_length, shown["positions"])
+    said = {"task_token": TASKS[task].task_token, "max_length": max_length, **config}
     vocabulary = config.get("vocabulary", "vocab.txt")
     if isinstance(vocabulary, str):
         vocabulary = read_vocabulary(folder / vocabulary)
@@ -324,24 +325,19 @@ def complete(
         raise ExportError(f"the vocabulary has {len(vocabulary)} tokens, the checkpoint {words}")
     if isinstance(config.get("answers"), str):
         said["answers"] = read_names(folder / config["answers"], "answers")
-    encoder = encoder_config(config, sizes)
-    fusion = config.get("fusion_method", "mul")
     read = (*theirs, *ONLY, *HEADS_AND_PLACES, "fusion_method")
     own = {
         name: value
         for name, value in said.items()
         if name not in read and not is_ignored(name, NOT_READ)
     }
-    return (
-        own
-        | shown
-        | {
-            "task": task,
-            "vocabulary": vocabulary,
-            "encoder": encoder,
-            "fusion": fusion,
-        }
-    )
+    found = {
+        "task": task,
+        "vocabulary": vocabulary,
+        "encoder": encoder_config(config, sizes),
+        "fusion": config.get("fusion_method", "mul"),
+    }
+    return own | shown | found
 
 
 def sizes_of(state: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -1,0 +1,335 @@
+"""ViLBERT: every task's graphs exported, its checkpoints read."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_exports import EagerBackend, Exports, Tiny, graph_cases, tiny
+
+from vlserve.errors import CheckpointMismatch, ExportError
+from vlserve.exporter.checkpoint import read_checkpoint
+from vlserve.exporter.convert import Format, load_network
+from vlserve.exporter.recipe import load_recipe
+from vlserve.runtime.contract import Arrays
+from vlserve.runtime.text import load_tokenizer
+
+RECIPE = load_recipe("vilbert", Path(__file__).parents[3] / "export")
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "ball", "cat", "dog", "##s"]
+STREAM = {"heads": 2, "layer_norm_eps": 1e-12}
+ENCODER = {
+    "text": STREAM | {"hidden": 16, "layers": 3, "intermediate": 24},
+    "visual": STREAM | {"hidden": 12, "layers": 3, "intermediate": 20},
+    "joint_hidden": 8,
+    "joint_heads": 2,
+    "text_connections": [1, 2],
+    "visual_connections": [0, 2],
+    "gated": False,
+}
+GATED = {"encoder": ENCODER | {"gated": True}, "task_tokens": 20}
+SAID: dict[str, Any] = {"vocabulary": WORDS, "max_length": 12}
+CONFIG = SAID | {
+    "task_token": 13,
+    "encoder": ENCODER,
+    "positions": 24,
+    "token_types": 2,
+    "region_dim": 9,
+    "region_targets": 7,
+}
+HEADS = {
+    "vil_prediction": 3,
+    "vil_prediction_gqa": 2,
+    "vil_binary_prediction": 2,
+    "vil_logit": 1,
+    "vil_tri_prediction": 3,
+    "vision_logit": 1,
+    "linguisic_logit": 1,
+}
+BETA = {name: HEADS[name] for name in ("vil_prediction", "vil_logit", "vision_logit")}
+BETA_HEADS = {"heads": BETA | {"linguisic_logit": 1}, "scaled_classifier": True}
+ANSWERS = {"answers": ["cat", "a red ball", "dogs"]}
+TASKS: dict[str, dict[str, Any]] = {
+    "answer": GATED | {"heads": HEADS} | ANSWERS,
+    "answer_of_beta": {"task": "answer"} | BETA_HEADS | ANSWERS,
+    "match": GATED | {"heads": HEADS},
+    "match_of_pretraining": {"task": "match"},
+    "ground": GATED | {"heads": HEADS},
+    "ground_of_beta": {"task": "ground"} | BETA_HEADS,
+    "reason": GATED | {"heads": HEADS},
+    "entail": {"heads": HEADS, "fusion": "sum"},
+}
+EXPORTED = {
+    "answer": ("model",),
+    "answer_of_beta": ("model",),
+    "match": ("text", "fusion"),
+    "match_of_pretraining": ("text", "fusion"),
+    "ground": ("model",),
+    "ground_of_beta": ("model",),
+    "reason": ("model",),
+    "entail": ("model",),
+}
+State = dict[str, torch.Tensor]
+
+
+def of_task(name: str, **options: Any) -> Tiny:
+    return tiny(RECIPE, CONFIG | {"task": name} | TASKS[name] | options)
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Exports:
+    return Exports({name: of_task(name) for name in TASKS}, tmp_path_factory.mktemp("graphs"))
+
+
+@graph_cases(EXPORTED)
+def test_a_graph_answers_like_the_network(
+    task: str, graph: str, format: Format, exports: Exports
+) -> None:
+    exports.models[task].assert_equal(graph, exports.graph(task, graph, format))
+
+
+def test_the_graphs_of_every_task_are_exported(exports: Exports) -> None:
+    assert {model.config["task"] for model in exports.models.values()} == set(RECIPE.spec.tasks)
+    assert {task: set(model.plans) for task, model in exports.models.items()} == {
+        task: set(names) for task, names in EXPORTED.items()
+    }
+
+
+def example(model: Tiny, graph: str, seed: int, **sizes: int) -> Arrays:
+    inputs = model.recipe.example(graph, model.config, sizes, seed)
+    return {name: tensor.numpy() for name, tensor in inputs.items()}
+
+
+@pytest.mark.parametrize("task", [task for task in TASKS if not task.startswith("match")])
+def test_an_answer_does_not_depend_on_padding_or_neighbours(task: str) -> None:
+    model = of_task(task)
+    given = example(model, "model", seed=3, batch=4, text=9, regions=6)
+    output = model.plans["model"].outputs[0].name
+    together = EagerBackend(model.plans["model"]).run(given)[output]
+    assert together.std(axis=0).max() > 1e-3
+    for item in range(4):
+        tokens, regions = given["text_mask"][item].sum(), given["visual_mask"][item].sum(-1).max()
+        alone = {name: x[item : item + 1] for name, x in given.items()}
+        alone |= {name: alone[name][:, :tokens] for name in ("text_ids", "text_mask")}
+        alone["visual_mask"] = alone["visual_mask"][..., :regions]
+        alone |= {name: alone[name][..., :regions, :] for name in ("visual", "boxes")}
+        got = EagerBackend(model.plans["model"]).run(alone)[output][0]
+        np.testing.assert_allclose(got, together[item, : len(got)], rtol=1e-4, atol=1e-5)
+        if output == "region_scores":
+            assert (together[item, regions:] < got.min() - 1000).all()
+
+
+@pytest.mark.parametrize("task", ["match", "match_of_pretraining"])
+def test_a_text_is_read_once_for_all_images(task: str, exports: Exports) -> None:
+    model = exports.models[task]
+    graphs = {name: exports.graph(task, name, "onnx") for name in EXPORTED[task]}
+    one = example(model, "text", seed=1, batch=1, text=6)
+    images = example(model, "fusion", seed=2, batch=5, text=6, regions=4)
+    visual = {name: images[name] for name in ("visual", "visual_mask", "boxes")}
+
+    def match(texts: Arrays) -> Any:
+        states = graphs["text"].run(texts)["text_states"]
+        texts = {"text_mask": texts["text_mask"], "text_states": states}
+        repeated = {name: np.repeat(x, 5 // len(x), axis=0) for name, x in texts.items()}
+        return graphs["fusion"].run(repeated | visual)["match_logits"]
+
+    logits = match(one)
+    assert logits.shape == (5, 1) and np.ptp(logits) > 1e-3
+    five = {name: np.repeat(x, 5, axis=0) for name, x in one.items()}
+    np.testing.assert_allclose(logits, match(five), atol=1e-6)
+
+
+def test_both_images_count_for_reasoning() -> None:
+    model = of_task("reason")
+    given = example(model, "model", seed=4, batch=2, text=5, regions=3)
+    backend = EagerBackend(model.plans["model"])
+    logits = backend.run(given)["logits"]
+    for image in (0, 1):
+        changed = {**given, "visual": given["visual"].copy()}
+        changed["visual"][0, image, 0] += 1
+        got = backend.run(changed)["logits"]
+        assert np.abs(got - logits)[0].max() > 1e-4
+        np.testing.assert_array_equal(got[1], logits[1])
+
+
+PUBLISHED = {
+    "vocab_size": len(WORDS),
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+    "max_position_embeddings": 24,
+    "type_vocab_size": 2,
+    "initializer_range": 0.02,
+    "v_feature_size": 9,
+    "v_target_size": 1601,
+    "v_hidden_size": 12,
+    "v_num_hidden_layers": 3,
+    "v_num_attention_heads": 2,
+    "v_intermediate_size": 20,
+    "v_hidden_act": "gelu",
+    "v_hidden_dropout_prob": 0.1,
+    "v_attention_probs_dropout_prob": 0.1,
+    "v_initializer_range": 0.02,
+    "bi_hidden_size": 8,
+    "bi_num_attention_heads": 2,
+    "bi_intermediate_size": 1024,
+    "bi_attention_type": 1,
+    "v_biattention_id": [0, 2],
+    "t_biattention_id": [1, 2],
+    "pooling_method": "mul",
+}
+"""bert_base_6layer_6conect.json, of another size."""
+
+
+def with_what_is_never_used(state: State) -> State:
+    prefix = "bert.encoder.c_layer.1.biOutput.q_dense"
+    return state | {f"{prefix}{number}.weight": torch.rand(2) for number in (1, 2)}
+
+
+def with_old_names(state: State) -> State:
+    return {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+            "LayerNorm.bias", "LayerNorm.beta"
+        ): x
+        for name, x in state.items()
+    }
+
+
+FOUND: dict[str, tuple[str, str, Callable[[State], State]]] = {
+    "12_in_1": ("answer", "answer", with_what_is_never_used),
+    "beta": ("answer_of_beta", "answer", with_what_is_never_used),
+    "pretraining": ("match_of_pretraining", "match", with_old_names),
+}
+
+
+@pytest.mark.parametrize("found", FOUND)
+def test_every_kind_of_checkpoint_is_the_same_network(found: str, tmp_path: Path) -> None:
+    task, shown, change = FOUND[found]
+    state = of_task(task).network.state_dict()
+    saved = {f"module.{name}": tensor.clone() for name, tensor in change(dict(state)).items()}
+    torch.save({"model_state_dict": saved, "global_step": 7}, tmp_path / "pytorch_ckpt_latest.tar")
+    read = read_checkpoint(tmp_path / "pytorch_ckpt_latest.tar")
+    config = RECIPE.complete_config(PUBLISHED | {"vocabulary": WORDS}, read, tmp_path)
+    assert config["task"] == shown
+    assert config["encoder"] == of_task(task).config["encoder"]
+    loaded = load_network(RECIPE, read, config).state_dict()
+    assert loaded.keys() == state.keys()
+    for name, tensor in state.items():
+        assert torch.equal(loaded[name], tensor), name
+
+
+def test_without_a_config_heads_and_places_are_as_published(tmp_path: Path) -> None:
+    state = of_task("match").network.state_dict()
+    config = RECIPE.complete_config({"vocabulary": WORDS}, state, tmp_path)
+    assert config["encoder"]["text_connections"] == [1, 2]
+    assert config["encoder"]["visual_connections"] == [1, 2]
+    assert config["encoder"]["text"]["heads"] == 1
+    assert (config["task_token"], config["max_length"]) == (1, 23)
+
+
+TYPES = "bert.embeddings.token_type_embeddings.weight"
+QUERY = "bert.encoder.layer.0.attention.self.query.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda state: state.pop(TYPES), f"missing {TYPES}; unexpected nothing"),
+        (lambda state: state.pop("vil_logit.bias"), "missing vil_logit.bias; unexpected nothing"),
+        (
+            lambda state: state.update({"clf.weight": torch.rand(2)}),
+            "missing nothing; unexpected clf.weight",
+        ),
+        (
+            lambda state: [
+                state.clear(),
+                state.update({"visual_encoder.norm.bias": torch.rand(2)}),
+            ],
+            f"missing {QUERY}; unexpected visual_encoder.norm.bias",
+        ),
+    ],
+    ids=["token_types", "half_a_head", "another_head", "another_family"],
+)
+def test_what_is_no_vilbert_checkpoint_is_refused_with_the_reason(
+    change: Callable[[State], object], reason: str
+) -> None:
+    state = dict(of_task("match").network.state_dict())
+    change(state)
+    with pytest.raises(CheckpointMismatch, match=f"not a vilbert checkpoint: {reason}"):
+        load_network(RECIPE, state, RECIPE.complete_config(SAID, state, Path()))
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ({"task": "caption"}, "task caption: vilbert has answer, match, ground"),
+        ({"hidden_size": 768}, "hidden_size: config.json says 768, the checkpoint has 16"),
+        ({"dynamic_attention": False}, "dynamic_attention: config.json says False"),
+        ({"hidden_act": "relu"}, "hidden_act is relu; only gelu is read"),
+        ({"model": "roberta"}, "model is roberta; only bert is read"),
+        ({"with_coattention": False}, "with_coattention is False"),
+        ({"v_biattention_id": [0, 9]}, "connections must ascend from 0 to 3"),
+        ({"t_biattention_id": [1]}, "both streams have the same connections"),
+        ({"bi_num_attention_heads": 3}, "8 is no multiple of heads 3"),
+        ({"task_token": 20}, "task_token must be below 20"),
+        ({"max_length": 25}, "max_length is over the 24 positions"),
+        ({"vocabulary": WORDS[:-1]}, "the vocabulary has 10 tokens, the checkpoint 11"),
+        ({"number_of_heads": 3}, "number_of_heads: Extra inputs are not permitted"),
+    ],
+)
+def test_a_config_that_cannot_work_says_why(said: dict[str, Any], reason: str) -> None:
+    state = of_task("match").network.state_dict()
+    with pytest.raises((ExportError, CheckpointMismatch), match=reason):
+        RECIPE.complete_config(SAID | said, state, Path())
+
+
+def test_a_head_that_the_checkpoint_lacks_is_named(tmp_path: Path) -> None:
+    model = of_task("answer_of_beta", task="reason")
+    with pytest.raises(ExportError, match=r"task reason: .* no head vil_binary_prediction"):
+        RECIPE.serve(model.config, tmp_path)
+    with pytest.raises(ExportError, match=r"task reason: .* no head vil_binary_prediction"):
+        RECIPE.graphs(model.network, model.config)
+
+
+def test_answers_are_as_many_as_the_heads(tmp_path: Path) -> None:
+    state = of_task("answer").network.state_dict()
+    (tmp_path / "answers.json").write_text(json.dumps(["cat", "dog"]))
+    said = SAID | PUBLISHED | {"answers": "answers.json"}
+    config = RECIPE.complete_config(said, state, tmp_path)
+    with pytest.raises(ExportError, match="names 2 answers, the checkpoint has 3"):
+        RECIPE.serve(config, tmp_path)
+    with pytest.raises(ExportError, match=r"answers none.json cannot be read"):
+        RECIPE.complete_config(said | {"answers": "none.json"}, state, tmp_path)
+
+
+def test_what_a_task_is_told(tmp_path: Path) -> None:
+    (tmp_path / "assets").mkdir()
+    served = {task: RECIPE.serve(of_task(task).config, tmp_path / "assets") for task in TASKS}
+    assert served["reason"].labels == ("false", "true")
+    assert served["entail"].labels == ("contradiction", "neutral", "entailment")
+    assert served["answer"].labels == ("cat", "a red ball", "dogs")
+    assert {task for task, one in served.items() if one.multi_label} == {"answer", "answer_of_beta"}
+    for task, one in served.items():
+        ranked = {"retrieval_score": "match_logit"} if task.startswith("match") else {}
+        assert one.options == {"global_region": True} | ranked
+        assert one.regions is not None and one.regions.boxes and one.regions.dim == 9
+
+
+def test_the_task_token_stands_second_and_takes_no_room(tmp_path: Path) -> None:
+    (tmp_path / "assets").mkdir()
+    for task, ids, cut in (
+        ("entail", [2, 6, 7, 10, 1, 3], [2, 6, 6, 6, 3]),
+        ("match", [2, 11 + 13, 6, 7, 10, 1, 3], [2, 11 + 13, 6, 6, 6, 3]),
+    ):
+        served = RECIPE.serve(of_task(task, max_length=12).config, tmp_path / "assets")
+        assert served.text is not None
+        assert load_tokenizer(served.text, tmp_path).ids("Red balls!").tolist() == ids
+        served = RECIPE.serve(of_task(task, max_length=5).config, tmp_path / "assets")
+        assert served.text is not None
+        assert load_tokenizer(served.text, tmp_path).ids("red " * 9).tolist() == cut
