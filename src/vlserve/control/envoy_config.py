@@ -1,4 +1,5 @@
-"""Routing -> Envoy's configuration. Pure: the same routing renders the same bytes.
+"""Routing -> Envoy's configuration: routes, and the bootstrap. Pure: the same routing renders the
+same bytes.
 
 Envoy's v3 API: https://www.envoyproxy.io/docs/envoy/latest/api-v3/api
 """
@@ -8,15 +9,13 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from string import Template
-from typing import Any
 
 import yaml
 
 from vlserve.control.contract import ModelRoute, Routing
+from vlserve.control.envoy_clusters import Config, cluster_name, copies_name, shadow_name
 from vlserve.errors import SettingsError
 from vlserve.settings import GatewaySettings, Settings
-
-Config = dict[str, Any]
 
 ROUTES = "predictions"
 """Name of the one route configuration, in routes.json and in the bootstrap."""
@@ -24,8 +23,11 @@ ROUTES = "predictions"
 REQUEST_TIMEOUT_S = 60.0
 """How long a client may take to send a request."""
 
+SHADOW_TIMEOUT = 0.95
+"""Of a client's timeout: so that a copy's own runs out first, and it is logged as late, not as one
+whose sender went away."""
+
 _ROUTE_TYPE = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration"
-_CLUSTER_TYPE = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
 _OFF = {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "disabled": True}
 _PREVIOUS_HOSTS = {
     "name": "envoy.retry_host_predicates.previous_hosts",
@@ -36,23 +38,14 @@ _PREVIOUS_HOSTS = {
 }
 
 
-def cluster_name(model: str, version: int) -> str:
-    """Envoy's cluster of one version."""
-    return f"{model}-{version}"
-
-
 def access_log(settings: Settings) -> Path:
     """Where the gateway writes one line for each request."""
     return settings.state_dir / "logs" / "access.jsonl"
 
 
-def clusters(routing: Routing, settings: Settings) -> list[Config]:
-    """One cluster for each version that clients may ask for: the instances that hold it."""
-    return [
-        _cluster(route.model, version, routing, settings)
-        for route in routing.models
-        for version in route.versions
-    ]
+def shadow_log(settings: Settings) -> Path:
+    """Where the gateway writes one line for each copy that a shadow got."""
+    return settings.state_dir / "logs" / "shadow.jsonl"
 
 
 def routes(routing: Routing, settings: Settings) -> Config:
@@ -105,8 +98,10 @@ def bootstrap(template: str, settings: Settings, dynamic_dir: Path) -> Config:
         "routes_file": str(dynamic_dir / "routes.json"),
         "clusters_file": str(dynamic_dir / "clusters.json"),
         "access_log": str(access_log(settings)),
+        "shadow_log": str(shadow_log(settings)),
         "request_lua": str(settings.config_dir / "gateway" / "request.lua"),
         "engine_lua": str(settings.config_dir / "gateway" / "engine.lua"),
+        "shadow_timeout": f"{SHADOW_TIMEOUT * gateway.timeout_s:g}s",
         "request_timeout": f"{REQUEST_TIMEOUT_S:g}s",
         "stream_idle_timeout": f"{gateway.timeout_s + 30:g}s",
         "no_api_keys": not gateway.api_keys,
@@ -144,44 +139,6 @@ def inlined(bootstrap: Config, routes: Config, clusters: Sequence[Config]) -> Co
 
 def _untyped(resource: Config) -> Config:
     return {key: value for key, value in resource.items() if key != "@type"}
-
-
-def _cluster(model: str, version: int, routing: Routing, settings: Settings) -> Config:
-    name = cluster_name(model, version)
-    engine = settings.engine
-    endpoints = [
-        {
-            "endpoint": {
-                "address": {
-                    "socket_address": {"address": instance.host, "port_value": instance.port}
-                }
-            },
-            "metadata": {"filter_metadata": {"vlserve": {"token": instance.token}}},
-        }
-        for instance in routing.instances
-        if (model, version) not in instance.lacks
-    ]
-    return {
-        "@type": _CLUSTER_TYPE,
-        "name": name,
-        "type": "STATIC",
-        "connect_timeout": "1s",
-        "lb_policy": "LEAST_REQUEST",
-        "metadata": {"filter_metadata": {"vlserve": {"model": model, "version": str(version)}}},
-        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": endpoints}]},
-        "circuit_breakers": {
-            "thresholds": [
-                {
-                    # A dying instance gives back what its workers held and as much again; beyond
-                    # that, retries would only multiply an overload.
-                    "retry_budget": {
-                        "budget_percent": {"value": 20},
-                        "min_retry_concurrency": 2 * engine.workers * engine.batch_size,
-                    }
-                }
-            ]
-        },
-    }
 
 
 def _retry_policy(gateway: GatewaySettings, instances: int) -> Config:
@@ -252,18 +209,42 @@ def _weighted_paths(route: ModelRoute, gateway: GatewaySettings) -> list[Config]
     sticky["hash_policy"] = [{"header": {"header_name": "x-sticky-key", "regex_rewrite": salted}}]
     random = _forward(gateway, route.model, {"weighted_clusters": {"clusters": shares}})
     has_key = _not_empty("x-sticky-key")
+    copied, noted = _copies(route), _noted(route)
     return [
-        {"match": _post({"path": path}, has_key), "route": sticky, **_logged(route)},
-        {"match": _post({"path": path}), "route": random, **_logged(route)},
+        {"match": _post({"path": path}, has_key), "route": sticky | copied, **noted},
+        {"match": _post({"path": path}), "route": random | copied, **noted},
     ]
 
 
-def _logged(route: ModelRoute) -> Config:
+def _copies(route: ModelRoute) -> Config:
+    """Part of the requests go to the shadow as well. Nobody waits for what it says.
+
+    Envoy draws one number for a request: modulo 100 it chooses the version of a caller without a
+    key, modulo 10,000 whether to copy. With 100 for both, copies would prefer one version."""
+    if not route.shadow:
+        return {}
+    share = {"numerator": 100 * route.shadow.percent, "denominator": "TEN_THOUSAND"}
+    copies = {
+        "cluster": copies_name(route.model, route.shadow.version),
+        "runtime_fraction": {"default_value": share},
+    }
+    return {"request_mirror_policies": [copies]}
+
+
+def _noted(route: ModelRoute) -> Config:
     """The step, for the access log. It belongs to the route, so it is known with the version: when
-    a request's headers are read, whatever becomes of it."""
-    return (
-        {"metadata": {"filter_metadata": {"vlserve": {"step": route.step}}}} if route.step else {}
-    )
+    a request's headers are read, whatever becomes of it. For copies, headers say their step and
+    where they go; engine.lua takes them away again from what engines see."""
+    noted: Config = {}
+    if route.step:
+        noted["metadata"] = {"filter_metadata": {"vlserve": {"step": route.step}}}
+    if route.shadow:
+        to = shadow_name(route.model, route.shadow.version)
+        noted["request_headers_to_add"] = [
+            {"header": {"key": "x-vlserve-shadow", "value": to}},
+            {"header": {"key": "x-vlserve-step", "value": "%METADATA(ROUTE:vlserve:step)%"}},
+        ]
+    return noted
 
 
 def _forward(gateway: GatewaySettings, model: str, target: Config) -> Config:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from vlserve.control import envoy_config
-from vlserve.control.contract import Instance, ModelRoute, Routing
+from vlserve.control import envoy_clusters, envoy_config
+from vlserve.control.contract import Instance, ModelRoute, Routing, Shadow
 from vlserve.errors import SettingsError
 from vlserve.settings import GatewaySettings, Settings
 
@@ -85,9 +85,43 @@ def test_clusters_hold_the_instances_that_hold_the_version() -> None:
             endpoint["metadata"]["filter_metadata"]["vlserve"]["token"]
             for endpoint in cluster["load_assignment"]["endpoints"][0]["lb_endpoints"]
         ]
-        for cluster in envoy_config.clusters(routing, _settings())
+        for cluster in envoy_clusters.clusters(routing, _settings())
     }
     assert found == {"tagger-1": ["token-0", "token-1"], "tagger-2": ["token-0"]}
+
+
+def test_copies_have_clusters_of_their_own_a_bound_and_no_retries() -> None:
+    route = ModelRoute("tagger", {1: 100}, (1, 2), step="7/shadow", shadow=Shadow(2, 20))
+    settings = _settings()
+    found = {
+        cluster["name"]: cluster
+        for cluster in envoy_clusters.clusters(Routing([route], [ONE]), settings)
+    }
+    assert list(found) == ["tagger-1", "tagger-2", "tagger-2.copies", "tagger-2.shadow"]
+    (threshold,) = found["tagger-2.copies"]["circuit_breakers"]["thresholds"]
+    assert threshold["max_requests"] == 2 * settings.engine.workers * settings.engine.batch_size
+    assert found["tagger-2.shadow"]["metadata"] == found["tagger-2"]["metadata"]
+    mirrored = [
+        each for each in _routes(route) if "request_mirror_policies" in each.get("route", {})
+    ]
+    assert ["weighted_clusters" in each["route"] for each in mirrored] == [True, True]
+    for each in mirrored:
+        (policy,) = each["route"]["request_mirror_policies"]
+        assert policy["cluster"] == "tagger-2.copies"
+        share = policy["runtime_fraction"]["default_value"]
+        assert (share["numerator"], share["denominator"]) == (2000, "TEN_THOUSAND")
+    bootstrap = envoy_config.bootstrap(TEMPLATE, settings, Path("/dynamic"))
+    copies = _http(bootstrap, "shadow")["route_config"]["virtual_hosts"][0]
+    assert "retry_policy" not in str(copies)
+
+
+def test_what_copies_meet_on_the_way_to_an_engine_is_what_requests_meet() -> None:
+    bootstrap = envoy_config.bootstrap(TEMPLATE, _settings(), Path("/dynamic"))
+    requests, copies = (
+        _http(bootstrap, name)["http_filters"][-1]["typed_config"]["upstream_http_filters"]
+        for name in ("predictions", "shadow")
+    )
+    assert requests == copies
 
 
 def test_retries_go_elsewhere_where_there_is_an_elsewhere() -> None:
@@ -109,8 +143,9 @@ def test_a_refused_version_is_told_which_ones_there_are() -> None:
     assert any("1, 2, 3" in json.loads(body)["error"]["message"] for body in bodies)
 
 
-def _http(bootstrap: dict[str, Any]) -> dict[str, Any]:
-    listener = bootstrap["static_resources"]["listeners"][0]
+def _http(bootstrap: dict[str, Any], name: str = "predictions") -> dict[str, Any]:
+    listeners = bootstrap["static_resources"]["listeners"]
+    (listener,) = [each for each in listeners if each["name"] == name]
     return dict(listener["filter_chains"][0]["filters"][0]["typed_config"])
 
 
@@ -147,7 +182,7 @@ def test_what_is_validated_holds_what_is_watched() -> None:
     before = yaml.safe_dump(rendered)
     routing = Routing([ModelRoute("tagger", {1: 100}, (1,))], [ONE])
     routes = envoy_config.routes(routing, _settings())
-    clusters = envoy_config.clusters(routing, _settings())
+    clusters = envoy_clusters.clusters(routing, _settings())
     whole = envoy_config.inlined(rendered, routes, clusters)
     assert yaml.safe_dump(rendered) == before
     assert "dynamic_resources" not in whole and "rds" not in _http(whole)
