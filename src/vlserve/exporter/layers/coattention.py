@@ -115,13 +115,24 @@ class JointEncoder(nn.Module):
     ) -> Tensor:
         """text (batch, text, hidden), visual (batch, regions, hidden), masks without the last axis
         -> (batch, text + regions, hidden)."""
-        length = text.shape[1]
         x = torch.cat([text, visual], dim=1)
         for layer in self.layer:
-            words, words_seen = self.keys.of_text(x[:, :length], text_mask)
-            regions, regions_seen = self.keys.of_visual(x[:, length:], visual_mask)
-            keys = torch.cat([words, regions], dim=1)
-            bias = mask_bias(torch.cat([words_seen, regions_seen], dim=1))
-            x = layer.attention(x, *layer.attention.keys_values(keys), bias)
-            x = layer.feed_forward(x)
+            x = layer.feed_forward(self.attend(layer.attention, x, text_mask, visual_mask))
         return x
+
+    def attend(
+        self, attention: Attention, x: Tensor, text_mask: Tensor, visual_mask: Tensor
+    ) -> Tensor:
+        """One attention over both streams, x (batch, text + regions, hidden) -> the same."""
+        keys, bias = self.reduce(x, text_mask, visual_mask)
+        attended: Tensor = attention(x, *attention.keys_values(keys), bias)
+        return attended
+
+    def reduce(self, x: Tensor, text_mask: Tensor, visual_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """What x (batch, text + regions, hidden) attends to, (batch, keys, hidden), and what to add
+        to its scores, (batch, 1, 1, keys)."""
+        length = text_mask.shape[1]
+        words, words_seen = self.keys.of_text(x[:, :length], text_mask)
+        regions, regions_seen = self.keys.of_visual(x[:, length:], visual_mask)
+        bias = mask_bias(torch.cat([words_seen, regions_seen], dim=1))
+        return torch.cat([words, regions], dim=1), bias
