@@ -99,11 +99,10 @@ class Conductor:
 
     def stop(self) -> None:
         """Let the tick come to an end, and keep what was seen."""
-        if self._stopping.is_set():
-            return
         self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        if not self._thread.is_alive():
+            return
+        self._thread.join()
         with self.lock:
             for release in self._records.all_under_way():
                 if release.id in self._latest:

@@ -1,9 +1,10 @@
 """Reads logs that others append to and rename, each line once."""
 
+import hashlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,19 @@ Line = dict[str, Any]
 
 @dataclass(frozen=True)
 class Cursor:
-    """Up to where a log was read: the file, whatever its name is now, and the place in it."""
+    """Up to where a log was read: the file, whatever its name is now, and the place in it. A file
+    is known by its first line, which no other one has: inodes are used again."""
 
-    inode: int = 0
+    first_line: str = ""
+    """Its sha256; empty for a file without a whole line."""
     offset: int = 0
 
 
 def end_of(log: Path) -> Cursor:
     """The cursor of all that is there now."""
-    try:
-        found = log.stat()
-    except FileNotFoundError:
-        return Cursor()
-    return Cursor(found.st_ino, found.st_size)
+    for file, first_line in _files(log):
+        return Cursor(first_line, file.stat().st_size) if first_line else Cursor()
+    return Cursor()
 
 
 def read_since(log: Path, cursor: Cursor, containing: bytes) -> tuple[list[Line], Cursor]:
@@ -39,14 +40,14 @@ def read_since(log: Path, cursor: Cursor, containing: bytes) -> tuple[list[Line]
             break
         whole = new[: new.rfind(b"\n") + 1]
         lines += _parsed(whole, containing)
-        cursor = Cursor(place.inode, place.offset + len(whole))
+        cursor = Cursor(place.first_line, place.offset + len(whole))
     return lines, cursor
 
 
 def _read(file: Path, place: Cursor) -> bytes | None:
     try:
         with file.open("rb") as opened:
-            if os.fstat(opened.fileno()).st_ino != place.inode:
+            if _name(opened.readline()) != place.first_line:
                 return None
             opened.seek(place.offset)
             return opened.read()
@@ -56,32 +57,37 @@ def _read(file: Path, place: Cursor) -> bytes | None:
 
 def _unread(log: Path, cursor: Cursor) -> list[tuple[Path, Cursor]]:
     """Files with something to read, oldest first, and from where."""
-    files = list(_files(log))
-    begun = [
-        place
-        for place, (_, inode, size) in enumerate(files)
-        if inode == cursor.inode and size >= cursor.offset
-    ]
-    unread = files[: begun[0] + 1] if begun else files
+    files = [(file, first_line) for file, first_line in _files(log) if first_line]
+    names = [first_line for _, first_line in files]
+    begun = cursor.first_line in names
+    unread = files[: names.index(cursor.first_line) + 1] if begun else files
     return [
-        (file, cursor if begun and inode == cursor.inode else Cursor(inode, 0))
-        for file, inode, _ in reversed(unread)
+        (file, cursor if first_line == cursor.first_line else Cursor(first_line))
+        for file, first_line in reversed(unread)
     ]
 
 
-def _files(log: Path) -> Iterator[tuple[Path, int, int]]:
-    """(file, inode, size) of the log and its renamed predecessors, newest first."""
-    number, file = 0, log
-    while True:
-        try:
-            found = file.stat()
-        except FileNotFoundError:
-            if number:
-                return
-        else:
-            yield file, found.st_ino, found.st_size
-        number += 1
+def _files(log: Path) -> Iterator[tuple[Path, str]]:
+    """The log and its renamed predecessors with their first lines, newest first."""
+    if log.exists():
+        yield log, _first_line(log)
+    for number in count(1):
         file = log.with_name(f"{log.name}.{number}")
+        if not file.exists():
+            return
+        yield file, _first_line(file)
+
+
+def _first_line(file: Path) -> str:
+    try:
+        with file.open("rb") as opened:
+            return _name(opened.readline())
+    except FileNotFoundError:
+        return ""
+
+
+def _name(line: bytes) -> str:
+    return hashlib.sha256(line).hexdigest() if line.endswith(b"\n") else ""
 
 
 def _parsed(text: bytes, containing: bytes) -> Iterator[Line]:

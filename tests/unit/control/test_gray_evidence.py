@@ -1,0 +1,124 @@
+"""What a log line says of the two versions, and what a copy's answers say of each other."""
+
+from typing import Any
+
+import pytest
+
+from vlserve.control.gray import windows
+from vlserve.control.gray.answers import Answered
+from vlserve.control.gray.evidence import PATIENCE_S, Copy, Pair, compare, copies, join, routed
+from vlserve.control.gray.windows import KEPT, WINDOW_S, Windows
+from vlserve.control.judge import Outcome, ShadowPair
+
+VERSIONS = Pair(candidate=2, stable=1)
+MUSIC, FOOD = Answered({"music": 0.7, "food": 0.2}), Answered({"food": 0.6, "music": 0.3})
+
+
+def line(**changes: Any) -> dict[str, Any]:
+    usual = {"request_id": "r", "version": "2", "status": 200, "duration_ms": 12, "caller": None}
+    return usual | changes
+
+
+def of(answers: dict[tuple[str, int], Answered]) -> Any:
+    return lambda request_id, version: answers.get((request_id, version))
+
+
+def test_an_answered_request() -> None:
+    found = routed(line(caller="anna"), VERSIONS, of({("r", 2): MUSIC}))
+    assert found is not None
+    assert found.outcome == Outcome(True, False, 12.0, caller="anna", tag="music")
+    stable = routed(line(version="1"), VERSIONS, of({}))
+    assert stable is not None and stable.outcome == Outcome(False, False, 12.0)
+
+
+@pytest.mark.parametrize("status", [500, 503, 504, 0, None])
+def test_what_was_not_answered_failed(status: int | None) -> None:
+    found = routed(line(status=status), VERSIONS, of({("r", 2): MUSIC}))
+    assert found is not None
+    assert (found.outcome.failed, found.outcome.tag) == (True, None)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"status": 400}, {"status": 422}, {"version": "3"}, {"version": None}, {"version": "x"}],
+)
+def test_the_client_s_fault_and_other_versions_say_nothing(changes: dict[str, Any]) -> None:
+    assert routed(line(**changes), VERSIONS, of({})) is None
+
+
+def test_copies_that_were_not_even_tried_are_none() -> None:
+    lines = [line(), line(flags="UO", status=503), line(flags="UF,URX", status=503)]
+    assert copies(lines, now=5.0) == [Copy("r", 200, 5.0), Copy("r", 503, 5.0)]
+
+
+@pytest.mark.parametrize(
+    ("candidate", "pair"),
+    [
+        (MUSIC, ShadowPair(True, 0.0)),
+        (FOOD, ShadowPair(False, 0.7 - 0.3)),
+        (Answered({"sport": 0.9}), ShadowPair(False, 0.7)),
+        (Answered(failed=True), ShadowPair(False, 1.0)),
+        (None, ShadowPair(False, 1.0)),
+    ],
+)
+def test_two_answers_compared(candidate: Answered | None, pair: ShadowPair) -> None:
+    assert compare(MUSIC, candidate) == pair
+
+
+def test_answers_without_labels_agree_if_both_are_there() -> None:
+    assert compare(Answered(), Answered()) == ShadowPair(True, 0.0)
+    assert compare(Answered(), None) == ShadowPair(False, 1.0)
+
+
+def test_a_copy_waits_for_both_answers_but_not_for_ever() -> None:
+    copy = Copy("r", 200, seen_at=100.0)
+    only_candidate = of({("r", 2): MUSIC})
+    assert join([copy], VERSIONS, only_candidate, now=101.0) == ([], [copy])
+    assert join([copy], VERSIONS, only_candidate, now=100.0 + PATIENCE_S) == ([], [])
+    both = of({("r", 1): MUSIC, ("r", 2): MUSIC})
+    assert join([copy], VERSIONS, both, now=101.0) == ([ShadowPair(True, 0.0)], [])
+
+
+def test_a_copy_that_failed_disagrees_if_stable_answered() -> None:
+    copy = Copy("r", 500, seen_at=100.0)
+    assert join([copy], VERSIONS, of({("r", 1): MUSIC}), now=101.0) == (
+        [ShadowPair(False, 1.0)],
+        [],
+    )
+    stable_failed = of({("r", 1): Answered(failed=True)})
+    assert join([copy], VERSIONS, stable_failed, now=101.0) == ([], [])
+
+
+def outcomes(count: int, candidate: bool, ms: float, tag: str, failed: int = 0) -> list[Outcome]:
+    return [
+        Outcome(candidate, n < failed, ms, tag=None if n < failed else tag) for n in range(count)
+    ]
+
+
+def test_a_window_counts_each_version() -> None:
+    some = outcomes(10, True, 30.0, "music", failed=2) + outcomes(20, False, 10.0, "food")
+    pairs = [ShadowPair(True, 0.0), ShadowPair(False, 0.5)]
+    found = windows.add(Windows(), some, pairs, now=1003.0, step=1, weight=25).current
+    assert found is not None
+    assert (found.start, found.step, found.weight) == (1000, 1, 25)
+    assert (found.candidate.requests, found.candidate.failed) == (10, 2)
+    assert found.candidate.labels == {"music": 8}
+    assert found.candidate.p50_ms == pytest.approx(30.0, rel=0.06)
+    assert (found.stable.requests, found.stable.failed) == (20, 0)
+    assert found.stable.p99_ms == pytest.approx(10.0, rel=0.06)
+    assert (found.pairs, found.agreeing, found.score_distance) == (2, 1, 0.25)
+    assert found.stability_index is not None and found.stability_index > 1
+
+
+def test_evidence_adds_up_within_a_window_and_a_new_one_begins_later() -> None:
+    kept, now = Windows(), 1000.0
+    for _ in range(2):
+        kept = windows.add(kept, outcomes(5, True, 10.0, "x"), [], now=now, step=0, weight=5)
+    assert kept.current is not None and kept.current.candidate.requests == 10
+    kept = windows.add(kept, outcomes(5, True, 10.0, "x"), [], now=now, step=1, weight=25)
+    assert [window.step for window in kept.closed] == [0]
+    for turn in range(KEPT + 5):
+        now = 2000.0 + turn * WINDOW_S
+        kept = windows.add(kept, outcomes(1, True, 10.0, "x"), [], now=now, step=1, weight=25)
+    assert len(kept.closed) == KEPT
+    assert windows.add(kept, [], [], now=9e9, step=2, weight=50) is kept

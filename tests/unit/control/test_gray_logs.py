@@ -1,0 +1,126 @@
+"""Logs that grow, are renamed and are cut off: each line is read once."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vlserve.control.gray.answers import KEPT, Answers
+from vlserve.control.gray.logs import Cursor, end_of, read_since
+from vlserve.control.rotation import rotate
+
+ALL = b""
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "access.jsonl"
+
+
+def write(log: Path, *numbers: int, end: str = "\n") -> None:
+    with log.open("a") as file:
+        file.write("\n".join(json.dumps({"n": number}) for number in numbers) + end)
+
+
+def numbers(log: Path, cursor: Cursor) -> tuple[list[int], Cursor]:
+    lines, after = read_since(log, cursor, ALL)
+    return [line["n"] for line in lines], after
+
+
+def test_lines_are_read_once_and_only_whole_ones(log: Path) -> None:
+    assert numbers(log, Cursor()) == ([], Cursor())
+    write(log, 1, 2)
+    write(log, 3, end="")
+    read, cursor = numbers(log, Cursor())
+    assert read == [1, 2]
+    assert numbers(log, cursor)[0] == []
+    write(log, end="\n")
+    assert numbers(log, cursor)[0] == [3]
+
+
+def test_what_was_there_before_the_cursor_is_not_read(log: Path) -> None:
+    write(log, 1)
+    cursor = end_of(log)
+    write(log, 2)
+    assert numbers(log, cursor)[0] == [2]
+    assert end_of(log.with_name("none.jsonl")) == Cursor()
+
+
+def test_renamed_files_are_read_to_their_end_in_their_order(log: Path) -> None:
+    write(log, 1)
+    _, cursor = numbers(log, Cursor())
+    write(log, 2)
+    assert rotate(log, largest=1)
+    write(log, 3)
+    assert rotate(log, largest=1)
+    write(log, 4)
+    read, cursor = numbers(log, cursor)
+    assert read == [2, 3, 4]
+    assert rotate(log, largest=1)
+    assert numbers(log, cursor)[0] == []  # between the rename and the first line of a new file
+    write(log, 5)
+    assert numbers(log, cursor)[0] == [5]
+
+
+def test_a_cursor_into_a_file_that_is_gone_means_all_that_is_left(log: Path) -> None:
+    write(log, 1)
+    _, cursor = numbers(log, Cursor())
+    for number in range(2, 5):
+        rotate(log, largest=1, kept=1)
+        write(log, number)
+    assert numbers(log, cursor)[0] == [3, 4]
+
+
+def test_rotation_waits_for_a_large_file_and_keeps_some(log: Path) -> None:
+    write(log, 1)
+    assert not rotate(log, largest=1000)
+    for number in range(2, 6):
+        assert rotate(log, largest=1, kept=2)
+        write(log, number)
+    assert sorted(file.name for file in log.parent.iterdir()) == [
+        "access.jsonl",
+        "access.jsonl.1",
+        "access.jsonl.2",
+    ]
+
+
+def test_lines_that_are_no_json_or_of_another_release_are_left_out(log: Path) -> None:
+    log.write_text('{"step": "1/0"}\nnot json "1/0"\n["1/0"]\n{"step": "11/0"}\n{"step": "1/0"}\n')
+    lines, _ = read_since(log, Cursor(), b'"1/0"')
+    assert lines == [{"step": "1/0"}, {"step": "1/0"}]
+
+
+def answer(name: str, version: int, **rest: object) -> str:
+    return json.dumps({"request_id": name, "model": "tagger", "version": version, **rest}) + "\n"
+
+
+def test_answers_are_found_by_request_and_version(log: Path) -> None:
+    log.write_text(
+        answer("a", 1, scores={"music": 0.7, "food": 0.2}, digest="d")
+        + answer("a", 2, error="inference_failed")
+        + '{"model": "tagger", "request_id": "b"}\n'
+        + answer("c", 1, scores={}).replace("tagger", "other")
+    )
+    answers = Answers(log, "tagger")
+    answers.read()
+    found = answers.of("a", 1)
+    assert found is not None and (found.label, found.failed) == ("music", False)
+    refused = answers.of("a", 2)
+    assert refused is not None and (refused.label, refused.failed) == (None, True)
+    assert answers.of("b", 1) is None
+    assert answers.of("c", 1) is None
+
+
+def test_a_request_id_that_came_twice_stands_for_neither(log: Path) -> None:
+    log.write_text(answer("a", 1, scores={"x": 1.0}) * 2)
+    answers = Answers(log, "tagger")
+    answers.read()
+    assert answers.of("a", 1) is None
+
+
+def test_only_so_many_answers_are_remembered(log: Path) -> None:
+    log.write_text("".join(answer(f"{n}", 1, scores={"x": 1.0}) for n in range(KEPT + 5)))
+    answers = Answers(log, "tagger")
+    answers.read()
+    assert answers.of("4", 1) is None
+    assert answers.of("5", 1) is not None
