@@ -27,7 +27,7 @@ class DrilledStack:
 def own_stack(folder: Path, instances: int = 1) -> Iterator[DrilledStack]:
     """Up while the body runs, with the settings that `vlserve up` takes by default, and so many
     engine instances."""
-    first = _free_ports(3 + 10 * instances)
+    first = free_ports(3 + 10 * instances)
     settings = Settings(
         state_dir=folder / "state",
         model_store=folder / "model_store",
@@ -55,7 +55,7 @@ def processes(settings: Settings) -> list[psutil.Process]:
     return found
 
 
-def _free_ports(count: int) -> int:
+def free_ports(count: int) -> int:
     """The first of ``count`` free ports in a row, below those that the kernel hands out itself."""
     while True:
         first = random.randrange(20000, 32000 - count)

@@ -1,0 +1,212 @@
+"""What clients feel of a shadow: nothing, also of one that is slow, or dead.
+
+    .venv/bin/python benchmarks/shadow.py
+
+A gateway of its own; a stand-in engine for the stable version, one for each kind of shadow. Clients
+ask at a fixed rate while shadows come and go, in rounds, so that whatever else the machine does
+meets all alike. Prints a table, writes JSON; exit code 1 when a client lost a request, or no copies
+were made.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import quantiles
+
+from clients import Clients, Exchange, Load, Question, drawn_questions
+from own_gateway import OwnGateway, own_gateway
+from stand_in import stand_in
+
+from vlserve.cli.output import print_line, print_table
+from vlserve.control.contract import Instance, ModelRoute, Shadow
+
+MODEL, STABLE, CANDIDATE = "tagger", 1, 2
+STABLE_MS = 20.0
+"""What the stable version takes for an answer, and a shadow that is well."""
+SLOW_MS = 2000.0
+_LOGGED_S = SLOW_MS / 1000 + 2.0
+"""After the last request: every copy has its answer, and the log its line."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of shadow."""
+
+    name: str
+    percent: int
+    delay_ms: float = STABLE_MS
+    dead: bool = False
+
+    @property
+    def step(self) -> str:
+        return f"{self.name}, {self.percent}%"
+
+    @property
+    def shadow(self) -> Shadow | None:
+        return Shadow(CANDIDATE, self.percent) if self.percent else None
+
+
+KINDS = (
+    Kind("none", 0),
+    Kind("well", 20),
+    Kind("slow (2 s)", 20, SLOW_MS),
+    Kind("dead", 20, dead=True),
+    Kind("slow (2 s)", 100, SLOW_MS),
+    Kind("dead", 100, dead=True),
+)
+
+
+@dataclass(frozen=True)
+class Felt:
+    """What clients felt of one kind. ``copies``: that the gateway's shadow log tells of."""
+
+    rounds_ms: Sequence[Sequence[float]]
+    failures: Mapping[str, int]
+    copies: int
+
+    @property
+    def requests(self) -> int:
+        return sum(map(len, self.rounds_ms))
+
+    def percentile_ms(self, percent: int) -> float:
+        return _percentile([each for latencies in self.rounds_ms for each in latencies], percent)
+
+    def rounds_percentile_ms(self, percent: int) -> tuple[float, float]:
+        """Lowest and highest of the rounds."""
+        found = [_percentile(latencies, percent) for latencies in self.rounds_ms]
+        return min(found), max(found)
+
+
+def _percentile(latencies_ms: Sequence[float], percent: int) -> float:
+    return quantiles(latencies_ms, n=100)[percent - 1]
+
+
+@contextmanager
+def engines(kinds: Sequence[Kind]) -> Iterator[Mapping[Kind, Sequence[Instance]]]:
+    """The instances before which each kind is measured: one has the stable version alone, one the
+    shadow alone."""
+    with ExitStack() as opened:
+        no_shadow, no_stable = frozenset({(MODEL, CANDIDATE)}), frozenset({(MODEL, STABLE)})
+        stable = opened.enter_context(stand_in("engine-0", STABLE_MS, no_shadow))
+        found = {}
+        for number, kind in enumerate(kinds, 1):
+            with ExitStack() as its_own:
+                shadow = its_own.enter_context(
+                    stand_in(f"engine-{number}", kind.delay_ms, no_stable)
+                )
+                if not kind.dead:
+                    opened.push(its_own.pop_all())
+            found[kind] = [stable, shadow]
+        yield found
+
+
+def measure(
+    own: OwnGateway,
+    instances: Mapping[Kind, Sequence[Instance]],
+    questions: Sequence[Question],
+    load: Load,
+    rounds: int,
+    seconds: float,
+) -> tuple[dict[Kind, Felt], int]:
+    """Each kind in force for so many seconds, one after the other, in rounds; and how many
+    requests failed in all."""
+    clients = Clients(load, questions, right={STABLE: [{}] * len(questions)})
+    spans: dict[Kind, list[tuple[float, float]]] = {kind: [] for kind in instances}
+    with clients.asking():
+        for _ in range(rounds):
+            for kind, running in instances.items():
+                route = ModelRoute(
+                    MODEL, {STABLE: 100}, (STABLE, CANDIDATE), step=kind.step, shadow=kind.shadow
+                )
+                own.route([route], running)
+                began_s = time.monotonic()
+                time.sleep(seconds)
+                spans[kind].append((began_s, time.monotonic()))
+    time.sleep(_LOGGED_S)
+    copies = _copies(own)
+    felt = {kind: _felt(clients.exchanges, its, copies[kind.step]) for kind, its in spans.items()}
+    return felt, sum(bool(each.failure) for each in clients.exchanges)
+
+
+def _felt(exchanges: Sequence[Exchange], spans: Sequence[tuple[float, float]], copies: int) -> Felt:
+    rounds = [[each for each in exchanges if began <= each.due_s < end] for began, end in spans]
+    failures = Counter(each.failure for of_one in rounds for each in of_one if each.failure)
+    return Felt([[each.latency_ms for each in of_one] for of_one in rounds], failures, copies)
+
+
+def _copies(own: OwnGateway) -> Counter[str]:
+    log = own.settings.state_dir / "logs" / "shadow.jsonl"
+    return Counter(json.loads(line)["step"] for line in log.read_text().splitlines())
+
+
+def _print(felt: Mapping[Kind, Felt]) -> None:
+    rows = []
+    for kind, its in felt.items():
+        p99 = its.rounds_percentile_ms(99)
+        rows.append(
+            (
+                kind.name,
+                f"{kind.percent}%",
+                its.requests,
+                sum(its.failures.values()),
+                its.copies,
+                f"{its.percentile_ms(50):.1f}",
+                f"{its.percentile_ms(99):.1f}",
+                f"{p99[0]:.1f} to {p99[1]:.1f}",
+            )
+        )
+    heads = ("SHADOW", "COPIED", "REQUESTS", "LOST", "COPIES LOGGED", "P50 MS", "P99 MS", "ROUNDS")
+    print_table(heads, rows)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--clients", type=int, default=20)
+    parser.add_argument("--rate", type=float, default=100.0, help="requests a second")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=6.0, help="of each kind in each round")
+    parser.add_argument("--out", type=Path, default=Path("shadow.json"))
+    return parser.parse_args()
+
+
+def main() -> int:
+    options = _options()
+    with tempfile.TemporaryDirectory(prefix="vlserve-shadow-") as scratch:
+        folder = Path(scratch)
+        questions = drawn_questions(folder / "covers")
+        with own_gateway(folder) as own, engines(KINDS) as instances:
+            own.route([ModelRoute(MODEL, {STABLE: 100}, (STABLE,))], instances[KINDS[0]])
+            load = Load(own.url, MODEL, options.clients, options.rate)
+            felt, lost = measure(own, instances, questions, load, options.rounds, options.seconds)
+    result = [
+        {
+            "shadow": kind.name,
+            "percent": kind.percent,
+            "requests": its.requests,
+            "failures": dict(its.failures),
+            "copies": its.copies,
+            "p50_ms": its.percentile_ms(50),
+            "p99_ms": its.percentile_ms(99),
+            "rounds_p99_ms": its.rounds_percentile_ms(99),
+        }
+        for kind, its in felt.items()
+    ]
+    whole = {"kinds": result, "lost": lost, "load_average": os.getloadavg()[0]}
+    options.out.write_text(json.dumps(whole, indent=1) + "\n")
+    _print(felt)
+    print_line(f"requests lost, also while shadows came and went: {lost}")
+    copied = all(bool(its.copies) == bool(kind.percent) for kind, its in felt.items())
+    print_line("passed" if copied and not lost else "failed")
+    return 0 if copied and not lost else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,19 @@
+"""The split of a release's callers: benchmarks/split.py with fewer of them. The keys and salts are
+fixed, so what callers with a key meet is too."""
+
+from pathlib import Path
+
+from own_gateway import own_gateway
+from split import SALTS, WEIGHTS, measure
+from stand_in import stand_in
+
+
+def test_callers_are_split_by_weight_stay_and_are_left_alone_by_other_releases(
+    tmp_path: Path,
+) -> None:
+    with own_gateway(tmp_path) as own, stand_in("engine-0") as engine:
+        found = measure(own.url, lambda models: own.route(models, [engine]), callers=1000)
+    print(found.keyed, found.keyless)
+    assert len(found.keyed) == len(SALTS) * len(WEIGHTS)
+    assert found.problems() == []
+    assert all(len(found.met[model, 100]) == 1000 for model in SALTS)

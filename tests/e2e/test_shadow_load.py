@@ -1,0 +1,21 @@
+"""Shadows that are well, slow or dead, while clients ask: benchmarks/shadow.py in short."""
+
+from pathlib import Path
+
+from clients import Load, drawn_questions
+from own_gateway import own_gateway
+from shadow import KINDS, MODEL, STABLE, engines, measure
+
+from vlserve.control.contract import ModelRoute
+
+
+def test_no_shadow_costs_a_client_its_answer(tmp_path: Path) -> None:
+    questions = drawn_questions(tmp_path / "covers", count=10)
+    with own_gateway(tmp_path) as own, engines(KINDS) as instances:
+        own.route([ModelRoute(MODEL, {STABLE: 100}, (STABLE,))], instances[KINDS[0]])
+        load = Load(own.url, MODEL, clients=12, rate_per_s=60.0)
+        felt, lost = measure(own, instances, questions, load, rounds=1, seconds=1.5)
+    assert lost == 0
+    for kind, its in felt.items():
+        print(kind, its.requests, its.copies)
+        assert bool(its.copies) == bool(kind.percent)
