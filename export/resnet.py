@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vlserve.errors import CheckpointMismatch, ExportError
+from vlserve.errors import ExportError
+from vlserve.exporter.layers.config_file import check_said, parse_config
 from vlserve.exporter.layers.examples import example_inputs
 from vlserve.exporter.layers.resnet import (
     HEADS,
@@ -73,13 +74,7 @@ class ResNetRecipe:
     ) -> dict[str, Any]:
         given = from_transformers(config) if config.get("model_type") == FAMILY else dict(config)
         shown, said = resnet_sizes(torchvision_names(state)), dict(given.get("resnet", {}))
-        wrong = [
-            f"resnet.{name}: config.json says {said[name]}, the checkpoint has {value}"
-            for name, value in shown.items()
-            if name in said and said[name] != value
-        ]
-        if wrong:
-            raise CheckpointMismatch("; ".join(wrong))
+        check_said(said, shown)
         image = IMAGE | dict(given.get("image", {}))
         return parse({**given, "image": image, "resnet": said | shown}).model_dump(mode="json")
 
@@ -117,15 +112,7 @@ def image_input(config: Config) -> Axes:
 
 
 def parse(config: Mapping[str, Any]) -> Config:
-    """Raises ExportError that names each field that is missing or wrong."""
-    try:
-        return Config.model_validate(config)
-    except ValidationError as error:
-        wrong = "; ".join(
-            f"{'.'.join(str(part) for part in item['loc']) or 'config'}: {item['msg']}"
-            for item in error.errors(include_url=False, include_input=False)
-        )
-        raise ExportError(f"config.json of a resnet checkpoint: {wrong}") from error
+    return parse_config(Config, config, FAMILY)
 
 
 def from_transformers(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,8 +23,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from vlserve.errors import CheckpointMismatch, ExportError
+from vlserve.errors import ExportError
 from vlserve.exporter.checkpoint import read_checkpoint
+from vlserve.exporter.layers.config_file import check_said
 from vlserve.exporter.layers.resnet import (
     ResNet,
     ResNetConfig,
@@ -81,13 +82,7 @@ def complete_grid(said: Any, folder: Path) -> dict[str, Any]:
     path = (folder / said["checkpoint"]).resolve()
     shown = resnet_sizes(torchvision_names(read_checkpoint(path)))
     resnet = dict(said.get("resnet", {}))
-    wrong = [
-        f"grid.resnet.{name}: config.json says {resnet[name]}, the checkpoint has {value}"
-        for name, value in shown.items()
-        if name in resnet and resnet[name] != value
-    ]
-    if wrong:
-        raise CheckpointMismatch("; ".join(wrong))
+    check_said(resnet, shown)
     image = SIZE | dict(said.get("image", {}))
     return {**said, "checkpoint": str(path), "image": image, "resnet": resnet | shown}
 
