@@ -1,0 +1,21 @@
+"""What tests of several folders share."""
+
+from collections.abc import Iterator
+
+import pytest
+from tiny_models import Archives
+
+
+@pytest.fixture(scope="session")
+def archives(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Archives]:
+    """Archives of tiny models. Those that the selected tests name, as their parameters ``name``
+    and ``format``, are exported in the background while the first ones are tested."""
+    made = Archives(tmp_path_factory.mktemp("archives"))
+    named = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
+    made.begin((one["name"], one["format"]) for one in named if {"name", "format"} <= one.keys())
+    try:
+        yield made
+    finally:
+        made.close()

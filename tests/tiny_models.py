@@ -1,0 +1,291 @@
+"""A tiny network with seeded random weights for every recipe and task, and their archives."""
+
+import json
+import warnings
+from collections.abc import Iterable
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from vlserve.exporter.convert import Converter, Format
+from vlserve.exporter.export import ExportReport, export_archive
+from vlserve.exporter.layers.grid import complete_grid
+from vlserve.exporter.layers.resnet import ResNet, ResNetConfig
+from vlserve.exporter.recipe import load_recipe, recipe_files
+from vlserve.settings import Settings
+
+PROJECT = Path(__file__).parents[1]
+EXPORT = PROJECT / "export"
+WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "ball", "cat", "dog", "##s")
+ANSWERS = ("cat", "a red ball", "dogs")
+GRID_FILE = "grid.safetensors"
+GRID = {"checkpoint": GRID_FILE, "image": {"height": 24, "width": 32}}
+GRID_NETWORK = ResNetConfig(layers=(1, 1), width=4)
+"""3 x 4 cells of 8 features."""
+EXPORTERS = 2
+"""Exports at a time, in processes of their own: tracing a gradient is nothing for two threads."""
+Config = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TinyModel:
+    """``config``: config.json beside the checkpoint. ``built``: what the recipe builds the network
+    from, config.json completed. ``grid``: a ResNet lies beside the checkpoint, by which the model
+    takes images too."""
+
+    recipe: str
+    task: str
+    name: str
+    config: Config
+    built: Config
+    grid: bool = False
+
+    def write(self, folder: Path) -> Path:
+        """The checkpoint and its config.json."""
+        config, grid = dict(self.config), {}
+        if self.grid:
+            save_file(seeded(ResNet(GRID_NETWORK), seed=7).state_dict(), folder / GRID_FILE)
+            config["grid"], grid = GRID, {"grid": complete_grid(GRID, folder)}
+        recipe = load_recipe(self.recipe, EXPORT)
+        network = seeded(recipe.build(self.built | grid), seed=1)
+        state = network.state_dict()
+        own = {name: x for name, x in state.items() if not (grid and name.startswith("grid."))}
+        save_file({name: x.contiguous() for name, x in own.items()}, folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        return folder / "model.safetensors"
+
+
+def seeded(network: nn.Module, seed: int) -> nn.Module:
+    """Random weights, large enough that every part shows in the answers."""
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in network.state_dict().items():
+            if name.endswith("running_var"):
+                tensor.uniform_(0.5, 1.5, generator=random)
+            elif tensor.is_floating_point():
+                norm = name.endswith("weight") and tensor.dim() == 1
+                tensor.normal_(
+                    1.0 if norm else 0.0, 0.3 if tensor.dim() > 1 else 0.1, generator=random
+                )
+    return network.eval()
+
+
+def bert(layers: int, first_cross_layer: int, vocabulary: int, **more: Any) -> Config:
+    return {
+        "hidden": 16,
+        "layers": layers,
+        "heads": 2,
+        "intermediate": 24,
+        "layer_norm_eps": 1e-12,
+        "vocabulary": vocabulary,
+        "positions": 24,
+        "first_cross_layer": first_cross_layer,
+        "memory_hidden": 16,
+        **more,
+    }
+
+
+def vision_text(name: str, task: str, sizes: Config, **more: Any) -> TinyModel:
+    """Of blip or albef: a ViT, and BERTs that look at what it sees. The checkpoint is of square
+    images, the model of wider ones."""
+    vit = {"hidden": 16, "layers": 1, "heads": 2, "intermediate": 24, "layer_norm_eps": 1e-6}
+    square = {"image": {"height": 16, "width": 16}, "vision": {**vit, "patch": 8}}
+    heads = {"vision_heads": 2, "text_heads": 2}
+    config = {"task": task, "vocabulary": WORDS, "max_length": 12, **heads, **more}
+    wide = config | {"image": {"height": 16, "width": 24}}
+    return TinyModel(name.split("-", maxsplit=1)[0], task, name, wide, config | square | sizes)
+
+
+def blip_models() -> Iterable[TinyModel]:
+    sizes = bert(2, 0, len(WORDS) + 2, token_types=0)
+    dual = {"encoder": sizes, "embedding": 6}
+    for task in ("match", "embed"):
+        yield vision_text(f"blip-{task}", task, dual)
+    both, written = {"encoder": sizes, "decoder": sizes}, {"beams": 3, "max_length": 8}
+    yield vision_text("blip-answer", "answer", both, answers=ANSWERS)
+    writing = {"writing": {**written, "min_length": 1}}
+    yield vision_text("blip-answer-written", "answer", both, **writing)
+    writing = {"writing": {**written, "min_length": 4}, "prompt": "a cat "}
+    yield vision_text("blip-caption", "caption", {"decoder": sizes}, **writing)
+
+
+def albef_models() -> Iterable[TinyModel]:
+    sizes = bert(2, 1, len(WORDS), token_types=2)
+    dual = {"encoder": sizes, "embedding": 6}
+    for task in ("match", "embed"):
+        yield vision_text(f"albef-{task}", task, dual)
+    decoder = bert(1, 0, len(WORDS), token_types=2)
+    both = {"encoder": sizes, "decoder": decoder}
+    yield vision_text("albef-answer", "answer", both, answers=ANSWERS)
+    deep = {"encoder": sizes | {"layers": 3}, "classes": 2}
+    yield vision_text("albef-reason", "reason", deep)
+    yield vision_text("albef-entail", "entail", {"encoder": sizes, "classes": 3})
+    yield vision_text("albef-ground", "ground", dual, grad_cam_layer=1)
+    by_cosine = {"grad_cam": "itc", "grad_cam_layer": 0}
+    yield vision_text("albef-ground-by-cosine", "ground", dual, **by_cosine)
+
+
+def single_stream(recipe: str, task: str, grid: bool, **more: Any) -> TinyModel:
+    """Of the VisualBERT families."""
+    heads: dict[str, Config] = {
+        "answer": {"answers": ANSWERS},
+        "tag": {"labels": ("a", "b", "c", "d"), "multi_label": True},
+    }
+    config = {"task": task, "vocabulary": WORDS, "max_length": 12, "text_heads": 2, **more}
+    config |= heads[task]
+    classes = 3 if task == "answer" else 4
+    sizes = {"encoder": bert(2, 2, len(WORDS), token_types=2), "visual_dim": 8, "classes": classes}
+    name = f"{recipe}-{task}".replace("_", "-")
+    return TinyModel(recipe, task, name, config, config | sizes, grid)
+
+
+def vilbert_models() -> Iterable[TinyModel]:
+    streams = {"layers": 2, "heads": 2}
+    encoder = {
+        "text": {"hidden": 16, "intermediate": 24, **streams},
+        "visual": {"hidden": 12, "intermediate": 20, **streams},
+        "joint_hidden": 8,
+        "joint_heads": 2,
+        "text_connections": (1, 2),
+        "visual_connections": (0, 2),
+        "gated": True,
+    }
+    said = {
+        "num_attention_heads": 2,
+        "v_num_attention_heads": 2,
+        "bi_num_attention_heads": 2,
+        "t_biattention_id": (1, 2),
+        "v_biattention_id": (0, 2),
+    }
+    heads = {
+        "vil_prediction": len(ANSWERS),
+        "vil_logit": 1,
+        "vision_logit": 1,
+        "vil_binary_prediction": 2,
+        "vil_tri_prediction": 3,
+    }
+    for task in ("answer", "match", "ground", "reason", "entail"):
+        config = {"task": task, "vocabulary": WORDS, "max_length": 12, "max_regions": 9}
+        config |= {"task_token": 3, "answers": ANSWERS if task == "answer" else ()}
+        sizes = {"positions": 24, "token_types": 2, "task_tokens": 5, "region_dim": 6}
+        sizes |= {"region_targets": 7, "heads": heads, "encoder": encoder}
+        yield TinyModel("vilbert", task, f"vilbert-{task}", config | said, config | sizes)
+
+
+def captioner(recipe: str, grid: bool, features: int, sizes: Config, **more: Any) -> TinyModel:
+    """Of s2 or m2."""
+    words = ("<unk>", "<pad>", "<bos>", "<eos>", "a", "red", "ball", "cat", "dog", "and")
+    layers = {"hidden": 16, "heads": 2, "key_size": 8, "value_size": 8, "intermediate": 24}
+    config = {"task": "caption", "words": words, "heads": 2, **more}
+    config |= {"writing": {"beams": 3, "max_length": 8}}
+    shown = {"encoder": {"layers": 3, **layers}, "decoder": {"layers": 2, **layers}}
+    shown |= {"positions": 48, "features": features, **sizes}
+    return TinyModel(recipe, "caption", f"{recipe}-caption", config, config | shown, grid)
+
+
+def resnet_gru_model() -> TinyModel:
+    config = {
+        "labels": ("cat", "dog", "car"),
+        "vocabulary": {"a": 2, "r": 3, "e": 4, "猫": 5},
+        "max_length": 15,
+        "unknown_id": 1,
+        "image": {"height": 32, "width": 40},
+        "pooling": "final_states",
+    }
+    sizes = {"hidden": 8, "embedding_size": 6, "resnet": {"width": 4, "layers": (1, 1, 1, 1)}}
+    return TinyModel("resnet_gru", "tag", "resnet-gru-tag", config, config | sizes)
+
+
+def resnet_model() -> TinyModel:
+    config = {"image": {"height": 24, "width": 32}}
+    built = config | {"resnet": GRID_NETWORK.model_dump()}
+    return TinyModel("resnet", "embed", "resnet-embed", config, built)
+
+
+def tiny_models() -> dict[str, TinyModel]:
+    """By name."""
+    keys = {"variant": "chunk", "chunk": 3, "text": True}
+    models = [
+        resnet_gru_model(),
+        resnet_model(),
+        *blip_models(),
+        *albef_models(),
+        *vilbert_models(),
+        single_stream("visualbert", "answer", grid=False),
+        single_stream("visualbert", "tag", grid=True),
+        single_stream("visualbert_coattention", "answer", grid=True, keys=keys),
+        single_stream("visualbert_coattention", "tag", grid=False),
+        captioner("s2", True, 8, {"clusters": 3}, cells=12),
+        captioner("m2", False, 6, {"slots": 3}, max_regions=9),
+    ]
+    return {model.name: model for model in models}
+
+
+def recipes_and_tasks() -> list[tuple[str, str]]:
+    """Of every file in export/."""
+    return [
+        (file.stem, task)
+        for file in recipe_files(EXPORT)
+        for task in load_recipe(file.stem, EXPORT).spec.tasks
+    ]
+
+
+class Archives:
+    """Archives of tiny models, each exported once a run, in the background."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.models = tiny_models()
+        self._pool = ProcessPoolExecutor(EXPORTERS, get_context("spawn"))
+        self._exports: dict[tuple[str, Format], Future[ExportReport]] = {}
+
+    def begin(self, wanted: Iterable[tuple[str, Format]]) -> None:
+        """Start the exports of (name, format) that have not begun."""
+        for name, format in wanted:
+            if (name, format) not in self._exports:
+                model, checkpoint = self.models[name], self.checkpoint(name)
+                if not checkpoint.exists():
+                    checkpoint.parent.mkdir()
+                    model.write(checkpoint.parent)
+                out = self.folder / name / format
+                future = self._pool.submit(export, model, checkpoint, out, format)
+                self._exports[name, format] = future
+
+    def report(self, name: str, format: Format) -> ExportReport:
+        """Of one export, once it is done."""
+        self.begin([(name, format)])
+        return self._exports[name, format].result()
+
+    def checkpoint(self, name: str) -> Path:
+        """Of an export that has begun."""
+        return self.folder / name / "model.safetensors"
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def export(model: TinyModel, checkpoint: Path, out: Path, format: Format) -> ExportReport:
+    """In a process of the pool, which keeps one converter for all its exports."""
+    warnings.simplefilter("ignore")  # remarks of torch's exporters
+    return export_archive(
+        model.recipe,
+        checkpoint,
+        out,
+        format=format,
+        name=model.name,
+        settings=Settings(project_dir=PROJECT),
+        converter=_converter(),
+    )
+
+
+@cache
+def _converter() -> Converter:
+    """Ends with the process that it belongs to, whose pipe it reads."""
+    return Converter()

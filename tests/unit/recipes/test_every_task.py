@@ -1,0 +1,64 @@
+"""Every recipe, every task, both formats: what the archive answers is what the network says."""
+
+from pathlib import Path
+
+import pytest
+from asked import asked_of, without_pictures
+from eager_answers import ANSWERS, eager_of
+from tiny_models import EXPORT, PROJECT, Archives, recipes_and_tasks, tiny_models
+
+from vlserve.exporter.convert import SUFFIXES, Format
+from vlserve.exporter.export import read_trained
+from vlserve.exporter.recipe import load_recipe
+from vlserve.runtime.archive import unpack_archive
+from vlserve.runtime.contract import ItemError, Request
+from vlserve.runtime.errors import ErrorCode
+from vlserve.runtime.folder import open_folder
+from vlserve.runtime.task import difference
+from vlserve.settings import Settings
+
+ATOL = 2e-4
+
+
+@pytest.mark.parametrize(("recipe", "task"), recipes_and_tasks(), ids="-".join)
+def test_a_recipe_and_its_task_have_a_tiny_model(recipe: str, task: str) -> None:
+    proved = {(model.recipe, model.task) for model in tiny_models().values()}
+    assert (recipe, task) in proved, f"tests/tiny_models.py has no model of {recipe}, task {task}"
+    assert (PROJECT / "handlers" / f"{task}.py").is_file()
+    assert task in ANSWERS, f"tests/eager_answers.py cannot answer {task}"
+
+
+def test_no_tiny_model_is_of_a_task_that_its_recipe_does_not_have() -> None:
+    for model in tiny_models().values():
+        assert model.task in load_recipe(model.recipe, EXPORT).spec.tasks, model.name
+
+
+@pytest.mark.timeout(600)  # it may wait for the exports of all others
+@pytest.mark.parametrize("format", SUFFIXES)
+@pytest.mark.parametrize("name", tiny_models())
+def test_an_archive_answers_like_the_network(
+    name: str, format: Format, archives: Archives, tmp_path: Path
+) -> None:
+    report = archives.report(name, format)
+    model = archives.models[name]
+    assert (report.manifest.task, report.manifest.family) == (model.task, model.recipe)
+    assert {graph.format for graph in report.manifest.graphs.values()} == {format}
+    assert report.manifest.probes
+
+    unpack_archive(report.path, tmp_path / "unpacked")
+    pipeline = open_folder(tmp_path / "unpacked")
+    asked = asked_of(report.manifest)
+    requests = [Request(one.fields(), str(place)) for place, one in enumerate(asked)]
+    bad = Request({**requests[0].fields, "surprise": 1}, "bad")
+    refused, *answers = pipeline.run([bad, *requests]).answers
+    assert isinstance(refused, ItemError) and refused.code is ErrorCode.FIELD_INVALID
+
+    settings = Settings(project_dir=PROJECT)
+    trained = read_trained(model.recipe, archives.checkpoint(name), None, settings)
+    eager = eager_of(trained, tmp_path)
+    for one, got in zip(asked, answers, strict=True):
+        assert isinstance(got, dict), got
+        pipeline.task.answer.model_validate(got)
+        expected, numbers = eager.answer(one), without_pictures(got, pipeline.task.pictures)
+        assert expected.keys() == numbers.keys()
+        assert difference(expected, numbers, atol=ATOL) is None
