@@ -251,7 +251,20 @@ def ground_plan(
 class AlbefRecipe:
     """See vlserve.exporter.recipe.Recipe."""
 
-    spec = Spec(family=FAMILY, tasks=tuple(PARTS), atol=ATOL)
+    spec = Spec(
+        family=FAMILY,
+        tasks=tuple(PARTS),
+        atol=ATOL,
+        reads=("ALBEF.pth and its fine-tuned ones (salesforce/ALBEF)",),
+        golden=(
+            "albef",
+            "keys/albef_pretrain",
+            "keys/albef_retrieval",
+            "keys/albef_vqa",
+            "keys/albef_nlvr",
+            "keys/albef_ve",
+        ),
+    )
 
     def complete_config(
         self, config: Mapping[str, Any], state: Mapping[str, Tensor], folder: Path

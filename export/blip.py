@@ -176,7 +176,23 @@ def begin(text_ids: Tensor, first_id: int) -> Tensor:
 class BlipRecipe:
     """See vlserve.exporter.recipe.Recipe."""
 
-    spec = Spec(family=FAMILY, tasks=tuple(PARTS), atol=ATOL)
+    spec = Spec(
+        family=FAMILY,
+        tasks=tuple(PARTS),
+        atol=ATOL,
+        reads=(
+            "model_base*.pth (salesforce/BLIP)",
+            "Salesforce/blip-* (transformers)",
+        ),
+        golden=(
+            "blip",
+            "hf",
+            "keys/blip_caption_base",
+            "keys/blip_itm_base",
+            "keys/blip_model_base_retrieval_coco",
+            "keys/blip_vqa_base",
+        ),
+    )
 
     def complete_config(
         self, config: Mapping[str, Any], state: Mapping[str, Tensor], folder: Path

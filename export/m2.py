@@ -194,7 +194,16 @@ class EncoderGraph(nn.Module):
 class M2Recipe:
     """See vlserve.exporter.recipe.Recipe."""
 
-    spec = Spec(family=FAMILY, tasks=("caption",), atol=ATOL)
+    spec = Spec(
+        family=FAMILY,
+        tasks=("caption",),
+        atol=ATOL,
+        reads=("meshed_memory_transformer.pth (aimagelab/meshed-memory-transformer)",),
+        golden=(
+            "m2",
+            "keys/m2_transformer",
+        ),
+    )
 
     def complete_config(
         self, config: Mapping[str, Any], state: Mapping[str, Tensor], folder: Path

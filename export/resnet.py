@@ -67,7 +67,20 @@ class ImageGraph(nn.Module):
 class ResNetRecipe:
     """See vlserve.exporter.recipe.Recipe."""
 
-    spec = Spec(family=FAMILY, tasks=("embed",), atol=ATOL)
+    spec = Spec(
+        family=FAMILY,
+        tasks=("embed",),
+        atol=ATOL,
+        reads=(
+            "resnet*.pth (torchvision)",
+            "microsoft/resnet-* (transformers)",
+        ),
+        golden=(
+            "hf",
+            "resnet",
+            "keys/resnet18",
+        ),
+    )
 
     def complete_config(
         self, config: Mapping[str, Any], state: Mapping[str, Tensor], folder: Path

@@ -140,7 +140,15 @@ def _take(x: Tensor, positions: Tensor) -> Tensor:
 class ResNetGRURecipe:
     """See vlserve.exporter.recipe.Recipe."""
 
-    spec = Spec(family="resnet_gru", tasks=("tag",))
+    spec = Spec(
+        family="resnet_gru",
+        tasks=("tag",),
+        reads=(
+            "what `vlserve train resnet_gru` writes",
+            "the tutorial's, with or without resnet_model.fc",
+        ),
+        golden=("resnet",),
+    )
 
     def complete_config(
         self, config: Mapping[str, Any], state: Mapping[str, Tensor], folder: Path

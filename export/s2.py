@@ -190,7 +190,16 @@ class EncoderGraph(nn.Module):
 class S2Recipe:
     """See vlserve.exporter.recipe.Recipe."""
 
-    spec = Spec(family=FAMILY, tasks=("caption",), atol=ATOL)
+    spec = Spec(
+        family=FAMILY,
+        tasks=("caption",),
+        atol=ATOL,
+        reads=("S2 Transformer's .pth (zchoi/S2-Transformer)",),
+        golden=(
+            "s2",
+            "keys/s2_transformer",
+        ),
+    )
 
     def complete_config(
         self, config: Mapping[str, Any], state: Mapping[str, Tensor], folder: Path

@@ -177,7 +177,24 @@ class VilbertNetwork(nn.Module):
 class VilbertRecipe:
     """See vlserve.exporter.recipe.Recipe."""
 
-    spec = Spec(family=FAMILY, tasks=tuple(TASKS), atol=ATOL)
+    spec = Spec(
+        family=FAMILY,
+        tasks=tuple(TASKS),
+        atol=ATOL,
+        reads=(
+            "pretrained_model.bin, multi_task_model.bin (facebookresearch/vilbert-multi-task)",
+            "jiasenlu/vilbert_beta",
+        ),
+        golden=(
+            "vilbert",
+            "keys/vilbert_12in1_multi_task",
+            "keys/vilbert_beta_pretrain",
+            "keys/vilbert_beta_vqa",
+            "keys/vilbert_multitask_dynamic_attention",
+            "keys/vilbert_multitask_no_task_tokens",
+            "keys/vilbert_pretrain_mt",
+        ),
+    )
 
     def complete_config(
         self, config: Mapping[str, Any], state: Mapping[str, Tensor], folder: Path

@@ -63,7 +63,17 @@ def transformers_config(config: SingleStreamConfig) -> Any:
 class VisualBertRecipe(SingleStreamRecipe):
     """See vlserve.exporter.recipe.Recipe."""
 
-    spec = Spec(family="visualbert", tasks=TASKS, atol=ATOL)
+    spec = Spec(
+        family="visualbert",
+        tasks=TASKS,
+        atol=ATOL,
+        reads=("uclanlp/visualbert-* (transformers), pretraining's too",),
+        golden=(
+            "visualbert",
+            "keys/visualbert-vqa",
+            "keys/visualbert-vqa-coco-pre",
+        ),
+    )
     config_type = Config
     ignored = IGNORED
 

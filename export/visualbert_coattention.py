@@ -118,7 +118,12 @@ def initialise(module: nn.Module) -> None:
 class CoAttentionRecipe(SingleStreamRecipe):
     """See vlserve.exporter.recipe.Recipe."""
 
-    spec = Spec(family="visualbert_coattention", tasks=TASKS, atol=ATOL)
+    spec = Spec(
+        family="visualbert_coattention",
+        tasks=TASKS,
+        atol=ATOL,
+        reads=("our own training's",),
+    )
     config_type = Config
     ignored = IGNORED
 

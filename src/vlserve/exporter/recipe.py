@@ -20,12 +20,19 @@ from vlserve.runtime.manifest import ImageInput, RegionInput, Tensor, TextInput
 
 @dataclass(frozen=True)
 class Spec:
-    """What the exporter and the tests know of a family before any checkpoint is read."""
+    """What the exporter and the tests know of a family before any checkpoint is read.
+
+    ``reads``: the checkpoints, in words. ``golden``: what of the originals' numbers the family's
+    tests hold it to, families of cases and lists of keys (``keys/…``); a test compares it with
+    the tests themselves.
+    """
 
     family: str
     tasks: tuple[str, ...]
     rtol: float = 1e-4
     atol: float = 1e-5
+    reads: tuple[str, ...] = ()
+    golden: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
