@@ -1,0 +1,159 @@
+"""Two TorchServes behind one gateway: what one loses, the other answers. Real TorchServe, versions
+without weights, clients at a bounded rate."""
+
+import json
+import os
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from clients import Load, Question, drawn_questions
+from editions import Edition, echo_editions
+from engine_workers import worker_pids
+from load import QUESTION
+from own_stack import DrilledStack, own_stack
+from recovery import crash, release_both
+from running import wait_until
+
+from vlserve.control.torchserve import endpoints
+from vlserve.exporter.echo import pack_echo
+
+MODEL, SLOW_MODEL = "twofold", "slow"
+SLOW_MS = 700.0
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> list[Question]:
+    return drawn_questions(tmp_path_factory.mktemp("covers"), count=10)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory, questions: Sequence[Question]) -> list[Edition]:
+    return list(islice(echo_editions(tmp_path_factory.mktemp("pair"), MODEL, questions), 2))
+
+
+@pytest.fixture(scope="module")
+def twofold(
+    tmp_path_factory: pytest.TempPathFactory, pair: Sequence[Edition]
+) -> Iterator[DrilledStack]:
+    folder = tmp_path_factory.mktemp("twofold")
+    with own_stack(folder, instances=2) as drilled:
+        release_both(drilled, pair, MODEL)
+        yield drilled
+
+
+@pytest.mark.parametrize("target", ["worker", "engine"])
+def test_what_is_killed_loses_no_request(
+    twofold: DrilledStack, pair: Sequence[Edition], questions: Sequence[Question], target: str
+) -> None:
+    """kill -9 of one worker, and of one Java process with all its workers."""
+    load = Load(twofold.settings.gateway_url, MODEL, clients=6, rate_per_s=30.0)
+    cost = crash(twofold, target, pair, questions, load)
+    print(cost)
+    assert cost.requests > load.rate_per_s
+    assert cost.lost == {} and cost.breaches == []
+
+
+def _ask(drilled: DrilledStack, path: str, request_id: str) -> httpx.Response:
+    return httpx.post(
+        f"{drilled.settings.gateway_url}/predictions/{path}",
+        json=QUESTION,
+        headers={"X-Request-Id": request_id},
+        timeout=60.0,
+        trust_env=False,
+    )
+
+
+def _logged(drilled: DrilledStack, request_ids: Sequence[str]) -> list[Mapping[str, Any]]:
+    """The access log's lines of these requests."""
+    log = drilled.settings.state_dir / "logs" / "access.jsonl"
+
+    def lines() -> list[Mapping[str, Any]]:
+        written = [json.loads(line) for line in log.read_text().splitlines()]
+        return [line for line in written if line["request_id"] in request_ids]
+
+    wait_until(lambda: len(lines()) == len(request_ids))
+    return lines()
+
+
+def test_what_a_killed_worker_had_in_hand_is_answered_by_the_other_instance(
+    twofold: DrilledStack, tmp_path: Path
+) -> None:
+    """TorchServe says 507 to it; what waited in that instance's queue waits for a new worker."""
+    twofold.control.register(pack_echo(tmp_path, SLOW_MODEL, 1, delay_ms=SLOW_MS))
+    twofold.control.release(SLOW_MODEL, 1)
+    request_ids = [f"in-hand-{number}" for number in range(8)]
+    with ThreadPoolExecutor(len(request_ids)) as pool:
+        asked = [pool.submit(_ask, twofold, SLOW_MODEL, each) for each in request_ids]
+        wait_until(lambda: _sent(twofold, f"{SLOW_MODEL}-1") == len(request_ids))
+        for pid in worker_pids(twofold.settings, SLOW_MODEL)[1]:
+            os.kill(pid, signal.SIGKILL)
+        answers = [each.result() for each in asked]
+    assert {answer.status_code for answer in answers} == {200}
+    _assert_answered_by_the_other(twofold, request_ids)
+
+
+def _assert_answered_by_the_other(drilled: DrilledStack, request_ids: Sequence[str]) -> None:
+    """What was tried again was, by the second instance, at the second try."""
+    again = [line for line in _logged(drilled, request_ids) if line["tries"] > 1]
+    other = f"127.0.0.1:{endpoints(drilled.settings)[1].inference_port}"
+    assert again
+    assert {(line["tries"], line["upstream"]) for line in again} == {(2, other)}
+
+
+def _sent(drilled: DrilledStack, cluster: str) -> int:
+    """Requests that the gateway has sent to a cluster and not seen answered."""
+    admin = f"http://127.0.0.1:{drilled.settings.gateway.admin_port}/stats"
+    name = f"cluster.{cluster}.upstream_rq_active"
+    said = httpx.get(admin, params={"filter": f"^{name}$"}, trust_env=False).text
+    return int(said.rpartition(":")[2])
+
+
+def test_what_one_instance_has_no_worker_for_is_answered_by_the_other(
+    twofold: DrilledStack,
+) -> None:
+    """TorchServe says 503 to it."""
+    endpoint = endpoints(twofold.settings)[0]
+    token = json.loads(endpoint.key_file.read_text())["management"]["key"]
+    scaled = httpx.put(
+        f"http://{endpoint.host}:{endpoint.management_port}/models/{MODEL}/2",
+        params={"min_worker": 0, "max_worker": 0, "synchronous": "true"},
+        headers={"Authorization": f"Bearer {token}"},
+        timeout=30.0,
+        trust_env=False,
+    )
+    assert scaled.is_success, scaled.text
+    request_ids = [f"no-worker-{number}" for number in range(20)]
+    answers = [_ask(twofold, MODEL, each) for each in request_ids]
+    assert {(answer.status_code, answer.json()["version"]) for answer in answers} == {(200, 2)}
+    _assert_answered_by_the_other(twofold, request_ids)
+
+
+def test_what_the_client_did_wrong_is_tried_once(twofold: DrilledStack) -> None:
+    url = twofold.settings.gateway_url
+    refused = {"unreadable": {"image": "bm8gaW1hZ2U=", "text": "cat"}, "no-image": {"text": "cat"}}
+    for request_id, body in refused.items():
+        headers = {"X-Request-Id": request_id}
+        path = f"{url}/predictions/{MODEL}"
+        response = httpx.post(path, json=body, headers=headers, trust_env=False)
+        assert 400 <= response.status_code < 500, response.text
+    assert {line["tries"] for line in _logged(twofold, list(refused))} == {1}
+
+
+def test_the_gateway_asks_engines_for_predictions_alone(twofold: DrilledStack) -> None:
+    """So nothing but a prediction can be tried again."""
+    url = twofold.settings.gateway_url
+    paths = ["models", f"models/{MODEL}", "ping", "workflows", f"explanations/{MODEL}", "metrics"]
+    asked = [(method, path) for path in paths for method in ("GET", "POST", "PUT", "DELETE")]
+    asked += [("PUT", f"predictions/{MODEL}"), ("OPTIONS", f"predictions/{MODEL}/2")]
+    for number, (method, path) in enumerate(asked):
+        headers = {"X-Request-Id": f"no-prediction-{number}"}
+        response = httpx.request(method, f"{url}/{path}", headers=headers, trust_env=False)
+        assert response.status_code in (404, 405), (method, path)
+    lines = _logged(twofold, [f"no-prediction-{number}" for number in range(len(asked))])
+    assert {(line["upstream"], line["tries"]) for line in lines} == {(None, 0)}
