@@ -10,15 +10,18 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from fake_engine import FakeEngine, Reply
 from running import RunningGateway, running_gateway, wait_until
 from wire import form
 
-from vlserve.control.contract import ModelRoute, Routing, Shadow
+from vlserve.control.contract import Instance, ModelRoute, Routing, Shadow
+from vlserve.control.envoy_clusters import COPIES_BYTES
 
 Engines = tuple[FakeEngine, FakeEngine]
 
@@ -283,8 +286,7 @@ def test_copies_under_way_are_bounded_and_take_no_room_from_requests(
     copying: RunningGateway, engines: Engines
 ) -> None:
     """More copies than the shadow may hold; requests to the same version go through."""
-    engine = copying.settings.engine
-    most = 2 * engine.workers * engine.batch_size * 2
+    most = COPIES_BYTES // copying.settings.gateway.max_body_bytes
     engines[1].delay_s = 0.5 * TIMEOUT_S
     with ThreadPoolExecutor(8) as pool:
         statuses = list(pool.map(lambda _: _post(copying).status_code, range(2 * most)))
@@ -293,6 +295,26 @@ def test_copies_under_way_are_bounded_and_take_no_room_from_requests(
     assert most / 2 < copies <= most
     response = copying.http.post("/predictions/tagger/2", content=b"x")
     assert (response.status_code, response.json()["version"]) == (200, 2)
+
+
+def test_a_shadow_that_hangs_under_the_largest_bodies_costs_bounded_memory(
+    tmp_path: Path, engines: Engines
+) -> None:
+    """It takes connections and reads nothing, so every copy stays in the gateway."""
+    with running_gateway(tmp_path) as running, socket.create_server(("127.0.0.1", 0)) as hung:
+        stable = engines[0].instance(lacks=frozenset({("tagger", 2)}))
+        port = hung.getsockname()[1]
+        shadow = Instance("hung", "127.0.0.1", port, "token", frozenset({("tagger", 1)}))
+        running.gateway.apply(Routing([ALL_COPIED], [stable, shadow]))
+        body = bytes(running.settings.gateway.max_body_bytes)
+        most = COPIES_BYTES // len(body)
+        for _ in range(most + 8):
+            assert _post(running, body=body).status_code == 200
+            engines[0].seen.clear()
+        assert running.gateway.in_flight("tagger", 2) == most
+        memory = psutil.Process(running.process.pid).memory_info().rss
+    print(f"the gateway took {memory / 1e6:.0f} MB")
+    assert memory < 2 * COPIES_BYTES
 
 
 def test_a_client_that_goes_away_leaves_its_copy(copying: RunningGateway, engines: Engines) -> None:

@@ -15,6 +15,9 @@ Config = dict[str, Any]
 SHADOW_LISTENER = "shadow"
 """Name of the internal listener of the bootstrap that copies go to."""
 
+COPIES_BYTES = 512 * 1024 * 1024
+"""Of the bodies of copies under way, at most; a quarter of the memory that envoy.yaml allows."""
+
 _CLUSTER_TYPE = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
 _UNPREPARED = {
     "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
@@ -111,11 +114,9 @@ def _shadow_clusters(route: ModelRoute, routing: Routing, settings: Settings) ->
     own, so that requests to the same version do not feel them."""
     if not route.shadow:
         return []
-    version, engine = route.shadow.version, settings.engine
+    version, most = route.shadow.version, _most_copies(routing, settings)
     way = copies_name(route.model, version)
     listener = {"envoy_internal_address": {"server_listener_name": SHADOW_LISTENER}}
-    # What the shadow's workers hold and as much again; copies beyond that are left out.
-    most = 2 * engine.workers * engine.batch_size * max(1, len(routing.instances))
     to_listener = {
         "@type": _CLUSTER_TYPE,
         "name": way,
@@ -134,3 +135,14 @@ def _shadow_clusters(route: ModelRoute, routing: Routing, settings: Settings) ->
     to_instances = _cluster(route.model, version, routing, settings)
     to_instances["name"] = to_instances["load_assignment"]["cluster_name"] = name
     return [to_listener, to_instances]
+
+
+def _most_copies(routing: Routing, settings: Settings) -> int:
+    """How many copies may be under way to one shadow; others are left out. What its workers hold
+    and as much again, if the bodies of all shadows stay small beside the gateway's memory: one
+    that hangs reads none of them."""
+    engine = settings.engine
+    at_work = 2 * engine.workers * engine.batch_size * max(1, len(routing.instances))
+    shadows = sum(route.shadow is not None for route in routing.models)
+    in_memory = COPIES_BYTES // settings.gateway.max_body_bytes // shadows
+    return max(1, min(at_work, in_memory))

@@ -10,7 +10,7 @@ import yaml
 from vlserve.control import envoy_clusters, envoy_config
 from vlserve.control.contract import Instance, ModelRoute, Routing, Shadow
 from vlserve.errors import SettingsError
-from vlserve.settings import GatewaySettings, Settings
+from vlserve.settings import EngineSettings, GatewaySettings, Settings
 
 PROJECT = Path(__file__).parents[3]
 TEMPLATE = (PROJECT / "serving_config" / "gateway" / "envoy.yaml").read_text()
@@ -98,8 +98,6 @@ def test_copies_have_clusters_of_their_own_a_bound_and_no_retries() -> None:
         for cluster in envoy_clusters.clusters(Routing([route], [ONE]), settings)
     }
     assert list(found) == ["tagger-1", "tagger-2", "tagger-2.copies", "tagger-2.shadow"]
-    (threshold,) = found["tagger-2.copies"]["circuit_breakers"]["thresholds"]
-    assert threshold["max_requests"] == 2 * settings.engine.workers * settings.engine.batch_size
     assert found["tagger-2.shadow"]["metadata"] == found["tagger-2"]["metadata"]
     mirrored = [
         each for each in _routes(route) if "request_mirror_policies" in each.get("route", {})
@@ -113,6 +111,38 @@ def test_copies_have_clusters_of_their_own_a_bound_and_no_retries() -> None:
     bootstrap = envoy_config.bootstrap(TEMPLATE, settings, Path("/dynamic"))
     copies = _http(bootstrap, "shadow")["route_config"]["virtual_hosts"][0]
     assert "retry_policy" not in str(copies)
+
+
+@pytest.mark.parametrize(
+    ("models", "instances", "max_body_bytes", "most"),
+    [
+        (1, 1, 1_000_000, 32),
+        (3, 2, 1_000_000, 64),
+        (1, 2, 32 * 1024 * 1024, 16),
+        (4, 2, 32 * 1024 * 1024, 4),
+        (1, 2, 1024**3, 1),
+    ],
+)
+def test_copies_under_way_are_bounded_by_workers_and_by_memory(
+    models: int, instances: int, max_body_bytes: int, most: int
+) -> None:
+    settings = Settings(
+        project_dir=PROJECT,
+        gateway=GatewaySettings(max_body_bytes=max_body_bytes),
+        engine=EngineSettings(workers=2, batch_size=8),
+    )
+    released = [
+        ModelRoute(f"model{number}", {1: 100}, (1, 2), shadow=Shadow(2, 20))
+        for number in range(models)
+    ]
+    routing = Routing([*released, ModelRoute("calm", {1: 100}, (1,))], (ONE, OTHER)[:instances])
+    bounds = [
+        threshold["max_requests"]
+        for cluster in envoy_clusters.clusters(routing, settings)
+        if cluster["name"].endswith(".copies")
+        for threshold in cluster["circuit_breakers"]["thresholds"]
+    ]
+    assert bounds == [most] * models
 
 
 def test_what_copies_meet_on_the_way_to_an_engine_is_what_requests_meet() -> None:
