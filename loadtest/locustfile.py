@@ -25,7 +25,7 @@ from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 from locust.exception import CatchResponseError
 
-from vlserve.stress.answer import Asked, Judged, judge_answer
+from vlserve.stress.answer import Asked, Judged, judge_answer, transport_failure
 from vlserve.stress.covers import Post, read_posts
 from vlserve.stress.record import Record
 from vlserve.training.demo_data import write_demo_data
@@ -71,16 +71,6 @@ class Run:
     def close(self) -> None:
         if self.file is not None:
             self.file.close()
-
-
-def transport_failure(error: Exception) -> str:
-    """The kind of failure where no whole answer came."""
-    cause = getattr(error, "original", error)  # geventhttpclient wraps what ended its last try
-    if isinstance(cause, TimeoutError):
-        return "timeout"
-    if isinstance(cause, OSError) and cause.strerror:
-        return cause.strerror.lower()
-    return type(cause).__name__
 
 
 class PredictionUser(FastHttpUser):

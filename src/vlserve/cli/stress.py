@@ -2,12 +2,15 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vlserve.cli.output import AsJson, print_json, print_line, print_table, progress
 from vlserve.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from vlserve.stress.release_checks import Limits
 
 DEFAULT_USERS = 4
 
@@ -39,16 +42,32 @@ def stress(
     find_limit: Annotated[
         bool, typer.Option("--find-limit", help="Raise the rate until the limits break.")
     ] = False,
+    gray_release: Annotated[
+        bool,
+        typer.Option(
+            "--gray-release",
+            help="Release VERSION (default: the newest ready one) in steps that take DURATION "
+            "together, roll it back, and judge what callers saw.",
+        ),
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for the reports.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Load a model with Locust and judge it: exit code 0 when the limits held."""
     from vlserve.stress import limit, run, table
     from vlserve.stress.plan import StressPlan
+    from vlserve.stress.release_checks import Limits
 
     if sum(1 for load in (users, rate, find_limit) if load) > 1:
         raise typer.BadParameter("give one of --users, --rate and --find-limit")
     settings = load_settings()
+    if gray_release:
+        if users or find_limit or sticky_share:
+            raise typer.BadParameter("--gray-release has callers of its own: give --rate at most")
+        folder = out or _new_folder(settings, model)
+        limits = Limits(max_error_rate, max_p99_ms)
+        _check_release(model, version, duration, rate, data, limits, folder, as_json)
+        return
     plan = StressPlan(
         url=settings.gateway_url,
         model=model,
@@ -83,6 +102,39 @@ def stress(
         print_line(verdict)
         print_line(f"reports: {folder}")
     raise typer.Exit(0 if passed else 1)
+
+
+def _check_release(
+    model: str,
+    version: int | None,
+    duration_s: float,
+    rate_per_s: float | None,
+    data: Path | None,
+    limits: "Limits",
+    folder: Path,
+    as_json: bool,
+) -> None:
+    from vlserve.control.client import ControlClient
+    from vlserve.drill.from_outside import check_from_outside
+
+    settings = load_settings()
+    with (
+        ControlClient(settings.control_url) as control,
+        progress(f"releasing {model} with callers") as show,
+    ):
+        result = check_from_outside(
+            settings, control, model, version,
+            duration_s=duration_s, rate_per_s=rate_per_s, data=data, limits=limits,
+            folder=folder, show=show,
+        )  # fmt: skip
+    if as_json:
+        print_json(result)
+    else:
+        rows = [(c.name, "held" if c.passed else "broke", c.said) for c in result.checks]
+        print_table(("CHECK", "", "FIGURES"), rows)
+        print_line(f"{model} {result.candidate}: {result.verdict}")
+        print_line(f"reports: {folder}")
+    raise typer.Exit(0 if result.passed else 1)
 
 
 def add_to(app: typer.Typer) -> None:

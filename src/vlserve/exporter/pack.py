@@ -52,7 +52,14 @@ def pack_archive(
     are added. Raises ManifestInvalid for a draft that contradicts itself or the members,
     ExportError for a file that is missing. An archive of that name is replaced in one step.
     """
-    everything = dict(members) | frozen_code(str(draft.get("task")), handlers)
+    return pack_members(
+        out_dir, draft, dict(members) | frozen_code(str(draft.get("task")), handlers)
+    )
+
+
+def pack_members(out_dir: Path, draft: Mapping[str, Any], members: Mapping[str, Member]) -> Path:
+    """As `pack_archive`, of ``members`` that hold the code already, as those of another archive."""
+    everything = dict(members)
     everything[TORCHSERVE_MANIFEST] = _torchserve_manifest(draft)
     files = {name: _sha256(content) for name, content in sorted(everything.items())}
     manifest = read_manifest(_json({**draft, "files": files}))

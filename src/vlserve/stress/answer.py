@@ -49,13 +49,17 @@ def _tags(value: object) -> bool:
     )
 
 
+def _status_failure(status: int, answer: dict[str, Any] | None) -> str:
+    error = (answer or {}).get("error")
+    code = error.get("code") if isinstance(error, dict) else None
+    return f"HTTP {status} {code}" if code else f"HTTP {status}"
+
+
 def judge_answer(status: int, echoed_id: str | None, body: bytes, asked: Asked) -> Judged:
     """One HTTP answer against what was asked; failures are named so that they can be counted."""
     answer = _object(body)
     if status != 200:
-        error = (answer or {}).get("error")
-        code = error.get("code") if isinstance(error, dict) else None
-        return Judged(failure=f"HTTP {status} {code}" if code else f"HTTP {status}")
+        return Judged(failure=_status_failure(status, answer))
     if answer is None:
         return Judged(failure="not a JSON object")
     version = answer.get("version")
@@ -70,3 +74,36 @@ def judge_answer(status: int, echoed_id: str | None, body: bytes, asked: Asked) 
     if not _tags(answer.get("tags")):
         return Judged(version, "no tags")
     return Judged(version)
+
+
+def judge_any_answer(
+    status: int, said_version: str | None, echoed_id: str | None, body: bytes, asked: Asked
+) -> Judged:
+    """The same where the model may do any task. ``said_version``: the header x-model-version."""
+    answer = _object(body)
+    if not 200 <= status < 300:
+        return Judged(_whole_number(said_version), _status_failure(status, answer))
+    if answer is None:
+        return Judged(failure="not a JSON object")
+    version = answer.get("version")
+    if said_version != str(version) or not isinstance(version, int):
+        return Judged(failure="header and body name different versions")
+    if asked.version not in (None, version):
+        return Judged(version, "wrong version")
+    if echoed_id != asked.request_id or answer.get("request_id") != asked.request_id:
+        return Judged(version, "request id not echoed")
+    return Judged(version)
+
+
+def _whole_number(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isdecimal() else None
+
+
+def transport_failure(error: Exception) -> str:
+    """The kind of failure where no whole answer came."""
+    cause = getattr(error, "original", error)  # geventhttpclient wraps what ended its last try
+    if isinstance(cause, TimeoutError):
+        return "timeout"
+    if isinstance(cause, OSError) and cause.strerror:
+        return cause.strerror.lower()
+    return type(cause).__name__

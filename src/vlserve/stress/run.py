@@ -1,19 +1,15 @@
 """One load run: Locust as a subprocess, bounded in time, then its records judged."""
 
 import json
-import os
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
 
 from vlserve.errors import StressError
-from vlserve.settings import load_settings
 from vlserve.stress.covers import read_posts
 from vlserve.stress.figures import (
     ClientUse,
@@ -24,6 +20,7 @@ from vlserve.stress.figures import (
     summarise,
 )
 from vlserve.stress.plan import StressPlan
+from vlserve.stress.process import last_words, load_file, running_locust
 from vlserve.stress.record import read_record_file
 
 START_UP_S = 60
@@ -54,15 +51,10 @@ class StressResult:
     result: Path
 
 
-def locustfile() -> Path:
-    """The project's own, which users edit."""
-    return load_settings().project_dir / "loadtest" / "locustfile.py"
-
-
-def _command(plan: StressPlan, out_dir: Path) -> list[str]:
+def _options(plan: StressPlan, out_dir: Path) -> Mapping[str, object]:
     users = plan.users or 1
     options = {
-        "--locustfile": locustfile(),
+        "--locustfile": load_file("locustfile.py"),
         "--host": plan.url,
         "--users": users,
         "--spawn-rate": users,
@@ -81,46 +73,7 @@ def _command(plan: StressPlan, out_dir: Path) -> list[str]:
         "--rate": plan.rate_per_s,
         "--model-version": plan.version,
     }
-    options |= {name: value for name, value in optional.items() if value is not None}
-    words = [str(word) for pair in options.items() for word in pair]
-    return [sys.executable, "-m", "locust", "--headless", "--only-summary", *words]
-
-
-def _environment(plan: StressPlan) -> Mapping[str, str]:
-    """Ours without LOCUST_* (they would change the run), with the key, which no list of processes
-    may show."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("LOCUST_")}
-    return kept | {"VLSERVE_STRESS_API_KEY": plan.api_key}
-
-
-@contextmanager
-def _locust(plan: StressPlan, out_dir: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Locust, in a session of its own (so that Ctrl-C reaches us alone), gone when we leave."""
-    with (out_dir / "locust.log").open("wb") as log:
-        process = subprocess.Popen(
-            _command(plan, out_dir),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=dict(_environment(plan)),
-            cwd=out_dir,
-            start_new_session=True,
-        )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(timeout=5)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def _last_words(out_dir: Path) -> str:
-    lines = (out_dir / "locust.log").read_text(encoding="utf-8", errors="replace").splitlines()
-    return " | ".join(line for line in lines[-5:] if line.strip()) or "nothing"
+    return options | {name: value for name, value in optional.items() if value is not None}
 
 
 def _cpu_share(samples: Sequence[tuple[float, float]], plan: StressPlan) -> float:
@@ -148,7 +101,7 @@ def _watch(process: subprocess.Popen[bytes], plan: StressPlan, out_dir: Path, sh
         if elapsed_s > allowed_s:
             raise StressError(
                 f"Locust did not end within {allowed_s} s; its log, {out_dir / 'locust.log'}, "
-                f"ends with: {_last_words(out_dir)}"
+                f"ends with: {last_words(out_dir)}"
             )
         waiting = "waiting for the last answers" if elapsed_s > planned_s else "running"
         show(f"{plan.load}, {waiting}: {elapsed_s:.0f} of {planned_s} s")
@@ -160,7 +113,7 @@ def _watch(process: subprocess.Popen[bytes], plan: StressPlan, out_dir: Path, sh
     if process.returncode != 0:
         raise StressError(
             f"Locust ended with exit code {process.returncode}; its log, "
-            f"{out_dir / 'locust.log'}, ends with: {_last_words(out_dir)}"
+            f"{out_dir / 'locust.log'}, ends with: {last_words(out_dir)}"
         )
     return _cpu_share(samples, plan)
 
@@ -200,7 +153,7 @@ def run_stress(plan: StressPlan, out_dir: Path, show: Show = lambda message: Non
         read_posts(plan.data)
     out_dir = out_dir.resolve()
     out_dir.mkdir(parents=True, exist_ok=True)
-    with _locust(plan, out_dir) as process:
+    with running_locust(_options(plan, out_dir), out_dir, plan.api_key) as process:
         cpu_share = _watch(process, plan, out_dir, show)
     result = _judge(plan, out_dir, cpu_share)
     text = json.dumps(asdict(result), default=str, ensure_ascii=False, indent=2)

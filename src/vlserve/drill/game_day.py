@@ -1,0 +1,210 @@
+"""The game day: six releases, one after another, of twins of a model's stable version, under a name
+of their own and with callers of their own. The model itself and its traffic are not touched."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from vlserve.control.client import ControlClient
+from vlserve.control.contract import State
+from vlserve.drill.cases import (
+    PROMOTED,
+    REFUSED,
+    Case,
+    CaseResult,
+    Decided,
+    Policy,
+    cases,
+    decision_of,
+    judge_cases,
+)
+from vlserve.drill.follow import Show, follow
+from vlserve.drill.from_outside import stored_archive
+from vlserve.drill.pace import Pace, measured_pace
+from vlserve.drill.twin import Fault, Original, spoil, twin_name
+from vlserve.errors import ArchiveError, ControlError, LoadFailed, NotReady, VlserveError
+from vlserve.settings import Settings
+from vlserve.stress.callers import CallersPlan, calling
+
+FASTEST_PER_S = 20.0
+LONGEST_CASE_S = 120.0
+POLICY = Policy()
+_AFTERWARDS_S = 1.0
+"""Callers go on for so long after each decision, to see what it did to them."""
+
+
+@dataclass(frozen=True)
+class DrillResult:
+    """result.json holds the same. ``twin``: the name under which it ran."""
+
+    model: str
+    twin: str
+    rate_per_s: float
+    instances: int
+    took_s: float
+    cases: tuple[CaseResult, ...]
+    passed: bool
+    report: Path
+    result: Path
+
+
+def run_drill(
+    settings: Settings,
+    control: ControlClient,
+    model: str,
+    folder: Path,
+    show: Show,
+    policy: Policy = POLICY,
+    fastest_per_s: float = FASTEST_PER_S,
+) -> DrillResult:
+    """``folder`` gets result.json, Locust's report.html and locust.log, and calls.jsonl. Errors as
+    the control service and Locust raise them: nothing was judged then. Whatever ends this call,
+    the twins but the stable one have been unloaded before."""
+    began = time.monotonic()
+    stable = control.model(model).stable
+    if stable is None:
+        raise NotReady(f"{model} has no stable version to drill with")
+    folder = folder.resolve()
+    show(f"unpacking {model} {stable}")
+    original = Original(stored_archive(settings, model, stable), folder / "original")
+    twin = twin_name(model)
+    with _cleaning_up(control, twin):
+        stage = _Stage(control, original, folder, twin, policy, show)
+        stage.set_up()
+        show("measuring how fast it answers")
+        pace = measured_pace(settings, twin, original.archive, fastest_per_s)
+        with calling(_plan(settings, twin, original.archive, pace), folder) as callers:
+            decided = [stage.run(case, callers.check) for case in cases(pace.latency_s)]
+            calls = callers.end()
+    results = judge_cases(decided, calls, settings.engine.instances)
+    result = DrillResult(
+        model=model,
+        twin=twin,
+        rate_per_s=pace.rate_per_s,
+        instances=settings.engine.instances,
+        took_s=round(time.monotonic() - began, 1),
+        cases=results,
+        passed=all(case.passed for case in results),
+        report=callers.report,
+        result=folder / "result.json",
+    )
+    text = json.dumps(asdict(result), default=str, ensure_ascii=False, indent=2)
+    result.result.write_text(text + "\n", encoding="utf-8")
+    return result
+
+
+class _Stage:
+    """Registers twins under the next free numbers and releases them."""
+
+    def __init__(
+        self,
+        control: ControlClient,
+        original: Original,
+        folder: Path,
+        twin: str,
+        policy: Policy,
+        show: Show,
+    ) -> None:
+        self._control = control
+        self._original = original
+        self._folder = folder
+        self._twin = twin
+        self._policy = policy
+        self._show = show
+        known = {view.model: view for view in control.models()}
+        versions = known[twin].versions if twin in known else ()
+        self._next = 1 + max((version.version for version in versions), default=0)
+
+    def set_up(self) -> None:
+        """A good twin in force, and no other one loaded."""
+        version = self._number()
+        self._show(f"registering {self._twin} {version}, the stable one")
+        with self._packed(version, Case("stable", Fault(), PROMOTED)) as archive:
+            self._control.register(archive)
+        self._control.release(self._twin, version)
+        unload_idle(self._control, self._twin)
+
+    def run(self, case: Case, keep_watch: Callable[[], None]) -> Decided:
+        """Register and release one; afterwards only the stable version is loaded."""
+        version = self._number()
+        began = time.time()
+        self._show(f"{case.name}: registering {self._twin} {version}")
+        try:
+            with self._packed(version, case) as archive:
+                self._control.register(archive)
+        except (ArchiveError, LoadFailed) as error:
+            time.sleep(_AFTERWARDS_S)
+            after_s = time.time() - began - _AFTERWARDS_S
+            return Decided(case, version, began, REFUSED, (), str(error), after_s)
+        decided = self._release(case, version, began, keep_watch)
+        time.sleep(_AFTERWARDS_S)
+        if decided.decision == PROMOTED and case.expected != PROMOTED:
+            self._control.rollback(self._twin)
+        unload_idle(self._control, self._twin)
+        return decided
+
+    def _release(
+        self, case: Case, version: int, began: float, keep_watch: Callable[[], None]
+    ) -> Decided:
+        released_at = time.monotonic()
+        view = self._control.start_release(self._twin, version, self._policy.changes())
+        followed = follow(
+            self._control,
+            view,
+            LONGEST_CASE_S,
+            lambda message: self._show(f"{case.name}: {message}"),
+            keep_watch,
+        )
+        after_s = time.monotonic() - released_at
+        decision, gates, why = decision_of(followed.view)
+        if followed.timed_out:
+            self._control.abort(self._twin)
+        self._show(f"{case.name}: {decision}")
+        return Decided(case, version, began, decision, gates, why, after_s)
+
+    def _number(self) -> int:
+        self._next += 1
+        return self._next - 1
+
+    @contextmanager
+    def _packed(self, version: int, case: Case) -> Iterator[Path]:
+        """The twin's archive; the model store keeps the copy that counts."""
+        archive = self._original.pack_twin(self._folder, version, case.fault)
+        try:
+            if case.spoilt:
+                spoil(archive)
+            yield archive
+        finally:
+            archive.unlink()
+
+
+def unload_idle(control: ControlClient, model: str) -> None:
+    """All loaded versions that have no traffic."""
+    for version in control.model(model).versions:
+        if version.state in (State.READY, State.DRAINING):
+            control.unload(model, version.version)
+
+
+@contextmanager
+def _cleaning_up(control: ControlClient, twin: str) -> Iterator[None]:
+    """Also after Ctrl-C and errors, which stay what is raised."""
+    try:
+        yield
+    finally:
+        with suppress(ControlError):  # no release is under way
+            control.abort(twin)
+        with suppress(VlserveError):
+            unload_idle(control, twin)
+
+
+def _plan(settings: Settings, twin: str, archive: Path, pace: Pace) -> CallersPlan:
+    return CallersPlan(
+        url=settings.gateway_url,
+        model=twin,
+        archive=archive,
+        rate_per_s=pace.rate_per_s,
+        api_key=next(iter(settings.gateway.api_keys), ""),
+    )
