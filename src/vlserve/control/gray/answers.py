@@ -27,13 +27,13 @@ class Answered:
 
 
 class Answers:
-    """Of one model. Reads the log from its beginning: what was read before a restart of the
-    control service is found again."""
+    """Of one model, logged after ``begin``. After a restart of the control service all of them are
+    read again."""
 
-    def __init__(self, log: Path, model: str) -> None:
+    def __init__(self, log: Path, model: str, begin: Cursor) -> None:
         self._log = log
         self._wanted = f'"model": "{model}"'.encode()
-        self._cursor = Cursor()
+        self._cursor = begin
         self._found: OrderedDict[tuple[str, int], Answered | None] = OrderedDict()
 
     def read(self) -> None:

@@ -157,7 +157,9 @@ class Conductor:
 
     def _look(self, release: GrayRelease, before: Progress) -> Progress:
         now = self._now()
-        answers = self._answers.setdefault(release.id, Answers(self._logs.answers, release.model))
+        answers = self._answers.setdefault(
+            release.id, Answers(self._logs.answers, release.model, before.answers)
+        )
         around = Surroundings(
             now=now,
             passed_s=max(0.0, now - self._looked_at.get(release.id, now)),

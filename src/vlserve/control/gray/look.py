@@ -38,7 +38,13 @@ class Surroundings:
 
 def begin(judge: JudgeState, logs: Logs, starts: Mapping[str, str]) -> Progress:
     """Nothing that is in the logs by now is evidence."""
-    return Progress(judge, end_of(logs.requests), end_of(logs.copies), starts=dict(starts))
+    return Progress(
+        judge,
+        requests=end_of(logs.requests),
+        copies=end_of(logs.copies),
+        answers=end_of(logs.answers),
+        starts=dict(starts),
+    )
 
 
 def look(

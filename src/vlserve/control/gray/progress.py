@@ -14,12 +14,14 @@ from vlserve.control.judge import Decision, JudgeState
 @dataclass(frozen=True, eq=False)
 class Progress:
     """``held_s``: since the step's weight came into force, pauses not counted. ``requests``,
-    ``copies``: up to where the logs were read. ``starts``: which start of each process served the
-    release last, so that a restart is noticed."""
+    ``copies``: up to where the logs were read. ``answers``: where the release's answers begin.
+    ``starts``: which start of each process served the release last, so that a restart is noticed.
+    """
 
     judge: JudgeState
     requests: Cursor
     copies: Cursor
+    answers: Cursor
     waiting: tuple[Copy, ...] = ()
     held_s: float = 0.0
     starts: Mapping[str, str] = field(default_factory=dict)
