@@ -9,8 +9,9 @@ run it; ``fused`` is the same by torch's scaled_dot_product_attention, which nev
 Peak memory: each figure comes from a process of its own on one thread, which runs the attention
 once on a few tokens, resets the kernel's high-water mark of its resident memory
 (/proc/self/clear_refs), runs the attention once, and takes the mark less what was resident before.
-Time: the median of the runs that follow it. Rounds go through all kinds in turn, so that a busy
-machine slows all of them; the medians over rounds are compared.
+Time: the processor's time of the runs that follow it, the median; on one thread that is what an
+idle machine's clock shows. Rounds go through all kinds in turn, so that a busy machine slows all of
+them; the medians over rounds are compared.
 """
 
 import argparse
@@ -89,9 +90,9 @@ def measure(kind: str, visual: int, runs: int) -> Cost:
         peak = resident("VmHWM") - before
         times = []
         for _ in range(runs):
-            start = time.perf_counter()
+            start = time.process_time()
             network.attend(attention, *given)
-            times.append(time.perf_counter() - start)
+            times.append(time.process_time() - start)
     return Cost(kind, visual, peak / MIB, 1000 * statistics.median(times))
 
 
