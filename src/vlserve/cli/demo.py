@@ -17,7 +17,7 @@ def demo(as_json: AsJson = False) -> None:
     settings = load_settings()
     with ControlClient(settings.control_url) as control, progress("preparing the demo") as show:
         item = release_demo(settings, control, show)
-    answer = request_prediction(settings, MODEL, {"text": item.text}, item.image)
+    answer = request_prediction(settings, MODEL, {"text": item.text}, {"image": item.image})
     if as_json:
         print_json({"image": item.image, "text": item.text, "label": item.label, "answer": answer})
         return

@@ -22,6 +22,7 @@ from starlette.requests import ClientDisconnect
 from vlserve.control.assembly import Control, assemble
 from vlserve.control.envoy import EnvoyGateway
 from vlserve.control.gray.views import ReleaseView
+from vlserve.control.schemas import describe_predictions
 from vlserve.control.service import ControlService
 from vlserve.control.torchserve import TorchServe, endpoints
 from vlserve.control.views import (
@@ -306,8 +307,10 @@ def main() -> int:
     except VlserveError as error:
         print(error, file=sys.stderr)
         return 1
+    app = create_app(control, settings.control.max_archive_bytes)
+    describe_predictions(app, settings.project_dir / "handlers", settings.gateway_url)
     uvicorn.run(
-        create_app(control, settings.control.max_archive_bytes),
+        app,
         host="127.0.0.1",
         port=settings.control.port,
         log_level="warning",

@@ -1,0 +1,125 @@
+"""What the API page says of predictions, which the gateway answers: every task's request and
+answer, from the pydantic models of its file in handlers/."""
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from vlserve.runtime.task import Task, load_task
+
+REFERENCE = "#/components/schemas/{model}"
+NO_TASKS = ("torchserve_handler",)
+"""Files of handlers/ that are no tasks: engine entry points."""
+PATHS = {
+    "/predictions/{model}": ("model",),
+    "/predictions/{model}/{version}": ("model", "version"),
+}
+KINDS = {"model": "string", "version": "integer"}
+ERRORS = {
+    "400": "What was sent cannot be read",
+    "401": "No or a wrong key",
+    "404": "No such model or version",
+    "413": "Too large",
+    "422": "A field is missing, unknown or wrong",
+    "429": "Too many requests",
+    "503": "Overloaded; Retry-After says when to come again",
+    "504": "No answer in time",
+}
+
+
+class PredictionErrorBody(BaseModel):
+    code: str
+    message: str
+
+
+class PredictionError(BaseModel):
+    error: PredictionErrorBody
+    request_id: str | None = None
+
+
+class AnsweredBy(BaseModel):
+    """What every answer begins with."""
+
+    model: str
+    version: int
+    request_id: str
+
+
+def describe_predictions(app: FastAPI, handlers: Path, gateway_url: str) -> None:
+    """Put the predictions of every task in ``handlers`` on the page of ``app``."""
+    own = app.openapi
+
+    @cache
+    def everything() -> dict[str, Any]:
+        page = own()
+        described = predictions(load_tasks(handlers), gateway_url)
+        page["paths"] |= described["paths"]
+        page.setdefault("components", {}).setdefault("schemas", {}).update(described["schemas"])
+        return page
+
+    _set_openapi(app, everything)
+
+
+def _set_openapi(app: FastAPI, page: Callable[[], dict[str, Any]]) -> None:
+    app.openapi = page  # type: ignore[method-assign]  # as FastAPI's documentation does it
+
+
+def load_tasks(handlers: Path) -> dict[str, type[Task[Any]]]:
+    """By name. ArchiveUnreadable for a file that is no task."""
+    files = sorted(file for file in handlers.glob("*.py") if file.stem not in NO_TASKS)
+    return {file.stem: load_task(file) for file in files}
+
+
+def predictions(tasks: Mapping[str, type[Task[Any]]], gateway_url: str) -> dict[str, Any]:
+    """``paths`` and ``schemas`` of an OpenAPI page."""
+    models: list[type[BaseModel]] = [AnsweredBy, PredictionError]
+    for task in tasks.values():
+        models += [task.fields, task.answer]
+    references, definitions = models_json_schema(
+        [(model, "validation") for model in models], ref_template=REFERENCE
+    )
+    by_model = {model: schema for (model, _), schema in references.items()}
+    requests = [by_model[task.fields] for task in tasks.values()]
+    answers = [{"allOf": [by_model[AnsweredBy], by_model[t.answer]]} for t in tasks.values()]
+    said = ", ".join(
+        f"{name} ({task.fields.__name__}, {task.answer.__name__})" for name, task in tasks.items()
+    )
+    operation = {
+        "tags": ["predictions"],
+        "summary": "Ask a model",
+        "description": f"At the gateway. The model's task says which request and answer: {said}. "
+        "In a form, files are sent as they are; in JSON as base64.",
+        "requestBody": {
+            "required": True,
+            "content": {
+                kind: {"schema": {"anyOf": requests}}
+                for kind in ("multipart/form-data", "application/json")
+            },
+        },
+        "responses": {
+            "200": _response("The answer", {"anyOf": answers}),
+            **{code: _response(what, by_model[PredictionError]) for code, what in ERRORS.items()},
+        },
+    }
+    paths = {
+        path: {
+            "servers": [{"url": gateway_url, "description": "The gateway"}],
+            "parameters": [_parameter(name) for name in names],
+            "post": {**operation, "operationId": f"predict_{len(names)}"},
+        }
+        for path, names in PATHS.items()
+    }
+    return {"paths": paths, "schemas": definitions["$defs"]}
+
+
+def _response(description: str, schema: Mapping[str, Any]) -> dict[str, Any]:
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
+
+
+def _parameter(name: str) -> dict[str, Any]:
+    return {"name": name, "in": "path", "required": True, "schema": {"type": KINDS[name]}}

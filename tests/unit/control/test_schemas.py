@@ -1,0 +1,73 @@
+"""The API page describes every task's requests and answers."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from vlserve.control.schemas import describe_predictions, load_tasks
+from vlserve.runtime.errors import ArchiveUnreadable
+
+HANDLERS = Path(__file__).parents[3] / "handlers"
+URL = "http://127.0.0.1:8080"
+
+
+def test_every_task_is_on_the_page() -> None:
+    app = FastAPI()
+    app.get("/health")(lambda: None)
+    describe_predictions(app, HANDLERS, URL)
+    page = TestClient(app).get("/openapi.json").json()
+    assert set(page["paths"]) == {
+        "/health",
+        "/predictions/{model}",
+        "/predictions/{model}/{version}",
+    }
+    asked = page["paths"]["/predictions/{model}"]
+    assert asked["servers"][0]["url"] == URL
+    schemas, tasks = page["components"]["schemas"], load_tasks(HANDLERS)
+    assert set(tasks) >= {
+        "tag",
+        "match",
+        "embed",
+        "caption",
+        "answer",
+        "entail",
+        "reason",
+        "ground",
+    }
+    content = asked["post"]["requestBody"]["content"]
+    answers = asked["post"]["responses"]["200"]["content"]["application/json"]["schema"]["anyOf"]
+    for place, task in enumerate(tasks.values()):
+        reference = {"$ref": f"#/components/schemas/{task.fields.__name__}"}
+        assert content["multipart/form-data"]["schema"]["anyOf"][place] == reference
+        assert content["application/json"]["schema"]["anyOf"][place] == reference
+        given = answers[place]["allOf"][1]["$ref"].rpartition("/")[2]
+        assert set(schemas[given]["properties"]) == set(task.answer.model_fields)
+        fields = schemas[task.fields.__name__]
+        assert set(fields["properties"]) == set(task.fields.model_fields)
+        assert fields["additionalProperties"] is False
+    assert {"tag", "score"} == set(schemas["Tag"]["properties"])
+
+
+def test_every_task_says_what_it_answers() -> None:
+    for name, task in load_tasks(HANDLERS).items():
+        assert task.answer.model_fields, name
+
+
+def test_a_file_that_is_no_task_is_named(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("def")
+    with pytest.raises(ArchiveUnreadable, match=r"broken\.py"):
+        load_tasks(tmp_path)
+
+
+def test_the_page_needs_no_torch() -> None:
+    code = (
+        "import sys; from pathlib import Path; from fastapi import FastAPI\n"
+        "from vlserve.control.schemas import describe_predictions\n"
+        f"app = FastAPI(); describe_predictions(app, Path({str(HANDLERS)!r}), ''); app.openapi()\n"
+        "assert not {'torch', 'onnxruntime', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
