@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from vlserve.errors import DataError
 
@@ -37,6 +37,17 @@ class BadLine:
 
     def __str__(self) -> str:
         return f"{Path(self.file).name}:{self.line}: {self.reason}"
+
+
+class LineFile(Protocol):
+    """A file read line by line, whatever its items are."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def items(self) -> Sequence[object]: ...
+    @property
+    def bad_lines(self) -> tuple[BadLine, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -124,7 +135,7 @@ def leave_out_other_kind(file: ItemFile, *, multi_label: bool) -> ItemFile:
     return file.without({item.line: reason for item in file.items})
 
 
-def refuse_bad_lines(files: Sequence[ItemFile], *, strict: bool) -> tuple[BadLine, ...]:
+def refuse_bad_lines(files: Sequence[LineFile], *, strict: bool) -> tuple[BadLine, ...]:
     """All bad lines. Raises DataError if a file has no usable line, or for any bad one if
     ``strict``."""
     bad = tuple(line for file in files for line in file.bad_lines)
@@ -149,7 +160,8 @@ def count_labels(items: Sequence[Item]) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def _parse(raw: bytes) -> dict[str, Any]:
+def parse_object(raw: bytes) -> dict[str, Any]:
+    """One line -> its JSON object. ValueError says what it is instead."""
     try:
         fields = json.loads(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -160,6 +172,11 @@ def _parse(raw: bytes) -> dict[str, Any]:
         raise ValueError("not JSON that can be read: nested too deeply") from error
     if not isinstance(fields, dict):
         raise ValueError("not a JSON object")
+    return fields
+
+
+def _parse(raw: bytes) -> dict[str, Any]:
+    fields = parse_object(raw)
     missing = [name for name in FIELDS if name not in fields]
     if missing:
         raise ValueError(f"missing field {', '.join(missing)}")
