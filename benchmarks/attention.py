@@ -76,7 +76,7 @@ def measure(kind: str, visual: int, runs: int) -> Cost:
     """In this process, which must be a fresh one."""
     torch.set_num_threads(1)
     network = encoder(kind).eval().requires_grad_(False)
-    attention = network.layer[0].attention
+    attention = network.layers[0].attention
 
     def inputs(regions: int) -> tuple[Tensor, Tensor, Tensor]:
         x = torch.randn(1, TEXT + regions, SIZES.hidden)

@@ -139,7 +139,7 @@ def train(config: Mapping[str, Any], items: Items, epochs: int, seed: int) -> Ta
     for _ in range(epochs):
         for batch in items.batches(torch.randperm(len(items.labels)).tolist()):
             optimizer.zero_grad()
-            F.cross_entropy(tagger(batch), batch.labels).backward()
+            torch.autograd.backward(F.cross_entropy(tagger(batch), batch.labels))
             nn.utils.clip_grad_norm_(tagger.parameters(), 1.0)
             optimizer.step()
             schedule.step()

@@ -35,10 +35,9 @@ SECOND_NAMES: Mapping[str, str] = {
 
 
 class Config(SingleStreamConfig):
-    """See SingleStreamConfig. ``task``: what the checkpoint was trained for."""
+    """See SingleStreamConfig."""
 
     family: Literal["visualbert"] = "visualbert"
-    task: Literal["answer", "tag", "pretrain"]
 
 
 def transformers_config(config: SingleStreamConfig) -> Any:

@@ -36,6 +36,7 @@ class Config(SingleStreamConfig):
     """See SingleStreamConfig."""
 
     family: Literal["visualbert_coattention"] = "visualbert_coattention"
+    task: Literal["answer", "tag"]
     keys: KeysConfig = KeysConfig()
 
 

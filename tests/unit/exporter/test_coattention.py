@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -41,7 +42,7 @@ def streams(text: int, regions: int, batch: int = 3) -> Streams:
     return *one(text), *one(regions)
 
 
-def trained(kind: type[nn.Module], keys: KeysConfig) -> nn.Module:
+def trained(kind: type[nn.Module], keys: KeysConfig) -> Any:
     torch.manual_seed(1)
     network: nn.Module = kind(SIZES, keys)
     for name, parameter in network.named_parameters():

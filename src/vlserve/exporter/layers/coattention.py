@@ -12,7 +12,8 @@ A mean of projected states is the projection of their mean, so states are reduce
 projected. Every token keeps its query: outputs are as long as inputs.
 """
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -110,13 +111,17 @@ class JointEncoder(nn.Module):
         self.layer = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.keys = Keys(keys)
 
+    @property
+    def layers(self) -> Sequence[Layer]:
+        return cast("Sequence[Layer]", self.layer)
+
     def forward(
         self, text: Tensor, text_mask: Tensor, visual: Tensor, visual_mask: Tensor
     ) -> Tensor:
         """text (batch, text, hidden), visual (batch, regions, hidden), masks without the last axis
         -> (batch, text + regions, hidden)."""
         x = torch.cat([text, visual], dim=1)
-        for layer in self.layer:
+        for layer in self.layers:
             x = layer.feed_forward(self.attend(layer.attention, x, text_mask, visual_mask))
         return x
 

@@ -60,7 +60,7 @@ class SingleStreamConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    task: Literal["answer", "tag"]
+    task: Literal["answer", "tag", "pretrain"]
     vocabulary: tuple[str, ...]
     """Tokens by id; in the file also the name of a vocab.txt beside it."""
     max_length: int = Field(ge=2)
@@ -232,7 +232,7 @@ class SingleStreamRecipe:
 def graph_inputs(config: SingleStreamConfig) -> dict[str, tuple[Axes, ...]]:
     """The inputs of each graph."""
     text, regions = ("batch", "text"), ("batch", "regions")
-    inputs = {
+    inputs: dict[str, tuple[Axes, ...]] = {
         "model": (
             Axes(name="text_ids", dtype="int64", dims=text),
             Axes(name="text_mask", dtype="int64", dims=text),
