@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from vlserve.stress.answer import Asked, Judged, judge_answer
+from vlserve.stress.answer import Asked, Judged, judge_answer, judge_any_answer
 
 ASKED = Asked(model="tagger", version=None, request_id="r-1")
 RIGHT: dict[str, Any] = {
@@ -58,3 +58,26 @@ def test_an_error_is_named_by_status_and_code() -> None:
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff\xfe"])
 def test_a_body_that_is_no_object(body: bytes) -> None:
     assert judge_answer(200, "r-1", body, ASKED).failure == "not a JSON object"
+
+
+@pytest.mark.parametrize(
+    ("status", "header", "echoed", "body", "failure"),
+    [
+        (200, "2", "r-1", {"version": 2, "request_id": "r-1", "caption": "a cat"}, None),
+        (200, "1", "r-1", {"version": 2, "request_id": "r-1"}, "header and body name different"),
+        (200, None, "r-1", {"version": 2, "request_id": "r-1"}, "header and body name different"),
+        (200, "2", "r-2", {"version": 2, "request_id": "r-1"}, "request id not echoed"),
+        (200, "3", "r-1", {"version": 3, "request_id": "r-1"}, "wrong version"),
+        (200, "2", "r-1", ["version"], "not a JSON object"),
+        (503, "2", "r-1", {"error": {"code": "overloaded"}}, "HTTP 503 overloaded"),
+    ],
+)
+def test_answers_of_any_task(
+    status: int, header: str | None, echoed: str, body: object, failure: str | None
+) -> None:
+    asked = Asked("captioner", 2, "r-1")
+    judged = judge_any_answer(status, header, echoed, json.dumps(body).encode(), asked)
+    assert (judged.failure or "").startswith(failure or "")
+    assert (judged.failure is None) == (failure is None)
+    if failure is None or status == 503:
+        assert judged.version == 2

@@ -1,0 +1,44 @@
+"""The game day, small: every case is decided right, and nothing of it is left but a stable twin."""
+
+from pathlib import Path
+
+from conftest import RunningStack
+
+from vlserve.control.contract import State
+from vlserve.drill.cases import PROMOTED, REFUSED, ROLLED_BACK, Policy
+from vlserve.drill.game_day import run_drill
+from vlserve.exporter.echo import pack_echo
+
+SMALL = Policy(hold_s=1.0, minimum=40, pairs=45)
+
+
+def test_six_releases_are_decided_right(
+    stack: RunningStack, new_model: str, tmp_path: Path
+) -> None:
+    stack.control.register(pack_echo(tmp_path, new_model, 1, delay_ms=3))
+    stack.control.release(new_model, 1)
+    before = stack.control.history(new_model)
+
+    result = run_drill(
+        stack.settings, stack.control, new_model, tmp_path / "drill", print, SMALL, 30.0
+    )
+
+    decided = {case.name: (case.decision, case.lost, case.passed) for case in result.cases}
+    crashing_lost = decided["crashing"][1]
+    assert decided == {
+        "good": (PROMOTED, 0, True),
+        "slow": (ROLLED_BACK, 0, True),
+        "failing": (ROLLED_BACK, 0, True),
+        "different": (ROLLED_BACK, 0, True),
+        "crashing": (ROLLED_BACK, crashing_lost, True),
+        "bad archive": (REFUSED, 0, True),
+    }, result
+    assert result.passed
+    assert "by version" in result.report.read_text(encoding="utf-8")
+
+    assert stack.control.history(new_model) == before
+    view = stack.control.model(f"{new_model}-drill")
+    assert view.stable == 2  # the good one
+    states = {version.version: version.state for version in view.versions}
+    assert states == {2: State.STABLE} | dict.fromkeys((1, 3, 4, 5, 6), State.RETIRED)
+    assert not list((tmp_path / "drill").glob("*.mar"))

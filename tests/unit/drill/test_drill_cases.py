@@ -1,0 +1,127 @@
+"""What a case must come to. Each way to be wrong makes it fail."""
+
+from dataclasses import replace
+
+import pytest
+
+from vlserve.control.contract import ReleaseStatus
+from vlserve.control.gray.views import DecisionView, GateView, ReleaseView
+from vlserve.drill.cases import (
+    PROMOTED,
+    REFUSED,
+    ROLLED_BACK,
+    UNDECIDED,
+    CaseResult,
+    Decided,
+    cases,
+    decision_of,
+    judge_cases,
+)
+from vlserve.stress.call import Call
+
+RIGHT = {
+    "good": (PROMOTED, ()),
+    "slow": (ROLLED_BACK, ("latency_p50",)),
+    "failing": (ROLLED_BACK, ("agreement", "score_distance")),
+    "different": (ROLLED_BACK, ("agreement",)),
+    "crashing": (ROLLED_BACK, ("latency_p99",)),
+    "bad archive": (REFUSED, ()),
+}
+
+
+def right_decisions() -> list[Decided]:
+    """One case every 100 s."""
+    return [
+        Decided(case, 2 + n, 100.0 * n, *RIGHT[case.name], why="…", after_s=20.0)
+        for n, case in enumerate(cases(0.01))
+    ]
+
+
+CALLS = [Call(5.0 + 10 * n, 20, version=1) for n in range(60)]
+
+
+def failed(
+    decided: list[Decided], calls: list[Call] = CALLS, instances: int = 1
+) -> list[CaseResult]:
+    return [each for each in judge_cases(decided, calls, instances) if not each.passed]
+
+
+def test_six_right_decisions_pass() -> None:
+    results = judge_cases(right_decisions(), CALLS, 1)
+    assert [each.name for each in results] == list(RIGHT)
+    assert all(each.passed and each.requests == 10 and each.lost == 0 for each in results)
+
+
+@pytest.mark.parametrize("name", RIGHT)
+@pytest.mark.parametrize("decision", [PROMOTED, ROLLED_BACK, REFUSED, UNDECIDED])
+def test_a_wrong_decision_fails_its_case_alone(name: str, decision: str) -> None:
+    if decision == RIGHT[name][0]:
+        return
+    decided = [
+        replace(each, decision=decision) if each.case.name == name else each
+        for each in right_decisions()
+    ]
+    assert [each.name for each in failed(decided)] == [name]
+
+
+@pytest.mark.parametrize(
+    ("name", "gate"), [("slow", "tags"), ("failing", "latency_p50"), ("different", "latency_p99")]
+)
+def test_the_right_decision_for_another_reason_is_wrong(name: str, gate: str) -> None:
+    decided = [
+        replace(each, gates=(gate,)) if each.case.name == name else each
+        for each in right_decisions()
+    ]
+    assert [each.name for each in failed(decided)] == [name]
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_a_lost_request_fails_the_case_in_which_it_began(number: int) -> None:
+    calls = [*CALLS, Call(100.0 * number + 99, 5000, failure="HTTP 503 overloaded")]
+    crashing = list(RIGHT).index("crashing")
+    lost = judge_cases(right_decisions(), calls, 1)[number].lost
+    assert lost == 1
+    expected = [] if number == crashing else [list(RIGHT)[number]]
+    assert [each.name for each in failed(right_decisions(), calls)] == expected
+    assert [each.name for each in failed(right_decisions(), calls, instances=2)] == [
+        list(RIGHT)[number]
+    ]
+
+
+def test_a_case_that_nobody_called_proves_nothing() -> None:
+    assert [each.name for each in failed(right_decisions(), CALLS[10:])] == ["good"]
+
+
+def test_a_slow_twin_is_slow_beside_its_model() -> None:
+    by_name = {case.name: case.fault for case in cases(0.5)}
+    assert by_name["slow"].delay_ms == 1000
+    assert {case.name: case.fault for case in cases(0.001)}["slow"].delay_ms == 40
+
+
+def gate(name: str, verdict: str) -> GateView:
+    return GateView(
+        gate=name, verdict=verdict, summary="", waits_for="", e_value=1, peak_e_value=1,
+        threshold=80, figures={},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("status", "decision"),
+    [
+        (ReleaseStatus.PROMOTED, PROMOTED),
+        (ReleaseStatus.ROLLED_BACK, ROLLED_BACK),
+        (ReleaseStatus.ABORTED, UNDECIDED),
+        (ReleaseStatus.RUNNING, UNDECIDED),
+        (ReleaseStatus.PAUSED, UNDECIDED),
+    ],
+)
+def test_what_a_release_says_of_itself(status: ReleaseStatus, decision: str) -> None:
+    gates = (gate("errors", "alarm"), gate("tags", "clear"), gate("agreement", "waiting"))
+    view = ReleaseView(
+        id=1, model="m", candidate=2, stable=1, status=status, weights=(0, 20, 100), step=1,
+        weight=20, shadow_percent=0, held_s=1, hold_s=1, started_at="", ended_at=None,
+        decision=DecisionView(action="rollback", reason="it fails", gates=gates), windows=(),
+    )  # fmt: skip
+    assert decision_of(view) == (decision, ("errors",), "it fails")
+    before = view.model_copy(update={"decision": None})
+    assert decision_of(before) == (decision, (), "no decision")
