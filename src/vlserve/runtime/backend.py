@@ -141,7 +141,7 @@ def _position(array: NDArray[Any]) -> NDArray[np.float64]:
     items = array.reshape(len(array), -1).astype(np.float64)
     weights = 1.5 + np.cos(0.7 * np.arange(items.shape[1]))
     if array.dtype.kind == "f":
-        return np.asarray(items @ weights / items.shape[1])
+        return np.asarray(items @ weights / max(items.shape[1], 1))
     return np.asarray(np.sin(items) @ weights)
 
 

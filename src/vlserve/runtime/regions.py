@@ -94,7 +94,8 @@ def _read_npy(data: bytes, max_bytes: int, name: str) -> Floats:
     shape, column_major, dtype, start = _read_header(data, name)
     if dtype.kind != "f" or dtype.itemsize > 8:
         raise _invalid(f"{name}: must be float16, float32 or float64, not {dtype}")
-    if math.prod(shape) * dtype.itemsize != len(data) - start:
+    size_bytes = math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0 or size_bytes != len(data) - start:
         raise RequestError(
             ErrorCode.FEATURES_UNREADABLE,
             f"{name} is cut short or too long: {shape} of {dtype} in {len(data) - start} bytes",

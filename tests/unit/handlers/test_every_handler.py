@@ -1,0 +1,157 @@
+"""Every handler: bad items beside good ones, forms and JSON alike, what a model does not take."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from asked import Asked, asked_of, npy
+from echo_tasks import FAILS, HANDLERS, KINDS, manifest_of, pipeline_of
+
+from vlserve.exporter.probes import drawn_image, drawn_requests
+from vlserve.runtime.contract import Answer, ItemError, Request
+from vlserve.runtime.errors import ErrorCode, ManifestInvalid, RequestError
+from vlserve.runtime.pipeline import Pipeline
+
+BAD_IMAGE = {"image": "AAAA"}
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def answers_of(pipeline: Pipeline, fields: list[dict[str, Any]]) -> list[Answer | ItemError]:
+    requests = [Request(one, str(place)) for place, one in enumerate(fields)]
+    return list(pipeline.run(requests).answers)
+
+
+def test_every_task_has_a_kind() -> None:
+    tasks = {file.stem for file in HANDLERS.glob("*.py")} - {"torchserve_handler"}
+    assert tasks == {said["task"] for said in KINDS.values()}
+
+
+@every_kind
+def test_bad_items_do_not_change_the_answers_of_their_neighbours(kind: str, tmp_path: Path) -> None:
+    pipeline = pipeline_of(kind, tmp_path)
+    good = [one.fields() for one in asked_of(pipeline.manifest)]
+    alone = answers_of(pipeline, good)
+    bad = [{}, {**good[0], "surprise": 1}, {**good[1], "image": "!!"}, {**good[2], "text": "a\0"}]
+    mixed = answers_of(pipeline, [bad[0], good[0], bad[1], good[1], bad[2], *good[2:], bad[3]])
+    assert [one for one in mixed if not isinstance(one, ItemError)] == alone
+    assert sum(isinstance(one, ItemError) for one in mixed) == len(bad)
+    for one in alone:
+        pipeline.task.answer.model_validate(one)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if manifest_of(kind).text])
+def test_an_item_that_fails_in_the_graph_fails_alone(kind: str, tmp_path: Path) -> None:
+    pipeline = pipeline_of(kind, tmp_path)
+    good = [one.fields() for one in asked_of(pipeline.manifest)]
+    spoken = next(one for one in good if "text" in one)
+    *answers, failed = answers_of(pipeline, [*good, {**spoken, "text": FAILS}])
+    assert isinstance(failed, ItemError) and failed.code is ErrorCode.INFERENCE_FAILED
+    for one in answers:
+        pipeline.task.answer.model_validate(one)
+
+
+@every_kind
+def test_a_form_and_json_get_the_same_answer(kind: str, tmp_path: Path) -> None:
+    pipeline = pipeline_of(kind, tmp_path)
+    for one in asked_of(pipeline.manifest):
+        form = {name: raw for name, (_, raw) in one.form().items()}
+        in_form, in_json = answers_of(pipeline, [form]), answers_of(pipeline, [one.fields()])
+        assert isinstance(in_form[0], dict)
+        assert in_form == in_json
+
+
+@every_kind
+def test_the_drawn_probes_are_answered(kind: str, tmp_path: Path) -> None:
+    pipeline = pipeline_of(kind, tmp_path)
+    drawn = drawn_requests(pipeline.manifest.model_dump(mode="json"))
+    assert len(drawn) >= 3
+    for answer in answers_of(pipeline, drawn):
+        pipeline.task.answer.model_validate(answer)
+
+
+def features_of(kind: str) -> Asked:
+    return next(one for one in asked_of(manifest_of(kind)) if one.looks[0].features is not None)
+
+
+TAKEN: dict[str, tuple[str, dict[str, Any], str]] = {
+    "features-where-there-are-none": ("tag", {"features": "AA=="}, "features: this model takes no"),
+    "an-image-too-many": ("answer", {"image": drawn_image(0)}, "image: this model takes no image"),
+    "both": ("tag-by-either", {"image": drawn_image(0)}, "image or features: send one of them"),
+    "neither": ("tag-by-either", {"features": None}, "image or features: Field required"),
+    "no-boxes": ("ground", {"boxes": None}, "boxes: Field required"),
+    "boxes-too-many": ("answer", {"boxes": [[0, 0, 1, 1]]}, "boxes: this model takes no boxes"),
+    "no-second": ("reason", {"image2": None}, "image2: Field required"),
+    "no-second-features": ("reason-by-regions", {"features2": None}, "features2: Field required"),
+    "second-boxes": ("reason-by-regions", {"boxes2": [[0, 0, 2, 1]]}, "boxes2: box 0 is"),
+    "a-grid-of-another-size": ("caption-of-a-grid", {}, "features: must be (6, 4)"),
+    "an-image-and-a-text": ("embed", {"text": "a"}, "one of them"),
+    "a-text-for-images": ("embed-images", {"image": None, "text": "a"}, "embeds images alone"),
+    "an-overlay-of-boxes": ("ground", {"overlay": True}, "overlay: this model answers with boxes"),
+    "top-k-of-a-map": ("ground-by-words", {"top_k": 1}, "top_k: this model answers with a map"),
+    "too-many": ("answer-ranked", {"top_k": 3}, "top_k: must be from 1 to 2"),
+    "too-many-beams": ("answer-written", {"top_k": 3}, "top_k: must be from 1 to 2"),
+    "too-many-regions": ("ground", {"top_k": 10}, "top_k: must be from 1 to 9"),
+    "overlay-in-words": ("ground-by-words", {"overlay": "yes"}, "overlay: Input should be"),
+    "overlay-in-a-form": ("ground-by-words", {"overlay": b"1"}, "overlay: Value error"),
+    "text-is-null": ("entail", {"text": None}, "text: Value error"),
+}
+
+
+@pytest.mark.parametrize("case", TAKEN)
+def test_what_a_model_does_not_take(case: str, tmp_path: Path) -> None:
+    kind, changed, said = TAKEN[case]
+    pipeline = pipeline_of(kind, tmp_path)
+    brings = kind in ("answer", "tag-by-either", "ground", "caption-of-a-grid")
+    fields = features_of(kind).fields() if brings else asked_of(pipeline.manifest)[0].fields()
+    if case == "a-grid-of-another-size":
+        changed = {"features": npy(np.zeros((5, 4), np.float32))}
+    (answer,) = answers_of(pipeline, [fields | changed])
+    assert isinstance(answer, ItemError), answer
+    assert (answer.code, said in answer.message) == (ErrorCode.FIELD_INVALID, True), answer
+
+
+WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
+    "no-labels": ("tag", {"labels": ()}, "needs labels"),
+    "no-image-or-regions": ("entail", {"image": None}, "needs image or regions"),
+    "no-text": ("answer", {"text": None}, "needs text"),
+    "labels-and-logits": ("entail", {"labels": ("a", "b")}, "2 labels, but logits for 3"),
+    "other-labels": ("reason", {"labels": ("left", "right")}, "the labels true and false"),
+    "ranked-by-nothing": ("match", {"options": {}}, "retrieval_score"),
+    "no-options": ("caption", {"options": {}}, "prompt_ids"),
+    "no-words": (
+        "caption",
+        {"options": {**KINDS["caption"]["options"], "tokenizer": None}},
+        "words",
+    ),
+    "finished-how": (
+        "caption",
+        {"options": {**KINDS["caption"]["options"], "finished": "x"}},
+        "leave",
+    ),
+    "no-answers": ("answer-ranked", {"options": {}}, "ranks answers"),
+    "answers-and-labels": ("answer-ranked", {"labels": ("a", "b")}, "not as many"),
+    "boxes-of-nothing": ("ground", {"regions": {"dim": 4, "max_regions": 9}}, "needs boxes"),
+    "features-by-nothing": ("answer", {"image": {"height": 8, "width": 8}}, "no graph features"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_manifest_that_a_task_cannot_answer_for(case: str, tmp_path: Path) -> None:
+    kind, changed, said = WRONG[case]
+    with pytest.raises(ManifestInvalid, match=said):
+        pipeline_of(kind, tmp_path, **changed)
+
+
+@pytest.mark.parametrize("kind", ["match", "embed", "caption", "ground-by-words"])
+def test_scores_that_are_none_are_no_answers(kind: str, tmp_path: Path) -> None:
+    pipeline = pipeline_of(kind, tmp_path)
+    task = pipeline.task
+    asked = [task.fields.model_validate(one.fields()) for one in asked_of(pipeline.manifest)][:1]
+    outputs = task.infer(task.collate([task.preprocess(one) for one in asked]))
+    broken = {
+        name: np.full_like(array, np.nan) if array.dtype.kind == "f" else array
+        for name, array in outputs.items()
+    }
+    with pytest.raises(RequestError, match=r"not finite|no caption"):
+        task.postprocess(broken, 0, asked[0])
