@@ -50,6 +50,19 @@ class Asked:
             fields |= look.fields(suffix)
         return fields
 
+    def form(self) -> dict[str, tuple[str | None, bytes]]:
+        """As the parts of a multipart form: file name and bytes."""
+        parts: dict[str, tuple[str | None, bytes]] = {}
+        if self.text is not None:
+            parts["text"] = (None, self.text.encode())
+        for look, suffix in zip(self.looks, ("", "2"), strict=False):
+            if look.image is not None:
+                parts[f"image{suffix}"] = ("cover.jpg", look.image)
+            for name, array in (("features", look.features), ("boxes", look.boxes)):
+                if array is not None:
+                    parts[f"{name}{suffix}"] = (f"{name}.npy", npy(array))
+        return parts
+
 
 def npy(array: NDArray[Any]) -> bytes:
     """The bytes of a .npy file."""

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from conftest import PROJECT, make_settings
+from written_recipe import NAME, written_recipe
 
 from vlserve.control import stack as control_stack
 from vlserve.control.client import ControlClient
@@ -54,6 +55,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
     folder = tmp_path_factory.mktemp("checkout")
     for name in ("export", "handlers", "loadtest", "benchmarks"):
         shutil.copytree(PROJECT / name, folder / name)
+    (folder / "export" / f"{NAME}.py").write_text(written_recipe(), encoding="utf-8")
     settings = make_settings(folder)
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",

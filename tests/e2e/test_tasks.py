@@ -1,0 +1,93 @@
+"""Every recipe and task on the real stack: what is served is what the network says, eager."""
+
+import base64
+import io
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+from asked import Asked, asked_of, without_pictures
+from eager_answers import eager_of
+from PIL import Image
+from running import PROJECT, RunningStack
+from tiny_models import Archives, tiny_models
+from written_recipe import NAME, export_written
+
+from vlserve.control.contract import State
+from vlserve.exporter.convert import Format
+from vlserve.exporter.export import read_trained
+from vlserve.runtime.task import difference, load_task
+from vlserve.settings import Settings
+
+ATOL = 2e-4
+
+
+def ask(http: httpx.Client, path: str, one: Asked, as_form: bool) -> httpx.Response:
+    return http.post(path, files=one.form()) if as_form else http.post(path, json=one.fields())
+
+
+@pytest.mark.timeout(600)  # it may wait for the exports of all others
+@pytest.mark.parametrize("format", ["onnx"])
+@pytest.mark.parametrize("name", tiny_models())
+def test_what_is_served_is_what_the_network_says(
+    name: str, format: Format, archives: Archives, stack: RunningStack, tmp_path: Path
+) -> None:
+    report, model = archives.report(name, format), archives.models[name]
+    asked = asked_of(report.manifest)
+    path = f"/predictions/{name}/1"
+    stack.control.register(report.path)
+    try:
+        with ThreadPoolExecutor(2 * len(asked)) as pool:  # together, so that they share batches
+            sent = [
+                (one, pool.submit(ask, stack.http, path, one, as_form))
+                for one in asked
+                for as_form in (True, False)
+            ]
+        refused = stack.http.post(path, json={**asked[0].fields(), "surprise": 1})
+        overlay = stack.http.post(path, json={**asked[0].fields(), "overlay": True})
+    finally:
+        assert stack.control.unload(name, 1).state is State.RETIRED
+    assert (refused.status_code, refused.json()["error"]["code"]) == (422, "field_invalid")
+
+    settings = Settings(project_dir=PROJECT)
+    trained = read_trained(model.recipe, archives.checkpoint(name), None, settings)
+    eager, task = eager_of(trained, tmp_path), load_task(PROJECT / "handlers" / f"{model.task}.py")
+    for one, answered in sent:
+        response = answered.result()
+        assert response.status_code == 200, response.text
+        got = response.json()
+        assert (got.pop("model"), got.pop("version")) == (name, 1)
+        assert got.pop("request_id") == response.headers["x-request-id"]
+        task.answer.model_validate(got)
+        expected, numbers = eager.answer(one), without_pictures(got, task.pictures)
+        assert expected.keys() == numbers.keys()
+        assert difference(expected, numbers, atol=ATOL) is None
+    shows_a_map = "heat_map" in sent[0][1].result().json()
+    assert (overlay.status_code == 200) == shows_a_map
+    if shows_a_map:
+        picture, cover = overlay.json()["overlay"], asked[0].looks[0].image
+        assert cover is not None
+        assert size_of(base64.b64decode(picture)) == size_of(cover)
+
+
+def size_of(picture: bytes) -> tuple[int, int]:
+    with Image.open(io.BytesIO(picture)) as image:
+        return image.size
+
+
+def test_a_family_that_is_one_new_file_is_served(stack: RunningStack, tmp_path: Path) -> None:
+    report = export_written(tmp_path)
+    stack.control.register(report.path)
+    try:
+        probe = report.manifest.probes[0]
+        answer = stack.http.post(f"/predictions/{NAME}/1", json=probe.fields).json()
+        assert difference(probe.answer, answer) is None
+    finally:
+        stack.control.unload(NAME, 1)
+
+
+def test_the_page_of_the_api_describes_the_tasks(stack: RunningStack) -> None:
+    with httpx.Client(base_url=stack.settings.control_url, trust_env=False) as http:
+        page = http.get("/openapi.json").json()
+    assert page["paths"]["/predictions/{model}"]["servers"][0]["url"] == stack.gateway_url
