@@ -14,10 +14,17 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from torch import Tensor, nn
 
 from vlserve.errors import CheckpointMismatch, ExportError
@@ -26,6 +33,9 @@ from vlserve.exporter.layers.resnet import ResNet, ResNetConfig
 from vlserve.exporter.recipe import GraphPlan, Served, Spec
 from vlserve.runtime.manifest import ImageInput, TextInput
 from vlserve.runtime.manifest import Tensor as Axes
+from vlserve.training.options import PAD_ID, UNKNOWN_ID, TrainOptions
+from vlserve.training.plan import DataFacts
+from vlserve.training.vocabulary import build_vocabulary
 
 VOCABULARY = "vocabulary.json"
 
@@ -137,8 +147,55 @@ def _take(x: Tensor, positions: Tensor) -> Tensor:
     return x.gather(1, positions.unsqueeze(2).expand(-1, -1, x.shape[2]))
 
 
+def _split(value: Any) -> Any:
+    return value.split(",") if isinstance(value, str) else value
+
+
+class Options(TrainOptions):
+    """Defaults suit a few thousand items or fewer without pretrained weights."""
+
+    resnet_layers: Annotated[tuple[int, int, int, int], BeforeValidator(_split)] = (2, 2, 2, 2)
+    resnet_width: int = Field(default=64, ge=1)
+    hidden: int = Field(default=128, ge=1)
+    embedding_size: int = Field(default=64, ge=1)
+    gru_layers: int = Field(default=1, ge=1)
+    min_count: int = Field(default=2, ge=1)
+    """A character that fewer training titles' characters show counts as unknown."""
+
+
+class Training:
+    """See vlserve.training.plan.TrainingPlan: the whole network, from random weights."""
+
+    options = Options
+    frozen = None
+    trained = ""
+
+    def new_config(self, options: Options, facts: DataFacts) -> dict[str, Any]:
+        return {
+            "family": "resnet_gru",
+            "labels": list(facts.labels),
+            "multi_label": facts.multi_label,
+            "vocabulary": build_vocabulary(facts.titles, options.min_count),
+            "max_length": options.max_length,
+            "pad_id": PAD_ID,
+            "unknown_id": UNKNOWN_ID,
+            "image": options.image.model_dump(mode="json"),
+            "pooling": "final_states",
+            "hidden": options.hidden,
+            "embedding_size": options.embedding_size,
+            "gru_layers": options.gru_layers,
+            "resnet": {"layers": list(options.resnet_layers), "width": options.resnet_width},
+            "training": dict(facts.training),
+        }
+
+    def pretrained(self) -> dict[str, Tensor]:
+        return {}
+
+
 class ResNetGRURecipe:
     """See vlserve.exporter.recipe.Recipe."""
+
+    training = Training()
 
     spec = Spec(
         family="resnet_gru",

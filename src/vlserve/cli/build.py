@@ -49,11 +49,13 @@ def train(
     from vlserve.exporter.recipe import load_recipe
     from vlserve.training.fit import fit
 
-    loaded = load_recipe(recipe, load_settings().project_dir / "export")
+    settings = load_settings()
+    loaded = load_recipe(recipe, settings.project_dir / "export")
     with progress(f"training {recipe}") as show:
         report = fit(
             loaded, data, val, out,
             options=_pairs(options or []), seed=seed, resume=resume, strict=strict,
+            features=settings.state_dir / "features",
             progress=lambda step: show(describe_step(step)),
         )  # fmt: skip
     if as_json:
@@ -67,8 +69,8 @@ def train(
 
 def describe_step(step: "Progress") -> str:
     """One line on how far a training run is."""
-    if step.stage == "read":
-        return f"read {step.done} of {step.total} images"
+    if step.stage != "train":
+        return f"{step.stage} {step.done} of {step.total} items"
     figures = ", ".join(
         f"{name} {step.figures[name]:.3f}" for name in ("train_loss", "macro_f1", "map")
     )

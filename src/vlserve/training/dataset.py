@@ -2,9 +2,11 @@
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from vlserve.errors import DataError, TrainingError
 from vlserve.exporter.recipe import Recipe
@@ -20,9 +22,16 @@ from vlserve.training.data import (
     read_items,
     refuse_bad_lines,
 )
-from vlserve.training.options import TrainOptions, checkpoint_config
-from vlserve.training.samples import OnRead, Samples, decode_images, to_samples
-from vlserve.training.vocabulary import build_vocabulary
+from vlserve.training.encoded import encode
+from vlserve.training.options import TrainOptions
+from vlserve.training.plan import DataFacts, training_plan
+from vlserve.training.samples import (
+    OnRead,
+    Samples,
+    TrainingSamples,
+    decode_images,
+    to_samples,
+)
 
 
 @dataclass(frozen=True)
@@ -32,8 +41,8 @@ class Dataset:
     config: dict[str, Any]
     image: ImageInput
     tokenizer: Tokenizer
-    train: Samples
-    val: Samples
+    train: TrainingSamples
+    val: TrainingSamples
     multi_label: bool
     bad_lines: tuple[BadLine, ...]
 
@@ -48,7 +57,7 @@ def read_dataset(
     strict: bool,
     on_read: OnRead | None = None,
 ) -> Dataset:
-    """Read and decode both files; labels and vocabulary come from the training file alone.
+    """Read and decode both files; labels and titles' facts come from the training file alone.
 
     Validation items that share an id with a training item, or have a label that it does not know,
     are bad lines. ``training`` goes into config.json. Raises DataError for a file without a usable
@@ -64,14 +73,13 @@ def read_dataset(
     val_file, val_images = decode_images(val_file, options.image, on_read)
     bad_lines = refuse_bad_lines((train_file, val_file), strict=strict)
     _check_enough(train_file, labels)
-    config = checkpoint_config(
-        recipe.spec.family,
-        options,
+    facts = DataFacts(
         labels=labels,
         multi_label=train_file.multi_label,
-        vocabulary=build_vocabulary((item.text for item in train_file.items), options.min_count),
+        titles=[item.text for item in train_file.items],
         training={**training, "label_items": label_items},
     )
+    config = training_plan(recipe).new_config(options, facts)
     image, tokenizer = read_serving(recipe, config)
     return Dataset(
         config=config,
@@ -82,6 +90,15 @@ def read_dataset(
         multi_label=train_file.multi_label,
         bad_lines=bad_lines,
     )
+
+
+def encode_dataset(
+    data: Dataset, frozen: nn.Module, cache: Path, on_read: OnRead | None = None
+) -> Dataset:
+    """``data`` as the trained part of a network takes it: see `vlserve.training.encoded`."""
+    assert isinstance(data.train, Samples) and isinstance(data.val, Samples)
+    train, val = (encode(frozen, samples, cache, on_read) for samples in (data.train, data.val))
+    return replace(data, train=train, val=val)
 
 
 def read_serving(recipe: Recipe, config: Mapping[str, Any]) -> tuple[ImageInput, Tokenizer]:

@@ -115,7 +115,7 @@ def evaluate_checkpoint(
     file, images = decode_images(leave_out_unknown(file, labels), image)
     refuse_bad_lines((file,), strict=strict)
     samples = to_samples(file.items, images, tokenizer, labels)
-    scores = score(trained.network, samples, tokenizer, multi_label=multi_label)
+    scores = score(trained.network, samples, multi_label=multi_label)
     return _evaluation(
         file, scores, labels, multi_label=multi_label, strict=strict, map_labels=map_labels
     )

@@ -12,14 +12,15 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from vlserve.errors import DataError, TrainingError
+from vlserve.errors import DataError, SettingsError, TrainingError
 from vlserve.exporter.checkpoint import file_sha256, load_into, read_checkpoint
 from vlserve.exporter.recipe import Recipe
 from vlserve.training.data import BadLine, write_bad_lines
-from vlserve.training.dataset import Dataset, read_dataset
+from vlserve.training.dataset import Dataset, encode_dataset, read_dataset
 from vlserve.training.loop import add_dropout, make_loss, score, steps_per_epoch, train_epoch
 from vlserve.training.metrics import Metrics, measure
 from vlserve.training.options import TrainOptions, parse_options
+from vlserve.training.plan import Parts, TrainingPlan, digest_of, parts_of, training_plan
 from vlserve.training.plots import plot_average_precisions, plot_confusion
 from vlserve.training.samples import OnRead
 from vlserve.training.state import (
@@ -33,14 +34,16 @@ from vlserve.training.state import (
 
 WEIGHTS, CONFIG, METRICS = "model.safetensors", "config.json", "metrics.json"
 LAST, PLOT, BAD_LINES = "last.safetensors", "confusion.png", "bad_lines.json"
+FEATURES = "features"
+"""Folder of what a frozen part of the network made of the items, unless another is given."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: items read, of one file and then of the other, or epochs trained, with the
-    ``figures`` of the last one."""
+    """How far a run is: items read, of one file and then of the other; items encoded, likewise,
+    where a part of the network is frozen; or epochs trained, with the ``figures`` of the last."""
 
-    stage: Literal["read", "train"]
+    stage: Literal["read", "encode", "train"]
     done: int
     total: int
     figures: Mapping[str, float] = field(default_factory=dict)
@@ -74,6 +77,7 @@ def fit(
     seed: int = 0,
     resume: bool = False,
     strict: bool = False,
+    features: Path | None = None,
     progress: OnProgress | None = None,
 ) -> TrainReport:
     """Train ``recipe`` on the items of ``train``; keep the epoch that is best on ``val`` by
@@ -81,34 +85,44 @@ def fit(
 
     The same files, options, seed and number of threads give the same figures. ``resume`` goes on
     after the last whole epoch in ``out``, with the same files, options and seed, as if it had never
-    stopped. ``options``: see `TrainOptions`.
+    stopped. ``options``: see `TrainOptions` and the recipe's own. ``features``: a folder that keeps
+    what a frozen part of the network makes of the items, for later runs too; by default in ``out``.
 
     Raises DataError (a file without a usable line; any bad line if ``strict``), SettingsError
-    (options), TrainingError (a run that cannot be resumed, or whose loss is no longer a number).
+    (options), TrainingError (a family that is not trained here, a run that cannot be resumed, or
+    whose loss is no longer a number).
     """
     start = time.monotonic()
-    chosen = parse_options(options or {})
-    facts = {
+    plan = training_plan(recipe)
+    chosen = _parse(plan, options or {})
+    pretrained = dict(plan.pretrained()) if plan.frozen else {}
+    facts: dict[str, Any] = {
         "options": chosen.model_dump(mode="json"),
         "seed": seed,
         "train_sha256": _sha256(train),
         "val_sha256": _sha256(val),
     }
+    if pretrained:
+        facts["pretrained_sha256"] = digest_of(pretrained)
     if resume:
         _check_resumable(out / LAST, facts)
-    on_read = _on_read(progress)
+    on_read = _on_items(progress, "read")
     data = read_dataset(recipe, train, val, chosen, training=facts, strict=strict, on_read=on_read)
     _prepare_folder(out, data, resume=resume)
     torch.manual_seed(seed)
-    network = recipe.build(data.config)
-    add_dropout(network, chosen.dropout)
+    parts = parts_of(recipe.build(data.config), plan)
+    if parts.frozen is not None:
+        load_into(parts.frozen, pretrained, recipe.spec.family)
+        cache = features or out / FEATURES
+        data = encode_dataset(data, parts.frozen, cache, _on_items(progress, "encode"))
+    add_dropout(parts.trained, chosen.dropout)
     steps = chosen.epochs * steps_per_epoch(len(data.train), chosen.batch_size)
-    state = new_state(network, chosen, steps)
+    state = new_state(parts.trained, chosen, steps)
     epochs: list[dict[str, Any]] = []
     if resume:
         load_state(out / LAST, state)
         epochs = load_facts(out / LAST)["epochs"]
-    _train(state, data, chosen, facts, epochs, out, progress)
+    _train(state, parts, data, chosen, facts, epochs, out, progress)
     metrics = _measure_best(recipe, data, out)
     seconds = time.monotonic() - start
     report = TrainReport(
@@ -126,6 +140,7 @@ def fit(
 
 def _train(
     state: TrainState,
+    parts: Parts,
     data: Dataset,
     options: TrainOptions,
     facts: Mapping[str, Any],
@@ -151,7 +166,7 @@ def _train(
         }
         epochs.append({"epoch": epoch, **figures})
         if _best(epochs, _chosen_by(data)) == epoch:
-            save_weights(out / WEIGHTS, state.average.module)
+            save_weights(out / WEIGHTS, parts.checkpoint(state.average.module))
         save_state(out / LAST, state, {**facts, "epochs": epochs})
         if progress:
             progress(Progress("train", epoch, options.epochs, figures))
@@ -173,7 +188,7 @@ def _best(epochs: list[dict[str, Any]], chosen_by: str) -> int:
 
 def _measure(network: nn.Module, data: Dataset) -> tuple[Metrics, NDArray[np.float64]]:
     """Figures and scores of the validation items."""
-    scores = score(network, data.val, data.tokenizer, multi_label=data.multi_label)
+    scores = score(network, data.val, multi_label=data.multi_label)
     return measure(data.val.targets, scores, multi_label=data.multi_label), scores
 
 
@@ -181,7 +196,7 @@ def _measure_best(recipe: Recipe, data: Dataset, out: Path) -> Metrics:
     """Figures of the best epoch's weights as they lie in ``out``, and their picture."""
     network = recipe.build(data.config)
     load_into(network, read_checkpoint(out / WEIGHTS), recipe.spec.family)
-    metrics, scores = _measure(network, data)
+    metrics, scores = _measure(parts_of(network, training_plan(recipe)).trained, data)
     plot = plot_average_precisions if data.multi_label else plot_confusion
     plot(out / PLOT, data.val.targets, scores, data.config["labels"])
     return metrics
@@ -237,7 +252,14 @@ def _sha256(path: Path) -> str:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _on_read(progress: OnProgress | None) -> OnRead | None:
+def _on_items(progress: OnProgress | None, stage: Literal["read", "encode"]) -> OnRead | None:
     if progress is None:
         return None
-    return lambda done, total: progress(Progress("read", done, total))
+    return lambda done, total: progress(Progress(stage, done, total))
+
+
+def _parse(plan: TrainingPlan, options: Mapping[str, Any]) -> TrainOptions:
+    chosen = parse_options(plan.options, options)
+    if plan.frozen and chosen.augment:
+        raise SettingsError("augment: a frozen part of the network sees each image once, unchanged")
+    return chosen

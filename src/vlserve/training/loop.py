@@ -9,11 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlserve.errors import TrainingError
-from vlserve.runtime.text import Tokenizer
 from vlserve.training.augment import Augmentation
 from vlserve.training.dataset import Dataset
-from vlserve.training.options import UNKNOWN_ID, TrainOptions
-from vlserve.training.samples import Samples, batches
+from vlserve.training.options import TrainOptions
+from vlserve.training.samples import TrainingSamples, batches, run_by_name
 from vlserve.training.state import TrainState
 
 SCORE_BATCH = 32
@@ -54,17 +53,16 @@ def train_epoch(
     """Mean loss of one epoch; everything random in it follows from ``seed``. Raises TrainingError
     when the loss is no longer a number."""
     generator = torch.Generator().manual_seed(seed)
-    augmentation = Augmentation(data.image, UNKNOWN_ID, generator) if options.augment else None
+    unknown_id = data.tokenizer.spec.unknown_id
+    augmentation = Augmentation(data.image, unknown_id, generator) if options.augment else None
     whole_batches = steps_per_epoch(len(data.train), options.batch_size) * options.batch_size
     order = torch.randperm(len(data.train), generator=generator)[:whole_batches].tolist()
     total = 0.0
     state.network.train()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # dropout draws from the global generator
-        for inputs, targets in batches(
-            data.train, data.tokenizer, order, options.batch_size, augmentation
-        ):
-            loss = loss_of(state.network(**inputs), targets)
+        for inputs, targets in batches(data.train, order, options.batch_size, augmentation):
+            loss = loss_of(run_by_name(state.network, inputs), targets)
             if not torch.isfinite(loss):
                 raise TrainingError(
                     "the loss is no longer a number: train with a lower learning_rate than "
@@ -82,12 +80,12 @@ def steps_per_epoch(items: int, batch_size: int) -> int:
 
 @torch.no_grad()
 def score(
-    network: nn.Module, samples: Samples, tokenizer: Tokenizer, *, multi_label: bool
+    network: nn.Module, samples: TrainingSamples, *, multi_label: bool
 ) -> NDArray[np.float64]:
     """(items, labels) probabilities."""
     network.eval()
     rows = []
-    for inputs, _ in batches(samples, tokenizer, range(len(samples)), SCORE_BATCH):
-        logits = network(**inputs).double()
+    for inputs, _ in batches(samples, range(len(samples)), SCORE_BATCH):
+        logits = run_by_name(network, inputs).double()
         rows.append(logits.sigmoid() if multi_label else logits.softmax(dim=1))
     return np.asarray(torch.cat(rows).numpy())

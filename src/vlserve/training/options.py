@@ -1,22 +1,19 @@
-"""What a training run may be told, and the config.json that comes of it."""
+"""What every training run may be told."""
 
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vlserve.errors import SettingsError
 from vlserve.runtime.manifest import ImageInput
 
 PAD_ID, UNKNOWN_ID = 0, 1
-
-
-def _split(value: Any) -> Any:
-    return value.split(",") if isinstance(value, str) else value
+"""Of a vocabulary that is built from training titles."""
 
 
 class TrainOptions(BaseModel):
-    """Defaults suit a few thousand items or fewer without pretrained weights."""
+    """Options of every family; a recipe adds its own, and may have other defaults."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -33,22 +30,18 @@ class TrainOptions(BaseModel):
     """On embeddings and on the inputs of linear layers."""
     label_smoothing: float = Field(default=0.05, ge=0, lt=1)
     augment: bool = True
+    """Change images and titles at random; not where a frozen part of the network sees them once."""
     image_height: int = Field(default=224, ge=16)
     image_width: int = Field(default=224, ge=16)
-    resnet_layers: Annotated[tuple[int, int, int, int], BeforeValidator(_split)] = (2, 2, 2, 2)
-    resnet_width: int = Field(default=64, ge=1)
-    hidden: int = Field(default=128, ge=1)
-    embedding_size: int = Field(default=64, ge=1)
-    gru_layers: int = Field(default=1, ge=1)
     max_length: int = Field(default=64, ge=1)
-    """Characters of a title that count."""
-    min_count: int = Field(default=2, ge=1)
-    """A character that fewer training titles' characters show counts as unknown."""
+    """Tokens of a title that count; of a vocabulary of characters, characters."""
 
     @property
     def image(self) -> ImageInput:
         return ImageInput(height=self.image_height, width=self.image_width)
 
+
+Options = TypeVar("Options", bound=TrainOptions)
 
 DEMO_OPTIONS: Mapping[str, Any] = {
     "epochs": 6,
@@ -63,43 +56,14 @@ DEMO_OPTIONS: Mapping[str, Any] = {
 """For the drawn covers: a network that learns them in less than a minute on two cores."""
 
 
-def parse_options(options: Mapping[str, Any]) -> TrainOptions:
+def parse_options(kind: type[Options], options: Mapping[str, Any]) -> Options:
     """Values may be strings, as from ``--set key=value``. SettingsError names each wrong one."""
     try:
-        return TrainOptions.model_validate(options)
+        return kind.model_validate(options)
     except ValidationError as error:
-        known = ", ".join(TrainOptions.model_fields)
+        known = ", ".join(kind.model_fields)
         wrong = "; ".join(
             f"{item['loc'][0]}: {item['msg']}"
             for item in error.errors(include_url=False, include_input=False)
         )
         raise SettingsError(f"training options: {wrong}. Options are {known}") from error
-
-
-def checkpoint_config(
-    family: str,
-    options: TrainOptions,
-    *,
-    labels: Sequence[str],
-    multi_label: bool,
-    vocabulary: Mapping[str, int],
-    training: Mapping[str, Any],
-) -> dict[str, Any]:
-    """config.json of a family with one image and one text of characters; ``training`` says where
-    the checkpoint comes from."""
-    return {
-        "family": family,
-        "labels": list(labels),
-        "multi_label": multi_label,
-        "vocabulary": dict(vocabulary),
-        "max_length": options.max_length,
-        "pad_id": PAD_ID,
-        "unknown_id": UNKNOWN_ID,
-        "image": options.image.model_dump(mode="json"),
-        "pooling": "final_states",
-        "hidden": options.hidden,
-        "embedding_size": options.embedding_size,
-        "gru_layers": options.gru_layers,
-        "resnet": {"layers": list(options.resnet_layers), "width": options.resnet_width},
-        "training": dict(training),
-    }

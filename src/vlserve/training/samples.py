@@ -1,15 +1,16 @@
 """Items -> arrays, by the functions that serving uses; decoded once, kept in memory."""
 
+import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlserve.runtime.errors import RequestError
 from vlserve.runtime.image import decode
@@ -27,6 +28,23 @@ OnRead = Callable[[int, int], None]
 """Called with how many of how many items are read, every READ_STEP items and at the end."""
 
 
+class TrainingSamples(Protocol):
+    """Items as a network, or the trained part of one, takes them."""
+
+    @property
+    def targets(self) -> NDArray[np.int64]:
+        """(items, labels) of 0 and 1."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def inputs(
+        self, rows: NDArray[np.int64], augmentation: Augmentation | None = None
+    ) -> dict[str, Tensor]:
+        """Inputs by name of the items at ``rows``."""
+        ...
+
+
 @dataclass(frozen=True)
 class Samples:
     """The arrays of some items: images (items, 3, height, width), token ids of each title, and
@@ -36,9 +54,33 @@ class Samples:
     images: NDArray[np.float32]
     text_ids: Sequence[Ids]
     targets: NDArray[np.int64]
+    tokenizer: Tokenizer
 
     def __len__(self) -> int:
         return len(self.items)
+
+    def inputs(
+        self, rows: NDArray[np.int64], augmentation: Augmentation | None = None
+    ) -> dict[str, Tensor]:
+        """The inputs that serving has: image, text_ids, text_mask, text_length."""
+        images = torch.from_numpy(self.images[rows])
+        titles = [self.text_ids[row] for row in rows]
+        if augmentation:
+            images, titles = augmentation.images(images), augmentation.titles(titles)
+        text = self.tokenizer.pad(titles)
+        seen = np.arange(text.ids.shape[1]) < text.lengths[:, None]
+        return {
+            "image": images,
+            "text_ids": torch.from_numpy(text.ids),
+            "text_mask": torch.from_numpy(seen.astype(np.int64)),
+            "text_length": torch.from_numpy(text.lengths),
+        }
+
+
+def run_by_name(network: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
+    """The network on those of the inputs that its ``forward`` has a parameter for."""
+    takes = inspect.signature(network.forward).parameters
+    return network(**{name: x for name, x in inputs.items() if name in takes})
 
 
 def decode_images(
@@ -69,6 +111,7 @@ def to_samples(
         images=np.stack([decoded[item.line] for item in items]),
         text_ids=[tokenizer.ids(item.text) for item in items],
         targets=to_targets(items, labels),
+        tokenizer=tokenizer,
     )
 
 
@@ -82,26 +125,15 @@ def to_targets(items: Sequence[Item], labels: Sequence[str]) -> NDArray[np.int64
 
 
 def batches(
-    samples: Samples,
-    tokenizer: Tokenizer,
+    samples: TrainingSamples,
     order: Sequence[int],
     batch_size: int,
     augmentation: Augmentation | None = None,
 ) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-    """The network's inputs by name, and the targets (batch, labels), of items in ``order``."""
+    """Inputs by name, and the targets (batch, labels), of items in ``order``."""
     for start in range(0, len(order), batch_size):
         rows = np.asarray(order[start : start + batch_size])
-        images = torch.from_numpy(samples.images[rows])
-        titles = [samples.text_ids[row] for row in rows]
-        if augmentation:
-            images, titles = augmentation.images(images), augmentation.titles(titles)
-        text = tokenizer.pad(titles)
-        inputs = {
-            "image": images,
-            "text_ids": torch.from_numpy(text.ids),
-            "text_length": torch.from_numpy(text.lengths),
-        }
-        yield inputs, torch.from_numpy(samples.targets[rows])
+        yield samples.inputs(rows, augmentation), torch.from_numpy(samples.targets[rows])
 
 
 def _decode(item: Item, image: ImageInput) -> Any:

@@ -52,7 +52,7 @@ class TrainState:
 def new_state(network: nn.Module, options: TrainOptions, steps: int) -> TrainState:
     """AdamW, without decay on biases and norms; the rate warms up, then falls as a cosine until
     ``steps`` are done."""
-    if options.resnet_width >= CHANNELS_LAST_FROM:
+    if _narrowest_jump(network) >= CHANNELS_LAST_FROM:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     decayed: dict[str, Any] = {"params": [w for w in network.parameters() if w.ndim > 1]}
     others = {"params": [w for w in network.parameters() if w.ndim <= 1], "weight_decay": 0.0}
@@ -74,6 +74,18 @@ def new_state(network: nn.Module, options: TrainOptions, steps: int) -> TrainSta
     return TrainState(network, average, optimizer, scheduler)
 
 
+def _narrowest_jump(network: nn.Module) -> int:
+    """Channels of the narrowest strided 1x1 convolution; 0 where there is none."""
+    return min(
+        (
+            conv.in_channels
+            for conv in network.modules()
+            if isinstance(conv, nn.Conv2d) and conv.kernel_size == (1, 1) and conv.stride != (1, 1)
+        ),
+        default=0,
+    )
+
+
 def _follow(averages: Any, weights: Any, updates: Any) -> None:
     """A moving average that looks less far back in the first steps, else it would hold on to the
     random start."""
@@ -81,9 +93,9 @@ def _follow(averages: Any, weights: Any, updates: Any) -> None:
     get_ema_multi_avg_fn(decay)(averages, weights, updates)  # type: ignore[no-untyped-call]
 
 
-def save_weights(path: Path, network: nn.Module) -> None:
-    """The network's parameters and buffers alone; ``path`` appears whole."""
-    _save(path, network.state_dict(), {})
+def save_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Tensors by name alone; ``path`` appears whole."""
+    _save(path, tensors, {})
 
 
 def save_state(path: Path, state: TrainState, facts: Mapping[str, Any]) -> None:

@@ -80,7 +80,7 @@ def test_training_sees_the_very_pixels_and_ids_that_serving_sees(
     image, tokenizer = read_serving(recipe, config)
     file, images = decode_images(read_items(drawn.val), image)
     samples = to_samples(file.items, images, tokenizer, config["labels"])
-    inputs, _ = next(batches(samples, tokenizer, range(len(samples)), len(samples)))
+    inputs, _ = next(batches(samples, range(len(samples)), len(samples)))
     fields = [
         parse_fields(task.fields, {"image": item.image.read_bytes(), "text": item.text})
         for item in file.items

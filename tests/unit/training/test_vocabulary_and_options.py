@@ -1,7 +1,9 @@
 import pytest
 
 from vlserve.errors import SettingsError
+from vlserve.exporter.recipe import Recipe
 from vlserve.training.options import DEMO_OPTIONS, parse_options
+from vlserve.training.plan import training_plan
 from vlserve.training.vocabulary import build_vocabulary
 
 
@@ -27,11 +29,13 @@ def test_rare_characters_are_left_to_the_unknown_id() -> None:
     assert set(build_vocabulary(["aab"], min_count=2)) == {"a", "A"}
 
 
-def test_options_take_the_strings_of_the_command_line() -> None:
-    options = parse_options({"epochs": "7", "learning_rate": "1e-2", "resnet_layers": "1,1,2,1"})
+def test_options_take_the_strings_of_the_command_line(recipe: Recipe) -> None:
+    kind = training_plan(recipe).options
+    given = {"epochs": "7", "learning_rate": "1e-2", "resnet_layers": "1,1,2,1"}
+    options = parse_options(kind, given)
     assert (options.epochs, options.learning_rate) == (7, 0.01)
-    assert options.resnet_layers == (1, 1, 2, 1)
-    assert parse_options(DEMO_OPTIONS).image.height == 224
+    assert options.model_dump()["resnet_layers"] == (1, 1, 2, 1)
+    assert parse_options(kind, DEMO_OPTIONS).image.height == 224
 
 
 @pytest.mark.parametrize(
@@ -44,7 +48,7 @@ def test_options_take_the_strings_of_the_command_line() -> None:
     ],
 )
 def test_a_wrong_option_is_named_beside_the_known_ones(
-    option: dict[str, object], message: str
+    recipe: Recipe, option: dict[str, object], message: str
 ) -> None:
     with pytest.raises(SettingsError, match=f"{message}.*Options are epochs, patience"):
-        parse_options(option)
+        parse_options(training_plan(recipe).options, option)
