@@ -89,8 +89,7 @@ def predictions(tasks: Mapping[str, type[Task[Any]]], gateway_url: str) -> dict[
     said = ", ".join(
         f"{name} ({task.fields.__name__}, {task.answer.__name__})" for name, task in tasks.items()
     )
-    operation = {
-        "tags": ["predictions"],
+    operation: dict[str, Any] = {
         "summary": "Ask a model",
         "description": f"At the gateway. The model's task says which request and answer: {said}. "
         "In a form, files are sent as they are; in JSON as base64.",
@@ -110,7 +109,7 @@ def predictions(tasks: Mapping[str, type[Task[Any]]], gateway_url: str) -> dict[
         path: {
             "servers": [{"url": gateway_url, "description": "The gateway"}],
             "parameters": [_parameter(name) for name in names],
-            "post": {**operation, "operationId": f"predict_{len(names)}"},
+            "post": operation | {"tags": ["predictions"], "operationId": f"predict_{names[-1]}"},
         }
         for path, names in PATHS.items()
     }

@@ -49,8 +49,10 @@ def read_boxes(
     value: bytes | list[Any], regions: int, max_bytes: int, name: str = "boxes"
 ) -> Floats:
     """A .npy file's bytes or a list of x1, y1, x2, y2 a region -> (regions, 5), with areas."""
-    listed = not isinstance(value, bytes)
-    corners = _from_list(value, name) if listed else _read_npy(value, max_bytes, name)
+    if isinstance(value, bytes):
+        corners = _read_npy(value, max_bytes, name)
+    else:
+        corners = _from_list(value, name)
     if corners.shape != (regions, 4):
         raise _invalid(f"{name}: must be ({regions}, 4), one a region, not {corners.shape}")
     if corners.min() < 0 or corners.max() > 1:
