@@ -249,7 +249,7 @@ def test_the_dashboard_asks_for_what_is_exported() -> None:
 
 
 def test_prometheus_keeps_what_the_dashboard_asks_for() -> None:
-    (rule,) = scrape("gateway")["metric_relabel_configs"]
+    rule, copies = scrape("gateway")["metric_relabel_configs"]
     asked = set().union(*(metrics_of(query) for query in dashboard_queries()))
     lost = {
         name
@@ -257,6 +257,9 @@ def test_prometheus_keeps_what_the_dashboard_asks_for() -> None:
         if name.startswith("envoy_") and not re.fullmatch(rule["regex"], name)
     }
     assert lost == set()
+    assert (copies["action"], copies["source_labels"]) == ("drop", ["envoy_cluster_name"])
+    dropped = ("tagger-2", "tagger-2.copies", "tagger-2.shadow")
+    assert [bool(re.fullmatch(copies["regex"], name)) for name in dropped] == [False, True, True]
 
 
 def scrape(job: str) -> dict[str, Any]:
