@@ -22,6 +22,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from vlserve.exporter.checkpoint import check_keys
+from vlserve.exporter.cleaning import clean_first
 from vlserve.exporter.layers import vision_text as parts
 from vlserve.exporter.layers.bert import BertConfig
 from vlserve.exporter.layers.decoder import (
@@ -291,13 +292,15 @@ class AlbefRecipe:
     def serve(self, config: Mapping[str, Any], assets: Path) -> Served:
         parsed = parse(config)
         tokenizer = parts.tokenizer_of(parsed, "[CLS] $A", added=())
-        text = parts.text_input(parsed, tokenizer, assets)
         options: dict[str, Any] = {}
         if parsed.task == "match":
             options["retrieval_score"] = "match_logit"
         if parsed.task == "answer":
             options = parts.ranking_options(parsed, tokenizer, "[CLS]", assets)
             options["first_word_twice"] = True
+        # the original cleans what is asked and said of an image, but not its answers
+        clean_first(tokenizer, "question" if parsed.task == "answer" else "caption")
+        text = parts.text_input(parsed, tokenizer, assets)
         labels = LABELS.get(parsed.task, parsed.answers)
         return Served(
             task=parsed.task, image=parsed.image, text=text, labels=labels, options=options
