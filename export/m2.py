@@ -31,6 +31,7 @@ from vlserve.exporter.layers.captioning import (
     FeedForward,
     LayerSizes,
     MultiHeadAttention,
+    Projections,
     memory_tensors,
     step_inputs,
     step_plan,
@@ -73,15 +74,24 @@ class Config(CaptionerConfig):
         return self
 
 
+class SlotProjections(Projections):
+    """And the keys and values of the slots."""
+
+    def __init__(self, sizes: LayerSizes, slots: int) -> None:
+        super().__init__(sizes)
+        self.m_k = nn.Parameter(torch.randn(1, slots, sizes.heads * sizes.key_size))
+        self.m_v = nn.Parameter(torch.randn(1, slots, sizes.heads * sizes.value_size))
+
+
 class SlotAttention(MultiHeadAttention):
     """Keys and values are followed by learned ones, the same for every image."""
+
+    attention: SlotProjections
 
     def __init__(self, sizes: LayerSizes, slots: int) -> None:
         super().__init__(sizes)
         self.slots = slots
-        attention = self.attention
-        attention.m_k = nn.Parameter(torch.randn(1, slots, sizes.heads * sizes.key_size))
-        attention.m_v = nn.Parameter(torch.randn(1, slots, sizes.heads * sizes.value_size))
+        self.attention = SlotProjections(sizes, slots)
 
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, regions, hidden) -> two of (batch, heads, regions + slots, size)."""
@@ -147,7 +157,8 @@ class MeshedLayer(DecoderLayer):
             seen = self.look(x, key[:, level], value[:, level], bias) * is_word
             gated.append(seen * torch.sigmoid(gate(torch.cat([x, seen], dim=-1))))
         meshed = sum(gated[1:], gated[0]) / LEVELS**0.5
-        return self.pwff(meshed * is_word) * is_word
+        out: Tensor = self.pwff(meshed * is_word) * is_word
+        return out
 
 
 class Captioner(nn.Module):

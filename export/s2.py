@@ -150,7 +150,8 @@ class Layer(DecoderLayer):
     ) -> Tensor:
         x = self.lnorm1(x + self.self_att(x, *past)) * is_word
         x = self.lnorm2(x + self.look(x, *memory)) * is_word
-        return self.pwff(x) * is_word
+        out: Tensor = self.pwff(x) * is_word
+        return out
 
 
 class Captioner(nn.Module):

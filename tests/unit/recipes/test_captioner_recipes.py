@@ -91,6 +91,10 @@ def visual_of(model: Tiny, batch: int) -> Arrays:
     return {name: tensor.numpy() for name, tensor in drawn.items()}
 
 
+def one_of(arrays: Arrays, item: int) -> Arrays:
+    return {name: array[item : item + 1] for name, array in arrays.items()}
+
+
 def write(
     model: Tiny, visual: Arrays, encoder: Backend, step: Backend, folder: Path
 ) -> list[list[Hypothesis]]:
@@ -114,14 +118,14 @@ def test_captions_are_the_same_over_exported_graphs(
 ) -> None:
     model = exports.models[family]
     visual = visual_of(model, 4)
-    eager = [EagerBackend(model.plans[graph]) for graph in ("encoder", "step")]
+    encoder, step = (EagerBackend(model.plans[graph]) for graph in ("encoder", "step"))
+    expected = write(model, visual, encoder, step, tmp_path)
     graphs = [exports.graph(family, graph, format) for graph in ("encoder", "step")]
-    expected = write(model, visual, eager[0], eager[1], tmp_path)
     assert_same(write(model, visual, graphs[0], graphs[1], tmp_path), expected)
     assert len({len(text.token_ids) for text in chain(*expected)}) > 1
     alone = [
-        write(model, {name: x[item : item + 1] for name, x in visual.items()}, *eager, tmp_path)[0]
-        for item in range(4)
+        write(model, one_of(visual, item), encoder, step, tmp_path)[0]
+        for item in range(len(expected))
     ]
     assert_same(alone, expected)
 
@@ -166,8 +170,8 @@ def test_s2_takes_padding_from_the_features_and_not_from_a_layer_norm() -> None:
 def test_m2_sees_the_padding_of_a_batch_only_as_the_zeros_of_its_training() -> None:
     own = np.random.default_rng(1).normal(size=(1, 5, 8)).astype(np.float32)
     noise = np.full((1, 4, 8), 7, dtype=np.float32)
-    short = {"visual": own, "visual_mask": np.ones((1, 5), dtype=np.int64)}
-    batched = {
+    short: Arrays = {"visual": own, "visual_mask": np.ones((1, 5), dtype=np.int64)}
+    batched: Arrays = {
         "visual": np.concatenate([own, noise], axis=1),
         "visual_mask": np.array([[1] * 5 + [0] * 4]),
     }
@@ -179,7 +183,7 @@ def test_m2_sees_the_padding_of_a_batch_only_as_the_zeros_of_its_training() -> N
             left, right = alone[memory][..., :5, :], beside[memory][..., :5, :]
             np.testing.assert_allclose(left, right, atol=1e-5)
     padded = np.concatenate([own, np.zeros((1, 15, 8), dtype=np.float32)], axis=1)
-    everything = {"visual": padded, "visual_mask": np.ones((1, 20), dtype=np.int64)}
+    everything: Arrays = {"visual": padded, "visual_mask": np.ones((1, 20), dtype=np.int64)}
     original = EagerBackend(of("m2").plans["encoder"]).run(everything)
     ours = EagerBackend(of("m2_padded").plans["encoder"]).run(short)
     for name, array in original.items():
