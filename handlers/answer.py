@@ -81,6 +81,9 @@ class AnswerTask(Task[AnswerFields]):
         answers = (scored[place] for place in places)
         return {"answers": [{"answer": answer, "score": score} for answer, score in answers]}
 
+    def scores(self, answer: Answer) -> Mapping[str, float]:
+        return {one["answer"]: one["score"] for one in answer["answers"]}
+
     def _scored(self, outputs: Arrays, index: int) -> list[tuple[str, float]]:
         labels = self.manifest.labels
         if self._ranking:

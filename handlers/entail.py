@@ -48,3 +48,6 @@ class EntailTask(Task[EntailFields]):
             "label": labels[order[0]],
             "scores": {labels[place]: float(scores[place]) for place in order},
         }
+
+    def scores(self, answer: Answer) -> Mapping[str, float]:
+        return dict(answer["scores"])

@@ -13,7 +13,7 @@ from vlserve.runtime.manifest import Manifest
 from vlserve.runtime.scores import check_labels, softmax
 from vlserve.runtime.task import Task
 
-TRUE = "true"
+TRUE, FALSE = "true", "false"
 
 
 class ReasonFields(VisualTextFields):
@@ -41,7 +41,7 @@ class ReasonTask(Task[ReasonFields]):
     def __init__(self, manifest: Manifest, root: Path, backends: Mapping[str, Backend]) -> None:
         super().__init__(manifest, root, backends)
         check_labels(manifest)
-        if set(manifest.labels) != {TRUE, "false"}:
+        if set(manifest.labels) != {TRUE, FALSE}:
             raise ManifestInvalid("task reason needs the labels true and false")
         self._visual = VisualInputs(manifest, backends)
         self._text = TextInputs(manifest, root)
@@ -58,3 +58,7 @@ class ReasonTask(Task[ReasonFields]):
         scores = softmax(outputs["logits"][index])
         true = self.manifest.labels.index(TRUE)
         return {"answer": bool(scores[true] > scores[1 - true]), "score": float(scores[true])}
+
+    def scores(self, answer: Answer) -> Mapping[str, float]:
+        scores = {TRUE: answer["score"], FALSE: 1 - answer["score"]}
+        return dict(sorted(scores.items(), key=lambda one: -one[1]))

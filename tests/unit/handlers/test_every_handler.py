@@ -40,6 +40,18 @@ def test_bad_items_do_not_change_the_answers_of_their_neighbours(kind: str, tmp_
         pipeline.task.answer.model_validate(one)
 
 
+@pytest.mark.parametrize(
+    "kind", ["tag", "entail", "reason", "answer", "answer-ranked", "answer-written"]
+)
+def test_what_versions_are_compared_by_is_best_first(kind: str, tmp_path: Path) -> None:
+    pipeline = pipeline_of(kind, tmp_path)
+    for answer in answers_of(pipeline, [one.fields() for one in asked_of(pipeline.manifest)]):
+        assert isinstance(answer, dict)
+        scores = list(pipeline.task.scores(answer).values())
+        assert scores and scores == sorted(scores, reverse=True)
+        assert all(0 <= score <= 1 for score in scores)
+
+
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if manifest_of(kind).text])
 def test_an_item_that_fails_in_the_graph_fails_alone(kind: str, tmp_path: Path) -> None:
     pipeline = pipeline_of(kind, tmp_path)
