@@ -1,7 +1,7 @@
 """VQA accuracy by the rules of the official evaluation script.
 
-Antol et al., "VQA: Visual Question Answering" (ICCV 2015), and vqaEval.py of GT-Vision-Lab/VQA, which
-ALBEF and others run for their published figures. Oddities of the script belong to the figure:
+Antol et al., "VQA: Visual Question Answering" (ICCV 2015), and vqaEval.py of GT-Vision-Lab/VQA,
+which ALBEF and others run for their published figures. Oddities of the script belong to the figure:
 
 - An answer is normalised in full, those of the annotators lose their punctuation alone, and only
   where they are not all the same.
@@ -22,13 +22,20 @@ _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _POINT = re.compile(r"\.(?!\d)")
 _MAX_POINTS = 32
 _ARTICLES = frozenset({"a", "an", "the"})
-_DIGITS = dict(
-    zip(
-        "none zero one two three four five six seven eight nine ten".split(),
-        "0 0 1 2 3 4 5 6 7 8 9 10".split(),
-        strict=True,
-    )
-)
+_DIGITS = {
+    "none": "0",
+    "zero": "0",
+    "one": "1",
+    "two": "2",
+    "three": "3",
+    "four": "4",
+    "five": "5",
+    "six": "6",
+    "seven": "7",
+    "eight": "8",
+    "nine": "9",
+    "ten": "10",
+}
 _CONTRACTED = """
     ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't
     haven't he'd've he'd he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've
@@ -39,14 +46,14 @@ _CONTRACTED = """
     what's what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're
     why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're
     you've
-""".split()
+"""
 
 
 def _lacking_one_apostrophe() -> dict[str, str]:
     """Each word as it is written by those who leave one of its apostrophes out -> the word."""
     return {
         word[:place] + word[place + 1 :]: word
-        for word in _CONTRACTED
+        for word in _CONTRACTED.split()
         for place, letter in enumerate(word)
         if letter == "'"
     }
