@@ -38,6 +38,13 @@ def test_what_was_not_answered_failed(status: int | None) -> None:
     assert (found.outcome.failed, found.outcome.tag) == (True, None)
 
 
+def test_what_was_answered_only_at_another_try_failed_once() -> None:
+    tried_again = routed(line(tries=2), VERSIONS, of({("r", 2): MUSIC}))
+    assert tried_again is not None and tried_again.outcome.failed
+    at_once = routed(line(tries=1), VERSIONS, of({("r", 2): MUSIC}))
+    assert at_once is not None and not at_once.outcome.failed
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"status": 400}, {"status": 422}, {"version": "3"}, {"version": None}, {"version": "x"}],

@@ -47,11 +47,12 @@ class Routed:
 
 def routed(line: Line, versions: Pair, answer_of: AnswerOf) -> Routed | None:
     """What a line of the gateway's log says of one version; None where it says nothing of either:
-    the request was the client's fault, or went elsewhere."""
+    the request was the client's fault, or went elsewhere. One that was answered only at another
+    try has failed: its client did not notice, but the version lost it once."""
     status, version = _status(line), _number(line.get("version"))
     if 400 <= status < 500 or version not in (versions.candidate, versions.stable):
         return None
-    failed = not 200 <= status < 400
+    failed = not 200 <= status < 400 or (_number(line.get("tries")) or 1) > 1
     answered = None if failed else answer_of(str(line.get("request_id")), version)
     outcome = Outcome(
         candidate=version == versions.candidate,
