@@ -19,14 +19,16 @@ _LATENCY = frozenset({"latency_p50", "latency_p99"})
 @dataclass(frozen=True)
 class Case:
     """``gates``: those of which at least one must be the reason of a rollback; empty: any.
-    ``spoilt``: a byte of the archive is not what was packed. ``may_lose``: with one engine
-    instance, requests may be lost, because the worker that had them is gone."""
+    ``spoilt``: a byte of the archive is not what was packed. ``shadow``: the release begins with
+    one, so that what fails there reaches no client. ``may_lose``: with one engine instance,
+    requests may be lost, because the worker that had them is gone."""
 
     name: str
     fault: Fault
     expected: str
     gates: frozenset[str] = frozenset()
     spoilt: bool = False
+    shadow: bool = True
     may_lose: bool = False
 
 
@@ -38,7 +40,7 @@ def cases(latency_s: float) -> tuple[Case, ...]:
         Case("slow", Fault("slow", delay_ms=delay_ms), ROLLED_BACK, _LATENCY),
         Case("failing", Fault("fails", share=0.5), ROLLED_BACK, _IN_SHADOW | {"errors"}),
         Case("different", Fault("differs"), ROLLED_BACK, _IN_SHADOW),
-        Case("crashing", Fault("crashes", share=0.05), ROLLED_BACK, may_lose=True),
+        Case("crashing", Fault("crashes", share=0.08), ROLLED_BACK, shadow=False, may_lose=True),
         Case("bad archive", Fault(), REFUSED, spoilt=True),
     )
 
@@ -54,13 +56,13 @@ class Policy:
     pairs: int = 60
     keep_s: float = 120.0
 
-    def changes(self) -> Mapping[str, Any]:
+    def changes(self, shadow: bool) -> Mapping[str, Any]:
         """Entries of rollout.yaml."""
         each = dict.fromkeys(("candidate", "stable", "units"), self.minimum)
         return {
             "weights": list(self.weights),
             "hold_s": self.hold_s,
-            "shadow_percent": self.shadow_percent,
+            "shadow_percent": self.shadow_percent if shadow else 0,
             "keep_s": self.keep_s,
             "minimum": each | {"pairs": self.pairs},
             "unit": "request",

@@ -2,6 +2,7 @@
 of their own and with callers of their own. The model itself and its traffic are not touched."""
 
 import json
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -67,16 +68,16 @@ def run_drill(
     stable = control.model(model).stable
     if stable is None:
         raise NotReady(f"{model} has no stable version to drill with")
+    archive = stored_archive(settings, model, stable)
     folder = folder.resolve()
-    show(f"unpacking {model} {stable}")
-    original = Original(stored_archive(settings, model, stable), folder / "original")
     twin = twin_name(model)
-    with _cleaning_up(control, twin):
-        stage = _Stage(control, original, folder, twin, policy, show)
+    with tempfile.TemporaryDirectory(prefix="vlserve-drill-") as bench, _cleaning_up(control, twin):
+        original = Original(archive, Path(bench) / "original")
+        stage = _Stage(control, original, Path(bench), twin, policy, show)
         stage.set_up()
         show("measuring how fast it answers")
-        pace = measured_pace(settings, twin, original.archive, fastest_per_s)
-        with calling(_plan(settings, twin, original.archive, pace), folder) as callers:
+        pace = measured_pace(settings, twin, archive, fastest_per_s)
+        with calling(_plan(settings, twin, archive, pace), folder) as callers:
             decided = [stage.run(case, callers.check) for case in cases(pace.latency_s)]
             calls = callers.end()
     results = judge_cases(decided, calls, settings.engine.instances)
@@ -103,14 +104,14 @@ class _Stage:
         self,
         control: ControlClient,
         original: Original,
-        folder: Path,
+        bench: Path,
         twin: str,
         policy: Policy,
         show: Show,
     ) -> None:
         self._control = control
         self._original = original
-        self._folder = folder
+        self._bench = bench
         self._twin = twin
         self._policy = policy
         self._show = show
@@ -150,7 +151,7 @@ class _Stage:
         self, case: Case, version: int, began: float, keep_watch: Callable[[], None]
     ) -> Decided:
         released_at = time.monotonic()
-        view = self._control.start_release(self._twin, version, self._policy.changes())
+        view = self._control.start_release(self._twin, version, self._policy.changes(case.shadow))
         followed = follow(
             self._control,
             view,
@@ -172,7 +173,7 @@ class _Stage:
     @contextmanager
     def _packed(self, version: int, case: Case) -> Iterator[Path]:
         """The twin's archive; the model store keeps the copy that counts."""
-        archive = self._original.pack_twin(self._folder, version, case.fault)
+        archive = self._original.pack_twin(self._bench, version, case.fault)
         try:
             if case.spoilt:
                 spoil(archive)
