@@ -129,21 +129,24 @@ def evaluate(
     archive: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True)],
     data: File,
     batch_size: Annotated[int, typer.Option(min=1)] = 8,
+    rerank: Annotated[
+        int, typer.Option(min=0, help="Candidates that a matching model ranks anew; 0: none.")
+    ] = 16,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse data with bad lines.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run every item through the archive's own code and measure the answers."""
-    from vlserve.training.evaluate import evaluate_archive
+    from vlserve.training.evaluators import evaluate as evaluate_archive
 
     with progress(f"evaluating {archive.name}") as show:
         result = evaluate_archive(
-            archive, data, batch_size=batch_size, strict=strict, progress=show
+            archive, data, batch_size=batch_size, strict=strict, rerank=rerank, progress=show
         )
     if as_json:
-        print_json({**result.metrics.to_json(), "bad_lines": result.bad_lines})
+        print_json({**result.figures, "bad_lines": result.bad_lines})
         return
     _print_bad_lines(result.bad_lines)
-    print_table(("METRIC", "VALUE"), list(result.metrics.to_json().items()))
+    print_table(("METRIC", "VALUE"), list(result.figures.items()))
 
 
 def add_to(app: typer.Typer) -> None:

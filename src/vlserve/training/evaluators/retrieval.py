@@ -1,0 +1,152 @@
+"""Tasks match and embed: is the right text found by its image, and the right image by its text?"""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from vlserve.errors import DataError
+from vlserve.exporter.pack import HANDLERS_DIR, draft_of, pack_members
+from vlserve.runtime.archive import unpack_archive
+from vlserve.runtime.manifest import Manifest
+from vlserve.training.evaluators.corpus import (
+    Corpus,
+    Scores,
+    Seen,
+    corpus_of,
+    first_of_rows,
+    lines_of_image,
+    recall_both_ways,
+)
+from vlserve.training.evaluators.items import PairedItem, TaskFile
+from vlserve.training.evaluators.job import Job, Refused, Result
+from vlserve.training.measures.means import means
+
+Paired = TaskFile[PairedItem]
+Reasons = dict[int, str]
+"""Line -> why it is left out."""
+
+
+def evaluate_embed(job: Job) -> Result:
+    """Recall at 1, 5 and 10 both ways, ranked by the cosine of image and text."""
+    if not _embeds_both(job.manifest):
+        raise DataError(f"{job.archive.name} does not embed both images and texts")
+    file, cosines = _embedded(job, job.read(PairedItem))
+    return _result(file, recall_both_ways(corpus_of(file), cosines, cosines))
+
+
+def evaluate_match(job: Job) -> Result:
+    """The same, and as ``reranked_…`` with the first ``job.rerank`` of each query ranked anew by
+    the match score. A model without a common space matches every image with every text."""
+    file = job.read(PairedItem)
+    if not _embeds_both(job.manifest):
+        corpus = corpus_of(file)
+        everything = np.ones((len(corpus.looks), len(corpus.texts)), dtype=np.bool_)
+        file, (matched,) = _matched(job, file, everything, ())
+        return _result(file, recall_both_ways(corpus_of(file), matched, matched))
+    with tempfile.TemporaryDirectory(prefix="vlserve-evaluate-") as scratch:
+        edition = embedding_edition(job.archive, job.manifest, Path(scratch))
+        file, cosines = _embedded(job.of(edition), file)
+    if not job.rerank:
+        return _result(file, recall_both_ways(corpus_of(file), cosines, cosines))
+    of_images, of_texts = first_of_rows(cosines, job.rerank), first_of_rows(cosines.T, job.rerank).T
+    file, (matched, cosines, of_images, of_texts) = _matched(
+        job, file, of_images | of_texts, (cosines, of_images, of_texts)
+    )
+    corpus = corpus_of(file)
+    again = recall_both_ways(corpus, _only(matched, of_images), _only(matched, of_texts))
+    values = recall_both_ways(corpus, cosines, cosines)
+    values |= {f"reranked_{name}": found for name, found in again.items()}
+    return _result(file, values, reranked=job.rerank)
+
+
+def embedding_edition(archive: Path, manifest: Manifest, folder: Path) -> Path:
+    """An archive of task embed with the graphs and the code of one of task match."""
+    unpack_archive(archive, folder / "match")
+    members = {name: folder / "match" / name for name in manifest.files}
+    members["handlers/embed.py"] = HANDLERS_DIR / "embed.py"
+    draft = draft_of(manifest) | {"task": "embed", "probes": []}
+    return pack_members(folder / "embed", draft, members)
+
+
+def _embeds_both(manifest: Manifest) -> bool:
+    return all(
+        graph in manifest.graphs
+        and any(tensor.name == f"{graph}_embedding" for tensor in manifest.graphs[graph].outputs)
+        for graph in ("image", "text")
+    )
+
+
+def _embedded(job: Job, file: Paired) -> tuple[Paired, Scores]:
+    """What has a vector, and the cosine of every image with every text of it."""
+    corpus = corpus_of(file)
+    requests = [job.look(look) for look in corpus.looks]
+    requests += [{"text": text} for text in corpus.texts]
+    answers = job.ask(requests, "images and texts")
+    reasons: Reasons = {}
+    vectors: list[list[float]] = []
+    for place, answer in enumerate(answers):
+        if isinstance(answer, Refused):
+            text = place - len(corpus.looks)
+            lines = lines_of_image(corpus, place) if text < 0 else [corpus.lines[text]]
+            reasons |= dict.fromkeys(lines, answer.reason)
+            vectors.append([])
+        else:
+            vectors.append(answer["embedding"])
+    file = job.leave_out(file, reasons)
+    images, texts = corpus.places_without(reasons.keys())
+    of_images = np.array([vectors[image] for image in images])
+    of_texts = np.array([vectors[len(corpus.looks) + text] for text in texts])
+    return file, of_images @ of_texts.T
+
+
+def _matched(
+    job: Job, file: Paired, pairs: Seen, others: tuple[Any, ...]
+) -> tuple[Paired, tuple[Any, ...]]:
+    """What could be matched, and the match scores of those pairs, -inf of the rest. With it
+    ``others`` of the same shape, of what is left."""
+    corpus = corpus_of(file)
+    asked = [(int(image), int(text)) for image, text in np.argwhere(pairs)]
+    requests = [
+        {**job.look(corpus.looks[image]), "text": corpus.texts[text]} for image, text in asked
+    ]
+    scores = np.full(pairs.shape, -np.inf)
+    refused: dict[tuple[int, int], str] = {}
+    for pair, answer in zip(asked, job.ask(requests, "pairs"), strict=True):
+        if isinstance(answer, Refused):
+            refused[pair] = answer.reason
+        else:
+            scores[pair] = answer["itm_score"]
+    reasons = _to_blame(corpus, refused)
+    kept = np.ix_(*corpus.places_without(reasons.keys()))
+    return job.leave_out(file, reasons), tuple(matrix[kept] for matrix in (scores, *others))
+
+
+def _to_blame(corpus: Corpus, refused: Mapping[tuple[int, int], str]) -> Reasons:
+    """The lines whose own image and text cannot be matched; and of pairs that are refused without
+    those, the text's."""
+    own = {
+        corpus.lines[text]: reason
+        for (image, text), reason in refused.items()
+        if corpus.owners[text] == image
+    }
+    images, texts = (set(places) for places in corpus.places_without(own.keys()))
+    rest = {
+        corpus.lines[text]: reason
+        for (image, text), reason in refused.items()
+        if image in images and text in texts
+    }
+    return own | rest
+
+
+def _only(scores: Scores, seen: Seen) -> Scores:
+    return np.where(seen, scores, -np.inf)
+
+
+def _result(file: Paired, values: Mapping[str, ArrayLike], **more: int) -> Result:
+    corpus = corpus_of(file)
+    counts = {"items": len(file.items), "images": len(corpus.looks), "texts": len(corpus.texts)}
+    return Result({**counts, **more, **means(values)}, file.bad_lines)
