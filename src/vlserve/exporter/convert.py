@@ -87,7 +87,7 @@ class Converter:
                 self._process.stdin.write(json.dumps({"job": asdict(job), "log": str(log)}) + "\n")
                 self._process.stdin.flush()
                 status = self._process.stdout.readline().strip()
-            except BrokenPipeError:
+            except (BrokenPipeError, ValueError):  # it has ended, or was closed
                 status = ""
             said = log.read_text(errors="replace").splitlines() if log.exists() else []
         if status != "0":

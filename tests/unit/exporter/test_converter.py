@@ -1,0 +1,59 @@
+"""One warm process, a fork for every graph: no export sees what another has left behind."""
+
+from pathlib import Path
+
+import pytest
+from safetensors.torch import save_file
+from tiny_models import EXPORT, TinyModel, seeded, tiny_models
+
+from vlserve.errors import ExportError
+from vlserve.exporter.convert import Converter, Job
+from vlserve.exporter.recipe import load_recipe
+
+COUNTING = Path(__file__).parent / "counting_recipe.py"
+
+
+def recurrent(folder: Path) -> Job:
+    model: TinyModel = tiny_models()["resnet-gru-tag"]
+    recipe = EXPORT / f"{model.recipe}.py"
+    config = dict(model.built, vocabulary_size=6)
+    save_file(
+        seeded(load_recipe(str(recipe), EXPORT).build(config), seed=1).state_dict(),
+        folder / "gru.safetensors",
+    )
+    return Job(str(recipe), str(folder / "gru.safetensors"), config, "model", "onnx", "")
+
+
+def counting(folder: Path, baked_in: bool) -> Job:
+    config = {"baked_in": baked_in}
+    network = load_recipe(str(COUNTING), EXPORT).build(config)
+    save_file(network.state_dict(), folder / "counting.safetensors")
+    return Job(
+        str(COUNTING), str(folder / "counting.safetensors"), config, "model", "onnx",
+        str(folder / "counting.onnx"),
+    )  # fmt: skip
+
+
+def test_a_recurrent_network_is_as_dynamic_the_second_time(tmp_path: Path) -> None:
+    job = recurrent(tmp_path)
+    files = [tmp_path / f"{number}.onnx" for number in (1, 2)]
+    with Converter() as converter:
+        for file in files:
+            converter.convert(Job(**{**vars(job), "output": str(file)}))
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_failure_says_why_and_leaves_the_next_alone(tmp_path: Path) -> None:
+    with Converter() as converter:
+        with pytest.raises(ExportError, match=r"graph model to onnx failed: .*text.* is static at"):
+            converter.convert(counting(tmp_path, baked_in=True))
+        good = counting(tmp_path, baked_in=False)
+        converter.convert(good)
+        assert Path(good.output).stat().st_size > 0
+
+
+def test_a_converter_that_is_gone_is_an_error(tmp_path: Path) -> None:
+    converter = Converter()
+    converter.close()
+    with pytest.raises(ExportError, match="exit code unknown"):
+        converter.convert(counting(tmp_path, baked_in=False))
