@@ -4,7 +4,18 @@ import sys
 
 import typer
 
-from vlserve.cli import build, demo, drill, predict, recipes, release, stack, stress, versions
+from vlserve.cli import (
+    build,
+    demo,
+    drill,
+    index,
+    predict,
+    recipes,
+    release,
+    stack,
+    stress,
+    versions,
+)
 from vlserve.cli.output import stderr
 from vlserve.runtime.errors import VlserveError
 
@@ -14,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for group in (stack, demo, build, recipes, versions, release, predict, stress, drill):
+for group in (stack, demo, build, index, recipes, versions, release, predict, stress, drill):
     group.add_to(app)
 
 

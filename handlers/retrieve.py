@@ -1,0 +1,330 @@
+"""Retrieval: a text, or an image (or its features) -> the items of an index that go with it best.
+
+`vlserve index` writes the index into the archive, under assets/index::
+
+    ids.json          the items' names, in order
+    embedding.npy     float32 (items, dim), unit vectors, where the model has such a space
+    neighbours.faiss  a graph over them, of many items
+    <input>.npy       what ``fusion`` takes of the items, one after the other
+    offsets.npy       int64 (items + 1,): rows offsets[i] to offsets[i + 1] of those are item i's
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from vlserve.runtime.body import TextField, WholeNumber
+from vlserve.runtime.contract import Answer, Arrays, Backend, Sample
+from vlserve.runtime.errors import ErrorCode, ManifestInvalid, RequestError
+from vlserve.runtime.inputs import TextInputs, VisualFields, VisualInputs
+from vlserve.runtime.manifest import Manifest
+from vlserve.runtime.manifest import Tensor as Axes
+from vlserve.runtime.scores import DEFAULT_TOP_K, best, check_top_k, finite
+from vlserve.runtime.task import Task
+
+FOLDER = "assets/index"
+FUSION_BATCH = 16
+"""Items that are held against a query in one run."""
+VARIABLE = ("text", "regions")
+"""Axes whose length each item and each query has for itself."""
+COSINE, LOGIT, BOTH = "cosine", "match_logit", "match_logit + cosine"
+Rows = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+class IndexOptions(BaseModel):
+    """The manifest's option ``index``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    of: Literal["image", "text"]
+    rerank: int = Field(ge=0)
+    """The nearest so many are held against the query by ``fusion``; 0 where there is none. A model
+    without vectors holds every item, or the request's candidates."""
+
+
+def _listed(value: Any) -> Any:
+    """A form brings a list as JSON."""
+    if not isinstance(value, bytes | bytearray):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"is not a JSON list: {error}") from error
+
+
+class RetrieveFields(VisualFields):
+    """What a client sends: a text, or an image, or its features."""
+
+    text: TextField | None = None
+    top_k: WholeNumber | None = None
+    candidates: Annotated[list[str], BeforeValidator(_listed)] | None = None
+    """Names of the items to choose from; by default all."""
+
+
+class Found(BaseModel):
+    id: str
+    score: float
+    """What items are ranked by."""
+    cosine: float | None = None
+    """Of both unit vectors; where the model has them."""
+
+
+class Retrieved(BaseModel):
+    """Best first."""
+
+    ranked_by: str
+    """``cosine``, or with what ``fusion`` says of the nearest: ``match_logit``, or
+    ``match_logit + cosine``."""
+    results: list[Found]
+
+
+class RetrieveTask(Task[RetrieveFields]):
+    """Graphs: ``image`` and ``text``, with ``image_embedding`` and ``text_embedding``
+    (batch, dim), and ``fusion`` with ``match_logits`` (batch, 1 or 2), each only where there is
+    one. Queries of the index's own kind are ranked by cosine alone."""
+
+    fields = RetrieveFields
+    answer = Retrieved
+
+    def __init__(self, manifest: Manifest, root: Path, backends: Mapping[str, Backend]) -> None:
+        super().__init__(manifest, root, backends)
+        try:
+            self._options = IndexOptions.model_validate(manifest.options.get("index"))
+        except ValidationError as error:
+            raise ManifestInvalid(f"options index: {error.errors()[0]['msg']}") from error
+        self._ranked_by = manifest.options.get("retrieval_score")
+        if self._options.rerank and self._ranked_by not in (LOGIT, BOTH):
+            raise ManifestInvalid(f"options retrieval_score: must be {LOGIT} or {BOTH}")
+        self._index = Index(root / FOLDER)
+        self._places = {name: place for place, name in enumerate(self._index.ids)}
+        visual = manifest.image is not None or manifest.regions is not None
+        self._visual = VisualInputs(manifest, backends) if visual else None
+        self._text = TextInputs(manifest, root) if manifest.text else None
+
+    def preprocess(self, fields: RetrieveFields) -> Sample:
+        seen = any(x is not None for x in (fields.image, fields.features, fields.boxes))
+        if seen == (fields.text is not None):
+            raise _invalid("send a text, an image, or its features: one of them")
+        kind = "image" if seen else "text"
+        if not self._takes(kind):
+            raise _invalid(f"{kind}: this index of {self._options.of}s is not searched by {kind}s")
+        among = self._among(fields.candidates)
+        check_top_k(fields.top_k, len(self._index.ids) if among is None else len(among))
+        sample: Sample = {"among": np.arange(0) if among is None else among}
+        sample["top_k"] = np.array(fields.top_k or DEFAULT_TOP_K)
+        if fields.text is not None:
+            assert self._text is not None
+            return sample | self._text.sample(fields.text)
+        assert self._visual is not None
+        return sample | self._visual.sample(fields)
+
+    def _takes(self, kind: str) -> bool:
+        if (kind == "text" and self._text is None) or (kind == "image" and self._visual is None):
+            return False
+        if kind != self._options.of and self._options.rerank:
+            return True
+        return self._index.vectors is not None and kind in self.manifest.graphs
+
+    def _among(self, candidates: Sequence[str] | None) -> Rows | None:
+        if candidates is None:
+            return None
+        unknown = [name for name in candidates if name not in self._places]
+        if unknown or not candidates:
+            said = f"no item {unknown[0]!r}" if unknown else "none"
+            raise _invalid(f"candidates: {said}")
+        return np.unique([self._places[name] for name in candidates])
+
+    def collate(self, samples: Sequence[Sample]) -> Arrays:
+        """The arrays of each kind have the rows that are its: those of ``image_rows`` and
+        ``text_rows``. ``among`` is padded by -1."""
+        texts = np.array(["text_ids" in sample for sample in samples])
+        widest = max(len(sample["among"]) for sample in samples)
+        arrays: Arrays = {
+            "image_rows": np.flatnonzero(~texts),
+            "text_rows": np.flatnonzero(texts),
+            "top_k": np.stack([sample["top_k"] for sample in samples]),
+            "among": np.stack([_padded(sample["among"], widest) for sample in samples]),
+        }
+        for inputs, rows in ((self._visual, "image_rows"), (self._text, "text_rows")):
+            if inputs is not None and len(arrays[rows]):
+                arrays |= inputs.collate([samples[row] for row in arrays[rows]])
+        return arrays
+
+    def infer(self, arrays: Arrays) -> Arrays:
+        found: dict[int, tuple[Rows, Floats, Floats]] = {}
+        for kind in ("image", "text"):
+            rows = arrays[f"{kind}_rows"]
+            if len(rows):
+                known = arrays | (self.run(kind, arrays) if kind in self.manifest.graphs else {})
+                for place, row in enumerate(rows):
+                    query = Query(kind, known, place)
+                    among = arrays["among"][row]
+                    among = among[among >= 0]
+                    found[int(row)] = self._ranked(query, among, int(arrays["top_k"][row]))
+        width = max(len(rows) for rows, _, _ in found.values())
+        columns = zip(*(found[row] for row in range(len(found))), strict=True)
+        names = ("items", "scores", "cosines")
+        return {
+            name: np.stack([_padded(one, width) for one in column])
+            for name, column in zip(names, columns, strict=True)
+        }
+
+    def _ranked(self, query: "Query", among: Rows, top_k: int) -> tuple[Rows, Floats, Floats]:
+        """The best items with their scores and cosines, which are NaN where there are none."""
+        rerank = self._options.rerank if query.kind != self._options.of else 0
+        vector = query.known.get(f"{query.kind}_embedding")
+        if self._index.vectors is None or vector is None:
+            items = among if len(among) else np.arange(len(self._index.ids))
+            cosines = np.full(len(items), np.nan)
+        else:
+            nearest = max(top_k, rerank)
+            items, cosines = self._index.nearest(vector[query.place], nearest, among)
+        scores = cosines
+        if rerank:
+            scores = self._match_logits(query, items)
+            if self._ranked_by == BOTH:
+                scores = scores + cosines
+        order = best(finite(scores), top_k)
+        return items[order], scores[order], cosines[order]
+
+    def _match_logits(self, query: "Query", items: Rows) -> Floats:
+        """Of each item with the query; the query's own graph has run once for all of them."""
+        taken = self.manifest.graphs["fusion"].inputs
+        logits = []
+        for start in range(0, len(items), FUSION_BATCH):
+            chunk = items[start : start + FUSION_BATCH]
+            arrays = self._index.inputs(chunk, taken, self._widths())
+            for tensor in taken:
+                if tensor.name not in arrays:
+                    one = query.own(tensor, self._widths())
+                    arrays[tensor.name] = np.repeat(one, len(chunk), axis=0)
+            logits.append(self.run("fusion", arrays)["match_logits"][:, -1])
+        return np.concatenate(logits).astype(np.float64)
+
+    def _widths(self) -> Mapping[str, int]:
+        """Axes that have one length, whatever is in them."""
+        text = self.manifest.text
+        return {"text": text.max_length} if text and text.pad_to_max else {}
+
+    def postprocess(self, outputs: Arrays, index: int, fields: RetrieveFields) -> Answer:
+        same = (fields.text is not None) == (self._options.of == "text")
+        reranked = self._options.rerank and not same
+        results = []
+        columns = (outputs[name][index] for name in ("items", "scores", "cosines"))
+        for item, score, cosine in zip(*columns, strict=True):
+            if item >= 0:
+                found: dict[str, Any] = {"id": self._index.ids[item], "score": float(score)}
+                if np.isfinite(cosine):
+                    found["cosine"] = float(cosine)
+                results.append(found)
+        return {"ranked_by": self._ranked_by if reranked else COSINE, "results": results}
+
+    def scores(self, answer: Answer) -> Mapping[str, float]:
+        return {found["id"]: found["score"] for found in answer["results"]}
+
+    @classmethod
+    def examples(cls, drawn: Mapping[str, Any]) -> list[dict[str, Any]]:
+        (everything,) = super().examples(drawn)
+        text = {name: everything.pop(name) for name in ("text",) if name in everything}
+        return [fields for fields in (everything, text) if fields]
+
+
+class Query:
+    """One query of a batch: ``known`` are the arrays of all queries of its kind."""
+
+    def __init__(self, kind: str, known: Arrays, place: int) -> None:
+        self.kind, self.known, self.place = kind, known, place
+
+    def own(self, tensor: Axes, widths: Mapping[str, int]) -> NDArray[Any]:
+        """(1, …), without the padding that longer neighbours gave it."""
+        array = self.known[tensor.name][self.place : self.place + 1]
+        for axis, dim in enumerate(tensor.dims):
+            if dim in VARIABLE and dim not in widths:
+                masks = {"text": "text_mask", "regions": "visual_mask"}
+                length = int(self.known[masks[str(dim)]][self.place].sum())
+                array = np.take(array, range(length), axis=axis)
+        return array
+
+
+class Index:
+    """The items, read from where they lie as far as they are needed. Thread-safe."""
+
+    def __init__(self, folder: Path) -> None:
+        self.ids: list[str] = json.loads((folder / "ids.json").read_text(encoding="utf-8"))
+        arrays = {file.stem: _mapped(file) for file in sorted(folder.glob("*.npy"))}
+        self.vectors = arrays.pop("embedding", None)
+        self._offsets = arrays.pop("offsets", None)
+        self._stored = arrays
+        graph = folder / "neighbours.faiss"
+        self._graph = _read_graph(graph) if graph.is_file() else None
+
+    def nearest(self, vector: NDArray[Any], count: int, among: Rows) -> tuple[Rows, Floats]:
+        """Items and cosines, best first, of all or, where ``among`` is not empty, of those."""
+        assert self.vectors is not None
+        unit = (vector / np.linalg.norm(vector)).astype(np.float32)
+        if self._graph is not None and not len(among):
+            items = self._neighbours(unit, count)
+        else:
+            items = among if len(among) else np.arange(len(self.ids))
+        cosines = (self.vectors[items] if len(items) < len(self.ids) else self.vectors) @ unit
+        order = best(finite(cosines), count)
+        return items[order], cosines[order].astype(np.float64)
+
+    def _neighbours(self, unit: NDArray[np.float32], count: int) -> Rows:
+        import faiss
+
+        search = faiss.SearchParametersHNSW(efSearch=max(4 * count, 128))
+        _, items = self._graph.search(unit[None], count, params=search)
+        return np.sort(items[0][items[0] >= 0])
+
+    def inputs(self, items: Rows, taken: Sequence[Axes], widths: Mapping[str, int]) -> Arrays:
+        """Those of the tensors ``taken`` that are the items', padded by 0, with their masks."""
+        arrays: Arrays = {}
+        for tensor in taken:
+            if tensor.name in self._stored:
+                rows = list(self._rows(tensor.name, items))
+                variable = [dim for dim in tensor.dims if dim in VARIABLE]
+                longest = max(len(row) for row in rows)
+                width = widths.get(str(variable[0]), longest) if variable else longest
+                arrays[tensor.name] = np.stack([_padded(row, width, 0) for row in rows])
+                arrays[tensor.name] = arrays[tensor.name].astype(tensor.dtype)
+                for dim, mask in (("text", "text_mask"), ("regions", "visual_mask")):
+                    if dim in variable:
+                        lengths = np.array([len(row) for row in rows])
+                        arrays[mask] = (np.arange(width) < lengths[:, None]).astype(np.int64)
+        return arrays
+
+    def _rows(self, name: str, items: Rows) -> Iterator[NDArray[Any]]:
+        assert self._offsets is not None
+        for item in items:
+            yield self._stored[name][self._offsets[item] : self._offsets[item + 1]]
+
+
+def _mapped(file: Path) -> NDArray[Any]:
+    array: NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
+    return array
+
+
+def _read_graph(file: Path) -> Any:
+    try:
+        import faiss
+    except ImportError as error:
+        raise ManifestInvalid("an index of so many items needs faiss: install faiss-cpu") from error
+    faiss.omp_set_num_threads(1)
+    return faiss.read_index(str(file))
+
+
+def _padded(row: NDArray[Any], length: int, filled: int = -1) -> NDArray[Any]:
+    """(n, …) -> (length, …)"""
+    widths = [(0, length - len(row))] + [(0, 0)] * (row.ndim - 1)
+    return np.pad(row, widths, constant_values=filled)
+
+
+def _invalid(message: str) -> RequestError:
+    return RequestError(ErrorCode.FIELD_INVALID, message)

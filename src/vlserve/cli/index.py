@@ -1,0 +1,58 @@
+"""index: from a corpus and an archive to an archive that finds the corpus' items."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from vlserve.cli.output import AsJson, print_json, print_line, progress
+from vlserve.settings import load_settings
+
+
+def index(
+    archive: Annotated[
+        Path,
+        typer.Argument(exists=True, dir_okay=False, help="Of task match or embed."),
+    ],
+    data: Annotated[
+        Path, typer.Option(exists=True, dir_okay=False, help="JSON lines: id and img or text.")
+    ],
+    out: Annotated[Path, typer.Option(file_okay=False)],
+    of: Annotated[
+        Literal["image", "text"] | None,
+        typer.Option(help="What is embedded; default: images where the items have any."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Model name; default: the archive's, with -index.")
+    ] = None,
+    version: Annotated[int, typer.Option(min=1)] = 1,
+    rerank: Annotated[
+        int, typer.Option(min=0, help="The nearest so many are re-ranked, where the model can.")
+    ] = 16,
+    as_json: AsJson = False,
+) -> None:
+    """Embed a corpus and pack an archive of task retrieve; killed, it goes on where it stood."""
+    from vlserve.retrieval.build import build_index
+
+    with progress(f"indexing {data.name}") as show:
+        report = build_index(
+            archive, data, out,
+            of=of, name=name, version=version, rerank=rerank,
+            handlers=load_settings().project_dir / "handlers", progress=show,
+        )  # fmt: skip
+    if as_json:
+        print_json(report)
+        return
+    for bad in report.bad_lines:
+        print_line(f"left out: {bad.file}, line {bad.line}: {bad.reason}")
+    kept = "".join(f", {name} in {dtype}" for name, dtype in report.kept.items())
+    print_line(
+        f"{report.items} {report.of}s, {report.bytes / 1024**2:.1f} MiB{kept}; "
+        f"search: {report.search}; {len(report.bad_lines)} lines left out"
+    )
+    print_line(f"wrote {report.path}")
+    print_line(f"next: vlserve register {report.path}")
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command()(index)

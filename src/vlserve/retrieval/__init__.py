@@ -1,0 +1,1 @@
+"""From a corpus of images or texts to an archive that finds them: `vlserve index`."""
