@@ -38,10 +38,7 @@ RECIPE = load_recipe("visualbert_coattention", Path(__file__).parents[1] / "expo
 KINDS: Mapping[str, Mapping[str, Any]] = {
     "full": {"variant": "full"},
     "chunk 4": {"variant": "chunk", "chunk": 4},
-    "chunk 8": {"variant": "chunk", "chunk": 8},
-    "chunk 4, text too": {"variant": "chunk", "chunk": 4, "text": True},
     "sparse 4": {"variant": "sparse", "chunk": 4},
-    "sparse 8": {"variant": "sparse", "chunk": 8},
 }
 IMAGE = ImageInput(height=48, width=64)
 RESNET = ResNetConfig(layers=(1, 1), width=16)
