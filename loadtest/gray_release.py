@@ -167,7 +167,15 @@ def read_options(environment: Environment, runner: Runner, **_: Any) -> None:
     Arrivals.callers = Callers(environment.parsed_options)
     # Ends the run as its time would: Locust writes no report on SIGTERM.
     gevent.signal_handler(signal.SIGUSR1, runner.quit)
+    gevent.spawn(end_with, os.getppid(), runner)
     gevent.get_hub().loop.update_now()
+
+
+def end_with(parent: int, runner: Runner) -> None:
+    """Nobody else would end the callers of a command that was killed."""
+    while os.getppid() == parent:
+        gevent.sleep(1)
+    runner.quit()
 
 
 @events.quit.add_listener

@@ -46,7 +46,11 @@ class FaultyTask(_Original):  # type: ignore[misc, valid-type]
         if self._hits("fails", fields):
             raise RuntimeError("the drill's fault")
         if self._hits("differs", fields):
-            outputs = {name: np.roll(array, 1, axis=-1) for name, array in outputs.items()}
+            # each by a step of its own: what belongs together (ids, scores) does no longer
+            outputs = {
+                name: np.roll(array, place, axis=-1)
+                for place, (name, array) in enumerate(outputs.items(), start=1)
+            }
         return super().postprocess(outputs, index, fields)  # type: ignore[no-any-return]
 
     def _hits(self, kind: str, fields: Any) -> bool:

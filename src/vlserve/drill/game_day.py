@@ -120,7 +120,9 @@ class _Stage:
         self._next = 1 + max((version.version for version in versions), default=0)
 
     def set_up(self) -> None:
-        """A good twin in force, and no other one loaded."""
+        """A good twin in force, and no other one loaded, whatever an earlier drill left."""
+        with suppress(ControlError):  # no release is under way
+            self._control.abort(self._twin)
         version = self._number()
         self._show(f"registering {self._twin} {version}, the stable one")
         with self._packed(version, Case("stable", Fault(), PROMOTED)) as archive:
