@@ -1,4 +1,5 @@
-"""Modern tagger: cover + title -> tags, by encoders that have seen millions of each.
+"""Modern tagger: cover + title -> tags, by encoders that have seen millions of each. With
+``task`` answer: image + question -> one of the answers that it was trained on.
 
     image (batch, 3, height, width) -> EfficientNet-Lite0 -> cells (batch, cells, features)
     title (batch, text)             -> MiniLM             -> states (batch, text, width)
@@ -58,6 +59,8 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     family: Literal["modern"] = "modern"
+    task: Literal["tag", "answer"] = "tag"
+    """``answer``: titles are questions, labels their answers."""
     labels: tuple[str, ...] = Field(min_length=1)
     multi_label: bool = False
     vocabulary: tuple[str, ...]
@@ -168,6 +171,7 @@ class Modern(nn.Module):
 class Options(TrainOptions):
     """Defaults suit about a thousand items."""
 
+    task: Literal["tag", "answer"] = "tag"
     epochs: int = Field(default=30, ge=1)
     patience: int = Field(default=30, ge=1)
     weight_decay: float = Field(default=0.1, ge=0)
@@ -195,6 +199,7 @@ class Training:
         sizes = bert_sizes(text_weights(), "")
         return {
             "family": FAMILY,
+            "task": options.task,
             "labels": list(facts.labels),
             "multi_label": facts.multi_label,
             "vocabulary": read_vocabulary(text_folder() / "vocab.txt"),
@@ -239,7 +244,9 @@ def text_folder() -> Path:
 class ModernRecipe:
     """See vlserve.exporter.recipe.Recipe."""
 
-    spec = Spec(family=FAMILY, tasks=("tag",), reads=("what `vlserve train modern` writes",))
+    spec = Spec(
+        family=FAMILY, tasks=("tag", "answer"), reads=("what `vlserve train modern` writes",)
+    )
     training = Training()
 
     def complete_config(
@@ -292,7 +299,7 @@ class ModernRecipe:
             pad_to_max=False,
         )
         return Served(
-            task="tag",
+            task=parsed.task,
             image=parsed.image,
             text=text,
             labels=parsed.labels,

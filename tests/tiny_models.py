@@ -203,13 +203,14 @@ def resnet_gru_model() -> TinyModel:
     return TinyModel("resnet_gru", "tag", "resnet-gru-tag", config, config | sizes)
 
 
-def modern_model() -> TinyModel:
+def modern_model(task: str = "tag") -> TinyModel:
     stages = (
         {"blocks": 1, "kernel": 3, "stride": 1, "expansion": 1, "channels": 4},
         {"blocks": 2, "kernel": 5, "stride": 2, "expansion": 2, "channels": 6},
     )
     encoder = {"stem": 4, "stages": stages, "features": 8}
     config = {
+        "task": task,
         "labels": ("cat", "dog", "car"),
         "multi_label": True,
         "vocabulary": WORDS,
@@ -221,7 +222,7 @@ def modern_model() -> TinyModel:
     }
     text = bert(1, 1, len(WORDS), token_types=2)
     sizes = {"image_encoder": encoder, "text": text, "hidden": 8}
-    return TinyModel("modern", "tag", "modern-tag", config, config | sizes)
+    return TinyModel("modern", task, f"modern-{task}", config, config | sizes)
 
 
 def resnet_model() -> TinyModel:
@@ -236,7 +237,8 @@ def tiny_models() -> dict[str, TinyModel]:
     models = [
         resnet_gru_model(),
         resnet_model(),
-        modern_model(),
+        modern_model("tag"),
+        modern_model("answer"),
         *blip_models(),
         *albef_models(),
         *vilbert_models(),
