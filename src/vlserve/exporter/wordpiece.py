@@ -22,7 +22,8 @@ def wordpiece(
     vocabulary: Sequence[str], template: str = "[CLS] $A [SEP]", added: Sequence[str] = ()
 ) -> Tokenizer:
     """bert-base-uncased's tokenizer over ``vocabulary`` (id = place), ``added`` special tokens
-    after it; ``template`` may name them. ExportError where the vocabulary lacks a special token or repeats one."""
+    after it; ``template`` may name them. ExportError where the vocabulary lacks a special token or
+    repeats one."""
     ids = {token: place for place, token in enumerate(vocabulary)}
     lacking = [token for token in SPECIAL if token not in ids]
     if lacking or len(ids) < len(vocabulary):
