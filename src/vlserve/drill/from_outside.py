@@ -4,6 +4,7 @@ rollback after it, which leaves the model as it was."""
 import json
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,10 @@ from typing import Any
 from vlserve.control.client import ControlClient
 from vlserve.control.contract import ReleaseStatus, State
 from vlserve.control.gray.views import ReleaseView
-from vlserve.drill.follow import Show, follow, reason
+from vlserve.drill.follow import Followed, Show, follow, reason
 from vlserve.drill.pace import measured_pace
 from vlserve.drill.report import add_section
-from vlserve.errors import NotReady, StressError
+from vlserve.errors import NotReady, StressError, VlserveError
 from vlserve.exporter.pack import archive_name
 from vlserve.settings import Settings
 from vlserve.stress.callers import CallersPlan, RunningCallers, calling
@@ -162,32 +163,43 @@ def _watch(
     duration_s: float,
     show: Show,
 ) -> WatchedRelease:
-    """To its end and back again; whatever happens, the release does not stay under way."""
-    rolled_back_at = None
+    """To its end and back again; whatever happens, the stable version has the traffic."""
     try:
         timeout_s = _PATIENCE * duration_s + 120
         followed = follow(control, started, timeout_s, show, callers.check)
+        if followed.timed_out:
+            control.abort(started.model)
+        return _rolled_back(control, followed, show)
     except BaseException:
-        control.abort(started.model)
+        _take_back(control, started)
         raise
-    view, steps = followed.view, followed.steps
-    promoted = view.status is ReleaseStatus.PROMOTED
-    why = reason(view)
-    if followed.timed_out:
-        why = f"it did not come to its end: {why}"
-        control.abort(started.model)
-    if promoted:
+
+
+def _rolled_back(control: ControlClient, followed: Followed, show: Show) -> WatchedRelease:
+    """What was followed, and the rollback where there was something to roll back."""
+    view, steps, rolled_back_at = followed.view, followed.steps, None
+    if promoted := view.status is ReleaseStatus.PROMOTED:
         show(f"rolling back to {view.stable}")
         time.sleep(AFTER_S)
         asked_at = time.time()
-        control.rollback(started.model)
+        control.rollback(view.model)
         rolled_back_at = time.time()
         steps = (*steps[:-1], replace(steps[-1], ended=asked_at))
+    ended = "did not come to its end" if followed.timed_out else view.status
     return WatchedRelease(
         candidate=view.candidate,
         stable=view.stable,
         steps=steps,
         promoted=promoted,
-        why=f"{view.status}: {why}",
+        why=f"{ended}: {reason(view)}",
         rolled_back_at=rolled_back_at,
     )
+
+
+def _take_back(control: ControlClient, started: ReleaseView) -> None:
+    """As far as it can be done; what went wrong before is what is raised."""
+    with suppress(VlserveError):
+        if control.look(started.model).status.under_way:
+            control.abort(started.model)
+        elif control.model(started.model).stable == started.candidate:
+            control.rollback(started.model)

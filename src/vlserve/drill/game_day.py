@@ -197,7 +197,7 @@ def _cleaning_up(control: ControlClient, twin: str) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(ControlError):  # no release is under way
+        with suppress(VlserveError):  # no release is under way
             control.abort(twin)
         with suppress(VlserveError):
             unload_idle(control, twin)
