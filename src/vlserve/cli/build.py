@@ -45,14 +45,15 @@ def train(
     strict: Annotated[bool, typer.Option("--strict", help="Refuse data with bad lines.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train a tagger; OUT gets model.safetensors, config.json, metrics.json and a plot."""
+    """Train a model; OUT gets model.safetensors, config.json and metrics.json."""
     from vlserve.exporter.recipe import load_recipe
+    from vlserve.training.contrastive import fit_pairs, is_of_pairs
     from vlserve.training.fit import fit
 
     settings = load_settings()
     loaded = load_recipe(recipe, settings.project_dir / "export")
     with progress(f"training {recipe}") as show:
-        report = fit(
+        report = (fit_pairs if is_of_pairs(loaded) else fit)(
             loaded, data, val, out,
             options=_pairs(options or []), seed=seed, resume=resume, strict=strict,
             features=settings.state_dir / "features",
@@ -71,8 +72,9 @@ def describe_step(step: "Progress") -> str:
     """One line on how far a training run is."""
     if step.stage != "train":
         return f"{step.stage} {step.done} of {step.total} items"
+    names = ("train_loss", "macro_f1", "map", "mean_recall")
     figures = ", ".join(
-        f"{name} {step.figures[name]:.3f}" for name in ("train_loss", "macro_f1", "map")
+        f"{name} {step.figures[name]:.3f}" for name in names if name in step.figures
     )
     return f"epoch {step.done} of {step.total}: {figures}"
 

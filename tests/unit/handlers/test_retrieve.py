@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from asked import Asked, Look, look_at
 from eager_answers import Eager, eager_of
-from echo_archive import write_lines
 from tiny_models import PROJECT, Archives
 
 from vlserve.exporter.convert import Format
@@ -61,7 +60,9 @@ def write_corpus(folder: Path, looks: list[Look], of: str) -> Path:
                 line[name] = f"{name}{place}.npy"
                 np.save(folder / line[name], array)
         lines.append(line)
-    return write_lines(folder / "items.jsonl", lines)
+    data = folder / "items.jsonl"
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return data
 
 
 def eager(name: str, archives: Archives, folder: Path) -> Eager:
