@@ -25,6 +25,7 @@ from vlserve.exporter.checkpoint import check_keys
 from vlserve.exporter.cleaning import clean_first
 from vlserve.exporter.layers import vision_text as parts
 from vlserve.exporter.layers.bert import BertConfig
+from vlserve.exporter.layers.config_file import parse_config
 from vlserve.exporter.layers.decoder import (
     drop_second_names,
     memory_tensors,
@@ -38,6 +39,7 @@ from vlserve.exporter.layers.gradcam import AttentionGradCam, free_sizes
 from vlserve.exporter.layers.keys import is_ignored
 from vlserve.exporter.layers.vision_text import VisionTextConfig, VisionTextNetwork
 from vlserve.exporter.recipe import GraphPlan, Served, Spec
+from vlserve.exporter.wordpiece import wordpiece_input
 from vlserve.runtime.manifest import Tensor as Axes
 
 FAMILY = "albef"
@@ -300,7 +302,7 @@ class AlbefRecipe:
             options["first_word_twice"] = True
         # the original cleans what is asked and said of an image, but not its answers
         clean_first(tokenizer, "question" if parsed.task == "answer" else "caption")
-        text = parts.text_input(parsed, tokenizer, assets)
+        text = wordpiece_input(tokenizer, parsed.max_length, assets)
         labels = LABELS.get(parsed.task, parsed.answers)
         return Served(
             task=parsed.task, image=parsed.image, text=text, labels=labels, options=options
@@ -388,7 +390,7 @@ def graph_outputs(config: Config) -> dict[str, tuple[Axes, ...]]:
 
 
 def parse(config: Mapping[str, Any]) -> Config:
-    return parts.parse(Config, config, FAMILY)
+    return parse_config(Config, config, FAMILY)
 
 
 def own_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

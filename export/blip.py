@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from vlserve.errors import ExportError
 from vlserve.exporter.checkpoint import check_keys
 from vlserve.exporter.layers import vision_text as parts
+from vlserve.exporter.layers.config_file import parse_config
 from vlserve.exporter.layers.decoder import (
     TextDecoder,
     drop_second_names,
@@ -36,6 +37,7 @@ from vlserve.exporter.layers.examples import example_inputs
 from vlserve.exporter.layers.keys import is_ignored
 from vlserve.exporter.layers.vision_text import VisionTextConfig, VisionTextNetwork
 from vlserve.exporter.recipe import GraphPlan, Served, Spec
+from vlserve.exporter.wordpiece import wordpiece_input
 from vlserve.runtime.manifest import Tensor as Axes
 
 FAMILY = "blip"
@@ -221,7 +223,7 @@ class BlipRecipe:
     def serve(self, config: Mapping[str, Any], assets: Path) -> Served:
         parsed = parse(config)
         tokenizer = parts.tokenizer_of(parsed, "[CLS] $A [SEP]", ADDED)
-        text = parts.text_input(parsed, tokenizer, assets)
+        text = wordpiece_input(tokenizer, parsed.max_length, assets)
         options: dict[str, Any] = {}
         if parsed.task == "match":
             options["retrieval_score"] = "match_logit + cosine"
@@ -306,7 +308,7 @@ def graph_inputs(config: Config) -> dict[str, tuple[Axes, ...]]:
 
 
 def parse(config: Mapping[str, Any]) -> Config:
-    return parts.parse(Config, config, FAMILY)
+    return parse_config(Config, config, FAMILY)
 
 
 def enc_id(config: Config) -> int:

@@ -22,13 +22,13 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    ValidationError,
     model_validator,
 )
 from torch import Tensor, nn
 
 from vlserve.errors import CheckpointMismatch, ExportError
 from vlserve.exporter.checkpoint import check_keys
+from vlserve.exporter.layers.config_file import parse_config
 from vlserve.exporter.layers.resnet import ResNet, ResNetConfig
 from vlserve.exporter.recipe import GraphPlan, Served, Spec
 from vlserve.runtime.manifest import ImageInput, TextInput
@@ -293,14 +293,7 @@ class ResNetGRURecipe:
 
 def parse(config: Mapping[str, Any]) -> Config:
     """Raises ExportError that names each field that is missing or wrong."""
-    try:
-        return Config.model_validate(config)
-    except ValidationError as error:
-        wrong = "; ".join(
-            f"{'.'.join(str(part) for part in item['loc']) or 'config'}: {item['msg']}"
-            for item in error.errors(include_url=False, include_input=False)
-        )
-        raise ExportError(f"config.json of a resnet_gru checkpoint: {wrong}") from error
+    return parse_config(Config, config, "resnet_gru")
 
 
 def shown_by(state: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -45,14 +45,13 @@ from vlserve.exporter.layers.two_stream_graphs import (
     TwoStreamTrunk,
 )
 from vlserve.exporter.recipe import GraphPlan, Served, Spec
-from vlserve.exporter.wordpiece import read_vocabulary, wordpiece
+from vlserve.exporter.wordpiece import read_vocabulary, wordpiece, wordpiece_input
 from vlserve.runtime.manifest import RegionInput, TextInput
 from vlserve.runtime.manifest import Tensor as Axes
 
 FAMILY = "vilbert"
 ATOL = 1e-4
 """Full-size logits, of the order of 10, differ by 1e-5 after 12 layers of sums."""
-TOKENIZER = "tokenizer.json"
 IGNORED = (r"bert\.encoder\.c_layer\.\d+\.biOutput\.q_dense[12]\..+",)
 """Keys of checkpoints that no task needs: made by the original, never used."""
 
@@ -291,16 +290,8 @@ def required_head(config: Config) -> str:
 
 def text_input(config: Config, assets: Path) -> TextInput:
     """Writes the tokenizer, which puts the task token in, into ``assets``."""
-    tokenizer = tokenizer_of(config)
-    tokenizer.save(str(assets / TOKENIZER))
-    return TextInput(
-        tokenizer="wordpiece",
-        file=f"assets/{TOKENIZER}",
-        max_length=config.max_length + (1 if config.task_tokens else 0),
-        pad_id=tokenizer.token_to_id("[PAD]"),
-        unknown_id=tokenizer.token_to_id("[UNK]"),
-        pad_to_max=False,
-    )
+    max_length = config.max_length + (1 if config.task_tokens else 0)
+    return wordpiece_input(tokenizer_of(config), max_length, assets)
 
 
 def tokenizer_of(config: Config) -> Tokenizer:

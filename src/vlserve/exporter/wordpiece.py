@@ -6,6 +6,10 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from vlserve.errors import ExportError
+from vlserve.runtime.manifest import TextInput
+
+TOKENIZER = "tokenizer.json"
+"""Its name in an archive's assets."""
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -38,3 +42,17 @@ def wordpiece(
         single=template, special_tokens=[(token, tokenizer.token_to_id(token)) for token in put_in]
     )
     return tokenizer
+
+
+def wordpiece_input(tokenizer: Tokenizer, max_length: int, assets: Path) -> TextInput:
+    """How an archive turns texts into ids with ``tokenizer``, which is written into ``assets``.
+    Texts are cut to ``max_length`` tokens and padded to the longest of their batch."""
+    tokenizer.save(str(assets / TOKENIZER))
+    return TextInput(
+        tokenizer="wordpiece",
+        file=f"assets/{TOKENIZER}",
+        max_length=max_length,
+        pad_id=tokenizer.token_to_id("[PAD]"),
+        unknown_id=tokenizer.token_to_id("[UNK]"),
+        pad_to_max=False,
+    )

@@ -9,18 +9,18 @@ Li et al., VisualBERT (arXiv:1908.03557), with the parameter names of transforme
 family does between its inputs and the states is its trunk.
 """
 
-import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from vlserve.errors import CheckpointMismatch, ExportError
 from vlserve.exporter.checkpoint import check_keys
 from vlserve.exporter.layers.bert import BertConfig, bert_sizes
+from vlserve.exporter.layers.config_file import parse_config, read_names
 from vlserve.exporter.layers.examples import example_inputs
 from vlserve.exporter.layers.grid import (
     GridConfig,
@@ -32,7 +32,7 @@ from vlserve.exporter.layers.grid import (
 )
 from vlserve.exporter.layers.keys import is_ignored
 from vlserve.exporter.recipe import GraphPlan, Served, Spec
-from vlserve.exporter.wordpiece import read_vocabulary, wordpiece
+from vlserve.exporter.wordpiece import read_vocabulary, wordpiece, wordpiece_input
 from vlserve.runtime.manifest import RegionInput, TextInput
 from vlserve.runtime.manifest import Tensor as Axes
 
@@ -51,7 +51,6 @@ HEAD_SIZE = 64
 LAYER_NORM_EPS = 1e-12
 MAX_LENGTH = 128
 """Tokens of a text, unless config.json says otherwise or there are fewer positions."""
-TOKENIZER = "tokenizer.json"
 
 
 class SingleStreamConfig(BaseModel):
@@ -165,14 +164,7 @@ class SingleStreamRecipe:
 
     def parse(self, config: Mapping[str, Any]) -> Any:
         """A config of config_type. ExportError names each field that is missing or wrong."""
-        try:
-            return self.config_type.model_validate(config)
-        except ValidationError as error:
-            wrong = "; ".join(
-                f"{'.'.join(str(part) for part in item['loc']) or 'config'}: {item['msg']}"
-                for item in error.errors(include_url=False, include_input=False)
-            )
-            raise ExportError(f"config.json of a {self.spec.family} checkpoint: {wrong}") from error
+        return parse_config(self.config_type, config, self.spec.family)
 
     def complete_config(
         self, config: Mapping[str, Any], state: Mapping[str, Tensor], folder: Path
@@ -254,15 +246,7 @@ def text_input(config: SingleStreamConfig, assets: Path) -> TextInput:
             f"the vocabulary has {tokenizer.get_vocab_size()} tokens, "
             f"the checkpoint {config.encoder.vocabulary}"
         )
-    tokenizer.save(str(assets / TOKENIZER))
-    return TextInput(
-        tokenizer="wordpiece",
-        file=f"assets/{TOKENIZER}",
-        max_length=config.max_length,
-        pad_id=tokenizer.token_to_id("[PAD]"),
-        unknown_id=tokenizer.token_to_id("[UNK]"),
-        pad_to_max=False,
-    )
+    return wordpiece_input(tokenizer, config.max_length, assets)
 
 
 def complete(
@@ -285,7 +269,7 @@ def complete(
     completed = {"max_length": most, **config, **shown}
     field = CLASSES.get(completed["task"])
     if field and isinstance(completed.get(field), str):
-        completed[field] = _read_names(folder / completed[field], field)
+        completed[field] = read_names(folder / completed[field], field)
     named = len(completed.get(field) or ()) if field else 0
     if named and named != shown["classes"]:
         wrong.append(f"{field}: config.json names {named}, the checkpoint has {shown['classes']}")
@@ -310,13 +294,6 @@ def _shown(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, 
     visual_dim = state[f"{TRUNK}embeddings.visual_projection.weight"].shape[1]
     classes = state[HEADS[task]].shape[0]
     return {"task": task, "encoder": encoder, "visual_dim": visual_dim, "classes": classes}
-
-
-def _read_names(path: Path, field: str) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ExportError(f"{field} {path.name} cannot be read: {error}") from error
 
 
 def from_transformers(config: Mapping[str, Any], own: Collection[str]) -> dict[str, Any]:

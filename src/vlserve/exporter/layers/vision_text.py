@@ -7,9 +7,9 @@ to a common space with a matching head, a classifier.
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from vlserve.errors import CheckpointMismatch, ExportError
 from vlserve.exporter.checkpoint import check_keys
 from vlserve.exporter.layers.bert import BertConfig, BertEncoder, bert_sizes
+from vlserve.exporter.layers.config_file import read_names
 from vlserve.exporter.layers.decoder import TextDecoder
 from vlserve.exporter.layers.vit import (
     VisionTransformer,
@@ -26,14 +27,13 @@ from vlserve.exporter.layers.vit import (
     vit_sizes,
 )
 from vlserve.exporter.wordpiece import read_vocabulary, wordpiece
-from vlserve.runtime.manifest import ImageInput, TextInput
+from vlserve.runtime.manifest import ImageInput
 from vlserve.runtime.manifest import Tensor as Axes
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 HEAD_SIZE = 64
 """Of every published BERT and ViT; a checkpoint does not show its heads."""
-TOKENIZER = "tokenizer.json"
 ANSWERS = "answers.json"
 
 
@@ -86,21 +86,6 @@ class VisionTextConfig(BaseModel):
         return 1 + self.grid[0] * self.grid[1]
 
 
-AnyConfig = TypeVar("AnyConfig", bound=VisionTextConfig)
-
-
-def parse(kind: type[AnyConfig], config: Mapping[str, Any], family: str) -> AnyConfig:
-    """Raises ExportError that names each field that is missing or wrong."""
-    try:
-        return kind.model_validate(config)
-    except ValidationError as error:
-        wrong = "; ".join(
-            f"{'.'.join(str(part) for part in item['loc']) or 'config'}: {item['msg']}"
-            for item in error.errors(include_url=False, include_input=False)
-        )
-        raise ExportError(f"config.json of a {family} checkpoint: {wrong}") from error
-
-
 def complete(
     config: Mapping[str, Any],
     state: Mapping[str, Tensor],
@@ -139,7 +124,7 @@ def complete(
     if isinstance(vocabulary, str):
         completed["vocabulary"] = read_vocabulary(folder / vocabulary)
     if isinstance(config.get("answers"), str):
-        completed["answers"] = _read_answers(folder / config["answers"])
+        completed["answers"] = read_names(folder / config["answers"], "answers")
     return completed
 
 
@@ -162,13 +147,6 @@ def _shown(
     if "cls_head" in parts:
         shown["classes"] = state["cls_head.2.weight"].shape[0]
     return shown
-
-
-def _read_answers(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ExportError(f"answers {path.name} cannot be read: {error}") from error
 
 
 class VisionTextNetwork(nn.Module):
@@ -253,19 +231,6 @@ def tokenizer_of(config: VisionTextConfig, template: str, added: Sequence[str]) 
                 f"the checkpoint {bert.vocabulary}"
             )
     return tokenizer
-
-
-def text_input(config: VisionTextConfig, tokenizer: Tokenizer, assets: Path) -> TextInput:
-    """Writes the tokenizer into ``assets``."""
-    tokenizer.save(str(assets / TOKENIZER))
-    return TextInput(
-        tokenizer="wordpiece",
-        file=f"assets/{TOKENIZER}",
-        max_length=config.max_length,
-        pad_id=tokenizer.token_to_id("[PAD]"),
-        unknown_id=tokenizer.token_to_id("[UNK]"),
-        pad_to_max=False,
-    )
 
 
 def ranking_options(
