@@ -20,7 +20,7 @@ def drill(
 ) -> None:
     """Release a good and five bad twins of MODEL's stable version, under the name MODEL-drill and
     with callers of their own; exit code 0 when all six are decided right and no request is lost
-    that need not be. MODEL itself is not touched. Takes some five minutes."""
+    that need not be. MODEL itself is not touched. Takes two to five minutes."""
     from vlserve.drill.game_day import run_drill
 
     settings = load_settings()
