@@ -5,6 +5,18 @@ from collections.abc import Iterator
 import pytest
 from tiny_models import Archives
 
+SHARED = ("archives", "stack")
+"""Fixtures that take long to make: all tests of one run in the same process."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Which tests run together where several processes share the work (`make test`): those of one
+    shared fixture, else those of one file."""
+    for item in items:
+        used = [name for name in SHARED if name in getattr(item, "fixturenames", ())]
+        item.add_marker(pytest.mark.xdist_group(used[0] if used else str(item.path)))
+
 
 @pytest.fixture(scope="session")
 def archives(
