@@ -127,7 +127,7 @@ def _is_fused(manifest: Manifest, kind: Kind, rerank: int, called: str) -> bool:
 
 def _embeds(manifest: Manifest, kind: str) -> bool:
     graph = manifest.graphs.get(kind)
-    return bool(graph) and f"{kind}_embedding" in {tensor.name for tensor in graph.outputs}
+    return graph is not None and any(tensor.name == f"{kind}_embedding" for tensor in graph.outputs)
 
 
 def _search(stored: Stored, manifest: Manifest, kind: Kind) -> str:

@@ -19,7 +19,6 @@ more than `TOLERANCE`.
 import argparse
 import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -151,7 +150,8 @@ class Encoder:
         """Names of everything that is known of an item before fusion."""
         graph = self._task.manifest.graphs.get(kind)
         outputs = {tensor.name for tensor in graph.outputs} if graph else set()
-        return outputs | self._side(kind).names
+        names: frozenset[str] = self._side(kind).names
+        return outputs | names
 
     def _outputs(self, samples: Mapping[int, Sample], refused: dict[int, str]) -> dict[int, Arrays]:
         """Of each row; where the batch fails each runs alone, and those that fail are refused."""
@@ -245,11 +245,11 @@ def _write(file: Path, shard: Arrays) -> None:
     """The file appears whole."""
     partial = file.with_suffix(".partial")
     with partial.open("wb") as target:
-        np.savez(target, **shard)
+        np.savez(target, **shard)  # type: ignore[arg-type]
         target.flush()
         os.fsync(target.fileno())
     partial.replace(file)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

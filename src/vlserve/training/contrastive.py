@@ -124,7 +124,7 @@ def fit_pairs(
     plan: PairPlan = recipe.training  # type: ignore[attr-defined]
     chosen = parse_options(plan.options, options or {})
     pretrained = plan.pretrained()
-    facts = {
+    facts: dict[str, Any] = {
         "options": chosen.model_dump(mode="json"),
         "seed": seed,
         "train_sha256": file_sha256(train),
