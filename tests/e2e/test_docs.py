@@ -76,9 +76,14 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
 
 
 def _write_named_data(demo: Path, folder: Path) -> None:
-    """The data sets that docs/results.md names: drawn covers, with one label and with several."""
-    for name in ("youtube_covers", "movie_posters"):
+    """The data sets that docs/results.md names: drawn covers, with one label, with several, and
+    with captions."""
+    for name in ("youtube_covers", "movie_posters", "flickr8k"):
         shutil.copytree(demo, folder / name)
+    for file in (folder / "flickr8k").glob("*.jsonl"):
+        items = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        lines = [json.dumps(item | {"captions": [item["text"], item["label"]]}) for item in items]
+        file.write_text("\n".join(lines) + "\n", encoding="utf-8")
     for file in (folder / "movie_posters").glob("*.jsonl"):
         items = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
         lines = [json.dumps(item | {"label": item["label"].split("-")}) for item in items]
@@ -89,7 +94,8 @@ def shortened(command: str) -> str:
     """A training run of one epoch of a small network is enough to see that the words are right."""
     if not command.startswith("vlserve train"):
         return command
-    return f"{command} --set epochs=1 --set batch_size=16 --set resnet_width=16"
+    narrow = " --set resnet_width=16" if "resnet_gru" in command else ""
+    return f"{command} --set epochs=1 --set batch_size=16{narrow}"
 
 
 def commands(document: Path) -> list[str]:
