@@ -4,8 +4,8 @@
     image (batch, 3, height, width) -> EfficientNet-Lite0 -> cells (batch, cells, features)
     title (batch, text)             -> MiniLM             -> states (batch, text, width)
     cells, states -> co-attention -> a mean of each stream (batch, hidden)
-    logits (batch, labels) = classifier(mean of the cells, mean of the states,
-                                        both means after co-attention, mean of the pieces' own rows)
+    logits (batch, labels) = classifier(mean of the cells, mean of the states)
+                           + fused(both means after co-attention) + mean of the pieces' own rows
 
 EfficientNet-Lite0 knows ImageNet, MiniLM-L6 sentences; both stay as they are, and what is trained
 is the head on top. Titles pass through MiniLM's WordPiece vocabulary: what it lacks, most of
@@ -117,9 +117,12 @@ class Head(nn.Module):
         self.text = nn.Linear(width, hidden)
         self.visual = nn.Linear(features, hidden)
         self.fusion = CoAttention(config.streams, KeysConfig())
-        self.pieces = nn.Embedding(config.text.vocabulary, hidden)
-        self.pieces_norm = nn.LayerNorm(hidden)
-        self.classifier = nn.Linear(width + features + 3 * hidden, len(config.labels))
+        self.fused = nn.Linear(2 * hidden, len(config.labels), bias=False)
+        self.pieces = nn.Embedding(config.text.vocabulary, len(config.labels))
+        self.classifier = nn.Linear(width + features, len(config.labels))
+        # What could learn a thousand titles by heart starts at nothing.
+        nn.init.zeros_(self.fused.weight)
+        nn.init.zeros_(self.pieces.weight)
 
     def forward(
         self, visual: Tensor, text_states: Tensor, text_ids: Tensor, text_mask: Tensor
@@ -130,14 +133,15 @@ class Head(nn.Module):
         words, cells = self.fusion(
             self.text(text_states), text_mask, self.visual(visual), every_cell
         )
-        parts = (
+        means = (
             self.title_norm(mean_of_seen(text_states, text_mask)),
             self.cover_norm(visual.mean(dim=1)),
-            mean_of_seen(words, text_mask),
-            cells.mean(dim=1),
-            self.pieces_norm(mean_of_seen(self.pieces(text_ids), text_mask)),
         )
-        logits: Tensor = self.classifier(torch.cat(parts, dim=1))
+        fused = (mean_of_seen(words, text_mask), cells.mean(dim=1))
+        pieces = mean_of_seen(self.pieces(text_ids), text_mask)
+        logits: Tensor = (
+            self.classifier(torch.cat(means, dim=1)) + self.fused(torch.cat(fused, dim=1)) + pieces
+        )
         return logits
 
 

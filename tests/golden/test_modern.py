@@ -160,14 +160,15 @@ def plain_head(state: dict[str, Tensor], visual: Tensor, states: Tensor, ids: Te
 
     words, cells = linear(states, "text"), linear(visual, "visual")
     heads = CONFIG["heads"]
-    parts = [
-        norm(states.mean(0), "title_norm"),
-        norm(visual.mean(0), "cover_norm"),
-        plain_attention(below("fusion.text.", state), words, cells, heads).mean(0),
-        plain_attention(below("fusion.visual.", state), cells, words, heads).mean(0),
-        norm(state["pieces.weight"][ids].mean(0), "pieces_norm"),
-    ]
-    return linear(torch.cat(parts), "classifier")
+    means = torch.cat([norm(states.mean(0), "title_norm"), norm(visual.mean(0), "cover_norm")])
+    fused = torch.cat(
+        [
+            plain_attention(below("fusion.text.", state), words, cells, heads).mean(0),
+            plain_attention(below("fusion.visual.", state), cells, words, heads).mean(0),
+        ]
+    )
+    pieces = state["pieces.weight"][ids].mean(0)
+    return linear(means, "classifier") + state["fused.weight"] @ fused + pieces
 
 
 @torch.inference_mode()

@@ -2,7 +2,7 @@
 
 import inspect
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -79,8 +79,13 @@ class Samples:
 
 def run_by_name(network: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
     """The network on those of the inputs that its ``forward`` has a parameter for."""
-    takes = inspect.signature(network.forward).parameters
-    return network(**{name: x for name, x in inputs.items() if name in takes})
+    return network(**{name: inputs[name] for name in taken_by(network, inputs)})
+
+
+def taken_by(network: nn.Module, names: Iterable[str]) -> list[str]:
+    """Those of the names that the network's ``forward`` has a parameter for, in its order."""
+    given = set(names)
+    return [name for name in inspect.signature(network.forward).parameters if name in given]
 
 
 def decode_images(

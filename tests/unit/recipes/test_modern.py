@@ -48,7 +48,7 @@ def test_a_foreign_checkpoint_is_refused_with_its_keys(state: dict[str, Tensor])
 
 
 def test_a_config_that_disagrees_with_the_tensors_is_refused(state: dict[str, Tensor]) -> None:
-    with pytest.raises(CheckpointMismatch, match=r"hidden: config\.json says 7, the checkpoint has"):
+    with pytest.raises(CheckpointMismatch, match=r"hidden: config\.json says 7, "):
         complete(state, hidden=7)
     with pytest.raises(CheckpointMismatch, match=r"layers: config\.json says 3"):
         complete(state, text={"heads": 2, "layers": 3})

@@ -77,6 +77,7 @@ def frozen_recipe() -> Recipe:
 def trained(
     frozen_recipe: Recipe, drawn: DemoData, tmp_path_factory: pytest.TempPathFactory
 ) -> TrainReport:
+    torch.set_num_threads(1)  # figures are the same with as many threads
     out = tmp_path_factory.mktemp("frozen") / "out"
     return fit(frozen_recipe, drawn.train, drawn.val, out, options=OPTIONS, seed=5)
 
