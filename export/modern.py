@@ -171,9 +171,9 @@ class Options(TrainOptions):
     """Defaults suit about a thousand items."""
 
     task: Literal["tag", "answer"] = "tag"
-    epochs: int = Field(default=30, ge=1)
-    patience: int = Field(default=30, ge=1)
-    weight_decay: float = Field(default=0.1, ge=0)
+    epochs: int = Field(default=10, ge=1)
+    weight_decay: float = Field(default=5.0, ge=0)
+    """High: a few hundred steps would not feel less."""
     dropout: float = Field(default=0.5, ge=0, lt=1)
     augment: bool = False
     max_length: int = Field(default=48, ge=2, le=512)
