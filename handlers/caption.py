@@ -1,5 +1,6 @@
 """Captioning: an image (or features of its grid) -> a sentence about it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -50,3 +51,6 @@ class CaptionTask(Task[CaptionFields]):
         if not texts:
             raise RequestError(ErrorCode.INFERENCE_FAILED, "the model wrote no caption")
         return {"caption": texts[0].text, "log_prob": texts[0].log_prob}
+
+    def scores(self, answer: Answer) -> Mapping[str, float]:
+        return {answer["caption"]: math.exp(answer["log_prob"])}

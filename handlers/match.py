@@ -74,3 +74,7 @@ class MatchTask(Task[MatchFields]):
             if self._ranked_by == "match_logit + cosine":
                 answer["itm_score"] += answer["cosine"]
         return answer
+
+    def scores(self, answer: Answer) -> Mapping[str, float]:
+        said = {"match": answer["probability"], "no match": 1 - answer["probability"]}
+        return dict(sorted(said.items(), key=lambda entry: -entry[1]))

@@ -2,8 +2,13 @@
 
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 from tiny_models import Archives
+
+# What a test finds must not depend on how busy the machine is.
+hypothesis.settings.register_profile("suite", deadline=None)
+hypothesis.settings.load_profile("suite")
 
 SHARED = ("archives", "stack")
 """Fixtures that take long to make: all tests of one run in the same process."""

@@ -189,7 +189,7 @@ def test_a_large_access_log_makes_way_for_a_new_one(
     ask("before")
     envoy.gateway.rotate_access_log()
     ask("not-large-yet")
-    monkeypatch.setattr("vlserve.control.envoy.ACCESS_LOG_BYTES", 1)
+    monkeypatch.setattr("vlserve.control.envoy.LOG_BYTES", 1)
     for number in range(7):
         ask(f"round-{number}")
         envoy.gateway.rotate_access_log()

@@ -380,7 +380,7 @@ def test_a_killed_gateway_comes_back_with_its_shadow(
 @contextmanager
 def _small_logs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with monkeypatch.context() as patched:
-        patched.setattr("vlserve.control.envoy.ACCESS_LOG_BYTES", 1)
+        patched.setattr("vlserve.control.envoy.LOG_BYTES", 1)
         yield
 
 

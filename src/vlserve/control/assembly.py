@@ -52,7 +52,7 @@ def assemble(settings: Settings, engine: Engine, gateway: Gateway) -> Control:
     )
     records = GrayReleases(ledger)
     moves = Moves(ledger, records, traffic)
-    surveyor = Surveyor(traffic, gateway, backoff.waiting)
+    surveyor = Surveyor(traffic, gateway, backoff.unloadable)
     conductor = Conductor(ledger, records, moves, surveyor, lifecycle, operations, logs, tick_s)
     policy_file = settings.config_dir / "rollout.yaml"
     releases = Releases(

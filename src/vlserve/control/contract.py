@@ -115,7 +115,8 @@ class Gateway(Protocol):
         ...
 
     def started_at(self) -> float | None:
-        """Unix time of the gateway's start, to a second; None while it does not answer."""
+        """When the gateway started, to a second or two, on the system's monotonic clock; None while
+        it does not answer."""
         ...
 
 

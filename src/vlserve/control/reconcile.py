@@ -28,10 +28,13 @@ class Backoff:
         self._now = now
         self._lock = threading.Lock()
         self._failures: dict[Key, tuple[int, float, str]] = {}
+        self._unloadable: set[Key] = set()
 
-    def failed(self, key: Key, reason: str) -> bool:
-        """Whether this is news: the first failure, or one for another reason than the last."""
+    def failed(self, key: Key, reason: str, unloadable: bool = False) -> bool:
+        """Whether this is news: the first failure, or one for another reason than the last.
+        ``unloadable``: the version itself is what failed, not the engine."""
         with self._lock:
+            (self._unloadable.add if unloadable else self._unloadable.discard)(key)
             count, _, last = self._failures.get(key, (0, 0.0, None))
             delay_s = min(2.0 ** (count + 1), _MAX_BACKOFF_S)
             self._failures[key] = (count + 1, self._now() + delay_s, reason)
@@ -40,6 +43,12 @@ class Backoff:
     def succeeded(self, key: Key) -> None:
         with self._lock:
             self._failures.pop(key, None)
+            self._unloadable.discard(key)
+
+    def unloadable(self) -> frozenset[Key]:
+        """Versions that could not be loaded when that was last tried."""
+        with self._lock:
+            return frozenset(self._unloadable)
 
     def waiting(self) -> frozenset[Key]:
         with self._lock:
@@ -186,7 +195,7 @@ class Reconciler:
             logger.warning("%s %s %s: %s", doing, *key, error)
         else:
             logger.exception("%s %s %s", doing, *key, exc_info=error)
-        news = self._backoff.failed(key, str(error))
+        news = self._backoff.failed(key, str(error), isinstance(error, LoadFailed))
         told = isinstance(action, Load) and isinstance(error, LoadFailed)  # by the load itself
         if news and not told and self._ledger.find(*key) is not None:
             self._ledger.record(*key, f"{doing}_failed", reason=str(error))

@@ -1,7 +1,8 @@
 """The words of a user: register, release, rollback, unload, status, history.
 
 Loading and draining take seconds and run under the version's own operation; traffic moves under one
-lock for milliseconds. So a rollback never waits for a register.
+lock, for milliseconds, or tens of them where Envoy is to check a new cluster. So a rollback never
+waits for a version to load.
 """
 
 import hashlib
@@ -117,6 +118,7 @@ class ControlService:
         with self._operations.on((model, target)):
             self._lifecycle.make_ready(self._ledger.version(model, target))
             with self._traffic.move(model, full_weight(target)):
+                self.releases.refuse_if_under_way(model)
                 current = self._ledger.model(model)
                 if rollback_target(model, current.stack, version) != target:
                     raise NotReady(

@@ -32,7 +32,7 @@ def follow(
 ) -> Followed:
     """From the answer of its start on. A step is in force from the first answer that names it to
     the time of asking for the last one. ``keep_watch`` is called meanwhile, and may raise."""
-    view, steps = started, [_begun(started)]
+    view, steps, place = started, [_begun(started)], started.step
     deadline = time.monotonic() + timeout_s
     shown: object = None
     while view.status.under_way and time.monotonic() < deadline:
@@ -41,10 +41,11 @@ def follow(
         view = control.look(started.model)
         if not view.status.under_way:
             break
-        if view.step == started.step + len(steps) - 1:
+        if view.step == place:
             steps[-1] = replace(steps[-1], ended=asked_at)
         else:
             steps.append(_begun(view))
+            place = view.step
         if (state := (view.step, view.status)) != shown:
             show(describe(view))
             shown = state

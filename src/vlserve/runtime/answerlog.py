@@ -10,7 +10,7 @@ new one.
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
@@ -31,6 +31,11 @@ class AnswerLog:
 
     def __init__(self, path: Path | None) -> None:
         self._handler = None if path is None else _handler(path)
+        self._failing = False
+
+    def close(self) -> None:
+        if self._handler is not None:
+            self._handler.close()
 
     def write(
         self, manifest: Manifest, task: Task[Any], request_ids: Sequence[str], result: BatchResult
@@ -38,16 +43,25 @@ class AnswerLog:
         """One line for each item of a batch, in its order."""
         if self._handler is None:
             return
-        stage_ms = {name: round(value, 3) for name, value in result.stage_ms.items()}
-        about = {"model": manifest.model, "version": manifest.version, "stage_ms": stage_ms}
-        for request_id, answer in zip(request_ids, result.answers, strict=True):
-            line = {
-                "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
-                "request_id": request_id,
-                **about,
-                **_said(task, answer),
-            }
-            self._handler.handle(logging.makeLogRecord({"msg": json.dumps(line)}))
+        try:
+            for line in _lines(manifest, task, request_ids, result):
+                self._handler.emit(logging.makeLogRecord({"msg": json.dumps(line)}))
+        except Exception as error:  # a full disk, a folder that is gone, a task's own scores
+            if not self._failing:
+                logger.warning("answers are not logged: %s", error)
+            self._failing = True
+        else:
+            self._failing = False
+
+
+def _lines(
+    manifest: Manifest, task: Task[Any], request_ids: Sequence[str], result: BatchResult
+) -> Iterator[dict[str, Any]]:
+    stage_ms = {name: round(value, 3) for name, value in result.stage_ms.items()}
+    about = {"model": manifest.model, "version": manifest.version, "stage_ms": stage_ms}
+    for request_id, answer in zip(request_ids, result.answers, strict=True):
+        at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        yield {"at": at, "request_id": request_id, **about, **_said(task, answer)}
 
 
 def digest(answer: Answer) -> str:

@@ -70,6 +70,8 @@ class RunningCallers:
 def calling(plan: CallersPlan, folder: Path) -> Iterator[RunningCallers]:
     """Callers from the first answer on until `RunningCallers.end`, or until we leave."""
     folder.mkdir(parents=True, exist_ok=True)
+    for earlier in ("calls.jsonl", "report.html"):
+        (folder / earlier).unlink(missing_ok=True)
     with running_locust(_options(plan, folder), folder, plan.api_key) as process:
         running = RunningCallers(process, folder)
         deadline = time.monotonic() + START_UP_S

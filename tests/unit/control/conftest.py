@@ -1,17 +1,20 @@
 """An engine and a gateway in memory that keep the protocols' promises, and a control service on
 them. Archives are real."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from control_fakes import FakeEngine, FakeGateway
+from gray_traffic import Requests, register
 
 from vlserve.control.assembly import Control, assemble
 from vlserve.exporter.echo import pack_echo
 from vlserve.settings import ControlSettings, Settings
 
 Archive = Callable[..., Path]
+POLICY = Path(__file__).parents[3] / "serving_config" / "rollout.yaml"
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +34,12 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Archive:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    return Settings(project_dir=tmp_path, control=ControlSettings(tick_s=0.02, drain_timeout_s=0.3))
+    settings = Settings(
+        project_dir=tmp_path, control=ControlSettings(tick_s=0.02, drain_timeout_s=0.3)
+    )
+    settings.config_dir.mkdir()
+    shutil.copy(POLICY, settings.config_dir)
+    return settings
 
 
 @pytest.fixture
@@ -50,3 +58,17 @@ def control(settings: Settings, engine: FakeEngine, gateway: FakeGateway) -> Ite
     control = assemble(settings, engine, gateway)
     yield control
     control.stop()
+
+
+@pytest.fixture
+def tagger(control: Control, packed: Archive) -> Control:
+    """tagger 1 stable, tagger 2 ready."""
+    register(control, packed("tagger", 1), packed("tagger", 2))
+    control.service.release("tagger", 1)
+    control.reconciler.tick()
+    return control
+
+
+@pytest.fixture
+def requests(settings: Settings, gateway: FakeGateway) -> Requests:
+    return Requests(settings.state_dir / "logs", gateway)

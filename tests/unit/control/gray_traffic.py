@@ -1,8 +1,10 @@
-"""Requests that never were: the log lines that a gateway and handlers would have written."""
+"""Releases in memory, and requests that never were: the log lines that a gateway and handlers would
+have written."""
 
 import itertools
 import json
 import random
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +12,16 @@ from typing import Any
 
 from control_fakes import FakeGateway
 
+from vlserve.control.assembly import Control
+from vlserve.control.contract import State
+from vlserve.control.gray.views import ReleaseView
+
 TAGS = ("music", "sport", "food")
+QUICK: dict[str, Any] = {
+    "weights": [20, 50, 100],
+    "hold_s": 0,
+    "minimum": {"candidate": 80, "stable": 80, "units": 80, "pairs": 60},
+}
 
 
 @dataclass(frozen=True)
@@ -18,6 +29,7 @@ class Behaviour:
     """Of one version. ``scores``: what it answers, best first."""
 
     fail_rate: float = 0.0
+    refuse_rate: float = 0.0
     latency_ms: float = 10.0
     scores: Callable[[random.Random], Mapping[str, float]] = field(
         default=lambda chance: {chance.choice(TAGS): 0.9}
@@ -59,6 +71,7 @@ class Requests:
         copy: bool = False,
     ) -> None:
         failed = self._chance.random() < behaviour.fail_rate
+        refused = self._chance.random() < behaviour.refuse_rate
         about = {"request_id": name, "model": model}
         if not failed:
             scores = behaviour.scores(random.Random(content))
@@ -69,7 +82,7 @@ class Requests:
             | {
                 "version": str(version),
                 "step": self._gateway.route(model).step,
-                "status": 500 if failed else 200,
+                "status": 500 if failed else 422 if refused else 200,
                 "flags": None,
                 "duration_ms": behaviour.latency_ms * self._chance.uniform(0.8, 1.2),
                 "caller": None,
@@ -79,3 +92,39 @@ class Requests:
     def write(self, log: str, line: Mapping[str, Any]) -> None:
         with (self._logs / f"{log}.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def register(control: Control, *archives: Path) -> None:
+    for archive in archives:
+        control.service.register(shutil.copy(archive, control.service.incoming / archive.name))
+
+
+def start(control: Control, version: int = 2, **changes: Any) -> ReleaseView:
+    return control.service.releases.start("tagger", version, QUICK | changes)
+
+
+def look(control: Control, model: str = "tagger") -> ReleaseView:
+    return control.service.releases.look(model)
+
+
+def state(control: Control, version: int) -> State:
+    return control.ledger.version("tagger", version).state
+
+
+def kinds(control: Control, model: str = "tagger") -> list[str]:
+    return [event.kind for event in control.ledger.events(model)]
+
+
+def drive(
+    control: Control,
+    requests: Requests,
+    versions: dict[int, Behaviour] | None = None,
+    ticks: int = 60,
+) -> ReleaseView:
+    """Traffic and ticks until the release ends, or for ``ticks``."""
+    for _ in range(ticks):
+        requests.send(40, versions)
+        control.conductor.tick()
+        if not look(control).status.under_way:
+            break
+    return look(control)

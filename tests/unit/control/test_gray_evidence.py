@@ -6,8 +6,8 @@ import pytest
 
 from vlserve.control.gray import windows
 from vlserve.control.gray.answers import Answered
-from vlserve.control.gray.evidence import PATIENCE_S, Copy, Pair, compare, copies, join, routed
-from vlserve.control.gray.windows import KEPT, WINDOW_S, Windows
+from vlserve.control.gray.evidence import PATIENCE_S, Copy, Pair, compare, copies, join, outcome
+from vlserve.control.gray.windows import KEPT, LABELS, OTHERS, WINDOW_S, Windows
 from vlserve.control.judge import Outcome, ShadowPair
 
 VERSIONS = Pair(candidate=2, stable=1)
@@ -24,33 +24,37 @@ def of(answers: dict[tuple[str, int], Answered]) -> Any:
 
 
 def test_an_answered_request() -> None:
-    found = routed(line(caller="anna"), VERSIONS, of({("r", 2): MUSIC}))
+    found = outcome(line(caller="anna"), VERSIONS, of({("r", 2): MUSIC}))
     assert found is not None
-    assert found.outcome == Outcome(True, False, 12.0, caller="anna", tag="music")
-    stable = routed(line(version="1"), VERSIONS, of({}))
-    assert stable is not None and stable.outcome == Outcome(False, False, 12.0)
+    assert found == Outcome(True, False, 12.0, caller="anna", tag="music")
+    stable = outcome(line(version="1"), VERSIONS, of({}))
+    assert stable is not None and stable == Outcome(False, False, 12.0)
 
 
 @pytest.mark.parametrize("status", [500, 503, 504, 0, None])
 def test_what_was_not_answered_failed(status: int | None) -> None:
-    found = routed(line(status=status), VERSIONS, of({("r", 2): MUSIC}))
+    found = outcome(line(status=status), VERSIONS, of({("r", 2): MUSIC}))
     assert found is not None
-    assert (found.outcome.failed, found.outcome.tag) == (True, None)
+    assert (found.failed, found.tag) == (True, None)
 
 
 def test_what_was_answered_only_at_another_try_failed_once() -> None:
-    tried_again = routed(line(tries=2), VERSIONS, of({("r", 2): MUSIC}))
-    assert tried_again is not None and tried_again.outcome.failed
-    at_once = routed(line(tries=1), VERSIONS, of({("r", 2): MUSIC}))
-    assert at_once is not None and not at_once.outcome.failed
+    tried_again = outcome(line(tries=2), VERSIONS, of({("r", 2): MUSIC}))
+    assert tried_again is not None and tried_again.failed
+    at_once = outcome(line(tries=1), VERSIONS, of({("r", 2): MUSIC}))
+    assert at_once is not None and not at_once.failed
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{"status": 400}, {"status": 422}, {"version": "3"}, {"version": None}, {"version": "x"}],
-)
-def test_the_client_s_fault_and_other_versions_say_nothing(changes: dict[str, Any]) -> None:
-    assert routed(line(**changes), VERSIONS, of({})) is None
+@pytest.mark.parametrize("status", [400, 413, 422, 429])
+def test_the_client_s_fault_is_a_draw_and_no_more(status: int) -> None:
+    found = outcome(line(status=status), VERSIONS, of({("r", 2): MUSIC}))
+    assert found is not None
+    assert (found.refused, found.failed, found.tag) == (True, False, None)
+
+
+@pytest.mark.parametrize("changes", [{"version": "3"}, {"version": None}, {"version": "x"}])
+def test_other_versions_say_nothing(changes: dict[str, Any]) -> None:
+    assert outcome(line(**changes), VERSIONS, of({})) is None
 
 
 def test_copies_that_were_not_even_tried_are_none() -> None:
@@ -129,3 +133,11 @@ def test_evidence_adds_up_within_a_window_and_a_new_one_begins_later() -> None:
         kept = windows.add(kept, outcomes(1, True, 10.0, "x"), [], now=now, step=1, weight=25)
     assert len(kept.closed) == KEPT
     assert windows.add(kept, [], [], now=9e9, step=2, weight=50) is kept
+
+
+def test_a_window_names_only_so_many_labels() -> None:
+    many = [Outcome(True, False, 1.0, tag=f"label-{n}") for n in range(LABELS + 7)]
+    found = windows.add(Windows(), many, [], now=0.0, step=0, weight=5).current
+    assert found is not None
+    assert len(found.candidate.labels) == LABELS + 1
+    assert found.candidate.labels[OTHERS] == 7

@@ -1,17 +1,26 @@
 """A release tick by tick, over an engine and a gateway in memory and real log files."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from control_fakes import FakeEngine, FakeGateway
-from gray_traffic import TAGS, Behaviour, Requests
+from gray_traffic import (
+    QUICK,
+    TAGS,
+    Behaviour,
+    Requests,
+    drive,
+    kinds,
+    look,
+    register,
+    start,
+    state,
+)
 
-from vlserve.control.assembly import Control, assemble
+from vlserve.control.assembly import Control
 from vlserve.control.contract import LoadedVersion, ReleaseStatus, Shadow, State
-from vlserve.control.gray.views import ReleaseView
 from vlserve.errors import (
     GatewayRefused,
     NoRelease,
@@ -20,72 +29,8 @@ from vlserve.errors import (
     SettingsError,
     VersionNotFound,
 )
-from vlserve.settings import Settings
 
 Archive = Callable[..., Path]
-QUICK: dict[str, Any] = {
-    "weights": [20, 50, 100],
-    "hold_s": 0,
-    "minimum": {"candidate": 80, "stable": 80, "units": 80, "pairs": 60},
-}
-POLICY = Path(__file__).parents[3] / "serving_config" / "rollout.yaml"
-
-
-@pytest.fixture
-def settings(settings: Settings) -> Settings:
-    settings.config_dir.mkdir()
-    shutil.copy(POLICY, settings.config_dir)
-    return settings
-
-
-def register(control: Control, *archives: Path) -> None:
-    for archive in archives:
-        control.service.register(shutil.copy(archive, control.service.incoming / archive.name))
-
-
-@pytest.fixture
-def tagger(control: Control, packed: Archive) -> Control:
-    """tagger 1 stable, tagger 2 ready."""
-    register(control, packed("tagger", 1), packed("tagger", 2))
-    control.service.release("tagger", 1)
-    control.reconciler.tick()
-    return control
-
-
-@pytest.fixture
-def requests(settings: Settings, gateway: FakeGateway) -> Requests:
-    return Requests(settings.state_dir / "logs", gateway)
-
-
-def start(control: Control, version: int = 2, **changes: Any) -> ReleaseView:
-    return control.service.releases.start("tagger", version, QUICK | changes)
-
-
-def look(control: Control, model: str = "tagger") -> ReleaseView:
-    return control.service.releases.look(model)
-
-
-def state(control: Control, version: int) -> State:
-    return control.ledger.version("tagger", version).state
-
-
-def kinds(control: Control, model: str = "tagger") -> list[str]:
-    return [event.kind for event in control.ledger.events(model)]
-
-
-def drive(
-    control: Control,
-    requests: Requests,
-    versions: dict[int, Behaviour] | None = None,
-    ticks: int = 60,
-) -> ReleaseView:
-    """Traffic and ticks until the release ends, or for ``ticks``."""
-    for _ in range(ticks):
-        requests.send(40, versions)
-        control.conductor.tick()
-        if not look(control).status.under_way:
-            break
-    return look(control)
 
 
 def test_a_good_version_goes_all_the_way(
@@ -324,90 +269,6 @@ def test_never_back_onto_a_stable_that_is_not_healthy(
     assert look(tagger).status is ReleaseStatus.ROLLED_BACK
 
 
-def again(
-    control: Control, settings: Settings, engine: FakeEngine, gateway: FakeGateway
-) -> Control:
-    """The control service after a kill: nothing of the old process is left but the ledger."""
-    control.ledger.close()
-    return assemble(settings, engine, gateway)
-
-
-def test_a_killed_control_service_goes_on_from_its_step_with_its_evidence(
-    tagger: Control,
-    settings: Settings,
-    engine: FakeEngine,
-    gateway: FakeGateway,
-    requests: Requests,
-) -> None:
-    start(tagger)
-    while look(tagger).step == 0:
-        drive(tagger, requests, ticks=1)
-    requests.send(60)
-    tagger.conductor.tick()
-    before = look(tagger)
-    requests.send(60)  # logged while nobody reads
-    restarted = again(tagger, settings, engine, gateway)
-    try:
-        restarted.reconciler.tick()
-        assert gateway.route().weights == {2: 50, 1: 50}
-        assert look(restarted).windows == before.windows
-        restarted.conductor.tick()
-        counted = sum(w.candidate.requests + w.stable.requests for w in look(restarted).windows)
-        already = sum(w.candidate.requests + w.stable.requests for w in before.windows)
-        assert counted == already + 60
-        (event,) = [e for e in restarted.ledger.events("tagger") if e.kind == "release_resumed"]
-        assert event.detail == {"restarted": ["the control service"]}
-        assert drive(restarted, requests).status is ReleaseStatus.PROMOTED
-    finally:
-        restarted.stop()
-
-
-@pytest.mark.parametrize("what", ["the control service", "the gateway", "engine-0"])
-def test_recovery_by_rollback(
-    tagger: Control,
-    settings: Settings,
-    engine: FakeEngine,
-    gateway: FakeGateway,
-    requests: Requests,
-    what: str,
-) -> None:
-    start(tagger, recovery="rollback")
-    drive(tagger, requests, ticks=2)
-    control = tagger
-    if what == "the control service":
-        control = again(tagger, settings, engine, gateway)
-    elif what == "the gateway":
-        gateway.started = 2000.0
-    else:
-        engine.starts["engine-0"] += 1
-    try:
-        control.conductor.tick()  # stable's health may not be known yet
-        control.reconciler.tick()
-        control.conductor.tick()
-        ended = look(control)
-        assert ended.status is ReleaseStatus.ROLLED_BACK
-        assert ended.decision is not None
-        assert ended.decision.reason == f"{what} was restarted, and recovery is rollback"
-    finally:
-        if control is not tagger:
-            control.stop()
-
-
-def test_a_move_cut_short_by_a_crash_is_known_and_undone(
-    tagger: Control, settings: Settings, engine: FakeEngine, gateway: FakeGateway
-) -> None:
-    tagger.ledger.intend("tagger", {2: 100})  # then the gateway was told, then the power went
-    restarted = again(tagger, settings, engine, gateway)
-    try:
-        assert restarted.ledger.model("tagger").intended == {2: 100}
-        restarted.reconciler.tick()
-        assert gateway.route().weights == {1: 100}
-        assert restarted.ledger.model("tagger").intended is None
-        assert restarted.ledger.events("tagger")[-1].kind == "interrupted"
-    finally:
-        restarted.stop()
-
-
 def test_what_was_taken_back_stays_loaded_for_a_while_then_drains(
     tagger: Control, engine: FakeEngine
 ) -> None:
@@ -453,3 +314,32 @@ def test_a_release_is_not_forgotten(tagger: Control) -> None:
     assert look(tagger) == began
     tagger.service.releases.abort("tagger")
     assert look(tagger).ended_at is not None
+
+
+def test_what_clients_ask_wrongly_counts_for_the_split_alone(
+    tagger: Control, requests: Requests
+) -> None:
+    """A candidate that accepts what stable refuses is no worse, and gets no more requests."""
+    start(tagger, weights=[50, 100])
+    ended = drive(tagger, requests, {1: Behaviour(refuse_rate=0.3)})
+    assert ended.status is ReleaseStatus.PROMOTED
+
+
+def test_a_client_cannot_speak_as_evidence(tagger: Control, requests: Requests) -> None:
+    began = start(tagger)
+    for number in range(100):
+        requests.write(
+            "access",
+            {"request_id": f"x{number}", "model": "other", "version": "2", "status": 500}
+            | {"step": None, "caller": f"{began.id}/0", "duration_ms": 1.0},
+        )
+    tagger.conductor.tick()
+    assert look(tagger).windows == ()
+
+
+def test_a_later_keep_is_not_cut_short_by_an_earlier_one(tagger: Control) -> None:
+    for keep_s in (0, 3600):
+        start(tagger, keep_s=keep_s)
+        tagger.service.releases.abort("tagger")
+    tagger.conductor.tick()
+    assert state(tagger, 2) is State.READY

@@ -38,11 +38,14 @@ class Answers:
 
     def read(self) -> None:
         """Take in what was logged since."""
-        lines, self._cursor = read_since(self._log, self._cursor, self._wanted)
-        for line in lines:
-            self._take(line)
-        while len(self._found) > KEPT:
-            self._found.popitem(last=False)
+        before = None
+        while self._cursor != before:
+            before = self._cursor
+            lines, self._cursor = read_since(self._log, self._cursor, self._wanted)
+            for line in lines:
+                self._take(line)
+            while len(self._found) > KEPT:
+                self._found.popitem(last=False)
 
     def of(self, request_id: str, version: int) -> Answered | None:
         """None while it is not there, and for a request id that came twice: nobody knows which of

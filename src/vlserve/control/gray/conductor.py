@@ -2,10 +2,12 @@
 
 import hashlib
 import logging
+import re
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from vlserve.control.contract import Gateway, GrayRelease, Key, State
 from vlserve.control.gray.answers import Answers
@@ -22,6 +24,10 @@ from vlserve.errors import VlserveError
 
 _SAVE_EVERY_S = 5.0
 _SAME_START_S = 3.0  # a start's time is known to a second or two
+_SETTLE_S = 3.0  # until the log has the last request that met a version that was not there
+GATEWAY = "the gateway"
+
+_FIGURE = re.compile(r"[0-9][0-9.e+-]*")
 
 logger = logging.getLogger(__name__)
 
@@ -37,16 +43,15 @@ class Surveyor:
         self._gateway = gateway
         self._troubled = troubled
         self._mine = uuid.uuid4().hex
-        self._gateway_started = 0.0
 
-    def starts(self) -> Mapping[str, str]:
-        """Process -> which start of it answers; those that do not answer are left out."""
+    def starts(self, known: Mapping[str, str] | None = None) -> Mapping[str, str]:
+        """Process -> which start of it answers; those that do not answer are left out. ``known``:
+        those of before, since a start's time is never told twice to the same second."""
         starts = {"the control service": self._mine}
-        began = self._gateway.started_at()
+        began, before = self._gateway.started_at(), (known or {}).get(GATEWAY)
         if began is not None:
-            if abs(began - self._gateway_started) > _SAME_START_S:
-                self._gateway_started = began
-            starts["the gateway"] = f"{self._gateway_started:.0f}"
+            same = before is not None and abs(began - float(before)) <= _SAME_START_S
+            starts[GATEWAY] = str(before) if same else f"{began:.0f}"
         for instance in self._traffic.instances:
             token = hashlib.sha256(instance.token.encode()).hexdigest()
             starts[instance.name] = token[:16]
@@ -55,11 +60,17 @@ class Surveyor:
     def healthy(self, key: Key) -> bool | None:
         """Whether some instance has workers for the version; None while that is not known: the
         engine does not answer, or the version's workers are coming up."""
-        if key in self._troubled():
-            return False
         held = self._traffic.held
-        serving = any(holds[key].workers_ready > 0 for holds in held.values() if key in holds)
-        return True if serving else None
+        if any(holds[key].workers_ready > 0 for holds in held.values() if key in holds):
+            return True
+        return False if key in self._troubled() else None
+
+    def restoring(self, *keys: Key) -> bool | None:
+        """Whether an instance is still to get one of these versions back; None while the engine
+        does not answer."""
+        if not self._traffic.held:
+            return None
+        return any(key in instance.lacks for instance in self._traffic.instances for key in keys)
 
 
 class Conductor:
@@ -90,6 +101,7 @@ class Conductor:
         self._answers: dict[int, Answers] = {}
         self._latest: dict[int, Progress] = {}
         self._looked_at: dict[int, float] = {}
+        self._restoring_at: dict[int, float] = {}
         self._saved_at: dict[int, float] = {}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="releases", daemon=True)
@@ -123,10 +135,14 @@ class Conductor:
             except Exception:
                 logger.exception("release %s of %s", release.id, release.model)
         self._forget({release.id for release in under_way})
-        for release in self._records.kept():
-            if release.keep_until is not None and release.keep_until <= self._now():
-                self._let_go(release)
         rotate(self._logs.answers)
+        kept = self._records.kept()
+        for release in kept:
+            if release.keep_until is not None and release.keep_until <= self._now():
+                try:
+                    self._let_go(release, kept)
+                except VlserveError as error:
+                    logger.warning("%s %s: %s", release.model, release.candidate, error)
 
     def _run(self) -> None:
         while not self._stopping.wait(self._tick_s):
@@ -142,6 +158,8 @@ class Conductor:
                 return
             before = self.progress(release)
             after = self._look(release, before)
+            if after is None:
+                return
             self._latest[release.id] = after
             assert after.decision is not None
             match after.decision.action:
@@ -155,27 +173,37 @@ class Conductor:
                 case Action.HOLD:
                     self._keep(release, before, after)
 
-    def _look(self, release: GrayRelease, before: Progress) -> Progress:
+    def _look(self, release: GrayRelease, before: Progress) -> Progress | None:
+        """None while the engine does not answer: what is logged meanwhile is read later."""
         now = self._now()
+        candidate, stable = (release.model, release.candidate), (release.model, release.stable)
+        restoring = self._surveyor.restoring(candidate, stable)
+        if restoring is None:
+            self._looked_at.pop(release.id, None)
+            return None
+        if restoring:
+            self._restoring_at[release.id] = now
         answers = self._answers.setdefault(
             release.id, Answers(self._logs.answers, release.model, before.answers)
         )
         around = Surroundings(
             now=now,
             passed_s=max(0.0, now - self._looked_at.get(release.id, now)),
-            starts=self._surveyor.starts(),
-            stable_healthy=self._surveyor.healthy((release.model, release.stable)),
-            candidate_healthy=self._surveyor.healthy((release.model, release.candidate)),
+            starts=self._surveyor.starts(before.starts),
+            stable_healthy=self._surveyor.healthy(stable),
+            candidate_healthy=self._surveyor.healthy(candidate),
+            restoring=now - self._restoring_at.get(release.id, 0.0) < _SETTLE_S,
         )
         self._looked_at[release.id] = now
         return look(release, before, self._logs, answers, around)
 
     def _keep(self, release: GrayRelease, before: Progress, after: Progress) -> None:
-        """Evidence at the next tick but one at the latest; an event where something is new."""
+        """An event where something is new. Evidence is kept every few seconds: what came after is
+        read from the logs again."""
         others = restarted(before, after)
         news = _holding(before) != _holding(after)
         due = self._now() - self._saved_at.get(release.id, 0.0) > _SAVE_EVERY_S
-        if not (news or others or due or before.requests != after.requests):
+        if not (news or others or due):
             return
         with self._ledger.transaction():
             self._records.save(release.id, progress=after.to_json())
@@ -189,7 +217,7 @@ class Conductor:
                 )
         self._saved_at[release.id] = self._now()
 
-    def _let_go(self, release: GrayRelease) -> None:
+    def _let_go(self, release: GrayRelease, kept: Sequence[GrayRelease]) -> None:
         """Its candidate drains, unless it has been given something to do since."""
         key = (release.model, release.candidate)
         if key in self._operations.running():
@@ -200,16 +228,18 @@ class Conductor:
             under_way = self._records.under_way(release.model)
             wanted = release.candidate in (*model.stack, *model.weights)
             wanted = wanted or (under_way is not None and under_way.candidate == release.candidate)
+            wanted = wanted or any(
+                (other.model, other.candidate) == key and other.id > release.id for other in kept
+            )
             if record.state is State.READY and not wanted:
                 self._lifecycle.start_draining(record)
             self._records.save(release.id, keep_until=None)
 
     def _forget(self, under_way: set[int]) -> None:
-        for release_id in set(self._looked_at) - under_way:
-            self._answers.pop(release_id, None)
-            self._latest.pop(release_id, None)
-            self._saved_at.pop(release_id, None)
-            del self._looked_at[release_id]
+        remembered: list[dict[int, Any]] = [self._answers, self._latest, self._looked_at]
+        for of_releases in (*remembered, self._restoring_at, self._saved_at):
+            for release_id in set(of_releases) - under_way:
+                del of_releases[release_id]
 
 
 def _holding(progress: Progress) -> object:
@@ -218,4 +248,4 @@ def _holding(progress: Progress) -> object:
     if decision is None:
         return None
     gates = tuple((gate.gate, gate.verdict) for gate in decision.gates)
-    return decision.step, decision.action, gates, decision.reason.startswith("paused")
+    return decision.step, decision.action, gates, _FIGURE.sub("#", decision.reason)

@@ -37,31 +37,24 @@ class Copy:
     seen_at: float
 
 
-@dataclass(frozen=True)
-class Routed:
-    """One request that the weights routed, as it ended."""
-
-    version: int
-    outcome: Outcome
-
-
-def routed(line: Line, versions: Pair, answer_of: AnswerOf) -> Routed | None:
-    """What a line of the gateway's log says of one version; None where it says nothing of either:
-    the request was the client's fault, or went elsewhere. One that was answered only at another
-    try has failed: its client did not notice, but the version lost it once."""
+def outcome(line: Line, versions: Pair, answer_of: AnswerOf) -> Outcome | None:
+    """What a line of the gateway's log says of one version; None where it went elsewhere. A request
+    that was answered only at another try has failed: its client did not notice, but the version
+    lost it once."""
     status, version = _status(line), _number(line.get("version"))
-    if 400 <= status < 500 or version not in (versions.candidate, versions.stable):
+    if version not in (versions.candidate, versions.stable):
         return None
-    failed = not 200 <= status < 400 or (_number(line.get("tries")) or 1) > 1
-    answered = None if failed else answer_of(str(line.get("request_id")), version)
-    outcome = Outcome(
+    refused = 400 <= status < 500
+    failed = not refused and (not 200 <= status < 400 or (_number(line.get("tries")) or 1) > 1)
+    answered = None if failed or refused else answer_of(str(line.get("request_id")), version)
+    return Outcome(
         candidate=version == versions.candidate,
         failed=failed,
+        refused=refused,
         latency_ms=max(0.0, _float(line.get("duration_ms"))),
         caller=line.get("caller") or None,
         tag=answered.label if answered else None,
     )
-    return Routed(version, outcome)
 
 
 def copies(lines: Iterable[Line], now: float) -> list[Copy]:

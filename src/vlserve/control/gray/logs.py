@@ -10,6 +10,8 @@ from typing import Any
 
 Line = dict[str, Any]
 
+READ_BYTES = 16 * 1024 * 1024
+
 
 @dataclass(frozen=True)
 class Cursor:
@@ -32,6 +34,7 @@ def read_since(log: Path, cursor: Cursor, containing: bytes) -> tuple[list[Line]
     """The whole lines after ``cursor`` that hold ``containing``, oldest first, and the cursor after
     them. Renamed files (``log.1`` is newer than ``log.2``) are read to their end. A cursor into a
     file that is there no more means all that is left; lines that are no JSON object are left out.
+    At most `READ_BYTES` of a file are read at a time: after a long pause, look again.
     """
     lines: list[Line] = []
     for file, place in _unread(log, cursor):
@@ -41,6 +44,8 @@ def read_since(log: Path, cursor: Cursor, containing: bytes) -> tuple[list[Line]
         whole = new[: new.rfind(b"\n") + 1]
         lines += _parsed(whole, containing)
         cursor = Cursor(place.first_line, place.offset + len(whole))
+        if len(new) == READ_BYTES:
+            break
     return lines, cursor
 
 
@@ -50,7 +55,7 @@ def _read(file: Path, place: Cursor) -> bytes | None:
             if _name(opened.readline()) != place.first_line:
                 return None
             opened.seek(place.offset)
-            return opened.read()
+            return opened.read(READ_BYTES)
     except FileNotFoundError:
         return None
 

@@ -27,13 +27,16 @@ class Logs:
 class Surroundings:
     """Of one release, at one moment. ``now``: Unix time, s; ``passed_s``: since the last look.
     ``starts``: which start of each process answers, those that do not answer left out. Health is
-    None where it is not known."""
+    None where it is not known. ``restoring``: an instance lacks one of the two versions, or did
+    until just now: what fails for that reason is no evidence against the one that comes back
+    later."""
 
     now: float
     passed_s: float
     starts: Mapping[str, str]
     stable_healthy: bool | None
     candidate_healthy: bool | None
+    restoring: bool = False
 
 
 def begin(judge: JudgeState, logs: Logs, starts: Mapping[str, str]) -> Progress:
@@ -51,7 +54,7 @@ def look(
     release: GrayRelease, progress: Progress, logs: Logs, answers: Answers, around: Surroundings
 ) -> Progress:
     """The release's progress with the evidence until now and the judge's decision."""
-    progress = _gather(release, progress, logs, answers, around.now)
+    progress = _gather(release, progress, logs, answers, around)
     if release.status is ReleaseStatus.RUNNING:
         progress = replace(progress, held_s=progress.held_s + around.passed_s)
     standing = Standing(progress.held_s, around.stable_healthy, around.candidate_healthy)
@@ -86,7 +89,11 @@ def _taken_back(decision: Decision, restarted: tuple[str, ...], around: Surround
 
 
 def _gather(
-    release: GrayRelease, progress: Progress, logs: Logs, answers: Answers, now: float
+    release: GrayRelease,
+    progress: Progress,
+    logs: Logs,
+    answers: Answers,
+    around: Surroundings,
 ) -> Progress:
     """The logs are read in this order: an answer is logged before its request ends."""
     step = step_name(release.id, release.step)
@@ -95,10 +102,15 @@ def _gather(
     lines, requests_read = read_since(logs.requests, progress.requests, containing)
     copied, copies_read = read_since(logs.copies, progress.copies, containing)
     answers.read()
-    ended = [evidence.routed(line, versions, answers.of) for line in lines]
-    outcomes = [each.outcome for each in ended if each is not None]
-    waiting = (*progress.waiting, *evidence.copies(copied, now))
-    pairs, still_waiting = evidence.join(waiting, versions, answers.of, now)
+    ended = (
+        evidence.outcome(line, versions, answers.of) for line in lines if line.get("step") == step
+    )
+    outcomes = [outcome for outcome in ended if outcome is not None]
+    copied = [line for line in copied if line.get("step") == step]
+    waiting = (*progress.waiting, *evidence.copies(copied, around.now))
+    pairs, still_waiting = evidence.join(waiting, versions, answers.of, around.now)
+    if around.restoring:
+        outcomes, pairs, still_waiting = [], [], []
     return replace(
         progress,
         judge=observe(progress.judge, Batch(outcomes, pairs)),
@@ -109,7 +121,7 @@ def _gather(
             progress.windows,
             outcomes,
             pairs,
-            now=now,
+            now=around.now,
             step=release.step,
             weight=progress.judge.weight,
         ),

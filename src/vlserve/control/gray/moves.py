@@ -11,6 +11,7 @@ from vlserve.control.judge import next_step
 from vlserve.control.ledger import Ledger
 from vlserve.control.rollout import full_weight, shared_weights
 from vlserve.control.traffic import Traffic
+from vlserve.errors import NotReady
 
 
 class Moves:
@@ -27,6 +28,8 @@ class Moves:
         weights = shared_weights(candidate, stable, judge.weight)
         shadow_percent = judge.policy.shadow_percent
         with self._traffic.move(model, weights):
+            if self._ledger.model(model).stable != stable:
+                raise NotReady(f"the stable version of {model} changed meanwhile: try again")
             release = self._records.start(
                 model, candidate, stable, shadow_percent, progress.to_json()
             )

@@ -68,8 +68,7 @@ class Releases:
             )
             self._lifecycle.make_ready(candidate)
             with self._conductor.lock:
-                if self._stable(model, version).version != stable.version:
-                    raise NotReady(f"the stable version of {model} changed meanwhile: try again")
+                self.refuse_if_under_way(model)
                 progress = begin(judge, self._logs, self._surveyor.starts())
                 release = self._moves.start(model, version, stable.version, progress)
                 return release_view(release, progress)
@@ -92,18 +91,17 @@ class Releases:
 
     def promote(self, model: str) -> ReleaseView:
         """All traffic to the candidate, whatever the judge still waits for."""
+        self._check_healthy(model, self._under_way(model).candidate)
         with self._conductor.lock:
             release = self._under_way(model)
-            candidate = self._ledger.version(model, release.candidate)
-            self._lifecycle.check_healthy(candidate)
             self._moves.promote(release, self._conductor.progress(release), by="user")
             return self.look(model)
 
     def abort(self, model: str) -> ReleaseView:
         """All traffic back to stable. NotReady if that is not healthy."""
+        self._check_healthy(model, self._under_way(model).stable)
         with self._conductor.lock:
             release = self._under_way(model)
-            self._lifecycle.check_healthy(self._ledger.version(model, release.stable))
             self._moves.take_back(release, self._conductor.progress(release), by="user")
             return self.look(model)
 
@@ -127,6 +125,9 @@ class Releases:
                     self._records.save(release.id, status=status)
                     self._ledger.record(model, release.candidate, kind)
             return self.look(model)
+
+    def _check_healthy(self, model: str, version: int) -> None:
+        self._lifecycle.check_healthy(self._ledger.version(model, version))
 
     def _under_way(self, model: str) -> GrayRelease:
         self._ledger.model(model)

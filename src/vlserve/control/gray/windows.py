@@ -14,6 +14,9 @@ from vlserve.control.judge.capital import JsonArray
 
 WINDOW_S = 10
 KEPT = 60
+LABELS = 50
+"""Labels that a window counts by name; later ones count as others."""
+OTHERS = "(others)"
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,9 @@ def _tally(tally: Tally, outcomes: Sequence[Outcome], histogram: JsonArray) -> T
     labels = dict(tally.labels)
     for outcome in outcomes:
         if outcome.tag is not None:
-            labels[outcome.tag] = labels.get(outcome.tag, 0) + 1
+            known = outcome.tag in labels or len(labels) < LABELS
+            label = outcome.tag if known else OTHERS
+            labels[label] = labels.get(label, 0) + 1
     p50_ms, p99_ms = (float(array) for array in latency.quantiles_ms(histogram, 0.5, 0.99))
     answered = bool(histogram.sum())
     return Tally(
@@ -112,7 +117,7 @@ def _tally(tally: Tally, outcomes: Sequence[Outcome], histogram: JsonArray) -> T
 
 
 def _count(histogram: JsonArray, outcomes: Sequence[Outcome]) -> JsonArray:
-    answered = [outcome.latency_ms for outcome in outcomes if not outcome.failed]
+    answered = [each.latency_ms for each in outcomes if not (each.failed or each.refused)]
     return histogram + latency.histogram(np.array(answered))
 
 

@@ -15,8 +15,8 @@ class EvidenceInvalid(ControlError):
 class Outcome:
     """One request that the gateway's weights routed, in the order of the gateway's log.
 
-    Not shown: requests that asked for a version (X-Model-Version, explicit path), mirrored copies,
-    and answers that are the client's own fault (4xx).
+    Not shown: requests that asked for a version (X-Model-Version, explicit path), and mirrored
+    copies.
     """
 
     candidate: bool
@@ -29,6 +29,9 @@ class Outcome:
     """The sticky key; None: routed at random, on its own."""
     tag: str | None = None
     """The top tag of the answer, where the task has tags and the answer log has the request."""
+    refused: bool = False
+    """The client's own fault (4xx): it counts for the sample ratio, and for nothing else. Left out
+    there, a version that accepts what the other refuses would seem to get more requests."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.latency_ms) and self.latency_ms >= 0):

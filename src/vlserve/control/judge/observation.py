@@ -31,6 +31,7 @@ def next_step(state: JudgeState) -> JudgeState:
         step=state.step + 1,
         step_candidate=0,
         step_stable=0,
+        open_block=(),  # a block has one weight
         seen_callers="",
         sample_ratio=sample_ratio.next_step(state.sample_ratio, state.weight),
     )
@@ -58,7 +59,8 @@ def _observe_outcomes(state: JudgeState, outcomes: Sequence[Outcome]) -> JudgeSt
         return state
     draws, seen_callers = _first_looks(state, outcomes)
     drawn_candidate, drawn_stable = _by_version(draws)
-    counted = outcomes if state.policy.unit == "request" else draws
+    evidence = outcomes if state.policy.unit == "request" else draws
+    counted = [outcome for outcome in evidence if not outcome.refused]
     counted_candidate, counted_stable = _by_version(counted)
     state = replace(
         state,

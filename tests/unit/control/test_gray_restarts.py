@@ -1,0 +1,131 @@
+"""Releases in which something is killed: what is counted, what is decided, what is known."""
+
+import pytest
+from control_fakes import FakeEngine, FakeGateway
+from gray_traffic import Behaviour, Requests, drive, look, start
+
+from vlserve.control.assembly import Control, assemble
+from vlserve.control.contract import LoadedVersion, ReleaseStatus
+from vlserve.settings import Settings
+
+
+def again(
+    control: Control, settings: Settings, engine: FakeEngine, gateway: FakeGateway
+) -> Control:
+    """The control service after a kill: nothing of the old process is left but the ledger."""
+    control.ledger.close()
+    return assemble(settings, engine, gateway)
+
+
+def test_a_killed_control_service_goes_on_from_its_step_with_its_evidence(
+    tagger: Control,
+    settings: Settings,
+    engine: FakeEngine,
+    gateway: FakeGateway,
+    requests: Requests,
+) -> None:
+    start(tagger)
+    while look(tagger).step == 0:
+        drive(tagger, requests, ticks=1)
+    requests.send(60)
+    tagger.conductor.tick()
+    before = look(tagger)
+    requests.send(60)  # logged while nobody reads
+    restarted = again(tagger, settings, engine, gateway)
+    try:
+        restarted.reconciler.tick()
+        assert gateway.route().weights == {2: 50, 1: 50}
+        assert look(restarted).windows == before.windows
+        restarted.conductor.tick()
+        counted = sum(w.candidate.requests + w.stable.requests for w in look(restarted).windows)
+        already = sum(w.candidate.requests + w.stable.requests for w in before.windows)
+        assert counted == already + 60
+        (event,) = [e for e in restarted.ledger.events("tagger") if e.kind == "release_resumed"]
+        assert event.detail == {"restarted": ["the control service"]}
+        assert drive(restarted, requests).status is ReleaseStatus.PROMOTED
+    finally:
+        restarted.stop()
+
+
+@pytest.mark.parametrize("what", ["the control service", "the gateway", "engine-0"])
+def test_recovery_by_rollback(
+    tagger: Control,
+    settings: Settings,
+    engine: FakeEngine,
+    gateway: FakeGateway,
+    requests: Requests,
+    what: str,
+) -> None:
+    start(tagger, recovery="rollback")
+    drive(tagger, requests, ticks=2)
+    control = tagger
+    if what == "the control service":
+        control = again(tagger, settings, engine, gateway)
+    elif what == "the gateway":
+        gateway.started = 2000.0
+    else:
+        engine.starts["engine-0"] += 1
+    try:
+        control.conductor.tick()  # stable's health may not be known yet
+        control.reconciler.tick()
+        control.conductor.tick()
+        ended = look(control)
+        assert ended.status is ReleaseStatus.ROLLED_BACK
+        assert ended.decision is not None
+        assert ended.decision.reason == f"{what} was restarted, and recovery is rollback"
+    finally:
+        if control is not tagger:
+            control.stop()
+
+
+def test_a_move_cut_short_by_a_crash_is_known_and_undone(
+    tagger: Control, settings: Settings, engine: FakeEngine, gateway: FakeGateway
+) -> None:
+    tagger.ledger.intend("tagger", {2: 100})  # then the gateway was told, then the power went
+    restarted = again(tagger, settings, engine, gateway)
+    try:
+        assert restarted.ledger.model("tagger").intended == {2: 100}
+        restarted.reconciler.tick()
+        assert gateway.route().weights == {1: 100}
+        assert restarted.ledger.model("tagger").intended is None
+        assert restarted.ledger.events("tagger")[-1].kind == "interrupted"
+    finally:
+        restarted.stop()
+
+
+@pytest.mark.parametrize("shadow_percent", [0, 50])
+def test_a_version_that_comes_back_later_than_the_other_is_not_blamed(
+    tagger: Control, engine: FakeEngine, requests: Requests, shadow_percent: int
+) -> None:
+    """After a restart of the engine stable is loaded first; until the candidate is back, all that
+    goes there fails."""
+    start(tagger, shadow_percent=shadow_percent)
+    drive(tagger, requests, ticks=1)
+    engine.restart_bare("engine-0")
+    engine.held["engine-0"][("tagger", 1)] = LoadedVersion(workers_ready=2, pending=0)
+    tagger.reconciler.tick()
+    requests.send(200, {2: Behaviour(fail_rate=1.0)})
+    tagger.conductor.tick()
+    engine.held["engine-0"][("tagger", 2)] = LoadedVersion(workers_ready=2, pending=0)
+    tagger.reconciler.tick()
+    requests.send(50, {2: Behaviour(fail_rate=1.0)})  # logged a little later
+    tagger.conductor.tick()
+    view = look(tagger)
+    assert view.status is ReleaseStatus.RUNNING
+    assert view.decision is not None
+    assert {gate.verdict for gate in view.decision.gates} <= {"waiting", "clear"}
+
+
+def test_what_is_logged_while_the_engine_does_not_answer_is_read_later(
+    tagger: Control, engine: FakeEngine, requests: Requests
+) -> None:
+    start(tagger)
+    engine.down.add("engine-0")
+    tagger.reconciler.tick()
+    requests.send(30)
+    tagger.conductor.tick()
+    assert look(tagger).windows == ()
+    engine.down.clear()
+    tagger.reconciler.tick()
+    tagger.conductor.tick()
+    assert sum(w.candidate.requests + w.stable.requests for w in look(tagger).windows) == 30
