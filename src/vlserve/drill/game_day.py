@@ -32,6 +32,8 @@ from vlserve.stress.callers import CallersPlan, calling
 
 FASTEST_PER_S = 20.0
 LONGEST_CASE_S = 120.0
+LONGEST_S = 540.0
+"""Of all cases together; one that has no time left is undecided."""
 POLICY = Policy()
 _AFTERWARDS_S = 1.0
 """Callers go on for so long after each decision, to see what it did to them."""
@@ -115,6 +117,7 @@ class _Stage:
         self._twin = twin
         self._policy = policy
         self._show = show
+        self._deadline = time.monotonic() + LONGEST_S
         known = {view.model: view for view in control.models()}
         versions = known[twin].versions if twin in known else ()
         self._next = 1 + max((version.version for version in versions), default=0)
@@ -157,7 +160,7 @@ class _Stage:
         followed = follow(
             self._control,
             view,
-            LONGEST_CASE_S,
+            min(LONGEST_CASE_S, self._deadline - released_at),
             lambda message: self._show(f"{case.name}: {message}"),
             keep_watch,
         )
