@@ -32,8 +32,6 @@ STAYS: Mapping[str, Any] = {
     "hold_s": 3600,
     "unit": "request",
     "minimum": {"candidate": 10**6, "stable": 10**6, "units": 10**6, "pairs": 1},
-    # a restart is felt by both versions, but few requests may meet it: not what is tested here
-    "alpha": 1e-9,
 }
 PROCESS = {"control": "the control service", "gateway": "the gateway", "engine-0": "engine-0"}
 
