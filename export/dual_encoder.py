@@ -147,10 +147,10 @@ class TextGraph(nn.Module):
 class Options(PairOptions):
     """Defaults suit one or two thousand images."""
 
-    epochs: int = Field(default=30, ge=1)
+    epochs: int = Field(default=10, ge=1)
     batch_size: int = Field(default=128, ge=2)
     weight_decay: float = Field(default=0.1, ge=0)
-    dropout: float = Field(default=0.4, ge=0, lt=1)
+    dropout: float = Field(default=0.5, ge=0, lt=1)
     """Of the encoders' features."""
     max_length: int = Field(default=48, ge=2, le=512)
     """Word pieces of a text that count."""

@@ -65,7 +65,7 @@ class PairPlan(Protocol):
 
 @dataclass(frozen=True)
 class Recalls:
-    """Recall at 1, 5 and 10 both ways."""
+    """Recall at 1, 5 and 10 both ways, and their mean."""
 
     values: Mapping[str, float]
 
@@ -161,7 +161,7 @@ def fit_pairs(
     best = max(epochs, key=lambda epoch: float(epoch["mean_recall"]))
     report = PairReport(
         out=out,
-        metrics=Recalls({k: v for k, v in best.items() if "_r" in k}),
+        metrics=Recalls({k: v for k, v in best.items() if k not in ("epoch", "train_loss")}),
         best_epoch=int(best["epoch"]),
         epochs=len(epochs),
         train_items=len(data.images),
@@ -197,8 +197,10 @@ def _train(
     turns = max(len(own) for own in texts)
     state = new_state(head, options, options.epochs * turns * batches)
     epochs: list[dict[str, float]] = []
-    best = -1.0
+    best, best_epoch = -1.0, 0
     for epoch in range(1, options.epochs + 1):
+        if epoch - 1 - best_epoch >= options.patience:
+            break
         random = np.random.default_rng((seed, epoch))
         loss = np.mean([_turn(state, data, texts, options, random) for _ in range(turns)])
         figures = _recalls(_as_projections(state.average.module), held_out)
@@ -206,7 +208,7 @@ def _train(
         figures |= {"train_loss": float(loss), "mean_recall": mean}
         epochs.append({"epoch": epoch, **figures})
         if mean > best:
-            best = mean
+            best, best_epoch = mean, epoch
             trained = {f"head.{name}": x for name, x in state.average.module.state_dict().items()}
             save_weights(out / WEIGHTS, {**network.state_dict(), **trained})
         if progress:

@@ -99,6 +99,12 @@ def test_pairs_are_learnt_and_the_best_epoch_is_kept(
     assert all(torch.equal(encoder[name], tensor) for name, tensor in expected.items())
 
 
+def test_a_run_without_a_better_epoch_ends(files: tuple[Path, Path], tmp_path: Path) -> None:
+    options = {"patience": 2, "learning_rate": 1e-9}
+    report = run(files, tmp_path / "out", options=options)
+    assert (report.best_epoch, report.epochs) == (1, 3)
+
+
 def test_the_same_run_gives_the_same_figures_from_kept_features(
     files: tuple[Path, Path], tmp_path: Path
 ) -> None:
