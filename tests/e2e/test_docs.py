@@ -78,13 +78,14 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
 def _write_named_data(demo: Path, folder: Path) -> None:
     """The data sets that docs/results.md names: drawn covers, with one label, with several, and
     with captions."""
-    for name in ("youtube_covers", "movie_posters", "flickr8k"):
+    for name in ("youtube_covers", "movie_posters", "daquar", "flickr8k"):
         shutil.copytree(demo, folder / name)
     for file in (folder / "flickr8k").glob("*.jsonl"):
         items = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
         lines = [json.dumps(item | {"captions": [item["text"], item["label"]]}) for item in items]
         file.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    for file in (folder / "movie_posters").glob("*.jsonl"):
+    several = [folder / name for name in ("movie_posters", "daquar")]
+    for file in [file for data in several for file in data.glob("*.jsonl")]:
         items = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
         lines = [json.dumps(item | {"label": item["label"].split("-")}) for item in items]
         file.write_text("\n".join(lines) + "\n", encoding="utf-8")
