@@ -58,8 +58,9 @@ def release(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Send a model's traffic to a version in steps, judged by evidence. What is not given comes
-    from serving_config/rollout.yaml. The version before stays loaded for a rollback."""
+    """Send a model's traffic to a version in steps, judged by evidence (a model's first version: at
+    once). What is not given comes from serving_config/rollout.yaml. The version before stays loaded
+    for a rollback."""
     changes: dict[str, Any] = {
         name: read(given)
         for name, given, read in (
@@ -73,7 +74,8 @@ def release(
     if now and (changes or wait):
         raise typer.BadParameter("with --now there are no steps to set or to wait for")
     with control_client() as control:
-        if now:
+        first = not changes and control.model(model).stable is None  # nothing to compare it with
+        if now or first:
             with progress(f"releasing {model} {version}"):
                 done = control.release(model, version)
             print_json(done) if as_json else _print_released(done)
