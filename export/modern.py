@@ -175,6 +175,7 @@ class Options(TrainOptions):
     weight_decay: float = Field(default=5.0, ge=0)
     """High: a few hundred steps would not feel less."""
     dropout: float = Field(default=0.5, ge=0, lt=1)
+    class_weight_power: float = Field(default=0.5, ge=0, le=1)
     augment: bool = False
     max_length: int = Field(default=48, ge=2, le=512)
     """Word pieces of a title that count."""

@@ -17,7 +17,14 @@ from vlserve.exporter.checkpoint import file_sha256, load_into, read_checkpoint
 from vlserve.exporter.recipe import Recipe
 from vlserve.training.data import BadLine, write_bad_lines
 from vlserve.training.dataset import Dataset, encode_dataset, read_dataset
-from vlserve.training.loop import add_dropout, make_loss, score, steps_per_epoch, train_epoch
+from vlserve.training.loop import (
+    add_dropout,
+    class_weights,
+    make_loss,
+    score,
+    steps_per_epoch,
+    train_epoch,
+)
 from vlserve.training.metrics import Metrics, measure
 from vlserve.training.options import TrainOptions, parse_options
 from vlserve.training.plan import Parts, TrainingPlan, digest_of, parts_of, training_plan
@@ -149,7 +156,14 @@ def _train(
     progress: OnProgress | None,
 ) -> None:
     """Train until the last epoch, or until none got better for ``patience``; grows ``epochs``."""
-    loss_of = make_loss(multi_label=data.multi_label, label_smoothing=options.label_smoothing)
+    weighted = options.class_weight_power > 0 and not data.multi_label
+    loss_of = make_loss(
+        multi_label=data.multi_label,
+        label_smoothing=options.label_smoothing,
+        class_weights=(
+            class_weights(data.train.targets, options.class_weight_power) if weighted else None
+        ),
+    )
     for epoch in range(len(epochs) + 1, options.epochs + 1):
         if epochs and epoch - 1 - _best(epochs, _chosen_by(data)) >= options.patience:
             return

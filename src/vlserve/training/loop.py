@@ -19,18 +19,30 @@ SCORE_BATCH = 32
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-def make_loss(*, multi_label: bool, label_smoothing: float) -> Loss:
-    """(batch, labels) logits and 0-1 targets -> mean loss: cross-entropy, or binary cross-entropy
-    of each label when items have several."""
+def make_loss(
+    *, multi_label: bool, label_smoothing: float, class_weights: Tensor | None = None
+) -> Loss:
+    """(batch, labels) logits and 0-1 targets -> mean loss: cross-entropy, weighted by
+    ``class_weights`` (labels,), or binary cross-entropy of each label when items have several."""
 
     def single(logits: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(logits, targets.argmax(dim=1), label_smoothing=label_smoothing)
+        return F.cross_entropy(
+            logits, targets.argmax(dim=1), class_weights, label_smoothing=label_smoothing
+        )
 
     def several(logits: Tensor, targets: Tensor) -> Tensor:
         soft = targets * (1 - label_smoothing) + label_smoothing / 2
         return F.binary_cross_entropy_with_logits(logits, soft)
 
     return several if multi_label else single
+
+
+def class_weights(targets: NDArray[np.int64], power: float) -> Tensor:
+    """(items, labels) of 0 and 1, one 1 an item -> (labels,) weights n^-power, n items of a label,
+    scaled so that the items' mean weight is 1. Every label has an item."""
+    items = targets.sum(axis=0)
+    weights = items.astype(np.float64) ** -power
+    return torch.from_numpy(weights * items.sum() / (weights @ items)).float()
 
 
 def add_dropout(network: nn.Module, share: float) -> None:

@@ -29,6 +29,9 @@ class TrainOptions(BaseModel):
     dropout: float = Field(default=0.2, ge=0, lt=1)
     """On embeddings and on the inputs of linear layers."""
     label_smoothing: float = Field(default=0.05, ge=0, lt=1)
+    class_weight_power: float = Field(default=0.0, ge=0, le=1)
+    """Of items with one label each: an item weighs (items of its label)^-power in the loss. 0: all
+    weigh alike; 1: all labels do."""
     augment: bool = True
     """Change images and titles at random; not where a frozen part of the network sees them once."""
     image_height: int = Field(default=224, ge=16)

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from vlserve.runtime.manifest import ImageInput
 from vlserve.training.augment import Augmentation
-from vlserve.training.loop import add_dropout, make_loss
+from vlserve.training.loop import add_dropout, class_weights, make_loss
 
 SIZE = ImageInput(height=16, width=24)
 MEAN, STD = (torch.tensor(values).view(1, 3, 1, 1) for values in (SIZE.mean, SIZE.std))
@@ -81,3 +81,23 @@ def test_losses_are_cross_entropy_and_binary_cross_entropy() -> None:
     multi = make_loss(multi_label=True, label_smoothing=0.0)(logits, several)
     expected = np.log1p(np.exp(np.where(several == 1, -logits, logits))).mean()
     assert float(multi) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_class_weights_level_rare_and_common_labels() -> None:
+    targets = np.eye(3, dtype=np.int64)[[0] * 16 + [1] * 4 + [2]]
+    assert class_weights(targets, 0.0).tolist() == [1, 1, 1]
+    level = class_weights(targets, 1.0)  # every label's items weigh 7 of 21 together
+    torch.testing.assert_close(level * torch.tensor([16, 4, 1]), torch.full((3,), 7.0))
+    between = class_weights(targets, 0.5)
+    torch.testing.assert_close(between / between[0], torch.tensor([1.0, 2.0, 4.0]))
+    assert float((between * torch.tensor([16, 4, 1])).sum()) == pytest.approx(21)
+
+
+def test_a_weighted_loss_is_the_weighted_mean_of_the_items_losses() -> None:
+    logits = torch.tensor([[2.0, -1.0], [0.1, 0.2], [1.0, 0.0]])
+    targets = torch.tensor([[1, 0], [0, 1], [1, 0]])
+    weights = torch.tensor([1.0, 3.0])
+    each = [float(-logits[row].log_softmax(0)[targets[row].argmax()]) for row in range(3)]
+    weighted = make_loss(multi_label=False, label_smoothing=0.0, class_weights=weights)
+    expected = (each[0] + 3 * each[1] + each[2]) / 5
+    assert float(weighted(logits, targets)) == pytest.approx(expected)

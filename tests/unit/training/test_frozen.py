@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_fit import figures_of
+from test_fit import figures_of, multi_label
 from tiny_models import WORDS, modern_model, seeded
 from torch import Tensor, nn
 
@@ -189,6 +189,29 @@ def test_a_frozen_part_learns_nothing() -> None:
     assert parts.frozen is not None and not parts.frozen.training
     assert not any(weight.requires_grad for weight in parts.frozen.parameters())
     assert all(weight.requires_grad for weight in parts.trained.parameters())
+
+
+def test_class_weights_count_where_items_have_one_label(
+    frozen_recipe: Recipe, drawn: DemoData, tmp_path: Path
+) -> None:
+    items = [json.loads(line) for line in drawn.train.read_text(encoding="utf-8").splitlines()]
+    common = [item for item in items if item["label"] != items[0]["label"]]
+    lines = [
+        json.dumps(item | {"img": str(drawn.train.parent / item["img"])}) + "\n"
+        for item in (items[0], *common)
+    ]
+    uneven = tmp_path / "uneven.jsonl"
+    uneven.write_text("".join(lines))
+
+    def losses(train: Path, val: Path, power: float) -> list[float]:
+        out = tmp_path / f"{train.stem}-{power}"
+        options = {**OPTIONS, "class_weight_power": power}
+        fit(frozen_recipe, train, val, out, options=options, features=tmp_path / "features")
+        return [epoch["train_loss"] for epoch in figures_of(out)]
+
+    assert losses(uneven, drawn.val, 0.0) != losses(uneven, drawn.val, 1.0)
+    several = [multi_label(drawn, name, tmp_path) for name in ("train", "val")]
+    assert losses(several[0], several[1], 0.0) == losses(several[0], several[1], 1.0)
 
 
 def test_a_family_without_a_plan_is_refused(drawn: DemoData, tmp_path: Path) -> None:
