@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -122,10 +123,13 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.fixture
-def host(tmp_path: Path) -> Host:
-    (tmp_path / "srv").mkdir()
-    shutil.copytree(PROJECT / "serving_config", tmp_path / "srv" / "serving_config")
-    return Host(tmp_path, free_ports(8))
+def host() -> Iterator[Host]:
+    """In a folder whose path is short enough for sockets, as in a container."""
+    with tempfile.TemporaryDirectory(prefix="vlserve-") as name:
+        folder = Path(name)
+        (folder / "srv").mkdir()
+        shutil.copytree(PROJECT / "serving_config", folder / "srv" / "serving_config")
+        yield Host(folder, free_ports(8))
 
 
 def test_the_services_serve_together(host: Host) -> None:

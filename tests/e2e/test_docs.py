@@ -55,6 +55,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
     folder = tmp_path_factory.mktemp("checkout")
     for name in ("export", "handlers", "loadtest", "benchmarks"):
         shutil.copytree(PROJECT / name, folder / name)
+    shutil.copy(PROJECT / "pretrained.lock", folder)
     (folder / "export" / f"{NAME}.py").write_text(written_recipe(), encoding="utf-8")
     settings = make_settings(folder)
     environment = os.environ | {

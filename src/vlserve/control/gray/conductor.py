@@ -24,7 +24,9 @@ from vlserve.errors import VlserveError
 
 _SAVE_EVERY_S = 5.0
 _SAME_START_S = 3.0  # a start's time is known to a second or two
-_SETTLE_S = 3.0  # until the log has the last request that met a version that was not there
+_SETTLE_S = 15.0
+"""After a version came back: until the log has the last request that met it absent, and until it is
+as warm as the one that came back before it."""
 GATEWAY = "the gateway"
 
 _FIGURE = re.compile(r"[0-9][0-9.e+-]*")
