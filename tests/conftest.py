@@ -1,6 +1,6 @@
 """What tests of several folders share."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import hypothesis
 import pytest
@@ -14,13 +14,15 @@ SHARED = ("archives", "stack")
 """Fixtures that take long to make: all tests of one run in the same process."""
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
     """Which tests run together where several processes share the work (`make test`): those of one
     shared fixture, else those of one file."""
     for item in items:
         used = [name for name in SHARED if name in getattr(item, "fixturenames", ())]
-        item.add_marker(pytest.mark.xdist_group(used[0] if used else str(item.path)))
+        group = used[0] if used else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
+    return (yield)
 
 
 @pytest.fixture(scope="session")
