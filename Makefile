@@ -27,7 +27,7 @@ stop:  ## stop the stack; leaves no process behind
 	@if [ -x $(BIN)/vlserve ]; then $(BIN)/vlserve down; fi
 
 test: $(PRETRAINED)  ## pretrained weights too: 100 MB, which nothing else needs
-	$(BIN)/pytest --numprocesses 2 --dist loadgroup
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 check: $(INSTALLED)  ## format, lint, types, import contracts
 	$(BIN)/ruff format --check $(SOURCES)

@@ -1,28 +1,33 @@
 """What tests of several folders share."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import hypothesis
 import pytest
 from tiny_models import Archives
+from xdist.scheduler import LoadFileScheduling
 
 # What a test finds must not depend on how busy the machine is.
 hypothesis.settings.register_profile("suite", deadline=None)
 hypothesis.settings.load_profile("suite")
 
-SHARED = ("archives", "stack")
-"""Fixtures that take long to make: all tests of one run in the same process."""
+TOGETHER = {"archives: Archives": "archives", "stack: RunningStack": "stack"}
+"""Parameters that ask for something that takes long to make -> what their files have in common."""
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
-    """Which tests run together where several processes share the work (`make test`): those of one
-    shared fixture, else those of one file."""
-    for item in items:
-        used = [name for name in SHARED if name in getattr(item, "fixturenames", ())]
-        group = used[0] if used else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
-    return (yield)
+class Together(LoadFileScheduling):  # type: ignore[misc]
+    """Tests of one file run in one process, and so do files that share what takes long to make."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        text = (self.config.rootpath / file).read_text(encoding="utf-8")
+        shared = [group for parameter, group in TOGETHER.items() if parameter in text]
+        return shared[0] if shared else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Together:
+    return Together(config, log)
 
 
 @pytest.fixture(scope="session")
