@@ -28,14 +28,13 @@ from vlserve.exporter.layers.efficientnet_lite import (
 )
 from vlserve.exporter.layers.examples import example_inputs
 from vlserve.exporter.recipe import GraphPlan, Served, Spec
-from vlserve.exporter.wordpiece import read_vocabulary, wordpiece
-from vlserve.runtime.manifest import ImageInput, TextInput
+from vlserve.exporter.wordpiece import read_vocabulary, wordpiece, wordpiece_input
+from vlserve.runtime.manifest import ImageInput
 from vlserve.runtime.manifest import Tensor as Axes
 from vlserve.training.contrastive import PairOptions
 from vlserve.training.pretrained import image_weights, text_folder, text_weights
 
 FAMILY = "dual_encoder"
-TOKENIZER = "tokenizer.json"
 MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3
 """EfficientNet-Lite's own: (x - 127) / 128 of bytes."""
 TEXT_HEADS = 12
@@ -223,16 +222,7 @@ class DualEncoderRecipe:
 
     def serve(self, config: Mapping[str, Any], assets: Path) -> Served:
         parsed = parse(config)
-        tokenizer = wordpiece(parsed.vocabulary)
-        tokenizer.save(str(assets / TOKENIZER))
-        text = TextInput(
-            tokenizer="wordpiece",
-            file=f"assets/{TOKENIZER}",
-            max_length=parsed.max_length,
-            pad_id=tokenizer.token_to_id("[PAD]"),
-            unknown_id=tokenizer.token_to_id("[UNK]"),
-            pad_to_max=False,
-        )
+        text = wordpiece_input(wordpiece(parsed.vocabulary), parsed.max_length, assets)
         return Served(task="embed", image=parsed.image, text=text)
 
     def graphs(self, network: nn.Module, config: Mapping[str, Any]) -> dict[str, GraphPlan]:

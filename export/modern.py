@@ -32,15 +32,14 @@ from vlserve.exporter.layers.efficientnet_lite import (
 )
 from vlserve.exporter.layers.examples import example_inputs
 from vlserve.exporter.recipe import GraphPlan, Served, Spec
-from vlserve.exporter.wordpiece import read_vocabulary, wordpiece
-from vlserve.runtime.manifest import ImageInput, TextInput
+from vlserve.exporter.wordpiece import read_vocabulary, wordpiece, wordpiece_input
+from vlserve.runtime.manifest import ImageInput
 from vlserve.runtime.manifest import Tensor as Axes
 from vlserve.training.options import TrainOptions
 from vlserve.training.plan import DataFacts
 from vlserve.training.pretrained import image_weights, text_folder, text_weights
 
 FAMILY = "modern"
-TOKENIZER = "tokenizer.json"
 MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3
 """EfficientNet-Lite's own: (x - 127) / 128 of bytes."""
 TEXT_HEADS = 12
@@ -263,16 +262,7 @@ class ModernRecipe:
 
     def serve(self, config: Mapping[str, Any], assets: Path) -> Served:
         parsed = self.parse(config)
-        tokenizer = wordpiece(parsed.vocabulary)
-        tokenizer.save(str(assets / TOKENIZER))
-        text = TextInput(
-            tokenizer="wordpiece",
-            file=f"assets/{TOKENIZER}",
-            max_length=parsed.max_length,
-            pad_id=tokenizer.token_to_id("[PAD]"),
-            unknown_id=tokenizer.token_to_id("[UNK]"),
-            pad_to_max=False,
-        )
+        text = wordpiece_input(wordpiece(parsed.vocabulary), parsed.max_length, assets)
         return Served(
             task=parsed.task,
             image=parsed.image,
