@@ -45,7 +45,7 @@ class Checkout:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=600,
             check=False,
         )
 
@@ -134,6 +134,7 @@ def test_links_inside_the_project_lead_somewhere(document: Path) -> None:
     assert [link for link in links if not (document.parent / link).exists()] == []
 
 
+@pytest.mark.timeout(1200)  # a document may train several models
 @pytest.mark.parametrize("document", documents(), ids=lambda path: path.name)
 def test_every_command_of_a_document_works(checkout: Checkout, document: Path) -> None:
     for command in commands(document):
