@@ -1,0 +1,170 @@
+"""Closed loop: so many kept connections, each asks again as soon as it has its answer.
+
+    .venv/bin/python benchmarks/load.py --url http://127.0.0.1:8080/predictions/tagger
+
+One process of greenlets, with bodies made beforehand: of the clients tried the one that takes least
+of the machine that it shares with the server (0.16 to 0.4 ms of CPU a request, most of it the
+kernel's, to copy 168 KB). Prints a table, or a line of JSON for each number of connections.
+"""
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import cycle, islice
+from statistics import median, quantiles
+from urllib.parse import urlsplit
+
+import gevent
+from gevent.event import Event
+from geventhttpclient import HTTPClient
+from geventhttpclient.response import HTTPConnectionClosed, HTTPParseError
+from photos import BODIES, Body, photos
+
+from vlserve.cli.output import print_line, print_table
+
+_TIMEOUT_S = 30.0
+_UNANSWERED = (OSError, HTTPConnectionClosed, HTTPParseError)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the clients saw in the measured time. ``failures``: status or error -> how often;
+    the latencies are of 200 answers (NaN: none)."""
+
+    connections: int
+    seconds: float
+    answered: int
+    p50_ms: float
+    p99_ms: float
+    failures: Mapping[str, int]
+    client_cpus: float
+    """CPUs that this process took: 0.05 is a twentieth of one."""
+
+    @property
+    def per_s(self) -> float:
+        return self.answered / self.seconds
+
+
+@dataclass
+class _Tally:
+    """``phase``: put behind what fails outside the measured time."""
+
+    phase: str = " (warm-up)"
+    latencies_ms: list[float] = field(default_factory=list)
+    failures: Counter[str] = field(default_factory=Counter)
+
+    def add(self, failure: str | None, latency_ms: float) -> None:
+        if failure:
+            self.failures[failure + self.phase] += 1
+        elif not self.phase:
+            self.latencies_ms.append(latency_ms)
+
+
+def load(
+    url: str,
+    bodies: Sequence[Body],
+    connections: int,
+    seconds: float,
+    warm_up_s: float = 0.0,
+    headers: Mapping[str, str] | None = None,
+    begun: Callable[[], None] = lambda: None,
+    ended: Callable[[], None] = lambda: None,
+) -> Seen:
+    """``begun`` and ``ended`` are called where the measured time begins and ends. Afterwards the
+    last requests are waited for, so that they burden nothing that is measured next."""
+    address, tally, stopping = urlsplit(url), _Tally(), Event()
+
+    def ask(number: int) -> None:
+        client = HTTPClient(str(address.hostname), address.port, network_timeout=_TIMEOUT_S)
+        for body in islice(cycle(bodies), number, None):
+            began_s = time.monotonic()
+            failure = _ask(client, address.path, body.body, {**body.headers, **(headers or {})})
+            tally.add(failure, (time.monotonic() - began_s) * 1000)
+            if failure:
+                gevent.sleep(0.01)  # a server that refuses at once must not fill the count
+            if stopping.is_set():
+                break
+        client.close()
+
+    asking = [gevent.spawn(ask, number) for number in range(connections)]
+    gevent.sleep(warm_up_s)
+    begun()
+    tally.phase, began_s, began_cpu_s = "", time.monotonic(), time.process_time()
+    gevent.sleep(seconds)
+    lasted_s, cpu_s = time.monotonic() - began_s, time.process_time() - began_cpu_s
+    tally.phase = " (afterwards)"
+    ended()
+    stopping.set()
+    gevent.joinall(asking, raise_error=True)
+    return seen(tally.latencies_ms, tally.failures, connections, lasted_s, cpu_s)
+
+
+def seen(
+    latencies_ms: Sequence[float],
+    failures: Mapping[str, int],
+    connections: int,
+    seconds: float,
+    cpu_s: float,
+) -> Seen:
+    p99_ms = quantiles(latencies_ms, n=100)[98] if len(latencies_ms) > 1 else math.nan
+    p50_ms = median(latencies_ms) if latencies_ms else math.nan
+    return Seen(
+        connections, seconds, len(latencies_ms), p50_ms, p99_ms, dict(failures), cpu_s / seconds
+    )
+
+
+def _ask(client: HTTPClient, path: str, body: bytes, headers: Mapping[str, str]) -> str | None:
+    """None: a 200."""
+    try:
+        response = client.request("POST", path, body, headers)
+        response.read()
+    except _UNANSWERED as error:
+        return type(error).__name__
+    return None if response.status_code == 200 else str(response.status_code)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--url", required=True)
+    parser.add_argument("--connections", default="1,4,16,64")
+    parser.add_argument("--seconds", type=float, default=6.0)
+    parser.add_argument("--warm-up", type=float, default=1.5, help="seconds, before each")
+    parser.add_argument("--body", choices=sorted(BODIES), default="form")
+    parser.add_argument("--header", action="append", default=[], metavar="NAME:VALUE")
+    parser.add_argument("--json", action="store_true")
+    return parser.parse_args()
+
+
+def main() -> int:
+    options = _options()
+    bodies = [BODIES[options.body](photo) for photo in photos()]
+    headers = dict(each.split(":", 1) for each in options.header)
+    rows = []
+    for connections in map(int, options.connections.split(",")):
+        seen = load(options.url, bodies, connections, options.seconds, options.warm_up, headers)
+        if options.json:
+            print(json.dumps(asdict(seen)), flush=True)
+        rows.append(
+            (
+                str(connections),
+                f"{seen.per_s:.1f}",
+                f"{seen.p50_ms:.1f}",
+                f"{seen.p99_ms:.1f}",
+                f"{seen.client_cpus:.3f}",
+                ", ".join(f"{count} x {why}" for why, count in seen.failures.items()) or "-",
+            )
+        )
+    if not options.json:
+        heads = ("CONNECTIONS", "ANSWERS/S", "P50 MS", "P99 MS", "CLIENT CPUS", "FAILURES")
+        print_table(heads, rows)
+        print_line(f"{len(bodies)} bodies of {sum(len(b.body) for b in bodies) // len(bodies)} B")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
