@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 PRETRAINED := $(VENV)/.pretrained
 SOURCES := src export handlers loadtest benchmarks serving_config tests
 
-.PHONY: serve stop test check format clean
+.PHONY: serve stop test check format bench clean
 
 $(INSTALLED): pyproject.toml requirements.lock gateway.lock
 	$(PYTHON) -m venv $(VENV)
@@ -38,6 +38,9 @@ check: $(INSTALLED)  ## format, lint, types, import contracts
 format: $(INSTALLED)
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
+
+bench: $(INSTALLED)  ## served speed as ratios to the in-process limit; PEERS=all for other servers too
+	$(BIN)/python benchmarks/serving.py --peers "$(PEERS)"
 
 clean: stop
 	rm -rf $(VENV) .vlserve

@@ -14,8 +14,11 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import cycle, islice
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from statistics import median, quantiles
 from urllib.parse import urlsplit
 
@@ -23,7 +26,7 @@ import gevent
 from gevent.event import Event
 from geventhttpclient import HTTPClient
 from geventhttpclient.response import HTTPConnectionClosed, HTTPParseError
-from photos import BODIES, Body, photos
+from photos import BODIES, Body, Photo, photos
 
 from vlserve.cli.output import print_line, print_table
 
@@ -116,6 +119,63 @@ def seen(
     return Seen(
         connections, seconds, len(latencies_ms), p50_ms, p99_ms, dict(failures), cpu_s / seconds
     )
+
+
+@dataclass(frozen=True)
+class Job:
+    """What `LoadProcess` is asked to do. ``body``: a name in BODIES."""
+
+    url: str
+    body: str
+    headers: Mapping[str, str]
+    connections: int
+    seconds: float
+    warm_up_s: float
+
+
+class LoadProcess:
+    """The clients in a process of their own, so that their CPU is theirs alone, with every body
+    already made; at rest until it is asked."""
+
+    def __init__(self, sent: Sequence[Photo]) -> None:
+        fresh = get_context("spawn")
+        self._pipe, its_end = fresh.Pipe()
+        self._process = fresh.Process(target=_do_jobs, args=(its_end, sent), daemon=True)
+        self._process.start()
+        its_end.close()
+
+    def do(self, job: Job, begun: Callable[[], None], ended: Callable[[], None]) -> Seen:
+        """See `load`."""
+        self._pipe.send(job)
+        self._pipe.recv()
+        begun()
+        self._pipe.recv()
+        ended()
+        found: Seen = self._pipe.recv()
+        return found
+
+    def close(self) -> None:
+        self._pipe.close()
+        self._process.join()
+
+
+def _do_jobs(pipe: "Connection[object, Job]", sent: Sequence[Photo]) -> None:
+    bodies = {kind: [make(photo) for photo in sent] for kind, make in BODIES.items()}
+    with suppress(EOFError):
+        while True:
+            job = pipe.recv()
+            pipe.send(
+                load(
+                    job.url,
+                    bodies[job.body],
+                    job.connections,
+                    job.seconds,
+                    job.warm_up_s,
+                    job.headers,
+                    begun=lambda: pipe.send("begun"),
+                    ended=lambda: pipe.send("ended"),
+                )
+            )
 
 
 def _ask(client: HTTPClient, path: str, body: bytes, headers: Mapping[str, str]) -> str | None:

@@ -1,0 +1,89 @@
+"""The servers that a user might choose instead, each in a virtual environment of its own.
+
+The environment is made once, from benchmarks/peers/NAME/requirements.txt, under .vlserve/bench.
+Each serves the same unpacked archive by its own code, tuned alike: as many workers as cores, one
+thread each, batches of up to 8 that wait 1 ms where the server has such a setting.
+"""
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from own_stack import free_ports
+from photos import Photo
+from sides import Side, SideFailed, plain_environment, started, tree, wait_until_up
+
+FOLDER = Path(__file__).parent / "peers"
+CACHE = Path(__file__).parents[1] / ".vlserve" / "bench"
+PORTS = 4
+
+
+@dataclass(frozen=True)
+class Peer:
+    """``body``: the kind of body that it takes raw image bytes in, as natively as it can.
+    ``path``: where it answers. peers/NAME/server.py starts it, by the variables below."""
+
+    name: str
+    body: str
+    path: str
+
+
+PEERS: Mapping[str, Peer] = {
+    peer.name: peer
+    for peer in (
+        Peer("triton", "v2-binary", "/v2/models/tagger/infer"),
+        Peer("litserve", "form", "/predict"),
+        Peer("mlserver", "v2-json", "/v2/models/tagger/infer"),
+        Peer("bentoml", "form", "/tag"),
+        Peer("ray", "form", "/tag"),
+    )
+}
+
+
+@contextmanager
+def peer_server(peer: Peer, folder: Path, archive: Path, photo: Photo) -> Iterator[Side]:
+    """``archive``: unpacked. SideFailed when its environment cannot be made, or it does
+    not start."""
+    python = _environment(peer)
+    port = free_ports(PORTS)
+    environment = plain_environment(
+        PATH=os.pathsep.join([str(python.parent), os.environ["PATH"]]),
+        TMPDIR=str(folder),
+        OMP_NUM_THREADS="1",
+        BENCH_ARCHIVE=str(archive),
+        BENCH_ANSWERING=str(FOLDER),
+        BENCH_PORT=str(port),
+        BENCH_WORKERS=str(os.cpu_count() or 1),
+    )
+    program = [python, FOLDER / peer.name / "server.py"]
+    with started(program, folder, environment) as server:
+        url = f"http://127.0.0.1:{port}{peer.path}"
+        side = Side(peer.name, url, lambda: tree(server.pid), body=peer.body)
+        yield wait_until_up(side, server, photo, folder)
+
+
+def _environment(peer: Peer) -> Path:
+    """The Python of its virtual environment, which is made where it is not there as pinned."""
+    requirements = FOLDER / peer.name / "requirements.txt"
+    folder, pinned = CACHE / peer.name, requirements.read_bytes()
+    made, python = folder / "requirements.sha256", folder / "bin" / "python"
+    digest = hashlib.sha256(pinned).hexdigest()
+    if made.is_file() and made.read_text() == digest:
+        return python
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    commands = (
+        [sys.executable, "-m", "venv", "--clear", str(folder)],
+        [*pip, "--no-deps", "--requirement", str(requirements)],
+    )
+    for command in commands:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            words = " | ".join(done.stderr.strip().splitlines()[-3:])
+            raise SideFailed(f"the environment of {peer.name} cannot be made: {words}")
+    made.write_text(digest)
+    return python

@@ -1,0 +1,36 @@
+"""An unpacked archive's own code, in whichever server: (image, text) in, JSON bodies out.
+
+Imports nothing beside the standard library and the archive, so that every server's environment can
+load it.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+BATCH_SIZE = 8
+
+
+class Answering:
+    """One warm pipeline of one thread. ``folder``: the unpacked archive, whose frozen runtime comes
+    before any other copy of it."""
+
+    def __init__(self, folder: Path) -> None:
+        sys.path.insert(0, str(folder))
+        from vlserve.runtime.folder import open_folder
+
+        self._pipeline = open_folder(folder, threads=1, frozen=True)
+        self._pipeline.warm_up(BATCH_SIZE)
+
+    def __call__(self, items: Sequence[tuple[bytes, bytes]]) -> list[bytes]:
+        """Image files and UTF-8 texts -> the answers' JSON. RuntimeError when one has none."""
+        from vlserve.runtime.body import read_request, write_body
+        from vlserve.runtime.contract import ItemError
+
+        forms: list[dict[str, Any]] = [{"image": image, "text": text} for image, text in items]
+        answers = self._pipeline.run([read_request(form, "bench") for form in forms]).answers
+        for answer in answers:
+            if isinstance(answer, ItemError):
+                raise RuntimeError(f"{answer.code}: {answer.message}")
+        return [write_body(self._pipeline.manifest, "bench", answer) for answer in answers]

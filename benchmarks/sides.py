@@ -1,0 +1,179 @@
+"""What is measured side by side: servers that are up, and how each is started."""
+
+import os
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import psutil
+from own_stack import DrilledStack, own_stack, processes
+from photos import BODIES, Photo
+
+from vlserve.control.torchserve import TorchServe, endpoints
+from vlserve.runtime.archive import verify_archive
+
+UP_WITHIN_S = 180.0
+_LOG_LINES = 8
+
+
+class SideFailed(Exception):
+    """A server did not start, or does not answer; the message ends with its last words."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One server that is up, or one way into it. ``processes`` finds all that it runs."""
+
+    name: str
+    url: str
+    processes: Callable[[], Sequence[psutil.Process]]
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: str = "form"
+
+    def rest(self) -> None:
+        """Stop its processes where they are: who waits for his turn must not take CPU."""
+        for process in self.processes():
+            with suppress(psutil.Error):
+                process.suspend()
+
+    def wake(self) -> None:
+        _resume(self.processes())
+
+    def cpu_s(self) -> Counter[str]:
+        """CPU seconds of its processes so far, by the program's name."""
+        total: Counter[str] = Counter()
+        for process in self.processes():
+            with suppress(psutil.Error), process.oneshot():
+                times = process.cpu_times()
+                total[process.name()] += times.user + times.system  # type: ignore[assignment]
+        return total
+
+
+def first_answer(side: Side, photo: Photo) -> str:
+    """What it says to ``photo``. SideFailed when that is no 200."""
+    sent = BODIES[side.body](photo)
+    try:
+        answer = httpx.post(
+            side.url,
+            content=sent.body,
+            headers={**sent.headers, **side.headers},
+            timeout=60.0,
+            trust_env=False,
+        )
+    except httpx.HTTPError as error:
+        raise SideFailed(f"{side.name} does not answer: {error!r}") from error
+    if answer.status_code != 200:
+        raise SideFailed(f"{side.name} answers {answer.status_code}: {answer.text[:300]}")
+    return answer.text
+
+
+@contextmanager
+def ours(folder: Path, archives: Sequence[Path]) -> Iterator[list[tuple[str, Side]]]:
+    """Our stack as `vlserve up` starts it, with every archive registered: each through the gateway,
+    the last one also at the engine itself, with its token. Beside each its precision."""
+    with own_stack(folder) as stack:
+        try:
+            yield [side for archive in archives for side in _ours(stack, archive, archives[-1])]
+        finally:
+            _resume(processes(stack.settings))
+
+
+def _ours(stack: DrilledStack, archive: Path, last: Path) -> Iterator[tuple[str, Side]]:
+    manifest = verify_archive(archive)
+    stack.control.register(archive)
+    name, precision = f"ours {manifest.precision}", manifest.precision
+    path = f"/predictions/{manifest.model}/{manifest.version}"
+
+    def found() -> Sequence[psutil.Process]:
+        return processes(stack.settings)
+
+    if archive != last:
+        yield precision, Side(name, stack.settings.gateway_url + path, found)
+        return
+    (instance,) = TorchServe(endpoints(stack.settings), stack.settings.engine).instances()
+    headers = {"Authorization": f"Bearer {instance.token}"}
+    engine = f"http://{instance.host}:{instance.port}{path}"
+    yield precision, Side(f"{name}, no gateway", engine, found, headers)
+    stack.control.release(manifest.model, manifest.version)
+    released = f"{stack.settings.gateway_url}/predictions/{manifest.model}"
+    yield precision, Side(name, released, found)
+
+
+@contextmanager
+def started(
+    command: Sequence[str | Path], folder: Path, environment: Mapping[str, str]
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """A server in a session of its own, with a log in ``folder``; gone afterwards with all that it
+    started."""
+    with (folder / "server.log").open("wb") as log:
+        process = subprocess.Popen(
+            [str(part) for part in command],
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            cwd=folder,
+            env=environment,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        _end(process)
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    its = tree(process.pid)
+    _resume(its)
+    with suppress(ProcessLookupError):
+        process.send_signal(signal.SIGTERM)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(10.0)
+    for each in its:
+        with suppress(psutil.Error):
+            each.kill()
+    psutil.wait_procs(its, timeout=10.0)
+    process.wait()
+
+
+def _resume(resting: Sequence[psutil.Process]) -> None:
+    for process in resting:
+        with suppress(psutil.Error):
+            process.resume()
+
+
+def tree(pid: int) -> list[psutil.Process]:
+    """A process and everything below it."""
+    try:
+        root = psutil.Process(pid)
+        return [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def wait_until_up(
+    side: Side, server: "subprocess.Popen[bytes]", photo: Photo, folder: Path
+) -> Side:
+    """It, once it answers. SideFailed when it ends first, or takes too long."""
+    deadline_s = time.monotonic() + UP_WITHIN_S
+    while True:
+        try:
+            first_answer(side, photo)
+            return side
+        except SideFailed as error:
+            if server.poll() is not None or time.monotonic() > deadline_s:
+                lines = (folder / "server.log").read_text(errors="replace").splitlines()
+                words = " | ".join(line.strip() for line in lines[-_LOG_LINES:])
+                raise SideFailed(f"{error}; its log ends: {words}") from error
+        time.sleep(0.3)
+
+
+def plain_environment(**changes: str) -> dict[str, str]:
+    """This process's, without what would change the Python of a server."""
+    dropped = ("PYTHONPATH", "VIRTUAL_ENV", "PYTHONHOME")
+    return {name: value for name, value in os.environ.items() if name not in dropped} | changes
