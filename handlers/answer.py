@@ -64,6 +64,9 @@ class AnswerTask(Task[AnswerFields]):
         check_top_k(fields.top_k, self._choices)
         return self._inputs.sample(fields)
 
+    def tokenise(self, samples: Sequence[Sample]) -> Sequence[Sample]:
+        return self._inputs.tokenise(samples)
+
     def collate(self, samples: Sequence[Sample]) -> Arrays:
         return self._inputs.collate(samples)
 

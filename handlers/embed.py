@@ -57,6 +57,9 @@ class EmbedTask(Task[EmbedFields]):
             raise _invalid("image: this model embeds texts alone")
         return self._visual.sample(fields)
 
+    def tokenise(self, samples: Sequence[Sample]) -> Sequence[Sample]:
+        return self._text.tokenise(samples) if self._text else samples
+
     def collate(self, samples: Sequence[Sample]) -> Arrays:
         """The arrays of each graph have the rows that are its: those of ``image_rows`` and
         ``text_rows``."""

@@ -38,6 +38,9 @@ class EntailTask(Task[EntailFields]):
     def preprocess(self, fields: EntailFields) -> Sample:
         return self._inputs.sample(fields)
 
+    def tokenise(self, samples: Sequence[Sample]) -> Sequence[Sample]:
+        return self._inputs.tokenise(samples)
+
     def collate(self, samples: Sequence[Sample]) -> Arrays:
         return self._inputs.collate(samples)
 

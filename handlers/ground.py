@@ -87,6 +87,9 @@ class GroundTask(Task[GroundFields]):
             check_top_k(fields.top_k, self.manifest.regions.max_regions)
         return self._inputs.sample(fields)
 
+    def tokenise(self, samples: Sequence[Sample]) -> Sequence[Sample]:
+        return self._inputs.tokenise(samples)
+
     def collate(self, samples: Sequence[Sample]) -> Arrays:
         return self._inputs.collate(samples)
 

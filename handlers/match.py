@@ -52,6 +52,9 @@ class MatchTask(Task[MatchFields]):
     def preprocess(self, fields: MatchFields) -> Sample:
         return self._inputs.sample(fields)
 
+    def tokenise(self, samples: Sequence[Sample]) -> Sequence[Sample]:
+        return self._inputs.tokenise(samples)
+
     def collate(self, samples: Sequence[Sample]) -> Arrays:
         return self._inputs.collate(samples)
 

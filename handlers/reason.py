@@ -51,6 +51,9 @@ class ReasonTask(Task[ReasonFields]):
         second = self._visual.sample_of(fields.image2, fields.features2, fields.boxes2, suffix="2")
         return self._visual.pair(first, second) | self._text.sample(fields.text)
 
+    def tokenise(self, samples: Sequence[Sample]) -> Sequence[Sample]:
+        return self._text.tokenise(samples)
+
     def collate(self, samples: Sequence[Sample]) -> Arrays:
         return self._visual.collate(samples) | self._text.collate(samples)
 

@@ -140,6 +140,9 @@ class RetrieveTask(Task[RetrieveFields]):
             raise _invalid(f"candidates: {said}")
         return np.unique([self._places[name] for name in candidates])
 
+    def tokenise(self, samples: Sequence[Sample]) -> Sequence[Sample]:
+        return self._text.tokenise(samples) if self._text else samples
+
     def collate(self, samples: Sequence[Sample]) -> Arrays:
         """The arrays of each kind have the rows that are its: those of ``image_rows`` and
         ``text_rows``. ``among`` is padded by -1."""

@@ -50,6 +50,9 @@ class TagTask(Task[TagFields]):
         check_top_k(fields.top_k, len(self.manifest.labels))
         return self._inputs.sample(fields)
 
+    def tokenise(self, samples: Sequence[Sample]) -> Sequence[Sample]:
+        return self._inputs.tokenise(samples)
+
     def collate(self, samples: Sequence[Sample]) -> Arrays:
         return self._inputs.collate(samples)
 

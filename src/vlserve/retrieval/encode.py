@@ -215,7 +215,7 @@ class _Text:
         return self._inputs.sample(fields["text"])
 
     def collate(self, samples: Sequence[Sample]) -> Arrays:
-        return self._inputs.collate(samples)
+        return self._inputs.collate(self._inputs.tokenise(samples))
 
     def length(self, known: Arrays, place: int) -> int:
         return int(known["text_length"][place])

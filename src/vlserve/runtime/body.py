@@ -114,16 +114,22 @@ def read_request(parameters: Mapping[str, Any], request_id: str) -> Request | It
         return ItemError(error.code, error.message)
 
 
-def write_body(manifest: Manifest, request_id: str, answer: Answer | ItemError) -> bytes:
-    """The JSON body that a client gets."""
+def answer_text(answer: Answer) -> str:
+    """An answer as JSON; raises for what JSON cannot carry."""
+    return json.dumps(answer, ensure_ascii=False, allow_nan=False)
+
+
+def write_body(manifest: Manifest, request_id: str, answer: str | ItemError) -> bytes:
+    """The JSON body that a client gets; ``answer`` as `answer_text` wrote it."""
     if isinstance(answer, ItemError):
         error = {"code": answer.code, "message": answer.message}
-        body: dict[str, Any] = {"error": error, "request_id": request_id}
+        body = json.dumps({"error": error, "request_id": request_id}, ensure_ascii=False)
     else:
-        body = {"model": manifest.model, "version": manifest.version, "request_id": request_id}
-        body |= answer
+        about = {"model": manifest.model, "version": manifest.version, "request_id": request_id}
+        comma = ", " if answer != "{}" else ""
+        body = json.dumps(about, ensure_ascii=False)[:-1] + comma + answer[1:]
     # a message may quote a lone surrogate of the request, which UTF-8 cannot carry
-    return json.dumps(body, ensure_ascii=False).encode("utf-8", "backslashreplace")
+    return body.encode("utf-8", "backslashreplace")
 
 
 def read_body(parameters: Mapping[str, Any]) -> dict[str, Any]:

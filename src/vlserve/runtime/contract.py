@@ -1,8 +1,8 @@
 """The words that every engine, task and backend share.
 
-One request flows as: engine -> Request -> Task.preprocess -> Sample -> Task.collate -> Arrays
--> Backend -> Arrays -> Task.postprocess -> Answer. An item that fails becomes an ItemError at its
-own place in the batch; nothing else in the batch changes.
+One request flows as: engine -> Request -> Task.preprocess -> Sample -> Task.tokenise -> Sample
+-> Task.collate -> Arrays -> Backend -> Arrays -> Task.postprocess -> Answer. An item that fails
+becomes an ItemError at its own place in the batch; nothing else in the batch changes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -49,6 +49,8 @@ class BatchResult:
     """Answers in the order of the requests, and how long each stage took for the whole batch."""
 
     answers: Sequence[Answer | ItemError]
+    texts: Sequence[str] = ()
+    """Each answer as JSON; empty of an ItemError."""
     stage_ms: Mapping[str, float] = field(default_factory=dict)
 
 

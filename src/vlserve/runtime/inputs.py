@@ -32,6 +32,9 @@ from vlserve.runtime.regions import (
 )
 from vlserve.runtime.text import Tokenizer, check_size, load_tokenizer
 
+TEXT = "text"
+"""A sample's text until it is tokenised with its batch."""
+
 FEATURES = "features"
 """The graph that makes features of an image, and the field that brings them."""
 
@@ -160,9 +163,21 @@ class TextInputs:
         self._tokenizer: Tokenizer = load_tokenizer(manifest.text, root)
 
     def sample(self, text: str) -> Sample:
-        """``text_ids`` (tokens,) of one item."""
+        """``text`` of one item, as it is."""
         check_size(text, self._spec)
-        return {"text_ids": self._tokenizer.ids(text)}
+        return {TEXT: np.array(text)}
+
+    def tokenise(self, samples: Sequence[Sample]) -> list[Sample]:
+        """``text_ids`` (tokens,) in place of each ``text``; samples without one stay."""
+        texts = [str(sample[TEXT]) for sample in samples if TEXT in sample]
+        rows = iter(self._tokenizer.rows(texts))
+        return [
+            {name: value for name, value in sample.items() if name != TEXT}
+            | {"text_ids": next(rows)}
+            if TEXT in sample
+            else sample
+            for sample in samples
+        ]
 
     def collate(self, samples: Sequence[Sample]) -> Arrays:
         text = self._tokenizer.pad([sample["text_ids"] for sample in samples])
@@ -183,6 +198,9 @@ class VisualTextInputs:
 
     def sample(self, fields: VisualTextFields) -> Sample:
         return self.visual.sample(fields) | self.text.sample(fields.text)
+
+    def tokenise(self, samples: Sequence[Sample]) -> list[Sample]:
+        return self.text.tokenise(samples)
 
     def collate(self, samples: Sequence[Sample]) -> Arrays:
         return self.visual.collate(samples) | self.text.collate(samples)

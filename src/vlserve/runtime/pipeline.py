@@ -1,25 +1,27 @@
-"""Requests in, answers out, for any engine: preprocess each, infer together, postprocess each.
+"""Requests in, answers out, for any engine: decode each, tokenise and infer together, postprocess
+each, write each as JSON. How long each of these stages took is told with the answers.
 
 A bad item leaves the batch with an error of its own; its neighbours never notice.
 """
 
-import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from vlserve.runtime.body import parse_fields
+from vlserve.runtime.body import answer_text, parse_fields
 from vlserve.runtime.contract import Answer, Arrays, BatchResult, ItemError, Request, Sample
 from vlserve.runtime.errors import ErrorCode, RequestError
 from vlserve.runtime.manifest import Manifest
 from vlserve.runtime.task import Task
 
 logger = logging.getLogger(__name__)
+
+Done = TypeVar("Done")
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,24 @@ class _Row:
 
     outputs: Arrays
     index: int
+
+
+class _Batch:
+    """The items of one batch by their places; one that fails has its error here."""
+
+    def __init__(self, items: Sequence[Request | ItemError]) -> None:
+        self.requests = {at: item for at, item in enumerate(items) if isinstance(item, Request)}
+        self.errors = {at: item for at, item in enumerate(items) if isinstance(item, ItemError)}
+
+    def each(self, places: Iterable[int], work: Callable[[int], Done]) -> dict[int, Done]:
+        """What ``work`` makes of each place; not of those where it fails."""
+        done: dict[int, Done] = {}
+        for at in places:
+            try:
+                done[at] = work(at)
+            except Exception as error:
+                self.errors[at] = _item_error(error, self.requests[at])
+        return done
 
 
 class Pipeline:
@@ -43,29 +63,24 @@ class Pipeline:
         An item that the engine could not even read comes in as an ItemError and goes out as it is.
         Never raises for a request, whatever is in it.
         """
-        stage_ms: dict[str, float] = {}
-        requests = {place: item for place, item in enumerate(items) if isinstance(item, Request)}
-        done: dict[int, Answer | ItemError] = {
-            place: item for place, item in enumerate(items) if isinstance(item, ItemError)
-        }
-        parsed: dict[int, BaseModel] = {}
-        samples: dict[int, Sample] = {}
-        with _timed(stage_ms, "preprocess"):
-            for place, request in requests.items():
-                try:
-                    parsed[place] = parse_fields(self.task.fields, request.fields)
-                    samples[place] = self.task.preprocess(parsed[place])
-                except Exception as error:
-                    done[place] = _item_error(error, request)
+        task, batch, stage_ms = self.task, _Batch(items), dict[str, float]()
+        with _timed(stage_ms, "decode"):
+            fields = batch.each(batch.requests, lambda at: self._fields(batch.requests[at]))
+            samples = batch.each(fields, lambda at: task.preprocess(fields[at]))
+        with _timed(stage_ms, "tokenise"):
+            tokenised = self._tokenised(batch, samples)
         with _timed(stage_ms, "infer"):
-            rows = dict(zip(samples, self._infer(list(samples.values())), strict=True))
+            rows = dict(zip(tokenised, self._infer(list(tokenised.values())), strict=True))
         with _timed(stage_ms, "postprocess"):
-            for place, row in rows.items():
-                try:
-                    done[place] = self._answer(row, parsed[place])
-                except Exception as error:
-                    done[place] = _item_error(error, requests[place])
-        return BatchResult([done[place] for place in range(len(items))], stage_ms)
+            answers = batch.each(rows, lambda at: self._answer(rows[at], fields[at]))
+        with _timed(stage_ms, "serialise"):
+            texts = batch.each(answers, lambda at: answer_text(answers[at]))
+        places = range(len(items))
+        return BatchResult(
+            [answers[at] if at in texts else batch.errors[at] for at in places],
+            [texts.get(at, "") for at in places],
+            stage_ms,
+        )
 
     def warm_up(self, batch_size: int) -> None:
         """Answer the archive's own probes alone and as a full batch, so that the first client
@@ -74,6 +89,17 @@ class Pipeline:
         if probes:
             self.run(probes[:1])
             self.run((probes * batch_size)[:batch_size])
+
+    def _fields(self, request: Request) -> BaseModel:
+        return parse_fields(self.task.fields, request.fields)
+
+    def _tokenised(self, batch: "_Batch", samples: Mapping[int, Sample]) -> dict[int, Sample]:
+        """All in one call where it goes well; else one by one."""
+        try:
+            together = self.task.tokenise(list(samples.values()))
+            return dict(zip(samples, together, strict=True))
+        except Exception:
+            return batch.each(samples, lambda at: self.task.tokenise([samples[at]])[0])
 
     def _infer(self, samples: Sequence[Sample]) -> list[_Row | Exception]:
         """One run where it goes well; else halves, until the guilty item stands alone."""
@@ -94,9 +120,7 @@ class Pipeline:
     def _answer(self, row: _Row | Exception, fields: BaseModel) -> Answer:
         if isinstance(row, Exception):
             raise row
-        answer = self.task.postprocess(row.outputs, row.index, fields)
-        json.dumps(answer, allow_nan=False)  # what JSON cannot carry must not fail the whole batch
-        return answer
+        return self.task.postprocess(row.outputs, row.index, fields)
 
 
 def _item_error(error: Exception, request: Request) -> ItemError:

@@ -43,6 +43,10 @@ class Task(ABC, Generic[Fields]):
     def preprocess(self, fields: Fields) -> Sample:
         """One request's arrays, without the batch axis. RequestError when it cannot be answered."""
 
+    def tokenise(self, samples: Sequence[Sample]) -> Sequence[Sample]:
+        """A batch's samples, their texts as ids: all at once, in tasks that take texts."""
+        return samples
+
     def collate(self, samples: Sequence[Sample]) -> Arrays:
         """Arrays of one batch; tasks whose samples differ in shape pad here."""
         return stack(samples)

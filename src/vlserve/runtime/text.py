@@ -1,6 +1,7 @@
 """Text -> token ids: one function for training, export, evaluation and serving."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ class TextBatch:
 
 
 class _Vocabulary(Protocol):
-    def ids(self, text: str, max_length: int) -> list[int]: ...
+    def ids(self, texts: Sequence[str], max_length: int) -> list[list[int]]: ...
 
 
 class Tokenizer:
@@ -36,7 +37,12 @@ class Tokenizer:
 
     def ids(self, text: str) -> Ids:
         """One text -> its ids (length,), cut at max_length; empty for an empty text."""
-        return np.asarray(self._vocabulary.ids(text, self.spec.max_length), dtype=np.int64)
+        return self.rows([text])[0]
+
+    def rows(self, texts: Sequence[str]) -> list[Ids]:
+        """The same of several texts, in one call of the tokenizer."""
+        rows = self._vocabulary.ids(texts, self.spec.max_length)
+        return [np.asarray(row, dtype=np.int64) for row in rows]
 
     def pad(self, rows: Sequence[Ids]) -> TextBatch:
         """Ids of several texts -> one batch, as wide as the longest or as max_length.
@@ -53,7 +59,7 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str]) -> TextBatch:
         """Texts -> one batch."""
-        return self.pad([self.ids(text) for text in texts])
+        return self.pad(self.rows(texts))
 
 
 class _Characters:
@@ -61,22 +67,24 @@ class _Characters:
         self._ids = ids
         self._unknown_id = unknown_id
 
-    def ids(self, text: str, max_length: int) -> list[int]:
+    def ids(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
         get, unknown = self._ids.get, self._unknown_id
-        return [get(character, unknown) for character in text[:max_length]]
+        return [[get(character, unknown) for character in text[:max_length]] for text in texts]
 
 
 class _WordPiece:
     def __init__(self, file: Path, max_length: int) -> None:
+        # its pool of threads costs a batch of titles more than it saves, and takes cores of others
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         import tokenizers
 
         self._tokenizer = tokenizers.Tokenizer.from_file(str(file))
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_length)
 
-    def ids(self, text: str, max_length: int) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text).ids
-        return ids[:max_length]
+    def ids(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
+        encoded = self._tokenizer.encode_batch_fast(list(texts))
+        return [one.ids[:max_length] for one in encoded]
 
 
 def load_tokenizer(spec: TextInput, root: Path) -> Tokenizer:

@@ -161,7 +161,7 @@ def test_scores_that_are_none_are_no_answers(kind: str, tmp_path: Path) -> None:
     pipeline = pipeline_of(kind, tmp_path)
     task = pipeline.task
     asked = [task.fields.model_validate(one.fields()) for one in asked_of(pipeline.manifest)][:1]
-    outputs = task.infer(task.collate([task.preprocess(one) for one in asked]))
+    outputs = task.infer(task.collate(task.tokenise([task.preprocess(one) for one in asked])))
     broken = {
         name: np.full_like(array, np.nan) if array.dtype.kind == "f" else array
         for name, array in outputs.items()

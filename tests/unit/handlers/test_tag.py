@@ -119,7 +119,7 @@ def test_only_inputs_that_the_graph_lists(pipeline: Pipeline) -> None:
 
     task: Task[Any] = type(pipeline.task)(manifest, pipeline.task.root, {"model": Watching()})
     asked = task.fields.model_validate(pipeline.manifest.probes[0].fields)
-    task.infer(task.collate([task.preprocess(asked)]))
+    task.infer(task.collate(task.tokenise([task.preprocess(asked)])))
     assert seen == [{"image"}]
 
 

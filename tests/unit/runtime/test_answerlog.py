@@ -42,7 +42,7 @@ def test_one_line_an_answer_without_what_was_sent(pipeline: Pipeline, tmp_path: 
     assert isinstance(answer, dict)
     best = [tag["tag"] for tag in answer["tags"]][:SCORES_KEPT]
     assert list(good["scores"]) == best
-    assert set(good["stage_ms"]) == {"preprocess", "infer", "postprocess"}
+    assert set(good["stage_ms"]) == {"decode", "tokenise", "infer", "postprocess", "serialise"}
     assert (bad["request_id"], bad["error"]) == ("b", "field_invalid")
     assert probe.fields["text"] not in log.read_text()
 

@@ -13,6 +13,7 @@ from vlserve.runtime.body import (
     RequestFields,
     TextField,
     WholeNumber,
+    answer_text,
     parse_fields,
     read_body,
     read_request,
@@ -150,7 +151,8 @@ def manifest() -> Manifest:
 
 
 def test_answers_say_who_answered() -> None:
-    body = write_body(manifest(), "r-1", {"tags": [{"tag": "猫", "score": 0.5}]})
+    text = answer_text({"tags": [{"tag": "猫", "score": 0.5}]})
+    body = write_body(manifest(), "r-1", text)
     assert "猫".encode() in body
     assert json.loads(body) == {
         "model": "m",
@@ -158,6 +160,11 @@ def test_answers_say_who_answered() -> None:
         "request_id": "r-1",
         "tags": [{"tag": "猫", "score": 0.5}],
     }
+
+
+def test_an_empty_answer_is_still_json() -> None:
+    body = write_body(manifest(), "r-1", answer_text({}))
+    assert json.loads(body) == {"model": "m", "version": 2, "request_id": "r-1"}
 
 
 def test_errors_say_what_and_which() -> None:

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,16 @@ class Numbers(Task[Numbered]):
         if fields.fault == "preprocess":
             raise ZeroDivisionError
         shape = (2,) if fields.fault == "shape" else (1,)
-        return {"n": np.full(shape, fields.n), "bad": np.array(fields.fault == "graph")}
+        return {
+            "n": np.full(shape, fields.n),
+            "bad": np.array(fields.fault == "graph"),
+            "untold": np.array(fields.fault == "tokenise"),
+        }
+
+    def tokenise(self, samples: Sequence[Sample]) -> Sequence[Sample]:
+        if any(sample["untold"] for sample in samples):
+            raise LookupError("no such word")
+        return samples
 
     def infer(self, arrays: Arrays) -> Arrays:
         self.runs.append(len(arrays["n"]))
@@ -82,6 +92,7 @@ def run(items: Sequence[Request | ItemError]) -> BatchResult:
 CODES = {
     "refused": ErrorCode.TEXT_TOO_LONG,
     "preprocess": ErrorCode.INFERENCE_FAILED,
+    "tokenise": ErrorCode.INFERENCE_FAILED,
     "shape": ErrorCode.INFERENCE_FAILED,
     "graph": ErrorCode.INFERENCE_FAILED,
     "postprocess": ErrorCode.INFERENCE_FAILED,
@@ -103,12 +114,12 @@ def item(n: int, fault: str) -> Request | ItemError:
 @given(st.lists(st.sampled_from([""] * 4 + sorted(CODES)), max_size=17))
 def test_good_items_are_answered_in_order_whatever_their_neighbours(faults: list[str]) -> None:
     result = run([item(n, fault) for n, fault in enumerate(faults)])
-    assert len(result.answers) == len(faults)
-    assert set(result.stage_ms) == {"preprocess", "infer", "postprocess"}
+    assert len(result.answers) == len(result.texts) == len(faults)
+    assert set(result.stage_ms) == {"decode", "tokenise", "infer", "postprocess", "serialise"}
     assert all(value >= 0 for value in result.stage_ms.values())
     for n, (fault, answer) in enumerate(zip(faults, result.answers, strict=True)):
         if fault == "":
-            assert answer == {"n": n, "tenfold": 10 * n}
+            assert answer == json.loads(result.texts[n]) == {"n": n, "tenfold": 10 * n}
         else:
             assert isinstance(answer, ItemError)
             assert answer.code is CODES[fault]

@@ -105,6 +105,12 @@ def test_wordpiece_cuts_inside_its_special_tokens(tmp_path: Path) -> None:
     assert batch.lengths.tolist() == [5, 5, 2, 3]
 
 
+def test_texts_together_have_the_ids_of_each_alone(tmp_path: Path) -> None:
+    tokenizer, texts = wordpiece(tmp_path), ["Cats 猫", "", "dog video video video video"]
+    together = tokenizer.rows(texts)
+    assert [row.tolist() for row in together] == [tokenizer.ids(text).tolist() for text in texts]
+
+
 def test_a_broken_wordpiece_file(tmp_path: Path) -> None:
     (tmp_path / "t.json").write_text("{}")
     spec = TextInput(tokenizer="wordpiece", file="t.json", max_length=5)

@@ -85,7 +85,7 @@ def test_training_sees_the_very_pixels_and_ids_that_serving_sees(
         parse_fields(task.fields, {"image": item.image.read_bytes(), "text": item.text})
         for item in file.items
     ]
-    served = task.collate([task.preprocess(one) for one in fields])
+    served = task.collate(task.tokenise([task.preprocess(one) for one in fields]))
     assert served.keys() == inputs.keys()
     assert inputs["image"].shape == (9, 3, 40, 32)
     for name, array in served.items():
