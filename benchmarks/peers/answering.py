@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 BATCH_SIZE = 8
+DELAY_S = 0.001
+"""How long a batch waits to be filled."""
 
 
 class Answering:
@@ -29,8 +31,8 @@ class Answering:
         from vlserve.runtime.contract import ItemError
 
         forms: list[dict[str, Any]] = [{"image": image, "text": text} for image, text in items]
-        answers = self._pipeline.run([read_request(form, "bench") for form in forms]).answers
-        for answer in answers:
+        result = self._pipeline.run([read_request(form, "bench") for form in forms])
+        for answer in result.answers:
             if isinstance(answer, ItemError):
                 raise RuntimeError(f"{answer.code}: {answer.message}")
-        return [write_body(self._pipeline.manifest, "bench", answer) for answer in answers]
+        return [write_body(self._pipeline.manifest, "bench", text) for text in result.texts]
