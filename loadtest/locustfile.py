@@ -15,6 +15,7 @@ import random
 import tempfile
 import time
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,6 +29,7 @@ from locust.exception import CatchResponseError
 from vlserve.stress.answer import Asked, Judged, judge_answer, transport_failure
 from vlserve.stress.covers import Post, read_posts
 from vlserve.stress.record import Record
+from vlserve.stress.stages import read_timing
 from vlserve.training.demo_data import write_demo_data
 
 STICKY_KEYS = tuple(f"caller-{number}" for number in range(50))
@@ -117,7 +119,9 @@ class PredictionUser(FastHttpUser):
         if error := response.request_meta["exception"]:
             return Judged(failure=transport_failure(error), answered=False)
         echoed = response.headers.get("x-request-id")
-        return judge_answer(response.status_code, echoed, response.content, asked)
+        judged = judge_answer(response.status_code, echoed, response.content, asked)
+        timing = read_timing(response.headers.get_all("server-timing") or ())
+        return replace(judged, timing=timing)
 
     def _report(self, due: float, sent: float, latency_ms: float | None, judged: Judged) -> None:
         path = self.traffic.path
@@ -136,6 +140,7 @@ class PredictionUser(FastHttpUser):
                 latency_ms=latency_ms,
                 version=judged.version,
                 failure=judged.failure,
+                timing=judged.timing,
             )
         )
 

@@ -99,6 +99,9 @@ def stress(
         print_json(result)
     else:
         print_table(*shown)
+        if isinstance(result, run.StressResult) and result.stages is not None:
+            print_line("")
+            print_table(*table.stage_table(result.stages))
         print_line(verdict)
         print_line(f"reports: {folder}")
     raise typer.Exit(0 if passed else 1)

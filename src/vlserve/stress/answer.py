@@ -1,7 +1,8 @@
 """Whether an answer is right in form. Right in substance is what probes and evaluation are for."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -22,6 +23,8 @@ class Judged:
     failure: str | None = None
     answered: bool = True
     """Whether a whole HTTP answer came, right or wrong."""
+    timing: Mapping[str, float] = field(default_factory=dict)
+    """Milliseconds by name, of its Server-Timing."""
 
 
 def _object(body: bytes) -> dict[str, Any] | None:

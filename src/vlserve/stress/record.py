@@ -1,8 +1,8 @@
 """One line for each request of a run: written by loadtest/locustfile.py, read to judge the run."""
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from vlserve.errors import StressError
@@ -20,6 +20,8 @@ class Record:
     """From due to the whole answer, or to the failure; None: never sent."""
     version: int | None = None
     failure: str | None = None
+    timing: Mapping[str, float] = field(default_factory=dict)
+    """Milliseconds by name, of the answer's Server-Timing."""
 
     def line(self) -> str:
         return json.dumps(asdict(self)) + "\n"

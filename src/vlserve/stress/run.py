@@ -20,8 +20,10 @@ from vlserve.stress.figures import (
     summarise,
 )
 from vlserve.stress.plan import StressPlan
+from vlserve.stress.plots import plot_stages
 from vlserve.stress.process import last_words, load_file, running_locust
 from vlserve.stress.record import read_record_file
+from vlserve.stress.stages import WhereTimeWent, where_time_went
 
 START_UP_S = 60
 """Locust imports, reads the covers and writes its report in this time, also on a busy machine."""
@@ -46,6 +48,8 @@ class StressResult:
     client_saturated: bool
     breaches: tuple[str, ...]
     passed: bool
+    stages: WhereTimeWent | None
+    """Of what is judged; None where no answer tells. stages.png shows it."""
     report: Path
     """Locust's HTML report; it counts the warm-up in."""
     result: Path
@@ -137,13 +141,15 @@ def _judge(plan: StressPlan, out_dir: Path, cpu_share: float) -> StressResult:
         client_saturated=client.saturated,
         breaches=broken,
         passed=not broken,
+        stages=where_time_went(judged),
         report=out_dir / "report.html",
         result=out_dir / "result.json",
     )
 
 
 def run_stress(plan: StressPlan, out_dir: Path, show: Show = lambda message: None) -> StressResult:
-    """Run the plan; ``out_dir`` gets report.html, result.json, requests.jsonl and locust.log.
+    """Run the plan; ``out_dir`` gets report.html, result.json, stages.png, requests.jsonl and
+    locust.log.
 
     DataError where the covers cannot be read, StressError where Locust itself fails or hangs; a
     server that answers wrong, late or not at all is a result. Whatever ends this call, Locust has
@@ -156,6 +162,8 @@ def run_stress(plan: StressPlan, out_dir: Path, show: Show = lambda message: Non
     with running_locust(_options(plan, out_dir), out_dir, plan.api_key) as process:
         cpu_share = _watch(process, plan, out_dir, show)
     result = _judge(plan, out_dir, cpu_share)
+    if result.stages is not None:
+        plot_stages(out_dir / "stages.png", result.stages, f"{plan.model}, {plan.load}")
     text = json.dumps(asdict(result), default=str, ensure_ascii=False, indent=2)
     result.result.write_text(text + "\n", encoding="utf-8")
     return result

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from vlserve.stress.figures import Figures
 from vlserve.stress.limit import LimitResult
 from vlserve.stress.run import StressResult
+from vlserve.stress.stages import STAGES, WhereTimeWent
 
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 """Column heads, rows."""
@@ -60,6 +61,14 @@ def run_table(result: StressResult) -> Table:
     rows = [list(row) for row in zip(FIGURES, judged, warm_up, strict=True)]
     rows.append(["client", f"{core}, late p99 {client.late_p99_ms:.1f} ms", ""])
     return ("", result.load, "warm-up"), rows
+
+
+def stage_table(went: WhereTimeWent) -> Table:
+    """One row a stage: mean of all requests, and of the slowest 1 %."""
+    columns = (went.all, went.slowest)
+    rows = [[stage, *(_ms(one.stage_ms[stage]) for one in columns)] for stage in STAGES]
+    rows.append(["together", *(_ms(one.latency_ms) for one in columns)])
+    return ("WHERE THE TIME WENT", "MEAN", f"SLOWEST {went.slowest.requests}"), rows
 
 
 def run_verdict(result: StressResult) -> str:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+TIMING = "decode;dur=1, tokenise;dur=0.5, infer;dur=2, postprocess;dur=0, serialise;dur=0.5"
+
 
 @dataclass
 class Behaviour:
@@ -95,6 +97,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         if self.server.behaviour.echo_id:
             self.send_header("X-Request-Id", self.headers["X-Request-Id"])
+        self.send_header("Server-Timing", TIMING)
+        self.send_header("Server-Timing", "engine;dur=4500e-3")
         self.end_headers()
         self.wfile.write(body)
 

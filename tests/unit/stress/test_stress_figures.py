@@ -110,7 +110,10 @@ def test_a_client_at_its_own_limit_is_noticed() -> None:
 
 
 def test_a_record_survives_its_line() -> None:
-    records = [Record(0.1, 0.2, 3.5, 2), Record(1.0, 0.0, None, failure="not sent: 1 in flight")]
+    records = [
+        Record(0.1, 0.2, 3.5, 2, timing={"a": 1.5}),
+        Record(1.0, 0.0, None, failure="not sent: 1 in flight"),
+    ]
     assert read_records(record.line() for record in records) == records
 
 

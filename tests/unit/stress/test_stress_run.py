@@ -13,7 +13,8 @@ from vlserve.errors import DataError, StressError
 from vlserve.stress.limit import find_limit
 from vlserve.stress.plan import StressPlan
 from vlserve.stress.run import StressResult, run_stress
-from vlserve.stress.table import limit_table, limit_verdict, run_table, run_verdict
+from vlserve.stress.stages import STAGES
+from vlserve.stress.table import limit_table, limit_verdict, run_table, run_verdict, stage_table
 
 
 def run(behaviour: Behaviour, folder: Path, **plan: Any) -> StressResult:
@@ -56,6 +57,10 @@ def test_a_closed_loop_keeps_its_connections_and_tells_versions_apart(tmp_path: 
     assert heads == ("", "3 users", "warm-up")
     assert [row[1] for row in rows if row[0] == "answers by"] == [f"version 7: {figures.requests}"]
     assert run_verdict(result).startswith("3 users held")
+    assert result.stages is not None and result.stages.share == 1
+    assert result.stages.all.stage_ms["queue"] == pytest.approx(0.5)
+    assert [row[0] for row in stage_table(result.stages)[1]] == [*STAGES, "together"]
+    assert (tmp_path / "stages.png").read_bytes().startswith(b"\x89PNG")
     everything = (tmp_path / "locust.log").read_text() + json.dumps(saved)
     assert "k-1" not in everything
 
