@@ -18,6 +18,7 @@ from vlserve.runtime.body import read_request, write_body
 from vlserve.runtime.contract import Answer, BatchResult, ItemError
 from vlserve.runtime.errors import ErrorCode
 from vlserve.runtime.folder import open_folder
+from vlserve.runtime.form import CONTENT_TYPE
 
 HTTP_STATUS = {
     ErrorCode.BODY_UNREADABLE: 400,
@@ -38,8 +39,7 @@ class TorchServeHandler:
     def initialize(self, context: Any) -> None:
         """Open the folder that TorchServe unpacked; raises when it is not what was packed."""
         folder = Path(context.system_properties["model_dir"])
-        threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
-        self.pipeline = open_folder(folder, threads, frozen=True)
+        self.pipeline = open_folder(folder, _threads(context), frozen=True)
         self.pipeline.warm_up(int(context.system_properties.get("batch_size") or 1))
         log = os.environ.get("ANSWER_LOG")
         self.answer_log = AnswerLog(Path(log) if log else None)
@@ -47,8 +47,10 @@ class TorchServeHandler:
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:
         """One JSON body per request, in order, each with a status of its own."""
         started = time.perf_counter()
-        ids = [_request_id(context, index) for index in range(len(data))]
-        requests = [read_request(*item) for item in zip(data, ids, strict=True)]
+        heads = [_head(context, index) for index in range(len(data))]
+        ids = [head.get("x-request-id") or _own_id(context, at) for at, head in enumerate(heads)]
+        kinds = [head.get(CONTENT_TYPE, "") for head in heads]
+        requests = [read_request(*item) for item in zip(data, ids, kinds, strict=True)]
         read = time.perf_counter()
         result = self.pipeline.run(requests)
         ran = time.perf_counter()
@@ -87,9 +89,22 @@ class TorchServeHandler:
             metric.add_or_update(value, [self._version, self.pipeline.manifest.model, "Model"])
 
 
-def _request_id(context: Any, index: int) -> str:
-    """The client's X-Request-Id (gateways send it in lower case), else TorchServe's own."""
-    for name, value in context.get_all_request_header(index).items():
-        if name.lower() == "x-request-id" and isinstance(value, str):  # a form part is a dict
-            return value
+def _threads(context: Any) -> int:
+    """What the control service wrote for this version, else what is so for all workers."""
+    model = context.manifest["model"]
+    engine = Path(os.environ.get("ENGINE_DIR", ""))
+    file = engine / "threads" / f"{model['modelName']}-{model['modelVersion']}"
+    told = file.read_text() if file.is_file() else os.environ.get("OMP_NUM_THREADS", "1")
+    return int(told)
+
+
+def _head(context: Any, index: int) -> dict[str, str]:
+    """A request's headers by their names in lower case; TorchServe puts parts of a form among
+    them, as dicts."""
+    headers = context.get_all_request_header(index).items()
+    return {name.lower(): value for name, value in headers if isinstance(value, str)}
+
+
+def _own_id(context: Any, index: int) -> str:
+    """TorchServe's own, for a request that came without an X-Request-Id."""
     return str(context.get_request_id(index))

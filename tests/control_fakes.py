@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vlserve.control.contract import Instance, Key, LoadedVersion, ModelRoute, Routing
+from vlserve.control.tuning import Serving
 from vlserve.errors import EngineUnavailable, GatewayRefused, LoadFailed, NotReady
 from vlserve.runtime.archive import verify_archive
 from vlserve.runtime.manifest import Manifest
@@ -25,6 +26,7 @@ class FakeEngine:
         self.loading = threading.Event()
         self.loads: list[Key] = []
         self.unloads: list[Key] = []
+        self.served: dict[Key, Serving | None] = {}
         self._manifests: dict[Key, Manifest] = {}
 
     def restart_bare(self, name: str) -> None:
@@ -40,12 +42,13 @@ class FakeEngine:
     def loaded(self) -> Mapping[str, Mapping[Key, LoadedVersion]]:
         return {name: dict(self.held[name]) for name in self._answering()}
 
-    def load(self, model: str, version: int, archive: Path) -> None:
+    def load(self, model: str, version: int, archive: Path, serving: Serving | None = None) -> None:
         key = (model, version)
         lacking = [name for name in self._answering() if key not in self.held[name]]
         self.loading.set()
         assert self.hold_loads.wait(timeout=10)
         self.loads.append(key)
+        self.served[key] = serving
         if key in self.fail_to_load:
             raise LoadFailed(self.fail_to_load[key])
         self._manifests[key] = verify_archive(archive)

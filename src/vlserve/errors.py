@@ -107,6 +107,10 @@ class NotReady(ControlError):
     """The version is not loaded and healthy."""
 
 
+class TuningInvalid(ControlError):
+    """What lies beside an archive as its tuning cannot be read, or is another archive's."""
+
+
 class StillServing(ControlError):
     """The version has weight at the gateway, so it is not unloaded."""
 

@@ -57,13 +57,14 @@ def status(as_json: AsJson = False) -> None:
             v.state,
             f"{v.weight} %" if v.weight else "",
             sum(v.workers_ready.values()) or "",
+            v.tuning.serving if v.tuning else "",
             v.reason,
         )
         for model in models
         for v in model.versions
     ]
     print_line(f"\nhealth: {health.status if health else 'the control service does not answer'}\n")
-    print_table(("MODEL", "VERSION", "STATE", "WEIGHT", "WORKERS", "REASON"), rows)
+    print_table(("MODEL", "VERSION", "STATE", "WEIGHT", "WORKERS", "TUNED", "REASON"), rows)
 
 
 def add_to(app: typer.Typer) -> None:

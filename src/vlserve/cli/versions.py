@@ -15,8 +15,11 @@ def register(
     as_json: AsJson = False,
 ) -> None:
     """Verify an archive, load it beside what serves and probe it; it gets no traffic yet."""
+    from vlserve.control.tuning import read_tuning
+
+    tuning = read_tuning(archive)
     with control_client() as control, progress(f"registering {archive.name}"):
-        done = control.register(archive)
+        done = control.register(archive, tuning)
     if as_json:
         print_json(done)
         return
@@ -27,6 +30,8 @@ def register(
         )
         return
     print_line(f"{done.model} {done.version} is {done.state}")
+    if tuning is not None:
+        print_line(f"served as tuned: {tuning.serving}")
     print_line(f"next: vlserve release {done.model} {done.version}")
 
 

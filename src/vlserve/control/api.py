@@ -25,6 +25,7 @@ from vlserve.control.gray.views import ReleaseView
 from vlserve.control.schemas import describe_predictions
 from vlserve.control.service import ControlService
 from vlserve.control.torchserve import TorchServe, endpoints
+from vlserve.control.tuning import parse_tuning
 from vlserve.control.views import (
     ErrorBody,
     ErrorView,
@@ -48,6 +49,7 @@ from vlserve.errors import (
     ReleaseUnderWay,
     SettingsError,
     StillServing,
+    TuningInvalid,
     VersionConflict,
     VersionNotFound,
     VlserveError,
@@ -65,6 +67,7 @@ _STATUS: Mapping[type[VlserveError], int] = {
     ReleaseUnderWay: 409,
     NoRelease: 409,
     SettingsError: 422,
+    TuningInvalid: 422,
     ArchiveError: 422,
     LoadFailed: 422,
     EngineUnavailable: 503,
@@ -79,6 +82,10 @@ Model = Annotated[ModelName, Path(examples=["tagger"])]
 Number = Annotated[Version, Path(examples=[2])]
 FileName = Annotated[
     str, Query(max_length=255, pattern=r"^[^/\\\x00-\x1f\x7f]*$", examples=["tagger-2.mar"])
+]
+
+TuningJson = Annotated[
+    str, Query(max_length=4096, description="What `vlserve tune` wrote beside the archive.")
 ]
 
 
@@ -178,12 +185,14 @@ def _verbs(service: ControlService, max_archive_bytes: int) -> APIRouter:
     async def register(
         request: Request,
         name: FileName = "",
+        tuning: TuningJson | None = None,
     ) -> Registered:
         """Verify, keep, load and probe the archive in the body; returns when it is ready."""
+        tuned = None if tuning is None else parse_tuning(tuning)
         archive = service.incoming / f"{uuid4().hex}.mar"
         try:
             await _receive(request, archive, max_archive_bytes)
-            return await to_thread.run_sync(service.register, archive, name)
+            return await to_thread.run_sync(service.register, archive, name, tuned)
         finally:
             archive.unlink(missing_ok=True)
 

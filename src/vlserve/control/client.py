@@ -7,6 +7,7 @@ from typing import Any, Self
 import httpx
 
 from vlserve.control.gray.views import ReleaseView
+from vlserve.control.tuning import Tuning
 from vlserve.control.views import (
     EventView,
     Health,
@@ -62,13 +63,15 @@ class ControlClient:
         found = self._call("GET", f"/models/{model}/history")["events"]
         return [EventView.model_validate(event) for event in found]
 
-    def register(self, archive: Path) -> Registered:
-        """Returns when the version is ready. ArchiveError, VersionConflict, LoadFailed."""
+    def register(self, archive: Path, tuning: Tuning | None = None) -> Registered:
+        """Returns when the version is ready. ArchiveError, VersionConflict, LoadFailed,
+        TuningInvalid."""
+        told = {"tuning": tuning.model_dump_json()} if tuning else {}
         with archive.open("rb") as body:
             answer = self._call(
                 "POST",
                 "/versions",
-                params={"name": archive.name},
+                params={"name": archive.name, **told},
                 content=body,
                 headers={
                     "Content-Type": "application/octet-stream",

@@ -6,6 +6,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
+from vlserve.control.tuning import Serving, Tuning
 from vlserve.runtime.manifest import Manifest
 
 Key = tuple[str, int]
@@ -132,9 +133,9 @@ class Engine(Protocol):
         """Instance name -> (model, version) -> what it says."""
         ...
 
-    def load(self, model: str, version: int, archive: Path) -> None:
-        """Load on every instance that lacks it, workers up. LoadFailed says why, and leaves
-        nothing of the version in the engine."""
+    def load(self, model: str, version: int, archive: Path, serving: Serving | None = None) -> None:
+        """Load on every instance that lacks it, workers up, served as the engine's settings or
+        ``serving`` say. LoadFailed says why, and leaves nothing of the version in the engine."""
         ...
 
     def unload(self, model: str, version: int) -> None:
@@ -184,6 +185,7 @@ class VersionRecord:
     was_ready: bool
     registered_at: str
     changed_at: str
+    tuning: Tuning | None = None
 
     @property
     def key(self) -> Key:

@@ -76,7 +76,11 @@ CREATE TABLE gray_releases (
 CREATE UNIQUE INDEX one_release_at_a_time ON gray_releases (model) WHERE ended_at IS NULL;
 """
 
-_SCHEMAS = (_FIRST, _GRAY_RELEASES)
+_TUNING = """
+ALTER TABLE versions ADD COLUMN tuning TEXT;
+"""
+
+_SCHEMAS = (_FIRST, _GRAY_RELEASES, _TUNING)
 """What each schema version adds to the one before."""
 
 

@@ -14,10 +14,13 @@ from typing import Any, Self
 from vlserve.control.contract import Event, ModelRecord, Shadow, State, VersionRecord
 from vlserve.control.database import Database
 from vlserve.control.rollout import TRANSITIONS, states_after
+from vlserve.control.tuning import Tuning, parse_tuning
 from vlserve.errors import ControlError, ModelNotFound, VersionNotFound
 from vlserve.runtime.manifest import Manifest
 
-_VERSION = "model, version, archive, sha256, state, reason, was_ready, registered_at, changed_at"
+_VERSION = (
+    "model, version, archive, sha256, state, reason, was_ready, registered_at, changed_at, tuning"
+)
 
 
 class Ledger:
@@ -90,7 +93,9 @@ class Ledger:
             for row in self._query("SELECT * FROM events WHERE model = ? ORDER BY id", model)
         ]
 
-    def add(self, manifest: Manifest, archive: Path, sha256: str) -> VersionRecord:
+    def add(
+        self, manifest: Manifest, archive: Path, sha256: str, tuning: Tuning | None = None
+    ) -> VersionRecord:
         """A new version, registered. Replaces a failed one of this number that was never ready."""
         model, version, at = manifest.model, manifest.version, now()
         with self.transaction():
@@ -104,7 +109,7 @@ class Ledger:
             )
             self._execute(
                 "INSERT INTO versions (model, version, archive, sha256, manifest, state,"
-                " registered_at, changed_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                " registered_at, changed_at, tuning) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 model,
                 version,
                 str(archive.relative_to(self.store)),
@@ -113,8 +118,22 @@ class Ledger:
                 State.REGISTERED,
                 at,
                 at,
+                tuning.model_dump_json() if tuning else None,
             )
-            self.record(model, version, "registered", sha256=sha256)
+            told = {"tuned": str(tuning.serving)} if tuning else {}
+            self.record(model, version, "registered", sha256=sha256, **told)
+        return self.version(model, version)
+
+    def tune(self, model: str, version: int, tuning: Tuning) -> VersionRecord:
+        """How a version is to be served from its next load on."""
+        with self.transaction():
+            self._execute(
+                "UPDATE versions SET tuning = ? WHERE model = ? AND version = ?",
+                tuning.model_dump_json(),
+                model,
+                version,
+            )
+            self.record(model, version, "tuned", tuned=str(tuning.serving))
         return self.version(model, version)
 
     def move(
@@ -263,6 +282,7 @@ class Ledger:
             was_ready=bool(row["was_ready"]),
             registered_at=row["registered_at"],
             changed_at=row["changed_at"],
+            tuning=None if row["tuning"] is None else parse_tuning(row["tuning"]),
         )
 
     def _manifest(self, model: str, version: int, sha256: str) -> Manifest:

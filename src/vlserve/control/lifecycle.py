@@ -132,7 +132,8 @@ class Lifecycle:
 
     def _load_and_probe(self, record: VersionRecord) -> None:
         _check_bytes(record)
-        self._engine.load(*record.key, record.archive)
+        serving = record.tuning.serving if record.tuning else None
+        self._engine.load(*record.key, record.archive, serving)
         self._check_answers(record)
 
     def _check_answers(self, record: VersionRecord) -> None:

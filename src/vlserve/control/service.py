@@ -19,6 +19,7 @@ from vlserve.control.ledger import Ledger
 from vlserve.control.lifecycle import Lifecycle, Operations
 from vlserve.control.rollout import full_weight, rollback_target
 from vlserve.control.traffic import Traffic
+from vlserve.control.tuning import Tuning, check_tuning
 from vlserve.control.views import (
     EventView,
     Health,
@@ -59,17 +60,19 @@ class ControlService:
         shutil.rmtree(self.incoming, ignore_errors=True)  # what a crash cut short
         self.incoming.mkdir(parents=True)
 
-    def register(self, archive: Path, name: str = "") -> Registered:
+    def register(self, archive: Path, name: str = "", tuning: Tuning | None = None) -> Registered:
         """Verify, keep, load and probe the archive at ``archive``, a file in `incoming`, which is
         moved. ``name``: the file's name at the user's, which must not contradict its manifest.
+        ``tuning``: how it is to be served; where it is loaded already, from its next load on.
 
-        ArchiveError; VersionConflict: the number is taken by other bytes; LoadFailed: the version
-        is failed, and its number free for another archive, because it never answered anybody.
+        TuningInvalid: it is another archive's; ArchiveError; VersionConflict: the number is taken
+        by other bytes; LoadFailed: the version is failed, and its number free for another archive,
+        because it never answered anybody.
         """
         with self._recording_refusal(name):
-            return self._register(archive, name)
+            return self._register(archive, name, tuning)
 
-    def _register(self, archive: Path, name: str) -> Registered:
+    def _register(self, archive: Path, name: str, tuning: Tuning | None) -> Registered:
         manifest = verify_archive(archive, called=name or "the archive")
         _check_name(name, manifest)
         if not manifest.probes:
@@ -79,13 +82,17 @@ class ControlService:
             )
         with archive.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        if tuning is not None:
+            check_tuning(tuning, sha256)
         with self._operations.on((manifest.model, manifest.version)):
             record = self._admit(manifest, sha256)
             kept = self._keep(archive, manifest)  # also mends a file that was damaged since
+            if record is not None and tuning is not None and tuning != record.tuning:
+                record = self._ledger.tune(*record.key, tuning)
             if record is not None and record.state not in _UNFINISHED:
                 return _registered(record, already_registered=True)
             if record is None:
-                record = self._ledger.add(manifest, kept, sha256)
+                record = self._ledger.add(manifest, kept, sha256, tuning)
             return _registered(self._lifecycle.load(record), already_registered=False)
 
     def release(self, model: str, version: int) -> Released:
@@ -248,6 +255,7 @@ class ControlService:
                     sha256=version.sha256,
                     registered_at=version.registered_at,
                     changed_at=version.changed_at,
+                    tuning=version.tuning,
                     workers_ready={
                         name: holds[version.key].workers_ready
                         for name, holds in held.items()

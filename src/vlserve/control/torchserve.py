@@ -18,6 +18,7 @@ import httpx
 
 from vlserve.control import registration, workerlog
 from vlserve.control.contract import Instance, Key, LoadedVersion
+from vlserve.control.tuning import Serving, tuned
 from vlserve.errors import ControlError, EngineUnavailable, LoadFailed, NotReady
 from vlserve.settings import EngineSettings, Settings
 
@@ -59,6 +60,16 @@ class Endpoint:
         """Where TorchServe writes model_log.log, which must carry what workers print at INFO."""
         return self.folder / "logs"
 
+    def threads_file(self, model: str, version: int) -> Path:
+        """Where a worker reads how many threads it has: TorchServe gives all workers the same
+        environment."""
+        return self.folder / "threads" / f"{model}-{version}"
+
+    def write_threads(self, model: str, version: int, threads: int) -> None:
+        file = self.threads_file(model, version)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{threads}\n")
+
 
 def endpoints(settings: Settings) -> tuple[Endpoint, ...]:
     """Every TorchServe instance of this stack."""
@@ -97,13 +108,14 @@ class TorchServe:
     def loaded(self) -> Mapping[str, Mapping[Key, LoadedVersion]]:
         return self._ask_all(_Server.loaded)
 
-    def load(self, model: str, version: int, archive: Path) -> None:
+    def load(self, model: str, version: int, archive: Path, serving: Serving | None = None) -> None:
         servers = [server for server in self._answering() if not server.serves(model, version)]
         if not servers:
             return
         with ThreadPoolExecutor(len(servers)) as pool:
             loads = {
-                server: pool.submit(server.load, model, version, archive) for server in servers
+                server: pool.submit(server.load, model, version, archive, serving)
+                for server in servers
             }
         failures = [
             (server, error) for server, load in loads.items() if (error := load.exception())
@@ -193,16 +205,18 @@ class _Server:
         found = self._describe(f"{model}/{version}")
         return bool(found) and _loaded(found[0]).workers_ready > 0
 
-    def load(self, model: str, version: int, archive: Path) -> None:
+    def load(self, model: str, version: int, archive: Path, serving: Serving | None) -> None:
         """Register, or wait for workers that come up already, as after a crash of this service."""
         if self._comes_up(model, version):
             return
         self.remove(model, version)
         endpoint = self._endpoint
+        settings = tuned(self._settings, serving)
+        endpoint.write_threads(model, version, settings.threads)
         logged = workerlog.log_size(endpoint.logs)
         address = f"{endpoint.host}:{endpoint.grpc_management_port}"
         try:
-            registration.register(address, self._tokens()["management"], archive, self._settings)
+            registration.register(address, self._tokens()["management"], archive, settings)
         except LoadFailed as error:
             raise LoadFailed(self._reason(model, version, logged) or str(error)) from error
 
@@ -217,6 +231,7 @@ class _Server:
                 f"{self.name} did not unload {model} {version}: {_message(response)}"
             )
         (self._endpoint.store / f"{model}-{version}.mar").unlink(missing_ok=True)
+        self._endpoint.threads_file(model, version).unlink(missing_ok=True)
 
     def _give_up_default(self, model: str, version: int) -> None:
         """TorchServe refuses to delete a model's default version, and routes nothing by it here."""

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from vlserve.control.contract import State
+from vlserve.control.tuning import Tuning
 from vlserve.errors import ArchiveError, ControlError, VlserveError
 
 
@@ -49,6 +50,7 @@ class VersionView(View):
     sha256: str = Field(description="Of the archive.")
     registered_at: str
     changed_at: str
+    tuning: Tuning | None = Field(default=None, description="Null: served as for all versions.")
     workers_ready: Mapping[str, int] = Field(
         description="Engine instance -> workers that can answer; instances without it are left out."
     )

@@ -1,0 +1,99 @@
+"""How one version is served, as `vlserve tune` found it: a file beside the archive, which
+`vlserve register` sends along and the ledger keeps."""
+
+import hashlib
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vlserve.errors import TuningInvalid
+from vlserve.runtime.manifest import Sha256
+from vlserve.settings import EngineSettings
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Serving(_Frozen):
+    """What may differ from version to version of what EngineSettings says for all."""
+
+    workers: int = Field(ge=1, le=256)
+    threads: int = Field(ge=1, le=256, description="Of each worker.")
+    batch_size: int = Field(ge=1, le=1024)
+    max_batch_delay_ms: int = Field(ge=1, le=10_000)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.workers} x {self.threads}, batch {self.batch_size}, "
+            f"{self.max_batch_delay_ms} ms"
+        )
+
+
+class Measured(_Frozen):
+    """Of closed-loop callers at the gateway."""
+
+    connections: int
+    rps: float
+    p50_ms: float
+    p99_ms: float
+
+
+class Tuning(_Frozen):
+    """``<archive>.tuning.json``."""
+
+    archive_sha256: Sha256
+    serving: Serving
+    slo_p99_ms: float
+    measured: Measured
+    machine: str
+    tuned_at: str = Field(description="UTC, ISO 8601.")
+
+
+def of_engine(settings: EngineSettings) -> Serving:
+    """What a version gets that was not tuned."""
+    return Serving.model_validate(settings, from_attributes=True)
+
+
+def tuned(settings: EngineSettings, serving: Serving | None) -> EngineSettings:
+    """The engine's settings for a version that is served so."""
+    return settings if serving is None else settings.model_copy(update=serving.model_dump())
+
+
+def tuning_file(archive: Path) -> Path:
+    """Where `vlserve tune` writes, and `vlserve register` looks."""
+    return archive.with_name(f"{archive.stem}.tuning.json")
+
+
+def read_tuning(archive: Path) -> Tuning | None:
+    """What lies beside ``archive``; None where nothing does. TuningInvalid when it cannot be read,
+    or was made of other bytes."""
+    file = tuning_file(archive)
+    if not file.is_file():
+        return None
+    tuning = parse_tuning(file.read_bytes(), file.name)
+    with archive.open("rb") as opened:
+        sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+    check_tuning(tuning, sha256, file.name)
+    return tuning
+
+
+def parse_tuning(raw: bytes | str, what: str = "tuning") -> Tuning:
+    """TuningInvalid names each wrong field."""
+    try:
+        return Tuning.model_validate_json(raw)
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"{'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']}"
+            for item in error.errors(include_url=False, include_input=False)
+        )
+        raise TuningInvalid(f"{what}: {wrong}") from error
+
+
+def check_tuning(tuning: Tuning, sha256: str, what: str = "tuning") -> None:
+    """TuningInvalid unless it is of the archive with these bytes."""
+    if tuning.archive_sha256 != sha256:
+        raise TuningInvalid(
+            f"{what} was made for another archive (sha256 {tuning.archive_sha256[:12]}…, this one "
+            f"has {sha256[:12]}…): run `vlserve tune` again, or remove it"
+        )

@@ -1,0 +1,133 @@
+"""What was tuned follows its version: into the ledger, into every load, out in the status."""
+
+import hashlib
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from control_fakes import FakeEngine, FakeGateway
+
+from vlserve.control.assembly import Control, assemble
+from vlserve.control.contract import State
+from vlserve.control.database import LEDGER
+from vlserve.control.reconcile import Restore
+from vlserve.control.tuning import (
+    Measured,
+    Serving,
+    Tuning,
+    of_engine,
+    read_tuning,
+    tuned,
+    tuning_file,
+)
+from vlserve.errors import TuningInvalid
+from vlserve.settings import EngineSettings, Settings
+
+Archive = Callable[..., Path]
+SERVING = Serving(workers=1, threads=2, batch_size=4, max_batch_delay_ms=3)
+
+
+def tuning_of(archive: Path, serving: Serving = SERVING) -> Tuning:
+    return Tuning(
+        archive_sha256=hashlib.sha256(archive.read_bytes()).hexdigest(),
+        serving=serving,
+        slo_p99_ms=100.0,
+        measured=Measured(connections=4, rps=90.0, p50_ms=40.0, p99_ms=80.0),
+        machine="2 cores",
+        tuned_at="2026-01-31T09:30:00+00:00",
+    )
+
+
+@pytest.fixture
+def archive(control: Control, packed: Archive) -> Path:
+    copy = control.service.incoming / "upload.mar"
+    copy.write_bytes(packed().read_bytes())
+    return copy
+
+
+def test_a_tuned_version_is_loaded_so_at_every_load(
+    control: Control,
+    engine: FakeEngine,
+    gateway: FakeGateway,
+    archive: Path,
+    packed: Archive,
+    settings: Settings,
+) -> None:
+    control.service.register(archive, tuning=tuning_of(packed()))
+    assert engine.served.pop(("tagger", 1)) == SERVING
+    assert control.service.model("tagger").versions[0].tuning == tuning_of(packed())
+    assert control.ledger.events("tagger")[0].detail["tuned"] == "1 x 2, batch 4, 3 ms"
+
+    control.service.unload("tagger", 1)
+    control.service._lifecycle.make_ready(control.ledger.version("tagger", 1))
+    assert engine.served.pop(("tagger", 1)) == SERVING
+
+    engine.restart_bare("engine-0")
+    control.stop()
+    again = assemble(settings, engine, gateway)
+    (action,) = [one for one in again.reconciler.tick() if isinstance(one, Restore)]
+    again.stop()  # after what the tick started
+    assert action.record.tuning == tuning_of(packed())
+    assert engine.served == {("tagger", 1): SERVING}
+
+
+def test_tuned_later_it_is_served_so_from_its_next_load_on(
+    control: Control, engine: FakeEngine, archive: Path, packed: Archive
+) -> None:
+    raw = archive.read_bytes()
+    control.service.register(archive)
+    assert engine.served == {("tagger", 1): None}
+    archive.write_bytes(raw)
+    done = control.service.register(archive, tuning=tuning_of(packed()))
+    assert (done.already_registered, done.state) == (True, State.READY)
+    assert engine.loads == [("tagger", 1)]
+    assert control.ledger.events("tagger")[-1].kind == "tuned"
+    assert control.ledger.version("tagger", 1).tuning == tuning_of(packed())
+
+
+def test_the_tuning_of_another_archive_is_refused(
+    control: Control, archive: Path, packed: Archive
+) -> None:
+    with pytest.raises(TuningInvalid, match="another archive"):
+        control.service.register(archive, tuning=tuning_of(packed(version=2)))
+    assert control.service.models() == []
+
+
+def test_it_lies_beside_the_archive(archive: Path) -> None:
+    assert read_tuning(archive) is None
+    file = tuning_file(archive)
+    assert file.name == "upload.tuning.json"
+    file.write_text(tuning_of(archive).model_dump_json())
+    assert read_tuning(archive) == tuning_of(archive)
+    archive.write_bytes(b"exported again")
+    with pytest.raises(TuningInvalid, match="run `vlserve tune` again"):
+        read_tuning(archive)
+    file.write_text('{"serving": {"workers": 0}}')
+    with pytest.raises(TuningInvalid, match=r"upload\.tuning\.json: .*serving\.workers"):
+        read_tuning(archive)
+
+
+def test_only_what_was_tuned_differs_from_the_engine_s_settings() -> None:
+    engine = EngineSettings(workers=3, queue_size=7)
+    assert of_engine(engine).workers == 3
+    assert tuned(engine, None) is engine
+    changed = tuned(engine, SERVING)
+    assert of_engine(changed) == SERVING
+    assert changed.queue_size == 7
+
+
+def test_a_ledger_from_before_tuning_is_read(control: Control, packed: Archive) -> None:
+    copy = control.service.incoming / "upload.mar"
+    copy.write_bytes(packed().read_bytes())
+    control.service.register(copy)
+    store = control.ledger.store
+    control.stop()
+    raw = sqlite3.connect(store / LEDGER)
+    raw.execute("ALTER TABLE versions DROP COLUMN tuning")
+    raw.execute("PRAGMA user_version = 2")
+    raw.close()
+    settings = Settings(model_store=store, state_dir=store.parent / "state")
+    again = assemble(settings, FakeEngine(), FakeGateway())
+    assert again.ledger.version("tagger", 1).tuning is None
+    again.stop()
