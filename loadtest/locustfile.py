@@ -26,7 +26,8 @@ from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 from locust.exception import CatchResponseError
 
-from vlserve.stress.answer import Asked, Judged, judge_answer, transport_failure
+from vlserve.stress.answer import Asked, Judged, judge_answer, judge_any_answer, transport_failure
+from vlserve.stress.bodies import varied_bodies
 from vlserve.stress.covers import Post, read_posts
 from vlserve.stress.record import Record
 from vlserve.stress.stages import read_timing
@@ -34,6 +35,7 @@ from vlserve.training.demo_data import write_demo_data
 
 STICKY_KEYS = tuple(f"caller-{number}" for number in range(50))
 DEMO_ITEMS = 60
+ARCHIVE_BODIES = 60
 NO_SERVER_PAUSE_S = 0.1
 """A closed-loop user that got no answer at all waits so long, as real clients do."""
 
@@ -44,12 +46,18 @@ def demo_posts() -> tuple[Post, ...]:
         return read_posts(write_demo_data(Path(folder), items=DEMO_ITEMS).train)
 
 
+def posts_of(options: Any) -> tuple[Post, ...]:
+    if options.data:
+        return read_posts(options.data)
+    return varied_bodies(options.archive, ARCHIVE_BODIES) if options.archive else demo_posts()
+
+
 class Run:
     """What all users share: what they send, and the record of how it went."""
 
     def __init__(self, options: Any) -> None:
         self.options = options
-        self.posts = read_posts(options.data) if options.data else demo_posts()
+        self.posts = posts_of(options)
         version = f"/{options.model_version}" if options.model_version else ""
         self.path = f"/predictions/{options.model}{version}"
         self.api_key = os.environ.get("VLSERVE_STRESS_API_KEY", "")
@@ -119,7 +127,12 @@ class PredictionUser(FastHttpUser):
         if error := response.request_meta["exception"]:
             return Judged(failure=transport_failure(error), answered=False)
         echoed = response.headers.get("x-request-id")
-        judged = judge_answer(response.status_code, echoed, response.content, asked)
+        status, body = response.status_code, response.content
+        if traffic.options.archive:
+            said = response.headers.get("x-model-version")
+            judged = judge_any_answer(status, said, echoed, body, asked)
+        else:
+            judged = judge_answer(status, echoed, body, asked)
         timing = read_timing(response.headers.get_all("server-timing") or ())
         return replace(judged, timing=timing)
 
@@ -189,6 +202,7 @@ def add_options(parser: LocustArgumentParser) -> None:
     add("--model", default="tagger", help="Name of the model to ask.")
     add("--model-version", type=int, help="Ask this version on its own path.")
     add("--data", type=Path, help='JSON lines {"id", "img", "text"}; default: the demo set.')
+    add("--archive", type=Path, help="Of any task: requests are made of this archive's probes.")
     add("--rate", type=float, help="Open loop: requests a second.")
     add("--max-in-flight", type=int, default=500, help="Open loop: arrivals beyond are not sent.")
     add("--sticky-share", type=float, default=0.0, help="Share of requests with a sticky key.")

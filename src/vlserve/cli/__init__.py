@@ -14,6 +14,7 @@ from vlserve.cli import (
     release,
     stack,
     stress,
+    tune,
     versions,
 )
 from vlserve.cli.output import stderr
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for group in (stack, demo, build, index, recipes, versions, release, predict, stress, drill):
+for group in (stack, demo, build, index, recipes, versions, release, predict, stress, tune, drill):
     group.add_to(app)
 
 

@@ -63,7 +63,8 @@ class ControlService:
     def register(self, archive: Path, name: str = "", tuning: Tuning | None = None) -> Registered:
         """Verify, keep, load and probe the archive at ``archive``, a file in `incoming`, which is
         moved. ``name``: the file's name at the user's, which must not contradict its manifest.
-        ``tuning``: how it is to be served; where it is loaded already, from its next load on.
+        ``tuning``: how it is to be served; where it is loaded already, from its next load on; where
+        it is retired, it is loaded so.
 
         TuningInvalid: it is another archive's; ArchiveError; VersionConflict: the number is taken
         by other bytes; LoadFailed: the version is failed, and its number free for another archive,
@@ -87,9 +88,11 @@ class ControlService:
         with self._operations.on((manifest.model, manifest.version)):
             record = self._admit(manifest, sha256)
             kept = self._keep(archive, manifest)  # also mends a file that was damaged since
-            if record is not None and tuning is not None and tuning != record.tuning:
+            retuned = record is not None and tuning is not None and tuning != record.tuning
+            if record is not None and tuning is not None and retuned:
                 record = self._ledger.tune(*record.key, tuning)
-            if record is not None and record.state not in _UNFINISHED:
+            awaited = (*_UNFINISHED, State.RETIRED) if retuned else _UNFINISHED
+            if record is not None and record.state not in awaited:
                 return _registered(record, already_registered=True)
             if record is None:
                 record = self._ledger.add(manifest, kept, sha256, tuning)

@@ -19,6 +19,8 @@ class StressPlan:
     model: str
     data: Path | None = None
     """JSON lines ``{"id", "img", "text"}``, images relative to the file. None: the demo set."""
+    archive: Path | None = None
+    """Instead of the demo set: requests made of this archive's probes, for any task."""
     users: int | None = None
     rate_per_s: float | None = None
     duration_s: int = 30

@@ -74,6 +74,7 @@ def _options(plan: StressPlan, out_dir: Path) -> Mapping[str, object]:
     }
     optional = {
         "--data": plan.data,
+        "--archive": plan.archive and plan.archive.resolve(),
         "--rate": plan.rate_per_s,
         "--model-version": plan.version,
     }

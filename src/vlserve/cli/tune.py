@@ -1,0 +1,104 @@
+"""tune: how an archive is best served on this machine."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vlserve.cli.output import AsJson, print_json, print_line, print_table, progress
+from vlserve.settings import load_settings
+
+if TYPE_CHECKING:
+    from vlserve.tuning.tune import Found
+
+
+def tune(
+    archive: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True)],
+    slo_p99_ms: Annotated[
+        float, typer.Option(min=1, help="99 % of requests must be answered in this time.")
+    ],
+    minutes: Annotated[float, typer.Option(min=0.1, help="Begin nothing new after.")] = 5.0,
+    seconds: Annotated[int, typer.Option(min=1, help="Of each measurement.")] = 4,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="JSON lines of covers and titles; default: the archive's own probes, varied.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Search workers, threads, batch size and delay for the most answers a second within the limit,
+    on a stack of its own, and write them beside ARCHIVE for `register`. Exit code 1 when nothing
+    holds the limit. Leave the machine alone meanwhile."""
+    from vlserve.control.client import ControlClient
+    from vlserve.control.tuning import of_engine
+    from vlserve.tuning.private_stack import private_stack
+    from vlserve.tuning.trials import Load, Trials
+    from vlserve.tuning.tune import tune as search
+    from vlserve.tuning.tune import write_tuning
+
+    settings, cores = load_settings(), os.cpu_count() or 1
+    with (
+        tempfile.TemporaryDirectory(prefix="vlserve-tune-runs-") as runs,
+        progress(f"tuning {archive.name}") as show,
+        private_stack(settings, show) as own,
+        ControlClient(own.control_url) as control,
+    ):
+        load = Load(data, seconds)
+        trials = Trials(archive, control, own.gateway_url, load, Path(runs))
+        start = of_engine(settings.engine)
+        found = search(trials, slo_p99_ms, start, cores, minutes * 60, seconds, show)
+    files = write_tuning(trials, found) if found.best else ()
+    if as_json:
+        print_json(found)
+    else:
+        _print(found, [str(file) for file in files])
+    raise typer.Exit(0 if found.best else 1)
+
+
+def _print(found: "Found", files: list[str]) -> None:
+    def ms(value: float | None) -> str:
+        return "-" if value is None else f"{value:.1f} ms"
+
+    rows = [
+        (
+            point.serving.workers,
+            point.serving.threads,
+            point.serving.batch_size,
+            f"{point.serving.max_batch_delay_ms} ms",
+            point.connections,
+            f"{point.rps:.1f}/s",
+            ms(point.p50_ms),
+            ms(point.p99_ms),
+            f"{point.error_rate:.1%}" if point.error_rate else "",
+            "chosen" if point is found.best else "" if point.held(found.slo_p99_ms) else "broke",
+        )
+        for point in found.points
+    ]
+    heads = ("WORKERS", "THREADS", "BATCH", "DELAY", "CONNECTIONS", "ANSWERED", "P50", "P99")
+    print_table((*heads, "ERRORS", ""), rows)
+    for failure in found.failed:
+        print_line(f"could not be loaded: {failure}")
+    ended = "nothing better was left to try" if found.finished else "the time was over"
+    if found.best is None:
+        nearest = found.nearest
+        said = f"the lowest p99 was {ms(nearest.p99_ms)}, {nearest.serving}" if nearest else ""
+        print_line(
+            f"no setting held p99 <= {found.slo_p99_ms:g} ms, nothing was written ({ended})"
+            + (f"; {said} with {nearest.connections} connections" if nearest else "")
+        )
+        return
+    best = found.best
+    print_line(
+        f"best: {best.serving} (workers x threads): {best.rps:.1f}/s with {best.connections} "
+        f"connections at p99 {ms(best.p99_ms)}; {ended}"
+    )
+    print_line(f"written: {', '.join(files)}")
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command()(tune)

@@ -1,0 +1,1 @@
+"""Which workers, threads, batch size and delay serve an archive best on this machine."""

@@ -1,0 +1,94 @@
+"""One setting after the other on a stack that is up, under closed loops through its gateway."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from vlserve.control.client import ControlClient
+from vlserve.control.contract import State
+from vlserve.control.tuning import Measured, Serving, Tuning
+from vlserve.runtime.archive import verify_archive
+from vlserve.stress.plan import StressPlan
+from vlserve.stress.run import run_stress
+from vlserve.tuning.search import Point
+
+Show = Callable[[str], None]
+LENIENT_MS = 1e9
+"""The runs themselves judge no time: the search does."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """``data``: JSON lines of covers and titles; None: requests made of the archive's probes."""
+
+    data: Path | None
+    seconds: int
+    warm_up_s: int = 1
+
+
+class Trials:
+    """Loads the archive as asked, and measures it. ``folder``: where each run leaves its report."""
+
+    def __init__(
+        self, archive: Path, control: ControlClient, gateway_url: str, load: Load, folder: Path
+    ) -> None:
+        self.archive = archive
+        self._manifest = verify_archive(archive)
+        with archive.open("rb") as file:
+            self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        self._control, self._url, self._load, self._folder = control, gateway_url, load, folder
+        self._runs = 0
+
+    def serve(self, serving: Serving) -> None:
+        """Loaded so when this returns. LoadFailed."""
+        model, version = self._manifest.model, self._manifest.version
+        known = [view for view in self._control.models() if view.model == model]
+        states = {view.version: view.state for one in known for view in one.versions}
+        if states.get(version) is State.READY:
+            self._control.unload(model, version)
+        unknown = Measured(connections=0, rps=0, p50_ms=0, p99_ms=0)
+        self._control.register(self.archive, self.tuning(serving, 0, unknown))
+
+    def measure(self, serving: Serving, connections: int, seconds: int | None = None) -> Point:
+        """What so many callers see of the version as it is loaded now."""
+        self._runs += 1
+        plan = StressPlan(
+            url=self._url,
+            model=self._manifest.model,
+            version=self._manifest.version,
+            archive=self.archive,
+            data=self._load.data,
+            users=connections,
+            duration_s=seconds or self._load.seconds,
+            warm_up_s=self._load.warm_up_s,
+            max_error_rate=1.0,
+            max_p99_ms=LENIENT_MS,
+        )
+        figures = run_stress(plan, self._folder / f"run-{self._runs:03d}").figures
+        return Point(
+            serving, connections, figures.rps, figures.p50_ms, figures.p99_ms, figures.error_rate
+        )
+
+    def tuning(self, serving: Serving, slo_p99_ms: float, measured: Measured) -> Tuning:
+        return Tuning(
+            archive_sha256=self.sha256,
+            serving=serving,
+            slo_p99_ms=slo_p99_ms,
+            measured=measured,
+            machine=machine(),
+            tuned_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+
+
+def machine() -> str:
+    """The processor and how many cores of it."""
+    cores = f"{os.cpu_count() or 1} cores"
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return cores
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]}, {cores}" if names else cores

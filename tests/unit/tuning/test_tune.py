@@ -1,0 +1,94 @@
+"""The search over a machine that is made up: what it finds, confirms, writes, and when it stops."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vlserve.control.tuning import Measured, Serving, read_tuning
+from vlserve.errors import LoadFailed
+from vlserve.exporter.echo import pack_echo
+from vlserve.tuning.search import Point
+from vlserve.tuning.trials import Load, Trials
+from vlserve.tuning.tune import Found, tune, write_tuning
+
+START = Serving(workers=2, threads=1, batch_size=8, max_batch_delay_ms=1)
+
+
+class MadeUp(Trials):
+    """Answers grow with batch size up to 16; latency with connections. Two threads do not load."""
+
+    def __init__(self, archive: Path, folder: Path, worse_when_confirmed: float = 1.0) -> None:
+        none: Any = None
+        super().__init__(archive, none, "http://127.0.0.1", Load(None, 1), folder)
+        self.worse = worse_when_confirmed
+        self.served: list[Serving] = []
+        self.now = 0.0
+
+    def serve(self, serving: Serving) -> None:
+        self.served.append(serving)
+        if serving.threads == 2:
+            raise LoadFailed("out of memory")
+
+    def measure(self, serving: Serving, connections: int, seconds: int | None = None) -> Point:
+        self.now += seconds or 1
+        most = 100.0 + 5 * min(serving.batch_size, 16) - 10 * serving.max_batch_delay_ms
+        rps = min(40.0 * connections, most)
+        p99_ms = 1000 * connections / rps * (self.worse if seconds else 1.0)
+        return Point(serving, connections, rps, p99_ms / 2, p99_ms, 0.0)
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pack_echo(tmp_path_factory.mktemp("tuned"), "tagger", 1)
+
+
+def found_by(trials: MadeUp, slo_p99_ms: float, seconds: float = 1000.0) -> Found:
+    return tune(trials, slo_p99_ms, START, 2, seconds, 1, clock=lambda: trials.now)
+
+
+def test_it_climbs_to_the_best_and_confirms_it(archive: Path, tmp_path: Path) -> None:
+    trials = MadeUp(archive, tmp_path)
+    found = found_by(trials, slo_p99_ms=60.0)
+    assert found.best is not None and found.finished
+    assert (found.best.serving.batch_size, found.best.serving.max_batch_delay_ms) == (16, 1)
+    assert found.best is found.points[-1]  # the longer run
+    assert found.failed[0] == "1 x 2, batch 8, 1 ms: out of memory"
+    assert all(point.serving.threads == 1 for point in found.points)
+
+
+def test_what_breaks_when_confirmed_is_not_chosen(archive: Path, tmp_path: Path) -> None:
+    found = found_by(MadeUp(archive, tmp_path, worse_when_confirmed=1.5), slo_p99_ms=60.0)
+    assert found.best is not None
+    assert found.best.p99_ms is not None and found.best.p99_ms <= 60.0
+    assert any(not point.held(60.0) for point in found.points)
+    never = found_by(MadeUp(archive, tmp_path, worse_when_confirmed=99.0), slo_p99_ms=60.0)
+    assert never.best is None
+
+
+def test_an_impossible_limit_finds_nothing_and_says_how_near_it_came(
+    archive: Path, tmp_path: Path
+) -> None:
+    found = found_by(MadeUp(archive, tmp_path), slo_p99_ms=5.0)
+    assert found.best is None and found.nearest is not None
+    assert found.nearest.p99_ms == pytest.approx(25.0)
+
+
+def test_the_time_ends_it_after_the_first_run_at_the_least(archive: Path, tmp_path: Path) -> None:
+    trials = MadeUp(archive, tmp_path)
+    found = found_by(trials, slo_p99_ms=60.0, seconds=0.5)
+    assert not found.finished
+    assert [point.connections for point in found.points] == [1, 1]  # measured, and confirmed
+    assert found.best is not None
+
+
+def test_it_is_written_where_register_reads_it(archive: Path, tmp_path: Path) -> None:
+    trials = MadeUp(archive, tmp_path)
+    found = found_by(trials, slo_p99_ms=60.0)
+    file, picture = write_tuning(trials, found)
+    tuning = read_tuning(archive)
+    assert tuning is not None and found.best is not None
+    assert tuning.serving == found.best.serving
+    assert isinstance(tuning.measured, Measured) and tuning.slo_p99_ms == 60.0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert (file.name, picture.name) == ("tagger-1.tuning.json", "tagger-1.tuning.png")
