@@ -18,7 +18,6 @@ from vlserve.runtime.body import read_request, write_body
 from vlserve.runtime.contract import Answer, BatchResult, ItemError
 from vlserve.runtime.errors import ErrorCode
 from vlserve.runtime.folder import open_folder
-from vlserve.runtime.form import CONTENT_TYPE
 
 HTTP_STATUS = {
     ErrorCode.BODY_UNREADABLE: 400,
@@ -47,10 +46,8 @@ class TorchServeHandler:
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:
         """One JSON body per request, in order, each with a status of its own."""
         started = time.perf_counter()
-        heads = [_head(context, index) for index in range(len(data))]
-        ids = [head.get("x-request-id") or _own_id(context, at) for at, head in enumerate(heads)]
-        kinds = [head.get(CONTENT_TYPE, "") for head in heads]
-        requests = [read_request(*item) for item in zip(data, ids, kinds, strict=True)]
+        ids = [_request_id(context, index) for index in range(len(data))]
+        requests = [read_request(*item) for item in zip(data, ids, strict=True)]
         read = time.perf_counter()
         result = self.pipeline.run(requests)
         ran = time.perf_counter()
@@ -98,13 +95,9 @@ def _threads(context: Any) -> int:
     return int(told)
 
 
-def _head(context: Any, index: int) -> dict[str, str]:
-    """A request's headers by their names in lower case; TorchServe puts parts of a form among
-    them, as dicts."""
-    headers = context.get_all_request_header(index).items()
-    return {name.lower(): value for name, value in headers if isinstance(value, str)}
-
-
-def _own_id(context: Any, index: int) -> str:
-    """TorchServe's own, for a request that came without an X-Request-Id."""
+def _request_id(context: Any, index: int) -> str:
+    """The client's X-Request-Id (gateways send it in lower case), else TorchServe's own."""
+    for name, value in context.get_all_request_header(index).items():
+        if name.lower() == "x-request-id" and isinstance(value, str):  # a form part is a dict
+            return value
     return str(context.get_request_id(index))
