@@ -1,0 +1,99 @@
+"""Forms as the gateway hands them over: plain bytes, and their content type in a header."""
+
+import importlib.util
+from collections.abc import Mapping
+from types import ModuleType
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from torchserve_worker import CONFIG
+
+
+def worker_program() -> ModuleType:
+    """serving_config/torchserve/worker.py, which is no module of the package."""
+    spec = importlib.util.spec_from_file_location("worker_program", CONFIG / "worker.py")
+    assert spec is not None and spec.loader is not None
+    program = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(program)
+    return program
+
+
+WORKER = worker_program()
+TYPE = "multipart/form-data; boundary=b"
+
+
+def form(parts: Mapping[str, bytes], boundary: bytes = b"b") -> bytearray:
+    body = bytearray()
+    for name, value in parts.items():
+        body += b"--" + boundary + b'\r\nContent-Disposition: form-data; name="'
+        body += name.encode() + b'"\r\n\r\n' + value + b"\r\n"
+    return body + b"--" + boundary + b"--\r\n"
+
+
+def request(body: bytearray, content_type: str | None = TYPE) -> dict[str, object]:
+    kind = content_type and {"name": b"x-vlserve-content-type", "value": content_type.encode()}
+    return {
+        "headers": [{"name": b"x-request-id", "value": b"1"}, *([kind] if kind else [])],
+        "parameters": [
+            {"name": "top_k", "contentType": "text/plain", "value": bytearray(b"3")},
+            {"name": "body", "contentType": "application/octet-stream", "value": body},
+        ],
+    }
+
+
+def unwrapped(body: bytearray, content_type: str | None = TYPE) -> dict[str, bytes]:
+    sent = request(body, content_type)
+    WORKER.unwrap_form(sent)
+    found: list[dict[str, bytes]] = sent["parameters"]  # type: ignore[assignment]
+    return {str(one["name"]): one["value"] for one in found}
+
+
+def test_parts_take_the_place_of_the_body_beside_what_the_query_said() -> None:
+    image = bytes(range(256)) * 700
+    assert unwrapped(form({"text": "猫".encode(), "image": image})) == {
+        "top_k": b"3",
+        "text": "猫".encode(),
+        "image": image,
+    }
+
+
+@given(
+    st.dictionaries(st.from_regex(r"[a-z_]{1,9}", fullmatch=True), st.binary(), min_size=1),
+    st.from_regex(r"[A-Za-z0-9]{8,70}", fullmatch=True),
+)
+def test_bytes_come_out_as_they_went_in(parts: dict[str, bytes], boundary: str) -> None:
+    kind = f'multipart/form-data; boundary="{boundary}"'
+    whole = form(parts, boundary.encode())
+    if sum(boundary in value.decode("latin-1") for value in parts.values()) == 0:
+        assert WORKER.read_form(whole, kind) == parts
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type"),
+    [
+        (form({"text": b"cat"})[:-6], TYPE),
+        (form({"text": b"cat"})[:40], TYPE),
+        (bytearray(b"--b--\r\n"), TYPE),
+        (bytearray(b"garbage"), TYPE),
+        (bytearray(), TYPE),
+        (form({"text": b"cat"}), "multipart/form-data"),
+        (form({"text": b"cat"}), "multipart/form-data; boundary="),
+        (form({"text": b"cat"}), "multipart/form-data; boundary=other"),
+        (form({"text": b"cat"}), f"{TYPE}; charset=latin-1"),
+        (form({"text": b"cat"}), f"{TYPE}; charset=none"),
+        (form({"text": b"cat"})[:-7] + form({"text": b"dog"}), TYPE),
+        (form({f"n{number}": b"" for number in range(65)}), TYPE),
+        (form({"n" * 9000: b""}), TYPE),
+    ],
+    ids=lambda value: None if isinstance(value, str) else bytes(value[-12:]).hex(),
+)
+def test_what_is_no_whole_form_is_left_for_the_handler_to_refuse(
+    body: bytearray, content_type: str
+) -> None:
+    assert unwrapped(body, content_type) == {"top_k": b"3", "body": body}
+
+
+def test_a_body_that_came_as_itself_is_left_alone() -> None:
+    body = form({"text": b"cat"})
+    assert unwrapped(body, None) == {"top_k": b"3", "body": body}
