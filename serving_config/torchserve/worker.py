@@ -43,8 +43,8 @@ class TorchAtFirstUse(PathFinder):
 def unwrap_form(request: dict[str, Any]) -> None:
     """Put the parts of a form in the place of its body, in a request as TorchServe's worker reads
     it. What is no readable form stays as it is: the handler refuses it."""
-    told = {header["name"]: header["value"] for header in request["headers"]}
-    form_type = next((told[name] for name in told if bytes(name) == FORM_TYPE), None)
+    headers = request["headers"]
+    form_type = next((one["value"] for one in headers if one["name"] == FORM_TYPE), None)
     parameters = request["parameters"]
     at = next((place for place, one in enumerate(parameters) if one["name"] == "body"), None)
     if form_type is None or at is None:

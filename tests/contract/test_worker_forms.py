@@ -32,9 +32,14 @@ def form(parts: Mapping[str, bytes], boundary: bytes = b"b") -> bytearray:
 
 
 def request(body: bytearray, content_type: str | None = TYPE) -> dict[str, object]:
-    kind = content_type and {"name": b"x-vlserve-content-type", "value": content_type.encode()}
+    headers = {"x-request-id": "1"}
+    if content_type is not None:
+        headers["x-vlserve-content-type"] = content_type
     return {
-        "headers": [{"name": b"x-request-id", "value": b"1"}, *([kind] if kind else [])],
+        "headers": [
+            {"name": bytearray(name.encode()), "value": bytearray(value.encode())}
+            for name, value in headers.items()
+        ],
         "parameters": [
             {"name": "top_k", "contentType": "text/plain", "value": bytearray(b"3")},
             {"name": "body", "contentType": "application/octet-stream", "value": body},
