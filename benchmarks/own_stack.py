@@ -1,7 +1,5 @@
 """A stack of its own for a drill: free loopback ports, a folder that is gone afterwards."""
 
-import random
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +11,9 @@ from vlserve.control import stack
 from vlserve.control.client import ControlClient
 from vlserve.control.supervisor import STACK_VARIABLE
 from vlserve.settings import ControlSettings, EngineSettings, GatewaySettings, Settings
+from vlserve.tuning.private_stack import free_ports
+
+__all__ = ["DrilledStack", "free_ports", "own_stack", "processes"]
 
 
 @dataclass(frozen=True)
@@ -53,20 +54,3 @@ def processes(settings: Settings) -> list[psutil.Process]:
         except psutil.Error:
             continue
     return found
-
-
-def free_ports(count: int) -> int:
-    """The first of ``count`` free ports in a row, below those that the kernel hands out itself."""
-    while True:
-        first = random.randrange(20000, 32000 - count)
-        if all(_is_free(port) for port in range(first, first + count)):
-            return first
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
