@@ -1,0 +1,38 @@
+"""The search on the real stack: settings are loaded as asked, measured, kept with the version."""
+
+from pathlib import Path
+
+from conftest import RunningStack
+
+from vlserve.control.torchserve import endpoints
+from vlserve.control.tuning import Serving, read_tuning
+from vlserve.exporter.echo import pack_echo
+from vlserve.tuning.trials import Load, Trials
+from vlserve.tuning.tune import tune, write_tuning
+
+START = Serving(workers=1, threads=1, batch_size=4, max_batch_delay_ms=1)
+
+
+def test_what_is_found_serves_the_version(
+    stack: RunningStack, new_model: str, tmp_path: Path
+) -> None:
+    archive = pack_echo(tmp_path, new_model, 1)
+    load = Load(data=None, seconds=1, warm_up_s=0)
+    trials = Trials(archive, stack.control, stack.gateway_url, load, tmp_path / "runs")
+    found = tune(trials, 60_000.0, START, cores=2, seconds=1.0, run_s=1)
+    assert found.best is not None and found.best.error_rate == 0
+    write_tuning(trials, found)
+    tuning = read_tuning(archive)
+    assert tuning is not None
+
+    other = START.model_copy(update={"workers": 2, "threads": 2})
+    trials.serve(other)
+    stack.control.unload(new_model, 1)
+    assert stack.control.register(archive, tuning).state == "ready"
+    (version,) = stack.control.model(new_model).versions
+    assert version.tuning == tuning
+    assert version.workers_ready == {"engine-0": START.workers}
+    threads = endpoints(stack.settings)[0].threads_file(new_model, 1)
+    assert threads.read_text() == "1\n"
+    tuned = [e.detail["tuned"] for e in stack.control.history(new_model) if "tuned" in e.detail]
+    assert tuned[-2:] == [str(other), str(START)]
