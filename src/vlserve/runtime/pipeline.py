@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 Done = TypeVar("Done")
 
+WARM_UP_S = 1.0
+
 
 @dataclass(frozen=True)
 class _Row:
@@ -83,12 +85,13 @@ class Pipeline:
         )
 
     def warm_up(self, batch_size: int) -> None:
-        """Answer the archive's own probes alone and as a full batch, so that the first client
-        does not wait for buffers and caches."""
+        """Answer the archive's own probes in batches of every size, so that no client waits for
+        buffers and caches: alone and full first, then the others, as far as WARM_UP_S goes."""
         probes = [Request(probe.fields, "warm-up") for probe in self.manifest.probes]
-        if probes:
-            self.run(probes[:1])
-            self.run((probes * batch_size)[:batch_size])
+        until = time.perf_counter() + WARM_UP_S
+        for number, size in enumerate([1, batch_size, *range(batch_size - 1, 1, -1)]):
+            if probes and (number < 2 or time.perf_counter() < until):
+                self.run((probes * size)[:size])
 
     def _fields(self, request: Request) -> BaseModel:
         return parse_fields(self.task.fields, request.fields)

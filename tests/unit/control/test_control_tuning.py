@@ -86,6 +86,23 @@ def test_tuned_later_it_is_served_so_from_its_next_load_on(
     assert control.ledger.version("tagger", 1).tuning == tuning_of(packed())
 
 
+def test_a_retired_version_is_loaded_as_it_is_tuned_anew(
+    control: Control, engine: FakeEngine, archive: Path, packed: Archive
+) -> None:
+    raw = archive.read_bytes()
+    control.service.register(archive)
+    control.service.unload("tagger", 1)
+    for serving in (SERVING, SERVING.model_copy(update={"workers": 2})):
+        archive.write_bytes(raw)
+        done = control.service.register(archive, tuning=tuning_of(packed(), serving))
+        assert (done.already_registered, done.state) == (False, State.READY)
+        assert engine.served[("tagger", 1)] == serving
+        control.service.unload("tagger", 1)
+    archive.write_bytes(raw)
+    done = control.service.register(archive)
+    assert (done.already_registered, done.state) == (True, State.RETIRED)
+
+
 def test_the_tuning_of_another_archive_is_refused(
     control: Control, archive: Path, packed: Archive
 ) -> None:

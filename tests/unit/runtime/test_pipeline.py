@@ -214,5 +214,9 @@ def test_warm_up_answers_the_probes(echo_folder: Path, monkeypatch: pytest.Monke
         return infer(arrays)
 
     monkeypatch.setattr(pipeline.task, "infer", counted)
-    pipeline.warm_up(8)
-    assert sizes == [1, 8]
+    pipeline.warm_up(4)
+    assert sizes == [1, 4, 3, 2]
+    sizes.clear()
+    monkeypatch.setattr("vlserve.runtime.pipeline.WARM_UP_S", 0.0)
+    pipeline.warm_up(4)
+    assert sizes == [1, 4]
