@@ -15,17 +15,21 @@ def plot_curves(path: Path, points: Sequence[Point], chosen: Point, slo_p99_ms: 
     axes = figure.add_subplot()
     for serving in dict.fromkeys(point.serving for point in points):
         curve = sorted(
-            (p for p in points if p.serving == serving and p.p99_ms is not None),
+            (p for p in points if p.serving == serving and p is not chosen and p.p99_ms),
             key=lambda point: point.connections,
         )
         shown = [(p.rps, p.p99_ms or 0.0) for p in curve]
         axes.plot([x for x, _ in shown], [y for _, y in shown], "o-", label=str(serving))
         for point, place in zip(curve, shown, strict=True):
-            axes.annotate(str(point.connections), place, fontsize=8)
+            axes.annotate(
+                str(point.connections), place, (4, 4), textcoords="offset points", fontsize=8
+            )
     axes.axhline(slo_p99_ms, color="black", linestyle="--", label=f"limit {slo_p99_ms:g} ms")
     axes.plot([chosen.rps], [chosen.p99_ms or 0.0], "k*", markersize=16, label="chosen")
     axes.set_xlabel("answers a second (numbers: connections)")
     axes.set_ylabel("p99, milliseconds")
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
     axes.legend(title="workers x threads, batch, delay", fontsize=8)
     FigureCanvasAgg(figure).print_png(path)  # type: ignore[no-untyped-call]
