@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
+    from vlserve.quantize.export import Int8Report
     from vlserve.training.data import BadLine
     from vlserve.training.fit import Progress
 
@@ -101,20 +102,31 @@ def export(
         Path | None, typer.Option(help="Default: config.json beside the checkpoint.")
     ] = None,
     format: Literal["onnx", "torchscript"] = "onnx",
-    precision: Literal["fp32", "int8", "fp16"] = "fp32",
+    precision: Literal["fp32", "int8", "fp16", "bf16"] = "fp32",
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="int8: items as of evaluate; some set ranges, the rest are the gate's."),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Model name; default: the family's.")] = None,
     version: Annotated[int, typer.Option(min=1)] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Turn a checkpoint into an archive, once its graph is proved equal to the network."""
     from vlserve.exporter.export import export_archive
+    from vlserve.quantize.export import Int8Report, export_int8
 
+    if (precision == "int8") != (calibration is not None):
+        raise typer.BadParameter(
+            "int8 needs a file to calibrate on, and nothing else does", param_hint="--calibration"
+        )
+    options = {"config": config, "format": format, "name": name, "version": version}
+    options["settings"] = load_settings()
     with progress(f"exporting {checkpoint.name}") as show:
-        report = export_archive(
-            recipe, checkpoint, out,
-            config=config, format=format, precision=precision, name=name, version=version,
-            settings=load_settings(), progress=show,
-        )  # fmt: skip
+        report = (
+            export_archive(recipe, checkpoint, out, precision=precision, progress=show, **options)
+            if calibration is None
+            else export_int8(recipe, checkpoint, out, calibration, progress=show, **options)
+        )
     if as_json:
         print_json(report)
         return
@@ -123,8 +135,17 @@ def export(
             f"graph {graph} equals the network on {parity.cases} unseen shapes, "
             f"largest difference {parity.max_abs_diff:.1e}"
         )
+    if isinstance(report, Int8Report):
+        _print_int8(report)
     print_line(f"wrote {report.path}")
     print_line(f"next: vlserve register {report.path}")
+
+
+def _print_int8(report: "Int8Report") -> None:
+    for name, graph in report.quantization.graphs.items():
+        left = f", {len(graph.excluded)} nodes left in float" if graph.excluded else ""
+        print_line(f"graph {name}: {graph.method}, {report.faster[name]:.2f}x fp32{left}")
+    print_line(str(report.verdict))
 
 
 def evaluate(

@@ -15,7 +15,7 @@ import traceback
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Self
 
@@ -23,6 +23,7 @@ import torch
 
 from vlserve.errors import ExportError, VlserveError
 from vlserve.exporter.checkpoint import load_into, read_checkpoint
+from vlserve.exporter.half import DTYPES, InHalf
 from vlserve.exporter.pack import write_zip
 from vlserve.exporter.recipe import GraphPlan, Recipe, load_recipe
 from vlserve.runtime.graphs import check_onnx
@@ -55,6 +56,7 @@ class Job:
     graph: str
     format: Format
     output: str
+    precision: str = "fp32"
 
 
 def load_network(
@@ -117,6 +119,9 @@ def convert(job: Job) -> None:
     if job.format == "onnx":
         to_onnx(plan, arguments, Path(job.output))
     else:
+        if job.precision in DTYPES:
+            whole = plan.module if plan.traced is None else plan.traced
+            plan = replace(plan, traced=InHalf(whole, DTYPES[job.precision]))
         to_torchscript(plan, arguments, Path(job.output))
 
 

@@ -22,6 +22,7 @@ from vlserve.exporter.convert import (
     graph_entry,
     load_network,
 )
+from vlserve.exporter.half import TOLERANCE, check_precision, onnx_to_fp16
 from vlserve.exporter.pack import Member, pack_archive
 from vlserve.exporter.parity import measure, one_thread, unseen_sizes
 from vlserve.exporter.probes import answer_by_archive, drawn_requests, probes_of
@@ -31,7 +32,6 @@ from vlserve.runtime.backend import open_backend
 from vlserve.runtime.manifest import Graph, Manifest, ModelName, Parity, Version
 from vlserve.settings import Settings, load_settings
 
-PRECISIONS = ("fp32",)
 Progress = Callable[[str], None]
 
 
@@ -77,7 +77,8 @@ def export_archive(
     ``recipe``: a name in export/, or the path of a recipe file. ``config``: by default config.json
     beside the checkpoint. ``name``: by default the recipe's family. ``items``: requests as JSON
     fields (images as base64) to use as probes; drawn where there are none. ``converter``: one for
-    several exports; by default this export starts its own.
+    several exports; by default this export starts its own. ``precision``: fp32, fp16 or bf16
+    (TorchScript alone); int8 is made of the fp32 archive by vlserve.quantize.
 
     Raises ExportError or one of its children (RecipeNotFound, CheckpointMismatch, ParityFailed),
     or ArchiveError; then no archive has been written. Repeated, it writes the same bytes.
@@ -91,7 +92,9 @@ def export_archive(
         (work / "assets").mkdir()
         served = trained.recipe.serve(trained.config, work / "assets")
         with nullcontext(converter) if converter else Converter() as converting:
-            graphs, parity = _prove_graphs(trained, served, format, work, converting, progress)
+            graphs, parity = _prove_graphs(
+                trained, served, format, precision, work, converting, progress
+            )
         files = [work / graph.file for graph in graphs.values()]
         files += sorted((work / "assets").iterdir())
         members: dict[str, Member] = {file.relative_to(work).as_posix(): file for file in files}
@@ -127,10 +130,7 @@ def read_trained(recipe: str, checkpoint: Path, config: Path | None, settings: S
 def _check_request(format: str, precision: str, name: str | None, version: int) -> None:
     if format not in SUFFIXES:
         raise ExportError(f"no format {format}: there are {', '.join(SUFFIXES)}")
-    if precision not in PRECISIONS:
-        raise ExportError(
-            f"precision {precision} is not available yet: export with {', '.join(PRECISIONS)}"
-        )
+    check_precision(precision, format)
     for kind, value, what in ((ModelName, name or "model", "name"), (Version, version, "version")):
         try:
             TypeAdapter(kind).validate_python(value)
@@ -156,6 +156,7 @@ def _prove_graphs(
     trained: Trained,
     served: Served,
     format: Format,
+    precision: str,
     work: Path,
     converter: Converter,
     progress: Progress,
@@ -175,10 +176,14 @@ def _prove_graphs(
                 graph=name,
                 format=format,
                 output=str(work / graph.file),
+                precision=precision,
             )
         )
         progress(f"comparing graph {name} with the network")
-        parity[name] = prove(trained, served, name, plan, graph, work)
+        if format == "onnx" and precision == "fp16":
+            prove(trained, served, name, plan, graph, work)
+            onnx_to_fp16(work / graph.file)
+        parity[name] = prove(trained, served, name, plan, graph, work, TOLERANCE[precision])
         progress(
             f"graph {name} equals the network in {parity[name].cases} unseen shapes "
             f"(largest difference {parity[name].max_abs_diff:.2g})"
@@ -188,9 +193,16 @@ def _prove_graphs(
 
 
 def prove(
-    trained: Trained, served: Served, name: str, plan: GraphPlan, graph: Graph, root: Path
+    trained: Trained,
+    served: Served,
+    name: str,
+    plan: GraphPlan,
+    graph: Graph,
+    root: Path,
+    tolerance: float = 0.0,
 ) -> Parity:
-    """ParityFailed unless the graph file under ``root`` answers like the network."""
+    """ParityFailed unless the graph file under ``root`` answers like the network, as near as the
+    family's ``rtol`` and ``atol`` or ``tolerance`` for both, whichever is larger."""
     exported = example_sizes(plan.inputs)
     longest = {"text": served.text.max_length} if served.text else {}
     recipe, spec = trained.recipe, trained.recipe.spec
@@ -200,7 +212,9 @@ def prove(
     )
     with one_thread():
         backend = open_backend(graph, root, threads=1)
-        measured = measure(plan, backend, cases, spec.rtol, spec.atol)
+        measured = measure(
+            plan, backend, cases, max(spec.rtol, tolerance), max(spec.atol, tolerance)
+        )
     measured.assert_equal(name)
     return measured.parity
 
@@ -227,8 +241,8 @@ def _draft(
         "parity": {
             "cases": sum(one.cases for one in parity.values()),
             "max_abs_diff": max(one.max_abs_diff for one in parity.values()),
-            "rtol": spec.rtol,
-            "atol": spec.atol,
+            "rtol": max(one.rtol for one in parity.values()),
+            "atol": max(one.atol for one in parity.values()),
         },
         "checkpoint_sha256": file_sha256(trained.checkpoint),
         "lock_sha256": file_sha256(lock) if lock.is_file() else None,

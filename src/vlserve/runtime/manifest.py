@@ -98,6 +98,32 @@ class Parity(_Frozen):
     atol: float
 
 
+class QuantizedGraph(_Frozen):
+    """How a graph became INT8. ``float``: it did not, because no other way was faster."""
+
+    method: Literal["static", "dynamic", "mixed", "float"]
+    excluded: tuple[str, ...] = ()
+    """Nodes that were left in float because answers changed too much."""
+
+
+class Quantization(_Frozen):
+    """How an INT8 archive was made of the fp32 one, and how its answers stand to that one's."""
+
+    graphs: dict[str, QuantizedGraph]
+    calibration_sha256: Sha256
+    calibrated: int
+    """Items whose activations set the ranges."""
+    gated: int
+    """Items that were asked of both archives."""
+    held_out: bool
+    """Whether those are others than the calibrated ones."""
+    agreement: float
+    """Share of first answers that are the same."""
+    metric: str
+    fp32: float
+    int8: float
+
+
 class Probe(_Frozen):
     """A request with its expected answer. ``fields`` as in a JSON body: images are base64."""
 
@@ -123,6 +149,8 @@ class Manifest(_Frozen):
     options: dict[str, Any] = Field(default_factory=dict)
     """Settings of the task itself, read by its handler file alone."""
     parity: Parity | None = None
+    """Of an INT8 archive: that of the fp32 graphs it was made of."""
+    quantization: Quantization | None = None
     checkpoint_sha256: Sha256 | None = None
     lock_sha256: Sha256 | None = None
     probes: tuple[Probe, ...] = ()

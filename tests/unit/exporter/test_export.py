@@ -194,7 +194,12 @@ def test_given_items_become_the_probes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "said"),
     [
-        ({"precision": "int8"}, ExportError, "int8 is not available yet: export with fp32"),
+        (
+            {"precision": "int4"},
+            ExportError,
+            "no precision int4: there are fp32, fp16, bf16 and int8",
+        ),
+        ({"precision": "bf16"}, ExportError, "bf16 needs --format torchscript"),
         ({"format": "tensorrt"}, ExportError, "there are onnx, torchscript"),
         ({"name": "Tagger!"}, ExportError, "name 'Tagger!'"),
         ({"version": 0}, ExportError, "version 0"),

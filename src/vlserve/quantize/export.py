@@ -1,0 +1,158 @@
+"""An INT8 archive of a checkpoint, and of an fp32 archive."""
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlserve.errors import ExportError
+from vlserve.exporter.checkpoint import file_sha256
+from vlserve.exporter.export import ExportReport, export_archive
+from vlserve.exporter.pack import draft_of, pack_members
+from vlserve.exporter.probes import answer_by_archive, probes_of
+from vlserve.quantize.gate import Verdict, open_gate
+from vlserve.quantize.items import Parts, read_parts, requests_of
+from vlserve.quantize.record import record
+from vlserve.quantize.search import Chosen, search
+from vlserve.quantize.speed import Clock, measure_ms
+from vlserve.quantize.variants import GraphVariants
+from vlserve.runtime.archive import unpack_archive, verify_archive
+from vlserve.runtime.manifest import Manifest, Quantization, QuantizedGraph
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Int8Report(ExportReport):
+    """``faster``: of each graph fp32's time over its own, as it was measured while exporting. It
+    is not in the manifest, which says how the archive was made and not on which machine."""
+
+    faster: Mapping[str, float]
+    verdict: Verdict
+
+    @property
+    def quantization(self) -> Quantization:
+        assert self.manifest.quantization is not None
+        return self.manifest.quantization
+
+
+def export_int8(
+    recipe: str,
+    checkpoint: Path,
+    out: Path,
+    calibration: Path,
+    *,
+    clock: Clock = measure_ms,
+    progress: Progress = lambda line: None,
+    **options: Any,
+) -> Int8Report:
+    """``export_archive`` in fp32, with its ``options``, then `quantise_archive`. Raises as both."""
+    with tempfile.TemporaryDirectory(prefix="vlserve-export-") as folder:
+        report = export_archive(recipe, checkpoint, Path(folder), progress=progress, **options)
+        made = quantise_archive(report.path, calibration, out, clock=clock, progress=progress)
+    return Int8Report(
+        made.path, made.sha256, made.manifest, report.parity, made.faster, made.verdict
+    )
+
+
+def quantise_archive(
+    archive: Path,
+    calibration: Path,
+    out: Path,
+    *,
+    clock: Clock = measure_ms,
+    progress: Progress = lambda line: None,
+) -> Int8Report:
+    """Write an INT8 archive of the same name and version into the folder ``out``.
+
+    ``calibration``: JSON lines as `vlserve evaluate` reads them. Which method each graph gets is
+    found by measurement, so a repeated run may decide otherwise. Raises ExportError where nothing
+    is faster or the answers change too much, DataError for items that cannot be used; then no
+    archive has been written.
+    """
+    manifest = verify_archive(archive)
+    others = [name for name, graph in manifest.graphs.items() if graph.format != "onnx"]
+    if others:
+        raise ExportError(f"int8 is made of ONNX graphs: export {', '.join(others)} as onnx")
+    parts = read_parts(calibration)
+    with tempfile.TemporaryDirectory(prefix="vlserve-quantize-") as folder:
+        work = Path(folder)
+        unpack_archive(archive, work / "fp32")
+        progress(f"calibrating on {len(parts.calibrated)} items, through the archive's own code")
+        graphs = _graphs(manifest, work, parts)
+        progress(f"asking the fp32 archive about {len(parts.gated)} items")
+        gate = open_gate(archive, manifest, parts.gated, work)
+
+        def judge(chosen: Chosen) -> Verdict:
+            return gate.judge(_pack(work, work / "judged", manifest, chosen))
+
+        candidates = {}
+        for name, graph in graphs.items():
+            candidates[name] = graph.candidates(clock)
+            said = ", ".join(f"{one.method} {one.faster:.2f}x" for one in candidates[name])
+            progress(f"graph {name}, speed against fp32: {said or 'nothing to quantise'}")
+        weights = {name: graph.cost for name, graph in graphs.items()}
+        chosen, verdict = search(graphs, weights, candidates, judge, clock, progress)
+        quantization = _report(chosen, verdict, parts, calibration)
+        progress("answering the probes by the archive's own code")
+        path = _packed_with_probes(work, out, manifest, chosen, quantization)
+    faster = {name: variant.faster for name, variant in chosen.items()}
+    return Int8Report(path, file_sha256(path), verify_archive(path), {}, faster, verdict)
+
+
+def _graphs(manifest: Manifest, work: Path, parts: Parts) -> dict[str, GraphVariants]:
+    requests = [fields for line in parts.calibrated for fields in requests_of(line, manifest)]
+    feeds = record(work / "fp32", requests)
+    made = {}
+    for name, graph in manifest.graphs.items():
+        folder = work / "variants" / name
+        folder.mkdir(parents=True)
+        made[name] = GraphVariants(name, graph, work / "fp32", feeds[name], folder)
+    return made
+
+
+def _report(chosen: Chosen, verdict: Verdict, parts: Parts, calibration: Path) -> Quantization:
+    return Quantization(
+        graphs={
+            name: QuantizedGraph(
+                method=variant.method or "float", excluded=tuple(sorted(variant.excluded))
+            )
+            for name, variant in chosen.items()
+        },
+        calibration_sha256=file_sha256(calibration),
+        calibrated=len(parts.calibrated),
+        gated=len(parts.gated),
+        held_out=parts.held_out,
+        agreement=verdict.agreement,
+        metric=verdict.metric,
+        fp32=verdict.fp32,
+        int8=verdict.int8,
+    )
+
+
+def _pack(
+    work: Path,
+    out: Path,
+    manifest: Manifest,
+    chosen: Chosen,
+    **said: Any,
+) -> Path:
+    """The fp32 archive with the chosen graphs in place of its own."""
+    members = {name: work / "fp32" / name for name in manifest.files}
+    members |= {manifest.graphs[name].file: variant.file for name, variant in chosen.items()}
+    draft = draft_of(manifest) | {"precision": "int8", "probes": []} | said
+    return pack_members(out, draft, members)
+
+
+def _packed_with_probes(
+    work: Path, out: Path, manifest: Manifest, chosen: Chosen, quantization: Quantization
+) -> Path:
+    """The probes' answers are the INT8 archive's own; ``out`` gets it whole or not at all."""
+    said = {"quantization": quantization.model_dump(mode="json")}
+    unprobed = _pack(work, work / "unprobed", manifest, chosen, **said)
+    requests = [probe.fields for probe in manifest.probes]
+    answers = answer_by_archive(unprobed, requests)
+    handlers = work / "fp32" / "handlers"
+    probes = probes_of(manifest.model_dump(mode="json"), requests, answers, handlers)
+    return _pack(work, out, manifest, chosen, probes=probes, **said)

@@ -1,0 +1,101 @@
+"""The items of a calibration file: those to calibrate on, those that the gate asks about.
+
+Lines are those of `vlserve evaluate`. A part of the file is written as a file of its own, so that
+the evaluators read it like any other.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlserve.errors import DataError
+from vlserve.runtime.manifest import Manifest
+from vlserve.training.data import parse_object
+
+CALIBRATED = 64
+"""Items to calibrate on, at the most; never more than a third of the file."""
+FEWEST = 60
+"""Of a file with fewer items all calibrate, and the gate asks about all of them too."""
+FILES = ("img", "img2", "features", "features2", "boxes", "boxes2")
+"""Fields that name files, relative to the items' own."""
+
+Line = Mapping[str, Any]
+Fields = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """``held_out``: whether the gate's items are others than those that calibrate."""
+
+    calibrated: tuple[Line, ...]
+    gated: tuple[Line, ...]
+    held_out: bool
+
+
+def read_parts(path: Path) -> Parts:
+    """DataError where no line can be read. Lines that are no JSON objects are left to the
+    evaluators to report; those that calibrate are spread evenly over the file."""
+    try:
+        raw = path.read_bytes().splitlines()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    lines = [_with_whole_paths(line, path.parent) for one in raw if (line := _parsed(one))]
+    if not lines:
+        raise DataError(f"{path} has no usable line")
+    if len(lines) < FEWEST:
+        return Parts(tuple(lines), tuple(lines), held_out=False)
+    wanted = min(CALIBRATED, len(lines) // 3)
+    places = {len(lines) * at // wanted for at in range(wanted)}
+    return Parts(
+        tuple(line for at, line in enumerate(lines) if at in places),
+        tuple(line for at, line in enumerate(lines) if at not in places),
+        held_out=True,
+    )
+
+
+def write_lines(path: Path, lines: Sequence[Line]) -> Path:
+    """One JSON object a line."""
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def requests_of(line: Line, manifest: Manifest) -> list[Fields]:
+    """What a client would ask about an item, as vlserve.runtime.offline takes it: one request; of
+    task match one a text, of task embed also the image alone. Empty where it lacks a field."""
+    look = _look(line, manifest, "")
+    texts = line.get("captions", line.get("text"))
+    said = [texts] if isinstance(texts, str) else list(texts or ())
+    if manifest.task == "embed":
+        asked = [look] if "image" in manifest.graphs else []
+        return asked + ([{"text": text} for text in said] if "text" in manifest.graphs else [])
+    if manifest.task == "caption":
+        return [look]
+    both = look | (_look(line, manifest, "2") if manifest.task == "reason" else {})
+    return [{**both, "text": text} for text in said]
+
+
+def _look(line: Line, manifest: Manifest, suffix: str) -> Fields:
+    """An image, or features where there are and the model reads them."""
+    regions, features = manifest.regions, line.get(f"features{suffix}")
+    image, boxes = line.get(f"img{suffix}"), line.get(f"boxes{suffix}")
+    if regions is None or features is None:
+        return {} if image is None else {f"image{suffix}_path": image}
+    fields: Fields = {f"features{suffix}_path": features}
+    if regions.boxes and boxes is not None:
+        fields[f"boxes{suffix}_path" if isinstance(boxes, str) else f"boxes{suffix}"] = boxes
+    return fields
+
+
+def _parsed(raw: bytes) -> Line | None:
+    try:
+        return parse_object(raw)
+    except ValueError:
+        return None
+
+
+def _with_whole_paths(line: Line, folder: Path) -> Line:
+    named = {name: line[name] for name in FILES if isinstance(line.get(name), str)}
+    return {**line, **{name: str((folder / file).resolve()) for name, file in named.items()}}

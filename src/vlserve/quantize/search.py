@@ -1,0 +1,166 @@
+"""Which way of quantising each graph gives the fastest archive that passes the gate.
+
+A plan says of each graph which method, and which nodes it leaves out. Plans are asked fastest
+first. One that fails is followed by the same with more of its worst nodes in float (1, 2, 4, …
+groups of the order in which they spoil the outputs alone), and by those in which one graph has the
+next slower method; each waits for its turn by its own measured speed.
+"""
+
+import heapq
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import count
+
+from vlserve.errors import ExportError
+from vlserve.quantize.gate import Verdict
+from vlserve.quantize.methods import Method
+from vlserve.quantize.speed import Clock
+from vlserve.quantize.variants import (
+    GraphVariants,
+    Guilt,
+    Variant,
+    excluded_in,
+    guilt_table,
+)
+
+FASTER = 1.05
+"""What is not so much faster than fp32 is not worth a change of answers."""
+MOST_PLANS = 16
+"""Asked of the gate until the export is refused."""
+
+Chosen = Mapping[str, Variant]
+"""By graph."""
+Methods = tuple[tuple[str, Method | None], ...]
+Judge = Callable[[Chosen], Verdict]
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """``left_out``: so many of the worst groups stay in float."""
+
+    chosen: Chosen
+    left_out: int
+
+    @property
+    def methods(self) -> Methods:
+        return tuple((name, variant.method) for name, variant in sorted(self.chosen.items()))
+
+    def faster(self, weights: Mapping[str, float]) -> float:
+        """All graphs together, fp32's time over this plan's. ``weights``: of each graph fp32's
+        share of the time."""
+        return sum(weights.values()) / sum(
+            weight / self.chosen[name].faster for name, weight in weights.items()
+        )
+
+
+def search(
+    graphs: Mapping[str, GraphVariants],
+    weights: Mapping[str, float],
+    candidates: Mapping[str, list[Variant]],
+    judge: Judge,
+    clock: Clock,
+    say: Say,
+) -> tuple[Chosen, Verdict]:
+    """The first plan that passes. ExportError with a table of the worst nodes where none does, or
+    without one where nothing is faster than fp32."""
+    ranked = {name: _faster_first(graphs[name], found) for name, found in candidates.items()}
+    first = Plan({name: variants[0] for name, variants in ranked.items()}, 0)
+    if all(variant.method is None for variant in first.chosen.values()):
+        raise ExportError(f"int8 makes no graph faster: {_speeds(candidates)}; export in fp32")
+    order = count()
+    waiting = [(-first.faster(weights), next(order), first)]
+    seen = {(first.methods, 0)}
+    guilty: dict[Methods, list[Guilt]] = {}
+    best: Verdict | None = None
+    for _ in range(MOST_PLANS):
+        if not waiting:
+            break
+        _, _, plan = heapq.heappop(waiting)
+        verdict = judge(plan.chosen)
+        say(f"{describe(plan.chosen)}: {verdict}" + ("" if verdict.passed else ", refused"))
+        if verdict.passed:
+            return plan.chosen, verdict
+        if best is None or verdict.agreed > best.agreed:
+            best = verdict
+        if plan.methods not in guilty:
+            say("trying nodes alone, to see which spoil the answers")
+            guilty[plan.methods] = _guilt(graphs, plan)
+        followers = [
+            *_with_more_left_out(graphs, plan, guilty[plan.methods], clock),
+            *(_with_slower_methods(ranked, plan) if plan.left_out == 0 else []),
+        ]
+        for follower in followers:
+            key, faster = (follower.methods, follower.left_out), follower.faster(weights)
+            if key not in seen and faster >= FASTER:
+                seen.add(key)
+                heapq.heappush(waiting, (-faster, next(order), follower))
+    raise ExportError(
+        f"int8 changes the answers too much: at best {best}; at least 99 % of the first answers "
+        "(or all but one) must agree, and the metric may fall by 0.5 points or one item. "
+        "No archive was written. The worst nodes:\n" + guilt_table(guilty[first.methods])
+    )
+
+
+def describe(chosen: Chosen) -> str:
+    """Each graph's method and how many nodes it leaves out."""
+    return ", ".join(
+        f"{name} {variant.method or 'float'}"
+        + (f" without {len(variant.excluded)} nodes" if variant.excluded else "")
+        for name, variant in chosen.items()
+    )
+
+
+def _faster_first(graph: GraphVariants, candidates: list[Variant]) -> list[Variant]:
+    """Those that are worth it, the fastest first; then the fp32 graph."""
+    faster = [variant for variant in candidates if variant.faster >= FASTER]
+    return [*sorted(faster, key=lambda variant: -variant.faster), graph.own]
+
+
+def _guilt(graphs: Mapping[str, GraphVariants], plan: Plan) -> list[Guilt]:
+    """The worst first."""
+    found = [
+        one
+        for name, variant in plan.chosen.items()
+        if variant.method is not None
+        for one in graphs[name].guilt(variant.method)
+    ]
+    return sorted(found, key=lambda one: -one.error)
+
+
+def _with_more_left_out(
+    graphs: Mapping[str, GraphVariants], plan: Plan, guilty: list[Guilt], clock: Clock
+) -> list[Plan]:
+    """Twice as many groups, unless that leaves nothing to quantise."""
+    more = max(1, 2 * plan.left_out)
+    if more >= len(guilty):
+        return []
+    excluded = excluded_in(guilty[:more])
+    chosen: dict[str, Variant] = {}
+    for name, variant in plan.chosen.items():
+        if variant.method is None or name not in excluded:
+            chosen[name] = variant
+            continue
+        made = graphs[name].without(variant.method, excluded[name], clock)
+        if made is None:
+            return []
+        chosen[name] = made
+    return [Plan(chosen, more)]
+
+
+def _with_slower_methods(ranked: Mapping[str, list[Variant]], plan: Plan) -> list[Plan]:
+    """One graph's method is the next slower one; the last is fp32."""
+    return [
+        Plan({**plan.chosen, name: variants[variants.index(plan.chosen[name]) + 1]}, 0)
+        for name, variants in ranked.items()
+        if plan.chosen[name] != variants[-1]
+    ]
+
+
+def _speeds(candidates: Mapping[str, list[Variant]]) -> str:
+    said = [
+        f"{name} {variant.method} {variant.faster:.2f}x"
+        for name, variants in candidates.items()
+        for variant in variants
+    ]
+    return ", ".join(said) or "no node can be quantised"
