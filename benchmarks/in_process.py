@@ -5,7 +5,6 @@ nothing else: requests and answers stay in memory.
 """
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -14,6 +13,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+
+from sides import TUNED, plain_environment
 
 _BENCHMARKS = Path(__file__).parent
 
@@ -58,8 +59,6 @@ class InProcess:
 @contextmanager
 def in_process(folder: Path, count: int) -> Iterator[InProcess]:
     """``folder``: an unpacked archive."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    environment.pop("PYTHONPATH", None)
     command = [sys.executable, __file__, str(folder)]
     with ExitStack() as opened:
         processes = []
@@ -69,7 +68,7 @@ def in_process(folder: Path, count: int) -> Iterator[InProcess]:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
-                env=environment,
+                env=plain_environment(**TUNED),
             )
             opened.enter_context(process)
             opened.callback(process.kill)

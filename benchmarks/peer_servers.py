@@ -16,7 +16,7 @@ from pathlib import Path
 
 from own_stack import free_ports
 from photos import Photo
-from sides import Side, SideFailed, plain_environment, started, tree, wait_until_up
+from sides import TUNED, Side, SideFailed, plain_environment, started, tree, wait_until_up
 
 FOLDER = Path(__file__).parent / "peers"
 CACHE = Path(__file__).parents[1] / ".vlserve" / "bench"
@@ -39,7 +39,7 @@ PEERS: Mapping[str, Peer] = {
         Peer("triton", "v2-binary", "/v2/models/tagger/infer"),
         Peer("litserve", "form", "/predict"),
         Peer("mlserver", "v2-json", "/v2/models/tagger/infer"),
-        Peer("bentoml", "form", "/tag"),
+        Peer("bentoml", "item-list", "/tag"),
         Peer("ray", "form", "/tag"),
     )
 }
@@ -54,7 +54,7 @@ def peer_server(peer: Peer, folder: Path, archive: Path, photo: Photo) -> Iterat
     environment = plain_environment(
         PATH=os.pathsep.join([str(python.parent), os.environ["PATH"]]),
         TMPDIR=str(folder),
-        OMP_NUM_THREADS="1",
+        **TUNED,
         BENCH_ARCHIVE=str(archive),
         BENCH_ANSWERING=str(FOLDER),
         BENCH_PORT=str(port),

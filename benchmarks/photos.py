@@ -79,6 +79,12 @@ def form(photo: Photo) -> Body:
     return Body(body, {"Content-Type": content_type})
 
 
+def item_list(photo: Photo) -> Body:
+    """JSON with a list of one item, the image as base64."""
+    item = {"image": base64.b64encode(photo.jpeg).decode(), "text": photo.text}
+    return Body(json.dumps({"items": [item]}).encode(), {"Content-Type": "application/json"})
+
+
 def v2_json(photo: Photo) -> Body:
     """The Open Inference Protocol's JSON, which has no raw bytes: base64."""
     image = base64.b64encode(photo.jpeg).decode()
@@ -114,6 +120,7 @@ def v2_binary(photo: Photo) -> Body:
 
 BODIES: Mapping[str, Callable[[Photo], Body]] = {
     "form": form,
+    "item-list": item_list,
     "v2-json": v2_json,
     "v2-binary": v2_binary,
 }

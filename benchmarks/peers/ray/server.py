@@ -1,0 +1,39 @@
+"""Ray Serve: multipart in; its batching, replicas."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import ray
+from ray import serve
+from starlette.requests import Request
+from starlette.responses import Response
+
+sys.path.append(os.environ["BENCH_ANSWERING"])
+from answering import BATCH_SIZE, DELAY_S, Answering
+
+WORKERS, PORT = int(os.environ["BENCH_WORKERS"]), int(os.environ["BENCH_PORT"])
+
+
+@serve.deployment(num_replicas=WORKERS, max_ongoing_requests=64, ray_actor_options={"num_cpus": 1})
+class Tagger:
+    def __init__(self) -> None:
+        self.answer = Answering(Path(os.environ["BENCH_ARCHIVE"]))
+
+    @serve.batch(max_batch_size=BATCH_SIZE, batch_wait_timeout_s=DELAY_S)
+    async def tag(self, items: list[tuple[bytes, bytes]]) -> list[bytes]:
+        return self.answer(items)
+
+    async def __call__(self, request: Request) -> Response:
+        form = await request.form()
+        item = (await form["image"].read(), form["text"].encode())
+        return Response(await self.tag(item), media_type="application/json")
+
+
+if __name__ == "__main__":
+    ray.init(num_cpus=WORKERS + 2, include_dashboard=False, log_to_driver=False)
+    serve.start(http_options={"host": "127.0.0.1", "port": PORT})
+    serve.run(Tagger.bind(), route_prefix="/tag")
+    while True:
+        time.sleep(60)
