@@ -3,13 +3,19 @@
 
     image (batch, 3, height, width) -> EfficientNet-Lite0 -> cells (batch, cells, features)
     title (batch, text)             -> MiniLM             -> states (batch, text, width)
+    head ``fused``:
     cells, states -> co-attention -> a mean of each stream (batch, hidden)
     logits (batch, labels) = classifier(mean of the cells, mean of the states)
                            + fused(both means after co-attention) + mean of the pieces' own rows
+    head ``linear``:
+    logits (batch, labels) = classifier(mean of the cells, mean of the words' states)
+                           + sum of the words' own rows, by the root of their number
 
 EfficientNet-Lite0 knows ImageNet, MiniLM-L6 sentences; both stay as they are, and what is trained
-is the head on top. Titles pass through MiniLM's WordPiece vocabulary: what it lacks, most of
-Chinese among it, becomes ``[UNK]``.
+is the head on top: ``fused`` by gradient steps, ``linear``, which cannot learn a thousand titles by
+heart as easily, to the one optimum that it has. Rows of every piece's own beside the states of a
+deep network are the wide part of Cheng et al., Wide & Deep (arXiv:1606.07792). Titles pass through
+MiniLM's WordPiece vocabulary: what it lacks, most of Chinese among it, becomes ``[UNK]``.
 """
 
 from collections.abc import Mapping
@@ -19,6 +25,7 @@ from typing import Any, Literal, Self
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vlserve.errors import ExportError
 from vlserve.exporter.checkpoint import check_keys
@@ -44,6 +51,8 @@ MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3
 """EfficientNet-Lite's own: (x - 127) / 128 of bytes."""
 TEXT_HEADS = 12
 """Of MiniLM; a checkpoint does not show its heads."""
+WORDS_SHARE = 0.5
+"""Length of what a linear head sees of a title's words, for 1 of each mean."""
 
 
 class Config(BaseModel):
@@ -64,7 +73,8 @@ class Config(BaseModel):
     image: ImageInput
     image_encoder: EfficientNetLiteConfig = EfficientNetLiteConfig()
     text: BertConfig
-    hidden: int = Field(ge=1)
+    head: Literal["fused", "linear"] = "fused"
+    hidden: int = Field(default=64, ge=1)
     """Width of the two streams in co-attention."""
     heads: int = Field(default=4, ge=1)
     training: dict[str, Any] = Field(default_factory=dict)
@@ -105,8 +115,8 @@ class Encoders(nn.Module):
         return {"visual": visual, "text_states": self.text(text_ids, text_mask)}
 
 
-class Head(nn.Module):
-    """What is trained."""
+class FusedHead(nn.Module):
+    """What is trained, with co-attention."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -144,6 +154,37 @@ class Head(nn.Module):
         return logits
 
 
+class LinearHead(nn.Module):
+    """What is trained, without hidden layers: its regularised loss is convex."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        width, features = config.text.hidden, config.image_encoder.features
+        self.pieces = nn.Embedding(config.text.vocabulary, len(config.labels))
+        self.classifier = nn.Linear(width + features, len(config.labels))
+        self.no_words = tuple(config.vocabulary.index(token) for token in ("[CLS]", "[SEP]"))
+        for weight in self.parameters():
+            nn.init.zeros_(weight)
+
+    def forward(
+        self, visual: Tensor, text_states: Tensor, text_ids: Tensor, text_mask: Tensor
+    ) -> Tensor:
+        """visual (batch, cells, features), text_states (batch, text, width), text_ids and
+        text_mask (batch, text) -> logits (batch, labels). Each mean counts by its direction."""
+        words = text_mask
+        for token in self.no_words:
+            words = words * (text_ids != token).to(words.dtype)
+        means = (mean_of_seen(text_states, words), visual.mean(dim=1))
+        seen = torch.cat([F.normalize(mean, dim=1) for mean in means], dim=1)
+        count = words.sum(dim=1, keepdim=True).to(seen.dtype)  # (batch, 1)
+        pieces = mean_of_seen(self.pieces(text_ids), words) * count.sqrt()
+        logits: Tensor = self.classifier(seen) + WORDS_SHARE * pieces
+        return logits
+
+
+HEADS: Mapping[str, type[FusedHead | LinearHead]] = {"fused": FusedHead, "linear": LinearHead}
+
+
 def mean_of_seen(states: Tensor, mask: Tensor) -> Tensor:
     """(batch, text, width), (batch, text) -> (batch, width)."""
     seen = mask.to(states.dtype).unsqueeze(2)
@@ -156,10 +197,10 @@ class Modern(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.encoder = Encoders(config)
-        self.head = Head(config)
+        self.head = HEADS[config.head](config)
 
     def forward(self, image: Tensor, text_ids: Tensor, text_mask: Tensor) -> Tensor:
-        """See Encoders and Head -> logits (batch, labels)."""
+        """See Encoders and the heads -> logits (batch, labels)."""
         logits: Tensor = self.head(
             **self.encoder(image, text_ids, text_mask), text_ids=text_ids, text_mask=text_mask
         )
@@ -178,12 +219,17 @@ class Options(TrainOptions):
     augment: bool = False
     max_length: int = Field(default=48, ge=2, le=512)
     """Word pieces of a title that count."""
+    head: Literal["fused", "linear"] = "fused"
     hidden: int = Field(default=64, ge=1)
     heads: int = Field(default=4, ge=1)
 
     @property
     def image(self) -> ImageInput:
         return ImageInput(height=self.image_height, width=self.image_width, mean=MEAN, std=STD)
+
+    @property
+    def convex(self) -> bool:
+        return self.head == "linear"
 
 
 class Training:
@@ -205,6 +251,7 @@ class Training:
             "max_length": options.max_length,
             "image": options.image.model_dump(mode="json"),
             "text": {**sizes, "heads": TEXT_HEADS},
+            "head": options.head,
             "hidden": options.hidden,
             "heads": options.heads,
             "training": dict(facts.training),
@@ -227,7 +274,7 @@ class ModernRecipe:
         self, config: Mapping[str, Any], state: Mapping[str, Tensor], folder: Path
     ) -> dict[str, Any]:
         try:
-            shown = shown_by(state)
+            shown = shown_by(state, config.get("head", "fused"))
         except KeyError as error:
             check_keys(FAMILY, [str(error.args[0])], [])
             raise
@@ -294,10 +341,10 @@ def graph_inputs(config: Config) -> tuple[Axes, ...]:
     )
 
 
-def shown_by(state: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+def shown_by(state: Mapping[str, Tensor], head: str) -> dict[str, dict[str, Any]]:
     """The fields of Config that tensors show: those of its parts, and its own. KeyError for a
     tensor that a checkpoint must have."""
-    own = {"hidden": state["head.text.weight"].shape[0]}
+    own = {} if head == "linear" else {"hidden": state["head.text.weight"].shape[0]}
     parts: dict[str, Any] = {
         "text": bert_sizes(state, "encoder.text."),
         "image_encoder": efficientnet_lite_sizes(state, "encoder.image."),

@@ -203,7 +203,7 @@ def resnet_gru_model() -> TinyModel:
     return TinyModel("resnet_gru", "tag", "resnet-gru-tag", config, config | sizes)
 
 
-def modern_model(task: str = "tag") -> TinyModel:
+def modern_model(task: str = "tag", head: str = "fused") -> TinyModel:
     stages = (
         {"blocks": 1, "kernel": 3, "stride": 1, "expansion": 1, "channels": 4},
         {"blocks": 2, "kernel": 5, "stride": 2, "expansion": 2, "channels": 6},
@@ -211,6 +211,7 @@ def modern_model(task: str = "tag") -> TinyModel:
     encoder = {"stem": 4, "stages": stages, "features": 8}
     config = {
         "task": task,
+        "head": head,
         "labels": ("cat", "dog", "car"),
         "multi_label": True,
         "vocabulary": WORDS,
@@ -222,12 +223,13 @@ def modern_model(task: str = "tag") -> TinyModel:
     }
     text = bert(1, 1, len(WORDS), token_types=2)
     sizes = {"image_encoder": encoder, "text": text, "hidden": 8}
-    return TinyModel("modern", task, f"modern-{task}", config, config | sizes)
+    name = f"modern-{task}" if head == "fused" else f"modern-{task}-{head}"
+    return TinyModel("modern", task, name, config, config | sizes)
 
 
 def dual_encoder_model() -> TinyModel:
     modern = modern_model()
-    own = {"task", "labels", "multi_label", "heads"}
+    own = {"task", "head", "labels", "multi_label", "heads"}
     config = {name: value for name, value in modern.config.items() if name not in own}
     built = {name: modern.built[name] for name in ("image_encoder", "text")}
     return TinyModel(
@@ -248,6 +250,7 @@ def tiny_models() -> dict[str, TinyModel]:
         resnet_gru_model(),
         resnet_model(),
         modern_model("tag"),
+        modern_model("tag", "linear"),
         modern_model("answer"),
         dual_encoder_model(),
         *blip_models(),

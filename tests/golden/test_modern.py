@@ -171,10 +171,30 @@ def plain_head(state: dict[str, Tensor], visual: Tensor, states: Tensor, ids: Te
     return linear(means, "classifier") + state["fused.weight"] @ fused + pieces
 
 
+def plain_linear_head(
+    state: dict[str, Tensor], visual: Tensor, states: Tensor, ids: Tensor
+) -> Tensor:
+    """As `plain_head`: a logistic regression on both means and on the words as a unit vector."""
+    around = ("[CLS]", "[SEP]")
+    words = [i for i, token in enumerate(ids) if CONFIG["vocabulary"][token] not in around]
+    title = states[words].mean(0) if words else torch.zeros(states.shape[1])
+    cover = visual.mean(0)
+    bag = torch.zeros(len(CONFIG["vocabulary"]))
+    for word in words:
+        bag[ids[word]] += 1 / len(words) ** 0.5
+    directions = torch.cat([title / max(float(title.norm()), 1e-12), cover / cover.norm()])
+    return (
+        state["classifier.weight"] @ directions
+        + state["classifier.bias"]
+        + bag @ state["pieces.weight"] / 2
+    )
+
+
 @torch.inference_mode()
-def test_the_head_equals_the_plain_formula_whatever_the_padding() -> None:
+@pytest.mark.parametrize(("head", "plain"), [("fused", plain_head), ("linear", plain_linear_head)])
+def test_the_head_equals_the_plain_formula_whatever_the_padding(head: str, plain: Any) -> None:
     torch.manual_seed(3)
-    network: Any = RECIPE.build(CONFIG)
+    network: Any = RECIPE.build(CONFIG | {"head": head})
     for tensor in network.state_dict().values():
         if tensor.is_floating_point():
             tensor.add_(torch.rand_like(tensor) * 0.3)
@@ -185,7 +205,7 @@ def test_the_head_equals_the_plain_formula_whatever_the_padding() -> None:
     encoded = network.encoder(**inputs)
     state = dict(network.head.state_dict())
     for row, length in enumerate(inputs["text_mask"].sum(1).tolist()):
-        expected = plain_head(
+        expected = plain(
             state,
             encoded["visual"][row],
             encoded["text_states"][row, :length],

@@ -18,10 +18,12 @@ from vlserve.exporter.recipe import Recipe
 from vlserve.training.data import BadLine, write_bad_lines
 from vlserve.training.dataset import Dataset, encode_dataset, read_dataset
 from vlserve.training.loop import (
+    Loss,
     add_dropout,
     class_weights,
     make_loss,
     score,
+    solve,
     steps_per_epoch,
     train_epoch,
 )
@@ -122,14 +124,17 @@ def fit(
         load_into(parts.frozen, pretrained, recipe.spec.family)
         cache = features or out / FEATURES
         data = encode_dataset(data, parts.frozen, cache, _on_items(progress, "encode"))
-    add_dropout(parts.trained, chosen.dropout)
-    steps = chosen.epochs * steps_per_epoch(len(data.train), chosen.batch_size)
-    state = new_state(parts.trained, chosen, steps)
-    epochs: list[dict[str, Any]] = []
-    if resume:
-        load_state(out / LAST, state)
-        epochs = load_facts(out / LAST)["epochs"]
-    _train(state, parts, data, chosen, facts, epochs, out, progress)
+    if chosen.convex:
+        epochs = _solve(parts, data, chosen, out, progress)
+    else:
+        add_dropout(parts.trained, chosen.dropout)
+        steps = chosen.epochs * steps_per_epoch(len(data.train), chosen.batch_size)
+        state = new_state(parts.trained, chosen, steps)
+        epochs = []
+        if resume:
+            load_state(out / LAST, state)
+            epochs = load_facts(out / LAST)["epochs"]
+        _train(state, parts, data, chosen, facts, epochs, out, progress)
     metrics = _measure_best(recipe, data, out)
     seconds = time.monotonic() - start
     report = TrainReport(
@@ -156,26 +161,16 @@ def _train(
     progress: OnProgress | None,
 ) -> None:
     """Train until the last epoch, or until none got better for ``patience``; grows ``epochs``."""
-    weighted = options.class_weight_power > 0 and not data.multi_label
-    loss_of = make_loss(
-        multi_label=data.multi_label,
-        label_smoothing=options.label_smoothing,
-        class_weights=(
-            class_weights(data.train.targets, options.class_weight_power) if weighted else None
-        ),
-    )
+    loss_of = _loss(data, options)
     for epoch in range(len(epochs) + 1, options.epochs + 1):
         if epochs and epoch - 1 - _best(epochs, _chosen_by(data)) >= options.patience:
             return
         start = time.monotonic()
         loss = train_epoch(state, loss_of, data, options, _epoch_seed(facts["seed"], epoch))
-        metrics, _ = _measure(state.average.module, data)
         figures = {
             "train_loss": loss,
             "learning_rate": state.learning_rate,
-            "accuracy": metrics.accuracy,
-            "macro_f1": metrics.macro_f1,
-            "map": metrics.map,
+            **_figures(state.average.module, data),
             "seconds": time.monotonic() - start,
         }
         epochs.append({"epoch": epoch, **figures})
@@ -184,6 +179,36 @@ def _train(
         save_state(out / LAST, state, {**facts, "epochs": epochs})
         if progress:
             progress(Progress("train", epoch, options.epochs, figures))
+
+
+def _solve(
+    parts: Parts, data: Dataset, options: TrainOptions, out: Path, progress: OnProgress | None
+) -> list[dict[str, Any]]:
+    """Figures of the optimum, as of an only epoch; its weights are in ``out``."""
+    start = time.monotonic()
+    loss = solve(parts.trained, _loss(data, options), data.train, options.penalty)
+    save_weights(out / WEIGHTS, parts.checkpoint(parts.trained))
+    seconds = time.monotonic() - start
+    figures = {"train_loss": loss, **_figures(parts.trained, data), "seconds": seconds}
+    if progress:
+        progress(Progress("train", 1, 1, figures))
+    return [{"epoch": 1, **figures}]
+
+
+def _loss(data: Dataset, options: TrainOptions) -> Loss:
+    weighted = options.class_weight_power > 0 and not data.multi_label
+    weights = class_weights(data.train.targets, options.class_weight_power) if weighted else None
+    return make_loss(
+        multi_label=data.multi_label,
+        label_smoothing=options.label_smoothing,
+        class_weights=weights,
+    )
+
+
+def _figures(network: nn.Module, data: Dataset) -> dict[str, float]:
+    """What the progress of a run shows of the validation items."""
+    metrics, _ = _measure(network, data)
+    return {"accuracy": metrics.accuracy, "macro_f1": metrics.macro_f1, "map": metrics.map}
 
 
 def _epoch_seed(seed: int, epoch: int) -> int:

@@ -1,4 +1,4 @@
-"""One epoch over the training items, and the scores of a network on others."""
+"""One epoch over the training items, or the optimum on them; the scores of a network on others."""
 
 from collections.abc import Callable
 
@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import LBFGS
 
 from vlserve.errors import TrainingError
 from vlserve.training.augment import Augmentation
@@ -16,6 +17,8 @@ from vlserve.training.samples import TrainingSamples, batches, run_by_name
 from vlserve.training.state import TrainState
 
 SCORE_BATCH = 32
+MAX_STEPS, TOLERANCE = 500, 1e-5
+"""Of L-BFGS: when the largest part of the gradient is as small, the optimum is found."""
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -83,6 +86,33 @@ def train_epoch(
             state.step(loss)
             total += float(loss.detach()) * len(targets)
     return total / len(order)
+
+
+def solve(network: nn.Module, loss_of: Loss, samples: TrainingSamples, penalty: float) -> float:
+    """Find the weights with the lowest mean loss + ``penalty`` / items x half the squares of all
+    weights but biases, of a network that is linear in its weights; the loss. All items are in
+    memory at once."""
+    inputs, targets = next(iter(batches(samples, range(len(samples)), len(samples))))
+    squared = [weight for weight in network.parameters() if weight.ndim > 1]
+    optimizer = LBFGS(
+        network.parameters(),
+        max_iter=MAX_STEPS,
+        tolerance_grad=TOLERANCE,
+        tolerance_change=0,
+        line_search_fn="strong_wolfe",
+    )
+
+    def total() -> Tensor:
+        optimizer.zero_grad()
+        squares = torch.stack([weight.square().sum() for weight in squared]).sum()
+        loss = loss_of(run_by_name(network, inputs), targets)
+        loss = loss + penalty / len(samples) * squares / 2
+        torch.autograd.backward(loss)
+        return loss
+
+    network.train()
+    optimizer.step(total)  # type: ignore[no-untyped-call]
+    return float(total().detach())
 
 
 def steps_per_epoch(items: int, batch_size: int) -> int:

@@ -28,6 +28,8 @@ class TrainOptions(BaseModel):
     weight_decay: float = Field(default=0.05, ge=0)
     dropout: float = Field(default=0.2, ge=0, lt=1)
     """On embeddings and on the inputs of linear layers."""
+    penalty: float = Field(default=0.5, gt=0)
+    """Of a convex loss: times half the squares of all weights but biases, per training item."""
     label_smoothing: float = Field(default=0.05, ge=0, lt=1)
     class_weight_power: float = Field(default=0.0, ge=0, le=1)
     """Of items with one label each: an item weighs (items of its label)^-power in the loss. 0: all
@@ -42,6 +44,12 @@ class TrainOptions(BaseModel):
     @property
     def image(self) -> ImageInput:
         return ImageInput(height=self.image_height, width=self.image_width)
+
+    @property
+    def convex(self) -> bool:
+        """Whether what is trained is linear in its weights. Then the one optimum is found, on all
+        items at once: nothing is random, and the options of gradient steps do not count."""
+        return False
 
 
 Options = TypeVar("Options", bound=TrainOptions)

@@ -36,6 +36,15 @@ def test_sizes_are_read_from_the_tensors(state: dict[str, Tensor]) -> None:
     assert again == config
 
 
+def test_a_linear_head_says_so_in_its_config() -> None:
+    tiny = modern_model(head="linear")
+    state = seeded(RECIPE.build(tiny.built), seed=1).state_dict()
+    config = RECIPE.complete_config(tiny.config, state, Path())
+    assert load_network(RECIPE, state, config).state_dict().keys() == state.keys()
+    with pytest.raises(CheckpointMismatch, match=r"missing head\.text"):
+        complete(state)
+
+
 def test_a_foreign_checkpoint_is_refused_with_its_keys(state: dict[str, Tensor]) -> None:
     with pytest.raises(CheckpointMismatch, match=r"not a modern checkpoint: missing head\.text"):
         complete({"fc.weight": torch.zeros(2, 2)})

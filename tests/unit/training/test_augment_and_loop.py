@@ -3,12 +3,14 @@ import copy
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 from torch import nn
 from torch.nn import functional as F
 
 from vlserve.runtime.manifest import ImageInput
 from vlserve.training.augment import Augmentation
-from vlserve.training.loop import add_dropout, class_weights, make_loss
+from vlserve.training.encoded import EncodedSamples
+from vlserve.training.loop import add_dropout, class_weights, make_loss, solve
 
 SIZE = ImageInput(height=16, width=24)
 MEAN, STD = (torch.tensor(values).view(1, 3, 1, 1) for values in (SIZE.mean, SIZE.std))
@@ -101,3 +103,28 @@ def test_a_weighted_loss_is_the_weighted_mean_of_the_items_losses() -> None:
     weighted = make_loss(multi_label=False, label_smoothing=0.0, class_weights=weights)
     expected = (each[0] + 3 * each[1] + each[2]) / 5
     assert float(weighted(logits, targets)) == pytest.approx(expected)
+
+
+class Linear(nn.Linear):
+    """Takes what it reads by name."""
+
+    def forward(self, visual: torch.Tensor) -> torch.Tensor:
+        return super().forward(visual)
+
+
+def test_a_linear_network_is_solved_like_a_logistic_regression() -> None:
+    random = np.random.default_rng(0)
+    x = random.normal(size=(90, 6)).astype(np.float32)
+    truth = (x @ random.normal(size=(6, 3)) + random.normal(size=(90, 3))).argmax(axis=1)
+    truth[:50][truth[:50] == 2] = 0
+    samples = EncodedSamples({"visual": x}, np.eye(3, dtype=np.int64)[truth])
+    weights = class_weights(samples.targets, 1.0)
+    loss_of = make_loss(multi_label=False, label_smoothing=0, class_weights=weights)
+    network = Linear(6, 3)
+    loss = solve(network, loss_of, samples, penalty=0.5)
+    known = LogisticRegression(C=2, class_weight="balanced", tol=1e-8, max_iter=500).fit(x, truth)
+    expected = known.predict_log_proba(x)
+    found = network(torch.from_numpy(x)).log_softmax(dim=1).detach().numpy()
+    np.testing.assert_allclose(found, expected, atol=2e-3)
+    again = Linear(6, 3)
+    assert solve(again, loss_of, samples, penalty=0.5) == pytest.approx(loss, abs=1e-5)

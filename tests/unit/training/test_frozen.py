@@ -214,6 +214,29 @@ def test_class_weights_count_where_items_have_one_label(
     assert losses(several[0], several[1], 0.0) == losses(several[0], several[1], 1.0)
 
 
+def test_a_linear_head_is_solved_whatever_the_seed(
+    frozen_recipe: Recipe, drawn: DemoData, tmp_path: Path
+) -> None:
+    options = {**OPTIONS, "head": "linear"}
+    cache = tmp_path / "features"
+    reports = [
+        fit(
+            frozen_recipe, drawn.train, drawn.val, tmp_path / str(seed),
+            options=options, seed=seed, features=cache,
+        )
+        for seed in (1, 2)
+    ]  # fmt: skip
+    one, two = (load_file(report.out / "model.safetensors") for report in reports)
+    assert all(one[name].equal(two[name]) for name in one)
+    assert reports[0].epochs == 1 and bool(one["head.pieces.weight"].any())
+    heavier = {**options, "penalty": 50}
+    fit(frozen_recipe, drawn.train, drawn.val, tmp_path / "3", options=heavier, features=cache)
+    held = load_file(tmp_path / "3" / "model.safetensors")["head.classifier.weight"]
+    assert held.norm() < one["head.classifier.weight"].norm()
+    with pytest.raises(TrainingError, match="nothing to resume"):
+        fit(frozen_recipe, drawn.train, drawn.val, tmp_path / "1", options=options, resume=True)
+
+
 def test_a_family_without_a_plan_is_refused(drawn: DemoData, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="family resnet cannot be trained here"):
         fit(load_recipe("resnet", EXPORT), drawn.train, drawn.val, tmp_path)
