@@ -1,15 +1,17 @@
 """Which way of quantising each graph gives the fastest archive that passes the gate.
 
 A plan says of each graph which method, and which nodes it leaves out. Plans are asked fastest
-first. One that fails is followed by the same with more of its worst nodes in float (1, 2, 4, …
-groups of the order in which they spoil the outputs alone), and by those in which one graph has the
-next slower method; each waits for its turn by its own measured speed.
+first. One that fails is followed by the same with more of its nodes in float, and by those in
+which one graph has the next slower method; each waits for its turn by its own measured speed.
+Nodes are left in float 1, 2, 4, … groups at a time in two orders: those that spoil the outputs
+most alone, and those that come first in their graph, whose errors all that follows takes along.
 """
 
 import heapq
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import count
+from typing import Literal
 
 from vlserve.errors import ExportError
 from vlserve.quantize.gate import Verdict
@@ -30,6 +32,7 @@ MOST_PLANS = 16
 
 Chosen = Mapping[str, Variant]
 """By graph."""
+Order = Literal["worst", "first"]
 Methods = tuple[tuple[str, Method | None], ...]
 Judge = Callable[[Chosen], Verdict]
 Say = Callable[[str], None]
@@ -37,10 +40,11 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """``left_out``: so many of the worst groups stay in float."""
+    """``left_out``: so many groups stay in float, in that ``order``."""
 
     chosen: Chosen
-    left_out: int
+    left_out: int = 0
+    order: Order | None = None
 
     @property
     def methods(self) -> Methods:
@@ -65,12 +69,12 @@ def search(
     """The first plan that passes. ExportError with a table of the worst nodes where none does, or
     without one where nothing is faster than fp32."""
     ranked = {name: _faster_first(graphs[name], found) for name, found in candidates.items()}
-    first = Plan({name: variants[0] for name, variants in ranked.items()}, 0)
+    first = Plan({name: variants[0] for name, variants in ranked.items()})
     if all(variant.method is None for variant in first.chosen.values()):
         raise ExportError(f"int8 makes no graph faster: {_speeds(candidates)}; export in fp32")
     order = count()
     waiting = [(-first.faster(weights), next(order), first)]
-    seen = {(first.methods, 0)}
+    seen = {first.methods}
     guilty: dict[Methods, list[Guilt]] = {}
     best: Verdict | None = None
     for _ in range(MOST_PLANS):
@@ -86,19 +90,20 @@ def search(
         if plan.methods not in guilty:
             say("trying nodes alone, to see which spoil the answers")
             guilty[plan.methods] = _guilt(graphs, plan)
-        followers = [
-            *_with_more_left_out(graphs, plan, guilty[plan.methods], clock),
-            *(_with_slower_methods(ranked, plan) if plan.left_out == 0 else []),
-        ]
+        followers = _with_more_left_out(graphs, plan, guilty[plan.methods], clock)
+        if plan.left_out == 0:
+            slower = _with_slower_methods(ranked, plan)
+            followers += [one for one in slower if one.methods not in seen]
+            seen |= {one.methods for one in slower}
         for follower in followers:
-            key, faster = (follower.methods, follower.left_out), follower.faster(weights)
-            if key not in seen and faster >= FASTER:
-                seen.add(key)
+            faster = follower.faster(weights)
+            if faster >= FASTER:
                 heapq.heappush(waiting, (-faster, next(order), follower))
     raise ExportError(
         f"int8 changes the answers too much: at best {best}; at least 99 % of the first answers "
         "(or all but one) must agree, and the metric may fall by 0.5 points or one item. "
-        "No archive was written. The worst nodes:\n" + guilt_table(guilty[first.methods])
+        "No archive was written. The worst nodes:\n"
+        + guilt_table(_worst_first(guilty[first.methods]))
     )
 
 
@@ -118,24 +123,45 @@ def _faster_first(graph: GraphVariants, candidates: list[Variant]) -> list[Varia
 
 
 def _guilt(graphs: Mapping[str, GraphVariants], plan: Plan) -> list[Guilt]:
-    """The worst first."""
-    found = [
+    """In the graphs' order."""
+    return [
         one
         for name, variant in plan.chosen.items()
         if variant.method is not None
         for one in graphs[name].guilt(variant.method)
     ]
-    return sorted(found, key=lambda one: -one.error)
+
+
+def _worst_first(guilty: list[Guilt]) -> list[Guilt]:
+    return sorted(guilty, key=lambda one: -one.error)
 
 
 def _with_more_left_out(
     graphs: Mapping[str, GraphVariants], plan: Plan, guilty: list[Guilt], clock: Clock
 ) -> list[Plan]:
-    """Twice as many groups, unless that leaves nothing to quantise."""
+    """Twice as many groups in the plan's order, the first group of both orders where none is left
+    out; none where that would leave nothing to quantise."""
     more = max(1, 2 * plan.left_out)
     if more >= len(guilty):
         return []
-    excluded = excluded_in(guilty[:more])
+    orders: Mapping[Order, list[Guilt]] = {"worst": _worst_first(guilty), "first": guilty}
+    plans = [
+        _leaving_out(graphs, plan, groups[:more], order, clock)
+        for order, groups in orders.items()
+        if plan.order in (None, order)
+    ]
+    return [one for one in plans if one is not None]
+
+
+def _leaving_out(
+    graphs: Mapping[str, GraphVariants],
+    plan: Plan,
+    groups: list[Guilt],
+    order: Order,
+    clock: Clock,
+) -> Plan | None:
+    """None where a graph does not run so."""
+    excluded = excluded_in(groups)
     chosen: dict[str, Variant] = {}
     for name, variant in plan.chosen.items():
         if variant.method is None or name not in excluded:
@@ -143,15 +169,15 @@ def _with_more_left_out(
             continue
         made = graphs[name].without(variant.method, excluded[name], clock)
         if made is None:
-            return []
+            return None
         chosen[name] = made
-    return [Plan(chosen, more)]
+    return Plan(chosen, len(groups), order)
 
 
 def _with_slower_methods(ranked: Mapping[str, list[Variant]], plan: Plan) -> list[Plan]:
     """One graph's method is the next slower one; the last is fp32."""
     return [
-        Plan({**plan.chosen, name: variants[variants.index(plan.chosen[name]) + 1]}, 0)
+        Plan({**plan.chosen, name: variants[variants.index(plan.chosen[name]) + 1]})
         for name, variants in ranked.items()
         if plan.chosen[name] != variants[-1]
     ]
