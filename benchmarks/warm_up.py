@@ -32,8 +32,6 @@ from vlserve.stress.plan import StressPlan
 from vlserve.stress.record import Record, read_records
 from vlserve.stress.run import run_stress
 
-STRETCH = 1000
-"""Answers that are compared with as many others."""
 LENIENT_MS = 1e9
 _POLL_S = 0.1
 
@@ -57,7 +55,9 @@ class Round:
     failures: int
 
 
-def stretches(records: Sequence[Record], version: int) -> tuple[Stretch, Stretch, Stretch]:
+def stretches(
+    records: Sequence[Record], version: int, count: int
+) -> tuple[Stretch, Stretch, Stretch]:
     """Of one version's right answers, by the time that they were due. SystemExit when there are
     not enough."""
     answered = [
@@ -66,20 +66,20 @@ def stretches(records: Sequence[Record], version: int) -> tuple[Stretch, Stretch
         if r.version == version and r.failure is None and r.latency_ms is not None
     ]
     answered.sort()
-    if len(answered) < 3 * STRETCH + 1:
+    if len(answered) <= 3 * count:
         raise SystemExit(
-            f"version {version} answered {len(answered)} times, {3 * STRETCH + 1} are needed: "
+            f"version {version} answered {len(answered)} times, {3 * count + 1} are needed: "
             "give more --seconds"
         )
-    first, second, third = (_stretch(answered[at * STRETCH :]) for at in range(3))
+    first, second, third = (_stretch(answered[at * count :], count) for at in range(3))
     return first, second, third
 
 
-def _stretch(answered: Sequence[tuple[float, float]]) -> Stretch:
-    latencies = [latency_ms for _, latency_ms in answered[:STRETCH]]
-    seconds = answered[STRETCH][0] - answered[0][0]
+def _stretch(answered: Sequence[tuple[float, float]], count: int) -> Stretch:
+    latencies = [latency_ms for _, latency_ms in answered[:count]]
+    seconds = answered[count][0] - answered[0][0]
     p50, p99 = np.percentile(latencies, (50, 99))
-    return Stretch(float(p50), float(p99), STRETCH / seconds)
+    return Stretch(float(p50), float(p99), count / seconds)
 
 
 def run_round(
@@ -124,7 +124,7 @@ def run_round(
     with (folder / "requests.jsonl").open(encoding="utf-8") as lines:
         records = read_records(lines)
     failures = sum(record.failure is not None for record in records)
-    return Round(number, register_s, *stretches(records, version), failures)
+    return Round(number, register_s, *stretches(records, version, load.stretch), failures)
 
 
 def rows_of(rounds: Sequence[Round]) -> list[tuple[str, ...]]:
@@ -149,6 +149,7 @@ def main() -> None:
     parser.add_argument("--connections", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=int, default=60, help="Of each round.")
+    parser.add_argument("--stretch", type=int, default=1000, help="Answers that are compared.")
     parser.add_argument("--out", type=Path, help="Write the figures as JSON.")
     load = parser.parse_args()
     rounds = []

@@ -11,6 +11,7 @@ from vlserve.control.ledger import Ledger
 from vlserve.control.probes import failed_probes
 from vlserve.control.rollout import is_idle
 from vlserve.control.traffic import Traffic
+from vlserve.control.warm_up import warm_up
 from vlserve.errors import ControlError, LoadFailed, NotReady
 
 _POLL_S = 0.1
@@ -66,6 +67,7 @@ class Lifecycle:
             record = self._ledger.move(model, version, State.LOADING, "loading")
         try:
             self._load_and_probe(record)
+            self._warm_up(record)
         except LoadFailed as error:
             with suppress(ControlError):  # what is left there goes at a tick
                 self._engine.unload(model, version)
@@ -135,6 +137,13 @@ class Lifecycle:
         serving = record.tuning.serving if record.tuning else None
         self._engine.load(*record.key, record.archive, serving)
         self._check_answers(record)
+
+    def _warm_up(self, record: VersionRecord) -> None:
+        """The instances that hold nothing else: nobody has asked them yet."""
+        held = self._engine.loaded()
+        cold = [one for one in self._engine.instances() if not set(held[one.name]) - {record.key}]
+        if cold:
+            warm_up(self._engine, cold, record.manifest)
 
     def _check_answers(self, record: VersionRecord) -> None:
         model, version = record.key
