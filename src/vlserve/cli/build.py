@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -119,7 +119,7 @@ def export(
         raise typer.BadParameter(
             "int8 needs a file to calibrate on, and nothing else does", param_hint="--calibration"
         )
-    options = {"config": config, "format": format, "name": name, "version": version}
+    options: dict[str, Any] = {"config": config, "format": format, "name": name, "version": version}
     options["settings"] = load_settings()
     with progress(f"exporting {checkpoint.name}") as show:
         report = (
