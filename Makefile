@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 PRETRAINED := $(VENV)/.pretrained
 SOURCES := src export handlers loadtest benchmarks serving_config tests
 
-.PHONY: serve stop test check format bench clean
+.PHONY: serve stop test check format bench bench-scale clean
 
 $(INSTALLED): pyproject.toml requirements.lock gateway.lock
 	$(PYTHON) -m venv $(VENV)
@@ -41,6 +41,9 @@ format: $(INSTALLED)
 
 bench: $(INSTALLED)  ## served speed as ratios to the in-process limit; PEERS=all for other servers too
 	$(BIN)/python benchmarks/serving.py --peers "$(PEERS)"
+
+bench-scale: $(INSTALLED)  ## what more models, larger images and longer texts cost
+	$(BIN)/python benchmarks/scale.py
 
 clean: stop
 	rm -rf $(VENV) .vlserve

@@ -4,18 +4,25 @@ takes as long as a trained one. Made once, under .vlserve/bench."""
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from photos import jpeg
 
 from vlserve.cli.output import print_line
-from vlserve.exporter.pack import archive_name
+from vlserve.exporter.export import export_archive
+from vlserve.exporter.pack import archive_name, draft_of, pack_members
+from vlserve.quantize.export import export_int8
+from vlserve.runtime.archive import unpack_archive
 
 PROJECT = Path(__file__).parents[1]
 FOLDER = PROJECT / ".vlserve" / "bench" / "archives"
 MODEL = "tagger"
 RECIPE = "resnet_gru"
+LABELS = [f"label-{number:02d}" for number in range(20)]
 CONFIG = {
-    "labels": [f"label-{number:02d}" for number in range(20)],
+    "labels": LABELS,
     "vocabulary": {chr(code): code - 0x1E for code in range(0x20, 0x7F)},
-    "max_length": 40,
+    "max_length": 150,
     "unknown_id": 1,
     "pooling": "final_states",
     "image": {"height": 224, "width": 224},
@@ -42,12 +49,33 @@ def default_checkpoint() -> Path:
 
 
 def default_archives() -> Sequence[Path]:
-    """fp32."""
-    path = FOLDER / archive_name(MODEL, 1)
-    if not path.is_file():
-        from vlserve.exporter.export import export_archive
+    """fp32, then int8."""
+    made = [FOLDER / archive_name(MODEL, version) for version in (1, 2)]
+    options: dict[str, Any] = {"name": MODEL, "progress": print_line}
+    if not made[0].is_file():
+        export_archive(RECIPE, default_checkpoint(), FOLDER, version=1, **options)
+    if not made[1].is_file():
+        items = _calibration(FOLDER / "calibration")
+        export_int8(RECIPE, default_checkpoint(), FOLDER, items, version=2, **options)
+    return made
 
-        export_archive(
-            RECIPE, default_checkpoint(), FOLDER, name=MODEL, version=1, progress=print_line
-        )
-    return [path]
+
+def renamed(archive: Path, model: str, folder: Path) -> Path:
+    """The same version of another model."""
+    unpacked = folder / f"{model}-unpacked"
+    manifest = unpack_archive(archive, unpacked)
+    members = {name: unpacked / name for name in manifest.files}
+    return pack_members(folder, draft_of(manifest) | {"model": model}, members)
+
+
+def _calibration(folder: Path) -> Path:
+    """Photos as `vlserve evaluate` reads them. Their labels are drawn like the weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for seed in range(32):
+        (folder / f"{seed}.jpg").write_bytes(jpeg(seed, (480, 270)))
+        label = LABELS[seed % len(LABELS)]
+        lines.append(json.dumps({"img": f"{seed}.jpg", "text": f"title {seed}", "label": label}))
+    path = folder / "items.jsonl"
+    path.write_text("\n".join(lines) + "\n")
+    return path

