@@ -122,20 +122,38 @@ class Cost:
 
 def costs(cells: Sequence[Cell], side: str, without: str) -> list[Cost]:
     """What ``side`` costs over ``without``, at each number of connections."""
-    pairs: dict[int, list[tuple[Cell, Cell]]] = {}
-    other = {(cell.round, cell.connections): cell for cell in cells if cell.side == without}
-    for cell in cells:
-        if cell.side == side and (cell.round, cell.connections) in other:
-            pair = (cell, other[cell.round, cell.connections])
-            pairs.setdefault(cell.connections, []).append(pair)
     return [
         Cost(
             connections,
-            spread([1 - its.per_s / plain.per_s for its, plain in found]),
+            spread(
+                [1 - its.per_s / plain.per_s if plain.per_s else math.nan for its, plain in found]
+            ),
             spread([its.p50_ms - plain.p50_ms for its, plain in found]),
         )
-        for connections, found in sorted(pairs.items())
+        for connections, found in _pairs(cells, side, without).items()
     ]
+
+
+def times(cells: Sequence[Cell], side: str, other: str) -> list[tuple[int, Spread]]:
+    """How many times the answers of ``other`` it gives, at each number of connections."""
+    return [
+        (
+            connections,
+            spread([its.per_s / plain.per_s if plain.per_s else math.inf for its, plain in found]),
+        )
+        for connections, found in _pairs(cells, side, other).items()
+    ]
+
+
+def _pairs(cells: Sequence[Cell], side: str, other: str) -> dict[int, list[tuple[Cell, Cell]]]:
+    """Connections -> the two of each round."""
+    others = {(cell.round, cell.connections): cell for cell in cells if cell.side == other}
+    found: dict[int, list[tuple[Cell, Cell]]] = {}
+    for cell in cells:
+        if cell.side == side and (cell.round, cell.connections) in others:
+            pair = (cell, others[cell.round, cell.connections])
+            found.setdefault(cell.connections, []).append(pair)
+    return dict(sorted(found.items()))
 
 
 def markdown(table: Sequence[Row]) -> str:

@@ -25,14 +25,14 @@ from load import Job, LoadProcess
 from peer_servers import PEERS, peer_server
 from photos import Photo, photos
 from published import FIGURES, machine, publish
-from ratios import Cell, Limit, as_csv, costs, details, markdown, plot, rows, spread
+from ratios import Cell, Limit, as_csv, costs, details, markdown, plot, rows, spread, times
 from sides import Side, SideFailed, first_answer, ours
 from stock_torchserve import stock_torchserve
 
 from vlserve.cli.output import print_line
 from vlserve.runtime.archive import unpack_archive
 
-STOCK = "stock"
+STOCK, STOCK_NAME = "stock", "stock TorchServe"
 LIMIT_BATCH = 8
 
 
@@ -146,7 +146,9 @@ def start(
         limits[precision] = opened.enter_context(in_process(unpacked, os.cpu_count() or 1))
     print_line("starting ours")
     for precision, side in opened.enter_context(ours(folder / "ours", archives)):
+        first_answer(side, photo)
         contenders.append(Contender(side, precision))
+    contenders[-1].side.rest()
     for name in others:
         print_line(f"starting {name}")
         its_folder = folder / name
@@ -164,10 +166,6 @@ def start(
         else:
             contenders.append(contender)
             contender.side.rest()
-    for contender in contenders:
-        contender.side.wake()
-        first_answer(contender.side, photo)
-        contender.side.rest()
     return Started(limits, contenders, absent)
 
 
@@ -190,8 +188,12 @@ def report(
                 f"{cost.throughput.said(3)} of the throughput, {cost.p50_ms.said()} ms at the "
                 "median."
             )
-    failed = [row for row in table if row.failures]
-    for row in failed:
+        for connections, ratio in times(cells, f"ours {precision}", STOCK_NAME):
+            lines.append(
+                f"- Ours, {precision}, at {connections} connections: {ratio.said(1)} times stock "
+                "TorchServe."
+            )
+    for row in (row for row in table if row.failures):
         whys = ", ".join(f"{count} x {why}" for why, count in row.failures.items())
         lines.append(f"- Failed: {row.side} at {row.connections} connections: {whys}.")
     return "\n".join([*lines, "", details(table), ""])
@@ -243,12 +245,12 @@ def main() -> int:
     )
     archives = options.archive or default_archives()
     sent = photos()
-    load = LoadProcess(sent)
     others = [STOCK] * options.stock + options.peers
     with tempfile.TemporaryDirectory(prefix="vlserve-bench-") as scratch, ExitStack() as opened:
+        load = LoadProcess(sent)
+        opened.callback(load.close)
         started = start(opened, Path(scratch), archives, others, sent[0])
         limits, cells = measure(plan, started.limits, started.contenders, load)
-    load.close()
     said = report(limits, cells, started.absent, plan)
     print_line(said)
     out = options.out or FIGURES

@@ -13,7 +13,7 @@ from load import seen
 from peer_servers import FOLDER, PEERS
 from photos import BODIES, Photo, jpeg
 from published import publish
-from ratios import Cell, Limit, as_csv, costs, markdown, rows
+from ratios import Cell, Limit, as_csv, costs, markdown, rows, times
 
 PHOTO = Photo(b"\xff\xd8 not decoded here", "零基础教学")
 
@@ -54,6 +54,14 @@ def test_costs_compare_the_same_round() -> None:
     (cost,) = costs(CELLS, "ours", without="plain")
     assert cost.throughput.median == pytest.approx(0.05)
     assert cost.p50_ms.median == pytest.approx(2.0)
+
+
+def test_times_of_a_server_that_never_answered_are_endless() -> None:
+    silent = [cell(number, "silent", 0.0) for number in (1, 2, 3)]
+    ((_, ratio),) = times([*CELLS, *silent], "ours", "silent")
+    assert ratio.median == math.inf
+    ((_, ratio),) = times(CELLS, "plain", "ours")
+    assert ratio.median == pytest.approx(200 / 190)
 
 
 def test_every_cell_and_limit_is_in_the_csv() -> None:
