@@ -73,7 +73,7 @@ def _options(plan: StressPlan, out_dir: Path) -> Mapping[str, object]:
         "--record": out_dir / "requests.jsonl",
     }
     optional = {
-        "--data": plan.data,
+        "--data": plan.data and plan.data.resolve(),
         "--archive": plan.archive and plan.archive.resolve(),
         "--rate": plan.rate_per_s,
         "--model-version": plan.version,

@@ -118,9 +118,10 @@ def test_no_server_is_a_verdict_not_a_crash(tmp_path: Path) -> None:
     assert result.figures.requests < 100  # users pause where there is no server
 
 
-def test_real_covers_are_sent(tmp_path: Path) -> None:
+def test_real_covers_are_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "a.jpg").write_bytes(b"\xff\xd8")
-    data = tmp_path / "data.jsonl"
+    data = Path("data.jsonl")  # Locust runs in another folder
     data.write_text('{"id": "1", "img": "a.jpg", "text": "标题"}\n', encoding="utf-8")
     result = run(Behaviour(), tmp_path / "out", rate_per_s=20, data=data)
     assert result.figures.failures == {}
