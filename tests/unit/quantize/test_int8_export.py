@@ -162,7 +162,7 @@ def test_a_gate_that_nothing_passes_refuses_with_the_worst_nodes(
     tagger: ExportReport, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gate.Verdict, "passed", False)
-    monkeypatch.setattr(search, "MOST_PLANS", 2)
+    monkeypatch.setattr(search, "MOST_PLANS", 1)
     with pytest.raises(ExportError) as refused:
         quantise_archive(tagger.path, data, tmp_path / "out", clock=in_order)
     said = str(refused.value)
