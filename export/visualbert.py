@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from vlserve.errors import CheckpointMismatch
 from vlserve.exporter.layers.single_stream import TASKS, SingleStreamConfig, SingleStreamRecipe
 from vlserve.exporter.recipe import Spec
+from vlserve.training.single_stream import SingleStreamTraining
 
 ATOL = 1e-4
 """Full-size logits, of the order of 10, differ by 1e-5 after 12 layers of sums."""
@@ -66,13 +67,17 @@ class VisualBertRecipe(SingleStreamRecipe):
         family="visualbert",
         tasks=TASKS,
         atol=ATOL,
-        reads=("uclanlp/visualbert-* (transformers), pretraining's too",),
+        reads=(
+            "uclanlp/visualbert-* (transformers), pretraining's too",
+            "what `vlserve train visualbert` writes",
+        ),
         golden=(
             "visualbert",
             "keys/visualbert-vqa",
             "keys/visualbert-vqa-coco-pre",
         ),
     )
+    training = SingleStreamTraining("visualbert")
     config_type = Config
     ignored = IGNORED
 

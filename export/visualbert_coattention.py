@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from vlserve.exporter.layers.coattention import CoAttention, JointEncoder, KeysConfig
 from vlserve.exporter.layers.single_stream import TASKS, SingleStreamConfig, SingleStreamRecipe
 from vlserve.exporter.recipe import Spec
+from vlserve.training.single_stream import SingleStreamTraining
 
 ATOL = 1e-4
 """Full-size logits, of the order of 10, differ by 1e-5 after 12 layers of sums."""
@@ -123,8 +124,9 @@ class CoAttentionRecipe(SingleStreamRecipe):
         family="visualbert_coattention",
         tasks=TASKS,
         atol=ATOL,
-        reads=("our own training's",),
+        reads=("what `vlserve train visualbert_coattention` writes",),
     )
+    training = SingleStreamTraining("visualbert_coattention")
     config_type = Config
     ignored = IGNORED
 

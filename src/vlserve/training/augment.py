@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -24,6 +25,8 @@ class Augmentation:
     image: ImageInput
     unknown_id: int
     generator: torch.Generator
+    framed: bool = False
+    """Whether titles begin and end with a token of no word, [CLS] and [SEP], which stays."""
 
     def images(self, images: Tensor) -> Tensor:
         """Normalised (batch, 3, height, width) -> the same shape: a random crop scaled back to the
@@ -37,14 +40,16 @@ class Augmentation:
         """Ids of titles -> a window of each, at least MIN_WINDOW of its length, in which a share
         of the characters is unknown, so that no title is learnt by heart."""
         changed = []
-        for row in rows:
+        for whole in rows:
+            row = whole[1:-1] if self.framed else whole
             share, place = torch.rand(2, generator=self.generator).tolist()
             length = round(len(row) * (MIN_WINDOW + (1 - MIN_WINDOW) * share))
             start = round((len(row) - length) * place)
             window = row[start : start + length].copy()
             hidden = torch.rand(length, generator=self.generator) < UNKNOWN_SHARE
             window[hidden.numpy()] = self.unknown_id
-            changed.append(window)
+            framed = np.concatenate([whole[:1], window, whole[-1:]]) if self.framed else window
+            changed.append(framed)
         return changed
 
 

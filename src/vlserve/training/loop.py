@@ -68,8 +68,11 @@ def train_epoch(
     """Mean loss of one epoch; everything random in it follows from ``seed``. Raises TrainingError
     when the loss is no longer a number."""
     generator = torch.Generator().manual_seed(seed)
-    unknown_id = data.tokenizer.spec.unknown_id
-    augmentation = Augmentation(data.image, unknown_id, generator) if options.augment else None
+    text = data.tokenizer.spec
+    framed = text.tokenizer == "wordpiece"
+    augmentation = (
+        Augmentation(data.image, text.unknown_id, generator, framed) if options.augment else None
+    )
     whole_batches = steps_per_epoch(len(data.train), options.batch_size) * options.batch_size
     order = torch.randperm(len(data.train), generator=generator)[:whole_batches].tolist()
     total = 0.0

@@ -1,8 +1,9 @@
-"""The character vocabulary of the training titles."""
+"""The vocabulary of the training titles: of characters, or of words and characters."""
 
 from collections import Counter
 from collections.abc import Iterable
 
+from vlserve.exporter.wordpiece import SPECIAL, wordpiece
 from vlserve.training.options import PAD_ID, UNKNOWN_ID
 
 
@@ -19,6 +20,20 @@ def build_vocabulary(titles: Iterable[str], min_count: int) -> dict[str, int]:
             if len(form) == 1 and _small(form) == character:
                 vocabulary[form] = index
     return vocabulary
+
+
+def build_pieces(titles: Iterable[str], min_count: int) -> list[str]:
+    """Pieces for BERT's tokenizer: the words that ``min_count`` titles show, and every character,
+    to begin a word and to go on with. Sorted; without the special tokens."""
+    reader = wordpiece(SPECIAL)
+    assert reader.normalizer is not None and reader.pre_tokenizer is not None
+    shown: Counter[str] = Counter()
+    for title in titles:
+        normal = reader.normalizer.normalize_str(title)
+        shown.update({word for word, _ in reader.pre_tokenizer.pre_tokenize_str(normal)})
+    characters = {character for word in shown for character in word}
+    words = {word for word, count in shown.items() if count >= min_count}
+    return sorted(words | characters | {f"##{character}" for character in characters})
 
 
 def _small(character: str) -> str:

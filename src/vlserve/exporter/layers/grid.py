@@ -5,9 +5,11 @@ A family whose graphs take ``visual`` may name a ResNet's checkpoint in its conf
     {"grid": {"checkpoint": "resnet50.safetensors", "image": {"height": 224, "width": 224}}}
 
 Then its archive also has the graph ``features``: image (batch, 3, height, width) -> visual (batch,
-cells, dim), the last feature map row by row, as many cells as the image's size makes. A recipe:
+cells, dim), the last feature map row by row, as many cells as the image's size makes. Without
+``checkpoint`` the ResNet's tensors are in the family's own, under ``grid.``: it was trained along.
+A recipe:
 
-    complete_config   config["grid"] = complete_grid(config["grid"], folder)
+    complete_config   config["grid"] = complete_grid(config["grid"], folder, state)
     its Config        grid: GridConfig | None = None
     its network       self.grid = GridExtractor(config.grid.resnet)
     adapt             {**state, **grid_state(parsed.grid)}
@@ -18,6 +20,7 @@ cells, dim), the last feature map row by row, as many cells as the image's size 
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -44,11 +47,12 @@ SIZE = {"height": 224, "width": 224}
 
 class GridConfig(BaseModel):
     """``grid`` of a config.json, completed. There, ``checkpoint`` is the name of a file beside it;
-    here it is its path. Of ``resnet`` only what tensors do not show need be said."""
+    here it is its path, or None for the family's own. Of ``resnet`` only what tensors do not show
+    need be said."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    checkpoint: str
+    checkpoint: str | None = None
     image: ImageInput
     resnet: ResNetConfig
 
@@ -72,23 +76,30 @@ class GridExtractor(ResNet):
         return cells(self.feature_map(image))
 
 
-def complete_grid(said: Any, folder: Path) -> dict[str, Any]:
-    """``grid`` of a config.json in ``folder``, with what its checkpoint shows filled in.
+def complete_grid(
+    said: Any, folder: Path, own: Mapping[str, Tensor] = MappingProxyType({})
+) -> dict[str, Any]:
+    """``grid`` of a config.json in ``folder``, with what its checkpoint shows filled in, or, where
+    it names none, what the family's ``own`` tensors do.
 
-    ExportError for one that names no checkpoint; CheckpointMismatch for one that is no ResNet's or
-    that says otherwise than its tensors."""
-    if not isinstance(said, Mapping) or not isinstance(said.get("checkpoint"), str):
+    ExportError for one that names no checkpoint where there are no such tensors; CheckpointMismatch
+    for one that is no ResNet's or that says otherwise than its tensors."""
+    along = {name.removeprefix(PREFIX): x for name, x in own.items() if name.startswith(PREFIX)}
+    checkpoint = said.get("checkpoint") if isinstance(said, Mapping) else None
+    if not isinstance(checkpoint, str) and (not along or not isinstance(said, Mapping)):
         raise ExportError('grid of config.json must be like {"checkpoint": "resnet50.safetensors"}')
-    path = (folder / said["checkpoint"]).resolve()
-    shown = resnet_sizes(torchvision_names(read_checkpoint(path)))
+    path = str((folder / checkpoint).resolve()) if isinstance(checkpoint, str) else None
+    shown = resnet_sizes(torchvision_names(read_checkpoint(Path(path)) if path else along))
     resnet = dict(said.get("resnet", {}))
     check_said(resnet, shown)
     image = SIZE | dict(said.get("image", {}))
-    return {**said, "checkpoint": str(path), "image": image, "resnet": resnet | shown}
+    return {**said, "checkpoint": path, "image": image, "resnet": resnet | shown}
 
 
 def grid_state(config: GridConfig) -> dict[str, Tensor]:
-    """The ResNet's tensors under ``grid.``, to go with the family's own."""
+    """The ResNet's tensors under ``grid.``, to go with the family's own where it lacks them."""
+    if config.checkpoint is None:
+        return {}
     state = torchvision_names(read_checkpoint(Path(config.checkpoint)))
     return {f"{PREFIX}{name}": tensor for name, tensor in state.items()}
 

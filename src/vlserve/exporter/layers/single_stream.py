@@ -109,6 +109,7 @@ class SingleStreamNetwork(nn.Module):
 
     def __init__(self, config: SingleStreamConfig, trunk: nn.Module) -> None:
         super().__init__()
+        self.task = config.task
         self.visual_bert = trunk
         head = nn.Linear(config.encoder.hidden, config.classes)
         if config.task == "answer":
@@ -117,6 +118,14 @@ class SingleStreamNetwork(nn.Module):
             self.classifier = head
         if config.grid:
             self.grid = GridExtractor(config.grid.resnet)
+
+    def forward(self, image: Tensor, text_ids: Tensor, text_mask: Tensor) -> Tensor:
+        """Both graphs at once, for training: image (batch, 3, height, width), text_ids and
+        text_mask (batch, text) -> logits (batch, classes)."""
+        visual = self.grid(image)
+        every_cell = torch.ones_like(visual[..., 0], dtype=text_mask.dtype)
+        logits: Tensor = LogitsGraph(self, self.task)(text_ids, text_mask, visual, every_cell)
+        return logits
 
 
 class LogitsGraph(nn.Module):
@@ -279,7 +288,7 @@ def complete(
     if isinstance(vocabulary, str):
         completed["vocabulary"] = read_vocabulary(folder / vocabulary)
     if config.get("grid"):
-        completed["grid"] = complete_grid(config["grid"], folder)
+        completed["grid"] = complete_grid(config["grid"], folder, state)
     return completed
 
 
