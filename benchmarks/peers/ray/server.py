@@ -13,18 +13,19 @@ from ray import serve
 from starlette.requests import Request
 from starlette.responses import Response
 
-sys.path.append(os.environ["BENCH_ANSWERING"])
-from answering import BATCH_SIZE, DELAY_S, Answering
-
 WORKERS, PORT = int(os.environ["BENCH_WORKERS"]), int(os.environ["BENCH_PORT"])
 
 
 @serve.deployment(num_replicas=WORKERS, max_ongoing_requests=64, ray_actor_options={"num_cpus": 1})
 class Tagger:
     def __init__(self) -> None:
+        # a replica gets this class by value, and has a path of its own
+        sys.path.append(os.environ["BENCH_ANSWERING"])
+        from answering import Answering
+
         self.answer = Answering(Path(os.environ["BENCH_ARCHIVE"]))
 
-    @serve.batch(max_batch_size=BATCH_SIZE, batch_wait_timeout_s=DELAY_S)
+    @serve.batch(max_batch_size=8, batch_wait_timeout_s=0.001)
     async def tag(self, items: list[tuple[bytes, bytes]]) -> list[bytes]:
         return self.answer(items)
 
