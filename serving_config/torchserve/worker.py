@@ -42,7 +42,7 @@ class TorchAtFirstUse(PathFinder):
 
 def unwrap_form(request: dict[str, Any]) -> None:
     """Put the parts of a form in the place of its body, in a request as TorchServe's worker reads
-    it. What is no readable form stays as it is: the handler refuses it."""
+    it. In the place of what is no readable form is an empty body, which the handler refuses."""
     headers = request["headers"]
     form_type = next((one["value"] for one in headers if one["name"] == FORM_TYPE), None)
     parameters = request["parameters"]
@@ -51,7 +51,8 @@ def unwrap_form(request: dict[str, Any]) -> None:
         return
     try:
         parts = read_form(parameters[at]["value"], form_type.decode("latin-1"))
-    except ValueError:  # MultipartError is one, and so is what an unknown charset raises here
+    except ValueError:  # MultipartError is one
+        parameters[at]["value"] = bytearray()
         return
     parameters[at : at + 1] = [
         {"name": name, "contentType": "application/octet-stream", "value": value}
@@ -60,8 +61,8 @@ def unwrap_form(request: dict[str, Any]) -> None:
 
 
 def read_form(body: bytearray, content_type: str) -> dict[str, bytearray]:
-    """Field name -> bytes. ValueError when it is no whole form, has a name twice, or is said to be
-    in another charset than UTF-8."""
+    """Field name -> bytes. ValueError when it is no whole form, a part has no name of its own, or
+    the charset is said to be another than UTF-8."""
     _, options = parse_options_header(content_type)
     _check_charset(options.get("charset"))
     parts: dict[str, bytearray] = {}
@@ -74,8 +75,8 @@ def read_form(body: bytearray, content_type: str) -> dict[str, bytearray]:
         for event in parser.parse(body):
             if isinstance(event, MultipartSegment):
                 _check_charset(event.charset)
-                if event.name in parts:
-                    raise ValueError(f"{event.name} is there twice")
+                if not event.name or event.name in parts:
+                    raise ValueError("a part has no name, or the name of another")
                 part = parts[event.name] = bytearray()
             elif event:
                 part += event

@@ -90,13 +90,14 @@ def test_bytes_come_out_as_they_went_in(parts: dict[str, bytes], boundary: str) 
         (form({"text": b"cat"})[:-7] + form({"text": b"dog"}), TYPE),
         (form({f"n{number}": b"" for number in range(65)}), TYPE),
         (form({"n" * 9000: b""}), TYPE),
+        (form({"": b"cat"}), TYPE),
+        (form({"text": b"cat"}).replace(b'; name="text"', b""), TYPE),
+        (bytearray(b'{"text": "cat"}'), TYPE),
     ],
     ids=lambda value: None if isinstance(value, str) else bytes(value[-12:]).hex(),
 )
-def test_what_is_no_whole_form_is_left_for_the_handler_to_refuse(
-    body: bytearray, content_type: str
-) -> None:
-    assert unwrapped(body, content_type) == {"top_k": b"3", "body": body}
+def test_what_is_no_whole_form_becomes_an_empty_body(body: bytearray, content_type: str) -> None:
+    assert unwrapped(body, content_type) == {"top_k": b"3", "body": b""}
 
 
 def test_a_body_that_came_as_itself_is_left_alone() -> None:

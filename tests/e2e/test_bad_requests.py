@@ -3,7 +3,7 @@ one gets its own refusal, each good one the answer that it gets alone, and no pr
 
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, cycle
@@ -15,12 +15,10 @@ import pytest
 from engine_workers import worker_pids
 from good_requests import good_requests, oddly_wrapped
 from request_bodies import as_form, as_json
-from running import RunningStack, wait_until
+from running import RunningStack
 from wire import Case, Reply, encode, send
 
 from vlserve.control import stack as control_stack
-from vlserve.control.torchserve import endpoints
-from vlserve.control.workerlog import MODEL_LOG
 from vlserve.exporter.echo import VOCABULARY, pack_echo
 
 MODEL = "bad-requests"
@@ -157,28 +155,15 @@ def test_answers_differ_as_their_inputs_do(mixed: Mixed) -> None:
     assert len({tuple(_scores(mixed.alone[case.name]).items()) for case in oddly_wrapped()}) == 1
 
 
-def test_they_met_in_the_same_batches(served: RunningStack, mixed: Mixed) -> None:
-    """By the handler's own log, which tells of each request what its client was told."""
-    told = {each.request_id: each.reply.status for each in mixed.exchanges}
-    good = {each.request_id for each in mixed.exchanges if each.case.status == 200}
-    wait_until(lambda: good <= {name for batch in _batches(served) for name in batch})
-    batches = [batch for batch in _batches(served) if batch.keys() & told.keys()]
-    for batch in batches:
-        assert batch == {name: told[name] for name in batch}
-    both = [batch for batch in batches if {200} < set(batch.values())]
-    assert len(both) > 10
-    assert any({200, 500} <= set(batch.values()) for batch in both)
-
-
-def _batches(served: RunningStack) -> Iterator[dict[str, int]]:
-    """Request id -> status, of each batch that the handler had."""
-    log = endpoints(served.settings)[0].logs / MODEL_LOG
-    for line in log.read_text().splitlines():
-        _, found, event = line.partition('MODEL_LOG - {"event": "batch", ')
-        if found:
-            batch = json.loads("{" + event)
-            if batch["model"] == MODEL:
-                yield dict(zip(batch["request_ids"], batch["statuses"], strict=True))
+def test_they_met_in_the_same_batches(mixed: Mixed) -> None:
+    """By the times that each answer tells of its batch, to the microsecond."""
+    batches: dict[str, set[int]] = {}
+    for exchange in mixed.exchanges:
+        timing = exchange.reply.headers.get("server-timing", "")
+        if timing.startswith("decode"):
+            batches.setdefault(timing.partition("engine")[0], set()).add(exchange.reply.status)
+    assert len([statuses for statuses in batches.values() if {200} < statuses]) > 10
+    assert any({200, 500} <= statuses for statuses in batches.values())
 
 
 def test_what_is_too_large_is_told_so(served: RunningStack) -> None:

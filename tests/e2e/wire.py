@@ -63,7 +63,10 @@ def send(port: int, raw: bytes, method: str) -> Reply:
             connection.sendall(raw)
         response = http.client.HTTPResponse(connection, method=method)
         response.begin()
-        headers = {name.lower(): value for name, value in response.getheaders()}
+        headers: dict[str, str] = {}
+        for name, value in response.getheaders():
+            before = headers.get(name.lower())
+            headers[name.lower()] = value if before is None else f"{before}, {value}"
         return Reply(response.status, headers, response.read())
 
 
