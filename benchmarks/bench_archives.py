@@ -75,7 +75,8 @@ def _calibration(folder: Path) -> Path:
     for seed in range(32):
         (folder / f"{seed}.jpg").write_bytes(jpeg(seed, (480, 270)))
         label = LABELS[seed % len(LABELS)]
-        lines.append(json.dumps({"img": f"{seed}.jpg", "text": f"title {seed}", "label": label}))
+        item = {"id": str(seed), "img": f"{seed}.jpg", "text": f"title {seed}", "label": label}
+        lines.append(json.dumps(item))
     path = folder / "items.jsonl"
     path.write_text("\n".join(lines) + "\n")
     return path

@@ -7,16 +7,14 @@ nothing else: requests and answers stay in memory.
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 
 from sides import TUNED, plain_environment
 
-_BENCHMARKS = Path(__file__).parent
+_PROGRAM = Path(__file__).with_name("in_process_worker.py")
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ class InProcess:
 @contextmanager
 def in_process(folder: Path, count: int) -> Iterator[InProcess]:
     """``folder``: an unpacked archive."""
-    command = [sys.executable, __file__, str(folder)]
+    command = [sys.executable, str(_PROGRAM), str(folder)]
     with ExitStack() as opened:
         processes = []
         for _ in range(count):
@@ -84,26 +82,3 @@ def _line(process: "subprocess.Popen[str]") -> str:
     if not line:
         raise RuntimeError(f"the in-process limit's process ended: {process.wait()}")
     return line
-
-
-def _main(folder: Path) -> None:
-    sys.path.insert(0, str(_BENCHMARKS / "peers"))
-    from answering import Answering
-    from photos import photos
-
-    answer = Answering(folder)
-    items = [(photo.jpeg, photo.text.encode()) for photo in photos()]
-    print("ready", flush=True)
-    for line in sys.stdin:
-        batch_size, seconds = int(line.split()[0]), float(line.split()[1])
-        began_s, next_item, took_ms = time.monotonic(), 0, []
-        while (now_s := time.monotonic()) - began_s < seconds:
-            answer([items[(next_item + each) % len(items)] for each in range(batch_size)])
-            next_item += batch_size
-            took_ms.append((time.monotonic() - now_s) * 1000)
-        done = Worked(next_item, time.monotonic() - began_s, median(took_ms))
-        print(json.dumps(asdict(done)), flush=True)
-
-
-if __name__ == "__main__":
-    _main(Path(sys.argv[1]).resolve())

@@ -1,0 +1,35 @@
+"""One process of the in-process limit: told a batch size and how many seconds, a line each, it
+answers the photos for so long and says what it did. It loads the archive's own copy of the runtime,
+so nothing that it imports before may load another.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+from statistics import median
+
+
+def main(folder: Path) -> None:
+    sys.path.insert(0, str(Path(__file__).parent / "peers"))
+    from answering import Answering
+
+    answer = Answering(folder)
+    from photos import photos
+
+    items = [(photo.jpeg, photo.text.encode()) for photo in photos()]
+    print("ready", flush=True)
+    for line in sys.stdin:
+        batch_size, seconds = int(line.split()[0]), float(line.split()[1])
+        began_s, next_item, took_ms = time.monotonic(), 0, []
+        while (now_s := time.monotonic()) - began_s < seconds:
+            answer([items[(next_item + each) % len(items)] for each in range(batch_size)])
+            next_item += batch_size
+            took_ms.append((time.monotonic() - now_s) * 1000)
+        seconds = time.monotonic() - began_s
+        done = {"items": next_item, "seconds": seconds, "batch_p50_ms": median(took_ms)}
+        print(json.dumps(done), flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]).resolve())
