@@ -16,7 +16,10 @@ unset PYTHONPATH VLSERVE_GATEWAY
 # In any other locale Java reads folder names that are not ASCII wrong.
 export LC_ALL=C.UTF-8
 
+# The quick compiler alone: Java is a small part of each request, and while the thorough one works
+# the first thousands of requests pay for it.
 exec "$JAVA_HOME/bin/java" \
+  -XX:TieredStopAtLevel=1 \
   -Dmodel_server_home="$TS_HOME" \
   -Djava.io.tmpdir="$TMPDIR" \
   -Dlog4j.configurationFile="file://$TORCHSERVE_CONFIG/log4j2.xml" \
