@@ -8,6 +8,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from vlserve.errors import ExportError
 from vlserve.quantize.gate import Verdict
 from vlserve.quantize.items import read_parts
 from vlserve.quantize.record import Feeds
@@ -128,3 +129,27 @@ def test_the_guilty_node_is_left_in_float(chain: GraphVariants) -> None:
     )
     assert found.passed
     assert [name.partition("_")[0] for name in chosen["model"].excluded] == ["product1"]
+
+
+def test_a_gate_that_nothing_passes_refuses_with_the_worst_nodes(chain: GraphVariants) -> None:
+    asked: list[frozenset[str]] = []
+
+    def judge(chosen: Mapping[str, Variant]) -> Verdict:
+        asked.append(chosen["model"].excluded)
+        return verdict(60 + len(asked), 100, 0.5)
+
+    with pytest.raises(ExportError) as refused:
+        search(
+            {"model": chain},
+            {"model": 1.0},
+            {"model": chain.candidates(in_order)},
+            judge,
+            in_order,
+            lambda line: None,
+        )
+    said = str(refused.value)
+    assert f"at best {60 + len(asked)} of 100 first answers agree" in said
+    header, worst = said.partition("The worst nodes:\n")[2].splitlines()[:2]
+    assert header == "error alone  graph  nodes"
+    assert "model  product1" in worst and worst.endswith("(MatMul)")
+    assert asked[0] == frozenset() and len(set(asked)) > 2

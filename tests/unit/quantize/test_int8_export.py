@@ -14,7 +14,6 @@ from tiny_models import Archives
 from vlserve.errors import DataError, ExportError
 from vlserve.exporter.checkpoint import file_sha256
 from vlserve.exporter.export import ExportReport
-from vlserve.quantize import gate, search
 from vlserve.quantize.export import Int8Report, quantise_archive
 from vlserve.quantize.items import read_parts
 from vlserve.quantize.record import Feeds
@@ -156,19 +155,6 @@ def test_padding_and_neighbours_change_an_answer_by_roundings_alone(
 
 def _scores(answer: Any) -> dict[str, float]:
     return {one["answer"]: one["score"] for one in answer["answers"]}
-
-
-def test_a_gate_that_nothing_passes_refuses_with_the_worst_nodes(
-    tagger: ExportReport, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(gate.Verdict, "passed", False)
-    monkeypatch.setattr(search, "MOST_PLANS", 1)
-    with pytest.raises(ExportError) as refused:
-        quantise_archive(tagger.path, data, tmp_path / "out", clock=in_order)
-    said = str(refused.value)
-    assert "No archive was written. The worst nodes:\nerror alone  graph  nodes\n" in said
-    assert "(Conv)" in said
-    assert not (tmp_path / "out").exists()
 
 
 def test_what_is_not_faster_is_refused(tagger: ExportReport, data: Path, tmp_path: Path) -> None:
