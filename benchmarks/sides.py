@@ -101,7 +101,7 @@ def _ours(stack: DrilledStack, archive: Path, last: Path) -> Iterator[tuple[str,
     (instance,) = TorchServe(endpoints(stack.settings), stack.settings.engine).instances()
     headers = {"Authorization": f"Bearer {instance.token}"}
     engine = f"http://{instance.host}:{instance.port}{path}"
-    yield precision, Side(f"{name}, no gateway", engine, found, headers)
+    yield precision, Side(f"{name}, no gateway", engine, found, headers, "handed-form")
     stack.control.release(manifest.model, manifest.version)
     released = f"{stack.settings.gateway_url}/predictions/{manifest.model}"
     yield precision, Side(name, released, found)
