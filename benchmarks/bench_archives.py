@@ -1,6 +1,7 @@
 """What the speed runs serve by default: a full-size ResNet18-GRU tagger with random weights, which
-takes as long as a trained one. Made once, under .vlserve/bench."""
+takes as long as a trained one. Made once for each state of the code, under .vlserve/bench."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,8 @@ from vlserve.quantize.export import export_int8
 from vlserve.runtime.archive import unpack_archive
 
 PROJECT = Path(__file__).parents[1]
-FOLDER = PROJECT / ".vlserve" / "bench" / "archives"
+FROZEN = ("src/vlserve/runtime/*.py", "handlers/*.py", "export/resnet_gru.py")
+"""What goes into the archives, and what makes them."""
 MODEL = "tagger"
 RECIPE = "resnet_gru"
 LABELS = [f"label-{number:02d}" for number in range(20)]
@@ -31,9 +33,17 @@ CONFIG = {
 }
 
 
+def default_folder() -> Path:
+    """Named after the code that its archives hold."""
+    digest = hashlib.sha256(json.dumps(CONFIG).encode())
+    for file in sorted(file for pattern in FROZEN for file in PROJECT.glob(pattern)):
+        digest.update(file.read_bytes())
+    return PROJECT / ".vlserve" / "bench" / f"archives-{digest.hexdigest()[:12]}"
+
+
 def default_checkpoint() -> Path:
     """model.safetensors, with its config.json beside it."""
-    path = FOLDER / "checkpoint" / "model.safetensors"
+    path = default_folder() / "checkpoint" / "model.safetensors"
     if not path.is_file():
         import torch
         from safetensors.torch import save_file
@@ -50,13 +60,14 @@ def default_checkpoint() -> Path:
 
 def default_archives() -> Sequence[Path]:
     """fp32, then int8."""
-    made = [FOLDER / archive_name(MODEL, version) for version in (1, 2)]
+    folder = default_folder()
+    made = [folder / archive_name(MODEL, version) for version in (1, 2)]
     options: dict[str, Any] = {"name": MODEL, "progress": print_line}
     if not made[0].is_file():
-        export_archive(RECIPE, default_checkpoint(), FOLDER, version=1, **options)
+        export_archive(RECIPE, default_checkpoint(), folder, version=1, **options)
     if not made[1].is_file():
-        items = _calibration(FOLDER / "calibration")
-        export_int8(RECIPE, default_checkpoint(), FOLDER, items, version=2, **options)
+        items = _calibration(folder / "calibration")
+        export_int8(RECIPE, default_checkpoint(), folder, items, version=2, **options)
     return made
 
 
@@ -72,7 +83,7 @@ def _calibration(folder: Path) -> Path:
     """Photos as `vlserve evaluate` reads them. Their labels are drawn like the weights."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
-    for seed in range(32):
+    for seed in range(40):
         (folder / f"{seed}.jpg").write_bytes(jpeg(seed, (480, 270)))
         label = LABELS[seed % len(LABELS)]
         item = {"id": str(seed), "img": f"{seed}.jpg", "text": f"title {seed}", "label": label}

@@ -116,7 +116,8 @@ def seen(
     seconds: float,
     cpu_s: float,
 ) -> Seen:
-    p99_ms = quantiles(latencies_ms, n=100)[98] if len(latencies_ms) > 1 else math.nan
+    enough = len(latencies_ms) >= 100  # below that, a p99 would be invented
+    p99_ms = quantiles(latencies_ms, n=100, method="inclusive")[98] if enough else math.nan
     p50_ms = median(latencies_ms) if latencies_ms else math.nan
     return Seen(
         connections, seconds, len(latencies_ms), p50_ms, p99_ms, dict(failures), cpu_s / seconds

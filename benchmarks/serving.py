@@ -156,7 +156,7 @@ def start(
         try:
             if name == STOCK:
                 server = stock_torchserve(its_folder, default_checkpoint(), photo)
-                contender = Contender(opened.enter_context(server), next(iter(limits)))
+                contender = Contender(opened.enter_context(server), "fp32")
             else:
                 server = peer_server(PEERS[name], its_folder, unpacked, photo)
                 contender = Contender(opened.enter_context(server), precision)
@@ -245,7 +245,8 @@ def main() -> int:
     )
     archives = options.archive or default_archives()
     sent = photos()
-    others = [STOCK] * options.stock + options.peers
+    # stock TorchServe serves the default checkpoint, which other archives are not made of
+    others = [STOCK] * (options.stock and not options.archive) + options.peers
     with tempfile.TemporaryDirectory(prefix="vlserve-bench-") as scratch, ExitStack() as opened:
         load = LoadProcess(sent)
         opened.callback(load.close)

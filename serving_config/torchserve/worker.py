@@ -8,7 +8,6 @@ Forms are parsed here. The gateway lets TorchServe take them for plain bytes, be
 is most of what it does for a request: ten times what it takes here.
 """
 
-import codecs
 import runpy
 import sys
 from collections.abc import Callable, Sequence
@@ -22,6 +21,12 @@ from multipart import MultipartSegment, PushMultipartParser, parse_options_heade
 
 FORM_TYPE = b"x-vlserve-content-type"
 """The gateway's header with the content type of a form that it handed over as plain bytes."""
+
+CHARSETS = ("", "utf-8", "utf8", "us-ascii", "ascii")
+"""What a form may say of its texts: they are read as UTF-8."""
+
+ENCODINGS = ("", "7bit", "8bit", "binary")
+"""What a part may say of its bytes (Content-Transfer-Encoding): that they are what was meant."""
 
 MAX_PARTS = 64
 MAX_HEADER_BYTES = 8192
@@ -51,7 +56,7 @@ def unwrap_form(request: dict[str, Any]) -> None:
         return
     try:
         parts = read_form(parameters[at]["value"], form_type.decode("latin-1"))
-    except ValueError:  # MultipartError is one
+    except Exception:  # whatever is in it: it must not take the batch down
         parameters[at]["value"] = bytearray()
         return
     parameters[at : at + 1] = [
@@ -62,9 +67,9 @@ def unwrap_form(request: dict[str, Any]) -> None:
 
 def read_form(body: bytearray, content_type: str) -> dict[str, bytearray]:
     """Field name -> bytes. ValueError when it is no whole form, a part has no name of its own, or
-    the charset is said to be another than UTF-8."""
+    its bytes are said to be encoded."""
     _, options = parse_options_header(content_type)
-    _check_charset(options.get("charset"))
+    _check(options.get("charset"), CHARSETS)
     parts: dict[str, bytearray] = {}
     part = bytearray()
     with PushMultipartParser(
@@ -74,7 +79,8 @@ def read_form(body: bytearray, content_type: str) -> dict[str, bytearray]:
     ) as parser:
         for event in parser.parse(body):
             if isinstance(event, MultipartSegment):
-                _check_charset(event.charset)
+                _check(event.charset, CHARSETS)
+                _check(event.header("Content-Transfer-Encoding"), ENCODINGS)
                 if not event.name or event.name in parts:
                     raise ValueError("a part has no name, or the name of another")
                 part = parts[event.name] = bytearray()
@@ -85,14 +91,10 @@ def read_form(body: bytearray, content_type: str) -> dict[str, bytearray]:
     return parts
 
 
-def _check_charset(name: str | None) -> None:
-    """Texts are read as UTF-8: one that is said to be another must not be read wrong."""
-    try:
-        fits = not name or codecs.lookup(name).name in ("utf-8", "ascii")
-    except LookupError:
-        fits = False
-    if not fits:
-        raise ValueError(f"the charset is {name}")
+def _check(said: str | None, allowed: Sequence[str]) -> None:
+    """What is said to be something else must not be read wrong."""
+    if (said or "").strip().lower() not in allowed:
+        raise ValueError(f"{said} is not read")
 
 
 def read_forms(service: Any) -> None:

@@ -93,6 +93,12 @@ def test_bytes_come_out_as_they_went_in(parts: dict[str, bytes], boundary: str) 
         (form({"": b"cat"}), TYPE),
         (form({"text": b"cat"}).replace(b'; name="text"', b""), TYPE),
         (bytearray(b'{"text": "cat"}'), TYPE),
+        (
+            form({"text": b"Y2F0"}).replace(
+                b"\r\n\r\n", b"\r\nContent-Transfer-Encoding: base64\r\n\r\n"
+            ),
+            TYPE,
+        ),
     ],
     ids=lambda value: None if isinstance(value, str) else bytes(value[-12:]).hex(),
 )
