@@ -19,7 +19,7 @@ from statistics import median
 
 import psutil
 from bench_archives import default_archives, renamed
-from load import Job, LoadProcess
+from closed_loop import Job, LoadProcess
 from own_stack import DrilledStack, own_stack, processes
 from photos import Photo, jpeg, photos
 from published import FIGURES, machine, publish

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench_archives import default_archives, default_checkpoint
+from closed_loop import Job, LoadProcess
 from in_process import InProcess, in_process
-from load import Job, LoadProcess
 from peer_servers import PEERS, peer_server
 from photos import Photo, photos
 from published import FIGURES, machine, publish

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import scale
-from load import seen
+from closed_loop import seen
 from peer_servers import FOLDER, PEERS
 from photos import BODIES, Photo, jpeg
 from published import publish

@@ -1,10 +1,10 @@
 """Closed loop: so many kept connections, each asks again as soon as it has its answer.
 
-    .venv/bin/python benchmarks/load.py --url http://127.0.0.1:8080/predictions/tagger
+    .venv/bin/python benchmarks/closed_loop.py --url http://127.0.0.1:8080/predictions/tagger
 
-One process of greenlets, with bodies made beforehand: of the clients tried the one that takes least
-of the machine that it shares with the server (0.16 to 0.4 ms of CPU a request, most of it the
-kernel's, to copy 168 KB). Prints a table, or a line of JSON for each number of connections.
+One process of greenlets, with bodies made beforehand: it takes little of the machine that it shares
+with the server (0.16 to 0.4 ms of CPU a request, most of it the kernel's, to copy 168 KB; threads of
+http.client took about as much). Prints a table, or a line of JSON for each number of connections.
 """
 
 import argparse

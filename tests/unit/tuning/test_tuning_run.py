@@ -1,12 +1,15 @@
 """The search over a machine that is made up: what it finds, confirms, writes, and when it stops."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from vlserve.control.tuning import Measured, Serving, read_tuning
-from vlserve.errors import LoadFailed
+from vlserve.control.contract import State
+from vlserve.control.tuning import Measured, Serving, Tuning, read_tuning
+from vlserve.control.views import Registered, Unloaded
+from vlserve.errors import EngineUnavailable, LoadFailed, NotReady
 from vlserve.exporter.echo import pack_echo
 from vlserve.tuning.search import Point
 from vlserve.tuning.trials import Load, Trials
@@ -23,12 +26,15 @@ class MadeUp(Trials):
         super().__init__(archive, none, "http://127.0.0.1", Load(None, 1), folder)
         self.worse = worse_when_confirmed
         self.served: list[Serving] = []
+        self.not_again: set[Serving] = set()
         self.now = 0.0
 
     def serve(self, serving: Serving) -> None:
         self.served.append(serving)
         if serving.threads == 2:
             raise LoadFailed("out of memory")
+        if serving in self.not_again and self.served.count(serving) > 1:
+            raise EngineUnavailable("no engine instance answers")
 
     def measure(self, serving: Serving, connections: int, seconds: int | None = None) -> Point:
         self.now += seconds or 1
@@ -64,6 +70,64 @@ def test_what_breaks_when_confirmed_is_not_chosen(archive: Path, tmp_path: Path)
     assert any(not point.held(60.0) for point in found.points)
     never = found_by(MadeUp(archive, tmp_path, worse_when_confirmed=99.0), slo_p99_ms=60.0)
     assert never.best is None
+
+
+def test_what_does_not_load_again_is_not_chosen(archive: Path, tmp_path: Path) -> None:
+    trials = MadeUp(archive, tmp_path)
+    best = found_by(MadeUp(archive, tmp_path), slo_p99_ms=60.0).best
+    assert best is not None
+    trials.not_again = {best.serving}
+    found = found_by(trials, slo_p99_ms=60.0)
+    assert found.best is not None and found.best.serving != best.serving
+    assert found.failed[-1] == f"{best.serving}: no engine instance answers"
+
+
+class Control:
+    """The control service's words that a trial needs."""
+
+    def __init__(self, unloaded: State, untuned: str = "") -> None:
+        self.unloaded, self.untuned = unloaded, untuned
+        self.registered = False
+
+    def models(self) -> list[Any]:
+        return [SimpleNamespace(model="tagger", versions=[SimpleNamespace(version=1)])]
+
+    def unload(self, model: str, version: int) -> Unloaded:
+        return Unloaded(model=model, version=version, state=self.unloaded)
+
+    def register(self, archive: Path, tuning: Tuning) -> Registered:
+        self.registered = True
+        return Registered(
+            model="tagger",
+            version=1,
+            state=State.READY,
+            already_registered=False,
+            untuned=self.untuned,
+        )
+
+
+def test_a_setting_is_tried_only_when_it_is_in_force(archive: Path, tmp_path: Path) -> None:
+    def trials(control: Any) -> Trials:
+        return Trials(archive, control, "http://127.0.0.1", Load(None, 1), tmp_path)
+
+    trials(Control(State.RETIRED)).serve(START)
+    draining = Control(State.DRAINING)
+    with pytest.raises(NotReady, match="the run before"):
+        trials(draining).serve(START)
+    assert not draining.registered
+    with pytest.raises(LoadFailed, match="out of memory"):
+        trials(Control(State.RETIRED, untuned="out of memory")).serve(START)
+
+
+def test_a_run_that_the_client_limited_says_so(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = SimpleNamespace(rps=50.0, p50_ms=1.0, p99_ms=2.0, error_rate=0.0)
+    result = SimpleNamespace(figures=figures, client_saturated=True)
+    monkeypatch.setattr("vlserve.tuning.trials.run_stress", lambda plan, folder: result)
+    none: Any = None
+    trials = Trials(archive, none, "http://127.0.0.1", Load(None, 1), tmp_path)
+    assert trials.measure(START, 4) == Point(START, 4, 50.0, 1.0, 2.0, 0.0, client_saturated=True)
 
 
 def test_an_impossible_limit_finds_nothing_and_says_how_near_it_came(
