@@ -38,7 +38,8 @@ class TorchServeHandler:
     def initialize(self, context: Any) -> None:
         """Open the folder that TorchServe unpacked; raises when it is not what was packed."""
         folder = Path(context.system_properties["model_dir"])
-        self.pipeline = open_folder(folder, _threads(context), frozen=True)
+        threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
+        self.pipeline = open_folder(folder, threads, frozen=True)
         self.pipeline.warm_up(int(context.system_properties.get("batch_size") or 1))
         log = os.environ.get("ANSWER_LOG")
         self.answer_log = AnswerLog(Path(log) if log else None)
@@ -84,15 +85,6 @@ class TorchServeHandler:
                 continue
             # the dimensions of metrics.yaml; unlike add_metric, this names no request of the batch
             metric.add_or_update(value, [self._version, self.pipeline.manifest.model, "Model"])
-
-
-def _threads(context: Any) -> int:
-    """What the control service wrote for this version, else what is so for all workers."""
-    model = context.manifest["model"]
-    engine = Path(os.environ.get("ENGINE_DIR", ""))
-    file = engine / "threads" / f"{model['modelName']}-{model['modelVersion']}"
-    told = file.read_text() if file.is_file() else os.environ.get("OMP_NUM_THREADS", "1")
-    return int(told)
 
 
 def _request_id(context: Any, index: int) -> str:
