@@ -26,8 +26,9 @@ serve: $(INSTALLED)  ## install, start the stack, release a demo tagger, tag a c
 stop:  ## stop the stack; leaves no process behind
 	@if [ -x $(BIN)/vlserve ]; then $(BIN)/vlserve down; fi
 
+# Three processes on two cores: many tests wait for servers.
 test: $(PRETRAINED)  ## pretrained weights too: 100 MB, which nothing else needs
-	$(BIN)/pytest --numprocesses 2 --dist loadfile
+	$(BIN)/pytest --numprocesses 3 --dist loadfile
 
 check: $(INSTALLED)  ## format, lint, types, import contracts
 	$(BIN)/ruff format --check $(SOURCES)
