@@ -20,7 +20,9 @@ class FakeEngine:
         self.starts = dict.fromkeys(instances, 1)
         self.down: set[str] = set()
         self.fail_to_load: dict[Key, str] = {}
+        self.fail_to_load_tuned: dict[Key, str] = {}
         self.answer_wrong: set[Key] = set()
+        self.answer_wrong_tuned: set[Key] = set()
         self.hold_loads = threading.Event()
         self.hold_loads.set()
         self.loading = threading.Event()
@@ -48,9 +50,12 @@ class FakeEngine:
         self.loading.set()
         assert self.hold_loads.wait(timeout=10)
         self.loads.append(key)
-        self.served[key] = serving
+        if lacking:
+            self.served[key] = serving
         if key in self.fail_to_load:
             raise LoadFailed(self.fail_to_load[key])
+        if serving is not None and key in self.fail_to_load_tuned:
+            raise LoadFailed(self.fail_to_load_tuned[key])
         self._manifests[key] = verify_archive(archive)
         for name in lacking:
             self.held[name][key] = LoadedVersion(workers_ready=2, pending=0)
@@ -69,7 +74,9 @@ class FakeEngine:
         manifest = self._manifests[key]
         answer = next(probe.answer for probe in manifest.probes if probe.fields == fields)
         served = {"model": model, "version": version, "request_id": "r", **answer}
-        return served | ({"tags": []} if key in self.answer_wrong else {})
+        tuned = self.served.get(key) is not None
+        wrong = key in self.answer_wrong or (tuned and key in self.answer_wrong_tuned)
+        return served | ({"tags": []} if wrong else {})
 
     def _answering(self) -> list[str]:
         answering = [name for name in self.held if name not in self.down]

@@ -264,6 +264,8 @@ def test_the_number_is_still_free_for_a_good_archive(served: Served) -> None:
         "version": 2,
         "state": "ready",
         "already_registered": False,
+        "retuned": False,
+        "untuned": "",
     }
     assert served.states() == {1: State.STABLE, 2: State.READY}
     answer = served.stack.http.post(f"/predictions/{MODEL}/2", json=QUESTION)

@@ -1,16 +1,18 @@
 """The search on the real stack: settings are loaded as asked, measured, kept with the version."""
 
+import json
 from pathlib import Path
 
+import psutil
 from conftest import RunningStack
+from engine_workers import worker_pids
 
-from vlserve.control.torchserve import endpoints
 from vlserve.control.tuning import Serving, read_tuning
 from vlserve.exporter.echo import pack_echo
 from vlserve.tuning.trials import Load, Trials
 from vlserve.tuning.tune import tune, write_tuning
 
-START = Serving(workers=1, threads=1, batch_size=4, max_batch_delay_ms=1)
+START = Serving(workers=1, threads=2, batch_size=4, max_batch_delay_ms=1)
 
 
 def test_what_is_found_serves_the_version(
@@ -25,14 +27,18 @@ def test_what_is_found_serves_the_version(
     tuning = read_tuning(archive)
     assert tuning is not None
 
-    other = START.model_copy(update={"workers": 2, "threads": 2})
+    other = START.model_copy(update={"workers": 2, "threads": 1})
     trials.serve(other)
     stack.control.unload(new_model, 1)
     assert stack.control.register(archive, tuning).state == "ready"
     (version,) = stack.control.model(new_model).versions
     assert version.tuning == tuning
     assert version.workers_ready == {"engine-0": START.workers}
-    threads = endpoints(stack.settings)[0].threads_file(new_model, 1)
-    assert threads.read_text() == "1\n"
+    (pid,) = worker_pids(stack.settings, new_model)[1]
+    worker = psutil.Process(pid)
+    folder, engine = Path(worker.cwd()), Path(worker.environ()["ENGINE_DIR"])
+    manifest = json.loads((folder / "MAR-INF" / "MANIFEST.json").read_text())
+    assert (manifest["model"]["modelName"], manifest["model"]["modelVersion"]) == (new_model, "1")
+    assert (engine / "threads" / f"{new_model}-1").read_text() == "2\n"
     tuned = [e.detail["tuned"] for e in stack.control.history(new_model) if "tuned" in e.detail]
     assert tuned[-2:] == [str(other), str(START)]

@@ -75,12 +75,14 @@ def _print(found: "Found", files: list[str]) -> None:
             ms(point.p50_ms),
             ms(point.p99_ms),
             f"{point.error_rate:.1%}" if point.error_rate else "",
-            "chosen" if point is found.best else "" if point.held(found.slo_p99_ms) else "broke",
+            "chosen" if point is found.best else point.verdict(found.slo_p99_ms),
         )
         for point in found.points
     ]
     heads = ("WORKERS", "THREADS", "BATCH", "DELAY", "CONNECTIONS", "ANSWERED", "P50", "P99")
     print_table((*heads, "ERRORS", ""), rows)
+    if any(point.client_saturated for point in found.points):
+        print_line("client saturated: the load generator was at its limit, so such runs count not")
     for failure in found.failed:
         print_line(f"could not be loaded: {failure}")
     ended = "nothing better was left to try" if found.finished else "the time was over"

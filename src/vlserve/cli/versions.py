@@ -24,13 +24,17 @@ def register(
         print_json(done)
         return
     if done.already_registered:
+        kept = f"tuning {tuning.serving} stored" if tuning else "tuning removed"
+        todo = f"{kept}, in force at its next load" if done.retuned else "nothing to do"
         print_line(
             f"{done.model} {done.version} was registered before, from the same bytes: "
-            f"nothing to do, it is {done.state}"
+            f"{todo}, it is {done.state}"
         )
         return
     print_line(f"{done.model} {done.version} is {done.state}")
-    if tuning is not None:
+    if done.untuned:
+        print_line(f"could not be loaded as tuned, so its tuning was dropped: {done.untuned}")
+    elif tuning is not None:
         print_line(f"served as tuned: {tuning.serving}")
     print_line(f"next: vlserve release {done.model} {done.version}")
 

@@ -85,7 +85,11 @@ FileName = Annotated[
 ]
 
 TuningJson = Annotated[
-    str, Query(max_length=4096, description="What `vlserve tune` wrote beside the archive.")
+    str,
+    Query(
+        max_length=4096,
+        description="What `vlserve tune` wrote beside the archive; left out: as all versions.",
+    ),
 ]
 
 

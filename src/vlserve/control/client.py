@@ -64,8 +64,8 @@ class ControlClient:
         return [EventView.model_validate(event) for event in found]
 
     def register(self, archive: Path, tuning: Tuning | None = None) -> Registered:
-        """Returns when the version is ready. ArchiveError, VersionConflict, LoadFailed,
-        TuningInvalid."""
+        """Returns when the version is ready. ``tuning``: kept with the version in the place of the
+        one it has; None: it has none. ArchiveError, VersionConflict, LoadFailed, TuningInvalid."""
         told = {"tuning": tuning.model_dump_json()} if tuning else {}
         with archive.open("rb") as body:
             answer = self._call(

@@ -124,16 +124,20 @@ class Ledger:
             self.record(model, version, "registered", sha256=sha256, **told)
         return self.version(model, version)
 
-    def tune(self, model: str, version: int, tuning: Tuning) -> VersionRecord:
-        """How a version is to be served from its next load on."""
+    def tune(
+        self, model: str, version: int, tuning: Tuning | None, reason: str = ""
+    ) -> VersionRecord:
+        """How a version is to be served from its next load on; None: as all are."""
+        told = {"tuned": str(tuning.serving)} if tuning else {}
         with self.transaction():
             self._execute(
                 "UPDATE versions SET tuning = ? WHERE model = ? AND version = ?",
-                tuning.model_dump_json(),
+                tuning.model_dump_json() if tuning else None,
                 model,
                 version,
             )
-            self.record(model, version, "tuned", tuned=str(tuning.serving))
+            kind = "tuned" if tuning else "untuned"
+            self.record(model, version, kind, **told, **({"reason": reason} if reason else {}))
         return self.version(model, version)
 
     def move(

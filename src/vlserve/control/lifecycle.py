@@ -55,6 +55,7 @@ class Lifecycle:
 
     def load(self, record: VersionRecord) -> VersionRecord:
         """registered, loading, failed or retired -> ready: loaded, probed, its own path open.
+        Without its tuning, which is dropped, where it cannot be loaded as tuned.
 
         LoadFailed when it cannot be loaded or answers its probes wrong: it is out of the engine
         then, and failed (or retired, where it was ready before). EngineUnavailable leaves it
@@ -79,7 +80,8 @@ class Lifecycle:
 
     def restore(self, record: VersionRecord) -> None:
         """Bring a version that is to be loaded back onto the instances that lack it. Its state and
-        its weight stay: they are desired. LoadFailed, EngineUnavailable."""
+        its weight stay: they are desired. What cannot be loaded as tuned is loaded without, and
+        its tuning dropped. LoadFailed, EngineUnavailable."""
         self._load_and_probe(record)
         self._ledger.record(*record.key, "recovered")
 
@@ -134,14 +136,25 @@ class Lifecycle:
 
     def _load_and_probe(self, record: VersionRecord) -> None:
         _check_bytes(record)
-        serving = record.tuning.serving if record.tuning else None
-        self._engine.load(*record.key, record.archive, serving)
+        if record.tuning is not None:
+            held = [holds.get(record.key) for holds in self._engine.loaded().values()]
+            try:
+                self._engine.load(*record.key, record.archive, record.tuning.serving)
+                self._check_answers(record)
+                return
+            except LoadFailed as error:
+                self._ledger.tune(*record.key, None, reason=str(error))
+            if not any(each and each.workers_ready for each in held):  # else it may be in use
+                self._engine.unload(*record.key)
+        self._engine.load(*record.key, record.archive)
         self._check_answers(record)
 
     def _warm_up(self, record: VersionRecord) -> None:
         """The instances that hold nothing else: nobody has asked them yet."""
-        held = self._engine.loaded()
-        cold = [one for one in self._engine.instances() if not set(held[one.name]) - {record.key}]
+        alone = {
+            name for name, holds in self._engine.loaded().items() if set(holds) == {record.key}
+        }
+        cold = [one for one in self._engine.instances() if one.name in alone]
         if cold:
             warm_up(self._engine, cold, record.manifest)
 

@@ -63,8 +63,8 @@ class ControlService:
     def register(self, archive: Path, name: str = "", tuning: Tuning | None = None) -> Registered:
         """Verify, keep, load and probe the archive at ``archive``, a file in `incoming`, which is
         moved. ``name``: the file's name at the user's, which must not contradict its manifest.
-        ``tuning``: how it is to be served; where it is loaded already, from its next load on; where
-        it is retired, it is loaded so.
+        ``tuning``: how it is to be served from its next load on, None: as all are. A retired
+        version is loaded if there is one.
 
         TuningInvalid: it is another archive's; ArchiveError; VersionConflict: the number is taken
         by other bytes; LoadFailed: the version is failed, and its number free for another archive,
@@ -88,15 +88,22 @@ class ControlService:
         with self._operations.on((manifest.model, manifest.version)):
             record = self._admit(manifest, sha256)
             kept = self._keep(archive, manifest)  # also mends a file that was damaged since
-            retuned = record is not None and tuning is not None and tuning != record.tuning
-            if record is not None and tuning is not None and retuned:
-                record = self._ledger.tune(*record.key, tuning)
-            awaited = (*_UNFINISHED, State.RETIRED) if retuned else _UNFINISHED
-            if record is not None and record.state not in awaited:
-                return _registered(record, already_registered=True)
             if record is None:
                 record = self._ledger.add(manifest, kept, sha256, tuning)
-            return _registered(self._lifecycle.load(record), already_registered=False)
+            retuned = tuning != record.tuning
+            if retuned:
+                record = self._ledger.tune(*record.key, tuning)
+            to_load = (*_UNFINISHED, State.RETIRED) if tuning else _UNFINISHED
+            if record.state not in to_load:
+                return _registered(record, already_registered=True, retuned=retuned)
+            loaded = self._lifecycle.load(record)
+            untuned = self._why_untuned(loaded) if tuning and not loaded.tuning else ""
+            return _registered(loaded, already_registered=False, untuned=untuned)
+
+    def _why_untuned(self, record: VersionRecord) -> str:
+        events = reversed(self._ledger.events(record.model))
+        said = (e.detail for e in events if e.kind == "untuned" and e.version == record.version)
+        return str(next(said)["reason"])
 
     def release(self, model: str, version: int) -> Released:
         """All traffic of ``model`` to ``version``, in force at the gateway when this returns; the
@@ -296,12 +303,16 @@ def _earlier(record: ModelRecord) -> tuple[int, ...]:
     return tuple(version for version in reversed(record.stack[:-1]) if version != record.stable)
 
 
-def _registered(record: VersionRecord, already_registered: bool) -> Registered:
+def _registered(
+    record: VersionRecord, already_registered: bool, retuned: bool = False, untuned: str = ""
+) -> Registered:
     return Registered(
         model=record.model,
         version=record.version,
         state=record.state,
         already_registered=already_registered,
+        retuned=retuned,
+        untuned=untuned,
     )
 
 

@@ -50,7 +50,10 @@ class VersionView(View):
     sha256: str = Field(description="Of the archive.")
     registered_at: str
     changed_at: str
-    tuning: Tuning | None = Field(default=None, description="Null: served as for all versions.")
+    tuning: Tuning | None = Field(
+        default=None,
+        description="Of its next load; of the last, unless it came since. Null: as all versions.",
+    )
     workers_ready: Mapping[str, int] = Field(
         description="Engine instance -> workers that can answer; instances without it are left out."
     )
@@ -89,12 +92,16 @@ class EventView(View):
 
 
 class Registered(View):
-    """``already_registered``: the same bytes were there before, and nothing was done."""
+    """``already_registered``: the same bytes were there before, and nothing was loaded.
+    ``retuned``: another tuning, or none, than before is kept for its next load. ``untuned``: why it
+    could not be loaded as tuned; it was loaded as all versions are, and its tuning dropped."""
 
     model: str
     version: int
     state: State
     already_registered: bool
+    retuned: bool = False
+    untuned: str = ""
 
 
 class Released(View):

@@ -28,9 +28,19 @@ class Point:
     """None: no right answer."""
     p99_ms: float | None
     error_rate: float
+    client_saturated: bool = False
+    """The figures may be the load generator's: they say nothing of the setting."""
 
     def held(self, slo_p99_ms: float) -> bool:
-        return self.error_rate == 0 and self.p99_ms is not None and self.p99_ms <= slo_p99_ms
+        if self.client_saturated or self.error_rate > 0:
+            return False
+        return self.p99_ms is not None and self.p99_ms <= slo_p99_ms
+
+    def verdict(self, slo_p99_ms: float) -> str:
+        """held, broke, or why it is neither."""
+        if self.client_saturated:
+            return "client saturated"
+        return "held" if self.held(slo_p99_ms) else "broke"
 
 
 def next_connections(points: Sequence[Point], slo_p99_ms: float, start: int) -> int | None:

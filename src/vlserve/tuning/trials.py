@@ -10,6 +10,7 @@ from pathlib import Path
 from vlserve.control.client import ControlClient
 from vlserve.control.contract import State
 from vlserve.control.tuning import Measured, Serving, Tuning
+from vlserve.errors import LoadFailed, NotReady
 from vlserve.runtime.archive import verify_archive
 from vlserve.stress.plan import StressPlan
 from vlserve.stress.run import run_stress
@@ -43,14 +44,16 @@ class Trials:
         self._runs = 0
 
     def serve(self, serving: Serving) -> None:
-        """Loaded so when this returns. LoadFailed."""
+        """Loaded so when this returns. ControlError: it is not."""
         model, version = self._manifest.model, self._manifest.version
         known = [view for view in self._control.models() if view.model == model]
-        states = {view.version: view.state for one in known for view in one.versions}
-        if states.get(version) is State.READY:
-            self._control.unload(model, version)
+        there = version in [view.version for one in known for view in one.versions]
+        if there and self._control.unload(model, version).state is State.DRAINING:
+            raise NotReady(f"{model} {version} still answers requests of the run before")
         unknown = Measured(connections=0, rps=0, p50_ms=0, p99_ms=0)
-        self._control.register(self.archive, self.tuning(serving, 0, unknown))
+        done = self._control.register(self.archive, self.tuning(serving, 0, unknown))
+        if done.untuned:
+            raise LoadFailed(done.untuned)
 
     def measure(self, serving: Serving, connections: int, seconds: int | None = None) -> Point:
         """What so many callers see of the version as it is loaded now."""
@@ -67,9 +70,16 @@ class Trials:
             max_error_rate=1.0,
             max_p99_ms=LENIENT_MS,
         )
-        figures = run_stress(plan, self._folder / f"run-{self._runs:03d}").figures
+        result = run_stress(plan, self._folder / f"run-{self._runs:03d}")
+        figures = result.figures
         return Point(
-            serving, connections, figures.rps, figures.p50_ms, figures.p99_ms, figures.error_rate
+            serving,
+            connections,
+            figures.rps,
+            figures.p50_ms,
+            figures.p99_ms,
+            figures.error_rate,
+            result.client_saturated,
         )
 
     def tuning(self, serving: Serving, slo_p99_ms: float, measured: Measured) -> Tuning:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vlserve.control.tuning import Measured, Serving, Tuning, tuning_file
-from vlserve.errors import LoadFailed
+from vlserve.errors import ControlError
 from vlserve.tuning.plots import plot_curves
 from vlserve.tuning.search import Point, best_point, next_connections, next_serving
 from vlserve.tuning.trials import Show, Trials
@@ -31,8 +31,8 @@ class Found:
 
     @property
     def nearest(self) -> Point | None:
-        """The lowest p99 of all without an error."""
-        whole = [p for p in self.points if p.p99_ms is not None and p.error_rate == 0]
+        """The lowest p99 of all without an error, and of the setting rather than of the client."""
+        whole = [p for p in self.points if p.held(float("inf"))]
         return min(whole, key=lambda point: point.p99_ms or 0.0, default=None)
 
 
@@ -53,14 +53,20 @@ class _Search:
     def best(self) -> Point | None:
         return best_point(self.points, self.slo_p99_ms)
 
+    def serve(self, serving: Serving) -> bool:
+        """Whether it is loaded so; where it is not, `failed` says why."""
+        try:
+            self.trials.serve(serving)
+        except ControlError as error:
+            self.failed.append(f"{serving}: {error}")
+            return False
+        return True
+
     def curve(self, serving: Serving, start: int) -> None:
         """Load the setting, and measure it under more and more connections."""
         self.tried.append(serving)
         self.show(f"{serving}: loading")
-        try:
-            self.trials.serve(serving)
-        except LoadFailed as error:
-            self.failed.append(f"{serving}: {error}")
+        if not self.serve(serving):
             return
         own: list[Point] = []
         while (more := next_connections(own, self.slo_p99_ms, start)) is not None:
@@ -107,11 +113,14 @@ def tune(
 
 
 def _confirmed(search: _Search, seconds: int) -> Point | None:
-    """The best point measured again, for longer; while that breaks the limit, the next best."""
+    """The best point measured again, for longer; while that breaks the limit, or cannot be loaded
+    again, the next best."""
     left = list(search.points)
     while (best := best_point(left, search.slo_p99_ms)) is not None:
         search.show(f"{best.serving}: confirming with {best.connections} connections")
-        search.trials.serve(best.serving)
+        if not search.serve(best.serving):
+            left = [point for point in left if point.serving != best.serving]
+            continue
         again = search.trials.measure(best.serving, best.connections, seconds)
         search.points.append(again)
         search.show(_said(again, search.slo_p99_ms))
@@ -138,5 +147,5 @@ def write_tuning(trials: Trials, found: Found) -> tuple[Path, Path]:
 
 def _said(point: Point, slo_p99_ms: float) -> str:
     p99 = "no answer" if point.p99_ms is None else f"p99 {point.p99_ms:.1f} ms"
-    word = "held" if point.held(slo_p99_ms) else "broke"
+    word = point.verdict(slo_p99_ms)
     return f"{point.serving}: {point.connections} connections, {point.rps:.1f}/s, {p99}: {word}"

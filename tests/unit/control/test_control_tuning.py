@@ -80,10 +80,16 @@ def test_tuned_later_it_is_served_so_from_its_next_load_on(
     assert engine.served == {("tagger", 1): None}
     archive.write_bytes(raw)
     done = control.service.register(archive, tuning=tuning_of(packed()))
-    assert (done.already_registered, done.state) == (True, State.READY)
+    assert (done.already_registered, done.retuned, done.state) == (True, True, State.READY)
     assert engine.loads == [("tagger", 1)]
     assert control.ledger.events("tagger")[-1].kind == "tuned"
     assert control.ledger.version("tagger", 1).tuning == tuning_of(packed())
+
+    control.service.unload("tagger", 1)
+    archive.write_bytes(raw)
+    done = control.service.register(archive, tuning=tuning_of(packed()))
+    assert (done.already_registered, done.retuned, done.state) == (False, False, State.READY)
+    assert engine.served == {("tagger", 1): SERVING}
 
 
 def test_a_retired_version_is_loaded_as_it_is_tuned_anew(
@@ -98,9 +104,72 @@ def test_a_retired_version_is_loaded_as_it_is_tuned_anew(
         assert (done.already_registered, done.state) == (False, State.READY)
         assert engine.served[("tagger", 1)] == serving
         control.service.unload("tagger", 1)
+
+
+def test_registered_without_a_tuning_it_is_served_as_all_are(
+    control: Control, engine: FakeEngine, archive: Path, packed: Archive
+) -> None:
+    raw = archive.read_bytes()
+    control.service.register(archive, tuning=tuning_of(packed()))
     archive.write_bytes(raw)
     done = control.service.register(archive)
-    assert (done.already_registered, done.state) == (True, State.RETIRED)
+    assert (done.already_registered, done.retuned, done.state) == (True, True, State.READY)
+    assert control.ledger.version("tagger", 1).tuning is None
+    assert control.ledger.events("tagger")[-1].kind == "untuned"
+    control.service.unload("tagger", 1)
+    control.service.release("tagger", 1)
+    assert engine.served == {("tagger", 1): None}
+
+
+REASON = "its workers were not up after 120 s"
+
+
+@pytest.mark.parametrize("way", ["register", "register again", "release", "restore"])
+@pytest.mark.parametrize("fault", ["load", "probe"])
+def test_what_cannot_be_loaded_as_tuned_is_loaded_without(
+    control: Control, engine: FakeEngine, archive: Path, packed: Archive, way: str, fault: str
+) -> None:
+    key, raw = ("tagger", 1), archive.read_bytes()
+    if way != "register":
+        control.service.register(archive, tuning=tuning_of(packed()))
+        archive.write_bytes(raw)
+    if way in ("register again", "release"):
+        control.service.unload(*key)
+    if fault == "load":
+        engine.fail_to_load_tuned[key] = REASON
+    else:
+        engine.answer_wrong_tuned.add(key)
+    if way == "release":
+        control.service.release(*key)
+    elif way == "restore":
+        engine.restart_bare("engine-0")
+        control.service._lifecycle.restore(control.ledger.version(*key))
+    else:
+        done = control.service.register(archive, tuning=tuning_of(packed()))
+        assert (done.state, done.retuned) == (State.READY, False)
+        assert (REASON if fault == "load" else "does not answer as it did") in done.untuned
+    assert engine.served == {key: None}
+    assert key in engine.held["engine-0"]
+    record = control.ledger.version(*key)
+    assert record.tuning is None and record.state.routable
+    (said,) = [each for each in control.ledger.events("tagger") if each.kind == "untuned"]
+    assert said.detail["reason"]
+
+
+def test_a_bad_tuning_takes_nothing_from_the_instances_that_serve(
+    settings: Settings, gateway: FakeGateway, packed: Archive
+) -> None:
+    engine = FakeEngine(("engine-0", "engine-1"))
+    control = assemble(settings, engine, gateway)
+    copy = control.service.incoming / "upload.mar"
+    copy.write_bytes(packed().read_bytes())
+    control.service.register(copy, tuning=tuning_of(packed()))
+    engine.restart_bare("engine-1")
+    engine.fail_to_load_tuned[("tagger", 1)] = REASON
+    control.service._lifecycle.restore(control.ledger.version("tagger", 1))
+    assert all(("tagger", 1) in holds for holds in engine.held.values())
+    assert engine.unloads == []
+    control.stop()
 
 
 def test_the_tuning_of_another_archive_is_refused(

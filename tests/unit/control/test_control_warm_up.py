@@ -64,3 +64,12 @@ def test_only_the_first_version_of_an_instance_warms_it(
     monkeypatch.setattr(lifecycle, lambda _, cold, __: warmed.append([one.name for one in cold]))
     register(control, packed("tagger", 1), packed("tagger", 2))
     assert warmed == [["engine-0"]]
+
+
+def test_an_instance_that_did_not_say_what_it_holds_is_left_alone(
+    control: Control, engine: FakeEngine, packed: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(control, packed("tagger", 1))
+    monkeypatch.setattr(engine, "loaded", dict)  # it answers the next question again
+    monkeypatch.setattr("vlserve.control.lifecycle.warm_up", lambda *_: pytest.fail("was warmed"))
+    control.service._lifecycle._warm_up(control.ledger.version("tagger", 1))

@@ -75,6 +75,14 @@ def test_any_machine_and_any_start_come_to_an_end(
         assert len(tried) < 5000
 
 
+def test_what_the_client_limited_is_neither_climbed_nor_chosen() -> None:
+    own, clients = point(4, 90, 60), replace(point(8, 200, 70), client_saturated=True)
+    assert clients.verdict(SLO_MS) == "client saturated"
+    assert best_point([own, clients], SLO_MS) is own
+    assert next_connections([own, clients], SLO_MS, 4) is None
+    assert next_connections([clients], SLO_MS, 8) == 4
+
+
 def test_a_point_that_erred_never_held() -> None:
     assert point(1, 10, 10).held(SLO_MS)
     assert not replace(point(1, 10, 10), error_rate=0.001).held(SLO_MS)
