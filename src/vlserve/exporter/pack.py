@@ -63,7 +63,7 @@ def pack_members(out_dir: Path, draft: Mapping[str, Any], members: Mapping[str, 
     everything[TORCHSERVE_MANIFEST] = _torchserve_manifest(draft)
     files = {name: _sha256(content) for name, content in sorted(everything.items())}
     manifest = read_manifest(_json({**draft, "files": files}))
-    everything[MANIFEST] = _json(manifest.model_dump(mode="json"))
+    everything[MANIFEST] = _json(_fields_of(manifest))
     out_dir.mkdir(parents=True, exist_ok=True)
     path = out_dir / archive_name(manifest.model, manifest.version)
     write_zip(path, everything)
@@ -72,21 +72,45 @@ def pack_members(out_dir: Path, draft: Mapping[str, Any], members: Mapping[str, 
 
 def draft_of(manifest: Manifest) -> dict[str, Any]:
     """A manifest as a draft again, to pack its archive anew with something changed."""
-    return manifest.model_dump(mode="json", exclude={"files"})
+    fields = _fields_of(manifest)
+    del fields["files"]
+    return fields
+
+
+def _fields_of(manifest: Manifest) -> dict[str, Any]:
+    """What manifest.json says. What came after the first runtimes of format 1, and says nothing, is
+    left out: an archive that is packed anew keeps its old runtime, which refuses what it does not
+    know."""
+    fields = manifest.model_dump(mode="json", exclude={"quantization"})
+    if manifest.quantization is not None:
+        said = manifest.quantization.model_dump(mode="json", exclude_none=True)
+        fields["quantization"] = said
+    return fields
+
+
+def has_our_runtime(manifest: Manifest) -> bool:
+    """Whether the runtime that is frozen in an archive is this checkout's, to the byte."""
+    theirs = {
+        name: digest for name, digest in manifest.files.items() if name.startswith("vlserve/")
+    }
+    return theirs == {name: _sha256(file) for name, file in _runtime().items()}
 
 
 def frozen_code(task: str, handlers: Path = HANDLERS_DIR) -> dict[str, Member]:
     """The code that travels in an archive of ``task``, by its path there."""
-    package = Path(vlserve.__file__).parent
-    runtime = Path(vlserve.runtime.__file__).parent
-    code: dict[str, Member] = {"vlserve/__init__.py": package / "__init__.py"}
-    code |= {f"vlserve/runtime/{file.name}": file for file in sorted(runtime.glob("*.py"))}
+    code: dict[str, Member] = dict(_runtime())
     code[f"handlers/{task}.py"] = handlers / f"{task}.py"
     code[HANDLER] = handlers / HANDLER
     for name, content in code.items():
         if isinstance(content, Path) and not content.is_file():
             raise ExportError(f"no {name} to pack: {content} does not exist")
     return code
+
+
+def _runtime() -> dict[str, Path]:
+    runtime = Path(vlserve.runtime.__file__).parent
+    files = {f"vlserve/runtime/{file.name}": file for file in sorted(runtime.glob("*.py"))}
+    return {"vlserve/__init__.py": Path(vlserve.__file__), **files}
 
 
 def write_zip(path: Path, members: Mapping[str, Member]) -> None:

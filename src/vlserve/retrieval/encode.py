@@ -215,7 +215,8 @@ class _Text:
         return self._inputs.sample(fields["text"])
 
     def collate(self, samples: Sequence[Sample]) -> Arrays:
-        return self._inputs.collate(self._inputs.tokenise(samples))
+        tokenise = getattr(self._inputs, "tokenise", None)  # older runtimes do so in sample
+        return self._inputs.collate(tokenise(samples) if tokenise else samples)
 
     def length(self, known: Arrays, place: int) -> int:
         return int(known["text_length"][place])

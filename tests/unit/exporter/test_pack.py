@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from vlserve.errors import ExportError
-from vlserve.exporter.pack import draft_of, pack_archive, write_zip
+from vlserve.exporter.pack import draft_of, has_our_runtime, pack_archive, write_zip
 from vlserve.runtime.errors import ManifestInvalid
-from vlserve.runtime.manifest import MANIFEST, TORCHSERVE_MANIFEST, read_manifest
+from vlserve.runtime.manifest import MANIFEST, TORCHSERVE_MANIFEST, Manifest, read_manifest
 
 
 @pytest.fixture
@@ -29,6 +29,11 @@ def draft(**changes: Any) -> dict[str, Any]:
     graph = {"file": "graphs/model.onnx", "format": "onnx", "inputs": tensors, "outputs": tensors}
     fields = {"model": "m", "version": 3, "task": "tag", "family": "f", "graphs": {"model": graph}}
     return fields | changes
+
+
+def manifest_in(path: Path) -> Manifest:
+    with zipfile.ZipFile(path) as archive:
+        return read_manifest(archive.read(MANIFEST))
 
 
 def test_the_same_inputs_give_the_same_bytes(tmp_path: Path, handlers: Path) -> None:
@@ -65,10 +70,44 @@ def test_the_manifest_lists_every_member_with_its_sha256(tmp_path: Path, handler
 def test_a_manifest_can_be_packed_again(tmp_path: Path, handlers: Path) -> None:
     members = {"graphs/model.onnx": b"w"}
     path = pack_archive(tmp_path / "a", draft(), members, handlers)
-    with zipfile.ZipFile(path) as archive:
-        manifest = read_manifest(archive.read(MANIFEST))
-    again = pack_archive(tmp_path / "b", draft_of(manifest), members, handlers)
+    again = pack_archive(tmp_path / "b", draft_of(manifest_in(path)), members, handlers)
     assert again.read_bytes() == path.read_bytes()
+
+
+QUANTIZATION = {
+    "graphs": {"model": {"method": "static", "excluded": []}},
+    "calibration_sha256": "0" * 64,
+    "calibrated": 64,
+    "gated": 130,
+    "held_out": True,
+    "agreement": 1.0,
+    "metric": "accuracy",
+    "fp32": 0.5,
+    "int8": 0.5,
+}
+
+
+@pytest.mark.parametrize("said", [{}, {"quantization": QUANTIZATION}])
+def test_older_runtimes_meet_no_field_that_they_do_not_know(
+    said: dict[str, Any], tmp_path: Path, handlers: Path
+) -> None:
+    members = {"graphs/model.onnx": b"w"}
+    path = pack_archive(tmp_path, draft(**said), members, handlers)
+    for _ in range(2):
+        with zipfile.ZipFile(path) as archive:
+            written = archive.read(MANIFEST)
+        assert json.loads(written).get("quantization") == said.get("quantization")
+        assert ("quantization" in json.loads(written)) == bool(said)
+        path = pack_archive(tmp_path / "again", draft_of(read_manifest(written)), members, handlers)
+
+
+def test_another_runtime_is_known_by_its_bytes(tmp_path: Path, handlers: Path) -> None:
+    path = pack_archive(tmp_path, draft(), {"graphs/model.onnx": b"w"}, handlers)
+    manifest = manifest_in(path)
+    assert has_our_runtime(manifest)
+    for name in ("vlserve/runtime/inputs.py", "vlserve/runtime/dropped_since.py"):
+        files = manifest.files | {name: "0" * 64}
+        assert not has_our_runtime(manifest.model_copy(update={"files": files}))
 
 
 def test_a_graph_that_is_not_given_is_refused(tmp_path: Path, handlers: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from echo_archive import TEXTS, pack_echo_dual, write_images, write_lines
 
 from vlserve.errors import ArchiveError, DataError
-from vlserve.exporter.pack import HANDLERS_DIR
+from vlserve.exporter.pack import HANDLERS_DIR, draft_of, pack_members
 from vlserve.retrieval import build, storage
 from vlserve.retrieval.build import IndexReport, build_index
 from vlserve.retrieval.corpus import read_corpus
@@ -153,6 +153,36 @@ def test_states_beyond_the_limit_are_refused_at_once(
     data = write_lines(tmp_path / "items.jsonl", write_images(tmp_path, 2))
     with pytest.raises(DataError, match="without re-ranking"):
         index(pack_echo_dual(tmp_path), data, tmp_path / "out")
+
+
+OLDER = {
+    "inputs.py": (
+        ("return {TEXT: np.array(text)}", 'return {"text_ids": self._tokenizer.ids(text)}'),
+        ("def tokenise(", "def no_tokenise("),
+    ),
+    "pipeline.py": (("self._tokenised(batch, samples)", "samples"),),
+}
+
+
+def test_texts_go_through_runtimes_that_tokenise_each_in_sample(tmp_path: Path) -> None:
+    data = write_lines(tmp_path / "items.jsonl", [{"id": "a", "captions": list(TEXTS)}])
+    archive, folder = pack_echo_dual(tmp_path), tmp_path / "older"
+    manifest = unpack_archive(archive, folder)
+    for name, changes in OLDER.items():
+        file = folder / "vlserve" / "runtime" / name
+        code = file.read_text(encoding="utf-8")
+        for ours, theirs in changes:
+            assert ours in code
+            code = code.replace(ours, theirs)
+        file.write_text(code, encoding="utf-8")
+    members = {name: folder / name for name in manifest.files}
+    older = pack_members(tmp_path / "packed", draft_of(manifest), members)
+    for made, from_ in (("new", archive), ("old", older)):
+        unpack_archive(index(from_, data, tmp_path / f"{made}-out").path, tmp_path / made)
+    new, old = (tmp_path / made / "assets" / "index" for made in ("new", "old"))
+    names = [file.name for file in sorted(new.iterdir())]
+    assert "text_states.npy" in names
+    assert all((new / name).read_bytes() == (old / name).read_bytes() for name in names)
 
 
 def test_an_archive_whose_code_fails_says_why(tmp_path: Path) -> None:
