@@ -13,8 +13,9 @@ from vlserve.exporter.pack import draft_of, pack_members
 from vlserve.exporter.probes import answer_by_archive, probes_of
 from vlserve.quantize.gate import Verdict, open_gate
 from vlserve.quantize.items import Parts, read_parts, requests_of
+from vlserve.quantize.processor import has_vnni
 from vlserve.quantize.record import record
-from vlserve.quantize.search import Chosen, search
+from vlserve.quantize.search import Chosen, Found, search
 from vlserve.quantize.speed import Clock, measure_ms
 from vlserve.quantize.variants import GraphVariants
 from vlserve.runtime.archive import unpack_archive, verify_archive
@@ -26,7 +27,7 @@ Progress = Callable[[str], None]
 @dataclass(frozen=True)
 class Int8Report(ExportReport):
     """``faster``: of each graph fp32's time over its own, as it was measured while exporting. It
-    is not in the manifest, which says how the archive was made and not on which machine."""
+    is not in the manifest, because it is this machine's."""
 
     faster: Mapping[str, float]
     verdict: Verdict
@@ -93,12 +94,12 @@ def quantise_archive(
             said = ", ".join(f"{one.method} {one.faster:.2f}x" for one in candidates[name])
             progress(f"graph {name}, speed against fp32: {said or 'nothing to quantise'}")
         weights = {name: graph.cost for name, graph in graphs.items()}
-        chosen, verdict = search(graphs, weights, candidates, judge, clock, progress)
-        quantization = _report(chosen, verdict, parts, calibration)
+        found = search(graphs, weights, candidates, judge, clock, progress)
+        quantization = _report(found, parts, calibration)
         progress("answering the probes by the archive's own code")
-        path = _packed_with_probes(work, out, manifest, chosen, quantization)
-    faster = {name: variant.faster for name, variant in chosen.items()}
-    return Int8Report(path, file_sha256(path), verify_archive(path), {}, faster, verdict)
+        path = _packed_with_probes(work, out, manifest, found.chosen, quantization)
+    faster = {name: variant.faster for name, variant in found.chosen.items()}
+    return Int8Report(path, file_sha256(path), verify_archive(path), {}, faster, found.verdict)
 
 
 def _graphs(manifest: Manifest, work: Path, parts: Parts) -> dict[str, GraphVariants]:
@@ -112,13 +113,14 @@ def _graphs(manifest: Manifest, work: Path, parts: Parts) -> dict[str, GraphVari
     return made
 
 
-def _report(chosen: Chosen, verdict: Verdict, parts: Parts, calibration: Path) -> Quantization:
+def _report(found: Found, parts: Parts, calibration: Path) -> Quantization:
+    verdict = found.verdict
     return Quantization(
         graphs={
             name: QuantizedGraph(
                 method=variant.method or "float", excluded=tuple(sorted(variant.excluded))
             )
-            for name, variant in chosen.items()
+            for name, variant in found.chosen.items()
         },
         calibration_sha256=file_sha256(calibration),
         calibrated=len(parts.calibrated),
@@ -128,6 +130,8 @@ def _report(chosen: Chosen, verdict: Verdict, parts: Parts, calibration: Path) -
         metric=verdict.metric,
         fp32=verdict.fp32,
         int8=verdict.int8,
+        plans_asked=found.plans_asked,
+        vnni=has_vnni(),
     )
 
 

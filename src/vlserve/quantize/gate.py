@@ -1,7 +1,7 @@
 """Whether an INT8 archive answers like the fp32 one: the same items, asked of both."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from vlserve.training.evaluators import evaluate
 AGREEMENT = 0.99
 DROP = 0.005
 """Half a point."""
+FEWEST = 20
+"""Items without which the gate says nothing: one that may differ is one in so many."""
 BATCH = 8
 RERANK = 4
 """Candidates that a matching model looks at again: 16, the default, would take minutes."""
@@ -101,8 +103,8 @@ class Gate:
 
 
 def open_gate(archive: Path, manifest: Manifest, lines: Sequence[Line], folder: Path) -> Gate:
-    """Ask the fp32 archive about every line. DataError: the task is not measured, or no line can
-    be used."""
+    """Ask the fp32 archive about every line. DataError: the task is not measured, or too few lines
+    can be used."""
     if manifest.task not in METRICS:
         raise DataError(f"task {manifest.task} is not measured, so its INT8 cannot be judged")
     data = write_lines(folder / "gate.jsonl", lines)
@@ -110,8 +112,15 @@ def open_gate(archive: Path, manifest: Manifest, lines: Sequence[Line], folder: 
     figures = evaluate(archive, data, batch_size=BATCH, rerank=RERANK).figures
     names = ("map",) if manifest.task == "tag" and manifest.multi_label else METRICS[manifest.task]
     metric = next(name for name in names if name in figures)
-    gate = Gate(manifest, data, requests, (), metric, figures["items"], float(figures[metric]))
-    return replace(gate, firsts=_firsts(manifest, _answers(archive, requests)))
+    answers = _answers(archive, requests)
+    usable = min(figures["items"], sum(answer is not None for answer in answers))
+    if usable < FEWEST:
+        raise DataError(
+            f"the gate needs {FEWEST} items: of the {len(lines)} that the calibration file leaves "
+            f"it, {usable} can be used; calibrate with more"
+        )
+    firsts = _firsts(manifest, answers)
+    return Gate(manifest, data, requests, firsts, metric, figures["items"], float(figures[metric]))
 
 
 def _answers(archive: Path, requests: Sequence[Mapping[str, Any]]) -> list[Answer | None]:
@@ -150,8 +159,7 @@ FIRST: Mapping[str, Callable[[Answer], Any]] = {
     "entail": lambda answer: answer["label"],
     "reason": lambda answer: answer["answer"],
     "match": lambda answer: answer["probability"] >= 0.5,
-    "caption": lambda answer: answer["caption"].partition(" ")[0],
+    "caption": lambda answer: answer["caption"],
     "ground": _place,
 }
-"""What an answer says first. Of a caption the first word: beams part after a rounding, and it is
-CIDEr-D that holds the rest."""
+"""What an answer says first; of a caption all of it."""

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlserve.errors import DataError
+from vlserve.errors import DataError, ExportError
+from vlserve.exporter.pack import has_our_runtime
 from vlserve.runtime.archive import check_folder
 from vlserve.runtime.backend import open_backend
 from vlserve.runtime.contract import Arrays, Backend, ItemError, Request
@@ -58,8 +59,12 @@ class _Recording:
 
 def record(folder: Path, requests: Sequence[Mapping[str, Any]]) -> dict[str, Feeds]:
     """Answer ``requests`` by the unpacked archive in ``folder``, through its own preprocessing, and
-    keep what each graph was given. DataError where it answers none of them, or a graph never
-    ran."""
+    keep what each graph was given. DataError where it answers none of them, or a graph never ran;
+    ExportError where its frozen runtime is not ours, in which the requests are answered here."""
+    if not has_our_runtime(check_folder(folder)):
+        raise ExportError(
+            "the archive's frozen runtime is of another vlserve: export its checkpoint anew"
+        )
     batches = _recorded(folder, requests, [BATCH])
     others = _recorded(folder, requests[: sum(OTHER_BATCHES)], OTHER_BATCHES)
     idle = [name for name, calls in batches.items() if not calls.kept]

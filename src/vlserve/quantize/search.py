@@ -58,6 +58,15 @@ class Plan:
         )
 
 
+@dataclass(frozen=True)
+class Found:
+    """``plans_asked``: so many were put to the gate, this one last."""
+
+    chosen: Chosen
+    verdict: Verdict
+    plans_asked: int
+
+
 def search(
     graphs: Mapping[str, GraphVariants],
     weights: Mapping[str, float],
@@ -65,26 +74,29 @@ def search(
     judge: Judge,
     clock: Clock,
     say: Say,
-) -> tuple[Chosen, Verdict]:
+) -> Found:
     """The first plan that passes. ExportError with a table of the worst nodes where none does, or
-    without one where nothing is faster than fp32."""
+    without one where none is faster than fp32."""
     ranked = {name: _faster_first(graphs[name], found) for name, found in candidates.items()}
     first = Plan({name: variants[0] for name, variants in ranked.items()})
-    if all(variant.method is None for variant in first.chosen.values()):
-        raise ExportError(f"int8 makes no graph faster: {_speeds(candidates)}; export in fp32")
+    if first.faster(weights) < FASTER:
+        raise ExportError(
+            f"int8 makes the archive {first.faster(weights):.2f} times as fast as fp32, and "
+            f"{FASTER} times is the least: {_speeds(candidates)}; export in fp32"
+        )
     order = count()
     waiting = [(-first.faster(weights), next(order), first)]
     seen = {first.methods}
     guilty: dict[Methods, list[Guilt]] = {}
     best: Verdict | None = None
-    for _ in range(MOST_PLANS):
+    for plans_asked in range(1, MOST_PLANS + 1):
         if not waiting:
             break
         _, _, plan = heapq.heappop(waiting)
         verdict = judge(plan.chosen)
         say(f"{describe(plan.chosen)}: {verdict}" + ("" if verdict.passed else ", refused"))
         if verdict.passed:
-            return plan.chosen, verdict
+            return Found(plan.chosen, verdict, plans_asked)
         if best is None or verdict.agreed > best.agreed:
             best = verdict
         if plan.methods not in guilty:

@@ -122,6 +122,11 @@ class Quantization(_Frozen):
     metric: str
     fp32: float
     int8: float
+    plans_asked: int | None = None
+    """Ways of quantising that were asked of those items until one passed, this one last."""
+    vnni: bool | None = None
+    """Whether the processor that answered multiplies bytes by VNNI; None where it is not known. x86
+    without it may clamp sums of products, and answer otherwise."""
 
 
 class Probe(_Frozen):

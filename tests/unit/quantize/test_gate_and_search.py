@@ -9,8 +9,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from vlserve.errors import ExportError
-from vlserve.quantize.gate import Verdict
+from vlserve.quantize.gate import FIRST, Verdict
 from vlserve.quantize.items import read_parts
+from vlserve.quantize.processor import has_vnni
 from vlserve.quantize.record import Feeds
 from vlserve.quantize.search import search
 from vlserve.quantize.variants import GraphVariants, Variant, distance
@@ -42,6 +43,12 @@ def test_one_in_a_hundred_may_differ_and_half_a_point_be_lost_or_one_item(
     assert given.passed == passes
 
 
+def test_captions_agree_when_they_are_the_same_to_their_end() -> None:
+    said = FIRST["caption"]
+    assert said({"caption": "a dog", "log_prob": -1.0}) == said({"caption": "a dog"})
+    assert said({"caption": "a dog"}) != said({"caption": "a cat"})
+
+
 def test_the_gate_asks_about_items_that_did_not_calibrate(tmp_path: Path) -> None:
     file = tmp_path / "items.jsonl"
     file.write_text("".join(f'{{"id": "{n}", "img": "a/{n}.jpg"}}\n' for n in range(300)))
@@ -58,6 +65,25 @@ def test_a_short_file_serves_both(tmp_path: Path) -> None:
     file.write_text("".join(f'{{"id": "{n}"}}\n' for n in range(59)))
     parts = read_parts(file)
     assert parts.calibrated == parts.gated and not parts.held_out
+
+
+FLAGS = "processor : 0\nflags\t\t: fpu avx2 avx512f{}\n\nprocessor : 1\nflags\t\t: fpu avx2\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "vnni"),
+    [
+        (FLAGS.format(" avx512_vnni"), True),
+        (FLAGS.format(" avx_vnni"), True),
+        (FLAGS.format(""), False),
+        ("processor : 0\nFeatures : fp asimd asimddp\n", None),
+    ],
+)
+def test_whether_the_processor_has_vnni(said: str, vnni: bool | None, tmp_path: Path) -> None:
+    file = tmp_path / "cpuinfo"
+    file.write_text(said)
+    assert has_vnni(file) is vnni
+    assert has_vnni(tmp_path / "missing") is None
 
 
 def test_distance_of_what_is_not_finite() -> None:
@@ -124,11 +150,25 @@ def test_the_guilty_node_is_left_in_float(chain: GraphVariants) -> None:
         got = opened(chain, chosen["model"].file).run(inputs)
         return verdict(100 if distance(got, expected) < 0.05 else 50, 100, 0.5)
 
-    chosen, found = search(
+    found = search(
         {"model": chain}, {"model": 1.0}, {"model": [dynamic]}, judge, in_order, lambda line: None
     )
-    assert found.passed
-    assert [name.partition("_")[0] for name in chosen["model"].excluded] == ["product1"]
+    assert found.verdict.passed and found.plans_asked == 2
+    assert [name.partition("_")[0] for name in found.chosen["model"].excluded] == ["product1"]
+
+
+def test_what_is_hardly_faster_all_together_is_not_asked(chain: GraphVariants) -> None:
+    dynamic = chain.without("dynamic", frozenset(), in_order)
+    assert dynamic is not None and dynamic.faster == 2.0
+
+    def judge(chosen: Mapping[str, Variant]) -> Verdict:
+        raise AssertionError("it was asked")
+
+    graphs, candidates = {"model": chain, "large": chain}, {"model": [dynamic], "large": []}
+    with pytest.raises(ExportError, match=r"1\.03 times as fast .* 1\.05 .* model dynamic 2\.00x"):
+        search(
+            graphs, {"model": 5.0, "large": 95.0}, candidates, judge, in_order, lambda line: None
+        )
 
 
 def test_a_gate_that_nothing_passes_refuses_with_the_worst_nodes(chain: GraphVariants) -> None:
