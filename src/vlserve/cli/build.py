@@ -77,7 +77,10 @@ def describe_step(step: "Progress") -> str:
     figures = ", ".join(
         f"{name} {step.figures[name]:.3f}" for name in names if name in step.figures
     )
-    return f"epoch {step.done} of {step.total}: {figures}"
+    said = f"epoch {step.done} of {step.total}: {figures}"
+    if step.figures.get("converged", True):
+        return said
+    return f"{said}; the search ended before the optimum"
 
 
 def _print_bad_lines(bad_lines: "Sequence[BadLine]") -> None:
@@ -141,11 +144,19 @@ def export(
     print_line(f"next: vlserve register {report.path}")
 
 
+PROCESSORS = {
+    True: "gated on a processor with VNNI: to serve it on x86 without, export it there",
+    False: "gated on a processor without VNNI",
+    None: "gated on a processor of which it is not known whether it has VNNI",
+}
+
+
 def _print_int8(report: "Int8Report") -> None:
     for name, graph in report.quantization.graphs.items():
         left = f", {len(graph.excluded)} nodes left in float" if graph.excluded else ""
         print_line(f"graph {name}: {graph.method}, {report.faster[name]:.2f}x fp32{left}")
-    print_line(str(report.verdict))
+    print_line(f"{report.verdict}; plans asked: {report.quantization.plans_asked}")
+    print_line(PROCESSORS[report.quantization.vnni])
 
 
 def evaluate(

@@ -186,10 +186,16 @@ def _solve(
 ) -> list[dict[str, Any]]:
     """Figures of the optimum, as of an only epoch; its weights are in ``out``."""
     start = time.monotonic()
-    loss = solve(parts.trained, _loss(data, options), data.train, options.penalty)
+    found = solve(parts.trained, _loss(data, options), data.train, options.penalty)
     save_weights(out / WEIGHTS, parts.checkpoint(parts.trained))
     seconds = time.monotonic() - start
-    figures = {"train_loss": loss, **_figures(parts.trained, data), "seconds": seconds}
+    figures = {
+        "train_loss": found.loss,
+        "largest_gradient": found.gradient,
+        "converged": found.converged,
+        **_figures(parts.trained, data),
+        "seconds": seconds,
+    }
     if progress:
         progress(Progress("train", 1, 1, figures))
     return [{"epoch": 1, **figures}]

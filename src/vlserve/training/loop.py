@@ -1,6 +1,8 @@
 """One epoch over the training items, or the optimum on them; the scores of a network on others."""
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,6 +22,18 @@ SCORE_BATCH = 32
 MAX_STEPS, TOLERANCE = 500, 1e-5
 """Of L-BFGS: when the largest part of the gradient is as small, the optimum is found."""
 Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Where the search ended: the loss, and the largest part of its gradient."""
+
+    loss: float
+    gradient: float
+
+    @property
+    def converged(self) -> bool:
+        return self.gradient <= TOLERANCE
 
 
 def make_loss(
@@ -91,10 +105,11 @@ def train_epoch(
     return total / len(order)
 
 
-def solve(network: nn.Module, loss_of: Loss, samples: TrainingSamples, penalty: float) -> float:
+def solve(network: nn.Module, loss_of: Loss, samples: TrainingSamples, penalty: float) -> Solution:
     """Find the weights with the lowest mean loss + ``penalty`` / items x half the squares of all
-    weights but biases, of a network that is linear in its weights; the loss. All items are in
-    memory at once."""
+    weights but biases, of a network that is linear in its weights. All items are in memory at once.
+    A search that ends before the optimum has not ``converged``. Raises TrainingError when the loss
+    is no longer a number."""
     inputs, targets = next(iter(batches(samples, range(len(samples)), len(samples))))
     squared = [weight for weight in network.parameters() if weight.ndim > 1]
     optimizer = LBFGS(
@@ -115,7 +130,14 @@ def solve(network: nn.Module, loss_of: Loss, samples: TrainingSamples, penalty: 
 
     network.train()
     optimizer.step(total)  # type: ignore[no-untyped-call]
-    return float(total().detach())
+    loss = float(total().detach())
+    if not math.isfinite(loss):
+        raise TrainingError(
+            "the loss is no longer a number: train with a higher penalty than "
+            f"{penalty}, on items whose features are finite"
+        )
+    parts = [weight.grad.abs().max() for weight in network.parameters() if weight.grad is not None]
+    return Solution(loss, float(torch.stack(parts).max()))
 
 
 def steps_per_epoch(items: int, batch_size: int) -> int:

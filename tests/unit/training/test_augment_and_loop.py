@@ -7,7 +7,9 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 from torch.nn import functional as F
 
+from vlserve.errors import TrainingError
 from vlserve.runtime.manifest import ImageInput
+from vlserve.training import loop
 from vlserve.training.augment import Augmentation
 from vlserve.training.encoded import EncodedSamples
 from vlserve.training.loop import add_dropout, class_weights, make_loss, solve
@@ -121,10 +123,22 @@ def test_a_linear_network_is_solved_like_a_logistic_regression() -> None:
     weights = class_weights(samples.targets, 1.0)
     loss_of = make_loss(multi_label=False, label_smoothing=0, class_weights=weights)
     network = Linear(6, 3)
-    loss = solve(network, loss_of, samples, penalty=0.5)
+    found = solve(network, loss_of, samples, penalty=0.5)
+    assert found.converged
     known = LogisticRegression(C=2, class_weight="balanced", tol=1e-8, max_iter=500).fit(x, truth)
     expected = known.predict_log_proba(x)
-    found = network(torch.from_numpy(x)).log_softmax(dim=1).detach().numpy()
-    np.testing.assert_allclose(found, expected, atol=2e-3)
+    scores = network(torch.from_numpy(x)).log_softmax(dim=1).detach().numpy()
+    np.testing.assert_allclose(scores, expected, atol=2e-3)
     again = Linear(6, 3)
-    assert solve(again, loss_of, samples, penalty=0.5) == pytest.approx(loss, abs=1e-5)
+    assert solve(again, loss_of, samples, penalty=0.5).loss == pytest.approx(found.loss, abs=1e-5)
+
+
+def test_a_search_that_ends_before_the_optimum_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
+    samples = EncodedSamples({"visual": x}, np.eye(2, dtype=np.int64)[np.arange(20) % 2])
+    loss_of = make_loss(multi_label=False, label_smoothing=0)
+    monkeypatch.setattr(loop, "MAX_STEPS", 2)
+    assert not solve(Linear(4, 2), loss_of, samples, penalty=0.5).converged
+    x[0, 0] = np.nan
+    with pytest.raises(TrainingError, match="no longer a number"):
+        solve(Linear(4, 2), loss_of, samples, penalty=0.5)
