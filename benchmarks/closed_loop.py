@@ -3,8 +3,9 @@
     .venv/bin/python benchmarks/closed_loop.py --url http://127.0.0.1:8080/predictions/tagger
 
 One process of greenlets, with bodies made beforehand: it takes little of the machine that it shares
-with the server (0.16 to 0.4 ms of CPU a request, most of it the kernel's, to copy 168 KB; threads of
-http.client took about as much). Prints a table, or a line of JSON for each number of connections.
+with the server (0.16 to 0.4 ms of CPU a request, most of it the kernel's, to copy 168 KB; threads
+of http.client took about as much). Prints a table, or a line of JSON for each number of
+connections.
 """
 
 import argparse
