@@ -20,9 +20,10 @@ from vlserve.training.state import TrainState
 
 SCORE_BATCH = 32
 MAX_STEPS, TOLERANCE = 500, 1e-5
+"""Of L-BFGS: it ends when the largest part of the gradient is as small."""
 CONVERGED = 2e-4
-"""Largest part of a gradient at the optimum: float32 ends searches at up to 7e-5."""
-"""Of L-BFGS: when the largest part of the gradient is as small, the optimum is found."""
+"""Where that is the optimum: float32 ends searches at up to 7e-5."""
+
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 

@@ -115,6 +115,7 @@ class Linear(nn.Linear):
 
 
 def test_a_linear_network_is_solved_like_a_logistic_regression() -> None:
+    torch.manual_seed(0)
     random = np.random.default_rng(0)
     x = random.normal(size=(90, 6)).astype(np.float32)
     truth = (x @ random.normal(size=(6, 3)) + random.normal(size=(90, 3))).argmax(axis=1)
@@ -130,7 +131,7 @@ def test_a_linear_network_is_solved_like_a_logistic_regression() -> None:
     scores = network(torch.from_numpy(x)).log_softmax(dim=1).detach().numpy()
     np.testing.assert_allclose(scores, expected, atol=2e-3)
     again = Linear(6, 3)
-    assert solve(again, loss_of, samples, penalty=0.5).loss == pytest.approx(found.loss, abs=1e-5)
+    assert solve(again, loss_of, samples, penalty=0.5).loss == pytest.approx(found.loss, abs=1e-4)
 
 
 def test_a_search_that_ends_before_the_optimum_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
