@@ -26,9 +26,10 @@ serve: $(INSTALLED)  ## install, start the stack, release a demo tagger, tag a c
 stop:  ## stop the stack; leaves no process behind
 	@if [ -x $(BIN)/vlserve ]; then $(BIN)/vlserve down; fi
 
-# Three processes on two cores: many tests wait for servers.
+# Three processes on two cores: many tests wait for servers. In the files' own order, so that the
+# documents, which take longest, do not come last.
 test: $(PRETRAINED)  ## pretrained weights too: 100 MB, which nothing else needs
-	$(BIN)/pytest --numprocesses 3 --dist loadfile
+	$(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 check: $(INSTALLED)  ## format, lint, types, import contracts
 	$(BIN)/ruff format --check $(SOURCES)
