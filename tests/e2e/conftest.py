@@ -12,7 +12,6 @@ from running import (
     PROJECT,
     RunningGateway,
     RunningStack,
-    free_ports,
     make_settings,
     running_gateway,
     wait_until,
@@ -21,7 +20,7 @@ from running import (
 from vlserve.control import stack as control_stack
 from vlserve.control.client import ControlClient
 
-__all__ = ["PROJECT", "RunningStack", "free_ports", "make_settings", "wait_until"]
+__all__ = ["PROJECT", "RunningStack", "make_settings", "wait_until"]
 
 _names = itertools.count(1)
 

@@ -1,9 +1,7 @@
 """What end-to-end tests run: a whole stack, or the gateway alone, on free loopback ports and in a
 folder of its own."""
 
-import random
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -20,25 +18,9 @@ from vlserve.control.client import ControlClient
 from vlserve.control.contract import ModelRoute, Routing
 from vlserve.control.envoy import EnvoyGateway
 from vlserve.settings import ControlSettings, EngineSettings, GatewaySettings, Settings
+from vlserve.tuning.private_stack import free_ports
 
 PROJECT = Path(__file__).parents[2]
-
-
-def free_ports(count: int) -> int:
-    """The first of ``count`` free ports in a row, below those that the kernel hands out itself."""
-    while True:
-        first = random.randrange(20000, 32000 - count)
-        if all(_is_free(port) for port in range(first, first + count)):
-            return first
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
 
 
 def make_settings(folder: Path, **gateway: Any) -> Settings:

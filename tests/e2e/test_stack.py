@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from running import RunningStack, free_ports, make_settings, wait_until
+from running import RunningStack, make_settings, wait_until
 
 from vlserve.control import stack as control_stack
 from vlserve.control.client import ControlClient
@@ -22,6 +22,7 @@ from vlserve.errors import ControlError, PortBusy, SettingsError, StackError
 from vlserve.exporter.echo import pack_echo
 from vlserve.exporter.probes import drawn_image
 from vlserve.settings import Settings
+from vlserve.tuning.private_stack import free_ports
 
 PROGRAMS = ["control", "engine-0", "gateway"]
 

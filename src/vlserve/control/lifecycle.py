@@ -1,6 +1,5 @@
 """The steps of one version's life, which a user's word and a tick of reconcile share."""
 
-import hashlib
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from vlserve.control.rollout import is_idle
 from vlserve.control.traffic import Traffic
 from vlserve.control.warm_up import warm_up
 from vlserve.errors import ControlError, LoadFailed, NotReady
+from vlserve.runtime.archive import file_sha256
 
 _POLL_S = 0.1
 
@@ -172,8 +172,7 @@ class Lifecycle:
 
 def _check_bytes(record: VersionRecord) -> None:
     try:
-        with record.archive.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        sha256 = file_sha256(record.archive)
     except OSError as error:
         raise LoadFailed(f"{record.archive} cannot be read: {error.strerror}") from error
     if sha256 != record.sha256:

@@ -5,7 +5,6 @@ lock, for milliseconds, or tens of them where Envoy is to check a new cluster. S
 waits for a version to load.
 """
 
-import hashlib
 import os
 import re
 import shutil
@@ -30,7 +29,7 @@ from vlserve.control.views import (
     VersionView,
 )
 from vlserve.errors import ArchiveError, NotReady, StillServing, VersionConflict
-from vlserve.runtime.archive import verify_archive
+from vlserve.runtime.archive import file_sha256, verify_archive
 from vlserve.runtime.errors import ManifestInvalid
 from vlserve.runtime.manifest import Manifest
 
@@ -81,8 +80,7 @@ class ControlService:
                 f"{manifest.model} {manifest.version} holds no probes, so nothing can tell whether "
                 "it answers right: pack it with `vlserve export`"
             )
-        with archive.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        sha256 = file_sha256(archive)
         if tuning is not None:
             check_tuning(tuning, sha256)
         with self._operations.on((manifest.model, manifest.version)):

@@ -1,12 +1,13 @@
 """How one version is served, as `vlserve tune` found it: a file beside the archive, which
 `vlserve register` sends along and the ledger keeps."""
 
-import hashlib
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vlserve.errors import TuningInvalid
+from vlserve.runtime.archive import file_sha256
+from vlserve.runtime.errors import wrong_fields
 from vlserve.runtime.manifest import Sha256
 from vlserve.settings import EngineSettings
 
@@ -72,9 +73,7 @@ def read_tuning(archive: Path) -> Tuning | None:
     if not file.is_file():
         return None
     tuning = parse_tuning(file.read_bytes(), file.name)
-    with archive.open("rb") as opened:
-        sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
-    check_tuning(tuning, sha256, file.name)
+    check_tuning(tuning, file_sha256(archive), file.name)
     return tuning
 
 
@@ -83,11 +82,7 @@ def parse_tuning(raw: bytes | str, what: str = "tuning") -> Tuning:
     try:
         return Tuning.model_validate_json(raw)
     except ValidationError as error:
-        wrong = "; ".join(
-            f"{'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']}"
-            for item in error.errors(include_url=False, include_input=False)
-        )
-        raise TuningInvalid(f"{what}: {wrong}") from error
+        raise TuningInvalid(f"{what}: {wrong_fields(error, 'file')}") from error
 
 
 def check_tuning(tuning: Tuning, sha256: str, what: str = "tuning") -> None:

@@ -1,7 +1,6 @@
 """Reads a checkpoint file without running any code that it may hold."""
 
 import argparse
-import hashlib
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -73,12 +72,6 @@ def check_keys(family: str, missing: Sequence[str], unexpected: Sequence[str]) -
         raise CheckpointMismatch(
             f"not a {family} checkpoint: missing {_first(missing)}; unexpected {_first(unexpected)}"
         )
-
-
-def file_sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _is_safetensors(path: Path) -> bool:

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from vlserve.errors import ExportError
-from vlserve.exporter.checkpoint import file_sha256, read_checkpoint
+from vlserve.exporter.checkpoint import read_checkpoint
 from vlserve.exporter.convert import (
     SUFFIXES,
     Converter,
@@ -27,7 +27,7 @@ from vlserve.exporter.pack import Member, pack_archive
 from vlserve.exporter.parity import measure, one_thread, unseen_sizes
 from vlserve.exporter.probes import answer_by_archive, drawn_requests, probes_of
 from vlserve.exporter.recipe import GraphPlan, Recipe, Served, load_recipe, recipe_path
-from vlserve.runtime.archive import verify_archive
+from vlserve.runtime.archive import file_sha256, verify_archive
 from vlserve.runtime.backend import open_backend
 from vlserve.runtime.manifest import Graph, Manifest, ModelName, Parity, Version
 from vlserve.settings import Settings, load_settings

@@ -17,6 +17,7 @@ from typing import Any
 import vlserve
 import vlserve.runtime
 from vlserve.errors import ExportError
+from vlserve.runtime.archive import file_sha256
 from vlserve.runtime.manifest import (
     HANDLER,
     MANIFEST,
@@ -159,8 +160,7 @@ def _torchserve_manifest(draft: Mapping[str, Any]) -> bytes:
 def _sha256(content: Member) -> str:
     if isinstance(content, bytes):
         return hashlib.sha256(content).hexdigest()
-    with content.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(content)
 
 
 def _json(value: Any) -> bytes:

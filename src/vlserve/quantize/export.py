@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from vlserve.errors import ExportError
-from vlserve.exporter.checkpoint import file_sha256
 from vlserve.exporter.export import ExportReport, export_archive
 from vlserve.exporter.pack import draft_of, pack_members
 from vlserve.exporter.probes import answer_by_archive, probes_of
@@ -18,7 +17,7 @@ from vlserve.quantize.record import record
 from vlserve.quantize.search import Chosen, Found, search
 from vlserve.quantize.speed import Clock, measure_ms
 from vlserve.quantize.variants import GraphVariants
-from vlserve.runtime.archive import unpack_archive, verify_archive
+from vlserve.runtime.archive import file_sha256, unpack_archive, verify_archive
 from vlserve.runtime.manifest import Manifest, Quantization, QuantizedGraph
 
 Progress = Callable[[str], None]

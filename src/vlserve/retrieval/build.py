@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from vlserve.errors import ArchiveError, DataError
-from vlserve.exporter.checkpoint import file_sha256
 from vlserve.exporter.pack import Member, draft_of, frozen_code, pack_members
 from vlserve.exporter.probes import answer_by_archive, drawn_requests, probes_of
 from vlserve.retrieval import encode
 from vlserve.retrieval.corpus import Corpus, Kind, read_corpus
 from vlserve.retrieval.storage import EXACT_UP_TO, Stored, store
-from vlserve.runtime.archive import unpack_archive, verify_archive
+from vlserve.runtime.archive import file_sha256, unpack_archive, verify_archive
 from vlserve.runtime.manifest import MANIFEST, TORCHSERVE_MANIFEST, Manifest
 from vlserve.training.data import BadLine
 

@@ -34,6 +34,12 @@ EXECUTABLE_SUFFIXES = frozenset({".pkl", ".pickle", ".joblib", ".pt", ".pth", ".
 """Files that can run code when they are loaded; a TorchScript graph is the one exception."""
 
 
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def verify_archive(path: Path, called: str = "") -> Manifest:
     """Check everything that can be checked without running the archive.
 

@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from vlserve.runtime.contract import Answer, ItemError, Request
-from vlserve.runtime.errors import ErrorCode, RequestError
+from vlserve.runtime.errors import ErrorCode, RequestError, wrong_fields
 from vlserve.runtime.manifest import Manifest
 from vlserve.runtime.text import read_text
 
@@ -180,8 +180,5 @@ def parse_fields(schema: type[Parsed], fields: Mapping[str, Any]) -> Parsed:
     try:
         return schema.model_validate(dict(fields))
     except ValidationError as error:
-        wrong = "; ".join(
-            f"{'.'.join(str(part) for part in item['loc']) or 'fields'}: {item['msg']}"
-            for item in error.errors(include_url=False, include_input=False)
-        )
+        wrong = wrong_fields(error, "fields")
         raise RequestError(ErrorCode.FIELD_INVALID, wrong[:MAX_MESSAGE_CHARS]) from error

@@ -12,6 +12,8 @@ vlserve.errors draws the rest of the tree.
 
 from enum import StrEnum
 
+from pydantic import ValidationError
+
 
 class VlserveError(Exception):
     """Root of every error that vlserve raises on purpose."""
@@ -54,3 +56,11 @@ class RequestError(VlserveError):
         super().__init__(message)
         self.code = code
         self.message = message
+
+
+def wrong_fields(error: ValidationError, whole: str) -> str:
+    """Each wrong field with what is wrong; ``whole`` names what is wrong as a whole."""
+    return "; ".join(
+        f"{'.'.join(map(str, item['loc'])) or whole}: {item['msg']}"
+        for item in error.errors(include_url=False, include_input=False)
+    )

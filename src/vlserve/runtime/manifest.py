@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from vlserve.runtime.errors import ManifestInvalid
+from vlserve.runtime.errors import ManifestInvalid, wrong_fields
 
 MANIFEST = "manifest.json"
 TORCHSERVE_MANIFEST = "MAR-INF/MANIFEST.json"
@@ -182,8 +182,4 @@ def read_manifest(raw: bytes) -> Manifest:
     try:
         return Manifest.model_validate_json(raw)
     except ValidationError as error:
-        wrong = "; ".join(
-            f"{'.'.join(str(part) for part in item['loc']) or 'manifest'}: {item['msg']}"
-            for item in error.errors(include_url=False, include_input=False)
-        )
-        raise ManifestInvalid(f"{MANIFEST}: {wrong}") from error
+        raise ManifestInvalid(f"{MANIFEST}: {wrong_fields(error, 'manifest')}") from error

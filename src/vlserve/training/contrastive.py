@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlserve.errors import DataError, TrainingError
-from vlserve.exporter.checkpoint import file_sha256, load_into
+from vlserve.exporter.checkpoint import load_into
 from vlserve.exporter.recipe import Recipe
+from vlserve.runtime.archive import file_sha256
 from vlserve.training.data import BadLine, write_bad_lines
 from vlserve.training.dataset import read_serving
 from vlserve.training.evaluators.corpus import recall_both_ways

@@ -1,6 +1,5 @@
 """One setting after the other on a stack that is up, under closed loops through its gateway."""
 
-import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from vlserve.control.client import ControlClient
 from vlserve.control.contract import State
 from vlserve.control.tuning import Measured, Serving, Tuning
 from vlserve.errors import LoadFailed, NotReady
-from vlserve.runtime.archive import verify_archive
+from vlserve.runtime.archive import file_sha256, verify_archive
 from vlserve.stress.plan import StressPlan
 from vlserve.stress.run import run_stress
 from vlserve.tuning.search import Point
@@ -38,8 +37,7 @@ class Trials:
     ) -> None:
         self.archive = archive
         self._manifest = verify_archive(archive)
-        with archive.open("rb") as file:
-            self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        self.sha256 = file_sha256(archive)
         self._control, self._url, self._load, self._folder = control, gateway_url, load, folder
         self._runs = 0
 

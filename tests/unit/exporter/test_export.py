@@ -15,11 +15,10 @@ from onnx import numpy_helper
 from safetensors.torch import save_file
 
 from vlserve.errors import CheckpointMismatch, ExportError, ParityFailed, RecipeNotFound
-from vlserve.exporter.checkpoint import file_sha256
 from vlserve.exporter.export import ExportReport, export_archive, prove, read_trained
 from vlserve.exporter.probes import answer_by_archive, drawn_image
 from vlserve.exporter.recipe import load_recipe
-from vlserve.runtime.archive import unpack_archive, verify_archive
+from vlserve.runtime.archive import file_sha256, unpack_archive, verify_archive
 from vlserve.runtime.task import difference
 from vlserve.settings import load_settings
 

@@ -12,7 +12,6 @@ import pytest
 from tiny_models import Archives
 
 from vlserve.errors import DataError, ExportError
-from vlserve.exporter.checkpoint import file_sha256
 from vlserve.exporter.export import ExportReport
 from vlserve.exporter.pack import draft_of, pack_members
 from vlserve.quantize.export import Int8Report, quantise_archive
@@ -20,7 +19,7 @@ from vlserve.quantize.gate import open_gate
 from vlserve.quantize.items import read_parts
 from vlserve.quantize.processor import has_vnni
 from vlserve.quantize.record import Feeds
-from vlserve.runtime.archive import unpack_archive, verify_archive
+from vlserve.runtime.archive import file_sha256, unpack_archive, verify_archive
 from vlserve.runtime.contract import Request
 from vlserve.runtime.folder import open_folder
 from vlserve.runtime.manifest import Graph

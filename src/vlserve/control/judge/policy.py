@@ -8,6 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vlserve.errors import SettingsError
+from vlserve.runtime.errors import wrong_fields
 
 Share = Annotated[float, Field(gt=0, le=1)]
 """The part of alpha that one gate may spend."""
@@ -131,8 +132,4 @@ def load_policy(file: Path, changes: Mapping[str, Any] | None = None) -> Policy:
     try:
         return Policy.model_validate({**content, **(changes or {})})
     except ValidationError as error:
-        wrong = "; ".join(
-            f"{'.'.join(map(str, item['loc'])) or 'policy'}: {item['msg']}"
-            for item in error.errors(include_url=False, include_input=False)
-        )
-        raise SettingsError(f"{file.name}: {wrong}") from error
+        raise SettingsError(f"{file.name}: {wrong_fields(error, 'policy')}") from error

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from vlserve.errors import CheckpointMismatch, ExportError
+from vlserve.runtime.errors import wrong_fields
 
 AnyConfig = TypeVar("AnyConfig", bound=BaseModel)
 
@@ -17,10 +18,7 @@ def parse_config(kind: type[AnyConfig], config: Mapping[str, Any], family: str) 
     try:
         return kind.model_validate(config)
     except ValidationError as error:
-        wrong = "; ".join(
-            f"{'.'.join(str(part) for part in item['loc']) or 'config'}: {item['msg']}"
-            for item in error.errors(include_url=False, include_input=False)
-        )
+        wrong = wrong_fields(error, "config")
         raise ExportError(f"config.json of a {family} checkpoint: {wrong}") from error
 
 
