@@ -152,7 +152,7 @@ class Lifecycle:
     def _warm_up(self, record: VersionRecord) -> None:
         """The instances that hold nothing else: nobody has asked them yet."""
         alone = {
-            name for name, holds in self._engine.loaded().items() if set(holds) == {record.key}
+            name for name, holds in self._traffic.observe().items() if set(holds) == {record.key}
         }
         cold = [one for one in self._engine.instances() if one.name in alone]
         if cold:

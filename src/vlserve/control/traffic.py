@@ -20,6 +20,7 @@ class Traffic:
         self._lock = threading.RLock()
         self._known: Mapping[str, Instance] = {}
         self._held: rollout.Held = {}
+        self._asked, self._answered = 0, 0
         self._in_force: Routing | None = None
 
     @contextmanager
@@ -67,6 +68,9 @@ class Traffic:
     def observe(self) -> rollout.Held:
         """Ask the engine what it holds. EngineUnavailable when no instance answers; what was known
         of the instances stays in force then."""
+        with self._lock:
+            self._asked += 1
+            turn = self._asked
         # The ledger is read first: what it calls routable was loaded before the engine is asked.
         routable = {record.key for record in self._ledger.versions() if record.state.routable}
         try:
@@ -75,8 +79,10 @@ class Traffic:
             self._held = {}
             raise
         with self._lock:
-            self._known = rollout.remember(self._known, instances, held, routable)
-            self._held = held
+            if turn > self._answered:  # nobody who asked later has had an answer already
+                self._answered = turn
+                self._known = rollout.remember(self._known, instances, held, routable)
+                self._held = held
         return held
 
     @property

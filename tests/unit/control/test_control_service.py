@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from control_fakes import FakeEngine, FakeGateway
 
-from vlserve.control.assembly import Control, assemble
+from vlserve.control.assembly import Control
 from vlserve.control.contract import State
 from vlserve.control.views import Registered
 from vlserve.errors import (
@@ -27,7 +27,6 @@ from vlserve.errors import (
 )
 from vlserve.exporter.pack import draft_of, pack_archive
 from vlserve.runtime.archive import verify_archive
-from vlserve.settings import Settings
 
 Archive = Callable[..., Path]
 Register = Callable[..., Registered]
@@ -411,41 +410,3 @@ def test_a_cleanup_that_fails_hides_no_reason(
     with pytest.raises(LoadFailed, match="no such graph"):
         register(1)
     assert state(control, 1) is State.FAILED
-
-
-def test_status_says_all_of_it(control: Control, register: Register, settings: Settings) -> None:
-    for version in (1, 2):
-        register(version)
-        control.service.release("tagger", version)
-    control.reconciler.tick()
-    (model,) = control.service.models()
-    assert (model.model, model.stable, model.earlier) == ("tagger", 2, (1,))
-    assert [(each.version, each.state, each.weight) for each in model.versions] == [
-        (1, State.READY, 0),
-        (2, State.STABLE, 100),
-    ]
-    assert model.versions[0].workers_ready == {"engine-0": 2}
-    assert control.service.health().status == "ok"
-
-
-def test_everything_is_there_again_after_a_restart_of_the_service(
-    control: Control,
-    engine: FakeEngine,
-    gateway: FakeGateway,
-    register: Register,
-    settings: Settings,
-) -> None:
-    for version in (1, 2):
-        register(version)
-        control.service.release("tagger", version)
-    before = control.service.models()[0].model_dump(
-        exclude={"versions": {"__all__": {"workers_ready"}}}
-    )
-    control.stop()
-    again = assemble(settings, engine, gateway)
-    after = again.service.models()[0].model_dump(
-        exclude={"versions": {"__all__": {"workers_ready"}}}
-    )
-    assert after == before
-    assert again.service.rollback("tagger").version == 1
-    again.stop()

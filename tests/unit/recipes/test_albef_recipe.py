@@ -115,7 +115,7 @@ def test_answers_rank_alike_over_exported_graphs(exports: Exports, tmp_path: Pat
         return rank_answers(step, score, answer_ids, len(given["image"]), rules)
 
     eager = rank({name: EagerBackend(plan) for name, plan in model.plans.items()})
-    exported = rank({name: exports.graph("answer", name, "onnx") for name in model.plans})
+    exported = rank({name: exports.graph("answer", name, "torchscript") for name in model.plans})
     np.testing.assert_array_equal(eager.answers, exported.answers)
     np.testing.assert_array_equal(eager.best(), exported.best())
     np.testing.assert_allclose(eager.probability, exported.probability, atol=1e-5)

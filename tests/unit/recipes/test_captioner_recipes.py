@@ -78,7 +78,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Exports:
     return Exports(models, tmp_path_factory.mktemp("graphs"))
 
 
-@graph_cases(EXPORTED)
+@graph_cases(EXPORTED, onnx_of=("m2_padded",))
 def test_a_graph_answers_like_the_network(
     task: str, graph: str, format: Format, exports: Exports
 ) -> None:
@@ -111,16 +111,15 @@ def assert_same(one: list[list[Hypothesis]], other: list[list[Hypothesis]]) -> N
         np.testing.assert_allclose(text.log_probs, expected.log_probs, atol=1e-5)
 
 
-@pytest.mark.parametrize("format", ["onnx", "torchscript"])
 @pytest.mark.parametrize("family", RECIPES)
 def test_captions_are_the_same_over_exported_graphs(
-    family: str, format: Format, exports: Exports, tmp_path: Path
+    family: str, exports: Exports, tmp_path: Path
 ) -> None:
     model = exports.models[family]
     visual = visual_of(model, 4)
     encoder, step = (EagerBackend(model.plans[graph]) for graph in ("encoder", "step"))
     expected = write(model, visual, encoder, step, tmp_path)
-    graphs = [exports.graph(family, graph, format) for graph in ("encoder", "step")]
+    graphs = [exports.graph(family, graph, "torchscript") for graph in ("encoder", "step")]
     assert_same(write(model, visual, graphs[0], graphs[1], tmp_path), expected)
     assert len({len(text.token_ids) for text in chain(*expected)}) > 1
     alone = [

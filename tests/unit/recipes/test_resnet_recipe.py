@@ -34,7 +34,7 @@ def of(name: str, image: dict[str, int] = IMAGE) -> Tiny:
     return Tiny(RECIPE, config, RECIPE.build(config).eval().requires_grad_(False))
 
 
-@graph_cases(dict.fromkeys(SIZES, ("image",)))
+@graph_cases(dict.fromkeys(SIZES, ("image",)), onnx_of=("bottleneck",))
 def test_a_graph_answers_like_the_network(
     task: str, graph: str, format: Format, exports: Exports
 ) -> None:

@@ -70,7 +70,9 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Exports:
     return Exports(models, tmp_path_factory.mktemp("graphs"))
 
 
-@graph_cases(dict.fromkeys(MODELS, ("model",)))
+@graph_cases(
+    dict.fromkeys(MODELS, ("model",)), onnx_of=("coattention-full-tag", "coattention-sparse-tag")
+)
 def test_a_graph_answers_like_the_network(
     task: str, graph: str, format: Format, exports: Exports
 ) -> None:

@@ -1,7 +1,7 @@
 """Exports of tiny networks, each held against the network on shapes that it never saw."""
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -110,8 +110,9 @@ def tiny(recipe: Recipe, config: Mapping[str, Any]) -> Tiny:
     return Tiny(recipe, config, network.eval().requires_grad_(False))
 
 
-def graph_cases(graphs: Mapping[str, Iterable[str]]) -> Any:
-    """Parametrizes a test by task, graph and format."""
+def graph_cases(graphs: Mapping[str, Iterable[str]], onnx_of: Collection[str] = ()) -> Any:
+    """Parametrizes a test by task, graph and format. ONNX takes seconds a graph: ``onnx_of`` names
+    those tasks that no archive of tests/tiny_models.py has, where test_every_task proves it."""
     return pytest.mark.parametrize(
         ("task", "graph", "format"),
         [
@@ -119,5 +120,6 @@ def graph_cases(graphs: Mapping[str, Iterable[str]]) -> Any:
             for task, names in graphs.items()
             for graph in names
             for format in SUFFIXES
+            if format == "torchscript" or task in onnx_of
         ],
     )
