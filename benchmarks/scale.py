@@ -19,7 +19,7 @@ from statistics import median
 
 import psutil
 from bench_archives import default_archives, renamed
-from closed_loop import Job, LoadProcess
+from closed_loop import Job, LoadProcess, Seen
 from own_stack import DrilledStack, own_stack, processes
 from photos import Photo, jpeg, photos
 from published import FIGURES, machine, publish
@@ -45,6 +45,7 @@ class Loaded:
     """Answers a second when one of them is asked."""
     all_per_s: float
     """When all are asked alike."""
+    failures: int
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Grown:
 
     size: int
     p50_ms: float
+    failures: int
 
 
 @dataclass(frozen=True)
@@ -63,34 +65,60 @@ class Timing:
 
 
 def loaded(
-    stack: DrilledStack, archive: Path, folder: Path, load: LoadProcess, timing: Timing
+    stack: DrilledStack, archives: Sequence[Path], load: LoadProcess, timing: Timing
 ) -> list[Loaded]:
-    """Models registered one after the other, and what each number of them costs."""
+    """What each number of models costs, in rounds: the models come one after the other, and all go
+    again."""
+    rounds = []
+    for _ in range(timing.rounds):
+        rounds.append(_one_round(stack, archives, load, timing))
+        for view in stack.control.models():
+            stack.control.unload(view.model, view.versions[0].version)
+    return [_median_of(same) for same in zip(*rounds, strict=True)]
+
+
+def _one_round(
+    stack: DrilledStack, archives: Sequence[Path], load: LoadProcess, timing: Timing
+) -> list[Loaded]:
     found, urls = [], []
-    for number in range(1, max(MODELS) + 1):
-        its = renamed(archive, f"model-{number}", folder)
+    for number, archive in enumerate(archives, start=1):
         began_s = time.monotonic()
-        view = stack.control.register(its)
+        view = stack.control.register(archive)
         register_s = time.monotonic() - began_s
-        stack.control.release(view.model, view.version)
-        urls.append(f"{stack.settings.gateway_url}/predictions/model-{number}")
-        if number not in MODELS:
-            continue
-        one, everyone = [], []
-        for _ in range(timing.rounds):
-            one.append(_per_s(load, urls[:1], timing))
-            everyone.append(_per_s(load, urls, timing))
-        found.append(Loaded(number, _memory_mib(stack), register_s, median(one), median(everyone)))
-        print_line(str(found[-1]))
+        urls.append(f"{stack.settings.gateway_url}/predictions/{view.model}/{view.version}")
+        if number in MODELS:
+            one, everyone = _ask(load, urls[:1], timing), _ask(load, urls, timing)
+            failures = _failed(one) + _failed(everyone)
+            memory_mib = _memory_mib(stack)
+            found.append(
+                Loaded(number, memory_mib, register_s, one.per_s, everyone.per_s, failures)
+            )
+            print_line(str(found[-1]))
     return found
 
 
-def _per_s(load: LoadProcess, urls: Sequence[str], timing: Timing) -> float:
-    job = Job(urls, "form", {}, CONNECTIONS, timing.seconds, timing.warm_up_s)
-    seen = load.do(job, begun=lambda: None, ended=lambda: None)
+def _median_of(same: Sequence[Loaded]) -> Loaded:
+    return Loaded(
+        same[0].models,
+        median(each.memory_mib for each in same),
+        median(each.register_s for each in same),
+        median(each.one_per_s for each in same),
+        median(each.all_per_s for each in same),
+        sum(each.failures for each in same),
+    )
+
+
+def _ask(
+    load: LoadProcess, urls: Sequence[str], timing: Timing, connections: int = CONNECTIONS
+) -> Seen:
+    job = Job(urls, "form", {}, connections, timing.seconds, timing.warm_up_s)
+    return load.do(job, begun=lambda: None, ended=lambda: None)
+
+
+def _failed(seen: Seen) -> int:
     if seen.failures:
         print_line(f"FAILED: {dict(seen.failures)}")
-    return seen.per_s
+    return sum(seen.failures.values())
 
 
 def _memory_mib(stack: DrilledStack) -> float:
@@ -107,15 +135,14 @@ def grown(url: str, groups: Mapping[int, Sequence[Photo]], timing: Timing) -> li
         loads = {size: LoadProcess(sent) for size, sent in groups.items()}
         for each in loads.values():
             opened.callback(each.close)
-        p50_ms: dict[int, list[float]] = {size: [] for size in groups}
+        asked: dict[int, list[Seen]] = {size: [] for size in groups}
         for _ in range(timing.rounds):
             for size, load in loads.items():
-                job = Job([url], "form", {}, 1, timing.seconds, timing.warm_up_s)
-                seen = load.do(job, begun=lambda: None, ended=lambda: None)
-                p50_ms[size].append(seen.p50_ms)
-                if seen.failures:
-                    print_line(f"FAILED at {size}: {dict(seen.failures)}")
-    found = [Grown(size, median(values)) for size, values in p50_ms.items()]
+                asked[size].append(_ask(load, [url], timing, connections=1))
+    found = [
+        Grown(size, median(each.p50_ms for each in seen), sum(_failed(each) for each in seen))
+        for size, seen in asked.items()
+    ]
     print_line(str(found))
     return found
 
@@ -159,6 +186,8 @@ def report(models: Sequence[Loaded], widths: Sequence[Grown], lengths: Sequence[
         "",
         f"By characters of the title, as ratios to {BASE_LENGTH}: "
         f"{_said(ratios(lengths, BASE_LENGTH))}.",
+        "",
+        f"Requests that failed: {sum(each.failures for each in (*models, *widths, *lengths))}.",
     ]
     return "\n".join(lines)
 
@@ -170,10 +199,12 @@ def _said(found: Mapping[int, float]) -> str:
 def as_csv(models: Sequence[Loaded], widths: Sequence[Grown], lengths: Sequence[Grown]) -> str:
     lines = ["what,size,figure,value"]
     for each in models:
-        for name in ("memory_mib", "register_s", "one_per_s", "all_per_s"):
+        for name in ("memory_mib", "register_s", "one_per_s", "all_per_s", "failures"):
             lines.append(f"models,{each.models},{name},{getattr(each, name):.2f}")
     for what, found in (("image width px", widths), ("title characters", lengths)):
-        lines += [f"{what},{each.size},p50_ms,{each.p50_ms:.2f}" for each in found]
+        for grown_to in found:
+            lines.append(f"{what},{grown_to.size},p50_ms,{grown_to.p50_ms:.2f}")
+            lines.append(f"{what},{grown_to.size},failures,{grown_to.failures}")
     return "\n".join(lines) + "\n"
 
 
@@ -226,8 +257,12 @@ def main() -> int:
         stack = opened.enter_context(own_stack(folder / "stack"))
         load = LoadProcess(photos())
         opened.callback(load.close)
-        models = loaded(stack, archive, folder, load, timing)
-        url = f"{stack.settings.gateway_url}/predictions/model-1"
+        archives = [
+            renamed(archive, f"model-{number}", folder) for number in range(1, max(MODELS) + 1)
+        ]
+        models = loaded(stack, archives, load, timing)
+        view = stack.control.register(archives[0])
+        url = f"{stack.settings.gateway_url}/predictions/{view.model}/{view.version}"
         widths = grown(url, by_width(), timing)
         lengths = grown(url, by_length(), timing)
     said = report(models, widths, lengths)

@@ -8,6 +8,8 @@ import pytest
 from tiny_models import Archives
 from xdist.scheduler import LoadFileScheduling
 
+from vlserve.exporter.convert import Converter
+
 # What a test finds must not depend on how busy the machine is.
 hypothesis.settings.register_profile("suite", deadline=None)
 hypothesis.settings.load_profile("suite")
@@ -28,6 +30,13 @@ class Together(LoadFileScheduling):  # type: ignore[misc]
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Together:
     return Together(config, log)
+
+
+@pytest.fixture(scope="session")
+def converter() -> Iterator[Converter]:
+    """One for all exports of a process: it takes seconds to import what an export needs."""
+    with Converter() as converter:
+        yield converter
 
 
 @pytest.fixture(scope="session")

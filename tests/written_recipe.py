@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from tiny_models import PROJECT
 
+from vlserve.exporter.convert import Converter
 from vlserve.exporter.export import ExportReport, export_archive
 from vlserve.settings import Settings
 
@@ -23,7 +24,7 @@ def written_recipe() -> str:
     return found
 
 
-def export_written(folder: Path) -> ExportReport:
+def export_written(folder: Path, converter: Converter) -> ExportReport:
     """Recipe, checkpoint and config in ``folder``, as a reader would put them."""
     (folder / f"{NAME}.py").write_text(written_recipe(), encoding="utf-8")
     torch.manual_seed(0)
@@ -39,4 +40,5 @@ def export_written(folder: Path) -> ExportReport:
         folder / f"{NAME}.pth",
         folder / "build",
         settings=Settings(project_dir=PROJECT),
+        converter=converter,
     )

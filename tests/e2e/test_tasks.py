@@ -15,7 +15,7 @@ from tiny_models import Archives, tiny_models
 from written_recipe import NAME, export_written
 
 from vlserve.control.contract import State
-from vlserve.exporter.convert import Format
+from vlserve.exporter.convert import Converter, Format
 from vlserve.exporter.export import read_trained
 from vlserve.runtime.task import difference, load_task
 from vlserve.settings import Settings
@@ -76,8 +76,10 @@ def size_of(picture: bytes) -> tuple[int, int]:
         return image.size
 
 
-def test_a_family_that_is_one_new_file_is_served(stack: RunningStack, tmp_path: Path) -> None:
-    report = export_written(tmp_path)
+def test_a_family_that_is_one_new_file_is_served(
+    stack: RunningStack, converter: Converter, tmp_path: Path
+) -> None:
+    report = export_written(tmp_path, converter)
     stack.control.register(report.path)
     try:
         probe = report.manifest.probes[0]

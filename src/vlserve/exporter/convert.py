@@ -1,8 +1,8 @@
 """Turns one network into one graph file, each in a process of its own.
 
 The ONNX exporter keeps state between exports: a recurrent network's second export in a process can
-silently bake its text length in. So ``python -m vlserve.exporter.convert`` imports everything,
-which takes seconds, exports nothing itself, and forks for every graph.
+silently bake its text length in. So ``python -m vlserve.exporter.convert`` imports what an export
+needs, which takes seconds, exports nothing itself, and forks for every graph.
 """
 
 import importlib
@@ -41,7 +41,7 @@ WARM = (
     "torch.export",
     "torch.onnx",
 )
-"""What an export would import."""
+"""What an export to ONNX would import."""
 EXAMPLE_SIZES = (3, 7, 5, 11)
 """Sizes of the dynamic axes in the inputs that an export sees; 1 would be taken for a constant."""
 
@@ -69,7 +69,7 @@ def load_network(
 
 
 class Converter:
-    """A process that has imported the exporters, and forks for every job. One job at a time."""
+    """A process that imports the exporters once, and forks for every job. One job at a time."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -207,13 +207,14 @@ def _without_debug_records(path: Path) -> dict[str, bytes]:
 
 def main() -> None:
     """Read jobs from standard input, one a line, and answer each with its exit code."""
-    for module in WARM:
-        importlib.import_module(module)
     for line in sys.stdin:
         request = json.loads(line)
+        job = Job(**request["job"])
+        for module in WARM if job.format == "onnx" else ():
+            importlib.import_module(module)
         child = os.fork()
         if child == 0:
-            _run(Job(**request["job"]), Path(request["log"]))
+            _run(job, Path(request["log"]))
         _, status = os.waitpid(child, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)
 

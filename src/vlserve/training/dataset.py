@@ -22,7 +22,7 @@ from vlserve.training.data import (
     read_items,
     refuse_bad_lines,
 )
-from vlserve.training.encoded import encode
+from vlserve.training.encoded import Encoder, encode
 from vlserve.training.options import TrainOptions
 from vlserve.training.plan import DataFacts, training_plan
 from vlserve.training.samples import (
@@ -97,7 +97,8 @@ def encode_dataset(
 ) -> Dataset:
     """``data`` as the trained part of a network takes it: see `vlserve.training.encoded`."""
     assert isinstance(data.train, Samples) and isinstance(data.val, Samples)
-    train, val = (encode(frozen, samples, cache, on_read) for samples in (data.train, data.val))
+    encoder = Encoder(frozen)
+    train, val = (encode(encoder, samples, cache, on_read) for samples in (data.train, data.val))
     return replace(data, train=train, val=val)
 
 

@@ -120,7 +120,7 @@ def test_a_peer_has_its_programs_and_pins(name: str) -> None:
 
 
 def test_growth_is_told_as_ratios_to_the_base() -> None:
-    found = [scale.Grown(640, 10.0), scale.Grown(1280, 12.5), scale.Grown(4000, 50.0)]
+    found = [scale.Grown(640, 10.0, 0), scale.Grown(1280, 12.5, 0), scale.Grown(4000, 50.0, 0)]
     assert scale.ratios(found, 1280) == {640: 0.8, 1280: 1.0, 4000: 4.0}
 
 

@@ -34,22 +34,22 @@ def counting(folder: Path, baked_in: bool) -> Job:
     )  # fmt: skip
 
 
-def test_a_recurrent_network_is_as_dynamic_the_second_time(tmp_path: Path) -> None:
+def test_a_recurrent_network_is_as_dynamic_the_second_time(
+    converter: Converter, tmp_path: Path
+) -> None:
     job = recurrent(tmp_path)
     files = [tmp_path / f"{number}.onnx" for number in (1, 2)]
-    with Converter() as converter:
-        for file in files:
-            converter.convert(Job(**{**vars(job), "output": str(file)}))
+    for file in files:
+        converter.convert(Job(**{**vars(job), "output": str(file)}))
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
-def test_a_failure_says_why_and_leaves_the_next_alone(tmp_path: Path) -> None:
-    with Converter() as converter:
-        with pytest.raises(ExportError, match=r"graph model to onnx failed: .*text.* is static at"):
-            converter.convert(counting(tmp_path, baked_in=True))
-        good = counting(tmp_path, baked_in=False)
-        converter.convert(good)
-        assert Path(good.output).stat().st_size > 0
+def test_a_failure_says_why_and_leaves_the_next_alone(converter: Converter, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"graph model to onnx failed: .*text.* is static at"):
+        converter.convert(counting(tmp_path, baked_in=True))
+    good = counting(tmp_path, baked_in=False)
+    converter.convert(good)
+    assert Path(good.output).stat().st_size > 0
 
 
 def test_a_converter_that_is_gone_is_an_error(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from onnx import numpy_helper
 from safetensors.torch import save_file
 
 from vlserve.errors import CheckpointMismatch, ExportError, ParityFailed, RecipeNotFound
+from vlserve.exporter.convert import Converter
 from vlserve.exporter.export import ExportReport, export_archive, prove, read_trained
 from vlserve.exporter.probes import answer_by_archive, drawn_image
 from vlserve.exporter.recipe import load_recipe
@@ -52,9 +53,11 @@ def tagger(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def onnx_report(tagger: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
+def onnx_report(
+    tagger: Path, converter: Converter, tmp_path_factory: pytest.TempPathFactory
+) -> ExportReport:
     out = tmp_path_factory.mktemp("out")
-    return export_archive("resnet_gru", tagger, out, name="tagger", version=7)
+    return export_archive("resnet_gru", tagger, out, name="tagger", version=7, converter=converter)
 
 
 def test_the_archive_is_whole_and_says_what_it_is(onnx_report: ExportReport, tagger: Path) -> None:
@@ -133,9 +136,11 @@ def test_a_perturbed_weight_in_the_graph_is_refused(
     assert str(refused.value).count("largest difference") == 6
 
 
-def test_last_step_is_served_without_lengths_and_padded(tmp_path: Path) -> None:
+def test_last_step_is_served_without_lengths_and_padded(
+    converter: Converter, tmp_path: Path
+) -> None:
     trained = checkpoint(tmp_path, "resnet_gru", CONFIG | {"pooling": "last_step"})
-    report = export_archive("resnet_gru", trained, tmp_path / "out")
+    report = export_archive("resnet_gru", trained, tmp_path / "out", converter=converter)
     graph = report.manifest.graphs["model"]
     assert [tensor.name for tensor in graph.inputs] == ["image", "text_ids"]
     assert report.manifest.text is not None and report.manifest.text.pad_to_max
@@ -143,10 +148,12 @@ def test_last_step_is_served_without_lengths_and_padded(tmp_path: Path) -> None:
 
 
 def test_torchscript_is_the_same_network_and_repeats(
-    onnx_report: ExportReport, tagger: Path, tmp_path: Path
+    onnx_report: ExportReport, tagger: Path, converter: Converter, tmp_path: Path
 ) -> None:
     reports = [
-        export_archive("resnet_gru", tagger, tmp_path / out, format="torchscript")
+        export_archive(
+            "resnet_gru", tagger, tmp_path / out, format="torchscript", converter=converter
+        )
         for out in ("first", "second")
     ]
     assert reports[0].sha256 == reports[1].sha256
@@ -159,11 +166,15 @@ def test_torchscript_is_the_same_network_and_repeats(
         assert difference(theirs.answer, ours.answer) is None
 
 
-def test_a_baked_in_length_is_refused_and_no_archive_is_written(tmp_path: Path) -> None:
+def test_a_baked_in_length_is_refused_and_no_archive_is_written(
+    converter: Converter, tmp_path: Path
+) -> None:
     config = {"baked_in": True}
     trained = checkpoint(tmp_path, COUNTING, config)
     with pytest.raises(ParityFailed) as refused:
-        export_archive(COUNTING, trained, tmp_path / "out", format="torchscript")
+        export_archive(
+            COUNTING, trained, tmp_path / "out", format="torchscript", converter=converter
+        )
     said = str(refused.value)
     assert "no archive was written" in said
     for sizes in ("batch 1, text 15", "batch 1, text 1", "batch 2, text 8", "batch 5, text 4"):
@@ -171,19 +182,25 @@ def test_a_baked_in_length_is_refused_and_no_archive_is_written(tmp_path: Path) 
     assert not (tmp_path / "out").exists()
 
 
-def test_onnx_refuses_a_baked_in_length_too(tmp_path: Path) -> None:
+def test_onnx_refuses_a_baked_in_length_too(converter: Converter, tmp_path: Path) -> None:
     trained = checkpoint(tmp_path, COUNTING, {"baked_in": True})
     with pytest.raises(ExportError, match=r"text_ids axis 1 \(text\) is static at 7"):
-        export_archive(COUNTING, trained, tmp_path / "out")
+        export_archive(COUNTING, trained, tmp_path / "out", converter=converter)
     assert not (tmp_path / "out").exists()
 
 
-def test_given_items_become_the_probes(tmp_path: Path) -> None:
+def test_given_items_become_the_probes(converter: Converter, tmp_path: Path) -> None:
     trained = checkpoint(tmp_path, COUNTING, {})
     items = [{"image": drawn_image(1), "text": "abba"}]
     lines: list[str] = []
     report = export_archive(
-        COUNTING, trained, tmp_path, format="torchscript", items=items, progress=lines.append
+        COUNTING,
+        trained,
+        tmp_path,
+        format="torchscript",
+        items=items,
+        converter=converter,
+        progress=lines.append,
     )
     assert [probe.fields for probe in report.manifest.probes] == items
     assert report.path == tmp_path / "counting-1.mar"

@@ -8,6 +8,7 @@ import torch
 from tiny_models import PROJECT
 from written_recipe import NAME, export_written
 
+from vlserve.exporter.convert import Converter
 from vlserve.exporter.export import read_trained
 from vlserve.exporter.probes import drawn_image
 from vlserve.runtime.archive import unpack_archive
@@ -19,8 +20,8 @@ from vlserve.settings import Settings
 TITLES = ("a red door", "x", "green " * 9)
 
 
-def test_it_is_exported_and_answers_like_its_network(tmp_path: Path) -> None:
-    report = export_written(tmp_path)
+def test_it_is_exported_and_answers_like_its_network(converter: Converter, tmp_path: Path) -> None:
+    report = export_written(tmp_path, converter)
     assert (report.manifest.family, report.manifest.task) == (NAME, "tag")
     assert report.path.name == f"{NAME}-1.mar"
 

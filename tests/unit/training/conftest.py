@@ -22,6 +22,13 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Intervals of a thousand take seconds a set."""
+    for module in ("evaluate", "measures.means"):
+        monkeypatch.setattr(f"vlserve.training.{module}.RESAMPLES", 20)
+
+
 @pytest.fixture(scope="session")
 def recipe() -> Recipe:
     return load_recipe("resnet_gru", PROJECT / "export")

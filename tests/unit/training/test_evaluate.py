@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from vlserve.errors import DataError
+from vlserve.exporter.convert import Converter
 from vlserve.exporter.export import export_archive
 from vlserve.exporter.recipe import Recipe
 from vlserve.runtime.archive import unpack_archive
@@ -36,11 +37,6 @@ OPTIONS = {
 WriteLines = Callable[..., Path]
 
 
-@pytest.fixture(autouse=True)
-def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vlserve.training.evaluate.RESAMPLES", 20)
-
-
 @pytest.fixture(scope="module")
 def report(
     recipe: Recipe, drawn: DemoData, tmp_path_factory: pytest.TempPathFactory
@@ -50,9 +46,10 @@ def report(
 
 
 @pytest.fixture(scope="module")
-def archive(report: TrainReport) -> Path:
+def archive(report: TrainReport, converter: Converter) -> Path:
     checkpoint = report.out / "model.safetensors"
-    return export_archive("resnet_gru", checkpoint, report.out, format="torchscript").path
+    traced = {"format": "torchscript", "converter": converter}
+    return export_archive("resnet_gru", checkpoint, report.out, **traced).path
 
 
 def test_the_archive_answers_every_item_as_the_training_code_does(

@@ -70,8 +70,7 @@ MakeSet = Callable[[str], Set]
 
 
 @pytest.fixture
-def make_set(tmp_path: Path, archives: Archives, monkeypatch: pytest.MonkeyPatch) -> MakeSet:
-    monkeypatch.setattr("vlserve.training.measures.means.RESAMPLES", 20)
+def make_set(tmp_path: Path, archives: Archives) -> MakeSet:
     return lambda name: Set(tmp_path, archives, name)
 
 
@@ -196,8 +195,7 @@ def test_ground_by_a_heat_map(name: str, format: str, make_set: MakeSet) -> None
     assert figures["box_items"] == 1 and figures["mean_iou"] == pytest.approx(1)
 
 
-def test_tag_and_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vlserve.training.evaluate.RESAMPLES", 20)
+def test_tag_and_the_command(tmp_path: Path) -> None:
     data = write_demo_data(tmp_path / "drawn", items=54, seed=3)
     archive = pack_echo(tmp_path, "echo", 1, labels=data.labels or LABELS)
     known = evaluate_archive(archive, data.val)

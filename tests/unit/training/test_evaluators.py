@@ -54,7 +54,6 @@ def evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Evaluate:
                 yield {"error": error} if isinstance(said, str) else {"answer": said}
 
         monkeypatch.setattr("vlserve.training.evaluators.job.answer_offline", answers)
-        monkeypatch.setattr("vlserve.training.measures.means.RESAMPLES", 20)
         data = tmp_path / "items.jsonl"
         data.write_text("".join(json.dumps(line) + "\n" for line in lines))
         return EVALUATORS[manifest.task](Job(tmp_path / "m.mar", manifest, data, **more))

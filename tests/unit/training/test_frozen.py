@@ -14,6 +14,7 @@ from tiny_models import WORDS, modern_model, seeded
 from torch import Tensor, nn
 
 from vlserve.errors import SettingsError, TrainingError
+from vlserve.exporter.convert import Converter
 from vlserve.exporter.export import export_archive
 from vlserve.exporter.recipe import Recipe, load_recipe
 from vlserve.training.demo_data import DemoData
@@ -99,10 +100,12 @@ def test_the_frozen_part_keeps_its_weights_and_the_other_learns(
 
 
 def test_the_archive_answers_as_the_training_measured(
-    trained: TrainReport, drawn: DemoData
+    trained: TrainReport, drawn: DemoData, converter: Converter
 ) -> None:
     checkpoint = trained.out / "model.safetensors"
-    archive = export_archive("modern", checkpoint, trained.out, format="torchscript").path
+    archive = export_archive(
+        "modern", checkpoint, trained.out, format="torchscript", converter=converter
+    ).path
     served = evaluate_archive(archive, drawn.val).metrics.to_json()
     whole = evaluate_checkpoint("modern", checkpoint, drawn.val).metrics.to_json()
     for name in ("items", "accuracy", "macro_f1", "map"):

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from vlserve.errors import ExportError
-from vlserve.exporter.convert import load_network
+from vlserve.exporter.convert import Converter, load_network
 from vlserve.exporter.export import export_archive
 from vlserve.exporter.recipe import load_recipe
 from vlserve.exporter.wordpiece import SPECIAL, wordpiece
@@ -38,11 +38,15 @@ OPTIONS: Mapping[str, Any] = {
 }
 
 
-def test_a_trained_checkpoint_is_served_as_it_was_measured(drawn: DemoData, tmp_path: Path) -> None:
+def test_a_trained_checkpoint_is_served_as_it_was_measured(
+    drawn: DemoData, converter: Converter, tmp_path: Path
+) -> None:
     recipe = load_recipe(FAMILY, EXPORT)
     trained = fit(recipe, drawn.train, drawn.val, tmp_path, options=OPTIONS, seed=2)
     checkpoint = tmp_path / "model.safetensors"
-    archive = export_archive(FAMILY, checkpoint, tmp_path, format="torchscript").path
+    archive = export_archive(
+        FAMILY, checkpoint, tmp_path, format="torchscript", converter=converter
+    ).path
     served = evaluate_archive(archive, drawn.val).metrics.to_json()
     for name in ("items", "accuracy", "macro_f1", "map"):
         assert served[name] == pytest.approx(trained.metrics.to_json()[name])
