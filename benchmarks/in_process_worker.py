@@ -15,9 +15,9 @@ def main(folder: Path) -> None:
     from answering import Answering
 
     answer = Answering(folder)
-    from photos import photos
+    from photos import drawn_for
 
-    items = [(photo.jpeg, photo.text.encode()) for photo in photos()]
+    items = [(photo.shown, photo.text.encode()) for photo in drawn_for(answer.manifest)]
     print("ready", flush=True)
     for line in sys.stdin:
         batch_size, seconds = int(line.split()[0]), float(line.split()[1])

@@ -1,4 +1,5 @@
-"""Photo-like covers and titles, the same every time; as request bodies for each kind of server."""
+"""Photo-like covers, or features of regions, with titles, the same every time; as request bodies
+for each kind of server."""
 
 import base64
 import io
@@ -6,6 +7,7 @@ import json
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -15,15 +17,17 @@ SIZE = (1280, 720)
 JPEG_BYTES = 168_000
 """What a cover of a video site weighs at this size."""
 COUNT = 6
+_FILES = {"image": "cover.jpg", "features": "features.npy"}
 _TITLES = ("零基础教学：3分钟学会做一道家常菜", "How to get started, lesson 11", "城市夜景延时摄影")
 
 
 @dataclass(frozen=True)
 class Photo:
-    """One item to tag."""
+    """One item. ``shown``: a JPEG, or the `.npy` of its regions, in the form's field ``field``."""
 
-    jpeg: bytes
+    shown: bytes
     text: str
+    field: str = "image"
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,20 @@ def photos(count: int = COUNT) -> list[Photo]:
     return [
         Photo(jpeg(seed, SIZE, JPEG_BYTES), _TITLES[seed % len(_TITLES)]) for seed in range(count)
     ]
+
+
+def drawn_for(manifest: Any) -> list[Photo]:
+    """What an archive takes: covers, or float16 features of as many regions as it may have."""
+    if manifest.image is not None:
+        return photos()
+    random, regions = np.random.default_rng(0), manifest.regions
+    drawn = []
+    for seed in range(COUNT):
+        file = io.BytesIO()
+        features = random.standard_normal((regions.max_regions, regions.dim), np.float32)
+        np.save(file, np.maximum(features, 0).astype(np.float16))
+        drawn.append(Photo(file.getvalue(), _TITLES[seed % len(_TITLES)], "features"))
+    return drawn
 
 
 def jpeg(seed: int, size: tuple[int, int], target_bytes: int | None = None) -> bytes:
@@ -74,7 +92,7 @@ def _encoded(image: Image.Image, quality: int) -> bytes:
 def form(photo: Photo) -> Body:
     """A multipart form."""
     body, content_type = encode_multipart_formdata(
-        {"image": ("cover.jpg", photo.jpeg, "image/jpeg"), "text": photo.text}
+        {photo.field: (_FILES[photo.field], photo.shown), "text": photo.text}
     )
     return Body(body, {"Content-Type": content_type})
 
@@ -88,13 +106,13 @@ def handed_form(photo: Photo) -> Body:
 
 def item_list(photo: Photo) -> Body:
     """JSON with a list of one item, the image as base64."""
-    item = {"image": base64.b64encode(photo.jpeg).decode(), "text": photo.text}
+    item = {"image": base64.b64encode(photo.shown).decode(), "text": photo.text}
     return Body(json.dumps({"items": [item]}).encode(), {"Content-Type": "application/json"})
 
 
 def v2_json(photo: Photo) -> Body:
     """The Open Inference Protocol's JSON, which has no raw bytes: base64."""
-    image = base64.b64encode(photo.jpeg).decode()
+    image = base64.b64encode(photo.shown).decode()
     inputs = [
         {"name": name, "shape": [1, 1], "datatype": "BYTES", "data": [data]}
         for name, data in (("image", image), ("text", photo.text))
@@ -105,7 +123,7 @@ def v2_json(photo: Photo) -> Body:
 def v2_binary(photo: Photo) -> Body:
     """The Open Inference Protocol with Triton's binary extension: raw bytes after the JSON."""
     values = [
-        len(value).to_bytes(4, "little") + value for value in (photo.jpeg, photo.text.encode())
+        len(value).to_bytes(4, "little") + value for value in (photo.shown, photo.text.encode())
     ]
     inputs = [
         {

@@ -23,14 +23,14 @@ from bench_archives import default_archives, default_checkpoint
 from closed_loop import Job, LoadProcess
 from in_process import InProcess, in_process
 from peer_servers import PEERS, peer_server
-from photos import Photo, photos
+from photos import Photo, drawn_for
 from published import FIGURES, machine, publish
 from ratios import Cell, Limit, as_csv, costs, details, markdown, plot, rows, spread, times
 from sides import Side, SideFailed, first_answer, ours
 from stock_torchserve import stock_torchserve
 
 from vlserve.cli.output import print_line
-from vlserve.runtime.archive import unpack_archive
+from vlserve.runtime.archive import unpack_archive, verify_archive
 
 STOCK, STOCK_NAME = "stock", "stock TorchServe"
 LIMIT_BATCH = 8
@@ -244,7 +244,7 @@ def main() -> int:
         options.warm_up,
     )
     archives = options.archive or default_archives()
-    sent = photos()
+    sent = drawn_for(verify_archive(archives[-1]))
     # stock TorchServe serves the default checkpoint, which other archives are not made of
     others = [STOCK] * (options.stock and not options.archive) + options.peers
     with tempfile.TemporaryDirectory(prefix="vlserve-bench-") as scratch, ExitStack() as opened:

@@ -1,6 +1,8 @@
 """What tests of several folders share."""
 
 from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -14,8 +16,25 @@ from vlserve.exporter.convert import Converter
 hypothesis.settings.register_profile("suite", deadline=None)
 hypothesis.settings.load_profile("suite")
 
-TOGETHER = {"archives: Archives": "archives", "stack: RunningStack": "stack"}
-"""Parameters that ask for something that takes long to make -> what their files have in common."""
+LONGEST = {
+    "archives: Archives": "archives",
+    "checkout: Checkout": "documents",
+    "stack: RunningStack": "stack",
+}
+"""Parameters that ask for something that takes long to make -> what their files have in common.
+Those files come first, in this order, so that no process has them left when the others are done."""
+
+
+@cache
+def shared(file: Path) -> str | None:
+    """The first of LONGEST that a file of tests asks for."""
+    text = file.read_text(encoding="utf-8")
+    return next((name for parameter, name in LONGEST.items() if parameter in text), None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    names = [*LONGEST.values(), None]
+    items.sort(key=lambda item: names.index(shared(item.path)))
 
 
 class Together(LoadFileScheduling):  # type: ignore[misc]
@@ -23,9 +42,7 @@ class Together(LoadFileScheduling):  # type: ignore[misc]
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        text = (self.config.rootpath / file).read_text(encoding="utf-8")
-        shared = [group for parameter, group in TOGETHER.items() if parameter in text]
-        return shared[0] if shared else file
+        return shared(self.config.rootpath / file) or file
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Together:

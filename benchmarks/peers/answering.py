@@ -1,4 +1,4 @@
-"""An unpacked archive's own code, in whichever server: (image, text) in, JSON bodies out.
+"""An unpacked archive's own code, in whichever server: (what is shown, text) in, JSON bodies out.
 
 Imports nothing beside the standard library and the archive, so that every server's environment can
 load it.
@@ -24,15 +24,17 @@ class Answering:
 
         self._pipeline = open_folder(folder, threads=1, frozen=True)
         self._pipeline.warm_up(BATCH_SIZE)
+        self.manifest = self._pipeline.manifest
+        self._shown = "image" if self.manifest.image is not None else "features"
 
     def __call__(self, items: Sequence[tuple[bytes, bytes]]) -> list[bytes]:
-        """Image files and UTF-8 texts -> the answers' JSON. RuntimeError when one has none."""
+        """Files and UTF-8 texts -> the answers' JSON. RuntimeError when one has none."""
         from vlserve.runtime.body import read_request, write_body
         from vlserve.runtime.contract import ItemError
 
-        forms: list[dict[str, Any]] = [{"image": image, "text": text} for image, text in items]
+        forms: list[dict[str, Any]] = [{self._shown: shown, "text": text} for shown, text in items]
         result = self._pipeline.run([read_request(form, "bench") for form in forms])
         for answer in result.answers:
             if isinstance(answer, ItemError):
                 raise RuntimeError(f"{answer.code}: {answer.message}")
-        return [write_body(self._pipeline.manifest, "bench", text) for text in result.texts]
+        return [write_body(self.manifest, "bench", text) for text in result.texts]

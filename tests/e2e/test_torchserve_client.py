@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from configparser import RawConfigParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from running import make_settings
 from supervisor.datatypes import dict_of_key_value_pairs
 
+from vlserve.control import registration
 from vlserve.control.contract import Key, LoadedVersion
 from vlserve.control.probes import failed_probes
 from vlserve.control.supervisor import write_configuration
@@ -130,6 +132,27 @@ def test_a_good_version_answers_its_probes_and_goes(
     assert engine.holds() == {}
     assert list(engine.endpoint.store.iterdir()) == []
     engine.client.unload("tagger", 1)
+
+
+def test_of_two_first_versions_none_is_lost(
+    engine: RunningEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known: list[list[Key]] = []
+    register = registration.register
+
+    def told(*arguments: Any) -> None:
+        known.append(list(engine.holds()))
+        register(*arguments)
+
+    monkeypatch.setattr(registration, "register", told)
+    versions = (10, 11)
+    archives = [engine.store(pack_echo(tmp_path, "tagger", number), number) for number in versions]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(engine.client.load, ["tagger"] * 2, versions, archives))
+    assert set(engine.holds()) == {("tagger", number) for number in versions}
+    assert sorted(map(len, known)) == [0, 1], "TorchServe was told of both at once"
+    for number in versions:
+        engine.client.unload("tagger", number)
 
 
 def handler(initialize: str, first: str = "") -> str:

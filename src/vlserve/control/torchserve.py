@@ -1,15 +1,17 @@
 """The Engine protocol over TorchServe 0.12: one or more instances on loopback, tokens on.
 
 What it takes care of, each measured: a register over gRPC stalls nobody; the default version of a
-model is not deleted while another one is there; what a failed load leaves behind (a version with no
-workers, a copy of the archive in the engine's store) is taken away again.
+model is not deleted while another one is there; of two first versions of a model, registered at
+once, TorchServe would lose one; what a failed load leaves behind (a version with no workers, a copy
+of the archive in the engine's store) is taken away again.
 """
 
 import json
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -176,6 +178,7 @@ class _Server:
         self._endpoint = endpoint
         self._settings = settings
         self._http = http
+        self._first: dict[str, threading.Lock] = {}
         self._management = f"http://{endpoint.host}:{endpoint.management_port}"
 
     def answers(self) -> bool:
@@ -216,7 +219,8 @@ class _Server:
         logged = workerlog.log_size(endpoint.logs)
         address = f"{endpoint.host}:{endpoint.grpc_management_port}"
         try:
-            registration.register(address, self._tokens()["management"], archive, settings)
+            with self._known_or_first(model):
+                registration.register(address, self._tokens()["management"], archive, settings)
         except LoadFailed as error:
             raise LoadFailed(self._reason(model, version, logged) or str(error)) from error
 
@@ -232,6 +236,20 @@ class _Server:
             )
         (self._endpoint.store / f"{model}-{version}.mar").unlink(missing_ok=True)
         self._endpoint.threads_file(model, version).unlink(missing_ok=True)
+
+    @contextmanager
+    def _known_or_first(self, model: str) -> Iterator[None]:
+        """One caller at a time until TorchServe knows some version of the model: of two that are
+        its first it would lose one (ModelManager.createVersionedModel looks, then puts)."""
+        first = self._first.setdefault(model, threading.Lock())
+        is_first = False
+        while not is_first and not self._describe(f"{model}/all"):
+            is_first = first.acquire(timeout=_POLL_S)
+        try:
+            yield
+        finally:
+            if is_first:
+                first.release()
 
     def _give_up_default(self, model: str, version: int) -> None:
         """TorchServe refuses to delete a model's default version, and routes nothing by it here."""

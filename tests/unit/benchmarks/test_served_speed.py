@@ -91,7 +91,7 @@ def test_percentiles_are_those_of_the_answers() -> None:
 
 
 def test_every_body_carries_image_and_text() -> None:
-    assert PHOTO.jpeg in BODIES["form"](PHOTO).body
+    assert PHOTO.shown in BODIES["form"](PHOTO).body
     binary = BODIES["v2-binary"](PHOTO)
     head = binary.body[: int(binary.headers["Inference-Header-Content-Length"])]
     sizes = [each["parameters"]["binary_data_size"] for each in json.loads(head)["inputs"]]
