@@ -64,8 +64,10 @@ def archives(
     and ``format``, are exported in the background while the first ones are tested."""
     made = Archives(tmp_path_factory.mktemp("archives"))
     named = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
-    made.begin((one["name"], one["format"]) for one in named if {"name", "format"} <= one.keys())
     try:
+        made.begin(
+            (one["name"], one["format"]) for one in named if {"name", "format"} <= one.keys()
+        )
         yield made
     finally:
         made.close()
