@@ -1,8 +1,8 @@
-"""What one stack costs as its work grows: loaded models, larger images, longer texts.
+"""What a stack costs as its work grows: loaded models, larger images, longer texts.
 
     .venv/bin/python benchmarks/scale.py
 
-A stack of its own, asked through the gateway. Models are copies of one archive under other names.
+Stacks of its own, asked through the gateway. Models are copies of one archive under other names.
 Each figure is the median of rounds that go through all cells. Writes CSV and plots, and its part of
 docs/benchmarks.md.
 """
@@ -65,15 +65,13 @@ class Timing:
 
 
 def loaded(
-    stack: DrilledStack, archives: Sequence[Path], load: LoadProcess, timing: Timing
+    archives: Sequence[Path], folder: Path, load: LoadProcess, timing: Timing
 ) -> list[Loaded]:
-    """What each number of models costs, in rounds: the models come one after the other, and all go
-    again."""
+    """What each number of models costs, in rounds: in each a new stack gets one after the other."""
     rounds = []
-    for _ in range(timing.rounds):
-        rounds.append(_one_round(stack, archives, load, timing))
-        for view in stack.control.models():
-            stack.control.unload(view.model, view.versions[0].version)
+    for number in range(timing.rounds):
+        with own_stack(folder / f"round-{number}") as stack:
+            rounds.append(_one_round(stack, archives, load, timing))
     return [_median_of(same) for same in zip(*rounds, strict=True)]
 
 
@@ -254,13 +252,13 @@ def main() -> int:
     archive = options.archive or default_archives()[-1]
     with tempfile.TemporaryDirectory(prefix="vlserve-scale-") as scratch, ExitStack() as opened:
         folder = Path(scratch)
-        stack = opened.enter_context(own_stack(folder / "stack"))
         load = LoadProcess(photos())
         opened.callback(load.close)
         archives = [
             renamed(archive, f"model-{number}", folder) for number in range(1, max(MODELS) + 1)
         ]
-        models = loaded(stack, archives, load, timing)
+        models = loaded(archives, folder, load, timing)
+        stack = opened.enter_context(own_stack(folder / "stack"))
         view = stack.control.register(archives[0])
         url = f"{stack.settings.gateway_url}/predictions/{view.model}/{view.version}"
         widths = grown(url, by_width(), timing)

@@ -1,14 +1,14 @@
 """The search itself, bounded in time, and the files that it leaves beside the archive."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from vlserve.control.tuning import Measured, Serving, Tuning, tuning_file
 from vlserve.errors import ControlError
 from vlserve.tuning.plots import plot_curves
-from vlserve.tuning.search import Point, best_point, next_connections, next_serving
+from vlserve.tuning.search import GAIN, Point, best_point, next_connections, next_serving
 from vlserve.tuning.trials import Show, Trials
 
 CONFIRMED = 3
@@ -87,8 +87,9 @@ def tune(
     show: Show = lambda message: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Found:
-    """Search from ``start`` for about ``seconds``; at the least one setting is measured, and what
-    seems best is confirmed by a longer run."""
+    """Search from ``start`` for about ``seconds``; at the least one setting is measured. What seems
+    best is confirmed by a longer run, and is chosen where it is better than ``start`` in one: the
+    best of many short runs is partly luck."""
     began = clock()
     search = _Search(trials, slo_p99_ms, began + seconds, show, clock)
     search.curve(start, start=1)
@@ -101,7 +102,11 @@ def tune(
             finished = True
             break
         search.curve(serving, start=max(1, best.connections // 2) if best else 1)
-    best = _confirmed(search, CONFIRMED * run_s)
+    best = _confirmed(search, search.points, CONFIRMED * run_s)
+    if best is not None and best.serving != start:
+        own = [point for point in search.points if point.serving == start]
+        kept = _confirmed(search, own, CONFIRMED * run_s)
+        best = best if kept is None or best.rps > GAIN * kept.rps else kept
     return Found(
         slo_p99_ms=slo_p99_ms,
         points=tuple(search.points),
@@ -112,10 +117,10 @@ def tune(
     )
 
 
-def _confirmed(search: _Search, seconds: int) -> Point | None:
-    """The best point measured again, for longer; while that breaks the limit, or cannot be loaded
-    again, the next best."""
-    left = list(search.points)
+def _confirmed(search: _Search, points: Sequence[Point], seconds: int) -> Point | None:
+    """The best of the points measured again, for longer; while that breaks the limit, or cannot be
+    loaded again, the next best."""
+    left = list(points)
     while (best := best_point(left, search.slo_p99_ms)) is not None:
         search.show(f"{best.serving}: confirming with {best.connections} connections")
         if not search.serve(best.serving):

@@ -1,5 +1,6 @@
 """The search over a machine that is made up: what it finds, confirms, writes, and when it stops."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,9 @@ START = Serving(workers=2, threads=1, batch_size=8, max_batch_delay_ms=1)
 class MadeUp(Trials):
     """Answers grow with batch size up to 16; latency with connections. Two threads do not load."""
 
+    gain = 5.0
+    """Answers a second for each item of a batch."""
+
     def __init__(self, archive: Path, folder: Path, worse_when_confirmed: float = 1.0) -> None:
         none: Any = None
         super().__init__(archive, none, "http://127.0.0.1", Load(None, 1), folder)
@@ -38,7 +42,7 @@ class MadeUp(Trials):
 
     def measure(self, serving: Serving, connections: int, seconds: int | None = None) -> Point:
         self.now += seconds or 1
-        most = 100.0 + 5 * min(serving.batch_size, 16) - 10 * serving.max_batch_delay_ms
+        most = 100.0 + self.gain * min(serving.batch_size, 16) - 10 * serving.max_batch_delay_ms
         rps = min(40.0 * connections, most)
         p99_ms = 1000 * connections / rps * (self.worse if seconds else 1.0)
         return Point(serving, connections, rps, p99_ms / 2, p99_ms, 0.0)
@@ -58,9 +62,24 @@ def test_it_climbs_to_the_best_and_confirms_it(archive: Path, tmp_path: Path) ->
     found = found_by(trials, slo_p99_ms=60.0)
     assert found.best is not None and found.finished
     assert (found.best.serving.batch_size, found.best.serving.max_batch_delay_ms) == (16, 1)
-    assert found.best is found.points[-1]  # the longer run
+    confirmed, own = found.points[-2:]  # the longer runs
+    assert found.best is confirmed and own.serving == START
     assert found.failed[0] == "1 x 2, batch 8, 1 ms: out of memory"
     assert all(point.serving.threads == 1 for point in found.points)
+
+
+def test_what_only_short_runs_find_better_is_not_chosen(archive: Path, tmp_path: Path) -> None:
+    class Lucky(MadeUp):
+        def measure(self, serving: Serving, connections: int, seconds: int | None = None) -> Point:
+            point = super().measure(serving, connections, seconds)
+            luck = 1.2 if serving != START and seconds is None else 1.0
+            return replace(point, rps=point.rps * luck)
+
+    trials = Lucky(archive, tmp_path)
+    trials.gain = 0.1
+    found = found_by(trials, slo_p99_ms=100.0)
+    assert found.best is not None and found.best.serving == START
+    assert found.points[-2].serving != START
 
 
 def test_what_breaks_when_confirmed_is_not_chosen(archive: Path, tmp_path: Path) -> None:
