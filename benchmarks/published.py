@@ -6,6 +6,8 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from vlserve.processor import processor_name
+
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 FIGURES = PAGE.with_suffix("")
 """Plots and CSV files beside the page."""
@@ -24,13 +26,7 @@ def publish(name: str, part: str, page: Path = PAGE) -> None:
 
 def machine() -> str:
     """When, on what, and with which versions."""
-    named = (
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    )
     versions = ", ".join(f"{name} {version(name)}" for name in _LIBRARIES)
-    return (
-        f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} CPUs of {next(named, 'unknown')}, Python "
-        f"{platform.python_version()}, {versions}."
-    )
+    processors = f"{os.cpu_count()} CPUs of {processor_name() or 'unknown'}"
+    python = platform.python_version()
+    return f"{datetime.now(UTC):%Y-%m-%d}, {processors}, Python {python}, {versions}."

@@ -10,6 +10,7 @@ from vlserve.control.client import ControlClient
 from vlserve.control.contract import State
 from vlserve.control.tuning import Measured, Serving, Tuning
 from vlserve.errors import LoadFailed, NotReady
+from vlserve.processor import processor_name
 from vlserve.runtime.archive import file_sha256, verify_archive
 from vlserve.stress.plan import StressPlan
 from vlserve.stress.run import run_stress
@@ -94,9 +95,4 @@ class Trials:
 def machine() -> str:
     """The processor and how many cores of it."""
     cores = f"{os.cpu_count() or 1} cores"
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return cores
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]}, {cores}" if names else cores
+    return ", ".join(filter(None, (processor_name(), cores)))

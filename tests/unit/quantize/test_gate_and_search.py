@@ -11,7 +11,6 @@ from onnx import TensorProto, helper, numpy_helper
 from vlserve.errors import ExportError
 from vlserve.quantize.gate import FIRST, Verdict
 from vlserve.quantize.items import read_parts
-from vlserve.quantize.processor import has_vnni
 from vlserve.quantize.record import Feeds
 from vlserve.quantize.search import search
 from vlserve.quantize.variants import GraphVariants, Variant, distance
@@ -65,25 +64,6 @@ def test_a_short_file_serves_both(tmp_path: Path) -> None:
     file.write_text("".join(f'{{"id": "{n}"}}\n' for n in range(59)))
     parts = read_parts(file)
     assert parts.calibrated == parts.gated and not parts.held_out
-
-
-FLAGS = "processor : 0\nflags\t\t: fpu avx2 avx512f{}\n\nprocessor : 1\nflags\t\t: fpu avx2\n"
-
-
-@pytest.mark.parametrize(
-    ("said", "vnni"),
-    [
-        (FLAGS.format(" avx512_vnni"), True),
-        (FLAGS.format(" avx_vnni"), True),
-        (FLAGS.format(""), False),
-        ("processor : 0\nFeatures : fp asimd asimddp\n", None),
-    ],
-)
-def test_whether_the_processor_has_vnni(said: str, vnni: bool | None, tmp_path: Path) -> None:
-    file = tmp_path / "cpuinfo"
-    file.write_text(said)
-    assert has_vnni(file) is vnni
-    assert has_vnni(tmp_path / "missing") is None
 
 
 def test_distance_of_what_is_not_finite() -> None:

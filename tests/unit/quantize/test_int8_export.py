@@ -14,10 +14,10 @@ from tiny_models import Archives
 from vlserve.errors import DataError, ExportError
 from vlserve.exporter.export import ExportReport
 from vlserve.exporter.pack import draft_of, pack_members
+from vlserve.processor import has_vnni
 from vlserve.quantize.export import Int8Report, quantise_archive
 from vlserve.quantize.gate import open_gate
 from vlserve.quantize.items import read_parts
-from vlserve.quantize.processor import has_vnni
 from vlserve.quantize.record import Feeds
 from vlserve.runtime.archive import file_sha256, unpack_archive, verify_archive
 from vlserve.runtime.contract import Request

@@ -13,6 +13,7 @@ of their own, so that those of one image share its memory:
 Padding among the words is seen by none; the ids before stand in the cache for that.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import cast
 
@@ -92,7 +93,7 @@ class FeedForward(nn.Module):
         return transformed
 
 
-class DecoderLayer(nn.Module):
+class DecoderLayer(nn.Module, ABC):
     """Attention to the words before, attention to the memory, feed forward. A family says in
     ``forward`` how they follow each other."""
 
@@ -102,6 +103,7 @@ class DecoderLayer(nn.Module):
         self.enc_att = MultiHeadAttention(sizes)
         self.pwff = FeedForward(sizes)
 
+    @abstractmethod
     def forward(
         self,
         x: Tensor,
@@ -112,7 +114,6 @@ class DecoderLayer(nn.Module):
         """x (batch, beams, tokens, hidden); past: key and value (batch, beams, heads, tokens
         before and these, size) and bias; memory: key and value (batch, [levels,] heads, memory,
         size) and bias; is_word (batch, beams, tokens, 1) is 0 where x is padding."""
-        raise NotImplementedError
 
     def look(self, x: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
         """Attention of x (batch, beams, tokens, hidden) to the memory: beams are further queries

@@ -9,6 +9,7 @@ Li et al., VisualBERT (arXiv:1908.03557), with the parameter names of transforme
 family does between its inputs and the states is its trunk.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -159,7 +160,7 @@ def before_last(states: Tensor, text_mask: Tensor) -> Tensor:
     return states[torch.arange(states.shape[0], device=states.device), place]
 
 
-class SingleStreamRecipe:
+class SingleStreamRecipe(ABC):
     """See vlserve.exporter.recipe.Recipe. What is left to a family: its spec, its config, its
     trunk, and which keys it ignores."""
 
@@ -167,9 +168,9 @@ class SingleStreamRecipe:
     config_type: type[SingleStreamConfig] = SingleStreamConfig
     ignored: tuple[str, ...] = ()
 
+    @abstractmethod
     def trunk(self, config: Any) -> nn.Module:
         """A module called like transformers' VisualBertModel; it returns states and pooled."""
-        raise NotImplementedError
 
     def parse(self, config: Mapping[str, Any]) -> Any:
         """A config of config_type. ExportError names each field that is missing or wrong."""
