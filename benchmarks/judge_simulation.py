@@ -188,6 +188,42 @@ def run_whole_release(policy: Policy, releases: int, rng: np.random.Generator) -
     )
 
 
+def run_last_step(
+    policy: Policy, rate: float, blocks: int, releases: int, rng: np.random.Generator
+) -> Detection:
+    """A candidate that fails as rarely as stable, 0.1 %, until it has all the weight, and then at
+    ``rate``. Every step before has its minimum of evidence and no more."""
+    shape, limit = (releases, BLOCK), -np.log(policy.alpha_of("errors"))
+    gate = two_sample.start(0.001, 200, (releases,))
+    for weight in policy.weights[:-1]:
+        drawn = np.zeros((2, releases))
+        while drawn[0].min() < policy.minimum.candidate or drawn[1].min() < policy.minimum.stable:
+            candidate = rng.random(shape) < weight / 100
+            block = Counts.of(candidate, ~candidate, rng.random(shape) < 0.001)
+            gate = two_sample.settle(gate, block, policy.gates.errors.margin)
+            drawn += np.array([block.candidate, block.stable])
+    before = gate.peak >= limit
+    needed = np.full(releases, np.inf)
+    everyone = np.ones(shape, dtype=bool)
+    for number in range(1, blocks + 1):
+        block = Counts.of(everyone, ~everyone, rng.random(shape) < rate)
+        gate = two_sample.settle_alone(gate, block, policy.gates.errors.margin)
+        needed = np.where(np.isinf(needed) & (gate.peak >= limit), number * BLOCK, needed)
+    return Detection(
+        f"fails {rate:.1%} instead of 0.1 % from full weight on",
+        "100",
+        "errors",
+        "candidate requests",
+        releases,
+        float(np.quantile(needed, 0.5, method="higher")),
+        float(np.quantile(needed, 0.95, method="higher")),
+        blocks * BLOCK,
+        int((needed <= blocks * BLOCK).sum()),
+        int(np.isinf(needed).sum()),
+        int(before.sum()),
+    )
+
+
 def interval(hits: int, trials: int) -> tuple[float, float]:
     bounds = binomtest(hits, trials).proportion_ci(0.95, method="exact")
     return float(bounds.low), float(bounds.high)
@@ -228,6 +264,8 @@ def main() -> int:
     report(run_whole_release(policy, releases, rng()))
     hasty = policy.model_copy(update={"minimum": Minimum(candidate=200)})
     report(run_whole_release(hasty, releases, rng()))
+    for rate in (0.001, 0.02, 0.1):
+        report(run_last_step(policy, rate, 100, releases, rng()))
     if options.json:
         options.json.write_text(json.dumps([asdict(result) for result in results], indent=1))
     print(f"\n{time.monotonic() - began:.0f} s", file=sys.stderr)

@@ -68,6 +68,16 @@ def test_evidence_that_one_gate_misses_is_waited_for(policy, traffic):
     assert decide(state, WELL).action is Action.ADVANCE
 
 
+def test_a_candidate_that_fails_only_at_full_weight_is_rolled_back(policy, traffic, good):
+    last = next_step(observe(next_step(good), Batch(traffic(1_000, 50))))
+    assert decide(last, WELL).action is Action.HOLD
+    well = observe(last, Batch(traffic(1_000, 100)))
+    assert decide(well, WELL).action is Action.ADVANCE
+    decision = decide(observe(last, Batch(traffic(1_000, 100, fails=0.05))), WELL)
+    assert decision.action is Action.ROLLBACK
+    assert decision.reason.startswith("errors: candidate failed")
+
+
 def test_a_failing_candidate_is_rolled_back_with_its_figures(failing):
     decision = decide(failing, WELL)
     assert decision.action is Action.ROLLBACK

@@ -2,10 +2,16 @@ import itertools
 
 import numpy as np
 import pytest
-from scipy.stats import binom
+from scipy.stats import binom, binomtest
 
-from vlserve.control.judge import two_sample
-from vlserve.control.judge.two_sample import ODDS_RATIOS, Counts, log_returns
+from vlserve.control.judge import capital, two_sample
+from vlserve.control.judge.two_sample import (
+    CEILING_RISK,
+    ODDS_RATIOS,
+    Counts,
+    log_returns,
+    log_returns_alone,
+)
 
 
 def counts(n: float, k: float, m: float, j: float) -> Counts:
@@ -58,6 +64,36 @@ def test_without_margin_it_is_the_e_variable_of_turner_ly_and_gruenwald(n, k, m,
 @pytest.mark.parametrize("block", [counts(0, 0, 40, 3), counts(40, 3, 0, 0)])
 def test_a_block_without_one_version_is_no_evidence(block):
     assert log_returns(block, np.array(0.01), 0.0) == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize("highest", [0.0001, 0.003, 0.05, 0.4, 0.98])
+def test_no_bet_gains_on_average_while_the_candidate_alone_is_within_what_is_allowed(highest):
+    k = np.arange(41.0)
+    block = Counts(np.full_like(k, 40), k, 0 * k, 0 * k)
+    returns = np.exp(log_returns_alone(block, np.array(highest)))
+    for share in (0.0, 0.5, 1.0):
+        probability = binom.pmf(k, 40, share * highest)
+        assert (probability[:, np.newaxis] * returns).sum(axis=0).max() <= 1 + 1e-9
+    worse = binom.pmf(k, 40, min(1.0, 2.5 * highest))[:, np.newaxis] * returns
+    assert worse.sum(axis=0).max() > 1.001
+
+
+def test_alone_the_candidate_is_held_against_what_stable_may_have_failed_at_most():
+    seen = two_sample.settle(two_sample.start(0.001, 200), counts(20, 0, 2000, 20))
+    paid = two_sample.settle_alone(seen, counts(40, 4, 0, 0), margin=0.001)
+    ceiling = binomtest(20, 2000, alternative="less").proportion_ci(1 - CEILING_RISK).high
+    expected = capital.settle(
+        seen.purses, log_returns_alone(counts(40, 4, 0, 0), np.array(ceiling + 0.001))
+    )
+    assert paid.purses == pytest.approx(expected)
+    assert (paid.candidate, paid.candidate_hits, paid.stable) == (60, 4, 2000)
+
+
+@pytest.mark.parametrize("stable", [counts(0, 0, 0, 0), counts(0, 0, 30, 30)], ids=["none", "all"])
+def test_alone_without_a_right_answer_of_stable_nothing_is_evidence(stable):
+    seen = two_sample.settle(two_sample.start(0.001, 200), stable)
+    paid = two_sample.settle_alone(seen, counts(40, 40, 0, 0))
+    assert capital.log_e(paid.purses) == pytest.approx(capital.log_e(seen.purses))
 
 
 def test_an_alarm_stays_though_the_candidate_recovers():

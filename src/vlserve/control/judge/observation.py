@@ -105,9 +105,10 @@ def _settle_block(state: JudgeState, block: Sequence[Outcome]) -> JudgeState:
     failed = np.array([outcome.failed for outcome in block])
     latency_ms = np.array([outcome.latency_ms for outcome in block])
     answers = [(outcome.candidate, outcome.tag) for outcome in block if not outcome.failed]
+    settle_errors = two_sample.settle_alone if state.weight == 100 else two_sample.settle
     return replace(
         state,
-        errors=two_sample.settle(
+        errors=settle_errors(
             state.errors,
             Counts.of(candidate, ~candidate, failed),
             gates.errors.margin,

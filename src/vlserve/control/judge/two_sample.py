@@ -14,6 +14,12 @@ g = (p - a) / (a (1 - a)) this is, bit for bit, the 2x2 e-variable of Turner, Ly
 "Generic E-variables for exact sequential k-sample tests that allow for optional stopping" (J. Stat.
 Plan. Inference 230) for the alternative rates p and q. Instead of one plug-in p, bets are spread
 over a ladder of odds ratios above stable's recent rate q (vlserve.control.judge.capital).
+
+Where the candidate has all the traffic, nothing of that time is there to compare it with. Then the
+null is rate(candidate) <= c + margin, c an upper confidence bound of stable's rate in the release
+before, and a bet on the rate p is the likelihood ratio of p against c + margin: an e-value too, so
+both kinds of blocks fill the same purses. That c is too low has a probability of CEILING_RISK, once
+a release; that all rates rise at that time is not told from the candidate's own.
 """
 
 from dataclasses import dataclass, replace
@@ -21,6 +27,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import beta
 
 from vlserve.control.judge import capital
 from vlserve.control.judge.capital import Array, JsonArray
@@ -32,6 +39,9 @@ ODDS_RATIOS = np.array([1.5, 2.5, 4.0, 8.0, 16.0, 64.0, 256.0])
 
 MEMORY = 0.995
 """Per block; stable's recent rate looks back over some 200 blocks."""
+
+
+CEILING_RISK = 0.001
 
 
 class Counts(NamedTuple):
@@ -91,7 +101,20 @@ def settle(
     None: its recent rate. A block that lacks one version is no evidence, but is counted."""
     if stable_rate is None:
         stable_rate = comparison.recent_hits / comparison.recent
-    purses = capital.settle(comparison.purses, log_returns(block, stable_rate, margin))
+    return _paid(comparison, block, log_returns(block, stable_rate, margin))
+
+
+def settle_alone(comparison: Comparison, block: Counts, margin: float = 0.0) -> Comparison:
+    """Pay out one block of a time in which the candidate has all the traffic, against what stable's
+    rate was at most before. Without any outcome of stable it is no evidence."""
+    missed = comparison.stable - comparison.stable_hits
+    ceiling = beta.isf(CEILING_RISK, comparison.stable_hits + 1, np.maximum(missed, 1e-9))
+    ceiling = np.where(missed > 0, ceiling, 1.0)
+    return _paid(comparison, block, log_returns_alone(block, ceiling + margin))
+
+
+def _paid(comparison: Comparison, block: Counts, log_returns: Array) -> Comparison:
+    purses = capital.settle(comparison.purses, log_returns)
     return replace(
         comparison,
         purses=purses,
@@ -130,3 +153,15 @@ def log_returns(block: Counts, stable_rate: Array, margin: float) -> Array:
     )
     returns: Array = np.where(playable, log_s, 0.0)
     return returns
+
+
+def log_returns_alone(block: Counts, highest: Array) -> Array:
+    """Log of what each bet makes of 1 in one block, (..., bets), where the candidate's rate may be
+    ``highest``; 0 where that is nearly always."""
+    n, k = (np.asarray(block[index], dtype=np.float64)[..., np.newaxis] for index in (0, 1))
+    allowed = np.asarray(highest, dtype=np.float64)[..., np.newaxis]
+    a = np.clip(allowed, 1e-6, 0.99)
+    odds = a / (1 - a) * ODDS_RATIOS
+    p = odds / (1 + odds)
+    returns: Array = k * np.log(p / a) + (n - k) * np.log((1 - p) / (1 - a))
+    return np.where(allowed < 0.99, returns, 0.0)
