@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import psutil
@@ -119,9 +120,14 @@ def _callers(stack: RunningStack, path: str, count: int = 8) -> Iterator[Counter
             thread.join()
 
 
-def test_a_killed_worker_loses_no_request(stack: RunningStack, path: str) -> None:
-    worker = _worker(stack, "gateway-echo_1")
-    with _callers(stack, path) as got:
+def test_what_a_killed_worker_has_in_hand_is_answered(
+    stack: RunningStack, new_model: str, tmp_path: Path
+) -> None:
+    """It is slow, so that it is killed with a batch in hand: what TorchServe itself is gathering
+    for a worker that dies meanwhile is dropped by it, and answered 504 by the gateway."""
+    stack.control.register(pack_echo(tmp_path, new_model, 1, delay_ms=200))
+    worker = _worker(stack, f"{new_model}_1")
+    with _callers(stack, f"/predictions/{new_model}/1") as got:
         wait_until(lambda: got[200] > 20)
         worker.kill()
         killed_at = got[200]
