@@ -42,6 +42,8 @@ class FakeEngine:
     replies: deque[Reply] = field(default_factory=deque)
     seen: list[Seen] = field(default_factory=list)
     delay_s: float = 0.0
+    held: threading.Event = field(default_factory=threading.Event)
+    """While it is set, nothing is answered."""
     refusal: tuple[int, object] | None = None
     """Status and body that the handler says instead of an answer."""
 
@@ -57,6 +59,7 @@ class FakeEngine:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.held.clear()
         self._server.shutdown()
         self._server.cut_connections()
         self._server.server_close()
@@ -102,6 +105,8 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {name.lower(): value for name, value in self.headers.items()}
         self.owner.seen.append(Seen(self.path, headers, body))
         time.sleep(self.owner.delay_s)
+        while self.owner.held.is_set():
+            time.sleep(0.01)
         if headers.get("authorization") != f"Bearer {self.owner.token}":
             self._say(400, {"code": 400, "type": "InvalidKeyException", "message": "Token"})
         elif self.owner.replies:

@@ -155,7 +155,7 @@ def test_a_request_that_no_instance_can_take_counts_too(hasty: RunningGateway) -
 def test_a_client_that_goes_away_is_logged_with_its_step(
     routed: RunningGateway, engine: FakeEngine, sent: bytes
 ) -> None:
-    engine.delay_s = 0.3
+    engine.held.set()
     request_id = f"away-{sent.decode()}"
     head = f"POST /predictions/tagger HTTP/1.1\r\nHost: x\r\nX-Request-Id: {request_id}\r\n"
     address = ("127.0.0.1", routed.settings.gateway.port)

@@ -173,7 +173,7 @@ def test_a_version_that_leaves_keeps_its_running_requests(
 ) -> None:
     envoy.route(ModelRoute("slow", {1: 100}, (1, 2)), to=list(engines))
     for engine in engines:
-        engine.delay_s = 1.0
+        engine.held.set()
     answers: list[httpx.Response] = []
     caller = threading.Thread(
         target=lambda: answers.append(envoy.http.post("/predictions/slow/2", content=b"x"))
@@ -184,6 +184,8 @@ def test_a_version_that_leaves_keeps_its_running_requests(
     for _ in range(3):
         envoy.route(ModelRoute("slow", {1: 100}, (1,)), to=list(engines))
     assert envoy.gateway.in_flight("slow", 2) == 1
+    for engine in engines:
+        engine.held.clear()
     caller.join()
     assert answers[0].status_code == 200
     wait_until(lambda: envoy.gateway.in_flight("slow", 2) == 0)
