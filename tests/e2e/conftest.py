@@ -9,18 +9,14 @@ import httpx
 import pytest
 from fake_engine import FakeEngine
 from running import (
-    PROJECT,
     RunningGateway,
     RunningStack,
     make_settings,
     running_gateway,
-    wait_until,
 )
 
 from vlserve.control import stack as control_stack
 from vlserve.control.client import ControlClient
-
-__all__ = ["PROJECT", "RunningStack", "make_settings", "wait_until"]
 
 _names = itertools.count(1)
 

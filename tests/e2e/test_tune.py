@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import psutil
-from conftest import RunningStack
 from engine_workers import worker_pids
+from running import RunningStack
 
 from vlserve.control.tuning import Serving, read_tuning
 from vlserve.exporter.echo import pack_echo
