@@ -26,10 +26,10 @@ serve: $(INSTALLED)  ## install, start the stack, release a demo tagger, tag a c
 stop:  ## stop the stack; leaves no process behind
 	@if [ -x $(BIN)/vlserve ]; then $(BIN)/vlserve down; fi
 
-# Three processes on two cores, one thread each: many tests wait for servers. In the order that
-# tests/conftest.py gives, what takes longest first.
+# A process a core, one thread each; more would not be faster, and hurry the tests that kill servers.
+# In the order that tests/conftest.py gives, what takes longest first.
 test: $(PRETRAINED)  ## pretrained weights too: 100 MB, which nothing else needs
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: $(INSTALLED)  ## format, lint, types, import contracts
 	$(BIN)/ruff format --check $(SOURCES)
