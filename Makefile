@@ -26,7 +26,7 @@ serve: $(INSTALLED)  ## install, start the stack, release a demo tagger, tag a c
 stop:  ## stop the stack; leaves no process behind
 	@if [ -x $(BIN)/vlserve ]; then $(BIN)/vlserve down; fi
 
-# A process a core, one thread each; more would not be faster, and hurry the tests that kill servers.
+# Two processes, one thread each: on two cores a third is no faster, and hurries tests that kill servers.
 # In the order that tests/conftest.py gives, what takes longest first.
 test: $(PRETRAINED)  ## pretrained weights too: 100 MB, which nothing else needs
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
