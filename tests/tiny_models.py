@@ -104,7 +104,7 @@ def vision_text(name: str, task: str, sizes: Config, **more: Any) -> TinyModel:
 
 
 def blip_models() -> Iterable[TinyModel]:
-    sizes = bert(1, 0, len(WORDS) + 2, token_types=0)
+    sizes = bert(2, 0, len(WORDS) + 2, token_types=0)
     dual = {"encoder": sizes, "embedding": 6}
     for task in ("match", "embed"):
         yield vision_text(f"blip-{task}", task, dual)
@@ -147,22 +147,22 @@ def single_stream(recipe: str, task: str, grid: bool, **more: Any) -> TinyModel:
 
 
 def vilbert_models() -> Iterable[TinyModel]:
-    streams = {"layers": 1, "heads": 2}
+    streams = {"layers": 2, "heads": 2}
     encoder = {
         "text": {"hidden": 16, "intermediate": 24, **streams},
         "visual": {"hidden": 12, "intermediate": 20, **streams},
         "joint_hidden": 8,
         "joint_heads": 2,
-        "text_connections": (1,),
-        "visual_connections": (0,),
+        "text_connections": (1, 2),
+        "visual_connections": (0, 2),
         "gated": True,
     }
     said = {
         "num_attention_heads": 2,
         "v_num_attention_heads": 2,
         "bi_num_attention_heads": 2,
-        "t_biattention_id": (1,),
-        "v_biattention_id": (0,),
+        "t_biattention_id": (1, 2),
+        "v_biattention_id": (0, 2),
     }
     heads = {
         "vil_prediction": len(ANSWERS),
@@ -185,7 +185,7 @@ def captioner(recipe: str, grid: bool, features: int, sizes: Config, **more: Any
     layers = {"hidden": 16, "heads": 2, "key_size": 8, "value_size": 8, "intermediate": 24}
     config = {"task": "caption", "words": words, "heads": 2, **more}
     config |= {"writing": {"beams": 3, "max_length": 8}}
-    shown = {"encoder": {"layers": 3, **layers}, "decoder": {"layers": 1, **layers}}
+    shown = {"encoder": {"layers": 3, **layers}, "decoder": {"layers": 2, **layers}}
     shown |= {"positions": 48, "features": features, **sizes}
     return TinyModel(recipe, "caption", f"{recipe}-caption", config, config | shown, grid)
 

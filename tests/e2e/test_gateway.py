@@ -135,6 +135,20 @@ def test_what_a_killed_worker_has_in_hand_is_answered(
     assert set(got) == {200}, got
 
 
+def test_a_worker_killed_at_any_moment_leaves_no_request_unanswered(
+    stack: RunningStack, path: str
+) -> None:
+    """At most the batch that TorchServe was gathering for it is answered late, and 504."""
+    worker = _worker(stack, "gateway-echo_1")
+    with _callers(stack, path) as got:
+        wait_until(lambda: got[200] > 20)
+        worker.kill()
+        killed_at = got[200]
+        wait_until(lambda: got[200] > killed_at + 50, timeout_s=60)
+    assert set(got) <= {200, 504}, got
+    assert got[504] <= stack.settings.engine.batch_size
+
+
 def test_a_killed_gateway_is_back_with_the_same_routing(stack: RunningStack, path: str) -> None:
     with _callers(stack, path, count=4) as got:
         wait_until(lambda: got[200] > 20)

@@ -76,7 +76,9 @@ class Traffic:
         try:
             instances, held = self._engine.instances(), self._engine.loaded()
         except EngineUnavailable:
-            self._held = {}
+            with self._lock:
+                if turn > self._answered:
+                    self._answered, self._held = turn, {}
             raise
         with self._lock:
             if turn > self._answered:  # nobody who asked later has had an answer already

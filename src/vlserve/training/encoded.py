@@ -66,21 +66,18 @@ class Encoder:
             rows = slice(start, start + ENCODE_BATCH)
             batch = {"image": samples.images[rows], **{name: x[rows] for name, x in text.items()}}
             given = {name: batch[name] for name in taken_by(self.frozen, batch)}
+            expected = _run_eager(self.frozen, given) if start == 0 else {}
             if self._graph is None:
-                self._graph = _open_graph(self.frozen, given)
+                self._graph = _open_graph(self.frozen, given, tuple(expected))
             session, names = self._graph
             found = dict(zip(names, session.run(None, given), strict=True))
-            if start == 0:
-                self._compare(found, given)
+            for name, reference in expected.items():
+                _, wrong = compare(found[name], reference, RTOL, ATOL)
+                if wrong:
+                    raise TrainingError(
+                        f"the frozen part's graph does not answer like it: {name}: {wrong}"
+                    )
             yield start, found
-
-    def _compare(self, found: Features, given: Features) -> None:
-        for name, expected in _run_eager(self.frozen, given).items():
-            _, wrong = compare(found[name], expected, RTOL, ATOL)
-            if wrong:
-                raise TrainingError(
-                    f"the frozen part's graph does not answer like it: {name}: {wrong}"
-                )
 
 
 def encode(
@@ -123,8 +120,10 @@ def _write(
         file.flush()
 
 
-def _open_graph(frozen: nn.Module, given: Features) -> tuple[Any, tuple[str, ...]]:
-    """An ONNX Runtime session of any number of items and any length of text, and the names of its
+def _open_graph(
+    frozen: nn.Module, given: Features, names: tuple[str, ...]
+) -> tuple[Any, tuple[str, ...]]:
+    """An ONNX Runtime session of any number of items and any length of text, with the names of its
     outputs."""
     import onnxruntime
 
@@ -135,7 +134,6 @@ def _open_graph(frozen: nn.Module, given: Features) -> tuple[Any, tuple[str, ...
         name: {0: batch, 1: length} if name.startswith("text") and x.ndim > 1 else {0: batch}
         for name, x in twice.items()
     }
-    names = tuple(_run_eager(frozen, given))
     with torch.no_grad(), _quiet():
         program = torch.onnx.export(
             frozen,

@@ -83,7 +83,9 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Exports:
     return Exports({name: of_task(name) for name in TASKS}, tmp_path_factory.mktemp("graphs"))
 
 
-@graph_cases(EXPORTED, onnx_of=("answer_of_beta", "match_of_pretraining", "ground_of_beta"))
+@graph_cases(
+    EXPORTED, onnx_of=("answer_of_beta", "match_of_pretraining", "ground_of_beta", "entail")
+)
 def test_a_graph_answers_like_the_network(
     task: str, graph: str, format: Format, exports: Exports
 ) -> None:

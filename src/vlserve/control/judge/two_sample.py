@@ -40,8 +40,8 @@ ODDS_RATIOS = np.array([1.5, 2.5, 4.0, 8.0, 16.0, 64.0, 256.0])
 MEMORY = 0.995
 """Per block; stable's recent rate looks back over some 200 blocks."""
 
-
 CEILING_RISK = 0.001
+"""That stable's true rate is above the bound which the candidate alone is held against."""
 
 
 class Counts(NamedTuple):
@@ -135,8 +135,7 @@ def log_returns(block: Counts, stable_rate: Array, margin: float) -> Array:
     expected = np.asarray(stable_rate, dtype=np.float64)[..., np.newaxis] + margin
     playable = (n > 0) & (m > 0) & (expected < 0.99)
     q = np.clip(expected, 1e-6, 0.99)
-    odds = q / (1 - q) * ODDS_RATIOS
-    p = odds / (1 + odds)
+    p = _above(q)
     m_or_1 = np.where(playable, m, 1.0)
     n_or_0 = np.where(playable, n, 0.0)
     a = (n_or_0 * p + m_or_1 * q) / (n_or_0 + m_or_1)
@@ -161,7 +160,13 @@ def log_returns_alone(block: Counts, highest: Array) -> Array:
     n, k = (np.asarray(block[index], dtype=np.float64)[..., np.newaxis] for index in (0, 1))
     allowed = np.asarray(highest, dtype=np.float64)[..., np.newaxis]
     a = np.clip(allowed, 1e-6, 0.99)
-    odds = a / (1 - a) * ODDS_RATIOS
-    p = odds / (1 + odds)
+    p = _above(a)
     returns: Array = k * np.log(p / a) + (n - k) * np.log((1 - p) / (1 - a))
     return np.where(allowed < 0.99, returns, 0.0)
+
+
+def _above(rate: Array) -> Array:
+    """The rate that each bet is on, (..., bets): a ladder of odds above (..., 1)."""
+    odds = rate / (1 - rate) * ODDS_RATIOS
+    higher: Array = odds / (1 + odds)
+    return higher
