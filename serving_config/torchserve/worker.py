@@ -23,8 +23,10 @@ from typing import Any
 
 from multipart import MultipartSegment, PushMultipartParser, parse_options_header
 
-FORM_TYPE = b"x-vlserve-content-type"
-"""The gateway's header with the content type of a form that it handed over as plain bytes."""
+SENT_TYPE = b"x-vlserve-content-type"
+"""The gateway's header with the content type of a body, which it hands over as plain bytes."""
+
+FORM = "multipart/form-data"
 
 CHARSETS = ("", "utf-8", "utf8", "us-ascii", "ascii")
 """What a form may say of its texts: they are read as UTF-8."""
@@ -53,13 +55,14 @@ def unwrap_form(request: dict[str, Any]) -> None:
     """Put the parts of a form in the place of its body, in a request as TorchServe's worker reads
     it. In the place of what is no readable form is an empty body, which the handler refuses."""
     headers = request["headers"]
-    form_type = next((one["value"] for one in headers if one["name"] == FORM_TYPE), None)
+    sent = next((one["value"] for one in headers if one["name"] == SENT_TYPE), b"")
+    sent_type = sent.decode("latin-1")
     parameters = request["parameters"]
     at = next((place for place, one in enumerate(parameters) if one["name"] == "body"), None)
-    if form_type is None or at is None:
+    if at is None or not sent_type.lower().startswith(FORM):
         return
     try:
-        parts = read_form(parameters[at]["value"], form_type.decode("latin-1"))
+        parts = read_form(parameters[at]["value"], sent_type)
     except Exception:  # whatever is in it: it must not take the batch down
         parameters[at]["value"] = bytearray()
         return

@@ -78,7 +78,10 @@ def test_engines_see_none_of_the_clients_headers_but_what_they_need(
     (seen,) = [seen for engine in engines for seen in engine.seen]
     assert set(seen.headers) == {
         "host", "content-type", "content-length", "x-request-id", "authorization",
+        "x-vlserve-content-type",
     }  # fmt: skip
+    assert seen.headers["content-type"] == "application/octet-stream"
+    assert seen.headers["x-vlserve-content-type"] == "application/json"
     assert seen.headers["host"] == "engine"
     assert seen.headers["authorization"] in ("Bearer token-of-0", "Bearer token-of-1")
 
@@ -112,10 +115,8 @@ def test_refusals_carry_the_request_id_too(routed: RunningGateway) -> None:
 @pytest.mark.parametrize(
     ("said", "status", "code", "tries"),
     [
-        (Reply(500, "ErrorDataDecoderException", 'odd "quoted" words'), 400, "body_unreadable", 1),
-        (Reply(400, "BadRequestException"), 400, "body_unreadable", 1),
-        (Reply(500, "StringIndexOutOfBoundsException"), 400, "body_unreadable", 1),
-        (Reply(403, "UnsupportedCharsetException"), 400, "body_unreadable", 1),
+        (Reply(500, "ErrorDataDecoderException", 'odd "quoted" words'), 503, "engine_failed", 4),
+        (Reply(400, "BadRequestException"), 503, "engine_failed", 4),
         (Reply(500, "OutOfMemoryError"), 503, "engine_failed", 4),
         (Reply(503, "ServiceUnavailableException"), 503, "overloaded", 4),
         (Reply(404, "ModelVersionNotFoundException"), 503, "version_unavailable", 4),

@@ -14,6 +14,7 @@ import yaml
 
 from vlserve.control.contract import ModelRoute, Routing
 from vlserve.control.envoy_clusters import Config, cluster_name, copies_name, shadow_name
+from vlserve.control.none_of import none_of
 from vlserve.errors import SettingsError
 from vlserve.settings import GatewaySettings, Settings
 
@@ -26,6 +27,13 @@ REQUEST_TIMEOUT_S = 60.0
 SHADOW_TIMEOUT = 0.95
 """Of a client's timeout: so that a copy's own runs out first, and it is logged as late, not as one
 whose sender went away."""
+
+FOR_ENGINES = (
+    *(":method", ":path", ":authority", ":scheme"),
+    *("content-type", "content-length", "transfer-encoding"),
+    *("x-request-id", "x-vlserve-content-type"),
+)
+"""All that an engine needs of a client's headers; its token is added."""
 
 _ROUTE_TYPE = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration"
 _OFF = {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "disabled": True}
@@ -99,7 +107,7 @@ def bootstrap(template: str, settings: Settings, dynamic_dir: Path) -> Config:
         "clusters_file": str(dynamic_dir / "clusters.json"),
         "access_log": str(access_log(settings)),
         "shadow_log": str(shadow_log(settings)),
-        "request_lua": str(settings.config_dir / "gateway" / "request.lua"),
+        "not_for_engines": none_of(FOR_ENGINES),
         "engine_lua": str(settings.config_dir / "gateway" / "engine.lua"),
         "shadow_timeout": f"{SHADOW_TIMEOUT * gateway.timeout_s:g}s",
         "request_timeout": f"{REQUEST_TIMEOUT_S:g}s",

@@ -148,6 +148,10 @@ def dynamic_axes(tensors: Iterable[Tensor]) -> list[str]:
 
 def to_onnx(plan: GraphPlan, arguments: tuple[torch.Tensor, ...], output: Path) -> None:
     """Write one ONNX file with the plan's axes; ManifestInvalid where one is baked in."""
+    from vlserve.exporter.unread_rows import (
+        drop_unread_rows,
+    )  # onnx_ir, which TorchScript needs not
+
     axes = {name: torch.export.Dim(name) for name in dynamic_axes(plan.inputs)}
     shapes = tuple(
         {index: axes[dim] for index, dim in enumerate(tensor.dims) if isinstance(dim, str)}
@@ -165,6 +169,7 @@ def to_onnx(plan: GraphPlan, arguments: tuple[torch.Tensor, ...], output: Path) 
         verbose=False,
     )
     assert program is not None
+    drop_unread_rows(program.model.graph)
     model = program.model_proto
     strip_provenance(model)
     raw = model.SerializeToString(deterministic=True)
