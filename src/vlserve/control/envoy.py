@@ -123,12 +123,9 @@ class EnvoyGateway:
         """Whether Envoy serves the routing that was last put in place."""
         try:
             live = self._admin.get("/ready").status_code == 200
-            return live and all(
-                self._said(watched).get("version_text") == _version(watched.text())
-                for watched in (self._clusters, self._routes)
-            )
         except httpx.HTTPError:
             return False
+        return live and all(map(self._is_in_force, (self._clusters, self._routes)))
 
     def rotate_access_log(self) -> None:
         """access.jsonl becomes access.jsonl.1 when it is large, .1 becomes .2, and so on; so does
@@ -186,6 +183,8 @@ class EnvoyGateway:
 
     def _put_in_force(self, watched: _Watched, text: str) -> None:
         before = watched.text()
+        if text == before and self._is_in_force(watched):
+            return
         log_end = self._log.stat().st_size if self._log.exists() else 0
         refused = self._refusals(watched)
         if text != before:
@@ -196,6 +195,12 @@ class EnvoyGateway:
                 self._put(watched, before)
             said = self._log_since(log_end) or problem
             raise GatewayRefused(f"Envoy did not take {watched.path.name}: {said}")
+
+    def _is_in_force(self, watched: _Watched) -> bool:
+        try:
+            return self._said(watched).get("version_text") == _version(watched.text())
+        except httpx.HTTPError:
+            return False
 
     def _wait_until_in_force(self, watched: _Watched, version: str, refused: int) -> str:
         """Why it is not in force; empty once it is. ``refused``: refusals counted before."""

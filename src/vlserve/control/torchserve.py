@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import httpx
 
@@ -157,17 +157,18 @@ class TorchServe:
 
     def _ask_all(self, question: Callable[["_Server"], T]) -> dict[str, T]:
         answers = {}
-        for server in self._answering():
-            with suppress(EngineUnavailable):  # it went away since
+        for server in self._servers.values():
+            with suppress(EngineUnavailable):
                 answers[server.name] = question(server)
-        return answers
+        return answers or self._nobody_answers()
+
+    def _nobody_answers(self) -> NoReturn:
+        names = ", ".join(self._servers)
+        raise EngineUnavailable(f"no engine instance answers ({names}): see `vlserve status`")
 
     def _answering(self) -> list["_Server"]:
         servers = [server for server in self._servers.values() if server.answers()]
-        if not servers:
-            names = ", ".join(self._servers)
-            raise EngineUnavailable(f"no engine instance answers ({names}): see `vlserve status`")
-        return servers
+        return servers or self._nobody_answers()
 
 
 class _Server:
@@ -183,26 +184,34 @@ class _Server:
 
     def answers(self) -> bool:
         try:
-            return self._call("GET", "/models?limit=1").is_success
+            self._listed(1)
         except EngineUnavailable:
             return False
+        return True
 
     def instance(self) -> Instance:
+        self._listed(1)  # it answers, and takes the tokens
         endpoint = self._endpoint
         token = self._tokens()["inference"]
         return Instance(self.name, endpoint.host, endpoint.inference_port, token)
 
     def loaded(self) -> dict[Key, LoadedVersion]:
-        listed = _json(self._expect("GET", "/models?limit=1000"))
         versions = [
             described
-            for model in listed["models"]
+            for model in self._listed(1000)
             for described in self._describe(f"{model['modelName']}/all")
         ]
         return {
             (described["modelName"], int(described["modelVersion"])): _loaded(described)
             for described in versions
         }
+
+    def _listed(self, most: int) -> list[dict[str, Any]]:
+        """Its models. EngineUnavailable where it does not say."""
+        response = self._call("GET", f"/models?limit={most}")
+        if not response.is_success:
+            raise EngineUnavailable(f"{self.name} lists no models: {_message(response)}")
+        return list(_json(response)["models"])
 
     def serves(self, model: str, version: int) -> bool:
         found = self._describe(f"{model}/{version}")

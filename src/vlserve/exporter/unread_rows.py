@@ -12,8 +12,10 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 BY_ROW = frozenset(
-    ("Add", "Div", "Erf", "Gelu", "LayerNormalization", "MatMul")
-    + ("Mul", "Pow", "Relu", "Sigmoid", "Sqrt", "Sub", "Tanh")
+    {
+        *("Add", "Div", "Erf", "Gelu", "LayerNormalization", "MatMul", "Mul"),
+        *("Pow", "Relu", "Sigmoid", "Sqrt", "Sub", "Tanh"),
+    }
 )
 """What may treat each row by itself; ``_by_row`` says whether it does."""
 
@@ -53,9 +55,9 @@ def _move_up(graph: ir.Graph, read: ir.Node) -> int:
         graph.insert_before(read, own)
         taken[value] = own.outputs[0]
     for node in moved:
-        for place, value in enumerate(node.inputs):
-            if value in taken:
-                node.replace_input_with(place, taken[value])
+        for place, given in enumerate(node.inputs):
+            if given in taken:
+                node.replace_input_with(place, taken[given])
         node.outputs[0].shape = _shape_of_taken(read, node.outputs[0])
         if node.op_type == "LayerNormalization":
             node.attributes["axis"] = ir.AttrInt64("axis", -1)
