@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import beta
+from scipy.special import betainccinv
 
 from vlserve.control.judge import capital
 from vlserve.control.judge.capital import Array, JsonArray
@@ -108,7 +108,7 @@ def settle_alone(comparison: Comparison, block: Counts, margin: float = 0.0) -> 
     """Pay out one block of a time in which the candidate has all the traffic, against what stable's
     rate was at most before. Without any outcome of stable it is no evidence."""
     missed = comparison.stable - comparison.stable_hits
-    ceiling = beta.isf(CEILING_RISK, comparison.stable_hits + 1, np.maximum(missed, 1e-9))
+    ceiling = betainccinv(comparison.stable_hits + 1, np.maximum(missed, 1e-9), CEILING_RISK)
     ceiling = np.where(missed > 0, ceiling, 1.0)
     return _paid(comparison, block, log_returns_alone(block, ceiling + margin))
 
