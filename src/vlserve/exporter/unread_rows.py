@@ -4,7 +4,7 @@ A head that reads one token of a sequence, [CLS] or the last, still has the last
 all of them. What treats each row by itself (products with weights, sums, LayerNormalization, Gelu)
 gives the same for one row as for that row among all. So the reading (Gather or GatherND) moves up
 through such nodes, to where rows meet: in the last layer of a transformer all but attention is
-then computed for one token. Compilers know it as sinking slices, or dead code by rows.
+then computed for one token.
 """
 
 from collections.abc import Iterator
@@ -94,7 +94,9 @@ def _by_row(node: ir.Node, rows: ir.Shape) -> bool:
 
 def _has_rows(value: ir.Value | None, rows: ir.Shape) -> bool:
     shape = None if value is None else value.shape
-    return shape is not None and len(shape) == 3 and tuple(shape)[:2] == tuple(rows)[:2]
+    if shape is None or len(shape) != 3 or shape.is_unknown_dim(0) or shape.is_unknown_dim(1):
+        return False
+    return tuple(shape)[:2] == tuple(rows)[:2]
 
 
 def _dimensions(value: ir.Value | None) -> int | None:

@@ -100,6 +100,15 @@ def test_what_is_read_is_computed(
         np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
+def test_axes_without_a_name_are_not_taken_for_the_same() -> None:
+    model = ir.from_proto(graph(Y1, LAYER, FIRST))
+    for node in model.graph:
+        for value in node.outputs:
+            if value.shape is not None and len(value.shape) == 3:
+                value.shape = ir.Shape([None, None, value.shape[-1]])
+    assert drop_unread_rows(model.graph) == 0
+
+
 @pytest.mark.parametrize(
     "model",
     [
