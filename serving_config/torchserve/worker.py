@@ -14,19 +14,18 @@ import json
 import os
 import runpy
 import sys
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import LazyLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from urllib.parse import parse_qsl
 
 from multipart import MultipartSegment, PushMultipartParser, parse_options_header
 
 SENT_TYPE = b"x-vlserve-content-type"
 """The gateway's header with the content type of a body, which it hands over as plain bytes."""
-
-FORM = "multipart/form-data"
 
 CHARSETS = ("", "utf-8", "utf8", "us-ascii", "ascii")
 """What a form may say of its texts: they are read as UTF-8."""
@@ -57,12 +56,13 @@ def unwrap_form(request: dict[str, Any]) -> None:
     headers = request["headers"]
     sent = next((one["value"] for one in headers if one["name"] == SENT_TYPE), b"")
     sent_type = sent.decode("latin-1")
+    read = FORMS.get(sent_type.partition(";")[0].strip().lower())
     parameters = request["parameters"]
     at = next((place for place, one in enumerate(parameters) if one["name"] == "body"), None)
-    if at is None or not sent_type.lower().startswith(FORM):
+    if at is None or read is None:
         return
     try:
-        parts = read_form(parameters[at]["value"], sent_type)
+        parts = read(parameters[at]["value"], sent_type)
     except Exception:  # whatever is in it: it must not take the batch down
         parameters[at]["value"] = bytearray()
         return
@@ -96,6 +96,25 @@ def read_form(body: bytearray, content_type: str) -> dict[str, bytearray]:
     if not parts:
         raise ValueError("the form has no parts")
     return parts
+
+
+def read_urlencoded(body: bytearray, content_type: str) -> dict[str, bytearray]:
+    """Field name -> bytes. ValueError when it holds no field, too many, or one twice."""
+    text = body.decode("utf-8", "surrogateescape")
+    pairs = parse_qsl(
+        text, True, True, errors="surrogateescape", max_num_fields=MAX_PARTS, separator="&"
+    )
+    parts = {name: bytearray(value.encode("utf-8", "surrogateescape")) for name, value in pairs}
+    if not parts or len(parts) < len(pairs):
+        raise ValueError("the form has no fields, or one twice")
+    return parts
+
+
+FORMS: Mapping[str, Callable[[bytearray, str], dict[str, bytearray]]] = {
+    "multipart/form-data": read_form,
+    "application/x-www-form-urlencoded": read_urlencoded,
+}
+"""How a form is read, by its content type."""
 
 
 def _check(said: str | None, allowed: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 import importlib.util
 from collections.abc import Mapping
 from types import ModuleType
+from urllib.parse import urlencode
 
 import pytest
 from hypothesis import given
@@ -21,6 +22,7 @@ def worker_program() -> ModuleType:
 
 WORKER = worker_program()
 TYPE = "multipart/form-data; boundary=b"
+URLENCODED = "application/x-www-form-urlencoded"
 
 
 def form(parts: Mapping[str, bytes], boundary: bytes = b"b") -> bytearray:
@@ -74,9 +76,19 @@ def test_bytes_come_out_as_they_went_in(parts: dict[str, bytes], boundary: str) 
         assert WORKER.read_form(whole, kind) == parts
 
 
+@given(
+    st.dictionaries(st.from_regex(r"[a-z_]{1,9}", fullmatch=True), st.binary(), min_size=1),
+    st.sampled_from([URLENCODED, URLENCODED.title(), f"{URLENCODED}; charset=utf-8"]),
+)
+def test_an_urlencoded_form_is_read_too(parts: dict[str, bytes], content_type: str) -> None:
+    body = bytearray(urlencode(parts).encode())
+    assert unwrapped(body, content_type) == {"top_k": b"3"} | parts
+
+
 @pytest.mark.parametrize(
     ("body", "content_type"),
     [
+        *((bytearray(body), URLENCODED) for body in (b"", b"cat", b"a=1&a=2", b"&", b"a=1&" * 65)),
         (form({"text": b"cat"})[:-6], TYPE),
         (form({"text": b"cat"})[:40], TYPE),
         (bytearray(b"--b--\r\n"), TYPE),
@@ -106,6 +118,7 @@ def test_what_is_no_whole_form_becomes_an_empty_body(body: bytearray, content_ty
     assert unwrapped(body, content_type) == {"top_k": b"3", "body": b""}
 
 
-def test_a_body_that_came_as_itself_is_left_alone() -> None:
+@pytest.mark.parametrize("content_type", [None, "", "application/json", "image/jpeg", ";;;"])
+def test_a_body_that_is_no_form_is_left_alone(content_type: str | None) -> None:
     body = form({"text": b"cat"})
-    assert unwrapped(body, None) == {"top_k": b"3", "body": body}
+    assert unwrapped(body, content_type) == {"top_k": b"3", "body": body}

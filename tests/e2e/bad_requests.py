@@ -225,7 +225,7 @@ def bad_content_types() -> Iterator[Case]:
     yield Case(
         "type-urlencoded",
         400,
-        "body_unreadable",
+        "image_unreadable",
         body=b"image=x&text=y",
         content_type="application/x-www-form-urlencoded",
     )
