@@ -148,9 +148,8 @@ def dynamic_axes(tensors: Iterable[Tensor]) -> list[str]:
 
 def to_onnx(plan: GraphPlan, arguments: tuple[torch.Tensor, ...], output: Path) -> None:
     """Write one ONNX file with the plan's axes; ManifestInvalid where one is baked in."""
-    from vlserve.exporter.unread_rows import (
-        drop_unread_rows,
-    )  # onnx_ir, which TorchScript needs not
+    # here, because it imports onnx_ir, which takes a while and TorchScript does not need
+    from vlserve.exporter.unread_rows import drop_unread_rows
 
     axes = {name: torch.export.Dim(name) for name in dynamic_axes(plan.inputs)}
     shapes = tuple(
