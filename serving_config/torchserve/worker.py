@@ -99,7 +99,10 @@ def read_form(body: bytearray, content_type: str) -> dict[str, bytearray]:
 
 
 def read_urlencoded(body: bytearray, content_type: str) -> dict[str, bytearray]:
-    """Field name -> bytes. ValueError when it holds no field, too many, or one twice."""
+    """Field name -> bytes. ValueError when it holds no field, too many, or one twice, or is said to
+    be of another charset."""
+    _, options = parse_options_header(content_type)
+    _check(options.get("charset"), CHARSETS)
     text = body.decode("utf-8", "surrogateescape")
     pairs = parse_qsl(
         text, True, True, errors="surrogateescape", max_num_fields=MAX_PARTS, separator="&"

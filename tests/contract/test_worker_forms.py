@@ -89,6 +89,8 @@ def test_an_urlencoded_form_is_read_too(parts: dict[str, bytes], content_type: s
     ("body", "content_type"),
     [
         *((bytearray(body), URLENCODED) for body in (b"", b"cat", b"a=1&a=2", b"&", b"a=1&" * 65)),
+        (bytearray(b"a=1"), f"{URLENCODED}; charset=latin-1"),
+        (bytearray(b"a=1"), f"{URLENCODED}; charset=none"),
         (form({"text": b"cat"})[:-6], TYPE),
         (form({"text": b"cat"})[:40], TYPE),
         (bytearray(b"--b--\r\n"), TYPE),

@@ -117,6 +117,8 @@ def test_refusals_carry_the_request_id_too(routed: RunningGateway) -> None:
     [
         (Reply(500, "ErrorDataDecoderException", 'odd "quoted" words'), 503, "engine_failed", 4),
         (Reply(400, "BadRequestException"), 503, "engine_failed", 4),
+        (Reply(500, "StringIndexOutOfBoundsException"), 503, "engine_failed", 4),
+        (Reply(403, "UnsupportedCharsetException"), 503, "engine_failed", 4),
         (Reply(500, "OutOfMemoryError"), 503, "engine_failed", 4),
         (Reply(503, "ServiceUnavailableException"), 503, "overloaded", 4),
         (Reply(404, "ModelVersionNotFoundException"), 503, "version_unavailable", 4),
