@@ -51,4 +51,4 @@ COPY gateway.lock ./
 RUN pip install --require-hashes -r gateway.lock
 
 USER 10001:10001
-CMD ["python", "-m", "vlserve.control.api"]
+CMD ["python", "-m", "vlserve.control.api.app"]

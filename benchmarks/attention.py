@@ -28,9 +28,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlserve.exporter.layers.attention import merge_heads, split_heads
-from vlserve.exporter.layers.bert import Attention, LayersConfig
-from vlserve.exporter.layers.coattention import JointEncoder, KeysConfig
+from vlserve.models.attention import merge_heads, split_heads
+from vlserve.models.bert import Attention, LayersConfig
+from vlserve.models.coattention import JointEncoder, KeysConfig
 
 SIZES = LayersConfig(hidden=768, layers=1, heads=12, intermediate=3072)
 TEXT, FEW = 20, 8

@@ -24,11 +24,11 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vlserve.exporter.layers.grid import GridExtractor
-from vlserve.exporter.layers.resnet import ResNetConfig
-from vlserve.exporter.layers.single_stream import LogitsGraph, SingleStreamNetwork
 from vlserve.exporter.recipe import load_recipe
 from vlserve.exporter.wordpiece import SPECIAL, wordpiece
+from vlserve.models.grid import GridExtractor
+from vlserve.models.resnet import ResNetConfig
+from vlserve.models.single_stream import LogitsGraph, SingleStreamNetwork
 from vlserve.runtime.manifest import ImageInput
 from vlserve.training.data import ItemFile, count_labels, read_items
 from vlserve.training.demo_data import write_demo_data

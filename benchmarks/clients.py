@@ -22,9 +22,9 @@ from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-from vlserve.control.probes import differences
-from vlserve.stress.answer import Asked, Judged, judge_answer
-from vlserve.stress.covers import Post, read_posts
+from vlserve.control.lifecycle.probes import differences
+from vlserve.loadgen.answer_check import Asked, Judged, judge_answer
+from vlserve.loadgen.dataset_requests import Post, read_posts
 from vlserve.training.demo_data import write_demo_data
 
 Answers = Sequence[Mapping[str, Any]]

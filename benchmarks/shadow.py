@@ -26,7 +26,7 @@ from own_gateway import OwnGateway, own_gateway
 from stand_in import stand_in
 
 from vlserve.cli.output import print_line, print_table
-from vlserve.control.contract import Instance, ModelRoute, Shadow
+from vlserve.control.domain import Instance, ModelRoute, Shadow
 
 MODEL, STABLE, CANDIDATE = "tagger", 1, 2
 STABLE_MS = 20.0

@@ -15,7 +15,7 @@ import psutil
 from own_stack import DrilledStack, own_stack, processes
 from photos import BODIES, Photo
 
-from vlserve.control.torchserve import TorchServe, endpoints
+from vlserve.control.engine.torchserve import TorchServe, endpoints
 from vlserve.runtime.archive import verify_archive
 
 UP_WITHIN_S = 120.0

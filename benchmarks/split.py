@@ -25,7 +25,7 @@ from scipy.stats import chisquare
 from stand_in import stand_in
 
 from vlserve.cli.output import print_line, print_table
-from vlserve.control.contract import ModelRoute
+from vlserve.control.domain import ModelRoute
 
 WEIGHTS = (5, 25, 50, 100)
 P_AT_LEAST = 0.001

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from vlserve.control.contract import Instance, Key
+from vlserve.control.domain import Instance, Key
 
 _TAGS = [{"tag": "cat", "score": 0.5}]
 

@@ -27,10 +27,10 @@ from own_stack import own_stack
 
 from vlserve.cli.output import print_line, print_table
 from vlserve.control.client import ControlClient
+from vlserve.loadgen.plan import StressPlan
+from vlserve.loadgen.request_record import Record, read_records
+from vlserve.loadgen.run import run_stress
 from vlserve.runtime.archive import verify_archive
-from vlserve.stress.plan import StressPlan
-from vlserve.stress.record import Record, read_records
-from vlserve.stress.run import run_stress
 
 LENIENT_MS = 1e9
 _POLL_S = 0.1

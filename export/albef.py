@@ -22,11 +22,13 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from vlserve.exporter.checkpoint import check_keys
-from vlserve.exporter.cleaning import clean_first
-from vlserve.exporter.layers import vision_text as parts
-from vlserve.exporter.layers.bert import BertConfig
-from vlserve.exporter.layers.config_file import parse_config
-from vlserve.exporter.layers.decoder import (
+from vlserve.exporter.recipe import GraphPlan, Served, Spec
+from vlserve.exporter.text_cleaning import clean_first
+from vlserve.exporter.wordpiece import wordpiece_input
+from vlserve.models import vision_text as parts
+from vlserve.models.bert import BertConfig
+from vlserve.models.config_file import parse_config
+from vlserve.models.decoder import (
     drop_second_names,
     memory_tensors,
     score_inputs,
@@ -34,12 +36,10 @@ from vlserve.exporter.layers.decoder import (
     step_inputs,
     step_plan,
 )
-from vlserve.exporter.layers.examples import example_inputs
-from vlserve.exporter.layers.gradcam import AttentionGradCam, free_sizes
-from vlserve.exporter.layers.keys import is_ignored
-from vlserve.exporter.layers.vision_text import VisionTextConfig, VisionTextNetwork
-from vlserve.exporter.recipe import GraphPlan, Served, Spec
-from vlserve.exporter.wordpiece import wordpiece_input
+from vlserve.models.examples import example_inputs
+from vlserve.models.gradcam import AttentionGradCam, free_sizes
+from vlserve.models.keys import is_ignored
+from vlserve.models.vision_text import VisionTextConfig, VisionTextNetwork
 from vlserve.runtime.manifest import Tensor as Axes
 
 FAMILY = "albef"

@@ -22,9 +22,11 @@ from torch import Tensor, nn
 
 from vlserve.errors import ExportError
 from vlserve.exporter.checkpoint import check_keys
-from vlserve.exporter.layers import vision_text as parts
-from vlserve.exporter.layers.config_file import parse_config
-from vlserve.exporter.layers.decoder import (
+from vlserve.exporter.recipe import GraphPlan, Served, Spec
+from vlserve.exporter.wordpiece import wordpiece_input
+from vlserve.models import vision_text as parts
+from vlserve.models.config_file import parse_config
+from vlserve.models.decoder import (
     TextDecoder,
     drop_second_names,
     memory_tensors,
@@ -33,11 +35,9 @@ from vlserve.exporter.layers.decoder import (
     step_inputs,
     step_plan,
 )
-from vlserve.exporter.layers.examples import example_inputs
-from vlserve.exporter.layers.keys import is_ignored
-from vlserve.exporter.layers.vision_text import VisionTextConfig, VisionTextNetwork
-from vlserve.exporter.recipe import GraphPlan, Served, Spec
-from vlserve.exporter.wordpiece import wordpiece_input
+from vlserve.models.examples import example_inputs
+from vlserve.models.keys import is_ignored
+from vlserve.models.vision_text import VisionTextConfig, VisionTextNetwork
 from vlserve.runtime.manifest import Tensor as Axes
 
 FAMILY = "blip"

@@ -19,16 +19,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlserve.exporter.checkpoint import check_keys
-from vlserve.exporter.layers.bert import BertConfig, BertEncoder, bert_sizes
-from vlserve.exporter.layers.config_file import check_said, parse_config
-from vlserve.exporter.layers.efficientnet_lite import (
+from vlserve.exporter.recipe import GraphPlan, Served, Spec
+from vlserve.exporter.wordpiece import read_vocabulary, wordpiece, wordpiece_input
+from vlserve.models.bert import BertConfig, BertEncoder, bert_sizes
+from vlserve.models.config_file import check_said, parse_config
+from vlserve.models.efficientnet_lite import (
     EfficientNetLite,
     EfficientNetLiteConfig,
     efficientnet_lite_sizes,
 )
-from vlserve.exporter.layers.examples import example_inputs
-from vlserve.exporter.recipe import GraphPlan, Served, Spec
-from vlserve.exporter.wordpiece import read_vocabulary, wordpiece, wordpiece_input
+from vlserve.models.examples import example_inputs
 from vlserve.runtime.manifest import ImageInput
 from vlserve.runtime.manifest import Tensor as Axes
 from vlserve.training.contrastive import PairOptions

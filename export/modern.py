@@ -29,17 +29,17 @@ from torch.nn import functional as F
 
 from vlserve.errors import ExportError
 from vlserve.exporter.checkpoint import check_keys
-from vlserve.exporter.layers.bert import BertConfig, BertEncoder, LayersConfig, bert_sizes
-from vlserve.exporter.layers.coattention import CoAttention, KeysConfig
-from vlserve.exporter.layers.config_file import check_said, parse_config
-from vlserve.exporter.layers.efficientnet_lite import (
+from vlserve.exporter.recipe import GraphPlan, Served, Spec
+from vlserve.exporter.wordpiece import read_vocabulary, wordpiece, wordpiece_input
+from vlserve.models.bert import BertConfig, BertEncoder, LayersConfig, bert_sizes
+from vlserve.models.coattention import CoAttention, KeysConfig
+from vlserve.models.config_file import check_said, parse_config
+from vlserve.models.efficientnet_lite import (
     EfficientNetLite,
     EfficientNetLiteConfig,
     efficientnet_lite_sizes,
 )
-from vlserve.exporter.layers.examples import example_inputs
-from vlserve.exporter.recipe import GraphPlan, Served, Spec
-from vlserve.exporter.wordpiece import read_vocabulary, wordpiece, wordpiece_input
+from vlserve.models.examples import example_inputs
 from vlserve.runtime.manifest import ImageInput
 from vlserve.runtime.manifest import Tensor as Axes
 from vlserve.training.options import TrainOptions

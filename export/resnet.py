@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlserve.errors import ExportError
-from vlserve.exporter.layers.config_file import check_said, parse_config
-from vlserve.exporter.layers.examples import example_inputs
-from vlserve.exporter.layers.resnet import (
+from vlserve.exporter.recipe import GraphPlan, Served, Spec
+from vlserve.models.config_file import check_said, parse_config
+from vlserve.models.examples import example_inputs
+from vlserve.models.resnet import (
     HEADS,
     ResNet,
     ResNetConfig,
@@ -27,7 +28,6 @@ from vlserve.exporter.layers.resnet import (
     resnet_sizes,
     torchvision_names,
 )
-from vlserve.exporter.recipe import GraphPlan, Served, Spec
 from vlserve.runtime.manifest import ImageInput
 from vlserve.runtime.manifest import Tensor as Axes
 

@@ -28,9 +28,9 @@ from torch import Tensor, nn
 
 from vlserve.errors import CheckpointMismatch, ExportError
 from vlserve.exporter.checkpoint import check_keys
-from vlserve.exporter.layers.config_file import parse_config
-from vlserve.exporter.layers.resnet import ResNet, ResNetConfig
 from vlserve.exporter.recipe import GraphPlan, Served, Spec
+from vlserve.models.config_file import parse_config
+from vlserve.models.resnet import ResNet, ResNetConfig
 from vlserve.runtime.manifest import ImageInput, TextInput
 from vlserve.runtime.manifest import Tensor as Axes
 from vlserve.training.options import PAD_ID, UNKNOWN_ID, TrainOptions

@@ -20,10 +20,11 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vlserve.exporter.layers import captioner as parts
-from vlserve.exporter.layers.attention import mask_bias
-from vlserve.exporter.layers.captioner import BUFFERS, CaptionerConfig
-from vlserve.exporter.layers.captioning import (
+from vlserve.exporter.recipe import GraphPlan, Served, Spec
+from vlserve.models import captioner as parts
+from vlserve.models.attention import mask_bias
+from vlserve.models.captioner import BUFFERS, CaptionerConfig
+from vlserve.models.captioning import (
     CaptionDecoder,
     DecoderLayer,
     FeedForward,
@@ -33,10 +34,9 @@ from vlserve.exporter.layers.captioning import (
     step_inputs,
     step_plan,
 )
-from vlserve.exporter.layers.config_file import parse_config
-from vlserve.exporter.layers.examples import example_inputs
-from vlserve.exporter.layers.grid import GridExtractor, features_plan, image_axes
-from vlserve.exporter.recipe import GraphPlan, Served, Spec
+from vlserve.models.config_file import parse_config
+from vlserve.models.examples import example_inputs
+from vlserve.models.grid import GridExtractor, features_plan, image_axes
 from vlserve.runtime.manifest import Tensor as Axes
 
 FAMILY = "s2"

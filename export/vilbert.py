@@ -26,17 +26,19 @@ from torch import Tensor, nn
 
 from vlserve.errors import ExportError
 from vlserve.exporter.checkpoint import check_keys
-from vlserve.exporter.layers import two_stream_heads as parts
-from vlserve.exporter.layers.config_file import check_said, parse_config, read_names
-from vlserve.exporter.layers.examples import example_inputs
-from vlserve.exporter.layers.keys import is_ignored
-from vlserve.exporter.layers.two_stream import (
+from vlserve.exporter.recipe import GraphPlan, Served, Spec
+from vlserve.exporter.wordpiece import read_vocabulary, wordpiece, wordpiece_input
+from vlserve.models import two_stream_heads as parts
+from vlserve.models.config_file import check_said, parse_config, read_names
+from vlserve.models.examples import example_inputs
+from vlserve.models.keys import is_ignored
+from vlserve.models.two_stream import (
     HEADS_AND_PLACES,
     TwoStreamConfig,
     encoder_config,
     two_stream_sizes,
 )
-from vlserve.exporter.layers.two_stream_graphs import (
+from vlserve.models.two_stream_graphs import (
     ClassifierGraph,
     FusionGraph,
     GroundGraph,
@@ -44,8 +46,6 @@ from vlserve.exporter.layers.two_stream_graphs import (
     TextGraph,
     TwoStreamTrunk,
 )
-from vlserve.exporter.recipe import GraphPlan, Served, Spec
-from vlserve.exporter.wordpiece import read_vocabulary, wordpiece, wordpiece_input
 from vlserve.runtime.manifest import RegionInput, TextInput
 from vlserve.runtime.manifest import Tensor as Axes
 

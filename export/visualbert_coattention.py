@@ -19,9 +19,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from vlserve.exporter.layers.coattention import CoAttention, JointEncoder, KeysConfig
-from vlserve.exporter.layers.single_stream import TASKS, SingleStreamConfig, SingleStreamRecipe
 from vlserve.exporter.recipe import Spec
+from vlserve.models.coattention import CoAttention, JointEncoder, KeysConfig
+from vlserve.models.single_stream import TASKS, SingleStreamConfig, SingleStreamRecipe
 from vlserve.training.single_stream import SingleStreamTraining
 
 ATOL = 1e-4

@@ -7,11 +7,11 @@ import numpy as np
 from pydantic import BaseModel
 
 from vlserve.runtime.body import WholeNumber
-from vlserve.runtime.contract import Answer, Arrays, Backend, Sample
 from vlserve.runtime.inputs import VisualTextFields, VisualTextInputs
 from vlserve.runtime.manifest import Manifest
 from vlserve.runtime.scores import best, check_labels, check_top_k, finite, sigmoid, softmax
 from vlserve.runtime.task import Task
+from vlserve.runtime.types import Answer, Arrays, Backend, Sample
 from vlserve.runtime.writing import AnswerRanking, Writer
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from vlserve.runtime.contract import Answer, Arrays, Backend, Sample
 from vlserve.runtime.errors import ErrorCode, RequestError
 from vlserve.runtime.inputs import VisualFields, VisualInputs
 from vlserve.runtime.manifest import Manifest
 from vlserve.runtime.task import Task
+from vlserve.runtime.types import Answer, Arrays, Backend, Sample
 from vlserve.runtime.writing import Writer
 
 

@@ -8,12 +8,12 @@ import numpy as np
 from pydantic import BaseModel
 
 from vlserve.runtime.body import TextField
-from vlserve.runtime.contract import Answer, Arrays, Backend, Sample
 from vlserve.runtime.errors import ErrorCode, ManifestInvalid, RequestError
 from vlserve.runtime.inputs import TextInputs, VisualFields, VisualInputs
 from vlserve.runtime.manifest import Manifest
 from vlserve.runtime.scores import finite
 from vlserve.runtime.task import Task
+from vlserve.runtime.types import Answer, Arrays, Backend, Sample
 
 ROWS = {"image": "image_rows", "text": "text_rows"}
 """Graph -> the array that says which items of the batch are its."""

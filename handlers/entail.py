@@ -5,11 +5,11 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from vlserve.runtime.contract import Answer, Arrays, Backend, Sample
 from vlserve.runtime.inputs import VisualTextFields, VisualTextInputs
 from vlserve.runtime.manifest import Manifest
 from vlserve.runtime.scores import best, check_labels, softmax
 from vlserve.runtime.task import Task
+from vlserve.runtime.types import Answer, Arrays, Backend, Sample
 
 
 class EntailFields(VisualTextFields):

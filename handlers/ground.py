@@ -7,13 +7,13 @@ import numpy as np
 from pydantic import BaseModel
 
 from vlserve.runtime.body import Switch, WholeNumber
-from vlserve.runtime.contract import Answer, Arrays, Backend, Sample
 from vlserve.runtime.errors import ErrorCode, ManifestInvalid, RequestError
 from vlserve.runtime.heatmap import heat_map_png, overlay_png, peak_of, scaled
 from vlserve.runtime.inputs import VisualTextFields, VisualTextInputs
 from vlserve.runtime.manifest import Manifest
 from vlserve.runtime.scores import best, check_top_k, finite, sigmoid, softmax
 from vlserve.runtime.task import Task
+from vlserve.runtime.types import Answer, Arrays, Backend, Sample
 
 REGIONS, MAP, WORD_MAPS = "region_scores", "map", "word_maps"
 """Outputs of the graph, of which it has one."""

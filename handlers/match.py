@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel
 
-from vlserve.runtime.contract import Answer, Arrays, Backend, Sample
 from vlserve.runtime.errors import ManifestInvalid
 from vlserve.runtime.inputs import VisualTextFields, VisualTextInputs
 from vlserve.runtime.manifest import Manifest
 from vlserve.runtime.scores import finite, sigmoid, softmax
 from vlserve.runtime.task import Task
+from vlserve.runtime.types import Answer, Arrays, Backend, Sample
 
 GRAPHS = ("image", "text")
 """Run before ``fusion``, where there are any."""

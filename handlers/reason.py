@@ -6,12 +6,12 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from vlserve.runtime.body import BoxesField, FeaturesField, ImageField
-from vlserve.runtime.contract import Answer, Arrays, Backend, Sample
 from vlserve.runtime.errors import ManifestInvalid
 from vlserve.runtime.inputs import TextInputs, VisualInputs, VisualTextFields
 from vlserve.runtime.manifest import Manifest
 from vlserve.runtime.scores import check_labels, softmax
 from vlserve.runtime.task import Task
+from vlserve.runtime.types import Answer, Arrays, Backend, Sample
 
 TRUE, FALSE = "true", "false"
 

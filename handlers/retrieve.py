@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from vlserve.runtime.body import TextField, WholeNumber
-from vlserve.runtime.contract import Answer, Arrays, Backend, Sample
 from vlserve.runtime.errors import ErrorCode, ManifestInvalid, RequestError
 from vlserve.runtime.inputs import TextInputs, VisualFields, VisualInputs
 from vlserve.runtime.manifest import Manifest
 from vlserve.runtime.manifest import Tensor as Axes
 from vlserve.runtime.scores import DEFAULT_TOP_K, best, check_top_k, finite
 from vlserve.runtime.task import Task
+from vlserve.runtime.types import Answer, Arrays, Backend, Sample
 
 FOLDER = "assets/index"
 FUSION_BATCH = 16

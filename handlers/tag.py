@@ -6,12 +6,12 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from vlserve.runtime.body import WholeNumber
-from vlserve.runtime.contract import Answer, Arrays, Backend, Sample
 from vlserve.runtime.errors import ManifestInvalid
 from vlserve.runtime.inputs import VisualTextFields, VisualTextInputs
 from vlserve.runtime.manifest import Manifest
 from vlserve.runtime.scores import best, check_labels, check_top_k, sigmoid, softmax
 from vlserve.runtime.task import Task
+from vlserve.runtime.types import Answer, Arrays, Backend, Sample
 
 
 class TagFields(VisualTextFields):

@@ -13,11 +13,11 @@ from typing import Any
 from ts.metrics.metric_cache_errors import MetricsCacheKeyError
 from ts.metrics.metric_type_enum import MetricTypes
 
-from vlserve.runtime.answerlog import AnswerLog
+from vlserve.runtime.answer_log import AnswerLog
 from vlserve.runtime.body import read_request, write_body
-from vlserve.runtime.contract import Answer, BatchResult, ItemError
 from vlserve.runtime.errors import ErrorCode
 from vlserve.runtime.folder import open_folder
+from vlserve.runtime.types import Answer, BatchResult, ItemError
 
 HTTP_STATUS = {
     ErrorCode.BODY_UNREADABLE: 400,

@@ -27,10 +27,10 @@ from locust.env import Environment
 from locust.exception import CatchResponseError
 from locust.runners import Runner
 
-from vlserve.stress.answer import Asked, Judged, judge_any_answer, transport_failure
-from vlserve.stress.bodies import varied_bodies
-from vlserve.stress.call import Call
-from vlserve.stress.covers import read_posts
+from vlserve.loadgen.answer_check import Asked, Judged, judge_any_answer, transport_failure
+from vlserve.loadgen.caller_record import Call
+from vlserve.loadgen.dataset_requests import read_posts
+from vlserve.loadgen.probe_requests import varied_bodies
 
 BODIES = 300
 MAX_IN_FLIGHT = 500

@@ -26,11 +26,17 @@ from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 from locust.exception import CatchResponseError
 
-from vlserve.stress.answer import Asked, Judged, judge_answer, judge_any_answer, transport_failure
-from vlserve.stress.bodies import varied_bodies
-from vlserve.stress.covers import Post, read_posts
-from vlserve.stress.record import Record
-from vlserve.stress.stages import read_timing
+from vlserve.loadgen.answer_check import (
+    Asked,
+    Judged,
+    judge_answer,
+    judge_any_answer,
+    transport_failure,
+)
+from vlserve.loadgen.dataset_requests import Post, read_posts
+from vlserve.loadgen.probe_requests import varied_bodies
+from vlserve.loadgen.request_record import Record
+from vlserve.loadgen.stage_times import read_timing
 from vlserve.training.demo_data import write_demo_data
 
 STICKY_KEYS = tuple(f"caller-{number}" for number in range(50))

@@ -1,11 +1,11 @@
-"""An engine and a gateway in memory that keep the promises of vlserve.control.contract."""
+"""An engine and a gateway in memory that keep the promises of vlserve.control.domain."""
 
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vlserve.control.contract import Instance, Key, LoadedVersion, ModelRoute, Routing
+from vlserve.control.domain import Instance, Key, LoadedVersion, ModelRoute, Routing
 from vlserve.control.tuning import Serving
 from vlserve.errors import EngineUnavailable, GatewayRefused, LoadFailed, NotReady
 from vlserve.runtime.archive import verify_archive

@@ -18,10 +18,10 @@ from tokenizers import Tokenizer
 from vlserve.exporter.export import Trained
 from vlserve.exporter.parity import run_eager
 from vlserve.exporter.recipe import GraphPlan, Served
-from vlserve.runtime.contract import Arrays
 from vlserve.runtime.decoding import BeamSearch, Hypothesis, beam_search
 from vlserve.runtime.image import decode
 from vlserve.runtime.text import load_tokenizer
+from vlserve.runtime.types import Arrays
 
 Answer = dict[str, Any]
 TOP = 5

@@ -16,9 +16,9 @@ from torch import nn
 
 from vlserve.exporter.convert import Converter, Format
 from vlserve.exporter.export import ExportReport, export_archive
-from vlserve.exporter.layers.grid import complete_grid
-from vlserve.exporter.layers.resnet import ResNet, ResNetConfig
 from vlserve.exporter.recipe import load_recipe, recipe_files
+from vlserve.models.grid import complete_grid
+from vlserve.models.resnet import ResNet, ResNetConfig
 from vlserve.settings import Settings
 
 PROJECT = Path(__file__).parents[1]

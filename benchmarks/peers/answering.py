@@ -30,7 +30,7 @@ class Answering:
     def __call__(self, items: Sequence[tuple[bytes, bytes]]) -> list[bytes]:
         """Files and UTF-8 texts -> the answers' JSON. RuntimeError when one has none."""
         from vlserve.runtime.body import read_request, write_body
-        from vlserve.runtime.contract import ItemError
+        from vlserve.runtime.types import ItemError
 
         forms: list[dict[str, Any]] = [{self._shown: shown, "text": text} for shown, text in items]
         result = self._pipeline.run([read_request(form, "bench") for form in forms])

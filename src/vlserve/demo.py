@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vlserve.control.client import ControlClient
-from vlserve.control.contract import State
+from vlserve.control.domain import State
 from vlserve.exporter.pack import archive_name
 from vlserve.settings import Settings
 from vlserve.training.options import DEMO_OPTIONS

@@ -11,7 +11,7 @@ from pathlib import Path
 import uvicorn
 from control_fakes import FakeEngine, FakeGateway
 
-from vlserve.control.api import create_app
+from vlserve.control.api.app import create_app
 from vlserve.control.assembly import assemble
 from vlserve.control.client import ControlClient
 from vlserve.settings import ControlSettings, Settings

@@ -11,8 +11,8 @@ import pytest
 from control_api_server import RunningControl
 
 from vlserve.control.client import ControlClient
-from vlserve.control.contract import State
-from vlserve.control.views import error_code, error_of
+from vlserve.control.domain import State
+from vlserve.control.wire.views import error_code, error_of
 from vlserve.errors import (
     ArchiveError,
     ControlError,

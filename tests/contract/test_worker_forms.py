@@ -1,26 +1,14 @@
 """Forms as the gateway hands them over: plain bytes, and their content type in a header."""
 
-import importlib.util
 from collections.abc import Mapping
-from types import ModuleType
 from urllib.parse import urlencode
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from torchserve_worker import CONFIG
 
+from vlserve_worker import worker
 
-def worker_program() -> ModuleType:
-    """serving_config/torchserve/worker.py, which is no module of the package."""
-    spec = importlib.util.spec_from_file_location("worker_program", CONFIG / "worker.py")
-    assert spec is not None and spec.loader is not None
-    program = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(program)
-    return program
-
-
-WORKER = worker_program()
 TYPE = "multipart/form-data; boundary=b"
 URLENCODED = "application/x-www-form-urlencoded"
 
@@ -51,7 +39,7 @@ def request(body: bytearray, content_type: str | None = TYPE) -> dict[str, objec
 
 def unwrapped(body: bytearray, content_type: str | None = TYPE) -> dict[str, bytes]:
     sent = request(body, content_type)
-    WORKER.unwrap_form(sent)
+    worker.unwrap_form(sent)
     found: list[dict[str, bytes]] = sent["parameters"]  # type: ignore[assignment]
     return {str(one["name"]): one["value"] for one in found}
 
@@ -73,7 +61,7 @@ def test_bytes_come_out_as_they_went_in(parts: dict[str, bytes], boundary: str) 
     kind = f'multipart/form-data; boundary="{boundary}"'
     whole = form(parts, boundary.encode())
     if sum(boundary in value.decode("latin-1") for value in parts.values()) == 0:
-        assert WORKER.read_form(whole, kind) == parts
+        assert worker.read_form(whole, kind) == parts
 
 
 @given(

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from torchserve_worker import CONFIG
 
 from vlserve.exporter.pack import HANDLERS_DIR
 
@@ -42,7 +41,7 @@ def test_a_worker_computes_on_its_version_s_threads(
     program.write_text(PROGRAM)
     all_versions = {"ENGINE_DIR": str(engine), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, str(CONFIG / "worker.py"), str(program), str(HANDLERS_DIR)],
+        [sys.executable, "-P", "-m", "vlserve_worker.worker", str(program), str(HANDLERS_DIR)],
         cwd=folder,
         env={**os.environ, **all_versions},
         capture_output=True,

@@ -118,7 +118,7 @@ def running_worker(folder: Path, scratch: Path) -> Iterator[Worker]:
     environment: dict[str, Any] = dict(os.environ)
     environment |= {"PYTHONPATH": f"{folder}:", "TS_DECODE_INPUT_REQUEST": "false"}
     environment |= {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(CONFIG / "worker.py")]
+    command = [sys.executable, "-P", "-m", "vlserve_worker.worker"]
     command += [str(TORCHSERVE / "model_service_worker.py")]
     command += [
         "--sock-type",

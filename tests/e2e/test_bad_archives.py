@@ -22,8 +22,8 @@ from load import QUESTION
 from running import RunningStack, wait_until
 from wire import send
 
-from vlserve.control.contract import State
-from vlserve.control.torchserve import endpoints
+from vlserve.control.domain import State
+from vlserve.control.engine.torchserve import endpoints
 from vlserve.exporter.echo import pack_echo
 from vlserve.exporter.pack import HANDLERS_DIR, draft_of, pack_archive
 from vlserve.runtime.archive import verify_archive

@@ -137,7 +137,7 @@ def test_the_services_serve_together(host: Host) -> None:
     prepared = host.run("prepare", host.command("prepare"))
     assert prepared.returncode == 0, prepared.stderr
     engine = host.words(["/bin/sh", "/srv/vlserve/serving_config/torchserve/start.sh"])
-    control = host.words(["python", "-m", "vlserve.control.api"])
+    control = host.words(["python", "-m", "vlserve.control.api.app"])
     with ExitStack() as running:
         running.enter_context(host.started("gateway", host.command("gateway")))
         torchserve = running.enter_context(host.started("torchserve", engine))
@@ -168,5 +168,5 @@ def test_commands_in_the_images_are_those_that_are_run_here() -> None:
     text = (PROJECT / "Dockerfile").read_text(encoding="utf-8")
     assert re.findall(r"^CMD (.*)$", text, flags=re.M) == [
         '["/bin/sh", "/srv/vlserve/serving_config/torchserve/start.sh"]',
-        '["python", "-m", "vlserve.control.api"]',
+        '["python", "-m", "vlserve.control.api.app"]',
     ]

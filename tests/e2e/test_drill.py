@@ -4,7 +4,7 @@ from pathlib import Path
 
 from running import RunningStack
 
-from vlserve.control.contract import State
+from vlserve.control.domain import State
 from vlserve.drill.cases import PROMOTED, REFUSED, ROLLED_BACK, Policy
 from vlserve.drill.game_day import run_drill
 from vlserve.exporter.echo import pack_echo

@@ -10,7 +10,7 @@ import pytest
 from fake_engine import FakeEngine
 from running import RunningGateway, running_gateway, wait_until
 
-from vlserve.control.contract import ModelRoute
+from vlserve.control.domain import ModelRoute
 
 Engines = tuple[FakeEngine, FakeEngine]
 
@@ -189,7 +189,7 @@ def test_a_large_access_log_makes_way_for_a_new_one(
     ask("before")
     envoy.gateway.rotate_access_log()
     ask("not-large-yet")
-    monkeypatch.setattr("vlserve.control.envoy.LOG_BYTES", 1)
+    monkeypatch.setattr("vlserve.control.gateway.envoy.LOG_BYTES", 1)
     for number in range(7):
         ask(f"round-{number}")
         envoy.gateway.rotate_access_log()

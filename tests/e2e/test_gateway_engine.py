@@ -8,7 +8,7 @@ import pytest
 from fake_engine import FakeEngine, Reply
 from running import RunningGateway, running_gateway, wait_until
 
-from vlserve.control.contract import ModelRoute, Routing
+from vlserve.control.domain import ModelRoute, Routing
 
 Engines = tuple[FakeEngine, FakeEngine]
 

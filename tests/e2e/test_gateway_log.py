@@ -12,7 +12,7 @@ import pytest
 from fake_engine import FakeEngine, Reply
 from running import RunningGateway, running_gateway, wait_until
 
-from vlserve.control.contract import ModelRoute, Routing
+from vlserve.control.domain import ModelRoute, Routing
 
 RELEASE = ModelRoute("tagger", {2: 50, 1: 50}, (1, 2), "release-7", step="release-7/25")
 CALM = ModelRoute("calm", {1: 100}, (1,))

@@ -12,7 +12,7 @@ import pytest
 from fake_engine import FakeEngine
 from running import RunningGateway, wait_until
 
-from vlserve.control.contract import ModelRoute, Routing
+from vlserve.control.domain import ModelRoute, Routing
 from vlserve.errors import GatewayRefused
 
 Engines = tuple[FakeEngine, FakeEngine]
@@ -244,7 +244,7 @@ def test_a_killed_gateway_comes_back_with_the_same_routing(routed: RunningGatewa
 def test_a_change_while_the_gateway_is_away_is_refused_and_undone(
     routed: RunningGateway, engines: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vlserve.control.envoy.IN_FORCE_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("vlserve.control.gateway.envoy.IN_FORCE_TIMEOUT_S", 0.3)
     routed.stop()
     with pytest.raises(GatewayRefused, match="does not answer"):
         routed.route(ModelRoute("tagger", {2: 100}, (1, 2)), to=list(engines))

@@ -17,10 +17,10 @@ from running import make_settings, wait_until
 
 from vlserve.control import stack as control_stack
 from vlserve.control.client import ControlClient
-from vlserve.control.contract import ReleaseStatus, State
-from vlserve.control.database import LEDGER
-from vlserve.control.envoy_config import cluster_name
-from vlserve.control.gray.views import ReleaseView
+from vlserve.control.domain import ReleaseStatus, State
+from vlserve.control.gateway.envoy_config import cluster_name
+from vlserve.control.store.database import LEDGER
+from vlserve.control.wire.rollout_views import ReleaseView
 from vlserve.errors import ControlError, StackError
 from vlserve.exporter.echo import pack_echo
 from vlserve.settings import Settings

@@ -9,7 +9,7 @@ from running import RunningStack, wait_until
 from typer.testing import CliRunner, Result
 
 from vlserve.cli import app
-from vlserve.control.contract import State
+from vlserve.control.domain import State
 from vlserve.exporter.echo import pack_echo
 
 MODEL = "released"

@@ -20,7 +20,7 @@ from running import make_settings, wait_until
 
 from vlserve.control import stack as control_stack
 from vlserve.control.client import ControlClient
-from vlserve.control.contract import State
+from vlserve.control.domain import State
 from vlserve.errors import StackError
 from vlserve.exporter.echo import pack_echo
 

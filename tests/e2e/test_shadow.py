@@ -20,8 +20,8 @@ from fake_engine import FakeEngine, Reply
 from running import RunningGateway, running_gateway, wait_until
 from wire import form
 
-from vlserve.control.contract import Instance, ModelRoute, Routing, Shadow
-from vlserve.control.envoy_clusters import COPIES_BYTES
+from vlserve.control.domain import Instance, ModelRoute, Routing, Shadow
+from vlserve.control.gateway.envoy_clusters import COPIES_BYTES
 
 Engines = tuple[FakeEngine, FakeEngine]
 
@@ -381,7 +381,7 @@ def test_a_killed_gateway_comes_back_with_its_shadow(
 @contextmanager
 def _small_logs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with monkeypatch.context() as patched:
-        patched.setattr("vlserve.control.envoy.LOG_BYTES", 1)
+        patched.setattr("vlserve.control.gateway.envoy.LOG_BYTES", 1)
         yield
 
 

@@ -6,7 +6,7 @@ from clients import Load, drawn_questions
 from own_gateway import own_gateway
 from shadow import KINDS, MODEL, STABLE, engines, measure
 
-from vlserve.control.contract import ModelRoute
+from vlserve.control.domain import ModelRoute
 
 
 def test_no_shadow_costs_a_client_its_answer(tmp_path: Path) -> None:

@@ -15,13 +15,13 @@ from running import RunningStack, make_settings, wait_until
 
 from vlserve.control import stack as control_stack
 from vlserve.control.client import ControlClient
-from vlserve.control.envoy import EnvoyGateway
-from vlserve.control.supervisor import STACK_VARIABLE, socket_dir
-from vlserve.control.views import Health
+from vlserve.control.gateway.envoy import EnvoyGateway
+from vlserve.control.wire.views import Health
 from vlserve.errors import ControlError, PortBusy, SettingsError, StackError
 from vlserve.exporter.echo import pack_echo
 from vlserve.exporter.probes import drawn_image
 from vlserve.settings import Settings
+from vlserve.stack.supervisord import STACK_VARIABLE, socket_dir
 from vlserve.tuning.private_stack import free_ports
 
 PROGRAMS = ["control", "engine-0", "gateway"]

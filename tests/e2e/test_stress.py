@@ -7,10 +7,10 @@ import pytest
 import yaml
 from running import RunningStack
 
-from vlserve.control.torchserve import endpoints
+from vlserve.control.engine.torchserve import endpoints
 from vlserve.exporter.echo import pack_echo
-from vlserve.stress.plan import StressPlan
-from vlserve.stress.run import run_stress
+from vlserve.loadgen.plan import StressPlan
+from vlserve.loadgen.run import run_stress
 
 TESTS = Path(__file__).parents[1]
 LENIENT_MS = 60_000.0

@@ -14,7 +14,7 @@ from running import PROJECT, RunningStack
 from tiny_models import Archives, tiny_models
 from written_recipe import NAME, export_written
 
-from vlserve.control.contract import State
+from vlserve.control.domain import State
 from vlserve.exporter.convert import Converter, Format
 from vlserve.exporter.export import read_trained
 from vlserve.runtime.task import difference, load_task

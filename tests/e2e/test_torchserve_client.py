@@ -18,14 +18,14 @@ import pytest
 from running import make_settings
 from supervisor.datatypes import dict_of_key_value_pairs
 
-from vlserve.control import registration
-from vlserve.control.contract import Key, LoadedVersion
-from vlserve.control.probes import failed_probes
-from vlserve.control.supervisor import write_configuration
-from vlserve.control.torchserve import TorchServe, endpoints
+from vlserve.control.domain import Key, LoadedVersion
+from vlserve.control.engine import torchserve_grpc
+from vlserve.control.engine.torchserve import TorchServe, endpoints
+from vlserve.control.lifecycle.probes import failed_probes
 from vlserve.errors import EngineUnavailable, LoadFailed, NotReady
 from vlserve.exporter.echo import pack_echo
 from vlserve.runtime.archive import verify_archive
+from vlserve.stack.supervisord import write_configuration
 
 
 class RunningEngine:
@@ -138,13 +138,13 @@ def test_of_two_first_versions_none_is_lost(
     engine: RunningEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known: list[list[Key]] = []
-    register = registration.register
+    register = torchserve_grpc.register
 
     def told(*arguments: Any) -> None:
         known.append(list(engine.holds()))
         register(*arguments)
 
-    monkeypatch.setattr(registration, "register", told)
+    monkeypatch.setattr(torchserve_grpc, "register", told)
     versions = (10, 11)
     archives = [engine.store(pack_echo(tmp_path, "tagger", number), number) for number in versions]
     with ThreadPoolExecutor(2) as pool:

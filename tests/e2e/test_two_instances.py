@@ -20,7 +20,7 @@ from own_stack import DrilledStack, own_stack
 from recovery import crash, release_both
 from running import wait_until
 
-from vlserve.control.torchserve import endpoints
+from vlserve.control.engine.torchserve import endpoints
 from vlserve.exporter.echo import pack_echo
 
 MODEL, SLOW_MODEL = "twofold", "slow"

@@ -11,8 +11,8 @@ import pytest
 from load import QUESTION, load_on
 from running import PROJECT, RunningStack
 
-from vlserve.control.contract import State
-from vlserve.control.views import Released
+from vlserve.control.domain import State
+from vlserve.control.wire.views import Released
 from vlserve.errors import LoadFailed, StillServing
 from vlserve.exporter.echo import pack_echo
 from vlserve.exporter.pack import draft_of, pack_archive

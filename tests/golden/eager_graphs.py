@@ -16,13 +16,13 @@ from vlserve.exporter.checkpoint import read_checkpoint
 from vlserve.exporter.convert import load_network
 from vlserve.exporter.parity import run_eager
 from vlserve.exporter.recipe import GraphPlan, Recipe, Served
-from vlserve.runtime.contract import Arrays
 from vlserve.runtime.text import load_tokenizer
+from vlserve.runtime.types import Arrays
 
 
 @dataclass(frozen=True)
 class EagerBackend:
-    """See vlserve.runtime.contract.Backend."""
+    """See vlserve.runtime.types.Backend."""
 
     plan: GraphPlan
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from golden_cases import key_shapes
 
-from vlserve.exporter.layers.keys import is_ignored
 from vlserve.exporter.recipe import Recipe
 from vlserve.exporter.wordpiece import SPECIAL
+from vlserve.models.keys import is_ignored
 
 
 def assert_every_key_is_loaded_or_ignored(recipe: Recipe, name: str, added_tokens: int = 0) -> None:

@@ -8,8 +8,8 @@ import torch
 from golden_cases import Case
 from numpy.typing import NDArray
 
-from vlserve.exporter.layers.vit import interpolate_positions
-from vlserve.runtime.contract import Arrays
+from vlserve.models.vit import interpolate_positions
+from vlserve.runtime.types import Arrays
 
 UNSCORED = -100.0
 

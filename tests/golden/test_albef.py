@@ -15,8 +15,8 @@ from tokenizers import Tokenizer, normalizers
 from training_outputs import inference_outputs
 
 from vlserve.exporter.recipe import load_recipe
-from vlserve.runtime.contract import Arrays
 from vlserve.runtime.decoding import CachedStep, Ranking, rank_answers
+from vlserve.runtime.types import Arrays
 
 RECIPE = load_recipe("albef", Path(__file__).parents[2] / "export")
 CASES = cases("albef")

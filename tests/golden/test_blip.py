@@ -15,7 +15,6 @@ from retrieval import interpolated, rerank
 from training_outputs import inference_outputs
 
 from vlserve.exporter.recipe import load_recipe
-from vlserve.runtime.contract import Arrays
 from vlserve.runtime.decoding import (
     BeamSearch,
     CachedStep,
@@ -24,6 +23,7 @@ from vlserve.runtime.decoding import (
     beam_search,
     rank_answers,
 )
+from vlserve.runtime.types import Arrays
 
 RECIPE = load_recipe("blip", Path(__file__).parents[2] / "export")
 ADDED_TOKENS = 2

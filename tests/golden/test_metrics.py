@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from golden_cases import COPY, COVERED, assert_close, golden_folder
 
-from vlserve.exporter.cleaning import cleaning
-from vlserve.training.measures.boxes import RIGHT_FROM, box_of_map, pixel_iou
-from vlserve.training.measures.captions import environment_with_java, score_captions
-from vlserve.training.measures.coco_captions import BLEU, cider_d_by, overlaps, tokenized
-from vlserve.training.measures.vqa import (
+from vlserve.exporter.text_cleaning import cleaning
+from vlserve.training.metrics.boxes import RIGHT_FROM, box_of_map, pixel_iou
+from vlserve.training.metrics.captions import environment_with_java, score_captions
+from vlserve.training.metrics.coco_captions import BLEU, cider_d_by, overlaps, tokenized
+from vlserve.training.metrics.vqa import (
     Annotation,
     in_plain_words,
     normalised,

@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from transformers import BertModel
 
 from vlserve.exporter.checkpoint import load_into, read_checkpoint
-from vlserve.exporter.layers.bert import BertConfig, BertEncoder, bert_sizes
-from vlserve.exporter.layers.efficientnet_lite import EfficientNetLite, EfficientNetLiteConfig
 from vlserve.exporter.recipe import load_recipe
+from vlserve.models.bert import BertConfig, BertEncoder, bert_sizes
+from vlserve.models.efficientnet_lite import EfficientNetLite, EfficientNetLiteConfig
 from vlserve.runtime.text import load_tokenizer
 
 RECIPE = load_recipe("modern", Path(__file__).parents[2] / "export")

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from vlserve.exporter.checkpoint import load_into
 from vlserve.exporter.convert import load_network
-from vlserve.exporter.layers.keys import is_ignored
-from vlserve.exporter.layers.resnet import HEADS, ResNet, ResNetConfig
 from vlserve.exporter.parity import run_eager
 from vlserve.exporter.recipe import load_recipe
+from vlserve.models.keys import is_ignored
+from vlserve.models.resnet import HEADS, ResNet, ResNetConfig
 
 RECIPE = load_recipe("resnet", Path(__file__).parents[2] / "export")
 TORCHVISION = cases("resnet")

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from vlserve.exporter.checkpoint import load_into
-from vlserve.exporter.layers.resnet import ResNet, ResNetConfig
 from vlserve.exporter.recipe import load_recipe
+from vlserve.models.resnet import ResNet, ResNetConfig
 
 RECIPE = load_recipe("resnet_gru", Path(__file__).parents[2] / "export")
 LABELS = ["a", "b", "c", "d", "e"]

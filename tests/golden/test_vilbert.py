@@ -13,9 +13,9 @@ from published_keys import assert_every_key_is_loaded_or_ignored, words
 from torch import Tensor, nn
 from training_outputs import inference_outputs
 
-from vlserve.exporter.layers.two_stream_heads import fuse
 from vlserve.exporter.recipe import load_recipe
-from vlserve.runtime.contract import Arrays
+from vlserve.models.two_stream_heads import fuse
+from vlserve.runtime.types import Arrays
 
 RECIPE = load_recipe("vilbert", Path(__file__).parents[2] / "export")
 CASES = cases("vilbert")

@@ -13,9 +13,9 @@ from published_keys import assert_every_key_is_loaded_or_ignored, words
 from vlserve.errors import ExportError
 from vlserve.exporter.checkpoint import load_into, read_checkpoint
 from vlserve.exporter.convert import load_network
-from vlserve.exporter.layers.single_stream import before_last
 from vlserve.exporter.recipe import load_recipe
-from vlserve.runtime.contract import Arrays
+from vlserve.models.single_stream import before_last
+from vlserve.runtime.types import Arrays
 
 RECIPE = load_recipe("visualbert", Path(__file__).parents[2] / "export")
 CASES = cases("visualbert")

@@ -12,9 +12,8 @@ from golden_cases import Case, key_shapes
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from vlserve.exporter.layers.keys import is_ignored
 from vlserve.exporter.recipe import Recipe
-from vlserve.runtime.contract import Arrays
+from vlserve.models.keys import is_ignored
 from vlserve.runtime.decoding import (
     BeamSearch,
     Cache,
@@ -25,6 +24,7 @@ from vlserve.runtime.decoding import (
     greedy,
     log_softmax,
 )
+from vlserve.runtime.types import Arrays
 
 NEVER = -1
 """As an end id: the original's greedy captions go on after the end."""

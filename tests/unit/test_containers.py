@@ -14,7 +14,7 @@ import promql_parser
 import pytest
 import yaml
 
-from vlserve.control.torchserve import endpoints
+from vlserve.control.engine.torchserve import endpoints
 from vlserve.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -104,7 +104,7 @@ def test_servers_share_the_namespace_come_back_and_are_checked(name: str) -> Non
 def test_health_of_our_own_services_is_a_prediction(name: str) -> None:
     word = {"torchserve": "engine", "control": "gateway"}[name]
     test = SERVICES[name]["healthcheck"]["test"]
-    assert test == ["CMD", "python", "-m", "vlserve.control.containers", word]
+    assert test == ["CMD", "python", "-m", "vlserve.stack.containers", word]
 
 
 @pytest.mark.parametrize("name", sorted(SERVICES))

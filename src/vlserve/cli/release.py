@@ -10,9 +10,9 @@ import typer
 from vlserve.cli.output import AsJson, print_json, print_line, print_table, progress
 from vlserve.cli.words import Model, Version, control_client
 from vlserve.control.client import ControlClient
-from vlserve.control.contract import ReleaseStatus
-from vlserve.control.gray.views import ReleaseView
-from vlserve.control.views import Released
+from vlserve.control.domain import ReleaseStatus
+from vlserve.control.wire.rollout_views import ReleaseView
+from vlserve.control.wire.views import Released
 
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 _POLL_S = 1.0

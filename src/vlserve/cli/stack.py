@@ -8,7 +8,7 @@ from vlserve.settings import load_settings
 
 def up(as_json: AsJson = False) -> None:
     """Start the engine, the gateway and the control service; wait until they answer."""
-    from vlserve.control import stack
+    from vlserve.stack import stack
 
     settings = load_settings()
     with progress("starting the stack") as show:
@@ -22,7 +22,7 @@ def up(as_json: AsJson = False) -> None:
 
 def down(as_json: AsJson = False) -> None:
     """Finish what is in flight and stop everything; archives and the ledger stay."""
-    from vlserve.control import stack
+    from vlserve.stack import stack
 
     settings = load_settings()
     with progress("stopping the stack") as show:
@@ -35,8 +35,8 @@ def down(as_json: AsJson = False) -> None:
 
 def status(as_json: AsJson = False) -> None:
     """Processes of the stack; models, their versions, states and weights."""
-    from vlserve.control import stack
     from vlserve.control.client import ControlClient
+    from vlserve.stack import stack
 
     settings = load_settings()
     processes = stack.status(settings)

@@ -10,7 +10,7 @@ from vlserve.cli.output import AsJson, print_json, print_line, print_table, prog
 from vlserve.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from vlserve.stress.release_checks import Limits
+    from vlserve.loadgen.release_checks import Limits
 
 DEFAULT_USERS = 4
 
@@ -54,9 +54,10 @@ def stress(
     as_json: AsJson = False,
 ) -> None:
     """Load a model with Locust and judge it: exit code 0 when the limits held."""
-    from vlserve.stress import limit, run, table
-    from vlserve.stress.plan import StressPlan
-    from vlserve.stress.release_checks import Limits
+    from vlserve.loadgen import max_rate as limit
+    from vlserve.loadgen import run, table
+    from vlserve.loadgen.plan import StressPlan
+    from vlserve.loadgen.release_checks import Limits
 
     if sum(1 for load in (users, rate, find_limit) if load) > 1:
         raise typer.BadParameter("give one of --users, --rate and --find-limit")
@@ -118,7 +119,7 @@ def _check_release(
     as_json: bool,
 ) -> None:
     from vlserve.control.client import ControlClient
-    from vlserve.drill.from_outside import check_from_outside
+    from vlserve.drill.checked_release import check_from_outside
 
     settings = load_settings()
     with (

@@ -2,17 +2,17 @@
 
 from dataclasses import dataclass
 
-from vlserve.control.contract import Engine, Gateway
-from vlserve.control.gray.conductor import Conductor, Surveyor
-from vlserve.control.gray.look import Logs
-from vlserve.control.gray.moves import Moves
-from vlserve.control.gray.records import GrayReleases
-from vlserve.control.gray.releases import Releases
-from vlserve.control.ledger import Ledger
-from vlserve.control.lifecycle import Lifecycle, Operations
-from vlserve.control.reconcile import Backoff, Reconciler
+from vlserve.control.domain import Engine, Gateway
+from vlserve.control.gateway.traffic import Traffic
+from vlserve.control.lifecycle.lifecycle import Lifecycle, Operations
+from vlserve.control.reconcile.reconciler import Backoff, Reconciler
+from vlserve.control.rollouts.observe import Logs
+from vlserve.control.rollouts.runner import Conductor, Surveyor
+from vlserve.control.rollouts.service import Releases
+from vlserve.control.rollouts.transitions import Moves
 from vlserve.control.service import ControlService
-from vlserve.control.traffic import Traffic
+from vlserve.control.store.ledger import Ledger
+from vlserve.control.store.rollout_records import GrayReleases
 from vlserve.settings import Settings
 
 

@@ -6,9 +6,9 @@ from typing import Any, Self
 
 import httpx
 
-from vlserve.control.gray.views import ReleaseView
 from vlserve.control.tuning import Tuning
-from vlserve.control.views import (
+from vlserve.control.wire.rollout_views import ReleaseView
+from vlserve.control.wire.views import (
     EventView,
     Health,
     ModelView,

@@ -12,14 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vlserve.control.contract import Key, ModelRecord, State, VersionRecord
-from vlserve.control.gray.releases import Releases
-from vlserve.control.ledger import Ledger
-from vlserve.control.lifecycle import Lifecycle, Operations
-from vlserve.control.rollout import full_weight, rollback_target
-from vlserve.control.traffic import Traffic
+from vlserve.control.domain import Key, ModelRecord, State, VersionRecord
+from vlserve.control.gateway.traffic import Traffic
+from vlserve.control.lifecycle.lifecycle import Lifecycle, Operations
+from vlserve.control.reconcile.plan import full_weight, rollback_target
+from vlserve.control.rollouts.service import Releases
+from vlserve.control.store.ledger import Ledger
 from vlserve.control.tuning import Tuning, check_tuning
-from vlserve.control.views import (
+from vlserve.control.wire.views import (
     EventView,
     Health,
     ModelView,

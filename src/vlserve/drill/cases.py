@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vlserve.control.contract import ReleaseStatus
-from vlserve.control.gray.views import ReleaseView
+from vlserve.control.domain import ReleaseStatus
+from vlserve.control.wire.rollout_views import ReleaseView
 from vlserve.drill.twin import Fault
-from vlserve.stress.call import Call
+from vlserve.loadgen.caller_record import Call
 
 PROMOTED, ROLLED_BACK, REFUSED = "promoted", "rolled_back", "refused"
 UNDECIDED = "undecided"

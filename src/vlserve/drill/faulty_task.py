@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from vlserve.runtime.body import parse_fields
-from vlserve.runtime.contract import Answer, Arrays, Backend, Sample
 from vlserve.runtime.manifest import Manifest
 from vlserve.runtime.task import load_task
+from vlserve.runtime.types import Answer, Arrays, Backend, Sample
 
 _HERE = Path(__file__)
 _Original = load_task(_HERE.with_name(f"drilled_{_HERE.name}"))

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from vlserve.control.client import ControlClient
-from vlserve.control.gray.views import ReleaseView
-from vlserve.stress.release_checks import Step
+from vlserve.control.wire.rollout_views import ReleaseView
+from vlserve.loadgen.release_checks import Step
 
 POLL_S = 0.2
 

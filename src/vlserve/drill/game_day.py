@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vlserve.control.client import ControlClient
-from vlserve.control.contract import State
+from vlserve.control.domain import State
 from vlserve.drill.cases import (
     PROMOTED,
     REFUSED,
@@ -22,13 +22,13 @@ from vlserve.drill.cases import (
     decision_of,
     judge_cases,
 )
+from vlserve.drill.checked_release import stored_archive
 from vlserve.drill.follow import Show, follow
-from vlserve.drill.from_outside import stored_archive
 from vlserve.drill.pace import Pace, measured_pace
 from vlserve.drill.twin import Fault, Original, spoil, twin_name
 from vlserve.errors import ArchiveError, ControlError, LoadFailed, NotReady, VlserveError
+from vlserve.loadgen.release_callers import CallersPlan, calling
 from vlserve.settings import Settings
-from vlserve.stress.callers import CallersPlan, calling
 
 FASTEST_PER_S = 20.0
 LONGEST_CASE_S = 120.0

@@ -7,8 +7,8 @@ from pathlib import Path
 import httpx
 
 from vlserve.errors import StressError
+from vlserve.loadgen.probe_requests import varied_bodies
 from vlserve.settings import Settings
-from vlserve.stress.bodies import varied_bodies
 
 _MEASURED_S = 2.0
 _PART = 0.4

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vlserve.drill.from_outside import CheckedRelease
+    from vlserve.drill.checked_release import CheckedRelease
 
 Row = Sequence[object]
 

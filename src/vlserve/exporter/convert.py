@@ -23,7 +23,7 @@ import torch
 
 from vlserve.errors import ExportError, VlserveError
 from vlserve.exporter.checkpoint import load_into, read_checkpoint
-from vlserve.exporter.half import DTYPES, InHalf
+from vlserve.exporter.float16 import DTYPES, InHalf
 from vlserve.exporter.pack import write_zip
 from vlserve.exporter.recipe import GraphPlan, Recipe, load_recipe
 from vlserve.runtime.graphs import check_onnx
@@ -149,7 +149,7 @@ def dynamic_axes(tensors: Iterable[Tensor]) -> list[str]:
 def to_onnx(plan: GraphPlan, arguments: tuple[torch.Tensor, ...], output: Path) -> None:
     """Write one ONNX file with the plan's axes; ManifestInvalid where one is baked in."""
     # here, because it imports onnx_ir, which takes a while and TorchScript does not need
-    from vlserve.exporter.unread_rows import drop_unread_rows
+    from vlserve.exporter.row_pruning import drop_unread_rows
 
     axes = {name: torch.export.Dim(name) for name in dynamic_axes(plan.inputs)}
     shapes = tuple(

@@ -22,7 +22,7 @@ from vlserve.exporter.convert import (
     graph_entry,
     load_network,
 )
-from vlserve.exporter.half import TOLERANCE, check_precision, onnx_to_fp16
+from vlserve.exporter.float16 import TOLERANCE, check_precision, onnx_to_fp16
 from vlserve.exporter.pack import Member, pack_archive
 from vlserve.exporter.parity import measure, one_thread, unseen_sizes
 from vlserve.exporter.probes import answer_by_archive, drawn_requests, probes_of

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from vlserve.errors import ParityFailed
 from vlserve.exporter.recipe import GraphPlan
-from vlserve.runtime.contract import Backend
 from vlserve.runtime.manifest import Parity
+from vlserve.runtime.types import Backend
 
 Sizes = Mapping[str, int]
 Case = tuple[Sizes, Mapping[str, torch.Tensor]]

@@ -12,11 +12,11 @@ from PIL import Image, ImageDraw
 from vlserve.errors import ExportError
 from vlserve.exporter.pack import HANDLERS_DIR
 from vlserve.runtime.archive import unpack_archive
-from vlserve.runtime.contract import Answer, ItemError, Request
 from vlserve.runtime.folder import open_folder
 from vlserve.runtime.manifest import RegionInput
 from vlserve.runtime.offline import answer_offline
 from vlserve.runtime.task import load_task
+from vlserve.runtime.types import Answer, ItemError, Request
 
 TEXTS = ("cute cat video 可爱的猫咪", "今天做一道家常菜", "Final match highlights! 🏆 2024")
 REGIONS = (3, 5, 2)

@@ -9,9 +9,9 @@ import numpy as np
 
 from vlserve.errors import DataError
 from vlserve.quantize.items import Line, requests_of, write_lines
-from vlserve.runtime.contract import Answer
 from vlserve.runtime.manifest import Manifest
 from vlserve.runtime.offline import answer_offline
+from vlserve.runtime.types import Answer
 from vlserve.training.evaluators import evaluate
 
 AGREEMENT = 0.99

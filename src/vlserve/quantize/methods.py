@@ -27,7 +27,7 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from vlserve.exporter.convert import strip_provenance
-from vlserve.runtime.contract import Arrays
+from vlserve.runtime.types import Arrays
 
 Method = Literal["static", "dynamic", "mixed"]
 METHODS: tuple[Method, ...] = ("static", "dynamic", "mixed")

@@ -9,10 +9,10 @@ from vlserve.errors import DataError, ExportError
 from vlserve.exporter.pack import has_our_runtime
 from vlserve.runtime.archive import check_folder
 from vlserve.runtime.backend import open_backend
-from vlserve.runtime.contract import Arrays, Backend, ItemError, Request
 from vlserve.runtime.offline import PATH_SUFFIX
 from vlserve.runtime.pipeline import Pipeline
 from vlserve.runtime.task import load_task
+from vlserve.runtime.types import Arrays, Backend, ItemError, Request
 
 BATCH = 8
 OTHER_BATCHES = (1, 2, 5)

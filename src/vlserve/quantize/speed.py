@@ -11,8 +11,8 @@ from statistics import median
 
 from vlserve.quantize.record import Feeds
 from vlserve.runtime.backend import open_backend
-from vlserve.runtime.contract import Arrays
 from vlserve.runtime.manifest import Graph
+from vlserve.runtime.types import Arrays
 
 ROUNDS = 7
 """Turns at least."""

@@ -10,8 +10,8 @@ from vlserve.quantize.methods import Method, Node, Prepared, prepare, quantise
 from vlserve.quantize.record import Feeds
 from vlserve.quantize.speed import Clock, size_of
 from vlserve.runtime.backend import open_backend
-from vlserve.runtime.contract import Arrays, Backend
 from vlserve.runtime.manifest import Graph
+from vlserve.runtime.types import Arrays, Backend
 
 FARTHEST = 0.5
 """A graph whose outputs are farther from the fp32 one's, in any batch size, is no candidate."""

@@ -27,12 +27,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlserve.runtime.body import parse_fields
-from vlserve.runtime.contract import Arrays, Sample
 from vlserve.runtime.errors import RequestError
 from vlserve.runtime.folder import open_folder
 from vlserve.runtime.inputs import TextInputs, VisualFields, VisualInputs
 from vlserve.runtime.manifest import Manifest
 from vlserve.runtime.task import Task
+from vlserve.runtime.types import Arrays, Sample
 
 SHARD = 64
 BATCH = 8

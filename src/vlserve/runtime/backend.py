@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vlserve.runtime.contract import Arrays, Backend
 from vlserve.runtime.errors import ArchiveUnreadable
 from vlserve.runtime.manifest import Graph
+from vlserve.runtime.types import Arrays, Backend
 
 
 def open_backend(graph: Graph, root: Path, threads: int) -> Backend:

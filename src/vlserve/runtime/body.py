@@ -19,10 +19,10 @@ from pydantic import (
     ValidationInfo,
 )
 
-from vlserve.runtime.contract import Answer, ItemError, Request
 from vlserve.runtime.errors import ErrorCode, RequestError, wrong_fields
 from vlserve.runtime.manifest import Manifest
 from vlserve.runtime.text import read_text
+from vlserve.runtime.types import Answer, ItemError, Request
 
 BODY = "body"
 MAX_MESSAGE_CHARS = 500

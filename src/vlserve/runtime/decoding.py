@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vlserve.runtime.contract import Arrays, Backend
 from vlserve.runtime.manifest import Tensor
+from vlserve.runtime.types import Arrays, Backend
 
 Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]

@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlserve.runtime.body import BoxesField, FeaturesField, ImageField, RequestFields, TextField
-from vlserve.runtime.contract import Arrays, Backend, Sample
 from vlserve.runtime.errors import ErrorCode, ManifestInvalid, RequestError
 from vlserve.runtime.image import decode
 from vlserve.runtime.manifest import Manifest
@@ -31,6 +30,7 @@ from vlserve.runtime.regions import (
     with_global_region,
 )
 from vlserve.runtime.text import Tokenizer, check_size, load_tokenizer
+from vlserve.runtime.types import Arrays, Backend, Sample
 
 TEXT = "text"
 """A sample's text until it is tokenised with its batch."""

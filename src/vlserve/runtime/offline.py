@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from vlserve.runtime.archive import unpack_archive
-from vlserve.runtime.contract import Answer, ItemError, Request
 from vlserve.runtime.errors import ArchiveError, ErrorCode
+from vlserve.runtime.types import Answer, ItemError, Request
 
 PATH_SUFFIX = "_path"
 

@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from vlserve.runtime.body import answer_text, parse_fields
-from vlserve.runtime.contract import Answer, Arrays, BatchResult, ItemError, Request, Sample
 from vlserve.runtime.errors import ErrorCode, RequestError
 from vlserve.runtime.manifest import Manifest
 from vlserve.runtime.task import Task
+from vlserve.runtime.types import Answer, Arrays, BatchResult, ItemError, Request, Sample
 
 logger = logging.getLogger(__name__)
 

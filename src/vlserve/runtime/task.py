@@ -14,9 +14,9 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel
 
-from vlserve.runtime.contract import Answer, Arrays, Backend, Sample, stack
 from vlserve.runtime.errors import ArchiveUnreadable
 from vlserve.runtime.manifest import Manifest
+from vlserve.runtime.types import Answer, Arrays, Backend, Sample, stack
 
 Fields = TypeVar("Fields", bound=BaseModel)
 

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from vlserve.runtime.contract import Arrays, Backend
 from vlserve.runtime.decoding import (
     BeamSearch,
     CachedStep,
@@ -27,6 +26,7 @@ from vlserve.runtime.decoding import (
 )
 from vlserve.runtime.errors import ArchiveUnreadable, ManifestInvalid
 from vlserve.runtime.manifest import Manifest
+from vlserve.runtime.types import Arrays, Backend
 
 NO_TOKEN = -1
 """Pads texts that are shorter than others of the batch."""

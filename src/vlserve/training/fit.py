@@ -28,7 +28,7 @@ from vlserve.training.loop import (
     steps_per_epoch,
     train_epoch,
 )
-from vlserve.training.metrics import Metrics, measure
+from vlserve.training.metrics.tagging import Metrics, measure
 from vlserve.training.options import TrainOptions, parse_options
 from vlserve.training.plan import Parts, TrainingPlan, digest_of, parts_of, training_plan
 from vlserve.training.plots import plot_average_precisions, plot_confusion

@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from sklearn.metrics import confusion_matrix
 
-from vlserve.training.metrics import Matrix, average_precisions
+from vlserve.training.metrics.tagging import Matrix, average_precisions
 
 
 def plot_confusion(path: Path, targets: Matrix, scores: Matrix, labels: Sequence[str]) -> None:

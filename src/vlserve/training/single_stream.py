@@ -7,9 +7,9 @@ from typing import Any
 from pydantic import Field
 from torch import Tensor
 
-from vlserve.exporter.layers.resnet import ResNetConfig
-from vlserve.exporter.layers.single_stream import LAYER_NORM_EPS
 from vlserve.exporter.wordpiece import SPECIAL
+from vlserve.models.resnet import ResNetConfig
+from vlserve.models.single_stream import LAYER_NORM_EPS
 from vlserve.training.options import TrainOptions
 from vlserve.training.plan import DataFacts
 from vlserve.training.vocabulary import build_pieces

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vlserve.control import stack
 from vlserve.settings import GatewaySettings, Settings
+from vlserve.stack import stack
 
 
 @contextmanager

@@ -7,13 +7,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from vlserve.control.client import ControlClient
-from vlserve.control.contract import State
+from vlserve.control.domain import State
 from vlserve.control.tuning import Measured, Serving, Tuning
 from vlserve.errors import LoadFailed, NotReady
+from vlserve.loadgen.plan import StressPlan
+from vlserve.loadgen.run import run_stress
 from vlserve.processor import processor_name
 from vlserve.runtime.archive import file_sha256, verify_archive
-from vlserve.stress.plan import StressPlan
-from vlserve.stress.run import run_stress
 from vlserve.tuning.search import Point
 
 Show = Callable[[str], None]

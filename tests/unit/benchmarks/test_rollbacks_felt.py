@@ -3,7 +3,7 @@
 import pytest
 from rollback import GOOD, STABLE, Round, felt_ms, row, stable_ms
 
-from vlserve.stress.call import Call
+from vlserve.loadgen.caller_record import Call
 
 DONE = Round("abort", GOOD, 40.0, answered_at=10.0, ended_at=11.0)
 AFTER = Call(10.5, 30, version=STABLE)

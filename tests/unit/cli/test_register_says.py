@@ -9,9 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from vlserve.cli import app
-from vlserve.control.contract import State
+from vlserve.control.domain import State
 from vlserve.control.tuning import Measured, Serving, Tuning
-from vlserve.control.views import Registered
+from vlserve.control.wire.views import Registered
 
 TUNING = Tuning(
     archive_sha256="0" * 64,

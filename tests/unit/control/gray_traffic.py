@@ -13,8 +13,8 @@ from typing import Any
 from control_fakes import FakeGateway
 
 from vlserve.control.assembly import Control
-from vlserve.control.contract import State
-from vlserve.control.gray.views import ReleaseView
+from vlserve.control.domain import State
+from vlserve.control.wire.rollout_views import ReleaseView
 
 TAGS = ("music", "sport", "food")
 QUICK: dict[str, Any] = {

@@ -12,10 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from vlserve.control.contract import State
-from vlserve.control.database import LEDGER
-from vlserve.control.ledger import Ledger
-from vlserve.control.rollout import TRANSITIONS, full_weight
+from vlserve.control.domain import State
+from vlserve.control.reconcile.plan import TRANSITIONS, full_weight
+from vlserve.control.store.database import LEDGER
+from vlserve.control.store.ledger import Ledger
 from vlserve.errors import ControlError, ModelNotFound, VersionNotFound
 from vlserve.runtime.archive import verify_archive
 from vlserve.runtime.manifest import Manifest
@@ -233,7 +233,7 @@ def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
 KILLED_WITHIN_A_RELEASE = """
 import os, signal, sys
 from pathlib import Path
-from vlserve.control.ledger import Ledger
+from vlserve.control.store.ledger import Ledger
 ledger = Ledger(Path(sys.argv[1]))
 ledger.record("tagger", 1, "noted")
 with ledger.transaction():

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from control_fakes import FakeEngine
 
-from vlserve.control.contract import Instance
-from vlserve.control.probes import differences, failed_probes
+from vlserve.control.domain import Instance
+from vlserve.control.lifecycle.probes import differences, failed_probes
 from vlserve.errors import NotReady
 from vlserve.runtime.archive import verify_archive
 

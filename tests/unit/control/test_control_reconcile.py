@@ -10,8 +10,8 @@ import pytest
 from control_fakes import FakeEngine, FakeGateway
 
 from vlserve.control.assembly import Control, assemble
-from vlserve.control.contract import LoadedVersion, State
-from vlserve.control.reconcile import Backoff
+from vlserve.control.domain import LoadedVersion, State
+from vlserve.control.reconcile.reconciler import Backoff
 from vlserve.errors import LoadFailed
 from vlserve.settings import Settings
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vlserve.control.contract import (
+from vlserve.control.domain import (
     Instance,
     Key,
     LoadedVersion,
@@ -16,7 +16,7 @@ from vlserve.control.contract import (
     State,
     VersionRecord,
 )
-from vlserve.control.rollout import (
+from vlserve.control.reconcile.plan import (
     Action,
     EngineView,
     GatewayView,

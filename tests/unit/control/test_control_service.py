@@ -11,8 +11,8 @@ import pytest
 from control_fakes import FakeEngine, FakeGateway
 
 from vlserve.control.assembly import Control
-from vlserve.control.contract import State
-from vlserve.control.views import Registered
+from vlserve.control.domain import State
+from vlserve.control.wire.views import Registered
 from vlserve.errors import (
     ArchiveError,
     EngineUnavailable,

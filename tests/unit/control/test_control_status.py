@@ -8,7 +8,7 @@ from control_fakes import FakeEngine, FakeGateway
 from gray_traffic import register
 
 from vlserve.control.assembly import Control, assemble
-from vlserve.control.contract import Key, LoadedVersion, State
+from vlserve.control.domain import Key, LoadedVersion, State
 from vlserve.settings import Settings
 
 Archive = Callable[..., Path]

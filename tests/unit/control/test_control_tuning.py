@@ -9,9 +9,9 @@ import pytest
 from control_fakes import FakeEngine, FakeGateway
 
 from vlserve.control.assembly import Control, assemble
-from vlserve.control.contract import State
-from vlserve.control.database import LEDGER
-from vlserve.control.reconcile import Restore
+from vlserve.control.domain import State
+from vlserve.control.reconcile.reconciler import Restore
+from vlserve.control.store.database import LEDGER
 from vlserve.control.tuning import (
     Measured,
     Serving,

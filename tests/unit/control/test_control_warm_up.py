@@ -9,8 +9,8 @@ from control_fakes import FakeEngine
 from gray_traffic import register
 
 from vlserve.control.assembly import Control
-from vlserve.control.contract import Instance
-from vlserve.control.warm_up import settled, warm_up
+from vlserve.control.domain import Instance
+from vlserve.control.lifecycle.warm_up import settled, warm_up
 from vlserve.errors import NotReady
 from vlserve.runtime.archive import verify_archive
 
@@ -60,7 +60,7 @@ def test_only_the_first_version_of_an_instance_warms_it(
     control: Control, engine: FakeEngine, packed: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     warmed: list[list[str]] = []
-    lifecycle = "vlserve.control.lifecycle.warm_up"
+    lifecycle = "vlserve.control.lifecycle.lifecycle.warm_up"
     monkeypatch.setattr(lifecycle, lambda _, cold, __: warmed.append([one.name for one in cold]))
     register(control, packed("tagger", 1), packed("tagger", 2))
     assert warmed == [["engine-0"]]
@@ -71,5 +71,5 @@ def test_an_instance_that_did_not_say_what_it_holds_is_left_alone(
 ) -> None:
     register(control, packed("tagger", 1))
     monkeypatch.setattr(engine, "loaded", dict)  # it answers the next question again
-    monkeypatch.setattr("vlserve.control.lifecycle.warm_up", lambda *_: pytest.fail("was warmed"))
+    monkeypatch.setattr("vlserve.control.lifecycle.lifecycle.warm_up", lambda *_: pytest.fail("was warmed"))
     control.service._lifecycle._warm_up(control.ledger.version("tagger", 1))

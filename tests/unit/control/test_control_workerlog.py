@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vlserve.control.workerlog import MODEL_LOG, failure_reason, log_size, read_since
+from vlserve.control.engine.worker_log import MODEL_LOG, failure_reason, log_size, read_since
 
 
 def lines(port: int, version: int, *said: str, stream: str = "stdout") -> str:

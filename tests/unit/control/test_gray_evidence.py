@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from vlserve.control.gray import windows
-from vlserve.control.gray.answers import Answered
-from vlserve.control.gray.evidence import PATIENCE_S, Copy, Pair, compare, copies, join, outcome
-from vlserve.control.gray.windows import KEPT, LABELS, OTHERS, WINDOW_S, Windows
 from vlserve.control.judge import Outcome, ShadowPair
+from vlserve.control.rollouts import windows
+from vlserve.control.rollouts.answers import Answered
+from vlserve.control.rollouts.evidence import PATIENCE_S, Copy, Pair, compare, copies, join, outcome
+from vlserve.control.rollouts.windows import KEPT, LABELS, OTHERS, WINDOW_S, Windows
 
 VERSIONS = Pair(candidate=2, stable=1)
 MUSIC, FOOD = Answered({"music": 0.7, "food": 0.2}), Answered({"food": 0.6, "music": 0.3})

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from vlserve.control.gray.answers import KEPT, Answers
-from vlserve.control.gray.logs import Cursor, end_of, read_since
-from vlserve.control.rotation import rotate
+from vlserve.control.log_rotation import rotate
+from vlserve.control.rollouts.answers import KEPT, Answers
+from vlserve.control.rollouts.log_reader import Cursor, end_of, read_since
 
 ALL = b""
 

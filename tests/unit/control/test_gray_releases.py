@@ -20,7 +20,7 @@ from gray_traffic import (
 )
 
 from vlserve.control.assembly import Control
-from vlserve.control.contract import LoadedVersion, ReleaseStatus, Shadow, State
+from vlserve.control.domain import LoadedVersion, ReleaseStatus, Shadow, State
 from vlserve.errors import (
     GatewayRefused,
     NoRelease,

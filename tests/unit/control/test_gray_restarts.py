@@ -5,7 +5,7 @@ from control_fakes import FakeEngine, FakeGateway
 from gray_traffic import Behaviour, Requests, drive, look, start
 
 from vlserve.control.assembly import Control, assemble
-from vlserve.control.contract import LoadedVersion, ReleaseStatus
+from vlserve.control.domain import LoadedVersion, ReleaseStatus
 from vlserve.settings import Settings
 
 

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from vlserve.control.contract import ReleaseStatus
-from vlserve.control.gray.views import DecisionView, GateView, ReleaseView
+from vlserve.control.domain import ReleaseStatus
+from vlserve.control.wire.rollout_views import DecisionView, GateView, ReleaseView
 from vlserve.drill.cases import (
     PROMOTED,
     REFUSED,
@@ -17,7 +17,7 @@ from vlserve.drill.cases import (
     decision_of,
     judge_cases,
 )
-from vlserve.stress.call import Call
+from vlserve.loadgen.caller_record import Call
 
 RIGHT = {
     "good": (PROMOTED, ()),

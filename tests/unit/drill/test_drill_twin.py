@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from vlserve.control.probes import differences
+from vlserve.control.lifecycle.probes import differences
 from vlserve.drill.twin import Fault, Original, spoil, twin_name
 from vlserve.exporter.echo import pack_echo
+from vlserve.loadgen.probe_requests import varied_bodies
 from vlserve.runtime.archive import unpack_archive, verify_archive
-from vlserve.runtime.contract import BatchResult, ItemError, Request
 from vlserve.runtime.errors import ArchiveError
 from vlserve.runtime.folder import open_folder
 from vlserve.runtime.pipeline import Pipeline
-from vlserve.stress.bodies import varied_bodies
+from vlserve.runtime.types import BatchResult, ItemError, Request
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_a_crashing_twin_kills_its_process(original: Original, tmp_path: Path) -
     code = (
         "import json, sys\n"
         "from pathlib import Path\n"
-        "from vlserve.runtime.contract import Request\n"
+        "from vlserve.runtime.types import Request\n"
         "from vlserve.runtime.folder import open_folder\n"
         "open_folder(Path(sys.argv[1])).run([Request(json.loads(sys.argv[2]))])\n"
     )

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from vlserve.control.contract import ReleaseStatus
-from vlserve.control.gray.views import ReleaseView
+from vlserve.control.domain import ReleaseStatus
+from vlserve.control.wire.rollout_views import ReleaseView
 from vlserve.drill import follow as followed
 from vlserve.drill.follow import follow
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vlserve.exporter.layers.attention import AttentionMap
-from vlserve.exporter.layers.bert import LayersConfig
-from vlserve.exporter.layers.coattention import (
+from vlserve.models.attention import AttentionMap
+from vlserve.models.bert import LayersConfig
+from vlserve.models.coattention import (
     CoAttention,
     JointEncoder,
     KeysConfig,

@@ -7,8 +7,8 @@ from pathlib import Path
 from vlserve.exporter.echo import VOCABULARY, pack_echo
 from vlserve.exporter.probes import answer_by_archive, drawn_requests
 from vlserve.runtime.archive import unpack_archive, verify_archive
-from vlserve.runtime.contract import ItemError, Request
 from vlserve.runtime.folder import open_folder
+from vlserve.runtime.types import ItemError, Request
 
 
 def test_it_verifies_and_answers_its_probes(tmp_path: Path) -> None:

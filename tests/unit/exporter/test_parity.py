@@ -11,7 +11,7 @@ from torch import nn
 from vlserve.errors import ParityFailed
 from vlserve.exporter.parity import Measured, compare, measure, run_eager, unseen_sizes
 from vlserve.exporter.recipe import GraphPlan
-from vlserve.runtime.contract import Arrays
+from vlserve.runtime.types import Arrays
 
 RECIPE = counting_recipe.RECIPE
 SIZES = unseen_sizes(["batch", "text"], {"text": 15}, {"batch": 3, "text": 7})

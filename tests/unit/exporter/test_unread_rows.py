@@ -7,7 +7,7 @@ import onnxruntime
 import pytest
 from onnx.parser import parse_model
 
-from vlserve.exporter.unread_rows import drop_unread_rows
+from vlserve.exporter.row_pruning import drop_unread_rows
 
 HEAD = """
 <ir_version: 10, opset_import: ["": 20]>

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from vlserve.control import envoy_clusters, envoy_config
-from vlserve.control.contract import Instance, ModelRoute, Routing, Shadow
+from vlserve.control.domain import Instance, ModelRoute, Routing, Shadow
+from vlserve.control.gateway import envoy_clusters, envoy_config
 from vlserve.errors import SettingsError
 from vlserve.settings import EngineSettings, GatewaySettings, Settings
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlserve.control.envoy_config import FOR_ENGINES
-from vlserve.control.none_of import none_of
+from vlserve.control.gateway.envoy_config import FOR_ENGINES
+from vlserve.control.gateway.negated_match import none_of
 
 NAMES = st.text("abc-.", max_size=4)
 

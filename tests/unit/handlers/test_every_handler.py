@@ -9,9 +9,9 @@ from asked import Asked, asked_of, npy
 from echo_tasks import FAILS, HANDLERS, KINDS, manifest_of, pipeline_of
 
 from vlserve.exporter.probes import drawn_image, drawn_requests
-from vlserve.runtime.contract import Answer, ItemError, Request
 from vlserve.runtime.errors import ErrorCode, ManifestInvalid, RequestError
 from vlserve.runtime.pipeline import Pipeline
+from vlserve.runtime.types import Answer, ItemError, Request
 
 HERE = Path(__file__).parent
 every_kind = pytest.mark.parametrize("kind", KINDS)

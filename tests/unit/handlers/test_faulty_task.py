@@ -9,10 +9,10 @@ from asked import asked_of
 from echo_tasks import HANDLERS, KINDS, pipeline_of
 
 from vlserve.drill.twin import FAULTY_TASK, Fault
-from vlserve.runtime.contract import Answer, ItemError, Request
 from vlserve.runtime.manifest import Probe
 from vlserve.runtime.pipeline import Pipeline
 from vlserve.runtime.task import load_task
+from vlserve.runtime.types import Answer, ItemError, Request
 
 COMPARED = ["tag", "tag-by-either", "answer", "answer-ranked", "entail", "reason"]
 """Kinds whose answers have labels, by which versions are compared."""

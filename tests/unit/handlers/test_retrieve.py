@@ -18,10 +18,10 @@ from vlserve.exporter.pack import HANDLERS_DIR
 from vlserve.retrieval.build import build_index
 from vlserve.retrieval.encode import TOLERANCE
 from vlserve.runtime.archive import unpack_archive, verify_archive
-from vlserve.runtime.contract import ItemError, Request
 from vlserve.runtime.folder import open_folder
 from vlserve.runtime.manifest import Manifest
 from vlserve.runtime.pipeline import Pipeline
+from vlserve.runtime.types import ItemError, Request
 from vlserve.settings import Settings
 
 TEXTS = ("cat", "a red ball and a cat, dogs " * 3, "", "red dog", "a ball", "dogs dogs cat")

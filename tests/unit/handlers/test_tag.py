@@ -11,11 +11,11 @@ from hypothesis.extra import numpy as npst
 
 from vlserve.exporter.echo import pack_echo
 from vlserve.runtime.archive import unpack_archive
-from vlserve.runtime.contract import Answer, Arrays, ItemError, Request
 from vlserve.runtime.errors import ErrorCode, ManifestInvalid, RequestError
 from vlserve.runtime.folder import open_folder
 from vlserve.runtime.pipeline import Pipeline
 from vlserve.runtime.task import Task
+from vlserve.runtime.types import Answer, Arrays, ItemError, Request
 
 FILE = Path(__file__).parents[3] / "handlers" / "tag.py"
 LABELS = ("a", "b", "c", "d", "e", "f")

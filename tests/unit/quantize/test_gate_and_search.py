@@ -15,8 +15,8 @@ from vlserve.quantize.record import Feeds
 from vlserve.quantize.search import search
 from vlserve.quantize.variants import GraphVariants, Variant, distance
 from vlserve.runtime.backend import open_backend
-from vlserve.runtime.contract import Backend
 from vlserve.runtime.manifest import Graph, Tensor
+from vlserve.runtime.types import Backend
 
 
 def verdict(agreed: int, answers: int, int8: float, fp32: float = 0.5) -> Verdict:

@@ -20,9 +20,9 @@ from vlserve.quantize.gate import open_gate
 from vlserve.quantize.items import read_parts
 from vlserve.quantize.record import Feeds
 from vlserve.runtime.archive import file_sha256, unpack_archive, verify_archive
-from vlserve.runtime.contract import Request
 from vlserve.runtime.folder import open_folder
 from vlserve.runtime.manifest import Graph
+from vlserve.runtime.types import Request
 from vlserve.training.demo_data import write_demo_data
 
 ITEMS = 72

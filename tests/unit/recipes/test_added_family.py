@@ -12,9 +12,9 @@ from vlserve.exporter.convert import Converter
 from vlserve.exporter.export import read_trained
 from vlserve.exporter.probes import drawn_image
 from vlserve.runtime.archive import unpack_archive
-from vlserve.runtime.contract import Request
 from vlserve.runtime.folder import open_folder
 from vlserve.runtime.image import decode
+from vlserve.runtime.types import Request
 from vlserve.settings import Settings
 
 TITLES = ("a red door", "x", "green " * 9)

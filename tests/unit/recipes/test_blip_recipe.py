@@ -13,11 +13,11 @@ from tiny_exports import EagerBackend, Exports, Tiny, graph_cases, tiny
 
 from vlserve.errors import CheckpointMismatch, ExportError
 from vlserve.exporter.convert import Format, load_network
-from vlserve.exporter.layers.vit import interpolate_positions
 from vlserve.exporter.recipe import load_recipe
-from vlserve.runtime.contract import Backend
+from vlserve.models.vit import interpolate_positions
 from vlserve.runtime.decoding import BeamSearch, CachedStep, Hypothesis, beam_search
 from vlserve.runtime.text import load_tokenizer
+from vlserve.runtime.types import Backend
 
 RECIPE = load_recipe("blip", Path(__file__).parents[3] / "export")
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "picture", "of", "cat", "dog", "##s"]

@@ -17,10 +17,10 @@ from tiny_exports import EagerBackend, Exports, Tiny, graph_cases, tiny
 from vlserve.errors import CheckpointMismatch, ExportError
 from vlserve.exporter.checkpoint import read_checkpoint
 from vlserve.exporter.convert import Format, load_network
-from vlserve.exporter.layers.resnet import ResNet, ResNetConfig
 from vlserve.exporter.recipe import load_recipe
-from vlserve.runtime.contract import Arrays, Backend
+from vlserve.models.resnet import ResNet, ResNetConfig
 from vlserve.runtime.decoding import BeamSearch, CachedStep, Hypothesis, beam_search
+from vlserve.runtime.types import Arrays, Backend
 
 RECIPES = {name: load_recipe(name, Path(__file__).parents[3] / "export") for name in ("s2", "m2")}
 WORDS = ["<unk>", "<pad>", "<bos>", "<eos>", "a", "cat", "猫", "sits", "on", "the", "red", "mat"]

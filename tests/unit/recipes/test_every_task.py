@@ -11,10 +11,10 @@ from vlserve.exporter.convert import SUFFIXES, Format
 from vlserve.exporter.export import read_trained
 from vlserve.exporter.recipe import load_recipe
 from vlserve.runtime.archive import unpack_archive
-from vlserve.runtime.contract import ItemError, Request
 from vlserve.runtime.errors import ErrorCode
 from vlserve.runtime.folder import open_folder
 from vlserve.runtime.task import difference
+from vlserve.runtime.types import ItemError, Request
 from vlserve.settings import Settings
 
 ATOL = 2e-4

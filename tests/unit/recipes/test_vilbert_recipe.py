@@ -14,8 +14,8 @@ from vlserve.errors import CheckpointMismatch, ExportError
 from vlserve.exporter.checkpoint import read_checkpoint
 from vlserve.exporter.convert import Format, load_network
 from vlserve.exporter.recipe import load_recipe
-from vlserve.runtime.contract import Arrays
 from vlserve.runtime.text import load_tokenizer
+from vlserve.runtime.types import Arrays
 
 RECIPE = load_recipe("vilbert", Path(__file__).parents[3] / "export")
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "ball", "cat", "dog", "##s"]

@@ -12,8 +12,8 @@ from tiny_exports import Exports, Tiny, graph_cases, tiny
 
 from vlserve.errors import CheckpointMismatch, ExportError
 from vlserve.exporter.convert import Format, load_network
-from vlserve.exporter.layers.resnet import ResNet, ResNetConfig
 from vlserve.exporter.recipe import Recipe, load_recipe
+from vlserve.models.resnet import ResNet, ResNetConfig
 from vlserve.runtime.text import load_tokenizer
 
 EXPORT = Path(__file__).parents[3] / "export"

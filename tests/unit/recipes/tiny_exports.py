@@ -23,8 +23,8 @@ from vlserve.exporter.convert import (
 from vlserve.exporter.parity import measure, run_eager, unseen_sizes
 from vlserve.exporter.recipe import GraphPlan, Recipe
 from vlserve.runtime.backend import open_backend
-from vlserve.runtime.contract import Arrays, Backend
 from vlserve.runtime.graphs import check_onnx
+from vlserve.runtime.types import Arrays, Backend
 
 LONGEST = {"text": 12, "memory": 12, "past": 9, "tokens": 5, "beams": 4, "answers": 5}
 SMALLEST = {"past": 0}
@@ -32,7 +32,7 @@ SMALLEST = {"past": 0}
 
 @dataclass(frozen=True)
 class EagerBackend:
-    """See vlserve.runtime.contract.Backend."""
+    """See vlserve.runtime.types.Backend."""
 
     plan: GraphPlan
 

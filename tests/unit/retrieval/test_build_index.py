@@ -15,9 +15,9 @@ from vlserve.retrieval.build import IndexReport, build_index
 from vlserve.retrieval.corpus import read_corpus
 from vlserve.retrieval.encode import SHARD
 from vlserve.runtime.archive import unpack_archive
-from vlserve.runtime.contract import Request
 from vlserve.runtime.folder import open_folder
 from vlserve.runtime.task import difference
+from vlserve.runtime.types import Request
 
 
 def index(archive: Path, data: Path, out: Path, **more: Any) -> IndexReport:

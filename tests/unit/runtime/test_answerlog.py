@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from vlserve.exporter.echo import pack_echo
-from vlserve.runtime.answerlog import SCORES_KEPT, AnswerLog, digest
+from vlserve.runtime.answer_log import SCORES_KEPT, AnswerLog, digest
 from vlserve.runtime.archive import unpack_archive
-from vlserve.runtime.contract import BatchResult, ItemError, Request
 from vlserve.runtime.errors import ErrorCode
 from vlserve.runtime.folder import open_folder
 from vlserve.runtime.pipeline import Pipeline
+from vlserve.runtime.types import BatchResult, ItemError, Request
 
 
 @pytest.fixture(scope="module")

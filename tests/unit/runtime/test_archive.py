@@ -21,7 +21,6 @@ from onnx import TensorProto, helper
 from vlserve.exporter.pack import write_zip
 from vlserve.runtime import archive as archive_module
 from vlserve.runtime.archive import check_folder, unpack_archive, verify_archive
-from vlserve.runtime.contract import Request
 from vlserve.runtime.errors import (
     ArchiveError,
     ArchiveTampered,
@@ -31,6 +30,7 @@ from vlserve.runtime.errors import (
 from vlserve.runtime.folder import open_folder
 from vlserve.runtime.manifest import MANIFEST, TORCHSERVE_MANIFEST
 from vlserve.runtime.task import difference
+from vlserve.runtime.types import Request
 
 Members = dict[str, bytes]
 

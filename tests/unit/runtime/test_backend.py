@@ -12,9 +12,9 @@ import torch
 from onnx import TensorProto, helper
 
 from vlserve.runtime.backend import open_backend
-from vlserve.runtime.contract import Arrays, Backend
 from vlserve.runtime.errors import ArchiveUnreadable
 from vlserve.runtime.manifest import Graph
+from vlserve.runtime.types import Arrays, Backend
 
 PLAIN = {
     "inputs": [{"name": "x", "dtype": "float32", "dims": ["batch", 3]}],

@@ -19,9 +19,9 @@ from vlserve.runtime.body import (
     read_request,
     write_body,
 )
-from vlserve.runtime.contract import ItemError, Request
 from vlserve.runtime.errors import ErrorCode, RequestError
 from vlserve.runtime.manifest import Manifest
+from vlserve.runtime.types import ItemError, Request
 
 
 class Asked(RequestFields):

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vlserve.runtime.contract import Arrays
 from vlserve.runtime.decoding import (
     BeamSearch,
     CachedStep,
@@ -19,6 +18,7 @@ from vlserve.runtime.decoding import (
     rank_answers,
 )
 from vlserve.runtime.manifest import Tensor
+from vlserve.runtime.types import Arrays
 
 END = 2
 INPUTS = (

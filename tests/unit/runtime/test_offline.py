@@ -13,10 +13,10 @@ import pytest
 from vlserve.exporter.echo import VOCABULARY, pack_echo
 from vlserve.exporter.pack import write_zip
 from vlserve.runtime.archive import unpack_archive, verify_archive
-from vlserve.runtime.contract import Request
 from vlserve.runtime.errors import ArchiveError, ArchiveTampered
 from vlserve.runtime.folder import open_folder
 from vlserve.runtime.offline import answer_offline
+from vlserve.runtime.types import Request
 
 
 def test_lines_come_back_in_order_each_with_its_own_answer_or_error(

@@ -16,12 +16,12 @@ from PIL import Image
 from vlserve.exporter.echo import VOCABULARY, pack_echo
 from vlserve.runtime.archive import unpack_archive
 from vlserve.runtime.body import RequestFields, WholeNumber
-from vlserve.runtime.contract import Answer, Arrays, BatchResult, ItemError, Request, Sample
 from vlserve.runtime.errors import ErrorCode, RequestError
 from vlserve.runtime.folder import open_folder
 from vlserve.runtime.manifest import Manifest
 from vlserve.runtime.pipeline import Pipeline
 from vlserve.runtime.task import Task, difference
+from vlserve.runtime.types import Answer, Arrays, BatchResult, ItemError, Request, Sample
 
 
 class Numbered(RequestFields):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from vlserve.exporter.wordpiece import SPECIAL, wordpiece
-from vlserve.runtime.contract import Arrays
 from vlserve.runtime.errors import ArchiveUnreadable, ManifestInvalid
 from vlserve.runtime.manifest import Manifest
+from vlserve.runtime.types import Arrays
 from vlserve.runtime.writing import Writer
 
 WORDS = (*SPECIAL, "a", "cat", "##s", "dog")

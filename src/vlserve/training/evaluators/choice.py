@@ -7,7 +7,7 @@ from sklearn.metrics import f1_score
 from vlserve.training.data import BadLine
 from vlserve.training.evaluators.items import EntailItem, ReasonItem
 from vlserve.training.evaluators.job import Job, Result
-from vlserve.training.measures.means import means
+from vlserve.training.metrics.confidence import means
 
 
 def evaluate_entail(job: Job) -> Result:

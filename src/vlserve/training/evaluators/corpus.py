@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlserve.training.evaluators.items import Look, PairedItem, TaskFile
-from vlserve.training.measures.recall import ranks, recalls
+from vlserve.training.metrics.recall import ranks, recalls
 
 Scores = NDArray[np.float64]
 """(images, texts), higher is better."""

@@ -7,19 +7,19 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from vlserve.errors import DataError
-from vlserve.runtime.contract import Answer
 from vlserve.runtime.errors import RequestError
 from vlserve.runtime.image import upright_size
+from vlserve.runtime.types import Answer
 from vlserve.training.evaluators.items import Boxes, Corners, GroundItem, TaskFile
 from vlserve.training.evaluators.job import Job, Result
-from vlserve.training.measures.boxes import (
+from vlserve.training.metrics.boxes import (
     RIGHT_FROM,
     box_iou,
     box_of_map,
     pixel_iou,
     points_into,
 )
-from vlserve.training.measures.means import means
+from vlserve.training.metrics.confidence import means
 
 
 def evaluate(job: Job) -> Result:

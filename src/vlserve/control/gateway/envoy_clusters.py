@@ -1,0 +1,148 @@
+"""Routing -> Envoy's clusters: which engine instances answer what. Pure.
+
+A version has one cluster, named after it. A shadow has two more, with a dot, which is in no
+model's name: `tagger-2.copies` takes copies from their requests to the gateway's own listener for
+them, `tagger-2.shadow` from there to the instances.
+"""
+
+from typing import Any
+
+from vlserve.control.domain import ModelRoute, Routing
+from vlserve.settings import Settings
+
+Config = dict[str, Any]
+
+SHADOW_LISTENER = "shadow"
+"""Name of the internal listener of the bootstrap that copies go to."""
+
+COPIES_BYTES = 512 * 1024 * 1024
+"""Of the bodies of copies under way, at most; a quarter of the memory that envoy.yaml allows."""
+
+_CLUSTER_TYPE = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
+_UNPREPARED = {
+    "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+    "explicit_http_config": {"http_protocol_options": {}},
+    "http_filters": [
+        {
+            "name": "envoy.filters.http.upstream_codec",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.filters.http.upstream_codec.v3"
+                ".UpstreamCodec"
+            },
+        }
+    ],
+}
+"""A cluster's own filters, in place of those that prepare a request for an engine: none."""
+
+
+def cluster_name(model: str, version: int) -> str:
+    """Envoy's cluster of one version."""
+    return f"{model}-{version}"
+
+
+def shadow_name(model: str, version: int) -> str:
+    """Envoy's cluster of the instances that answer copies."""
+    return f"{cluster_name(model, version)}.shadow"
+
+
+def copies_name(model: str, version: int) -> str:
+    """Envoy's cluster that takes copies from a request to the shadow's listener: its statistics
+    count each copy from beginning to end."""
+    return f"{cluster_name(model, version)}.copies"
+
+
+def clusters_counted_for(cluster: str) -> str:
+    """Pattern of the clusters whose running requests keep this one: to a version go requests and
+    copies, and a copy is on both clusters of its shadow."""
+    version, _, of_a_shadow = cluster.partition(".")
+    return version + (r"\.(copies|shadow)" if of_a_shadow else r"(\.copies)?")
+
+
+def clusters(routing: Routing, settings: Settings) -> list[Config]:
+    """One cluster for each version that clients may ask for: the instances that hold it. Two for
+    each shadow: the way that copies take, and the instances again."""
+    return [
+        cluster
+        for route in routing.models
+        for cluster in (
+            *(_cluster(route.model, version, routing, settings) for version in route.versions),
+            *_shadow_clusters(route, routing, settings),
+        )
+    ]
+
+
+def _cluster(model: str, version: int, routing: Routing, settings: Settings) -> Config:
+    name = cluster_name(model, version)
+    engine = settings.engine
+    endpoints = [
+        {
+            "endpoint": {
+                "address": {
+                    "socket_address": {"address": instance.host, "port_value": instance.port}
+                }
+            },
+            "metadata": {"filter_metadata": {"vlserve": {"token": instance.token}}},
+        }
+        for instance in routing.instances
+        if (model, version) not in instance.lacks
+    ]
+    return {
+        "@type": _CLUSTER_TYPE,
+        "name": name,
+        "type": "STATIC",
+        "connect_timeout": "1s",
+        "lb_policy": "LEAST_REQUEST",
+        "metadata": {"filter_metadata": {"vlserve": {"model": model, "version": str(version)}}},
+        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": endpoints}]},
+        "circuit_breakers": {
+            "thresholds": [
+                {
+                    # A dying instance gives back what its workers held and as much again; beyond
+                    # that, retries would only multiply an overload.
+                    "retry_budget": {
+                        "budget_percent": {"value": 20},
+                        "min_retry_concurrency": 2 * engine.workers * engine.batch_size,
+                    }
+                }
+            ]
+        },
+    }
+
+
+def _shadow_clusters(route: ModelRoute, routing: Routing, settings: Settings) -> list[Config]:
+    """How copies reach the shadow. Connections, limits and statistics of these clusters are their
+    own, so that requests to the same version do not feel them."""
+    if not route.shadow:
+        return []
+    version, most = route.shadow.version, _most_copies(routing, settings)
+    way = copies_name(route.model, version)
+    listener = {"envoy_internal_address": {"server_listener_name": SHADOW_LISTENER}}
+    to_listener = {
+        "@type": _CLUSTER_TYPE,
+        "name": way,
+        "type": "STATIC",
+        "connect_timeout": "1s",
+        "load_assignment": {
+            "cluster_name": way,
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": listener}}]}],
+        },
+        "circuit_breakers": {"thresholds": [{"max_requests": most, "max_pending_requests": most}]},
+        "typed_extension_protocol_options": {
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": _UNPREPARED
+        },
+    }
+    name = shadow_name(route.model, version)
+    to_instances = _cluster(route.model, version, routing, settings)
+    to_instances["name"] = to_instances["load_assignment"]["cluster_name"] = name
+    return [to_listener, to_instances]
+
+
+def _most_copies(routing: Routing, settings: Settings) -> int:
+    """How many copies may be under way to one shadow; others are left out. What its workers hold
+    and as much again, if the bodies of all shadows stay small beside the gateway's memory: one
+    that hangs reads none of them."""
+    engine = settings.engine
+    at_work = 2 * engine.workers * engine.batch_size * max(1, len(routing.instances))
+    shadows = sum(route.shadow is not None for route in routing.models)
+    in_memory = COPIES_BYTES // settings.gateway.max_body_bytes // shadows
+    return max(1, min(at_work, in_memory))

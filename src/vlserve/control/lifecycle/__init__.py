@@ -1,0 +1,1 @@
+"""The steps of a version's life: load, probe, warm up, drain."""

@@ -1,0 +1,182 @@
+"""The steps of one version's life, which a user's word and a tick of reconcile share."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from vlserve.control.domain import Engine, Key, State, VersionRecord
+from vlserve.control.gateway.traffic import Traffic
+from vlserve.control.lifecycle.probes import failed_probes
+from vlserve.control.lifecycle.warm_up import warm_up
+from vlserve.control.reconcile.plan import is_idle
+from vlserve.control.store.ledger import Ledger
+from vlserve.errors import ControlError, LoadFailed, NotReady
+from vlserve.runtime.archive import file_sha256
+
+_POLL_S = 0.1
+
+
+class Operations:
+    """At most one operation on a version at a time. Operations on other versions never wait."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._running: set[Key] = set()
+
+    @contextmanager
+    def on(self, key: Key) -> Iterator[None]:
+        """Waits for the operation that runs on this version, if any."""
+        with self._changed:
+            self._changed.wait_for(lambda: key not in self._running)
+            self._running.add(key)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._running.discard(key)
+                self._changed.notify_all()
+
+    def running(self) -> frozenset[Key]:
+        with self._changed:
+            return frozenset(self._running)
+
+
+class Lifecycle:
+    """Callers hold the version's operation. Thread-safe."""
+
+    def __init__(
+        self, ledger: Ledger, engine: Engine, traffic: Traffic, drain_timeout_s: float
+    ) -> None:
+        self._ledger = ledger
+        self._engine = engine
+        self._traffic = traffic
+        self._drain_timeout_s = drain_timeout_s
+
+    def load(self, record: VersionRecord) -> VersionRecord:
+        """registered, loading, failed or retired -> ready: loaded, probed, its own path open.
+        Without its tuning, which is dropped, where it cannot be loaded as tuned.
+
+        LoadFailed when it cannot be loaded or answers its probes wrong: it is out of the engine
+        then, and failed (or retired, where it was ready before). EngineUnavailable leaves it
+        loading: reconcile goes on once the engine answers.
+        """
+        model, version = record.key
+        if record.state is State.REGISTERED:  # what a failed archive of this number left is not it
+            self._engine.unload(model, version)
+        if record.state is not State.LOADING:
+            record = self._ledger.move(model, version, State.LOADING, "loading")
+        try:
+            self._load_and_probe(record)
+            self._warm_up(record)
+        except LoadFailed as error:
+            with suppress(ControlError):  # what is left there goes at a tick
+                self._engine.unload(model, version)
+            gone = State.RETIRED if record.was_ready else State.FAILED
+            self._ledger.move(model, version, gone, "failed", reason=str(error))
+            raise
+        with self._traffic.change():
+            return self._ledger.move(model, version, State.READY, "loaded")
+
+    def restore(self, record: VersionRecord) -> None:
+        """Bring a version that is to be loaded back onto the instances that lack it. Its state and
+        its weight stay: they are desired. What cannot be loaded as tuned is loaded without, and
+        its tuning dropped. LoadFailed, EngineUnavailable."""
+        self._load_and_probe(record)
+        self._ledger.record(*record.key, "recovered")
+
+    def make_ready(self, record: VersionRecord) -> None:
+        """Loaded, and healthy at this moment: a retired version is loaded first. NotReady."""
+        if record.state.routable:
+            self.check_healthy(record)
+            return
+        if record.state is State.DRAINING:
+            record = self.finish_draining(record, self._drain_timeout_s)
+        if record.state is not State.RETIRED:
+            reason = f" ({record.reason})" if record.reason else ""
+            raise NotReady(
+                f"{record.model} {record.version} is {record.state}{reason}, so it gets no traffic"
+            )
+        self.load(record)
+
+    def check_healthy(self, record: VersionRecord) -> None:
+        """NotReady unless every instance that gets the version's requests answers its first probe
+        right, just now."""
+        what = f"{record.model} {record.version}"
+        lacking = {known.name for known in self._traffic.instances if record.key in known.lacks}
+        serving = [each for each in self._engine.instances() if each.name not in lacking]
+        if not serving:
+            raise NotReady(f"{what} is being loaded again after a restart of the engine: wait")
+        wrong = failed_probes(self._engine, serving, record.manifest, record.manifest.probes[:1])
+        if wrong:
+            raise NotReady(f"{what} is not healthy, so it gets no traffic: {wrong[0]}")
+
+    def start_draining(self, record: VersionRecord) -> VersionRecord:
+        """ready -> draining: its path closes."""
+        with self._traffic.change():
+            return self._ledger.move(*record.key, State.DRAINING, "draining")
+
+    def finish_draining(self, record: VersionRecord, timeout_s: float) -> VersionRecord:
+        """draining -> retired, once no request is under way; still draining after ``timeout_s``."""
+        deadline = time.monotonic() + timeout_s
+        while not self._is_idle(record.key):
+            if time.monotonic() > deadline:
+                return record
+            time.sleep(_POLL_S)
+        self._engine.unload(*record.key)
+        return self._ledger.move(*record.key, State.RETIRED, "unloaded")
+
+    def _is_idle(self, key: Key) -> bool:
+        """Twice in a row: a request may have been routed just before the path closed."""
+        for pause_s in (_POLL_S, 0.0):
+            if not is_idle(key, self._traffic.observe(), self._traffic.in_flight([key])):
+                return False
+            time.sleep(pause_s)
+        return True
+
+    def _load_and_probe(self, record: VersionRecord) -> None:
+        _check_bytes(record)
+        if record.tuning is not None:
+            held = [holds.get(record.key) for holds in self._engine.loaded().values()]
+            try:
+                self._engine.load(*record.key, record.archive, record.tuning.serving)
+                self._check_answers(record)
+                return
+            except LoadFailed as error:
+                self._ledger.tune(*record.key, None, reason=str(error))
+            if not any(each and each.workers_ready for each in held):  # else it may be in use
+                self._engine.unload(*record.key)
+        self._engine.load(*record.key, record.archive)
+        self._check_answers(record)
+
+    def _warm_up(self, record: VersionRecord) -> None:
+        """The instances that hold nothing else: nobody has asked them yet."""
+        alone = {
+            name for name, holds in self._traffic.observe().items() if set(holds) == {record.key}
+        }
+        cold = [one for one in self._engine.instances() if one.name in alone]
+        if cold:
+            warm_up(self._engine, cold, record.manifest)
+
+    def _check_answers(self, record: VersionRecord) -> None:
+        model, version = record.key
+        manifest = record.manifest
+        wrong = failed_probes(self._engine, self._engine.instances(), manifest, manifest.probes)
+        if wrong:
+            more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
+            raise LoadFailed(
+                f"{model} {version} loads, but does not answer as it did when it was packed: "
+                f"{'; '.join(wrong[:3])}{more}"
+            )
+
+
+def _check_bytes(record: VersionRecord) -> None:
+    try:
+        sha256 = file_sha256(record.archive)
+    except OSError as error:
+        raise LoadFailed(f"{record.archive} cannot be read: {error.strerror}") from error
+    if sha256 != record.sha256:
+        raise LoadFailed(
+            f"{record.archive} does not hold the bytes that were registered (sha256 "
+            f"{record.sha256[:12]}…, these have {sha256[:12]}…): register the archive again"
+        )

@@ -1,0 +1,1 @@
+"""The tick: what the ledger wants against what engine and gateway say."""

@@ -1,0 +1,65 @@
+"""What the handlers logged of their answers, by request and version."""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vlserve.control.rollouts.log_reader import Cursor, Line, read_since
+
+KEPT = 20_000
+"""Answers that are remembered; older ones are forgotten first."""
+
+
+@dataclass(frozen=True)
+class Answered:
+    """``scores``: label -> score, best first; empty where the answer has no labels. ``failed``: it
+    was an error instead."""
+
+    scores: Mapping[str, float] = field(default_factory=dict)
+    digest: str = ""
+    failed: bool = False
+
+    @property
+    def label(self) -> str | None:
+        """The first one."""
+        return next(iter(self.scores), None)
+
+
+class Answers:
+    """Of one model, logged after ``begin``. After a restart of the control service all of them are
+    read again."""
+
+    def __init__(self, log: Path, model: str, begin: Cursor) -> None:
+        self._log = log
+        self._wanted = f'"model": "{model}"'.encode()
+        self._cursor = begin
+        self._found: OrderedDict[tuple[str, int], Answered | None] = OrderedDict()
+
+    def read(self) -> None:
+        """Take in what was logged since."""
+        before = None
+        while self._cursor != before:
+            before = self._cursor
+            lines, self._cursor = read_since(self._log, self._cursor, self._wanted)
+            for line in lines:
+                self._take(line)
+            while len(self._found) > KEPT:
+                self._found.popitem(last=False)
+
+    def of(self, request_id: str, version: int) -> Answered | None:
+        """None while it is not there, and for a request id that came twice: nobody knows which of
+        the two requests it stands for."""
+        return self._found.get((request_id, version))
+
+    def _take(self, line: Line) -> None:
+        try:
+            key = (str(line["request_id"]), int(line["version"]))
+            answered = Answered(
+                scores={str(label): float(s) for label, s in line.get("scores", {}).items()},
+                digest=str(line.get("digest", "")),
+                failed="error" in line,
+            )
+        except (KeyError, TypeError, ValueError, AttributeError):  # not a line of ours
+            return
+        self._found[key] = None if key in self._found else answered

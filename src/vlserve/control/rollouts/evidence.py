@@ -1,0 +1,112 @@
+"""Log lines into what the judge is shown. Pure.
+
+The gateway's log has one line a request, written when it ends, with the step of the release whose
+weights routed it; a request that asked for a version has no step. The log of copies has one line a
+copy that reached the candidate. The handlers' log has what each version answered.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from vlserve.control.judge import Outcome, ShadowPair
+from vlserve.control.rollouts.answers import Answered
+from vlserve.control.rollouts.log_reader import Line
+
+PATIENCE_S = 120.0
+"""How long a copy waits for the other answer; longer than any request takes."""
+_OVERFLOW = "UO"  # Envoy's flag for a request that it did not even try to send
+
+AnswerOf = Callable[[str, int], Answered | None]
+"""(request id, version) -> what was answered."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The two versions of one comparison."""
+
+    candidate: int
+    stable: int
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A copy that the candidate got, and that waits for its answers to be logged."""
+
+    request_id: str
+    status: int
+    seen_at: float
+
+
+def outcome(line: Line, versions: Pair, answer_of: AnswerOf) -> Outcome | None:
+    """What a line of the gateway's log says of one version; None where it went elsewhere. A request
+    that was answered only at another try has failed: its client did not notice, but the version
+    lost it once."""
+    status, version = _status(line), _number(line.get("version"))
+    if version not in (versions.candidate, versions.stable):
+        return None
+    refused = 400 <= status < 500
+    failed = not refused and (not 200 <= status < 400 or (_number(line.get("tries")) or 1) > 1)
+    answered = None if failed or refused else answer_of(str(line.get("request_id")), version)
+    return Outcome(
+        candidate=version == versions.candidate,
+        failed=failed,
+        refused=refused,
+        latency_ms=max(0.0, _float(line.get("duration_ms"))),
+        caller=line.get("caller") or None,
+        tag=answered.label if answered else None,
+    )
+
+
+def copies(lines: Iterable[Line], now: float) -> list[Copy]:
+    """Of the lines of the log of copies."""
+    return [
+        Copy(str(line.get("request_id")), _status(line), now)
+        for line in lines
+        if _OVERFLOW not in str(line.get("flags") or "").split(",")
+    ]
+
+
+def join(
+    waiting: Sequence[Copy], versions: Pair, answer_of: AnswerOf, now: float
+) -> tuple[list[ShadowPair], list[Copy]]:
+    """The pairs that both versions have answered, and the copies that still wait. A request that
+    stable could not answer is no pair."""
+    pairs, still = [], []
+    for copy in waiting:
+        stable = answer_of(copy.request_id, versions.stable)
+        candidate = answer_of(copy.request_id, versions.candidate)
+        if stable is None or (copy.status == 200 and candidate is None):
+            if now - copy.seen_at < PATIENCE_S:
+                still.append(copy)
+        elif not stable.failed:
+            pairs.append(compare(stable, candidate if copy.status == 200 else None))
+    return pairs, still
+
+
+def compare(stable: Answered, candidate: Answered | None) -> ShadowPair:
+    """None: the candidate could not answer what stable could. The distance is that of the scores of
+    stable's best label, 0 where the candidate does not name it."""
+    if candidate is None or candidate.failed:
+        return ShadowPair(agree=False, score_distance=1.0)
+    if stable.label is None:
+        return ShadowPair(agree=True, score_distance=0.0)
+    distance = abs(stable.scores[stable.label] - candidate.scores.get(stable.label, 0.0))
+    return ShadowPair(agree=candidate.label == stable.label, score_distance=min(1.0, distance))
+
+
+def _status(line: Line) -> int:
+    return _number(line.get("status")) or 0
+
+
+def _number(value: object) -> int | None:
+    try:
+        return int(str(value))
+    except ValueError:
+        return None
+
+
+def _float(value: object) -> float:
+    try:
+        return float(str(value))
+    except ValueError:
+        return 0.0

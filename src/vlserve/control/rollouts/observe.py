@@ -1,0 +1,128 @@
+"""One look at a release: the evidence since the last one, and what the judge makes of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from vlserve.control.domain import GrayRelease, ReleaseStatus
+from vlserve.control.judge import Action, Batch, Decision, JudgeState, Standing, decide, observe
+from vlserve.control.rollouts import evidence, windows
+from vlserve.control.rollouts.answers import Answers
+from vlserve.control.rollouts.evidence import Pair
+from vlserve.control.rollouts.log_reader import end_of, read_since
+from vlserve.control.rollouts.state import Progress
+from vlserve.control.store.ledger import step_name
+
+
+@dataclass(frozen=True)
+class Logs:
+    """Where the evidence is: what the gateway, its mirror and the handlers write."""
+
+    requests: Path
+    copies: Path
+    answers: Path
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """Of one release, at one moment. ``now``: Unix time, s; ``passed_s``: since the last look.
+    ``starts``: which start of each process answers, those that do not answer left out. Health is
+    None where it is not known. ``restoring``: an instance lacks one of the two versions, or did
+    until just now: what fails for that reason is no evidence against the one that comes back
+    later."""
+
+    now: float
+    passed_s: float
+    starts: Mapping[str, str]
+    stable_healthy: bool | None
+    candidate_healthy: bool | None
+    restoring: bool = False
+
+
+def begin(judge: JudgeState, logs: Logs, starts: Mapping[str, str]) -> Progress:
+    """Nothing that is in the logs by now is evidence."""
+    return Progress(
+        judge,
+        requests=end_of(logs.requests),
+        copies=end_of(logs.copies),
+        answers=end_of(logs.answers),
+        starts=dict(starts),
+    )
+
+
+def look(
+    release: GrayRelease, progress: Progress, logs: Logs, answers: Answers, around: Surroundings
+) -> Progress:
+    """The release's progress with the evidence until now and the judge's decision."""
+    progress = _gather(release, progress, logs, answers, around)
+    if release.status is ReleaseStatus.RUNNING:
+        progress = replace(progress, held_s=progress.held_s + around.passed_s)
+    standing = Standing(progress.held_s, around.stable_healthy, around.candidate_healthy)
+    decision = decide(progress.judge, standing)
+    restarted = _restarted(progress.starts, around.starts)
+    policy = progress.judge.policy
+    if restarted and policy.recovery == "rollback" and decision.action is not Action.ROLLBACK:
+        decision = _taken_back(decision, restarted, around)
+        if decision.action is Action.HOLD:  # remember what was restarted until stable is well
+            return replace(progress, decision=decision)
+    if release.status is ReleaseStatus.PAUSED and decision.action is Action.ADVANCE:
+        decision = replace(decision, action=Action.HOLD, reason="paused by hand")
+    return replace(progress, decision=decision, starts={**progress.starts, **around.starts})
+
+
+def restarted(before: Progress, after: Progress) -> tuple[str, ...]:
+    """Which processes were found to be other ones, between two looks."""
+    return _restarted(before.starts, after.starts)
+
+
+def _restarted(before: Mapping[str, str], now: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(sorted(name for name in before if name in now and now[name] != before[name]))
+
+
+def _taken_back(decision: Decision, restarted: tuple[str, ...], around: Surroundings) -> Decision:
+    reason = f"{', '.join(restarted)} was restarted, and recovery is rollback"
+    if around.stable_healthy is not True:
+        return replace(
+            decision, action=Action.HOLD, reason=f"{reason}; stable is not known to be healthy"
+        )
+    return replace(decision, action=Action.ROLLBACK, reason=reason)
+
+
+def _gather(
+    release: GrayRelease,
+    progress: Progress,
+    logs: Logs,
+    answers: Answers,
+    around: Surroundings,
+) -> Progress:
+    """The logs are read in this order: an answer is logged before its request ends."""
+    step = step_name(release.id, release.step)
+    containing = f'"{step}"'.encode()
+    versions = Pair(release.candidate, release.stable)
+    lines, requests_read = read_since(logs.requests, progress.requests, containing)
+    copied, copies_read = read_since(logs.copies, progress.copies, containing)
+    answers.read()
+    ended = (
+        evidence.outcome(line, versions, answers.of) for line in lines if line.get("step") == step
+    )
+    outcomes = [outcome for outcome in ended if outcome is not None]
+    copied = [line for line in copied if line.get("step") == step]
+    waiting = (*progress.waiting, *evidence.copies(copied, around.now))
+    pairs, still_waiting = evidence.join(waiting, versions, answers.of, around.now)
+    if around.restoring:
+        outcomes, pairs, still_waiting = [], [], []
+    return replace(
+        progress,
+        judge=observe(progress.judge, Batch(outcomes, pairs)),
+        requests=requests_read,
+        copies=copies_read,
+        waiting=tuple(still_waiting),
+        windows=windows.add(
+            progress.windows,
+            outcomes,
+            pairs,
+            now=around.now,
+            step=release.step,
+            weight=progress.judge.weight,
+        ),
+    )

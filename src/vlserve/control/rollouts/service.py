@@ -1,0 +1,152 @@
+"""The words of a user for releases in steps: start, pause, resume, abort, promote, look."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vlserve.control.domain import GrayRelease, ReleaseStatus, VersionRecord
+from vlserve.control.judge import JudgeState, load_policy
+from vlserve.control.lifecycle.lifecycle import Lifecycle, Operations
+from vlserve.control.rollouts.describe import release_view
+from vlserve.control.rollouts.observe import Logs, begin
+from vlserve.control.rollouts.runner import Conductor, Surveyor
+from vlserve.control.rollouts.transitions import Moves
+from vlserve.control.store.ledger import Ledger
+from vlserve.control.store.rollout_records import GrayReleases
+from vlserve.control.wire.rollout_views import ReleaseView
+from vlserve.errors import NoRelease, NotReady, ReleaseUnderWay
+
+_ANSWER_LOG = "vlserve/runtime/answer_log.py"
+
+
+class Releases:
+    """Thread-safe. Every method raises children of VlserveError."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        records: GrayReleases,
+        moves: Moves,
+        conductor: Conductor,
+        surveyor: Surveyor,
+        lifecycle: Lifecycle,
+        operations: Operations,
+        logs: Logs,
+        policy_file: Path,
+    ) -> None:
+        self._ledger = ledger
+        self._records = records
+        self._moves = moves
+        self._conductor = conductor
+        self._surveyor = surveyor
+        self._lifecycle = lifecycle
+        self._operations = operations
+        self._logs = logs
+        self._policy_file = policy_file
+
+    def start(self, model: str, version: int, changes: Mapping[str, Any]) -> ReleaseView:
+        """Begin to release ``version``; its first step is in force when this returns. ``changes``:
+        entries of rollout.yaml for this release alone.
+
+        SettingsError: a policy that cannot work; ReleaseUnderWay; NotReady: the version cannot
+        serve, or there is no other one to compare it with.
+        """
+        policy = load_policy(self._policy_file, changes)
+        with self._operations.on((model, version)):
+            candidate = self._ledger.version(model, version)
+            stable = self._stable(model, version)
+            logged = all(_ANSWER_LOG in each.manifest.files for each in (candidate, stable))
+            if policy.shadow_percent and not logged:
+                raise NotReady(
+                    f"{model} {stable.version} or {version} was packed before answers were logged, "
+                    "so a shadow has nothing to compare: release without --shadow"
+                )
+            judge = JudgeState.start(
+                policy,
+                shadow=policy.shadow_percent > 0,
+                has_tags=logged and bool(candidate.manifest.labels and stable.manifest.labels),
+            )
+            self._lifecycle.make_ready(candidate)
+            with self._conductor.lock:
+                self.refuse_if_under_way(model)
+                progress = begin(judge, self._logs, self._surveyor.starts())
+                release = self._moves.start(model, version, stable.version, progress)
+                return release_view(release, progress)
+
+    def look(self, model: str) -> ReleaseView:
+        """The release under way, or the last one. NoRelease if there was none."""
+        self._ledger.model(model)
+        with self._conductor.lock:
+            release = self._records.latest(model)
+            if release is None:
+                raise NoRelease(f"{model} was never released in steps")
+            return release_view(release, self._conductor.progress(release))
+
+    def pause(self, model: str) -> ReleaseView:
+        """Keep the weight; an alarm still takes the release back."""
+        return self._set(model, ReleaseStatus.PAUSED, "paused")
+
+    def resume(self, model: str) -> ReleaseView:
+        return self._set(model, ReleaseStatus.RUNNING, "resumed")
+
+    def promote(self, model: str) -> ReleaseView:
+        """All traffic to the candidate, whatever the judge still waits for."""
+        self._check_healthy(model, self._under_way(model).candidate)
+        with self._conductor.lock:
+            release = self._under_way(model)
+            self._moves.promote(release, self._conductor.progress(release), by="user")
+            return self.look(model)
+
+    def abort(self, model: str) -> ReleaseView:
+        """All traffic back to stable. NotReady if that is not healthy."""
+        self._check_healthy(model, self._under_way(model).stable)
+        with self._conductor.lock:
+            release = self._under_way(model)
+            self._moves.take_back(release, self._conductor.progress(release), by="user")
+            return self.look(model)
+
+    def refuse_if_under_way(self, model: str) -> None:
+        """ReleaseUnderWay while the model is being released in steps."""
+        release = self._records.under_way(model)
+        if release is not None:
+            raise ReleaseUnderWay(
+                f"{model} {release.candidate} is being released: `vlserve promote {model}` gives "
+                f"it all traffic now, `vlserve abort {model}` takes it back"
+            )
+
+    def under_way(self, model: str) -> GrayRelease | None:
+        return self._records.under_way(model)
+
+    def _set(self, model: str, status: ReleaseStatus, kind: str) -> ReleaseView:
+        with self._conductor.lock:
+            release = self._under_way(model)
+            if release.status is not status:
+                with self._ledger.transaction():
+                    self._records.save(release.id, status=status)
+                    self._ledger.record(model, release.candidate, kind)
+            return self.look(model)
+
+    def _check_healthy(self, model: str, version: int) -> None:
+        self._lifecycle.check_healthy(self._ledger.version(model, version))
+
+    def _under_way(self, model: str) -> GrayRelease:
+        self._ledger.model(model)
+        release = self._records.under_way(model)
+        if release is None:
+            raise NoRelease(
+                f"{model} is not being released: begin with `vlserve release {model} VERSION`"
+            )
+        return release
+
+    def _stable(self, model: str, version: int) -> VersionRecord:
+        """The version to compare with."""
+        self.refuse_if_under_way(model)
+        stable = self._ledger.model(model).stable
+        if stable is None:
+            raise NotReady(
+                f"{model} has no stable version to compare {version} with: "
+                f"vlserve release {model} {version} --now"
+            )
+        if stable == version:
+            raise NotReady(f"{model} {version} is the stable version already")
+        return self._ledger.version(model, stable)

@@ -1,0 +1,321 @@
+"""The ledger: what is registered, what is desired, and everything that happened.
+
+A change is one transaction with its event.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+from vlserve.control.domain import Event, ModelRecord, Shadow, State, VersionRecord
+from vlserve.control.reconcile.plan import TRANSITIONS, states_after
+from vlserve.control.store.database import Database
+from vlserve.control.tuning import Tuning, parse_tuning
+from vlserve.errors import ControlError, ModelNotFound, VersionNotFound
+from vlserve.runtime.manifest import Manifest
+
+_VERSION = (
+    "model, version, archive, sha256, state, reason, was_ready, registered_at, changed_at, tuning"
+)
+
+
+class Ledger:
+    """Thread-safe. Methods that change something take part in a `transaction` around them."""
+
+    def __init__(self, store: Path) -> None:
+        """Open or create the ledger of the model store ``store``; ControlError when another
+        control service has it open, or a newer vlserve wrote it."""
+        self.store = store
+        self.database = Database(store)
+        self._query, self._execute = self.database.query, self.database.execute
+        self._manifests: dict[str, Manifest] = {}  # by the archive's sha256; probes make them long
+
+    def close(self) -> None:
+        self.database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def transaction(self) -> AbstractContextManager[None]:
+        """All changes inside are kept together, or none. Nests; the outermost one commits."""
+        return self.database.transaction()
+
+    def models(self) -> list[ModelRecord]:
+        """Every model that a version was ever registered for, by name."""
+        return [self._model(row) for row in self._query("SELECT * FROM models ORDER BY model")]
+
+    def model(self, model: str) -> ModelRecord:
+        rows = self._query("SELECT * FROM models WHERE model = ?", model)
+        if not rows:
+            raise ModelNotFound(
+                f"no model {model}: nothing was registered under this name"
+                + _known(record.model for record in self.models())
+            )
+        return self._model(rows[0])
+
+    def versions(self, model: str | None = None) -> list[VersionRecord]:
+        """Every version, or those of one model, by number."""
+        rows = self._query(
+            f"SELECT {_VERSION} FROM versions WHERE ?1 IS NULL OR model = ?1"
+            " ORDER BY model, version",
+            model,
+        )
+        return [self._version(row) for row in rows]
+
+    def find(self, model: str, version: int) -> VersionRecord | None:
+        rows = self._query(
+            f"SELECT {_VERSION} FROM versions WHERE model = ? AND version = ?", model, version
+        )
+        return self._version(rows[0]) if rows else None
+
+    def version(self, model: str, version: int) -> VersionRecord:
+        record = self.find(model, version)
+        if record is None:
+            self.model(model)
+            raise VersionNotFound(
+                f"{model} has no version {version}"
+                + _known(str(entry.version) for entry in self.versions(model))
+            )
+        return record
+
+    def events(self, model: str) -> list[Event]:
+        """Everything that happened to a model, oldest first."""
+        self.model(model)
+        return [
+            Event(row["at"], row["model"], row["version"], row["kind"], json.loads(row["detail"]))
+            for row in self._query("SELECT * FROM events WHERE model = ? ORDER BY id", model)
+        ]
+
+    def add(
+        self, manifest: Manifest, archive: Path, sha256: str, tuning: Tuning | None = None
+    ) -> VersionRecord:
+        """A new version, registered. Replaces a failed one of this number that was never ready."""
+        model, version, at = manifest.model, manifest.version, now()
+        with self.transaction():
+            self._execute("INSERT OR IGNORE INTO models (model) VALUES (?)", model)
+            self._execute(
+                "DELETE FROM versions WHERE model = ? AND version = ? AND state = ?"
+                " AND NOT was_ready",
+                model,
+                version,
+                State.FAILED,
+            )
+            self._execute(
+                "INSERT INTO versions (model, version, archive, sha256, manifest, state,"
+                " registered_at, changed_at, tuning) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                model,
+                version,
+                str(archive.relative_to(self.store)),
+                sha256,
+                manifest.model_dump_json(),
+                State.REGISTERED,
+                at,
+                at,
+                tuning.model_dump_json() if tuning else None,
+            )
+            told = {"tuned": str(tuning.serving)} if tuning else {}
+            self.record(model, version, "registered", sha256=sha256, **told)
+        return self.version(model, version)
+
+    def tune(
+        self, model: str, version: int, tuning: Tuning | None, reason: str = ""
+    ) -> VersionRecord:
+        """How a version is to be served from its next load on; None: as all are."""
+        told = {"tuned": str(tuning.serving)} if tuning else {}
+        with self.transaction():
+            self._execute(
+                "UPDATE versions SET tuning = ? WHERE model = ? AND version = ?",
+                tuning.model_dump_json() if tuning else None,
+                model,
+                version,
+            )
+            kind = "tuned" if tuning else "untuned"
+            self.record(model, version, kind, **told, **({"reason": reason} if reason else {}))
+        return self.version(model, version)
+
+    def move(
+        self, model: str, version: int, state: State, kind: str, reason: str = "", **detail: Any
+    ) -> VersionRecord:
+        """Move a version to ``state``, with an event of ``kind``. ControlError when it may not."""
+        with self.transaction():
+            before = self.version(model, version).state
+            if state not in TRANSITIONS[before]:
+                raise ControlError(f"{model} {version} is {before}: it cannot become {state}")
+            self._execute(
+                "UPDATE versions SET state = ?, reason = ?, changed_at = ?,"
+                " was_ready = was_ready OR ? WHERE model = ? AND version = ?",
+                state,
+                reason,
+                now(),
+                int(state is State.READY),
+                model,
+                version,
+            )
+            self.record(model, version, kind, **detail, **({"reason": reason} if reason else {}))
+        return self.version(model, version)
+
+    def release(self, model: str, version: int, weights: Mapping[int, int], **detail: Any) -> None:
+        """``version`` becomes stable over the one before; ``weights`` are desired from now on."""
+        with self.transaction():
+            previous = self.model(model).stable
+            self._execute(
+                "INSERT INTO releases (model, version, at) VALUES (?, ?, ?)", model, version, now()
+            )
+            self._desire(model, weights, stable=version)
+            self.record(
+                model,
+                version,
+                "released",
+                previous=previous,
+                **detail,
+                weights=_keys_as_text(weights),
+            )
+
+    def roll_back(self, model: str, version: int, weights: Mapping[int, int]) -> None:
+        """Back to ``version``, an earlier entry of the model's stack; those over it are undone."""
+        with self.transaction():
+            previous = self.model(model).stable
+            self._execute(
+                "UPDATE releases SET rolled_back_at = ?1"
+                " WHERE model = ?2 AND rolled_back_at IS NULL AND id > (SELECT max(id) FROM"
+                " releases WHERE model = ?2 AND version = ?3 AND rolled_back_at IS NULL)",
+                now(),
+                model,
+                version,
+            )
+            self._desire(model, weights, stable=version)
+            self.record(
+                model, version, "rolled_back", previous=previous, weights=_keys_as_text(weights)
+            )
+
+    def weigh(
+        self, model: str, version: int, weights: Mapping[int, int], kind: str, **detail: Any
+    ) -> None:
+        """Other weights under the same stable version, with an event of ``kind`` on ``version``."""
+        with self.transaction():
+            stable = self.model(model).stable
+            assert stable is not None, f"{model} has no stable version to share with"
+            self._desire(model, weights, stable=stable)
+            self.record(model, version, kind, **detail, weights=_keys_as_text(weights))
+
+    def intend(self, model: str, weights: Mapping[int, int] | None) -> None:
+        """Note what the gateway is about to be told, or (None) that it is known again."""
+        text = None if weights is None else json.dumps(_keys_as_text(weights))
+        self._execute("UPDATE models SET intended = ? WHERE model = ?", text, model)
+
+    def undo(self, model: str, intended: Mapping[int, int]) -> None:
+        """The gateway left the weights that a control service had put it on before it died."""
+        with self.transaction():
+            self.intend(model, None)
+            self.record(model, None, "interrupted", intended=_keys_as_text(intended))
+
+    def record(self, model: str, version: int | None, kind: str, **detail: Any) -> None:
+        """Append one event."""
+        with self.transaction():
+            self._execute(
+                "INSERT INTO events (at, model, version, kind, detail) VALUES (?, ?, ?, ?, ?)",
+                now(),
+                model,
+                version,
+                kind,
+                json.dumps(detail, ensure_ascii=False),
+            )
+
+    def _desire(self, model: str, weights: Mapping[int, int], stable: int) -> None:
+        self._execute(
+            "UPDATE models SET weights = ? WHERE model = ?",
+            json.dumps(_keys_as_text(weights)),
+            model,
+        )
+        states = {record.version: record.state for record in self.versions(model)}
+        for version, state in states_after(states, weights, stable).items():
+            if state not in TRANSITIONS[states[version]]:
+                raise ControlError(
+                    f"{model} {version} is {states[version]}: it cannot become {state}"
+                )
+            self._execute(
+                "UPDATE versions SET state = ?, changed_at = ? WHERE model = ? AND version = ?",
+                state,
+                now(),
+                model,
+                version,
+            )
+
+    def _model(self, row: sqlite3.Row) -> ModelRecord:
+        stack = self._query(
+            "SELECT id, version FROM releases WHERE model = ? AND rolled_back_at IS NULL"
+            " ORDER BY id",
+            row["model"],
+        )
+        salt, step, shadow = str(stack[-1]["id"]) if stack else "", "", None
+        for gray in self._query(
+            "SELECT id, candidate, step, shadow_percent FROM gray_releases"
+            " WHERE model = ? AND ended_at IS NULL",
+            row["model"],
+        ):
+            salt, step = f"r{gray['id']}", step_name(gray["id"], gray["step"])
+            if gray["shadow_percent"]:
+                shadow = Shadow(gray["candidate"], gray["shadow_percent"])
+        intended = row["intended"]
+        return ModelRecord(
+            model=row["model"],
+            weights=_weights(row["weights"]),
+            stack=tuple(entry["version"] for entry in stack),
+            salt=salt,
+            step=step,
+            shadow=shadow,
+            intended=None if intended is None else _weights(intended),
+        )
+
+    def _version(self, row: sqlite3.Row) -> VersionRecord:
+        return VersionRecord(
+            model=row["model"],
+            version=row["version"],
+            archive=self.store / row["archive"],
+            sha256=row["sha256"],
+            manifest=self._manifest(row["model"], row["version"], row["sha256"]),
+            state=State(row["state"]),
+            reason=row["reason"],
+            was_ready=bool(row["was_ready"]),
+            registered_at=row["registered_at"],
+            changed_at=row["changed_at"],
+            tuning=None if row["tuning"] is None else parse_tuning(row["tuning"]),
+        )
+
+    def _manifest(self, model: str, version: int, sha256: str) -> Manifest:
+        if sha256 not in self._manifests:
+            (row,) = self._query(
+                "SELECT manifest FROM versions WHERE model = ? AND version = ?", model, version
+            )
+            self._manifests[sha256] = Manifest.model_validate_json(row["manifest"])
+        return self._manifests[sha256]
+
+
+def step_name(release_id: int, step: int) -> str:
+    """How the gateway's log calls one step of one release."""
+    return f"{release_id}/{step}"
+
+
+def now() -> str:
+    """UTC, ISO 8601, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _weights(text: str) -> dict[int, int]:
+    return {int(version): share for version, share in json.loads(text).items()}
+
+
+def _keys_as_text(weights: Mapping[int, int]) -> dict[str, int]:
+    return {str(version): share for version, share in weights.items()}
+
+
+def _known(names: Iterator[str]) -> str:
+    known = ", ".join(names)
+    return f" (there is {known})" if known else ""

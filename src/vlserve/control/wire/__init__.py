@@ -1,0 +1,1 @@
+"""What goes over HTTP between the control service and its clients."""

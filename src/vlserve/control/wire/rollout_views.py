@@ -1,0 +1,74 @@
+"""What the control service says of a release."""
+
+from collections.abc import Mapping
+
+from pydantic import Field
+
+from vlserve.control.domain import ReleaseStatus
+from vlserve.control.wire.views import View
+
+
+class GateView(View):
+    """One gate at the last look; docs/gray-release.md says what each tests."""
+
+    gate: str
+    verdict: str = Field(description="clear, waiting or alarm.")
+    summary: str
+    waits_for: str
+    e_value: float = Field(description="Evidence against the candidate; 1 is none.")
+    peak_e_value: float
+    threshold: float = Field(description="The gate alarms once the peak has reached this.")
+    figures: Mapping[str, float]
+
+
+class DecisionView(View):
+    action: str = Field(description="advance, hold or rollback.")
+    reason: str
+    gates: tuple[GateView, ...]
+
+
+class TallyView(View):
+    """One version in one window."""
+
+    version: int
+    requests: int
+    failed: int
+    p50_ms: float | None
+    p99_ms: float | None
+    labels: Mapping[str, int] = Field(description="How often each was the answer's first.")
+
+
+class WindowView(View):
+    """What was counted in some seconds of a step."""
+
+    start: str
+    step: int
+    weight: int
+    candidate: TallyView
+    stable: TallyView
+    stability_index: float | None = Field(
+        description="Population stability index of the labels; a figure, not a gate."
+    )
+    pairs: int = Field(description="Requests that both versions answered, in a shadow.")
+    agreeing: int
+    score_distance: float | None
+
+
+class ReleaseView(View):
+    """A release in steps, under way or ended."""
+
+    id: int
+    model: str
+    candidate: int
+    stable: int
+    status: ReleaseStatus
+    weights: tuple[int, ...] = Field(description="Of the candidate, by step; 0: a shadow.")
+    step: int
+    weight: int = Field(description="The candidate's, now; 0 after it was taken back.")
+    shadow_percent: int = Field(description="Requests copied to the candidate, now.")
+    held_s: float = Field(description="Since this step began, pauses not counted.")
+    hold_s: float
+    started_at: str
+    ended_at: str | None
+    decision: DecisionView | None = Field(description="The judge's last; null before the first.")
+    windows: tuple[WindowView, ...] = Field(description="Evidence by version, oldest first.")

@@ -1,0 +1,166 @@
+"""What the control service says over HTTP, and its client gives back."""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from vlserve.control.domain import State
+from vlserve.control.tuning import Tuning
+from vlserve.errors import ArchiveError, ControlError, VlserveError
+
+
+def error_code(error: type[VlserveError]) -> str:
+    """VersionNotFound -> version_not_found."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", error.__name__).lower()
+
+
+def error_of(code: str) -> type[VlserveError]:
+    """The error that ``code`` names; ControlError for a code that names none."""
+    return next(
+        (kind for kind in _with_children(ControlError, ArchiveError) if error_code(kind) == code),
+        ControlError,
+    )
+
+
+def _with_children(*kinds: type[VlserveError]) -> Iterator[type[VlserveError]]:
+    for kind in kinds:
+        yield kind
+        yield from _with_children(*kind.__subclasses__())
+
+
+class View(BaseModel):
+    """Immutable; unknown fields are ignored, so that an older client reads a newer service."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class VersionView(View):
+    """One version as the ledger has it, and what the engine said at the last tick."""
+
+    model: str
+    version: int
+    state: State
+    weight: int = Field(description="Share of the model's traffic, percent.")
+    reason: str = Field(description="Why it failed; empty otherwise.")
+    task: str
+    family: str
+    precision: str
+    sha256: str = Field(description="Of the archive.")
+    registered_at: str
+    changed_at: str
+    tuning: Tuning | None = Field(
+        default=None,
+        description="Of its next load; of the last, unless it came since. Null: as all versions.",
+    )
+    workers_ready: Mapping[str, int] = Field(
+        description="Engine instance -> workers that can answer; instances without it are left out."
+    )
+
+
+class ModelView(View):
+    model: str
+    stable: int | None = Field(description="The version in force; null before the first release.")
+    earlier: tuple[int, ...] = Field(description="Where rollback goes, the next one first.")
+    weights: Mapping[int, int]
+    versions: tuple[VersionView, ...]
+
+
+class EventView(View):
+    """One line of the append-only history."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "model": "tagger",
+                    "version": 1,
+                    "at": "2026-01-31T09:30:00.000+00:00",
+                    "kind": "released",
+                    "detail": {"previous": None, "weights": {"1": 100}},
+                }
+            ]
+        }
+    )
+
+    at: str
+    model: str
+    version: int | None
+    kind: str
+    detail: Mapping[str, Any]
+
+
+class Registered(View):
+    """``already_registered``: the same bytes were there before, and nothing was loaded.
+    ``retuned``: another tuning, or none, than before is kept for its next load. ``untuned``: why it
+    could not be loaded as tuned; it was loaded as all versions are, and its tuning dropped."""
+
+    model: str
+    version: int
+    state: State
+    already_registered: bool
+    retuned: bool = False
+    untuned: str = ""
+
+
+class Released(View):
+    """``version`` has the traffic; ``previous`` had it before and stays loaded.
+    ``already_released``: it had the traffic before, and nothing was done."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"model": "tagger", "version": 2, "previous": 1, "already_released": False}
+            ]
+        }
+    )
+
+    model: str
+    version: int
+    previous: int | None
+    already_released: bool = False
+
+
+class Unloaded(View):
+    """``state`` is retired, or draining when requests were still under way after the drain
+    timeout: it goes as soon as they are answered."""
+
+    model: str
+    version: int
+    state: State
+
+
+class Health(View):
+    """Of the control service's surroundings."""
+
+    status: str = Field(description="ok, or what is missing.")
+    engine_instances: tuple[str, ...] = Field(description="Those that answered at the last tick.")
+    gateway_ready: bool
+    restoring: tuple[str, ...] = Field(
+        description="Versions (`model version`) that an instance is to get back after its restart."
+    )
+
+
+class ErrorBody(View):
+    code: str
+    message: str
+
+
+class ErrorView(View):
+    """Every answer that is not 2xx."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "error": {
+                        "code": "version_not_found",
+                        "message": "tagger has no version 7 (there is 1, 2)",
+                    }
+                }
+            ]
+        }
+    )
+
+    error: ErrorBody

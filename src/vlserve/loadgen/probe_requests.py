@@ -1,0 +1,97 @@
+"""Requests of any task, made of an archive's own probes: none equals a probe, or another one."""
+
+import base64
+import binascii
+import io
+import json
+import random
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageEnhance, UnidentifiedImageError
+
+from vlserve.errors import DataError
+from vlserve.loadgen.dataset_requests import Post
+from vlserve.runtime.manifest import MANIFEST, read_manifest
+
+_NPY = b"\x93NUMPY"
+
+
+def varied_bodies(archive: Path, count: int, seed: int = 0) -> tuple[Post, ...]:
+    """``count`` JSON bodies; DataError for an archive without probes.
+
+    Texts are mixed from the words of all probes, pictures get another brightness, arrays of
+    features another scale; everything else stays.
+    """
+    with zipfile.ZipFile(archive) as opened:
+        probes = read_manifest(opened.read(MANIFEST)).probes
+    if not probes:
+        raise DataError(f"{archive.name} holds no probes to make requests of")
+    texts = [text for probe in probes for text in probe.fields.values() if _is_text(text)]
+    vary = _Variation(random.Random(seed), _pieces(texts))
+    return tuple(vary.body(probes[number % len(probes)].fields) for number in range(count))
+
+
+class _Variation:
+    def __init__(self, chance: random.Random, pieces: Sequence[str]) -> None:
+        self._chance = chance
+        self._pieces = pieces
+
+    def body(self, fields: dict[str, Any]) -> Post:
+        varied = {name: self._value(value) for name, value in fields.items()}
+        return Post(json.dumps(varied).encode(), "application/json")
+
+    def _value(self, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        file = _file(value)
+        if file is None:
+            return self._text()
+        varied = self._features(file) if file.startswith(_NPY) else self._picture(file)
+        return base64.b64encode(varied).decode("ascii")
+
+    def _text(self) -> str:
+        return "".join(self._chance.choices(self._pieces, k=self._chance.randint(3, 9)))
+
+    def _features(self, file: bytes) -> bytes:
+        array = np.load(io.BytesIO(file), allow_pickle=False)
+        out = io.BytesIO()
+        np.save(out, (array * self._chance.uniform(0.8, 1.2)).astype(array.dtype))
+        return out.getvalue()
+
+    def _picture(self, file: bytes) -> bytes:
+        with Image.open(io.BytesIO(file)) as picture:
+            changed = ImageEnhance.Brightness(picture.convert("RGB"))
+            out = io.BytesIO()
+            changed.enhance(self._chance.uniform(0.5, 1.5)).save(out, "JPEG")
+        return out.getvalue()
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and _file(value) is None
+
+
+def _file(value: str) -> bytes | None:
+    """The picture or array that a field holds as base64; None for a text."""
+    try:
+        content = base64.b64decode(value, validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    if content.startswith(_NPY):
+        return content
+    try:
+        Image.open(io.BytesIO(content)).close()
+    except UnidentifiedImageError:
+        return None
+    return content
+
+
+def _pieces(texts: Sequence[str]) -> list[str]:
+    """Words with the space after them; of a word that is not ASCII, its characters."""
+    words = [word for text in texts for word in text.split()]
+    return [
+        piece for word in words for piece in ([f"{word} "] if word.isascii() else list(word))
+    ] or [" "]

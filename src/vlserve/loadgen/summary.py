@@ -1,0 +1,101 @@
+"""What the records of a run amount to, and whether the limits held. Pure."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vlserve.loadgen.plan import StressPlan
+from vlserve.loadgen.request_record import Record
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One stretch of a run. Latencies are those of right answers; failures stand beside them."""
+
+    requests: int
+    failures: Mapping[str, int]
+    """Kind -> count, the most frequent first."""
+    error_rate: float
+    rps: float
+    """Right answers a second."""
+    p50_ms: float | None
+    p95_ms: float | None
+    p99_ms: float | None
+    max_ms: float | None
+    versions: Mapping[int, int]
+    """Version -> answers, wrong ones too."""
+    longest_gap_ms: float
+    """The longest time without a right answer: between two, before the first, or after the last."""
+
+
+@dataclass(frozen=True)
+class ClientUse:
+    """How hard the load generator worked: one at its limit measures itself."""
+
+    processes: int
+    cpu_share: float
+    """Mean over the run; 1.0 is a whole core, and one process has no more."""
+    late_p99_ms: float
+    """Open loop: how long after its due time the client sent a request."""
+
+    @property
+    def saturated(self) -> bool:
+        """Whether the figures may be the client's rather than the server's: Locust had a whole
+        core at work (it warns at the same share), or did not get the CPU to send in time."""
+        return self.cpu_share > 0.9 or self.late_p99_ms > 50
+
+
+def _milliseconds(latencies: Sequence[float], percent: float) -> float | None:
+    return round(float(np.percentile(latencies, percent)), 3) if latencies else None
+
+
+def summarise(records: Sequence[Record], start_s: float, end_s: float) -> Figures:
+    """The records that were due from ``start_s`` on; ``end_s`` is when the last one was due, and
+    the stretch ends with its last answer, if that is later."""
+    good = [r for r in records if r.failure is None and r.latency_ms is not None]
+    latencies = [r.latency_ms for r in good if r.latency_ms is not None]
+    ends = sorted(r.due_s + (r.latency_ms or 0.0) / 1000 for r in good)
+    end_s = max([end_s, *ends[-1:]])
+    gaps = np.diff([start_s, *ends, end_s])
+    failures = Counter(r.failure for r in records if r.failure is not None)
+    versions = Counter(r.version for r in records if r.version is not None)
+    return Figures(
+        requests=len(records),
+        failures=dict(failures.most_common()),
+        error_rate=failures.total() / len(records) if records else 0.0,
+        rps=round(len(good) / (end_s - start_s), 2) if end_s > start_s else 0.0,
+        p50_ms=_milliseconds(latencies, 50),
+        p95_ms=_milliseconds(latencies, 95),
+        p99_ms=_milliseconds(latencies, 99),
+        max_ms=_milliseconds(latencies, 100),
+        versions=dict(sorted(versions.items())),
+        longest_gap_ms=round(float(gaps.max()) * 1000, 1),
+    )
+
+
+def split_warm_up(records: Sequence[Record], warm_up_s: float) -> tuple[list[Record], list[Record]]:
+    """Records due in the warm-up, and those that are judged."""
+    return (
+        [r for r in records if r.due_s < warm_up_s],
+        [r for r in records if r.due_s >= warm_up_s],
+    )
+
+
+def late_p99_ms(records: Sequence[Record]) -> float:
+    """99 % of the requests that were sent went out no later than this after their due time."""
+    late = [r.late_ms for r in records if r.latency_ms is not None]
+    return _milliseconds(late, 99) or 0.0
+
+
+def breaches(figures: Figures, plan: StressPlan) -> tuple[str, ...]:
+    """Which of the plan's limits did not hold, in words; empty: they held."""
+    if figures.p99_ms is None:
+        return ("no request was answered right",)
+    broken = []
+    if figures.error_rate > plan.max_error_rate:
+        broken.append(f"error rate {figures.error_rate:.3%} is above {plan.max_error_rate:.3%}")
+    if figures.p99_ms > plan.max_p99_ms:
+        broken.append(f"p99 {figures.p99_ms:.1f} ms is above {plan.max_p99_ms:g} ms")
+    return tuple(broken)

@@ -1,0 +1,109 @@
+"""Results as columns and rows for people."""
+
+from collections.abc import Sequence
+
+from vlserve.loadgen.max_rate import LimitResult
+from vlserve.loadgen.run import StressResult
+from vlserve.loadgen.stage_times import STAGES, WhereTimeWent
+from vlserve.loadgen.summary import Figures
+
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]
+"""Column heads, rows."""
+
+
+def _ms(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f} ms"
+
+
+def _counts(counts: Sequence[tuple[str, int]]) -> str:
+    return ", ".join(f"{name}: {count}" for name, count in counts) or "none"
+
+
+def _column(figures: Figures) -> list[str]:
+    versions = [(f"version {version}", count) for version, count in figures.versions.items()]
+    return [
+        str(figures.requests),
+        _counts(list(figures.failures.items())),
+        f"{figures.error_rate:.3%}",
+        f"{figures.rps:.1f}/s",
+        _ms(figures.p50_ms),
+        _ms(figures.p95_ms),
+        _ms(figures.p99_ms),
+        _ms(figures.max_ms),
+        _ms(figures.longest_gap_ms),
+        _counts(versions),
+    ]
+
+
+FIGURES = (
+    "requests",
+    "failures",
+    "error rate",
+    "right answers",
+    "p50",
+    "p95",
+    "p99",
+    "max",
+    "longest stall",
+    "answers by",
+)
+
+CLIENT_IS_LATE = (
+    "the load generator was late itself: with cores of its own, the server may hold more"
+)
+
+
+def run_table(result: StressResult) -> Table:
+    """One row a figure: judged, and warm-up."""
+    judged, warm_up = _column(result.figures), _column(result.warm_up)
+    client = result.client
+    core = f"{client.processes} process, {client.cpu_share:.0%} of a core"
+    rows = [list(row) for row in zip(FIGURES, judged, warm_up, strict=True)]
+    rows.append(["client", f"{core}, late p99 {client.late_p99_ms:.1f} ms", ""])
+    return ("", result.load, "warm-up"), rows
+
+
+def stage_table(went: WhereTimeWent) -> Table:
+    """One row a stage: mean of all requests, and of the slowest 1 %."""
+    columns = (went.all, went.slowest)
+    rows = [[stage, *(_ms(one.stage_ms[stage]) for one in columns)] for stage in STAGES]
+    rows.append(["together", *(_ms(one.latency_ms) for one in columns)])
+    return ("WHERE THE TIME WENT", "MEAN", f"SLOWEST {went.slowest.requests}"), rows
+
+
+def run_verdict(result: StressResult) -> str:
+    """One sentence: whether the limits held, and what to think of the figures."""
+    limits = f"error rate up to {result.max_error_rate:g}, p99 up to {result.max_p99_ms:g} ms"
+    verdict = f"held ({limits})" if result.passed else f"broke: {'; '.join(result.breaches)}"
+    doubt = f"; {CLIENT_IS_LATE}" if result.client_saturated else ""
+    return f"{result.load} {verdict}{doubt}"
+
+
+def limit_table(limit: LimitResult) -> Table:
+    """One row a step, in the order of the rates."""
+    rows = [
+        (
+            f"{step.rate_per_s:g}/s",
+            "held" if step.held else "broke",
+            f"{step.result.figures.rps:.1f}/s",
+            f"{step.result.figures.error_rate:.3%}",
+            _ms(step.result.figures.p50_ms),
+            _ms(step.result.figures.p99_ms),
+            _ms(step.result.figures.longest_gap_ms),
+            f"{step.result.client.cpu_share:.0%}",
+        )
+        for step in sorted(limit.steps, key=lambda step: step.rate_per_s)
+    ]
+    heads = ("RATE", "", "ANSWERED", "ERRORS", "P50", "P99", "LONGEST STALL", "CLIENT CPU")
+    return heads, rows
+
+
+def limit_verdict(limit: LimitResult) -> str:
+    """One sentence: the highest rate that held."""
+    if limit.highest_held_per_s is None:
+        return f"no rate held, not even {limit.lowest_broken_per_s:g} requests/s"
+    held = f"highest rate that held: {limit.highest_held_per_s:g} requests/s"
+    if limit.lowest_broken_per_s is None:
+        return f"{held}; none broke, so the limit is higher"
+    doubt = f"; {CLIENT_IS_LATE}" if limit.client_saturated else ""
+    return f"{held}; {limit.lowest_broken_per_s:g} requests/s broke{doubt}"

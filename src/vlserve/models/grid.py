@@ -1,0 +1,116 @@
+"""A ResNet that looks at the image for a network that reads visual features.
+
+A family whose graphs take ``visual`` may name a ResNet's checkpoint in its config.json:
+
+    {"grid": {"checkpoint": "resnet50.safetensors", "image": {"height": 224, "width": 224}}}
+
+Then its archive also has the graph ``features``: image (batch, 3, height, width) -> visual (batch,
+cells, dim), the last feature map row by row, as many cells as the image's size makes. Without
+``checkpoint`` the ResNet's tensors are in the family's own, under ``grid.``: it was trained along.
+A recipe:
+
+    complete_config   config["grid"] = complete_grid(config["grid"], folder, state)
+    its Config        grid: GridConfig | None = None
+    its network       self.grid = GridExtractor(config.grid.resnet)
+    adapt             {**state, **grid_state(parsed.grid)}
+    graphs            {"features": features_plan(network.grid, parsed.grid), …}
+    example           example_inputs((image_axes(parsed.grid),), …)
+    serve             Served(image=parsed.grid.image, …)
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from vlserve.errors import ExportError
+from vlserve.exporter.checkpoint import read_checkpoint
+from vlserve.exporter.recipe import GraphPlan
+from vlserve.models.config_file import check_said
+from vlserve.models.resnet import (
+    ResNet,
+    ResNetConfig,
+    cells,
+    resnet_sizes,
+    torchvision_names,
+)
+from vlserve.runtime.manifest import ImageInput
+from vlserve.runtime.manifest import Tensor as Axes
+
+PREFIX = "grid."
+SIZE = {"height": 224, "width": 224}
+"""In pixels, unless config.json says otherwise: 7 x 7 cells of a ResNet of four stages."""
+
+
+class GridConfig(BaseModel):
+    """``grid`` of a config.json, completed. There, ``checkpoint`` is the name of a file beside it;
+    here it is its path, or None for the family's own. Of ``resnet`` only what tensors do not show
+    need be said."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    checkpoint: str | None = None
+    image: ImageInput
+    resnet: ResNetConfig
+
+    @property
+    def cells(self) -> int:
+        rows, columns = self.resnet.feature_map(self.image.height, self.image.width)
+        return rows * columns
+
+    @property
+    def dim(self) -> int:
+        return self.resnet.features
+
+
+class GridExtractor(ResNet):
+    """The graph ``features``: image (batch, 3, height, width) -> visual (batch, cells, dim)."""
+
+    def __init__(self, config: ResNetConfig) -> None:
+        super().__init__(config)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return cells(self.feature_map(image))
+
+
+def complete_grid(
+    said: Any, folder: Path, own: Mapping[str, Tensor] = MappingProxyType({})
+) -> dict[str, Any]:
+    """``grid`` of a config.json in ``folder``, with what its checkpoint shows filled in, or, where
+    it names none, what the family's ``own`` tensors do.
+
+    ExportError for one that names no checkpoint where there are no such tensors; CheckpointMismatch
+    for one that is no ResNet's or that says otherwise than its tensors."""
+    along = {name.removeprefix(PREFIX): x for name, x in own.items() if name.startswith(PREFIX)}
+    checkpoint = said.get("checkpoint") if isinstance(said, Mapping) else None
+    if not isinstance(checkpoint, str) and (not along or not isinstance(said, Mapping)):
+        raise ExportError('grid of config.json must be like {"checkpoint": "resnet50.safetensors"}')
+    path = str((folder / checkpoint).resolve()) if isinstance(checkpoint, str) else None
+    shown = resnet_sizes(torchvision_names(read_checkpoint(Path(path)) if path else along))
+    resnet = dict(said.get("resnet", {}))
+    check_said(resnet, shown)
+    image = SIZE | dict(said.get("image", {}))
+    return {**said, "checkpoint": path, "image": image, "resnet": resnet | shown}
+
+
+def grid_state(config: GridConfig) -> dict[str, Tensor]:
+    """The ResNet's tensors under ``grid.``, to go with the family's own where it lacks them."""
+    if config.checkpoint is None:
+        return {}
+    state = torchvision_names(read_checkpoint(Path(config.checkpoint)))
+    return {f"{PREFIX}{name}": tensor for name, tensor in state.items()}
+
+
+def image_axes(config: GridConfig) -> Axes:
+    """The input of the graph ``features``."""
+    size = (config.image.height, config.image.width)
+    return Axes(name="image", dtype="float32", dims=("batch", 3, *size))
+
+
+def features_plan(extractor: GridExtractor, config: GridConfig) -> GraphPlan:
+    """The graph ``features``."""
+    visual = Axes(name="visual", dtype="float32", dims=("batch", config.cells, config.dim))
+    return GraphPlan(extractor, (image_axes(config),), (visual,))

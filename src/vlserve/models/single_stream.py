@@ -1,0 +1,339 @@
+"""One BERT that reads text and visual tokens as one sequence, text first, with a head on top.
+
+    text_ids, text_mask (batch, text); visual (batch, regions, dim), visual_mask (batch, regions)
+    trunk    -> states (batch, text + regions, hidden), pooled (batch, hidden)
+    answer   cls(state of the token before [SEP]) -> logits (batch, answers)
+    tag      classifier(pooled) -> logits (batch, labels)
+
+Li et al., VisualBERT (arXiv:1908.03557), with the parameter names of transformers' classes. What a
+family does between its inputs and the states is its trunk.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from vlserve.errors import CheckpointMismatch, ExportError
+from vlserve.exporter.checkpoint import check_keys
+from vlserve.exporter.recipe import GraphPlan, Served, Spec
+from vlserve.exporter.wordpiece import read_vocabulary, wordpiece, wordpiece_input
+from vlserve.models.bert import BertConfig, bert_sizes
+from vlserve.models.config_file import parse_config, read_names
+from vlserve.models.examples import example_inputs
+from vlserve.models.grid import (
+    GridConfig,
+    GridExtractor,
+    complete_grid,
+    features_plan,
+    grid_state,
+    image_axes,
+)
+from vlserve.models.keys import is_ignored
+from vlserve.runtime.manifest import RegionInput, TextInput
+from vlserve.runtime.manifest import Tensor as Axes
+
+TASKS = ("answer", "tag")
+HEADS: Mapping[str, str] = {
+    "answer": "cls.weight",
+    "tag": "classifier.weight",
+    "pretrain": "cls.seq_relationship.weight",
+}
+"""The tensor by which a checkpoint shows its task."""
+CLASSES: Mapping[str, str] = {"answer": "answers", "tag": "labels"}
+"""The field of config.json that names the rows of the head."""
+TRUNK = "visual_bert."
+HEAD_SIZE = 64
+"""Of every published BERT; a checkpoint does not show its heads."""
+LAYER_NORM_EPS = 1e-12
+MAX_LENGTH = 128
+"""Tokens of a text, unless config.json says otherwise or there are fewer positions."""
+
+
+class SingleStreamConfig(BaseModel):
+    """A config.json, completed. There, what the tensors show may be left out: encoder, visual_dim;
+    heads are hidden / 64 unless text_heads says so."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: Literal["answer", "tag", "pretrain"]
+    vocabulary: tuple[str, ...]
+    """Tokens by id; in the file also the name of a vocab.txt beside it."""
+    max_length: int = Field(ge=2)
+    """Tokens of a text, [CLS] and [SEP] among them."""
+    max_regions: int = Field(default=100, ge=1, le=4096)
+    labels: tuple[str, ...] = ()
+    """Of the task tag, in the order of the head's rows; or, in the file, a JSON list beside it."""
+    multi_label: bool = False
+    """Each label has its own sigmoid, instead of one softmax."""
+    answers: tuple[str, ...] = ()
+    """Of the task answer, likewise."""
+    text_heads: int | None = None
+    text_layer_norm_eps: float = LAYER_NORM_EPS
+    encoder: BertConfig
+    visual_dim: int = Field(ge=1)
+    """Width of a region's features."""
+    classes: int = Field(default=0, ge=0)
+    """Rows of the head."""
+    grid: GridConfig | None = None
+    """A ResNet that makes the visual features from an image."""
+    training: dict[str, Any] = Field(default_factory=dict)
+    """Where the checkpoint comes from; not read."""
+
+    @model_validator(mode="after")
+    def _fits_itself(self) -> Self:
+        if self.max_length > self.encoder.positions:
+            raise ValueError(f"max_length is over the {self.encoder.positions} positions")
+        if self.grid and self.grid.dim != self.visual_dim:
+            raise ValueError(
+                f"the grid's features are {self.grid.dim} wide, the network reads {self.visual_dim}"
+            )
+        for kind in CLASSES.values():
+            names = getattr(self, kind)
+            if len(set(names)) < len(names):
+                raise ValueError(f"{kind} repeat")
+        return self
+
+    @property
+    def regions(self) -> RegionInput:
+        cells = self.grid.cells if self.grid else 0
+        return RegionInput(dim=self.visual_dim, max_regions=max(self.max_regions, cells))
+
+
+class SingleStreamNetwork(nn.Module):
+    """A trunk, the head of one task, and maybe a ResNet that makes the visual features; graphs are
+    made of them."""
+
+    def __init__(self, config: SingleStreamConfig, trunk: nn.Module) -> None:
+        super().__init__()
+        self.task = config.task
+        self.visual_bert = trunk
+        head = nn.Linear(config.encoder.hidden, config.classes)
+        if config.task == "answer":
+            self.cls = head
+        else:
+            self.classifier = head
+        if config.grid:
+            self.grid = GridExtractor(config.grid.resnet)
+
+    def forward(self, image: Tensor, text_ids: Tensor, text_mask: Tensor) -> Tensor:
+        """Both graphs at once, for training: image (batch, 3, height, width), text_ids and
+        text_mask (batch, text) -> logits (batch, classes)."""
+        visual = self.grid(image)
+        every_cell = torch.ones_like(visual[..., 0], dtype=text_mask.dtype)
+        logits: Tensor = LogitsGraph(self, self.task)(text_ids, text_mask, visual, every_cell)
+        return logits
+
+
+class LogitsGraph(nn.Module):
+    """Text and visual features -> logits (batch, classes)."""
+
+    def __init__(self, network: SingleStreamNetwork, task: str) -> None:
+        super().__init__()
+        self.trunk = network.visual_bert
+        self.reads_a_token = task == "answer"
+        self.head = network.cls if task == "answer" else network.classifier
+
+    def forward(
+        self, text_ids: Tensor, text_mask: Tensor, visual: Tensor, visual_mask: Tensor
+    ) -> Tensor:
+        """text_ids and text_mask (batch, text), visual (batch, regions, dim), visual_mask
+        (batch, regions)."""
+        states, pooled = self.trunk(
+            input_ids=text_ids,
+            attention_mask=text_mask,
+            visual_embeds=visual,
+            visual_attention_mask=visual_mask,
+        )[:2]
+        logits: Tensor = self.head(before_last(states, text_mask) if self.reads_a_token else pooled)
+        return logits
+
+
+def before_last(states: Tensor, text_mask: Tensor) -> Tensor:
+    """The state of the token before a text's last one, [SEP]: (batch, tokens, hidden), (batch,
+    text) -> (batch, hidden). Of a text of one token, that token's."""
+    place = (text_mask.sum(1) - 2).clamp(min=0)
+    return states[torch.arange(states.shape[0], device=states.device), place]
+
+
+class SingleStreamRecipe(ABC):
+    """See vlserve.exporter.recipe.Recipe. What is left to a family: its spec, its config, its
+    trunk, and which keys it ignores."""
+
+    spec: Spec
+    config_type: type[SingleStreamConfig] = SingleStreamConfig
+    ignored: tuple[str, ...] = ()
+
+    @abstractmethod
+    def trunk(self, config: Any) -> nn.Module:
+        """A module called like transformers' VisualBertModel; it returns states and pooled."""
+
+    def parse(self, config: Mapping[str, Any]) -> Any:
+        """A config of config_type. ExportError names each field that is missing or wrong."""
+        return parse_config(self.config_type, config, self.spec.family)
+
+    def complete_config(
+        self, config: Mapping[str, Any], state: Mapping[str, Tensor], folder: Path
+    ) -> dict[str, Any]:
+        own = self.config_type.model_fields
+        given = from_transformers(config, own) if "model_type" in config else dict(config)
+        completed = complete(given, state, folder, self.spec.family)
+        return dict(self.parse(completed).model_dump(mode="json"))
+
+    def build(self, config: Mapping[str, Any]) -> nn.Module:
+        parsed = self.parse(config)
+        return SingleStreamNetwork(parsed, self.trunk(parsed))
+
+    def adapt(self, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
+        parsed = self.parse(config)
+        loaded = {name: x for name, x in state.items() if not is_ignored(name, self.ignored)}
+        return loaded | (grid_state(parsed.grid) if parsed.grid else {})
+
+    def serve(self, config: Mapping[str, Any], assets: Path) -> Served:
+        parsed = self.parse(config)
+        field = CLASSES.get(parsed.task)
+        if field is None:
+            raise ExportError(
+                f"a checkpoint of the task {parsed.task} has no head that answers requests: "
+                f"train one for {' or '.join(TASKS)}"
+            )
+        labels: tuple[str, ...] = getattr(parsed, field)
+        if not labels:
+            raise ExportError(f"config.json names no {field}: a list, or a JSON file beside it")
+        return Served(
+            task=parsed.task,
+            image=parsed.grid.image if parsed.grid else None,
+            text=text_input(parsed, assets),
+            regions=parsed.regions,
+            labels=labels,
+            multi_label=parsed.multi_label,
+        )
+
+    def graphs(self, network: nn.Module, config: Mapping[str, Any]) -> dict[str, GraphPlan]:
+        assert isinstance(network, SingleStreamNetwork)
+        parsed = self.parse(config)
+        logits = Axes(name="logits", dtype="float32", dims=("batch", parsed.classes))
+        model = LogitsGraph(network, parsed.task)
+        plans = {"model": GraphPlan(model, graph_inputs(parsed)["model"], (logits,))}
+        if parsed.grid:
+            plans["features"] = features_plan(network.grid, parsed.grid)
+        return plans
+
+    def example(
+        self, graph: str, config: Mapping[str, Any], sizes: Mapping[str, int], seed: int
+    ) -> dict[str, Tensor]:
+        parsed = self.parse(config)
+        words, pad_id = len(parsed.vocabulary), parsed.vocabulary.index("[PAD]")
+        return example_inputs(graph_inputs(parsed)[graph], sizes, seed, words, pad_id)
+
+
+def graph_inputs(config: SingleStreamConfig) -> dict[str, tuple[Axes, ...]]:
+    """The inputs of each graph."""
+    text, regions = ("batch", "text"), ("batch", "regions")
+    inputs: dict[str, tuple[Axes, ...]] = {
+        "model": (
+            Axes(name="text_ids", dtype="int64", dims=text),
+            Axes(name="text_mask", dtype="int64", dims=text),
+            Axes(name="visual", dtype="float32", dims=(*regions, config.visual_dim)),
+            Axes(name="visual_mask", dtype="int64", dims=regions),
+        )
+    }
+    if config.grid:
+        inputs["features"] = (image_axes(config.grid),)
+    return inputs
+
+
+def text_input(config: SingleStreamConfig, assets: Path) -> TextInput:
+    """Writes the tokenizer into ``assets``. ExportError where its tokens are not as many as the
+    checkpoint's."""
+    tokenizer = wordpiece(config.vocabulary)
+    if tokenizer.get_vocab_size() != config.encoder.vocabulary:
+        raise ExportError(
+            f"the vocabulary has {tokenizer.get_vocab_size()} tokens, "
+            f"the checkpoint {config.encoder.vocabulary}"
+        )
+    return wordpiece_input(tokenizer, config.max_length, assets)
+
+
+def complete(
+    config: Mapping[str, Any], state: Mapping[str, Tensor], folder: Path, family: str
+) -> dict[str, Any]:
+    """``config`` with what the checkpoint's tensors show filled in, and the files that it names
+    read. CheckpointMismatch where the tensors are of another family, or where config.json says
+    otherwise than they do; ExportError for a file that cannot be read."""
+    try:
+        shown = _shown(config, state)
+    except KeyError as error:
+        check_keys(family, [str(error.args[0])], [])
+        raise
+    wrong = [
+        f"{name}: config.json says {config[name]}, the checkpoint has {value}"
+        for name, value in shown.items()
+        if name in config and config[name] != value
+    ]
+    most = min(MAX_LENGTH, shown["encoder"]["positions"])
+    completed = {"max_length": most, **config, **shown}
+    field = CLASSES.get(completed["task"])
+    if field and isinstance(completed.get(field), str):
+        completed[field] = read_names(folder / completed[field], field)
+    named = len(completed.get(field) or ()) if field else 0
+    if named and named != shown["classes"]:
+        wrong.append(f"{field}: config.json names {named}, the checkpoint has {shown['classes']}")
+    if wrong:
+        raise CheckpointMismatch("; ".join(wrong))
+    vocabulary = config.get("vocabulary", "vocab.txt")
+    if isinstance(vocabulary, str):
+        completed["vocabulary"] = read_vocabulary(folder / vocabulary)
+    if config.get("grid"):
+        completed["grid"] = complete_grid(config["grid"], folder, state)
+    return completed
+
+
+def _shown(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Fields of SingleStreamConfig. KeyError for a tensor that a checkpoint must have."""
+    task = next((task for task, head in HEADS.items() if head in state), None)
+    if task is None:
+        raise KeyError(HEADS[config.get("task", "answer")])
+    encoder = bert_sizes(state, TRUNK)
+    encoder["heads"] = config.get("text_heads") or max(1, encoder["hidden"] // HEAD_SIZE)
+    encoder["layer_norm_eps"] = config.get("text_layer_norm_eps", LAYER_NORM_EPS)
+    visual_dim = state[f"{TRUNK}embeddings.visual_projection.weight"].shape[1]
+    classes = state[HEADS[task]].shape[0]
+    return {"task": task, "encoder": encoder, "visual_dim": visual_dim, "classes": classes}
+
+
+def from_transformers(config: Mapping[str, Any], own: Collection[str]) -> dict[str, Any]:
+    """transformers' config.json -> ours, of which it may hold the fields ``own`` as well.
+    ExportError for what the family does not do."""
+    from transformers import VisualBertConfig
+
+    theirs = VisualBertConfig(**{name: x for name, x in config.items() if name not in own})
+    for name, known in (("hidden_act", "gelu"), ("bypass_transformer", False)):
+        if (said := getattr(theirs, name)) != known:
+            raise ExportError(f"config.json: {name} is {said}; only {known} is read")
+    encoder = BertConfig(
+        vocabulary=theirs.vocab_size,
+        positions=theirs.max_position_embeddings,
+        token_types=theirs.type_vocab_size,
+        hidden=theirs.hidden_size,
+        layers=theirs.num_hidden_layers,
+        heads=theirs.num_attention_heads,
+        intermediate=theirs.intermediate_size,
+        first_cross_layer=theirs.num_hidden_layers,
+        memory_hidden=theirs.hidden_size,
+        layer_norm_eps=theirs.layer_norm_eps,
+    )
+    ours: dict[str, Any] = {
+        "text_heads": encoder.heads,
+        "text_layer_norm_eps": encoder.layer_norm_eps,
+        "encoder": encoder.model_dump(),
+        "visual_dim": theirs.visual_embedding_dim,
+    }
+    if "id2label" in config:
+        by_row = sorted(config["id2label"].items(), key=lambda item: int(item[0]))
+        ours["answers"] = [name for _, name in by_row]
+    return ours | {name: config[name] for name in own if name in config}

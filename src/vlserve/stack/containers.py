@@ -1,0 +1,122 @@
+"""What docker-compose.yml's services run besides the servers themselves:
+
+    python -m vlserve.stack.containers render     write what the gateway and the engine start from
+    python -m vlserve.stack.containers engine     health of the engine: each version predicts
+    python -m vlserve.stack.containers gateway    health through the gateway: each model predicts
+
+A health check makes real predictions, the ones that the archives carry with their answers, and ends
+with exit code 1 when one is wrong or missing. Where nothing is loaded or released there is nothing
+to ask: it says so, and ends with 0.
+"""
+
+import sys
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import httpx
+
+from vlserve.control.client import ControlClient
+from vlserve.control.engine.torchserve import TorchServe, endpoints
+from vlserve.control.lifecycle.probes import differences, failed_probes
+from vlserve.control.wire.views import ModelView
+from vlserve.errors import VlserveError
+from vlserve.runtime.manifest import MANIFEST, Manifest, read_manifest
+from vlserve.settings import Settings, load_settings
+
+
+def render(settings: Settings) -> list[str]:
+    """Write the configurations that `vlserve up` writes before it starts the servers."""
+    from vlserve.control.gateway.envoy import EnvoyGateway
+    from vlserve.stack import supervisord  # these need Envoy, which the engine's image has not
+
+    settings.model_store.mkdir(parents=True, exist_ok=True)
+    (settings.state_dir / "logs").mkdir(parents=True, exist_ok=True)
+    bootstrap = EnvoyGateway(settings).prepare()
+    supervisord.write_configuration(settings, bootstrap)
+    return [f"written: {bootstrap}, {', '.join(str(e.folder) for e in endpoints(settings))}"]
+
+
+def engine_failures(settings: Settings) -> tuple[list[str], list[str]]:
+    """(asked, failed): each loaded version of each instance answers its first probe right."""
+    engine = TorchServe(endpoints(settings), settings.engine)
+    asked: list[str] = []
+    failed: list[str] = []
+    try:
+        loaded = engine.loaded()
+        for instance in engine.instances():
+            for (model, version), _ in loaded.get(instance.name, {}).items():
+                manifest = _manifest(settings, model, version)
+                asked.append(f"{model} {version} on {instance.name}")
+                failed += failed_probes(engine, [instance], manifest, manifest.probes[:1])
+    finally:
+        engine.close()
+    return asked, failed
+
+
+def gateway_failures(settings: Settings) -> tuple[list[str], list[str]]:
+    """(asked, failed): each released model's stable version answers its first probe right, asked
+    as clients ask."""
+    with ControlClient(settings.control_url) as control:
+        released = [model for model in control.models() if model.stable is not None]
+    failed = [failure for model in released for failure in _ask_stable(settings, model)]
+    return [f"{model.model} {model.stable} through the gateway" for model in released], failed
+
+
+def _ask_stable(settings: Settings, model: ModelView) -> list[str]:
+    assert model.stable is not None
+    probe = _manifest(settings, model.model, model.stable).probes[0]
+    url = f"{settings.gateway_url}/predictions/{model.model}/{model.stable}"
+    keys = settings.gateway.api_keys
+    try:
+        response = httpx.post(
+            url,
+            json=probe.fields,
+            headers={"X-Api-Key": keys[0]} if keys else {},
+            timeout=settings.gateway.timeout_s + 5,
+            trust_env=False,
+        )
+    except httpx.TransportError as error:
+        return [f"{url} does not answer: {error or type(error).__name__}"]
+    if response.is_error:
+        return [f"{url} answered {response.status_code}: {response.text.strip()[:300]}"]
+    expected = {**probe.answer, "model": model.model, "version": model.stable}
+    return [f"{url}: {difference}" for difference in differences(expected, response.json())]
+
+
+def _manifest(settings: Settings, model: str, version: int) -> Manifest:
+    archive: Path = settings.model_store / model / str(version) / f"{model}-{version}.mar"
+    with zipfile.ZipFile(archive) as members:
+        return read_manifest(members.read(MANIFEST))
+
+
+def _check(asked: Sequence[str], failed: Sequence[str]) -> int:
+    for line in failed:
+        print(f"failed: {line}", file=sys.stderr)
+    if not asked:
+        print("up; nothing is loaded or released, so nothing was predicted")
+    elif not failed:
+        print(f"predicted right: {', '.join(asked)}")
+    return 1 if failed else 0
+
+
+def main(words: Sequence[str]) -> int:
+    settings = load_settings()
+    try:
+        match words:
+            case ["render"]:
+                print("\n".join(render(settings)))
+                return 0
+            case ["engine"]:
+                return _check(*engine_failures(settings))
+            case ["gateway"]:
+                return _check(*gateway_failures(settings))
+    except (VlserveError, OSError) as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    print(__doc__, file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,317 @@
+"""up, down, status: every process of one stack, run by supervisord.
+
+Every process carries the stack's state_dir in its environment, so that those whose supervisord was
+killed are found again.
+"""
+
+import errno
+import fcntl
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+
+from vlserve.control.client import ControlClient
+from vlserve.control.engine.torchserve import endpoints
+from vlserve.control.gateway.envoy import EnvoyGateway
+from vlserve.errors import ControlError, PortBusy, StackError
+from vlserve.settings import Settings
+from vlserve.stack import supervisord
+from vlserve.stack.supervisord import Process, Supervisor
+
+Progress = Callable[[str], None]
+
+START_TIMEOUT_S = 90.0
+RESTORE_TIMEOUT_S = 90.0
+STOP_TIMEOUT_S = 60.0  # over the sum of stopwaitsecs in serving_config/supervisor/
+_POLL_S = 0.1
+_DYING_S = 5.0
+_STARTS_BEFORE_GIVING_UP = 3
+
+
+def up(settings: Settings, progress: Progress) -> None:
+    """Start every process and wait until each answers and the engine holds again what it held;
+    nothing happens to what is up already.
+    PortBusy names who holds a port; StackError shows the log of what did not start. What this
+    call started does not stay up when it fails; a stack that was up does."""
+    with _one_at_a_time(settings):
+        if Supervisor(settings).answers():
+            _refuse_other_settings(settings)
+            _wait_until_well(settings, progress)
+            return
+        _stop_processes(settings, progress)  # left behind by a killed supervisord
+        _refuse_busy_ports(settings)
+        try:
+            _start(settings, progress)
+            _wait_until_well(settings, progress)
+        except BaseException:  # Ctrl-C too
+            _stop(settings, progress)
+            raise
+
+
+def down(settings: Settings, progress: Progress) -> bool:
+    """Let running requests finish and stop every process; whether anything was up. StackError
+    when a process outlives even SIGKILL."""
+    with _one_at_a_time(settings):
+        return _stop(_settings_of_running(settings), progress)
+
+
+def status(settings: Settings) -> list[Process]:
+    """The programs of the stack; none when it is down."""
+    running = Supervisor(settings)
+    return running.processes() if running.answers() else []
+
+
+def _start(settings: Settings, progress: Progress) -> None:
+    progress("starting supervisord")
+    (settings.state_dir / "logs").mkdir(parents=True, exist_ok=True)
+    settings.model_store.mkdir(parents=True, exist_ok=True)
+    with closing(EnvoyGateway(settings)) as gateway:
+        bootstrap = gateway.prepare()
+    conf = supervisord.write_configuration(settings, bootstrap)
+    _write_settings(settings)
+    _make_private(supervisord.socket_dir(settings))
+    supervisord.start(conf, settings)
+
+
+def _stop(settings: Settings, progress: Progress) -> bool:
+    running = Supervisor(settings)
+    was_up = running.answers()
+    if was_up:
+        progress("waiting for running requests")
+        with closing(EnvoyGateway(settings)) as gateway:
+            gateway.drain(settings.gateway.timeout_s)
+        progress("stopping every process")
+        running.shutdown()
+        _wait_until_gone(settings, STOP_TIMEOUT_S)
+    orphans = _stop_processes(settings, progress)
+    shutil.rmtree(supervisord.socket_dir(settings), ignore_errors=True)
+    _settings_file(settings).unlink(missing_ok=True)
+    return was_up or orphans
+
+
+def _wait_until_well(settings: Settings, progress: Progress) -> None:
+    _wait_until_answering(settings, progress)
+    _wait_until_restored(settings, progress)
+
+
+def _wait_until_answering(settings: Settings, progress: Progress) -> None:
+    waiting = _questions(settings)
+    starts: dict[str, set[int]] = {}
+    deadline = time.monotonic() + START_TIMEOUT_S
+    with httpx.Client(trust_env=False, timeout=5.0) as http:
+        while True:
+            for name in [name for name, url in waiting.items() if _answers(http, url)]:
+                progress(f"{name} answers")
+                del waiting[name]
+            if not waiting:
+                return
+            for process in Supervisor(settings).processes():
+                starts.setdefault(process.name, set()).add(process.started_at)
+            failing = [
+                name for name in waiting if len(starts.get(name, ())) > _STARTS_BEFORE_GIVING_UP
+            ]
+            if failing or time.monotonic() > deadline:
+                raise StackError(_told_by_log(settings, (failing or list(waiting))[0]))
+            time.sleep(_POLL_S)
+
+
+def _wait_until_restored(settings: Settings, progress: Progress) -> None:
+    """A version that cannot be loaded again does not keep the others from serving."""
+    deadline = time.monotonic() + RESTORE_TIMEOUT_S
+    with ControlClient(settings.control_url) as control:
+        said = ""
+        while (now := _health(control)) != "ok":
+            if now != said:
+                progress(now)
+            said = now
+            if time.monotonic() > deadline:
+                progress("going on without: `vlserve status` and `vlserve history` tell more")
+                return
+            time.sleep(_POLL_S)
+
+
+def _health(control: ControlClient) -> str:
+    try:
+        return control.health().status
+    except (ControlError, StackError) as error:  # it may be being started anew
+        return str(error)
+
+
+def _questions(settings: Settings) -> dict[str, str]:
+    """A URL for each program that it answers with 200 once it is up."""
+    engines = {
+        endpoint.name: f"http://{endpoint.host}:{endpoint.metrics_port}/metrics"
+        for endpoint in endpoints(settings)
+    }
+    return {
+        "gateway": f"{settings.gateway_url}/health",
+        "control": f"{settings.control_url}/health",
+        **engines,
+    }
+
+
+def _answers(http: httpx.Client, url: str) -> bool:
+    try:
+        return http.get(url).status_code == httpx.codes.OK
+    except httpx.HTTPError:
+        return False
+
+
+def _told_by_log(settings: Settings, name: str) -> str:
+    log = settings.state_dir / "logs" / f"{name}.log"
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    return f"{name} does not start; the end of {log}:\n" + "\n".join(lines[-20:])
+
+
+def _refuse_busy_ports(settings: Settings) -> None:
+    """A process that was killed a moment ago holds its ports a little longer, and is nobody's."""
+    deadline = time.monotonic() + _DYING_S
+    while busy := _busy_ports(settings):
+        if any(busy.values()) or time.monotonic() > deadline:
+            told = "; port ".join(
+                f"{port} is held by {holder or 'another process'}" for port, holder in busy.items()
+            )
+            raise PortBusy(f"port {told}")
+        time.sleep(_POLL_S)
+
+
+def _busy_ports(settings: Settings) -> dict[str, str | None]:
+    """Port, with its setting -> who listens there; None where that process cannot be seen."""
+    return {
+        f"{port} ({name}, VLSERVE_{name.upper().replace('.', '__')})": _holder(port)
+        for name, host, port in ports(settings)
+        if _is_busy(host, port, name)
+    }
+
+
+def ports(settings: Settings) -> Iterator[tuple[str, str, int]]:
+    """Every TCP port of the stack: setting, host, port."""
+    gateway = settings.gateway
+    yield "gateway.port", gateway.host, gateway.port
+    yield "gateway.admin_port", "127.0.0.1", gateway.admin_port
+    yield "control.port", "127.0.0.1", settings.control.port
+    for endpoint in endpoints(settings):
+        first = endpoint.inference_port
+        for port in range(first, first + 5):
+            yield "engine.base_port", endpoint.host, port
+
+
+def _is_busy(host: str, port: int, setting: str) -> bool:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return True
+            raise StackError(f"{setting}: cannot listen on {host}:{port}: {error}") from error
+    return False
+
+
+def _holder(port: int) -> str | None:
+    for connection in psutil.net_connections("tcp"):
+        address, pid = connection.laddr, connection.pid
+        if connection.status == psutil.CONN_LISTEN and address and address.port == port and pid:
+            try:
+                return f"{psutil.Process(pid).name()} (pid {pid})"
+            except psutil.Error:
+                break
+    return None
+
+
+def _refuse_other_settings(settings: Settings) -> None:
+    """Settings take effect at a start: a stack that runs with others must not look like this."""
+    now, then = settings.model_dump(), _settings_of_running(settings).model_dump()
+    changed = [name for name in now if now[name] != then[name]]
+    if changed:
+        raise StackError(
+            f"the stack runs with other settings of {', '.join(changed)}: "
+            "`vlserve down`, then `vlserve up`"
+        )
+
+
+def _settings_file(settings: Settings) -> Path:
+    return settings.state_dir / "supervisor" / "settings.json"
+
+
+def _write_settings(settings: Settings) -> None:
+    file = _settings_file(settings)
+    file.touch(mode=0o600)  # api_keys are in it
+    file.write_text(settings.model_dump_json())
+
+
+def _settings_of_running(settings: Settings) -> Settings:
+    file = _settings_file(settings)
+    return Settings.model_validate_json(file.read_text()) if file.exists() else settings
+
+
+def _processes(settings: Settings) -> list[psutil.Process]:
+    """Every living process of this stack but this one."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            ours = process.environ().get(supervisord.STACK_VARIABLE) == str(settings.state_dir)
+            living = process.status() != psutil.STATUS_ZOMBIE
+        except psutil.Error:
+            continue
+        if ours and living and process.pid != os.getpid():
+            found.append(process)
+    return found
+
+
+def _stop_processes(settings: Settings, progress: Progress) -> bool:
+    """Whether there was any."""
+    left = _processes(settings)
+    if not left:
+        return False
+    progress(f"stopping {len(left)} processes that nothing supervises")
+    for process in left:
+        _signal(process.terminate)
+    _wait_until_gone(settings, 5.0)
+    for process in _processes(settings):
+        _signal(process.kill)
+    if not _wait_until_gone(settings, 5.0):
+        names = ", ".join(f"{process.name()} ({process.pid})" for process in _processes(settings))
+        raise StackError(f"these processes of the stack do not stop: {names}")
+    return True
+
+
+def _signal(send: Callable[[], None]) -> None:
+    try:
+        send()
+    except psutil.NoSuchProcess:
+        return
+
+
+def _wait_until_gone(settings: Settings, timeout_s: float) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while _processes(settings):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL_S)
+    return True
+
+
+def _make_private(folder: Path) -> None:
+    """A folder of ours that nobody else can enter: its parent may be open to all."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    found = folder.lstat()
+    if folder.is_symlink() or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise StackError(f"{folder} must be a folder of yours alone (mode 700): remove it")
+
+
+@contextmanager
+def _one_at_a_time(settings: Settings) -> Iterator[None]:
+    """Two `vlserve up` at once start one stack."""
+    settings.state_dir.mkdir(parents=True, exist_ok=True)
+    with (settings.state_dir / "stack.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

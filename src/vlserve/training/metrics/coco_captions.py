@@ -1,0 +1,102 @@
+"""Captions by pycocoevalcap: BLEU, METEOR, ROUGE-L and CIDEr-D as the COCO evaluation counts them.
+
+``python -m vlserve.training.metrics.coco_captions`` reads {"candidates": [caption, ...],
+"references": [[caption, ...], ...]} and writes {"corpus": {figure: value}, "each": {figure:
+[value, ...]}}. It is a process of its own, because the library starts whatever ``java`` stands
+first on the PATH (for METEOR and the tokenizer), and leaves its pipes open.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.cider.cider_scorer import CiderScorer, cook_refs, cook_test
+from pycocoevalcap.meteor.meteor import Meteor
+from pycocoevalcap.rouge.rouge import Rouge
+from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+BLEU = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")
+
+Scores = dict[str, list[float]]
+"""Of each figure a value a candidate."""
+
+
+def tokenized(captions: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Lower case, tokens apart, without punctuation, by Stanford's PTB tokenizer. Needs Java."""
+    asked = {
+        number: [{"caption": " ".join(caption.split())} for caption in group]
+        for number, group in enumerate(captions)
+    }
+    found = PTBTokenizer().tokenize(asked)
+    if [len(group) for group in captions] != [len(found.get(one, ())) for one in asked]:
+        raise ValueError("the tokenizer gave back fewer captions than it was given")
+    return [found[number] for number in asked]
+
+
+def overlaps(
+    candidates: Sequence[str], references: Sequence[Sequence[str]]
+) -> tuple[dict[str, float], Scores]:
+    """BLEU, ROUGE-L and CIDEr-D of tokenized captions: of all together, and of each."""
+    given, truth = _by_number(candidates, references)
+    bleu, each_bleu = Bleu(len(BLEU)).compute_score(truth, given, verbose=0)
+    rouge, each_rouge = Rouge().compute_score(truth, given)
+    cider, each_cider = Cider().compute_score(truth, given)
+    corpus = dict(zip(BLEU, map(float, bleu), strict=True))
+    corpus |= {"rouge_l": float(rouge), "cider_d": float(cider)}
+    each = dict(zip(BLEU, (list(map(float, values)) for values in each_bleu), strict=True))
+    return corpus, each | {"rouge_l": each_rouge.tolist(), "cider_d": each_cider.tolist()}
+
+
+def meteor(
+    candidates: Sequence[str], references: Sequence[Sequence[str]]
+) -> tuple[float, list[float]]:
+    """METEOR 1.5 of tokenized captions: of all together, and of each. Needs Java."""
+    given, truth = _by_number(candidates, references)
+    score, each = Meteor().compute_score(truth, given)
+    return float(score), list(each)
+
+
+def cider_d_by(
+    corpus: Sequence[Sequence[str]],
+    candidates: Sequence[str],
+    references: Sequence[Sequence[str]],
+) -> list[float]:
+    """CIDEr-D of each candidate, with the document frequencies of another ``corpus`` of references:
+    what a candidate is worth in self-critical training. All are tokenized."""
+    scorer = CiderScorer()
+    scorer.crefs = [cook_refs(group) for group in corpus]
+    scorer.compute_doc_freq()
+    found: list[float] = []
+    for start in range(0, len(candidates), len(corpus)):
+        part = slice(start, start + len(corpus))
+        scorer.ctest = [cook_test(one) for one in candidates[part]]
+        truth = [cook_refs(group) for group in references[part]]
+        # the scorer takes the corpus to be as large as its list of references is long
+        scorer.crefs = truth + [[]] * (len(corpus) - len(truth))
+        found += map(float, scorer.compute_cider())
+    return found
+
+
+def _by_number(
+    candidates: Sequence[str], references: Sequence[Sequence[str]]
+) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
+    """As the library's scorers take them."""
+    given = {number: [one] for number, one in enumerate(candidates)}
+    return given, {number: list(group) for number, group in enumerate(references)}
+
+
+def main() -> None:
+    """Score standard input on standard output."""
+    asked: dict[str, Any] = json.load(sys.stdin)
+    references = tokenized(asked["references"])
+    candidates = [one for (one,) in tokenized([[one] for one in asked["candidates"]])]
+    corpus, each = overlaps(candidates, references)
+    corpus["meteor"], each["meteor"] = meteor(candidates, references)
+    json.dump({"corpus": corpus, "each": each}, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
