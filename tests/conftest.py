@@ -7,9 +7,9 @@ from typing import Any
 
 import hypothesis
 import pytest
-from tiny_models import Archives
 from xdist.scheduler import LoadFileScheduling
 
+from support.tiny_models import Archives
 from vlserve.exporter.convert import Converter
 
 # What a test finds must not depend on how busy the machine is.

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from control_api_server import RunningControl, running_control
 
+from support.control_api_server import RunningControl, running_control
 from vlserve.exporter.echo import pack_echo
 
 

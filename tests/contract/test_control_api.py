@@ -8,8 +8,8 @@ from typing import Any
 
 import httpx
 import pytest
-from control_api_server import RunningControl
 
+from support.control_api_server import RunningControl
 from vlserve.control.client import ControlClient
 from vlserve.control.domain import State
 from vlserve.control.wire.views import error_code, error_of

@@ -17,8 +17,8 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from torchserve_worker import Answered, Sent, Worker, running_worker
 
+from support.torchserve_worker import Answered, Sent, Worker, running_worker
 from vlserve.exporter.echo import LABELS, VOCABULARY, pack_echo
 from vlserve.exporter.pack import HANDLERS_DIR, Member, draft_of, pack_archive
 from vlserve.runtime.archive import unpack_archive, verify_archive

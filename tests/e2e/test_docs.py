@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from running import PROJECT, make_settings
 from safetensors.torch import save_file
-from written_recipe import NAME, written_recipe
 
-from vlserve.control import stack as control_stack
+from support.running_stack import PROJECT, make_settings
+from support.written_recipe import NAME, written_recipe
 from vlserve.control.client import ControlClient
 from vlserve.demo import MODEL, release_demo
 from vlserve.exporter.wordpiece import read_vocabulary
 from vlserve.settings import Settings
+from vlserve.stack import stack as control_stack
 from vlserve.training.pretrained import text_folder, text_weights
 
 DOCUMENTS = [

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from running import RunningStack
-
+from support.running_stack import RunningStack
 from vlserve.control.domain import State
 from vlserve.drill.cases import PROMOTED, REFUSED, ROLLED_BACK, Policy
 from vlserve.drill.game_day import run_drill

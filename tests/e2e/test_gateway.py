@@ -13,10 +13,10 @@ import httpx
 import psutil
 import pytest
 from PIL import Image
-from running import RunningStack, wait_until
 
-from vlserve.control import stack as control_stack
+from support.running_stack import RunningStack, wait_until
 from vlserve.exporter.echo import pack_echo
+from vlserve.stack import stack as control_stack
 
 
 def _jpeg() -> bytes:

@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-from fake_engine import FakeEngine
-from running import RunningGateway, running_gateway, wait_until
 
+from support.fake_torchserve import FakeEngine
+from support.running_stack import RunningGateway, running_gateway, wait_until
 from vlserve.control.domain import ModelRoute
 
 Engines = tuple[FakeEngine, FakeEngine]

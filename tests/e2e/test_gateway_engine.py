@@ -5,9 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-from fake_engine import FakeEngine, Reply
-from running import RunningGateway, running_gateway, wait_until
 
+from support.fake_torchserve import FakeEngine, Reply
+from support.running_stack import RunningGateway, running_gateway, wait_until
 from vlserve.control.domain import ModelRoute, Routing
 
 Engines = tuple[FakeEngine, FakeEngine]

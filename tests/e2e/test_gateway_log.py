@@ -9,9 +9,9 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from fake_engine import FakeEngine, Reply
-from running import RunningGateway, running_gateway, wait_until
 
+from support.fake_torchserve import FakeEngine, Reply
+from support.running_stack import RunningGateway, running_gateway, wait_until
 from vlserve.control.domain import ModelRoute, Routing
 
 RELEASE = ModelRoute("tagger", {2: 50, 1: 50}, (1, 2), "release-7", step="release-7/25")

@@ -9,9 +9,9 @@ from collections import Counter
 
 import httpx
 import pytest
-from fake_engine import FakeEngine
-from running import RunningGateway, wait_until
 
+from support.fake_torchserve import FakeEngine
+from support.running_stack import RunningGateway, wait_until
 from vlserve.control.domain import ModelRoute, Routing
 from vlserve.errors import GatewayRefused
 

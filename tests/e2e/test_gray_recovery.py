@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from load import load_on
-from running import make_settings, wait_until
 
-from vlserve.control import stack as control_stack
+from support.background_load import load_on
+from support.running_stack import make_settings, wait_until
 from vlserve.control.client import ControlClient
 from vlserve.control.domain import ReleaseStatus, State
 from vlserve.control.gateway.envoy_config import cluster_name
@@ -24,6 +23,7 @@ from vlserve.control.wire.rollout_views import ReleaseView
 from vlserve.errors import ControlError, StackError
 from vlserve.exporter.echo import pack_echo
 from vlserve.settings import Settings
+from vlserve.stack import stack as control_stack
 
 MODEL = "tagger"
 WITHIN_S = 120.0

@@ -5,9 +5,9 @@ import time
 from pathlib import Path
 
 import pytest
-from running import RunningStack, wait_until
 from typer.testing import CliRunner, Result
 
+from support.running_stack import RunningStack, wait_until
 from vlserve.cli import app
 from vlserve.control.domain import State
 from vlserve.exporter.echo import pack_echo

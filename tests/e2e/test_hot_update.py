@@ -6,7 +6,8 @@ from pathlib import Path
 from clients import Clients, Load, drawn_questions
 from editions import echo_editions
 from hot_update import judge, update_in_rounds
-from running import RunningStack
+
+from support.running_stack import RunningStack
 
 ROUNDS = 2
 SLOW_MS = 100.0

@@ -13,16 +13,16 @@ import httpx
 import pytest
 from clients import Load, Question, drawn_questions
 from editions import Edition, echo_editions
-from load import QUESTION
 from own_stack import DrilledStack
 from recovery import NEEDS_UP, TARGETS, WITH_GATEWAY, crash, release_both
-from running import make_settings, wait_until
 
-from vlserve.control import stack as control_stack
+from support.background_load import QUESTION
+from support.running_stack import make_settings, wait_until
 from vlserve.control.client import ControlClient
 from vlserve.control.domain import State
 from vlserve.errors import StackError
 from vlserve.exporter.echo import pack_echo
+from vlserve.stack import stack as control_stack
 
 MODEL = "survivor"
 WITHIN_S = 120.0

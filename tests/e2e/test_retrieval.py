@@ -4,9 +4,8 @@ import base64
 import json
 from pathlib import Path
 
-from running import PROJECT, RunningStack
-from tiny_models import Archives
-
+from support.running_stack import PROJECT, RunningStack
+from support.tiny_models import Archives
 from vlserve.exporter.probes import drawn_image
 from vlserve.retrieval.build import IndexReport, build_index
 from vlserve.runtime.task import difference

@@ -16,10 +16,10 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from fake_engine import FakeEngine, Reply
-from running import RunningGateway, running_gateway, wait_until
-from wire import form
 
+from support.fake_torchserve import FakeEngine, Reply
+from support.raw_http import form
+from support.running_stack import RunningGateway, running_gateway, wait_until
 from vlserve.control.domain import Instance, ModelRoute, Routing, Shadow
 from vlserve.control.gateway.envoy_clusters import COPIES_BYTES
 

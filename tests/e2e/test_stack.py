@@ -11,9 +11,8 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from running import RunningStack, make_settings, wait_until
 
-from vlserve.control import stack as control_stack
+from support.running_stack import RunningStack, make_settings, wait_until
 from vlserve.control.client import ControlClient
 from vlserve.control.gateway.envoy import EnvoyGateway
 from vlserve.control.wire.views import Health
@@ -21,6 +20,7 @@ from vlserve.errors import ControlError, PortBusy, SettingsError, StackError
 from vlserve.exporter.echo import pack_echo
 from vlserve.exporter.probes import drawn_image
 from vlserve.settings import Settings
+from vlserve.stack import stack as control_stack
 from vlserve.stack.supervisord import STACK_VARIABLE, socket_dir
 from vlserve.tuning.private_stack import free_ports
 

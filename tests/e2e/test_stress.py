@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from running import RunningStack
 
+from support.running_stack import RunningStack
 from vlserve.control.engine.torchserve import endpoints
 from vlserve.exporter.echo import pack_echo
 from vlserve.loadgen.plan import StressPlan

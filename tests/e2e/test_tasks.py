@@ -7,13 +7,13 @@ from pathlib import Path
 
 import httpx
 import pytest
-from asked import Asked, asked_of, without_pictures
-from eager_answers import eager_of
 from PIL import Image
-from running import PROJECT, RunningStack
-from tiny_models import Archives, tiny_models
-from written_recipe import NAME, export_written
 
+from support.eager_answers import eager_of
+from support.requests_asked import Asked, asked_of, without_pictures
+from support.running_stack import PROJECT, RunningStack
+from support.tiny_models import Archives, tiny_models
+from support.written_recipe import NAME, export_written
 from vlserve.control.domain import State
 from vlserve.exporter.convert import Converter, Format
 from vlserve.exporter.export import read_trained

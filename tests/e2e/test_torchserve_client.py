@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running import make_settings
 from supervisor.datatypes import dict_of_key_value_pairs
 
+from support.running_stack import make_settings
 from vlserve.control.domain import Key, LoadedVersion
 from vlserve.control.engine import torchserve_grpc
 from vlserve.control.engine.torchserve import TorchServe, endpoints

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import psutil
-from engine_workers import worker_pids
-from running import RunningStack
 
+from support.engine_workers import worker_pids
+from support.running_stack import RunningStack
 from vlserve.control.tuning import Serving, read_tuning
 from vlserve.exporter.echo import pack_echo
 from vlserve.tuning.trials import Load, Trials

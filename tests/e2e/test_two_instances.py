@@ -14,12 +14,12 @@ import httpx
 import pytest
 from clients import Load, Question, drawn_questions
 from editions import Edition, echo_editions
-from engine_workers import worker_pids
-from load import QUESTION
 from own_stack import DrilledStack, own_stack
 from recovery import crash, release_both
-from running import wait_until
 
+from support.background_load import QUESTION
+from support.engine_workers import worker_pids
+from support.running_stack import wait_until
 from vlserve.control.engine.torchserve import endpoints
 from vlserve.exporter.echo import pack_echo
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from load import QUESTION, load_on
-from running import PROJECT, RunningStack
 
+from support.background_load import QUESTION, load_on
+from support.running_stack import PROJECT, RunningStack
 from vlserve.control.domain import State
 from vlserve.control.wire.views import Released
 from vlserve.errors import LoadFailed, StillServing

@@ -1,8 +1,9 @@
 """Says at the end of a run what of the golden cases no test covers yet."""
 
 import pytest
-from golden_cases import golden_folder, not_covered
-from training_outputs import not_yet_covered
+
+from support.golden_cases import golden_folder, not_covered
+from support.training_outputs import not_yet_covered
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -7,13 +7,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from eager_graphs import EagerBackend, Loaded, assert_inference_outputs, assert_same_ids, load
-from golden_cases import Case, cases
-from published_keys import assert_every_key_is_loaded_or_ignored
-from retrieval import interpolated, rerank
 from tokenizers import Tokenizer, normalizers
-from training_outputs import inference_outputs
 
+from support.eager_graphs import (
+    EagerBackend,
+    Loaded,
+    assert_inference_outputs,
+    assert_same_ids,
+    load,
+)
+from support.golden_cases import Case, cases
+from support.golden_retrieval import interpolated, rerank
+from support.published_keys import assert_every_key_is_loaded_or_ignored
+from support.training_outputs import inference_outputs
 from vlserve.exporter.recipe import load_recipe
 from vlserve.runtime.decoding import CachedStep, Ranking, rank_answers
 from vlserve.runtime.types import Arrays

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from golden_cases import assert_close
 from numpy.typing import NDArray
-from tiny_models import dual_encoder_model, seeded
 
+from support.golden_cases import assert_close
+from support.tiny_models import dual_encoder_model, seeded
 from vlserve.exporter.recipe import load_recipe
 
 RECIPE = load_recipe("dual_encoder", Path(__file__).parents[2] / "export")

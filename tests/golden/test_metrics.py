@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from golden_cases import COPY, COVERED, assert_close, golden_folder
 
+from support.golden_cases import COPY, COVERED, assert_close, golden_folder
 from vlserve.exporter.text_cleaning import cleaning
 from vlserve.training.metrics.boxes import RIGHT_FROM, box_of_map, pixel_iou
 from vlserve.training.metrics.captions import environment_with_java, score_captions

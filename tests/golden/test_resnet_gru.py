@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from golden_cases import Case, assert_close, cases
-from resnet_cases import described, golden_weights
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence
 
+from support.golden_cases import Case, assert_close, cases
+from support.resnet_cases import described, golden_weights
 from vlserve.exporter.checkpoint import load_into
 from vlserve.exporter.recipe import load_recipe
 from vlserve.models.resnet import ResNet, ResNetConfig

@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from eager_graphs import assert_inference_outputs, load
-from golden_cases import Case, cases
-from written_captions import (
+
+from support.eager_graphs import assert_inference_outputs, load
+from support.golden_cases import Case, cases
+from support.written_captions import (
     assert_every_key_is_loaded_or_ignored,
     config_of,
     written,
 )
-
 from vlserve.exporter.recipe import load_recipe
 
 RECIPE = load_recipe("s2", Path(__file__).parents[2] / "export")

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from eager_graphs import Loaded, assert_inference_outputs, load
-from golden_cases import Case, assert_close, cases
-from published_keys import assert_every_key_is_loaded_or_ignored, words
 from torch import Tensor, nn
-from training_outputs import inference_outputs
 
+from support.eager_graphs import Loaded, assert_inference_outputs, load
+from support.golden_cases import Case, assert_close, cases
+from support.published_keys import assert_every_key_is_loaded_or_ignored, words
+from support.training_outputs import inference_outputs
 from vlserve.exporter.recipe import load_recipe
 from vlserve.models.two_stream_heads import fuse
 from vlserve.runtime.types import Arrays

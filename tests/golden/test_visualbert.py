@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from eager_graphs import assert_inference_outputs, load
-from golden_cases import Case, assert_close, cases
-from published_keys import assert_every_key_is_loaded_or_ignored, words
 
+from support.eager_graphs import assert_inference_outputs, load
+from support.golden_cases import Case, assert_close, cases
+from support.published_keys import assert_every_key_is_loaded_or_ignored, words
 from vlserve.errors import ExportError
 from vlserve.exporter.checkpoint import load_into, read_checkpoint
 from vlserve.exporter.convert import load_network

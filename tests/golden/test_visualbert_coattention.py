@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from golden_cases import assert_close
-from published_keys import words
 from torch import Tensor
 from torch.nn import functional as F
 
+from support.golden_cases import assert_close
+from support.published_keys import words
 from vlserve.exporter.parity import run_eager
 from vlserve.exporter.recipe import load_recipe
 

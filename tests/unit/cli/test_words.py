@@ -4,9 +4,9 @@ import json
 from typing import Any
 
 import pytest
-from tiny_models import EXPORT
 from typer.testing import CliRunner
 
+from support.tiny_models import EXPORT
 from vlserve.cli import app
 from vlserve.cli.predict import print_answer
 from vlserve.exporter.recipe import load_recipe, recipe_files

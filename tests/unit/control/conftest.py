@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from control_fakes import FakeEngine, FakeGateway
-from gray_traffic import Requests, register
 
+from support.control_fakes import FakeEngine, FakeGateway
+from support.rollout_traffic import Requests, register
 from vlserve.control.assembly import Control, assemble
 from vlserve.exporter.echo import pack_echo
 from vlserve.settings import ControlSettings, Settings

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from control_fakes import FakeEngine
 
+from support.control_fakes import FakeEngine
 from vlserve.control.domain import Instance
 from vlserve.control.lifecycle.probes import differences, failed_probes
 from vlserve.errors import NotReady

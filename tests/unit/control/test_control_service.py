@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from control_fakes import FakeEngine, FakeGateway
 
+from support.control_fakes import FakeEngine, FakeGateway
 from vlserve.control.assembly import Control
 from vlserve.control.domain import State
 from vlserve.control.wire.views import Registered

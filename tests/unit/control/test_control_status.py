@@ -4,9 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from control_fakes import FakeEngine, FakeGateway
-from gray_traffic import register
 
+from support.control_fakes import FakeEngine, FakeGateway
+from support.rollout_traffic import register
 from vlserve.control.assembly import Control, assemble
 from vlserve.control.domain import Key, LoadedVersion, State
 from vlserve.settings import Settings

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from control_fakes import FakeEngine, FakeGateway
 
+from support.control_fakes import FakeEngine, FakeGateway
 from vlserve.control.assembly import Control, assemble
 from vlserve.control.domain import State
 from vlserve.control.reconcile.reconciler import Restore

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from control_fakes import FakeEngine
-from gray_traffic import register
 
+from support.control_fakes import FakeEngine
+from support.rollout_traffic import register
 from vlserve.control.assembly import Control
 from vlserve.control.domain import Instance
 from vlserve.control.lifecycle.warm_up import settled, warm_up
@@ -71,5 +71,7 @@ def test_an_instance_that_did_not_say_what_it_holds_is_left_alone(
 ) -> None:
     register(control, packed("tagger", 1))
     monkeypatch.setattr(engine, "loaded", dict)  # it answers the next question again
-    monkeypatch.setattr("vlserve.control.lifecycle.lifecycle.warm_up", lambda *_: pytest.fail("was warmed"))
+    monkeypatch.setattr(
+        "vlserve.control.lifecycle.lifecycle.warm_up", lambda *_: pytest.fail("was warmed")
+    )
     control.service._lifecycle._warm_up(control.ledger.version("tagger", 1))

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from control_fakes import FakeEngine, FakeGateway
-from gray_traffic import (
+
+from support.control_fakes import FakeEngine, FakeGateway
+from support.rollout_traffic import (
     QUICK,
     TAGS,
     Behaviour,
@@ -18,7 +19,6 @@ from gray_traffic import (
     start,
     state,
 )
-
 from vlserve.control.assembly import Control
 from vlserve.control.domain import LoadedVersion, ReleaseStatus, Shadow, State
 from vlserve.errors import (

@@ -1,9 +1,9 @@
 """Releases in which something is killed: what is counted, what is decided, what is known."""
 
 import pytest
-from control_fakes import FakeEngine, FakeGateway
-from gray_traffic import Behaviour, Requests, drive, look, start
 
+from support.control_fakes import FakeEngine, FakeGateway
+from support.rollout_traffic import Behaviour, Requests, drive, look, start
 from vlserve.control.assembly import Control, assemble
 from vlserve.control.domain import LoadedVersion, ReleaseStatus
 from vlserve.settings import Settings

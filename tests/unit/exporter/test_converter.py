@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import save_file
-from tiny_models import EXPORT, TinyModel, seeded, tiny_models
 
+from support.tiny_models import EXPORT, TinyModel, seeded, tiny_models
 from vlserve.errors import ExportError
 from vlserve.exporter.convert import Converter, Job
 from vlserve.exporter.recipe import load_recipe

@@ -2,12 +2,12 @@
 
 import re
 
-import counting_recipe
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from support import counting_recipe
 from vlserve.errors import ParityFailed
 from vlserve.exporter.parity import Measured, compare, measure, run_eager, unseen_sizes
 from vlserve.exporter.recipe import GraphPlan

@@ -5,9 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from asked import asked_of
-from echo_tasks import HANDLERS, KINDS, pipeline_of
 
+from support.echo_tasks import HANDLERS, KINDS, pipeline_of
+from support.requests_asked import asked_of
 from vlserve.drill.twin import FAULTY_TASK, Fault
 from vlserve.runtime.manifest import Probe
 from vlserve.runtime.pipeline import Pipeline

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from asked import Asked, Look, look_at
-from eager_answers import Eager, eager_of
-from tiny_models import PROJECT, Archives
 
+from support.eager_answers import Eager, eager_of
+from support.requests_asked import Asked, Look, look_at
+from support.tiny_models import PROJECT, Archives
 from vlserve.exporter.convert import Format
 from vlserve.exporter.export import read_trained
 from vlserve.exporter.pack import HANDLERS_DIR

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from tiny_models import Archives
 
+from support.tiny_models import Archives
 from vlserve.errors import DataError, ExportError
 from vlserve.exporter.export import ExportReport
 from vlserve.exporter.pack import draft_of, pack_members

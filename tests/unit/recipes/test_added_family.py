@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tiny_models import PROJECT
-from written_recipe import NAME, export_written
 
+from support.tiny_models import PROJECT
+from support.written_recipe import NAME, export_written
 from vlserve.exporter.convert import Converter
 from vlserve.exporter.export import read_trained
 from vlserve.exporter.probes import drawn_image

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_exports import EagerBackend, Exports, Tiny, graph_cases, tiny
 
+from support.tiny_exports import EagerBackend, Exports, Tiny, graph_cases, tiny
 from vlserve.errors import CheckpointMismatch, ExportError
 from vlserve.exporter.convert import Format, load_network
 from vlserve.exporter.recipe import load_recipe

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny_exports import EagerBackend, Exports, Tiny, graph_cases, tiny
 
+from support.tiny_exports import EagerBackend, Exports, Tiny, graph_cases, tiny
 from vlserve.errors import CheckpointMismatch, ExportError
 from vlserve.exporter.checkpoint import read_checkpoint
 from vlserve.exporter.convert import Format, load_network

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import EXPORT, dual_encoder_model, seeded
 from torch import Tensor
 
+from support.tiny_models import EXPORT, dual_encoder_model, seeded
 from vlserve.errors import CheckpointMismatch, ExportError, TrainingError
 from vlserve.exporter.recipe import load_recipe
 

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from asked import asked_of, without_pictures
-from eager_answers import ANSWERS, eager_of
-from tiny_models import EXPORT, PROJECT, Archives, recipes_and_tasks, tiny_models
 
+from support.eager_answers import ANSWERS, eager_of
+from support.requests_asked import asked_of, without_pictures
+from support.tiny_models import EXPORT, PROJECT, Archives, recipes_and_tasks, tiny_models
 from vlserve.exporter.convert import SUFFIXES, Format
 from vlserve.exporter.export import read_trained
 from vlserve.exporter.recipe import load_recipe
@@ -23,9 +23,9 @@ ATOL = 2e-4
 @pytest.mark.parametrize(("recipe", "task"), recipes_and_tasks(), ids="-".join)
 def test_a_recipe_and_its_task_have_a_tiny_model(recipe: str, task: str) -> None:
     proved = {(model.recipe, model.task) for model in tiny_models().values()}
-    assert (recipe, task) in proved, f"tests/tiny_models.py has no model of {recipe}, task {task}"
+    assert (recipe, task) in proved, f"tests/support/tiny_models.py has no model of {recipe}, task {task}"
     assert (PROJECT / "handlers" / f"{task}.py").is_file()
-    assert task in ANSWERS, f"tests/eager_answers.py cannot answer {task}"
+    assert task in ANSWERS, f"tests/support/eager_answers.py cannot answer {task}"
 
 
 def test_no_tiny_model_is_of_a_task_that_its_recipe_does_not_have() -> None:

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import WORDS, modern_model, seeded
 from torch import Tensor
 
+from support.tiny_models import WORDS, modern_model, seeded
 from vlserve.errors import CheckpointMismatch, ExportError, TrainingError
 from vlserve.exporter.convert import load_network
 from vlserve.exporter.recipe import load_recipe

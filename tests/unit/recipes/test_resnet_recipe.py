@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_exports import Exports, Tiny, graph_cases
 from transformers import ResNetConfig as TheirConfig
 from transformers import ResNetForImageClassification
 
+from support.tiny_exports import Exports, Tiny, graph_cases
 from vlserve.errors import CheckpointMismatch, ExportError
 from vlserve.exporter.convert import Format, load_network
 from vlserve.exporter.parity import run_eager

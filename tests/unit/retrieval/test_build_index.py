@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from echo_archive import TEXTS, pack_echo_dual, write_images, write_lines
 
+from support.echo_archive import TEXTS, pack_echo_dual, write_images, write_lines
 from vlserve.errors import ArchiveError, DataError
 from vlserve.exporter.pack import HANDLERS_DIR, draft_of, pack_members
 from vlserve.retrieval import build, storage

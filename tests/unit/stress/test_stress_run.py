@@ -7,8 +7,8 @@ from typing import Any
 
 import psutil
 import pytest
-from answering_server import Behaviour, serve
 
+from support.answering_server import Behaviour, serve
 from vlserve.errors import DataError, StressError
 from vlserve.loadgen.max_rate import find_limit
 from vlserve.loadgen.plan import StressPlan

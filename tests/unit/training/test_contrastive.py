@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_models import EXPORT, dual_encoder_model, seeded
 from torch import Tensor
 
+from support.tiny_models import EXPORT, dual_encoder_model, seeded
 from vlserve.errors import DataError, SettingsError, TrainingError
 from vlserve.exporter.export import read_trained
 from vlserve.exporter.recipe import load_recipe

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from asked import Asked, Look, look_at, npy
-from eager_answers import Eager, eager_of
-from tiny_models import PROJECT, Archives
 from typer.testing import CliRunner
 
+from support.eager_answers import Eager, eager_of
+from support.requests_asked import Asked, Look, look_at, npy
+from support.tiny_models import PROJECT, Archives
 from vlserve.cli import app
 from vlserve.exporter.echo import LABELS, pack_echo
 from vlserve.exporter.export import read_trained

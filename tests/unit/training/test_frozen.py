@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_fit import figures_of, multi_label
-from tiny_models import WORDS, modern_model, seeded
 from torch import Tensor, nn
 
+from support.tiny_models import WORDS, modern_model, seeded
 from vlserve.errors import SettingsError, TrainingError
 from vlserve.exporter.convert import Converter
 from vlserve.exporter.export import export_archive

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from golden_cases import Case, assert_close
 from numpy.typing import NDArray
 from torch import nn
-from training_outputs import inference_outputs
 
+from support.golden_cases import Case, assert_close
+from support.training_outputs import inference_outputs
 from vlserve.exporter.checkpoint import read_checkpoint
 from vlserve.exporter.convert import load_network
 from vlserve.exporter.parity import run_eager

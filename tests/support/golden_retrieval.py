@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from golden_cases import Case
 from numpy.typing import NDArray
 
+from support.golden_cases import Case
 from vlserve.models.vit import interpolate_positions
 from vlserve.runtime.types import Arrays
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from eager_graphs import EagerBackend, Loaded
-from golden_cases import Case, key_shapes
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from support.eager_graphs import EagerBackend, Loaded
+from support.golden_cases import Case, key_shapes
 from vlserve.exporter.recipe import Recipe
 from vlserve.models.keys import is_ignored
 from vlserve.runtime.decoding import (

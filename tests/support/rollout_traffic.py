@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from control_fakes import FakeGateway
-
+from support.control_fakes import FakeGateway
 from vlserve.control.assembly import Control
 from vlserve.control.domain import State
 from vlserve.control.wire.rollout_views import ReleaseView

@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from golden_cases import Case, key_shapes
 from torch import Tensor
+
+from support.golden_cases import Case, key_shapes
 
 
 def described(case: Case) -> tuple[dict[str, Any], int]:

@@ -21,7 +21,7 @@ from vlserve.models.grid import complete_grid
 from vlserve.models.resnet import ResNet, ResNetConfig
 from vlserve.settings import Settings
 
-PROJECT = Path(__file__).parents[1]
+PROJECT = Path(__file__).parents[2]
 EXPORT = PROJECT / "export"
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "ball", "cat", "dog", "##s")
 ANSWERS = ("cat", "a red ball", "dogs")

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import uvicorn
-from control_fakes import FakeEngine, FakeGateway
 
+from support.control_fakes import FakeEngine, FakeGateway
 from vlserve.control.api.app import create_app
 from vlserve.control.assembly import assemble
 from vlserve.control.client import ControlClient

@@ -3,7 +3,7 @@
 import json
 from fnmatch import fnmatch
 
-from golden_cases import Case, golden_folder
+from support.golden_cases import Case, golden_folder
 
 NOT_YET_COVERED = (
     "loss_*",

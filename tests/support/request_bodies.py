@@ -4,8 +4,7 @@ import base64
 import json
 from typing import Any
 
-from wire import Case, form
-
+from support.raw_http import Case, form
 from vlserve.exporter.probes import drawn_image
 
 IMAGE = drawn_image(0)

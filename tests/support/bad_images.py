@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from PIL import Image
-from request_bodies import IMAGE, JPEG, PNG, as_form, as_json
-from wire import Case
+
+from support.raw_http import Case
+from support.request_bodies import IMAGE, JPEG, PNG, as_form, as_json
 
 
 def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:

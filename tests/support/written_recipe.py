@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 
 import torch
-from tiny_models import PROJECT
 
+from support.tiny_models import PROJECT
 from vlserve.exporter.convert import Converter
 from vlserve.exporter.export import ExportReport, export_archive
 from vlserve.settings import Settings

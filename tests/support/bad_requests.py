@@ -5,7 +5,8 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
-from request_bodies import (
+from support.raw_http import MODEL, Case, chunked, form
+from support.request_bodies import (
     BOUNDARY,
     FORM,
     GOOD_FORM,
@@ -17,8 +18,6 @@ from request_bodies import (
     as_form,
     as_json,
 )
-from wire import MODEL, Case, chunked, form
-
 from vlserve.exporter.echo import LABELS
 
 MIB = 1024**2

@@ -12,7 +12,7 @@ from vlserve.runtime.manifest import Manifest
 from vlserve.runtime.pipeline import Pipeline
 from vlserve.runtime.task import load_task
 
-HANDLERS = Path(__file__).parents[3] / "handlers"
+HANDLERS = Path(__file__).parents[2] / "handlers"
 FAILS = "坏"
 """A text with this fails in the graph."""
 WORDS = (*SPECIAL, "a", "cat", "##s", "dog")

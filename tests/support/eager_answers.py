@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from asked import Asked, Look
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from support.requests_asked import Asked, Look
 from vlserve.exporter.export import Trained
 from vlserve.exporter.parity import run_eager
 from vlserve.exporter.recipe import GraphPlan, Served

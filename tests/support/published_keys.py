@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from golden_cases import key_shapes
 
+from support.golden_cases import key_shapes
 from vlserve.exporter.recipe import Recipe
 from vlserve.exporter.wordpiece import SPECIAL
 from vlserve.models.keys import is_ignored
