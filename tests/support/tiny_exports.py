@@ -112,7 +112,7 @@ def tiny(recipe: Recipe, config: Mapping[str, Any]) -> Tiny:
 
 def graph_cases(graphs: Mapping[str, Iterable[str]], onnx_of: Collection[str] = ()) -> Any:
     """Parametrizes a test by task, graph and format. ONNX takes seconds a graph: ``onnx_of`` names
-    those whose network no archive of tests/support/tiny_models.py has, which test_every_task proves."""
+    those whose network no archive of support/tiny_models.py has, which test_every_task proves."""
     return pytest.mark.parametrize(
         ("task", "graph", "format"),
         [

@@ -23,7 +23,9 @@ ATOL = 2e-4
 @pytest.mark.parametrize(("recipe", "task"), recipes_and_tasks(), ids="-".join)
 def test_a_recipe_and_its_task_have_a_tiny_model(recipe: str, task: str) -> None:
     proved = {(model.recipe, model.task) for model in tiny_models().values()}
-    assert (recipe, task) in proved, f"tests/support/tiny_models.py has no model of {recipe}, task {task}"
+    assert (recipe, task) in proved, (
+        f"tests/support/tiny_models.py has no model of {recipe}, task {task}"
+    )
     assert (PROJECT / "handlers" / f"{task}.py").is_file()
     assert task in ANSWERS, f"tests/support/eager_answers.py cannot answer {task}"
 
