@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from vlserve.cli.output import AsJson, print_json, print_line, print_table, progress
-from vlserve.cli.words import Model, control_client
+from vlserve.cli.parameters import Model, control_client
 from vlserve.settings import load_settings
 
 _LONGEST_REASON = 100

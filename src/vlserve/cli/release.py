@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from vlserve.cli.output import AsJson, print_json, print_line, print_table, progress
-from vlserve.cli.words import Model, Version, control_client
+from vlserve.cli.parameters import Model, Version, control_client
 from vlserve.control.client import ControlClient
 from vlserve.control.domain import ReleaseStatus
 from vlserve.control.wire.rollout_views import ReleaseView
