@@ -21,17 +21,19 @@ from vlserve.cli.output import stderr
 from vlserve.runtime.errors import VlserveError
 
 app = typer.Typer(
+    name="vlserve",
     help="Register, query, stress and roll back image + text models.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    rich_markup_mode="markdown",
 )
-for group in (stack, demo, build, index, recipes, versions, release, predict, stress, tune, drill):
-    group.add_to(app)
+# `vlserve --help` lists the groups, and the commands of each, in this order.
+for module in (stack, demo, recipes, build, index, tune, versions, release, predict, stress, drill):
+    module.add_to(app)
 
 
 def main() -> None:
-    """Entry point of the `vlserve` script."""
+    """Run the `vlserve` script."""
     try:
         app()
     except (VlserveError, OSError) as error:

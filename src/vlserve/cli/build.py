@@ -12,18 +12,30 @@ if TYPE_CHECKING:
     from vlserve.training.fit import Progress
 
 from vlserve.cli.output import AsJson, print_json, print_line, print_table, progress
+from vlserve.cli.parameters import ArchiveFile, Group, Strict
 from vlserve.settings import load_settings
 
-File = Annotated[Path, typer.Option(exists=True, dir_okay=False, readable=True)]
+CheckpointFile = Annotated[
+    Path,
+    typer.Option(
+        exists=True,
+        dir_okay=False,
+        readable=True,
+        help="Checkpoint: a safetensors file, or a torch file of tensors and plain values.",
+    ),
+]
 
 
 def demo_data(
-    folder: Annotated[Path, typer.Argument(help="Folder to write; made when missing.")],
-    items: Annotated[int, typer.Option(min=20)] = 600,
-    seed: int = 0,
+    folder: Annotated[Path, typer.Argument(help="Folder to write; created when it is missing.")],
+    items: Annotated[int, typer.Option(min=20, help="Number of covers, of both files.")] = 600,
+    seed: Annotated[int, typer.Option(help="Seed of the random numbers.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Draw covers with Chinese and English titles whose tag needs both: train.jsonl, val.jsonl."""
+    """Draw a data set of covers with Chinese and English titles: train.jsonl and val.jsonl.
+
+    The tag of an item depends on its cover and its title.
+    """
     from vlserve.training.demo_data import write_demo_data
 
     data = write_demo_data(folder, items=items, seed=seed)
@@ -34,19 +46,46 @@ def demo_data(
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="Name of a file in export/.")],
-    data: File,
-    val: File,
-    out: Annotated[Path, typer.Option(file_okay=False)],
+    recipe: Annotated[str, typer.Argument(help="Name of a recipe in export/.")],
+    data: Annotated[
+        Path,
+        typer.Option(exists=True, dir_okay=False, readable=True, help="Training data, JSON lines."),
+    ],
+    val: Annotated[
+        Path,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            readable=True,
+            help="Validation data, JSON lines; chooses the best epoch.",
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            file_okay=False, help="Folder for the checkpoint, its config.json and metrics.json."
+        ),
+    ],
     options: Annotated[
-        list[str] | None, typer.Option("--set", help="key=value, e.g. epochs=20.")
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="Training option KEY=VALUE, e.g. epochs=20; may be given several times. "
+            "Default: the recipe's options.",
+        ),
     ] = None,
-    seed: int = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where OUT stopped.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Refuse data with bad lines.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the random numbers.")] = 0,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Continue the interrupted run in the --out folder. Default: start anew.",
+        ),
+    ] = False,
+    strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train a model; OUT gets model.safetensors, config.json and metrics.json."""
+    """Train a model and write its checkpoint, configuration and metrics."""
     from vlserve.exporter.recipe import load_recipe
     from vlserve.training.contrastive import fit_pairs, is_of_pairs
     from vlserve.training.fit import fit
@@ -70,17 +109,17 @@ def train(
 
 
 def describe_step(step: "Progress") -> str:
-    """One line on how far a training run is."""
+    """Return one line on how far a training run is."""
     if step.stage != "train":
         return f"{step.stage} {step.done} of {step.total} items"
     names = ("train_loss", "macro_f1", "map", "mean_recall")
     figures = ", ".join(
         f"{name} {step.figures[name]:.3f}" for name in names if name in step.figures
     )
-    said = f"epoch {step.done} of {step.total}: {figures}"
+    line = f"epoch {step.done} of {step.total}: {figures}"
     if step.figures.get("converged", True):
-        return said
-    return f"{said}; the search ended before the optimum"
+        return line
+    return f"{line}; the search ended before the optimum"
 
 
 def _print_bad_lines(bad_lines: "Sequence[BadLine]") -> None:
@@ -98,23 +137,39 @@ def _pairs(options: list[str]) -> dict[str, str]:
 
 
 def export(
-    recipe: Annotated[str, typer.Argument(help="Name of a file in export/, or a path.")],
-    checkpoint: File,
-    out: Annotated[Path, typer.Option(file_okay=False)],
+    recipe: Annotated[str, typer.Argument(help="Name of a recipe in export/, or a path to one.")],
+    checkpoint: CheckpointFile,
+    out: Annotated[
+        Path, typer.Option(file_okay=False, help="Folder for the archive <name>-<version>.mar.")
+    ],
     config: Annotated[
-        Path | None, typer.Option(help="Default: config.json beside the checkpoint.")
+        Path | None,
+        typer.Option(help="Configuration of the model. Default: config.json beside --checkpoint."),
     ] = None,
-    format: Literal["onnx", "torchscript"] = "onnx",
-    precision: Literal["fp32", "int8", "fp16", "bf16"] = "fp32",
+    format: Annotated[
+        Literal["onnx", "torchscript"], typer.Option(help="Format of the graphs.")
+    ] = "onnx",
+    precision: Annotated[
+        Literal["fp32", "int8", "fp16", "bf16"],
+        typer.Option(
+            help="Number format of the weights: int8 needs --calibration, fp16 and bf16 are for "
+            "GPUs."
+        ),
+    ] = "fp32",
     calibration: Annotated[
         Path | None,
-        typer.Option(help="int8: items as of evaluate; some set ranges, the rest are the gate's."),
+        typer.Option(
+            help="Data for int8, JSON lines as evaluate reads them: some items set the ranges, "
+            "the others test the accuracy. Default: none."
+        ),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Model name; default: the family's.")] = None,
-    version: Annotated[int, typer.Option(min=1)] = 1,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the model. Default: the family's name.")
+    ] = None,
+    version: Annotated[int, typer.Option(min=1, help="Number of the version.")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Turn a checkpoint into an archive, once its graph is proved equal to the network."""
+    """Convert a checkpoint into an archive, and prove that its graphs answer like the network."""
     from vlserve.exporter.export import export_archive
     from vlserve.quantize.export import Int8Report, export_int8
 
@@ -160,16 +215,27 @@ def _print_int8(report: "Int8Report") -> None:
 
 
 def evaluate(
-    archive: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True)],
-    data: File,
-    batch_size: Annotated[int, typer.Option(min=1)] = 8,
+    archive: ArchiveFile,
+    data: Annotated[
+        Path,
+        typer.Option(exists=True, dir_okay=False, readable=True, help="Labelled data, JSON lines."),
+    ],
+    batch_size: Annotated[int, typer.Option(min=1, help="Number of items in a batch.")] = 8,
     rerank: Annotated[
-        int, typer.Option(min=0, help="Candidates that a matching model ranks anew; 0: none.")
+        int,
+        typer.Option(
+            min=0,
+            help="Number of nearest candidates that the match head ranks again, for models that "
+            "have one; 0: none.",
+        ),
     ] = 16,
-    strict: Annotated[bool, typer.Option("--strict", help="Refuse data with bad lines.")] = False,
+    strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run every item through the archive's own code and measure the answers."""
+    """Run every item of a data file through an archive, and compute the metrics of its task.
+
+    The archive's own frozen code runs, in a process of its own.
+    """
     from vlserve.training.evaluators import evaluate as evaluate_archive
 
     with progress(f"evaluating {archive.name}") as show:
@@ -184,6 +250,6 @@ def evaluate(
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command("demo-data")(demo_data)
+    app.command("demo-data", rich_help_panel=Group.BUILD)(demo_data)
     for command in (train, export, evaluate):
-        app.command()(command)
+        app.command(rich_help_panel=Group.BUILD)(command)

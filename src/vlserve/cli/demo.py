@@ -1,16 +1,17 @@
-"""demo: what `make serve` shows once the stack is up."""
+"""demo: a small tagger, trained, released and queried on the stack that is up."""
 
 import os
 
 import typer
 
 from vlserve.cli.output import AsJson, print_json, print_line, progress
+from vlserve.cli.parameters import Group
 from vlserve.cli.predict import print_answer, request_prediction
 from vlserve.settings import load_settings
 
 
 def demo(as_json: AsJson = False) -> None:
-    """Train, release and query a demo tagger; leaves version 1 stable and version 2 ready."""
+    """Train, release and query a demo tagger. Version 1 is then stable and version 2 ready."""
     from vlserve.control.client import ControlClient
     from vlserve.demo import MODEL, VERSIONS, release_demo
 
@@ -38,4 +39,4 @@ What to do next (with .venv/bin on the PATH, or .venv/bin/vlserve …):
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command()(demo)
+    app.command(rich_help_panel=Group.STACK)(demo)

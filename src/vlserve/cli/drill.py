@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from vlserve.cli.output import AsJson, print_json, print_line, print_table, progress
-from vlserve.cli.parameters import Model, control_client
+from vlserve.cli.parameters import Group, Model, control_client
 from vlserve.settings import load_settings
 
 _LONGEST_REASON = 100
@@ -15,12 +15,18 @@ _LONGEST_REASON = 100
 
 def drill(
     model: Model,
-    out: Annotated[Path | None, typer.Option(help="Folder for the reports.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the reports. Default: a new folder in .vlserve/drill/."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Release a good and five bad twins of MODEL's stable version, under the name MODEL-drill and
-    with callers of their own; exit code 0 when all six are decided right and no request is lost
-    that need not be. MODEL itself is not touched. Takes two to five minutes."""
+    """Release one good and five faulty copies of a model, and check that each is judged right.
+
+    The copies are of the model's stable version, have the name MODEL-drill and callers of their
+    own; the model itself is not touched. Exit code 0 when all six decisions are right and no
+    request is lost that need not be. Takes two to five minutes.
+    """
     from vlserve.drill.game_day import run_drill
 
     settings = load_settings()
@@ -59,4 +65,4 @@ def _shortened(text: str) -> str:
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command()(drill)
+    app.command(rich_help_panel=Group.TEST)(drill)

@@ -1,4 +1,4 @@
-"""index: from a corpus and an archive to an archive that finds the corpus' items."""
+"""index: a corpus, embedded by an archive, becomes an archive that finds its items."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -6,32 +6,54 @@ from typing import Annotated, Literal
 import typer
 
 from vlserve.cli.output import AsJson, print_json, print_line, progress
+from vlserve.cli.parameters import Group
 from vlserve.settings import load_settings
 
 
 def index(
     archive: Annotated[
         Path,
-        typer.Argument(exists=True, dir_okay=False, help="Of task match or embed."),
+        typer.Argument(
+            exists=True,
+            dir_okay=False,
+            help="Archive file (.mar) of a model of task match or embed.",
+        ),
     ],
     data: Annotated[
-        Path, typer.Option(exists=True, dir_okay=False, help="JSON lines: id and img or text.")
+        Path,
+        typer.Option(
+            exists=True, dir_okay=False, help="Corpus, JSON lines with id and img or text."
+        ),
     ],
-    out: Annotated[Path, typer.Option(file_okay=False)],
+    out: Annotated[
+        Path, typer.Option(file_okay=False, help="Folder for the archive <name>-<version>.mar.")
+    ],
     of: Annotated[
         Literal["image", "text"] | None,
-        typer.Option(help="What is embedded; default: images where the items have any."),
+        typer.Option(
+            help="Field of the items that is embedded. Default: image where items have one, else "
+            "text."
+        ),
     ] = None,
     name: Annotated[
-        str | None, typer.Option(help="Model name; default: the archive's, with -index.")
+        str | None,
+        typer.Option(help="Name of the model. Default: the archive's model name with -index."),
     ] = None,
-    version: Annotated[int, typer.Option(min=1)] = 1,
+    version: Annotated[int, typer.Option(min=1, help="Number of the version.")] = 1,
     rerank: Annotated[
-        int, typer.Option(min=0, help="The nearest so many are re-ranked, where the model can.")
+        int,
+        typer.Option(
+            min=0,
+            help="Number of nearest items that the match head ranks again, for models that have "
+            "one; 0: none.",
+        ),
     ] = 16,
     as_json: AsJson = False,
 ) -> None:
-    """Embed a corpus and pack an archive of task retrieve; killed, it goes on where it stood."""
+    """Embed a corpus and pack an archive of task retrieve.
+
+    An interrupted run resumes when it is started again.
+    """
     from vlserve.retrieval.build import build_index
 
     with progress(f"indexing {data.name}") as show:
@@ -55,4 +77,4 @@ def index(
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command()(index)
+    app.command(rich_help_panel=Group.BUILD)(index)

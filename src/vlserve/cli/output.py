@@ -15,7 +15,9 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document instead of lines and tables.")
+]
 
 stdout = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 1000)
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -30,17 +32,17 @@ def _plain(value: Any) -> Any:
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on stdout."""
+    """Print one JSON document on stdout."""
     sys.stdout.write(json.dumps(value, default=_plain, ensure_ascii=False, indent=2) + "\n")
 
 
 def print_line(text: str) -> None:
-    """One line for people; markup in ``text`` is not interpreted."""
+    """Print one line for people; markup in ``text`` is not interpreted."""
     stdout.print(text, markup=False)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A table for people."""
+    """Print a table for people."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column)
@@ -51,7 +53,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
 
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[str], None]]:
-    """Shows ``what`` and the newest message: a spinner on a terminal, plain lines elsewhere."""
+    """Show ``what`` and the newest message: a spinner on a terminal, plain lines elsewhere."""
     if not stderr.is_terminal:
         stderr.print(what, markup=False)
         yield lambda message: stderr.print(f"  {message}", markup=False)

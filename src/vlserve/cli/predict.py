@@ -8,14 +8,14 @@ import httpx
 import typer
 
 from vlserve.cli.output import AsJson, print_json, print_line, print_table
+from vlserve.cli.parameters import Group, Model
 from vlserve.errors import StackError
 from vlserve.settings import Settings, load_settings
 
 ABOUT = ("model", "version", "request_id")
-"""What every answer begins with."""
+"""Fields that every answer begins with."""
 MAX_SHOWN_CHARS = 120
-"""Of a value; vectors and pictures are longer, and whole with --json."""
-File = typer.Option(exists=True, dir_okay=False)
+"""Of a value; --json prints longer ones, as vectors and pictures are, whole."""
 
 
 def request_prediction(
@@ -25,8 +25,18 @@ def request_prediction(
     files: Mapping[str, Path],
     version: int | None = None,
 ) -> dict[str, Any]:
-    """The answer of the gateway; StackError with the server's own message when it is an error.
-    ``files``: by the field that they are sent as."""
+    """Send one request to the gateway and return its answer.
+
+    Args:
+        settings: of the stack, for the gateway's address, API key and deadline.
+        model: name of the model.
+        fields: text fields of the form.
+        files: files of the form, by the field that they are sent as.
+        version: the version to ask; None leaves the choice to the gateway.
+
+    Raises:
+        StackError: no answer, or an error; with the server's own message where it has one.
+    """
     path = f"/predictions/{model}" + (f"/{version}" if version else "")
     headers = {"X-Api-Key": settings.gateway.api_keys[0]} if settings.gateway.api_keys else {}
     parts = {name: (file.name, file.read_bytes()) for name, file in files.items()}
@@ -42,38 +52,63 @@ def request_prediction(
     except httpx.TransportError as error:
         raise StackError(
             f"no answer from the gateway at {settings.gateway_url} ({error}): "
-            "is the stack up? `vlserve status` tells"
+            "is the stack up? `vlserve status` shows it"
         ) from error
     try:
         body = dict(response.json())
-        said = body["error"] if response.is_error else None
-        refusal = said and f"{said['code']}: {said['message']}"
+        refusal = body["error"] if response.is_error else None
+        message = refusal and f"{refusal['code']}: {refusal['message']}"
     except (ValueError, KeyError, TypeError) as error:
         raise StackError(
             f"{settings.gateway_url} answered {response.status_code} and not as the gateway does: "
             "does its port belong to another program?"
         ) from error
-    if refusal:
-        raise StackError(refusal)
+    if message:
+        raise StackError(message)
     return body
 
 
 def predict(
-    model: Annotated[str, typer.Argument(help="Name of the model.")],
-    image: Annotated[Path | None, File] = None,
-    text: Annotated[str | None, typer.Option(help="Title, question, phrase or caption.")] = None,
-    image2: Annotated[Path | None, File] = None,
+    model: Model,
+    image: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, help="Image: JPEG, PNG, WebP or GIF. Default: none."
+        ),
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option(help="Title, question, phrase or caption. Default: none.")
+    ] = None,
+    image2: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, help="Second image, for task reason. Default: none."
+        ),
+    ] = None,
     features: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help=".npy, a row a region.")
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="Visual features, a .npy file with a row a region. Default: none.",
+        ),
     ] = None,
     boxes: Annotated[
         Path | None,
-        typer.Option(exists=True, dir_okay=False, help=".npy, x1 y1 x2 y2 from 0 to 1 a region."),
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="Boxes of the features, a .npy file with a row x1, y1, x2, y2 a region, as "
+            "fractions of width and height. Default: none.",
+        ),
     ] = None,
-    version: Annotated[int | None, typer.Option(min=1, help="Ask one version.")] = None,
+    version: Annotated[
+        int | None,
+        typer.Option(min=1, help="Version to ask. Default: the gateway chooses by weight."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Ask the model, through the gateway, whatever its task is."""
+    """Send one request to a model of any task through the gateway."""
     fields = {} if text is None else {"text": text}
     given = {"image": image, "image2": image2, "features": features, "boxes": boxes}
     files = {name: file for name, file in given.items() if file is not None}
@@ -85,7 +120,7 @@ def predict(
 
 
 def print_answer(answer: Mapping[str, Any]) -> None:
-    """One answer for people: lists of scored things as tables, all else a line each."""
+    """Print one answer for people: lists of scored items as tables, all else a line each."""
     print_line(f"{answer['model']} {answer['version']}  (request {answer['request_id']})")
     for name, value in answer.items():
         if name in ABOUT or value is None:
@@ -95,19 +130,21 @@ def print_answer(answer: Mapping[str, Any]) -> None:
             rows = [[shown(row.get(column)) for column in columns] for row in value]
             print_table([column.upper() for column in columns], rows)
         elif isinstance(value, Mapping):
-            print_line(f"{name}: {', '.join(f'{key} {shown(one)}' for key, one in value.items())}")
+            print_line(
+                f"{name}: {', '.join(f'{key} {shown(part)}' for key, part in value.items())}"
+            )
         else:
             print_line(f"{name}: {shown(value)}")
 
 
 def shown(value: Any) -> str:
-    """Three decimals; long values are cut."""
+    """Return a value as text: three decimals, long values cut."""
     if isinstance(value, float):
         return f"{value:.3f}"
-    listed = isinstance(value, list)
-    text = f"[{', '.join(shown(one) for one in value)}]" if listed else str(value)
+    is_list = isinstance(value, list)
+    text = f"[{', '.join(shown(item) for item in value)}]" if is_list else str(value)
     return text if len(text) <= MAX_SHOWN_CHARS else f"{text[:MAX_SHOWN_CHARS]}…"
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command()(predict)
+    app.command(rich_help_panel=Group.TEST)(predict)

@@ -1,4 +1,4 @@
-"""release, pause, resume, promote, abort, watch: a version meets traffic, at once or in steps."""
+"""release, watch, pause, resume, promote, abort, rollback: the traffic of a version."""
 
 import re
 import time
@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from vlserve.cli.output import AsJson, print_json, print_line, print_table, progress
-from vlserve.cli.parameters import Model, Version, control_client
+from vlserve.cli.parameters import Group, Model, Version, control_client
 from vlserve.control.client import ControlClient
 from vlserve.control.domain import ReleaseStatus
 from vlserve.control.wire.rollout_views import ReleaseView
@@ -33,34 +33,63 @@ def _percent(text: str) -> int:
 
 
 def _seconds(text: str) -> float:
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text)
-    if found is None or (found[2] or "s") not in _UNITS_S:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text)
+    if match is None or (match[2] or "s") not in _UNITS_S:
         raise typer.BadParameter(f"{text!r} is not a time like 60s or 10m")
-    return float(found[1]) * _UNITS_S[found[2] or "s"]
+    return float(match[1]) * _UNITS_S[match[2] or "s"]
 
 
 def release(
     model: Model,
     version: Version,
     weights: Annotated[
-        str | None, typer.Option(help="The version's share of traffic by step: 5,25,50,100.")
+        str | None,
+        typer.Option(
+            help="The version's share of traffic at each step in percent, e.g. 5,25,50,100. "
+            "Default: weights in serving_config/rollout.yaml."
+        ),
     ] = None,
-    hold: Annotated[str | None, typer.Option(help="Shortest stay at each step: 60s.")] = None,
+    hold: Annotated[
+        str | None,
+        typer.Option(
+            help="Shortest stay at each step, with a unit: ms, s, m or h, e.g. 60s. "
+            "Default: hold_s in serving_config/rollout.yaml."
+        ),
+    ] = None,
     shadow: Annotated[
-        str | None, typer.Option(help="First copy this share of requests to it: 20%.")
+        str | None,
+        typer.Option(
+            help="Share of requests that are copied to the version before it gets traffic, "
+            "in percent, e.g. 20%; 0: no shadow step. "
+            "Default: shadow_percent in serving_config/rollout.yaml."
+        ),
     ] = None,
     keep: Annotated[
-        str | None, typer.Option(help="Stays loaded so long after it was taken back: 10m.")
+        str | None,
+        typer.Option(
+            help="How long a version that was taken back stays loaded, with a unit, e.g. 10m. "
+            "Default: keep_s in serving_config/rollout.yaml."
+        ),
     ] = None,
-    now: Annotated[bool, typer.Option("--now", help="All traffic at once, without steps.")] = False,
+    now: Annotated[
+        bool,
+        typer.Option("--now", help="Send all traffic at once. Default: in steps."),
+    ] = False,
     wait: Annotated[
-        bool, typer.Option("--wait", help="Follow it to its end; exit code 1 if it is taken back.")
+        bool,
+        typer.Option(
+            "--wait",
+            help="Wait for the end of the rollout; exit code 1 if the version is taken back. "
+            "Default: return once the first step is in force.",
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Send a model's traffic to a version in steps, judged by evidence (a model's first version: at
-    once). What is not given comes from serving_config/rollout.yaml. The version before stays loaded
-    for a rollback."""
+    """Start a rollout: send a model's traffic to a version in steps that the gates judge.
+
+    A model's first version gets all traffic at once. The version before stays loaded for a
+    rollback.
+    """
     changes: dict[str, Any] = {
         name: read(given)
         for name, given, read in (
@@ -92,29 +121,46 @@ def release(
 
 
 def watch(model: Model, as_json: AsJson = False) -> None:
-    """Follow the release under way to its end; exit code 1 if the version is taken back."""
+    """Follow the rollout under way to its end; exit code 1 if the version is taken back."""
     with control_client() as control:
         _follow(control, control.look(model), as_json)
 
 
 def pause(model: Model, as_json: AsJson = False) -> None:
-    """Stay at the present step; an alarm still takes the version back."""
+    """Stay at the present step; a gate that fails still takes the version back."""
     _steer(model, as_json, ControlClient.pause)
 
 
 def resume(model: Model, as_json: AsJson = False) -> None:
-    """Go on with a paused release."""
+    """Continue a paused rollout."""
     _steer(model, as_json, ControlClient.resume)
 
 
 def promote(model: Model, as_json: AsJson = False) -> None:
-    """All traffic to the version that is being released, now."""
+    """End the rollout now: send all traffic to the candidate."""
     _steer(model, as_json, ControlClient.promote)
 
 
 def abort(model: Model, as_json: AsJson = False) -> None:
-    """All traffic back to the stable version, now."""
+    """End the rollout now: send all traffic back to the stable version."""
     _steer(model, as_json, ControlClient.abort)
+
+
+def rollback(
+    model: Model,
+    version: Annotated[
+        int | None,
+        typer.Argument(min=1, help="Version to go back to. Default: the previous stable version."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Send all traffic back to the previous stable version, or to VERSION."""
+    with control_client() as control, progress(f"rolling back {model}"):
+        done = control.rollback(model, version)
+    if as_json:
+        print_json(done)
+        return
+    print_line(f"{model} is back on {done.version}; {done.previous} stays loaded without traffic")
 
 
 def _steer(model: str, as_json: bool, word: Callable[[ControlClient, str], ReleaseView]) -> None:
@@ -155,7 +201,7 @@ def _place(view: ReleaseView) -> str:
 
 
 def _waits_for(view: ReleaseView) -> str:
-    """What is missing, without the figures."""
+    """Return the gates that a step waits for, without their figures."""
     if view.decision is None:
         return "no evidence yet"
     waiting = [gate.gate for gate in view.decision.gates if gate.verdict == "waiting"]
@@ -183,5 +229,5 @@ def _print_released(done: Released) -> None:
 
 
 def add_to(app: typer.Typer) -> None:
-    for command in (release, watch, pause, resume, promote, abort):
-        app.command()(command)
+    for command in (release, watch, pause, resume, promote, abort, rollback):
+        app.command(rich_help_panel=Group.ROLLOUT)(command)

@@ -1,13 +1,14 @@
-"""up, down, status."""
+"""up, down, status: the processes of the stack."""
 
 import typer
 
 from vlserve.cli.output import AsJson, print_json, print_line, print_table, progress
+from vlserve.cli.parameters import Group
 from vlserve.settings import load_settings
 
 
 def up(as_json: AsJson = False) -> None:
-    """Start the engine, the gateway and the control service; wait until they answer."""
+    """Start the engine, the gateway and the control service, and wait until they answer."""
     from vlserve.stack import stack
 
     settings = load_settings()
@@ -21,7 +22,7 @@ def up(as_json: AsJson = False) -> None:
 
 
 def down(as_json: AsJson = False) -> None:
-    """Finish what is in flight and stop everything; archives and the ledger stay."""
+    """Answer the requests in flight, then stop all processes; archives and the ledger stay."""
     from vlserve.stack import stack
 
     settings = load_settings()
@@ -34,7 +35,7 @@ def down(as_json: AsJson = False) -> None:
 
 
 def status(as_json: AsJson = False) -> None:
-    """Processes of the stack; models, their versions, states and weights."""
+    """Show the processes of the stack, the models, and the state and weight of each version."""
     from vlserve.control.client import ControlClient
     from vlserve.stack import stack
 
@@ -69,4 +70,4 @@ def status(as_json: AsJson = False) -> None:
 
 def add_to(app: typer.Typer) -> None:
     for command in (up, down, status):
-        app.command()(command)
+        app.command(rich_help_panel=Group.STACK)(command)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vlserve.cli.output import AsJson, print_json, print_line, print_table, progress
+from vlserve.cli.parameters import Group, Model
 from vlserve.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -21,39 +22,72 @@ def _new_folder(settings: Settings, model: str) -> Path:
 
 
 def stress(
-    model: Annotated[str, typer.Argument(help="Name of the model.")],
+    model: Model,
     users: Annotated[
-        int | None, typer.Option(min=1, help="Callers that ask again once answered (default 4).")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Number of callers, each of which asks again as soon as it is answered (closed "
+            f"loop). Default: {DEFAULT_USERS}.",
+        ),
     ] = None,
     rate: Annotated[
-        float | None, typer.Option(min=0.1, help="Instead: requests a second, whatever happens.")
+        float | None,
+        typer.Option(
+            min=0.1,
+            help="Requests a second, sent on schedule whatever the answers do (open loop), in "
+            "place of --users. Default: closed loop.",
+        ),
     ] = None,
-    duration: Annotated[int, typer.Option(min=1, help="Judged seconds of each run.")] = 30,
+    duration: Annotated[
+        int,
+        typer.Option(min=1, help="Length of each run in seconds; 3 s of warm-up come before it."),
+    ] = 30,
     data: Annotated[
         Path | None,
-        typer.Option(exists=True, dir_okay=False, help="JSON lines; default: the drawn demo set."),
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="Requests, JSON lines with id, img and text. Default: the drawn demo set.",
+        ),
     ] = None,
-    version: Annotated[int | None, typer.Option(min=1, help="Ask one version.")] = None,
+    version: Annotated[
+        int | None,
+        typer.Option(min=1, help="Version to load. Default: the gateway chooses by weight."),
+    ] = None,
     sticky_share: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of requests that carry a sticky key.")
+        float,
+        typer.Option(min=0, max=1, help="Share of requests that carry a sticky key, from 0 to 1."),
     ] = 0.0,
-    max_error_rate: Annotated[float, typer.Option(min=0, max=1)] = 0.0,
-    max_p99_ms: Annotated[float, typer.Option(min=1)] = 1000.0,
+    max_error_rate: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Limit of the share of failed requests, from 0 to 1."),
+    ] = 0.0,
+    max_p99_ms: Annotated[
+        float, typer.Option(min=1, help="Limit of the p99 latency in milliseconds.")
+    ] = 1000.0,
     find_limit: Annotated[
-        bool, typer.Option("--find-limit", help="Raise the rate until the limits break.")
+        bool,
+        typer.Option(
+            "--find-limit",
+            help="Find the highest rate that holds the limits, about ten runs. Default: one run.",
+        ),
     ] = False,
     gray_release: Annotated[
         bool,
         typer.Option(
             "--gray-release",
-            help="Release VERSION (default: the newest ready one) in steps that take DURATION "
-            "together, roll it back, and judge what callers saw.",
+            help="Release --version (default: the newest ready one) in steps that take --duration "
+            "together, roll it back, and judge what callers saw. Default: no release.",
         ),
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="Folder for the reports.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the reports. Default: a new folder in .vlserve/stress/."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Load a model with Locust and judge it: exit code 0 when the limits held."""
+    """Load a model through the gateway and judge the answers; exit code 0 when the limits held."""
     from vlserve.loadgen import max_rate as limit
     from vlserve.loadgen import run, table
     from vlserve.loadgen.plan import StressPlan
@@ -142,4 +176,4 @@ def _check_release(
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command()(stress)
+    app.command(rich_help_panel=Group.TEST)(stress)

@@ -1,4 +1,4 @@
-"""tune: how an archive is best served on this machine."""
+"""tune: the best serving settings of an archive on this machine."""
 
 import os
 import tempfile
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vlserve.cli.output import AsJson, print_json, print_line, print_table, progress
+from vlserve.cli.parameters import ArchiveFile, Group
 from vlserve.settings import load_settings
 
 if TYPE_CHECKING:
@@ -15,25 +16,31 @@ if TYPE_CHECKING:
 
 
 def tune(
-    archive: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True)],
+    archive: ArchiveFile,
     slo_p99_ms: Annotated[
-        float, typer.Option(min=1, help="99 % of requests must be answered in this time.")
+        float, typer.Option(min=1, help="Limit of the p99 latency in milliseconds.")
     ],
-    minutes: Annotated[float, typer.Option(min=0.1, help="Begin nothing new after.")] = 5.0,
-    seconds: Annotated[int, typer.Option(min=1, help="Of each measurement.")] = 4,
+    minutes: Annotated[
+        float,
+        typer.Option(min=0.1, help="Time budget in minutes; a running measurement is finished."),
+    ] = 5.0,
+    seconds: Annotated[int, typer.Option(min=1, help="Length of each measurement in seconds.")] = 4,
     data: Annotated[
         Path | None,
         typer.Option(
             exists=True,
             dir_okay=False,
-            help="JSON lines of covers and titles; default: the archive's own probes, varied.",
+            help="Requests, JSON lines with img and text. Default: the archive's probes, varied.",
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Search workers, threads, batch size and delay for the most answers a second within the limit,
-    on a stack of its own, and write them beside ARCHIVE for `register`. Exit code 1 when nothing
-    holds the limit. Leave the machine alone meanwhile."""
+    """Find the serving settings of an archive with the most answers a second within a p99 limit.
+
+    The settings are workers, threads, batch size and batch delay. They are written beside the
+    archive, where `vlserve register` finds them. The command runs a stack of its own; nothing else
+    should load the machine meanwhile. Exit code 1 when no setting holds the limit.
+    """
     from vlserve.control.client import ControlClient
     from vlserve.control.tuning import of_engine
     from vlserve.tuning.private_stack import private_stack
@@ -82,25 +89,31 @@ def _print(found: "Found", files: list[str]) -> None:
     heads = ("WORKERS", "THREADS", "BATCH", "DELAY", "CONNECTIONS", "ANSWERED", "P50", "P99")
     print_table((*heads, "ERRORS", ""), rows)
     if any(point.client_saturated for point in found.points):
-        print_line("client saturated: the load generator was at its limit, so such runs count not")
+        print_line(
+            "client saturated: the load generator was at its limit, so such runs do not count"
+        )
     for failure in found.failed:
         print_line(f"could not be loaded: {failure}")
-    ended = "nothing better was left to try" if found.finished else "the time was over"
+    end = "no better setting was left to try" if found.finished else "the time budget was spent"
     if found.best is None:
         nearest = found.nearest
-        said = f"the lowest p99 was {ms(nearest.p99_ms)}, {nearest.serving}" if nearest else ""
+        lowest = (
+            f"; the lowest p99 was {ms(nearest.p99_ms)}, {nearest.serving} "
+            f"with {nearest.connections} connections"
+            if nearest
+            else ""
+        )
         print_line(
-            f"no setting held p99 <= {found.slo_p99_ms:g} ms, nothing was written ({ended})"
-            + (f"; {said} with {nearest.connections} connections" if nearest else "")
+            f"no setting held p99 <= {found.slo_p99_ms:g} ms, nothing was written ({end}){lowest}"
         )
         return
     best = found.best
     print_line(
         f"best: {best.serving} (workers x threads): {best.rps:.1f}/s with {best.connections} "
-        f"connections at p99 {ms(best.p99_ms)}; {ended}"
+        f"connections at p99 {ms(best.p99_ms)}; {end}"
     )
     print_line(f"written: {', '.join(files)}")
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command()(tune)
+    app.command(rich_help_panel=Group.BUILD)(tune)

@@ -1,20 +1,22 @@
-"""register, rollback, unload, history: words for the control service."""
+"""register, unload, history: the versions of a model."""
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from vlserve.cli.output import AsJson, print_json, print_line, print_table, progress
-from vlserve.cli.parameters import Model, Version, control_client
+from vlserve.cli.parameters import ArchiveFile, Group, Model, Version, control_client
 
 
 def register(
-    archive: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True)],
+    archive: ArchiveFile,
     as_json: AsJson = False,
 ) -> None:
-    """Verify an archive, load it beside what serves and probe it; it gets no traffic yet."""
+    """Verify an archive, load it beside the versions that serve, and probe it.
+
+    The new version gets no traffic yet: `vlserve release` gives it some.
+    """
     from vlserve.control.tuning import read_tuning
 
     tuning = read_tuning(archive)
@@ -39,24 +41,8 @@ def register(
     print_line(f"next: vlserve release {done.model} {done.version}")
 
 
-def rollback(
-    model: Model,
-    version: Annotated[
-        int | None, typer.Argument(min=1, help="Default: the previous stable version.")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Back to the previous stable version, or to VERSION."""
-    with control_client() as control, progress(f"rolling back {model}"):
-        done = control.rollback(model, version)
-    if as_json:
-        print_json(done)
-        return
-    print_line(f"{model} is back on {done.version}; {done.previous} stays loaded without traffic")
-
-
 def unload(model: Model, version: Version, as_json: AsJson = False) -> None:
-    """Drain a version without weight and take it out of the engine; its archive stays."""
+    """Drain a version that has no weight and unload it from the engine; its archive stays."""
     with control_client() as control, progress(f"unloading {model} {version}"):
         done = control.unload(model, version)
     if as_json:
@@ -66,7 +52,7 @@ def unload(model: Model, version: Version, as_json: AsJson = False) -> None:
 
 
 def history(model: Model, as_json: AsJson = False) -> None:
-    """Everything that happened to a model, oldest first."""
+    """List everything that happened to a model, oldest first."""
     with control_client() as control:
         events = control.history(model)
     if as_json:
@@ -77,11 +63,11 @@ def history(model: Model, as_json: AsJson = False) -> None:
 
 
 def _detail(detail: Mapping[str, Any]) -> str:
-    """The gates' figures are for --json: they would fill the screen."""
+    """Return an event's details without the gates' figures, which only --json prints."""
     shown = {key: value for key, value in detail.items() if key != "gates"}
     return " ".join(f"{key}={value}" for key, value in shown.items() if value is not None)
 
 
 def add_to(app: typer.Typer) -> None:
-    for command in (register, rollback, unload, history):
-        app.command()(command)
+    for command in (register, unload, history):
+        app.command(rich_help_panel=Group.VERSIONS)(command)
