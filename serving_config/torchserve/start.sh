@@ -22,8 +22,8 @@ exec "$JAVA_HOME/bin/java" \
   -XX:TieredStopAtLevel=1 \
   -Dmodel_server_home="$TS_HOME" \
   -Djava.io.tmpdir="$TMPDIR" \
-  -Dlog4j.configurationFile="file://$TORCHSERVE_CONFIG/log4j2.xml" \
+  -Dlog4j.configurationFile="file://$LOG_CONFIG" \
   -XX:+UseSerialGC \
   -cp "$TS_HOME/ts/frontend/*" \
   org.pytorch.serve.ModelServer \
-  --python "$TORCHSERVE_CONFIG/worker.sh" -f config.properties -s store -ncs
+  --python "$WORKER_COMMAND" -f config.properties -s store -ncs

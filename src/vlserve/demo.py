@@ -88,7 +88,7 @@ def _make_archive(
     checkpoint = folder / f"checkpoint-{version}"
     show(f"training version {version}")
     report = fit(
-        load_recipe(RECIPE, settings.project_dir / "export"),
+        load_recipe(RECIPE, settings.folder("export")),
         folder / "data" / "train.jsonl",
         folder / "data" / "val.jsonl",
         checkpoint,

@@ -1,7 +1,8 @@
 """Every path, port and limit. Sources, strongest first: VLSERVE_* variables,
 serving_config/vlserve.yaml, the defaults below.
 
-Nested names use two underscores: ``VLSERVE_GATEWAY__PORT=8088``.
+Nested names use two underscores: ``VLSERVE_GATEWAY__PORT=8088``. Descriptions appear in the
+generated reference: they say what the value means, with its unit.
 """
 
 import ipaddress
@@ -20,13 +21,12 @@ from pydantic_settings import (
 )
 
 from vlserve.errors import SettingsError
+from vlserve.project import LayeredFolder, find_project_dir, project_file, project_folder
 from vlserve.runtime.errors import wrong_fields
 
 Port = Annotated[int, Field(ge=1, le=65535)]
-
-
-def _project_dir() -> Path:
-    return Path(os.environ.get("VLSERVE_PROJECT_DIR") or Path(__file__).parents[2])
+CONFIG_FOLDER = "serving_config"
+SETTINGS_FILE = "vlserve.yaml"
 
 
 class _Section(BaseModel):
@@ -36,15 +36,38 @@ class _Section(BaseModel):
 class GatewaySettings(_Section):
     """The address that clients talk to, and what it lets in."""
 
-    host: str = "127.0.0.1"
-    port: Port = 8080
-    admin_port: Port = 8091
-    api_keys: tuple[str, ...] = ()
-    """Required on any address that is not loopback; sent by clients as X-Api-Key."""
-    max_body_bytes: int = 32 * 1024 * 1024
-    timeout_s: float = 30.0
-    rate_limit_per_s: int | None = None
-    retries: int = 3
+    host: str = Field(
+        default="127.0.0.1",
+        description="Address that the gateway listens on; one that is not loopback needs api_keys.",
+    )
+    port: Port = Field(default=8080, description="Port that clients talk to.")
+    admin_port: Port = Field(
+        default=8091, description="Port of Envoy's admin interface, on loopback alone."
+    )
+    api_keys: tuple[str, ...] = Field(
+        default=(),
+        description="Keys of which clients send one as X-Api-Key; none: no key is asked for. "
+        "Required where host is not loopback.",
+    )
+    max_body_bytes: int = Field(
+        default=32 * 1024 * 1024,
+        description="Largest request body in bytes; a larger one is refused with 413.",
+    )
+    timeout_s: float = Field(
+        default=30.0,
+        description="Seconds until a request without an answer gets 504; also how long `down` "
+        "waits for running requests.",
+    )
+    rate_limit_per_s: int | None = Field(
+        default=None,
+        description="Requests a second that are let in, all clients together; more get 429. "
+        "Null: no limit.",
+    )
+    retries: int = Field(
+        default=3,
+        description="How often a request is sent again, to another instance where there is one, "
+        "after a lost connection, a 503 or a 507.",
+    )
 
     @model_validator(mode="after")
     def _keys_beyond_loopback(self) -> "GatewaySettings":
@@ -60,29 +83,67 @@ class GatewaySettings(_Section):
 class EngineSettings(_Section):
     """TorchServe: instances and how each serves a version."""
 
-    instances: int = Field(default=1, ge=1, le=8)
-    base_port: Port = 8180
-    """Instance i takes base_port + 10 * i and the four ports after it."""
-    worker_base_port: Port = 9500
-    """Instance i names its workers' sockets from worker_base_port + 100 * i."""
-    workers: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
-    threads: int = Field(default=1, ge=1)
-    batch_size: int = Field(default=8, ge=1)
-    max_batch_delay_ms: int = Field(default=1, ge=1)
-    queue_size: int = Field(default=100, ge=1)
-    load_timeout_s: float = 30.0
-    """A version whose workers are not up by then is refused. Large models on slow disks, or many
-    workers on few cores, need more."""
-    response_timeout_s: int = 30
+    instances: int = Field(
+        default=1, ge=1, le=8, description="TorchServe processes; each holds every loaded version."
+    )
+    base_port: Port = Field(
+        default=8180,
+        description="First port of the engine: instance i takes base_port + 10 * i and the four "
+        "ports after it.",
+    )
+    worker_base_port: Port = Field(
+        default=9500,
+        description="Number that names the workers' sockets: instance i counts from "
+        "worker_base_port + 100 * i.",
+    )
+    workers: int = Field(
+        default_factory=lambda: os.cpu_count() or 1,
+        ge=1,
+        description="Worker processes of each version on each instance; by default, as many as "
+        "the machine has cores.",
+    )
+    threads: int = Field(default=1, ge=1, description="Threads that each worker computes on.")
+    batch_size: int = Field(
+        default=8, ge=1, description="Most requests that a worker answers in one batch."
+    )
+    max_batch_delay_ms: int = Field(
+        default=1,
+        ge=1,
+        description="Longest wait in milliseconds for a batch to fill, from its first request on.",
+    )
+    queue_size: int = Field(
+        default=100,
+        ge=1,
+        description="Requests of one version that wait in an instance; more get 503.",
+    )
+    load_timeout_s: float = Field(
+        default=30.0,
+        description="Seconds until a version whose workers are not up is refused. Large models on "
+        "slow disks, or many workers on few cores, need more.",
+    )
+    response_timeout_s: int = Field(
+        default=30,
+        description="Seconds that a worker may take for one batch before TorchServe restarts it.",
+    )
 
 
 class ControlSettings(_Section):
     """The control service: its port and how often it compares the world with the ledger."""
 
-    port: Port = 8090
-    tick_s: float = 1.0
-    drain_timeout_s: float = 60.0
-    max_archive_bytes: int = 8 * 1024**3
+    port: Port = Field(
+        default=8090, description="Port of the control service and its API page, on loopback alone."
+    )
+    tick_s: float = Field(
+        default=1.0,
+        description="Seconds between two comparisons of engine and gateway with the ledger.",
+    )
+    drain_timeout_s: float = Field(
+        default=60.0,
+        description="Seconds that `unload` waits for requests of the version that are under way.",
+    )
+    max_archive_bytes: int = Field(
+        default=8 * 1024**3, description="Largest archive in bytes that `register` takes."
+    )
 
 
 class Settings(BaseSettings):
@@ -92,14 +153,29 @@ class Settings(BaseSettings):
         env_prefix="VLSERVE_", env_nested_delimiter="__", frozen=True, extra="forbid"
     )
 
-    project_dir: Path = Field(default_factory=_project_dir)
-    state_dir: Path = Path(".vlserve")
-    """Rendered configuration, logs, sockets and engine stores; safe to delete when down."""
-    model_store: Path = Path("model_store")
-    """Archives and the ledger; what a backup needs."""
-    gateway: GatewaySettings = GatewaySettings()
-    engine: EngineSettings = EngineSettings()
-    control: ControlSettings = ControlSettings()
+    project_dir: Path = Field(
+        default_factory=find_project_dir,
+        description="Folder with the project's export/, handlers/, serving_config/ and loadtest/, "
+        "whose files win over the packaged ones. Default: the nearest folder upwards that "
+        "`vlserve init` made or that is a checkout, else the current folder.",
+    )
+    state_dir: Path = Field(
+        default=Path(".vlserve"),
+        description="Folder of rendered configuration, logs, sockets and engine stores, relative "
+        "to project_dir; safe to delete when the stack is down.",
+    )
+    model_store: Path = Field(
+        default=Path("model_store"),
+        description="Folder of the archives and the ledger, relative to project_dir; what a "
+        "backup needs.",
+    )
+    gateway: GatewaySettings = Field(
+        default=GatewaySettings(), description="The address that clients talk to."
+    )
+    engine: EngineSettings = Field(
+        default=EngineSettings(), description="How TorchServe serves each version."
+    )
+    control: ControlSettings = Field(default=ControlSettings(), description="The control service.")
 
     @model_validator(mode="after")
     def _absolute_paths(self) -> "Settings":
@@ -110,8 +186,17 @@ class Settings(BaseSettings):
 
     @cached_property
     def config_dir(self) -> Path:
-        """What operators edit."""
-        return self.project_dir / "serving_config"
+        """The project's own serving_config/, which need not hold every file: see `config_file`."""
+        return self.project_dir / CONFIG_FOLDER
+
+    def config_file(self, name: str) -> Path:
+        """Return a file of serving_config/: the project's own, else the packaged one."""
+        return self.folder(CONFIG_FOLDER) / name
+
+    def folder(self, name: str) -> LayeredFolder:
+        """Return export/, handlers/, serving_config/ or loadtest/ of the project, with the packaged
+        files behind its own."""
+        return project_folder(name, self.project_dir)
 
     @cached_property
     def control_url(self) -> str:
@@ -131,12 +216,12 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        file = _project_dir() / "serving_config" / "vlserve.yaml"
+        file = project_file(f"{CONFIG_FOLDER}/{SETTINGS_FILE}")
         return init_settings, env_settings, YamlConfigSettingsSource(settings_cls, file)
 
 
 def load_settings() -> Settings:
-    """Settings of this environment; SettingsError names each wrong entry."""
+    """Read the settings of this environment; SettingsError names each wrong entry."""
     try:
         return Settings()
     except ValidationError as error:

@@ -91,7 +91,7 @@ def train(
     from vlserve.training.fit import fit
 
     settings = load_settings()
-    loaded = load_recipe(recipe, settings.project_dir / "export")
+    loaded = load_recipe(recipe, settings.folder("export"))
     with progress(f"training {recipe}") as show:
         report = (fit_pairs if is_of_pairs(loaded) else fit)(
             loaded, data, val, out,

@@ -60,7 +60,7 @@ def index(
         report = build_index(
             archive, data, out,
             of=of, name=name, version=version, rerank=rerank,
-            handlers=load_settings().project_dir / "handlers", progress=show,
+            handlers=load_settings().folder("handlers"), progress=show,
         )  # fmt: skip
     if as_json:
         print_json(report)

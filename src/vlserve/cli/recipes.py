@@ -19,7 +19,7 @@ def recipes(as_json: AsJson = False) -> None:
     """
     from vlserve.exporter.recipe import load_recipe, recipe_files
 
-    folder = load_settings().project_dir / "export"
+    folder = load_settings().folder("export")
     listed = [
         {"recipe": file.stem, **describe(load_recipe(file.stem, folder).spec)}
         for file in recipe_files(folder)

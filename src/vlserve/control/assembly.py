@@ -54,7 +54,7 @@ def assemble(settings: Settings, engine: Engine, gateway: Gateway) -> Control:
     moves = Moves(ledger, records, traffic)
     surveyor = Surveyor(traffic, gateway, backoff.unloadable)
     conductor = Conductor(ledger, records, moves, surveyor, lifecycle, operations, logs, tick_s)
-    policy_file = settings.config_dir / "rollout.yaml"
+    policy_file = settings.config_file("rollout.yaml")
     releases = Releases(
         ledger, records, moves, conductor, surveyor, lifecycle, operations, logs, policy_file
     )

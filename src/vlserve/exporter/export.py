@@ -27,6 +27,7 @@ from vlserve.exporter.pack import Member, pack_archive
 from vlserve.exporter.parity import measure, one_thread, unseen_sizes
 from vlserve.exporter.probes import answer_by_archive, drawn_requests, probes_of
 from vlserve.exporter.recipe import GraphPlan, Recipe, Served, load_recipe, recipe_path
+from vlserve.project import project_file
 from vlserve.runtime.archive import file_sha256, verify_archive
 from vlserve.runtime.backend import open_backend
 from vlserve.runtime.manifest import Graph, Manifest, ModelName, Parity, Version
@@ -105,7 +106,7 @@ def export_archive(
             "precision": precision,
         }
         progress("answering the probes by the archive's own code")
-        handlers = settings.project_dir / "handlers"
+        handlers = settings.folder("handlers")
         unprobed = pack_archive(work / "unprobed", draft, members, handlers)
         requests = list(items) or drawn_requests(draft, handlers)
         answers = answer_by_archive(unprobed, requests)
@@ -118,7 +119,7 @@ def export_archive(
 def read_trained(recipe: str, checkpoint: Path, config: Path | None, settings: Settings) -> Trained:
     """The network of ``checkpoint`` in eval mode. Raises RecipeNotFound, CheckpointMismatch, or
     ExportError for a config that is missing or wrong."""
-    folder = settings.project_dir / "export"
+    folder = settings.folder("export")
     loaded = load_recipe(recipe, folder)
     state = read_checkpoint(checkpoint)
     config_file = config or checkpoint.parent / "config.json"
@@ -226,7 +227,7 @@ def _draft(
     parity: Mapping[str, Parity],
     settings: Settings,
 ) -> dict[str, Any]:
-    lock = settings.project_dir / "requirements.lock"
+    lock = project_file("requirements.lock", settings.project_dir)
     spec = trained.recipe.spec
     return {
         "task": served.task,

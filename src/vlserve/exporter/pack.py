@@ -17,6 +17,7 @@ from typing import Any
 import vlserve
 import vlserve.runtime
 from vlserve.errors import ExportError
+from vlserve.project import Folder, packaged_dir
 from vlserve.runtime.archive import file_sha256
 from vlserve.runtime.manifest import (
     HANDLER,
@@ -29,8 +30,8 @@ from vlserve.runtime.manifest import (
 Member = Path | bytes
 """The content of one archive member: a file to copy, or the bytes themselves."""
 
-HANDLERS_DIR = Path(vlserve.__file__).parents[2] / "handlers"
-"""The task files and engine entry points of this checkout."""
+HANDLERS_DIR = packaged_dir() / "handlers"
+"""The packaged task files and engine entry points."""
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip can hold
 
@@ -44,7 +45,7 @@ def pack_archive(
     out_dir: Path,
     draft: Mapping[str, Any],
     members: Mapping[str, Member],
-    handlers: Path = HANDLERS_DIR,
+    handlers: Folder = HANDLERS_DIR,
 ) -> Path:
     """Write ``<model>-<version>.mar`` into ``out_dir`` and return its path.
 
@@ -97,7 +98,7 @@ def has_our_runtime(manifest: Manifest) -> bool:
     return theirs == {name: _sha256(file) for name, file in _runtime().items()}
 
 
-def frozen_code(task: str, handlers: Path = HANDLERS_DIR) -> dict[str, Member]:
+def frozen_code(task: str, handlers: Folder = HANDLERS_DIR) -> dict[str, Member]:
     """The code that travels in an archive of ``task``, by its path there."""
     code: dict[str, Member] = dict(_runtime())
     code[f"handlers/{task}.py"] = handlers / f"{task}.py"

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 
 from vlserve.errors import ExportError
 from vlserve.exporter.pack import HANDLERS_DIR
+from vlserve.project import Folder
 from vlserve.runtime.archive import unpack_archive
 from vlserve.runtime.folder import open_folder
 from vlserve.runtime.manifest import RegionInput
@@ -25,7 +26,7 @@ _SIZES = ((128, 96), (90, 160), (64, 64))
 
 
 def drawn_requests(
-    manifest: Mapping[str, Any], handlers: Path = HANDLERS_DIR
+    manifest: Mapping[str, Any], handlers: Folder = HANDLERS_DIR
 ) -> list[dict[str, Any]]:
     """Requests as JSON fields, made by the manifest's task of three drawings of everything that
     its model takes: images, features with boxes (in turns where it takes both), texts."""
@@ -39,7 +40,7 @@ def probes_of(
     manifest: Mapping[str, Any],
     requests: Sequence[Mapping[str, Any]],
     answers: Sequence[Answer],
-    handlers: Path = HANDLERS_DIR,
+    handlers: Folder = HANDLERS_DIR,
 ) -> list[dict[str, Any]]:
     """Requests and what they must be answered with, for the manifest; without pictures."""
     pictures = load_task(handlers / f"{manifest['task']}.py").pictures

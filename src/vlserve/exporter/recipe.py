@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from vlserve.errors import RecipeNotFound
+from vlserve.project import Folder
 from vlserve.runtime.manifest import ImageInput, RegionInput, Tensor, TextInput
 
 
@@ -100,17 +101,19 @@ class Recipe(Protocol):
         ...
 
 
-def recipe_files(folder: Path) -> list[Path]:
-    """Every recipe file of a folder, sorted."""
-    return sorted(path for path in folder.glob("*.py") if not path.name.startswith("_"))
+def recipe_files(folder: Folder) -> list[Path]:
+    """Return every recipe file of a folder, sorted by name."""
+    files = (path for path in folder.glob("*.py") if not path.name.startswith("_"))
+    return sorted(files, key=lambda path: path.name)
 
 
-def recipe_path(name: str, folder: Path) -> Path:
-    """Where the recipe ``name`` is: itself where it is a path, else a file of ``folder``."""
+def recipe_path(name: str, folder: Folder) -> Path:
+    """Return the file of recipe ``name``: the name itself where it is a path, else a file of
+    ``folder``."""
     return Path(name) if name.endswith(".py") else folder / f"{name}.py"
 
 
-def load_recipe(name: str, folder: Path) -> Recipe:
+def load_recipe(name: str, folder: Folder) -> Recipe:
     """The recipe ``name`` of ``folder``, or the file at path ``name``; RecipeNotFound otherwise."""
     path = recipe_path(name, folder)
     if not path.is_file():

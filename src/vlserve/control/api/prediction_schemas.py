@@ -3,13 +3,13 @@ answer, from the pydantic models of its file in handlers/."""
 
 from collections.abc import Callable, Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from vlserve.project import Folder
 from vlserve.runtime.task import Task, load_task
 
 REFERENCE = "#/components/schemas/{model}"
@@ -50,7 +50,7 @@ class AnsweredBy(BaseModel):
     request_id: str
 
 
-def describe_predictions(app: FastAPI, handlers: Path, gateway_url: str) -> None:
+def describe_predictions(app: FastAPI, handlers: Folder, gateway_url: str) -> None:
     """Put the predictions of every task in ``handlers`` on the page of ``app``."""
     own = app.openapi
 
@@ -69,10 +69,10 @@ def _set_openapi(app: FastAPI, page: Callable[[], dict[str, Any]]) -> None:
     app.openapi = page  # type: ignore[method-assign]  # as FastAPI's documentation does it
 
 
-def load_tasks(handlers: Path) -> dict[str, type[Task[Any]]]:
+def load_tasks(handlers: Folder) -> dict[str, type[Task[Any]]]:
     """By name. ArchiveUnreadable for a file that is no task."""
-    files = sorted(file for file in handlers.glob("*.py") if file.stem not in NO_TASKS)
-    return {file.stem: load_task(file) for file in files}
+    tasks = {f.stem: f for f in handlers.glob("*.py") if f.stem not in NO_TASKS}
+    return {name: load_task(tasks[name]) for name in sorted(tasks)}
 
 
 def predictions(tasks: Mapping[str, type[Task[Any]]], gateway_url: str) -> dict[str, Any]:

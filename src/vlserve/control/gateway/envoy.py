@@ -82,7 +82,7 @@ class EnvoyGateway:
         so that a model is unavailable, not unknown, until the engine has it again."""
         self._clusters.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._log.parent.mkdir(parents=True, exist_ok=True)
-        template = (self._settings.config_dir / "gateway" / "envoy.yaml").read_text()
+        template = self._settings.config_file("gateway/envoy.yaml").read_text()
         bootstrap = envoy_config.bootstrap(template, self._settings, self._clusters.path.parent)
         _write_private(self._bootstrap, json.dumps(bootstrap, indent=1))
         if not self._last_routing_holds():

@@ -108,7 +108,7 @@ def bootstrap(template: str, settings: Settings, dynamic_dir: Path) -> Config:
         "access_log": str(access_log(settings)),
         "shadow_log": str(shadow_log(settings)),
         "not_for_engines": none_of(FOR_ENGINES),
-        "engine_lua": str(settings.config_dir / "gateway" / "engine.lua"),
+        "engine_lua": str(settings.config_file("gateway/engine.lua")),
         "shadow_timeout": f"{SHADOW_TIMEOUT * gateway.timeout_s:g}s",
         "request_timeout": f"{REQUEST_TIMEOUT_S:g}s",
         "stream_idle_timeout": f"{gateway.timeout_s + 30:g}s",

@@ -1,6 +1,6 @@
 """The judge of a release: evidence in, advance | hold | rollback out. Pure: no clock, no IO.
 
-    policy = load_policy(settings.config_dir / "rollout.yaml")
+    policy = load_policy(settings.config_file("rollout.yaml"))
     state = JudgeState.start(policy, shadow=False, has_tags=True)
     state = observe(state, Batch(outcomes, pairs))     # each tick
     decision = decide(state, Standing(elapsed_s, stable_healthy, candidate_healthy))

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from vlserve.errors import DataError
-from vlserve.exporter.pack import HANDLERS_DIR, draft_of, pack_members
+from vlserve.exporter.pack import draft_of, pack_members
+from vlserve.project import project_file
 from vlserve.runtime.archive import unpack_archive
 from vlserve.runtime.manifest import Manifest
 from vlserve.training.evaluators.corpus import (
@@ -67,7 +68,7 @@ def embedding_edition(archive: Path, manifest: Manifest, folder: Path) -> Path:
     """An archive of task embed with the graphs and the code of one of task match."""
     unpack_archive(archive, folder / "match")
     members = {name: folder / "match" / name for name in manifest.files}
-    members["handlers/embed.py"] = HANDLERS_DIR / "embed.py"
+    members["handlers/embed.py"] = project_file("handlers/embed.py")
     draft = draft_of(manifest) | {"task": "embed", "probes": []}
     return pack_members(folder / "embed", draft, members)
 
