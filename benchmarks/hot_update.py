@@ -31,7 +31,7 @@ from vlserve.cli.output import print_line, print_table
 from vlserve.control.client import ControlClient
 from vlserve.control.domain import State
 from vlserve.loadgen.max_rate import find_limit
-from vlserve.loadgen.plan import StressPlan
+from vlserve.loadgen.stress_plan import StressPlan
 
 IN_FORCE_WITHIN_MS = 150.0
 """A release that has returned is answered by the new version within this time."""

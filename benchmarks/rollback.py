@@ -23,7 +23,7 @@ from vlserve.cli.output import print_line, print_table
 from vlserve.control.client import ControlClient
 from vlserve.exporter.echo import pack_echo
 from vlserve.loadgen.caller_record import Call
-from vlserve.loadgen.release_callers import CallersPlan, calling
+from vlserve.loadgen.release_traffic import CallersPlan, calling
 
 MODEL = "rolled"
 STABLE, GOOD, SLOW = 1, 2, 3

@@ -27,9 +27,9 @@ from own_stack import own_stack
 
 from vlserve.cli.output import print_line, print_table
 from vlserve.control.client import ControlClient
-from vlserve.loadgen.plan import StressPlan
 from vlserve.loadgen.request_record import Record, read_records
-from vlserve.loadgen.run import run_stress
+from vlserve.loadgen.stress_plan import StressPlan
+from vlserve.loadgen.stress_run import run_stress
 from vlserve.runtime.archive import verify_archive
 
 LENIENT_MS = 1e9

@@ -9,8 +9,8 @@ import yaml
 from support.running_stack import RunningStack
 from vlserve.control.engine.torchserve import endpoints
 from vlserve.exporter.echo import pack_echo
-from vlserve.loadgen.plan import StressPlan
-from vlserve.loadgen.run import run_stress
+from vlserve.loadgen.stress_plan import StressPlan
+from vlserve.loadgen.stress_run import run_stress
 
 TESTS = Path(__file__).parents[1]
 LENIENT_MS = 60_000.0

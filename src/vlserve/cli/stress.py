@@ -88,10 +88,9 @@ def stress(
     as_json: AsJson = False,
 ) -> None:
     """Load a model through the gateway and judge the answers; exit code 0 when the limits held."""
-    from vlserve.loadgen import max_rate as limit
-    from vlserve.loadgen import run, table
-    from vlserve.loadgen.plan import StressPlan
+    from vlserve.loadgen import max_rate, stress_run, stress_tables
     from vlserve.loadgen.release_checks import Limits
+    from vlserve.loadgen.stress_plan import StressPlan
 
     if sum(1 for load in (users, rate, find_limit) if load) > 1:
         raise typer.BadParameter("give one of --users, --rate and --find-limit")
@@ -118,25 +117,25 @@ def stress(
     )
     folder = out or _new_folder(settings, model)
     folder.mkdir(parents=True, exist_ok=True)
-    result: limit.LimitResult | run.StressResult
+    result: max_rate.LimitResult | stress_run.StressResult
     with progress(f"stressing {model}") as show:
         if find_limit:
-            result = limit.find_limit(plan, folder, show)
+            result = max_rate.find_limit(plan, folder, show)
         else:
-            result = run.run_stress(plan, folder, show)
-    if isinstance(result, limit.LimitResult):
+            result = stress_run.run_stress(plan, folder, show)
+    if isinstance(result, max_rate.LimitResult):
         passed = result.highest_held_per_s is not None
-        shown, verdict = table.limit_table(result), table.limit_verdict(result)
+        shown, verdict = stress_tables.limit_table(result), stress_tables.limit_verdict(result)
     else:
         passed = result.passed
-        shown, verdict = table.run_table(result), table.run_verdict(result)
+        shown, verdict = stress_tables.run_table(result), stress_tables.run_verdict(result)
     if as_json:
         print_json(result)
     else:
         print_table(*shown)
-        if isinstance(result, run.StressResult) and result.stages is not None:
+        if isinstance(result, stress_run.StressResult) and result.stages is not None:
             print_line("")
-            print_table(*table.stage_table(result.stages))
+            print_table(*stress_tables.stage_table(result.stages))
         print_line(verdict)
         print_line(f"reports: {folder}")
     raise typer.Exit(0 if passed else 1)

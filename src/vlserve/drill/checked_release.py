@@ -17,7 +17,6 @@ from vlserve.drill.pace import measured_pace
 from vlserve.drill.report import add_section
 from vlserve.errors import NotReady, StressError, VlserveError
 from vlserve.exporter.pack import archive_name
-from vlserve.loadgen.release_callers import CallersPlan, RunningCallers, calling
 from vlserve.loadgen.release_checks import (
     Check,
     Limits,
@@ -29,6 +28,7 @@ from vlserve.loadgen.release_checks import (
     step_figures,
     version_figures,
 )
+from vlserve.loadgen.release_traffic import CallersPlan, RunningCallers, calling
 from vlserve.settings import Settings
 
 WEIGHTS = (10, 30, 60, 100)

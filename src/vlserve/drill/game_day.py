@@ -27,7 +27,7 @@ from vlserve.drill.follow import Show, follow
 from vlserve.drill.pace import Pace, measured_pace
 from vlserve.drill.twin import Fault, Original, spoil, twin_name
 from vlserve.errors import ArchiveError, ControlError, LoadFailed, NotReady, VlserveError
-from vlserve.loadgen.release_callers import CallersPlan, calling
+from vlserve.loadgen.release_traffic import CallersPlan, calling
 from vlserve.settings import Settings
 
 FASTEST_PER_S = 20.0

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, replace
 from math import sqrt
 from pathlib import Path
 
-from vlserve.loadgen.plan import StressPlan
-from vlserve.loadgen.run import Show, StressResult, run_stress
+from vlserve.loadgen.stress_plan import StressPlan
+from vlserve.loadgen.stress_run import Show, StressResult, run_stress
 
 START_RATE_PER_S = 8.0
 LOWEST_RATE_PER_S = 0.5

@@ -10,8 +10,8 @@ from vlserve.control.client import ControlClient
 from vlserve.control.domain import State
 from vlserve.control.tuning import Measured, Serving, Tuning
 from vlserve.errors import LoadFailed, NotReady
-from vlserve.loadgen.plan import StressPlan
-from vlserve.loadgen.run import run_stress
+from vlserve.loadgen.stress_plan import StressPlan
+from vlserve.loadgen.stress_run import run_stress
 from vlserve.processor import processor_name
 from vlserve.runtime.archive import file_sha256, verify_archive
 from vlserve.tuning.search import Point

@@ -12,11 +12,11 @@ import psutil
 from vlserve.errors import StressError
 from vlserve.loadgen.dataset_requests import read_posts
 from vlserve.loadgen.locust_process import last_words, load_file, running_locust
-from vlserve.loadgen.plan import StressPlan
-from vlserve.loadgen.plots import plot_stages
 from vlserve.loadgen.request_record import read_record_file
+from vlserve.loadgen.stage_plot import plot_stages
 from vlserve.loadgen.stage_times import WhereTimeWent, where_time_went
-from vlserve.loadgen.summary import (
+from vlserve.loadgen.stress_plan import StressPlan
+from vlserve.loadgen.stress_summary import (
     ClientUse,
     Figures,
     breaches,

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from vlserve.loadgen.max_rate import LimitResult
-from vlserve.loadgen.run import StressResult
 from vlserve.loadgen.stage_times import STAGES, WhereTimeWent
-from vlserve.loadgen.summary import Figures
+from vlserve.loadgen.stress_run import StressResult
+from vlserve.loadgen.stress_summary import Figures
 
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 """Column heads, rows."""

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vlserve.loadgen.plan import StressPlan
 from vlserve.loadgen.request_record import Record
+from vlserve.loadgen.stress_plan import StressPlan
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,16 @@ import pytest
 from support.answering_server import Behaviour, serve
 from vlserve.errors import DataError, StressError
 from vlserve.loadgen.max_rate import find_limit
-from vlserve.loadgen.plan import StressPlan
-from vlserve.loadgen.run import StressResult, run_stress
 from vlserve.loadgen.stage_times import STAGES
-from vlserve.loadgen.table import limit_table, limit_verdict, run_table, run_verdict, stage_table
+from vlserve.loadgen.stress_plan import StressPlan
+from vlserve.loadgen.stress_run import StressResult, run_stress
+from vlserve.loadgen.stress_tables import (
+    limit_table,
+    limit_verdict,
+    run_table,
+    run_verdict,
+    stage_table,
+)
 
 
 def run(behaviour: Behaviour, folder: Path, **plan: Any) -> StressResult:

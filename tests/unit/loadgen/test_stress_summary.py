@@ -3,9 +3,9 @@ from dataclasses import replace
 import pytest
 
 from vlserve.errors import StressError
-from vlserve.loadgen.plan import StressPlan
 from vlserve.loadgen.request_record import Record, read_records
-from vlserve.loadgen.summary import (
+from vlserve.loadgen.stress_plan import StressPlan
+from vlserve.loadgen.stress_summary import (
     ClientUse,
     breaches,
     late_p99_ms,
