@@ -6,13 +6,13 @@ from vlserve.control.domain import Engine, Gateway
 from vlserve.control.gateway.traffic import Traffic
 from vlserve.control.lifecycle.lifecycle import Lifecycle, Operations
 from vlserve.control.reconcile.reconciler import Backoff, Reconciler
-from vlserve.control.rollouts.observe import Logs
-from vlserve.control.rollouts.runner import Conductor, Surveyor
+from vlserve.control.rollouts.evaluation import Logs
+from vlserve.control.rollouts.loop import Conductor, Surveyor
 from vlserve.control.rollouts.service import Releases
-from vlserve.control.rollouts.transitions import Moves
+from vlserve.control.rollouts.steps import Moves
 from vlserve.control.service import ControlService
 from vlserve.control.store.ledger import Ledger
-from vlserve.control.store.rollout_records import GrayReleases
+from vlserve.control.store.rollouts import GrayReleases
 from vlserve.settings import Settings
 
 

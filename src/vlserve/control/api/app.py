@@ -19,7 +19,7 @@ from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import ClientDisconnect
 
-from vlserve.control.api.prediction_schemas import describe_predictions
+from vlserve.control.api.gateway_openapi import describe_predictions
 from vlserve.control.assembly import Control, assemble
 from vlserve.control.engine.torchserve import TorchServe, endpoints
 from vlserve.control.gateway.envoy import EnvoyGateway

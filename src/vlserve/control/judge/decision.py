@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Any
 
 from vlserve.control.judge.evidence import Standing
-from vlserve.control.judge.figures import GateFigure, Verdict, figures
+from vlserve.control.judge.gates import GateFigure, Verdict, figures
 from vlserve.control.judge.state import JudgeState
 
 

@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 
 from vlserve.control.domain import GrayRelease, ReleaseStatus
 from vlserve.control.judge import Decision, GateFigure
+from vlserve.control.rollouts.metric_windows import Tally, Window
 from vlserve.control.rollouts.state import Progress
-from vlserve.control.rollouts.windows import Tally, Window
 from vlserve.control.wire.rollout_views import (
     DecisionView,
     GateView,

@@ -8,11 +8,11 @@ from vlserve.control.domain import GrayRelease, ReleaseStatus, VersionRecord
 from vlserve.control.judge import JudgeState, load_policy
 from vlserve.control.lifecycle.lifecycle import Lifecycle, Operations
 from vlserve.control.rollouts.describe import release_view
-from vlserve.control.rollouts.observe import Logs, begin
-from vlserve.control.rollouts.runner import Conductor, Surveyor
-from vlserve.control.rollouts.transitions import Moves
+from vlserve.control.rollouts.evaluation import Logs, begin
+from vlserve.control.rollouts.loop import Conductor, Surveyor
+from vlserve.control.rollouts.steps import Moves
 from vlserve.control.store.ledger import Ledger
-from vlserve.control.store.rollout_records import GrayReleases
+from vlserve.control.store.rollouts import GrayReleases
 from vlserve.control.wire.rollout_views import ReleaseView
 from vlserve.errors import NoRelease, NotReady, ReleaseUnderWay
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pydantic import TypeAdapter
 
 from vlserve.control.judge import Decision, JudgeState
-from vlserve.control.rollouts.evidence import Copy
+from vlserve.control.rollouts.log_evidence import Copy
 from vlserve.control.rollouts.log_reader import Cursor
-from vlserve.control.rollouts.windows import Windows
+from vlserve.control.rollouts.metric_windows import Windows
 
 
 @dataclass(frozen=True, eq=False)

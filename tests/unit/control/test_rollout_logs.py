@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vlserve.control.log_rotation import rotate
-from vlserve.control.rollouts.answers import KEPT, Answers
+from vlserve.control.rollouts.answer_log import KEPT, Answers
 from vlserve.control.rollouts.log_reader import Cursor, end_of, read_since
 
 ALL = b""

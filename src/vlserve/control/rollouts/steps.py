@@ -10,7 +10,7 @@ from vlserve.control.judge import next_step
 from vlserve.control.reconcile.plan import full_weight, shared_weights
 from vlserve.control.rollouts.state import Progress
 from vlserve.control.store.ledger import Ledger
-from vlserve.control.store.rollout_records import GrayReleases
+from vlserve.control.store.rollouts import GrayReleases
 from vlserve.errors import NotReady
 
 

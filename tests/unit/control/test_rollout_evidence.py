@@ -5,10 +5,18 @@ from typing import Any
 import pytest
 
 from vlserve.control.judge import Outcome, ShadowPair
-from vlserve.control.rollouts import windows
-from vlserve.control.rollouts.answers import Answered
-from vlserve.control.rollouts.evidence import PATIENCE_S, Copy, Pair, compare, copies, join, outcome
-from vlserve.control.rollouts.windows import KEPT, LABELS, OTHERS, WINDOW_S, Windows
+from vlserve.control.rollouts import metric_windows
+from vlserve.control.rollouts.answer_log import Answered
+from vlserve.control.rollouts.log_evidence import (
+    PATIENCE_S,
+    Copy,
+    Pair,
+    compare,
+    copies,
+    join,
+    outcome,
+)
+from vlserve.control.rollouts.metric_windows import KEPT, LABELS, OTHERS, WINDOW_S, Windows
 
 VERSIONS = Pair(candidate=2, stable=1)
 MUSIC, FOOD = Answered({"music": 0.7, "food": 0.2}), Answered({"food": 0.6, "music": 0.3})
@@ -109,7 +117,7 @@ def outcomes(count: int, candidate: bool, ms: float, tag: str, failed: int = 0) 
 def test_a_window_counts_each_version() -> None:
     some = outcomes(10, True, 30.0, "music", failed=2) + outcomes(20, False, 10.0, "food")
     pairs = [ShadowPair(True, 0.0), ShadowPair(False, 0.5)]
-    found = windows.add(Windows(), some, pairs, now=1003.0, step=1, weight=25).current
+    found = metric_windows.add(Windows(), some, pairs, now=1003.0, step=1, weight=25).current
     assert found is not None
     assert (found.start, found.step, found.weight) == (1000, 1, 25)
     assert (found.candidate.requests, found.candidate.failed) == (10, 2)
@@ -124,20 +132,22 @@ def test_a_window_counts_each_version() -> None:
 def test_evidence_adds_up_within_a_window_and_a_new_one_begins_later() -> None:
     kept, now = Windows(), 1000.0
     for _ in range(2):
-        kept = windows.add(kept, outcomes(5, True, 10.0, "x"), [], now=now, step=0, weight=5)
+        kept = metric_windows.add(kept, outcomes(5, True, 10.0, "x"), [], now=now, step=0, weight=5)
     assert kept.current is not None and kept.current.candidate.requests == 10
-    kept = windows.add(kept, outcomes(5, True, 10.0, "x"), [], now=now, step=1, weight=25)
+    kept = metric_windows.add(kept, outcomes(5, True, 10.0, "x"), [], now=now, step=1, weight=25)
     assert [window.step for window in kept.closed] == [0]
     for turn in range(KEPT + 5):
         now = 2000.0 + turn * WINDOW_S
-        kept = windows.add(kept, outcomes(1, True, 10.0, "x"), [], now=now, step=1, weight=25)
+        kept = metric_windows.add(
+            kept, outcomes(1, True, 10.0, "x"), [], now=now, step=1, weight=25
+        )
     assert len(kept.closed) == KEPT
-    assert windows.add(kept, [], [], now=9e9, step=2, weight=50) is kept
+    assert metric_windows.add(kept, [], [], now=9e9, step=2, weight=50) is kept
 
 
 def test_a_window_names_only_so_many_labels() -> None:
     many = [Outcome(True, False, 1.0, tag=f"label-{n}") for n in range(LABELS + 7)]
-    found = windows.add(Windows(), many, [], now=0.0, step=0, weight=5).current
+    found = metric_windows.add(Windows(), many, [], now=0.0, step=0, weight=5).current
     assert found is not None
     assert len(found.candidate.labels) == LABELS + 1
     assert found.candidate.labels[OTHERS] == 7

@@ -14,12 +14,12 @@ from vlserve.control.gateway.traffic import Traffic
 from vlserve.control.judge import Action
 from vlserve.control.lifecycle.lifecycle import Lifecycle, Operations
 from vlserve.control.log_rotation import rotate
-from vlserve.control.rollouts.answers import Answers
-from vlserve.control.rollouts.observe import Logs, Surroundings, look, restarted
+from vlserve.control.rollouts.answer_log import Answers
+from vlserve.control.rollouts.evaluation import Logs, Surroundings, look, restarted
 from vlserve.control.rollouts.state import Progress
-from vlserve.control.rollouts.transitions import Moves
+from vlserve.control.rollouts.steps import Moves
 from vlserve.control.store.ledger import Ledger
-from vlserve.control.store.rollout_records import GrayReleases
+from vlserve.control.store.rollouts import GrayReleases
 from vlserve.errors import VlserveError
 
 _SAVE_EVERY_S = 5.0

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from vlserve.control.domain import GrayRelease, ReleaseStatus
 from vlserve.control.judge import Action, Batch, Decision, JudgeState, Standing, decide, observe
-from vlserve.control.rollouts import evidence, windows
-from vlserve.control.rollouts.answers import Answers
-from vlserve.control.rollouts.evidence import Pair
+from vlserve.control.rollouts import log_evidence, metric_windows
+from vlserve.control.rollouts.answer_log import Answers
+from vlserve.control.rollouts.log_evidence import Pair
 from vlserve.control.rollouts.log_reader import end_of, read_since
 from vlserve.control.rollouts.state import Progress
 from vlserve.control.store.ledger import step_name
@@ -103,12 +103,14 @@ def _gather(
     copied, copies_read = read_since(logs.copies, progress.copies, containing)
     answers.read()
     ended = (
-        evidence.outcome(line, versions, answers.of) for line in lines if line.get("step") == step
+        log_evidence.outcome(line, versions, answers.of)
+        for line in lines
+        if line.get("step") == step
     )
     outcomes = [outcome for outcome in ended if outcome is not None]
     copied = [line for line in copied if line.get("step") == step]
-    waiting = (*progress.waiting, *evidence.copies(copied, around.now))
-    pairs, still_waiting = evidence.join(waiting, versions, answers.of, around.now)
+    waiting = (*progress.waiting, *log_evidence.copies(copied, around.now))
+    pairs, still_waiting = log_evidence.join(waiting, versions, answers.of, around.now)
     if around.restoring:
         outcomes, pairs, still_waiting = [], [], []
     return replace(
@@ -117,7 +119,7 @@ def _gather(
         requests=requests_read,
         copies=copies_read,
         waiting=tuple(still_waiting),
-        windows=windows.add(
+        windows=metric_windows.add(
             progress.windows,
             outcomes,
             pairs,

@@ -8,7 +8,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from vlserve.control.api.prediction_schemas import describe_predictions, load_tasks
+from vlserve.control.api.gateway_openapi import describe_predictions, load_tasks
 from vlserve.runtime.errors import ArchiveUnreadable
 
 HANDLERS = Path(__file__).parents[3] / "handlers"
@@ -66,7 +66,7 @@ def test_a_file_that_is_no_task_is_named(tmp_path: Path) -> None:
 def test_the_page_needs_no_torch() -> None:
     code = (
         "import sys; from pathlib import Path; from fastapi import FastAPI\n"
-        "from vlserve.control.api.prediction_schemas import describe_predictions\n"
+        "from vlserve.control.api.gateway_openapi import describe_predictions\n"
         f"app = FastAPI(); describe_predictions(app, Path({str(HANDLERS)!r}), ''); app.openapi()\n"
         "assert not {'torch', 'onnxruntime', 'transformers'} & set(sys.modules)"
     )

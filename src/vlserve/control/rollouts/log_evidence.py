@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from vlserve.control.judge import Outcome, ShadowPair
-from vlserve.control.rollouts.answers import Answered
+from vlserve.control.rollouts.answer_log import Answered
 from vlserve.control.rollouts.log_reader import Line
 
 PATIENCE_S = 120.0
