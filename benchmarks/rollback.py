@@ -54,14 +54,14 @@ def by_hand(control: ControlClient) -> Round:
 
 
 def by_abort(control: ControlClient) -> Round:
-    control.start_release(MODEL, GOOD, {"weights": [50, 100]})
+    control.start_rollout(MODEL, GOOD, {"weights": [50, 100]})
     return _timed("abort", GOOD, lambda: control.abort(MODEL))
 
 
 def by_judge(control: ControlClient) -> Round:
     """From the first answer that says so; nobody waits for the judge's own."""
-    control.start_release(MODEL, SLOW, JUDGED)
-    while control.look(MODEL).status.under_way:
+    control.start_rollout(MODEL, SLOW, JUDGED)
+    while control.rollout(MODEL).status.under_way:
         time.sleep(0.02)
     return _rest("the judge", SLOW, None, time.time())
 

@@ -16,10 +16,10 @@ import pytest
 from support.background_load import load_on
 from support.running_stack import make_settings, wait_until
 from vlserve.control.client import ControlClient
-from vlserve.control.domain import ReleaseStatus, State
+from vlserve.control.domain import RolloutStatus, State
 from vlserve.control.gateway.envoy_config import cluster_name
 from vlserve.control.store.database import LEDGER
-from vlserve.control.wire.rollout_views import ReleaseView
+from vlserve.control.wire.rollout_views import RolloutView
 from vlserve.errors import ControlError, StackError
 from vlserve.exporter.echo import pack_echo
 from vlserve.settings import Settings
@@ -58,20 +58,20 @@ def kill(settings: Settings, name: str) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
-def look(settings: Settings) -> ReleaseView | None:
+def look(settings: Settings) -> RolloutView | None:
     with ControlClient(settings.control_url) as control, suppress(StackError):
-        return control.look(MODEL)
+        return control.rollout(MODEL)
     return None
 
 
-def running(settings: Settings) -> ReleaseView | None:
+def running(settings: Settings) -> RolloutView | None:
     """The release, which is not to have ended."""
     view = look(settings)
-    assert view is None or view.status is ReleaseStatus.RUNNING, view.decision
+    assert view is None or view.status is RolloutStatus.RUNNING, view.decision
     return view
 
 
-def counted(view: ReleaseView | None) -> int:
+def counted(view: RolloutView | None) -> int:
     """Requests that are evidence by now."""
     windows = view.windows if view else ()
     return sum(window.candidate.requests + window.stable.requests for window in windows)
@@ -108,7 +108,7 @@ def test_a_release_survives_what_is_killed_in_it(
     settings: Settings, target: str, recovery: str
 ) -> None:
     with ControlClient(settings.control_url) as control:
-        control.start_release(MODEL, 2, {**STAYS, "recovery": recovery})
+        control.start_rollout(MODEL, 2, {**STAYS, "recovery": recovery})
     try:
         with load_on(settings.gateway_url, MODEL, [None, None]):
             wait_until(lambda: counted(look(settings)) > 100, WITHIN_S)
@@ -127,10 +127,10 @@ def test_a_release_survives_what_is_killed_in_it(
         view = look(settings)
         assert view is not None
         if recovery == "resume":
-            assert (view.status, view.step, view.weight) == (ReleaseStatus.RUNNING, 0, 20)
+            assert (view.status, view.step, view.weight) == (RolloutStatus.RUNNING, 0, 20)
             assert gateway_weights(settings) == {2: 20, 1: 80}
         else:
-            assert view.status is ReleaseStatus.ROLLED_BACK
+            assert view.status is RolloutStatus.ROLLED_BACK
             assert view.decision is not None and told in view.decision.reason
             assert gateway_weights(settings) == {1: 100}
     finally:
@@ -164,7 +164,7 @@ def test_the_gateway_is_never_at_weights_that_the_ledger_does_not_know(
         with ControlClient(settings.control_url) as control:
             while not done.is_set():
                 with suppress(ControlError, StackError):
-                    control.start_release(MODEL, 2, STAYS)
+                    control.start_rollout(MODEL, 2, STAYS)
                 with suppress(ControlError, StackError):
                     control.abort(MODEL)
 
@@ -196,7 +196,7 @@ def test_a_candidate_that_was_taken_back_drains_after_a_while(
 ) -> None:
     with ControlClient(settings.control_url) as control:
         control.register(pack_echo(tmp_path, MODEL, 3))
-        control.start_release(MODEL, 3, {**STAYS, "keep_s": 1})
+        control.start_rollout(MODEL, 3, {**STAYS, "keep_s": 1})
         control.abort(MODEL)
 
         def state() -> State:

@@ -77,7 +77,7 @@ def test_a_version_that_is_taken_back_breaks_the_check(
 def test_a_version_that_was_taken_back_stays_for_a_look_and_then_drains(
     stack: RunningStack, released: str
 ) -> None:
-    stack.control.start_release(MODEL, 2, {"weights": [50, 100], "keep_s": 2})
+    stack.control.start_rollout(MODEL, 2, {"weights": [50, 100], "keep_s": 2})
     stack.control.abort(MODEL)
     aborted = time.monotonic()
     assert state_of(stack, 2) is State.READY

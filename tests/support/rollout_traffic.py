@@ -13,7 +13,7 @@ from typing import Any
 from support.control_fakes import FakeGateway
 from vlserve.control.assembly import Control
 from vlserve.control.domain import State
-from vlserve.control.wire.rollout_views import ReleaseView
+from vlserve.control.wire.rollout_views import RolloutView
 
 TAGS = ("music", "sport", "food")
 QUICK: dict[str, Any] = {
@@ -98,12 +98,12 @@ def register(control: Control, *archives: Path) -> None:
         control.service.register(shutil.copy(archive, control.service.incoming / archive.name))
 
 
-def start(control: Control, version: int = 2, **changes: Any) -> ReleaseView:
-    return control.service.releases.start("tagger", version, QUICK | changes)
+def start(control: Control, version: int = 2, **changes: Any) -> RolloutView:
+    return control.service.rollouts.start("tagger", version, QUICK | changes)
 
 
-def look(control: Control, model: str = "tagger") -> ReleaseView:
-    return control.service.releases.look(model)
+def look(control: Control, model: str = "tagger") -> RolloutView:
+    return control.service.rollouts.latest(model)
 
 
 def state(control: Control, version: int) -> State:
@@ -119,11 +119,11 @@ def drive(
     requests: Requests,
     versions: dict[int, Behaviour] | None = None,
     ticks: int = 60,
-) -> ReleaseView:
+) -> RolloutView:
     """Traffic and ticks until the release ends, or for ``ticks``."""
     for _ in range(ticks):
         requests.send(40, versions)
-        control.conductor.tick()
+        control.rollout_loop.tick()
         if not look(control).status.under_way:
             break
     return look(control)

@@ -10,8 +10,8 @@ import typer
 from vlserve.cli.output import AsJson, print_json, print_line, print_table, progress
 from vlserve.cli.parameters import Group, Model, Version, control_client
 from vlserve.control.client import ControlClient
-from vlserve.control.domain import ReleaseStatus
-from vlserve.control.wire.rollout_views import ReleaseView
+from vlserve.control.domain import RolloutStatus
+from vlserve.control.wire.rollout_views import RolloutView
 from vlserve.control.wire.views import Released
 
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
@@ -109,7 +109,7 @@ def release(
                 done = control.release(model, version)
             print_json(done) if as_json else _print_released(done)
             return
-        started = control.start_release(model, version, changes)
+        started = control.start_rollout(model, version, changes)
         if wait:
             _follow(control, started, as_json)
             return
@@ -123,7 +123,7 @@ def release(
 def watch(model: Model, as_json: AsJson = False) -> None:
     """Follow the rollout under way to its end; exit code 1 if the version is taken back."""
     with control_client() as control:
-        _follow(control, control.look(model), as_json)
+        _follow(control, control.rollout(model), as_json)
 
 
 def pause(model: Model, as_json: AsJson = False) -> None:
@@ -163,13 +163,13 @@ def rollback(
     print_line(f"{model} is back on {done.version}; {done.previous} stays loaded without traffic")
 
 
-def _steer(model: str, as_json: bool, word: Callable[[ControlClient, str], ReleaseView]) -> None:
+def _steer(model: str, as_json: bool, word: Callable[[ControlClient, str], RolloutView]) -> None:
     with control_client() as control:
         view = word(control, model)
     print_json(view) if as_json else _print_place(view)
 
 
-def _follow(control: ControlClient, view: ReleaseView, as_json: bool) -> None:
+def _follow(control: ControlClient, view: RolloutView, as_json: bool) -> None:
     with progress(f"releasing {view.model} {view.candidate}") as show:
         shown: object = None
         while view.status.under_way:
@@ -177,30 +177,30 @@ def _follow(control: ControlClient, view: ReleaseView, as_json: bool) -> None:
                 show(f"{_place(view)}: {_waits_for(view)}")
                 shown = state
             time.sleep(_POLL_S)
-            view = control.look(view.model)
+            view = control.rollout(view.model)
     if as_json:
         print_json(view)
     else:
         _print_place(view)
         _print_gates(view)
-    if view.status is not ReleaseStatus.PROMOTED:
+    if view.status is not RolloutStatus.PROMOTED:
         raise typer.Exit(1)
 
 
-def _place(view: ReleaseView) -> str:
+def _place(view: RolloutView) -> str:
     match view.status:
-        case ReleaseStatus.PROMOTED:
+        case RolloutStatus.PROMOTED:
             return f"{view.model} {view.candidate} has all traffic, {view.stable} stays loaded"
-        case ReleaseStatus.ROLLED_BACK | ReleaseStatus.ABORTED:
+        case RolloutStatus.ROLLED_BACK | RolloutStatus.ABORTED:
             return f"{view.model} is back on {view.stable}; {view.candidate} was taken back"
     copies = f"copies of {view.shadow_percent} % of requests"
     share = copies if view.shadow_percent else f"{view.weight} % of traffic"
-    paused = ", paused" if view.status is ReleaseStatus.PAUSED else ""
+    paused = ", paused" if view.status is RolloutStatus.PAUSED else ""
     step = f"step {view.step + 1} of {len(view.weights)}"
     return f"{view.model} {view.candidate} gets {share} ({step}{paused})"
 
 
-def _waits_for(view: ReleaseView) -> str:
+def _waits_for(view: RolloutView) -> str:
     """Return the gates that a step waits for, without their figures."""
     if view.decision is None:
         return "no evidence yet"
@@ -208,13 +208,13 @@ def _waits_for(view: ReleaseView) -> str:
     return f"waits for {', '.join(waiting)}" if waiting else "holds"
 
 
-def _print_place(view: ReleaseView) -> None:
+def _print_place(view: RolloutView) -> None:
     print_line(_place(view))
-    if view.status in (ReleaseStatus.ROLLED_BACK, ReleaseStatus.ABORTED) and view.decision:
+    if view.status in (RolloutStatus.ROLLED_BACK, RolloutStatus.ABORTED) and view.decision:
         print_line(f"why: {view.decision.reason}")
 
 
-def _print_gates(view: ReleaseView) -> None:
+def _print_gates(view: RolloutView) -> None:
     if view.decision is not None:
         rows = [(gate.gate, gate.verdict, gate.summary) for gate in view.decision.gates]
         print_table(("GATE", "VERDICT", "FIGURES"), rows)

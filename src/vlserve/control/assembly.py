@@ -7,12 +7,12 @@ from vlserve.control.gateway.traffic import Traffic
 from vlserve.control.lifecycle.lifecycle import Lifecycle, Operations
 from vlserve.control.reconcile.reconciler import Backoff, Reconciler
 from vlserve.control.rollouts.evaluation import Logs
-from vlserve.control.rollouts.loop import Conductor, Surveyor
-from vlserve.control.rollouts.service import Releases
-from vlserve.control.rollouts.steps import Moves
+from vlserve.control.rollouts.loop import RolloutLoop, StackHealth
+from vlserve.control.rollouts.service import RolloutService
+from vlserve.control.rollouts.steps import RolloutSteps
 from vlserve.control.service import ControlService
 from vlserve.control.store.ledger import Ledger
-from vlserve.control.store.rollouts import GrayReleases
+from vlserve.control.store.rollouts import RolloutStore
 from vlserve.settings import Settings
 
 
@@ -23,14 +23,14 @@ class Control:
     ledger: Ledger
     service: ControlService
     reconciler: Reconciler
-    conductor: Conductor
+    rollout_loop: RolloutLoop
 
     def start(self) -> None:
         self.reconciler.start()
-        self.conductor.start()
+        self.rollout_loop.start()
 
     def stop(self) -> None:
-        self.conductor.stop()
+        self.rollout_loop.stop()
         self.reconciler.stop()
         self.ledger.close()
 
@@ -50,15 +50,17 @@ def assemble(settings: Settings, engine: Engine, gateway: Gateway) -> Control:
         copies=settings.state_dir / "logs" / "shadow.jsonl",
         answers=settings.state_dir / "logs" / "answers.jsonl",
     )
-    records = GrayReleases(ledger)
-    moves = Moves(ledger, records, traffic)
-    surveyor = Surveyor(traffic, gateway, backoff.unloadable)
-    conductor = Conductor(ledger, records, moves, surveyor, lifecycle, operations, logs, tick_s)
+    records = RolloutStore(ledger)
+    steps = RolloutSteps(ledger, records, traffic)
+    stack_health = StackHealth(traffic, gateway, backoff.unloadable)
+    rollout_loop = RolloutLoop(
+        ledger, records, steps, stack_health, lifecycle, operations, logs, tick_s
+    )
     policy_file = settings.config_file("rollout.yaml")
-    releases = Releases(
-        ledger, records, moves, conductor, surveyor, lifecycle, operations, logs, policy_file
+    rollouts = RolloutService(
+        ledger, records, steps, rollout_loop, stack_health, lifecycle, operations, logs, policy_file
     )
     service = ControlService(
-        ledger, traffic, lifecycle, operations, releases, settings.control.drain_timeout_s
+        ledger, traffic, lifecycle, operations, rollouts, settings.control.drain_timeout_s
     )
-    return Control(ledger, service, reconciler, conductor)
+    return Control(ledger, service, reconciler, rollout_loop)

@@ -7,7 +7,7 @@ from typing import Any, Self
 import httpx
 
 from vlserve.control.tuning import Tuning
-from vlserve.control.wire.rollout_views import ReleaseView
+from vlserve.control.wire.rollout_views import RolloutView
 from vlserve.control.wire.views import (
     EventView,
     Health,
@@ -85,37 +85,37 @@ class ControlClient:
         body = {"version": version, "now": True}
         return Released.model_validate(self._call("POST", f"/models/{model}/releases", json=body))
 
-    def start_release(
+    def start_rollout(
         self, model: str, version: int, changes: Mapping[str, Any] | None = None
-    ) -> ReleaseView:
+    ) -> RolloutView:
         """Begin to release ``version`` in steps; the first is in force when this returns.
         ``changes``: entries of rollout.yaml for this release. ReleaseUnderWay, NotReady."""
         body = {"version": version, "changes": dict(changes or {})}
-        return ReleaseView.model_validate(
+        return RolloutView.model_validate(
             self._call("POST", f"/models/{model}/releases", json=body)
         )
 
-    def look(self, model: str) -> ReleaseView:
+    def rollout(self, model: str) -> RolloutView:
         """The release in steps that is under way, or the last one. NoRelease."""
-        return ReleaseView.model_validate(self._call("GET", f"/models/{model}/release"))
+        return RolloutView.model_validate(self._call("GET", f"/models/{model}/release"))
 
-    def pause(self, model: str) -> ReleaseView:
+    def pause(self, model: str) -> RolloutView:
         """Keep the weight until `resume`; an alarm still takes the release back. NoRelease."""
-        return self._steer(model, "pause")
+        return self._steer_rollout(model, "pause")
 
-    def resume(self, model: str) -> ReleaseView:
-        return self._steer(model, "resume")
+    def resume(self, model: str) -> RolloutView:
+        return self._steer_rollout(model, "resume")
 
-    def abort(self, model: str) -> ReleaseView:
+    def abort(self, model: str) -> RolloutView:
         """All traffic back to stable; in force when this returns. NoRelease, NotReady."""
-        return self._steer(model, "abort")
+        return self._steer_rollout(model, "abort")
 
-    def promote(self, model: str) -> ReleaseView:
+    def promote(self, model: str) -> RolloutView:
         """All traffic to the candidate; in force when this returns. NoRelease, NotReady."""
-        return self._steer(model, "promote")
+        return self._steer_rollout(model, "promote")
 
-    def _steer(self, model: str, word: str) -> ReleaseView:
-        return ReleaseView.model_validate(
+    def _steer_rollout(self, model: str, word: str) -> RolloutView:
+        return RolloutView.model_validate(
             self._call("POST", f"/models/{model}/release/{word}", json={})
         )
 

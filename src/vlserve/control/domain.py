@@ -193,7 +193,7 @@ class VersionRecord:
         return self.model, self.version
 
 
-class ReleaseStatus(StrEnum):
+class RolloutStatus(StrEnum):
     """Where a gray release stands. The last three are ends."""
 
     RUNNING = "running"
@@ -204,11 +204,11 @@ class ReleaseStatus(StrEnum):
 
     @property
     def under_way(self) -> bool:
-        return self in (ReleaseStatus.RUNNING, ReleaseStatus.PAUSED)
+        return self in (RolloutStatus.RUNNING, RolloutStatus.PAUSED)
 
 
 @dataclass(frozen=True)
-class GrayRelease:
+class Rollout:
     """One release in steps, as the ledger has it. ``progress``: JSON of
     vlserve.control.rollouts.state, what the judge knows. ``keep_until``: Unix time until which a
     candidate that was taken back stays loaded. Times are UTC, ISO 8601."""
@@ -217,7 +217,7 @@ class GrayRelease:
     model: str
     candidate: int
     stable: int
-    status: ReleaseStatus
+    status: RolloutStatus
     step: int
     shadow_percent: int
     """Of this step: 0 outside of a shadow."""

@@ -16,7 +16,7 @@ from vlserve.control.domain import Key, ModelRecord, State, VersionRecord
 from vlserve.control.gateway.traffic import Traffic
 from vlserve.control.lifecycle.lifecycle import Lifecycle, Operations
 from vlserve.control.reconcile.plan import full_weight, rollback_target
-from vlserve.control.rollouts.service import Releases
+from vlserve.control.rollouts.service import RolloutService
 from vlserve.control.store.ledger import Ledger
 from vlserve.control.tuning import Tuning, check_tuning
 from vlserve.control.wire.views import (
@@ -45,14 +45,14 @@ class ControlService:
         traffic: Traffic,
         lifecycle: Lifecycle,
         operations: Operations,
-        releases: Releases,
+        rollouts: RolloutService,
         drain_timeout_s: float,
     ) -> None:
         self._ledger = ledger
         self._traffic = traffic
         self._lifecycle = lifecycle
         self._operations = operations
-        self.releases = releases
+        self.rollouts = rollouts
         self._drain_timeout_s = drain_timeout_s
         self.incoming = ledger.store / ".incoming"
         """Where an archive is written before it is registered."""
@@ -109,12 +109,12 @@ class ControlService:
         with self._operations.on((model, version)):
             record = self._ledger.version(model, version)
             current = self._ledger.model(model)
-            self.releases.refuse_if_under_way(model)
+            self.rollouts.refuse_if_under_way(model)
             if current.stable == version and current.weights == full_weight(version):
                 return _released(model, version, self._next_earlier(current), already=True)
             self._lifecycle.make_ready(record)
             with self._traffic.move(model, full_weight(version)):
-                self.releases.refuse_if_under_way(model)
+                self.rollouts.refuse_if_under_way(model)
                 previous = self._ledger.model(model).stable
                 self._ledger.release(model, version, full_weight(version))
         return _released(model, version, previous)
@@ -122,18 +122,18 @@ class ControlService:
     def rollback(self, model: str, version: int | None = None) -> Released:
         """All traffic back to the stable version before, or to the earlier one ``version``; in
         force when this returns. A release under way is aborted. NothingToRollBackTo, NotReady."""
-        under_way = self.releases.under_way(model)
+        under_way = self.rollouts.under_way(model)
         if under_way is not None and version in (None, under_way.stable):
-            aborted = self.releases.abort(model)
+            aborted = self.rollouts.abort(model)
             return _released(model, aborted.stable, aborted.candidate)
-        self.releases.refuse_if_under_way(model)
+        self.rollouts.refuse_if_under_way(model)
         if version is not None:
             self._ledger.version(model, version)
         target = rollback_target(model, self._ledger.model(model).stack, version)
         with self._operations.on((model, target)):
             self._lifecycle.make_ready(self._ledger.version(model, target))
             with self._traffic.move(model, full_weight(target)):
-                self.releases.refuse_if_under_way(model)
+                self.rollouts.refuse_if_under_way(model)
                 current = self._ledger.model(model)
                 if rollback_target(model, current.stack, version) != target:
                     raise NotReady(
@@ -148,9 +148,9 @@ class ControlService:
         stays. StillServing while it has weight."""
         with self._operations.on((model, version)):
             record = self._ledger.version(model, version)
-            under_way = self.releases.under_way(model)
+            under_way = self.rollouts.under_way(model)
             if under_way is not None and version in (under_way.candidate, under_way.stable):
-                self.releases.refuse_if_under_way(model)
+                self.rollouts.refuse_if_under_way(model)
             if self._ledger.model(model).weights.get(version):
                 raise StillServing(
                     f"{model} {version} has traffic: release another version or roll back first"

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vlserve.control.domain import ReleaseStatus
-from vlserve.control.wire.rollout_views import ReleaseView
+from vlserve.control.domain import RolloutStatus
+from vlserve.control.wire.rollout_views import RolloutView
 from vlserve.drill.twin import Fault
 from vlserve.loadgen.caller_record import Call
 
@@ -100,14 +100,14 @@ class CaseResult:
     passed: bool
 
 
-def decision_of(view: ReleaseView) -> tuple[str, tuple[str, ...], str]:
+def decision_of(view: RolloutView) -> tuple[str, tuple[str, ...], str]:
     """The decision, the gates that alarmed, and the judge's words, of a release that has ended, or
     whose time is over."""
     judged = view.decision
     alarms = tuple(g.gate for g in judged.gates if g.verdict == "alarm") if judged else ()
     decision = {
-        ReleaseStatus.PROMOTED: PROMOTED,
-        ReleaseStatus.ROLLED_BACK: ROLLED_BACK,
+        RolloutStatus.PROMOTED: PROMOTED,
+        RolloutStatus.ROLLED_BACK: ROLLED_BACK,
     }.get(view.status, UNDECIDED)
     return decision, alarms, judged.reason if judged else "no decision"
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from vlserve.control.client import ControlClient
-from vlserve.control.domain import ReleaseStatus, State
-from vlserve.control.wire.rollout_views import ReleaseView
+from vlserve.control.domain import RolloutStatus, State
+from vlserve.control.wire.rollout_views import RolloutView
 from vlserve.drill.follow import Followed, Show, follow, reason
 from vlserve.drill.pace import measured_pace
 from vlserve.drill.report import add_section
@@ -119,7 +119,7 @@ def check_from_outside(
     )
     show(f"{rate:g} requests/s")
     with calling(plan, folder) as callers:
-        started = control.start_release(model, candidate, changes_for(hold_s))
+        started = control.start_rollout(model, candidate, changes_for(hold_s))
         watched = _watch(control, started, callers, duration_s, show)
         time.sleep(AFTER_S)
         calls = callers.end()
@@ -158,7 +158,7 @@ def changes_for(hold_s: float) -> Mapping[str, Any]:
 
 def _watch(
     control: ControlClient,
-    started: ReleaseView,
+    started: RolloutView,
     callers: RunningCallers,
     duration_s: float,
     show: Show,
@@ -178,7 +178,7 @@ def _watch(
 def _rolled_back(control: ControlClient, followed: Followed, show: Show) -> WatchedRelease:
     """What was followed, and the rollback where there was something to roll back."""
     view, steps, rolled_back_at = followed.view, followed.steps, None
-    if promoted := view.status is ReleaseStatus.PROMOTED:
+    if promoted := view.status is RolloutStatus.PROMOTED:
         show(f"rolling back to {view.stable}")
         time.sleep(AFTER_S)
         asked_at = time.time()
@@ -196,10 +196,10 @@ def _rolled_back(control: ControlClient, followed: Followed, show: Show) -> Watc
     )
 
 
-def _take_back(control: ControlClient, started: ReleaseView) -> None:
+def _take_back(control: ControlClient, started: RolloutView) -> None:
     """As far as it can be done; what went wrong before is what is raised."""
     with suppress(VlserveError):
-        if control.look(started.model).status.under_way:
+        if control.rollout(started.model).status.under_way:
             control.abort(started.model)
         elif control.model(started.model).stable == started.candidate:
             control.rollback(started.model)

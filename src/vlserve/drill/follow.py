@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from vlserve.control.client import ControlClient
-from vlserve.control.wire.rollout_views import ReleaseView
+from vlserve.control.wire.rollout_views import RolloutView
 from vlserve.loadgen.release_checks import Step
 
 POLL_S = 0.2
@@ -18,14 +18,14 @@ class Followed:
     """``steps``: those that were seen; ``ended`` of the last one is when the release was last seen
     in it. ``timed_out``: it had not come to its end, and is still under way."""
 
-    view: ReleaseView
+    view: RolloutView
     steps: tuple[Step, ...]
     timed_out: bool
 
 
 def follow(
     control: ControlClient,
-    started: ReleaseView,
+    started: RolloutView,
     timeout_s: float,
     show: Show,
     keep_watch: Callable[[], object] = lambda: None,
@@ -38,7 +38,7 @@ def follow(
     while view.status.under_way and time.monotonic() < deadline:
         time.sleep(POLL_S)
         asked_at = time.time()
-        view = control.look(started.model)
+        view = control.rollout(started.model)
         if not view.status.under_way:
             break
         if view.step == place:
@@ -53,7 +53,7 @@ def follow(
     return Followed(view, tuple(steps), view.status.under_way)
 
 
-def describe(view: ReleaseView) -> str:
+def describe(view: RolloutView) -> str:
     """Where it is, in a few words."""
     share = f"{view.weight} %"
     if view.shadow_percent:
@@ -61,11 +61,11 @@ def describe(view: ReleaseView) -> str:
     return f"{view.model} {view.candidate} at {share}"
 
 
-def reason(view: ReleaseView) -> str:
+def reason(view: RolloutView) -> str:
     """The judge's, for the last thing that he did."""
     return view.decision.reason if view.decision else "no decision yet"
 
 
-def _begun(view: ReleaseView) -> Step:
+def _begun(view: RolloutView) -> Step:
     now = time.time()
     return Step(view.weight, now, now)

@@ -156,7 +156,7 @@ class _Stage:
         self, case: Case, version: int, began: float, keep_watch: Callable[[], None]
     ) -> Decided:
         released_at = time.monotonic()
-        view = self._control.start_release(self._twin, version, self._policy.changes(case.shadow))
+        view = self._control.start_rollout(self._twin, version, self._policy.changes(case.shadow))
         followed = follow(
             self._control,
             view,

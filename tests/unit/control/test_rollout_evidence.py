@@ -6,7 +6,7 @@ import pytest
 
 from vlserve.control.judge import Outcome, ShadowPair
 from vlserve.control.rollouts import metric_windows
-from vlserve.control.rollouts.answer_log import Answered
+from vlserve.control.rollouts.answer_log import LoggedAnswer
 from vlserve.control.rollouts.log_evidence import (
     PATIENCE_S,
     Copy,
@@ -16,10 +16,10 @@ from vlserve.control.rollouts.log_evidence import (
     join,
     outcome,
 )
-from vlserve.control.rollouts.metric_windows import KEPT, LABELS, OTHERS, WINDOW_S, Windows
+from vlserve.control.rollouts.metric_windows import KEPT, LABELS, OTHERS, WINDOW_S, MetricWindows
 
 VERSIONS = Pair(candidate=2, stable=1)
-MUSIC, FOOD = Answered({"music": 0.7, "food": 0.2}), Answered({"food": 0.6, "music": 0.3})
+MUSIC, FOOD = LoggedAnswer({"music": 0.7, "food": 0.2}), LoggedAnswer({"food": 0.6, "music": 0.3})
 
 
 def line(**changes: Any) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def line(**changes: Any) -> dict[str, Any]:
     return usual | changes
 
 
-def of(answers: dict[tuple[str, int], Answered]) -> Any:
+def of(answers: dict[tuple[str, int], LoggedAnswer]) -> Any:
     return lambda request_id, version: answers.get((request_id, version))
 
 
@@ -75,18 +75,18 @@ def test_copies_that_were_not_even_tried_are_none() -> None:
     [
         (MUSIC, ShadowPair(True, 0.0)),
         (FOOD, ShadowPair(False, 0.7 - 0.3)),
-        (Answered({"sport": 0.9}), ShadowPair(False, 0.7)),
-        (Answered(failed=True), ShadowPair(False, 1.0)),
+        (LoggedAnswer({"sport": 0.9}), ShadowPair(False, 0.7)),
+        (LoggedAnswer(failed=True), ShadowPair(False, 1.0)),
         (None, ShadowPair(False, 1.0)),
     ],
 )
-def test_two_answers_compared(candidate: Answered | None, pair: ShadowPair) -> None:
+def test_two_answers_compared(candidate: LoggedAnswer | None, pair: ShadowPair) -> None:
     assert compare(MUSIC, candidate) == pair
 
 
 def test_answers_without_labels_agree_if_both_are_there() -> None:
-    assert compare(Answered(), Answered()) == ShadowPair(True, 0.0)
-    assert compare(Answered(), None) == ShadowPair(False, 1.0)
+    assert compare(LoggedAnswer(), LoggedAnswer()) == ShadowPair(True, 0.0)
+    assert compare(LoggedAnswer(), None) == ShadowPair(False, 1.0)
 
 
 def test_a_copy_waits_for_both_answers_but_not_for_ever() -> None:
@@ -104,7 +104,7 @@ def test_a_copy_that_failed_disagrees_if_stable_answered() -> None:
         [ShadowPair(False, 1.0)],
         [],
     )
-    stable_failed = of({("r", 1): Answered(failed=True)})
+    stable_failed = of({("r", 1): LoggedAnswer(failed=True)})
     assert join([copy], VERSIONS, stable_failed, now=101.0) == ([], [])
 
 
@@ -117,7 +117,7 @@ def outcomes(count: int, candidate: bool, ms: float, tag: str, failed: int = 0) 
 def test_a_window_counts_each_version() -> None:
     some = outcomes(10, True, 30.0, "music", failed=2) + outcomes(20, False, 10.0, "food")
     pairs = [ShadowPair(True, 0.0), ShadowPair(False, 0.5)]
-    found = metric_windows.add(Windows(), some, pairs, now=1003.0, step=1, weight=25).current
+    found = metric_windows.add(MetricWindows(), some, pairs, now=1003.0, step=1, weight=25).current
     assert found is not None
     assert (found.start, found.step, found.weight) == (1000, 1, 25)
     assert (found.candidate.requests, found.candidate.failed) == (10, 2)
@@ -130,7 +130,7 @@ def test_a_window_counts_each_version() -> None:
 
 
 def test_evidence_adds_up_within_a_window_and_a_new_one_begins_later() -> None:
-    kept, now = Windows(), 1000.0
+    kept, now = MetricWindows(), 1000.0
     for _ in range(2):
         kept = metric_windows.add(kept, outcomes(5, True, 10.0, "x"), [], now=now, step=0, weight=5)
     assert kept.current is not None and kept.current.candidate.requests == 10
@@ -147,7 +147,7 @@ def test_evidence_adds_up_within_a_window_and_a_new_one_begins_later() -> None:
 
 def test_a_window_names_only_so_many_labels() -> None:
     many = [Outcome(True, False, 1.0, tag=f"label-{n}") for n in range(LABELS + 7)]
-    found = metric_windows.add(Windows(), many, [], now=0.0, step=0, weight=5).current
+    found = metric_windows.add(MetricWindows(), many, [], now=0.0, step=0, weight=5).current
     assert found is not None
     assert len(found.candidate.labels) == LABELS + 1
     assert found.candidate.labels[OTHERS] == 7

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vlserve.control.log_rotation import rotate
-from vlserve.control.rollouts.answer_log import KEPT, Answers
+from vlserve.control.rollouts.answer_log import KEPT, AnswerLog
 from vlserve.control.rollouts.log_reader import Cursor, end_of, read_since
 
 ALL = b""
@@ -101,7 +101,7 @@ def test_answers_are_found_by_request_and_version(log: Path) -> None:
         + '{"model": "tagger", "request_id": "b"}\n'
         + answer("c", 1, scores={}).replace("tagger", "other")
     )
-    answers = Answers(log, "tagger", Cursor())
+    answers = AnswerLog(log, "tagger", Cursor())
     answers.read()
     found = answers.of("a", 1)
     assert found is not None and (found.label, found.failed) == ("music", False)
@@ -113,14 +113,14 @@ def test_answers_are_found_by_request_and_version(log: Path) -> None:
 
 def test_a_request_id_that_came_twice_stands_for_neither(log: Path) -> None:
     log.write_text(answer("a", 1, scores={"x": 1.0}) * 2)
-    answers = Answers(log, "tagger", Cursor())
+    answers = AnswerLog(log, "tagger", Cursor())
     answers.read()
     assert answers.of("a", 1) is None
 
 
 def test_only_so_many_answers_are_remembered(log: Path) -> None:
     log.write_text("".join(answer(f"{n}", 1, scores={"x": 1.0}) for n in range(KEPT + 5)))
-    answers = Answers(log, "tagger", Cursor())
+    answers = AnswerLog(log, "tagger", Cursor())
     answers.read()
     assert answers.of("4", 1) is None
     assert answers.of("5", 1) is not None

@@ -5,7 +5,7 @@ import pytest
 from support.control_fakes import FakeEngine, FakeGateway
 from support.rollout_traffic import Behaviour, Requests, drive, look, start
 from vlserve.control.assembly import Control, assemble
-from vlserve.control.domain import LoadedVersion, ReleaseStatus
+from vlserve.control.domain import LoadedVersion, RolloutStatus
 from vlserve.settings import Settings
 
 
@@ -28,7 +28,7 @@ def test_a_killed_control_service_goes_on_from_its_step_with_its_evidence(
     while look(tagger).step == 0:
         drive(tagger, requests, ticks=1)
     requests.send(60)
-    tagger.conductor.tick()
+    tagger.rollout_loop.tick()
     before = look(tagger)
     requests.send(60)  # logged while nobody reads
     restarted = again(tagger, settings, engine, gateway)
@@ -36,13 +36,13 @@ def test_a_killed_control_service_goes_on_from_its_step_with_its_evidence(
         restarted.reconciler.tick()
         assert gateway.route().weights == {2: 50, 1: 50}
         assert look(restarted).windows == before.windows
-        restarted.conductor.tick()
+        restarted.rollout_loop.tick()
         counted = sum(w.candidate.requests + w.stable.requests for w in look(restarted).windows)
         already = sum(w.candidate.requests + w.stable.requests for w in before.windows)
         assert counted == already + 60
         (event,) = [e for e in restarted.ledger.events("tagger") if e.kind == "release_resumed"]
         assert event.detail == {"restarted": ["the control service"]}
-        assert drive(restarted, requests).status is ReleaseStatus.PROMOTED
+        assert drive(restarted, requests).status is RolloutStatus.PROMOTED
     finally:
         restarted.stop()
 
@@ -66,11 +66,11 @@ def test_recovery_by_rollback(
     else:
         engine.starts["engine-0"] += 1
     try:
-        control.conductor.tick()  # stable's health may not be known yet
+        control.rollout_loop.tick()  # stable's health may not be known yet
         control.reconciler.tick()
-        control.conductor.tick()
+        control.rollout_loop.tick()
         ended = look(control)
-        assert ended.status is ReleaseStatus.ROLLED_BACK
+        assert ended.status is RolloutStatus.ROLLED_BACK
         assert ended.decision is not None
         assert ended.decision.reason == f"{what} was restarted, and recovery is rollback"
     finally:
@@ -105,13 +105,13 @@ def test_a_version_that_comes_back_later_than_the_other_is_not_blamed(
     engine.held["engine-0"][("tagger", 1)] = LoadedVersion(workers_ready=2, pending=0)
     tagger.reconciler.tick()
     requests.send(200, {2: Behaviour(fail_rate=1.0)})
-    tagger.conductor.tick()
+    tagger.rollout_loop.tick()
     engine.held["engine-0"][("tagger", 2)] = LoadedVersion(workers_ready=2, pending=0)
     tagger.reconciler.tick()
     requests.send(50, {2: Behaviour(fail_rate=1.0)})  # logged a little later
-    tagger.conductor.tick()
+    tagger.rollout_loop.tick()
     view = look(tagger)
-    assert view.status is ReleaseStatus.RUNNING
+    assert view.status is RolloutStatus.RUNNING
     assert view.decision is not None
     assert {gate.verdict for gate in view.decision.gates} <= {"waiting", "clear"}
 
@@ -123,9 +123,9 @@ def test_what_is_logged_while_the_engine_does_not_answer_is_read_later(
     engine.down.add("engine-0")
     tagger.reconciler.tick()
     requests.send(30)
-    tagger.conductor.tick()
+    tagger.rollout_loop.tick()
     assert look(tagger).windows == ()
     engine.down.clear()
     tagger.reconciler.tick()
-    tagger.conductor.tick()
+    tagger.rollout_loop.tick()
     assert sum(w.candidate.requests + w.stable.requests for w in look(tagger).windows) == 30

@@ -20,7 +20,7 @@ from support.rollout_traffic import (
     state,
 )
 from vlserve.control.assembly import Control
-from vlserve.control.domain import LoadedVersion, ReleaseStatus, Shadow, State
+from vlserve.control.domain import LoadedVersion, RolloutStatus, Shadow, State
 from vlserve.errors import (
     GatewayRefused,
     NoRelease,
@@ -37,11 +37,11 @@ def test_a_good_version_goes_all_the_way(
     tagger: Control, gateway: FakeGateway, requests: Requests
 ) -> None:
     began = start(tagger)
-    assert (began.weight, began.status) == (20, ReleaseStatus.RUNNING)
+    assert (began.weight, began.status) == (20, RolloutStatus.RUNNING)
     assert list(gateway.route().weights.items()) == [(2, 20), (1, 80)]
     assert (state(tagger, 1), state(tagger, 2)) == (State.STABLE, State.CANARY)
     ended = drive(tagger, requests)
-    assert (ended.status, ended.weight) == (ReleaseStatus.PROMOTED, 100)
+    assert (ended.status, ended.weight) == (RolloutStatus.PROMOTED, 100)
     weights = [applied.models[0].weights for applied in gateway.applied[-3:]]
     assert weights == [{2: 50, 1: 50}, {2: 100}, {2: 100}]
     assert gateway.route().step == ""
@@ -81,7 +81,7 @@ def test_a_bad_version_is_taken_back(
 ) -> None:
     start(tagger)
     ended = drive(tagger, requests, {2: candidate})
-    assert (ended.status, ended.weight) == (ReleaseStatus.ROLLED_BACK, 0)
+    assert (ended.status, ended.weight) == (RolloutStatus.ROLLED_BACK, 0)
     assert ended.decision is not None
     assert gate in ended.decision.reason
     assert gateway.route().weights == {1: 100}
@@ -104,7 +104,7 @@ def test_a_shadow_gets_copies_before_weight_and_finds_other_answers(
     assert gateway.route().shadow == Shadow(version=2, percent=50)
     assert gateway.route().weights == {1: 100}
     ended = drive(tagger, requests, {2: Behaviour(scores=rotated)})
-    assert ended.status is ReleaseStatus.ROLLED_BACK
+    assert ended.status is RolloutStatus.ROLLED_BACK
     assert ended.decision is not None and "agreement" in ended.decision.reason
     assert (gateway.route().shadow, gateway.route().weights) == (None, {1: 100})
 
@@ -115,7 +115,7 @@ def test_a_shadow_that_agrees_is_followed_by_weight(
     start(tagger, shadow_percent=50)
     for _ in range(30):
         requests.send(40)
-        tagger.conductor.tick()
+        tagger.rollout_loop.tick()
         if look(tagger).step:
             break
     assert (look(tagger).weight, gateway.route().shadow) == (20, None)
@@ -127,8 +127,8 @@ def test_a_shadow_that_agrees_is_followed_by_weight(
 def test_no_evidence_is_no_reason_to_go_on(tagger: Control) -> None:
     start(tagger)
     for _ in range(5):
-        tagger.conductor.tick()
-    assert (look(tagger).status, look(tagger).step) == (ReleaseStatus.RUNNING, 0)
+        tagger.rollout_loop.tick()
+    assert (look(tagger).status, look(tagger).step) == (RolloutStatus.RUNNING, 0)
     assert kinds(tagger).count("held") == 1  # the same wait is told once
 
 
@@ -142,29 +142,29 @@ def test_requests_that_an_earlier_step_routed_do_not_count(
             {"request_id": f"old{number}", "model": "tagger", "version": "2", "status": 500}
             | {"step": f"{began.id - 1}/0", "duration_ms": 1.0},
         )
-    tagger.conductor.tick()
+    tagger.rollout_loop.tick()
     assert look(tagger).windows == ()
 
 
 def test_evidence_of_before_the_release_does_not_count(tagger: Control, requests: Requests) -> None:
     requests.send(100)
     start(tagger)
-    tagger.conductor.tick()
+    tagger.rollout_loop.tick()
     assert look(tagger).windows == ()
 
 
 def test_pause_holds_and_an_alarm_still_takes_back(tagger: Control, requests: Requests) -> None:
     start(tagger)
-    assert tagger.service.releases.pause("tagger").status is ReleaseStatus.PAUSED
+    assert tagger.service.rollouts.pause("tagger").status is RolloutStatus.PAUSED
     still = drive(tagger, requests, ticks=30)
-    assert (still.status, still.step, still.held_s) == (ReleaseStatus.PAUSED, 0, 0.0)
+    assert (still.status, still.step, still.held_s) == (RolloutStatus.PAUSED, 0, 0.0)
     assert still.decision is not None and still.decision.reason == "paused by hand"
-    assert tagger.service.releases.resume("tagger").status is ReleaseStatus.RUNNING
-    tagger.conductor.tick()
+    assert tagger.service.rollouts.resume("tagger").status is RolloutStatus.RUNNING
+    tagger.rollout_loop.tick()
     assert look(tagger).step == 1
-    tagger.service.releases.pause("tagger")
+    tagger.service.rollouts.pause("tagger")
     ended = drive(tagger, requests, {2: Behaviour(fail_rate=0.3)})
-    assert ended.status is ReleaseStatus.ROLLED_BACK
+    assert ended.status is RolloutStatus.ROLLED_BACK
     assert [kind for kind in kinds(tagger) if kind in ("paused", "resumed")] == [
         "paused",
         "resumed",
@@ -174,22 +174,22 @@ def test_pause_holds_and_an_alarm_still_takes_back(tagger: Control, requests: Re
 
 def test_promote_and_abort_by_hand(tagger: Control, gateway: FakeGateway) -> None:
     start(tagger)
-    aborted = tagger.service.releases.abort("tagger")
-    assert (aborted.status, gateway.route().weights) == (ReleaseStatus.ABORTED, {1: 100})
+    aborted = tagger.service.rollouts.abort("tagger")
+    assert (aborted.status, gateway.route().weights) == (RolloutStatus.ABORTED, {1: 100})
     start(tagger)
-    promoted = tagger.service.releases.promote("tagger")
-    assert (promoted.status, gateway.route().weights) == (ReleaseStatus.PROMOTED, {2: 100})
+    promoted = tagger.service.rollouts.promote("tagger")
+    assert (promoted.status, gateway.route().weights) == (RolloutStatus.PROMOTED, {2: 100})
     assert tagger.ledger.model("tagger").stack == (1, 2)
     for word in ("pause", "resume", "abort", "promote"):
         with pytest.raises(NoRelease, match="tagger is not being released"):
-            getattr(tagger.service.releases, word)("tagger")
+            getattr(tagger.service.rollouts, word)("tagger")
 
 
 def test_rollback_during_a_release_takes_it_back(tagger: Control, gateway: FakeGateway) -> None:
     start(tagger)
     done = tagger.service.rollback("tagger")
     assert (done.version, done.previous) == (1, 2)
-    assert (gateway.route().weights, look(tagger).status) == ({1: 100}, ReleaseStatus.ABORTED)
+    assert (gateway.route().weights, look(tagger).status) == ({1: 100}, RolloutStatus.ABORTED)
 
 
 def test_what_a_release_under_way_keeps_others_from(tagger: Control, packed: Archive) -> None:
@@ -251,7 +251,7 @@ def test_a_gateway_that_refuses_leaves_all_as_it_was(
     held = drive(tagger, requests, ticks=20)
     assert (held.step, gateway.route().weights) == (0, {2: 20, 1: 80})
     gateway.refuse = ""
-    assert drive(tagger, requests).status is ReleaseStatus.PROMOTED
+    assert drive(tagger, requests).status is RolloutStatus.PROMOTED
 
 
 def test_never_back_onto_a_stable_that_is_not_healthy(
@@ -261,32 +261,32 @@ def test_never_back_onto_a_stable_that_is_not_healthy(
     engine.held["engine-0"][("tagger", 1)] = LoadedVersion(workers_ready=0, pending=0)
     tagger.reconciler.tick()
     held = drive(tagger, requests, {2: Behaviour(fail_rate=0.5)}, ticks=10)
-    assert held.status is ReleaseStatus.RUNNING
+    assert held.status is RolloutStatus.RUNNING
     assert held.decision is not None and "no rollback onto it" in held.decision.reason
     engine.held["engine-0"][("tagger", 1)] = LoadedVersion(workers_ready=2, pending=0)
     tagger.reconciler.tick()
-    tagger.conductor.tick()
-    assert look(tagger).status is ReleaseStatus.ROLLED_BACK
+    tagger.rollout_loop.tick()
+    assert look(tagger).status is RolloutStatus.ROLLED_BACK
 
 
 def test_what_was_taken_back_stays_loaded_for_a_while_then_drains(
     tagger: Control, engine: FakeEngine
 ) -> None:
     start(tagger, keep_s=3600)
-    tagger.service.releases.abort("tagger")
-    tagger.conductor.tick()
+    tagger.service.rollouts.abort("tagger")
+    tagger.rollout_loop.tick()
     assert state(tagger, 2) is State.READY
     start(tagger, keep_s=0)
-    tagger.service.releases.abort("tagger")
-    tagger.conductor.tick()
+    tagger.service.rollouts.abort("tagger")
+    tagger.rollout_loop.tick()
     assert state(tagger, 2) is State.DRAINING
 
 
 def test_what_was_taken_back_and_released_again_is_not_let_go(tagger: Control) -> None:
     start(tagger, keep_s=0)
-    tagger.service.releases.abort("tagger")
+    tagger.service.rollouts.abort("tagger")
     start(tagger)
-    tagger.conductor.tick()
+    tagger.rollout_loop.tick()
     assert state(tagger, 2) is State.CANARY
 
 
@@ -297,13 +297,13 @@ def test_two_models_release_without_touching_each_other(
     tagger.service.release("other", 1)
     tagger.reconciler.tick()
     start(tagger)
-    tagger.service.releases.start("other", 2, QUICK)
+    tagger.service.rollouts.start("other", 2, QUICK)
     for _ in range(60):
         requests.send(40, {2: Behaviour(fail_rate=0.3)})
         requests.send(40, model="other")
-        tagger.conductor.tick()
-    assert look(tagger).status is ReleaseStatus.ROLLED_BACK
-    assert look(tagger, "other").status is ReleaseStatus.PROMOTED
+        tagger.rollout_loop.tick()
+    assert look(tagger).status is RolloutStatus.ROLLED_BACK
+    assert look(tagger, "other").status is RolloutStatus.PROMOTED
     assert (gateway.route().weights, gateway.route("other").weights) == ({1: 100}, {2: 100})
 
 
@@ -312,7 +312,7 @@ def test_a_release_is_not_forgotten(tagger: Control) -> None:
         look(tagger)
     began = start(tagger)
     assert look(tagger) == began
-    tagger.service.releases.abort("tagger")
+    tagger.service.rollouts.abort("tagger")
     assert look(tagger).ended_at is not None
 
 
@@ -322,7 +322,7 @@ def test_what_clients_ask_wrongly_counts_for_the_split_alone(
     """A candidate that accepts what stable refuses is no worse, and gets no more requests."""
     start(tagger, weights=[50, 100])
     ended = drive(tagger, requests, {1: Behaviour(refuse_rate=0.3)})
-    assert ended.status is ReleaseStatus.PROMOTED
+    assert ended.status is RolloutStatus.PROMOTED
 
 
 def test_a_client_cannot_speak_as_evidence(tagger: Control, requests: Requests) -> None:
@@ -333,13 +333,13 @@ def test_a_client_cannot_speak_as_evidence(tagger: Control, requests: Requests) 
             {"request_id": f"x{number}", "model": "other", "version": "2", "status": 500}
             | {"step": None, "caller": f"{began.id}/0", "duration_ms": 1.0},
         )
-    tagger.conductor.tick()
+    tagger.rollout_loop.tick()
     assert look(tagger).windows == ()
 
 
 def test_a_later_keep_is_not_cut_short_by_an_earlier_one(tagger: Control) -> None:
     for keep_s in (0, 3600):
         start(tagger, keep_s=keep_s)
-        tagger.service.releases.abort("tagger")
-    tagger.conductor.tick()
+        tagger.service.rollouts.abort("tagger")
+    tagger.rollout_loop.tick()
     assert state(tagger, 2) is State.READY

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from vlserve.control.domain import ReleaseStatus
-from vlserve.control.wire.rollout_views import DecisionView, GateView, ReleaseView
+from vlserve.control.domain import RolloutStatus
+from vlserve.control.wire.rollout_views import DecisionView, GateView, RolloutView
 from vlserve.drill.cases import (
     PROMOTED,
     REFUSED,
@@ -108,16 +108,16 @@ def gate(name: str, verdict: str) -> GateView:
 @pytest.mark.parametrize(
     ("status", "decision"),
     [
-        (ReleaseStatus.PROMOTED, PROMOTED),
-        (ReleaseStatus.ROLLED_BACK, ROLLED_BACK),
-        (ReleaseStatus.ABORTED, UNDECIDED),
-        (ReleaseStatus.RUNNING, UNDECIDED),
-        (ReleaseStatus.PAUSED, UNDECIDED),
+        (RolloutStatus.PROMOTED, PROMOTED),
+        (RolloutStatus.ROLLED_BACK, ROLLED_BACK),
+        (RolloutStatus.ABORTED, UNDECIDED),
+        (RolloutStatus.RUNNING, UNDECIDED),
+        (RolloutStatus.PAUSED, UNDECIDED),
     ],
 )
-def test_what_a_release_says_of_itself(status: ReleaseStatus, decision: str) -> None:
+def test_what_a_release_says_of_itself(status: RolloutStatus, decision: str) -> None:
     gates = (gate("errors", "alarm"), gate("tags", "clear"), gate("agreement", "waiting"))
-    view = ReleaseView(
+    view = RolloutView(
         id=1, model="m", candidate=2, stable=1, status=status, weights=(0, 20, 100), step=1,
         weight=20, shadow_percent=0, held_s=1, hold_s=1, started_at="", ended_at=None,
         decision=DecisionView(action="rollback", reason="it fails", gates=gates), windows=(),

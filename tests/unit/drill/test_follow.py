@@ -5,15 +5,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from vlserve.control.domain import ReleaseStatus
-from vlserve.control.wire.rollout_views import ReleaseView
+from vlserve.control.domain import RolloutStatus
+from vlserve.control.wire.rollout_views import RolloutView
 from vlserve.drill import follow as followed
 from vlserve.drill.follow import follow
 
 
-def view(step: int, status: ReleaseStatus = ReleaseStatus.RUNNING) -> ReleaseView:
+def view(step: int, status: RolloutStatus = RolloutStatus.RUNNING) -> RolloutView:
     weights = (10, 50, 100)
-    return ReleaseView(
+    return RolloutView(
         id=1, model="m", candidate=2, stable=1, status=status, weights=weights, step=step,
         weight=weights[step], shadow_percent=0, held_s=1, hold_s=1, started_at="", ended_at=None,
         decision=None, windows=(),
@@ -23,11 +23,11 @@ def view(step: int, status: ReleaseStatus = ReleaseStatus.RUNNING) -> ReleaseVie
 class Answers:
     """A control service that answers one view after the other, each 0.3 s after it was asked."""
 
-    def __init__(self, views: list[ReleaseView], clock: "Clock") -> None:
+    def __init__(self, views: list[RolloutView], clock: "Clock") -> None:
         self._views = iter(views)
         self._clock = clock
 
-    def look(self, model: str) -> ReleaseView:
+    def rollout(self, model: str) -> RolloutView:
         self._clock.sleep(0.3)
         return next(self._views)
 
@@ -53,12 +53,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
 
 
 def test_a_step_lasts_from_its_first_answer_to_the_last_question(clock: Clock) -> None:
-    views = [view(0), view(0), view(1), view(1), view(2), view(2, ReleaseStatus.PROMOTED)]
+    views = [view(0), view(0), view(1), view(1), view(2), view(2, RolloutStatus.PROMOTED)]
     shown: list[str] = []
     result = follow(Answers(views, clock), view(0), 60, shown.append)  # type: ignore[arg-type]
 
     assert not result.timed_out
-    assert result.view.status is ReleaseStatus.PROMOTED
+    assert result.view.status is RolloutStatus.PROMOTED
     steps = [(s.weight, round(s.begun, 1), round(s.ended, 1)) for s in result.steps]
     # Asked at 100.2, 100.7, 101.2 …, answered 0.3 s later.
     assert steps == [(10, 100.0, 100.7), (50, 101.5, 101.7), (100, 102.5, 102.5)]

@@ -25,7 +25,7 @@ from vlserve.control.engine.torchserve import TorchServe, endpoints
 from vlserve.control.gateway.envoy import EnvoyGateway
 from vlserve.control.service import ControlService
 from vlserve.control.tuning import parse_tuning
-from vlserve.control.wire.rollout_views import ReleaseView
+from vlserve.control.wire.rollout_views import RolloutView
 from vlserve.control.wire.views import (
     ErrorBody,
     ErrorView,
@@ -201,25 +201,27 @@ def _verbs(service: ControlService, max_archive_bytes: int) -> APIRouter:
             archive.unlink(missing_ok=True)
 
     @router.post("/models/{model}/releases")
-    def release(model: Model, body: ReleaseRequest) -> Released | ReleaseView:
+    def release(model: Model, body: ReleaseRequest) -> Released | RolloutView:
         """Move the model's traffic to a version, or begin to; it is in force when this returns."""
         if body.now:
             return service.release(model, body.version)
-        return service.releases.start(model, body.version, body.changes)
+        return service.rollouts.start(model, body.version, body.changes)
 
     @router.get("/models/{model}/release")
-    def look(model: Model) -> ReleaseView:
+    def rollout(model: Model) -> RolloutView:
         """The release in steps that is under way, or the last one, with its evidence."""
-        return service.releases.look(model)
+        return service.rollouts.latest(model)
 
     @router.post("/models/{model}/release/{word}")
-    def steer(model: Model, word: Literal["pause", "resume", "abort", "promote"]) -> ReleaseView:
+    def steer_rollout(
+        model: Model, word: Literal["pause", "resume", "abort", "promote"]
+    ) -> RolloutView:
         """Steer the release under way; it is in force when this returns. The body is ``{}``."""
         words = {
-            "pause": service.releases.pause,
-            "resume": service.releases.resume,
-            "abort": service.releases.abort,
-            "promote": service.releases.promote,
+            "pause": service.rollouts.pause,
+            "resume": service.rollouts.resume,
+            "abort": service.rollouts.abort,
+            "promote": service.rollouts.promote,
         }
         return words[word](model)
 

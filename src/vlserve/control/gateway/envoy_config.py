@@ -14,7 +14,7 @@ import yaml
 
 from vlserve.control.domain import ModelRoute, Routing
 from vlserve.control.gateway.envoy_clusters import Config, cluster_name, copies_name, shadow_name
-from vlserve.control.gateway.negated_match import none_of
+from vlserve.control.gateway.negated_match import negated_pattern
 from vlserve.errors import SettingsError
 from vlserve.settings import GatewaySettings, Settings
 
@@ -107,7 +107,7 @@ def bootstrap(template: str, settings: Settings, dynamic_dir: Path) -> Config:
         "clusters_file": str(dynamic_dir / "clusters.json"),
         "access_log": str(access_log(settings)),
         "shadow_log": str(shadow_log(settings)),
-        "not_for_engines": none_of(FOR_ENGINES),
+        "not_for_engines": negated_pattern(FOR_ENGINES),
         "engine_lua": str(settings.config_file("gateway/engine.lua")),
         "shadow_timeout": f"{SHADOW_TIMEOUT * gateway.timeout_s:g}s",
         "request_timeout": f"{REQUEST_TIMEOUT_S:g}s",

@@ -4,12 +4,12 @@ import re
 from collections.abc import Collection
 
 
-def none_of(words: Collection[str]) -> str:
+def negated_pattern(words: Collection[str]) -> str:
     """RE2 pattern, for whole strings without line breaks: matches each but ``words``. RE2 has no
     lookahead, which would say it in a line; so each letter after which no word goes on is
     followed by anything."""
     nexts = sorted({word[0] for word in words if word})
-    ways = [re.escape(letter) + none_of(_after(letter, words)) for letter in nexts]
+    ways = [re.escape(letter) + negated_pattern(_after(letter, words)) for letter in nexts]
     others = "[^" + "".join(map(re.escape, nexts)) + "].*" if nexts else ".+"
     end = [] if "" in words else [""]
     return "(?:" + "|".join([*ways, others, *end]) + ")"

@@ -11,7 +11,7 @@ docs/gray-release.md says what each gate tests and what it guarantees.
 
 from vlserve.control.judge.decision import Action, Decision, decide
 from vlserve.control.judge.evidence import Batch, EvidenceInvalid, Outcome, ShadowPair, Standing
-from vlserve.control.judge.gates import GateFigure, Verdict
+from vlserve.control.judge.gates import GateResult, Verdict
 from vlserve.control.judge.observation import next_step, observe
 from vlserve.control.judge.policy import Policy, load_policy
 from vlserve.control.judge.state import JudgeState
@@ -21,7 +21,7 @@ __all__ = [
     "Batch",
     "Decision",
     "EvidenceInvalid",
-    "GateFigure",
+    "GateResult",
     "JudgeState",
     "Outcome",
     "Policy",

@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Any
 
 from vlserve.control.judge.evidence import Standing
-from vlserve.control.judge.gates import GateFigure, Verdict, figures
+from vlserve.control.judge.gates import GateResult, Verdict, gate_results
 from vlserve.control.judge.state import JudgeState
 
 
@@ -25,7 +25,7 @@ class Decision:
     step: int
     weight: int
     next_weight: int | None
-    gates: tuple[GateFigure, ...]
+    gates: tuple[GateResult, ...]
 
     def detail(self) -> Mapping[str, Any]:
         """JSON-ready, for the ledger."""
@@ -38,7 +38,7 @@ def decide(state: JudgeState, standing: Standing) -> Decision:
     Roll back on an alarm of any gate or an unhealthy candidate, but only onto a healthy stable;
     advance when no gate alarms or waits, the hold is over and both versions are healthy; else hold.
     """
-    gates = figures(state)
+    gates = gate_results(state)
     against = list(_reasons_to_roll_back(gates, standing))
     missing = list(_reasons_to_wait(state, gates, standing))
     if against and standing.stable_healthy is not True:
@@ -55,7 +55,7 @@ def decide(state: JudgeState, standing: Standing) -> Decision:
     return Decision(action, reason, state.step, state.weight, state.next_weight, gates)
 
 
-def _reasons_to_roll_back(gates: tuple[GateFigure, ...], standing: Standing) -> Iterator[str]:
+def _reasons_to_roll_back(gates: tuple[GateResult, ...], standing: Standing) -> Iterator[str]:
     for gate in gates:
         if gate.verdict is Verdict.ALARM:
             yield (
@@ -67,7 +67,7 @@ def _reasons_to_roll_back(gates: tuple[GateFigure, ...], standing: Standing) -> 
 
 
 def _reasons_to_wait(
-    state: JudgeState, gates: tuple[GateFigure, ...], standing: Standing
+    state: JudgeState, gates: tuple[GateResult, ...], standing: Standing
 ) -> Iterator[str]:
     if standing.stable_healthy is not True:
         yield f"stable is {_health(standing.stable_healthy)}"

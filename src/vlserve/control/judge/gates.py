@@ -24,7 +24,7 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True)
-class GateFigure:
+class GateResult:
     """One gate at one look."""
 
     gate: str
@@ -42,12 +42,12 @@ class GateFigure:
     """Counts, rates, bounds, latencies; units in the names."""
 
 
-def figures(state: JudgeState) -> tuple[GateFigure, ...]:
+def gate_results(state: JudgeState) -> tuple[GateResult, ...]:
     """All gates that this release has, in the order of rollout.yaml."""
     return tuple(_gates(state))
 
 
-def _gates(state: JudgeState) -> Iterator[GateFigure]:
+def _gates(state: JudgeState) -> Iterator[GateResult]:
     yield _errors(state)
     yield _latency(state, "latency_p50", state.latency.p50, 0.5)
     yield _latency(state, "latency_p99", state.latency.p99, 0.99)
@@ -59,7 +59,7 @@ def _gates(state: JudgeState) -> Iterator[GateFigure]:
         yield _tags(state)
 
 
-def _errors(state: JudgeState) -> GateFigure:
+def _errors(state: JudgeState) -> GateResult:
     errors = state.errors
     return _figure(
         state,
@@ -79,7 +79,7 @@ def _errors(state: JudgeState) -> GateFigure:
     )
 
 
-def _latency(state: JudgeState, gate: str, comparison: Comparison, level: float) -> GateFigure:
+def _latency(state: JudgeState, gate: str, comparison: Comparison, level: float) -> GateResult:
     name = gate.removeprefix("latency_")
     candidate_ms = float(quantiles_ms(state.latency.candidate, level)[0])
     stable_ms = float(quantiles_ms(state.latency.stable, level)[0])
@@ -99,7 +99,7 @@ def _latency(state: JudgeState, gate: str, comparison: Comparison, level: float)
     )
 
 
-def _sample_ratio(state: JudgeState) -> GateFigure:
+def _sample_ratio(state: JudgeState) -> GateResult:
     ratio = state.sample_ratio
     candidate, units = float(ratio.candidate), float(ratio.candidate + ratio.stable)
     minimum = state.policy.minimum.units if state.compares else 0
@@ -114,7 +114,7 @@ def _sample_ratio(state: JudgeState) -> GateFigure:
     )
 
 
-def _agreement(state: JudgeState) -> GateFigure:
+def _agreement(state: JudgeState) -> GateResult:
     seen, floor = state.agreement, state.policy.gates.agreement.floor
     pairs, agreeing = float(seen.pairs), float(seen.agreeing)
     lower, upper = agreement.bounds(pairs, agreeing, state.policy.alpha_of("agreement"))
@@ -138,7 +138,7 @@ def _agreement(state: JudgeState) -> GateFigure:
     )
 
 
-def _score_distance(state: JudgeState) -> GateFigure:
+def _score_distance(state: JudgeState) -> GateResult:
     score, ceiling = state.score_distance, state.policy.gates.score_distance.ceiling
     mean = float(score.total / score.pairs) if score.pairs else 0.0
     return _figure(
@@ -152,7 +152,7 @@ def _score_distance(state: JudgeState) -> GateFigure:
     )
 
 
-def _tags(state: JudgeState) -> GateFigure:
+def _tags(state: JudgeState) -> GateResult:
     comparison = state.tags.comparison
     psi = float(stability_index(state.tags))
     return _figure(
@@ -181,11 +181,11 @@ def _figure(
     summary: str,
     waits_for: str,
     figures: Mapping[str, float],
-) -> GateFigure:
+) -> GateResult:
     alpha = state.policy.alpha_of(gate)
     alarm = bool(peak >= -np.log(alpha))
     verdict = Verdict.ALARM if alarm else Verdict.WAITING if waits_for else Verdict.CLEAR
-    return GateFigure(
+    return GateResult(
         gate=gate,
         verdict=verdict,
         e_value=_e_value(log_e),

@@ -8,11 +8,11 @@ from pathlib import Path
 from vlserve.control.rollouts.log_reader import Cursor, Line, read_since
 
 KEPT = 20_000
-"""Answers that are remembered; older ones are forgotten first."""
+"""AnswerLog that are remembered; older ones are forgotten first."""
 
 
 @dataclass(frozen=True)
-class Answered:
+class LoggedAnswer:
     """``scores``: label -> score, best first; empty where the answer has no labels. ``failed``: it
     was an error instead."""
 
@@ -26,7 +26,7 @@ class Answered:
         return next(iter(self.scores), None)
 
 
-class Answers:
+class AnswerLog:
     """Of one model, logged after ``begin``. After a restart of the control service all of them are
     read again."""
 
@@ -34,7 +34,7 @@ class Answers:
         self._log = log
         self._wanted = f'"model": "{model}"'.encode()
         self._cursor = begin
-        self._found: OrderedDict[tuple[str, int], Answered | None] = OrderedDict()
+        self._found: OrderedDict[tuple[str, int], LoggedAnswer | None] = OrderedDict()
 
     def read(self) -> None:
         """Take in what was logged since."""
@@ -47,7 +47,7 @@ class Answers:
             while len(self._found) > KEPT:
                 self._found.popitem(last=False)
 
-    def of(self, request_id: str, version: int) -> Answered | None:
+    def of(self, request_id: str, version: int) -> LoggedAnswer | None:
         """None while it is not there, and for a request id that came twice: nobody knows which of
         the two requests it stands for."""
         return self._found.get((request_id, version))
@@ -55,7 +55,7 @@ class Answers:
     def _take(self, line: Line) -> None:
         try:
             key = (str(line["request_id"]), int(line["version"]))
-            answered = Answered(
+            answered = LoggedAnswer(
                 scores={str(label): float(s) for label, s in line.get("scores", {}).items()},
                 digest=str(line.get("digest", "")),
                 failed="error" in line,

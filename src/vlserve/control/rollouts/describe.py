@@ -3,24 +3,24 @@
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-from vlserve.control.domain import GrayRelease, ReleaseStatus
-from vlserve.control.judge import Decision, GateFigure
-from vlserve.control.rollouts.metric_windows import Tally, Window
-from vlserve.control.rollouts.state import Progress
+from vlserve.control.domain import Rollout, RolloutStatus
+from vlserve.control.judge import Decision, GateResult
+from vlserve.control.rollouts.metric_windows import MetricWindow, VersionMetrics
+from vlserve.control.rollouts.state import RolloutState
 from vlserve.control.wire.rollout_views import (
     DecisionView,
     GateView,
-    ReleaseView,
+    RolloutView,
     TallyView,
     WindowView,
 )
 
 
-def release_view(release: GrayRelease, progress: Progress) -> ReleaseView:
+def rollout_view(release: Rollout, progress: RolloutState) -> RolloutView:
     judge = progress.judge
     under_way = release.status.under_way
-    taken = {ReleaseStatus.PROMOTED: 100, ReleaseStatus.ROLLED_BACK: 0, ReleaseStatus.ABORTED: 0}
-    return ReleaseView(
+    taken = {RolloutStatus.PROMOTED: 100, RolloutStatus.ROLLED_BACK: 0, RolloutStatus.ABORTED: 0}
+    return RolloutView(
         id=release.id,
         model=release.model,
         candidate=release.candidate,
@@ -39,13 +39,13 @@ def release_view(release: GrayRelease, progress: Progress) -> ReleaseView:
     )
 
 
-def _windows(progress: Progress) -> Iterator[Window]:
+def _windows(progress: RolloutState) -> Iterator[MetricWindow]:
     yield from progress.windows.closed
     if progress.windows.current is not None:
         yield progress.windows.current
 
 
-def _window(release: GrayRelease, window: Window) -> WindowView:
+def _window(release: Rollout, window: MetricWindow) -> WindowView:
     return WindowView(
         start=datetime.fromtimestamp(window.start, UTC).isoformat(),
         step=window.step,
@@ -59,7 +59,7 @@ def _window(release: GrayRelease, window: Window) -> WindowView:
     )
 
 
-def _tally(version: int, tally: Tally) -> TallyView:
+def _tally(version: int, tally: VersionMetrics) -> TallyView:
     return TallyView(
         version=version,
         requests=tally.requests,
@@ -78,7 +78,7 @@ def _decision(decision: Decision) -> DecisionView:
     )
 
 
-def _gate(gate: GateFigure) -> GateView:
+def _gate(gate: GateResult) -> GateView:
     return GateView(
         gate=gate.gate,
         verdict=gate.verdict,

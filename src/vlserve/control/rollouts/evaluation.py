@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vlserve.control.domain import GrayRelease, ReleaseStatus
+from vlserve.control.domain import Rollout, RolloutStatus
 from vlserve.control.judge import Action, Batch, Decision, JudgeState, Standing, decide, observe
 from vlserve.control.rollouts import log_evidence, metric_windows
-from vlserve.control.rollouts.answer_log import Answers
+from vlserve.control.rollouts.answer_log import AnswerLog
 from vlserve.control.rollouts.log_evidence import Pair
 from vlserve.control.rollouts.log_reader import end_of, read_since
-from vlserve.control.rollouts.state import Progress
+from vlserve.control.rollouts.state import RolloutState
 from vlserve.control.store.ledger import step_name
 
 
@@ -24,7 +24,7 @@ class Logs:
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class Conditions:
     """Of one release, at one moment. ``now``: Unix time, s; ``passed_s``: since the last look.
     ``starts``: which start of each process answers, those that do not answer left out. Health is
     None where it is not known. ``restoring``: an instance lacks one of the two versions, or did
@@ -39,9 +39,9 @@ class Surroundings:
     restoring: bool = False
 
 
-def begin(judge: JudgeState, logs: Logs, starts: Mapping[str, str]) -> Progress:
+def begin(judge: JudgeState, logs: Logs, starts: Mapping[str, str]) -> RolloutState:
     """Nothing that is in the logs by now is evidence."""
-    return Progress(
+    return RolloutState(
         judge,
         requests=end_of(logs.requests),
         copies=end_of(logs.copies),
@@ -50,27 +50,27 @@ def begin(judge: JudgeState, logs: Logs, starts: Mapping[str, str]) -> Progress:
     )
 
 
-def look(
-    release: GrayRelease, progress: Progress, logs: Logs, answers: Answers, around: Surroundings
-) -> Progress:
+def evaluate(
+    release: Rollout, progress: RolloutState, logs: Logs, answers: AnswerLog, conditions: Conditions
+) -> RolloutState:
     """The release's progress with the evidence until now and the judge's decision."""
-    progress = _gather(release, progress, logs, answers, around)
-    if release.status is ReleaseStatus.RUNNING:
-        progress = replace(progress, held_s=progress.held_s + around.passed_s)
-    standing = Standing(progress.held_s, around.stable_healthy, around.candidate_healthy)
+    progress = _gather(release, progress, logs, answers, conditions)
+    if release.status is RolloutStatus.RUNNING:
+        progress = replace(progress, held_s=progress.held_s + conditions.passed_s)
+    standing = Standing(progress.held_s, conditions.stable_healthy, conditions.candidate_healthy)
     decision = decide(progress.judge, standing)
-    restarted = _restarted(progress.starts, around.starts)
+    restarted = _restarted(progress.starts, conditions.starts)
     policy = progress.judge.policy
     if restarted and policy.recovery == "rollback" and decision.action is not Action.ROLLBACK:
-        decision = _taken_back(decision, restarted, around)
+        decision = _taken_back(decision, restarted, conditions)
         if decision.action is Action.HOLD:  # remember what was restarted until stable is well
             return replace(progress, decision=decision)
-    if release.status is ReleaseStatus.PAUSED and decision.action is Action.ADVANCE:
+    if release.status is RolloutStatus.PAUSED and decision.action is Action.ADVANCE:
         decision = replace(decision, action=Action.HOLD, reason="paused by hand")
-    return replace(progress, decision=decision, starts={**progress.starts, **around.starts})
+    return replace(progress, decision=decision, starts={**progress.starts, **conditions.starts})
 
 
-def restarted(before: Progress, after: Progress) -> tuple[str, ...]:
+def restarted(before: RolloutState, after: RolloutState) -> tuple[str, ...]:
     """Which processes were found to be other ones, between two looks."""
     return _restarted(before.starts, after.starts)
 
@@ -79,9 +79,9 @@ def _restarted(before: Mapping[str, str], now: Mapping[str, str]) -> tuple[str, 
     return tuple(sorted(name for name in before if name in now and now[name] != before[name]))
 
 
-def _taken_back(decision: Decision, restarted: tuple[str, ...], around: Surroundings) -> Decision:
+def _taken_back(decision: Decision, restarted: tuple[str, ...], conditions: Conditions) -> Decision:
     reason = f"{', '.join(restarted)} was restarted, and recovery is rollback"
-    if around.stable_healthy is not True:
+    if conditions.stable_healthy is not True:
         return replace(
             decision, action=Action.HOLD, reason=f"{reason}; stable is not known to be healthy"
         )
@@ -89,12 +89,12 @@ def _taken_back(decision: Decision, restarted: tuple[str, ...], around: Surround
 
 
 def _gather(
-    release: GrayRelease,
-    progress: Progress,
+    release: Rollout,
+    progress: RolloutState,
     logs: Logs,
-    answers: Answers,
-    around: Surroundings,
-) -> Progress:
+    answers: AnswerLog,
+    conditions: Conditions,
+) -> RolloutState:
     """The logs are read in this order: an answer is logged before its request ends."""
     step = step_name(release.id, release.step)
     containing = f'"{step}"'.encode()
@@ -109,9 +109,9 @@ def _gather(
     )
     outcomes = [outcome for outcome in ended if outcome is not None]
     copied = [line for line in copied if line.get("step") == step]
-    waiting = (*progress.waiting, *log_evidence.copies(copied, around.now))
-    pairs, still_waiting = log_evidence.join(waiting, versions, answers.of, around.now)
-    if around.restoring:
+    waiting = (*progress.waiting, *log_evidence.copies(copied, conditions.now))
+    pairs, still_waiting = log_evidence.join(waiting, versions, answers.of, conditions.now)
+    if conditions.restoring:
         outcomes, pairs, still_waiting = [], [], []
     return replace(
         progress,
@@ -123,7 +123,7 @@ def _gather(
             progress.windows,
             outcomes,
             pairs,
-            now=around.now,
+            now=conditions.now,
             step=release.step,
             weight=progress.judge.weight,
         ),

@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from vlserve.control.judge import Outcome, ShadowPair
-from vlserve.control.rollouts.answer_log import Answered
+from vlserve.control.rollouts.answer_log import LoggedAnswer
 from vlserve.control.rollouts.log_reader import Line
 
 PATIENCE_S = 120.0
 """How long a copy waits for the other answer; longer than any request takes."""
 _OVERFLOW = "UO"  # Envoy's flag for a request that it did not even try to send
 
-AnswerOf = Callable[[str, int], Answered | None]
+AnswerOf = Callable[[str, int], LoggedAnswer | None]
 """(request id, version) -> what was answered."""
 
 
@@ -83,7 +83,7 @@ def join(
     return pairs, still
 
 
-def compare(stable: Answered, candidate: Answered | None) -> ShadowPair:
+def compare(stable: LoggedAnswer, candidate: LoggedAnswer | None) -> ShadowPair:
     """None: the candidate could not answer what stable could. The distance is that of the scores of
     stable's best label, 0 where the candidate does not name it."""
     if candidate is None or candidate.failed:

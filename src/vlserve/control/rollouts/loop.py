@@ -9,17 +9,17 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from vlserve.control.domain import Gateway, GrayRelease, Key, State
+from vlserve.control.domain import Gateway, Key, Rollout, State
 from vlserve.control.gateway.traffic import Traffic
 from vlserve.control.judge import Action
 from vlserve.control.lifecycle.lifecycle import Lifecycle, Operations
 from vlserve.control.log_rotation import rotate
-from vlserve.control.rollouts.answer_log import Answers
-from vlserve.control.rollouts.evaluation import Logs, Surroundings, look, restarted
-from vlserve.control.rollouts.state import Progress
-from vlserve.control.rollouts.steps import Moves
+from vlserve.control.rollouts.answer_log import AnswerLog
+from vlserve.control.rollouts.evaluation import Conditions, Logs, evaluate, restarted
+from vlserve.control.rollouts.state import RolloutState
+from vlserve.control.rollouts.steps import RolloutSteps
 from vlserve.control.store.ledger import Ledger
-from vlserve.control.store.rollouts import GrayReleases
+from vlserve.control.store.rollouts import RolloutStore
 from vlserve.errors import VlserveError
 
 _SAVE_EVERY_S = 5.0
@@ -34,7 +34,7 @@ _FIGURE = re.compile(r"[0-9][0-9.e+-]*")
 logger = logging.getLogger(__name__)
 
 
-class Surveyor:
+class StackHealth:
     """Knows how the versions and the processes of the stack are. Thread-safe."""
 
     def __init__(
@@ -75,15 +75,15 @@ class Surveyor:
         return any(key in instance.lacks for instance in self._traffic.instances for key in keys)
 
 
-class Conductor:
+class RolloutLoop:
     """One thread; `lock` is held while a release is looked at or moved."""
 
     def __init__(
         self,
         ledger: Ledger,
-        records: GrayReleases,
-        moves: Moves,
-        surveyor: Surveyor,
+        records: RolloutStore,
+        steps: RolloutSteps,
+        stack_health: StackHealth,
         lifecycle: Lifecycle,
         operations: Operations,
         logs: Logs,
@@ -93,15 +93,15 @@ class Conductor:
         self.lock = threading.RLock()
         self._ledger = ledger
         self._records = records
-        self._moves = moves
-        self._surveyor = surveyor
+        self._steps = steps
+        self._stack_health = stack_health
         self._lifecycle = lifecycle
         self._operations = operations
         self._logs = logs
         self._tick_s = tick_s
         self._now = now
-        self._answers: dict[int, Answers] = {}
-        self._latest: dict[int, Progress] = {}
+        self._answers: dict[int, AnswerLog] = {}
+        self._latest: dict[int, RolloutState] = {}
         self._looked_at: dict[int, float] = {}
         self._restoring_at: dict[int, float] = {}
         self._saved_at: dict[int, float] = {}
@@ -122,9 +122,9 @@ class Conductor:
                 if release.id in self._latest:
                     self._records.save(release.id, progress=self._latest[release.id].to_json())
 
-    def progress(self, release: GrayRelease) -> Progress:
+    def progress(self, release: Rollout) -> RolloutState:
         """The newest one; what the ledger keeps may be a few seconds old."""
-        return self._latest.get(release.id) or Progress.from_json(release.progress)
+        return self._latest.get(release.id) or RolloutState.from_json(release.progress)
 
     def tick(self) -> None:
         """Look once at every release that is under way."""
@@ -166,40 +166,40 @@ class Conductor:
             assert after.decision is not None
             match after.decision.action:
                 case Action.ADVANCE if after.decision.next_weight is None:
-                    self._moves.promote(release, after, by="judge")
+                    self._steps.promote(release, after, by="judge")
                 case Action.ADVANCE:
-                    self._moves.advance(release, after)
+                    self._steps.advance(release, after)
                     del self._latest[release.id]
                 case Action.ROLLBACK:
-                    self._moves.take_back(release, after, by="judge")
+                    self._steps.take_back(release, after, by="judge")
                 case Action.HOLD:
                     self._keep(release, before, after)
 
-    def _look(self, release: GrayRelease, before: Progress) -> Progress | None:
+    def _look(self, release: Rollout, before: RolloutState) -> RolloutState | None:
         """None while the engine does not answer: what is logged meanwhile is read later."""
         now = self._now()
         candidate, stable = (release.model, release.candidate), (release.model, release.stable)
-        restoring = self._surveyor.restoring(candidate, stable)
+        restoring = self._stack_health.restoring(candidate, stable)
         if restoring is None:
             self._looked_at.pop(release.id, None)
             return None
         if restoring:
             self._restoring_at[release.id] = now
         answers = self._answers.setdefault(
-            release.id, Answers(self._logs.answers, release.model, before.answers)
+            release.id, AnswerLog(self._logs.answers, release.model, before.answers)
         )
-        around = Surroundings(
+        conditions = Conditions(
             now=now,
             passed_s=max(0.0, now - self._looked_at.get(release.id, now)),
-            starts=self._surveyor.starts(before.starts),
-            stable_healthy=self._surveyor.healthy(stable),
-            candidate_healthy=self._surveyor.healthy(candidate),
+            starts=self._stack_health.starts(before.starts),
+            stable_healthy=self._stack_health.healthy(stable),
+            candidate_healthy=self._stack_health.healthy(candidate),
             restoring=now - self._restoring_at.get(release.id, 0.0) < _SETTLE_S,
         )
         self._looked_at[release.id] = now
-        return look(release, before, self._logs, answers, around)
+        return evaluate(release, before, self._logs, answers, conditions)
 
-    def _keep(self, release: GrayRelease, before: Progress, after: Progress) -> None:
+    def _keep(self, release: Rollout, before: RolloutState, after: RolloutState) -> None:
         """An event where something is new. Evidence is kept every few seconds: what came after is
         read from the logs again."""
         others = restarted(before, after)
@@ -219,7 +219,7 @@ class Conductor:
                 )
         self._saved_at[release.id] = self._now()
 
-    def _let_go(self, release: GrayRelease, kept: Sequence[GrayRelease]) -> None:
+    def _let_go(self, release: Rollout, kept: Sequence[Rollout]) -> None:
         """Its candidate drains, unless it has been given something to do since."""
         key = (release.model, release.candidate)
         if key in self._operations.running():
@@ -244,7 +244,7 @@ class Conductor:
                 del of_releases[release_id]
 
 
-def _holding(progress: Progress) -> object:
+def _holding(progress: RolloutState) -> object:
     """What a release waits for, without the figures, which change at every look."""
     decision = progress.decision
     if decision is None:

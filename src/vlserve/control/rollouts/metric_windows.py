@@ -20,7 +20,7 @@ OTHERS = "(others)"
 
 
 @dataclass(frozen=True)
-class Tally:
+class VersionMetrics:
     """One version in one window. ``labels``: how often each was the answer's first."""
 
     requests: int = 0
@@ -31,7 +31,7 @@ class Tally:
 
 
 @dataclass(frozen=True, eq=False)
-class Open:
+class OpenLatencies:
     """The latencies behind the tally of a window that is not over."""
 
     candidate: JsonArray = field(default_factory=lambda: np.zeros(latency.BUCKETS))
@@ -39,15 +39,15 @@ class Open:
 
 
 @dataclass(frozen=True)
-class Window:
+class MetricWindow:
     """``start``: Unix time, s. ``stability_index``: population stability index of the labels;
     None where a version answered nothing."""
 
     start: int
     step: int
     weight: int
-    candidate: Tally = field(default_factory=Tally)
-    stable: Tally = field(default_factory=Tally)
+    candidate: VersionMetrics = field(default_factory=VersionMetrics)
+    stable: VersionMetrics = field(default_factory=VersionMetrics)
     stability_index: float | None = None
     pairs: int = 0
     agreeing: int = 0
@@ -56,23 +56,23 @@ class Window:
 
 
 @dataclass(frozen=True, eq=False)
-class Windows:
+class MetricWindows:
     """The last `KEPT` windows in which there was evidence, oldest first."""
 
-    closed: tuple[Window, ...] = ()
-    current: Window | None = None
-    latencies: Open = field(default_factory=Open)
+    closed: tuple[MetricWindow, ...] = ()
+    current: MetricWindow | None = None
+    latencies: OpenLatencies = field(default_factory=OpenLatencies)
 
 
 def add(
-    windows: Windows,
+    windows: MetricWindows,
     outcomes: Sequence[Outcome],
     pairs: Sequence[ShadowPair],
     *,
     now: float,
     step: int,
     weight: int,
-) -> Windows:
+) -> MetricWindows:
     """With what was read at ``now`` (Unix time, s) in the release's ``step``."""
     if not outcomes and not pairs:
         return windows
@@ -82,10 +82,10 @@ def add(
         if window is not None:
             closed = (*windows.closed, window)[-KEPT:]
             windows = replace(windows, closed=closed)
-        window, opened = Window(start, step, weight), Open()
+        window, opened = MetricWindow(start, step, weight), OpenLatencies()
     of_candidate = [outcome for outcome in outcomes if outcome.candidate]
     of_stable = [outcome for outcome in outcomes if not outcome.candidate]
-    opened = Open(_count(opened.candidate, of_candidate), _count(opened.stable, of_stable))
+    opened = OpenLatencies(_count(opened.candidate, of_candidate), _count(opened.stable, of_stable))
     window = _with_pairs(
         replace(
             window,
@@ -95,10 +95,12 @@ def add(
         pairs,
     )
     window = replace(window, stability_index=_stability_index(window))
-    return Windows(windows.closed, window, opened)
+    return MetricWindows(windows.closed, window, opened)
 
 
-def _tally(tally: Tally, outcomes: Sequence[Outcome], histogram: JsonArray) -> Tally:
+def _tally(
+    tally: VersionMetrics, outcomes: Sequence[Outcome], histogram: JsonArray
+) -> VersionMetrics:
     labels = dict(tally.labels)
     for outcome in outcomes:
         if outcome.tag is not None:
@@ -107,7 +109,7 @@ def _tally(tally: Tally, outcomes: Sequence[Outcome], histogram: JsonArray) -> T
             labels[label] = labels.get(label, 0) + 1
     p50_ms, p99_ms = (float(array) for array in latency.quantiles_ms(histogram, 0.5, 0.99))
     answered = bool(histogram.sum())
-    return Tally(
+    return VersionMetrics(
         requests=tally.requests + len(outcomes),
         failed=tally.failed + sum(outcome.failed for outcome in outcomes),
         p50_ms=round(p50_ms, 3) if answered else None,
@@ -121,7 +123,7 @@ def _count(histogram: JsonArray, outcomes: Sequence[Outcome]) -> JsonArray:
     return histogram + latency.histogram(np.array(answered))
 
 
-def _with_pairs(window: Window, pairs: Sequence[ShadowPair]) -> Window:
+def _with_pairs(window: MetricWindow, pairs: Sequence[ShadowPair]) -> MetricWindow:
     if not pairs:
         return window
     together = window.pairs + len(pairs)
@@ -134,7 +136,7 @@ def _with_pairs(window: Window, pairs: Sequence[ShadowPair]) -> Window:
     )
 
 
-def _stability_index(window: Window) -> float | None:
+def _stability_index(window: MetricWindow) -> float | None:
     candidate, stable = window.candidate.labels, window.stable.labels
     if not candidate or not stable:
         return None

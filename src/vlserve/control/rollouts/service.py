@@ -4,31 +4,31 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vlserve.control.domain import GrayRelease, ReleaseStatus, VersionRecord
+from vlserve.control.domain import Rollout, RolloutStatus, VersionRecord
 from vlserve.control.judge import JudgeState, load_policy
 from vlserve.control.lifecycle.lifecycle import Lifecycle, Operations
-from vlserve.control.rollouts.describe import release_view
+from vlserve.control.rollouts.describe import rollout_view
 from vlserve.control.rollouts.evaluation import Logs, begin
-from vlserve.control.rollouts.loop import Conductor, Surveyor
-from vlserve.control.rollouts.steps import Moves
+from vlserve.control.rollouts.loop import RolloutLoop, StackHealth
+from vlserve.control.rollouts.steps import RolloutSteps
 from vlserve.control.store.ledger import Ledger
-from vlserve.control.store.rollouts import GrayReleases
-from vlserve.control.wire.rollout_views import ReleaseView
+from vlserve.control.store.rollouts import RolloutStore
+from vlserve.control.wire.rollout_views import RolloutView
 from vlserve.errors import NoRelease, NotReady, ReleaseUnderWay
 
 _ANSWER_LOG = "vlserve/runtime/answer_log.py"
 
 
-class Releases:
+class RolloutService:
     """Thread-safe. Every method raises children of VlserveError."""
 
     def __init__(
         self,
         ledger: Ledger,
-        records: GrayReleases,
-        moves: Moves,
-        conductor: Conductor,
-        surveyor: Surveyor,
+        records: RolloutStore,
+        steps: RolloutSteps,
+        loop: RolloutLoop,
+        stack_health: StackHealth,
         lifecycle: Lifecycle,
         operations: Operations,
         logs: Logs,
@@ -36,15 +36,15 @@ class Releases:
     ) -> None:
         self._ledger = ledger
         self._records = records
-        self._moves = moves
-        self._conductor = conductor
-        self._surveyor = surveyor
+        self._steps = steps
+        self._loop = loop
+        self._stack_health = stack_health
         self._lifecycle = lifecycle
         self._operations = operations
         self._logs = logs
         self._policy_file = policy_file
 
-    def start(self, model: str, version: int, changes: Mapping[str, Any]) -> ReleaseView:
+    def start(self, model: str, version: int, changes: Mapping[str, Any]) -> RolloutView:
         """Begin to release ``version``; its first step is in force when this returns. ``changes``:
         entries of rollout.yaml for this release alone.
 
@@ -67,43 +67,43 @@ class Releases:
                 has_tags=logged and bool(candidate.manifest.labels and stable.manifest.labels),
             )
             self._lifecycle.make_ready(candidate)
-            with self._conductor.lock:
+            with self._loop.lock:
                 self.refuse_if_under_way(model)
-                progress = begin(judge, self._logs, self._surveyor.starts())
-                release = self._moves.start(model, version, stable.version, progress)
-                return release_view(release, progress)
+                progress = begin(judge, self._logs, self._stack_health.starts())
+                release = self._steps.start(model, version, stable.version, progress)
+                return rollout_view(release, progress)
 
-    def look(self, model: str) -> ReleaseView:
+    def latest(self, model: str) -> RolloutView:
         """The release under way, or the last one. NoRelease if there was none."""
         self._ledger.model(model)
-        with self._conductor.lock:
+        with self._loop.lock:
             release = self._records.latest(model)
             if release is None:
                 raise NoRelease(f"{model} was never released in steps")
-            return release_view(release, self._conductor.progress(release))
+            return rollout_view(release, self._loop.progress(release))
 
-    def pause(self, model: str) -> ReleaseView:
+    def pause(self, model: str) -> RolloutView:
         """Keep the weight; an alarm still takes the release back."""
-        return self._set(model, ReleaseStatus.PAUSED, "paused")
+        return self._set(model, RolloutStatus.PAUSED, "paused")
 
-    def resume(self, model: str) -> ReleaseView:
-        return self._set(model, ReleaseStatus.RUNNING, "resumed")
+    def resume(self, model: str) -> RolloutView:
+        return self._set(model, RolloutStatus.RUNNING, "resumed")
 
-    def promote(self, model: str) -> ReleaseView:
+    def promote(self, model: str) -> RolloutView:
         """All traffic to the candidate, whatever the judge still waits for."""
         self._check_healthy(model, self._under_way(model).candidate)
-        with self._conductor.lock:
+        with self._loop.lock:
             release = self._under_way(model)
-            self._moves.promote(release, self._conductor.progress(release), by="user")
-            return self.look(model)
+            self._steps.promote(release, self._loop.progress(release), by="user")
+            return self.latest(model)
 
-    def abort(self, model: str) -> ReleaseView:
+    def abort(self, model: str) -> RolloutView:
         """All traffic back to stable. NotReady if that is not healthy."""
         self._check_healthy(model, self._under_way(model).stable)
-        with self._conductor.lock:
+        with self._loop.lock:
             release = self._under_way(model)
-            self._moves.take_back(release, self._conductor.progress(release), by="user")
-            return self.look(model)
+            self._steps.take_back(release, self._loop.progress(release), by="user")
+            return self.latest(model)
 
     def refuse_if_under_way(self, model: str) -> None:
         """ReleaseUnderWay while the model is being released in steps."""
@@ -114,22 +114,22 @@ class Releases:
                 f"it all traffic now, `vlserve abort {model}` takes it back"
             )
 
-    def under_way(self, model: str) -> GrayRelease | None:
+    def under_way(self, model: str) -> Rollout | None:
         return self._records.under_way(model)
 
-    def _set(self, model: str, status: ReleaseStatus, kind: str) -> ReleaseView:
-        with self._conductor.lock:
+    def _set(self, model: str, status: RolloutStatus, kind: str) -> RolloutView:
+        with self._loop.lock:
             release = self._under_way(model)
             if release.status is not status:
                 with self._ledger.transaction():
                     self._records.save(release.id, status=status)
                     self._ledger.record(model, release.candidate, kind)
-            return self.look(model)
+            return self.latest(model)
 
     def _check_healthy(self, model: str, version: int) -> None:
         self._lifecycle.check_healthy(self._ledger.version(model, version))
 
-    def _under_way(self, model: str) -> GrayRelease:
+    def _under_way(self, model: str) -> Rollout:
         self._ledger.model(model)
         release = self._records.under_way(model)
         if release is None:

@@ -4,25 +4,25 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from vlserve.control.domain import GrayRelease, ReleaseStatus
+from vlserve.control.domain import Rollout, RolloutStatus
 from vlserve.control.gateway.traffic import Traffic
 from vlserve.control.judge import next_step
 from vlserve.control.reconcile.plan import full_weight, shared_weights
-from vlserve.control.rollouts.state import Progress
+from vlserve.control.rollouts.state import RolloutState
 from vlserve.control.store.ledger import Ledger
-from vlserve.control.store.rollouts import GrayReleases
+from vlserve.control.store.rollouts import RolloutStore
 from vlserve.errors import NotReady
 
 
-class Moves:
+class RolloutSteps:
     """Callers hold the lock of releases. GatewayRefused leaves everything as it was."""
 
-    def __init__(self, ledger: Ledger, records: GrayReleases, traffic: Traffic) -> None:
+    def __init__(self, ledger: Ledger, records: RolloutStore, traffic: Traffic) -> None:
         self._ledger = ledger
         self._records = records
         self._traffic = traffic
 
-    def start(self, model: str, candidate: int, stable: int, progress: Progress) -> GrayRelease:
+    def start(self, model: str, candidate: int, stable: int, progress: RolloutState) -> Rollout:
         """The first step: a shadow, or the first weight."""
         judge = progress.judge
         weights = shared_weights(candidate, stable, judge.weight)
@@ -45,7 +45,7 @@ class Moves:
             )
         return release
 
-    def advance(self, release: GrayRelease, progress: Progress) -> None:
+    def advance(self, release: Rollout, progress: RolloutState) -> None:
         """To the next weight."""
         after = replace(progress, judge=next_step(progress.judge), held_s=0.0, waiting=())
         weights = shared_weights(release.candidate, release.stable, after.judge.weight)
@@ -57,17 +57,17 @@ class Moves:
                 release.model, release.candidate, weights, "advanced", **_why("judge", progress)
             )
 
-    def promote(self, release: GrayRelease, progress: Progress, by: str) -> None:
+    def promote(self, release: Rollout, progress: RolloutState, by: str) -> None:
         """All traffic; the candidate becomes stable."""
         weights = full_weight(release.candidate)
         with self._traffic.move(release.model, weights):
             self._records.save(release.id, progress=progress.to_json())
-            self._records.end(release.id, ReleaseStatus.PROMOTED, keep_until=None)
+            self._records.end(release.id, RolloutStatus.PROMOTED, keep_until=None)
             self._ledger.release(release.model, release.candidate, weights, **_why(by, progress))
 
-    def take_back(self, release: GrayRelease, progress: Progress, by: str) -> None:
+    def take_back(self, release: Rollout, progress: RolloutState, by: str) -> None:
         """All traffic to stable; the candidate stays loaded for a while."""
-        status = ReleaseStatus.ROLLED_BACK if by == "judge" else ReleaseStatus.ABORTED
+        status = RolloutStatus.ROLLED_BACK if by == "judge" else RolloutStatus.ABORTED
         keep_until = time.time() + progress.judge.policy.keep_s
         weights = full_weight(release.stable)
         with self._traffic.move(release.model, weights):
@@ -83,7 +83,7 @@ class Moves:
             )
 
 
-def _why(by: str, progress: Progress) -> dict[str, Any]:
+def _why(by: str, progress: RolloutState) -> dict[str, Any]:
     """For the ledger: who moved, and what the judge knew at that moment."""
     why: dict[str, Any] = {"by": by}
     if progress.decision is None:

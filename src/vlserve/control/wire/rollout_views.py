@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from pydantic import Field
 
-from vlserve.control.domain import ReleaseStatus
+from vlserve.control.domain import RolloutStatus
 from vlserve.control.wire.views import View
 
 
@@ -54,14 +54,14 @@ class WindowView(View):
     score_distance: float | None
 
 
-class ReleaseView(View):
+class RolloutView(View):
     """A release in steps, under way or ended."""
 
     id: int
     model: str
     candidate: int
     stable: int
-    status: ReleaseStatus
+    status: RolloutStatus
     weights: tuple[int, ...] = Field(description="Of the candidate, by step; 0: a shadow.")
     step: int
     weight: int = Field(description="The candidate's, now; 0 after it was taken back.")
