@@ -40,7 +40,7 @@ from vlserve.models.examples import example_inputs
 from vlserve.models.gradcam import AttentionGradCam, free_sizes
 from vlserve.models.keys import is_ignored
 from vlserve.models.vision_text import VisionTextConfig, VisionTextNetwork
-from vlserve.runtime.manifest import Tensor as Axes
+from vlserve.runtime.manifest import TensorSpec
 
 FAMILY = "albef"
 ATOL = 1e-4
@@ -242,7 +242,10 @@ def cosine_grad_cam(network: AlbefNetwork, config: Config) -> AttentionGradCam:
 
 
 def ground_plan(
-    network: AlbefNetwork, config: Config, inputs: tuple[Axes, ...], outputs: tuple[Axes, ...]
+    network: AlbefNetwork,
+    config: Config,
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
 ) -> GraphPlan:
     itm = config.grad_cam == "itm"
     kind = MatchGroundGraph if itm else CosineGroundGraph
@@ -343,11 +346,11 @@ class AlbefRecipe:
         return example_inputs(inputs, sizes, seed, words, pad_id, padded=("answer_ids",))
 
 
-def graph_inputs(config: Config) -> dict[str, tuple[Axes, ...]]:
+def graph_inputs(config: Config) -> dict[str, tuple[TensorSpec, ...]]:
     """The inputs of each graph of the config's task."""
     image, text = parts.image_input(config), parts.text_inputs()
     if config.task in ("match", "embed"):
-        inputs: dict[str, tuple[Axes, ...]] = {"image": (image,), "text": text}
+        inputs: dict[str, tuple[TensorSpec, ...]] = {"image": (image,), "text": text}
         if config.task == "match":
             states, _ = graph_outputs(config)["text"]
             inputs["fusion"] = (parts.image_outputs(config)[0], states, text[1])
@@ -361,15 +364,15 @@ def graph_inputs(config: Config) -> dict[str, tuple[Axes, ...]]:
         }
     if config.task == "reason":
         dims = ("batch", IMAGES, *image.dims[1:])
-        image = Axes(name="image", dtype="float32", dims=dims)
+        image = TensorSpec(name="image", dtype="float32", dims=dims)
     return {"model": (image, *text)}
 
 
-def graph_outputs(config: Config) -> dict[str, tuple[Axes, ...]]:
+def graph_outputs(config: Config) -> dict[str, tuple[TensorSpec, ...]]:
     """The outputs of each graph of the config's task, but of the decoder's."""
 
-    def floats(name: str, *dims: int | str) -> Axes:
-        return Axes(name=name, dtype="float32", dims=("batch", *dims))
+    def floats(name: str, *dims: int | str) -> TensorSpec:
+        return TensorSpec(name=name, dtype="float32", dims=("batch", *dims))
 
     if config.task in ("match", "embed"):
         text_states = floats("text_states", "text", config.encoder.hidden)

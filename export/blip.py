@@ -38,7 +38,7 @@ from vlserve.models.decoder import (
 from vlserve.models.examples import example_inputs
 from vlserve.models.keys import is_ignored
 from vlserve.models.vision_text import VisionTextConfig, VisionTextNetwork
-from vlserve.runtime.manifest import Tensor as Axes
+from vlserve.runtime.manifest import TensorSpec
 
 FAMILY = "blip"
 ATOL = 1e-4
@@ -277,10 +277,10 @@ class BlipRecipe:
 
 
 def matching_plans(
-    network: VisionTextNetwork, config: Config, inputs: Mapping[str, tuple[Axes, ...]]
+    network: VisionTextNetwork, config: Config, inputs: Mapping[str, tuple[TensorSpec, ...]]
 ) -> dict[str, GraphPlan]:
     text_vector = parts.embedding_output("text_embedding", config)
-    logits = Axes(name="match_logits", dtype="float32", dims=("batch", 2))
+    logits = TensorSpec(name="match_logits", dtype="float32", dims=("batch", 2))
     plans = {
         "image": GraphPlan(parts.ImageGraph(network), inputs["image"], parts.image_outputs(config)),
         "text": GraphPlan(TextGraph(network), inputs["text"], (text_vector,)),
@@ -291,11 +291,11 @@ def matching_plans(
     return plans
 
 
-def graph_inputs(config: Config) -> dict[str, tuple[Axes, ...]]:
+def graph_inputs(config: Config) -> dict[str, tuple[TensorSpec, ...]]:
     """The inputs of each graph of the config's task."""
     image, text = parts.image_input(config), parts.text_inputs()
     if config.task in ("match", "embed"):
-        inputs: dict[str, tuple[Axes, ...]] = {"image": (image,), "text": text}
+        inputs: dict[str, tuple[TensorSpec, ...]] = {"image": (image,), "text": text}
         if config.task == "match":
             inputs["fusion"] = (parts.image_outputs(config)[0], *text)
         return inputs

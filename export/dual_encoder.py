@@ -29,8 +29,7 @@ from vlserve.models.efficientnet_lite import (
     efficientnet_lite_sizes,
 )
 from vlserve.models.examples import example_inputs
-from vlserve.runtime.manifest import ImageInput
-from vlserve.runtime.manifest import Tensor as Axes
+from vlserve.runtime.manifest import ImageInput, TensorSpec
 from vlserve.training.contrastive import PairOptions
 from vlserve.training.pretrained import image_weights, text_folder, text_weights
 
@@ -248,19 +247,19 @@ def parse(config: Mapping[str, Any]) -> Config:
     return parse_config(Config, config, FAMILY)
 
 
-def graph_inputs(config: Config) -> dict[str, tuple[Axes, ...]]:
+def graph_inputs(config: Config) -> dict[str, tuple[TensorSpec, ...]]:
     image = ("batch", 3, config.image.height, config.image.width)
     return {
-        "image": (Axes(name="image", dtype="float32", dims=image),),
+        "image": (TensorSpec(name="image", dtype="float32", dims=image),),
         "text": (
-            Axes(name="text_ids", dtype="int64", dims=("batch", "text")),
-            Axes(name="text_mask", dtype="int64", dims=("batch", "text")),
+            TensorSpec(name="text_ids", dtype="int64", dims=("batch", "text")),
+            TensorSpec(name="text_mask", dtype="int64", dims=("batch", "text")),
         ),
     }
 
 
-def vector(kind: str, config: Config) -> Axes:
-    return Axes(name=f"{kind}_embedding", dtype="float32", dims=("batch", config.embedding))
+def vector(kind: str, config: Config) -> TensorSpec:
+    return TensorSpec(name=f"{kind}_embedding", dtype="float32", dims=("batch", config.embedding))
 
 
 RECIPE = DualEncoderRecipe()

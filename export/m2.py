@@ -40,7 +40,7 @@ from vlserve.models.captioning import (
 from vlserve.models.config_file import parse_config
 from vlserve.models.examples import example_inputs
 from vlserve.models.grid import GridExtractor, features_plan, image_axes
-from vlserve.runtime.manifest import Tensor as Axes
+from vlserve.runtime.manifest import TensorSpec
 
 FAMILY = "m2"
 ATOL = 1e-4
@@ -254,10 +254,10 @@ class M2Recipe:
         return example_inputs(graph_inputs(parsed)[graph], sizes, seed, len(parsed.words))
 
 
-def graph_inputs(config: Config) -> dict[str, tuple[Axes, ...]]:
+def graph_inputs(config: Config) -> dict[str, tuple[TensorSpec, ...]]:
     dims = ("batch", "regions", config.features)
-    visual = Axes(name="visual", dtype="float32", dims=dims)
-    mask = Axes(name="visual_mask", dtype="int64", dims=("batch", "regions"))
+    visual = TensorSpec(name="visual", dtype="float32", dims=dims)
+    mask = TensorSpec(name="visual_mask", dtype="int64", dims=("batch", "regions"))
     inputs = {"encoder": (visual, mask), "step": step_inputs(config.decoder, (LEVELS,))}
     return inputs | ({"features": (image_axes(config.grid),)} if config.grid else {})
 

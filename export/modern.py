@@ -40,8 +40,7 @@ from vlserve.models.efficientnet_lite import (
     efficientnet_lite_sizes,
 )
 from vlserve.models.examples import example_inputs
-from vlserve.runtime.manifest import ImageInput
-from vlserve.runtime.manifest import Tensor as Axes
+from vlserve.runtime.manifest import ImageInput, TensorSpec
 from vlserve.training.options import TrainOptions
 from vlserve.training.plan import DataFacts
 from vlserve.training.pretrained import image_weights, text_folder, text_weights
@@ -320,7 +319,7 @@ class ModernRecipe:
 
     def graphs(self, network: nn.Module, config: Mapping[str, Any]) -> dict[str, GraphPlan]:
         parsed = self.parse(config)
-        logits = Axes(name="logits", dtype="float32", dims=("batch", len(parsed.labels)))
+        logits = TensorSpec(name="logits", dtype="float32", dims=("batch", len(parsed.labels)))
         return {"model": GraphPlan(network, graph_inputs(parsed), (logits,))}
 
     def example(
@@ -331,13 +330,13 @@ class ModernRecipe:
         return example_inputs(graph_inputs(parsed), sizes, seed, words, pad_id)
 
 
-def graph_inputs(config: Config) -> tuple[Axes, ...]:
+def graph_inputs(config: Config) -> tuple[TensorSpec, ...]:
     """The inputs of the graph ``model``."""
     image = ("batch", 3, config.image.height, config.image.width)
     return (
-        Axes(name="image", dtype="float32", dims=image),
-        Axes(name="text_ids", dtype="int64", dims=("batch", "text")),
-        Axes(name="text_mask", dtype="int64", dims=("batch", "text")),
+        TensorSpec(name="image", dtype="float32", dims=image),
+        TensorSpec(name="text_ids", dtype="int64", dims=("batch", "text")),
+        TensorSpec(name="text_mask", dtype="int64", dims=("batch", "text")),
     )
 
 

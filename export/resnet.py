@@ -28,8 +28,7 @@ from vlserve.models.resnet import (
     resnet_sizes,
     torchvision_names,
 )
-from vlserve.runtime.manifest import ImageInput
-from vlserve.runtime.manifest import Tensor as Axes
+from vlserve.runtime.manifest import ImageInput, TensorSpec
 
 FAMILY = "resnet"
 ATOL = 1e-4
@@ -107,10 +106,10 @@ class ResNetRecipe:
         size = (parsed.image.height, parsed.image.width)
         rows, columns = parsed.resnet.feature_map(*size)
         features = parsed.resnet.features
-        states = Axes(
+        states = TensorSpec(
             name="image_states", dtype="float32", dims=("batch", rows * columns, features)
         )
-        vector = Axes(name="image_embedding", dtype="float32", dims=("batch", features))
+        vector = TensorSpec(name="image_embedding", dtype="float32", dims=("batch", features))
         return {"image": GraphPlan(ImageGraph(network), (image_input(parsed),), (states, vector))}
 
     def example(
@@ -119,9 +118,9 @@ class ResNetRecipe:
         return example_inputs((image_input(parse(config)),), sizes, seed, vocabulary=0)
 
 
-def image_input(config: Config) -> Axes:
+def image_input(config: Config) -> TensorSpec:
     size = (config.image.height, config.image.width)
-    return Axes(name="image", dtype="float32", dims=("batch", 3, *size))
+    return TensorSpec(name="image", dtype="float32", dims=("batch", 3, *size))
 
 
 def parse(config: Mapping[str, Any]) -> Config:

@@ -31,8 +31,7 @@ from vlserve.exporter.checkpoint import check_keys
 from vlserve.exporter.recipe import GraphPlan, Served, Spec
 from vlserve.models.config_file import parse_config
 from vlserve.models.resnet import ResNet, ResNetConfig
-from vlserve.runtime.manifest import ImageInput, TextInput
-from vlserve.runtime.manifest import Tensor as Axes
+from vlserve.runtime.manifest import ImageInput, TensorSpec, TextInput
 from vlserve.training.options import PAD_ID, UNKNOWN_ID, TrainOptions
 from vlserve.training.plan import DataFacts
 from vlserve.training.vocabulary import build_vocabulary
@@ -267,12 +266,12 @@ class ResNetGRURecipe:
         parsed = parse(config)
         image = ("batch", 3, parsed.image.height, parsed.image.width)
         inputs = [
-            Axes(name="image", dtype="float32", dims=image),
-            Axes(name="text_ids", dtype="int64", dims=("batch", "text")),
+            TensorSpec(name="image", dtype="float32", dims=image),
+            TensorSpec(name="text_ids", dtype="int64", dims=("batch", "text")),
         ]
         if parsed.pooling == "final_states":
-            inputs.append(Axes(name="text_length", dtype="int64", dims=("batch",)))
-        logits = Axes(name="logits", dtype="float32", dims=("batch", len(parsed.labels)))
+            inputs.append(TensorSpec(name="text_length", dtype="int64", dims=("batch",)))
+        logits = TensorSpec(name="logits", dtype="float32", dims=("batch", len(parsed.labels)))
         return {"model": GraphPlan(network, tuple(inputs), (logits,))}
 
     def example(

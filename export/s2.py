@@ -37,7 +37,7 @@ from vlserve.models.captioning import (
 from vlserve.models.config_file import parse_config
 from vlserve.models.examples import example_inputs
 from vlserve.models.grid import GridExtractor, features_plan, image_axes
-from vlserve.runtime.manifest import Tensor as Axes
+from vlserve.runtime.manifest import TensorSpec
 
 FAMILY = "s2"
 ATOL = 1e-4
@@ -242,8 +242,10 @@ class S2Recipe:
         return drawn
 
 
-def graph_inputs(config: Config) -> dict[str, tuple[Axes, ...]]:
-    visual = Axes(name="visual", dtype="float32", dims=("batch", config.cells, config.features))
+def graph_inputs(config: Config) -> dict[str, tuple[TensorSpec, ...]]:
+    visual = TensorSpec(
+        name="visual", dtype="float32", dims=("batch", config.cells, config.features)
+    )
     inputs = {"encoder": (visual,), "step": step_inputs(config.decoder)}
     return inputs | ({"features": (image_axes(config.grid),)} if config.grid else {})
 

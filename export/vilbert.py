@@ -46,8 +46,7 @@ from vlserve.models.two_stream_graphs import (
     TextGraph,
     TwoStreamTrunk,
 )
-from vlserve.runtime.manifest import RegionInput, TextInput
-from vlserve.runtime.manifest import Tensor as Axes
+from vlserve.runtime.manifest import RegionInput, TensorSpec, TextInput
 
 FAMILY = "vilbert"
 ATOL = 1e-4
@@ -234,17 +233,17 @@ class VilbertRecipe:
         if isinstance(head, parts.ScaledClassifier):
             head = head.plain()
         if parsed.task == "ground":
-            scores = Axes(name="region_scores", dtype="float32", dims=("batch", "regions"))
+            scores = TensorSpec(name="region_scores", dtype="float32", dims=("batch", "regions"))
             return {"model": GraphPlan(GroundGraph(network.bert, head), inputs["model"], (scores,))}
         pooled = Pooled(network.bert, parsed.fusion)
         if parsed.task == "match":
-            logits = Axes(name="match_logits", dtype="float32", dims=("batch", 1))
+            logits = TensorSpec(name="match_logits", dtype="float32", dims=("batch", 1))
             fusion = FusionGraph(pooled, head, alignment=name == ALIGNMENT)
             return {
                 "text": GraphPlan(TextGraph(network.bert), inputs["text"], (text_states(parsed),)),
                 "fusion": GraphPlan(fusion, inputs["fusion"], (logits,)),
             }
-        logits = Axes(name="logits", dtype="float32", dims=("batch", parsed.heads[name]))
+        logits = TensorSpec(name="logits", dtype="float32", dims=("batch", parsed.heads[name]))
         model = ClassifierGraph(network.bert, pooled, head)
         return {"model": GraphPlan(model, inputs["model"], (logits,))}
 
@@ -257,27 +256,27 @@ class VilbertRecipe:
         return example_inputs(inputs, sizes, seed, words + parsed.task_tokens, pad_id)
 
 
-def graph_inputs(config: Config) -> dict[str, tuple[Axes, ...]]:
+def graph_inputs(config: Config) -> dict[str, tuple[TensorSpec, ...]]:
     """The inputs of each graph of the config's task."""
     text = (
-        Axes(name="text_ids", dtype="int64", dims=("batch", "text")),
-        Axes(name="text_mask", dtype="int64", dims=("batch", "text")),
+        TensorSpec(name="text_ids", dtype="int64", dims=("batch", "text")),
+        TensorSpec(name="text_mask", dtype="int64", dims=("batch", "text")),
     )
     images = (IMAGES,) if config.task == "reason" else ()
     regions: tuple[int | str, ...] = ("batch", *images, "regions")
     visual = (
-        Axes(name="visual", dtype="float32", dims=(*regions, config.region_dim)),
-        Axes(name="visual_mask", dtype="int64", dims=regions),
-        Axes(name="boxes", dtype="float32", dims=(*regions, parts.BOX)),
+        TensorSpec(name="visual", dtype="float32", dims=(*regions, config.region_dim)),
+        TensorSpec(name="visual_mask", dtype="int64", dims=regions),
+        TensorSpec(name="boxes", dtype="float32", dims=(*regions, parts.BOX)),
     )
     if config.task == "match":
         return {"text": text, "fusion": (text_states(config), text[1], *visual)}
     return {"model": (*text, *visual)}
 
 
-def text_states(config: Config) -> Axes:
+def text_states(config: Config) -> TensorSpec:
     dims = ("batch", "text", config.encoder.text.hidden)
-    return Axes(name="text_states", dtype="float32", dims=dims)
+    return TensorSpec(name="text_states", dtype="float32", dims=dims)
 
 
 def required_head(config: Config) -> str:

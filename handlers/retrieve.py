@@ -12,7 +12,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +22,12 @@ from vlserve.runtime.body import TextField, WholeNumber
 from vlserve.runtime.errors import ErrorCode, ManifestInvalid, RequestError
 from vlserve.runtime.inputs import TextInputs, VisualFields, VisualInputs
 from vlserve.runtime.manifest import Manifest
-from vlserve.runtime.manifest import Tensor as Axes
 from vlserve.runtime.scores import DEFAULT_TOP_K, best, check_top_k, finite
 from vlserve.runtime.task import Task
 from vlserve.runtime.types import Answer, Arrays, Backend, Sample
+
+if TYPE_CHECKING:  # `vlserve index` packs this file with an older archive's frozen runtime too
+    from vlserve.runtime.manifest import TensorSpec
 
 FOLDER = "assets/index"
 FUSION_BATCH = 16
@@ -244,7 +246,7 @@ class Query:
     def __init__(self, kind: str, known: Arrays, place: int) -> None:
         self.kind, self.known, self.place = kind, known, place
 
-    def own(self, tensor: Axes, widths: Mapping[str, int]) -> NDArray[Any]:
+    def own(self, tensor: "TensorSpec", widths: Mapping[str, int]) -> NDArray[Any]:
         """(1, …), without the padding that longer neighbours gave it."""
         array = self.known[tensor.name][self.place : self.place + 1]
         for axis, dim in enumerate(tensor.dims):
@@ -286,7 +288,9 @@ class Index:
         _, items = self._graph.search(unit[None], count, params=search)
         return np.sort(items[0][items[0] >= 0])
 
-    def inputs(self, items: Rows, taken: Sequence[Axes], widths: Mapping[str, int]) -> Arrays:
+    def inputs(
+        self, items: Rows, taken: Sequence["TensorSpec"], widths: Mapping[str, int]
+    ) -> Arrays:
         """Those of the tensors ``taken`` that are the items', padded by 0, with their masks."""
         arrays: Arrays = {}
         for tensor in taken:

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vlserve.exporter.recipe import GraphPlan, Served, Spec
-from vlserve.runtime.manifest import ImageInput, TextInput
-from vlserve.runtime.manifest import Tensor as Axes
+from vlserve.runtime.manifest import ImageInput, TensorSpec, TextInput
 
 LABELS = ("short", "long", "loud")
 SIDE = 16
@@ -54,10 +53,10 @@ class CountingRecipe:
 
     def graphs(self, network: nn.Module, config: Mapping[str, Any]) -> dict[str, GraphPlan]:
         inputs = (
-            Axes(name="image", dtype="float32", dims=("batch", 3, SIDE, SIDE)),
-            Axes(name="text_ids", dtype="int64", dims=("batch", "text")),
+            TensorSpec(name="image", dtype="float32", dims=("batch", 3, SIDE, SIDE)),
+            TensorSpec(name="text_ids", dtype="int64", dims=("batch", "text")),
         )
-        logits = Axes(name="logits", dtype="float32", dims=("batch", len(LABELS)))
+        logits = TensorSpec(name="logits", dtype="float32", dims=("batch", len(LABELS)))
         return {"model": GraphPlan(network, inputs, (logits,))}
 
     def example(

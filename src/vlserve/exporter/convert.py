@@ -27,7 +27,7 @@ from vlserve.exporter.float16 import DTYPES, InHalf
 from vlserve.exporter.pack import write_zip
 from vlserve.exporter.recipe import GraphPlan, Recipe, load_recipe
 from vlserve.runtime.graphs import check_onnx
-from vlserve.runtime.manifest import Graph, Tensor
+from vlserve.runtime.manifest import Graph, TensorSpec
 
 Format = Literal["onnx", "torchscript"]
 SUFFIXES: Mapping[str, str] = {"onnx": ".onnx", "torchscript": ".pt"}
@@ -125,7 +125,7 @@ def convert(job: Job) -> None:
         to_torchscript(plan, arguments, Path(job.output))
 
 
-def example_sizes(inputs: Iterable[Tensor]) -> dict[str, int]:
+def example_sizes(inputs: Iterable[TensorSpec]) -> dict[str, int]:
     """A size for each dynamic axis, all different and none 1."""
     axes = dynamic_axes(inputs)
     return dict(zip(axes, EXAMPLE_SIZES, strict=False)) | {
@@ -139,7 +139,7 @@ def graph_entry(plan: GraphPlan, file: str, format: Format) -> Graph:
     return Graph(file=file, format=format, inputs=plan.inputs, outputs=plan.outputs)
 
 
-def dynamic_axes(tensors: Iterable[Tensor]) -> list[str]:
+def dynamic_axes(tensors: Iterable[TensorSpec]) -> list[str]:
     """Names of the dynamic axes, in order of appearance."""
     return list(
         dict.fromkeys(dim for tensor in tensors for dim in tensor.dims if isinstance(dim, str))

@@ -16,7 +16,7 @@ from torch import nn
 
 from vlserve.errors import RecipeNotFound
 from vlserve.project import Folder
-from vlserve.runtime.manifest import ImageInput, RegionInput, Tensor, TextInput
+from vlserve.runtime.manifest import ImageInput, RegionInput, TensorSpec, TextInput
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class GraphPlan:
     """One graph: a module in eval mode, its named inputs and outputs in call order."""
 
     module: nn.Module
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
     traced: nn.Module | None = None
     """What TorchScript traces instead, where a trace of ``module`` would bake sizes in."""
 

@@ -30,7 +30,7 @@ from vlserve.models.attention import (
     merge_heads,
     split_heads,
 )
-from vlserve.runtime.manifest import Tensor as Axes
+from vlserve.runtime.manifest import TensorSpec
 
 
 class LayerSizes(BaseModel):
@@ -202,18 +202,18 @@ class CaptionStep(nn.Module):
 
 def memory_tensors(
     sizes: LayerSizes, length: int | str = "memory", levels: tuple[int, ...] = ()
-) -> tuple[Axes, Axes, Axes]:
+) -> tuple[TensorSpec, TensorSpec, TensorSpec]:
     """What an encoder graph puts out, ``length`` long, and the step takes in."""
     front = ("batch", sizes.layers, *levels, sizes.heads, length)
     return (
-        Axes(name="memory_key", dtype="float32", dims=(*front, sizes.key_size)),
-        Axes(name="memory_value", dtype="float32", dims=(*front, sizes.value_size)),
-        Axes(name="memory_mask", dtype="int64", dims=("batch", length)),
+        TensorSpec(name="memory_key", dtype="float32", dims=(*front, sizes.key_size)),
+        TensorSpec(name="memory_value", dtype="float32", dims=(*front, sizes.value_size)),
+        TensorSpec(name="memory_mask", dtype="int64", dims=("batch", length)),
     )
 
 
-def step_inputs(sizes: LayerSizes, levels: tuple[int, ...] = ()) -> tuple[Axes, ...]:
-    token_ids = Axes(name="token_ids", dtype="int64", dims=("batch", "beams", "tokens"))
+def step_inputs(sizes: LayerSizes, levels: tuple[int, ...] = ()) -> tuple[TensorSpec, ...]:
+    token_ids = TensorSpec(name="token_ids", dtype="int64", dims=("batch", "beams", "tokens"))
     return (token_ids, *_cache(sizes, "past", "past"), *memory_tensors(sizes, levels=levels))
 
 
@@ -222,15 +222,15 @@ def step_plan(
 ) -> GraphPlan:
     """The graph for vlserve.runtime.decoding.CachedStep."""
     words = decoder.fc.out_features
-    logits = Axes(name="logits", dtype="float32", dims=("batch", "beams", words))
+    logits = TensorSpec(name="logits", dtype="float32", dims=("batch", "beams", words))
     outputs = (logits, *_cache(sizes, "new", "tokens"))
     return GraphPlan(CaptionStep(decoder), step_inputs(sizes, levels), outputs)
 
 
-def _cache(sizes: LayerSizes, name: str, axis: str) -> tuple[Axes, Axes, Axes]:
+def _cache(sizes: LayerSizes, name: str, axis: str) -> tuple[TensorSpec, TensorSpec, TensorSpec]:
     front = ("batch", "beams", sizes.layers, sizes.heads, axis)
     return (
-        Axes(name=f"{name}_ids", dtype="int64", dims=("batch", "beams", axis)),
-        Axes(name=f"{name}_key", dtype="float32", dims=(*front, sizes.key_size)),
-        Axes(name=f"{name}_value", dtype="float32", dims=(*front, sizes.value_size)),
+        TensorSpec(name=f"{name}_ids", dtype="int64", dims=("batch", "beams", axis)),
+        TensorSpec(name=f"{name}_key", dtype="float32", dims=(*front, sizes.key_size)),
+        TensorSpec(name=f"{name}_value", dtype="float32", dims=(*front, sizes.value_size)),
     )

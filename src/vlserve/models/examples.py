@@ -5,11 +5,11 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from vlserve.runtime.manifest import Tensor as Axes
+from vlserve.runtime.manifest import TensorSpec
 
 
 def example_inputs(
-    inputs: Sequence[Axes],
+    inputs: Sequence[TensorSpec],
     sizes: Mapping[str, int],
     seed: int,
     vocabulary: int,

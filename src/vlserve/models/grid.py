@@ -37,8 +37,7 @@ from vlserve.models.resnet import (
     resnet_sizes,
     torchvision_names,
 )
-from vlserve.runtime.manifest import ImageInput
-from vlserve.runtime.manifest import Tensor as Axes
+from vlserve.runtime.manifest import ImageInput, TensorSpec
 
 PREFIX = "grid."
 SIZE = {"height": 224, "width": 224}
@@ -104,13 +103,13 @@ def grid_state(config: GridConfig) -> dict[str, Tensor]:
     return {f"{PREFIX}{name}": tensor for name, tensor in state.items()}
 
 
-def image_axes(config: GridConfig) -> Axes:
+def image_axes(config: GridConfig) -> TensorSpec:
     """The input of the graph ``features``."""
     size = (config.image.height, config.image.width)
-    return Axes(name="image", dtype="float32", dims=("batch", 3, *size))
+    return TensorSpec(name="image", dtype="float32", dims=("batch", 3, *size))
 
 
 def features_plan(extractor: GridExtractor, config: GridConfig) -> GraphPlan:
     """The graph ``features``."""
-    visual = Axes(name="visual", dtype="float32", dims=("batch", config.cells, config.dim))
+    visual = TensorSpec(name="visual", dtype="float32", dims=("batch", config.cells, config.dim))
     return GraphPlan(extractor, (image_axes(config),), (visual,))

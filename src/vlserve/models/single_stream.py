@@ -34,8 +34,7 @@ from vlserve.models.grid import (
     image_axes,
 )
 from vlserve.models.keys import is_ignored
-from vlserve.runtime.manifest import RegionInput, TextInput
-from vlserve.runtime.manifest import Tensor as Axes
+from vlserve.runtime.manifest import RegionInput, TensorSpec, TextInput
 
 TASKS = ("answer", "tag")
 HEADS: Mapping[str, str] = {
@@ -216,7 +215,7 @@ class SingleStreamRecipe(ABC):
     def graphs(self, network: nn.Module, config: Mapping[str, Any]) -> dict[str, GraphPlan]:
         assert isinstance(network, SingleStreamNetwork)
         parsed = self.parse(config)
-        logits = Axes(name="logits", dtype="float32", dims=("batch", parsed.classes))
+        logits = TensorSpec(name="logits", dtype="float32", dims=("batch", parsed.classes))
         model = LogitsGraph(network, parsed.task)
         plans = {"model": GraphPlan(model, graph_inputs(parsed)["model"], (logits,))}
         if parsed.grid:
@@ -231,15 +230,15 @@ class SingleStreamRecipe(ABC):
         return example_inputs(graph_inputs(parsed)[graph], sizes, seed, words, pad_id)
 
 
-def graph_inputs(config: SingleStreamConfig) -> dict[str, tuple[Axes, ...]]:
+def graph_inputs(config: SingleStreamConfig) -> dict[str, tuple[TensorSpec, ...]]:
     """The inputs of each graph."""
     text, regions = ("batch", "text"), ("batch", "regions")
-    inputs: dict[str, tuple[Axes, ...]] = {
+    inputs: dict[str, tuple[TensorSpec, ...]] = {
         "model": (
-            Axes(name="text_ids", dtype="int64", dims=text),
-            Axes(name="text_mask", dtype="int64", dims=text),
-            Axes(name="visual", dtype="float32", dims=(*regions, config.visual_dim)),
-            Axes(name="visual_mask", dtype="int64", dims=regions),
+            TensorSpec(name="text_ids", dtype="int64", dims=text),
+            TensorSpec(name="text_mask", dtype="int64", dims=text),
+            TensorSpec(name="visual", dtype="float32", dims=(*regions, config.visual_dim)),
+            TensorSpec(name="visual_mask", dtype="int64", dims=regions),
         )
     }
     if config.grid:

@@ -27,8 +27,7 @@ from vlserve.models.vit import (
     patch_grid,
     vit_sizes,
 )
-from vlserve.runtime.manifest import ImageInput
-from vlserve.runtime.manifest import Tensor as Axes
+from vlserve.runtime.manifest import ImageInput, TensorSpec
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -197,27 +196,27 @@ class ImageGraph(nn.Module):
         return states, embed(self.vision_proj, states)
 
 
-def image_input(config: VisionTextConfig) -> Axes:
+def image_input(config: VisionTextConfig) -> TensorSpec:
     size = (config.image.height, config.image.width)
-    return Axes(name="image", dtype="float32", dims=("batch", 3, *size))
+    return TensorSpec(name="image", dtype="float32", dims=("batch", 3, *size))
 
 
-def image_outputs(config: VisionTextConfig) -> tuple[Axes, Axes]:
+def image_outputs(config: VisionTextConfig) -> tuple[TensorSpec, TensorSpec]:
     """Of ImageGraph; the first is an input of fusion graphs."""
     dims = ("batch", config.patches, config.vision.hidden)
-    states = Axes(name="image_states", dtype="float32", dims=dims)
+    states = TensorSpec(name="image_states", dtype="float32", dims=dims)
     return states, embedding_output("image_embedding", config)
 
 
-def embedding_output(name: str, config: VisionTextConfig) -> Axes:
-    return Axes(name=name, dtype="float32", dims=("batch", config.embedding))
+def embedding_output(name: str, config: VisionTextConfig) -> TensorSpec:
+    return TensorSpec(name=name, dtype="float32", dims=("batch", config.embedding))
 
 
-def text_inputs() -> tuple[Axes, Axes]:
+def text_inputs() -> tuple[TensorSpec, TensorSpec]:
     """Token ids, and 1 where they are no padding."""
     return (
-        Axes(name="text_ids", dtype="int64", dims=("batch", "text")),
-        Axes(name="text_mask", dtype="int64", dims=("batch", "text")),
+        TensorSpec(name="text_ids", dtype="int64", dims=("batch", "text")),
+        TensorSpec(name="text_mask", dtype="int64", dims=("batch", "text")),
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vlserve.runtime.manifest import Tensor
+from vlserve.runtime.manifest import TensorSpec
 from vlserve.runtime.types import Arrays, Backend
 
 Floats = NDArray[np.float64]
@@ -31,7 +31,7 @@ class CachedStep:
     every ``past_*``, which holds the given tokens alone.
     """
 
-    def __init__(self, backend: Backend, inputs: Sequence[Tensor], memory: Arrays) -> None:
+    def __init__(self, backend: Backend, inputs: Sequence[TensorSpec], memory: Arrays) -> None:
         self._backend = backend
         self._memory = memory
         self._past = [tensor for tensor in inputs if tensor.name.startswith("past_")]
@@ -49,7 +49,7 @@ class CachedStep:
         return outputs["logits"], grown
 
 
-def _empty(tensor: Tensor, token_ids: Ids) -> NDArray[Any]:
+def _empty(tensor: TensorSpec, token_ids: Ids) -> NDArray[Any]:
     batch, beams, _ = token_ids.shape
     sizes: dict[int | str, int] = {"batch": batch, "beams": beams, "past": 0}
     shape = [dim if isinstance(dim, int) else sizes[dim] for dim in tensor.dims]

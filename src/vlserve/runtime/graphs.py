@@ -5,7 +5,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from vlserve.runtime.errors import ArchiveUnreadable, ManifestInvalid
-from vlserve.runtime.manifest import Graph, Tensor
+from vlserve.runtime.manifest import Graph, TensorSpec
 
 
 def check_onnx(graph: Graph, raw: bytes, members: Container[str]) -> None:
@@ -31,7 +31,7 @@ def check_onnx(graph: Graph, raw: bytes, members: Container[str]) -> None:
         raise ManifestInvalid(f"{graph.file}: {'; '.join(wrong)}")
 
 
-def _differences(kind: str, expected: Iterable[Tensor], got: Iterable[Any]) -> list[str]:
+def _differences(kind: str, expected: Iterable[TensorSpec], got: Iterable[Any]) -> list[str]:
     import onnx
 
     found = {value.name: value.type.tensor_type for value in got}

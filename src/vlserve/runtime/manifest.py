@@ -31,7 +31,7 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Tensor(_Frozen):
+class TensorSpec(_Frozen):
     """One named input or output of a graph. A dim is a size, or the name of a dynamic axis."""
 
     name: str
@@ -39,7 +39,7 @@ class Tensor(_Frozen):
     dims: tuple[int | str, ...]
 
     @model_validator(mode="after")
-    def _batch_is_dynamic(self) -> "Tensor":
+    def _batch_is_dynamic(self) -> "TensorSpec":
         if not self.dims or self.dims[0] != "batch":
             raise ValueError(f"axis 0 of {self.name} must be the dynamic axis 'batch'")
         return self
@@ -50,8 +50,8 @@ class Graph(_Frozen):
 
     file: str
     format: Literal["onnx", "torchscript", "echo"]
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
 
 
 class ImageInput(_Frozen):

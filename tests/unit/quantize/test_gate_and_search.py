@@ -15,7 +15,7 @@ from vlserve.quantize.record import Feeds
 from vlserve.quantize.search import search
 from vlserve.quantize.variants import GraphVariants, Variant, distance
 from vlserve.runtime.backend import open_backend
-from vlserve.runtime.manifest import Graph, Tensor
+from vlserve.runtime.manifest import Graph, TensorSpec
 from vlserve.runtime.types import Backend
 
 
@@ -99,8 +99,8 @@ def chain(tmp_path: Path) -> GraphVariants:
     listed = Graph(
         file="chain.onnx",
         format="onnx",
-        inputs=(Tensor(name="input", dtype="float32", dims=("batch", 16)),),
-        outputs=(Tensor(name="output", dtype="float32", dims=("batch", 16)),),
+        inputs=(TensorSpec(name="input", dtype="float32", dims=("batch", 16)),),
+        outputs=(TensorSpec(name="output", dtype="float32", dims=("batch", 16)),),
     )
     batches = tuple({"input": random.standard_normal((8, 16)).astype(np.float32)} for _ in "ab")
     (tmp_path / "made").mkdir()

@@ -161,6 +161,7 @@ OLDER = {
         ("def tokenise(", "def no_tokenise("),
     ),
     "pipeline.py": (("self._tokenised(batch, samples)", "samples"),),
+    **dict.fromkeys(("manifest.py", "graphs.py", "decoding.py"), (("TensorSpec", "Tensor"),)),
 }
 
 

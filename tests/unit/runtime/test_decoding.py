@@ -17,14 +17,14 @@ from vlserve.runtime.decoding import (
     log_softmax,
     rank_answers,
 )
-from vlserve.runtime.manifest import Tensor
+from vlserve.runtime.manifest import TensorSpec
 from vlserve.runtime.types import Arrays
 
 END = 2
 INPUTS = (
-    Tensor(name="token_ids", dtype="int64", dims=("batch", "beams", "tokens")),
-    Tensor(name="past_tokens", dtype="int64", dims=("batch", "beams", "past")),
-    Tensor(name="memory_seed", dtype="int64", dims=("batch",)),
+    TensorSpec(name="token_ids", dtype="int64", dims=("batch", "beams", "tokens")),
+    TensorSpec(name="past_tokens", dtype="int64", dims=("batch", "beams", "past")),
+    TensorSpec(name="memory_seed", dtype="int64", dims=("batch",)),
 )
 
 

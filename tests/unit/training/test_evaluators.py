@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from vlserve.errors import DataError
-from vlserve.runtime.manifest import Graph, Manifest, RegionInput, Tensor
+from vlserve.runtime.manifest import Graph, Manifest, RegionInput, TensorSpec
 from vlserve.training.evaluators import EVALUATORS, retrieval
 from vlserve.training.evaluators.items import CaptionItem, PairedItem, read_task_file
 from vlserve.training.evaluators.job import Job, Result
@@ -23,7 +23,7 @@ Evaluate = Callable[..., Result]
 
 def manifest_of(task: str, outputs: Iterable[str] = ("logits",), **more: Any) -> Manifest:
     """Of a model whose graphs nobody runs."""
-    tensors = tuple(Tensor(name=name, dtype="float32", dims=("batch", 2)) for name in outputs)
+    tensors = tuple(TensorSpec(name=name, dtype="float32", dims=("batch", 2)) for name in outputs)
     graphs = {
         name: Graph(file="g", format="echo", inputs=(), outputs=tensors)
         for name in more.pop("graphs", ("model",))
