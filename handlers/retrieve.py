@@ -36,7 +36,7 @@ VARIABLE = ("text", "regions")
 """Axes whose length each item and each query has for itself."""
 COSINE, LOGIT, BOTH = "cosine", "match_logit", "match_logit + cosine"
 Rows = NDArray[np.int64]
-Floats = NDArray[np.float64]
+Float64Array = NDArray[np.float64]
 
 
 class IndexOptions(BaseModel):
@@ -162,7 +162,7 @@ class RetrieveTask(Task[RetrieveFields]):
         return arrays
 
     def infer(self, arrays: Arrays) -> Arrays:
-        found: dict[int, tuple[Rows, Floats, Floats]] = {}
+        found: dict[int, tuple[Rows, Float64Array, Float64Array]] = {}
         for kind in ("image", "text"):
             rows = arrays[f"{kind}_rows"]
             if len(rows):
@@ -180,7 +180,9 @@ class RetrieveTask(Task[RetrieveFields]):
             for name, column in zip(names, columns, strict=True)
         }
 
-    def _ranked(self, query: "Query", among: Rows, top_k: int) -> tuple[Rows, Floats, Floats]:
+    def _ranked(
+        self, query: "Query", among: Rows, top_k: int
+    ) -> tuple[Rows, Float64Array, Float64Array]:
         """The best items with their scores and cosines, which are NaN where there are none."""
         rerank = self._options.rerank if query.kind != self._options.of else 0
         vector = query.known.get(f"{query.kind}_embedding")
@@ -198,7 +200,7 @@ class RetrieveTask(Task[RetrieveFields]):
         order = best(finite(scores), top_k)
         return items[order], scores[order], cosines[order]
 
-    def _match_logits(self, query: "Query", items: Rows) -> Floats:
+    def _match_logits(self, query: "Query", items: Rows) -> Float64Array:
         """Of each item with the query; the query's own graph has run once for all of them."""
         taken = self.manifest.graphs["fusion"].inputs
         logits = []
@@ -269,7 +271,7 @@ class Index:
         graph = folder / "neighbours.faiss"
         self._graph = _read_graph(graph) if graph.is_file() else None
 
-    def nearest(self, vector: NDArray[Any], count: int, among: Rows) -> tuple[Rows, Floats]:
+    def nearest(self, vector: NDArray[Any], count: int, among: Rows) -> tuple[Rows, Float64Array]:
         """Items and cosines, best first, of all or, where ``among`` is not empty, of those."""
         assert self.vectors is not None
         unit = (vector / np.linalg.norm(vector)).astype(np.float32)

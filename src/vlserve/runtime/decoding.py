@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlserve.runtime.manifest import TensorSpec
-from vlserve.runtime.types import Arrays, Backend
+from vlserve.runtime.types import Arrays, Backend, Float64Array
 
-Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]
 Cache = Mapping[str, NDArray[Any]]
 """Named arrays (batch, beams, …)."""
@@ -87,7 +86,7 @@ class Hypothesis:
     the log-probability of each token after the prompt."""
 
     token_ids: Ids
-    log_probs: Floats
+    log_probs: Float64Array
     score: float
 
 
@@ -97,7 +96,7 @@ class _Beams:
     after the prompt (batch, beams, length - prompt), and which texts have ended (batch, beams)."""
 
     token_ids: Ids
-    log_probs: Floats
+    log_probs: Float64Array
     ended: NDArray[np.bool_]
 
     @property
@@ -105,10 +104,10 @@ class _Beams:
         return int(self.token_ids.shape[2])
 
     @property
-    def totals(self) -> Floats:
+    def totals(self) -> Float64Array:
         return np.asarray(self.log_probs.sum(axis=2))
 
-    def extend(self, parents: Ids, tokens: Ids, log_probs: Floats, end_id: int) -> "_Beams":
+    def extend(self, parents: Ids, tokens: Ids, log_probs: Float64Array, end_id: int) -> "_Beams":
         """Beam i becomes its parent's text and one more token; parents and tokens (batch, beams),
         log_probs (batch, beams, vocabulary) of the parents."""
         items = np.arange(len(parents))[:, None]
@@ -128,7 +127,7 @@ class _Best:
     texts: list[Hypothesis] = field(default_factory=list)
     complete: bool = False
 
-    def add(self, token_ids: Ids, log_probs: Floats, score: float) -> None:
+    def add(self, token_ids: Ids, log_probs: Float64Array, score: float) -> None:
         self.texts.append(Hypothesis(token_ids, log_probs, score))
         self.texts.sort(key=lambda text: -text.score)
         del self.texts[self.size :]
@@ -161,7 +160,7 @@ def beam_search(step: Step, prompt: Ids, rules: BeamSearch) -> list[list[Hypothe
 
 
 def _advance_leaving(
-    beams: _Beams, log_probs: Floats, best: list[_Best], rules: BeamSearch
+    beams: _Beams, log_probs: Float64Array, best: list[_Best], rules: BeamSearch
 ) -> tuple[_Beams, Ids]:
     """Of the 2 * beams best continuations, those that end are ready if they are among the first
     ``beams``; the first ``beams`` others go on. An item is complete when none can get in."""
@@ -190,7 +189,7 @@ def _advance_leaving(
 
 
 def _advance_staying(
-    beams: _Beams, log_probs: Floats, best: list[_Best], rules: BeamSearch
+    beams: _Beams, log_probs: Float64Array, best: list[_Best], rules: BeamSearch
 ) -> tuple[_Beams, Ids]:
     """The ``beams`` best continuations go on, where a text that has ended has one: token 0 with
     log-probability 0."""
@@ -225,7 +224,7 @@ def _take(array: NDArray[Any], parents: Ids) -> NDArray[Any]:
     return np.asarray(array[np.arange(len(parents))[:, None], parents])
 
 
-def _top(scores: Floats, count: int) -> Ids:
+def _top(scores: Float64Array, count: int) -> Ids:
     """Places of the ``count`` largest, best first, of equals the first."""
     count = min(count, len(scores))
     least = np.partition(scores, len(scores) - count)[len(scores) - count]
@@ -233,7 +232,7 @@ def _top(scores: Floats, count: int) -> Ids:
     return np.asarray(places[np.argsort(-scores[places], kind="stable")][:count])
 
 
-def log_softmax(logits: NDArray[Any]) -> Floats:
+def log_softmax(logits: NDArray[Any]) -> Float64Array:
     """Log-probabilities over the last axis, in float64."""
     shifted = logits.astype(np.float64)
     shifted -= shifted.max(axis=-1, keepdims=True)
@@ -257,9 +256,9 @@ class RankedAnswers:
     candidates."""
 
     answers: Ids
-    first_prob: Floats
-    log_prob: Floats
-    probability: Floats
+    first_prob: Float64Array
+    log_prob: Float64Array
+    probability: Float64Array
 
     def best(self) -> Ids:
         """Places of the candidates, the most probable first, (batch, candidates)."""

@@ -9,21 +9,20 @@ from PIL import Image
 
 from vlserve.runtime.image import decode, upright_size
 from vlserve.runtime.manifest import ImageInput
-
-Floats = NDArray[np.float64]
+from vlserve.runtime.types import Float64Array
 
 MAX_OVERLAY_SIDE = 1024
 """Pixels; larger images are laid under the heat map at this size."""
 
 
-def scaled(grid: Floats) -> Floats:
+def scaled(grid: Float64Array) -> Float64Array:
     """(rows, columns) -> 0 to 1, the largest 1; all 0 where nothing is above 0."""
     positive = np.maximum(grid, 0)
     largest = positive.max()
     return np.asarray(positive / largest) if largest > 0 else positive
 
 
-def peak_of(grid: Floats) -> dict[str, float] | None:
+def peak_of(grid: Float64Array) -> dict[str, float] | None:
     """Middle of the largest cell, the first of equals, as fractions of width and height; None
     where all cells are 0."""
     rows, columns = grid.shape
@@ -33,12 +32,12 @@ def peak_of(grid: Floats) -> dict[str, float] | None:
     return {"x": (column + 0.5) / columns, "y": (row + 0.5) / rows}
 
 
-def heat_map_png(grid: Floats, size: ImageInput) -> str:
+def heat_map_png(grid: Float64Array, size: ImageInput) -> str:
     """Grey PNG of that size as base64; 1 is white."""
     return _png(Image.fromarray(_bytes(_spread(grid, size.width, size.height))))
 
 
-def overlay_png(grid: Floats, image: bytes, spec: ImageInput) -> str:
+def overlay_png(grid: Float64Array, image: bytes, spec: ImageInput) -> str:
     """The image in its own proportions, coloured where the grid is high, as base64 of a PNG.
 
     Colour grows with the value ** 0.7, as in ALBEF's own visualisation.
@@ -56,20 +55,20 @@ def _at_most(size: tuple[int, int], side: int) -> tuple[int, int]:
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
-def _spread(grid: Floats, width: int, height: int) -> Floats:
+def _spread(grid: Float64Array, width: int, height: int) -> Float64Array:
     """(rows, columns) -> (height, width), smoothly."""
     cells = Image.fromarray(grid.astype(np.float32))
     spread = cells.resize((width, height), Image.Resampling.BICUBIC)
     return np.clip(np.asarray(spread, dtype=np.float64), 0, 1)
 
 
-def _colours(heat: Floats) -> Floats:
+def _colours(heat: Float64Array) -> Float64Array:
     """Blue, green, yellow and red from 0 to 1, (height, width, 3)."""
     channels = [1.5 - np.abs(4 * heat - middle) for middle in (3, 2, 1)]
     return np.clip(np.stack(channels, axis=2), 0, 1)
 
 
-def _bytes(values: Floats) -> NDArray[np.uint8]:
+def _bytes(values: Float64Array) -> NDArray[np.uint8]:
     return np.round(values * 255).astype(np.uint8)
 
 

@@ -15,18 +15,19 @@ from numpy.typing import NDArray
 
 from vlserve.runtime.errors import ErrorCode, RequestError
 from vlserve.runtime.manifest import RegionInput
+from vlserve.runtime.types import Float32Array
 
-Floats = NDArray[np.float32]
 
-
-def with_areas(boxes: Floats) -> Floats:
+def with_areas(boxes: Float32Array) -> Float32Array:
     """(regions, 4): x1, y1, x2, y2 as fractions of width and height -> (regions, 5): and the
     fraction of the image's area."""
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     return np.concatenate([boxes, areas[:, None]], axis=1)
 
 
-def with_global_region(visual: Floats, boxes: Floats) -> tuple[Floats, Floats]:
+def with_global_region(
+    visual: Float32Array, boxes: Float32Array
+) -> tuple[Float32Array, Float32Array]:
     """visual (regions, dim) and boxes (regions, 5), with a region in front that is the whole image:
     the mean of all features. As ViLBERT's networks were trained."""
     whole = np.array([[0, 0, 1, 1, 1]], dtype=boxes.dtype)
@@ -34,7 +35,7 @@ def with_global_region(visual: Floats, boxes: Floats) -> tuple[Floats, Floats]:
     return np.concatenate([mean, visual]), np.concatenate([whole, boxes])
 
 
-def read_features(data: bytes, spec: RegionInput, name: str = "features") -> Floats:
+def read_features(data: bytes, spec: RegionInput, name: str = "features") -> Float32Array:
     """Bytes of a .npy file -> (regions, spec.dim). RequestError where it is none, too large, of
     another size, or not finite; ``name`` is the field's."""
     features = _read_npy(data, spec.max_bytes, name)
@@ -47,7 +48,7 @@ def read_features(data: bytes, spec: RegionInput, name: str = "features") -> Flo
 
 def read_boxes(
     value: bytes | list[Any], regions: int, max_bytes: int, name: str = "boxes"
-) -> Floats:
+) -> Float32Array:
     """A .npy file's bytes or a list of x1, y1, x2, y2 a region -> (regions, 5), with areas."""
     if isinstance(value, bytes):
         corners = _read_npy(value, max_bytes, name)
@@ -63,7 +64,7 @@ def read_boxes(
     return with_areas(corners)
 
 
-def grid_boxes(rows: int, columns: int) -> Floats:
+def grid_boxes(rows: int, columns: int) -> Float32Array:
     """Boxes of the cells of a grid, row by row, (rows * columns, 5)."""
     top, left = np.divmod(np.arange(rows * columns), columns)
     corners = [left / columns, top / rows, (left + 1) / columns, (top + 1) / rows]
@@ -88,7 +89,7 @@ def _padded(row: NDArray[Any], axis: int, length: int) -> NDArray[Any]:
     return np.pad(row, widths)
 
 
-def _read_npy(data: bytes, max_bytes: int, name: str) -> Floats:
+def _read_npy(data: bytes, max_bytes: int, name: str) -> Float32Array:
     if len(data) > max_bytes:
         raise RequestError(
             ErrorCode.FEATURES_TOO_LARGE, f"{name} has {len(data)} bytes, the limit is {max_bytes}"
@@ -132,7 +133,7 @@ def _read_header(data: bytes, name: str) -> tuple[tuple[int, ...], bool, np.dtyp
     return shape, column_major, dtype, file.tell()
 
 
-def _from_list(rows: Any, name: str) -> Floats:
+def _from_list(rows: Any, name: str) -> Float32Array:
     for number, row in enumerate(rows):
         plain = isinstance(row, list) and all(type(value) in (int, float) for value in row)
         if not plain or len(row) != 4:

@@ -7,12 +7,12 @@ from numpy.typing import NDArray
 
 from vlserve.runtime.errors import ErrorCode, ManifestInvalid, RequestError
 from vlserve.runtime.manifest import Manifest
+from vlserve.runtime.types import Float64Array
 
 DEFAULT_TOP_K = 5
-Floats = NDArray[np.float64]
 
 
-def finite(logits: NDArray[Any]) -> Floats:
+def finite(logits: NDArray[Any]) -> Float64Array:
     """In float64. RequestError (INFERENCE_FAILED) unless all are finite."""
     values = logits.astype(np.float64)
     if not np.isfinite(values).all():
@@ -20,14 +20,14 @@ def finite(logits: NDArray[Any]) -> Floats:
     return values
 
 
-def softmax(logits: NDArray[Any]) -> Floats:
+def softmax(logits: NDArray[Any]) -> Float64Array:
     """Probabilities over one axis, (n,) -> (n,)."""
     values = finite(logits)
     weights = np.exp(values - values.max())
     return np.asarray(weights / weights.sum())
 
 
-def sigmoid(logits: NDArray[Any]) -> Floats:
+def sigmoid(logits: NDArray[Any]) -> Float64Array:
     """A probability for each."""
     values = finite(logits)
     # exp never sees a positive number, so it cannot overflow
@@ -35,7 +35,7 @@ def sigmoid(logits: NDArray[Any]) -> Floats:
     return np.where(values >= 0, 1 / (1 + weights), weights / (1 + weights))
 
 
-def best(scores: Floats, top_k: int | None) -> list[int]:
+def best(scores: Float64Array, top_k: int | None) -> list[int]:
     """Places of the ``top_k`` largest (5 where it is None), best first; ties keep their order."""
     order = np.argsort(-scores, kind="stable")[: DEFAULT_TOP_K if top_k is None else top_k]
     return [int(place) for place in order]

@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 
 from vlserve.runtime.errors import ErrorCode
 
+Float32Array = NDArray[np.float32]
+Float64Array = NDArray[np.float64]
+
 Arrays = dict[str, NDArray[Any]]
 """Named arrays of one batch; axis 0 is the item."""
 
