@@ -25,7 +25,7 @@ def one_thread() -> None:
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
     """Intervals of a thousand take seconds a set."""
-    for module in ("evaluate", "measures.means"):
+    for module in ("evaluate", "metrics.confidence"):
         monkeypatch.setattr(f"vlserve.training.{module}.RESAMPLES", 20)
 
 
