@@ -1,4 +1,4 @@
-"""An engine and a gateway in memory that keep the promises of vlserve.control.domain."""
+"""An engine and a gateway in memory that keep the promises of vlserve.control.ports."""
 
 import threading
 from collections.abc import Mapping, Sequence

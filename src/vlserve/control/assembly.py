@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from vlserve.control.domain import Engine, Gateway
 from vlserve.control.gateway.traffic import Traffic
 from vlserve.control.lifecycle.lifecycle import Lifecycle, Operations
+from vlserve.control.ports import Engine, Gateway
 from vlserve.control.reconcile.reconciler import Backoff, Reconciler
 from vlserve.control.rollouts.evaluation import Logs
 from vlserve.control.rollouts.loop import RolloutLoop, StackHealth

@@ -1,12 +1,16 @@
-"""The words between the control service, the engine and the gateway."""
+"""The data of the control plane: versions, routing, rollouts and events.
+
+Models and versions are identified by (model, version). Protocols of the engine and the gateway are
+in `vlserve.control.ports`.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from vlserve.control.tuning import Serving, Tuning
+from vlserve.control.tuning import Tuning
 from vlserve.runtime.manifest import Manifest
 
 Key = tuple[str, int]
@@ -92,62 +96,6 @@ class Routing:
 
     models: Sequence[ModelRoute] = ()
     instances: Sequence[Instance] = ()
-
-
-class Gateway(Protocol):
-    """Takes traffic to versions. Implemented by vlserve.control.gateway.envoy."""
-
-    def apply(self, routing: Routing) -> None:
-        """Put ``routing`` in force; returns once it is. Raises GatewayRefused, with the gateway's
-        own words, and leaves the old routing in force. Applying what is in force is free."""
-        ...
-
-    def in_flight(self, model: str, version: int) -> int:
-        """Requests of this version that the gateway has sent and not seen answered. GatewayRefused
-        when the gateway does not say."""
-        ...
-
-    def ready(self) -> bool:
-        """Whether the gateway runs and serves the routing that was last applied."""
-        ...
-
-    def rotate_access_log(self) -> None:
-        """Begin a new access log if the present one is large; asked at every tick."""
-        ...
-
-    def started_at(self) -> float | None:
-        """When the gateway started, to a second or two, on the system's monotonic clock; None while
-        it does not answer."""
-        ...
-
-
-class Engine(Protocol):
-    """Runs versions. Implemented by vlserve.control.engine.torchserve. Methods raise
-    EngineUnavailable when no instance answers; with several instances each method speaks for all
-    of them."""
-
-    def instances(self) -> Sequence[Instance]:
-        """The instances that answer now, with their current tokens."""
-        ...
-
-    def loaded(self) -> Mapping[str, Mapping[Key, LoadedVersion]]:
-        """Instance name -> (model, version) -> what it says."""
-        ...
-
-    def load(self, model: str, version: int, archive: Path, serving: Serving | None = None) -> None:
-        """Load on every instance that lacks it, workers up, served as the engine's settings or
-        ``serving`` say. LoadFailed says why, and leaves nothing of the version in the engine."""
-        ...
-
-    def unload(self, model: str, version: int) -> None:
-        """Remove from every instance; nothing may be in flight. Absent is fine."""
-        ...
-
-    def predict(
-        self, instance: Instance, model: str, version: int, fields: Mapping[str, Any]
-    ) -> Mapping[str, Any]:
-        """One JSON prediction on the version's own path of one instance (for probes)."""
-        ...
 
 
 @dataclass(frozen=True)

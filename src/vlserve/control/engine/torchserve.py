@@ -92,7 +92,7 @@ def endpoints(settings: Settings) -> tuple[Endpoint, ...]:
 
 
 class TorchServe:
-    """Implements vlserve.control.domain.Engine. Thread-safe."""
+    """Implements vlserve.control.ports.Engine. Thread-safe."""
 
     def __init__(self, endpoints: Iterable[Endpoint], settings: EngineSettings) -> None:
         self._http = httpx.Client(trust_env=False, timeout=_MANAGEMENT_TIMEOUT_S)

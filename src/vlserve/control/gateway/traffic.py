@@ -4,7 +4,8 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
-from vlserve.control.domain import Engine, Gateway, Instance, Key, Routing
+from vlserve.control.domain import Instance, Key, Routing
+from vlserve.control.ports import Engine, Gateway
 from vlserve.control.reconcile import plan as planning
 from vlserve.control.store.ledger import Ledger
 from vlserve.errors import EngineUnavailable, GatewayRefused

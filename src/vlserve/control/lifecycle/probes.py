@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vlserve.control.domain import Engine, Instance
+from vlserve.control.domain import Instance
+from vlserve.control.ports import Engine
 from vlserve.errors import ControlError
 from vlserve.runtime.manifest import Manifest, Probe
 from vlserve.runtime.task import difference

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
-from vlserve.control.domain import Engine, Instance
+from vlserve.control.domain import Instance
+from vlserve.control.ports import Engine
 from vlserve.errors import ControlError
 from vlserve.runtime.manifest import Manifest
 

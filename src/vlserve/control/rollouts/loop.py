@@ -9,11 +9,12 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from vlserve.control.domain import Gateway, Key, Rollout, State
+from vlserve.control.domain import Key, Rollout, State
 from vlserve.control.gateway.traffic import Traffic
 from vlserve.control.judge import Action
 from vlserve.control.lifecycle.lifecycle import Lifecycle, Operations
 from vlserve.control.log_rotation import rotate
+from vlserve.control.ports import Gateway
 from vlserve.control.rollouts.answer_log import AnswerLog
 from vlserve.control.rollouts.evaluation import Conditions, Logs, evaluate, restarted
 from vlserve.control.rollouts.state import RolloutState

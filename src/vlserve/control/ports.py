@@ -1,0 +1,81 @@
+"""The protocols of what the control plane drives: an engine and a gateway."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from vlserve.control.domain import Instance, Key, LoadedVersion, Routing
+from vlserve.control.tuning import Serving
+
+
+class Gateway(Protocol):
+    """Routes requests to versions. vlserve.control.gateway.envoy implements it."""
+
+    def apply(self, routing: Routing) -> None:
+        """Put ``routing`` in force; the call returns once it is.
+
+        Applying what is in force already costs nothing.
+
+        Raises:
+            GatewayRefused: with the gateway's own words; the old routing stays in force.
+        """
+        ...
+
+    def in_flight(self, model: str, version: int) -> int:
+        """Return how many requests of this version were sent and are not answered yet.
+
+        Raises:
+            GatewayRefused: the gateway does not say.
+        """
+        ...
+
+    def ready(self) -> bool:
+        """Return whether the gateway runs and serves the routing that was last applied."""
+        ...
+
+    def rotate_access_log(self) -> None:
+        """Begin a new access log if the present one is large. Every tick calls it."""
+        ...
+
+    def started_at(self) -> float | None:
+        """Return when the gateway started, in s on the system's monotonic clock, to a second or
+        two; None while it does not answer."""
+        ...
+
+
+class Engine(Protocol):
+    """Runs versions. vlserve.control.engine.torchserve implements it.
+
+    Methods raise EngineUnavailable when no instance answers. With several instances, each method
+    speaks for all of them.
+    """
+
+    def instances(self) -> Sequence[Instance]:
+        """Return the instances that answer now, with their current tokens."""
+        ...
+
+    def loaded(self) -> Mapping[str, Mapping[Key, LoadedVersion]]:
+        """Return what each instance holds: instance name -> (model, version) -> its workers."""
+        ...
+
+    def load(self, model: str, version: int, archive: Path, serving: Serving | None = None) -> None:
+        """Load a version on every instance that lacks it, and wait for its workers.
+
+        Args:
+            serving: workers, threads and batches; None: as the engine's settings say.
+
+        Raises:
+            LoadFailed: says why; nothing of the version is left in the engine.
+        """
+        ...
+
+    def unload(self, model: str, version: int) -> None:
+        """Remove a version from every instance. No request may be in flight; an absent version is
+        no error."""
+        ...
+
+    def predict(
+        self, instance: Instance, model: str, version: int, fields: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        """Return the answer to one JSON request on the version's own path of one instance."""
+        ...
