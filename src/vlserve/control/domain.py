@@ -62,6 +62,10 @@ class LoadedVersion:
     pending: int
 
 
+Held = Mapping[str, Mapping[Key, LoadedVersion]]
+"""What each engine instance holds: instance name -> (model, version) -> its workers."""
+
+
 @dataclass(frozen=True)
 class Shadow:
     """Copies of ``percent`` of the requests that weights route go to ``version`` as well; what it

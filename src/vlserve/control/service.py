@@ -13,11 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vlserve.control.domain import Key, ModelRecord, State, VersionRecord
+from vlserve.control.gateway.routing import full_weight
 from vlserve.control.gateway.traffic import Traffic
 from vlserve.control.lifecycle.lifecycle import Lifecycle, Operations
-from vlserve.control.reconcile.plan import full_weight, rollback_target
 from vlserve.control.rollouts.service import RolloutService
 from vlserve.control.store.ledger import Ledger
+from vlserve.control.transitions import rollback_target
 from vlserve.control.tuning import Tuning, check_tuning
 from vlserve.control.wire.views import (
     EventView,

@@ -13,9 +13,10 @@ import psutil
 import pytest
 
 from vlserve.control.domain import State
-from vlserve.control.reconcile.plan import TRANSITIONS, full_weight
+from vlserve.control.gateway.routing import full_weight
 from vlserve.control.store.database import LEDGER
 from vlserve.control.store.ledger import Ledger
+from vlserve.control.transitions import TRANSITIONS
 from vlserve.errors import ControlError, ModelNotFound, VersionNotFound
 from vlserve.runtime.archive import verify_archive
 from vlserve.runtime.manifest import Manifest

@@ -2,20 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from vlserve.control.domain import (
-    Instance,
-    Key,
-    LoadedVersion,
-    ModelRecord,
-    ModelRoute,
-    Routing,
-    State,
-    VersionRecord,
-)
+from support.version_records import BUSY, ONE, READY, STABLE, STARTING, UP, version
+from vlserve.control.domain import Instance, Key, LoadedVersion, ModelRecord, State, VersionRecord
+from vlserve.control.gateway.routing import known_instances
 from vlserve.control.reconcile.plan import (
     Action,
     EngineView,
@@ -27,31 +19,7 @@ from vlserve.control.reconcile.plan import (
     Retire,
     Route,
     plan,
-    remember,
-    rollback_target,
-    routing,
-    states_after,
 )
-from vlserve.errors import NothingToRollBackTo
-from vlserve.runtime.manifest import Manifest
-
-UP, BUSY, STARTING = LoadedVersion(2, 0), LoadedVersion(2, 3), LoadedVersion(0, 0)
-ONE = Instance("engine-0", "127.0.0.1", 8180, "first")
-
-
-def version(number: int, state: State, model: str = "tagger") -> VersionRecord:
-    return VersionRecord(
-        model=model,
-        version=number,
-        archive=Path(f"{model}-{number}.mar"),
-        sha256="0" * 64,
-        manifest=Manifest.model_construct(model=model, version=number),
-        state=state,
-        reason="",
-        was_ready=True,
-        registered_at="then",
-        changed_at="then",
-    )
 
 
 def acts(
@@ -75,7 +43,6 @@ def acts(
     return actions[1:]
 
 
-STABLE, READY = version(1, State.STABLE), version(2, State.READY)
 ALL = {("tagger", 1): UP, ("tagger", 2): UP}
 
 
@@ -170,7 +137,9 @@ def test_an_engine_that_dies_and_comes_back_bare_tick_by_tick() -> None:
         nonlocal known
         engine = None
         if token is not None:
-            known = remember(known, [replace(ONE, token=token)], {"engine-0": held}, routable)
+            known = known_instances(
+                known, [replace(ONE, token=token)], {"engine-0": held}, routable
+            )
             engine = EngineView({"engine-0": held})
         route, *rest = plan(ledger, engine, GatewayView(tuple(known.values()), {}))
         assert isinstance(route, Route)
@@ -190,67 +159,3 @@ def test_an_engine_that_dies_and_comes_back_bare_tick_by_tick() -> None:
         [Restore(READY)],
     )
     assert tick("second", ALL) == ([second], [])
-
-
-def test_a_version_whose_workers_are_replaced_keeps_its_traffic() -> None:
-    held = {"engine-0": {("tagger", 1): STARTING}}
-    after = remember({"engine-0": ONE}, [ONE], held, {("tagger", 1)})
-    assert after == {"engine-0": ONE}
-
-
-def test_routing_opens_a_path_for_what_is_loaded_and_weights_as_desired() -> None:
-    models = [
-        ModelRecord("tagger", {2: 25, 1: 75}, (1,), "7"),
-        ModelRecord("fresh", {}, (), ""),
-        ModelRecord("gone", {}, (), ""),
-    ]
-    versions = [
-        STABLE,
-        version(2, State.CANARY),
-        version(3, State.READY),
-        version(4, State.LOADING),
-        version(5, State.DRAINING),
-        version(6, State.RETIRED),
-        version(7, State.FAILED),
-        version(1, State.READY, "fresh"),
-        version(1, State.RETIRED, "gone"),
-    ]
-    assert routing(models, versions, [ONE]) == Routing(
-        models=(
-            ModelRoute("fresh", {}, (1,)),
-            ModelRoute("tagger", {2: 25, 1: 75}, (1, 2, 3), "7"),
-        ),
-        instances=(ONE,),
-    )
-    (tagger,) = [route for route in routing(models, versions, []).models if route.weights]
-    assert list(tagger.weights) == [2, 1]
-
-
-def test_states_follow_weights() -> None:
-    before = {1: State.STABLE, 2: State.READY, 3: State.RETIRED}
-    assert states_after(before, {2: 100}, stable=2) == {1: State.READY, 2: State.STABLE}
-    assert states_after(before, {2: 5, 1: 95}, stable=1) == {2: State.CANARY}
-    canary = {1: State.STABLE, 2: State.CANARY}
-    assert states_after(canary, {2: 100}, stable=2) == {1: State.READY, 2: State.STABLE}
-    assert states_after(canary, {1: 100}, stable=1) == {2: State.READY}
-
-
-def test_rollback_goes_to_the_one_before_or_to_a_named_earlier_one() -> None:
-    assert rollback_target("tagger", (1, 2), None) == 1
-    assert rollback_target("tagger", (1, 2, 3), 1) == 1
-    assert rollback_target("tagger", (1, 2, 1), None) == 2
-
-
-@pytest.mark.parametrize(
-    ("stack", "asked", "said"),
-    [
-        ((), None, "no earlier stable version"),
-        ((1,), None, "no earlier stable version"),
-        ((1,), 1, "no earlier stable version"),
-        ((1, 2), 2, r"2 is not an earlier stable version \(those are 1\)"),
-        ((1, 2), 3, r"3 is not an earlier stable version \(those are 1\).*release it"),
-    ],
-)
-def test_rollback_to_nowhere_says_so(stack: tuple[int, ...], asked: int | None, said: str) -> None:
-    with pytest.raises(NothingToRollBackTo, match=said):
-        rollback_target("tagger", stack, asked)

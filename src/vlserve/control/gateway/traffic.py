@@ -4,9 +4,9 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
-from vlserve.control.domain import Instance, Key, Routing
+from vlserve.control.domain import Held, Instance, Key, Routing
+from vlserve.control.gateway.routing import desired_routing, known_instances
 from vlserve.control.ports import Engine, Gateway
-from vlserve.control.reconcile import plan as planning
 from vlserve.control.store.ledger import Ledger
 from vlserve.errors import EngineUnavailable, GatewayRefused
 
@@ -20,7 +20,7 @@ class Traffic:
         self._gateway = gateway
         self._lock = threading.RLock()
         self._known: Mapping[str, Instance] = {}
-        self._held: planning.Held = {}
+        self._held: Held = {}
         self._asked, self._answered = 0, 0
         self._in_force: Routing | None = None
 
@@ -66,7 +66,7 @@ class Traffic:
         """Whether the gateway serves what the ledger wants, to the instances as they are known."""
         return self._gateway.ready() and self._in_force == self._wanted()
 
-    def observe(self) -> planning.Held:
+    def observe(self) -> Held:
         """Ask the engine what it holds. EngineUnavailable when no instance answers; what was known
         of the instances stays in force then."""
         with self._lock:
@@ -84,12 +84,12 @@ class Traffic:
         with self._lock:
             if turn > self._answered:  # nobody who asked later has had an answer already
                 self._answered = turn
-                self._known = planning.remember(self._known, instances, held, routable)
+                self._known = known_instances(self._known, instances, held, routable)
                 self._held = held
         return held
 
     @property
-    def held(self) -> planning.Held:
+    def held(self) -> Held:
         """What the engine held when it was last asked; empty when it did not answer."""
         return self._held
 
@@ -107,9 +107,7 @@ class Traffic:
         return counted
 
     def _wanted(self) -> Routing:
-        return planning.routing(
-            self._ledger.models(), self._ledger.versions(), self._known.values()
-        )
+        return desired_routing(self._ledger.models(), self._ledger.versions(), self._known.values())
 
     def _apply(self, routing: Routing) -> None:
         self._gateway.apply(routing)

@@ -7,10 +7,10 @@ from contextlib import contextmanager, suppress
 
 from vlserve.control.domain import Key, State, VersionRecord
 from vlserve.control.gateway.traffic import Traffic
+from vlserve.control.lifecycle.draining import is_idle
 from vlserve.control.lifecycle.probes import failed_probes
 from vlserve.control.lifecycle.warm_up import warm_up
 from vlserve.control.ports import Engine
-from vlserve.control.reconcile.plan import is_idle
 from vlserve.control.store.ledger import Ledger
 from vlserve.errors import ControlError, LoadFailed, NotReady
 from vlserve.runtime.archive import file_sha256

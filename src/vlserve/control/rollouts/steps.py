@@ -5,9 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 from vlserve.control.domain import Rollout, RolloutStatus
+from vlserve.control.gateway.routing import full_weight, shared_weights
 from vlserve.control.gateway.traffic import Traffic
 from vlserve.control.judge import next_step
-from vlserve.control.reconcile.plan import full_weight, shared_weights
 from vlserve.control.rollouts.state import RolloutState
 from vlserve.control.store.ledger import Ledger
 from vlserve.control.store.rollouts import RolloutStore

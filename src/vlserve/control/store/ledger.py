@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from vlserve.control.domain import Event, ModelRecord, Shadow, State, VersionRecord
-from vlserve.control.reconcile.plan import TRANSITIONS, states_after
 from vlserve.control.store.database import Database
+from vlserve.control.transitions import TRANSITIONS, states_after
 from vlserve.control.tuning import Tuning, parse_tuning
 from vlserve.errors import ControlError, ModelNotFound, VersionNotFound
 from vlserve.runtime.manifest import Manifest

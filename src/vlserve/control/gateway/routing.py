@@ -1,0 +1,79 @@
+"""What the gateway is to route where: weights, versions and the instances that hold them. Pure."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from vlserve.control.domain import (
+    Held,
+    Instance,
+    Key,
+    LoadedVersion,
+    ModelRecord,
+    ModelRoute,
+    Routing,
+    VersionRecord,
+)
+
+
+def full_weight(version: int) -> dict[int, int]:
+    """All of a model's traffic to one version."""
+    return {version: 100}
+
+
+def shared_weights(candidate: int, stable: int, weight: int) -> dict[int, int]:
+    """``weight`` per cent to the candidate, which comes first, so that a caller who is on it stays
+    on it as the weight rises; the rest to stable."""
+    shares = {candidate: weight, stable: 100 - weight}
+    return {version: share for version, share in shares.items() if share}
+
+
+def desired_routing(
+    models: Iterable[ModelRecord], versions: Iterable[VersionRecord], instances: Iterable[Instance]
+) -> Routing:
+    """What the gateway must know: every loaded version by its own path, weights by model."""
+    routable: dict[str, list[int]] = {}
+    for record in versions:
+        if record.state.routable:
+            routable.setdefault(record.model, []).append(record.version)
+    routes = [
+        ModelRoute(
+            model=model.model,
+            weights=dict(model.weights),
+            versions=tuple(sorted(routable.get(model.model, ()))),
+            salt=model.salt,
+            step=model.step,
+            shadow=model.shadow,
+        )
+        for model in models
+        if model.model in routable
+    ]
+    return Routing(
+        models=tuple(sorted(routes, key=lambda route: route.model)),
+        instances=tuple(sorted(instances, key=lambda instance: instance.name)),
+    )
+
+
+def known_instances(
+    known: Mapping[str, Instance], answering: Iterable[Instance], held: Held, routable: set[Key]
+) -> dict[str, Instance]:
+    """The instances for the gateway. One that does not answer keeps what was known of it: the
+    gateway notices a dead one itself, and a slow management port must not take traffic away."""
+    after = dict(known)
+    for instance in answering:
+        before = known.get(instance.name)
+        restarted = before is not None and before.token != instance.token
+        lacked = before.lacks if before and not restarted else frozenset()
+        holds = held.get(instance.name, {})
+        lacks = frozenset(
+            key for key in routable if _lacks(holds.get(key), key in lacked or restarted)
+        )
+        after[instance.name] = replace(instance, lacks=lacks)
+    return after
+
+
+def _lacks(loaded: LoadedVersion | None, lacked: bool) -> bool:
+    """A version whose workers are coming up is lacking if it was before (it is being loaded), and
+    held if it was before (its workers are being replaced, and its queue is answered)."""
+    if loaded is None:
+        return True
+    return lacked and not loaded.workers_ready

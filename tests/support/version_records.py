@@ -1,0 +1,27 @@
+"""Records of versions as the ledger has them, for tests of pure decisions."""
+
+from pathlib import Path
+
+from vlserve.control.domain import Instance, LoadedVersion, State, VersionRecord
+from vlserve.runtime.manifest import Manifest
+
+UP, BUSY, STARTING = LoadedVersion(2, 0), LoadedVersion(2, 3), LoadedVersion(0, 0)
+ONE = Instance("engine-0", "127.0.0.1", 8180, "first")
+
+
+def version(number: int, state: State, model: str = "tagger") -> VersionRecord:
+    return VersionRecord(
+        model=model,
+        version=number,
+        archive=Path(f"{model}-{number}.mar"),
+        sha256="0" * 64,
+        manifest=Manifest.model_construct(model=model, version=number),
+        state=state,
+        reason="",
+        was_ready=True,
+        registered_at="then",
+        changed_at="then",
+    )
+
+
+STABLE, READY = version(1, State.STABLE), version(2, State.READY)
