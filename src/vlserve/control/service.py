@@ -114,7 +114,7 @@ class ControlService:
             if current.stable == version and current.weights == full_weight(version):
                 return _released(model, version, self._next_earlier(current), already=True)
             self._lifecycle.make_ready(record)
-            with self._traffic.move(model, full_weight(version)):
+            with self._traffic.change_weights(model, full_weight(version)):
                 self.rollouts.refuse_if_under_way(model)
                 previous = self._ledger.model(model).stable
                 self._ledger.release(model, version, full_weight(version))
@@ -133,7 +133,7 @@ class ControlService:
         target = rollback_target(model, self._ledger.model(model).stack, version)
         with self._operations.on((model, target)):
             self._lifecycle.make_ready(self._ledger.version(model, target))
-            with self._traffic.move(model, full_weight(target)):
+            with self._traffic.change_weights(model, full_weight(target)):
                 self.rollouts.refuse_if_under_way(model)
                 current = self._ledger.model(model)
                 if rollback_target(model, current.stack, version) != target:

@@ -1,4 +1,4 @@
-"""Where traffic goes: the one place that tells the gateway, under one lock."""
+"""Where every weight change is made: the ledger and the gateway change together, under one lock."""
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,7 +12,7 @@ from vlserve.errors import EngineUnavailable, GatewayRefused
 
 
 class Traffic:
-    """The gateway's routing follows the ledger. Thread-safe."""
+    """Keeps the gateway's routing as the ledger wants it. Thread-safe."""
 
     def __init__(self, ledger: Ledger, engine: Engine, gateway: Gateway) -> None:
         self._ledger = ledger
@@ -25,10 +25,15 @@ class Traffic:
         self._in_force: Routing | None = None
 
     @contextmanager
-    def change(self) -> Iterator[None]:
-        """Changes that the body makes to the ledger come into force at the gateway before they are
-        kept: if the gateway refuses, the ledger stays as it was. GatewayRefused, or
-        EngineUnavailable while no instance has been seen yet."""
+    def change_routing(self) -> Iterator[None]:
+        """Put the ledger changes of the ``with`` body in force at the gateway, then keep them.
+
+        If the gateway refuses, the ledger stays as it was.
+
+        Raises:
+            GatewayRefused: the gateway did not take the routing.
+            EngineUnavailable: no engine instance has been seen yet.
+        """
         with self._lock, self._ledger.transaction():
             yield
             if not self._known:
@@ -36,13 +41,16 @@ class Traffic:
             self._apply(self._wanted())
 
     @contextmanager
-    def move(self, model: str, weights: Mapping[int, int]) -> Iterator[None]:
-        """A `change` that takes a model's traffic to ``weights``. The ledger notes beforehand that
-        the gateway is about to be told so, and takes that back if it comes to nothing."""
+    def change_weights(self, model: str, weights: Mapping[int, int]) -> Iterator[None]:
+        """Take a model's traffic to ``weights``, which the ``with`` body writes into the ledger.
+
+        As `change_routing`. Beforehand the ledger notes which weights the gateway is about to get,
+        so that a crash in between is known afterwards; the note goes if the change fails.
+        """
         with self._lock:
             self._ledger.intend(model, weights)
             try:
-                with self.change():
+                with self.change_routing():
                     yield
                     self._ledger.intend(model, None)
             except BaseException:
@@ -50,25 +58,28 @@ class Traffic:
                 raise
 
     def settle(self) -> None:
-        """Once the gateway follows the ledger again: note which moves a crash had cut short."""
+        """Record the weight changes that a crash cut short, once the gateway follows the ledger."""
         with self._lock:
             for record in self._ledger.models():
                 if record.intended is not None and self.is_as_wanted():
                     self._ledger.undo(record.model, record.intended)
 
     def apply(self, routing: Routing) -> None:
-        """Put ``routing`` in force, unless the ledger has moved on since it was planned."""
+        """Put ``routing`` in force, unless the ledger has changed since it was planned."""
         with self._lock:
             if routing == self._wanted():
                 self._apply(routing)
 
     def is_as_wanted(self) -> bool:
-        """Whether the gateway serves what the ledger wants, to the instances as they are known."""
+        """Return whether the gateway serves what the ledger wants, to the known instances."""
         return self._gateway.ready() and self._in_force == self._wanted()
 
     def observe(self) -> Held:
-        """Ask the engine what it holds. EngineUnavailable when no instance answers; what was known
-        of the instances stays in force then."""
+        """Ask the engine which versions its instances hold.
+
+        Raises:
+            EngineUnavailable: no instance answers; what was known of the instances stays in force.
+        """
         with self._lock:
             self._asked += 1
             turn = self._asked
@@ -82,7 +93,7 @@ class Traffic:
                     self._answered, self._held = turn, {}
             raise
         with self._lock:
-            if turn > self._answered:  # nobody who asked later has had an answer already
+            if turn > self._answered:  # no later question has been answered already
                 self._answered = turn
                 self._known = known_instances(self._known, instances, held, routable)
                 self._held = held
@@ -90,7 +101,7 @@ class Traffic:
 
     @property
     def held(self) -> Held:
-        """What the engine held when it was last asked; empty when it did not answer."""
+        """What the engine held when it last answered; empty when it did not answer last time."""
         return self._held
 
     @property
@@ -99,12 +110,13 @@ class Traffic:
         return tuple(self._known.values())
 
     def in_flight(self, keys: Iterable[Key]) -> dict[Key, int]:
-        """Requests under way of each version; one that the gateway says nothing of is left out."""
-        counted = {}
+        """Return the requests under way of each version, without those that the gateway does not
+        tell."""
+        counts = {}
         for key in keys:
             with suppress(GatewayRefused):
-                counted[key] = self._gateway.in_flight(*key)
-        return counted
+                counts[key] = self._gateway.in_flight(*key)
+        return counts
 
     def _wanted(self) -> Routing:
         return desired_routing(self._ledger.models(), self._ledger.versions(), self._known.values())

@@ -76,7 +76,7 @@ class Lifecycle:
             gone = State.RETIRED if record.was_ready else State.FAILED
             self._ledger.move(model, version, gone, "failed", reason=str(error))
             raise
-        with self._traffic.change():
+        with self._traffic.change_routing():
             return self._ledger.move(model, version, State.READY, "loaded")
 
     def restore(self, record: VersionRecord) -> None:
@@ -114,7 +114,7 @@ class Lifecycle:
 
     def start_draining(self, record: VersionRecord) -> VersionRecord:
         """ready -> draining: its path closes."""
-        with self._traffic.change():
+        with self._traffic.change_routing():
             return self._ledger.move(*record.key, State.DRAINING, "draining")
 
     def finish_draining(self, record: VersionRecord, timeout_s: float) -> VersionRecord:

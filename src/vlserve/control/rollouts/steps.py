@@ -27,7 +27,7 @@ class RolloutSteps:
         judge = progress.judge
         weights = shared_weights(candidate, stable, judge.weight)
         shadow_percent = judge.policy.shadow_percent
-        with self._traffic.move(model, weights):
+        with self._traffic.change_weights(model, weights):
             if self._ledger.model(model).stable != stable:
                 raise NotReady(f"the stable version of {model} changed meanwhile: try again")
             release = self._records.start(
@@ -49,7 +49,7 @@ class RolloutSteps:
         """To the next weight."""
         after = replace(progress, judge=next_step(progress.judge), held_s=0.0, waiting=())
         weights = shared_weights(release.candidate, release.stable, after.judge.weight)
-        with self._traffic.move(release.model, weights):
+        with self._traffic.change_weights(release.model, weights):
             self._records.save(
                 release.id, step=release.step + 1, shadow_percent=0, progress=after.to_json()
             )
@@ -60,7 +60,7 @@ class RolloutSteps:
     def promote(self, release: Rollout, progress: RolloutState, by: str) -> None:
         """All traffic; the candidate becomes stable."""
         weights = full_weight(release.candidate)
-        with self._traffic.move(release.model, weights):
+        with self._traffic.change_weights(release.model, weights):
             self._records.save(release.id, progress=progress.to_json())
             self._records.end(release.id, RolloutStatus.PROMOTED, keep_until=None)
             self._ledger.release(release.model, release.candidate, weights, **_why(by, progress))
@@ -70,7 +70,7 @@ class RolloutSteps:
         status = RolloutStatus.ROLLED_BACK if by == "judge" else RolloutStatus.ABORTED
         keep_until = time.time() + progress.judge.policy.keep_s
         weights = full_weight(release.stable)
-        with self._traffic.move(release.model, weights):
+        with self._traffic.change_weights(release.model, weights):
             self._records.save(release.id, progress=progress.to_json())
             self._records.end(release.id, status, keep_until)
             self._ledger.weigh(
