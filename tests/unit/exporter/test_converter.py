@@ -10,7 +10,7 @@ from vlserve.errors import ExportError
 from vlserve.exporter.convert import Converter, Job
 from vlserve.exporter.recipe import load_recipe
 
-COUNTING = Path(__file__).parent / "counting_recipe.py"
+COUNTING = Path(__file__).parents[2] / "support" / "counting_recipe.py"
 
 
 def recurrent(folder: Path) -> Job:

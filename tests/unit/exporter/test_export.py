@@ -24,7 +24,7 @@ from vlserve.runtime.task import difference
 from vlserve.settings import load_settings
 
 PROJECT = Path(__file__).parents[3]
-COUNTING = str(Path(__file__).parent / "counting_recipe.py")
+COUNTING = str(Path(__file__).parents[2] / "support" / "counting_recipe.py")
 CONFIG: dict[str, Any] = {
     "labels": ["cat", "dog", "car"],
     "vocabulary": {"a": 2, "猫": 3},
