@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 PRETRAINED := $(VENV)/.pretrained
 SOURCES := src export handlers loadtest benchmarks serving_config tests
 
-.PHONY: serve stop test check format bench bench-scale clean
+.PHONY: serve stop unit test test-long check format bench bench-scale clean
 
 $(INSTALLED): pyproject.toml requirements.lock gateway.lock
 	$(PYTHON) -m venv $(VENV)
@@ -27,9 +27,19 @@ stop:  ## stop the stack; leaves no process behind
 	@if [ -x $(BIN)/vlserve ]; then $(BIN)/vlserve down; fi
 
 # Two processes, one thread each: on two cores a third is no faster, and hurries tests that kill servers.
-# In the order that tests/conftest.py gives, what takes longest first.
-test: $(PRETRAINED)  ## pretrained weights too: 100 MB, which nothing else needs
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# In the order that tests/conftest.py gives, what takes longest first. Python keeps its bytecode also
+# where the environment says otherwise: hundreds of processes import torch, in 2 s instead of 5.
+TESTS := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+# Pretrained weights too: 100 MB, which nothing else needs.
+unit: $(PRETRAINED)  ## tests of pure parts: no export, no server
+	$(TESTS) -m "not export and not server and not long" tests/unit
+
+test: $(PRETRAINED)  ## all that the README promises
+	$(TESTS) -m "not long"
+
+test-long: $(PRETRAINED)  ## what takes minutes a test: CONTRIBUTING.md lists it
+	$(TESTS) -m long
 
 check: $(INSTALLED)  ## format, lint, types, import contracts
 	$(BIN)/ruff format --check $(SOURCES)

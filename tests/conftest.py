@@ -1,14 +1,13 @@
 """What tests of several folders share."""
 
 from collections.abc import Iterator
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
-from xdist.scheduler import LoadFileScheduling
 
+from support.file_order import LONGEST, shared
+from support.tiers import markers_of
 from support.tiny_models import Archives
 from vlserve.exporter.convert import Converter
 
@@ -16,36 +15,20 @@ from vlserve.exporter.convert import Converter
 hypothesis.settings.register_profile("suite", deadline=None)
 hypothesis.settings.load_profile("suite")
 
-LONGEST = {
-    "archives: Archives": "archives",
-    "checkout: Checkout": "documents",
-    "stack: RunningStack": "stack",
-}
-"""Parameters that ask for something that takes long to make -> what their files have in common.
-Those files come first, in this order, so that no process has them left when the others are done."""
 
-
-@cache
-def shared(file: Path) -> str | None:
-    """The first of LONGEST that a file of tests asks for."""
-    text = file.read_text(encoding="utf-8")
-    return next((name for parameter, name in LONGEST.items() if parameter in text), None)
-
-
+@pytest.hookimpl(tryfirst=True)  # before the items of other tiers are left out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     names = [*LONGEST.values(), None]
     items.sort(key=lambda item: names.index(shared(item.path)))
+    for item in items:
+        for marker in markers_of(getattr(item, "fixturenames", ())):
+            item.add_marker(marker)
 
 
-class Together(LoadFileScheduling):  # type: ignore[misc]
-    """Tests of one file run in one process, and so do files that share what takes long to make."""
+@pytest.hookimpl(optionalhook=True)  # the suite also runs without the plugin
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from support.file_scheduling import Together
 
-    def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.partition("::")[0]
-        return shared(self.config.rootpath / file) or file
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Together:
     return Together(config, log)
 
 

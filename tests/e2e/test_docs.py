@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import save_file
@@ -147,9 +148,19 @@ def test_the_demo_is_idempotent_also_after_a_stop(checkout: Checkout) -> None:
     assert states == {1: "stable", 2: "ready"}
 
 
-def documents() -> list[Path]:
-    """Those that show commands."""
-    return [document for document in DOCUMENTS if commands(document)]
+def documents() -> list[Any]:
+    """Return the documents that show commands; one that trains several networks is ``long``."""
+    return [
+        pytest.param(document, marks=tier(shown), id=document.name)
+        for document in DOCUMENTS
+        if (shown := commands(document))
+    ]
+
+
+def tier(shown: list[str]) -> Any:
+    """Return the marks of a document by its commands."""
+    trainings = sum(command.startswith("vlserve train") for command in shown)
+    return pytest.mark.long if trainings > 1 else ()
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -159,7 +170,7 @@ def test_links_inside_the_project_lead_somewhere(document: Path) -> None:
 
 
 @pytest.mark.timeout(1200)  # a document may train several models
-@pytest.mark.parametrize("document", documents(), ids=lambda path: path.name)
+@pytest.mark.parametrize("document", documents())
 def test_every_command_of_a_document_works(checkout: Checkout, document: Path) -> None:
     for command in commands(document):
         done = checkout.run(shortened(command))

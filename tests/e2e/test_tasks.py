@@ -1,4 +1,7 @@
-"""Every recipe and task on the real stack: what is served is what the network says, eager."""
+"""Tasks on the real stack: what is served is what the network says, eager.
+
+`make test` serves one model of each task and set of graphs, `make test-long` the others.
+"""
 
 import base64
 import io
@@ -12,6 +15,7 @@ from PIL import Image
 from support.eager_answers import eager_of
 from support.requests_asked import Asked, asked_of, without_pictures
 from support.running_stack import PROJECT, RunningStack
+from support.tiny_kinds import SERVED, in_tiers
 from support.tiny_models import Archives, tiny_models
 from support.written_recipe import NAME, export_written
 from vlserve.control.domain import State
@@ -29,7 +33,7 @@ def ask(http: httpx.Client, path: str, one: Asked, as_form: bool) -> httpx.Respo
 
 @pytest.mark.timeout(600)  # it may wait for the exports of all others
 @pytest.mark.parametrize("format", ["onnx"])
-@pytest.mark.parametrize("name", tiny_models())
+@pytest.mark.parametrize("name", in_tiers(tiny_models(), SERVED))
 def test_what_is_served_is_what_the_network_says(
     name: str, format: Format, archives: Archives, stack: RunningStack, tmp_path: Path
 ) -> None:

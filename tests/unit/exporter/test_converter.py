@@ -52,6 +52,7 @@ def test_a_failure_says_why_and_leaves_the_next_alone(converter: Converter, tmp_
     assert Path(good.output).stat().st_size > 0
 
 
+@pytest.mark.export
 def test_a_converter_that_is_gone_is_an_error(tmp_path: Path) -> None:
     converter = Converter()
     converter.close()

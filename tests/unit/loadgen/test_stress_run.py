@@ -22,6 +22,8 @@ from vlserve.loadgen.stress_tables import (
     stage_table,
 )
 
+pytestmark = pytest.mark.server
+
 
 def run(behaviour: Behaviour, folder: Path, **plan: Any) -> StressResult:
     with serve(behaviour) as url:

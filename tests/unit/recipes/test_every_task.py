@@ -1,15 +1,21 @@
-"""Every recipe, every task, both formats: what the archive answers is what the network says."""
+"""Every recipe, every task, both formats: what the archive answers is what the network says.
+
+`make test` exports every model as ONNX, and as TorchScript one model of each kind of graph;
+`make test-long` exports the others as TorchScript too.
+"""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from support.eager_answers import ANSWERS, eager_of
 from support.requests_asked import asked_of, without_pictures
+from support.tiny_kinds import SERVED, TRACED, graph_kind
 from support.tiny_models import EXPORT, PROJECT, Archives, recipes_and_tasks, tiny_models
 from vlserve.exporter.convert import SUFFIXES, Format
 from vlserve.exporter.export import read_trained
-from vlserve.exporter.recipe import load_recipe
+from vlserve.exporter.recipe import GraphPlan, load_recipe
 from vlserve.runtime.archive import unpack_archive
 from vlserve.runtime.errors import ErrorCode
 from vlserve.runtime.folder import open_folder
@@ -35,9 +41,33 @@ def test_no_tiny_model_is_of_a_task_that_its_recipe_does_not_have() -> None:
         assert model.task in load_recipe(model.recipe, EXPORT).spec.tasks, model.name
 
 
+def test_every_kind_of_model_has_one_in_the_first_tier(tmp_path: Path) -> None:
+    settings = Settings(project_dir=PROJECT)
+    graphs: dict[str, dict[str, GraphPlan]] = {}
+    for name, model in tiny_models().items():
+        (tmp_path / name).mkdir()
+        trained = read_trained(model.recipe, model.write(tmp_path / name), None, settings)
+        graphs[name] = trained.recipe.graphs(trained.network, trained.config)
+    sets = {name: (tiny_models()[name].task, frozenset(plans)) for name, plans in graphs.items()}
+    assert {sets[name] for name in SERVED} == set(sets.values())
+    kinds = {name: {graph_kind(plan) for plan in plans.values()} for name, plans in graphs.items()}
+    traced = set().union(*(kinds[name] for name in TRACED))
+    lacking = {name: its - traced for name, its in kinds.items() if its - traced}
+    assert lacking == {}
+
+
+def exported() -> list[Any]:
+    """Return model and format of every export, with the tier that it belongs to."""
+    return [
+        pytest.param(name, format, marks=marks, id=f"{name}-{format}")
+        for format in SUFFIXES
+        for name in tiny_models()
+        for marks in [pytest.mark.long if format == "torchscript" and name not in TRACED else ()]
+    ]
+
+
 @pytest.mark.timeout(600)  # it may wait for the exports of all others
-@pytest.mark.parametrize("format", SUFFIXES)
-@pytest.mark.parametrize("name", tiny_models())
+@pytest.mark.parametrize(("name", "format"), exported())
 def test_an_archive_answers_like_the_network(
     name: str, format: Format, archives: Archives, tmp_path: Path
 ) -> None:

@@ -1,0 +1,13 @@
+"""Which test files share a process of pytest-xdist. Imported only where the plugin is loaded."""
+
+from xdist.scheduler import LoadFileScheduling
+
+from support.file_order import shared
+
+
+class Together(LoadFileScheduling):  # type: ignore[misc]
+    """Tests of one file run in one process, and so do files that share what takes long to make."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return shared(self.config.rootpath / file) or file
