@@ -269,7 +269,7 @@ class Index:
         self._offsets = arrays.pop("offsets", None)
         self._stored = arrays
         graph = folder / "neighbours.faiss"
-        self._graph = _read_graph(graph) if graph.is_file() else None
+        self._graph: Any = _read_graph(graph) if graph.is_file() else None
 
     def nearest(self, vector: NDArray[Any], count: int, among: Rows) -> tuple[Rows, Float64Array]:
         """Items and cosines, best first, of all or, where ``among`` is not empty, of those."""
