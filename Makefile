@@ -4,11 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PRETRAINED := $(VENV)/.pretrained
-SOURCES := src export handlers loadtest benchmarks serving_config tests
+SOURCES := src docs export handlers loadtest benchmarks serving_config tests
 # Folders of files that are loaded by path, whose names may clash: mypy takes them as one tree.
-TYPED := export handlers
+TYPED := docs export handlers
 
-.PHONY: serve stop unit test test-long check format bench bench-scale clean
+.PHONY: serve stop unit test test-long check reference format bench bench-scale clean
 
 $(INSTALLED): pyproject.toml requirements.lock gateway.lock
 	$(PYTHON) -m venv $(VENV)
@@ -49,6 +49,10 @@ check: $(INSTALLED)  ## format, lint, types, import contracts
 	$(BIN)/mypy
 	$(BIN)/mypy --explicit-package-bases $(TYPED)
 	$(BIN)/lint-imports
+	$(BIN)/python docs/generate.py --check
+
+reference: $(INSTALLED)  ## write docs/reference/ anew from the code
+	$(BIN)/python docs/generate.py
 
 format: $(INSTALLED)
 	$(BIN)/ruff format $(SOURCES)

@@ -127,7 +127,7 @@ def watch(model: Model, as_json: AsJson = False) -> None:
 
 
 def pause(model: Model, as_json: AsJson = False) -> None:
-    """Stay at the present step; a gate that fails still takes the version back."""
+    """Stay at the present step; an alarm of a gate still takes the version back."""
     _steer(model, as_json, ControlClient.pause)
 
 

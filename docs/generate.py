@@ -1,0 +1,292 @@
+"""Write docs/reference/: every command, setting and error, from the code that has them.
+
+`python docs/generate.py` writes the pages; with `--check` it writes nothing, and exits with 1 when
+a page is not what it would write.
+"""
+
+import argparse
+import inspect
+import re
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from typer.core import TyperArgument, TyperCommand, TyperGroup
+
+if TYPE_CHECKING:
+    from vlserve.runtime.errors import VlserveError
+
+PROJECT = Path(__file__).parents[1]
+FOLDER = PROJECT / "docs" / "reference"
+NOTE = "<!-- Written by docs/generate.py: change the code, then run `make reference`. -->"
+
+ABOUT_COMMANDS = """\
+`vlserve --help` lists the commands, `vlserve COMMAND --help` shows one. Exit codes: 0 done, 1
+refused or failed with one line on stderr, 2 wrong usage. `vlserve --install-completion` makes the
+shell complete commands and options."""
+ABOUT_SETTINGS = """\
+Sources, strongest first: environment variables, `serving_config/vlserve.yaml` of the project
+folder, the defaults. A variable's name is VLSERVE_, the section, two underscores and the setting,
+as in `VLSERVE_GATEWAY__PORT=8088`; a whole section is JSON, as in `VLSERVE_GATEWAY='{"port":
+8088}'`. `serving_config/rollout.yaml` says how a rollout is judged:
+[gray-release.md](../gray-release.md)."""
+ABOUT_ERRORS = """\
+Every answer that is not 2xx is `{"error": {"code", "message"}}`. The message says what happened;
+the code stays the same from release to release."""
+ABOUT_CLASSES = """\
+The classes of `vlserve.errors`; a child stands below its parent. The command line prints the
+message and ends with exit code 1. A class without a code does not go over HTTP."""
+MODULES_WITH_ERRORS = ("vlserve.errors", "vlserve.control.judge.evidence")
+GATEWAY_ERRORS = {
+    "bad_request": "The request is not valid HTTP.",
+    "body_too_large": "The body is larger than `gateway.max_body_bytes`.",
+    "deadline_exceeded": "There was no answer within `gateway.timeout_s`.",
+    "engine_failed": "The engine lost the request, for example because a worker died.",
+    "engine_unavailable": "No engine instance answers.",
+    "gateway_error": "The gateway could not answer; the message has Envoy's reason.",
+    "gateway_starting": "The gateway has no routes yet.",
+    "headers_too_large": "The headers are too large.",
+    "http_version_unsupported": "The client does not speak HTTP/1.1.",
+    "method_not_allowed": "Predictions need POST, and `/health` needs GET.",
+    "model_not_found": "No model of this name is served.",
+    "not_found": "There is nothing at this path; predictions are at `POST /predictions/{model}`.",
+    "overloaded": "The version's queue is full, or none of its workers is up.",
+    "rate_limited": "There were more requests than `gateway.rate_limit_per_s`.",
+    "request_timeout": "The request did not arrive in time.",
+    "unauthorized": "`X-Api-Key` is missing, or is not one of `gateway.api_keys`.",
+    "version_not_found": "The model has no such version, or no version with traffic.",
+    "version_unavailable": "The version is not loaded at the moment.",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("--check", action="store_true", help="write nothing; 1 on a difference")
+    check = parser.parse_args().check
+    pages = {"cli.md": cli_page(), "settings.md": settings_page(), "errors.md": errors_page()}
+    stale = [name for name, text in pages.items() if _kept(FOLDER / name) != text]
+    if check and stale:
+        sys.exit(f"docs/reference: {', '.join(stale)} out of date; run `make reference`")
+    FOLDER.mkdir(exist_ok=True)
+    for name in stale:
+        (FOLDER / name).write_text(pages[name], encoding="utf-8")
+        print(f"wrote docs/reference/{name}")
+
+
+def _kept(page: Path) -> str | None:
+    return page.read_text(encoding="utf-8") if page.exists() else None
+
+
+def _table(heads: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(
+        f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |" for row in lines
+    )
+
+
+# The command line
+
+
+def cli_page() -> str:
+    """Return the page of the commands, in the groups and the order of `vlserve --help`."""
+    from vlserve.cli import app
+    from vlserve.cli.parameters import Group
+
+    program = typer.main.get_command(app)
+    assert isinstance(program, TyperGroup)
+    parts = [
+        f"# Command line\n\n{NOTE}\n",
+        f"{ABOUT_COMMANDS}\n",
+    ]
+    for group in Group:
+        parts.append(f"## {group}\n")
+        for name, command in program.commands.items():
+            assert isinstance(command, TyperCommand)
+            if command.rich_help_panel == group:
+                parts.append(_command(name, command))
+    return "\n".join(parts)
+
+
+def _command(name: str, command: TyperCommand) -> str:
+    context = typer.Context(command, info_name=f"vlserve {name}")
+    usage = " ".join(command.collect_usage_pieces(context))
+    rows = (
+        (f"`{_name(parameter)}`", _values(parameter, context), _default(parameter), parameter.help)
+        for parameter in command.params
+        if isinstance(parameter, TyperArgument) or hasattr(parameter, "help")
+    )
+    table = _table(("parameter", "value", "default", "meaning"), rows)
+    about = inspect.cleandoc(command.help or "")
+    return f"### {name}\n\n`vlserve {name} {usage}`\n\n{about}\n\n{table}\n"
+
+
+def _name(parameter: Any) -> str:
+    return ", ".join(parameter.opts) if not isinstance(parameter, TyperArgument) else parameter.name
+
+
+def _values(parameter: Any, context: typer.Context) -> str:
+    if getattr(parameter, "is_flag", False):
+        return "flag"
+    text = re.sub(r"^[<\[](.*)[>\]]$", r"\1", parameter.display_type(context)).replace(" range", "")
+    bounds = [("at least", parameter.min), ("at most", parameter.max)]
+    return ", ".join([text, *(f"{words} {bound}" for words, bound in bounds if bound is not None)])
+
+
+def _default(parameter: Any) -> str:
+    if parameter.required:
+        return "required"
+    nothing = parameter.default is None or parameter.default is False
+    return "" if nothing else f"`{parameter.default}`"
+
+
+# Settings
+
+
+def settings_page() -> str:
+    """Return the page of the settings, a section each."""
+    from vlserve.settings import Settings
+
+    parts = [
+        f"# Settings\n\n{NOTE}\n",
+        f"{ABOUT_SETTINGS}\n",
+    ]
+    sections = {n: f.annotation for n, f in Settings.model_fields.items() if _is_section(f)}
+    plain = {n: f for n, f in Settings.model_fields.items() if n not in sections}
+    parts.append(_settings_of("", "", plain))
+    for name, section in sections.items():
+        assert section is not None
+        parts.append(_settings_of(name, inspect.getdoc(section) or "", section.model_fields))
+    return "\n".join(parts)
+
+
+def _is_section(field: FieldInfo) -> bool:
+    return inspect.isclass(field.annotation) and issubclass(field.annotation, BaseModel)
+
+
+def _settings_of(section: str, about: str, fields: Mapping[str, FieldInfo]) -> str:
+    prefix = f"{section}." if section else ""
+    rows = (
+        (
+            f"`{prefix}{name}`",
+            f"`VLSERVE_{prefix.upper().replace('.', '__')}{name.upper()}`",
+            _setting_default(field),
+            _described(f"{prefix}{name}", field),
+        )
+        for name, field in fields.items()
+    )
+    table = _table(("setting", "variable", "default", "meaning"), rows)
+    title = f"## {section}\n\n{about}\n\n" if section else ""
+    return f"{title}{table}\n"
+
+
+def _described(name: str, field: FieldInfo) -> str:
+    if not field.description:
+        sys.exit(f"setting {name} has no description: give its Field one")
+    return field.description
+
+
+def _setting_default(field: FieldInfo) -> str:
+    if field.default_factory is not None:
+        return "see right"
+    match field.default:
+        case None | ():
+            return "none"
+        case value:
+            return f"`{value}`"
+
+
+# Errors
+
+
+def errors_page() -> str:
+    """Return the page of the errors: what a client of the gateway, of the control service and of
+    the command line can meet."""
+    return "\n".join(
+        [
+            f"# Errors\n\n{NOTE}\n",
+            f"{ABOUT_ERRORS}\n",
+            "## Of predictions\n\nBy the model's handler, for one request of a batch:\n",
+            _table(("code", "HTTP status", "meaning"), _request_errors()),
+            "\nBy the gateway:\n",
+            _table(("code", "HTTP status", "meaning"), _gateway_errors()),
+            f"\n## Of the control service and the command line\n\n{ABOUT_CLASSES}\n",
+            _table(("class", "code", "HTTP status", "meaning"), _classes()),
+            "",
+        ]
+    )
+
+
+def _request_errors() -> Iterator[Sequence[str]]:
+    from vlserve.runtime.errors import ErrorCode
+
+    handler = (PROJECT / "handlers" / "torchserve_handler.py").read_text(encoding="utf-8")
+    status = dict(re.findall(r"ErrorCode\.(\w+): (\d+)", handler))
+    meanings = dict(re.findall(r"^    (\w+) = .*?#\s*(.+)$", inspect.getsource(ErrorCode), re.M))
+    for code in ErrorCode:
+        yield f"`{code}`", status[code.name], _sentence(meanings[code.name])
+
+
+def _gateway_errors() -> Iterator[Sequence[str]]:
+    """Yield the gateway's codes where they are: Envoy's own replies, the routes', the engine's."""
+    static = (PROJECT / "serving_config/gateway/envoy.yaml").read_text(encoding="utf-8")
+    mapper = (
+        r"default_value: (\d+),[^\n]*\n(?:[^\n]*headers_to_add[^\n]*\n)?[^\n]*error: \{code: (\w+)"
+    )
+    statuses = {code: status for status, code in re.findall(mapper, static)}
+    replies = re.findall(r"error: \{code: (\w+)", static)
+    statuses |= {code: statuses.get(code, "503") for code in replies}
+    for file in sorted((PROJECT / "src/vlserve/control/gateway").glob("*.py")):
+        calls = re.findall(r'_refusal\(\s*(\d+),\s*"(\w+)"', file.read_text(encoding="utf-8"))
+        statuses |= {code: status for status, code in calls}
+    lua = (PROJECT / "serving_config/gateway/engine.lua").read_text(encoding="utf-8")
+    statuses |= dict.fromkeys(re.findall(r'^local \w+ = \{"(\w+)"', lua, re.M), "503")
+    if statuses.keys() != GATEWAY_ERRORS.keys():
+        sys.exit(f"gateway codes and their meanings: {statuses.keys() ^ GATEWAY_ERRORS.keys()}")
+    for code, status in sorted(statuses.items(), key=lambda item: (item[1], item[0])):
+        if status == "400" and code == "gateway_error":
+            status = "400 and above"
+        yield f"`{code}`", status, GATEWAY_ERRORS[code]
+
+
+def _classes() -> Iterator[Sequence[str]]:
+    from vlserve.runtime.errors import VlserveError
+
+    for module in MODULES_WITH_ERRORS:
+        import_module(module)
+    yield from _tree(VlserveError, 0)
+
+
+def _tree(kind: "type[VlserveError]", depth: int) -> Iterator[Sequence[str]]:
+    code, status = _code_and_status(kind)
+    meaning = textwrap.shorten(inspect.getdoc(kind) or "", 1000)
+    if not meaning:
+        sys.exit(f"{kind.__name__} has no docstring")
+    yield f"{'&emsp;' * depth}`{kind.__name__}`", code, status, meaning
+    for child in sorted(kind.__subclasses__(), key=lambda child: child.__name__):
+        if child.__module__.startswith("vlserve."):
+            yield from _tree(child, depth + 1)
+
+
+def _code_and_status(kind: "type[VlserveError]") -> tuple[str, str]:
+    from vlserve.control.api.app import _STATUS as statuses
+    from vlserve.control.wire.views import error_code
+    from vlserve.errors import ControlError
+
+    status = next((status for parent, status in statuses.items() if issubclass(kind, parent)), 500)
+    if status == 500 and not issubclass(kind, ControlError):
+        return "", ""
+    return f"`{error_code(kind)}`", str(status)
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
+
+
+if __name__ == "__main__":
+    main()
