@@ -5,7 +5,6 @@ Commands are the lines that start with `$ ` in ```console blocks.
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 from safetensors.torch import save_file
 
+from support.documents import console_commands, documents
 from support.running_stack import PROJECT, make_settings
 from support.written_recipe import NAME, written_recipe
 from vlserve.control.client import ControlClient
@@ -26,11 +26,6 @@ from vlserve.settings import Settings
 from vlserve.stack import stack as control_stack
 from vlserve.training.pretrained import text_folder, text_weights
 
-DOCUMENTS = [
-    PROJECT / "README.md",
-    PROJECT / "CONTRIBUTING.md",
-    *sorted((PROJECT / "docs").glob("*.md")),
-]
 PIECES = 3000
 """Of MiniLM's vocabulary, letters and frequent words, that a checkout's encoder has."""
 SMALL = {"epochs": 1, "resnet_layers": (1, 1, 1, 1), "resnet_width": 4, "hidden": 8}
@@ -125,15 +120,8 @@ def shortened(command: str) -> str:
     return f"{command} --set epochs=1 --set batch_size=16{size}{narrow}"
 
 
-def commands(document: Path) -> list[str]:
-    """The commands of one document; a backslash at the end goes on in the next line."""
-    blocks = re.findall(r"^```console\n(.*?)^```", document.read_text(), re.DOTALL | re.MULTILINE)
-    text = "\n".join(blocks).replace("\\\n", " ")
-    return re.findall(r"^\$ (.+)$", text, re.MULTILINE)
-
-
 def test_the_readme_shows_the_four_verbs() -> None:
-    shown = " ".join(commands(PROJECT / "README.md"))
+    shown = " ".join(console_commands(PROJECT / "README.md"))
     for verb in ("register", "predict", "stress", "rollback"):
         assert f"vlserve {verb}" in shown
 
@@ -148,30 +136,24 @@ def test_the_demo_is_idempotent_also_after_a_stop(checkout: Checkout) -> None:
     assert states == {1: "stable", 2: "ready"}
 
 
-def documents() -> list[Any]:
+def run_documents() -> list[Any]:
     """Return the documents that show commands; one that trains several networks is ``long``."""
     return [
-        pytest.param(document, marks=tier(shown), id=document.name)
-        for document in DOCUMENTS
-        if (shown := commands(document))
+        pytest.param(document, marks=tier(commands), id=document.name)
+        for document in documents()
+        if (commands := console_commands(document))
     ]
 
 
-def tier(shown: list[str]) -> Any:
+def tier(commands: list[str]) -> Any:
     """Return the marks of a document by its commands."""
-    trainings = sum(command.startswith("vlserve train") for command in shown)
+    trainings = sum(command.startswith("vlserve train") for command in commands)
     return pytest.mark.long if trainings > 1 else ()
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_links_inside_the_project_lead_somewhere(document: Path) -> None:
-    links = re.findall(r"\]\((?!https?://)([^)#]+)", document.read_text())
-    assert [link for link in links if not (document.parent / link).exists()] == []
-
-
 @pytest.mark.timeout(1200)  # a document may train several models
-@pytest.mark.parametrize("document", documents())
+@pytest.mark.parametrize("document", run_documents())
 def test_every_command_of_a_document_works(checkout: Checkout, document: Path) -> None:
-    for command in commands(document):
+    for command in console_commands(document):
         done = checkout.run(shortened(command))
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"

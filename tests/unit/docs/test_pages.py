@@ -1,0 +1,53 @@
+"""The documents as pages: their links, the index that lists them, the generated reference."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from support.documents import GENERATED, PROJECT, documents
+
+PAGES = [*documents(), *sorted(GENERATED.glob("*.md"))]
+
+
+def relative(document: Path) -> str:
+    return str(document.relative_to(PROJECT))
+
+
+def links(document: Path) -> list[tuple[str, str]]:
+    """Return the path and the anchor of each link inside the project."""
+    text = document.read_text(encoding="utf-8")
+    return re.findall(r"\]\((?!https?://|mailto:)([^)#\s]*)#?([^)]*)\)", text)
+
+
+def anchors(document: Path) -> set[str]:
+    heads = re.findall(r"^#+ (.+)$", document.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("document", PAGES, ids=relative)
+def test_links_inside_the_project_lead_somewhere(document: Path) -> None:
+    for path, anchor in links(document):
+        target = document.parent / path if path else document
+        assert target.exists(), f"{path} in {document.name}"
+        assert not anchor or anchor in anchors(target), f"{path}#{anchor} in {document.name}"
+
+
+def test_the_index_lists_every_page_of_docs() -> None:
+    index = PROJECT / "docs" / "index.md"
+    listed = {(index.parent / path).resolve() for path, _ in links(index)}
+    pages = {page for page in PAGES if page.is_relative_to(index.parent)} - {index}
+    assert pages <= listed, sorted(relative(page) for page in pages - listed)
+
+
+def test_the_reference_is_what_the_code_says() -> None:
+    done = subprocess.run(
+        [sys.executable, PROJECT / "docs" / "generate.py", "--check"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
