@@ -4,9 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PRETRAINED := $(VENV)/.pretrained
-SOURCES := src docs export handlers loadtest benchmarks serving_config tests
+SOURCES := src docs examples export handlers loadtest benchmarks serving_config tests
 # Folders of files that are loaded by path, whose names may clash: mypy takes them as one tree.
-TYPED := docs export handlers
+TYPED := docs examples export handlers
 
 .PHONY: serve stop unit test test-long check reference format bench bench-scale clean
 

@@ -18,7 +18,6 @@ from safetensors.torch import save_file
 
 from support.documents import console_commands, documents
 from support.running_stack import PROJECT, make_settings
-from support.written_recipe import NAME, written_recipe
 from vlserve.control.client import ControlClient
 from vlserve.demo import MODEL, release_demo
 from vlserve.exporter.wordpiece import read_vocabulary
@@ -54,10 +53,9 @@ class Checkout:
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
     folder = tmp_path_factory.mktemp("checkout")
-    for name in ("export", "handlers", "loadtest", "benchmarks"):
+    for name in ("export", "handlers", "loadtest", "benchmarks", "examples"):
         shutil.copytree(PROJECT / name, folder / name)
     shutil.copy(PROJECT / "pretrained.lock", folder)
-    (folder / "export" / f"{NAME}.py").write_text(written_recipe(), encoding="utf-8")
     settings = make_settings(folder)
     _write_small_text_encoder(folder / "small")
     environment = os.environ | {

@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from support.eager_answers import eager_of
+from support.example_recipe import NAME, export_example
 from support.requests_asked import Asked, asked_of, without_pictures
 from support.running_stack import PROJECT, RunningStack
 from support.tiny_kinds import SERVED, in_tiers
 from support.tiny_models import Archives, tiny_models
-from support.written_recipe import NAME, export_written
 from vlserve.control.domain import State
 from vlserve.exporter.convert import Converter, Format
 from vlserve.exporter.export import read_trained
@@ -83,7 +83,7 @@ def size_of(picture: bytes) -> tuple[int, int]:
 def test_a_family_that_is_one_new_file_is_served(
     stack: RunningStack, converter: Converter, tmp_path: Path
 ) -> None:
-    report = export_written(tmp_path, converter)
+    report = export_example(tmp_path, converter)
     stack.control.register(report.path)
     try:
         probe = report.manifest.probes[0]

@@ -1,4 +1,4 @@
-"""A family is added by one file, wherever it lies: the one that CONTRIBUTING.md walks through."""
+"""A family is added by one file, wherever it lies, as examples/colours.py for CONTRIBUTING.md."""
 
 import base64
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from support.example_recipe import NAME, export_example
 from support.tiny_models import PROJECT
-from support.written_recipe import NAME, export_written
 from vlserve.exporter.convert import Converter
 from vlserve.exporter.export import read_trained
 from vlserve.exporter.probes import drawn_image
@@ -21,7 +21,7 @@ TITLES = ("a red door", "x", "green " * 9)
 
 
 def test_it_is_exported_and_answers_like_its_network(converter: Converter, tmp_path: Path) -> None:
-    report = export_written(tmp_path, converter)
+    report = export_example(tmp_path, converter)
     assert (report.manifest.family, report.manifest.task) == (NAME, "tag")
     assert report.path.name == f"{NAME}-1.mar"
 

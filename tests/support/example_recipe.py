@@ -1,7 +1,7 @@
-"""The recipe that CONTRIBUTING.md writes, exported from a folder of its own."""
+"""The recipe examples/colours.py, exported from a folder of its own."""
 
 import json
-import re
+import shutil
 from pathlib import Path
 
 import torch
@@ -12,21 +12,12 @@ from vlserve.exporter.export import ExportReport, export_archive
 from vlserve.settings import Settings
 
 NAME = "colours"
-CONTRIBUTING = PROJECT / "CONTRIBUTING.md"
+RECIPE = PROJECT / "examples" / f"{NAME}.py"
 
 
-def written_recipe() -> str:
-    """The one Python block of CONTRIBUTING.md that defines a RECIPE."""
-    blocks = re.findall(
-        r"^```python\n(.*?)^```", CONTRIBUTING.read_text(), re.DOTALL | re.MULTILINE
-    )
-    (found,) = [block for block in blocks if "RECIPE =" in block]
-    return found
-
-
-def export_written(folder: Path, converter: Converter) -> ExportReport:
+def export_example(folder: Path, converter: Converter) -> ExportReport:
     """Recipe, checkpoint and config in ``folder``, as a reader would put them."""
-    (folder / f"{NAME}.py").write_text(written_recipe(), encoding="utf-8")
+    shutil.copy(RECIPE, folder)
     torch.manual_seed(0)
     weights = {
         "words.weight": torch.randn(128, 3),
