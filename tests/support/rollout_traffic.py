@@ -1,4 +1,4 @@
-"""Releases in memory, and requests that never were: the log lines that a gateway and handlers would
+"""Rollouts in memory, and requests that never were: the log lines that a gateway and handlers would
 have written."""
 
 import itertools
@@ -13,7 +13,7 @@ from typing import Any
 from support.control_fakes import FakeGateway
 from vlserve.control.assembly import Control
 from vlserve.control.domain import State
-from vlserve.control.wire.rollout_views import RolloutView
+from vlserve.control.rollouts.report import RolloutReport
 
 TAGS = ("music", "sport", "food")
 QUICK: dict[str, Any] = {
@@ -98,11 +98,11 @@ def register(control: Control, *archives: Path) -> None:
         control.service.register(shutil.copy(archive, control.service.incoming / archive.name))
 
 
-def start(control: Control, version: int = 2, **changes: Any) -> RolloutView:
+def start(control: Control, version: int = 2, **changes: Any) -> RolloutReport:
     return control.service.rollouts.start("tagger", version, QUICK | changes)
 
 
-def look(control: Control, model: str = "tagger") -> RolloutView:
+def look(control: Control, model: str = "tagger") -> RolloutReport:
     return control.service.rollouts.latest(model)
 
 
@@ -119,7 +119,7 @@ def drive(
     requests: Requests,
     versions: dict[int, Behaviour] | None = None,
     ticks: int = 60,
-) -> RolloutView:
+) -> RolloutReport:
     """Traffic and ticks until the release ends, or for ``ticks``."""
     for _ in range(ticks):
         requests.send(40, versions)

@@ -1,13 +1,18 @@
 """The parts of a control service, put together."""
 
+import time
 from dataclasses import dataclass
 
 from vlserve.control.gateway.traffic import Traffic
-from vlserve.control.lifecycle.lifecycle import Lifecycle, Operations
+from vlserve.control.lifecycle.lifecycle import Lifecycle
+from vlserve.control.lifecycle.operations import Operations
 from vlserve.control.ports import Engine, Gateway
 from vlserve.control.reconcile.reconciler import Backoff, Reconciler
+from vlserve.control.rollouts.active import RolloutContext
 from vlserve.control.rollouts.evaluation import Logs
-from vlserve.control.rollouts.loop import RolloutLoop, StackHealth
+from vlserve.control.rollouts.health import StackHealth
+from vlserve.control.rollouts.kept_candidates import KeptCandidates
+from vlserve.control.rollouts.loop import RolloutLoop
 from vlserve.control.rollouts.service import RolloutService
 from vlserve.control.rollouts.steps import RolloutSteps
 from vlserve.control.service import ControlService
@@ -18,7 +23,7 @@ from vlserve.settings import Settings
 
 @dataclass(frozen=True)
 class Control:
-    """One control service: the user's words, and the ticks beside them."""
+    """One control service: what a user may do, and the two loops beside it."""
 
     ledger: Ledger
     service: ControlService
@@ -36,7 +41,11 @@ class Control:
 
 
 def assemble(settings: Settings, engine: Engine, gateway: Gateway) -> Control:
-    """ControlError when another control service has the model store's ledger open."""
+    """Build a control service over ``engine`` and ``gateway``.
+
+    Raises:
+        ControlError: another control service has the model store's ledger open.
+    """
     ledger = Ledger(settings.model_store)
     traffic = Traffic(ledger, engine, gateway)
     lifecycle = Lifecycle(ledger, engine, traffic, settings.control.drain_timeout_s)
@@ -45,21 +54,24 @@ def assemble(settings: Settings, engine: Engine, gateway: Gateway) -> Control:
     reconciler = Reconciler(
         ledger, engine, gateway, traffic, lifecycle, operations, backoff, tick_s
     )
-    logs = Logs(
-        requests=settings.state_dir / "logs" / "access.jsonl",
-        copies=settings.state_dir / "logs" / "shadow.jsonl",
-        answers=settings.state_dir / "logs" / "answers.jsonl",
+    logs = settings.state_dir / "logs"
+    store = RolloutStore(ledger)
+    context = RolloutContext(
+        ledger,
+        store,
+        steps=RolloutSteps(ledger, store, traffic),
+        health=StackHealth(traffic, gateway, backoff.unloadable),
+        logs=Logs(
+            requests=logs / "access.jsonl",
+            copies=logs / "shadow.jsonl",
+            answers=logs / "answers.jsonl",
+        ),
+        now=time.time,
     )
-    records = RolloutStore(ledger)
-    steps = RolloutSteps(ledger, records, traffic)
-    stack_health = StackHealth(traffic, gateway, backoff.unloadable)
-    rollout_loop = RolloutLoop(
-        ledger, records, steps, stack_health, lifecycle, operations, logs, tick_s
-    )
+    kept = KeptCandidates(ledger, store, lifecycle, operations, time.time)
+    rollout_loop = RolloutLoop(context, kept, tick_s)
     policy_file = settings.config_file("rollout.yaml")
-    rollouts = RolloutService(
-        ledger, records, steps, rollout_loop, stack_health, lifecycle, operations, logs, policy_file
-    )
+    rollouts = RolloutService(context, rollout_loop, lifecycle, operations, policy_file)
     service = ControlService(
         ledger, traffic, lifecycle, operations, rollouts, settings.control.drain_timeout_s
     )

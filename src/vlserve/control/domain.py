@@ -18,7 +18,7 @@ Key = tuple[str, int]
 
 
 class State(StrEnum):
-    """Where one version stands. The ledger holds it; reconcile makes it true."""
+    """Where one version stands. The ledger holds it; the reconcile tick makes it true."""
 
     REGISTERED = "registered"  # verified and stored, not asked to load yet
     LOADING = "loading"  # being loaded and probed
@@ -50,16 +50,17 @@ class Instance:
     token: str
     """The inference token of this start of the engine; every start makes a new one."""
     lacks: frozenset[Key] = frozenset()
-    """Routed (model, version) pairs that this instance does not hold, as after a bare restart: the
-    gateway sends it none of their requests (an engine answers 404 to them, which is a lie)."""
+    """Routed versions that this instance does not hold, as after a bare restart. The gateway sends
+    it none of their requests: an engine would answer 404 to them, as if they did not exist."""
 
 
 @dataclass(frozen=True)
 class LoadedVersion:
-    """What one engine instance says of one version."""
+    """What one engine instance reports of one version."""
 
     workers_ready: int
     pending: int
+    """Requests in its queue."""
 
 
 Held = Mapping[str, Mapping[Key, LoadedVersion]]
@@ -68,8 +69,8 @@ Held = Mapping[str, Mapping[Key, LoadedVersion]]
 
 @dataclass(frozen=True)
 class Shadow:
-    """Copies of ``percent`` of the requests that weights route go to ``version`` as well; what it
-    says to them reaches no client."""
+    """A version that gets copies of ``percent`` of the weighted requests. Its answers reach no
+    client."""
 
     version: int
     percent: int
@@ -81,9 +82,9 @@ class ModelRoute:
 
     ``weights``: version -> share, summing to 100, the candidate first (so that a caller who is on
     the candidate stays on it as its weight rises). ``versions``: all that clients may ask for.
-    ``salt``: changes with each release, so that other callers meet the next candidate first.
+    ``salt``: changes with each rollout, so that other callers meet the next candidate first.
     ``step``: written into the log of every request that the weights route, so that it counts for
-    the step of the release that routed it, whenever it ends; empty outside of a release.
+    the rollout's step that routed it, whenever it ends; empty outside of a rollout.
     """
 
     model: str
@@ -96,7 +97,7 @@ class ModelRoute:
 
 @dataclass(frozen=True)
 class Routing:
-    """All that the gateway must know; rendered whole, applied whole."""
+    """All that the gateway must know. It is rendered whole and applied whole."""
 
     models: Sequence[ModelRoute] = ()
     instances: Sequence[Instance] = ()
@@ -104,11 +105,13 @@ class Routing:
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """What the ledger says of one model. ``weights``: version -> desired share, the candidate
-    first. ``stack``: the stable versions in force one over the other, the newest last: a release
-    pushes, a rollback pops. ``intended``: weights that were about to replace ``weights`` when a
-    control service died; the gateway may be at them until the next tick. ``salt``, ``step``,
-    ``shadow``: see ModelRoute."""
+    """What the ledger says of one model.
+
+    ``weights``: version -> desired share, the candidate first. ``stack``: the stable versions in
+    force one over the other, the newest last: a release pushes, a rollback pops. ``intended``:
+    weights that were about to replace ``weights`` when a control service died; the gateway may be
+    at them until the next tick. ``salt``, ``step``, ``shadow``: see ModelRoute.
+    """
 
     model: str
     weights: Mapping[int, int]
@@ -120,13 +123,22 @@ class ModelRecord:
 
     @property
     def stable(self) -> int | None:
+        """The stable version in force; None before the first release."""
         return self.stack[-1] if self.stack else None
+
+    @property
+    def earlier(self) -> tuple[int, ...]:
+        """The versions that a rollback goes to, the next one first."""
+        return tuple(version for version in reversed(self.stack[:-1]) if version != self.stable)
 
 
 @dataclass(frozen=True)
 class VersionRecord:
-    """What the ledger says of one version. ``was_ready``: it answered its probes at least once, so
-    its number is taken for good. Times are UTC, ISO 8601."""
+    """What the ledger says of one version.
+
+    ``was_ready``: it answered its probes at least once, so its number is taken for good. Times are
+    UTC, ISO 8601.
+    """
 
     model: str
     version: int
@@ -144,9 +156,21 @@ class VersionRecord:
     def key(self) -> Key:
         return self.model, self.version
 
+    @property
+    def task(self) -> str:
+        return self.manifest.task
+
+    @property
+    def family(self) -> str:
+        return self.manifest.family
+
+    @property
+    def precision(self) -> str:
+        return self.manifest.precision
+
 
 class RolloutStatus(StrEnum):
-    """Where a gray release stands. The last three are ends."""
+    """Where a rollout stands. The last three are ends."""
 
     RUNNING = "running"
     PAUSED = "paused"  # keeps its weight; still goes back on an alarm
@@ -161,9 +185,12 @@ class RolloutStatus(StrEnum):
 
 @dataclass(frozen=True)
 class Rollout:
-    """One release in steps, as the ledger has it. ``progress``: JSON of
-    vlserve.control.rollouts.state, what the judge knows. ``keep_until``: Unix time until which a
-    candidate that was taken back stays loaded. Times are UTC, ISO 8601."""
+    """One stepped release, as the ledger has it.
+
+    ``state_json``: what the judge knows, as `vlserve.control.rollouts.state` writes it; nobody else
+    needs it, and it may be unreadable. ``keep_until``: Unix time, s, until which a candidate that
+    was taken back stays loaded. Times are UTC, ISO 8601.
+    """
 
     id: int
     model: str
@@ -176,7 +203,7 @@ class Rollout:
     started_at: str
     ended_at: str | None
     keep_until: float | None
-    progress: str
+    state_json: str
 
 
 @dataclass(frozen=True)
@@ -189,3 +216,61 @@ class Event:
     kind: str
     """registered, loaded, released, release_started, advanced, held, rolled_back, unloaded, …"""
     detail: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Registration:
+    """The outcome of a registration.
+
+    ``already_registered``: the same bytes were there before, and nothing was loaded. ``retuned``:
+    another tuning, or none, is kept for its next load. ``untuned``: why it could not be loaded as
+    tuned; it was loaded with the engine's settings, and its tuning dropped.
+    """
+
+    model: str
+    version: int
+    state: State
+    already_registered: bool
+    retuned: bool = False
+    untuned: str = ""
+
+
+@dataclass(frozen=True)
+class TrafficChange:
+    """The outcome of a release or a rollback: ``version`` has all traffic, ``previous`` had it
+    before. ``already_released``: it had the traffic before, and nothing was done."""
+
+    model: str
+    version: int
+    previous: int | None
+    already_released: bool = False
+
+
+@dataclass(frozen=True)
+class VersionStatus(VersionRecord):
+    """A version with its weight and what the engine said of it at the last tick."""
+
+    weight: int = 0
+    """Share of the model's traffic, per cent."""
+    workers_ready: Mapping[str, int] = field(default_factory=dict)
+    """Engine instance -> workers that can answer; instances without the version are left out."""
+
+
+@dataclass(frozen=True)
+class ModelStatus(ModelRecord):
+    """A model with all its versions."""
+
+    versions: tuple[VersionStatus, ...] = ()
+
+
+@dataclass(frozen=True)
+class StackStatus:
+    """What the control service sees of the engine and the gateway."""
+
+    status: str
+    """ok, or what is missing."""
+    engine_instances: tuple[str, ...]
+    """Those that answered at the last tick."""
+    gateway_ready: bool
+    restoring: tuple[str, ...]
+    """Versions ("model version") that an instance is to get back after its restart."""

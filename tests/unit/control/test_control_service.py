@@ -11,8 +11,7 @@ import pytest
 
 from support.control_fakes import FakeEngine, FakeGateway
 from vlserve.control.assembly import Control
-from vlserve.control.domain import State
-from vlserve.control.wire.views import Registered
+from vlserve.control.domain import Registration, State
 from vlserve.errors import (
     ArchiveError,
     EngineUnavailable,
@@ -29,7 +28,7 @@ from vlserve.exporter.pack import draft_of, pack_archive
 from vlserve.runtime.archive import verify_archive
 
 Archive = Callable[..., Path]
-Register = Callable[..., Registered]
+Register = Callable[..., Registration]
 
 
 @pytest.fixture
@@ -38,7 +37,7 @@ def register(control: Control, packed: Archive) -> Register:
 
     def do(
         version: int = 1, *, model: str = "tagger", shift: int = 0, name: str = ""
-    ) -> Registered:
+    ) -> Registration:
         file = control.service.incoming / f"{model}-{version}-{threading.get_ident()}.mar"
         shutil.copy(packed(model, version, shift), file)
         return control.service.register(file, name)

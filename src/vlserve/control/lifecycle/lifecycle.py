@@ -1,9 +1,7 @@
 """The steps of one version's life, which a user's word and a tick of reconcile share."""
 
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 from vlserve.control.domain import Key, State, VersionRecord
 from vlserve.control.gateway.traffic import Traffic
@@ -16,31 +14,6 @@ from vlserve.errors import ControlError, LoadFailed, NotReady
 from vlserve.runtime.archive import file_sha256
 
 _POLL_S = 0.1
-
-
-class Operations:
-    """At most one operation on a version at a time. Operations on other versions never wait."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._running: set[Key] = set()
-
-    @contextmanager
-    def on(self, key: Key) -> Iterator[None]:
-        """Waits for the operation that runs on this version, if any."""
-        with self._changed:
-            self._changed.wait_for(lambda: key not in self._running)
-            self._running.add(key)
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._running.discard(key)
-                self._changed.notify_all()
-
-    def running(self) -> frozenset[Key]:
-        with self._changed:
-            return frozenset(self._running)
 
 
 class Lifecycle:

@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from vlserve.control.domain import Key, State
 from vlserve.control.gateway.traffic import Traffic
-from vlserve.control.lifecycle.lifecycle import Lifecycle, Operations
+from vlserve.control.lifecycle.lifecycle import Lifecycle
+from vlserve.control.lifecycle.operations import Operations
 from vlserve.control.ports import Engine, Gateway
 from vlserve.control.reconcile import plan as planning
 from vlserve.control.reconcile.plan import Action, Load, Remove, Restore, Retire, Route

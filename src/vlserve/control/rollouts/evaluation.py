@@ -1,4 +1,4 @@
-"""One look at a release: the evidence since the last one, and what the judge makes of it."""
+"""One evaluation of a rollout: the evidence since the last one, and what the judge makes of it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -25,11 +25,13 @@ class Logs:
 
 @dataclass(frozen=True)
 class Conditions:
-    """Of one release, at one moment. ``now``: Unix time, s; ``passed_s``: since the last look.
-    ``starts``: which start of each process answers, those that do not answer left out. Health is
-    None where it is not known. ``restoring``: an instance lacks one of the two versions, or did
-    until just now: what fails for that reason is no evidence against the one that comes back
-    later."""
+    """How the stack is at the moment of an evaluation.
+
+    ``now``: Unix time, s. ``passed_s``: since the last evaluation. ``starts``: which start of each
+    process answers, without those that do not answer. Health is None where it is not known.
+    ``restoring``: an instance lacks one of the two versions, or did until just now: what fails for
+    that reason is no evidence against the one that comes back later.
+    """
 
     now: float
     passed_s: float
@@ -40,7 +42,7 @@ class Conditions:
 
 
 def begin(judge: JudgeState, logs: Logs, starts: Mapping[str, str]) -> RolloutState:
-    """Nothing that is in the logs by now is evidence."""
+    """Return the first state of a rollout: nothing that is in the logs by now is evidence."""
     return RolloutState(
         judge,
         requests=end_of(logs.requests),
@@ -51,27 +53,27 @@ def begin(judge: JudgeState, logs: Logs, starts: Mapping[str, str]) -> RolloutSt
 
 
 def evaluate(
-    release: Rollout, progress: RolloutState, logs: Logs, answers: AnswerLog, conditions: Conditions
+    rollout: Rollout, state: RolloutState, logs: Logs, answers: AnswerLog, conditions: Conditions
 ) -> RolloutState:
-    """The release's progress with the evidence until now and the judge's decision."""
-    progress = _gather(release, progress, logs, answers, conditions)
-    if release.status is RolloutStatus.RUNNING:
-        progress = replace(progress, held_s=progress.held_s + conditions.passed_s)
-    standing = Standing(progress.held_s, conditions.stable_healthy, conditions.candidate_healthy)
-    decision = decide(progress.judge, standing)
-    restarted = _restarted(progress.starts, conditions.starts)
-    policy = progress.judge.policy
-    if restarted and policy.recovery == "rollback" and decision.action is not Action.ROLLBACK:
-        decision = _taken_back(decision, restarted, conditions)
+    """Return the state with the evidence until now and the judge's decision."""
+    state = _gather(rollout, state, logs, answers, conditions)
+    if rollout.status is RolloutStatus.RUNNING:
+        state = replace(state, held_s=state.held_s + conditions.passed_s)
+    standing = Standing(state.held_s, conditions.stable_healthy, conditions.candidate_healthy)
+    decision = decide(state.judge, standing)
+    others = _restarted(state.starts, conditions.starts)
+    policy = state.judge.policy
+    if others and policy.recovery == "rollback" and decision.action is not Action.ROLLBACK:
+        decision = _taken_back(decision, others, conditions)
         if decision.action is Action.HOLD:  # remember what was restarted until stable is well
-            return replace(progress, decision=decision)
-    if release.status is RolloutStatus.PAUSED and decision.action is Action.ADVANCE:
+            return replace(state, decision=decision)
+    if rollout.status is RolloutStatus.PAUSED and decision.action is Action.ADVANCE:
         decision = replace(decision, action=Action.HOLD, reason="paused by hand")
-    return replace(progress, decision=decision, starts={**progress.starts, **conditions.starts})
+    return replace(state, decision=decision, starts={**state.starts, **conditions.starts})
 
 
 def restarted(before: RolloutState, after: RolloutState) -> tuple[str, ...]:
-    """Which processes were found to be other ones, between two looks."""
+    """Return the processes that were restarted between two evaluations."""
     return _restarted(before.starts, after.starts)
 
 
@@ -79,8 +81,8 @@ def _restarted(before: Mapping[str, str], now: Mapping[str, str]) -> tuple[str, 
     return tuple(sorted(name for name in before if name in now and now[name] != before[name]))
 
 
-def _taken_back(decision: Decision, restarted: tuple[str, ...], conditions: Conditions) -> Decision:
-    reason = f"{', '.join(restarted)} was restarted, and recovery is rollback"
+def _taken_back(decision: Decision, processes: tuple[str, ...], conditions: Conditions) -> Decision:
+    reason = f"{', '.join(processes)} was restarted, and recovery is rollback"
     if conditions.stable_healthy is not True:
         return replace(
             decision, action=Action.HOLD, reason=f"{reason}; stable is not known to be healthy"
@@ -89,18 +91,18 @@ def _taken_back(decision: Decision, restarted: tuple[str, ...], conditions: Cond
 
 
 def _gather(
-    release: Rollout,
-    progress: RolloutState,
+    rollout: Rollout,
+    state: RolloutState,
     logs: Logs,
     answers: AnswerLog,
     conditions: Conditions,
 ) -> RolloutState:
     """The logs are read in this order: an answer is logged before its request ends."""
-    step = step_name(release.id, release.step)
+    step = step_name(rollout.id, rollout.step)
     containing = f'"{step}"'.encode()
-    versions = Pair(release.candidate, release.stable)
-    lines, requests_read = read_since(logs.requests, progress.requests, containing)
-    copied, copies_read = read_since(logs.copies, progress.copies, containing)
+    versions = Pair(rollout.candidate, rollout.stable)
+    lines, requests_read = read_since(logs.requests, state.requests, containing)
+    copied, copies_read = read_since(logs.copies, state.copies, containing)
     answers.read()
     ended = (
         log_evidence.outcome(line, versions, answers.of)
@@ -109,22 +111,22 @@ def _gather(
     )
     outcomes = [outcome for outcome in ended if outcome is not None]
     copied = [line for line in copied if line.get("step") == step]
-    waiting = (*progress.waiting, *log_evidence.copies(copied, conditions.now))
+    waiting = (*state.waiting, *log_evidence.copies(copied, conditions.now))
     pairs, still_waiting = log_evidence.join(waiting, versions, answers.of, conditions.now)
     if conditions.restoring:
         outcomes, pairs, still_waiting = [], [], []
     return replace(
-        progress,
-        judge=observe(progress.judge, Batch(outcomes, pairs)),
+        state,
+        judge=observe(state.judge, Batch(outcomes, pairs)),
         requests=requests_read,
         copies=copies_read,
         waiting=tuple(still_waiting),
         windows=metric_windows.add(
-            progress.windows,
+            state.windows,
             outcomes,
             pairs,
             now=conditions.now,
-            step=release.step,
-            weight=progress.judge.weight,
+            step=rollout.step,
+            weight=state.judge.weight,
         ),
     )

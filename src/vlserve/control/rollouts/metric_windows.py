@@ -63,6 +63,11 @@ class MetricWindows:
     current: MetricWindow | None = None
     latencies: OpenLatencies = field(default_factory=OpenLatencies)
 
+    @property
+    def all(self) -> tuple[MetricWindow, ...]:
+        """The closed windows and the current one."""
+        return self.closed if self.current is None else (*self.closed, self.current)
+
 
 def add(
     windows: MetricWindows,

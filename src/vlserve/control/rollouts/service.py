@@ -1,4 +1,4 @@
-"""The words of a user for releases in steps: start, pause, resume, abort, promote, look."""
+"""What a user may do with rollouts: start, pause, resume, promote, abort, and see the latest."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,14 +6,13 @@ from typing import Any
 
 from vlserve.control.domain import Rollout, RolloutStatus, VersionRecord
 from vlserve.control.judge import JudgeState, load_policy
-from vlserve.control.lifecycle.lifecycle import Lifecycle, Operations
-from vlserve.control.rollouts.describe import rollout_view
-from vlserve.control.rollouts.evaluation import Logs, begin
-from vlserve.control.rollouts.loop import RolloutLoop, StackHealth
-from vlserve.control.rollouts.steps import RolloutSteps
-from vlserve.control.store.ledger import Ledger
-from vlserve.control.store.rollouts import RolloutStore
-from vlserve.control.wire.rollout_views import RolloutView
+from vlserve.control.lifecycle.lifecycle import Lifecycle
+from vlserve.control.lifecycle.operations import Operations
+from vlserve.control.rollouts.active import RolloutContext, unreadable
+from vlserve.control.rollouts.evaluation import begin
+from vlserve.control.rollouts.loop import RolloutLoop
+from vlserve.control.rollouts.report import RolloutReport, report, report_unreadable
+from vlserve.control.rollouts.state import StateUnreadable
 from vlserve.errors import NoRelease, NotReady, ReleaseUnderWay
 
 _ANSWER_LOG = "vlserve/runtime/answer_log.py"
@@ -24,32 +23,32 @@ class RolloutService:
 
     def __init__(
         self,
-        ledger: Ledger,
-        records: RolloutStore,
-        steps: RolloutSteps,
+        context: RolloutContext,
         loop: RolloutLoop,
-        stack_health: StackHealth,
         lifecycle: Lifecycle,
         operations: Operations,
-        logs: Logs,
         policy_file: Path,
     ) -> None:
-        self._ledger = ledger
-        self._records = records
-        self._steps = steps
+        self._ledger = context.ledger
+        self._store = context.store
+        self._steps = context.steps
+        self._health = context.health
+        self._logs = context.logs
         self._loop = loop
-        self._stack_health = stack_health
         self._lifecycle = lifecycle
         self._operations = operations
-        self._logs = logs
         self._policy_file = policy_file
 
-    def start(self, model: str, version: int, changes: Mapping[str, Any]) -> RolloutView:
-        """Begin to release ``version``; its first step is in force when this returns. ``changes``:
-        entries of rollout.yaml for this release alone.
+    def start(self, model: str, version: int, changes: Mapping[str, Any]) -> RolloutReport:
+        """Start the rollout of ``version``; its first step is in force when this returns.
 
-        SettingsError: a policy that cannot work; ReleaseUnderWay; NotReady: the version cannot
-        serve, or there is no other one to compare it with.
+        Args:
+            changes: entries of rollout.yaml for this rollout alone.
+
+        Raises:
+            SettingsError: a policy that cannot work.
+            ReleaseUnderWay: the model has a rollout under way.
+            NotReady: the version cannot serve, or there is no other one to compare it with.
         """
         policy = load_policy(self._policy_file, changes)
         with self._operations.on((model, version)):
@@ -69,61 +68,75 @@ class RolloutService:
             self._lifecycle.make_ready(candidate)
             with self._loop.lock:
                 self.refuse_if_under_way(model)
-                progress = begin(judge, self._logs, self._stack_health.starts())
-                release = self._steps.start(model, version, stable.version, progress)
-                return rollout_view(release, progress)
+                state = begin(judge, self._logs, self._health.starts())
+                return report(self._steps.start(model, version, stable.version, state), state)
 
-    def latest(self, model: str) -> RolloutView:
-        """The release under way, or the last one. NoRelease if there was none."""
+    def latest(self, model: str) -> RolloutReport:
+        """Return the rollout under way, or the last one. NoRelease if there was none."""
         self._ledger.model(model)
         with self._loop.lock:
-            release = self._records.latest(model)
-            if release is None:
+            rollout = self._store.latest(model)
+            if rollout is None:
                 raise NoRelease(f"{model} was never released in steps")
-            return rollout_view(release, self._loop.progress(release))
+            state = self._loop.state(rollout)
+            if isinstance(state, StateUnreadable):
+                return self._report_unreadable(rollout, state)
+            return report(rollout, state)
 
-    def pause(self, model: str) -> RolloutView:
-        """Keep the weight; an alarm still takes the release back."""
-        return self._set(model, RolloutStatus.PAUSED, "paused")
+    def pause(self, model: str) -> RolloutReport:
+        """Keep the weight; an alarm still takes the candidate back."""
+        return self._set_status(model, RolloutStatus.PAUSED, "paused")
 
-    def resume(self, model: str) -> RolloutView:
-        return self._set(model, RolloutStatus.RUNNING, "resumed")
+    def resume(self, model: str) -> RolloutReport:
+        """Go on after a pause."""
+        return self._set_status(model, RolloutStatus.RUNNING, "resumed")
 
-    def promote(self, model: str) -> RolloutView:
-        """All traffic to the candidate, whatever the judge still waits for."""
+    def promote(self, model: str) -> RolloutReport:
+        """Give the candidate all traffic, whatever the judge still waits for. NotReady if it is
+        not healthy. Needs no state of the judge."""
         self._check_healthy(model, self._under_way(model).candidate)
         with self._loop.lock:
-            release = self._under_way(model)
-            self._steps.promote(release, self._loop.progress(release), by="user")
+            rollout = self._under_way(model)
+            self._steps.promote(rollout, self._loop.state(rollout), by="user")
             return self.latest(model)
 
-    def abort(self, model: str) -> RolloutView:
-        """All traffic back to stable. NotReady if that is not healthy."""
+    def abort(self, model: str) -> RolloutReport:
+        """Give stable all traffic again. NotReady if it is not healthy. Needs no state of the
+        judge."""
         self._check_healthy(model, self._under_way(model).stable)
         with self._loop.lock:
-            release = self._under_way(model)
-            self._steps.take_back(release, self._loop.progress(release), by="user")
+            rollout = self._under_way(model)
+            self._steps.take_back(rollout, self._loop.state(rollout), by="user")
             return self.latest(model)
 
     def refuse_if_under_way(self, model: str) -> None:
-        """ReleaseUnderWay while the model is being released in steps."""
-        release = self._records.under_way(model)
-        if release is not None:
+        """Raise ReleaseUnderWay while the model has a rollout under way."""
+        rollout = self._store.under_way(model)
+        if rollout is not None:
             raise ReleaseUnderWay(
-                f"{model} {release.candidate} is being released: `vlserve promote {model}` gives "
+                f"{model} {rollout.candidate} is being released: `vlserve promote {model}` gives "
                 f"it all traffic now, `vlserve abort {model}` takes it back"
             )
 
     def under_way(self, model: str) -> Rollout | None:
-        return self._records.under_way(model)
+        """Return the model's rollout under way, if there is one."""
+        return self._store.under_way(model)
 
-    def _set(self, model: str, status: RolloutStatus, kind: str) -> RolloutView:
+    def _report_unreadable(self, rollout: Rollout, error: StateUnreadable) -> RolloutReport:
+        started = next(
+            event
+            for event in reversed(self._ledger.events(rollout.model))
+            if event.kind == "release_started" and event.version == rollout.candidate
+        )
+        return report_unreadable(rollout, started.detail, unreadable(rollout, error))
+
+    def _set_status(self, model: str, status: RolloutStatus, kind: str) -> RolloutReport:
         with self._loop.lock:
-            release = self._under_way(model)
-            if release.status is not status:
+            rollout = self._under_way(model)
+            if rollout.status is not status:
                 with self._ledger.transaction():
-                    self._records.save(release.id, status=status)
-                    self._ledger.record(model, release.candidate, kind)
+                    self._store.set_status(rollout.id, status)
+                    self._ledger.record(model, rollout.candidate, kind)
             return self.latest(model)
 
     def _check_healthy(self, model: str, version: int) -> None:
@@ -131,15 +144,15 @@ class RolloutService:
 
     def _under_way(self, model: str) -> Rollout:
         self._ledger.model(model)
-        release = self._records.under_way(model)
-        if release is None:
+        rollout = self._store.under_way(model)
+        if rollout is None:
             raise NoRelease(
                 f"{model} is not being released: begin with `vlserve release {model} VERSION`"
             )
-        return release
+        return rollout
 
     def _stable(self, model: str, version: int) -> VersionRecord:
-        """The version to compare with."""
+        """Return the version to compare with."""
         self.refuse_if_under_way(model)
         stable = self._ledger.model(model).stable
         if stable is None:

@@ -1,4 +1,4 @@
-"""The steps of a release: each moves traffic and tells the ledger why, in one transaction."""
+"""The steps of a rollout: each changes the weights and tells the ledger why, in one transaction."""
 
 import time
 from dataclasses import replace
@@ -7,32 +7,33 @@ from typing import Any
 from vlserve.control.domain import Rollout, RolloutStatus
 from vlserve.control.gateway.routing import full_weight, shared_weights
 from vlserve.control.gateway.traffic import Traffic
-from vlserve.control.judge import next_step
-from vlserve.control.rollouts.state import RolloutState
+from vlserve.control.judge import Policy, next_step
+from vlserve.control.rollouts.state import KeptState, RolloutState, StateUnreadable
 from vlserve.control.store.ledger import Ledger
 from vlserve.control.store.rollouts import RolloutStore
 from vlserve.errors import NotReady
 
+KEEP_S = Policy().keep_s
+"""How long a candidate that was taken back stays loaded where its own policy cannot be read."""
+
 
 class RolloutSteps:
-    """Callers hold the lock of releases. GatewayRefused leaves everything as it was."""
+    """Callers hold the lock of the rollout loop. GatewayRefused leaves everything as it was."""
 
-    def __init__(self, ledger: Ledger, records: RolloutStore, traffic: Traffic) -> None:
+    def __init__(self, ledger: Ledger, store: RolloutStore, traffic: Traffic) -> None:
         self._ledger = ledger
-        self._records = records
+        self._store = store
         self._traffic = traffic
 
-    def start(self, model: str, candidate: int, stable: int, progress: RolloutState) -> Rollout:
-        """The first step: a shadow, or the first weight."""
-        judge = progress.judge
+    def start(self, model: str, candidate: int, stable: int, state: RolloutState) -> Rollout:
+        """Put the first step in force: a shadow, or the first weight."""
+        judge = state.judge
         weights = shared_weights(candidate, stable, judge.weight)
         shadow_percent = judge.policy.shadow_percent
         with self._traffic.change_weights(model, weights):
             if self._ledger.model(model).stable != stable:
                 raise NotReady(f"the stable version of {model} changed meanwhile: try again")
-            release = self._records.start(
-                model, candidate, stable, shadow_percent, progress.to_json()
-            )
+            rollout = self._store.start(model, candidate, stable, shadow_percent, state.to_json())
             self._ledger.weigh(
                 model,
                 candidate,
@@ -43,52 +44,59 @@ class RolloutSteps:
                 **({"shadow_percent": shadow_percent} if shadow_percent else {}),
                 hold_s=judge.policy.hold_s,
             )
-        return release
+        return rollout
 
-    def advance(self, release: Rollout, progress: RolloutState) -> None:
-        """To the next weight."""
-        after = replace(progress, judge=next_step(progress.judge), held_s=0.0, waiting=())
-        weights = shared_weights(release.candidate, release.stable, after.judge.weight)
-        with self._traffic.change_weights(release.model, weights):
-            self._records.save(
-                release.id, step=release.step + 1, shadow_percent=0, progress=after.to_json()
-            )
+    def advance(self, rollout: Rollout, state: RolloutState) -> RolloutState:
+        """Put the next weight in force; return the state with which its step begins."""
+        after = replace(state, judge=next_step(state.judge), held_s=0.0, waiting=())
+        weights = shared_weights(rollout.candidate, rollout.stable, after.judge.weight)
+        with self._traffic.change_weights(rollout.model, weights):
+            self._store.advance(rollout.id, rollout.step + 1, after.to_json())
             self._ledger.weigh(
-                release.model, release.candidate, weights, "advanced", **_why("judge", progress)
+                rollout.model, rollout.candidate, weights, "advanced", **_why("judge", state)
             )
+        return after
 
-    def promote(self, release: Rollout, progress: RolloutState, by: str) -> None:
-        """All traffic; the candidate becomes stable."""
-        weights = full_weight(release.candidate)
-        with self._traffic.change_weights(release.model, weights):
-            self._records.save(release.id, progress=progress.to_json())
-            self._records.end(release.id, RolloutStatus.PROMOTED, keep_until=None)
-            self._ledger.release(release.model, release.candidate, weights, **_why(by, progress))
+    def promote(self, rollout: Rollout, state: KeptState, by: str) -> None:
+        """Give the candidate all traffic; it becomes stable."""
+        weights = full_weight(rollout.candidate)
+        with self._traffic.change_weights(rollout.model, weights):
+            self._save(rollout, state)
+            self._store.end(rollout.id, RolloutStatus.PROMOTED, keep_until=None)
+            self._ledger.release(rollout.model, rollout.candidate, weights, **_why(by, state))
 
-    def take_back(self, release: Rollout, progress: RolloutState, by: str) -> None:
-        """All traffic to stable; the candidate stays loaded for a while."""
+    def take_back(self, rollout: Rollout, state: KeptState, by: str) -> None:
+        """Give stable all traffic again; the candidate stays loaded for a while."""
         status = RolloutStatus.ROLLED_BACK if by == "judge" else RolloutStatus.ABORTED
-        keep_until = time.time() + progress.judge.policy.keep_s
-        weights = full_weight(release.stable)
-        with self._traffic.change_weights(release.model, weights):
-            self._records.save(release.id, progress=progress.to_json())
-            self._records.end(release.id, status, keep_until)
+        keep_s = state.judge.policy.keep_s if isinstance(state, RolloutState) else KEEP_S
+        keep_until = time.time() + keep_s
+        weights = full_weight(rollout.stable)
+        with self._traffic.change_weights(rollout.model, weights):
+            self._save(rollout, state)
+            self._store.end(rollout.id, status, keep_until)
             self._ledger.weigh(
-                release.model,
-                release.stable,
+                rollout.model,
+                rollout.stable,
                 weights,
                 str(status),
-                previous=release.candidate,
-                **_why(by, progress),
+                previous=rollout.candidate,
+                **_why(by, state),
             )
 
+    def _save(self, rollout: Rollout, state: KeptState) -> None:
+        """A state that cannot be read stays as it is, for whoever can."""
+        if isinstance(state, RolloutState):
+            self._store.save_state(rollout.id, state.to_json())
 
-def _why(by: str, progress: RolloutState) -> dict[str, Any]:
-    """For the ledger: who moved, and what the judge knew at that moment."""
+
+def _why(by: str, state: KeptState) -> dict[str, Any]:
+    """Return the event's detail: who moved, and what the judge knew at that moment."""
     why: dict[str, Any] = {"by": by}
-    if progress.decision is None:
+    if isinstance(state, StateUnreadable):
+        return why | {"reason": f"by hand: the state of the rollout cannot be read ({state})"}
+    if state.decision is None:
         return why
-    detail = dict(progress.decision.detail())
+    detail = dict(state.decision.detail())
     if by != "judge":  # what the judge would have done is no reason for what a person did
         detail = {"gates": detail["gates"]}
-    return why | {"held_s": round(progress.held_s, 1)} | detail
+    return why | {"held_s": round(state.held_s, 1)} | detail

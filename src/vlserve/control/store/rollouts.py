@@ -1,4 +1,4 @@
-"""Gray releases in the ledger."""
+"""Rollouts in the ledger. Their table is called gray_releases, as the first version wrote it."""
 
 import sqlite3
 from typing import Any
@@ -17,9 +17,9 @@ class RolloutStore:
         self._execute = ledger.database.execute
 
     def start(
-        self, model: str, candidate: int, stable: int, shadow_percent: int, progress: str
+        self, model: str, candidate: int, stable: int, shadow_percent: int, state_json: str
     ) -> Rollout:
-        """A model has one release under way at most."""
+        """Add a rollout. The table takes one per model that is under way."""
         self._execute(
             "INSERT INTO gray_releases (model, candidate, stable, status, step, shadow_percent,"
             " started_at, progress) VALUES (?, ?, ?, ?, 0, ?, ?, ?)",
@@ -29,7 +29,7 @@ class RolloutStore:
             RolloutStatus.RUNNING,
             shadow_percent,
             now(),
-            progress,
+            state_json,
         )
         started = self.under_way(model)
         assert started is not None
@@ -37,34 +37,53 @@ class RolloutStore:
 
     def all_under_way(self) -> list[Rollout]:
         rows = self._query(f"SELECT * FROM gray_releases WHERE {_UNDER_WAY} ORDER BY id")
-        return [_release(row) for row in rows]
+        return [_rollout(row) for row in rows]
 
     def under_way(self, model: str) -> Rollout | None:
+        """Return the model's rollout under way, if there is one."""
         rows = self._query(f"SELECT * FROM gray_releases WHERE {_UNDER_WAY} AND model = ?", model)
-        return _release(rows[0]) if rows else None
+        return _rollout(rows[0]) if rows else None
 
     def latest(self, model: str) -> Rollout | None:
+        """Return the model's newest rollout, under way or ended."""
         rows = self._query(
             "SELECT * FROM gray_releases WHERE model = ? ORDER BY id DESC LIMIT 1", model
         )
-        return _release(rows[0]) if rows else None
+        return _rollout(rows[0]) if rows else None
 
     def kept(self) -> list[Rollout]:
-        """Releases whose candidate was taken back and is to stay loaded for a while, or was until
-        just now."""
+        """Return the ended rollouts whose candidate stays loaded for a while, or is due to go."""
         rows = self._query("SELECT * FROM gray_releases WHERE keep_until IS NOT NULL ORDER BY id")
-        return [_release(row) for row in rows]
+        return [_rollout(row) for row in rows]
 
-    def save(self, release_id: int, **columns: Any) -> None:
-        """Set columns of one release."""
+    def save_state(self, rollout_id: int, state_json: str) -> None:
+        """Keep what the judge knows."""
+        self._set(rollout_id, progress=state_json)
+
+    def advance(self, rollout_id: int, step: int, state_json: str) -> None:
+        """Keep the next step, which has no shadow."""
+        self._set(rollout_id, step=step, shadow_percent=0, progress=state_json)
+
+    def set_status(self, rollout_id: int, status: RolloutStatus) -> None:
+        self._set(rollout_id, status=status)
+
+    def end(self, rollout_id: int, status: RolloutStatus, keep_until: float | None) -> None:
+        """End a rollout; its candidate stays loaded until ``keep_until`` (Unix time, s)."""
+        self._set(rollout_id, status=status, ended_at=now(), keep_until=keep_until)
+
+    def forget_kept(self, rollout_id: int) -> None:
+        """Note that the candidate of an ended rollout needs no more care."""
+        self._set(rollout_id, keep_until=None)
+
+    def _set(self, rollout_id: int, **columns: Any) -> None:
         names = ", ".join(f"{name} = ?" for name in columns)
         self._execute(
-            f"UPDATE gray_releases SET {names} WHERE id = ?", *columns.values(), release_id
+            f"UPDATE gray_releases SET {names} WHERE id = ?", *columns.values(), rollout_id
         )
 
-    def end(self, release_id: int, status: RolloutStatus, keep_until: float | None) -> None:
-        self.save(release_id, status=status, ended_at=now(), keep_until=keep_until)
 
-
-def _release(row: sqlite3.Row) -> Rollout:
-    return Rollout(**{**dict(row), "status": RolloutStatus(row["status"])})
+def _rollout(row: sqlite3.Row) -> Rollout:
+    columns = dict(row)
+    state_json = columns.pop("progress")
+    status = RolloutStatus(columns.pop("status"))
+    return Rollout(**columns, status=status, state_json=state_json)

@@ -1,15 +1,22 @@
-"""What the control service says of a release."""
+"""What goes over HTTP of a rollout."""
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from vlserve.control.domain import RolloutStatus
 from vlserve.control.wire.views import View
 
 
+def _iso_time(start: int | str) -> str:
+    """Unix time, s, as ISO 8601; what came over HTTP already is."""
+    return start if isinstance(start, str) else datetime.fromtimestamp(start, UTC).isoformat()
+
+
 class GateView(View):
-    """One gate at the last look; docs/gray-release.md says what each tests."""
+    """One gate at the last evaluation; docs/gray-release.md says what each tests."""
 
     gate: str
     verdict: str = Field(description="clear, waiting or alarm.")
@@ -41,7 +48,7 @@ class TallyView(View):
 class WindowView(View):
     """What was counted in some seconds of a step."""
 
-    start: str
+    start: Annotated[str, BeforeValidator(_iso_time)] = Field(description="UTC, ISO 8601.")
     step: int
     weight: int
     candidate: TallyView
@@ -55,7 +62,7 @@ class WindowView(View):
 
 
 class RolloutView(View):
-    """A release in steps, under way or ended."""
+    """A rollout (a stepped release), under way or ended."""
 
     id: int
     model: str
@@ -72,3 +79,7 @@ class RolloutView(View):
     ended_at: str | None
     decision: DecisionView | None = Field(description="The judge's last; null before the first.")
     windows: tuple[WindowView, ...] = Field(description="Evidence by version, oldest first.")
+    state_error: str = Field(
+        default="",
+        description="Why the judge's state cannot be read, and what to do; empty otherwise.",
+    )

@@ -31,9 +31,10 @@ def _with_children(*kinds: type[VlserveError]) -> Iterator[type[VlserveError]]:
 
 
 class View(BaseModel):
-    """Immutable; unknown fields are ignored, so that an older client reads a newer service."""
+    """Made from the attributes of a domain object. Immutable; unknown fields are ignored, so that
+    an older client reads a newer service."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, from_attributes=True)
 
 
 class VersionView(View):

@@ -1,0 +1,96 @@
+"""Errors as HTTP answers: one status for each class of error, one JSON shape for all."""
+
+import logging
+from collections.abc import Mapping
+
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+
+from vlserve.control.wire.views import ErrorBody, ErrorView, error_code
+from vlserve.errors import (
+    ArchiveError,
+    EngineUnavailable,
+    GatewayRefused,
+    LoadFailed,
+    ModelNotFound,
+    NoRelease,
+    NothingToRollBackTo,
+    NotReady,
+    ReleaseUnderWay,
+    SettingsError,
+    StillServing,
+    TuningInvalid,
+    VersionConflict,
+    VersionNotFound,
+    VlserveError,
+)
+
+_STATUS: Mapping[type[VlserveError], int] = {
+    ModelNotFound: 404,
+    VersionNotFound: 404,
+    VersionConflict: 409,
+    NotReady: 409,
+    StillServing: 409,
+    NothingToRollBackTo: 409,
+    ReleaseUnderWay: 409,
+    NoRelease: 409,
+    SettingsError: 422,
+    TuningInvalid: 422,
+    ArchiveError: 422,
+    LoadFailed: 422,
+    EngineUnavailable: 503,
+    GatewayRefused: 503,
+}
+
+logger = logging.getLogger(__name__)
+
+
+def answer_errors(app: FastAPI) -> None:
+    """Make ``app`` answer every error with an ErrorView."""
+    app.add_exception_handler(VlserveError, _on_vlserve_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid_request)
+    app.add_exception_handler(404, _on_http_error)
+    app.add_exception_handler(405, _on_http_error)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(Exception, _on_bug)
+
+
+def _error(status: int, code: str, message: str) -> JSONResponse:
+    view = ErrorView(error=ErrorBody(code=code, message=message))
+    return JSONResponse(view.model_dump(), status_code=status)
+
+
+def _on_vlserve_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, VlserveError)
+    status = next((code for kind, code in _STATUS.items() if isinstance(error, kind)), 500)
+    return _error(status, error_code(type(error)), str(error))
+
+
+def _on_invalid_request(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    wrong = "; ".join(
+        f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors()
+    )
+    return _error(422, "request_invalid", wrong)
+
+
+def _on_http_error(request: Request, error: Exception) -> JSONResponse:
+    status, detail = getattr(error, "status_code", 500), getattr(error, "detail", str(error))
+    codes: Mapping[int, str] = {
+        400: "upload_cut_off",
+        403: "forbidden",
+        404: "not_found",
+        405: "method_not_allowed",
+        413: "too_large",
+        415: "unsupported_media_type",
+    }
+    message = detail if status not in (404, 405) else f"no {request.method} {request.url.path}"
+    return _error(status, codes.get(status, "error"), message)
+
+
+def _on_bug(request: Request, error: Exception) -> JSONResponse:
+    logger.exception("%s %s", request.method, request.url.path, exc_info=error)
+    return _error(
+        500, "internal_error", f"{type(error).__name__}: {error}; the control log has more"
+    )

@@ -1,0 +1,174 @@
+"""The HTTP paths of the control service: requests in, the wire's models out."""
+
+from pathlib import Path as FilePath
+from typing import Annotated, Any, Literal
+from uuid import uuid4
+
+import anyio
+from anyio import to_thread
+from fastapi import APIRouter, HTTPException, Path, Query, Request
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import ClientDisconnect
+
+from vlserve.control.api.access import BYTES
+from vlserve.control.service import ControlService
+from vlserve.control.tuning import parse_tuning
+from vlserve.control.wire.rollout_views import RolloutView
+from vlserve.control.wire.views import (
+    EventView,
+    Health,
+    ModelView,
+    Registered,
+    Released,
+    Unloaded,
+)
+from vlserve.runtime.manifest import ModelName, Version
+
+Model = Annotated[ModelName, Path(examples=["tagger"])]
+Number = Annotated[Version, Path(examples=[2])]
+FileName = Annotated[
+    str, Query(max_length=255, pattern=r"^[^/\\\x00-\x1f\x7f]*$", examples=["tagger-2.mar"])
+]
+
+TuningJson = Annotated[
+    str,
+    Query(
+        max_length=4096,
+        description="What `vlserve tune` wrote beside the archive; left out: as all versions.",
+    ),
+]
+
+
+class ReleaseRequest(BaseModel):
+    """``now``: all traffic at once; else in steps, judged by serving_config/rollout.yaml, of which
+    ``changes`` replaces entries for this release alone."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [{"version": 2, "changes": {"weights": [5, 25, 50, 100], "hold_s": 60}}]
+        },
+    )
+
+    version: Version
+    now: bool = False
+    changes: dict[str, Any] = Field(default_factory=dict)
+
+
+class RollbackRequest(BaseModel):
+    """``version``: null for the stable version before."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"version": None}]})
+
+    version: Version | None = None
+
+
+class Models(BaseModel):
+    models: list[ModelView]
+
+
+class History(BaseModel):
+    events: list[EventView] = Field(description="Oldest first.")
+
+
+def routes(service: ControlService, max_archive_bytes: int) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/health")
+    def health() -> Health:
+        """Whether this service answers, and what it sees of the engine and the gateway."""
+        return Health.model_validate(service.health())
+
+    @router.get("/models")
+    def models() -> Models:
+        """Every model with its versions, states and weights."""
+        return Models(models=[ModelView.model_validate(each) for each in service.models()])
+
+    @router.get("/models/{model}")
+    def model(model: Model) -> ModelView:
+        """One model with its versions."""
+        return ModelView.model_validate(service.model(model))
+
+    @router.get("/models/{model}/history")
+    def history(model: Model) -> History:
+        """Everything that happened to a model."""
+        return History(events=[EventView.model_validate(each) for each in service.history(model)])
+
+    @router.post(
+        "/versions",
+        openapi_extra={
+            "requestBody": {
+                "required": True,
+                "content": {BYTES: {"schema": {"type": "string", "format": "binary"}}},
+            }
+        },
+    )
+    async def register(
+        request: Request,
+        name: FileName = "",
+        tuning: TuningJson | None = None,
+    ) -> Registered:
+        """Verify, keep, load and probe the archive in the body; returns when it is ready."""
+        tuned = None if tuning is None else parse_tuning(tuning)
+        archive = service.incoming / f"{uuid4().hex}.mar"
+        try:
+            await _receive(request, archive, max_archive_bytes)
+            done = await to_thread.run_sync(service.register, archive, name, tuned)
+            return Registered.model_validate(done)
+        finally:
+            archive.unlink(missing_ok=True)
+
+    @router.post("/models/{model}/releases")
+    def release(model: Model, body: ReleaseRequest) -> Released | RolloutView:
+        """Move the model's traffic to a version, or begin to; it is in force when this returns."""
+        if body.now:
+            return Released.model_validate(service.release(model, body.version))
+        started = service.rollouts.start(model, body.version, body.changes)
+        return RolloutView.model_validate(started)
+
+    @router.get("/models/{model}/release")
+    def rollout(model: Model) -> RolloutView:
+        """The rollout under way, or the last one, with its evidence."""
+        return RolloutView.model_validate(service.rollouts.latest(model))
+
+    @router.post("/models/{model}/release/{word}")
+    def steer_rollout(
+        model: Model, word: Literal["pause", "resume", "abort", "promote"]
+    ) -> RolloutView:
+        """Steer the rollout under way; it is in force when this returns. The body is ``{}``."""
+        words = {
+            "pause": service.rollouts.pause,
+            "resume": service.rollouts.resume,
+            "abort": service.rollouts.abort,
+            "promote": service.rollouts.promote,
+        }
+        return RolloutView.model_validate(words[word](model))
+
+    @router.post("/models/{model}/rollback")
+    def rollback(model: Model, body: RollbackRequest) -> Released:
+        """Move the traffic back; it is in force when this returns."""
+        return Released.model_validate(service.rollback(model, body.version))
+
+    @router.post("/models/{model}/versions/{version}/unload")
+    def unload(model: Model, version: Number) -> Unloaded:
+        """Drain a version without weight and take it out of the engine. The body is ``{}``."""
+        return Unloaded.model_validate(service.unload(model, version))
+
+    return router
+
+
+async def _receive(request: Request, archive: FilePath, max_bytes: int) -> None:
+    """Write the body to ``archive``; 413 as soon as it is known to be over ``max_bytes``."""
+    too_large = HTTPException(413, f"an archive may have {max_bytes} bytes; this one has more")
+    if int(request.headers.get("content-length", 0)) > max_bytes:
+        raise too_large
+    received = 0
+    try:
+        async with await anyio.open_file(archive, "wb") as file:
+            async for chunk in request.stream():
+                received += len(chunk)
+                if received > max_bytes:
+                    raise too_large
+                await file.write(chunk)
+    except ClientDisconnect as error:
+        raise HTTPException(400, f"the upload was cut off after {received} bytes") from error

@@ -1,0 +1,159 @@
+"""The registration of an archive: verify it, keep it in the model store, load and probe it."""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vlserve.control.domain import Registration, State, VersionRecord
+from vlserve.control.lifecycle.lifecycle import Lifecycle
+from vlserve.control.lifecycle.operations import Operations
+from vlserve.control.store.ledger import Ledger
+from vlserve.control.tuning import Tuning, check_tuning
+from vlserve.errors import ArchiveError, VersionConflict
+from vlserve.runtime.archive import file_sha256, verify_archive
+from vlserve.runtime.errors import ManifestInvalid
+from vlserve.runtime.manifest import Manifest
+
+_ARCHIVE_NAME = re.compile(r"(?P<model>.+)-(?P<version>\d+)\.mar")
+_UNFINISHED = (State.REGISTERED, State.LOADING, State.FAILED)
+
+
+class Registrar:
+    """Makes versions of archives. Thread-safe."""
+
+    def __init__(self, ledger: Ledger, lifecycle: Lifecycle, operations: Operations) -> None:
+        self._ledger = ledger
+        self._lifecycle = lifecycle
+        self._operations = operations
+        self.incoming = ledger.store / ".incoming"
+        """Where an archive is written before it is registered."""
+        shutil.rmtree(self.incoming, ignore_errors=True)  # what a crash cut short
+        self.incoming.mkdir(parents=True)
+
+    def register(self, archive: Path, name: str = "", tuning: Tuning | None = None) -> Registration:
+        """Register the archive at ``archive``, a file in `incoming`, which is moved.
+
+        Args:
+            name: the file's name at the user's, which must not contradict its manifest.
+            tuning: how it is to be served from its next load on; None: as the engine's settings
+                say. A retired version is loaded if there is one.
+
+        Raises:
+            TuningInvalid: the tuning is another archive's.
+            ArchiveError: the archive cannot be used.
+            VersionConflict: the number is taken by other bytes.
+            LoadFailed: the version is failed, and its number free for another archive, because it
+                never answered anybody.
+        """
+        with self._recording_refusal(name):
+            return self._register(archive, name, tuning)
+
+    def _register(self, archive: Path, name: str, tuning: Tuning | None) -> Registration:
+        manifest = verify_archive(archive, called=name or "the archive")
+        _check_name(name, manifest)
+        if not manifest.probes:
+            raise ManifestInvalid(
+                f"{manifest.model} {manifest.version} holds no probes, so nothing can tell whether "
+                "it answers right: pack it with `vlserve export`"
+            )
+        sha256 = file_sha256(archive)
+        if tuning is not None:
+            check_tuning(tuning, sha256)
+        with self._operations.on((manifest.model, manifest.version)):
+            record = self._admit(manifest, sha256)
+            kept = self._keep(archive, manifest)  # also mends a file that was damaged since
+            if record is None:
+                record = self._ledger.add(manifest, kept, sha256, tuning)
+            retuned = tuning != record.tuning
+            if retuned:
+                record = self._ledger.tune(*record.key, tuning)
+            to_load = (*_UNFINISHED, State.RETIRED) if tuning else _UNFINISHED
+            if record.state not in to_load:
+                return _registration(record, already_registered=True, retuned=retuned)
+            loaded = self._lifecycle.load(record)
+            untuned = self._why_untuned(loaded) if tuning and not loaded.tuning else ""
+            return _registration(loaded, already_registered=False, untuned=untuned)
+
+    def _why_untuned(self, record: VersionRecord) -> str:
+        events = reversed(self._ledger.events(record.model))
+        details = (e.detail for e in events if e.kind == "untuned" and e.version == record.version)
+        return str(next(details)["reason"])
+
+    @contextmanager
+    def _recording_refusal(self, name: str) -> Iterator[None]:
+        """Record what is refused before it is a version, with the model that its file names."""
+        try:
+            yield
+        except (ArchiveError, VersionConflict) as error:
+            named = _ARCHIVE_NAME.fullmatch(name)
+            if named and named["model"] in [known.model for known in self._ledger.models()]:
+                detail = {"archive": name, "reason": str(error)}
+                self._ledger.record(named["model"], None, "refused", **detail)
+            raise
+
+    def _admit(self, manifest: Manifest, sha256: str) -> VersionRecord | None:
+        """Return the version if these bytes are there already, None if the number is free."""
+        model, version = manifest.model, manifest.version
+        record = self._ledger.find(model, version)
+        if record is not None and record.sha256 == sha256:
+            return record
+        if record is not None and record.state is not State.FAILED:
+            raise VersionConflict(
+                f"{model} {version} is registered from other bytes (sha256 {record.sha256[:12]}…, "
+                f"these have {sha256[:12]}…): versions never change, so export under a new number"
+            )
+        for other in self._ledger.versions(model):
+            if other.was_ready and other.manifest.task != manifest.task:
+                raise VersionConflict(
+                    f"{model} answers task {other.manifest.task}, this archive task "
+                    f"{manifest.task}: its clients could not read the answers; give it another name"
+                )
+        return None
+
+    def _keep(self, archive: Path, manifest: Manifest) -> Path:
+        """Move the archive into the model store, and return its path there."""
+        model, version = manifest.model, manifest.version
+        folder = self._ledger.store / model / str(version)
+        folder.mkdir(parents=True, exist_ok=True)
+        kept = folder / f"{model}-{version}.mar"
+        with archive.open("rb") as file:
+            os.fsync(file.fileno())
+        archive.replace(kept)
+        for changed in (folder, folder.parent, self._ledger.store):
+            _sync_folder(changed)
+        return kept
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the names in it outlive a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _check_name(name: str, manifest: Manifest) -> None:
+    named = _ARCHIVE_NAME.fullmatch(name)
+    expected = (manifest.model, str(manifest.version))
+    if named and (named["model"], named["version"]) != expected:
+        raise ManifestInvalid(
+            f"{name} is {manifest.model} {manifest.version} by its manifest: "
+            "rename the file, or export the archive again"
+        )
+
+
+def _registration(
+    record: VersionRecord, already_registered: bool, retuned: bool = False, untuned: str = ""
+) -> Registration:
+    return Registration(
+        model=record.model,
+        version=record.version,
+        state=record.state,
+        already_registered=already_registered,
+        retuned=retuned,
+        untuned=untuned,
+    )

@@ -1,0 +1,65 @@
+"""Candidates that were taken back: they stay loaded for a while, and are then drained."""
+
+import logging
+from collections.abc import Callable, Sequence
+
+from vlserve.control.domain import Rollout, State
+from vlserve.control.lifecycle.lifecycle import Lifecycle
+from vlserve.control.lifecycle.operations import Operations
+from vlserve.control.store.ledger import Ledger
+from vlserve.control.store.rollouts import RolloutStore
+from vlserve.errors import VlserveError
+
+logger = logging.getLogger(__name__)
+
+
+class KeptCandidates:
+    """Drains the candidates whose time is over."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        store: RolloutStore,
+        lifecycle: Lifecycle,
+        operations: Operations,
+        now: Callable[[], float],
+    ) -> None:
+        self._ledger = ledger
+        self._store = store
+        self._lifecycle = lifecycle
+        self._operations = operations
+        self._now = now
+
+    def drain_due(self) -> None:
+        """Begin to drain each candidate that has been kept long enough."""
+        kept = self._store.kept()
+        for rollout in kept:
+            if rollout.keep_until is not None and rollout.keep_until <= self._now():
+                try:
+                    self._drain(rollout, kept)
+                except VlserveError as error:
+                    logger.warning("%s %s: %s", rollout.model, rollout.candidate, error)
+
+    def _drain(self, rollout: Rollout, kept: Sequence[Rollout]) -> None:
+        """Drain a candidate, unless it has got another task since."""
+        key = (rollout.model, rollout.candidate)
+        if key in self._operations.running():
+            return
+        with self._operations.on(key):
+            record = self._ledger.version(*key)
+            if record.state is State.READY and not self._is_wanted(rollout, kept):
+                self._lifecycle.start_draining(record)
+            self._store.forget_kept(rollout.id)
+
+    def _is_wanted(self, rollout: Rollout, kept: Sequence[Rollout]) -> bool:
+        model = self._ledger.model(rollout.model)
+        under_way = self._store.under_way(rollout.model)
+        return (
+            rollout.candidate in (*model.stack, *model.weights)
+            or (under_way is not None and under_way.candidate == rollout.candidate)
+            or any(
+                (later.model, later.candidate) == (rollout.model, rollout.candidate)
+                and later.id > rollout.id
+                for later in kept
+            )
+        )
