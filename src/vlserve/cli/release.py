@@ -202,6 +202,8 @@ def _place(view: RolloutView) -> str:
 
 def _waits_for(view: RolloutView) -> str:
     """Return the gates that a step waits for, without their figures."""
+    if view.state_error:
+        return view.state_error
     if view.decision is None:
         return "no evidence yet"
     waiting = [gate.gate for gate in view.decision.gates if gate.verdict == "waiting"]
@@ -212,6 +214,8 @@ def _print_place(view: RolloutView) -> None:
     print_line(_place(view))
     if view.status in (RolloutStatus.ROLLED_BACK, RolloutStatus.ABORTED) and view.decision:
         print_line(f"why: {view.decision.reason}")
+    if view.state_error:
+        print_line(view.state_error)
 
 
 def _print_gates(view: RolloutView) -> None:

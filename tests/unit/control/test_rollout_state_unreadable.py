@@ -1,0 +1,281 @@
+"""A rollout whose kept state this code cannot read: a person can still end it either way."""
+
+import json
+import logging
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.control_fakes import FakeEngine, FakeGateway
+from support.rollout_traffic import QUICK, Requests, drive, kinds, look, register, start, state
+from vlserve.control.assembly import Control, assemble
+from vlserve.control.domain import RolloutStatus, State
+from vlserve.control.rollouts.active import STATE_UNREADABLE
+from vlserve.control.rollouts.state import SCHEMA, RolloutState, StateUnreadable, read_state
+from vlserve.control.rollouts.steps import KEEP_S
+from vlserve.control.store.rollouts import RolloutStore
+from vlserve.control.wire.rollout_views import RolloutView
+from vlserve.errors import GatewayRefused, NotReady, ReleaseUnderWay
+from vlserve.settings import Settings
+
+Archive = Callable[..., Path]
+Fields = dict[str, Any]
+
+
+def unknown_gate(fields: Fields) -> None:
+    fields["judge"]["policy"]["gates"]["drift"] = {"share": 0.01}
+
+
+def missing_field(fields: Fields) -> None:
+    del fields["judge"]["errors"]
+
+
+def newer_schema(fields: Fields) -> None:
+    fields["schema"] = SCHEMA + 1
+
+
+def step_after_the_last(fields: Fields) -> None:
+    fields["judge"]["step"] = 7
+
+
+def words_for_numbers(fields: Fields) -> None:
+    fields["judge"]["errors"]["purses"] = {"cash": "half"}
+
+
+def changed(change: Callable[[Fields], None]) -> Callable[[str], str]:
+    def write(text: str) -> str:
+        fields = json.loads(text)
+        change(fields)
+        return json.dumps(fields)
+
+    return write
+
+
+BROKEN: dict[str, tuple[Callable[[str], str], str]] = {
+    "unknown gate": (changed(unknown_gate), r"judge\.policy\.gates\.drift"),
+    "missing field": (changed(missing_field), r"judge\.errors: Field required"),
+    "newer schema": (changed(newer_schema), f"schema {SCHEMA + 1}, this vlserve reads {SCHEMA}"),
+    "step after the last": (changed(step_after_the_last), "step 7 of 3 weights"),
+    "words for numbers": (changed(words_for_numbers), "not 'dict'"),
+    "not JSON": (lambda text: text[:-5], "it is not JSON"),
+    "no object": (lambda text: "[]", "it is no JSON object"),
+    "empty": (lambda text: "", "it is not JSON"),
+}
+
+
+@pytest.fixture(params=BROKEN.values(), ids=BROKEN)
+def why(request: pytest.FixtureRequest, tagger: Control) -> str:
+    """tagger 2 is at 20 %, and its state is broken; a pattern of what is said of it."""
+    write, said = request.param
+    start(tagger)
+    break_state(tagger, write)
+    return str(said)
+
+
+@pytest.fixture
+def broken(tagger: Control) -> Control:
+    """tagger 2 is at 20 %, under a gate that this code does not have."""
+    start(tagger)
+    break_state(tagger, changed(unknown_gate))
+    return tagger
+
+
+def break_state(control: Control, write: Callable[[str], str]) -> str:
+    """Write another state into the ledger; return it."""
+    database = control.ledger.database
+    (row,) = database.query("SELECT progress FROM gray_releases WHERE ended_at IS NULL")
+    text = write(row["progress"])
+    database.execute("UPDATE gray_releases SET progress = ? WHERE ended_at IS NULL", text)
+    return text
+
+
+@contextmanager
+def restarted(
+    control: Control, settings: Settings, engine: FakeEngine, gateway: FakeGateway
+) -> Iterator[Control]:
+    """The control service after a kill: nothing of the old process is left but the ledger."""
+    control.ledger.close()
+    again = assemble(settings, engine, gateway)
+    try:
+        again.reconciler.tick()
+        yield again
+    finally:
+        again.stop()
+
+
+def unreadable_events(control: Control) -> list[Any]:
+    return [e for e in control.ledger.events("tagger") if e.kind == STATE_UNREADABLE]
+
+
+def test_abort_takes_the_traffic_back_and_the_history_says_why(
+    tagger: Control, gateway: FakeGateway, why: str
+) -> None:
+    aborted = tagger.service.rollouts.abort("tagger")
+    assert (aborted.status, aborted.weight) == (RolloutStatus.ABORTED, 0)
+    assert gateway.route().weights == {1: 100}
+    assert (state(tagger, 1), state(tagger, 2)) == (State.STABLE, State.READY)
+    event = tagger.ledger.events("tagger")[-1]
+    assert (event.kind, event.version, event.detail["by"]) == ("aborted", 1, "user")
+    assert re.search(f"the state of the rollout cannot be read.*{why}", event.detail["reason"])
+
+
+def test_rollback_takes_the_traffic_back(tagger: Control, gateway: FakeGateway, why: str) -> None:
+    done = tagger.service.rollback("tagger")
+    assert (done.version, done.previous) == (1, 2)
+    assert gateway.route().weights == {1: 100}
+    assert re.search(why, tagger.ledger.events("tagger")[-1].detail["reason"])
+    assert look(tagger).status is RolloutStatus.ABORTED
+
+
+def test_promote_by_hand_gives_the_candidate_all_traffic(
+    tagger: Control, gateway: FakeGateway, why: str
+) -> None:
+    promoted = tagger.service.rollouts.promote("tagger")
+    assert (promoted.status, promoted.weight) == (RolloutStatus.PROMOTED, 100)
+    assert gateway.route().weights == {2: 100}
+    assert tagger.ledger.model("tagger").stack == (1, 2)
+    event = tagger.ledger.events("tagger")[-1]
+    assert (event.kind, event.detail["by"]) == ("released", "user")
+    assert re.search(why, event.detail["reason"])
+
+
+def test_it_is_shown_with_what_to_do(tagger: Control, why: str) -> None:
+    shown = look(tagger)
+    assert (shown.status, shown.weight, shown.step) == (RolloutStatus.RUNNING, 20, 0)
+    assert (shown.weights, shown.hold_s) == ((20, 50, 100), 0)
+    assert (shown.decision, shown.windows) == (None, ())
+    assert re.search(f"cannot be read.*{why}", shown.state_error)
+    assert "`vlserve abort tagger`" in shown.state_error
+    assert "`vlserve promote tagger`" in shown.state_error
+    (model,) = tagger.service.models()
+    assert model.weights == {2: 20, 1: 80}
+
+
+def test_the_tick_says_it_once_and_leaves_the_traffic(
+    tagger: Control,
+    settings: Settings,
+    engine: FakeEngine,
+    gateway: FakeGateway,
+    requests: Requests,
+    caplog: pytest.LogCaptureFixture,
+    why: str,
+) -> None:
+    before = kinds(tagger)
+    still = drive(tagger, requests, ticks=5)
+    assert (still.status, still.weight) == (RolloutStatus.RUNNING, 20)
+    (event,) = unreadable_events(tagger)
+    assert (event.version, event.detail["rollout"]) == (2, still.id)
+    assert re.search(f"{why}.*vlserve abort tagger.*vlserve promote", event.detail["reason"])
+    assert kinds(tagger) == [*before, STATE_UNREADABLE]
+    assert len([r for r in caplog.records if r.levelno >= logging.WARNING]) == 1
+    with restarted(tagger, settings, engine, gateway) as again:
+        drive(again, requests, ticks=5)
+        assert gateway.route().weights == {2: 20, 1: 80}
+        assert unreadable_events(again) == [event]
+
+
+def test_after_a_restart_of_the_service_it_can_be_ended(
+    tagger: Control, settings: Settings, engine: FakeEngine, gateway: FakeGateway, why: str
+) -> None:
+    with restarted(tagger, settings, engine, gateway) as again:
+        again.rollout_loop.tick()
+        assert re.search(why, look(again).state_error)
+        assert again.service.health().status == "ok"
+        again.service.rollouts.abort("tagger")
+        assert gateway.route().weights == {1: 100}
+    with restarted(again, settings, engine, gateway) as later:
+        assert look(later).status is RolloutStatus.ABORTED
+        assert re.search(why, look(later).state_error)
+        assert "vlserve abort" not in look(later).state_error
+
+
+def test_pause_and_resume_work(broken: Control) -> None:
+    assert broken.service.rollouts.pause("tagger").status is RolloutStatus.PAUSED
+    assert broken.service.rollouts.resume("tagger").status is RolloutStatus.RUNNING
+
+
+def test_another_rollout_is_refused_until_it_has_ended(broken: Control, packed: Archive) -> None:
+    register(broken, packed("tagger", 3))
+    with pytest.raises(ReleaseUnderWay, match="vlserve abort tagger"):
+        start(broken, 3)
+    broken.service.rollouts.abort("tagger")
+    assert start(broken, 3).weight == 20
+    assert look(broken).state_error == ""
+
+
+def test_the_candidate_that_was_taken_back_stays_loaded_for_a_while(broken: Control) -> None:
+    broken.service.rollouts.abort("tagger")
+    broken.rollout_loop.tick()
+    assert state(broken, 2) is State.READY
+    (kept,) = RolloutStore(broken.ledger).kept()
+    assert kept.keep_until is not None
+    assert 0 < kept.keep_until - time.time() <= KEEP_S
+
+
+def test_what_cannot_be_read_stays_as_it_was(tagger: Control) -> None:
+    start(tagger)
+    text = break_state(tagger, changed(newer_schema))
+    tagger.rollout_loop.tick()
+    tagger.service.rollouts.abort("tagger")
+    (row,) = tagger.ledger.database.query("SELECT progress FROM gray_releases")
+    assert row["progress"] == text
+
+
+def test_never_back_onto_a_stable_that_is_not_healthy(
+    broken: Control, engine: FakeEngine, gateway: FakeGateway
+) -> None:
+    engine.answer_wrong.add(("tagger", 1))
+    with pytest.raises(NotReady, match="tagger 1 is not healthy"):
+        broken.service.rollouts.abort("tagger")
+    assert gateway.route().weights == {2: 20, 1: 80}
+
+
+def test_a_gateway_that_refuses_leaves_all_as_it_was(broken: Control, gateway: FakeGateway) -> None:
+    gateway.refuse = "busy"
+    with pytest.raises(GatewayRefused):
+        broken.service.rollouts.abort("tagger")
+    assert look(broken).status is RolloutStatus.RUNNING
+    gateway.refuse = ""
+    assert broken.service.rollouts.abort("tagger").status is RolloutStatus.ABORTED
+
+
+def test_other_models_go_on(
+    broken: Control, packed: Archive, requests: Requests, gateway: FakeGateway
+) -> None:
+    register(broken, packed("other", 1), packed("other", 2))
+    broken.service.release("other", 1)
+    broken.reconciler.tick()
+    broken.service.rollouts.start("other", 2, QUICK)
+    for _ in range(60):
+        requests.send(40, model="other")
+        broken.rollout_loop.tick()
+    assert look(broken, "other").status is RolloutStatus.PROMOTED
+    assert gateway.route().weights == {2: 20, 1: 80}
+
+
+def test_over_http_it_has_the_fields_of_any_other(broken: Control) -> None:
+    shown = RolloutView.model_validate(look(broken))
+    assert RolloutView.model_validate_json(shown.model_dump_json()) == shown
+    assert shown.state_error == look(broken).state_error
+    assert shown.decision is None
+
+
+def test_a_state_without_a_schema_number_is_that_of_0_1_0(tagger: Control) -> None:
+    start(tagger)
+    text = break_state(tagger, changed(lambda fields: fields.pop("schema")))
+    read = read_state(text)
+    assert isinstance(read, RolloutState)
+    assert json.loads(read.to_json())["schema"] == SCHEMA
+
+
+def test_a_reason_is_no_longer_than_a_person_reads(tagger: Control) -> None:
+    start(tagger)
+    text = break_state(tagger, changed(lambda fields: fields["judge"].clear()))
+    read = read_state(text)
+    assert isinstance(read, StateUnreadable)
+    assert len(str(read)) < 400
