@@ -28,8 +28,10 @@ from vlserve.settings import Settings, load_settings
 def render(settings: Settings) -> list[str]:
     """Write the configurations that `vlserve up` writes before it starts the servers."""
     from vlserve.control.gateway.envoy import EnvoyGateway
-    from vlserve.stack import supervisord  # these need Envoy, which the engine's image has not
+    from vlserve.stack import supervisord
+    from vlserve.stack.envoy_binary import verified_envoy_path
 
+    verified_envoy_path()
     settings.model_store.mkdir(parents=True, exist_ok=True)
     (settings.state_dir / "logs").mkdir(parents=True, exist_ok=True)
     bootstrap = EnvoyGateway(settings).prepare()

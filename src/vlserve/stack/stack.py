@@ -23,6 +23,7 @@ from vlserve.control.gateway.envoy import EnvoyGateway
 from vlserve.errors import ControlError, PortBusy, StackError
 from vlserve.settings import Settings
 from vlserve.stack import supervisord
+from vlserve.stack.envoy_binary import verified_envoy_path
 from vlserve.stack.supervisord import Process, Supervisor
 
 Progress = Callable[[str], None]
@@ -58,6 +59,8 @@ def up(settings: Settings, progress: Progress) -> None:
 def down(settings: Settings, progress: Progress) -> bool:
     """Let running requests finish and stop every process; whether anything was up. StackError
     when a process outlives even SIGKILL."""
+    if not settings.state_dir.exists():
+        return False
     with _one_at_a_time(settings):
         return _stop(_settings_of_running(settings), progress)
 
@@ -69,6 +72,7 @@ def status(settings: Settings) -> list[Process]:
 
 
 def _start(settings: Settings, progress: Progress) -> None:
+    verified_envoy_path()  # before it judges the last routing
     progress("starting supervisord")
     (settings.state_dir / "logs").mkdir(parents=True, exist_ok=True)
     settings.model_store.mkdir(parents=True, exist_ok=True)

