@@ -10,6 +10,7 @@ from vlserve.cli import (
     drill,
     index,
     predict,
+    project,
     recipes,
     release,
     stack,
@@ -28,7 +29,9 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 # `vlserve --help` lists the groups, and the commands of each, in this order.
-for module in (stack, demo, recipes, build, index, tune, versions, release, predict, stress, drill):
+for module in (
+    project, stack, demo, recipes, build, index, tune, versions, release, predict, stress, drill
+):  # fmt: skip
     module.add_to(app)
 
 

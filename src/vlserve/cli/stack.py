@@ -1,24 +1,56 @@
 """up, down, status: the processes of the stack."""
 
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import typer
 
 from vlserve.cli.output import AsJson, print_json, print_line, print_table, progress
 from vlserve.cli.parameters import Group
+from vlserve.project import find_project_dir, packaged_dir
 from vlserve.settings import load_settings
+
+if TYPE_CHECKING:
+    from vlserve.project_copies import Renewed
 
 
 def up(as_json: AsJson = False) -> None:
     """Start the engine, the gateway and the control service, and wait until they answer."""
+    from vlserve.project_copies import renew_copies
     from vlserve.stack import stack
 
+    renewed = renew_copies(find_project_dir(), version("vlserve"))  # settings are among them
     settings = load_settings()
     with progress("starting the stack") as show:
         stack.up(settings, show)
     if as_json:
-        print_json({"gateway": settings.gateway_url, "control": settings.control_url})
+        print_json(
+            {
+                "gateway": settings.gateway_url,
+                "control": settings.control_url,
+                "project": settings.project_dir,
+                "copies": renewed,
+            }
+        )
         return
+    _print_renewed(settings.project_dir, renewed)
     print_line(f"gateway  {settings.gateway_url}")
     print_line(f"control  {settings.control_url}/docs")
+
+
+def _print_renewed(project: Path, renewed: "Renewed") -> None:
+    if renewed.replaced or renewed.removed:
+        print_line(
+            f"copies that nobody edited: {len(renewed.replaced)} replaced by this version's, "
+            f"{len(renewed.removed)} removed"
+        )
+    for name in renewed.edited:
+        new = packaged_dir() / name
+        brings = f"brings another one: {new}" if new.exists() else "has none"
+        print_line(f"{name} is edited, and this version of vlserve {brings}")
+    if renewed.edited:
+        print_line(f"once they are compared, `vlserve init {project}` notes it")
 
 
 def down(as_json: AsJson = False) -> None:
@@ -31,7 +63,8 @@ def down(as_json: AsJson = False) -> None:
     if as_json:
         print_json({"stopped": stopped})
         return
-    print_line("the stack is down" if stopped else "the stack was not up")
+    was = "is down" if stopped else "was not up"
+    print_line(f"the stack of {settings.project_dir} {was}")
 
 
 def status(as_json: AsJson = False) -> None:
@@ -48,7 +81,7 @@ def status(as_json: AsJson = False) -> None:
         print_json({"processes": processes, "health": health, "models": models})
         return
     if not processes and not models:
-        print_line("the stack is down: `vlserve up` starts it")
+        print_line(f"the stack of {settings.project_dir} is down: `vlserve up` starts it")
         return
     print_table(("PROCESS", "STATE", "PID"), [(p.name, p.state, p.pid) for p in processes])
     rows = [
