@@ -4,6 +4,7 @@ VlserveError                  (vlserve.runtime.errors)
 ├── ArchiveError              (vlserve.runtime.errors, with its children)
 ├── RequestError              (vlserve.runtime.errors)
 ├── SettingsError             settings or serving_config/ that cannot work
+├── ExtraMissing              an optional part of the installation is not there
 ├── ExportError
 │   ├── RecipeNotFound        no such recipe, or a file that is not one
 │   ├── CheckpointMismatch    a checkpoint that is not of the recipe's family, or cannot be read
@@ -25,7 +26,8 @@ VlserveError                  (vlserve.runtime.errors)
 │   └── EvidenceInvalid       (vlserve.control.judge.evidence) impossible evidence of a release
 ├── StressError               a load run that cannot be carried out, or was broken off
 └── StackError                a process of the stack does not start, stop or answer
-    └── PortBusy
+    ├── PortBusy
+    └── StackDown             nothing answers where the stack should
 """
 
 from vlserve.runtime.errors import ArchiveError, RequestError, VlserveError
@@ -37,6 +39,7 @@ __all__ = [
     "DataError",
     "EngineUnavailable",
     "ExportError",
+    "ExtraMissing",
     "GatewayRefused",
     "LoadFailed",
     "ModelNotFound",
@@ -49,6 +52,7 @@ __all__ = [
     "ReleaseUnderWay",
     "RequestError",
     "SettingsError",
+    "StackDown",
     "StackError",
     "StillServing",
     "StressError",
@@ -61,6 +65,10 @@ __all__ = [
 
 class SettingsError(VlserveError):
     """Settings or serving_config/ that cannot work."""
+
+
+class ExtraMissing(VlserveError):
+    """An optional part of the installation (an extra of the package) is not there."""
 
 
 class ExportError(VlserveError):
@@ -149,3 +157,7 @@ class StackError(VlserveError):
 
 class PortBusy(StackError):
     """Another process listens on a port that the stack needs."""
+
+
+class StackDown(StackError):
+    """Nothing answers at the address of the stack's gateway or control service."""

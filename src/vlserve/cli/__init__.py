@@ -1,6 +1,8 @@
 """The command line. Exit codes: 0 done, 1 refused or failed (one line on stderr), 2 usage."""
 
+import importlib.metadata
 import sys
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -18,12 +20,21 @@ from vlserve.cli import (
     tune,
     versions,
 )
-from vlserve.cli.output import stderr
+from vlserve.cli.output import print_line, stderr
+from vlserve.errors import StackDown
+from vlserve.extras import extra_of, missing_extra
+from vlserve.project import find_project_dir
 from vlserve.runtime.errors import VlserveError
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print_line(f"vlserve {importlib.metadata.version('vlserve')}")
+        raise typer.Exit()
+
 
 app = typer.Typer(
     name="vlserve",
-    help="Register, query, stress and roll back image + text models.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
@@ -35,10 +46,38 @@ for module in (
     module.add_to(app)
 
 
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Register, query, stress and roll back image + text models."""
+
+
 def main() -> None:
     """Run the `vlserve` script."""
     try:
         app()
     except (VlserveError, OSError) as error:
-        stderr.print(f"vlserve: {error}", markup=False)
-        sys.exit(1)
+        _fail(_explained(error))
+    except ModuleNotFoundError as error:
+        extra = extra_of(error.name)
+        if extra is None:
+            raise
+        _fail(missing_extra(extra, str(error.name)))
+
+
+def _explained(error: Exception) -> str:
+    """Return the error's message; where no stack answers, with the folder that was looked in."""
+    if isinstance(error, StackDown):
+        return f"{error} (the project folder is {find_project_dir()})"
+    return str(error)
+
+
+def _fail(message: str) -> NoReturn:
+    stderr.print(f"vlserve: {message}", markup=False)
+    sys.exit(1)

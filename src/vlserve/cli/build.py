@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 from vlserve.cli.output import AsJson, print_json, print_line, print_table, progress
 from vlserve.cli.parameters import ArchiveFile, Group, Strict
+from vlserve.extras import require_extras
 from vlserve.settings import load_settings
 
 CheckpointFile = Annotated[
@@ -86,6 +87,7 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train a model and write its checkpoint, configuration and metrics."""
+    require_extras("train")
     from vlserve.exporter.recipe import load_recipe
     from vlserve.training.contrastive import fit_pairs, is_of_pairs
     from vlserve.training.fit import fit
@@ -170,6 +172,7 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Convert a checkpoint into an archive, and prove that its graphs answer like the network."""
+    require_extras("cpu", "train")
     from vlserve.exporter.export import export_archive
     from vlserve.quantize.export import Int8Report, export_int8
 
@@ -236,6 +239,7 @@ def evaluate(
 
     The archive's own frozen code runs, in a process of its own.
     """
+    require_extras("cpu", "train")
     from vlserve.training.evaluators import evaluate as evaluate_archive
 
     with progress(f"evaluating {archive.name}") as show:

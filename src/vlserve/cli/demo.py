@@ -7,11 +7,13 @@ import typer
 from vlserve.cli.output import AsJson, print_json, print_line, progress
 from vlserve.cli.parameters import Group
 from vlserve.cli.predict import print_answer, request_prediction
+from vlserve.extras import require_extras
 from vlserve.settings import load_settings
 
 
 def demo(as_json: AsJson = False) -> None:
     """Train, release and query a demo tagger. Version 1 is then stable and version 2 ready."""
+    require_extras("cpu", "train")
     from vlserve.control.client import ControlClient
     from vlserve.demo import MODEL, VERSIONS, release_demo
 
@@ -34,7 +36,7 @@ What to do next (with .venv/bin on the PATH, or .venv/bin/vlserve …):
   vlserve release {MODEL} {new} --now                      all traffic to version {new}
   vlserve stress {MODEL} --users 4 --duration 20     load it and judge it
   vlserve rollback {MODEL}                           back to version {old}
-  make stop                                          stop everything"""
+  vlserve down                                       stop everything"""
     )
 
 

@@ -7,6 +7,7 @@ import typer
 
 from vlserve.cli.output import AsJson, print_json, print_line, progress
 from vlserve.cli.parameters import Group
+from vlserve.extras import require_extras
 from vlserve.settings import load_settings
 
 
@@ -54,6 +55,7 @@ def index(
 
     An interrupted run resumes when it is started again.
     """
+    require_extras("cpu")
     from vlserve.retrieval.build import build_index
 
     with progress(f"indexing {data.name}") as show:

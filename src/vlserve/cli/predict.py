@@ -9,7 +9,7 @@ import typer
 
 from vlserve.cli.output import AsJson, print_json, print_line, print_table
 from vlserve.cli.parameters import Group, Model
-from vlserve.errors import StackError
+from vlserve.errors import StackDown, StackError
 from vlserve.settings import Settings, load_settings
 
 ABOUT = ("model", "version", "request_id")
@@ -50,7 +50,7 @@ def request_prediction(
             trust_env=False,
         )
     except httpx.TransportError as error:
-        raise StackError(
+        raise StackDown(
             f"no answer from the gateway at {settings.gateway_url} ({error}): "
             "is the stack up? `vlserve status` shows it"
         ) from error

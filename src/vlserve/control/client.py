@@ -17,7 +17,7 @@ from vlserve.control.wire.views import (
     Unloaded,
     error_of,
 )
-from vlserve.errors import ControlError, StackError
+from vlserve.errors import ControlError, StackDown, StackError
 
 _CONNECT_TIMEOUT_S = 2.0
 _LONGEST_S = 900.0  # a register that loads, or an unload that drains, ends well before
@@ -133,7 +133,7 @@ class ControlClient:
         try:
             response = self._http.request(method, path, **options)
         except httpx.TransportError as error:
-            raise StackError(
+            raise StackDown(
                 f"the control service does not answer at {self._http.base_url} "
                 f"({error or type(error).__name__}): start it with `vlserve up`"
             ) from error

@@ -28,6 +28,11 @@ def open_backend(graph: Graph, root: Path, threads: int) -> Backend:
     }
     try:
         return opened[graph.format](graph, root / graph.file, threads)
+    except ModuleNotFoundError as error:
+        raise ArchiveUnreadable(
+            f"{graph.file} cannot be loaded: {error}; pip install 'vlserve[cpu]' brings "
+            "onnxruntime (with a GPU: 'vlserve[gpu]')"
+        ) from error
     except Exception as error:  # each engine has its own exceptions
         raise ArchiveUnreadable(f"{graph.file} cannot be loaded: {error}") from error
 
