@@ -274,7 +274,7 @@ def _tree(kind: "type[VlserveError]", depth: int) -> Iterator[Sequence[str]]:
 
 
 def _code_and_status(kind: "type[VlserveError]") -> tuple[str, str]:
-    from vlserve.control.api.app import _STATUS as statuses
+    from vlserve.control.api.errors import _STATUS as statuses
     from vlserve.control.wire.views import error_code
     from vlserve.errors import ControlError
 
