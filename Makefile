@@ -60,10 +60,10 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix $(SOURCES)
 
 bench: $(INSTALLED)  ## served speed as ratios to the in-process limit; PEERS=all for other servers too
-	$(BIN)/python benchmarks/serving.py --peers "$(PEERS)"
+	$(BIN)/python -m benchmarks.serving.speed --peers "$(PEERS)"
 
 bench-scale: $(INSTALLED)  ## what more models, larger images and longer texts cost
-	$(BIN)/python benchmarks/scale.py
+	$(BIN)/python -m benchmarks.serving.scale
 
 clean: stop
 	rm -rf $(VENV) .vlserve

@@ -1,11 +1,11 @@
-"""The split of a release's callers: benchmarks/split.py with fewer of them. The keys and salts are
-fixed, so what callers with a key meet is too."""
+"""The split of a release's callers: benchmarks/release/split.py with fewer of them. The keys and
+salts are fixed, so what callers with a key meet is too."""
 
 from pathlib import Path
 
-from own_gateway import own_gateway
-from split import SALTS, WEIGHTS, measure
-from stand_in import stand_in
+from benchmarks.lib.own_gateway import own_gateway
+from benchmarks.lib.stand_in import stand_in
+from benchmarks.release.split import SALTS, WEIGHTS, measure
 
 
 def test_callers_are_split_by_weight_stay_and_are_left_alone_by_other_releases(

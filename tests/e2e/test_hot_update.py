@@ -1,12 +1,11 @@
-"""Versions that come, take over, give back and go while clients ask: benchmarks/hot_update.py, in
-short, on the shared stack."""
+"""Versions that come, take over, give back and go while clients ask: in short what
+benchmarks/release/hot_update.py does, on the shared stack."""
 
 from pathlib import Path
 
-from clients import Clients, Load, drawn_questions
-from editions import echo_editions
-from hot_update import judge, update_in_rounds
-
+from benchmarks.lib.clients import Clients, Load, drawn_questions
+from benchmarks.lib.editions import echo_editions
+from benchmarks.release.hot_update import judge, update_in_rounds
 from support.running_stack import RunningStack
 
 ROUNDS = 2

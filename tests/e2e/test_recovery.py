@@ -1,5 +1,5 @@
-"""kill -9 of each process under load (benchmarks/recovery.py, on a stack of its own): the same
-versions, weights and history come back. What is lost meanwhile is a clean error, never a wrong
+"""kill -9 of each process under load (benchmarks/release/recovery.py, on a stack of its own): the
+same versions, weights and history come back. What is lost meanwhile is a clean error, never a wrong
 answer."""
 
 import os
@@ -11,11 +11,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-from clients import Load, Question, drawn_questions
-from editions import Edition, echo_editions
-from own_stack import DrilledStack
-from recovery import NEEDS_UP, TARGETS, WITH_GATEWAY, crash, release_both
 
+from benchmarks.lib.clients import Load, Question, drawn_questions
+from benchmarks.lib.editions import Edition, echo_editions
+from benchmarks.lib.own_stack import DrilledStack
+from benchmarks.release.recovery import NEEDS_UP, TARGETS, WITH_GATEWAY, crash, release_both
 from support.background_load import QUESTION
 from support.running_stack import make_settings, wait_until
 from vlserve.control.client import ControlClient

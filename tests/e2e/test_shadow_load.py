@@ -1,11 +1,10 @@
-"""Shadows that are well, slow or dead, while clients ask: benchmarks/shadow.py in short."""
+"""Shadows that are well, slow or dead, while clients ask: benchmarks/release/shadow.py in short."""
 
 from pathlib import Path
 
-from clients import Load, drawn_questions
-from own_gateway import own_gateway
-from shadow import KINDS, MODEL, STABLE, engines, measure
-
+from benchmarks.lib.clients import Load, drawn_questions
+from benchmarks.lib.own_gateway import own_gateway
+from benchmarks.release.shadow import KINDS, MODEL, STABLE, engines, measure
 from vlserve.control.domain import ModelRoute
 
 

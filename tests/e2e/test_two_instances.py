@@ -12,11 +12,11 @@ from typing import Any
 
 import httpx
 import pytest
-from clients import Load, Question, drawn_questions
-from editions import Edition, echo_editions
-from own_stack import DrilledStack, own_stack
-from recovery import crash, release_both
 
+from benchmarks.lib.clients import Load, Question, drawn_questions
+from benchmarks.lib.editions import Edition, echo_editions
+from benchmarks.lib.own_stack import DrilledStack, own_stack
+from benchmarks.release.recovery import crash, release_both
 from support.background_load import QUESTION
 from support.engine_workers import worker_pids
 from support.running_stack import wait_until

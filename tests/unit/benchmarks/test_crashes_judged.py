@@ -1,8 +1,9 @@
 """What the drill of crashes forgives, and what it does not."""
 
 import pytest
-from clients import Exchange
-from recovery import Moments, judge
+
+from benchmarks.lib.clients import Exchange
+from benchmarks.release.recovery import Moments, judge
 
 MOMENTS = Moments(killed_s=10.0, gateway_back_s=12.0, whole_s=20.0)
 

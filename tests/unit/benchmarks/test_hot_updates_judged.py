@@ -4,8 +4,9 @@ import math
 from dataclasses import replace
 
 import pytest
-from clients import Exchange, Load
-from hot_update import Step, judge, lag_ms
+
+from benchmarks.lib.clients import Exchange, Load
+from benchmarks.release.hot_update import Step, judge, lag_ms
 
 MOVES = (
     Step("release", 1, 0.0, 1.0),

@@ -1,8 +1,8 @@
 """What the benchmark of rollbacks calls felt."""
 
 import pytest
-from rollback import GOOD, STABLE, Round, felt_ms, row, stable_ms
 
+from benchmarks.release.rollback import GOOD, STABLE, Round, felt_ms, row, stable_ms
 from vlserve.loadgen.caller_record import Call
 
 DONE = Round("abort", GOOD, 40.0, answered_at=10.0, ended_at=11.0)

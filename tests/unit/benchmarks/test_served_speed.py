@@ -8,12 +8,13 @@ import math
 from pathlib import Path
 
 import pytest
-import scale
-from closed_loop import seen
-from peer_servers import FOLDER, PEERS
-from photos import BODIES, Photo, jpeg
-from published import publish
-from ratios import Cell, Limit, as_csv, costs, markdown, rows, times
+
+from benchmarks.lib.closed_loop import seen
+from benchmarks.lib.photos import BODIES, Photo, jpeg
+from benchmarks.lib.published import publish
+from benchmarks.lib.ratios import Cell, Limit, as_csv, costs, markdown, rows, times
+from benchmarks.peers.servers import FOLDER, PEERS
+from benchmarks.serving import scale
 
 PHOTO = Photo(b"\xff\xd8 not decoded here", "零基础教学")
 

@@ -76,6 +76,8 @@ def check_make(args: list[str], inline: bool) -> None:
 
 def check_python(args: list[str], inline: bool) -> None:
     match args:
+        case ["-m", module, *rest] if module.startswith("benchmarks."):
+            check_python([f"{module.replace('.', '/')}.py", *rest], inline)
         case ["-m", module, *_]:
             _require(importlib.util.find_spec(module) is not None, f"no module {module}")
         case ["-c", code]:
@@ -168,8 +170,8 @@ def options_of(file: Path) -> set[str]:
                 options |= names | {f"--no-{name.removeprefix('--')}" for name in names}
             if isinstance(node, ast.ImportFrom) and node.module:
                 path = node.module.replace(".", "/")
-                files = (PROJECT / "benchmarks").rglob(f"{path.rpartition('/')[2]}.py")
-                todo += {*files, *(PROJECT / "src").glob(f"{path}.py")} - seen
+                files = {root / f"{path}.py" for root in (PROJECT, PROJECT / "src")} - seen
+                todo += filter(Path.is_file, files)
     return options
 
 
@@ -219,8 +221,8 @@ def test_every_fence_says_what_it_holds_and_hides_no_command(document: Path) -> 
         "vlserve release tagger 2 --weight 5",
         "vlserve export resnet_gru --out build",
         "make bend",
-        "python benchmarks/serving.py --no-such-option",
-        "python benchmarks/none.py",
+        "python -m benchmarks.serving.speed --no-such-option",
+        "python -m benchmarks.none",
         "pip install 'vlserve[tpu]'",
         "locust -f loadtest/locustfile.py --no-such-option",
         "curl localhost:8080/prediction/tagger",

@@ -1,14 +1,11 @@
 import importlib
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 
 from vlserve.control.judge import Outcome, Policy
-
-BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 
 
 @pytest.fixture
@@ -39,7 +36,5 @@ def traffic() -> Callable[..., list[Outcome]]:
 
 @pytest.fixture(scope="session")
 def simulation() -> ModuleType:
-    """benchmarks/judge_simulation.py, whose full run makes the table of docs/gray-release.md."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        return importlib.import_module("judge_simulation")
+    """benchmarks/release/judge_simulation.py, whose full run makes a table of docs/."""
+    return importlib.import_module("benchmarks.release.judge_simulation")

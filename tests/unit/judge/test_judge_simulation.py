@@ -1,4 +1,5 @@
-"""The full run, 1,000 releases x 10,000 looks, is benchmarks/judge_simulation.py; this is small.
+"""The full run, 1,000 releases x 10,000 looks, is benchmarks/release/judge_simulation.py; this is
+small.
 
 Bounds: were the true probability what the judge promises, a test here would fail by chance once in
 ten million runs.

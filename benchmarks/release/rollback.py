@@ -1,6 +1,6 @@
 """How soon clients feel a rollback: rollbacks by hand, aborted releases, and the judge's own.
 
-    .venv/bin/python benchmarks/rollback.py --rate 60 --rounds 20
+    .venv/bin/python -m benchmarks.release.rollback --rate 60 --rounds 20
 
 Starts a stack of its own with versions without weights. Callers ask at a steady rate, a third of
 them with sticky keys. Each round sends traffic to the candidate and takes it back; measured is the
@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from own_stack import own_stack
 
+from benchmarks.lib.own_stack import own_stack
 from vlserve.cli.output import print_line, print_table
 from vlserve.control.client import ControlClient
 from vlserve.exporter.echo import pack_echo

@@ -1,7 +1,7 @@
 """Hot updates under load: no request lost, no wrong version, the new version at once.
 
-    .venv/bin/python benchmarks/hot_update.py                             versions without weights
-    .venv/bin/python benchmarks/hot_update.py --archive tagger-1.mar --archive tagger-2.mar
+    .venv/bin/python -m benchmarks.release.hot_update    # versions without weights
+    .venv/bin/python -m benchmarks.release.hot_update --archive tagger-1.mar --archive tagger-2.mar
 
 Starts a stack of its own, finds the highest rate that it holds, and lets 20 keep-alive clients ask
 at half of it. Each round registers a new version, releases it, rolls it back, releases it again and
@@ -23,10 +23,9 @@ from itertools import islice, pairwise
 from pathlib import Path
 from statistics import quantiles
 
-from clients import WRONG, Clients, Exchange, Load, drawn_questions
-from editions import Edition, echo_editions, repacked_editions
-from own_stack import own_stack
-
+from benchmarks.lib.clients import WRONG, Clients, Exchange, Load, drawn_questions
+from benchmarks.lib.editions import Edition, echo_editions, repacked_editions
+from benchmarks.lib.own_stack import own_stack
 from vlserve.cli.output import print_line, print_table
 from vlserve.control.client import ControlClient
 from vlserve.control.domain import State

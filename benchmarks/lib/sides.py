@@ -12,9 +12,9 @@ from pathlib import Path
 
 import httpx
 import psutil
-from own_stack import DrilledStack, own_stack, processes
-from photos import BODIES, Photo
 
+from benchmarks.lib.own_stack import DrilledStack, own_stack, processes
+from benchmarks.lib.photos import BODIES, Photo
 from vlserve.control.engine.torchserve import TorchServe, endpoints
 from vlserve.runtime.archive import verify_archive
 

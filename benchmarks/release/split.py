@@ -1,6 +1,6 @@
 """How a release's callers are split: exactly by weight, always the same way, monotone.
 
-    .venv/bin/python benchmarks/split.py
+    .venv/bin/python -m benchmarks.release.split
 
 A gateway of its own, before a stand-in engine. Three models release at once, each with a salt of
 its own; 10,000 callers with a sticky key ask each of them once at every weight, and as many
@@ -20,10 +20,10 @@ from itertools import pairwise
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from own_gateway import own_gateway
 from scipy.stats import chisquare
-from stand_in import stand_in
 
+from benchmarks.lib.own_gateway import own_gateway
+from benchmarks.lib.stand_in import stand_in
 from vlserve.cli.output import print_line, print_table
 from vlserve.control.domain import ModelRoute
 

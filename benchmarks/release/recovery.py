@@ -1,8 +1,8 @@
 """What a killed process costs: kill -9 of each one under load, one after the other.
 
-    .venv/bin/python benchmarks/recovery.py                               versions without weights
-    .venv/bin/python benchmarks/recovery.py --archive tagger-1.mar --archive tagger-2.mar
-    .venv/bin/python benchmarks/recovery.py --instances 2 --only engine
+    .venv/bin/python -m benchmarks.release.recovery    # versions without weights
+    .venv/bin/python -m benchmarks.release.recovery --archive tagger-1.mar --archive tagger-2.mar
+    .venv/bin/python -m benchmarks.release.recovery --instances 2 --only engine
 
 Starts a stack of its own with two versions. A worker, the engine, the gateway and the control
 service come back by themselves; after supervisord, and after everything at once (a machine that
@@ -25,10 +25,18 @@ from pathlib import Path
 
 import httpx
 import psutil
-from clients import NO_CONNECTION, WRONG, Clients, Exchange, Load, Question, drawn_questions
-from editions import Edition, echo_editions, repacked_editions
-from own_stack import DrilledStack, own_stack, processes
 
+from benchmarks.lib.clients import (
+    NO_CONNECTION,
+    WRONG,
+    Clients,
+    Exchange,
+    Load,
+    Question,
+    drawn_questions,
+)
+from benchmarks.lib.editions import Edition, echo_editions, repacked_editions
+from benchmarks.lib.own_stack import DrilledStack, own_stack, processes
 from vlserve.cli.output import print_line, print_table
 from vlserve.control.engine.torchserve import TorchServe, endpoints
 from vlserve.control.wire.views import EventView, ModelView

@@ -1,6 +1,6 @@
 """What fewer keys cost a tagger in accuracy: prints the second table of docs/attention.md.
 
-    nice -n 5 .venv/bin/python benchmarks/attention_quality.py [--data FOLDER]
+    nice -n 5 .venv/bin/python -m benchmarks.models.attention_quality [--data FOLDER]
 
 Trains a small visualbert_coattention tagger with each kind of keys, on the drawn demo set or on a
 folder with train.jsonl and val.jsonl (one label an item): the same items, seeds, steps. Visual
@@ -24,6 +24,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks import CHECKOUT
 from vlserve.exporter.recipe import load_recipe
 from vlserve.exporter.wordpiece import SPECIAL, wordpiece
 from vlserve.models.grid import GridExtractor
@@ -34,7 +35,7 @@ from vlserve.training.data import ItemFile, count_labels, read_items
 from vlserve.training.demo_data import write_demo_data
 from vlserve.training.samples import decode_images
 
-RECIPE = load_recipe("visualbert_coattention", Path(__file__).parents[1] / "export")
+RECIPE = load_recipe("visualbert_coattention", CHECKOUT / "export")
 KINDS: Mapping[str, Mapping[str, Any]] = {
     "full": {"variant": "full"},
     "chunk 4": {"variant": "chunk", "chunk": 4},

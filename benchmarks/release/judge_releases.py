@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 import numpy as np
-from judge_traffic import STABLE_TAGS, Array, Traffic
 from numpy.typing import NDArray
 
+from benchmarks.release.judge_traffic import STABLE_TAGS, Array, Traffic
 from vlserve.control.judge import agreement, latency, sample_ratio, tags, two_sample
 from vlserve.control.judge.latency import Timed
 from vlserve.control.judge.observation import BLOCK

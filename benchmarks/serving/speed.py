@@ -1,7 +1,7 @@
 """Served speed side by side, as ratios to the in-process limit.
 
-    .venv/bin/python benchmarks/serving.py
-    .venv/bin/python benchmarks/serving.py --peers all
+    .venv/bin/python -m benchmarks.serving.speed
+    .venv/bin/python -m benchmarks.serving.speed --peers all
 
 One run on one machine: the archive's own code in process, our stack through the gateway and
 without it, stock TorchServe, and the peers asked for, each from an environment of its own under
@@ -19,16 +19,26 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench_archives import default_archives, default_checkpoint
-from closed_loop import Job, LoadProcess
-from in_process import InProcess, in_process
-from peer_servers import PEERS, peer_server
-from photos import Photo, drawn_for
-from published import FIGURES, machine, publish
-from ratios import Cell, Limit, as_csv, costs, details, markdown, plot, rows, spread, times
-from sides import Side, SideFailed, first_answer, ours
-from stock_torchserve import stock_torchserve
-
+from benchmarks.lib.archives import default_archives, default_checkpoint
+from benchmarks.lib.closed_loop import Job, LoadProcess
+from benchmarks.lib.in_process import InProcess, in_process
+from benchmarks.lib.photos import Photo, drawn_for
+from benchmarks.lib.published import FIGURES, machine, publish
+from benchmarks.lib.ratios import (
+    Cell,
+    Limit,
+    as_csv,
+    costs,
+    details,
+    markdown,
+    plot,
+    rows,
+    spread,
+    times,
+)
+from benchmarks.lib.sides import Side, SideFailed, first_answer, ours
+from benchmarks.peers.servers import PEERS, peer_server
+from benchmarks.peers.torchserve.start import stock_torchserve
 from vlserve.cli.output import print_line
 from vlserve.runtime.archive import unpack_archive, verify_archive
 

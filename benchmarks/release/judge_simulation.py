@@ -1,6 +1,6 @@
 """Error guarantee and power of the judge, measured: prints the table of docs/gray-release.md.
 
-    OMP_NUM_THREADS=1 nice -n 15 .venv/bin/python benchmarks/judge_simulation.py
+    OMP_NUM_THREADS=1 nice -n 15 .venv/bin/python -m benchmarks.release.judge_simulation
 
 Thousands of releases run side by side through the gates' own code, with the settings of
 serving_config/rollout.yaml. One look is one block of requests, after which every gate is asked.
@@ -15,17 +15,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from judge_callers import CALLERS, gates_that_alarm
-from judge_releases import GATES, Releases
-from judge_traffic import Traffic, late_trouble, nulls, troubles
 from scipy.stats import binomtest
 
+from benchmarks import CHECKOUT
+from benchmarks.release.judge_callers import CALLERS, gates_that_alarm
+from benchmarks.release.judge_releases import GATES, Releases
+from benchmarks.release.judge_traffic import Traffic, late_trouble, nulls, troubles
 from vlserve.control.judge import two_sample
 from vlserve.control.judge.observation import BLOCK
 from vlserve.control.judge.policy import Minimum, Policy, load_policy
 from vlserve.control.judge.two_sample import Counts, Mask
 
-POLICY = Path(__file__).parents[1] / "serving_config" / "rollout.yaml"
+POLICY = CHECKOUT / "serving_config" / "rollout.yaml"
 IN_CACHE = 250
 """Releases that are simulated side by side: more no longer fit into the processor's cache."""
 

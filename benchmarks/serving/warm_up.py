@@ -1,7 +1,7 @@
 """Whether the first thousand requests after a release are as fast as the later ones.
 
-    .venv/bin/python benchmarks/warm_up.py                               versions without weights
-    .venv/bin/python benchmarks/warm_up.py --archive tagger-1.mar --connections 8
+    .venv/bin/python -m benchmarks.serving.warm_up    # versions without weights
+    .venv/bin/python -m benchmarks.serving.warm_up --archive tagger-1.mar --connections 8
 
 Starts a stack of its own. Each round registers a new version of the archive and releases it under a
 closed loop of Locust's, then compares the version's first thousand answers with the thousand after
@@ -22,9 +22,9 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from editions import Edition, echo_editions, repacked_editions
-from own_stack import own_stack
 
+from benchmarks.lib.editions import Edition, echo_editions, repacked_editions
+from benchmarks.lib.own_stack import own_stack
 from vlserve.cli.output import print_line, print_table
 from vlserve.control.client import ControlClient
 from vlserve.loadgen.request_record import Record, read_records

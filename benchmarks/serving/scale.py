@@ -1,6 +1,6 @@
 """What a stack costs as its work grows: loaded models, larger images, longer texts.
 
-    .venv/bin/python benchmarks/scale.py
+    .venv/bin/python -m benchmarks.serving.scale
 
 Stacks of its own, asked through the gateway. Models are copies of one archive under other names.
 Each figure is the median of rounds that go through all cells. Writes CSV and plots, and its part of
@@ -18,12 +18,12 @@ from pathlib import Path
 from statistics import median
 
 import psutil
-from bench_archives import default_archives, renamed
-from closed_loop import Job, LoadProcess, Seen
-from own_stack import DrilledStack, own_stack, processes
-from photos import Photo, jpeg, photos
-from published import FIGURES, machine, publish
 
+from benchmarks.lib.archives import default_archives, renamed
+from benchmarks.lib.closed_loop import Job, LoadProcess, Seen
+from benchmarks.lib.own_stack import DrilledStack, own_stack, processes
+from benchmarks.lib.photos import Photo, jpeg, photos
+from benchmarks.lib.published import FIGURES, machine, publish
 from vlserve.cli.output import print_line
 
 MODELS = (1, 2, 4, 8)

@@ -14,13 +14,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from photos import Photo
-from sides import TUNED, Side, SideFailed, plain_environment, started, tree, wait_until_up
-
+from benchmarks import CHECKOUT
+from benchmarks.lib.photos import Photo
+from benchmarks.lib.sides import (
+    TUNED,
+    Side,
+    SideFailed,
+    plain_environment,
+    started,
+    tree,
+    wait_until_up,
+)
 from vlserve.tuning.private_stack import free_ports
 
-FOLDER = Path(__file__).parent / "peers"
-CACHE = Path(__file__).parents[1] / ".vlserve" / "bench"
+FOLDER = Path(__file__).parent
+CACHE = CHECKOUT / ".vlserve" / "bench"
 PORTS = 4
 
 

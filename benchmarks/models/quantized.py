@@ -1,6 +1,7 @@
 """INT8 against fp32 in ONNX Runtime and against the eager network, in one process and one thread.
 
-    .venv/bin/python benchmarks/quantized.py RECIPE CHECKPOINT FP32.mar INT8.mar --items ITEMS.jsonl
+    .venv/bin/python -m benchmarks.models.quantized RECIPE CHECKPOINT FP32.mar INT8.mar \\
+        --items ITEMS.jsonl
 
 Prints the table of docs/quantization.md. Inputs are those that the archive's own preprocessing
 makes of the items. Rounds go through all three in turn, so that a busy machine slows all of them;

@@ -11,11 +11,10 @@ from statistics import median
 
 
 def main(folder: Path) -> None:
-    sys.path.insert(0, str(Path(__file__).parent / "peers"))
-    from answering import Answering
+    from benchmarks.peers.answering import Answering
 
     answer = Answering(folder)
-    from photos import drawn_for
+    from benchmarks.lib.photos import drawn_for
 
     items = [(photo.shown, photo.text.encode()) for photo in drawn_for(answer.manifest)]
     print("ready", flush=True)
@@ -32,4 +31,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).resolve())
+    main(Path(sys.argv[1]))

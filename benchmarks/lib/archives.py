@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from photos import jpeg
-
+from benchmarks import CHECKOUT
+from benchmarks.lib.photos import jpeg
 from vlserve.cli.output import print_line
 from vlserve.exporter.export import export_archive
 from vlserve.exporter.pack import archive_name, draft_of, pack_members
 from vlserve.quantize.export import export_int8
 from vlserve.runtime.archive import unpack_archive
 
-PROJECT = Path(__file__).parents[1]
 FROZEN = ("src/vlserve/runtime/*.py", "handlers/*.py", "export/resnet_gru.py")
 """What goes into the archives, and what makes them."""
 MODEL = "tagger"
@@ -36,9 +35,9 @@ CONFIG = {
 def default_folder() -> Path:
     """Named after the code that its archives hold."""
     digest = hashlib.sha256(json.dumps(CONFIG).encode())
-    for file in sorted(file for pattern in FROZEN for file in PROJECT.glob(pattern)):
+    for file in sorted(file for pattern in FROZEN for file in CHECKOUT.glob(pattern)):
         digest.update(file.read_bytes())
-    return PROJECT / ".vlserve" / "bench" / f"archives-{digest.hexdigest()[:12]}"
+    return CHECKOUT / ".vlserve" / "bench" / f"archives-{digest.hexdigest()[:12]}"
 
 
 def default_checkpoint() -> Path:
@@ -52,7 +51,7 @@ def default_checkpoint() -> Path:
 
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(0)
-        network = load_recipe(RECIPE, PROJECT / "export").build(CONFIG)
+        network = load_recipe(RECIPE, CHECKOUT / "export").build(CONFIG)
         path.with_name("config.json").write_text(json.dumps(CONFIG))
         save_file(network.state_dict(), path)
     return path

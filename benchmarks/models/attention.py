@@ -1,6 +1,6 @@
 """What joint attention costs with all keys, with means of chunks, with one key a chunk.
 
-    nice -n 5 .venv/bin/python benchmarks/attention.py
+    nice -n 5 .venv/bin/python -m benchmarks.models.attention
 
 Prints the first table of docs/attention.md. One attention of VisualBERT's size over text and
 visual tokens: projections, scores, softmax, output, LayerNorm; no MLP. It is eager, as the networks

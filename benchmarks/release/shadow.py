@@ -1,6 +1,6 @@
 """What clients feel of a shadow: nothing, also of one that is slow, or dead.
 
-    .venv/bin/python benchmarks/shadow.py
+    .venv/bin/python -m benchmarks.release.shadow
 
 A gateway of its own; a stand-in engine for the stable version, one for each kind of shadow. Clients
 ask at a fixed rate while shadows come and go, in rounds, so that whatever else the machine does
@@ -21,10 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import quantiles
 
-from clients import Clients, Exchange, Load, Question, drawn_questions
-from own_gateway import OwnGateway, own_gateway
-from stand_in import stand_in
-
+from benchmarks.lib.clients import Clients, Exchange, Load, Question, drawn_questions
+from benchmarks.lib.own_gateway import OwnGateway, own_gateway
+from benchmarks.lib.stand_in import stand_in
 from vlserve.cli.output import print_line, print_table
 from vlserve.control.domain import Instance, ModelRoute, Shadow
 

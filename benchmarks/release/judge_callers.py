@@ -1,8 +1,8 @@
 """A/A releases whose callers have sticky keys and habits, through the judge's public functions."""
 
 import numpy as np
-from judge_traffic import STABLE_TAGS, usual_ms
 
+from benchmarks.release.judge_traffic import STABLE_TAGS, usual_ms
 from vlserve.control.judge import (
     Batch,
     JudgeState,

@@ -12,9 +12,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from sides import TUNED, plain_environment
-
-_PROGRAM = Path(__file__).with_name("in_process_worker.py")
+from benchmarks import CHECKOUT
+from benchmarks.lib.sides import TUNED, plain_environment
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class InProcess:
 @contextmanager
 def in_process(folder: Path, count: int) -> Iterator[InProcess]:
     """``folder``: an unpacked archive."""
-    command = [sys.executable, str(_PROGRAM), str(folder)]
+    command = [sys.executable, "-m", "benchmarks.lib.in_process_worker", str(folder.resolve())]
     with ExitStack() as opened:
         processes = []
         for _ in range(count):
@@ -66,6 +65,7 @@ def in_process(folder: Path, count: int) -> Iterator[InProcess]:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
+                cwd=CHECKOUT,
                 env=plain_environment(**TUNED),
             )
             opened.enter_context(process)

@@ -1,6 +1,6 @@
 """Closed loop: so many kept connections, each asks again as soon as it has its answer.
 
-    .venv/bin/python benchmarks/closed_loop.py --url http://127.0.0.1:8080/predictions/tagger
+    .venv/bin/python -m benchmarks.lib.closed_loop --url http://127.0.0.1:8080/predictions/tagger
 
 One process of greenlets, with bodies made beforehand: it takes little of the machine that it shares
 with the server (0.16 to 0.4 ms of CPU a request, most of it the kernel's, to copy 168 KB; threads
@@ -27,8 +27,8 @@ import gevent
 from gevent.event import Event
 from geventhttpclient import HTTPClient
 from geventhttpclient.response import HTTPConnectionClosed, HTTPParseError
-from photos import BODIES, Body, Photo, photos
 
+from benchmarks.lib.photos import BODIES, Body, Photo, photos
 from vlserve.cli.output import print_line, print_table
 
 _TIMEOUT_S = 30.0

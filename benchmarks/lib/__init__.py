@@ -1,0 +1,1 @@
+"""What the programs share: clients, servers under test, archives, figures."""

@@ -1,0 +1,1 @@
+"""The servers that speed is compared with."""

@@ -1,0 +1,1 @@
+"""Stock TorchServe: the eager network and the handler of its documentation."""

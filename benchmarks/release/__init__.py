@@ -1,0 +1,1 @@
+"""What clients notice of releases, rollbacks and crashes, and what the judge finds."""
