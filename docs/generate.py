@@ -42,7 +42,11 @@ the code stays the same from release to release."""
 ABOUT_CLASSES = """\
 The classes of `vlserve.errors`; a child stands below its parent. The command line prints the
 message and ends with exit code 1. A class without a code does not go over HTTP."""
-MODULES_WITH_ERRORS = ("vlserve.errors", "vlserve.control.judge.evidence")
+MODULES_WITH_ERRORS = (
+    "vlserve.errors",
+    "vlserve.control.judge.evidence",
+    "vlserve.control.rollouts.state",
+)
 GATEWAY_ERRORS = {
     "bad_request": "The request is not valid HTTP.",
     "body_too_large": "The body is larger than `gateway.max_body_bytes`.",
@@ -274,7 +278,7 @@ def _tree(kind: "type[VlserveError]", depth: int) -> Iterator[Sequence[str]]:
 
 
 def _code_and_status(kind: "type[VlserveError]") -> tuple[str, str]:
-    from vlserve.control.api.errors import _STATUS as statuses
+    from vlserve.control.api.errors import STATUS as statuses
     from vlserve.control.wire.views import error_code
     from vlserve.errors import ControlError
 

@@ -23,7 +23,8 @@ VlserveError                  (vlserve.runtime.errors)
 │   ├── LoadFailed            the engine could not load the version, or it answers its probes wrong
 │   ├── EngineUnavailable
 │   ├── GatewayRefused        the gateway did not take a configuration
-│   └── EvidenceInvalid       (vlserve.control.judge.evidence) impossible evidence of a release
+│   ├── EvidenceInvalid       (vlserve.control.judge.evidence) impossible evidence of a rollout
+│   └── StateUnreadable       (vlserve.control.rollouts.state) a rollout's kept state cannot be read
 ├── StressError               a load run that cannot be carried out, or was broken off
 └── StackError                a process of the stack does not start, stop or answer
     ├── PortBusy

@@ -26,7 +26,7 @@ from vlserve.errors import (
     VlserveError,
 )
 
-_STATUS: Mapping[type[VlserveError], int] = {
+STATUS: Mapping[type[VlserveError], int] = {
     ModelNotFound: 404,
     VersionNotFound: 404,
     VersionConflict: 409,
@@ -63,7 +63,7 @@ def _error(status: int, code: str, message: str) -> JSONResponse:
 
 def _on_vlserve_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, VlserveError)
-    status = next((code for kind, code in _STATUS.items() if isinstance(error, kind)), 500)
+    status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 500)
     return _error(status, error_code(type(error)), str(error))
 
 
