@@ -1,15 +1,15 @@
 """Answering: an image (or its features) and a question -> answers with scores, best first."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from pydantic import BaseModel
 
 from vlserve.runtime.body import WholeNumber
-from vlserve.runtime.inputs import VisualTextFields, VisualTextInputs
+from vlserve.runtime.inputs import VisualTextFields
 from vlserve.runtime.manifest import Manifest
-from vlserve.runtime.scores import best, check_labels, check_top_k, finite, sigmoid, softmax
+from vlserve.runtime.scores import best, check_labels, check_top_k, finite, probabilities
 from vlserve.runtime.task import Task
 from vlserve.runtime.types import Answer, Arrays, Backend, Sample
 from vlserve.runtime.writing import AnswerRanking, Writer
@@ -47,7 +47,6 @@ class AnswerTask(Task[AnswerFields]):
 
     def __init__(self, manifest: Manifest, root: Path, backends: Mapping[str, Backend]) -> None:
         super().__init__(manifest, root, backends)
-        self._inputs = VisualTextInputs(manifest, root, backends)
         self._ranking: AnswerRanking | None = None
         self._writer: Writer | None = None
         if "model" in manifest.graphs:
@@ -62,16 +61,10 @@ class AnswerTask(Task[AnswerFields]):
 
     def preprocess(self, fields: AnswerFields) -> Sample:
         check_top_k(fields.top_k, self._choices)
-        return self._inputs.sample(fields)
-
-    def tokenise(self, samples: Sequence[Sample]) -> Sequence[Sample]:
-        return self._inputs.tokenise(samples)
-
-    def collate(self, samples: Sequence[Sample]) -> Arrays:
-        return self._inputs.collate(samples)
+        return super().preprocess(fields)
 
     def infer(self, arrays: Arrays) -> Arrays:
-        batch = len(arrays["text_ids"])
+        batch = len(next(iter(arrays.values())))
         if self._ranking:
             return self._ranking.rank(self.run("encoder", arrays), batch)
         if self._writer:
@@ -85,17 +78,16 @@ class AnswerTask(Task[AnswerFields]):
         return {"answers": [{"answer": answer, "score": score} for answer, score in answers]}
 
     def scores(self, answer: Answer) -> Mapping[str, float]:
-        return {one["answer"]: one["score"] for one in answer["answers"]}
+        return {entry["answer"]: entry["score"] for entry in answer["answers"]}
 
     def _scored(self, outputs: Arrays, index: int) -> list[tuple[str, float]]:
         labels = self.manifest.labels
         if self._ranking:
             probability = finite(outputs["probability"][index]).tolist()
             chosen = outputs["answers"][index]
-            return [(labels[one], score) for one, score in zip(chosen, probability, strict=True)]
+            return [(labels[at], score) for at, score in zip(chosen, probability, strict=True)]
         if self._writer:
             texts = self._writer.texts(outputs, index)
             return [(text.text, float(np.exp(text.score))) for text in texts]
-        logits = outputs["logits"][index]
-        scores = sigmoid(logits) if self.manifest.multi_label else softmax(logits)
+        scores = probabilities(outputs["logits"][index], self.manifest)
         return list(zip(labels, scores.tolist(), strict=True))

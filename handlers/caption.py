@@ -1,16 +1,16 @@
 """Captioning: an image (or features of its grid) -> a sentence about it."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import BaseModel
 
 from vlserve.runtime.errors import ErrorCode, RequestError
-from vlserve.runtime.inputs import VisualFields, VisualInputs
+from vlserve.runtime.inputs import VisualFields
 from vlserve.runtime.manifest import Manifest
 from vlserve.runtime.task import Task
-from vlserve.runtime.types import Answer, Arrays, Backend, Sample
+from vlserve.runtime.types import Answer, Arrays, Backend
 from vlserve.runtime.writing import Writer
 
 
@@ -33,14 +33,7 @@ class CaptionTask(Task[CaptionFields]):
 
     def __init__(self, manifest: Manifest, root: Path, backends: Mapping[str, Backend]) -> None:
         super().__init__(manifest, root, backends)
-        self._visual = VisualInputs(manifest, backends)
         self._writer = Writer(manifest, root, backends)
-
-    def preprocess(self, fields: CaptionFields) -> Sample:
-        return self._visual.sample(fields)
-
-    def collate(self, samples: Sequence[Sample]) -> Arrays:
-        return self._visual.collate(samples)
 
     def infer(self, arrays: Arrays) -> Arrays:
         batch = len(next(iter(arrays.values())))

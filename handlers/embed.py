@@ -45,6 +45,9 @@ class EmbedTask(Task[EmbedFields]):
         self._visual = VisualInputs(manifest, backends) if "image" in manifest.graphs else None
         self._text = TextInputs(manifest, root) if "text" in manifest.graphs else None
 
+    def open_inputs(self) -> None:
+        """Leave the inputs to the steps below: a request brings one of two kinds."""
+
     def preprocess(self, fields: EmbedFields) -> Sample:
         visual = any(x is not None for x in (fields.image, fields.features, fields.boxes))
         if visual == (fields.text is not None):
@@ -74,12 +77,12 @@ class EmbedTask(Task[EmbedFields]):
         return arrays
 
     def infer(self, arrays: Arrays) -> Arrays:
-        found: dict[int, Any] = {}
+        by_row: dict[int, Any] = {}
         for graph, rows in ROWS.items():
             if len(arrays[rows]):
                 vectors = self.run(graph, arrays)[f"{graph}_embedding"]
-                found |= dict(zip(arrays[rows].tolist(), vectors, strict=True))
-        return {"embedding": np.stack([found[row] for row in range(len(found))])}
+                by_row |= dict(zip(arrays[rows].tolist(), vectors, strict=True))
+        return {"embedding": np.stack([by_row[row] for row in range(len(by_row))])}
 
     def postprocess(self, outputs: Arrays, index: int, fields: EmbedFields) -> Answer:
         vector = finite(outputs["embedding"][index])

@@ -1,6 +1,6 @@
 """Grounding: an image (or its regions) and a phrase -> where in the image the phrase is."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from vlserve.runtime.body import Switch, WholeNumber
 from vlserve.runtime.errors import ErrorCode, ManifestInvalid, RequestError
 from vlserve.runtime.heatmap import heat_map_png, overlay_png, peak_of, scaled
-from vlserve.runtime.inputs import VisualTextFields, VisualTextInputs
+from vlserve.runtime.inputs import VisualTextFields
 from vlserve.runtime.manifest import Manifest
 from vlserve.runtime.scores import best, check_top_k, finite, sigmoid, softmax
 from vlserve.runtime.task import Task
@@ -70,7 +70,6 @@ class GroundTask(Task[GroundFields]):
 
     def __init__(self, manifest: Manifest, root: Path, backends: Mapping[str, Backend]) -> None:
         super().__init__(manifest, root, backends)
-        self._inputs = VisualTextInputs(manifest, root, backends)
         outputs = {tensor.name for tensor in manifest.graphs["model"].outputs}
         self._of_regions = REGIONS in outputs
         if self._of_regions and not (manifest.regions and manifest.regions.boxes):
@@ -85,13 +84,7 @@ class GroundTask(Task[GroundFields]):
             raise RequestError(ErrorCode.FIELD_INVALID, "top_k: this model answers with a map")
         if self.manifest.regions:
             check_top_k(fields.top_k, self.manifest.regions.max_regions)
-        return self._inputs.sample(fields)
-
-    def tokenise(self, samples: Sequence[Sample]) -> Sequence[Sample]:
-        return self._inputs.tokenise(samples)
-
-    def collate(self, samples: Sequence[Sample]) -> Arrays:
-        return self._inputs.collate(samples)
+        return super().preprocess(fields)
 
     def infer(self, arrays: Arrays) -> Arrays:
         """The graph's outputs, and what tells padding from the rest."""

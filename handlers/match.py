@@ -1,17 +1,17 @@
 """Matching: an image (or its features) and a text -> how well they go together."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from pydantic import BaseModel
 
 from vlserve.runtime.errors import ManifestInvalid
-from vlserve.runtime.inputs import VisualTextFields, VisualTextInputs
+from vlserve.runtime.inputs import VisualTextFields
 from vlserve.runtime.manifest import Manifest
 from vlserve.runtime.scores import finite, sigmoid, softmax
 from vlserve.runtime.task import Task
-from vlserve.runtime.types import Answer, Arrays, Backend, Sample
+from vlserve.runtime.types import Answer, Arrays, Backend
 
 GRAPHS = ("image", "text")
 """Run before ``fusion``, where there are any."""
@@ -47,16 +47,6 @@ class MatchTask(Task[MatchFields]):
         self._ranked_by = manifest.options.get("retrieval_score")
         if self._ranked_by not in RANKED_BY:
             raise ManifestInvalid(f"options retrieval_score: must be one of {RANKED_BY}")
-        self._inputs = VisualTextInputs(manifest, root, backends)
-
-    def preprocess(self, fields: MatchFields) -> Sample:
-        return self._inputs.sample(fields)
-
-    def tokenise(self, samples: Sequence[Sample]) -> Sequence[Sample]:
-        return self._inputs.tokenise(samples)
-
-    def collate(self, samples: Sequence[Sample]) -> Arrays:
-        return self._inputs.collate(samples)
 
     def infer(self, arrays: Arrays) -> Arrays:
         for graph in GRAPHS:
@@ -79,5 +69,5 @@ class MatchTask(Task[MatchFields]):
         return answer
 
     def scores(self, answer: Answer) -> Mapping[str, float]:
-        said = {"match": answer["probability"], "no match": 1 - answer["probability"]}
-        return dict(sorted(said.items(), key=lambda entry: -entry[1]))
+        scores = {"match": answer["probability"], "no match": 1 - answer["probability"]}
+        return dict(sorted(scores.items(), key=lambda entry: -entry[1]))

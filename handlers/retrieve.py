@@ -109,6 +109,10 @@ class RetrieveTask(Task[RetrieveFields]):
         self._visual = VisualInputs(manifest, backends) if visual else None
         self._text = TextInputs(manifest, root) if manifest.text else None
 
+    def open_inputs(self) -> None:
+        """Leave the inputs to the steps below: a request brings one of two kinds, and the runtimes
+        of older archives have no default steps."""
+
     def preprocess(self, fields: RetrieveFields) -> Sample:
         seen = any(x is not None for x in (fields.image, fields.features, fields.boxes))
         if seen == (fields.text is not None):

@@ -1,17 +1,14 @@
 """Tagging: a cover image (or its features) and its title -> tags with scores, best first."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 
 from pydantic import BaseModel
 
 from vlserve.runtime.body import WholeNumber
-from vlserve.runtime.errors import ManifestInvalid
-from vlserve.runtime.inputs import VisualTextFields, VisualTextInputs
-from vlserve.runtime.manifest import Manifest
-from vlserve.runtime.scores import best, check_labels, check_top_k, sigmoid, softmax
-from vlserve.runtime.task import Task
-from vlserve.runtime.types import Answer, Arrays, Backend, Sample
+from vlserve.runtime.classify import ClassifyTask
+from vlserve.runtime.inputs import VisualTextFields
+from vlserve.runtime.scores import DEFAULT_TOP_K, check_top_k
+from vlserve.runtime.types import Answer, Arrays, Sample
 
 
 class TagFields(VisualTextFields):
@@ -32,35 +29,19 @@ class Tags(BaseModel):
     tags: list[Tag]
 
 
-class TagTask(Task[TagFields]):
-    """Graph inputs: those of vlserve.runtime.inputs that the graph lists. Output: ``logits``
-    float32 (batch, labels)."""
+class TagTask(ClassifyTask[TagFields]):
+    """The ``top_k`` best labels, 5 where the request does not say."""
 
     fields = TagFields
     answer = Tags
 
-    def __init__(self, manifest: Manifest, root: Path, backends: Mapping[str, Backend]) -> None:
-        super().__init__(manifest, root, backends)
-        if not manifest.labels:
-            raise ManifestInvalid("task tag needs labels in the manifest")
-        check_labels(manifest)
-        self._inputs = VisualTextInputs(manifest, root, backends)
-
     def preprocess(self, fields: TagFields) -> Sample:
         check_top_k(fields.top_k, len(self.manifest.labels))
-        return self._inputs.sample(fields)
-
-    def tokenise(self, samples: Sequence[Sample]) -> Sequence[Sample]:
-        return self._inputs.tokenise(samples)
-
-    def collate(self, samples: Sequence[Sample]) -> Arrays:
-        return self._inputs.collate(samples)
+        return super().preprocess(fields)
 
     def postprocess(self, outputs: Arrays, index: int, fields: TagFields) -> Answer:
-        logits, labels = outputs["logits"][index], self.manifest.labels
-        scores = sigmoid(logits) if self.manifest.multi_label else softmax(logits)
-        found = best(scores, fields.top_k)
-        return {"tags": [{"tag": labels[one], "score": float(scores[one])} for one in found]}
+        scores = self.ranked(outputs, index, fields.top_k or DEFAULT_TOP_K)
+        return {"tags": [{"tag": tag, "score": score} for tag, score in scores.items()]}
 
     def scores(self, answer: Answer) -> Mapping[str, float]:
         return {tag["tag"]: tag["score"] for tag in answer["tags"]}

@@ -12,10 +12,11 @@ an image or the features themselves.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, create_model
 
 from vlserve.runtime.body import BoxesField, FeaturesField, ImageField, RequestFields, TextField
 from vlserve.runtime.errors import ErrorCode, ManifestInvalid, RequestError
@@ -39,6 +40,22 @@ FEATURES = "features"
 """The graph that makes features of an image, and the field that brings them."""
 
 
+class Inputs(Protocol):
+    """What reads the requests of a task: the default steps of `vlserve.runtime.task.Task`."""
+
+    def sample(self, fields: Any) -> Sample:
+        """Return the arrays of one request, without the batch axis. Raises RequestError."""
+        ...
+
+    def tokenise(self, samples: Sequence[Sample]) -> Sequence[Sample]:
+        """Return the samples with their texts as ids."""
+        ...
+
+    def collate(self, samples: Sequence[Sample]) -> Arrays:
+        """Return the arrays of one batch."""
+        ...
+
+
 class VisualFields(RequestFields):
     """An image, or features of its regions, as the model takes them."""
 
@@ -51,6 +68,14 @@ class VisualTextFields(VisualFields):
     """And a text about it."""
 
     text: TextField
+
+
+class PairTextFields(VisualTextFields):
+    """A second image, or features of it, beside the first."""
+
+    image2: ImageField | None = None
+    features2: FeaturesField | None = None
+    boxes2: BoxesField | None = None
 
 
 class VisualInputs:
@@ -88,7 +113,7 @@ class VisualInputs:
         given = {"image": image, FEATURES: features, "boxes": boxes}
         for name, value in given.items():
             if value is not None and not self._takes(name):
-                raise _invalid(f"{name}{suffix}: this model takes no {name}")
+                raise _not_taken(name, suffix)
         if (image is None) == (features is None):
             names = [f"{name}{suffix}" for name in ("image", FEATURES) if self._takes(name)]
             said = "Field required" if image is None else "send one of them"
@@ -110,8 +135,12 @@ class VisualInputs:
             corners = read_boxes(boxes, len(visual), max_bytes, f"boxes{suffix}")
         return self._visual(visual, corners)
 
+    def tokenise(self, samples: Sequence[Sample]) -> Sequence[Sample]:
+        """Return the samples as they are: they hold no text."""
+        return samples
+
     def collate(self, samples: Sequence[Sample]) -> Arrays:
-        """One batch, in which some may have come as images and others as features."""
+        """Return one batch, in which some may have come as images and others as features."""
         if self._regions is None:
             return {"image": np.stack([sample["image"] for sample in samples])}
         return _batch(self._extract(samples))
@@ -190,20 +219,98 @@ class TextInputs:
 
 
 class VisualTextInputs:
-    """An image or regions, and a text. Thread-safe."""
+    """Reads an image or regions and a text, each where a graph takes it. Thread-safe."""
 
     def __init__(self, manifest: Manifest, root: Path, backends: Mapping[str, Backend]) -> None:
-        self.visual = VisualInputs(manifest, backends)
-        self.text = TextInputs(manifest, root)
+        visual, text = takes_visual(manifest), takes_text(manifest)
+        if not visual and not text:
+            raise ManifestInvalid(f"task {manifest.task} needs image, regions or text")
+        self._visual = VisualInputs(manifest, backends) if visual else None
+        self._text = TextInputs(manifest, root) if text else None
 
     def sample(self, fields: VisualTextFields) -> Sample:
-        return self.visual.sample(fields) | self.text.sample(fields.text)
+        """Return the arrays of one item and its ``text``.
 
-    def tokenise(self, samples: Sequence[Sample]) -> list[Sample]:
-        return self.text.tokenise(samples)
+        Raises RequestError for a field that is missing, unreadable, or not the model's.
+        """
+        return self._visual_sample(fields) | self._text_sample(fields.text)
+
+    def tokenise(self, samples: Sequence[Sample]) -> Sequence[Sample]:
+        """Return the samples with ``text_ids`` (tokens,) in place of their texts."""
+        return self._text.tokenise(samples) if self._text else samples
 
     def collate(self, samples: Sequence[Sample]) -> Arrays:
-        return self.visual.collate(samples) | self.text.collate(samples)
+        """Return one batch, padded to its longest text and its most regions."""
+        visual = self._visual.collate(samples) if self._visual else {}
+        return visual | (self._text.collate(samples) if self._text else {})
+
+    def _visual_sample(self, fields: VisualFields, suffix: str = "") -> Sample:
+        if self._visual:
+            return self._visual.sample_of(fields.image, fields.features, fields.boxes, suffix)
+        for name in ("image", FEATURES, "boxes"):
+            if getattr(fields, name) is not None:
+                raise _not_taken(name, suffix)
+        return {}
+
+    def _text_sample(self, text: str | None) -> Sample:
+        if self._text is None and text is not None:
+            raise _not_taken(TEXT)
+        return self._text.sample(text) if self._text and text is not None else {}
+
+
+class PairInputs(VisualTextInputs):
+    """Reads two images, or regions of both, and a text. Thread-safe."""
+
+    def sample(self, fields: VisualTextFields) -> Sample:
+        """Return the arrays of one item, what is seen with an axis of 2 in front, and its text."""
+        assert isinstance(fields, PairTextFields)
+        first = self._visual_sample(fields)
+        second = VisualFields.model_construct(
+            image=fields.image2, features=fields.features2, boxes=fields.boxes2
+        )
+        both = (first, self._visual_sample(second, suffix="2"))
+        pair = self._visual.pair(*both) if self._visual else {}
+        return pair | self._text_sample(fields.text)
+
+
+def takes_visual(manifest: Manifest) -> bool:
+    """Return whether requests bring an image or features: the manifest or a graph says so."""
+    said = manifest.image is not None or manifest.regions is not None
+    return said or bool(_graph_inputs(manifest) & {"image", "visual", "visual_mask", "boxes"})
+
+
+def takes_text(manifest: Manifest) -> bool:
+    """Return whether requests bring a text: the manifest or a graph says so."""
+    names = {"text_ids", "text_mask", "text_length"}
+    return manifest.text is not None or bool(_graph_inputs(manifest) & names)
+
+
+def inputs_of(
+    schema: type[BaseModel], manifest: Manifest, root: Path, backends: Mapping[str, Backend]
+) -> Inputs | None:
+    """Return the reader of requests of this schema; None where it is built on none of those above.
+
+    Raises ManifestInvalid where the manifest does not say how something is read.
+    """
+    if issubclass(schema, PairTextFields):
+        return PairInputs(manifest, root, backends)
+    if issubclass(schema, VisualTextFields):
+        return VisualTextInputs(manifest, root, backends)
+    if issubclass(schema, VisualFields):
+        return VisualInputs(manifest, backends)
+    return None
+
+
+def fields_of(schema: type[BaseModel], manifest: Manifest) -> type[BaseModel]:
+    """Return a task's request schema as a model takes it: without the need of a text where no
+    graph takes one."""
+    if not issubclass(schema, VisualTextFields) or takes_text(manifest):
+        return schema
+    return create_model(schema.__name__, __base__=schema, text=(TextField | None, None))
+
+
+def _graph_inputs(manifest: Manifest) -> set[str]:
+    return {tensor.name for graph in manifest.graphs.values() for tensor in graph.inputs}
 
 
 def _batch(samples: Sequence[Sample]) -> Arrays:
@@ -227,6 +334,10 @@ def _fixed_regions(manifest: Manifest) -> int | None:
         if tensor.name == "visual"
     ]
     return next((dim for dim in found if isinstance(dim, int)), None)
+
+
+def _not_taken(name: str, suffix: str = "") -> RequestError:
+    return _invalid(f"{name}{suffix}: this model takes no {name}")
 
 
 def _invalid(message: str) -> RequestError:

@@ -35,6 +35,12 @@ def sigmoid(logits: NDArray[Any]) -> Float64Array:
     return np.where(values >= 0, 1 / (1 + weights), weights / (1 + weights))
 
 
+def probabilities(logits: NDArray[Any], manifest: Manifest) -> Float64Array:
+    """Return the probability of each label, (labels,): of a softmax, or each label's own sigmoid
+    where the model is multi-label."""
+    return sigmoid(logits) if manifest.multi_label else softmax(logits)
+
+
 def best(scores: Float64Array, top_k: int | None) -> list[int]:
     """Places of the ``top_k`` largest (5 where it is None), best first; ties keep their order."""
     order = np.argsort(-scores, kind="stable")[: DEFAULT_TOP_K if top_k is None else top_k]
@@ -50,6 +56,8 @@ def check_top_k(top_k: int | None, choices: int) -> None:
 def check_labels(manifest: Manifest) -> None:
     """ManifestInvalid unless the graph ``model`` has a logit for each label, and an output so
     called."""
+    if not manifest.labels:
+        raise ManifestInvalid(f"task {manifest.task} needs labels in the manifest")
     graph = manifest.graphs.get("model")
     if graph is None:
         raise ManifestInvalid(f"task {manifest.task} needs a graph model")

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from pydantic import BaseModel
 
 from vlserve.runtime.errors import ArchiveUnreadable
+from vlserve.runtime.inputs import Inputs, fields_of, inputs_of
 from vlserve.runtime.manifest import Manifest
 from vlserve.runtime.types import Answer, Arrays, Backend, Sample, stack
 
@@ -28,68 +29,91 @@ class Task(ABC, Generic[Fields]):
     gives the result to preprocess and postprocess alike. ``answer`` is the schema of the task's
     answers. ``pictures`` names the parts of an answer that draw what others say in numbers: probes
     leave them out, because a rounding changes their bytes.
+
+    The steps preprocess, tokenise and collate are the reader's that goes with ``fields`` (see
+    `vlserve.runtime.inputs`). A task whose requests are others overrides them.
     """
 
-    fields: ClassVar[type[BaseModel]]
+    fields: type[BaseModel]
     answer: ClassVar[type[BaseModel]] = BaseModel
     pictures: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, manifest: Manifest, root: Path, backends: Mapping[str, Backend]) -> None:
+        """Open the task of one unpacked archive.
+
+        Args:
+            root: the archive's folder.
+            backends: the loaded graphs by their name in the manifest.
+
+        Raises:
+            ManifestInvalid: the manifest lacks what the task needs.
+        """
         self.manifest = manifest
         self.root = root
         self.backends = backends
+        self.inputs = self.open_inputs()
+        self.fields = fields_of(self.fields, manifest)
 
-    @abstractmethod
+    def open_inputs(self) -> Inputs | None:
+        """Return the reader of this task's requests, by their schema; None: it has none."""
+        return inputs_of(self.fields, self.manifest, self.root, self.backends)
+
     def preprocess(self, fields: Fields) -> Sample:
-        """One request's arrays, without the batch axis. RequestError when it cannot be answered."""
+        """Return one request's arrays, without the batch axis. RequestError when it cannot be
+        answered."""
+        if self.inputs is None:
+            raise NotImplementedError(f"{type(self).__name__} has no inputs and no preprocess")
+        return self.inputs.sample(fields)
 
     def tokenise(self, samples: Sequence[Sample]) -> Sequence[Sample]:
-        """A batch's samples, their texts as ids: all at once, in tasks that take texts."""
-        return samples
+        """Return a batch's samples with their texts as ids, all in one call of the tokenizer."""
+        return self.inputs.tokenise(samples) if self.inputs else samples
 
     def collate(self, samples: Sequence[Sample]) -> Arrays:
-        """Arrays of one batch; tasks whose samples differ in shape pad here."""
-        return stack(samples)
+        """Return the arrays of one batch; samples that differ in shape are padded here."""
+        return self.inputs.collate(samples) if self.inputs else stack(samples)
 
     def infer(self, arrays: Arrays) -> Arrays:
-        """Run the batch. Tasks with several graphs (encoder and decoder, …) loop here."""
+        """Run the batch. A task of several graphs (encoder and decoder, …) loops here."""
         return self.run("model", arrays)
 
     def run(self, graph: str, arrays: Arrays) -> Arrays:
         """Run one graph on those of ``arrays`` that it takes."""
-        wanted = [tensor.name for tensor in self.manifest.graphs[graph].inputs]
-        return self.backends[graph].run({name: arrays[name] for name in wanted if name in arrays})
+        names = [tensor.name for tensor in self.manifest.graphs[graph].inputs]
+        return self.backends[graph].run({name: arrays[name] for name in names if name in arrays})
 
     @abstractmethod
     def postprocess(self, outputs: Arrays, index: int, fields: Fields) -> Answer:
-        """The answer of item ``index`` of a batch, JSON-ready."""
+        """Return the answer of item ``index`` of a batch, JSON-ready."""
 
     @classmethod
     def examples(cls, drawn: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Requests made of ``drawn`` values of every field that a model may take, for probes."""
+        """Return requests made of ``drawn`` values of every field that the model takes, for
+        probes."""
         return [{name: value for name, value in drawn.items() if name in cls.fields.model_fields}]
 
     def scores(self, answer: Answer) -> Mapping[str, float]:
-        """The labels that an answer names with their scores, best first: what two versions are
-        compared by. Empty for a task whose answers have no labels."""
+        """Return the labels that an answer names with their scores, best first: two versions are
+        compared by them. Empty for a task whose answers have no labels."""
         return {}
 
 
 def difference(expected: Any, got: Any, where: str = "answer", atol: float = 1e-3) -> str | None:
-    """The first place where two JSON values differ, numbers by more than ``atol``."""
+    """Return the first place where two JSON values differ, numbers by more than ``atol``; None
+    where there is none."""
     if isinstance(expected, Mapping) and isinstance(got, Mapping):
         for key, value in expected.items():
             if key not in got:
                 return f"{where} has no {key}"
-            if found := difference(value, got[key], f"{where}.{key}", atol):
-                return found
+            if place := difference(value, got[key], f"{where}.{key}", atol):
+                return place
         return None
     if isinstance(expected, list) and isinstance(got, list):
         if len(expected) != len(got):
             return f"{where} has {len(got)} entries, expected {len(expected)}"
-        for index, (one, other) in enumerate(zip(expected, got, strict=True)):
-            if found := difference(one, other, f"{where}[{index}]", atol):
-                return found
+        for index, pair in enumerate(zip(expected, got, strict=True)):
+            if place := difference(*pair, f"{where}[{index}]", atol):
+                return place
         return None
     if _number(expected) and _number(got):
         same = math.isclose(expected, got, rel_tol=0, abs_tol=atol)
@@ -103,7 +127,10 @@ def _number(value: Any) -> bool:
 
 
 def load_task(file: Path) -> type[Task[Any]]:
-    """The one Task subclass that a handler file defines; ArchiveUnreadable otherwise."""
+    """Return the one Task subclass that a handler file defines; those that it imports do not count.
+
+    Raises ArchiveUnreadable for a file that is missing, fails, or defines none or several.
+    """
     name = f"vlserve_task_{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None or not file.is_file():
@@ -114,11 +141,11 @@ def load_task(file: Path) -> type[Task[Any]]:
         spec.loader.exec_module(module)
     except Exception as error:
         raise ArchiveUnreadable(f"{file} cannot be loaded: {error!r}") from error
-    found = [
+    tasks = [
         value
         for value in vars(module).values()
         if isinstance(value, type) and issubclass(value, Task) and value.__module__ == name
     ]
-    if len(found) != 1:
-        raise ArchiveUnreadable(f"{file} defines {len(found)} tasks; it must define exactly one")
-    return found[0]
+    if len(tasks) != 1:
+        raise ArchiveUnreadable(f"{file} defines {len(tasks)} tasks; it must define exactly one")
+    return tasks[0]
