@@ -79,6 +79,8 @@ KINDS: dict[str, Any] = {
     "tag-by-either": described(
         "tag", classifier(VISUAL | TEXT, 3) | FEATURES, labels=ENTAILED, image=True, **REGIONS
     ),
+    "tag-of-images": described("tag", classifier(IMAGE, 3), labels=ENTAILED),
+    "tag-of-texts": described("tag", classifier(TEXT, 3), labels=ENTAILED),
     "match": described(
         "match", DUAL | {"fusion": FUSION}, options={"retrieval_score": "match_logit + cosine"}
     ),

@@ -74,6 +74,7 @@ def npy(array: NDArray[Any]) -> bytes:
 def asked_of(manifest: Manifest) -> list[Asked]:
     """Requests that differ in every size, for one batch."""
     looks = 2 if manifest.task == "reason" else 1
+    looks = looks if manifest.image or manifest.regions else 0
     asked = []
     for index, text in enumerate(TEXTS):
         seen = tuple(look_at(manifest, index + 2 * place) for place in range(looks))

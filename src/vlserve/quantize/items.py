@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vlserve.errors import DataError
+from vlserve.runtime.inputs import takes_text, takes_visual
 from vlserve.runtime.manifest import Manifest
 from vlserve.training.data import parse_object
 
@@ -63,22 +64,25 @@ def write_lines(path: Path, lines: Sequence[Line]) -> Path:
 
 
 def requests_of(line: Line, manifest: Manifest) -> list[Fields]:
-    """What a client would ask about an item, as vlserve.runtime.offline takes it: one request; of
-    task match one a text, of task embed also the image alone. Empty where it lacks a field."""
+    """Return what a client would ask about an item, as vlserve.runtime.offline takes it: one
+    request; of task match one a text, of task embed also the image alone. Empty where the item
+    lacks a field."""
     look = _look(line, manifest, "")
-    texts = line.get("captions", line.get("text"))
-    said = [texts] if isinstance(texts, str) else list(texts or ())
+    captions = line.get("captions", line.get("text"))
+    texts = [captions] if isinstance(captions, str) else list(captions or ())
     if manifest.task == "embed":
-        asked = [look] if "image" in manifest.graphs else []
-        return asked + ([{"text": text} for text in said] if "text" in manifest.graphs else [])
-    if manifest.task == "caption":
-        return [look]
+        alone = [look] if "image" in manifest.graphs else []
+        return alone + ([{"text": text} for text in texts] if "text" in manifest.graphs else [])
     both = look | (_look(line, manifest, "2") if manifest.task == "reason" else {})
-    return [{**both, "text": text} for text in said]
+    if manifest.task == "caption" or not takes_text(manifest):
+        return [both]
+    return [{**both, "text": text} for text in texts]
 
 
 def _look(line: Line, manifest: Manifest, suffix: str) -> Fields:
-    """An image, or features where there are and the model reads them."""
+    """Return an image, or features where there are and the model reads them."""
+    if not takes_visual(manifest):
+        return {}
     regions, features = manifest.regions, line.get(f"features{suffix}")
     image, boxes = line.get(f"img{suffix}"), line.get(f"boxes{suffix}")
     if regions is None or features is None:

@@ -13,12 +13,14 @@ from typing import Any, Protocol
 
 from vlserve.errors import DataError
 
-FIELDS = ("id", "img", "text", "label")
+SEEN = ("img", "text")
+"""Fields that hold what a tagger sees of an item."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """One labelled item; ``labels`` holds exactly one label unless the file is multi-label."""
+    """One labelled item; ``labels`` holds exactly one label unless the file is multi-label.
+    ``image`` and ``text`` are empty where the model takes none."""
 
     id: str
     image: Path
@@ -72,10 +74,16 @@ class ItemFile:
         )
 
 
-def read_items(path: Path) -> ItemFile:
+def read_items(path: Path, seen: Collection[str] = SEEN) -> ItemFile:
     """Parse a file; the first good line says whether the file is multi-label.
 
-    Images are not opened here. Raises DataError if the file cannot be read.
+    Images are not opened here.
+
+    Args:
+        seen: those of `SEEN` that each line must have; the others are not read.
+
+    Raises:
+        DataError: the file cannot be read.
     """
     try:
         lines = path.read_bytes().splitlines()
@@ -83,29 +91,29 @@ def read_items(path: Path) -> ItemFile:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     items: list[Item] = []
     bad: list[BadLine] = []
-    seen: dict[str, int] = {}
+    line_of_id: dict[str, int] = {}
     multi_label: bool | None = None
     for number, raw in enumerate(lines, start=1):
         if not raw.strip():
             continue
         try:
-            fields = _parse(raw)
+            fields = _parse(raw, seen)
             label = fields["label"]
             if multi_label is None:
                 multi_label = isinstance(label, list)
             if multi_label != isinstance(label, list):
                 kind = "a list" if isinstance(label, list) else "a string"
                 raise ValueError(f"label is {kind}, unlike in the lines before")
-            if fields["id"] in seen:
-                raise ValueError(f"id {fields['id']} is on line {seen[fields['id']]} already")
+            if first := line_of_id.get(fields["id"]):
+                raise ValueError(f"id {fields['id']} is on line {first} already")
         except ValueError as error:
             bad.append(BadLine(str(path), number, str(error)))
             continue
-        seen[fields["id"]] = number
+        line_of_id[fields["id"]] = number
         labels = tuple(dict.fromkeys(label)) if isinstance(label, list) else (label,)
-        items.append(
-            Item(fields["id"], path.parent / fields["img"], fields["text"], labels, number)
-        )
+        image = path.parent / fields["img"] if "img" in seen else Path()
+        text = fields["text"] if "text" in seen else ""
+        items.append(Item(fields["id"], image, text, labels, number))
     return ItemFile(path, tuple(items), tuple(bad), bool(multi_label))
 
 
@@ -175,20 +183,21 @@ def parse_object(raw: bytes) -> dict[str, Any]:
     return fields
 
 
-def _parse(raw: bytes) -> dict[str, Any]:
+def _parse(raw: bytes, seen: Collection[str]) -> dict[str, Any]:
     fields = parse_object(raw)
-    missing = [name for name in FIELDS if name not in fields]
+    words = ("id", *(name for name in SEEN if name in seen))
+    missing = [name for name in (*words, "label") if name not in fields]
     if missing:
         raise ValueError(f"missing field {', '.join(missing)}")
-    for name in ("id", "img", "text"):
+    for name in words:
         if not isinstance(fields[name], str) or (name != "text" and not fields[name]):
             raise ValueError(f"{name} must be a string, and only text may be empty")
     label = fields["label"]
     labels = label if isinstance(label, list) else [label]
-    if not all(isinstance(one, str) and one for one in labels):
+    if not all(isinstance(name, str) and name for name in labels):
         raise ValueError("label must be a string, or a list of strings, none empty")
     try:
-        "".join((fields["id"], fields["img"], *labels)).encode()
+        "".join((fields["id"], *([fields["img"]] if "img" in seen else []), *labels)).encode()
     except UnicodeEncodeError as error:
         raise ValueError("id, img or label holds a lone surrogate") from error
     return fields

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from vlserve.errors import DataError
 from vlserve.exporter.export import read_trained
 from vlserve.runtime.archive import verify_archive
+from vlserve.runtime.inputs import takes_text, takes_visual
+from vlserve.runtime.manifest import Manifest
 from vlserve.runtime.offline import answer_offline
 from vlserve.settings import Settings, load_settings
 from vlserve.training.data import (
@@ -72,12 +74,14 @@ def evaluate_archive(
     manifest = verify_archive(archive)
     if manifest.task != "tag":
         raise DataError(f"{archive.name} serves task {manifest.task}: only tagging can be measured")
-    file = leave_out_other_kind(read_items(data), multi_label=manifest.multi_label)
+    seen = {"img": takes_visual(manifest), "text": takes_text(manifest)}
+    items = read_items(data, [name for name in seen if seen[name]])
+    file = leave_out_other_kind(items, multi_label=manifest.multi_label)
     file = leave_out_unknown(file, manifest.labels)
     refuse_bad_lines((file,), strict=strict)
     rows: list[list[float]] = []
     refused: dict[int, str] = {}
-    lines = answer_offline(archive, _requests(file.items, len(manifest.labels)), batch_size)
+    lines = answer_offline(archive, _requests(file.items, manifest), batch_size)
     for done, (item, line) in enumerate(zip(file.items, lines, strict=True), start=1):
         if "error" in line:
             refused[item.line] = f"{line['error']['code']}: {line['error']['message']}"
@@ -127,10 +131,14 @@ def frequent_labels(train: Path, at_least: int) -> set[str]:
     return {label for label, count in counts.items() if count >= at_least}
 
 
-def _requests(items: Sequence[Item], labels: int) -> Iterator[dict[str, Any]]:
-    """Offline requests that ask for every label's score."""
+def _requests(items: Sequence[Item], manifest: Manifest) -> Iterator[dict[str, Any]]:
+    """Yield offline requests of what the model takes, which ask for every label's score."""
     for item in items:
-        fields = {"image_path": str(item.image.resolve()), "text": item.text, "top_k": labels}
+        fields: dict[str, Any] = {"top_k": len(manifest.labels)}
+        if takes_visual(manifest):
+            fields["image_path"] = str(item.image.resolve())
+        if takes_text(manifest):
+            fields["text"] = item.text
         yield {"id": item.id, "fields": fields}
 
 

@@ -107,6 +107,18 @@ TAKEN: dict[str, tuple[str, dict[str, Any], str]] = {
     "too-many-regions": ("ground", {"top_k": 10}, "top_k: must be from 1 to 9"),
     "overlay-in-words": ("ground-by-words", {"overlay": "yes"}, "overlay: Input should be"),
     "overlay-in-a-form": ("ground-by-words", {"overlay": b"1"}, "overlay: Value error"),
+    "a-text-where-there-is-none": (
+        "tag-of-images",
+        {"text": "a"},
+        "text: this model takes no text",
+    ),
+    "an-image-where-there-is-none": (
+        "tag-of-texts",
+        {"image": drawn_image(0)},
+        "image: this model takes no image",
+    ),
+    "no-image-alone": ("tag-of-images", {"image": None}, "image: Field required"),
+    "no-text-alone": ("tag-of-texts", {"text": None}, "text: Value error"),
     "text-is-null": ("entail", {"text": None}, "text: Value error"),
 }
 
@@ -124,10 +136,22 @@ def test_what_a_model_does_not_take(case: str, tmp_path: Path) -> None:
     assert (answer.code, said in answer.message) == (ErrorCode.FIELD_INVALID, True), answer
 
 
+OF_NUMBERS = {
+    "file": "echo.json",
+    "format": "echo",
+    "inputs": [{"name": "n", "dtype": "int64", "dims": ["batch"]}],
+    "outputs": [{"name": "logits", "dtype": "float32", "dims": ["batch", 3]}],
+}
 WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "no-labels": ("tag", {"labels": ()}, "needs labels"),
     "no-image-or-regions": ("entail", {"image": None}, "needs image or regions"),
     "no-text": ("answer", {"text": None}, "needs text"),
+    "no-text-alone": ("tag-of-texts", {"text": None}, "needs text"),
+    "nothing-to-read": (
+        "entail",
+        {"image": None, "text": None, "graphs": {"model": OF_NUMBERS}},
+        "needs image, regions or text",
+    ),
     "labels-and-logits": ("entail", {"labels": ("a", "b")}, "2 labels, but logits for 3"),
     "other-labels": ("reason", {"labels": ("left", "right")}, "the labels true and false"),
     "ranked-by-nothing": ("match", {"options": {}}, "retrieval_score"),
