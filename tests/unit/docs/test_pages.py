@@ -9,6 +9,9 @@ import pytest
 
 from support.documents import GENERATED, PROJECT, documents
 
+SOURCES = PROJECT / "src" / "vlserve"
+ROOTS = (PROJECT, SOURCES, SOURCES / "control", PROJECT / "src")
+"""Folders that paths in documents may start from."""
 PAGES = [*documents(), *sorted(GENERATED.glob("*.md"))]
 
 
@@ -33,6 +36,20 @@ def test_links_inside_the_project_lead_somewhere(document: Path) -> None:
         target = document.parent / path if path else document
         assert target.exists(), f"{path} in {document.name}"
         assert not anchor or anchor in anchors(target), f"{path}#{anchor} in {document.name}"
+
+
+@pytest.mark.parametrize("document", PAGES, ids=relative)
+def test_every_file_of_ours_that_is_named_exists(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    names = set(re.findall(r"`([\w./-]+\.(?:py|lua|sh|conf|yaml))`", text))
+    assert [name for name in names if not exists(name, document.parent)] == []
+
+
+def exists(name: str, beside: Path) -> bool:
+    if any((root / name).exists() for root in (*ROOTS, beside)):
+        return True
+    folders = ("src", "handlers", "serving_config", "tests")
+    return "/" not in name and any(any((PROJECT / top).rglob(name)) for top in folders)
 
 
 def test_the_index_lists_every_page_of_docs() -> None:
