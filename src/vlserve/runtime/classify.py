@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import BaseModel
 
@@ -25,7 +26,7 @@ class ClassifyTask(Task[Fields]):
     ``logits`` float32 (batch, labels). A task with an answer of its own overrides ``answer``,
     ``postprocess`` and ``scores``."""
 
-    answer = Classification
+    answer: ClassVar[type[BaseModel]] = Classification
 
     def __init__(self, manifest: Manifest, root: Path, backends: Mapping[str, Backend]) -> None:
         """Open the task. Raises ManifestInvalid where labels and logits are not as many."""
