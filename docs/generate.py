@@ -279,13 +279,12 @@ def _tree(kind: "type[VlserveError]", depth: int) -> Iterator[Sequence[str]]:
 
 def _code_and_status(kind: "type[VlserveError]") -> tuple[str, str]:
     from vlserve.control.api.errors import STATUS as statuses
-    from vlserve.control.wire.views import error_code
     from vlserve.errors import ControlError
 
     status = next((status for parent, status in statuses.items() if issubclass(kind, parent)), 500)
     if status == 500 and not issubclass(kind, ControlError):
         return "", ""
-    return f"`{error_code(kind)}`", str(status)
+    return f"`{kind.code}`", str(status)
 
 
 def _sentence(text: str) -> str:

@@ -1,4 +1,5 @@
 """The one exception tree. Errors say what happened; the edge maps them to HTTP and exit codes.
+The attribute ``code`` of a class is what the HTTP API calls it; `error_class` finds a class by it.
 
 VlserveError                  (vlserve.runtime.errors)
 ├── ArchiveError              (vlserve.runtime.errors, with its children)
@@ -23,13 +24,20 @@ VlserveError                  (vlserve.runtime.errors)
 │   ├── LoadFailed            the engine could not load the version, or it answers its probes wrong
 │   ├── EngineUnavailable
 │   ├── GatewayRefused        the gateway did not take a configuration
+<<<<<<< HEAD
 │   ├── EvidenceInvalid       (vlserve.control.judge.evidence) impossible evidence of a rollout
 │   └── StateUnreadable       (vlserve.control.rollouts.state) a rollout's kept state cannot be read
+=======
+│   ├── EvidenceInvalid       (vlserve.control.judge.evidence) impossible evidence of a release
+│   └── StateUnreadable       (vlserve.control.rollouts.state) a rollout's kept state
+>>>>>>> 2080cea (Errors: every class says its own code)
 ├── StressError               a load run that cannot be carried out, or was broken off
 └── StackError                a process of the stack does not start, stop or answer
     ├── PortBusy
     └── StackDown             nothing answers where the stack should
 """
+
+from collections.abc import Iterator
 
 from vlserve.runtime.errors import ArchiveError, RequestError, VlserveError
 
@@ -61,104 +69,168 @@ __all__ = [
     "VersionConflict",
     "VersionNotFound",
     "VlserveError",
+    "error_class",
+    "error_classes",
 ]
 
 
 class SettingsError(VlserveError):
     """Settings or serving_config/ that cannot work."""
 
+    code = "settings_error"
+
 
 class ExtraMissing(VlserveError):
     """An optional part of the installation (an extra of the package) is not there."""
+
+    code = "extra_missing"
 
 
 class ExportError(VlserveError):
     """A trained model could not be turned into an archive."""
 
+    code = "export_error"
+
 
 class RecipeNotFound(ExportError):
     """No such recipe, or a file that is not one."""
+
+    code = "recipe_not_found"
 
 
 class CheckpointMismatch(ExportError):
     """A checkpoint that is not of the recipe's family, or cannot be read safely."""
 
+    code = "checkpoint_mismatch"
+
 
 class ParityFailed(ExportError):
     """The exported graph does not answer like the trained network."""
+
+    code = "parity_failed"
 
 
 class DataError(VlserveError):
     """Training or evaluation data that cannot be used."""
 
+    code = "data_error"
+
 
 class TrainingError(VlserveError):
     """A training run that cannot be resumed or go on."""
+
+    code = "training_error"
 
 
 class ControlError(VlserveError):
     """The control service refuses, or cannot do, what was asked."""
 
+    code = "control_error"
+
 
 class ModelNotFound(ControlError):
     """No version of a model of this name was ever registered."""
+
+    code = "model_not_found"
 
 
 class VersionNotFound(ControlError):
     """The model has no such version."""
 
+    code = "version_not_found"
+
 
 class VersionConflict(ControlError):
     """Another archive was registered under this model and version before."""
+
+    code = "version_conflict"
 
 
 class NotReady(ControlError):
     """The version is not loaded and healthy."""
 
+    code = "not_ready"
+
 
 class TuningInvalid(ControlError):
     """What lies beside an archive as its tuning cannot be read, or is another archive's."""
+
+    code = "tuning_invalid"
 
 
 class StillServing(ControlError):
     """The version has weight at the gateway, so it is not unloaded."""
 
+    code = "still_serving"
+
 
 class NothingToRollBackTo(ControlError):
     """There is no earlier stable version."""
+
+    code = "nothing_to_roll_back_to"
 
 
 class ReleaseUnderWay(ControlError):
     """The model is being released in steps, and what was asked must wait for its end."""
 
+    code = "release_under_way"
+
 
 class NoRelease(ControlError):
     """No release of the model is under way."""
+
+    code = "no_release"
 
 
 class LoadFailed(ControlError):
     """The engine could not load the version, or the version answers its probes wrong."""
 
+    code = "load_failed"
+
 
 class EngineUnavailable(ControlError):
     """The engine does not answer."""
+
+    code = "engine_unavailable"
 
 
 class GatewayRefused(ControlError):
     """The gateway did not take a configuration."""
 
+    code = "gateway_refused"
+
 
 class StressError(VlserveError):
     """A load run that cannot be carried out, or was broken off."""
+
+    code = "stress_error"
 
 
 class StackError(VlserveError):
     """A process of the stack does not start, stop or answer."""
 
+    code = "stack_error"
+
 
 class PortBusy(StackError):
     """Another process listens on a port that the stack needs."""
 
+    code = "port_busy"
+
 
 class StackDown(StackError):
     """Nothing answers at the address of the stack's gateway or control service."""
+
+    code = "stack_down"
+
+
+def error_classes(root: type[VlserveError] = VlserveError) -> Iterator[type[VlserveError]]:
+    """Yield ``root`` and every class below it, of the modules that are imported by now."""
+    yield root
+    for child in root.__subclasses__():
+        yield from error_classes(child)
+
+
+def error_class(code: str) -> type[VlserveError] | None:
+    """Return the class with this ``code``; None for a code that no class has."""
+    return next((kind for kind in error_classes() if kind.code == code), None)

@@ -10,9 +10,8 @@ import httpx
 import pytest
 
 from support.control_api_server import RunningControl
-from vlserve.control.client import ControlClient
+from vlserve.control.client import ControlClient, raised_class
 from vlserve.control.domain import State
-from vlserve.control.wire.views import error_code, error_of
 from vlserve.errors import (
     ArchiveError,
     ControlError,
@@ -250,6 +249,6 @@ def test_every_error_of_the_tree_survives_the_wire() -> None:
     kinds = [ControlError, ArchiveError]
     for kind in kinds:
         kinds += kind.__subclasses__()
-        assert error_of(error_code(kind)) is kind
-    assert error_of("internal_error") is ControlError
+        assert raised_class(kind.code) is kind
+    assert raised_class("internal_error") is ControlError
     assert len(kinds) > 12

@@ -15,9 +15,8 @@ from vlserve.control.wire.views import (
     Registered,
     Released,
     Unloaded,
-    error_of,
 )
-from vlserve.errors import ControlError, StackDown, StackError
+from vlserve.errors import ArchiveError, ControlError, StackDown, StackError, error_class
 
 _CONNECT_TIMEOUT_S = 2.0
 _LONGEST_S = 900.0  # a register that loads, or an unload that drains, ends well before
@@ -140,10 +139,16 @@ class ControlClient:
         try:
             answer = response.json()
             if response.is_error:
-                raise error_of(answer["error"]["code"])(answer["error"]["message"])
+                raise raised_class(answer["error"]["code"])(answer["error"]["message"])
         except (ValueError, KeyError, TypeError) as error:
             raise ControlError(
                 f"{self._http.base_url} answered {response.status_code} and not as the control "
                 "service does: does its port belong to another program?"
             ) from error
         return answer
+
+
+def raised_class(code: str) -> type[ControlError | ArchiveError]:
+    """Return the class that the service raised; ControlError where it has no class of ours."""
+    kind = error_class(code)
+    return kind if kind and issubclass(kind, ControlError | ArchiveError) else ControlError

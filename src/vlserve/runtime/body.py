@@ -111,7 +111,7 @@ def read_request(parameters: Mapping[str, Any], request_id: str) -> Request | It
     try:
         return Request(read_body(parameters), request_id)
     except RequestError as error:
-        return ItemError(error.code, error.message)
+        return ItemError(ErrorCode(error.code), error.message)
 
 
 def answer_text(answer: Answer) -> str:

@@ -16,23 +16,37 @@ from pydantic import ValidationError
 
 
 class VlserveError(Exception):
-    """Root of every error that vlserve raises on purpose."""
+    """Root of every error that vlserve raises on purpose.
+
+    ``code``: what the HTTP API calls the error. Each class has its own, and it never changes:
+    clients compare it.
+    """
+
+    code: str = "vlserve_error"
 
 
 class ArchiveError(VlserveError):
     """The archive cannot be used."""
 
+    code = "archive_error"
+
 
 class ArchiveUnreadable(ArchiveError):
     """Not a zip, truncated, or a member that cannot be read."""
+
+    code = "archive_unreadable"
 
 
 class ManifestInvalid(ArchiveError):
     """The manifest says something impossible or contradicts itself."""
 
+    code = "manifest_invalid"
+
 
 class ArchiveTampered(ArchiveError):
     """A member is missing, extra, or not the bytes that the manifest lists."""
+
+    code = "archive_tampered"
 
 
 class ErrorCode(StrEnum):
@@ -50,7 +64,9 @@ class ErrorCode(StrEnum):
 
 
 class RequestError(VlserveError):
-    """One request cannot be answered."""
+    """One request cannot be answered. An instance's code is one of `ErrorCode`."""
+
+    code = "request_error"
 
     def __init__(self, code: ErrorCode, message: str) -> None:
         super().__init__(message)

@@ -128,7 +128,7 @@ class Pipeline:
 
 def _item_error(error: Exception, request: Request) -> ItemError:
     if isinstance(error, RequestError):
-        return ItemError(error.code, error.message)
+        return ItemError(ErrorCode(error.code), error.message)
     logger.error("request %s failed", request.request_id, exc_info=error)
     return ItemError(
         ErrorCode.INFERENCE_FAILED, f"the model failed on this item ({type(error).__name__})"

@@ -7,7 +7,7 @@ from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
-from vlserve.control.wire.views import ErrorBody, ErrorView, error_code
+from vlserve.control.wire.views import ErrorBody, ErrorView
 from vlserve.errors import (
     ArchiveError,
     EngineUnavailable,
@@ -64,7 +64,7 @@ def _error(status: int, code: str, message: str) -> JSONResponse:
 def _on_vlserve_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, VlserveError)
     status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 500)
-    return _error(status, error_code(type(error)), str(error))
+    return _error(status, type(error).code, str(error))
 
 
 def _on_invalid_request(_: Request, error: Exception) -> JSONResponse:

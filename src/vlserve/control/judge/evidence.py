@@ -10,6 +10,8 @@ from vlserve.errors import ControlError
 class EvidenceInvalid(ControlError):
     """An observation that cannot be: a negative latency, a score distance beyond 0 and 1."""
 
+    code = "evidence_invalid"
+
 
 @dataclass(frozen=True)
 class Outcome:

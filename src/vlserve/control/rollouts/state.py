@@ -73,6 +73,8 @@ class RolloutState:
 class StateUnreadable(ControlError):
     """The kept state of a rollout cannot be read by this code; the message says why."""
 
+    code = "state_unreadable"
+
 
 KeptState = RolloutState | StateUnreadable
 """What the ledger's text turned out to be."""

@@ -1,33 +1,12 @@
 """What the control service says over HTTP, and its client gives back."""
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from vlserve.control.domain import State
 from vlserve.control.tuning import Tuning
-from vlserve.errors import ArchiveError, ControlError, VlserveError
-
-
-def error_code(error: type[VlserveError]) -> str:
-    """VersionNotFound -> version_not_found."""
-    return re.sub(r"(?<!^)(?=[A-Z])", "_", error.__name__).lower()
-
-
-def error_of(code: str) -> type[VlserveError]:
-    """The error that ``code`` names; ControlError for a code that names none."""
-    return next(
-        (kind for kind in _with_children(ControlError, ArchiveError) if error_code(kind) == code),
-        ControlError,
-    )
-
-
-def _with_children(*kinds: type[VlserveError]) -> Iterator[type[VlserveError]]:
-    for kind in kinds:
-        yield kind
-        yield from _with_children(*kind.__subclasses__())
 
 
 class View(BaseModel):
