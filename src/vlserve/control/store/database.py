@@ -4,92 +4,33 @@ Each thread at work has a connection of its own, so that reading never waits for
 """
 
 import fcntl
+import shutil
 import sqlite3
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from vlserve.errors import ControlError
 
 LEDGER = "ledger.sqlite"
 
-_FIRST = """
-CREATE TABLE models (
-    model TEXT PRIMARY KEY,
-    weights TEXT NOT NULL DEFAULT '{}'
-) STRICT;
-CREATE TABLE versions (
-    model TEXT NOT NULL REFERENCES models (model),
-    version INTEGER NOT NULL,
-    archive TEXT NOT NULL,
-    sha256 TEXT NOT NULL,
-    manifest TEXT NOT NULL,
-    state TEXT NOT NULL,
-    reason TEXT NOT NULL DEFAULT '',
-    was_ready INTEGER NOT NULL DEFAULT 0,
-    registered_at TEXT NOT NULL,
-    changed_at TEXT NOT NULL,
-    PRIMARY KEY (model, version)
-) STRICT;
-CREATE TABLE releases (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    model TEXT NOT NULL,
-    version INTEGER NOT NULL,
-    at TEXT NOT NULL,
-    rolled_back_at TEXT,
-    FOREIGN KEY (model, version) REFERENCES versions (model, version)
-) STRICT;
-CREATE TABLE events (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    at TEXT NOT NULL,
-    model TEXT NOT NULL,
-    version INTEGER,
-    kind TEXT NOT NULL,
-    detail TEXT NOT NULL
-) STRICT;
-CREATE INDEX events_by_model ON events (model, id);
-CREATE TRIGGER events_are_not_changed BEFORE UPDATE ON events
-BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
-CREATE TRIGGER events_are_not_deleted BEFORE DELETE ON events
-BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
-"""
-
-_GRAY_RELEASES = """
-ALTER TABLE models ADD COLUMN intended TEXT;
-CREATE TABLE gray_releases (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    model TEXT NOT NULL,
-    candidate INTEGER NOT NULL,
-    stable INTEGER NOT NULL,
-    status TEXT NOT NULL,
-    step INTEGER NOT NULL,
-    shadow_percent INTEGER NOT NULL,
-    started_at TEXT NOT NULL,
-    ended_at TEXT,
-    keep_until REAL,
-    progress TEXT NOT NULL,
-    FOREIGN KEY (model, candidate) REFERENCES versions (model, version),
-    FOREIGN KEY (model, stable) REFERENCES versions (model, version)
-) STRICT;
-CREATE UNIQUE INDEX one_release_at_a_time ON gray_releases (model) WHERE ended_at IS NULL;
-"""
-
-_TUNING = """
-ALTER TABLE versions ADD COLUMN tuning TEXT;
-"""
-
-_SCHEMAS = (_FIRST, _GRAY_RELEASES, _TUNING)
-"""What each schema version adds to the one before."""
+MIGRATIONS = Path(__file__).parent / "migrations"
+"""NNNN_what.sql: what schema version NNNN of the ledger adds to the one before."""
 
 
 class Database:
     """Thread-safe."""
 
     def __init__(self, folder: Path) -> None:
-        """Open or create the database in ``folder``; ControlError when another control service has
-        it open, or a newer vlserve wrote it."""
+        """Open or create the database in ``folder``, and bring it to the newest schema.
+
+        Raises:
+            ControlError: another control service has it open, or a newer vlserve wrote it, in which
+                case no byte of it is changed.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         self._file = folder / LEDGER
         self._owner = (folder / f"{LEDGER}.lock").open("w")
@@ -175,16 +116,45 @@ class Database:
         return connection
 
     def _migrate(self) -> None:
-        self.execute("PRAGMA journal_mode = WAL")
-        found = self.query("PRAGMA user_version")[0][0]
-        newest = len(_SCHEMAS)
-        if found > newest:
+        migrations = read_migrations()
+        current, newest = _schema_of(self._file), len(migrations)
+        if current > newest:
             raise ControlError(
-                f"{self._file} has schema {found}, this vlserve reads {newest}: "
+                f"{self._file} has schema {current}, this vlserve reads {newest}: "
                 "use the vlserve that wrote it"
             )
-        for version, schema in enumerate(_SCHEMAS[found:], start=found + 1):
+        self.execute("PRAGMA journal_mode = WAL")
+        for version, statements in enumerate(migrations[current:], start=current + 1):
             with self._borrowed() as connection:
                 connection.executescript(
-                    f"BEGIN IMMEDIATE; {schema} PRAGMA user_version = {version}; COMMIT;"
+                    f"BEGIN IMMEDIATE; {statements}\n; PRAGMA user_version = {version}; COMMIT;"
                 )
+
+
+def read_migrations(folder: Path = MIGRATIONS) -> tuple[str, ...]:
+    """Return the statements of every migration, in the order of their numbers: 1, 2, 3, …"""
+    files = sorted(folder.glob("*.sql"))
+    numbers = [int(file.name.partition("_")[0]) for file in files]
+    assert numbers == list(range(1, len(files) + 1)), f"{folder}: migrations are {numbers}"
+    return tuple(file.read_text(encoding="utf-8") for file in files)
+
+
+def _schema_of(file: Path) -> int:
+    """Return the schema version of the ledger in ``file``; 0 where there is none.
+
+    The files stay as they are: even a connection that only reads leaves a -wal and a -shm beside a
+    ledger, and ends by emptying them. So a ledger is read as one that nobody changes, and if a
+    control service was killed, and left changes in a -wal, a copy of both is.
+    """
+    if not file.exists():
+        return 0
+    log = file.with_name(f"{file.name}-wal")
+    with tempfile.TemporaryDirectory(prefix="vlserve-ledger-") as scratch:
+        if log.exists() and log.stat().st_size:
+            file, _ = (Path(shutil.copy(each, scratch)) for each in (file, log))
+            address = file.as_uri()
+        else:
+            address = f"{file.resolve().as_uri()}?mode=ro&immutable=1"
+        with closing(sqlite3.connect(address, uri=True)) as connection:
+            version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+            return version

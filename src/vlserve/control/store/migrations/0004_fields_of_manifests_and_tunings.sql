@@ -1,0 +1,2 @@
+-- No table changes. From here on a manifest may list capabilities, and a tuning has a schema number:
+-- fields that the code before refuses when it reads a version. The number keeps it from the ledger.
