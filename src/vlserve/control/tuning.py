@@ -2,6 +2,7 @@
 `vlserve register` sends along and the ledger keeps."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -41,8 +42,11 @@ class Measured(_Frozen):
 
 
 class Tuning(_Frozen):
-    """``<archive>.tuning.json``."""
+    """``<archive>.tuning.json``. Files of before 0.1.0 have no number; they are schema 1."""
 
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    schema_number: Literal[1] = Field(default=1, alias="schema", description="Of these fields.")
     archive_sha256: Sha256
     serving: Serving
     slo_p99_ms: float
