@@ -20,6 +20,7 @@ from vlserve.errors import ExportError
 from vlserve.project import Folder, packaged_dir
 from vlserve.runtime.archive import file_sha256
 from vlserve.runtime.manifest import (
+    CAPABILITIES,
     HANDLER,
     MANIFEST,
     TORCHSERVE_MANIFEST,
@@ -60,11 +61,16 @@ def pack_archive(
 
 
 def pack_members(out_dir: Path, draft: Mapping[str, Any], members: Mapping[str, Member]) -> Path:
-    """As `pack_archive`, of ``members`` that hold the code already, as those of another archive."""
+    """As `pack_archive`, of ``members`` that hold the code already, as those of another archive.
+
+    The manifest says the capabilities of the runtime among them: this checkout's, or what the draft
+    says of another one.
+    """
     everything = dict(members)
     everything[TORCHSERVE_MANIFEST] = _torchserve_manifest(draft)
     files = {name: _sha256(content) for name, content in sorted(everything.items())}
-    manifest = read_manifest(_json({**draft, "files": files}))
+    known = {"capabilities": CAPABILITIES} if _is_our_runtime(files) else {}
+    manifest = read_manifest(_json({**draft, **known, "files": files}))
     everything[MANIFEST] = _json(_fields_of(manifest))
     out_dir.mkdir(parents=True, exist_ok=True)
     path = out_dir / archive_name(manifest.model, manifest.version)
@@ -84,6 +90,8 @@ def _fields_of(manifest: Manifest) -> dict[str, Any]:
     left out: an archive that is packed anew keeps its old runtime, which refuses what it does not
     know."""
     fields = manifest.model_dump(mode="json", exclude={"quantization"})
+    if manifest.capabilities is None:
+        del fields["capabilities"]
     if manifest.quantization is not None:
         said = manifest.quantization.model_dump(mode="json", exclude_none=True)
         fields["quantization"] = said
@@ -92,9 +100,11 @@ def _fields_of(manifest: Manifest) -> dict[str, Any]:
 
 def has_our_runtime(manifest: Manifest) -> bool:
     """Whether the runtime that is frozen in an archive is this checkout's, to the byte."""
-    theirs = {
-        name: digest for name, digest in manifest.files.items() if name.startswith("vlserve/")
-    }
+    return _is_our_runtime(manifest.files)
+
+
+def _is_our_runtime(files: Mapping[str, str]) -> bool:
+    theirs = {name: digest for name, digest in files.items() if name.startswith("vlserve/")}
     return theirs == {name: _sha256(file) for name, file in _runtime().items()}
 
 

@@ -27,6 +27,17 @@ Version = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
+CAPABILITIES = ("answer_log",)
+"""What this runtime can do that others rely on. ``answer_log``: it logs its answers, so that a
+release can compare them."""
+
+_WITHOUT_A_LIST = {
+    "answer_log": frozenset({"vlserve/runtime/answerlog.py", "vlserve/runtime/answer_log.py"}),
+}
+"""Capability -> the files of which an archive has one, where its manifest does not list
+capabilities: it was packed before 0.1.0."""
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -159,6 +170,8 @@ class Manifest(_Frozen):
     checkpoint_sha256: Sha256 | None = None
     lock_sha256: Sha256 | None = None
     probes: tuple[Probe, ...] = ()
+    capabilities: tuple[str, ...] | None = None
+    """Of the frozen runtime, see CAPABILITIES; None in archives of before 0.1.0. Ask `can`."""
     files: dict[str, Sha256]
     """Every member of the archive but this file, with the sha256 of its bytes."""
 
@@ -175,6 +188,12 @@ class Manifest(_Frozen):
         if len(set(self.labels)) != len(self.labels):
             raise ValueError("labels repeat")
         return self
+
+    def can(self, capability: str) -> bool:
+        """Tell whether the archive's frozen runtime has a capability."""
+        if self.capabilities is None:
+            return not _WITHOUT_A_LIST.get(capability, frozenset()).isdisjoint(self.files)
+        return capability in self.capabilities
 
 
 def read_manifest(raw: bytes) -> Manifest:

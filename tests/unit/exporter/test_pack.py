@@ -10,9 +10,21 @@ from typing import Any
 import pytest
 
 from vlserve.errors import ExportError
-from vlserve.exporter.pack import draft_of, has_our_runtime, pack_archive, write_zip
+from vlserve.exporter.pack import (
+    draft_of,
+    has_our_runtime,
+    pack_archive,
+    pack_members,
+    write_zip,
+)
 from vlserve.runtime.errors import ManifestInvalid
-from vlserve.runtime.manifest import MANIFEST, TORCHSERVE_MANIFEST, Manifest, read_manifest
+from vlserve.runtime.manifest import (
+    CAPABILITIES,
+    MANIFEST,
+    TORCHSERVE_MANIFEST,
+    Manifest,
+    read_manifest,
+)
 
 
 @pytest.fixture
@@ -99,6 +111,24 @@ def test_older_runtimes_meet_no_field_that_they_do_not_know(
         assert json.loads(written).get("quantization") == said.get("quantization")
         assert ("quantization" in json.loads(written)) == bool(said)
         path = pack_archive(tmp_path / "again", draft_of(read_manifest(written)), members, handlers)
+
+
+def test_capabilities_are_those_of_the_runtime_in_the_archive(
+    tmp_path: Path, handlers: Path
+) -> None:
+    members = {"graphs/model.onnx": b"w"}
+    path = pack_archive(tmp_path / "new", draft(), members, handlers)
+    assert manifest_in(path).capabilities == CAPABILITIES
+
+    manifest, folder = manifest_in(path), tmp_path / "unpacked"
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(folder)
+    older = {name: folder / name for name in manifest.files} | {"vlserve/runtime/task.py": b""}
+    before = {name: value for name, value in draft_of(manifest).items() if name != "capabilities"}
+    repacked = manifest_in(pack_members(tmp_path / "old", before, older))
+    assert repacked.capabilities is None and repacked.can("answer_log")
+    del older["vlserve/runtime/answer_log.py"]
+    assert not manifest_in(pack_members(tmp_path / "older", before, older)).can("answer_log")
 
 
 def test_another_runtime_is_known_by_its_bytes(tmp_path: Path, handlers: Path) -> None:

@@ -15,8 +15,6 @@ from vlserve.control.rollouts.report import RolloutReport, report, report_unread
 from vlserve.control.rollouts.state import StateUnreadable
 from vlserve.errors import NoRelease, NotReady, ReleaseUnderWay
 
-_ANSWER_LOG = "vlserve/runtime/answer_log.py"
-
 
 class RolloutService:
     """Thread-safe. Every method raises children of VlserveError."""
@@ -54,7 +52,7 @@ class RolloutService:
         with self._operations.on((model, version)):
             candidate = self._ledger.version(model, version)
             stable = self._stable(model, version)
-            logged = all(_ANSWER_LOG in each.manifest.files for each in (candidate, stable))
+            logged = all(each.manifest.can("answer_log") for each in (candidate, stable))
             if policy.shadow_percent and not logged:
                 raise NotReady(
                     f"{model} {stable.version} or {version} was packed before answers were logged, "
