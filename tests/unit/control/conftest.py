@@ -2,6 +2,7 @@
 them. Archives are real."""
 
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,10 +11,12 @@ import pytest
 from support.control_fakes import FakeEngine, FakeGateway
 from support.rollout_traffic import Requests, register
 from vlserve.control.assembly import Control, assemble
+from vlserve.control.domain import Registration
 from vlserve.exporter.echo import pack_echo
 from vlserve.settings import ControlSettings, Settings
 
 Archive = Callable[..., Path]
+Register = Callable[..., Registration]
 POLICY = Path(__file__).parents[3] / "serving_config" / "rollout.yaml"
 
 
@@ -72,3 +75,17 @@ def tagger(control: Control, packed: Archive) -> Control:
 @pytest.fixture
 def requests(settings: Settings, gateway: FakeGateway) -> Requests:
     return Requests(settings.state_dir / "logs", gateway)
+
+
+@pytest.fixture(name="register")
+def register_copy(control: Control, packed: Archive) -> Register:
+    """Registers a copy of a packed archive, as the API does with an upload."""
+
+    def do(
+        version: int = 1, *, model: str = "tagger", shift: int = 0, name: str = ""
+    ) -> Registration:
+        file = control.service.incoming / f"{model}-{version}-{threading.get_ident()}.mar"
+        shutil.copy(packed(model, version, shift), file)
+        return control.service.register(file, name)
+
+    return do
