@@ -15,7 +15,8 @@ import psutil
 
 from benchmarks.lib.own_stack import DrilledStack, own_stack, processes
 from benchmarks.lib.photos import BODIES, Photo
-from vlserve.control.engine.torchserve import TorchServe, endpoints
+from vlserve.control.engine.endpoints import endpoints
+from vlserve.control.engine.torchserve import TorchServe
 from vlserve.runtime.archive import verify_archive
 
 UP_WITHIN_S = 120.0

@@ -38,7 +38,8 @@ from benchmarks.lib.clients import (
 from benchmarks.lib.editions import Edition, echo_editions, repacked_editions
 from benchmarks.lib.own_stack import DrilledStack, own_stack, processes
 from vlserve.cli.output import print_line, print_table
-from vlserve.control.engine.torchserve import TorchServe, endpoints
+from vlserve.control.engine.endpoints import endpoints
+from vlserve.control.engine.torchserve import TorchServe
 from vlserve.control.wire.views import EventView, ModelView
 from vlserve.errors import ControlError, StackError
 from vlserve.settings import Settings

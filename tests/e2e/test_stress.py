@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from support.running_stack import RunningStack
-from vlserve.control.engine.torchserve import endpoints
+from vlserve.control.engine.endpoints import endpoints
 from vlserve.exporter.echo import pack_echo
 from vlserve.loadgen.stress_plan import StressPlan
 from vlserve.loadgen.stress_run import run_stress

@@ -20,7 +20,8 @@ from supervisor.datatypes import dict_of_key_value_pairs
 from support.running_stack import make_settings
 from vlserve.control.domain import Key, LoadedVersion
 from vlserve.control.engine import torchserve_grpc
-from vlserve.control.engine.torchserve import TorchServe, endpoints
+from vlserve.control.engine.endpoints import endpoints
+from vlserve.control.engine.torchserve import TorchServe
 from vlserve.control.lifecycle.probes import failed_probes
 from vlserve.errors import EngineUnavailable, LoadFailed, NotReady
 from vlserve.exporter.echo import pack_echo

@@ -20,7 +20,7 @@ from benchmarks.release.recovery import crash, release_both
 from support.background_load import QUESTION
 from support.engine_workers import worker_pids
 from support.running_stack import wait_until
-from vlserve.control.engine.torchserve import endpoints
+from vlserve.control.engine.endpoints import endpoints
 from vlserve.exporter.echo import pack_echo
 
 MODEL, SLOW_MODEL = "twofold", "slow"

@@ -5,7 +5,7 @@ from typing import Any
 
 import httpx
 
-from vlserve.control.engine.torchserve import endpoints
+from vlserve.control.engine.endpoints import endpoints
 from vlserve.settings import Settings
 
 

@@ -14,7 +14,7 @@ import promql_parser
 import pytest
 import yaml
 
-from vlserve.control.engine.torchserve import endpoints
+from vlserve.control.engine.endpoints import endpoints
 from vlserve.project import FOLDERS
 from vlserve.settings import Settings
 

@@ -17,7 +17,8 @@ from pathlib import Path
 import httpx
 
 from vlserve.control.client import ControlClient
-from vlserve.control.engine.torchserve import TorchServe, endpoints
+from vlserve.control.engine.endpoints import endpoints
+from vlserve.control.engine.torchserve import TorchServe
 from vlserve.control.lifecycle.probes import differences, failed_probes
 from vlserve.control.wire.views import ModelView
 from vlserve.errors import VlserveError

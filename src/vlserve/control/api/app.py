@@ -15,7 +15,8 @@ from vlserve.control.api.errors import answer_errors
 from vlserve.control.api.gateway_openapi import describe_predictions
 from vlserve.control.api.routes import routes
 from vlserve.control.assembly import Control, assemble
-from vlserve.control.engine.torchserve import TorchServe, endpoints
+from vlserve.control.engine.endpoints import endpoints
+from vlserve.control.engine.torchserve import TorchServe
 from vlserve.control.gateway.envoy import EnvoyGateway
 from vlserve.control.wire.views import ErrorView
 from vlserve.errors import VlserveError

@@ -1,0 +1,64 @@
+"""Where each TorchServe instance of the stack listens, and the folder that it runs in."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlserve.settings import Settings
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One TorchServe instance: its loopback ports, and the folder that it runs in."""
+
+    name: str
+    folder: Path
+    inference_port: int
+    management_port: int
+    metrics_port: int
+    grpc_inference_port: int
+    grpc_management_port: int
+    worker_port: int
+    host: str = "127.0.0.1"
+
+    @property
+    def key_file(self) -> Path:
+        """Written by TorchServe at each start, into its working directory."""
+        return self.folder / "key_file.json"
+
+    @property
+    def store(self) -> Path:
+        """TorchServe's own model store: it copies what it registers to here."""
+        return self.folder / "store"
+
+    @property
+    def logs(self) -> Path:
+        """Where TorchServe writes model_log.log, which must carry what workers print at INFO."""
+        return self.folder / "logs"
+
+    def threads_file(self, model: str, version: int) -> Path:
+        """Where a worker reads how many threads it has: TorchServe gives all workers the same
+        environment."""
+        return self.folder / "threads" / f"{model}-{version}"
+
+    def write_threads(self, model: str, version: int, threads: int) -> None:
+        file = self.threads_file(model, version)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{threads}\n")
+
+
+def endpoints(settings: Settings) -> tuple[Endpoint, ...]:
+    """Every TorchServe instance of this stack."""
+    engine = settings.engine
+    return tuple(
+        Endpoint(
+            name=f"engine-{index}",
+            folder=settings.state_dir / f"engine-{index}",
+            inference_port=engine.base_port + 10 * index,
+            management_port=engine.base_port + 10 * index + 1,
+            metrics_port=engine.base_port + 10 * index + 2,
+            grpc_inference_port=engine.base_port + 10 * index + 3,
+            grpc_management_port=engine.base_port + 10 * index + 4,
+            worker_port=engine.worker_base_port + 100 * index,
+        )
+        for index in range(engine.instances)
+    )

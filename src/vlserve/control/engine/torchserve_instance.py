@@ -1,0 +1,217 @@
+"""One TorchServe 0.12 instance on loopback: its management API, with tokens.
+
+What it takes care of, each measured: a register over gRPC stalls nobody; the default version of a
+model is not deleted while another one is there; of two first versions of a model, registered at
+once, TorchServe would lose one; what a failed load leaves behind (a version with no workers, a copy
+of the archive in the engine's store) is taken away again.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from vlserve.control.domain import Instance, Key, LoadedVersion
+from vlserve.control.engine import torchserve_grpc, worker_log
+from vlserve.control.engine.endpoints import Endpoint
+from vlserve.control.tuning import Serving, tuned
+from vlserve.errors import ControlError, EngineUnavailable, LoadFailed
+from vlserve.settings import EngineSettings
+
+MANAGEMENT_TIMEOUT_S = 10.0
+_UNLOAD_TIMEOUT_S = 130.0  # TorchServe itself gives workers 120 s to go
+_LOG_DELAY_S = 1.0  # a worker's last words reach the log a little after its failure is reported
+_POLL_S = 0.1
+
+
+class TorchServeInstance:
+    """Thread-safe. EngineUnavailable when it does not answer."""
+
+    def __init__(self, endpoint: Endpoint, settings: EngineSettings, http: httpx.Client) -> None:
+        self.name = endpoint.name
+        self._endpoint = endpoint
+        self._settings = settings
+        self._http = http
+        self._first: dict[str, threading.Lock] = {}
+        self._management = f"http://{endpoint.host}:{endpoint.management_port}"
+
+    def answers(self) -> bool:
+        try:
+            self._listed(1)
+        except EngineUnavailable:
+            return False
+        return True
+
+    def instance(self) -> Instance:
+        self._listed(1)  # it answers, and takes the tokens
+        endpoint = self._endpoint
+        token = self._tokens()["inference"]
+        return Instance(self.name, endpoint.host, endpoint.inference_port, token)
+
+    def loaded(self) -> dict[Key, LoadedVersion]:
+        versions = [
+            described
+            for model in self._listed(1000)
+            for described in self._describe(f"{model['modelName']}/all")
+        ]
+        return {
+            (described["modelName"], int(described["modelVersion"])): _loaded(described)
+            for described in versions
+        }
+
+    def _listed(self, most: int) -> list[dict[str, Any]]:
+        """Its models. EngineUnavailable where it does not say."""
+        response = self._call("GET", f"/models?limit={most}")
+        if not response.is_success:
+            raise EngineUnavailable(f"{self.name} lists no models: {_message(response)}")
+        return list(json_of(response)["models"])
+
+    def serves(self, model: str, version: int) -> bool:
+        found = self._describe(f"{model}/{version}")
+        return bool(found) and _loaded(found[0]).workers_ready > 0
+
+    def load(self, model: str, version: int, archive: Path, serving: Serving | None) -> None:
+        """Register, or wait for workers that come up already, as after a crash of this service."""
+        if self._comes_up(model, version):
+            return
+        self.remove(model, version)
+        endpoint = self._endpoint
+        settings = tuned(self._settings, serving)
+        endpoint.write_threads(model, version, settings.threads)
+        logged = worker_log.log_size(endpoint.logs)
+        address = f"{endpoint.host}:{endpoint.grpc_management_port}"
+        try:
+            with self._known_or_first(model):
+                torchserve_grpc.register(address, self._tokens()["management"], archive, settings)
+        except LoadFailed as error:
+            raise LoadFailed(self._reason(model, version, logged) or str(error)) from error
+
+    def remove(self, model: str, version: int) -> None:
+        """Take the version out, whatever state it is in, and its archive out of the store."""
+        response = self._call("DELETE", f"/models/{model}/{version}", _UNLOAD_TIMEOUT_S)
+        if response.status_code == httpx.codes.FORBIDDEN:
+            self._give_up_default(model, version)
+            response = self._call("DELETE", f"/models/{model}/{version}", _UNLOAD_TIMEOUT_S)
+        if response.is_error and response.status_code != httpx.codes.NOT_FOUND:
+            raise ControlError(
+                f"{self.name} did not unload {model} {version}: {_message(response)}"
+            )
+        (self._endpoint.store / f"{model}-{version}.mar").unlink(missing_ok=True)
+        self._endpoint.threads_file(model, version).unlink(missing_ok=True)
+
+    @contextmanager
+    def _known_or_first(self, model: str) -> Iterator[None]:
+        """One caller at a time until TorchServe knows some version of the model: of two that are
+        its first it would lose one (ModelManager.createVersionedModel looks, then puts)."""
+        first = self._first.setdefault(model, threading.Lock())
+        is_first = False
+        while not is_first and not self._describe(f"{model}/all"):
+            is_first = first.acquire(timeout=_POLL_S)
+        try:
+            yield
+        finally:
+            if is_first:
+                first.release()
+
+    def _give_up_default(self, model: str, version: int) -> None:
+        """TorchServe refuses to delete a model's default version, and routes nothing by it here."""
+        others = [
+            described["modelVersion"]
+            for described in self._describe(f"{model}/all")
+            if described["modelVersion"] != str(version)
+        ]
+        if others:
+            self._expect("PUT", f"/models/{model}/{others[0]}/set-default")
+
+    def _comes_up(self, model: str, version: int) -> bool:
+        """Whether workers of this version exist and one gets ready in time."""
+        deadline = time.monotonic() + self._settings.load_timeout_s
+        while time.monotonic() < deadline:
+            found = self._describe(f"{model}/{version}")
+            if not found or not found[0]["workers"]:
+                return False
+            if _loaded(found[0]).workers_ready:
+                return True
+            time.sleep(_POLL_S)
+        return False
+
+    def _describe(self, path: str) -> list[dict[str, Any]]:
+        """Versions as TorchServe describes them; none when there is no such version."""
+        response = self._call("GET", f"/models/{path}")
+        if response.status_code == httpx.codes.NOT_FOUND:
+            return []
+        return list(json_of(self._checked(response, path)))
+
+    def _reason(self, model: str, version: int, logged: int) -> str | None:
+        deadline = time.monotonic() + _LOG_DELAY_S
+        while True:
+            log = worker_log.read_since(self._endpoint.logs, logged)
+            reason = worker_log.failure_reason(log, model, version)
+            if reason or time.monotonic() > deadline:
+                return reason
+            time.sleep(_POLL_S)
+
+    def _tokens(self) -> dict[str, str]:
+        """Read anew each time: every start of the engine writes new ones."""
+        file = self._endpoint.key_file
+        try:
+            keys = json.loads(file.read_text())
+            return {purpose: keys[purpose]["key"] for purpose in ("management", "inference")}
+        except (OSError, ValueError, KeyError) as error:
+            raise EngineUnavailable(f"{self.name} has no tokens in {file} yet") from error
+
+    def _expect(self, method: str, path: str) -> httpx.Response:
+        return self._checked(self._call(method, path), path)
+
+    def _checked(self, response: httpx.Response, path: str) -> httpx.Response:
+        if response.is_error:
+            raise ControlError(f"{self.name} refused {path}: {_message(response)}")
+        return response
+
+    def _call(
+        self, method: str, path: str, timeout_s: float = MANAGEMENT_TIMEOUT_S
+    ) -> httpx.Response:
+        """EngineUnavailable when nothing answers, or when it does not know the tokens (yet)."""
+        token = self._tokens()["management"]
+        try:
+            response = self._http.request(
+                method,
+                self._management + path,
+                headers={"Authorization": f"Bearer {token}"},
+                timeout=timeout_s,
+            )
+        except httpx.TransportError as error:
+            raise EngineUnavailable(
+                f"{self.name} does not answer at {self._management}: "
+                f"{error or type(error).__name__}"
+            ) from error
+        if response.status_code == httpx.codes.BAD_REQUEST and "InvalidKey" in response.text:
+            raise EngineUnavailable(
+                f"{self.name} does not take the token in {self._endpoint.key_file}: "
+                "it is starting, or its port belongs to another engine"
+            )
+        return response
+
+
+def _loaded(described: Mapping[str, Any]) -> LoadedVersion:
+    ready = sum(worker["status"] == "READY" for worker in described["workers"])
+    return LoadedVersion(ready, int(described["jobQueueStatus"]["pendingRequests"]))
+
+
+def json_of(response: httpx.Response) -> Any:
+    """Return the JSON of an answer; None where it is none."""
+    try:
+        return response.json()
+    except ValueError:
+        return None
+
+
+def _message(response: httpx.Response) -> str:
+    answer = json_of(response)
+    message = answer.get("message") if isinstance(answer, dict) else None
+    return str(message or response.text.strip()[:300] or response.status_code)
