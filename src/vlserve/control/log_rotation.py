@@ -1,4 +1,4 @@
-"""Renames a log that has grown large; who appends to it goes on in a new file."""
+"""Rotation of a log that others append to: they open a new file by the old name."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -8,8 +8,8 @@ LOGS_KEPT = 5
 
 
 def rotate(log: Path, largest: int = LOG_BYTES, kept: int = LOGS_KEPT) -> bool:
-    """``log`` becomes ``log.1``, that ``log.2``, and so on, if it is over ``largest`` bytes;
-    whether there is no ``log`` now."""
+    """Rename ``log`` to ``log.1``, that to ``log.2``, and so on, if it is over ``largest`` bytes;
+    return whether there is no ``log`` now."""
     if not log.exists():
         return True
     if log.stat().st_size < largest:

@@ -22,9 +22,11 @@ TRANSITIONS: Mapping[State, frozenset[State]] = {
 def states_after(
     states: Mapping[int, State], weights: Mapping[int, int], stable: int
 ) -> dict[int, State]:
-    """The versions whose state changes when ``weights`` come into force: ``stable`` is the version
-    that a rollback would keep, every other one with weight is a canary, and one that lost its
-    weight stays loaded as ready."""
+    """Return the versions whose state changes when ``weights`` come into force, with the new state.
+
+    ``stable`` is the version that a rollback would keep; every other one with weight is a canary,
+    and one that lost its weight stays loaded as ready.
+    """
     after = {
         version: _state_with(weights, stable, version, state) for version, state in states.items()
     }
@@ -40,8 +42,15 @@ def _state_with(weights: Mapping[int, int], stable: int, version: int, state: St
 
 
 def rollback_target(model: str, stack: Sequence[int], version: int | None) -> int:
-    """The version that a rollback goes to. ``stack``: the stable versions in force one over the
-    other, the newest last; ``version``: None for the one before, or one of the earlier ones."""
+    """Return the version that a rollback goes to.
+
+    Args:
+        stack: the stable versions in force one over the other, the newest last.
+        version: one of the earlier ones; None for the one before.
+
+    Raises:
+        NothingToRollBackTo: there is no such earlier version.
+    """
     earlier = [entry for entry in stack[:-1] if entry != stack[-1]]
     if not earlier:
         raise NothingToRollBackTo(

@@ -3,15 +3,15 @@ from vlserve.control.judge.callers import SLOTS, SeenCallers
 
 def test_a_caller_is_counted_once_also_after_a_restart():
     seen = SeenCallers()
-    assert seen.first_look("anna", 0, 1)
-    assert not seen.first_look("anna", 0, 1)
-    assert not SeenCallers(seen.text).first_look("anna", 0, 1)
+    assert seen.is_first_request("anna", 0, 1)
+    assert not seen.is_first_request("anna", 0, 1)
+    assert not SeenCallers(seen.text).is_first_request("anna", 0, 1)
 
 
 def test_each_caller_is_counted_in_one_step_and_each_step_has_its_share():
     callers = [f"caller {number}" for number in range(3000)]
     counted = [
-        {caller for caller in callers if seen.first_look(caller, turn, 3)}
+        {caller for caller in callers if seen.is_first_request(caller, turn, 3)}
         for turn, seen in enumerate((SeenCallers(), SeenCallers(), SeenCallers()))
     ]
     assert not counted[0] & counted[1] | counted[1] & counted[2] | counted[0] & counted[2]
@@ -20,10 +20,10 @@ def test_each_caller_is_counted_in_one_step_and_each_step_has_its_share():
 
 def test_the_table_keeps_its_size_however_many_call():
     seen = SeenCallers()
-    counted = sum(seen.first_look(str(number), 0, 1) for number in range(3 * SLOTS))
+    counted = sum(seen.is_first_request(str(number), 0, 1) for number in range(3 * SLOTS))
     assert 0.9 * SLOTS < counted <= SLOTS
     assert len(seen.text) == len(SeenCallers().text)
 
 
 def test_any_key_will_do():
-    assert SeenCallers().first_look("标签 \ud800 \0", 0, 1)
+    assert SeenCallers().is_first_request("标签 \ud800 \0", 0, 1)

@@ -1,4 +1,4 @@
-"""What the gateway is to route where: weights, versions and the instances that hold them. Pure."""
+"""Weights, and the routing that the gateway is to have: models, versions, instances. Pure."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -16,13 +16,15 @@ from vlserve.control.domain import (
 
 
 def full_weight(version: int) -> dict[int, int]:
-    """All of a model's traffic to one version."""
+    """Return weights that give one version all of a model's traffic."""
     return {version: 100}
 
 
 def shared_weights(candidate: int, stable: int, weight: int) -> dict[int, int]:
-    """``weight`` per cent to the candidate, which comes first, so that a caller who is on it stays
-    on it as the weight rises; the rest to stable."""
+    """Return weights with ``weight`` per cent for the candidate and the rest for stable.
+
+    The candidate comes first, so that a caller who is on it stays on it as its weight rises.
+    """
     shares = {candidate: weight, stable: 100 - weight}
     return {version: share for version, share in shares.items() if share}
 
@@ -30,7 +32,7 @@ def shared_weights(candidate: int, stable: int, weight: int) -> dict[int, int]:
 def desired_routing(
     models: Iterable[ModelRecord], versions: Iterable[VersionRecord], instances: Iterable[Instance]
 ) -> Routing:
-    """What the gateway must know: every loaded version by its own path, weights by model."""
+    """Return the routing that the ledger wants: a path per loaded version, weights by model."""
     routable: dict[str, list[int]] = {}
     for record in versions:
         if record.state.routable:
@@ -56,8 +58,16 @@ def desired_routing(
 def known_instances(
     known: Mapping[str, Instance], answering: Iterable[Instance], held: Held, routable: set[Key]
 ) -> dict[str, Instance]:
-    """The instances for the gateway. One that does not answer keeps what was known of it: the
-    gateway notices a dead one itself, and a slow management port must not take traffic away."""
+    """Return the engine instances as the gateway is to reach them, by name.
+
+    One that does not answer keeps what was known of it: the gateway notices a dead one itself, and
+    a slow management port must not take traffic away.
+
+    Args:
+        known: the instances until now.
+        answering: those that answer now, with what each holds in ``held``.
+        routable: the versions that clients may ask for.
+    """
     after = dict(known)
     for instance in answering:
         before = known.get(instance.name)
@@ -72,8 +82,11 @@ def known_instances(
 
 
 def _lacks(loaded: LoadedVersion | None, lacked: bool) -> bool:
-    """A version whose workers are coming up is lacking if it was before (it is being loaded), and
-    held if it was before (its workers are being replaced, and its queue is answered)."""
+    """Return whether an instance lacks a version, of which it says ``loaded``.
+
+    A version whose workers are coming up is lacking if it was before (it is being loaded), and held
+    if it was before (its workers are being replaced, and its queue is answered).
+    """
     if loaded is None:
         return True
     return lacked and not loaded.workers_ready

@@ -1,4 +1,4 @@
-"""The judge of a release: evidence in, advance | hold | rollback out. Pure: no clock, no IO.
+"""The judge of a rollout: evidence in, advance | hold | rollback out. Pure: no clock, no IO.
 
     policy = load_policy(settings.config_file("rollout.yaml"))
     state = JudgeState.start(policy, shadow=False, has_tags=True)

@@ -1,11 +1,11 @@
-"""Which callers were counted already: a table of fixed size.
+"""The table of callers that were counted already; its size is fixed.
 
 The gateway draws lots once per sticky key, so a caller's requests are one draw, not many, and what
 they have in common (large images, a favourite tag) is not the version's doing. A caller is counted
-once. And since a caller who drew the candidate keeps it as the weight rises, only the first look at
-him is a fresh draw at the step's weight: callers are dealt out over the steps by a hash of their
-key, and each step counts its own callers alone. So each step has callers that no step has looked
-at, and each draw is independent of all evidence before it.
+once. And since a caller who drew the candidate keeps it as the weight rises, only the first request
+of a caller is a fresh draw at the step's weight: callers are dealt out over the steps by a hash of
+their key, and each step counts its own callers alone. So each step has callers that no step has
+counted, and each draw is independent of all evidence before it.
 
 The table has a bit for each of SLOTS hash values. Two callers with one value count as one; which
 those are depends on the hash alone, so the draws that are counted stay independent.
@@ -18,7 +18,7 @@ SLOTS = 1 << 16
 
 
 class SeenCallers:
-    """The bits of one step. ``text`` is what the judge's state keeps."""
+    """The callers of one step. ``text`` is what the judge's state keeps."""
 
     def __init__(self, text: str = "") -> None:
         self._bits = bytearray(b64decode(text)) if text else bytearray(SLOTS // 8)
@@ -27,14 +27,14 @@ class SeenCallers:
     def text(self) -> str:
         return b64encode(self._bits).decode()
 
-    def first_look(self, caller: str, turn: int, turns: int) -> bool:
-        """Whether to count this request of ``caller``: his first in step ``turn`` of ``turns``,
-        if he is one of that step's callers."""
+    def is_first_request(self, caller: str, turn: int, turns: int) -> bool:
+        """Return whether to count this request of ``caller``: the first in step ``turn`` of
+        ``turns``, if the caller is one of that step's."""
         value = int.from_bytes(
             blake2b(caller.encode("utf-8", "surrogatepass"), digest_size=8).digest()
         )
-        value, his_turn = divmod(value, turns)
-        if his_turn != turn:
+        value, callers_turn = divmod(value, turns)
+        if callers_turn != turn:
             return False
         byte, bit = divmod(value % SLOTS, 8)
         if self._bits[byte] >> bit & 1:

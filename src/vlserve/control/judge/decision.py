@@ -1,4 +1,4 @@
-"""advance, hold or rollback: what follows from the evidence so far. Pure."""
+"""The decision that follows from the evidence so far: advance, hold or rollback. Pure."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -28,12 +28,12 @@ class Decision:
     gates: tuple[GateResult, ...]
 
     def detail(self) -> Mapping[str, Any]:
-        """JSON-ready, for the ledger."""
+        """Return the decision as plain values, for the ledger."""
         return asdict(self)
 
 
 def decide(state: JudgeState, standing: Standing) -> Decision:
-    """May be asked at any time and as often as one likes: that costs no certainty.
+    """Decide what to do with the rollout now. How often it is called costs no certainty.
 
     Roll back on an alarm of any gate or an unhealthy candidate, but only onto a healthy stable;
     advance when no gate alarms or waits, the hold is over and both versions are healthy; else hold.

@@ -1,4 +1,4 @@
-"""What the judge is shown: outcomes of requests, shadow pairs, and how the versions stand."""
+"""The evidence that the judge gets: outcomes of requests, shadow pairs, health of the versions."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ class EvidenceInvalid(ControlError):
 class Outcome:
     """One request that the gateway's weights routed, in the order of the gateway's log.
 
-    Not shown: requests that asked for a version (X-Model-Version, explicit path), and mirrored
+    Not evidence: requests that asked for a version (X-Model-Version, explicit path), and mirrored
     copies.
     """
 
@@ -64,7 +64,7 @@ class ShadowPair:
 
 @dataclass(frozen=True)
 class Batch:
-    """What was logged since the last batch; any size, also empty."""
+    """The evidence logged since the last batch; it may have any size, also none."""
 
     outcomes: Sequence[Outcome] = ()
     pairs: Sequence[ShadowPair] = ()
@@ -72,7 +72,8 @@ class Batch:
 
 @dataclass(frozen=True)
 class Standing:
-    """How the release stands while it is judged. None: not known, which counts as not healthy."""
+    """The time in the step and the health of both versions. None: not known, which counts as not
+    healthy."""
 
     elapsed_s: float
     """Since the step's weight came into force, pauses not counted."""

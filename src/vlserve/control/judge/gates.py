@@ -1,4 +1,8 @@
-"""The figures of every gate: what it counted, what it concludes, what it still waits for."""
+"""The gates: what each counted, what it concludes, what it still waits for.
+
+Each gate's statistics are in a module of their own: two_sample (errors), latency, sample_ratio,
+agreement (also the score distance) and tags. Its threshold and margin are in policy.
+"""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -25,14 +29,14 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class GateResult:
-    """One gate at one look."""
+    """One gate at one evaluation."""
 
     gate: str
     verdict: Verdict
     e_value: float
     """Evidence against the candidate now: 1 is none; 1 / e_value bounds the p-value."""
     peak_e_value: float
-    """The highest at any look: the alarm stands once this has reached ``threshold``."""
+    """The highest so far: the alarm stands once this has reached ``threshold``."""
     threshold: float
     """1 / (the gate's share of alpha)."""
     summary: str
@@ -43,7 +47,7 @@ class GateResult:
 
 
 def gate_results(state: JudgeState) -> tuple[GateResult, ...]:
-    """All gates that this release has, in the order of rollout.yaml."""
+    """Return the results of all gates of this rollout, in the order of rollout.yaml."""
     return tuple(_gates(state))
 
 
@@ -219,7 +223,7 @@ def _missing(what: str, seen: float, minimum: int) -> str:
 
 
 def _missing_requests(state: JudgeState) -> str:
-    """A step with weight needs outcomes of each version that has weight."""
+    """Return what a step still needs: outcomes of each version that has weight."""
     minimum = state.policy.minimum
     return _missing(
         "requests to the candidate", state.step_candidate, minimum.candidate if state.weight else 0

@@ -1,4 +1,4 @@
-"""Evidence into the state: which observations count, and their way to the gates."""
+"""The way of evidence into the state: which observations count, and for which gates."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,12 +18,12 @@ BLOCK = 40
 
 
 def observe(state: JudgeState, batch: Batch) -> JudgeState:
-    """The state after a batch, all of which was routed at the state's weight."""
+    """Return the state after a batch, all of which was routed at the state's weight."""
     return _observe_outcomes(_observe_pairs(state, batch.pairs), batch.outcomes)
 
 
 def next_step(state: JudgeState) -> JudgeState:
-    """The state once the next weight is in force. SettingsError after the last step."""
+    """Return the state once the next weight is in force. SettingsError after the last step."""
     if state.next_weight is None:
         raise SettingsError(f"weights {list(state.weights)}: there is no step after the last")
     return replace(
@@ -79,8 +79,11 @@ def _observe_outcomes(state: JudgeState, outcomes: Sequence[Outcome]) -> JudgeSt
 
 
 def _first_looks(state: JudgeState, outcomes: Sequence[Outcome]) -> tuple[list[Outcome], str]:
-    """The outcomes that are draws of their own, and the table of callers after them. An empty key
-    is none; where one version has all the weight, nothing is drawn and callers stay fresh."""
+    """Return the outcomes that are independent draws, and the table of callers after them.
+
+    An empty key is none. Where one version has all the weight, nothing is drawn and no caller is
+    counted.
+    """
     if not state.compares:
         return list(outcomes), state.seen_callers
     drawn_steps = [step for step, weight in enumerate(state.weights) if 0 < weight < 100]
@@ -89,7 +92,7 @@ def _first_looks(state: JudgeState, outcomes: Sequence[Outcome]) -> tuple[list[O
     draws = [
         outcome
         for outcome in outcomes
-        if not outcome.caller or seen.first_look(outcome.caller, turn, turns)
+        if not outcome.caller or seen.is_first_request(outcome.caller, turn, turns)
     ]
     return draws, seen.text
 

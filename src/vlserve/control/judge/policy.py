@@ -1,4 +1,4 @@
-"""serving_config/rollout.yaml: what a release must show, and how sure the judge must be."""
+"""The policy in serving_config/rollout.yaml: what a rollout must show, and how surely."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +28,7 @@ class Minimum(_Section):
     units: int = Field(default=400, ge=1)
     """Draws of the gateway (requests without a key, callers with one), in each such step."""
     pairs: int = Field(default=200, ge=1)
-    """Shadow pairs, where the release has a shadow."""
+    """Shadow pairs, where the rollout has a shadow."""
 
 
 class RateGate(_Section):
@@ -83,7 +83,7 @@ class Gates(_Section):
 
 
 class Policy(_Section):
-    """How one release is judged; frozen into its state, so that an edit meets the next one."""
+    """How one rollout is judged. It is kept in its state: an edit counts from the next one."""
 
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
     """Probability that a candidate no worse than stable is rolled back by any gate, ever."""
@@ -93,12 +93,12 @@ class Policy(_Section):
     shadow_percent: int = Field(default=0, ge=0, le=100)
     """Requests copied to the candidate before it gets weight, in per cent; 0: no shadow."""
     keep_s: float = Field(default=600.0, ge=0)
-    """How long a candidate that was taken back stays loaded, for a look."""
+    """How long a candidate that was taken back stays loaded, to examine it."""
     recovery: Literal["resume", "rollback"] = "resume"
-    """What a restart of the control service, the gateway or the engine means to a release."""
+    """What a restart of the control service, the gateway or the engine means to a rollout."""
     unit: Literal["caller", "request"] = "caller"
-    """What counts as one observation of a caller with a sticky key: the caller, once in a release,
-    or each of his requests."""
+    """What counts as one observation of a caller with a sticky key: the caller, once in a rollout,
+    or each of the caller's requests."""
     minimum: Minimum = Minimum()
     gates: Gates = Gates()
 
@@ -111,15 +111,16 @@ class Policy(_Section):
         return self
 
     def alpha_of(self, gate: str) -> float:
-        """What ``gate`` may spend of alpha; its alarm is at an e-value of one over this."""
+        """Return what ``gate`` may spend of alpha; it alarms at an e-value of one over this."""
         share: float = getattr(self.gates, gate).share
         return self.alpha * share
 
 
 def load_policy(file: Path, changes: Mapping[str, Any] | None = None) -> Policy:
-    """Read rollout.yaml; ``changes`` (one release's own weights or hold) win over it.
+    """Read rollout.yaml; ``changes`` (one rollout's own weights or hold) win over it.
 
-    SettingsError names each wrong entry.
+    Raises:
+        SettingsError: names each wrong entry.
     """
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))

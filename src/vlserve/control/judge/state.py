@@ -1,4 +1,4 @@
-"""Everything that the judge remembers of one release: of bounded size, and writable as JSON."""
+"""What the judge remembers of one rollout: of bounded size, and writable as JSON."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -18,7 +18,7 @@ from vlserve.errors import SettingsError
 
 @dataclass(frozen=True, eq=False)
 class JudgeState:
-    """One release so far; ``vlserve.control.judge.observe`` returns the state after."""
+    """One rollout so far; `vlserve.control.judge.observe` returns the state after more evidence."""
 
     policy: Policy
     weights: tuple[int, ...]
@@ -43,7 +43,15 @@ class JudgeState:
 
     @classmethod
     def start(cls, policy: Policy, *, shadow: bool = False, has_tags: bool = True) -> Self:
-        """Before the first observation. SettingsError if nothing would ever be compared."""
+        """Return the state before the first evidence.
+
+        Args:
+            shadow: whether a step with copies alone precedes the weights.
+            has_tags: whether both versions log the tags of their answers.
+
+        Raises:
+            SettingsError: no step would compare the two versions.
+        """
         weights = (0, *policy.weights) if shadow else policy.weights
         if len(weights) == 1:
             raise SettingsError(
@@ -64,12 +72,12 @@ class JudgeState:
 
     @property
     def weight(self) -> int:
-        """The candidate's, now, in per cent."""
+        """The candidate's weight now, per cent."""
         return self.weights[self.step]
 
     @property
     def next_weight(self) -> int | None:
-        """None at the last step."""
+        """The candidate's weight in the next step, per cent; None at the last step."""
         return self.weights[self.step + 1] if self.step + 1 < len(self.weights) else None
 
     @property
@@ -79,11 +87,11 @@ class JudgeState:
 
     @property
     def shadowed(self) -> bool:
-        """Whether the release began as a shadow."""
+        """Whether the rollout began as a shadow."""
         return self.weights[0] == 0
 
     def to_json(self) -> bytes:
-        """For the ledger; ``from_json`` goes on exactly where this stood."""
+        """Return JSON from which `from_json` makes an equal state."""
         return _JSON.dump_json(self)
 
     @staticmethod

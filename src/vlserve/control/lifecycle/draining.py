@@ -6,6 +6,6 @@ from vlserve.control.domain import Held, Key
 
 
 def is_idle(key: Key, held: Held, in_flight: Mapping[Key, int]) -> bool:
-    """Whether nobody waits for this version's answer, at the gateway or in an engine's queue."""
+    """Return whether no request waits for this version, at the gateway or in an engine's queue."""
     pending = sum(holds[key].pending for holds in held.values() if key in holds)
     return pending == 0 and in_flight.get(key) == 0

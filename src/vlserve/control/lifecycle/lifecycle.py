@@ -1,4 +1,5 @@
-"""The steps of one version's life, which a user's word and a tick of reconcile share."""
+"""The steps of one version's life: load, probe, warm up, restore, drain. Users and the reconcile
+tick share them."""
 
 import time
 from contextlib import suppress
@@ -28,12 +29,14 @@ class Lifecycle:
         self._drain_timeout_s = drain_timeout_s
 
     def load(self, record: VersionRecord) -> VersionRecord:
-        """registered, loading, failed or retired -> ready: loaded, probed, its own path open.
-        Without its tuning, which is dropped, where it cannot be loaded as tuned.
+        """Load and probe a registered, loading, failed or retired version, and open its path.
 
-        LoadFailed when it cannot be loaded or answers its probes wrong: it is out of the engine
-        then, and failed (or retired, where it was ready before). EngineUnavailable leaves it
-        loading: reconcile goes on once the engine answers.
+        A version that cannot be loaded as tuned is loaded without its tuning, which is dropped.
+
+        Raises:
+            LoadFailed: it cannot be loaded, or answers its probes wrong. It is out of the engine,
+                and failed (or retired, where it was ready before).
+            EngineUnavailable: it stays loading; reconcile goes on once the engine answers.
         """
         model, version = record.key
         if record.state is State.REGISTERED:  # what a failed archive of this number left is not it
@@ -53,14 +56,23 @@ class Lifecycle:
             return self._ledger.move(model, version, State.READY, "loaded")
 
     def restore(self, record: VersionRecord) -> None:
-        """Bring a version that is to be loaded back onto the instances that lack it. Its state and
-        its weight stay: they are desired. What cannot be loaded as tuned is loaded without, and
-        its tuning dropped. LoadFailed, EngineUnavailable."""
+        """Load a version again on the instances that lack it. Its state and its weight stay.
+
+        As in `load`, a tuning that does not work is dropped.
+
+        Raises:
+            LoadFailed: it cannot be loaded, or answers its probes wrong.
+            EngineUnavailable: no instance answers.
+        """
         self._load_and_probe(record)
         self._ledger.record(*record.key, "recovered")
 
     def make_ready(self, record: VersionRecord) -> None:
-        """Loaded, and healthy at this moment: a retired version is loaded first. NotReady."""
+        """Make sure that a version is loaded and healthy now; a retired one is loaded first.
+
+        Raises:
+            NotReady: it cannot get traffic; the message says why.
+        """
         if record.state.routable:
             self.check_healthy(record)
             return
@@ -74,8 +86,11 @@ class Lifecycle:
         self.load(record)
 
     def check_healthy(self, record: VersionRecord) -> None:
-        """NotReady unless every instance that gets the version's requests answers its first probe
-        right, just now."""
+        """Ask every instance that gets the version's requests for its first probe.
+
+        Raises:
+            NotReady: an instance answers wrong or not at all.
+        """
         what = f"{record.model} {record.version}"
         lacking = {known.name for known in self._traffic.instances if record.key in known.lacks}
         serving = [each for each in self._engine.instances() if each.name not in lacking]
@@ -86,12 +101,13 @@ class Lifecycle:
             raise NotReady(f"{what} is not healthy, so it gets no traffic: {wrong[0]}")
 
     def start_draining(self, record: VersionRecord) -> VersionRecord:
-        """ready -> draining: its path closes."""
+        """Close the path of a ready version, which is then draining."""
         with self._traffic.change_routing():
             return self._ledger.move(*record.key, State.DRAINING, "draining")
 
     def finish_draining(self, record: VersionRecord, timeout_s: float) -> VersionRecord:
-        """draining -> retired, once no request is under way; still draining after ``timeout_s``."""
+        """Unload a draining version, which is then retired, once no request is under way. It stays
+        draining where some are after ``timeout_s``."""
         deadline = time.monotonic() + timeout_s
         while not self._is_idle(record.key):
             if time.monotonic() > deadline:
@@ -101,7 +117,8 @@ class Lifecycle:
         return self._ledger.move(*record.key, State.RETIRED, "unloaded")
 
     def _is_idle(self, key: Key) -> bool:
-        """Twice in a row: a request may have been routed just before the path closed."""
+        """Return whether the version is idle twice in a row: a request may have been routed just
+        before the path closed."""
         for pause_s in (_POLL_S, 0.0):
             if not is_idle(key, self._traffic.observe(), self._traffic.in_flight([key])):
                 return False
@@ -124,11 +141,11 @@ class Lifecycle:
         self._check_answers(record)
 
     def _warm_up(self, record: VersionRecord) -> None:
-        """The instances that hold nothing else: nobody has asked them yet."""
+        """Warm up the instances that hold nothing else: they have served no request yet."""
         alone = {
             name for name, holds in self._traffic.observe().items() if set(holds) == {record.key}
         }
-        cold = [one for one in self._engine.instances() if one.name in alone]
+        cold = [instance for instance in self._engine.instances() if instance.name in alone]
         if cold:
             warm_up(self._engine, cold, record.manifest)
 

@@ -13,8 +13,10 @@ from vlserve.runtime.task import difference
 def failed_probes(
     engine: Engine, instances: Sequence[Instance], manifest: Manifest, probes: Sequence[Probe]
 ) -> list[str]:
-    """Ask each instance on the version's own path; one line for each answer that is wrong. The
-    first that is missing is the last asked for: what hangs would take as long each time."""
+    """Ask each instance for each probe on the version's own path; return a line per wrong answer.
+
+    It stops at the first answer that does not come: what hangs would take as long each time.
+    """
     failed: list[str] = []
     for instance in instances:
         for number, probe in enumerate(probes, start=1):
@@ -30,7 +32,7 @@ def failed_probes(
 
 
 def differences(expected: Mapping[str, Any], got: Mapping[str, Any]) -> list[str]:
-    """The first difference of each expected field; fields beyond those are not looked at.
+    """Return the first difference of each expected field; other fields are not compared.
 
     Numbers may differ by 1e-3. Entries of a list of objects may come in another order, as scores
     that tie do: an archive's own task is not asked, because its code does not run in this process.

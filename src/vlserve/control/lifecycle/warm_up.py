@@ -1,5 +1,5 @@
-"""A cold engine's first requests are ours: Java compiles what it runs often, and until then answers
-slower. A worker's own warm-up (vlserve.runtime.pipeline) does not reach that far."""
+"""Warm-up of a cold engine: Java compiles what it runs often, and answers slower until then. A
+worker's own warm-up (vlserve.runtime.pipeline) does not reach that far."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -26,8 +26,9 @@ def warm_up(
     manifest: Manifest,
     clock: Callable[[], float] = time.monotonic,
 ) -> int:
-    """Ask each instance for the version's probes until they come no faster, `LONGEST_S` at the
-    most; how often it was asked. What is answered was judged before, so failures are passed by."""
+    """Ask each instance for the version's probes until the answers come no faster, for `LONGEST_S`
+    at the most; return the number of requests. The answers were checked before, so failures are
+    ignored."""
     asked, fields = 0, [probe.fields for probe in manifest.probes]
 
     def ask(instance: Instance, number: int) -> None:
@@ -48,6 +49,6 @@ def warm_up(
 
 
 def settled(took_s: Sequence[float]) -> bool:
-    """Whether the last rounds brought none that was faster than all before."""
+    """Return whether none of the last rounds was faster than all before."""
     before, last = took_s[:-_PATIENCE], took_s[-_PATIENCE:]
     return bool(before) and min(last) > _FASTER * min(before)

@@ -19,8 +19,8 @@ from vlserve.control.lifecycle.draining import is_idle
 
 @dataclass(frozen=True)
 class LedgerView:
-    """What should be. ``running``: an operation on the version is under way; ``waiting``: its last
-    one failed, and is not to be tried again yet."""
+    """What the ledger wants. ``running``: versions with an operation under way; ``waiting``: those
+    whose last operation failed and is not to be tried again yet."""
 
     models: Sequence[ModelRecord]
     versions: Sequence[VersionRecord]
@@ -30,15 +30,15 @@ class LedgerView:
 
 @dataclass(frozen=True)
 class EngineView:
-    """What the instances that answer hold."""
+    """What the instances hold that answer."""
 
     held: Held
 
 
 @dataclass(frozen=True)
 class GatewayView:
-    """``instances``: all that are known. ``in_flight``: requests of versions that may go; one
-    that is not there is not known to be idle."""
+    """``instances``: all that are known. ``in_flight``: requests under way of the versions that are
+    to go; a version without an entry is not known to be idle."""
 
     instances: Sequence[Instance]
     in_flight: Mapping[Key, int]
@@ -87,11 +87,11 @@ _UNFINISHED = (State.REGISTERED, State.LOADING)
 
 
 def plan(ledger: LedgerView, engine: EngineView | None, gateway: GatewayView) -> list[Action]:
-    """What mends the difference, in order: traffic first, then loads (versions with weight before
-    the others), then what may go. ``engine`` is None when no instance answers.
+    """Return the actions that mend the difference, in order: traffic first, then loads (versions
+    with weight before the others), then what may go. ``engine`` is None when no instance answers.
 
-    Routing is put in force at every tick, which is free where it is in force. While no instance
-    has ever been seen there is nothing to say, and what the gateway has stays.
+    Routing is put in force at every tick, which costs nothing where it is in force already. Until
+    an instance has been seen, the gateway keeps what it has.
     """
     actions: list[Action] = []
     if gateway.instances:
@@ -115,7 +115,7 @@ def plan(ledger: LedgerView, engine: EngineView | None, gateway: GatewayView) ->
 
 
 def _loads(ledger: LedgerView, free: Sequence[VersionRecord], held: Held) -> list[Action]:
-    """What has traffic is restored first, alone: all cores are its own."""
+    """Return the loads that are due. What has traffic comes first, alone: it gets all cores."""
     lacking = {
         record.key
         for record in ledger.versions
@@ -135,7 +135,7 @@ def _serves(holds: Mapping[Key, LoadedVersion], key: Key) -> bool:
 
 
 def unwanted(records: Iterable[VersionRecord], held: Held) -> set[Key]:
-    """What the engine holds and the ledger does not want there."""
+    """Return what the engine holds and the ledger does not want there."""
     out = (State.FAILED, State.RETIRED)
     wanted = {record.key for record in records if record.state not in out}
     return {key for holds in held.values() for key in holds} - wanted

@@ -1,4 +1,4 @@
-"""The tick: compare what the ledger wants with what engine and gateway say, and mend it."""
+"""The reconcile loop: compare the ledger with the engine and the gateway, and mend what differs."""
 
 import logging
 import threading
@@ -23,8 +23,8 @@ logger = logging.getLogger(__name__)
 
 
 class Backoff:
-    """When an action on a version that failed is tried again: after 2, 4, 8, … 60 s. Thread-safe:
-    the tick asks while the pool tells."""
+    """Knows when a failed action on a version is tried again: after 2, 4, 8, … 60 s. Thread-safe:
+    the tick reads while the pool writes."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
@@ -33,8 +33,11 @@ class Backoff:
         self._unloadable: set[Key] = set()
 
     def failed(self, key: Key, reason: str, unloadable: bool = False) -> bool:
-        """Whether this is news: the first failure, or one for another reason than the last.
-        ``unloadable``: the version itself is what failed, not the engine."""
+        """Note a failure; return whether it is the first, or has another reason than the last.
+
+        Args:
+            unloadable: the version itself is what failed, not the engine.
+        """
         with self._lock:
             (self._unloadable.add if unloadable else self._unloadable.discard)(key)
             count, _, last = self._failures.get(key, (0, 0.0, None))
@@ -48,7 +51,7 @@ class Backoff:
             self._unloadable.discard(key)
 
     def unloadable(self) -> frozenset[Key]:
-        """Versions that could not be loaded when that was last tried."""
+        """Return the versions that could not be loaded at the last try."""
         with self._lock:
             return frozenset(self._unloadable)
 
@@ -81,7 +84,7 @@ class Reconciler:
         self._tick_s = tick_s
         self._backoff = backoff
         self._submitted: set[Key] = set()
-        self._said: dict[str, str] = {}
+        self._troubles: dict[str, str] = {}
         self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="reconcile")
         self._wake = threading.Event()
         self._stopping = threading.Event()
@@ -91,7 +94,7 @@ class Reconciler:
         self._thread.start()
 
     def stop(self) -> None:
-        """Let the tick and what it started come to an end."""
+        """Stop ticking, and wait for the actions that were started."""
         self._stopping.set()
         self._wake.set()
         if self._thread.is_alive():
@@ -99,8 +102,8 @@ class Reconciler:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def tick(self) -> list[Action]:
-        """Look once, and start what mends the difference; what was started."""
-        engine = self._look_at_engine()
+        """Compare once, start the actions that mend the difference, and return them."""
+        engine = self._observe_engine()
         ledger = planning.LedgerView(
             models=self._ledger.models(),
             versions=self._ledger.versions(),
@@ -129,17 +132,17 @@ class Reconciler:
         try:
             self._gateway.rotate_access_log()
         except OSError as error:
-            self._say("access log", str(error))
+            self._log_trouble("access log", str(error))
         else:
-            self._say("access log", "")
+            self._log_trouble("access log", "")
 
-    def _look_at_engine(self) -> planning.EngineView | None:
+    def _observe_engine(self) -> planning.EngineView | None:
         try:
             held = self._traffic.observe()
         except EngineUnavailable as error:
-            self._say("engine", str(error))
+            self._log_trouble("engine", str(error))
             return None
-        self._say("engine", "")
+        self._log_trouble("engine", "")
         return planning.EngineView(held)
 
     def _start(self, action: Action) -> None:
@@ -155,9 +158,9 @@ class Reconciler:
             self._traffic.apply(action.routing)
             self._traffic.settle()
         except VlserveError as error:
-            self._say("gateway", str(error))
+            self._log_trouble("gateway", str(error))
         else:
-            self._say("gateway", "")
+            self._log_trouble("gateway", "")
 
     def _run_on_version(self, key: Key, action: Action) -> None:
         try:
@@ -173,7 +176,8 @@ class Reconciler:
             self._wake.set()
 
     def _is_still_due(self, key: Key, action: Action) -> bool:
-        """A user's operation may have come between the plan and now."""
+        """Return whether the action is still to be done: a user may have changed the version since
+        the plan was made."""
         record = self._ledger.find(*key)
         if isinstance(action, Load | Restore | Retire):
             return record == action.record
@@ -191,22 +195,22 @@ class Reconciler:
                 self._engine.unload(model, version)
 
     def _report(self, key: Key, action: Action, error: Exception) -> None:
-        """An event when it is news; otherwise the log alone."""
+        """Record a failed action as an event where it is news, and log it always."""
         doing = type(action).__name__.lower()
         if isinstance(error, VlserveError):
             logger.warning("%s %s %s: %s", doing, *key, error)
         else:
             logger.exception("%s %s %s", doing, *key, exc_info=error)
         news = self._backoff.failed(key, str(error), isinstance(error, LoadFailed))
-        told = isinstance(action, Load) and isinstance(error, LoadFailed)  # by the load itself
-        if news and not told and self._ledger.find(*key) is not None:
+        recorded = isinstance(action, Load) and isinstance(error, LoadFailed)  # by the load itself
+        if news and not recorded and self._ledger.find(*key) is not None:
             self._ledger.record(*key, f"{doing}_failed", reason=str(error))
 
-    def _say(self, what: str, trouble: str) -> None:
-        """Log a trouble when it comes, changes or goes."""
-        if trouble != self._said.get(what, ""):
-            logger.warning("%s: %s", what, trouble or "well again")
-        self._said[what] = trouble
+    def _log_trouble(self, part: str, trouble: str) -> None:
+        """Log the trouble of a part when it comes, changes or goes (empty)."""
+        if trouble != self._troubles.get(part, ""):
+            logger.warning("%s: %s", part, trouble or "well again")
+        self._troubles[part] = trouble
 
 
 def _key(action: Load | Restore | Retire | Remove) -> Key:

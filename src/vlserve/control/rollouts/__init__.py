@@ -1,1 +1,1 @@
-"""Gray releases: a candidate meets traffic in steps, and evidence decides how it goes on."""
+"""Rollouts: a candidate gets traffic in steps, and evidence decides how it goes on."""

@@ -1,4 +1,4 @@
-"""What the handlers logged of their answers, by request and version."""
+"""The log of answers that the handlers write, by request and version."""
 
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -13,8 +13,8 @@ KEPT = 20_000
 
 @dataclass(frozen=True)
 class LoggedAnswer:
-    """``scores``: label -> score, best first; empty where the answer has no labels. ``failed``: it
-    was an error instead."""
+    """One answer. ``scores``: label -> score, best first; empty where the answer has no labels.
+    ``failed``: it was an error instead."""
 
     scores: Mapping[str, float] = field(default_factory=dict)
     digest: str = ""
@@ -22,37 +22,37 @@ class LoggedAnswer:
 
     @property
     def label(self) -> str | None:
-        """The first one."""
+        """The label with the best score."""
         return next(iter(self.scores), None)
 
 
 class AnswerLog:
-    """Of one model, logged after ``begin``. After a restart of the control service all of them are
-    read again."""
+    """The answers of one model, logged after ``begin``. After a restart of the control service all
+    of them are read again."""
 
     def __init__(self, log: Path, model: str, begin: Cursor) -> None:
         self._log = log
         self._wanted = f'"model": "{model}"'.encode()
         self._cursor = begin
-        self._found: OrderedDict[tuple[str, int], LoggedAnswer | None] = OrderedDict()
+        self._by_request: OrderedDict[tuple[str, int], LoggedAnswer | None] = OrderedDict()
 
     def read(self) -> None:
-        """Take in what was logged since."""
+        """Read what was logged since the last call."""
         before = None
         while self._cursor != before:
             before = self._cursor
             lines, self._cursor = read_since(self._log, self._cursor, self._wanted)
             for line in lines:
-                self._take(line)
-            while len(self._found) > KEPT:
-                self._found.popitem(last=False)
+                self._add(line)
+            while len(self._by_request) > KEPT:
+                self._by_request.popitem(last=False)
 
     def of(self, request_id: str, version: int) -> LoggedAnswer | None:
-        """None while it is not there, and for a request id that came twice: nobody knows which of
-        the two requests it stands for."""
-        return self._found.get((request_id, version))
+        """Return the answer of a version to a request; None while it is not logged, and for a
+        request id that came twice: nobody knows which of the two requests it stands for."""
+        return self._by_request.get((request_id, version))
 
-    def _take(self, line: Line) -> None:
+    def _add(self, line: Line) -> None:
         try:
             key = (str(line["request_id"]), int(line["version"]))
             answered = LoggedAnswer(
@@ -62,4 +62,4 @@ class AnswerLog:
             )
         except (KeyError, TypeError, ValueError, AttributeError):  # not a line of ours
             return
-        self._found[key] = None if key in self._found else answered
+        self._by_request[key] = None if key in self._by_request else answered

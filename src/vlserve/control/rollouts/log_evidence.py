@@ -1,4 +1,4 @@
-"""Log lines into what the judge is shown. Pure.
+"""Log lines -> the evidence that the judge gets. Pure.
 
 The gateway's log has one line a request, written when it ends, with the step of the release whose
 weights routed it; a request that asked for a version has no step. The log of copies has one line a
@@ -30,7 +30,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Copy:
-    """A copy that the candidate got, and that waits for its answers to be logged."""
+    """A copy of a request that the candidate got, until both answers are logged."""
 
     request_id: str
     status: int
@@ -38,9 +38,11 @@ class Copy:
 
 
 def outcome(line: Line, versions: Pair, answer_of: AnswerOf) -> Outcome | None:
-    """What a line of the gateway's log says of one version; None where it went elsewhere. A request
-    that was answered only at another try has failed: its client did not notice, but the version
-    lost it once."""
+    """Return the outcome that a line of the gateway's log tells; None if another version got it.
+
+    A request that was answered only at another try has failed: its client did not notice, but the
+    version lost it once.
+    """
     status, version = _status(line), _number(line.get("version"))
     if version not in (versions.candidate, versions.stable):
         return None
@@ -58,7 +60,7 @@ def outcome(line: Line, versions: Pair, answer_of: AnswerOf) -> Outcome | None:
 
 
 def copies(lines: Iterable[Line], now: float) -> list[Copy]:
-    """Of the lines of the log of copies."""
+    """Return the copies in lines of the log of copies, without those that were not even sent."""
     return [
         Copy(str(line.get("request_id")), _status(line), now)
         for line in lines
@@ -69,23 +71,26 @@ def copies(lines: Iterable[Line], now: float) -> list[Copy]:
 def join(
     waiting: Sequence[Copy], versions: Pair, answer_of: AnswerOf, now: float
 ) -> tuple[list[ShadowPair], list[Copy]]:
-    """The pairs that both versions have answered, and the copies that still wait. A request that
-    stable could not answer is no pair."""
-    pairs, still = [], []
+    """Return the pairs that both versions have answered, and the copies that still wait. A request
+    that stable could not answer is no pair."""
+    pairs, unanswered = [], []
     for copy in waiting:
         stable = answer_of(copy.request_id, versions.stable)
         candidate = answer_of(copy.request_id, versions.candidate)
         if stable is None or (copy.status == 200 and candidate is None):
             if now - copy.seen_at < PATIENCE_S:
-                still.append(copy)
+                unanswered.append(copy)
         elif not stable.failed:
             pairs.append(compare(stable, candidate if copy.status == 200 else None))
-    return pairs, still
+    return pairs, unanswered
 
 
 def compare(stable: LoggedAnswer, candidate: LoggedAnswer | None) -> ShadowPair:
-    """None: the candidate could not answer what stable could. The distance is that of the scores of
-    stable's best label, 0 where the candidate does not name it."""
+    """Compare two answers to one request; None: the candidate could not answer what stable could.
+
+    The distance is that of the scores of stable's best label, 0 where the candidate does not name
+    it.
+    """
     if candidate is None or candidate.failed:
         return ShadowPair(agree=False, score_distance=1.0)
     if stable.label is None:

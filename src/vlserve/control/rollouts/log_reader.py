@@ -1,4 +1,4 @@
-"""Reads logs that others append to and rename, each line once."""
+"""Reading of logs that others append to and rename: each line once."""
 
 import hashlib
 import json
@@ -15,8 +15,8 @@ READ_BYTES = 16 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Cursor:
-    """Up to where a log was read: the file, whatever its name is now, and the place in it. A file
-    is known by its first line, which no other one has: inodes are used again."""
+    """A place in a log, up to which it was read: the file, whatever its name is now, and the offset
+    in it. A file is known by its first line, which no other one has: inodes are used again."""
 
     first_line: str = ""
     """Its sha256; empty for a file without a whole line."""
@@ -24,22 +24,24 @@ class Cursor:
 
 
 def end_of(log: Path) -> Cursor:
-    """The cursor of all that is there now."""
+    """Return the cursor after all that is logged now."""
     for file, first_line in _files(log):
         return Cursor(first_line, file.stat().st_size) if first_line else Cursor()
     return Cursor()
 
 
 def read_since(log: Path, cursor: Cursor, containing: bytes) -> tuple[list[Line], Cursor]:
-    """The whole lines after ``cursor`` that hold ``containing``, oldest first, and the cursor after
-    them. Renamed files (``log.1`` is newer than ``log.2``) are read to their end. A cursor into a
-    file that is there no more means all that is left; lines that are no JSON object are left out.
-    At most `READ_BYTES` of a file are read at a time: after a long pause, look again.
+    """Return the whole lines after ``cursor`` that hold ``containing``, oldest first, with the
+    cursor after them.
+
+    Renamed files (``log.1`` is newer than ``log.2``) are read to their end. A cursor into a file
+    that is there no more means all that is left; lines that are no JSON object are left out. At
+    most `READ_BYTES` of a file are read at a time: after a long pause, call it again.
     """
     lines: list[Line] = []
     for file, place in _unread(log, cursor):
         new = _read(file, place)
-        if new is None:  # renamed just now: found under its new name at the next look
+        if new is None:  # renamed just now: read under its new name at the next call
             break
         whole = new[: new.rfind(b"\n") + 1]
         lines += _parsed(whole, containing)
@@ -61,7 +63,7 @@ def _read(file: Path, place: Cursor) -> bytes | None:
 
 
 def _unread(log: Path, cursor: Cursor) -> list[tuple[Path, Cursor]]:
-    """Files with something to read, oldest first, and from where."""
+    """Return the files with something to read, oldest first, and the place to read from."""
     files = [(file, first_line) for file, first_line in _files(log) if first_line]
     names = [first_line for _, first_line in files]
     begun = cursor.first_line in names
@@ -73,7 +75,7 @@ def _unread(log: Path, cursor: Cursor) -> list[tuple[Path, Cursor]]:
 
 
 def _files(log: Path) -> Iterator[tuple[Path, str]]:
-    """The log and its renamed predecessors with their first lines, newest first."""
+    """Yield the log and its renamed predecessors with their first lines, newest first."""
     if log.exists():
         yield log, _first_line(log)
     for number in count(1):

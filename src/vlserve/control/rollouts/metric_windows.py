@@ -1,4 +1,4 @@
-"""The evidence of a release by version and window of time, for people; the judge does not need it.
+"""Metrics of a rollout by version and window of time, for people; the judge does not need them.
 
 Quantiles come from the judge's histogram: within 6 % of the sample's. Windows go by the time at
 which the evidence was read, about a second after the requests ended.
@@ -21,7 +21,7 @@ OTHERS = "(others)"
 
 @dataclass(frozen=True)
 class VersionMetrics:
-    """One version in one window. ``labels``: how often each was the answer's first."""
+    """The requests of one version in one window. ``labels``: how often each was the best one."""
 
     requests: int = 0
     failed: int = 0
@@ -32,7 +32,7 @@ class VersionMetrics:
 
 @dataclass(frozen=True, eq=False)
 class OpenLatencies:
-    """The latencies behind the tally of a window that is not over."""
+    """The histograms of latency of the current window, by version."""
 
     candidate: JsonArray = field(default_factory=lambda: np.zeros(latency.BUCKETS))
     stable: JsonArray = field(default_factory=lambda: np.zeros(latency.BUCKETS))
@@ -78,7 +78,7 @@ def add(
     step: int,
     weight: int,
 ) -> MetricWindows:
-    """With what was read at ``now`` (Unix time, s) in the release's ``step``."""
+    """Return the windows with the evidence read at ``now`` (Unix time, s) in ``step``."""
     if not outcomes and not pairs:
         return windows
     start = int(now // WINDOW_S) * WINDOW_S
