@@ -30,8 +30,9 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installa
     # a path in a .pth file is searched, but the .pth files there are not read: no editable install
     (packages / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
     (folder / "empty").mkdir()
-    port = str(free_ports(1))
-    return Installation(environment, folder / "empty", {"VLSERVE_CONTROL__PORT": port})
+    port = free_ports(2)
+    ports = {"VLSERVE_CONTROL__PORT": str(port), "VLSERVE_GATEWAY__PORT": str(port + 1)}
+    return Installation(environment, folder / "empty", ports)
 
 
 def packaged_names(wheel: Path) -> set[str]:
@@ -125,10 +126,11 @@ def test_commands_without_a_stack_name_the_folder_that_they_looked_in(
     inside = tmp_path / "project" / "handlers"
     for words in (["status"], ["down"]):
         assert f"{tmp_path}/project " in installed.output(["vlserve", *words], inside)
-    failed = installed.run(["vlserve", "history", "tagger"], inside)
-    assert failed.returncode == 1
-    assert f"the project folder is {tmp_path}/project" in failed.stderr
-    assert "Traceback" not in failed.stderr
+    for words in (["history", "tagger"], ["predict", "tagger"], ["stress", "tagger"]):
+        failed = installed.run(["vlserve", *words], inside)
+        assert failed.returncode == 1
+        assert f"the project folder is {tmp_path}/project" in failed.stderr
+        assert len(failed.stderr.splitlines()) == 1
 
 
 def test_handlers_of_the_wheel_describe_the_predictions(installed: Installation) -> None:

@@ -4,10 +4,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import httpx
 import typer
 
 from vlserve.cli.output import AsJson, print_json, print_line, print_table, progress
 from vlserve.cli.parameters import Group, Model
+from vlserve.errors import StackDown
 from vlserve.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -19,6 +21,19 @@ DEFAULT_USERS = 4
 def _new_folder(settings: Settings, model: str) -> Path:
     started = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     return settings.state_dir / "stress" / f"{model}-{started}"
+
+
+def refuse_without_gateway(settings: Settings) -> None:
+    """Raise StackDown where nothing listens at the gateway's address: a run would only fail."""
+    try:
+        httpx.get(f"{settings.gateway_url}/health", timeout=5.0, trust_env=False)
+    except httpx.ConnectError as error:
+        raise StackDown(
+            f"no answer from the gateway at {settings.gateway_url} ({error}): "
+            "start it with `vlserve up`"
+        ) from error
+    except httpx.TransportError:
+        return  # slow is what a load run finds out
 
 
 def stress(
@@ -102,6 +117,7 @@ def stress(
         limits = Limits(max_error_rate, max_p99_ms)
         _check_release(model, version, duration, rate, data, limits, folder, as_json)
         return
+    refuse_without_gateway(settings)
     plan = StressPlan(
         url=settings.gateway_url,
         model=model,

@@ -35,7 +35,7 @@ class _Messages:
 def _messages() -> _Messages:
     spec = importlib.util.find_spec("ts")
     if spec is None or spec.origin is None:
-        raise ControlError("TorchServe is not installed: pip install -r requirements.lock")
+        raise ControlError("TorchServe is not installed: pip install torchserve==0.12.0")
     jar = Path(spec.origin).parent / "frontend" / "model-server.jar"
     with tempfile.TemporaryDirectory(prefix="vlserve-proto-") as folder:
         compiled = Path(folder) / "compiled"
