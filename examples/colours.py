@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vlserve.exporter.recipe import GraphPlan, Served, Spec
-from vlserve.models.examples import example_inputs
+from vlserve.families.examples import example_inputs
 from vlserve.runtime.manifest import ImageInput, TensorSpec, TextInput
 
 CHARACTERS = 128  # ASCII; id 0 is padding, and what is unknown

@@ -21,25 +21,24 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from vlserve.exporter.checkpoint import check_keys
 from vlserve.exporter.recipe import GraphPlan, Served, Spec
 from vlserve.exporter.text_cleaning import clean_first
 from vlserve.exporter.wordpiece import wordpiece_input
-from vlserve.models import vision_text as parts
-from vlserve.models.bert import BertConfig
-from vlserve.models.config_file import parse_config
-from vlserve.models.decoder import (
-    drop_second_names,
+from vlserve.families import vision_text as parts
+from vlserve.families.config_file import parse_config
+from vlserve.families.decoder_graphs import (
     memory_tensors,
     score_inputs,
     score_plan,
     step_inputs,
     step_plan,
 )
-from vlserve.models.examples import example_inputs
+from vlserve.families.examples import example_inputs
+from vlserve.families.vision_text import VisionTextConfig, VisionTextNetwork
+from vlserve.models.bert import BertConfig
+from vlserve.models.decoder import drop_second_names
 from vlserve.models.gradcam import AttentionGradCam, free_sizes
-from vlserve.models.keys import is_ignored
-from vlserve.models.vision_text import VisionTextConfig, VisionTextNetwork
+from vlserve.models.keys import check_keys, is_ignored
 from vlserve.runtime.manifest import TensorSpec
 
 FAMILY = "albef"

@@ -21,23 +21,21 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from vlserve.errors import ExportError
-from vlserve.exporter.checkpoint import check_keys
 from vlserve.exporter.recipe import GraphPlan, Served, Spec
 from vlserve.exporter.wordpiece import wordpiece_input
-from vlserve.models import vision_text as parts
-from vlserve.models.config_file import parse_config
-from vlserve.models.decoder import (
-    TextDecoder,
-    drop_second_names,
+from vlserve.families import vision_text as parts
+from vlserve.families.config_file import parse_config
+from vlserve.families.decoder_graphs import (
     memory_tensors,
     score_inputs,
     score_plan,
     step_inputs,
     step_plan,
 )
-from vlserve.models.examples import example_inputs
-from vlserve.models.keys import is_ignored
-from vlserve.models.vision_text import VisionTextConfig, VisionTextNetwork
+from vlserve.families.examples import example_inputs
+from vlserve.families.vision_text import VisionTextConfig, VisionTextNetwork
+from vlserve.models.decoder import TextDecoder, drop_second_names
+from vlserve.models.keys import check_keys, is_ignored
 from vlserve.runtime.manifest import TensorSpec
 
 FAMILY = "blip"

@@ -18,17 +18,17 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vlserve.exporter.checkpoint import check_keys
 from vlserve.exporter.recipe import GraphPlan, Served, Spec
 from vlserve.exporter.wordpiece import read_vocabulary, wordpiece, wordpiece_input
+from vlserve.families.config_file import check_said, parse_config
+from vlserve.families.examples import example_inputs
 from vlserve.models.bert import BertConfig, BertEncoder, bert_sizes
-from vlserve.models.config_file import check_said, parse_config
 from vlserve.models.efficientnet_lite import (
     EfficientNetLite,
     EfficientNetLiteConfig,
     efficientnet_lite_sizes,
 )
-from vlserve.models.examples import example_inputs
+from vlserve.models.keys import check_keys
 from vlserve.runtime.manifest import ImageInput, TensorSpec
 from vlserve.training.contrastive import PairOptions
 from vlserve.training.pretrained import image_weights, text_folder, text_weights

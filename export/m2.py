@@ -23,9 +23,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlserve.exporter.recipe import GraphPlan, Served, Spec
-from vlserve.models import captioner as parts
+from vlserve.families import captioner as parts
+from vlserve.families.captioner import BUFFERS, CaptionerConfig
+from vlserve.families.captioning_graphs import memory_tensors, step_inputs, step_plan
+from vlserve.families.config_file import parse_config
+from vlserve.families.examples import example_inputs
+from vlserve.families.grid import GridExtractor, features_plan, image_axes
 from vlserve.models.attention import mask_bias, split_heads
-from vlserve.models.captioner import BUFFERS, CaptionerConfig
 from vlserve.models.captioning import (
     CaptionDecoder,
     DecoderLayer,
@@ -33,13 +37,7 @@ from vlserve.models.captioning import (
     LayerSizes,
     MultiHeadAttention,
     Projections,
-    memory_tensors,
-    step_inputs,
-    step_plan,
 )
-from vlserve.models.config_file import parse_config
-from vlserve.models.examples import example_inputs
-from vlserve.models.grid import GridExtractor, features_plan, image_axes
 from vlserve.runtime.manifest import TensorSpec
 
 FAMILY = "m2"
@@ -187,7 +185,7 @@ class EncoderGraph(nn.Module):
 
     def forward(self, visual: Tensor, visual_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """visual (batch, regions, features), visual_mask (batch, regions) -> see
-        layers/captioning.py."""
+        vlserve.models.captioning."""
         mask = visual_mask
         if self.padded_to:
             visual, mask = self.with_seen_padding(visual, mask)

@@ -28,18 +28,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlserve.errors import ExportError
-from vlserve.exporter.checkpoint import check_keys
 from vlserve.exporter.recipe import GraphPlan, Served, Spec
 from vlserve.exporter.wordpiece import read_vocabulary, wordpiece, wordpiece_input
+from vlserve.families.config_file import check_said, parse_config
+from vlserve.families.examples import example_inputs
 from vlserve.models.bert import BertConfig, BertEncoder, LayersConfig, bert_sizes
 from vlserve.models.coattention import CoAttention, KeysConfig
-from vlserve.models.config_file import check_said, parse_config
 from vlserve.models.efficientnet_lite import (
     EfficientNetLite,
     EfficientNetLiteConfig,
     efficientnet_lite_sizes,
 )
-from vlserve.models.examples import example_inputs
+from vlserve.models.keys import check_keys
 from vlserve.runtime.manifest import ImageInput, TensorSpec
 from vlserve.training.options import TrainOptions
 from vlserve.training.plan import DataFacts

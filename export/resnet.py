@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from vlserve.errors import ExportError
 from vlserve.exporter.recipe import GraphPlan, Served, Spec
-from vlserve.models.config_file import check_said, parse_config
-from vlserve.models.examples import example_inputs
+from vlserve.families.config_file import check_said, parse_config
+from vlserve.families.examples import example_inputs
 from vlserve.models.resnet import (
     HEADS,
     ResNet,

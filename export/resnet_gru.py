@@ -27,9 +27,9 @@ from pydantic import (
 from torch import Tensor, nn
 
 from vlserve.errors import CheckpointMismatch, ExportError
-from vlserve.exporter.checkpoint import check_keys
 from vlserve.exporter.recipe import GraphPlan, Served, Spec
-from vlserve.models.config_file import parse_config
+from vlserve.families.config_file import parse_config
+from vlserve.models.keys import check_keys
 from vlserve.models.resnet import ResNet, ResNetConfig
 from vlserve.runtime.manifest import ImageInput, TensorSpec, TextInput
 from vlserve.training.options import PAD_ID, UNKNOWN_ID, TrainOptions

@@ -21,22 +21,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlserve.exporter.recipe import GraphPlan, Served, Spec
-from vlserve.models import captioner as parts
+from vlserve.families import captioner as parts
+from vlserve.families.captioner import BUFFERS, CaptionerConfig
+from vlserve.families.captioning_graphs import memory_tensors, step_inputs, step_plan
+from vlserve.families.config_file import parse_config
+from vlserve.families.examples import example_inputs
+from vlserve.families.grid import GridExtractor, features_plan, image_axes
 from vlserve.models.attention import mask_bias
-from vlserve.models.captioner import BUFFERS, CaptionerConfig
 from vlserve.models.captioning import (
     CaptionDecoder,
     DecoderLayer,
     FeedForward,
     LayerSizes,
     MultiHeadAttention,
-    memory_tensors,
-    step_inputs,
-    step_plan,
 )
-from vlserve.models.config_file import parse_config
-from vlserve.models.examples import example_inputs
-from vlserve.models.grid import GridExtractor, features_plan, image_axes
 from vlserve.runtime.manifest import TensorSpec
 
 FAMILY = "s2"

@@ -25,13 +25,12 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from vlserve.errors import ExportError
-from vlserve.exporter.checkpoint import check_keys
 from vlserve.exporter.recipe import GraphPlan, Served, Spec
 from vlserve.exporter.wordpiece import read_vocabulary, wordpiece, wordpiece_input
+from vlserve.families.config_file import check_said, parse_config, read_names
+from vlserve.families.examples import example_inputs
 from vlserve.models import two_stream_heads as parts
-from vlserve.models.config_file import check_said, parse_config, read_names
-from vlserve.models.examples import example_inputs
-from vlserve.models.keys import is_ignored
+from vlserve.models.keys import check_keys, is_ignored
 from vlserve.models.two_stream import (
     HEADS_AND_PLACES,
     TwoStreamConfig,

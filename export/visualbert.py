@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from vlserve.errors import CheckpointMismatch
 from vlserve.exporter.recipe import Spec
-from vlserve.models.single_stream import TASKS, SingleStreamConfig, SingleStreamRecipe
+from vlserve.families.single_stream import TASKS, SingleStreamConfig, SingleStreamRecipe
 from vlserve.training.single_stream import SingleStreamTraining
 
 ATOL = 1e-4

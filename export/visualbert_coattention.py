@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from vlserve.exporter.recipe import Spec
+from vlserve.families.single_stream import TASKS, SingleStreamConfig, SingleStreamRecipe
 from vlserve.models.coattention import CoAttention, JointEncoder, KeysConfig
-from vlserve.models.single_stream import TASKS, SingleStreamConfig, SingleStreamRecipe
 from vlserve.training.single_stream import SingleStreamTraining
 
 ATOL = 1e-4

@@ -27,9 +27,9 @@ from torch.nn import functional as F
 from benchmarks import CHECKOUT
 from vlserve.exporter.recipe import load_recipe
 from vlserve.exporter.wordpiece import SPECIAL, wordpiece
-from vlserve.models.grid import GridExtractor
+from vlserve.families.grid import GridExtractor
+from vlserve.families.single_stream import LogitsGraph, SingleStreamNetwork
 from vlserve.models.resnet import ResNetConfig
-from vlserve.models.single_stream import LogitsGraph, SingleStreamNetwork
 from vlserve.runtime.manifest import ImageInput
 from vlserve.training.data import ItemFile, count_labels, read_items
 from vlserve.training.demo_data import write_demo_data

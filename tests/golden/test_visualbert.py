@@ -14,7 +14,7 @@ from vlserve.errors import ExportError
 from vlserve.exporter.checkpoint import load_into, read_checkpoint
 from vlserve.exporter.convert import load_network
 from vlserve.exporter.recipe import load_recipe
-from vlserve.models.single_stream import before_last
+from vlserve.families.single_stream import before_last
 from vlserve.runtime.types import Arrays
 
 RECIPE = load_recipe("visualbert", Path(__file__).parents[2] / "export")

@@ -17,7 +17,7 @@ from torch import nn
 from vlserve.exporter.convert import Converter, Format
 from vlserve.exporter.export import ExportReport, export_archive
 from vlserve.exporter.recipe import load_recipe, recipe_files
-from vlserve.models.grid import complete_grid
+from vlserve.families.grid import complete_grid
 from vlserve.models.resnet import ResNet, ResNetConfig
 from vlserve.settings import Settings
 

@@ -16,6 +16,7 @@ ALLOWED = {
     "export": (
         "vlserve.errors",
         "vlserve.exporter",
+        "vlserve.families",
         "vlserve.models",
         "vlserve.runtime",
         "vlserve.training",

@@ -3,7 +3,7 @@
 import argparse
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from vlserve.errors import CheckpointMismatch
+from vlserve.models.keys import check_keys, first_names
 
 ALLOWED: list[Any] = [
     argparse.Namespace,
@@ -62,16 +63,8 @@ def load_into(network: nn.Module, state: Mapping[str, torch.Tensor], family: str
         if tensor.shape != expected[name].shape
     ]
     if shapes:
-        raise CheckpointMismatch(f"checkpoint does not fit its config: {_first(shapes)}")
+        raise CheckpointMismatch(f"checkpoint does not fit its config: {first_names(shapes)}")
     network.load_state_dict({**{name: expected[name] for name in optional}, **state})
-
-
-def check_keys(family: str, missing: Sequence[str], unexpected: Sequence[str]) -> None:
-    """CheckpointMismatch, with the first of each, unless both are empty."""
-    if missing or unexpected:
-        raise CheckpointMismatch(
-            f"not a {family} checkpoint: missing {_first(missing)}; unexpected {_first(unexpected)}"
-        )
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -117,10 +110,5 @@ def _unwrap(content: Any) -> dict[str, torch.Tensor]:
 
 def _describe(content: Any) -> str:
     if isinstance(content, Mapping):
-        return f"a dictionary of {_first([str(name) for name in content])}"
+        return f"a dictionary of {first_names([str(name) for name in content])}"
     return f"a {type(content).__name__}"
-
-
-def _first(names: Sequence[str], limit: int = 3) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return (", ".join(names[:limit]) + more) or "nothing"

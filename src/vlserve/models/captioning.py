@@ -22,7 +22,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vlserve.exporter.recipe import GraphPlan
 from vlserve.models.attention import (
     AttentionMap,
     causal_bias,
@@ -30,7 +29,6 @@ from vlserve.models.attention import (
     merge_heads,
     split_heads,
 )
-from vlserve.runtime.manifest import TensorSpec
 
 
 class LayerSizes(BaseModel):
@@ -198,39 +196,3 @@ class CaptionStep(nn.Module):
         past = (past_ids, past_key, past_value)
         states, new_key, new_value = self.decoder(token_ids, memory, past)
         return self.decoder.logits(states[:, :, -1]), token_ids.clone(), new_key, new_value
-
-
-def memory_tensors(
-    sizes: LayerSizes, length: int | str = "memory", levels: tuple[int, ...] = ()
-) -> tuple[TensorSpec, TensorSpec, TensorSpec]:
-    """What an encoder graph puts out, ``length`` long, and the step takes in."""
-    front = ("batch", sizes.layers, *levels, sizes.heads, length)
-    return (
-        TensorSpec(name="memory_key", dtype="float32", dims=(*front, sizes.key_size)),
-        TensorSpec(name="memory_value", dtype="float32", dims=(*front, sizes.value_size)),
-        TensorSpec(name="memory_mask", dtype="int64", dims=("batch", length)),
-    )
-
-
-def step_inputs(sizes: LayerSizes, levels: tuple[int, ...] = ()) -> tuple[TensorSpec, ...]:
-    token_ids = TensorSpec(name="token_ids", dtype="int64", dims=("batch", "beams", "tokens"))
-    return (token_ids, *_cache(sizes, "past", "past"), *memory_tensors(sizes, levels=levels))
-
-
-def step_plan(
-    decoder: CaptionDecoder, sizes: LayerSizes, levels: tuple[int, ...] = ()
-) -> GraphPlan:
-    """The graph for vlserve.runtime.decoding.CachedStep."""
-    words = decoder.fc.out_features
-    logits = TensorSpec(name="logits", dtype="float32", dims=("batch", "beams", words))
-    outputs = (logits, *_cache(sizes, "new", "tokens"))
-    return GraphPlan(CaptionStep(decoder), step_inputs(sizes, levels), outputs)
-
-
-def _cache(sizes: LayerSizes, name: str, axis: str) -> tuple[TensorSpec, TensorSpec, TensorSpec]:
-    front = ("batch", "beams", sizes.layers, sizes.heads, axis)
-    return (
-        TensorSpec(name=f"{name}_ids", dtype="int64", dims=("batch", "beams", axis)),
-        TensorSpec(name=f"{name}_key", dtype="float32", dims=(*front, sizes.key_size)),
-        TensorSpec(name=f"{name}_value", dtype="float32", dims=(*front, sizes.value_size)),
-    )

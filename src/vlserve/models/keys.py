@@ -1,7 +1,7 @@
 """What the keys of a checkpoint show, and which of them are left out on purpose."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -28,3 +28,18 @@ def drop_alias(state: dict[str, Tensor], alias: str, name: str) -> None:
     tensor = state.pop(alias)
     if not torch.equal(state.setdefault(name, tensor), tensor):
         raise CheckpointMismatch(f"{alias} must be {name}, but has other values")
+
+
+def check_keys(family: str, missing: Sequence[str], unexpected: Sequence[str]) -> None:
+    """Raise CheckpointMismatch, with the first of each, unless both are empty."""
+    if missing or unexpected:
+        raise CheckpointMismatch(
+            f"not a {family} checkpoint: missing {first_names(missing)}; "
+            f"unexpected {first_names(unexpected)}"
+        )
+
+
+def first_names(names: Sequence[str], limit: int = 3) -> str:
+    """Return the first ``limit`` names, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return (", ".join(names[:limit]) + more) or "nothing"

@@ -12,8 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vlserve.exporter.checkpoint import check_keys
-from vlserve.models.keys import count_layers, is_ignored
+from vlserve.models.keys import check_keys, count_layers, is_ignored
 
 HEADS = (r"fc\.(weight|bias)", r"classifier\.1\.(weight|bias)")
 """Keys of the classifier, in both layouts, which features do not need."""

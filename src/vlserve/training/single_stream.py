@@ -8,8 +8,8 @@ from pydantic import Field
 from torch import Tensor
 
 from vlserve.exporter.wordpiece import SPECIAL
+from vlserve.families.single_stream import LAYER_NORM_EPS
 from vlserve.models.resnet import ResNetConfig
-from vlserve.models.single_stream import LAYER_NORM_EPS
 from vlserve.training.options import TrainOptions
 from vlserve.training.plan import DataFacts
 from vlserve.training.vocabulary import build_pieces

@@ -9,12 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from vlserve.errors import CheckpointMismatch, ExportError
-from vlserve.exporter.checkpoint import check_keys
 from vlserve.exporter.recipe import Served
+from vlserve.families.config_file import check_said, read_names
+from vlserve.families.grid import GridConfig, complete_grid, grid_state
 from vlserve.models.captioning import LayerSizes
-from vlserve.models.config_file import check_said, read_names
-from vlserve.models.grid import GridConfig, complete_grid, grid_state
-from vlserve.models.keys import count_layers, is_ignored
+from vlserve.models.keys import check_keys, count_layers, is_ignored
 from vlserve.runtime.manifest import RegionInput
 
 HEADS = 8

@@ -19,13 +19,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from vlserve.errors import CheckpointMismatch, ExportError
-from vlserve.exporter.checkpoint import check_keys
 from vlserve.exporter.recipe import GraphPlan, Served, Spec
 from vlserve.exporter.wordpiece import read_vocabulary, wordpiece, wordpiece_input
-from vlserve.models.bert import BertConfig, bert_sizes
-from vlserve.models.config_file import parse_config, read_names
-from vlserve.models.examples import example_inputs
-from vlserve.models.grid import (
+from vlserve.families.config_file import parse_config, read_names
+from vlserve.families.examples import example_inputs
+from vlserve.families.grid import (
     GridConfig,
     GridExtractor,
     complete_grid,
@@ -33,7 +31,8 @@ from vlserve.models.grid import (
     grid_state,
     image_axes,
 )
-from vlserve.models.keys import is_ignored
+from vlserve.models.bert import BertConfig, bert_sizes
+from vlserve.models.keys import check_keys, is_ignored
 from vlserve.runtime.manifest import RegionInput, TensorSpec, TextInput
 
 TASKS = ("answer", "tag")

@@ -29,7 +29,7 @@ from torch import Tensor
 from vlserve.errors import ExportError
 from vlserve.exporter.checkpoint import read_checkpoint
 from vlserve.exporter.recipe import GraphPlan
-from vlserve.models.config_file import check_said
+from vlserve.families.config_file import check_said
 from vlserve.models.resnet import (
     ResNet,
     ResNetConfig,

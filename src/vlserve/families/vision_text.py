@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlserve.errors import CheckpointMismatch, ExportError
-from vlserve.exporter.checkpoint import check_keys
 from vlserve.exporter.wordpiece import read_vocabulary, wordpiece
+from vlserve.families.config_file import read_names
 from vlserve.models.bert import BertConfig, BertEncoder, bert_sizes
-from vlserve.models.config_file import read_names
 from vlserve.models.decoder import TextDecoder
+from vlserve.models.keys import check_keys
 from vlserve.models.vit import (
     VisionTransformer,
     VitConfig,
