@@ -1,5 +1,7 @@
 """Exports of tiny networks, each held against the network on shapes that it never saw."""
 
+import inspect
+import json
 import warnings
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from support.kept_exports import KeptExports, code_of, key_of, state_of
 from vlserve.exporter.convert import (
     SUFFIXES,
     Format,
@@ -52,20 +55,35 @@ class Tiny:
     def plans(self) -> dict[str, GraphPlan]:
         return self.recipe.graphs(self.network, self.config)
 
-    def export(self, graph: str, format: Format, folder: Path) -> Backend:
-        """Converts one graph, in this process, and checks what the file says of itself."""
+    def export(self, graph: str, format: Format) -> Backend:
+        """Convert one graph, in this process, where it is not kept; check what the file says."""
+        entry = graph_entry(self.plans[graph], f"{graph}{SUFFIXES[format]}", format)
+        key = self._key(graph, format)
+        folder = KeptExports().get_or_make(
+            key, lambda made: self._convert(graph, format, made / entry.file)
+        )
+        if format == "onnx":
+            check_onnx(entry, (folder / entry.file).read_bytes(), ())
+        return open_backend(entry, folder, threads=1)
+
+    def _key(self, graph: str, format: Format) -> str:
+        recipe = {"recipe": Path(inspect.getfile(type(self.recipe))).read_bytes()}
+        options = {
+            "config": json.dumps(self.config, sort_keys=True).encode(),
+            "graph": graph.encode(),
+            "format": format.encode(),
+            "by": Path(__file__).read_bytes(),
+        }
+        return key_of(code_of(), recipe, state_of(self.network), options)
+
+    def _convert(self, graph: str, format: Format, file: Path) -> None:
         plan = self.plans[graph]
         sizes = example_sizes(plan.inputs)
         example = self.recipe.example(graph, self.config, sizes, seed=0)
         arguments = tuple(example[tensor.name] for tensor in plan.inputs)
-        entry = graph_entry(plan, f"{graph}{SUFFIXES[format]}", format)
-        file = folder / entry.file
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # remarks of torch's exporters
             (to_onnx if format == "onnx" else to_torchscript)(plan, arguments, file)
-        if format == "onnx":
-            check_onnx(entry, file.read_bytes(), ())
-        return open_backend(entry, folder, threads=1)
 
     def assert_equal(self, graph: str, backend: Backend) -> None:
         """On at least five shapes with padding, batches of one, and an empty cache."""
@@ -87,15 +105,12 @@ class Exports:
     """Graphs of each task's network, each exported once."""
 
     models: Mapping[str, Tiny]
-    folder: Path
     done: dict[tuple[str, str, Format], Backend] = field(default_factory=dict)
 
     def graph(self, task: str, graph: str, format: Format) -> Backend:
         key = (task, graph, format)
         if key not in self.done:
-            folder = self.folder / task
-            folder.mkdir(exist_ok=True)
-            self.done[key] = self.models[task].export(graph, format, folder)
+            self.done[key] = self.models[task].export(graph, format)
         return self.done[key]
 
 

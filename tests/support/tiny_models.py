@@ -14,11 +14,14 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from support.kept_exports import KeptExports, code_of, folder_of, key_of
 from vlserve.exporter.convert import Converter, Format
 from vlserve.exporter.export import ExportReport, export_archive
 from vlserve.exporter.recipe import load_recipe, recipe_files
 from vlserve.families.grid import complete_grid
 from vlserve.models.resnet import ResNet, ResNetConfig
+from vlserve.runtime.archive import file_sha256, verify_archive
+from vlserve.runtime.manifest import Parity
 from vlserve.settings import Settings
 
 PROJECT = Path(__file__).parents[2]
@@ -29,6 +32,7 @@ GRID_FILE = "grid.safetensors"
 GRID = {"checkpoint": GRID_FILE, "image": {"height": 24, "width": 32}}
 GRID_NETWORK = ResNetConfig(layers=(1, 1), width=4)
 """3 x 4 cells of 8 features."""
+PARITY = "parity.json"
 EXPORTERS = 2
 """Exports at a time, in processes of their own: tracing a gradient is nothing for two threads."""
 Config = dict[str, Any]
@@ -275,14 +279,44 @@ def recipes_and_tasks() -> list[tuple[str, str]]:
     ]
 
 
+@dataclass(frozen=True)
+class Export:
+    """One archive to make. ``checkpoint``: written by its model, config.json beside it."""
+
+    model: TinyModel
+    checkpoint: Path
+    format: Format
+
+    def key(self) -> str:
+        """Return what the archive is kept by."""
+        recipe = {"recipe": (EXPORT / f"{self.model.recipe}.py").read_bytes()}
+        options = {"name": self.model.name.encode(), "format": self.format.encode()}
+        return key_of(code_of(), folder_of(self.checkpoint.parent), recipe, options)
+
+    def make(self, out: Path) -> None:
+        """Write the archive, and beside it how its graphs were proved."""
+        warnings.simplefilter("ignore")  # remarks of torch's exporters
+        report = export_archive(
+            self.model.recipe,
+            self.checkpoint,
+            out,
+            format=self.format,
+            name=self.model.name,
+            settings=Settings(project_dir=PROJECT),
+            converter=_converter(),
+        )
+        parity = {name: proof.model_dump() for name, proof in report.parity.items()}
+        (out / PARITY).write_text(json.dumps(parity), encoding="utf-8")
+
+
 class Archives:
-    """Archives of tiny models, each exported once a run, in the background."""
+    """Archives of tiny models, each exported in the background, once for the same inputs."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.models = tiny_models()
         self._pool = ProcessPoolExecutor(EXPORTERS, get_context("spawn"))
-        self._exports: dict[tuple[str, Format], Future[ExportReport]] = {}
+        self._exports: dict[tuple[str, Format], Future[Path]] = {}
 
     def begin(self, wanted: Iterable[tuple[str, Format]]) -> None:
         """Start the exports of (name, format) that have not begun."""
@@ -292,35 +326,40 @@ class Archives:
                 if not checkpoint.exists():
                     checkpoint.parent.mkdir()
                     model.write(checkpoint.parent)
-                out = self.folder / name / format
-                future = self._pool.submit(export, model, checkpoint, out, format)
-                self._exports[name, format] = future
+                self._exports[name, format] = self._start(Export(model, checkpoint, format))
+
+    def _start(self, export: Export) -> Future[Path]:
+        kept = KeptExports().get(export.key())
+        if kept is None:
+            return self._pool.submit(kept_or_made, export)
+        ready: Future[Path] = Future()
+        ready.set_result(kept)
+        return ready
 
     def report(self, name: str, format: Format) -> ExportReport:
-        """Of one export, once it is done."""
+        """Return the report of one export, once it is done."""
         self.begin([(name, format)])
-        return self._exports[name, format].result()
+        return report_of(self._exports[name, format].result())
 
     def checkpoint(self, name: str) -> Path:
-        """Of an export that has begun."""
+        """Return the checkpoint of an export that has begun."""
         return self.folder / name / "model.safetensors"
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-def export(model: TinyModel, checkpoint: Path, out: Path, format: Format) -> ExportReport:
-    """In a process of the pool, which keeps one converter for all its exports."""
-    warnings.simplefilter("ignore")  # remarks of torch's exporters
-    return export_archive(
-        model.recipe,
-        checkpoint,
-        out,
-        format=format,
-        name=model.name,
-        settings=Settings(project_dir=PROJECT),
-        converter=_converter(),
-    )
+def report_of(folder: Path) -> ExportReport:
+    """Return the report of an export that is kept in ``folder``."""
+    (archive,) = folder.glob("*.mar")
+    proofs = json.loads((folder / PARITY).read_text(encoding="utf-8"))
+    parity = {name: Parity.model_validate(proof) for name, proof in proofs.items()}
+    return ExportReport(archive, file_sha256(archive), verify_archive(archive), parity)
+
+
+def kept_or_made(export: Export) -> Path:
+    """Return the folder of a kept export, in a process of the pool, which keeps one converter."""
+    return KeptExports().get_or_make(export.key(), export.make)
 
 
 @cache

@@ -58,11 +58,11 @@ def of_task(task: str, **options: Any) -> Tiny:
 
 
 @pytest.fixture(scope="module")
-def exports(tmp_path_factory: pytest.TempPathFactory) -> Exports:
+def exports() -> Exports:
     models = {task: of_task(task) for task in TASKS}
     decoder: Any = models["caption"].network.text_decoder
     decoder.cls.predictions.bias[WORDS.index("[SEP]")] += 2  # so that some texts end early
-    return Exports(models, tmp_path_factory.mktemp("graphs"))
+    return Exports(models)
 
 
 @graph_cases(EXPORTED)

@@ -70,12 +70,12 @@ def of(name: str, **options: Any) -> Tiny:
 
 
 @pytest.fixture(scope="module")
-def exports(tmp_path_factory: pytest.TempPathFactory) -> Exports:
+def exports() -> Exports:
     models = {name: of(name, grid=GRID) for name in MODELS}
     for model in models.values():
         decoder: Any = model.network.decoder
         decoder.fc.weight[END] *= 3  # so that some texts end early
-    return Exports(models, tmp_path_factory.mktemp("graphs"))
+    return Exports(models)
 
 
 @graph_cases(EXPORTED, onnx_of=("m2_padded",))

@@ -23,8 +23,8 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def exports(tmp_path_factory: pytest.TempPathFactory) -> Exports:
-    return Exports({name: of(name) for name in SIZES}, tmp_path_factory.mktemp("graphs"))
+def exports() -> Exports:
+    return Exports({name: of(name) for name in SIZES})
 
 
 def of(name: str, image: dict[str, int] = IMAGE) -> Tiny:

@@ -79,8 +79,8 @@ def of_task(name: str, **options: Any) -> Tiny:
 
 
 @pytest.fixture(scope="module")
-def exports(tmp_path_factory: pytest.TempPathFactory) -> Exports:
-    return Exports({name: of_task(name) for name in TASKS}, tmp_path_factory.mktemp("graphs"))
+def exports() -> Exports:
+    return Exports({name: of_task(name) for name in TASKS})
 
 
 @graph_cases(

@@ -65,9 +65,9 @@ def model(family: str, task: str, **options: Any) -> Tiny:
 
 
 @pytest.fixture(scope="module")
-def exports(tmp_path_factory: pytest.TempPathFactory) -> Exports:
+def exports() -> Exports:
     models = {name: model(family, **options) for name, (family, options) in MODELS.items()}
-    return Exports(models, tmp_path_factory.mktemp("graphs"))
+    return Exports(models)
 
 
 @graph_cases(
