@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from support.fake_torchserve import FakeEngine
+from support.fake_torchserve import FakeTorchServe
 from support.running_stack import (
     RunningGateway,
     RunningStack,
@@ -57,10 +57,10 @@ def envoy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
 
 
 @pytest.fixture
-def engines() -> Iterator[tuple[FakeEngine, FakeEngine]]:
+def engines() -> Iterator[tuple[FakeTorchServe, FakeTorchServe]]:
     """Two stand-in engine instances, each with its own token."""
     with ExitStack() as opened:
         yield (
-            opened.enter_context(FakeEngine("engine-0", "token-of-0")),
-            opened.enter_context(FakeEngine("engine-1", "token-of-1")),
+            opened.enter_context(FakeTorchServe("engine-0", "token-of-0")),
+            opened.enter_context(FakeTorchServe("engine-1", "token-of-1")),
         )

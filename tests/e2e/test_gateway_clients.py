@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from support.fake_torchserve import FakeEngine
+from support.fake_torchserve import FakeTorchServe
 from support.running_stack import RunningGateway, running_gateway, wait_until
 from vlserve.control.domain import ModelRoute
 
-Engines = tuple[FakeEngine, FakeEngine]
+Engines = tuple[FakeTorchServe, FakeTorchServe]
 
 TAGGER = ModelRoute("tagger", {1: 100}, (1,))
 LIMIT = 3_000_000

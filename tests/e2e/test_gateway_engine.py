@@ -6,11 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from support.fake_torchserve import FakeEngine, Reply
+from support.fake_torchserve import FakeTorchServe, Reply
 from support.running_stack import RunningGateway, running_gateway, wait_until
 from vlserve.control.domain import ModelRoute, Routing
 
-Engines = tuple[FakeEngine, FakeEngine]
+Engines = tuple[FakeTorchServe, FakeTorchServe]
 
 TAGGER = ModelRoute("tagger", {1: 100}, (1,))
 LOST = Reply(507)

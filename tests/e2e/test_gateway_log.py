@@ -10,7 +10,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from support.fake_torchserve import FakeEngine, Reply
+from support.fake_torchserve import FakeTorchServe, Reply
 from support.running_stack import RunningGateway, running_gateway, wait_until
 from vlserve.control.domain import ModelRoute, Routing
 
@@ -26,13 +26,13 @@ def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
 
 
 @pytest.fixture
-def engine() -> Iterator[FakeEngine]:
-    with FakeEngine("engine-0", "token-of-0") as running:
+def engine() -> Iterator[FakeTorchServe]:
+    with FakeTorchServe("engine-0", "token-of-0") as running:
         yield running
 
 
 @pytest.fixture
-def routed(hasty: RunningGateway, engine: FakeEngine) -> RunningGateway:
+def routed(hasty: RunningGateway, engine: FakeTorchServe) -> RunningGateway:
     hasty.route(RELEASE, CALM, to=[engine])
     return hasty
 
@@ -102,19 +102,19 @@ def test_what_no_step_routed_has_none(routed: RunningGateway) -> None:
     assert _logged(routed, "by-path")["caller"] == "alice"
 
 
-def _answers_late(engine: FakeEngine) -> None:
+def _answers_late(engine: FakeTorchServe) -> None:
     engine.delay_s = 1.5
 
 
-def _resets(engine: FakeEngine) -> None:
+def _resets(engine: FakeTorchServe) -> None:
     engine.replies.extend([Reply(0)] * 4)
 
 
-def _loses_its_worker(engine: FakeEngine) -> None:
+def _loses_its_worker(engine: FakeTorchServe) -> None:
     engine.replies.extend([Reply(507)] * 4)
 
 
-def _refuses_the_image(engine: FakeEngine) -> None:
+def _refuses_the_image(engine: FakeTorchServe) -> None:
     engine.refusal = (422, {"error": {"code": "field_invalid", "message": "no image"}})
 
 
@@ -129,8 +129,8 @@ def _refuses_the_image(engine: FakeEngine) -> None:
 )
 def test_a_request_that_fails_counts_for_its_step_and_version(
     routed: RunningGateway,
-    engine: FakeEngine,
-    fault: Callable[[FakeEngine], None],
+    engine: FakeTorchServe,
+    fault: Callable[[FakeTorchServe], None],
     status: int,
     flags: str,
 ) -> None:
@@ -153,7 +153,7 @@ def test_a_request_that_no_instance_can_take_counts_too(hasty: RunningGateway) -
 
 @pytest.mark.parametrize("sent", [b"whole", b"ha"])
 def test_a_client_that_goes_away_is_logged_with_its_step(
-    routed: RunningGateway, engine: FakeEngine, sent: bytes
+    routed: RunningGateway, engine: FakeTorchServe, sent: bytes
 ) -> None:
     engine.held.set()
     request_id = f"away-{sent.decode()}"
@@ -168,7 +168,7 @@ def test_a_client_that_goes_away_is_logged_with_its_step(
 
 
 def test_a_request_counts_for_the_step_that_routed_it(
-    routed: RunningGateway, engine: FakeEngine
+    routed: RunningGateway, engine: FakeTorchServe
 ) -> None:
     """Its answer comes when the next step is in force."""
     head = b"POST /predictions/tagger HTTP/1.1\r\nHost: x\r\nX-Request-Id: early\r\n"

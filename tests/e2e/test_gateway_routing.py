@@ -10,12 +10,12 @@ from collections import Counter
 import httpx
 import pytest
 
-from support.fake_torchserve import FakeEngine
+from support.fake_torchserve import FakeTorchServe
 from support.running_stack import RunningGateway, wait_until
 from vlserve.control.domain import ModelRoute, Routing
 from vlserve.errors import GatewayRefused
 
-Engines = tuple[FakeEngine, FakeEngine]
+Engines = tuple[FakeTorchServe, FakeTorchServe]
 
 
 @pytest.fixture

@@ -17,13 +17,13 @@ import httpx
 import psutil
 import pytest
 
-from support.fake_torchserve import FakeEngine, Reply
+from support.fake_torchserve import FakeTorchServe, Reply
 from support.raw_http import form
 from support.running_stack import RunningGateway, running_gateway, wait_until
 from vlserve.control.domain import Instance, ModelRoute, Routing, Shadow
 from vlserve.control.gateway.envoy_clusters import COPIES_BYTES
 
-Engines = tuple[FakeEngine, FakeEngine]
+Engines = tuple[FakeTorchServe, FakeTorchServe]
 
 ALL_COPIED = ModelRoute("tagger", {1: 100}, (1, 2), "release-7", "release-7/shadow", Shadow(2, 100))
 NOT_COPIED = ModelRoute("tagger", {1: 100}, (1, 2), "release-7")
@@ -244,7 +244,7 @@ def test_a_slow_shadow_delays_nobody_and_is_logged_as_late(
 def test_a_dead_shadow_is_logged_and_felt_by_nobody(
     gateway: RunningGateway, engines: Engines
 ) -> None:
-    with FakeEngine("engine-2", "token-of-2") as dead:
+    with FakeTorchServe("engine-2", "token-of-2") as dead:
         to_dead = dead.instance(lacks=frozenset({("tagger", 1)}))
     alive = engines[0].instance(lacks=frozenset({("tagger", 2)}))
     gateway.gateway.apply(Routing([ALL_COPIED], [alive, to_dead]))

@@ -34,7 +34,7 @@ class Reply:
 
 
 @dataclass
-class FakeEngine:
+class FakeTorchServe:
     """Answers as the handler would, with the version of the path, once `replies` are used up."""
 
     name: str
@@ -47,7 +47,7 @@ class FakeEngine:
     refusal: tuple[int, object] | None = None
     """Status and body that the handler says instead of an answer."""
 
-    def __enter__(self) -> "FakeEngine":
+    def __enter__(self) -> "FakeTorchServe":
         engine = self
 
         class Handler(_Handler):
@@ -98,7 +98,7 @@ class _Server(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
-    owner: FakeEngine
+    owner: FakeTorchServe
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length", 0)))

