@@ -2,44 +2,26 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-from vlserve.control.client import ControlClient
-from vlserve.settings import ControlSettings, EngineSettings, GatewaySettings, Settings
-from vlserve.stack import stack
+from vlserve.settings import EngineSettings, Settings
 from vlserve.stack.supervisord import STACK_VARIABLE
-from vlserve.tuning.private_stack import free_ports
-
-
-@dataclass(frozen=True)
-class DrilledStack:
-    """A stack that is up, and the client of its control service."""
-
-    settings: Settings
-    control: ControlClient
+from vlserve.testing import RunningStack, running_stack, with_free_ports
 
 
 @contextmanager
-def own_stack(folder: Path, instances: int = 1) -> Iterator[DrilledStack]:
-    """Up while the body runs, with the settings that `vlserve up` takes by default, and so many
-    engine instances."""
-    first = free_ports(3 + 10 * instances)
+def own_stack(folder: Path, instances: int = 1) -> Iterator[RunningStack]:
+    """Run a stack while the body runs, with the settings that `vlserve up` takes by default, and so
+    many engine instances."""
     settings = Settings(
         state_dir=folder / "state",
         model_store=folder / "model_store",
-        gateway=GatewaySettings(port=first, admin_port=first + 1),
-        control=ControlSettings(port=first + 2),
-        engine=EngineSettings(base_port=first + 3, instances=instances),
+        engine=EngineSettings(instances=instances),
     )
-    try:
-        stack.up(settings, print)
-        with ControlClient(settings.control_url) as control:
-            yield DrilledStack(settings, control)
-    finally:
-        stack.down(settings, print)
+    with running_stack(with_free_ports(settings)) as running:
+        yield running
 
 
 def processes(settings: Settings) -> list[psutil.Process]:

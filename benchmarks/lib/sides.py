@@ -13,11 +13,12 @@ from pathlib import Path
 import httpx
 import psutil
 
-from benchmarks.lib.own_stack import DrilledStack, own_stack, processes
+from benchmarks.lib.own_stack import own_stack, processes
 from benchmarks.lib.photos import BODIES, Photo
 from vlserve.control.engine.endpoints import endpoints
 from vlserve.control.engine.torchserve import TorchServe
 from vlserve.runtime.archive import verify_archive
+from vlserve.testing import RunningStack
 
 UP_WITHIN_S = 120.0
 TUNED = {"OMP_NUM_THREADS": "1"}
@@ -87,7 +88,7 @@ def ours(folder: Path, archives: Sequence[Path]) -> Iterator[list[tuple[str, Sid
             _resume(processes(stack.settings))
 
 
-def _ours(stack: DrilledStack, archive: Path, last: Path) -> Iterator[tuple[str, Side]]:
+def _ours(stack: RunningStack, archive: Path, last: Path) -> Iterator[tuple[str, Side]]:
     manifest = verify_archive(archive)
     stack.control.register(archive)
     name, precision = f"ours {manifest.precision}", manifest.precision

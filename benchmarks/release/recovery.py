@@ -36,7 +36,7 @@ from benchmarks.lib.clients import (
     drawn_questions,
 )
 from benchmarks.lib.editions import Edition, echo_editions, repacked_editions
-from benchmarks.lib.own_stack import DrilledStack, own_stack, processes
+from benchmarks.lib.own_stack import own_stack, processes
 from vlserve.cli.output import print_line, print_table
 from vlserve.control.engine.endpoints import endpoints
 from vlserve.control.engine.torchserve import TorchServe
@@ -44,6 +44,7 @@ from vlserve.control.wire.views import EventView, ModelView
 from vlserve.errors import ControlError, StackError
 from vlserve.settings import Settings
 from vlserve.stack import stack
+from vlserve.testing import RunningStack
 
 NEEDS_UP = ("supervisord", "everything")
 TARGETS = ("worker", "engine", "gateway", "control", *NEEDS_UP)
@@ -93,7 +94,7 @@ class Moments:
     whole_s: float
 
 
-def release_both(drilled: DrilledStack, pair: Sequence[Edition], model: str) -> None:
+def release_both(drilled: RunningStack, pair: Sequence[Edition], model: str) -> None:
     """Register and release two versions, the second over the first."""
     for edition in pair:
         drilled.control.register(edition.archive)
@@ -101,7 +102,7 @@ def release_both(drilled: DrilledStack, pair: Sequence[Edition], model: str) -> 
 
 
 def crash(
-    drilled: DrilledStack,
+    drilled: RunningStack,
     target: str,
     pair: Sequence[Edition],
     questions: Sequence[Question],
@@ -223,7 +224,7 @@ def _census(settings: Settings) -> Counter[str]:
     return Counter(name for name in found if name in _PROGRAMS)
 
 
-def _is_whole(drilled: DrilledStack, engine: TorchServe, census: Counter[str]) -> bool:
+def _is_whole(drilled: RunningStack, engine: TorchServe, census: Counter[str]) -> bool:
     """Every process runs once, every version has all its workers, and nothing else is there."""
     workers = drilled.settings.engine.workers
     try:
@@ -253,7 +254,7 @@ def _wait_until(holds: Callable[[], bool], what: str) -> None:
         time.sleep(_POLL_S)
 
 
-def _model(drilled: DrilledStack, load: Load) -> ModelView:
+def _model(drilled: RunningStack, load: Load) -> ModelView:
     return drilled.control.model(load.model)
 
 

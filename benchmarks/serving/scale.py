@@ -21,10 +21,11 @@ import psutil
 
 from benchmarks.lib.archives import default_archives, renamed
 from benchmarks.lib.closed_loop import Job, LoadProcess, Seen
-from benchmarks.lib.own_stack import DrilledStack, own_stack, processes
+from benchmarks.lib.own_stack import own_stack, processes
 from benchmarks.lib.photos import Photo, jpeg, photos
 from benchmarks.lib.published import FIGURES, machine, publish
 from vlserve.cli.output import print_line
+from vlserve.testing import RunningStack
 
 MODELS = (1, 2, 4, 8)
 WIDTHS = (320, 640, 1280, 1920, 2560, 4000)
@@ -76,7 +77,7 @@ def loaded(
 
 
 def _one_round(
-    stack: DrilledStack, archives: Sequence[Path], load: LoadProcess, timing: Timing
+    stack: RunningStack, archives: Sequence[Path], load: LoadProcess, timing: Timing
 ) -> list[Loaded]:
     found, urls = [], []
     for number, archive in enumerate(archives, start=1):
@@ -119,7 +120,7 @@ def _failed(seen: Seen) -> int:
     return sum(seen.failures.values())
 
 
-def _memory_mib(stack: DrilledStack) -> float:
+def _memory_mib(stack: RunningStack) -> float:
     total = 0
     for process in processes(stack.settings):
         with suppress(psutil.Error):

@@ -5,18 +5,15 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-import httpx
 import pytest
 
 from support.fake_torchserve import FakeTorchServe
 from support.running_stack import (
     RunningGateway,
-    RunningStack,
     make_settings,
     running_gateway,
 )
-from vlserve.control.client import ControlClient
-from vlserve.stack import stack as control_stack
+from vlserve.testing import RunningStack, running_stack
 
 _names = itertools.count(1)
 
@@ -31,16 +28,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     """Engine, gateway and control service under supervisord, shared by all tests: each uses model
     names of its own (`new_model`), and leaves every process up."""
-    settings = make_settings(tmp_path_factory.mktemp("stack"))
-    try:
-        control_stack.up(settings, print)
-        with (
-            ControlClient(settings.control_url) as control,
-            httpx.Client(base_url=settings.gateway_url, timeout=60.0, trust_env=False) as http,
-        ):
-            yield RunningStack(settings, control, http)
-    finally:
-        control_stack.down(settings, print)
+    with running_stack(make_settings(tmp_path_factory.mktemp("stack"))) as running:
+        yield running
 
 
 @pytest.fixture

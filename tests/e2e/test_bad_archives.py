@@ -29,12 +29,13 @@ from support.bad_archives import (
 )
 from support.engine_workers import worker_pids
 from support.raw_http import send
-from support.running_stack import RunningStack, wait_until
+from support.running_stack import wait_until
 from vlserve.control.domain import State
 from vlserve.control.engine.endpoints import endpoints
 from vlserve.exporter.echo import pack_echo
 from vlserve.exporter.pack import HANDLERS_DIR, draft_of, pack_archive
 from vlserve.runtime.archive import verify_archive
+from vlserve.testing import RunningStack
 
 MODEL = "bad-archives"
 REFUSED = [*UNREADABLE, *CONTRADICTING, *TAMPERED]

@@ -16,9 +16,9 @@ from support.engine_workers import worker_pids
 from support.good_requests import good_requests, oddly_wrapped
 from support.raw_http import Case, Reply, encode, send
 from support.request_bodies import as_form, as_json
-from support.running_stack import RunningStack
 from vlserve.exporter.echo import VOCABULARY, pack_echo
 from vlserve.stack import stack as control_stack
+from vlserve.testing import RunningStack
 
 MODEL = "bad-requests"
 CLIENTS = 24

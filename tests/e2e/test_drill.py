@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from support.running_stack import RunningStack
 from vlserve.control.domain import State
 from vlserve.drill.cases import PROMOTED, REFUSED, ROLLED_BACK, Policy
 from vlserve.drill.game_day import run_drill
 from vlserve.exporter.echo import pack_echo
+from vlserve.testing import RunningStack
 
 SMALL = Policy(hold_s=1.0, minimum=40, pairs=45)
 

@@ -14,9 +14,10 @@ import psutil
 import pytest
 from PIL import Image
 
-from support.running_stack import RunningStack, wait_until
+from support.running_stack import wait_until
 from vlserve.exporter.echo import pack_echo
 from vlserve.stack import stack as control_stack
+from vlserve.testing import RunningStack
 
 
 def _jpeg() -> bytes:

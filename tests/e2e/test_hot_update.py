@@ -6,7 +6,7 @@ from pathlib import Path
 from benchmarks.lib.clients import Clients, Load, drawn_questions
 from benchmarks.lib.editions import echo_editions
 from benchmarks.release.hot_update import judge, update_in_rounds
-from support.running_stack import RunningStack
+from vlserve.testing import RunningStack
 
 ROUNDS = 2
 SLOW_MS = 100.0

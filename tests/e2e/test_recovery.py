@@ -14,7 +14,6 @@ import pytest
 
 from benchmarks.lib.clients import Load, Question, drawn_questions
 from benchmarks.lib.editions import Edition, echo_editions
-from benchmarks.lib.own_stack import DrilledStack
 from benchmarks.release.recovery import NEEDS_UP, TARGETS, WITH_GATEWAY, crash, release_both
 from support.background_load import QUESTION
 from support.running_stack import make_settings, wait_until
@@ -23,6 +22,7 @@ from vlserve.control.domain import State
 from vlserve.errors import StackError
 from vlserve.exporter.echo import pack_echo
 from vlserve.stack import stack as control_stack
+from vlserve.testing import RunningStack
 
 MODEL = "survivor"
 WITHIN_S = 120.0
@@ -41,14 +41,14 @@ def pair(tmp_path_factory: pytest.TempPathFactory, questions: Sequence[Question]
 @pytest.fixture(scope="module")
 def own_stack(
     tmp_path_factory: pytest.TempPathFactory, pair: Sequence[Edition]
-) -> Iterator[DrilledStack]:
+) -> Iterator[RunningStack]:
     """A stack of its own, so that nothing of other tests has to come back: version 1 was stable
     before version 2."""
     settings = make_settings(tmp_path_factory.mktemp("recovery"))
     try:
         control_stack.up(settings, print)
         with ControlClient(settings.control_url) as control:
-            drilled = DrilledStack(settings, control)
+            drilled = RunningStack(settings, control)
             release_both(drilled, pair, MODEL)
             yield drilled
     finally:
@@ -57,7 +57,7 @@ def own_stack(
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_what_is_killed_comes_back_as_it_was(
-    own_stack: DrilledStack, pair: Sequence[Edition], questions: Sequence[Question], target: str
+    own_stack: RunningStack, pair: Sequence[Edition], questions: Sequence[Question], target: str
 ) -> None:
     """`crash` asks both versions and the model all the while, and judges each answer."""
     load = Load(own_stack.settings.gateway_url, MODEL, clients=6, rate_per_s=30.0)
@@ -73,7 +73,7 @@ def test_what_is_killed_comes_back_as_it_was(
 
 
 def test_a_register_goes_on_after_the_control_service_was_killed_in_it(
-    own_stack: DrilledStack, tmp_path: Path
+    own_stack: RunningStack, tmp_path: Path
 ) -> None:
     archive = pack_echo(tmp_path, MODEL, 3)
     errors: list[Exception] = []

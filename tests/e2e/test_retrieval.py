@@ -4,11 +4,12 @@ import base64
 import json
 from pathlib import Path
 
-from support.running_stack import PROJECT, RunningStack
+from support.running_stack import PROJECT
 from support.tiny_models import Archives
 from vlserve.exporter.probes import drawn_image
 from vlserve.retrieval.build import IndexReport, build_index
 from vlserve.runtime.task import difference
+from vlserve.testing import RunningStack
 
 
 def indexed(archive: Path, folder: Path, model: str, version: int, items: int) -> IndexReport:

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from support.running_stack import RunningStack, wait_until
+from support.running_stack import wait_until
 from vlserve.cli import app
 from vlserve.control.domain import State
 from vlserve.exporter.echo import pack_echo
+from vlserve.testing import RunningStack
 
 MODEL = "released"
 LENIENT_MS = "60000"

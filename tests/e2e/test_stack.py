@@ -12,7 +12,7 @@ import httpx
 import psutil
 import pytest
 
-from support.running_stack import RunningStack, make_settings, wait_until
+from support.running_stack import make_settings, wait_until
 from vlserve.control.client import ControlClient
 from vlserve.control.gateway.envoy import EnvoyGateway
 from vlserve.control.wire.views import Health
@@ -22,7 +22,7 @@ from vlserve.exporter.probes import drawn_image
 from vlserve.settings import Settings
 from vlserve.stack import stack as control_stack
 from vlserve.stack.supervisord import STACK_VARIABLE, socket_dir
-from vlserve.tuning.private_stack import free_ports
+from vlserve.testing import RunningStack, free_ports
 
 PROGRAMS = ["control", "engine-0", "gateway"]
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from support.running_stack import RunningStack
 from vlserve.control.engine.endpoints import endpoints
 from vlserve.exporter.echo import pack_echo
 from vlserve.loadgen.stress_plan import StressPlan
 from vlserve.loadgen.stress_run import run_stress
+from vlserve.testing import RunningStack
 
 TESTS = Path(__file__).parents[1]
 LENIENT_MS = 60_000.0

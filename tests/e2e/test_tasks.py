@@ -15,7 +15,7 @@ from PIL import Image
 from support.eager_answers import eager_of
 from support.example_recipe import NAME, export_example
 from support.requests_asked import Asked, asked_of, without_pictures
-from support.running_stack import PROJECT, RunningStack
+from support.running_stack import PROJECT
 from support.tiny_kinds import SERVED, in_tiers
 from support.tiny_models import Archives, tiny_models
 from vlserve.control.domain import State
@@ -23,6 +23,7 @@ from vlserve.exporter.convert import Converter, Format
 from vlserve.exporter.export import read_trained
 from vlserve.runtime.task import difference, load_task
 from vlserve.settings import Settings
+from vlserve.testing import RunningStack
 
 ATOL = 2e-4
 

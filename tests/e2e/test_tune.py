@@ -6,9 +6,9 @@ from pathlib import Path
 import psutil
 
 from support.engine_workers import worker_pids
-from support.running_stack import RunningStack
 from vlserve.control.tuning import Serving, read_tuning
 from vlserve.exporter.echo import pack_echo
+from vlserve.testing import RunningStack
 from vlserve.tuning.trials import Load, Trials
 from vlserve.tuning.tune import tune, write_tuning
 

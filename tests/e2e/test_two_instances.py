@@ -15,13 +15,14 @@ import pytest
 
 from benchmarks.lib.clients import Load, Question, drawn_questions
 from benchmarks.lib.editions import Edition, echo_editions
-from benchmarks.lib.own_stack import DrilledStack, own_stack
+from benchmarks.lib.own_stack import own_stack
 from benchmarks.release.recovery import crash, release_both
 from support.background_load import QUESTION
 from support.engine_workers import worker_pids
 from support.running_stack import wait_until
 from vlserve.control.engine.endpoints import endpoints
 from vlserve.exporter.echo import pack_echo
+from vlserve.testing import RunningStack
 
 MODEL, SLOW_MODEL = "twofold", "slow"
 SLOW_MS = 700.0
@@ -40,7 +41,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory, questions: Sequence[Question]
 @pytest.fixture(scope="module")
 def twofold(
     tmp_path_factory: pytest.TempPathFactory, pair: Sequence[Edition]
-) -> Iterator[DrilledStack]:
+) -> Iterator[RunningStack]:
     folder = tmp_path_factory.mktemp("twofold")
     with own_stack(folder, instances=2) as drilled:
         release_both(drilled, pair, MODEL)
@@ -49,7 +50,7 @@ def twofold(
 
 @pytest.mark.parametrize("target", ["worker", "engine"])
 def test_what_is_killed_loses_no_request(
-    twofold: DrilledStack, pair: Sequence[Edition], questions: Sequence[Question], target: str
+    twofold: RunningStack, pair: Sequence[Edition], questions: Sequence[Question], target: str
 ) -> None:
     """kill -9 of one worker, and of one Java process with all its workers."""
     load = Load(twofold.settings.gateway_url, MODEL, clients=6, rate_per_s=30.0)
@@ -59,7 +60,7 @@ def test_what_is_killed_loses_no_request(
     assert cost.lost == {} and cost.breaches == []
 
 
-def _ask(drilled: DrilledStack, path: str, request_id: str) -> httpx.Response:
+def _ask(drilled: RunningStack, path: str, request_id: str) -> httpx.Response:
     return httpx.post(
         f"{drilled.settings.gateway_url}/predictions/{path}",
         json=QUESTION,
@@ -69,7 +70,7 @@ def _ask(drilled: DrilledStack, path: str, request_id: str) -> httpx.Response:
     )
 
 
-def _logged(drilled: DrilledStack, request_ids: Sequence[str]) -> list[Mapping[str, Any]]:
+def _logged(drilled: RunningStack, request_ids: Sequence[str]) -> list[Mapping[str, Any]]:
     """The access log's lines of these requests."""
     log = drilled.settings.state_dir / "logs" / "access.jsonl"
 
@@ -82,7 +83,7 @@ def _logged(drilled: DrilledStack, request_ids: Sequence[str]) -> list[Mapping[s
 
 
 def test_what_a_killed_worker_had_in_hand_is_answered_by_the_other_instance(
-    twofold: DrilledStack, tmp_path: Path
+    twofold: RunningStack, tmp_path: Path
 ) -> None:
     """TorchServe says 507 to it; what waited in that instance's queue waits for a new worker."""
     twofold.control.register(pack_echo(tmp_path, SLOW_MODEL, 1, delay_ms=SLOW_MS))
@@ -98,7 +99,7 @@ def test_what_a_killed_worker_had_in_hand_is_answered_by_the_other_instance(
     _assert_answered_by_the_other(twofold, request_ids)
 
 
-def _assert_answered_by_the_other(drilled: DrilledStack, request_ids: Sequence[str]) -> None:
+def _assert_answered_by_the_other(drilled: RunningStack, request_ids: Sequence[str]) -> None:
     """What was tried again was, by the second instance, at the second try."""
     again = [line for line in _logged(drilled, request_ids) if line["tries"] > 1]
     other = f"127.0.0.1:{endpoints(drilled.settings)[1].inference_port}"
@@ -106,7 +107,7 @@ def _assert_answered_by_the_other(drilled: DrilledStack, request_ids: Sequence[s
     assert {(line["tries"], line["upstream"]) for line in again} == {(2, other)}
 
 
-def _sent(drilled: DrilledStack, cluster: str) -> int:
+def _sent(drilled: RunningStack, cluster: str) -> int:
     """Requests that the gateway has sent to a cluster and not seen answered."""
     admin = f"http://127.0.0.1:{drilled.settings.gateway.admin_port}/stats"
     name = f"cluster.{cluster}.upstream_rq_active"
@@ -115,7 +116,7 @@ def _sent(drilled: DrilledStack, cluster: str) -> int:
 
 
 def test_what_one_instance_has_no_worker_for_is_answered_by_the_other(
-    twofold: DrilledStack,
+    twofold: RunningStack,
 ) -> None:
     """TorchServe says 503 to it."""
     endpoint = endpoints(twofold.settings)[0]
@@ -134,7 +135,7 @@ def test_what_one_instance_has_no_worker_for_is_answered_by_the_other(
     _assert_answered_by_the_other(twofold, request_ids)
 
 
-def test_what_the_client_did_wrong_is_tried_once(twofold: DrilledStack) -> None:
+def test_what_the_client_did_wrong_is_tried_once(twofold: RunningStack) -> None:
     url = twofold.settings.gateway_url
     refused = {"unreadable": {"image": "bm8gaW1hZ2U=", "text": "cat"}, "no-image": {"text": "cat"}}
     for request_id, body in refused.items():
@@ -145,7 +146,7 @@ def test_what_the_client_did_wrong_is_tried_once(twofold: DrilledStack) -> None:
     assert {line["tries"] for line in _logged(twofold, list(refused))} == {1}
 
 
-def test_the_gateway_asks_engines_for_predictions_alone(twofold: DrilledStack) -> None:
+def test_the_gateway_asks_engines_for_predictions_alone(twofold: RunningStack) -> None:
     """So nothing but a prediction can be tried again."""
     url = twofold.settings.gateway_url
     paths = ["models", f"models/{MODEL}", "ping", "workflows", f"explanations/{MODEL}", "metrics"]

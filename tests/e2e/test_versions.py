@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from support.background_load import QUESTION, load_on
-from support.running_stack import PROJECT, RunningStack
+from support.running_stack import PROJECT
 from vlserve.control.domain import State
 from vlserve.control.wire.views import Released
 from vlserve.errors import LoadFailed, StillServing
 from vlserve.exporter.echo import pack_echo
 from vlserve.exporter.pack import draft_of, pack_archive
 from vlserve.runtime.archive import verify_archive
+from vlserve.testing import RunningStack
 
 
 def ask(stack: RunningStack, model: str, version: int | None = None) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import torch
 from tokenizers import Tokenizer, normalizers
 
 from support.eager_graphs import (
-    EagerBackend,
     Loaded,
     assert_inference_outputs,
     assert_same_ids,
@@ -23,6 +22,7 @@ from support.training_outputs import inference_outputs
 from vlserve.exporter.recipe import load_recipe
 from vlserve.runtime.decoding import CachedStep, Ranking, rank_answers
 from vlserve.runtime.types import Arrays
+from vlserve.testing.eager import EagerBackend
 
 RECIPE = load_recipe("albef", Path(__file__).parents[2] / "export")
 CASES = cases("albef")

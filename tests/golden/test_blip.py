@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from support.eager_graphs import (
-    EagerBackend,
     Loaded,
     assert_inference_outputs,
     assert_same_ids,
@@ -30,6 +29,7 @@ from vlserve.runtime.decoding import (
     rank_answers,
 )
 from vlserve.runtime.types import Arrays
+from vlserve.testing.eager import EagerBackend
 
 RECIPE = load_recipe("blip", Path(__file__).parents[2] / "export")
 ADDED_TOKENS = 2

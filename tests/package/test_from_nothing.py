@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from support.installation import Installation
-from vlserve.tuning.private_stack import free_ports
+from vlserve.testing import free_ports
 
 PROJECT = Path(__file__).parents[2]
 

@@ -11,7 +11,7 @@ import pytest
 
 from support.installation import Installation
 from vlserve.project import FOLDERS, MARKER
-from vlserve.tuning.private_stack import free_ports
+from vlserve.testing import free_ports
 
 PROJECT = Path(__file__).parents[2]
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -14,20 +13,10 @@ from support.golden_cases import Case, assert_close
 from support.training_outputs import inference_outputs
 from vlserve.exporter.checkpoint import read_checkpoint
 from vlserve.exporter.convert import load_network
-from vlserve.exporter.parity import run_eager
 from vlserve.exporter.recipe import GraphPlan, Recipe, Served
 from vlserve.runtime.text import load_tokenizer
 from vlserve.runtime.types import Arrays
-
-
-@dataclass(frozen=True)
-class EagerBackend:
-    """See vlserve.runtime.types.Backend."""
-
-    plan: GraphPlan
-
-    def run(self, inputs: Arrays) -> Arrays:
-        return run_eager(self.plan, {name: torch.from_numpy(x) for name, x in inputs.items()})
+from vlserve.testing.eager import EagerBackend
 
 
 @dataclass(frozen=True)

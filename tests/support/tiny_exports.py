@@ -23,24 +23,14 @@ from vlserve.exporter.convert import (
     to_onnx,
     to_torchscript,
 )
-from vlserve.exporter.parity import measure, run_eager, unseen_sizes
+from vlserve.exporter.parity import measure, unseen_sizes
 from vlserve.exporter.recipe import GraphPlan, Recipe
 from vlserve.runtime.backend import open_backend
 from vlserve.runtime.graphs import check_onnx
-from vlserve.runtime.types import Arrays, Backend
+from vlserve.runtime.types import Backend
 
 LONGEST = {"text": 12, "memory": 12, "past": 9, "tokens": 5, "beams": 4, "answers": 5}
 SMALLEST = {"past": 0}
-
-
-@dataclass(frozen=True)
-class EagerBackend:
-    """See vlserve.runtime.types.Backend."""
-
-    plan: GraphPlan
-
-    def run(self, inputs: Arrays) -> Arrays:
-        return run_eager(self.plan, {name: torch.from_numpy(x) for name, x in inputs.items()})
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from support.eager_graphs import EagerBackend, Loaded
+from support.eager_graphs import Loaded
 from support.golden_cases import Case, key_shapes
 from vlserve.exporter.recipe import Recipe
 from vlserve.models.keys import is_ignored
@@ -25,6 +25,7 @@ from vlserve.runtime.decoding import (
     log_softmax,
 )
 from vlserve.runtime.types import Arrays
+from vlserve.testing.eager import EagerBackend
 
 NEVER = -1
 """As an end id: the original's greedy captions go on after the end."""

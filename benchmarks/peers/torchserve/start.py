@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from benchmarks import CHECKOUT
 from benchmarks.lib.photos import Photo
 from benchmarks.lib.sides import Side, plain_environment, started, tree, wait_until_up
-from vlserve.tuning.private_stack import free_ports
+from vlserve.testing import free_ports
 
 _SOURCES = [Path(__file__).with_name(name) for name in ("handler.py", "model.py")]
 _RECIPE = CHECKOUT / "export" / "resnet_gru.py"

@@ -41,7 +41,6 @@ def tune(
     archive, where `vlserve register` finds them. The command runs a stack of its own; nothing else
     should load the machine meanwhile. Exit code 1 when no setting holds the limit.
     """
-    from vlserve.control.client import ControlClient
     from vlserve.control.tuning import of_engine
     from vlserve.tuning.private_stack import private_stack
     from vlserve.tuning.trials import Load, Trials
@@ -53,10 +52,9 @@ def tune(
         tempfile.TemporaryDirectory(prefix="vlserve-tune-runs-") as runs,
         progress(f"tuning {archive.name}") as show,
         private_stack(settings, show) as own,
-        ControlClient(own.control_url) as control,
     ):
         load = Load(data, seconds)
-        trials = Trials(archive, control, own.gateway_url, load, Path(runs))
+        trials = Trials(archive, own.control, own.gateway_url, load, Path(runs))
         start = of_engine(settings.engine)
         found = search(trials, slo_p99_ms, start, cores, minutes * 60, seconds, show)
     files = write_tuning(trials, found) if found.best else ()

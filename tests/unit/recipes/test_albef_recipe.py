@@ -10,13 +10,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from support.tiny_exports import EagerBackend, Exports, Tiny, graph_cases, tiny
+from support.tiny_exports import Exports, Tiny, graph_cases, tiny
 from vlserve.errors import CheckpointMismatch, ExportError
 from vlserve.exporter.convert import Format, load_network
 from vlserve.exporter.recipe import load_recipe
 from vlserve.runtime.decoding import CachedStep, Ids, RankedAnswers, Ranking, rank_answers
 from vlserve.runtime.text import load_tokenizer
 from vlserve.runtime.types import Backend
+from vlserve.testing.eager import EagerBackend
 
 RECIPE = load_recipe("albef", Path(__file__).parents[3] / "export")
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "ball", "cat", "dog", "##s"]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from support.tiny_exports import EagerBackend, Exports, Tiny, graph_cases, tiny
+from support.tiny_exports import Exports, Tiny, graph_cases, tiny
 from vlserve.errors import CheckpointMismatch, ExportError
 from vlserve.exporter.convert import Format, load_network
 from vlserve.exporter.recipe import load_recipe
@@ -18,6 +18,7 @@ from vlserve.models.vit import interpolate_positions
 from vlserve.runtime.decoding import BeamSearch, CachedStep, Hypothesis, beam_search
 from vlserve.runtime.text import load_tokenizer
 from vlserve.runtime.types import Backend
+from vlserve.testing.eager import EagerBackend
 
 RECIPE = load_recipe("blip", Path(__file__).parents[3] / "export")
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "picture", "of", "cat", "dog", "##s"]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from support.tiny_exports import EagerBackend, Exports, Tiny, graph_cases, tiny
+from support.tiny_exports import Exports, Tiny, graph_cases, tiny
 from vlserve.errors import CheckpointMismatch, ExportError
 from vlserve.exporter.checkpoint import read_checkpoint
 from vlserve.exporter.convert import Format, load_network
@@ -21,6 +21,7 @@ from vlserve.exporter.recipe import load_recipe
 from vlserve.models.resnet import ResNet, ResNetConfig
 from vlserve.runtime.decoding import BeamSearch, CachedStep, Hypothesis, beam_search
 from vlserve.runtime.types import Arrays, Backend
+from vlserve.testing.eager import EagerBackend
 
 RECIPES = {name: load_recipe(name, Path(__file__).parents[3] / "export") for name in ("s2", "m2")}
 WORDS = ["<unk>", "<pad>", "<bos>", "<eos>", "a", "cat", "猫", "sits", "on", "the", "red", "mat"]

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from support.tiny_exports import EagerBackend, Exports, Tiny, graph_cases, tiny
+from support.tiny_exports import Exports, Tiny, graph_cases, tiny
 from vlserve.errors import CheckpointMismatch, ExportError
 from vlserve.exporter.checkpoint import read_checkpoint
 from vlserve.exporter.convert import Format, load_network
 from vlserve.exporter.recipe import load_recipe
 from vlserve.runtime.text import load_tokenizer
 from vlserve.runtime.types import Arrays
+from vlserve.testing.eager import EagerBackend
 
 RECIPE = load_recipe("vilbert", Path(__file__).parents[3] / "export")
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "ball", "cat", "dog", "##s"]
