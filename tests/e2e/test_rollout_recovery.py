@@ -17,7 +17,7 @@ from support.background_load import load_on
 from support.running_stack import make_settings, wait_until
 from vlserve.control.client import ControlClient
 from vlserve.control.domain import RolloutStatus, State
-from vlserve.control.gateway.envoy_config import cluster_name
+from vlserve.control.gateway.envoy_clusters import cluster_name
 from vlserve.control.store.database import LEDGER
 from vlserve.control.wire.rollout_views import RolloutView
 from vlserve.errors import ControlError, StackError
@@ -39,7 +39,7 @@ PROCESS = {"control": "the control service", "gateway": "the gateway", "engine-0
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     """A stack of its own: version 1 stable, version 2 ready."""
-    folder = tmp_path_factory.mktemp("gray")
+    folder = tmp_path_factory.mktemp("rollout")
     settings = make_settings(folder)
     try:
         control_stack.up(settings, print)

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from vlserve.control.domain import Instance, ModelRoute, Routing, Shadow
-from vlserve.control.gateway import envoy_clusters, envoy_config
+from vlserve.control.gateway import envoy_clusters, envoy_config, envoy_routes
 from vlserve.errors import SettingsError
 from vlserve.settings import EngineSettings, GatewaySettings, Settings
 
@@ -24,7 +24,7 @@ def _settings(**gateway: Any) -> Settings:
 
 
 def _routes(*models: ModelRoute, instances: tuple[Instance, ...] = (ONE,)) -> list[dict[str, Any]]:
-    rendered = envoy_config.routes(Routing(models, instances), _settings())
+    rendered = envoy_routes.routes(Routing(models, instances), _settings())
     return list(rendered["virtual_hosts"][0]["routes"])
 
 
@@ -44,7 +44,7 @@ def test_the_candidate_stays_first_and_weight_0_is_left_out() -> None:
 def test_the_same_routing_renders_the_same_version() -> None:
     def text(*weights: tuple[int, int]) -> str:
         routing = Routing([ModelRoute("tagger", dict(weights), (1, 2))], [ONE])
-        return envoy_config.discovery([envoy_config.routes(routing, _settings())])
+        return envoy_config.discovery([envoy_routes.routes(routing, _settings())])
 
     assert text((2, 5), (1, 95)) == text((2, 5), (1, 95))
     versions = {
@@ -156,7 +156,7 @@ def test_what_copies_meet_on_the_way_to_an_engine_is_what_requests_meet() -> Non
 
 def test_retries_go_elsewhere_where_there_is_an_elsewhere() -> None:
     def policy(*instances: Instance) -> dict[str, Any]:
-        rendered = envoy_config.routes(Routing((), instances), _settings(retries=2))
+        rendered = envoy_routes.routes(Routing((), instances), _settings(retries=2))
         return dict(rendered["virtual_hosts"][0]["retry_policy"])
 
     assert policy(ONE)["num_retries"] == 2
@@ -211,7 +211,7 @@ def test_what_is_validated_holds_what_is_watched() -> None:
     rendered = envoy_config.bootstrap(TEMPLATE, _settings(), Path("/dynamic"))
     before = yaml.safe_dump(rendered)
     routing = Routing([ModelRoute("tagger", {1: 100}, (1,))], [ONE])
-    routes = envoy_config.routes(routing, _settings())
+    routes = envoy_routes.routes(routing, _settings())
     clusters = envoy_clusters.clusters(routing, _settings())
     whole = envoy_config.inlined(rendered, routes, clusters)
     assert yaml.safe_dump(rendered) == before

