@@ -13,6 +13,7 @@ from typing import Any
 from ts.metrics.metric_cache_errors import MetricsCacheKeyError
 from ts.metrics.metric_type_enum import MetricTypes
 
+from vlserve.runtime import headers
 from vlserve.runtime.answer_log import AnswerLog
 from vlserve.runtime.body import read_request, write_body
 from vlserve.runtime.errors import ErrorCode
@@ -61,7 +62,7 @@ class TorchServeHandler:
             status = HTTP_STATUS[answer.code] if isinstance(answer, ItemError) else 200
             context.set_response_status(code=status, idx=index)
             context.set_response_content_type(index, "application/json")
-            context.set_response_header(index, "x-vlserve-version", self._version)
+            context.set_response_header(index, headers.ANSWERED_BY, self._version)
             context.set_response_header(index, "server-timing", timing)
         result = replace(result, stage_ms=stage_ms)
         self.answer_log.write(self.pipeline.manifest, self.pipeline.task, ids, result)
@@ -90,6 +91,6 @@ class TorchServeHandler:
 def _request_id(context: Any, index: int) -> str:
     """The client's X-Request-Id (gateways send it in lower case), else TorchServe's own."""
     for name, value in context.get_all_request_header(index).items():
-        if name.lower() == "x-request-id" and isinstance(value, str):  # a form part is a dict
+        if name.lower() == headers.REQUEST_ID and isinstance(value, str):  # a form part is a dict
             return value
     return str(context.get_request_id(index))

@@ -10,6 +10,7 @@ import typer
 from vlserve.cli.output import AsJson, print_json, print_line, print_table
 from vlserve.cli.parameters import Group, Model
 from vlserve.errors import StackDown, StackError
+from vlserve.runtime.headers import API_KEY
 from vlserve.settings import Settings, load_settings
 
 ABOUT = ("model", "version", "request_id")
@@ -38,7 +39,7 @@ def request_prediction(
         StackError: no answer, or an error; with the server's own message where it has one.
     """
     path = f"/predictions/{model}" + (f"/{version}" if version else "")
-    headers = {"X-Api-Key": settings.gateway.api_keys[0]} if settings.gateway.api_keys else {}
+    headers = {API_KEY: settings.gateway.api_keys[0]} if settings.gateway.api_keys else {}
     parts = {name: (file.name, file.read_bytes()) for name, file in files.items()}
     try:
         response = httpx.post(

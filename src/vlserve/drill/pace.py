@@ -8,6 +8,7 @@ import httpx
 
 from vlserve.errors import StressError
 from vlserve.loadgen.probe_requests import varied_bodies
+from vlserve.runtime.headers import API_KEY
 from vlserve.settings import Settings
 
 _MEASURED_S = 2.0
@@ -28,7 +29,7 @@ def measured_pace(settings: Settings, model: str, archive: Path, fastest_per_s: 
     """By asking ``model`` for two seconds, one request at a time. StressError if it does not
     answer."""
     key = next(iter(settings.gateway.api_keys), "")
-    headers = {"Content-Type": "application/json"} | ({"X-Api-Key": key} if key else {})
+    headers = {"Content-Type": "application/json"} | ({API_KEY: key} if key else {})
     bodies = varied_bodies(archive, 20, seed=1)
     answered, began = 0, time.monotonic()
     with httpx.Client(

@@ -31,7 +31,7 @@ class StressPlan:
     version: int | None = None
     """Ask this version on its own path; an answer by another one is a failure."""
     sticky_share: float = 0.0
-    """Share of the requests that carry one of a few X-Sticky-Keys."""
+    """Share of the requests that carry an X-Sticky-Key, one of a few."""
     api_key: str = field(default="", repr=False)
     timeout_s: int = 35
     """A request without an answer for so long has failed. Above the gateway's own limit."""

@@ -22,6 +22,7 @@ from vlserve.control.engine.torchserve import TorchServe
 from vlserve.control.lifecycle.probes import differences, failed_probes
 from vlserve.control.wire.views import ModelView
 from vlserve.errors import VlserveError
+from vlserve.runtime.headers import API_KEY
 from vlserve.runtime.manifest import MANIFEST, Manifest, read_manifest
 from vlserve.settings import Settings, load_settings
 
@@ -75,7 +76,7 @@ def _ask_stable(settings: Settings, model: ModelView) -> list[str]:
         response = httpx.post(
             url,
             json=probe.fields,
-            headers={"X-Api-Key": keys[0]} if keys else {},
+            headers={API_KEY: keys[0]} if keys else {},
             timeout=settings.gateway.timeout_s + 5,
             trust_env=False,
         )

@@ -15,6 +15,7 @@ import yaml
 from vlserve.control.gateway.envoy_clusters import Config
 from vlserve.control.gateway.negated_match import negated_pattern
 from vlserve.errors import SettingsError
+from vlserve.runtime import headers
 from vlserve.settings import Settings
 
 REQUEST_TIMEOUT_S = 60.0
@@ -27,7 +28,7 @@ whose sender went away."""
 FOR_ENGINES = (
     *(":method", ":path", ":authority", ":scheme"),
     *("content-type", "content-length", "transfer-encoding"),
-    *("x-request-id", "x-vlserve-content-type"),
+    *(headers.REQUEST_ID, headers.SENT_CONTENT_TYPE),
 )
 """All that an engine needs of a client's headers; its token is added."""
 

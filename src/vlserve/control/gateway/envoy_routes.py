@@ -8,6 +8,7 @@ import json
 
 from vlserve.control.domain import ModelRoute, Routing
 from vlserve.control.gateway.envoy_clusters import Config, cluster_name, copies_name, shadow_name
+from vlserve.runtime import headers
 from vlserve.settings import GatewaySettings, Settings
 
 ROUTES = "predictions"
@@ -39,11 +40,11 @@ def routes(routing: Routing, settings: Settings) -> Config:
                 "routes": [*_health_paths(), *paths, *_unknown_paths()],
                 "request_body_buffer_limit": gateway.max_body_bytes,
                 "retry_policy": _retry_policy(gateway, len(routing.instances)),
-                "response_headers_to_remove": ["x-vlserve-version", "x-vlserve-retry"],
+                "response_headers_to_remove": [headers.ANSWERED_BY, headers.RETRY],
                 "response_headers_to_add": [
                     {
                         "header": {
-                            "key": "x-model-version",
+                            "key": headers.MODEL_VERSION,
                             "value": "%METADATA(CLUSTER:vlserve:version)%",
                         },
                         "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
@@ -60,7 +61,7 @@ def _retry_policy(gateway: GatewaySettings, instances: int) -> Config:
     policy: Config = {
         "retry_on": "connect-failure,reset,retriable-headers",
         "num_retries": gateway.retries,
-        "retriable_headers": [{"name": "x-vlserve-retry", "present_match": True}],
+        "retriable_headers": [{"name": headers.RETRY, "present_match": True}],
         "retry_back_off": {"base_interval": "0.05s", "max_interval": "0.5s"},
     }
     if instances > 1:
@@ -80,7 +81,7 @@ def _model_paths(route: ModelRoute, gateway: GatewaySettings) -> list[Config]:
         version: _forward(gateway, route.model, {"cluster": cluster_name(route.model, version)})
         for version in route.versions
     }
-    asks = _not_empty("x-model-version")
+    asks = _not_empty(headers.MODEL_VERSION)
     return [
         *(
             {"match": _post({"path": f"{model}/{version}"}), "route": forward}
@@ -119,9 +120,11 @@ def _weighted_paths(route: ModelRoute, gateway: GatewaySettings) -> list[Config]
         "pattern": {"regex": "^(.*)$"},
         "substitution": route.salt.replace("\\", r"\\") + r"\1",
     }
-    sticky["hash_policy"] = [{"header": {"header_name": "x-sticky-key", "regex_rewrite": salted}}]
+    sticky["hash_policy"] = [
+        {"header": {"header_name": headers.STICKY_KEY, "regex_rewrite": salted}}
+    ]
     random = _forward(gateway, route.model, {"weighted_clusters": {"clusters": shares}})
-    has_key = _not_empty("x-sticky-key")
+    has_key = _not_empty(headers.STICKY_KEY)
     copied, noted = _copies(route), _noted(route)
     return [
         {"match": _post({"path": path}, has_key), "route": sticky | copied, **noted},
@@ -154,8 +157,8 @@ def _noted(route: ModelRoute) -> Config:
     if route.shadow:
         to = shadow_name(route.model, route.shadow.version)
         noted["request_headers_to_add"] = [
-            {"header": {"key": "x-vlserve-shadow", "value": to}},
-            {"header": {"key": "x-vlserve-step", "value": "%METADATA(ROUTE:vlserve:step)%"}},
+            {"header": {"key": headers.SHADOW, "value": to}},
+            {"header": {"key": headers.STEP, "value": "%METADATA(ROUTE:vlserve:step)%"}},
         ]
     return noted
 
@@ -204,12 +207,12 @@ def _refusal(status: int, code: str, message: str, allow: str = "") -> Config:
     return refusal
 
 
-def _post(path: Config, *headers: Config) -> Config:
-    return path | {"headers": [_header(":method", {"exact": "POST"}), *headers]}
+def _post(path: Config, *others: Config) -> Config:
+    return path | {"headers": [_header(":method", {"exact": "POST"}), *others]}
 
 
 def _version_header(version: int) -> Config:
-    return _header("x-model-version", {"exact": str(version)})
+    return _header(headers.MODEL_VERSION, {"exact": str(version)})
 
 
 def _not_empty(name: str) -> Config:

@@ -1,0 +1,31 @@
+"""The names of the HTTP headers that clients, the gateway, workers and handlers agree on.
+
+They never change: archives in stores carry the handler of their time. HTTP does not tell upper and
+lower case apart; Envoy and TorchServe want lower case. What cannot import this module (the worker
+program, serving_config/gateway/, the files in loadtest/) is held to it by a test.
+"""
+
+REQUEST_ID = "x-request-id"
+"""Client -> gateway -> engine, and back: the request's name in every log."""
+STICKY_KEY = "x-sticky-key"
+"""Client -> gateway: the caller, who stays on one version while two have weight."""
+MODEL_VERSION = "x-model-version"
+"""Client -> gateway: the version asked for; gateway -> client: the version that answered."""
+API_KEY = "x-api-key"
+"""Client -> gateway: one of `gateway.api_keys`, where there are some."""
+
+OURS = "x-vlserve-"
+"""The headers that begin so pass between our own processes: the gateway takes them away from what
+clients send."""
+ANSWERED_BY = "x-vlserve-version"
+"""Handler -> gateway: the version, on every answer that is not TorchServe's own."""
+SENT_CONTENT_TYPE = "x-vlserve-content-type"
+"""Gateway -> worker: the content type that the client sent; TorchServe is told of plain bytes."""
+SENT_REQUEST_ID = "x-vlserve-sent-request-id"
+"""In the gateway: the client's X-Request-Id until it is known to be one short word."""
+RETRY = "x-vlserve-retry"
+"""In the gateway: on an engine's reply after which another try can help."""
+SHADOW = "x-vlserve-shadow"
+"""Gateway -> its shadow listener: the cluster that a copy goes to."""
+STEP = "x-vlserve-step"
+"""Gateway -> its shadow listener: the rollout's step that a copy belongs to."""

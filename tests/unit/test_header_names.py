@@ -1,0 +1,61 @@
+"""One table of header names, and everything that sends or reads one held to it."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from vlserve.runtime import headers
+from vlserve_worker.worker import SENT_TYPE
+
+PROJECT = Path(__file__).parents[2]
+TABLE = {name: value for name, value in vars(headers).items() if name.isupper()}
+OF_0_1_0 = {
+    "API_KEY": "x-api-key",
+    "MODEL_VERSION": "x-model-version",
+    "REQUEST_ID": "x-request-id",
+    "STICKY_KEY": "x-sticky-key",
+    "OURS": "x-vlserve-",
+    "SENT_CONTENT_TYPE": "x-vlserve-content-type",
+    "RETRY": "x-vlserve-retry",
+    "SENT_REQUEST_ID": "x-vlserve-sent-request-id",
+    "SHADOW": "x-vlserve-shadow",
+    "STEP": "x-vlserve-step",
+    "ANSWERED_BY": "x-vlserve-version",
+}
+FOLDERS = ("src", "handlers", "loadtest", "serving_config", "benchmarks", "examples")
+NAMES = re.compile(r"\bx-(?:(?:api|model|request|sticky)-[a-z-]+|vlserve-[a-z-]*)", re.IGNORECASE)
+
+
+def names_in(text: str) -> set[str]:
+    return {name.lower() for name in NAMES.findall(text)}
+
+
+def test_names_do_not_change() -> None:
+    assert {name: TABLE.get(name) for name in OF_0_1_0} == OF_0_1_0
+    assert len(set(TABLE.values())) == len(TABLE)
+
+
+def test_the_worker_reads_the_table_s_header() -> None:
+    assert SENT_TYPE.decode() == headers.SENT_CONTENT_TYPE
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_no_file_has_another_name(folder: str) -> None:
+    files = [
+        path for kind in ("py", "yaml", "lua") for path in (PROJECT / folder).rglob(f"*.{kind}")
+    ]
+    assert files
+    unknown = {
+        file.name: names
+        for file in files
+        if (names := names_in(file.read_text(encoding="utf-8")) - set(TABLE.values()))
+    }
+    assert unknown == {}
+
+
+def test_the_gateway_s_files_use_each_name_that_is_theirs() -> None:
+    files = ("gateway/envoy.yaml", "gateway/engine.lua")
+    used = names_in("".join((PROJECT / "serving_config" / file).read_text() for file in files))
+    # envoy_config.py renders x-model-version
+    assert used >= set(TABLE.values()) - {headers.MODEL_VERSION}
