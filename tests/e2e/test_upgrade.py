@@ -1,0 +1,85 @@
+"""A model store of earlier code, taken over by today's: it serves, and its rollouts go on."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import httpx
+import pytest
+
+from support.recorded import RECORDINGS, STORE, unpack
+from support.running_stack import RunningStack, make_settings, wait_until
+from vlserve.control.client import ControlClient
+from vlserve.control.domain import RolloutStatus
+from vlserve.control.wire.rollout_views import RolloutView
+from vlserve.runtime.archive import verify_archive
+from vlserve.stack import stack as control_stack
+
+MODELS = ("tagger", "banner")
+WITHIN_S = 120.0
+
+
+@pytest.fixture(params=RECORDINGS)
+def upgraded(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RunningStack]:
+    settings = make_settings(unpack(request.param, tmp_path))
+    try:
+        control_stack.up(settings, print)
+        with (
+            ControlClient(settings.control_url) as control,
+            httpx.Client(base_url=settings.gateway_url, timeout=60.0, trust_env=False) as http,
+        ):
+            yield RunningStack(settings, control, http)
+    finally:
+        control_stack.down(settings, print)
+
+
+def weights(stack: RunningStack) -> Mapping[str, Mapping[int, int]]:
+    return {model.model: dict(model.weights) for model in stack.control.models()}
+
+
+def evidence(view: RolloutView) -> tuple[int, int]:
+    """Requests and pairs that were counted by now."""
+    requests = sum(window.candidate.requests + window.stable.requests for window in view.windows)
+    return requests, sum(window.pairs for window in view.windows)
+
+
+def test_archives_serve_and_rollouts_go_on(upgraded: RunningStack) -> None:
+    control, store = upgraded.control, upgraded.settings.project_dir / STORE
+    wait_until(lambda: control.health().status == "ok", timeout_s=WITHIN_S)
+    assert weights(upgraded) == {"tagger": {1: 75, 2: 25}, "banner": {1: 100}}
+
+    probes = {}
+    for model in MODELS:
+        for version in (1, 2):
+            manifest = verify_archive(store / model / str(version) / f"{model}-{version}.mar")
+            for probe in manifest.probes:
+                answer = upgraded.http.post(f"/predictions/{model}/{version}", json=probe.fields)
+                assert answer.status_code == 200, answer.text
+                got = answer.json()
+                assert (got.pop("model"), got.pop("version")) == (model, version)
+                assert got.keys() - {"request_id"} == probe.answer.keys()
+            probes[model] = manifest.probes[0].fields
+
+    before = {model: control.rollout(model) for model in MODELS}
+    for view in before.values():
+        assert (view.status, view.candidate, view.stable) == (RolloutStatus.RUNNING, 2, 1)
+        assert view.decision is not None
+    assert min(evidence(view)[0] for view in before.values()) > 0
+    assert evidence(before["banner"])[1] > 0
+
+    def more_evidence(model: str) -> bool:
+        answer = upgraded.http.post(f"/predictions/{model}", json=probes[model])
+        assert answer.status_code == 200, answer.text
+        now, then = evidence(control.rollout(model)), evidence(before[model])
+        return now[0] > then[0] and (model != "banner" or now[1] > then[1])
+
+    for model in MODELS:
+        wait_until(lambda model=model: more_evidence(model), timeout_s=WITHIN_S)
+        assert control.pause(model).status is RolloutStatus.PAUSED
+        assert control.resume(model).status is RolloutStatus.RUNNING
+
+    assert control.promote("tagger").status is RolloutStatus.PROMOTED
+    assert control.abort("banner").status is RolloutStatus.ABORTED
+    assert weights(upgraded) == {"tagger": {2: 100}, "banner": {1: 100}}
+    answers = {m: upgraded.http.post(f"/predictions/{m}", json=probes[m]).json() for m in MODELS}
+    assert {m: answer["version"] for m, answer in answers.items()} == {"tagger": 2, "banner": 1}
+    assert control.rollback("tagger").version == 1
