@@ -4,6 +4,12 @@ from typing import Any
 
 import pytest
 
+from vlserve.control.gateway.log_lines import (
+    AccessLine,
+    ShadowLine,
+    read_access_line,
+    read_shadow_line,
+)
 from vlserve.control.judge import Outcome, ShadowPair
 from vlserve.control.rollouts import metric_windows
 from vlserve.control.rollouts.answer_log import LoggedAnswer
@@ -22,9 +28,14 @@ VERSIONS = Pair(candidate=2, stable=1)
 MUSIC, FOOD = LoggedAnswer({"music": 0.7, "food": 0.2}), LoggedAnswer({"food": 0.6, "music": 0.3})
 
 
-def line(**changes: Any) -> dict[str, Any]:
+def line(**changes: Any) -> AccessLine:
     usual = {"request_id": "r", "version": "2", "status": 200, "duration_ms": 12, "caller": None}
-    return usual | changes
+    return read_access_line(usual | changes)
+
+
+def copied(**changes: Any) -> ShadowLine:
+    usual = {"request_id": "r", "version": "2", "status": 200, "duration_ms": 12}
+    return read_shadow_line(usual | changes)
 
 
 def of(answers: dict[tuple[str, int], LoggedAnswer]) -> Any:
@@ -66,7 +77,7 @@ def test_other_versions_say_nothing(changes: dict[str, Any]) -> None:
 
 
 def test_copies_that_were_not_even_tried_are_none() -> None:
-    lines = [line(), line(flags="UO", status=503), line(flags="UF,URX", status=503)]
+    lines = [copied(), copied(flags="UO", status=503), copied(flags="UF,URX", status=503)]
     assert copies(lines, now=5.0) == [Copy("r", 200, 5.0), Copy("r", 503, 5.0)]
 
 

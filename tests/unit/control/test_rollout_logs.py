@@ -111,6 +111,29 @@ def test_answers_are_found_by_request_and_version(log: Path) -> None:
     assert answers.of("c", 1) is None
 
 
+@pytest.mark.parametrize("separators", [(", ", ": "), (",", ":"), (" ,\t", " :  ")])
+def test_answers_are_found_whatever_white_space_a_line_has(
+    log: Path, separators: tuple[str, str]
+) -> None:
+    line = {"request_id": "a", "model": "tagger", "version": 1, "scores": {"music": 0.7}}
+    log.write_text(json.dumps(line, separators=separators) + "\n")
+    answers = AnswerLog(log, "tagger", Cursor())
+    answers.read()
+    found = answers.of("a", 1)
+    assert found is not None and found.label == "music"
+
+
+def test_a_line_of_a_newer_schema_is_left_out_and_warned_of(
+    log: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log.write_text(answer("a", 1, schema=2) + answer("b", 1, schema=1) + answer("c", 1))
+    answers = AnswerLog(log, "tagger", Cursor())
+    answers.read()
+    assert [answers.of(name, 1) is not None for name in "abc"] == [False, True, True]
+    assert "answers" not in caplog.text and "access.jsonl: 1 lines cannot be read" in caplog.text
+    assert "schema" in caplog.text
+
+
 def test_a_request_id_that_came_twice_stands_for_neither(log: Path) -> None:
     log.write_text(answer("a", 1, scores={"x": 1.0}) * 2)
     answers = AnswerLog(log, "tagger", Cursor())

@@ -1,6 +1,8 @@
 """Routing -> Envoy's configuration, without an Envoy."""
 
 import json
+from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import yaml
 
 from vlserve.control.domain import Instance, ModelRoute, Routing, Shadow
 from vlserve.control.gateway import envoy_clusters, envoy_config, envoy_routes
+from vlserve.control.gateway.log_lines import AccessLine, ShadowLine
 from vlserve.errors import SettingsError
 from vlserve.settings import EngineSettings, GatewaySettings, Settings
 
@@ -34,6 +37,21 @@ def _shares(routes: list[dict[str, Any]]) -> list[list[tuple[str, int]]]:
         for route in routes
         if (weighted := route.get("route", {}).get("weighted_clusters"))
     ]
+
+
+def test_envoy_writes_the_fields_of_the_log_lines() -> None:
+    def formats(node: Any) -> Iterator[dict[str, Any]]:
+        if isinstance(node, dict):
+            yield from [node["json_format"]] if "at" in node.get("json_format", {}) else []
+            node = list(node.values())
+        if isinstance(node, list):
+            for child in node:
+                yield from formats(child)
+
+    access, shadow = formats(envoy_config.bootstrap(TEMPLATE, _settings(), Path("dynamic")))
+    for written, line in ((access, AccessLine()), (shadow, ShadowLine())):
+        assert written.keys() == {field.name for field in fields(line)}
+        assert written["schema"] == line.schema
 
 
 def test_the_candidate_stays_first_and_weight_0_is_left_out() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from vlserve.exporter.echo import pack_echo
-from vlserve.runtime.answer_log import SCORES_KEPT, AnswerLog, digest
+from vlserve.runtime.answer_log import SCORES_KEPT, AnswerLog, digest, read_answer_line
 from vlserve.runtime.archive import unpack_archive
 from vlserve.runtime.errors import ErrorCode
 from vlserve.runtime.folder import open_folder
@@ -36,7 +36,10 @@ def test_one_line_an_answer_without_what_was_sent(pipeline: Pipeline, tmp_path: 
     with closing(AnswerLog(log)) as answers:
         answers.write(pipeline.manifest, pipeline.task, ["a", "b"], result)
     good, bad = written(log)
-    assert set(good) == {"at", "request_id", "model", "version", "stage_ms", "digest", "scores"}
+    about = {"schema", "at", "request_id", "model", "version", "stage_ms"}
+    assert (set(good), set(bad)) == (about | {"digest", "scores"}, about | {"error"})
+    assert good["schema"] == 1
+    assert [read_answer_line(line).error for line in (good, bad)] == [None, "field_invalid"]
     assert (good["request_id"], good["model"], good["version"]) == ("a", "tagger", 3)
     answer = result.answers[0]
     assert isinstance(answer, dict)

@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vlserve.control.rollouts.log_reader import Cursor, Line, read_since
+from vlserve.control.rollouts.log_reader import Cursor, as_model, read_since
+from vlserve.runtime.answer_log import AnswerLine, read_answer_line
 
 KEPT = 20_000
-"""AnswerLog that are remembered; older ones are forgotten first."""
+"""Answers that are remembered; older ones are forgotten first."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class AnswerLog:
 
     def __init__(self, log: Path, model: str, begin: Cursor) -> None:
         self._log = log
-        self._wanted = f'"model": "{model}"'.encode()
+        self._model = model
+        self._containing = f'"{model}"'.encode()  # however a writer sets its spaces
         self._cursor = begin
         self._by_request: OrderedDict[tuple[str, int], LoggedAnswer | None] = OrderedDict()
 
@@ -41,8 +43,9 @@ class AnswerLog:
         before = None
         while self._cursor != before:
             before = self._cursor
-            lines, self._cursor = read_since(self._log, self._cursor, self._wanted)
-            for line in lines:
+            lines, self._cursor = read_since(self._log, self._cursor, self._containing)
+            named = (line for line in lines if line.get("model") == self._model)
+            for line in as_model(named, read_answer_line, self._log):
                 self._add(line)
             while len(self._by_request) > KEPT:
                 self._by_request.popitem(last=False)
@@ -52,14 +55,7 @@ class AnswerLog:
         request id that came twice: nobody knows which of the two requests it stands for."""
         return self._by_request.get((request_id, version))
 
-    def _add(self, line: Line) -> None:
-        try:
-            key = (str(line["request_id"]), int(line["version"]))
-            answered = LoggedAnswer(
-                scores={str(label): float(s) for label, s in line.get("scores", {}).items()},
-                digest=str(line.get("digest", "")),
-                failed="error" in line,
-            )
-        except (KeyError, TypeError, ValueError, AttributeError):  # not a line of ours
-            return
-        self._by_request[key] = None if key in self._by_request else answered
+    def _add(self, line: AnswerLine) -> None:
+        key = (line.request_id, line.version)
+        answer = LoggedAnswer(line.scores, line.digest, failed=line.error is not None)
+        self._by_request[key] = None if key in self._by_request else answer

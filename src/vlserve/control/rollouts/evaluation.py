@@ -1,15 +1,16 @@
 """One evaluation of a rollout: the evidence since the last one, and what the judge makes of it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vlserve.control.domain import Rollout, RolloutStatus
+from vlserve.control.gateway.log_lines import read_access_line, read_shadow_line
 from vlserve.control.judge import Action, Batch, Decision, JudgeState, Standing, decide, observe
 from vlserve.control.rollouts import log_evidence, metric_windows
 from vlserve.control.rollouts.answer_log import AnswerLog
 from vlserve.control.rollouts.log_evidence import Pair
-from vlserve.control.rollouts.log_reader import end_of, read_since
+from vlserve.control.rollouts.log_reader import Line, as_model, end_of, read_since
 from vlserve.control.rollouts.state import RolloutState
 from vlserve.control.store.ledger import step_name
 
@@ -106,12 +107,11 @@ def _gather(
     answers.read()
     ended = (
         log_evidence.outcome(line, versions, answers.of)
-        for line in lines
-        if line.get("step") == step
+        for line in as_model(_of_step(lines, step), read_access_line, logs.requests)
     )
     outcomes = [outcome for outcome in ended if outcome is not None]
-    copied = [line for line in copied if line.get("step") == step]
-    waiting = (*state.waiting, *log_evidence.copies(copied, conditions.now))
+    shadowed = as_model(_of_step(copied, step), read_shadow_line, logs.copies)
+    waiting = (*state.waiting, *log_evidence.copies(shadowed, conditions.now))
     pairs, still_waiting = log_evidence.join(waiting, versions, answers.of, conditions.now)
     if conditions.restoring:
         outcomes, pairs, still_waiting = [], [], []
@@ -130,3 +130,7 @@ def _gather(
             weight=state.judge.weight,
         ),
     )
+
+
+def _of_step(lines: Iterable[Line], step: str) -> Iterator[Line]:
+    return (line for line in lines if line.get("step") == step)

@@ -8,9 +8,9 @@ copy that reached the candidate. The handlers' log has what each version answere
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from vlserve.control.gateway.log_lines import AccessLine, ShadowLine
 from vlserve.control.judge import Outcome, ShadowPair
 from vlserve.control.rollouts.answer_log import LoggedAnswer
-from vlserve.control.rollouts.log_reader import Line
 
 PATIENCE_S = 120.0
 """How long a copy waits for the other answer; longer than any request takes."""
@@ -37,34 +37,34 @@ class Copy:
     seen_at: float
 
 
-def outcome(line: Line, versions: Pair, answer_of: AnswerOf) -> Outcome | None:
+def outcome(line: AccessLine, versions: Pair, answer_of: AnswerOf) -> Outcome | None:
     """Return the outcome that a line of the gateway's log tells; None if another version got it.
 
     A request that was answered only at another try has failed: its client did not notice, but the
     version lost it once.
     """
-    status, version = _status(line), _number(line.get("version"))
+    status, version = line.status or 0, _version(line)
     if version not in (versions.candidate, versions.stable):
         return None
     refused = 400 <= status < 500
-    failed = not refused and (not 200 <= status < 400 or (_number(line.get("tries")) or 1) > 1)
-    answered = None if failed or refused else answer_of(str(line.get("request_id")), version)
+    failed = not refused and (not 200 <= status < 400 or (line.tries or 1) > 1)
+    answered = None if failed or refused else answer_of(str(line.request_id), version)
     return Outcome(
         candidate=version == versions.candidate,
         failed=failed,
         refused=refused,
-        latency_ms=max(0.0, _float(line.get("duration_ms"))),
-        caller=line.get("caller") or None,
+        latency_ms=max(0.0, line.duration_ms or 0.0),
+        caller=line.caller or None,
         tag=answered.label if answered else None,
     )
 
 
-def copies(lines: Iterable[Line], now: float) -> list[Copy]:
+def copies(lines: Iterable[ShadowLine], now: float) -> list[Copy]:
     """Return the copies in lines of the log of copies, without those that were not even sent."""
     return [
-        Copy(str(line.get("request_id")), _status(line), now)
+        Copy(str(line.request_id), line.status or 0, now)
         for line in lines
-        if _OVERFLOW not in str(line.get("flags") or "").split(",")
+        if _OVERFLOW not in (line.flags or "").split(",")
     ]
 
 
@@ -99,19 +99,6 @@ def compare(stable: LoggedAnswer, candidate: LoggedAnswer | None) -> ShadowPair:
     return ShadowPair(agree=candidate.label == stable.label, score_distance=min(1.0, distance))
 
 
-def _status(line: Line) -> int:
-    return _number(line.get("status")) or 0
-
-
-def _number(value: object) -> int | None:
-    try:
-        return int(str(value))
-    except ValueError:
-        return None
-
-
-def _float(value: object) -> float:
-    try:
-        return float(str(value))
-    except ValueError:
-        return 0.0
+def _version(line: AccessLine) -> int | None:
+    """None where no version answered, and for what is no number."""
+    return int(line.version) if line.version and line.version.isdecimal() else None

@@ -2,13 +2,23 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from vlserve.runtime.errors import wrong_fields
 
 Line = dict[str, Any]
+"""One line, parsed as JSON."""
+
+Model = TypeVar("Model")
+
+logger = logging.getLogger(__name__)
 
 READ_BYTES = 16 * 1024 * 1024
 
@@ -49,6 +59,21 @@ def read_since(log: Path, cursor: Cursor, containing: bytes) -> tuple[list[Line]
         if len(new) == READ_BYTES:
             break
     return lines, cursor
+
+
+def as_model(lines: Iterable[Line], read: Callable[[Line], Model], log: Path) -> Iterator[Model]:
+    """Yield each line as the model that ``read`` makes of it. Lines that it refuses (of a newer
+    schema, or of another program) are left out, with a warning that counts them."""
+    refused, reason = 0, ""
+    for line in lines:
+        try:
+            model = read(line)
+        except ValidationError as error:
+            refused, reason = refused + 1, reason or wrong_fields(error, "line")
+        else:
+            yield model
+    if refused:
+        logger.warning("%s: %s lines cannot be read, the first: %s", log.name, refused, reason)
 
 
 def _read(file: Path, place: Cursor) -> bytes | None:

@@ -1,0 +1,80 @@
+"""The lines of the gateway's two logs, as serving_config/gateway/envoy.yaml has Envoy write them.
+
+Envoy's operators: https://www.envoyproxy.io/docs/envoy/latest/configuration/observability/access_log/usage
+A test holds the fields here to the file. Fields that an operator adds there are passed over, and
+lines of before 0.1.0, which have no schema number, are schema 1.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccessLine:
+    """One request of a client, written when it ended."""
+
+    at: str = ""
+    """When it began: UTC, ISO 8601."""
+    request_id: str | None = None
+    method: str | None = None
+    path: str | None = None
+    """As the client sent it, without its query."""
+    model: str | None = None
+    version: str | None = None
+    """Which answered last; null where no version did."""
+    step: str | None = None
+    """Of the rollout whose weights chose the version, as `step_name`; null where a client did."""
+    caller: str | None = None
+    """The sticky key, its first 256 bytes."""
+    status: int | None = None
+    """0 where the client went away before there was one."""
+    flags: str | None = None
+    """Envoy's response flags, with commas between them."""
+    details: str | None = None
+    duration_ms: float | None = None
+    """From the request's first byte to the answer's last."""
+    upstream_ms: float | None = None
+    """From the request's first byte to the engine to the answer's first."""
+    tries: int | None = None
+    upstream: str | None = None
+    bytes_in: int | None = None
+    bytes_out: int | None = None
+    client: str | None = None
+    """Its address."""
+    schema: Literal[1] = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShadowLine:
+    """One copy of a request that a shadow got; fields as in AccessLine."""
+
+    at: str = ""
+    request_id: str | None = None
+    model: str | None = None
+    version: str | None = None
+    step: str | None = None
+    """Of the rollout whose shadow it is."""
+    status: int | None = None
+    flags: str | None = None
+    duration_ms: float | None = None
+    schema: Literal[1] = 1
+
+
+_ACCESS, _SHADOW = TypeAdapter(AccessLine), TypeAdapter(ShadowLine)
+
+
+def read_access_line(fields: Mapping[str, Any]) -> AccessLine:
+    """Read one parsed line of access.jsonl.
+
+    Raises:
+        pydantic.ValidationError: it is no such line, or has a newer schema.
+    """
+    return _ACCESS.validate_python(fields)
+
+
+def read_shadow_line(fields: Mapping[str, Any]) -> ShadowLine:
+    """Read one parsed line of shadow.jsonl; raises as `read_access_line`."""
+    return _SHADOW.validate_python(fields)
