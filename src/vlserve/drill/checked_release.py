@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,12 @@ from vlserve.control.domain import RolloutStatus, State
 from vlserve.control.wire.rollout_views import RolloutView
 from vlserve.drill.follow import Followed, Show, follow, reason
 from vlserve.drill.pace import measured_pace
+from vlserve.drill.release_result import CheckedRelease
 from vlserve.drill.report import add_section
 from vlserve.errors import NotReady, StressError, VlserveError
 from vlserve.exporter.pack import archive_name
 from vlserve.loadgen.release_checks import (
-    Check,
     Limits,
-    StepFigures,
-    VersionFigures,
     WatchedRelease,
     check_release,
     rollback_ms,
@@ -40,24 +38,6 @@ AFTER_S = 3.0
 """So long callers go on after the rollback."""
 _PATIENCE = 6
 """A release may take so many times what its holds add up to, and two minutes more."""
-
-
-@dataclass(frozen=True)
-class CheckedRelease:
-    """result.json holds the same. ``rollback_ms``: see release_checks."""
-
-    model: str
-    candidate: int
-    stable: int
-    rate_per_s: float
-    passed: bool
-    verdict: str
-    checks: tuple[Check, ...]
-    steps: tuple[StepFigures, ...]
-    versions: tuple[VersionFigures, ...]
-    rollback_ms: float | None
-    report: Path
-    result: Path
 
 
 def stored_archive(settings: Settings, model: str, version: int) -> Path:

@@ -1,58 +1,37 @@
-"""What was found, as a section of Locust's own HTML report."""
+"""Put the result of a checked release into Locust's HTML report."""
 
-from collections.abc import Sequence
-from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from vlserve.drill.checked_release import CheckedRelease
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
-Row = Sequence[object]
-
-_STYLE = (
-    "font-family: sans-serif; color: #222; background: #fff; padding: 1rem 2rem; "
-    "border-bottom: 1px solid #999"
-)
+from vlserve.drill.release_result import CheckedRelease
 
 
-def add_section(report: Path, result: "CheckedRelease") -> None:
-    """At the top of the page."""
+def add_section(report: Path, result: CheckedRelease) -> None:
+    """Write the result at the top of the page ``report``."""
     page = report.read_text(encoding="utf-8")
     head, body, rest = page.partition("<body>")
-    report.write_text(f"{head}{body}{section(result)}{rest}", encoding="utf-8")
+    report.write_text(f"{head}{body}{render_section(result)}{rest}", encoding="utf-8")
 
 
-def section(result: "CheckedRelease") -> str:
-    """Checks, split by step and figures by version, as HTML."""
-    checks = [(c.name, "held" if c.passed else "BROKE", c.said) for c in result.checks]
-    steps = [
-        (
-            f"{s.weight} %",
-            f"{s.free_on_candidate} of {s.free}",
-            f"{s.callers_on_candidate} of {s.callers}",
-        )
-        for s in result.steps
-    ]
-    versions = [
-        (v.version, v.requests, f"{v.error_rate:.3%}", v.p50_ms, v.p99_ms) for v in result.versions
-    ]
-    title = f"{result.model}: version {result.candidate} released over {result.stable}"
-    return (
-        f'<section style="{_STYLE}"><h1>{escape(title)}</h1>'
-        f"<p>{escape(result.verdict)}</p>"
-        + _table(("check", "", "figures"), checks)
-        + _table(("weight", "requests on it", "callers with a key on it"), steps)
-        + _table(("version", "requests", "failed", "p50 ms", "p99 ms"), versions)
-        + "</section>"
+def render_section(result: CheckedRelease) -> str:
+    """Return the checks, the split of each step and the summary of each version as HTML."""
+    templates = Environment(
+        loader=PackageLoader("vlserve.drill"), autoescape=True, undefined=StrictUndefined
     )
-
-
-def _table(heads: Row, rows: Sequence[Row]) -> str:
-    cells = [_row("th", heads), *(_row("td", row) for row in rows)]
-    return f'<table cellpadding="6">{"".join(cells)}</table>'
-
-
-def _row(tag: str, cells: Row) -> str:
-    written = ("" if cell is None else escape(str(cell)) for cell in cells)
-    return "<tr>" + "".join(f'<{tag} align="left">{cell}</{tag}>' for cell in written) + "</tr>"
+    return templates.get_template("checked_release.html.j2").render(
+        result=result,
+        checks=[(c.name, "held" if c.passed else "BROKE", c.said) for c in result.checks],
+        steps=[
+            (
+                f"{step.weight} %",
+                f"{step.free_on_candidate} of {step.free}",
+                f"{step.callers_on_candidate} of {step.callers}",
+            )
+            for step in result.steps
+        ],
+        versions=[
+            (v.version, v.requests, f"{v.error_rate:.3%}", v.p50_ms, v.p99_ms)
+            for v in result.versions
+        ],
+    )
