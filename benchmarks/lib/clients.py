@@ -23,8 +23,8 @@ from urllib.parse import urlsplit
 from uuid import uuid4
 
 from vlserve.control.lifecycle.probes import differences
-from vlserve.loadgen.answer_check import Asked, Judged, judge_answer
-from vlserve.loadgen.dataset_requests import Post, read_posts
+from vlserve.loadgen.answer_check import RequestOutcome, SentRequest, judge_tagging
+from vlserve.loadgen.dataset_requests import RequestBody, read_dataset
 from vlserve.training.demo_data import write_demo_data
 
 Answers = Sequence[Mapping[str, Any]]
@@ -39,7 +39,7 @@ _TIMEOUT_S = 60.0
 class Question:
     """One cover and title: as multipart body for a server, as fields for an archive's own code."""
 
-    post: Post
+    post: RequestBody
     fields: Mapping[str, str]
 
 
@@ -125,7 +125,7 @@ class Clients:
         chosen = random.randrange(len(self._questions))
         request_id = str(uuid4())
         with self._sending[number]:
-            asked = Asked(self.load.model, self._wanted(number), request_id)
+            asked = SentRequest(self.load.model, self._wanted(number), request_id)
             sent_s = time.monotonic()
             failure = self._send(connection, asked, chosen, number)
         judged = failure or self._judge(connection, asked, chosen)
@@ -138,8 +138,8 @@ class Clients:
         return self._pinned[number // 3 % len(self._pinned)] if number % 3 == 0 else None
 
     def _send(
-        self, connection: HTTPConnection, asked: Asked, chosen: int, number: int
-    ) -> Judged | None:
+        self, connection: HTTPConnection, asked: SentRequest, chosen: int, number: int
+    ) -> RequestOutcome | None:
         post = self._questions[chosen].post
         headers = {"Content-Type": post.content_type, "X-Request-Id": asked.request_id}
         if number % 3 == 1:
@@ -154,26 +154,26 @@ class Clients:
             return _unanswered(error)
         return None
 
-    def _judge(self, connection: HTTPConnection, asked: Asked, chosen: int) -> Judged:
+    def _judge(self, connection: HTTPConnection, asked: SentRequest, chosen: int) -> RequestOutcome:
         try:
             reply = connection.getresponse()
             body = reply.read()
         except (OSError, HTTPException) as error:
             return _unanswered(error)
-        judged = judge_answer(reply.status, reply.getheader("x-request-id"), body, asked)
+        judged = judge_tagging(reply.status, reply.getheader("x-request-id"), body, asked)
         if judged.failure or judged.version is None:
             return judged
         right = self.right.get(judged.version)
         if right is None or differences(right[chosen], json.loads(body)):
-            return Judged(judged.version, "wrong answer")
+            return RequestOutcome(judged.version, "wrong answer")
         return judged
 
 
-def _unanswered(error: Exception) -> Judged:
+def _unanswered(error: Exception) -> RequestOutcome:
     if isinstance(error, TimeoutError):
-        return Judged(failure="timeout", answered=False)
+        return RequestOutcome(failure="timeout", answered=False)
     refused = isinstance(error, ConnectionRefusedError)
-    return Judged(failure=NO_CONNECTION[0] if refused else NO_CONNECTION[1], answered=False)
+    return RequestOutcome(failure=NO_CONNECTION[0] if refused else NO_CONNECTION[1], answered=False)
 
 
 def drawn_questions(folder: Path, count: int = 50) -> list[Question]:
@@ -183,5 +183,5 @@ def drawn_questions(folder: Path, count: int = 50) -> list[Question]:
     items = [json.loads(line) for line in lines]
     return [
         Question(post, {"image_path": str(folder / item["img"]), "text": item["text"]})
-        for post, item in zip(read_posts(drawn.train), items, strict=True)
+        for post, item in zip(read_dataset(drawn.train), items, strict=True)
     ]

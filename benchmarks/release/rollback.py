@@ -22,8 +22,8 @@ from benchmarks.lib.own_stack import own_stack
 from vlserve.cli.output import print_line, print_table
 from vlserve.control.client import ControlClient
 from vlserve.exporter.echo import pack_echo
-from vlserve.loadgen.caller_record import Call
-from vlserve.loadgen.release_traffic import CallersPlan, calling
+from vlserve.loadgen.release_traffic import ReleaseTraffic, running_traffic
+from vlserve.loadgen.request_record import RequestRecord
 
 MODEL = "rolled"
 STABLE, GOOD, SLOW = 1, 2, 3
@@ -79,26 +79,28 @@ def _rest(word: str, candidate: int, command_ms: float | None, answered_at: floa
     return Round(word, candidate, command_ms, answered_at, time.time())
 
 
-def felt_ms(calls: Sequence[Call], done: Round) -> float:
+def felt_ms(requests: Sequence[RequestRecord], done: Round) -> float:
     """0: no request that began after the answer went to the candidate."""
     late = [
-        call.ended - done.answered_at
-        for call in calls
-        if call.version == done.candidate and done.answered_at <= call.started < done.ended_at
+        request.ended_at - done.answered_at
+        for request in requests
+        if request.version == done.candidate and done.answered_at <= request.sent_at < done.ended_at
     ]
     return max(late, default=0.0) * 1000
 
 
-def stable_ms(calls: Sequence[Call], done: Round) -> float:
+def stable_ms(requests: Sequence[RequestRecord], done: Round) -> float:
     """The slowest answer of the version that got its traffic back, in the time after."""
     return max(
-        call.latency_ms
-        for call in calls
-        if call.version == STABLE and done.answered_at <= call.started < done.ended_at
+        request.latency_ms
+        for request in requests
+        if request.version == STABLE
+        and request.latency_ms is not None
+        and done.answered_at <= request.sent_at < done.ended_at
     )
 
 
-def row(word: str, rounds: Sequence[Round], calls: Sequence[Call]) -> list[str]:
+def row(word: str, rounds: Sequence[Round], requests: Sequence[RequestRecord]) -> list[str]:
     def two(values: list[float]) -> str:
         return f"{np.median(values):.0f}, {max(values):.0f}" if values else "-"
 
@@ -106,12 +108,12 @@ def row(word: str, rounds: Sequence[Round], calls: Sequence[Call]) -> list[str]:
         word,
         str(len(rounds)),
         two([done.command_ms for done in rounds if done.command_ms is not None]),
-        two([felt_ms(calls, done) for done in rounds]),
-        two([stable_ms(calls, done) for done in rounds]),
+        two([felt_ms(requests, done) for done in rounds]),
+        two([stable_ms(requests, done) for done in rounds]),
     ]
 
 
-def run(rate_per_s: float, rounds: int) -> tuple[list[Round], list[Call]]:
+def run(rate_per_s: float, rounds: int) -> tuple[list[Round], list[RequestRecord]]:
     with tempfile.TemporaryDirectory(prefix="vlserve-rollback-") as scratch:
         folder = Path(scratch)
         with own_stack(folder) as stack:
@@ -120,19 +122,19 @@ def run(rate_per_s: float, rounds: int) -> tuple[list[Round], list[Call]]:
                 archive = pack_echo(folder, MODEL, version, delay_ms=delay_ms)
                 control.register(archive)
             control.release(MODEL, STABLE)
-            plan = CallersPlan(
+            plan = ReleaseTraffic(
                 url=stack.settings.gateway_url,
                 model=MODEL,
                 archive=archive,
                 rate_per_s=rate_per_s,
                 sticky_share=0.33,
-                callers=100,
+                sticky_keys=100,
             )
-            with calling(plan, folder / "callers") as callers:
+            with running_traffic(plan, folder / "traffic") as traffic:
                 done = [by_hand(control) for _ in range(rounds)]
                 done += [by_abort(control) for _ in range(rounds)]
                 done += [by_judge(control) for _ in range(max(1, rounds // 4))]
-                return done, callers.end()
+                return done, traffic.finish()
 
 
 def main() -> int:
@@ -140,14 +142,14 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=60.0, help="Requests a second.")
     parser.add_argument("--rounds", type=int, default=20)
     options = parser.parse_args()
-    done, calls = run(options.rate, options.rounds)
+    done, requests = run(options.rate, options.rounds)
     words = dict.fromkeys(each.word for each in done)
     heads = ("BY", "ROUNDS", "COMMAND ms", "FELT AFTER IT ms", "STABLE'S SLOWEST ANSWER ms")
-    rows = [row(word, [each for each in done if each.word == word], calls) for word in words]
+    rows = [row(word, [each for each in done if each.word == word], requests) for word in words]
     print_line("median, worst")
     print_table(heads, rows)
-    lost = sum(call.failure is not None for call in calls)
-    print_line(f"{lost} of {len(calls)} requests lost")
+    lost = sum(request.failure is not None for request in requests)
+    print_line(f"{lost} of {len(requests)} requests lost")
     return 1 if lost else 0
 
 

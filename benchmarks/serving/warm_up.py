@@ -27,7 +27,7 @@ from benchmarks.lib.editions import Edition, echo_editions, repacked_editions
 from benchmarks.lib.own_stack import own_stack
 from vlserve.cli.output import print_line, print_table
 from vlserve.control.client import ControlClient
-from vlserve.loadgen.request_record import Record, read_records
+from vlserve.loadgen.request_record import RequestRecord, read_records
 from vlserve.loadgen.stress_plan import StressPlan
 from vlserve.loadgen.stress_run import run_stress
 from vlserve.runtime.archive import verify_archive
@@ -56,7 +56,7 @@ class Round:
 
 
 def stretches(
-    records: Sequence[Record], version: int, count: int
+    records: Sequence[RequestRecord], version: int, count: int
 ) -> tuple[Stretch, Stretch, Stretch]:
     """Of one version's right answers, by the time that they were due. SystemExit when there are
     not enough."""
@@ -121,8 +121,7 @@ def run_round(
             register_s = time.monotonic() - began
             control.release(model, version)
         running.result()
-    with (folder / "requests.jsonl").open(encoding="utf-8") as lines:
-        records = read_records(lines)
+    records = read_records(folder / "requests.jsonl")
     failures = sum(record.failure is not None for record in records)
     return Round(number, register_s, *stretches(records, version, load.stretch), failures)
 

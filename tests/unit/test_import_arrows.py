@@ -21,7 +21,7 @@ ALLOWED = {
         "vlserve.runtime",
         "vlserve.training",
     ),
-    "loadtest": ("vlserve.loadgen", "vlserve.training.demo_data"),
+    "loadtest": ("vlserve.loadgen",),
 }
 """Folder -> what of vlserve it may import; other folders may import all of it."""
 TESTS = ("conftest", "support", "tests")

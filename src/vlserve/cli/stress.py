@@ -168,14 +168,14 @@ def _check_release(
     as_json: bool,
 ) -> None:
     from vlserve.control.client import ControlClient
-    from vlserve.drill.checked_release import check_from_outside
+    from vlserve.drill.checked_release import run_checked_release
 
     settings = load_settings()
     with (
         ControlClient(settings.control_url) as control,
         progress(f"releasing {model} with callers") as show,
     ):
-        result = check_from_outside(
+        result = run_checked_release(
             settings, control, model, version,
             duration_s=duration_s, rate_per_s=rate_per_s, data=data, limits=limits,
             folder=folder, show=show,

@@ -1,4 +1,4 @@
-"""The six releases of a drill: what is wrong with each, and what must become of it."""
+"""The six releases of a drill: the fault of each, and the decision that is right."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,33 +7,34 @@ from typing import Any
 from vlserve.control.domain import RolloutStatus
 from vlserve.control.wire.rollout_views import RolloutView
 from vlserve.drill.twin import Fault
-from vlserve.loadgen.caller_record import Call
+from vlserve.loadgen.request_record import RequestRecord
 
 PROMOTED, ROLLED_BACK, REFUSED = "promoted", "rolled_back", "refused"
 UNDECIDED = "undecided"
-"""The judge had not decided when its time was over, and a person would be asked."""
+"""The time was over before the judge had decided."""
 _IN_SHADOW = frozenset({"agreement", "score_distance"})
 _LATENCY = frozenset({"latency_p50", "latency_p99"})
 
 
 @dataclass(frozen=True)
 class Case:
-    """``gates``: those of which at least one must be the reason of a rollback; empty: any.
-    ``spoilt``: a byte of the archive is not what was packed. ``shadow``: the release begins with
-    one, so that what fails there reaches no client. ``may_lose``: with one engine instance,
-    requests may be lost, because the worker that had them is gone."""
+    """One release, and the decision that is right."""
 
     name: str
     fault: Fault
     expected: str
     gates: frozenset[str] = frozenset()
+    """At least one of these must be the reason of the rollback; empty: any gate may be."""
     spoilt: bool = False
+    """Whether a byte of the archive is changed after it was packed."""
     shadow: bool = True
+    """Whether the release begins with a shadow, so that what fails there reaches no client."""
     may_lose: bool = False
+    """Whether requests may be lost with one engine instance: they die with its worker."""
 
 
 def cases(latency_s: float) -> tuple[Case, ...]:
-    """For a model that takes ``latency_s`` for a request."""
+    """Return the cases for a model that takes ``latency_s`` for a request."""
     delay_ms = max(40.0, 2000 * latency_s)
     return (
         Case("good", Fault(), PROMOTED),
@@ -47,7 +48,7 @@ def cases(latency_s: float) -> tuple[Case, ...]:
 
 @dataclass(frozen=True)
 class Policy:
-    """The drill's own: everything in minutes. Callers have no keys, so each request is a draw."""
+    """The drill's release policy: all in minutes. Requests have no sticky key: each is a draw."""
 
     weights: tuple[int, ...] = (20, 50, 100)
     hold_s: float = 4.0
@@ -57,7 +58,7 @@ class Policy:
     keep_s: float = 120.0
 
     def changes(self, shadow: bool) -> Mapping[str, Any]:
-        """Entries of rollout.yaml."""
+        """Return the entries of rollout.yaml that differ."""
         each = dict.fromkeys(("candidate", "stable", "units"), self.minimum)
         return {
             "weights": list(self.weights),
@@ -71,22 +72,24 @@ class Policy:
 
 
 @dataclass(frozen=True)
-class Decided:
-    """What became of one case. ``began``: Unix time, s. ``after_s``: from the start of the release,
-    or of the registration that was refused."""
+class CaseDecision:
+    """The decision on one case."""
 
     case: Case
     version: int
     began: float
+    """Unix time, s."""
     decision: str
     gates: tuple[str, ...]
+    """The gates that raised an alarm."""
     why: str
     after_s: float
+    """From the start of the release, or of the registration that was refused."""
 
 
 @dataclass(frozen=True)
 class CaseResult:
-    """``requests``: those that began in this case; ``lost``: those that got no 2xx."""
+    """One case, judged. Field names are result.json's."""
 
     name: str
     version: int
@@ -96,48 +99,58 @@ class CaseResult:
     why: str
     after_s: float
     requests: int
+    """Requests that were sent during this case."""
     lost: int
+    """Those of them that failed."""
     passed: bool
 
 
 def decision_of(view: RolloutView) -> tuple[str, tuple[str, ...], str]:
-    """The decision, the gates that alarmed, and the judge's words, of a release that has ended, or
-    whose time is over."""
-    judged = view.decision
-    alarms = tuple(g.gate for g in judged.gates if g.verdict == "alarm") if judged else ()
+    """Return the decision, the gates that raised an alarm, and the judge's reason.
+
+    The release has ended, or its time is over.
+    """
+    last = view.decision
+    alarms = tuple(g.gate for g in last.gates if g.verdict == "alarm") if last else ()
     decision = {
         RolloutStatus.PROMOTED: PROMOTED,
         RolloutStatus.ROLLED_BACK: ROLLED_BACK,
     }.get(view.status, UNDECIDED)
-    return decision, alarms, judged.reason if judged else "no decision"
+    return decision, alarms, last.reason if last else "no decision"
 
 
 def judge_cases(
-    decided: Sequence[Decided], calls: Sequence[Call], instances: int
+    decisions: Sequence[CaseDecision], requests: Sequence[RequestRecord], instances: int
 ) -> tuple[CaseResult, ...]:
-    """Each case against what was expected of it, with the requests that began until the next."""
-    ends = [after.began for after in decided[1:]] + [float("inf")]
+    """Judge each case against the right decision, with the requests that were sent during it.
+
+    Args:
+        decisions: In the order of the cases; a case lasts until the next one begins.
+        requests: Of the whole drill.
+        instances: How many engine instances there are.
+    """
+    ends = [later.began for later in decisions[1:]] + [float("inf")]
     return tuple(
-        _judge(each, [c for c in calls if each.began <= c.started < end], instances)
-        for each, end in zip(decided, ends, strict=True)
+        _judge(decision, [r for r in requests if decision.began <= r.sent_at < end], instances)
+        for decision, end in zip(decisions, ends, strict=True)
     )
 
 
-def _judge(decided: Decided, calls: Sequence[Call], instances: int) -> CaseResult:
-    case = decided.case
-    lost = sum(call.failure is not None for call in calls)
-    found = not case.gates or bool(case.gates & set(decided.gates))
-    right = decided.decision == case.expected and found
-    whole = lost == 0 or (case.may_lose and instances == 1)
+def _judge(outcome: CaseDecision, requests: Sequence[RequestRecord], instances: int) -> CaseResult:
+    case = outcome.case
+    lost = sum(request.failure is not None for request in requests)
+    right_gate = not case.gates or bool(case.gates & set(outcome.gates))
+    right = outcome.decision == case.expected and right_gate
+    lossless = lost == 0 or (case.may_lose and instances == 1)
     return CaseResult(
         name=case.name,
-        version=decided.version,
+        version=outcome.version,
         expected=case.expected,
-        decision=decided.decision,
-        gates=decided.gates,
-        why=decided.why,
-        after_s=round(decided.after_s, 1),
-        requests=len(calls),
+        decision=outcome.decision,
+        gates=outcome.gates,
+        why=outcome.why,
+        after_s=round(outcome.after_s, 1),
+        requests=len(requests),
         lost=lost,
-        passed=right and whole and bool(calls),
+        passed=right and lossless and bool(requests),
     )

@@ -1,5 +1,7 @@
-"""One release of a real model, with callers of every kind, judged by what they saw; and the
-rollback after it, which leaves the model as it was."""
+"""Release a version of a real model under load, roll it back, and judge both by the answers.
+
+Afterwards the model is as it was before.
+"""
 
 import json
 import time
@@ -13,45 +15,46 @@ from vlserve.control.client import ControlClient
 from vlserve.control.domain import RolloutStatus, State
 from vlserve.control.wire.rollout_views import RolloutView
 from vlserve.drill.follow import Followed, Show, follow, reason
-from vlserve.drill.pace import measured_pace
+from vlserve.drill.pace import measure_pace
 from vlserve.drill.release_result import CheckedRelease
 from vlserve.drill.report import add_section
 from vlserve.errors import NotReady, StressError, VlserveError
 from vlserve.exporter.pack import archive_name
+from vlserve.loadgen.locust_process import LocustProcess
 from vlserve.loadgen.release_checks import (
     Limits,
     WatchedRelease,
     check_release,
     rollback_ms,
-    step_figures,
-    version_figures,
+    step_splits,
+    version_summaries,
 )
-from vlserve.loadgen.release_traffic import CallersPlan, RunningCallers, calling
+from vlserve.loadgen.release_traffic import ReleaseTraffic, running_traffic
 from vlserve.settings import Settings
 
 WEIGHTS = (10, 30, 60, 100)
 FASTEST_PER_S = 40.0
-STICKY_SHARE, ASK_SHARE = 0.5, 0.1
-COMES_AGAIN = 3
-"""Times that a caller with a key is to be seen in each step."""
+STICKY_SHARE, VERSION_SHARE = 0.5, 0.1
+REQUESTS_PER_KEY = 3
+"""How often a sticky key comes in each step, on average."""
 AFTER_S = 3.0
-"""So long callers go on after the rollback."""
+"""Time for which the traffic goes on after promotion, and again after the rollback."""
 _PATIENCE = 6
 """A release may take so many times what its holds add up to, and two minutes more."""
 
 
 def stored_archive(settings: Settings, model: str, version: int) -> Path:
-    """The archive in the model store of this stack."""
+    """Return the archive in the model store of this stack; StressError if it is not there."""
     archive = settings.model_store / model / str(version) / archive_name(model, version)
     if not archive.is_file():
         raise StressError(
-            f"{archive} is not there: this command runs where the stack's model store is"
+            f"{archive} is not there: run this command where the stack's model store is"
         )
     return archive
 
 
 def candidate_of(control: ControlClient, model: str) -> int:
-    """The newest version that is ready and not in force. NotReady if there is none."""
+    """Return the newest version that is ready and not stable. NotReady if there is none."""
     view = control.model(model)
     ready = [v.version for v in view.versions if v.state is State.READY]
     if view.stable is None or not ready:
@@ -61,7 +64,7 @@ def candidate_of(control: ControlClient, model: str) -> int:
     return max(ready)
 
 
-def check_from_outside(
+def run_checked_release(
     settings: Settings,
     control: ControlClient,
     model: str,
@@ -74,36 +77,49 @@ def check_from_outside(
     folder: Path,
     show: Show,
 ) -> CheckedRelease:
-    """Release ``version`` (None: the newest that is ready) in four steps that take ``duration_s``
-    together, roll it back, and judge. ``folder`` gets report.html, result.json, calls.jsonl and
-    locust.log. Errors as the control service and Locust raise them: nothing was judged then."""
+    """Release a version in four steps, roll it back, and judge.
+
+    Errors of the control service and of Locust are raised: then nothing was judged.
+
+    Args:
+        settings: Of the stack that is up.
+        control: Its control service.
+        model: Name of the model.
+        version: The candidate; None: the newest version that is ready.
+        duration_s: Time of the four steps together.
+        rate_per_s: Requests per second; None: what an idle model allows, measured first.
+        data: Dataset of the requests; None: the probes of the stable version's archive.
+        limits: What each version must hold.
+        folder: Gets report.html, result.json, requests.jsonl and locust.log.
+        show: Gets messages about the progress.
+    """
     candidate = version or candidate_of(control, model)
     stable = control.model(model).stable
     if stable is None:
         raise NotReady(f"{model} has no stable version to go back to")
     archive = stored_archive(settings, model, stable)
     show("measuring how fast it answers")
-    rate = rate_per_s or measured_pace(settings, model, archive, FASTEST_PER_S).rate_per_s
+    rate = rate_per_s or measure_pace(settings, model, archive, FASTEST_PER_S).rate_per_s
     hold_s = duration_s / len(WEIGHTS)
-    plan = CallersPlan(
+    traffic = ReleaseTraffic(
         url=settings.gateway_url,
         model=model,
         archive=archive,
         rate_per_s=rate,
         data=data,
         sticky_share=STICKY_SHARE,
-        callers=max(20, int(rate * STICKY_SHARE * hold_s / COMES_AGAIN)),
-        ask=(stable, candidate),
-        ask_share=ASK_SHARE,
+        sticky_keys=max(20, int(rate * STICKY_SHARE * hold_s / REQUESTS_PER_KEY)),
+        versions=(stable, candidate),
+        version_share=VERSION_SHARE,
         api_key=next(iter(settings.gateway.api_keys), ""),
     )
     show(f"{rate:g} requests/s")
-    with calling(plan, folder) as callers:
-        started = control.start_rollout(model, candidate, changes_for(hold_s))
-        watched = _watch(control, started, callers, duration_s, show)
+    with running_traffic(traffic, folder) as locust:
+        started = control.start_rollout(model, candidate, policy_changes(hold_s))
+        release = _watch(control, started, locust, duration_s, show)
         time.sleep(AFTER_S)
-        calls = callers.end()
-    checks = check_release(calls, watched, limits)
+        requests = locust.finish()
+    checks = check_release(requests, release, limits)
     broken = [f"{check.name} ({check.said})" for check in checks if not check.passed]
     result = CheckedRelease(
         model=model,
@@ -113,21 +129,23 @@ def check_from_outside(
         passed=not broken,
         verdict=f"broke: {'; '.join(broken)}" if broken else "every check held",
         checks=checks,
-        steps=step_figures(calls, watched),
-        versions=version_figures(calls, watched),
-        rollback_ms=rollback_ms(calls, watched),
-        report=callers.report,
+        steps=step_splits(requests, release),
+        versions=version_summaries(requests, release),
+        rollback_ms=rollback_ms(requests, release),
+        report=locust.report,
         result=folder.resolve() / "result.json",
     )
-    add_section(callers.report, result)
+    add_section(locust.report, result)
     text = json.dumps(asdict(result), default=str, ensure_ascii=False, indent=2)
     result.result.write_text(text + "\n", encoding="utf-8")
     return result
 
 
-def changes_for(hold_s: float) -> Mapping[str, Any]:
-    """The release's own policy: all steps in a short time. Its callers send random requests, so
-    every request is an observation, also of one caller."""
+def policy_changes(hold_s: float) -> Mapping[str, Any]:
+    """Return the changes to rollout.yaml for this release: all steps in a short time.
+
+    Requests are drawn at random, so each one is an observation, also with the same sticky key.
+    """
     return {
         "weights": list(WEIGHTS),
         "hold_s": hold_s,
@@ -139,14 +157,14 @@ def changes_for(hold_s: float) -> Mapping[str, Any]:
 def _watch(
     control: ControlClient,
     started: RolloutView,
-    callers: RunningCallers,
+    locust: LocustProcess,
     duration_s: float,
     show: Show,
 ) -> WatchedRelease:
-    """To its end and back again; whatever happens, the stable version has the traffic."""
+    """Follow the release to its end and roll it back; whatever happens, stable has the traffic."""
     try:
         timeout_s = _PATIENCE * duration_s + 120
-        followed = follow(control, started, timeout_s, show, callers.check)
+        followed = follow(control, started, timeout_s, show, locust.check)
         if followed.timed_out:
             control.abort(started.model)
         return _rolled_back(control, followed, show)
@@ -156,28 +174,28 @@ def _watch(
 
 
 def _rolled_back(control: ControlClient, followed: Followed, show: Show) -> WatchedRelease:
-    """What was followed, and the rollback where there was something to roll back."""
+    """Roll the release back where it was promoted; return what was done."""
     view, steps, rolled_back_at = followed.view, followed.steps, None
     if promoted := view.status is RolloutStatus.PROMOTED:
         show(f"rolling back to {view.stable}")
         time.sleep(AFTER_S)
-        asked_at = time.time()
+        sent_at = time.time()
         control.rollback(view.model)
         rolled_back_at = time.time()
-        steps = (*steps[:-1], replace(steps[-1], ended=asked_at))
-    ended = "did not come to its end" if followed.timed_out else view.status
+        steps = (*steps[:-1], replace(steps[-1], ended=sent_at))
+    status = "did not come to its end" if followed.timed_out else view.status
     return WatchedRelease(
         candidate=view.candidate,
         stable=view.stable,
         steps=steps,
         promoted=promoted,
-        why=f"{ended}: {reason(view)}",
+        why=f"{status}: {reason(view)}",
         rolled_back_at=rolled_back_at,
     )
 
 
 def _take_back(control: ControlClient, started: RolloutView) -> None:
-    """As far as it can be done; what went wrong before is what is raised."""
+    """Give the traffic back to stable as far as possible; the first error is what is raised."""
     with suppress(VlserveError):
         if control.rollout(started.model).status.under_way:
             control.abort(started.model)

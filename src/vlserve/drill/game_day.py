@@ -1,5 +1,7 @@
-"""The game day: six releases, one after another, of twins of a model's stable version, under a name
-of their own and with callers of their own. The model itself and its traffic are not touched."""
+"""The game day: release six copies of a model's stable version, one after another.
+
+The copies (twins) have a model name and traffic of their own; the model itself is not touched.
+"""
 
 import json
 import tempfile
@@ -15,8 +17,8 @@ from vlserve.drill.cases import (
     PROMOTED,
     REFUSED,
     Case,
+    CaseDecision,
     CaseResult,
-    Decided,
     Policy,
     cases,
     decision_of,
@@ -24,27 +26,28 @@ from vlserve.drill.cases import (
 )
 from vlserve.drill.checked_release import stored_archive
 from vlserve.drill.follow import Show, follow
-from vlserve.drill.pace import Pace, measured_pace
+from vlserve.drill.pace import Pace, measure_pace
 from vlserve.drill.twin import Fault, Original, spoil, twin_name
 from vlserve.errors import ArchiveError, ControlError, LoadFailed, NotReady, VlserveError
-from vlserve.loadgen.release_traffic import CallersPlan, calling
+from vlserve.loadgen.release_traffic import ReleaseTraffic, running_traffic
 from vlserve.settings import Settings
 
 FASTEST_PER_S = 20.0
 LONGEST_CASE_S = 120.0
 LONGEST_S = 540.0
-"""Of all cases together; one that has no time left is undecided."""
+"""Of all cases together; a case without time left is undecided."""
 POLICY = Policy()
 _AFTERWARDS_S = 1.0
-"""Callers go on for so long after each decision, to see what it did to them."""
+"""How long the traffic goes on after each decision, so that its effect is seen."""
 
 
 @dataclass(frozen=True)
 class DrillResult:
-    """result.json holds the same. ``twin``: the name under which it ran."""
+    """What a drill came to. result.json holds the same."""
 
     model: str
     twin: str
+    """The model name of the copies."""
     rate_per_s: float
     instances: int
     took_s: float
@@ -63,9 +66,20 @@ def run_drill(
     policy: Policy = POLICY,
     fastest_per_s: float = FASTEST_PER_S,
 ) -> DrillResult:
-    """``folder`` gets result.json, Locust's report.html and locust.log, and calls.jsonl. Errors as
-    the control service and Locust raise them: nothing was judged then. Whatever ends this call,
-    the twins but the stable one have been unloaded before."""
+    """Run the six cases and judge them.
+
+    Errors of the control service and of Locust are raised: then nothing was judged. When this call
+    ends, no twin but the stable one is loaded.
+
+    Args:
+        settings: Of the stack that is up.
+        control: Its control service.
+        model: Name of the model whose stable version is copied.
+        folder: Gets result.json, report.html, requests.jsonl and locust.log.
+        show: Gets messages about the progress.
+        policy: Of the six releases.
+        fastest_per_s: The highest rate of requests.
+    """
     began = time.monotonic()
     stable = control.model(model).stable
     if stable is None:
@@ -73,16 +87,16 @@ def run_drill(
     archive = stored_archive(settings, model, stable)
     folder = folder.resolve()
     twin = twin_name(model)
-    with tempfile.TemporaryDirectory(prefix="vlserve-drill-") as bench, _cleaning_up(control, twin):
+    with tempfile.TemporaryDirectory(prefix="vlserve-drill-") as bench, _clean_up(control, twin):
         original = Original(archive, Path(bench) / "original")
         stage = _Stage(control, original, Path(bench), twin, policy, show)
         stage.set_up()
         show("measuring how fast it answers")
-        pace = measured_pace(settings, twin, archive, fastest_per_s)
-        with calling(_plan(settings, twin, archive, pace), folder) as callers:
-            decided = [stage.run(case, callers.check) for case in cases(pace.latency_s)]
-            calls = callers.end()
-    results = judge_cases(decided, calls, settings.engine.instances)
+        pace = measure_pace(settings, twin, archive, fastest_per_s)
+        with running_traffic(_traffic(settings, twin, archive, pace), folder) as locust:
+            decisions = [stage.run(case, locust.check) for case in cases(pace.latency_s)]
+            requests = locust.finish()
+    results = judge_cases(decisions, requests, settings.engine.instances)
     result = DrillResult(
         model=model,
         twin=twin,
@@ -91,7 +105,7 @@ def run_drill(
         took_s=round(time.monotonic() - began, 1),
         cases=results,
         passed=all(case.passed for case in results),
-        report=callers.report,
+        report=locust.report,
         result=folder / "result.json",
     )
     text = json.dumps(asdict(result), default=str, ensure_ascii=False, indent=2)
@@ -100,7 +114,7 @@ def run_drill(
 
 
 class _Stage:
-    """Registers twins under the next free numbers and releases them."""
+    """Registers twins under the next free version numbers and releases them."""
 
     def __init__(
         self,
@@ -123,7 +137,7 @@ class _Stage:
         self._next = 1 + max((version.version for version in versions), default=0)
 
     def set_up(self) -> None:
-        """A good twin in force, and no other one loaded, whatever an earlier drill left."""
+        """Make a good twin stable and unload all others, whatever an earlier drill left."""
         with suppress(ControlError):  # no release is under way
             self._control.abort(self._twin)
         version = self._number()
@@ -133,8 +147,8 @@ class _Stage:
         self._control.release(self._twin, version)
         unload_idle(self._control, self._twin)
 
-    def run(self, case: Case, keep_watch: Callable[[], None]) -> Decided:
-        """Register and release one; afterwards only the stable version is loaded."""
+    def run(self, case: Case, keep_watch: Callable[[], None]) -> CaseDecision:
+        """Register and release a case's twin; afterwards only the stable version is loaded."""
         version = self._number()
         began = time.time()
         self._show(f"{case.name}: registering {self._twin} {version}")
@@ -144,17 +158,17 @@ class _Stage:
         except (ArchiveError, LoadFailed) as error:
             time.sleep(_AFTERWARDS_S)
             after_s = time.time() - began - _AFTERWARDS_S
-            return Decided(case, version, began, REFUSED, (), str(error), after_s)
-        decided = self._release(case, version, began, keep_watch)
+            return CaseDecision(case, version, began, REFUSED, (), str(error), after_s)
+        decision = self._release(case, version, began, keep_watch)
         time.sleep(_AFTERWARDS_S)
-        if decided.decision == PROMOTED and case.expected != PROMOTED:
+        if decision.decision == PROMOTED and case.expected != PROMOTED:
             self._control.rollback(self._twin)
         unload_idle(self._control, self._twin)
-        return decided
+        return decision
 
     def _release(
         self, case: Case, version: int, began: float, keep_watch: Callable[[], None]
-    ) -> Decided:
+    ) -> CaseDecision:
         released_at = time.monotonic()
         view = self._control.start_rollout(self._twin, version, self._policy.changes(case.shadow))
         followed = follow(
@@ -169,7 +183,7 @@ class _Stage:
         if followed.timed_out:
             self._control.abort(self._twin)
         self._show(f"{case.name}: {decision}")
-        return Decided(case, version, began, decision, gates, why, after_s)
+        return CaseDecision(case, version, began, decision, gates, why, after_s)
 
     def _number(self) -> int:
         self._next += 1
@@ -177,7 +191,7 @@ class _Stage:
 
     @contextmanager
     def _packed(self, version: int, case: Case) -> Iterator[Path]:
-        """The twin's archive; the model store keeps the copy that counts."""
+        """Pack the twin's archive, and remove it afterwards: the model store has its own copy."""
         archive = self._original.pack_twin(self._bench, version, case.fault)
         try:
             if case.spoilt:
@@ -188,15 +202,15 @@ class _Stage:
 
 
 def unload_idle(control: ControlClient, model: str) -> None:
-    """All loaded versions that have no traffic."""
+    """Unload all versions without traffic."""
     for version in control.model(model).versions:
         if version.state in (State.READY, State.DRAINING):
             control.unload(model, version.version)
 
 
 @contextmanager
-def _cleaning_up(control: ControlClient, twin: str) -> Iterator[None]:
-    """Also after Ctrl-C and errors, which stay what is raised."""
+def _clean_up(control: ControlClient, twin: str) -> Iterator[None]:
+    """End the release and unload the twins, also after Ctrl-C and errors, which are raised."""
     try:
         yield
     finally:
@@ -206,8 +220,8 @@ def _cleaning_up(control: ControlClient, twin: str) -> Iterator[None]:
             unload_idle(control, twin)
 
 
-def _plan(settings: Settings, twin: str, archive: Path, pace: Pace) -> CallersPlan:
-    return CallersPlan(
+def _traffic(settings: Settings, twin: str, archive: Path, pace: Pace) -> ReleaseTraffic:
+    return ReleaseTraffic(
         url=settings.gateway_url,
         model=twin,
         archive=archive,

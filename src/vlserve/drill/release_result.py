@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlserve.loadgen.release_checks import Check, StepFigures, VersionFigures
+from vlserve.loadgen.release_checks import Check, StepSplit, VersionSummary
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,8 @@ class CheckedRelease:
     verdict: str
     """One sentence; it names the broken checks."""
     checks: tuple[Check, ...]
-    steps: tuple[StepFigures, ...]
-    versions: tuple[VersionFigures, ...]
+    steps: tuple[StepSplit, ...]
+    versions: tuple[VersionSummary, ...]
     rollback_ms: float | None
     """See `vlserve.loadgen.release_checks.rollback_ms`."""
     report: Path

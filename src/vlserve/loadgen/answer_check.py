@@ -1,4 +1,4 @@
-"""Whether an answer is right in form. Right in substance is what probes and evaluation are for."""
+"""Check the form of an answer; probes and evaluation check its substance."""
 
 import json
 from collections.abc import Mapping
@@ -7,22 +7,25 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What one request asked for."""
+class SentRequest:
+    """What an answer is checked against."""
 
     model: str
     version: int | None
+    """The version that alone may answer; None: any."""
     request_id: str
 
 
 @dataclass(frozen=True)
-class Judged:
-    """The version that answered, and the kind of failure, if it is one."""
+class RequestOutcome:
+    """What became of one request."""
 
     version: int | None = None
+    """The version that answered."""
     failure: str | None = None
+    """The kind of failure; None: the answer is right."""
     answered: bool = True
-    """Whether a whole HTTP answer came, right or wrong."""
+    """Whether a complete HTTP answer came, right or wrong."""
     timing: Mapping[str, float] = field(default_factory=dict)
     """Milliseconds by name, of its Server-Timing."""
 
@@ -35,18 +38,18 @@ def _object(body: bytes) -> dict[str, Any] | None:
     return parsed if isinstance(parsed, dict) else None
 
 
-def _number(value: object) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _tags(value: object) -> bool:
+def _has_tags(value: object) -> bool:
     return (
         isinstance(value, list)
         and bool(value)
         and all(
             isinstance(entry, dict)
             and isinstance(entry.get("tag"), str)
-            and _number(entry.get("score"))
+            and _is_number(entry.get("score"))
             for entry in value
         )
     )
@@ -58,44 +61,54 @@ def _status_failure(status: int, answer: dict[str, Any] | None) -> str:
     return f"HTTP {status} {code}" if code else f"HTTP {status}"
 
 
-def judge_answer(status: int, echoed_id: str | None, body: bytes, asked: Asked) -> Judged:
-    """One HTTP answer against what was asked; failures are named so that they can be counted."""
+def judge_tagging(
+    status: int, id_header: str | None, body: bytes, sent: SentRequest
+) -> RequestOutcome:
+    """Return the outcome of a request to a model that tags.
+
+    Args:
+        status: The answer's HTTP status.
+        id_header: Its X-Request-Id.
+        body: Its body.
+        sent: The request.
+    """
     answer = _object(body)
     if status != 200:
-        return Judged(failure=_status_failure(status, answer))
+        return RequestOutcome(failure=_status_failure(status, answer))
     if answer is None:
-        return Judged(failure="not a JSON object")
+        return RequestOutcome(failure="not a JSON object")
     version = answer.get("version")
     if not isinstance(version, int) or isinstance(version, bool):
-        return Judged(failure="no version")
-    if answer.get("model") != asked.model:
-        return Judged(version, "wrong model")
-    if asked.version not in (None, version):
-        return Judged(version, "wrong version")
-    if echoed_id != asked.request_id or answer.get("request_id") != asked.request_id:
-        return Judged(version, "request id not echoed")
-    if not _tags(answer.get("tags")):
-        return Judged(version, "no tags")
-    return Judged(version)
+        return RequestOutcome(failure="no version")
+    if answer.get("model") != sent.model:
+        return RequestOutcome(version, "wrong model")
+    if sent.version not in (None, version):
+        return RequestOutcome(version, "wrong version")
+    if id_header != sent.request_id or answer.get("request_id") != sent.request_id:
+        return RequestOutcome(version, "request id not echoed")
+    if not _has_tags(answer.get("tags")):
+        return RequestOutcome(version, "no tags")
+    return RequestOutcome(version)
 
 
-def judge_any_answer(
-    status: int, said_version: str | None, echoed_id: str | None, body: bytes, asked: Asked
-) -> Judged:
-    """The same where the model may do any task. ``said_version``: the header x-model-version."""
+def judge_prediction(
+    status: int, version_header: str | None, id_header: str | None, body: bytes, sent: SentRequest
+) -> RequestOutcome:
+    """Return the outcome of a request to a model of any task; ``version_header`` is the answer's
+    X-Model-Version, the others as for `judge_tagging`."""
     answer = _object(body)
     if not 200 <= status < 300:
-        return Judged(_whole_number(said_version), _status_failure(status, answer))
+        return RequestOutcome(_whole_number(version_header), _status_failure(status, answer))
     if answer is None:
-        return Judged(failure="not a JSON object")
+        return RequestOutcome(failure="not a JSON object")
     version = answer.get("version")
-    if said_version != str(version) or not isinstance(version, int):
-        return Judged(failure="header and body name different versions")
-    if asked.version not in (None, version):
-        return Judged(version, "wrong version")
-    if echoed_id != asked.request_id or answer.get("request_id") != asked.request_id:
-        return Judged(version, "request id not echoed")
-    return Judged(version)
+    if version_header != str(version) or not isinstance(version, int):
+        return RequestOutcome(failure="header and body name different versions")
+    if sent.version not in (None, version):
+        return RequestOutcome(version, "wrong version")
+    if id_header != sent.request_id or answer.get("request_id") != sent.request_id:
+        return RequestOutcome(version, "request id not echoed")
+    return RequestOutcome(version)
 
 
 def _whole_number(text: str | None) -> int | None:
@@ -103,8 +116,8 @@ def _whole_number(text: str | None) -> int | None:
 
 
 def transport_failure(error: Exception) -> str:
-    """The kind of failure where no whole answer came."""
-    cause = getattr(error, "original", error)  # geventhttpclient wraps what ended its last try
+    """Return the kind of failure where no complete answer came."""
+    cause = getattr(error, "original", error)  # geventhttpclient wraps the error of its last try
     if isinstance(cause, TimeoutError):
         return "timeout"
     if isinstance(cause, OSError) and cause.strerror:

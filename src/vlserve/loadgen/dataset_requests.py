@@ -1,4 +1,4 @@
-"""Covers and titles from a JSON-lines file, encoded once as the multipart bodies to post."""
+"""Requests made of a dataset: its images and texts, encoded once as multipart bodies."""
 
 import json
 import mimetypes
@@ -11,55 +11,58 @@ from urllib3.filepost import encode_multipart_formdata
 from vlserve.errors import DataError
 
 MAX_BYTES = 256 * 1024 * 1024
-"""All bodies lie in memory; what a longer file holds beyond this is not sent."""
+"""All bodies are kept in memory; the lines of a longer file beyond this are not sent."""
 
 
 @dataclass(frozen=True)
-class Post:
-    """One request body, ready to send."""
+class RequestBody:
+    """The encoded body of a request, with its Content-Type."""
 
     body: bytes
     content_type: str
 
 
-def _post(file: Path, number: int, line: str) -> Post:
+def _encode(file: Path, number: int, line: str) -> RequestBody:
     try:
         entry = json.loads(line)
         image, text = Path(entry["img"]), entry["text"]
         if not isinstance(text, str):
             raise TypeError("text is not a string")
-        payload = (file.parent / image).read_bytes()
+        content = (file.parent / image).read_bytes()
     except (ValueError, KeyError, TypeError, OSError) as error:
         reason = f"no field {error}" if isinstance(error, KeyError) else error
         raise DataError(f"{file}, line {number}: {reason}") from error
     kind = mimetypes.guess_type(image.name)[0] or "application/octet-stream"
     body, content_type = encode_multipart_formdata(
-        {"image": (image.name, payload, kind), "text": text}
+        {"image": (image.name, content, kind), "text": text}
     )
-    return Post(body, content_type)
+    return RequestBody(body, content_type)
 
 
-def _posts(file: Path) -> Iterator[Post]:
-    held = 0
+def _encode_lines(file: Path) -> Iterator[RequestBody]:
+    size_bytes = 0
     with file.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
-            post = _post(file, number, line)
-            held += len(post.body)
-            yield post
-            if held > MAX_BYTES:
+            body = _encode(file, number, line)
+            size_bytes += len(body.body)
+            yield body
+            if size_bytes > MAX_BYTES:
                 return
 
 
-def read_posts(file: Path) -> tuple[Post, ...]:
-    """Every ``{"img", "text"}`` line as a body; DataError names the line that is not one."""
+def read_dataset(file: Path) -> tuple[RequestBody, ...]:
+    """Return a body for each ``{"img", "text"}`` line of ``file``; images are relative to it.
+
+    DataError names the line that is not one, and is raised for a file without any.
+    """
     try:
-        posts = tuple(_posts(file))
+        bodies = tuple(_encode_lines(file))
     except OSError as error:
         raise DataError(f"cannot read {file}: {error}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{file} is not UTF-8: {error}") from error
-    if not posts:
+    if not bodies:
         raise DataError(f"{file} has no line with an image and a text")
-    return posts
+    return bodies

@@ -1,4 +1,4 @@
-"""Requests of any task, made of an archive's own probes: none equals a probe, or another one."""
+"""Requests for any task, made of an archive's probes: none equals a probe or another request."""
 
 import base64
 import binascii
@@ -14,20 +14,20 @@ import numpy as np
 from PIL import Image, ImageEnhance, UnidentifiedImageError
 
 from vlserve.errors import DataError
-from vlserve.loadgen.dataset_requests import Post
+from vlserve.loadgen.dataset_requests import RequestBody
 from vlserve.runtime.manifest import MANIFEST, read_manifest
 
 _NPY = b"\x93NUMPY"
 
 
-def varied_bodies(archive: Path, count: int, seed: int = 0) -> tuple[Post, ...]:
-    """``count`` JSON bodies; DataError for an archive without probes.
+def vary_probes(archive: Path, count: int, seed: int = 0) -> tuple[RequestBody, ...]:
+    """Return ``count`` JSON bodies; the same ``seed`` gives the same ones.
 
-    Texts are mixed from the words of all probes, pictures get another brightness, arrays of
-    features another scale; everything else stays.
+    Texts are mixed from the words of all probes, images get another brightness, arrays of features
+    another scale; other fields stay. DataError for an archive without probes.
     """
-    with zipfile.ZipFile(archive) as opened:
-        probes = read_manifest(opened.read(MANIFEST)).probes
+    with zipfile.ZipFile(archive) as members:
+        probes = read_manifest(members.read(MANIFEST)).probes
     if not probes:
         raise DataError(f"{archive.name} holds no probes to make requests of")
     texts = [text for probe in probes for text in probe.fields.values() if _is_text(text)]
@@ -36,13 +36,15 @@ def varied_bodies(archive: Path, count: int, seed: int = 0) -> tuple[Post, ...]:
 
 
 class _Variation:
+    """Varies fields at random; texts are made of ``pieces``."""
+
     def __init__(self, chance: random.Random, pieces: Sequence[str]) -> None:
         self._chance = chance
         self._pieces = pieces
 
-    def body(self, fields: dict[str, Any]) -> Post:
+    def body(self, fields: dict[str, Any]) -> RequestBody:
         varied = {name: self._value(value) for name, value in fields.items()}
-        return Post(json.dumps(varied).encode(), "application/json")
+        return RequestBody(json.dumps(varied).encode(), "application/json")
 
     def _value(self, value: Any) -> Any:
         if not isinstance(value, str):
@@ -50,7 +52,7 @@ class _Variation:
         file = _file(value)
         if file is None:
             return self._text()
-        varied = self._features(file) if file.startswith(_NPY) else self._picture(file)
+        varied = self._features(file) if file.startswith(_NPY) else self._image(file)
         return base64.b64encode(varied).decode("ascii")
 
     def _text(self) -> str:
@@ -62,11 +64,11 @@ class _Variation:
         np.save(out, (array * self._chance.uniform(0.8, 1.2)).astype(array.dtype))
         return out.getvalue()
 
-    def _picture(self, file: bytes) -> bytes:
-        with Image.open(io.BytesIO(file)) as picture:
-            changed = ImageEnhance.Brightness(picture.convert("RGB"))
+    def _image(self, file: bytes) -> bytes:
+        with Image.open(io.BytesIO(file)) as image:
+            brightness = ImageEnhance.Brightness(image.convert("RGB"))
             out = io.BytesIO()
-            changed.enhance(self._chance.uniform(0.5, 1.5)).save(out, "JPEG")
+            brightness.enhance(self._chance.uniform(0.5, 1.5)).save(out, "JPEG")
         return out.getvalue()
 
 
@@ -75,7 +77,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _file(value: str) -> bytes | None:
-    """The picture or array that a field holds as base64; None for a text."""
+    """Return the image or array that a field holds as base64; None for a text."""
     try:
         content = base64.b64decode(value, validate=True)
     except (binascii.Error, ValueError):
@@ -90,7 +92,7 @@ def _file(value: str) -> bytes | None:
 
 
 def _pieces(texts: Sequence[str]) -> list[str]:
-    """Words with the space after them; of a word that is not ASCII, its characters."""
+    """Return words with the space after them; of a word that is not ASCII, its characters."""
     words = [word for text in texts for word in text.split()]
     return [
         piece for word in words for piece in ([f"{word} "] if word.isascii() else list(word))

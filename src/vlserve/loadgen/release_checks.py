@@ -1,44 +1,48 @@
-"""A release in steps, judged from outside: by what its callers saw alone. Pure.
+"""Check a release in steps from outside: by the answers that clients got, and nothing else. Pure.
 
-A request belongs to a step if it began and ended while that step was surely in force; one that was
-under way at a change belongs to either, and is left out of what is said by step. Nothing is left
-out of the lost ones.
+A request counts in a step if it was sent and answered while that step was certainly in force. One
+that was under way at a change may belong to either step, and counts in none. Every request counts
+among the lost ones, whenever it was sent.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import binomtest
 
-from vlserve.loadgen.caller_record import Call
+from vlserve.loadgen.request_record import RequestRecord
 
 SMALLEST_P = 0.001
-"""A split that chance would miss by so much more rarely than this is a wrong one."""
+"""A split is wrong where chance misses the weight by so much no more often than this."""
 ROLLBACK_MS = 150.0
+"""The longest time in which a rollback must reach clients."""
 FEWEST = 10
-"""Requests, or callers, without which nothing is said of a split."""
+"""The fewest requests, or sticky keys, by which a split is judged."""
 GUARD_S = 0.1
-"""A weight that the control service calls in force has reached every thread of the gateway."""
+"""Time in which a weight that the control service reports reaches every thread of the gateway."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """``weight``: the candidate's, per cent. It was surely in force from ``begun`` to ``ended``,
-    Unix times, s."""
+    """A time during which the candidate certainly had ``weight`` per cent.
+
+    ``begun`` and ``ended`` are Unix times in seconds.
+    """
 
     weight: int
     begun: float
     ended: float
 
-    def has(self, call: Call) -> bool:
-        return self.begun + GUARD_S <= call.started and call.ended <= self.ended
+    def has(self, request: RequestRecord) -> bool:
+        """Tell whether the request was sent and answered in this step."""
+        return self.begun + GUARD_S <= request.sent_at and request.ended_at <= self.ended
 
 
 @dataclass(frozen=True)
 class WatchedRelease:
-    """What was done meanwhile. ``rolled_back_at``: Unix time, s, at which the rollback after the
-    release was answered; None where there was none."""
+    """What was done to the model while the requests were sent."""
 
     candidate: int
     stable: int
@@ -46,206 +50,223 @@ class WatchedRelease:
     promoted: bool
     why: str
     rolled_back_at: float | None
+    """Unix time, s, of the control service's answer to the rollback; None: there was none."""
 
 
 @dataclass(frozen=True)
 class Limits:
+    """What each version must hold."""
+
     max_error_rate: float
     max_p99_ms: float
 
 
 @dataclass(frozen=True)
 class Check:
-    """``said``: the figures behind it, in words."""
+    """One check and its outcome. Field names are result.json's."""
 
     name: str
     passed: bool
     said: str
+    """The numbers behind the outcome, in words."""
 
 
 @dataclass(frozen=True)
-class VersionFigures:
-    """What callers had of one version, over the whole run. Latencies are those of right answers."""
+class VersionSummary:
+    """The answers of one version during the whole run. Field names are result.json's."""
 
     version: int
     requests: int
     failures: int
     p50_ms: float | None
+    """Of right answers; None: there was none."""
     p99_ms: float | None
 
     @property
     def error_rate(self) -> float:
+        """Failures per request, 0 to 1."""
         return self.failures / self.requests if self.requests else 0.0
 
 
 @dataclass(frozen=True)
-class StepFigures:
-    """Who got the candidate while a step was in force: of requests without a key or a wish, and of
-    callers with a key, each counted once."""
+class StepSplit:
+    """How a step split the requests that the gateway routed. Field names are result.json's."""
 
     weight: int
     free: int
+    """Requests without a sticky key that asked for no version."""
     free_on_candidate: int
     callers: int
+    """Sticky keys, each counted once."""
     callers_on_candidate: int
 
 
 def check_release(
-    calls: Sequence[Call], release: WatchedRelease, limits: Limits
+    requests: Sequence[RequestRecord], release: WatchedRelease, limits: Limits
 ) -> tuple[Check, ...]:
-    """All checks, in the order in which they are worth reading."""
+    """Return all checks, in the order in which they are worth reading."""
     return (
         Check("promoted", release.promoted, release.why),
-        *_splits(calls, release),
-        _sticky(calls, release),
-        _monotone(calls, release),
-        _asked(calls),
-        _lost(calls),
-        *(_version(figures, limits) for figures in version_figures(calls, release)),
-        _rollback(calls, release),
+        *_check_splits(requests, release),
+        _check_sticky(requests, release),
+        _check_monotone(requests, release),
+        _check_requested(requests),
+        _check_lost(requests),
+        *(_check_version(version, limits) for version in version_summaries(requests, release)),
+        _check_rollback(requests, release),
     )
 
 
-def version_figures(calls: Sequence[Call], release: WatchedRelease) -> tuple[VersionFigures, ...]:
-    return tuple(_figures_of(calls, version) for version in (release.stable, release.candidate))
+def version_summaries(
+    requests: Sequence[RequestRecord], release: WatchedRelease
+) -> tuple[VersionSummary, ...]:
+    """Return the answers of stable and of the candidate, summarised."""
+    return tuple(_summarise(requests, number) for number in (release.stable, release.candidate))
 
 
-def step_figures(calls: Sequence[Call], release: WatchedRelease) -> tuple[StepFigures, ...]:
-    return tuple(_figures_in(_answered(calls), step, release.candidate) for step in release.steps)
+def step_splits(
+    requests: Sequence[RequestRecord], release: WatchedRelease
+) -> tuple[StepSplit, ...]:
+    """Return the split of each step."""
+    right = _right_answers(requests)
+    return tuple(_split(right, step, release.candidate) for step in release.steps)
 
 
-def rollback_ms(calls: Sequence[Call], release: WatchedRelease) -> float | None:
-    """From the answer of the rollback to the last response of the version that was rolled back, of
-    requests that began after it; 0 where there was none. None without any request after it."""
-    answered_at = release.rolled_back_at
-    if answered_at is None:
+def rollback_ms(requests: Sequence[RequestRecord], release: WatchedRelease) -> float | None:
+    """Return the time from the rollback's answer to the candidate's last answer, in ms.
+
+    Counts requests that were sent after the rollback was answered and asked for no version: 0
+    where the candidate answered none of them, None where there were none.
+    """
+    since = release.rolled_back_at
+    if since is None:
         return None
-    after = [c for c in _answered(calls) if c.started >= answered_at and c.asked is None]
-    late = [c.ended - answered_at for c in after if c.version == release.candidate]
-    return round(max(late, default=0.0) * 1000, 1) if after else None
+    after = [r for r in _right_answers(requests) if r.sent_at >= since and not r.requested_version]
+    late_s = [r.ended_at - since for r in after if r.version == release.candidate]
+    return round(max(late_s, default=0.0) * 1000, 1) if after else None
 
 
-def _splits(calls: Sequence[Call], release: WatchedRelease) -> Iterator[Check]:
-    """One a step, and one that fails where no step was seen."""
-    figures = step_figures(calls, release)
-    if not figures:
+def _check_splits(requests: Sequence[RequestRecord], release: WatchedRelease) -> Iterator[Check]:
+    """Yield a check for each step, and a broken one where no step was seen."""
+    splits = step_splits(requests, release)
+    if not splits:
         yield Check("split", False, "no step was seen")
-    for step in figures:
+    for split in splits:
         draws = (
-            _draw("requests", step.free_on_candidate, step.free, step.weight),
-            _draw("callers", step.callers_on_candidate, step.callers, step.weight),
+            _check_draw("requests", split.free_on_candidate, split.free, split.weight),
+            _check_draw("callers", split.callers_on_candidate, split.callers, split.weight),
         )
-        held = all(passed for passed, _ in draws)
-        yield Check(f"split {step.weight} %", held, ", ".join(said for _, said in draws))
+        passed = all(passed for passed, _ in draws)
+        yield Check(f"split {split.weight} %", passed, ", ".join(words for _, words in draws))
 
 
-def _draw(what: str, on_candidate: int, counted: int, weight: int) -> tuple[bool, str]:
-    if counted < FEWEST:
-        return False, f"only {counted} {what}"
-    p = float(binomtest(on_candidate, counted, weight / 100).pvalue)
-    return p > SMALLEST_P, f"{on_candidate} of {counted} {what} (p {p:.2g})"
+def _check_draw(unit: str, on_candidate: int, total: int, weight: int) -> tuple[bool, str]:
+    if total < FEWEST:
+        return False, f"only {total} {unit}"
+    p = float(binomtest(on_candidate, total, weight / 100).pvalue)
+    return p > SMALLEST_P, f"{on_candidate} of {total} {unit} (p {p:.2g})"
 
 
-def _sticky(calls: Sequence[Call], release: WatchedRelease) -> Check:
-    moved, again = [], 0
+def _check_sticky(requests: Sequence[RequestRecord], release: WatchedRelease) -> Check:
+    moves, repeats = [], 0
     for step in release.steps:
-        seen: dict[str, int] = {}
-        for call in _keyed(calls, step):
-            assert call.caller is not None and call.version is not None
-            again += call.caller in seen
-            if seen.setdefault(call.caller, call.version) != call.version:
-                moved.append(f"{call.caller} at {step.weight} %")
-    if moved:
-        return Check("sticky", False, f"callers changed their version: {', '.join(moved[:3])}")
-    return Check("sticky", again > 0, f"{again} times a caller came again within a step")
+        version_of: dict[str, int] = {}
+        for key, version in _sticky_answers(requests, step):
+            repeats += key in version_of
+            if version_of.setdefault(key, version) != version:
+                moves.append(f"{key} at {step.weight} %")
+    if moves:
+        return Check("sticky", False, f"callers changed their version: {', '.join(moves[:3])}")
+    return Check("sticky", repeats > 0, f"{repeats} times a caller came again within a step")
 
 
-def _monotone(calls: Sequence[Call], release: WatchedRelease) -> Check:
+def _check_monotone(requests: Sequence[RequestRecord], release: WatchedRelease) -> Check:
     on_candidate: set[str] = set()
-    back, stayed = [], 0
+    returns, repeats = [], 0
     for step in release.steps:
-        keyed = _keyed(calls, step)
-        for call in keyed:
-            if call.caller in on_candidate:
-                stayed += 1
-                if call.version == release.stable:
-                    back.append(f"{call.caller} at {step.weight} %")
-        on_candidate |= {c.caller for c in keyed if c.caller and c.version == release.candidate}
-    if back:
-        return Check("monotone", False, f"callers went back to stable: {', '.join(back[:3])}")
-    return Check("monotone", stayed > 0, f"{stayed} requests of callers who had the candidate")
+        answers = _sticky_answers(requests, step)
+        for key, version in answers:
+            if key in on_candidate:
+                repeats += 1
+                if version == release.stable:
+                    returns.append(f"{key} at {step.weight} %")
+        on_candidate |= {key for key, version in answers if version == release.candidate}
+    if returns:
+        return Check("monotone", False, f"callers went back to stable: {', '.join(returns[:3])}")
+    return Check("monotone", repeats > 0, f"{repeats} requests of callers who had the candidate")
 
 
-def _asked(calls: Sequence[Call]) -> Check:
-    asked = [call for call in _answered(calls) if call.asked is not None]
-    wrong = sum(call.version != call.asked for call in asked)
-    said = f"{len(asked)} requests asked for a version, {wrong} got another one"
-    return Check("asked for", bool(asked) and not wrong, said)
+def _check_requested(requests: Sequence[RequestRecord]) -> Check:
+    pinned = [r for r in _right_answers(requests) if r.requested_version is not None]
+    wrong = sum(r.version != r.requested_version for r in pinned)
+    words = f"{len(pinned)} requests asked for a version, {wrong} got another one"
+    return Check("asked for", bool(pinned) and not wrong, words)
 
 
-def _lost(calls: Sequence[Call]) -> Check:
-    kinds: dict[str, int] = {}
-    for call in calls:
-        if call.failure is not None:
-            kinds[call.failure] = kinds.get(call.failure, 0) + 1
-    lost = sum(kinds.values())
-    said = ", ".join(f"{kind}: {count}" for kind, count in sorted(kinds.items()))
-    words = f"{lost} of {len(calls)} requests" + (f" ({said})" if said else "")
-    return Check("none lost", bool(calls) and lost == 0, words)
+def _check_lost(requests: Sequence[RequestRecord]) -> Check:
+    kinds = Counter(r.failure for r in requests if r.failure is not None)
+    words = f"{kinds.total()} of {len(requests)} requests"
+    if kinds:
+        words += f" ({', '.join(f'{kind}: {count}' for kind, count in sorted(kinds.items()))})"
+    return Check("none lost", bool(requests) and not kinds, words)
 
 
-def _version(figures: VersionFigures, limits: Limits) -> Check:
-    said = (
-        f"{figures.requests} requests, {figures.error_rate:.2%} failed, "
-        f"p50 {_ms(figures.p50_ms)}, p99 {_ms(figures.p99_ms)}"
+def _check_version(version: VersionSummary, limits: Limits) -> Check:
+    words = (
+        f"{version.requests} requests, {version.error_rate:.2%} failed, "
+        f"p50 {_ms(version.p50_ms)}, p99 {_ms(version.p99_ms)}"
     )
-    held = (
-        figures.p99_ms is not None
-        and figures.p99_ms <= limits.max_p99_ms
-        and figures.error_rate <= limits.max_error_rate
+    passed = (
+        version.p99_ms is not None
+        and version.p99_ms <= limits.max_p99_ms
+        and version.error_rate <= limits.max_error_rate
     )
-    return Check(f"version {figures.version}", held, said)
+    return Check(f"version {version.version}", passed, words)
 
 
-def _rollback(calls: Sequence[Call], release: WatchedRelease) -> Check:
-    took_ms = rollback_ms(calls, release)
+def _check_rollback(requests: Sequence[RequestRecord], release: WatchedRelease) -> Check:
+    took_ms = rollback_ms(requests, release)
     if took_ms is None:
         return Check("rollback", False, "was not seen")
-    said = f"felt within {took_ms:g} ms of its answer, {ROLLBACK_MS:g} ms at most"
-    return Check("rollback", took_ms <= ROLLBACK_MS, said)
+    words = f"felt within {took_ms:g} ms of its answer, {ROLLBACK_MS:g} ms at most"
+    return Check("rollback", took_ms <= ROLLBACK_MS, words)
 
 
-def _answered(calls: Iterable[Call]) -> list[Call]:
-    return [call for call in calls if call.failure is None and call.version is not None]
+def _right_answers(requests: Sequence[RequestRecord]) -> list[RequestRecord]:
+    return [r for r in requests if r.failure is None and r.version is not None]
 
 
-def _keyed(calls: Sequence[Call], step: Step) -> list[Call]:
-    keyed = [call for call in _answered(calls) if call.caller is not None and step.has(call)]
-    return sorted(keyed, key=lambda call: call.started)
+def _sticky_answers(requests: Sequence[RequestRecord], step: Step) -> list[tuple[str, int]]:
+    """Return sticky key and version of the step's right answers, in the order of the requests."""
+    inside = sorted((r for r in requests if step.has(r)), key=lambda r: r.sent_at)
+    return [
+        (r.sticky_key, r.version)
+        for r in inside
+        if r.failure is None and r.sticky_key is not None and r.version is not None
+    ]
 
 
-def _figures_in(calls: Sequence[Call], step: Step, candidate: int) -> StepFigures:
-    inside = [call for call in calls if step.has(call) and call.asked is None]
-    free = [call for call in inside if call.caller is None]
-    first: dict[str, int | None] = {}
-    for call in _keyed(inside, step):
-        assert call.caller is not None
-        first.setdefault(call.caller, call.version)
-    return StepFigures(
+def _split(right: Sequence[RequestRecord], step: Step, candidate: int) -> StepSplit:
+    routed = [r for r in right if step.has(r) and r.requested_version is None]
+    free = [r for r in routed if r.sticky_key is None]
+    first: dict[str, int] = {}
+    for key, version in _sticky_answers(routed, step):
+        first.setdefault(key, version)
+    return StepSplit(
         weight=step.weight,
         free=len(free),
-        free_on_candidate=sum(call.version == candidate for call in free),
+        free_on_candidate=sum(r.version == candidate for r in free),
         callers=len(first),
         callers_on_candidate=sum(version == candidate for version in first.values()),
     )
 
 
-def _figures_of(calls: Sequence[Call], version: int) -> VersionFigures:
-    by_it = [call for call in calls if call.version == version]
-    times = [call.latency_ms for call in by_it if call.failure is None]
+def _summarise(requests: Sequence[RequestRecord], version: int) -> VersionSummary:
+    answers = [r for r in requests if r.version == version]
+    times = [r.latency_ms for r in answers if r.failure is None and r.latency_ms is not None]
     p50_ms, p99_ms = (round(float(np.percentile(times, q)), 1) if times else None for q in (50, 99))
-    failures = sum(call.failure is not None for call in by_it)
-    return VersionFigures(version, len(by_it), failures, p50_ms, p99_ms)
+    failures = sum(r.failure is not None for r in answers)
+    return VersionSummary(version, len(answers), failures, p50_ms, p99_ms)
 
 
 def _ms(value: float | None) -> str:

@@ -1,110 +1,52 @@
-"""The callers of loadtest/gray_release.py, while something is done to the model that they call."""
+"""Requests to a model while its versions change: loadtest/gray_release.py."""
 
-import signal
-import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from vlserve.errors import StressError
-from vlserve.loadgen.caller_record import Call, read_calls
-from vlserve.loadgen.locust_process import last_words, load_file, running_locust
+from vlserve.loadgen.load_plan import LoadPlan
+from vlserve.loadgen.locust_process import START_UP_S, LocustProcess, running_locust
 
-START_UP_S = 60
-_TIMEOUT_S = 35
 _POLL_S = 0.1
 
 
-@dataclass(frozen=True)
-class CallersPlan:
-    """Who calls ``{url}/predictions/{model}``, and how often. Requests are made of the probes of
-    ``archive``, unless there is ``data``: JSON lines ``{"id", "img", "text"}``."""
+@dataclass(frozen=True, kw_only=True)
+class ReleaseTraffic(LoadPlan):
+    """Open-loop requests of up to three kinds: with a sticky key, for one version, and neither."""
 
-    url: str
-    model: str
-    archive: Path
     rate_per_s: float
-    data: Path | None = None
     sticky_share: float = 0.0
-    """Share of the requests with an X-Sticky-Key, of one of so many ``callers``."""
-    callers: int = 1
-    ask: tuple[int, ...] = ()
-    """The versions that ``ask_share`` of the requests ask for, in turns."""
-    ask_share: float = 0.0
-    api_key: str = field(default="", repr=False)
-
-
-class RunningCallers:
-    """Locust, and what it wrote: ``folder`` has report.html (at the end), calls.jsonl and
-    locust.log."""
-
-    def __init__(self, process: subprocess.Popen[bytes], folder: Path) -> None:
-        self._process = process
-        self._folder = folder
-        self.report = folder / "report.html"
-
-    def check(self) -> None:
-        """StressError if Locust has come to an unwanted end."""
-        if self._process.poll() not in (None, 0):
-            raise StressError(
-                f"Locust ended with exit code {self._process.returncode}; its log, "
-                f"{self._folder / 'locust.log'}, ends with: {last_words(self._folder)}"
-            )
-
-    def calls(self) -> list[Call]:
-        """Those that have ended."""
-        self.check()
-        return read_calls(self._folder / "calls.jsonl")
-
-    def end(self) -> list[Call]:
-        """No more requests; all that were sent, once the last is answered."""
-        self._process.send_signal(signal.SIGUSR1)
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=_TIMEOUT_S + 20)
-        return self.calls()
+    """Share of the requests with an X-Sticky-Key."""
+    sticky_keys: int = 1
+    """How many different keys there are."""
+    versions: tuple[int, ...] = ()
+    """The versions that ``version_share`` of the requests ask for, in turns."""
+    version_share: float = 0.0
 
 
 @contextmanager
-def calling(plan: CallersPlan, folder: Path) -> Iterator[RunningCallers]:
-    """Callers from the first answer on until `RunningCallers.end`, or until we leave."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for earlier in ("calls.jsonl", "report.html"):
-        (folder / earlier).unlink(missing_ok=True)
-    with running_locust(_options(plan, folder), folder, plan.api_key) as process:
-        running = RunningCallers(process, folder)
+def running_traffic(plan: ReleaseTraffic, folder: Path) -> Iterator[LocustProcess]:
+    """Send requests while the body runs, or until `LocustProcess.finish`.
+
+    The body begins when the first request has ended. StressError if none does within a minute.
+    """
+    with running_locust("gray_release.py", plan, _options(plan), folder) as locust:
         deadline = time.monotonic() + START_UP_S
-        record = folder / "calls.jsonl"
-        while not (record.exists() and running.calls()):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise StressError(
-                    f"no request was sent within {START_UP_S} s; the end of Locust's log, "
-                    f"{folder / 'locust.log'}: {last_words(folder)}"
-                )
+        while not (locust.record.exists() and locust.records()):
+            if locust.ended() or time.monotonic() > deadline:
+                raise locust.error(f"no request has ended within {START_UP_S} s")
             time.sleep(_POLL_S)
-        yield running
+        yield locust
 
 
-def _options(plan: CallersPlan, folder: Path) -> dict[str, object]:
-    options: dict[str, object] = {
-        "--locustfile": load_file("gray_release.py"),
-        "--host": plan.url,
+def _options(plan: ReleaseTraffic) -> dict[str, object]:
+    return {
         "--users": 1,
-        "--stop-timeout": _TIMEOUT_S + 5,
-        "--exit-code-on-error": 0,
-        "--html": folder.resolve() / "report.html",
-        "--model": plan.model,
-        "--archive": plan.archive.resolve(),
         "--rate": plan.rate_per_s,
         "--sticky-share": plan.sticky_share,
-        "--callers": plan.callers,
-        "--ask-share": plan.ask_share,
-        "--request-timeout": _TIMEOUT_S,
-        "--record": folder.resolve() / "calls.jsonl",
+        "--callers": plan.sticky_keys,
+        "--ask": ",".join(map(str, plan.versions)) or None,
+        "--ask-share": plan.version_share,
     }
-    if plan.data is not None:
-        options["--data"] = plan.data.resolve()
-    if plan.ask:
-        options["--ask"] = ",".join(map(str, plan.ask))
-    return options

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vlserve.loadgen.request_record import Record
+from vlserve.loadgen.request_record import RequestRecord
 
 IN_HANDLER = ("decode", "tokenise", "infer", "postprocess", "serialise")
 STAGES = ("gateway", "queue", *IN_HANDLER)
@@ -64,7 +64,7 @@ def stages_of(latency_ms: float, timing: Mapping[str, float]) -> dict[str, float
     return {"gateway": latency_ms - engine, "queue": engine - sum(handled.values()), **handled}
 
 
-def where_time_went(records: Sequence[Record]) -> WhereTimeWent | None:
+def where_time_went(records: Sequence[RequestRecord]) -> WhereTimeWent | None:
     """None where no right answer tells."""
     good = [r for r in records if r.failure is None and r.latency_ms is not None]
     told = [

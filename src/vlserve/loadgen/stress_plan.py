@@ -1,26 +1,20 @@
-"""What one load run is to do, and what it may cost."""
+"""What one stress run does, and the limits that it must hold."""
 
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
 from vlserve.errors import StressError
+from vlserve.loadgen.load_plan import LoadPlan
 
 
-@dataclass(frozen=True)
-class StressPlan:
-    """Load on ``{url}/predictions/{model}``, and the limits that it is judged against.
+@dataclass(frozen=True, kw_only=True)
+class StressPlan(LoadPlan):
+    """Load on a model, and the limits that it is judged against.
 
-    Give one of ``users`` (closed loop: each asks again when it has its answer) and ``rate_per_s``
+    Give one of ``users`` (closed loop: each sends again when it has its answer) and ``rate_per_s``
     (open loop: requests start on a schedule whatever the answers do, and a latency counts from
     the scheduled start). StressError where the plan contradicts itself.
     """
 
-    url: str
-    model: str
-    data: Path | None = None
-    """JSON lines ``{"id", "img", "text"}``, images relative to the file. None: the demo set."""
-    archive: Path | None = None
-    """Instead of the demo set: requests made of this archive's probes, for any task."""
     users: int | None = None
     rate_per_s: float | None = None
     duration_s: int = 30
@@ -29,14 +23,12 @@ class StressPlan:
     max_error_rate: float = 0.0
     max_p99_ms: float = 1000.0
     version: int | None = None
-    """Ask this version on its own path; an answer by another one is a failure."""
+    """Send to this version's own path; an answer by another one is a failure."""
     sticky_share: float = 0.0
-    """Share of the requests that carry an X-Sticky-Key, one of a few."""
-    api_key: str = field(default="", repr=False)
-    timeout_s: int = 35
-    """A request without an answer for so long has failed. Above the gateway's own limit."""
+    """Share of the requests that carry one of a few X-Sticky-Keys."""
     max_in_flight: int = 500
-    """Open loop: arrivals beyond this many unanswered ones are not sent, and count as failures."""
+    """Open loop: with so many requests unanswered, those that come due are not sent, and count as
+    failures."""
 
     def __post_init__(self) -> None:
         if (self.users is None) == (self.rate_per_s is None):
@@ -61,7 +53,7 @@ class StressPlan:
 
     @property
     def load(self) -> str:
-        """The load in words."""
+        """Return the load in words."""
         if self.users is not None:
             return f"{self.users} users"
         return f"{self.rate_per_s:g} requests/s"

@@ -1,18 +1,17 @@
-"""One load run: Locust as a subprocess, bounded in time, then its records judged."""
+"""One stress run: Locust, bounded in time, then the judgement of its records."""
 
 import json
-import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
 
-from vlserve.errors import StressError
-from vlserve.loadgen.dataset_requests import read_posts
-from vlserve.loadgen.locust_process import last_words, load_file, running_locust
-from vlserve.loadgen.request_record import read_record_file
+from vlserve.loadgen.dataset_requests import read_dataset
+from vlserve.loadgen.locust_process import START_UP_S, LocustProcess, running_locust
+from vlserve.loadgen.request_record import RequestRecord
 from vlserve.loadgen.stage_plot import plot_stages
 from vlserve.loadgen.stage_times import WhereTimeWent, where_time_went
 from vlserve.loadgen.stress_plan import StressPlan
@@ -24,9 +23,6 @@ from vlserve.loadgen.stress_summary import (
     split_warm_up,
     summarise,
 )
-
-START_UP_S = 60
-"""Locust imports, reads the covers and writes its report in this time, also on a busy machine."""
 
 Show = Callable[[str], None]
 
@@ -55,34 +51,21 @@ class StressResult:
     result: Path
 
 
-def _options(plan: StressPlan, out_dir: Path) -> Mapping[str, object]:
+def _options(plan: StressPlan) -> dict[str, object]:
     users = plan.users or 1
-    options = {
-        "--locustfile": load_file("locustfile.py"),
-        "--host": plan.url,
+    return {
         "--users": users,
         "--spawn-rate": users,
         "--run-time": f"{plan.warm_up_s + plan.duration_s}s",
-        "--stop-timeout": plan.timeout_s + 5,
-        "--exit-code-on-error": 0,
-        "--html": out_dir / "report.html",
-        "--model": plan.model,
-        "--sticky-share": plan.sticky_share,
-        "--request-timeout": plan.timeout_s,
-        "--max-in-flight": plan.max_in_flight,
-        "--record": out_dir / "requests.jsonl",
-    }
-    optional = {
-        "--data": plan.data and plan.data.resolve(),
-        "--archive": plan.archive and plan.archive.resolve(),
         "--rate": plan.rate_per_s,
+        "--max-in-flight": plan.max_in_flight,
+        "--sticky-share": plan.sticky_share,
         "--model-version": plan.version,
     }
-    return options | {name: value for name, value in optional.items() if value is not None}
 
 
 def _cpu_share(samples: Sequence[tuple[float, float]], plan: StressPlan) -> float:
-    """CPU seconds a second while requests were judged; Locust's own start and report left out."""
+    """Return CPU seconds per second of the judged time, without Locust's start and report."""
     judged = [
         sample
         for sample in samples
@@ -94,37 +77,28 @@ def _cpu_share(samples: Sequence[tuple[float, float]], plan: StressPlan) -> floa
     return (used_s - used_before_s) / (to_s - from_s)
 
 
-def _watch(process: subprocess.Popen[bytes], plan: StressPlan, out_dir: Path, show: Show) -> float:
-    """Wait for the end; the mean share of a core that Locust used."""
+def _watch(locust: LocustProcess, plan: StressPlan, show: Show) -> float:
+    """Wait for Locust's end; return the mean share of a core that it used."""
     planned_s = plan.warm_up_s + plan.duration_s
     allowed_s = planned_s + plan.timeout_s + START_UP_S
-    client = psutil.Process(process.pid)
+    client = psutil.Process(locust.pid)
     started = time.monotonic()
     samples: list[tuple[float, float]] = []
-    while process.poll() is None:
+    while not locust.ended():
         elapsed_s = time.monotonic() - started
         if elapsed_s > allowed_s:
-            raise StressError(
-                f"Locust did not end within {allowed_s} s; its log, {out_dir / 'locust.log'}, "
-                f"ends with: {last_words(out_dir)}"
-            )
-        waiting = "waiting for the last answers" if elapsed_s > planned_s else "running"
-        show(f"{plan.load}, {waiting}: {elapsed_s:.0f} of {planned_s} s")
-        try:
+            raise locust.error(f"Locust did not end within {allowed_s} s")
+        phase = "waiting for the last answers" if elapsed_s > planned_s else "running"
+        show(f"{plan.load}, {phase}: {elapsed_s:.0f} of {planned_s} s")
+        with suppress(psutil.NoSuchProcess):
             samples.append((elapsed_s, sum(client.cpu_times()[:2])))
-            process.wait(timeout=1)
-        except (subprocess.TimeoutExpired, psutil.NoSuchProcess):
-            continue
-    if process.returncode != 0:
-        raise StressError(
-            f"Locust ended with exit code {process.returncode}; its log, "
-            f"{out_dir / 'locust.log'}, ends with: {last_words(out_dir)}"
-        )
+        locust.wait(1)
     return _cpu_share(samples, plan)
 
 
-def _judge(plan: StressPlan, out_dir: Path, cpu_share: float) -> StressResult:
-    records = read_record_file(out_dir / "requests.jsonl")
+def _judge(
+    plan: StressPlan, records: Sequence[RequestRecord], out_dir: Path, cpu_share: float
+) -> StressResult:
     before, judged = split_warm_up(records, plan.warm_up_s)
     figures = summarise(judged, plan.warm_up_s, plan.warm_up_s + plan.duration_s)
     client = ClientUse(1, round(cpu_share, 3), late_p99_ms(judged))
@@ -149,20 +123,19 @@ def _judge(plan: StressPlan, out_dir: Path, cpu_share: float) -> StressResult:
 
 
 def run_stress(plan: StressPlan, out_dir: Path, show: Show = lambda message: None) -> StressResult:
-    """Run the plan; ``out_dir`` gets report.html, result.json, stages.png, requests.jsonl and
-    locust.log.
+    """Run the plan and return what came of it.
 
-    DataError where the covers cannot be read, StressError where Locust itself fails or hangs; a
-    server that answers wrong, late or not at all is a result. Whatever ends this call, Locust has
-    ended before.
+    ``out_dir`` gets report.html, result.json, stages.png, requests.jsonl and locust.log. A server
+    that answers wrong, late or not at all is a result; DataError where the dataset cannot be read,
+    StressError where Locust itself fails or hangs. Locust has ended when this call ends.
     """
     if plan.data is not None:
-        read_posts(plan.data)
+        read_dataset(plan.data)
     out_dir = out_dir.resolve()
-    out_dir.mkdir(parents=True, exist_ok=True)
-    with running_locust(_options(plan, out_dir), out_dir, plan.api_key) as process:
-        cpu_share = _watch(process, plan, out_dir, show)
-    result = _judge(plan, out_dir, cpu_share)
+    with running_locust("locustfile.py", plan, _options(plan), out_dir) as locust:
+        cpu_share = _watch(locust, plan, show)
+        records = locust.records()
+    result = _judge(plan, records, out_dir, cpu_share)
     if result.stages is not None:
         plot_stages(out_dir / "stages.png", result.stages, f"{plan.model}, {plan.load}")
     text = json.dumps(asdict(result), default=str, ensure_ascii=False, indent=2)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vlserve.loadgen.request_record import Record
+from vlserve.loadgen.request_record import RequestRecord
 from vlserve.loadgen.stress_plan import StressPlan
 
 
@@ -51,7 +51,7 @@ def _milliseconds(latencies: Sequence[float], percent: float) -> float | None:
     return round(float(np.percentile(latencies, percent)), 3) if latencies else None
 
 
-def summarise(records: Sequence[Record], start_s: float, end_s: float) -> Figures:
+def summarise(records: Sequence[RequestRecord], start_s: float, end_s: float) -> Figures:
     """The records that were due from ``start_s`` on; ``end_s`` is when the last one was due, and
     the stretch ends with its last answer, if that is later."""
     good = [r for r in records if r.failure is None and r.latency_ms is not None]
@@ -75,7 +75,9 @@ def summarise(records: Sequence[Record], start_s: float, end_s: float) -> Figure
     )
 
 
-def split_warm_up(records: Sequence[Record], warm_up_s: float) -> tuple[list[Record], list[Record]]:
+def split_warm_up(
+    records: Sequence[RequestRecord], warm_up_s: float
+) -> tuple[list[RequestRecord], list[RequestRecord]]:
     """Records due in the warm-up, and those that are judged."""
     return (
         [r for r in records if r.due_s < warm_up_s],
@@ -83,7 +85,7 @@ def split_warm_up(records: Sequence[Record], warm_up_s: float) -> tuple[list[Rec
     )
 
 
-def late_p99_ms(records: Sequence[Record]) -> float:
+def late_p99_ms(records: Sequence[RequestRecord]) -> float:
     """99 % of the requests that were sent went out no later than this after their due time."""
     late = [r.late_ms for r in records if r.latency_ms is not None]
     return _milliseconds(late, 99) or 0.0

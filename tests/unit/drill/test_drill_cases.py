@@ -1,6 +1,7 @@
 """What a case must come to. Each way to be wrong makes it fail."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -11,13 +12,13 @@ from vlserve.drill.cases import (
     REFUSED,
     ROLLED_BACK,
     UNDECIDED,
+    CaseDecision,
     CaseResult,
-    Decided,
     cases,
     decision_of,
     judge_cases,
 )
-from vlserve.loadgen.caller_record import Call
+from vlserve.loadgen.request_record import RequestRecord
 
 RIGHT = {
     "good": (PROMOTED, ()),
@@ -29,25 +30,30 @@ RIGHT = {
 }
 
 
-def right_decisions() -> list[Decided]:
+def right_decisions() -> list[CaseDecision]:
     """One case every 100 s."""
     return [
-        Decided(case, 2 + n, 100.0 * n, *RIGHT[case.name], why="…", after_s=20.0)
+        CaseDecision(case, 2 + n, 100.0 * n, *RIGHT[case.name], why="…", after_s=20.0)
         for n, case in enumerate(cases(0.01))
     ]
 
 
-CALLS = [Call(5.0 + 10 * n, 20, version=1) for n in range(60)]
+def request(sent_at: float, latency_ms: float, **fields: Any) -> RequestRecord:
+    """A request that was sent when it was due."""
+    return RequestRecord(0.0, 0.0, latency_ms, sent_at=sent_at, **fields)
+
+
+REQUESTS = [request(5.0 + 10 * n, 20, version=1) for n in range(60)]
 
 
 def failed(
-    decided: list[Decided], calls: list[Call] = CALLS, instances: int = 1
+    decided: list[CaseDecision], requests: list[RequestRecord] = REQUESTS, instances: int = 1
 ) -> list[CaseResult]:
-    return [each for each in judge_cases(decided, calls, instances) if not each.passed]
+    return [each for each in judge_cases(decided, requests, instances) if not each.passed]
 
 
 def test_six_right_decisions_pass() -> None:
-    results = judge_cases(right_decisions(), CALLS, 1)
+    results = judge_cases(right_decisions(), REQUESTS, 1)
     assert [each.name for each in results] == list(RIGHT)
     assert all(each.passed and each.requests == 10 and each.lost == 0 for each in results)
 
@@ -77,19 +83,19 @@ def test_the_right_decision_for_another_reason_is_wrong(name: str, gate: str) ->
 
 @pytest.mark.parametrize("number", range(6))
 def test_a_lost_request_fails_the_case_in_which_it_began(number: int) -> None:
-    calls = [*CALLS, Call(100.0 * number + 99, 5000, failure="HTTP 503 overloaded")]
+    requests = [*REQUESTS, request(100.0 * number + 99, 5000, failure="HTTP 503 overloaded")]
     crashing = list(RIGHT).index("crashing")
-    lost = judge_cases(right_decisions(), calls, 1)[number].lost
+    lost = judge_cases(right_decisions(), requests, 1)[number].lost
     assert lost == 1
     expected = [] if number == crashing else [list(RIGHT)[number]]
-    assert [each.name for each in failed(right_decisions(), calls)] == expected
-    assert [each.name for each in failed(right_decisions(), calls, instances=2)] == [
+    assert [each.name for each in failed(right_decisions(), requests)] == expected
+    assert [each.name for each in failed(right_decisions(), requests, instances=2)] == [
         list(RIGHT)[number]
     ]
 
 
 def test_a_case_that_nobody_called_proves_nothing() -> None:
-    assert [each.name for each in failed(right_decisions(), CALLS[10:])] == ["good"]
+    assert [each.name for each in failed(right_decisions(), REQUESTS[10:])] == ["good"]
 
 
 def test_a_slow_twin_is_slow_beside_its_model() -> None:

@@ -12,7 +12,7 @@ import pytest
 from vlserve.control.lifecycle.probes import differences
 from vlserve.drill.twin import Fault, Original, spoil, twin_name
 from vlserve.exporter.echo import pack_echo
-from vlserve.loadgen.probe_requests import varied_bodies
+from vlserve.loadgen.probe_requests import vary_probes
 from vlserve.runtime.archive import unpack_archive, verify_archive
 from vlserve.runtime.errors import ArchiveError
 from vlserve.runtime.folder import open_folder
@@ -27,7 +27,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Original:
 
 
 def others(original: Original, count: int = 100) -> list[Mapping[str, Any]]:
-    return [json.loads(post.body) for post in varied_bodies(original.archive, count)]
+    return [json.loads(post.body) for post in vary_probes(original.archive, count)]
 
 
 def opened(original: Original, folder: Path, fault: Fault) -> Pipeline:

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 from vlserve.drill.release_result import CheckedRelease
 from vlserve.drill.report import add_section, render_section
-from vlserve.loadgen.release_checks import Check, StepFigures, VersionFigures
+from vlserve.loadgen.release_checks import Check, StepSplit, VersionSummary
 
 RESULT = CheckedRelease(
     model="tagger",
@@ -15,8 +15,8 @@ RESULT = CheckedRelease(
     passed=False,
     verdict="broke: none lost (<script>1 & 2</script>)",
     checks=(Check("promoted", True, "promoted"), Check("none lost", False, "1 of 9 <b>")),
-    steps=(StepFigures(10, 40, 4, 20, 2),),
-    versions=(VersionFigures(1, 30, 0, 8.0, 20.5), VersionFigures(2, 4, 1, None, None)),
+    steps=(StepSplit(10, 40, 4, 20, 2),),
+    versions=(VersionSummary(1, 30, 0, 8.0, 20.5), VersionSummary(2, 4, 1, None, None)),
     rollback_ms=0.0,
     report=Path("report.html"),
     result=Path("result.json"),

@@ -3,9 +3,14 @@ from typing import Any
 
 import pytest
 
-from vlserve.loadgen.answer_check import Asked, Judged, judge_answer, judge_any_answer
+from vlserve.loadgen.answer_check import (
+    RequestOutcome,
+    SentRequest,
+    judge_prediction,
+    judge_tagging,
+)
 
-ASKED = Asked(model="tagger", version=None, request_id="r-1")
+SENT = SentRequest(model="tagger", version=None, request_id="r-1")
 RIGHT: dict[str, Any] = {
     "model": "tagger",
     "version": 3,
@@ -14,12 +19,14 @@ RIGHT: dict[str, Any] = {
 }
 
 
-def judge(answer: Any, asked: Asked = ASKED, status: int = 200, echoed: str = "r-1") -> Judged:
-    return judge_answer(status, echoed, json.dumps(answer).encode(), asked)
+def judge(
+    answer: Any, sent: SentRequest = SENT, status: int = 200, echoed: str = "r-1"
+) -> RequestOutcome:
+    return judge_tagging(status, echoed, json.dumps(answer).encode(), sent)
 
 
 def test_a_right_answer() -> None:
-    assert judge(RIGHT) == Judged(version=3)
+    assert judge(RIGHT) == RequestOutcome(version=3)
 
 
 @pytest.mark.parametrize(
@@ -44,20 +51,20 @@ def test_the_header_must_echo_the_request_id() -> None:
 
 
 def test_an_explicit_path_takes_its_own_version_alone() -> None:
-    assert judge(RIGHT, Asked("tagger", 3, "r-1")).failure is None
-    assert judge(RIGHT, Asked("tagger", 2, "r-1")) == Judged(3, "wrong version")
+    assert judge(RIGHT, SentRequest("tagger", 3, "r-1")).failure is None
+    assert judge(RIGHT, SentRequest("tagger", 2, "r-1")) == RequestOutcome(3, "wrong version")
 
 
 def test_an_error_is_named_by_status_and_code() -> None:
     error = {"error": {"code": "overloaded", "message": "busy"}}
     assert judge(error, status=503).failure == "HTTP 503 overloaded"
-    assert judge_answer(502, None, b"<html>", ASKED).failure == "HTTP 502"
-    assert judge_answer(502, None, b'{"error": "x"}', ASKED).failure == "HTTP 502"
+    assert judge_tagging(502, None, b"<html>", SENT).failure == "HTTP 502"
+    assert judge_tagging(502, None, b'{"error": "x"}', SENT).failure == "HTTP 502"
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff\xfe"])
 def test_a_body_that_is_no_object(body: bytes) -> None:
-    assert judge_answer(200, "r-1", body, ASKED).failure == "not a JSON object"
+    assert judge_tagging(200, "r-1", body, SENT).failure == "not a JSON object"
 
 
 @pytest.mark.parametrize(
@@ -75,9 +82,9 @@ def test_a_body_that_is_no_object(body: bytes) -> None:
 def test_answers_of_any_task(
     status: int, header: str | None, echoed: str, body: object, failure: str | None
 ) -> None:
-    asked = Asked("captioner", 2, "r-1")
-    judged = judge_any_answer(status, header, echoed, json.dumps(body).encode(), asked)
-    assert (judged.failure or "").startswith(failure or "")
-    assert (judged.failure is None) == (failure is None)
+    sent = SentRequest("captioner", 2, "r-1")
+    outcome = judge_prediction(status, header, echoed, json.dumps(body).encode(), sent)
+    assert (outcome.failure or "").startswith(failure or "")
+    assert (outcome.failure is None) == (failure is None)
     if failure is None or status == 503:
-        assert judged.version == 2
+        assert outcome.version == 2

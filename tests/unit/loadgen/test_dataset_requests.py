@@ -6,7 +6,7 @@ import pytest
 
 from vlserve.errors import DataError
 from vlserve.loadgen import dataset_requests
-from vlserve.loadgen.dataset_requests import read_posts
+from vlserve.loadgen.dataset_requests import read_dataset
 
 
 def write(folder: Path, *lines: str) -> Path:
@@ -18,9 +18,9 @@ def write(folder: Path, *lines: str) -> Path:
 
 def test_a_line_becomes_a_multipart_form(tmp_path: Path) -> None:
     line = json.dumps({"id": "1", "img": "a.jpg", "text": "标题 🔥"}, ensure_ascii=False)
-    (post,) = read_posts(write(tmp_path, line, ""))
-    head = f"Content-Type: {post.content_type}\r\n\r\n".encode()
-    image, text = message_from_bytes(head + post.body).get_payload()
+    (body,) = read_dataset(write(tmp_path, line, ""))
+    head = f"Content-Type: {body.content_type}\r\n\r\n".encode()
+    image, text = message_from_bytes(head + body.body).get_payload()
     assert image.get_param("name", header="content-disposition") == "image"
     assert image.get_content_type() == "image/jpeg"
     assert image.get_payload(decode=True) == b"\xff\xd8 not really"
@@ -41,23 +41,23 @@ def test_a_line_becomes_a_multipart_form(tmp_path: Path) -> None:
 def test_a_bad_line_is_named(tmp_path: Path, line: str, reason: str) -> None:
     good = '{"img": "a.jpg", "text": "x"}'
     with pytest.raises(DataError, match=f"line 2: .*{reason}"):
-        read_posts(write(tmp_path, good, line))
+        read_dataset(write(tmp_path, good, line))
 
 
 def test_nothing_to_send_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no line"):
-        read_posts(write(tmp_path, ""))
+        read_dataset(write(tmp_path, ""))
     with pytest.raises(DataError, match="cannot read"):
-        read_posts(tmp_path / "absent.jsonl")
+        read_dataset(tmp_path / "absent.jsonl")
     (tmp_path / "latin.jsonl").write_bytes(b'{"img": "a.jpg", "text": "\xe9"}\n')
     with pytest.raises(DataError, match="UTF-8"):
-        read_posts(tmp_path / "latin.jsonl")
+        read_dataset(tmp_path / "latin.jsonl")
 
 
 def test_a_long_file_is_read_up_to_the_memory_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = write(tmp_path, *['{"img": "a.jpg", "text": "x"}'] * 10)
-    size = len(read_posts(file)[0].body)
+    size = len(read_dataset(file)[0].body)
     monkeypatch.setattr(dataset_requests, "MAX_BYTES", 2 * size)
-    assert len(read_posts(file)) == 3
+    assert len(read_dataset(file)) == 3

@@ -13,7 +13,7 @@ from vlserve.errors import DataError
 from vlserve.exporter.echo import pack_echo
 from vlserve.exporter.pack import draft_of, pack_members
 from vlserve.exporter.probes import drawn_image
-from vlserve.loadgen.probe_requests import varied_bodies
+from vlserve.loadgen.probe_requests import vary_probes
 from vlserve.runtime.archive import unpack_archive
 from vlserve.runtime.manifest import TORCHSERVE_MANIFEST
 
@@ -30,7 +30,7 @@ def with_probe_fields(folder: Path, *fields: dict[str, object]) -> Path:
 def test_bodies_differ_from_the_probes_and_from_each_other(tmp_path: Path) -> None:
     archive = pack_echo(tmp_path, "tagger", 1)
     probes = [probe.fields for probe in unpack_archive(archive, tmp_path / "u").probes]
-    bodies = [json.loads(post.body) for post in varied_bodies(archive, 60)]
+    bodies = [json.loads(post.body) for post in vary_probes(archive, 60)]
 
     assert all(body.keys() == probes[0].keys() for body in bodies)
     texts = {body["text"] for body in bodies}
@@ -52,7 +52,7 @@ def test_features_keep_their_shape_and_what_is_no_text_stays(tmp_path: Path) -> 
         "boxes": [[0.0, 0.0, 1.0, 1.0]],
         "top_k": 2,
     }
-    for post in varied_bodies(with_probe_fields(tmp_path, fields), 5):
+    for post in vary_probes(with_probe_fields(tmp_path, fields), 5):
         body = json.loads(post.body)
         varied = np.load(io.BytesIO(base64.b64decode(body["features"])))
         assert (varied.shape, varied.dtype) == (array.shape, array.dtype)
@@ -66,9 +66,9 @@ def test_features_keep_their_shape_and_what_is_no_text_stays(tmp_path: Path) -> 
 
 def test_a_model_of_pictures_alone(tmp_path: Path) -> None:
     archive = with_probe_fields(tmp_path, {"image": drawn_image(0)})
-    assert len({post.body for post in varied_bodies(archive, 10)}) == 10
+    assert len({post.body for post in vary_probes(archive, 10)}) == 10
 
 
 def test_an_archive_without_probes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no probes"):
-        varied_bodies(with_probe_fields(tmp_path), 1)
+        vary_probes(with_probe_fields(tmp_path), 1)

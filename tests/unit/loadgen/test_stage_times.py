@@ -2,7 +2,7 @@
 
 import pytest
 
-from vlserve.loadgen.request_record import Record
+from vlserve.loadgen.request_record import RequestRecord
 from vlserve.loadgen.stage_times import IN_HANDLER, STAGES, read_timing, stages_of, where_time_went
 
 HANDLED = dict(zip(IN_HANDLER, (3.0, 0.5, 5.0, 0.25, 0.25), strict=True))
@@ -26,12 +26,14 @@ def test_stages_add_up_to_the_latency() -> None:
 
 
 def test_means_of_all_and_of_the_slowest() -> None:
-    def answered(latency_ms: float, engine_ms: float) -> Record:
-        return Record(0.0, 0.0, latency_ms, version=1, timing={**HANDLED, "engine": engine_ms})
+    def answered(latency_ms: float, engine_ms: float) -> RequestRecord:
+        return RequestRecord(
+            0.0, 0.0, latency_ms, version=1, timing={**HANDLED, "engine": engine_ms}
+        )
 
     records = [answered(20.0, 15.0)] * 198 + [answered(60.0, 50.0), answered(100.0, 50.0)]
-    silent = [Record(0.0, 0.0, 10.0, version=1)] * 50
-    failed = [Record(0.0, 0.0, 900.0, failure="HTTP 503")]
+    silent = [RequestRecord(0.0, 0.0, 10.0, version=1)] * 50
+    failed = [RequestRecord(0.0, 0.0, 900.0, failure="HTTP 503")]
     went = where_time_went([*records, *silent, *failed])
     assert went is not None
     assert went.share == 0.8

@@ -158,9 +158,11 @@ def test_an_interrupt_ends_locust(tmp_path: Path) -> None:
 def test_locust_failing_is_an_error_with_its_own_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "loadtest").mkdir()
+    (tmp_path / "loadtest" / "locustfile.py").write_text("raise RuntimeError('no such mix')\n")
     monkeypatch.setenv("VLSERVE_PROJECT_DIR", os.fspath(tmp_path))
     plan = StressPlan(url="http://127.0.0.1:9", model="tagger", users=1)
-    with pytest.raises(StressError, match=r"exit code 1.*locustfile"):
+    with pytest.raises(StressError, match=r"exit code 1.*no such mix"):
         run_stress(plan, tmp_path / "out")
 
 

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from vlserve.errors import StressError
-from vlserve.loadgen.request_record import Record, read_records
+from vlserve.loadgen.request_record import RequestRecord, parse_record
 from vlserve.loadgen.stress_plan import StressPlan
 from vlserve.loadgen.stress_summary import (
     ClientUse,
@@ -16,9 +16,9 @@ from vlserve.loadgen.stress_summary import (
 PLAN = StressPlan(url="http://127.0.0.1", model="tagger", users=1, max_p99_ms=100.0)
 
 
-def steady(count: int, latency_ms: float = 10.0) -> list[Record]:
+def steady(count: int, latency_ms: float = 10.0) -> list[RequestRecord]:
     """One request every 100 ms from the start."""
-    return [Record(index / 10, 0.0, latency_ms, version=1) for index in range(count)]
+    return [RequestRecord(index / 10, 0.0, latency_ms, version=1) for index in range(count)]
 
 
 def test_figures_of_a_steady_run() -> None:
@@ -31,7 +31,7 @@ def test_figures_of_a_steady_run() -> None:
 
 
 def test_percentiles_are_those_of_the_latencies() -> None:
-    records = [Record(i / 100, 0.0, float(i), version=1) for i in range(1, 101)]
+    records = [RequestRecord(i / 100, 0.0, float(i), version=1) for i in range(1, 101)]
     figures = summarise(records, 0.0, 1.0)
     assert figures.p50_ms == 50.5
     assert figures.p95_ms == pytest.approx(95.05)
@@ -40,9 +40,9 @@ def test_percentiles_are_those_of_the_latencies() -> None:
 
 
 def test_failures_are_counted_by_kind_and_leave_the_latencies() -> None:
-    failed = [Record(0.05, 0.0, 9000.0, failure="timeout")] * 2
-    unsent = [Record(0.06, 0.0, None, failure="not sent: 1 in flight")]
-    wrong = [Record(0.07, 0.0, 5.0, version=2, failure="no tags")] * 3
+    failed = [RequestRecord(0.05, 0.0, 9000.0, failure="timeout")] * 2
+    unsent = [RequestRecord(0.06, 0.0, None, failure="not sent: 1 in flight")]
+    wrong = [RequestRecord(0.07, 0.0, 5.0, version=2, failure="no tags")] * 3
     figures = summarise(steady(14) + failed + unsent + wrong, 0.0, 1.4)
     assert figures.failures == {"no tags": 3, "timeout": 2, "not sent: 1 in flight": 1}
     assert figures.error_rate == 0.3
@@ -73,13 +73,13 @@ def test_failures_do_not_hide_a_gap() -> None:
 
 
 def test_an_answer_after_the_end_lengthens_the_run() -> None:
-    figures = summarise([*steady(10), Record(0.95, 0.0, 3050.0, version=1)], 0.0, 1.0)
+    figures = summarise([*steady(10), RequestRecord(0.95, 0.0, 3050.0, version=1)], 0.0, 1.0)
     assert figures.rps == 2.75  # 11 answers in 4 s
     assert figures.longest_gap_ms == pytest.approx(3090.0)
 
 
 def test_nothing_answered() -> None:
-    figures = summarise([Record(0.0, 0.0, 1.0, failure="connection refused")], 0.0, 2.0)
+    figures = summarise([RequestRecord(0.0, 0.0, 1.0, failure="connection refused")], 0.0, 2.0)
     assert (figures.p99_ms, figures.rps, figures.longest_gap_ms) == (None, 0.0, 2000.0)
     assert breaches(figures, PLAN) == ("no request was answered right",)
     assert breaches(summarise([], 0.0, 2.0), PLAN) == ("no request was answered right",)
@@ -89,7 +89,7 @@ def test_the_verdict() -> None:
     assert breaches(summarise(steady(100), 0.0, 10.0), PLAN) == ()
     slow = summarise([*steady(90), *steady(10, 250.0)], 0.0, 10.0)
     assert breaches(slow, PLAN) == ("p99 250.0 ms is above 100 ms",)
-    failing = [*steady(199, 250.0), Record(1.0, 0.0, 1.0, failure="HTTP 503")]
+    failing = [*steady(199, 250.0), RequestRecord(1.0, 0.0, 1.0, failure="HTTP 503")]
     both = breaches(summarise(failing, 0.0, 20.0), PLAN)
     assert both == ("error rate 0.500% is above 0.000%", "p99 250.0 ms is above 100 ms")
     lenient = replace(PLAN, max_error_rate=0.005, max_p99_ms=250.0)
@@ -104,17 +104,17 @@ def test_the_warm_up_is_apart() -> None:
 def test_a_client_at_its_own_limit_is_noticed() -> None:
     assert not ClientUse(1, 0.5, 1.0).saturated
     assert ClientUse(1, 0.95, 1.0).saturated
-    late = [Record(index / 10, 80.0, 100.0, version=1) for index in range(10)]
-    unsent = Record(1.0, 0.0, None, failure="not sent: 1 in flight")
+    late = [RequestRecord(index / 10, 80.0, 100.0, version=1) for index in range(10)]
+    unsent = RequestRecord(1.0, 0.0, None, failure="not sent: 1 in flight")
     assert ClientUse(1, 0.5, late_p99_ms([*late, unsent])).saturated
 
 
 def test_a_record_survives_its_line() -> None:
     records = [
-        Record(0.1, 0.2, 3.5, 2, timing={"a": 1.5}),
-        Record(1.0, 0.0, None, failure="not sent: 1 in flight"),
+        RequestRecord(0.1, 0.2, 3.5, 2, timing={"a": 1.5}),
+        RequestRecord(1.0, 0.0, None, failure="not sent: 1 in flight"),
     ]
-    assert read_records(record.line() for record in records) == records
+    assert [parse_record(record.line()) for record in records] == records
 
 
 @pytest.mark.parametrize(
