@@ -1,8 +1,8 @@
-"""The archive's own task with a fault. The drill packs this file as handlers/<task>.py of a twin,
-and the task's own file beside it as handlers/drilled_<task>.py.
+"""The archive's own task with a fault.
 
-assets/fault.json says what goes wrong: {"kind", "share", "delay_ms"}. The archive's own probes are
-answered well, so that the twin is registered like any version.
+The drill packs this file as handlers/<task>.py of a twin, and the task's own file beside it as
+handlers/drilled_<task>.py. assets/fault.json says what goes wrong: {"kind", "share", "delay_ms"}.
+The archive's own probes are answered without fault, so that the twin can be registered.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""A release in steps, followed to its end: which step was surely in force when."""
+"""Follow a release to its end, and note when each step was certainly in force."""
 
 import time
 from collections.abc import Callable
@@ -15,12 +15,14 @@ Show = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Followed:
-    """``steps``: those that were seen; ``ended`` of the last one is when the release was last seen
-    in it. ``timed_out``: it had not come to its end, and is still under way."""
+    """A release that was followed."""
 
     view: RolloutView
+    """Its last view."""
     steps: tuple[Step, ...]
+    """The steps that were seen."""
     timed_out: bool
+    """Whether the time was over first, so that the release is still under way."""
 
 
 def follow(
@@ -30,31 +32,41 @@ def follow(
     show: Show,
     keep_watch: Callable[[], object] = lambda: None,
 ) -> Followed:
-    """From the answer of its start on. A step is in force from the first answer that names it to
-    the time of asking for the last one. ``keep_watch`` is called meanwhile, and may raise."""
-    view, steps, place = started, [_begun(started)], started.step
+    """Poll a release until it has ended.
+
+    A step was in force from the first answer that names it until the question whose answer was the
+    last to name it.
+
+    Args:
+        control: The control service.
+        started: Its answer to the start of the release.
+        timeout_s: When to stop.
+        show: Gets a message for each step and status.
+        keep_watch: Called at each poll; may raise.
+    """
+    view, steps, place = started, [_first_seen(started)], started.step
     deadline = time.monotonic() + timeout_s
-    shown: object = None
+    last_shown: object = None
     while view.status.under_way and time.monotonic() < deadline:
         time.sleep(POLL_S)
-        asked_at = time.time()
+        sent_at = time.time()
         view = control.rollout(started.model)
         if not view.status.under_way:
             break
         if view.step == place:
-            steps[-1] = replace(steps[-1], ended=asked_at)
+            steps[-1] = replace(steps[-1], ended=sent_at)
         else:
-            steps.append(_begun(view))
+            steps.append(_first_seen(view))
             place = view.step
-        if (state := (view.step, view.status)) != shown:
+        if (state := (view.step, view.status)) != last_shown:
             show(describe(view))
-            shown = state
+            last_shown = state
         keep_watch()
     return Followed(view, tuple(steps), view.status.under_way)
 
 
 def describe(view: RolloutView) -> str:
-    """Where it is, in a few words."""
+    """Return where the release is, in a few words."""
     share = f"{view.weight} %"
     if view.shadow_percent:
         share = f"a shadow of {view.shadow_percent} %"
@@ -62,10 +74,10 @@ def describe(view: RolloutView) -> str:
 
 
 def reason(view: RolloutView) -> str:
-    """The judge's, for the last thing that he did."""
+    """Return the judge's reason for its last decision."""
     return view.decision.reason if view.decision else "no decision yet"
 
 
-def _begun(view: RolloutView) -> Step:
+def _first_seen(view: RolloutView) -> Step:
     now = time.time()
     return Step(view.weight, now, now)

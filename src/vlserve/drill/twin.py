@@ -1,4 +1,4 @@
-"""Twins of an archive under another name: the same graphs and code, with a fault or without."""
+"""Pack twins of an archive: copies under another model name, with the same graphs and a fault."""
 
 import json
 import os
@@ -18,7 +18,7 @@ _LONGEST_NAME = 63
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong with ``share`` of the requests; see faulty_task."""
+    """What goes wrong with ``share`` of the requests (0 to 1); see faulty_task."""
 
     kind: Literal["none", "slow", "fails", "differs", "crashes"] = "none"
     share: float = 1.0
@@ -26,22 +26,22 @@ class Fault:
 
 
 def twin_name(model: str) -> str:
-    """The model name that a drill of ``model`` uses."""
+    """Return the model name of the twins of ``model``."""
     ending = "-drill"
     return model[: _LONGEST_NAME - len(ending)] + ending
 
 
 class Original:
-    """The archive that twins are made of, laid out in a folder."""
+    """The archive that twins are made of, unpacked in a folder."""
 
     def __init__(self, archive: Path, folder: Path) -> None:
-        """``folder`` must be empty or absent. ArchiveError."""
+        """Unpack ``archive`` into ``folder``, which is empty or absent. ArchiveError."""
         self.archive = archive
         self._folder = folder
         self._manifest = unpack_archive(archive, folder)
 
     def pack_twin(self, out_dir: Path, version: int, fault: Fault) -> Path:
-        """Write the twin ``version`` into ``out_dir``."""
+        """Write the twin with this version and fault into ``out_dir``; return its archive."""
         manifest = self._manifest
         names = set(manifest.files) - {TORCHSERVE_MANIFEST}
         members: dict[str, Member] = {name: self._folder / name for name in names}
