@@ -16,8 +16,14 @@ RECIPE = PROJECT / "examples" / f"{NAME}.py"
 
 
 def export_example(folder: Path, converter: Converter) -> ExportReport:
-    """Recipe, checkpoint and config in ``folder``, as a reader would put them."""
-    shutil.copy(RECIPE, folder)
+    """Export the example, with recipe, checkpoint and config in ``folder``."""
+    return export_recipe(Path(shutil.copy(RECIPE, folder)), folder, converter, PROJECT)
+
+
+def export_recipe(
+    recipe: Path, folder: Path, converter: Converter, project_dir: Path
+) -> ExportReport:
+    """Export a recipe with the example's network; checkpoint and config are put in ``folder``."""
     torch.manual_seed(0)
     weights = {
         "words.weight": torch.randn(128, 3),
@@ -27,9 +33,9 @@ def export_example(folder: Path, converter: Converter) -> ExportReport:
     torch.save(weights, folder / f"{NAME}.pth")
     (folder / "config.json").write_text(json.dumps({"labels": ["red", "green", "blue"]}))
     return export_archive(
-        str(folder / f"{NAME}.py"),
+        str(recipe),
         folder / f"{NAME}.pth",
         folder / "build",
-        settings=Settings(project_dir=PROJECT),
+        settings=Settings(project_dir=project_dir),
         converter=converter,
     )
