@@ -33,7 +33,7 @@ from vlserve.cli import app
 ELLIPSIS = "…"
 NUMBERS = {"VERSION": "1", "N": "1", "K": "1"}
 """Placeholders of documents that stand for a number -> one."""
-FREE = ("cat", "cp", "echo", "export", "git", "kill", "mkdir")
+FREE = ("cat", "cd", "cp", "echo", "export", "git", "kill", "mkdir")
 """Programs of others, of whose arguments nothing is ours."""
 
 
