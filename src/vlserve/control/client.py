@@ -1,4 +1,4 @@
-"""The control service's words for Python callers; the command line is one."""
+"""A client of the control service for Python; the command line uses it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,7 +40,7 @@ class ControlClient:
         self._http.close()
 
     def is_up(self) -> bool:
-        """Whether the service answers at all."""
+        """Return whether the service answers at all."""
         try:
             self.health()
         except (StackError, ControlError):
@@ -58,7 +58,7 @@ class ControlClient:
         return ModelView.model_validate(self._call("GET", f"/models/{model}"))
 
     def history(self, model: str) -> list[EventView]:
-        """Everything that happened to a model, oldest first."""
+        """Return everything that happened to a model, oldest first."""
         found = self._call("GET", f"/models/{model}/history")["events"]
         return [EventView.model_validate(event) for event in found]
 
@@ -80,7 +80,7 @@ class ControlClient:
         return Registered.model_validate(answer)
 
     def release(self, model: str, version: int) -> Released:
-        """All traffic to ``version``; in force when this returns. NotReady, VersionNotFound."""
+        """Give ``version`` all traffic; in force when this returns. NotReady, VersionNotFound."""
         body = {"version": version, "now": True}
         return Released.model_validate(self._call("POST", f"/models/{model}/releases", json=body))
 
@@ -95,22 +95,22 @@ class ControlClient:
         )
 
     def rollout(self, model: str) -> RolloutView:
-        """The release in steps that is under way, or the last one. NoRelease."""
+        """Return the rollout under way, or the last one. NoRelease."""
         return RolloutView.model_validate(self._call("GET", f"/models/{model}/release"))
 
     def pause(self, model: str) -> RolloutView:
-        """Keep the weight until `resume`; an alarm still takes the release back. NoRelease."""
+        """Keep the weight until `resume`; an alarm still takes the candidate back. NoRelease."""
         return self._steer_rollout(model, "pause")
 
     def resume(self, model: str) -> RolloutView:
         return self._steer_rollout(model, "resume")
 
     def abort(self, model: str) -> RolloutView:
-        """All traffic back to stable; in force when this returns. NoRelease, NotReady."""
+        """Give stable all traffic again; in force when this returns. NoRelease, NotReady."""
         return self._steer_rollout(model, "abort")
 
     def promote(self, model: str) -> RolloutView:
-        """All traffic to the candidate; in force when this returns. NoRelease, NotReady."""
+        """Give the candidate all traffic; in force when this returns. NoRelease, NotReady."""
         return self._steer_rollout(model, "promote")
 
     def _steer_rollout(self, model: str, word: str) -> RolloutView:
@@ -119,12 +119,15 @@ class ControlClient:
         )
 
     def rollback(self, model: str, version: int | None = None) -> Released:
-        """Back to the stable version before, or to ``version``. NothingToRollBackTo, NotReady."""
+        """Give all traffic back to the stable version before, or to ``version``.
+
+        Raises NothingToRollBackTo or NotReady.
+        """
         body = {"version": version}
         return Released.model_validate(self._call("POST", f"/models/{model}/rollback", json=body))
 
     def unload(self, model: str, version: int) -> Unloaded:
-        """Drain, then out of the engine. StillServing."""
+        """Drain a version and take it out of the engine. StillServing."""
         path = f"/models/{model}/versions/{version}/unload"
         return Unloaded.model_validate(self._call("POST", path, json={}))
 

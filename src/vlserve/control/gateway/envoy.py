@@ -49,7 +49,7 @@ class _Watched:
 
 
 class EnvoyGateway:
-    """Takes traffic to versions. One writer at a time; methods may be called from any thread."""
+    """Implements vlserve.control.ports.Gateway. One writer at a time; any thread may call it."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -86,9 +86,14 @@ class EnvoyGateway:
         return self._bootstrap
 
     def apply(self, routing: Routing) -> None:
-        """Put ``routing`` in force; returns once it is. GatewayRefused carries Envoy's words, and
-        the old routing stays. Clusters of versions that left stay until they are idle and the
-        routing has rested for one call."""
+        """Put ``routing`` in force; the call returns once it is.
+
+        Clusters of versions that left stay until they are idle and the routing has rested for one
+        call.
+
+        Raises:
+            GatewayRefused: with Envoy's words; the old routing stays.
+        """
         with self._writing:
             clusters = envoy_clusters.clusters(routing, self._settings)
             routes = envoy_routes.routes(routing, self._settings)
@@ -108,13 +113,18 @@ class EnvoyGateway:
             self._note_closed(leaving)
 
     def in_flight(self, model: str, version: int) -> int:
-        """Requests and copies of this version that the gateway has sent and not seen answered; at
-        least one while, after its path closed, the body of one may still be on its way; none when
-        there is no gateway. GatewayRefused when it cannot tell."""
+        """Return how many requests and copies of this version were sent and are not answered yet.
+
+        It is at least one while, after the version's path closed, the body of a request may still
+        be on its way, and zero when there is no gateway.
+
+        Raises:
+            GatewayRefused: Envoy cannot tell.
+        """
         return self._in_flight(cluster_name(model, version))
 
     def ready(self) -> bool:
-        """Whether Envoy serves the routing that was last put in place."""
+        """Return whether Envoy serves the routing that was last put in place."""
         try:
             live = self._admin.is_ready()
         except httpx.HTTPError:
@@ -122,7 +132,7 @@ class EnvoyGateway:
         return live and all(map(self._is_in_force, (self._clusters, self._routes)))
 
     def rotate_access_log(self) -> None:
-        """access.jsonl becomes access.jsonl.1 when it is large, .1 becomes .2, and so on; so does
+        """Rename access.jsonl to access.jsonl.1 when it is large, .1 to .2, and so on; likewise
         shadow.jsonl."""
         rotated = [rotate(log, LOG_BYTES) for log in self._request_logs]
         if any(rotated):
@@ -130,15 +140,15 @@ class EnvoyGateway:
                 self._admin.reopen_logs()
 
     def started_at(self) -> float | None:
-        """When Envoy started, to a second or two, on the clock of ``time.monotonic``; None while it
-        does not answer."""
+        """Return when Envoy started, in s on the clock of ``time.monotonic``, to a second or two;
+        None while it does not answer."""
         try:
             return self._admin.started_at()
         except httpx.HTTPError:
             return None
 
     def drain(self, timeout_s: float) -> bool:
-        """Take no new connections, and wait for running requests; whether none was left."""
+        """Take no new connections, and wait for running requests; return whether none was left."""
         try:
             self._admin.drain()
             return self._wait_until_idle(time.monotonic() + timeout_s)
@@ -196,7 +206,7 @@ class EnvoyGateway:
             return False
 
     def _wait_until_in_force(self, watched: _Watched, version: str, refused: int) -> str:
-        """Why it is not in force; empty once it is. ``refused``: refusals counted before."""
+        """Return why it is not in force; empty once it is. ``refused``: refusals counted before."""
         problem = ""
         deadline = time.monotonic() + IN_FORCE_TIMEOUT_S
         while time.monotonic() < deadline:
@@ -231,7 +241,7 @@ class EnvoyGateway:
         self._closed = {name: self._closed.get(name, now) for name in names}
 
     def _in_flight(self, cluster: str) -> int:
-        """What may still come is asked first: a request goes from there to what was sent."""
+        """What may still come is read first: a request goes from there to what was sent."""
         try:
             coming = self._may_still_come(cluster)
             sent = self._admin.sum(
@@ -244,9 +254,11 @@ class EnvoyGateway:
         return max(sent, int(coming))
 
     def _may_still_come(self, cluster: str) -> bool:
-        """Whether a request may be on its way to a version whose path is closed. Envoy chooses the
-        version at the headers and sends nothing before the body is whole, and does not say which
-        version it chose: so until it once holds no unsent request at all, or none can be that old.
+        """Return whether a request may be on its way to a version whose path is closed.
+
+        Envoy chooses the version at the headers, sends nothing before the body is whole, and does
+        not say which version it chose. So a request may be on its way until Envoy once holds no
+        unsent request at all, or until none can be that old.
         """
         closed = self._closed
         age_s = time.monotonic() - closed.get(cluster, -math.inf)

@@ -34,25 +34,28 @@ FOR_ENGINES = (
 
 
 def access_log(settings: Settings) -> Path:
-    """Where the gateway writes one line for each request."""
+    """Return the file in which the gateway writes one line per request."""
     return settings.state_dir / "logs" / "access.jsonl"
 
 
 def shadow_log(settings: Settings) -> Path:
-    """Where the gateway writes one line for each copy that a shadow got."""
+    """Return the file in which the gateway writes one line per copy that a shadow got."""
     return settings.state_dir / "logs" / "shadow.jsonl"
 
 
 def discovery(resources: Sequence[Config]) -> str:
-    """A discovery file. Its version is the digest of what it holds, so that what Envoy says to be
-    in force can be compared with what was rendered."""
+    """Return the text of a discovery file.
+
+    Its version is the digest of its resources, so that the version that Envoy has in force can be
+    compared with the rendered one.
+    """
     body = json.dumps(resources, sort_keys=True)
     version = hashlib.sha256(body.encode()).hexdigest()[:16]
     return json.dumps({"version_info": version, "resources": resources}, indent=1)
 
 
 def bootstrap(template: str, settings: Settings, dynamic_dir: Path) -> Config:
-    """serving_config/gateway/envoy.yaml with the settings filled in."""
+    """Return serving_config/gateway/envoy.yaml with the settings filled in."""
     gateway = settings.gateway
     rate_per_s = gateway.rate_limit_per_s
     values = {
@@ -88,8 +91,8 @@ def bootstrap(template: str, settings: Settings, dynamic_dir: Path) -> Config:
 
 
 def inlined(bootstrap: Config, routes: Config, clusters: Sequence[Config]) -> Config:
-    """One static configuration of all three, for `envoy --mode validate`, which ignores watched
-    files."""
+    """Return one static configuration of all three, for `envoy --mode validate`, which ignores
+    watched files."""
     static: Config = json.loads(json.dumps(bootstrap))
     del static["dynamic_resources"]
     static["static_resources"]["clusters"] = [_untyped(cluster) for cluster in clusters]

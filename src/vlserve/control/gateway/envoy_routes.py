@@ -26,7 +26,7 @@ _PREVIOUS_HOSTS = {
 
 
 def routes(routing: Routing, settings: Settings) -> Config:
-    """The route configuration: explicit versions, weighted ones, and clear refusals."""
+    """Return the route configuration."""
     gateway = settings.gateway
     paths = [path for route in routing.models for path in _model_paths(route, gateway)]
     return {
@@ -56,8 +56,8 @@ def routes(routing: Routing, settings: Settings) -> Config:
 
 
 def _retry_policy(gateway: GatewaySettings, instances: int) -> Config:
-    """Another try, on another instance where there is one, when an instance lost the request.
-    engine.lua marks the replies after which a try can help."""
+    """Return the policy of retries: on another instance, where there is one, when an instance lost
+    the request. engine.lua marks the replies after which a retry can help."""
     policy: Config = {
         "retry_on": "connect-failure,reset,retriable-headers",
         "num_retries": gateway.retries,
@@ -71,7 +71,7 @@ def _retry_policy(gateway: GatewaySettings, instances: int) -> Config:
 
 
 def _model_paths(route: ModelRoute, gateway: GatewaySettings) -> list[Config]:
-    """Every answer to /predictions/{model}…, the first match wins."""
+    """Return the routes of /predictions/{model}…; the first that matches counts."""
     model = f"/predictions/{route.model}"
     known = ", ".join(map(str, sorted(route.versions))) or "none"
     no_version = _refusal(
@@ -102,8 +102,10 @@ def _model_paths(route: ModelRoute, gateway: GatewaySettings) -> list[Config]:
 
 
 def _weighted_paths(route: ModelRoute, gateway: GatewaySettings) -> list[Config]:
-    """By weight: the same version for the same X-Sticky-Key, else chance. An empty key would be a
-    constant, so it counts as none."""
+    """Return the routes by weight: the same version for the same X-Sticky-Key, else by chance.
+
+    An empty key would be a constant, so it counts as none.
+    """
     path = f"/predictions/{route.model}"
     shares = [
         {"name": cluster_name(route.model, version), "weight": weight}
@@ -133,7 +135,7 @@ def _weighted_paths(route: ModelRoute, gateway: GatewaySettings) -> list[Config]
 
 
 def _copies(route: ModelRoute) -> Config:
-    """Part of the requests go to the shadow as well. Nobody waits for what it says.
+    """Return the policy that copies part of the requests to the shadow, whose answers are dropped.
 
     Envoy draws one number for a request: modulo 100 it chooses the version of a caller without a
     key, modulo 10,000 whether to copy. With 100 for both, copies would prefer one version."""
@@ -148,9 +150,12 @@ def _copies(route: ModelRoute) -> Config:
 
 
 def _noted(route: ModelRoute) -> Config:
-    """The step, for the access log. It belongs to the route, so it is known with the version: when
-    a request's headers are read, whatever becomes of it. For copies, headers say their step and
-    where they go; engine.lua takes them away again from what engines see."""
+    """Return the route's entries that carry the rollout's step into the access log.
+
+    The step belongs to the route, so it is known with the version: when a request's headers are
+    read, whatever becomes of it. For copies, headers say their step and where they go; engine.lua
+    removes them before engines see them.
+    """
     noted: Config = {}
     if route.step:
         noted["metadata"] = {"filter_metadata": {"vlserve": {"step": route.step}}}
@@ -172,7 +177,7 @@ def _forward(gateway: GatewaySettings, model: str, target: Config) -> Config:
 
 
 def _health_paths() -> list[Config]:
-    """The gateway's own health: answered by it, without a key, whatever the engine does."""
+    """Return the routes of the gateway's own health: no key is needed, no engine is asked."""
     healthy = {"direct_response": {"status": 200, "body": {"inline_string": '{"status": "ok"}'}}}
     open_to_all = {
         "typed_per_filter_config": {
@@ -216,7 +221,7 @@ def _version_header(version: int) -> Config:
 
 
 def _not_empty(name: str) -> Config:
-    """Any bytes: a regular expression's dot takes UTF-8 alone."""
+    """Match a header of any bytes but none: a regular expression's dot takes UTF-8 alone."""
     empty = _header(name, {"exact": ""})
     return empty | {"treat_missing_header_as_empty": True, "invert_match": True}
 
