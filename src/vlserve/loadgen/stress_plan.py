@@ -25,7 +25,7 @@ class StressPlan(LoadPlan):
     version: int | None = None
     """Send to this version's own path; an answer by another one is a failure."""
     sticky_share: float = 0.0
-    """Share of the requests that carry one of a few X-Sticky-Keys."""
+    """Share of the requests that carry an X-Sticky-Key, one of a few."""
     max_in_flight: int = 500
     """Open loop: with so many requests unanswered, those that come due are not sent, and count as
     failures."""
