@@ -23,14 +23,14 @@ from itertools import islice, pairwise
 from pathlib import Path
 from statistics import quantiles
 
-from benchmarks.lib.clients import WRONG, Clients, Exchange, Load, drawn_questions
-from benchmarks.lib.editions import Edition, echo_editions, repacked_editions
 from benchmarks.lib.own_stack import own_stack
 from vlserve.cli.output import print_line, print_table
 from vlserve.control.client import ControlClient
 from vlserve.control.domain import State
 from vlserve.loadgen.max_rate import find_limit
 from vlserve.loadgen.stress_plan import StressPlan
+from vlserve.testing.clients import WRONG, Clients, Exchange, Load, drawn_questions
+from vlserve.testing.editions import Edition, echo_editions, repacked_editions
 
 IN_FORCE_WITHIN_MS = 150.0
 """A release that has returned is answered by the new version within this time."""

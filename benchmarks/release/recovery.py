@@ -26,16 +26,6 @@ from pathlib import Path
 import httpx
 import psutil
 
-from benchmarks.lib.clients import (
-    NO_CONNECTION,
-    WRONG,
-    Clients,
-    Exchange,
-    Load,
-    Question,
-    drawn_questions,
-)
-from benchmarks.lib.editions import Edition, echo_editions, repacked_editions
 from benchmarks.lib.own_stack import own_stack, processes
 from vlserve.cli.output import print_line, print_table
 from vlserve.control.engine.endpoints import endpoints
@@ -45,6 +35,16 @@ from vlserve.errors import ControlError, StackError
 from vlserve.settings import Settings
 from vlserve.stack import stack
 from vlserve.testing import RunningStack
+from vlserve.testing.clients import (
+    NO_CONNECTION,
+    WRONG,
+    Clients,
+    Exchange,
+    Load,
+    Question,
+    drawn_questions,
+)
+from vlserve.testing.editions import Edition, echo_editions, repacked_editions
 
 NEEDS_UP = ("supervisord", "everything")
 TARGETS = ("worker", "engine", "gateway", "control", *NEEDS_UP)

@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import quantiles
 
-from benchmarks.lib.clients import Clients, Exchange, Load, Question, drawn_questions
-from benchmarks.lib.own_gateway import OwnGateway, own_gateway
-from benchmarks.lib.stand_in import stand_in
 from vlserve.cli.output import print_line, print_table
 from vlserve.control.domain import Instance, ModelRoute, Shadow
+from vlserve.testing.clients import Clients, Exchange, Load, Question, drawn_questions
+from vlserve.testing.own_gateway import OwnGateway, own_gateway
+from vlserve.testing.stand_in_engine import stand_in
 
 MODEL, STABLE, CANDIDATE = "tagger", 1, 2
 STABLE_MS = 20.0

@@ -22,10 +22,10 @@ from urllib.parse import urlsplit
 
 from scipy.stats import chisquare
 
-from benchmarks.lib.own_gateway import own_gateway
-from benchmarks.lib.stand_in import stand_in
 from vlserve.cli.output import print_line, print_table
 from vlserve.control.domain import ModelRoute
+from vlserve.testing.own_gateway import own_gateway
+from vlserve.testing.stand_in_engine import stand_in
 
 WEIGHTS = (5, 25, 50, 100)
 P_AT_LEAST = 0.001

@@ -23,7 +23,6 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.lib.editions import Edition, echo_editions, repacked_editions
 from benchmarks.lib.own_stack import own_stack
 from vlserve.cli.output import print_line, print_table
 from vlserve.control.client import ControlClient
@@ -31,6 +30,7 @@ from vlserve.loadgen.request_record import RequestRecord, read_records
 from vlserve.loadgen.stress_plan import StressPlan
 from vlserve.loadgen.stress_run import run_stress
 from vlserve.runtime.archive import verify_archive
+from vlserve.testing.editions import Edition, echo_editions, repacked_editions
 
 LENIENT_MS = 1e9
 _POLL_S = 0.1

@@ -3,9 +3,9 @@ salts are fixed, so what callers with a key meet is too."""
 
 from pathlib import Path
 
-from benchmarks.lib.own_gateway import own_gateway
-from benchmarks.lib.stand_in import stand_in
 from benchmarks.release.split import SALTS, WEIGHTS, measure
+from vlserve.testing.own_gateway import own_gateway
+from vlserve.testing.stand_in_engine import stand_in
 
 
 def test_callers_are_split_by_weight_stay_and_are_left_alone_by_other_releases(

@@ -3,10 +3,10 @@ benchmarks/release/hot_update.py does, on the shared stack."""
 
 from pathlib import Path
 
-from benchmarks.lib.clients import Clients, Load, drawn_questions
-from benchmarks.lib.editions import echo_editions
 from benchmarks.release.hot_update import judge, update_in_rounds
 from vlserve.testing import RunningStack
+from vlserve.testing.clients import Clients, Load, drawn_questions
+from vlserve.testing.editions import echo_editions
 
 ROUNDS = 2
 SLOW_MS = 100.0

@@ -12,8 +12,6 @@ from pathlib import Path
 import httpx
 import pytest
 
-from benchmarks.lib.clients import Load, Question, drawn_questions
-from benchmarks.lib.editions import Edition, echo_editions
 from benchmarks.release.recovery import NEEDS_UP, TARGETS, WITH_GATEWAY, crash, release_both
 from support.background_load import QUESTION
 from support.running_stack import make_settings, wait_until
@@ -23,6 +21,8 @@ from vlserve.errors import StackError
 from vlserve.exporter.echo import pack_echo
 from vlserve.stack import stack as control_stack
 from vlserve.testing import RunningStack
+from vlserve.testing.clients import Load, Question, drawn_questions
+from vlserve.testing.editions import Edition, echo_editions
 
 MODEL = "survivor"
 WITHIN_S = 120.0

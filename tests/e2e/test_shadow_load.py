@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from benchmarks.lib.clients import Load, drawn_questions
-from benchmarks.lib.own_gateway import own_gateway
 from benchmarks.release.shadow import KINDS, MODEL, STABLE, engines, measure
 from vlserve.control.domain import ModelRoute
+from vlserve.testing.clients import Load, drawn_questions
+from vlserve.testing.own_gateway import own_gateway
 
 
 def test_no_shadow_costs_a_client_its_answer(tmp_path: Path) -> None:

@@ -13,8 +13,6 @@ from typing import Any
 import httpx
 import pytest
 
-from benchmarks.lib.clients import Load, Question, drawn_questions
-from benchmarks.lib.editions import Edition, echo_editions
 from benchmarks.lib.own_stack import own_stack
 from benchmarks.release.recovery import crash, release_both
 from support.background_load import QUESTION
@@ -23,6 +21,8 @@ from support.running_stack import wait_until
 from vlserve.control.engine.endpoints import endpoints
 from vlserve.exporter.echo import pack_echo
 from vlserve.testing import RunningStack
+from vlserve.testing.clients import Load, Question, drawn_questions
+from vlserve.testing.editions import Edition, echo_editions
 
 MODEL, SLOW_MODEL = "twofold", "slow"
 SLOW_MS = 700.0

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.lib.clients import Exchange, Load
+from vlserve.testing.clients import Exchange, Load
 from benchmarks.release.hot_update import Step, judge, lag_ms
 
 MOVES = (
