@@ -36,7 +36,7 @@ TESTS := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses
 
 # Pretrained weights too: 100 MB, which nothing else needs.
 unit: $(PRETRAINED)  ## tests of pure parts: no export, no server
-	$(TESTS) -m "not export and not server and not long" tests/unit
+	$(TESTS) -m "not export and not server and not long" tests/unit benchmarks/tests
 
 test: $(PRETRAINED)  ## all that the README promises
 	$(TESTS) -m "not long"

@@ -1,20 +1,21 @@
-"""A stack of its own for a drill: free loopback ports, a folder that is gone afterwards."""
+"""A stack of its own for a benchmark, with the settings that `vlserve up` takes by default."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
-
 from vlserve.settings import EngineSettings, Settings
-from vlserve.stack.supervisord import STACK_VARIABLE
-from vlserve.testing import RunningStack, running_stack, with_free_ports
+from vlserve.testing.stack import RunningStack, running_stack, with_free_ports
 
 
 @contextmanager
 def own_stack(folder: Path, instances: int = 1) -> Iterator[RunningStack]:
-    """Run a stack while the body runs, with the settings that `vlserve up` takes by default, and so
-    many engine instances."""
+    """Run a stack on free loopback ports while the body runs.
+
+    Args:
+        folder: Where it keeps its state and its models.
+        instances: How many engine instances it has.
+    """
     settings = Settings(
         state_dir=folder / "state",
         model_store=folder / "model_store",
@@ -22,15 +23,3 @@ def own_stack(folder: Path, instances: int = 1) -> Iterator[RunningStack]:
     )
     with running_stack(with_free_ports(settings)) as running:
         yield running
-
-
-def processes(settings: Settings) -> list[psutil.Process]:
-    """Every living process of a stack, also one that nothing supervises any more."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(STACK_VARIABLE) == str(settings.state_dir):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found

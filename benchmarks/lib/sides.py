@@ -13,12 +13,13 @@ from pathlib import Path
 import httpx
 import psutil
 
-from benchmarks.lib.own_stack import own_stack, processes
+from benchmarks.lib.own_stack import own_stack
 from benchmarks.lib.photos import BODIES, Photo
 from vlserve.control.engine.endpoints import endpoints
 from vlserve.control.engine.torchserve import TorchServe
 from vlserve.runtime.archive import verify_archive
-from vlserve.testing import RunningStack
+from vlserve.stack.stack import processes
+from vlserve.testing.stack import RunningStack
 
 UP_WITHIN_S = 120.0
 TUNED = {"OMP_NUM_THREADS": "1"}

@@ -25,7 +25,7 @@ from benchmarks.lib.sides import (
     tree,
     wait_until_up,
 )
-from vlserve.testing import free_ports
+from vlserve.testing.stack import free_ports
 
 FOLDER = Path(__file__).parent
 CACHE = CHECKOUT / ".vlserve" / "bench"

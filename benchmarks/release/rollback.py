@@ -138,7 +138,7 @@ def run(rate_per_s: float, rounds: int) -> tuple[list[Round], list[RequestRecord
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rate", type=float, default=60.0, help="Requests a second.")
     parser.add_argument("--rounds", type=int, default=20)
     options = parser.parse_args()

@@ -11,138 +11,14 @@ one degree of freedom, exact for the counts that were seen. Exit code 1 when one
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
-from http.client import HTTPConnection
-from itertools import pairwise
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
-
-from scipy.stats import chisquare
 
 from vlserve.cli.output import print_line, print_table
-from vlserve.control.domain import ModelRoute
+from vlserve.drill.caller_split import Route, measure
 from vlserve.testing.own_gateway import own_gateway
 from vlserve.testing.stand_in_engine import stand_in
-
-WEIGHTS = (5, 25, 50, 100)
-P_AT_LEAST = 0.001
-P_BY_CHANCE_AT_LEAST = 1e-6
-"""Without a key each run draws anew: one in a thousand good ones would be below the other."""
-STABLE, CANDIDATE = 1, 2
-SALTS = {"tagger": "tagger-release-1", "matcher": "matcher-release-1", "captioner": "caption-7"}
-"""Model -> the salt of its release."""
-
-_CLIENTS = 4
-
-Route = Callable[[Sequence[ModelRoute]], None]
-"""Puts models in force at the gateway."""
-
-
-@dataclass(frozen=True)
-class Share:
-    """Callers, or requests without a key, of one model at one weight."""
-
-    model: str
-    weight: int
-    asked: int
-    on_candidate: int
-
-    @property
-    def p(self) -> float:
-        """Of a split at least so far from its weight, if each were drawn by it."""
-        if self.weight in (0, 100):
-            return float(self.on_candidate == self.asked * self.weight // 100)
-        expected = self.asked * self.weight / 100
-        counts = [self.on_candidate, self.asked - self.on_candidate]
-        return float(chisquare(counts, [expected, self.asked - expected]).pvalue)
-
-
-def released(weights: Mapping[str, int], salts: Mapping[str, str]) -> list[ModelRoute]:
-    """Model -> the candidate's weight, as routes."""
-    versions = (STABLE, CANDIDATE)
-    return [
-        ModelRoute(model, {CANDIDATE: weight, STABLE: 100 - weight}, versions, salts[model])
-        for model, weight in weights.items()
-    ]
-
-
-def on_candidate(url: str, model: str, keys: Sequence[str | None]) -> set[int]:
-    """Which of these requests, by place, the candidate answered."""
-
-    def ask(places: Sequence[int]) -> list[int]:
-        address = urlsplit(url)
-        found = []
-        with closing(HTTPConnection(str(address.hostname), address.port, timeout=60.0)) as http:
-            for place in places:
-                key = keys[place]
-                headers = {} if key is None else {"X-Sticky-Key": key}
-                http.request("POST", f"/predictions/{model}", b"x", headers)
-                reply = http.getresponse()
-                reply.read()
-                if reply.status != 200:
-                    raise RuntimeError(f"{model} answered {reply.status}")
-                if reply.headers["x-model-version"] == str(CANDIDATE):
-                    found.append(place)
-        return found
-
-    parts = [range(start, len(keys), _CLIENTS) for start in range(_CLIENTS)]
-    with ThreadPoolExecutor(_CLIENTS) as pool:
-        return {place for found in pool.map(ask, parts) for place in found}
-
-
-@dataclass(frozen=True)
-class Found:
-    """``met``: model and weight -> the callers that met the candidate."""
-
-    keyed: Sequence[Share]
-    keyless: Sequence[Share]
-    met: Mapping[tuple[str, int], set[int]]
-    disturbed: int
-    """Callers of one model whose version changed when another model's weight did."""
-
-    @property
-    def left(self) -> int:
-        """Callers that left the candidate again as its weight rose."""
-        rises = [(model, *pair) for model in SALTS for pair in pairwise(WEIGHTS)]
-        return sum(len(self.met[model, low] - self.met[model, high]) for model, low, high in rises)
-
-    @property
-    def in_both(self) -> Share:
-        """Callers on both candidates at 50 %: half of those on the first, if salts mix well."""
-        first, other = (self.met[model, 50] for model in list(SALTS)[:2])
-        return Share("both", 50, len(first), len(first & other))
-
-    def problems(self) -> list[str]:
-        wrong = [each for each in self.keyed if each.p < P_AT_LEAST]
-        wrong += [each for each in self.keyless if each.p < P_BY_CHANCE_AT_LEAST]
-        found = [f"{each} is not by weight: p {each.p:.2g}" for each in wrong]
-        if self.left:
-            found.append(f"{self.left} callers left the candidate as its weight rose")
-        if self.disturbed:
-            found.append(f"{self.disturbed} callers were moved by another model's release")
-        if self.in_both.p < P_AT_LEAST:
-            found.append(f"releases meet the same callers: {self.in_both}")
-        return found
-
-
-def measure(url: str, route: Route, callers: int) -> Found:
-    """Ask every model at every weight, and look whether releases touch each other."""
-    keys = [f"caller-{number}" for number in range(callers)]
-    keyed, keyless, met = [], [], {}
-    for weight in WEIGHTS:
-        route(released(dict.fromkeys(SALTS, weight), SALTS))
-        for model in SALTS:
-            met[model, weight] = on_candidate(url, model, keys)
-            keyed.append(Share(model, weight, callers, len(met[model, weight])))
-        by_chance = on_candidate(url, next(iter(SALTS)), [None] * callers)
-        keyless.append(Share(next(iter(SALTS)), weight, callers, len(by_chance)))
-    first, *others = SALTS
-    route(released({first: 25, **dict.fromkeys(others, 100)}, SALTS))
-    disturbed = on_candidate(url, first, keys) ^ met[first, 25]
-    return Found(keyed, keyless, met, len(disturbed))
 
 
 @contextmanager

@@ -21,11 +21,12 @@ import psutil
 
 from benchmarks.lib.archives import default_archives, renamed
 from benchmarks.lib.closed_loop import Job, LoadProcess, Seen
-from benchmarks.lib.own_stack import own_stack, processes
+from benchmarks.lib.own_stack import own_stack
 from benchmarks.lib.photos import Photo, jpeg, photos
 from benchmarks.lib.published import FIGURES, machine, publish
 from vlserve.cli.output import print_line
-from vlserve.testing import RunningStack
+from vlserve.stack.stack import processes
+from vlserve.testing.stack import RunningStack
 
 MODELS = (1, 2, 4, 8)
 WIDTHS = (320, 640, 1280, 1920, 2560, 4000)
@@ -167,6 +168,8 @@ def report(models: Sequence[Loaded], widths: Sequence[Grown], lengths: Sequence[
     """The page's part, in Markdown."""
     first, last = models[0], models[-1]
     each_mib = (last.memory_mib - first.memory_mib) / (last.models - first.models)
+    failures = sum(each.failures for each in models)
+    failures += sum(each.failures for each in (*widths, *lengths))
     lines = [machine(), ""]
     lines += ["| models loaded | memory of the stack | one asked | all asked | last register |"]
     lines += ["|---|---|---|---|---|"]
@@ -186,7 +189,7 @@ def report(models: Sequence[Loaded], widths: Sequence[Grown], lengths: Sequence[
         f"By characters of the title, as ratios to {BASE_LENGTH}: "
         f"{_said(ratios(lengths, BASE_LENGTH))}.",
         "",
-        f"Requests that failed: {sum(each.failures for each in (*models, *widths, *lengths))}.",
+        f"Requests that failed: {failures}.",
     ]
     return "\n".join(lines)
 

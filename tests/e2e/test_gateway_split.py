@@ -3,7 +3,7 @@ salts are fixed, so what callers with a key meet is too."""
 
 from pathlib import Path
 
-from benchmarks.release.split import SALTS, WEIGHTS, measure
+from vlserve.drill.caller_split import SALTS, WEIGHTS, measure
 from vlserve.testing.own_gateway import own_gateway
 from vlserve.testing.stand_in_engine import stand_in
 

@@ -12,17 +12,16 @@ from pathlib import Path
 import httpx
 import pytest
 
-from benchmarks.release.recovery import NEEDS_UP, TARGETS, WITH_GATEWAY, crash, release_both
 from support.background_load import QUESTION
 from support.running_stack import make_settings, wait_until
-from vlserve.control.client import ControlClient
 from vlserve.control.domain import State
+from vlserve.drill.crash import NEEDS_UP, TARGETS, WITH_GATEWAY, crash, release_both
 from vlserve.errors import StackError
 from vlserve.exporter.echo import pack_echo
 from vlserve.stack import stack as control_stack
-from vlserve.testing import RunningStack
 from vlserve.testing.clients import Load, Question, drawn_questions
 from vlserve.testing.editions import Edition, echo_editions
+from vlserve.testing.stack import RunningStack, running_stack
 
 MODEL = "survivor"
 WITHIN_S = 120.0
@@ -44,15 +43,9 @@ def own_stack(
 ) -> Iterator[RunningStack]:
     """A stack of its own, so that nothing of other tests has to come back: version 1 was stable
     before version 2."""
-    settings = make_settings(tmp_path_factory.mktemp("recovery"))
-    try:
-        control_stack.up(settings, print)
-        with ControlClient(settings.control_url) as control:
-            drilled = RunningStack(settings, control)
-            release_both(drilled, pair, MODEL)
-            yield drilled
-    finally:
-        control_stack.down(settings, print)
+    with running_stack(make_settings(tmp_path_factory.mktemp("recovery"))) as running:
+        release_both(running, pair, MODEL)
+        yield running
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from benchmarks.release.shadow import KINDS, MODEL, STABLE, engines, measure
 from vlserve.control.domain import ModelRoute
+from vlserve.drill.shadow_cost import KINDS, MODEL, STABLE, engines, measure
 from vlserve.testing.clients import Load, drawn_questions
 from vlserve.testing.own_gateway import own_gateway
 

@@ -13,16 +13,16 @@ from typing import Any
 import httpx
 import pytest
 
-from benchmarks.lib.own_stack import own_stack
-from benchmarks.release.recovery import crash, release_both
 from support.background_load import QUESTION
 from support.engine_workers import worker_pids
 from support.running_stack import wait_until
 from vlserve.control.engine.endpoints import endpoints
+from vlserve.drill.crash import crash, release_both
 from vlserve.exporter.echo import pack_echo
-from vlserve.testing import RunningStack
+from vlserve.settings import EngineSettings, Settings
 from vlserve.testing.clients import Load, Question, drawn_questions
 from vlserve.testing.editions import Edition, echo_editions
+from vlserve.testing.stack import RunningStack, running_stack, with_free_ports
 
 MODEL, SLOW_MODEL = "twofold", "slow"
 SLOW_MS = 700.0
@@ -43,9 +43,14 @@ def twofold(
     tmp_path_factory: pytest.TempPathFactory, pair: Sequence[Edition]
 ) -> Iterator[RunningStack]:
     folder = tmp_path_factory.mktemp("twofold")
-    with own_stack(folder, instances=2) as drilled:
-        release_both(drilled, pair, MODEL)
-        yield drilled
+    settings = Settings(
+        state_dir=folder / "state",
+        model_store=folder / "model_store",
+        engine=EngineSettings(instances=2),
+    )
+    with running_stack(with_free_ports(settings)) as running:
+        release_both(running, pair, MODEL)
+        yield running
 
 
 @pytest.mark.parametrize("target", ["worker", "engine"])
@@ -60,9 +65,9 @@ def test_what_is_killed_loses_no_request(
     assert cost.lost == {} and cost.breaches == []
 
 
-def _ask(drilled: RunningStack, path: str, request_id: str) -> httpx.Response:
+def _ask(running: RunningStack, path: str, request_id: str) -> httpx.Response:
     return httpx.post(
-        f"{drilled.settings.gateway_url}/predictions/{path}",
+        f"{running.settings.gateway_url}/predictions/{path}",
         json=QUESTION,
         headers={"X-Request-Id": request_id},
         timeout=60.0,
@@ -70,9 +75,9 @@ def _ask(drilled: RunningStack, path: str, request_id: str) -> httpx.Response:
     )
 
 
-def _logged(drilled: RunningStack, request_ids: Sequence[str]) -> list[Mapping[str, Any]]:
+def _logged(running: RunningStack, request_ids: Sequence[str]) -> list[Mapping[str, Any]]:
     """The access log's lines of these requests."""
-    log = drilled.settings.state_dir / "logs" / "access.jsonl"
+    log = running.settings.state_dir / "logs" / "access.jsonl"
 
     def lines() -> list[Mapping[str, Any]]:
         written = [json.loads(line) for line in log.read_text().splitlines()]
@@ -99,17 +104,17 @@ def test_what_a_killed_worker_had_in_hand_is_answered_by_the_other_instance(
     _assert_answered_by_the_other(twofold, request_ids)
 
 
-def _assert_answered_by_the_other(drilled: RunningStack, request_ids: Sequence[str]) -> None:
+def _assert_answered_by_the_other(running: RunningStack, request_ids: Sequence[str]) -> None:
     """What was tried again was, by the second instance, at the second try."""
-    again = [line for line in _logged(drilled, request_ids) if line["tries"] > 1]
-    other = f"127.0.0.1:{endpoints(drilled.settings)[1].inference_port}"
+    again = [line for line in _logged(running, request_ids) if line["tries"] > 1]
+    other = f"127.0.0.1:{endpoints(running.settings)[1].inference_port}"
     assert again
     assert {(line["tries"], line["upstream"]) for line in again} == {(2, other)}
 
 
-def _sent(drilled: RunningStack, cluster: str) -> int:
+def _sent(running: RunningStack, cluster: str) -> int:
     """Requests that the gateway has sent to a cluster and not seen answered."""
-    admin = f"http://127.0.0.1:{drilled.settings.gateway.admin_port}/stats"
+    admin = f"http://127.0.0.1:{running.settings.gateway.admin_port}/stats"
     name = f"cluster.{cluster}.upstream_rq_active"
     said = httpx.get(admin, params={"filter": f"^{name}$"}, trust_env=False).text
     return int(said.rpartition(":")[2])

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from benchmarks import CHECKOUT
 from benchmarks.lib.photos import Photo
 from benchmarks.lib.sides import Side, plain_environment, started, tree, wait_until_up
-from vlserve.testing import free_ports
+from vlserve.testing.stack import free_ports
 
 _SOURCES = [Path(__file__).with_name(name) for name in ("handler.py", "model.py")]
 _RECIPE = CHECKOUT / "export" / "resnet_gru.py"
@@ -43,9 +43,9 @@ def stock_torchserve(folder: Path, checkpoint: Path, photo: Photo) -> Iterator[S
         TMPDIR=str(folder / "tmp"),  # its launcher's pid file, and its workers' sockets
     )
     environment.pop("OMP_NUM_THREADS", None)
-    command = [python / "torchserve", "--start", "--foreground", "--ncs", "--disable-token-auth"]
-    command += ["--model-store", folder / "store", "--models", "tagger=tagger.mar"]
-    command += ["--ts-config", folder / "config.properties"]
+    command: list[str | Path] = [python / "torchserve", "--start", "--foreground", "--ncs"]
+    command += ["--disable-token-auth", "--model-store", folder / "store"]
+    command += ["--models", "tagger=tagger.mar", "--ts-config", folder / "config.properties"]
     with started(command, folder, environment) as server:
         url = f"http://127.0.0.1:{port}/predictions/tagger"
         side = Side("stock TorchServe", url, lambda: tree(server.pid))

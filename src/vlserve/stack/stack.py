@@ -257,7 +257,7 @@ def _settings_of_running(settings: Settings) -> Settings:
     return Settings.model_validate_json(file.read_text()) if file.exists() else settings
 
 
-def _processes(settings: Settings) -> list[psutil.Process]:
+def processes(settings: Settings) -> list[psutil.Process]:
     """Every living process of this stack but this one."""
     found = []
     for process in psutil.process_iter():
@@ -273,17 +273,17 @@ def _processes(settings: Settings) -> list[psutil.Process]:
 
 def _stop_processes(settings: Settings, progress: Progress) -> bool:
     """Whether there was any."""
-    left = _processes(settings)
+    left = processes(settings)
     if not left:
         return False
     progress(f"stopping {len(left)} processes that nothing supervises")
     for process in left:
         _signal(process.terminate)
     _wait_until_gone(settings, 5.0)
-    for process in _processes(settings):
+    for process in processes(settings):
         _signal(process.kill)
     if not _wait_until_gone(settings, 5.0):
-        names = ", ".join(f"{process.name()} ({process.pid})" for process in _processes(settings))
+        names = ", ".join(f"{process.name()} ({process.pid})" for process in processes(settings))
         raise StackError(f"these processes of the stack do not stop: {names}")
     return True
 
@@ -297,7 +297,7 @@ def _signal(send: Callable[[], None]) -> None:
 
 def _wait_until_gone(settings: Settings, timeout_s: float) -> bool:
     deadline = time.monotonic() + timeout_s
-    while _processes(settings):
+    while processes(settings):
         if time.monotonic() > deadline:
             return False
         time.sleep(_POLL_S)

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from itertools import count, cycle
 from pathlib import Path
 
-from vlserve.testing.clients import Answers, Question
 from vlserve.exporter.echo import LABELS, pack_echo
 from vlserve.exporter.pack import draft_of, pack_archive
 from vlserve.exporter.probes import answer_by_archive
 from vlserve.runtime.archive import verify_archive
+from vlserve.testing.clients import Answers, Question
 
 
 @dataclass(frozen=True)

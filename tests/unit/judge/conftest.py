@@ -1,6 +1,4 @@
-import importlib
 from collections.abc import Callable
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -32,9 +30,3 @@ def traffic() -> Callable[..., list[Outcome]]:
         ]
 
     return outcomes
-
-
-@pytest.fixture(scope="session")
-def simulation() -> ModuleType:
-    """benchmarks/release/judge_simulation.py, whose full run makes a table of docs/."""
-    return importlib.import_module("benchmarks.release.judge_simulation")

@@ -2,8 +2,8 @@
 
 import pytest
 
+from vlserve.drill.crash import Moments, judge
 from vlserve.testing.clients import Exchange
-from benchmarks.release.recovery import Moments, judge
 
 MOMENTS = Moments(killed_s=10.0, gateway_back_s=12.0, whole_s=20.0)
 

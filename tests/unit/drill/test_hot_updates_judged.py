@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
+from vlserve.drill.hot_update import Step, judge, lag_ms
 from vlserve.testing.clients import Exchange, Load
-from benchmarks.release.hot_update import Step, judge, lag_ms
 
 MOVES = (
     Step("release", 1, 0.0, 1.0),

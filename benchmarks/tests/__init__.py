@@ -1,0 +1,1 @@
+"""Tests of the benchmarks' own arithmetic, and short runs of the programs."""

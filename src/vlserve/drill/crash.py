@@ -1,0 +1,250 @@
+"""What the kill of one process costs clients, and whether all comes back as it was."""
+
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
+
+import httpx
+import psutil
+
+from vlserve.control.engine.endpoints import endpoints
+from vlserve.control.engine.torchserve import TorchServe
+from vlserve.control.wire.views import EventView, ModelView
+from vlserve.errors import ControlError, StackError
+from vlserve.settings import Settings
+from vlserve.stack import stack
+from vlserve.testing.clients import NO_CONNECTION, WRONG, Clients, Exchange, Load, Question
+from vlserve.testing.editions import Edition
+from vlserve.testing.stack import RunningStack
+
+NEEDS_UP = ("supervisord", "everything")
+TARGETS = ("worker", "engine", "gateway", "control", *NEEDS_UP)
+WITH_GATEWAY = ("gateway", *NEEDS_UP)
+"""The gateway goes down with these: nobody answers for a while."""
+
+_PROGRAMS = {
+    "supervisord": "supervisor.supervisord",
+    "worker": "model_service_worker.py",
+    "engine": "org.pytorch.serve.ModelServer",
+    "gateway": "envoy.json",
+    "control": "vlserve.control.api.app",
+}
+"""Process -> what its command line holds and no other's does."""
+_CLEAN_ERROR = re.compile(r"HTTP 50[234] \w+")
+_RECOVERY_EVENTS = {"recovered", "restore_failed"}
+_WHOLE_WITHIN_S = 120.0
+_BEFORE_S, _AFTER_S = 1.0, 2.0
+_POLL_S = 0.2
+
+
+@dataclass(frozen=True)
+class Crash:
+    """What one kill cost."""
+
+    killed: str
+    requests: int
+    """Asked from the kill on, until a while after all was whole again."""
+    lost: Mapping[str, int]
+    wrong: Mapping[str, int]
+    lost_for_s: float
+    """From the kill to the last request that was lost; 0: none was."""
+    whole_after_s: float
+    """From the kill until every process, version and worker was back."""
+    events: Sequence[str]
+    """What the history says of it."""
+    breaches: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Of one drill, on the monotonic clock in seconds. ``gateway_back_s``: it answered again;
+    the kill itself where the gateway was not killed."""
+
+    killed_s: float
+    gateway_back_s: float
+    whole_s: float
+
+
+def release_both(running: RunningStack, pair: Sequence[Edition], model: str) -> None:
+    """Register and release two versions, the second over the first."""
+    for edition in pair:
+        running.control.register(edition.archive)
+        running.control.release(model, edition.version)
+
+
+def crash(
+    running: RunningStack,
+    target: str,
+    pair: Sequence[Edition],
+    questions: Sequence[Question],
+    load: Load,
+) -> Crash:
+    """Kill ``target`` while clients ask the model and both versions; judged once all is whole."""
+    settings = running.settings
+    with closing(TorchServe(endpoints(settings), settings.engine)) as engine:
+        census = _census(settings)
+        _wait_until(lambda: _is_whole(running, engine, census), target)
+        model, history = _model(running, load), running.control.history(load.model)
+        right = {edition.version: edition.answers for edition in pair}
+        clients = Clients(load, questions, right)
+        with clients.asking():
+            time.sleep(_BEFORE_S)
+            killed_s = time.monotonic()
+            killed = _kill(settings, target)
+            gateway_back_s = _gateway_back_s(settings, target, killed_s)
+            _wait_until(
+                lambda: (
+                    not killed & {process.pid for process in stack.processes(settings)}
+                    and _is_whole(running, engine, census)
+                ),
+                target,
+            )
+            moments = Moments(killed_s, gateway_back_s, time.monotonic())
+            time.sleep(_AFTER_S)
+    after = running.control.history(load.model)
+    return judge(
+        target,
+        moments,
+        clients.exchanges,
+        _changes(model, _model(running, load), history, after),
+        [event.kind for event in after[len(history) :]],
+    )
+
+
+def judge(
+    target: str,
+    moments: Moments,
+    exchanges: Sequence[Exchange],
+    changes: Sequence[str],
+    events: Sequence[str],
+) -> Crash:
+    """Pure: what clients saw of one kill, held against what may be. ``changes``: what is not as it
+    was before."""
+    failed = [each for each in exchanges if each.failure]
+    lost = [each for each in failed if each.failure not in WRONG]
+    wrong = Counter(str(each.failure) for each in failed if each.failure in WRONG)
+    unconnected = [each for each in lost if each.failure in NO_CONNECTION]
+    unclean = [
+        each for each in lost if each not in unconnected and not _CLEAN_ERROR.fullmatch(_kind(each))
+    ]
+    beyond = [each for each in unconnected if each.sent_s > moments.gateway_back_s]
+    breaches = {
+        f"{sum(wrong.values())} answers wrong": bool(wrong),
+        f"{len(unclean)} answers are no clean error": bool(unclean),
+        f"{len(beyond)} connections refused or lost while the gateway was up": bool(beyond),
+        "lost before the kill": any(each.answered_s < moments.killed_s for each in failed),
+        "lost after all was whole": any(each.sent_s > moments.whole_s for each in failed),
+        f"unexpected events: {', '.join(events)}": not set(events) <= _RECOVERY_EVENTS,
+    }
+    last_lost_s = max((each.answered_s for each in lost), default=moments.killed_s)
+    return Crash(
+        killed=target,
+        requests=sum(each.answered_s >= moments.killed_s for each in exchanges),
+        lost=dict(Counter(map(_kind, lost))),
+        wrong=dict(wrong),
+        lost_for_s=round(last_lost_s - moments.killed_s, 2),
+        whole_after_s=round(moments.whole_s - moments.killed_s, 1),
+        events=events,
+        breaches=[*changes, *(breach for breach, is_so in breaches.items() if is_so)],
+    )
+
+
+def _kind(exchange: Exchange) -> str:
+    return str(exchange.failure)
+
+
+def _kill(settings: Settings, target: str) -> set[int]:
+    """SIGKILL; the process ids."""
+    found = stack.processes(settings)
+    if target != "everything":
+        found = [process for process in found if _program(process) == target][:1]
+    for process in sorted(found, key=lambda each: _program(each) != "supervisord"):
+        with suppress(psutil.NoSuchProcess):  # a worker that went with its engine
+            process.kill()
+    return {process.pid for process in found}
+
+
+def _gateway_back_s(settings: Settings, target: str, killed_s: float) -> float:
+    if target in NEEDS_UP:
+        stack.up(settings, print)
+    elif target == "gateway":
+        _wait_until(lambda: _answers(f"{settings.gateway_url}/health"), "the gateway")
+    else:
+        return killed_s
+    return time.monotonic()
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, trust_env=False).is_success
+    except httpx.TransportError:
+        return False
+
+
+def _program(process: psutil.Process) -> str:
+    try:
+        command = " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+    return next((name for name, mark in _PROGRAMS.items() if mark in command), "")
+
+
+def _census(settings: Settings) -> Counter[str]:
+    """How many processes of each kind run."""
+    found = (_program(process) for process in stack.processes(settings))
+    return Counter(name for name in found if name in _PROGRAMS)
+
+
+def _is_whole(running: RunningStack, engine: TorchServe, census: Counter[str]) -> bool:
+    """Every process runs once, every version has all its workers, and nothing else is there."""
+    workers = running.settings.engine.workers
+    try:
+        healthy = running.control.health().status == "ok"
+        models = running.control.models()
+        held = engine.loaded()
+    except (StackError, ControlError):
+        return False
+    wanted = {
+        (view.model, view.version) for m in models for view in m.versions if view.state.loaded
+    }
+    return (
+        healthy
+        and all(
+            {key for key, version in holds.items() if version.workers_ready == workers} == wanted
+            for holds in held.values()
+        )
+        and _census(running.settings) == census
+    )
+
+
+def _wait_until(holds: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + _WHOLE_WITHIN_S
+    while not holds():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what} was not whole after {_WHOLE_WITHIN_S:g} s")
+        time.sleep(_POLL_S)
+
+
+def _model(running: RunningStack, load: Load) -> ModelView:
+    return running.control.model(load.model)
+
+
+def _changes(
+    before: ModelView, after: ModelView, history: Sequence[EventView], later: Sequence[EventView]
+) -> list[str]:
+    """What a crash must not change, and did."""
+
+    def versions(model: ModelView) -> list[tuple[object, ...]]:
+        return [(view.version, view.state, view.weight, view.sha256) for view in model.versions]
+
+    same = {
+        "stable version": before.stable == after.stable,
+        "earlier versions": before.earlier == after.earlier,
+        "weights": before.weights == after.weights,
+        "versions": versions(before) == versions(after),
+        "history": list(later[: len(history)]) == list(history),
+    }
+    return [f"{name} changed" for name, is_same in same.items() if not is_same]

@@ -1,0 +1,132 @@
+"""What clients notice of a shadow that is well, slow or dead."""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from statistics import quantiles
+
+from vlserve.control.domain import Instance, ModelRoute, Shadow
+from vlserve.testing.clients import Clients, Exchange, Load, Question
+from vlserve.testing.own_gateway import OwnGateway
+from vlserve.testing.stand_in_engine import stand_in
+
+MODEL, STABLE, CANDIDATE = "tagger", 1, 2
+STABLE_MS = 20.0
+"""What the stable version takes for an answer, and a shadow that is well."""
+SLOW_MS = 2000.0
+_LOGGED_S = SLOW_MS / 1000 + 2.0
+"""After the last request: every copy has its answer, and the log its line."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of shadow."""
+
+    name: str
+    percent: int
+    delay_ms: float = STABLE_MS
+    dead: bool = False
+
+    @property
+    def step(self) -> str:
+        return f"{self.name}, {self.percent}%"
+
+    @property
+    def shadow(self) -> Shadow | None:
+        return Shadow(CANDIDATE, self.percent) if self.percent else None
+
+
+KINDS = (
+    Kind("none", 0),
+    Kind("well", 20),
+    Kind("slow (2 s)", 20, SLOW_MS),
+    Kind("dead", 20, dead=True),
+    Kind("slow (2 s)", 100, SLOW_MS),
+    Kind("dead", 100, dead=True),
+)
+
+
+@dataclass(frozen=True)
+class Felt:
+    """What clients felt of one kind. ``copies``: that the gateway's shadow log tells of."""
+
+    rounds_ms: Sequence[Sequence[float]]
+    failures: Mapping[str, int]
+    copies: int
+
+    @property
+    def requests(self) -> int:
+        return sum(map(len, self.rounds_ms))
+
+    def percentile_ms(self, percent: int) -> float:
+        return _percentile([each for latencies in self.rounds_ms for each in latencies], percent)
+
+    def rounds_percentile_ms(self, percent: int) -> tuple[float, float]:
+        """Lowest and highest of the rounds."""
+        found = [_percentile(latencies, percent) for latencies in self.rounds_ms]
+        return min(found), max(found)
+
+
+def _percentile(latencies_ms: Sequence[float], percent: int) -> float:
+    return quantiles(latencies_ms, n=100)[percent - 1]
+
+
+@contextmanager
+def engines(kinds: Sequence[Kind]) -> Iterator[Mapping[Kind, Sequence[Instance]]]:
+    """The instances before which each kind is measured: one has the stable version alone, one the
+    shadow alone."""
+    with ExitStack() as opened:
+        no_shadow, no_stable = frozenset({(MODEL, CANDIDATE)}), frozenset({(MODEL, STABLE)})
+        stable = opened.enter_context(stand_in("engine-0", STABLE_MS, no_shadow))
+        found = {}
+        for number, kind in enumerate(kinds, 1):
+            with ExitStack() as its_own:
+                shadow = its_own.enter_context(
+                    stand_in(f"engine-{number}", kind.delay_ms, no_stable)
+                )
+                if not kind.dead:
+                    opened.push(its_own.pop_all())
+            found[kind] = [stable, shadow]
+        yield found
+
+
+def measure(
+    own: OwnGateway,
+    instances: Mapping[Kind, Sequence[Instance]],
+    questions: Sequence[Question],
+    load: Load,
+    rounds: int,
+    seconds: float,
+) -> tuple[dict[Kind, Felt], int]:
+    """Each kind in force for so many seconds, one after the other, in rounds; and how many
+    requests failed in all."""
+    clients = Clients(load, questions, right={STABLE: [{}] * len(questions)})
+    spans: dict[Kind, list[tuple[float, float]]] = {kind: [] for kind in instances}
+    with clients.asking():
+        for _ in range(rounds):
+            for kind, running in instances.items():
+                route = ModelRoute(
+                    MODEL, {STABLE: 100}, (STABLE, CANDIDATE), step=kind.step, shadow=kind.shadow
+                )
+                own.route([route], running)
+                began_s = time.monotonic()
+                time.sleep(seconds)
+                spans[kind].append((began_s, time.monotonic()))
+    time.sleep(_LOGGED_S)
+    copies = _copies(own)
+    felt = {kind: _felt(clients.exchanges, its, copies[kind.step]) for kind, its in spans.items()}
+    return felt, sum(bool(each.failure) for each in clients.exchanges)
+
+
+def _felt(exchanges: Sequence[Exchange], spans: Sequence[tuple[float, float]], copies: int) -> Felt:
+    rounds = [[each for each in exchanges if began <= each.due_s < end] for began, end in spans]
+    failures = Counter(each.failure for of_one in rounds for each in of_one if each.failure)
+    return Felt([[each.latency_ms for each in of_one] for of_one in rounds], failures, copies)
+
+
+def _copies(own: OwnGateway) -> Counter[str]:
+    log = own.settings.state_dir / "logs" / "shadow.jsonl"
+    return Counter(json.loads(line)["step"] for line in log.read_text().splitlines())
