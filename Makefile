@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 PRETRAINED := $(VENV)/.pretrained
 SOURCES := setup.py src docs examples export handlers loadtest benchmarks serving_config tests
 # Folders of files that are loaded by path, whose names may clash: mypy takes them as one tree.
-TYPED := docs examples export handlers loadtest
+TYPED := benchmarks docs examples export handlers loadtest
 
 .PHONY: serve stop unit test test-long check reference format bench bench-scale clean
 

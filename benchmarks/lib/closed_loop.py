@@ -1,22 +1,16 @@
 """Closed loop: so many kept connections, each asks again as soon as it has its answer.
 
-    .venv/bin/python -m benchmarks.lib.closed_loop --url http://127.0.0.1:8080/predictions/tagger
-
 One process of greenlets, with bodies made beforehand: it takes little of the machine that it shares
 with the server (0.16 to 0.4 ms of CPU a request, most of it the kernel's, to copy 168 KB; threads
-of http.client took about as much). Prints a table, or a line of JSON for each number of
-connections.
+of http.client took about as much).
 """
 
-import argparse
-import json
 import math
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import cycle, islice
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -28,8 +22,7 @@ from gevent.event import Event
 from geventhttpclient import HTTPClient
 from geventhttpclient.response import HTTPConnectionClosed, HTTPParseError
 
-from benchmarks.lib.photos import BODIES, Body, Photo, photos
-from vlserve.cli.output import print_line, print_table
+from benchmarks.lib.photos import BODIES, Body, Photo
 
 _TIMEOUT_S = 30.0
 _UNANSWERED = (OSError, HTTPConnectionClosed, HTTPParseError)
@@ -190,45 +183,3 @@ def _ask(client: HTTPClient, path: str, body: bytes, headers: Mapping[str, str])
     except _UNANSWERED as error:
         return type(error).__name__
     return None if response.status_code == 200 else str(response.status_code)
-
-
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--url", required=True)
-    parser.add_argument("--connections", default="1,4,16,64")
-    parser.add_argument("--seconds", type=float, default=6.0)
-    parser.add_argument("--warm-up", type=float, default=1.5, help="seconds, before each")
-    parser.add_argument("--body", choices=sorted(BODIES), default="form")
-    parser.add_argument("--header", action="append", default=[], metavar="NAME:VALUE")
-    parser.add_argument("--json", action="store_true")
-    return parser.parse_args()
-
-
-def main() -> int:
-    options = _options()
-    bodies = [BODIES[options.body](photo) for photo in photos()]
-    headers = dict(each.split(":", 1) for each in options.header)
-    rows = []
-    for connections in map(int, options.connections.split(",")):
-        seen = load([options.url], bodies, connections, options.seconds, options.warm_up, headers)
-        if options.json:
-            print(json.dumps(asdict(seen)), flush=True)
-        rows.append(
-            (
-                str(connections),
-                f"{seen.per_s:.1f}",
-                f"{seen.p50_ms:.1f}",
-                f"{seen.p99_ms:.1f}",
-                f"{seen.client_cpus:.3f}",
-                ", ".join(f"{count} x {why}" for why, count in seen.failures.items()) or "-",
-            )
-        )
-    if not options.json:
-        heads = ("CONNECTIONS", "ANSWERS/S", "P50 MS", "P99 MS", "CLIENT CPUS", "FAILURES")
-        print_table(heads, rows)
-        print_line(f"{len(bodies)} bodies of {sum(len(b.body) for b in bodies) // len(bodies)} B")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

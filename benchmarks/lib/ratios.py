@@ -8,8 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-_COLUMNS = ("round", "side", "precision", "connections", "per_s", "ratio", "p50_ms", "p99_ms")
-_COLUMNS += ("failures", "client_cpus", "server_cpus")
+_COLUMNS = (
+    "round",
+    "side",
+    "precision",
+    "connections",
+    "per_s",
+    "ratio",
+    "p50_ms",
+    "p99_ms",
+    "failures",
+    "client_cpus",
+    "server_cpus",
+)
 
 
 @dataclass(frozen=True)

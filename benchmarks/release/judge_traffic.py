@@ -82,7 +82,7 @@ def daily_wave(rate: float) -> Callable[[int], float]:
 
 
 def waving_ms(rng: np.random.Generator, shape: tuple[int, int], look: int) -> Array:
-    return (2 + np.sin(look / 200)) * usual_ms(rng, shape, look)
+    return float(2 + np.sin(look / 200)) * usual_ms(rng, shape, look)
 
 
 @dataclass(frozen=True)

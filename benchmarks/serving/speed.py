@@ -155,9 +155,9 @@ def start(
         precision = unpack_archive(archive, unpacked).precision
         limits[precision] = opened.enter_context(in_process(unpacked, os.cpu_count() or 1))
     print_line("starting ours")
-    for precision, side in opened.enter_context(ours(folder / "ours", archives)):
+    for side_precision, side in opened.enter_context(ours(folder / "ours", archives)):
         first_answer(side, photo)
-        contenders.append(Contender(side, precision))
+        contenders.append(Contender(side, side_precision))
     contenders[-1].side.rest()
     for name in others:
         print_line(f"starting {name}")
