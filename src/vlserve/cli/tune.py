@@ -12,7 +12,7 @@ from vlserve.cli.parameters import ArchiveFile, Group
 from vlserve.settings import load_settings
 
 if TYPE_CHECKING:
-    from vlserve.tuning.tune import Found
+    from vlserve.tuning.tune import TuningResult
 
 
 def tune(
@@ -65,7 +65,7 @@ def tune(
     raise typer.Exit(0 if found.best else 1)
 
 
-def _print(found: "Found", files: list[str]) -> None:
+def _print(found: "TuningResult", files: list[str]) -> None:
     def ms(value: float | None) -> str:
         return "-" if value is None else f"{value:.1f} ms"
 

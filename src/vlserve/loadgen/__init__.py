@@ -1,1 +1,1 @@
-"""Load tests of a served model: run, judge, report."""
+"""Load on a served model: send requests with Locust, judge the answers, report."""

@@ -1,4 +1,4 @@
-"""The highest arrival rate that a served model holds within its limits."""
+"""Find the highest arrival rate at which a served model holds its limits."""
 
 import json
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ PRECISION = 1.1
 
 @dataclass(frozen=True)
 class Step:
-    """One rate that was tried."""
+    """One rate, and the run at it."""
 
     rate_per_s: float
     held: bool
@@ -27,7 +27,7 @@ class Step:
 
 @dataclass(frozen=True)
 class LimitResult:
-    """What the search found. limit.json holds the same."""
+    """The result of the search. limit.json holds the same, under these names."""
 
     highest_held_per_s: float | None
     """None: no rate held."""
@@ -39,23 +39,33 @@ class LimitResult:
     result: Path
 
 
-def bounds(tried: Sequence[tuple[float, bool]]) -> tuple[float | None, float | None]:
-    """Highest rate that held and lowest that broke. A rate that held above one that broke does
-    not count: the server does not hold everything below it."""
-    broken = min((rate for rate, held in tried if not held), default=None)
-    held = [rate for rate, ok in tried if ok and (broken is None or rate < broken)]
+def bounds(runs: Sequence[tuple[float, bool]]) -> tuple[float | None, float | None]:
+    """Return the highest rate that held and the lowest that broke.
+
+    A rate that held above one that broke does not count: the server does not hold all rates below
+    it. ``runs`` are pairs of a rate and whether it held.
+    """
+    broken = min((rate for rate, held in runs if not held), default=None)
+    held = [rate for rate, ok in runs if ok and (broken is None or rate < broken)]
     return max(held, default=None), broken
 
 
 def next_rate(
-    tried: Sequence[tuple[float, bool]],
+    runs: Sequence[tuple[float, bool]],
     start: float = START_RATE_PER_S,
     precision: float = PRECISION,
 ) -> float | None:
-    """The rate to try after those tried (rate, whether it held): doubled until one breaks, halved
-    until one holds, then the geometric middle; None when the limit is known well enough."""
-    held, broken = bounds(tried)
-    if len(tried) >= MAX_STEPS:
+    """Return the rate to try next; None when the limit is known well enough.
+
+    Rates are doubled until one breaks, halved until one holds, then the geometric middle is taken.
+
+    Args:
+        runs: Pairs of a rate and whether it held.
+        start: The first rate.
+        precision: The lowest rate that broke is at most so many times the highest that held.
+    """
+    held, broken = bounds(runs)
+    if len(runs) >= MAX_STEPS:
         return None
     if held is None and broken is None:
         return start
@@ -67,7 +77,7 @@ def next_rate(
     return float(f"{sqrt(held * broken):.3g}") if broken / held > precision else None
 
 
-def _tried(steps: Sequence[Step]) -> list[tuple[float, bool]]:
+def _runs(steps: Sequence[Step]) -> list[tuple[float, bool]]:
     return [(step.rate_per_s, step.held) for step in steps]
 
 
@@ -81,16 +91,20 @@ def find_limit(
     show: Show = lambda message: None,
     precision: float = PRECISION,
 ) -> LimitResult:
-    """Run ``plan`` open loop at one rate after the other, each for its duration, from its own rate
-    on (or a low one, where it names users). ``out_dir`` gets a folder for each step, and
-    limit.json.
+    """Run ``plan`` open loop at one rate after the other, and return the highest that held.
 
-    Errors as `run_stress`. Takes duration + warm-up + 2 s for each step, and up to the request
-    timeout more for one that breaks; about ten steps.
+    Takes about ten steps of duration + warm-up + 2 s, and up to the request timeout more for one
+    that breaks. Raises what `run_stress` raises.
+
+    Args:
+        plan: The run of each step; its rate is the first one (8 requests/s where it names users).
+        out_dir: Gets a folder for each step, and limit.json.
+        show: Gets messages about the progress.
+        precision: See `next_rate`.
     """
     steps: list[Step] = []
     start = plan.rate_per_s or START_RATE_PER_S
-    while (rate := next_rate(_tried(steps), start, precision)) is not None:
+    while (rate := next_rate(_runs(steps), start, precision)) is not None:
         number = len(steps) + 1
         result = run_stress(
             replace(plan, users=None, rate_per_s=rate),
@@ -99,7 +113,7 @@ def find_limit(
         )
         steps.append(Step(rate, result.passed, result))
         show(f"step {number}, {rate:g} requests/s: {_word(steps[-1])}")
-    held, broken = bounds(_tried(steps))
+    held, broken = bounds(_runs(steps))
     limit = LimitResult(
         highest_held_per_s=held,
         lowest_broken_per_s=broken,

@@ -1,4 +1,4 @@
-"""Where the time went, as a picture."""
+"""Plot where the time of requests went."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from vlserve.loadgen.stage_times import STAGES, WhereTimeWent
 
 
 def plot_stages(path: Path, went: WhereTimeWent, title: str) -> None:
-    """A PNG with two stacked bars: the mean of all requests, and of the slowest 1 %."""
+    """Write a PNG with two stacked bars: the mean of all requests, and of the slowest 1 %."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""Where the time of requests went, as the Server-Timing of their answers tells. Pure.
+"""Find where the time of requests went, from the Server-Timing of their answers. Pure.
 
 The header is W3C's (https://www.w3.org/TR/server-timing/): the handler names what it did, the
 gateway adds ``engine``, the time from the request sent on to the answer's first byte.
@@ -13,10 +13,10 @@ from vlserve.loadgen.request_record import RequestRecord
 
 IN_HANDLER = ("decode", "tokenise", "infer", "postprocess", "serialise")
 STAGES = ("gateway", "queue", *IN_HANDLER)
-"""``gateway`` is all outside of the engine: the gateway, both ways over the network, and the client
-itself. ``queue`` is what the engine took beside its handler: the body's way in, waiting for a
-worker and for its batch, logs, the answer's way out. The others are those of the whole batch, for
-which each of its requests waits."""
+"""``gateway`` is all time outside of the engine: gateway, network and client. ``queue`` is the
+engine's time outside of the handler: reading the body, waiting for a worker and for the batch,
+logs, writing the answer. The others are times of the whole batch, for which each of its requests
+waits."""
 
 
 @dataclass(frozen=True)
@@ -30,58 +30,61 @@ class StageMeans:
 
 @dataclass(frozen=True)
 class WhereTimeWent:
-    """Of the right answers that said where their time went."""
+    """Mean times of the right answers that have timings."""
 
     share: float
-    """How many of all right answers those are."""
+    """Their share of all right answers, 0 to 1."""
     all: StageMeans
     slowest: StageMeans
     """The slowest 1 %, at least one."""
 
 
 def read_timing(headers: Iterable[str]) -> dict[str, float]:
-    """Server-Timing headers -> milliseconds by name; entries without a readable ``dur`` are left
-    out."""
-    found = {}
+    """Return the milliseconds by name of Server-Timing headers.
+
+    Entries without a readable ``dur`` are left out.
+    """
+    timing = {}
     for entry in ",".join(headers).split(","):
         name, *parameters = (part.strip() for part in entry.split(";"))
         for parameter in parameters:
             key, _, value = parameter.partition("=")
             if key.strip().lower() == "dur":
                 try:
-                    found[name] = float(value.strip().strip('"'))
+                    timing[name] = float(value.strip().strip('"'))
                 except ValueError:
                     continue
-    return found
+    return timing
 
 
 def stages_of(latency_ms: float, timing: Mapping[str, float]) -> dict[str, float] | None:
-    """The stages of one answer, which add up to its latency; None if it does not tell them."""
+    """Return the stages of one answer, which add up to its latency; None if a timing is missing."""
     if "engine" not in timing or any(stage not in timing for stage in IN_HANDLER):
         return None
-    handled = {stage: timing[stage] for stage in IN_HANDLER}
+    handler = {stage: timing[stage] for stage in IN_HANDLER}
     engine = timing["engine"]
-    return {"gateway": latency_ms - engine, "queue": engine - sum(handled.values()), **handled}
+    return {"gateway": latency_ms - engine, "queue": engine - sum(handler.values()), **handler}
 
 
 def where_time_went(records: Sequence[RequestRecord]) -> WhereTimeWent | None:
-    """None where no right answer tells."""
+    """Return the mean times of the right answers; None where none of them has timings."""
     good = [r for r in records if r.failure is None and r.latency_ms is not None]
-    told = [
+    timed = [
         (r.latency_ms, stages)
         for r in good
         if r.latency_ms is not None and (stages := stages_of(r.latency_ms, r.timing)) is not None
     ]
-    if not told:
+    if not timed:
         return None
-    told.sort(key=lambda one: one[0])
-    slowest = told[-max(1, len(told) // 100) :]
-    return WhereTimeWent(len(told) / len(good), _means(told), _means(slowest))
+    timed.sort(key=lambda pair: pair[0])
+    slowest = timed[-max(1, len(timed) // 100) :]
+    return WhereTimeWent(len(timed) / len(good), _means(timed), _means(slowest))
 
 
-def _means(told: Sequence[tuple[float, Mapping[str, float]]]) -> StageMeans:
+def _means(timed: Sequence[tuple[float, Mapping[str, float]]]) -> StageMeans:
+    means = {stage: float(np.mean([stages[stage] for _, stages in timed])) for stage in STAGES}
     return StageMeans(
-        requests=len(told),
-        latency_ms=float(np.mean([latency_ms for latency_ms, _ in told])),
-        stage_ms={stage: float(np.mean([stages[stage] for _, stages in told])) for stage in STAGES},
+        requests=len(timed),
+        latency_ms=float(np.mean([latency_ms for latency_ms, _ in timed])),
+        stage_ms=means,
     )

@@ -17,7 +17,7 @@ from vlserve.loadgen.stage_times import WhereTimeWent, where_time_went
 from vlserve.loadgen.stress_plan import StressPlan
 from vlserve.loadgen.stress_summary import (
     ClientUse,
-    Figures,
+    LoadSummary,
     breaches,
     late_p99_ms,
     split_warm_up,
@@ -29,7 +29,7 @@ Show = Callable[[str], None]
 
 @dataclass(frozen=True)
 class StressResult:
-    """One judged run. result.json holds the same."""
+    """One judged run. result.json holds the same, under these names."""
 
     url: str
     model: str
@@ -37,15 +37,15 @@ class StressResult:
     duration_s: int
     max_error_rate: float
     max_p99_ms: float
-    figures: Figures
-    """What is judged: everything after the warm-up."""
-    warm_up: Figures
+    figures: LoadSummary
+    """The requests that are judged: all those due after the warm-up."""
+    warm_up: LoadSummary
     client: ClientUse
     client_saturated: bool
     breaches: tuple[str, ...]
     passed: bool
     stages: WhereTimeWent | None
-    """Of what is judged; None where no answer tells. stages.png shows it."""
+    """Of the judged answers; None: no answer has timings. stages.png shows it."""
     report: Path
     """Locust's HTML report; it counts the warm-up in."""
     result: Path

@@ -1,4 +1,4 @@
-"""What the records of a run amount to, and whether the limits held. Pure."""
+"""Summarise the records of a stress run and compare them with its limits. Pure."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,39 +11,42 @@ from vlserve.loadgen.stress_plan import StressPlan
 
 
 @dataclass(frozen=True)
-class Figures:
-    """One stretch of a run. Latencies are those of right answers; failures stand beside them."""
+class LoadSummary:
+    """A part of a run. Latencies are those of right answers; failures are counted beside them."""
 
     requests: int
     failures: Mapping[str, int]
     """Kind -> count, the most frequent first."""
     error_rate: float
     rps: float
-    """Right answers a second."""
+    """Right answers per second."""
     p50_ms: float | None
     p95_ms: float | None
     p99_ms: float | None
     max_ms: float | None
     versions: Mapping[int, int]
-    """Version -> answers, wrong ones too."""
+    """Version -> how many answers it gave, wrong ones too."""
     longest_gap_ms: float
     """The longest time without a right answer: between two, before the first, or after the last."""
 
 
 @dataclass(frozen=True)
 class ClientUse:
-    """How hard the load generator worked: one at its limit measures itself."""
+    """How busy the load generator was: at its own limit it measures itself."""
 
     processes: int
     cpu_share: float
-    """Mean over the run; 1.0 is a whole core, and one process has no more."""
+    """Mean of the judged time; 1.0 is a whole core, the most that one process gets."""
     late_p99_ms: float
-    """Open loop: how long after its due time the client sent a request."""
+    """99 % of the requests were sent no later than this after they were due."""
 
     @property
     def saturated(self) -> bool:
-        """Whether the figures may be the client's rather than the server's: Locust had a whole
-        core at work (it warns at the same share), or did not get the CPU to send in time."""
+        """Whether the numbers may be the client's rather than the server's.
+
+        Then Locust used a whole core (it warns at the same share), or it did not get the CPU to
+        send in time.
+        """
         return self.cpu_share > 0.9 or self.late_p99_ms > 50
 
 
@@ -51,9 +54,11 @@ def _milliseconds(latencies: Sequence[float], percent: float) -> float | None:
     return round(float(np.percentile(latencies, percent)), 3) if latencies else None
 
 
-def summarise(records: Sequence[RequestRecord], start_s: float, end_s: float) -> Figures:
-    """The records that were due from ``start_s`` on; ``end_s`` is when the last one was due, and
-    the stretch ends with its last answer, if that is later."""
+def summarise(records: Sequence[RequestRecord], start_s: float, end_s: float) -> LoadSummary:
+    """Summarise the requests that were due from ``start_s`` until ``end_s``, seconds of the run.
+
+    An answer that comes later than ``end_s`` extends the time.
+    """
     good = [r for r in records if r.failure is None and r.latency_ms is not None]
     latencies = [r.latency_ms for r in good if r.latency_ms is not None]
     ends = sorted(r.due_s + (r.latency_ms or 0.0) / 1000 for r in good)
@@ -61,7 +66,7 @@ def summarise(records: Sequence[RequestRecord], start_s: float, end_s: float) ->
     gaps = np.diff([start_s, *ends, end_s])
     failures = Counter(r.failure for r in records if r.failure is not None)
     versions = Counter(r.version for r in records if r.version is not None)
-    return Figures(
+    return LoadSummary(
         requests=len(records),
         failures=dict(failures.most_common()),
         error_rate=failures.total() / len(records) if records else 0.0,
@@ -78,7 +83,7 @@ def summarise(records: Sequence[RequestRecord], start_s: float, end_s: float) ->
 def split_warm_up(
     records: Sequence[RequestRecord], warm_up_s: float
 ) -> tuple[list[RequestRecord], list[RequestRecord]]:
-    """Records due in the warm-up, and those that are judged."""
+    """Return the records due in the warm-up, and those that are judged."""
     return (
         [r for r in records if r.due_s < warm_up_s],
         [r for r in records if r.due_s >= warm_up_s],
@@ -86,13 +91,13 @@ def split_warm_up(
 
 
 def late_p99_ms(records: Sequence[RequestRecord]) -> float:
-    """99 % of the requests that were sent went out no later than this after their due time."""
+    """Return how late clients sent requests after their due time, 99th percentile in ms."""
     late = [r.late_ms for r in records if r.latency_ms is not None]
     return _milliseconds(late, 99) or 0.0
 
 
-def breaches(figures: Figures, plan: StressPlan) -> tuple[str, ...]:
-    """Which of the plan's limits did not hold, in words; empty: they held."""
+def breaches(figures: LoadSummary, plan: StressPlan) -> tuple[str, ...]:
+    """Return the limits of the plan that did not hold, in words; empty: all held."""
     if figures.p99_ms is None:
         return ("no request was answered right",)
     broken = []

@@ -1,11 +1,11 @@
-"""Results as columns and rows for people."""
+"""Present the results of stress runs as tables and sentences."""
 
 from collections.abc import Sequence
 
 from vlserve.loadgen.max_rate import LimitResult
 from vlserve.loadgen.stage_times import STAGES, WhereTimeWent
 from vlserve.loadgen.stress_run import StressResult
-from vlserve.loadgen.stress_summary import Figures
+from vlserve.loadgen.stress_summary import LoadSummary
 
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 """Column heads, rows."""
@@ -19,7 +19,7 @@ def _counts(counts: Sequence[tuple[str, int]]) -> str:
     return ", ".join(f"{name}: {count}" for name, count in counts) or "none"
 
 
-def _column(figures: Figures) -> list[str]:
+def _column(figures: LoadSummary) -> list[str]:
     versions = [(f"version {version}", count) for version, count in figures.versions.items()]
     return [
         str(figures.requests),
@@ -54,7 +54,7 @@ CLIENT_IS_LATE = (
 
 
 def run_table(result: StressResult) -> Table:
-    """One row a figure: judged, and warm-up."""
+    """Return one row per number, with a column for the judged time and one for the warm-up."""
     judged, warm_up = _column(result.figures), _column(result.warm_up)
     client = result.client
     core = f"{client.processes} process, {client.cpu_share:.0%} of a core"
@@ -64,15 +64,15 @@ def run_table(result: StressResult) -> Table:
 
 
 def stage_table(went: WhereTimeWent) -> Table:
-    """One row a stage: mean of all requests, and of the slowest 1 %."""
+    """Return one row per stage: mean of all requests, and of the slowest 1 %."""
     columns = (went.all, went.slowest)
-    rows = [[stage, *(_ms(one.stage_ms[stage]) for one in columns)] for stage in STAGES]
-    rows.append(["together", *(_ms(one.latency_ms) for one in columns)])
+    rows = [[stage, *(_ms(means.stage_ms[stage]) for means in columns)] for stage in STAGES]
+    rows.append(["together", *(_ms(means.latency_ms) for means in columns)])
     return ("WHERE THE TIME WENT", "MEAN", f"SLOWEST {went.slowest.requests}"), rows
 
 
 def run_verdict(result: StressResult) -> str:
-    """One sentence: whether the limits held, and what to think of the figures."""
+    """Return one sentence: whether the limits held, and whether the client was too slow."""
     limits = f"error rate up to {result.max_error_rate:g}, p99 up to {result.max_p99_ms:g} ms"
     verdict = f"held ({limits})" if result.passed else f"broke: {'; '.join(result.breaches)}"
     doubt = f"; {CLIENT_IS_LATE}" if result.client_saturated else ""
@@ -80,7 +80,7 @@ def run_verdict(result: StressResult) -> str:
 
 
 def limit_table(limit: LimitResult) -> Table:
-    """One row a step, in the order of the rates."""
+    """Return one row per step, in the order of the rates."""
     rows = [
         (
             f"{step.rate_per_s:g}/s",
@@ -99,7 +99,7 @@ def limit_table(limit: LimitResult) -> Table:
 
 
 def limit_verdict(limit: LimitResult) -> str:
-    """One sentence: the highest rate that held."""
+    """Return one sentence: the highest rate that held."""
     if limit.highest_held_per_s is None:
         return f"no rate held, not even {limit.lowest_broken_per_s:g} requests/s"
     held = f"highest rate that held: {limit.highest_held_per_s:g} requests/s"

@@ -1,1 +1,1 @@
-"""Which workers, threads, batch size and delay serve an archive best on this machine."""
+"""Search the workers, threads, batch size and delay that serve an archive best on this machine."""

@@ -1,4 +1,4 @@
-"""Throughput against p99, one curve a setting."""
+"""Plot throughput against p99, one curve per setting."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from vlserve.tuning.search import Point
 
 
 def plot_curves(path: Path, points: Sequence[Point], chosen: Point, slo_p99_ms: float) -> None:
-    """A PNG: each setting's points by connections, the limit, and what was chosen."""
+    """Write a PNG with each setting's points by connections, the limit, and the chosen point."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -18,9 +18,9 @@ def plot_curves(path: Path, points: Sequence[Point], chosen: Point, slo_p99_ms: 
             (p for p in points if p.serving == serving and p is not chosen and p.p99_ms),
             key=lambda point: point.connections,
         )
-        shown = [(p.rps, p.p99_ms or 0.0) for p in curve]
-        axes.plot([x for x, _ in shown], [y for _, y in shown], "o-", label=str(serving))
-        for point, place in zip(curve, shown, strict=True):
+        places = [(p.rps, p.p99_ms or 0.0) for p in curve]
+        axes.plot([x for x, _ in places], [y for _, y in places], "o-", label=str(serving))
+        for point, place in zip(curve, places, strict=True):
             axes.annotate(
                 str(point.connections), place, (4, 4), textcoords="offset points", fontsize=8
             )

@@ -1,4 +1,4 @@
-"""What to try next, and what was best. Pure.
+"""Choose the next setting to measure, and the best one. Pure.
 
 Two nested searches. For one setting, connections are doubled until the limit breaks or throughput
 no longer grows. Among settings, the best known one's neighbours are tried (other workers and
@@ -12,14 +12,14 @@ from vlserve.control.tuning import Serving
 
 MAX_CONNECTIONS = 128
 GAIN = 1.03
-"""Throughput that differs by less counts as the same."""
+"""Throughputs within this factor count as equal."""
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 DELAYS_MS = (1, 2, 5, 10)
 
 
 @dataclass(frozen=True)
 class Point:
-    """One setting under one closed loop."""
+    """One setting, measured under one closed loop."""
 
     serving: Serving
     connections: int
@@ -29,23 +29,26 @@ class Point:
     p99_ms: float | None
     error_rate: float
     client_saturated: bool = False
-    """The figures may be the load generator's: they say nothing of the setting."""
+    """The load generator was at its own limit: the numbers say nothing about the setting."""
 
     def held(self, slo_p99_ms: float) -> bool:
+        """Tell whether all was answered right, with a p99 of at most ``slo_p99_ms``."""
         if self.client_saturated or self.error_rate > 0:
             return False
         return self.p99_ms is not None and self.p99_ms <= slo_p99_ms
 
     def verdict(self, slo_p99_ms: float) -> str:
-        """held, broke, or why it is neither."""
+        """Return "held", "broke", or why it is neither."""
         if self.client_saturated:
             return "client saturated"
         return "held" if self.held(slo_p99_ms) else "broke"
 
 
 def next_connections(points: Sequence[Point], slo_p99_ms: float, start: int) -> int | None:
-    """The connections to try after ``points`` of one setting; None when its best is known.
-    ``start`` first: from there down while the limit breaks, and up while it pays."""
+    """Return the connections to try after ``points`` of one setting; None when its best is known.
+
+    ``start`` comes first: from there down while the limit breaks, and up while throughput grows.
+    """
     if not points:
         return start
     by_connections = {point.connections: point for point in points}
@@ -62,7 +65,7 @@ def next_connections(points: Sequence[Point], slo_p99_ms: float, start: int) -> 
 
 
 def best_point(points: Sequence[Point], slo_p99_ms: float) -> Point | None:
-    """The most throughput among those that held; of what is as good, the lowest p99."""
+    """Return the point with the most throughput that held; among equals, the lowest p99."""
     held = [point for point in points if point.held(slo_p99_ms)]
     if not held:
         return None
@@ -74,8 +77,8 @@ def best_point(points: Sequence[Point], slo_p99_ms: float) -> Point | None:
 
 
 def next_serving(tried: Sequence[Serving], best: Serving, cores: int) -> Serving | None:
-    """The best setting's next neighbour that was not tried; None when all were."""
-    return next((one for one in _neighbours(best, cores) if one not in tried), None)
+    """Return the next neighbour of the best setting that was not tried; None when all were."""
+    return next((each for each in _neighbours(best, cores) if each not in tried), None)
 
 
 def _neighbours(serving: Serving, cores: int) -> Iterator[Serving]:
@@ -88,12 +91,12 @@ def _neighbours(serving: Serving, cores: int) -> Iterator[Serving]:
 
 
 def _splits(cores: int) -> list[tuple[int, int]]:
-    """Workers and threads that fill the cores, most workers first: (4, 1), (2, 2), (1, 4)."""
+    """Return pairs of workers and threads that fill the cores, most workers first."""
     return [(cores // threads, threads) for threads in range(1, cores + 1) if cores % threads == 0]
 
 
 def _beside(value: int, steps: Sequence[int]) -> list[int]:
-    """The next step up, the next one down."""
+    """Return the next step up and the next one down."""
     above = [step for step in steps if step > value][:1]
     below = [step for step in steps if step < value][-1:]
     return above + below

@@ -1,4 +1,4 @@
-"""One setting after the other on a stack that is up, under closed loops through its gateway."""
+"""Measure settings on a stack that is up, under closed loops through its gateway."""
 
 import os
 from collections.abc import Callable
@@ -18,20 +18,21 @@ from vlserve.tuning.search import Point
 
 Show = Callable[[str], None]
 LENIENT_MS = 1e9
-"""The runs themselves judge no time: the search does."""
+"""The runs themselves have no latency limit: the search judges."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """``data``: JSON lines of covers and titles; None: requests made of the archive's probes."""
+    """The load of each measurement."""
 
     data: Path | None
+    """Dataset of the requests; None: they are made of the archive's probes."""
     seconds: int
     warm_up_s: int = 1
 
 
 class Trials:
-    """Loads the archive as asked, and measures it. ``folder``: where each run leaves its report."""
+    """Loads an archive with one setting after the other, and measures it."""
 
     def __init__(
         self, archive: Path, control: ControlClient, gateway_url: str, load: Load, folder: Path
@@ -43,11 +44,15 @@ class Trials:
         self._runs = 0
 
     def serve(self, serving: Serving) -> None:
-        """Loaded so when this returns. ControlError: it is not."""
+        """Load the archive with this setting. ControlError: it is not loaded so."""
         model, version = self._manifest.model, self._manifest.version
-        known = [view for view in self._control.models() if view.model == model]
-        there = version in [view.version for one in known for view in one.versions]
-        if there and self._control.unload(model, version).state is State.DRAINING:
+        is_registered = any(
+            view.version == version
+            for registered in self._control.models()
+            if registered.model == model
+            for view in registered.versions
+        )
+        if is_registered and self._control.unload(model, version).state is State.DRAINING:
             raise NotReady(f"{model} {version} still answers requests of the run before")
         unknown = Measured(connections=0, rps=0, p50_ms=0, p99_ms=0)
         done = self._control.register(self.archive, self.tuning(serving, 0, unknown))
@@ -55,7 +60,7 @@ class Trials:
             raise LoadFailed(done.untuned)
 
     def measure(self, serving: Serving, connections: int, seconds: int | None = None) -> Point:
-        """What so many callers see of the version as it is loaded now."""
+        """Measure the version as it is loaded now under so many connections."""
         self._runs += 1
         plan = StressPlan(
             url=self._url,
@@ -82,6 +87,7 @@ class Trials:
         )
 
     def tuning(self, serving: Serving, slo_p99_ms: float, measured: Measured) -> Tuning:
+        """Return what is written beside the archive for this setting."""
         return Tuning(
             archive_sha256=self.sha256,
             serving=serving,
@@ -93,6 +99,6 @@ class Trials:
 
 
 def machine() -> str:
-    """The processor and how many cores of it."""
+    """Return the name of the processor and its number of cores."""
     cores = f"{os.cpu_count() or 1} cores"
     return ", ".join(filter(None, (processor_name(), cores)))

@@ -1,4 +1,4 @@
-"""The search itself, bounded in time, and the files that it leaves beside the archive."""
+"""Search the best setting within a time budget, and write it beside the archive."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -12,26 +12,26 @@ from vlserve.tuning.search import GAIN, Point, best_point, next_connections, nex
 from vlserve.tuning.trials import Show, Trials
 
 CONFIRMED = 3
-"""The chosen setting is measured for so many times as long as the others."""
+"""The best setting is measured again, for so many times as long."""
 
 
 @dataclass(frozen=True)
-class Found:
-    """``best``: None where nothing that was tried held the limit, or none held it again when it
-    was confirmed."""
+class TuningResult:
+    """The result of the search."""
 
     slo_p99_ms: float
     points: tuple[Point, ...]
     best: Point | None
+    """None: no setting held the limit, or none held it again when it was confirmed."""
     finished: bool
-    """Whether no neighbour of the best was left to try when the search ended."""
+    """Whether all neighbours of the best setting were tried when the search ended."""
     took_s: float
     failed: tuple[str, ...] = ()
     """Settings that could not be loaded, with the reason."""
 
     @property
     def nearest(self) -> Point | None:
-        """The lowest p99 of all without an error, and of the setting rather than of the client."""
+        """The point with the lowest p99, of those without errors and without a saturated client."""
         whole = [p for p in self.points if p.held(float("inf"))]
         return min(whole, key=lambda point: point.p99_ms or 0.0, default=None)
 
@@ -54,7 +54,7 @@ class _Search:
         return best_point(self.points, self.slo_p99_ms)
 
     def serve(self, serving: Serving) -> bool:
-        """Whether it is loaded so; where it is not, `failed` says why."""
+        """Load the setting; return whether that worked, else note why in `failed`."""
         try:
             self.trials.serve(serving)
         except ControlError as error:
@@ -63,7 +63,7 @@ class _Search:
         return True
 
     def curve(self, serving: Serving, start: int) -> None:
-        """Load the setting, and measure it under more and more connections."""
+        """Load the setting, and measure it under different numbers of connections."""
         self.tried.append(serving)
         self.show(f"{serving}: loading")
         if not self.serve(serving):
@@ -72,7 +72,7 @@ class _Search:
         while (more := next_connections(own, self.slo_p99_ms, start)) is not None:
             own.append(self.trials.measure(serving, more))
             self.points.append(own[-1])
-            self.show(_said(own[-1], self.slo_p99_ms))
+            self.show(_describe(own[-1], self.slo_p99_ms))
             if self.over():
                 return
 
@@ -86,10 +86,22 @@ def tune(
     run_s: int,
     show: Show = lambda message: None,
     clock: Callable[[], float] = time.monotonic,
-) -> Found:
-    """Search from ``start`` for about ``seconds``; at the least one setting is measured. What seems
-    best is confirmed by a longer run, and is chosen where it is better than ``start`` in one: the
-    best of many short runs is partly luck."""
+) -> TuningResult:
+    """Search the setting with the most right answers per second within the limit.
+
+    The best setting is confirmed by a longer run, and chosen where it beats ``start`` in one too:
+    the best of many short runs is partly luck.
+
+    Args:
+        trials: Loads and measures settings.
+        slo_p99_ms: The limit of the p99.
+        start: The first setting; it is measured in any case.
+        cores: Of the machine.
+        seconds: Time budget; a running measurement is finished.
+        run_s: Time of each measurement.
+        show: Gets messages about the progress.
+        clock: Seconds of a monotonic clock.
+    """
     began = clock()
     search = _Search(trials, slo_p99_ms, began + seconds, show, clock)
     search.curve(start, start=1)
@@ -107,7 +119,7 @@ def tune(
         own = [point for point in search.points if point.serving == start]
         kept = _confirmed(search, own, CONFIRMED * run_s)
         best = best if kept is None or best.rps > GAIN * kept.rps else kept
-    return Found(
+    return TuningResult(
         slo_p99_ms=slo_p99_ms,
         points=tuple(search.points),
         best=best,
@@ -118,8 +130,10 @@ def tune(
 
 
 def _confirmed(search: _Search, points: Sequence[Point], seconds: int) -> Point | None:
-    """The best of the points measured again, for longer; while that breaks the limit, or cannot be
-    loaded again, the next best."""
+    """Measure the best point again for ``seconds``; return the first one that holds again.
+
+    One that breaks the limit, or cannot be loaded again, gives way to the next best.
+    """
     left = list(points)
     while (best := best_point(left, search.slo_p99_ms)) is not None:
         search.show(f"{best.serving}: confirming with {best.connections} connections")
@@ -128,29 +142,29 @@ def _confirmed(search: _Search, points: Sequence[Point], seconds: int) -> Point 
             continue
         again = search.trials.measure(best.serving, best.connections, seconds)
         search.points.append(again)
-        search.show(_said(again, search.slo_p99_ms))
+        search.show(_describe(again, search.slo_p99_ms))
         if again.held(search.slo_p99_ms):
             return again
         left = [p for p in left if p.serving != best.serving or p.connections < best.connections]
     return None
 
 
-def write_tuning(trials: Trials, found: Found) -> tuple[Path, Path]:
-    """The tuning beside the archive, and its picture; ``found`` has a best point."""
-    best = found.best
+def write_tuning(trials: Trials, result: TuningResult) -> tuple[Path, Path]:
+    """Write the tuning and its plot beside the archive; ``result`` has a best point."""
+    best = result.best
     assert best is not None and best.p50_ms is not None and best.p99_ms is not None
     measured = Measured(
         connections=best.connections, rps=best.rps, p50_ms=best.p50_ms, p99_ms=best.p99_ms
     )
-    tuning: Tuning = trials.tuning(best.serving, found.slo_p99_ms, measured)
+    tuning: Tuning = trials.tuning(best.serving, result.slo_p99_ms, measured)
     file = tuning_file(trials.archive)
     file.write_text(tuning.model_dump_json(indent=2) + "\n", encoding="utf-8")
     picture = file.with_suffix(".png")
-    plot_curves(picture, found.points, best, found.slo_p99_ms)
+    plot_curves(picture, result.points, best, result.slo_p99_ms)
     return file, picture
 
 
-def _said(point: Point, slo_p99_ms: float) -> str:
+def _describe(point: Point, slo_p99_ms: float) -> str:
     p99 = "no answer" if point.p99_ms is None else f"p99 {point.p99_ms:.1f} ms"
     word = point.verdict(slo_p99_ms)
     return f"{point.serving}: {point.connections} connections, {point.rps:.1f}/s, {p99}: {word}"

@@ -14,7 +14,7 @@ from vlserve.errors import EngineUnavailable, LoadFailed, NotReady
 from vlserve.exporter.echo import pack_echo
 from vlserve.tuning.search import Point
 from vlserve.tuning.trials import Load, Trials
-from vlserve.tuning.tune import Found, tune, write_tuning
+from vlserve.tuning.tune import TuningResult, tune, write_tuning
 
 START = Serving(workers=2, threads=1, batch_size=8, max_batch_delay_ms=1)
 
@@ -53,7 +53,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pack_echo(tmp_path_factory.mktemp("tuned"), "tagger", 1)
 
 
-def found_by(trials: MadeUp, slo_p99_ms: float, seconds: float = 1000.0) -> Found:
+def found_by(trials: MadeUp, slo_p99_ms: float, seconds: float = 1000.0) -> TuningResult:
     return tune(trials, slo_p99_ms, START, 2, seconds, 1, clock=lambda: trials.now)
 
 
