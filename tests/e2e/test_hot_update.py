@@ -3,8 +3,8 @@ benchmarks/release/hot_update.py does, on the shared stack."""
 
 from pathlib import Path
 
-from support.running_stack import RunningStack
 from vlserve.drill.hot_update import judge, update_in_rounds
+from vlserve.testing import RunningStack
 from vlserve.testing.clients import Clients, Load, drawn_questions
 from vlserve.testing.editions import echo_editions
 

@@ -7,12 +7,13 @@ import httpx
 import pytest
 
 from support.recorded import RECORDINGS, STORE, unpack
-from support.running_stack import RunningStack, make_settings, wait_until
+from support.running_stack import make_settings, wait_until
 from vlserve.control.client import ControlClient
 from vlserve.control.domain import RolloutStatus
 from vlserve.control.wire.rollout_views import RolloutView
 from vlserve.runtime.archive import verify_archive
 from vlserve.stack import stack as control_stack
+from vlserve.testing import RunningStack
 
 MODELS = ("tagger", "banner")
 WITHIN_S = 120.0
