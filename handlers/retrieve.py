@@ -9,6 +9,8 @@
     offsets.npy       int64 (items + 1,): rows offsets[i] to offsets[i + 1] of those are item i's
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,10 +26,10 @@ from vlserve.runtime.inputs import TextInputs, VisualFields, VisualInputs
 from vlserve.runtime.manifest import Manifest
 from vlserve.runtime.scores import DEFAULT_TOP_K, best, check_top_k, finite
 from vlserve.runtime.task import Task
-from vlserve.runtime.types import Answer, Arrays, Backend, Sample
 
 if TYPE_CHECKING:  # `vlserve index` packs this file with an older archive's frozen runtime too
     from vlserve.runtime.manifest import TensorSpec
+    from vlserve.runtime.types import Answer, Arrays, Backend, Sample
 
 FOLDER = "assets/index"
 FUSION_BATCH = 16
@@ -185,7 +187,7 @@ class RetrieveTask(Task[RetrieveFields]):
         }
 
     def _ranked(
-        self, query: "Query", among: Rows, top_k: int
+        self, query: Query, among: Rows, top_k: int
     ) -> tuple[Rows, Float64Array, Float64Array]:
         """The best items with their scores and cosines, which are NaN where there are none."""
         rerank = self._options.rerank if query.kind != self._options.of else 0
@@ -204,7 +206,7 @@ class RetrieveTask(Task[RetrieveFields]):
         order = best(finite(scores), top_k)
         return items[order], scores[order], cosines[order]
 
-    def _match_logits(self, query: "Query", items: Rows) -> Float64Array:
+    def _match_logits(self, query: Query, items: Rows) -> Float64Array:
         """Of each item with the query; the query's own graph has run once for all of them."""
         taken = self.manifest.graphs["fusion"].inputs
         logits = []
@@ -252,7 +254,7 @@ class Query:
     def __init__(self, kind: str, known: Arrays, place: int) -> None:
         self.kind, self.known, self.place = kind, known, place
 
-    def own(self, tensor: "TensorSpec", widths: Mapping[str, int]) -> NDArray[Any]:
+    def own(self, tensor: TensorSpec, widths: Mapping[str, int]) -> NDArray[Any]:
         """(1, …), without the padding that longer neighbours gave it."""
         array = self.known[tensor.name][self.place : self.place + 1]
         for axis, dim in enumerate(tensor.dims):
@@ -294,9 +296,7 @@ class Index:
         _, items = self._graph.search(unit[None], count, params=search)
         return np.sort(items[0][items[0] >= 0])
 
-    def inputs(
-        self, items: Rows, taken: Sequence["TensorSpec"], widths: Mapping[str, int]
-    ) -> Arrays:
+    def inputs(self, items: Rows, taken: Sequence[TensorSpec], widths: Mapping[str, int]) -> Arrays:
         """Those of the tensors ``taken`` that are the items', padded by 0, with their masks."""
         arrays: Arrays = {}
         for tensor in taken:

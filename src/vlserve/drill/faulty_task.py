@@ -5,20 +5,24 @@ handlers/drilled_<task>.py. assets/fault.json says what goes wrong: {"kind", "sh
 The archive's own probes are answered without fault, so that the twin can be registered.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import random
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vlserve.runtime.body import parse_fields
 from vlserve.runtime.manifest import Manifest
 from vlserve.runtime.task import load_task
-from vlserve.runtime.types import Answer, Arrays, Backend, Sample
+
+if TYPE_CHECKING:  # runtimes of older archives call the module otherwise
+    from vlserve.runtime.types import Answer, Arrays, Backend, Sample
 
 _HERE = Path(__file__)
 _Original = load_task(_HERE.with_name(f"drilled_{_HERE.name}"))

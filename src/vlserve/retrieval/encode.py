@@ -16,12 +16,14 @@ Inputs of fusion are kept in half precision where this changes no match logit of
 more than `TOLERANCE`.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +34,9 @@ from vlserve.runtime.folder import open_folder
 from vlserve.runtime.inputs import TextInputs, VisualFields, VisualInputs
 from vlserve.runtime.manifest import Manifest
 from vlserve.runtime.task import Task
-from vlserve.runtime.types import Arrays, Sample
+
+if TYPE_CHECKING:  # runtimes of older archives call the module otherwise
+    from vlserve.runtime.types import Arrays, Sample
 
 SHARD = 64
 BATCH = 8

@@ -176,7 +176,13 @@ def test_texts_go_through_runtimes_that_tokenise_each_in_sample(tmp_path: Path) 
             assert ours in code
             code = code.replace(ours, theirs)
         file.write_text(code, encoding="utf-8")
-    members = {name: folder / name for name in manifest.files}
+    runtime = folder / "vlserve" / "runtime"
+    for file in (*runtime.glob("*.py"), *(folder / "handlers").glob("*.py")):
+        code = file.read_text(encoding="utf-8")
+        file.write_text(code.replace("runtime.types", "runtime.contract"), encoding="utf-8")
+    (runtime / "types.py").rename(runtime / "contract.py")
+    files = (file for file in folder.rglob("*") if file.is_file() and file.name != "manifest.json")
+    members = {file.relative_to(folder).as_posix(): file for file in files}
     older = pack_members(tmp_path / "packed", draft_of(manifest), members)
     for made, from_ in (("new", archive), ("old", older)):
         unpack_archive(index(from_, data, tmp_path / f"{made}-out").path, tmp_path / made)
