@@ -221,6 +221,8 @@ def errors_page() -> str:
             _table(("code", "HTTP status", "meaning"), _gateway_errors()),
             f"\n## Of the control service and the command line\n\n{ABOUT_CLASSES}\n",
             _table(("class", "code", "HTTP status", "meaning"), _classes()),
+            "\nOf the control service, for requests that it does not read any further:\n",
+            _table(("code", "HTTP status", "meaning"), _control_codes()),
             "",
         ]
     )
@@ -256,6 +258,13 @@ def _gateway_errors() -> Iterator[Sequence[str]]:
         if status == "400" and code == "gateway_error":
             status = "400 and above"
         yield f"`{code}`", status, GATEWAY_ERRORS[code]
+
+
+def _control_codes() -> Iterator[Sequence[str]]:
+    from vlserve.control.api.errors import HTTP_CODES
+
+    for status, (code, meaning) in HTTP_CODES.items():
+        yield f"`{code}`", str(status), meaning
 
 
 def _classes() -> Iterator[Sequence[str]]:

@@ -43,6 +43,18 @@ STATUS: Mapping[type[VlserveError], int] = {
     GatewayRefused: 503,
 }
 
+HTTP_CODES: Mapping[int, tuple[str, str]] = {
+    400: ("upload_cut_off", "The upload of an archive ended before its last byte."),
+    403: ("forbidden", "The request comes from a web page or names another host."),
+    404: ("not_found", "The control service has no such path."),
+    405: ("method_not_allowed", "The path is there, the method is not."),
+    413: ("too_large", "The archive is larger than `control.max_archive_bytes`."),
+    415: ("unsupported_media_type", "The content type is not the one that the path takes."),
+    422: ("request_invalid", "A path, query or body does not have the form of the API page."),
+    500: ("internal_error", "A bug; the control log has more."),
+}
+"""HTTP status -> code and meaning, of what is refused before the service is asked, and of bugs."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -72,25 +84,17 @@ def _on_invalid_request(_: Request, error: Exception) -> JSONResponse:
     wrong = "; ".join(
         f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors()
     )
-    return _error(422, "request_invalid", wrong)
+    return _error(422, HTTP_CODES[422][0], wrong)
 
 
 def _on_http_error(request: Request, error: Exception) -> JSONResponse:
     status, detail = getattr(error, "status_code", 500), getattr(error, "detail", str(error))
-    codes: Mapping[int, str] = {
-        400: "upload_cut_off",
-        403: "forbidden",
-        404: "not_found",
-        405: "method_not_allowed",
-        413: "too_large",
-        415: "unsupported_media_type",
-    }
     message = detail if status not in (404, 405) else f"no {request.method} {request.url.path}"
-    return _error(status, codes.get(status, "error"), message)
+    code = HTTP_CODES[status][0] if status in HTTP_CODES else "error"
+    return _error(status, code, message)
 
 
 def _on_bug(request: Request, error: Exception) -> JSONResponse:
     logger.exception("%s %s", request.method, request.url.path, exc_info=error)
-    return _error(
-        500, "internal_error", f"{type(error).__name__}: {error}; the control log has more"
-    )
+    message = f"{type(error).__name__}: {error}; the control log has more"
+    return _error(500, HTTP_CODES[500][0], message)

@@ -255,14 +255,14 @@ class Ledger:
             row["model"],
         )
         salt, step, shadow = str(stack[-1]["id"]) if stack else "", "", None
-        for gray in self._query(
+        for rollout in self._query(
             "SELECT id, candidate, step, shadow_percent FROM gray_releases"
             " WHERE model = ? AND ended_at IS NULL",
             row["model"],
         ):
-            salt, step = f"r{gray['id']}", step_name(gray["id"], gray["step"])
-            if gray["shadow_percent"]:
-                shadow = Shadow(gray["candidate"], gray["shadow_percent"])
+            salt, step = f"r{rollout['id']}", step_name(rollout["id"], rollout["step"])
+            if rollout["shadow_percent"]:
+                shadow = Shadow(rollout["candidate"], rollout["shadow_percent"])
         intended = row["intended"]
         return ModelRecord(
             model=row["model"],
