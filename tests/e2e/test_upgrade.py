@@ -3,17 +3,14 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import httpx
 import pytest
 
 from support.recorded import RECORDINGS, STORE, unpack
 from support.running_stack import make_settings, wait_until
-from vlserve.control.client import ControlClient
 from vlserve.control.domain import RolloutStatus
 from vlserve.control.wire.rollout_views import RolloutView
 from vlserve.runtime.archive import verify_archive
-from vlserve.stack import stack as control_stack
-from vlserve.testing import RunningStack
+from vlserve.testing import RunningStack, running_stack
 
 MODELS = ("tagger", "banner")
 WITHIN_S = 120.0
@@ -21,16 +18,8 @@ WITHIN_S = 120.0
 
 @pytest.fixture(params=RECORDINGS)
 def upgraded(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RunningStack]:
-    settings = make_settings(unpack(request.param, tmp_path))
-    try:
-        control_stack.up(settings, print)
-        with (
-            ControlClient(settings.control_url) as control,
-            httpx.Client(base_url=settings.gateway_url, timeout=60.0, trust_env=False) as http,
-        ):
-            yield RunningStack(settings, control, http)
-    finally:
-        control_stack.down(settings, print)
+    with running_stack(make_settings(unpack(request.param, tmp_path))) as stack:
+        yield stack
 
 
 def weights(stack: RunningStack) -> Mapping[str, Mapping[int, int]]:
