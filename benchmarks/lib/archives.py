@@ -10,9 +10,7 @@ from typing import Any
 from benchmarks import CHECKOUT
 from benchmarks.lib.photos import jpeg
 from vlserve.cli.output import print_line
-from vlserve.exporter.export import export_archive
 from vlserve.exporter.pack import archive_name, draft_of, pack_members
-from vlserve.quantize.export import export_int8
 from vlserve.runtime.archive import unpack_archive
 
 FROZEN = ("src/vlserve/runtime/*.py", "handlers/*.py", "export/resnet_gru.py")
@@ -62,6 +60,12 @@ def default_archives() -> Sequence[Path]:
     folder = default_folder()
     made = [folder / archive_name(MODEL, version) for version in (1, 2)]
     options: dict[str, Any] = {"name": MODEL, "progress": print_line}
+    if all(archive.is_file() for archive in made):
+        return made
+
+    from vlserve.exporter.export import export_archive
+    from vlserve.quantize.export import export_int8
+
     if not made[0].is_file():
         export_archive(RECIPE, default_checkpoint(), folder, version=1, **options)
     if not made[1].is_file():

@@ -28,7 +28,7 @@ from vlserve.cli.output import print_line
 from vlserve.stack.stack import processes
 from vlserve.testing.stack import RunningStack
 
-MODELS = (1, 2, 4, 8)
+MODELS = "1,2,4,8"
 WIDTHS = (320, 640, 1280, 1920, 2560, 4000)
 LENGTHS = (1, 10, 40, 80, 150)
 BASE_WIDTH, BASE_LENGTH = 1280, 10
@@ -67,18 +67,35 @@ class Timing:
 
 
 def loaded(
-    archives: Sequence[Path], folder: Path, load: LoadProcess, timing: Timing
+    archives: Sequence[Path],
+    counts: Sequence[int],
+    folder: Path,
+    load: LoadProcess,
+    timing: Timing,
 ) -> list[Loaded]:
-    """What each number of models costs, in rounds: in each a new stack gets one after the other."""
+    """Measure what each number of models costs, in rounds: in each a new stack gets one after the
+    other.
+
+    Args:
+        archives: The models, at least as many as the highest of ``counts``.
+        counts: Numbers of loaded models at which the stack is measured.
+        folder: Where the stacks keep their state.
+        load: The clients.
+        timing: How long each cell is measured, and how often.
+    """
     rounds = []
     for number in range(timing.rounds):
         with own_stack(folder / f"round-{number}") as stack:
-            rounds.append(_one_round(stack, archives, load, timing))
+            rounds.append(_one_round(stack, archives, counts, load, timing))
     return [_median_of(same) for same in zip(*rounds, strict=True)]
 
 
 def _one_round(
-    stack: RunningStack, archives: Sequence[Path], load: LoadProcess, timing: Timing
+    stack: RunningStack,
+    archives: Sequence[Path],
+    counts: Sequence[int],
+    load: LoadProcess,
+    timing: Timing,
 ) -> list[Loaded]:
     found, urls = [], []
     for number, archive in enumerate(archives, start=1):
@@ -86,7 +103,7 @@ def _one_round(
         view = stack.control.register(archive)
         register_s = time.monotonic() - began_s
         urls.append(f"{stack.settings.gateway_url}/predictions/{view.model}/{view.version}")
-        if number in MODELS:
+        if number in counts:
             one, everyone = _ask(load, urls[:1], timing), _ask(load, urls, timing)
             failures = _failed(one) + _failed(everyone)
             memory_mib = _memory_mib(stack)
@@ -248,10 +265,12 @@ def plot(
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--archive", type=Path, help="default: the int8 one of serving.py")
+    parser.add_argument("--models", default=MODELS, help="numbers of loaded models, at least two")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each cell")
     parser.add_argument("--out", type=Path, help="folder for CSV and plots, and no page")
     options = parser.parse_args()
+    counts = [int(count) for count in options.models.split(",")]
     timing = Timing(options.rounds, options.seconds)
     archive = options.archive or default_archives()[-1]
     with tempfile.TemporaryDirectory(prefix="vlserve-scale-") as scratch, ExitStack() as opened:
@@ -259,9 +278,9 @@ def main() -> int:
         load = LoadProcess(photos())
         opened.callback(load.close)
         archives = [
-            renamed(archive, f"model-{number}", folder) for number in range(1, max(MODELS) + 1)
+            renamed(archive, f"model-{number}", folder) for number in range(1, max(counts) + 1)
         ]
-        models = loaded(archives, folder, load, timing)
+        models = loaded(archives, counts, folder, load, timing)
         stack = opened.enter_context(own_stack(folder / "stack"))
         view = stack.control.register(archives[0])
         url = f"{stack.settings.gateway_url}/predictions/{view.model}/{view.version}"

@@ -56,6 +56,11 @@ def test_a_folder_imports_of_vlserve_what_it_may_and_no_tests(file: Path) -> Non
     assert ours or folder not in ("handlers", "export"), "a recipe and a handler use ours"
 
 
+@pytest.mark.parametrize("file", sorted((PROJECT / "tests").rglob("*.py")), ids=relative)
+def test_tests_import_no_benchmarks(file: Path) -> None:
+    assert [name for name in imported(file) if within(name, ("benchmarks",))] == []
+
+
 def test_the_folders_that_have_arrows_have_files() -> None:
     folders = {file.relative_to(PROJECT).parts[0] for file in FILES}
     assert ALLOWED.keys() <= folders | {relative(file) for file in FILES}

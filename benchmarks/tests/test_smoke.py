@@ -1,0 +1,142 @@
+"""Short runs of the programs: each says how it is called, and comes to its end.
+
+Peers are left out: each needs an environment of its own. So is models.quantized, which needs a
+trained checkpoint and two archives of it.
+"""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import CHECKOUT
+from vlserve.exporter.echo import pack_echo
+from vlserve.testing.stand_in_engine import stand_in
+
+pytestmark = pytest.mark.long
+
+ROOMS = ("models", "release", "serving")
+PROGRAMS = sorted(
+    f"{room}.{file.stem}"
+    for room in ROOMS
+    for file in (CHECKOUT / "benchmarks" / room).glob("*.py")
+    if 'if __name__ == "__main__"' in file.read_text(encoding="utf-8")
+)
+WITHIN_S = 240.0
+VERDICTS = (0, 1)
+"""Exit codes of a drill. 1: a time was above its limit, as it may be on a busy machine."""
+
+
+def run(program: str, *arguments: object, codes: tuple[int, ...] = (0,)) -> str:
+    """Run a program from the checkout and return what it printed."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", f"benchmarks.{program}", *map(str, arguments)],
+        cwd=CHECKOUT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        try:
+            output, errors = process.communicate(timeout=WITHIN_S)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)  # it stops the stack that it started
+            raise
+    assert process.returncode in codes, output + errors
+    return output
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    return pack_echo(tmp_path, "tagger", 1)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_program_says_how_it_is_called(program: str) -> None:
+    assert f"{program.rpartition('.')[2]}.py [-h]" in run(program, "--help")
+
+
+def test_speed_writes_its_table_its_cells_and_its_plot(archive: Path, tmp_path: Path) -> None:
+    short = ("--connections", "1,4", "--rounds", 1, "--seconds", 1, "--warm-up", 0.3)
+    run("serving.speed", "--archive", archive, *short, "--out", tmp_path / "out")
+    table = (tmp_path / "out" / "serving.md").read_text(encoding="utf-8")
+    assert "| server | 1 conn. | 4 conn. | failures |" in table
+    cells = (tmp_path / "out" / "serving.csv").read_text(encoding="utf-8").splitlines()
+    assert len(cells) == 1 + 1 + 2 * 2  # heads; the limit; with and without the gateway
+    assert (tmp_path / "out" / "serving.png").stat().st_size
+
+
+def test_scale_writes_its_figures_and_plots(archive: Path, tmp_path: Path) -> None:
+    short = ("--models", "1,2", "--rounds", 1, "--seconds", 0.3)
+    run("serving.scale", "--archive", archive, *short, "--out", tmp_path)
+    figures = (tmp_path / "scale.csv").read_text(encoding="utf-8").splitlines()
+    assert [line for line in figures if line.startswith("models,2,failures")] == [
+        "models,2,failures,0.00"
+    ]
+    assert len(list(tmp_path.glob("scale-*.png"))) == 3
+
+
+def test_warm_up_compares_stretches_of_answers(archive: Path, tmp_path: Path) -> None:
+    out = tmp_path / "warm_up.json"
+    short = ("--rounds", 2, "--seconds", 8, "--stretch", 20, "--connections", 2)
+    run("serving.warm_up", "--archive", archive, *short, "--out", out)
+    assert [each["number"] for each in json.loads(out.read_text())] == [1, 2]
+
+
+def test_load_asks_one_url(tmp_path: Path) -> None:
+    with stand_in("engine-0") as engine:
+        url = f"http://{engine.host}:{engine.port}/predictions/tagger/1"
+        headers = (f"Authorization:Bearer {engine.token}", "X-Request-Id:load")
+        options = [part for header in headers for part in ("--header", header)]
+        said = run("serving.load", "--url", url, *options, "--seconds", 0.5, "--json")
+    lines = [json.loads(line) for line in said.splitlines()]
+    assert [line["connections"] for line in lines] == [1, 4, 16, 64]
+    assert all(line["answered"] and not line["failures"] for line in lines)
+
+
+def test_hot_update_loses_no_request(tmp_path: Path) -> None:
+    out = tmp_path / "hot_update.json"
+    run("release.hot_update", "--rounds", 1, "--rate", 20, "--out", out, codes=VERDICTS)
+    result = json.loads(out.read_text())
+    assert (result["rounds"], result["lost"], result["wrong"]) == (1, {}, {})
+
+
+def test_recovery_of_a_worker_breaches_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "recovery.json"
+    run("release.recovery", "--only", "worker", "--rate", 20, "--clients", 6, "--out", out)
+    (crash,) = json.loads(out.read_text())["crashes"]
+    assert (crash["killed"], crash["breaches"]) == ("worker", [])
+
+
+def test_rollback_times_each_way_back() -> None:
+    table = run("release.rollback", "--rounds", 1, "--rate", 20)
+    assert all(word in table for word in ("rollback", "abort", "the judge"))
+
+
+def test_shadow_costs_no_request(tmp_path: Path) -> None:
+    out = tmp_path / "shadow.json"
+    run("release.shadow", "--rounds", 1, "--seconds", 1, "--rate", 60, "--out", out)
+    assert json.loads(out.read_text())["lost"] == 0
+
+
+def test_split_is_by_weight() -> None:
+    assert run("release.split", "--callers", 300).splitlines()[-1] == "passed"
+
+
+def test_judge_simulation_prints_both_tables(tmp_path: Path) -> None:
+    out = tmp_path / "judge.json"
+    run("release.judge_simulation", "--releases", 10, "--looks", 50, "--json", out)
+    assert len(json.loads(out.read_text())) > 20
+
+
+def test_attention_measures_memory_and_time() -> None:
+    cost = json.loads(run("models.attention", "--measure", "chunk 4", "--visual", 525, "--runs", 1))
+    assert cost["peak_mib"] > 0 and cost["time_ms"] > 0
+
+
+def test_attention_quality_compares_kinds_of_keys() -> None:
+    table = run("models.attention_quality", "--items", 60, "--epochs", 1, "--seeds", 1)
+    assert all(f"| {kind} |" in table for kind in ("full", "chunk 4", "sparse 4"))
