@@ -58,20 +58,20 @@ def default_checkpoint() -> Path:
 def default_archives() -> Sequence[Path]:
     """fp32, then int8."""
     folder = default_folder()
-    made = [folder / archive_name(MODEL, version) for version in (1, 2)]
+    archives = [folder / archive_name(MODEL, version) for version in (1, 2)]
     options: dict[str, Any] = {"name": MODEL, "progress": print_line}
-    if all(archive.is_file() for archive in made):
-        return made
+    if all(archive.is_file() for archive in archives):
+        return archives
 
     from vlserve.exporter.export import export_archive
     from vlserve.quantize.export import export_int8
 
-    if not made[0].is_file():
+    if not archives[0].is_file():
         export_archive(RECIPE, default_checkpoint(), folder, version=1, **options)
-    if not made[1].is_file():
+    if not archives[1].is_file():
         items = _calibration(folder / "calibration")
         export_int8(RECIPE, default_checkpoint(), folder, items, version=2, **options)
-    return made
+    return archives
 
 
 def renamed(archive: Path, model: str, folder: Path) -> Path:

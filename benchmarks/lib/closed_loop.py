@@ -29,8 +29,8 @@ _UNANSWERED = (OSError, HTTPConnectionClosed, HTTPParseError)
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What the clients saw in the measured time. ``failures``: status or error -> how often;
+class LoadResult:
+    """What clients saw in the measured time. ``failures``: status or error -> how often;
     the latencies are of 200 answers (NaN: none)."""
 
     connections: int
@@ -71,10 +71,20 @@ def load(
     headers: Mapping[str, str] | None = None,
     begun: Callable[[], None] = lambda: None,
     ended: Callable[[], None] = lambda: None,
-) -> Seen:
-    """``urls``: each connection asks one of them. ``begun`` and ``ended`` are called where the
-    measured time begins and ends. Afterwards the last requests are waited for, so that they burden
-    nothing that is measured next."""
+) -> LoadResult:
+    """Ask in a closed loop, and return what was seen in the measured time. Afterwards the last
+    requests are waited for, so that they burden nothing that is measured next.
+
+    Args:
+        urls: Each connection asks one of them.
+        bodies: What is sent, in turn.
+        connections: How many are kept.
+        seconds: Measured time, after the warm-up.
+        warm_up_s: Time before it, not measured.
+        headers: Sent with every request, beside those of the body.
+        begun: Called where the measured time begins.
+        ended: Called where it ends.
+    """
     tally, stopping = _Tally(), Event()
 
     def ask(number: int) -> None:
@@ -100,20 +110,20 @@ def load(
     ended()
     stopping.set()
     gevent.joinall(asking, raise_error=True)
-    return seen(tally.latencies_ms, tally.failures, connections, lasted_s, cpu_s)
+    return load_result(tally.latencies_ms, tally.failures, connections, lasted_s, cpu_s)
 
 
-def seen(
+def load_result(
     latencies_ms: Sequence[float],
     failures: Mapping[str, int],
     connections: int,
     seconds: float,
     cpu_s: float,
-) -> Seen:
+) -> LoadResult:
     enough = len(latencies_ms) >= 100  # below that, a p99 would be invented
     p99_ms = quantiles(latencies_ms, n=100, method="inclusive")[98] if enough else math.nan
     p50_ms = median(latencies_ms) if latencies_ms else math.nan
-    return Seen(
+    return LoadResult(
         connections, seconds, len(latencies_ms), p50_ms, p99_ms, dict(failures), cpu_s / seconds
     )
 
@@ -141,15 +151,15 @@ class LoadProcess:
         self._process.start()
         its_end.close()
 
-    def do(self, job: Job, begun: Callable[[], None], ended: Callable[[], None]) -> Seen:
+    def do(self, job: Job, begun: Callable[[], None], ended: Callable[[], None]) -> LoadResult:
         """See `load`."""
         self._pipe.send(job)
         self._pipe.recv()
         begun()
         self._pipe.recv()
         ended()
-        found: Seen = self._pipe.recv()
-        return found
+        result: LoadResult = self._pipe.recv()
+        return result
 
     def close(self) -> None:
         self._pipe.close()

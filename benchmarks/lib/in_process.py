@@ -17,7 +17,7 @@ from benchmarks.lib.sides import TUNED, plain_environment
 
 
 @dataclass(frozen=True)
-class Worked:
+class WorkDone:
     """What one process did."""
 
     items: int
@@ -44,13 +44,13 @@ class InProcess:
         batch_size: int,
         seconds: float,
         processes: Sequence["subprocess.Popen[str]"] | None = None,
-    ) -> list[Worked]:
-        asked = processes or self.processes
-        for process in asked:
+    ) -> list[WorkDone]:
+        workers = processes or self.processes
+        for process in workers:
             assert process.stdin
             process.stdin.write(f"{batch_size} {seconds}\n")
             process.stdin.flush()
-        return [Worked(**json.loads(_line(process))) for process in asked]
+        return [WorkDone(**json.loads(_line(process))) for process in workers]
 
 
 @contextmanager

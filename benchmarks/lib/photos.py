@@ -100,8 +100,8 @@ def form(photo: Photo) -> Body:
 def handed_form(photo: Photo) -> Body:
     """A multipart form as our gateway hands it to an engine: its bytes, named as plain ones."""
     sent = form(photo)
-    told = {"x-vlserve-content-type": sent.headers["Content-Type"]}
-    return Body(sent.body, {"Content-Type": "application/octet-stream", **told})
+    content_type = {"x-vlserve-content-type": sent.headers["Content-Type"]}
+    return Body(sent.body, {"Content-Type": "application/octet-stream", **content_type})
 
 
 def item_list(photo: Photo) -> Body:

@@ -61,7 +61,7 @@ class Spread:
     low: float
     high: float
 
-    def said(self, digits: int = 2) -> str:
+    def text(self, digits: int = 2) -> str:
         if math.isnan(self.median):
             return "-"
         return f"{self.median:.{digits}f} ({self.low:.{digits}f}–{self.high:.{digits}f})"
@@ -137,11 +137,11 @@ def costs(cells: Sequence[Cell], side: str, without: str) -> list[Cost]:
         Cost(
             connections,
             spread(
-                [1 - its.per_s / plain.per_s if plain.per_s else math.nan for its, plain in found]
+                [1 - its.per_s / plain.per_s if plain.per_s else math.nan for its, plain in pairs]
             ),
-            spread([its.p50_ms - plain.p50_ms for its, plain in found]),
+            spread([its.p50_ms - plain.p50_ms for its, plain in pairs]),
         )
-        for connections, found in _pairs(cells, side, without).items()
+        for connections, pairs in _pairs(cells, side, without).items()
     ]
 
 
@@ -150,21 +150,21 @@ def times(cells: Sequence[Cell], side: str, other: str) -> list[tuple[int, Sprea
     return [
         (
             connections,
-            spread([its.per_s / plain.per_s if plain.per_s else math.inf for its, plain in found]),
+            spread([its.per_s / plain.per_s if plain.per_s else math.inf for its, plain in pairs]),
         )
-        for connections, found in _pairs(cells, side, other).items()
+        for connections, pairs in _pairs(cells, side, other).items()
     ]
 
 
 def _pairs(cells: Sequence[Cell], side: str, other: str) -> dict[int, list[tuple[Cell, Cell]]]:
     """Connections -> the two of each round."""
     others = {(cell.round, cell.connections): cell for cell in cells if cell.side == other}
-    found: dict[int, list[tuple[Cell, Cell]]] = {}
+    pairs: dict[int, list[tuple[Cell, Cell]]] = {}
     for cell in cells:
         if cell.side == side and (cell.round, cell.connections) in others:
             pair = (cell, others[cell.round, cell.connections])
-            found.setdefault(cell.connections, []).append(pair)
-    return dict(sorted(found.items()))
+            pairs.setdefault(cell.connections, []).append(pair)
+    return dict(sorted(pairs.items()))
 
 
 def markdown(table: Sequence[Row]) -> str:
@@ -174,9 +174,9 @@ def markdown(table: Sequence[Row]) -> str:
     lines.append("|---" * (len(counts) + 2) + "|")
     for side in dict.fromkeys(row.side for row in table):
         its = {row.connections: row for row in table if row.side == side}
-        said = [its[count].ratio.said() if count in its else "-" for count in counts]
+        text = [its[count].ratio.text() if count in its else "-" for count in counts]
         failed = sum(sum(row.failures.values()) for row in its.values())
-        lines.append(f"| {side} | " + " | ".join(said) + f" | {failed} |")
+        lines.append(f"| {side} | " + " | ".join(text) + f" | {failed} |")
     return "\n".join(lines)
 
 
@@ -185,16 +185,16 @@ def details(table: Sequence[Row]) -> str:
     heads = ("server", "conn.", "answers/s", "p50 ms", "p99 ms", "client CPUs", "server CPUs")
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for row in table:
-        said = (
+        text = (
             row.side,
             str(row.connections),
-            row.per_s.said(1),
-            row.p50_ms.said(1),
-            row.p99_ms.said(0),
+            row.per_s.text(1),
+            row.p50_ms.text(1),
+            row.p99_ms.text(0),
             f"{row.client_cpus:.2f}",
             f"{row.server_cpus:.2f}",
         )
-        lines.append("| " + " | ".join(said) + " |")
+        lines.append("| " + " | ".join(text) + " |")
     return "\n".join(lines)
 
 

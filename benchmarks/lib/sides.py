@@ -95,19 +95,19 @@ def _ours(stack: RunningStack, archive: Path, last: Path) -> Iterator[tuple[str,
     name, precision = f"ours {manifest.precision}", manifest.precision
     path = f"/predictions/{manifest.model}/{manifest.version}"
 
-    def found() -> Sequence[psutil.Process]:
+    def stack_processes() -> Sequence[psutil.Process]:
         return processes(stack.settings)
 
     if archive != last:
-        yield precision, Side(name, stack.settings.gateway_url + path, found)
+        yield precision, Side(name, stack.settings.gateway_url + path, stack_processes)
         return
     (instance,) = TorchServe(endpoints(stack.settings), stack.settings.engine).instances()
     headers = {"Authorization": f"Bearer {instance.token}"}
     engine = f"http://{instance.host}:{instance.port}{path}"
-    yield precision, Side(f"{name}, no gateway", engine, found, headers, "handed-form")
+    yield precision, Side(f"{name}, no gateway", engine, stack_processes, headers, "handed-form")
     stack.control.release(manifest.model, manifest.version)
     released = f"{stack.settings.gateway_url}/predictions/{manifest.model}"
-    yield precision, Side(name, released, found)
+    yield precision, Side(name, released, stack_processes)
 
 
 @contextmanager

@@ -110,9 +110,9 @@ def resident(field: str) -> int:
 
 
 def measure_in_fresh_process(kind: str, visual: int, runs: int) -> Cost:
-    asked = ["--measure", kind, "--visual", str(visual), "--runs", str(runs)]
+    arguments = ["--measure", kind, "--visual", str(visual), "--runs", str(runs)]
     done = subprocess.run(
-        [sys.executable, __file__, *asked], check=True, capture_output=True, text=True
+        [sys.executable, __file__, *arguments], check=True, capture_output=True, text=True
     )
     return Cost(**json.loads(done.stdout))
 

@@ -186,11 +186,11 @@ def main() -> int:
     for kind, keys in KINDS.items():
         start, config = time.monotonic(), config_of(keys, tokens, labels)
         taggers = (train(config, known, options.epochs, seed) for seed in range(options.seeds))
-        found = np.stack([hits(tagger, val) for tagger in taggers])  # (seeds, items)
-        full = found if full is None else full
-        by_seed = ", ".join(f"{mean:.3f}" for mean in found.mean(axis=1))
-        difference = "" if kind == "full" else with_interval(found - full)
-        print(f"| {kind} | {by_seed} | {found.mean():.3f} | {difference} |", flush=True)
+        right = np.stack([hits(tagger, val) for tagger in taggers])  # (seeds, items)
+        full = right if full is None else full
+        by_seed = ", ".join(f"{mean:.3f}" for mean in right.mean(axis=1))
+        difference = "" if kind == "full" else with_interval(right - full)
+        print(f"| {kind} | {by_seed} | {right.mean():.3f} | {difference} |", flush=True)
         print(f"{kind}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
     return 0
 

@@ -73,10 +73,10 @@ def report(runs: dict[str, Run], inputs: Arrays, batch: int, rounds: int) -> Non
             run(inputs)
             if round_:  # the first fills buffers
                 times[kind].append((time.thread_time() - start) * 1000 / batch)
-    medians = {kind: statistics.median(found) for kind, found in times.items()}
+    medians = {kind: statistics.median(times_ms) for kind, times_ms in times.items()}
     shapes = ", ".join(f"{name} {list(array.shape[1:])}" for name, array in inputs.items())
-    for kind, found in times.items():
-        low, _, high = statistics.quantiles(found, n=4)
+    for kind, times_ms in times.items():
+        low, _, high = statistics.quantiles(times_ms, n=4)
         print(
             f"| {batch} | {shapes} | {kind} | {medians[kind]:.1f} "
             f"| {(high - low) / 2 / medians[kind]:.0%} "

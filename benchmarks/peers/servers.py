@@ -80,9 +80,9 @@ def _environment(peer: Peer) -> Path:
     """The Python of its virtual environment, which is made where it is not there as pinned."""
     requirements = FOLDER / peer.name / "requirements.txt"
     folder, pinned = CACHE / peer.name, requirements.read_bytes()
-    made, python = folder / "requirements.sha256", folder / "bin" / "python"
+    installed, python = folder / "requirements.sha256", folder / "bin" / "python"
     digest = hashlib.sha256(pinned).hexdigest()
-    if made.is_file() and made.read_text() == digest:
+    if installed.is_file() and installed.read_text() == digest:
         return python
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     commands = (
@@ -94,5 +94,5 @@ def _environment(peer: Peer) -> Path:
         if done.returncode:
             words = " | ".join(done.stderr.strip().splitlines()[-3:])
             raise SideFailed(f"the environment of {peer.name} cannot be made: {words}")
-    made.write_text(digest)
+    installed.write_text(digest)
     return python

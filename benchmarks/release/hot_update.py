@@ -42,8 +42,8 @@ def _limit_per_s(
 
 
 def _print(result: HotUpdates) -> None:
-    def counts(found: Mapping[str, int]) -> str:
-        return ", ".join(f"{kind}: {count}" for kind, count in found.items()) or "none"
+    def counts(kinds: Mapping[str, int]) -> str:
+        return ", ".join(f"{kind}: {count}" for kind, count in kinds.items()) or "none"
 
     limit = f" (limit {result.limit_per_s:g}/s)" if result.limit_per_s else ""
     rows = [

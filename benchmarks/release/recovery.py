@@ -28,8 +28,8 @@ from vlserve.testing.editions import echo_editions, repacked_editions
 
 
 def _print(crashes: Sequence[Crash]) -> None:
-    def counts(found: Mapping[str, int]) -> str:
-        return ", ".join(f"{kind}: {count}" for kind, count in found.items()) or "none"
+    def counts(kinds: Mapping[str, int]) -> str:
+        return ", ".join(f"{kind}: {count}" for kind, count in kinds.items()) or "none"
 
     heads = ("KILLED", "REQUESTS", "LOST", "LAST LOST AFTER", "WHOLE AFTER", "EVENTS", "BREACHES")
     rows = [

@@ -18,24 +18,24 @@ from pathlib import Path
 
 from vlserve.cli.output import print_line, print_table
 from vlserve.control.domain import ModelRoute
-from vlserve.drill.shadow_cost import KINDS, MODEL, STABLE, Felt, Kind, engines, measure
+from vlserve.drill.shadow_cost import KINDS, MODEL, STABLE, Kind, ShadowCost, engines, measure
 from vlserve.testing.clients import Load, drawn_questions
 from vlserve.testing.own_gateway import own_gateway
 
 
-def _print(felt: Mapping[Kind, Felt]) -> None:
+def _print(costs: Mapping[Kind, ShadowCost]) -> None:
     rows = []
-    for kind, its in felt.items():
-        p99 = its.rounds_percentile_ms(99)
+    for kind, cost in costs.items():
+        p99 = cost.rounds_percentile_ms(99)
         rows.append(
             (
                 kind.name,
                 f"{kind.percent}%",
-                its.requests,
-                sum(its.failures.values()),
-                its.copies,
-                f"{its.percentile_ms(50):.1f}",
-                f"{its.percentile_ms(99):.1f}",
+                cost.requests,
+                sum(cost.failures.values()),
+                cost.copies,
+                f"{cost.percentile_ms(50):.1f}",
+                f"{cost.percentile_ms(99):.1f}",
                 f"{p99[0]:.1f} to {p99[1]:.1f}",
             )
         )
@@ -61,25 +61,25 @@ def main() -> int:
         with own_gateway(folder) as own, engines(KINDS) as instances:
             own.route([ModelRoute(MODEL, {STABLE: 100}, (STABLE,))], instances[KINDS[0]])
             load = Load(own.url, MODEL, options.clients, options.rate)
-            felt, lost = measure(own, instances, questions, load, options.rounds, options.seconds)
+            costs, lost = measure(own, instances, questions, load, options.rounds, options.seconds)
     result = [
         {
             "shadow": kind.name,
             "percent": kind.percent,
-            "requests": its.requests,
-            "failures": dict(its.failures),
-            "copies": its.copies,
-            "p50_ms": its.percentile_ms(50),
-            "p99_ms": its.percentile_ms(99),
-            "rounds_p99_ms": its.rounds_percentile_ms(99),
+            "requests": cost.requests,
+            "failures": dict(cost.failures),
+            "copies": cost.copies,
+            "p50_ms": cost.percentile_ms(50),
+            "p99_ms": cost.percentile_ms(99),
+            "rounds_p99_ms": cost.rounds_percentile_ms(99),
         }
-        for kind, its in felt.items()
+        for kind, cost in costs.items()
     ]
     whole = {"kinds": result, "lost": lost, "load_average": os.getloadavg()[0]}
     options.out.write_text(json.dumps(whole, indent=1) + "\n")
-    _print(felt)
+    _print(costs)
     print_line(f"requests lost, also while shadows came and went: {lost}")
-    copied = all(bool(its.copies) == bool(kind.percent) for kind, its in felt.items())
+    copied = all(bool(cost.copies) == bool(kind.percent) for kind, cost in costs.items())
     print_line("passed" if copied and not lost else "failed")
     return 0 if copied and not lost else 1
 

@@ -36,21 +36,21 @@ def main() -> int:
     parser.add_argument("--callers", type=int, default=10_000)
     options = parser.parse_args()
     with _gateway() as (url, route):
-        found = measure(url, route, options.callers)
+        result = measure(url, route, options.callers)
     rows = [
-        (each.model, keys, each.weight, each.asked, each.on_candidate, f"{each.p:.3f}")
-        for keys, shares in (("yes", found.keyed), ("no", found.keyless))
+        (each.model, keys, each.weight, each.requests, each.on_candidate, f"{each.p:.3f}")
+        for keys, shares in (("yes", result.keyed), ("no", result.keyless))
         for each in shares
     ]
     print_table(("MODEL", "KEY", "WEIGHT", "ASKED", "ON THE CANDIDATE", "P"), rows)
-    print_line(f"callers that left the candidate as its weight rose: {found.left}")
-    print_line(f"callers moved by another model's release: {found.disturbed}")
-    both = found.in_both
+    print_line(f"callers that left the candidate as its weight rose: {result.left}")
+    print_line(f"callers moved by another model's release: {result.disturbed}")
+    both = result.in_both
     print_line(
-        f"of {both.asked} callers on one candidate at 50 %, {both.on_candidate} are on the "
+        f"of {both.requests} callers on one candidate at 50 %, {both.on_candidate} are on the "
         f"other's too (p {both.p:.3f})"
     )
-    problems = found.problems()
+    problems = result.problems()
     for problem in problems:
         print_line(problem)
     print_line("failed" if problems else "passed")

@@ -33,17 +33,17 @@ def main() -> int:
     headers = dict(each.split(":", 1) for each in options.header)
     rows = []
     for connections in map(int, options.connections.split(",")):
-        seen = load([options.url], bodies, connections, options.seconds, options.warm_up, headers)
+        result = load([options.url], bodies, connections, options.seconds, options.warm_up, headers)
         if options.json:
-            print(json.dumps(asdict(seen)), flush=True)
+            print(json.dumps(asdict(result)), flush=True)
         rows.append(
             (
                 str(connections),
-                f"{seen.per_s:.1f}",
-                f"{seen.p50_ms:.1f}",
-                f"{seen.p99_ms:.1f}",
-                f"{seen.client_cpus:.3f}",
-                ", ".join(f"{count} x {why}" for why, count in seen.failures.items()) or "-",
+                f"{result.per_s:.1f}",
+                f"{result.p50_ms:.1f}",
+                f"{result.p99_ms:.1f}",
+                f"{result.client_cpus:.3f}",
+                ", ".join(f"{count} x {why}" for why, count in result.failures.items()) or "-",
             )
         )
     if not options.json:

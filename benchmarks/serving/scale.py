@@ -20,7 +20,7 @@ from statistics import median
 import psutil
 
 from benchmarks.lib.archives import default_archives, renamed
-from benchmarks.lib.closed_loop import Job, LoadProcess, Seen
+from benchmarks.lib.closed_loop import Job, LoadProcess, LoadResult
 from benchmarks.lib.own_stack import own_stack
 from benchmarks.lib.photos import Photo, jpeg, photos
 from benchmarks.lib.published import FIGURES, machine, publish
@@ -36,7 +36,7 @@ CONNECTIONS = 16
 
 
 @dataclass(frozen=True)
-class Loaded:
+class ModelCount:
     """A stack with so many models. ``memory_mib``: of all its processes, shared pages counted
     once; ``register_s``: of the model that came last."""
 
@@ -51,7 +51,7 @@ class Loaded:
 
 
 @dataclass(frozen=True)
-class Grown:
+class SizeLatency:
     """The median latency of one connection at one size."""
 
     size: int
@@ -66,13 +66,13 @@ class Timing:
     warm_up_s: float = 0.7
 
 
-def loaded(
+def measure_models(
     archives: Sequence[Path],
     counts: Sequence[int],
     folder: Path,
     load: LoadProcess,
     timing: Timing,
-) -> list[Loaded]:
+) -> list[ModelCount]:
     """Measure what each number of models costs, in rounds: in each a new stack gets one after the
     other.
 
@@ -96,8 +96,8 @@ def _one_round(
     counts: Sequence[int],
     load: LoadProcess,
     timing: Timing,
-) -> list[Loaded]:
-    found, urls = [], []
+) -> list[ModelCount]:
+    results, urls = [], []
     for number, archive in enumerate(archives, start=1):
         began_s = time.monotonic()
         view = stack.control.register(archive)
@@ -105,17 +105,17 @@ def _one_round(
         urls.append(f"{stack.settings.gateway_url}/predictions/{view.model}/{view.version}")
         if number in counts:
             one, everyone = _ask(load, urls[:1], timing), _ask(load, urls, timing)
-            failures = _failed(one) + _failed(everyone)
+            failures = _failures(one) + _failures(everyone)
             memory_mib = _memory_mib(stack)
-            found.append(
-                Loaded(number, memory_mib, register_s, one.per_s, everyone.per_s, failures)
+            results.append(
+                ModelCount(number, memory_mib, register_s, one.per_s, everyone.per_s, failures)
             )
-            print_line(str(found[-1]))
-    return found
+            print_line(str(results[-1]))
+    return results
 
 
-def _median_of(same: Sequence[Loaded]) -> Loaded:
-    return Loaded(
+def _median_of(same: Sequence[ModelCount]) -> ModelCount:
+    return ModelCount(
         same[0].models,
         median(each.memory_mib for each in same),
         median(each.register_s for each in same),
@@ -127,15 +127,15 @@ def _median_of(same: Sequence[Loaded]) -> Loaded:
 
 def _ask(
     load: LoadProcess, urls: Sequence[str], timing: Timing, connections: int = CONNECTIONS
-) -> Seen:
+) -> LoadResult:
     job = Job(urls, "form", {}, connections, timing.seconds, timing.warm_up_s)
     return load.do(job, begun=lambda: None, ended=lambda: None)
 
 
-def _failed(seen: Seen) -> int:
-    if seen.failures:
-        print_line(f"FAILED: {dict(seen.failures)}")
-    return sum(seen.failures.values())
+def _failures(load_result: LoadResult) -> int:
+    if load_result.failures:
+        print_line(f"FAILED: {dict(load_result.failures)}")
+    return sum(load_result.failures.values())
 
 
 def _memory_mib(stack: RunningStack) -> float:
@@ -146,22 +146,28 @@ def _memory_mib(stack: RunningStack) -> float:
     return total / 2**20
 
 
-def grown(url: str, groups: Mapping[int, Sequence[Photo]], timing: Timing) -> list[Grown]:
-    """The latency of each group of photos, in rounds."""
+def measure_sizes(
+    url: str, groups: Mapping[int, Sequence[Photo]], timing: Timing
+) -> list[SizeLatency]:
+    """Measure the latency of each group of photos, in rounds."""
     with ExitStack() as opened:
         loads = {size: LoadProcess(sent) for size, sent in groups.items()}
         for each in loads.values():
             opened.callback(each.close)
-        asked: dict[int, list[Seen]] = {size: [] for size in groups}
+        results_by_size: dict[int, list[LoadResult]] = {size: [] for size in groups}
         for _ in range(timing.rounds):
             for size, load in loads.items():
-                asked[size].append(_ask(load, [url], timing, connections=1))
-    found = [
-        Grown(size, median(each.p50_ms for each in seen), sum(_failed(each) for each in seen))
-        for size, seen in asked.items()
+                results_by_size[size].append(_ask(load, [url], timing, connections=1))
+    results = [
+        SizeLatency(
+            size,
+            median(each.p50_ms for each in load_results),
+            sum(_failures(each) for each in load_results),
+        )
+        for size, load_results in results_by_size.items()
     ]
-    print_line(str(found))
-    return found
+    print_line(str(results))
+    return results
 
 
 def by_width() -> dict[int, list[Photo]]:
@@ -175,13 +181,15 @@ def by_length() -> dict[int, list[Photo]]:
     return {length: [Photo(image, text[:length])] for length in LENGTHS}
 
 
-def ratios(found: Sequence[Grown], base: int) -> dict[int, float]:
+def ratios(results: Sequence[SizeLatency], base: int) -> dict[int, float]:
     """Each size's latency over that of size ``base``."""
-    its_ms = next(each.p50_ms for each in found if each.size == base)
-    return {each.size: each.p50_ms / its_ms for each in found}
+    its_ms = next(each.p50_ms for each in results if each.size == base)
+    return {each.size: each.p50_ms / its_ms for each in results}
 
 
-def report(models: Sequence[Loaded], widths: Sequence[Grown], lengths: Sequence[Grown]) -> str:
+def report(
+    models: Sequence[ModelCount], widths: Sequence[SizeLatency], lengths: Sequence[SizeLatency]
+) -> str:
     """The page's part, in Markdown."""
     first, last = models[0], models[-1]
     each_mib = (last.memory_mib - first.memory_mib) / (last.models - first.models)
@@ -201,34 +209,39 @@ def report(models: Sequence[Loaded], widths: Sequence[Grown], lengths: Sequence[
         "connections, as ratios to those with one model loaded.",
         "",
         f"Latency (p50, one connection) by width of a 16:9 JPEG, as ratios to {BASE_WIDTH} px: "
-        f"{_said(ratios(widths, BASE_WIDTH))}.",
+        f"{_ratio_list(ratios(widths, BASE_WIDTH))}.",
         "",
         f"By characters of the title, as ratios to {BASE_LENGTH}: "
-        f"{_said(ratios(lengths, BASE_LENGTH))}.",
+        f"{_ratio_list(ratios(lengths, BASE_LENGTH))}.",
         "",
         f"Requests that failed: {failures}.",
     ]
     return "\n".join(lines)
 
 
-def _said(found: Mapping[int, float]) -> str:
-    return ", ".join(f"{size}: {ratio:.2f}" for size, ratio in found.items())
+def _ratio_list(results: Mapping[int, float]) -> str:
+    return ", ".join(f"{size}: {ratio:.2f}" for size, ratio in results.items())
 
 
-def as_csv(models: Sequence[Loaded], widths: Sequence[Grown], lengths: Sequence[Grown]) -> str:
+def as_csv(
+    models: Sequence[ModelCount], widths: Sequence[SizeLatency], lengths: Sequence[SizeLatency]
+) -> str:
     lines = ["what,size,figure,value"]
     for each in models:
         for name in ("memory_mib", "register_s", "one_per_s", "all_per_s", "failures"):
             lines.append(f"models,{each.models},{name},{getattr(each, name):.2f}")
-    for what, found in (("image width px", widths), ("title characters", lengths)):
-        for grown_to in found:
+    for what, results in (("image width px", widths), ("title characters", lengths)):
+        for grown_to in results:
             lines.append(f"{what},{grown_to.size},p50_ms,{grown_to.p50_ms:.2f}")
             lines.append(f"{what},{grown_to.size},failures,{grown_to.failures}")
     return "\n".join(lines) + "\n"
 
 
 def plot(
-    models: Sequence[Loaded], widths: Sequence[Grown], lengths: Sequence[Grown], folder: Path
+    models: Sequence[ModelCount],
+    widths: Sequence[SizeLatency],
+    lengths: Sequence[SizeLatency],
+    folder: Path,
 ) -> None:
     """scale-models.png, scale-image.png, scale-text.png."""
     import matplotlib
@@ -280,21 +293,21 @@ def main() -> int:
         archives = [
             renamed(archive, f"model-{number}", folder) for number in range(1, max(counts) + 1)
         ]
-        models = loaded(archives, counts, folder, load, timing)
+        models = measure_models(archives, counts, folder, load, timing)
         stack = opened.enter_context(own_stack(folder / "stack"))
         view = stack.control.register(archives[0])
         url = f"{stack.settings.gateway_url}/predictions/{view.model}/{view.version}"
-        widths = grown(url, by_width(), timing)
-        lengths = grown(url, by_length(), timing)
-    said = report(models, widths, lengths)
-    print_line(said)
+        widths = measure_sizes(url, by_width(), timing)
+        lengths = measure_sizes(url, by_length(), timing)
+    text = report(models, widths, lengths)
+    print_line(text)
     out = options.out or FIGURES
     out.mkdir(parents=True, exist_ok=True)
     (out / "scale.csv").write_text(as_csv(models, widths, lengths), encoding="utf-8")
     plot(models, widths, lengths, out)
     if options.out is None:
         plots = [f"![](benchmarks/scale-{name}.png)" for name in ("models", "image", "text")]
-        publish("scale", "\n".join([said, "", *plots]))
+        publish("scale", "\n".join([text, "", *plots]))
     return 0
 
 

@@ -72,16 +72,16 @@ def measure(
 ) -> tuple[list[Limit], list[Cell]]:
     """Every cell of every round. Each second round goes backwards, so that nobody always follows
     the same one."""
-    found: list[Limit] = []
+    limit_rates: list[Limit] = []
     cells: list[Cell] = []
     for number in range(1, plan.rounds + 1):
         for precision, limit in limits.items():
-            found.append(_limit(number, precision, limit, plan))
+            limit_rates.append(_limit(number, precision, limit, plan))
         in_turn = contenders if number % 2 else contenders[::-1]
         for connections in plan.connections:
             for contender in in_turn:
                 cells.append(_cell(number, contender, connections, plan, load))
-    return found, cells
+    return limit_rates, cells
 
 
 def _limit(number: int, precision: str, limit: InProcess, plan: Plan) -> Limit:
@@ -104,7 +104,7 @@ def _cell(
         spent.append(side.cpu_s())
 
     side.wake()
-    seen = load.do(job, begun=look, ended=look)
+    result = load.do(job, begun=look, ended=look)
     side.rest()
     before, after = spent
     cell = Cell(
@@ -112,18 +112,18 @@ def _cell(
         side.name,
         contender.precision,
         connections,
-        seen.per_s,
-        seen.p50_ms,
-        seen.p99_ms,
-        seen.failures,
-        seen.client_cpus,
-        {name: (after[name] - before.get(name, 0.0)) / seen.seconds for name in after},
+        result.per_s,
+        result.p50_ms,
+        result.p99_ms,
+        result.failures,
+        result.client_cpus,
+        {name: (after[name] - before.get(name, 0.0)) / result.seconds for name in after},
     )
-    print_line(_said(cell))
+    print_line(_cell_line(cell))
     return cell
 
 
-def _said(cell: Cell) -> str:
+def _cell_line(cell: Cell) -> str:
     cpus = {"client": cell.client_cpus, **cell.server_cpus}
     shares = ", ".join(f"{name} {share:.2f}" for name, share in cpus.items())
     failures = ", ".join(f"{count} x {why}" for why, count in cell.failures.items())
@@ -195,12 +195,12 @@ def report(
         for cost in costs(cells, f"ours {precision}", f"ours {precision}, no gateway"):
             lines.append(
                 f"- The gateway at {cost.connections} connections, {precision}: "
-                f"{cost.throughput.said(3)} of the throughput, {cost.p50_ms.said()} ms at the "
+                f"{cost.throughput.text(3)} of the throughput, {cost.p50_ms.text()} ms at the "
                 "median."
             )
         for connections, ratio in times(cells, f"ours {precision}", STOCK_NAME):
             lines.append(
-                f"- Ours, {precision}, at {connections} connections: {ratio.said(1)} times stock "
+                f"- Ours, {precision}, at {connections} connections: {ratio.text(1)} times stock "
                 "TorchServe."
             )
     for row in (row for row in table if row.failures):
@@ -213,8 +213,8 @@ def _limit_lines(limits: Sequence[Limit]) -> list[str]:
     lines = []
     for precision in dict.fromkeys(each.precision for each in limits):
         its = [each for each in limits if each.precision == precision]
-        per_s = spread([each.per_s for each in its]).said(1)
-        alone = spread([each.alone_p50_ms for each in its]).said(1)
+        per_s = spread([each.per_s for each in its]).text(1)
+        alone = spread([each.alone_p50_ms for each in its]).text(1)
         lines.append(f"- In process, {precision}: {per_s} items a second; one alone: {alone} ms.")
     return lines
 
@@ -238,8 +238,8 @@ def _options() -> argparse.Namespace:
         "--out", type=Path, help="folder for table, CSV and plot (default: docs/benchmarks)"
     )
     options = parser.parse_args()
-    asked = list(PEERS) if options.peers == "all" else options.peers.split(",")
-    options.peers = [name for name in asked if name]
+    names = list(PEERS) if options.peers == "all" else options.peers.split(",")
+    options.peers = [name for name in names if name]
     if unknown := sorted(set(options.peers) - set(PEERS)):
         parser.error(f"no peer {', '.join(unknown)}: there are {', '.join(PEERS)}")
     return options
@@ -262,16 +262,16 @@ def main() -> int:
         opened.callback(load.close)
         started = start(opened, Path(scratch), archives, others, sent[0])
         limits, cells = measure(plan, started.limits, started.contenders, load)
-    said = report(limits, cells, started.absent, plan)
-    print_line(said)
+    text = report(limits, cells, started.absent, plan)
+    print_line(text)
     out = options.out or FIGURES
     out.mkdir(parents=True, exist_ok=True)
     (out / "serving.csv").write_text(as_csv(cells, limits), encoding="utf-8")
     plot(rows(cells, limits), out / "serving.png")
     if options.out is None:
-        publish("serving", said + "\n![Ratios](benchmarks/serving.png)")
+        publish("serving", text + "\n![Ratios](benchmarks/serving.png)")
     else:
-        (out / "serving.md").write_text(said, encoding="utf-8")
+        (out / "serving.md").write_text(text, encoding="utf-8")
     return 0
 
 

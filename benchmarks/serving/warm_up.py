@@ -128,16 +128,16 @@ def run_round(
 
 def rows_of(rounds: Sequence[Round]) -> list[tuple[str, ...]]:
     rows = []
-    for one in rounds:
-        compared = [(one.first, one.second), (one.second, one.third)]
+    for round_ in rounds:
+        compared = [(round_.first, round_.second), (round_.second, round_.third)]
         ratios = [
             f"{getattr(a, name) / getattr(b, name):.2f}"
             for a, b in compared
             for name in ("p50_ms", "p99_ms", "rps")
         ]
-        plain = (f"{one.second.rps:.1f}/s", f"{one.second.p50_ms:.1f} ms")
-        failures = str(one.failures)
-        rows.append((str(one.number), f"{one.register_s:.1f} s", *plain, *ratios, failures))
+        plain = (f"{round_.second.rps:.1f}/s", f"{round_.second.p50_ms:.1f} ms")
+        failures = str(round_.failures)
+        rows.append((str(round_.number), f"{round_.register_s:.1f} s", *plain, *ratios, failures))
     return rows
 
 
@@ -152,8 +152,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="Write the figures as JSON.")
     load = parser.parse_args()
     rounds = []
-    with tempfile.TemporaryDirectory() as made:
-        folder = Path(made)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
         model = verify_archive(load.archive).model if load.archive else "warm"
         if load.archive:
             editions = repacked_editions(folder, [load.archive], [])
@@ -170,7 +170,7 @@ def main() -> None:
     heads = ("ROUND", "REGISTER", "LATER", "P50", "FIRST/LATER: P50", "P99", "RATE")
     print_table((*heads, "NOISE: P50", "P99", "RATE", "FAILURES"), rows_of(rounds))
     if load.out:
-        load.out.write_text(json.dumps([asdict(one) for one in rounds], indent=2) + "\n")
+        load.out.write_text(json.dumps([asdict(round_) for round_ in rounds], indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.lib.closed_loop import seen
+from benchmarks.lib.closed_loop import load_result
 from benchmarks.lib.photos import BODIES, Photo, jpeg
 from benchmarks.lib.published import publish
 from benchmarks.lib.ratios import Cell, Limit, as_csv, costs, markdown, rows, times
@@ -76,17 +76,17 @@ def test_every_cell_and_limit_is_in_the_csv() -> None:
 
 
 def test_a_server_that_never_answered_is_shown_as_such() -> None:
-    silent = seen([], {"TimeoutError (afterwards)": 4}, 4, 2.0, 0.1)
+    silent = load_result([], {"TimeoutError (afterwards)": 4}, 4, 2.0, 0.1)
     assert silent.answered == 0
     assert math.isnan(silent.p50_ms)
     dead = Cell(1, "dead", "int8", 4, 0.0, math.nan, math.nan, silent.failures, 0.05, {})
     (row,) = rows([dead], LIMITS)
-    assert row.p50_ms.said() == "-"
-    assert row.ratio.said() == "0.00 (0.00–0.00)"
+    assert row.p50_ms.text() == "-"
+    assert row.ratio.text() == "0.00 (0.00–0.00)"
 
 
 def test_percentiles_are_those_of_the_answers() -> None:
-    hundred = seen([float(ms) for ms in range(1, 101)], {}, 1, 2.0, 0.1)
+    hundred = load_result([float(ms) for ms in range(1, 101)], {}, 1, 2.0, 0.1)
     assert (hundred.per_s, hundred.p50_ms, hundred.client_cpus) == (50.0, 50.5, 0.05)
     assert 99.0 <= hundred.p99_ms <= 100.0
 
@@ -121,7 +121,11 @@ def test_a_peer_has_its_programs_and_pins(name: str) -> None:
 
 
 def test_growth_is_told_as_ratios_to_the_base() -> None:
-    found = [scale.Grown(640, 10.0, 0), scale.Grown(1280, 12.5, 0), scale.Grown(4000, 50.0, 0)]
+    found = [
+        scale.SizeLatency(640, 10.0, 0),
+        scale.SizeLatency(1280, 12.5, 0),
+        scale.SizeLatency(4000, 50.0, 0),
+    ]
     assert scale.ratios(found, 1280) == {640: 0.8, 1280: 1.0, 4000: 4.0}
 
 

@@ -12,8 +12,8 @@ def test_callers_are_split_by_weight_stay_and_are_left_alone_by_other_releases(
     tmp_path: Path,
 ) -> None:
     with own_gateway(tmp_path) as own, stand_in("engine-0") as engine:
-        found = measure(own.url, lambda models: own.route(models, [engine]), callers=1000)
-    print(found.keyed, found.keyless)
-    assert len(found.keyed) == len(SALTS) * len(WEIGHTS)
-    assert found.problems() == []
-    assert all(len(found.met[model, 100]) == 1000 for model in SALTS)
+        result = measure(own.url, lambda models: own.route(models, [engine]), callers=1000)
+    print(result.keyed, result.keyless)
+    assert len(result.keyed) == len(SALTS) * len(WEIGHTS)
+    assert result.problems() == []
+    assert all(len(result.met[model, 100]) == 1000 for model in SALTS)

@@ -13,8 +13,8 @@ def test_no_shadow_costs_a_client_its_answer(tmp_path: Path) -> None:
     with own_gateway(tmp_path) as own, engines(KINDS) as instances:
         own.route([ModelRoute(MODEL, {STABLE: 100}, (STABLE,))], instances[KINDS[0]])
         load = Load(own.url, MODEL, clients=12, rate_per_s=60.0)
-        felt, lost = measure(own, instances, questions, load, rounds=1, seconds=1.5)
+        costs, lost = measure(own, instances, questions, load, rounds=1, seconds=1.5)
     assert lost == 0
-    for kind, its in felt.items():
-        print(kind, its.requests, its.copies)
-        assert bool(its.copies) == bool(kind.percent)
+    for kind, cost in costs.items():
+        print(kind, cost.requests, cost.copies)
+        assert bool(cost.copies) == bool(kind.percent)

@@ -31,4 +31,4 @@ class Tagger:
     @bentoml.api(batchable=True, max_batch_size=BATCH_SIZE, max_latency_ms=10_000)
     def tag(self, items: list[Item]) -> list[dict[str, Any]]:
         pairs = [(base64.b64decode(item.image), item.text.encode()) for item in items]
-        return [json.loads(said) for said in self.answer(pairs)]
+        return [json.loads(body) for body in self.answer(pairs)]

@@ -22,6 +22,6 @@ class Tagger(MLModel):
         images = Base64Codec.decode_input(named["image"])
         texts = StringCodec.decode_input(named["text"])
         items = [(image, text.encode()) for image, text in zip(images, texts, strict=True)]
-        said = [answer.decode() for answer in self.answer(items)]
-        output = StringCodec.encode_output("answer", said)
+        bodies = [answer.decode() for answer in self.answer(items)]
+        output = StringCodec.encode_output("answer", bodies)
         return InferenceResponse(model_name=self.name, outputs=[output])

@@ -37,8 +37,8 @@ class TaggerHandler(BaseHandler):
         labels = self.config["labels"]
         answers = []
         for row in torch.softmax(data, dim=1):
-            scores, found = row.topk(5)
-            pairs = zip(found.tolist(), scores.tolist(), strict=True)
+            scores, indices = row.topk(5)
+            pairs = zip(indices.tolist(), scores.tolist(), strict=True)
             answers.append(
                 {"tags": [{"tag": labels[each], "score": score} for each, score in pairs]}
             )
@@ -54,5 +54,5 @@ class TaggerHandler(BaseHandler):
     def _ids(self, text: str) -> Tensor:
         """(characters,)."""
         vocabulary, unknown = self.config["vocabulary"], self.config["unknown_id"]
-        found = [vocabulary.get(character, unknown) for character in text.lower()]
-        return torch.tensor(found[: self.config["max_length"]])
+        indices = [vocabulary.get(character, unknown) for character in text.lower()]
+        return torch.tensor(indices[: self.config["max_length"]])

@@ -22,6 +22,6 @@ class TritonPythonModel:
         texts = [triton.get_input_tensor_by_name(each, "text").as_numpy() for each in requests]
         items = [(image[0, 0], text[0, 0]) for image, text in zip(images, texts, strict=True)]
         return [
-            triton.InferenceResponse([triton.Tensor("answer", np.array([[said]], np.object_))])
-            for said in self.answer(items)
+            triton.InferenceResponse([triton.Tensor("answer", np.array([[body]], np.object_))])
+            for body in self.answer(items)
         ]

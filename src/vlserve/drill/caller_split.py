@@ -32,21 +32,21 @@ class Share:
 
     model: str
     weight: int
-    asked: int
+    requests: int
     on_candidate: int
 
     @property
     def p(self) -> float:
         """Of a split at least so far from its weight, if each were drawn by it."""
         if self.weight in (0, 100):
-            return float(self.on_candidate == self.asked * self.weight // 100)
-        expected = self.asked * self.weight / 100
-        counts = [self.on_candidate, self.asked - self.on_candidate]
-        return float(chisquare(counts, [expected, self.asked - expected]).pvalue)
+            return float(self.on_candidate == self.requests * self.weight // 100)
+        expected = self.requests * self.weight / 100
+        counts = [self.on_candidate, self.requests - self.on_candidate]
+        return float(chisquare(counts, [expected, self.requests - expected]).pvalue)
 
 
 def released(weights: Mapping[str, int], salts: Mapping[str, str]) -> list[ModelRoute]:
-    """Model -> the candidate's weight, as routes."""
+    """Return the routes of models in a rollout. ``weights``: model -> the candidate's weight."""
     versions = (STABLE, CANDIDATE)
     return [
         ModelRoute(model, {CANDIDATE: weight, STABLE: 100 - weight}, versions, salts[model])
@@ -55,11 +55,11 @@ def released(weights: Mapping[str, int], salts: Mapping[str, str]) -> list[Model
 
 
 def on_candidate(url: str, model: str, keys: Sequence[str | None]) -> set[int]:
-    """Which of these requests, by place, the candidate answered."""
+    """Send a request for each of ``keys``; return the places of those on the candidate."""
 
     def ask(places: Sequence[int]) -> list[int]:
         address = urlsplit(url)
-        found = []
+        on_candidate = []
         with closing(HTTPConnection(str(address.hostname), address.port, timeout=60.0)) as http:
             for place in places:
                 key = keys[place]
@@ -70,16 +70,16 @@ def on_candidate(url: str, model: str, keys: Sequence[str | None]) -> set[int]:
                 if reply.status != 200:
                     raise RuntimeError(f"{model} answered {reply.status}")
                 if reply.headers["x-model-version"] == str(CANDIDATE):
-                    found.append(place)
-        return found
+                    on_candidate.append(place)
+        return on_candidate
 
     parts = [range(start, len(keys), _CLIENTS) for start in range(_CLIENTS)]
     with ThreadPoolExecutor(_CLIENTS) as pool:
-        return {place for found in pool.map(ask, parts) for place in found}
+        return {place for part in pool.map(ask, parts) for place in part}
 
 
 @dataclass(frozen=True)
-class Found:
+class SplitResult:
     """``met``: model and weight -> the callers that met the candidate."""
 
     keyed: Sequence[Share]
@@ -103,17 +103,17 @@ class Found:
     def problems(self) -> list[str]:
         wrong = [each for each in self.keyed if each.p < P_AT_LEAST]
         wrong += [each for each in self.keyless if each.p < P_BY_CHANCE_AT_LEAST]
-        found = [f"{each} is not by weight: p {each.p:.2g}" for each in wrong]
+        problems = [f"{each} is not by weight: p {each.p:.2g}" for each in wrong]
         if self.left:
-            found.append(f"{self.left} callers left the candidate as its weight rose")
+            problems.append(f"{self.left} callers left the candidate as its weight rose")
         if self.disturbed:
-            found.append(f"{self.disturbed} callers were moved by another model's release")
+            problems.append(f"{self.disturbed} callers were moved by another model's release")
         if self.in_both.p < P_AT_LEAST:
-            found.append(f"releases meet the same callers: {self.in_both}")
-        return found
+            problems.append(f"releases meet the same callers: {self.in_both}")
+        return problems
 
 
-def measure(url: str, route: Route, callers: int) -> Found:
+def measure(url: str, route: Route, callers: int) -> SplitResult:
     """Ask every model at every weight, and look whether releases touch each other."""
     keys = [f"caller-{number}" for number in range(callers)]
     keyed, keyless, met = [], [], {}
@@ -127,4 +127,4 @@ def measure(url: str, route: Route, callers: int) -> Found:
     first, *others = SALTS
     route(released({first: 25, **dict.fromkeys(others, 100)}, SALTS))
     disturbed = on_candidate(url, first, keys) ^ met[first, 25]
-    return Found(keyed, keyless, met, len(disturbed))
+    return SplitResult(keyed, keyless, met, len(disturbed))

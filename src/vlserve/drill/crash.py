@@ -121,8 +121,8 @@ def judge(
     changes: Sequence[str],
     events: Sequence[str],
 ) -> Crash:
-    """Pure: what clients saw of one kill, held against what may be. ``changes``: what is not as it
-    was before."""
+    """Judge what clients saw of one kill by what it may cost. ``changes``: what is not as it was
+    before."""
     failed = [each for each in exchanges if each.failure]
     lost = [each for each in failed if each.failure not in WRONG]
     wrong = Counter(str(each.failure) for each in failed if each.failure in WRONG)
@@ -157,14 +157,14 @@ def _kind(exchange: Exchange) -> str:
 
 
 def _kill(settings: Settings, target: str) -> set[int]:
-    """SIGKILL; the process ids."""
-    found = stack.processes(settings)
+    """Kill the processes of ``target`` and return their ids."""
+    living = stack.processes(settings)
     if target != "everything":
-        found = [process for process in found if _program(process) == target][:1]
-    for process in sorted(found, key=lambda each: _program(each) != "supervisord"):
+        living = [process for process in living if _program(process) == target][:1]
+    for process in sorted(living, key=lambda each: _program(each) != "supervisord"):
         with suppress(psutil.NoSuchProcess):  # a worker that went with its engine
             process.kill()
-    return {process.pid for process in found}
+    return {process.pid for process in living}
 
 
 def _gateway_back_s(settings: Settings, target: str, killed_s: float) -> float:
@@ -193,13 +193,14 @@ def _program(process: psutil.Process) -> str:
 
 
 def _census(settings: Settings) -> Counter[str]:
-    """How many processes of each kind run."""
-    found = (_program(process) for process in stack.processes(settings))
-    return Counter(name for name in found if name in _PROGRAMS)
+    """Return how many processes of each kind run."""
+    names = (_program(process) for process in stack.processes(settings))
+    return Counter(name for name in names if name in _PROGRAMS)
 
 
 def _is_whole(running: RunningStack, engine: TorchServe, census: Counter[str]) -> bool:
-    """Every process runs once, every version has all its workers, and nothing else is there."""
+    """Return whether every process runs once, every version has all its workers, and no more is
+    loaded."""
     workers = running.settings.engine.workers
     try:
         healthy = running.control.health().status == "ok"
@@ -235,7 +236,7 @@ def _model(running: RunningStack, load: Load) -> ModelView:
 def _changes(
     before: ModelView, after: ModelView, history: Sequence[EventView], later: Sequence[EventView]
 ) -> list[str]:
-    """What a crash must not change, and did."""
+    """Return what the crash changed, of what it must not change."""
 
     def versions(model: ModelView) -> list[tuple[object, ...]]:
         return [(view.version, view.state, view.weight, view.sha256) for view in model.versions]

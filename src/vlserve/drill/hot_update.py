@@ -42,7 +42,7 @@ class Step:
 
 @dataclass(frozen=True)
 class HotUpdates:
-    """What a drill amounts to. ``stale``: requests that began after a release or rollback had
+    """What the updates cost clients. ``stale``: requests that began after a release or rollback had
     returned, and that the version before it answered; ``largest_lag_ms``: how long after."""
 
     rounds: int
@@ -127,7 +127,7 @@ def judge(
     exchanges: Sequence[Exchange],
     load_average: tuple[float, float],
 ) -> HotUpdates:
-    """Pure: the steps and the exchanges of a drill, held against what it must show."""
+    """Judge the steps and the exchanges of a drill by what it must show."""
     moves = [step for step in steps if step.moves_traffic]
     failures = Counter(each.failure for each in exchanges if each.failure)
     wrong = {kind: count for kind, count in failures.items() if kind in WRONG}
@@ -176,7 +176,7 @@ def judge(
 
 
 def lag_ms(exchange: Exchange, moves: Sequence[Step]) -> float:
-    """How long before a request to the model began the version that answered it had lost its
+    """Return how long before a request to the model began the version that answered it had lost its
     traffic: 0 when it had not, infinite when it was not even the last to lose it."""
     if exchange.wanted is not None or exchange.version is None:
         return 0.0

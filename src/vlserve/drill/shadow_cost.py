@@ -50,8 +50,8 @@ KINDS = (
 
 
 @dataclass(frozen=True)
-class Felt:
-    """What clients felt of one kind. ``copies``: that the gateway's shadow log tells of."""
+class ShadowCost:
+    """What clients noticed of one kind. ``copies``: that the gateway's shadow log tells of."""
 
     rounds_ms: Sequence[Sequence[float]]
     failures: Mapping[str, int]
@@ -65,9 +65,9 @@ class Felt:
         return _percentile([each for latencies in self.rounds_ms for each in latencies], percent)
 
     def rounds_percentile_ms(self, percent: int) -> tuple[float, float]:
-        """Lowest and highest of the rounds."""
-        found = [_percentile(latencies, percent) for latencies in self.rounds_ms]
-        return min(found), max(found)
+        """Return the percentile of the lowest and of the highest round."""
+        by_round = [_percentile(latencies, percent) for latencies in self.rounds_ms]
+        return min(by_round), max(by_round)
 
 
 def _percentile(latencies_ms: Sequence[float], percent: int) -> float:
@@ -76,12 +76,12 @@ def _percentile(latencies_ms: Sequence[float], percent: int) -> float:
 
 @contextmanager
 def engines(kinds: Sequence[Kind]) -> Iterator[Mapping[Kind, Sequence[Instance]]]:
-    """The instances before which each kind is measured: one has the stable version alone, one the
+    """Run the instances that each kind is measured with: one has the stable version alone, one the
     shadow alone."""
     with ExitStack() as opened:
         no_shadow, no_stable = frozenset({(MODEL, CANDIDATE)}), frozenset({(MODEL, STABLE)})
         stable = opened.enter_context(stand_in("engine-0", STABLE_MS, no_shadow))
-        found = {}
+        instances = {}
         for number, kind in enumerate(kinds, 1):
             with ExitStack() as its_own:
                 shadow = its_own.enter_context(
@@ -89,8 +89,8 @@ def engines(kinds: Sequence[Kind]) -> Iterator[Mapping[Kind, Sequence[Instance]]
                 )
                 if not kind.dead:
                     opened.push(its_own.pop_all())
-            found[kind] = [stable, shadow]
-        yield found
+            instances[kind] = [stable, shadow]
+        yield instances
 
 
 def measure(
@@ -100,9 +100,9 @@ def measure(
     load: Load,
     rounds: int,
     seconds: float,
-) -> tuple[dict[Kind, Felt], int]:
-    """Each kind in force for so many seconds, one after the other, in rounds; and how many
-    requests failed in all."""
+) -> tuple[dict[Kind, ShadowCost], int]:
+    """Put each kind in force for so many seconds, one after the other, in rounds; return the cost
+    of each, and how many requests failed in all."""
     clients = Clients(load, questions, right={STABLE: [{}] * len(questions)})
     spans: dict[Kind, list[tuple[float, float]]] = {kind: [] for kind in instances}
     with clients.asking():
@@ -117,14 +117,16 @@ def measure(
                 spans[kind].append((began_s, time.monotonic()))
     time.sleep(_LOGGED_S)
     copies = _copies(own)
-    felt = {kind: _felt(clients.exchanges, its, copies[kind.step]) for kind, its in spans.items()}
-    return felt, sum(bool(each.failure) for each in clients.exchanges)
+    costs = {kind: _cost(clients.exchanges, its, copies[kind.step]) for kind, its in spans.items()}
+    return costs, sum(bool(each.failure) for each in clients.exchanges)
 
 
-def _felt(exchanges: Sequence[Exchange], spans: Sequence[tuple[float, float]], copies: int) -> Felt:
+def _cost(
+    exchanges: Sequence[Exchange], spans: Sequence[tuple[float, float]], copies: int
+) -> ShadowCost:
     rounds = [[each for each in exchanges if began <= each.due_s < end] for began, end in spans]
     failures = Counter(each.failure for of_one in rounds for each in of_one if each.failure)
-    return Felt([[each.latency_ms for each in of_one] for of_one in rounds], failures, copies)
+    return ShadowCost([[each.latency_ms for each in of_one] for of_one in rounds], failures, copies)
 
 
 def _copies(own: OwnGateway) -> Counter[str]:

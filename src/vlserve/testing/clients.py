@@ -125,26 +125,28 @@ class Clients:
         chosen = random.randrange(len(self._questions))
         request_id = str(uuid4())
         with self._sending[number]:
-            asked = SentRequest(self.load.model, self._wanted(number), request_id)
+            request = SentRequest(self.load.model, self._wanted(number), request_id)
             sent_s = time.monotonic()
-            failure = self._send(connection, asked, chosen, number)
-        judged = failure or self._judge(connection, asked, chosen)
-        if not judged.answered:
+            failure = self._send(connection, request, chosen, number)
+        outcome = failure or self._judge(connection, request, chosen)
+        if not outcome.answered:
             connection.close()
         answered_s = time.monotonic()
-        return Exchange(due_s, sent_s, answered_s, asked.version, judged.version, judged.failure)
+        return Exchange(
+            due_s, sent_s, answered_s, request.version, outcome.version, outcome.failure
+        )
 
     def _wanted(self, number: int) -> int | None:
         return self._pinned[number // 3 % len(self._pinned)] if number % 3 == 0 else None
 
     def _send(
-        self, connection: HTTPConnection, asked: SentRequest, chosen: int, number: int
+        self, connection: HTTPConnection, request: SentRequest, chosen: int, number: int
     ) -> RequestOutcome | None:
         post = self._questions[chosen].post
-        headers = {"Content-Type": post.content_type, "X-Request-Id": asked.request_id}
+        headers = {"Content-Type": post.content_type, "X-Request-Id": request.request_id}
         if number % 3 == 1:
             headers["X-Sticky-Key"] = f"caller-{number}"
-        path = f"/predictions/{asked.model}" + (f"/{asked.version}" if asked.version else "")
+        path = f"/predictions/{request.model}" + (f"/{request.version}" if request.version else "")
         try:
             if connection.sock is None:
                 connection.connect()
@@ -154,19 +156,21 @@ class Clients:
             return _unanswered(error)
         return None
 
-    def _judge(self, connection: HTTPConnection, asked: SentRequest, chosen: int) -> RequestOutcome:
+    def _judge(
+        self, connection: HTTPConnection, request: SentRequest, chosen: int
+    ) -> RequestOutcome:
         try:
             reply = connection.getresponse()
             body = reply.read()
         except (OSError, HTTPException) as error:
             return _unanswered(error)
-        judged = judge_tagging(reply.status, reply.getheader("x-request-id"), body, asked)
-        if judged.failure or judged.version is None:
-            return judged
-        right = self.right.get(judged.version)
+        outcome = judge_tagging(reply.status, reply.getheader("x-request-id"), body, request)
+        if outcome.failure or outcome.version is None:
+            return outcome
+        right = self.right.get(outcome.version)
         if right is None or differences(right[chosen], json.loads(body)):
-            return RequestOutcome(judged.version, "wrong answer")
-        return judged
+            return RequestOutcome(outcome.version, "wrong answer")
+        return outcome
 
 
 def _unanswered(error: Exception) -> RequestOutcome:

@@ -54,8 +54,8 @@ class _Connection:
         await asyncio.sleep(self._delay_s)
         _, _, model, version = lines[0].split(b" ")[1].decode().split("/")
         request_id = headers[b"x-request-id"].decode()
-        said = {"model": model, "version": int(version), "request_id": request_id, "tags": _TAGS}
-        body = json.dumps(said).encode()
+        answer = {"model": model, "version": int(version), "request_id": request_id, "tags": _TAGS}
+        body = json.dumps(answer).encode()
         right = headers.get(b"authorization") == b"Bearer " + self._token
         head = [
             "HTTP/1.1 200 OK" if right else "HTTP/1.1 401 Unauthorized",
