@@ -64,9 +64,9 @@ def build_index(
 
     ``archive``: one of task match or embed. ``of``: what of the items is embedded, by default
     images where they have any. ``name``: by default the archive's with ``-index``. ``rerank``: 0
-    to rank by cosine alone. Killed, it goes on after the last whole shard when it is run again with
-    the same archive, data, ``of`` and whether there is a ``rerank``. Repeated, it writes the same
-    bytes.
+    to rank by cosine alone. An interrupted run resumes after its last whole shard when it is
+    started again with the same archive, data, ``of`` and whether there is a ``rerank``. The same
+    inputs give the same bytes.
 
     Raises DataError (no usable line, an archive that embeds nothing of this kind, too many bytes)
     or ArchiveError.
