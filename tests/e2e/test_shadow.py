@@ -94,6 +94,7 @@ def test_a_copy_is_logged_apart_from_the_request(copying: RunningGateway) -> Non
     line = dict(_copy(copying, "logged-copy"))
     assert line.pop("at") and line.pop("duration_ms") >= 0
     assert line == {
+        "schema": 1,
         "request_id": "logged-copy",
         "model": "tagger",
         "version": "2",

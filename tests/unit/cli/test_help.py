@@ -51,8 +51,9 @@ def test_the_groups_come_in_their_order() -> None:
     assert places == sorted(places)
 
 
-def test_the_shell_completes_commands() -> None:
-    script = CliRunner().invoke(app, ["--show-completion", "bash"], prog_name="vlserve")
+def test_the_shell_completes_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shellingham.detect_shell", lambda: ("bash", "/bin/bash"))
+    script = CliRunner().invoke(app, ["--show-completion"], prog_name="vlserve")
     assert script.exit_code == 0, script.output
     assert "_VLSERVE_COMPLETE" in script.output
 

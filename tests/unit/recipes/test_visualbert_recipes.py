@@ -127,7 +127,7 @@ def test_a_grid_is_merged_and_makes_the_features(family: str, tmp_path: Path) ->
     (visual,) = grid.plans["features"].outputs
     assert visual.dims == ("batch", 3 * 4, 8)
     for format in ("onnx", "torchscript"):
-        grid.assert_equal("features", grid.export("features", format, tmp_path))  # type: ignore[arg-type]
+        grid.assert_equal("features", grid.export("features", format))  # type: ignore[arg-type]
     assert not any("grid" in name for name in grid.plans["model"].module.state_dict())
     (tmp_path / "assets").mkdir()
     served = recipe.serve(config, tmp_path / "assets")
