@@ -25,7 +25,7 @@ from vlserve.drill.hot_update import HotUpdates, judge, update_in_rounds
 from vlserve.loadgen.max_rate import find_limit
 from vlserve.loadgen.stress_plan import StressPlan
 from vlserve.testing.clients import Clients, Load, drawn_questions
-from vlserve.testing.editions import Edition, echo_editions, repacked_editions
+from vlserve.testing.editions import Edition, editions_of
 
 
 def _limit_per_s(
@@ -89,10 +89,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="vlserve-hot-update-") as scratch:
         folder = Path(scratch)
         questions = drawn_questions(folder / "covers")
-        if options.archive:
-            editions = repacked_editions(folder, options.archive, questions)
-        else:
-            editions = echo_editions(folder, "echo", questions)
+        editions = editions_of(folder, options.archive, questions)
         # All at once: packing beside the load would be measured with it.
         packed = list(islice(editions, options.rounds + 1))
         model = packed[0].archive.stem.rpartition("-")[0]

@@ -24,7 +24,7 @@ from benchmarks.lib.own_stack import own_stack
 from vlserve.cli.output import print_line, print_table
 from vlserve.drill.crash import TARGETS, Crash, crash, release_both
 from vlserve.testing.clients import Load, drawn_questions
-from vlserve.testing.editions import echo_editions, repacked_editions
+from vlserve.testing.editions import editions_of
 
 
 def _print(crashes: Sequence[Crash]) -> None:
@@ -63,10 +63,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="vlserve-recovery-") as scratch:
         folder = Path(scratch)
         questions = drawn_questions(folder / "covers")
-        if options.archive:
-            editions = repacked_editions(folder, options.archive, questions)
-        else:
-            editions = echo_editions(folder, "echo", questions)
+        editions = editions_of(folder, options.archive, questions)
         pair = list(islice(editions, 2))
         model = pair[0].archive.stem.rpartition("-")[0]
         crashes = []

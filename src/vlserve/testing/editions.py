@@ -50,6 +50,15 @@ def repacked_editions(
         yield Edition(version, packed, answers[archive])
 
 
+def editions_of(
+    folder: Path, archives: Sequence[Path] | None, questions: Sequence[Question]
+) -> Iterator[Edition]:
+    """Return editions of the given archives, or of an Echo tagger where there are none."""
+    if archives:
+        return repacked_editions(folder, archives, questions)
+    return echo_editions(folder, "echo", questions)
+
+
 def _repack(folder: Path, archive: Path, model: str, version: int) -> Path:
     manifest = verify_archive(archive)
     own = [name for name in manifest.files if name.startswith(("graphs/", "assets/"))]
