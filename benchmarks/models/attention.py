@@ -98,13 +98,13 @@ def measure(kind: str, visual: int, runs: int) -> Cost:
 
 def reset_peak() -> int:
     """The resident bytes, from which the high-water mark now starts."""
-    Path("/proc/self/clear_refs").write_text("5")
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     return resident("VmRSS")
 
 
 def resident(field: str) -> int:
     """A field of /proc/self/status, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     (line,) = (line for line in lines if line.startswith(f"{field}:"))
     return int(line.split()[1]) * 1024
 

@@ -152,6 +152,6 @@ def _connected(
                 break
             except OSError:
                 if process.poll() is not None:
-                    raise RuntimeError(log.read_text()) from None
+                    raise RuntimeError(log.read_text(encoding="utf-8")) from None
                 time.sleep(0.02)
         yield connection

@@ -24,7 +24,7 @@ def _unnamed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def write(file: Path, text: str = "") -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text)
+    file.write_text(text, encoding="utf-8")
     return file
 
 

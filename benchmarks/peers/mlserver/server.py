@@ -30,8 +30,8 @@ def main() -> None:
         "max_batch_size": BATCH_SIZE,
         "max_batch_time": DELAY_S,
     }
-    Path("settings.json").write_text(json.dumps(SETTINGS))
-    Path("model-settings.json").write_text(json.dumps(model))
+    Path("settings.json").write_text(json.dumps(SETTINGS), encoding="utf-8")
+    Path("model-settings.json").write_text(json.dumps(model), encoding="utf-8")
     shutil.copy(Path(__file__).with_name("tagger.py"), ".")
     program = Path(sys.executable).with_name("mlserver")
     os.execv(program, [str(program), "start", "."])

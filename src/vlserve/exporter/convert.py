@@ -226,7 +226,7 @@ def main() -> None:
 def _run(job: Job, log: Path) -> NoReturn:
     """Convert and end this process; the last line of the log says why it failed."""
     status = 1
-    with log.open("w") as file:
+    with log.open("w", encoding="utf-8") as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
         try:

@@ -195,6 +195,6 @@ def _writable(values: dict[str, Any]) -> dict[str, str]:
 
 def _filled(template: Path, values: dict[str, str]) -> str:
     try:
-        return Template(template.read_text()).substitute(values)
+        return Template(template.read_text(encoding="utf-8")).substitute(values)
     except (OSError, KeyError, ValueError) as error:
         raise SettingsError(f"{template} cannot be used: {error!r}") from error

@@ -18,7 +18,7 @@ def log(tmp_path: Path) -> Path:
 
 
 def write(log: Path, *numbers: int, end: str = "\n") -> None:
-    with log.open("a") as file:
+    with log.open("a", encoding="utf-8") as file:
         file.write("\n".join(json.dumps({"n": number}) for number in numbers) + end)
 
 
@@ -85,7 +85,10 @@ def test_rotation_waits_for_a_large_file_and_keeps_some(log: Path) -> None:
 
 
 def test_lines_that_are_no_json_or_of_another_release_are_left_out(log: Path) -> None:
-    log.write_text('{"step": "1/0"}\nnot json "1/0"\n["1/0"]\n{"step": "11/0"}\n{"step": "1/0"}\n')
+    log.write_text(
+        '{"step": "1/0"}\nnot json "1/0"\n["1/0"]\n{"step": "11/0"}\n{"step": "1/0"}\n',
+        encoding="utf-8",
+    )
     lines, _ = read_since(log, Cursor(), b'"1/0"')
     assert lines == [{"step": "1/0"}, {"step": "1/0"}]
 
@@ -99,7 +102,8 @@ def test_answers_are_found_by_request_and_version(log: Path) -> None:
         answer("a", 1, scores={"music": 0.7, "food": 0.2}, digest="d")
         + answer("a", 2, error="inference_failed")
         + '{"model": "tagger", "request_id": "b"}\n'
-        + answer("c", 1, scores={}).replace("tagger", "other")
+        + answer("c", 1, scores={}).replace("tagger", "other"),
+        encoding="utf-8",
     )
     answers = AnswerLog(log, "tagger", Cursor())
     answers.read()
@@ -116,7 +120,7 @@ def test_answers_are_found_whatever_white_space_a_line_has(
     log: Path, separators: tuple[str, str]
 ) -> None:
     line = {"request_id": "a", "model": "tagger", "version": 1, "scores": {"music": 0.7}}
-    log.write_text(json.dumps(line, separators=separators) + "\n")
+    log.write_text(json.dumps(line, separators=separators) + "\n", encoding="utf-8")
     answers = AnswerLog(log, "tagger", Cursor())
     answers.read()
     found = answers.of("a", 1)
@@ -126,7 +130,9 @@ def test_answers_are_found_whatever_white_space_a_line_has(
 def test_a_line_of_a_newer_schema_is_left_out_and_warned_of(
     log: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    log.write_text(answer("a", 1, schema=2) + answer("b", 1, schema=1) + answer("c", 1))
+    log.write_text(
+        answer("a", 1, schema=2) + answer("b", 1, schema=1) + answer("c", 1), encoding="utf-8"
+    )
     answers = AnswerLog(log, "tagger", Cursor())
     answers.read()
     assert [answers.of(name, 1) is not None for name in "abc"] == [False, True, True]
@@ -135,14 +141,16 @@ def test_a_line_of_a_newer_schema_is_left_out_and_warned_of(
 
 
 def test_a_request_id_that_came_twice_stands_for_neither(log: Path) -> None:
-    log.write_text(answer("a", 1, scores={"x": 1.0}) * 2)
+    log.write_text(answer("a", 1, scores={"x": 1.0}) * 2, encoding="utf-8")
     answers = AnswerLog(log, "tagger", Cursor())
     answers.read()
     assert answers.of("a", 1) is None
 
 
 def test_only_so_many_answers_are_remembered(log: Path) -> None:
-    log.write_text("".join(answer(f"{n}", 1, scores={"x": 1.0}) for n in range(KEPT + 5)))
+    log.write_text(
+        "".join(answer(f"{n}", 1, scores={"x": 1.0}) for n in range(KEPT + 5)), encoding="utf-8"
+    )
     answers = AnswerLog(log, "tagger", Cursor())
     answers.read()
     assert answers.of("4", 1) is None

