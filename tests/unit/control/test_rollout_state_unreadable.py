@@ -47,6 +47,34 @@ def words_for_numbers(fields: Fields) -> None:
     fields["judge"]["errors"]["purses"] = {"cash": "half"}
 
 
+def row_for_purses(fields: Fields) -> None:
+    fields["judge"]["errors"]["purses"] = [fields["judge"]["errors"]["purses"]]
+
+
+def number_for_histogram(fields: Fields) -> None:
+    fields["judge"]["latency"]["candidate"] = 0.0
+
+
+def tags_without_names(fields: Fields) -> None:
+    fields["judge"]["tags"]["candidate"] = [1.0, 2.0]
+
+
+def null_in_purses(fields: Fields) -> None:
+    fields["judge"]["sample_ratio"]["peak"] = None
+
+
+def short_window(fields: Fields) -> None:
+    fields["windows"]["latencies"]["stable"] = [1.0]
+
+
+def cut_table_of_callers(fields: Fields) -> None:
+    fields["judge"]["seen_callers"] = "AAAA"
+
+
+def place_before_a_log(fields: Fields) -> None:
+    fields["requests"]["offset"] = -1
+
+
 def changed(change: Callable[[Fields], None]) -> Callable[[str], str]:
     def write(text: str) -> str:
         fields = json.loads(text)
@@ -62,6 +90,13 @@ BROKEN: dict[str, tuple[Callable[[str], str], str]] = {
     "newer schema": (changed(newer_schema), f"schema {SCHEMA + 1}, this vlserve reads {SCHEMA}"),
     "step after the last": (changed(step_after_the_last), "step 7 of 3 weights"),
     "words for numbers": (changed(words_for_numbers), "not 'dict'"),
+    "row for purses": (changed(row_for_purses), r"judge\.errors\.purses has shape \(1, 8\)"),
+    "number for histogram": (changed(number_for_histogram), r"latency\.candidate has shape \(\)"),
+    "tags without names": (changed(tags_without_names), r"judge\.tags\.candidate has shape"),
+    "null for a number": (changed(null_in_purses), r"sample_ratio\.peak holds something else"),
+    "short window": (changed(short_window), r"windows\.latencies\.stable has shape \(1,\)"),
+    "cut table": (changed(cut_table_of_callers), "a table of 3 bytes, not 8192"),
+    "place before a log": (changed(place_before_a_log), "a place in a log is before"),
     "not JSON": (lambda text: text[:-5], "it is not JSON"),
     "no object": (lambda text: "[]", "it is no JSON object"),
     "empty": (lambda text: "", "it is not JSON"),

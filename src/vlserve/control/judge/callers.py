@@ -21,7 +21,10 @@ class SeenCallers:
     """The callers of one step. ``text`` is what the judge's state keeps."""
 
     def __init__(self, text: str = "") -> None:
-        self._bits = bytearray(b64decode(text)) if text else bytearray(SLOTS // 8)
+        """Raises ValueError if ``text`` is not what `text` returned."""
+        self._bits = bytearray(b64decode(text, validate=True)) if text else bytearray(SLOTS // 8)
+        if len(self._bits) != SLOTS // 8:
+            raise ValueError(f"a table of {len(self._bits)} bytes, not {SLOTS // 8}")
 
     @property
     def text(self) -> str:

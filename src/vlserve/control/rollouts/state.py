@@ -6,13 +6,15 @@ hand works with that as well.
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
+import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from vlserve.control.judge import Decision, JudgeState
+from vlserve.control.judge import Decision, JudgeState, Policy, tags
+from vlserve.control.judge.callers import SeenCallers
 from vlserve.control.rollouts.log_evidence import Copy
 from vlserve.control.rollouts.log_reader import Cursor
 from vlserve.control.rollouts.metric_windows import MetricWindows
@@ -52,7 +54,8 @@ class RolloutState:
         """Read what `to_json` wrote, now or in an earlier version.
 
         Raises:
-            StateUnreadable: it is not JSON, has a newer schema, or fields that this code lacks.
+            StateUnreadable: it is not JSON, has a newer schema, fields that this code lacks, or
+                values that no rollout can have.
         """
         schema = _json_object(text).get("schema", 0)
         if not isinstance(schema, int) or not 0 <= schema <= SCHEMA:
@@ -63,10 +66,8 @@ class RolloutState:
             raise StateUnreadable(_shortened(wrong_fields(error, "state"))) from error
         except (TypeError, ValueError) as error:  # an array of something else than numbers
             raise StateUnreadable(str(error)) from error
-        if not 0 <= state.judge.step < len(state.judge.weights):
-            raise StateUnreadable(
-                f"it is at step {state.judge.step} of {len(state.judge.weights)} weights"
-            )
+        for problem in _problems(state):
+            raise StateUnreadable(problem)
         return state
 
 
@@ -90,16 +91,48 @@ def read_state(text: str) -> KeptState:
 
 def _json_object(text: str) -> dict[str, Any]:
     try:
-        fields = json.loads(text)
+        parsed = json.loads(text)
     except ValueError as error:
         raise StateUnreadable(f"it is not JSON: {error}") from error
-    if not isinstance(fields, dict):
+    if not isinstance(parsed, dict):
         raise StateUnreadable("it is no JSON object")
-    return fields
+    return parsed
 
 
 def _shortened(text: str) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+
+
+def _problems(state: RolloutState) -> Iterator[str]:
+    """Yield what would stop the judge in the middle of an evaluation, though each field has its
+    type."""
+    judge = state.judge
+    if not 0 <= judge.step < len(judge.weights):
+        yield f"it is at step {judge.step} of {len(judge.weights)} weights"
+    if any(cursor.offset < 0 for cursor in (state.requests, state.copies, state.answers)):
+        yield "a place in a log is before its beginning"
+    try:
+        SeenCallers(judge.seen_callers)
+    except ValueError as error:
+        yield f"judge.seen_callers: {error}"
+    empty = replace(JudgeState.start(Policy()), tags=tags.start(judge.tags.names))
+    yield from _wrong_arrays(judge, empty, "judge")
+    yield from _wrong_arrays(state.windows, MetricWindows(), "windows")
+
+
+def _wrong_arrays(kept: Any, empty: Any, name: str) -> Iterator[str]:
+    """Yield each array of ``kept`` that has another shape than in ``empty``, or no finite
+    numbers."""
+    if isinstance(empty, np.ndarray):
+        if kept.shape != empty.shape:
+            yield f"{name} has shape {kept.shape}, not {empty.shape}"
+        elif not np.isfinite(kept).all():
+            yield f"{name} holds something else than finite numbers"
+    elif is_dataclass(empty):
+        for each in fields(empty):
+            yield from _wrong_arrays(
+                getattr(kept, each.name), getattr(empty, each.name), f"{name}.{each.name}"
+            )
 
 
 _JSON = TypeAdapter(RolloutState)
