@@ -24,13 +24,10 @@ VlserveError                  (vlserve.runtime.errors)
 │   ├── LoadFailed            the engine could not load the version, or it answers its probes wrong
 │   ├── EngineUnavailable
 │   ├── GatewayRefused        the gateway did not take a configuration
-<<<<<<< HEAD
+│   ├── LedgerUnwritable      the disk is full or read-only, or another process locks the ledger
+│   ├── LedgerDamaged         the ledger's file is no ledger any more
 │   ├── EvidenceInvalid       (vlserve.control.judge.evidence) impossible evidence of a rollout
 │   └── StateUnreadable       (vlserve.control.rollouts.state) a rollout's kept state cannot be read
-=======
-│   ├── EvidenceInvalid       (vlserve.control.judge.evidence) impossible evidence of a release
-│   └── StateUnreadable       (vlserve.control.rollouts.state) a rollout's kept state
->>>>>>> 2080cea (Errors: every class says its own code)
 ├── StressError               a load run that cannot be carried out, or was broken off
 └── StackError                a process of the stack does not start, stop or answer
     ├── PortBusy
@@ -50,6 +47,8 @@ __all__ = [
     "ExportError",
     "ExtraMissing",
     "GatewayRefused",
+    "LedgerDamaged",
+    "LedgerUnwritable",
     "LoadFailed",
     "ModelNotFound",
     "NoRelease",
@@ -198,6 +197,18 @@ class GatewayRefused(ControlError):
     """The gateway did not take a configuration."""
 
     code = "gateway_refused"
+
+
+class LedgerUnwritable(ControlError):
+    """The ledger takes no change: its disk is full or read-only, or another process locks it."""
+
+    code = "ledger_unwritable"
+
+
+class LedgerDamaged(ControlError):
+    """The ledger's file cannot be read as a ledger."""
+
+    code = "ledger_damaged"
 
 
 class StressError(VlserveError):

@@ -18,6 +18,7 @@ from vlserve.control.rollouts.steps import RolloutSteps
 from vlserve.control.service import ControlService
 from vlserve.control.store.ledger import Ledger
 from vlserve.control.store.rollouts import RolloutStore
+from vlserve.control.store.storage import disk_troubles
 from vlserve.settings import Settings
 
 
@@ -55,6 +56,7 @@ def assemble(settings: Settings, engine: Engine, gateway: Gateway) -> Control:
         ledger, engine, gateway, traffic, lifecycle, operations, backoff, tick_s
     )
     logs = settings.state_dir / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
     store = RolloutStore(ledger)
     context = RolloutContext(
         ledger,
@@ -72,7 +74,14 @@ def assemble(settings: Settings, engine: Engine, gateway: Gateway) -> Control:
     rollout_loop = RolloutLoop(context, kept, tick_s)
     policy_file = settings.config_file("rollout.yaml")
     rollouts = RolloutService(context, rollout_loop, lifecycle, operations, policy_file)
+    folders = {"model_store": settings.model_store, "state_dir": settings.state_dir, "logs": logs}
     service = ControlService(
-        ledger, traffic, lifecycle, operations, rollouts, settings.control.drain_timeout_s
+        ledger,
+        traffic,
+        lifecycle,
+        operations,
+        rollouts,
+        settings.control.drain_timeout_s,
+        checks=[lambda: disk_troubles(folders, logs)],
     )
     return Control(ledger, service, reconciler, rollout_loop)

@@ -4,7 +4,7 @@ Models and versions are identified by (model, version). Protocols of the engine 
 in `vlserve.control.ports`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -264,13 +264,31 @@ class ModelStatus(ModelRecord):
 
 
 @dataclass(frozen=True)
+class Trouble:
+    """One thing that is not well: what happened, to what, and what to do next.
+
+    ``check``: the name of the check that found it (engine, gateway, ledger, disk, …). ``passing``:
+    it goes by itself in a moment, so that `vlserve up` waits for it.
+    """
+
+    check: str
+    message: str
+    passing: bool = False
+
+
+HealthCheck = Callable[[], Iterable[Trouble]]
+"""Returns what is not well at this moment, within milliseconds; raises nothing."""
+
+
+@dataclass(frozen=True)
 class StackStatus:
-    """What the control service sees of the engine and the gateway."""
+    """What the control service sees of the engine, the gateway and its own surroundings."""
 
     status: str
-    """ok, or what is missing."""
+    """ok, or the messages of the troubles."""
     engine_instances: tuple[str, ...]
     """Those that answered at the last tick."""
     gateway_ready: bool
     restoring: tuple[str, ...]
     """Versions ("model version") that an instance is to get back after its restart."""
+    troubles: tuple[Trouble, ...] = ()

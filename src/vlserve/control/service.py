@@ -5,10 +5,12 @@ lock, for milliseconds, or tens of them where Envoy is to check a new cluster. S
 waits for a version to load.
 """
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vlserve.control.domain import (
     Event,
+    HealthCheck,
     Key,
     ModelRecord,
     ModelStatus,
@@ -16,6 +18,7 @@ from vlserve.control.domain import (
     StackStatus,
     State,
     TrafficChange,
+    Trouble,
     VersionRecord,
     VersionStatus,
 )
@@ -42,6 +45,7 @@ class ControlService:
         operations: Operations,
         rollouts: RolloutService,
         drain_timeout_s: float,
+        checks: Sequence[HealthCheck] = (),
     ) -> None:
         self._ledger = ledger
         self._traffic = traffic
@@ -50,6 +54,7 @@ class ControlService:
         self._registrar = Registrar(ledger, lifecycle, operations)
         self.rollouts = rollouts
         self._drain_timeout_s = drain_timeout_s
+        self._checks = (self._engine_and_gateway, *checks)
 
     @property
     def incoming(self) -> Path:
@@ -152,21 +157,29 @@ class ControlService:
         return self._ledger.events(model)
 
     def health(self) -> StackStatus:
-        """Return what the last tick saw of the engine and the gateway."""
-        engine, gateway = tuple(sorted(self._traffic.held)), self._traffic.is_as_wanted()
-        lacking = frozenset[Key]().union(*(each.lacks for each in self._traffic.instances))
-        restoring = tuple(f"{model} {version}" for model, version in sorted(lacking))
-        troubles = {
-            "no engine instance answers": not engine,
-            "the gateway does not serve the routing that is wanted": not gateway,
-            f"being loaded again: {', '.join(restoring)}": bool(restoring),
-        }
+        """Return what the last tick saw of the engine and the gateway, and what the checks find."""
+        troubles = tuple(trouble for check in self._checks for trouble in check())
         return StackStatus(
-            status="; ".join(trouble for trouble, is_so in troubles.items() if is_so) or "ok",
-            engine_instances=engine,
-            gateway_ready=gateway,
-            restoring=restoring,
+            status="; ".join(trouble.message for trouble in troubles) or "ok",
+            engine_instances=tuple(sorted(self._traffic.held)),
+            gateway_ready=all(trouble.check != "gateway" for trouble in troubles),
+            restoring=tuple(f"{model} {version}" for model, version in self._lacking()),
+            troubles=troubles,
         )
+
+    def _engine_and_gateway(self) -> Iterator[Trouble]:
+        if not self._traffic.held:
+            yield Trouble("engine", "no engine instance answers", passing=True)
+        if not self._traffic.is_as_wanted():
+            message = "the gateway does not serve the routing that is wanted"
+            yield Trouble("gateway", message, passing=True)
+        restoring = ", ".join(f"{model} {version}" for model, version in self._lacking())
+        if restoring:
+            yield Trouble("versions", f"being loaded again: {restoring}", passing=True)
+
+    def _lacking(self) -> list[Key]:
+        """Return the versions that an instance is to get back."""
+        return sorted(frozenset[Key]().union(*(each.lacks for each in self._traffic.instances)))
 
     def _status(self, record: ModelRecord) -> ModelStatus:
         held = self._traffic.held

@@ -12,6 +12,8 @@ from vlserve.errors import (
     ArchiveError,
     EngineUnavailable,
     GatewayRefused,
+    LedgerDamaged,
+    LedgerUnwritable,
     LoadFailed,
     ModelNotFound,
     NoRelease,
@@ -41,6 +43,8 @@ STATUS: Mapping[type[VlserveError], int] = {
     LoadFailed: 422,
     EngineUnavailable: 503,
     GatewayRefused: 503,
+    LedgerUnwritable: 503,
+    LedgerDamaged: 503,
 }
 
 HTTP_CODES: Mapping[int, tuple[str, str]] = {

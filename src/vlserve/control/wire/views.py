@@ -111,15 +111,24 @@ class Unloaded(View):
     state: State
 
 
+class TroubleView(View):
+    """One thing that is not well."""
+
+    check: str = Field(description="Which check found it: engine, gateway, ledger, disk, ….")
+    message: str = Field(description="What happened, to what, and what to do next.")
+    passing: bool = Field(default=False, description="It goes by itself in a moment.")
+
+
 class Health(View):
     """Of the control service's surroundings."""
 
-    status: str = Field(description="ok, or what is missing.")
+    status: str = Field(description="ok, or the messages of the troubles.")
     engine_instances: tuple[str, ...] = Field(description="Those that answered at the last tick.")
     gateway_ready: bool
     restoring: tuple[str, ...] = Field(
         description="Versions (`model version`) that an instance is to get back after its restart."
     )
+    troubles: tuple[TroubleView, ...] = Field(default=(), description="What is not well.")
 
 
 class ErrorBody(View):
