@@ -42,6 +42,36 @@ the code stays the same from release to release."""
 ABOUT_CLASSES = """\
 The classes of `vlserve.errors`; a child stands below its parent. The command line prints the
 message and ends with exit code 1. A class without a code does not go over HTTP."""
+ABOUT_CHECKPOINTS = """\
+`vlserve export RECIPE --checkpoint FILE` reads safetensors files, torch files (`torch.save`, zip or
+older) of tensors and plain values, and both in shards, by the `*.index.json` that lists them.
+Nothing in a file runs. What was chosen or set right is said."""
+CHECKPOINTS_READ = (
+    ("tensors by name", "as they are"),
+    (
+        "tensors beside other values (`epoch`, a score)",
+        "the tensors, where their names have dots",
+    ),
+    (
+        "`{{KEY: weights, …}}` with whatever else, also keys in keys",
+        "the only weights there are, under any key",
+    ),
+    (
+        "weights under several keys",
+        "those under the first of {preferred}; else the only ones whose key does not speak of an "
+        "average (`ema`, `teacher`, `swa`, …); else refused. `--state KEY` chooses",
+    ),
+    (
+        "`module.` in front of names (DataParallel, DDP, SWA with `n_averaged`)",
+        "without it",
+    ),
+    ("{inserted} in names", "without them, wherever they stand"),
+    (
+        "another prefix that all names share (`model.`, `net.`, …)",
+        "without it, where the recipe does not know the names with it",
+    ),
+    ("`*.index.json` (transformers), its shards beside it", "each tensor from its shard"),
+)
 MODULES_WITH_ERRORS = (
     "vlserve.errors",
     "vlserve.control.judge.evidence",
@@ -73,7 +103,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--check", action="store_true", help="write nothing; 1 on a difference")
     check = parser.parse_args().check
-    pages = {"cli.md": cli_page(), "settings.md": settings_page(), "errors.md": errors_page()}
+    pages = {
+        "cli.md": cli_page(),
+        "settings.md": settings_page(),
+        "errors.md": errors_page(),
+        "checkpoints.md": checkpoints_page(),
+    }
     stale = [name for name, text in pages.items() if _kept(FOLDER / name) != text]
     if check and stale:
         sys.exit(f"docs/reference: {', '.join(stale)} out of date; run `make reference`")
@@ -298,6 +333,35 @@ def _code_and_status(kind: "type[VlserveError]") -> tuple[str, str]:
 
 def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:].rstrip('.')}."
+
+
+# Checkpoints
+
+
+def checkpoints_page() -> str:
+    """Return the page of what `vlserve export` reads, and what it refuses by name."""
+    from vlserve.exporter.file_kinds import FOLDERS, KINDS
+    from vlserve.exporter.weights import INSERTED, PREFERRED
+
+    words = {
+        "preferred": ", ".join(f"`{key}`" for key in PREFERRED),
+        "inserted": ", ".join(f"`{part}.`" for part in INSERTED),
+    }
+    read = ((what.format(**words), how.format(**words)) for what, how in CHECKPOINTS_READ)
+    refused = ((kind.what, kind.do) for kind in KINDS)
+    folders = ((f"`{kind.pattern}`", kind.what, kind.do) for kind in FOLDERS)
+    parts = [
+        f"# Checkpoints\n\n{NOTE}\n\n{ABOUT_CHECKPOINTS}\n",
+        f"{_table(('in the file', 'what is read'), read)}\n",
+        "## Refused by name\n",
+        "A whole pickled module, an optimizer's state, one process's part of a distributed "
+        "checkpoint and the arguments of a training run, in a torch file, are refused by name too, "
+        "and so is one shard of several.\n",
+        f"{_table(('the file is', 'what to do'), refused)}\n",
+        "A folder is refused by what lies in it:\n",
+        _table(("a file called", "the folder is", "what to do"), folders),
+    ]
+    return "\n".join(parts) + "\n"
 
 
 if __name__ == "__main__":

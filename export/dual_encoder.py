@@ -28,7 +28,7 @@ from vlserve.models.efficientnet_lite import (
     EfficientNetLiteConfig,
     efficientnet_lite_sizes,
 )
-from vlserve.models.keys import check_keys
+from vlserve.models.keys import check_keys, foreign_keys
 from vlserve.runtime.manifest import ImageInput, TensorSpec
 from vlserve.training.contrastive import PairOptions
 from vlserve.training.pretrained import image_weights, text_folder, text_weights
@@ -199,7 +199,7 @@ class DualEncoderRecipe:
                 "image_encoder": dict(efficientnet_lite_sizes(state, "encoder.image.")),
             }
         except KeyError as error:
-            check_keys(FAMILY, [str(error.args[0])], [])
+            check_keys(FAMILY, [str(error.args[0])], foreign_keys(state, ("encoder.", "head.")))
             raise
         completed = dict(config) | {"embedding": embedding}
         check_said(config, {"embedding": embedding})

@@ -39,7 +39,7 @@ from vlserve.models.efficientnet_lite import (
     EfficientNetLiteConfig,
     efficientnet_lite_sizes,
 )
-from vlserve.models.keys import check_keys
+from vlserve.models.keys import check_keys, foreign_keys
 from vlserve.runtime.manifest import ImageInput, TensorSpec
 from vlserve.training.options import TrainOptions
 from vlserve.training.plan import DataFacts
@@ -275,7 +275,7 @@ class ModernRecipe:
         try:
             shown = shown_by(state, config.get("head", "fused"))
         except KeyError as error:
-            check_keys(FAMILY, [str(error.args[0])], [])
+            check_keys(FAMILY, [str(error.args[0])], foreign_keys(state, ("encoder.", "head.")))
             raise
         completed = dict(config)
         for part, sizes in shown["parts"].items():

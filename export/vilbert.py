@@ -30,7 +30,7 @@ from vlserve.exporter.wordpiece import read_vocabulary, wordpiece, wordpiece_inp
 from vlserve.families.config_file import check_said, parse_config, read_names
 from vlserve.families.examples import example_inputs
 from vlserve.models import two_stream_heads as parts
-from vlserve.models.keys import check_keys, is_ignored
+from vlserve.models.keys import check_keys, foreign_keys, is_ignored
 from vlserve.models.two_stream import (
     HEADS_AND_PLACES,
     TwoStreamConfig,
@@ -310,8 +310,7 @@ def complete(
         sizes, shown = two_stream_sizes(state, "bert.encoder."), sizes_of(state)
     except KeyError as error:
         known = ("bert.", "cls.", *(f"{name}." for name in parts.OUTPUTS))
-        unexpected = [name for name in state if not name.startswith(known)]
-        check_keys(FAMILY, [str(error.args[0])], unexpected)
+        check_keys(FAMILY, [str(error.args[0])], foreign_keys(state, known))
         raise
     words = shown.pop("words")
     theirs = published_fields(sizes, shown, words)

@@ -354,7 +354,7 @@ def report_of(folder: Path) -> ExportReport:
     (archive,) = folder.glob("*.mar")
     proofs = json.loads((folder / PARITY).read_text(encoding="utf-8"))
     parity = {name: Parity.model_validate(proof) for name, proof in proofs.items()}
-    return ExportReport(archive, file_sha256(archive), verify_archive(archive), parity)
+    return ExportReport(archive, file_sha256(archive), verify_archive(archive), parity, ())
 
 
 def kept_or_made(export: Export) -> Path:

@@ -20,9 +20,9 @@ CheckpointFile = Annotated[
     Path,
     typer.Option(
         exists=True,
-        dir_okay=False,
         readable=True,
-        help="Checkpoint: a safetensors file, or a torch file of tensors and plain values.",
+        help="Checkpoint: a safetensors file, a torch file of tensors and plain values, or the "
+        "*.index.json of one in shards.",
     ),
 ]
 
@@ -148,6 +148,14 @@ def export(
         Path | None,
         typer.Option(help="Configuration of the model. Default: config.json beside --checkpoint."),
     ] = None,
+    state: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY",
+            help="Key of the checkpoint that holds the weights, e.g. state_dict_ema. Default: the "
+            "only one that does, or state_dict, model, …",
+        ),
+    ] = None,
     format: Annotated[
         Literal["onnx", "torchscript"], typer.Option(help="Format of the graphs.")
     ] = "onnx",
@@ -181,7 +189,7 @@ def export(
             "int8 needs a file to calibrate on, and nothing else does", param_hint="--calibration"
         )
     options: dict[str, Any] = {"config": config, "format": format, "name": name, "version": version}
-    options["settings"] = load_settings()
+    options |= {"settings": load_settings(), "state_key": state}
     with progress(f"exporting {checkpoint.name}") as show:
         report = (
             export_archive(recipe, checkpoint, out, precision=precision, progress=show, **options)
@@ -191,6 +199,8 @@ def export(
     if as_json:
         print_json(report)
         return
+    for note in report.notes:
+        print_line(note)
     for graph, parity in report.parity.items():
         print_line(
             f"graph {graph} equals the network on {parity.cases} unseen shapes, "

@@ -1,6 +1,8 @@
 """Reads a checkpoint file without running any code that it may hold."""
 
 import argparse
+import hashlib
+import json
 import re
 import warnings
 from collections.abc import Mapping
@@ -14,7 +16,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from vlserve.errors import CheckpointMismatch
+from vlserve.exporter.file_kinds import folder_kind, is_safetensors, kind_of, read_head
+from vlserve.exporter.pickled import explain
+from vlserve.exporter.weights import Weights, find_weights
 from vlserve.models.keys import check_keys, first_names
+from vlserve.runtime.archive import file_sha256
 
 ALLOWED: list[Any] = [
     argparse.Namespace,
@@ -29,23 +35,61 @@ ALLOWED: list[Any] = [
 """What training scripts save beside the weights and is only data: their arguments, and numpy
 arrays and scalars (metrics, random states), under the names of both numpy 1 and 2."""
 
-WRAPPERS = ("state_dict", "model_state_dict", "model")
-"""Under which of its keys a training script saved the weights."""
+INDEX = ".index.json"
+"""How the name of a file ends that says which shard holds each parameter."""
+MAX_INDEX_BYTES = 64 * 1024 * 1024
+ONE_OF_SEVERAL = re.compile(r"-\d+-of-0*([1-9]\d*)\.(safetensors|bin|pth?)$")
 
 
 def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
-    """Parameter name -> tensor on the CPU, from a safetensors or a torch file.
+    """Parameter name -> tensor on the CPU; see `open_checkpoint`."""
+    return open_checkpoint(path).state
 
-    Wrappers (``{"state_dict": …}``) and the ``module.`` prefix of parallel training are taken
-    off. Raises CheckpointMismatch for a file that is neither, holds code, or holds no weights.
+
+def open_checkpoint(path: Path, key: str | None = None) -> Weights:
+    """Read the weights of a safetensors or a torch file, or of the shards that an index names.
+
+    Names are the network's own: what parallel training, torch.compile and the like put into them
+    is taken off.
+
+    Args:
+        path: the file, or the ``*.index.json`` of several.
+        key: under which of its keys a torch file has the weights; None: found by `find_weights`.
+
+    Raises:
+        CheckpointMismatch: the file is something else, is damaged, holds code, or holds no
+            weights, or several and it is not clear which are meant.
     """
-    if not path.is_file():
+    if path.is_dir():
+        folder = folder_kind(entry.name for entry in path.iterdir())
+        raise CheckpointMismatch(f"{path} is {folder.what}. {folder.do}")
+    if not path.exists():
         raise CheckpointMismatch(f"no checkpoint {path}")
-    content = _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
-    state = _unwrap(content)
-    if not state:
-        raise CheckpointMismatch(f"{path} holds no weights: {_describe(content)}")
-    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    if not path.is_file():
+        raise CheckpointMismatch(f"{path} is no regular file")
+    several = ONE_OF_SEVERAL.search(path.name)
+    if several and several[1] != "1":
+        raise CheckpointMismatch(
+            f"{path} is one of {several[1]} shards. Give the *{INDEX} that lists them all"
+        )
+    try:
+        content = _read_shards(path) if path.name.endswith(INDEX) else _read_file(path)
+    except OSError as error:
+        raise CheckpointMismatch(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        return find_weights(content, key)
+    except CheckpointMismatch as error:
+        raise CheckpointMismatch(f"{path} {error}") from error
+
+
+def checkpoint_sha256(path: Path) -> str:
+    """Return the sha256 of a checkpoint's file; of one in shards, that of the lines ``sha256 name``
+    of its index and of each shard."""
+    if not path.name.endswith(INDEX):
+        return file_sha256(path)
+    names = [path.name, *sorted(set(_weight_map(path).values()))]
+    lines = "".join(f"{file_sha256(path.parent / name)} {name}\n" for name in names)
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def load_into(network: nn.Module, state: Mapping[str, torch.Tensor], family: str) -> None:
@@ -67,10 +111,51 @@ def load_into(network: nn.Module, state: Mapping[str, torch.Tensor], family: str
     network.load_state_dict({**{name: expected[name] for name in optional}, **state})
 
 
-def _is_safetensors(path: Path) -> bool:
-    """A safetensors file begins with the length of a JSON header, then its brace."""
-    with path.open("rb") as file:
-        return file.read(9)[8:] == b"{"
+def _read_file(path: Path) -> Any:
+    head = read_head(path)
+    kind = kind_of(head)
+    if kind:
+        raise CheckpointMismatch(f"{path} is {kind.what}. {kind.do}")
+    return _read_safetensors(path) if is_safetensors(head) else _read_torch(path)
+
+
+def _read_shards(path: Path) -> dict[str, torch.Tensor]:
+    """The parameters that the index names, each from its file."""
+    by_file: dict[str, list[str]] = {}
+    for name, file in _weight_map(path).items():
+        by_file.setdefault(file, []).append(name)
+    state: dict[str, torch.Tensor] = {}
+    for file, names in sorted(by_file.items()):
+        if not (path.parent / file).is_file():
+            raise CheckpointMismatch(f"{path} names {file}, which is not beside it")
+        shard = _read_file(path.parent / file)
+        lacking = [name for name in names if name not in shard]
+        if lacking:
+            raise CheckpointMismatch(
+                f"{path.parent / file} lacks {first_names(lacking)}, which {path.name} names"
+            )
+        state |= {name: shard[name] for name in names}
+    return state
+
+
+def _weight_map(path: Path) -> dict[str, str]:
+    """Parameter name -> name of the file beside the index that has it."""
+    if path.stat().st_size > MAX_INDEX_BYTES:
+        raise CheckpointMismatch(f"{path} is over {MAX_INDEX_BYTES // 1024**2} MiB: no index")
+    try:
+        files = json.loads(path.read_text(encoding="utf-8-sig")).get("weight_map")
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise CheckpointMismatch(f"{path} is no index of shards: it is not JSON") from error
+    if not isinstance(files, dict) or not files:
+        raise CheckpointMismatch(f"{path} is no index of shards: it has no weight_map")
+    strange = [file for file in files.values() if not _is_plain_name(file)]
+    if strange:
+        raise CheckpointMismatch(f"{path} names {strange[0]!r}, which is no file beside it")
+    return files
+
+
+def _is_plain_name(file: Any) -> bool:
+    return isinstance(file, str) and bool(file) and Path(file).name == file and "\0" not in file
 
 
 def _read_safetensors(path: Path) -> Any:
@@ -89,26 +174,12 @@ def _read_torch(path: Path) -> Any:
     except Exception as error:  # a damaged file can make the reader raise anything
         forbidden = re.search(r"GLOBAL (\S+)", str(error))
         if forbidden:
+            raise CheckpointMismatch(f"{path} {explain(path, forbidden[1])}") from error
+        if "Unsupported operand" in str(error):
             raise CheckpointMismatch(
-                f"{path} was refused: reading it would run {forbidden[1]}. Save the network's "
-                "state_dict() alone, or as safetensors"
+                f"{path} was saved with another pickle protocol than torch's own, 2. Save it with "
+                "torch.save without pickle_protocol, or as safetensors"
             ) from error
         raise CheckpointMismatch(
             f"{path} is neither a safetensors nor a whole torch file ({type(error).__name__})"
         ) from error
-
-
-def _unwrap(content: Any) -> dict[str, torch.Tensor]:
-    if not isinstance(content, Mapping):
-        return {}
-    for wrapper in WRAPPERS:
-        if isinstance(content.get(wrapper), Mapping):
-            return _unwrap(content[wrapper])
-    tensors = all(isinstance(value, torch.Tensor) for value in content.values())
-    return dict(content) if tensors else {}
-
-
-def _describe(content: Any) -> str:
-    if isinstance(content, Mapping):
-        return f"a dictionary of {first_names([str(name) for name in content])}"
-    return f"a {type(content).__name__}"

@@ -22,10 +22,11 @@ from typing import Any, Literal, NoReturn, Self
 import torch
 
 from vlserve.errors import ExportError, VlserveError
-from vlserve.exporter.checkpoint import load_into, read_checkpoint
+from vlserve.exporter.checkpoint import load_into, open_checkpoint
 from vlserve.exporter.float16 import DTYPES, InHalf
 from vlserve.exporter.pack import write_zip
 from vlserve.exporter.recipe import GraphPlan, Recipe, load_recipe
+from vlserve.exporter.weights import without_prefix
 from vlserve.runtime.graphs import check_onnx
 from vlserve.runtime.manifest import Graph, TensorSpec
 
@@ -57,6 +58,9 @@ class Job:
     format: Format
     output: str
     precision: str = "fp32"
+    state_key: str | None = None
+    """See Trained, in exporter/export.py; so with ``prefix``."""
+    prefix: str = ""
 
 
 def load_network(
@@ -111,7 +115,8 @@ class Converter:
 def convert(job: Job) -> None:
     """Export in this process, which must not have exported before."""
     recipe = load_recipe(job.recipe, Path())
-    network = load_network(recipe, read_checkpoint(Path(job.checkpoint)), job.config)
+    weights = open_checkpoint(Path(job.checkpoint), job.state_key)
+    network = load_network(recipe, without_prefix(weights.state, job.prefix), job.config)
     plan = recipe.graphs(network, job.config)[job.graph]
     sizes = example_sizes(plan.inputs)
     example = recipe.example(job.graph, job.config, sizes, seed=0)

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
-from torch import nn
+from torch import Tensor, nn
 
 from vlserve.errors import ExportError
-from vlserve.exporter.checkpoint import read_checkpoint
+from vlserve.exporter.checkpoint import checkpoint_sha256, open_checkpoint
 from vlserve.exporter.convert import (
     SUFFIXES,
     Converter,
@@ -27,6 +27,7 @@ from vlserve.exporter.pack import Member, pack_archive
 from vlserve.exporter.parity import measure, one_thread, unseen_sizes
 from vlserve.exporter.probes import answer_by_archive, drawn_requests, probes_of
 from vlserve.exporter.recipe import GraphPlan, Recipe, Served, load_recipe, recipe_path
+from vlserve.exporter.weights import fit_names, prefix_note
 from vlserve.project import project_file
 from vlserve.runtime.archive import file_sha256, verify_archive
 from vlserve.runtime.backend import open_backend
@@ -45,6 +46,8 @@ class ExportReport:
     manifest: Manifest
     parity: Mapping[str, Parity]
     """Of each graph."""
+    notes: tuple[str, ...]
+    """What was chosen or set right while the checkpoint was read."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,13 @@ class Trained:
     recipe: Recipe
     recipe_path: Path
     checkpoint: Path
+    state_key: str | None
+    """Under which of the file's keys the weights are; None: the only one, or the preferred."""
+    prefix: str
+    """Of all its parameters' names, which the network does not have."""
     config: Mapping[str, Any]
     network: nn.Module
+    notes: tuple[str, ...]
 
 
 def export_archive(
@@ -64,6 +72,7 @@ def export_archive(
     out: Path,
     *,
     config: Path | None = None,
+    state_key: str | None = None,
     format: Format = "onnx",
     precision: str = "fp32",
     name: str | None = None,
@@ -76,9 +85,11 @@ def export_archive(
     """Write ``<name>-<version>.mar`` into the folder ``out``.
 
     ``recipe``: a name in export/, or the path of a recipe file. ``config``: by default config.json
-    beside the checkpoint. ``name``: by default the recipe's family. ``items``: requests as JSON
-    fields (images as base64) to use as probes; drawn where there are none. ``converter``: one for
-    several exports; by default this export starts its own. ``precision``: fp32, fp16 or bf16
+    beside the checkpoint. ``state_key``: under which of its keys the weights are, by default the
+    one that holds any, or the first of the usual ones. ``name``: by default the recipe's family.
+    ``items``: requests as JSON fields (images as base64) to use as probes; drawn where there are
+    none. ``converter``: one for several exports; by default this export starts its own.
+    ``precision``: fp32, fp16 or bf16
     (TorchScript alone); int8 is made of the fp32 archive by vlserve.quantize.
 
     Raises ExportError or one of its children (RecipeNotFound, CheckpointMismatch, ParityFailed),
@@ -87,7 +98,9 @@ def export_archive(
     settings = settings or load_settings()
     _check_request(format, precision, name, version)
     progress(f"reading {checkpoint.name}")
-    trained = read_trained(recipe, checkpoint, config, settings)
+    trained = read_trained(recipe, checkpoint, config, settings, state_key)
+    for note in trained.notes:
+        progress(note)
     with tempfile.TemporaryDirectory(prefix="vlserve-export-") as folder:
         work = Path(folder)
         (work / "assets").mkdir()
@@ -113,19 +126,39 @@ def export_archive(
         draft["probes"] = probes_of(draft, requests, answers, handlers)
         path = pack_archive(out, draft, members, handlers)
     progress(f"packed {path.name}")
-    return ExportReport(path, file_sha256(path), verify_archive(path), parity)
+    return ExportReport(path, file_sha256(path), verify_archive(path), parity, trained.notes)
 
 
-def read_trained(recipe: str, checkpoint: Path, config: Path | None, settings: Settings) -> Trained:
+def read_trained(
+    recipe: str,
+    checkpoint: Path,
+    config: Path | None,
+    settings: Settings,
+    state_key: str | None = None,
+) -> Trained:
     """The network of ``checkpoint`` in eval mode. Raises RecipeNotFound, CheckpointMismatch, or
     ExportError for a config that is missing or wrong."""
     folder = settings.folder("export")
     loaded = load_recipe(recipe, folder)
-    state = read_checkpoint(checkpoint)
+    weights = open_checkpoint(checkpoint, state_key)
     config_file = config or checkpoint.parent / "config.json"
-    complete = loaded.complete_config(_read_config(config_file), state, config_file.parent)
-    network = load_network(loaded, state, complete)
-    return Trained(loaded, recipe_path(recipe, folder), checkpoint, complete, network)
+    said = _read_config(config_file)
+
+    def load(state: dict[str, Tensor]) -> tuple[dict[str, Any], nn.Module]:
+        complete = loaded.complete_config(said, state, config_file.parent)
+        return complete, load_network(loaded, state, complete)
+
+    prefix, (complete, network) = fit_names(weights, load)
+    return Trained(
+        recipe=loaded,
+        recipe_path=recipe_path(recipe, folder),
+        checkpoint=checkpoint,
+        state_key=state_key,
+        prefix=prefix,
+        config=complete,
+        network=network,
+        notes=(*weights.notes, *prefix_note(prefix)),
+    )
 
 
 def _check_request(format: str, precision: str, name: str | None, version: int) -> None:
@@ -172,7 +205,9 @@ def _prove_graphs(
         converter.convert(
             Job(
                 recipe=str(trained.recipe_path.resolve()),
-                checkpoint=str(trained.checkpoint.resolve()),
+                checkpoint=str(trained.checkpoint.absolute()),
+                state_key=trained.state_key,
+                prefix=trained.prefix,
                 config=trained.config,
                 graph=name,
                 format=format,
@@ -245,6 +280,6 @@ def _draft(
             "rtol": max(one.rtol for one in parity.values()),
             "atol": max(one.atol for one in parity.values()),
         },
-        "checkpoint_sha256": file_sha256(trained.checkpoint),
+        "checkpoint_sha256": checkpoint_sha256(trained.checkpoint),
         "lock_sha256": file_sha256(lock) if lock.is_file() else None,
     }

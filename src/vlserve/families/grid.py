@@ -27,8 +27,9 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from vlserve.errors import ExportError
-from vlserve.exporter.checkpoint import read_checkpoint
+from vlserve.exporter.checkpoint import open_checkpoint
 from vlserve.exporter.recipe import GraphPlan
+from vlserve.exporter.weights import fit_names
 from vlserve.families.config_file import check_said
 from vlserve.models.resnet import (
     ResNet,
@@ -88,18 +89,31 @@ def complete_grid(
     if not isinstance(checkpoint, str) and (not along or not isinstance(said, Mapping)):
         raise ExportError('grid of config.json must be like {"checkpoint": "resnet50.safetensors"}')
     path = str((folder / checkpoint).resolve()) if isinstance(checkpoint, str) else None
-    shown = resnet_sizes(torchvision_names(read_checkpoint(Path(path)) if path else along))
+    shown = resnet_sizes(_resnet_of(Path(path)) if path else torchvision_names(along))
     resnet = dict(said.get("resnet", {}))
     check_said(resnet, shown)
     image = SIZE | dict(said.get("image", {}))
     return {**said, "checkpoint": path, "image": image, "resnet": resnet | shown}
 
 
+def _resnet_of(path: Path) -> dict[str, Tensor]:
+    """The tensors of a ResNet's checkpoint under torchvision's names. CheckpointMismatch for one
+    that is no ResNet's."""
+
+    def read(state: dict[str, Tensor]) -> dict[str, Tensor]:
+        named = torchvision_names(state)
+        resnet_sizes(named)
+        return named
+
+    _, named = fit_names(open_checkpoint(path), read)
+    return named
+
+
 def grid_state(config: GridConfig) -> dict[str, Tensor]:
     """The ResNet's tensors under ``grid.``, to go with the family's own where it lacks them."""
     if config.checkpoint is None:
         return {}
-    state = torchvision_names(read_checkpoint(Path(config.checkpoint)))
+    state = _resnet_of(Path(config.checkpoint))
     return {f"{PREFIX}{name}": tensor for name, tensor in state.items()}
 
 

@@ -24,6 +24,9 @@ from vlserve.exporter.wordpiece import read_vocabulary, wordpiece, wordpiece_inp
 from vlserve.families.config_file import parse_config, read_names
 from vlserve.families.examples import example_inputs
 from vlserve.families.grid import (
+    PREFIX as GRID,
+)
+from vlserve.families.grid import (
     GridConfig,
     GridExtractor,
     complete_grid,
@@ -32,7 +35,7 @@ from vlserve.families.grid import (
     image_axes,
 )
 from vlserve.models.bert import BertConfig, bert_sizes
-from vlserve.models.keys import check_keys, is_ignored
+from vlserve.models.keys import check_keys, foreign_keys, is_ignored
 from vlserve.runtime.manifest import RegionInput, TensorSpec, TextInput
 
 TASKS = ("answer", "tag")
@@ -45,6 +48,8 @@ HEADS: Mapping[str, str] = {
 CLASSES: Mapping[str, str] = {"answer": "answers", "tag": "labels"}
 """The field of config.json that names the rows of the head."""
 TRUNK = "visual_bert."
+KNOWN = (TRUNK, "cls.", "classifier.", GRID)
+"""How the keys of a checkpoint begin."""
 HEAD_SIZE = 64
 """Of every published BERT; a checkpoint does not show its heads."""
 LAYER_NORM_EPS = 1e-12
@@ -266,7 +271,7 @@ def complete(
     try:
         shown = _shown(config, state)
     except KeyError as error:
-        check_keys(family, [str(error.args[0])], [])
+        check_keys(family, [str(error.args[0])], foreign_keys(state, KNOWN))
         raise
     wrong = [
         f"{name}: config.json says {config[name]}, the checkpoint has {value}"

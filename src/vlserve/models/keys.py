@@ -31,12 +31,16 @@ def drop_alias(state: dict[str, Tensor], alias: str, name: str) -> None:
 
 
 def check_keys(family: str, missing: Sequence[str], unexpected: Sequence[str]) -> None:
-    """Raise CheckpointMismatch, with the first of each, unless both are empty."""
-    if missing or unexpected:
-        raise CheckpointMismatch(
-            f"not a {family} checkpoint: missing {first_names(missing)}; "
-            f"unexpected {first_names(unexpected)}"
-        )
+    """Raise CheckpointMismatch, with the first of each that there are, unless both are empty."""
+    kinds = {"missing": missing, "unexpected": unexpected}
+    wrong = [f"{kind} {first_names(names)}" for kind, names in kinds.items() if names]
+    if wrong:
+        raise CheckpointMismatch(f"not a {family} checkpoint: {'; '.join(wrong)}")
+
+
+def foreign_keys(state: Mapping[str, Tensor], known: tuple[str, ...]) -> list[str]:
+    """Return the keys that begin with none of the prefixes ``known``."""
+    return [name for name in state if not name.startswith(known)]
 
 
 def first_names(names: Sequence[str], limit: int = 3) -> str:

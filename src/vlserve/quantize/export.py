@@ -52,7 +52,13 @@ def export_int8(
         report = export_archive(recipe, checkpoint, Path(folder), progress=progress, **options)
         made = quantise_archive(report.path, calibration, out, clock=clock, progress=progress)
     return Int8Report(
-        made.path, made.sha256, made.manifest, report.parity, made.faster, made.verdict
+        made.path,
+        made.sha256,
+        made.manifest,
+        report.parity,
+        report.notes,
+        made.faster,
+        made.verdict,
     )
 
 
@@ -98,7 +104,7 @@ def quantise_archive(
         progress("answering the probes by the archive's own code")
         path = _packed_with_probes(work, out, manifest, found.chosen, quantization)
     faster = {name: variant.faster for name, variant in found.chosen.items()}
-    return Int8Report(path, file_sha256(path), verify_archive(path), {}, faster, found.verdict)
+    return Int8Report(path, file_sha256(path), verify_archive(path), {}, (), faster, found.verdict)
 
 
 def _graphs(manifest: Manifest, work: Path, parts: Parts) -> dict[str, GraphVariants]:

@@ -57,10 +57,52 @@ def test_a_checkpoint_with_code_is_refused_and_its_code_is_not_run(
     assert not trap.exists()
 
 
-def test_a_whole_pickled_network_is_refused(tmp_path: Path) -> None:
-    torch.save(nn.Linear(2, 2), tmp_path / "model.pth")
-    with pytest.raises(CheckpointMismatch, match="Save the network's state_dict"):
-        read_checkpoint(tmp_path / "model.pth")
+class Tagger(nn.Module):
+    """A network whose class only the code that trained it has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(2, 2)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (Tagger(), "test_checkpoint.Tagger"),
+        (nn.Sequential(nn.Linear(2, 2)), "torch.nn.modules.container.Sequential"),
+        ({"model": Tagger(), "epoch": 3}, "test_checkpoint.Tagger"),
+        (nn.DataParallel(Tagger()), "test_checkpoint.Tagger"),
+    ],
+    ids=["own", "torch's", "under_a_key", "parallel"],
+)
+def test_a_whole_pickled_network_is_named(
+    content: Any, named: str, zipped: bool, tmp_path: Path
+) -> None:
+    file = tmp_path / "model.pth"
+    torch.save(content, file, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(CheckpointMismatch) as refusal:
+        read_checkpoint(file)
+    assert f"holds a whole pickled module ({named})" in str(refusal.value)
+    assert "Save the network's state_dict()" in str(refusal.value)
+
+
+def test_what_else_is_saved_under_a_checkpoints_name_is_named(tmp_path: Path) -> None:
+    optimizer = torch.optim.Adam(nn.Linear(2, 2).parameters()).state_dict()
+    cases: list[tuple[Any, str]] = [
+        (optimizer, "it is an optimizer's state. Give the file of the network's"),
+        ({"optimizer": optimizer, "epoch": 3}, "with an optimizer's state under optimizer"),
+        ({"rng": torch.ones(9), "numpy": None}, "a dictionary of rng, numpy"),
+        ({"w": np.ones(3), "b": np.ones(2)}, "a dictionary of numpy arrays, w, b. Save them as"),
+        ([torch.ones(2)], "a list"),
+        ({}, "an empty dictionary"),
+        (torch.ones(3), "a Tensor"),
+    ]
+    for content, said in cases:
+        torch.save(content, tmp_path / "model.pth")
+        with pytest.raises(CheckpointMismatch) as refusal:
+            read_checkpoint(tmp_path / "model.pth")
+        assert said in str(refusal.value)
 
 
 def test_damaged_files_are_refused(tmp_path: Path) -> None:

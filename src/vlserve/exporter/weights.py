@@ -1,0 +1,207 @@
+"""Finds the weights in what a training script saved, and the names that a recipe knows them by.
+
+Everything here is pure: from what was read to parameters by name, and what to say about it.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from vlserve.errors import CheckpointMismatch
+from vlserve.models.keys import first_names
+
+State = Mapping[str, torch.Tensor]
+Result = TypeVar("Result")
+
+PREFERRED = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights")
+"""Where several keys hold weights, those of the first of these are taken."""
+AVERAGED = re.compile(r"ema|averag|swa|shadow|teacher|momentum", re.IGNORECASE)
+"""Keys of weights that training keeps beside those that it trains."""
+DEPTH = 4
+"""How many keys may lead to the weights."""
+INSERTED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""Parts of a parameter's name that torch.compile, FSDP and activation checkpointing put in."""
+PARALLEL = "module."
+"""In front of every name that DataParallel, DistributedDataParallel or AveragedModel saves."""
+AVERAGE_COUNT = "n_averaged"
+"""Of torch.optim.swa_utils.AveragedModel: how often it averaged."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Parameters by name, and what there is to say about how they were found."""
+
+    state: dict[str, torch.Tensor]
+    notes: tuple[str, ...] = ()
+
+
+def find_weights(content: Any, key: str | None = None) -> Weights:
+    """Find the weights in what was read from a file.
+
+    Args:
+        content: what a training script saved: a dictionary of tensors, or one that holds such.
+        key: under which key the weights are; keys in keys are joined by dots. None: under the one
+            that holds any, or the first of `PREFERRED`.
+
+    Raises:
+        CheckpointMismatch: there are no weights, or it is not clear which are meant.
+    """
+    found = {".".join(path): state for path, state in _states(content)}
+    if key is not None and key not in found:
+        there_are = f": there are some under {', '.join(found)}" if any(found) else ""
+        raise CheckpointMismatch(f"has no weights under the key {key}{there_are}")
+    if not found:
+        raise CheckpointMismatch(describe(content))
+    chosen = key if key is not None else _chosen(tuple(found))
+    notes = [f"the weights are those under the key {chosen}"] if chosen else []
+    others = [name for name in found if name != chosen]
+    if others:
+        notes[0] += f"; {first_names(others)} holds weights too: --state {others[0]} takes those"
+    weights = _plain_names(found[chosen])
+    return Weights(weights.state, (*notes, *weights.notes))
+
+
+def fit_names(
+    weights: Weights, attempt: Callable[[dict[str, torch.Tensor]], Result]
+) -> tuple[str, Result]:
+    """Take a prefix that all keys share off, as far as needed.
+
+    Args:
+        weights: with the names that were read.
+        attempt: raises CheckpointMismatch where the names do not fit.
+
+    Returns:
+        The prefix, empty where the names fit as they are, and what ``attempt`` returned.
+
+    Raises:
+        CheckpointMismatch: the names fit with no prefix off; says why not with and without.
+    """
+    refusals: list[tuple[str, CheckpointMismatch]] = []
+    for prefix, state in _without_prefixes(weights.state):
+        try:
+            return prefix, attempt(state)
+        except CheckpointMismatch as error:
+            refusals.append((prefix, error))
+    (_, as_read), (prefix, without) = refusals[0], refusals[-1]
+    if not prefix:
+        raise as_read
+    raise CheckpointMismatch(
+        f"{as_read}; without the prefix {prefix} of every key: {without}"
+    ) from as_read
+
+
+def without_prefix(state: State, prefix: str) -> dict[str, torch.Tensor]:
+    """Return the parameters under their names without ``prefix``, which all have."""
+    return {name[len(prefix) :]: tensor for name, tensor in state.items()}
+
+
+def prefix_note(prefix: str) -> tuple[str, ...]:
+    """Return what to say about a prefix that was taken off."""
+    return (f"the prefix {prefix} was taken off all keys",) if prefix else ()
+
+
+def describe(content: Any) -> str:
+    """Return what was read instead of weights, and what to do."""
+    if not isinstance(content, Mapping):
+        return f"holds no weights: a {type(content).__name__}"
+    if not content:
+        return "holds no weights: an empty dictionary"
+    names = first_names([str(name) for name in content])
+    if _is_optimizer(content):
+        return "holds no weights: it is an optimizer's state. Give the file of the network's"
+    if all(isinstance(value, np.ndarray) for value in content.values()):
+        return (
+            f"holds no weights of torch: a dictionary of numpy arrays, {names}. Save them as "
+            "tensors: torch.save({name: torch.from_numpy(array), …})"
+        )
+    optimizers = [str(name) for name, value in content.items() if _is_optimizer(value)]
+    if optimizers:
+        return (
+            f"holds no weights: a dictionary of {names}, with an optimizer's state under "
+            f"{optimizers[0]}. Give the file of the network's"
+        )
+    return f"holds no weights: a dictionary of {names}"
+
+
+def _states(content: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], State]]:
+    """Every dictionary of tensors under their names, with the keys that lead to it."""
+    if not isinstance(content, Mapping) or _is_optimizer(content):
+        return
+    tensors = {
+        name: value
+        for name, value in content.items()
+        if isinstance(name, str) and isinstance(value, torch.Tensor)
+    }
+    if tensors and len(tensors) == len(content):
+        yield path, tensors
+        return
+    deeper = [
+        found
+        for name, value in content.items()
+        if isinstance(name, str) and len(path) < DEPTH
+        for found in _states(value, (*path, name))
+    ]
+    if deeper:
+        yield from deeper
+    elif any("." in name for name in tensors):  # parameters beside an epoch, a score, …
+        yield path, tensors
+
+
+def _is_optimizer(content: Any) -> bool:
+    return isinstance(content, Mapping) and {"state", "param_groups"} <= content.keys()
+
+
+def _chosen(names: tuple[str, ...]) -> str:
+    if len(names) == 1:
+        return names[0]
+    for preferred in PREFERRED:
+        under = [name for name in names if name.split(".")[0] == preferred]
+        if len(under) == 1:
+            return under[0]
+    trained = [name for name in names if not AVERAGED.search(name)]
+    if len(trained) == 1:
+        return trained[0]
+    raise CheckpointMismatch(
+        f"holds weights under {len(names)} keys, {first_names(names)}: --state KEY chooses"
+    )
+
+
+def _plain_names(state: State) -> Weights:
+    """The names of the network's own parameters, without what torch's wrappers put in."""
+    parallel = any(name.startswith(PARALLEL) for name in state)
+    renamed: dict[str, torch.Tensor] = {}
+    dropped: set[str] = set()
+    for name, tensor in state.items():
+        if name == AVERAGE_COUNT and parallel:
+            dropped.add(name)
+            continue
+        parts = name.split(".")
+        plain = ".".join(part for part in parts if part not in INSERTED)
+        dropped |= {f"{part}." for part in parts if part in INSERTED}
+        if plain.startswith(PARALLEL):
+            plain = plain.removeprefix(PARALLEL)
+            dropped.add(PARALLEL)
+        if plain in renamed:
+            raise CheckpointMismatch(f"two of the keys are {plain} without {', '.join(dropped)}")
+        renamed[plain] = tensor
+    if not dropped:
+        return Weights(renamed)
+    return Weights(renamed, (f"the keys are read without {', '.join(sorted(dropped))}",))
+
+
+def _without_prefixes(
+    state: dict[str, torch.Tensor],
+) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+    """The parameters as they are, then without the first part of the name that all share, …"""
+    prefix = ""
+    while True:
+        yield prefix, without_prefix(state, prefix)
+        first = {name[len(prefix) :].partition(".")[::2] for name in state}
+        heads = {head for head, _ in first}
+        if len(heads) != 1 or not all(rest for _, rest in first):
+            return
+        prefix += f"{heads.pop()}."
