@@ -28,6 +28,7 @@ from support.bad_archives import (
     zipped,
 )
 from support.engine_workers import worker_pids
+from support.forged_zips import COSTLY, FORGED
 from support.raw_http import send
 from support.running_stack import wait_until
 from vlserve.control.domain import State
@@ -38,7 +39,7 @@ from vlserve.runtime.archive import verify_archive
 from vlserve.testing import RunningStack
 
 MODEL = "bad-archives"
-REFUSED = [*UNREADABLE, *CONTRADICTING, *TAMPERED]
+REFUSED = [*UNREADABLE, *CONTRADICTING, *TAMPERED, *FORGED, *COSTLY]
 
 
 @dataclass

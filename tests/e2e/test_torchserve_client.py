@@ -11,12 +11,15 @@ import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from configparser import RawConfigParser
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from supervisor.datatypes import dict_of_key_value_pairs
 
+from support.bad_archives import Members
+from support.forged_zips import HIDING
 from support.running_stack import make_settings
 from vlserve.control.domain import Key, LoadedVersion
 from vlserve.control.engine import torchserve_grpc
@@ -26,6 +29,7 @@ from vlserve.control.lifecycle.probes import failed_probes
 from vlserve.errors import EngineUnavailable, LoadFailed, NotReady
 from vlserve.exporter.echo import pack_echo
 from vlserve.runtime.archive import verify_archive
+from vlserve.runtime.errors import ArchiveTampered
 from vlserve.stack.supervisord import write_configuration
 
 
@@ -133,6 +137,25 @@ def test_a_good_version_answers_its_probes_and_goes(
     assert engine.holds() == {}
     assert list(engine.endpoint.store.iterdir()) == []
     engine.client.unload("tagger", 1)
+
+
+@pytest.mark.parametrize("hide", HIDING, ids=lambda hide: hide.__name__)
+def test_a_member_that_only_torchserve_sees_would_run_there_and_is_refused(
+    engine: RunningEngine, tmp_path: Path, hide: Callable[[Members, bytes], bytes]
+) -> None:
+    version = 20 + HIDING.index(hide)
+    with zipfile.ZipFile(pack_echo(tmp_path, "tagger", version)) as good:
+        members = {name: good.read(name) for name in good.namelist()}
+    mark = tmp_path / "ran"
+    forged = tmp_path / "forged.mar"
+    forged.write_bytes(hide(members, f"open({str(mark)!r}, 'w')".encode()))
+    with pytest.raises(ArchiveTampered):
+        verify_archive(forged)
+    archive = engine.store(forged, version)
+    with suppress(LoadFailed):  # by then it has run
+        engine.client.load("tagger", version, archive)
+    engine.client.unload("tagger", version)
+    assert mark.exists()
 
 
 def test_of_two_first_versions_none_is_lost(

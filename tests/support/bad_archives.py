@@ -194,8 +194,8 @@ UNREADABLE = [
     ),
     BadArchive("encrypted", "archive_unreadable", "encrypted", _encrypted),
     BadArchive("a-flipped-bit", "archive_unreadable", "echo.json cannot be read", _flipped_bit),
-    BadArchive("claims-160-gb", "archive_unreadable", "unpacks to", _claiming(2**32 - 2)),
-    BadArchive("claims-too-little", "archive_unreadable", "cannot be read", _claiming(1)),
+    BadArchive("claims-160-gb", "archive_too_large", "unpacks to", _claiming(2**32 - 2)),
+    BadArchive("claims-too-little", "archive_tampered", "has two sizes", _claiming(1)),
 ]
 
 CONTRADICTING = [

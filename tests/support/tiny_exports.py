@@ -53,7 +53,7 @@ class Tiny:
             key, lambda made: self._convert(graph, format, made / entry.file)
         )
         if format == "onnx":
-            check_onnx(entry, (folder / entry.file).read_bytes(), ())
+            check_onnx(entry, [(folder / entry.file).read_bytes()], ())
         return open_backend(entry, folder, threads=1)
 
     def _key(self, graph: str, format: Format) -> str:

@@ -177,7 +177,7 @@ def to_onnx(plan: GraphPlan, arguments: tuple[torch.Tensor, ...], output: Path) 
     model = program.model_proto
     strip_provenance(model)
     raw = model.SerializeToString(deterministic=True)
-    check_onnx(graph_entry(plan, output.name, "onnx"), raw, members=())
+    check_onnx(graph_entry(plan, output.name, "onnx"), [raw], members=())
     output.write_bytes(raw)
 
 

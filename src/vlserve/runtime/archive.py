@@ -7,28 +7,32 @@ service can judge an archive before it trusts it.
 
 import hashlib
 import json
-import stat
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
-from vlserve.runtime.errors import ArchiveTampered, ArchiveUnreadable, ManifestInvalid
+from vlserve.runtime.errors import (
+    ArchiveTampered,
+    ArchiveTooLarge,
+    ArchiveUnreadable,
+    ManifestInvalid,
+)
 from vlserve.runtime.graphs import check_onnx
 from vlserve.runtime.manifest import (
     HANDLER,
     MANIFEST,
+    MAX_MANIFEST_BYTES,
     TORCHSERVE_MANIFEST,
     Manifest,
     read_manifest,
 )
+from vlserve.runtime.zip_layout import CHUNK_BYTES, Member, read_chunks, read_layout
 
-CHUNK_BYTES = 1024**2
-MAX_UNPACKED_BYTES = 16 * 1024**3
-MAX_MEMBERS = 10_000
-MAX_MANIFEST_BYTES = 64 * 1024**2
+MAX_TORCHSERVE_MANIFEST_BYTES = 64 * 1024
+_MAX_NAMED = 10
+"""How many members an error names; it counts the rest."""
 
 EXECUTABLE_SUFFIXES = frozenset({".pkl", ".pickle", ".joblib", ".pt", ".pth", ".ckpt", ".pyc"})
 """Files that can run code when they are loaded; a TorchScript graph is the one exception."""
@@ -46,17 +50,16 @@ def verify_archive(path: Path, called: str = "") -> Manifest:
     Raises ArchiveUnreadable, ManifestInvalid or ArchiveTampered, each saying which member and why.
     ``called``: the file's name for those who read the error, where its path says nothing to them.
     """
-    where = called or str(path)
-    with _open_zip(path, where) as archive:
-        names = _safe_names(archive, where)
-        manifest = _read_manifest(archive, names, where)
-        _check_members(manifest, names, where)
+    with _opened(path, called or str(path)) as archive:
+        manifest = read_manifest(archive.read(MANIFEST, MAX_MANIFEST_BYTES))
+        _check_members(manifest, set(archive.members), archive.where)
         for name, expected in manifest.files.items():
-            _check_hash(name, _chunks(archive, name, where), expected)
-        _check_torchserve_manifest(_read(archive, TORCHSERVE_MANIFEST, where), manifest)
+            _check_hash(name, archive.chunks(name), expected)
+        engines = archive.read(TORCHSERVE_MANIFEST, MAX_TORCHSERVE_MANIFEST_BYTES)
+        _check_torchserve_manifest(engines, manifest)
         for graph in manifest.graphs.values():
             if graph.format == "onnx":
-                check_onnx(graph, _read(archive, graph.file, where), manifest.files)
+                check_onnx(graph, archive.chunks(graph.file), manifest.files)
     return manifest
 
 
@@ -66,12 +69,12 @@ def unpack_archive(path: Path, folder: Path) -> Manifest:
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise ArchiveUnreadable(f"{folder} is not empty: unpack {path.name} into a new folder")
-    with _open_zip(path, str(path)) as archive:
-        for name in (MANIFEST, *manifest.files):
+    with _opened(path, str(path)) as archive:
+        for name in archive.members:
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             with target.open("wb") as file:
-                file.writelines(_chunks(archive, name, str(path)))
+                file.writelines(archive.chunks(name))
     return manifest
 
 
@@ -96,76 +99,54 @@ def check_folder(folder: Path) -> Manifest:
     return manifest
 
 
+@dataclass(frozen=True)
+class _Archive:
+    """An open archive. ``where`` is what errors call it."""
+
+    file: IO[bytes]
+    members: Mapping[str, Member]
+    where: str
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        return read_chunks(self.file, self.members[name], self.where)
+
+    def read(self, name: str, max_bytes: int) -> bytes:
+        """A whole member. ArchiveTooLarge where it says that it is larger."""
+        size_bytes = self.members[name].size_bytes
+        if size_bytes > max_bytes:
+            raise ArchiveTooLarge(
+                f"{self.where}: {name} has {size_bytes} bytes, more than {max_bytes}"
+            )
+        return b"".join(self.chunks(name))
+
+
 @contextmanager
-def _open_zip(path: Path, where: str) -> Iterator[zipfile.ZipFile]:
+def _opened(path: Path, where: str) -> Iterator[_Archive]:
     try:
-        archive = zipfile.ZipFile(path)
+        file = path.open("rb")
     except FileNotFoundError:
         raise ArchiveUnreadable(f"no archive at {path}") from None
-    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+    except OSError as error:
         raise ArchiveUnreadable(f"{where} is not a readable archive: {error}") from error
-    with archive:
-        yield archive
-
-
-def _chunks(archive: zipfile.ZipFile, name: str, where: str) -> Iterator[bytes]:
-    try:
-        with archive.open(name) as member:
-            while chunk := member.read(CHUNK_BYTES):
-                yield chunk
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
-        # RuntimeError: encrypted; NotImplementedError, its child: an unknown compression
-        raise ArchiveUnreadable(f"{where}: member {name} cannot be read: {error}") from error
-
-
-def _read(archive: zipfile.ZipFile, name: str, where: str) -> bytes:
-    return b"".join(_chunks(archive, name, where))
-
-
-def _safe_names(archive: zipfile.ZipFile, where: str) -> set[str]:
-    """Member names, once none of them could write outside a folder or fill the disk."""
-    members = archive.infolist()
-    if len(members) > MAX_MEMBERS:
-        raise ArchiveUnreadable(f"{where} has {len(members)} members, more than {MAX_MEMBERS}")
-    size_bytes = sum(member.file_size for member in members)
-    if size_bytes > MAX_UNPACKED_BYTES:
-        raise ArchiveUnreadable(
-            f"{where} unpacks to {size_bytes} bytes, more than {MAX_UNPACKED_BYTES}"
-        )
-    names: set[str] = set()
-    for member in members:
-        name = member.filename
-        parts = PurePosixPath(name).parts
-        if not parts or name.startswith("/") or ".." in parts or "\\" in name or ":" in name:
-            raise ArchiveTampered(f"{where}: member name {name!r} could leave its folder")
-        if not name.isprintable():
-            raise ArchiveTampered(f"{where}: member name {name!r} cannot be printed")
-        if stat.S_ISLNK(member.external_attr >> 16):
-            raise ArchiveTampered(f"{where}: member {name} is a symbolic link")
-        if name in names:
-            raise ArchiveTampered(f"{where}: member {name} is there twice")
-        names.add(name)
-    return names
-
-
-def _read_manifest(archive: zipfile.ZipFile, names: set[str], where: str) -> Manifest:
-    if MANIFEST not in names:
-        raise ArchiveUnreadable(f"{where} has no {MANIFEST}: pack it with `vlserve export`")
-    if archive.getinfo(MANIFEST).file_size > MAX_MANIFEST_BYTES:
-        raise ManifestInvalid(f"{where}: {MANIFEST} is larger than {MAX_MANIFEST_BYTES} bytes")
-    return read_manifest(_read(archive, MANIFEST, where))
+    with file:
+        members = read_layout(file, where)
+        if MANIFEST not in members:
+            raise ArchiveUnreadable(f"{where} has no {MANIFEST}: pack it with `vlserve export`")
+        yield _Archive(file, members, where)
 
 
 def _check_members(manifest: Manifest, present: set[str], where: str) -> None:
     listed = set(manifest.files) | {MANIFEST}
     for wrong, how in ((listed - present, "missing"), (present - listed, "not in the manifest")):
         if wrong:
-            raise ArchiveTampered(f"{where}: {', '.join(sorted(wrong))}: {how}")
+            named = sorted(wrong)[:_MAX_NAMED]
+            more = f" and {len(wrong) - _MAX_NAMED} more" if len(wrong) > _MAX_NAMED else ""
+            raise ArchiveTampered(f"{where}: {', '.join(named)}{more}: {how}")
     torchscript = {
         graph.file for graph in manifest.graphs.values() if graph.format == "torchscript"
     }
     for name in sorted(listed - torchscript):
-        if PurePosixPath(name).suffix in EXECUTABLE_SUFFIXES:
+        if PurePosixPath(name).suffix.lower() in EXECUTABLE_SUFFIXES:
             raise ArchiveTampered(f"{where}: {name} can run code when loaded: leave it out")
 
 
@@ -182,11 +163,12 @@ def _check_hash(name: str, chunks: Iterable[bytes], expected: str) -> None:
 
 
 def _check_torchserve_manifest(raw: bytes, manifest: Manifest) -> None:
-    """What TorchServe will call the version must be what our manifest calls it."""
+    """What TorchServe will call the version must be what our manifest calls it, and nothing else
+    may be said of the model: requirements to install, or a configuration that overrides ours."""
     try:
-        model: Mapping[str, Any] = json.loads(raw)["model"]
-        said = {key: model.get(key) for key in ("modelName", "modelVersion", "handler")}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        said = json.loads(raw, object_pairs_hook=_without_repeats)
+        model = dict(said["model"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ManifestInvalid(f"{TORCHSERVE_MANIFEST} cannot be read: {error!r}") from error
     expected = {
         "modelName": manifest.model,
@@ -194,9 +176,18 @@ def _check_torchserve_manifest(raw: bytes, manifest: Manifest) -> None:
         "handler": HANDLER,
     }
     wrong = [
-        f"{key} is {said[key]!r}, {MANIFEST} says {expected[key]!r}"
+        f"{key} is {model.get(key)!r}, {MANIFEST} says {expected[key]!r}"
         for key in expected
-        if said[key] != expected[key]
+        if model.get(key) != expected[key]
     ]
+    wrong += [f"{key} is not for it to say" for key in sorted(model.keys() - expected)]
     if wrong:
         raise ManifestInvalid(f"{TORCHSERVE_MANIFEST}: {'; '.join(wrong)}")
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, once no key is there twice, of which each parser takes another."""
+    read = dict(pairs)
+    if len(read) != len(pairs):
+        raise ValueError("a key is there twice")
+    return read

@@ -3,6 +3,7 @@
 VlserveError
 ├── ArchiveError            the archive cannot be used
 │   ├── ArchiveUnreadable   not a zip, truncated, or a member that cannot be read
+│   ├── ArchiveTooLarge     it, or something in it, is over a limit
 │   ├── ManifestInvalid     the manifest says something impossible or contradicts itself
 │   └── ArchiveTampered     a member is missing, extra, or not the bytes that the manifest lists
 └── RequestError            one request cannot be answered; its neighbours can
@@ -35,6 +36,12 @@ class ArchiveUnreadable(ArchiveError):
     """Not a zip, truncated, or a member that cannot be read."""
 
     code = "archive_unreadable"
+
+
+class ArchiveTooLarge(ArchiveError):
+    """The archive, or something that it says or unpacks to, is over a limit."""
+
+    code = "archive_too_large"
 
 
 class ManifestInvalid(ArchiveError):
@@ -74,9 +81,16 @@ class RequestError(VlserveError):
         self.message = message
 
 
+MAX_WRONG_FIELDS = 10
+"""How many wrong fields a message names; it counts the rest."""
+
+
 def wrong_fields(error: ValidationError, whole: str) -> str:
-    """Each wrong field with what is wrong; ``whole`` names what is wrong as a whole."""
-    return "; ".join(
+    """Name each wrong field with what is wrong, MAX_WRONG_FIELDS at most; ``whole`` names what is
+    wrong as a whole."""
+    wrong = [
         f"{'.'.join(map(str, item['loc'])) or whole}: {item['msg']}"
         for item in error.errors(include_url=False, include_input=False)
-    )
+    ]
+    more = [f"and {len(wrong) - MAX_WRONG_FIELDS} more"] if len(wrong) > MAX_WRONG_FIELDS else []
+    return "; ".join(wrong[:MAX_WRONG_FIELDS] + more)

@@ -4,20 +4,23 @@ from collections.abc import Container, Iterable
 from pathlib import PurePosixPath
 from typing import Any
 
-from vlserve.runtime.errors import ArchiveUnreadable, ManifestInvalid
+from vlserve.runtime.errors import ArchiveError, ArchiveUnreadable, ManifestInvalid
 from vlserve.runtime.manifest import Graph, TensorSpec
+from vlserve.runtime.onnx_outline import read_outline
 
 
-def check_onnx(graph: Graph, raw: bytes, members: Container[str]) -> None:
-    """Names, types and axes of the ONNX graph in ``raw`` must be those of ``graph``; every named
-    axis must be dynamic, and weights kept outside the file must be among ``members``.
+def check_onnx(graph: Graph, chunks: Iterable[bytes], members: Container[str]) -> None:
+    """Hold an ONNX file, in ``chunks``, against the manifest: names, types and axes must be those
+    of ``graph``, every named axis dynamic, and weights outside the file among ``members``.
 
-    Raises ArchiveUnreadable or ManifestInvalid, listing everything that is wrong.
+    Raises ArchiveUnreadable, ArchiveTooLarge or ManifestInvalid, listing everything that is wrong.
     """
     import onnx  # protobuf alone: neither onnxruntime nor torch
 
     try:
-        model = onnx.load_model_from_string(raw)
+        model = onnx.load_model_from_string(read_outline(chunks, graph.file))
+    except ArchiveError:
+        raise
     except Exception as error:  # protobuf's exception classes differ by implementation
         raise ArchiveUnreadable(f"{graph.file} is not an ONNX graph: {error}") from error
     weights = {weight.name for weight in model.graph.initializer}

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from vlserve.runtime.errors import ManifestInvalid, wrong_fields
+from vlserve.runtime.errors import ArchiveTooLarge, ManifestInvalid, wrong_fields
 
 MANIFEST = "manifest.json"
 TORCHSERVE_MANIFEST = "MAR-INF/MANIFEST.json"
@@ -26,6 +26,14 @@ ModelName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
 Version = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
+
+MAX_MANIFEST_BYTES = 64 * 1024**2
+MAX_MANIFEST_VALUES = 500_000
+"""Values in manifest.json, counted by their commas before it is parsed: a small one costs a
+hundred times its bytes."""
+MAX_LABELS = 100_000
+MAX_LABEL_CHARS = 1_000
+MAX_PROBES = 100
 
 CAPABILITIES = ("answer_log",)
 """What this runtime can do that others rely on. ``answer_log``: it logs its answers, so that a
@@ -197,8 +205,20 @@ class Manifest(_Frozen):
 
 
 def read_manifest(raw: bytes) -> Manifest:
-    """Parse manifest.json; ManifestInvalid names each wrong field."""
+    """Parse manifest.json. ManifestInvalid names each wrong field, ArchiveTooLarge the limit."""
+    _check_limit("bytes", len(raw), MAX_MANIFEST_BYTES)
+    _check_limit("values", raw.count(b","), MAX_MANIFEST_VALUES)
     try:
-        return Manifest.model_validate_json(raw)
+        manifest = Manifest.model_validate_json(raw, strict=True)
     except ValidationError as error:
         raise ManifestInvalid(f"{MANIFEST}: {wrong_fields(error, 'manifest')}") from error
+    _check_limit("labels", len(manifest.labels), MAX_LABELS)
+    longest = max(map(len, manifest.labels), default=0)
+    _check_limit("characters in a label", longest, MAX_LABEL_CHARS)
+    _check_limit("probes", len(manifest.probes), MAX_PROBES)
+    return manifest
+
+
+def _check_limit(what: str, number: int, limit: int) -> None:
+    if number > limit:
+        raise ArchiveTooLarge(f"{MANIFEST} has {number} {what}, more than {limit}")

@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from vlserve.exporter.pack import write_zip
-from vlserve.runtime import archive as archive_module
+from vlserve.runtime import zip_layout
 from vlserve.runtime.archive import check_folder, unpack_archive, verify_archive
 from vlserve.runtime.errors import (
     ArchiveError,
     ArchiveTampered,
+    ArchiveTooLarge,
     ArchiveUnreadable,
     ManifestInvalid,
 )
@@ -238,12 +239,12 @@ def test_a_symbolic_link(members: Members, tmp_path: Path) -> None:
 def test_sizes_are_bounded(
     echo_archive: Path, members: Members, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archive_module, "MAX_UNPACKED_BYTES", 1000)
-    with pytest.raises(ArchiveUnreadable, match="more than 1000"):
+    monkeypatch.setattr(zip_layout, "MAX_UNPACKED_BYTES", 1000)
+    with pytest.raises(ArchiveTooLarge, match="more than 1000"):
         verify_archive(echo_archive)
-    monkeypatch.setattr(archive_module, "MAX_UNPACKED_BYTES", 10**9)
-    monkeypatch.setattr(archive_module, "MAX_MEMBERS", len(members) - 1)
-    with pytest.raises(ArchiveUnreadable, match="members"):
+    monkeypatch.setattr(zip_layout, "MAX_UNPACKED_BYTES", 10**9)
+    monkeypatch.setattr(zip_layout, "MAX_MEMBERS", len(members) - 1)
+    with pytest.raises(ArchiveTooLarge, match="members"):
         verify_archive(echo_archive)
 
 
