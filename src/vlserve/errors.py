@@ -13,6 +13,7 @@ VlserveError                  (vlserve.runtime.errors)
 ├── DataError                 training or evaluation data that cannot be used
 ├── TrainingError             a training run that cannot be resumed or go on
 ├── ControlError
+│   ├── Unauthorized          no key of the control service, or a wrong one
 │   ├── ModelNotFound
 │   ├── VersionNotFound
 │   ├── VersionConflict       another archive under a used version number
@@ -65,6 +66,8 @@ __all__ = [
     "StillServing",
     "StressError",
     "TrainingError",
+    "TuningInvalid",
+    "Unauthorized",
     "VersionConflict",
     "VersionNotFound",
     "VlserveError",
@@ -125,6 +128,12 @@ class ControlError(VlserveError):
     """The control service refuses, or cannot do, what was asked."""
 
     code = "control_error"
+
+
+class Unauthorized(ControlError):
+    """The request carries no key of the control service, or a wrong one."""
+
+    code = "unauthorized"
 
 
 class ModelNotFound(ControlError):

@@ -199,6 +199,11 @@ class Settings(BaseSettings):
         return project_folder(name, self.project_dir)
 
     @cached_property
+    def control_key_file(self) -> Path:
+        """The file with the control service's key, which the owner of the stack alone can read."""
+        return self.state_dir / "control.key"
+
+    @cached_property
     def control_url(self) -> str:
         return f"http://127.0.0.1:{self.control.port}"
 

@@ -165,7 +165,10 @@ def test_what_is_not_a_request_gets_a_clear_error(
     status: int,
     code: str,
 ) -> None:
-    answer = httpx.request(method, control_api.url + path, trust_env=False, **options)
+    headers = options.get("headers", {}) | control_api.headers
+    answer = httpx.request(
+        method, control_api.url + path, trust_env=False, **options | {"headers": headers}
+    )
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
     assert answer.json()["error"]["message"]
 
@@ -173,7 +176,7 @@ def test_what_is_not_a_request_gets_a_clear_error(
 def test_an_archive_over_the_limit_is_refused_whether_it_says_its_size_or_not(
     control_api: RunningControl,
 ) -> None:
-    headers = {"content-type": "application/octet-stream"}
+    headers = {"content-type": "application/octet-stream"} | control_api.headers
     chunk = bytes(100_000)
     for content in (chunk * 11, iter([chunk] * 11)):
         answer = httpx.post(
@@ -187,6 +190,7 @@ def test_an_upload_that_is_cut_off_leaves_nothing(control_api: RunningControl) -
     incoming = control_api.settings.model_store / ".incoming"
     url = httpx.URL(control_api.url)
     head = "POST /versions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n"
+    head += f"Authorization: Bearer {control_api.key}\r\n"
     head += "Content-Type: application/octet-stream\r\n\r\nPK"
     with socket.create_connection((url.host, url.port)) as client:
         client.sendall(head.encode())
@@ -229,8 +233,8 @@ def test_health_says_what_is_missing(control_api: RunningControl) -> None:
     assert control_api.client.is_up()
 
 
-def test_without_a_service_the_client_says_how_to_start_one() -> None:
-    with ControlClient("http://127.0.0.1:9") as client:
+def test_without_a_service_the_client_says_how_to_start_one(tmp_path: Path) -> None:
+    with ControlClient("http://127.0.0.1:9", tmp_path / "control.key") as client:
         assert not client.is_up()
         with pytest.raises(StackError, match="start it with `vlserve up`"):
             client.models()
@@ -239,7 +243,8 @@ def test_without_a_service_the_client_says_how_to_start_one() -> None:
 def test_another_program_on_the_port_is_not_taken_for_the_service(
     control_api: RunningControl,
 ) -> None:
-    with ControlClient(f"{control_api.url}/docs") as client:
+    key_file = control_api.settings.control_key_file
+    with ControlClient(f"{control_api.url}/docs", key_file) as client:
         assert not client.is_up()
         with pytest.raises(ControlError):
             client.models()

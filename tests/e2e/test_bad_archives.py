@@ -33,6 +33,7 @@ from support.raw_http import send
 from support.running_stack import wait_until
 from vlserve.control.domain import State
 from vlserve.control.engine.endpoints import endpoints
+from vlserve.control.key import read_key
 from vlserve.exporter.echo import pack_echo
 from vlserve.exporter.pack import HANDLERS_DIR, draft_of, pack_archive
 from vlserve.runtime.archive import verify_archive
@@ -89,12 +90,17 @@ class Served:
     workers: Mapping[int, list[int]]
     watch: Watch
 
+    @property
+    def key(self) -> dict[str, str]:
+        """The header that a request to the control service needs."""
+        return {"Authorization": f"Bearer {read_key(self.stack.settings.control_key_file)}"}
+
     def upload(self, raw: bytes, name: str = f"{MODEL}-2.mar") -> httpx.Response:
         return httpx.post(
             f"{self.stack.settings.control_url}/versions",
             params={"name": name},
             content=raw,
-            headers={"Content-Type": "application/octet-stream"},
+            headers={"Content-Type": "application/octet-stream", **self.key},
             timeout=120,
             trust_env=False,
         )
@@ -197,6 +203,7 @@ def test_an_upload_that_breaks_off_leaves_nothing(served: Served) -> None:
     raw = zipped(served.next)
     head = (
         f"POST /versions?name={MODEL}-2.mar HTTP/1.1\r\nHost: localhost\r\n"
+        f"Authorization: {served.key['Authorization']}\r\n"
         f"Content-Type: application/octet-stream\r\nContent-Length: {len(raw)}\r\n\r\n"
     )
     incoming = served.stack.settings.model_store / ".incoming"
@@ -224,9 +231,9 @@ def test_an_upload_that_breaks_off_leaves_nothing(served: Served) -> None:
 def test_what_is_no_upload_of_an_archive_is_refused(
     served: Served, how: dict[str, Any], status: int, code: str
 ) -> None:
-    headers = {"Content-Type": "application/octet-stream"}
+    headers = {} if "files" in how else {"Content-Type": "application/octet-stream"}
     url = f"{served.stack.settings.control_url}/versions"
-    with httpx.Client(trust_env=False, headers={} if "files" in how else headers) as http:
+    with httpx.Client(trust_env=False, headers=headers | served.key) as http:
         _refusal(http.post(url, **how), status, code)
     served.check_undisturbed()
 
@@ -234,6 +241,7 @@ def test_what_is_no_upload_of_an_archive_is_refused(
 def test_an_archive_over_the_limit_is_refused_before_it_comes(served: Served) -> None:
     head = (
         "POST /versions HTTP/1.1\r\nHost: localhost\r\n"
+        f"Authorization: {served.key['Authorization']}\r\n"
         f"Content-Type: application/octet-stream\r\nContent-Length: {2**40}\r\n\r\n"
     )
     reply = send(served.stack.settings.control.port, head.encode(), "POST")
@@ -253,7 +261,10 @@ def test_the_command_line_says_it_in_one_line(
     file.write_bytes(bad.make(served.next))
     done = subprocess.run(
         [Path(sys.executable).parent / "vlserve", "register", file],
-        env={"VLSERVE_CONTROL__PORT": str(served.stack.settings.control.port)},
+        env={
+            "VLSERVE_CONTROL__PORT": str(served.stack.settings.control.port),
+            "VLSERVE_STATE_DIR": str(served.stack.settings.state_dir),
+        },
         capture_output=True,
         text=True,
         timeout=120,

@@ -147,7 +147,8 @@ def test_the_services_serve_together(host: Host) -> None:
         for service in ("torchserve", "control"):
             assert "nothing was predicted" in host.health(service).stdout
 
-        with ControlClient(f"http://127.0.0.1:{host.first_port + 2}") as client:
+        key_file = host.folder / "var" / "state" / "control.key"
+        with ControlClient(f"http://127.0.0.1:{host.first_port + 2}", key_file) as client:
             client.register(pack_echo(host.folder, "tagger", 1))
             client.release("tagger", 1)
         assert host.health("torchserve").stdout == "predicted right: tagger 1 on engine-0\n"

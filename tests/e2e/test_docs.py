@@ -68,7 +68,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
     }
     control_stack.up(settings, print)
     try:
-        with ControlClient(settings.control_url) as control:
+        with ControlClient.of(settings) as control:
             release_demo(settings, control, print, items=60, options=SMALL)
             _write_named_data(settings.state_dir / "demo" / "data", folder)
             assert control.model(MODEL).stable == 1

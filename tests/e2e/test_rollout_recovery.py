@@ -43,7 +43,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     settings = make_settings(folder)
     try:
         control_stack.up(settings, print)
-        with ControlClient(settings.control_url) as control:
+        with ControlClient.of(settings) as control:
             for version in (1, 2):
                 control.register(pack_echo(folder, MODEL, version, delay_ms=2))
             control.release(MODEL, 1)
@@ -59,7 +59,7 @@ def kill(settings: Settings, name: str) -> None:
 
 
 def look(settings: Settings) -> RolloutView | None:
-    with ControlClient(settings.control_url) as control, suppress(StackError):
+    with ControlClient.of(settings) as control, suppress(StackError):
         return control.rollout(MODEL)
     return None
 
@@ -97,7 +97,7 @@ def ledger_knows(settings: Settings) -> list[dict[int, int]]:
 
 
 def healthy(settings: Settings) -> bool:
-    with ControlClient(settings.control_url) as control, suppress(StackError):
+    with ControlClient.of(settings) as control, suppress(StackError):
         return control.health().status == "ok"
     return False
 
@@ -107,7 +107,7 @@ def healthy(settings: Settings) -> bool:
 def test_a_release_survives_what_is_killed_in_it(
     settings: Settings, target: str, recovery: str
 ) -> None:
-    with ControlClient(settings.control_url) as control:
+    with ControlClient.of(settings) as control:
         control.start_rollout(MODEL, 2, {**STAYS, "recovery": recovery})
     try:
         with load_on(settings.gateway_url, MODEL, [None, None]):
@@ -135,13 +135,13 @@ def test_a_release_survives_what_is_killed_in_it(
             assert gateway_weights(settings) == {1: 100}
     finally:
         wait_until(lambda: healthy(settings), WITHIN_S)
-        with ControlClient(settings.control_url) as control, suppress(ControlError):
+        with ControlClient.of(settings) as control, suppress(ControlError):
             control.abort(MODEL)
 
 
 def restarts(settings: Settings) -> list[str]:
     """Processes whose restart the release under way has noticed."""
-    with ControlClient(settings.control_url) as control, suppress(StackError):
+    with ControlClient.of(settings) as control, suppress(StackError):
         events = control.history(MODEL)
         began = max(n for n, event in enumerate(events) if event.kind == "release_started")
         resumed = [event for event in events[began:] if event.kind == "release_resumed"]
@@ -161,7 +161,7 @@ def test_the_gateway_is_never_at_weights_that_the_ledger_does_not_know(
     done = threading.Event()
 
     def move() -> None:
-        with ControlClient(settings.control_url) as control:
+        with ControlClient.of(settings) as control:
             while not done.is_set():
                 with suppress(ControlError, StackError):
                     control.start_rollout(MODEL, 2, STAYS)
@@ -180,7 +180,7 @@ def test_the_gateway_is_never_at_weights_that_the_ledger_does_not_know(
         done.set()
         moving.join()
     wait_until(lambda: healthy(settings), WITHIN_S)
-    with ControlClient(settings.control_url) as control:
+    with ControlClient.of(settings) as control:
         with suppress(ControlError):
             control.abort(MODEL)
         model = control.model(MODEL)
@@ -194,7 +194,7 @@ def test_the_gateway_is_never_at_weights_that_the_ledger_does_not_know(
 def test_a_candidate_that_was_taken_back_drains_after_a_while(
     settings: Settings, tmp_path: Path
 ) -> None:
-    with ControlClient(settings.control_url) as control:
+    with ControlClient.of(settings) as control:
         control.register(pack_echo(tmp_path, MODEL, 3))
         control.start_rollout(MODEL, 3, {**STAYS, "keep_s": 1})
         control.abort(MODEL)

@@ -15,6 +15,7 @@ import pytest
 from support.running_stack import make_settings, wait_until
 from vlserve.control.client import ControlClient
 from vlserve.control.gateway.envoy import EnvoyGateway
+from vlserve.control.key import read_key
 from vlserve.control.wire.views import Health
 from vlserve.errors import ControlError, PortBusy, SettingsError, StackError
 from vlserve.exporter.echo import pack_echo
@@ -89,7 +90,9 @@ def test_up_and_down_in_a_folder_with_an_awkward_name(
 
 def _assert_secrets_are_private(settings: Settings) -> None:
     tokens = re.findall(r'"key": "(\w+)"', _key_file(settings).read_text())
-    secrets = ["the-api-key", *tokens]
+    control_key = read_key(settings.control_key_file)
+    assert control_key
+    secrets = ["the-api-key", control_key, *tokens]
     for path in filter(Path.is_file, settings.state_dir.rglob("*")):
         if any(secret in path.read_text(errors="replace") for secret in secrets):
             assert path.stat().st_mode & 0o077 == 0, path
@@ -119,7 +122,7 @@ def test_up_mends_what_a_killed_supervisord_left(settings: Settings) -> None:
 
 def test_down_lets_running_requests_finish(settings: Settings, tmp_path: Path) -> None:
     control_stack.up(settings, print)
-    with ControlClient(settings.control_url) as control:
+    with ControlClient.of(settings) as control:
         control.register(pack_echo(tmp_path, "slow", 1, delay_ms=800))
     answers: list[httpx.Response] = []
 
@@ -242,8 +245,8 @@ def test_a_killed_program_comes_back(stack: RunningStack, program: str) -> None:
     pid = _pids(stack.settings)[program]
     psutil.Process(pid).kill()
     wait_until(lambda: _pids(stack.settings).get(program) not in (None, pid))
-    url = {"gateway": stack.gateway_url, "control": stack.settings.control_url}[program]
-    wait_until(lambda: _is_well(url))
+    is_up = {"gateway": lambda: _is_well(stack.gateway_url), "control": stack.control.is_up}
+    wait_until(is_up[program])
 
 
 def _is_well(url: str) -> bool:

@@ -14,6 +14,7 @@ from support.control_fakes import FakeEngine, FakeGateway
 from vlserve.control.api.app import create_app
 from vlserve.control.assembly import assemble
 from vlserve.control.client import ControlClient
+from vlserve.control.key import renew_key
 from vlserve.settings import ControlSettings, Settings
 
 MAX_ARCHIVE_BYTES = 1_000_000
@@ -24,10 +25,16 @@ class RunningControl:
     """The API at ``url``, and what it stands on."""
 
     url: str
+    key: str
     client: ControlClient
     engine: FakeEngine
     gateway: FakeGateway
     settings: Settings
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The header that a request needs."""
+        return {"Authorization": f"Bearer {self.key}"}
 
 
 @contextmanager
@@ -36,7 +43,9 @@ def running_control(folder: Path) -> Iterator[RunningControl]:
         project_dir=folder, control=ControlSettings(tick_s=0.05, drain_timeout_s=0.2)
     )
     engine, gateway = FakeEngine(), FakeGateway()
-    app = create_app(assemble(settings, engine, gateway), MAX_ARCHIVE_BYTES)
+    control = assemble(settings, engine, gateway)
+    key = renew_key(settings.control_key_file)
+    app = create_app(control, MAX_ARCHIVE_BYTES, key)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on"))
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
@@ -45,8 +54,8 @@ def running_control(folder: Path) -> Iterator[RunningControl]:
             time.sleep(0.005)
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         try:
-            with ControlClient(url) as client:
-                yield RunningControl(url, client, engine, gateway, settings)
+            with ControlClient(url, settings.control_key_file) as client:
+                yield RunningControl(url, key, client, engine, gateway, settings)
         finally:
             server.should_exit = True
             thread.join()

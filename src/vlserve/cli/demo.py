@@ -18,7 +18,7 @@ def demo(as_json: AsJson = False) -> None:
     from vlserve.demo import MODEL, VERSIONS, release_demo
 
     settings = load_settings()
-    with ControlClient(settings.control_url) as control, progress("preparing the demo") as show:
+    with ControlClient.of(settings) as control, progress("preparing the demo") as show:
         item = release_demo(settings, control, show)
     answer = request_prediction(settings, MODEL, {"text": item.text}, {"image": item.image})
     if as_json:

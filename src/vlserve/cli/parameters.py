@@ -40,4 +40,4 @@ Strict = Annotated[
 
 def control_client() -> ControlClient:
     """Return a client of the stack that these settings describe; a context manager."""
-    return ControlClient(load_settings().control_url)
+    return ControlClient.of(load_settings())

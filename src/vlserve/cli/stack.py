@@ -74,7 +74,7 @@ def status(as_json: AsJson = False) -> None:
 
     settings = load_settings()
     processes = stack.status(settings)
-    with ControlClient(settings.control_url) as control:
+    with ControlClient.of(settings) as control:
         health = control.health() if control.is_up() else None
         models = control.models() if health else []
     if as_json:

@@ -172,7 +172,7 @@ def _check_release(
 
     settings = load_settings()
     with (
-        ControlClient(settings.control_url) as control,
+        ControlClient.of(settings) as control,
         progress(f"releasing {model} with callers") as show,
     ):
         result = run_checked_release(

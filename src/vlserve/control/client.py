@@ -6,6 +6,7 @@ from typing import Any, Self
 
 import httpx
 
+from vlserve.control.key import read_key
 from vlserve.control.tuning import Tuning
 from vlserve.control.wire.rollout_views import RolloutView
 from vlserve.control.wire.views import (
@@ -16,7 +17,15 @@ from vlserve.control.wire.views import (
     Released,
     Unloaded,
 )
-from vlserve.errors import ArchiveError, ControlError, StackDown, StackError, error_class
+from vlserve.errors import (
+    ArchiveError,
+    ControlError,
+    StackDown,
+    StackError,
+    Unauthorized,
+    error_class,
+)
+from vlserve.settings import Settings
 
 _CONNECT_TIMEOUT_S = 2.0
 _LONGEST_S = 900.0  # a register that loads, or an unload that drains, ends well before
@@ -24,14 +33,26 @@ _LONGEST_S = 900.0  # a register that loads, or an unload that drains, ends well
 
 class ControlClient:
     """Methods raise what the service raised (the error tree of vlserve.errors, with the service's
-    message), or StackError when it is not up. A context manager."""
+    message), or StackError when it is not up. A context manager.
 
-    def __init__(self, url: str) -> None:
+    Args:
+        url: of the service.
+        key_file: holds its key; it is read at each request, because the service writes a new one
+            when it starts.
+    """
+
+    def __init__(self, url: str, key_file: Path) -> None:
+        self._key_file = key_file
         self._http = httpx.Client(
             base_url=url,
             timeout=httpx.Timeout(_LONGEST_S, connect=_CONNECT_TIMEOUT_S),
             trust_env=False,
         )
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Return a client of the stack that ``settings`` describe."""
+        return cls(settings.control_url, settings.control_key_file)
 
     def __enter__(self) -> Self:
         return self
@@ -43,6 +64,8 @@ class ControlClient:
         """Return whether the service answers at all."""
         try:
             self.health()
+        except Unauthorized:
+            return True
         except (StackError, ControlError):
             return False
         return True
@@ -133,7 +156,8 @@ class ControlClient:
 
     def _call(self, method: str, path: str, **options: Any) -> Any:
         try:
-            response = self._http.request(method, path, **options)
+            headers = {**options.pop("headers", {}), **self._authorization()}
+            response = self._http.request(method, path, headers=headers, **options)
         except httpx.TransportError as error:
             raise StackDown(
                 f"the control service does not answer at {self._http.base_url} "
@@ -141,6 +165,8 @@ class ControlClient:
             ) from error
         try:
             answer = response.json()
+            if response.status_code == httpx.codes.UNAUTHORIZED:
+                raise self._key_refused()
             if response.is_error:
                 raise raised_class(answer["error"]["code"])(answer["error"]["message"])
         except (ValueError, KeyError, TypeError) as error:
@@ -149,6 +175,24 @@ class ControlClient:
                 "service does: does its port belong to another program?"
             ) from error
         return answer
+
+    def _authorization(self) -> dict[str, str]:
+        try:
+            key = read_key(self._key_file)
+        except PermissionError as error:
+            raise Unauthorized(
+                f"{self._key_file} is not yours to read: ask as the user who started the stack"
+            ) from error
+        return {} if key is None else {"Authorization": f"Bearer {key}"}
+
+    def _key_refused(self) -> Unauthorized:
+        has = "does not take the key in" if self._key_file.exists() else "asks for a key, and no"
+        end = "" if self._key_file.exists() else " is there"
+        return Unauthorized(
+            f"the control service at {self._http.base_url} {has} {self._key_file}{end}: it is the "
+            "one of another folder or another user; set VLSERVE_PROJECT_DIR or VLSERVE_STATE_DIR "
+            "to those of the stack that is up"
+        )
 
 
 def raised_class(code: str) -> type[ControlError | ArchiveError]:

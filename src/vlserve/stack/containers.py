@@ -61,7 +61,7 @@ def engine_failures(settings: Settings) -> tuple[list[str], list[str]]:
 def gateway_failures(settings: Settings) -> tuple[list[str], list[str]]:
     """(asked, failed): each released model's stable version answers its first probe right, asked
     as clients ask."""
-    with ControlClient(settings.control_url) as control:
+    with ControlClient.of(settings) as control:
         released = [model for model in control.models() if model.stable is not None]
     failed = [failure for model in released for failure in _ask_stable(settings, model)]
     return [f"{model.model} {model.stable} through the gateway" for model in released], failed

@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -106,12 +107,15 @@ def _wait_until_well(settings: Settings, progress: Progress) -> None:
 
 
 def _wait_until_answering(settings: Settings, progress: Progress) -> None:
-    waiting = _questions(settings)
     starts: dict[str, set[int]] = {}
     deadline = time.monotonic() + START_TIMEOUT_S
-    with httpx.Client(trust_env=False, timeout=5.0) as http:
+    with (
+        httpx.Client(trust_env=False, timeout=5.0) as http,
+        ControlClient.of(settings) as control,
+    ):
+        waiting = _questions(settings, http, control)
         while True:
-            for name in [name for name, url in waiting.items() if _answers(http, url)]:
+            for name in [name for name, is_up in waiting.items() if is_up()]:
                 progress(f"{name} answers")
                 del waiting[name]
             if not waiting:
@@ -129,7 +133,7 @@ def _wait_until_answering(settings: Settings, progress: Progress) -> None:
 def _wait_until_restored(settings: Settings, progress: Progress) -> None:
     """A version that cannot be loaded again does not keep the others from serving."""
     deadline = time.monotonic() + RESTORE_TIMEOUT_S
-    with ControlClient(settings.control_url) as control:
+    with ControlClient.of(settings) as control:
         said = ""
         while (now := _health(control)) != "ok":
             if now != said:
@@ -148,17 +152,26 @@ def _health(control: ControlClient) -> str:
         return str(error)
 
 
-def _questions(settings: Settings) -> dict[str, str]:
-    """A URL for each program that it answers with 200 once it is up."""
-    engines = {
+def _questions(
+    settings: Settings, http: httpx.Client, control: ControlClient
+) -> dict[str, Callable[[], bool]]:
+    """For each program, whether it is up."""
+    urls = {"gateway": f"{settings.gateway_url}/health"} | {
         endpoint.name: f"http://{endpoint.host}:{endpoint.metrics_port}/metrics"
         for endpoint in endpoints(settings)
     }
-    return {
-        "gateway": f"{settings.gateway_url}/health",
-        "control": f"{settings.control_url}/health",
-        **engines,
+    return {"control": lambda: _knows_us(control)} | {
+        name: partial(_answers, http, url) for name, url in urls.items()
     }
+
+
+def _knows_us(control: ControlClient) -> bool:
+    """Return whether the service answers, and takes the key of this stack."""
+    try:
+        control.health()
+    except (ControlError, StackError):
+        return False
+    return True
 
 
 def _answers(http: httpx.Client, url: str) -> bool:

@@ -44,7 +44,7 @@ def running_stack(
     try:
         stack.up(settings, show)
         with (
-            ControlClient(settings.control_url) as control,
+            ControlClient.of(settings) as control,
             httpx.Client(base_url=settings.gateway_url, timeout=60.0, trust_env=False) as http,
         ):
             yield RunningStack(settings, control, http)

@@ -130,9 +130,14 @@ def check_docker(args: list[str], inline: bool) -> None:
 
 
 def check_curl(args: list[str], inline: bool) -> None:
-    paths = [re.sub(r"^(http://)?[\w.]+:\d+", "", arg) for arg in args if ":8080" in arg]
-    _require(len(paths) == 1, "no address of the gateway")
-    _require(bool(re.fullmatch(r"/predictions/\w+(/\d+)?|/health", paths[0])), f"path {paths[0]}")
+    addresses = [arg for arg in args if re.search(":80[89]0", arg)]
+    _require(len(addresses) == 1, "no address of the gateway or the control service")
+    path = re.sub(r"^(http://)?[\w.]+:\d+", "", addresses[0])
+    if ":8090" in addresses[0]:
+        _require(any(arg.startswith("Authorization: Bearer ") for arg in args), "no key")
+        _require(path.startswith(("/health", "/models", "/versions")), f"path {path}")
+        return
+    _require(bool(re.fullmatch(r"/predictions/\w+(/\d+)?|/health", path)), f"path {path}")
 
 
 CHECKS: Mapping[str, Callable[[list[str], bool], None]] = {

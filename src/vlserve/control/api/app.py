@@ -7,10 +7,10 @@ from contextlib import asynccontextmanager
 
 import uvicorn
 from anyio import to_thread
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI, Security
 from fastapi_offline import FastAPIOffline
 
-from vlserve.control.api.access import refuse_foreign
+from vlserve.control.api.access import KEY_SCHEME, Door
 from vlserve.control.api.errors import answer_errors
 from vlserve.control.api.gateway_openapi import describe_predictions
 from vlserve.control.api.routes import routes
@@ -18,13 +18,17 @@ from vlserve.control.assembly import Control, assemble
 from vlserve.control.engine.endpoints import endpoints
 from vlserve.control.engine.torchserve import TorchServe
 from vlserve.control.gateway.envoy import EnvoyGateway
+from vlserve.control.key import renew_key
 from vlserve.control.wire.views import ErrorView
 from vlserve.errors import VlserveError
 from vlserve.settings import load_settings
 
 
-def create_app(control: Control, max_archive_bytes: int) -> FastAPI:
-    """The HTTP edge of ``control``, whose tick runs while the app does."""
+def create_app(control: Control, max_archive_bytes: int, key: str) -> FastAPI:
+    """The HTTP edge of ``control``, whose tick runs while the app does.
+
+    Each request but those of the API page itself must carry ``key``.
+    """
 
     @asynccontextmanager
     async def running(_: FastAPI) -> AsyncIterator[None]:
@@ -34,17 +38,25 @@ def create_app(control: Control, max_archive_bytes: int) -> FastAPI:
 
     app = FastAPIOffline(  # /docs without a content delivery network
         title="vlserve control",
-        description="Register, release, roll back and unload versions. The command line uses it.",
+        description="Register, release, roll back and unload versions. The command line uses it. "
+        "To try a request here, press Authorize and give the key: `cat .vlserve/control.key`.",
         version="1",
         lifespan=running,
-        dependencies=[Depends(refuse_foreign)],
+        dependencies=[Security(KEY_SCHEME)],
         responses={
             code: {"model": ErrorView, "description": what}
-            for code, what in ((404, "Unknown"), (409, "Refused"), (422, "Unusable"), (503, "Down"))
+            for code, what in (
+                (401, "No key, or a wrong one"),
+                (404, "Unknown"),
+                (409, "Refused"),
+                (422, "Unusable"),
+                (503, "Down"),
+            )
         },
     )
     answer_errors(app)
-    app.include_router(routes(control.service, max_archive_bytes))
+    app.include_router(routes(control.service))
+    app.add_middleware(Door, key=key, max_archive_bytes=max_archive_bytes)
     return app
 
 
@@ -56,10 +68,11 @@ def main() -> int:
         settings = load_settings()
         engine = TorchServe(endpoints(settings), settings.engine)
         control = assemble(settings, engine, EnvoyGateway(settings))
-    except VlserveError as error:
+        key = renew_key(settings.control_key_file)
+    except (VlserveError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-    app = create_app(control, settings.control.max_archive_bytes)
+    app = create_app(control, settings.control.max_archive_bytes, key)
     describe_predictions(app, settings.folder("handlers"), settings.gateway_url)
     uvicorn.run(
         app,

@@ -23,12 +23,14 @@ from vlserve.errors import (
     SettingsError,
     StillServing,
     TuningInvalid,
+    Unauthorized,
     VersionConflict,
     VersionNotFound,
     VlserveError,
 )
 
 STATUS: Mapping[type[VlserveError], int] = {
+    Unauthorized: 401,
     ModelNotFound: 404,
     VersionNotFound: 404,
     VersionConflict: 409,
@@ -52,7 +54,10 @@ HTTP_CODES: Mapping[int, tuple[str, str]] = {
     403: ("forbidden", "The request comes from a web page or names another host."),
     404: ("not_found", "The control service has no such path."),
     405: ("method_not_allowed", "The path is there, the method is not."),
-    413: ("too_large", "The archive is larger than `control.max_archive_bytes`."),
+    413: (
+        "too_large",
+        "The archive is larger than `control.max_archive_bytes`, or another body than 1 MiB.",
+    ),
     415: ("unsupported_media_type", "The content type is not the one that the path takes."),
     422: ("request_invalid", "A path, query or body does not have the form of the API page."),
     500: ("internal_error", "A bug; the control log has more."),
@@ -72,9 +77,18 @@ def answer_errors(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _on_bug)
 
 
-def _error(status: int, code: str, message: str) -> JSONResponse:
+def error_answer(status: int, message: str) -> JSONResponse:
+    """Return the answer to a request that is refused before the service is asked."""
+    if status == 401:
+        return _error(status, Unauthorized.code, message, {"WWW-Authenticate": "Bearer"})
+    return _error(status, HTTP_CODES[status][0] if status in HTTP_CODES else "error", message)
+
+
+def _error(
+    status: int, code: str, message: str, headers: Mapping[str, str] | None = None
+) -> JSONResponse:
     view = ErrorView(error=ErrorBody(code=code, message=message))
-    return JSONResponse(view.model_dump(), status_code=status)
+    return JSONResponse(view.model_dump(), status_code=status, headers=headers)
 
 
 def _on_vlserve_error(_: Request, error: Exception) -> JSONResponse:
@@ -94,8 +108,7 @@ def _on_invalid_request(_: Request, error: Exception) -> JSONResponse:
 def _on_http_error(request: Request, error: Exception) -> JSONResponse:
     status, detail = getattr(error, "status_code", 500), getattr(error, "detail", str(error))
     message = detail if status not in (404, 405) else f"no {request.method} {request.url.path}"
-    code = HTTP_CODES[status][0] if status in HTTP_CODES else "error"
-    return _error(status, code, message)
+    return error_answer(status, message)
 
 
 def _on_bug(request: Request, error: Exception) -> JSONResponse:

@@ -10,7 +10,7 @@ from fastapi import APIRouter, HTTPException, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import ClientDisconnect
 
-from vlserve.control.api.access import BYTES
+from vlserve.control.api.access import BYTES, UPLOAD_PATH
 from vlserve.control.service import ControlService
 from vlserve.control.tuning import parse_tuning
 from vlserve.control.wire.rollout_views import RolloutView
@@ -71,7 +71,8 @@ class History(BaseModel):
     events: list[EventView] = Field(description="Oldest first.")
 
 
-def routes(service: ControlService, max_archive_bytes: int) -> APIRouter:
+def routes(service: ControlService) -> APIRouter:
+    """Return the paths over ``service``; Door has judged the key and the size of the body."""
     router = APIRouter()
 
     @router.get("/health")
@@ -95,7 +96,7 @@ def routes(service: ControlService, max_archive_bytes: int) -> APIRouter:
         return History(events=[EventView.model_validate(each) for each in service.history(model)])
 
     @router.post(
-        "/versions",
+        UPLOAD_PATH,
         openapi_extra={
             "requestBody": {
                 "required": True,
@@ -112,7 +113,7 @@ def routes(service: ControlService, max_archive_bytes: int) -> APIRouter:
         tuned = None if tuning is None else parse_tuning(tuning)
         archive = service.incoming / f"{uuid4().hex}.mar"
         try:
-            await _receive(request, archive, max_archive_bytes)
+            await _receive(request, archive)
             done = await to_thread.run_sync(service.register, archive, name, tuned)
             return Registered.model_validate(done)
         finally:
@@ -157,18 +158,13 @@ def routes(service: ControlService, max_archive_bytes: int) -> APIRouter:
     return router
 
 
-async def _receive(request: Request, archive: FilePath, max_bytes: int) -> None:
-    """Write the body to ``archive``; 413 as soon as it is known to be over ``max_bytes``."""
-    too_large = HTTPException(413, f"an archive may have {max_bytes} bytes; this one has more")
-    if int(request.headers.get("content-length", 0)) > max_bytes:
-        raise too_large
+async def _receive(request: Request, archive: FilePath) -> None:
+    """Write the body to ``archive``."""
     received = 0
     try:
         async with await anyio.open_file(archive, "wb") as file:
             async for chunk in request.stream():
                 received += len(chunk)
-                if received > max_bytes:
-                    raise too_large
                 await file.write(chunk)
     except ClientDisconnect as error:
         raise HTTPException(400, f"the upload was cut off after {received} bytes") from error
