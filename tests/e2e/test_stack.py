@@ -217,12 +217,13 @@ def test_an_up_that_fails_leaves_what_was_up(
 def test_up_waits_for_a_control_service_that_is_being_started_anew(
     stack: RunningStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    troubles = [StackError("it does not answer"), ControlError("that was another program")]
+    second, third = ControlError("that was another program"), StackError("it does not answer")
+    troubles: list[Exception | None] = [third, second, None]
     health = ControlClient.health
 
     def stumbling(control: ControlClient) -> Health:
-        if troubles:
-            raise troubles.pop()
+        if troubles and (trouble := troubles.pop()):
+            raise trouble
         return health(control)
 
     monkeypatch.setattr(ControlClient, "health", stumbling)
