@@ -18,6 +18,7 @@ VlserveError                  (vlserve.runtime.errors)
 │   ├── VersionNotFound
 │   ├── VersionConflict       another archive under a used version number
 │   ├── NotReady              the version is not loaded and healthy
+│   ├── TuningInvalid         a tuning of a version that this stack cannot use
 │   ├── StillServing          the version has weight, so it is not unloaded
 │   ├── NothingToRollBackTo
 │   ├── ReleaseUnderWay       the model is being released in steps

@@ -1,11 +1,14 @@
 """Each class of the error tree has a code of its own, which clients compare: it never changes."""
 
 import pkgutil
+import re
+from collections import Counter
 from importlib import import_module
 
 import pytest
 
 import vlserve.control
+import vlserve.errors
 from vlserve.errors import VlserveError, error_class, error_classes
 
 CODES = {
@@ -64,3 +67,12 @@ def test_each_class_has_a_code_of_its_own(classes: list[type[VlserveError]]) -> 
 def test_a_class_is_found_by_its_code(classes: list[type[VlserveError]]) -> None:
     assert all(error_class(kind.code) is kind for kind in classes)
     assert error_class("internal_error") is None
+
+
+def test_the_tree_is_drawn_with_each_class_once(classes: list[type[VlserveError]]) -> None:
+    drawn = Counter(
+        re.findall(r"^[│├└─ ]*([A-Z]\w+)\b", vlserve.errors.__doc__ or "", re.MULTILINE)
+    )
+    own = {kind.__name__ for kind in classes if not kind.__module__.startswith("vlserve.runtime")}
+    named = own | {"VlserveError", "ArchiveError", "RequestError"}
+    assert {name: drawn[name] for name in named} == dict.fromkeys(named, 1)
