@@ -9,7 +9,7 @@ SOURCES := setup.py src docs examples export handlers loadtest benchmarks servin
 # Folders of files that are loaded by path, whose names may clash: mypy takes them as one tree.
 TYPED := benchmarks docs examples export handlers loadtest
 
-.PHONY: serve stop unit test test-long check reference format bench bench-scale clean
+.PHONY: serve stop unit test test-long check reference format bench bench-scale bench-endurance clean
 
 $(INSTALLED): pyproject.toml setup.py requirements.lock requirements-dev.lock gateway.lock
 	$(PYTHON) -m venv $(VENV)
@@ -64,6 +64,12 @@ bench: $(INSTALLED)  ## served speed as ratios to the in-process limit; PEERS=al
 
 bench-scale: $(INSTALLED)  ## what more models, larger images and longer texts cost
 	$(BIN)/python -m benchmarks.serving.scale
+
+bench-endurance: $(INSTALLED)  ## an hour: soak, versions that come and go, many operators, fuzzing
+	$(BIN)/python -m benchmarks.endurance.soak
+	$(BIN)/python -m benchmarks.release.hot_update --rounds 200 --rate 15
+	$(BIN)/python -m benchmarks.endurance.operators
+	$(BIN)/python -m benchmarks.endurance.fuzz
 
 clean: stop
 	rm -rf $(VENV) .vlserve

@@ -18,7 +18,7 @@ from vlserve.testing.stand_in_engine import stand_in
 
 pytestmark = pytest.mark.long
 
-ROOMS = ("models", "release", "serving")
+ROOMS = ("endurance", "models", "release", "serving")
 PROGRAMS = sorted(
     f"{room}.{file.stem}"
     for room in ROOMS
@@ -130,6 +130,29 @@ def test_judge_simulation_prints_both_tables(tmp_path: Path) -> None:
     out = tmp_path / "judge.json"
     run("release.judge_simulation", "--releases", 10, "--looks", 50, "--json", out)
     assert len(json.loads(out.read_text())) > 20
+
+
+def test_soak_answers_right_and_refuses_what_is_bad(tmp_path: Path) -> None:
+    out = tmp_path / "soak.json"
+    run("endurance.soak", "--seconds", 8, "--rate", 10, "--clients", 4, "--out", out)
+    result = json.loads(out.read_text())
+    assert result["requests"] and not result["failures"] and not result["processes_replaced"]
+    assert result["refused"] and all(status.startswith("4") for status in result["refused"])
+
+
+def test_operators_are_refused_or_obeyed(tmp_path: Path) -> None:
+    out = tmp_path / "operators.json"
+    run("endurance.operators", "--operations", 60, "--operators", 3, "--rate", 5, "--out", out)
+    result = json.loads(out.read_text())
+    assert (result["operations"], result["faults"]) == (60, [])
+
+
+def test_fuzz_finds_no_server_error(tmp_path: Path) -> None:
+    out = tmp_path / "fuzz.json"
+    run("endurance.fuzz", "--examples", 5, "--rate", 5, "--out", out)
+    result = json.loads(out.read_text())
+    assert result["exit_codes"] == {"gateway": 0, "control": 0}
+    assert all(result["requests"].values())
 
 
 def test_attention_measures_memory_and_time() -> None:

@@ -1,0 +1,77 @@
+"""How much a running stack holds, over time: memory, open files, threads."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from statistics import median
+
+import psutil
+
+from vlserve.settings import Settings
+from vlserve.stack.stack import processes
+
+_MIB = 1024**2
+
+
+@dataclass(frozen=True)
+class Held:
+    """What all processes of a stack held at one moment. ``memory_mib``: pages that are shared count
+    once (PSS)."""
+
+    memory_mib: float
+    files: int
+    threads: int
+
+
+@dataclass
+class Watch:
+    """The moments seen so far, oldest first."""
+
+    held: list[Held] = field(default_factory=list)
+
+
+@contextmanager
+def watching(settings: Settings, every_s: float) -> Iterator[Watch]:
+    """Look at the processes of a stack, every ``every_s`` seconds, while the body runs."""
+    watch, ended = Watch(), threading.Event()
+
+    def look() -> None:
+        while not ended.wait(every_s):
+            watch.held.append(held_by(settings))
+
+    thread = threading.Thread(target=look, name="watch")
+    thread.start()
+    try:
+        yield watch
+    finally:
+        ended.set()
+        thread.join()
+
+
+def held_by(settings: Settings) -> Held:
+    """Return what the living processes of a stack hold now."""
+    memory, files, threads = 0, 0, 0
+    for process in processes(settings):
+        with suppress(psutil.Error):
+            memory += process.memory_full_info().pss
+            files += process.num_fds()
+            threads += process.num_threads()
+    return Held(memory / _MIB, files, threads)
+
+
+def growth(held: Sequence[Held]) -> tuple[Held, Held] | None:
+    """Return the medians of the second and of the last quarter: what came after the warm-up, and at
+    the end. None where fewer than eight moments were seen."""
+    quarter = len(held) // 4
+    if quarter < 2:
+        return None
+    return _median(held[quarter : 2 * quarter]), _median(held[-quarter:])
+
+
+def _median(held: Sequence[Held]) -> Held:
+    return Held(
+        median(each.memory_mib for each in held),
+        int(median(each.files for each in held)),
+        int(median(each.threads for each in held)),
+    )
