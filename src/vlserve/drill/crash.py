@@ -208,13 +208,13 @@ def _is_whole(running: RunningStack, engine: TorchServe, census: Counter[str]) -
         held = engine.loaded()
     except (StackError, ControlError):
         return False
-    wanted = {
+    targets = {
         (view.model, view.version) for m in models for view in m.versions if view.state.loaded
     }
     return (
         healthy
         and all(
-            {key for key, version in holds.items() if version.workers_ready == workers} == wanted
+            {key for key, version in holds.items() if version.workers_ready == workers} == targets
             for holds in held.values()
         )
         and _census(running.settings) == census

@@ -132,8 +132,8 @@ class _Stage:
         self._policy = policy
         self._show = show
         self._deadline = time.monotonic() + LONGEST_S
-        known = {view.model: view for view in control.models()}
-        versions = known[twin].versions if twin in known else ()
+        views = {view.model: view for view in control.models()}
+        versions = views[twin].versions if twin in views else ()
         self._next = 1 + max((version.version for version in versions), default=0)
 
     def set_up(self) -> None:

@@ -50,15 +50,15 @@ def export_int8(
     """``export_archive`` in fp32, with its ``options``, then `quantise_archive`. Raises as both."""
     with tempfile.TemporaryDirectory(prefix="vlserve-export-") as folder:
         report = export_archive(recipe, checkpoint, Path(folder), progress=progress, **options)
-        made = quantise_archive(report.path, calibration, out, clock=clock, progress=progress)
+        quantised = quantise_archive(report.path, calibration, out, clock=clock, progress=progress)
     return Int8Report(
-        made.path,
-        made.sha256,
-        made.manifest,
+        quantised.path,
+        quantised.sha256,
+        quantised.manifest,
         report.parity,
         report.notes,
-        made.faster,
-        made.verdict,
+        quantised.faster,
+        quantised.verdict,
     )
 
 
@@ -96,26 +96,28 @@ def quantise_archive(
         candidates = {}
         for name, graph in graphs.items():
             candidates[name] = graph.candidates(clock)
-            said = ", ".join(f"{one.method} {one.faster:.2f}x" for one in candidates[name])
-            progress(f"graph {name}, speed against fp32: {said or 'nothing to quantise'}")
+            choices = ", ".join(f"{one.method} {one.faster:.2f}x" for one in candidates[name])
+            progress(f"graph {name}, speed against fp32: {choices or 'nothing to quantise'}")
         weights = {name: graph.cost for name, graph in graphs.items()}
-        found = search(graphs, weights, candidates, judge, clock, progress)
-        quantization = _report(found, parts, calibration)
+        outcome = search(graphs, weights, candidates, judge, clock, progress)
+        quantization = _report(outcome, parts, calibration)
         progress("answering the probes by the archive's own code")
-        path = _packed_with_probes(work, out, manifest, found.chosen, quantization)
-    faster = {name: variant.faster for name, variant in found.chosen.items()}
-    return Int8Report(path, file_sha256(path), verify_archive(path), {}, (), faster, found.verdict)
+        path = _packed_with_probes(work, out, manifest, outcome.chosen, quantization)
+    faster = {name: variant.faster for name, variant in outcome.chosen.items()}
+    return Int8Report(
+        path, file_sha256(path), verify_archive(path), {}, (), faster, outcome.verdict
+    )
 
 
 def _graphs(manifest: Manifest, work: Path, parts: Parts) -> dict[str, GraphVariants]:
     requests = [fields for line in parts.calibrated for fields in requests_of(line, manifest)]
     feeds = record(work / "fp32", requests)
-    made = {}
+    files = {}
     for name, graph in manifest.graphs.items():
         folder = work / "variants" / name
         folder.mkdir(parents=True)
-        made[name] = GraphVariants(name, graph, work / "fp32", feeds[name], folder)
-    return made
+        files[name] = GraphVariants(name, graph, work / "fp32", feeds[name], folder)
+    return files
 
 
 def _report(found: Found, parts: Parts, calibration: Path) -> Quantization:
@@ -158,10 +160,10 @@ def _packed_with_probes(
     work: Path, out: Path, manifest: Manifest, chosen: Chosen, quantization: Quantization
 ) -> Path:
     """The probes' answers are the INT8 archive's own; ``out`` gets it whole or not at all."""
-    said = {"quantization": quantization.model_dump(mode="json")}
-    unprobed = _pack(work, work / "unprobed", manifest, chosen, **said)
+    entry = {"quantization": quantization.model_dump(mode="json")}
+    unprobed = _pack(work, work / "unprobed", manifest, chosen, **entry)
     requests = [probe.fields for probe in manifest.probes]
     answers = answer_by_archive(unprobed, requests)
     handlers = work / "fp32" / "handlers"
     probes = probes_of(manifest.model_dump(mode="json"), requests, answers, handlers)
-    return _pack(work, out, manifest, chosen, probes=probes, **said)
+    return _pack(work, out, manifest, chosen, probes=probes, **entry)

@@ -47,8 +47,8 @@ def read_parts(path: Path) -> Parts:
         raise DataError(f"{path} has no usable line")
     if len(lines) < FEWEST:
         return Parts(tuple(lines), tuple(lines), held_out=False)
-    wanted = min(CALIBRATED, len(lines) // 3)
-    places = {len(lines) * at // wanted for at in range(wanted)}
+    count = min(CALIBRATED, len(lines) // 3)
+    places = {len(lines) * at // count for at in range(count)}
     return Parts(
         tuple(line for at, line in enumerate(lines) if at in places),
         tuple(line for at, line in enumerate(lines) if at not in places),

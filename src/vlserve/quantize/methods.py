@@ -62,8 +62,8 @@ class Prepared:
 
     def methods(self) -> list[Method]:
         """Those that differ."""
-        found = {node.op for node in self.nodes}
-        convolutions, products = found & set(CONVOLUTIONS), found & set(PRODUCTS)
+        kinds = {node.op for node in self.nodes}
+        convolutions, products = kinds & set(CONVOLUTIONS), kinds & set(PRODUCTS)
         if convolutions and products:
             return list(METHODS)
         return ["static"] if convolutions else ["static", "dynamic"] if products else []
@@ -91,9 +91,9 @@ def quantise(
 ) -> None:
     """Write the graph with every node that ``method`` quantises, but the ``excluded`` ones."""
     model = onnx.load(prepared.file)
-    kept = [node for node in prepared.nodes if node.name not in excluded]
-    convolutions = {node.name for node in kept if node.op in CONVOLUTIONS}
-    products = {node.name for node in kept if node.op in PRODUCTS}
+    nodes = [node for node in prepared.nodes if node.name not in excluded]
+    convolutions = {node.name for node in nodes if node.op in CONVOLUTIONS}
+    products = {node.name for node in nodes if node.op in PRODUCTS}
     still = convolutions | _between(model, convolutions) if method != "dynamic" else set()
     if method == "static":
         still |= products
@@ -149,7 +149,7 @@ def _with_weights(model: onnx.ModelProto) -> Iterator[Node]:
 def _between(model: onnx.ModelProto, convolutions: Collection[str]) -> set[str]:
     """What follows those convolutions alone, and no other."""
     follows: dict[str, bool] = {}
-    found: set[str] = set()
+    names: set[str] = set()
     for node in model.graph.node:
         if node.op_type in CONVOLUTIONS:
             quantised = node.name in convolutions
@@ -158,9 +158,9 @@ def _between(model: onnx.ModelProto, convolutions: Collection[str]) -> set[str]:
             if node.op_type not in BETWEEN or not before:
                 continue
             if quantised := all(before):
-                found.add(node.name)
+                names.add(node.name)
         follows |= dict.fromkeys(node.output, quantised)
-    return found
+    return names
 
 
 class _Batches(CalibrationDataReader):  # type: ignore[misc]

@@ -86,7 +86,7 @@ def search(
         )
     order = count()
     waiting = [(-first.faster(weights), next(order), first)]
-    seen = {first.methods}
+    tried = {first.methods}
     guilty: dict[Methods, list[Guilt]] = {}
     best: Verdict | None = None
     for plans_asked in range(1, MOST_PLANS + 1):
@@ -105,8 +105,8 @@ def search(
         followers = _with_more_left_out(graphs, plan, guilty[plan.methods], clock)
         if plan.left_out == 0:
             slower = _with_slower_methods(ranked, plan)
-            followers += [one for one in slower if one.methods not in seen]
-            seen |= {one.methods for one in slower}
+            followers += [one for one in slower if one.methods not in tried]
+            tried |= {one.methods for one in slower}
         for follower in followers:
             faster = follower.faster(weights)
             if faster >= FASTER:
@@ -179,10 +179,10 @@ def _leaving_out(
         if variant.method is None or name not in excluded:
             chosen[name] = variant
             continue
-        made = graphs[name].without(variant.method, excluded[name], clock)
-        if made is None:
+        files = graphs[name].without(variant.method, excluded[name], clock)
+        if files is None:
             return None
-        chosen[name] = made
+        chosen[name] = files
     return Plan(chosen, len(groups), order)
 
 
@@ -196,9 +196,9 @@ def _with_slower_methods(ranked: Mapping[str, list[Variant]], plan: Plan) -> lis
 
 
 def _speeds(candidates: Mapping[str, list[Variant]]) -> str:
-    said = [
+    lines = [
         f"{name} {variant.method} {variant.faster:.2f}x"
         for name, variants in candidates.items()
         for variant in variants
     ]
-    return ", ".join(said) or "no node can be quantised"
+    return ", ".join(lines) or "no node can be quantised"

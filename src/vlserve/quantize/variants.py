@@ -71,8 +71,8 @@ class GraphVariants:
         fp32, *times = clock(self.graph, [self.source, *usable.values()], self.feeds)
         self.cost = fp32 * self.feeds.calls * size_of(self.feeds.batches[0])
         for (method, file), time in zip(usable.items(), times, strict=True):
-            made = Variant(method, frozenset(), file, fp32 / time)
-            self._made[method, frozenset()] = made
+            variant = Variant(method, frozenset(), file, fp32 / time)
+            self._made[method, frozenset()] = variant
         return [self._made[method, frozenset()] for method in usable]
 
     def without(self, method: Method, excluded: Excluded, clock: Clock) -> Variant | None:
@@ -94,14 +94,14 @@ class GraphVariants:
         groups = [tuple(nodes[at : at + size]) for at in range(0, len(nodes), size)]
         inputs = self.feeds.batches[0]
         expected = self._fp32.run(inputs)
-        found = []
+        variants = []
         for group in groups:
             others = {node.name for node in self._prepared.nodes if node not in group}
             file = self._folder / "alone.onnx"
             quantise(self._prepared, method, file, others)
             got = self._open(file).run(inputs)
-            found.append(Guilt(self.name, group, distance(got, expected)))
-        return found
+            variants.append(Guilt(self.name, group, distance(got, expected)))
+        return variants
 
     def _write(self, method: Method, excluded: Excluded) -> Path:
         file = self._folder / f"{len(list(self._folder.glob('variant-*')))}.onnx"

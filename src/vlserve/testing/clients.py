@@ -182,10 +182,10 @@ def _unanswered(error: Exception) -> RequestOutcome:
 
 def drawn_questions(folder: Path, count: int = 50) -> list[Question]:
     """Covers and titles of the demo set, drawn into ``folder``."""
-    drawn = write_demo_data(folder, items=count * 6 // 5)
-    lines = drawn.train.read_text(encoding="utf-8").splitlines()
+    demo = write_demo_data(folder, items=count * 6 // 5)
+    lines = demo.train.read_text(encoding="utf-8").splitlines()
     items = [json.loads(line) for line in lines]
     return [
         Question(post, {"image_path": str(folder / item["img"]), "text": item["text"]})
-        for post, item in zip(read_dataset(drawn.train), items, strict=True)
+        for post, item in zip(read_dataset(demo.train), items, strict=True)
     ]

@@ -169,8 +169,13 @@ def fit_pairs(
         bad_lines=bad_lines,
         seconds=time.monotonic() - start,
     )
-    said = {"best_epoch": report.best_epoch, "seconds": report.seconds, **facts, "epochs": epochs}
-    _write_json(out / METRICS, {**report.metrics.to_json(), **said})
+    facts_of_run = {
+        "best_epoch": report.best_epoch,
+        "seconds": report.seconds,
+        **facts,
+        "epochs": epochs,
+    }
+    _write_json(out / METRICS, {**report.metrics.to_json(), **facts_of_run})
     return report
 
 
@@ -233,10 +238,10 @@ def _turn(
     for start in range(0, len(order) - size + 1, size):
         rows = order[start : start + size]
         own = [random.choice(texts[row]) for row in rows]
-        seen, said = torch.from_numpy(data.images[rows]), torch.from_numpy(data.texts[own])
+        images, words = torch.from_numpy(data.images[rows]), torch.from_numpy(data.texts[own])
         loss = contrastive_loss(
-            head.images(_dropped(seen, options.dropout, random)),
-            head.texts(_dropped(said, options.dropout, random)),
+            head.images(_dropped(images, options.dropout, random)),
+            head.texts(_dropped(words, options.dropout, random)),
             head.scale(),
             options.label_smoothing,
         )
@@ -250,8 +255,8 @@ def _turn(
 
 
 def _dropped(features: Tensor, share: float, random: np.random.Generator) -> Tensor:
-    kept = torch.from_numpy(random.random(features.shape, dtype=np.float32) >= share)
-    return features * kept / (1 - share)
+    mask = torch.from_numpy(random.random(features.shape, dtype=np.float32) >= share)
+    return features * mask / (1 - share)
 
 
 @torch.no_grad()
@@ -259,8 +264,8 @@ def _recalls(head: Projections, pairs: Pairs) -> dict[str, float]:
     images = head.images(torch.from_numpy(pairs.images)).double()
     texts = head.texts(torch.from_numpy(pairs.texts)).double()
     cosines = (images @ texts.T).numpy()
-    found = recall_both_ways(pairs.corpus, cosines, cosines)
-    return {name: float(values.mean()) for name, values in found.items()}
+    recall = recall_both_ways(pairs.corpus, cosines, cosines)
+    return {name: float(values.mean()) for name, values in recall.items()}
 
 
 def _as_projections(module: Any) -> Projections:

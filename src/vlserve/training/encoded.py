@@ -65,19 +65,19 @@ class Encoder:
         for start in range(0, len(samples), ENCODE_BATCH):
             rows = slice(start, start + ENCODE_BATCH)
             batch = {"image": samples.images[rows], **{name: x[rows] for name, x in text.items()}}
-            given = {name: batch[name] for name in taken_by(self.frozen, batch)}
-            expected = _run_eager(self.frozen, given) if start == 0 else {}
+            feed = {name: batch[name] for name in taken_by(self.frozen, batch)}
+            expected = _run_eager(self.frozen, feed) if start == 0 else {}
             if self._graph is None:
-                self._graph = _open_graph(self.frozen, given, tuple(expected))
+                self._graph = _open_graph(self.frozen, feed, tuple(expected))
             session, names = self._graph
-            found = dict(zip(names, session.run(None, given), strict=True))
+            outputs = dict(zip(names, session.run(None, feed), strict=True))
             for name, reference in expected.items():
-                _, wrong = compare(found[name], reference, RTOL, ATOL)
+                _, wrong = compare(outputs[name], reference, RTOL, ATOL)
                 if wrong:
                     raise TrainingError(
                         f"the frozen part's graph does not answer like it: {name}: {wrong}"
                     )
-            yield start, found
+            yield start, outputs
 
 
 def encode(

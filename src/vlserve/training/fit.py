@@ -187,13 +187,13 @@ def _solve(
 ) -> list[dict[str, Any]]:
     """Figures of the optimum, as of an only epoch; its weights are in ``out``."""
     start = time.monotonic()
-    found = solve(parts.trained, _loss(data, options), data.train, options.penalty)
+    solution = solve(parts.trained, _loss(data, options), data.train, options.penalty)
     save_weights(out / WEIGHTS, parts.checkpoint(parts.trained))
     seconds = time.monotonic() - start
     figures = {
-        "train_loss": found.loss,
-        "largest_gradient": found.gradient,
-        "converged": found.converged,
+        "train_loss": solution.loss,
+        "largest_gradient": solution.gradient,
+        "converged": solution.converged,
         **_figures(parts.trained, data),
         "seconds": seconds,
     }

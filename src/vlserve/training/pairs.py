@@ -115,9 +115,9 @@ class Reader:
 
     def _understand(self, raw: Sequence[bytes]) -> Tensor:
         text = self.tokenizer.encode([one.decode() for one in raw])
-        seen = np.arange(text.ids.shape[1]) < text.lengths[:, None]
+        mask = np.arange(text.ids.shape[1]) < text.lengths[:, None]
         return self.frozen.texts(
-            torch.from_numpy(text.ids), torch.from_numpy(seen.astype(np.int64))
+            torch.from_numpy(text.ids), torch.from_numpy(mask.astype(np.int64))
         )
 
 

@@ -68,11 +68,11 @@ class Samples:
         if augmentation:
             images, titles = augmentation.images(images), augmentation.titles(titles)
         text = self.tokenizer.pad(titles)
-        seen = np.arange(text.ids.shape[1]) < text.lengths[:, None]
+        mask = np.arange(text.ids.shape[1]) < text.lengths[:, None]
         return {
             "image": images,
             "text_ids": torch.from_numpy(text.ids),
-            "text_mask": torch.from_numpy(seen.astype(np.int64)),
+            "text_mask": torch.from_numpy(mask.astype(np.int64)),
             "text_length": torch.from_numpy(text.lengths),
         }
 
@@ -84,8 +84,8 @@ def run_by_name(network: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
 
 def taken_by(network: nn.Module, names: Iterable[str]) -> list[str]:
     """Those of the names that the network's ``forward`` has a parameter for, in its order."""
-    given = set(names)
-    return [name for name in inspect.signature(network.forward).parameters if name in given]
+    present = set(names)
+    return [name for name in inspect.signature(network.forward).parameters if name in present]
 
 
 def decode_images(

@@ -12,10 +12,10 @@ def build_vocabulary(titles: Iterable[str], min_count: int) -> dict[str, int]:
     equally common ones by code point. A capital letter shares the id of its small one. Padding and
     unknown characters have ids of their own below; rare characters train the unknown one."""
     counts = Counter(_small(character) for title in titles for character in title)
-    kept = [character for character, count in counts.items() if count >= min_count]
-    kept.sort(key=lambda character: (-counts[character], character))
+    characters = [character for character, count in counts.items() if count >= min_count]
+    characters.sort(key=lambda character: (-counts[character], character))
     vocabulary: dict[str, int] = {}
-    for index, character in enumerate(kept, start=max(PAD_ID, UNKNOWN_ID) + 1):
+    for index, character in enumerate(characters, start=max(PAD_ID, UNKNOWN_ID) + 1):
         for form in (character, character.upper()):
             if len(form) == 1 and _small(form) == character:
                 vocabulary[form] = index

@@ -117,8 +117,8 @@ def tune(
     best = _confirmed(search, search.points, CONFIRMED * run_s)
     if best is not None and best.serving != start:
         own = [point for point in search.points if point.serving == start]
-        kept = _confirmed(search, own, CONFIRMED * run_s)
-        best = best if kept is None or best.rps > GAIN * kept.rps else kept
+        confirmed = _confirmed(search, own, CONFIRMED * run_s)
+        best = best if confirmed is None or best.rps > GAIN * confirmed.rps else confirmed
     return TuningResult(
         slo_p99_ms=slo_p99_ms,
         points=tuple(search.points),
@@ -134,18 +134,18 @@ def _confirmed(search: _Search, points: Sequence[Point], seconds: int) -> Point 
 
     One that breaks the limit, or cannot be loaded again, gives way to the next best.
     """
-    left = list(points)
-    while (best := best_point(left, search.slo_p99_ms)) is not None:
+    rest = list(points)
+    while (best := best_point(rest, search.slo_p99_ms)) is not None:
         search.show(f"{best.serving}: confirming with {best.connections} connections")
         if not search.serve(best.serving):
-            left = [point for point in left if point.serving != best.serving]
+            rest = [point for point in rest if point.serving != best.serving]
             continue
         again = search.trials.measure(best.serving, best.connections, seconds)
         search.points.append(again)
         search.show(_describe(again, search.slo_p99_ms))
         if again.held(search.slo_p99_ms):
             return again
-        left = [p for p in left if p.serving != best.serving or p.connections < best.connections]
+        rest = [p for p in rest if p.serving != best.serving or p.connections < best.connections]
     return None
 
 

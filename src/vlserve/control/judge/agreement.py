@@ -66,8 +66,8 @@ def settle_agreement(
 def settle_score_distance(score: ScoreDistance, distances: Array, ceiling: float) -> ScoreDistance:
     """Pay out one batch of distances, (..., pairs)."""
     stakes = BETS / ceiling
-    made = np.log1p(stakes * (distances[..., np.newaxis] - ceiling)).sum(axis=-2)
-    purses = capital.settle(score.purses, made)
+    gains = np.log1p(stakes * (distances[..., np.newaxis] - ceiling)).sum(axis=-2)
+    purses = capital.settle(score.purses, gains)
     return ScoreDistance(
         purses=purses,
         pairs=score.pairs + distances.shape[-1],

@@ -60,8 +60,8 @@ def start(releases: tuple[int, ...] = ()) -> Latency:
 
 def settle(latency: Latency, block: Timed, p50_margin: float, p99_margin: float) -> Latency:
     """Pay out one block, then learn from it."""
-    known = (latency.stable.sum(axis=-1) >= LEARNING)[..., np.newaxis]
-    candidate, stable = block.candidate & known, block.stable & known
+    enough = (latency.stable.sum(axis=-1) >= LEARNING)[..., np.newaxis]
+    candidate, stable = block.candidate & enough, block.stable & enough
     p50_ms, p99_ms = quantiles_ms(latency.stable, 0.5, 0.99)
 
     def judge(comparison: Comparison, threshold_ms: Array, margin: float) -> Comparison:

@@ -15,8 +15,8 @@ def evaluate(job: Job) -> Result:
     file = job.read(AnswerItem)
     requests = [{**job.look(item.look), "text": item.text, "top_k": 1} for item in file.items]
     file, answers = job.answered(file, requests)
-    given = [answer["answers"][0]["answer"] for answer in answers]
-    pairs = list(zip(given, file.items, strict=True))
+    predictions = [answer["answers"][0]["answer"] for answer in answers]
+    pairs = list(zip(predictions, file.items, strict=True))
     values = {"accuracy": [is_any_of(one, item.label) for one, item in pairs]}
     official = [
         vqa_accuracy(one, annotations_of(item.label))

@@ -26,10 +26,10 @@ class Corpus:
 
     def texts_of_images(self) -> list[set[int]]:
         """Of each image the places of its texts."""
-        found: list[set[int]] = [set() for _ in self.looks]
+        groups: list[set[int]] = [set() for _ in self.looks]
         for text, owner in enumerate(self.owners):
-            found[owner].add(text)
-        return found
+            groups[owner].add(text)
+        return groups
 
     def images_of_texts(self) -> list[set[int]]:
         return [{owner} for owner in self.owners]
@@ -45,25 +45,25 @@ def corpus_of(file: TaskFile[PairedItem]) -> Corpus:
     places: dict[Look, int] = {}
     for item in file.items:
         places.setdefault(item.look, len(places))
-    said = [
+    reasons = [
         (text, places[item.look], line)
         for line, item in file.by_line.items()
         for text in item.texts
     ]
     return Corpus(
         looks=tuple(places),
-        texts=tuple(text for text, _, _ in said),
-        owners=tuple(owner for _, owner, _ in said),
-        lines=tuple(line for _, _, line in said),
+        texts=tuple(text for text, _, _ in reasons),
+        owners=tuple(owner for _, owner, _ in reasons),
+        lines=tuple(line for _, _, line in reasons),
     )
 
 
 def first_of_rows(scores: Scores, count: int) -> Seen:
     """The ``count`` highest of each row, those on the left of equal ones."""
     best = np.argsort(-scores, axis=1, kind="stable")[:, :count]
-    seen = np.zeros(scores.shape, dtype=np.bool_)
-    np.put_along_axis(seen, best, True, axis=1)
-    return seen
+    mask = np.zeros(scores.shape, dtype=np.bool_)
+    np.put_along_axis(mask, best, True, axis=1)
+    return mask
 
 
 def recall_both_ways(

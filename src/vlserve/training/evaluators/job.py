@@ -91,14 +91,14 @@ class Job:
             for line, answer in zip(file.by_line, answers, strict=True)
             if isinstance(answer, Refused)
         }
-        kept = self.leave_out(file, refused)
-        return kept, [answer for answer in answers if not isinstance(answer, Refused)]
+        usable = self.leave_out(file, refused)
+        return usable, [answer for answer in answers if not isinstance(answer, Refused)]
 
     def leave_out(self, file: TaskFile[AnyItem], reasons: Mapping[int, str]) -> TaskFile[AnyItem]:
         """Line number -> reason. Raises as `read`."""
-        kept = file.without(reasons)
-        refuse_bad_lines((kept,), strict=self.strict)
-        return kept
+        usable = file.without(reasons)
+        refuse_bad_lines((usable,), strict=self.strict)
+        return usable
 
     def file_of(self, name: str) -> Path:
         """A file that an item names."""

@@ -110,20 +110,20 @@ def _matched(
     """What could be matched, and the match scores of those pairs, -inf of the rest. With it
     ``others`` of the same shape, of what is left."""
     corpus = corpus_of(file)
-    asked = [(int(image), int(text)) for image, text in np.argwhere(pairs)]
+    indices = [(int(image), int(text)) for image, text in np.argwhere(pairs)]
     requests = [
-        {**job.look(corpus.looks[image]), "text": corpus.texts[text]} for image, text in asked
+        {**job.look(corpus.looks[image]), "text": corpus.texts[text]} for image, text in indices
     ]
     scores = np.full(pairs.shape, -np.inf)
     refused: dict[tuple[int, int], str] = {}
-    for pair, answer in zip(asked, job.ask(requests, "pairs"), strict=True):
+    for pair, answer in zip(indices, job.ask(requests, "pairs"), strict=True):
         if isinstance(answer, Refused):
             refused[pair] = answer.reason
         else:
             scores[pair] = answer["itm_score"]
     reasons = _to_blame(corpus, refused)
-    kept = np.ix_(*corpus.places_without(reasons.keys()))
-    return job.leave_out(file, reasons), tuple(matrix[kept] for matrix in (scores, *others))
+    places = np.ix_(*corpus.places_without(reasons.keys()))
+    return job.leave_out(file, reasons), tuple(matrix[places] for matrix in (scores, *others))
 
 
 def _to_blame(corpus: Corpus, refused: Mapping[tuple[int, int], str]) -> Reasons:

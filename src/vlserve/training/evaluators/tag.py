@@ -5,11 +5,11 @@ from vlserve.training.evaluators.job import Job, Result
 
 
 def evaluate(job: Job) -> Result:
-    found = evaluate_archive(
+    evaluation = evaluate_archive(
         job.archive,
         job.data,
         batch_size=job.batch_size,
         strict=job.strict,
         progress=job.progress,
     )
-    return Result(found.metrics.to_json(), found.bad_lines)
+    return Result(evaluation.metrics.to_json(), evaluation.bad_lines)

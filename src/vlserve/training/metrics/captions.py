@@ -31,8 +31,8 @@ def score_captions(candidates: Sequence[str], references: Sequence[Sequence[str]
         env=environment_with_java(),
     )
     if job.returncode:
-        said = job.stderr.decode(errors="replace").strip().splitlines()
-        raise DataError(f"captions cannot be scored: {said[-1] if said else job.returncode}")
+        lines = job.stderr.decode(errors="replace").strip().splitlines()
+        raise DataError(f"captions cannot be scored: {lines[-1] if lines else job.returncode}")
     return CaptionScores(**json.loads(job.stdout))
 
 

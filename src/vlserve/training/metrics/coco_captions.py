@@ -26,14 +26,14 @@ Scores = dict[str, list[float]]
 
 def tokenized(captions: Sequence[Sequence[str]]) -> list[list[str]]:
     """Lower case, tokens apart, without punctuation, by Stanford's PTB tokenizer. Needs Java."""
-    asked = {
+    request = {
         number: [{"caption": " ".join(caption.split())} for caption in group]
         for number, group in enumerate(captions)
     }
-    found = PTBTokenizer().tokenize(asked)
-    if [len(group) for group in captions] != [len(found.get(one, ())) for one in asked]:
+    tokens = PTBTokenizer().tokenize(request)
+    if [len(group) for group in captions] != [len(tokens.get(one, ())) for one in request]:
         raise ValueError("the tokenizer gave back fewer captions than it was given")
-    return [found[number] for number in asked]
+    return [tokens[number] for number in request]
 
 
 def overlaps(
@@ -69,30 +69,30 @@ def cider_d_by(
     scorer = CiderScorer()
     scorer.crefs = [cook_refs(group) for group in corpus]
     scorer.compute_doc_freq()
-    found: list[float] = []
+    scores: list[float] = []
     for start in range(0, len(candidates), len(corpus)):
         part = slice(start, start + len(corpus))
         scorer.ctest = [cook_test(one) for one in candidates[part]]
         truth = [cook_refs(group) for group in references[part]]
         # the scorer takes the corpus to be as large as its list of references is long
         scorer.crefs = truth + [[]] * (len(corpus) - len(truth))
-        found += map(float, scorer.compute_cider())
-    return found
+        scores += map(float, scorer.compute_cider())
+    return scores
 
 
 def _by_number(
     candidates: Sequence[str], references: Sequence[Sequence[str]]
 ) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
     """As the library's scorers take them."""
-    given = {number: [one] for number, one in enumerate(candidates)}
-    return given, {number: list(group) for number, group in enumerate(references)}
+    by_number = {number: [one] for number, one in enumerate(candidates)}
+    return by_number, {number: list(group) for number, group in enumerate(references)}
 
 
 def main() -> None:
     """Score standard input on standard output."""
-    asked: dict[str, Any] = json.load(sys.stdin)
-    references = tokenized(asked["references"])
-    candidates = [one for (one,) in tokenized([[one] for one in asked["candidates"]])]
+    request: dict[str, Any] = json.load(sys.stdin)
+    references = tokenized(request["references"])
+    candidates = [one for (one,) in tokenized([[one] for one in request["candidates"]])]
     corpus, each = overlaps(candidates, references)
     corpus["meteor"], each["meteor"] = meteor(candidates, references)
     json.dump({"corpus": corpus, "each": each}, sys.stdout)

@@ -14,7 +14,7 @@ _AT_A_TIME = 100
 
 def interval_of_mean(values: ArrayLike, seed: int = 0) -> tuple[float, float]:
     """95 % percentile bootstrap interval of the mean of two values or more."""
-    found = bootstrap(
+    interval = bootstrap(
         (np.asarray(values, dtype=np.float64),),
         np.mean,
         vectorized=True,
@@ -23,7 +23,7 @@ def interval_of_mean(values: ArrayLike, seed: int = 0) -> tuple[float, float]:
         method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return float(found.low), float(found.high)
+    return float(interval.low), float(interval.high)
 
 
 def means(values: Mapping[str, ArrayLike]) -> dict[str, Any]:

@@ -15,13 +15,13 @@ def ranks(scores: NDArray[np.floating], right: Sequence[Collection[int]]) -> NDA
     one or more. Wrong candidates with the very score of the right one stand before it: a model that
     finds all alike finds nothing.
     """
-    found = np.empty(len(scores), dtype=np.int64)
+    ranks = np.empty(len(scores), dtype=np.int64)
     for query, (row, columns) in enumerate(zip(scores, right, strict=True)):
         own = sorted(columns)
         before = row >= row[own].max()
         before[own] = False
-        found[query] = before.sum()
-    return found
+        ranks[query] = before.sum()
+    return ranks
 
 
 def recalls(places: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:

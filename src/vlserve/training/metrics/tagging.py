@@ -93,7 +93,7 @@ def measure(
     figures = dict(zip(names, values.tolist(), strict=True))
     intervals: dict[str, tuple[float, float]] = {}
     if resamples and len(targets) > 1:
-        found = bootstrap(
+        interval = bootstrap(
             (np.arange(len(targets)),),
             lambda drawn: _figures(
                 targets[drawn], scores[drawn], predicted[drawn], multi_label, columns
@@ -103,7 +103,7 @@ def measure(
             method="percentile",
             rng=np.random.default_rng(seed),
         ).confidence_interval
-        pairs = zip(found.low.tolist(), found.high.tolist(), strict=True)
+        pairs = zip(interval.low.tolist(), interval.high.tolist(), strict=True)
         intervals = dict(zip(names, pairs, strict=True))
     return Metrics(
         items=len(targets),
@@ -116,13 +116,13 @@ def measure(
 def _figures(
     targets: Matrix, scores: Matrix, predicted: Matrix, multi_label: bool, columns: Sequence[int]
 ) -> tuple[list[str], NDArray[np.float64]]:
-    seen = (targets | predicted).any(axis=0)
+    present = (targets | predicted).any(axis=0)
     ranked = [column for column in columns if targets[:, column].any()]
     figures = {
         "accuracy": accuracy_score(targets, predicted),
         "macro_f1": (
-            f1_score(targets[:, seen], predicted[:, seen], average="macro", zero_division=0.0)
-            if seen.any()
+            f1_score(targets[:, present], predicted[:, present], average="macro", zero_division=0.0)
+            if present.any()
             else 0.0
         ),
         "map": _mean_average_precision(targets[:, ranked], scores[:, ranked]) if ranked else 0.0,

@@ -79,12 +79,12 @@ def annotations_of(answers: Sequence[str]) -> list[Annotation]:
 def vqa_accuracy(answer: str, annotations: Sequence[Annotation]) -> float:
     """From 0 to 1: for each annotator left out in turn, the number of others who say the same, over
     three, 1 at the most; the mean of those. ``annotations``: one or more, usually ten."""
-    given, said = normalised(answer), list(annotations)
-    if len({one.answer for one in said}) > 1:
-        said = [replace(one, answer=without_punctuation(one.answer)) for one in said]
+    candidate, references = normalised(answer), list(annotations)
+    if len({one.answer for one in references}) > 1:
+        references = [replace(one, answer=without_punctuation(one.answer)) for one in references]
     shares = []
-    for left_out in said:
-        agreeing = sum(other.answer == given for other in said if other != left_out)
+    for left_out in references:
+        agreeing = sum(other.answer == candidate for other in references if other != left_out)
         shares.append(min(1.0, agreeing / ENOUGH))
     return sum(shares) / len(shares)
 
@@ -103,11 +103,11 @@ def normalised(answer: str) -> str:
 def without_punctuation(text: str) -> str:
     """The script's processPunctuation."""
     commas_in_numbers = _COMMA_IN_NUMBER.search(text) is not None
-    kept = text
+    result = text
     for sign in _SIGNS:
         touches_space = f"{sign} " in text or f" {sign}" in text
-        kept = kept.replace(sign, "" if touches_space or commas_in_numbers else " ")
-    return _POINT.sub("", kept, count=_MAX_POINTS)
+        result = result.replace(sign, "" if touches_space or commas_in_numbers else " ")
+    return _POINT.sub("", result, count=_MAX_POINTS)
 
 
 def in_plain_words(text: str) -> str:
