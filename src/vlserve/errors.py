@@ -26,7 +26,9 @@ VlserveError                  (vlserve.runtime.errors)
 │   ├── LoadFailed            the engine could not load the version, or it answers its probes wrong
 │   ├── EngineUnavailable
 │   ├── GatewayRefused        the gateway did not take a configuration
-│   ├── LedgerUnwritable      the disk is full or read-only, or another process locks the ledger
+│   │   └── GatewayUnwritable its files cannot be written
+│   ├── LedgerUnwritable      the ledger is read-only, or another process holds it locked
+│   │   └── LedgerFull        its disk is full
 │   ├── LedgerDamaged         the ledger's file is no ledger any more
 │   ├── EvidenceInvalid       (vlserve.control.judge.evidence) impossible evidence of a rollout
 │   └── StateUnreadable       (vlserve.control.rollouts.state) a rollout's kept state cannot be read
@@ -49,7 +51,9 @@ __all__ = [
     "ExportError",
     "ExtraMissing",
     "GatewayRefused",
+    "GatewayUnwritable",
     "LedgerDamaged",
+    "LedgerFull",
     "LedgerUnwritable",
     "LoadFailed",
     "ModelNotFound",
@@ -209,10 +213,22 @@ class GatewayRefused(ControlError):
     code = "gateway_refused"
 
 
+class GatewayUnwritable(GatewayRefused):
+    """The gateway's files cannot be written, as on a full disk."""
+
+    code = "gateway_unwritable"
+
+
 class LedgerUnwritable(ControlError):
-    """The ledger takes no change: its disk is full or read-only, or another process locks it."""
+    """The ledger takes no change: it is read-only, or another process holds it locked."""
 
     code = "ledger_unwritable"
+
+
+class LedgerFull(LedgerUnwritable):
+    """The ledger takes no change, because its disk is full."""
+
+    code = "ledger_full"
 
 
 class LedgerDamaged(ControlError):

@@ -161,6 +161,7 @@ def rollback(
         print_json(done)
         return
     print_line(f"{model} is back on {done.version}; {done.previous} stays loaded without traffic")
+    _print_unrecorded(done.unrecorded)
 
 
 def _steer(model: str, as_json: bool, word: Callable[[ControlClient, str], RolloutView]) -> None:
@@ -216,6 +217,12 @@ def _print_place(view: RolloutView) -> None:
         print_line(f"why: {view.decision.reason}")
     if view.state_error:
         print_line(view.state_error)
+    _print_unrecorded(view.unrecorded)
+
+
+def _print_unrecorded(why: str) -> None:
+    if why:
+        print_line(f"the gateway has changed, and the ledger is told later: {why}")
 
 
 def _print_gates(view: RolloutView) -> None:

@@ -17,8 +17,10 @@ from vlserve.control.rollouts.service import RolloutService
 from vlserve.control.rollouts.steps import RolloutSteps
 from vlserve.control.service import ControlService
 from vlserve.control.store.ledger import Ledger
+from vlserve.control.store.reserve import Reserve
 from vlserve.control.store.rollouts import RolloutStore
 from vlserve.control.store.storage import disk_troubles
+from vlserve.control.store.unrecorded import Unrecorded
 from vlserve.settings import Settings
 
 
@@ -48,7 +50,9 @@ def assemble(settings: Settings, engine: Engine, gateway: Gateway) -> Control:
         ControlError: another control service has the model store's ledger open.
     """
     ledger = Ledger(settings.model_store)
-    traffic = Traffic(ledger, engine, gateway)
+    unrecorded = Unrecorded(ledger, settings.state_dir / "unrecorded.json")
+    reserves = (ledger.database.reserve, Reserve(settings.state_dir / "gateway" / "reserve"))
+    traffic = Traffic(ledger, engine, gateway, unrecorded, reserves)
     lifecycle = Lifecycle(ledger, engine, traffic, settings.control.drain_timeout_s)
     operations, backoff = Operations(), Backoff()
     tick_s = settings.control.tick_s
@@ -82,6 +86,6 @@ def assemble(settings: Settings, engine: Engine, gateway: Gateway) -> Control:
         operations,
         rollouts,
         settings.control.drain_timeout_s,
-        checks=[lambda: disk_troubles(folders, logs)],
+        checks=[lambda: disk_troubles(folders, logs), ledger.troubles, unrecorded.troubles],
     )
     return Control(ledger, service, reconciler, rollout_loop)

@@ -238,12 +238,14 @@ class Registration:
 @dataclass(frozen=True)
 class TrafficChange:
     """The outcome of a release or a rollback: ``version`` has all traffic, ``previous`` had it
-    before. ``already_released``: it had the traffic before, and nothing was done."""
+    before. ``already_released``: it had the traffic before, and nothing was done. ``unrecorded``:
+    why the ledger does not know it yet; empty where it does."""
 
     model: str
     version: int
     previous: int | None
     already_released: bool = False
+    unrecorded: str = ""
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,10 @@ from vlserve.control.lifecycle.operations import Operations
 from vlserve.control.lifecycle.registration import Registrar
 from vlserve.control.rollouts.service import RolloutService
 from vlserve.control.store.ledger import Ledger
+from vlserve.control.store.unrecorded import ChangeBack
 from vlserve.control.transitions import rollback_target
 from vlserve.control.tuning import Tuning
-from vlserve.errors import NotReady, StillServing
+from vlserve.errors import StillServing
 
 
 class ControlService:
@@ -91,8 +92,8 @@ class ControlService:
     def rollback(self, model: str, version: int | None = None) -> TrafficChange:
         """Give all traffic back to the stable version before, or to the earlier one ``version``.
 
-        It is in force when this returns. A rollout under way is aborted, whether or not its state
-        can be read.
+        It is in force when this returns, also where the ledger takes no change: it is told later
+        then. A rollout under way is aborted, whether or not its state can be read.
 
         Raises:
             NothingToRollBackTo: there is no such earlier version.
@@ -101,23 +102,19 @@ class ControlService:
         under_way = self.rollouts.under_way(model)
         if under_way is not None and version in (None, under_way.stable):
             aborted = self.rollouts.abort(model)
-            return TrafficChange(model, aborted.stable, aborted.candidate)
+            return TrafficChange(
+                model, aborted.stable, aborted.candidate, unrecorded=aborted.unrecorded
+            )
         self.rollouts.refuse_if_under_way(model)
         if version is not None:
             self._ledger.version(model, version)
-        target = rollback_target(model, self._ledger.model(model).stack, version)
+        stack = self._ledger.model(model).stack
+        target = rollback_target(model, stack, version)
         with self._operations.on((model, target)):
             self._lifecycle.make_ready(self._ledger.version(model, target))
-            with self._traffic.change_weights(model, full_weight(target)):
-                self.rollouts.refuse_if_under_way(model)
-                current = self._ledger.model(model)
-                if rollback_target(model, current.stack, version) != target:
-                    raise NotReady(
-                        f"traffic of {model} moved to {current.stable} meanwhile: look at "
-                        f"`vlserve history {model}`, and roll back again if it is to be"
-                    )
-                self._ledger.roll_back(model, target, full_weight(target))
-        return TrafficChange(model, target, current.stable)
+            previous = stack[-1]
+            unrecorded = self._traffic.go_back(ChangeBack(model, target, previous))
+        return TrafficChange(model, target, previous, unrecorded=unrecorded)
 
     def unload(self, model: str, version: int) -> VersionRecord:
         """Close the version's path, wait for its requests, and take it out of the engine.
@@ -146,11 +143,11 @@ class ControlService:
 
     def models(self) -> list[ModelStatus]:
         """Return every model with its versions."""
-        return [self._status(record) for record in self._ledger.models()]
+        return [self._status(record) for record in self._traffic.models()]
 
     def model(self, model: str) -> ModelStatus:
         """Return one model with its versions. ModelNotFound."""
-        return self._status(self._ledger.model(model))
+        return self._status(self._traffic.unrecorded.in_force(self._ledger.model(model)))
 
     def history(self, model: str) -> list[Event]:
         """Return everything that happened to a model, oldest first. ModelNotFound."""

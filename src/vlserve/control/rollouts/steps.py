@@ -11,6 +11,7 @@ from vlserve.control.judge import Policy, next_step
 from vlserve.control.rollouts.state import KeptState, RolloutState, StateUnreadable
 from vlserve.control.store.ledger import Ledger
 from vlserve.control.store.rollouts import RolloutStore
+from vlserve.control.store.unrecorded import ChangeBack, EndOfRollout
 from vlserve.errors import NotReady
 
 KEEP_S = Policy().keep_s
@@ -65,28 +66,32 @@ class RolloutSteps:
             self._store.end(rollout.id, RolloutStatus.PROMOTED, keep_until=None)
             self._ledger.release(rollout.model, rollout.candidate, weights, **_why(by, state))
 
-    def take_back(self, rollout: Rollout, state: KeptState, by: str) -> None:
-        """Give stable all traffic again; the candidate stays loaded for a while."""
-        status = RolloutStatus.ROLLED_BACK if by == "judge" else RolloutStatus.ABORTED
-        keep_s = state.judge.policy.keep_s if isinstance(state, RolloutState) else KEEP_S
-        keep_until = time.time() + keep_s
-        weights = full_weight(rollout.stable)
-        with self._traffic.change_weights(rollout.model, weights):
-            self._save(rollout, state)
-            self._store.end(rollout.id, status, keep_until)
-            self._ledger.weigh(
-                rollout.model,
-                rollout.stable,
-                weights,
-                str(status),
-                previous=rollout.candidate,
-                **_why(by, state),
-            )
+    def take_back(self, rollout: Rollout, state: KeptState, by: str) -> str:
+        """Give stable all traffic again; the candidate stays loaded for a while. Return why the
+        ledger does not know it yet, or nothing: see `Traffic.go_back`."""
+        ends = EndOfRollout(
+            rollout.id,
+            status=RolloutStatus.ROLLED_BACK if by == "judge" else RolloutStatus.ABORTED,
+            keep_until=time.time() + _keep_s(state),
+            detail=_why(by, state),
+            state_json=state.to_json() if isinstance(state, RolloutState) else "",
+        )
+        return self._traffic.go_back(
+            ChangeBack(rollout.model, rollout.stable, rollout.candidate, ends)
+        )
+
+    def in_force(self, rollout: Rollout) -> Rollout:
+        """Return a rollout as it stands at the gateway, which the ledger may not know yet."""
+        return self._traffic.unrecorded.ended(rollout)
 
     def _save(self, rollout: Rollout, state: KeptState) -> None:
         """A state that cannot be read stays as it is, for whoever can."""
         if isinstance(state, RolloutState):
             self._store.save_state(rollout.id, state.to_json())
+
+
+def _keep_s(state: KeptState) -> float:
+    return state.judge.policy.keep_s if isinstance(state, RolloutState) else KEEP_S
 
 
 def _why(by: str, state: KeptState) -> dict[str, Any]:

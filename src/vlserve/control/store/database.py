@@ -12,8 +12,11 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
-from vlserve.errors import ControlError
+from vlserve.control.store.reserve import Reserve
+from vlserve.control.store.sqlite_errors import translated
+from vlserve.errors import ControlError, LedgerFull, LedgerUnwritable
 
 LEDGER = "ledger.sqlite"
 
@@ -21,8 +24,13 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 """NNNN_what.sql: what schema version NNNN of the ledger adds to the one before."""
 
 
+_LOCK_TIMEOUT_S = 2.0
+"""How long a lock of another process is waited for: none of ours takes one."""
+_LOOK_TIMEOUT_MS = 50
+
+
 class Database:
-    """Thread-safe."""
+    """Thread-safe. Methods raise LedgerUnwritable and LedgerDamaged."""
 
     def __init__(self, folder: Path) -> None:
         """Open or create the database in ``folder``, and bring it to the newest schema.
@@ -31,22 +39,21 @@ class Database:
             ControlError: another control service has it open, or a newer vlserve wrote it, in which
                 case no byte of it is changed.
         """
-        folder.mkdir(parents=True, exist_ok=True)
         self._file = folder / LEDGER
-        self._owner = (folder / f"{LEDGER}.lock").open("w")
-        try:
-            fcntl.flock(self._owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._owner.close()
-            raise ControlError(
-                f"another control service uses {self._file}: stop it (`vlserve down`), "
-                "or give this stack a model_store of its own"
-            ) from error
+        self.reserve = Reserve(folder / f"{LEDGER}.reserve")
+        self._owner = _owned(self._file)
+        self._writing = threading.RLock()
         self._threads = threading.local()
         self._idle: deque[sqlite3.Connection] = deque()
         self._closed = False
+        self._refused = False
+        """Whether a change was refused, and none has been kept since."""
         try:
-            self._migrate()
+            try:
+                self._migrate()
+            except LedgerFull:
+                self.reserve.give_up()  # who cannot open the ledger cannot go back
+                self._migrate()
         except BaseException:
             self.close()
             raise
@@ -60,28 +67,60 @@ class Database:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """All changes inside are kept together, or none. Nests; the outermost one commits."""
-        with self._borrowed() as connection:
+        with self._writing, self._borrowed() as connection:
             if connection.in_transaction:
                 yield
                 return
-            connection.execute("BEGIN IMMEDIATE")
+            self._run(connection, "BEGIN IMMEDIATE")
             try:
                 yield
-                connection.execute("COMMIT")
+                self._run(connection, "COMMIT")
             except BaseException:
-                with suppress(sqlite3.OperationalError):  # a full disk has rolled it back already
+                with suppress(sqlite3.Error):  # a full disk has rolled it back already
                     connection.execute("ROLLBACK")
                 raise
 
     def execute(self, statement: str, *values: object) -> None:
         """Change something; inside of a `transaction`, unless it stands alone."""
-        with self._borrowed() as connection:
-            connection.execute(statement, values)
+        with self._writing, self._borrowed() as connection:
+            self._run(connection, statement, *values)
 
     def query(self, statement: str, *values: object) -> list[sqlite3.Row]:
         """The rows that a statement finds."""
         with self._borrowed() as connection:
-            return connection.execute(statement, values).fetchall()
+            return self._run(connection, statement, *values)
+
+    def check(self) -> None:
+        """Raise what would keep a change from the ledger now. Whether its disk has room shows only
+        by writing: that is tried where the last change was refused."""
+        if not self._writing.acquire(blocking=False):
+            return  # a change is under way
+        try:
+            with self._borrowed() as connection:
+                self._run(connection, f"PRAGMA busy_timeout = {_LOOK_TIMEOUT_MS}")
+                try:
+                    self._try_a_change()
+                finally:
+                    connection.execute(f"PRAGMA busy_timeout = {int(1000 * _LOCK_TIMEOUT_S)}")
+        finally:
+            self._writing.release()
+
+    def _try_a_change(self) -> None:
+        with self.transaction():
+            if self._refused:
+                (row,) = self.query("PRAGMA user_version")
+                self.execute(f"PRAGMA user_version = {row[0]}")
+        self._refused = False
+
+    def _run(
+        self, connection: sqlite3.Connection, statement: str, *values: object
+    ) -> list[sqlite3.Row]:
+        try:
+            with translated(self._file):
+                return connection.execute(statement, values).fetchall()
+        except LedgerUnwritable:
+            self._refused = True
+            raise
 
     @contextmanager
     def _borrowed(self) -> Iterator[sqlite3.Connection]:
@@ -107,17 +146,20 @@ class Database:
     def _open(self) -> sqlite3.Connection:
         if self._closed:
             raise ControlError(f"{self._file} was closed: the control service stops")
-        connection = sqlite3.connect(
-            self._file, timeout=30, isolation_level=None, check_same_thread=False
-        )
-        connection.row_factory = sqlite3.Row
-        connection.execute("PRAGMA foreign_keys = ON")
-        connection.execute("PRAGMA synchronous = FULL")  # a change that was answered is on disk
+        with translated(self._file):
+            connection = sqlite3.connect(
+                self._file, timeout=_LOCK_TIMEOUT_S, isolation_level=None, check_same_thread=False
+            )
+            connection.row_factory = sqlite3.Row
+            connection.execute("PRAGMA foreign_keys = ON")
+            connection.execute("PRAGMA synchronous = FULL")  # a change that was answered is on disk
+            connection.execute("PRAGMA temp_store = MEMORY")  # the disk of /tmp may be full
         return connection
 
     def _migrate(self) -> None:
         migrations = read_migrations()
-        current, newest = _schema_of(self._file), len(migrations)
+        with translated(self._file):
+            current, newest = _schema_of(self._file), len(migrations)
         if current > newest:
             raise ControlError(
                 f"{self._file} has schema {current}, this vlserve reads {newest}: "
@@ -125,10 +167,35 @@ class Database:
             )
         self.execute("PRAGMA journal_mode = WAL")
         for version, statements in enumerate(migrations[current:], start=current + 1):
+            script = f"BEGIN IMMEDIATE; {statements}\n; PRAGMA user_version = {version}; COMMIT;"
             with self._borrowed() as connection:
-                connection.executescript(
-                    f"BEGIN IMMEDIATE; {statements}\n; PRAGMA user_version = {version}; COMMIT;"
-                )
+                try:
+                    with translated(self._file):
+                        connection.executescript(script)
+                except BaseException:
+                    with suppress(sqlite3.Error):  # nothing of it is begun, or it is undone already
+                        connection.execute("ROLLBACK")
+                    raise
+
+
+def _owned(file: Path) -> TextIO:
+    """Return the lock of the ledger in ``file``, whose folder is made."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = file.with_name(f"{file.name}.lock").open("w")
+    except OSError as error:
+        raise LedgerUnwritable(
+            f"the ledger {file} cannot be opened: {error.strerror}: make {file.parent} writable"
+        ) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise ControlError(
+            f"another control service uses {file}: stop it (`vlserve down`), "
+            "or give this stack a model_store of its own"
+        ) from error
+    return lock
 
 
 def read_migrations(folder: Path = MIGRATIONS) -> tuple[str, ...]:
@@ -149,12 +216,20 @@ def _schema_of(file: Path) -> int:
     if not file.exists():
         return 0
     log = file.with_name(f"{file.name}-wal")
+    if not log.exists() or not log.stat().st_size:
+        return _version_at(f"{file.resolve().as_uri()}?mode=ro&immutable=1")
     with tempfile.TemporaryDirectory(prefix="vlserve-ledger-") as scratch:
-        if log.exists() and log.stat().st_size:
-            file, _ = (Path(shutil.copy(each, scratch)) for each in (file, log))
-            address = file.as_uri()
-        else:
-            address = f"{file.resolve().as_uri()}?mode=ro&immutable=1"
-        with closing(sqlite3.connect(address, uri=True)) as connection:
-            version: int = connection.execute("PRAGMA user_version").fetchone()[0]
-            return version
+        try:
+            copy, _ = (Path(shutil.copy(each, scratch)) for each in (file, log))
+        except OSError as error:
+            raise LedgerUnwritable(
+                f"the ledger {file} cannot be looked at: a copy in {scratch} failed with "
+                f"{error.strerror}: free some space there, or set TMPDIR to another folder"
+            ) from error
+        return _version_at(copy.as_uri())
+
+
+def _version_at(address: str) -> int:
+    with closing(sqlite3.connect(address, uri=True)) as connection:
+        version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+        return version

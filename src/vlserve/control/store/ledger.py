@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-from vlserve.control.domain import Event, ModelRecord, Shadow, State, VersionRecord
+from vlserve.control.domain import Event, ModelRecord, Shadow, State, Trouble, VersionRecord
 from vlserve.control.store.database import Database
 from vlserve.control.transitions import TRANSITIONS, states_after
 from vlserve.control.tuning import Tuning, parse_tuning
@@ -46,6 +46,13 @@ class Ledger:
     def transaction(self) -> AbstractContextManager[None]:
         """All changes inside are kept together, or none. Nests; the outermost one commits."""
         return self.database.transaction()
+
+    def troubles(self) -> Iterator[Trouble]:
+        """Yield what would keep a change from the ledger now."""
+        try:
+            self.database.check()
+        except ControlError as error:
+            yield Trouble("ledger", str(error))
 
     def models(self) -> list[ModelRecord]:
         """Every model that a version was ever registered for, by name."""

@@ -83,3 +83,7 @@ class RolloutView(View):
         default="",
         description="Why the judge's state cannot be read, and what to do; empty otherwise.",
     )
+    unrecorded: str = Field(
+        default="",
+        description="Why the ledger does not know yet that the rollout ended; empty otherwise.",
+    )

@@ -86,7 +86,8 @@ class Registered(View):
 
 class Released(View):
     """``version`` has the traffic; ``previous`` had it before and stays loaded.
-    ``already_released``: it had the traffic before, and nothing was done."""
+    ``already_released``: it had the traffic before, and nothing was done. ``unrecorded``: why the
+    ledger does not know it yet, and is told later; empty where it does."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -100,6 +101,7 @@ class Released(View):
     version: int
     previous: int | None
     already_released: bool = False
+    unrecorded: str = ""
 
 
 class Unloaded(View):

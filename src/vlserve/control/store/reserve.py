@@ -1,0 +1,36 @@
+"""Disk space that is set aside, for what must be written though the disk is full."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from vlserve.control.store.storage import LOW_BYTES
+
+RESERVE_BYTES = 2 * 1024 * 1024
+"""More than a change of traffic writes into the ledger, and than all routes of a gateway."""
+
+
+class Reserve:
+    """A file that holds the space. To give it up is the only way to use it."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def keep(self) -> None:
+        """Set the space aside, unless it is, or the disk is nearly full. Every tick calls it."""
+        with suppress(OSError):
+            if self._size() >= RESERVE_BYTES:
+                return
+            disk = os.statvfs(self._file.parent)
+            free, whole = disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
+            if free < RESERVE_BYTES + min(LOW_BYTES, whole // 20):
+                return
+            with self._file.open("wb") as held:
+                os.posix_fallocate(held.fileno(), 0, RESERVE_BYTES)
+
+    def give_up(self) -> None:
+        """Free the space; `keep` sets it aside again once there is room."""
+        self._file.unlink(missing_ok=True)
+
+    def _size(self) -> int:
+        return self._file.stat().st_size if self._file.exists() else 0

@@ -1,0 +1,193 @@
+"""Changes back that are in force at the gateway and that the ledger does not know yet.
+
+The way back works though the ledger takes no change. What was done is noted in a file whose space
+was set aside, so that it outlives this process, and told to the ledger once that can be written.
+"""
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from vlserve.control.domain import ModelRecord, Rollout, RolloutStatus, Trouble
+from vlserve.control.store.ledger import Ledger
+from vlserve.control.store.rollouts import RolloutStore
+from vlserve.errors import LedgerDamaged, LedgerUnwritable
+
+NOTE_BYTES = 64 * 1024
+"""Of the file, whether it holds a note or not."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EndOfRollout:
+    """How a change back ends the rollout with this id.
+
+    ``detail``: of the event. ``keep_until``: Unix time, s, until which the candidate stays loaded.
+    ``state_json``: what the judge knew last; empty where nobody can read that.
+    """
+
+    id: int
+    status: RolloutStatus
+    keep_until: float
+    detail: Mapping[str, Any] = field(default_factory=dict)
+    state_json: str = ""
+
+
+@dataclass(frozen=True)
+class ChangeBack:
+    """All traffic of ``model`` goes from ``previous``, wholly or in part, back to ``version``, by a
+    rollback or by the end of a rollout."""
+
+    model: str
+    version: int
+    previous: int
+    ends: EndOfRollout | None = None
+
+
+_NOTE = TypeAdapter(dict[str, ChangeBack])
+
+
+class Unrecorded:
+    """Callers hold the lock of the traffic."""
+
+    def __init__(self, ledger: Ledger, note: Path) -> None:
+        self._ledger = ledger
+        self._rollouts = RolloutStore(ledger)
+        self._note = note
+        self._changes = self._read()
+        self._why = "the control service was stopped before"
+
+    def record(self, change: ChangeBack) -> None:
+        """Write a change into the ledger. Takes part in a transaction."""
+        with self._ledger.transaction():
+            if change.ends is None:
+                self._ledger.roll_back(change.model, change.version, {change.version: 100})
+                return
+            if change.ends.state_json:
+                self._rollouts.save_state(change.ends.id, change.ends.state_json)
+            self._rollouts.end(change.ends.id, change.ends.status, change.ends.keep_until)
+            self._ledger.weigh(
+                change.model,
+                change.version,
+                {change.version: 100},
+                str(change.ends.status),
+                previous=change.previous,
+                **change.ends.detail,
+            )
+
+    def is_due(self, change: ChangeBack) -> bool:
+        """Return whether the ledger still stands where the change was begun."""
+        under_way = self._rollouts.under_way(change.model)
+        if change.ends is not None:
+            return under_way is not None and under_way.id == change.ends.id
+        model = self._ledger.model(change.model)
+        return (
+            under_way is None
+            and model.stable == change.previous
+            and change.version in model.earlier
+        )
+
+    def add(self, change: ChangeBack, why: str) -> None:
+        """Note a change that is about to be put in force, and why the ledger cannot be told."""
+        self._changes[change.model] = change
+        self._why = why
+        self._write()
+
+    def drop(self, model: str) -> None:
+        """Forget the change of a model: it did not come into force."""
+        self._changes.pop(model, None)
+        self._write()
+
+    def tell(self) -> None:
+        """Tell the ledger, as far as it can be written."""
+        if not self._changes:
+            return
+        try:
+            for change in list(self._changes.values()):
+                with self._ledger.transaction():
+                    if self.is_due(change):
+                        self.record(change)
+                        self._ledger.record(change.model, change.version, "recorded_late")
+                    else:
+                        logger.warning("the ledger moved on, so it is not told of %s", change)
+                    self._ledger.intend(change.model, None)
+                self.drop(change.model)
+        except (LedgerUnwritable, LedgerDamaged) as error:
+            self._why = str(error)
+
+    def of(self, model: str) -> ChangeBack | None:
+        """Return the change that the ledger does not know of this model, if there is one."""
+        return self._changes.get(model)
+
+    def in_force(self, record: ModelRecord) -> ModelRecord:
+        """Return a model as the gateway has it."""
+        change = self._changes.get(record.model)
+        if change is None:
+            return record
+        stack = record.stack
+        if change.ends is None and change.version in stack:
+            newest = len(stack) - 1 - stack[::-1].index(change.version)
+            stack = stack[: newest + 1]
+        return replace(
+            record,
+            weights={change.version: 100},
+            stack=stack,
+            step="",
+            shadow=None,
+            intended=None,
+        )
+
+    def ended(self, rollout: Rollout) -> Rollout:
+        """Return a rollout as it stands at the gateway."""
+        change = self._changes.get(rollout.model)
+        if change is None or change.ends is None or change.ends.id != rollout.id:
+            return rollout
+        return replace(rollout, status=change.ends.status, shadow_percent=0)
+
+    def troubles(self) -> Iterator[Trouble]:
+        """Yield what the ledger does not know yet."""
+        for change in list(self._changes.values()):
+            yield Trouble(
+                "ledger",
+                f"{change.model} is back on {change.version}, but the ledger does not know it yet, "
+                f"and is told as soon as it can be written: {self._why}",
+            )
+
+    def _read(self) -> dict[str, ChangeBack]:
+        try:
+            text = self._note.read_text(encoding="utf-8").strip() if self._note.exists() else ""
+            return _NOTE.validate_json(text) if text else {}
+        except (OSError, UnicodeDecodeError, ValidationError) as error:
+            logger.warning("%s cannot be read, so nothing is known of it: %s", self._note, error)
+            return {}
+
+    def _write(self) -> None:
+        """Write over the bytes that are there, which needs no space."""
+        short = {
+            model: replace(change, ends=change.ends and replace(change.ends, state_json=""))
+            for model, change in self._changes.items()
+        }
+        text = _NOTE.dump_json(short) if short else b""
+        try:
+            self.set_aside()
+            with self._note.open("r+b") as file:
+                file.write(text.ljust(NOTE_BYTES))
+                file.truncate()
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            logger.warning("%s cannot be written: %s", self._note, error)
+
+    def set_aside(self) -> None:
+        """Make the file of the note, where it is not there. Every tick calls it."""
+        with suppress(OSError):
+            if not self._note.exists():
+                self._note.parent.mkdir(parents=True, exist_ok=True)
+                self._note.write_bytes(b" " * NOTE_BYTES)
