@@ -6,9 +6,14 @@
 
 A pickle can name any function to call. Here it may name those alone of which numpy arrays and
 scalars are made, and even these are ours; every other name is refused before anything is loaded.
+numpy takes the state of an array or a type as it comes, and the unpickler numbers and lengths: they
+are checked first, or a few bytes cost gigabytes, or crash.
 """
 
+import io
+import math
 import pickle
+import pickletools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +28,11 @@ from vlserve.runtime.regions import with_areas
 
 KINDS = "biufSUO"
 """Of numpy's dtypes: whole numbers, floats, bytes, text, and objects, which are read alike."""
-UNREADABLE = (
-    *(OSError, EOFError, MemoryError, pickle.UnpicklingError),
-    *(ValueError, TypeError, AttributeError, LookupError),
-)
-"""What numpy and pickle raise for a damaged file."""
+MAX_FEATURES_BYTES = 2**30
+MAX_INFO_BYTES = 64 * 2**20
+MAX_REASON_CHARS = 200
+MAX_INFO_STEPS = 100_000
+"""Of a pickle, each of which makes an object of at most as many bytes as it has."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ def read_regions(features_file: Path) -> Regions:
         number = int(info["num_boxes"])
         size = np.array([float(info["image_width"]), float(info["image_height"])])
         corners = np.asarray(info["bbox"], dtype=np.float64)[:number]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{info_file.name}: {type(error).__name__}: {error}") from error
     if not 1 <= number <= len(features) or corners.shape != (number, 4):
         raise DataError(
@@ -63,42 +68,70 @@ def read_regions(features_file: Path) -> Regions:
         )
     if not (size > 0).all() or not np.isfinite(corners).all():
         raise DataError(f"{info_file.name}: a size that is not positive, or a box not finite")
-    boxes = (corners / np.tile(size, 2)).astype(np.float32)
+    boxes = _in_float32(corners / np.tile(size, 2), info_file, "a box")
     return Regions(features[:number], boxes)
 
 
 def read_info(file: Path) -> dict[str, Any]:
     """The dictionary of an info file: numpy arrays, numbers, text, lists, tuples, dictionaries.
     DataError for anything else."""
+    raw = _read_bytes(file, MAX_INFO_BYTES)
     try:
-        with file.open("rb") as stream:
-            array = _read_objects(stream)
+        array = _read_objects(raw)
         content = array.item() if array.shape == () else None
     except _Refused as error:
         raise DataError(f"{file.name} was refused: reading it would load {error}") from error
-    except UNREADABLE as error:
-        raise DataError(f"{file.name} cannot be read: {type(error).__name__}: {error}") from error
+    except Exception as error:  # what numpy and pickle raise for damage is without end
+        raise _unreadable(file, error) from error
     if not isinstance(content, dict):
         raise DataError(f"{file.name} holds no dictionary")
-    return content
+    return {
+        name: value.view(np.ndarray) if isinstance(value, _Array) else value
+        for name, value in content.items()
+    }
 
 
 def _read_features(file: Path) -> NDArray[np.float32]:
+    raw = _read_bytes(file, MAX_FEATURES_BYTES)
     try:
-        with file.open("rb") as stream:
-            features = npy.read_array(stream, allow_pickle=False)
-    except UNREADABLE as error:
-        raise DataError(f"{file.name} cannot be read: {type(error).__name__}: {error}") from error
+        features = npy.read_array(io.BytesIO(raw), allow_pickle=False)
+    except Exception as error:  # a header is parsed as Python
+        raise _unreadable(file, error) from error
     if features.ndim != 2 or features.dtype.kind != "f" or not np.isfinite(features).all():
         raise DataError(
             f"{file.name}: must be finite floats (regions, dim), "
             f"not {features.dtype} {features.shape}"
         )
-    return features.astype(np.float32)
+    return _in_float32(features, file, "a feature")
 
 
-def _read_objects(stream: IO[bytes]) -> NDArray[Any]:
+def _in_float32(values: NDArray[Any], file: Path, what: str) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):
+        floats = values.astype(np.float32)
+    if not np.isfinite(floats).all():
+        raise DataError(f"{file.name}: {what} is beyond what float32 holds")
+    return floats
+
+
+def _read_bytes(file: Path, max_bytes: int) -> bytes:
+    """A whole file; numpy would make the array that its header claims, whatever is there."""
+    try:
+        size_bytes = file.stat().st_size
+        if size_bytes > max_bytes:
+            raise DataError(f"{file.name} has {size_bytes} bytes, more than {max_bytes}")
+        return file.read_bytes()
+    except OSError as error:
+        raise _unreadable(file, error) from error
+
+
+def _unreadable(file: Path, error: Exception) -> DataError:
+    why = " ".join(str(error).split())[:MAX_REASON_CHARS]
+    return DataError(f"{file.name} cannot be read: {type(error).__name__}: {why}")
+
+
+def _read_objects(raw: bytes) -> NDArray[Any]:
     """The array of a .npy file whose items are pickled."""
+    stream = io.BytesIO(raw)
     version = npy.read_magic(stream)
     readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
     if version not in readers:
@@ -106,37 +139,80 @@ def _read_objects(stream: IO[bytes]) -> NDArray[Any]:
     _, _, dtype = readers[version](stream)
     if dtype.kind != "O":
         raise ValueError(f"holds {dtype}, no dictionary")
+    start = stream.tell()
+    _check_steps(stream)
+    stream.seek(start)
     array = _PlainUnpickler(stream, encoding="latin1").load()
     if not isinstance(array, np.ndarray):
         raise TypeError(f"holds a {type(array).__name__}, no array")
     return array
 
 
+def _check_steps(stream: IO[bytes]) -> None:
+    """Refuse a pickle of too many steps, or that numbers its objects far beyond what it has: the
+    unpickler makes a table as long as the largest number."""
+    for count, (step, argument, _) in enumerate(pickletools.genops(stream), start=1):
+        if count > MAX_INFO_STEPS:
+            raise ValueError(f"has more than {MAX_INFO_STEPS} steps")
+        if "PUT" in step.name and int(argument or 0) > 2 * MAX_INFO_STEPS:
+            raise ValueError(f"numbers an object {argument}")
+
+
 class _Refused(Exception):
     """Names what a pickle wanted to load."""
+
+
+class _Array(np.ndarray[Any, np.dtype[Any]]):
+    """An array of a pickle, which its state fills once that is checked."""
+
+    def __setstate__(self, state: Any, /) -> None:
+        version, shape, code, column_major, content = state
+        if not isinstance(code, _Code) or not isinstance(shape, tuple):
+            raise TypeError("an array of no type or shape")
+        dtype = code.dtype
+        size = math.prod(int(length) for length in shape)
+        if dtype.kind == "O":
+            holds = isinstance(content, list) and len(content) == size
+        else:
+            content = content.encode("latin1") if isinstance(content, str) else content
+            holds = isinstance(content, bytes) and len(content) == size * dtype.itemsize
+        if not holds or min(shape, default=0) < 0:
+            raise ValueError(f"an array {shape} of {dtype} that is not all there")
+        checked: Any = (int(version), shape, dtype, bool(column_major), content)
+        super().__setstate__(checked)
 
 
 class _ArrayType:
     """Stands for numpy.ndarray, so that a pickle cannot call it."""
 
 
-def _dtype(code: str, align: bool = False, copy: bool = False) -> np.dtype[Any]:
-    dtype = np.dtype(str(code), copy=bool(copy))
-    if dtype.kind not in KINDS:
-        raise _Refused(f"numpy.dtype({code!r})")
-    return dtype
+class _Code:
+    """Stands for a numpy.dtype, so that a pickle cannot give it a state that it cannot have."""
+
+    def __init__(self, code: object, align: object = False, copy: object = False) -> None:
+        self.dtype = np.dtype(str(code))
+        if self.dtype.kind not in KINDS:
+            raise _Refused(f"numpy.dtype({code!r})")
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        order = state[1]
+        if order not in ("<", ">", "|", "="):
+            raise ValueError(f"byte order {order!r}")
+        self.dtype = self.dtype.newbyteorder(order)
 
 
-def _reconstruct(kind: object, shape: object, code: object) -> NDArray[Any]:
+def _reconstruct(kind: object, shape: object, code: object) -> _Array:
     """An empty array, which its state then fills."""
     if kind is not _ArrayType:
         raise _Refused(f"an array of {kind!r}")
-    return np.ndarray((0,), dtype="b")
+    return _Array((0,), dtype="b")
 
 
-def _scalar(dtype: np.dtype[Any], data: bytes | str) -> Any:
+def _scalar(code: _Code, data: bytes | str) -> Any:
+    if code.dtype.kind == "O":
+        raise _Refused("numpy.scalar of an object")
     raw = data.encode("latin1") if isinstance(data, str) else data
-    return np.frombuffer(raw, dtype=dtype, count=1)[0]
+    return np.frombuffer(raw, dtype=code.dtype, count=1)[0]
 
 
 def _encode(text: str, encoding: str) -> bytes:
@@ -148,7 +224,7 @@ def _encode(text: str, encoding: str) -> bytes:
 
 ADMITTED: Mapping[tuple[str, str], Callable[..., Any] | type] = {
     ("numpy", "ndarray"): _ArrayType,
-    ("numpy", "dtype"): _dtype,
+    ("numpy", "dtype"): _Code,
     ("_codecs", "encode"): _encode,
     **{
         (f"numpy.{core}.multiarray", name): ours

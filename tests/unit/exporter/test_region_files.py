@@ -3,13 +3,17 @@
 import io
 import os
 import pickle
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vlserve.errors import DataError
+from vlserve.exporter import regions as regions_module
 from vlserve.exporter.regions import read_info, read_regions
 from vlserve.runtime.regions import with_global_region
 
@@ -143,6 +147,8 @@ def test_numpys_own_functions_cannot_be_called_otherwise(tmp_path: Path) -> None
     [
         ({"num_boxes": 9}, "num_boxes is 9"),
         ({"num_boxes": 0}, "num_boxes is 0"),
+        ({"num_boxes": float("inf")}, "OverflowError"),
+        ({"bbox": np.full((3, 4), 1e300)}, "beyond what float32 holds"),
         ({"bbox": np.zeros((3, 5))}, r"bbox \(3, 5\)"),
         ({"image_width": 0}, "not positive"),
         ({"bbox": np.full((3, 4), np.nan)}, "not finite"),
@@ -185,9 +191,117 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "features",
-    [np.zeros((3, 4), int), np.zeros(3), np.full((3, 4), np.inf), np.array([{}], dtype=object)],
-    ids=["whole", "flat", "infinite", "objects"],
+    [
+        *(np.zeros((3, 4), int), np.zeros(3), np.full((3, 4), np.inf)),
+        *(np.array([{}], dtype=object), np.full((3, 4), 1e300)),
+    ],
+    ids=["whole", "flat", "infinite", "objects", "beyond-float32"],
 )
 def test_features_that_are_none_are_refused(features: Any, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"image7.npy"):
         read_regions(save(tmp_path, features, info_of(3)))
+
+
+def header() -> bytes:
+    stream = io.BytesIO()
+    described = {"descr": "|O", "fortran_order": False, "shape": ()}
+    np.lib.format.write_array_header_1_0(stream, described)
+    return stream.getvalue()
+
+
+class Built:
+    """Its pickle calls ``function`` and gives the result ``state``, whatever that is."""
+
+    def __init__(self, function: Any, arguments: tuple[Any, ...], state: Any) -> None:
+        self.call = (function, arguments, state)
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+RECONSTRUCT = np.zeros(1).__reduce__()[0]
+EMPTY = (np.ndarray, (0,), b"b")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Built(np.dtype, ("S1", False, True), (3, "|", None, None, None, -(2**31), 1, 0)),
+        Built(np.dtype, ("O", False, True), (3, "|", None, ("a",), {"a": 1}, 8, 8, 63)),
+        Built(np.dtype, ("f8", False, True), (9, "<")),
+        Built(np.dtype, ("f8", False, True), 7),
+        Built(RECONSTRUCT, EMPTY, (1, (2**62, 4), np.dtype("f8"), False, b"")),
+        Built(RECONSTRUCT, EMPTY, (1, (-1,), np.dtype("f8"), False, b"")),
+        Built(RECONSTRUCT, EMPTY, (1, (1,), np.dtype("O"), False, b"12345678")),
+        Built(RECONSTRUCT, EMPTY, (1, (1,), "f8", False, bytes(8))),
+        Built(RECONSTRUCT, EMPTY, (1,)),
+        Built(RECONSTRUCT, EMPTY, {"shape": (1,)}),
+    ],
+    ids=lambda value: f"{value.call[0].__name__}-{value.call[2]}",
+)
+def test_a_state_that_cannot_be_is_an_error_of_one_line(value: Any, tmp_path: Path) -> None:
+    array = np.empty((), dtype=object)
+    array[()] = info_of(2, objects=[value, np.arange(2), np.float32(1)])
+    save_pickle(tmp_path, array, 4)
+    try:
+        read = read_info(tmp_path / "image7_info.npy")
+    except DataError as error:
+        assert "image7_info.npy cannot be read: " in str(error)
+    else:  # a type alone is nothing that numpy could work with
+        assert not isinstance(read["objects"][0], np.dtype | np.ndarray)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        pytest.param(b"\x80\x04Kr\x07\xff\xff\xff.".replace(b"Kr\x07", b"K\x07r"), id="memo"),
+        pytest.param(b"\x80\x04" + b"N0" * 60_000 + b"N.", id="steps"),
+        pytest.param(b"\x80\x04\x8e" + b"\xff" * 6 + b"\0\0.", id="a-length"),
+        pytest.param(b"\x80\x04]b.", id="build-on-nothing"),
+        pytest.param(b"\x80\x04" + b"]" * 100 + b"e.", id="no-mark"),
+        pytest.param(b"\x80\x04K\x01\x8c\x01a\x93.", id="a-number-for-a-module"),
+        pytest.param(b"\x80\x05\x97.", id="a-buffer"),
+        pytest.param(b"P1\n.", id="a-persistent-id"),
+        pytest.param(b"\x82\x01.", id="an-extension"),
+    ],
+)
+def test_a_crafted_pickle_is_an_error_of_one_line(steps: bytes, tmp_path: Path) -> None:
+    (tmp_path / "image7_info.npy").write_bytes(header() + steps)
+    with pytest.raises(DataError, match=r"^image7_info.npy (cannot be read: |was refused)[^\n]+$"):
+        read_info(tmp_path / "image7_info.npy")
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_changed_bytes_raise_nothing_else(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    file = save(folder, features_of(2)[:, :4], info_of(2))
+    for changed in (file, folder / "image7_info.npy"):
+        raw = bytearray(changed.read_bytes())
+        for _ in range(data.draw(st.integers(1, 4))):
+            start = data.draw(st.integers(0, len(raw) - 1))
+            raw[start : start + data.draw(st.integers(1, 8))] = data.draw(st.binary(max_size=8))
+        changed.write_bytes(raw)
+    with suppress(DataError):
+        read_regions(file)
+
+
+def test_files_are_bounded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = save(tmp_path, features_of(2), info_of(2))
+    monkeypatch.setattr(regions_module, "MAX_FEATURES_BYTES", 100)
+    with pytest.raises(DataError, match=r"image7.npy has \d+ bytes, more than 100"):
+        read_regions(file)
+    monkeypatch.setattr(regions_module, "MAX_INFO_BYTES", 100)
+    with pytest.raises(DataError, match=r"image7_info.npy has \d+ bytes, more than 100"):
+        read_info(tmp_path / "image7_info.npy")
+
+
+def test_features_that_are_not_all_there_cost_nothing(tmp_path: Path) -> None:
+    file = save(tmp_path, features_of(2), info_of(2))
+    with file.open("wb") as stream:
+        described = {"descr": "<f4", "fortran_order": False, "shape": (2**31, 2048)}
+        np.lib.format.write_array_header_1_0(stream, described)
+    with pytest.raises(DataError, match=r"image7.npy cannot be read"):
+        read_regions(file)

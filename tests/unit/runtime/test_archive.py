@@ -127,6 +127,10 @@ def test_a_manifest_that_is_none(
     [
         ({"version": 0}, "version"),
         ({"version": "latest"}, "version"),
+        ({"version": True}, "version: Input should be a valid integer"),
+        ({"version": "3"}, "version: Input should be a valid integer"),
+        ({"version": 3.0}, "version: Input should be a valid integer"),
+        ({"options": json.loads("[" * 150 + "]" * 150)}, "options"),
         ({"model": "../x"}, "model"),
         ({"labels": ["a", "a"]}, "labels repeat"),
         ({"unheard_of": 1}, "unheard_of"),
