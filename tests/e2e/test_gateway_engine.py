@@ -86,6 +86,36 @@ def test_engines_see_none_of_the_clients_headers_but_what_they_need(
     assert seen.headers["authorization"] in ("Bearer token-of-0", "Bearer token-of-1")
 
 
+@pytest.mark.parametrize("tries", [1, 3])
+@pytest.mark.parametrize(
+    ("sent", "told"),
+    [
+        ({}, {}),
+        (
+            {"content-type": "application/json", "content-encoding": "gzip"},
+            {
+                "x-vlserve-content-type": "application/json",
+                "x-vlserve-content-encoding": "gzip",
+            },
+        ),
+        ({"content-type": "", "content-encoding": ""}, {}),
+        ({"x-vlserve-content-type": "a/b", "x-vlserve-content-encoding": "br"}, {}),
+    ],
+)
+def test_workers_are_told_how_a_client_wrapped_a_body_at_each_try(
+    envoy: RunningGateway, engines: Engines, sent: dict[str, str], told: dict[str, str], tries: int
+) -> None:
+    envoy.route(TAGGER, to=[engines[0]])
+    engines[0].replies.extend([LOST] * (tries - 1))
+    assert _post(envoy, **sent).status_code == 200
+    assert len(engines[0].seen) == tries
+    for seen in engines[0].seen:
+        ours = {name: v for name, v in seen.headers.items() if name.startswith("x-vlserve-")}
+        assert ours == told
+        assert "content-encoding" not in seen.headers
+        assert seen.headers["content-type"] == "application/octet-stream"
+
+
 @pytest.mark.parametrize("sent", ["abc-123", "4bf92f35.77b3:4da6_a3ce", "x" * 128])
 def test_a_sane_request_id_is_kept(routed: RunningGateway, engines: Engines, sent: str) -> None:
     response = _post(routed, **{"X-Request-Id": sent})

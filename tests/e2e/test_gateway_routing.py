@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from support.fake_torchserve import FakeTorchServe
+from support.raw_http import send
 from support.running_stack import RunningGateway, wait_until
 from vlserve.control.domain import ModelRoute, Routing
 from vlserve.errors import GatewayRefused
@@ -46,6 +47,42 @@ def test_the_engine_is_asked_on_the_versions_own_path(
     routed.http.post("/predictions//tagger", content=b"x")
     paths = {seen.path for engine in engines for seen in engine.seen}
     assert paths == {"/predictions/tagger/1"}
+
+
+@pytest.mark.parametrize("path", ["/predictions/tagger/", "/predictions/tagger//"])
+def test_a_slash_at_the_end_changes_nothing(
+    routed: RunningGateway, engines: Engines, path: str
+) -> None:
+    assert _version(routed, path) == 1
+    assert _version(routed, path, **{"x-sticky-key": "caller"}) == 1
+    assert _version(routed, path, **{"x-model-version": "2"}) == 2
+    assert _version(routed, path.replace("tagger", "tagger/2")) == 2
+    paths = {seen.path for engine in engines for seen in engine.seen}
+    assert paths == {"/predictions/tagger/1", "/predictions/tagger/2"}
+    unknown = routed.http.post(path, headers={"x-model-version": "3"})
+    assert unknown.json()["error"]["code"] == "version_not_found"
+
+
+@pytest.mark.parametrize("query", ["text=%E7%8C%AB&top_k=3", "text=100%25", "a", "?", "%3F=%2f"])
+def test_the_query_reaches_the_engine(routed: RunningGateway, engines: Engines, query: str) -> None:
+    for path in ("/predictions/tagger", "/predictions/tagger/", "/predictions/tagger/1"):
+        assert _version(routed, f"{path}?{query}") == 1
+    paths = {seen.path for engine in engines for seen in engine.seen}
+    assert paths == {f"/predictions/tagger/1?{query}"}
+
+
+@pytest.mark.parametrize("query", ["text=%", "text=%2", "text=100%&a=b", "%zz", "a=%2g", "%25%"])
+def test_a_query_that_cannot_be_read_is_the_clients_error(
+    routed: RunningGateway, engines: Engines, query: str
+) -> None:
+    """TorchServe says 500 to it, which the gateway would try four times, and call its own fault."""
+    for path in ("/predictions/tagger", "/predictions/tagger/1", "/predictions/none"):
+        head = f"POST {path}?{query} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
+        reply = send(routed.settings.gateway.port, head.encode(), "POST")
+        error = json.loads(reply.body)["error"]
+        assert (reply.status, error["code"]) == (400, "bad_request")
+        assert "%25" in error["message"]
+    assert not any(engine.seen for engine in engines)
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.owner.replies:
             self._misbehave(self.owner.replies.popleft())
         else:
-            version = re.sub(r".*/", "", self.path)
+            version = re.sub(r".*/", "", self.path.partition("?")[0])
             answer = {"engine": self.owner.name, "version": int(version)}
             status, said = self.owner.refusal or (200, answer)
             self._say(status, said, {"x-vlserve-version": version})

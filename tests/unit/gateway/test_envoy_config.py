@@ -56,7 +56,7 @@ def test_envoy_writes_the_fields_of_the_log_lines() -> None:
 
 def test_the_candidate_stays_first_and_weight_0_is_left_out() -> None:
     routes = _routes(ModelRoute("tagger", {3: 25, 2: 75, 1: 0}, (1, 2, 3)))
-    assert _shares(routes) == [[("tagger-3", 25), ("tagger-2", 75)]] * 2
+    assert _shares(routes) == [[("tagger-3", 25), ("tagger-2", 75)]] * 4
 
 
 def test_the_same_routing_renders_the_same_version() -> None:
@@ -80,19 +80,19 @@ def test_the_step_is_noted_where_weights_route_and_nowhere_else() -> None:
             if route.get("metadata") == {"filter_metadata": {"vlserve": {"step": step}}}
         ]
 
-    assert ["weighted_clusters" in route for route in noted("7/5")] == [True, True]
+    assert ["weighted_clusters" in route for route in noted("7/5")] == [True] * 4
     assert noted("") == []
 
 
 @pytest.mark.parametrize("salt", ["", "release-7", r"\1", "a\\"])
 def test_a_salt_is_no_regular_expression(salt: str) -> None:
     routes = _routes(ModelRoute("tagger", {1: 100}, (1,), salt))
-    (rewrite,) = [
-        route["route"]["hash_policy"][0]["header"]["regex_rewrite"]
+    written = {
+        route["route"]["hash_policy"][0]["header"]["regex_rewrite"]["substitution"]
         for route in routes
         if "hash_policy" in route.get("route", {})
-    ]
-    assert rewrite["substitution"] == salt.replace("\\", "\\\\") + r"\1"
+    }
+    assert written == {salt.replace("\\", "\\\\") + r"\1"}
 
 
 def test_clusters_hold_the_instances_that_hold_the_version() -> None:
@@ -120,7 +120,7 @@ def test_copies_have_clusters_of_their_own_a_bound_and_no_retries() -> None:
     mirrored = [
         each for each in _routes(route) if "request_mirror_policies" in each.get("route", {})
     ]
-    assert ["weighted_clusters" in each["route"] for each in mirrored] == [True, True]
+    assert ["weighted_clusters" in each["route"] for each in mirrored] == [True] * 4
     for each in mirrored:
         (policy,) = each["route"]["request_mirror_policies"]
         assert policy["cluster"] == "tagger-2.copies"

@@ -13,6 +13,7 @@ from string import Template
 import yaml
 
 from vlserve.control.gateway.envoy_clusters import Config
+from vlserve.control.gateway.envoy_routes import UNREADABLE_QUERY
 from vlserve.control.gateway.negated_match import negated_pattern
 from vlserve.errors import SettingsError
 from vlserve.runtime import headers
@@ -28,7 +29,7 @@ whose sender went away."""
 FOR_ENGINES = (
     *(":method", ":path", ":authority", ":scheme"),
     *("content-type", "content-length", "transfer-encoding"),
-    *(headers.REQUEST_ID, headers.SENT_CONTENT_TYPE),
+    *(headers.REQUEST_ID, headers.SENT_CONTENT_TYPE, headers.SENT_CONTENT_ENCODING),
 )
 """All that an engine needs of a client's headers; its token is added."""
 
@@ -61,7 +62,9 @@ def bootstrap(template: str, settings: Settings, dynamic_dir: Path) -> Config:
     values = {
         "host": "127.0.0.1" if gateway.host == "localhost" else gateway.host,
         "port": gateway.port,
-        "admin_port": gateway.admin_port,
+        "metrics_port": gateway.metrics_port,
+        "admin_port": gateway.metrics_port,  # asked for by copies of envoy.yaml of 0.1.0
+        "admin_socket": str(admin_socket(settings)),
         "dynamic_dir": str(dynamic_dir),
         "routes_file": str(dynamic_dir / "routes.json"),
         "clusters_file": str(dynamic_dir / "clusters.json"),

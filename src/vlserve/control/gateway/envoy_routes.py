@@ -14,6 +14,9 @@ from vlserve.settings import GatewaySettings, Settings
 ROUTES = "predictions"
 """Name of the one route configuration, in routes.json and in the bootstrap."""
 
+UNREADABLE_QUERY = r"\C*\?\C*%([0-9A-Fa-f]?|[0-9A-Fa-f]?[^0-9A-Fa-f]\C*)"
+"""Matches a path with a % in its query that two hexadecimal digits do not follow."""
+
 _ROUTE_TYPE = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration"
 _OFF = {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "disabled": True}
 _PREVIOUS_HOSTS = {
@@ -37,7 +40,7 @@ def routes(routing: Routing, settings: Settings) -> Config:
             {
                 "name": ROUTES,
                 "domains": ["*"],
-                "routes": [*_health_paths(), *paths, *_unknown_paths()],
+                "routes": [*_health_paths(), *_bad_queries(), *paths, *_unknown_paths()],
                 "request_body_buffer_limit": gateway.max_body_bytes,
                 "retry_policy": _retry_policy(gateway, len(routing.instances)),
                 "response_headers_to_remove": [headers.ANSWERED_BY, headers.RETRY],
@@ -84,14 +87,16 @@ def _model_paths(route: ModelRoute, gateway: GatewaySettings) -> list[Config]:
     asks = _not_empty(headers.MODEL_VERSION)
     return [
         *(
-            {"match": _post({"path": f"{model}/{version}"}), "route": forward}
+            {"match": _post(path), "route": forward}
             for version, forward in to_version.items()
+            for path in _with_slash(f"{model}/{version}")
         ),
         *(
-            {"match": _post({"path": model}, _version_header(version)), "route": forward}
+            {"match": _post(path, _version_header(version)), "route": forward}
             for version, forward in to_version.items()
+            for path in _with_slash(model)
         ),
-        {"match": _post({"path": model}, asks), **no_version},
+        *({"match": _post(path, asks), **no_version} for path in _with_slash(model)),
         *_weighted_paths(route, gateway),
         {"match": _post({"path_separated_prefix": model}), **no_version},
         {
@@ -106,7 +111,7 @@ def _weighted_paths(route: ModelRoute, gateway: GatewaySettings) -> list[Config]
 
     An empty key would be a constant, so it counts as none.
     """
-    path = f"/predictions/{route.model}"
+    paths = _with_slash(f"/predictions/{route.model}")
     shares = [
         {"name": cluster_name(route.model, version), "weight": weight}
         for version, weight in route.weights.items()
@@ -114,7 +119,8 @@ def _weighted_paths(route: ModelRoute, gateway: GatewaySettings) -> list[Config]
     ]
     if not shares:
         unreleased = f"no version of {route.model} is released; ask for one by its number"
-        return [{"match": _post({"path": path}), **_refusal(404, "version_not_found", unreleased)}]
+        refused = _refusal(404, "version_not_found", unreleased)
+        return [{"match": _post(path), **refused} for path in paths]
     sticky = _forward(
         gateway, route.model, {"weighted_clusters": {"clusters": shares, "use_hash_policy": True}}
     )
@@ -129,8 +135,8 @@ def _weighted_paths(route: ModelRoute, gateway: GatewaySettings) -> list[Config]
     has_key = _not_empty(headers.STICKY_KEY)
     copied, noted = _copies(route), _noted(route)
     return [
-        {"match": _post({"path": path}, has_key), "route": sticky | copied, **noted},
-        {"match": _post({"path": path}), "route": random | copied, **noted},
+        *({"match": _post(path, has_key), "route": sticky | copied, **noted} for path in paths),
+        *({"match": _post(path), "route": random | copied, **noted} for path in paths),
     ]
 
 
@@ -185,12 +191,20 @@ def _health_paths() -> list[Config]:
             "envoy.filters.http.local_ratelimit": _OFF,
         }
     }
-    read = _header(":method", {"safe_regex": {"regex": "GET|HEAD"}})
+    read = _header(":method", _matches("GET|HEAD"))
     refused = _refusal(405, "method_not_allowed", "health is asked for with GET", "GET, HEAD")
     return [
         {"match": {"path": "/health", "headers": [read]}, **healthy, **open_to_all},
         {"match": {"path": "/health"}, **refused},
     ]
+
+
+def _bad_queries() -> list[Config]:
+    """Refuse a query that an engine would call a fault of its own, and the gateway try again. The
+    words are envoy.yaml's, as for every 400."""
+    unreadable = _header(":path", _matches(UNREADABLE_QUERY))
+    match = {"prefix": "/predictions/", "headers": [unreadable]}
+    return [{"match": match, **_refusal(400, "bad_request", "the query cannot be read")}]
 
 
 def _unknown_paths() -> list[Config]:
@@ -212,6 +226,11 @@ def _refusal(status: int, code: str, message: str, allow: str = "") -> Config:
     return refusal
 
 
+def _with_slash(path: str) -> tuple[Config, Config]:
+    """Match a path, also with a slash at its end, as many clients' base addresses have one."""
+    return {"path": path}, {"path": f"{path}/"}
+
+
 def _post(path: Config, *others: Config) -> Config:
     return path | {"headers": [_header(":method", {"exact": "POST"}), *others]}
 
@@ -224,6 +243,10 @@ def _not_empty(name: str) -> Config:
     """Match a header of any bytes but none: a regular expression's dot takes UTF-8 alone."""
     empty = _header(name, {"exact": ""})
     return empty | {"treat_missing_header_as_empty": True, "invert_match": True}
+
+
+def _matches(regex: str) -> Config:
+    return {"safe_regex": {"regex": regex}}
 
 
 def _header(name: str, match: Config) -> Config:
