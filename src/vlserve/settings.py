@@ -5,11 +5,13 @@ Nested names use two underscores: ``VLSERVE_GATEWAY__PORT=8088``. Descriptions a
 generated reference: they say what the value means, with its unit.
 """
 
+import hashlib
 import ipaddress
 import os
+import tempfile
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -28,6 +30,8 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 CONFIG_FOLDER = "serving_config"
 SETTINGS_FILE = "vlserve.yaml"
 
+_SOCKET_PATH_BYTES = 80  # of the 107 that the kernel allows; TorchServe adds its own file names
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,8 +45,10 @@ class GatewaySettings(_Section):
         description="Address that the gateway listens on; one that is not loopback needs api_keys.",
     )
     port: Port = Field(default=8080, description="Port that clients talk to.")
-    admin_port: Port = Field(
-        default=8091, description="Port of Envoy's admin interface, on loopback alone."
+    metrics_port: Port = Field(
+        default=8091,
+        description="Port of the gateway's metrics for Prometheus, on loopback alone. Called "
+        "admin_port until 0.1.0, which is still read.",
     )
     api_keys: tuple[str, ...] = Field(
         default=(),
@@ -68,6 +74,16 @@ class GatewaySettings(_Section):
         description="How often a request is sent again, to another instance where there is one, "
         "after a lost connection, a 503 or a 507.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _earlier_names(cls, given: Any) -> Any:
+        """Read the name that a setting had in 0.1.0: the port had Envoy's admin page then."""
+        if isinstance(given, dict) and "admin_port" in given:
+            given = dict(given)
+            port = given.pop("admin_port")
+            given.setdefault("metrics_port", port)
+        return given
 
     @model_validator(mode="after")
     def _keys_beyond_loopback(self) -> "GatewaySettings":
@@ -202,6 +218,16 @@ class Settings(BaseSettings):
     def control_key_file(self) -> Path:
         """The file with the control service's key, which the owner of the stack alone can read."""
         return self.state_dir / "control.key"
+
+    @cached_property
+    def socket_dir(self) -> Path:
+        """Where sockets are: beside the rest of the state, or, where that path is too long for a
+        socket, in a private folder named after it."""
+        inside = self.state_dir / "run"
+        if len(os.fsencode(inside)) <= _SOCKET_PATH_BYTES:
+            return inside
+        digest = hashlib.sha256(os.fsencode(self.state_dir)).hexdigest()[:12]
+        return Path(tempfile.gettempdir()) / f"vlserve-{os.getuid()}-{digest}"
 
     @cached_property
     def control_url(self) -> str:

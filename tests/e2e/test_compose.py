@@ -67,7 +67,7 @@ class Host:
             "PATH": os.environ["PATH"],
             "VLSERVE_GATEWAY__HOST": "127.0.0.1",  # in a container: of its own namespace
             "VLSERVE_GATEWAY__PORT": str(self.first_port),
-            "VLSERVE_GATEWAY__ADMIN_PORT": str(self.first_port + 1),
+            "VLSERVE_GATEWAY__METRICS_PORT": str(self.first_port + 1),
             "VLSERVE_CONTROL__PORT": str(self.first_port + 2),
             "VLSERVE_ENGINE__BASE_PORT": str(self.first_port + 3),
             "VLSERVE_ENGINE__WORKERS": "1",

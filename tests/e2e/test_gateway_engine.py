@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from support.fake_torchserve import FakeTorchServe, Reply
-from support.running_stack import RunningGateway, running_gateway, wait_until
+from support.running_stack import RunningGateway, gateway_admin, running_gateway, wait_until
 from vlserve.control.domain import ModelRoute, Routing
 
 Engines = tuple[FakeTorchServe, FakeTorchServe]
@@ -266,7 +266,7 @@ def test_the_access_log_tells_each_request_and_no_body(
 def test_the_access_log_can_be_rotated(routed: RunningGateway, engines: Engines) -> None:
     log = routed.access_log()
     log.rename(log.with_suffix(".1"))
-    admin = f"http://127.0.0.1:{routed.settings.gateway.admin_port}"
-    assert httpx.post(f"{admin}/reopen_logs", trust_env=False).status_code == 200
+    with gateway_admin(routed.settings) as admin:
+        admin.reopen_logs()
     _post(routed, **{"X-Request-Id": "after-rotation"})
     wait_until(lambda: log.exists() and "after-rotation" in log.read_text(), timeout_s=15)

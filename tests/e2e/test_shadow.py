@@ -19,7 +19,7 @@ import pytest
 
 from support.fake_torchserve import FakeTorchServe, Reply
 from support.raw_http import form
-from support.running_stack import RunningGateway, running_gateway, wait_until
+from support.running_stack import RunningGateway, admin_page, running_gateway, wait_until
 from vlserve.control.domain import Instance, ModelRoute, Routing, Shadow
 from vlserve.control.gateway.envoy_clusters import COPIES_BYTES
 
@@ -402,8 +402,8 @@ def test_the_shadow_log_is_rotated_with_the_access_log(
 
 
 def test_the_shadow_listener_has_no_address(copying: RunningGateway) -> None:
-    admin = f"http://127.0.0.1:{copying.settings.gateway.admin_port}"
-    listeners = httpx.get(f"{admin}/listeners", params={"format": "json"}, trust_env=False).json()
+    with admin_page(copying.settings) as admin:
+        listeners = admin.get("/listeners", params={"format": "json"}).json()
     addresses = {each["name"]: each["local_address"] for each in listeners["listener_statuses"]}
     assert "socket_address" in addresses["predictions"]
     assert "socket_address" not in addresses["shadow"]

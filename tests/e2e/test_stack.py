@@ -12,7 +12,7 @@ import httpx
 import psutil
 import pytest
 
-from support.running_stack import make_settings, wait_until
+from support.running_stack import admin_page, make_settings, wait_until
 from vlserve.control.client import ControlClient
 from vlserve.control.gateway.envoy import EnvoyGateway
 from vlserve.control.key import read_key
@@ -22,7 +22,7 @@ from vlserve.exporter.echo import pack_echo
 from vlserve.exporter.probes import drawn_image
 from vlserve.settings import Settings
 from vlserve.stack import stack as control_stack
-from vlserve.stack.supervisord import STACK_VARIABLE, socket_dir
+from vlserve.stack.supervisord import STACK_VARIABLE
 from vlserve.testing import RunningStack, free_ports
 
 PROGRAMS = ["control", "engine-0", "gateway"]
@@ -54,7 +54,7 @@ def _pids(settings: Settings) -> dict[str, int | None]:
 def _assert_nothing_is_left(settings: Settings) -> None:
     assert _processes(settings) == []
     assert control_stack.status(settings) == []
-    assert not socket_dir(settings).exists()
+    assert not settings.socket_dir.exists()
     left = [path.name for path in settings.state_dir.rglob("*")]
     assert not [name for name in left if name.endswith((".sock", ".pid"))]
     for _, host, port in control_stack.ports(settings):
@@ -201,6 +201,23 @@ def test_up_is_free_when_up(stack: RunningStack) -> None:
     assert {process.state for process in control_stack.status(stack.settings)} == {"RUNNING"}
     control_stack.up(stack.settings, print)
     assert _pids(stack.settings) == before
+
+
+@pytest.mark.parametrize("drain", ["/drain_listeners", "/healthcheck/fail"])
+def test_up_opens_a_drained_gateway_again(stack: RunningStack, drain: str) -> None:
+    """As a `down` leaves it that was cut short, and whoever else may use the admin page."""
+    before = _pids(stack.settings)
+    with admin_page(stack.settings) as admin:
+        assert admin.post(drain).status_code == 200
+    with closing(EnvoyGateway(stack.settings)) as gateway:
+        wait_until(gateway.is_drained)
+        said: list[str] = []
+        control_stack.up(stack.settings, said.append)
+        assert not gateway.is_drained()
+    assert said[0].startswith("the gateway was drained")
+    assert _is_well(stack.gateway_url)
+    after = _pids(stack.settings)
+    assert {name for name in after if after[name] != before[name]} == {"gateway"}
 
 
 def test_an_up_that_fails_leaves_what_was_up(

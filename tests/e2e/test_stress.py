@@ -65,9 +65,9 @@ def test_metrics_have_the_names_that_the_dashboard_is_checked_against(
     plan = StressPlan(url=stack.gateway_url, model=released, rate_per_s=10, duration_s=1)
     assert run_stress(plan, tmp_path).figures.failures == {}
 
-    admin = stack.settings.gateway.admin_port
+    metrics = f"http://127.0.0.1:{stack.settings.gateway.metrics_port}/stats/prometheus"
     listed = (TESTS / "unit" / "gateway_metrics.txt").read_text(encoding="utf-8").splitlines()
-    by_gateway = names_exported(stack, f"http://127.0.0.1:{admin}/stats/prometheus")
+    by_gateway = names_exported(stack, metrics)
     assert {line.split()[0] for line in listed} - by_gateway == set()
 
     file = stack.settings.config_dir / "torchserve" / "metrics.yaml"

@@ -15,7 +15,7 @@ import pytest
 
 from support.background_load import QUESTION
 from support.engine_workers import worker_pids
-from support.running_stack import wait_until
+from support.running_stack import gateway_admin, wait_until
 from vlserve.control.engine.endpoints import endpoints
 from vlserve.drill.crash import crash, release_both
 from vlserve.exporter.echo import pack_echo
@@ -114,10 +114,8 @@ def _assert_answered_by_the_other(running: RunningStack, request_ids: Sequence[s
 
 def _sent(running: RunningStack, cluster: str) -> int:
     """Requests that the gateway has sent to a cluster and not seen answered."""
-    admin = f"http://127.0.0.1:{running.settings.gateway.admin_port}/stats"
-    name = f"cluster.{cluster}.upstream_rq_active"
-    said = httpx.get(admin, params={"filter": f"^{name}$"}, trust_env=False).text
-    return int(said.rpartition(":")[2])
+    with gateway_admin(running.settings) as admin:
+        return admin.sum(rf"^cluster\.{cluster}\.upstream_rq_active$")
 
 
 def test_what_one_instance_has_no_worker_for_is_answered_by_the_other(

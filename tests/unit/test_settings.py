@@ -65,3 +65,19 @@ def test_what_cannot_work_is_refused_by_name(project: Path, text: str, named: st
     with pytest.raises(SettingsError) as refused:
         load_settings()
     assert named in str(refused.value)
+
+
+def test_the_port_of_the_metrics_is_read_under_its_earlier_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was Envoy's admin page until 0.1.0: settings that people wrote then go on working."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "serving_config").mkdir()
+    file = tmp_path / "serving_config" / "vlserve.yaml"
+    monkeypatch.setenv("VLSERVE_PROJECT_DIR", str(tmp_path))
+    file.write_text("gateway: {admin_port: 1234}\n", encoding="utf-8")
+    assert load_settings().gateway.metrics_port == 1234
+    monkeypatch.setenv("VLSERVE_GATEWAY__ADMIN_PORT", "1235")
+    assert load_settings().gateway.metrics_port == 1235
+    monkeypatch.setenv("VLSERVE_GATEWAY__METRICS_PORT", "1236")
+    assert load_settings().gateway.metrics_port == 1236

@@ -39,12 +39,13 @@ _STARTS_BEFORE_GIVING_UP = 3
 
 def up(settings: Settings, progress: Progress) -> None:
     """Start every process and wait until each answers and the engine holds again what it held;
-    nothing happens to what is up already.
+    nothing happens to what is up already, but that a drained gateway is opened again.
     PortBusy names who holds a port; StackError shows the log of what did not start. What this
     call started does not stay up when it fails; a stack that was up does."""
     with _one_at_a_time(settings):
         if Supervisor(settings).answers():
             _refuse_other_settings(settings)
+            _reopen_gateway(settings, progress)
             _wait_until_well(settings, progress)
             return
         _stop_processes(settings, progress)  # left behind by a killed supervisord
@@ -81,7 +82,7 @@ def _start(settings: Settings, progress: Progress) -> None:
         bootstrap = gateway.prepare()
     conf = supervisord.write_configuration(settings, bootstrap)
     _write_settings(settings)
-    _make_private(supervisord.socket_dir(settings))
+    _make_private(settings.socket_dir)
     supervisord.start(conf, settings)
 
 
@@ -96,9 +97,17 @@ def _stop(settings: Settings, progress: Progress) -> bool:
         running.shutdown()
         _wait_until_gone(settings, STOP_TIMEOUT_S)
     orphans = _stop_processes(settings, progress)
-    shutil.rmtree(supervisord.socket_dir(settings), ignore_errors=True)
+    shutil.rmtree(settings.socket_dir, ignore_errors=True)
     _settings_file(settings).unlink(missing_ok=True)
     return was_up or orphans
+
+
+def _reopen_gateway(settings: Settings, progress: Progress) -> None:
+    """Restart a gateway that was drained: a `down` that was cut short leaves it so, for good."""
+    with closing(EnvoyGateway(settings)) as gateway:
+        if gateway.is_drained():
+            progress("the gateway was drained and takes no requests: restarting it")
+            Supervisor(settings).restart("gateway")
 
 
 def _wait_until_well(settings: Settings, progress: Progress) -> None:
@@ -212,7 +221,7 @@ def ports(settings: Settings) -> Iterator[tuple[str, str, int]]:
     """Every TCP port of the stack: setting, host, port."""
     gateway = settings.gateway
     yield "gateway.port", gateway.host, gateway.port
-    yield "gateway.admin_port", "127.0.0.1", gateway.admin_port
+    yield "gateway.metrics_port", "127.0.0.1", gateway.metrics_port
     yield "control.port", "127.0.0.1", settings.control.port
     for endpoint in endpoints(settings):
         first = endpoint.inference_port

@@ -1,12 +1,10 @@
 """supervisord: what it is told to run, and the talk with the one that runs."""
 
-import hashlib
 import importlib.util
 import json
 import os
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -25,7 +23,6 @@ from vlserve.stack.envoy_binary import verified_envoy_path
 STACK_VARIABLE = "VLSERVE_STACK"
 """Environment variable of every process of a stack: its state_dir."""
 
-_SOCKET_PATH_BYTES = 80  # of the 107 that the kernel allows; TorchServe adds its own file names
 _UNWRITABLE_SHOWN = "% ; # quotes"
 _UNWRITABLE = frozenset("%;#\"'\n")
 
@@ -42,22 +39,12 @@ class Process:
     """Unix time of its latest start."""
 
 
-def socket_dir(settings: Settings) -> Path:
-    """Where sockets are: beside the rest of the state, or, where that path is too long for a
-    socket, in a private folder named after it."""
-    inside = settings.state_dir / "run"
-    if len(os.fsencode(inside)) <= _SOCKET_PATH_BYTES:
-        return inside
-    digest = hashlib.sha256(os.fsencode(settings.state_dir)).hexdigest()[:12]
-    return Path(tempfile.gettempdir()) / f"vlserve-{os.getuid()}-{digest}"
-
-
 def write_configuration(settings: Settings, bootstrap: Path) -> Path:
     """Render supervisord.conf and what each engine instance reads; returns supervisord.conf.
     ``bootstrap`` is the gateway's."""
     values = {
         "folder": settings.state_dir / "supervisor",
-        "socket": socket_dir(settings) / "supervisor.sock",
+        "socket": settings.socket_dir / "supervisor.sock",
         "logs": settings.state_dir / "logs",
         "python": sys.executable,
         "envoy": verified_envoy_path(),
@@ -95,7 +82,7 @@ class Supervisor:
     """The supervisord of one stack. Methods raise StackError when it does not answer."""
 
     def __init__(self, settings: Settings) -> None:
-        self._url = f"unix://{socket_dir(settings) / 'supervisor.sock'}"
+        self._url = f"unix://{settings.socket_dir / 'supervisor.sock'}"
 
     def answers(self) -> bool:
         try:
@@ -115,11 +102,16 @@ class Supervisor:
         """Ask it to stop every program and itself; returns at once."""
         self._call("shutdown")
 
-    def _call(self, method: str) -> Any:
+    def restart(self, program: str) -> None:
+        """Stop a program and start it again; returns once it runs."""
+        self._call("stopProcess", program)
+        self._call("startProcess", program)
+
+    def _call(self, method: str, *arguments: str) -> Any:
         transport = SupervisorTransport(None, None, self._url)
         try:
             with ServerProxy("http://127.0.0.1", transport=transport) as proxy:
-                return getattr(proxy.supervisor, method)()
+                return getattr(proxy.supervisor, method)(*arguments)
         except (OSError, HTTPException, Fault) as error:
             raise StackError(f"supervisord does not answer at {self._url}: {error}") from error
         finally:
@@ -151,7 +143,7 @@ def _engine_values(endpoint: Endpoint, settings: Settings) -> dict[str, Any]:
     return {
         "name": endpoint.name,
         "folder": endpoint.folder,
-        "tmp": socket_dir(settings) / endpoint.name,
+        "tmp": settings.socket_dir / endpoint.name,
         "start": settings.config_file("torchserve/start.sh"),
         "worker": settings.config_file("torchserve/worker.sh"),
         "log_config": settings.config_file("torchserve/log4j2.xml"),

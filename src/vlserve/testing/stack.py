@@ -57,7 +57,9 @@ def with_free_ports(settings: Settings) -> Settings:
     first = free_ports(3 + PORTS_OF_AN_INSTANCE * settings.engine.instances)
     changed = settings.model_copy(
         update={
-            "gateway": settings.gateway.model_copy(update={"port": first, "admin_port": first + 1}),
+            "gateway": settings.gateway.model_copy(
+                update={"port": first, "metrics_port": first + 1}
+            ),
             "control": settings.control.model_copy(update={"port": first + 2}),
             "engine": settings.engine.model_copy(update={"base_port": first + 3}),
         }

@@ -217,12 +217,26 @@ def test_keys_and_rate_are_off_unless_set() -> None:
     assert _filter(on, "local_ratelimit")["typed_config"]["token_bucket"]["max_tokens"] == 7
 
 
-def test_the_admin_port_is_loopback_whatever_the_gateway_listens_on() -> None:
+OF_0_1_0 = "admin: {address: {socket_address: {address: 127.0.0.1, port_value: ${admin_port}}}}"
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, OF_0_1_0])
+def test_the_admin_page_is_a_socket_of_the_owner_s_whatever_a_template_says(template: str) -> None:
+    settings = _settings(host="0.0.0.0", api_keys=("key",))
+    rendered = envoy_config.bootstrap(template, settings, Path("/dynamic"))
+    socket = {"path": str(settings.socket_dir / "gateway.sock"), "mode": 0o600}
+    assert rendered["admin"] == {"address": {"pipe": socket}}
+
+
+def test_metrics_are_on_loopback_whatever_the_gateway_listens_on() -> None:
     settings = _settings(host="0.0.0.0", api_keys=("key",))
     rendered = envoy_config.bootstrap(TEMPLATE, settings, Path("/dynamic"))
-    assert rendered["admin"]["address"]["socket_address"]["address"] == "127.0.0.1"
-    listener = rendered["static_resources"]["listeners"][0]
-    assert listener["address"]["socket_address"]["address"] == "0.0.0.0"
+    addresses = {
+        listener["name"]: listener["address"]["socket_address"]["address"]
+        for listener in rendered["static_resources"]["listeners"]
+        if "address" in listener
+    }
+    assert addresses == {"predictions": "0.0.0.0", "metrics": "127.0.0.1"}
 
 
 def test_what_is_validated_holds_what_is_watched() -> None:
@@ -235,7 +249,8 @@ def test_what_is_validated_holds_what_is_watched() -> None:
     assert yaml.safe_dump(rendered) == before
     assert "dynamic_resources" not in whole and "rds" not in _http(whole)
     assert _http(whole)["route_config"]["virtual_hosts"] == routes["virtual_hosts"]
-    assert [cluster["name"] for cluster in whole["static_resources"]["clusters"]] == ["tagger-1"]
+    names = [cluster["name"] for cluster in whole["static_resources"]["clusters"]]
+    assert names == ["admin", "tagger-1"]
 
 
 @pytest.mark.parametrize("template", ["a: ${unknown}", "a: $", "a: [", "- just\n- a list"])

@@ -71,9 +71,9 @@ def test_a_path_that_supervisord_cannot_take_is_refused(tmp_path: Path, name: st
 
 def test_sockets_are_beside_the_state_unless_the_path_is_too_long(tmp_path: Path) -> None:
     short = Settings(project_dir=tmp_path, state_dir=Path("/s"))
-    assert supervisord.socket_dir(short) == Path("/s/run")
+    assert short.socket_dir == Path("/s/run")
     one, other = (
-        supervisord.socket_dir(Settings(project_dir=tmp_path, state_dir=Path("/" + letter * 100)))
+        Settings(project_dir=tmp_path, state_dir=Path("/" + letter * 100)).socket_dir
         for letter in "ab"
     )
     assert one != other

@@ -1,6 +1,6 @@
 """The Gateway protocol over one local Envoy, which watches two files.
 
-A change is validated by Envoy itself, renamed into place, and in force when Envoy's admin port
+A change is validated by Envoy itself, renamed into place, and in force when Envoy's admin page
 says so. Clusters are added before routes point at them, and leave after. A change of weights alone
 (a release, a rollback) is one rename.
 """
@@ -67,7 +67,7 @@ class EnvoyGateway:
         self._closed: dict[str, float] = {}
         """Cluster of a version that left the routing -> when it did; long ago (-inf) once every
         request that was routed to it before has been forwarded."""
-        self._admin = EnvoyAdmin(settings.gateway.admin_port)
+        self._admin = EnvoyAdmin(envoy_config.admin_socket(settings))
 
     def close(self) -> None:
         self._admin.close()
@@ -77,6 +77,7 @@ class EnvoyGateway:
         so that a model is unavailable, not unknown, until the engine has it again."""
         self._clusters.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._log.parent.mkdir(parents=True, exist_ok=True)
+        self._settings.socket_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         template = self._settings.config_file("gateway/envoy.yaml").read_text()
         bootstrap = envoy_config.bootstrap(template, self._settings, self._clusters.path.parent)
         _write_private(self._bootstrap, json.dumps(bootstrap, indent=1))
@@ -156,6 +157,24 @@ class EnvoyGateway:
         except httpx.HTTPError:
             return False
 
+    def is_drained(self) -> bool:
+        """Return whether Envoy runs but takes no requests any more, as after a `drain` whose caller
+        died: only a restart opens its listeners again."""
+        try:
+            state = self._admin.state()
+        except httpx.HTTPError:
+            return False
+        return state == "DRAINING" or (state == "LIVE" and self._refuses_connections())
+
+    def _refuses_connections(self) -> bool:
+        try:
+            httpx.get(f"{self._settings.gateway_url}/health", timeout=5.0, trust_env=False)
+        except httpx.ConnectError:
+            return True
+        except httpx.HTTPError:  # full, or slow
+            return False
+        return False
+
     def _wait_until_idle(self, deadline: float) -> bool:
         while self._admin.received_requests():
             if time.monotonic() > deadline:
@@ -226,7 +245,7 @@ class EnvoyGateway:
             try:
                 subscription = self._admin.subscription(watched.stat)
             except httpx.HTTPError as error:  # Envoy is being started anew
-                problem = f"its admin port does not answer ({error or type(error).__name__})"
+                problem = f"its admin page does not answer ({error or type(error).__name__})"
                 time.sleep(0.1)
                 continue
             if subscription.get("version_text") == version:

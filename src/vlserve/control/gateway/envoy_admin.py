@@ -1,25 +1,45 @@
-"""Envoy's admin interface, on loopback: its statistics, its start, its draining.
+"""Envoy's admin interface, on a private socket: its statistics, its start, its draining.
 
 https://www.envoyproxy.io/docs/envoy/latest/operations/admin
 """
 
+import socket
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
 import httpx
 
 _RECEIVED = "http.predictions.downstream_rq_active"
 
 
+class _SocketTransport(httpx.HTTPTransport):
+    """Talks over a Unix socket, and tries it first: httpcore forgets to close one that refuses."""
+
+    def __init__(self, path: Path) -> None:
+        limits = httpx.Limits(max_keepalive_connections=0)  # Envoy may be another one since
+        super().__init__(uds=str(path), limits=limits)
+        self._path = str(path)
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        try:
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.connect(self._path)
+        except OSError as error:
+            raise httpx.ConnectError(str(error), request=request) from error
+        return super().handle_request(request)
+
+
 class EnvoyAdmin:
     """Methods raise httpx.HTTPError when Envoy does not answer."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, path: Path) -> None:
+        """Talk over the socket at ``path``."""
         self._http = httpx.Client(
-            base_url=f"http://127.0.0.1:{port}",
+            base_url="http://gateway",
             timeout=5.0,
             trust_env=False,
-            limits=httpx.Limits(max_keepalive_connections=0),  # Envoy may be another one since
+            transport=_SocketTransport(path),
         )
 
     def close(self) -> None:
@@ -28,6 +48,10 @@ class EnvoyAdmin:
     def is_ready(self) -> bool:
         """Return whether Envoy takes requests."""
         return self._http.get("/ready").status_code == 200
+
+    def state(self) -> str:
+        """Return how Envoy calls its state: LIVE, DRAINING, INITIALIZING or PRE_INITIALIZING."""
+        return str(self._http.get("/server_info").raise_for_status().json()["state"])
 
     def started_at(self) -> float:
         """Return when Envoy started, to a second or two, on the clock of ``time.monotonic``."""

@@ -44,6 +44,11 @@ def shadow_log(settings: Settings) -> Path:
     return settings.state_dir / "logs" / "shadow.jsonl"
 
 
+def admin_socket(settings: Settings) -> Path:
+    """Return the socket of Envoy's admin page, which the stack's owner alone may use."""
+    return settings.socket_dir / "gateway.sock"
+
+
 def discovery(resources: Sequence[Config]) -> str:
     """Return the text of a discovery file.
 
@@ -56,7 +61,8 @@ def discovery(resources: Sequence[Config]) -> str:
 
 
 def bootstrap(template: str, settings: Settings, dynamic_dir: Path) -> Config:
-    """Return serving_config/gateway/envoy.yaml with the settings filled in."""
+    """Return serving_config/gateway/envoy.yaml with the settings filled in, and the admin page on a
+    private socket, wherever a copy of an earlier vlserve had it."""
     gateway = settings.gateway
     rate_per_s = gateway.rate_limit_per_s
     values = {
@@ -71,6 +77,7 @@ def bootstrap(template: str, settings: Settings, dynamic_dir: Path) -> Config:
         "access_log": str(access_log(settings)),
         "shadow_log": str(shadow_log(settings)),
         "not_for_engines": negated_pattern(FOR_ENGINES),
+        "unreadable_query": UNREADABLE_QUERY,
         "engine_lua": str(settings.config_file("gateway/engine.lua")),
         "shadow_timeout": f"{SHADOW_TIMEOUT * gateway.timeout_s:g}s",
         "request_timeout": f"{REQUEST_TIMEOUT_S:g}s",
@@ -88,9 +95,11 @@ def bootstrap(template: str, settings: Settings, dynamic_dir: Path) -> Config:
     # JSON is YAML: a substituted string cannot end its place early
     filled = {name: json.dumps(value) for name, value in values.items()}
     try:
-        return dict(yaml.safe_load(Template(template).substitute(filled)))
+        configuration = dict(yaml.safe_load(Template(template).substitute(filled)))
     except (KeyError, ValueError, yaml.YAMLError) as error:
         raise SettingsError(f"serving_config/gateway/envoy.yaml cannot be read: {error}") from error
+    pipe = {"path": str(admin_socket(settings)), "mode": 0o600}
+    return configuration | {"admin": {"address": {"pipe": pipe}}}
 
 
 def inlined(bootstrap: Config, routes: Config, clusters: Sequence[Config]) -> Config:
@@ -98,7 +107,8 @@ def inlined(bootstrap: Config, routes: Config, clusters: Sequence[Config]) -> Co
     watched files."""
     static: Config = json.loads(json.dumps(bootstrap))
     del static["dynamic_resources"]
-    static["static_resources"]["clusters"] = [_untyped(cluster) for cluster in clusters]
+    resources = static["static_resources"]
+    resources["clusters"] = [*resources.get("clusters", []), *map(_untyped, clusters)]
     for listener in static["static_resources"]["listeners"]:
         for chain in listener["filter_chains"]:
             for network_filter in chain["filters"]:
