@@ -25,6 +25,7 @@ import httpx
 
 from benchmarks.lib.own_stack import own_stack
 from vlserve.cli.output import print_line, print_table
+from vlserve.control.key import read_key
 from vlserve.stack.stack import processes
 from vlserve.testing.clients import Clients, Load, drawn_questions
 from vlserve.testing.editions import echo_editions
@@ -118,6 +119,9 @@ def main() -> int:
             load = Load(settings.gateway_url, NEIGHBOUR, clients=6, rate_per_s=options.rate)
             clients = Clients(load, questions, right={1: neighbour.answers})
             before = {process.pid for process in processes(settings)}
+            key = {"Authorization": f"Bearer {read_key(settings.control_key_file)}"}
+            models = httpx.get(f"{settings.control_url}/models", headers=key, trust_env=False)
+            models.raise_for_status()  # else all would be refused, and nothing could fail
             with clients.asking():
                 done = [
                     fuzz(
@@ -134,7 +138,7 @@ def main() -> int:
                         settings.control_url,
                         f"--exclude-path-regex={PREDICTIONS}",
                         options.examples,
-                        {},
+                        key,
                     ),
                 ]
             replaced = before - {process.pid for process in processes(settings)}
