@@ -7,26 +7,38 @@ generated reference: they say what the value means, with its unit.
 
 import hashlib
 import ipaddress
+import json
 import os
 import tempfile
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
+    InitSettingsSource,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
-    YamlConfigSettingsSource,
 )
 
 from vlserve.errors import SettingsError
 from vlserve.project import LayeredFolder, find_project_dir, project_file, project_folder
-from vlserve.runtime.errors import wrong_fields
+from vlserve.yaml_files import read_mapping
 
 Port = Annotated[int, Field(ge=1, le=65535)]
+Seconds = Annotated[float, Field(gt=0)]
+ApiKey = Annotated[str, Field(pattern=r"^[!-~]([ -~]*[!-~])?$")]
+"""What a header can carry."""
 CONFIG_FOLDER = "serving_config"
 SETTINGS_FILE = "vlserve.yaml"
 
@@ -34,7 +46,7 @@ _SOCKET_PATH_BYTES = 80  # of the 107 that the kernel allows; TorchServe adds it
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class GatewaySettings(_Section):
@@ -50,27 +62,31 @@ class GatewaySettings(_Section):
         description="Port of the gateway's metrics for Prometheus, on loopback alone. Called "
         "admin_port until 0.1.0, which is still read.",
     )
-    api_keys: tuple[str, ...] = Field(
+    api_keys: Annotated[tuple[ApiKey, ...], NoDecode] = Field(
         default=(),
         description="Keys of which clients send one as X-Api-Key; none: no key is asked for. "
-        "Required where host is not loopback.",
+        "Required where host is not loopback. In the variable: one key, several with commas "
+        "between them, or a JSON list.",
     )
     max_body_bytes: int = Field(
         default=32 * 1024 * 1024,
+        ge=1,
         description="Largest request body in bytes; a larger one is refused with 413.",
     )
-    timeout_s: float = Field(
+    timeout_s: Seconds = Field(
         default=30.0,
         description="Seconds until a request without an answer gets 504; also how long `down` "
         "waits for running requests.",
     )
     rate_limit_per_s: int | None = Field(
         default=None,
+        ge=1,
         description="Requests a second that are let in, all clients together; more get 429. "
         "Null: no limit.",
     )
     retries: int = Field(
         default=3,
+        ge=0,
         description="How often a request is sent again, to another instance where there is one, "
         "after a lost connection, a 503 or a 507.",
     )
@@ -84,6 +100,15 @@ class GatewaySettings(_Section):
             port = given.pop("admin_port")
             given.setdefault("metrics_port", port)
         return given
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _keys_of_a_variable(cls, given: object) -> object:
+        if not isinstance(given, str):
+            return given
+        if given.lstrip().startswith("["):
+            return json.loads(given)
+        return tuple(key for part in given.split(",") if (key := part.strip()))
 
     @model_validator(mode="after")
     def _keys_beyond_loopback(self) -> "GatewaySettings":
@@ -132,13 +157,14 @@ class EngineSettings(_Section):
         ge=1,
         description="Requests of one version that wait in an instance; more get 503.",
     )
-    load_timeout_s: float = Field(
+    load_timeout_s: Seconds = Field(
         default=30.0,
         description="Seconds until a version whose workers are not up is refused. Large models on "
         "slow disks, or many workers on few cores, need more.",
     )
     response_timeout_s: int = Field(
         default=30,
+        ge=1,
         description="Seconds that a worker may take for one batch before TorchServe restarts it.",
     )
 
@@ -149,16 +175,16 @@ class ControlSettings(_Section):
     port: Port = Field(
         default=8090, description="Port of the control service and its API page, on loopback alone."
     )
-    tick_s: float = Field(
+    tick_s: Seconds = Field(
         default=1.0,
         description="Seconds between two comparisons of engine and gateway with the ledger.",
     )
-    drain_timeout_s: float = Field(
+    drain_timeout_s: Seconds = Field(
         default=60.0,
         description="Seconds that `unload` waits for requests of the version that are under way.",
     )
     max_archive_bytes: int = Field(
-        default=8 * 1024**3, description="Largest archive in bytes that `register` takes."
+        default=8 * 1024**3, ge=1, description="Largest archive in bytes that `register` takes."
     )
 
 
@@ -192,6 +218,13 @@ class Settings(BaseSettings):
         default=EngineSettings(), description="How TorchServe serves each version."
     )
     control: ControlSettings = Field(default=ControlSettings(), description="The control service.")
+
+    @field_validator("state_dir", "model_store", mode="before")
+    @classmethod
+    def _no_empty_path(cls, given: object) -> object:
+        if given == "":
+            raise ValueError("an empty path would be the project folder itself")
+        return given
 
     @model_validator(mode="after")
     def _absolute_paths(self) -> "Settings":
@@ -248,15 +281,48 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         file = project_file(f"{CONFIG_FOLDER}/{SETTINGS_FILE}")
-        return init_settings, env_settings, YamlConfigSettingsSource(settings_cls, file)
+        entries = {name: value for name, value in read_mapping(file).items() if value is not None}
+        return init_settings, env_settings, InitSettingsSource(settings_cls, entries)
 
 
 def load_settings() -> Settings:
-    """Read the settings of this environment; SettingsError names each wrong entry."""
+    """Read the settings of this environment.
+
+    Raises:
+        SettingsError: names each wrong entry, and the variable or the file that has it.
+    """
     try:
+        _refuse_sections_that_are_no_json()
         return Settings()
     except ValidationError as error:
-        wrong = wrong_fields(error, "settings")
+        items = error.errors(include_url=False, include_input=False)
+        wrong = "; ".join(f"{_source(item['loc'])}: {item['msg']}" for item in items)
         raise SettingsError(f"settings cannot work: {wrong}") from error
-    except yaml.YAMLError as error:
-        raise SettingsError(f"serving_config/vlserve.yaml is not YAML: {error}") from error
+
+
+def _refuse_sections_that_are_no_json() -> None:
+    """A variable that names a whole section holds a JSON object."""
+    sections = {f"VLSERVE_{name}".upper() for name in ("gateway", "engine", "control")}
+    for name, value in os.environ.items():
+        if name.upper() not in sections:
+            continue
+        try:
+            is_object = isinstance(json.loads(value), dict)
+        except (ValueError, RecursionError):
+            is_object = False
+        if not is_object:
+            raise SettingsError(
+                f"{name} must be a JSON object, as in {name}='{{\"port\": 8088}}'; one setting "
+                f"alone is set as {name}__PORT=8088"
+            )
+
+
+def _source(place: Sequence[int | str]) -> str:
+    """Return the name of a setting, and the variables or the file that gave its value."""
+    parts = [part for part in place if isinstance(part, str)]
+    full = f"VLSERVE_{'__'.join(parts)}".upper()
+    variables = [name for name in os.environ if f"{name}__".upper().startswith(f"{full}__")] or [
+        name for name in os.environ if full.startswith(f"{name}__".upper())
+    ]
+    where = ", ".join(variables) or project_file(f"{CONFIG_FOLDER}/{SETTINGS_FILE}")
+    return f"{'.'.join(map(str, place)) or 'settings'} ({where})"

@@ -1,5 +1,7 @@
 """Settings: where values come from, and what is refused."""
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -58,6 +60,16 @@ def test_an_address_beyond_loopback_needs_keys(project: Path) -> None:
         ("gateway: {port: eighty}", "gateway.port"),
         ("gateway: {host: not an address}", "gateway"),
         ("gateway: [", "not YAML"),
+        ("- gateway", "holds no settings"),
+        ("1: 2", "holds no settings"),
+        ("a: 2001-99-99", "not YAML: month must be in 1..12"),
+        ("[" * 5000, "nested too deeply"),
+        ("state_dir: ''", "state_dir"),
+        ("gateway: {api_keys: ['']}", "gateway.api_keys"),
+        ('gateway: {api_keys: ["two\\nlines"]}', "gateway.api_keys"),
+        ("gateway: {retries: -1}", "gateway.retries"),
+        ("control: {tick_s: .nan}", "control.tick_s"),
+        ("engine: {load_timeout_s: .inf}", "engine.load_timeout_s"),
     ],
 )
 def test_what_cannot_work_is_refused_by_name(project: Path, text: str, named: str) -> None:
@@ -65,6 +77,82 @@ def test_what_cannot_work_is_refused_by_name(project: Path, text: str, named: st
     with pytest.raises(SettingsError) as refused:
         load_settings()
     assert named in str(refused.value)
+    assert str(project / "serving_config" / "vlserve.yaml") in str(refused.value)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("raw", [b"\xff", "gateway: {port: 81}".encode("utf-16")])
+def test_a_file_of_another_encoding_is_named(project: Path, raw: bytes) -> None:
+    (project / "serving_config" / "vlserve.yaml").write_bytes(raw)
+    with pytest.raises(SettingsError, match=r"vlserve\.yaml is not UTF-8"):
+        load_settings()
+
+
+def test_a_file_with_a_byte_order_mark_is_read(project: Path) -> None:
+    file = project / "serving_config" / "vlserve.yaml"
+    file.write_text("gateway: {port: 81}", encoding="utf-8-sig")
+    assert load_settings().gateway.port == 81
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("/dev/null")])
+def test_what_is_no_regular_file_is_refused_at_once(
+    project: Path, make: Callable[[Path], None]
+) -> None:
+    make(project / "serving_config" / "vlserve.yaml")
+    with pytest.raises(SettingsError, match=r"vlserve\.yaml is not a regular file"):
+        load_settings()
+
+
+def test_a_section_without_entries_keeps_its_defaults(project: Path) -> None:
+    write(project, "gateway:\nengine: {workers: 3}\n")
+    assert load_settings().gateway.port == 8080
+
+
+@pytest.mark.parametrize(
+    ("value", "keys"),
+    [
+        ("secret", ("secret",)),
+        ("one,two", ("one", "two")),
+        (" one , two ,", ("one", "two")),
+        ('["one", "with, comma"]', ("one", "with, comma")),
+        ("{brace}", ("{brace}",)),
+        ("", ()),
+    ],
+)
+def test_keys_come_as_a_plain_string(
+    project: Path, monkeypatch: pytest.MonkeyPatch, value: str, keys: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("VLSERVE_GATEWAY__API_KEYS", value)
+    assert load_settings().gateway.api_keys == keys
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("VLSERVE_GATEWAY__API_KEYS", '["one"'),
+        ("VLSERVE_GATEWAY", "secret"),
+        ("VLSERVE_GATEWAY", "[]"),
+        ("VLSERVE_ENGINE", "[" * 100_000),
+        ("vlserve_control", "{"),
+        ("VLSERVE_GATEWAY__PORT", "eighty"),
+        ("VLSERVE_GATEWAY__PORT", ""),
+        ("VLSERVE_GATEWAY__PORT__X", "1"),
+        ("VLSERVE_GATEWAY__PROT", "1"),
+        ("VLSERVE_GATEWAY__HOST", "no address"),
+        ("VLSERVE_GATEWAY", '{"port": "x"}'),
+        ("VLSERVE_ENGINE__WORKERS", "9" * 5000),
+        ("VLSERVE_STATE_DIR", ""),
+    ],
+)
+def test_a_variable_that_cannot_work_is_named(
+    project: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsError) as refused:
+        load_settings()
+    assert variable in str(refused.value)
+    assert len(str(refused.value).splitlines()) == 1
+    assert len(str(refused.value)) < 400
 
 
 def test_the_port_of_the_metrics_is_read_under_its_earlier_name(

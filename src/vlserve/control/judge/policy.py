@@ -1,21 +1,29 @@
 """The policy in serving_config/rollout.yaml: what a rollout must show, and how surely."""
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from vlserve.errors import SettingsError
 from vlserve.runtime.errors import wrong_fields
+from vlserve.yaml_files import read_mapping
 
 Share = Annotated[float, Field(gt=0, le=1)]
 """The part of alpha that one gate may spend."""
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Minimum(_Section):
@@ -102,13 +110,14 @@ class Policy(_Section):
     minimum: Minimum = Minimum()
     gates: Gates = Gates()
 
-    @model_validator(mode="after")
-    def _weights_rise(self) -> "Policy":
-        if any(a >= b for a, b in zip(self.weights, self.weights[1:], strict=False)):
-            raise ValueError(f"weights {list(self.weights)} do not rise")
-        if not self.weights or self.weights[-1] != 100:
-            raise ValueError(f"weights {list(self.weights)} do not end at 100")
-        return self
+    @field_validator("weights")
+    @classmethod
+    def _weights_rise(cls, weights: tuple[int, ...]) -> tuple[int, ...]:
+        if any(a >= b for a, b in itertools.pairwise(weights)):
+            raise ValueError(f"weights {list(weights)} do not rise")
+        if not weights or weights[-1] != 100:
+            raise ValueError(f"weights {list(weights)} do not end at 100")
+        return weights
 
     def alpha_of(self, gate: str) -> float:
         """Return what ``gate`` may spend of alpha; it alarms at an e-value of one over this."""
@@ -120,17 +129,13 @@ def load_policy(file: Path, changes: Mapping[str, Any] | None = None) -> Policy:
     """Read rollout.yaml; ``changes`` (one rollout's own weights or hold) win over it.
 
     Raises:
-        SettingsError: names each wrong entry.
+        SettingsError: names each wrong entry, and whether the file or a change has it.
     """
+    content, changes = read_mapping(file), changes or {}
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingsError(f"{file.name} cannot be read: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{file.name} is not YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise SettingsError(f"{file.name} holds no settings: expected `name: value` lines")
-    try:
-        return Policy.model_validate({**content, **(changes or {})})
+        return Policy.model_validate({**content, **changes})
     except ValidationError as error:
-        raise SettingsError(f"{file.name}: {wrong_fields(error, 'policy')}") from error
+        items = error.errors(include_url=False, include_input=False)
+        changed = any(item["loc"] and item["loc"][0] in changes for item in items)
+        where = "changes of this release" if changed else file.name
+        raise SettingsError(f"{where}: {wrong_fields(error, 'policy')}") from error
