@@ -24,6 +24,7 @@ VlserveError                  (vlserve.runtime.errors)
 │   ├── ReleaseUnderWay       the model is being released in steps
 │   ├── NoRelease             the model is not
 │   ├── LoadFailed            the engine could not load the version, or it answers its probes wrong
+│   │   └── ArchiveLost       its archive is gone from the store, or damaged there
 │   ├── EngineUnavailable
 │   ├── GatewayRefused        the gateway did not take a configuration
 │   │   └── GatewayUnwritable its files cannot be written
@@ -35,6 +36,7 @@ VlserveError                  (vlserve.runtime.errors)
 ├── StressError               a load run that cannot be carried out, or was broken off
 └── StackError                a process of the stack does not start, stop or answer
     ├── PortBusy
+    ├── StackUnwell           the stack is up, and something of it needs help
     └── StackDown             nothing answers where the stack should
 """
 
@@ -44,6 +46,7 @@ from vlserve.runtime.errors import ArchiveError, RequestError, VlserveError
 
 __all__ = [
     "ArchiveError",
+    "ArchiveLost",
     "CheckpointMismatch",
     "ControlError",
     "DataError",
@@ -68,6 +71,7 @@ __all__ = [
     "SettingsError",
     "StackDown",
     "StackError",
+    "StackUnwell",
     "StillServing",
     "StressError",
     "TrainingError",
@@ -201,6 +205,12 @@ class LoadFailed(ControlError):
     code = "load_failed"
 
 
+class ArchiveLost(LoadFailed):
+    """The version's archive is gone from the model store, or holds other bytes than registered."""
+
+    code = "archive_lost"
+
+
 class EngineUnavailable(ControlError):
     """The engine does not answer."""
 
@@ -253,6 +263,12 @@ class PortBusy(StackError):
     """Another process listens on a port that the stack needs."""
 
     code = "port_busy"
+
+
+class StackUnwell(StackError):
+    """The stack is up, and something of it is not well that does not mend itself."""
+
+    code = "stack_unwell"
 
 
 class StackDown(StackError):

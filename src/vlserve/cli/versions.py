@@ -27,7 +27,8 @@ def register(
         return
     if done.already_registered:
         kept = f"tuning {tuning.serving} stored" if tuning else "tuning removed"
-        todo = f"{kept}, in force at its next load" if done.retuned else "nothing to do"
+        nothing = "it was out of the engine and is back" if done.restored else "nothing to do"
+        todo = f"{kept}, in force at its next load" if done.retuned else nothing
         print_line(
             f"{done.model} {done.version} was registered before, from the same bytes: "
             f"{todo}, it is {done.state}"

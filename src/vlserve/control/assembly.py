@@ -4,10 +4,11 @@ import time
 from dataclasses import dataclass
 
 from vlserve.control.gateway.traffic import Traffic
+from vlserve.control.lifecycle.backoff import Backoff
 from vlserve.control.lifecycle.lifecycle import Lifecycle
 from vlserve.control.lifecycle.operations import Operations
 from vlserve.control.ports import Engine, Gateway
-from vlserve.control.reconcile.reconciler import Backoff, Reconciler
+from vlserve.control.reconcile.reconciler import Reconciler
 from vlserve.control.rollouts.active import RolloutContext
 from vlserve.control.rollouts.evaluation import Logs
 from vlserve.control.rollouts.health import StackHealth
@@ -53,8 +54,8 @@ def assemble(settings: Settings, engine: Engine, gateway: Gateway) -> Control:
     unrecorded = Unrecorded(ledger, settings.state_dir / "unrecorded.json")
     reserves = (ledger.database.reserve, Reserve(settings.state_dir / "gateway" / "reserve"))
     traffic = Traffic(ledger, engine, gateway, unrecorded, reserves)
-    lifecycle = Lifecycle(ledger, engine, traffic, settings.control.drain_timeout_s)
     operations, backoff = Operations(), Backoff()
+    lifecycle = Lifecycle(ledger, engine, traffic, backoff, settings.control.drain_timeout_s)
     tick_s = settings.control.tick_s
     reconciler = Reconciler(
         ledger, engine, gateway, traffic, lifecycle, operations, backoff, tick_s
@@ -85,6 +86,7 @@ def assemble(settings: Settings, engine: Engine, gateway: Gateway) -> Control:
         lifecycle,
         operations,
         rollouts,
+        backoff,
         settings.control.drain_timeout_s,
         checks=[lambda: disk_troubles(folders, logs), ledger.troubles, unrecorded.troubles],
     )

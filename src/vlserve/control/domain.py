@@ -224,7 +224,8 @@ class Registration:
 
     ``already_registered``: the same bytes were there before, and nothing was loaded. ``retuned``:
     another tuning, or none, is kept for its next load. ``untuned``: why it could not be loaded as
-    tuned; it was loaded with the engine's settings, and its tuning dropped.
+    tuned; it was loaded with the engine's settings, and its tuning dropped. ``restored``: it was
+    out of the engine though clients may ask for it, and is loaded again.
     """
 
     model: str
@@ -233,6 +234,7 @@ class Registration:
     already_registered: bool
     retuned: bool = False
     untuned: str = ""
+    restored: bool = False
 
 
 @dataclass(frozen=True)

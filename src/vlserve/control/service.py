@@ -24,6 +24,7 @@ from vlserve.control.domain import (
 )
 from vlserve.control.gateway.routing import full_weight
 from vlserve.control.gateway.traffic import Traffic
+from vlserve.control.lifecycle.backoff import Backoff
 from vlserve.control.lifecycle.lifecycle import Lifecycle
 from vlserve.control.lifecycle.operations import Operations
 from vlserve.control.lifecycle.registration import Registrar
@@ -32,7 +33,7 @@ from vlserve.control.store.ledger import Ledger
 from vlserve.control.store.unrecorded import ChangeBack
 from vlserve.control.transitions import rollback_target
 from vlserve.control.tuning import Tuning
-from vlserve.errors import StillServing
+from vlserve.errors import LedgerDamaged, StillServing, VlserveError
 
 
 class ControlService:
@@ -45,6 +46,7 @@ class ControlService:
         lifecycle: Lifecycle,
         operations: Operations,
         rollouts: RolloutService,
+        backoff: Backoff,
         drain_timeout_s: float,
         checks: Sequence[HealthCheck] = (),
     ) -> None:
@@ -54,8 +56,9 @@ class ControlService:
         self._operations = operations
         self._registrar = Registrar(ledger, lifecycle, operations)
         self.rollouts = rollouts
+        self._backoff = backoff
         self._drain_timeout_s = drain_timeout_s
-        self._checks = (self._engine_and_gateway, *checks)
+        self._checks = (self._engine_and_gateway, self._versions, *checks)
 
     @property
     def incoming(self) -> Path:
@@ -155,7 +158,9 @@ class ControlService:
 
     def health(self) -> StackStatus:
         """Return what the last tick saw of the engine and the gateway, and what the checks find."""
-        troubles = tuple(trouble for check in self._checks for trouble in check())
+        troubles = tuple(
+            dict.fromkeys(trouble for check in self._checks for trouble in _found(check))
+        )
         return StackStatus(
             status="; ".join(trouble.message for trouble in troubles) or "ok",
             engine_instances=tuple(sorted(self._traffic.held)),
@@ -170,9 +175,26 @@ class ControlService:
         if not self._traffic.is_as_wanted():
             message = "the gateway does not serve the routing that is wanted"
             yield Trouble("gateway", message, passing=True)
-        restoring = ", ".join(f"{model} {version}" for model, version in self._lacking())
+
+    def _versions(self) -> Iterator[Trouble]:
+        lacking = self._lacking()
+        lost = [key for key in lacking if self._backoff.needs_help(key)]
+        for model, version in lost:
+            reason = self._backoff.reason((model, version))
+            yield Trouble("versions", f"{model} {version} cannot be loaded again: {reason}")
+        restoring = ", ".join(
+            f"{model} {version}" for model, version in lacking if (model, version) not in lost
+        )
         if restoring:
             yield Trouble("versions", f"being loaded again: {restoring}", passing=True)
+        for record in self._ledger.versions():
+            if record.state.routable and record.key not in lacking and not record.archive.exists():
+                yield Trouble(
+                    "versions",
+                    f"{record.archive} is gone: {record.model} {record.version} serves until the "
+                    f"engine restarts; `vlserve register` of the same {record.archive.name} puts "
+                    "it back",
+                )
 
     def _lacking(self) -> list[Key]:
         """Return the versions that an instance is to get back."""
@@ -182,7 +204,7 @@ class ControlService:
         held = self._traffic.held
         versions = tuple(
             VersionStatus(
-                **vars(version),
+                **vars(version) | {"reason": version.reason or self._backoff.reason(version.key)},
                 weight=record.weights.get(version.version, 0),
                 workers_ready={
                     name: holds[version.key].workers_ready
@@ -193,3 +215,11 @@ class ControlService:
             for version in self._ledger.versions(record.model)
         )
         return ModelStatus(**vars(record), versions=versions)
+
+
+def _found(check: HealthCheck) -> Iterator[Trouble]:
+    """Yield what a check finds; a check that cannot look has found that."""
+    try:
+        yield from check()
+    except VlserveError as error:
+        yield Trouble("ledger" if isinstance(error, LedgerDamaged) else "control", str(error))

@@ -10,7 +10,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,8 @@ import psutil
 from vlserve.control.client import ControlClient
 from vlserve.control.engine.endpoints import endpoints
 from vlserve.control.gateway.envoy import EnvoyGateway
-from vlserve.errors import ControlError, PortBusy, StackError
+from vlserve.control.wire.views import TroubleView
+from vlserve.errors import ControlError, PortBusy, StackError, StackUnwell
 from vlserve.settings import Settings
 from vlserve.stack import supervisord
 from vlserve.stack.envoy_binary import verified_envoy_path
@@ -41,7 +42,8 @@ def up(settings: Settings, progress: Progress) -> None:
     """Start every process and wait until each answers and the engine holds again what it held;
     nothing happens to what is up already, but that a drained gateway is opened again.
     PortBusy names who holds a port; StackError shows the log of what did not start. What this
-    call started does not stay up when it fails; a stack that was up does."""
+    call started does not stay up when it fails; a stack that was up does. It stays up with
+    StackUnwell too, which names what needs help, as a version whose archive is lost."""
     with _one_at_a_time(settings):
         if Supervisor(settings).answers():
             _refuse_other_settings(settings)
@@ -53,6 +55,8 @@ def up(settings: Settings, progress: Progress) -> None:
         try:
             _start(settings, progress)
             _wait_until_well(settings, progress)
+        except StackUnwell:
+            raise
         except BaseException:  # Ctrl-C too
             _stop(settings, progress)
             raise
@@ -140,11 +144,18 @@ def _wait_until_answering(settings: Settings, progress: Progress) -> None:
 
 
 def _wait_until_restored(settings: Settings, progress: Progress) -> None:
-    """A version that cannot be loaded again does not keep the others from serving."""
+    """A version that cannot be loaded again does not keep the others from serving.
+
+    Raises:
+        StackUnwell: something is not well that waiting does not mend.
+    """
     deadline = time.monotonic() + RESTORE_TIMEOUT_S
     with ControlClient.of(settings) as control:
         said = ""
-        while (now := _health(control)) != "ok":
+        while troubles := _troubles(control):
+            now = "; ".join(trouble.message for trouble in troubles)
+            if not any(trouble.passing for trouble in troubles):
+                raise StackUnwell(f"the stack is up, but not well: {now}")
             if now != said:
                 progress(now)
             said = now
@@ -154,11 +165,11 @@ def _wait_until_restored(settings: Settings, progress: Progress) -> None:
             time.sleep(_POLL_S)
 
 
-def _health(control: ControlClient) -> str:
+def _troubles(control: ControlClient) -> Sequence[TroubleView]:
     try:
-        return control.health().status
+        return control.health().troubles
     except (ControlError, StackError) as error:  # it may be being started anew
-        return str(error)
+        return [TroubleView(check="control", message=str(error), passing=True)]
 
 
 def _questions(

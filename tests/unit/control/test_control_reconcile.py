@@ -11,7 +11,7 @@ import pytest
 from support.control_fakes import FakeEngine, FakeGateway
 from vlserve.control.assembly import Control, assemble
 from vlserve.control.domain import LoadedVersion, State
-from vlserve.control.reconcile.reconciler import Backoff
+from vlserve.control.lifecycle.backoff import Backoff
 from vlserve.errors import LoadFailed
 from vlserve.settings import Settings
 
@@ -164,15 +164,15 @@ def test_a_failure_that_repeats_is_told_once_and_tried_more_and_more_rarely() ->
     key = ("tagger", 1)
     waits = []
     for attempt in range(8):
-        assert backoff.failed(key, "out of memory") is (attempt == 0)
+        assert backoff.failed(key, LoadFailed("out of memory")) is (attempt == 0)
         start = now
         while key in backoff.waiting():
             now += 0.5
         waits.append(now - start)
     assert waits == [2, 4, 8, 16, 32, 60, 60, 60]
-    assert backoff.failed(key, "another reason")
+    assert backoff.failed(key, LoadFailed("another reason"))
     backoff.succeeded(key)
-    assert backoff.failed(key, "another reason")
+    assert backoff.failed(key, LoadFailed("another reason"))
 
 
 def test_a_failure_that_is_told_while_it_is_asked_who_waits() -> None:
@@ -182,14 +182,16 @@ def test_a_failure_that_is_told_while_it_is_asked_who_waits() -> None:
     def now() -> float:
         """As if another thread's turn came in the midst of the question."""
         if asked.is_set() and not tellers:
-            tellers.append(threading.Thread(target=backoff.failed, args=(("b", 1), "reason")))
+            tellers.append(
+                threading.Thread(target=backoff.failed, args=(("b", 1), LoadFailed("reason")))
+            )
             tellers[0].start()
             tellers[0].join(timeout=0.05)
         return 0.0
 
     backoff = Backoff(now)
     for version in (1, 2):
-        backoff.failed(("a", version), "reason")
+        backoff.failed(("a", version), LoadFailed("reason"))
     asked.set()
     assert backoff.waiting() == {("a", 1), ("a", 2)}
     tellers[0].join()

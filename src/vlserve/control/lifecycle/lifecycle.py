@@ -6,12 +6,13 @@ from contextlib import suppress
 
 from vlserve.control.domain import Key, State, VersionRecord
 from vlserve.control.gateway.traffic import Traffic
+from vlserve.control.lifecycle.backoff import Backoff
 from vlserve.control.lifecycle.draining import is_idle
 from vlserve.control.lifecycle.probes import failed_probes
 from vlserve.control.lifecycle.warm_up import warm_up
 from vlserve.control.ports import Engine
 from vlserve.control.store.ledger import Ledger
-from vlserve.errors import ControlError, LoadFailed, NotReady
+from vlserve.errors import ArchiveLost, ControlError, LedgerUnwritable, LoadFailed, NotReady
 from vlserve.runtime.archive import file_sha256
 
 _POLL_S = 0.1
@@ -21,8 +22,14 @@ class Lifecycle:
     """Callers hold the version's operation. Thread-safe."""
 
     def __init__(
-        self, ledger: Ledger, engine: Engine, traffic: Traffic, drain_timeout_s: float
+        self,
+        ledger: Ledger,
+        engine: Engine,
+        traffic: Traffic,
+        backoff: Backoff,
+        drain_timeout_s: float,
     ) -> None:
+        self._backoff = backoff
         self._ledger = ledger
         self._engine = engine
         self._traffic = traffic
@@ -65,7 +72,17 @@ class Lifecycle:
             EngineUnavailable: no instance answers.
         """
         self._load_and_probe(record)
-        self._ledger.record(*record.key, "recovered")
+        self._backoff.succeeded(record.key)
+        with suppress(ControlError):  # the next tick looks again
+            self._traffic.observe()
+        with suppress(LedgerUnwritable):  # it serves, whoever writes that down
+            self._ledger.record(*record.key, "recovered")
+
+    def lacks(self, record: VersionRecord) -> bool:
+        """Return whether an instance is to get a version back that clients may ask for."""
+        return record.state.routable and any(
+            record.key in instance.lacks for instance in self._traffic.instances
+        )
 
     def make_ready(self, record: VersionRecord) -> None:
         """Make sure that a version is loaded and healthy now; a retired one is loaded first.
@@ -95,6 +112,9 @@ class Lifecycle:
         lacking = {known.name for known in self._traffic.instances if record.key in known.lacks}
         serving = [each for each in self._engine.instances() if each.name not in lacking]
         if not serving:
+            reason = self._backoff.reason(record.key)
+            if reason:
+                raise NotReady(f"{what} cannot be loaded again, so it gets no traffic: {reason}")
             raise NotReady(f"{what} is being loaded again after a restart of the engine: wait")
         wrong = failed_probes(self._engine, serving, record.manifest, record.manifest.probes[:1])
         if wrong:
@@ -162,12 +182,15 @@ class Lifecycle:
 
 
 def _check_bytes(record: VersionRecord) -> None:
+    mend = f"`vlserve register` of the same {record.archive.name} puts it back"
     try:
         sha256 = file_sha256(record.archive)
+    except FileNotFoundError as error:
+        raise ArchiveLost(f"{record.archive} is gone: {mend}") from error
     except OSError as error:
-        raise LoadFailed(f"{record.archive} cannot be read: {error.strerror}") from error
+        raise ArchiveLost(f"{record.archive} cannot be read: {error.strerror}; {mend}") from error
     if sha256 != record.sha256:
-        raise LoadFailed(
+        raise ArchiveLost(
             f"{record.archive} does not hold the bytes that were registered (sha256 "
-            f"{record.sha256[:12]}…, these have {sha256[:12]}…): register the archive again"
+            f"{record.sha256[:12]}…, these have {sha256[:12]}…): {mend}"
         )

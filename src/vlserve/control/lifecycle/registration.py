@@ -70,6 +70,11 @@ class Registrar:
             retuned = tuning != record.tuning
             if retuned:
                 record = self._ledger.tune(*record.key, tuning)
+            if self._lifecycle.lacks(record):
+                self._lifecycle.restore(record)
+                return _registration(
+                    record, already_registered=True, retuned=retuned, restored=True
+                )
             to_load = (*_UNFINISHED, State.RETIRED) if tuning else _UNFINISHED
             if record.state not in to_load:
                 return _registration(record, already_registered=True, retuned=retuned)
@@ -147,7 +152,11 @@ def _check_name(name: str, manifest: Manifest) -> None:
 
 
 def _registration(
-    record: VersionRecord, already_registered: bool, retuned: bool = False, untuned: str = ""
+    record: VersionRecord,
+    already_registered: bool,
+    retuned: bool = False,
+    untuned: str = "",
+    restored: bool = False,
 ) -> Registration:
     return Registration(
         model=record.model,
@@ -156,4 +165,5 @@ def _registration(
         already_registered=already_registered,
         retuned=retuned,
         untuned=untuned,
+        restored=restored,
     )

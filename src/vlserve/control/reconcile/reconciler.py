@@ -2,12 +2,12 @@
 
 import logging
 import threading
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 from vlserve.control.domain import Key, State
 from vlserve.control.gateway.traffic import Traffic
+from vlserve.control.lifecycle.backoff import Backoff
 from vlserve.control.lifecycle.lifecycle import Lifecycle
 from vlserve.control.lifecycle.operations import Operations
 from vlserve.control.ports import Engine, Gateway
@@ -15,51 +15,11 @@ from vlserve.control.reconcile import plan as planning
 from vlserve.control.reconcile.plan import Action, Load, Remove, Restore, Retire, Route
 from vlserve.control.store.ledger import Ledger
 from vlserve.control.troubles import TroubleLog
-from vlserve.errors import EngineUnavailable, LoadFailed, VlserveError
+from vlserve.errors import EngineUnavailable, LedgerUnwritable, LoadFailed, VlserveError
 
-_MAX_BACKOFF_S = 60.0
 _AT_ONCE = 2  # a load that hangs must not keep the other models waiting
 
 logger = logging.getLogger(__name__)
-
-
-class Backoff:
-    """Knows when a failed action on a version is tried again: after 2, 4, 8, … 60 s. Thread-safe:
-    the tick reads while the pool writes."""
-
-    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
-        self._now = now
-        self._lock = threading.Lock()
-        self._failures: dict[Key, tuple[int, float, str]] = {}
-        self._unloadable: set[Key] = set()
-
-    def failed(self, key: Key, reason: str, unloadable: bool = False) -> bool:
-        """Note a failure; return whether it is the first, or has another reason than the last.
-
-        Args:
-            unloadable: the version itself is what failed, not the engine.
-        """
-        with self._lock:
-            (self._unloadable.add if unloadable else self._unloadable.discard)(key)
-            count, _, last = self._failures.get(key, (0, 0.0, None))
-            delay_s = min(2.0 ** (count + 1), _MAX_BACKOFF_S)
-            self._failures[key] = (count + 1, self._now() + delay_s, reason)
-        return reason != last
-
-    def succeeded(self, key: Key) -> None:
-        with self._lock:
-            self._failures.pop(key, None)
-            self._unloadable.discard(key)
-
-    def unloadable(self) -> frozenset[Key]:
-        """Return the versions that could not be loaded at the last try."""
-        with self._lock:
-            return frozenset(self._unloadable)
-
-    def waiting(self) -> frozenset[Key]:
-        with self._lock:
-            now = self._now()
-            return frozenset(key for key, (_, due, _) in self._failures.items() if due > now)
 
 
 class Reconciler:
@@ -106,11 +66,12 @@ class Reconciler:
         """Compare once, start the actions that mend the difference, and return them."""
         self._traffic.keep_ready()
         engine = self._observe_engine()
+        versions = self._ledger.versions()
         ledger = planning.LedgerView(
             models=self._traffic.models(),
-            versions=self._ledger.versions(),
+            versions=versions,
             running=self._operations.running() | frozenset(self._submitted),
-            waiting=self._backoff.waiting(),
+            waiting=self._backoff.waiting({each.key: each.archive for each in versions}),
         )
         draining = {each.key for each in ledger.versions if each.state is State.DRAINING}
         leaving = draining | (planning.unwanted(ledger.versions, engine.held) if engine else set())
@@ -207,10 +168,13 @@ class Reconciler:
             logger.warning("%s %s %s: %s", doing, *key, error)
         else:
             logger.exception("%s %s %s", doing, *key, exc_info=error)
-        news = self._backoff.failed(key, str(error), isinstance(error, LoadFailed))
+        archive = None if isinstance(action, Route | Remove) else action.record.archive
+        news = self._backoff.failed(key, error, archive)
         recorded = isinstance(action, Load) and isinstance(error, LoadFailed)  # by the load itself
-        if news and not recorded and self._ledger.find(*key) is not None:
-            self._ledger.record(*key, f"{doing}_failed", reason=str(error))
+        if news and not recorded:
+            with suppress(LedgerUnwritable):
+                if self._ledger.find(*key) is not None:
+                    self._ledger.record(*key, f"{doing}_failed", reason=str(error))
 
 
 def _key(action: Load | Restore | Retire | Remove) -> Key:

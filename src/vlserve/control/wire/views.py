@@ -23,7 +23,7 @@ class VersionView(View):
     version: int
     state: State
     weight: int = Field(description="Share of the model's traffic, percent.")
-    reason: str = Field(description="Why it failed; empty otherwise.")
+    reason: str = Field(description="Why it failed, or cannot be loaded again; else empty.")
     task: str
     family: str
     precision: str
@@ -74,7 +74,8 @@ class EventView(View):
 class Registered(View):
     """``already_registered``: the same bytes were there before, and nothing was loaded.
     ``retuned``: another tuning, or none, than before is kept for its next load. ``untuned``: why it
-    could not be loaded as tuned; it was loaded as all versions are, and its tuning dropped."""
+    could not be loaded as tuned; it was loaded as all versions are, and its tuning dropped.
+    ``restored``: it was out of the engine though clients may ask for it, and is loaded again."""
 
     model: str
     version: int
@@ -82,6 +83,7 @@ class Registered(View):
     already_registered: bool
     retuned: bool = False
     untuned: str = ""
+    restored: bool = False
 
 
 class Released(View):

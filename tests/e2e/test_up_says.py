@@ -1,0 +1,43 @@
+"""`vlserve up` where an archive is lost: it ends at once, says why, and the rest serves."""
+
+from pathlib import Path
+
+import httpx
+import pytest
+
+from support.background_load import QUESTION
+from support.running_stack import make_settings, wait_until
+from vlserve.control.client import ControlClient
+from vlserve.errors import StackUnwell
+from vlserve.exporter.echo import pack_echo
+from vlserve.stack import stack
+
+
+def test_up_says_which_archive_is_lost_and_the_others_serve(tmp_path: Path) -> None:
+    settings = make_settings(tmp_path)
+    archives = {name: pack_echo(tmp_path, name, 1) for name in ("lost", "other")}
+
+    def status(model: str) -> int:
+        url = f"{settings.gateway_url}/predictions/{model}"
+        return httpx.post(url, json=QUESTION, trust_env=False, timeout=60).status_code
+
+    try:
+        stack.up(settings, print)
+        with ControlClient.of(settings) as control:
+            for name, archive in archives.items():
+                control.register(archive)
+                control.release(name, 1)
+        stack.down(settings, print)
+        (settings.model_store / "lost" / "1" / "lost-1.mar").unlink()
+        with pytest.raises(
+            StackUnwell, match=r"lost 1 cannot be loaded again: .*lost-1.mar is gone"
+        ):
+            stack.up(settings, print)
+        assert (status("lost"), status("other")) == (503, 200)
+        with ControlClient.of(settings) as control:
+            assert control.register(archives["lost"]).restored
+            wait_until(lambda: control.health().status == "ok", 30)
+        assert status("lost") == 200
+        stack.up(settings, print)
+    finally:
+        stack.down(settings, print)
