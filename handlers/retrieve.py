@@ -32,6 +32,10 @@ if TYPE_CHECKING:  # `vlserve index` packs this file with an older archive's fro
     from vlserve.runtime.types import Answer, Arrays, Backend, Sample
 
 FOLDER = "assets/index"
+MAX_QUOTED_CHARS = 50
+"""Most characters of a caller's own words in a message."""
+MAX_LISTED_BYTES = 2**22
+"""Most bytes of a form's list of candidates, which is parsed whole."""
 FUSION_BATCH = 16
 """Items that are held against a query in one run."""
 VARIABLE = ("text", "regions")
@@ -53,11 +57,15 @@ class IndexOptions(BaseModel):
 
 
 def _listed(value: Any) -> Any:
-    """A form brings a list as JSON."""
+    """A form brings a list as JSON. Wrong names end it here: one error for each would be kept."""
+    if isinstance(value, list) and not all(isinstance(name, str) for name in value):
+        raise ValueError("must be a list of names")
     if not isinstance(value, bytes | bytearray):
         return value
+    if len(value) > MAX_LISTED_BYTES:
+        raise ValueError(f"has {len(value)} bytes, the limit is {MAX_LISTED_BYTES}")
     try:
-        return json.loads(value)
+        return _listed(json.loads(value))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"is not a JSON list: {error}") from error
 
@@ -144,7 +152,7 @@ class RetrieveTask(Task[RetrieveFields]):
             return None
         unknown = [name for name in candidates if name not in self._places]
         if unknown or not candidates:
-            said = f"no item {unknown[0]!r}" if unknown else "none"
+            said = f"no item {unknown[0][:MAX_QUOTED_CHARS]!r}" if unknown else "none"
             raise _invalid(f"candidates: {said}")
         return np.unique([self._places[name] for name in candidates])
 

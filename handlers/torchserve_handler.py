@@ -22,14 +22,18 @@ from vlserve.runtime.types import Answer, BatchResult, ItemError
 
 HTTP_STATUS = {
     ErrorCode.BODY_UNREADABLE: 400,
+    ErrorCode.BODY_TOO_LARGE: 413,
+    ErrorCode.BODY_TOO_COMPLEX: 413,
     ErrorCode.FIELD_INVALID: 422,
     ErrorCode.IMAGE_UNREADABLE: 400,
     ErrorCode.IMAGE_TOO_LARGE: 413,
+    ErrorCode.IMAGE_DAMAGED: 400,
     ErrorCode.FEATURES_UNREADABLE: 400,
     ErrorCode.FEATURES_TOO_LARGE: 413,
     ErrorCode.TEXT_UNREADABLE: 400,
     ErrorCode.TEXT_TOO_LONG: 413,
     ErrorCode.INFERENCE_FAILED: 500,
+    ErrorCode.REQUEST_KILLED_WORKER: 500,
 }
 
 

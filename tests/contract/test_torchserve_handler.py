@@ -88,12 +88,12 @@ def test_each_request_of_a_batch_has_its_own_status(worker: Worker, probe: Probe
     huge = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", b"")
     cases: list[tuple[dict[str, bytes], int, str | None]] = [
         (form(probe), 200, None),
-        ({"body": b"\xff\xd8\xff not JSON"}, 400, "body_unreadable"),
+        ({"body": b"not JSON"}, 400, "body_unreadable"),
         ({}, 400, "body_unreadable"),
         (form(probe, colour=b"red"), 422, "field_invalid"),
         (form(probe, top_k=b"6"), 422, "field_invalid"),
         (form(probe, image=b"no image"), 400, "image_unreadable"),
-        (form(probe, image=b"x" * (20 * 2**20 + 1)), 413, "image_too_large"),
+        (form(probe, image=b"\xff" * (20 * 2**20 + 1)), 413, "image_too_large"),
         (form(probe, image=huge), 413, "image_too_large"),
         (form(probe, text=b"\xff"), 400, "text_unreadable"),
         (form(probe, text=b"a" * 2**20), 413, "text_too_long"),

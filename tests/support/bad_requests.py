@@ -152,11 +152,8 @@ def bad_json() -> Iterator[Case]:
         "with-nan": plus(b'"top_k": NaN'),
         "with-infinity": plus(b'"top_k": -Infinity'),
         "with-a-name-twice": plus(b'"text": "another"'),
-        "with-a-deep-value": plus(b'"top_k": ' + b"[" * 50_000 + b"]" * 50_000),
         "with-10000-digits": plus(b'"top_k": ' + b"9" * 10_000),
         "not-utf-8": plus(b'"top_k": "\xff\xfe"'),
-        "deep-array": b"[" * 100_000,
-        "deep-object": b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
         "line-break-in-a-string": b'{"text": "a\nb"}',
         "in-single-quotes": b"{'image': 'x', 'text': 'y'}",
         "nul": b"\0",
@@ -167,6 +164,15 @@ def bad_json() -> Iterator[Case]:
     }
     for name, body in bodies.items():
         yield Case(f"json-{name}", 400, "body_unreadable", body=body, content_type=JSON)
+    too_complex = {
+        "with-a-deep-value": plus(b'"top_k": ' + b"[" * 50_000 + b"]" * 50_000),
+        "deep-array": b"[" * 100_000,
+        "deep-object": b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
+        "of-a-million-names": json.dumps({f"n{number}": 1 for number in range(1_000_000)}).encode(),
+        "of-65-names": json.dumps({f"n{number}": 1 for number in range(65)}).encode(),
+    }
+    for name, body in too_complex.items():
+        yield Case(f"json-{name}", 413, "body_too_complex", body=body, content_type=JSON)
 
 
 def bad_forms() -> Iterator[Case]:
@@ -194,16 +200,15 @@ def bad_forms() -> Iterator[Case]:
             head + b'name="text"\r\nContent-Type: text/plain; charset=x-none\r\n\r\nv' + end,
             FORM,
         ),
+        "nested": (head + b'name="image"\r\nContent-Type: multipart/mixed\r\n\r\n--z' + end, FORM),
         "5000-parts": (form(BOUNDARY, {f"field-{n}": b"" for n in range(5000)}), FORM),
     }
     for name, (body, kind) in bodies.items():
         yield Case(f"form-{name}", 400, "body_unreadable", body=body, content_type=kind)
-    # what is said of a file beside its bytes is passed over, so that these lack their text alone
-    for name, said in {
-        "file-name-of-an-unknown-charset": b"name=\"image\"; filename*=x-none''a\r\n\r\nv",
-        "nested": b'name="image"\r\nContent-Type: multipart/mixed\r\n\r\n--z\r\n',
-    }.items():
-        yield Case(f"form-{name}", 422, "field_invalid", body=head + said + end, content_type=FORM)
+    # what is said of a file beside its bytes is passed over, so that this lacks its text alone
+    said = b"name=\"image\"; filename*=x-none''a\r\n\r\nv"
+    name = "form-file-name-of-an-unknown-charset"
+    yield Case(name, 422, "field_invalid", body=head + said + end, content_type=FORM)
     for name, cut in (("no-end", len(end)), ("half-an-end", 6)):
         body = GOOD_FORM[:-cut]
         yield Case(f"form-{name}", 400, "body_unreadable", body=body, content_type=FORM)
@@ -211,16 +216,17 @@ def bad_forms() -> Iterator[Case]:
 
 def bad_content_types() -> Iterator[Case]:
     for name, kind, body in (
-        ("image-jpeg", "image/jpeg", JPEG),
-        ("octet-stream", "application/octet-stream", JPEG),
         ("text-plain", "text/plain", TEXT.encode()),
         ("xml", "application/xml", b"<image/>"),
-        ("none", None, JPEG),
-        ("empty", "", JPEG),
-        ("nonsense", ";;;", JPEG),
         ("two", f"{FORM}, {JSON}", GOOD_JSON),
     ):
         yield Case(f"type-{name}", 400, "body_unreadable", body=body, content_type=kind)
+    for name, kind in (
+        ("image-jpeg", "image/jpeg"),
+        ("octet-stream", "application/octet-stream"),
+        *(("none", None), ("empty", ""), ("nonsense", ";;;")),
+    ):  # an image, which lacks its text
+        yield Case(f"type-{name}", 422, "field_invalid", body=JPEG, content_type=kind)
     yield Case(
         "type-urlencoded",
         400,

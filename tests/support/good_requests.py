@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from support.bad_images import whole_images
@@ -15,6 +15,7 @@ from support.request_bodies import (
     IMAGE,
     JSON,
     PNG,
+    TEXT,
     as_form,
     as_json,
 )
@@ -27,6 +28,13 @@ _TEXTS = {
     "right-to-left": "مرحبا \u202e abc",
     "as-long-as-it-may-be": "x" * 65_536,
     "line-breaks": "one\r\ntwo\n",
+}
+
+
+_BASE64: dict[str, Callable[[str], str]] = {
+    "with-line-breaks": lambda text: f"{text[:60]}\r\n{text[60:]}\n",
+    "in-a-data-url": lambda text: f"data:image/jpeg;base64,{text}",
+    "url-safe": lambda text: text.replace("+", "-").replace("/", "_"),
 }
 
 
@@ -74,6 +82,11 @@ def oddly_wrapped() -> Iterator[Case]:
     yield _odd("json-without-a-type", body=GOOD_JSON, content_type=None)
     yield _odd("json-of-utf-16", body=GOOD_JSON.decode().encode("utf-16"), content_type=JSON)
     yield _odd("json-unescaped", body=_unescaped(GOOD_JSON), content_type=JSON)
+    for name, change in _BASE64.items():
+        fields = {"image": change(IMAGE), "text": TEXT}
+        body = json.dumps(fields).encode()
+        yield _odd(f"json-of-base64-{name}", body=body, content_type=JSON)
+        yield as_form(f"form-of-base64-{name}", 200, "", image=change(IMAGE).encode())
     yield _odd("form-with-an-epilogue", body=GOOD_FORM + b"hello")
     yield _odd(
         "in-chunks",

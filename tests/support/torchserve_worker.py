@@ -27,9 +27,9 @@ END = struct.pack("!i", -1)
 
 @dataclass(frozen=True)
 class Sent:
-    """One request of a batch; ``parts`` as multipart parts or one ``body``."""
+    """One request of a batch; ``parts`` as multipart parts or one ``body``, a name twice too."""
 
-    parts: Mapping[str, bytes]
+    parts: Mapping[str, bytes] | Sequence[tuple[str, bytes]]
     headers: Mapping[str, str] = field(default_factory=dict)
     id: str = "torchserves-own"
 
@@ -105,8 +105,9 @@ def _raw(value: bytes) -> bytes:
 
 def _request(sent: Sent) -> bytes:
     headers = b"".join(_text(name) + _text(value) for name, value in sent.headers.items())
-    kind = "application/json" if "body" in sent.parts else "text/plain"
-    parts = b"".join(_text(n) + _text(kind) + _raw(value) for n, value in sent.parts.items())
+    pairs = list(sent.parts.items()) if isinstance(sent.parts, Mapping) else sent.parts
+    kind = "application/json" if "body" in dict(pairs) else "text/plain"
+    parts = b"".join(_text(n) + _text(kind) + _raw(value) for n, value in pairs)
     return _text(sent.id) + headers + END + parts + END
 
 

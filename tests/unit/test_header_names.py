@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from vlserve.runtime import headers
-from vlserve_worker.worker import SENT_TYPE
+from vlserve.runtime.errors import ErrorCode
+from vlserve_worker import bodies, service
 
 PROJECT = Path(__file__).parents[2]
 TABLE = {name: value for name, value in vars(headers).items() if name.isupper()}
@@ -36,8 +37,17 @@ def test_names_do_not_change() -> None:
     assert len(set(TABLE.values())) == len(TABLE)
 
 
-def test_the_worker_reads_the_table_s_header() -> None:
-    assert SENT_TYPE.decode() == headers.SENT_CONTENT_TYPE
+def test_the_worker_uses_the_table_s_headers() -> None:
+    assert bodies.SENT_TYPE.decode() == headers.SENT_CONTENT_TYPE
+    assert bodies.SENT_ENCODING.decode() == headers.SENT_CONTENT_ENCODING
+    assert headers.ANSWERED_BY == service.ANSWERED_BY
+    assert headers.REQUEST_ID == service.REQUEST_ID
+
+
+def test_the_worker_s_codes_have_the_handler_s_status() -> None:
+    handler = (PROJECT / "handlers" / "torchserve_handler.py").read_text(encoding="utf-8")
+    for code, status in service.HTTP_STATUS.items():
+        assert f"ErrorCode.{ErrorCode(code).name}: {status}," in handler
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -58,4 +68,5 @@ def test_the_gateway_s_files_use_each_name_that_is_theirs() -> None:
     files = ("gateway/envoy.yaml", "gateway/engine.lua")
     used = names_in("".join((PROJECT / "serving_config" / file).read_text() for file in files))
     # envoy_config.py renders x-model-version
-    assert used >= set(TABLE.values()) - {headers.MODEL_VERSION}
+    theirs = set(TABLE.values()) - {headers.MODEL_VERSION, headers.SENT_CONTENT_ENCODING}
+    assert used >= theirs

@@ -3,10 +3,14 @@
 An engine gives each request as named values: the parts of a multipart form as bytes, or the whole
 of a JSON body as bytes under ``body``. Tasks declare their fields as a pydantic model of the types
 below, which take both.
+
+JSON is counted before it is parsed: a body of millions of values would take seconds and gigabytes.
 """
 
 import base64
+import binascii
 import json
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
@@ -19,13 +23,20 @@ from pydantic import (
     ValidationInfo,
 )
 
-from vlserve.runtime.errors import ErrorCode, RequestError, wrong_fields
+from vlserve.runtime.errors import ErrorCode, RequestError, quoted, wrong_fields
 from vlserve.runtime.manifest import Manifest
 from vlserve.runtime.text import read_text
 from vlserve.runtime.types import Answer, ItemError, Request
 
 BODY = "body"
 MAX_MESSAGE_CHARS = 500
+MAX_FIELDS = 64
+"""Most names in a JSON body."""
+MAX_JSON_MARKS = 1_000_000
+"""Most commas, colons, brackets and braces of a JSON body, those inside of strings too: a list of
+100,000 candidates has 100,000, and the longest text that a model takes 65,536."""
+MAX_JSON_DEPTH = 32
+"""Most objects and lists inside each other."""
 
 Parsed = TypeVar("Parsed", bound=BaseModel)
 
@@ -45,14 +56,44 @@ def _npy_bytes(value: Any, info: ValidationInfo) -> bytes:
 
 
 def _file_bytes(value: Any, info: ValidationInfo, kind: str, unreadable: ErrorCode) -> bytes:
+    """A file's bytes out of a form, or as base64 out of JSON or a form."""
     if isinstance(value, bytes | bytearray | memoryview):
-        return bytes(value)
+        raw = bytes(value)
+        if not _IS_BASE64.match(raw):
+            return raw
+        value = raw.decode("ascii", "replace")
     if not isinstance(value, str):
         raise ValueError(f"must be {kind}, or base64 of one in JSON")
     try:
-        return base64.b64decode(value, validate=True)
+        return _from_base64(value)
     except ValueError as error:
         raise RequestError(unreadable, f"{info.field_name} is not base64: {error}") from error
+
+
+_IS_BASE64 = re.compile(rb"\s*(data:|[A-Za-z0-9+/_-]{16,64}(?:[A-Za-z0-9+/_=\r\n-]|$))")
+"""How base64 begins, and no file that a model reads: those have bytes beyond ASCII, or a blank, in
+their first sixteen."""
+
+
+def _from_base64(text: str) -> bytes:
+    """Bytes of base64, plain or URL-safe, whole or in lines, or as a data URI. ValueError."""
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError:
+        pass  # the rare forms are looked for only where the usual one fails
+    head, comma, _ = text[:200].partition(",")
+    if head.lstrip().startswith("data:") and comma:
+        if not head.rstrip().endswith(";base64"):
+            raise ValueError("the data URI does not say ;base64")
+        text = text[len(head) + 1 :]
+    text = text.strip().translate(_BASE64_OF_OTHERS)
+    if " " in text:
+        raise ValueError("it holds spaces: percent-encode + as %2B in a form")
+    return binascii.a2b_base64(text, strict_mode=True)
+
+
+_BASE64_OF_OTHERS = str.maketrans("-_", "+/", "\r\n\t")
+"""The URL-safe alphabet -> the plain one; line breaks out."""
 
 
 def _boxes(value: Any, info: ValidationInfo) -> Any:
@@ -144,17 +185,23 @@ def read_body(parameters: Mapping[str, Any]) -> dict[str, Any]:
     body = fields.pop(BODY, None)
     if body is None:
         return fields
+    if isinstance(body, bytes | bytearray) and not body.strip():
+        raise RequestError(ErrorCode.BODY_UNREADABLE, "the request has no body")
     try:
         parsed = body if isinstance(body, dict) else _strict_json(bytes(body))
     except (ValueError, TypeError, RecursionError) as error:
         raise RequestError(
-            ErrorCode.BODY_UNREADABLE,
-            f"the body is neither a multipart form nor JSON: {type(error).__name__}: {error}",
+            ErrorCode.BODY_UNREADABLE, f"the body is not JSON: {_why_no_json(error)}"
         ) from error
     if not isinstance(parsed, dict):
         raise RequestError(
             ErrorCode.BODY_UNREADABLE,
             f"the JSON body must be an object, not {type(parsed).__name__}",
+        )
+    if len(parsed) > MAX_FIELDS:
+        raise RequestError(
+            ErrorCode.BODY_TOO_COMPLEX,
+            f"the JSON body has {len(parsed)} fields, the limit is {MAX_FIELDS}",
         )
     return {**fields, **parsed}
 
@@ -172,7 +219,51 @@ def _strict_json(raw: bytes) -> Any:
     def refuse(word: str) -> None:
         raise ValueError(f"{word} is no JSON number")
 
-    return json.loads(raw, object_pairs_hook=unique, parse_constant=refuse)
+    text = raw.decode(json.detect_encoding(raw), "surrogatepass")
+    _check_marks(text)
+    return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+
+
+def _check_marks(text: str) -> None:
+    """RequestError (BODY_TOO_COMPLEX) for more values or levels than a request has."""
+    marks = {mark: text.count(mark) for mark in ",:[{"}
+    if sum(marks.values()) > MAX_JSON_MARKS:
+        raise RequestError(
+            ErrorCode.BODY_TOO_COMPLEX, f"the JSON body has more than {MAX_JSON_MARKS} values"
+        )
+    if marks["["] + marks["{"] > MAX_JSON_DEPTH and _depth(text) > MAX_JSON_DEPTH:
+        raise RequestError(
+            ErrorCode.BODY_TOO_COMPLEX,
+            f"the JSON body has more than {MAX_JSON_DEPTH} levels of lists and objects",
+        )
+
+
+_STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
+_STEPS = {"[": 1, "{": 1, "]": -1, "}": -1}
+
+
+def _depth(text: str) -> int:
+    """How many lists and objects are open at once, at the most."""
+    depth = deepest = 0
+    for bracket in re.findall(r"[][{}]", _STRING.sub("", text)):
+        depth += _STEPS[bracket]
+        deepest = max(deepest, depth)
+    return deepest
+
+
+def _why_no_json(error: Exception) -> str:
+    match error:
+        case UnicodeDecodeError():
+            return f"{error}: send UTF-8"
+        case json.JSONDecodeError() if not error.doc.strip():
+            return "it is empty"
+        case json.JSONDecodeError():
+            return (
+                f"{error}, at {quoted(error.doc[error.pos : error.pos + 100])}"
+                if error.doc
+                else str(error)
+            )
+    return str(error) or type(error).__name__
 
 
 def parse_fields(schema: type[Parsed], fields: Mapping[str, Any]) -> Parsed:

@@ -12,6 +12,7 @@ vlserve.errors draws the rest of the tree.
 """
 
 from enum import StrEnum
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -59,15 +60,19 @@ class ArchiveTampered(ArchiveError):
 class ErrorCode(StrEnum):
     """Why one request was not answered. The edge (engine entry points, gateway) maps it to HTTP."""
 
-    BODY_UNREADABLE = "body_unreadable"  # neither multipart nor a JSON object
+    BODY_UNREADABLE = "body_unreadable"  # no form, JSON object or image; the message says why
+    BODY_TOO_LARGE = "body_too_large"  # over the byte limit once it is unpacked
+    BODY_TOO_COMPLEX = "body_too_complex"  # too many fields, values, levels or escapes
     FIELD_INVALID = "field_invalid"  # a field missing, unknown, or of the wrong type or range
     IMAGE_UNREADABLE = "image_unreadable"  # not an image, truncated, or base64 that is not
-    IMAGE_TOO_LARGE = "image_too_large"  # over the byte or pixel limit
+    IMAGE_TOO_LARGE = "image_too_large"  # over the limit of bytes, pixels, scans or metadata
+    IMAGE_DAMAGED = "image_damaged"  # a whole file by its ends, whose pixels are broken inside
     FEATURES_UNREADABLE = "features_unreadable"  # not a .npy file, cut short, or base64 that is not
     FEATURES_TOO_LARGE = "features_too_large"  # over the byte limit
     TEXT_UNREADABLE = "text_unreadable"  # not UTF-8, NUL, or lone surrogates
     TEXT_TOO_LONG = "text_too_long"  # over the byte limit
     INFERENCE_FAILED = "inference_failed"  # the graph failed on this item, alone
+    REQUEST_KILLED_WORKER = "request_killed_worker"  # it stopped two workers; refused for 10 min
 
 
 class RequestError(VlserveError):
@@ -81,6 +86,21 @@ class RequestError(VlserveError):
         self.message = message
 
 
+MAX_QUOTED_CHARS = 50
+"""Most characters of a caller's own words in a message."""
+
+
+def quoted(words: Any) -> str:
+    """Return a caller's words as a message quotes them: in quotes, cut to MAX_QUOTED_CHARS."""
+    return repr(shortened(words))
+
+
+def shortened(words: Any) -> str:
+    """Return words that may be a caller's, cut to MAX_QUOTED_CHARS."""
+    text = str(words)
+    return text if len(text) <= MAX_QUOTED_CHARS else f"{text[: MAX_QUOTED_CHARS - 1]}…"
+
+
 MAX_WRONG_FIELDS = 10
 """How many wrong fields a message names; it counts the rest."""
 
@@ -89,7 +109,7 @@ def wrong_fields(error: ValidationError, whole: str) -> str:
     """Name each wrong field with what is wrong, MAX_WRONG_FIELDS at most; ``whole`` names what is
     wrong as a whole."""
     wrong = [
-        f"{'.'.join(map(str, item['loc'])) or whole}: {item['msg']}"
+        f"{shortened('.'.join(map(str, item['loc']))) or whole}: {item['msg']}"
         for item in error.errors(include_url=False, include_input=False)
     ]
     more = [f"and {len(wrong) - MAX_WRONG_FIELDS} more"] if len(wrong) > MAX_WRONG_FIELDS else []

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vlserve.runtime.errors import ErrorCode, RequestError
+from vlserve.runtime.errors import ErrorCode, RequestError, shortened
 from vlserve.runtime.manifest import RegionInput
 from vlserve.runtime.types import Float32Array
 
@@ -127,7 +127,7 @@ def _read_header(data: bytes, name: str) -> tuple[tuple[int, ...], bool, np.dtyp
                 raise ValueError(f"version {version} of the format is for no plain array")
     except Exception as error:  # headers are parsed as Python: what they raise is without end
         raise RequestError(
-            ErrorCode.FEATURES_UNREADABLE, f"{name} is not a .npy file: {error}"
+            ErrorCode.FEATURES_UNREADABLE, f"{name} is not a .npy file: {shortened(error)}"
         ) from error
     shape, column_major, dtype = header
     return shape, column_major, dtype, file.tell()

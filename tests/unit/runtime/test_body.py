@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlserve.runtime.body import (
+    MAX_FIELDS,
+    MAX_JSON_MARKS,
     ImageField,
     RequestFields,
     TextField,
@@ -63,7 +65,7 @@ def test_a_query_parameter_gives_way_to_the_body() -> None:
             b'{"a": 1, "a": 1}',
             b'{"a": [{"b": 1, "b": 2}]}',
         ),
-        *(b"\xff\xd8\xff", b"[" * 100_000, b"1" * 5000),
+        *(b"\xff\xd8\xff", b"1" * 5000),
     ],
 )
 def test_unreadable_bodies(body: bytes) -> None:
@@ -101,10 +103,80 @@ def test_a_form_field_that_is_no_number(top_k: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "image", ["!!", "AA", "AA=A", "AA==AA==", "AA==\n", "data:image/png;base64,AA==", "é", "\ud800"]
+    "image",
+    ["!!", "AA", "AA=A", "AA==AA==", "A A=", "data:image/png,AA==", "data:,", "é", "\ud800"],
 )
 def test_base64_is_strict(image: str) -> None:
     assert code(json_body(image=image, text="a")) is ErrorCode.IMAGE_UNREADABLE
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        *("/+8=", "_-8=", " /+8=\n", "/+\r\n8=", "data:image/png;base64,/+8="),
+        "data:image/png;name=a;base64,\n/+8=",
+    ],
+)
+def test_base64_as_clients_write_it(image: str) -> None:
+    body = json_body(image=image, text="a")
+    assert parse_fields(Asked, read_body(body)).image == b"\xff\xef"
+
+
+def test_base64_in_a_form_is_told_from_a_file() -> None:
+    raw = bytes(range(200, 256))
+    text = base64.encodebytes(raw)
+    for value in (raw, text, b"data:image/jpeg;base64," + text, base64.urlsafe_b64encode(raw)):
+        assert parse_fields(Asked, {"image": bytearray(value), "text": b"a"}).image == raw
+    short = b"cover.jpg"
+    assert parse_fields(Asked, {"image": short, "text": b"a"}).image == short
+
+
+MANY = b'{"a": [' + b"1," * MAX_JSON_MARKS + b"1]}"
+DEEP = b'{"text": ' + b"[" * 32 + b'"]]]"' + b"]" * 32 + b"}"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        MANY,
+        MANY.decode().encode("utf-16"),
+        DEEP,
+        b'{"a":' * 40 + b"1" + b"}" * 40,
+        json.dumps({str(number): 1 for number in range(MAX_FIELDS + 1)}).encode(),
+    ],
+    ids=["values", "values-in-utf-16", "levels", "objects", "names"],
+)
+def test_a_body_of_too_many_values_is_not_parsed(
+    body: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if len(body) > 1000:
+        monkeypatch.setattr(json, "loads", None)
+    assert code({"body": bytearray(body)}) is ErrorCode.BODY_TOO_COMPLEX
+
+
+def test_brackets_inside_of_texts_are_no_levels() -> None:
+    text = "[{" * 100 + '\\"' + "[" * 100
+    assert read_body(json_body(text=text, other='"' + text)) == {"text": text, "other": '"' + text}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"image": "AA==", "text": "a", "x" * 1000: 1},
+        {"x" * 1000: 1},
+        {"image": "x" * 1000, "text": 1},
+    ],
+)
+def test_a_refusal_quotes_at_most_50_characters(fields: dict[str, Any]) -> None:
+    with pytest.raises(RequestError) as caught:
+        parse_fields(Asked, read_body(json_body(**fields)))
+    assert "x" * 51 not in caught.value.message
+
+
+def test_what_is_no_json_is_quoted_where_it_fails() -> None:
+    with pytest.raises(RequestError) as caught:
+        read_body({"body": b'{"a": ' + b"x" * 1000})
+    assert caught.value.message.count("x") == 50  # one of them in "Expecting"
 
 
 @pytest.mark.parametrize("text", ["a\0", "\ud800"])

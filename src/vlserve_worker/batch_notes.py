@@ -1,0 +1,158 @@
+"""What each worker is at work on, where the others can read it when it is dead.
+
+A request that kills its worker is sent again by the gateway, and would kill the next one. So each
+worker notes the digests of its batch before it runs and clears them after. Who finds a dead
+worker's note suspects what stands in it. A suspect is run alone, after its neighbours; if its
+worker dies again, it alone stands in the note, and is refused for REFUSED_S.
+
+All lies in one folder a version, which all workers of the stack share::
+
+    <worker>.note               locked while its worker lives: digests of the batch that runs
+    <digest>-<until>.suspect    it stood in a dead worker's note
+    <digest>-<until>.refused    it killed a worker while it ran alone
+
+``until`` is in seconds of the monotonic clock: a step of the other one changes nothing. These files
+are empty, because a full disk takes a name for longer than a byte.
+"""
+
+import fcntl
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+REFUSED_S = 600
+"""Seconds that a request which killed two workers is refused, and that a suspect is one."""
+
+NOTE_BYTES = 8192
+"""Size of a note. It is written once in full, so that a full disk cannot keep a later one from
+being written."""
+
+SUSPECT = ".suspect"
+REFUSED = ".refused"
+
+_DIGEST_BYTES = 16
+_MOST = NOTE_BYTES // (2 * _DIGEST_BYTES + 1) - 1
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Suspicions:
+    """Digests of requests that stood in the note of a dead worker, once or while they ran alone."""
+
+    suspects: frozenset[str] = frozenset()
+    refused: frozenset[str] = frozenset()
+
+
+def digest_of(request: Mapping[str, Any]) -> str:
+    """Return the same for the same names and bytes, as TorchServe's worker reads a request."""
+    total = hashlib.sha256()
+    for one in request["parameters"]:
+        total.update(f"{len(one['name'])} {len(one['value'])} {one['name']}".encode())
+        total.update(one["value"])
+    return total.hexdigest()[: 2 * _DIGEST_BYTES]
+
+
+class BatchNotes:
+    """One worker's note, and its view of the others'. What cannot be written is left out: a request
+    is answered without a note too."""
+
+    def __init__(self, folder: Path) -> None:
+        """Begin a note in ``folder``, which is made where it is not there.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._name = f"{os.getpid()}-{time.monotonic_ns()}.note"
+        hidden = folder / f".{self._name}"
+        self._note = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._note, fcntl.LOCK_EX)
+        os.pwrite(self._note, bytes(NOTE_BYTES), 0)
+        hidden.rename(folder / self._name)
+
+    @contextmanager
+    def at_work(self, digests: Sequence[str], *, alone: bool = False) -> Iterator[None]:
+        """Note the digests while the body runs; ``alone``: of a suspect that is tried by itself."""
+        lines = ["alone" if alone else "batch", *digests[:_MOST]]
+        self._write("\n".join(lines).encode() + b"\0")
+        try:
+            yield
+        finally:
+            self._write(b"\0")
+        if alone:
+            for digest in digests:
+                for file in self._folder.glob(f"{digest}-*{SUSPECT}"):
+                    file.unlink(missing_ok=True)
+
+    def look(self) -> Suspicions:
+        """Read the folder: what dead workers were at work on becomes suspect or refused."""
+        try:
+            names = self._names()
+            taken = [self._take_over(name) for name in names if self._is_of_another(name)]
+            if any(taken):
+                names = self._names()
+            return Suspicions(self._named(names, SUSPECT), self._named(names, REFUSED))
+        except OSError as error:
+            logger.warning("%s: what dead workers left cannot be read: %s", self._folder, error)
+            return Suspicions()
+
+    def _names(self) -> list[str]:
+        with os.scandir(self._folder) as entries:
+            return [entry.name for entry in entries]
+
+    def _write(self, content: bytes) -> None:
+        with suppress(OSError):
+            os.pwrite(self._note, content, 0)
+
+    def _is_of_another(self, name: str) -> bool:
+        return name.endswith(".note") and name != self._name and not name.startswith(".")
+
+    def _take_over(self, name: str) -> bool:
+        """Turn a dead worker's note into suspicions; False where its worker lives."""
+        path = self._folder / name
+        try:
+            note = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:  # another worker was faster
+            return True
+        try:
+            fcntl.flock(note, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            content = os.read(note, NOTE_BYTES).partition(b"\0")[0].decode("ascii", "replace")
+            kind, *digests = content.split("\n")
+            self._mark(digests, REFUSED if kind == "alone" else SUSPECT)
+            path.unlink(missing_ok=True)
+            return True
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(note)
+
+    def _mark(self, digests: Iterable[str], how: str) -> None:
+        until = int(time.monotonic() + REFUSED_S)
+        for digest in digests:
+            logger.error("request %s killed its worker: %s for %d s", digest, how, REFUSED_S)
+            (self._folder / f"{digest}-{until}{how}").touch()
+
+    def _named(self, names: Iterable[str], how: str) -> frozenset[str]:
+        return frozenset(
+            name.partition("-")[0]
+            for name in names
+            if name.endswith(how) and self._holds(name, name.removesuffix(how))
+        )
+
+    def _holds(self, name: str, stem: str) -> bool:
+        """Return whether the time that stands in a file's name is still to come; the file goes
+        else."""
+        until = stem.rpartition("-")[2]
+        left_s = int(until) - time.monotonic() if until.isdigit() else 0
+        if 0 < left_s <= REFUSED_S:  # more is left of an earlier boot
+            return True
+        (self._folder / name).unlink(missing_ok=True)
+        return False

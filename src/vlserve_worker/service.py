@@ -1,0 +1,188 @@
+"""What stands between TorchServe's worker and the archive's handler: the handler gets what can be
+read, and each request in good company.
+
+What is refused here never reaches the handler: a body that cannot be read, and a request that kills
+workers. So old archives, which carry the handler of their time, refuse in the same words.
+"""
+
+import json
+import logging
+import re
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlserve_worker.batch_notes import REFUSED_S, BatchNotes, Suspicions, digest_of
+from vlserve_worker.bodies import TOO_COMPLEX, TOO_LARGE, UNREADABLE, BodyRefused, unwrap_body
+
+KILLED_WORKER = "request_killed_worker"
+HTTP_STATUS = {UNREADABLE: 400, TOO_LARGE: 413, TOO_COMPLEX: 413, KILLED_WORKER: 500}
+"""Code -> status; vlserve.runtime.errors has them too, and a test holds the two together."""
+
+MAX_BODY_BYTES = 32 * 1024 * 1024
+"""Most bytes of an unpacked body where no instance's configuration says so."""
+
+ANSWERED_BY = "x-vlserve-version"
+REQUEST_ID = "x-request-id"
+
+logger = logging.getLogger(__name__)
+
+Handler = Callable[[list[Any], Any], Any]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """In the place of a request's values: why the handler does not get them."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Noted:
+    """A request's values as the handler reads them, and what they are noted by."""
+
+    values: dict[str, Any]
+    digest: str
+
+
+class FrontDesk:
+    """Reads the requests of one version before its handler, and refuses some in its place."""
+
+    def __init__(self, version: int, notes: BatchNotes | None, max_body_bytes: int) -> None:
+        self._version = version
+        self._notes = notes
+        self._max_body_bytes = max_body_bytes
+        self._seen = Suspicions()
+
+    def settle(self, batch: Sequence[dict[str, Any]]) -> list[Refusal | str]:
+        """Put the parts of bodies in their places in ``batch``, as TorchServe's worker reads it.
+        Return of each request its digest, or why it is refused."""
+        self._seen = self._notes.look() if self._notes else Suspicions()
+        return [self._settled(request) for request in batch]
+
+    def answer(self, data: Sequence[Refusal | Noted], context: Any, handler: Handler) -> Any:
+        """Return one answer a request, in order: refusals by their own words, the others by the
+        handler, those that stood in a dead worker's note one by one after their neighbours."""
+        answers: list[Any] = [None] * len(data)
+        processors, ids = context.request_processor, context.request_ids
+        for at, one in enumerate(data):
+            if isinstance(one, Refusal):
+                answers[at] = self._refuse(one, context, at)
+        for places, alone in self._rounds(data):
+            context.request_processor = [processors[at] for at in places]
+            context.request_ids = {new: ids[at] for new, at in enumerate(places)}
+            noted = [one for at in places if isinstance(one := data[at], Noted)]
+            with self._at_work([one.digest for one in noted], alone):
+                said = handler([one.values for one in noted], context)
+            if not isinstance(said, list) or len(said) != len(places):
+                return []  # which TorchServe takes for what it is: a handler that is broken
+            for at, answer in zip(places, said, strict=True):
+                answers[at] = answer
+        context.request_processor, context.request_ids = processors, ids
+        return answers
+
+    def _settled(self, request: dict[str, Any]) -> Refusal | str:
+        digest = digest_of(request)
+        if digest in self._seen.refused:
+            return Refusal(
+                KILLED_WORKER,
+                f"this request stopped the model's worker twice: it is refused for {REFUSED_S} s",
+            )
+        try:
+            unwrap_body(request, self._max_body_bytes)
+        except BodyRefused as error:
+            return Refusal(error.code, error.message)
+        except Exception as error:  # whatever is in it: it must not take the batch down
+            logger.exception("a body could not be read")
+            return Refusal(UNREADABLE, f"the body cannot be read ({type(error).__name__})")
+        return digest
+
+    def _rounds(self, data: Sequence[Refusal | Noted]) -> list[tuple[list[int], bool]]:
+        """Return the places that run together, and whether that is a suspect by itself."""
+        places = [at for at, one in enumerate(data) if isinstance(one, Noted)]
+        suspects = [at for at in places if self._is_suspect(data[at])]
+        good = [at for at in places if at not in suspects]
+        return [*([(good, False)] if good else []), *(([at], True) for at in suspects)]
+
+    def _is_suspect(self, one: Refusal | Noted) -> bool:
+        return isinstance(one, Noted) and one.digest in self._seen.suspects
+
+    def _at_work(self, digests: Sequence[str], alone: bool) -> AbstractContextManager[None]:
+        return self._notes.at_work(digests, alone=alone) if self._notes else nullcontext()
+
+    def _refuse(self, refusal: Refusal, context: Any, at: int) -> bytes:
+        context.set_response_status(code=HTTP_STATUS[refusal.code], idx=at)
+        context.set_response_content_type(at, "application/json")
+        context.set_response_header(at, ANSWERED_BY, str(self._version))
+        error = {"code": refusal.code, "message": refusal.message}
+        said = {"error": error, "request_id": _request_id(context, at)}
+        return json.dumps(said, ensure_ascii=False).encode("utf-8", "backslashreplace")
+
+
+def stand_before(service: Any, desk: FrontDesk) -> None:
+    """Have TorchServe's class of services ask ``desk`` before the handler."""
+    hand_over: Callable[[list[dict[str, Any]]], Any] = service.retrieve_data_for_inference
+    begin: Callable[..., None] = service.__init__
+
+    def retrieve(batch: list[dict[str, Any]]) -> Any:
+        settled = desk.settle(batch)
+        headers, values, ids = hand_over(batch)
+        data = [
+            one if isinstance(one, Refusal) else Noted(fields, one)
+            for one, fields in zip(settled, values, strict=True)
+        ]
+        return headers, data, ids
+
+    def begin_with(
+        self: Any, name: str, folder: str, about: Any, handler: Handler, *more: Any
+    ) -> None:
+        def answer(data: list[Refusal | Noted], context: Any) -> Any:
+            return desk.answer(data, context, handler)
+
+        begin(self, name, folder, about, answer, *more)
+
+    service.retrieve_data_for_inference = staticmethod(retrieve)
+    service.__init__ = begin_with
+
+
+def open_desk(model: str, version: int, engine_dir: str | None) -> FrontDesk:
+    """Return the front desk of a version, in the instance whose folder is ``engine_dir``."""
+    if engine_dir is None:
+        return FrontDesk(version, None, MAX_BODY_BYTES)
+    instance = Path(engine_dir)
+    return FrontDesk(
+        version, _notes(instance.parent / "batches" / f"{model}-{version}"), _body_limit(instance)
+    )
+
+
+def _notes(folder: Path) -> BatchNotes | None:
+    try:
+        return BatchNotes(folder)
+    except OSError as error:
+        logger.warning(
+            "%s: batches are not noted, so a request that kills workers is not recognised: %s",
+            folder,
+            error,
+        )
+        return None
+
+
+def _body_limit(instance: Path) -> int:
+    """Return the limit that TorchServe itself has, out of the file that it reads."""
+    try:
+        text = (instance / "config.properties").read_text(encoding="utf-8")
+    except OSError:
+        return MAX_BODY_BYTES
+    said = re.search(r"^max_request_size=(\d+)$", text, re.MULTILINE)
+    return int(said[1]) if said else MAX_BODY_BYTES
+
+
+def _request_id(context: Any, at: int) -> str:
+    """Return the client's X-Request-Id, else TorchServe's own."""
+    for name, value in context.get_all_request_header(at).items():
+        if name.lower() == REQUEST_ID and isinstance(value, str):  # a form part is a dict
+            return value
+    return str(context.get_request_id(at))

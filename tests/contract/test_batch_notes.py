@@ -1,0 +1,170 @@
+"""What a worker was at work on when it died, as the other workers read it."""
+
+import gzip
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from vlserve_worker import batch_notes
+from vlserve_worker.batch_notes import NOTE_BYTES, REFUSED_S, BatchNotes, Suspicions, digest_of
+from vlserve_worker.service import FrontDesk, Noted, Refusal, open_desk
+
+DIES = """
+import os, sys
+from pathlib import Path
+from vlserve_worker.batch_notes import BatchNotes
+notes = BatchNotes(Path(sys.argv[1]))
+with notes.at_work(sys.argv[3:], alone=sys.argv[2] == "alone"):
+    os.abort()
+"""
+A, B, C = "a" * 32, "b" * 32, "c" * 32
+
+
+def die_at_work(folder: Path, how: str, *digests: str) -> None:
+    done = subprocess.run([sys.executable, "-c", DIES, str(folder), how, *digests], check=False)
+    assert done.returncode != 0
+
+
+def test_what_a_dead_worker_was_at_work_on_is_suspect_then_refused(tmp_path: Path) -> None:
+    notes = BatchNotes(tmp_path)
+    assert notes.look() == Suspicions()
+    die_at_work(tmp_path, "batch", A, B)
+    assert notes.look() == Suspicions(suspects=frozenset({A, B}))
+    with notes.at_work([A], alone=True):
+        pass
+    assert notes.look() == Suspicions(suspects=frozenset({B}))
+    die_at_work(tmp_path, "alone", B)
+    assert notes.look().refused == {B}
+    assert BatchNotes(tmp_path).look().refused == {B}  # a worker that starts later knows it too
+
+
+def test_a_batch_that_went_well_leaves_nothing(tmp_path: Path) -> None:
+    one, other = BatchNotes(tmp_path), BatchNotes(tmp_path)
+    with one.at_work([A]):
+        assert other.look() == Suspicions()  # it is at work, not dead
+    with pytest.raises(RuntimeError), one.at_work([B]):
+        raise RuntimeError  # the handler failed; the worker lives
+    del one
+    assert other.look() == Suspicions()
+
+
+def test_a_refusal_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notes = BatchNotes(tmp_path)
+    die_at_work(tmp_path, "alone", A)
+    assert notes.look().refused == {A}
+    now = batch_notes.time.monotonic()
+    for later in (now + REFUSED_S + 1, now - REFUSED_S):  # time passed; the machine was restarted
+        die_at_work(tmp_path, "alone", A)
+        notes.look()
+        monkeypatch.setattr(batch_notes.time, "monotonic", lambda later=later: later)
+        assert notes.look() == Suspicions()
+        monkeypatch.undo()
+    assert [path.suffix for path in tmp_path.iterdir()] == [".note"]
+
+
+def test_a_note_of_many_stays_within_its_size(tmp_path: Path) -> None:
+    notes = BatchNotes(tmp_path)
+    with notes.at_work([A] * 1000):
+        (note,) = tmp_path.glob("*.note")
+        assert note.stat().st_size == NOTE_BYTES
+
+
+def test_equal_requests_have_one_digest() -> None:
+    def request(*pairs: tuple[str, bytes]) -> dict[str, Any]:
+        return {"parameters": [{"name": name, "value": value} for name, value in pairs]}
+
+    one = digest_of(request(("text", b"ab"), ("body", b"c")))
+    assert one == digest_of(request(("text", b"ab"), ("body", b"c")))
+    assert one != digest_of(request(("text", b"a"), ("body", b"bc")))
+    assert one != digest_of(request(("body", b"ab"), ("text", b"c")))
+
+
+class Context:
+    """What FrontDesk needs of TorchServe's."""
+
+    def __init__(self, size: int) -> None:
+        self.request_processor = [SimpleNamespace(headers={}, status=200) for _ in range(size)]
+        self.request_ids = {at: f"id-{at}" for at in range(size)}
+
+    def set_response_status(self, code: int, idx: int) -> None:
+        self.request_processor[idx].status = code
+
+    def set_response_content_type(self, idx: int, value: str) -> None:
+        self.set_response_header(idx, "content-type", value)
+
+    def set_response_header(self, idx: int, key: str, value: str) -> None:
+        self.request_processor[idx].headers[key] = value
+
+    def get_all_request_header(self, idx: int) -> dict[str, str]:
+        return {}
+
+    def get_request_id(self, idx: int) -> str:
+        return self.request_ids[idx]
+
+
+def echo(rounds: list[list[str]]) -> Callable[[list[dict[str, str]], Context], list[str]]:
+    def handle(data: list[dict[str, str]], context: Context) -> list[str]:
+        rounds.append([values["text"] for values in data])
+        for at in range(len(data)):
+            context.set_response_header(at, "asked", data[at]["text"])
+        return [f"{values['text']} {context.get_request_id(at)}" for at, values in enumerate(data)]
+
+    return handle
+
+
+def asked(desk: FrontDesk, data: Sequence[Refusal | Noted]) -> tuple[list[Any], list[list[str]]]:
+    context, rounds = Context(len(data)), list[list[str]]()
+    answers = desk.answer(data, context, echo(rounds))
+    for at, one in enumerate(data):
+        said = context.request_processor[at].headers
+        assert said.get("asked") == (one.values["text"] if isinstance(one, Noted) else None)
+    return answers, rounds
+
+
+def test_suspects_run_alone_after_their_neighbours(tmp_path: Path) -> None:
+    desk = FrontDesk(1, BatchNotes(tmp_path), 100)
+    die_at_work(tmp_path, "batch", A, B)
+    assert desk.settle([]) == []
+    data = [Noted({"text": text}, digest) for text, digest in zip("abc", (A, B, C), strict=True)]
+    answers, rounds = asked(desk, data)
+    assert rounds == [["c"], ["a"], ["b"]]
+    assert answers == ["a id-0", "b id-1", "c id-2"]
+    desk.settle([])
+    assert asked(desk, data)[1] == [["a", "b", "c"]]  # both are cleared
+
+
+def test_a_batch_of_refusals_alone_asks_no_handler(tmp_path: Path) -> None:
+    desk = open_desk("m", 1, str(tmp_path / "engine-0"))
+    (answer,), rounds = asked(desk, [Refusal("body_unreadable", "why")])
+    assert (rounds, b"why" in answer) == ([], True)
+    assert list((tmp_path / "batches" / "m-1").glob("*.note"))
+
+
+def test_a_handler_with_too_few_answers_is_left_to_torchserve() -> None:
+    desk = FrontDesk(1, None, 100)
+    data = [Noted({"text": "a"}, A), Refusal("body_unreadable", "why")]
+    assert desk.answer(data, Context(2), lambda data, context: ["one", "two"]) == []
+
+
+def test_without_a_place_for_notes_requests_are_answered(tmp_path: Path) -> None:
+    (tmp_path / "batches").write_text("in the way")
+    desk = open_desk("m", 1, str(tmp_path / "engine-0"))
+    assert asked(desk, [Noted({"text": "a"}, A)])[0] == ["a id-0"]
+
+
+def test_the_limit_of_bodies_is_the_engine_s_own(tmp_path: Path) -> None:
+    (tmp_path / "config.properties").write_text("a=1\nmax_request_size=7\n")
+    desk = open_desk("m", 1, str(tmp_path))
+    packed = {"name": b"x-vlserve-content-encoding", "value": b"gzip"}
+    body = bytearray(gzip.compress(b"12345678"))
+    (refused,) = desk.settle(
+        [{"headers": [packed], "parameters": [{"name": "body", "value": body}]}]
+    )
+    assert refused == Refusal(
+        "body_too_large", "the body has more than 7 bytes once it is unpacked"
+    )

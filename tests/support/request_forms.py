@@ -1,0 +1,516 @@
+"""Every way to write one request: the rows of docs/reference/request-forms.md, each with its bytes.
+
+All that are read say the same: the image IMAGE and the text TEXT.
+"""
+
+import base64
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from urllib.parse import quote_plus, urlencode
+
+from support.raw_http import form
+from support.request_bodies import BOUNDARY, FORM, JPEG
+
+TEXT = "cat cover"
+CHINESE = "可爱的猫咪"
+JSON = "application/json"
+URLENCODED = "application/x-www-form-urlencoded"
+B64 = base64.b64encode(JPEG).decode()
+LINES = base64.encodebytes(JPEG).decode()
+READ = "read"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row: what is sent, by whom, and ``outcome``, READ or the sentence of the refusal."""
+
+    sent: str
+    by: str
+    outcome: str
+    body: bytes = field(repr=False)
+    content_type: str | None = None
+    encoding: str = ""
+    query: tuple[tuple[str, bytes], ...] = ()
+    code: str = "body_unreadable"
+    text: str = TEXT
+
+    @property
+    def row(self) -> str:
+        """Return the row of the page."""
+        outcome = self.outcome if self.outcome == READ else f"`{self.code}`: {self.outcome}"
+        return f"| {self.sent} | {self.by} | {outcome} |"
+
+
+def variants() -> list[Variant]:
+    """Return all of them, in the order of the page."""
+    return [*_multipart(), *_parts(), *_charsets(), *_urlencoded(), *_json(), *_raw(), *_packed()]
+
+
+def part(name: str, value: bytes, *lines: str, more: str = "") -> bytes:
+    """Return one part of a form behind its delimiter."""
+    head = [f'Content-Disposition: form-data; name="{name}"{more}', *lines]
+    return f"--{BOUNDARY}\r\n".encode() + "\r\n".join(head).encode() + b"\r\n\r\n" + value + b"\r\n"
+
+
+END = f"--{BOUNDARY}--\r\n".encode()
+FILE = part("image", JPEG, "Content-Type: image/jpeg", more='; filename="a.jpg"')
+PLAIN = part("text", TEXT.encode())
+WHOLE = FILE + PLAIN + END
+
+
+def _multipart() -> Iterator[Variant]:
+    def sent(what: str, by: str, outcome: str, body: bytes, kind: str = FORM) -> Variant:
+        return Variant(what, by, outcome, body, kind)
+
+    cannot = "the multipart form cannot be read: "
+    no_boundary = (
+        "the content type multipart/form-data names no boundary: "
+        "let the HTTP library set Content-Type itself"
+    )
+    yield sent("multipart/form-data", "browsers, curl -F, requests, httpx", READ, WHOLE)
+    yield sent("boundary in quotes", ".NET", READ, WHOLE, f'{FORM[:30]}"{BOUNDARY}"')
+    yield sent("type in capitals", "RFC 2046", READ, WHOLE, FORM.replace("form-data", "Form-Data"))
+    yield sent("preamble and epilogue", "RFC 2046", READ, b"hello\r\n" + WHOLE + b"bye")
+    yield sent("no line break at the end", "Java, Android", READ, WHOLE[:-2])
+    yield sent(
+        "no boundary in the type", "fetch, axios, set by hand", no_boundary, WHOLE, FORM[:19]
+    )
+    yield sent("an empty boundary", "set by hand", no_boundary, WHOLE, f"{FORM[:30]}")
+    yield sent(
+        "another boundary than the body's",
+        "set by hand",
+        f"{cannot}Unexpected end of multipart stream (parser closed)",
+        WHOLE,
+        f"{FORM[:30]}other",
+    )
+    yield sent(
+        "no end mark",
+        "cut short",
+        f"{cannot}Unexpected end of multipart stream (parser closed)",
+        WHOLE[: -len(END)],
+    )
+    yield sent(
+        "lines that end in LF alone",
+        "written by hand",
+        f"{cannot}Invalid line break after first boundary",
+        WHOLE.replace(b"\r\n", b"\n"),
+    )
+    yield sent("no part", "an empty FormData", "the multipart form has no parts", END)
+    yield sent(
+        "more than 64 parts",
+        "",
+        f"{cannot}Maximum segment count exceeded",
+        form(BOUNDARY, {f"f{number}": b"" for number in range(65)}),
+    )
+    yield sent(
+        "multipart/mixed, /related",
+        "mail libraries",
+        "'multipart/mixed' is not read: send multipart/form-data",
+        WHOLE,
+        FORM.replace("form-data", "mixed"),
+    )
+
+
+def _parts() -> Iterator[Variant]:
+    def text(what: str, by: str, outcome: str, *parts: bytes) -> Variant:
+        return Variant(what, by, outcome, FILE + b"".join(parts) + END, FORM)
+
+    def line(kind: str) -> bytes:
+        return part("text", TEXT.encode(), kind)
+
+    def image(what: str, by: str, outcome: str, value: bytes, *lines: str) -> Variant:
+        return Variant(what, by, outcome, part("image", value, *lines) + PLAIN + END, FORM)
+
+    head = f"--{BOUNDARY}\r\nContent-Disposition: form-data".encode()
+    bare = TEXT.encode() + b"\r\n"
+    yield text("a name without quotes", ".NET", READ, head + b"; name=text\r\n\r\n" + bare)
+    yield text(
+        "a file name beside the text",
+        "curl -F text=@file",
+        READ,
+        part("text", TEXT.encode(), more='; filename="t.txt"'),
+    )
+    yield text(
+        "`filename*=`",
+        ".NET, aiohttp",
+        READ,
+        part("text", TEXT.encode(), more="; filename*=utf-8''t"),
+    )
+    yield text("Content-Length of a part", "OkHttp, Android", READ, line("Content-Length: 9"))
+    yield text(
+        "Content-Transfer-Encoding: 8bit, binary",
+        "Java",
+        READ,
+        line("Content-Transfer-Encoding: 8bit"),
+    )
+    yield text(
+        "a header in two lines", "RFC 2046", READ, head + b';\r\n name="text"\r\n\r\n' + bare
+    )
+    yield image(
+        "Content-Transfer-Encoding: base64",
+        "Python's email, mail libraries",
+        READ,
+        LINES.encode(),
+        "Content-Transfer-Encoding: base64",
+    )
+    yield text(
+        "Content-Transfer-Encoding: quoted-printable",
+        "mail libraries",
+        READ,
+        part("text", b"cat=20cover", "Content-Transfer-Encoding: quoted-printable"),
+    )
+    yield text(
+        "another Content-Transfer-Encoding",
+        "",
+        "the transfer encoding 'x-uuencode' of 'text' is not read: send binary",
+        line("Content-Transfer-Encoding: x-uuencode"),
+    )
+    yield text(
+        "Content-Encoding of a part",
+        "aiohttp",
+        "'text' is packed by 'gzip': pack the whole body, or nothing",
+        line("Content-Encoding: gzip"),
+    )
+    yield text(
+        "several files in one field (multipart/mixed)",
+        "RFC 2388",
+        "'text' holds several files ('multipart/mixed'): send one in each field",
+        line("Content-Type: multipart/mixed; boundary=z"),
+    )
+    yield text(
+        "a field twice", "curl -F a=1 -F a=2", "the form has the field 'text' twice", PLAIN, PLAIN
+    )
+    yield text(
+        "a part without a name", "", "a part of the form has no name", head + b"\r\n\r\n" + bare
+    )
+    yield text(
+        "`name*=`",
+        "RFC 5987",
+        'a part names its field by name*=: write name="…", in UTF-8',
+        head + b"; name*=utf-8''text\r\n\r\n" + bare,
+    )
+    yield text(
+        "a part without Content-Disposition",
+        "multipart/mixed by another name",
+        "the multipart form cannot be read: Missing Content-Disposition segment header",
+        f"--{BOUNDARY}\r\n\r\n".encode() + bare,
+    )
+    yield image("base64 in a field", "JavaScript, low-code tools", READ, B64.encode())
+    yield image("base64 in lines", "Android, Python's encodebytes, base64(1)", READ, LINES.encode())
+    yield image("a data URI", "FileReader, canvas", READ, f"data:image/jpeg;base64,{B64}".encode())
+
+
+def _charsets() -> Iterator[Variant]:
+    def said(what: str, by: str, outcome: str, charset: str, text: str, raw: bytes) -> Variant:
+        kind = f"Content-Type: text/plain; charset={charset}"
+        return Variant(what, by, outcome, FILE + part("text", raw, kind) + END, FORM, text=text)
+
+    def refused(charset: str) -> str:
+        return f"the charset '{charset}' of 'text' is not read: send UTF-8"
+
+    yield said("a text of UTF-8", "all", READ, "UTF-8", CHINESE, CHINESE.encode())
+    yield said(
+        "ISO-8859-1 with ASCII bytes", "Java's default", READ, "ISO-8859-1", TEXT, TEXT.encode()
+    )
+    yield said(
+        "windows-1252, GBK, Shift_JIS… with ASCII bytes",
+        ".NET, old systems",
+        READ,
+        "GBK",
+        TEXT,
+        TEXT.encode(),
+    )
+    yield said(
+        "ISO-8859-1 with other bytes",
+        "Java",
+        refused("ISO-8859-1"),
+        "ISO-8859-1",
+        TEXT,
+        "café".encode("latin-1"),
+    )
+    yield said("GBK with other bytes", "", refused("GBK"), "GBK", TEXT, CHINESE.encode("gbk"))
+    yield said("UTF-16", "", refused("UTF-16"), "UTF-16", TEXT, TEXT.encode("utf-16"))
+    yield said("a charset that nobody knows", "", refused("none"), "none", TEXT, TEXT.encode())
+    both = FILE + part("text", TEXT.encode()) + part("_charset_", b"iso-8859-1") + END
+    yield Variant("`_charset_` of RFC 7578 with ASCII bytes", "browsers", READ, both, FORM)
+    chinese = FILE + part("text", CHINESE.encode("gbk")) + part("_charset_", b"GBK") + END
+    yield Variant("`_charset_` with other bytes", "browsers", refused("GBK"), chinese, FORM)
+    whole = FILE + part("text", CHINESE.encode("gbk")) + END
+    yield Variant(
+        "a charset of the whole form", "Java", refused("GBK"), whole, f"{FORM}; charset=GBK"
+    )
+    no_utf8 = FILE + part("text", b"\xff\xfe") + END
+    yield Variant(
+        "no charset, and no UTF-8",
+        "",
+        "text is not UTF-8: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte",
+        no_utf8,
+        FORM,
+        code="text_unreadable",
+    )
+
+
+def _urlencoded() -> Iterator[Variant]:
+    def sent(
+        what: str, by: str, outcome: str, body: str | bytes, kind: str = URLENCODED
+    ) -> Variant:
+        return Variant(what, by, outcome, body.encode() if isinstance(body, str) else body, kind)
+
+    good = urlencode({"image": B64, "text": TEXT})
+    yield sent("x-www-form-urlencoded", "HTML forms, curl --data-urlencode, Java", READ, good)
+    yield sent(
+        "charset=UTF-8 beside it", "jQuery, .NET", READ, good, f"{URLENCODED}; charset=UTF-8"
+    )
+    yield sent(
+        "raw bytes, percent-encoded", "HTML forms", READ, urlencode({"image": JPEG, "text": TEXT})
+    )
+    yield sent(
+        "JSON under this type", "curl -d without -H", READ, json.dumps({"image": B64, "text": TEXT})
+    )
+    yield Variant(
+        "base64 whose + is not percent-encoded",
+        "written by hand",
+        "image is not base64: it holds spaces: percent-encode + as %2B in a form",
+        f"text={quote_plus(TEXT)}&image={B64}".encode(),
+        URLENCODED,
+        code="image_unreadable",
+    )
+    yield sent("a field twice in it", "", "the form has the field 'text' twice", f"{good}&text=x")
+    yield sent(
+        "no name=value",
+        "curl -d hello",
+        "the urlencoded form is not written name=value&name=value",
+        "hello",
+    )
+    yield sent("more than 64 fields", "", "the form has more than 64 fields", "a=1&" * 65)
+    yield sent(
+        "another charset in it",
+        "",
+        "the charset 'GBK' of 'text' is not read: send UTF-8",
+        urlencode({"text": CHINESE}, encoding="gbk"),
+        f"{URLENCODED}; charset=GBK",
+    )
+
+
+def _json() -> Iterator[Variant]:
+    def sent(
+        what: str,
+        by: str,
+        outcome: str,
+        body: bytes,
+        kind: str | None = JSON,
+        code: str = "body_unreadable",
+    ) -> Variant:
+        return Variant(what, by, outcome, body, kind, code=code)
+
+    def with_image(image: str) -> bytes:
+        return json.dumps({"image": image, "text": TEXT}).encode()
+
+    good = with_image(B64)
+    yield sent("JSON", "all", READ, good)
+    yield sent("JSON without a content type", "Go, raw sockets", READ, good, None)
+    yield sent("JSON as text/plain", "fetch with a string", READ, good, "text/plain;charset=UTF-8")
+    yield sent("application/…+json", "Spring, .NET", READ, good, "application/vnd.api+json")
+    yield sent("JSON as octet-stream", "curl --data-binary", READ, good, "application/octet-stream")
+    yield sent(
+        "JSON of a charset: it is UTF-8 all the same",
+        "RFC 8259",
+        READ,
+        good,
+        f"{JSON}; charset=ISO-8859-1",
+    )
+    yield sent("JSON with a byte order mark", ".NET, Windows", READ, b"\xef\xbb\xbf" + good)
+    yield sent("JSON of UTF-16 or UTF-32", "RFC 4627", READ, good.decode().encode("utf-16"))
+    yield sent("base64 in lines, in JSON", "Android, Ruby", READ, with_image(LINES))
+    yield sent(
+        "URL-safe base64",
+        "Java's getUrlEncoder, Go's URLEncoding",
+        READ,
+        with_image(base64.urlsafe_b64encode(JPEG).decode()),
+    )
+    yield sent(
+        "a data URI in JSON",
+        "FileReader, canvas",
+        READ,
+        with_image(f"data:image/jpeg;base64,{B64}"),
+    )
+    yield sent(
+        "a data URI that is not base64",
+        "",
+        "image is not base64: the data URI does not say ;base64",
+        with_image("data:image/svg+xml,%3Csvg%3E"),
+        code="image_unreadable",
+    )
+    yield sent(
+        "base64 without its padding",
+        "JavaScript",
+        "image is not base64: Incorrect padding",
+        with_image(base64.b64encode(b"1234").decode().rstrip("=")),
+        code="image_unreadable",
+    )
+    yield sent(
+        "JSON that is cut short",
+        "",
+        "the body is not JSON: Unterminated string starting at: "
+        "line 1 column 11 (char 10), at '\"/9j",
+        good[:40],
+    )
+    yield sent("a list, a number, a text", "", "the JSON body must be an object, not list", b"[1]")
+    yield sent(
+        "a name twice in one object",
+        "",
+        "the body is not JSON: a name is twice in one object",
+        b'{"text": "a", "text": "b"}',
+    )
+    yield sent(
+        "NaN, Infinity",
+        "Python's json",
+        "the body is not JSON: NaN is no JSON number",
+        b'{"top_k": NaN}',
+    )
+    yield sent(
+        "GBK in JSON",
+        "",
+        "the body is not JSON: 'utf-8' codec can't decode byte 0xbf in "
+        "position 10: invalid start byte: send UTF-8",
+        json.dumps({"text": CHINESE}, ensure_ascii=False).encode("gbk"),
+    )
+    yield sent(
+        "more than 64 names",
+        "",
+        "the JSON body has 65 fields, the limit is 64",
+        json.dumps({str(number): 1 for number in range(65)}).encode(),
+        code="body_too_complex",
+    )
+    yield sent(
+        "more than 1,000,000 values",
+        "",
+        "the JSON body has more than 1000000 values",
+        b'{"a": [' + b"1," * 1_000_000 + b"1]}",
+        code="body_too_complex",
+    )
+    yield sent(
+        "more than 32 levels",
+        "",
+        "the JSON body has more than 32 levels of lists and objects",
+        b'{"a": ' + b"[" * 40 + b"]" * 40 + b"}",
+        code="body_too_complex",
+    )
+
+
+def _raw() -> Iterator[Variant]:
+    query = (("text", TEXT.encode()),)
+
+    def sent(what: str, by: str, kind: str | None) -> Variant:
+        return Variant(what, by, READ, JPEG, kind, query=query)
+
+    yield sent("an image's bytes with its type, and `?text=`", "TorchServe's way", "image/jpeg")
+    yield sent("the same with another image's type", "", "image/png")
+    yield sent("the same as octet-stream", "axios, Go", "application/octet-stream")
+    yield sent("the same without a type", "curl -T, raw sockets", None)
+    yield sent("the same as urlencoded", "curl --data-binary @file", URLENCODED)
+    yield Variant(
+        "all fields in the query, and no body",
+        "",
+        READ,
+        b"",
+        query=(("image", B64.encode()), *query),
+    )
+    yield Variant(
+        "a field twice in the query",
+        "",
+        "the query has the field 'text' twice",
+        JPEG,
+        "image/jpeg",
+        query=query * 2,
+    )
+    yield Variant("nothing", "", "the request has no body", b"")
+    yield Variant(
+        "another content type",
+        "SOAP, protobuf",
+        "the content type 'application/xml' is not read: send a multipart form, JSON, or an image",
+        b"<image/>",
+        "application/xml",
+    )
+    yield Variant(
+        "neither JSON nor an image",
+        "",
+        "the body is not JSON: Expecting value: line 1 column 1 (char 0), at 'hello'",
+        b"hello",
+    )
+
+
+def _packed() -> Iterator[Variant]:
+    good = json.dumps({"image": B64, "text": TEXT}).encode()
+
+    def sent(
+        what: str,
+        by: str,
+        outcome: str,
+        body: bytes,
+        encoding: str,
+        kind: str = JSON,
+        code: str = "body_unreadable",
+    ) -> Variant:
+        return Variant(what, by, outcome, body, kind, encoding, code=code)
+
+    packed = gzip.compress(good)
+    bare = zlib.compressobj(wbits=-15)
+    yield sent("Content-Encoding: gzip", "Java, .NET, Go with a setting", READ, packed, "gzip")
+    yield sent("a form, packed", "", READ, gzip.compress(WHOLE), "gzip", FORM)
+    yield sent(
+        "gzip in several streams",
+        "pigz, bgzip",
+        READ,
+        gzip.compress(good[:99]) + gzip.compress(good[99:]),
+        "x-gzip",
+    )
+    yield sent("deflate", "", READ, zlib.compress(good), "deflate")
+    yield sent(
+        "deflate without zlib's head",
+        "old .NET",
+        READ,
+        bare.compress(good) + bare.flush(),
+        "Deflate",
+    )
+    yield sent("identity", "", READ, good, "identity")
+    yield sent(
+        "br, zstd, compress",
+        "",
+        "the content encoding 'br' is not read: send gzip, deflate or none",
+        b"x",
+        "br",
+    )
+    yield sent(
+        "said to be gzip, and is not",
+        "",
+        "the body is said to be gzip, and is not: Error -3 "
+        "while decompressing data: incorrect header check",
+        good,
+        "gzip",
+    )
+    yield sent(
+        "gzip that is cut short",
+        "",
+        "the body is said to be gzip, and is not: it is cut short",
+        packed[:-20],
+        "gzip",
+    )
+    yield sent(
+        "gzip, and nobody says so",
+        "",
+        "the body is packed by gzip: say Content-Encoding: gzip",
+        packed,
+        "",
+    )
+    yield sent(
+        "more than `gateway.max_body_bytes` once unpacked",
+        "",
+        "the body has more than 33554432 bytes once it is unpacked",
+        gzip.compress(bytes(33_554_433)),
+        "gzip",
+        code="body_too_large",
+    )
