@@ -24,7 +24,9 @@ VlserveError                  (vlserve.runtime.errors)
 │   ├── ReleaseUnderWay       the model is being released in steps
 │   ├── NoRelease             the model is not
 │   ├── LoadFailed            the engine could not load the version, or it answers its probes wrong
-│   │   └── ArchiveLost       its archive is gone from the store, or damaged there
+│   │   ├── ArchiveLost       its archive is gone from the store, or damaged there
+│   │   └── CallerGone        the caller went away, so it was stopped
+│   ├── ControlBusy           too many loads wait already
 │   ├── EngineUnavailable
 │   ├── GatewayRefused        the gateway did not take a configuration
 │   │   └── GatewayUnwritable its files cannot be written
@@ -37,7 +39,8 @@ VlserveError                  (vlserve.runtime.errors)
 └── StackError                a process of the stack does not start, stop or answer
     ├── PortBusy
     ├── StackUnwell           the stack is up, and something of it needs help
-    └── StackDown             nothing answers where the stack should
+    ├── StackDown             nothing answers where the stack should
+    └── SupervisorHangs       supervisord is there and takes no question
 """
 
 from collections.abc import Iterator
@@ -47,7 +50,9 @@ from vlserve.runtime.errors import ArchiveError, RequestError, VlserveError
 __all__ = [
     "ArchiveError",
     "ArchiveLost",
+    "CallerGone",
     "CheckpointMismatch",
+    "ControlBusy",
     "ControlError",
     "DataError",
     "EngineUnavailable",
@@ -74,6 +79,7 @@ __all__ = [
     "StackUnwell",
     "StillServing",
     "StressError",
+    "SupervisorHangs",
     "TrainingError",
     "TuningInvalid",
     "Unauthorized",
@@ -211,6 +217,18 @@ class ArchiveLost(LoadFailed):
     code = "archive_lost"
 
 
+class CallerGone(LoadFailed):
+    """A load was stopped, because the caller who asked for it went away."""
+
+    code = "caller_gone"
+
+
+class ControlBusy(ControlError):
+    """As many loads as may wait are under way already."""
+
+    code = "control_busy"
+
+
 class EngineUnavailable(ControlError):
     """The engine does not answer."""
 
@@ -275,6 +293,12 @@ class StackDown(StackError):
     """Nothing answers at the address of the stack's gateway or control service."""
 
     code = "stack_down"
+
+
+class SupervisorHangs(StackError):
+    """supervisord is there, and takes no question: it is suspended or hangs."""
+
+    code = "supervisor_hangs"
 
 
 def error_classes(root: type[VlserveError] = VlserveError) -> Iterator[type[VlserveError]]:

@@ -183,6 +183,12 @@ class ControlSettings(_Section):
         default=60.0,
         description="Seconds that `unload` waits for requests of the version that are under way.",
     )
+    loads_at_once: int = Field(
+        default=4,
+        ge=1,
+        description="Loads that users asked for, by `register` or by releasing a retired version, "
+        "at one time; 64 at the most are received or wait for their turn.",
+    )
     max_archive_bytes: int = Field(
         default=8 * 1024**3, ge=1, description="Largest archive in bytes that `register` takes."
     )

@@ -40,12 +40,15 @@ class RunningControl:
 @contextmanager
 def running_control(folder: Path) -> Iterator[RunningControl]:
     settings = Settings(
-        project_dir=folder, control=ControlSettings(tick_s=0.05, drain_timeout_s=0.2)
+        project_dir=folder,
+        control=ControlSettings(
+            tick_s=0.05, drain_timeout_s=0.2, max_archive_bytes=MAX_ARCHIVE_BYTES
+        ),
     )
     engine, gateway = FakeEngine(), FakeGateway()
     control = assemble(settings, engine, gateway)
     key = renew_key(settings.control_key_file)
-    app = create_app(control, MAX_ARCHIVE_BYTES, key)
+    app = create_app(control, settings.control, key)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on"))
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})

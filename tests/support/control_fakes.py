@@ -1,10 +1,12 @@
 """An engine and a gateway in memory that keep the promises of vlserve.control.ports."""
 
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vlserve.control import caller
 from vlserve.control.domain import Instance, Key, LoadedVersion, ModelRoute, Routing
 from vlserve.control.tuning import Serving
 from vlserve.errors import EngineUnavailable, GatewayRefused, LoadFailed, NotReady
@@ -48,7 +50,7 @@ class FakeEngine:
         key = (model, version)
         lacking = [name for name in self._answering() if key not in self.held[name]]
         self.loading.set()
-        assert self.hold_loads.wait(timeout=10)
+        self._wait_while_held()
         self.loads.append(key)
         if lacking:
             self.served[key] = serving
@@ -59,6 +61,12 @@ class FakeEngine:
         self._manifests[key] = verify_archive(archive)
         for name in lacking:
             self.held[name][key] = LoadedVersion(workers_ready=2, pending=0)
+
+    def _wait_while_held(self) -> None:
+        deadline = time.monotonic() + 60.0
+        while not self.hold_loads.wait(timeout=0.02):
+            assert time.monotonic() < deadline
+            caller.refuse_if_gone("the load was stopped")
 
     def unload(self, model: str, version: int) -> None:
         for name in self._answering():

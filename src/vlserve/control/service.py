@@ -144,6 +144,11 @@ class ControlService:
                 record = self._lifecycle.finish_draining(record, self._drain_timeout_s)
         return record
 
+    def is_loaded(self, model: str, version: int) -> bool:
+        """Return whether traffic moves to the version without a load; also where there is none."""
+        record = self._ledger.find(model, version)
+        return record is None or record.state is not State.RETIRED
+
     def models(self) -> list[ModelStatus]:
         """Return every model with its versions."""
         return [self._status(record) for record in self._traffic.models()]

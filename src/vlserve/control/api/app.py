@@ -14,6 +14,7 @@ from vlserve.control.api.access import KEY_SCHEME, Door
 from vlserve.control.api.errors import answer_errors
 from vlserve.control.api.gateway_openapi import describe_predictions
 from vlserve.control.api.routes import routes
+from vlserve.control.api.threads import Threads
 from vlserve.control.assembly import Control, assemble
 from vlserve.control.engine.endpoints import endpoints
 from vlserve.control.engine.torchserve import TorchServe
@@ -21,10 +22,10 @@ from vlserve.control.gateway.envoy import EnvoyGateway
 from vlserve.control.key import renew_key
 from vlserve.control.wire.views import ErrorView
 from vlserve.errors import VlserveError
-from vlserve.settings import load_settings
+from vlserve.settings import ControlSettings, load_settings
 
 
-def create_app(control: Control, max_archive_bytes: int, key: str) -> FastAPI:
+def create_app(control: Control, settings: ControlSettings, key: str) -> FastAPI:
     """The HTTP edge of ``control``, whose tick runs while the app does.
 
     Each request but those of the API page itself must carry ``key``.
@@ -55,8 +56,8 @@ def create_app(control: Control, max_archive_bytes: int, key: str) -> FastAPI:
         },
     )
     answer_errors(app)
-    app.include_router(routes(control.service))
-    app.add_middleware(Door, key=key, max_archive_bytes=max_archive_bytes)
+    app.include_router(routes(control.service, Threads(settings.loads_at_once)))
+    app.add_middleware(Door, key=key, max_archive_bytes=settings.max_archive_bytes)
     return app
 
 
@@ -72,7 +73,7 @@ def main() -> int:
     except (VlserveError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-    app = create_app(control, settings.control.max_archive_bytes, key)
+    app = create_app(control, settings.control, key)
     describe_predictions(app, settings.folder("handlers"), settings.gateway_url)
     uvicorn.run(
         app,

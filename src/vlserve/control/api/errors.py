@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 from vlserve.control.wire.views import ErrorBody, ErrorView
 from vlserve.errors import (
     ArchiveError,
+    ControlBusy,
     EngineUnavailable,
     GatewayRefused,
     LedgerDamaged,
@@ -43,6 +44,7 @@ STATUS: Mapping[type[VlserveError], int] = {
     TuningInvalid: 422,
     ArchiveError: 422,
     LoadFailed: 422,
+    ControlBusy: 503,
     EngineUnavailable: 503,
     GatewayRefused: 503,
     LedgerUnwritable: 503,
@@ -60,6 +62,7 @@ HTTP_CODES: Mapping[int, tuple[str, str]] = {
     ),
     415: ("unsupported_media_type", "The content type is not the one that the path takes."),
     422: ("request_invalid", "A path, query or body does not have the form of the API page."),
+    499: ("not_begun", "The caller went away before its request was begun; nothing was done."),
     500: ("internal_error", "A bug; the control log has more."),
 }
 """HTTP status -> code and meaning, of what is refused before the service is asked, and of bugs."""

@@ -1,16 +1,17 @@
 """The HTTP paths of the control service: requests in, the wire's models out."""
 
+from functools import partial
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
 from uuid import uuid4
 
 import anyio
-from anyio import to_thread
 from fastapi import APIRouter, HTTPException, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import ClientDisconnect
 
 from vlserve.control.api.access import BYTES, UPLOAD_PATH
+from vlserve.control.api.threads import Threads
 from vlserve.control.service import ControlService
 from vlserve.control.tuning import parse_tuning
 from vlserve.control.wire.rollout_views import RolloutView
@@ -71,29 +72,31 @@ class History(BaseModel):
     events: list[EventView] = Field(description="Oldest first.")
 
 
-def routes(service: ControlService) -> APIRouter:
+def routes(service: ControlService, threads: Threads) -> APIRouter:
     """Return the paths over ``service``; Door has judged the key and the size of the body."""
     router = APIRouter()
 
     @router.get("/health")
-    def health() -> Health:
+    async def health() -> Health:
         """Whether this service answers, and what it sees of the engine and the gateway."""
-        return Health.model_validate(service.health())
+        return Health.model_validate(await threads.health(service.health))
 
     @router.get("/models")
-    def models() -> Models:
+    async def models() -> Models:
         """Every model with its versions, states and weights."""
-        return Models(models=[ModelView.model_validate(each) for each in service.models()])
+        known = await threads.look(service.models)
+        return Models(models=[ModelView.model_validate(each) for each in known])
 
     @router.get("/models/{model}")
-    def model(model: Model) -> ModelView:
+    async def model(model: Model) -> ModelView:
         """One model with its versions."""
-        return ModelView.model_validate(service.model(model))
+        return ModelView.model_validate(await threads.look(partial(service.model, model)))
 
     @router.get("/models/{model}/history")
-    def history(model: Model) -> History:
+    async def history(model: Model) -> History:
         """Everything that happened to a model."""
-        return History(events=[EventView.model_validate(each) for each in service.history(model)])
+        events = await threads.look(partial(service.history, model))
+        return History(events=[EventView.model_validate(each) for each in events])
 
     @router.post(
         UPLOAD_PATH,
@@ -112,29 +115,38 @@ def routes(service: ControlService) -> APIRouter:
         """Verify, keep, load and probe the archive in the body; returns when it is ready."""
         tuned = None if tuning is None else parse_tuning(tuning)
         archive = service.incoming / f"{uuid4().hex}.mar"
-        try:
-            await _receive(request, archive)
-            done = await to_thread.run_sync(service.register, archive, name, tuned)
-            return Registered.model_validate(done)
-        finally:
-            archive.unlink(missing_ok=True)
+        with threads.admitted_load():
+            try:
+                await _receive(request, archive)
+                work = partial(service.register, archive, name, tuned)
+                return Registered.model_validate(await threads.load(request, work))
+            finally:
+                archive.unlink(missing_ok=True)
 
     @router.post("/models/{model}/releases")
-    def release(model: Model, body: ReleaseRequest) -> Released | RolloutView:
+    async def release(
+        request: Request, model: Model, body: ReleaseRequest
+    ) -> Released | RolloutView:
         """Move the model's traffic to a version, or begin to; it is in force when this returns."""
+        if await threads.look(partial(service.is_loaded, model, body.version)):
+            carry_out = threads.move_traffic
+        else:
+            carry_out = threads.load
         if body.now:
-            return Released.model_validate(service.release(model, body.version))
-        started = service.rollouts.start(model, body.version, body.changes)
-        return RolloutView.model_validate(started)
+            now = partial(service.release, model, body.version)
+            return Released.model_validate(await carry_out(request, now))
+        start = partial(service.rollouts.start, model, body.version, body.changes)
+        return RolloutView.model_validate(await carry_out(request, start))
 
     @router.get("/models/{model}/release")
-    def rollout(model: Model) -> RolloutView:
+    async def rollout(model: Model) -> RolloutView:
         """The rollout under way, or the last one, with its evidence."""
-        return RolloutView.model_validate(service.rollouts.latest(model))
+        latest = await threads.look(partial(service.rollouts.latest, model))
+        return RolloutView.model_validate(latest)
 
     @router.post("/models/{model}/release/{word}")
-    def steer_rollout(
-        model: Model, word: Literal["pause", "resume", "abort", "promote"]
+    async def steer_rollout(
+        request: Request, model: Model, word: Literal["pause", "resume", "abort", "promote"]
     ) -> RolloutView:
         """Steer the rollout under way; it is in force when this returns. The body is ``{}``."""
         words = {
@@ -143,17 +155,20 @@ def routes(service: ControlService) -> APIRouter:
             "abort": service.rollouts.abort,
             "promote": service.rollouts.promote,
         }
-        return RolloutView.model_validate(words[word](model))
+        steered = await threads.move_traffic(request, partial(words[word], model))
+        return RolloutView.model_validate(steered)
 
     @router.post("/models/{model}/rollback")
-    def rollback(model: Model, body: RollbackRequest) -> Released:
+    async def rollback(request: Request, model: Model, body: RollbackRequest) -> Released:
         """Move the traffic back; it is in force when this returns."""
-        return Released.model_validate(service.rollback(model, body.version))
+        back = partial(service.rollback, model, body.version)
+        return Released.model_validate(await threads.move_traffic(request, back))
 
     @router.post("/models/{model}/versions/{version}/unload")
-    def unload(model: Model, version: Number) -> Unloaded:
+    async def unload(request: Request, model: Model, version: Number) -> Unloaded:
         """Drain a version without weight and take it out of the engine. The body is ``{}``."""
-        return Unloaded.model_validate(service.unload(model, version))
+        out = partial(service.unload, model, version)
+        return Unloaded.model_validate(await threads.drain(request, out))
 
     return router
 

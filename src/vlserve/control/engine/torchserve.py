@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -50,7 +51,9 @@ class TorchServe:
             return
         with ThreadPoolExecutor(len(servers)) as pool:
             loads = {
-                server: pool.submit(server.load, model, version, archive, serving)
+                server: pool.submit(
+                    copy_context().run, server.load, model, version, archive, serving
+                )
                 for server in servers
             }
         failures = [

@@ -16,12 +16,14 @@ import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from grpc_tools import protoc
 
+from vlserve.control import caller
 from vlserve.errors import ControlError, EngineUnavailable, LoadFailed
 from vlserve.settings import EngineSettings
 
 _PROTO = "management.proto"
 _SERVICE = "org.pytorch.serve.grpc.management"
 _CONNECT_TIMEOUT_S = 5.0
+_LOOK_S = 0.5  # how often the caller is asked whether he still waits
 _OPTIONS = (("grpc.enable_http_proxy", 0),)  # loopback only, whatever the environment says
 
 
@@ -56,8 +58,13 @@ def _messages() -> _Messages:
 
 
 def register(address: str, token: str, archive: Path, settings: EngineSettings) -> None:
-    """Register ``archive`` with its workers up; returns once they are, or raises LoadFailed with
-    TorchServe's own words, EngineUnavailable when nothing answers at ``address`` (host:port)."""
+    """Register ``archive`` with its workers up; returns once they are.
+
+    Raises:
+        LoadFailed: with TorchServe's own words.
+        CallerGone: nobody waits for it any more; TorchServe may be at it still.
+        EngineUnavailable: nothing answers at ``address`` (host:port).
+    """
     messages = _messages()
     request = messages.request(
         url=f"file://{archive}",
@@ -78,20 +85,37 @@ def register(address: str, token: str, archive: Path, settings: EngineSettings) 
             request_serializer=messages.request.SerializeToString,
             response_deserializer=messages.response.FromString,
         )
+        loading = call.future(
+            request,
+            timeout=settings.load_timeout_s,
+            metadata=(("authorization", f"Bearer {token}"),),
+        )
         try:
-            call(
-                request,
-                timeout=settings.load_timeout_s,
-                metadata=(("authorization", f"Bearer {token}"),),
-            )
+            _wait_for(loading)
         except grpc.RpcError as error:
-            raise _failure(error, address, settings.load_timeout_s) from error
+            raise _failure(error, address, settings) from error
+        finally:
+            loading.cancel()
 
 
-def _failure(error: Any, address: str, timeout_s: float) -> ControlError:
+def _wait_for(loading: Any) -> None:
+    """Return once it is loaded. CallerGone where nobody waits for it any more."""
+    while True:
+        try:
+            loading.result(timeout=_LOOK_S)
+            return
+        except grpc.FutureTimeoutError:
+            caller.refuse_if_gone("the load was stopped")
+
+
+def _failure(error: Any, address: str, settings: EngineSettings) -> ControlError:
     code, details = error.code(), error.details() or ""
     if code is grpc.StatusCode.UNAVAILABLE:
         return EngineUnavailable(f"the engine at {address} went away while loading: {details}")
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return LoadFailed(f"its workers were not up after {timeout_s:g} s")
+        return LoadFailed(
+            f"its workers were not up after {settings.load_timeout_s:g} s (engine.load_timeout_s); "
+            f"{settings.workers} of them start at once (engine.workers): fewer workers or a longer "
+            "time help where the machine is slow or lacks memory"
+        )
     return LoadFailed(details.splitlines()[0] if details else f"TorchServe answered {code.name}")

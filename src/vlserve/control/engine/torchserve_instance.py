@@ -16,11 +16,12 @@ from typing import Any
 
 import httpx
 
+from vlserve.control import caller
 from vlserve.control.domain import Instance, Key, LoadedVersion
 from vlserve.control.engine import torchserve_grpc, worker_log
 from vlserve.control.engine.endpoints import Endpoint
 from vlserve.control.tuning import Serving, tuned
-from vlserve.errors import ControlError, EngineUnavailable, LoadFailed
+from vlserve.errors import CallerGone, ControlError, EngineUnavailable, LoadFailed
 from vlserve.settings import EngineSettings
 
 MANAGEMENT_TIMEOUT_S = 10.0
@@ -88,6 +89,8 @@ class TorchServeInstance:
         try:
             with self._known_or_first(model):
                 torchserve_grpc.register(address, self._tokens()["management"], archive, settings)
+        except CallerGone:
+            raise
         except LoadFailed as error:
             raise LoadFailed(self._reason(model, version, logged) or str(error)) from error
 
@@ -111,6 +114,7 @@ class TorchServeInstance:
         first = self._first.setdefault(model, threading.Lock())
         is_first = False
         while not is_first and not self._describe(f"{model}/all"):
+            caller.refuse_if_gone(f"{model} was not loaded")
             is_first = first.acquire(timeout=_POLL_S)
         try:
             yield

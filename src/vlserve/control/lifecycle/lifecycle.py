@@ -4,6 +4,7 @@ tick share them."""
 import time
 from contextlib import suppress
 
+from vlserve.control import caller
 from vlserve.control.domain import Key, State, VersionRecord
 from vlserve.control.gateway.traffic import Traffic
 from vlserve.control.lifecycle.backoff import Backoff
@@ -12,7 +13,14 @@ from vlserve.control.lifecycle.probes import failed_probes
 from vlserve.control.lifecycle.warm_up import warm_up
 from vlserve.control.ports import Engine
 from vlserve.control.store.ledger import Ledger
-from vlserve.errors import ArchiveLost, ControlError, LedgerUnwritable, LoadFailed, NotReady
+from vlserve.errors import (
+    ArchiveLost,
+    CallerGone,
+    ControlError,
+    LedgerUnwritable,
+    LoadFailed,
+    NotReady,
+)
 from vlserve.runtime.archive import file_sha256
 
 _POLL_S = 0.1
@@ -43,6 +51,7 @@ class Lifecycle:
         Raises:
             LoadFailed: it cannot be loaded, or answers its probes wrong. It is out of the engine,
                 and failed (or retired, where it was ready before).
+            CallerGone: likewise, because nobody waits for it any more.
             EngineUnavailable: it stays loading; reconcile goes on once the engine answers.
         """
         model, version = record.key
@@ -130,7 +139,7 @@ class Lifecycle:
         draining where some are after ``timeout_s``."""
         deadline = time.monotonic() + timeout_s
         while not self._is_idle(record.key):
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline or caller.is_gone():
                 return record
             time.sleep(_POLL_S)
         self._engine.unload(*record.key)
@@ -153,6 +162,8 @@ class Lifecycle:
                 self._engine.load(*record.key, record.archive, record.tuning.serving)
                 self._check_answers(record)
                 return
+            except CallerGone:  # says nothing of the tuning
+                raise
             except LoadFailed as error:
                 self._ledger.tune(*record.key, None, reason=str(error))
             if not any(each and each.workers_ready for each in held):  # else it may be in use

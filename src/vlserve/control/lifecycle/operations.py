@@ -4,7 +4,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from vlserve.control import caller
 from vlserve.control.domain import Key
+
+_LOOK_S = 0.5  # how often one who waits is asked whether he still does
 
 
 class Operations:
@@ -16,9 +19,14 @@ class Operations:
 
     @contextmanager
     def on(self, key: Key) -> Iterator[None]:
-        """Wait for the operation that runs on this version, if any, then hold the version."""
+        """Wait for the operation that runs on this version, if any, then hold the version.
+
+        Raises:
+            CallerGone: the caller went away meanwhile.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: key not in self._running)
+            while not self._changed.wait_for(lambda: key not in self._running, _LOOK_S):
+                caller.refuse_if_gone(f"{key[0]} {key[1]} was not worked on")
             self._running.add(key)
         try:
             yield

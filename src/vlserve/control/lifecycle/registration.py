@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from vlserve.control import caller
 from vlserve.control.domain import Registration, State, VersionRecord
 from vlserve.control.lifecycle.lifecycle import Lifecycle
 from vlserve.control.lifecycle.operations import Operations
@@ -62,6 +63,7 @@ class Registrar:
         sha256 = file_sha256(archive)
         if tuning is not None:
             check_tuning(tuning, sha256)
+        caller.refuse_if_gone(f"{manifest.model} {manifest.version} was not registered")
         with self._operations.on((manifest.model, manifest.version)):
             record = self._admit(manifest, sha256)
             kept = self._keep(archive, manifest)  # also mends a file that was damaged since

@@ -1,0 +1,35 @@
+"""Whether the one who asked for what this thread does still waits for it.
+
+Long work asks between its steps, so that a caller who went away stops what nobody waits for. Work
+that nobody asked for by a request (the tick) has no caller, and is never stopped.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from vlserve.errors import CallerGone
+
+_gone: ContextVar[Callable[[], bool] | None] = ContextVar("gone", default=None)
+
+
+@contextmanager
+def working_for(gone: Callable[[], bool]) -> Iterator[None]:
+    """Do the ``with`` body for a caller of whom ``gone`` says whether he went away."""
+    token = _gone.set(gone)
+    try:
+        yield
+    finally:
+        _gone.reset(token)
+
+
+def is_gone() -> bool:
+    """Return whether the caller of the present work went away."""
+    gone = _gone.get()
+    return gone is not None and gone()
+
+
+def refuse_if_gone(what: str) -> None:
+    """Raise CallerGone, with ``what`` was not done, if the caller went away."""
+    if is_gone():
+        raise CallerGone(f"{what}: the caller went away")

@@ -1,0 +1,163 @@
+"""What waits for what in the control service: slow loads never keep a rollback or health waiting,
+and nobody is worked for who went away."""
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import cast
+
+import anyio
+import anyio.from_thread
+import anyio.to_thread
+import httpx
+import pytest
+from fastapi import HTTPException, Request
+
+from support.control_api_server import RunningControl
+from support.running_stack import wait_until
+from vlserve.control.api.threads import MOST_LOADS, Threads
+from vlserve.control.caller import is_gone
+from vlserve.control.domain import State
+from vlserve.errors import ControlBusy
+from vlserve.exporter.echo import pack_echo
+
+SLOW = 45
+
+
+@pytest.fixture(scope="module")
+def slow_archives(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("slow")
+    return [pack_echo(folder, f"slow-{number}", 1) for number in range(SLOW)]
+
+
+@pytest.fixture
+def callers() -> Iterator[ExitStack]:
+    """The connections of those who asked for a load; closing it, they go away."""
+    with ExitStack() as opened:
+        yield opened
+
+
+def ask_to_register(control: RunningControl, archive: Path) -> socket.socket:
+    """Send an archive, and do not wait for the answer."""
+    url = httpx.URL(control.url)
+    caller = socket.create_connection((url.host, url.port), timeout=30)
+    body = archive.read_bytes()
+    head = f"POST /versions?name={archive.name} HTTP/1.1\r\nHost: localhost\r\n"
+    head += f"Content-Type: application/octet-stream\r\nContent-Length: {len(body)}\r\n\r\n"
+    caller.sendall(head.encode() + body)
+    return caller
+
+
+def begun(control: RunningControl) -> list[str]:
+    return [model.model for model in control.client.models() if model.model.startswith("slow-")]
+
+
+def test_a_rollback_and_health_do_not_wait_behind_slow_loads(
+    control_api: RunningControl,
+    archives: list[Path],
+    slow_archives: list[Path],
+    callers: ExitStack,
+) -> None:
+    client, engine = control_api.client, control_api.engine
+    for archive in archives[:2]:
+        client.register(archive)
+    client.release("tagger", 1)
+    client.release("tagger", 2)
+    engine.hold_loads.clear()
+    for archive in slow_archives:
+        callers.enter_context(ask_to_register(control_api, archive))
+    at_once = control_api.settings.control.loads_at_once
+    wait_until(lambda: len(begun(control_api)) == at_once)
+    assert client.health().status == "ok"
+    assert client.rollback("tagger").version == 1
+    assert client.release("tagger", 2).version == 2
+    assert len(begun(control_api)) == at_once
+
+    callers.close()  # all 45 give up
+    wait_until(lambda: list(incoming(control_api)) == [])
+    wait_until(lambda: {state_of(control_api, model) for model in begun(control_api)} == {"failed"})
+    assert len(begun(control_api)) == at_once
+    assert [key for key in engine.loads if key[0] != "tagger"] == []
+    engine.hold_loads.set()
+    assert not client.register(slow_archives[0]).already_registered  # its number was free
+
+
+def incoming(control: RunningControl) -> Iterator[Path]:
+    return (control.settings.model_store / ".incoming").iterdir()
+
+
+def state_of(control: RunningControl, model: str) -> State:
+    return control.client.model(model).versions[0].state
+
+
+class Caller:
+    """Stands for a request: it waits for its answer until it `leaves`."""
+
+    def __init__(self) -> None:
+        self.leaves = anyio.Event()
+
+    async def receive(self) -> dict[str, str]:
+        await self.leaves.wait()
+        return {"type": "http.disconnect"}
+
+
+def test_what_has_not_begun_when_its_caller_leaves_is_not_carried_out() -> None:
+    carried_out: list[str] = []
+
+    async def play() -> int:
+        threads, first, second = Threads(loads_at_once=1), Caller(), Caller()
+        go_on = threading.Event()
+
+        def slow() -> None:
+            assert go_on.wait(timeout=30)
+            carried_out.append("first")
+
+        async def ask(caller: Caller, work: Callable[[], None]) -> None:
+            await threads.load(cast(Request, caller), work)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(ask, first, slow)
+            await anyio.wait_all_tasks_blocked()
+            second.leaves.set()
+            with pytest.raises(HTTPException) as refused:
+                await ask(second, lambda: carried_out.append("second"))
+            go_on.set()
+        return refused.value.status_code
+
+    assert anyio.run(play) == 499
+    assert carried_out == ["first"]
+
+
+def test_a_traffic_word_that_has_begun_is_carried_out_whoever_waits() -> None:
+    stopped: list[bool] = []
+
+    async def play() -> None:
+        threads, caller = Threads(loads_at_once=1), Caller()
+        began = threading.Event()
+
+        def word() -> None:
+            began.set()
+            anyio.from_thread.run(left.wait)
+            stopped.append(is_gone())
+
+        left = caller.leaves
+        async with anyio.create_task_group() as group:
+            group.start_soon(threads.move_traffic, cast(Request, caller), word)
+            await anyio.to_thread.run_sync(began.wait, 30)
+            left.set()
+
+    anyio.run(play)
+    assert stopped == [False]
+
+
+def test_more_loads_than_may_wait_are_refused_before_they_are_received() -> None:
+    threads = Threads(loads_at_once=1)
+    with ExitStack() as opened:
+        for _ in range(MOST_LOADS):
+            opened.enter_context(threads.admitted_load())
+        with pytest.raises(ControlBusy, match="try again later"), threads.admitted_load():
+            pass
+    with threads.admitted_load():
+        pass
