@@ -45,6 +45,7 @@ def ask_to_register(control: RunningControl, archive: Path) -> socket.socket:
     caller = socket.create_connection((url.host, url.port), timeout=30)
     body = archive.read_bytes()
     head = f"POST /versions?name={archive.name} HTTP/1.1\r\nHost: localhost\r\n"
+    head += f"Authorization: Bearer {control.key}\r\n"
     head += f"Content-Type: application/octet-stream\r\nContent-Length: {len(body)}\r\n\r\n"
     caller.sendall(head.encode() + body)
     return caller

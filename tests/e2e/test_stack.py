@@ -224,6 +224,7 @@ def test_an_up_that_fails_leaves_what_was_up(
     stack: RunningStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = _pids(stack.settings)
+    monkeypatch.setattr(control_stack, "_mend_what_hangs", lambda *_: None)
     monkeypatch.setattr(control_stack, "START_TIMEOUT_S", 0.0)
     monkeypatch.setattr(control_stack, "_answers", lambda *_: False)
     with pytest.raises(StackError, match="does not start"):

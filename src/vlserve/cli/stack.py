@@ -70,17 +70,28 @@ def down(as_json: AsJson = False) -> None:
 def status(as_json: AsJson = False) -> None:
     """Show the processes of the stack, the models, and the state and weight of each version."""
     from vlserve.control.client import ControlClient
+    from vlserve.errors import ControlError, StackError, SupervisorHangs
     from vlserve.stack import stack
 
     settings = load_settings()
-    processes = stack.status(settings)
+    processes, troubles = [], []
+    try:
+        processes = stack.status(settings)
+    except SupervisorHangs as error:
+        troubles.append(str(error))
+    health, models = None, []
     with ControlClient.of(settings) as control:
-        health = control.health() if control.is_up() else None
-        models = control.models() if health else []
+        try:
+            health = control.health()
+            models = control.models()
+        except (StackError, ControlError) as error:
+            troubles.append(str(error))
     if as_json:
-        print_json({"processes": processes, "health": health, "models": models})
+        print_json(
+            {"processes": processes, "health": health, "models": models, "troubles": troubles}
+        )
         return
-    if not processes and not models:
+    if not processes and not models and len(troubles) < 2:
         print_line(f"the stack of {settings.project_dir} is down: `vlserve up` starts it")
         return
     print_table(("PROCESS", "STATE", "PID"), [(p.name, p.state, p.pid) for p in processes])
@@ -97,7 +108,8 @@ def status(as_json: AsJson = False) -> None:
         for model in models
         for v in model.versions
     ]
-    print_line(f"\nhealth: {health.status if health else 'the control service does not answer'}\n")
+    told = [health.status] if health else []
+    print_line(f"\nhealth: {'; '.join([*told, *troubles])}\n")
     print_table(("MODEL", "VERSION", "STATE", "WEIGHT", "WORKERS", "TUNED", "REASON"), rows)
 
 

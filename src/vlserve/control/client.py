@@ -27,6 +27,8 @@ from vlserve.errors import (
 )
 from vlserve.settings import Settings
 
+ANSWER_TIMEOUT_S = 15.0
+"""Of what only looks."""
 _CONNECT_TIMEOUT_S = 2.0
 _LONGEST_S = 900.0  # a register that loads, or an unload that drains, ends well before
 
@@ -155,14 +157,10 @@ class ControlClient:
         return Unloaded.model_validate(self._call("POST", path, json={}))
 
     def _call(self, method: str, path: str, **options: Any) -> Any:
-        try:
-            headers = {**options.pop("headers", {}), **self._authorization()}
-            response = self._http.request(method, path, headers=headers, **options)
-        except httpx.TransportError as error:
-            raise StackDown(
-                f"the control service does not answer at {self._http.base_url} "
-                f"({error or type(error).__name__}): start it with `vlserve up`"
-            ) from error
+        if method != "GET":  # a word may take long, but not to be taken
+            self._ask("GET", "/")
+        headers = {**options.pop("headers", {}), **self._authorization()}
+        response = self._ask(method, path, headers=headers, **options)
         try:
             answer = response.json()
             if response.status_code == httpx.codes.UNAUTHORIZED:
@@ -175,6 +173,23 @@ class ControlClient:
                 "service does: does its port belong to another program?"
             ) from error
         return answer
+
+    def _ask(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """Send one request. StackDown says what to do where nothing answers."""
+        if method == "GET":
+            options["timeout"] = httpx.Timeout(ANSWER_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S)
+        try:
+            return self._http.request(method, path, **options)
+        except httpx.ReadTimeout as error:
+            raise StackDown(
+                f"the control service at {self._http.base_url} takes questions and answers none: "
+                "it is suspended or hangs; `vlserve up` starts it anew"
+            ) from error
+        except httpx.TransportError as error:
+            raise StackDown(
+                f"the control service does not answer at {self._http.base_url} "
+                f"({error or type(error).__name__}): start it with `vlserve up`"
+            ) from error
 
     def _authorization(self) -> dict[str, str]:
         try:

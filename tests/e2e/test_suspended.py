@@ -1,0 +1,114 @@
+"""What is suspended (SIGSTOP) keeps its process id and answers nothing: it is told, and replaced.
+Real processes."""
+
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from typer.testing import CliRunner
+
+from support.running_stack import make_settings, wait_until
+from vlserve.cli import app
+from vlserve.control import client as control_client
+from vlserve.control.client import ControlClient
+from vlserve.errors import StackDown, SupervisorHangs
+from vlserve.settings import Settings
+from vlserve.stack import stack as control_stack
+from vlserve.supervisor import Supervisor
+from vlserve.testing import RunningStack, running_stack
+
+PROGRAMS = ["control", "engine-0", "gateway"]
+
+
+@pytest.fixture
+def own_stack(tmp_path: Path) -> Iterator[RunningStack]:
+    with running_stack(make_settings(tmp_path)) as running:
+        yield running
+
+
+def _pid(settings: Settings, program: str) -> int:
+    """The process id of a program; 0 while it is being started."""
+    return {each.name: each.pid for each in control_stack.status(settings)}[program] or 0
+
+
+def _supervisord(settings: Settings) -> psutil.Process:
+    return next(
+        process
+        for process in control_stack.processes(settings)
+        if "supervisord" in " ".join(process.cmdline())
+    )
+
+
+def _status(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> dict[str, Any]:
+    monkeypatch.setattr("vlserve.cli.stack.load_settings", lambda: settings)
+    said = CliRunner().invoke(app, ["status", "--json"], catch_exceptions=False)
+    assert said.exit_code == 0
+    found: dict[str, Any] = json.loads(said.stdout)
+    return found
+
+
+def test_a_suspended_control_service_is_told_and_up_starts_it_anew(
+    own_stack: RunningStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control_client, "ANSWER_TIMEOUT_S", 2.0)
+    settings = own_stack.settings
+    pid = _pid(settings, "control")
+    psutil.Process(pid).send_signal(signal.SIGSTOP)
+    found = _status(monkeypatch, settings)
+    states = {process["name"]: process["state"] for process in found["processes"]}
+    assert states == {"control": "SUSPENDED", "engine-0": "RUNNING", "gateway": "RUNNING"}
+    assert found["health"] is None
+    assert "suspended or hangs; `vlserve up`" in found["troubles"][0]
+    with (
+        ControlClient.of(settings) as control,
+        pytest.raises(StackDown, match="suspended or hangs"),
+    ):
+        control.rollback("tagger")
+    said: list[str] = []
+    control_stack.up(settings, said.append)
+    assert "control runs and does not answer: starting it anew" in said
+    assert _pid(settings, "control") != pid
+    assert own_stack.control.health().status == "ok"
+    assert _status(monkeypatch, settings)["troubles"] == []
+
+
+@pytest.mark.parametrize("word", ["up", "down"])
+def test_a_suspended_supervisord_is_told_and_replaced(
+    own_stack: RunningStack, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    settings = own_stack.settings
+    before = {process.pid for process in control_stack.processes(settings)}
+    _supervisord(settings).send_signal(signal.SIGSTOP)
+    with pytest.raises(SupervisorHangs):
+        control_stack.status(settings)
+    found = _status(monkeypatch, settings)
+    assert found["processes"] == [] and found["health"]["status"] == "ok"
+    assert "supervisord answers nothing" in found["troubles"][0]
+    said: list[str] = []
+    if word == "down":
+        assert control_stack.down(settings, said.append)
+        assert control_stack.processes(settings) == []
+    else:
+        control_stack.up(settings, said.append)
+        assert sorted(each.name for each in control_stack.status(settings)) == PROGRAMS
+        assert not before & {process.pid for process in control_stack.processes(settings)}
+    assert "waiting for running requests" in said
+
+
+def test_what_is_suspended_can_be_killed_and_comes_back_and_down_ends_it(
+    own_stack: RunningStack,
+) -> None:
+    settings = own_stack.settings
+    pid = _pid(settings, "engine-0")
+    psutil.Process(pid).send_signal(signal.SIGSTOP)
+    Supervisor(settings).kill("engine-0")
+    wait_until(lambda: _pid(settings, "engine-0") not in (0, pid))
+    assert not psutil.pid_exists(pid)
+    for program in PROGRAMS:
+        psutil.Process(_pid(settings, program)).send_signal(signal.SIGSTOP)
+    assert control_stack.down(settings, print)
+    assert control_stack.processes(settings) == []
