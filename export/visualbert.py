@@ -9,11 +9,12 @@ Visual features come with the request (of regions, or of a grid's cells), or fro
 config.json names. All have the visual position 0 and the visual token type 1.
 
 Li et al., VisualBERT (arXiv:1908.03557). The network is transformers' VisualBertModel; checkpoints
-are transformers' (uclanlp/visualbert-*), with its config.json. Those of pretraining are read too,
-heads and all; nothing answers requests by them.
+are transformers' (uclanlp/visualbert-*), with its config.json, or MMF's (families/mmf.py). Those of
+pretraining are read too, heads and all; nothing answers requests by them.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from vlserve.errors import CheckpointMismatch
 from vlserve.exporter.recipe import Spec
+from vlserve.families.mmf import transformers_names
 from vlserve.families.single_stream import TASKS, SingleStreamConfig, SingleStreamRecipe
 from vlserve.training.single_stream import SingleStreamTraining
 
@@ -69,6 +71,7 @@ class VisualBertRecipe(SingleStreamRecipe):
         atol=ATOL,
         reads=(
             "uclanlp/visualbert-* (transformers), pretraining's too",
+            "visual_bert of MMF, and of uclanlp/visualbert, pretraining's too",
             "what `vlserve train visualbert` writes",
         ),
         golden=(
@@ -87,6 +90,12 @@ class VisualBertRecipe(SingleStreamRecipe):
         trunk: nn.Module = VisualBertModel(transformers_config(config))
         return trunk
 
+    def complete_config(
+        self, config: Mapping[str, Any], state: Mapping[str, Tensor], folder: Path
+    ) -> dict[str, Any]:
+        said = config | {"answers": config["id2label"]} if "id2label" in config else config
+        return super().complete_config(config, transformers_names(state, said), folder)
+
     def build(self, config: Mapping[str, Any]) -> nn.Module:
         parsed = self.parse(config)
         if parsed.task != "pretrain":
@@ -97,7 +106,7 @@ class VisualBertRecipe(SingleStreamRecipe):
         return network
 
     def adapt(self, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
-        loaded = super().adapt(state, config)
+        loaded = super().adapt(transformers_names(state, config), config)
         return with_second_names(loaded) if self.parse(config).task == "pretrain" else loaded
 
 

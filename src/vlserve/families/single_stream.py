@@ -17,6 +17,7 @@ from typing import Any, Literal, Self
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
+from torch.nn.functional import gelu
 
 from vlserve.errors import CheckpointMismatch, ExportError
 from vlserve.exporter.recipe import GraphPlan, Served, Spec
@@ -45,6 +46,8 @@ HEADS: Mapping[str, str] = {
     "pretrain": "cls.seq_relationship.weight",
 }
 """The tensor by which a checkpoint shows its task."""
+TRANSFORM_HEADS: Mapping[str, str] = {"answer": "cls.1.weight", "tag": "classifier.1.weight"}
+"""The same of a head that begins with a transform."""
 CLASSES: Mapping[str, str] = {"answer": "answers", "tag": "labels"}
 """The field of config.json that names the rows of the head."""
 TRUNK = "visual_bert."
@@ -82,6 +85,8 @@ class SingleStreamConfig(BaseModel):
     """Width of a region's features."""
     classes: int = Field(default=0, ge=0)
     """Rows of the head."""
+    head: Literal["linear", "transform"] = "linear"
+    """One linear layer, or BERT's transform in front of it, as in MMF."""
     grid: GridConfig | None = None
     """A ResNet that makes the visual features from an image."""
     training: dict[str, Any] = Field(default_factory=dict)
@@ -115,7 +120,10 @@ class SingleStreamNetwork(nn.Module):
         super().__init__()
         self.task = config.task
         self.visual_bert = trunk
-        head = nn.Linear(config.encoder.hidden, config.classes)
+        hidden, eps = config.encoder.hidden, config.encoder.layer_norm_eps
+        head: nn.Module = nn.Linear(hidden, config.classes)
+        if config.head == "transform":
+            head = nn.Sequential(Transform(hidden, eps), head)
         if config.task == "answer":
             self.cls = head
         else:
@@ -130,6 +138,19 @@ class SingleStreamNetwork(nn.Module):
         every_cell = torch.ones_like(visual[..., 0], dtype=text_mask.dtype)
         logits: Tensor = LogitsGraph(self, self.task)(text_ids, text_mask, visual, every_cell)
         return logits
+
+
+class Transform(nn.Module):
+    """(batch, hidden) -> (batch, hidden); BERT's in front of its prediction heads."""
+
+    def __init__(self, hidden: int, eps: float) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden, hidden)
+        self.LayerNorm = nn.LayerNorm(hidden, eps)
+
+    def forward(self, state: Tensor) -> Tensor:
+        transformed: Tensor = self.LayerNorm(gelu(self.dense(state)))
+        return transformed
 
 
 class LogitsGraph(nn.Module):
@@ -298,15 +319,24 @@ def complete(
 
 def _shown(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, Any]:
     """Fields of SingleStreamConfig. KeyError for a tensor that a checkpoint must have."""
-    task = next((task for task, head in HEADS.items() if head in state), None)
-    if task is None:
+    heads = {"linear": HEADS, "transform": TRANSFORM_HEADS}
+    kinds = [
+        (task, kind) for kind, names in heads.items() for task in names if names[task] in state
+    ]
+    if not kinds:
         raise KeyError(HEADS[config.get("task", "answer")])
+    task, head = kinds[0]
     encoder = bert_sizes(state, TRUNK)
     encoder["heads"] = config.get("text_heads") or max(1, encoder["hidden"] // HEAD_SIZE)
     encoder["layer_norm_eps"] = config.get("text_layer_norm_eps", LAYER_NORM_EPS)
     visual_dim = state[f"{TRUNK}embeddings.visual_projection.weight"].shape[1]
-    classes = state[HEADS[task]].shape[0]
-    return {"task": task, "encoder": encoder, "visual_dim": visual_dim, "classes": classes}
+    return {
+        "task": task,
+        "encoder": encoder,
+        "visual_dim": visual_dim,
+        "classes": state[heads[head][task]].shape[0],
+        "head": head,
+    }
 
 
 def from_transformers(config: Mapping[str, Any], own: Collection[str]) -> dict[str, Any]:

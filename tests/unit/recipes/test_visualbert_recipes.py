@@ -47,6 +47,7 @@ KEYS: dict[str, dict[str, Any]] = {
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "visualbert-answer": ("visualbert", {"task": "answer"}),
     "visualbert-tag": ("visualbert", {"task": "tag"}),
+    "visualbert-transform": ("visualbert", {"task": "tag", "head": "transform"}),
     **{
         f"coattention-{keys}-{task}": ("visualbert_coattention", {"task": task, "keys": KEYS[keys]})
         for keys, task in (
