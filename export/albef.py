@@ -261,6 +261,7 @@ class AlbefRecipe:
         tasks=tuple(PARTS),
         atol=ATOL,
         reads=("ALBEF.pth and its fine-tuned ones (salesforce/ALBEF)",),
+        reads_image_settings=True,
         golden=(
             "albef",
             "keys/albef_pretrain",

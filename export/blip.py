@@ -184,6 +184,7 @@ class BlipRecipe:
             "model_base*.pth (salesforce/BLIP)",
             "Salesforce/blip-* (transformers)",
         ),
+        reads_image_settings=True,
         golden=(
             "blip",
             "hf",

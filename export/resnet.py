@@ -74,6 +74,7 @@ class ResNetRecipe:
             "resnet*.pth (torchvision)",
             "microsoft/resnet-* (transformers)",
         ),
+        reads_image_settings=True,
         golden=(
             "hf",
             "resnet",

@@ -337,7 +337,7 @@ def _agrees(said: Any, shown: Any) -> bool:
 
 def _read_vocabulary(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise ExportError(f"vocabulary file of config.json cannot be read: {error}") from error
 

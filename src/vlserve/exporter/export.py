@@ -23,6 +23,7 @@ from vlserve.exporter.convert import (
     load_network,
 )
 from vlserve.exporter.float16 import TOLERANCE, check_precision, onnx_to_fp16
+from vlserve.exporter.image_settings import check_pixel_scale, published_image
 from vlserve.exporter.pack import Member, pack_archive
 from vlserve.exporter.parity import measure, one_thread, unseen_sizes
 from vlserve.exporter.probes import answer_by_archive, drawn_requests, probes_of
@@ -105,6 +106,8 @@ def export_archive(
         work = Path(folder)
         (work / "assets").mkdir()
         served = trained.recipe.serve(trained.config, work / "assets")
+        if served.image:
+            check_pixel_scale(served.image)
         with nullcontext(converter) if converter else Converter() as converting:
             graphs, parity = _prove_graphs(
                 trained, served, format, precision, work, converting, progress
@@ -143,6 +146,9 @@ def read_trained(
     weights = open_checkpoint(checkpoint, state_key)
     config_file = config or checkpoint.parent / "config.json"
     said = _read_config(config_file)
+    published = published_image(config_file.parent) if loaded.spec.reads_image_settings else None
+    if published and isinstance(said.get("image", {}), dict):
+        said["image"] = {**published.fields, **said.get("image", {})}
 
     def load(state: dict[str, Tensor]) -> tuple[dict[str, Any], nn.Module]:
         complete = loaded.complete_config(said, state, config_file.parent)
@@ -157,7 +163,11 @@ def read_trained(
         prefix=prefix,
         config=complete,
         network=network,
-        notes=(*weights.notes, *prefix_note(prefix)),
+        notes=(
+            *weights.notes,
+            *prefix_note(prefix),
+            *([published.note] if published else []),
+        ),
     )
 
 
@@ -174,7 +184,7 @@ def _check_request(format: str, precision: str, name: str | None, version: int) 
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise ExportError(
             f"no {path}: export needs the checkpoint's config (export/README.md lists its fields)"

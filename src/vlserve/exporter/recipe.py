@@ -25,7 +25,8 @@ class Spec:
 
     ``reads``: the checkpoints, in words. ``golden``: what of the originals' numbers the family's
     tests hold it to, families of cases and lists of keys (``keys/…``); a test compares it with
-    the tests themselves.
+    the tests themselves. ``reads_image_settings``: whether a field ``image`` that config.json
+    leaves out is filled from transformers' preprocessor_config.json or processor_config.json.
     """
 
     family: str
@@ -34,6 +35,7 @@ class Spec:
     atol: float = 1e-5
     reads: tuple[str, ...] = ()
     golden: tuple[str, ...] = ()
+    reads_image_settings: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """BERT's tokenizer as the one file that travels in an archive."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
@@ -14,12 +16,46 @@ TOKENIZER = "tokenizer.json"
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
+VOCABULARY = "vocab.txt"
+
+
 def read_vocabulary(path: Path) -> list[str]:
-    """Tokens of a vocab.txt, one a line; the line is the id."""
+    """Tokens in the order of their ids: of a vocab.txt, one a line, or of a tokenizer.json, which
+    transformers 5 writes instead: where there is no vocab.txt, the one beside it is read.
+
+    ExportError where there is neither, and for a tokenizer that is not read.
+    """
+    published = path.with_name(TOKENIZER)
+    if path.name == VOCABULARY and not path.exists() and published.exists():
+        path = published
     try:
-        return path.read_text(encoding="utf-8").rstrip("\n").split("\n")
-    except (OSError, ValueError) as error:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix != ".json":
+            return text.rstrip("\n").split("\n")
+        content = json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
         raise ExportError(f"vocabulary {path.name} cannot be read: {error}") from error
+    return _tokens_of(content, path.name)
+
+
+def _tokens_of(content: Any, file: str) -> list[str]:
+    """The tokens of a tokenizer.json; those added after the model's own are left to the family."""
+    if isinstance(content, list) and all(isinstance(token, str) for token in content):
+        return content
+    parts = content if isinstance(content, dict) else {}
+    model, normalizer = (parts.get(name) or {} for name in ("model", "normalizer"))
+    vocabulary = model.get("vocab")
+    if model.get("type") != "WordPiece" or not isinstance(vocabulary, dict):
+        kind = model.get("type", "no tokenizer's")
+        raise ExportError(f"{file} is {kind}; only a tokenizer of BERT's, a WordPiece, is read")
+    if normalizer.get("lowercase") is False:
+        raise ExportError(f"{file} keeps capitals apart; only lower-case vocabularies are read")
+    ids = {token["id"]: token["content"] for token in parts.get("added_tokens", ())}
+    ids |= {place: token for token, place in vocabulary.items()}
+    tokens = [ids.get(place) for place in range(max(vocabulary.values(), default=-1) + 1)]
+    if None in tokens:
+        raise ExportError(f"{file} has no token of id {tokens.index(None)}")
+    return [str(token) for token in tokens]
 
 
 def wordpiece(

@@ -36,6 +36,6 @@ def check_said(config: Mapping[str, Any], shown: Mapping[str, Any]) -> None:
 def read_names(path: Path, field: str) -> Any:
     """The JSON list of names that ``field`` says is in a file."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise ExportError(f"{field} {path.name} cannot be read: {error}") from error

@@ -1,0 +1,117 @@
+"""How images become arrays, as transformers' files say it, and whether it can be right.
+
+transformers 4 writes ``preprocessor_config.json`` beside a checkpoint; 5 writes the same fields
+into ``processor_config.json``, under ``image_processor``.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlserve.errors import ExportError
+from vlserve.runtime.manifest import ImageInput
+
+PROCESSOR, PREPROCESSOR = "processor_config.json", "preprocessor_config.json"
+PIXELS = 255
+DIGITS = 6
+"""Of a mean or a deviation that is computed."""
+
+
+@dataclass(frozen=True)
+class PublishedImage:
+    """Fields of ImageInput that a file says."""
+
+    file: str
+    fields: Mapping[str, Any]
+
+    @property
+    def note(self) -> str:
+        """What to say about it."""
+        said = ", ".join(f"{name} {value}" for name, value in self.fields.items())
+        return f"image settings are read from {self.file}: {said}"
+
+
+def published_image(folder: Path) -> PublishedImage | None:
+    """Read how transformers prepares images, from a file in ``folder``; None where there is none.
+
+    Raises:
+        ExportError: the file cannot be read, or asks for what is not done.
+    """
+    for name in (PROCESSOR, PREPROCESSOR):
+        path = folder / name
+        if not path.is_file():
+            continue
+        said = _read(path)
+        settings = said.get("image_processor", {}) if name == PROCESSOR else said
+        fields = _fields(settings, name) if isinstance(settings, Mapping) else {}
+        if fields:
+            return PublishedImage(name, fields)
+    return None
+
+
+def check_pixel_scale(image: ImageInput) -> None:
+    """ExportError where mean and std cannot be those of RGB in 0..1, which images are.
+
+    Export's proof cannot see it, since graph and network get the same wrong numbers.
+    """
+    for name, values in (("mean", image.mean), ("std", image.std)):
+        if all(0 <= value <= 1 and (value > 0 or name == "mean") for value in values):
+            continue
+        if all(1 <= value <= PIXELS for value in values):
+            scaled = [round(value / PIXELS, DIGITS) for value in values]
+            raise ExportError(
+                f"image.{name} {list(values)} is of pixels from 0 to 255, but images are scaled to "
+                f"0..1: write {scaled} into config.json"
+            )
+        raise ExportError(
+            f"image.{name} {list(values)} cannot be of RGB in 0..1, which images are scaled to: "
+            f"each value must be {'from 0' if name == 'mean' else 'above 0,'} up to 1"
+        )
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        said = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ExportError(f"{path} cannot be read: {error}") from error
+    if not isinstance(said, Mapping):
+        raise ExportError(f"{path} is not a JSON object")
+    return said
+
+
+def _fields(said: Mapping[str, Any], file: str) -> dict[str, Any]:
+    """Size in pixels; mean and std for RGB in 0..1, whatever the rescale factor."""
+    if said.get("do_flip_channel_order"):
+        raise ExportError(f"{file} asks for channels in the order BGR; only RGB is read")
+    fields = _size(said) if said.get("do_resize", True) else {}
+    rescales = said.get("do_rescale", True)
+    factor = PIXELS * (said.get("rescale_factor", 1 / PIXELS) if rescales else 1)
+    if said.get("do_normalize", True):
+        numbers = {"mean": said.get("image_mean"), "std": said.get("image_std")}
+    else:
+        numbers = {"mean": [0.0] * 3, "std": [1.0] * 3}
+    for name, values in numbers.items():
+        if values is None:
+            continue
+        per_channel = list(values) if isinstance(values, list) else [values] * 3
+        try:
+            fields[name] = [round(float(value) / factor, 2 * DIGITS) for value in per_channel]
+        except (TypeError, ValueError, ZeroDivisionError) as error:
+            raise ExportError(f"{file}: image_{name} is no list of numbers") from error
+    return fields
+
+
+def _size(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Of what the network sees: the crop where there is one, else the resized image."""
+    size = said.get("crop_size") if said.get("do_center_crop") else None
+    size = size if size is not None else said.get("size")
+    if isinstance(size, Mapping):
+        side = size.get("shortest_edge")
+        height, width = size.get("height", side), size.get("width", side)
+    else:
+        height = width = size
+    if isinstance(height, int) and isinstance(width, int):
+        return {"height": height, "width": width}
+    return {}
