@@ -93,7 +93,7 @@ class VisualBertRecipe(SingleStreamRecipe):
     def complete_config(
         self, config: Mapping[str, Any], state: Mapping[str, Tensor], folder: Path
     ) -> dict[str, Any]:
-        said = config | {"answers": config["id2label"]} if "id2label" in config else config
+        said = {**config, "answers": config["id2label"]} if "id2label" in config else config
         return super().complete_config(config, transformers_names(state, said), folder)
 
     def build(self, config: Mapping[str, Any]) -> nn.Module:
