@@ -37,6 +37,7 @@ from vlserve.families.vision_text import VisionTextConfig, VisionTextNetwork
 from vlserve.models.decoder import TextDecoder, drop_second_names
 from vlserve.models.keys import check_keys, is_ignored
 from vlserve.runtime.manifest import TensorSpec
+from vlserve.runtime.manner import Sampling
 
 FAMILY = "blip"
 ATOL = 1e-4
@@ -88,13 +89,16 @@ class Writing(BaseModel):
     beams: int = Field(default=3, ge=1)
     max_length: int = Field(ge=2)
     min_length: int = Field(ge=0)
+    repetition_penalty: float = Field(default=1.0, gt=0)
+    sampling: Sampling | None = None
+    """How captions are drawn where a request asks for it; None: none is."""
 
 
 WRITING = {
     "answer": Writing(max_length=10, min_length=1),
-    "caption": Writing(max_length=20, min_length=5),
+    "caption": Writing(max_length=20, min_length=5, sampling=Sampling()),
 }
-"""As in the original's evaluations."""
+"""As in the original's evaluations, and its generate with ``sample`` (models/blip.py)."""
 
 
 class Config(VisionTextConfig):
@@ -235,7 +239,7 @@ class BlipRecipe:
                 "prompt_ids": [tokenizer.token_to_id("[DEC]")]
                 + (prompt if parsed.task == "caption" else []),
                 "end_id": tokenizer.token_to_id("[SEP]"),
-                **(parsed.writing or WRITING[parsed.task]).model_dump(),
+                **(parsed.writing or WRITING[parsed.task]).model_dump(mode="json"),
             }
         return Served(
             task=parsed.task,

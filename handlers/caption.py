@@ -1,27 +1,30 @@
 """Captioning: an image (or features of its grid) -> a sentence about it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from pydantic import BaseModel
 
 from vlserve.runtime.errors import ErrorCode, RequestError
 from vlserve.runtime.inputs import VisualFields
 from vlserve.runtime.manifest import Manifest
+from vlserve.runtime.manner import MANNER, WritingFields
 from vlserve.runtime.task import Task
-from vlserve.runtime.types import Answer, Arrays, Backend
+from vlserve.runtime.types import Answer, Arrays, Backend, Sample
 from vlserve.runtime.writing import Writer
 
 
-class CaptionFields(VisualFields):
+class CaptionFields(VisualFields, WritingFields):
     """What a client sends."""
 
 
 class Caption(BaseModel):
     caption: str
     log_prob: float
-    """Natural logarithm of the caption's probability, all tokens and the end together."""
+    """Natural logarithm of the caption's probability by the model itself, all tokens and the end
+    together."""
 
 
 class CaptionTask(Task[CaptionFields]):
@@ -35,9 +38,16 @@ class CaptionTask(Task[CaptionFields]):
         super().__init__(manifest, root, backends)
         self._writer = Writer(manifest, root, backends)
 
+    def preprocess(self, fields: CaptionFields) -> Sample:
+        return self._writer.manners.sample(fields) | super().preprocess(fields)
+
+    def collate(self, samples: Sequence[Sample]) -> Arrays:
+        manners = np.stack([sample[MANNER] for sample in samples])
+        return super().collate(samples) | {MANNER: manners}
+
     def infer(self, arrays: Arrays) -> Arrays:
-        batch = len(next(iter(arrays.values())))
-        return self._writer.write(self.run("encoder", arrays), batch)
+        manners = arrays[MANNER]
+        return self._writer.write(self.run("encoder", arrays), len(manners), manners)
 
     def postprocess(self, outputs: Arrays, index: int, fields: CaptionFields) -> Answer:
         texts = self._writer.texts(outputs, index)

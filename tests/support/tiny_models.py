@@ -116,7 +116,8 @@ def blip_models() -> Iterable[TinyModel]:
     yield vision_text("blip-answer", "answer", both, answers=ANSWERS)
     writing = {"writing": {**written, "min_length": 1}}
     yield vision_text("blip-answer-written", "answer", both, **writing)
-    writing = {"writing": {**written, "min_length": 4}, "prompt": "a cat "}
+    drawn = {"sampling": {"temperature_limits": [0.1, 9.0]}}
+    writing = {"writing": {**written, "min_length": 4, **drawn}, "prompt": "a cat "}
     yield vision_text("blip-caption", "caption", {"decoder": sizes}, **writing)
 
 

@@ -92,7 +92,8 @@ def written(case: Case, loaded: Loaded, memory: Arrays) -> Arrays:
 def beams(loaded: Loaded, memory: Arrays) -> tuple[Ids, NDArray[Any], RecordedStep]:
     """By the rules that stand in the archive: ids and log-probabilities (batch, beams, steps)."""
     options = loaded.served.options
-    rules = BeamSearch(**{name: options[name] for name in BeamSearch.__dataclass_fields__})
+    named = BeamSearch.__dataclass_fields__
+    rules = BeamSearch(**{name: options[name] for name in named if name in options})
     step = recorded(loaded, memory, rules.end_id)
     texts = beam_search(step, prompt(loaded, memory), rules)
     return *filled(texts, rules.max_length - 1), step

@@ -37,6 +37,7 @@ MAX_JSON_MARKS = 1_000_000
 100,000 candidates has 100,000, and the longest text that a model takes 65,536."""
 MAX_JSON_DEPTH = 32
 """Most objects and lists inside each other."""
+_DECIMAL = re.compile(rb"-?\d{1,20}(\.\d{1,20})?")
 
 Parsed = TypeVar("Parsed", bound=BaseModel)
 
@@ -120,6 +121,16 @@ def _whole_number(value: Any) -> Any:
     return value
 
 
+def _decimal(value: Any) -> Any:
+    if isinstance(value, bytes | bytearray):
+        if not _DECIMAL.fullmatch(value):
+            raise ValueError("must be a number")
+        return float(value)
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    return value
+
+
 def _switch(value: Any) -> Any:
     if isinstance(value, bytes | bytearray):
         if bytes(value) not in (b"true", b"false"):
@@ -139,6 +150,9 @@ BoxesField = Annotated[bytes | list[Any], BeforeValidator(_boxes)]
 
 Switch = Annotated[bool, Field(strict=True), BeforeValidator(_switch)]
 """true or false, in a form too."""
+
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False), BeforeValidator(_decimal)]
+"""A number; digits with a point in a form."""
 
 TextField = Annotated[str, BeforeValidator(_text)]
 """Text, UTF-8 without NUL."""

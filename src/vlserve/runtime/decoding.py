@@ -65,6 +65,9 @@ class BeamSearch:
     others grow past it or not.
     ``length_penalty``: a text's score is its log-probability / its length without the end token **
     this.
+    ``repetition_penalty`` (Keskar et al., CTRL, arXiv:1909.05858; as in transformers' generate):
+    log-probabilities of tokens that a text holds already, the prompt's too, are multiplied by it
+    before texts are ranked. With one beam it is the logits, of which those above 0 are divided.
     """
 
     beams: int
@@ -73,6 +76,7 @@ class BeamSearch:
     min_length: int = 0
     length_penalty: float = 1.0
     finished: Literal["leave", "stay"] = "leave"
+    repetition_penalty: float = 1.0
 
 
 def greedy(max_length: int, end_id: int) -> BeamSearch:
@@ -82,8 +86,8 @@ def greedy(max_length: int, end_id: int) -> BeamSearch:
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """One text: token_ids (length,) from the prompt to the end token, where that was reached, and
-    the log-probability of each token after the prompt."""
+    """One text: token_ids (length,) from the prompt to the end token, where that was reached, the
+    model's own log-probability of each token after the prompt, and what texts are ranked by."""
 
     token_ids: Ids
     log_probs: Float64Array
@@ -93,30 +97,38 @@ class Hypothesis:
 @dataclass(frozen=True)
 class _Beams:
     """Where a search stands: token_ids (batch, beams, length), log-probabilities of the tokens
-    after the prompt (batch, beams, length - prompt), and which texts have ended (batch, beams)."""
+    after the prompt (batch, beams, length - prompt), the sums that texts are ranked by and which
+    texts have ended, both (batch, beams)."""
 
     token_ids: Ids
     log_probs: Float64Array
+    totals: Float64Array
     ended: NDArray[np.bool_]
 
     @property
     def length(self) -> int:
         return int(self.token_ids.shape[2])
 
-    @property
-    def totals(self) -> Float64Array:
-        return np.asarray(self.log_probs.sum(axis=2))
-
-    def extend(self, parents: Ids, tokens: Ids, log_probs: Float64Array, end_id: int) -> "_Beams":
+    def extend(self, parents: Ids, tokens: Ids, words: "_Words", end_id: int) -> "_Beams":
         """Beam i becomes its parent's text and one more token; parents and tokens (batch, beams),
-        log_probs (batch, beams, vocabulary) of the parents."""
+        ``words`` of the parents."""
         items = np.arange(len(parents))[:, None]
-        chosen = log_probs[items, parents, tokens]
+        chosen = words.log_probs[items, parents, tokens]
         return _Beams(
             np.concatenate([_take(self.token_ids, parents), tokens[:, :, None]], axis=2),
             np.concatenate([_take(self.log_probs, parents), chosen[:, :, None]], axis=2),
+            _take(self.totals, parents) + words.scores[items, parents, tokens],
             _take(self.ended, parents) | (tokens == end_id),
         )
+
+
+@dataclass(frozen=True)
+class _Words:
+    """Of every beam's next token, (batch, beams, vocabulary): the model's log-probabilities, and
+    what texts are ranked by, which the rules have changed."""
+
+    log_probs: Float64Array
+    scores: Float64Array
 
 
 @dataclass
@@ -143,14 +155,14 @@ def beam_search(step: Step, prompt: Ids, rules: BeamSearch) -> list[list[Hypothe
     """
     advance = _advance_leaving if rules.finished == "leave" else _advance_staying
     one_beam = (len(prompt), 1)
-    beams = _Beams(prompt[:, None, :], np.zeros((*one_beam, 0)), np.zeros(one_beam, dtype=bool))
+    beams = _Beams(
+        *(prompt[:, None, :], np.zeros((*one_beam, 0)), np.zeros(one_beam)),
+        np.zeros(one_beam, dtype=bool),
+    )
     best = [_Best(rules.beams) for _ in prompt]
     logits, cache = step(beams.token_ids, {})
     while True:
-        log_probs = log_softmax(logits)
-        if beams.length < rules.min_length:
-            log_probs[:, :, rules.end_id] = -np.inf
-        beams, parents = advance(beams, log_probs, best, rules)
+        beams, parents = advance(beams, _words(logits, beams.token_ids, rules), best, rules)
         if beams.length >= rules.max_length or all(one.complete for one in best):
             break
         cache = {name: _take(array, parents) for name, array in cache.items()}
@@ -159,15 +171,40 @@ def beam_search(step: Step, prompt: Ids, rules: BeamSearch) -> list[list[Hypothe
     return [one.texts for one in best]
 
 
+def _words(logits: NDArray[Any], token_ids: Ids, rules: BeamSearch) -> _Words:
+    log_probs = log_softmax(logits)
+    if rules.beams == 1:
+        shown = penalise(logits.astype(np.float64), token_ids, rules.repetition_penalty)
+        scores = log_softmax(shown)
+    else:
+        scores = penalise(log_probs, token_ids, rules.repetition_penalty)
+    if token_ids.shape[2] < rules.min_length:
+        scores = scores.copy()
+        scores[:, :, rules.end_id] = -np.inf
+    return _Words(log_probs, scores)
+
+
+def penalise(scores: Float64Array, token_ids: Ids, penalty: float) -> Float64Array:
+    """Scores (…, vocabulary), of which those of token_ids (…, tokens) are made worse: those below 0
+    are multiplied by ``penalty``, those above divided."""
+    if penalty == 1:
+        return scores
+    held = np.take_along_axis(scores, token_ids, axis=-1)
+    penalised = scores.copy()
+    worse = np.where(held < 0, held * penalty, held / penalty)
+    np.put_along_axis(penalised, token_ids, worse, axis=-1)
+    return penalised
+
+
 def _advance_leaving(
-    beams: _Beams, log_probs: Float64Array, best: list[_Best], rules: BeamSearch
+    beams: _Beams, following: _Words, best: list[_Best], rules: BeamSearch
 ) -> tuple[_Beams, Ids]:
     """Of the 2 * beams best continuations, those that end are ready if they are among the first
     ``beams``; the first ``beams`` others go on. An item is complete when none can get in."""
-    batch, width, words = log_probs.shape
+    batch, width, words = following.scores.shape
     kept = min(rules.beams, width * (words - 1))
     parents, tokens = np.zeros((2, batch, kept), dtype=np.int64)
-    totals = beams.totals[:, :, None] + log_probs
+    totals = beams.totals[:, :, None] + following.scores
     norm = beams.length**rules.length_penalty
     for item, one in enumerate(best):
         if one.complete:
@@ -179,30 +216,39 @@ def _advance_leaving(
             if token == rules.end_id and np.isfinite(total):
                 one.add(
                     np.append(beams.token_ids[item, beam], token),
-                    np.append(beams.log_probs[item, beam], log_probs[item, beam, token]),
+                    np.append(beams.log_probs[item, beam], following.log_probs[item, beam, token]),
                     float(total / norm),
                 )
         going_on = [pair for pair in ranked if pair[1] != rules.end_id][:kept]
         parents[item], tokens[item] = np.transpose(going_on)
         one.complete = not one.admits(float(totals[item].max() / norm))
-    return beams.extend(parents, tokens, log_probs, rules.end_id), parents
+    return beams.extend(parents, tokens, following, rules.end_id), parents
 
 
 def _advance_staying(
-    beams: _Beams, log_probs: Float64Array, best: list[_Best], rules: BeamSearch
+    beams: _Beams, following: _Words, best: list[_Best], rules: BeamSearch
 ) -> tuple[_Beams, Ids]:
     """The ``beams`` best continuations go on, where a text that has ended has one: token 0 with
     log-probability 0."""
-    batch, width, words = log_probs.shape
-    log_probs = np.where(beams.ended[:, :, None], -np.inf, log_probs)
-    log_probs[:, :, 0] = np.where(beams.ended, 0.0, log_probs[:, :, 0])
-    totals = (beams.totals[:, :, None] + log_probs).reshape(batch, width * words)
+    batch, width, words = following.scores.shape
+    following = _Words(
+        _with_one_word(following.log_probs, beams.ended),
+        _with_one_word(following.scores, beams.ended),
+    )
+    totals = (beams.totals[:, :, None] + following.scores).reshape(batch, width * words)
     order = np.stack([_top(row, rules.beams) for row in totals])
     parents, tokens = np.divmod(order, words)
-    beams = beams.extend(parents, tokens, log_probs, rules.end_id)
+    beams = beams.extend(parents, tokens, following, rules.end_id)
     for item, one in enumerate(best):
         one.complete = bool(beams.ended[item].all())
     return beams, parents
+
+
+def _with_one_word(scores: Float64Array, ended: NDArray[np.bool_]) -> Float64Array:
+    """Scores (batch, beams, vocabulary), of ended texts those of token 0 alone, which is 0."""
+    changed = np.where(ended[:, :, None], -np.inf, scores)
+    changed[:, :, 0] = np.where(ended, 0.0, changed[:, :, 0])
+    return changed
 
 
 def _add_unfinished(beams: _Beams, best: list[_Best], prompt: int, rules: BeamSearch) -> None:
@@ -211,12 +257,13 @@ def _add_unfinished(beams: _Beams, best: list[_Best], prompt: int, rules: BeamSe
     for item, one in enumerate(best):
         if leaves and one.complete:
             continue
-        for tokens, log_probs in zip(beams.token_ids[item], beams.log_probs[item], strict=True):
+        for tokens, log_probs, total in zip(
+            beams.token_ids[item], beams.log_probs[item], beams.totals[item], strict=True
+        ):
             ends = np.flatnonzero(tokens[prompt:] == rules.end_id)
             count = int(ends[0]) + 1 if len(ends) else len(tokens) - prompt
             norm = (prompt + count - bool(len(ends))) ** rules.length_penalty
-            score = float(log_probs.sum() / norm)
-            one.add(tokens[: prompt + count], log_probs[:count], score)
+            one.add(tokens[: prompt + count], log_probs[:count], float(total / norm))
 
 
 def _take(array: NDArray[Any], parents: Ids) -> NDArray[Any]:

@@ -1,9 +1,10 @@
 """Texts that a decoder writes, and answers that it ranks: beams over the graph ``step``.
 
 The manifest's options say how: ``prompt_ids``, ``end_id``, ``beams``, ``max_length``, and where
-they are not the usual ones ``min_length``, ``length_penalty`` and ``finished`` (see BeamSearch);
-``tokenizer``, a tokenizer.json, or ``words``, a JSON list of words by id, turns ids into text;
-with ``merge_repeats`` a word that follows itself is written once.
+they are not the usual ones ``min_length``, ``length_penalty``, ``repetition_penalty`` and
+``finished`` (see BeamSearch); ``sampling``, where requests may have their texts drawn (see
+vlserve.runtime.manner); ``tokenizer``, a tokenizer.json, or ``words``, a JSON list of words by id,
+turns ids into text; with ``merge_repeats`` a word that follows itself is written once.
 """
 
 import json
@@ -14,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from vlserve.runtime.decoding import (
     BeamSearch,
     CachedStep,
+    Hypothesis,
     Ids,
     Ranking,
     beam_search,
@@ -26,7 +28,9 @@ from vlserve.runtime.decoding import (
 )
 from vlserve.runtime.errors import ArchiveUnreadable, ManifestInvalid
 from vlserve.runtime.manifest import Manifest
-from vlserve.runtime.types import Arrays, Backend
+from vlserve.runtime.manner import Manners, Sampling
+from vlserve.runtime.sampling import sample
+from vlserve.runtime.types import Arrays, Backend, Float64Array
 
 NO_TOKEN = -1
 """Pads texts that are shorter than others of the batch."""
@@ -44,6 +48,8 @@ class WritingOptions(BaseModel):
     min_length: int = 0
     length_penalty: float = 1.0
     finished: str = "leave"
+    repetition_penalty: float = Field(default=1.0, gt=0)
+    sampling: Sampling | None = None
     tokenizer: str | None = None
     words: str | None = None
     merge_repeats: bool = False
@@ -71,15 +77,18 @@ class Writer:
         except ValidationError as error:
             raise ManifestInvalid(f"options of a model that writes: {error}") from error
         self.beams = options.beams
+        self.manners = Manners(rules, options.sampling)
         self._rules, self._prompt = rules, options.prompt_ids
         self._read = _reader(options, root)
         self._step = StepGraph(manifest, backends)
 
-    def write(self, memory: Arrays, batch: int) -> Arrays:
+    def write(self, memory: Arrays, batch: int, manners: Float64Array | None = None) -> Arrays:
         """``token_ids`` (batch, beams, tokens) after the prompt, ``log_prob`` and ``score``
-        (batch, beams), best first. Where an item has fewer texts, their score is -inf."""
-        prompt = np.tile(np.array(self._prompt, dtype=np.int64), (batch, 1))
-        found = beam_search(self._step.of(memory), prompt, self._rules)
+        (batch, beams), best first. Where an item has fewer texts, their score is -inf.
+
+        ``manners`` (batch, 5): how each item is written; None: as the manifest says.
+        """
+        found = self._found(memory, batch, manners)
         longest = max(len(text.token_ids) for texts in found for text in texts)
         token_ids = np.full((batch, self.beams, longest), NO_TOKEN, dtype=np.int64)
         log_prob = np.full((batch, self.beams), -np.inf)
@@ -90,6 +99,23 @@ class Writer:
                 log_prob[item, place] = text.log_probs.sum()
                 score[item, place] = text.score
         return {"token_ids": token_ids, "log_prob": log_prob, "score": score}
+
+    def _found(
+        self, memory: Arrays, batch: int, manners: Float64Array | None
+    ) -> list[list[Hypothesis]]:
+        prompt = np.tile(np.array(self._prompt, dtype=np.int64), (batch, 1))
+        if manners is None:
+            return beam_search(self._step.of(memory), prompt, self._rules)
+        found: dict[int, list[Hypothesis]] = {}
+        for rules, items in self.manners.searches(manners):
+            texts = beam_search(self._step.of(_rows(memory, items)), prompt[items], rules)
+            found |= zip(items, texts, strict=True)
+        if draws := self.manners.draws(manners):
+            items = list(draws)
+            step = self._step.of(_rows(memory, items))
+            drawn = sample(step, prompt[items], list(draws.values()))
+            found |= {item: [text] for item, text in zip(items, drawn, strict=True)}
+        return [found[item] for item in range(batch)]
 
     def texts(self, outputs: Arrays, index: int) -> list[Written]:
         """The texts of one item, best first."""
@@ -151,6 +177,10 @@ class StepGraph:
     def of(self, memory: Arrays) -> CachedStep:
         assert self._backend is not None
         return CachedStep(self._backend, self._inputs, memory)
+
+
+def _rows(memory: Arrays, items: Sequence[int]) -> Arrays:
+    return {name: array[list(items)] for name, array in memory.items()}
 
 
 def _reader(options: WritingOptions, root: Path) -> Callable[[Sequence[int]], str]:

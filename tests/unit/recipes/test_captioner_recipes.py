@@ -100,7 +100,8 @@ def write(
     model: Tiny, visual: Arrays, encoder: Backend, step: Backend, folder: Path
 ) -> list[list[Hypothesis]]:
     options = model.recipe.serve(model.config, folder).options
-    rules = BeamSearch(**{name: options[name] for name in BeamSearch.__dataclass_fields__})
+    named = BeamSearch.__dataclass_fields__
+    rules = BeamSearch(**{name: options[name] for name in named if name in options})
     prompt = np.tile(np.array(options["prompt_ids"]), (len(visual["visual"]), 1))
     memory = encoder.run(visual)
     return beam_search(CachedStep(step, model.plans["step"].inputs, memory), prompt, rules)

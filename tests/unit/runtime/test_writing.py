@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from vlserve.exporter.wordpiece import SPECIAL, wordpiece
-from vlserve.runtime.errors import ArchiveUnreadable, ManifestInvalid
+from vlserve.runtime.body import parse_fields
+from vlserve.runtime.errors import ArchiveUnreadable, ErrorCode, ManifestInvalid, RequestError
 from vlserve.runtime.manifest import Manifest
+from vlserve.runtime.manner import MANNER, WritingFields
 from vlserve.runtime.types import Arrays
 from vlserve.runtime.writing import Writer
 
@@ -45,6 +47,102 @@ def writer(root: Path, **options: Any) -> Writer:
     manifest |= {"graphs": {"step": graph}, "options": {**OPTIONS, **options}}
     manifest |= {"files": dict.fromkeys(files, "0" * 64)}
     return Writer(Manifest.model_validate(manifest), root, {"step": Says()})
+
+
+def manner(write: Writer, **said: Any) -> Any:
+    return write.manners.sample(parse_fields(WritingFields, said))[MANNER]
+
+
+def text_of(write: Writer, memory: Arrays, *manners: Any) -> list[str]:
+    found = write.write(memory, len(manners), np.stack(manners))
+    return [write.texts(found, item)[0].text for item in range(len(manners))]
+
+
+def test_each_item_of_a_batch_is_written_in_its_own_manner(tmp_path: Path) -> None:
+    sampling = {"temperature_limits": [0.1, 9.0], "repetition_penalty_limits": [1.0, 9999.0]}
+    write = writer(tmp_path, words="words.json", sampling=sampling)
+    said = ids("a a dog", "a a dog", "a a dog", "a a dog", "a a dog")
+    wild = {"temperature": 9.0, "top_p": 1.0, "repetition_penalty": 1}
+    manners = [
+        manner(write),
+        manner(write, repetition_penalty=9999),
+        *(manner(write, seed=seed, **wild) for seed in (1, 1, 2)),
+    ]
+    together = text_of(write, said, *manners)
+    for item, one in enumerate(manners):
+        alone = {name: rows[item : item + 1] for name, rows in said.items()}
+        assert text_of(write, alone, one) == [together[item]]
+    searched, penalised, first, again, other = together
+    assert searched == "a a dog" and penalised != searched
+    assert first == again and first not in (other, searched)
+    found = write.write(said, 5, np.stack(manners))
+    assert np.isfinite(found["score"]).sum(axis=1).tolist() == [2, 2, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ({"top_p": 0.0}, "top_p: must be from 0.01 to 1.0, not 0.0"),
+        ({"top_p": 1.5}, "top_p: must be from"),
+        ({"temperature": 0.01}, "temperature: must be from 0.1 to 2.0"),
+        ({"temperature": b"7"}, "temperature: must be from"),
+        ({"repetition_penalty": 0.5}, "repetition_penalty: must be from 1.0 to 2.0"),
+        ({"seed": -1}, "seed: must be from 0 to 999999999"),
+        ({"seed": 10**9}, "seed: must be from"),
+        ({"seed": 1.5}, "seed: "),
+        ({"seed": b"1234567890"}, "seed: "),
+        ({"top_p": True}, "top_p: .*must be a number"),
+        ({"top_p": "0.5"}, "top_p: "),
+        ({"top_p": b"nan"}, "top_p: .*must be a number"),
+        ({"top_p": float("nan")}, "top_p: "),
+        ({"sample": 1}, "sample: "),
+        ({"sample": False, "seed": 3}, "seed: says how a text is drawn, and sample is false"),
+    ],
+)
+def test_what_is_not_on_offer_is_refused(tmp_path: Path, said: dict[str, Any], why: str) -> None:
+    write = writer(tmp_path, words="words.json", sampling={})
+    with pytest.raises(RequestError, match=f"^{why}") as caught:
+        manner(write, **said)
+    assert caught.value.code is ErrorCode.FIELD_INVALID
+
+
+def test_wishes_come_as_json_and_in_a_form(tmp_path: Path) -> None:
+    write = writer(tmp_path, words="words.json", sampling={})
+    assert manner(write).tolist()[:2] == [1.0, 0.0]
+    assert manner(write, sample=False).tolist()[:2] == [1.0, 0.0]
+    for said in (
+        {"sample": True, "top_p": 0.5, "temperature": 2, "seed": 7, "repetition_penalty": 1.5},
+        {
+            **{"sample": b"true", "top_p": b"0.5", "temperature": b"2", "seed": b"7"},
+            "repetition_penalty": b"1.5",
+        },
+    ):
+        assert manner(write, **said).tolist() == [1.5, 1.0, 0.5, 2.0, 7.0]
+    assert manner(write, top_p=0.5).tolist() == [1.1, 1.0, 0.5, 1.0, 0.0]
+    assert manner(write, sample=True).tolist() == [1.1, 1.0, 0.9, 1.0, 0.0]
+
+
+@pytest.mark.parametrize("said", [{"sample": True}, {"top_p": 0.9}, {"repetition_penalty": 1.2}])
+def test_a_model_without_sampling_takes_no_wishes(tmp_path: Path, said: dict[str, Any]) -> None:
+    write = writer(tmp_path, words="words.json")
+    assert text_of(write, ids("a cat"), manner(write)) == ["a cat"]
+    (name,) = said
+    with pytest.raises(RequestError, match=f"{name}: this model takes no {name}"):
+        manner(write, **said)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"repetition_penalty": 0.0},
+        {"sampling": {"top_p": 0}},
+        {"sampling": {"temperature_limits": [2, 1]}},
+        {"sampling": {"colour": "red"}},
+    ],
+)
+def test_options_of_sampling_that_cannot_work(tmp_path: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(ManifestInvalid, match="options of a model that writes"):
+        writer(tmp_path, words="words.json", **options)
 
 
 def ids(*rows: str) -> Arrays:
