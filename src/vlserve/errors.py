@@ -33,6 +33,7 @@ VlserveError                  (vlserve.runtime.errors)
 │   ├── LedgerUnwritable      the ledger is read-only, or another process holds it locked
 │   │   └── LedgerFull        its disk is full
 │   ├── LedgerDamaged         the ledger's file is no ledger any more
+│   ├── LedgerLost            it is gone or empty, and archives lie in the store
 │   ├── EvidenceInvalid       (vlserve.control.judge.evidence) impossible evidence of a rollout
 │   └── StateUnreadable       (vlserve.control.rollouts.state) a rollout's kept state cannot be read
 ├── StressError               a load run that cannot be carried out, or was broken off
@@ -62,6 +63,7 @@ __all__ = [
     "GatewayUnwritable",
     "LedgerDamaged",
     "LedgerFull",
+    "LedgerLost",
     "LedgerUnwritable",
     "LoadFailed",
     "ModelNotFound",
@@ -263,6 +265,12 @@ class LedgerDamaged(ControlError):
     """The ledger's file cannot be read as a ledger."""
 
     code = "ledger_damaged"
+
+
+class LedgerLost(ControlError):
+    """The ledger is gone or knows no version, while archives lie in the model store."""
+
+    code = "ledger_lost"
 
 
 class StressError(VlserveError):

@@ -1,4 +1,4 @@
-"""`vlserve up` where an archive is lost: it ends at once, says why, and the rest serves."""
+"""`vlserve up` where an archive or the ledger is lost: it says at once what, and what to do."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import pytest
 from support.background_load import QUESTION
 from support.running_stack import make_settings, wait_until
 from vlserve.control.client import ControlClient
-from vlserve.errors import StackUnwell
+from vlserve.errors import LedgerLost, StackUnwell
 from vlserve.exporter.echo import pack_echo
 from vlserve.stack import stack
 
@@ -39,5 +39,34 @@ def test_up_says_which_archive_is_lost_and_the_others_serve(tmp_path: Path) -> N
             wait_until(lambda: control.health().status == "ok", 30)
         assert status("lost") == 200
         stack.up(settings, print)
+    finally:
+        stack.down(settings, print)
+
+
+def test_a_lost_ledger_is_refused_and_rebuilt(tmp_path: Path) -> None:
+    settings = make_settings(tmp_path)
+
+    def version() -> int:
+        url = f"{settings.gateway_url}/predictions/tagger"
+        return int(httpx.post(url, json=QUESTION, trust_env=False, timeout=60).json()["version"])
+
+    try:
+        stack.up(settings, print)
+        with ControlClient.of(settings) as control:
+            for number in (1, 2):
+                control.register(pack_echo(tmp_path, "tagger", number))
+            control.release("tagger", 2)
+        stack.down(settings, print)
+        for file in settings.model_store.glob("ledger.sqlite*"):
+            file.unlink()
+        with pytest.raises(LedgerLost, match="`vlserve up --rebuild-ledger`"):
+            stack.up(settings, print)
+        assert stack.status(settings) == []
+        said: list[str] = []
+        stack.up(settings, said.append, rebuild=True)
+        assert "tagger: versions 1, 2, all traffic to 2, as before" in said
+        assert version() == 2
+        with ControlClient.of(settings) as control:
+            assert control.release("tagger", 1).previous == 2
     finally:
         stack.down(settings, print)

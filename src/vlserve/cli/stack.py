@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,7 +15,17 @@ if TYPE_CHECKING:
     from vlserve.project_copies import Renewed
 
 
-def up(as_json: AsJson = False) -> None:
+def up(
+    rebuild_ledger: Annotated[
+        bool,
+        typer.Option(
+            "--rebuild-ledger",
+            help="Make a lost or damaged ledger anew first: versions from the archives in "
+            "model_store, traffic from the gateway's last routes. Default: refuse to start.",
+        ),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Start the engine, the gateway and the control service, and wait until they answer."""
     from vlserve.project_copies import renew_copies
     from vlserve.stack import stack
@@ -23,7 +33,7 @@ def up(as_json: AsJson = False) -> None:
     renewed = renew_copies(find_project_dir(), version("vlserve"))  # settings are among them
     settings = load_settings()
     with progress("starting the stack") as show:
-        stack.up(settings, show)
+        stack.up(settings, show, rebuild_ledger)
     if as_json:
         print_json(
             {

@@ -1,6 +1,7 @@
 """What docker-compose.yml's services run besides the servers themselves:
 
     python -m vlserve.stack.containers render     write what the gateway and the engine start from
+    python -m vlserve.stack.containers rebuild    `vlserve up --rebuild-ledger`, without the start
     python -m vlserve.stack.containers engine     health of the engine: each version predicts
     python -m vlserve.stack.containers gateway    health through the gateway: each model predicts
 
@@ -20,6 +21,7 @@ from vlserve.control.client import ControlClient
 from vlserve.control.engine.endpoints import endpoints
 from vlserve.control.engine.torchserve import TorchServe
 from vlserve.control.lifecycle.probes import differences, failed_probes
+from vlserve.control.lifecycle.rebuilding import rebuild_ledger
 from vlserve.control.wire.views import ModelView
 from vlserve.errors import VlserveError
 from vlserve.runtime.headers import API_KEY
@@ -110,6 +112,10 @@ def main(words: Sequence[str]) -> int:
         match words:
             case ["render"]:
                 print("\n".join(render(settings)))
+                return 0
+            case ["rebuild"]:
+                for line in rebuild_ledger(settings):
+                    print(line)
                 return 0
             case ["engine"]:
                 return _check(*engine_failures(settings))

@@ -22,6 +22,8 @@ import psutil
 from vlserve.control.client import ControlClient
 from vlserve.control.engine.endpoints import endpoints
 from vlserve.control.gateway.envoy import EnvoyGateway
+from vlserve.control.lifecycle.rebuilding import rebuild_ledger
+from vlserve.control.store.kept_archives import refuse_lost_ledger
 from vlserve.control.wire.views import TroubleView
 from vlserve.errors import ControlError, PortBusy, StackError, StackUnwell, SupervisorHangs
 from vlserve.settings import Settings
@@ -41,13 +43,25 @@ _DYING_S = 5.0
 _STARTS_BEFORE_GIVING_UP = 3
 
 
-def up(settings: Settings, progress: Progress) -> None:
+def up(settings: Settings, progress: Progress, rebuild: bool = False) -> None:
     """Start every process and wait until each answers and the engine holds again what it held;
     nothing happens to what is up already, but that a drained gateway is opened again.
     PortBusy names who holds a port; StackError shows the log of what did not start. What this
     call started does not stay up when it fails; a stack that was up does. It stays up with
-    StackUnwell too, which names what needs help, as a version whose archive is lost."""
+    StackUnwell too, which names what needs help, as a version whose archive is lost.
+
+    Args:
+        rebuild: whether to make a lost or damaged ledger anew first: see `rebuild_ledger`.
+
+    Raises:
+        LedgerLost, LedgerDamaged: it must be mended first; nothing was started.
+    """
     with _one_at_a_time(settings, progress):
+        if rebuild:
+            for line in rebuild_ledger(settings):
+                progress(line)
+        else:
+            refuse_lost_ledger(settings.model_store)
         if Supervisor(settings).answers():
             _refuse_other_settings(settings)
             _reopen_gateway(settings, progress)

@@ -14,6 +14,7 @@ from vlserve.errors import (
     EngineUnavailable,
     GatewayRefused,
     LedgerDamaged,
+    LedgerLost,
     LedgerUnwritable,
     LoadFailed,
     ModelNotFound,
@@ -49,6 +50,7 @@ STATUS: Mapping[type[VlserveError], int] = {
     GatewayRefused: 503,
     LedgerUnwritable: 503,
     LedgerDamaged: 503,
+    LedgerLost: 503,
 }
 
 HTTP_CODES: Mapping[int, tuple[str, str]] = {

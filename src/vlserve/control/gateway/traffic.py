@@ -88,7 +88,7 @@ class Traffic:
                     yield
                     self._ledger.intend(model, None)
             except BaseException:
-                with suppress(LedgerUnwritable):  # a tick takes it away
+                with suppress(LedgerUnwritable, LedgerDamaged):  # a tick takes it away
                     self._ledger.intend(model, None)
                 raise
 
@@ -108,7 +108,7 @@ class Traffic:
             except (LedgerFull, GatewayUnwritable):
                 for reserve in self._reserves:
                     reserve.give_up()
-            except LedgerUnwritable as error:
+            except (LedgerUnwritable, LedgerDamaged) as error:
                 return self._go_back_unrecorded(change, error)
             else:
                 return ""

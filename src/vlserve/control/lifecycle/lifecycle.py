@@ -82,8 +82,6 @@ class Lifecycle:
         """
         self._load_and_probe(record)
         self._backoff.succeeded(record.key)
-        with suppress(ControlError):  # the next tick looks again
-            self._traffic.observe()
         with suppress(LedgerUnwritable):  # it serves, whoever writes that down
             self._ledger.record(*record.key, "recovered")
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TextIO
 
 from vlserve.control.store.reserve import Reserve
-from vlserve.control.store.sqlite_errors import translated
-from vlserve.errors import ControlError, LedgerFull, LedgerUnwritable
+from vlserve.control.store.sqlite_errors import damaged, translated
+from vlserve.errors import ControlError, LedgerFull, LedgerLost, LedgerUnwritable
 
 LEDGER = "ledger.sqlite"
 
@@ -46,6 +46,7 @@ class Database:
         self._threads = threading.local()
         self._idle: deque[sqlite3.Connection] = deque()
         self._closed = False
+        self._identity: tuple[int, int] | None = None
         self._refused = False
         """Whether a change was refused, and none has been kept since."""
         try:
@@ -54,11 +55,15 @@ class Database:
             except LedgerFull:
                 self.reserve.give_up()  # who cannot open the ledger cannot go back
                 self._migrate()
+            self._identity = _identity(self._file)
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
+        """Close it; a file that was deleted meanwhile is written anew."""
+        if self._identity and not self._file.exists():
+            self._write_anew()
         self._closed = True  # what is under way may end, nothing may begin
         while self._idle:
             self._idle.pop().close()
@@ -93,6 +98,7 @@ class Database:
     def check(self) -> None:
         """Raise what would keep a change from the ledger now. Whether its disk has room shows only
         by writing: that is tried where the last change was refused."""
+        self._refuse_another_file()
         if not self._writing.acquire(blocking=False):
             return  # a change is under way
         try:
@@ -104,6 +110,34 @@ class Database:
                     connection.execute(f"PRAGMA busy_timeout = {int(1000 * _LOCK_TIMEOUT_S)}")
         finally:
             self._writing.release()
+
+    def _refuse_another_file(self) -> None:
+        if not self._file.exists():
+            raise LedgerLost(
+                f"the ledger {self._file} was deleted while the control service had it open, which "
+                "still knows all of it: `vlserve down` writes it anew, then `vlserve up`"
+            )
+        if _identity(self._file) != self._identity:
+            raise LedgerLost(
+                f"another file was put in the place of the ledger {self._file} while the control "
+                "service had that open: what changes is lost at its next start; `vlserve down`, "
+                "put the file there that is to count, and `vlserve up`"
+            )
+
+    def _refuse_damaged(self) -> None:
+        with self._borrowed() as connection:
+            (row,) = self._run(connection, "PRAGMA quick_check(1)")
+        if row[0] != "ok":
+            raise damaged(self._file, row[0])
+
+    def _write_anew(self) -> None:
+        copy = self._file.with_name(f"{self._file.name}.anew")
+        with suppress(ControlError, OSError):  # then it is lost, as it was before
+            copy.unlink(missing_ok=True)
+            self.query("VACUUM INTO ?", str(copy))
+            for left in ("-wal", "-shm"):  # of the deleted file: they do not belong to this one
+                self._file.with_name(f"{self._file.name}{left}").unlink(missing_ok=True)
+            copy.replace(self._file)
 
     def _try_a_change(self) -> None:
         with self.transaction():
@@ -146,14 +180,23 @@ class Database:
     def _open(self) -> sqlite3.Connection:
         if self._closed:
             raise ControlError(f"{self._file} was closed: the control service stops")
-        with translated(self._file):
-            connection = sqlite3.connect(
-                self._file, timeout=_LOCK_TIMEOUT_S, isolation_level=None, check_same_thread=False
-            )
-            connection.row_factory = sqlite3.Row
-            connection.execute("PRAGMA foreign_keys = ON")
-            connection.execute("PRAGMA synchronous = FULL")  # a change that was answered is on disk
-            connection.execute("PRAGMA temp_store = MEMORY")  # the disk of /tmp may be full
+        connection = None
+        try:
+            with translated(self._file):
+                connection = sqlite3.connect(
+                    self._file,
+                    timeout=_LOCK_TIMEOUT_S,
+                    isolation_level=None,
+                    check_same_thread=False,
+                )
+                connection.row_factory = sqlite3.Row
+                connection.execute("PRAGMA foreign_keys = ON")
+                connection.execute("PRAGMA synchronous = FULL")  # what was answered is on disk
+                connection.execute("PRAGMA temp_store = MEMORY")  # the disk of /tmp may be full
+        except BaseException:
+            if connection is not None:
+                connection.close()
+            raise
         return connection
 
     def _migrate(self) -> None:
@@ -165,6 +208,7 @@ class Database:
                 f"{self._file} has schema {current}, this vlserve reads {newest}: "
                 "use the vlserve that wrote it"
             )
+        self._refuse_damaged()
         self.execute("PRAGMA journal_mode = WAL")
         for version, statements in enumerate(migrations[current:], start=current + 1):
             script = f"BEGIN IMMEDIATE; {statements}\n; PRAGMA user_version = {version}; COMMIT;"
@@ -198,6 +242,11 @@ def _owned(file: Path) -> TextIO:
     return lock
 
 
+def _identity(file: Path) -> tuple[int, int]:
+    found = file.stat()
+    return found.st_dev, found.st_ino
+
+
 def read_migrations(folder: Path = MIGRATIONS) -> tuple[str, ...]:
     """Return the statements of every migration, in the order of their numbers: 1, 2, 3, …"""
     files = sorted(folder.glob("*.sql"))
@@ -206,18 +255,18 @@ def read_migrations(folder: Path = MIGRATIONS) -> tuple[str, ...]:
     return tuple(file.read_text(encoding="utf-8") for file in files)
 
 
-def _schema_of(file: Path) -> int:
-    """Return the schema version of the ledger in ``file``; 0 where there is none.
+@contextmanager
+def looked_at(file: Path) -> Iterator[str]:
+    """Yield the address at which the ledger in ``file`` can be read while nobody has it open.
 
     The files stay as they are: even a connection that only reads leaves a -wal and a -shm beside a
     ledger, and ends by emptying them. So a ledger is read as one that nobody changes, and if a
     control service was killed, and left changes in a -wal, a copy of both is.
     """
-    if not file.exists():
-        return 0
     log = file.with_name(f"{file.name}-wal")
     if not log.exists() or not log.stat().st_size:
-        return _version_at(f"{file.resolve().as_uri()}?mode=ro&immutable=1")
+        yield f"{file.resolve().as_uri()}?mode=ro&immutable=1"
+        return
     with tempfile.TemporaryDirectory(prefix="vlserve-ledger-") as scratch:
         try:
             copy, _ = (Path(shutil.copy(each, scratch)) for each in (file, log))
@@ -226,10 +275,13 @@ def _schema_of(file: Path) -> int:
                 f"the ledger {file} cannot be looked at: a copy in {scratch} failed with "
                 f"{error.strerror}: free some space there, or set TMPDIR to another folder"
             ) from error
-        return _version_at(copy.as_uri())
+        yield copy.as_uri()
 
 
-def _version_at(address: str) -> int:
-    with closing(sqlite3.connect(address, uri=True)) as connection:
+def _schema_of(file: Path) -> int:
+    """Return the schema version of the ledger in ``file``; 0 where there is none."""
+    if not file.exists():
+        return 0
+    with looked_at(file) as address, closing(sqlite3.connect(address, uri=True)) as connection:
         version: int = connection.execute("PRAGMA user_version").fetchone()[0]
         return version

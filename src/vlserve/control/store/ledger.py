@@ -6,16 +6,24 @@ A change is one transaction with its event.
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
 from vlserve.control.domain import Event, ModelRecord, Shadow, State, Trouble, VersionRecord
-from vlserve.control.store.database import Database
+from vlserve.control.store.database import LEDGER, Database
+from vlserve.control.store.kept_archives import refuse_lost_ledger
+from vlserve.control.store.sqlite_errors import damaged
 from vlserve.control.transitions import TRANSITIONS, states_after
 from vlserve.control.tuning import Tuning, parse_tuning
-from vlserve.errors import ControlError, ModelNotFound, VersionNotFound
+from vlserve.errors import (
+    ControlError,
+    LedgerDamaged,
+    ModelNotFound,
+    TuningInvalid,
+    VersionNotFound,
+)
 from vlserve.runtime.manifest import Manifest
 
 _VERSION = (
@@ -26,12 +34,24 @@ _VERSION = (
 class Ledger:
     """Thread-safe. Methods that change something take part in a `transaction` around them."""
 
-    def __init__(self, store: Path) -> None:
-        """Open or create the ledger of the model store ``store``; ControlError when another
-        control service has it open, or a newer vlserve wrote it."""
+    def __init__(self, store: Path, anew: bool = False) -> None:
+        """Open or create the ledger of the model store ``store``.
+
+        Args:
+            anew: whether to create one though archives lie in the store.
+
+        Raises:
+            ControlError: another control service has it open, or a newer vlserve wrote it.
+            LedgerLost: it knows no version, and archives lie in the store.
+            LedgerDamaged: it cannot be read.
+        """
+        if not anew:
+            refuse_lost_ledger(store)
         self.store = store
         self.database = Database(store)
         self._query, self._execute = self.database.query, self.database.execute
+        self._last_models: list[ModelRecord] | None = None
+        self._last_versions: list[VersionRecord] | None = None
         self._manifests: dict[str, Manifest] = {}  # by the archive's sha256; probes make them long
 
     def close(self) -> None:
@@ -55,32 +75,49 @@ class Ledger:
             yield Trouble("ledger", str(error))
 
     def models(self) -> list[ModelRecord]:
-        """Every model that a version was ever registered for, by name."""
-        return [self._model(row) for row in self._query("SELECT * FROM models ORDER BY model")]
+        """Every model that a version was ever registered for, by name. Once the ledger is damaged:
+        as they were last read, so that what serves goes on, and can go back."""
+        try:
+            rows = self._query("SELECT * FROM models ORDER BY model")
+            self._last_models = [self._model(row) for row in rows]
+        except LedgerDamaged:
+            if self._last_models is None:
+                raise
+        return self._last_models
 
     def model(self, model: str) -> ModelRecord:
-        rows = self._query("SELECT * FROM models WHERE model = ?", model)
-        if not rows:
+        try:
+            rows = self._query("SELECT * FROM models WHERE model = ?", model)
+            found = [self._model(row) for row in rows]
+        except LedgerDamaged:
+            found = [record for record in self._last_models or () if record.model == model]
+        if not found:
             raise ModelNotFound(
                 f"no model {model}: nothing was registered under this name"
                 + _known(record.model for record in self.models())
             )
-        return self._model(rows[0])
+        return found[0]
 
     def versions(self, model: str | None = None) -> list[VersionRecord]:
-        """Every version, or those of one model, by number."""
-        rows = self._query(
-            f"SELECT {_VERSION} FROM versions WHERE ?1 IS NULL OR model = ?1"
-            " ORDER BY model, version",
-            model,
-        )
-        return [self._version(row) for row in rows]
+        """Every version, or those of one model, by number. Once the ledger is damaged: as they were
+        last read."""
+        try:
+            rows = self._query(f"SELECT {_VERSION} FROM versions ORDER BY model, version")
+            self._last_versions = [self._version(row) for row in rows]
+        except LedgerDamaged:
+            if self._last_versions is None:
+                raise
+        return [each for each in self._last_versions if model in (None, each.model)]
 
     def find(self, model: str, version: int) -> VersionRecord | None:
-        rows = self._query(
-            f"SELECT {_VERSION} FROM versions WHERE model = ? AND version = ?", model, version
-        )
-        return self._version(rows[0]) if rows else None
+        try:
+            rows = self._query(
+                f"SELECT {_VERSION} FROM versions WHERE model = ? AND version = ?", model, version
+            )
+            found = [self._version(row) for row in rows]
+        except LedgerDamaged:
+            found = [each for each in self.versions(model) if each.version == version]
+        return found[0] if found else None
 
     def version(self, model: str, version: int) -> VersionRecord:
         record = self.find(model, version)
@@ -104,32 +141,49 @@ class Ledger:
         self, manifest: Manifest, archive: Path, sha256: str, tuning: Tuning | None = None
     ) -> VersionRecord:
         """A new version, registered. Replaces a failed one of this number that was never ready."""
-        model, version, at = manifest.model, manifest.version, now()
+        told = {"tuned": str(tuning.serving)} if tuning else {}
         with self.transaction():
-            self._execute("INSERT OR IGNORE INTO models (model) VALUES (?)", model)
+            self._execute("INSERT OR IGNORE INTO models (model) VALUES (?)", manifest.model)
             self._execute(
                 "DELETE FROM versions WHERE model = ? AND version = ? AND state = ?"
                 " AND NOT was_ready",
-                model,
-                version,
+                manifest.model,
+                manifest.version,
                 State.FAILED,
             )
+            self._insert(manifest, archive, sha256, State.REGISTERED, tuning)
+            self.record(manifest.model, manifest.version, "registered", sha256=sha256, **told)
+        return self.version(manifest.model, manifest.version)
+
+    def enter(self, manifest: Manifest, archive: Path, sha256: str, state: State) -> None:
+        """A version that was ready under a ledger that is lost."""
+        with self.transaction():
+            self._execute("INSERT OR IGNORE INTO models (model) VALUES (?)", manifest.model)
+            self._insert(manifest, archive, sha256, state, tuning=None)
             self._execute(
-                "INSERT INTO versions (model, version, archive, sha256, manifest, state,"
-                " registered_at, changed_at, tuning) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                model,
-                version,
-                str(archive.relative_to(self.store)),
-                sha256,
-                manifest.model_dump_json(),
-                State.REGISTERED,
-                at,
-                at,
-                tuning.model_dump_json() if tuning else None,
+                "UPDATE versions SET was_ready = 1 WHERE model = ? AND version = ?",
+                manifest.model,
+                manifest.version,
             )
-            told = {"tuned": str(tuning.serving)} if tuning else {}
-            self.record(model, version, "registered", sha256=sha256, **told)
-        return self.version(model, version)
+            self.record(manifest.model, manifest.version, "rebuilt", sha256=sha256)
+
+    def _insert(
+        self, manifest: Manifest, archive: Path, sha256: str, state: State, tuning: Tuning | None
+    ) -> None:
+        at = now()
+        self._execute(
+            "INSERT INTO versions (model, version, archive, sha256, manifest, state,"
+            " registered_at, changed_at, tuning) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            manifest.model,
+            manifest.version,
+            str(archive.relative_to(self.store)),
+            sha256,
+            manifest.model_dump_json(),
+            state,
+            at,
+            at,
+            tuning.model_dump_json() if tuning else None,
+        )
 
     def tune(
         self, model: str, version: int, tuning: Tuning | None, reason: str = ""
@@ -256,6 +310,23 @@ class Ledger:
             )
 
     def _model(self, row: sqlite3.Row) -> ModelRecord:
+        with self._as_damage(row["model"]):
+            return self._read_model(row)
+
+    def _version(self, row: sqlite3.Row) -> VersionRecord:
+        with self._as_damage(f"{row['model']} {row['version']}"):
+            return self._read_version(row)
+
+    @contextmanager
+    def _as_damage(self, what: str) -> Iterator[None]:
+        """Raise what cannot be read of a row as LedgerDamaged."""
+        try:
+            yield
+        except (ValueError, TypeError, AttributeError, TuningInvalid) as error:
+            why = f"what it says of {what} cannot be read: {error}"
+            raise damaged(self.store / LEDGER, why) from error
+
+    def _read_model(self, row: sqlite3.Row) -> ModelRecord:
         stack = self._query(
             "SELECT id, version FROM releases WHERE model = ? AND rolled_back_at IS NULL"
             " ORDER BY id",
@@ -281,7 +352,7 @@ class Ledger:
             intended=None if intended is None else _weights(intended),
         )
 
-    def _version(self, row: sqlite3.Row) -> VersionRecord:
+    def _read_version(self, row: sqlite3.Row) -> VersionRecord:
         return VersionRecord(
             model=row["model"],
             version=row["version"],

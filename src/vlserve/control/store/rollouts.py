@@ -5,6 +5,7 @@ from typing import Any
 
 from vlserve.control.domain import Rollout, RolloutStatus
 from vlserve.control.store.ledger import Ledger, now
+from vlserve.errors import LedgerDamaged
 
 _UNDER_WAY = "ended_at IS NULL"
 
@@ -15,6 +16,7 @@ class RolloutStore:
     def __init__(self, ledger: Ledger) -> None:
         self._query = ledger.database.query
         self._execute = ledger.database.execute
+        self._last_under_way: list[Rollout] | None = None
 
     def start(
         self, model: str, candidate: int, stable: int, shadow_percent: int, state_json: str
@@ -36,19 +38,27 @@ class RolloutStore:
         return started
 
     def all_under_way(self) -> list[Rollout]:
-        rows = self._query(f"SELECT * FROM gray_releases WHERE {_UNDER_WAY} ORDER BY id")
-        return [_rollout(row) for row in rows]
+        """Return every rollout under way. Once the ledger is damaged: as they were last read."""
+        try:
+            rows = self._query(f"SELECT * FROM gray_releases WHERE {_UNDER_WAY} ORDER BY id")
+            self._last_under_way = [_rollout(row) for row in rows]
+        except LedgerDamaged:
+            if self._last_under_way is None:
+                raise
+        return self._last_under_way
 
     def under_way(self, model: str) -> Rollout | None:
         """Return the model's rollout under way, if there is one."""
-        rows = self._query(f"SELECT * FROM gray_releases WHERE {_UNDER_WAY} AND model = ?", model)
-        return _rollout(rows[0]) if rows else None
+        return next((each for each in self.all_under_way() if each.model == model), None)
 
     def latest(self, model: str) -> Rollout | None:
         """Return the model's newest rollout, under way or ended."""
-        rows = self._query(
-            "SELECT * FROM gray_releases WHERE model = ? ORDER BY id DESC LIMIT 1", model
-        )
+        try:
+            rows = self._query(
+                "SELECT * FROM gray_releases WHERE model = ? ORDER BY id DESC LIMIT 1", model
+            )
+        except LedgerDamaged:
+            return self.under_way(model)
         return _rollout(rows[0]) if rows else None
 
     def kept(self) -> list[Rollout]:

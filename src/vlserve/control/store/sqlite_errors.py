@@ -34,8 +34,8 @@ def translated(file: Path) -> Iterator[None]:
 def damaged(file: Path, why: object) -> LedgerDamaged:
     """Return the error of a ledger that cannot be read, with what to do."""
     return LedgerDamaged(
-        f"the ledger {file} is damaged ({why}): `vlserve down`, then put a backup in its place, or "
-        "`vlserve up --rebuild-ledger`"
+        f"the ledger {file} is damaged ({why}): what serves goes on serving; `vlserve down`, then "
+        "put a backup in its place and `vlserve up`, or `vlserve up --rebuild-ledger`"
     )
 
 

@@ -1,0 +1,62 @@
+"""The routes that the gateway had last, read back from the file that it watches."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vlserve.settings import Settings
+
+
+@dataclass(frozen=True)
+class LastRoute:
+    """``versions``: those whose path was open. ``weights``: version -> share, in the order of the
+    routes: stable comes last."""
+
+    versions: frozenset[int] = frozenset()
+    weights: Mapping[int, int] = field(default_factory=dict)
+
+    @property
+    def stable(self) -> int | None:
+        """The version that a rollout under way would have gone back to; None without traffic."""
+        return list(self.weights)[-1] if self.weights else None
+
+
+def routes_file(settings: Settings) -> Path:
+    """Return the file with the routes in force."""
+    return settings.state_dir / "gateway" / "dynamic" / "routes.json"
+
+
+def last_routes(settings: Settings) -> Mapping[str, LastRoute]:
+    """Return model -> its last route; nothing where the file is not there or not ours."""
+    file = routes_file(settings)
+    try:
+        routes = list(_routes(json.loads(file.read_text(encoding="utf-8"))))
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return {}
+    last: dict[str, LastRoute] = {}
+    for route in routes:
+        weighted = route.get("weighted_clusters", {}).get("clusters", [])
+        shares = [(*_version(share["name"]), int(share["weight"])) for share in weighted]
+        if shares:
+            model = shares[0][0]
+            weights = {version: weight for _, version, weight in shares}
+            last[model] = LastRoute(last.get(model, LastRoute()).versions | {*weights}, weights)
+        elif "cluster" in route:
+            model, version = _version(route["cluster"])
+            before = last.get(model, LastRoute())
+            last[model] = LastRoute(before.versions | {version}, before.weights)
+    return last
+
+
+def _routes(discovery: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    for host in discovery["resources"][0]["virtual_hosts"]:
+        for entry in host["routes"]:
+            if "route" in entry:
+                yield entry["route"]
+
+
+def _version(cluster: str) -> tuple[str, int]:
+    model, _, version = cluster.rpartition("-")
+    return model, int(version)

@@ -1,0 +1,289 @@
+"""A ledger that is gone, empty or damaged: nothing is begun on it, what serves goes on, the way
+back works, and it can be made anew from the archives and the gateway's last routes."""
+
+import json
+import shutil
+import sqlite3
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from support.control_fakes import FakeEngine, FakeGateway
+from support.rollout_traffic import kinds, look, register, start
+from vlserve.control.assembly import Control, assemble
+from vlserve.control.domain import ModelRoute, RolloutStatus, Routing, State
+from vlserve.control.gateway.envoy_config import discovery
+from vlserve.control.gateway.envoy_routes import routes
+from vlserve.control.gateway.last_routes import LastRoute, last_routes, routes_file
+from vlserve.control.lifecycle.rebuilding import rebuild_ledger
+from vlserve.control.store.database import LEDGER
+from vlserve.control.store.kept_archives import refuse_lost_ledger
+from vlserve.control.store.ledger import Ledger
+from vlserve.errors import ControlError, LedgerDamaged, LedgerLost
+from vlserve.settings import Settings
+
+Archive = Callable[..., Path]
+
+
+def remove(ledger: Path) -> None:
+    for file in ledger.parent.glob(f"{LEDGER}*"):
+        file.unlink()
+
+
+def empty(ledger: Path) -> None:
+    remove(ledger)
+    ledger.touch()
+
+
+def without_versions(ledger: Path) -> None:
+    remove(ledger)
+    Ledger(ledger.parent, anew=True).close()
+
+
+def no_ledger(ledger: Path) -> None:
+    ledger.write_bytes(b"not a ledger at all " * 1000)
+
+
+def cut(ledger: Path) -> None:
+    ledger.write_bytes(ledger.read_bytes()[:9000])
+
+
+def overwritten_within(ledger: Path) -> None:
+    content = bytearray(ledger.read_bytes())
+    content[4096 : 4096 * 6] = b"\xa5" * 4096 * 5
+    ledger.write_bytes(content)
+
+
+LOST = [remove, empty, without_versions]
+DAMAGED = [no_ledger, cut, overwritten_within]
+
+
+@pytest.fixture
+def stopped(tagger: Control, settings: Settings, gateway: FakeGateway, packed: Archive) -> Path:
+    """tagger 1 stable, 2 ready, other 1 without path; the service is down. Its ledger."""
+    register(tagger, packed("other", 1))
+    tagger.service.unload("other", 1)
+    keep_routes(settings, gateway.routing)
+    tagger.stop()
+    return settings.model_store / LEDGER
+
+
+def keep_routes(settings: Settings, routing: Routing) -> None:
+    """What the real gateway leaves."""
+    file = routes_file(settings)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(discovery([routes(routing, settings)]), encoding="utf-8")
+
+
+@pytest.mark.parametrize("lose", LOST)
+def test_a_lost_ledger_is_not_begun_anew(stopped: Path, lose: Callable[[Path], None]) -> None:
+    lose(stopped)
+    before = sorted(stopped.parent.iterdir())
+    for opening in (refuse_lost_ledger, Ledger):
+        with pytest.raises(LedgerLost, match=r"3 archives lie in .*`vlserve up --rebuild-ledger`"):
+            opening(stopped.parent)
+    assert sorted(stopped.parent.iterdir()) == before
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_ledger_is_said_in_one_line(
+    stopped: Path, damage: Callable[[Path], None]
+) -> None:
+    damage(stopped)
+    with pytest.raises(LedgerDamaged, match=r"is damaged .*`vlserve up --rebuild-ledger`") as said:
+        Ledger(stopped.parent)
+    assert "\n" not in str(said.value)
+
+
+def test_a_store_without_archives_gets_a_ledger(tmp_path: Path) -> None:
+    refuse_lost_ledger(tmp_path)
+    Ledger(tmp_path).close()
+    (tmp_path / "notes" / "1").mkdir(parents=True)
+    (tmp_path / "notes" / "1" / "other.mar").touch()
+    Ledger(tmp_path).close()
+
+
+@pytest.mark.parametrize("lose", [*LOST, *DAMAGED])
+def test_it_is_rebuilt_from_archives_and_last_routes(
+    stopped: Path,
+    settings: Settings,
+    engine: FakeEngine,
+    gateway: FakeGateway,
+    lose: Callable[[Path], None],
+) -> None:
+    kept = gateway.routing
+    lose(stopped)
+    said = list(rebuild_ledger(settings))
+    assert "tagger: versions 1, 2, all traffic to 1, as before" in said
+    assert any("other: version 1, without traffic: `vlserve release other" in line for line in said)
+    engine.restart_bare("engine-0")
+    again = assemble(settings, engine, gateway)
+    try:
+        states = {each.key: each.state for each in again.ledger.versions()}
+        assert states == {
+            ("tagger", 1): State.STABLE,
+            ("tagger", 2): State.READY,
+            ("other", 1): State.RETIRED,
+        }
+        again.start()
+        wait_for(lambda: set(engine.held["engine-0"]) == {("tagger", 1), ("tagger", 2)})
+        wait_for(lambda: gateway.route().weights == {1: 100})
+        assert [each.versions for each in gateway.routing.models] == [
+            each.versions for each in kept.models
+        ]
+        assert kinds(again)[:3] == ["rebuilt", "rebuilt", "released"]
+        assert again.service.release("tagger", 2).previous == 1
+        assert again.service.release("other", 1).version == 1
+    finally:
+        again.stop()
+
+
+def wait_for(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline, "it did not come to hold within 30 s"
+        time.sleep(0.01)
+
+
+def test_what_was_there_is_moved_aside(stopped: Path, settings: Settings) -> None:
+    no_ledger(stopped)
+    content = stopped.read_bytes()
+    (line,) = [line for line in rebuild_ledger(settings) if "is kept as" in line]
+    assert (stopped.parent / line.rpartition(" ")[2]).read_bytes() == content
+
+
+def test_an_archive_that_is_damaged_is_left_out(stopped: Path, settings: Settings) -> None:
+    archive = stopped.parent / "tagger" / "2" / "tagger-2.mar"
+    archive.write_bytes(archive.read_bytes()[:-100])
+    moved = stopped.parent / "wrong" / "1" / "wrong-1.mar"
+    moved.parent.mkdir(parents=True)
+    shutil.copy(stopped.parent / "tagger" / "1" / "tagger-1.mar", moved)
+    remove(stopped)
+    said = list(rebuild_ledger(settings))
+    assert any(f"left out: {archive}" in line for line in said)
+    assert any(f"left out: {moved} is tagger 1 by its manifest" in line for line in said)
+    with Ledger(settings.model_store) as ledger:
+        assert [each.key for each in ledger.versions("tagger")] == [("tagger", 1)]
+
+
+def test_a_rollout_that_was_under_way_is_over(
+    stopped: Path, settings: Settings, packed: Archive
+) -> None:
+    keep_routes(settings, Routing([ModelRoute("tagger", weights={2: 25, 1: 75}, versions=(1, 2))]))
+    remove(stopped)
+    said = list(rebuild_ledger(settings))
+    assert "tagger: versions 1, 2, all traffic to 1: the rollout that was under way is over" in said
+    with Ledger(settings.model_store) as ledger:
+        assert ledger.model("tagger").weights == {1: 100}
+        (event,) = [each for each in ledger.events("tagger") if each.kind == "released"]
+        assert event.detail["rebuilt_from"] == {"2": 25, "1": 75}
+
+
+def test_without_routes_nothing_has_traffic(stopped: Path, settings: Settings) -> None:
+    routes_file(settings).unlink()
+    remove(stopped)
+    assert all("without traffic" in line for line in rebuild_ledger(settings))
+
+
+def test_a_whole_ledger_is_not_rebuilt(stopped: Path, settings: Settings) -> None:
+    content = stopped.read_bytes()
+    with pytest.raises(ControlError, match="nothing to rebuild"):
+        list(rebuild_ledger(settings))
+    assert stopped.read_bytes() == content
+
+
+def test_nobody_rebuilds_what_a_control_service_has_open(
+    tagger: Control, settings: Settings
+) -> None:
+    (settings.model_store / LEDGER).unlink()
+    refuse_lost_ledger(settings.model_store)
+    with pytest.raises(ControlError, match="another control service"):
+        list(rebuild_ledger(settings))
+
+
+def test_last_routes_are_read_back(settings: Settings) -> None:
+    keep_routes(
+        settings,
+        Routing(
+            [
+                ModelRoute("a-1", weights={3: 5, 2: 95}, versions=(1, 2, 3)),
+                ModelRoute("b", weights={}, versions=(1,)),
+            ]
+        ),
+    )
+    last = last_routes(settings)
+    assert last == {
+        "a-1": LastRoute(frozenset({1, 2, 3}), {3: 5, 2: 95}),
+        "b": LastRoute(frozenset({1}), {}),
+    }
+    assert (last["a-1"].stable, last["b"].stable) == (2, None)
+    routes_file(settings).write_text(json.dumps({"resources": []}), encoding="utf-8")
+    assert last_routes(settings) == {}
+
+
+def damage_now(control: Control) -> None:
+    """Damage the ledger under a control service, and let it read the file again."""
+    database = control.ledger.database
+    while database._idle:
+        database._idle.pop().close()
+    no_ledger(control.ledger.store / LEDGER)
+
+
+def test_what_serves_goes_on_and_can_go_back_though_the_ledger_is_damaged(
+    tagger: Control, gateway: FakeGateway, engine: FakeEngine
+) -> None:
+    start(tagger)
+    tagger.reconciler.tick()
+    tagger.rollout_loop.tick()
+    damage_now(tagger)
+    tagger.reconciler.tick()
+    assert gateway.route().weights == {2: 20, 1: 80}
+    health = tagger.service.health()
+    assert "is damaged" in health.status
+    assert tagger.service.model("tagger").weights == {2: 20, 1: 80}
+    aborted = tagger.service.rollouts.abort("tagger")
+    assert aborted.status is RolloutStatus.ABORTED
+    assert "is damaged" in aborted.unrecorded
+    assert gateway.route().weights == {1: 100}
+    tagger.reconciler.tick()
+    with pytest.raises(LedgerDamaged):  # the loop logs it once
+        tagger.rollout_loop.tick()
+    assert gateway.route().weights == {1: 100}
+    assert look(tagger).status is RolloutStatus.ABORTED
+
+
+def test_a_row_that_cannot_be_read_is_damage(tagger: Control, settings: Settings) -> None:
+    tagger.ledger.database.execute("UPDATE models SET weights = '[1, 2'")
+    tagger.stop()
+    with Ledger(settings.model_store) as ledger, pytest.raises(LedgerDamaged, match="of tagger"):
+        ledger.models()
+
+
+def test_a_deleted_ledger_is_told_and_written_anew_by_down(
+    tagger: Control, settings: Settings
+) -> None:
+    remove(settings.model_store / LEDGER)
+    tagger.service.release("tagger", 2)
+    status = tagger.service.health().status
+    assert "was deleted while the control service had it open" in status
+    assert "`vlserve down` writes it anew" in status
+    told = kinds(tagger)
+    tagger.stop()
+    with Ledger(settings.model_store) as ledger:
+        assert ledger.model("tagger").stack == (1, 2)
+        assert [event.kind for event in ledger.events("tagger")] == told
+
+
+def test_another_file_in_its_place_is_told_and_left(tagger: Control, settings: Settings) -> None:
+    ledger = settings.model_store / LEDGER
+    ledger.unlink()
+    with closing(sqlite3.connect(ledger)) as other:
+        other.execute("CREATE TABLE something (x)")
+        other.commit()
+    assert "another file was put in the place of the ledger" in tagger.service.health().status
+    content = ledger.read_bytes()
+    tagger.stop()
+    assert ledger.read_bytes() == content
