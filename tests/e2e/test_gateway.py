@@ -14,7 +14,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from support.running_stack import wait_until
+from support.running_stack import running_gateway, wait_until
 from vlserve.exporter.echo import pack_echo
 from vlserve.stack import stack as control_stack
 from vlserve.testing import RunningStack
@@ -174,3 +174,13 @@ def _worker(stack: RunningStack, version: str) -> psutil.Process:
     log = (stack.settings.state_dir / "engine-0" / "logs" / "model_log.log").read_text()
     pids = re.findall(rf"-{version}-stdout MODEL_LOG - \[PID\](\d+)", log)
     return next(psutil.Process(int(pid)) for pid in pids if psutil.pid_exists(int(pid)))
+
+
+def test_a_start_of_the_gateway_is_told_from_another(tmp_path: Path) -> None:
+    with running_gateway(tmp_path) as own:
+        first = own.gateway.start()
+        assert first and own.gateway.start() == first
+        own.stop()
+        assert own.gateway.start() is None
+        own.start()
+        assert own.gateway.start() not in (None, first)

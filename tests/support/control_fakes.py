@@ -102,7 +102,7 @@ class FakeGateway:
         self.refuse = ""
         self.asked_to_rotate = 0
         self.flying: dict[Key, int] = {}
-        self.started: float | None = 1000.0
+        self.started: str | None = "its first"
 
     def apply(self, routing: Routing) -> None:
         if self.refuse:
@@ -117,7 +117,7 @@ class FakeGateway:
     def rotate_access_log(self) -> None:
         self.asked_to_rotate += 1
 
-    def started_at(self) -> float | None:
+    def start(self) -> str | None:
         return self.started
 
     def ready(self) -> bool:

@@ -74,6 +74,7 @@ def assemble(settings: Settings, engine: Engine, gateway: Gateway) -> Control:
             answers=logs / "answers.jsonl",
         ),
         now=time.time,
+        clock=time.monotonic,
     )
     kept = KeptCandidates(ledger, store, lifecycle, operations, time.time)
     rollout_loop = RolloutLoop(context, kept, tick_s)

@@ -37,9 +37,9 @@ class Gateway(Protocol):
         """Begin a new access log if the present one is large. Every tick calls it."""
         ...
 
-    def started_at(self) -> float | None:
-        """Return when the gateway started, in s on the system's monotonic clock, to a second or
-        two; None while it does not answer."""
+    def start(self) -> str | None:
+        """Return what tells this start of the gateway from any other, whatever the system's clock
+        does; None while it does not answer."""
         ...
 
 

@@ -131,6 +131,7 @@ def test_it_is_rebuilt_from_archives_and_last_routes(
         again.start()
         wait_for(lambda: set(engine.held["engine-0"]) == {("tagger", 1), ("tagger", 2)})
         wait_for(lambda: gateway.route().weights == {1: 100})
+        wait_for(lambda: not gateway.routing.instances[0].lacks)
         assert [each.versions for each in gateway.routing.models] == [
             each.versions for each in kept.models
         ]

@@ -1,9 +1,21 @@
 """Releases in which something is killed: what is counted, what is decided, what is known."""
 
+import time
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
 from support.control_fakes import FakeEngine, FakeGateway
-from support.rollout_traffic import Behaviour, Requests, drive, look, start
+from support.rollout_traffic import (
+    Behaviour,
+    Requests,
+    drive,
+    kinds,
+    look,
+    register,
+    start,
+)
 from vlserve.control.assembly import Control, assemble
 from vlserve.control.domain import LoadedVersion, RolloutStatus
 from vlserve.settings import Settings
@@ -62,7 +74,7 @@ def test_recovery_by_rollback(
     if what == "the control service":
         control = again(tagger, settings, engine, gateway)
     elif what == "the gateway":
-        gateway.started = 2000.0
+        gateway.started = "its second"
     else:
         engine.starts["engine-0"] += 1
     try:
@@ -129,3 +141,32 @@ def test_what_is_logged_while_the_engine_does_not_answer_is_read_later(
     tagger.reconciler.tick()
     tagger.rollout_loop.tick()
     assert sum(w.candidate.requests + w.stable.requests for w in look(tagger).windows) == 30
+
+
+@pytest.mark.parametrize("step_s", [7200.0, -7200.0])
+def test_a_step_of_the_clock_is_no_restart_and_no_time_that_passed(
+    settings: Settings,
+    engine: FakeEngine,
+    gateway: FakeGateway,
+    requests: Requests,
+    packed: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    step_s: float,
+) -> None:
+    offset, real = 0.0, time.time
+    monkeypatch.setattr(time, "time", lambda: real() + offset)
+    control = assemble(settings, engine, gateway)
+    try:
+        register(control, packed("tagger", 1), packed("tagger", 2))
+        control.service.release("tagger", 1)
+        control.reconciler.tick()
+        start(control, hold_s=3600, recovery="rollback")
+        drive(control, requests, ticks=2)
+        offset = step_s
+        still = drive(control, requests, ticks=20)
+        assert (still.status, still.step) == (RolloutStatus.RUNNING, 0)
+        assert still.held_s < 600
+        assert still.decision is not None and "of 3600 s" in still.decision.reason
+        assert "release_resumed" not in kinds(control)
+    finally:
+        control.stop()

@@ -141,11 +141,10 @@ class EnvoyGateway:
             with suppress(httpx.HTTPError):  # asked again until the new file is there
                 self._admin.reopen_logs()
 
-    def started_at(self) -> float | None:
-        """Return when Envoy started, in s on the clock of ``time.monotonic``, to a second or two;
-        None while it does not answer."""
+    def start(self) -> str | None:
+        """Return what tells this start of Envoy from any other; None while it does not answer."""
         try:
-            return self._admin.started_at()
+            return self._admin.start()
         except httpx.HTTPError:
             return None
 

@@ -4,7 +4,6 @@ https://www.envoyproxy.io/docs/envoy/latest/operations/admin
 """
 
 import socket
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -53,10 +52,12 @@ class EnvoyAdmin:
         """Return how Envoy calls its state: LIVE, DRAINING, INITIALIZING or PRE_INITIALIZING."""
         return str(self._http.get("/server_info").raise_for_status().json()["state"])
 
-    def started_at(self) -> float:
-        """Return when Envoy started, to a second or two, on the clock of ``time.monotonic``."""
-        info = self._http.get("/server_info").raise_for_status().json()
-        return time.monotonic() - float(info["uptime_current_epoch"].removesuffix("s"))
+    def start(self) -> str:
+        """Return what tells this start of Envoy from any other: when it took its bootstrap. Its
+        uptime would not do: that follows the system's clock, which may step."""
+        reply = self._http.get("/config_dump", params={"mask": "last_updated"}).raise_for_status()
+        (taken,) = [each for each in reply.json()["configs"] if "Bootstrap" in each["@type"]]
+        return str(taken["last_updated"])
 
     def reopen_logs(self) -> None:
         """Make Envoy open its log files by their names again."""

@@ -1,6 +1,7 @@
 """One rollout under way, as this process follows it from tick to tick."""
 
 import logging
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,7 +31,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RolloutContext:
-    """What every rollout works with. ``now``: returns Unix time, s."""
+    """What every rollout works with. ``now``: returns Unix time, s, which may step; ``clock``:
+    returns s that pass whatever the system's clock does."""
 
     ledger: Ledger
     store: RolloutStore
@@ -38,6 +40,7 @@ class RolloutContext:
     health: StackHealth
     logs: Logs
     now: Callable[[], float]
+    clock: Callable[[], float]
 
 
 class ActiveRollout:
@@ -48,8 +51,8 @@ class ActiveRollout:
         self._context = context
         self._answers: AnswerLog | None = None
         self._evaluated_at: float | None = None
-        self._restoring_at = 0.0
-        self._saved_at = 0.0
+        self._restoring_at = -math.inf
+        self._saved_at = -math.inf
         self._reported = False
         self.state: KeptState = read_state(rollout.state_json)
 
@@ -84,26 +87,26 @@ class ActiveRollout:
     def _evaluate(self, rollout: Rollout, before: RolloutState) -> RolloutState | None:
         """Return the state after the evidence until now; None while the engine does not answer:
         what is logged meanwhile is read later."""
-        health, logs, now = self._context.health, self._context.logs, self._context.now()
+        health, logs, passing = self._context.health, self._context.logs, self._context.clock()
         candidate, stable = (rollout.model, rollout.candidate), (rollout.model, rollout.stable)
         restoring = health.restoring(candidate, stable)
         if restoring is None:
             self._evaluated_at = None
             return None
         if restoring:
-            self._restoring_at = now
+            self._restoring_at = passing
         if self._answers is None:
             self._answers = AnswerLog(logs.answers, rollout.model, before.answers)
-        since = now if self._evaluated_at is None else self._evaluated_at
+        since = passing if self._evaluated_at is None else self._evaluated_at
         conditions = Conditions(
-            now=now,
-            passed_s=max(0.0, now - since),
-            starts=health.starts(before.starts),
+            now=self._context.now(),
+            passed_s=passing - since,
+            starts=health.starts(),
             stable_healthy=health.healthy(stable),
             candidate_healthy=health.healthy(candidate),
-            restoring=now - self._restoring_at < _SETTLE_S,
+            restoring=passing - self._restoring_at < _SETTLE_S,
         )
-        self._evaluated_at = now
+        self._evaluated_at = passing
         return evaluate(rollout, before, logs, self._answers, conditions)
 
     def _save_if_due(self, rollout: Rollout, before: RolloutState, after: RolloutState) -> None:
@@ -112,7 +115,7 @@ class ActiveRollout:
         context = self._context
         processes = restarted(before, after)
         news = _holding(before) != _holding(after)
-        due = context.now() - self._saved_at > _SAVE_EVERY_S
+        due = context.clock() - self._saved_at > _SAVE_EVERY_S
         if not (news or processes or due):
             return
         key = (rollout.model, rollout.candidate)
@@ -122,7 +125,7 @@ class ActiveRollout:
                 context.ledger.record(*key, "release_resumed", restarted=list(processes))
             if news and after.decision is not None:
                 context.ledger.record(*key, "held", **after.decision.detail())
-        self._saved_at = context.now()
+        self._saved_at = context.clock()
 
     def _report_once(self, rollout: Rollout, error: StateUnreadable) -> None:
         """Record in the history that a person must decide: once, also across restarts."""

@@ -9,7 +9,6 @@ from vlserve.control.gateway.traffic import Traffic
 from vlserve.control.ports import Gateway
 
 GATEWAY = "the gateway"
-_SAME_START_S = 3.0  # a start's time is known to a second or two
 
 
 class StackHealth:
@@ -24,17 +23,12 @@ class StackHealth:
         self._unloadable = unloadable
         self._own_start = uuid.uuid4().hex
 
-    def starts(self, known: Mapping[str, str] | None = None) -> Mapping[str, str]:
-        """Return process -> which start of it answers, without those that do not answer.
-
-        Args:
-            known: the starts seen before: a start's time is never told twice to the same second.
-        """
+    def starts(self) -> Mapping[str, str]:
+        """Return process -> which start of it answers, without those that do not answer."""
         starts = {"the control service": self._own_start}
-        began, before = self._gateway.started_at(), (known or {}).get(GATEWAY)
-        if began is not None:
-            same = before is not None and abs(began - float(before)) <= _SAME_START_S
-            starts[GATEWAY] = str(before) if same else f"{began:.0f}"
+        gateway = self._gateway.start()
+        if gateway is not None:
+            starts[GATEWAY] = gateway
         for instance in self._traffic.instances:
             token = hashlib.sha256(instance.token.encode()).hexdigest()
             starts[instance.name] = token[:16]

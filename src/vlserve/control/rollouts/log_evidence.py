@@ -78,7 +78,7 @@ def join(
         stable = answer_of(copy.request_id, versions.stable)
         candidate = answer_of(copy.request_id, versions.candidate)
         if stable is None or (copy.status == 200 and candidate is None):
-            if now - copy.seen_at < PATIENCE_S:
+            if 0 <= now - copy.seen_at < PATIENCE_S:  # below: the clock stepped back
                 unanswered.append(copy)
         elif not stable.failed:
             pairs.append(compare(stable, candidate if copy.status == 200 else None))
