@@ -26,9 +26,9 @@ from pydantic import (
 )
 from torch import Tensor, nn
 
-from vlserve.errors import CheckpointMismatch, ExportError
+from vlserve.errors import CheckpointMismatch
 from vlserve.exporter.recipe import GraphPlan, Served, Spec
-from vlserve.families.config_file import parse_config
+from vlserve.families.config_file import parse_config, read_names
 from vlserve.models.keys import check_keys
 from vlserve.models.resnet import ResNet, ResNetConfig
 from vlserve.runtime.manifest import ImageInput, TensorSpec, TextInput
@@ -217,7 +217,7 @@ class ResNetGRURecipe:
             if name in config and not _agrees(config[name], value)
         ]
         if isinstance(config.get("vocabulary"), str):
-            complete["vocabulary"] = _read_vocabulary(folder / config["vocabulary"])
+            complete["vocabulary"] = read_names(folder / config["vocabulary"], "vocabulary")
         parsed, rows = parse(complete), state["fc.weight"].shape[0]
         if len(parsed.labels) != rows:
             named = len(parsed.labels)
@@ -333,13 +333,6 @@ def _agrees(said: Any, shown: Any) -> bool:
     if isinstance(shown, dict) and isinstance(said, Mapping):
         return all(_agrees(value, shown.get(name)) for name, value in said.items())
     return bool(said == shown)
-
-
-def _read_vocabulary(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise ExportError(f"vocabulary file of config.json cannot be read: {error}") from error
 
 
 RECIPE = ResNetGRURecipe()

@@ -20,10 +20,9 @@ from vlserve.cli import (
     tune,
     versions,
 )
-from vlserve.cli.output import print_line, stderr
-from vlserve.errors import StackDown
+from vlserve.cli.failures import explained
+from vlserve.cli.output import print_line, speak_any_encoding, stderr
 from vlserve.extras import extra_of, missing_extra
-from vlserve.project import find_project_dir
 from vlserve.runtime.errors import VlserveError
 
 
@@ -60,22 +59,16 @@ def options(
 
 def main() -> None:
     """Run the `vlserve` script."""
+    speak_any_encoding()
     try:
         app()
     except (VlserveError, OSError) as error:
-        _fail(_explained(error))
+        _fail(explained(error, sys.argv[1:]))
     except ModuleNotFoundError as error:
         extra = extra_of(error.name)
         if extra is None:
             raise
         _fail(missing_extra(extra, str(error.name)))
-
-
-def _explained(error: Exception) -> str:
-    """Return the error's message; where no stack answers, with the folder that was looked in."""
-    if isinstance(error, StackDown):
-        return f"{error} (the project folder is {find_project_dir()})"
-    return str(error)
 
 
 def _fail(message: str) -> NoReturn:

@@ -12,23 +12,30 @@ if TYPE_CHECKING:
     from vlserve.training.fit import Progress
 
 from vlserve.cli.output import AsJson, print_json, print_line, print_table, progress
-from vlserve.cli.parameters import ArchiveFile, Group, Strict
+from vlserve.cli.parameters import (
+    MAX_VERSION,
+    ArchiveFile,
+    Group,
+    Strict,
+    file_option,
+    file_or_folder_option,
+    folder_argument,
+    folder_option,
+)
 from vlserve.extras import require_extras
 from vlserve.settings import load_settings
 
 CheckpointFile = Annotated[
     Path,
-    typer.Option(
-        exists=True,
-        readable=True,
-        help="Checkpoint: a safetensors file, a torch file of tensors and plain values, or the "
-        "*.index.json of one in shards.",
+    file_or_folder_option(
+        "Checkpoint: a safetensors file, a torch file of tensors and plain values, or the "
+        "*.index.json of one in shards."
     ),
 ]
 
 
 def demo_data(
-    folder: Annotated[Path, typer.Argument(help="Folder to write; created when it is missing.")],
+    folder: Annotated[Path, folder_argument("Folder to write; created when it is missing.")],
     items: Annotated[int, typer.Option(min=20, help="Number of covers, of both files.")] = 600,
     seed: Annotated[int, typer.Option(help="Seed of the random numbers.")] = 0,
     as_json: AsJson = False,
@@ -50,22 +57,15 @@ def train(
     recipe: Annotated[str, typer.Argument(help="Name of a recipe in export/.")],
     data: Annotated[
         Path,
-        typer.Option(exists=True, dir_okay=False, readable=True, help="Training data, JSON lines."),
+        file_option("Training data, JSON lines."),
     ],
     val: Annotated[
         Path,
-        typer.Option(
-            exists=True,
-            dir_okay=False,
-            readable=True,
-            help="Validation data, JSON lines; chooses the best epoch.",
-        ),
+        file_option("Validation data, JSON lines; chooses the best epoch."),
     ],
     out: Annotated[
         Path,
-        typer.Option(
-            file_okay=False, help="Folder for the checkpoint, its config.json and metrics.json."
-        ),
+        folder_option("Folder for the checkpoint, its config.json and metrics.json."),
     ],
     options: Annotated[
         list[str] | None,
@@ -141,19 +141,17 @@ def _pairs(options: list[str]) -> dict[str, str]:
 def export(
     recipe: Annotated[str, typer.Argument(help="Name of a recipe in export/, or a path to one.")],
     checkpoint: CheckpointFile,
-    out: Annotated[
-        Path, typer.Option(file_okay=False, help="Folder for the archive <name>-<version>.mar.")
-    ],
+    out: Annotated[Path, folder_option("Folder for the archive <name>-<version>.mar.")],
     config: Annotated[
         Path | None,
-        typer.Option(help="Configuration of the model. Default: config.json beside --checkpoint."),
+        file_option("Configuration of the model. Default: config.json beside --checkpoint."),
     ] = None,
     state: Annotated[
         str | None,
         typer.Option(
             metavar="KEY",
             help="Key of the checkpoint that holds the weights, e.g. state_dict_ema. Default: the "
-            "only one that does, or state_dict, model, …",
+            "only one that does, else the first of state_dict, model and the like.",
         ),
     ] = None,
     format: Annotated[
@@ -168,15 +166,17 @@ def export(
     ] = "fp32",
     calibration: Annotated[
         Path | None,
-        typer.Option(
-            help="Data for int8, JSON lines as evaluate reads them: some items set the ranges, "
+        file_option(
+            "Data for int8, JSON lines as evaluate reads them: some items set the ranges, "
             "the others test the accuracy. Default: none."
         ),
     ] = None,
     name: Annotated[
         str | None, typer.Option(help="Name of the model. Default: the family's name.")
     ] = None,
-    version: Annotated[int, typer.Option(min=1, help="Number of the version.")] = 1,
+    version: Annotated[
+        int, typer.Option(min=1, max=MAX_VERSION, help="Number of the version.")
+    ] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Convert a checkpoint into an archive, and prove that its graphs answer like the network."""
@@ -231,7 +231,7 @@ def evaluate(
     archive: ArchiveFile,
     data: Annotated[
         Path,
-        typer.Option(exists=True, dir_okay=False, readable=True, help="Labelled data, JSON lines."),
+        file_option("Labelled data, JSON lines."),
     ],
     batch_size: Annotated[int, typer.Option(min=1, help="Number of items in a batch.")] = 8,
     rerank: Annotated[

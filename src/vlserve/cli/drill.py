@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from vlserve.cli.output import AsJson, print_json, print_line, print_table, progress
-from vlserve.cli.parameters import Group, Model, control_client
+from vlserve.cli.parameters import Group, Model, control_client, folder_option
 from vlserve.settings import load_settings
 
 _LONGEST_REASON = 100
@@ -17,7 +17,7 @@ def drill(
     model: Model,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for the reports. Default: a new folder in .vlserve/drill/."),
+        folder_option("Folder for the reports. Default: a new folder in .vlserve/drill/."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from vlserve.cli.output import AsJson, print_json, print_line, progress
-from vlserve.cli.parameters import Group
+from vlserve.cli.parameters import MAX_VERSION, Group, file_argument, file_option, folder_option
 from vlserve.extras import require_extras
 from vlserve.settings import load_settings
 
@@ -14,21 +14,13 @@ from vlserve.settings import load_settings
 def index(
     archive: Annotated[
         Path,
-        typer.Argument(
-            exists=True,
-            dir_okay=False,
-            help="Archive file (.mar) of a model of task match or embed.",
-        ),
+        file_argument("Archive file (.mar) of a model of task match or embed."),
     ],
     data: Annotated[
         Path,
-        typer.Option(
-            exists=True, dir_okay=False, help="Corpus, JSON lines with id and img or text."
-        ),
+        file_option("Corpus, JSON lines with id and img or text."),
     ],
-    out: Annotated[
-        Path, typer.Option(file_okay=False, help="Folder for the archive <name>-<version>.mar.")
-    ],
+    out: Annotated[Path, folder_option("Folder for the archive <name>-<version>.mar.")],
     of: Annotated[
         Literal["image", "text"] | None,
         typer.Option(
@@ -40,7 +32,9 @@ def index(
         str | None,
         typer.Option(help="Name of the model. Default: the archive's model name with -index."),
     ] = None,
-    version: Annotated[int, typer.Option(min=1, help="Number of the version.")] = 1,
+    version: Annotated[
+        int, typer.Option(min=1, max=MAX_VERSION, help="Number of the version.")
+    ] = 1,
     rerank: Annotated[
         int,
         typer.Option(

@@ -3,7 +3,9 @@
 Progress and errors go to stderr, results to stdout, so that a pipe carries results alone.
 """
 
+import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,14 +33,29 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
+def speak_any_encoding() -> None:
+    """Print what a terminal's encoding lacks as \\uXXXX, and not raise."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def print_json(value: Any) -> None:
-    """Print one JSON document on stdout."""
-    sys.stdout.write(json.dumps(value, default=_plain, ensure_ascii=False, indent=2) + "\n")
+    """Print one JSON document on stdout; where its encoding lacks a character, as JSON escapes."""
+    text = json.dumps(value, default=_plain, ensure_ascii=False, indent=2)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value, default=_plain, indent=2)
+    with _named_stdout():
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
 
 
 def print_line(text: str) -> None:
     """Print one line for people; markup in ``text`` is not interpreted."""
-    stdout.print(text, markup=False)
+    with _named_stdout():
+        stdout.print(text, markup=False)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -48,7 +65,20 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         table.add_column(column)
     for row in rows:
         table.add_row(*("" if cell is None else str(cell) for cell in row))
-    stdout.print(table)
+    with _named_stdout():
+        stdout.print(table)
+
+
+@contextmanager
+def _named_stdout() -> Iterator[None]:
+    """Say where a write failed, which the error of a full disk does not."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115  # as it exits
+        raise OSError(error.errno, error.strerror, "standard output") from error
 
 
 @contextmanager
@@ -58,5 +88,6 @@ def progress(what: str) -> Iterator[Callable[[str], None]]:
         stderr.print(what, markup=False)
         yield lambda message: stderr.print(f"  {message}", markup=False)
         return
-    with stderr.status(what) as status:
+    spinner = "dots" if stderr.encoding.startswith("utf") else "line"
+    with stderr.status(what, spinner=spinner) as status:
         yield lambda message: status.update(f"{what}: {message}")

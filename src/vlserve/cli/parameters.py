@@ -1,12 +1,19 @@
 """Parameters that several commands share, and the groups in which `vlserve --help` lists them."""
 
+import math
+import stat
+from collections.abc import Collection, Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from pydantic import TypeAdapter, ValidationError
 
 from vlserve.control.client import ControlClient
+from vlserve.control.domain import MODEL_NAME_RULE
+from vlserve.errors import ModelNotFound
+from vlserve.runtime.manifest import ModelName
 from vlserve.settings import load_settings
 
 
@@ -20,16 +27,110 @@ class Group(StrEnum):
     TEST = "Test"
 
 
-Model = Annotated[str, typer.Argument(help="Name of the model, as `vlserve status` lists it.")]
-Version = Annotated[
-    int, typer.Argument(min=1, help="Number of the version, as `vlserve status` lists it.")
+MAX_VERSION = 2**31 - 1
+"""As the manifest has it."""
+
+_MODEL_NAME: TypeAdapter[str] = TypeAdapter(ModelName)
+_KINDS: Mapping[int, str] = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def file_option(help: str) -> Any:
+    """Return an option that names a file to read.
+
+    Anything but a regular file is refused at once: to read a FIFO or a device may never end.
+    """
+    return typer.Option(
+        exists=True, dir_okay=False, readable=True, callback=_regular_file, help=help
+    )
+
+
+def file_argument(help: str) -> Any:
+    """Return an argument that names a file to read; see `file_option`."""
+    return typer.Argument(
+        exists=True, dir_okay=False, readable=True, callback=_regular_file, help=help
+    )
+
+
+def file_or_folder_option(help: str) -> Any:
+    """Return an option that names a file or a folder to read."""
+    return typer.Option(exists=True, readable=True, callback=_regular_file_or_folder, help=help)
+
+
+def folder_option(help: str) -> Any:
+    """Return an option that names a folder to write, which need not be there."""
+    return typer.Option(file_okay=False, callback=_folder, help=help)
+
+
+def folder_argument(help: str) -> Any:
+    """Return an argument that names a folder to write, which need not be there."""
+    return typer.Argument(file_okay=False, callback=_folder, help=help)
+
+
+def _regular_file(path: Path | None) -> Path | None:
+    return _require(path, (stat.S_IFREG,), "a regular file")
+
+
+def _regular_file_or_folder(path: Path | None) -> Path | None:
+    return _require(path, (stat.S_IFREG, stat.S_IFDIR), "a regular file or a folder")
+
+
+def _folder(path: Path | None) -> Path | None:
+    return _require(path, (stat.S_IFDIR,), "a folder")
+
+
+def _require(path: Path | None, kinds: Collection[int], wanted: str) -> Path | None:
+    if path is None or not path.exists():
+        return path
+    kind = stat.S_IFMT(path.stat().st_mode)
+    if kind not in kinds:
+        found = _KINDS.get(kind, "a regular file")
+        raise typer.BadParameter(f"{str(path)!r} is {found}: {wanted} is needed")
+    return path
+
+
+def finite(value: float | None) -> float | None:
+    """Refuse infinity, which passes for a large number, and no number at all."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value:g} is not a finite number")
+    return value
+
+
+def text_of_a_caller(text: str | None) -> str | None:
+    """Refuse bytes of the command line that are not text in the terminal's encoding."""
+    try:
+        (text or "").encode()
+    except UnicodeEncodeError as error:
+        raise typer.BadParameter(f"{text!r} is not text in the terminal's encoding") from error
+    return text
+
+
+def _model_name(name: str) -> str:
+    try:
+        _MODEL_NAME.validate_python(name)
+    except ValidationError:
+        raise ModelNotFound(
+            f"no model is called {name!r}: {MODEL_NAME_RULE}; `vlserve status` lists the models"
+        ) from None
+    return name
+
+
+Model = Annotated[
+    str,
+    typer.Argument(callback=_model_name, help="Name of the model, as `vlserve status` lists it."),
 ]
-ArchiveFile = Annotated[
-    Path,
+Version = Annotated[
+    int,
     typer.Argument(
-        exists=True, dir_okay=False, readable=True, help="Archive file (.mar), as export writes it."
+        min=1, max=MAX_VERSION, help="Number of the version, as `vlserve status` lists it."
     ),
 ]
+ArchiveFile = Annotated[Path, file_argument("Archive file (.mar), as export writes it.")]
 Strict = Annotated[
     bool,
     typer.Option(

@@ -8,7 +8,7 @@ import httpx
 import typer
 
 from vlserve.cli.output import AsJson, print_json, print_line, print_table
-from vlserve.cli.parameters import Group, Model
+from vlserve.cli.parameters import MAX_VERSION, Group, Model, file_option, text_of_a_caller
 from vlserve.errors import StackDown, StackError
 from vlserve.runtime.headers import API_KEY
 from vlserve.settings import Settings, load_settings
@@ -73,39 +73,34 @@ def predict(
     model: Model,
     image: Annotated[
         Path | None,
-        typer.Option(
-            exists=True, dir_okay=False, help="Image: JPEG, PNG, WebP or GIF. Default: none."
-        ),
+        file_option("Image: JPEG, PNG, WebP or GIF. Default: none."),
     ] = None,
     text: Annotated[
-        str | None, typer.Option(help="Title, question, phrase or caption. Default: none.")
+        str | None,
+        typer.Option(
+            callback=text_of_a_caller, help="Title, question, phrase or caption. Default: none."
+        ),
     ] = None,
     image2: Annotated[
         Path | None,
-        typer.Option(
-            exists=True, dir_okay=False, help="Second image, for task reason. Default: none."
-        ),
+        file_option("Second image, for task reason. Default: none."),
     ] = None,
     features: Annotated[
         Path | None,
-        typer.Option(
-            exists=True,
-            dir_okay=False,
-            help="Visual features, a .npy file with a row a region. Default: none.",
-        ),
+        file_option("Visual features, a .npy file with a row a region. Default: none."),
     ] = None,
     boxes: Annotated[
         Path | None,
-        typer.Option(
-            exists=True,
-            dir_okay=False,
-            help="Boxes of the features, a .npy file with a row x1, y1, x2, y2 a region, as "
-            "fractions of width and height. Default: none.",
+        file_option(
+            "Boxes of the features, a .npy file with a row x1, y1, x2, y2 a region, as "
+            "fractions of width and height. Default: none."
         ),
     ] = None,
     version: Annotated[
         int | None,
-        typer.Option(min=1, help="Version to ask. Default: the gateway chooses by weight."),
+        typer.Option(
+            min=1, max=MAX_VERSION, help="Version to ask. Default: the gateway chooses by weight."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

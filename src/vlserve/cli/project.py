@@ -7,13 +7,11 @@ from typing import Annotated
 import typer
 
 from vlserve.cli.output import AsJson, print_json, print_line
-from vlserve.cli.parameters import Group
+from vlserve.cli.parameters import Group, folder_argument
 
 
 def init(
-    folder: Annotated[
-        Path, typer.Argument(file_okay=False, help="Folder to write; it is made when missing.")
-    ],
+    folder: Annotated[Path, folder_argument("Folder to write; it is made when missing.")],
     as_json: AsJson = False,
 ) -> None:
     """Write a project folder with the recipes, handlers, configuration and load mix to edit.

@@ -2,15 +2,17 @@
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 
 from vlserve.cli.output import AsJson, print_json, print_line, print_table, progress
-from vlserve.cli.parameters import Group, Model, Version, control_client
+from vlserve.cli.parameters import MAX_VERSION, Group, Model, Version, control_client
 from vlserve.control.client import ControlClient
 from vlserve.control.domain import RolloutStatus
+from vlserve.control.judge.policy import Policy
 from vlserve.control.wire.rollout_views import RolloutView
 from vlserve.control.wire.views import Released
 
@@ -22,21 +24,51 @@ def _weights(text: str) -> list[int]:
     try:
         return [int(part.strip().removesuffix("%")) for part in text.split(",")]
     except ValueError as error:
-        raise typer.BadParameter(f"{text!r} is not a list like 5,25,50,100") from error
+        raise ValueError(f"{text!r} is not a list like 5,25,50,100") from error
 
 
 def _percent(text: str) -> int:
     try:
         return int(text.strip().removesuffix("%"))
     except ValueError as error:
-        raise typer.BadParameter(f"{text!r} is not a percentage like 20%") from error
+        raise ValueError(f"{text!r} is not a percentage like 20%") from error
 
 
 def _seconds(text: str) -> float:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text)
     if match is None or (match[2] or "s") not in _UNITS_S:
-        raise typer.BadParameter(f"{text!r} is not a time like 60s or 10m")
+        raise ValueError(f"{text!r} is not a time like 60s or 10m")
     return float(match[1]) * _UNITS_S[match[2] or "s"]
+
+
+_OPTIONS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
+    "weights": ("--weights", _weights),
+    "hold_s": ("--hold", _seconds),
+    "shadow_percent": ("--shadow", _percent),
+    "keep_s": ("--keep", _seconds),
+}
+"""Entry of rollout.yaml -> the option that changes it for one rollout, and how that is read."""
+
+
+def _changes(given: Mapping[str, str | None]) -> dict[str, Any]:
+    """Return the entries of rollout.yaml that options change.
+
+    Raises:
+        typer.BadParameter: names the option of which no policy may have the value.
+    """
+    changes: dict[str, Any] = {}
+    for name, text in given.items():
+        option, read = _OPTIONS[name]
+        try:
+            if text is not None:
+                changes[name] = read(text)
+                Policy.model_validate({name: changes[name]})
+        except ValidationError as error:
+            message = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+            raise typer.BadParameter(message, param_hint=f"'{option}'") from error
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint=f"'{option}'") from error
+    return changes
 
 
 def release(
@@ -90,16 +122,9 @@ def release(
     A model's first version gets all traffic at once. The version before stays loaded for a
     rollback.
     """
-    changes: dict[str, Any] = {
-        name: read(given)
-        for name, given, read in (
-            ("weights", weights, _weights),
-            ("hold_s", hold, _seconds),
-            ("shadow_percent", shadow, _percent),
-            ("keep_s", keep, _seconds),
-        )
-        if given is not None
-    }
+    changes = _changes(
+        {"weights": weights, "hold_s": hold, "shadow_percent": shadow, "keep_s": keep}
+    )
     if now and (changes or wait):
         raise typer.BadParameter("with --now there are no steps to set or to wait for")
     with control_client() as control:
@@ -150,7 +175,11 @@ def rollback(
     model: Model,
     version: Annotated[
         int | None,
-        typer.Argument(min=1, help="Version to go back to. Default: the previous stable version."),
+        typer.Argument(
+            min=1,
+            max=MAX_VERSION,
+            help="Version to go back to. Default: the previous stable version.",
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

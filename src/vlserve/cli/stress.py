@@ -8,7 +8,7 @@ import httpx
 import typer
 
 from vlserve.cli.output import AsJson, print_json, print_line, print_table, progress
-from vlserve.cli.parameters import Group, Model
+from vlserve.cli.parameters import MAX_VERSION, Group, Model, file_option, finite, folder_option
 from vlserve.errors import StackDown
 from vlserve.settings import Settings, load_settings
 
@@ -50,6 +50,7 @@ def stress(
         float | None,
         typer.Option(
             min=0.1,
+            callback=finite,
             help="Requests a second, sent on schedule whatever the answers do (open loop), in "
             "place of --users. Default: closed loop.",
         ),
@@ -60,26 +61,35 @@ def stress(
     ] = 30,
     data: Annotated[
         Path | None,
-        typer.Option(
-            exists=True,
-            dir_okay=False,
-            help="Requests, JSON lines with id, img and text. Default: the drawn demo set.",
-        ),
+        file_option("Requests, JSON lines with id, img and text. Default: the drawn demo set."),
     ] = None,
     version: Annotated[
         int | None,
-        typer.Option(min=1, help="Version to load. Default: the gateway chooses by weight."),
+        typer.Option(
+            min=1, max=MAX_VERSION, help="Version to load. Default: the gateway chooses by weight."
+        ),
     ] = None,
     sticky_share: Annotated[
         float,
-        typer.Option(min=0, max=1, help="Share of requests that carry a sticky key, from 0 to 1."),
+        typer.Option(
+            min=0,
+            max=1,
+            callback=finite,
+            help="Share of requests that carry a sticky key, from 0 to 1.",
+        ),
     ] = 0.0,
     max_error_rate: Annotated[
         float,
-        typer.Option(min=0, max=1, help="Limit of the share of failed requests, from 0 to 1."),
+        typer.Option(
+            min=0,
+            max=1,
+            callback=finite,
+            help="Limit of the share of failed requests, from 0 to 1.",
+        ),
     ] = 0.0,
     max_p99_ms: Annotated[
-        float, typer.Option(min=1, help="Limit of the p99 latency in milliseconds.")
+        float,
+        typer.Option(min=1, callback=finite, help="Limit of the p99 latency in milliseconds."),
     ] = 1000.0,
     find_limit: Annotated[
         bool,
@@ -98,7 +108,7 @@ def stress(
     ] = False,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for the reports. Default: a new folder in .vlserve/stress/."),
+        folder_option("Folder for the reports. Default: a new folder in .vlserve/stress/."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

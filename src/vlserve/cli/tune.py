@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vlserve.cli.output import AsJson, print_json, print_line, print_table, progress
-from vlserve.cli.parameters import ArchiveFile, Group
+from vlserve.cli.parameters import ArchiveFile, Group, file_option, finite
 from vlserve.settings import load_settings
 
 if TYPE_CHECKING:
@@ -18,19 +18,22 @@ if TYPE_CHECKING:
 def tune(
     archive: ArchiveFile,
     slo_p99_ms: Annotated[
-        float, typer.Option(min=1, help="Limit of the p99 latency in milliseconds.")
+        float,
+        typer.Option(min=1, callback=finite, help="Limit of the p99 latency in milliseconds."),
     ],
     minutes: Annotated[
         float,
-        typer.Option(min=0.1, help="Time budget in minutes; a running measurement is finished."),
+        typer.Option(
+            min=0.1,
+            callback=finite,
+            help="Time budget in minutes; a running measurement is finished.",
+        ),
     ] = 5.0,
     seconds: Annotated[int, typer.Option(min=1, help="Length of each measurement in seconds.")] = 4,
     data: Annotated[
         Path | None,
-        typer.Option(
-            exists=True,
-            dir_okay=False,
-            help="Requests, JSON lines with img and text. Default: the archive's probes, varied.",
+        file_option(
+            "Requests, JSON lines with img and text. Default: the archive's probes, varied."
         ),
     ] = None,
     as_json: AsJson = False,
@@ -42,11 +45,16 @@ def tune(
     should load the machine meanwhile. Exit code 1 when no setting holds the limit.
     """
     from vlserve.control.tuning import of_engine
+    from vlserve.loadgen.dataset_requests import read_dataset
+    from vlserve.runtime.archive import verify_archive
     from vlserve.tuning.private_stack import private_stack
     from vlserve.tuning.trials import Load, Trials
     from vlserve.tuning.tune import tune as search
     from vlserve.tuning.tune import write_tuning
 
+    verify_archive(archive)  # before a stack is started for it
+    if data is not None:
+        read_dataset(data)
     settings, cores = load_settings(), os.cpu_count() or 1
     with (
         tempfile.TemporaryDirectory(prefix="vlserve-tune-runs-") as runs,

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import quote
 
 import httpx
 
@@ -80,11 +81,11 @@ class ControlClient:
         return [ModelView.model_validate(model) for model in found]
 
     def model(self, model: str) -> ModelView:
-        return ModelView.model_validate(self._call("GET", f"/models/{model}"))
+        return ModelView.model_validate(self._call("GET", f"/models/{_quoted(model)}"))
 
     def history(self, model: str) -> list[EventView]:
         """Return everything that happened to a model, oldest first."""
-        found = self._call("GET", f"/models/{model}/history")["events"]
+        found = self._call("GET", f"/models/{_quoted(model)}/history")["events"]
         return [EventView.model_validate(event) for event in found]
 
     def register(self, archive: Path, tuning: Tuning | None = None) -> Registered:
@@ -107,7 +108,9 @@ class ControlClient:
     def release(self, model: str, version: int) -> Released:
         """Give ``version`` all traffic; in force when this returns. NotReady, VersionNotFound."""
         body = {"version": version, "now": True}
-        return Released.model_validate(self._call("POST", f"/models/{model}/releases", json=body))
+        return Released.model_validate(
+            self._call("POST", f"/models/{_quoted(model)}/releases", json=body)
+        )
 
     def start_rollout(
         self, model: str, version: int, changes: Mapping[str, Any] | None = None
@@ -116,12 +119,12 @@ class ControlClient:
         ``changes``: entries of rollout.yaml for this release. ReleaseUnderWay, NotReady."""
         body = {"version": version, "changes": dict(changes or {})}
         return RolloutView.model_validate(
-            self._call("POST", f"/models/{model}/releases", json=body)
+            self._call("POST", f"/models/{_quoted(model)}/releases", json=body)
         )
 
     def rollout(self, model: str) -> RolloutView:
         """Return the rollout under way, or the last one. NoRelease."""
-        return RolloutView.model_validate(self._call("GET", f"/models/{model}/release"))
+        return RolloutView.model_validate(self._call("GET", f"/models/{_quoted(model)}/release"))
 
     def pause(self, model: str) -> RolloutView:
         """Keep the weight until `resume`; an alarm still takes the candidate back. NoRelease."""
@@ -140,7 +143,7 @@ class ControlClient:
 
     def _steer_rollout(self, model: str, word: str) -> RolloutView:
         return RolloutView.model_validate(
-            self._call("POST", f"/models/{model}/release/{word}", json={})
+            self._call("POST", f"/models/{_quoted(model)}/release/{word}", json={})
         )
 
     def rollback(self, model: str, version: int | None = None) -> Released:
@@ -149,11 +152,13 @@ class ControlClient:
         Raises NothingToRollBackTo or NotReady.
         """
         body = {"version": version}
-        return Released.model_validate(self._call("POST", f"/models/{model}/rollback", json=body))
+        return Released.model_validate(
+            self._call("POST", f"/models/{_quoted(model)}/rollback", json=body)
+        )
 
     def unload(self, model: str, version: int) -> Unloaded:
         """Drain a version and take it out of the engine. StillServing."""
-        path = f"/models/{model}/versions/{version}/unload"
+        path = f"/models/{_quoted(model)}/versions/{version}/unload"
         return Unloaded.model_validate(self._call("POST", path, json={}))
 
     def _call(self, method: str, path: str, **options: Any) -> Any:
@@ -208,6 +213,11 @@ class ControlClient:
             "one of another folder or another user; set VLSERVE_PROJECT_DIR or VLSERVE_STATE_DIR "
             "to those of the stack that is up"
         )
+
+
+def _quoted(name: str) -> str:
+    """Return a name as one segment of a path, also one that no model can have."""
+    return quote(name, safe="", errors="surrogateescape")
 
 
 def raised_class(code: str) -> type[ControlError | ArchiveError]:

@@ -16,6 +16,12 @@ from vlserve.runtime.manifest import Manifest
 Key = tuple[str, int]
 """(model, version)."""
 
+MODEL_NAME_RULE = (
+    "a name is made of lower-case letters, digits, - and _, begins with a letter, and has 63 "
+    "characters at most"
+)
+"""What `vlserve.runtime.manifest.ModelName` asks, in words."""
+
 
 class State(StrEnum):
     """Where one version stands. The ledger holds it; the reconcile tick makes it true."""

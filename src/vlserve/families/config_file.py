@@ -1,6 +1,5 @@
 """A checkpoint's config.json: parsed, and held against what the tensors show."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -8,6 +7,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from vlserve.errors import CheckpointMismatch, ExportError
+from vlserve.exporter.json_file import read_json
 from vlserve.runtime.errors import wrong_fields
 
 AnyConfig = TypeVar("AnyConfig", bound=BaseModel)
@@ -35,7 +35,11 @@ def check_said(config: Mapping[str, Any], shown: Mapping[str, Any]) -> None:
 
 def read_names(path: Path, field: str) -> Any:
     """The JSON list of names that ``field`` says is in a file."""
+<<<<<<< HEAD
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise ExportError(f"{field} {path.name} cannot be read: {error}") from error
+=======
+    return read_json(path, f"{field} {path.name}")
+>>>>>>> c76bc82 (Command line: one line for bad input of any kind)

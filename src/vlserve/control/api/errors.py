@@ -2,11 +2,13 @@
 
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
+from vlserve.control.domain import MODEL_NAME_RULE
 from vlserve.control.wire.views import ErrorBody, ErrorView
 from vlserve.errors import (
     ArchiveError,
@@ -71,6 +73,8 @@ HTTP_CODES: Mapping[int, tuple[str, str]] = {
 
 logger = logging.getLogger(__name__)
 
+_SHOWN_CHARS = 50
+
 
 def answer_errors(app: FastAPI) -> None:
     """Make ``app`` answer every error with an ErrorView."""
@@ -104,10 +108,21 @@ def _on_vlserve_error(_: Request, error: Exception) -> JSONResponse:
 
 def _on_invalid_request(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    wrong = "; ".join(
-        f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors()
-    )
+    wrong = "; ".join(_what_is_wrong(item) for item in error.errors())
     return _error(422, HTTP_CODES[422][0], wrong)
+
+
+def _what_is_wrong(item: Mapping[str, Any]) -> str:
+    """Say what is wrong with one part of a request, in the caller's words: at most 50 characters
+    of what was sent."""
+    place, message = item["loc"], item["msg"].removeprefix("Value error, ")
+    if place[0] == "body":
+        return f"{'.'.join(map(str, place))}: {message}"
+    sent = repr(item["input"])
+    sent = sent if len(sent) <= _SHOWN_CHARS else f"{sent[:_SHOWN_CHARS]}…"
+    if place == ("path", "model"):
+        return f"no model is called {sent}: {MODEL_NAME_RULE}"
+    return f"{place[-1]} {sent}: {message}"
 
 
 def _on_http_error(request: Request, error: Exception) -> JSONResponse:

@@ -1,0 +1,33 @@
+"""A user's JSON file beside a checkpoint: read, or named with what is wrong with it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from vlserve.errors import ExportError
+
+
+def read_json(path: Path, called: str) -> Any:
+    """Return the contents of a JSON file in UTF-8, with a byte order mark or without.
+
+    Args:
+        path: of the file.
+        called: what the message calls it.
+
+    Raises:
+        ExportError: It is no regular file, cannot be read, or is no JSON.
+    """
+    if path.exists() and not path.is_file():
+        raise ExportError(f"{called} cannot be read: it is not a regular file")
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except RecursionError as error:
+        raise ExportError(f"{called} cannot be read: it is nested too deeply") from error
+    except UnicodeDecodeError as error:
+        raise ExportError(
+            f"{called} cannot be read: it is not UTF-8, at byte {error.start}: save it so"
+        ) from error
+    except OSError as error:
+        raise ExportError(f"{called} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ExportError(f"{called} cannot be read: {error}") from error

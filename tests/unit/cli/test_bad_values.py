@@ -1,0 +1,226 @@
+"""Bad values of every kind, for every command: one line or a usage error, and no traceback."""
+
+import os
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.core import TyperGroup
+
+from vlserve.cli import app, main
+
+PROGRAM = typer.main.get_command(app)
+assert isinstance(PROGRAM, TyperGroup)
+COMMANDS = PROGRAM.commands
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended: 0 done, 1 refused in one line, 2 wrong usage."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def line(self) -> str:
+        """Its one line of refusal."""
+        assert self.code == 1, self
+        *progress, last = self.err.splitlines()
+        assert last.startswith("vlserve: "), self.err
+        assert not [line for line in progress if line.startswith(("vlserve: ", "Traceback"))]
+        return last
+
+
+Run = Callable[..., Ended]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the script itself, in a project folder of its own where no stack is up."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VLSERVE_PROJECT_DIR", str(tmp_path))
+    monkeypatch.setenv("VLSERVE_CONTROL__PORT", "9")  # discard: nothing listens
+    monkeypatch.setenv("VLSERVE_GATEWAY__PORT", "9")
+
+    def running(*words: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["vlserve", *map(str, words)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:  # anything else would be a traceback
+            main()
+        printed = capsys.readouterr()
+        code = ended.value.code
+        return Ended(code if isinstance(code, int) else 0, printed.out, printed.err)
+
+    return running
+
+
+# Paths
+
+
+def _words(name: str, bad: Any, value: str) -> list[str]:
+    """Return a command line where ``bad`` has the value, and what else is required is there."""
+    words = [name, *USEFUL.get(name, ())]
+    for parameter in COMMANDS[name].params:
+        if parameter is bad:
+            given = value
+        elif parameter.required:
+            given = _fitting(parameter)
+        else:
+            continue
+        words += [given] if parameter.param_type_name == "argument" else [parameter.opts[0], given]
+    return words
+
+
+USEFUL = {"demo-data": ("--items", "20")}
+"""What keeps a command that succeeds short."""
+
+
+def _fitting(parameter: Any) -> str:
+    if _is_path(parameter):
+        return "file" if parameter.type_descriptor.parameter_info.file_okay else "out"
+    return {"model": "tagger", "recipe": "resnet_gru"}.get(parameter.name, "1")
+
+
+def _is_path(parameter: Any) -> bool:
+    return "Path" in str(parameter.type_descriptor.annotation)
+
+
+PARAMETERS = [(name, parameter) for name in COMMANDS for parameter in COMMANDS[name].params]
+PATHS = [
+    pytest.param(name, parameter, id=f"{name}-{parameter.name}")
+    for name, parameter in PARAMETERS
+    if _is_path(parameter)
+]
+
+
+def _link(path: Path, to: str) -> None:
+    path.symlink_to(to)
+
+
+def _socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(path.name)  # a path of 107 bytes at most
+
+
+SPECIAL: dict[str, Callable[[Path], None]] = {
+    "a FIFO": os.mkfifo,
+    "a device": lambda path: _link(path, "/dev/zero"),
+    "a socket": _socket,
+}
+
+
+@pytest.mark.parametrize("kind", SPECIAL)
+@pytest.mark.parametrize(("name", "parameter"), PATHS)
+def test_what_is_neither_file_nor_folder_is_refused_at_once(
+    run: Run, tmp_path: Path, name: str, parameter: Any, kind: str
+) -> None:
+    (tmp_path / "file").touch()
+    SPECIAL[kind](tmp_path / "bad")
+    ended = run(*_words(name, parameter, "bad"))
+    assert ended.code == 2
+    assert f"'bad' is {kind}" in ended.err.replace("\n", " ")
+
+
+OTHER_PATHS: dict[str, Callable[[Path], object]] = {
+    "missing": lambda path: None,
+    "folder": Path.mkdir,
+    "empty": Path.touch,
+    "dangling": lambda path: _link(path, "nowhere"),
+    "loop": lambda path: _link(path, "bad"),
+    "below a file": lambda path: None,
+    "undecodable": lambda path: None,
+    "two lines": lambda path: None,
+    "too long": lambda path: None,
+    "empty name": lambda path: None,
+}
+NAMES = {
+    "below a file": "file/bad",
+    "undecodable": "\udcff",
+    "two lines": "two\nlines",
+    "too long": "x" * 5000,
+    "empty name": "",
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_PATHS)
+@pytest.mark.parametrize(("name", "parameter"), PATHS)
+def test_a_path_that_cannot_be_used_is_no_traceback(
+    run: Run, tmp_path: Path, name: str, parameter: Any, kind: str
+) -> None:
+    (tmp_path / "file").touch()
+    OTHER_PATHS[kind](tmp_path / "bad")
+    ended = run(*_words(name, parameter, NAMES.get(kind, "bad")))
+    if ended.code == 1:
+        assert ended.line
+
+
+CONTENTS: dict[str, bytes] = {
+    "empty": b"",
+    "random": bytes(range(256)) * 8,
+    "utf-16": '{"id": "1"}\n'.encode("utf-16"),
+    "gb18030": '{"id": "标题"}\n'.encode("gb18030"),
+    "mark": b"\xef\xbb\xbf{}\n",
+    "list": b"[1, 2]\n",
+    "number": b"1e999\n",
+    "deep": b"[" * 100_000,
+    "nul": b"\0" * 100,
+    "zip": b"PK\x05\x06" + bytes(18),
+}
+
+
+@pytest.mark.parametrize("kind", CONTENTS)
+@pytest.mark.parametrize(("name", "parameter"), PATHS)
+def test_a_file_that_cannot_be_used_is_one_line(
+    run: Run, tmp_path: Path, name: str, parameter: Any, kind: str
+) -> None:
+    if not parameter.type_descriptor.parameter_info.file_okay:
+        pytest.skip("a folder to write")
+    (tmp_path / "file").write_bytes(CONTENTS[kind])
+    (tmp_path / "bad").write_bytes(CONTENTS[kind])
+    ended = run(*_words(name, parameter, "bad"))
+    assert ended.code in (1, 2)
+    if ended.code == 1:
+        assert ended.line
+
+
+# Options
+
+VALUES = [
+    "",
+    "x",
+    "-1",
+    "0",
+    "nan",
+    "inf",
+    "1e999",
+    "9" * 5000,
+    "\udcff",
+    "猫",
+    "--",
+    "a=b",
+    "None",
+]
+
+
+@pytest.mark.parametrize("value", VALUES, ids=range(len(VALUES)))
+@pytest.mark.parametrize(
+    ("name", "parameter"),
+    [
+        pytest.param(name, parameter, id=f"{name}-{parameter.name}")
+        for name, parameter in PARAMETERS
+        if not _is_path(parameter) and not getattr(parameter, "is_flag", False)
+    ],
+)
+def test_a_value_that_cannot_be_used_is_no_traceback(
+    run: Run, tmp_path: Path, name: str, parameter: Any, value: str
+) -> None:
+    (tmp_path / "file").touch()
+    ended = run(*_words(name, parameter, value))
+    if ended.code == 1:
+        assert ended.line
