@@ -22,11 +22,8 @@ from vlserve.exporter.convert import (
     load_network,
 )
 from vlserve.exporter.float16 import TOLERANCE, check_precision, onnx_to_fp16
-<<<<<<< HEAD
 from vlserve.exporter.image_settings import check_pixel_scale, published_image
-=======
 from vlserve.exporter.json_file import read_json
->>>>>>> c76bc82 (Command line: one line for bad input of any kind)
 from vlserve.exporter.pack import Member, pack_archive
 from vlserve.exporter.parity import measure, one_thread, unseen_sizes
 from vlserve.exporter.probes import answer_by_archive, drawn_requests, probes_of
@@ -186,13 +183,7 @@ def _check_request(format: str, precision: str, name: str | None, version: int) 
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-<<<<<<< HEAD
-    try:
-        config = json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError as error:
-=======
     if not path.exists():
->>>>>>> c76bc82 (Command line: one line for bad input of any kind)
         raise ExportError(
             f"no {path}: export needs the checkpoint's config (export/README.md lists its fields)"
         )

@@ -4,13 +4,13 @@ transformers 4 writes ``preprocessor_config.json`` beside a checkpoint; 5 writes
 into ``processor_config.json``, under ``image_processor``.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vlserve.errors import ExportError
+from vlserve.exporter.json_file import read_json
 from vlserve.runtime.manifest import ImageInput
 
 PROCESSOR, PREPROCESSOR = "processor_config.json", "preprocessor_config.json"
@@ -72,10 +72,7 @@ def check_pixel_scale(image: ImageInput) -> None:
 
 
 def _read(path: Path) -> Mapping[str, Any]:
-    try:
-        said = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ExportError(f"{path} cannot be read: {error}") from error
+    said = read_json(path, str(path))
     if not isinstance(said, Mapping):
         raise ExportError(f"{path} is not a JSON object")
     return said

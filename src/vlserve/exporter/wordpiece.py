@@ -29,16 +29,11 @@ def read_vocabulary(path: Path) -> list[str]:
     if path.name == VOCABULARY and not path.exists() and published.exists():
         path = published
     try:
-<<<<<<< HEAD
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix != ".json":
             return text.rstrip("\n").split("\n")
         content = json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
-=======
-        return path.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
-    except (OSError, ValueError) as error:
->>>>>>> c76bc82 (Command line: one line for bad input of any kind)
         raise ExportError(f"vocabulary {path.name} cannot be read: {error}") from error
     return _tokens_of(content, path.name)
 

@@ -35,11 +35,4 @@ def check_said(config: Mapping[str, Any], shown: Mapping[str, Any]) -> None:
 
 def read_names(path: Path, field: str) -> Any:
     """The JSON list of names that ``field`` says is in a file."""
-<<<<<<< HEAD
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise ExportError(f"{field} {path.name} cannot be read: {error}") from error
-=======
     return read_json(path, f"{field} {path.name}")
->>>>>>> c76bc82 (Command line: one line for bad input of any kind)

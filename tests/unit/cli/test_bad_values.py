@@ -2,9 +2,7 @@
 
 import os
 import socket
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,52 +10,12 @@ import pytest
 import typer
 from typer.core import TyperGroup
 
-from vlserve.cli import app, main
+from support.command_line import Run
+from vlserve.cli import app
 
 PROGRAM = typer.main.get_command(app)
 assert isinstance(PROGRAM, TyperGroup)
 COMMANDS = PROGRAM.commands
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended: 0 done, 1 refused in one line, 2 wrong usage."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def line(self) -> str:
-        """Its one line of refusal."""
-        assert self.code == 1, self
-        *progress, last = self.err.splitlines()
-        assert last.startswith("vlserve: "), self.err
-        assert not [line for line in progress if line.startswith(("vlserve: ", "Traceback"))]
-        return last
-
-
-Run = Callable[..., Ended]
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the script itself, in a project folder of its own where no stack is up."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("VLSERVE_PROJECT_DIR", str(tmp_path))
-    monkeypatch.setenv("VLSERVE_CONTROL__PORT", "9")  # discard: nothing listens
-    monkeypatch.setenv("VLSERVE_GATEWAY__PORT", "9")
-
-    def running(*words: object) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["vlserve", *map(str, words)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:  # anything else would be a traceback
-            main()
-        printed = capsys.readouterr()
-        code = ended.value.code
-        return Ended(code if isinstance(code, int) else 0, printed.out, printed.err)
-
-    return running
 
 
 # Paths

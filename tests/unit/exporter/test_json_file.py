@@ -18,8 +18,9 @@ def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path: Path) -> None:
     file = tmp_path / "config.json"
     file.write_text('{"labels": ["猫"]}', encoding="utf-8-sig")
     assert _read_config(file) == read_names(file, "labels") == {"labels": ["猫"]}
-    file.write_text("[PAD]\n猫\n", encoding="utf-8-sig")
-    assert read_vocabulary(file) == ["[PAD]", "猫"]
+    words = tmp_path / "vocab.txt"
+    words.write_text("[PAD]\n猫\n", encoding="utf-8-sig")
+    assert read_vocabulary(words) == ["[PAD]", "猫"]
 
 
 @pytest.mark.parametrize(

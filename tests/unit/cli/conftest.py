@@ -1,0 +1,29 @@
+"""The script `vlserve` in a project folder of its own."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from support.command_line import Ended, Run
+from vlserve.cli import main
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the script itself, in a project folder of its own where no stack is up."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VLSERVE_PROJECT_DIR", str(tmp_path))
+    monkeypatch.setenv("VLSERVE_CONTROL__PORT", "9")  # discard: nothing listens
+    monkeypatch.setenv("VLSERVE_GATEWAY__PORT", "9")
+
+    def running(*words: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["vlserve", *map(str, words)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:  # anything else would be a traceback
+            main()
+        printed = capsys.readouterr()
+        code = ended.value.code
+        return Ended(code if isinstance(code, int) else 0, printed.out, printed.err)
+
+    return running
