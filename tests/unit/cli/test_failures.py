@@ -123,9 +123,6 @@ def test_a_full_disk_is_named_where_the_write_does_not_say_it(
 
 @pytest.mark.parametrize("words", [["recipes"], ["recipes", "--json"], ["--help"]])
 def test_standard_output_that_is_full_is_one_line(words: list[str]) -> None:
-    program = (
-        "import sys; sys.argv = ['vlserve', *sys.argv[1:]]; from vlserve.cli import main; main()"
-    )
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(
             [Path(sys.executable).parent / "vlserve", *words],

@@ -31,8 +31,8 @@ from support.documents import (
 from vlserve.cli import app
 
 ELLIPSIS = "…"
-NUMBERS = {"VERSION": "1", "N": "1", "K": "1"}
-"""Placeholders of documents that stand for a number -> one."""
+VALUES = {"VERSION": "1", "N": "1", "K": "1", "MODEL": "tagger"}
+"""Placeholders of documents -> a value that they stand for."""
 FREE = ("cat", "cd", "cp", "echo", "export", "git", "kill", "mkdir")
 """Programs of others, of whose arguments nothing is ours."""
 
@@ -56,7 +56,7 @@ def check_vlserve(args: list[str], inline: bool) -> None:
     for parameter in command.params:
         parameter.type_descriptor.parameter_info.exists = False  # files of an example need not be
     fragment = inline or ELLIPSIS in rest
-    values = [NUMBERS.get(word, word) for word in rest if word != ELLIPSIS]
+    values = [VALUES.get(word, word) for word in rest if word != ELLIPSIS]
     if "--help" in values:
         return
     try:
