@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from vlserve.cli.output import AsJson, print_json, print_line, print_table, progress
 from vlserve.cli.parameters import MAX_VERSION, Group, Model, Version, control_client
+from vlserve.cli.rollout_text import place, waiting, waits_for, why_back
 from vlserve.control.client import ControlClient
 from vlserve.control.domain import RolloutStatus
 from vlserve.control.judge.policy import Policy
@@ -18,6 +19,8 @@ from vlserve.control.wire.views import Released
 
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 _POLL_S = 1.0
+_SHOW_EVERY_S = 10.0
+"""How often the counts are shown while nothing else changes."""
 
 
 def _weights(text: str) -> list[int]:
@@ -201,11 +204,12 @@ def _steer(model: str, as_json: bool, word: Callable[[ControlClient, str], Rollo
 
 def _follow(control: ControlClient, view: RolloutView, as_json: bool) -> None:
     with progress(f"releasing {view.model} {view.candidate}") as show:
-        shown: object = None
+        shown, shown_at = None, 0.0
         while view.status.under_way:
-            if (state := (view.step, view.status, _waits_for(view))) != shown:
-                show(f"{_place(view)}: {_waits_for(view)}")
-                shown = state
+            state = (view.step, view.status, waits_for(view))
+            if state != shown or time.monotonic() - shown_at > _SHOW_EVERY_S:
+                show(f"{place(view)}: {waiting(view)}")
+                shown, shown_at = state, time.monotonic()
             time.sleep(_POLL_S)
             view = control.rollout(view.model)
     if as_json:
@@ -217,33 +221,12 @@ def _follow(control: ControlClient, view: RolloutView, as_json: bool) -> None:
         raise typer.Exit(1)
 
 
-def _place(view: RolloutView) -> str:
-    match view.status:
-        case RolloutStatus.PROMOTED:
-            return f"{view.model} {view.candidate} has all traffic, {view.stable} stays loaded"
-        case RolloutStatus.ROLLED_BACK | RolloutStatus.ABORTED:
-            return f"{view.model} is back on {view.stable}; {view.candidate} was taken back"
-    copies = f"copies of {view.shadow_percent} % of requests"
-    share = copies if view.shadow_percent else f"{view.weight} % of traffic"
-    paused = ", paused" if view.status is RolloutStatus.PAUSED else ""
-    step = f"step {view.step + 1} of {len(view.weights)}"
-    return f"{view.model} {view.candidate} gets {share} ({step}{paused})"
-
-
-def _waits_for(view: RolloutView) -> str:
-    """Return the gates that a step waits for, without their figures."""
-    if view.state_error:
-        return view.state_error
-    if view.decision is None:
-        return "no evidence yet"
-    waiting = [gate.gate for gate in view.decision.gates if gate.verdict == "waiting"]
-    return f"waits for {', '.join(waiting)}" if waiting else "holds"
-
-
 def _print_place(view: RolloutView) -> None:
-    print_line(_place(view))
-    if view.status in (RolloutStatus.ROLLED_BACK, RolloutStatus.ABORTED) and view.decision:
-        print_line(f"why: {view.decision.reason}")
+    print_line(place(view))
+    if view.status.under_way and view.decision:
+        print_line(waiting(view))
+    if why := why_back(view):
+        print_line(f"why: {why}")
     if view.state_error:
         print_line(view.state_error)
     _print_unrecorded(view.unrecorded)

@@ -1,5 +1,6 @@
 """up, down, status: the processes of the stack."""
 
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,10 +9,16 @@ import typer
 
 from vlserve.cli.output import AsJson, print_json, print_line, print_table, progress
 from vlserve.cli.parameters import Group
+from vlserve.cli.rollout_text import place, waiting
 from vlserve.project import find_project_dir, packaged_dir
 from vlserve.settings import load_settings
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vlserve.control.client import ControlClient
+    from vlserve.control.wire.rollout_views import RolloutView
+    from vlserve.control.wire.views import ModelView
     from vlserve.project_copies import Renewed
 
 
@@ -89,16 +96,23 @@ def status(as_json: AsJson = False) -> None:
         processes = stack.status(settings)
     except SupervisorHangs as error:
         troubles.append(str(error))
-    health, models = None, []
+    health, models, rollouts = None, [], []
     with ControlClient.of(settings) as control:
         try:
             health = control.health()
             models = control.models()
+            rollouts = _under_way(control, models)
         except (StackError, ControlError) as error:
             troubles.append(str(error))
     if as_json:
         print_json(
-            {"processes": processes, "health": health, "models": models, "troubles": troubles}
+            {
+                "processes": processes,
+                "health": health,
+                "models": models,
+                "rollouts": rollouts,
+                "troubles": troubles,
+            }
         )
         return
     if not processes and not models and len(troubles) < 2:
@@ -121,6 +135,18 @@ def status(as_json: AsJson = False) -> None:
     told = [health.status] if health else []
     print_line(f"\nhealth: {'; '.join([*told, *troubles])}\n")
     print_table(("MODEL", "VERSION", "STATE", "WEIGHT", "WORKERS", "TUNED", "REASON"), rows)
+    for view in rollouts:
+        print_line(f"\n{place(view)}: {waiting(view)}")
+
+
+def _under_way(control: "ControlClient", models: "Sequence[ModelView]") -> "list[RolloutView]":
+    from vlserve.errors import NoRelease
+
+    rollouts = []
+    for model in models:
+        with suppress(NoRelease):
+            rollouts.append(control.rollout(model.model))
+    return [view for view in rollouts if view.status.under_way]
 
 
 def add_to(app: typer.Typer) -> None:

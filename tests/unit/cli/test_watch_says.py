@@ -1,10 +1,19 @@
 """What `vlserve watch` prints of a rollout whose state the service cannot read."""
 
-import pytest
+from contextlib import nullcontext
+from types import SimpleNamespace
 
-from vlserve.cli import release
+import pytest
+from typer.testing import CliRunner
+
+from vlserve.cli import app, release
+from vlserve.cli.rollout_text import waiting, waits_for
+from vlserve.control.client import ControlClient
 from vlserve.control.domain import RolloutStatus
-from vlserve.control.wire.rollout_views import RolloutView
+from vlserve.control.judge import Batch, JudgeState, Outcome, Policy, Standing, decide, observe
+from vlserve.control.wire.rollout_views import DecisionView, RolloutView
+from vlserve.errors import NoRelease
+from vlserve.stack import stack
 
 ERROR = "the kept state of the rollout cannot be read (judge.policy.gates.drift: unknown)"
 
@@ -31,10 +40,90 @@ def view(status: RolloutStatus) -> RolloutView:
 
 
 def test_the_reason_is_what_it_waits_for() -> None:
-    assert release._waits_for(view(RolloutStatus.RUNNING)) == ERROR
+    assert waiting(view(RolloutStatus.RUNNING)) == ERROR
+    assert waits_for(view(RolloutStatus.RUNNING)) == ERROR
 
 
 def test_the_reason_is_printed_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
     release._print_place(view(RolloutStatus.ABORTED))
     printed = capsys.readouterr().out.splitlines()
-    assert printed == ["tagger is back on 1; 2 was taken back", ERROR]
+    by_hand = "why: by hand, with `vlserve abort` or `vlserve rollback`"
+    assert printed == ["tagger is back on 1; 2 was taken back", by_hand, ERROR]
+
+
+def judged(status: RolloutStatus, state: JudgeState, standing: Standing) -> RolloutView:
+    decision = DecisionView.model_validate(decide(state, standing))
+    return view(status).model_copy(update={"state_error": "", "decision": decision})
+
+
+def state(candidate: int, stable: int) -> JudgeState:
+    """After that many good requests to each version, evenly mixed."""
+    begun = JudgeState.start(Policy(weights=(5, 100)), has_tags=False)
+    total = candidate + stable
+    outcomes = [
+        Outcome(
+            candidate=number * candidate // total != (number + 1) * candidate // total,
+            failed=False,
+            refused=False,
+            latency_ms=10.0,
+        )
+        for number in range(total)
+    ]
+    return observe(begun, Batch(outcomes, ()))
+
+
+def test_a_step_without_traffic_says_what_it_waits_for_and_what_ends_it() -> None:
+    told = waiting(judged(RolloutStatus.RUNNING, state(0, 0), Standing(70.0, True, True)))
+    assert told == (
+        "no request has been counted yet; waits for requests to the candidate: 0 of 400 (errors), "
+        "answered requests of the candidate: 0 of 400 (latency_p50, latency_p99), "
+        "callers: 0 of 400 (sample_ratio); it goes on with that traffic; "
+        "`vlserve promote tagger` and `vlserve abort tagger` end it now"
+    )
+
+
+def test_the_counts_so_far_are_said() -> None:
+    told = waiting(judged(RolloutStatus.RUNNING, state(12, 388), Standing(7.0, True, None)))
+    assert told.startswith("the candidate is of unknown health; held for 7 of 60 s; waits for ")
+    assert "requests to the candidate: 12 of 400 (errors)" in told
+    assert "no request" not in told
+
+
+def test_what_waits_for_no_traffic_says_that_alone() -> None:
+    told = waiting(judged(RolloutStatus.RUNNING, state(600, 11400), Standing(7.0, True, True)))
+    assert told == "held for 7 of 60 s"
+
+
+def test_what_a_person_took_back_is_not_explained_by_the_judge(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    aborted = judged(RolloutStatus.ABORTED, state(0, 0), Standing(7.0, True, True))
+    release._print_place(aborted)
+    assert "held for" not in capsys.readouterr().out
+    taken_back = judged(RolloutStatus.ROLLED_BACK, state(0, 0), Standing(7.0, True, False))
+    release._print_place(taken_back)
+    assert "why: the candidate is not healthy" in capsys.readouterr().out
+
+
+def test_status_shows_what_a_rollout_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = judged(RolloutStatus.RUNNING, state(12, 388), Standing(70.0, True, True))
+    ended = shown.model_copy(update={"status": RolloutStatus.PROMOTED})
+    models = [SimpleNamespace(model=name, versions=()) for name in ("tagger", "other", "never")]
+
+    def rollout(model: str) -> RolloutView:
+        if model == "never":
+            raise NoRelease("never was never released in steps")
+        return shown if model == "tagger" else ended
+
+    control = SimpleNamespace(
+        health=lambda: SimpleNamespace(status="ok"), models=lambda: models, rollout=rollout
+    )
+    monkeypatch.setattr(ControlClient, "of", lambda _: nullcontext(control))
+    monkeypatch.setattr(stack, "status", lambda _: [])
+    ran = CliRunner().invoke(app, ["status"])
+    assert ran.exit_code == 0, ran.output
+    assert (
+        "tagger 2 gets 5 % of traffic (step 1 of 2): waits for requests to the candidate: 12"
+        in (" ".join(ran.stdout.split()))
+    )
+    assert ran.stdout.count("of traffic") == 1

@@ -124,6 +124,13 @@ def test_a_shadow_that_agrees_is_followed_by_weight(
     assert sum(window.agreeing for window in look(tagger).windows) == pairs
 
 
+def test_a_release_says_at_once_what_it_waits_for(tagger: Control) -> None:
+    began = start(tagger, hold_s=60)
+    assert began.decision is not None
+    assert began.decision.reason.startswith("held for 0 of 60 s; errors waits for requests to the")
+    assert "0 of 80" in began.decision.reason
+
+
 def test_no_evidence_is_no_reason_to_go_on(tagger: Control) -> None:
     start(tagger)
     for _ in range(5):

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from vlserve.control.domain import Rollout, RolloutStatus, VersionRecord
-from vlserve.control.judge import JudgeState, load_policy
+from vlserve.control.judge import JudgeState, Standing, decide, load_policy
 from vlserve.control.lifecycle.lifecycle import Lifecycle
 from vlserve.control.lifecycle.operations import Operations
 from vlserve.control.rollouts.active import RolloutContext, unreadable
 from vlserve.control.rollouts.evaluation import begin
 from vlserve.control.rollouts.loop import RolloutLoop
 from vlserve.control.rollouts.report import RolloutReport, report, report_unreadable
-from vlserve.control.rollouts.state import StateUnreadable
+from vlserve.control.rollouts.state import RolloutState, StateUnreadable
 from vlserve.errors import NoRelease, NotReady, ReleaseUnderWay
 
 
@@ -68,7 +68,8 @@ class RolloutService:
             with self._loop.lock:
                 self.refuse_if_under_way(model)
                 state = begin(judge, self._logs, self._health.starts())
-                return report(self._steps.start(model, version, stable.version, state), state)
+                started = self._steps.start(model, version, stable.version, state)
+                return self._report(started, state)
 
     def latest(self, model: str) -> RolloutReport:
         """Return the rollout under way, or the last one. NoRelease if there was none."""
@@ -81,7 +82,7 @@ class RolloutService:
             state = self._loop.state(rollout)
             if isinstance(state, StateUnreadable):
                 return self._report_unreadable(rollout, state)
-            return report(rollout, state)
+            return self._report(rollout, state)
 
     def pause(self, model: str) -> RolloutReport:
         """Keep the weight; an alarm still takes the candidate back."""
@@ -123,6 +124,16 @@ class RolloutService:
         recorded = self._store.under_way(model)
         rollout = self._steps.in_force(recorded) if recorded else None
         return rollout if rollout and rollout.status.under_way else None
+
+    def _report(self, rollout: Rollout, state: RolloutState) -> RolloutReport:
+        """Return what is known; before the first tick, with what the judge waits for."""
+        if state.decision is None and rollout.status.under_way:
+            healthy = [
+                self._health.healthy((rollout.model, version))
+                for version in (rollout.stable, rollout.candidate)
+            ]
+            state = replace(state, decision=decide(state.judge, Standing(0.0, *healthy)))
+        return report(rollout, state)
 
     def _report_unreadable(self, rollout: Rollout, error: StateUnreadable) -> RolloutReport:
         started = next(

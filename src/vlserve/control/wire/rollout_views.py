@@ -77,7 +77,9 @@ class RolloutView(View):
     hold_s: float
     started_at: str
     ended_at: str | None
-    decision: DecisionView | None = Field(description="The judge's last; null before the first.")
+    decision: DecisionView | None = Field(
+        description="The judge's last, also where a person ended it; null where unreadable."
+    )
     windows: tuple[WindowView, ...] = Field(description="Evidence by version, oldest first.")
     state_error: str = Field(
         default="",
