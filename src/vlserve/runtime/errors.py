@@ -65,7 +65,8 @@ class ErrorCode(StrEnum):
     BODY_TOO_COMPLEX = "body_too_complex"  # too many fields, values, levels or escapes
     FIELD_INVALID = "field_invalid"  # a field missing, unknown, or of the wrong type or range
     IMAGE_UNREADABLE = "image_unreadable"  # not an image, truncated, or base64 that is not
-    IMAGE_TOO_LARGE = "image_too_large"  # over the limit of bytes, pixels, scans or metadata
+    IMAGE_TOO_LARGE = "image_too_large"  # over the limit of bytes, pixels or scans
+    IMAGE_TOO_COMPLEX = "image_too_complex"  # too many segments, or bytes beside the pixels
     IMAGE_DAMAGED = "image_damaged"  # a whole file by its ends, whose pixels are broken inside
     FEATURES_UNREADABLE = "features_unreadable"  # not a .npy file, cut short, or base64 that is not
     FEATURES_TOO_LARGE = "features_too_large"  # over the byte limit

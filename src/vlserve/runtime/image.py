@@ -15,6 +15,17 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from vlserve.runtime.errors import ErrorCode, RequestError
+from vlserve.runtime.image_bounds import MAX_SCANNED_PIXELS, check_parts, most_pixels
+from vlserve.runtime.jpeg import (
+    Layout,
+    PixelFeed,
+    Twins,
+    damage,
+    doubtful,
+    feeds,
+    read_layout,
+    twins,
+)
 from vlserve.runtime.manifest import ImageInput
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
@@ -39,13 +50,17 @@ def decode(data: bytes, spec: ImageInput) -> NDArray[np.float32]:
     """Bytes of an image file -> normalised float32 (3, height, width).
 
     RequestError IMAGE_TOO_LARGE over the byte or pixel limit, told by the header before a pixel
-    is decoded; IMAGE_UNREADABLE for everything else that is no whole image.
+    is decoded, IMAGE_TOO_COMPLEX over those of `image_bounds` and `jpeg`; IMAGE_DAMAGED for a JPEG
+    that is broken inside; IMAGE_UNREADABLE for everything else that is no whole image.
     """
     _check_bytes(data, spec)
     try:
-        with _no_warnings(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _check_pixels(image, data, spec)
-            pixels = _upright(image, spec)
+        with _no_warnings():
+            if data.startswith(b"\xff\xd8"):
+                pixels = _decoded_jpeg(data, spec)
+            else:
+                check_parts(data)
+                pixels = _decoded(io.BytesIO(data), data, spec)
     except RequestError:
         raise
     except UnidentifiedImageError:
@@ -92,15 +107,19 @@ def _check_pixels(image: Image.Image, data: bytes, spec: ImageInput) -> None:
     width, height = image.size
     if width < 1 or height < 1:
         raise RequestError(ErrorCode.IMAGE_UNREADABLE, f"the image is {width} x {height}")
-    if width * height > spec.max_pixels:
+    limit = most_pixels(image.format or "", spec.max_pixels)
+    if width * height > limit:
         raise RequestError(
             ErrorCode.IMAGE_TOO_LARGE,
-            f"the image has {width} x {height} pixels, the limit is {spec.max_pixels} in all",
+            f"the image has {width} x {height} pixels, the limit is {limit} in all",
         )
-    if data.startswith(b"\xff\xd8") and _scans(data) > MAX_JPEG_SCANS:
-        raise RequestError(
-            ErrorCode.IMAGE_TOO_LARGE, f"the JPEG has more than {MAX_JPEG_SCANS} scans"
-        )
+    if data.startswith(b"\xff\xd8"):
+        scans = _scans(data)
+        if scans > MAX_JPEG_SCANS or (scans - 1) * width * height > MAX_SCANNED_PIXELS:
+            most = min(MAX_JPEG_SCANS, MAX_SCANNED_PIXELS // (width * height) + 1)
+            raise RequestError(
+                ErrorCode.IMAGE_TOO_LARGE, f"the JPEG has {scans} scans, the limit is {most}"
+            )
 
 
 def _scans(data: bytes) -> int:
@@ -109,18 +128,69 @@ def _scans(data: bytes) -> int:
     return int(np.count_nonzero((octets[:-1] == 0xFF) & (octets[1:] == 0xDA)))
 
 
+def _decoded(file: io.BytesIO, data: bytes, spec: ImageInput) -> Image.Image:
+    with Image.open(file, formats=FORMATS) as image:
+        _check_pixels(image, data, spec)
+        if image.format in ("JPEG", "MPO"):
+            # libjpeg scales by 1/2, 1/4, 1/8 for almost nothing
+            image.draft("RGB", _before(_turn(image), spec))
+        return _upright(image, spec)
+
+
+def _decoded_jpeg(data: bytes, spec: ImageInput) -> Image.Image:
+    """Decode a JPEG. RequestError (IMAGE_DAMAGED) where it is broken inside."""
+    layout = read_layout(data)
+    broken = damage(data, layout)
+    if broken is not None:
+        raise _damaged(broken)
+    if layout.scans and layout.closed and not layout.in_one_scan:
+        return _checked_passes(data, layout, spec)
+    return _fed(data, layout, spec)
+
+
+def _fed(data: bytes, layout: Layout, spec: ImageInput) -> Image.Image:
+    ends_early: OSError | None = None
+    for file in feeds(data, layout):
+        try:
+            pixels = _decoded(file, data, spec)
+        except OSError as error:
+            if not layout.closed or "truncated" not in str(error):
+                raise
+            ends_early = error
+            continue
+        if isinstance(file, PixelFeed) and not file.used_up:
+            raise _damaged("it has pixels left behind the picture's last")
+        return pixels
+    raise _damaged("its pixels end before the picture does") from ends_early
+
+
+def _checked_passes(data: bytes, layout: Layout, spec: ImageInput) -> Image.Image:
+    pixels, other = (_decoded(twin, data, spec) for twin in twins(data, layout))
+    if pixels.tobytes() != other.tobytes():
+        raise _damaged("the pixels of its last pass end before the picture does")
+    for whole, short in doubtful(data, layout):
+        if not _look_same(whole) or _look_same(short):
+            raise _damaged("a part of its pixels is zeros")
+    return pixels
+
+
+def _look_same(pair: Twins) -> bool:
+    def pixels(file: io.BytesIO) -> bytes:
+        with Image.open(file, formats=FORMATS) as image:
+            return image.tobytes()
+
+    return pixels(pair[0]) == pixels(pair[1])
+
+
+def _damaged(why: str) -> RequestError:
+    return RequestError(ErrorCode.IMAGE_DAMAGED, f"the JPEG is damaged inside: {why}")
+
+
 def _upright(image: Image.Image, spec: ImageInput) -> Image.Image:
     """RGB of the manifest's size. Turned after the resize, where there are few pixels to turn."""
-    turn = None
-    if image.format in ("JPEG", "MPO"):
-        turn = _turn(image)
-        size = _before(turn, spec)
-        image.draft("RGB", size)  # libjpeg scales by 1/2, 1/4, 1/8 for almost nothing
-        image.load()
-    else:
-        image.load()  # first: PNG may carry its EXIF behind the pixels
-        turn = _turn(image)
-        size = _before(turn, spec)
+    image.load()  # first: PNG may carry its EXIF behind the pixels
+    turn = _turn(image)
+    size = _before(turn, spec)
     small = _colours(image).resize(size, Image.Resampling.BILINEAR)
     if small.mode == "RGBA":
         paper = Image.new("RGB", size, "white")

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFile, ImageOps, JpegImagePlugin
 
 from vlserve.runtime.errors import ErrorCode, RequestError
 from vlserve.runtime.image import MAX_JPEG_SCANS, UPRIGHT, decode
+from vlserve.runtime.image_bounds import MAX_PARTS, MAX_PIXELS
 from vlserve.runtime.manifest import ImageInput
 
 SIZE = ImageInput(height=24, width=40)
@@ -347,6 +348,12 @@ def test_every_truncation_is_refused(name: str) -> None:
         assert code(whole[:end]) is ErrorCode.IMAGE_UNREADABLE, f"{end} of {len(whole)} bytes"
 
 
+REFUSALS = {
+    *(ErrorCode.IMAGE_UNREADABLE, ErrorCode.IMAGE_TOO_LARGE),
+    *(ErrorCode.IMAGE_DAMAGED, ErrorCode.IMAGE_TOO_COMPLEX),
+}
+
+
 @settings(max_examples=400, deadline=None)
 @given(st.data())
 def test_mutated_bytes_decode_or_are_refused(data: st.DataObject) -> None:
@@ -365,7 +372,7 @@ def test_mutated_bytes_decode_or_are_refused(data: st.DataObject) -> None:
     try:
         array = decode(bytes(raw), SIZE)
     except RequestError as error:
-        assert error.code in (ErrorCode.IMAGE_UNREADABLE, ErrorCode.IMAGE_TOO_LARGE)
+        assert error.code in REFUSALS
     else:
         assert array.shape == (3, 24, 40)
         assert np.isfinite(array).all()
@@ -375,3 +382,50 @@ def test_mutated_bytes_decode_or_are_refused(data: st.DataObject) -> None:
 @given(st.binary(max_size=200))
 def test_any_bytes_decode_or_are_refused(data: bytes) -> None:
     assert code(data) is ErrorCode.IMAGE_UNREADABLE
+
+
+def many_png_chunks(kind: bytes) -> bytes:
+    whole = saved(scene(), "PNG")
+    return whole[:33] + png_chunk(kind, b"a\0b") * MAX_PARTS + whole[33:]
+
+
+def many_gif_blocks(size: int) -> bytes:
+    whole = saved(scene(), "GIF")
+    start = whole.index(b",\0\0\0\0")
+    blocks = (bytes([size]) + b"c" * size) * MAX_PARTS
+    return whole[:start] + b"\x21\xfe" + blocks + b"\0" + whole[start:]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        many_png_chunks(b"tEXt"),
+        many_png_chunks(b"IDAT"),
+        many_png_chunks(b"teST"),
+        many_gif_blocks(1),
+        many_gif_blocks(255),
+        saved(scene(), "GIF")[:13] + b"\0" * (MAX_PARTS + 1000),
+    ],
+    ids=["texts", "pixels", "unknown", "gif-of-1", "gif-of-255", "gif-junk"],
+)
+def test_parts_have_a_limit(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow walks them one by one, in Python: it does not see such a file."""
+    monkeypatch.setattr(Image, "open", None)
+    assert code(data) is ErrorCode.IMAGE_TOO_COMPLEX
+
+
+@pytest.mark.parametrize(("kind", "most"), MAX_PIXELS.items())
+def test_pixels_have_a_limit_by_format(kind: str, most: int) -> None:
+    """A WebP of 34 bytes may have 50 million: told by its header."""
+    width = most // 5000 + 1
+    options = {"lossless": True} if kind == "WEBP" else {}
+    assert code(saved(Image.new("L", (width, 5000)), kind, **options)) is ErrorCode.IMAGE_TOO_LARGE
+    small = SIZE.model_copy(update={"max_pixels": 100})
+    assert code(saved(Image.new("L", (11, 10)), kind), small) is ErrorCode.IMAGE_TOO_LARGE
+
+
+def test_the_scans_of_a_large_jpeg_are_fewer() -> None:
+    raw = saved(Image.new("L", (4000, 4000)), "JPEG", progressive=True)
+    scan = raw[raw.rindex(b"\xff\xda") : -2]
+    assert decode(raw, SIZE).shape == (3, 24, 40)
+    assert code(raw[:-2] + scan * 70 + raw[-2:]) is ErrorCode.IMAGE_TOO_LARGE
