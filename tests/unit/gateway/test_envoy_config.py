@@ -206,13 +206,14 @@ def _filter(bootstrap: dict[str, Any], name: str) -> dict[str, Any]:
 
 def test_keys_and_rate_are_off_unless_set() -> None:
     off = envoy_config.bootstrap(TEMPLATE, _settings(), Path("/dynamic"))
-    assert _filter(off, "api_key_auth")["disabled"] is True
+    assert _filter(off, "rbac")["disabled"] is True
     assert _filter(off, "local_ratelimit")["disabled"] is True
     settings = _settings(host="0.0.0.0", api_keys=('a "key" # 1',), rate_limit_per_s=7)
     on = envoy_config.bootstrap(TEMPLATE, settings, Path("/dynamic"))
-    assert _filter(on, "api_key_auth")["disabled"] is False
-    keys = _filter(on, "api_key_auth")["typed_config"]["credentials"]
-    assert [entry["key"] for entry in keys] == ['a "key" # 1']
+    assert _filter(on, "rbac")["disabled"] is False
+    rules = _filter(on, "rbac")["typed_config"]["rules"]
+    (principal,) = rules["policies"]["with_a_key"]["principals"]
+    assert principal == {"header": {"name": "x-api-key", "string_match": {"exact": 'a "key" # 1'}}}
     assert _filter(on, "local_ratelimit")["disabled"] is False
     assert _filter(on, "local_ratelimit")["typed_config"]["token_bucket"]["max_tokens"] == 7
 

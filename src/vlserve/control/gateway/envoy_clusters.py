@@ -81,7 +81,9 @@ def _cluster(model: str, version: int, routing: Routing, settings: Settings) -> 
                     "socket_address": {"address": instance.host, "port_value": instance.port}
                 }
             },
-            "metadata": {"filter_metadata": {"vlserve": {"token": instance.token}}},
+            "metadata": {
+                "filter_metadata": {"vlserve": {"token": instance.token, "version": str(version)}}
+            },
         }
         for instance in routing.instances
         if (model, version) not in instance.lacks

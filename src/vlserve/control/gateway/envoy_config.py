@@ -83,7 +83,8 @@ def bootstrap(template: str, settings: Settings, dynamic_dir: Path) -> Config:
         "request_timeout": f"{REQUEST_TIMEOUT_S:g}s",
         "stream_idle_timeout": f"{gateway.timeout_s + 30:g}s",
         "no_api_keys": not gateway.api_keys,
-        "api_keys": [
+        "callers_with_a_key": _callers_with_a_key(gateway.api_keys),
+        "api_keys": [  # asked for by copies of envoy.yaml of 0.1.0
             {"key": key, "client": f"key-{number}"} for number, key in enumerate(gateway.api_keys)
         ],
         "no_rate_limit": rate_per_s is None,
@@ -116,6 +117,14 @@ def inlined(bootstrap: Config, routes: Config, clusters: Sequence[Config]) -> Co
                 if config.pop("rds", None):
                     config["route_config"] = _untyped(routes)
     return static
+
+
+def _callers_with_a_key(keys: Sequence[str]) -> list[Config]:
+    """Return the principals of Envoy's rbac filter: one for each key. It takes no empty list, but
+    is off where there is no key."""
+    return [
+        {"header": {"name": headers.API_KEY, "string_match": {"exact": key}}} for key in keys
+    ] or [{"any": True}]
 
 
 def _untyped(resource: Config) -> Config:

@@ -48,7 +48,7 @@ def routes(routing: Routing, settings: Settings) -> Config:
                     {
                         "header": {
                             "key": headers.MODEL_VERSION,
-                            "value": "%METADATA(CLUSTER:vlserve:version)%",
+                            "value": "%UPSTREAM_METADATA(vlserve:version)%",  # once it was asked
                         },
                         "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
                     }
@@ -187,7 +187,8 @@ def _health_paths() -> list[Config]:
     healthy = {"direct_response": {"status": 200, "body": {"inline_string": '{"status": "ok"}'}}}
     open_to_all = {
         "typed_per_filter_config": {
-            "envoy.filters.http.api_key_auth": _OFF,
+            "envoy.filters.http.rbac": _OFF,
+            "envoy.filters.http.api_key_auth": _OFF,  # in copies of envoy.yaml of 0.1.0
             "envoy.filters.http.local_ratelimit": _OFF,
         }
     }
