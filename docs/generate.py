@@ -86,13 +86,14 @@ GATEWAY_ERRORS = {
     "gateway_error": "The gateway could not answer; the message has Envoy's reason.",
     "gateway_starting": "The gateway has no routes yet.",
     "headers_too_large": "The headers are too large.",
-    "http_version_unsupported": "The client does not speak HTTP/1.1.",
     "method_not_allowed": "Predictions need POST, and `/health` needs GET.",
     "model_not_found": "No model of this name is served.",
     "not_found": "There is nothing at this path; predictions are at `POST /predictions/{model}`.",
-    "overloaded": "The version's queue is full, or none of its workers is up.",
+    "overloaded": "The version's queue is full, none of its workers is up, or the gateway is short "
+    "of memory.",
     "rate_limited": "There were more requests than `gateway.rate_limit_per_s`.",
     "request_timeout": "The request did not arrive in time.",
+    "transfer_encoding_unsupported": "The body comes in another transfer encoding than chunked.",
     "unauthorized": "`X-Api-Key` is missing, or is not one of `gateway.api_keys`.",
     "version_not_found": "The model has no such version, or no version with traffic.",
     "version_unavailable": "The version is not loaded at the moment.",
@@ -277,9 +278,11 @@ def _gateway_errors() -> Iterator[Sequence[str]]:
     """Yield the gateway's codes where they are: Envoy's own replies, the routes', the engine's."""
     static = (PROJECT / "serving_config/gateway/envoy.yaml").read_text(encoding="utf-8")
     mapper = (
-        r"default_value: (\d+),[^\n]*\n(?:[^\n]*headers_to_add[^\n]*\n)?[^\n]*error: \{code: (\w+)"
+        r"default_value: (\d+),[^\n]*\n(?:[^\n]*status_code: (\d+)[^\n]*\n)?"
+        r"(?:[^\n]*headers_to_add[^\n]*\n)?[^\n]*error: \{code: (\w+)"
     )
-    statuses = {code: status for status, code in re.findall(mapper, static)}
+    found = re.findall(mapper, static)
+    statuses = {code: changed or status for status, changed, code in found}
     replies = re.findall(r"error: \{code: (\w+)", static)
     statuses |= {code: statuses.get(code, "503") for code in replies}
     for file in sorted((PROJECT / "src/vlserve/control/gateway").glob("*.py")):

@@ -1,0 +1,109 @@
+"""HTTP/2 without TLS, frame by frame: requests that no client library would send.
+
+Headers are sent as literals without an index (RFC 7541, 6.2.2), which any receiver takes. Of what
+comes back, the headers are not decoded: bodies, resets and the connection's end tell enough.
+"""
+
+import socket
+import struct
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+DATA, HEADERS, RST_STREAM, SETTINGS, GOAWAY = 0, 1, 3, 4, 7
+END_STREAM, END_HEADERS, ACK = 1, 4, 1
+FRAME_BYTES = 16_384
+
+Header = tuple[bytes, bytes]
+
+
+@dataclass
+class Reply:
+    """What came back on one stream. ``ended``: with its last frame, in whole; ``refused``: the
+    stream was reset or the connection ended by the server."""
+
+    body: bytes = b""
+    ended: bool = False
+    refused: bool = False
+    frames: list[int] = field(default_factory=list)
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    """One frame of at most FRAME_BYTES of payload."""
+    return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
+
+
+def headers(fields: Sequence[Header], *, stream: int = 1, last: bool = False) -> bytes:
+    """The frames of a request's headers. ``last``: no body follows."""
+    block = b"".join(b"\0" + _text(name) + _text(value) for name, value in fields)
+    pieces = [block[at : at + FRAME_BYTES] for at in range(0, len(block), FRAME_BYTES)]
+    frames = []
+    for number, piece in enumerate(pieces):
+        flags = END_HEADERS if number == len(pieces) - 1 else 0
+        if number == 0:
+            frames.append(frame(HEADERS, flags | (END_STREAM if last else 0), stream, piece))
+        else:
+            frames.append(frame(9, flags, stream, piece))  # CONTINUATION
+    return b"".join(frames)
+
+
+def data(body: bytes, *, stream: int = 1, last: bool = True) -> bytes:
+    """The frames of a body, which must fit the first flow-control window (65,535 bytes)."""
+    pieces = [body[at : at + FRAME_BYTES] for at in range(0, len(body), FRAME_BYTES)] or [b""]
+    return b"".join(
+        frame(DATA, END_STREAM if last and number == len(pieces) - 1 else 0, stream, piece)
+        for number, piece in enumerate(pieces)
+    )
+
+
+def post(path: str, *extra: Header) -> list[Header]:
+    """The headers of a POST."""
+    pseudo = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", path.encode())]
+    return [*pseudo, (b":authority", b"gateway"), *extra]
+
+
+def exchange(port: int, sent: bytes, *, stream: int = 1, timeout_s: float = 10.0) -> Reply:
+    """What a server says on ``stream`` of a new connection, after the frames ``sent``."""
+    reply = Reply()
+    with socket.create_connection(("127.0.0.1", port), timeout=timeout_s) as connection:
+        with suppress(OSError):
+            connection.sendall(PREFACE + frame(SETTINGS, 0, 0) + sent)
+        reader = connection.makefile("rb")
+        try:
+            while not (reply.ended or reply.refused):
+                _read_frame(reader.read(9), reader, connection, stream, reply)
+        except (ConnectionError, EOFError):
+            reply.refused = True
+    return reply
+
+
+def _read_frame(
+    head: bytes, reader: object, connection: socket.socket, stream: int, reply: Reply
+) -> None:
+    if len(head) < 9:
+        raise EOFError
+    length = int.from_bytes(head[:3], "big")
+    kind, flags, of = struct.unpack(">BBI", head[3:])
+    payload = reader.read(length)  # type: ignore[attr-defined]
+    reply.frames.append(kind)
+    if kind == SETTINGS and not flags & ACK:
+        connection.sendall(frame(SETTINGS, ACK, 0))
+    elif kind == GOAWAY:
+        reply.refused = int.from_bytes(payload[4:8], "big") != 0
+    elif of == stream and kind == RST_STREAM:
+        reply.refused = True
+    elif of == stream and kind in (DATA, HEADERS):
+        reply.body += payload if kind == DATA else b""
+        reply.ended = bool(flags & END_STREAM)
+
+
+def _text(value: bytes) -> bytes:
+    """A string literal without Huffman coding."""
+    if len(value) < 127:
+        return bytes([len(value)]) + value
+    rest, length = b"", len(value) - 127
+    while length >= 128:
+        rest += bytes([length % 128 + 128])
+        length //= 128
+    return b"\x7f" + rest + bytes([length]) + value
