@@ -95,8 +95,15 @@ def gateway_admin(settings: Settings) -> Iterator[EnvoyAdmin]:
 
 
 @contextmanager
-def running_gateway(folder: Path, **gateway: Any) -> Iterator[RunningGateway]:
-    running = RunningGateway(make_settings(folder, **gateway))
+def running_gateway(
+    folder: Path, edit: Callable[[str], str] | None = None, **gateway: Any
+) -> Iterator[RunningGateway]:
+    """``edit``: changes the text of the gateway's envoy.yaml."""
+    settings = make_settings(folder, **gateway)
+    if edit is not None:
+        file = settings.config_file("gateway/envoy.yaml")
+        file.write_text(edit(file.read_text(encoding="utf-8")), encoding="utf-8")
+    running = RunningGateway(settings)
     try:
         yield running
     finally:

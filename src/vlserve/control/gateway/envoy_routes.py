@@ -18,6 +18,7 @@ UNREADABLE_QUERY = r"\C*\?\C*%([0-9A-Fa-f]?|[0-9A-Fa-f]?[^0-9A-Fa-f]\C*)"
 """Matches a path with a % in its query that two hexadecimal digits do not follow."""
 
 _ROUTE_TYPE = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration"
+_BUFFER_TYPE = "type.googleapis.com/envoy.extensions.filters.http.buffer.v3.BufferPerRoute"
 _OFF = {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "disabled": True}
 _PREVIOUS_HOSTS = {
     "name": "envoy.retry_host_predicates.previous_hosts",
@@ -31,7 +32,11 @@ _PREVIOUS_HOSTS = {
 def routes(routing: Routing, settings: Settings) -> Config:
     """Return the route configuration."""
     gateway = settings.gateway
-    paths = [path for route in routing.models for path in _model_paths(route, gateway)]
+    paths = [
+        _buffered(path, gateway) if "route" in path else path
+        for route in routing.models
+        for path in _model_paths(route, gateway)
+    ]
     return {
         "@type": _ROUTE_TYPE,
         "name": ROUTES,
@@ -40,7 +45,13 @@ def routes(routing: Routing, settings: Settings) -> Config:
             {
                 "name": ROUTES,
                 "domains": ["*"],
-                "routes": [*_health_paths(), *_bad_queries(), *paths, *_unknown_paths()],
+                "routes": [
+                    *_health_paths(),
+                    *_bad_queries(),
+                    *_large_bodies(gateway),
+                    *paths,
+                    *_unknown_paths(),
+                ],
                 "request_body_buffer_limit": gateway.max_body_bytes,
                 "retry_policy": _retry_policy(gateway, len(routing.instances)),
                 "response_headers_to_remove": [headers.ANSWERED_BY, headers.RETRY],
@@ -208,12 +219,29 @@ def _bad_queries() -> list[Config]:
     return [{"match": match, **_refusal(400, "bad_request", "the query cannot be read")}]
 
 
+def _large_bodies(gateway: GatewaySettings) -> list[Config]:
+    """Refuse a body by the length that its headers announce, before any of it is read."""
+    too_large = {"start": gateway.max_body_bytes + 1, "end": 2**63 - 1}
+    announced = {"name": "content-length", "range_match": too_large}
+    message = f"the body is larger than {gateway.max_body_bytes} bytes"
+    match = {"prefix": "/predictions/", "headers": [announced]}
+    return [{"match": match, **_refusal(413, "body_too_large", message)}]
+
+
+def _buffered(route: Config, gateway: GatewaySettings) -> Config:
+    """Have the gateway wait for the whole body before it asks an engine."""
+    buffer = {"@type": _BUFFER_TYPE, "buffer": {"max_request_bytes": gateway.max_body_bytes}}
+    return route | {"typed_per_filter_config": {"envoy.filters.http.buffer": buffer}}
+
+
 def _unknown_paths() -> list[Config]:
+    tunnel = _refusal(405, "method_not_allowed", "the gateway opens no tunnels", "GET, HEAD, POST")
     no_model = _refusal(404, "model_not_found", "no model of this name is served")
     no_path = _refusal(404, "not_found", "predictions are at POST /predictions/{model}")
     return [
+        {"match": {"connect_matcher": {}}, **tunnel},
         {"match": {"prefix": "/predictions/"}, **no_model},
-        {"match": {"prefix": "/"}, **no_path},
+        {"match": {"prefix": ""}, **no_path},
     ]
 
 
