@@ -14,6 +14,7 @@ VlserveError                  (vlserve.runtime.errors)
 ├── TrainingError             a training run that cannot be resumed or go on
 ├── ControlError
 │   ├── Unauthorized          no key of the control service, or a wrong one
+│   ├── UploadCutOff          an archive's upload that ended before its last byte
 │   ├── ModelNotFound
 │   ├── VersionNotFound
 │   ├── VersionConflict       another archive under a used version number
@@ -85,6 +86,7 @@ __all__ = [
     "TrainingError",
     "TuningInvalid",
     "Unauthorized",
+    "UploadCutOff",
     "VersionConflict",
     "VersionNotFound",
     "VlserveError",
@@ -151,6 +153,12 @@ class Unauthorized(ControlError):
     """The request carries no key of the control service, or a wrong one."""
 
     code = "unauthorized"
+
+
+class UploadCutOff(ControlError):
+    """The upload of an archive ended before its last byte."""
+
+    code = "upload_cut_off"
 
 
 class ModelNotFound(ControlError):

@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     ValidationError,
     field_validator,
@@ -33,6 +31,7 @@ from pydantic_settings import (
 
 from vlserve.errors import SettingsError
 from vlserve.project import LayeredFolder, find_project_dir, project_file, project_folder
+from vlserve.strict_numbers import StrictNumbers
 from vlserve.yaml_files import read_mapping
 
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -45,11 +44,7 @@ SETTINGS_FILE = "vlserve.yaml"
 _SOCKET_PATH_BYTES = 80  # of the 107 that the kernel allows; TorchServe adds its own file names
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class GatewaySettings(_Section):
+class GatewaySettings(StrictNumbers):
     """The address that clients talk to, and what it lets in."""
 
     host: str = Field(
@@ -121,7 +116,7 @@ class GatewaySettings(_Section):
         return self
 
 
-class EngineSettings(_Section):
+class EngineSettings(StrictNumbers):
     """TorchServe: instances and how each serves a version."""
 
     instances: int = Field(
@@ -169,7 +164,7 @@ class EngineSettings(_Section):
     )
 
 
-class ControlSettings(_Section):
+class ControlSettings(StrictNumbers):
     """The control service: its port and how often it compares the world with the ledger."""
 
     port: Port = Field(

@@ -257,3 +257,63 @@ def test_every_error_of_the_tree_survives_the_wire() -> None:
         assert raised_class(kind.code) is kind
     assert raised_class("internal_error") is ControlError
     assert len(kinds) > 12
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/models/tagger/releases", {"version": True}),
+        ("/models/tagger/releases", {"version": 2, "changes": {"weights": [True, 100]}}),
+        ("/models/tagger/releases", {"version": 2, "changes": {"shadow_percent": True}}),
+        ("/models/tagger/releases", {"version": 2, "changes": {"minimum": {"pairs": True}}}),
+        ("/models/tagger/releases", {"version": 2, "now": "yes please"}),
+        ("/models/tagger/rollback", {"version": False}),
+        ("/models/tagger/rollback", {"version": True}),
+    ],
+)
+def test_true_is_no_number(
+    control_api: RunningControl, archives: list[Path], path: str, body: dict[str, Any]
+) -> None:
+    for archive in archives[:2]:
+        control_api.client.register(archive)
+    control_api.client.release("tagger", 1)
+    history = control_api.client.history("tagger")
+    url = control_api.url + path
+    answer = httpx.post(url, json=body, headers=control_api.headers, trust_env=False)
+    assert answer.status_code == 422, answer.text
+    assert control_api.client.history("tagger") == history
+
+
+@pytest.mark.parametrize(
+    ("raw", "status", "code", "says"),
+    [
+        (b"\xff{}", 400, "body_unreadable", "not JSON in UTF-8"),
+        (b"[" * 100_000, 400, "body_unreadable", "nested too deeply"),
+        (b'{"version": ' + b"[" * 100_000, 400, "body_unreadable", "nested too deeply"),
+        (b"{", 422, "request_invalid", "JSON"),
+        (b"", 422, "request_invalid", "required"),
+        (b'{"version": 2, "changes": {"hold_s": Infinity}}', 422, "settings_error", "hold_s"),
+    ],
+)
+def test_a_body_that_cannot_be_read_says_why(
+    control_api: RunningControl,
+    archives: list[Path],
+    raw: bytes,
+    status: int,
+    code: str,
+    says: str,
+) -> None:
+    for archive in archives[:2]:
+        control_api.client.register(archive)
+    control_api.client.release("tagger", 1)
+    headers = control_api.headers | {"content-type": "application/json"}
+    url = f"{control_api.url}/models/tagger/releases"
+    answer = httpx.post(url, content=raw, headers=headers, trust_env=False)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code), answer.text
+    assert says in answer.json()["error"]["message"]
+
+
+def test_a_name_that_no_model_has_is_named_in_the_path(control_api: RunningControl) -> None:
+    for name in ("Tagger", "a b", "x" * 200):
+        with pytest.raises(ControlError, match=f"no model is called '{name[:40]}"):
+            control_api.client.model(name)

@@ -4,20 +4,17 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from vlserve.errors import TuningInvalid
 from vlserve.runtime.archive import file_sha256
 from vlserve.runtime.errors import wrong_fields
 from vlserve.runtime.manifest import Sha256
 from vlserve.settings import EngineSettings
+from vlserve.strict_numbers import StrictNumbers
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Serving(_Frozen):
+class Serving(StrictNumbers):
     """What may differ from version to version of what EngineSettings says for all."""
 
     workers: int = Field(ge=1, le=256)
@@ -32,7 +29,7 @@ class Serving(_Frozen):
         )
 
 
-class Measured(_Frozen):
+class Measured(StrictNumbers):
     """Of closed-loop callers at the gateway."""
 
     connections: int
@@ -41,7 +38,7 @@ class Measured(_Frozen):
     p99_ms: float
 
 
-class Tuning(_Frozen):
+class Tuning(StrictNumbers):
     """``<archive>.tuning.json``. Files of before 0.1.0 have no number; they are schema 1."""
 
     model_config = ConfigDict(serialize_by_alias=True)

@@ -52,3 +52,19 @@ def test_a_policy_that_cannot_work_is_refused_by_name(tmp_path, text, says):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(SettingsError, match=r"rollout.yaml cannot be read"):
         load_policy(tmp_path / "rollout.yaml")
+
+
+@pytest.mark.parametrize(
+    "text", ["weights: [true, 100]", "alpha: true", "minimum: {pairs: true}", "hold_s: .inf"]
+)
+def test_a_number_is_finite_and_not_true(tmp_path, text):
+    with pytest.raises(SettingsError, match=text.partition(":")[0]):
+        load_policy(write(tmp_path, text))
+
+
+def test_a_change_is_not_blamed_on_the_file(tmp_path):
+    file = write(tmp_path, "alpha: 0.01")
+    with pytest.raises(SettingsError, match=r"^changes of this release: weights: .*do not rise"):
+        load_policy(file, {"weights": [5, 3]})
+    with pytest.raises(SettingsError, match=r"^rollout.yaml: alpha"):
+        load_policy(write(tmp_path, "alpha: 2"), {"weights": [5, 100]})

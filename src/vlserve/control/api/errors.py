@@ -4,9 +4,10 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 
 from vlserve.control.domain import MODEL_NAME_RULE
 from vlserve.control.wire.views import ErrorBody, ErrorView
@@ -28,12 +29,14 @@ from vlserve.errors import (
     StillServing,
     TuningInvalid,
     Unauthorized,
+    UploadCutOff,
     VersionConflict,
     VersionNotFound,
     VlserveError,
 )
 
 STATUS: Mapping[type[VlserveError], int] = {
+    UploadCutOff: 400,
     Unauthorized: 401,
     ModelNotFound: 404,
     VersionNotFound: 404,
@@ -56,7 +59,7 @@ STATUS: Mapping[type[VlserveError], int] = {
 }
 
 HTTP_CODES: Mapping[int, tuple[str, str]] = {
-    400: ("upload_cut_off", "The upload of an archive ended before its last byte."),
+    400: ("body_unreadable", "The body is not JSON in UTF-8, or is nested too deeply."),
     403: ("forbidden", "The request comes from a web page or names another host."),
     404: ("not_found", "The control service has no such path."),
     405: ("method_not_allowed", "The path is there, the method is not."),
@@ -80,8 +83,6 @@ def answer_errors(app: FastAPI) -> None:
     """Make ``app`` answer every error with an ErrorView."""
     app.add_exception_handler(VlserveError, _on_vlserve_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
-    app.add_exception_handler(404, _on_http_error)
-    app.add_exception_handler(405, _on_http_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(Exception, _on_bug)
 
@@ -127,7 +128,12 @@ def _what_is_wrong(item: Mapping[str, Any]) -> str:
 
 def _on_http_error(request: Request, error: Exception) -> JSONResponse:
     status, detail = getattr(error, "status_code", 500), getattr(error, "detail", str(error))
-    message = detail if status not in (404, 405) else f"no {request.method} {request.url.path}"
+    message = detail
+    if status in (404, 405):
+        message = f"no {request.method} {request.url.path}"
+    elif status == 400:
+        nested = isinstance(error.__cause__, RecursionError)
+        message = f"the body is {'nested too deeply' if nested else 'not JSON in UTF-8'}"
     return error_answer(status, message)
 
 

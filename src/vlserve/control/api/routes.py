@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from uuid import uuid4
 
 import anyio
-from fastapi import APIRouter, HTTPException, Path, Query, Request
+from fastapi import APIRouter, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import ClientDisconnect
 
@@ -23,7 +23,9 @@ from vlserve.control.wire.views import (
     Released,
     Unloaded,
 )
+from vlserve.errors import UploadCutOff
 from vlserve.runtime.manifest import ModelName, Version
+from vlserve.strict_numbers import StrictNumbers
 
 Model = Annotated[ModelName, Path(examples=["tagger"])]
 Number = Annotated[Version, Path(examples=[2])]
@@ -40,12 +42,11 @@ TuningJson = Annotated[
 ]
 
 
-class ReleaseRequest(BaseModel):
+class ReleaseRequest(StrictNumbers):
     """``now``: all traffic at once; else in steps, judged by serving_config/rollout.yaml, of which
     ``changes`` replaces entries for this release alone."""
 
     model_config = ConfigDict(
-        extra="forbid",
         json_schema_extra={
             "examples": [{"version": 2, "changes": {"weights": [5, 25, 50, 100], "hold_s": 60}}]
         },
@@ -56,10 +57,10 @@ class ReleaseRequest(BaseModel):
     changes: dict[str, Any] = Field(default_factory=dict)
 
 
-class RollbackRequest(BaseModel):
+class RollbackRequest(StrictNumbers):
     """``version``: null for the stable version before."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"version": None}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"version": None}]})
 
     version: Version | None = None
 
@@ -182,4 +183,4 @@ async def _receive(request: Request, archive: FilePath) -> None:
                 received += len(chunk)
                 await file.write(chunk)
     except ClientDisconnect as error:
-        raise HTTPException(400, f"the upload was cut off after {received} bytes") from error
+        raise UploadCutOff(f"the upload was cut off after {received} bytes") from error

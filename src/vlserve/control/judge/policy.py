@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     ValidationError,
     field_validator,
@@ -16,17 +14,14 @@ from pydantic import (
 
 from vlserve.errors import SettingsError
 from vlserve.runtime.errors import wrong_fields
+from vlserve.strict_numbers import StrictNumbers
 from vlserve.yaml_files import read_mapping
 
 Share = Annotated[float, Field(gt=0, le=1)]
 """The part of alpha that one gate may spend."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Minimum(_Section):
+class Minimum(StrictNumbers):
     """Evidence without which no step is left."""
 
     candidate: int = Field(default=400, ge=1)
@@ -39,39 +34,39 @@ class Minimum(_Section):
     """Shadow pairs, where the rollout has a shadow."""
 
 
-class RateGate(_Section):
+class RateGate(StrictNumbers):
     """``margin``: a difference of the two rates that is tolerated."""
 
     share: Share
     margin: float = Field(ge=0, lt=1)
 
 
-class LatencyGate(_Section):
+class LatencyGate(StrictNumbers):
     """``margin``: how much slower is tolerated; 0.2 is 20 %."""
 
     share: Share
     margin: float = Field(ge=0)
 
 
-class SampleRatioGate(_Section):
+class SampleRatioGate(StrictNumbers):
     share: Share
 
 
-class AgreementGate(_Section):
+class AgreementGate(StrictNumbers):
     """``floor``: the rate of equal top tags under which the candidate is another product."""
 
     share: Share
     floor: float = Field(gt=0, lt=1)
 
 
-class ScoreDistanceGate(_Section):
+class ScoreDistanceGate(StrictNumbers):
     """``ceiling``: the mean distance of scores that is tolerated."""
 
     share: Share
     ceiling: float = Field(gt=0, lt=1)
 
 
-class Gates(_Section):
+class Gates(StrictNumbers):
     """One entry a gate. The shares of alpha add up to 1 at most."""
 
     errors: RateGate = RateGate(share=0.25, margin=0.001)
@@ -90,7 +85,7 @@ class Gates(_Section):
         return self
 
 
-class Policy(_Section):
+class Policy(StrictNumbers):
     """How one rollout is judged. It is kept in its state: an edit counts from the next one."""
 
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
