@@ -73,6 +73,13 @@ class GatewaySettings(StrictNumbers):
         description="Seconds until a request without an answer gets 504; also how long `down` "
         "waits for running requests.",
     )
+    try_timeout_s: float = Field(
+        default=5.0,
+        gt=0,
+        description="Seconds after which a request without an answer is asked of another instance "
+        "as well, where there is one; the first answer counts. From two such tries in a row on, an "
+        "instance gets no requests for a while. Longer than answers take under load.",
+    )
     rate_limit_per_s: int | None = Field(
         default=None,
         ge=1,

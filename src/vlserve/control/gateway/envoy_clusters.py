@@ -19,6 +19,23 @@ COPIES_BYTES = 512 * 1024 * 1024
 """Of the bodies of copies under way, at most; a quarter of the memory that envoy.yaml allows."""
 
 _CLUSTER_TYPE = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
+_OUTLIERS: Config = {
+    "split_external_local_origin_errors": True,
+    # An engine that hangs takes connections and says nothing: what counts are tries without an
+    # answer in time, or cut off. What an engine says, be it an error, shows that it lives.
+    "consecutive_local_origin_failure": 2,
+    "enforcing_consecutive_local_origin_failure": 100,
+    "enforcing_local_origin_success_rate": 0,
+    "enforcing_consecutive_5xx": 0,
+    "enforcing_consecutive_gateway_failure": 0,
+    "enforcing_success_rate": 0,
+    "interval": "1s",
+    "base_ejection_time": "5s",
+    "max_ejection_time": "30s",
+    "max_ejection_percent": 50,
+}
+"""When an instance gets no requests for a while, where there is another one. That half of them stay
+keeps Envoy from taking all back in a panic."""
 _UNPREPARED = {
     "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
     "explicit_http_config": {"http_protocol_options": {}},
@@ -88,7 +105,8 @@ def _cluster(model: str, version: int, routing: Routing, settings: Settings) -> 
         for instance in routing.instances
         if (model, version) not in instance.lacks
     ]
-    return {
+    apart: Config = {"outlier_detection": _OUTLIERS} if len(endpoints) > 1 else {}
+    return apart | {
         "@type": _CLUSTER_TYPE,
         "name": name,
         "type": "STATIC",

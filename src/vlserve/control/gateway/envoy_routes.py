@@ -54,6 +54,8 @@ def routes(routing: Routing, settings: Settings) -> Config:
                 ],
                 "request_body_buffer_limit": gateway.max_body_bytes,
                 "retry_policy": _retry_policy(gateway, len(routing.instances)),
+                # A try that takes too long goes on beside the next: the first answer counts.
+                "hedge_policy": {"hedge_on_per_try_timeout": True},
                 "response_headers_to_remove": [headers.ANSWERED_BY, headers.RETRY],
                 "response_headers_to_add": [
                     {
@@ -79,6 +81,7 @@ def _retry_policy(gateway: GatewaySettings, instances: int) -> Config:
         "retry_back_off": {"base_interval": "0.05s", "max_interval": "0.5s"},
     }
     if instances > 1:
+        policy["per_try_timeout"] = f"{gateway.try_timeout_s:g}s"
         policy["retry_host_predicate"] = [_PREVIOUS_HOSTS]
         policy["host_selection_retry_max_attempts"] = 20
     return policy
