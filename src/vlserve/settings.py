@@ -164,6 +164,12 @@ class EngineSettings(StrictNumbers):
         description="Seconds until a version whose workers are not up is refused. Large models on "
         "slow disks, or many workers on few cores, need more.",
     )
+    hang_timeout_s: float = Field(
+        default=20.0,
+        gt=0,
+        description="Seconds without a word from an instance, or from the gateway, after which it "
+        "is killed and started anew.",
+    )
     response_timeout_s: int = Field(
         default=30,
         ge=1,

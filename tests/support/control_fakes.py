@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vlserve.control import caller
-from vlserve.control.domain import Instance, Key, LoadedVersion, ModelRoute, Routing
+from vlserve.control.domain import Instance, Key, LoadedVersion, ModelRoute, Reply, Routing
 from vlserve.control.tuning import Serving
 from vlserve.errors import EngineUnavailable, GatewayRefused, LoadFailed, NotReady
 from vlserve.runtime.archive import verify_archive
@@ -21,6 +21,9 @@ class FakeEngine:
         self.held: dict[str, dict[Key, LoadedVersion]] = {name: {} for name in instances}
         self.starts = dict.fromkeys(instances, 1)
         self.down: set[str] = set()
+        self.hung: set[str] = set()
+        self.predicts_nothing: set[str] = set()
+        self.asked_for: list[tuple[str, Key, float]] = []
         self.fail_to_load: dict[Key, str] = {}
         self.fail_to_load_tuned: dict[Key, str] = {}
         self.answer_wrong: set[Key] = set()
@@ -73,6 +76,24 @@ class FakeEngine:
             if self.held[name].pop((model, version), None) is not None:
                 self.unloads.append((model, version))
 
+    def listens(self, name: str, timeout_s: float) -> Reply:
+        silent = Reply.NONE_IN_TIME if name in self.hung else Reply.ANSWERED
+        return Reply.GONE if name in self.down else silent
+
+    def predicts(
+        self,
+        instance: Instance,
+        model: str,
+        version: int,
+        fields: Mapping[str, Any],
+        timeout_s: float,
+    ) -> Reply:
+        self.asked_for.append((instance.name, (model, version), timeout_s))
+        if instance.name in self.down:
+            return Reply.GONE
+        silent = instance.name in self.predicts_nothing
+        return Reply.NONE_IN_TIME if silent else Reply.ANSWERED
+
     def predict(
         self, instance: Instance, model: str, version: int, fields: Mapping[str, Any]
     ) -> Mapping[str, Any]:
@@ -100,6 +121,7 @@ class FakeGateway:
         self.routing = Routing()
         self.applied: list[Routing] = []
         self.refuse = ""
+        self.to_clients = Reply.ANSWERED
         self.asked_to_rotate = 0
         self.flying: dict[Key, int] = {}
         self.started: str | None = "its first"
@@ -122,6 +144,12 @@ class FakeGateway:
 
     def ready(self) -> bool:
         return not self.refuse
+
+    def answers_clients(self) -> Reply:
+        return self.to_clients
+
+    def why_unanswered(self) -> str:
+        return "connection refused"
 
     def route(self, model: str = "tagger") -> ModelRoute:
         return next(route for route in self.routing.models if route.model == model)

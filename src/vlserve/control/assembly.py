@@ -8,6 +8,7 @@ from vlserve.control.lifecycle.backoff import Backoff
 from vlserve.control.lifecycle.lifecycle import Lifecycle
 from vlserve.control.lifecycle.operations import Operations
 from vlserve.control.ports import Engine, Gateway
+from vlserve.control.reconcile.liveness import Liveness
 from vlserve.control.reconcile.reconciler import Reconciler
 from vlserve.control.rollouts.active import RolloutContext
 from vlserve.control.rollouts.evaluation import Logs
@@ -23,22 +24,26 @@ from vlserve.control.store.rollouts import RolloutStore
 from vlserve.control.store.storage import disk_troubles
 from vlserve.control.store.unrecorded import Unrecorded
 from vlserve.settings import Settings
+from vlserve.supervisor import Supervisor
 
 
 @dataclass(frozen=True)
 class Control:
-    """One control service: what a user may do, and the two loops beside it."""
+    """One control service: what a user may do, and the loops beside it."""
 
     ledger: Ledger
     service: ControlService
     reconciler: Reconciler
     rollout_loop: RolloutLoop
+    liveness: Liveness
 
     def start(self) -> None:
         self.reconciler.start()
         self.rollout_loop.start()
+        self.liveness.start()
 
     def stop(self) -> None:
+        self.liveness.stop()
         self.rollout_loop.stop()
         self.reconciler.stop()
         self.ledger.close()
@@ -80,6 +85,8 @@ def assemble(settings: Settings, engine: Engine, gateway: Gateway) -> Control:
     rollout_loop = RolloutLoop(context, kept, tick_s)
     policy_file = settings.config_file("rollout.yaml")
     rollouts = RolloutService(context, rollout_loop, lifecycle, operations, policy_file)
+    kill = Supervisor(settings).kill
+    liveness = Liveness(ledger, engine, gateway, traffic, settings.engine, kill)
     folders = {"model_store": settings.model_store, "state_dir": settings.state_dir, "logs": logs}
     service = ControlService(
         ledger,
@@ -89,6 +96,11 @@ def assemble(settings: Settings, engine: Engine, gateway: Gateway) -> Control:
         rollouts,
         backoff,
         settings.control.drain_timeout_s,
-        checks=[lambda: disk_troubles(folders, logs), ledger.troubles, unrecorded.troubles],
+        checks=[
+            lambda: disk_troubles(folders, logs),
+            ledger.troubles,
+            unrecorded.troubles,
+            liveness.troubles,
+        ],
     )
-    return Control(ledger, service, reconciler, rollout_loop)
+    return Control(ledger, service, reconciler, rollout_loop, liveness)

@@ -6,7 +6,7 @@ in `vlserve.control.ports`.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import Enum, StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -284,6 +284,16 @@ class Trouble:
     check: str
     message: str
     passing: bool = False
+
+
+class Reply(Enum):
+    """What came of a question to a process."""
+
+    ANSWERED = "answered"
+    NONE_IN_TIME = "none in time"
+    """It takes questions, and answers none."""
+    GONE = "gone"
+    """It takes no questions."""
 
 
 HealthCheck = Callable[[], Iterable[Trouble]]

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from vlserve.control.domain import Instance, Key, LoadedVersion, Routing
+from vlserve.control.domain import Instance, Key, LoadedVersion, Reply, Routing
 from vlserve.control.tuning import Serving
 
 
@@ -42,6 +42,15 @@ class Gateway(Protocol):
         does; None while it does not answer."""
         ...
 
+    def answers_clients(self) -> Reply:
+        """Ask for the gateway's health as a client does, over a new connection. NONE_IN_TIME: and
+        the gateway says nothing to its owner either."""
+        ...
+
+    def why_unanswered(self) -> str:
+        """Return why the last question of `answers_clients` was not answered."""
+        ...
+
 
 class Engine(Protocol):
     """Runs versions. vlserve.control.engine.torchserve implements it.
@@ -72,6 +81,21 @@ class Engine(Protocol):
     def unload(self, model: str, version: int) -> None:
         """Remove a version from every instance. No request may be in flight; an absent version is
         no error."""
+        ...
+
+    def listens(self, name: str, timeout_s: float) -> Reply:
+        """Ask the instance of this name for its models; any word is an answer."""
+        ...
+
+    def predicts(
+        self,
+        instance: Instance,
+        model: str,
+        version: int,
+        fields: Mapping[str, Any],
+        timeout_s: float,
+    ) -> Reply:
+        """Ask one instance for a prediction; any word is an answer, an error too."""
         ...
 
     def predict(

@@ -9,12 +9,13 @@ from typing import Any, NoReturn, TypeVar
 
 import httpx
 
-from vlserve.control.domain import Instance, Key, LoadedVersion
+from vlserve.control.domain import Instance, Key, LoadedVersion, Reply
 from vlserve.control.engine.endpoints import Endpoint
 from vlserve.control.engine.torchserve_instance import (
     MANAGEMENT_TIMEOUT_S,
     TorchServeInstance,
     json_of,
+    reply_of,
 )
 from vlserve.control.tuning import Serving
 from vlserve.errors import ControlError, EngineUnavailable, NotReady
@@ -73,24 +74,51 @@ class TorchServe:
         for server in self._answering():
             server.remove(model, version)
 
+    def listens(self, name: str, timeout_s: float) -> Reply:
+        return self._servers[name].listens(timeout_s)
+
+    def predicts(
+        self,
+        instance: Instance,
+        model: str,
+        version: int,
+        fields: Mapping[str, Any],
+        timeout_s: float,
+    ) -> Reply:
+        try:
+            self._ask(instance, model, version, fields, timeout_s)
+        except httpx.TransportError as error:
+            return reply_of(error)
+        return Reply.ANSWERED
+
     def predict(
         self, instance: Instance, model: str, version: int, fields: Mapping[str, Any]
     ) -> Mapping[str, Any]:
         """NotReady, with the engine's words, when the answer is an error or no JSON object."""
         what = f"{model} {version} on {instance.name}"
         try:
-            response = self._http.post(
-                f"http://{instance.host}:{instance.port}/predictions/{model}/{version}",
-                json=dict(fields),
-                headers={"Authorization": f"Bearer {instance.token}"},
-                timeout=_PROBE_TIMEOUT_S,
-            )
+            response = self._ask(instance, model, version, fields, _PROBE_TIMEOUT_S)
         except httpx.TransportError as error:
             raise NotReady(f"{what} does not answer: {error or type(error).__name__}") from error
         answer = json_of(response)
         if response.is_error or not isinstance(answer, dict):
             raise NotReady(f"{what} answered {response.status_code}: {response.text.strip()[:300]}")
         return answer
+
+    def _ask(
+        self,
+        instance: Instance,
+        model: str,
+        version: int,
+        fields: Mapping[str, Any],
+        timeout_s: float,
+    ) -> httpx.Response:
+        return self._http.post(
+            f"http://{instance.host}:{instance.port}/predictions/{model}/{version}",
+            json=dict(fields),
+            headers={"Authorization": f"Bearer {instance.token}"},
+            timeout=timeout_s,
+        )
 
     def _ask_all(self, question: Callable[["TorchServeInstance"], T]) -> dict[str, T]:
         answers = {}

