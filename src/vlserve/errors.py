@@ -31,6 +31,7 @@ VlserveError                  (vlserve.runtime.errors)
 │   ├── EngineUnavailable
 │   ├── GatewayRefused        the gateway did not take a configuration
 │   │   └── GatewayUnwritable its files cannot be written
+│   ├── StoreUnwritable       the model store takes no archive: its disk is full, or read-only
 │   ├── LedgerUnwritable      the ledger is read-only, or another process holds it locked
 │   │   └── LedgerFull        its disk is full
 │   ├── LedgerDamaged         the ledger's file is no ledger any more
@@ -81,6 +82,7 @@ __all__ = [
     "StackError",
     "StackUnwell",
     "StillServing",
+    "StoreUnwritable",
     "StressError",
     "SupervisorHangs",
     "TrainingError",
@@ -255,6 +257,12 @@ class GatewayUnwritable(GatewayRefused):
     """The gateway's files cannot be written, as on a full disk."""
 
     code = "gateway_unwritable"
+
+
+class StoreUnwritable(ControlError):
+    """The model store takes no archive, because its disk is full or read-only."""
+
+    code = "store_unwritable"
 
 
 class LedgerUnwritable(ControlError):

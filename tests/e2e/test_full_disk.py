@@ -13,7 +13,7 @@ from support.small_disk import fill, small_disk
 from vlserve.control.domain import ModelRoute, RolloutStatus
 from vlserve.control.store.database import LEDGER
 from vlserve.control.store.reserve import Reserve
-from vlserve.errors import GatewayUnwritable, LedgerUnwritable
+from vlserve.errors import GatewayUnwritable, LedgerUnwritable, StoreUnwritable
 from vlserve.exporter.echo import pack_echo
 from vlserve.testing import running_stack
 from vlserve.testing.stack import RunningStack
@@ -45,6 +45,8 @@ def test_traffic_goes_back_while_the_disks_are_full(tmp_path: Path, word: str) -
         wait_until(lambda: (store / f"{LEDGER}.reserve").exists(), 30)
         assert versions(running) == {1, 2}
         filling = [fill(store), fill(state)]
+        with pytest.raises(StoreUnwritable, match="cannot take the archive: No space left"):
+            control.register(pack_echo(tmp_path, "tagger", 3))
         with pytest.raises(LedgerUnwritable, match="its disk is full"):
             control.pause("tagger")
         health = control.health()
@@ -62,6 +64,7 @@ def test_traffic_goes_back_while_the_disks_are_full(tmp_path: Path, word: str) -
             assert raw.execute("SELECT status FROM gray_releases").fetchall() == [("aborted",)]
             assert raw.execute("SELECT weights FROM models").fetchall() == [('{"1": 100}',)]
         assert versions(running) == {1}
+        fill(store), fill(state)  # `vlserve down` needs no room either
 
 
 def test_the_gateways_files_on_a_full_disk(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The parts of a control service, put together."""
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 from vlserve.control.gateway.traffic import Traffic
@@ -66,7 +67,8 @@ def assemble(settings: Settings, engine: Engine, gateway: Gateway) -> Control:
         ledger, engine, gateway, traffic, lifecycle, operations, backoff, tick_s
     )
     logs = settings.state_dir / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
+    with suppress(OSError):  # health tells of it
+        logs.mkdir(parents=True, exist_ok=True)
     store = RolloutStore(ledger)
     context = RolloutContext(
         ledger,

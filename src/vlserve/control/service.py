@@ -6,6 +6,7 @@ waits for a version to load.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from vlserve.control.domain import (
@@ -65,6 +66,10 @@ class ControlService:
         """Where an archive is written before it is registered."""
         return self._registrar.incoming
 
+    def room_for(self, size: int) -> AbstractContextManager[Path]:
+        """Give a name for an archive that comes in: see `Registrar.room_for`."""
+        return self._registrar.room_for(size)
+
     def register(self, archive: Path, name: str = "", tuning: Tuning | None = None) -> Registration:
         """Verify, keep, load and probe an archive: see `Registrar.register`."""
         return self._registrar.register(archive, name, tuning)
@@ -113,10 +118,13 @@ class ControlService:
             self._ledger.version(model, version)
         stack = self._ledger.model(model).stack
         target = rollback_target(model, stack, version)
-        with self._operations.on((model, target)):
-            self._lifecycle.make_ready(self._ledger.version(model, target))
-            previous = stack[-1]
-            unrecorded = self._traffic.go_back(ChangeBack(model, target, previous))
+        record, previous = self._ledger.version(model, target), stack[-1]
+        if record.state.routable:  # it serves: nothing that is done to it meanwhile is waited for
+            self._lifecycle.check_healthy(record)
+        else:
+            with self._operations.on(record.key):
+                self._lifecycle.make_ready(self._ledger.version(model, target))
+        unrecorded = self._traffic.go_back(ChangeBack(model, target, previous))
         return TrafficChange(model, target, previous, unrecorded=unrecorded)
 
     def unload(self, model: str, version: int) -> VersionRecord:

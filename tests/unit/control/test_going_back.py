@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from vlserve.errors import (
     LedgerUnwritable,
     NoRelease,
     NotReady,
+    StoreUnwritable,
 )
 from vlserve.settings import Settings
 
@@ -332,7 +334,7 @@ def test_back_is_refused_once_traffic_moved(
         monkeypatch.undo()
         tagger.service.release("tagger", 3)
 
-    monkeypatch.setattr(lifecycle, "make_ready", move)
+    monkeypatch.setattr(lifecycle, "check_healthy", move)
     with pytest.raises(NotReady, match="traffic of tagger moved meanwhile"):
         tagger.service.rollback("tagger")
     assert gateway.route().weights == {3: 100}
@@ -344,3 +346,48 @@ def test_a_store_that_cannot_be_written_is_said_in_one_line(tmp_path: Path) -> N
         pytest.raises(LedgerUnwritable, match=f"{folder}.*Read-only file system"),
     ):
         Ledger(folder)
+
+
+def test_an_archive_that_does_not_fit_is_refused_before_it_is_written(
+    on_disk: Control, disk: Path
+) -> None:
+    with (
+        pytest.raises(StoreUnwritable, match=rf"{disk} cannot take the archive: No space left"),
+        on_disk.service.room_for(64 * 1024 * 1024),
+    ):
+        raise AssertionError("it must not get this far")
+
+
+def test_an_archive_that_the_disk_ends_is_refused_and_leaves_nothing(
+    on_disk: Control, disk: Path
+) -> None:
+    with pytest.raises(StoreUnwritable), on_disk.service.room_for(0) as archive:
+        fill(disk)
+        archive.write_bytes(bytes(1000))
+    assert not list(on_disk.service.incoming.iterdir())
+
+
+def test_what_the_ledger_cannot_take_stays_in_no_store(tagger: Control, packed: Archive) -> None:
+    with locked(tagger), pytest.raises(LedgerUnwritable):
+        register(tagger, packed("tagger", 3))
+    assert not (tagger.ledger.store / "tagger" / "3" / "tagger-3.mar").exists()
+
+
+def test_a_service_stops_though_the_ledger_is_locked(
+    tagger: Control, settings: Settings, requests: Requests
+) -> None:
+    start(tagger)
+    tagger.start()
+    with locked(tagger):
+        tagger.stop()
+    Ledger(settings.model_store).close()
+
+
+def test_a_rollback_waits_for_nothing_that_is_done_to_its_target(
+    tagger: Control, gateway: FakeGateway
+) -> None:
+    """As on another instance, where it is being loaded again."""
+    tagger.service.release("tagger", 2)
+    with tagger.service._operations.on(("tagger", 1)), ThreadPoolExecutor(1) as pool:
+        assert pool.submit(tagger.service.rollback, "tagger").result(timeout=30).version == 1
+    assert gateway.route().weights == {1: 100}

@@ -27,6 +27,7 @@ from vlserve.errors import (
     ReleaseUnderWay,
     SettingsError,
     StillServing,
+    StoreUnwritable,
     TuningInvalid,
     Unauthorized,
     UploadCutOff,
@@ -54,6 +55,7 @@ STATUS: Mapping[type[VlserveError], int] = {
     EngineUnavailable: 503,
     GatewayRefused: 503,
     LedgerUnwritable: 503,
+    StoreUnwritable: 503,
     LedgerDamaged: 503,
     LedgerLost: 503,
 }

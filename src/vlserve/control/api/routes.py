@@ -3,7 +3,6 @@
 from functools import partial
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
-from uuid import uuid4
 
 import anyio
 from fastapi import APIRouter, Path, Query, Request
@@ -115,14 +114,11 @@ def routes(service: ControlService, threads: Threads) -> APIRouter:
     ) -> Registered:
         """Verify, keep, load and probe the archive in the body; returns when it is ready."""
         tuned = None if tuning is None else parse_tuning(tuning)
-        archive = service.incoming / f"{uuid4().hex}.mar"
-        with threads.admitted_load():
-            try:
-                await _receive(request, archive)
-                work = partial(service.register, archive, name, tuned)
-                return Registered.model_validate(await threads.load(request, work))
-            finally:
-                archive.unlink(missing_ok=True)
+        size = int(request.headers.get("content-length", 0))
+        with threads.admitted_load(), service.room_for(size) as archive:
+            await _receive(request, archive)
+            work = partial(service.register, archive, name, tuned)
+            return Registered.model_validate(await threads.load(request, work))
 
     @router.post("/models/{model}/releases")
     async def release(

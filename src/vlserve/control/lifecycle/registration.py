@@ -1,19 +1,22 @@
 """The registration of an archive: verify it, keep it in the model store, load and probe it."""
 
+import errno
 import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from uuid import uuid4
 
 from vlserve.control import caller
 from vlserve.control.domain import Registration, State, VersionRecord
 from vlserve.control.lifecycle.lifecycle import Lifecycle
 from vlserve.control.lifecycle.operations import Operations
 from vlserve.control.store.ledger import Ledger
+from vlserve.control.store.storage import free_space, has_room
 from vlserve.control.tuning import Tuning, check_tuning
-from vlserve.errors import ArchiveError, VersionConflict
+from vlserve.errors import ArchiveError, ControlError, StoreUnwritable, VersionConflict
 from vlserve.runtime.archive import file_sha256, verify_archive
 from vlserve.runtime.errors import ManifestInvalid
 from vlserve.runtime.manifest import Manifest
@@ -32,7 +35,36 @@ class Registrar:
         self.incoming = ledger.store / ".incoming"
         """Where an archive is written before it is registered."""
         shutil.rmtree(self.incoming, ignore_errors=True)  # what a crash cut short
-        self.incoming.mkdir(parents=True)
+        with suppress(OSError):  # a store that takes no archive may have to go back
+            self.incoming.mkdir(parents=True, exist_ok=True)
+
+    @contextmanager
+    def room_for(self, size: int) -> Iterator[Path]:
+        """Yield a name in `incoming` for an archive of ``size`` bytes, whose file goes afterwards.
+
+        Raises:
+            StoreUnwritable: it does not fit beside what must stay free, or cannot be written.
+        """
+        archive = self.incoming / f"{uuid4().hex}.mar"
+        with self._as_unwritable():
+            self.incoming.mkdir(parents=True, exist_ok=True)
+            if not has_room(self.incoming, size):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            try:
+                yield archive
+            finally:
+                archive.unlink(missing_ok=True)
+
+    @contextmanager
+    def _as_unwritable(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            store = self._ledger.store
+            raise StoreUnwritable(
+                f"the model store {store} cannot take the archive: {error.strerror} "
+                f"({free_space(store)}): free some space there, or make it writable"
+            ) from error
 
     def register(self, archive: Path, name: str = "", tuning: Tuning | None = None) -> Registration:
         """Register the archive at ``archive``, a file in `incoming`, which is moved.
@@ -66,9 +98,10 @@ class Registrar:
         caller.refuse_if_gone(f"{manifest.model} {manifest.version} was not registered")
         with self._operations.on((manifest.model, manifest.version)):
             record = self._admit(manifest, sha256)
-            kept = self._keep(archive, manifest)  # also mends a file that was damaged since
+            with self._as_unwritable():
+                kept = self._keep(archive, manifest)  # also mends a file that was damaged since
             if record is None:
-                record = self._ledger.add(manifest, kept, sha256, tuning)
+                record = self._add(manifest, kept, sha256, tuning)
             retuned = tuning != record.tuning
             if retuned:
                 record = self._ledger.tune(*record.key, tuning)
@@ -83,6 +116,15 @@ class Registrar:
             loaded = self._lifecycle.load(record)
             untuned = self._why_untuned(loaded) if tuning and not loaded.tuning else ""
             return _registration(loaded, already_registered=False, untuned=untuned)
+
+    def _add(
+        self, manifest: Manifest, kept: Path, sha256: str, tuning: Tuning | None
+    ) -> VersionRecord:
+        try:
+            return self._ledger.add(manifest, kept, sha256, tuning)
+        except ControlError:
+            kept.unlink(missing_ok=True)  # no ledger knows it
+            raise
 
     def _why_untuned(self, record: VersionRecord) -> str:
         events = reversed(self._ledger.events(record.model))

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from contextlib import suppress
 
 from vlserve.control.domain import Rollout
 from vlserve.control.log_rotation import rotate
@@ -9,7 +10,7 @@ from vlserve.control.rollouts.active import ActiveRollout, RolloutContext
 from vlserve.control.rollouts.kept_candidates import KeptCandidates
 from vlserve.control.rollouts.state import KeptState, read_state
 from vlserve.control.troubles import TroubleLog
-from vlserve.errors import VlserveError
+from vlserve.errors import LedgerDamaged, LedgerUnwritable, VlserveError
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ class RolloutLoop:
         if not self._thread.is_alive():
             return
         self._thread.join()
-        with self.lock:
+        with self.lock, suppress(LedgerUnwritable, LedgerDamaged):  # the logs are read again
             for rollout in self._context.store.all_under_way():
                 if rollout.id in self._active:
                     self._active[rollout.id].save(rollout)

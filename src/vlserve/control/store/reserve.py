@@ -4,7 +4,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from vlserve.control.store.storage import LOW_BYTES
+from vlserve.control.store.storage import has_room
 
 RESERVE_BYTES = 2 * 1024 * 1024
 """More than a change of traffic writes into the ledger, and than all routes of a gateway."""
@@ -21,9 +21,7 @@ class Reserve:
         with suppress(OSError):
             if self._size() >= RESERVE_BYTES:
                 return
-            disk = os.statvfs(self._file.parent)
-            free, whole = disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
-            if free < RESERVE_BYTES + min(LOW_BYTES, whole // 20):
+            if not has_room(self._file.parent, RESERVE_BYTES):
                 return
             with self._file.open("wb") as held:
                 os.posix_fallocate(held.fileno(), 0, RESERVE_BYTES)

@@ -41,6 +41,12 @@ def disk_troubles(folders: Mapping[str, Path], logs: Path) -> Iterator[Trouble]:
             )
 
 
+def has_room(folder: Path, size: int) -> bool:
+    """Return whether a file of ``size`` bytes leaves the disk of ``folder`` well; OSError."""
+    disk = os.statvfs(folder)
+    return _available(disk) - size >= _least(disk)
+
+
 def free_space(folder: Path) -> str:
     """Return how much room the disk of ``folder`` has, for messages."""
     try:
@@ -52,9 +58,13 @@ def free_space(folder: Path) -> str:
 def _lack(folder: Path) -> str:
     """Return what the disk of ``folder`` is short of; empty where nothing is."""
     disk = os.statvfs(folder)
-    if _available(disk) < min(LOW_BYTES, disk.f_blocks * disk.f_frsize // 20):
+    if _available(disk) < _least(disk):
         return f"{_available(disk) / _MIB:.1f} MiB left"
     return "no inode left" if disk.f_files and not disk.f_favail else ""
+
+
+def _least(disk: os.statvfs_result) -> int:
+    return min(LOW_BYTES, disk.f_blocks * disk.f_frsize // 20)
 
 
 def _available(disk: os.statvfs_result) -> int:
