@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from vlserve.errors import SettingsError
+from vlserve.text_files import encoding_hint
 
 
 def read_mapping(file: Path) -> dict[str, Any]:
@@ -23,7 +24,10 @@ def read_mapping(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise SettingsError(f"{file} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise SettingsError(f"{file} is not UTF-8, at byte {error.start}: save it so") from error
+        hint = encoding_hint(file)
+        raise SettingsError(
+            f"{file} is not UTF-8, at byte {error.start}: save it so{hint}"
+        ) from error
     except RecursionError as error:
         raise SettingsError(f"{file} is nested too deeply") from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none

@@ -1,6 +1,5 @@
 """demo-data, train, export, evaluate: from data to an archive and its figures."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -8,9 +7,9 @@ import typer
 
 if TYPE_CHECKING:
     from vlserve.quantize.export import Int8Report
-    from vlserve.training.data import BadLine
     from vlserve.training.fit import Progress
 
+from vlserve.cli.bad_lines import print_bad_lines
 from vlserve.cli.output import AsJson, print_json, print_line, print_table, progress
 from vlserve.cli.parameters import (
     MAX_VERSION,
@@ -104,7 +103,7 @@ def train(
     if as_json:
         print_json(report)
         return
-    _print_bad_lines(report.bad_lines)
+    print_bad_lines(report.bad_lines)
     print_table(("METRIC", "VALUE"), list(report.metrics.to_json().items()))
     print_line(f"best epoch {report.best_epoch} of {report.epochs}; wrote {report.out}")
     print_line(f"next: vlserve export {recipe} --checkpoint {report.out}/model.safetensors --out …")
@@ -122,13 +121,6 @@ def describe_step(step: "Progress") -> str:
     if step.figures.get("converged", True):
         return line
     return f"{line}; the search ended before the optimum"
-
-
-def _print_bad_lines(bad_lines: "Sequence[BadLine]") -> None:
-    for bad in bad_lines:
-        print_line(f"left out: {bad.file}, line {bad.line}: {bad.reason}")
-    if bad_lines:
-        print_line(f"{len(bad_lines)} lines left out")
 
 
 def _pairs(options: list[str]) -> dict[str, str]:
@@ -259,7 +251,7 @@ def evaluate(
     if as_json:
         print_json({**result.figures, "bad_lines": result.bad_lines})
         return
-    _print_bad_lines(result.bad_lines)
+    print_bad_lines(result.bad_lines)
     print_table(("METRIC", "VALUE"), list(result.figures.items()))
 
 

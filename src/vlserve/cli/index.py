@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from vlserve.cli.bad_lines import print_bad_lines
 from vlserve.cli.output import AsJson, print_json, print_line, progress
 from vlserve.cli.parameters import MAX_VERSION, Group, file_argument, file_option, folder_option
 from vlserve.extras import require_extras
@@ -61,8 +62,7 @@ def index(
     if as_json:
         print_json(report)
         return
-    for bad in report.bad_lines:
-        print_line(f"left out: {bad.file}, line {bad.line}: {bad.reason}")
+    print_bad_lines(report.bad_lines)
     kept = "".join(f", {name} in {dtype}" for name, dtype in report.kept.items())
     print_line(
         f"{report.items} {report.of}s, {report.bytes / 1024**2:.1f} MiB{kept}; "

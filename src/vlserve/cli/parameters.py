@@ -134,7 +134,9 @@ ArchiveFile = Annotated[Path, file_argument("Archive file (.mar), as export writ
 Strict = Annotated[
     bool,
     typer.Option(
-        "--strict", help="Refuse data with bad lines. Default: leave them out and list them."
+        "--strict",
+        help="Refuse data with bad lines. Default: leave them out and list them, unless they are "
+        "more than half.",
     ),
 ]
 

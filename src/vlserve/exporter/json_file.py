@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from vlserve.errors import ExportError
+from vlserve.text_files import encoding_hint
 
 
 def read_json(path: Path, called: str) -> Any:
@@ -26,6 +27,7 @@ def read_json(path: Path, called: str) -> Any:
     except UnicodeDecodeError as error:
         raise ExportError(
             f"{called} cannot be read: it is not UTF-8, at byte {error.start}: save it so"
+            f"{encoding_hint(path)}"
         ) from error
     except OSError as error:
         raise ExportError(f"{called} cannot be read: {error.strerror}") from error

@@ -1,6 +1,5 @@
 """BERT's tokenizer as the one file that travels in an archive."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,15 +7,15 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from vlserve.errors import ExportError
+from vlserve.exporter.json_file import read_json
 from vlserve.runtime.manifest import TextInput
+from vlserve.text_files import read_utf8
 
 TOKENIZER = "tokenizer.json"
 """Its name in an archive's assets."""
 
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-
-
 VOCABULARY = "vocab.txt"
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def read_vocabulary(path: Path) -> list[str]:
@@ -28,14 +27,12 @@ def read_vocabulary(path: Path) -> list[str]:
     published = path.with_name(TOKENIZER)
     if path.name == VOCABULARY and not path.exists() and published.exists():
         path = published
+    if path.suffix == ".json":
+        return _tokens_of(read_json(path, f"vocabulary {path.name}"), path.name)
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix != ".json":
-            return text.rstrip("\n").split("\n")
-        content = json.loads(text)
-    except (OSError, ValueError, RecursionError) as error:
+        return read_utf8(path).replace("\r\n", "\n").rstrip("\n").split("\n")
+    except (OSError, ValueError) as error:
         raise ExportError(f"vocabulary {path.name} cannot be read: {error}") from error
-    return _tokens_of(content, path.name)
 
 
 def _tokens_of(content: Any, file: str) -> list[str]:
@@ -50,12 +47,16 @@ def _tokens_of(content: Any, file: str) -> list[str]:
         raise ExportError(f"{file} is {kind}; only a tokenizer of BERT's, a WordPiece, is read")
     if normalizer.get("lowercase") is False:
         raise ExportError(f"{file} keeps capitals apart; only lower-case vocabularies are read")
-    ids = {token["id"]: token["content"] for token in parts.get("added_tokens", ())}
-    ids |= {place: token for token, place in vocabulary.items()}
-    tokens = [ids.get(place) for place in range(max(vocabulary.values(), default=-1) + 1)]
-    if None in tokens:
-        raise ExportError(f"{file} has no token of id {tokens.index(None)}")
-    return [str(token) for token in tokens]
+    try:
+        ids = {token["id"]: token["content"] for token in parts.get("added_tokens", ())}
+        ids |= {place: token for token, place in vocabulary.items()}
+        last = max(vocabulary.values(), default=-1)
+        lacking = next(place for place in range(last + 2) if place not in ids or place > last)
+    except (KeyError, TypeError) as error:
+        raise ExportError(f"{file} is no tokenizer's: {error!r}") from error
+    if lacking <= last:
+        raise ExportError(f"{file} has no token of id {lacking}")
+    return [str(ids[place]) for place in range(lacking)]
 
 
 def wordpiece(

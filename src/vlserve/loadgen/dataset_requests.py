@@ -1,6 +1,5 @@
 """Requests made of a dataset: its images and texts, encoded once as multipart bodies."""
 
-import json
 import mimetypes
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,6 +8,8 @@ from pathlib import Path
 from urllib3.filepost import encode_multipart_formdata
 
 from vlserve.errors import DataError
+from vlserve.text_files import encoding_hint
+from vlserve.training.lines import parse_object
 
 MAX_BYTES = 256 * 1024 * 1024
 """All bodies are kept in memory; the lines of a longer file beyond this are not sent."""
@@ -22,16 +23,16 @@ class RequestBody:
     content_type: str
 
 
-def _encode(file: Path, number: int, line: str) -> RequestBody:
+def _encode(file: Path, number: int, line: bytes) -> RequestBody:
     try:
-        entry = json.loads(line)
+        entry = parse_object(line)
         image, text = Path(entry["img"]), entry["text"]
         if not isinstance(text, str):
             raise TypeError("text is not a string")
         content = (file.parent / image).read_bytes()
     except (ValueError, KeyError, TypeError, OSError) as error:
         reason = f"no field {error}" if isinstance(error, KeyError) else error
-        raise DataError(f"{file}, line {number}: {reason}") from error
+        raise DataError(f"{file}, line {number}: {reason}{encoding_hint(file)}") from error
     kind = mimetypes.guess_type(image.name)[0] or "application/octet-stream"
     body, content_type = encode_multipart_formdata(
         {"image": (image.name, content, kind), "text": text}
@@ -41,7 +42,7 @@ def _encode(file: Path, number: int, line: str) -> RequestBody:
 
 def _encode_lines(file: Path) -> Iterator[RequestBody]:
     size_bytes = 0
-    with file.open(encoding="utf-8") as lines:
+    with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
@@ -61,8 +62,6 @@ def read_dataset(file: Path) -> tuple[RequestBody, ...]:
         bodies = tuple(_encode_lines(file))
     except OSError as error:
         raise DataError(f"cannot read {file}: {error}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not UTF-8: {error}") from error
     if not bodies:
         raise DataError(f"{file} has no line with an image and a text")
     return bodies

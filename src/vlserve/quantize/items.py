@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlserve.errors import DataError
 from vlserve.runtime.inputs import takes_text, takes_visual
 from vlserve.runtime.manifest import Manifest
-from vlserve.training.data import parse_object
+from vlserve.training.lines import BadLine, numbered_lines, parse_object, refuse_mostly_bad
 
 CALIBRATED = 64
 """Items to calibrate on, at the most; never more than a third of the file."""
@@ -36,15 +35,16 @@ class Parts:
 
 
 def read_parts(path: Path) -> Parts:
-    """DataError where no line can be read. Lines that are no JSON objects are left to the
-    evaluators to report; those that calibrate are spread evenly over the file."""
-    try:
-        raw = path.read_bytes().splitlines()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    lines = [_with_whole_paths(line, path.parent) for one in raw if (line := _parsed(one))]
-    if not lines:
-        raise DataError(f"{path} has no usable line")
+    """DataError where no line is a JSON object, or more than half are not; the others are left
+    out. Those that calibrate are spread evenly over the file."""
+    lines: list[Line] = []
+    bad: list[BadLine] = []
+    for number, raw in numbered_lines(path):
+        try:
+            lines.append(_with_whole_paths(parse_object(raw), path.parent))
+        except ValueError as error:
+            bad.append(BadLine(str(path), number, str(error)))
+    refuse_mostly_bad(path, len(lines), bad)
     if len(lines) < FEWEST:
         return Parts(tuple(lines), tuple(lines), held_out=False)
     count = min(CALIBRATED, len(lines) // 3)
@@ -91,13 +91,6 @@ def _look(line: Line, manifest: Manifest, suffix: str) -> Fields:
     if regions.boxes and boxes is not None:
         fields[f"boxes{suffix}_path" if isinstance(boxes, str) else f"boxes{suffix}"] = boxes
     return fields
-
-
-def _parsed(raw: bytes) -> Line | None:
-    try:
-        return parse_object(raw)
-    except ValueError:
-        return None
 
 
 def _with_whole_paths(line: Line, folder: Path) -> Line:

@@ -22,7 +22,7 @@ from vlserve.retrieval.corpus import Corpus, Kind, read_corpus
 from vlserve.retrieval.storage import EXACT_UP_TO, Stored, store
 from vlserve.runtime.archive import file_sha256, unpack_archive, verify_archive
 from vlserve.runtime.manifest import MANIFEST, TORCHSERVE_MANIFEST, Manifest
-from vlserve.training.data import BadLine
+from vlserve.training.lines import BadLine, refuse_mostly_bad
 
 TASKS = ("match", "embed")
 """Whose archives have what an index needs."""
@@ -89,6 +89,8 @@ def build_index(
         shards = sorted(work.glob("*.npz"))
         index = Path(scratch) / "index"
         stored = store(shards, [item.id for item in corpus.items], index)
+        bad_lines = _bad_lines(corpus, stored)
+        refuse_mostly_bad(data, len({corpus.items[row].line for row in stored.rows}), bad_lines)
         progress(f"packing {len(stored.rows)} items")
         members = _members(folder, manifest, index, handlers)
         unprobed = pack_members(Path(scratch) / "unprobed", draft, members)
@@ -97,10 +99,6 @@ def build_index(
         path = pack_members(out, draft, members)
         size = sum(file.stat().st_size for file in index.iterdir())
     shutil.rmtree(work)
-    refused = [
-        BadLine(str(data), corpus.items[row].line, f"{corpus.items[row].id}: {why}")
-        for row, why in stored.refused.items()
-    ]
     return IndexReport(
         path=path,
         sha256=file_sha256(path),
@@ -109,8 +107,17 @@ def build_index(
         bytes=size,
         search=_search(stored, manifest, corpus.kind),
         kept=stored.dtypes,
-        bad_lines=tuple(sorted((*corpus.bad_lines, *refused), key=lambda bad: bad.line)),
+        bad_lines=bad_lines,
     )
+
+
+def _bad_lines(corpus: Corpus, stored: Stored) -> tuple[BadLine, ...]:
+    """What was left out of the corpus, in the order of its lines."""
+    refused = [
+        BadLine(str(corpus.path), corpus.items[row].line, f"{corpus.items[row].id}: {why}")
+        for row, why in stored.refused.items()
+    ]
+    return tuple(sorted((*corpus.bad_lines, *refused), key=lambda bad: bad.line))
 
 
 def _is_fused(manifest: Manifest, kind: Kind, rerank: int, called: str) -> bool:

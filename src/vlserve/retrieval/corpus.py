@@ -11,8 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from vlserve.errors import DataError
-from vlserve.training.data import BadLine, parse_object
+from vlserve.training.lines import (
+    BadLine,
+    as_text,
+    numbered_lines,
+    parse_object,
+    refuse_mostly_bad,
+)
 
 Kind = Literal["image", "text"]
 FILES = {"img": "image", "features": "features", "boxes": "boxes"}
@@ -40,16 +45,11 @@ class Corpus:
 
 def read_corpus(path: Path, kind: Kind | None = None) -> Corpus:
     """Parse a file; no other file is opened. ``kind`` is by default that of the first line that
-    has an image or a text, images before texts. DataError if there is no usable line."""
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    has an image or a text, images before texts. DataError where no line can be used, or more than
+    half cannot."""
     items: dict[str, CorpusItem] = {}
     bad: list[BadLine] = []
-    for number, raw in enumerate(lines, start=1):
-        if not raw.strip():
-            continue
+    for number, raw in numbered_lines(path):
         try:
             line = parse_object(raw)
             kind = kind or _kind_of(line)
@@ -61,8 +61,8 @@ def read_corpus(path: Path, kind: Kind | None = None) -> Corpus:
             bad.append(BadLine(str(path), number, str(error)))
             continue
         items |= {item.id: item for item in found}
-    if kind is None or not items:
-        raise DataError(f"{path} has no usable line{f': {bad[0]}' if bad else ', it is empty'}")
+    refuse_mostly_bad(path, len({item.line for item in items.values()}), bad)
+    assert kind is not None  # an item has one
     return Corpus(path, kind, tuple(items.values()), tuple(bad))
 
 
@@ -75,7 +75,7 @@ def _kind_of(line: Mapping[str, Any]) -> Kind:
 
 
 def _items_of(line: Mapping[str, Any], kind: Kind, folder: Path, number: int) -> list[CorpusItem]:
-    name = _string(line, "id")
+    name = _string({"id": as_text(line.get("id"))}, "id")
     if kind == "image":
         files = {field: _string(line, key) for key, field in FILES.items() if key in line}
         if ("image" in files) == ("features" in files):

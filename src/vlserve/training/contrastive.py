@@ -21,11 +21,11 @@ from vlserve.errors import DataError, TrainingError
 from vlserve.exporter.checkpoint import load_into
 from vlserve.exporter.recipe import Recipe
 from vlserve.runtime.archive import file_sha256
-from vlserve.training.data import BadLine, write_bad_lines
 from vlserve.training.dataset import read_serving
 from vlserve.training.evaluators.corpus import recall_both_ways
 from vlserve.training.evaluators.items import PairedItem, read_task_file
 from vlserve.training.fit import BAD_LINES, CONFIG, METRICS, WEIGHTS, OnProgress, Progress
+from vlserve.training.lines import BadLine, first_of, write_bad_lines
 from vlserve.training.options import TrainOptions, parse_options
 from vlserve.training.pairs import FrozenEncoders, Pairs, Reader
 from vlserve.training.plan import digest_of
@@ -154,7 +154,7 @@ def fit_pairs(
     _write_json(out / CONFIG, config)
     bad_lines = (*data.bad_lines, *held_out.bad_lines)
     if strict and bad_lines:
-        raise DataError(f"{len(bad_lines)} bad line(s): {bad_lines[0]}")
+        raise DataError(f"{len(bad_lines)} bad line(s): {first_of(bad_lines)}")
     (out / BAD_LINES).unlink(missing_ok=True)
     if bad_lines:
         write_bad_lines(out / BAD_LINES, bad_lines)

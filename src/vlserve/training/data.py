@@ -1,17 +1,17 @@
 """Labelled JSONL files: ``{"id", "img", "text", "label"}`` a line, other keys ignored.
 
 ``img`` is relative to the file's folder. ``label`` is a string, or a list of strings in a
-multi-label file. A line that cannot be used is left out and reported with its number.
+multi-label file; whole numbers are taken as text there, and as ids. A line that cannot be used is
+left out and reported with its number.
 """
 
-import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from vlserve.errors import DataError
+from vlserve.training.lines import BadLine, as_text, numbered_lines, parse_object
 
 SEEN = ("img", "text")
 """Fields that hold what a tagger sees of an item."""
@@ -30,29 +30,6 @@ class Item:
 
 
 @dataclass(frozen=True)
-class BadLine:
-    """A line of a file (from 1) that was left out, and why."""
-
-    file: str
-    line: int
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{Path(self.file).name}:{self.line}: {self.reason}"
-
-
-class LineFile(Protocol):
-    """A file read line by line, whatever its items are."""
-
-    @property
-    def path(self) -> Path: ...
-    @property
-    def items(self) -> Sequence[object]: ...
-    @property
-    def bad_lines(self) -> tuple[BadLine, ...]: ...
-
-
-@dataclass(frozen=True)
 class ItemFile:
     """The usable items of one file, in its order, and what was left out."""
 
@@ -60,6 +37,10 @@ class ItemFile:
     items: tuple[Item, ...]
     bad_lines: tuple[BadLine, ...]
     multi_label: bool
+
+    @property
+    def used(self) -> int:
+        return len(self.items)
 
     def without(self, reasons: Mapping[int, str]) -> "ItemFile":
         """Leave out more lines: line number -> reason."""
@@ -85,17 +66,11 @@ def read_items(path: Path, seen: Collection[str] = SEEN) -> ItemFile:
     Raises:
         DataError: the file cannot be read.
     """
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
     items: list[Item] = []
     bad: list[BadLine] = []
     line_of_id: dict[str, int] = {}
     multi_label: bool | None = None
-    for number, raw in enumerate(lines, start=1):
-        if not raw.strip():
-            continue
+    for number, raw in numbered_lines(path):
         try:
             fields = _parse(raw, seen)
             label = fields["label"]
@@ -143,44 +118,10 @@ def leave_out_other_kind(file: ItemFile, *, multi_label: bool) -> ItemFile:
     return file.without({item.line: reason for item in file.items})
 
 
-def refuse_bad_lines(files: Sequence[LineFile], *, strict: bool) -> tuple[BadLine, ...]:
-    """All bad lines. Raises DataError if a file has no usable line, or for any bad one if
-    ``strict``."""
-    bad = tuple(line for file in files for line in file.bad_lines)
-    if strict and bad:
-        raise DataError(f"{len(bad)} bad line(s): {_first_of(bad)}")
-    for file in files:
-        if not file.items:
-            reasons = f": {_first_of(file.bad_lines)}" if file.bad_lines else ", it is empty"
-            raise DataError(f"{file.path} has no usable line{reasons}")
-    return bad
-
-
-def write_bad_lines(path: Path, bad_lines: Sequence[BadLine]) -> None:
-    """``{"count", "lines": [{"file", "line", "reason"}, …]}``."""
-    report = {"count": len(bad_lines), "lines": [asdict(line) for line in bad_lines]}
-    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-
-
 def count_labels(items: Sequence[Item]) -> dict[str, int]:
     """How many items have each label; labels sorted."""
     counts = Counter(label for item in items for label in item.labels)
     return dict(sorted(counts.items()))
-
-
-def parse_object(raw: bytes) -> dict[str, Any]:
-    """One line -> its JSON object. ValueError says what it is instead."""
-    try:
-        fields = json.loads(raw.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8: {error.reason} at byte {error.start}") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from error
-    except RecursionError as error:
-        raise ValueError("not JSON that can be read: nested too deeply") from error
-    if not isinstance(fields, dict):
-        raise ValueError("not a JSON object")
-    return fields
 
 
 def _parse(raw: bytes, seen: Collection[str]) -> dict[str, Any]:
@@ -189,10 +130,13 @@ def _parse(raw: bytes, seen: Collection[str]) -> dict[str, Any]:
     missing = [name for name in (*words, "label") if name not in fields]
     if missing:
         raise ValueError(f"missing field {', '.join(missing)}")
+    fields["id"] = as_text(fields["id"])
     for name in words:
         if not isinstance(fields[name], str) or (name != "text" and not fields[name]):
             raise ValueError(f"{name} must be a string, and only text may be empty")
     label = fields["label"]
+    label = [as_text(one) for one in label] if isinstance(label, list) else as_text(label)
+    fields["label"] = label
     labels = label if isinstance(label, list) else [label]
     if not all(isinstance(name, str) and name for name in labels):
         raise ValueError("label must be a string, or a list of strings, none empty")
@@ -201,8 +145,3 @@ def _parse(raw: bytes, seen: Collection[str]) -> dict[str, Any]:
     except UnicodeEncodeError as error:
         raise ValueError("id, img or label holds a lone surrogate") from error
     return fields
-
-
-def _first_of(bad: Sequence[BadLine], shown: int = 5) -> str:
-    text = "; ".join(str(line) for line in bad[:shown])
-    return text + (f"; and {len(bad) - shown} more" if len(bad) > shown else "")

@@ -13,16 +13,15 @@ from vlserve.exporter.recipe import Recipe
 from vlserve.runtime.manifest import ImageInput
 from vlserve.runtime.text import Tokenizer, load_tokenizer
 from vlserve.training.data import (
-    BadLine,
     ItemFile,
     count_labels,
     leave_out_other_kind,
     leave_out_trained,
     leave_out_unknown,
     read_items,
-    refuse_bad_lines,
 )
 from vlserve.training.encoded import Encoder, encode
+from vlserve.training.lines import BadLine, refuse_bad_lines
 from vlserve.training.options import TrainOptions
 from vlserve.training.plan import DataFacts, training_plan
 from vlserve.training.samples import (

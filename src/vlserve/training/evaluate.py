@@ -16,16 +16,15 @@ from vlserve.runtime.manifest import Manifest
 from vlserve.runtime.offline import answer_offline
 from vlserve.settings import Settings, load_settings
 from vlserve.training.data import (
-    BadLine,
     Item,
     ItemFile,
     count_labels,
     leave_out_other_kind,
     leave_out_unknown,
     read_items,
-    refuse_bad_lines,
 )
 from vlserve.training.dataset import read_serving
+from vlserve.training.lines import BadLine, refuse_bad_lines
 from vlserve.training.loop import score
 from vlserve.training.metrics.tagging import Metrics, measure, predict
 from vlserve.training.samples import decode_images, to_samples, to_targets

@@ -16,8 +16,8 @@ from vlserve.errors import DataError, SettingsError, TrainingError
 from vlserve.exporter.checkpoint import load_into, read_checkpoint
 from vlserve.exporter.recipe import Recipe
 from vlserve.runtime.archive import file_sha256
-from vlserve.training.data import BadLine, write_bad_lines
 from vlserve.training.dataset import Dataset, encode_dataset, read_dataset
+from vlserve.training.lines import BadLine, write_bad_lines
 from vlserve.training.loop import (
     Loss,
     add_dropout,

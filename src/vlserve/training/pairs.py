@@ -17,9 +17,9 @@ from vlserve.runtime.errors import RequestError
 from vlserve.runtime.image import decode
 from vlserve.runtime.manifest import ImageInput
 from vlserve.runtime.text import Tokenizer, check_size, read_text
-from vlserve.training.data import BadLine
 from vlserve.training.evaluators.corpus import Corpus, corpus_of
 from vlserve.training.evaluators.items import PairedItem, TaskFile, read_task_file
+from vlserve.training.lines import BadLine, refuse_mostly_bad
 
 BATCH = 16
 REPORT_BATCHES = 8
@@ -67,12 +67,14 @@ class Reader:
 
     def read(self, path: Path, *, without: frozenset[str] = frozenset()) -> Pairs:
         """The pairs of a file. Lines whose image or texts serving would refuse are left out, and so
-        are ids of ``without``. DataError where there are not two images."""
+        are ids of ``without``. DataError where there are not two images, or more than half of the
+        lines are left out."""
         file = read_task_file(path, PairedItem)
         file = file.without(
             {line: "its id is in the training file too" for line, item in file.by_line.items()
              if item.id in without} | _refused(file, self.image, self.tokenizer)
         )  # fmt: skip
+        refuse_mostly_bad(path, file.used, file.bad_lines)
         corpus = corpus_of(file)
         if len(corpus.looks) < 2:
             bad = f": {file.bad_lines[0]}" if file.bad_lines else ""

@@ -49,9 +49,11 @@ def test_vocab_txt_is_preferred_and_may_begin_with_a_mark(tmp_path: Path) -> Non
         ({}, "is no tokenizer's; only"),
         ([1], "is no tokenizer's; only"),
         (tokenizer_json() | {"normalizer": {"lowercase": False}}, "keeps capitals apart"),
-        (tokenizer_json(vocab={"[PAD]": 0, "a": 2}), "has no token of id 1"),
+        (tokenizer_json(vocab={"[PAD]": 0, "a": 2**60}), "has no token of id 1"),
+        (tokenizer_json(vocab={"[PAD]": "a"}), "is no tokenizer's: TypeError"),
+        (tokenizer_json() | {"added_tokens": [{}]}, "is no tokenizer's: KeyError"),
     ],
-    ids=["bpe", "object", "list", "cased", "hole"],
+    ids=["bpe", "object", "list", "cased", "hole", "ids", "added"],
 )
 def test_another_tokenizer_is_refused(content: Any, reason: str, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))

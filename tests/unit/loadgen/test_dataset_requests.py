@@ -35,7 +35,7 @@ def test_a_line_becomes_a_multipart_form(tmp_path: Path) -> None:
         ('{"img": "a.jpg"}', "no field 'text'"),
         ('{"img": "a.jpg", "text": 3}', "text is not a string"),
         ('{"img": "b.jpg", "text": "x"}', "No such file"),
-        ("[]", "list indices"),
+        ("[]", "not a JSON object"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, line: str, reason: str) -> None:

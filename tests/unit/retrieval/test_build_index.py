@@ -33,13 +33,15 @@ def ask(report: IndexReport, folder: Path, **fields: Any) -> Any:
 
 def test_lines_that_cannot_be_used_are_reported_and_left_out(tmp_path: Path) -> None:
     lines: list[Any] = write_images(tmp_path, 3)
+    more = [{"id": f"m{at}", "img": "0.png"} for at in range(4)]
     (tmp_path / "broken.png").write_bytes(b"\x89PNG no more")
     lines += ["not JSON\n", "\n", {"img": "0.png"}, {"id": "i0", "img": "1.png"}]
     lines += [{"id": "t", "text": "no image"}, {"id": "gone", "img": "gone.png"}]
     lines += [{"id": "broken", "img": "broken.png"}, {"id": "both", "img": "a", "features": "b"}]
-    data = write_lines(tmp_path / "items.jsonl", lines)
-    report = index(pack_echo_dual(tmp_path), data, tmp_path / "out")
-    assert (report.of, report.items) == ("image", 3)
+    data = write_lines(tmp_path / "items.jsonl", lines + more)
+    archive = pack_echo_dual(tmp_path)
+    report = index(archive, data, tmp_path / "out")
+    assert (report.of, report.items) == ("image", 7)
     assert [bad.line for bad in report.bad_lines] == [4, 6, 7, 8, 9, 10, 11]
     reasons = " ".join(bad.reason for bad in report.bad_lines)
     for said in (
@@ -52,7 +54,16 @@ def test_lines_that_cannot_be_used_are_reported_and_left_out(tmp_path: Path) -> 
     ):
         assert said in reasons
     answer = ask(report, tmp_path / "unpacked", text="a cat", top_k=3)
-    assert sorted(found["id"] for found in answer["results"]) == ["i0", "i1", "i2"]
+    assert {found["id"] for found in answer["results"]} <= {
+        "i0",
+        "i1",
+        "i2",
+        *(m["id"] for m in more),
+    }
+    mostly_bad = write_lines(tmp_path / "items.jsonl", [*lines, *more[:3]])
+    with pytest.raises(DataError, match=r"^7 of the 13 lines of .* cannot be used"):
+        index(archive, mostly_bad, tmp_path / "again")
+    assert not list((tmp_path / "again").glob("*.mar"))
 
 
 def test_captions_become_items_of_their_own(tmp_path: Path) -> None:

@@ -132,8 +132,12 @@ def test_bad_lines_and_trained_ids_are_left_out(files: tuple[Path, Path], tmp_pa
     assert json.loads((tmp_path / "out" / "bad_lines.json").read_text())["count"] == 3
     with pytest.raises(DataError, match=r"3 bad line\(s\)"):
         run((train, bad), tmp_path / "out", strict=True)
-    with pytest.raises(DataError, match="at least two"):
+    with pytest.raises(DataError, match="no usable line"):
         run((train, train), tmp_path / "out")
+    one = val.with_name("one.jsonl")
+    one.write_text(val.read_text().splitlines()[0] + "\n")
+    with pytest.raises(DataError, match="at least two"):
+        run((train, one), tmp_path / "out")
 
 
 def test_what_a_run_cannot_be_told(files: tuple[Path, Path], tmp_path: Path) -> None:

@@ -102,13 +102,14 @@ def test_bad_lines_and_refused_requests_are_left_out_of_the_figures(
         {"id": "4", **item, "text": "nul \0"},
         {"id": "5", **item, "img": "missing.jpg"},
         {"id": "6", **item},
+        *({"id": str(number), **item} for number in (7, 8, 9)),
     )
     served = evaluate_archive(archive, data)
     trained = evaluate_checkpoint("resnet_gru", report.out / "model.safetensors", data)
     for result in (served, trained):
-        assert [one.id for one in result.predictions] == ["1", "6"]
+        assert [one.id for one in result.predictions] == ["1", "6", "7", "8", "9"]
         assert [bad.line for bad in result.bad_lines] == [2, 3, 4, 5, 6]
-        assert result.metrics.items == 2
+        assert result.metrics.items == 5
     with pytest.raises(DataError, match=r"2 bad line\(s\): items.jsonl:2"):
         evaluate_archive(archive, data, strict=True)
     with pytest.raises(DataError, match="no usable line"):

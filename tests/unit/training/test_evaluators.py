@@ -93,6 +93,8 @@ def test_answers(evaluated: Evaluate) -> None:
     with pytest.raises(DataError, match=r"2 bad line\(s\): items.jsonl:5"):
         evaluated(manifest_of("answer"), lines, says, strict=True)
     with pytest.raises(DataError, match="no usable line"):
+        evaluated(manifest_of("answer"), lines[4:], says)
+    with pytest.raises(DataError, match=r"2 of the 3 lines of .* cannot be used"):
         evaluated(manifest_of("answer"), lines[3:], says)
 
 

@@ -1,4 +1,5 @@
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,8 @@ from vlserve.training.data import (
     leave_out_trained,
     leave_out_unknown,
     read_items,
-    refuse_bad_lines,
-    write_bad_lines,
 )
+from vlserve.training.lines import refuse_bad_lines, write_bad_lines
 from vlserve.training.samples import decode_images
 
 WriteLines = Callable[..., Path]
@@ -49,9 +49,17 @@ def test_good_lines_keep_their_order_and_blank_lines_count(write_lines: WriteLin
         (b"[]", "not a JSON object"),
         ({"id": "2", "text": "t"}, "missing field img, label"),
         (item("2", text=None), "text must be a string"),
-        (item("2", id=7), "id must be a string"),
+        (item("2", id=True), "id must be a string"),
+        (item("2", id=1.5), "id must be a string"),
+        (item("2", id=1), "id 1 is on line 1 already"),
         (item("2", img=""), "img must be a string"),
-        (item("2", label=3), "label must be a string"),
+        (item("2", label=3.5), "label must be a string"),
+        (item("2", label=True), "label must be a string"),
+        (b"{'id': '2', 'img': 'a.jpg'}", "not JSON: .* looks like Python's str"),
+        (b'{"id": "2", "text": None}', "not JSON: .* write lines with json.dumps"),
+        (b'{"id": "2"},', "not JSON: .* one object a line, without commas between them"),
+        (b"[", "not JSON: .* one whole object a line"),
+        (b"2,a.jpg,title,x", "not JSON: .* it looks like CSV"),
         (item("2", label=""), "label must be a string"),
         (item("2", label=["x"]), "label is a list, unlike in the lines before"),
         (item("1"), "id 1 is on line 1 already"),
@@ -64,7 +72,14 @@ def test_a_bad_line_is_left_out_with_its_number_and_reason(
     file = read_items(write_lines(item("1"), line, item("3")))
     assert [one.id for one in file.items] == ["1", "3"]
     assert list(reasons(file.bad_lines)) == [2]
-    assert reason in file.bad_lines[0].reason
+    assert re.search(reason, file.bad_lines[0].reason)
+
+
+def test_whole_numbers_are_taken_as_text(write_lines: WriteLines) -> None:
+    file = read_items(write_lines(item("a", id=7, label=3), item("b", label="3")))
+    assert [(one.id, one.labels) for one in file.items] == [("7", ("3",)), ("b", ("3",))]
+    several = read_items(write_lines(item("a", id=0, label=[1, "1", 2])))
+    assert several.multi_label and several.items[0].labels == ("1", "2")
 
 
 def test_images_and_texts_that_serving_refuses_are_bad_lines(
@@ -109,7 +124,7 @@ def test_a_file_of_the_other_kind_is_refused_line_by_line(write_lines: WriteLine
 def test_bad_lines_are_counted_written_and_refused_when_strict(
     write_lines: WriteLines, tmp_path: Path
 ) -> None:
-    file = read_items(write_lines(item("1"), b"{", b"[]"))
+    file = read_items(write_lines(item("1"), b"{", b"[]", item("2")))
     bad = refuse_bad_lines((file,), strict=False)
     write_bad_lines(tmp_path / "bad.json", bad)
     written = json.loads((tmp_path / "bad.json").read_text())
@@ -117,6 +132,22 @@ def test_bad_lines_are_counted_written_and_refused_when_strict(
     assert [line["line"] for line in written["lines"]] == [2, 3]
     with pytest.raises(DataError, match=r"2 bad line\(s\): items.jsonl:2: not JSON"):
         refuse_bad_lines((file,), strict=True)
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "refused"), [(8, 52, True), (2, 3, True), (3, 3, False), (30, 30, False)]
+)
+def test_a_file_of_which_more_than_half_cannot_be_used_is_refused(
+    good: int, bad: int, refused: bool, write_lines: WriteLines
+) -> None:
+    lines = [*(item(str(number)) for number in range(good)), *[b"{"] * bad]
+    file = read_items(write_lines(*lines))
+    if not refused:
+        assert len(refuse_bad_lines((file,), strict=False)) == bad
+        return
+    said = rf"^{bad} of the {good + bad} lines of \S+items\.jsonl cannot be used: items\.jsonl:"
+    with pytest.raises(DataError, match=said):
+        refuse_bad_lines((file,), strict=False)
 
 
 def test_a_missing_or_empty_file_is_refused(tmp_path: Path) -> None:

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from sklearn.metrics import f1_score
 
-from vlserve.training.data import BadLine
 from vlserve.training.evaluators.items import EntailItem, ReasonItem
 from vlserve.training.evaluators.job import Job, Result
+from vlserve.training.lines import BadLine
 from vlserve.training.metrics.confidence import means
 
 

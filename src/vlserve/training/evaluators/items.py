@@ -18,8 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from vlserve.errors import DataError
-from vlserve.training.data import BadLine, parse_object
+from vlserve.training.lines import BadLine, as_text, numbered_lines, parse_object
 
 
 def _encodable(value: Any) -> Any:
@@ -35,8 +34,15 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _as_names(value: Any) -> Any:
+    """A list of names; whole numbers are names too."""
+    return [as_text(one) for one in value] if isinstance(value, list) else _as_list(as_text(value))
+
+
 Text = Annotated[str, BeforeValidator(_encodable)]
 Filled = Annotated[str, BeforeValidator(_encodable), Field(min_length=1)]
+Name = Annotated[str, BeforeValidator(_encodable), BeforeValidator(as_text), Field(min_length=1)]
+"""An id or a label, which may be a whole number."""
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -68,7 +74,7 @@ class TaskItem(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    id: Filled
+    id: Name
     img: Filled | None = None
     features: Filled | None = None
     boxes: Boxes | None = None
@@ -88,14 +94,14 @@ class AnswerItem(TaskItem):
     """A question, and every answer that counts; ten, where ten people were asked."""
 
     text: Text
-    label: Annotated[tuple[Text, ...], BeforeValidator(_as_list), Field(min_length=1)]
+    label: Annotated[tuple[Text, ...], BeforeValidator(_as_names), Field(min_length=1)]
 
 
 class EntailItem(TaskItem):
     """A sentence, and what the image makes of it."""
 
     text: Text
-    label: Filled
+    label: Name
 
 
 class ReasonItem(TaskItem):
@@ -160,6 +166,10 @@ class TaskFile(Generic[AnyItem]):
     bad_lines: tuple[BadLine, ...]
 
     @property
+    def used(self) -> int:
+        return len(self.by_line)
+
+    @property
     def items(self) -> tuple[AnyItem, ...]:
         return tuple(self.by_line.values())
 
@@ -175,16 +185,10 @@ class TaskFile(Generic[AnyItem]):
 
 def read_task_file(path: Path, schema: type[AnyItem]) -> TaskFile[AnyItem]:
     """DataError if the file cannot be read. What its items name is not opened here."""
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
     items: dict[int, AnyItem] = {}
     reasons: dict[int, str] = {}
     seen: dict[str, int] = {}
-    for number, raw in enumerate(lines, start=1):
-        if not raw.strip():
-            continue
+    for number, raw in numbered_lines(path):
         try:
             item = schema.model_validate(parse_object(raw))
         except ValidationError as error:

@@ -8,8 +8,8 @@ from typing import Any
 from vlserve.runtime.manifest import Manifest
 from vlserve.runtime.offline import answer_offline
 from vlserve.runtime.types import Answer
-from vlserve.training.data import BadLine, refuse_bad_lines
 from vlserve.training.evaluators.items import AnyItem, Look, TaskFile, read_task_file
+from vlserve.training.lines import BadLine, refuse_bad_lines
 
 OnProgress = Callable[[str], None]
 Fields = dict[str, Any]

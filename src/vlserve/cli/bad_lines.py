@@ -1,0 +1,22 @@
+"""How commands list the lines of a data file that they left out."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from vlserve.cli.output import print_line
+
+if TYPE_CHECKING:
+    from vlserve.training.lines import BadLine
+
+
+def print_bad_lines(bad_lines: "Sequence[BadLine]") -> None:
+    """Print five lines of each kind with their reasons, and how many there are."""
+    from vlserve.training.lines import by_kind
+
+    for kind in by_kind(bad_lines):
+        for bad in kind.shown:
+            print_line(f"left out: {bad.file}, line {bad.line}: {bad.reason}")
+        if kind.more:
+            print_line(f"left out: {kind.more} more like these")
+    if bad_lines:
+        print_line(f"{len(bad_lines)} lines left out")
