@@ -33,6 +33,7 @@ NOTE_BYTES = 8192
 """Size of a note. It is written once in full, so that a full disk cannot keep a later one from
 being written."""
 
+OURS = b"x-vlserve-"
 SUSPECT = ".suspect"
 REFUSED = ".refused"
 
@@ -51,8 +52,12 @@ class Suspicions:
 
 
 def digest_of(request: Mapping[str, Any]) -> str:
-    """Return the same for the same names and bytes, as TorchServe's worker reads a request."""
+    """Return the same for the same names and bytes, as TorchServe's worker reads a request, and the
+    same words of the gateway about them."""
     total = hashlib.sha256()
+    for one in request["headers"]:
+        if one["name"].startswith(OURS):
+            total.update(f"{len(one['value'])} ".encode() + one["name"] + one["value"])
     for one in request["parameters"]:
         total.update(f"{len(one['name'])} {len(one['value'])} {one['name']}".encode())
         total.update(one["value"])

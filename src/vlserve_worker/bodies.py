@@ -22,8 +22,14 @@ from multipart import (
 SENT_TYPE = b"x-vlserve-content-type"
 """The gateway's header with the content type of a body, which it hands over as plain bytes."""
 
+SENT_PATH = b"x-vlserve-path"
+"""The gateway's header with the path and query that the client asked for: TorchServe drops them."""
+
 SENT_ENCODING = b"x-vlserve-content-encoding"
 """The gateway's header with the Content-Encoding of a body."""
+
+UNTYPED = ("", "application/octet-stream", "application/x-www-form-urlencoded")
+"""Types of which a body may be an image by its first bytes; curl says the last of all it sends."""
 
 MAX_PARTS = 64
 MAX_HEADER_BYTES = 8192
@@ -68,19 +74,12 @@ def unwrap_body(request: dict[str, Any], max_bytes: int) -> None:
     Raises BodyRefused: it cannot be read, or has more than ``max_bytes`` once unpacked.
     """
     parameters: MutableSequence[dict[str, Any]] = request["parameters"]
-    places = [place for place, one in enumerate(parameters) if one["name"] == "body"]
-    if not places:
+    at = next((place for place, one in enumerate(parameters) if one["name"] == "body"), None)
+    if at is None:
         return
-    at = places[-1]  # TorchServe puts what the query says before it
-    names = [one["name"] for place, one in enumerate(parameters) if place != at]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise BodyRefused(f"the query has the field {quoted(twice)} twice")
     body = unpacked(parameters[at]["value"], _header(request, SENT_ENCODING), max_bytes)
-    if not body and len(parameters) > 1:
-        del parameters[at]  # all fields stand in the query
-        return
-    parts = _parts(body, _header(request, SENT_TYPE))
+    _, _, query = _header(request, SENT_PATH).partition("?")
+    parts = _parts(body, _header(request, SENT_TYPE), query)
     if parts is None:
         parameters[at]["value"] = body
         return
@@ -100,24 +99,25 @@ def _header(request: Mapping[str, Any], name: bytes) -> str:
     return bytes(next(values, b"")).decode("latin-1")
 
 
-def _parts(body: bytearray, content_type: str) -> Parts | None:
-    """Field name -> bytes; None of what may be JSON."""
+def _parts(body: bytearray, content_type: str, query: str) -> Parts | None:
+    """Field name -> bytes; None of what may be JSON. The query counts where the body is an image's
+    bytes, or there is none: beside a form or JSON it never did."""
     kind = content_type.partition(";")[0].strip().lower()
-    if not body:
+    if not body and not query:
         raise BodyRefused("the request has no body")
+    is_image = kind.startswith("image/") or (kind in UNTYPED and IMAGES.match(body))
+    if not body or is_image:
+        fields = _fields(query.encode("latin-1"), "query") if query else {}
+        if body and "image" in fields:
+            raise BodyRefused("the field 'image' stands in the query and in the body")
+        return fields | ({"image": body} if body else {})
     if kind == "multipart/form-data":
         return read_form(body, content_type)
     if kind.startswith("multipart/"):
         raise BodyRefused(f"{quoted(kind)} is not read: send multipart/form-data")
-    if kind.startswith("image/"):
-        return {"image": body}
     begins_as_json = body[:64].lstrip().startswith((b"{", b"["))
     if kind == "application/x-www-form-urlencoded":  # of curl, whatever the body is
-        if IMAGES.match(body):
-            return {"image": body}
         return None if begins_as_json else read_urlencoded(body, content_type)
-    if kind in ("", "application/octet-stream") and IMAGES.match(body):
-        return {"image": body}
     if body[:2] == b"\x1f\x8b":
         raise BodyRefused("the body is packed by gzip: say Content-Encoding: gzip")
     if not begins_as_json and not _may_hold_json(kind):
@@ -262,28 +262,33 @@ def _transferred(raw: bytearray, encoding: str, name: str) -> bytearray:
 
 def read_urlencoded(body: bytearray, content_type: str) -> Parts:
     """Read an urlencoded form: field name -> bytes. Raises BodyRefused."""
-    if body.count(b"%") > MAX_ESCAPES:
-        raise BodyRefused(
-            f"the form has more than {MAX_ESCAPES} percent signs: send a multipart form",
-            TOO_COMPLEX,
-        )
-    if body.count(b"&") >= MAX_PARTS:
-        raise BodyRefused(f"the form has more than {MAX_PARTS} fields")
-    text = body.decode("utf-8", "surrogateescape")
-    bare = next((one for one in text.split("&") if one and "=" not in one), None)
-    if bare is not None or "=" not in text:
-        raise BodyRefused("the urlencoded form is not written name=value&name=value")
-    pairs = parse_qsl(text, keep_blank_values=True, errors="surrogateescape", separator="&")
+    parts = _fields(body, "form")
     charset = _options(content_type).get("charset") or ""
-    parts: Parts = {}
-    for name, value in pairs:
-        if name in parts:
-            raise BodyRefused(f"the form has the field {quoted(name)} twice")
-        parts[name] = bytearray(value.encode("utf-8", "surrogateescape"))
     if "_charset_" in parts:
         charset = bytes(parts.pop("_charset_")).decode("latin-1")
     for name, raw in parts.items():
         _check_charset(raw, charset, quoted(name))
+    return parts
+
+
+def _fields(written: bytes | bytearray, where: str) -> Parts:
+    if written.count(b"%") > MAX_ESCAPES:
+        raise BodyRefused(
+            f"the {where} has more than {MAX_ESCAPES} percent signs: send a multipart form",
+            TOO_COMPLEX,
+        )
+    if written.count(b"&") >= MAX_PARTS:
+        raise BodyRefused(f"the {where} has more than {MAX_PARTS} fields")
+    text = written.decode("utf-8", "surrogateescape")
+    if "=" not in text or any(one and "=" not in one for one in text.split("&")):
+        raise BodyRefused(f"the {where} is not written name=value&name=value")
+    parts: Parts = {}
+    for name, value in parse_qsl(
+        text, keep_blank_values=True, errors="surrogateescape", separator="&"
+    ):
+        if name in parts:
+            raise BodyRefused(f"the {where} has the field {quoted(name)} twice")
+        parts[name] = bytearray(value.encode("utf-8", "surrogateescape"))
     return parts
 
 

@@ -76,12 +76,20 @@ def test_a_note_of_many_stays_within_its_size(tmp_path: Path) -> None:
 
 def test_equal_requests_have_one_digest() -> None:
     def request(*pairs: tuple[str, bytes]) -> dict[str, Any]:
-        return {"parameters": [{"name": name, "value": value} for name, value in pairs]}
+        return {
+            "headers": [],
+            "parameters": [{"name": name, "value": value} for name, value in pairs],
+        }
 
     one = digest_of(request(("text", b"ab"), ("body", b"c")))
     assert one == digest_of(request(("text", b"ab"), ("body", b"c")))
     assert one != digest_of(request(("text", b"a"), ("body", b"bc")))
     assert one != digest_of(request(("body", b"ab"), ("text", b"c")))
+    same = request(("text", b"ab"), ("body", b"c"))
+    other_query = {"name": b"x-vlserve-path", "value": b"/predictions/m?text=b"}
+    assert one != digest_of(same | {"headers": [other_query]})
+    request_id = {"name": b"x-request-id", "value": b"1"}
+    assert one == digest_of(same | {"headers": [request_id]})
 
 
 class Context:

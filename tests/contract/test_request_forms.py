@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlencode
 
 import pytest
 
@@ -27,12 +28,14 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
 
 def as_handed_over(variant: Variant) -> Sent:
     """As gateway and TorchServe hand it to a worker."""
+    query = urlencode([(name, value) for name, value in variant.query])
     said = {
+        "x-vlserve-path": f"/predictions/m?{query}" if query else "/predictions/m",
         "x-vlserve-content-type": variant.content_type,
         "x-vlserve-content-encoding": variant.encoding or None,
     }
     headers = {name: value for name, value in said.items() if value is not None}
-    return Sent((*variant.query, ("body", variant.body)), headers)
+    return Sent({"body": variant.body}, headers)
 
 
 def answered(worker: Worker, variant: Variant) -> tuple[int, dict[str, object]]:

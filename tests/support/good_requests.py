@@ -1,9 +1,12 @@
 """Requests that must be answered although they look odd, or come beside bad ones."""
 
 import base64
+import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import quote
 
 from support.bad_images import whole_images
 from support.raw_http import MODEL, Case, chunked
@@ -13,6 +16,7 @@ from support.request_bodies import (
     GOOD_FORM,
     GOOD_JSON,
     IMAGE,
+    JPEG,
     JSON,
     PNG,
     TEXT,
@@ -74,6 +78,7 @@ def oddly_wrapped() -> Iterator[Case]:
         "//predictions//{}",
         "/none/../predictions/{}",
         "/predictions/./{}",
+        *("/predictions/{}/", "/predictions/{}/1/"),
     )
     for path in (*paths, "/predictions/{}?top_k=1&text=x", "/predictions/{}/%31"):
         yield _odd(f"path-{path}", path=path.format(MODEL))
@@ -87,6 +92,14 @@ def oddly_wrapped() -> Iterator[Case]:
         body = json.dumps(fields).encode()
         yield _odd(f"json-of-base64-{name}", body=body, content_type=JSON)
         yield as_form(f"form-of-base64-{name}", 200, "", image=change(IMAGE).encode())
+    for kind in ("image/jpeg", "application/octet-stream", None):
+        path = f"/predictions/{MODEL}?text={quote(TEXT)}"
+        yield _odd(f"raw-bytes-as-{kind}", body=JPEG, content_type=kind, path=path)
+    for encoding, packed in (
+        ("gzip", gzip.compress(GOOD_FORM)),
+        ("deflate", zlib.compress(GOOD_FORM)),
+    ):
+        yield _odd(f"in-{encoding}", body=packed, headers=(("Content-Encoding", encoding),))
     yield _odd("form-with-an-epilogue", body=GOOD_FORM + b"hello")
     yield _odd(
         "in-chunks",

@@ -282,7 +282,7 @@ def _urlencoded() -> Iterator[Variant]:
     yield sent(
         "no name=value",
         "curl -d hello",
-        "the urlencoded form is not written name=value&name=value",
+        "the form is not written name=value&name=value",
         "hello",
     )
     yield sent("more than 64 fields", "", "the form has more than 64 fields", "a=1&" * 65)

@@ -40,6 +40,7 @@ def test_names_do_not_change() -> None:
 def test_the_worker_uses_the_table_s_headers() -> None:
     assert bodies.SENT_TYPE.decode() == headers.SENT_CONTENT_TYPE
     assert bodies.SENT_ENCODING.decode() == headers.SENT_CONTENT_ENCODING
+    assert bodies.SENT_PATH.decode() == headers.SENT_PATH
     assert headers.ANSWERED_BY == service.ANSWERED_BY
     assert headers.REQUEST_ID == service.REQUEST_ID
 

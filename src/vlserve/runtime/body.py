@@ -191,7 +191,8 @@ def read_body(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """An engine's named values -> raw fields. RequestError (BODY_UNREADABLE) when the body is
     neither a form nor a JSON object.
 
-    Query parameters arrive among the values; the body's own fields win.
+    Values beside the body are those that an engine takes from the query, where it does; the body's
+    own fields win.
     """
     fields = dict(parameters)
     if not fields:

@@ -24,6 +24,8 @@ SENT_CONTENT_TYPE = "x-vlserve-content-type"
 SENT_CONTENT_ENCODING = "x-vlserve-content-encoding"
 """Gateway -> worker: how the client packed the body (gzip); TorchServe is not told, and leaves the
 bytes as they are."""
+SENT_PATH = "x-vlserve-path"
+"""Gateway -> worker: the path that the client asked for, with its query, which TorchServe drops."""
 SENT_REQUEST_ID = "x-vlserve-sent-request-id"
 """In the gateway: the client's X-Request-Id until it is known to be one short word."""
 RETRY = "x-vlserve-retry"
