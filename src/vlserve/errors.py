@@ -21,6 +21,7 @@ VlserveError                  (vlserve.runtime.errors)
 │   ├── NotReady              the version is not loaded and healthy
 │   ├── TuningInvalid         a tuning of a version that this stack cannot use
 │   ├── StillServing          the version has weight, so it is not unloaded
+│   ├── NotUnloaded           the version is neither retired nor failed, so it is not deleted
 │   ├── NothingToRollBackTo
 │   ├── ReleaseUnderWay       the model is being released in steps
 │   ├── NoRelease             the model is not
@@ -71,6 +72,7 @@ __all__ = [
     "ModelNotFound",
     "NoRelease",
     "NotReady",
+    "NotUnloaded",
     "NothingToRollBackTo",
     "ParityFailed",
     "PortBusy",
@@ -197,6 +199,12 @@ class StillServing(ControlError):
     """The version has weight at the gateway, so it is not unloaded."""
 
     code = "still_serving"
+
+
+class NotUnloaded(ControlError):
+    """The version is neither retired nor failed, so its archive is not deleted."""
+
+    code = "not_unloaded"
 
 
 class NothingToRollBackTo(ControlError):

@@ -218,6 +218,7 @@ def test_the_page_of_the_api_needs_no_network(control_api: RunningControl) -> No
         "/models/{model}/release/{word}",
         "/models/{model}/rollback",
         "/models/{model}/versions/{version}/unload",
+        "/models/{model}/versions/{version}/delete",
     }
     assert described["components"]["schemas"]["ReleaseRequest"]["examples"]
 

@@ -30,6 +30,7 @@ REQUESTS = [
     ("POST", "/models/tagger/release/abort"),
     ("POST", "/models/tagger/rollback"),
     ("POST", "/models/tagger/versions/1/unload"),
+    ("POST", "/models/tagger/versions/1/delete"),
     ("POST", "/versions"),
     ("HEAD", "/models"),
     ("OPTIONS", "/models"),

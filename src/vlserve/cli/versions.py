@@ -52,6 +52,22 @@ def unload(model: Model, version: Version, as_json: AsJson = False) -> None:
     print_line(f"{model} {done.version} is {done.state}")
 
 
+def delete(model: Model, version: Version, as_json: AsJson = False) -> None:
+    """Remove the archive of a retired or failed version from the model store.
+
+    The number stays taken; to register the same archive again puts the version back.
+    """
+    with control_client() as control:
+        done = control.delete(model, version)
+    if as_json:
+        print_json(done)
+        return
+    freed = f"{done.freed_bytes / 1024**2:.1f} MiB are free" if done.freed_bytes else "it was gone"
+    print_line(f"{model} {done.version} is {done.state}: {freed}; its number stays taken")
+    back = f"goes to {done.rollback_to}" if done.rollback_to else "has nowhere to go"
+    print_line(f"a rollback of {model} {back}")
+
+
 def history(model: Model, as_json: AsJson = False) -> None:
     """List everything that happened to a model, oldest first."""
     with control_client() as control:
@@ -70,5 +86,5 @@ def _detail(detail: Mapping[str, Any]) -> str:
 
 
 def add_to(app: typer.Typer) -> None:
-    for command in (register, unload, history):
+    for command in (register, unload, delete, history):
         app.command(rich_help_panel=Group.VERSIONS)(command)

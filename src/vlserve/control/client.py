@@ -11,6 +11,7 @@ from vlserve.control.key import read_key
 from vlserve.control.tuning import Tuning
 from vlserve.control.wire.rollout_views import RolloutView
 from vlserve.control.wire.views import (
+    Deleted,
     EventView,
     Health,
     ModelView,
@@ -160,6 +161,11 @@ class ControlClient:
         """Drain a version and take it out of the engine. StillServing."""
         path = f"/models/{_quoted(model)}/versions/{version}/unload"
         return Unloaded.model_validate(self._call("POST", path, json={}))
+
+    def delete(self, model: str, version: int) -> Deleted:
+        """Remove the archive of a retired or failed version. NotUnloaded, VersionNotFound."""
+        path = f"/models/{_quoted(model)}/versions/{version}/delete"
+        return Deleted.model_validate(self._call("POST", path, json={}))
 
     def _call(self, method: str, path: str, **options: Any) -> Any:
         if method != "GET":  # a word may take long, but not to be taken

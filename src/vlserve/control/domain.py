@@ -34,6 +34,7 @@ class State(StrEnum):
     DRAINING = "draining"  # no route any more; unloaded when nothing is in flight
     RETIRED = "retired"  # not in the engine; may be released again
     FAILED = "failed"  # could not be loaded; the reason is in the ledger
+    DELETED = "deleted"  # its archive is gone from the store; its number stays taken
 
     @property
     def loaded(self) -> bool:
@@ -44,6 +45,11 @@ class State(StrEnum):
     def routable(self) -> bool:
         """Whether clients may ask for the version."""
         return self in (State.READY, State.CANARY, State.STABLE)
+
+    @property
+    def out(self) -> bool:
+        """Whether the engine must not hold the version."""
+        return self in (State.FAILED, State.RETIRED, State.DELETED)
 
 
 @dataclass(frozen=True)
@@ -241,6 +247,18 @@ class Registration:
     retuned: bool = False
     untuned: str = ""
     restored: bool = False
+
+
+@dataclass(frozen=True)
+class Deletion:
+    """The outcome of a deletion. ``rollback_to``: where a rollback of the model goes from now on;
+    None: nowhere."""
+
+    model: str
+    version: int
+    state: State
+    freed_bytes: int
+    rollback_to: int | None
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from vlserve.control.domain import (
+    Deletion,
     Event,
     HealthCheck,
     Key,
@@ -30,11 +31,12 @@ from vlserve.control.lifecycle.lifecycle import Lifecycle
 from vlserve.control.lifecycle.operations import Operations
 from vlserve.control.lifecycle.registration import Registrar
 from vlserve.control.rollouts.service import RolloutService
+from vlserve.control.store.kept_archives import remove_archive
 from vlserve.control.store.ledger import Ledger
 from vlserve.control.store.unrecorded import ChangeBack
 from vlserve.control.transitions import rollback_target
 from vlserve.control.tuning import Tuning
-from vlserve.errors import LedgerDamaged, StillServing, VlserveError
+from vlserve.errors import LedgerDamaged, NotUnloaded, StillServing, VlserveError
 
 
 class ControlService:
@@ -151,6 +153,26 @@ class ControlService:
             if record.state is State.DRAINING:
                 record = self._lifecycle.finish_draining(record, self._drain_timeout_s)
         return record
+
+    def delete(self, model: str, version: int) -> Deletion:
+        """Remove the archive of a version that is out of the engine for good. Its number stays
+        taken; to register the same archive again puts it back.
+
+        Raises:
+            NotUnloaded: the version is neither retired nor failed.
+        """
+        with self._operations.on((model, version)):
+            record = self._ledger.version(model, version)
+            if not record.state.out:
+                raise NotUnloaded(
+                    f"{model} {version} is {record.state}, and only retired and failed versions "
+                    f"are deleted: `vlserve unload {model} {version}` first"
+                )
+            freed = remove_archive(record.archive)  # before the ledger, which a full disk hinders
+            if record.state is not State.DELETED:
+                record = self._ledger.move(model, version, State.DELETED, "deleted")
+        earlier = self._ledger.model(model).earlier
+        return Deletion(model, version, record.state, freed, next(iter(earlier), None))
 
     def is_loaded(self, model: str, version: int) -> bool:
         """Return whether traffic moves to the version without a load; also where there is none."""

@@ -13,8 +13,9 @@ TRANSITIONS: Mapping[State, frozenset[State]] = {
     State.CANARY: frozenset({State.STABLE, State.READY}),
     State.STABLE: frozenset({State.READY, State.CANARY}),
     State.DRAINING: frozenset({State.RETIRED}),
-    State.RETIRED: frozenset({State.LOADING}),
-    State.FAILED: frozenset({State.LOADING}),
+    State.RETIRED: frozenset({State.LOADING, State.DELETED}),
+    State.FAILED: frozenset({State.LOADING, State.DELETED}),
+    State.DELETED: frozenset({State.LOADING}),  # its archive was registered again
 }
 """State -> the states that a version may move to."""
 

@@ -15,6 +15,7 @@ from vlserve.control.service import ControlService
 from vlserve.control.tuning import parse_tuning
 from vlserve.control.wire.rollout_views import RolloutView
 from vlserve.control.wire.views import (
+    Deleted,
     EventView,
     Health,
     ModelView,
@@ -166,6 +167,12 @@ def routes(service: ControlService, threads: Threads) -> APIRouter:
         """Drain a version without weight and take it out of the engine. The body is ``{}``."""
         out = partial(service.unload, model, version)
         return Unloaded.model_validate(await threads.drain(request, out))
+
+    @router.post("/models/{model}/versions/{version}/delete")
+    async def delete(request: Request, model: Model, version: Number) -> Deleted:
+        """Remove the archive of a retired or failed version. The body is ``{}``."""
+        gone = partial(service.delete, model, version)
+        return Deleted.model_validate(await threads.drain(request, gone))
 
     return router
 

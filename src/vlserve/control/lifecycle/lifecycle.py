@@ -44,7 +44,7 @@ class Lifecycle:
         self._drain_timeout_s = drain_timeout_s
 
     def load(self, record: VersionRecord) -> VersionRecord:
-        """Load and probe a registered, loading, failed or retired version, and open its path.
+        """Load and probe a version that the engine does not hold, and open its path.
 
         A version that cannot be loaded as tuned is loaded without its tuning, which is dropped.
 
@@ -102,6 +102,11 @@ class Lifecycle:
             return
         if record.state is State.DRAINING:
             record = self.finish_draining(record, self._drain_timeout_s)
+        if record.state is State.DELETED:
+            raise NotReady(
+                f"{record.model} {record.version} is deleted, so it gets no traffic: `vlserve "
+                f"register` of the same {record.archive.name} puts it back"
+            )
         if record.state is not State.RETIRED:
             reason = f" ({record.reason})" if record.reason else ""
             raise NotReady(

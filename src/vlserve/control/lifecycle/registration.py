@@ -22,7 +22,7 @@ from vlserve.runtime.errors import ManifestInvalid
 from vlserve.runtime.manifest import Manifest
 
 _ARCHIVE_NAME = re.compile(r"(?P<model>.+)-(?P<version>\d+)\.mar")
-_UNFINISHED = (State.REGISTERED, State.LOADING, State.FAILED)
+_UNFINISHED = (State.REGISTERED, State.LOADING, State.FAILED, State.DELETED)
 
 
 class Registrar:

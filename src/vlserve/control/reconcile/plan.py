@@ -136,6 +136,5 @@ def _serves(holds: Mapping[Key, LoadedVersion], key: Key) -> bool:
 
 def unwanted(records: Iterable[VersionRecord], held: Held) -> set[Key]:
     """Return what the engine holds and the ledger does not want there."""
-    out = (State.FAILED, State.RETIRED)
-    wanted = {record.key for record in records if record.state not in out}
+    wanted = {record.key for record in records if not record.state.out}
     return {key for holds in held.values() for key in holds} - wanted

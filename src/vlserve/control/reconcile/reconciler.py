@@ -148,7 +148,7 @@ class Reconciler:
         record = self._ledger.find(*key)
         if isinstance(action, Load | Restore | Retire):
             return record == action.record
-        return record is None or record.state in (State.FAILED, State.RETIRED)
+        return record is None or record.state.out
 
     def _do(self, action: Action) -> None:
         match action:

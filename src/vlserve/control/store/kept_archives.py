@@ -3,12 +3,12 @@
 import fcntl
 import re
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 from vlserve.control.store.database import LEDGER, looked_at
 from vlserve.control.store.sqlite_errors import translated
-from vlserve.errors import LedgerLost
+from vlserve.errors import ControlError, LedgerLost
 
 _ARCHIVE = re.compile(r"(?P<model>[^/]+)/(?P<version>[1-9]\d*)/(?P=model)-(?P=version)\.mar")
 
@@ -17,6 +17,24 @@ def kept_archives(store: Path) -> list[Path]:
     """Return the files that a registration put into the store, by their names."""
     files = sorted(store.glob("*/*/*.mar"))
     return [file for file in files if _ARCHIVE.fullmatch(file.relative_to(store).as_posix())]
+
+
+def remove_archive(archive: Path) -> int:
+    """Remove an archive from the store, and return how many bytes it had; 0 where it is gone.
+
+    Raises:
+        ControlError: it cannot be removed.
+    """
+    try:
+        size_bytes = archive.stat().st_size
+        archive.unlink()
+    except FileNotFoundError:
+        return 0
+    except OSError as error:
+        raise ControlError(f"{archive} cannot be removed: {error.strerror}") from error
+    with suppress(OSError):  # something else lies there
+        archive.parent.rmdir()
+    return size_bytes
 
 
 def refuse_lost_ledger(store: Path) -> None:

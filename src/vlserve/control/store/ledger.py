@@ -329,7 +329,8 @@ class Ledger:
     def _read_model(self, row: sqlite3.Row) -> ModelRecord:
         stack = self._query(
             "SELECT id, version FROM releases WHERE model = ? AND rolled_back_at IS NULL"
-            " ORDER BY id",
+            " AND version NOT IN (SELECT version FROM versions WHERE versions.model ="
+            " releases.model AND state = 'deleted') ORDER BY id",
             row["model"],
         )
         salt, step, shadow = str(stack[-1]["id"]) if stack else "", "", None

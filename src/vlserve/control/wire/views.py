@@ -123,6 +123,16 @@ class TroubleView(View):
     passing: bool = Field(default=False, description="It goes by itself in a moment.")
 
 
+class Deleted(View):
+    """``rollback_to``: where a rollback of the model goes from now on; null: nowhere."""
+
+    model: str
+    version: int
+    state: State
+    freed_bytes: int = Field(description="0: the archive was gone before.")
+    rollback_to: int | None
+
+
 class Health(View):
     """Of the control service's surroundings."""
 

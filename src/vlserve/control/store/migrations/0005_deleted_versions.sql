@@ -1,0 +1,2 @@
+-- No table changes. From here on a version may be deleted: a state that the code before refuses when
+-- it reads a version. The number keeps it from the ledger.
