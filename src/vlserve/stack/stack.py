@@ -406,9 +406,9 @@ def _one_at_a_time(settings: Settings, progress: Progress) -> Iterator[None]:
                 progress(f"waiting for {other}")
             said = other
             time.sleep(_POLL_S)
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
+        with suppress(OSError):  # a full disk does not keep a stack from being stopped
+            os.ftruncate(lock.fileno(), 0)
+            os.write(lock.fileno(), str(os.getpid()).encode())
         yield
 
 
