@@ -67,6 +67,25 @@ def test_traffic_goes_back_while_the_disks_are_full(tmp_path: Path, word: str) -
         fill(store), fill(state)  # `vlserve down` needs no room either
 
 
+def test_full_logs_are_named_and_keep_nothing_from_going_back(tmp_path: Path) -> None:
+    settings = make_settings(tmp_path)
+    with (
+        small_disk(settings.state_dir / "logs", "32m") as logs,
+        running_stack(settings) as running,
+    ):
+        control = running.control
+        for version in (1, 2):
+            control.register(pack_echo(tmp_path, "tagger", version))
+        control.release("tagger", 1)
+        control.start_rollout("tagger", 2, STAYS)
+        fill(logs)
+        assert f"the disk of logs ({logs})" in control.health().status
+        assert versions(running) == {1, 2}
+        aborted = control.abort("tagger")
+        assert (aborted.status, aborted.unrecorded) == (RolloutStatus.ABORTED, "")
+        assert versions(running) == {1}
+
+
 def test_the_gateways_files_on_a_full_disk(tmp_path: Path) -> None:
     """What it cannot write is refused and leaves the routing; the reserve makes it work."""
     with small_disk(tmp_path / ".vlserve", "16m") as disk, running_gateway(tmp_path) as envoy:
