@@ -305,7 +305,7 @@ class AlbefRecipe:
             options["first_word_twice"] = True
         # the original cleans what is asked and said of an image, but not its answers
         clean_first(tokenizer, "question" if parsed.task == "answer" else "caption")
-        text = wordpiece_input(tokenizer, parsed.max_length, assets)
+        text = wordpiece_input(tokenizer, parsed.max_length, assets, parsed.text_cleaning)
         labels = LABELS.get(parsed.task, parsed.answers)
         return Served(
             task=parsed.task, image=parsed.image, text=text, labels=labels, options=options

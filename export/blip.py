@@ -226,7 +226,7 @@ class BlipRecipe:
     def serve(self, config: Mapping[str, Any], assets: Path) -> Served:
         parsed = parse(config)
         tokenizer = parts.tokenizer_of(parsed, "[CLS] $A [SEP]", ADDED)
-        text = wordpiece_input(tokenizer, parsed.max_length, assets)
+        text = wordpiece_input(tokenizer, parsed.max_length, assets, parsed.text_cleaning)
         options: dict[str, Any] = {}
         if parsed.task == "match":
             options["retrieval_score"] = "match_logit + cosine"

@@ -29,6 +29,7 @@ from vlserve.models.efficientnet_lite import (
     efficientnet_lite_sizes,
 )
 from vlserve.models.keys import check_keys, foreign_keys
+from vlserve.runtime.clean_text import Cleaning
 from vlserve.runtime.manifest import ImageInput, TensorSpec
 from vlserve.training.contrastive import PairOptions
 from vlserve.training.pretrained import image_weights, text_folder, text_weights
@@ -52,6 +53,8 @@ class Config(BaseModel):
     vocabulary: tuple[str, ...]
     """Tokens by id; in the file also the name of a vocab.txt beside it."""
     max_length: int = Field(ge=2)
+    text_cleaning: Cleaning | None = None
+    """What is done to texts before they become ids; see vlserve.runtime.clean_text."""
     """Tokens of a text, [CLS] and [SEP] among them."""
     image: ImageInput
     image_encoder: EfficientNetLiteConfig = EfficientNetLiteConfig()
@@ -170,6 +173,7 @@ class Training:
             "family": FAMILY,
             "vocabulary": read_vocabulary(text_folder() / "vocab.txt"),
             "max_length": options.max_length,
+            "text_cleaning": options.text_cleaning,
             "image": options.image.model_dump(mode="json"),
             "text": {**bert_sizes(text_weights(), ""), "heads": TEXT_HEADS},
             "embedding": options.embedding,
@@ -221,7 +225,9 @@ class DualEncoderRecipe:
 
     def serve(self, config: Mapping[str, Any], assets: Path) -> Served:
         parsed = parse(config)
-        text = wordpiece_input(wordpiece(parsed.vocabulary), parsed.max_length, assets)
+        text = wordpiece_input(
+            wordpiece(parsed.vocabulary), parsed.max_length, assets, parsed.text_cleaning
+        )
         return Served(task="embed", image=parsed.image, text=text)
 
     def graphs(self, network: nn.Module, config: Mapping[str, Any]) -> dict[str, GraphPlan]:

@@ -40,6 +40,7 @@ from vlserve.models.efficientnet_lite import (
     efficientnet_lite_sizes,
 )
 from vlserve.models.keys import check_keys, foreign_keys
+from vlserve.runtime.clean_text import Cleaning
 from vlserve.runtime.manifest import ImageInput, TensorSpec
 from vlserve.training.options import TrainOptions
 from vlserve.training.plan import DataFacts
@@ -68,6 +69,8 @@ class Config(BaseModel):
     vocabulary: tuple[str, ...]
     """Tokens by id; in the file also the name of a vocab.txt beside it."""
     max_length: int = Field(ge=2)
+    text_cleaning: Cleaning | None = None
+    """What is done to texts before they become ids; see vlserve.runtime.clean_text."""
     """Tokens of a title, [CLS] and [SEP] among them."""
     image: ImageInput
     image_encoder: EfficientNetLiteConfig = EfficientNetLiteConfig()
@@ -248,6 +251,7 @@ class Training:
             "multi_label": facts.multi_label,
             "vocabulary": read_vocabulary(text_folder() / "vocab.txt"),
             "max_length": options.max_length,
+            "text_cleaning": options.text_cleaning,
             "image": options.image.model_dump(mode="json"),
             "text": {**sizes, "heads": TEXT_HEADS},
             "head": options.head,
@@ -308,7 +312,9 @@ class ModernRecipe:
 
     def serve(self, config: Mapping[str, Any], assets: Path) -> Served:
         parsed = self.parse(config)
-        text = wordpiece_input(wordpiece(parsed.vocabulary), parsed.max_length, assets)
+        text = wordpiece_input(
+            wordpiece(parsed.vocabulary), parsed.max_length, assets, parsed.text_cleaning
+        )
         return Served(
             task=parsed.task,
             image=parsed.image,

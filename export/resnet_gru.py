@@ -31,6 +31,7 @@ from vlserve.exporter.recipe import GraphPlan, Served, Spec
 from vlserve.families.config_file import parse_config, read_names
 from vlserve.models.keys import check_keys
 from vlserve.models.resnet import ResNet, ResNetConfig
+from vlserve.runtime.clean_text import Cleaning
 from vlserve.runtime.manifest import ImageInput, TensorSpec, TextInput
 from vlserve.training.options import PAD_ID, UNKNOWN_ID, TrainOptions
 from vlserve.training.plan import DataFacts
@@ -51,6 +52,8 @@ class Config(BaseModel):
     vocabulary: dict[str, int]
     """Character -> id; in the file also the name of a JSON file beside it."""
     max_length: int = Field(ge=1)
+    text_cleaning: Cleaning | None = None
+    """What is done to texts before they become ids; see vlserve.runtime.clean_text."""
     pad_id: int = Field(default=0, ge=0)
     unknown_id: int = Field(default=0, ge=0)
     image: ImageInput
@@ -176,6 +179,7 @@ class Training:
             "multi_label": facts.multi_label,
             "vocabulary": build_vocabulary(facts.titles, options.min_count),
             "max_length": options.max_length,
+            "text_cleaning": options.text_cleaning,
             "pad_id": PAD_ID,
             "unknown_id": UNKNOWN_ID,
             "image": options.image.model_dump(mode="json"),
@@ -253,6 +257,7 @@ class ResNetGRURecipe:
             pad_id=parsed.pad_id,
             unknown_id=parsed.unknown_id,
             pad_to_max=parsed.pooling == "last_step",
+            cleaning=parsed.text_cleaning,
         )
         return Served(
             task="tag",

@@ -45,6 +45,7 @@ from vlserve.models.two_stream_graphs import (
     TextGraph,
     TwoStreamTrunk,
 )
+from vlserve.runtime.clean_text import Cleaning
 from vlserve.runtime.manifest import RegionInput, TensorSpec, TextInput
 
 FAMILY = "vilbert"
@@ -113,6 +114,8 @@ class Config(BaseModel):
     task: Literal["answer", "match", "ground", "reason", "entail"]
     vocabulary: tuple[str, ...]
     max_length: int = Field(ge=2)
+    text_cleaning: Cleaning | None = None
+    """What is done to texts before they become ids; see vlserve.runtime.clean_text."""
     task_token: int = Field(ge=0)
     max_regions: int = Field(default=100, ge=1)
     """That a request may bring."""
@@ -289,7 +292,7 @@ def required_head(config: Config) -> str:
 def text_input(config: Config, assets: Path) -> TextInput:
     """Writes the tokenizer, which puts the task token in, into ``assets``."""
     max_length = config.max_length + (1 if config.task_tokens else 0)
-    return wordpiece_input(tokenizer_of(config), max_length, assets)
+    return wordpiece_input(tokenizer_of(config), max_length, assets, config.text_cleaning)
 
 
 def tokenizer_of(config: Config) -> Tokenizer:

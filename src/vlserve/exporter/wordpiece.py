@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from vlserve.errors import ExportError
 from vlserve.exporter.json_file import read_json
+from vlserve.runtime.clean_text import Cleaning
 from vlserve.runtime.manifest import TextInput
 from vlserve.text_files import read_utf8
 
@@ -81,7 +82,9 @@ def wordpiece(
     return tokenizer
 
 
-def wordpiece_input(tokenizer: Tokenizer, max_length: int, assets: Path) -> TextInput:
+def wordpiece_input(
+    tokenizer: Tokenizer, max_length: int, assets: Path, cleaning: Cleaning | None = None
+) -> TextInput:
     """How an archive turns texts into ids with ``tokenizer``, which is written into ``assets``.
     Texts are cut to ``max_length`` tokens and padded to the longest of their batch."""
     tokenizer.save(str(assets / TOKENIZER))
@@ -92,4 +95,5 @@ def wordpiece_input(tokenizer: Tokenizer, max_length: int, assets: Path) -> Text
         pad_id=tokenizer.token_to_id("[PAD]"),
         unknown_id=tokenizer.token_to_id("[UNK]"),
         pad_to_max=False,
+        cleaning=cleaning,
     )

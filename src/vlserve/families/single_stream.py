@@ -37,6 +37,7 @@ from vlserve.families.grid import (
 )
 from vlserve.models.bert import BertConfig, bert_sizes
 from vlserve.models.keys import check_keys, foreign_keys, is_ignored
+from vlserve.runtime.clean_text import Cleaning
 from vlserve.runtime.manifest import RegionInput, TensorSpec, TextInput
 
 TASKS = ("answer", "tag")
@@ -70,6 +71,8 @@ class SingleStreamConfig(BaseModel):
     vocabulary: tuple[str, ...]
     """Tokens by id; in the file also the name of a vocab.txt beside it."""
     max_length: int = Field(ge=2)
+    text_cleaning: Cleaning | None = None
+    """What is done to texts before they become ids; see vlserve.runtime.clean_text."""
     """Tokens of a text, [CLS] and [SEP] among them."""
     max_regions: int = Field(default=100, ge=1, le=4096)
     labels: tuple[str, ...] = ()
@@ -280,7 +283,7 @@ def text_input(config: SingleStreamConfig, assets: Path) -> TextInput:
             f"the vocabulary has {tokenizer.get_vocab_size()} tokens, "
             f"the checkpoint {config.encoder.vocabulary}"
         )
-    return wordpiece_input(tokenizer, config.max_length, assets)
+    return wordpiece_input(tokenizer, config.max_length, assets, config.text_cleaning)
 
 
 def complete(

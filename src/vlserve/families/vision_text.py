@@ -27,6 +27,7 @@ from vlserve.models.vit import (
     patch_grid,
     vit_sizes,
 )
+from vlserve.runtime.clean_text import Cleaning
 from vlserve.runtime.manifest import ImageInput, TensorSpec
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -45,6 +46,8 @@ class VisionTextConfig(BaseModel):
     vocabulary: tuple[str, ...]
     """Tokens by id; in the file also the name of a vocab.txt beside it."""
     max_length: int = Field(ge=2)
+    text_cleaning: Cleaning | None = None
+    """What is done to texts before they become ids; see vlserve.runtime.clean_text."""
     image: ImageInput
     vision_heads: int | None = None
     vision_layer_norm_eps: float = 1e-6

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from vlserve.runtime.clean_text import Cleaning
 from vlserve.runtime.errors import ArchiveTooLarge, ManifestInvalid, wrong_fields
 
 MANIFEST = "manifest.json"
@@ -95,6 +96,8 @@ class TextInput(_Frozen):
     pad_to_max: bool = True
     """Pad every text to max_length (a checkpoint trained so depends on it), else to the longest."""
     max_bytes: int = 65536
+    cleaning: Cleaning | None = None
+    """What is done to a text before it becomes ids; None: nothing."""
 
 
 class RegionInput(_Frozen):

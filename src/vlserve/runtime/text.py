@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from vlserve.runtime.clean_text import clean_text
 from vlserve.runtime.errors import ArchiveUnreadable, ErrorCode, RequestError
 from vlserve.runtime.manifest import TextInput
 
@@ -41,6 +42,8 @@ class Tokenizer:
 
     def rows(self, texts: Sequence[str]) -> list[Ids]:
         """The same of several texts, in one call of the tokenizer."""
+        if self.spec.cleaning is not None:
+            texts = [clean_text(text) for text in texts]
         rows = self._vocabulary.ids(texts, self.spec.max_length)
         return [np.asarray(row, dtype=np.int64) for row in rows]
 

@@ -126,7 +126,7 @@ def fit_pairs(
     chosen = parse_options(plan.options, options or {})
     pretrained = plan.pretrained()
     facts: dict[str, Any] = {
-        "options": chosen.model_dump(mode="json"),
+        "options": chosen.said(),
         "seed": seed,
         "train_sha256": file_sha256(train),
         "val_sha256": file_sha256(val),

@@ -10,6 +10,7 @@ from torch import nn
 
 from vlserve.errors import DataError, TrainingError
 from vlserve.exporter.recipe import Recipe
+from vlserve.runtime.clean_text import clean_text
 from vlserve.runtime.manifest import ImageInput
 from vlserve.runtime.text import Tokenizer, load_tokenizer
 from vlserve.training.data import (
@@ -75,7 +76,7 @@ def read_dataset(
     facts = DataFacts(
         labels=labels,
         multi_label=train_file.multi_label,
-        titles=[item.text for item in train_file.items],
+        titles=_titles(train_file, options),
         training={**training, "label_items": label_items},
     )
     config = training_plan(recipe).new_config(options, facts)
@@ -110,6 +111,11 @@ def read_serving(recipe: Recipe, config: Mapping[str, Any]) -> tuple[ImageInput,
         if served.image is None or served.text is None:
             raise TrainingError(f"{recipe.spec.family} does not take an image and a text")
         return served.image, load_tokenizer(served.text, Path(folder))
+
+
+def _titles(file: ItemFile, options: TrainOptions) -> list[str]:
+    titles = [item.text for item in file.items]
+    return titles if options.text_cleaning is None else [clean_text(title) for title in titles]
 
 
 def _check_enough(file: ItemFile, labels: list[str]) -> None:

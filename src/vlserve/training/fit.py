@@ -107,7 +107,7 @@ def fit(
     chosen = _parse(plan, options or {})
     pretrained = dict(plan.pretrained()) if plan.frozen else {}
     facts: dict[str, Any] = {
-        "options": chosen.model_dump(mode="json"),
+        "options": chosen.said(),
         "seed": seed,
         "train_sha256": _sha256(train),
         "val_sha256": _sha256(val),

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vlserve.errors import SettingsError
+from vlserve.runtime.clean_text import Cleaning
 from vlserve.runtime.manifest import ImageInput
 
 PAD_ID, UNKNOWN_ID = 0, 1
@@ -40,10 +41,17 @@ class TrainOptions(BaseModel):
     image_width: int = Field(default=224, ge=16)
     max_length: int = Field(default=64, ge=1)
     """Tokens of a title that count; of a vocabulary of characters, characters."""
+    text_cleaning: Cleaning | None = None
+    """``invisible``: titles that look the same are read the same, in training and serving."""
 
     @property
     def image(self) -> ImageInput:
         return ImageInput(height=self.image_height, width=self.image_width)
+
+    def said(self) -> dict[str, Any]:
+        """Return the options as a run keeps them: runs of before ``text_cleaning`` go on too."""
+        unsaid = {"text_cleaning"} if self.text_cleaning is None else set()
+        return self.model_dump(mode="json", exclude=unsaid)
 
     @property
     def convex(self) -> bool:
@@ -55,6 +63,7 @@ class TrainOptions(BaseModel):
 Options = TypeVar("Options", bound=TrainOptions)
 
 DEMO_OPTIONS: Mapping[str, Any] = {
+    "text_cleaning": "invisible",
     "epochs": 6,
     "patience": 3,
     "learning_rate": 3e-3,

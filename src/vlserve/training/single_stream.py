@@ -65,6 +65,7 @@ class SingleStreamTraining:
             "classes": len(facts.labels),
             "vocabulary": vocabulary,
             "max_length": options.max_length,
+            "text_cleaning": options.text_cleaning,
             "text_heads": options.heads,
             "encoder": encoder,
             "visual_dim": resnet.features,

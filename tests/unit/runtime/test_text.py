@@ -42,6 +42,19 @@ def test_new_vocabularies_keep_padding_and_unknown_apart(tmp_path: Path) -> None
     assert tokenizer.encode(["", ""]).lengths.tolist() == [1, 1]
 
 
+VARIANTS = ["a\u00e9b", "ae\u0301b", "\u200ba\u00e9b", " a\u00e9b\n", "a\u200b\u00e9b\ufeff"]
+
+
+def test_texts_that_look_the_same_are_read_the_same_where_it_is_declared(tmp_path: Path) -> None:
+    vocabulary = {**VOCABULARY, "\u00e9": 5, " ": 6}
+    cleaned = characters(tmp_path, vocabulary, cleaning="invisible", max_length=9)
+    assert [row.tolist() for row in cleaned.rows(VARIANTS)] == [[1, 5, 2]] * len(VARIANTS)
+    assert cleaned.ids(f"{VARIANTS[1]}\u3000a").tolist() == [1, 5, 2, 6, 1]
+    as_before = characters(tmp_path, vocabulary, max_length=9)
+    assert as_before.spec.cleaning is None
+    assert len({tuple(row) for row in as_before.rows(VARIANTS)}) == len(VARIANTS)
+
+
 def test_an_empty_batch_has_a_shape(tmp_path: Path) -> None:
     assert characters(tmp_path).encode([]).ids.shape == (0, 5)
     assert characters(tmp_path, pad_to_max=False).encode([]).ids.shape == (0, 1)
