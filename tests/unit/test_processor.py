@@ -1,10 +1,13 @@
 """What Linux tells of the processor, and where it tells nothing."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from vlserve.processor import has_vnni, processor_name
+from vlserve.processor import has_vnni, processor_name, usable_cores
 
 X86 = (
     "processor : 0\nmodel name\t: Fast: 2 GHz\nflags\t\t: fpu avx2 avx512f{}\n\n"
@@ -32,3 +35,52 @@ def test_the_first_processor_counts(
 
 def test_another_system_says_nothing(tmp_path: Path) -> None:
     assert has_vnni(tmp_path / "missing") is processor_name(tmp_path / "missing") is None
+
+
+def groups(folder: Path, own: str, files: dict[str, str]) -> dict[str, Path]:
+    """A /proc/self/cgroup and a /sys/fs/cgroup."""
+    (folder / "own").write_text(own)
+    for name, content in files.items():
+        (folder / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "groups" / name).write_text(content)
+    return {"own_groups": folder / "own", "groups": folder / "groups"}
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "cores"),
+    [
+        ("0::/\n", {}, 48),
+        ("0::/\n", {"cpu.max": "max 100000\n"}, 48),
+        ("0::/\n", {"cpu.max": "250000 100000\n"}, 2),
+        ("0::/\n", {"cpu.max": "50000 100000\n"}, 1),
+        ("0::/a/b\n", {"a/b/cpu.max": "max 100000\n", "a/cpu.max": "300000 100000\n"}, 3),
+        ("0::/\n", {"cpu.max": "nonsense"}, 48),
+        (
+            "5:cpu:/docker/x\n4:memory:/\n",
+            {
+                "cpu/docker/x/cpu.cfs_quota_us": "400000\n",
+                "cpu/docker/x/cpu.cfs_period_us": "100000\n",
+            },
+            4,
+        ),
+        (
+            "5:cpu:/\n",
+            {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"},
+            48,
+        ),
+    ],
+)
+def test_a_containers_limit_counts(
+    own: str, files: dict[str, str], cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(48)))
+    assert usable_cores(**groups(tmp_path, own, files)) == cores
+
+
+def test_affinity_counts() -> None:
+    told = "import os; from vlserve.processor import usable_cores as n; print(n())"
+    first = min(os.sched_getaffinity(0))
+    bound = f"import os; os.sched_setaffinity(0, {{{first}}}); {told}"
+    run = subprocess.run([sys.executable, "-c", bound], capture_output=True, text=True, check=True)
+    assert run.stdout == "1\n"
+    assert usable_cores(Path("/nowhere"), Path("/nowhere")) == len(os.sched_getaffinity(0))

@@ -22,6 +22,7 @@ from vlserve.cli import (
 )
 from vlserve.cli.failures import explained
 from vlserve.cli.output import print_line, speak_any_encoding, stderr
+from vlserve.cli.stopping import Stopped, end_on_signals
 from vlserve.extras import extra_of, missing_extra
 from vlserve.runtime.errors import VlserveError
 
@@ -60,8 +61,12 @@ def options(
 def main() -> None:
     """Run the `vlserve` script."""
     speak_any_encoding()
+    end_on_signals()
     try:
         app()
+    except Stopped as stop:
+        stderr.print(f"vlserve: stopped by {stop.signal.name}", markup=False)
+        raise
     except (VlserveError, OSError) as error:
         _fail(explained(error, sys.argv[1:]))
     except ModuleNotFoundError as error:

@@ -8,6 +8,7 @@ needs, which takes seconds, exports nothing itself, and forks for every graph.
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -82,6 +83,7 @@ class Converter:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
+            start_new_session=True,  # so that close ends the fork that converts, too
         )
 
     def convert(self, job: Job) -> None:
@@ -102,7 +104,8 @@ class Converter:
             raise ExportError(f"converting graph {job.graph} to {job.format} failed: {reason}")
 
     def close(self) -> None:
-        self._process.kill()
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.communicate()
 
     def __enter__(self) -> Self:

@@ -16,6 +16,7 @@ from typing import Any
 from vlserve.errors import ArchiveError, DataError
 from vlserve.exporter.pack import Member, draft_of, frozen_code, pack_members
 from vlserve.exporter.probes import answer_by_archive, drawn_requests, probes_of
+from vlserve.processor import usable_cores
 from vlserve.project import Folder
 from vlserve.retrieval import encode
 from vlserve.retrieval.corpus import Corpus, Kind, read_corpus
@@ -66,7 +67,7 @@ def build_index(
     images where they have any. ``name``: by default the archive's with ``-index``. ``rerank``: 0
     to rank by cosine alone. An interrupted run resumes after its last whole shard when it is
     started again with the same archive, data, ``of`` and whether there is a ``rerank``. The same
-    inputs give the same bytes.
+    inputs give the same bytes, on as many cores.
 
     Raises DataError (no usable line, an archive that embeds nothing of this kind, too many bytes)
     or ArchiveError.
@@ -192,6 +193,7 @@ def _encode(
     items = work / "items.jsonl"
     _write_lines(items, [item.fields for item in corpus.items])
     options = ["--kind", corpus.kind, "--items", str(items), "--shards", str(work)]
+    options += ["--threads", str(usable_cores())]
     if queries is not None:
         _write_lines(work / "queries.jsonl", queries)
         options += ["--queries", str(work / "queries.jsonl")]
@@ -220,7 +222,7 @@ def _started(
 ) -> Iterator["subprocess.Popen[bytes]"]:
     """Killed when left early."""
     command = [sys.executable, "-P", str(Path(encode.__file__)), str(folder), *options]
-    environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": str(usable_cores())}
     with log.open("wb") as stderr:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, env=environment)
     try:

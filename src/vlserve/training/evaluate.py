@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from vlserve.errors import DataError
 from vlserve.exporter.export import read_trained
+from vlserve.processor import usable_cores
 from vlserve.runtime.archive import verify_archive
 from vlserve.runtime.inputs import takes_text, takes_visual
 from vlserve.runtime.manifest import Manifest
@@ -80,7 +81,8 @@ def evaluate_archive(
     refuse_bad_lines((file,), strict=strict)
     rows: list[list[float]] = []
     refused: dict[int, str] = {}
-    lines = answer_offline(archive, _requests(file.items, manifest), batch_size)
+    requests = _requests(file.items, manifest)
+    lines = answer_offline(archive, requests, batch_size, threads=usable_cores())
     for done, (item, line) in enumerate(zip(file.items, lines, strict=True), start=1):
         if "error" in line:
             refused[item.line] = f"{line['error']['code']}: {line['error']['message']}"

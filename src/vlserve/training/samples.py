@@ -1,7 +1,6 @@
 """Items -> arrays, by the functions that serving uses; decoded once, kept in memory."""
 
 import inspect
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from vlserve.processor import usable_cores
 from vlserve.runtime.errors import RequestError
 from vlserve.runtime.image import decode
 from vlserve.runtime.manifest import ImageInput, TextInput
@@ -95,7 +95,8 @@ def decode_images(
     bad lines of the file; the others with their image by line number."""
     decoded: dict[int, NDArray[np.float32]] = {}
     refused: dict[int, str] = {}
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
+    threads = ThreadPoolExecutor(usable_cores())
+    try:
         found = threads.map(lambda item: _decode(item, image), file.items)
         for done, (item, result) in enumerate(zip(file.items, found, strict=True), start=1):
             if isinstance(result, str):
@@ -104,6 +105,8 @@ def decode_images(
                 decoded[item.line] = result
             if on_read and (done % READ_STEP == 0 or done == len(file.items)):
                 on_read(done, len(file.items))
+    finally:  # a fault or a signal ends it without what is not begun
+        threads.shutdown(cancel_futures=True)
     return file.without(refused), decoded
 
 

@@ -88,6 +88,24 @@ def test_the_same_index_is_the_same_bytes(tmp_path: Path) -> None:
     assert first.path.name == "dual-index-1.mar"
 
 
+def test_it_runs_on_the_cores_that_it_may_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[tuple[str, ...]] = []
+    start = build._started
+
+    def noting(folder: Path, options: Any, log: Path) -> Any:
+        given.append(tuple(options))
+        return start(folder, options, log)
+
+    monkeypatch.setattr(build, "_started", noting)
+    monkeypatch.setattr(build, "usable_cores", lambda: 3)
+    data = write_lines(tmp_path / "items.jsonl", write_images(tmp_path, 2))
+    assert index(pack_echo_dual(tmp_path), data, tmp_path / "out").items == 2
+    (options,) = given
+    assert options[options.index("--threads") + 1] == "3"
+
+
 class Killed(Exception):
     """As by a signal, in the middle of a run."""
 

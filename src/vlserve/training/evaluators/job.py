@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from vlserve.processor import usable_cores
 from vlserve.runtime.manifest import Manifest
 from vlserve.runtime.offline import answer_offline
 from vlserve.runtime.types import Answer
@@ -71,7 +72,8 @@ class Job:
         ArchiveError where that fails."""
         numbered = ({"id": at, "fields": fields} for at, fields in enumerate(requests))
         answers: list[Answer | Refused] = []
-        for line in answer_offline(self.archive, numbered, self.batch_size):
+        cores = usable_cores()
+        for line in answer_offline(self.archive, numbered, self.batch_size, threads=cores):
             if "error" in line:
                 answers.append(Refused(f"{line['error']['code']}: {line['error']['message']}"))
             else:

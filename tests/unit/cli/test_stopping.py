@@ -1,0 +1,130 @@
+"""A command that a signal ends takes what it started, and its temporary files, with it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from support.echo_archive import pack_echo_dual, write_images, write_lines
+from vlserve.exporter.echo import LABELS, pack_echo
+
+PROJECT = Path(__file__).parents[3]
+MAIN = "from vlserve.cli import main; main()"
+PATIENCE_S = 120
+"""A hung command fails its test; nothing is judged by it."""
+Words = list[str]
+
+
+def indexing(folder: Path) -> Words:
+    lines = write_images(folder, 4) * 2000
+    lines = [{**line, "id": str(number)} for number, line in enumerate(lines)]
+    data = write_lines(folder / "items.jsonl", lines)
+    archive = pack_echo_dual(folder)
+    return ["index", str(archive), "--data", str(data), "--out", str(folder / "out")]
+
+
+def exporting(folder: Path) -> Words:
+    state = {"words.weight": torch.zeros(128, 2), "colour.weight": torch.zeros(2, 3)}
+    torch.save(state | {"colour.bias": torch.zeros(2)}, folder / "m.pth")
+    (folder / "config.json").write_text(json.dumps({"labels": ["a", "b"]}))
+    recipe = str(PROJECT / "examples" / "colours.py")
+    return ["export", recipe, "--checkpoint", str(folder / "m.pth"), "--out", str(folder / "out")]
+
+
+def evaluating(folder: Path) -> Words:
+    archive = pack_echo(folder, "echo", 1)
+    lines = [
+        {"id": str(number), "img": "0.png", "text": "a", "label": LABELS[0]}
+        for number in range(20_000)
+    ]
+    write_images(folder, 1)
+    data = write_lines(folder / "items.jsonl", lines)
+    return ["evaluate", str(archive), "--data", str(data)]
+
+
+COMMANDS: dict[str, Callable[[Path], Words]] = {
+    "index": indexing,
+    "export": exporting,
+    "evaluate": evaluating,
+}
+
+
+@contextmanager
+def started(words: Words, scratch: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    scratch.mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-c", MAIN, *words],
+        env={**os.environ, "TMPDIR": str(scratch), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=PROJECT,
+    )
+    try:
+        yield process
+    finally:
+        for one in family(process.pid):
+            one.kill()
+        process.communicate()
+
+
+def family(pid: int) -> list[psutil.Process]:
+    try:
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def wait_until(condition: Callable[[], bool], process: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.02)
+
+
+@pytest.mark.export
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=["term", "hup"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_nothing_is_left_of_a_stopped_command(
+    command: str, number: signal.Signals, tmp_path: Path
+) -> None:
+    words, scratch = COMMANDS[command](tmp_path), tmp_path / "scratch"
+    with started(words, scratch) as process:
+        wait_until(lambda: len(family(process.pid)) > 1 and any(scratch.glob("vlserve-*")), process)
+        children = family(process.pid)[1:]
+        process.send_signal(number)
+        _, said = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 128 + number
+        assert f"vlserve: stopped by {number.name}" in said.decode()
+        assert b"Traceback" not in said
+        _, alive = psutil.wait_procs(children, timeout=PATIENCE_S)
+        assert not alive
+        assert not list(scratch.glob("vlserve-*"))
+    assert not list(tmp_path.glob("out/*.mar"))
+
+
+def test_what_the_caller_ignores_stays_ignored() -> None:
+    """As nohup does; and a second signal does not break the cleaning up."""
+    code = (
+        "import os, signal\n"
+        "from vlserve.cli.stopping import Stopped, end_on_signals\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "end_on_signals()\n"
+        "os.kill(os.getpid(), signal.SIGHUP)\n"
+        "try:\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "except Stopped as stop:\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print('cleaned up after', stop.signal.name, stop.code)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "cleaned up after SIGTERM 143\n"
