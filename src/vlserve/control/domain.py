@@ -94,7 +94,8 @@ class ModelRoute:
 
     ``weights``: version -> share, summing to 100, the candidate first (so that a caller who is on
     the candidate stays on it as its weight rises). ``versions``: all that clients may ask for.
-    ``salt``: changes with each rollout, so that other callers meet the next candidate first.
+    ``salt``: drawn anew for each rollout, so that other callers meet the next candidate first, and
+    secret, so that no caller can choose to be one.
     ``step``: written into the log of every request that the weights route, so that it counts for
     the rollout's step that routed it, whenever it ends; empty outside of a rollout.
     """
@@ -216,6 +217,8 @@ class Rollout:
     ended_at: str | None
     keep_until: float | None
     state_json: str
+    salt: str = field(default="", repr=False)
+    """See ModelRoute."""
 
 
 @dataclass(frozen=True)

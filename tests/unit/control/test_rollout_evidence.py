@@ -76,6 +76,11 @@ def test_other_versions_say_nothing(changes: dict[str, Any]) -> None:
     assert outcome(line(**changes), VERSIONS, of({})) is None
 
 
+@pytest.mark.parametrize("changes", [{"status": 401}, {"status": 503, "details": "overload"}])
+def test_what_the_gateway_refused_for_any_version_says_nothing(changes: dict[str, Any]) -> None:
+    assert outcome(line(**changes), VERSIONS, of({})) is None
+
+
 def test_copies_that_were_not_even_tried_are_none() -> None:
     lines = [copied(), copied(flags="UO", status=503), copied(flags="UF,URX", status=503)]
     assert copies(lines, now=5.0) == [Copy("r", 200, 5.0), Copy("r", 503, 5.0)]

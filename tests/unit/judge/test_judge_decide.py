@@ -136,11 +136,23 @@ def test_other_answers_are_found_in_traffic(policy, traffic):
     assert "tags: " in decision.reason
 
 
-def test_a_broken_split_is_found(policy, traffic):
+def test_a_broken_split_alone_holds_and_asks_a_person(policy, traffic):
     state = observe(JudgeState.start(policy), Batch(traffic(4_000, 10)))
     decision = decide(state, WELL)
-    assert decision.action is Action.ROLLBACK
+    assert decision.action is Action.HOLD
     assert "sample_ratio: candidate drew" in decision.reason
+    assert "`vlserve abort`" in decision.reason and "`vlserve promote`" in decision.reason
+    later = decide(observe(state, Batch(traffic(20_000, 5))), WELL)
+    assert later.action is Action.HOLD  # the alarm stands, whatever comes
+
+
+def test_a_broken_split_with_another_reason_is_rolled_back(policy, traffic):
+    state = observe(JudgeState.start(policy), Batch(traffic(4_000, 10)))
+    assert decide(state, Standing(90, True, False)).action is Action.ROLLBACK
+    failing = observe(state, Batch(traffic(4_000, 10, fails=0.2)))
+    decision = decide(failing, WELL)
+    assert decision.action is Action.ROLLBACK
+    assert "errors: " in decision.reason and "sample_ratio: " in decision.reason
 
 
 def test_a_shadow_must_agree_before_the_candidate_gets_weight(policy):

@@ -37,6 +37,7 @@ def test_the_ledger_is_migrated_and_read(store: Path) -> None:
         states = {record.key: record.state for record in ledger.versions()}
         weights = {record.model: dict(record.weights) for record in ledger.models()}
         steps = {record.model: record.step for record in ledger.models()}
+        salts = {record.model: record.salt for record in ledger.models()}
         kinds = [event.kind for event in ledger.events("tagger")]
     assert states == {
         ("banner", 1): State.STABLE,
@@ -46,6 +47,7 @@ def test_the_ledger_is_migrated_and_read(store: Path) -> None:
     }
     assert weights == {"banner": {1: 100}, "tagger": {1: 75, 2: 25}}
     assert steps == {"banner": "2/0", "tagger": "1/0"}
+    assert salts == {"banner": "r2", "tagger": "r1"}  # callers stay where they are
     assert {"registered", "loaded", "released", "release_started"} <= set(kinds)
     assert schema_of(store) == NEWEST
 

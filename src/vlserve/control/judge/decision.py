@@ -9,6 +9,12 @@ from vlserve.control.judge.evidence import Standing
 from vlserve.control.judge.gates import GateResult, Verdict, gate_results
 from vlserve.control.judge.state import JudgeState
 
+CHOSEN_KEYS = (
+    "requests or log lines get lost, or callers choose their sticky keys, so a person decides: "
+    "`vlserve abort` takes the candidate back, `vlserve promote` gives it all traffic"
+)
+"""Why an alarm of the sample-ratio gate alone holds, and what ends it."""
+
 
 class Action(StrEnum):
     ADVANCE = "advance"  # to next_weight; at the last step: the candidate becomes stable
@@ -36,12 +42,16 @@ def decide(state: JudgeState, standing: Standing) -> Decision:
     """Decide what to do with the rollout now. How often it is called costs no certainty.
 
     Roll back on an alarm of any gate or an unhealthy candidate, but only onto a healthy stable;
-    advance when no gate alarms or waits, the hold is over and both versions are healthy; else hold.
+    hold and ask a person on an alarm of the sample-ratio gate alone; advance when no gate alarms or
+    waits, the hold is over and both versions are healthy; else hold.
     """
     gates = gate_results(state)
     against = list(_reasons_to_roll_back(gates, standing))
     missing = list(_reasons_to_wait(state, gates, standing))
-    if against and standing.stable_healthy is not True:
+    if _callers_can_bring_about(gates, standing):
+        action = Action.HOLD
+        reason = f"{'; '.join(against)}; {CHOSEN_KEYS}"
+    elif against and standing.stable_healthy is not True:
         action = Action.HOLD
         reason = f"stable is {_health(standing.stable_healthy)}, so no rollback onto it, though "
         reason += "; ".join(against)
@@ -53,6 +63,14 @@ def decide(state: JudgeState, standing: Standing) -> Decision:
         action = Action.ADVANCE
         reason = f"every gate is clear at {state.weight} %, held for {standing.elapsed_s:.0f} s"
     return Decision(action, reason, state.step, state.weight, state.next_weight, gates)
+
+
+def _callers_can_bring_about(gates: tuple[GateResult, ...], standing: Standing) -> bool:
+    """Return whether all that speaks against the candidate is who came to it. Callers who learn
+    which of their sticky keys reach it can send those alone at the next step: were that a reason to
+    take it back, any caller could veto any release."""
+    alarming = {gate.gate for gate in gates if gate.verdict is Verdict.ALARM}
+    return alarming == {"sample_ratio"} and standing.candidate_healthy is not False
 
 
 def _reasons_to_roll_back(gates: tuple[GateResult, ...], standing: Standing) -> Iterator[str]:

@@ -88,7 +88,7 @@ def _first_looks(state: JudgeState, outcomes: Sequence[Outcome]) -> tuple[list[O
         return list(outcomes), state.seen_callers
     drawn_steps = [step for step, weight in enumerate(state.weights) if 0 < weight < 100]
     turn, turns = drawn_steps.index(state.step), len(drawn_steps)
-    seen = SeenCallers(state.seen_callers)
+    seen = SeenCallers(state.seen_callers, state.salt)
     draws = [
         outcome
         for outcome in outcomes

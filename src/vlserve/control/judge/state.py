@@ -1,9 +1,9 @@
 """What the judge remembers of one rollout: of bounded size, and writable as JSON."""
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from vlserve.control.judge import agreement, latency, sample_ratio, tags, two_sample
 from vlserve.control.judge.agreement import Agreement, ScoreDistance
@@ -40,14 +40,19 @@ class JudgeState:
     seen_callers: str = ""
     open_block: tuple[Outcome, ...] = ()
     """Outcomes that wait for their block to fill."""
+    salt: Annotated[str, Field(max_length=64)] = ""
+    """The rollout's secret; empty in one that began before there were any."""
 
     @classmethod
-    def start(cls, policy: Policy, *, shadow: bool = False, has_tags: bool = True) -> Self:
+    def start(
+        cls, policy: Policy, *, shadow: bool = False, has_tags: bool = True, salt: str = ""
+    ) -> Self:
         """Return the state before the first evidence.
 
         Args:
             shadow: whether a step with copies alone precedes the weights.
             has_tags: whether both versions log the tags of their answers.
+            salt: the rollout's secret, ASCII; it keys the hash of callers.
 
         Raises:
             SettingsError: no step would compare the two versions.
@@ -68,6 +73,7 @@ class JudgeState:
             agreement=agreement.start_agreement(),
             score_distance=agreement.start_score_distance(),
             tags=tags.start(),
+            salt=salt,
         )
 
     @property

@@ -7,6 +7,7 @@ copy that reached the candidate. The handlers' log has what each version answere
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 
 from vlserve.control.gateway.log_lines import AccessLine, ShadowLine
 from vlserve.control.judge import Outcome, ShadowPair
@@ -14,6 +15,7 @@ from vlserve.control.rollouts.answer_log import LoggedAnswer
 
 PATIENCE_S = 120.0
 """How long a copy waits for the other answer; longer than any request takes."""
+_OVERLOAD = "overload"  # Envoy's detail of a request that it had no memory for
 _OVERFLOW = "UO"  # Envoy's flag for a request that it did not even try to send
 
 AnswerOf = Callable[[str, int], LoggedAnswer | None]
@@ -38,13 +40,16 @@ class Copy:
 
 
 def outcome(line: AccessLine, versions: Pair, answer_of: AnswerOf) -> Outcome | None:
-    """Return the outcome that a line of the gateway's log tells; None if another version got it.
+    """Return the outcome that a line of the gateway's log tells; None if another version got it, or
+    the gateway would have sent it to none: without a key nobody has a say in a release.
 
     A request that was answered only at another try has failed: its client did not notice, but the
     version lost it once.
     """
     status, version = line.status or 0, _version(line)
     if version not in (versions.candidate, versions.stable):
+        return None
+    if status == HTTPStatus.UNAUTHORIZED or line.details == _OVERLOAD:
         return None
     refused = 400 <= status < 500
     failed = not refused and (not 200 <= status < 400 or (line.tries or 1) > 1)

@@ -1,5 +1,6 @@
 """What a user may do with rollouts: start, pause, resume, promote, abort, and see the latest."""
 
+import secrets
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -63,6 +64,7 @@ class RolloutService:
                 policy,
                 shadow=policy.shadow_percent > 0,
                 has_tags=logged and bool(candidate.manifest.labels and stable.manifest.labels),
+                salt=secrets.token_hex(16),
             )
             self._lifecycle.make_ready(candidate)
             with self._loop.lock:

@@ -34,7 +34,9 @@ class RolloutSteps:
         with self._traffic.change_weights(model, weights):
             if self._ledger.model(model).stable != stable:
                 raise NotReady(f"the stable version of {model} changed meanwhile: try again")
-            rollout = self._store.start(model, candidate, stable, shadow_percent, state.to_json())
+            rollout = self._store.start(
+                model, candidate, stable, shadow_percent, state.to_json(), judge.salt
+            )
             self._ledger.weigh(
                 model,
                 candidate,

@@ -335,11 +335,11 @@ class Ledger:
         )
         salt, step, shadow = str(stack[-1]["id"]) if stack else "", "", None
         for rollout in self._query(
-            "SELECT id, candidate, step, shadow_percent FROM gray_releases"
+            "SELECT id, candidate, step, shadow_percent, salt FROM gray_releases"
             " WHERE model = ? AND ended_at IS NULL",
             row["model"],
         ):
-            salt, step = f"r{rollout['id']}", step_name(rollout["id"], rollout["step"])
+            salt, step = rollout["salt"], step_name(rollout["id"], rollout["step"])
             if rollout["shadow_percent"]:
                 shadow = Shadow(rollout["candidate"], rollout["shadow_percent"])
         intended = row["intended"]

@@ -19,12 +19,19 @@ class RolloutStore:
         self._last_under_way: list[Rollout] | None = None
 
     def start(
-        self, model: str, candidate: int, stable: int, shadow_percent: int, state_json: str
+        self,
+        model: str,
+        candidate: int,
+        stable: int,
+        shadow_percent: int,
+        state_json: str,
+        salt: str,
     ) -> Rollout:
-        """Add a rollout. The table takes one per model that is under way."""
+        """Add a rollout, ``salt`` that of its split. The table takes one per model that is under
+        way."""
         self._execute(
             "INSERT INTO gray_releases (model, candidate, stable, status, step, shadow_percent,"
-            " started_at, progress) VALUES (?, ?, ?, ?, 0, ?, ?, ?)",
+            " started_at, progress, salt) VALUES (?, ?, ?, ?, 0, ?, ?, ?, ?)",
             model,
             candidate,
             stable,
@@ -32,6 +39,7 @@ class RolloutStore:
             shadow_percent,
             now(),
             state_json,
+            salt,
         )
         started = self.under_way(model)
         assert started is not None
