@@ -15,16 +15,24 @@ Li et al., Align before Fuse (arXiv:2107.07651), github.com/salesforce/ALBEF.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any
 
-import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from vlserve.exporter.recipe import GraphPlan, Served, Spec
-from vlserve.exporter.text_cleaning import clean_first
+from vlserve.exporter.text_cleaning import Kind, clean_first
 from vlserve.exporter.wordpiece import wordpiece_input
 from vlserve.families import vision_text as parts
+from vlserve.families.albef import (
+    MAX_WORDS,
+    AlbefConfig,
+    AlbefNetwork,
+    ClassifierGraph,
+    FusionGraph,
+    QuestionGraph,
+    TextGraph,
+    ground_plan,
+)
 from vlserve.families.config_file import parse_config
 from vlserve.families.decoder_graphs import (
     memory_tensors,
@@ -34,10 +42,7 @@ from vlserve.families.decoder_graphs import (
     step_plan,
 )
 from vlserve.families.examples import example_inputs
-from vlserve.families.vision_text import VisionTextConfig, VisionTextNetwork
-from vlserve.models.bert import BertConfig
 from vlserve.models.decoder import drop_second_names
-from vlserve.models.gradcam import AttentionGradCam, free_sizes
 from vlserve.models.keys import check_keys, is_ignored
 from vlserve.runtime.manifest import TensorSpec
 
@@ -68,189 +73,12 @@ LABELS = {
 """In the order of the classifier's rows."""
 IMAGES = 2
 """That a sentence of the task reason is about."""
-
-
-class Config(VisionTextConfig):
-    """See VisionTextConfig. ``task``: by default what the checkpoint was trained for."""
-
-    family: Literal["albef"] = "albef"
-    task: Literal["match", "embed", "ground", "answer", "reason", "entail"]
-    max_length: int = 30
-    encoder: BertConfig
-    grad_cam: Literal["itm", "itc"] = "itm"
-    """Of the match logit at a cross-attention, a map for each word; or of the cosine at the ViT's
-    attention, one map."""
-    grad_cam_layer: int = Field(default=8, ge=0)
-
-    @model_validator(mode="after")
-    def _grad_cam_layer_exists(self) -> Self:
-        itm = self.grad_cam == "itm"
-        first = self.encoder.first_cross_layer if itm else 0
-        last = (self.encoder.layers if itm else self.vision.layers) - 1
-        if self.task == "ground" and not first <= self.grad_cam_layer <= last:
-            raise ValueError(f"grad_cam_layer must be from {first} to {last}")
-        return self
-
-
-class AlbefNetwork(VisionTextNetwork):
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)
-        if config.embedding:
-            self.temp = nn.Parameter(torch.tensor(0.07))
-
-
-class TextGraph(nn.Module):
-    """Text before it sees an image: text_states (batch, text, hidden), and its unit vector."""
-
-    def __init__(self, network: VisionTextNetwork) -> None:
-        super().__init__()
-        self.text_encoder = network.text_encoder
-        self.text_proj = network.text_proj
-
-    def forward(self, text_ids: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
-        text = self.text_encoder
-        states = text.run(text.embeddings(text_ids), text_mask, (), 0, text.first_cross_layer)
-        return states, parts.embed(self.text_proj, states)
-
-
-class FusionGraph(nn.Module):
-    """Logits of not matching and matching, (batch, 2). ``first``: the layer that text_states go
-    into."""
-
-    def __init__(self, network: VisionTextNetwork, first: int) -> None:
-        super().__init__()
-        self.text_encoder = network.text_encoder
-        self.itm_head = network.itm_head
-        self.first = first
-
-    def forward(self, image_states: Tensor, text_states: Tensor, text_mask: Tensor) -> Tensor:
-        text = self.text_encoder
-        states = text.run(text_states, text_mask, (image_states,), self.first, len(text.layers))
-        logits: Tensor = self.itm_head(states[:, 0])
-        return logits
-
-
-class QuestionGraph(nn.Module):
-    """Image and question -> what the decoder reads of them; see layers/decoder.py."""
-
-    def __init__(self, network: VisionTextNetwork) -> None:
-        super().__init__()
-        self.visual_encoder = network.visual_encoder
-        self.text_encoder = network.text_encoder
-        self.text_decoder = network.text_decoder
-
-    def forward(
-        self, image: Tensor, text_ids: Tensor, text_mask: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        states = self.text_encoder(text_ids, text_mask, (self.visual_encoder(image),))
-        return *self.text_decoder.memory(states), text_mask.clone()
-
-
-class ClassifierGraph(nn.Module):
-    """Image or images and a sentence -> logits (batch, classes)."""
-
-    def __init__(self, network: VisionTextNetwork) -> None:
-        super().__init__()
-        self.visual_encoder = network.visual_encoder
-        self.text_encoder = network.text_encoder
-        self.cls_head = network.cls_head
-
-    def forward(self, image: Tensor, text_ids: Tensor, text_mask: Tensor) -> Tensor:
-        """image (batch, 3, height, width), or (batch, images, 3, height, width)."""
-        images = (image,) if image.dim() == 4 else image.unbind(1)
-        memories = [self.visual_encoder(one) for one in images]
-        states = self.text_encoder(text_ids, text_mask, memories)
-        logits: Tensor = self.cls_head(states[:, 0])
-        return logits
-
-
-class MatchGroundGraph(nn.Module):
-    """Match logits (batch, 2), and where each word is, (batch, text, rows, columns)."""
-
-    def __init__(self, network: VisionTextNetwork, config: Config, grad_cam: nn.Module) -> None:
-        super().__init__()
-        self.visual_encoder = network.visual_encoder
-        self.text_encoder = network.text_encoder
-        self.layer, self.grid = config.grad_cam_layer, config.grid
-        self.grad_cam = grad_cam
-
-    def forward(self, image: Tensor, text_ids: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
-        states, text = self.visual_encoder(image), self.text_encoder
-        before = text.run(text.embeddings(text_ids), text_mask, (states,), 0, self.layer)
-        logits, cam = self.grad_cam(states, before, text_mask)
-        maps = cam[..., 1:].mean(1) * text_mask.unsqueeze(2)  # (batch, text, patches)
-        return logits, maps.reshape(*text_mask.shape, *self.grid)
-
-
-def match_grad_cam(network: VisionTextNetwork, config: Config) -> AttentionGradCam:
-    """Of the match logit, at a cross-attention."""
-    hidden, text_hidden = config.vision.hidden, config.encoder.hidden
-    batch, text = free_sizes({hidden, text_hidden, config.patches}, 2)
-    example = (
-        torch.zeros(batch, config.patches, hidden),
-        torch.zeros(batch, text, text_hidden),
-        torch.ones(batch, text, dtype=torch.int64),
-    )
-    layer = network.text_encoder.layers[config.grad_cam_layer]
-    scorer = FusionGraph(network, config.grad_cam_layer)
-    return AttentionGradCam(scorer, layer.crossattention.self.attention_map, example)
-
-
-class CosineScorer(nn.Module):
-    """Image tokens before the block ``first``, the text's unit vector -> cosine / temp,
-    (batch, 1)."""
-
-    def __init__(self, network: AlbefNetwork, first: int) -> None:
-        super().__init__()
-        self.visual_encoder = network.visual_encoder
-        self.vision_proj = network.vision_proj
-        self.temp = network.temp
-        self.first = first
-
-    def forward(self, tokens: Tensor, text_embedding: Tensor) -> Tensor:
-        states = self.visual_encoder.finish(tokens, self.first)
-        cosine = (parts.embed(self.vision_proj, states) * text_embedding).sum(1, keepdim=True)
-        return cosine / self.temp
-
-
-class CosineGroundGraph(nn.Module):
-    """Cosine / temp (batch, 1), and where the text is, (batch, rows, columns)."""
-
-    def __init__(self, network: VisionTextNetwork, config: Config, grad_cam: nn.Module) -> None:
-        super().__init__()
-        self.visual_encoder = network.visual_encoder
-        self.text = TextGraph(network)
-        self.layer, self.grid = config.grad_cam_layer, config.grid
-        self.grad_cam = grad_cam
-
-    def forward(self, image: Tensor, text_ids: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
-        _, text_embedding = self.text(text_ids, text_mask)
-        tokens = self.visual_encoder.begin(image, self.layer)
-        similarity, cam = self.grad_cam(tokens, text_embedding)
-        return similarity, cam[:, :, 0, 1:].mean(1).reshape(image.shape[0], *self.grid)
-
-
-def cosine_grad_cam(network: AlbefNetwork, config: Config) -> AttentionGradCam:
-    """Of the cosine, at the ViT's attention."""
-    hidden = config.vision.hidden
-    (batch,) = free_sizes({hidden, config.patches, config.embedding}, 1)
-    example = (torch.zeros(batch, config.patches, hidden), torch.zeros(batch, config.embedding))
-    block = network.visual_encoder.layers[config.grad_cam_layer]
-    scorer = CosineScorer(network, config.grad_cam_layer)
-    return AttentionGradCam(scorer, block.attn.attention_map, example)
-
-
-def ground_plan(
-    network: AlbefNetwork,
-    config: Config,
-    inputs: tuple[TensorSpec, ...],
-    outputs: tuple[TensorSpec, ...],
-) -> GraphPlan:
-    itm = config.grad_cam == "itm"
-    kind = MatchGroundGraph if itm else CosineGroundGraph
-    cam = match_grad_cam(network, config) if itm else cosine_grad_cam(network, config)
-    traced = kind(network, config, cam.scripted())
-    return GraphPlan(kind(network, config, cam), inputs, outputs, traced)
+RETRIEVAL_TASKS = ("match", "embed")
+RETRIEVAL_TOKENS = 30
+WORDS_OF = {"answer": 50}
+"""How the original's evaluations cut texts: words first (max_words in dataset/: caption_dataset.py,
+grounding_dataset.py, nlvr_dataset.py, ve_dataset.py; a question in vqa_dataset.py, split test), and
+then, in Retrieval.py alone, tokens. Grounding.py, VQA.py, VE.py, NLVR.py leave the tokens whole."""
 
 
 class AlbefRecipe:
@@ -278,6 +106,10 @@ class AlbefRecipe:
         named = own_names(state)
         given = {"task": shown_task(named), **config}
         completed = parts.complete(given, named, folder, FAMILY, PARTS)
+        retrieval = completed["task"] in RETRIEVAL_TASKS
+        positions = completed["encoder"]["positions"]
+        completed.setdefault("max_length", RETRIEVAL_TOKENS if retrieval else positions)
+        completed.setdefault("max_words", WORDS_OF.get(completed["task"], MAX_WORDS))
         first = "text_encoder.encoder.layer.0.crossattention.self.key.weight"
         types = "text_encoder.embeddings.token_type_embeddings.weight"
         encoder = completed["encoder"]
@@ -304,8 +136,14 @@ class AlbefRecipe:
             options = parts.ranking_options(parsed, tokenizer, "[CLS]", assets)
             options["first_word_twice"] = True
         # the original cleans what is asked and said of an image, but not its answers
-        clean_first(tokenizer, "question" if parsed.task == "answer" else "caption")
-        text = wordpiece_input(tokenizer, parsed.max_length, assets, parsed.text_cleaning)
+        kind: Kind = "question" if parsed.task == "answer" else "caption"
+        clean_first(tokenizer, kind, parsed.max_words)
+        retrieval = parsed.task in RETRIEVAL_TASKS
+        whole = not retrieval and parsed.max_length == parsed.encoder.positions
+        text = wordpiece_input(
+            *(tokenizer, parsed.max_length, assets, parsed.text_cleaning),
+            too_long="refuse" if whole else "cut",
+        )
         labels = LABELS.get(parsed.task, parsed.answers)
         return Served(
             task=parsed.task, image=parsed.image, text=text, labels=labels, options=options
@@ -346,7 +184,7 @@ class AlbefRecipe:
         return example_inputs(inputs, sizes, seed, words, pad_id, padded=("answer_ids",))
 
 
-def graph_inputs(config: Config) -> dict[str, tuple[TensorSpec, ...]]:
+def graph_inputs(config: AlbefConfig) -> dict[str, tuple[TensorSpec, ...]]:
     """The inputs of each graph of the config's task."""
     image, text = parts.image_input(config), parts.text_inputs()
     if config.task in ("match", "embed"):
@@ -368,7 +206,7 @@ def graph_inputs(config: Config) -> dict[str, tuple[TensorSpec, ...]]:
     return {"model": (image, *text)}
 
 
-def graph_outputs(config: Config) -> dict[str, tuple[TensorSpec, ...]]:
+def graph_outputs(config: AlbefConfig) -> dict[str, tuple[TensorSpec, ...]]:
     """The outputs of each graph of the config's task, but of the decoder's."""
 
     def floats(name: str, *dims: int | str) -> TensorSpec:
@@ -392,8 +230,8 @@ def graph_outputs(config: Config) -> dict[str, tuple[TensorSpec, ...]]:
     return {"model": (floats("logits", config.classes),)}
 
 
-def parse(config: Mapping[str, Any]) -> Config:
-    return parse_config(Config, config, FAMILY)
+def parse(config: Mapping[str, Any]) -> AlbefConfig:
+    return parse_config(AlbefConfig, config, FAMILY)
 
 
 def own_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

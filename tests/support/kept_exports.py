@@ -29,7 +29,7 @@ def code_files(project: Path) -> Iterable[Path]:
     """Yield the files that every export is made by: code, entry points of handlers and locks."""
     package = project / "src" / "vlserve"
     yield from sorted(package.glob("*.py"))
-    for room in ("exporter", "models", "runtime"):
+    for room in ("exporter", "families", "models", "runtime"):
         yield from sorted((package / room).rglob("*.py"))
     yield from sorted((project / "handlers").glob("*.py"))
     yield from sorted(project.glob("*.lock"))

@@ -94,6 +94,8 @@ def _fields_of(manifest: Manifest) -> dict[str, Any]:
         del fields["capabilities"]
     if manifest.text is not None and manifest.text.cleaning is None:
         del fields["text"]["cleaning"]
+    if manifest.text is not None and manifest.text.too_long == "cut":
+        del fields["text"]["too_long"]
     if manifest.quantization is not None:
         said = manifest.quantization.model_dump(mode="json", exclude_none=True)
         fields["quantization"] = said

@@ -1,7 +1,7 @@
 """Text as vision-language data sets are cleaned before training, as steps of a tokenizer.
 
-Source: pre_caption and pre_question of salesforce/ALBEF, dataset/utils.py. There a text is also cut
-after so many words; the tokenizer's max_length cuts it here.
+Source: pre_caption and pre_question of salesforce/ALBEF, dataset/utils.py, which cut a text after
+so many words, too. A word is what stands between two single spaces, as there.
 """
 
 from typing import Literal
@@ -29,6 +29,13 @@ def cleaning(kind: Kind) -> normalizers.Normalizer:
     return normalizers.Sequence([*_BOTH, *(_CAPTION if kind == "caption" else _QUESTION)])
 
 
-def clean_first(tokenizer: Tokenizer, kind: Kind) -> None:
-    """Make a tokenizer clean every text before anything else."""
-    tokenizer.normalizer = normalizers.Sequence([cleaning(kind), tokenizer.normalizer])
+def cut_after(words: int) -> normalizers.Normalizer:
+    """Leave out what follows so many words."""
+    kept = rf"\A(?:[^ ]* ){{{words - 1}}}[^ ]*"
+    return normalizers.Replace(Regex(rf"{kept}\K [\s\S]*\z"), "")
+
+
+def clean_first(tokenizer: Tokenizer, kind: Kind, max_words: int) -> None:
+    """Make a tokenizer clean every text, and cut it after ``max_words``, before anything else."""
+    first = [cleaning(kind), cut_after(max_words)]
+    tokenizer.normalizer = normalizers.Sequence([*first, tokenizer.normalizer])

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
@@ -83,10 +83,15 @@ def wordpiece(
 
 
 def wordpiece_input(
-    tokenizer: Tokenizer, max_length: int, assets: Path, cleaning: Cleaning | None = None
+    tokenizer: Tokenizer,
+    max_length: int,
+    assets: Path,
+    cleaning: Cleaning | None = None,
+    too_long: Literal["cut", "refuse"] = "cut",
 ) -> TextInput:
     """How an archive turns texts into ids with ``tokenizer``, which is written into ``assets``.
-    Texts are cut to ``max_length`` tokens and padded to the longest of their batch."""
+    Texts of more than ``max_length`` tokens are cut, or refused; others are padded to the longest
+    of their batch."""
     tokenizer.save(str(assets / TOKENIZER))
     return TextInput(
         tokenizer="wordpiece",
@@ -96,4 +101,5 @@ def wordpiece_input(
         unknown_id=tokenizer.token_to_id("[UNK]"),
         pad_to_max=False,
         cleaning=cleaning,
+        too_long=too_long,
     )

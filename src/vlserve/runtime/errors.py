@@ -71,7 +71,7 @@ class ErrorCode(StrEnum):
     FEATURES_UNREADABLE = "features_unreadable"  # not a .npy file, cut short, or base64 that is not
     FEATURES_TOO_LARGE = "features_too_large"  # over the byte limit
     TEXT_UNREADABLE = "text_unreadable"  # not UTF-8, NUL, or lone surrogates
-    TEXT_TOO_LONG = "text_too_long"  # over the byte limit
+    TEXT_TOO_LONG = "text_too_long"  # over the byte limit, or more tokens than the model has places
     INFERENCE_FAILED = "inference_failed"  # the graph failed on this item, alone
     REQUEST_KILLED_WORKER = "request_killed_worker"  # it stopped two workers; refused for 10 min
 

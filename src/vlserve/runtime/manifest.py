@@ -95,6 +95,9 @@ class TextInput(_Frozen):
     unknown_id: int = 0
     pad_to_max: bool = True
     """Pad every text to max_length (a checkpoint trained so depends on it), else to the longest."""
+    too_long: Literal["cut", "refuse"] = "cut"
+    """What becomes of a text of more than max_length tokens. Manifests say the second alone:
+    runtimes of before 0.2 do not know it."""
     max_bytes: int = 65536
     cleaning: Cleaning | None = None
     """What is done to a text before it becomes ids; None: nothing."""

@@ -37,14 +37,23 @@ class Tokenizer:
         self._vocabulary = vocabulary
 
     def ids(self, text: str) -> Ids:
-        """One text -> its ids (length,), cut at max_length; empty for an empty text."""
+        """One text -> its ids (length,), at most max_length; empty for an empty text.
+
+        RequestError (TEXT_TOO_LONG) where it has more, and the manifest says to refuse it.
+        """
         return self.rows([text])[0]
 
     def rows(self, texts: Sequence[str]) -> list[Ids]:
         """The same of several texts, in one call of the tokenizer."""
         if self.spec.cleaning is not None:
             texts = [clean_text(text) for text in texts]
-        rows = self._vocabulary.ids(texts, self.spec.max_length)
+        most = self.spec.max_length
+        rows = self._vocabulary.ids(texts, _ids_to_make(self.spec))
+        if any(len(row) > most for row in rows):
+            raise RequestError(
+                ErrorCode.TEXT_TOO_LONG,
+                f"text has more than {most} tokens, the most that the model has positions for",
+            )
         return [np.asarray(row, dtype=np.int64) for row in rows]
 
     def pad(self, rows: Sequence[Ids]) -> TextBatch:
@@ -63,6 +72,11 @@ class Tokenizer:
     def encode(self, texts: Sequence[str]) -> TextBatch:
         """Texts -> one batch."""
         return self.pad(self.rows(texts))
+
+
+def _ids_to_make(spec: TextInput) -> int:
+    """One more than it may have shows that a text is too long."""
+    return spec.max_length + (spec.too_long == "refuse")
 
 
 class _Characters:
@@ -97,7 +111,7 @@ def load_tokenizer(spec: TextInput, root: Path) -> Tokenizer:
     file = root / spec.file
     try:
         if spec.tokenizer == "wordpiece":
-            return Tokenizer(spec, _WordPiece(file, spec.max_length))
+            return Tokenizer(spec, _WordPiece(file, _ids_to_make(spec)))
         return Tokenizer(spec, _Characters(_character_ids(file), spec.unknown_id))
     except Exception as error:  # the tokenizers library raises bare Exception
         raise ArchiveUnreadable(f"tokenizer {spec.file} cannot be read: {error}") from error

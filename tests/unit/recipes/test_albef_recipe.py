@@ -9,13 +9,17 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from transformers import BertTokenizer
 
 from support.tiny_exports import Exports, Tiny, graph_cases, tiny
 from vlserve.errors import CheckpointMismatch, ExportError
 from vlserve.exporter.convert import Format, load_network
 from vlserve.exporter.recipe import load_recipe
+from vlserve.exporter.text_cleaning import cleaning
 from vlserve.runtime.decoding import CachedStep, Ids, RankedAnswers, Ranking, rank_answers
-from vlserve.runtime.text import load_tokenizer
+from vlserve.runtime.errors import ErrorCode, RequestError
+from vlserve.runtime.manifest import TextInput
+from vlserve.runtime.text import Tokenizer, load_tokenizer
 from vlserve.runtime.types import Backend
 from vlserve.testing.eager import EagerBackend
 
@@ -220,3 +224,76 @@ def test_what_a_task_is_told(tmp_path: Path) -> None:
     (tmp_path / "assets").mkdir()
     RECIPE.serve(of_task("match").config, tmp_path / "assets")
     assert load_tokenizer(served.text, tmp_path).ids("Red-balls, red!").tolist() == [2, 6, 7, 10, 6]
+
+
+LONG = " ".join(["a", "cats", "reds", "balls", "dogs", "ball"] * 12)
+"""72 words, of which four in six have two pieces."""
+CUT: dict[str, tuple[int, int | None]] = {
+    "match": (30, 30),
+    "embed": (30, 30),
+    "ground": (30, None),
+    "reason": (30, None),
+    "entail": (30, None),
+    "answer": (50, None),
+}
+"""Words and tokens that the original's evaluation of a task leaves of a text; see export/albef.py
+for where that stands."""
+
+
+def text_input(task: str, folder: Path, **said: Any) -> tuple[Tokenizer, TextInput]:
+    """As an archive of the task turns texts into ids, whose checkpoint has 100 positions."""
+    sizes = {
+        part: {**value, "positions": 100} if part in ("encoder", "decoder") else value
+        for part, value in TASKS[task].items()
+    }
+    model = tiny(RECIPE, CONFIG | {"task": task} | sizes | {"image": {"height": 16, "width": 16}})
+    known = {name: value for name, value in SAID.items() if name != "max_length"}
+    known |= {name: sizes[name] for name in ("answers", "grad_cam_layer") if name in sizes}
+    config = RECIPE.complete_config(
+        known | {"task": task} | said, model.network.state_dict(), folder
+    )
+    (folder / "assets").mkdir()
+    text = RECIPE.serve(config, folder / "assets").text
+    assert text is not None
+    return load_tokenizer(text, folder), text
+
+
+def original_ids(text: str, words: int, tokens: int | None, folder: Path) -> list[int]:
+    """[CLS] and the pieces, without [SEP], as the original's tokenizer writes them."""
+    (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
+    bert = BertTokenizer(str(folder / "vocab.txt"))
+    pieces = bert.tokenize(" ".join(text.split(" ")[:words]))
+    return [int(i) for i in bert.convert_tokens_to_ids(["[CLS]", *pieces])][:tokens]
+
+
+@pytest.mark.parametrize("task", CUT)
+def test_long_texts_are_cut_as_in_the_originals_evaluation(task: str, tmp_path: Path) -> None:
+    tokenizer, _ = text_input(task, tmp_path)
+    words, tokens = CUT[task]
+    for text in (LONG, "Cats, " * 40 + "a red ball!", " ".join(["red-ball"] * 40), "a cat"):
+        cleaned = cleaning("question" if task == "answer" else "caption").normalize_str(text)
+        expected = original_ids(cleaned, words, tokens, tmp_path)
+        assert tokenizer.ids(text).tolist() == expected
+    assert len(tokenizer.ids(LONG)) == (tokens or {30: 51, 50: 84}[words])
+
+
+@pytest.mark.parametrize("task", CUT)
+def test_what_passes_the_positions_is_refused_where_tokens_stay_whole(
+    task: str, tmp_path: Path
+) -> None:
+    tokenizer, _ = text_input(task, tmp_path)
+    just, over = "红" * 99, "红" * 100  # one word, and a token each
+    assert len(tokenizer.ids(just)) == (CUT[task][1] or 100)
+    if CUT[task][1]:
+        assert len(tokenizer.ids(over)) == CUT[task][1]
+        return
+    with pytest.raises(RequestError, match="text has more than 100 tokens") as caught:
+        tokenizer.rows(["a cat", over])
+    assert caught.value.code is ErrorCode.TEXT_TOO_LONG
+
+
+def test_a_config_may_cut_as_before(tmp_path: Path) -> None:
+    tokenizer, text = text_input("answer", tmp_path, max_length=12, max_words=4)
+    assert text.too_long == "cut"
+    assert len(tokenizer.ids("红" * 100)) == 12
+    assert tokenizer.ids("a cat a dog red").tolist() == [2, 5, 8, 5, 9]

@@ -33,6 +33,7 @@ def test_an_archive_packed_anew_says_what_its_own_runtime_reads(
     with zipfile.ZipFile(archive) as old, zipfile.ZipFile(again) as new:
         before, after = json.loads(old.read(MANIFEST)), json.loads(new.read(MANIFEST))
     assert after.keys() == before.keys()
+    assert after["text"].keys() == before["text"].keys()
     assert verify_archive(again).can("answer_log")
 
 
