@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi import FastAPI
@@ -39,17 +40,51 @@ def test_every_task_is_on_the_page() -> None:
         "ground",
     }
     content = asked["post"]["requestBody"]["content"]
+    form = content["multipart/form-data"]["schema"]
     answers = asked["post"]["responses"]["200"]["content"]["application/json"]["schema"]["anyOf"]
     for place, task in enumerate(tasks.values()):
         reference = {"$ref": f"#/components/schemas/{task.fields.__name__}"}
-        assert content["multipart/form-data"]["schema"]["anyOf"][place] == reference
         assert content["application/json"]["schema"]["anyOf"][place] == reference
         given = answers[place]["allOf"][1]["$ref"].rpartition("/")[2]
         assert set(schemas[given]["properties"]) == set(task.answer.model_fields)
         fields = schemas[task.fields.__name__]
         assert set(fields["properties"]) == set(task.fields.model_fields)
         assert fields["additionalProperties"] is False
+        assert set(task.fields.model_fields) <= set(form["properties"])
     assert {"tag", "score"} == set(schemas["Tag"]["properties"])
+
+
+def test_the_form_has_a_plain_field_for_everything() -> None:
+    """A page shows no fields for a choice of schemas, and fills in what has a default."""
+    content = _asked()["requestBody"]["content"]
+    fields = content["multipart/form-data"]["schema"]["properties"]
+    for name in ("image", "image2", "features", "boxes"):
+        assert fields[name] == {"type": "string", "format": "binary"}, name
+    assert fields["text"] == {"type": "string"}
+    assert fields["top_k"] == {"type": "integer"}
+    assert all(not {"anyOf", "default", "required"} & set(field) for field in fields.values())
+    assert all(field["type"] not in ("array", "object") for field in fields.values())
+
+
+def test_a_text_is_required_by_models_that_read_one_alone() -> None:
+    """A tagger may have a graph of images alone, which refuses a text."""
+    app = FastAPI()
+    describe_predictions(app, HANDLERS, URL)
+    schemas = app.openapi()["components"]["schemas"]
+    for name, task in load_tasks(HANDLERS).items():
+        described = schemas[task.fields.__name__]
+        assert "text" not in described.get("required", []), name
+    assert "required" in schemas["TagFields"]["properties"]["text"]["description"]
+
+
+def test_predictions_need_no_key_of_the_control_service() -> None:
+    assert _asked()["security"] == [{}, {"gateway key": []}]
+
+
+def _asked() -> Any:
+    app = FastAPI()
+    describe_predictions(app, HANDLERS, URL)
+    return app.openapi()["paths"]["/predictions/{model}"]["post"]
 
 
 def test_every_task_says_what_it_answers() -> None:

@@ -1,7 +1,7 @@
 """What the API page says of predictions, which the gateway answers: every task's request and
 answer, from the pydantic models of its file in handlers/."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any
 
@@ -10,8 +10,12 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from vlserve.project import Folder
+from vlserve.runtime.headers import API_KEY
+from vlserve.runtime.inputs import VisualTextFields
 from vlserve.runtime.task import Task, load_task
 
+GATEWAY_KEY = "gateway key"
+"""What the page calls it."""
 REFERENCE = "#/components/schemas/{model}"
 NO_TASKS = ("torchserve_handler",)
 """Files of handlers/ that are no tasks: engine entry points."""
@@ -59,7 +63,14 @@ def describe_predictions(app: FastAPI, handlers: Folder, gateway_url: str) -> No
         page = own()
         described = predictions(load_tasks(handlers), gateway_url)
         page["paths"] |= described["paths"]
-        page.setdefault("components", {}).setdefault("schemas", {}).update(described["schemas"])
+        components = page.setdefault("components", {})
+        components.setdefault("schemas", {}).update(described["schemas"])
+        components.setdefault("securitySchemes", {})[GATEWAY_KEY] = {
+            "type": "apiKey",
+            "in": "header",
+            "name": API_KEY,
+            "description": "One of `gateway.api_keys`, where there are some.",
+        }
         return page
 
     _set_openapi(app, everything)
@@ -84,20 +95,26 @@ def predictions(tasks: Mapping[str, type[Task[Any]]], gateway_url: str) -> dict[
         [(model, "validation") for model in models], ref_template=REFERENCE
     )
     by_model = {model: schema for (model, _), schema in references.items()}
+    _relax_texts(definitions["$defs"], tasks.values())
     requests = [by_model[task.fields] for task in tasks.values()]
     answers = [{"allOf": [by_model[AnsweredBy], by_model[t.answer]]} for t in tasks.values()]
     said = ", ".join(
         f"{name} ({task.fields.__name__}, {task.answer.__name__})" for name, task in tasks.items()
     )
+    form = _form([definitions["$defs"][task.fields.__name__] for task in tasks.values()])
     operation: dict[str, Any] = {
         "summary": "Ask a model",
         "description": f"At the gateway. The model's task says which request and answer: {said}. "
         "In a form, files are sent as they are; in JSON as base64.",
+        "security": [{}, {GATEWAY_KEY: []}],
         "requestBody": {
             "required": True,
             "content": {
-                kind: {"schema": {"anyOf": requests}}
-                for kind in ("multipart/form-data", "application/json")
+                "multipart/form-data": {"schema": form},
+                "application/json": {
+                    "schema": {"anyOf": requests},
+                    "example": {"image": "base64 of a JPEG", "text": "a red door"},
+                },
             },
         },
         "responses": {
@@ -114,6 +131,33 @@ def predictions(tasks: Mapping[str, type[Task[Any]]], gateway_url: str) -> dict[
         for path, names in PATHS.items()
     }
     return {"paths": paths, "schemas": definitions["$defs"]}
+
+
+def _relax_texts(schemas: Mapping[str, Any], tasks: Iterable[type[Task[Any]]]) -> None:
+    """Take the text from the required fields of tasks whose models may read images alone: which
+    fields are needed is the model's to say."""
+    for task in tasks:
+        if issubclass(task.fields, VisualTextFields):
+            schema = schemas[task.fields.__name__]
+            schema["required"] = [name for name in schema["required"] if name != "text"]
+            schema["properties"]["text"]["description"] = "Of a model that reads texts: required."
+
+
+def _form(requests: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the fields of all tasks as those of one form, which a page shows a field each."""
+    fields: dict[str, Any] = {}
+    for request in requests:
+        for name, schema in request["properties"].items():
+            fields.setdefault(name, _form_field(schema))
+    description = "The fields that the model's task takes; the others stay empty."
+    return {"type": "object", "description": description, "properties": fields}
+
+
+def _form_field(schema: Mapping[str, Any]) -> dict[str, Any]:
+    kind = next(each for each in schema.get("anyOf", [schema]) if each["type"] != "null")
+    if kind["type"] == "array":
+        return {"type": "string", "description": "A list as JSON."}
+    return {key: kind[key] for key in ("type", "format") if key in kind}
 
 
 def _response(description: str, schema: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from string import Template
 import yaml
 
 from vlserve.control.gateway.envoy_clusters import Config
-from vlserve.control.gateway.envoy_routes import UNREADABLE_QUERY
+from vlserve.control.gateway.envoy_routes import UNREADABLE_QUERY, api_page_origin
 from vlserve.control.gateway.negated_match import negated_pattern
 from vlserve.errors import SettingsError
 from vlserve.runtime import headers
@@ -79,6 +79,8 @@ def bootstrap(template: str, settings: Settings, dynamic_dir: Path) -> Config:
         "shadow_log": str(shadow_log(settings)),
         "not_for_engines": negated_pattern(FOR_ENGINES),
         "unreadable_query": UNREADABLE_QUERY,
+        "api_page": api_page_origin(settings),
+        "page_reads": f"{headers.MODEL_VERSION}, {headers.REQUEST_ID}, server-timing",
         "engine_lua": str(settings.config_file("gateway/engine.lua")),
         "shadow_timeout": f"{SHADOW_TIMEOUT * gateway.timeout_s:g}s",
         "request_timeout": f"{REQUEST_TIMEOUT_S:g}s",

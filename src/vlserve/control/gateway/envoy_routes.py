@@ -20,6 +20,13 @@ UNREADABLE_QUERY = r"\C*\?\C*%([0-9A-Fa-f]?|[0-9A-Fa-f]?[^0-9A-Fa-f]\C*)"
 _ROUTE_TYPE = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration"
 _BUFFER_TYPE = "type.googleapis.com/envoy.extensions.filters.http.buffer.v3.BufferPerRoute"
 _OFF = {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "disabled": True}
+_OPEN_TO_ALL = {
+    "typed_per_filter_config": {
+        "envoy.filters.http.rbac": _OFF,
+        "envoy.filters.http.api_key_auth": _OFF,  # in copies of envoy.yaml of 0.1.0
+        "envoy.filters.http.local_ratelimit": _OFF,
+    }
+}
 _PREVIOUS_HOSTS = {
     "name": "envoy.retry_host_predicates.previous_hosts",
     "typed_config": {
@@ -47,6 +54,7 @@ def routes(routing: Routing, settings: Settings) -> Config:
                 "domains": ["*"],
                 "routes": [
                     *_health_paths(),
+                    _questions_of_the_api_page(settings),
                     *_bad_queries(),
                     *_large_bodies(gateway),
                     *paths,
@@ -199,19 +207,41 @@ def _forward(gateway: GatewaySettings, model: str, target: Config) -> Config:
 def _health_paths() -> list[Config]:
     """Return the routes of the gateway's own health: no key is needed, no engine is asked."""
     healthy = {"direct_response": {"status": 200, "body": {"inline_string": '{"status": "ok"}'}}}
-    open_to_all = {
-        "typed_per_filter_config": {
-            "envoy.filters.http.rbac": _OFF,
-            "envoy.filters.http.api_key_auth": _OFF,  # in copies of envoy.yaml of 0.1.0
-            "envoy.filters.http.local_ratelimit": _OFF,
-        }
-    }
     read = _header(":method", _matches("GET|HEAD"))
     refused = _refusal(405, "method_not_allowed", "health is asked for with GET", "GET, HEAD")
     return [
-        {"match": {"path": "/health", "headers": [read]}, **healthy, **open_to_all},
+        {"match": {"path": "/health", "headers": [read]}, **healthy, **_OPEN_TO_ALL},
         {"match": {"path": "/health"}, **refused},
     ]
+
+
+def api_page_origin(settings: Settings) -> str:
+    """Return what matches the origin of the control service's API page, as a browser sends it."""
+    return rf"http://(127\.0\.0\.1|localhost):{settings.control.port}"
+
+
+def _questions_of_the_api_page(settings: Settings) -> Config:
+    """Return the route of what a browser asks before that page's request (a CORS preflight, which
+    carries no key): whether it may send these headers. envoy.yaml names the origin in answers."""
+    sent = ("content-type", headers.API_KEY, headers.STICKY_KEY, headers.MODEL_VERSION)
+    answer = {
+        "access-control-allow-methods": "POST",
+        "access-control-allow-headers": ", ".join((*sent, headers.REQUEST_ID)),
+        "access-control-max-age": "600",
+    }
+    asked = [
+        _header(":method", {"exact": "OPTIONS"}),
+        _header("origin", _matches(api_page_origin(settings))),
+        {"name": "access-control-request-method", "present_match": True},
+    ]
+    return {
+        "match": {"prefix": "/predictions/", "headers": asked},
+        "direct_response": {"status": 204},
+        "response_headers_to_add": [
+            {"header": {"key": name, "value": value}} for name, value in answer.items()
+        ],
+        **_OPEN_TO_ALL,
+    }
 
 
 def _bad_queries() -> list[Config]:
