@@ -8,14 +8,15 @@ workers. So old archives, which carry the handler of their time, refuse in the s
 import json
 import logging
 import re
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vlserve_worker.batch_notes import REFUSED_S, BatchNotes, Suspicions, digest_of
 from vlserve_worker.bodies import TOO_COMPLEX, TOO_LARGE, UNREADABLE, BodyRefused, unwrap_body
+from vlserve_worker.time_limit import ended_after, limit_of
 
 KILLED_WORKER = "request_killed_worker"
 HTTP_STATUS = {UNREADABLE: 400, TOO_LARGE: 413, TOO_COMPLEX: 413, KILLED_WORKER: 500}
@@ -51,10 +52,17 @@ class Noted:
 class FrontDesk:
     """Reads the requests of one version before its handler, and refuses some in its place."""
 
-    def __init__(self, version: int, notes: BatchNotes | None, max_body_bytes: int) -> None:
+    def __init__(
+        self,
+        version: int,
+        notes: BatchNotes | None,
+        max_body_bytes: int,
+        response_timeout_s: int | None = None,
+    ) -> None:
         self._version = version
         self._notes = notes
         self._max_body_bytes = max_body_bytes
+        self._response_timeout_s = response_timeout_s
         self._seen = Suspicions()
 
     def settle(self, batch: Sequence[dict[str, Any]]) -> list[Refusal | str]:
@@ -89,7 +97,8 @@ class FrontDesk:
         if digest in self._seen.refused:
             return Refusal(
                 KILLED_WORKER,
-                f"this request stopped the model's worker twice: it is refused for {REFUSED_S} s",
+                "this request stopped the model's worker twice, by a crash or by taking too long: "
+                f"it is refused for {REFUSED_S} s",
             )
         try:
             unwrap_body(request, self._max_body_bytes)
@@ -110,8 +119,13 @@ class FrontDesk:
     def _is_suspect(self, one: Refusal | Noted) -> bool:
         return isinstance(one, Noted) and one.digest in self._seen.suspects
 
-    def _at_work(self, digests: Sequence[str], alone: bool) -> AbstractContextManager[None]:
-        return self._notes.at_work(digests, alone=alone) if self._notes else nullcontext()
+    @contextmanager
+    def _at_work(self, digests: Sequence[str], alone: bool) -> Iterator[None]:
+        told = self._response_timeout_s
+        limit_s = None if told is None else limit_of(told, alone=alone)
+        noted = self._notes.at_work(digests, alone=alone) if self._notes else nullcontext()
+        with noted, ended_after(limit_s):
+            yield
 
     def _refuse(self, refusal: Refusal, context: Any, at: int) -> bytes:
         context.set_response_status(code=HTTP_STATUS[refusal.code], idx=at)
@@ -153,8 +167,12 @@ def open_desk(model: str, version: int, engine_dir: str | None) -> FrontDesk:
     if engine_dir is None:
         return FrontDesk(version, None, MAX_BODY_BYTES)
     instance = Path(engine_dir)
+    said = _configured(instance)
     return FrontDesk(
-        version, _notes(instance.parent / "batches" / f"{model}-{version}"), _body_limit(instance)
+        version,
+        _notes(instance.parent / "batches" / f"{model}-{version}"),
+        said.get("max_request_size", MAX_BODY_BYTES),
+        said.get("default_response_timeout"),
     )
 
 
@@ -170,14 +188,13 @@ def _notes(folder: Path) -> BatchNotes | None:
         return None
 
 
-def _body_limit(instance: Path) -> int:
-    """Return the limit that TorchServe itself has, out of the file that it reads."""
+def _configured(instance: Path) -> dict[str, int]:
+    """Return the numbers of the file that TorchServe itself reads."""
     try:
         text = (instance / "config.properties").read_text(encoding="utf-8")
     except OSError:
-        return MAX_BODY_BYTES
-    said = re.search(r"^max_request_size=(\d+)$", text, re.MULTILINE)
-    return int(said[1]) if said else MAX_BODY_BYTES
+        return {}
+    return {name: int(value) for name, value in re.findall(r"^(\w+)=(\d+)$", text, re.MULTILINE)}
 
 
 def _request_id(context: Any, at: int) -> str:

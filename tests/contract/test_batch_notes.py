@@ -13,6 +13,7 @@ import pytest
 from vlserve_worker import batch_notes
 from vlserve_worker.batch_notes import NOTE_BYTES, REFUSED_S, BatchNotes, Suspicions, digest_of
 from vlserve_worker.service import FrontDesk, Noted, Refusal, open_desk
+from vlserve_worker.time_limit import limit_of
 
 DIES = """
 import os, sys
@@ -176,3 +177,61 @@ def test_the_limit_of_bodies_is_the_engine_s_own(tmp_path: Path) -> None:
     assert refused == Refusal(
         "body_too_large", "the body has more than 7 bytes once it is unpacked"
     )
+
+
+def test_a_suspect_has_less_time_than_a_batch() -> None:
+    assert limit_of(30, alone=False) == 29
+    assert limit_of(30, alone=True) == pytest.approx(29 / 3)
+    assert limit_of(3, alone=True) == limit_of(3, alone=False) == 2
+    assert limit_of(1, alone=False) == 0.5
+
+
+LATE = """
+import json, sys, time
+from pathlib import Path
+from types import SimpleNamespace
+from vlserve_worker.batch_notes import BatchNotes
+from vlserve_worker.service import FrontDesk, Noted
+
+class Context(SimpleNamespace):
+    def set_response_status(self, code, idx): self.code = code
+    def set_response_content_type(self, idx, value): pass
+    def set_response_header(self, idx, key, value): pass
+    def get_all_request_header(self, idx): return {}
+    def get_request_id(self, idx): return "id"
+
+def handle(data, context):
+    if any(values["body"] == b"slow" for values in data):
+        time.sleep(60)
+    return [values["body"].decode() for values in data]
+
+desk = FrontDesk(1, BatchNotes(Path(sys.argv[1])), 100, 3)
+batch = [
+    {"headers": [], "parameters": [{"name": "body", "value": bytearray(text.encode())}]}
+    for text in sys.argv[2:]
+]
+data = [
+    Noted({"body": request["parameters"][0]["value"]}, one) if isinstance(one, str) else one
+    for one, request in zip(desk.settle(batch), batch)
+]
+ids = {at: str(at) for at in range(len(data))}
+context = Context(request_processor=list(data), request_ids=ids)
+said = desk.answer(data, context, handle)
+print([one if isinstance(one, str) else json.loads(one)["error"]["code"] for one in said])
+"""
+
+
+def test_a_request_that_takes_too_long_is_found(tmp_path: Path) -> None:
+    """A batch of it and another, it alone after the other, then its refusal."""
+
+    def worker(*texts: str) -> tuple[str, str]:
+        command = [sys.executable, "-c", LATE, str(tmp_path), *texts]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+        return done.stdout, done.stderr
+
+    for _ in range(2):
+        said, log = worker("slow", "fast")
+        assert said == ""
+        assert "Timeout (0:00:02" in log
+        assert "in handle" in log  # where it was
+    assert worker("slow", "fast")[0] == "['request_killed_worker', 'fast']\n"

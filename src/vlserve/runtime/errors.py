@@ -73,7 +73,7 @@ class ErrorCode(StrEnum):
     TEXT_UNREADABLE = "text_unreadable"  # not UTF-8, NUL, or lone surrogates
     TEXT_TOO_LONG = "text_too_long"  # over the byte limit, or more tokens than the model has places
     INFERENCE_FAILED = "inference_failed"  # the graph failed on this item, alone
-    REQUEST_KILLED_WORKER = "request_killed_worker"  # it stopped two workers; refused for 10 min
+    REQUEST_KILLED_WORKER = "request_killed_worker"  # it stopped two workers; refused 10 min
 
 
 class RequestError(VlserveError):
