@@ -223,7 +223,8 @@ def test_a_version_goes_to_the_instances_that_hold_it(
     assert {_post(envoy).json()["engine"] for _ in range(20)} == {"engine-1"}
     envoy.gateway.apply(Routing([TAGGER], [bare]))
     response = _post(envoy)
-    assert (response.status_code, response.json()["error"]["code"]) == (503, "engine_unavailable")
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "version_unavailable")
+    assert "no engine instance has this version loaded" in response.json()["error"]["message"]
     assert response.headers["retry-after"] == "1"
 
 

@@ -52,6 +52,14 @@ _UNPREPARED = {
 """A cluster's own filters, in place of those that prepare a request for an engine: none."""
 
 
+_NO_ANSWER = {"code": "engine_unavailable", "message": "no engine instance answers"}
+_NOT_LOADED = {
+    "code": "version_unavailable",
+    "message": "no engine instance has this version loaded; `vlserve status` says why",
+}
+"""What the gateway says where no instance can be asked: engines that run may lack an archive."""
+
+
 def cluster_name(model: str, version: int) -> str:
     """Envoy's cluster of one version."""
     return f"{model}-{version}"
@@ -106,13 +114,15 @@ def _cluster(model: str, version: int, routing: Routing, settings: Settings) -> 
         if (model, version) not in instance.lacks
     ]
     apart: Config = {"outlier_detection": _OUTLIERS} if len(endpoints) > 1 else {}
+    nobody = _NOT_LOADED if routing.instances and not endpoints else _NO_ANSWER
+    about = {"model": model, "version": str(version), **nobody}
     return apart | {
         "@type": _CLUSTER_TYPE,
         "name": name,
         "type": "STATIC",
         "connect_timeout": "1s",
         "lb_policy": "LEAST_REQUEST",
-        "metadata": {"filter_metadata": {"vlserve": {"model": model, "version": str(version)}}},
+        "metadata": {"filter_metadata": {"vlserve": about}},
         "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": endpoints}]},
         "circuit_breakers": {
             "thresholds": [
