@@ -2,10 +2,15 @@
 the temporary folder, goes with it. A scheduler, a container and a closed terminal stop it so.
 """
 
+import os
 import signal
+import subprocess
+import tempfile
+import threading
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+RETRY_S = 0.05
 
 
 class Stopped(SystemExit):
@@ -25,10 +30,28 @@ def end_on_signals() -> None:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
+    if _is_between(frame):
+        retry = threading.Timer(RETRY_S, os.kill, (os.getpid(), number))
+        retry.daemon = True
+        retry.start()
+        return
     for each in SIGNALS:
         if signal.getsignal(each) is _stop:
             signal.signal(each, _pass_over)
     raise Stopped(number)
+
+
+def _is_between(frame: FrameType | None) -> bool:
+    """Tell whether a temporary folder is being made or removed, or a process started, of which
+    nobody would know if the signal were raised now."""
+    while frame is not None:
+        code = frame.f_code
+        if code.co_filename == tempfile.__file__:
+            return True
+        if code.co_filename == subprocess.__file__ and code.co_qualname == "Popen.__init__":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _pass_over(number: int, frame: FrameType | None) -> None:

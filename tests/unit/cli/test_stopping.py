@@ -25,7 +25,7 @@ Words = list[str]
 
 
 def indexing(folder: Path) -> Words:
-    lines = write_images(folder, 4) * 2000
+    lines = write_images(folder, 4) * 1000
     lines = [{**line, "id": str(number)} for number, line in enumerate(lines)]
     data = write_lines(folder / "items.jsonl", lines)
     archive = pack_echo_dual(folder)
@@ -92,8 +92,10 @@ def wait_until(condition: Callable[[], bool], process: "subprocess.Popen[bytes]"
 
 
 @pytest.mark.export
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=["term", "hup"])
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    ("command", "number"),
+    [*((command, signal.SIGTERM) for command in COMMANDS), ("index", signal.SIGHUP)],
+)
 def test_nothing_is_left_of_a_stopped_command(
     command: str, number: signal.Signals, tmp_path: Path
 ) -> None:
@@ -110,6 +112,37 @@ def test_nothing_is_left_of_a_stopped_command(
         assert not alive
         assert not list(scratch.glob("vlserve-*"))
     assert not list(tmp_path.glob("out/*.mar"))
+
+
+def test_a_temporary_folder_is_made_and_removed_whole() -> None:
+    """The signal comes in the middle of both, and ends the command right after."""
+    code = (
+        "import os, shutil, signal, sys, tempfile, time\n"
+        "from vlserve.cli.stopping import Stopped, end_on_signals\n"
+        "end_on_signals()\n"
+        "whole, where = getattr(os, sys.argv[1]), []\n"
+        "def interrupted(path, *rest, **more):\n"
+        "    done = whole(path, *rest, **more)\n"
+        "    if 'vlserve-test' in str(path) or sys.argv[1] == 'rmdir':\n"
+        "        where.append(path)\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        time.sleep(0)\n"
+        "    return done\n"
+        "setattr(os, sys.argv[1], interrupted)\n"
+        "try:\n"
+        "    with tempfile.TemporaryDirectory(prefix='vlserve-test-') as folder:\n"
+        "        for name in 'abc':\n"
+        "            os.makedirs(folder + '/' + name + '/d')\n"
+        "    time.sleep(60)\n"
+        "except Stopped:\n"
+        "    left = os.path.exists(folder) if 'folder' in globals() else os.path.exists(where[0])\n"
+        "    print('stopped', len(where) > 0, left)\n"
+    )
+    for call in ("mkdir", "rmdir"):
+        run = subprocess.run(
+            [sys.executable, "-c", code, call], capture_output=True, text=True, check=True
+        )
+        assert run.stdout == "stopped True False\n", call
 
 
 def test_what_the_caller_ignores_stays_ignored() -> None:
