@@ -96,6 +96,13 @@ def predict(
             "fractions of width and height. Default: none."
         ),
     ] = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Number of answers, of tasks that rank them. Default: the task's own.",
+        ),
+    ] = None,
     version: Annotated[
         int | None,
         typer.Option(
@@ -106,6 +113,8 @@ def predict(
 ) -> None:
     """Send one request to a model of any task through the gateway."""
     fields = {} if text is None else {"text": text}
+    if top_k is not None:
+        fields["top_k"] = str(top_k)
     given = {"image": image, "image2": image2, "features": features, "boxes": boxes}
     files = {name: file for name, file in given.items() if file is not None}
     answer = request_prediction(load_settings(), model, fields, files, version)

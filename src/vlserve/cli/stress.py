@@ -154,7 +154,7 @@ def stress(
         shown, verdict = stress_tables.limit_table(result), stress_tables.limit_verdict(result)
     else:
         passed = result.passed
-        shown, verdict = stress_tables.run_table(result), stress_tables.run_verdict(result)
+        shown, verdict = stress_tables.run_table(result), result.verdict
     if as_json:
         print_json(result)
     else:

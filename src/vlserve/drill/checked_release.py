@@ -17,7 +17,7 @@ from vlserve.control.wire.rollout_views import RolloutView
 from vlserve.drill.follow import Followed, Show, follow, reason
 from vlserve.drill.pace import measure_pace
 from vlserve.drill.release_result import CheckedRelease
-from vlserve.drill.report import add_section
+from vlserve.drill.report import render_section
 from vlserve.errors import NotReady, StressError, VlserveError
 from vlserve.exporter.pack import archive_name
 from vlserve.loadgen.locust_process import LocustProcess
@@ -30,6 +30,7 @@ from vlserve.loadgen.release_checks import (
     version_summaries,
 )
 from vlserve.loadgen.release_traffic import ReleaseTraffic, running_traffic
+from vlserve.loadgen.report_page import add_section
 from vlserve.settings import Settings
 
 WEIGHTS = (10, 30, 60, 100)
@@ -135,7 +136,7 @@ def run_checked_release(
         report=locust.report,
         result=folder.resolve() / "result.json",
     )
-    add_section(locust.report, result)
+    add_section(locust.report, render_section(result))
     text = json.dumps(asdict(result), default=str, ensure_ascii=False, indent=2)
     result.result.write_text(text + "\n", encoding="utf-8")
     return result

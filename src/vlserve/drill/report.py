@@ -1,17 +1,8 @@
-"""Put the result of a checked release into Locust's HTML report."""
-
-from pathlib import Path
+"""Show the result of a checked release in Locust's HTML report."""
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from vlserve.drill.release_result import CheckedRelease
-
-
-def add_section(report: Path, result: CheckedRelease) -> None:
-    """Write the result at the top of the page ``report``."""
-    page = report.read_text(encoding="utf-8")
-    head, body, rest = page.partition("<body>")
-    report.write_text(f"{head}{body}{render_section(result)}{rest}", encoding="utf-8")
 
 
 def render_section(result: CheckedRelease) -> str:

@@ -11,6 +11,7 @@ import psutil
 
 from vlserve.loadgen.dataset_requests import read_dataset
 from vlserve.loadgen.locust_process import START_UP_S, LocustProcess, running_locust
+from vlserve.loadgen.report_page import add_section, verdict_section
 from vlserve.loadgen.request_record import RequestRecord
 from vlserve.loadgen.stage_plot import plot_stages
 from vlserve.loadgen.stage_times import WhereTimeWent, where_time_went
@@ -25,6 +26,10 @@ from vlserve.loadgen.stress_summary import (
 )
 
 Show = Callable[[str], None]
+
+CLIENT_IS_LATE = (
+    "the load generator was late itself: with cores of its own, the server may hold more"
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,8 @@ class StressResult:
     client_saturated: bool
     breaches: tuple[str, ...]
     passed: bool
+    verdict: str
+    """Whether the limits held, and whether the client was too slow, in one sentence."""
     stages: WhereTimeWent | None
     """Of the judged answers; None: no answer has timings. stages.png shows it."""
     report: Path
@@ -116,10 +123,18 @@ def _judge(
         client_saturated=client.saturated,
         breaches=broken,
         passed=not broken,
+        verdict=_verdict(plan, broken, client.saturated),
         stages=where_time_went(judged),
         report=out_dir / "report.html",
         result=out_dir / "result.json",
     )
+
+
+def _verdict(plan: StressPlan, broken: Sequence[str], client_saturated: bool) -> str:
+    limits = f"error rate up to {plan.max_error_rate:g}, p99 up to {plan.max_p99_ms:g} ms"
+    word = f"broke: {'; '.join(broken)}" if broken else f"held ({limits})"
+    doubt = f"; {CLIENT_IS_LATE}" if client_saturated else ""
+    return f"{plan.load} {word}{doubt}"
 
 
 def run_stress(plan: StressPlan, out_dir: Path, show: Show = lambda message: None) -> StressResult:
@@ -136,6 +151,7 @@ def run_stress(plan: StressPlan, out_dir: Path, show: Show = lambda message: Non
         cpu_share = _watch(locust, plan, show)
         records = locust.records()
     result = _judge(plan, records, out_dir, cpu_share)
+    add_section(result.report, verdict_section(result.passed, result.verdict))
     if result.stages is not None:
         plot_stages(out_dir / "stages.png", result.stages, f"{plan.model}, {plan.load}")
     text = json.dumps(asdict(result), default=str, ensure_ascii=False, indent=2)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from vlserve.loadgen.max_rate import LimitResult
 from vlserve.loadgen.stage_times import STAGES, WhereTimeWent
-from vlserve.loadgen.stress_run import StressResult
+from vlserve.loadgen.stress_run import CLIENT_IS_LATE, StressResult
 from vlserve.loadgen.stress_summary import LoadSummary
 
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]
@@ -48,10 +48,6 @@ FIGURES = (
     "answers by",
 )
 
-CLIENT_IS_LATE = (
-    "the load generator was late itself: with cores of its own, the server may hold more"
-)
-
 
 def run_table(result: StressResult) -> Table:
     """Return one row per number, with a column for the judged time and one for the warm-up."""
@@ -69,14 +65,6 @@ def stage_table(went: WhereTimeWent) -> Table:
     rows = [[stage, *(_ms(means.stage_ms[stage]) for means in columns)] for stage in STAGES]
     rows.append(["together", *(_ms(means.latency_ms) for means in columns)])
     return ("WHERE THE TIME WENT", "MEAN", f"SLOWEST {went.slowest.requests}"), rows
-
-
-def run_verdict(result: StressResult) -> str:
-    """Return one sentence: whether the limits held, and whether the client was too slow."""
-    limits = f"error rate up to {result.max_error_rate:g}, p99 up to {result.max_p99_ms:g} ms"
-    verdict = f"held ({limits})" if result.passed else f"broke: {'; '.join(result.breaches)}"
-    doubt = f"; {CLIENT_IS_LATE}" if result.client_saturated else ""
-    return f"{result.load} {verdict}{doubt}"
 
 
 def limit_table(limit: LimitResult) -> Table:

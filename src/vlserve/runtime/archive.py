@@ -31,6 +31,7 @@ from vlserve.runtime.manifest import (
 from vlserve.runtime.zip_layout import CHUNK_BYTES, Member, read_chunks, read_layout
 
 MAX_TORCHSERVE_MANIFEST_BYTES = 64 * 1024
+_WEIGHTS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 _MAX_NAMED = 10
 """How many members an error names; it counts the rest."""
 
@@ -131,8 +132,22 @@ def _opened(path: Path, where: str) -> Iterator[_Archive]:
     with file:
         members = read_layout(file, where)
         if MANIFEST not in members:
-            raise ArchiveUnreadable(f"{where} has no {MANIFEST}: pack it with `vlserve export`")
+            raise ArchiveUnreadable(_without_manifest(where, members))
         yield _Archive(file, members, where)
+
+
+def _without_manifest(where: str, members: Iterable[str]) -> str:
+    """Return what to do with a zip that `vlserve export` did not write."""
+    if TORCHSERVE_MANIFEST not in members:
+        return f"{where} has no {MANIFEST}: pack it with `vlserve export`"
+    weights = sorted(name for name in members if PurePosixPath(name).suffix in _WEIGHTS)
+    named = ", ".join(weights[:_MAX_NAMED]) or "not among its files"
+    return (
+        f"{where} has no {MANIFEST}: it is an archive of torch-model-archiver, which TorchServe "
+        "serves by a handler of its own. Unzip it, and give its checkpoint with a config.json "
+        "beside it to `vlserve export RECIPE --checkpoint FILE --out DIR`, which writes an archive "
+        f"to register (weights: {named})"
+    )
 
 
 def _check_members(manifest: Manifest, present: set[str], where: str) -> None:

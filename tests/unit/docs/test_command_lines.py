@@ -120,6 +120,9 @@ def check_docker(args: list[str], inline: bool) -> None:
         case ["compose", "exec", service, "sh", "-c", line, *_]:
             _require(service in services, f"no service {service}")
             check_vlserve(shlex.split(line.partition("vlserve ")[2]), inline)
+        case ["compose", "run", "--rm", service, "python", "-m", module, *_]:
+            _require(service in services, f"no service {service}")
+            _require(importlib.util.find_spec(module) is not None, f"no module {module}")
         case ["compose", "exec", service, program, *rest]:
             _require(service in services and program == "vlserve", f"no {service} {program}")
             check_vlserve(rest, inline)

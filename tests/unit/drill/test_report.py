@@ -4,8 +4,9 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from vlserve.drill.release_result import CheckedRelease
-from vlserve.drill.report import add_section, render_section
+from vlserve.drill.report import render_section
 from vlserve.loadgen.release_checks import Check, StepSplit, VersionSummary
+from vlserve.loadgen.report_page import add_section
 
 RESULT = CheckedRelease(
     model="tagger",
@@ -41,7 +42,7 @@ def test_a_section_has_checks_splits_and_versions_and_escapes_them() -> None:
 def test_it_stands_at_the_top_of_locusts_page(tmp_path: Path) -> None:
     page = tmp_path / "report.html"
     page.write_text("<html><body><div>charts</div></body></html>", encoding="utf-8")
-    add_section(page, RESULT)
+    add_section(page, render_section(RESULT))
     text = page.read_text(encoding="utf-8")
     assert text.startswith("<html><body>")
     assert text.index("every check" if RESULT.passed else "broke: ") < text.index("charts")

@@ -18,7 +18,6 @@ from vlserve.loadgen.stress_tables import (
     limit_table,
     limit_verdict,
     run_table,
-    run_verdict,
     stage_table,
 )
 
@@ -61,10 +60,13 @@ def test_a_closed_loop_keeps_its_connections_and_tells_versions_apart(tmp_path: 
     saved = json.loads(result.result.read_text(encoding="utf-8"))
     assert saved["figures"]["p99_ms"] == figures.p99_ms
     assert saved["passed"] is True
+    assert saved["verdict"] == result.verdict
+    page = result.report.read_text(encoding="utf-8")
+    assert f"<h1>passed</h1><p>{result.verdict}" in page
     heads, rows = run_table(result)
     assert heads == ("", "3 users", "warm-up")
     assert [row[1] for row in rows if row[0] == "answers by"] == [f"version 7: {figures.requests}"]
-    assert run_verdict(result).startswith("3 users held")
+    assert result.verdict.startswith("3 users held")
     assert result.stages is not None and result.stages.share == 1
     assert result.stages.all.stage_ms["queue"] == pytest.approx(0.5)
     assert [row[0] for row in stage_table(result.stages)[1]] == [*STAGES, "together"]
@@ -83,7 +85,9 @@ def test_failures_are_counted_and_decide(tmp_path: Path) -> None:
     assert sum(failed) == behaviour.seen // 4
     assert not result.passed
     assert result.breaches[0].startswith("error rate 2")
-    assert "broke: error rate" in run_verdict(result)
+    assert "broke: error rate" in result.verdict
+    page = result.report.read_text(encoding="utf-8")
+    assert "<h1>FAILED</h1><p>40 requests/s broke: error rate" in page
 
 
 def test_an_answer_that_is_wrong_in_form_is_a_failure(tmp_path: Path) -> None:

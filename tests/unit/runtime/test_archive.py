@@ -409,3 +409,17 @@ def test_frozen_means_the_archives_own_code(echo_folder: Path) -> None:
         env={"PYTHONPATH": str(echo_folder)},
         check=True,
     )
+
+
+def test_an_archive_of_torchserve_s_own_archiver_is_told_what_to_do(tmp_path: Path) -> None:
+    archive = tmp_path / "densenet.mar"
+    with zipfile.ZipFile(archive, "w") as written:
+        written.writestr("MAR-INF/MANIFEST.json", '{"model": {"modelName": "densenet"}}')
+        written.writestr("handler.py", "")
+        written.writestr("densenet161.pth", b"weights")
+    with pytest.raises(ArchiveUnreadable) as refused:
+        verify_archive(archive)
+    said = str(refused.value)
+    for part in ("no manifest.json", "torch-model-archiver", "vlserve export", "densenet161.pth"):
+        assert part in said
+    assert len(said.splitlines()) == 1

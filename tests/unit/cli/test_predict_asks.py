@@ -1,0 +1,34 @@
+"""What `vlserve predict` sends."""
+
+from typing import Any
+
+import pytest
+
+from support.command_line import Run
+
+
+@pytest.mark.parametrize(
+    ("words", "fields"),
+    [
+        (["--text", "猫"], {"text": "猫"}),
+        (["--text", "猫", "--top-k", "3"], {"text": "猫", "top_k": "3"}),
+        (["--top-k", "1"], {"top_k": "1"}),
+    ],
+)
+def test_fields_of_the_form(
+    run: Run, monkeypatch: pytest.MonkeyPatch, words: list[str], fields: dict[str, str]
+) -> None:
+    sent: list[dict[str, str]] = []
+
+    def request(_: Any, model: str, given: dict[str, str], *__: Any) -> dict[str, Any]:
+        sent.append(given)
+        return {"model": model, "version": 1, "request_id": "r", "tags": []}
+
+    monkeypatch.setattr("vlserve.cli.predict.request_prediction", request)
+    assert run("predict", "tagger", *words).code == 0
+    assert sent == [fields]
+
+
+def test_no_answers_are_no_number_of_answers(run: Run) -> None:
+    ended = run("predict", "tagger", "--top-k", "0")
+    assert (ended.code, "--top-k" in ended.err) == (2, True)
