@@ -236,16 +236,17 @@ def test_up_waits_for_a_control_service_that_is_being_started_anew(
     stack: RunningStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     second, third = ControlError("that was another program"), StackError("it does not answer")
-    troubles: list[Exception | None] = [third, second, None]
+    troubles: list[Exception] = [third, second]
     health = ControlClient.health
+    said: list[str] = []
 
     def stumbling(control: ControlClient) -> Health:
-        if troubles and (trouble := troubles.pop()):
-            raise trouble
+        """Once it has answered, which is said."""
+        if troubles and "control answers" in said:
+            raise troubles.pop()
         return health(control)
 
     monkeypatch.setattr(ControlClient, "health", stumbling)
-    said: list[str] = []
     control_stack.up(stack.settings, said.append)
     assert said[-2:] == ["that was another program", "it does not answer"]
 
