@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from vlserve.exporter.recipe import GraphPlan, Served, Spec
 from vlserve.exporter.wordpiece import read_vocabulary, wordpiece, wordpiece_input
-from vlserve.families.config_file import check_said, parse_config
+from vlserve.families.config_file import check_positions, check_said, parse_config, vocabulary_of
 from vlserve.families.examples import example_inputs
 from vlserve.models.bert import BertConfig, BertEncoder, bert_sizes
 from vlserve.models.efficientnet_lite import (
@@ -65,8 +65,7 @@ class Config(BaseModel):
 
     @model_validator(mode="after")
     def _fits_itself(self) -> Self:
-        if self.max_length > self.text.positions:
-            raise ValueError(f"max_length is over the {self.text.positions} positions")
+        check_positions(self.max_length, self.text.positions)
         if len(self.vocabulary) != self.text.vocabulary:
             raise ValueError(
                 f"the vocabulary has {len(self.vocabulary)} tokens, "
@@ -212,9 +211,7 @@ class DualEncoderRecipe:
             check_said(said, sizes)
             completed[part] = said | sizes
         completed["text"].setdefault("heads", TEXT_HEADS)
-        vocabulary = config.get("vocabulary", "vocab.txt")
-        if isinstance(vocabulary, str):
-            completed["vocabulary"] = read_vocabulary(folder / vocabulary)
+        completed["vocabulary"] = vocabulary_of(config, folder)
         return parse(completed).model_dump(mode="json")
 
     def build(self, config: Mapping[str, Any]) -> nn.Module:

@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from vlserve.errors import ExportError
 from vlserve.exporter.recipe import GraphPlan, Served, Spec
 from vlserve.exporter.wordpiece import read_vocabulary, wordpiece, wordpiece_input
-from vlserve.families.config_file import check_said, parse_config
+from vlserve.families.config_file import check_positions, check_said, parse_config, vocabulary_of
 from vlserve.families.examples import example_inputs
 from vlserve.models.bert import BertConfig, BertEncoder, LayersConfig, bert_sizes
 from vlserve.models.coattention import CoAttention, KeysConfig
@@ -84,8 +84,7 @@ class Config(BaseModel):
 
     @model_validator(mode="after")
     def _fits_itself(self) -> Self:
-        if self.max_length > self.text.positions:
-            raise ValueError(f"max_length is over the {self.text.positions} positions")
+        check_positions(self.max_length, self.text.positions)
         if len(set(self.labels)) < len(self.labels):
             raise ValueError("labels repeat")
         if len(self.vocabulary) != self.text.vocabulary:
@@ -289,9 +288,7 @@ class ModernRecipe:
         check_said(config, shown["own"])
         completed |= shown["own"]
         completed["text"].setdefault("heads", TEXT_HEADS)
-        vocabulary = config.get("vocabulary", "vocab.txt")
-        if isinstance(vocabulary, str):
-            completed["vocabulary"] = read_vocabulary(folder / vocabulary)
+        completed["vocabulary"] = vocabulary_of(config, folder)
         parsed = self.parse(completed)
         rows = state["head.classifier.weight"].shape[0]
         if len(parsed.labels) != rows:

@@ -26,8 +26,14 @@ from torch import Tensor, nn
 
 from vlserve.errors import ExportError
 from vlserve.exporter.recipe import GraphPlan, Served, Spec
-from vlserve.exporter.wordpiece import read_vocabulary, wordpiece, wordpiece_input
-from vlserve.families.config_file import check_said, parse_config, read_names
+from vlserve.exporter.wordpiece import wordpiece, wordpiece_input
+from vlserve.families.config_file import (
+    check_positions,
+    check_said,
+    parse_config,
+    read_names,
+    vocabulary_of,
+)
 from vlserve.families.examples import example_inputs
 from vlserve.models import two_stream_heads as parts
 from vlserve.models.keys import check_keys, foreign_keys, is_ignored
@@ -138,8 +144,7 @@ class Config(BaseModel):
 
     @model_validator(mode="after")
     def _fits_itself(self) -> Self:
-        if self.max_length > self.positions:
-            raise ValueError(f"max_length is over the {self.positions} positions")
+        check_positions(self.max_length, self.positions)
         if self.task_tokens and self.task_token >= self.task_tokens:
             raise ValueError(f"task_token must be below {self.task_tokens}")
         return self
@@ -310,7 +315,7 @@ def complete(
     """``config``, which may hold the original's own, with what the tensors show filled in and the
     files that it names read. CheckpointMismatch where they disagree."""
     try:
-        sizes, shown = two_stream_sizes(state, "bert.encoder."), sizes_of(state)
+        sizes, shown = two_stream_sizes(state, "bert.encoder."), parts.checkpoint_sizes(state)
     except KeyError as error:
         known = ("bert.", "cls.", *(f"{name}." for name in parts.OUTPUTS))
         check_keys(FAMILY, [str(error.args[0])], foreign_keys(state, known))
@@ -326,9 +331,7 @@ def complete(
         raise ExportError(f"task {task}: {FAMILY} has {', '.join(TASKS)}")
     max_length = min(TASKS[task].max_length, shown["positions"])
     said = {"task_token": TASKS[task].task_token, "max_length": max_length, **config}
-    vocabulary = config.get("vocabulary", "vocab.txt")
-    if isinstance(vocabulary, str):
-        vocabulary = read_vocabulary(folder / vocabulary)
+    vocabulary = vocabulary_of(config, folder)
     if len(vocabulary) != words:
         raise ExportError(f"the vocabulary has {len(vocabulary)} tokens, the checkpoint {words}")
     if isinstance(config.get("answers"), str):
@@ -346,22 +349,6 @@ def complete(
         "fusion": config.get("fusion_method", "mul"),
     }
     return own | shown | found
-
-
-def sizes_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Fields of Config, and ``words``. KeyError for a tensor that there must be."""
-    text, regions = "bert.embeddings.", "bert.v_embeddings."
-    task_tokens = state.get(f"{text}task_embeddings.weight")
-    return {
-        "words": state[f"{text}word_embeddings.weight"].shape[0],
-        "positions": state[f"{text}position_embeddings.weight"].shape[0],
-        "token_types": state[f"{text}token_type_embeddings.weight"].shape[0],
-        "task_tokens": 0 if task_tokens is None else task_tokens.shape[0],
-        "region_dim": state[f"{regions}image_embeddings.weight"].shape[1],
-        "region_targets": state["cls.imagePredictions.decoder.weight"].shape[0],
-        "heads": parts.head_outputs(state),
-        "scaled_classifier": f"vil_prediction.{parts.SCALED_ROWS}" in state,
-    }
 
 
 def published_fields(

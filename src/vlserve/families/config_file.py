@@ -8,6 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from vlserve.errors import CheckpointMismatch, ExportError
 from vlserve.exporter.json_file import read_json
+from vlserve.exporter.wordpiece import VOCABULARY, read_vocabulary
 from vlserve.runtime.errors import wrong_fields
 
 AnyConfig = TypeVar("AnyConfig", bound=BaseModel)
@@ -31,6 +32,19 @@ def check_said(config: Mapping[str, Any], shown: Mapping[str, Any]) -> None:
     ]
     if wrong:
         raise CheckpointMismatch("; ".join(wrong))
+
+
+def vocabulary_of(config: Mapping[str, Any], folder: Path) -> Any:
+    """The tokens that config.json lists, or those of the file in ``folder`` that it names, by
+    default a vocab.txt. ExportError where that cannot be read."""
+    named = config.get("vocabulary", VOCABULARY)
+    return read_vocabulary(folder / named) if isinstance(named, str) else named
+
+
+def check_positions(max_length: int, positions: int) -> None:
+    """ValueError where texts could be longer than the network has positions for."""
+    if max_length > positions:
+        raise ValueError(f"max_length is over the {positions} positions")
 
 
 def read_names(path: Path, field: str) -> Any:

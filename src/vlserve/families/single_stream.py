@@ -21,8 +21,8 @@ from torch.nn.functional import gelu
 
 from vlserve.errors import CheckpointMismatch, ExportError
 from vlserve.exporter.recipe import GraphPlan, Served, Spec
-from vlserve.exporter.wordpiece import read_vocabulary, wordpiece, wordpiece_input
-from vlserve.families.config_file import parse_config, read_names
+from vlserve.exporter.wordpiece import wordpiece, wordpiece_input
+from vlserve.families.config_file import check_positions, parse_config, read_names, vocabulary_of
 from vlserve.families.examples import example_inputs
 from vlserve.families.grid import (
     PREFIX as GRID,
@@ -97,8 +97,7 @@ class SingleStreamConfig(BaseModel):
 
     @model_validator(mode="after")
     def _fits_itself(self) -> Self:
-        if self.max_length > self.encoder.positions:
-            raise ValueError(f"max_length is over the {self.encoder.positions} positions")
+        check_positions(self.max_length, self.encoder.positions)
         if self.grid and self.grid.dim != self.visual_dim:
             raise ValueError(
                 f"the grid's features are {self.grid.dim} wide, the network reads {self.visual_dim}"
@@ -312,9 +311,7 @@ def complete(
         wrong.append(f"{field}: config.json names {named}, the checkpoint has {shown['classes']}")
     if wrong:
         raise CheckpointMismatch("; ".join(wrong))
-    vocabulary = config.get("vocabulary", "vocab.txt")
-    if isinstance(vocabulary, str):
-        completed["vocabulary"] = read_vocabulary(folder / vocabulary)
+    completed["vocabulary"] = vocabulary_of(config, folder)
     if config.get("grid"):
         completed["grid"] = complete_grid(config["grid"], folder, state)
     return completed

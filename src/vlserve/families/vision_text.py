@@ -14,9 +14,9 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vlserve.errors import CheckpointMismatch, ExportError
-from vlserve.exporter.wordpiece import read_vocabulary, wordpiece
-from vlserve.families.config_file import read_names
+from vlserve.errors import ExportError
+from vlserve.exporter.wordpiece import wordpiece
+from vlserve.families.config_file import check_positions, check_said, read_names, vocabulary_of
 from vlserve.models.bert import BertConfig, BertEncoder, bert_sizes
 from vlserve.models.decoder import TextDecoder
 from vlserve.models.keys import check_keys
@@ -73,8 +73,8 @@ class VisionTextConfig(BaseModel):
         if self.image.height % patch or self.image.width % patch:
             raise ValueError(f"image height and width must be multiples of the patch, {patch}")
         for bert in (self.encoder, self.decoder):
-            if bert and self.max_length > bert.positions:
-                raise ValueError(f"max_length is over the {bert.positions} positions")
+            if bert:
+                check_positions(self.max_length, bert.positions)
         return self
 
     @property
@@ -112,19 +112,11 @@ def complete(
         check_keys(family, [str(error.args[0])], unexpected)
         raise
     check_keys(family, [], unexpected)
-    wrong = [
-        f"{name}: config.json says {config[name]}, the checkpoint has {value}"
-        for name, value in shown.items()
-        if name in config and config[name] != value
-    ]
-    if wrong:
-        raise CheckpointMismatch("; ".join(wrong))
+    check_said(config, shown)
     side = int((state["visual_encoder.pos_embed"].shape[1] - 1) ** 0.5) * shown["vision"]["patch"]
     image = {"height": side, "width": side, "mean": CLIP_MEAN, "std": CLIP_STD}
     completed = {**config, **shown, "image": image | dict(config.get("image", {}))}
-    vocabulary = config.get("vocabulary", "vocab.txt")
-    if isinstance(vocabulary, str):
-        completed["vocabulary"] = read_vocabulary(folder / vocabulary)
+    completed["vocabulary"] = vocabulary_of(config, folder)
     if isinstance(config.get("answers"), str):
         completed["answers"] = read_names(folder / config["answers"], "answers")
     return completed

@@ -5,7 +5,7 @@ github.com/jiasenlu/vilbert_beta, whose classifiers differ.
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -221,3 +221,20 @@ def make_head(
         return kind(joint * CLASSIFIERS[name], joint * 2, outputs)
     inputs = {"vision_logit": visual, "linguisic_logit": text}
     return nn.Linear(inputs.get(name, joint), outputs)
+
+
+def checkpoint_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What a checkpoint's tensors show beside the encoder: fields of the recipe's Config, and
+    ``words``. KeyError for a tensor that there must be."""
+    text, regions = "bert.embeddings.", "bert.v_embeddings."
+    task_tokens = state.get(f"{text}task_embeddings.weight")
+    return {
+        "words": state[f"{text}word_embeddings.weight"].shape[0],
+        "positions": state[f"{text}position_embeddings.weight"].shape[0],
+        "token_types": state[f"{text}token_type_embeddings.weight"].shape[0],
+        "task_tokens": 0 if task_tokens is None else task_tokens.shape[0],
+        "region_dim": state[f"{regions}image_embeddings.weight"].shape[1],
+        "region_targets": state["cls.imagePredictions.decoder.weight"].shape[0],
+        "heads": head_outputs(state),
+        "scaled_classifier": f"vil_prediction.{SCALED_ROWS}" in state,
+    }
