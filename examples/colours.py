@@ -48,7 +48,7 @@ class ColoursRecipe:
 
     def serve(self, config: Mapping[str, Any], assets: Path) -> Served:
         ids = {chr(code): code for code in range(1, CHARACTERS)}
-        (assets / "characters.json").write_text(json.dumps(ids))
+        (assets / "characters.json").write_text(json.dumps(ids), encoding="utf-8")
         text = TextInput(
             tokenizer="characters", file="assets/characters.json", max_length=15, pad_to_max=False
         )

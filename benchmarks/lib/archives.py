@@ -50,7 +50,7 @@ def default_checkpoint() -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(0)
         network = load_recipe(RECIPE, CHECKOUT / "export").build(CONFIG)
-        path.with_name("config.json").write_text(json.dumps(CONFIG))
+        path.with_name("config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
         save_file(network.state_dict(), path)
     return path
 
@@ -92,5 +92,5 @@ def _calibration(folder: Path) -> Path:
         item = {"id": str(seed), "img": f"{seed}.jpg", "text": f"title {seed}", "label": label}
         lines.append(json.dumps(item))
     path = folder / "items.jsonl"
-    path.write_text("\n".join(lines) + "\n")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path

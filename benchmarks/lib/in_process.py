@@ -67,6 +67,7 @@ def in_process(folder: Path, count: int) -> Iterator[InProcess]:
                 text=True,
                 cwd=CHECKOUT,
                 env=plain_environment(**TUNED),
+                encoding="utf-8",
             )
             opened.enter_context(process)
             opened.callback(process.kill)

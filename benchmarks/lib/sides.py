@@ -172,7 +172,11 @@ def wait_until_up(
             return side
         except SideFailed as error:
             if server.poll() is not None or time.monotonic() > deadline_s:
-                lines = (folder / "server.log").read_text(errors="replace").splitlines()
+                lines = (
+                    (folder / "server.log")
+                    .read_text(errors="replace", encoding="utf-8")
+                    .splitlines()
+                )
                 words = " | ".join(line.strip() for line in lines[-_LOG_LINES:])
                 raise SideFailed(f"{error}; its log ends: {words}") from error
         time.sleep(0.3)

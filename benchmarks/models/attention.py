@@ -112,7 +112,11 @@ def resident(field: str) -> int:
 def measure_in_fresh_process(kind: str, visual: int, runs: int) -> Cost:
     arguments = ["--measure", kind, "--visual", str(visual), "--runs", str(runs)]
     done = subprocess.run(
-        [sys.executable, __file__, *arguments], check=True, capture_output=True, text=True
+        [sys.executable, __file__, *arguments],
+        check=True,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
     )
     return Cost(**json.loads(done.stdout))
 

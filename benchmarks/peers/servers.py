@@ -25,6 +25,7 @@ from benchmarks.lib.sides import (
     tree,
     wait_until_up,
 )
+from vlserve.processor import usable_cores
 from vlserve.testing.stack import free_ports
 
 FOLDER = Path(__file__).parent
@@ -67,7 +68,7 @@ def peer_server(peer: Peer, folder: Path, archive: Path, photo: Photo) -> Iterat
         BENCH_ARCHIVE=str(archive),
         BENCH_ANSWERING=str(FOLDER),
         BENCH_PORT=str(port),
-        BENCH_WORKERS=str(os.cpu_count() or 1),
+        BENCH_WORKERS=str(usable_cores()),
     )
     program = [python, FOLDER / peer.name / "server.py"]
     with started(program, folder, environment) as server:
@@ -82,7 +83,7 @@ def _environment(peer: Peer) -> Path:
     folder, pinned = CACHE / peer.name, requirements.read_bytes()
     installed, python = folder / "requirements.sha256", folder / "bin" / "python"
     digest = hashlib.sha256(pinned).hexdigest()
-    if installed.is_file() and installed.read_text() == digest:
+    if installed.is_file() and installed.read_text(encoding="utf-8") == digest:
         return python
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     commands = (
@@ -90,9 +91,11 @@ def _environment(peer: Peer) -> Path:
         [*pip, "--no-deps", "--requirement", str(requirements)],
     )
     for command in commands:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, encoding="utf-8"
+        )
         if done.returncode:
             words = " | ".join(done.stderr.strip().splitlines()[-3:])
             raise SideFailed(f"the environment of {peer.name} cannot be made: {words}")
-    installed.write_text(digest)
+    installed.write_text(digest, encoding="utf-8")
     return python

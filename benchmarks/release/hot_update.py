@@ -112,7 +112,7 @@ def main() -> int:
                 exchanges,
                 (before, os.getloadavg()[0]),
             )
-    options.out.write_text(json.dumps(asdict(result), indent=1) + "\n")
+    options.out.write_text(json.dumps(asdict(result), indent=1) + "\n", encoding="utf-8")
     _print(result)
     return 0 if result.passed else 1
 

@@ -268,7 +268,9 @@ def main() -> int:
     for rate in (0.001, 0.02, 0.1):
         report(run_last_step(policy, rate, 100, releases, rng()))
     if options.json:
-        options.json.write_text(json.dumps([asdict(result) for result in results], indent=1))
+        options.json.write_text(
+            json.dumps([asdict(result) for result in results], indent=1), encoding="utf-8"
+        )
     print(f"\n{time.monotonic() - began:.0f} s", file=sys.stderr)
     return 0
 

@@ -74,7 +74,7 @@ def main() -> int:
                 crashes.append(crash(running, target, pair, questions, load))
                 print_line(f"{target}: whole after {crashes[-1].whole_after_s} s")
     result = {"crashes": [asdict(each) for each in crashes], "load_average": os.getloadavg()[0]}
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     _print(crashes)
     passed = not any(each.breaches for each in crashes)
     print_line("passed" if passed else "failed")

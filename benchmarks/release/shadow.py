@@ -76,7 +76,7 @@ def main() -> int:
         for kind, cost in costs.items()
     ]
     whole = {"kinds": result, "lost": lost, "load_average": os.getloadavg()[0]}
-    options.out.write_text(json.dumps(whole, indent=1) + "\n")
+    options.out.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
     _print(costs)
     print_line(f"requests lost, also while shadows came and went: {lost}")
     copied = all(bool(cost.copies) == bool(kind.percent) for kind, cost in costs.items())

@@ -11,7 +11,6 @@ table, every cell as CSV, and a plot.
 """
 
 import argparse
-import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -40,6 +39,7 @@ from benchmarks.lib.sides import Side, SideFailed, first_answer, ours
 from benchmarks.peers.servers import PEERS, peer_server
 from benchmarks.peers.torchserve.start import stock_torchserve
 from vlserve.cli.output import print_line
+from vlserve.processor import usable_cores
 from vlserve.runtime.archive import unpack_archive, verify_archive
 
 STOCK, STOCK_NAME = "stock", "stock TorchServe"
@@ -153,7 +153,7 @@ def start(
     for number, archive in enumerate(archives):
         unpacked = folder / f"archive-{number}"
         precision = unpack_archive(archive, unpacked).precision
-        limits[precision] = opened.enter_context(in_process(unpacked, os.cpu_count() or 1))
+        limits[precision] = opened.enter_context(in_process(unpacked, usable_cores()))
     print_line("starting ours")
     for side_precision, side in opened.enter_context(ours(folder / "ours", archives)):
         first_answer(side, photo)

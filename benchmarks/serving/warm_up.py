@@ -170,7 +170,9 @@ def main() -> None:
     heads = ("ROUND", "REGISTER", "LATER", "P50", "FIRST/LATER: P50", "P99", "RATE")
     print_table((*heads, "NOISE: P50", "P99", "RATE", "FAILURES"), rows_of(rounds))
     if load.out:
-        load.out.write_text(json.dumps([asdict(round_) for round_ in rounds], indent=2) + "\n")
+        load.out.write_text(
+            json.dumps([asdict(round_) for round_ in rounds], indent=2) + "\n", encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from pydantic_settings import (
 )
 
 from vlserve.errors import SettingsError
+from vlserve.processor import usable_cores
 from vlserve.project import LayeredFolder, find_project_dir, project_file, project_folder
 from vlserve.strict_numbers import StrictNumbers
 from vlserve.yaml_files import read_mapping
@@ -140,10 +141,10 @@ class EngineSettings(StrictNumbers):
         "worker_base_port + 100 * i.",
     )
     workers: int = Field(
-        default_factory=lambda: os.cpu_count() or 1,
+        default_factory=usable_cores,
         ge=1,
         description="Worker processes of each version on each instance; by default, as many as "
-        "the machine has cores.",
+        "this process may use processors (affinity, and the quota of a container).",
     )
     threads: int = Field(default=1, ge=1, description="Threads that each worker computes on.")
     batch_size: int = Field(

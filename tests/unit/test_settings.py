@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vlserve.errors import SettingsError
-from vlserve.settings import load_settings
+from vlserve.settings import EngineSettings, load_settings
 
 
 @pytest.fixture
@@ -169,3 +169,11 @@ def test_the_port_of_the_metrics_is_read_under_its_earlier_name(
     assert load_settings().gateway.metrics_port == 1235
     monkeypatch.setenv("VLSERVE_GATEWAY__METRICS_PORT", "1236")
     assert load_settings().gateway.metrics_port == 1236
+
+
+def test_workers_are_as_many_as_the_process_may_use_processors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {3})
+    monkeypatch.setattr("os.cpu_count", lambda: 48)
+    assert EngineSettings().workers == 1

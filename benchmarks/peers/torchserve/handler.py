@@ -20,7 +20,7 @@ class TaggerHandler(BaseHandler):
     def initialize(self, context: Any) -> None:
         super().initialize(context)
         folder = Path(context.system_properties["model_dir"])
-        self.config = json.loads((folder / "config.json").read_text())
+        self.config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
 
     def preprocess(self, data: list[dict[str, Any]]) -> tuple[Tensor, Tensor, Tensor]:
         ids = [self._ids(row["text"].decode()) for row in data]

@@ -8,4 +8,6 @@ from resnet_gru import ResNetGRU, parse  # export/resnet_gru.py, an extra file o
 
 class Tagger(ResNetGRU):
     def __init__(self) -> None:
-        super().__init__(parse(json.loads(Path(__file__).with_name("config.json").read_text())))
+        super().__init__(
+            parse(json.loads(Path(__file__).with_name("config.json").read_text(encoding="utf-8")))
+        )

@@ -34,7 +34,7 @@ def stock_torchserve(folder: Path, checkpoint: Path, photo: Photo) -> Iterator[S
     names = ("inference", "management", "metrics")
     lines = [f"{name}_address=http://127.0.0.1:{port + n}" for n, name in enumerate(names)]
     lines += [f"grpc_inference_port={port + 3}", f"grpc_management_port={port + 4}"]
-    (folder / "config.properties").write_text("\n".join(lines) + "\n")
+    (folder / "config.properties").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (folder / "tmp").mkdir()
     python = Path(sys.executable).parent
     environment = plain_environment(

@@ -16,8 +16,8 @@ LIBRARIES = Path(sysconfig.get_path("purelib")) / "nvidia_pytriton.libs"
 def _write_repository(folder: Path, workers: str) -> None:
     (folder / "tagger" / "1").mkdir(parents=True)
     shutil.copy(HERE / "model.py", folder / "tagger" / "1")
-    config = (HERE / "config.pbtxt").read_text().replace("WORKERS", workers)
-    (folder / "tagger" / "config.pbtxt").write_text(config)
+    config = (HERE / "config.pbtxt").read_text(encoding="utf-8").replace("WORKERS", workers)
+    (folder / "tagger" / "config.pbtxt").write_text(config, encoding="utf-8")
 
 
 def _write_backend(folder: Path) -> None:

@@ -21,6 +21,7 @@ from vlserve.cli import (
     versions,
 )
 from vlserve.cli.failures import explained
+from vlserve.cli.locale import go_on_in_utf8
 from vlserve.cli.output import print_line, speak_any_encoding, stderr
 from vlserve.cli.stopping import Stopped, end_on_signals
 from vlserve.extras import extra_of, missing_extra
@@ -60,6 +61,7 @@ def options(
 
 def main() -> None:
     """Run the `vlserve` script."""
+    go_on_in_utf8()
     speak_any_encoding()
     end_on_signals()
     try:

@@ -1,6 +1,5 @@
 """tune: the best serving settings of an archive on this machine."""
 
-import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,6 +8,7 @@ import typer
 
 from vlserve.cli.output import AsJson, print_json, print_line, print_table, progress
 from vlserve.cli.parameters import ArchiveFile, Group, file_option, finite
+from vlserve.processor import usable_cores
 from vlserve.settings import load_settings
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def tune(
     verify_archive(archive)  # before a stack is started for it
     if data is not None:
         read_dataset(data)
-    settings, cores = load_settings(), os.cpu_count() or 1
+    settings, cores = load_settings(), usable_cores()
     with (
         tempfile.TemporaryDirectory(prefix="vlserve-tune-runs-") as runs,
         progress(f"tuning {archive.name}") as show,

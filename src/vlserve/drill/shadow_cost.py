@@ -131,4 +131,6 @@ def _cost(
 
 def _copies(own: OwnGateway) -> Counter[str]:
     log = own.settings.state_dir / "logs" / "shadow.jsonl"
-    return Counter(json.loads(line)["step"] for line in log.read_text().splitlines())
+    return Counter(
+        json.loads(line)["step"] for line in log.read_text(encoding="utf-8").splitlines()
+    )

@@ -83,6 +83,7 @@ class Converter:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
+            encoding="utf-8",
             start_new_session=True,  # so that close ends the fork that converts, too
         )
 
@@ -97,7 +98,11 @@ class Converter:
                 status = self._process.stdout.readline().strip()
             except (BrokenPipeError, ValueError):  # it has ended, or was closed
                 status = ""
-            said = log.read_text(errors="replace").splitlines() if log.exists() else []
+            said = (
+                log.read_text(errors="replace", encoding="utf-8").splitlines()
+                if log.exists()
+                else []
+            )
         if status != "0":
             lines = [line.strip() for line in said if line.strip()]
             reason = lines[-1] if lines else f"exit code {status or 'unknown'}"

@@ -211,7 +211,12 @@ def _encode(
                 )
             progress(f"embedded {said['done']} of {total} items")
         if process.wait() != 0:
-            log = (work / "stderr.txt").read_text(errors="replace").strip().splitlines()
+            log = (
+                (work / "stderr.txt")
+                .read_text(errors="replace", encoding="utf-8")
+                .strip()
+                .splitlines()
+            )
             why = log[-1] if log else f"it exits with {process.returncode}"
             raise ArchiveError(f"the code of the archive failed: {why}")
 

@@ -40,7 +40,7 @@ def answer_offline(
         folder = Path(scratch) / "archive"
         unpack_archive(archive, folder)
         lines = Path(scratch) / "items.jsonl"
-        with lines.open("w") as file:
+        with lines.open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(item) + "\n" for item in items)
         log = Path(scratch) / "stderr.txt"
         with _started(folder, lines, log, batch_size, threads) as process:
@@ -48,7 +48,7 @@ def answer_offline(
             for line in process.stdout:
                 yield json.loads(line)
             if process.wait() != 0:
-                said = log.read_text(errors="replace").strip().splitlines()
+                said = log.read_text(errors="replace", encoding="utf-8").strip().splitlines()
                 why = said[-1] if said else f"it exits with {process.returncode}"
                 raise ArchiveError(f"the code of {archive.name} failed: {why}")
 

@@ -248,7 +248,7 @@ def _answers(http: httpx.Client, url: str) -> bool:
 
 def _told_by_log(settings: Settings, name: str) -> str:
     log = settings.state_dir / "logs" / f"{name}.log"
-    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    lines = log.read_text(errors="replace", encoding="utf-8").splitlines() if log.exists() else []
     return f"{name} does not start; the end of {log}:\n" + "\n".join(lines[-20:])
 
 
@@ -327,12 +327,16 @@ def _settings_file(settings: Settings) -> Path:
 def _write_settings(settings: Settings) -> None:
     file = _settings_file(settings)
     file.touch(mode=0o600)  # api_keys are in it
-    file.write_text(settings.model_dump_json())
+    file.write_text(settings.model_dump_json(), encoding="utf-8")
 
 
 def _settings_of_running(settings: Settings) -> Settings:
     file = _settings_file(settings)
-    return Settings.model_validate_json(file.read_text()) if file.exists() else settings
+    return (
+        Settings.model_validate_json(file.read_text(encoding="utf-8"))
+        if file.exists()
+        else settings
+    )
 
 
 def processes(settings: Settings) -> list[psutil.Process]:

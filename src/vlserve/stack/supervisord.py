@@ -19,6 +19,16 @@ from vlserve.stack.envoy_binary import verified_envoy_path
 STACK_VARIABLE = "VLSERVE_STACK"
 """Environment variable of every process of a stack: its state_dir."""
 
+INHERITED = (
+    "PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "TZ",
+    "LD_LIBRARY_PATH",  # a Python or CUDA that lies elsewhere
+    "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_VISIBLE_DEVICES",
+)  # fmt: skip
+"""Environment variables that processes of a stack take over from the shell that starts it. What
+else an engine needs stands in serving_config/supervisor/engine.conf, under `environment`."""
+
+_UTF8 = {"LC_ALL": "C.UTF-8", "PYTHONUTF8": "1"}
+"""Paths and files are UTF-8, in whatever locale the stack was started."""
 _UNWRITABLE_SHOWN = "% ; # quotes"
 _UNWRITABLE = frozenset("%;#\"'\n")
 
@@ -42,7 +52,7 @@ def write_configuration(settings: Settings, bootstrap: Path) -> Path:
     folder = settings.state_dir / "supervisor"
     folder.mkdir(parents=True, exist_ok=True)
     conf = folder / "supervisord.conf"
-    conf.write_text("\n".join(parts))
+    conf.write_text("\n".join(parts), encoding="utf-8")
     return conf
 
 
@@ -57,6 +67,7 @@ def start(conf: Path, settings: Settings) -> None:
         text=True,
         timeout=30,
         check=False,
+        encoding="utf-8",
     )
     if done.returncode:
         raise StackError(f"supervisord does not start: {(done.stderr or done.stdout).strip()}")
@@ -80,7 +91,7 @@ def _write_engine(endpoint: Endpoint, settings: Settings) -> None:
     # JSON's escapes are those of a .properties file, which is Latin-1
     escaped = {name: json.dumps(str(value))[1:-1] for name, value in values.items()}
     text = _filled(settings.config_file("torchserve/config.properties"), escaped)
-    (endpoint.folder / "config.properties").write_text(text)
+    (endpoint.folder / "config.properties").write_text(text, encoding="utf-8")
 
 
 def _engine_values(endpoint: Endpoint, settings: Settings) -> dict[str, Any]:
@@ -106,18 +117,16 @@ def _torchserve_home() -> Path:
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """What every process of the stack sees: these very settings, whatever shell started it, and no
-    PYTHONPATH, which would come before an archive's own code."""
-    inherited = {
-        name: value
-        for name, value in os.environ.items()
-        if name != "PYTHONPATH" and not name.startswith("VLSERVE_")
-    }
+    """What every process of the stack sees: these very settings, whatever shell started it, and of
+    that shell's variables `INHERITED` alone. TorchServe, Java, Python, the loader and supervisord
+    read dozens (TS_CONFIG_FILE, JAVA_TOOL_OPTIONS, PYTHONPATH, LD_PRELOAD, …), each of which could
+    keep a stack from starting, or change what it serves."""
+    inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
     chosen = {
         f"VLSERVE_{name.upper()}": value if isinstance(value, str) else json.dumps(value)
         for name, value in settings.model_dump(mode="json").items()
     }
-    return inherited | chosen | {STACK_VARIABLE: str(settings.state_dir)}
+    return inherited | chosen | _UTF8 | {STACK_VARIABLE: str(settings.state_dir)}
 
 
 def _writable(values: dict[str, Any]) -> dict[str, str]:

@@ -22,7 +22,7 @@ def stand_in(
     """Answers while the body runs; ``lacks``: what the gateway is told that it does not hold."""
     token = f"token-of-{name}"
     command = [sys.executable, __file__, "--token", token, "--delay-ms", str(delay_ms)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8")
     assert process.stdout
     try:
         yield Instance(name, "127.0.0.1", int(process.stdout.readline()), token, lacks)

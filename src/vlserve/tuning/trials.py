@@ -1,6 +1,5 @@
 """Measure settings on a stack that is up, under closed loops through its gateway."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,7 +11,7 @@ from vlserve.control.tuning import Measured, Serving, Tuning
 from vlserve.errors import LoadFailed, NotReady
 from vlserve.loadgen.stress_plan import StressPlan
 from vlserve.loadgen.stress_run import run_stress
-from vlserve.processor import processor_name
+from vlserve.processor import processor_name, usable_cores
 from vlserve.runtime.archive import file_sha256, verify_archive
 from vlserve.tuning.search import Point
 
@@ -100,5 +99,5 @@ class Trials:
 
 def machine() -> str:
     """Return the name of the processor and its number of cores."""
-    cores = f"{os.cpu_count() or 1} cores"
+    cores = f"{usable_cores()} cores"
     return ", ".join(filter(None, (processor_name(), cores)))

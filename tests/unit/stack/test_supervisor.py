@@ -95,3 +95,15 @@ def test_processes_get_these_settings_whatever_the_shell_says(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert Settings() == settings
+
+
+def test_processes_take_over_named_variables_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("TS_CONFIG_FILE", "PYTHONSAFEPATH", "JAVA_TOOL_OPTIONS", "LD_PRELOAD", "WHATEVER"):
+        monkeypatch.setenv(name, "/nowhere")
+    monkeypatch.setenv("TZ", "Asia/Shanghai")
+    seen = supervisord.environment(Settings(project_dir=tmp_path))
+    allowed = {*supervisord.INHERITED, "LC_ALL", "PYTHONUTF8"}
+    assert {name for name in seen if not name.startswith("VLSERVE_")} <= allowed
+    assert (seen["TZ"], seen["LC_ALL"], seen["PYTHONUTF8"]) == ("Asia/Shanghai", "C.UTF-8", "1")

@@ -43,7 +43,7 @@ class Endpoint:
     def write_threads(self, model: str, version: int, threads: int) -> None:
         file = self.threads_file(model, version)
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(f"{threads}\n")
+        file.write_text(f"{threads}\n", encoding="utf-8")
 
 
 def endpoints(settings: Settings) -> tuple[Endpoint, ...]:

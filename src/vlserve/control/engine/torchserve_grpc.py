@@ -93,7 +93,7 @@ def register(address: str, token: str, archive: Path, settings: EngineSettings) 
         try:
             _wait_for(loading)
         except grpc.RpcError as error:
-            raise _failure(error, address, settings) from error
+            raise _failure(error, address, settings.load_timeout_s) from error
         finally:
             loading.cancel()
 
@@ -108,14 +108,10 @@ def _wait_for(loading: Any) -> None:
             caller.refuse_if_gone("the load was stopped")
 
 
-def _failure(error: Any, address: str, settings: EngineSettings) -> ControlError:
+def _failure(error: Any, address: str, timeout_s: float) -> ControlError:
     code, details = error.code(), error.details() or ""
     if code is grpc.StatusCode.UNAVAILABLE:
         return EngineUnavailable(f"the engine at {address} went away while loading: {details}")
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return LoadFailed(
-            f"its workers were not up after {settings.load_timeout_s:g} s (engine.load_timeout_s); "
-            f"{settings.workers} of them start at once (engine.workers): fewer workers or a longer "
-            "time help where the machine is slow or lacks memory"
-        )
+        return LoadFailed(f"its workers were not up after {timeout_s:g} s")
     return LoadFailed(details.splitlines()[0] if details else f"TorchServe answered {code.name}")

@@ -94,13 +94,18 @@ class TorchServeInstance:
         endpoint.write_threads(model, version, settings.threads)
         logged = worker_log.log_size(endpoint.logs)
         address = f"{endpoint.host}:{endpoint.grpc_management_port}"
+        began = time.monotonic()
         try:
             with self._known_or_first(model):
                 torchserve_grpc.register(address, self._tokens()["management"], archive, settings)
         except CallerGone:
             raise
         except LoadFailed as error:
-            raise LoadFailed(self._reason(model, version, logged) or str(error)) from error
+            reason = self._reason(model, version, logged)
+            if time.monotonic() - began < 0.9 * settings.load_timeout_s:
+                raise LoadFailed(reason or str(error)) from error
+            said = f"; one of them said: {reason}" if reason else ""
+            raise LoadFailed(_not_up_in_time(settings) + said) from error
 
     def remove(self, model: str, version: int) -> None:
         """Take the version out, whatever state it is in, and its archive out of the store."""
@@ -172,7 +177,7 @@ class TorchServeInstance:
         """Read anew each time: every start of the engine writes new ones."""
         file = self._endpoint.key_file
         try:
-            keys = json.loads(file.read_text())
+            keys = json.loads(file.read_text(encoding="utf-8"))
             return {purpose: keys[purpose]["key"] for purpose in ("management", "inference")}
         except (OSError, ValueError, KeyError) as error:
             raise EngineUnavailable(f"{self.name} has no tokens in {file} yet") from error
@@ -208,6 +213,14 @@ class TorchServeInstance:
                 "it is starting, or its port belongs to another engine"
             )
         return response
+
+
+def _not_up_in_time(settings: EngineSettings) -> str:
+    return (
+        f"its {settings.workers} workers (engine.workers) were not up after "
+        f"{settings.load_timeout_s:g} s (engine.load_timeout_s): fewer workers or more time help "
+        "where processors or memory are short"
+    )
 
 
 def _loaded(described: Mapping[str, Any]) -> LoadedVersion:

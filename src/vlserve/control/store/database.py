@@ -226,7 +226,7 @@ def _owned(file: Path) -> TextIO:
     """Return the lock of the ledger in ``file``, whose folder is made."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        lock = file.with_name(f"{file.name}.lock").open("w")
+        lock = file.with_name(f"{file.name}.lock").open("w", encoding="utf-8")
     except OSError as error:
         raise LedgerUnwritable(
             f"the ledger {file} cannot be opened: {error.strerror}: make {file.parent} writable"

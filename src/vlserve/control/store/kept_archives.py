@@ -76,7 +76,7 @@ def _is_open(store: Path) -> bool:
     lock = store / f"{LEDGER}.lock"
     if not lock.exists():
         return False
-    with lock.open() as owner:
+    with lock.open(encoding="utf-8") as owner:
         try:
             fcntl.flock(owner, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
