@@ -39,6 +39,7 @@ VlserveError                  (vlserve.runtime.errors)
 │   ├── LedgerLost            it is gone or empty, and archives lie in the store
 │   ├── EvidenceInvalid       (vlserve.control.judge.evidence) impossible evidence of a rollout
 │   └── StateUnreadable       (vlserve.control.rollouts.state) a rollout's kept state cannot be read
+├── BatchError                an offline job that cannot begin or go on
 ├── StressError               a load run that cannot be carried out, or was broken off
 └── StackError                a process of the stack does not start, stop or answer
     ├── PortBusy
@@ -295,6 +296,12 @@ class LedgerLost(ControlError):
     """The ledger is gone or knows no version, while archives lie in the model store."""
 
     code = "ledger_lost"
+
+
+class BatchError(VlserveError):
+    """An offline job that cannot begin or go on; what it has finished is kept."""
+
+    code = "batch_error"
 
 
 class StressError(VlserveError):

@@ -7,6 +7,7 @@ from vlserve.errors import ExtraMissing
 
 MODULES: Mapping[str, Sequence[str]] = {
     "cpu": ("onnxruntime",),
+    "batch": ("pyarrow",),
     "train": ("onnxscript", "transformers", "sklearn", "pycocoevalcap", "pycocotools"),
 }
 """What each extra brings that nothing else does. The extra gpu brings what cpu does."""

@@ -7,6 +7,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from vlserve.cli import (
+    batch,
     build,
     demo,
     drill,
@@ -42,7 +43,8 @@ app = typer.Typer(
 )
 # `vlserve --help` lists the groups, and the commands of each, in this order.
 for module in (
-    project, stack, demo, recipes, build, index, tune, versions, release, predict, stress, drill
+    project, stack, demo, recipes, build, index, tune, versions, release, predict,
+    batch, stress, drill,
 ):  # fmt: skip
     module.add_to(app)
 

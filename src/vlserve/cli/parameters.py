@@ -62,6 +62,11 @@ def file_or_folder_option(help: str) -> Any:
     return typer.Option(exists=True, readable=True, callback=_regular_file_or_folder, help=help)
 
 
+def written_file_option(help: str) -> Any:
+    """Return an option that names a file to write, which need not be there."""
+    return typer.Option(dir_okay=False, callback=_regular_file, help=help)
+
+
 def folder_option(help: str) -> Any:
     """Return an option that names a folder to write, which need not be there."""
     return typer.Option(file_okay=False, callback=_folder, help=help)

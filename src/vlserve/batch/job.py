@@ -1,0 +1,187 @@
+"""What one job keeps in the output's folder: its record, its lock, receipts of finished parts.
+
+OUT/part-00000.jsonl …           the output, one file a part
+OUT/report.json                  written at the end
+OUT/.vlserve/job.json            what the job is: archive, sources, options
+OUT/.vlserve/lock                held by the driver and its workers
+OUT/.vlserve/receipts/00000.json  of each finished part: counts, seconds
+OUT/.vlserve/spool, careful      lines for workers; rows that ran alone
+"""
+
+import fcntl
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vlserve.batch.sources import Source, changed
+from vlserve.errors import BatchError
+
+SCHEMA = 1
+WAIT_FOR_LOCK_S = 10.0
+"""Workers of a driver that was killed end with the part that they are at."""
+
+
+class Options(BaseModel):
+    """What the output depends on besides archive and input."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal["jsonl", "parquet"] = "jsonl"
+    id: str = "id"
+    columns: Mapping[str, str] = Field(default_factory=dict)
+    """Field of a request -> column, where they differ."""
+    keep: tuple[str, ...] = ()
+
+
+class JobRecord(BaseModel):
+    """job.json."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_number: Literal[1] = Field(default=1, alias="schema")
+    archive: str
+    sha256: str
+    model: str
+    version: int
+    task: str
+    sources: tuple[Source, ...]
+    options: Options
+
+
+class Receipt(BaseModel):
+    """What a worker writes after a part: how many rows, errors by code, first labels of answers,
+    and what it took, s."""
+
+    model_config = ConfigDict(frozen=True)
+
+    part: int
+    first_row: int
+    rows: int
+    errors: Mapping[str, int]
+    labels: Mapping[str, int]
+    seconds: float
+    cpu_seconds: float
+
+
+class JobFolder:
+    """The output's folder."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self._state = out / ".vlserve"
+        self.spool = self._state / "spool"
+        self._receipts = self._state / "receipts"
+        self.log = self._state / "workers.log"
+
+    @contextmanager
+    def locked(self) -> Iterator[int]:
+        """Hold the folder's lock, which workers inherit; yields its descriptor.
+
+        Raises:
+            BatchError: Another job holds it, or what lies in the folder is not a job's.
+        """
+        self._refuse_foreign()
+        for folder in (self._receipts, self.spool, self._state / "careful"):
+            folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self._state / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            self._take(descriptor)
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def begin(self, record: JobRecord) -> None:
+        """Write the job's record; where there is one, hold it against this one.
+
+        Raises:
+            BatchError: The folder holds another job, or its input has changed.
+        """
+        file = self._state / "job.json"
+        if not file.exists():
+            written = file.with_suffix(".new")
+            written.write_text(record.model_dump_json(by_alias=True, indent=1), encoding="utf-8")
+            written.replace(file)
+            return
+        try:
+            before = JobRecord.model_validate_json(file.read_bytes())
+        except ValidationError as error:
+            raise BatchError(f"{file} cannot be read: choose another --output") from error
+        if reasons := list(differences(before, record)):
+            raise BatchError(
+                f"{self.out} holds another job: {'; '.join(reasons)}. Choose another --output"
+            )
+
+    def receipts(self) -> dict[int, Receipt]:
+        """Return what is finished, by part."""
+        files = self._receipts.glob("*.json")
+        receipts = (Receipt.model_validate_json(file.read_bytes()) for file in files)
+        return {receipt.part: receipt for receipt in receipts}
+
+    def careful_rows(self, part: int) -> int:
+        """Return how many rows of a part are answered that runs row by row."""
+        file = self._state / "careful" / f"{part:05}.jsonl"
+        return file.read_bytes().count(b"\n") if file.exists() else 0
+
+    def write_report(self, report: Mapping[str, object]) -> None:
+        text = json.dumps(report, ensure_ascii=False, indent=1)
+        (self.out / "report.json").write_text(text + "\n", encoding="utf-8")
+
+    def part_file(self, number: int, format: str) -> Path:
+        return self.out / f"part-{number:05}.{format}"
+
+    def _refuse_foreign(self) -> None:
+        if self.out.is_dir() and not self._state.exists() and any(self.out.iterdir()):
+            raise BatchError(f"{self.out} is not empty and holds no job: choose another --output")
+
+    def _take(self, descriptor: int) -> None:
+        until = time.monotonic() + WAIT_FOR_LOCK_S
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise BatchError(
+                        f"another job writes to {self.out}: wait for its end, or stop it"
+                    ) from None
+                time.sleep(0.1)
+            else:
+                return
+
+
+def differences(before: JobRecord, now: JobRecord) -> Iterator[str]:
+    """Yield what of a job's record is not what it was."""
+    if before.sha256 != now.sha256:
+        yield f"of {before.archive} (sha256 {before.sha256[:12]}), not {now.archive}"
+    if before.options != now.options:
+        options = before.options.model_dump()
+        names = [name for name, value in now.options.model_dump().items() if value != options[name]]
+        yield f"with another {', '.join(f'--{name}' for name in names)}"
+    paths = [source.path for source in before.sources]
+    if paths != [source.path for source in now.sources]:
+        yield "of other input files"
+    else:
+        yield from changed(before.sources)
+
+
+def total(receipts: Mapping[int, Receipt]) -> Mapping[str, object]:
+    """Return the sums of all receipts, as the report has them."""
+    errors: Counter[str] = Counter()
+    labels: Counter[str] = Counter()
+    for receipt in receipts.values():
+        errors.update(receipt.errors)
+        labels.update(receipt.labels)
+    return {
+        "parts": len(receipts),
+        "rows": sum(receipt.rows for receipt in receipts.values()),
+        "failed": sum(errors.values()),
+        "errors": dict(errors.most_common()),
+        "labels": dict(labels.most_common()),
+        "cpu_seconds": round(sum(receipt.cpu_seconds for receipt in receipts.values()), 1),
+    }

@@ -1,0 +1,45 @@
+"""All parts of a job as one file."""
+
+import os
+import shutil
+from pathlib import Path
+
+from vlserve.errors import BatchError
+
+
+def join_parts(out: Path, format: str, joined: Path) -> None:
+    """Write the parts in ``out`` one after the other into ``joined``, which appears whole.
+
+    Raises:
+        BatchError: It cannot be written.
+    """
+    parts = sorted(out.glob(f"part-*.{format}"))
+    written = joined.with_name(f".{joined.name}.{os.getpid()}")
+    try:
+        joined.parent.mkdir(parents=True, exist_ok=True)
+        if format == "parquet":
+            _join_parquet(parts, written)
+        else:
+            with written.open("wb") as target:
+                for part in parts:
+                    with part.open("rb") as source:
+                        shutil.copyfileobj(source, target)
+        written.replace(joined)
+    except OSError as error:
+        raise BatchError(f"{joined} cannot be written: {error.strerror}") from error
+    finally:
+        written.unlink(missing_ok=True)
+
+
+def _join_parquet(parts: list[Path], written: Path) -> None:
+    from pyarrow.parquet import ParquetFile, ParquetWriter
+
+    if not parts:
+        raise BatchError(f"there are no parts to join into {written.name}")
+    with ParquetFile(parts[0]) as first:
+        schema = first.schema_arrow
+    with ParquetWriter(written, schema) as target:
+        for part in parts:
+            with ParquetFile(part) as source:
+                for batch in source.iter_batches():
+                    target.write_batch(batch)

@@ -1,0 +1,180 @@
+"""Rows of text files, tar shards and folders, as lines for the workers.
+
+A line is JSON: ``{"columns": {name: value}, "files": {name: [path, offset, size]}}``, where
+``files`` are fields whose bytes lie in a file; or ``{"error": why}`` for a row that cannot be read;
+or, of JSONL, the input's own line. Parquet is read by the workers themselves.
+"""
+
+import csv
+import io
+import json
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from vlserve.batch.sources import COMPRESSIONS, Kind, Source
+from vlserve.errors import DataError
+from vlserve.text_files import encoding_hint
+
+MAX_LINE_BYTES = 64 * 1024**2
+"""Of a row of a text file, which may hold an image as base64."""
+MAX_MEMBER_BYTES = 1024**2
+"""Of a text or JSON member of a tar shard."""
+IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif")
+TEXTS = ("txt", "json", "cls")
+FEATURES = ("npy",)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One file of a tar shard or a folder: where its bytes lie."""
+
+    name: str
+    path: Path
+    offset: int
+    size: int
+
+    @property
+    def key(self) -> str:
+        """The name up to the first dot of its last part, as webdataset groups members."""
+        folder, slash, file = self.name.rpartition("/")
+        return folder + slash + file.partition(".")[0]
+
+    @property
+    def ending(self) -> str:
+        return self.name.rpartition("/")[2].partition(".")[2].lower()
+
+
+def read_lines(source: Source) -> Iterator[bytes]:
+    """Yield a line for each row of ``source``, which is not Parquet, without its end.
+
+    Raises:
+        DataError: The file cannot be read on: its rows cannot be told apart any more.
+    """
+    try:
+        match source.kind:
+            case Kind.JSONL:
+                yield from _jsonl_lines(source.path)
+            case Kind.CSV | Kind.TSV:
+                yield from _csv_lines(source.path, "\t" if source.kind is Kind.TSV else ",")
+            case _:
+                members = _tar_members if source.kind is Kind.TAR else _folder_members
+                for row in _grouped(members(source.path)):
+                    yield json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeDecodeError as error:
+        why = f"it is not UTF-8 at byte {error.start}{encoding_hint(source.path)}"
+        raise DataError(f"{source.path} cannot be read: {why}") from error
+    except (OSError, EOFError, csv.Error, tarfile.TarError) as error:
+        raise DataError(f"{source.path} cannot be read: {error}") from error
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    if path.suffix not in COMPRESSIONS:
+        with path.open("rb") as file:
+            yield file
+        return
+    import pyarrow  # of the extra batch; `find_sources` has asked for it
+
+    with pyarrow.input_stream(str(path), compression="detect") as stream:
+        yield io.BufferedReader(stream)
+
+
+def _jsonl_lines(path: Path) -> Iterator[bytes]:
+    with _opened(path) as file:
+        while line := file.readline(MAX_LINE_BYTES + 1):
+            if len(line) > MAX_LINE_BYTES:
+                yield _error(f"the line has more than {MAX_LINE_BYTES} bytes")
+                while line and not line.endswith(b"\n"):
+                    line = file.readline(MAX_LINE_BYTES)
+                continue
+            if stripped := line.strip():
+                yield stripped
+
+
+def _csv_lines(path: Path, delimiter: str) -> Iterator[bytes]:
+    csv.field_size_limit(MAX_LINE_BYTES)
+    with _opened(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
+        reader = csv.reader(text, delimiter=delimiter, strict=True)
+        heads = next(reader, None)
+        if heads is None:
+            return
+        if len(set(heads)) < len(heads):
+            raise DataError(f"{path}: two columns have the same name")
+        for row in reader:
+            if not row:
+                continue
+            if len(row) != len(heads):
+                why = f"the row has {len(row)} columns, and the first line {len(heads)}"
+                yield _error(f"{why} (line {reader.line_num})")
+                continue
+            yield json.dumps(
+                {"columns": dict(zip(heads, row, strict=True))}, ensure_ascii=False
+            ).encode()
+
+
+def _error(why: str) -> bytes:
+    return json.dumps({"error": why}).encode()
+
+
+def _tar_members(path: Path) -> Iterator[Member]:
+    with tarfile.open(path, "r:") as shard:
+        for entry in shard:
+            if entry.isfile():
+                yield Member(entry.name, path, entry.offset_data, entry.size)
+            shard.members = []  # type: ignore[attr-defined]  # else it keeps each header that it read
+
+
+def _folder_members(folder: Path) -> Iterator[Member]:
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+        if not any(part.startswith(".") for part in name.split("/")):
+            yield Member(name, path, 0, path.stat().st_size)
+
+
+def _grouped(members: Iterable[Member]) -> Iterator[Mapping[str, Any]]:
+    """Yield a row for each group of members with one key that follow each other."""
+    group: list[Member] = []
+    for member in members:
+        if member.ending not in (*IMAGES, *TEXTS, *FEATURES):
+            continue
+        if group and member.key != group[0].key:
+            yield _row(group)
+            group = []
+        group.append(member)
+    if group:
+        yield _row(group)
+
+
+def _row(group: list[Member]) -> Mapping[str, Any]:
+    columns: dict[str, Any] = {"id": group[0].key}
+    files: dict[str, Any] = {}
+    for member in group:
+        place = [str(member.path), member.offset, member.size]
+        if member.ending in IMAGES:
+            files["image"] = place
+        elif member.ending in FEATURES:
+            files["features"] = place
+        elif member.size > MAX_MEMBER_BYTES:
+            return {"columns": columns, "error": f"{member.name} has over {MAX_MEMBER_BYTES} bytes"}
+        else:
+            try:
+                columns |= _text_columns(member)
+            except ValueError as error:
+                return {"columns": columns, "error": f"{member.name} cannot be read: {error}"}
+    return {"columns": columns, "files": files}
+
+
+def _text_columns(member: Member) -> Mapping[str, Any]:
+    with member.path.open("rb") as file:
+        file.seek(member.offset)
+        text = file.read(member.size).decode()
+    if member.ending == "json":
+        columns = json.loads(text)
+        if not isinstance(columns, dict):
+            raise ValueError("it is no JSON object")
+        return columns
+    return {"label" if member.ending == "cls" else "text": text.rstrip("\r\n")}

@@ -1,0 +1,108 @@
+"""Input files: which there are, of which kind, and whether they are still those of a job."""
+
+from collections.abc import Iterator, Sequence
+from enum import StrEnum
+from glob import glob
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from vlserve.errors import DataError
+from vlserve.extras import require_extras
+
+COMPRESSIONS = (".gz", ".zst")
+"""Of text kinds; read by pyarrow's streams."""
+
+
+class Kind(StrEnum):
+    """How an input file is read."""
+
+    JSONL = "jsonl"
+    CSV = "csv"
+    TSV = "tsv"
+    PARQUET = "parquet"
+    TAR = "tar"
+    FOLDER = "folder"
+
+
+SUFFIXES = {
+    ".jsonl": Kind.JSONL,
+    ".ndjson": Kind.JSONL,
+    ".csv": Kind.CSV,
+    ".tsv": Kind.TSV,
+    ".parquet": Kind.PARQUET,
+    ".tar": Kind.TAR,
+}
+
+
+class Source(BaseModel):
+    """One input file or folder, as it was when the job began. ``size``: in bytes; of a folder 0."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: Path
+    kind: Kind
+    size: int
+    changed_ns: int
+
+
+def find_sources(patterns: Sequence[str]) -> tuple[Source, ...]:
+    """Return the files that the patterns name, each once, in their order; a pattern's in the order
+    of their names.
+
+    Raises:
+        DataError: A pattern names nothing, or a file of a kind that is not read.
+        ExtraMissing: Parquet or a compressed file, and pyarrow is not installed.
+    """
+    paths = dict.fromkeys(path for pattern in patterns for path in _matches(pattern))
+    return tuple(_source(path) for path in paths)
+
+
+def changed(sources: Sequence[Source]) -> Iterator[str]:
+    """Yield a line for each source that is not what it was."""
+    for source in sources:
+        try:
+            now = _source(source.path)
+        except DataError as error:
+            yield str(error)
+            continue
+        if now != source:
+            yield f"{source.path} has changed since the job began"
+
+
+def _matches(pattern: str) -> list[Path]:
+    if Path(pattern).exists():
+        return [Path(pattern).resolve()]
+    paths = sorted(glob(pattern, recursive=True))  # noqa: PTH207  # relative and absolute ones
+    if not paths:
+        raise DataError(f"--input {pattern}: there is no such file or folder")
+    return [Path(path).resolve() for path in paths]
+
+
+def _source(path: Path) -> Source:
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    if path.is_dir():
+        return Source(path=path, kind=Kind.FOLDER, size=0, changed_ns=0)
+    if not path.is_file():
+        raise DataError(f"{path} is neither a file nor a folder")
+    kind = kind_of(path)
+    if kind is Kind.PARQUET or path.suffix in COMPRESSIONS:
+        require_extras("batch")
+    return Source(path=path, kind=kind, size=state.st_size, changed_ns=state.st_mtime_ns)
+
+
+def kind_of(path: Path) -> Kind:
+    """Return the kind that a file's name says. DataError where it says none that is read."""
+    packed = path.suffix in COMPRESSIONS
+    kind = SUFFIXES.get((path.with_suffix("") if packed else path).suffix.lower())
+    if kind is None or (packed and kind in (Kind.PARQUET, Kind.TAR)):
+        if packed and kind is Kind.TAR:
+            raise DataError(f"{path}: unpack it to .tar, whose members are read where they lie")
+        raise DataError(
+            f"{path} is of no kind that is read: {', '.join(SUFFIXES)}, text kinds also as "
+            f"{' or '.join(COMPRESSIONS)}, or a folder of images"
+        )
+    return kind

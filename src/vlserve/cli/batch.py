@@ -1,0 +1,202 @@
+"""batch, tag: an archive's answers to whole files of rows."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from vlserve.cli.output import AsJson, print_json, print_line, progress
+from vlserve.cli.parameters import Group, control_client, folder_option, written_file_option
+from vlserve.control.domain import State
+from vlserve.errors import BatchError, NotReady
+from vlserve.extras import require_extras
+from vlserve.processor import usable_cores
+from vlserve.runtime.archive import verify_archive
+from vlserve.settings import load_settings
+
+INTERRUPTED = 130
+_SHOWN_LABELS = 10
+
+
+def batch(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL|ARCHIVE",
+            help="Archive file (.mar), or the name of a model, whose released version answers.",
+        ),
+    ],
+    input: Annotated[
+        list[str],
+        typer.Option(
+            help="Input: a file (.parquet, .jsonl, .csv, .tsv, .tar; text kinds also .gz or .zst), "
+            "a folder of images, or a glob. May be given several times."
+        ),
+    ],
+    output: Annotated[
+        Path, folder_option("Folder of the output. An earlier run of the same job goes on.")
+    ],
+    format: Annotated[
+        Literal["jsonl", "parquet"], typer.Option(help="Kind of the output's files.")
+    ] = "jsonl",
+    id: Annotated[
+        str, typer.Option(help="Column of ids. Rows without it are called by their number.")
+    ] = "id",
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FIELD=COLUMN",
+            help="Column that holds a field of the request, such as text=title or "
+            "image_path=cover. Default: the column of the field's name. May be given several "
+            "times.",
+        ),
+    ] = None,
+    keep: Annotated[
+        str, typer.Option(help="Columns of the input that the output has too, with commas between.")
+    ] = "",
+    joined: Annotated[
+        Path | None,
+        written_file_option("File that all parts are joined into at the end. Default: none."),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Number of worker processes. Default: cores that may be used."),
+    ] = None,
+    item_timeout: Annotated[
+        float, typer.Option(min=2.0, help="Time after which a row without an answer fails, in s.")
+    ] = 60.0,
+    max_error_rate: Annotated[
+        float,
+        typer.Option(min=0.0, max=1.0, help="Share of failed rows above which the exit code is 1."),
+    ] = 1.0,
+    retry_errors: Annotated[
+        bool,
+        typer.Option(
+            "--retry-errors",
+            help="Run the rows again that failed in an earlier run. Default: their errors stay.",
+        ),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Answer every row of files by an archive, offline.
+
+    Each input row gets one output row, in order: its answer, or an error code and message. All
+    state is in the output's folder: the same command again goes on where it ended.
+    """
+    _run(**locals(), task=None)
+
+
+def tag(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL|ARCHIVE", help="As in `vlserve batch`; of task tag."),
+    ],
+    input: Annotated[list[str], typer.Option(help="As in `vlserve batch`.")],
+    output: Annotated[Path, folder_option("As in `vlserve batch`.")],
+    format: Annotated[
+        Literal["jsonl", "parquet"], typer.Option(help="Kind of the output's files.")
+    ] = "jsonl",
+    keep: Annotated[str, typer.Option(help="As in `vlserve batch`.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Tag every row of files: `vlserve batch` with a model of task tag."""
+    _run(**locals(), task="tag")
+
+
+def _run(
+    model: str,
+    input: list[str],
+    output: Path,
+    format: Literal["jsonl", "parquet"],
+    as_json: bool,
+    task: str | None,
+    id: str = "id",
+    column: list[str] | None = None,
+    keep: str = "",
+    joined: Path | None = None,
+    workers: int | None = None,
+    item_timeout: float = 60.0,
+    max_error_rate: float = 1.0,
+    retry_errors: bool = False,
+) -> None:
+    require_extras("cpu", *(["batch"] if format == "parquet" else []))
+    from vlserve.batch.job import Options
+    from vlserve.batch.join import join_parts
+    from vlserve.batch.run import Crewing, run_batch
+
+    archive = archive_of(model)
+    if task is not None and (own := verify_archive(archive).task) != task:
+        raise BatchError(f"{archive.name} is of task {own}: use `vlserve batch`")
+    options = Options(
+        format=format,
+        id=id,
+        columns=_mapping(column or []),
+        keep=tuple(name for name in keep.split(",") if name),
+    )
+    crewing = Crewing(workers or usable_cores(), item_timeout_s=item_timeout)
+    try:
+        with progress(f"answering {', '.join(input)}") as show:
+            report = run_batch(
+                archive, input, output, options, crewing, retry_errors=retry_errors, show=show
+            )
+            if joined is not None:
+                join_parts(output, format, joined)
+    except KeyboardInterrupt:
+        print_line(f"stopped; the same command goes on: what is finished is in {output}")
+        raise typer.Exit(INTERRUPTED) from None
+    _print(report, as_json)
+    if report["rows"] and report["failed"] / report["rows"] > max_error_rate:
+        raise BatchError(
+            f"{report['failed']} of {report['rows']} rows failed, more than --max-error-rate "
+            f"{max_error_rate:g} allows"
+        )
+
+
+def archive_of(model: str) -> Path:
+    """Return the archive file that ``model`` names, itself or as the released version's.
+
+    Raises:
+        NotReady: The model has no released version.
+        StackDown: It is no file, and no stack is up that would know the model.
+    """
+    file = Path(model)
+    if file.suffix == ".mar" or file.exists():
+        return file
+    with control_client() as control:
+        versions = control.model(model).versions
+    released = next((each.version for each in versions if each.state is State.STABLE), None)
+    if released is None:
+        raise NotReady(f"{model} has no released version: name an archive file instead")
+    return load_settings().model_store / model / str(released) / f"{model}-{released}.mar"
+
+
+def _mapping(pairs: list[str]) -> dict[str, str]:
+    mapping = {}
+    for pair in pairs:
+        field, sign, column = pair.partition("=")
+        if not (field and sign and column):
+            raise typer.BadParameter(f"{pair} is not FIELD=COLUMN", param_hint="--column")
+        mapping[field] = column
+    return mapping
+
+
+def _print(report: Any, as_json: bool) -> None:
+    if as_json:
+        print_json(report)
+        return
+    for code, count in report["errors"].items():
+        print_line(f"{count} rows failed: {code}")
+    labels = list(report["labels"].items())[:_SHOWN_LABELS]
+    if labels:
+        print_line("first labels: " + ", ".join(f"{label} {count}" for label, count in labels))
+    print_line(
+        f"{report['rows']} rows by {report['model']} {report['version']}, {report['failed']} "
+        f"failed, in {report['parts']} parts, {report['seconds']} s ({report['cpu_seconds']} s of "
+        "CPU in all runs)"
+    )
+    print_line(f"wrote {report['out']}")
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command(rich_help_panel=Group.TEST)(batch)
+    app.command(rich_help_panel=Group.TEST)(tag)

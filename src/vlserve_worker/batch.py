@@ -1,0 +1,218 @@
+"""One worker of an offline job: answers one part after the other by an archive's own code.
+
+``PYTHONPATH=FOLDER python -P -m vlserve_worker.batch FOLDER OPTIONS REPLIES`` with an unpacked
+archive in FOLDER. Orders come as JSON lines on standard input, replies go as JSON lines to the file
+descriptor REPLIES, because the archive's code may print. It ends when standard input does.
+
+An order names a part; the part's file appears whole, its receipt after it. A part whose worker died
+is ordered again ``careful``: row by row, each noted before it runs, so that the guilty row is known
+and what was answered is kept.
+"""
+
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from vlserve.runtime.folder import open_folder
+from vlserve.runtime.pipeline import Pipeline
+from vlserve_worker.batch_columns import Columns, InputRow, ItemError
+from vlserve_worker.batch_files import (
+    OutputRow,
+    PartFiles,
+    read_output,
+    read_parquet,
+    read_spool,
+    writer_of,
+)
+
+BATCH = 8
+WINDOW = 8 * BATCH
+"""Rows that are read ahead, so that those of like length share a batch."""
+ROW_ID, ROW, CODE, MESSAGE = "id", "row", "error_code", "error_message"
+BEAT_S = 1.0
+
+
+@dataclass(frozen=True)
+class Order:
+    """A part. ``spool``: the file of its lines; empty: Parquet. ``fate``: how the last worker that
+    ran it carefully ended, as code and message; empty: there was none. ``redo``: only the rows that
+    have an error in the part's file."""
+
+    number: int
+    first_row: int
+    input: str
+    spool: str = ""
+    row_group: int = 0
+    start: int = 0
+    count: int = 0
+    careful: bool = False
+    fate: tuple[str, str] | tuple[()] = ()
+    redo: bool = False
+
+
+@dataclass
+class Tally:
+    """What a receipt says of a part."""
+
+    rows: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    labels: Counter[str] = field(default_factory=Counter)
+
+    def count(self, row: OutputRow, labels: Sequence[str]) -> None:
+        self.rows += 1
+        if code := row.get(CODE):
+            self.errors[str(code)] += 1
+        self.labels.update(labels)
+
+
+class PartWorker:
+    """An open archive, and how its answers are written."""
+
+    def __init__(self, pipeline: Pipeline, columns: Columns, out: Path, format: str) -> None:
+        self._pipeline = pipeline
+        self._columns = columns
+        self._out = out
+        self._writer = writer_of(format, pipeline.task.answer, columns.keep)
+        self._beat: Callable[[int], None] = lambda rows: None
+
+    def run(self, order: Order, beat: Callable[[int], None]) -> dict[str, Any]:
+        """Answer a part and return its receipt; ``beat`` is told of each batch how many rows."""
+        self._beat = beat
+        files = PartFiles(self._out, order.number, self._writer.suffix)
+        started, cpu = time.monotonic(), time.process_time()
+        rows = self._columns.rows(self._lines(order), order.first_row, Path(order.input))
+        if order.redo:
+            output = self._again(rows, {int(row[ROW]): row for row in read_output(files.part)})
+        elif order.careful:
+            output = self._one_by_one(rows, files, order.fate)
+        else:
+            output = self._in_windows(rows)
+        tally, done = Tally(), []
+        for row, labels in output:
+            tally.count(row, labels)
+            done.append(row)
+        files.write(lambda path: self._writer.write(path, done))
+        receipt = {
+            "part": order.number,
+            "first_row": order.first_row,
+            "rows": tally.rows,
+            "errors": dict(tally.errors),
+            "labels": dict(tally.labels.most_common(1000)),
+            "seconds": round(time.monotonic() - started, 3),
+            "cpu_seconds": round(time.process_time() - cpu, 3),
+        }
+        files.write_receipt(receipt)
+        return receipt
+
+    def _lines(self, order: Order) -> Iterator[Any]:
+        if order.spool:
+            return read_spool(Path(order.spool))
+        names = self._columns.parquet_names
+        return read_parquet(
+            Path(order.input), order.row_group, order.start, order.count, names, self._columns.id
+        )
+
+    def _in_windows(self, rows: Iterator[InputRow]) -> Iterator[tuple[OutputRow, list[str]]]:
+        while window := list(islice(rows, WINDOW)):
+            places = sorted(range(len(window)), key=lambda place: window[place].length)
+            done: dict[int, tuple[OutputRow, list[str]]] = {}
+            for start in range(0, len(places), BATCH):
+                batch = places[start : start + BATCH]
+                answers = self._answers([window[place] for place in batch])
+                done |= dict(zip(batch, answers, strict=True))
+            yield from (done[place] for place in range(len(window)))
+
+    def _again(
+        self, rows: Iterator[InputRow], before: Mapping[int, OutputRow]
+    ) -> Iterator[tuple[OutputRow, list[str]]]:
+        for row in rows:
+            known = before.get(row.row)
+            if known is None or known.get(CODE):
+                yield from self._answers([row])
+            else:
+                yield known, self._labels(known)
+
+    def _one_by_one(
+        self, rows: Iterator[InputRow], files: PartFiles, fate: Sequence[str]
+    ) -> Iterator[tuple[OutputRow, list[str]]]:
+        known = files.partial_rows()
+        guilty = files.note()
+        if fate and guilty is not None and int(guilty[ROW]) not in {int(r[ROW]) for r in known}:
+            guilty |= {CODE: fate[0], MESSAGE: fate[1]}
+            files.add_partial(guilty)
+            known.append(guilty)
+        before = {int(row[ROW]): row for row in known}
+        for row in rows:
+            if row.row in before:
+                yield before[row.row], self._labels(before[row.row])
+                continue
+            files.write_note(self._prototype(row))
+            for output, labels in self._answers([row]):
+                files.add_partial(output)
+                yield output, labels
+
+    def _answers(self, rows: Sequence[InputRow]) -> list[tuple[OutputRow, list[str]]]:
+        done: list[tuple[OutputRow, list[str]]] = []
+        answers = self._pipeline.run([row.item() for row in rows]).answers
+        for row, answer in zip(rows, answers, strict=True):
+            output = self._prototype(row)
+            if isinstance(answer, ItemError):
+                done.append((output | {CODE: str(answer.code), MESSAGE: answer.message}, []))
+            else:
+                done.append((output | answer, list(self._pipeline.task.scores(answer))[:1]))
+        self._beat(len(rows))
+        return done
+
+    def _prototype(self, row: InputRow) -> OutputRow:
+        return {ROW_ID: row.id, ROW: row.row, **row.kept}
+
+    def _labels(self, row: OutputRow) -> list[str]:
+        return [] if row.get(CODE) else list(self._pipeline.task.scores(row))[:1]
+
+
+class Beat:
+    """Says that a part goes on, about once a second."""
+
+    def __init__(self, say: Callable[[int], None]) -> None:
+        self._say = say
+        self._rows = 0
+        self._said_at = time.monotonic()
+
+    def __call__(self, rows: int) -> None:
+        self._rows += rows
+        if time.monotonic() - self._said_at >= BEAT_S:
+            self._said_at = time.monotonic()
+            self._say(self._rows)
+
+
+def main() -> None:
+    """Run the worker."""
+    folder, options, replies = Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3])
+    pipeline = open_folder(folder, int(options["threads"]), frozen=True)
+    fields = list(pipeline.task.fields.model_fields)
+    columns = Columns(options["id"], dict(options["columns"]), tuple(options["keep"]), fields)
+    worker = PartWorker(pipeline, columns, Path(options["out"]), options["format"])
+    with os.fdopen(replies, "w", encoding="utf-8", buffering=1) as out:
+
+        def reply(**said: Any) -> None:
+            out.write(json.dumps(said) + "\n")
+
+        reply(ready=True)
+        for line in sys.stdin.buffer:
+            order = Order(**json.loads(line))
+            beat = Beat(lambda rows: reply(rows=rows))
+            try:
+                reply(receipt=worker.run(order, beat))
+            except OSError as error:  # not of an item: what is written, or spooled
+                reply(failed=str(error))
+
+
+if __name__ == "__main__":
+    main()

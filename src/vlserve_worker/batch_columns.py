@@ -1,0 +1,150 @@
+"""From an input row's columns to a request's fields, an id, and the columns that are kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlserve.runtime.errors import ErrorCode
+
+if TYPE_CHECKING:
+    from vlserve.runtime.types import ItemError, Request
+else:  # runtimes from before 0.1.0 call the module otherwise
+    new, old = "vlserve.runtime.types", "vlserve.runtime.contract"
+    own = import_module(new if find_spec(new) else old)
+    ItemError, Request = own.ItemError, own.Request
+
+__all__ = ["Columns", "InputRow", "ItemError"]
+
+PATH_SUFFIX = "_path"
+TEXT = "text"
+ALIASES = {"img": "image_path"}
+"""As data files for training and evaluation name it."""
+
+
+@dataclass
+class InputRow:
+    """One row of a part. ``kept``: columns that go into the output; ``files``: field -> the path,
+    offset and size of its bytes, size -1 for a whole file; ``error``: why it has no answer."""
+
+    id: str
+    row: int
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    kept: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, tuple[str, int, int]] = field(default_factory=dict)
+    error: ItemError | None = None
+
+    @property
+    def length(self) -> int:
+        """Characters of its texts: rows of like length share a batch."""
+        return sum(len(value) for value in self.fields.values() if isinstance(value, str))
+
+    def item(self) -> Request | ItemError:
+        """Return the request, with the bytes of its files, or why there is none."""
+        if self.error:
+            return self.error
+        fields = dict(self.fields)
+        for name, (path, offset, size) in self.files.items():
+            try:
+                with Path(path).open("rb") as file:
+                    file.seek(offset)
+                    fields[name] = file.read(size)
+            except (OSError, ValueError) as error:
+                return ItemError(ErrorCode.IMAGE_UNREADABLE, f"{name}: {error}")
+        return Request(fields, self.id)
+
+
+class Columns:
+    """Which column of the input is what."""
+
+    def __init__(
+        self, id: str, mapping: Mapping[str, str], keep: Sequence[str], fields: Sequence[str]
+    ) -> None:
+        """Take the names of columns.
+
+        Args:
+            id: The column of ids; rows without it are called by their number.
+            mapping: Field -> column, where they have different names.
+            keep: Columns that the output has too.
+            fields: Those of the archive's task.
+        """
+        self.id, self.keep = id, tuple(keep)
+        names = {name: name for field in fields for name in (field, field + PATH_SUFFIX)}
+        names |= {
+            alias: name
+            for alias, name in ALIASES.items()
+            if name.removesuffix(PATH_SUFFIX) in fields
+        }
+        self._fields = names | {column: field for field, column in mapping.items()}
+
+    @property
+    def parquet_names(self) -> frozenset[str]:
+        """Every column that is read."""
+        return frozenset({self.id, *self.keep, *self._fields})
+
+    def rows(self, lines: Iterable[Any], first: int, input: Path) -> Iterator[InputRow]:
+        """Yield a row for each line: bytes of JSON, or a mapping of columns, or an ItemError with
+        the id, where it is known, of a row that cannot be read."""
+        folder = input if input.is_dir() else input.parent
+        for number, line in enumerate(lines, start=first):
+            yield self._row(line, number, folder)
+
+    def _row(self, line: Any, number: int, folder: Path) -> InputRow:
+        try:
+            values, files, why = _parsed(line)
+        except (ValueError, RecursionError) as error:
+            return _refused(str(number), number, {}, f"the row cannot be read: {error}")
+        row_id = values.get(self.id)
+        row_id = str(number) if row_id is None else str(row_id)
+        kept = {name: values.get(name) for name in self.keep}
+        if why:
+            return _refused(row_id, number, kept, why)
+        fields: dict[str, Any] = {}
+        places = {name: (str(path), int(at), int(size)) for name, (path, at, size) in files.items()}
+        for column, value in values.items():
+            name = self._fields.get(column)
+            if name is None or name in fields or name in places or _is_absent(name, value):
+                continue
+            if name.endswith(PATH_SUFFIX):
+                name = name.removesuffix(PATH_SUFFIX)
+                if not isinstance(value, str):
+                    return _refused(row_id, number, kept, f"{column} must be a path")
+                places[name] = (str(folder / value), 0, -1)
+            else:
+                fields[name] = _bytes_of(value)
+        return InputRow(row_id, number, fields, kept, places)
+
+
+def _is_absent(name: str, value: Any) -> bool:
+    """An empty cell of a CSV file is an empty text, and of any other field none."""
+    return value is None or (value == "" and name != TEXT)
+
+
+def _bytes_of(value: Any) -> Any:
+    """An image as Hugging Face's datasets write it is a struct of bytes and path."""
+    if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
+        return value["bytes"]
+    return value
+
+
+def _parsed(line: Any) -> tuple[Mapping[str, Any], Mapping[str, Any], str]:
+    """Columns, files, and why the row cannot be read, empty where it can."""
+    if not isinstance(line, bytes):
+        values, why = line
+        return values, {}, why
+    row = json.loads(line)
+    if not isinstance(row, dict):
+        raise ValueError("it is no JSON object")
+    if row.keys() <= {"columns", "files", "error"} and row:  # as the driver writes it
+        return row.get("columns", {}), row.get("files", {}), row.get("error", "")
+    return row, {}, ""
+
+
+def _refused(row_id: str, number: int, kept: Mapping[str, Any], why: str) -> InputRow:
+    error = ItemError(ErrorCode.BODY_UNREADABLE, why)
+    return InputRow(row_id, number, kept=kept, error=error)

@@ -1,0 +1,258 @@
+"""What a worker of an offline job reads and writes: spooled lines and Parquet in, parts out.
+
+A part's file appears whole: it is written beside its place, synced, and renamed. Its receipt comes
+after it; a part without one is done again.
+"""
+
+import json
+import os
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Union, get_args, get_origin
+
+from pydantic import BaseModel
+
+if TYPE_CHECKING:
+    import pyarrow
+
+OutputRow = dict[str, Any]
+STREAMED_ROWS = 8
+"""Of a Parquet file, at a time: memory that was just used is faster than new memory."""
+WHOLE = "answer"
+"""The column with the whole answer as JSON, of a task that does not say what its answers hold."""
+
+
+class PartFiles:
+    """The files of one part below the output's folder."""
+
+    def __init__(self, out: Path, number: int, suffix: str) -> None:
+        self.part = out / f"part-{number:05}{suffix}"
+        self._receipt = out / ".vlserve" / "receipts" / f"{number:05}.json"
+        careful = out / ".vlserve" / "careful"
+        self._partial, self._note = careful / f"{number:05}.jsonl", careful / f"{number:05}.note"
+
+    def write(self, write: Callable[[Path], None]) -> None:
+        """Have ``write`` fill a file, and put it in the part's place."""
+        written = self.part.with_name(f".{self.part.name}.{os.getpid()}")
+        try:
+            write(written)
+            _sync(written)
+            written.replace(self.part)
+        except BaseException:
+            written.unlink(missing_ok=True)
+            raise
+
+    def write_receipt(self, receipt: Mapping[str, Any]) -> None:
+        written = self._receipt.with_suffix(f".{os.getpid()}")
+        written.write_text(json.dumps(receipt), encoding="utf-8")
+        _sync(written)
+        written.replace(self._receipt)
+        for file in (self._partial, self._note):
+            file.unlink(missing_ok=True)
+
+    def partial_rows(self) -> list[OutputRow]:
+        """Return the rows that a careful run has answered; a torn last line is none."""
+        if not self._partial.exists():
+            return []
+        lines = self._partial.read_bytes().split(b"\n")[:-1]
+        return [json.loads(line) for line in lines]
+
+    def add_partial(self, row: OutputRow) -> None:
+        with self._partial.open("ab") as file:
+            file.write(json.dumps(row, default=_as_text).encode() + b"\n")
+
+    def note(self) -> OutputRow | None:
+        """Return the row that ran when a careful run ended."""
+        try:
+            row: OutputRow = json.loads(self._note.read_bytes())
+        except (FileNotFoundError, ValueError):
+            return None
+        return row
+
+    def write_note(self, row: OutputRow) -> None:
+        self._note.write_text(json.dumps(row, default=_as_text), encoding="utf-8")
+
+
+class Writer(Protocol):
+    """Writes the rows of one part."""
+
+    suffix: str
+
+    def write(self, path: Path, rows: Sequence[OutputRow]) -> None: ...
+
+
+def writer_of(format: str, answer: type[BaseModel], keep: Sequence[str]) -> Writer:
+    """Return the writer of ``format``, "jsonl" or "parquet", for answers of this schema."""
+    return JsonWriter() if format == "jsonl" else ParquetWriter(answer, keep)
+
+
+class JsonWriter:
+    """JSON lines."""
+
+    suffix = ".jsonl"
+
+    def write(self, path: Path, rows: Sequence[OutputRow]) -> None:
+        with path.open("w", encoding="utf-8") as file:
+            for row in rows:
+                file.write(json.dumps(row, ensure_ascii=False, default=_as_text) + "\n")
+
+
+class ParquetWriter:
+    """A column for each field of the answers, typed by the task's schema, so that every part has
+    the same columns."""
+
+    suffix = ".parquet"
+
+    def __init__(self, answer: type[BaseModel], keep: Sequence[str]) -> None:
+        import pyarrow
+
+        self._keep = tuple(keep)
+        fields = answer.model_fields
+        self._answer = {name: _arrow_type(field.annotation) for name, field in fields.items()}
+        self._whole = not self._answer
+        columns = {"id": pyarrow.string(), "row": pyarrow.int64()}
+        columns |= dict.fromkeys(self._keep, pyarrow.string())
+        columns |= {WHOLE: pyarrow.string()} if self._whole else self._answer
+        columns |= dict.fromkeys(("error_code", "error_message"), pyarrow.string())
+        self._schema = pyarrow.schema(columns)
+
+    def write(self, path: Path, rows: Sequence[OutputRow]) -> None:
+        import pyarrow
+        import pyarrow.parquet
+
+        columns = [
+            pyarrow.array([self._cell(row, name) for row in rows], type)
+            for name, type in zip(self._schema.names, self._schema.types, strict=True)
+        ]
+        table = pyarrow.Table.from_arrays(columns, schema=self._schema)
+        pyarrow.parquet.write_table(table, path)
+
+    def _cell(self, row: OutputRow, name: str) -> Any:
+        if self._whole and name == WHOLE:
+            known = {"id", "row", "error_code", "error_message", *self._keep}
+            answer = {key: value for key, value in row.items() if key not in known}
+            return json.dumps(answer, ensure_ascii=False) if answer else None
+        return _as_arrow(row.get(name), self._schema.field(name).type)
+
+
+def read_output(path: Path) -> list[OutputRow]:
+    """Return the rows of a part that was written; columns without a value are left out."""
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in path.read_bytes().splitlines()]
+    import pyarrow.parquet
+
+    rows = pyarrow.parquet.read_table(path).to_pylist(maps_as_pydicts="strict")
+    return [{name: value for name, value in row.items() if value is not None} for row in rows]
+
+
+def read_spool(path: Path) -> Iterator[bytes]:
+    """Yield the lines that the driver wrote, without their ends."""
+    with path.open("rb") as file:
+        for line in file:
+            yield line.rstrip(b"\n")
+
+
+def read_parquet(
+    path: Path, row_group: int, start: int, count: int, names: frozenset[str], id: str
+) -> Iterator[tuple[Mapping[str, Any], str]]:
+    """Yield columns and an empty text for ``count`` rows of a row group, from ``start`` on.
+
+    Of a row group that cannot be read on, its other rows come with what of their columns is known,
+    the id where that column can be read, and why.
+    """
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
+
+    done = 0
+    try:
+        with ParquetFile(path) as file:
+            columns = [name for name in file.schema_arrow.names if name in names]
+            batches = file.iter_batches(STREAMED_ROWS, [row_group], columns)
+            for row in _rows_from(batches, start, count):
+                done += 1
+                yield row, ""
+    except (OSError, pyarrow.ArrowException) as error:
+        why = f"row group {row_group} cannot be read: {error}"
+        for row_id in _ids(path, row_group, start, count, id)[done:]:
+            yield {id: row_id}, why
+
+
+def _rows_from(batches: Iterator[Any], start: int, count: int) -> Iterator[Mapping[str, Any]]:
+    at = 0
+    for batch in batches:
+        first, last = max(start - at, 0), min(start + count - at, batch.num_rows)
+        at += batch.num_rows
+        if first < last:
+            yield from batch.slice(first, last - first).to_pylist()
+        if at >= start + count:
+            return
+
+
+def _ids(path: Path, row_group: int, start: int, count: int, id: str) -> list[Any]:
+    """The ids alone; None for each where they cannot be read either."""
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        with ParquetFile(path) as file:
+            if id in file.schema_arrow.names:
+                table = file.read_row_group(row_group, [id])
+                return list(table.column(id).slice(start, count).to_pylist())
+    except (OSError, pyarrow.ArrowException):
+        pass
+    return [None] * count
+
+
+def _arrow_type(annotation: Any) -> "pyarrow.DataType":
+    """The column type of a pydantic field; what has none is written as JSON text."""
+    import pyarrow
+
+    simple = {str: pyarrow.string(), int: pyarrow.int64(), float: pyarrow.float64()}
+    simple[bool] = pyarrow.bool_()
+    if annotation in simple:
+        return simple[annotation]
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        fields = annotation.model_fields.items()
+        return pyarrow.struct({name: _arrow_type(field.annotation) for name, field in fields})
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is list:
+        return pyarrow.list_(_arrow_type(arguments[0]))
+    if origin in (dict, Mapping) and arguments[0] is str:
+        return pyarrow.map_(pyarrow.string(), _arrow_type(arguments[1]))
+    if origin in (Union, types.UnionType):
+        kinds = [argument for argument in arguments if argument is not type(None)]
+        if len(kinds) == 1:
+            return _arrow_type(kinds[0])
+    if origin is Literal and all(isinstance(value, str) for value in arguments):
+        return pyarrow.string()
+    return pyarrow.string()
+
+
+def _as_arrow(value: Any, type: "pyarrow.DataType") -> Any:
+    """A value as its column takes it: maps as pairs, text where the column is text."""
+    import pyarrow
+
+    if value is None:
+        return None
+    if pyarrow.types.is_string(type):
+        return value if isinstance(value, str) else json.dumps(value, default=_as_text)
+    if pyarrow.types.is_map(type):
+        return [(key, _as_arrow(item, type.item_type)) for key, item in value.items()]
+    if pyarrow.types.is_list(type):
+        return [_as_arrow(item, type.value_type) for item in value]
+    if pyarrow.types.is_struct(type):
+        return {each.name: _as_arrow(value.get(each.name), each.type) for each in type}
+    return value
+
+
+def _as_text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,42 @@
+"""A folder with an Echo tagger and covers, and a way to run jobs over files of rows."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from support.batch_rows import COVERS, CRASH
+from vlserve.batch.job import Options
+from vlserve.batch.run import Crewing, run_batch
+from vlserve.exporter.echo import VOCABULARY, pack_echo
+
+Run = Callable[..., Mapping[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def covers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with tagger-1.mar and cover0.jpg, cover1.jpg, …"""
+    folder = tmp_path_factory.mktemp("covers")
+    pack_echo(folder, "tagger", 1, crash_on_id=VOCABULARY[CRASH])
+    for number in range(COVERS):
+        colour = (number * 30, 255 - number * 30, 90)
+        Image.new("RGB", (48, 32), colour).save(folder / f"cover{number}.jpg")
+    return folder
+
+
+@pytest.fixture
+def run(covers: Path, tmp_path: Path) -> Run:
+    """Run a job over files, into tmp_path/out."""
+
+    def answered(*inputs: Path, retry_errors: bool = False, **options: Any) -> Mapping[str, Any]:
+        crewing = Crewing(workers=2, item_timeout_s=options.pop("item_timeout_s", 30.0))
+        archive = options.pop("archive", covers / "tagger-1.mar")
+        out = options.pop("out", tmp_path / "out")
+        patterns = [str(path) for path in inputs]
+        return run_batch(
+            archive, patterns, out, Options(**options), crewing, retry_errors=retry_errors
+        )
+
+    return answered
