@@ -86,6 +86,14 @@ def test_warm_up_compares_stretches_of_answers(archive: Path, tmp_path: Path) ->
     assert [each["number"] for each in json.loads(out.read_text())] == [1, 2]
 
 
+def test_hostile_requests_stay_within_their_costs(tmp_path: Path) -> None:
+    out = tmp_path / "hostile.json"
+    run("serving.hostile", "--only", "million", "--out", out, codes=VERDICTS)
+    answers = {each["request"]: each["answer"] for each in json.loads(out.read_text())}
+    assert len(answers) > 3
+    assert set(answers.values()) == {"body_too_complex"}
+
+
 def test_load_asks_one_url(tmp_path: Path) -> None:
     with stand_in("engine-0") as engine:
         url = f"http://{engine.host}:{engine.port}/predictions/tagger/1"

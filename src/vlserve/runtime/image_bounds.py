@@ -16,7 +16,7 @@ MAX_PIXELS = {"PNG": 30_000_000, "GIF": 20_000_000, "WEBP": 20_000_000}
 """Most pixels by format, where the manifest's limit is higher. Each takes 4 bytes in a PNG or GIF
 and 16 in a WebP while it is decoded; of a JPEG libjpeg decodes what the model needs."""
 
-MAX_SCANNED_PIXELS = 1_000_000_000
+MAX_SCANNED_PIXELS = 500_000_000
 """Most pixels times the scans of a JPEG beyond its first: each scan passes over all of them."""
 
 

@@ -39,12 +39,14 @@ FILL_BYTES = 16
 NO_CODE = b"\xff\x00" * 8
 """Bits that no Huffman code begins with, more than libjpeg reads ahead."""
 TWIN_BYTES = 1024
-MAX_DOUBTFUL = 20
-"""Most scans that are looked at twice more; a picture has ten."""
+MAX_DOUBTFUL = 3
+MAX_DOUBTFUL_PIXELS = 5_000_000
+"""Most scans, and pixels of them all, that are decoded four times more: larger pictures pass."""
 READ_AHEAD = 16
 """Bytes, twice what libjpeg reads ahead."""
 
 _EOI, _SOS, _DHT, _DRI, _APP1 = 0xD9, 0xDA, 0xC4, 0xDD, 0xE1
+_MARKER = re.compile(rb"\xff[^\x00\xff]", re.DOTALL)
 _END = b"\xff\xd9"
 _PROGRESSIVE = 0xC2
 _FRAMES = frozenset({0xC0, 0xC1, _PROGRESSIVE})
@@ -131,16 +133,10 @@ class _Reader:
 
     def _next_marker(self, at: int) -> int:
         """Where the next marker is, behind whatever is none; the file's end where none is."""
-        data, start = self._data, at
-        while 0 <= (at := data.find(b"\xff", at)) < len(data) - 1:
-            if data[at + 1] not in (0x00, 0xFF):
-                self._count(0, at - start)
-                return at
-            at += 1 + (data[at + 1] == 0x00)
-            if at - start > MAX_METADATA_BYTES:
-                break
-        self._count(0, len(data) - start)
-        return len(data)
+        found = _MARKER.search(self._data, at)
+        place = found.start() if found else len(self._data)
+        self._count(0, place - at)
+        return place
 
     def _count(self, segments: int, metadata: int, exif: int = 0) -> None:
         self._segments += segments
@@ -251,9 +247,13 @@ def twins(data: bytes, layout: Layout) -> Twins:
 def doubtful(data: bytes, layout: Layout) -> Iterator[tuple[Twins, Twins]]:
     """Yield two twins of each scan whose many zeros may be pixels or may not: they are where the
     first two look the same, and the others, which lack their last bytes, do not."""
-    for scan in layout.scans[:MAX_DOUBTFUL]:
+    left = MAX_DOUBTFUL_PIXELS
+    for scan in layout.scans:
         end = _end_of_codes(data, scan)
-        if bytes(LONGEST_ZEROS) in data[scan.start : end]:
+        if data.find(bytes(LONGEST_ZEROS), scan.start, end) < 0:
+            continue
+        left -= max(layout.width * layout.height, MAX_DOUBTFUL_PIXELS // MAX_DOUBTFUL)
+        if left >= 0:
             yield _twins(data, scan.end), _twins(data, end - READ_AHEAD)
 
 
