@@ -281,6 +281,8 @@ KINDS: tuple[FileKind, ...] = (
 """In the order in which they are asked about."""
 
 
+TEXTS = KINDS[-2:]
+"""Kinds that a file which should be JSON may well be."""
 FOLDERS = (
     FolderKind(
         "a DeepSpeed checkpoint, of which each process has a part",

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from vlserve.errors import ExportError
+from vlserve.exporter.file_kinds import TEXTS, kind_of, read_head
 from vlserve.text_files import encoding_hint
 
 
@@ -32,4 +33,6 @@ def read_json(path: Path, called: str) -> Any:
     except OSError as error:
         raise ExportError(f"{called} cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise ExportError(f"{called} cannot be read: {error}") from error
+        kind = kind_of(read_head(path))
+        wrong = str(error) if kind is None or kind in TEXTS else f"it is {kind.what}. {kind.do}"
+        raise ExportError(f"{called} cannot be read: {wrong}") from error

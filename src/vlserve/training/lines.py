@@ -85,6 +85,8 @@ def parse_object(raw: bytes) -> dict[str, Any]:
         raise ValueError(_not_json(error)) from error
     except RecursionError as error:
         raise ValueError("not JSON that can be read: nested too deeply") from error
+    if isinstance(fields, list):
+        raise ValueError("not a JSON object but a list: write each of its objects on its own line")
     if not isinstance(fields, dict):
         raise ValueError("not a JSON object")
     return fields

@@ -138,6 +138,8 @@ def test_a_processor_without_image_settings_leaves_the_older_file(tmp_path: Path
     [
         ("{", "preprocessor_config.json cannot be read"),
         ("[]", "preprocessor_config.json is not a JSON object"),
+        ("version https://git-lfs.github.com/spec/v1\noid x\n", "it is a git-lfs pointer, not"),
+        ("<!doctype html><html>", r"it is a web page \(HTML\)\. Fetch the file itself"),
         ('{"image_mean": ["a"]}', "image_mean is no list of numbers"),
         ('{"rescale_factor": 0, "image_mean": [1]}', "image_mean is no list of numbers"),
         ('{"do_flip_channel_order": true}', "order BGR; only RGB is read"),
