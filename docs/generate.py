@@ -344,7 +344,7 @@ def _sentence(text: str) -> str:
 def checkpoints_page() -> str:
     """Return the page of what `vlserve export` reads, and what it refuses by name."""
     from vlserve.exporter.file_kinds import FOLDERS, KINDS
-    from vlserve.exporter.weights import INSERTED, PREFERRED
+    from vlserve.exporter.weights import INSERTED, NOT_WHOLE, PREFERRED
 
     words = {
         "preferred": ", ".join(f"`{key}`" for key in PREFERRED),
@@ -352,6 +352,7 @@ def checkpoints_page() -> str:
     }
     read = ((what.format(**words), how.format(**words)) for what, how in CHECKPOINTS_READ)
     refused = ((kind.what, kind.do) for kind in KINDS)
+    tensors = ((kind.what, kind.do) for kind in NOT_WHOLE)
     folders = ((f"`{kind.pattern}`", kind.what, kind.do) for kind in FOLDERS)
     parts = [
         f"# Checkpoints\n\n{NOTE}\n\n{ABOUT_CHECKPOINTS}\n",
@@ -361,6 +362,8 @@ def checkpoints_page() -> str:
         "checkpoint and the arguments of a training run, in a torch file, are refused by name too, "
         "and so is one shard of several.\n",
         f"{_table(('the file is', 'what to do'), refused)}\n",
+        "So are tensors that are not a network's whole weights:\n",
+        f"{_table(('the file holds', 'what to do'), tensors)}\n",
         "A folder is refused by what lies in it:\n",
         _table(("a file called", "the folder is", "what to do"), folders),
     ]

@@ -32,6 +32,35 @@ AVERAGE_COUNT = "n_averaged"
 
 
 @dataclass(frozen=True)
+class NotWhole:
+    """Tensors that are no network's own weights, shown by the name of one."""
+
+    what: str
+    do: str
+    pattern: re.Pattern[str]
+
+
+NOT_WHOLE = (
+    NotWhole(
+        "adapters (LoRA), not the weights that they change",
+        "Merge them where they were trained, as by merge_and_unload() of peft",
+        re.compile(r"(^|\.)lora_(A|B|embedding_A|embedding_B)(\.|$)"),
+    ),
+    NotWhole(
+        "weights that were quantised (GPTQ, AWQ, bitsandbytes)",
+        "Give those that they were made of: `--precision int8` quantises them here",
+        re.compile(r"\.(qweight|qzeros|absmax|quant_map|SCB|_packed_params(\..+)?)$"),
+    ),
+    NotWhole(
+        "the flattened parameters of FSDP",
+        "Save them with StateDictType.FULL_STATE_DICT",
+        re.compile(r"(^|\.)_?flat_param(_\d+)?$"),
+    ),
+)
+"""Refused by name."""
+
+
+@dataclass(frozen=True)
 class Weights:
     """Parameters by name, and what there is to say about how they were found."""
 
@@ -61,6 +90,7 @@ def find_weights(content: Any, key: str | None = None) -> Weights:
     others = [name for name in found if name != chosen]
     if others:
         notes[0] += f"; {first_names(others)} holds weights too: --state {others[0]} takes those"
+    _refuse_not_whole(found[chosen])
     weights = _plain_names(found[chosen])
     return Weights(weights.state, (*notes, *weights.notes))
 
@@ -106,6 +136,8 @@ def prefix_note(prefix: str) -> tuple[str, ...]:
 
 def describe(content: Any) -> str:
     """Return what was read instead of weights, and what to do."""
+    if isinstance(content, list | tuple) and any(isinstance(x, torch.Tensor) for x in content):
+        return "holds no weights: tensors without names. Save the network's state_dict()"
     if not isinstance(content, Mapping):
         return f"holds no weights: a {type(content).__name__}"
     if not content:
@@ -136,6 +168,8 @@ def _states(content: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[st
         for name, value in content.items()
         if isinstance(name, str) and isinstance(value, torch.Tensor)
     }
+    if not any(tensor.ndim for tensor in tensors.values()):
+        tensors = {}  # scores by file, losses by name
     if tensors and len(tensors) == len(content):
         yield path, tensors
         return
@@ -149,6 +183,13 @@ def _states(content: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[st
         yield from deeper
     elif any("." in name for name in tensors):  # parameters beside an epoch, a score, …
         yield path, tensors
+
+
+def _refuse_not_whole(state: State) -> None:
+    for kind in NOT_WHOLE:
+        name = next((name for name in state if kind.pattern.search(name)), None)
+        if name is not None:
+            raise CheckpointMismatch(f"holds {kind.what} ({name}). {kind.do}")
 
 
 def _is_optimizer(content: Any) -> bool:

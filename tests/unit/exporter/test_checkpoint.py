@@ -94,7 +94,8 @@ def test_what_else_is_saved_under_a_checkpoints_name_is_named(tmp_path: Path) ->
         ({"optimizer": optimizer, "epoch": 3}, "with an optimizer's state under optimizer"),
         ({"rng": torch.ones(9), "numpy": None}, "a dictionary of rng, numpy"),
         ({"w": np.ones(3), "b": np.ones(2)}, "a dictionary of numpy arrays, w, b. Save them as"),
-        ([torch.ones(2)], "a list"),
+        ([torch.ones(2)], "tensors without names. Save the network's state_dict()"),
+        ([1, 2], "a list"),
         ({}, "an empty dictionary"),
         (torch.ones(3), "a Tensor"),
     ]

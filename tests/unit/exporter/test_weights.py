@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 from vlserve.errors import CheckpointMismatch
 from vlserve.exporter.checkpoint import load_into, open_checkpoint
 from vlserve.exporter.export import read_trained
-from vlserve.exporter.weights import find_weights, fit_names
+from vlserve.exporter.weights import NOT_WHOLE, find_weights, fit_names
 from vlserve.settings import load_settings
 
 TRAINED = {"fc.weight": torch.zeros(2), "fc.bias": torch.zeros(1)}
@@ -32,6 +32,15 @@ COLOURS = str(Path(__file__).parents[3] / "examples" / "colours.py")
         (
             {"model": TRAINED, "optimizer": OPTIMIZER, "rng": torch.ones(8, dtype=torch.uint8)},
             ("the weights are those under the key model",),
+        ),
+        (
+            {
+                "state_dict": TRAINED,
+                "callbacks": {"Best{}": {"best_k_models": {"a.ckpt": torch.tensor(0.1)}}},
+                "optimizer_states": [OPTIMIZER],
+                "hyper_parameters": {"lr": 0.1},
+            },
+            ("the weights are those under the key state_dict",),
         ),
         ({**TRAINED, "epoch": 3, "best": 0.5}, ()),
         ({"model": {**TRAINED, "step": 3}}, ("the weights are those under the key model",)),
@@ -125,6 +134,25 @@ def test_a_part_that_was_compiled_alone_has_its_own_names() -> None:
     both = {"_orig_mod.fc.weight": torch.ones(1), "fc.weight": torch.ones(1)}
     with pytest.raises(CheckpointMismatch, match=r"two of the keys are fc\.weight without _orig"):
         find_weights(both)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("base_model.model.fc.lora_A.weight", "adapters (LoRA)"),
+        ("fc.lora_B.default.weight", "adapters (LoRA)"),
+        ("fc.qweight", "weights that were quantised"),
+        ("fc.weight.absmax", "weights that were quantised"),
+        ("fc._packed_params.dtype", "weights that were quantised"),
+        ("_fsdp_wrapped_module._flat_param", "the flattened parameters of FSDP"),
+        ("flat_param_0", "the flattened parameters of FSDP"),
+    ],
+)
+def test_what_is_not_a_networks_whole_weights_is_named(name: str, said: str) -> None:
+    with pytest.raises(CheckpointMismatch) as refusal:
+        find_weights({"model": {**TRAINED, name: torch.ones(2)}})
+    assert f"holds {said}" in str(refusal.value) and f"({name})" in str(refusal.value)
+    assert any(str(refusal.value).endswith(kind.do) for kind in NOT_WHOLE)
 
 
 def accepts(*names: str) -> Any:
