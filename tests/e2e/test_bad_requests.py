@@ -114,7 +114,7 @@ def test_there_are_hundreds_and_no_two_of_a_name() -> None:
     names = [case.name for case in chain(BAD, GOOD, FAILING)]
     assert len(names) == len(set(names))
     assert len(BAD) >= 200
-    assert all(400 <= case.status < 500 for case in BAD)
+    assert all(400 <= case.status < 500 or case.status == 501 for case in BAD)
 
 
 @pytest.mark.parametrize("case", BAD, ids=lambda case: case.name)

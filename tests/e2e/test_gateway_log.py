@@ -148,7 +148,8 @@ def test_a_request_that_no_instance_can_take_counts_too(hasty: RunningGateway) -
     response = _ask(hasty, "no-instance")
     line = _logged(hasty, "no-instance")
     assert (line["status"], line["flags"], line["step"]) == (503, "UH", RELEASE.step)
-    assert line["version"] == response.headers["x-model-version"]
+    assert line["version"] in ("1", "2")  # the lot is drawn, though no version answers
+    assert "x-model-version" not in response.headers
 
 
 @pytest.mark.parametrize("sent", [b"whole", b"ha"])
