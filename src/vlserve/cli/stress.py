@@ -78,6 +78,13 @@ def stress(
             help="Share of requests that carry a sticky key, from 0 to 1.",
         ),
     ] = 0.0,
+    processes: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Number of processes that send, for more load than one core of the client makes.",
+        ),
+    ] = 1,
     max_error_rate: Annotated[
         float,
         typer.Option(
@@ -121,7 +128,7 @@ def stress(
         raise typer.BadParameter("give one of --users, --rate and --find-limit")
     settings = load_settings()
     if gray_release:
-        if users or find_limit or sticky_share:
+        if users or find_limit or sticky_share or processes > 1:
             raise typer.BadParameter("--gray-release has callers of its own: give --rate at most")
         folder = out or _new_folder(settings, model)
         limits = Limits(max_error_rate, max_p99_ms)
@@ -139,6 +146,7 @@ def stress(
         max_p99_ms=max_p99_ms,
         version=version,
         sticky_share=sticky_share,
+        processes=processes,
         api_key=next(iter(settings.gateway.api_keys), ""),
     )
     folder = out or _new_folder(settings, model)

@@ -7,6 +7,10 @@ API_KEY_VARIABLE = "VLSERVE_STRESS_API_KEY"
 """Environment variable with the API key: every user can read the options of a process."""
 
 
+LEAST_SHARE_SENT = 0.5
+"""Of the requests that a rate asks for: a run that sent fewer has shown nothing."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoadPlan:
     """Requests to ``{url}/predictions/{model}``."""

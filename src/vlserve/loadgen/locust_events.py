@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+from argparse import Namespace
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 from locust.runners import Runner, WorkerRunner
 
+from vlserve.loadgen.load_plan import LEAST_SHARE_SENT
 from vlserve.loadgen.load_session import LoadSession
 from vlserve.loadgen.locust_users import OpenLoopUser, PredictionUser
 
@@ -34,6 +36,7 @@ def _prepare_run(environment: Environment, runner: Runner, **_: Any) -> None:
     options = environment.parsed_options
     assert options is not None
     _choose_loop(environment, open_loop=bool(options.rate))
+    _share_out_the_rate(environment, options)
     body_count = max(user.body_count for user in _prediction_users(environment))
     PredictionUser.session = LoadSession(
         options, body_count, is_worker=isinstance(runner, WorkerRunner)
@@ -55,6 +58,17 @@ def _choose_loop(environment: Environment, *, open_loop: bool) -> None:
     environment.user_classes = fitting or environment.user_classes
 
 
+def _share_out_the_rate(environment: Environment, options: Namespace) -> None:
+    """Give each process a user of the open loop, whatever --users says: it is the closed loop's."""
+    if not options.rate:
+        return
+    processes = options.processes or 1
+    options.num_users = max(options.num_users or 1, processes)
+    for user in environment.user_classes:
+        if issubclass(user, OpenLoopUser):
+            user.fixed_count = processes
+
+
 def _prediction_users(environment: Environment) -> list[type[PredictionUser]]:
     return [user for user in environment.user_classes if issubclass(user, PredictionUser)]
 
@@ -71,11 +85,23 @@ def _start_clock(**_: Any) -> None:
 
 
 def _fail_without_requests(environment: Environment, **_: Any) -> None:
-    """Make Locust's exit code 1 where no request came to an end: nothing was shown to work."""
+    """Make Locust's exit code 1 where no request came to an end, or less than half of those that
+    were asked for: nothing was shown to work at this rate."""
     options = environment.parsed_options
-    is_judge = options and options.headless and not isinstance(environment.runner, WorkerRunner)
-    if is_judge and environment.stats.total.num_requests == 0:
+    if not options or not options.headless or isinstance(environment.runner, WorkerRunner):
+        return
+    requests = environment.stats.total.num_requests
+    planned = (options.rate or 0.0) * (options.run_time or 0.0)
+    if requests == 0:
         _log.error("no request was answered, so the run has failed")
+        environment.process_exit_code = 1
+    elif requests < LEAST_SHARE_SENT * planned:
+        _log.error(
+            "%d requests came to an end of the %.0f that --rate asks for, so the run has failed: "
+            "the load generator was too slow, or was cut off",
+            requests,
+            planned,
+        )
         environment.process_exit_code = 1
 
 

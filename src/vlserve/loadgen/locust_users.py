@@ -198,15 +198,21 @@ class ClosedLoopUser(PredictionUser):
 
 
 class OpenLoopUser(PredictionUser):
-    """Starts requests on a schedule, whatever the answers do, each in a greenlet of its own."""
+    """Starts requests on a schedule, whatever the answers do, each in a greenlet of its own.
+
+    One user keeps the whole schedule; with several processes each has one, with its part of the
+    rate, and of the requests that may be unanswered.
+    """
 
     abstract = True
     fixed_count = 1
 
     def on_start(self) -> None:
         """Start the schedule."""
-        self.in_flight = Pool(self.options.max_in_flight)
-        self.due = time.monotonic()
+        self.in_flight = Pool(max(1, self.options.max_in_flight // self.fixed_count))
+        self.interval_s = self.fixed_count / self.options.rate
+        first = random.random() * self.interval_s if self.fixed_count > 1 else 0.0
+        self.due = time.monotonic() + first
 
     def wait_time(self) -> float:
         """Return the seconds until the next request is due."""
@@ -215,7 +221,7 @@ class OpenLoopUser(PredictionUser):
     @task
     def arrive(self) -> None:
         """Start the request that is due."""
-        due, self.due = self.due, self.due + 1 / self.options.rate
+        due, self.due = self.due, self.due + self.interval_s
         if self.in_flight.full():
             self.skip(due)
         else:

@@ -26,6 +26,8 @@ class StressPlan(LoadPlan):
     """Send to this version's own path; an answer by another one is a failure."""
     sticky_share: float = 0.0
     """Share of the requests that carry an X-Sticky-Key, one of a few."""
+    processes: int = 1
+    """Of Locust's that send: one sends some hundred requests a second."""
     max_in_flight: int = 500
     """Open loop: with so many requests unanswered, those that come due are not sent, and count as
     failures."""
@@ -39,6 +41,7 @@ class StressPlan(LoadPlan):
             "duration": self.duration_s,
             "p99 limit": self.max_p99_ms,
             "timeout": self.timeout_s,
+            "number of processes": self.processes,
             "limit of requests in flight": self.max_in_flight,
         }
         for name, value in positive.items():

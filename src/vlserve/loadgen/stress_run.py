@@ -1,8 +1,9 @@
 """One stress run: Locust, bounded in time, then the judgement of its records."""
 
 import json
+import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +31,12 @@ Show = Callable[[str], None]
 CLIENT_IS_LATE = (
     "the load generator was late itself: with cores of its own, the server may hold more"
 )
+
+PROCESSES_START_S = 5
+"""Locust's processes begin to send in this time."""
+
+CpuSample = tuple[float, Mapping[int, float]]
+"""Seconds of the run, and by process the CPU seconds that it has used."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +66,12 @@ class StressResult:
 
 
 def _options(plan: StressPlan) -> dict[str, object]:
-    users = plan.users or 1
+    users = plan.users or plan.processes
     return {
+        **_processes(plan.processes),
         "--users": users,
         "--spawn-rate": users,
-        "--run-time": f"{plan.warm_up_s + plan.duration_s}s",
+        "--run-time": f"{_run_time_s(plan)}s",
         "--rate": plan.rate_per_s,
         "--max-in-flight": plan.max_in_flight,
         "--sticky-share": plan.sticky_share,
@@ -71,26 +79,53 @@ def _options(plan: StressPlan) -> dict[str, object]:
     }
 
 
-def _cpu_share(samples: Sequence[tuple[float, float]], plan: StressPlan) -> float:
-    """Return CPU seconds per second of the judged time, without Locust's start and report."""
+def _processes(count: int) -> dict[str, object]:
+    """Return the options that have Locust send from several processes, which talk to it over
+    loopback."""
+    if count == 1:
+        return {}
+    port = _free_port()
+    bound = {"--master-bind-host": "127.0.0.1", "--master-bind-port": port}
+    return {"--processes": count, **bound, "--master-port": port}
+
+
+def _run_time_s(plan: StressPlan) -> int:
+    """Return how long Locust runs: it counts from its own start, its other processes begin later,
+    and what they send beyond the plan's time is not judged."""
+    later_s = PROCESSES_START_S if plan.processes > 1 else 0
+    return plan.warm_up_s + plan.duration_s + later_s
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _cpu_shares(samples: Sequence[CpuSample], plan: StressPlan) -> Mapping[int, float]:
+    """Return, by process, CPU seconds per second of the judged time, without Locust's start and
+    report."""
     judged = [
         sample
         for sample in samples
         if plan.warm_up_s <= sample[0] <= plan.warm_up_s + plan.duration_s
     ]
     if len(judged) < 2:
-        return 0.0
+        return {}
     (from_s, used_before_s), (to_s, used_s) = judged[0], judged[-1]
-    return (used_s - used_before_s) / (to_s - from_s)
+    return {
+        pid: (used_s[pid] - used_before_s[pid]) / (to_s - from_s)
+        for pid in used_s.keys() & used_before_s.keys()
+    }
 
 
 def _watch(locust: LocustProcess, plan: StressPlan, show: Show) -> float:
-    """Wait for Locust's end; return the mean share of a core that it used."""
-    planned_s = plan.warm_up_s + plan.duration_s
+    """Wait for Locust's end; return the mean share of a core that its busiest process used."""
+    planned_s = _run_time_s(plan)
     allowed_s = planned_s + plan.timeout_s + START_UP_S
     client = psutil.Process(locust.pid)
     started = time.monotonic()
-    samples: list[tuple[float, float]] = []
+    samples: list[CpuSample] = []
     while not locust.ended():
         elapsed_s = time.monotonic() - started
         if elapsed_s > allowed_s:
@@ -98,17 +133,22 @@ def _watch(locust: LocustProcess, plan: StressPlan, show: Show) -> float:
         phase = "waiting for the last answers" if elapsed_s > planned_s else "running"
         show(f"{plan.load}, {phase}: {elapsed_s:.0f} of {planned_s} s")
         with suppress(psutil.NoSuchProcess):
-            samples.append((elapsed_s, sum(client.cpu_times()[:2])))
+            processes = [client, *client.children()]
+            used = {each.pid: sum(each.cpu_times()[:2]) for each in processes}
+            samples.append((elapsed_s, used))
         locust.wait(1)
-    return _cpu_share(samples, plan)
+    return max(_cpu_shares(samples, plan).values(), default=0.0)
 
 
 def _judge(
     plan: StressPlan, records: Sequence[RequestRecord], out_dir: Path, cpu_share: float
 ) -> StressResult:
+    ends_s = plan.warm_up_s + plan.duration_s
+    if plan.processes > 1:
+        records = [record for record in records if record.due_s < ends_s]
     before, judged = split_warm_up(records, plan.warm_up_s)
-    figures = summarise(judged, plan.warm_up_s, plan.warm_up_s + plan.duration_s)
-    client = ClientUse(1, round(cpu_share, 3), late_p99_ms(judged))
+    figures = summarise(judged, plan.warm_up_s, ends_s)
+    client = ClientUse(plan.processes, round(cpu_share, 3), late_p99_ms(judged))
     broken = breaches(figures, plan)
     return StressResult(
         url=plan.url,

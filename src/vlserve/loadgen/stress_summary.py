@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vlserve.loadgen.load_plan import LEAST_SHARE_SENT
 from vlserve.loadgen.request_record import RequestRecord
 from vlserve.loadgen.stress_plan import StressPlan
 
@@ -36,7 +37,7 @@ class ClientUse:
 
     processes: int
     cpu_share: float
-    """Mean of the judged time; 1.0 is a whole core, the most that one process gets."""
+    """Of the busiest process, mean of the judged time; 1.0 is a whole core, the most it can get."""
     late_p99_ms: float
     """99 % of the requests were sent no later than this after they were due."""
 
@@ -101,6 +102,11 @@ def breaches(figures: LoadSummary, plan: StressPlan) -> tuple[str, ...]:
     if figures.p99_ms is None:
         return ("no request was answered right",)
     broken = []
+    planned = (plan.rate_per_s or 0.0) * plan.duration_s
+    if figures.requests < LEAST_SHARE_SENT * planned:
+        broken.append(
+            f"{figures.requests} requests were sent of the {planned:.0f} that the rate asks for"
+        )
     if figures.error_rate > plan.max_error_rate:
         broken.append(f"error rate {figures.error_rate:.3%} is above {plan.max_error_rate:.3%}")
     if figures.p99_ms > plan.max_p99_ms:

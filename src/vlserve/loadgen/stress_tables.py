@@ -53,7 +53,8 @@ def run_table(result: StressResult) -> Table:
     """Return one row per number, with a column for the judged time and one for the warm-up."""
     judged, warm_up = _column(result.figures), _column(result.warm_up)
     client = result.client
-    core = f"{client.processes} process, {client.cpu_share:.0%} of a core"
+    several = "1 process" if client.processes == 1 else f"{client.processes} processes, busiest"
+    core = f"{several} {client.cpu_share:.0%} of a core"
     rows = [list(row) for row in zip(FIGURES, judged, warm_up, strict=True)]
     rows.append(["client", f"{core}, late p99 {client.late_p99_ms:.1f} ms", ""])
     return ("", result.load, "warm-up"), rows

@@ -49,6 +49,27 @@ def test_two_processes_share_the_users_and_the_record(tmp_path: Path) -> None:
     assert 20 < len(records) <= behaviour.seen <= len(records) + 4
 
 
+def test_two_processes_share_the_rate(tmp_path: Path) -> None:
+    behaviour = Behaviour(delay_s=0.01)
+    options = ["--processes", "2", "--rate", "60", "--run-time", "4s", "--stop-timeout", "5"]
+    with serve(behaviour) as url:
+        data = ["--data", str(dataset(tmp_path))]
+        done = by_hand("locustfile.py", url, tmp_path, [*options, *data])
+    assert done.returncode == 0, done.stderr
+    records = read_records(tmp_path / "requests.jsonl")
+    assert len(behaviour.connections) >= 2
+    assert len(records) == behaviour.seen
+    assert 200 < len(records) <= 242
+
+
+def test_a_run_that_sends_less_than_half_of_its_rate_has_failed(tmp_path: Path) -> None:
+    with serve(Behaviour()) as url:
+        options = ["--rate", "20000", "--run-time", "2s", "--data", str(dataset(tmp_path))]
+        done = by_hand("locustfile.py", url, tmp_path, options)
+    assert done.returncode == 1
+    assert "of the 40000 that --rate asks for" in done.stderr
+
+
 def test_requests_that_the_end_of_a_run_cuts_off_have_not_failed(tmp_path: Path) -> None:
     behaviour = Behaviour(stall_from_s=1.0, stall_s=30)
     with serve(behaviour) as url:

@@ -75,6 +75,20 @@ def test_a_closed_loop_keeps_its_connections_and_tells_versions_apart(tmp_path: 
     assert "k-1" not in everything
 
 
+@pytest.mark.parametrize("load", [{"users": 4}, {"rate_per_s": 40}], ids=["closed", "open"])
+def test_several_processes_send_one_load(tmp_path: Path, load: dict[str, Any]) -> None:
+    behaviour = Behaviour(delay_s=0.02)
+    result = run(behaviour, tmp_path, processes=2, max_p99_ms=60_000, **load)
+    assert result.breaches == ()
+    assert result.client.processes == 2 and result.client.cpu_share > 0
+    assert 0 < result.figures.requests + result.warm_up.requests <= behaviour.seen
+    assert len(behaviour.connections) >= 2
+    if "rate_per_s" in load:
+        assert 78 <= result.figures.requests <= 82
+    (row,) = [row for row in run_table(result)[1] if row[0] == "client"]
+    assert row[1].startswith("2 processes, busiest ")
+
+
 def test_failures_are_counted_and_decide(tmp_path: Path) -> None:
     behaviour = Behaviour(fail_every=4)
     result = run(behaviour, tmp_path, rate_per_s=40, max_error_rate=0.2)

@@ -96,6 +96,14 @@ def test_the_verdict() -> None:
     assert breaches(summarise(failing, 0.0, 20.0), lenient) == ()
 
 
+def test_a_rate_that_was_not_sent_is_a_breach() -> None:
+    """Right answers to a few requests show nothing of a rate that the client did not reach."""
+    plan = StressPlan(url="http://g", model="tagger", rate_per_s=30.0, duration_s=10)
+    few = breaches(summarise(steady(149), 0.0, 10.0), plan)
+    assert few == ("149 requests were sent of the 300 that the rate asks for",)
+    assert breaches(summarise(steady(150), 0.0, 10.0), plan) == ()
+
+
 def test_the_warm_up_is_apart() -> None:
     before, judged = split_warm_up(steady(100), 3)
     assert [len(before), len(judged), judged[0].due_s] == [30, 70, 3.0]
