@@ -22,6 +22,7 @@ from vlserve.exporter.echo import pack_echo
 from vlserve.exporter.probes import drawn_image
 from vlserve.settings import Settings
 from vlserve.stack import stack as control_stack
+from vlserve.stack.ports import ports
 from vlserve.stack.supervisord import STACK_VARIABLE
 from vlserve.testing import RunningStack, free_ports
 
@@ -57,10 +58,10 @@ def _assert_nothing_is_left(settings: Settings) -> None:
     assert not settings.socket_dir.exists()
     left = [path.name for path in settings.state_dir.rglob("*")]
     assert not [name for name in left if name.endswith((".sock", ".pid"))]
-    for _, host, port in control_stack.ports(settings):
+    for each in ports(settings):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
+            probe.bind((each.host, each.port))
 
 
 def test_up_and_down_in_a_folder_with_an_awkward_name(

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
 import httpx
+from pydantic import BaseModel, ValidationError
 
 from vlserve.control.key import read_key
 from vlserve.control.tuning import Tuning
@@ -28,6 +29,8 @@ from vlserve.errors import (
     error_class,
 )
 from vlserve.settings import Settings
+
+V = TypeVar("V", bound=BaseModel)
 
 ANSWER_TIMEOUT_S = 15.0
 """Of what only looks."""
@@ -75,19 +78,18 @@ class ControlClient:
         return True
 
     def health(self) -> Health:
-        return Health.model_validate(self._call("GET", "/health"))
+        return self._read(Health, self._call("GET", "/health"))
 
     def models(self) -> list[ModelView]:
-        found = self._call("GET", "/models")["models"]
-        return [ModelView.model_validate(model) for model in found]
+        return self._read_all(ModelView, self._call("GET", "/models"), "models")
 
     def model(self, model: str) -> ModelView:
-        return ModelView.model_validate(self._call("GET", f"/models/{_quoted(model)}"))
+        return self._read(ModelView, self._call("GET", f"/models/{_quoted(model)}"))
 
     def history(self, model: str) -> list[EventView]:
         """Return everything that happened to a model, oldest first."""
-        found = self._call("GET", f"/models/{_quoted(model)}/history")["events"]
-        return [EventView.model_validate(event) for event in found]
+        told = self._call("GET", f"/models/{_quoted(model)}/history")
+        return self._read_all(EventView, told, "events")
 
     def register(self, archive: Path, tuning: Tuning | None = None) -> Registered:
         """Returns when the version is ready. ``tuning``: kept with the version in the place of the
@@ -104,13 +106,13 @@ class ControlClient:
                     "Content-Length": str(archive.stat().st_size),
                 },
             )
-        return Registered.model_validate(answer)
+        return self._read(Registered, answer)
 
     def release(self, model: str, version: int) -> Released:
         """Give ``version`` all traffic; in force when this returns. NotReady, VersionNotFound."""
         body = {"version": version, "now": True}
-        return Released.model_validate(
-            self._call("POST", f"/models/{_quoted(model)}/releases", json=body)
+        return self._read(
+            Released, self._call("POST", f"/models/{_quoted(model)}/releases", json=body)
         )
 
     def start_rollout(
@@ -119,13 +121,13 @@ class ControlClient:
         """Begin to release ``version`` in steps; the first is in force when this returns.
         ``changes``: entries of rollout.yaml for this release. ReleaseUnderWay, NotReady."""
         body = {"version": version, "changes": dict(changes or {})}
-        return RolloutView.model_validate(
-            self._call("POST", f"/models/{_quoted(model)}/releases", json=body)
+        return self._read(
+            RolloutView, self._call("POST", f"/models/{_quoted(model)}/releases", json=body)
         )
 
     def rollout(self, model: str) -> RolloutView:
         """Return the rollout under way, or the last one. NoRelease."""
-        return RolloutView.model_validate(self._call("GET", f"/models/{_quoted(model)}/release"))
+        return self._read(RolloutView, self._call("GET", f"/models/{_quoted(model)}/release"))
 
     def pause(self, model: str) -> RolloutView:
         """Keep the weight until `resume`; an alarm still takes the candidate back. NoRelease."""
@@ -143,8 +145,8 @@ class ControlClient:
         return self._steer_rollout(model, "promote")
 
     def _steer_rollout(self, model: str, word: str) -> RolloutView:
-        return RolloutView.model_validate(
-            self._call("POST", f"/models/{_quoted(model)}/release/{word}", json={})
+        return self._read(
+            RolloutView, self._call("POST", f"/models/{_quoted(model)}/release/{word}", json={})
         )
 
     def rollback(self, model: str, version: int | None = None) -> Released:
@@ -153,19 +155,19 @@ class ControlClient:
         Raises NothingToRollBackTo or NotReady.
         """
         body = {"version": version}
-        return Released.model_validate(
-            self._call("POST", f"/models/{_quoted(model)}/rollback", json=body)
+        return self._read(
+            Released, self._call("POST", f"/models/{_quoted(model)}/rollback", json=body)
         )
 
     def unload(self, model: str, version: int) -> Unloaded:
         """Drain a version and take it out of the engine. StillServing."""
         path = f"/models/{_quoted(model)}/versions/{version}/unload"
-        return Unloaded.model_validate(self._call("POST", path, json={}))
+        return self._read(Unloaded, self._call("POST", path, json={}))
 
     def delete(self, model: str, version: int) -> Deleted:
         """Remove the archive of a retired or failed version. NotUnloaded, VersionNotFound."""
         path = f"/models/{_quoted(model)}/versions/{version}/delete"
-        return Deleted.model_validate(self._call("POST", path, json={}))
+        return self._read(Deleted, self._call("POST", path, json={}))
 
     def _call(self, method: str, path: str, **options: Any) -> Any:
         if method != "GET":  # a word may take long, but not to be taken
@@ -179,11 +181,27 @@ class ControlClient:
             if response.is_error:
                 raise raised_class(answer["error"]["code"])(answer["error"]["message"])
         except (ValueError, KeyError, TypeError) as error:
-            raise ControlError(
-                f"{self._http.base_url} answered {response.status_code} and not as the control "
-                "service does: does its port belong to another program?"
-            ) from error
+            raise self._not_ours(f"answered {response.status_code}") from error
         return answer
+
+    def _read(self, view: type[V], answer: Any) -> V:
+        """Return an answer as what the service says; ControlError where another program said it."""
+        try:
+            return view.model_validate(answer)
+        except ValidationError as error:
+            raise self._not_ours("answered") from error
+
+    def _read_all(self, view: type[V], answer: Any, name: str) -> list[V]:
+        found = answer.get(name) if isinstance(answer, dict) else None
+        if not isinstance(found, list):
+            raise self._not_ours("answered")
+        return [self._read(view, each) for each in found]
+
+    def _not_ours(self, did: str) -> ControlError:
+        return ControlError(
+            f"{self._http.base_url} {did}, and not as the control service does: does its port "
+            "(control.port) belong to another program?"
+        )
 
     def _ask(self, method: str, path: str, **options: Any) -> httpx.Response:
         """Send one request. StackDown says what to do where nothing answers."""

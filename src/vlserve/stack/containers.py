@@ -34,10 +34,12 @@ def render(settings: Settings) -> list[str]:
     from vlserve.control.gateway.envoy import EnvoyGateway
     from vlserve.stack import supervisord
     from vlserve.stack.envoy_binary import verified_envoy_path
+    from vlserve.stack.ports import refuse_equal_ports
 
     verified_envoy_path()
     settings.model_store.mkdir(parents=True, exist_ok=True)
     (settings.state_dir / "logs").mkdir(parents=True, exist_ok=True)
+    refuse_equal_ports(settings)
     bootstrap = EnvoyGateway(settings).prepare()
     supervisord.write_configuration(settings, bootstrap)
     return [f"written: {bootstrap}, {', '.join(str(e.folder) for e in endpoints(settings))}"]

@@ -4,11 +4,9 @@ Every process carries the stack's state_dir in its environment, so that those wh
 killed are found again.
 """
 
-import errno
 import fcntl
 import os
 import shutil
-import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -25,10 +23,11 @@ from vlserve.control.gateway.envoy import EnvoyGateway
 from vlserve.control.lifecycle.rebuilding import rebuild_ledger
 from vlserve.control.store.kept_archives import refuse_lost_ledger
 from vlserve.control.wire.views import TroubleView
-from vlserve.errors import ControlError, PortBusy, StackError, StackUnwell, SupervisorHangs
+from vlserve.errors import ControlError, StackError, StackUnwell, SupervisorHangs
 from vlserve.settings import Settings
 from vlserve.stack import supervisord
 from vlserve.stack.envoy_binary import verified_envoy_path
+from vlserve.stack.ports import refuse_busy_ports, refuse_equal_ports
 from vlserve.supervisor import Process, Supervisor
 
 Progress = Callable[[str], None]
@@ -39,7 +38,6 @@ STOP_TIMEOUT_S = 60.0  # over the sum of stopwaitsecs in serving_config/supervis
 LOCK_TIMEOUT_S = 300.0  # an `up` that restores slow models takes less
 _HANGS_S = 10.0
 _POLL_S = 0.1
-_DYING_S = 5.0
 _STARTS_BEFORE_GIVING_UP = 3
 
 
@@ -54,8 +52,10 @@ def up(settings: Settings, progress: Progress, rebuild: bool = False) -> None:
         rebuild: whether to make a lost or damaged ledger anew first: see `rebuild_ledger`.
 
     Raises:
+        SettingsError: two servers would listen on one port.
         LedgerLost, LedgerDamaged: it must be mended first; nothing was started.
     """
+    refuse_equal_ports(settings)
     with _one_at_a_time(settings, progress):
         if rebuild:
             for line in rebuild_ledger(settings):
@@ -69,7 +69,7 @@ def up(settings: Settings, progress: Progress, rebuild: bool = False) -> None:
             _wait_until_well(settings, progress)
             return
         _stop_processes(settings, progress)  # left behind by a supervisord that died or hangs
-        _refuse_busy_ports(settings)
+        refuse_busy_ports(settings)
         try:
             _start(settings, progress)
             _wait_until_well(settings, progress)
@@ -250,63 +250,6 @@ def _told_by_log(settings: Settings, name: str) -> str:
     log = settings.state_dir / "logs" / f"{name}.log"
     lines = log.read_text(errors="replace", encoding="utf-8").splitlines() if log.exists() else []
     return f"{name} does not start; the end of {log}:\n" + "\n".join(lines[-20:])
-
-
-def _refuse_busy_ports(settings: Settings) -> None:
-    """A process that was killed a moment ago holds its ports a little longer, and is nobody's."""
-    deadline = time.monotonic() + _DYING_S
-    while busy := _busy_ports(settings):
-        if any(busy.values()) or time.monotonic() > deadline:
-            told = "; port ".join(
-                f"{port} is held by {holder or 'another process'}" for port, holder in busy.items()
-            )
-            raise PortBusy(f"port {told}")
-        time.sleep(_POLL_S)
-
-
-def _busy_ports(settings: Settings) -> dict[str, str | None]:
-    """Port, with its setting -> who listens there; None where that process cannot be seen."""
-    return {
-        f"{port} ({name}, VLSERVE_{name.upper().replace('.', '__')})": _holder(port)
-        for name, host, port in ports(settings)
-        if _is_busy(host, port, name)
-    }
-
-
-def ports(settings: Settings) -> Iterator[tuple[str, str, int]]:
-    """Every TCP port of the stack: setting, host, port."""
-    gateway = settings.gateway
-    yield "gateway.port", gateway.host, gateway.port
-    yield "gateway.metrics_port", "127.0.0.1", gateway.metrics_port
-    yield "control.port", "127.0.0.1", settings.control.port
-    for endpoint in endpoints(settings):
-        first = endpoint.inference_port
-        for port in range(first, first + 5):
-            yield "engine.base_port", endpoint.host, port
-
-
-def _is_busy(host: str, port: int, setting: str) -> bool:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                return True
-            raise StackError(f"{setting}: cannot listen on {host}:{port}: {error}") from error
-    return False
-
-
-def _holder(port: int) -> str | None:
-    for connection in psutil.net_connections("tcp"):
-        address, pid = connection.laddr, connection.pid
-        if connection.status == psutil.CONN_LISTEN and address and address.port == port and pid:
-            try:
-                return f"{psutil.Process(pid).name()} (pid {pid})"
-            except psutil.Error:
-                break
-    return None
 
 
 def _refuse_other_settings(settings: Settings) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vlserve.settings import ControlSettings, EngineSettings, GatewaySettings, Settings
-from vlserve.stack.stack import ports
+from vlserve.stack.ports import ports
 from vlserve.testing import free_ports, with_free_ports
 
 
@@ -16,7 +16,7 @@ def test_every_process_gets_a_free_port_of_its_own(tmp_path: Path) -> None:
     settings = with_free_ports(
         Settings(project_dir=tmp_path, engine=EngineSettings(instances=3, workers=1))
     )
-    taken = [port for _, _, port in ports(settings)]
+    taken = [each.port for each in ports(settings)]
     assert len(taken) == len(set(taken)) and len(taken) > 3 + 3
     for port in taken:
         with socket.socket() as probe:
