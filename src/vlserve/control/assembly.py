@@ -59,6 +59,8 @@ def assemble(settings: Settings, engine: Engine, gateway: Gateway) -> Control:
     ledger = Ledger(settings.model_store)
     unrecorded = Unrecorded(ledger, settings.state_dir / "unrecorded.json")
     reserves = (ledger.database.reserve, Reserve(settings.state_dir / "gateway" / "reserve"))
+    for reserve in reserves:
+        reserve.keep()
     traffic = Traffic(ledger, engine, gateway, unrecorded, reserves)
     operations, backoff = Operations(), Backoff()
     lifecycle = Lifecycle(ledger, engine, traffic, backoff, settings.control.drain_timeout_s)
@@ -102,6 +104,7 @@ def assemble(settings: Settings, engine: Engine, gateway: Gateway) -> Control:
             lambda: disk_troubles(folders, logs),
             ledger.troubles,
             unrecorded.troubles,
+            *(reserve.troubles for reserve in reserves),
             liveness.troubles,
         ],
     )

@@ -138,6 +138,14 @@ def test_the_judge_takes_a_bad_version_back_on_a_full_disk(
     assert ledger_says(on_disk) == ('{"1": 100}', "rolled_back")
 
 
+def test_what_is_set_aside_is_missed_though_the_disk_has_room(on_disk: Control, disk: Path) -> None:
+    """It was used: what it freed is more than counts as full on so small a disk."""
+    (disk / f"{LEDGER}.reserve").unlink()
+    (trouble,) = on_disk.service.health().troubles
+    assert trouble.check == "disk"
+    assert "are not set aside for a rollback" in trouble.message
+
+
 def test_nothing_goes_forward_on_a_full_disk_and_the_space_stays(
     on_disk: Control, disk: Path, gateway: FakeGateway, requests: Requests
 ) -> None:
@@ -168,9 +176,11 @@ def test_the_space_is_set_aside_again(on_disk: Control, disk: Path) -> None:
     on_disk.service.rollouts.abort("tagger")
     on_disk.reconciler.tick()
     assert not (disk / f"{LEDGER}.reserve").exists()
+    assert "2 MiB in " in on_disk.service.health().status
     filling.unlink()
     on_disk.reconciler.tick()
     assert (disk / f"{LEDGER}.reserve").exists()
+    assert on_disk.service.health().status == "ok"
 
 
 def test_abort_changes_the_gateway_first_where_the_ledger_takes_no_change(

@@ -256,6 +256,30 @@ def test_what_serves_goes_on_and_can_go_back_though_the_ledger_is_damaged(
     assert look(tagger).status is RolloutStatus.ABORTED
 
 
+@pytest.mark.parametrize("size", [0, 1.0], ids=["cut", "overwritten in its place"])
+def test_damage_that_its_readers_do_not_meet_is_found(
+    tagger: Control, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch, size: float
+) -> None:
+    """They have the pages in memory, and the newest changes in another file."""
+    ledger = tagger.ledger.store / LEDGER
+    tagger.ledger.database.query("PRAGMA wal_checkpoint(TRUNCATE)")
+    before = ledger.stat().st_size
+    assert tagger.service.health().status == "ok"
+    tagger.service.release("tagger", 2)
+    with ledger.open("r+b") as file:
+        file.truncate(int(size * before))
+        file.write(b"\xa5" * 9000)
+    monkeypatch.setattr("vlserve.control.store.database._LOOK_EVERY_S", 0.0)
+    tagger.reconciler.tick()
+    assert "is damaged" in tagger.service.health().status
+    with pytest.raises(LedgerDamaged):
+        tagger.service.release("tagger", 1)
+    assert gateway.route().weights == {2: 100}
+    back = tagger.service.rollback("tagger")
+    assert (back.version, "is damaged" in back.unrecorded) == (1, True)
+    assert gateway.route().weights == {1: 100}
+
+
 def test_a_row_that_cannot_be_read_is_damage(tagger: Control, settings: Settings) -> None:
     tagger.ledger.database.execute("UPDATE models SET weights = '[1, 2'")
     tagger.stop()

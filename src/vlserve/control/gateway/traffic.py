@@ -153,6 +153,8 @@ class Traffic:
             self.unrecorded.set_aside()
             for reserve in self._reserves:
                 reserve.keep()
+            with suppress(ControlError):  # health says it; changes are refused from then on
+                self._ledger.database.check()
 
     def models(self) -> list[ModelRecord]:
         """Return every model as the gateway is to have it."""

@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import tempfile
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -16,7 +17,13 @@ from typing import TextIO
 
 from vlserve.control.store.reserve import Reserve
 from vlserve.control.store.sqlite_errors import damaged, translated
-from vlserve.errors import ControlError, LedgerFull, LedgerLost, LedgerUnwritable
+from vlserve.errors import (
+    ControlError,
+    LedgerDamaged,
+    LedgerFull,
+    LedgerLost,
+    LedgerUnwritable,
+)
 
 LEDGER = "ledger.sqlite"
 
@@ -27,6 +34,7 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 _LOCK_TIMEOUT_S = 2.0
 """How long a lock of another process is waited for: none of ours takes one."""
 _LOOK_TIMEOUT_MS = 50
+_LOOK_EVERY_S = 60.0
 
 
 class Database:
@@ -47,6 +55,7 @@ class Database:
         self._idle: deque[sqlite3.Connection] = deque()
         self._closed = False
         self._identity: tuple[int, int] | None = None
+        self._damage, self._size, self._looked_at = "", 0, time.monotonic()
         self._refused = False
         """Whether a change was refused, and none has been kept since."""
         try:
@@ -76,6 +85,7 @@ class Database:
             if connection.in_transaction:
                 yield
                 return
+            self._refuse_damage()
             self._run(connection, "BEGIN IMMEDIATE")
             try:
                 yield
@@ -87,6 +97,7 @@ class Database:
 
     def execute(self, statement: str, *values: object) -> None:
         """Change something; inside of a `transaction`, unless it stands alone."""
+        self._refuse_damage()
         with self._writing, self._borrowed() as connection:
             self._run(connection, statement, *values)
 
@@ -99,6 +110,7 @@ class Database:
         """Raise what would keep a change from the ledger now. Whether its disk has room shows only
         by writing: that is tried where the last change was refused."""
         self._refuse_another_file()
+        self._look_for_damage()
         if not self._writing.acquire(blocking=False):
             return  # a change is under way
         try:
@@ -124,11 +136,31 @@ class Database:
                 "put the file there that is to count, and `vlserve up`"
             )
 
-    def _refuse_damaged(self) -> None:
-        with self._borrowed() as connection:
+    def _look_for_damage(self) -> None:
+        """Raise LedgerDamaged where the file was cut since, or is no ledger any more; the latter is
+        looked for once a minute. Changes are refused from then on."""
+        size = self._file.stat().st_size
+        if size < self._size:  # SQLite never makes it smaller
+            self._damage = self._damage or f"it has {size} bytes, and had {self._size}"
+        self._size = max(size, self._size)
+        if not self._damage and time.monotonic() - self._looked_at > _LOOK_EVERY_S:
+            self._looked_at = time.monotonic()
+            with closing(self._open()) as fresh:  # what the others read is in their memory
+                self._quick_check(fresh)
+        self._refuse_damage()
+
+    def _refuse_damage(self) -> None:
+        if self._damage:
+            raise damaged(self._file, self._damage)
+
+    def _quick_check(self, connection: sqlite3.Connection) -> None:
+        try:
             (row,) = self._run(connection, "PRAGMA quick_check(1)")
-        if row[0] != "ok":
-            raise damaged(self._file, row[0])
+        except LedgerDamaged as error:
+            self._damage = str(error.__cause__)
+        else:
+            self._damage = "" if row[0] == "ok" else str(row[0])
+        self._refuse_damage()
 
     def _write_anew(self) -> None:
         copy = self._file.with_name(f"{self._file.name}.anew")
@@ -208,7 +240,8 @@ class Database:
                 f"{self._file} has schema {current}, this vlserve reads {newest}: "
                 "use the vlserve that wrote it"
             )
-        self._refuse_damaged()
+        with self._borrowed() as connection:
+            self._quick_check(connection)
         self.execute("PRAGMA journal_mode = WAL")
         for version, statements in enumerate(migrations[current:], start=current + 1):
             script = f"BEGIN IMMEDIATE; {statements}\n; PRAGMA user_version = {version}; COMMIT;"

@@ -1,10 +1,12 @@
 """Disk space that is set aside, for what must be written though the disk is full."""
 
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from vlserve.control.store.storage import has_room
+from vlserve.control.domain import Trouble
+from vlserve.control.store.storage import free_space, has_room
 
 RESERVE_BYTES = 2 * 1024 * 1024
 """More than a change of traffic writes into the ledger, and than all routes of a gateway."""
@@ -19,8 +21,9 @@ class Reserve:
     def keep(self) -> None:
         """Set the space aside, unless it is, or the disk is nearly full. Every tick calls it."""
         with suppress(OSError):
-            if self._size() >= RESERVE_BYTES:
+            if self._is_whole():
                 return
+            self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             if not has_room(self._file.parent, RESERVE_BYTES):
                 return
             with self._file.open("wb") as held:
@@ -30,5 +33,15 @@ class Reserve:
         """Free the space; `keep` sets it aside again once there is room."""
         self._file.unlink(missing_ok=True)
 
-    def _size(self) -> int:
-        return self._file.stat().st_size if self._file.exists() else 0
+    def troubles(self) -> Iterator[Trouble]:
+        """Yield that the space is not set aside."""
+        if not self._is_whole():
+            folder = self._file.parent
+            yield Trouble(
+                "disk",
+                f"{RESERVE_BYTES // 2**20} MiB in {folder} are not set aside for a rollback on a "
+                f"full disk ({free_space(folder)}): free some space there",
+            )
+
+    def _is_whole(self) -> bool:
+        return self._file.exists() and self._file.stat().st_size >= RESERVE_BYTES
