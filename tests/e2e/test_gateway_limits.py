@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 import httpx
 import pytest
 
+from support import raw_http2
 from support.fake_torchserve import FakeTorchServe
 from support.raw_http import Reply, send
 from support.running_stack import RunningGateway, gateway_admin, running_gateway, wait_until
@@ -61,11 +62,27 @@ def _hold_a_body(port: int, drip_s: float, stop: threading.Event) -> None:
                     client.sendall(b"x")
 
 
+def _hold_streams(port: int, stop: threading.Event) -> None:
+    """The same with four bodies at once, on the streams of an HTTP/2 connection."""
+    while not stop.is_set():
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), 30, HOG) as client:
+            upload = raw_http2.Upload(client, "/predictions/tagger", (BODY_MIB << 20) - 1, 4)
+            while not stop.is_set():
+                with suppress(TimeoutError):
+                    if not upload.send(timeout_s=0.5):
+                        break
+
+
 @contextmanager
-def _slow_bodies(running: RunningGateway, count: int, drip_s: float) -> Iterator[None]:
+def _slow_bodies(running: RunningGateway, drip_s: float | None) -> Iterator[None]:
+    """120 bodies, over HTTP/2 where ``drip_s`` is None."""
     stop = threading.Event()
     port = running.settings.gateway.port
-    hogs = [threading.Thread(target=_hold_a_body, args=(port, drip_s, stop)) for _ in range(count)]
+    if drip_s is None:
+        hogs = [threading.Thread(target=_hold_streams, args=(port, stop)) for _ in range(30)]
+    else:
+        arguments = (port, drip_s, stop)
+        hogs = [threading.Thread(target=_hold_a_body, args=arguments) for _ in range(120)]
     for hog in hogs:
         hog.start()
     try:
@@ -95,14 +112,14 @@ def _sheds(running: RunningGateway) -> bool:
         return admin.sum(r"^overload\.envoy\.overload_actions\.reduce_timeouts\.scale_percent$") > 0
 
 
-@pytest.mark.parametrize("drip_s", [0.0, 0.5], ids=["stalled", "dripping"])
+@pytest.mark.parametrize("drip_s", [0.0, 0.5, None], ids=["stalled", "dripping", "http-2"])
 def test_slow_bodies_of_one_caller_leave_the_others_served(
-    routed: RunningGateway, drip_s: float
+    routed: RunningGateway, drip_s: float | None
 ) -> None:
     """120 bodies are nearly twice the gateway's memory, and would hold it for a minute."""
-    with _slow_bodies(routed, 120, drip_s):
+    with _slow_bodies(routed, drip_s):
         wait_until(lambda: _sheds(routed))
-        for _ in range(20):
+        for _ in range(8):
             wait_until(lambda: _answers(routed, "POST", "/predictions/tagger"))
             wait_until(lambda: _answers(routed, "GET", "/health"))
     wait_until(lambda: routed.active() == 0)

@@ -78,6 +78,68 @@ def exchange(port: int, sent: bytes, *, stream: int = 1, timeout_s: float = 10.0
     return reply
 
 
+class Upload:
+    """Bodies on several streams of one connection, as fast as the receiver's windows allow."""
+
+    def __init__(self, connection: socket.socket, path: str, length: int, streams: int) -> None:
+        self._connection = connection
+        self._left = {1 + 2 * number: length for number in range(streams)}
+        self._windows = dict.fromkeys((0, *self._left), 65_535)
+        announced = post(path, (b"content-length", str(length + 1).encode()))
+        heads = b"".join(headers(announced, stream=stream) for stream in self._left)
+        connection.sendall(PREFACE + frame(SETTINGS, 0, 0) + heads)
+
+    def send(self, timeout_s: float) -> bool:
+        """Send what may be sent now, and take in one frame; whether all streams still live.
+
+        Raises:
+            ConnectionError: the server has ended the connection.
+            TimeoutError: it said nothing for ``timeout_s``.
+        """
+        for stream, left in self._left.items():
+            size = min(left, FRAME_BYTES, self._windows[0], self._windows[stream])
+            if size > 0:
+                self._connection.sendall(frame(DATA, 0, stream, b"x" * size))
+                self._left[stream] -= size
+                self._windows[0] -= size
+                self._windows[stream] -= size
+        sending = any(
+            left and min(self._windows[0], self._windows[stream]) > 0
+            for stream, left in self._left.items()
+        )
+        self._connection.settimeout(0.001 if sending else timeout_s)
+        try:
+            head = self._receive(9)
+        except TimeoutError:
+            if sending:
+                return True
+            raise
+        self._connection.settimeout(timeout_s)
+        kind, flags, stream = struct.unpack(">BBI", head[3:])
+        return self._take(kind, flags, stream, self._receive(int.from_bytes(head[:3], "big")))
+
+    def _take(self, kind: int, flags: int, stream: int, payload: bytes) -> bool:
+        if kind == SETTINGS and not flags & ACK:
+            for at in range(0, len(payload), 6):
+                name, value = struct.unpack(">HI", payload[at : at + 6])
+                if name == 4:  # SETTINGS_INITIAL_WINDOW_SIZE
+                    for each in self._left:
+                        self._windows[each] += value - 65_535
+            self._connection.sendall(frame(SETTINGS, ACK, 0))
+        elif kind == 8 and stream in self._windows:  # WINDOW_UPDATE
+            self._windows[stream] += int.from_bytes(payload, "big")
+        return kind not in (RST_STREAM, GOAWAY, HEADERS)
+
+    def _receive(self, size: int) -> bytes:
+        received = b""
+        while len(received) < size:
+            piece = self._connection.recv(size - len(received))
+            if not piece:
+                raise ConnectionError("the server ended the connection")
+            received += piece
+        return received
+
+
 def _read_frame(
     head: bytes, reader: object, connection: socket.socket, stream: int, reply: Reply
 ) -> None:
