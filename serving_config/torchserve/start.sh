@@ -18,7 +18,10 @@ export LC_ALL=C.UTF-8
 
 # The quick compiler alone: Java is a small part of each request, and while the thorough one works
 # the first thousands of requests pay for it.
+# Out of memory, Java would go on with some of its threads dead: it ends instead, and comes back.
 exec "$JAVA_HOME/bin/java" \
+  -Xmx"${JAVA_HEAP_MIB:-3072}"m \
+  -XX:+ExitOnOutOfMemoryError \
   -XX:TieredStopAtLevel=1 \
   -Dmodel_server_home="$TS_HOME" \
   -Djava.io.tmpdir="$TMPDIR" \

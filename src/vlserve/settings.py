@@ -74,7 +74,7 @@ class GatewaySettings(StrictNumbers):
         description="Seconds until a request without an answer gets 504; also how long `down` "
         "waits for running requests.",
     )
-    try_timeout_s: float = Field(
+    try_timeout_s: Seconds = Field(
         default=5.0,
         gt=0,
         description="Seconds after which a request without an answer is asked of another instance "
@@ -165,11 +165,24 @@ class EngineSettings(StrictNumbers):
         description="Seconds until a version whose workers are not up is refused. Large models on "
         "slow disks, or many workers on few cores, need more.",
     )
-    hang_timeout_s: float = Field(
+    hang_timeout_s: Seconds = Field(
         default=20.0,
         gt=0,
         description="Seconds without a word from an instance, or from the gateway, after which it "
         "is killed and started anew.",
+    )
+    java_heap_mib: int = Field(
+        default=3072,
+        ge=256,
+        description="Heap in MiB that TorchServe's Java may fill, and as much again outside of it; "
+        "where it is full, Java ends and is started anew. It holds the bodies of waiting requests, "
+        "of which the gateway lets in 2 GiB.",
+    )
+    worker_memory_mib: int = Field(
+        default=8192,
+        ge=512,
+        description="MiB of data that each worker may hold (RLIMIT_DATA: its model and what it "
+        "computes on); a request that needs more is answered with an error, and harms no other.",
     )
     response_timeout_s: int = Field(
         default=30,

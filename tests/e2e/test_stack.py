@@ -12,6 +12,7 @@ import httpx
 import psutil
 import pytest
 
+from support.engine_workers import worker_pids
 from support.running_stack import admin_page, make_settings, wait_until
 from vlserve.control.client import ControlClient
 from vlserve.control.gateway.envoy import EnvoyGateway
@@ -275,3 +276,15 @@ def _is_well(url: str) -> bool:
         return httpx.get(f"{url}/health", trust_env=False).status_code == 200
     except httpx.TransportError:
         return False
+
+
+def test_java_and_workers_have_limits_of_memory(
+    stack: RunningStack, new_model: str, tmp_path: Path
+) -> None:
+    stack.control.register(pack_echo(tmp_path, new_model, 1))
+    engine = stack.settings.engine
+    java = psutil.Process(_pids(stack.settings)["engine-0"])
+    assert f"-Xmx{engine.java_heap_mib}m" in java.cmdline()
+    for pid in worker_pids(stack.settings, new_model)[1]:
+        limit, _ = psutil.Process(pid).rlimit(psutil.RLIMIT_DATA)
+        assert limit == engine.worker_memory_mib * 1024 * 1024
