@@ -91,12 +91,18 @@ def read_info(file: Path) -> dict[str, Any]:
     }
 
 
-def _read_features(file: Path) -> NDArray[np.float32]:
+def read_numbers(file: Path) -> NDArray[Any]:
+    """The array of a .npy file, without running what it may hold. DataError where that cannot be
+    read, or has more than MAX_FEATURES_BYTES."""
     raw = _read_bytes(file, MAX_FEATURES_BYTES)
     try:
-        features = npy.read_array(io.BytesIO(raw), allow_pickle=False)
+        return npy.read_array(io.BytesIO(raw), allow_pickle=False)
     except Exception as error:  # a header is parsed as Python
         raise _unreadable(file, error) from error
+
+
+def _read_features(file: Path) -> NDArray[np.float32]:
+    features = read_numbers(file)
     if features.ndim != 2 or features.dtype.kind != "f" or not np.isfinite(features).all():
         raise DataError(
             f"{file.name}: must be finite floats (regions, dim), "

@@ -141,7 +141,7 @@ class AnswerRanking:
             self._rules = Ranking(
                 int(options["candidates"]), bool(options.get("first_word_twice", False))
             )
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ManifestInvalid(f"options of a model that ranks answers: {error!r}") from error
         if len(self._answer_ids) != len(manifest.labels):
             raise ManifestInvalid("labels and the rows of answer_ids are not as many")
@@ -205,7 +205,7 @@ def _merged(words: Sequence[str], ids: Sequence[int]) -> list[str]:
 def _read_words(file: Path) -> list[str]:
     try:
         words = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArchiveUnreadable(f"words {file.name} cannot be read: {error}") from error
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         raise ArchiveUnreadable(f"words {file.name} is not a JSON list of words")

@@ -184,6 +184,7 @@ def test_the_prompt_is_no_part_of_the_text(tmp_path: Path) -> None:
         ({"tokenizer": "none.json"}, ArchiveUnreadable, "none.json"),
         ({"words": "none.json"}, ArchiveUnreadable, "none.json"),
         ({"words": "tokenizer.json"}, ArchiveUnreadable, "not a JSON list"),
+        ({"words": "deep.json"}, ArchiveUnreadable, "words deep.json cannot be read"),
         ({"beams": "many", "words": "words.json"}, ManifestInvalid, "beams"),
         ({"finished": "gone", "words": "words.json"}, ManifestInvalid, "finished"),
     ],
@@ -191,5 +192,6 @@ def test_the_prompt_is_no_part_of_the_text(tmp_path: Path) -> None:
 def test_options_that_cannot_be(
     options: dict[str, Any], error: type[Exception], said: str, tmp_path: Path
 ) -> None:
+    (tmp_path / "deep.json").write_text("[" * 20_000)
     with pytest.raises(error, match=said):
         writer(tmp_path, **options)

@@ -178,6 +178,8 @@ def test_grounding_by_a_heat_map(evaluated: Evaluate, tmp_path: Path) -> None:
     left, right = [0.0, 0.0, 0.5, 1.0], [0.5, 0.0, 1.0, 1.0]
     np.save(tmp_path / "boxes.npy", np.array([right, left]))
     np.save(tmp_path / "wrong.npy", np.array([[0, 0, 80, 40]]))
+    crafted = b"{'descr': '<f8', 'fortran_order': False, 'shape': (1, 4)".ljust(118) + b"\n"
+    (tmp_path / "crafted.npy").write_bytes(b"\x93NUMPY\x01\x00\x77\x00" + crafted)
     of = {"img": "a.png"}
     lines = [
         ground_line("a", left, **of),
@@ -185,6 +187,7 @@ def test_grounding_by_a_heat_map(evaluated: Evaluate, tmp_path: Path) -> None:
         ground_line("c", left, **of, boxes="boxes.npy"),
         ground_line("d", left, **of, boxes="wrong.npy"),
         ground_line("e", left, **of, boxes="missing.npy"),
+        ground_line("g", left, **of, boxes="crafted.npy"),
         ground_line("f", left, **of),
     ]
 
@@ -198,7 +201,7 @@ def test_grounding_by_a_heat_map(evaluated: Evaluate, tmp_path: Path) -> None:
     assert result.figures["items"] == 4 and result.figures["box_items"] == 2
     assert result.figures["pointing_accuracy"] == 0.5
     assert result.figures["accuracy_iou_50"] == result.figures["mean_iou"] == 0.5
-    assert [bad.line for bad in result.bad_lines] == [4, 5]
+    assert [bad.line for bad in result.bad_lines] == [4, 5, 6]
 
 
 VECTORS = {

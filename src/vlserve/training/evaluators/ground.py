@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from vlserve.errors import DataError
+from vlserve.exporter.regions import read_numbers
 from vlserve.runtime.errors import RequestError
 from vlserve.runtime.image import upright_size
 from vlserve.runtime.types import Answer
@@ -90,8 +91,8 @@ def _with_sizes(corners: Sequence[float], scale: NDArray[np.int64]) -> list[floa
 def _read_boxes(job: Job, boxes: Boxes) -> Sequence[Corners]:
     if not isinstance(boxes, str):
         return boxes
+    read = read_numbers(job.file_of(boxes))
     try:
-        read = np.load(job.file_of(boxes), allow_pickle=False)
         return TypeAdapter(tuple[Corners, ...]).validate_python(read.tolist())
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise DataError(f"boxes {boxes} cannot be read: {error}") from error
