@@ -123,9 +123,7 @@ class Converter:
 def convert(job: Job) -> None:
     """Export in this process, which must not have exported before."""
     recipe = load_recipe(job.recipe, Path())
-    weights = open_checkpoint(Path(job.checkpoint), job.state_key)
-    network = load_network(recipe, without_prefix(weights.state, job.prefix), job.config)
-    plan = recipe.graphs(network, job.config)[job.graph]
+    plan = _plan(recipe, job)
     sizes = example_sizes(plan.inputs)
     example = recipe.example(job.graph, job.config, sizes, seed=0)
     arguments = tuple(example[tensor.name] for tensor in plan.inputs)
@@ -136,6 +134,14 @@ def convert(job: Job) -> None:
             whole = plan.module if plan.traced is None else plan.traced
             plan = replace(plan, traced=InHalf(whole, DTYPES[job.precision]))
         to_torchscript(plan, arguments, Path(job.output))
+
+
+def _plan(recipe: Recipe, job: Job) -> GraphPlan:
+    """The job's graph alone: the checkpoint and the network's other parts, as large as what is
+    made of them, are let go."""
+    weights = open_checkpoint(Path(job.checkpoint), job.state_key)
+    network = load_network(recipe, without_prefix(weights.state, job.prefix), job.config)
+    return recipe.graphs(network, job.config)[job.graph]
 
 
 def example_sizes(inputs: Iterable[TensorSpec]) -> dict[str, int]:
@@ -183,8 +189,10 @@ def to_onnx(plan: GraphPlan, arguments: tuple[torch.Tensor, ...], output: Path) 
     assert program is not None
     drop_unread_rows(program.model.graph)
     model = program.model_proto
+    del program  # it holds all weights, as the model and the bytes do
     strip_provenance(model)
     raw = model.SerializeToString(deterministic=True)
+    del model
     check_onnx(graph_entry(plan, output.name, "onnx"), [raw], members=())
     output.write_bytes(raw)
 

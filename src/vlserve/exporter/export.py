@@ -1,7 +1,7 @@
 """From a trained checkpoint to an archive: read, convert, prove equal, probe, pack."""
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from vlserve.exporter.float16 import TOLERANCE, check_precision, onnx_to_fp16
 from vlserve.exporter.image_settings import check_pixel_scale, published_image
 from vlserve.exporter.json_file import read_json
 from vlserve.exporter.pack import Member, pack_archive
-from vlserve.exporter.parity import measure, one_thread, unseen_sizes
+from vlserve.exporter.parity import Case, measure, one_thread, unseen_sizes
 from vlserve.exporter.probes import answer_by_archive, drawn_requests, probes_of
 from vlserve.exporter.recipe import GraphPlan, Recipe, Served, load_recipe, recipe_path
 from vlserve.exporter.weights import fit_names, prefix_note
@@ -222,11 +222,12 @@ def _prove_graphs(
                 precision=precision,
             )
         )
-        progress(f"comparing graph {name} with the network")
         if format == "onnx" and precision == "fp16":
-            prove(trained, served, name, plan, graph, work)
+            prove(trained, served, name, plan, graph, work, progress=progress)
             onnx_to_fp16(work / graph.file)
-        parity[name] = prove(trained, served, name, plan, graph, work, TOLERANCE[precision])
+        parity[name] = prove(
+            trained, served, name, plan, graph, work, TOLERANCE[precision], progress
+        )
         progress(
             f"graph {name} equals the network in {parity[name].cases} unseen shapes "
             f"(largest difference {parity[name].max_abs_diff:.2g})"
@@ -243,20 +244,24 @@ def prove(
     graph: Graph,
     root: Path,
     tolerance: float = 0.0,
+    progress: Progress = lambda line: None,
 ) -> Parity:
     """ParityFailed unless the graph file under ``root`` answers like the network, as near as the
     family's ``rtol`` and ``atol`` or ``tolerance`` for both, whichever is larger."""
     exported = example_sizes(plan.inputs)
     longest = {"text": served.text.max_length} if served.text else {}
     recipe, spec = trained.recipe, trained.recipe.spec
-    cases = (
-        (sizes, recipe.example(name, trained.config, sizes, seed))
-        for seed, sizes in enumerate(unseen_sizes(exported, longest, exported), start=1)
-    )
+    shapes = unseen_sizes(exported, longest, exported)
+
+    def cases() -> Iterator[Case]:
+        for seed, sizes in enumerate(shapes, start=1):
+            progress(f"comparing graph {name} with the network, shape {seed} of {len(shapes)}")
+            yield sizes, recipe.example(name, trained.config, sizes, seed)
+
     with one_thread():
         backend = open_backend(graph, root, threads=1)
         measured = measure(
-            plan, backend, cases, max(spec.rtol, tolerance), max(spec.atol, tolerance)
+            plan, backend, cases(), max(spec.rtol, tolerance), max(spec.atol, tolerance)
         )
     measured.assert_equal(name)
     return measured.parity

@@ -1,14 +1,20 @@
 """One warm process, a fork for every graph: no export sees what another has left behind."""
 
+import gc
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import save_file
 
 from support.tiny_models import EXPORT, TinyModel, seeded, tiny_models
 from vlserve.errors import ExportError
+from vlserve.exporter import convert as convert_module
+from vlserve.exporter.checkpoint import open_checkpoint
 from vlserve.exporter.convert import Converter, Job
-from vlserve.exporter.recipe import load_recipe
+from vlserve.exporter.recipe import GraphPlan, load_recipe
+from vlserve.exporter.weights import Weights
 
 COUNTING = Path(__file__).parents[2] / "support" / "counting_recipe.py"
 
@@ -58,3 +64,23 @@ def test_a_converter_that_is_gone_is_an_error(tmp_path: Path) -> None:
     converter.close()
     with pytest.raises(ExportError, match="exit code unknown"):
         converter.convert(counting(tmp_path, baked_in=False))
+
+
+def test_what_a_graph_does_not_need_is_let_go_before_it_is_converted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = counting(tmp_path, baked_in=False)
+    held: list[weakref.ref[Any]] = []
+
+    def opened(path: Path, key: str | None) -> Weights:
+        weights = open_checkpoint(path, key)
+        held.extend(weakref.ref(tensor) for tensor in weights.state.values())
+        return weights
+
+    def traced(plan: GraphPlan, *_: object) -> None:
+        gc.collect()
+        assert held and [ref() for ref in held] == [None] * len(held)
+
+    monkeypatch.setattr(convert_module, "open_checkpoint", opened)
+    monkeypatch.setattr(convert_module, "to_onnx", traced)
+    convert_module.convert(job)

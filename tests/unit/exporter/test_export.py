@@ -205,6 +205,12 @@ def test_given_items_become_the_probes(converter: Converter, tmp_path: Path) -> 
     assert [probe.fields for probe in report.manifest.probes] == items
     assert report.path == tmp_path / "counting-1.mar"
     assert lines[0] == "reading model.safetensors" and lines[-1] == "packed counting-1.mar"
+    shown = [line for line in lines if line.startswith("comparing")]
+    cases = report.parity["model"].cases
+    assert shown == [
+        f"comparing graph model with the network, shape {place} of {cases}"
+        for place in range(1, cases + 1)
+    ]
 
 
 @pytest.mark.parametrize(

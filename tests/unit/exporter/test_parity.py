@@ -1,6 +1,7 @@
 """The gate between a graph and its archive."""
 
 import re
+import threading
 
 import numpy as np
 import pytest
@@ -56,6 +57,24 @@ def test_an_equal_graph_passes() -> None:
     result = measured(*plan_and_copy())
     result.assert_equal("model")
     assert (result.parity.cases, result.parity.max_abs_diff) == (len(SIZES), 0.0)
+
+
+def test_the_network_and_the_graph_run_at_once() -> None:
+    plan, copy = plan_and_copy()
+    together = threading.Barrier(2, timeout=20)  # it breaks where one waits for the other's end
+
+    def wait(*_: object) -> None:
+        together.wait()
+
+    plan.module.register_forward_pre_hook(wait)
+
+    class Waiting(Network):
+        def run(self, inputs: Arrays) -> Arrays:
+            together.wait()
+            return super().run(inputs)
+
+    cases = [(sizes, RECIPE.example("model", {}, sizes, seed=1)) for sizes in SIZES]
+    measure(plan, Waiting(copy), cases, 1e-4, 1e-5).assert_equal("model")
 
 
 def test_a_perturbed_weight_is_refused_with_every_mismatch() -> None:
