@@ -1,7 +1,8 @@
 """Shards of an encoded corpus -> the files of an index, as handlers/retrieve.py reads them."""
 
 import json
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ EXACT_UP_TO = 50_000
 """Items that are compared with a query one by one, by numpy; more are found by faiss."""
 LINKS, CONSTRUCTION = 32, 200
 """Neighbours that each item has in faiss' graph, and how many are looked at to find them."""
+LOOK_S = 0.2
+"""How long a signal may wait while neighbours are looked for."""
 NO_INPUTS = ("rows", "embedding", "lengths", "refused_rows", "refused")
 
 
@@ -85,8 +88,31 @@ def _write_graph(vectors: NDArray[Any], file: Path) -> None:
     """On one thread, so that the same vectors give the same bytes."""
     import faiss
 
-    faiss.omp_set_num_threads(1)
     graph = faiss.IndexHNSWFlat(vectors.shape[1], LINKS, faiss.METRIC_INNER_PRODUCT)
     graph.hnsw.efConstruction = CONSTRUCTION
-    graph.add(np.ascontiguousarray(vectors))
+
+    def add() -> None:
+        faiss.omp_set_num_threads(1)  # of the thread that calls it
+        graph.add(np.ascontiguousarray(vectors))
+
+    _run_aside(add)
     faiss.write_index(graph, str(file))
+
+
+def _run_aside(work: Callable[[], None]) -> None:
+    """Run ``work`` in a thread that ends with the process, so that a signal ends this within its
+    minutes in compiled code. Raises what it raises."""
+    raised: list[Exception] = []
+
+    def run() -> None:
+        try:
+            work()
+        except Exception as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(LOOK_S)  # a join without a limit would hold back the signal
+    if raised:
+        raise raised[0]

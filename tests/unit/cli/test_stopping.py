@@ -145,6 +145,34 @@ def test_a_temporary_folder_is_made_and_removed_whole() -> None:
         assert run.stdout == "stopped True False\n", call
 
 
+def test_minutes_in_compiled_code_do_not_hold_a_signal_back(tmp_path: Path) -> None:
+    """As faiss spends them on a large index; here hashing stands in, for longer than the test."""
+    code = (
+        "import hashlib, sys, threading\n"
+        "import faiss, numpy as np\n"
+        "from pathlib import Path\n"
+        "from vlserve.cli.stopping import end_on_signals\n"
+        "from vlserve.retrieval import storage\n"
+        "def add(graph, vectors):\n"
+        "    threading.Timer(0.2, print, ('within it',), {'flush': True}).start()\n"
+        "    hashlib.pbkdf2_hmac('sha1', b'', b'', 2**31 - 1)\n"
+        "faiss.IndexHNSWFlat.add = add\n"
+        "end_on_signals()\n"
+        "storage._write_graph(np.zeros((8, 4), 'float32'), Path(sys.argv[1]))\n"
+    )
+    file = tmp_path / "neighbours.faiss"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(file)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline() == b"within it\n"
+            process.terminate()
+            assert process.wait(timeout=PATIENCE_S) == 128 + signal.SIGTERM
+        finally:
+            process.kill()
+    assert not file.exists()
+
+
 def test_what_the_caller_ignores_stays_ignored() -> None:
     """As nohup does; and a second signal does not break the cleaning up."""
     code = (
