@@ -24,6 +24,7 @@ from vlserve.control.store.kept_archives import refuse_lost_ledger
 from vlserve.control.store.ledger import Ledger
 from vlserve.errors import ControlError, LedgerDamaged, LedgerLost
 from vlserve.settings import Settings
+from vlserve.stack import containers
 
 Archive = Callable[..., Path]
 
@@ -147,6 +148,21 @@ def wait_for(holds: Callable[[], bool]) -> None:
     while not holds():
         assert time.monotonic() < deadline, "it did not come to hold within 30 s"
         time.sleep(0.01)
+
+
+def test_it_is_rebuilt_in_containers_too(
+    stopped: Path,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(containers, "load_settings", lambda: settings)
+    assert containers.main(["rebuild"]) == 1
+    assert "nothing to rebuild" in capsys.readouterr().err
+    remove(stopped)
+    assert containers.main(["rebuild"]) == 0
+    assert "tagger: versions 1, 2, all traffic to 1" in capsys.readouterr().out
+    refuse_lost_ledger(stopped.parent)
 
 
 def test_what_was_there_is_moved_aside(stopped: Path, settings: Settings) -> None:
