@@ -85,7 +85,7 @@ def assemble(settings: Settings, engine: Engine, gateway: Gateway) -> Control:
         now=time.time,
         clock=time.monotonic,
     )
-    kept = KeptCandidates(ledger, store, lifecycle, operations, time.time)
+    kept = KeptCandidates(ledger, store, lifecycle, operations, time.time, time.monotonic)
     rollout_loop = RolloutLoop(context, kept, tick_s)
     policy_file = settings.config_file("rollout.yaml")
     rollouts = RolloutService(context, rollout_loop, lifecycle, operations, policy_file)

@@ -15,9 +15,10 @@ from support.rollout_traffic import (
     look,
     register,
     start,
+    state,
 )
 from vlserve.control.assembly import Control, assemble
-from vlserve.control.domain import LoadedVersion, RolloutStatus
+from vlserve.control.domain import LoadedVersion, RolloutStatus, State
 from vlserve.settings import Settings
 
 
@@ -170,3 +171,21 @@ def test_a_step_of_the_clock_is_no_restart_and_no_time_that_passed(
         assert "release_resumed" not in kinds(control)
     finally:
         control.stop()
+
+
+def test_a_step_of_the_clock_takes_no_candidate_away_that_is_kept(
+    tagger: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(tagger, keep_s=600)
+    tagger.service.rollouts.abort("tagger")
+    tagger.rollout_loop.tick()
+    kept = tagger.rollout_loop._kept
+    real = time.time
+    monkeypatch.setattr(kept, "_now", lambda: real() + 7200)
+    tagger.rollout_loop.tick()
+    assert state(tagger, 2) is State.READY
+    passed = time.monotonic() + 700
+    monkeypatch.setattr(kept, "_now", lambda: real() - 7200)
+    monkeypatch.setattr(kept, "_clock", lambda: passed)
+    tagger.rollout_loop.tick()
+    assert state(tagger, 2) is State.DRAINING

@@ -23,22 +23,35 @@ class KeptCandidates:
         lifecycle: Lifecycle,
         operations: Operations,
         now: Callable[[], float],
+        clock: Callable[[], float],
     ) -> None:
+        """``now``: returns Unix time, s, which may step; ``clock``: s that pass all the same."""
         self._ledger = ledger
         self._store = store
         self._lifecycle = lifecycle
         self._operations = operations
         self._now = now
+        self._clock = clock
+        self._due: dict[int, float] = {}
+        """Rollout -> when its candidate goes, on the clock."""
 
     def drain_due(self) -> None:
         """Begin to drain each candidate that has been kept long enough."""
         kept = self._store.kept()
         for rollout in kept:
-            if rollout.keep_until is not None and rollout.keep_until <= self._now():
+            if self._is_due(rollout):
                 try:
                     self._drain(rollout, kept)
                 except VlserveError as error:
                     logger.warning("%s %s: %s", rollout.model, rollout.candidate, error)
+
+    def _is_due(self, rollout: Rollout) -> bool:
+        """Return whether a candidate has been kept long enough. The ledger's time counts once, when
+        this process first sees it."""
+        if rollout.keep_until is None:
+            return False
+        left_s = rollout.keep_until - self._now()
+        return self._due.setdefault(rollout.id, self._clock() + left_s) <= self._clock()
 
     def _drain(self, rollout: Rollout, kept: Sequence[Rollout]) -> None:
         """Drain a candidate, unless it has got another task since."""
