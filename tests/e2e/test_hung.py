@@ -41,8 +41,9 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     envoy.write_text(f"{head}{limit}{FEW_CONNECTIONS}\n{tail.partition(chr(10))[2]}", "utf-8")
     settings = with_free_ports(Settings.model_validate(made.model_dump() | {"engine": engine}))
     with running_stack(settings) as running:
-        running.control.register(pack_echo(folder, "tagger", 1))
-        running.control.release("tagger", 1)
+        for version in (1, 2):
+            running.control.register(pack_echo(folder, "tagger", version))
+            running.control.release("tagger", version)
         yield running
 
 
@@ -93,6 +94,7 @@ def test_a_suspended_instance_costs_no_request_is_told_and_replaced(watched: Run
         wait_until(lambda: len(statuses) > 5)
         psutil.Process(pid).send_signal(signal.SIGSTOP)
         wait_until(lambda: "engine-0 takes questions and answers none" in _health(watched), 30)
+        assert watched.control.rollback("tagger").version == 1  # goes on without the other
         wait_until(lambda: _pid(watched, "engine-0") not in (0, pid), 60)
         wait_until(lambda: _is_well(watched), 120)
         time.sleep(1.0)  # the instance that came back answers too

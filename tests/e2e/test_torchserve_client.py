@@ -21,12 +21,13 @@ from supervisor.datatypes import dict_of_key_value_pairs
 from support.bad_archives import Members
 from support.forged_zips import HIDING
 from support.running_stack import make_settings
+from vlserve.control.caller import working_for
 from vlserve.control.domain import Key, LoadedVersion
 from vlserve.control.engine import torchserve_grpc
 from vlserve.control.engine.endpoints import endpoints
 from vlserve.control.engine.torchserve import TorchServe
 from vlserve.control.lifecycle.probes import failed_probes
-from vlserve.errors import EngineUnavailable, LoadFailed, NotReady
+from vlserve.errors import CallerGone, EngineUnavailable, LoadFailed, NotReady
 from vlserve.exporter.echo import pack_echo
 from vlserve.runtime.archive import verify_archive
 from vlserve.runtime.errors import ArchiveTampered
@@ -217,6 +218,21 @@ def test_a_handler_that_hangs_is_given_up(engine: RunningEngine, tmp_path: Path)
         client.load("tagger", 3, archive)
     client.close()
     assert engine.holds() == {}
+
+
+def test_a_load_whose_caller_went_away_is_stopped_and_leaves_nothing(
+    engine: RunningEngine, tmp_path: Path
+) -> None:
+    archive = engine.store(pack_echo(tmp_path, "tagger", 4), 4)
+    with_handler(archive, handler("time.sleep(99)"))
+    began = time.monotonic()
+    with (
+        working_for(lambda: time.monotonic() - began > 2.0),
+        pytest.raises(CallerGone, match="the caller went away"),
+    ):
+        engine.client.load("tagger", 4, archive)
+    assert engine.holds() == {}
+    assert list(engine.endpoint.store.iterdir()) == []
 
 
 def test_damaged_archives_leave_nothing_and_do_not_spoil_the_number(

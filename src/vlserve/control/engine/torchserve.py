@@ -121,10 +121,13 @@ class TorchServe:
         )
 
     def _ask_all(self, question: Callable[["TorchServeInstance"], T]) -> dict[str, T]:
+        """Ask at the same time: one that hangs keeps the answers of the others waiting once."""
         answers = {}
-        for server in self._servers.values():
+        with ThreadPoolExecutor(len(self._servers)) as pool:
+            asked = {name: pool.submit(question, each) for name, each in self._servers.items()}
+        for name, answer in asked.items():
             with suppress(EngineUnavailable):
-                answers[server.name] = question(server)
+                answers[name] = answer.result()
         return answers or self._nobody_answers()
 
     def _nobody_answers(self) -> NoReturn:
@@ -132,5 +135,4 @@ class TorchServe:
         raise EngineUnavailable(f"no engine instance answers ({names}): see `vlserve status`")
 
     def _answering(self) -> list["TorchServeInstance"]:
-        servers = [server for server in self._servers.values() if server.answers()]
-        return servers or self._nobody_answers()
+        return [self._servers[name] for name in self._ask_all(TorchServeInstance.confirm)]

@@ -41,12 +41,9 @@ class TorchServeInstance:
         self._first: dict[str, threading.Lock] = {}
         self._management = f"http://{endpoint.host}:{endpoint.management_port}"
 
-    def answers(self) -> bool:
-        try:
-            self._listed(1)
-        except EngineUnavailable:
-            return False
-        return True
+    def confirm(self) -> None:
+        """Return if it answers, and takes the tokens; EngineUnavailable otherwise."""
+        self._listed(1)
 
     def listens(self, timeout_s: float) -> Reply:
         """Ask for its models; any word is an answer."""
