@@ -65,11 +65,13 @@ bench: $(INSTALLED)  ## served speed as ratios to the in-process limit; PEERS=al
 bench-scale: $(INSTALLED)  ## what more models, larger images and longer texts cost
 	$(BIN)/python -m benchmarks.serving.scale
 
-bench-endurance: $(INSTALLED)  ## an hour: soak, versions that come and go, many operators, fuzzing
+bench-endurance: $(INSTALLED)  ## an hour: soak, versions that come and go, many operators, fuzzing, slow bodies
 	$(BIN)/python -m benchmarks.endurance.soak
 	$(BIN)/python -m benchmarks.release.hot_update --rounds 200 --rate 15
 	$(BIN)/python -m benchmarks.endurance.operators
 	$(BIN)/python -m benchmarks.endurance.fuzz
+	$(BIN)/python -m benchmarks.endurance.slow_bodies
+	$(BIN)/python -m benchmarks.endurance.slow_bodies --drip-s 0.5
 
 clean: stop
 	rm -rf $(VENV) .vlserve

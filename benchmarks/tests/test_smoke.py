@@ -163,6 +163,13 @@ def test_fuzz_finds_no_server_error(tmp_path: Path) -> None:
     assert all(result["requests"].values())
 
 
+def test_slow_bodies_leave_another_caller_served(tmp_path: Path) -> None:
+    out = tmp_path / "slow_bodies.json"
+    run("endurance.slow_bodies", "--bodies", 8, "--mib", 2, "--seconds", 3, "--out", out)
+    result = json.loads(out.read_text())
+    assert set(result["outcomes"]) == {"answered"} and result["largest_mib"] > 0
+
+
 def test_attention_measures_memory_and_time() -> None:
     cost = json.loads(run("models.attention", "--measure", "chunk 4", "--visual", 525, "--runs", 1))
     assert cost["peak_mib"] > 0 and cost["time_ms"] > 0
