@@ -20,7 +20,13 @@ from torch.nn import functional as F
 
 from vlserve.exporter.recipe import GraphPlan, Served, Spec
 from vlserve.exporter.wordpiece import read_vocabulary, wordpiece, wordpiece_input
-from vlserve.families.config_file import check_positions, check_said, parse_config, vocabulary_of
+from vlserve.families.config_file import (
+    check_positions,
+    check_said,
+    parse_config,
+    section,
+    vocabulary_of,
+)
 from vlserve.families.examples import example_inputs
 from vlserve.models.bert import BertConfig, BertEncoder, bert_sizes
 from vlserve.models.efficientnet_lite import (
@@ -207,7 +213,7 @@ class DualEncoderRecipe:
         completed = dict(config) | {"embedding": embedding}
         check_said(config, {"embedding": embedding})
         for part, sizes in parts.items():
-            said = dict(config.get(part) or {})
+            said = section(config, part)
             check_said(said, sizes)
             completed[part] = said | sizes
         completed["text"].setdefault("heads", TEXT_HEADS)

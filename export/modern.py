@@ -30,7 +30,13 @@ from torch.nn import functional as F
 from vlserve.errors import ExportError
 from vlserve.exporter.recipe import GraphPlan, Served, Spec
 from vlserve.exporter.wordpiece import read_vocabulary, wordpiece, wordpiece_input
-from vlserve.families.config_file import check_positions, check_said, parse_config, vocabulary_of
+from vlserve.families.config_file import (
+    check_positions,
+    check_said,
+    parse_config,
+    section,
+    vocabulary_of,
+)
 from vlserve.families.examples import example_inputs
 from vlserve.models.bert import BertConfig, BertEncoder, LayersConfig, bert_sizes
 from vlserve.models.coattention import CoAttention, KeysConfig
@@ -282,7 +288,7 @@ class ModernRecipe:
             raise
         completed = dict(config)
         for part, sizes in shown["parts"].items():
-            said = dict(config.get(part) or {})
+            said = section(config, part)
             check_said(said, sizes)
             completed[part] = said | sizes
         check_said(config, shown["own"])

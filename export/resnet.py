@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from vlserve.errors import ExportError
 from vlserve.exporter.recipe import GraphPlan, Served, Spec
-from vlserve.families.config_file import check_said, parse_config
+from vlserve.families.config_file import check_said, parse_config, section
 from vlserve.families.examples import example_inputs
 from vlserve.models.resnet import (
     HEADS,
@@ -86,9 +86,9 @@ class ResNetRecipe:
         self, config: Mapping[str, Any], state: Mapping[str, Tensor], folder: Path
     ) -> dict[str, Any]:
         given = from_transformers(config) if config.get("model_type") == FAMILY else dict(config)
-        shown, said = resnet_sizes(torchvision_names(state)), dict(given.get("resnet", {}))
+        shown, said = resnet_sizes(torchvision_names(state)), section(given, "resnet")
         check_said(said, shown)
-        image = IMAGE | dict(given.get("image", {}))
+        image = IMAGE | section(given, "image")
         return parse({**given, "image": image, "resnet": said | shown}).model_dump(mode="json")
 
     def build(self, config: Mapping[str, Any]) -> nn.Module:

@@ -30,6 +30,7 @@ from vlserve.exporter.wordpiece import wordpiece, wordpiece_input
 from vlserve.families.config_file import (
     check_positions,
     check_said,
+    listed,
     parse_config,
     read_names,
     vocabulary_of,
@@ -327,7 +328,7 @@ def complete(
         if config.get(name, value) != value:
             raise ExportError(f"config.json: {name} is {config[name]}; only {value} is read")
     task = config.get("task", "answer" if "vil_prediction" in shown["heads"] else "match")
-    if task not in TASKS:
+    if not isinstance(task, str) or task not in TASKS:
         raise ExportError(f"task {task}: {FAMILY} has {', '.join(TASKS)}")
     max_length = min(TASKS[task].max_length, shown["positions"])
     said = {"task_token": TASKS[task].task_token, "max_length": max_length, **config}
@@ -342,6 +343,9 @@ def complete(
         for name, value in said.items()
         if name not in read and not is_ignored(name, NOT_READ)
     }
+    for name in ("t_biattention_id", "v_biattention_id"):
+        if name in config:
+            listed(config[name], name)
     found = {
         "task": task,
         "vocabulary": vocabulary,

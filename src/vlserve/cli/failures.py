@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,8 @@ from vlserve.project import find_project_dir
 from vlserve.settings import load_settings
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_SHORT_WRITE = re.compile(r"^\d+ requested and \d+ written$")
+"""How numpy says that a disk is full."""
 _NO_SPACE_BYTES = 1024 * 1024
 """A disk with less is taken for the full one."""
 
@@ -26,18 +29,20 @@ def explained(error: VlserveError | OSError, words: Sequence[str]) -> str:
 
 
 def _io_message(error: OSError, words: Sequence[str]) -> str:
+    if error.errno in _FULL or _SHORT_WRITE.search(str(error)):
+        said = error.strerror or os.strerror(errno.ENOSPC)
+        return f"{said}: {_full_place(error, words)}. Free some, or choose another place"
     if error.strerror is None:
         return str(error) or type(error).__name__
-    if error.errno in _FULL:
-        return f"{error.strerror}: {_full_place(error, words)}. Free some, or choose another place"
     files = [name for name in (error.filename, error.filename2) if name is not None]
     return f"{' -> '.join(map(_shown, files))}: {error.strerror}" if files else error.strerror
 
 
 def _full_place(error: OSError, words: Sequence[str]) -> str:
     """Return the file or the folders without space: a write does not say where it failed."""
-    if error.filename is not None:
-        return _shown(error.filename)
+    file = error.filename2 or error.filename  # of a copy, the second is written
+    if file is not None:
+        return _shown(file)
     full = dict.fromkeys(_shown(place) for place in _places(words) if _is_full(place))
     return ", ".join(full) or "on the disk of a file that this command writes"
 

@@ -32,6 +32,7 @@ from vlserve.exporter.weights import fit_names, prefix_note
 from vlserve.project import project_file
 from vlserve.runtime.archive import file_sha256, verify_archive
 from vlserve.runtime.backend import open_backend
+from vlserve.runtime.errors import wrong_fields
 from vlserve.runtime.manifest import Graph, Manifest, ModelName, Parity, Version
 from vlserve.settings import Settings, load_settings
 
@@ -105,7 +106,7 @@ def export_archive(
     with tempfile.TemporaryDirectory(prefix="vlserve-export-") as folder:
         work = Path(folder)
         (work / "assets").mkdir()
-        served = trained.recipe.serve(trained.config, work / "assets")
+        served = _served(trained, work / "assets")
         if served.image:
             check_pixel_scale(served.image)
         with nullcontext(converter) if converter else Converter() as converting:
@@ -169,6 +170,15 @@ def read_trained(
             *([published.note] if published else []),
         ),
     )
+
+
+def _served(trained: Trained, assets: Path) -> Served:
+    """What the recipe says of requests and answers. ExportError where config.json asks for what no
+    manifest can say."""
+    try:
+        return trained.recipe.serve(trained.config, assets)
+    except ValidationError as error:
+        raise ExportError(f"config.json: {wrong_fields(error, 'config')}") from error
 
 
 def _check_request(format: str, precision: str, name: str | None, version: int) -> None:

@@ -119,6 +119,8 @@ def _layer_sizes(
     first = f"{layers}.0.{attention}.attention"
     keys, hidden = state[f"{first}.fc_k.weight"].shape
     values = state[f"{first}.fc_v.weight"].shape[0]
+    if not isinstance(heads, int) or heads < 1:
+        raise ExportError(f"config.json: heads must be a whole number, not {repr(heads)[:50]}")
     if keys % heads or values % heads:
         raise ExportError(f"heads: {heads} do not divide the {keys} keys and {values} values")
     return {

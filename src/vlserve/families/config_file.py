@@ -23,6 +23,21 @@ def parse_config(kind: type[AnyConfig], config: Mapping[str, Any], family: str) 
         raise ExportError(f"config.json of a {family} checkpoint: {wrong}") from error
 
 
+def section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return an object in config.json, empty where there is none. ExportError where it is none."""
+    said = config.get(name)
+    if said is not None and not isinstance(said, Mapping):
+        raise ExportError(f"config.json: {name} must be an object, not {repr(said)[:50]}")
+    return dict(said or {})
+
+
+def listed(said: Any, name: str) -> list[Any]:
+    """Return a list that config.json has under ``name``. ExportError where it is none."""
+    if not isinstance(said, list | tuple):
+        raise ExportError(f"config.json: {name} must be a list, not {repr(said)[:50]}")
+    return list(said)
+
+
 def check_said(config: Mapping[str, Any], shown: Mapping[str, Any]) -> None:
     """CheckpointMismatch where config.json says otherwise than the tensors show."""
     wrong = [
@@ -38,7 +53,9 @@ def vocabulary_of(config: Mapping[str, Any], folder: Path) -> Any:
     """The tokens that config.json lists, or those of the file in ``folder`` that it names, by
     default a vocab.txt. ExportError where that cannot be read."""
     named = config.get("vocabulary", VOCABULARY)
-    return read_vocabulary(folder / named) if isinstance(named, str) else named
+    return (
+        read_vocabulary(folder / named) if isinstance(named, str) else listed(named, "vocabulary")
+    )
 
 
 def check_positions(max_length: int, positions: int) -> None:

@@ -30,7 +30,7 @@ from vlserve.errors import ExportError
 from vlserve.exporter.checkpoint import open_checkpoint
 from vlserve.exporter.recipe import GraphPlan
 from vlserve.exporter.weights import fit_names
-from vlserve.families.config_file import check_said
+from vlserve.families.config_file import check_said, section
 from vlserve.models.resnet import (
     ResNet,
     ResNetConfig,
@@ -90,9 +90,9 @@ def complete_grid(
         raise ExportError('grid of config.json must be like {"checkpoint": "resnet50.safetensors"}')
     path = str((folder / checkpoint).resolve()) if isinstance(checkpoint, str) else None
     shown = resnet_sizes(_resnet_of(Path(path)) if path else torchvision_names(along))
-    resnet = dict(said.get("resnet", {}))
+    resnet = section(said, "resnet")
     check_said(resnet, shown)
-    image = SIZE | dict(said.get("image", {}))
+    image = SIZE | section(said, "image")
     return {**said, "checkpoint": path, "image": image, "resnet": resnet | shown}
 
 

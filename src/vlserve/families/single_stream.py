@@ -22,7 +22,13 @@ from torch.nn.functional import gelu
 from vlserve.errors import CheckpointMismatch, ExportError
 from vlserve.exporter.recipe import GraphPlan, Served, Spec
 from vlserve.exporter.wordpiece import wordpiece, wordpiece_input
-from vlserve.families.config_file import check_positions, parse_config, read_names, vocabulary_of
+from vlserve.families.config_file import (
+    check_positions,
+    listed,
+    parse_config,
+    read_names,
+    vocabulary_of,
+)
 from vlserve.families.examples import example_inputs
 from vlserve.families.grid import (
     PREFIX as GRID,
@@ -306,7 +312,7 @@ def complete(
     field = CLASSES.get(completed["task"])
     if field and isinstance(completed.get(field), str):
         completed[field] = read_names(folder / completed[field], field)
-    named = len(completed.get(field) or ()) if field else 0
+    named = len(listed(completed.get(field) or (), field)) if field else 0
     if named and named != shown["classes"]:
         wrong.append(f"{field}: config.json names {named}, the checkpoint has {shown['classes']}")
     if wrong:

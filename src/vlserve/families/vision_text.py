@@ -16,7 +16,13 @@ from torch.nn import functional as F
 
 from vlserve.errors import ExportError
 from vlserve.exporter.wordpiece import wordpiece
-from vlserve.families.config_file import check_positions, check_said, read_names, vocabulary_of
+from vlserve.families.config_file import (
+    check_positions,
+    check_said,
+    read_names,
+    section,
+    vocabulary_of,
+)
 from vlserve.models.bert import BertConfig, BertEncoder, bert_sizes
 from vlserve.models.decoder import TextDecoder
 from vlserve.models.keys import check_keys
@@ -101,7 +107,7 @@ def complete(
     no others. CheckpointMismatch where it is otherwise, or where config.json says otherwise than
     the tensors; ExportError for a task that the family does not have.
     """
-    if config["task"] not in parts_of:
+    if not isinstance(config["task"], str) or config["task"] not in parts_of:
         raise ExportError(f"task {config['task']}: {family} has {', '.join(parts_of)}")
     parts = parts_of[config["task"]]
     prefixes = tuple(f"{part}." for part in parts)
@@ -115,7 +121,7 @@ def complete(
     check_said(config, shown)
     side = int((state["visual_encoder.pos_embed"].shape[1] - 1) ** 0.5) * shown["vision"]["patch"]
     image = {"height": side, "width": side, "mean": CLIP_MEAN, "std": CLIP_STD}
-    completed = {**config, **shown, "image": image | dict(config.get("image", {}))}
+    completed = {**config, **shown, "image": image | section(config, "image")}
     completed["vocabulary"] = vocabulary_of(config, folder)
     if isinstance(config.get("answers"), str):
         completed["answers"] = read_names(folder / config["answers"], "answers")

@@ -2,6 +2,8 @@
 nothing pickled."""
 
 import json
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,8 +144,20 @@ def load_state(path: Path, state: TrainState) -> None:
 def _save(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
     partial = path.with_name(f".{path.name}.partial")
     plain = {name: value.detach().contiguous() for name, value in tensors.items()}
-    save_file(plain, partial, metadata=metadata)
+    try:
+        save_file(plain, partial, metadata=metadata)
+    except SafetensorError as error:
+        partial.unlink(missing_ok=True)
+        raise _as_os_error(error, path) from error
     partial.replace(path)
+
+
+def _as_os_error(error: SafetensorError, path: Path) -> OSError:
+    """Return what the system said, which safetensors tells as a text."""
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    if number is None:
+        return OSError(f"{path} cannot be written: {error}")
+    return OSError(int(number[1]), os.strerror(int(number[1])), str(path))
 
 
 def _read_header(path: Path) -> dict[str, Any]:

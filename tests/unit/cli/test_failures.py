@@ -182,3 +182,13 @@ def test_the_script_runs_in_an_ascii_locale(tmp_path: Path, settings: dict[str, 
     )
     assert done.returncode == 0, done.stderr
     assert b"is down: `vlserve up` starts it" in done.stdout
+
+
+def test_a_copy_and_a_short_write_name_what_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLSERVE_PROJECT_DIR", str(tmp_path))
+    copied = OSError(errno.ENOSPC, "No space left on device", "/from", None, "/to")
+    assert failures.explained(copied, []).startswith("No space left on device: /to. ")
+    short = OSError("8192 requested and 0 written")
+    assert failures.explained(short, []).startswith("No space left on device: ")
