@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vlserve.runtime.body import MAX_JSON_MARKS
 from vlserve_worker import bodies
 
 TYPE = "multipart/form-data; boundary=b"
@@ -112,6 +113,15 @@ def test_what_is_no_whole_form_is_refused_with_a_sentence(
 def test_a_body_that_is_no_form_is_left_alone(content_type: str | None) -> None:
     body = bytearray(b'{"text": "cat"}')
     assert unwrapped(body, content_type) == {"top_k": b"3", "body": body}
+
+
+def test_json_of_millions_of_values_is_refused_for_handlers_that_do_not_count() -> None:
+    assert bodies.MAX_JSON_MARKS == MAX_JSON_MARKS
+    body = bytearray(b'{"a": [' + b"1," * bodies.MAX_JSON_MARKS + b"1]}")
+    for content_type in ("application/json", URLENCODED, None):
+        with pytest.raises(bodies.BodyRefused) as refused:
+            unwrapped(body, content_type)
+        assert refused.value.code == "body_too_complex"
 
 
 @given(st.binary(max_size=200), st.sampled_from(["gzip", "deflate", "br", ""]), st.text())

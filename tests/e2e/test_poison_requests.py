@@ -2,52 +2,69 @@
 
 import random
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 
 from support.request_bodies import JPEG
+from support.running_stack import make_settings
 from vlserve.exporter.echo import VOCABULARY, pack_echo
-from vlserve.testing import RunningStack
+from vlserve.testing import RunningStack, running_stack
 
 POISON = "慢"
 MODEL = "poisoned"
 CLIENTS = 16
 
 
+PATIENCE_S = 200.0
+"""Thirty workers die one after the other, and a busy machine takes its time to replace them."""
+
+
 @pytest.fixture(scope="module")
-def served(stack: RunningStack, tmp_path_factory: pytest.TempPathFactory) -> RunningStack:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     folder = tmp_path_factory.mktemp("poisoned")
     archive = pack_echo(folder, MODEL, 1, crash_on_id=VOCABULARY[POISON], delay_ms=20)
-    stack.control.register(archive)
-    stack.control.release(MODEL, 1)
-    return stack
+    with running_stack(make_settings(folder / "stack", timeout_s=PATIENCE_S)) as running:
+        running.control.register(archive)
+        running.control.release(MODEL, 1)
+        yield running
 
 
 def ask(served: RunningStack, text: str) -> httpx.Response:
-    return served.http.post(f"/predictions/{MODEL}", files={"image": JPEG}, data={"text": text})
+    url = f"{served.gateway_url}/predictions/{MODEL}"
+    files, data = {"image": JPEG}, {"text": text}
+    return httpx.post(url, files=files, data=data, timeout=PATIENCE_S, trust_env=False)
 
 
-def test_fifteen_kill_nobody_s_answer(served: RunningStack) -> None:
-    """Each kills two workers, the second while it runs alone; whoever shared a batch with it is
-    sent again by the gateway."""
-    poison = [f"{POISON} {number}" for number in range(15)]
-    neighbours = [f"cat {number}" for number in range(400)]
-    texts = [*poison, *neighbours]
+@pytest.mark.parametrize(
+    ("poisons", "neighbours"), [(2, 60), pytest.param(15, 400, marks=pytest.mark.long)]
+)
+def test_nobody_else_loses_an_answer(served: RunningStack, poisons: int, neighbours: int) -> None:
+    """Each kills two workers, the second while it runs alone. Whoever shared a batch with it is
+    sent again by the gateway, five times in all: a poison that meets four others is refused when it
+    is asked again."""
+    poison = [f"{POISON} {poisons} {number}" for number in range(poisons)]
+    others = [f"cat {poisons} {number}" for number in range(neighbours)]
+    texts = [*poison, *others]
     random.Random(0).shuffle(texts)
     with ThreadPoolExecutor(CLIENTS) as pool:
         replies = dict(zip(texts, pool.map(lambda text: ask(served, text), texts), strict=True))
-    assert Counter(replies[text].status_code for text in neighbours) == {200: 400}
-    refusals = [replies[text] for text in poison]
-    said = Counter((reply.status_code, reply.json()["error"]["code"]) for reply in refusals)
-    assert said == {(500, "request_killed_worker"): 15}
-    assert len({reply.json()["request_id"] for reply in refusals}) == 15
+    assert Counter(replies[text].status_code for text in others) == {200: neighbours}
+    said = {replies[text].json()["error"]["code"] for text in poison}
+    assert "request_killed_worker" in said
+    assert said <= {"request_killed_worker", "engine_failed"}
+    for text in poison:
+        refused = ask(served, text)
+        assert refused.status_code == 500
+        assert refused.json()["error"]["code"] == "request_killed_worker"
 
 
 def test_it_is_refused_at_once_afterwards(served: RunningStack) -> None:
+    assert ask(served, f"{POISON} again").status_code == 500
     for _ in range(3):
-        reply = ask(served, f"{POISON} 0")
+        reply = ask(served, f"{POISON} again")
         assert (reply.status_code, reply.headers["x-model-version"]) == (500, "1")
         assert "refused for 600 s" in reply.json()["error"]["message"]
     assert ask(served, "cat 0").status_code == 200
