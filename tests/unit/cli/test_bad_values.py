@@ -118,27 +118,23 @@ def test_a_path_that_cannot_be_used_is_no_traceback(
         assert ended.line
 
 
+FILES = [path for path in PATHS if path.values[1].type_descriptor.parameter_info.file_okay]
 CONTENTS: dict[str, bytes] = {
     "empty": b"",
     "random": bytes(range(256)) * 8,
     "utf-16": '{"id": "1"}\n'.encode("utf-16"),
-    "gb18030": '{"id": "标题"}\n'.encode("gb18030"),
     "mark": b"\xef\xbb\xbf{}\n",
     "list": b"[1, 2]\n",
-    "number": b"1e999\n",
     "deep": b"[" * 100_000,
-    "nul": b"\0" * 100,
     "zip": b"PK\x05\x06" + bytes(18),
 }
 
 
 @pytest.mark.parametrize("kind", CONTENTS)
-@pytest.mark.parametrize(("name", "parameter"), PATHS)
+@pytest.mark.parametrize(("name", "parameter"), FILES)
 def test_a_file_that_cannot_be_used_is_one_line(
     run: Run, tmp_path: Path, name: str, parameter: Any, kind: str
 ) -> None:
-    if not parameter.type_descriptor.parameter_info.file_okay:
-        pytest.skip("a folder to write")
     (tmp_path / "file").write_bytes(CONTENTS[kind])
     (tmp_path / "bad").write_bytes(CONTENTS[kind])
     ended = run(*_words(name, parameter, "bad"))
@@ -149,21 +145,7 @@ def test_a_file_that_cannot_be_used_is_one_line(
 
 # Options
 
-VALUES = [
-    "",
-    "x",
-    "-1",
-    "0",
-    "nan",
-    "inf",
-    "1e999",
-    "9" * 5000,
-    "\udcff",
-    "猫",
-    "--",
-    "a=b",
-    "None",
-]
+VALUES = ["", "x", "-1", "nan", "inf", "9" * 5000, "\udcff", "a=b"]
 
 
 @pytest.mark.parametrize("value", VALUES, ids=range(len(VALUES)))
