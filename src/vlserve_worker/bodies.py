@@ -36,6 +36,9 @@ MAX_HEADER_BYTES = 8192
 MAX_ESCAPES = 1_000_000
 """Percent signs of an urlencoded form: each is an object of its own while it is read."""
 
+MAX_GZIP_STREAMS = 64
+"""Most gzip streams one after the other: what follows a stream is copied, each time whole."""
+
 MAX_JSON_MARKS = 1_000_000
 """Most commas, colons, brackets and braces of a JSON body, as vlserve.runtime.body has it."""
 
@@ -170,8 +173,14 @@ def _window(body: bytearray, name: str) -> int:
 
 
 def _inflated(body: bytearray, window: int, max_bytes: int) -> bytearray:
-    whole, rest = bytearray(), bytes(body)
+    whole, rest, streams = bytearray(), bytes(body), 0
     while rest:  # gzip may be several streams, one after the other
+        streams += 1
+        if streams > MAX_GZIP_STREAMS:
+            raise BodyRefused(
+                f"the body is packed in more than {MAX_GZIP_STREAMS} gzip streams: pack it as one",
+                TOO_COMPLEX,
+            )
         stream = zlib.decompressobj(window)
         whole += stream.decompress(rest, max_bytes + 1 - len(whole))
         if len(whole) > max_bytes:

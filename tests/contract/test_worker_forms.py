@@ -140,3 +140,12 @@ def test_packed_bodies_stay_within_their_limit() -> None:
         bodies.unpacked(bytearray(packed), "gzip", 1000)
     assert refused.value.code == "body_too_large"
     assert bodies.unpacked(bytearray(packed), "gzip", 1200) == bytes(1200)
+
+
+def test_what_follows_a_stream_is_not_copied_without_end() -> None:
+    """32 MiB of empty streams would take a worker half an hour."""
+    least = gzip.compress(b"{}") + gzip.compress(b"") * (bodies.MAX_GZIP_STREAMS - 1)
+    assert bodies.unpacked(bytearray(least), "gzip", 1000) == b"{}"
+    with pytest.raises(bodies.BodyRefused, match="more than 64 gzip streams: pack it as one") as no:
+        bodies.unpacked(bytearray(least + gzip.compress(b"")), "gzip", 1000)
+    assert no.value.code == "body_too_complex"

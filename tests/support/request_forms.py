@@ -468,6 +468,14 @@ def _packed() -> Iterator[Variant]:
         gzip.compress(good[:99]) + gzip.compress(good[99:]),
         "x-gzip",
     )
+    yield sent(
+        "gzip in more than 64 streams",
+        "",
+        "the body is packed in more than 64 gzip streams: pack it as one",
+        packed + gzip.compress(b"") * 64,
+        "gzip",
+        code="body_too_complex",
+    )
     yield sent("deflate", "", READ, zlib.compress(good), "deflate")
     yield sent(
         "deflate without zlib's head",
