@@ -198,11 +198,12 @@ class _Reader:
 
 def _codes_of_zeros(tables: bytes) -> Iterator[tuple[int, int | None]]:
     """Table (AC: 16 more) -> the symbol of its first code, which is of zeros alone."""
-    while len(tables) >= 17:
-        number, counts = tables[0], tables[1:17]
-        symbols = tables[17 : 17 + sum(counts)]
+    at = 0
+    while at + 17 <= len(tables):
+        number, count = tables[at], sum(tables[at + 1 : at + 17])
+        symbols = tables[at + 17 : at + 18] if count else b""
         yield (number & 15) + (16 if number >> 4 else 0), symbols[0] if symbols else None
-        tables = tables[17 + sum(counts) :]
+        at += 17 + count
 
 
 class PixelFeed(io.BytesIO):
