@@ -215,10 +215,13 @@ def test_a_whole_ledger_is_not_rebuilt(stopped: Path, settings: Settings) -> Non
 def test_nobody_rebuilds_what_a_control_service_has_open(
     tagger: Control, settings: Settings
 ) -> None:
-    (settings.model_store / LEDGER).unlink()
+    """Nor are its files moved away under it."""
+    (settings.model_store / LEDGER).write_bytes(b"damaged")
     refuse_lost_ledger(settings.model_store)
-    with pytest.raises(ControlError, match="another control service"):
+    files = sorted(settings.model_store.glob(f"{LEDGER}*"))
+    with pytest.raises(ControlError, match=r"a control service has the ledger .* `vlserve down`"):
         list(rebuild_ledger(settings))
+    assert sorted(settings.model_store.glob(f"{LEDGER}*")) == files
 
 
 def test_last_routes_are_read_back(settings: Settings) -> None:

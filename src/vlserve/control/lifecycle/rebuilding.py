@@ -9,7 +9,7 @@ from pathlib import Path
 from vlserve.control.domain import State
 from vlserve.control.gateway.last_routes import LastRoute, last_routes
 from vlserve.control.store.database import LEDGER
-from vlserve.control.store.kept_archives import kept_archives, knows_versions
+from vlserve.control.store.kept_archives import kept_archives, knows_versions, refuse_open
 from vlserve.control.store.ledger import Ledger
 from vlserve.errors import ArchiveError, ControlError, LedgerDamaged
 from vlserve.runtime.archive import file_sha256, verify_archive
@@ -38,6 +38,7 @@ def rebuild_ledger(settings: Settings) -> Iterator[str]:
         ControlError: the ledger is whole, or a control service has it open.
     """
     store = settings.model_store
+    refuse_open(store)  # before anything is moved
     try:
         whole = knows_versions(store)
     except LedgerDamaged:

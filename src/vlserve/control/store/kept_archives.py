@@ -56,6 +56,14 @@ def refuse_lost_ledger(store: Path) -> None:
         )
 
 
+def refuse_open(store: Path) -> None:
+    """Raise ControlError where a control service has the ledger of ``store`` open."""
+    if _is_open(store):
+        raise ControlError(
+            f"a control service has the ledger of {store} open: `vlserve down` first"
+        )
+
+
 def knows_versions(store: Path) -> bool:
     """Return whether the ledger of ``store`` is there and knows a version. LedgerDamaged."""
     file = store / LEDGER
