@@ -118,7 +118,7 @@ class ControlService:
         self.rollouts.refuse_if_under_way(model)
         if version is not None:
             self._ledger.version(model, version)
-        stack = self._ledger.model(model).stack
+        stack = self._traffic.unrecorded.in_force(self._ledger.model(model)).stack
         target = rollback_target(model, stack, version)
         record, previous = self._ledger.version(model, target), stack[-1]
         if record.state.routable:  # it serves: nothing that is done to it meanwhile is waited for

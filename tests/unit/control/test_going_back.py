@@ -3,7 +3,7 @@
 import sqlite3
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -29,6 +29,7 @@ from vlserve.errors import (
     LedgerFull,
     LedgerUnwritable,
     NoRelease,
+    NothingToRollBackTo,
     NotReady,
     StoreUnwritable,
 )
@@ -233,6 +234,26 @@ def test_rollback_changes_the_gateway_first_where_the_ledger_takes_no_change(
     assert tagger.service.health().status == "ok"
 
 
+def test_back_twice_while_the_ledger_takes_no_change(
+    tagger: Control, packed: Archive, gateway: FakeGateway
+) -> None:
+    """The second way back does not make the ledger miss the first."""
+    tagger.service.release("tagger", 2)
+    register(tagger, packed("tagger", 3))
+    tagger.service.rollouts.start("tagger", 3, {})
+    with locked(tagger):
+        assert tagger.service.rollback("tagger").version == 2
+        assert tagger.service.rollback("tagger").version == 1
+        assert gateway.route().weights == {1: 100}
+        with pytest.raises(NothingToRollBackTo):
+            tagger.service.rollback("tagger")
+    tagger.reconciler.tick()
+    assert gateway.route().weights == {1: 100}
+    assert ledger_says(tagger) == ('{"1": 100}', "aborted")
+    assert tagger.ledger.model("tagger").stack == (1,)
+    assert tagger.service.health().status == "ok"
+
+
 def test_a_restart_does_not_forget_what_the_ledger_was_not_told(
     tagger: Control, settings: Settings, engine: FakeEngine, gateway: FakeGateway
 ) -> None:
@@ -289,10 +310,16 @@ def test_a_gateway_that_refuses_leaves_nothing_to_tell(
         assert gateway.route().weights == {2: 20, 1: 80}
 
 
+@pytest.mark.parametrize("ledger_too", [False, True], ids=["room", "room and ledger"])
 def test_the_gateways_files_get_the_space_that_is_set_aside(
-    tagger: Control, gateway: FakeGateway, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    tagger: Control,
+    gateway: FakeGateway,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    ledger_too: bool,
 ) -> None:
-    """The fake has no files: it takes the routing once the space is free."""
+    """The fake has no files: it takes the routing once the space is free. The ledger may be locked
+    as well."""
     reserve = settings.state_dir / "gateway" / "reserve"
     reserve.parent.mkdir(parents=True, exist_ok=True)
     start(tagger)
@@ -308,7 +335,23 @@ def test_the_gateways_files_get_the_space_that_is_set_aside(
     monkeypatch.setattr(gateway, "apply", apply_where_there_is_room)
     with pytest.raises(GatewayUnwritable):
         tagger.service.rollouts.promote("tagger")
-    assert tagger.service.rollouts.abort("tagger").unrecorded == ""
+    with locked(tagger) if ledger_too else nullcontext():
+        assert bool(tagger.service.rollouts.abort("tagger").unrecorded) is ledger_too
+    assert gateway.route().weights == {1: 100}
+
+
+def test_a_reserve_that_cannot_be_freed_does_not_hinder_the_way_back(
+    on_disk: Control, disk: Path, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the gateway's own, where state_dir is read-only."""
+    start(on_disk)
+    fill(disk)
+
+    def refuse() -> None:
+        raise OSError("Read-only file system")
+
+    monkeypatch.setattr(on_disk.service._traffic._reserves[1], "give_up", refuse)
+    assert on_disk.service.rollouts.abort("tagger").unrecorded == ""
     assert gateway.route().weights == {1: 100}
 
 

@@ -106,8 +106,7 @@ class Traffic:
             try:
                 self._go_back(change)
             except (LedgerFull, GatewayUnwritable):
-                for reserve in self._reserves:
-                    reserve.give_up()
+                self._give_up_reserves()
             except (LedgerUnwritable, LedgerDamaged) as error:
                 return self._go_back_unrecorded(change, error)
             else:
@@ -121,24 +120,33 @@ class Traffic:
     def _go_back(self, change: ChangeBack) -> None:
         with self.change_weights(change.model, full_weight(change.version)):
             if not self.unrecorded.is_due(change):
-                raise NotReady(
-                    f"traffic of {change.model} moved meanwhile: look at `vlserve history "
-                    f"{change.model}`, and go back again if it is to be"
-                )
+                raise _moved(change.model)
             self.unrecorded.record(change)
 
     def _go_back_unrecorded(self, change: ChangeBack, error: ControlError) -> str:
+        in_force = self.unrecorded.in_force(self._ledger.model(change.model))
+        if change.ends is None and in_force.stable != change.previous:
+            raise _moved(change.model)
         self.unrecorded.add(change, str(error))
         try:
-            self._apply(self._wanted())
+            try:
+                self._apply(self._wanted())
+            except GatewayUnwritable:
+                self._give_up_reserves()
+                self._apply(self._wanted())
         except BaseException:
-            self.unrecorded.drop(change.model)
+            self.unrecorded.drop_last(change.model)
             raise
         return str(error)
 
+    def _give_up_reserves(self) -> None:
+        for reserve in self._reserves:
+            with suppress(OSError):  # one on a read-only disk: the others may be enough
+                reserve.give_up()
+
     def _refuse_unrecorded(self, model: str) -> None:
         self.unrecorded.tell()
-        change = self.unrecorded.of(model)
+        change = self.unrecorded.last_of(model)
         if change is not None:
             raise LedgerUnwritable(
                 f"{model} went back to {change.version}, and the ledger does not know it yet: "
@@ -227,3 +235,10 @@ class Traffic:
     def _apply(self, routing: Routing) -> None:
         self._gateway.apply(routing)
         self._in_force = routing
+
+
+def _moved(model: str) -> NotReady:
+    return NotReady(
+        f"traffic of {model} moved meanwhile: look at `vlserve history {model}`, and go back again "
+        "if it is to be"
+    )

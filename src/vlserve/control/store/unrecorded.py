@@ -51,7 +51,7 @@ class ChangeBack:
     ends: EndOfRollout | None = None
 
 
-_NOTE = TypeAdapter(dict[str, ChangeBack])
+_NOTE = TypeAdapter(dict[str, tuple[ChangeBack, ...]])
 
 
 class Unrecorded:
@@ -96,13 +96,15 @@ class Unrecorded:
 
     def add(self, change: ChangeBack, why: str) -> None:
         """Note a change that is about to be put in force, and why the ledger cannot be told."""
-        self._changes[change.model] = change
+        self._changes[change.model] = (*self._of(change.model), change)
         self._why = why
         self._write()
 
-    def drop(self, model: str) -> None:
-        """Forget the change of a model: it did not come into force."""
-        self._changes.pop(model, None)
+    def drop_last(self, model: str) -> None:
+        """Forget the last change of a model: it did not come into force."""
+        self._changes[model] = self._of(model)[:-1]
+        if not self._changes[model]:
+            del self._changes[model]
         self._write()
 
     def tell(self) -> None:
@@ -110,27 +112,37 @@ class Unrecorded:
         if not self._changes:
             return
         try:
-            for change in list(self._changes.values()):
+            for model, changes in list(self._changes.items()):
                 with self._ledger.transaction():
-                    if self.is_due(change):
-                        self.record(change)
-                        self._ledger.record(change.model, change.version, "recorded_late")
-                    else:
-                        logger.warning("the ledger moved on, so it is not told of %s", change)
-                    self._ledger.intend(change.model, None)
-                self.drop(change.model)
+                    for change in changes:
+                        self._tell(change)
+                    self._ledger.intend(model, None)
+                del self._changes[model]
+                self._write()
         except (LedgerUnwritable, LedgerDamaged) as error:
             self._why = str(error)
 
-    def of(self, model: str) -> ChangeBack | None:
-        """Return the change that the ledger does not know of this model, if there is one."""
-        return self._changes.get(model)
+    def _tell(self, change: ChangeBack) -> None:
+        if self.is_due(change):
+            self.record(change)
+            self._ledger.record(change.model, change.version, "recorded_late")
+        else:
+            logger.warning("the ledger moved on, so it is not told of %s", change)
+
+    def last_of(self, model: str) -> ChangeBack | None:
+        """Return the last change that the ledger does not know of this model, if there is one."""
+        return next(reversed(self._of(model)), None)
+
+    def _of(self, model: str) -> tuple[ChangeBack, ...]:
+        return self._changes.get(model, ())
 
     def in_force(self, record: ModelRecord) -> ModelRecord:
         """Return a model as the gateway has it."""
-        change = self._changes.get(record.model)
-        if change is None:
-            return record
+        for change in self._of(record.model):
+            record = self._after(record, change)
+        return record
+
+    def _after(self, record: ModelRecord, change: ChangeBack) -> ModelRecord:
         stack = record.stack
         if change.ends is None and change.version in stack:
             newest = len(stack) - 1 - stack[::-1].index(change.version)
@@ -146,21 +158,21 @@ class Unrecorded:
 
     def ended(self, rollout: Rollout) -> Rollout:
         """Return a rollout as it stands at the gateway."""
-        change = self._changes.get(rollout.model)
-        if change is None or change.ends is None or change.ends.id != rollout.id:
-            return rollout
-        return replace(rollout, status=change.ends.status, shadow_percent=0)
+        for change in self._of(rollout.model):
+            if change.ends is not None and change.ends.id == rollout.id:
+                return replace(rollout, status=change.ends.status, shadow_percent=0)
+        return rollout
 
     def troubles(self) -> Iterator[Trouble]:
         """Yield what the ledger does not know yet."""
-        for change in list(self._changes.values()):
+        for change in [changes[-1] for changes in list(self._changes.values())]:
             yield Trouble(
                 "ledger",
                 f"{change.model} is back on {change.version}, but the ledger does not know it yet, "
                 f"and is told as soon as it can be written: {self._why}",
             )
 
-    def _read(self) -> dict[str, ChangeBack]:
+    def _read(self) -> dict[str, tuple[ChangeBack, ...]]:
         try:
             text = self._note.read_text(encoding="utf-8").strip() if self._note.exists() else ""
             return _NOTE.validate_json(text) if text else {}
@@ -171,8 +183,11 @@ class Unrecorded:
     def _write(self) -> None:
         """Write over the bytes that are there, which needs no space."""
         short = {
-            model: replace(change, ends=change.ends and replace(change.ends, state_json=""))
-            for model, change in self._changes.items()
+            model: tuple(
+                replace(change, ends=change.ends and replace(change.ends, state_json=""))
+                for change in changes
+            )
+            for model, changes in self._changes.items()
         }
         text = _NOTE.dump_json(short) if short else b""
         try:
