@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from vlserve.cli.output import AsJson, print_json, print_line, progress
-from vlserve.cli.parameters import Group, control_client, folder_option, written_file_option
+from vlserve.cli.parameters import Group, control_client, finite, folder_option, written_file_option
 from vlserve.control.domain import State
 from vlserve.errors import BatchError, NotReady
 from vlserve.extras import require_extras
@@ -63,7 +63,12 @@ def batch(
         typer.Option(min=1, help="Number of worker processes. Default: cores that may be used."),
     ] = None,
     item_timeout: Annotated[
-        float, typer.Option(min=2.0, help="Time after which a row without an answer fails, in s.")
+        float,
+        typer.Option(
+            min=2.0,
+            callback=finite,
+            help="Time after which a row without an answer fails, in s.",
+        ),
     ] = 60.0,
     max_error_rate: Annotated[
         float,
