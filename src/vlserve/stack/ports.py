@@ -107,7 +107,8 @@ def _holder(port: int) -> str | None:
         address, pid = connection.laddr, connection.pid
         if connection.status == psutil.CONN_LISTEN and address and address.port == port and pid:
             try:
-                return f"{psutil.Process(pid).name()} (pid {pid})"
+                holder = psutil.Process(pid)
+                return f"{holder.name()} (pid {pid})" if holder.cmdline() else None  # it is dying
             except psutil.Error:
                 break
     return None
