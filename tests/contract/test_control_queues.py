@@ -24,6 +24,9 @@ from vlserve.errors import ControlBusy
 from vlserve.exporter.echo import pack_echo
 
 SLOW = 45
+WAITING = 20
+"""Of releases of a version that is being loaded: more than there are threads for traffic words."""
+OCTETS = "application/octet-stream"
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +46,25 @@ def ask_to_register(control: RunningControl, archive: Path) -> socket.socket:
     """Send an archive, and do not wait for the answer."""
     url = httpx.URL(control.url)
     caller = socket.create_connection((url.host, url.port), timeout=30)
-    body = archive.read_bytes()
-    head = f"POST /versions?name={archive.name} HTTP/1.1\r\nHost: localhost\r\n"
-    head += f"Authorization: Bearer {control.key}\r\n"
-    head += f"Content-Type: application/octet-stream\r\nContent-Length: {len(body)}\r\n\r\n"
-    caller.sendall(head.encode() + body)
+    _send(caller, control, f"/versions?name={archive.name}", OCTETS, archive.read_bytes())
     return caller
+
+
+def ask_to_release(control: RunningControl, model: str) -> socket.socket:
+    """Ask for version 1 at once, and do not wait for the answer."""
+    url = httpx.URL(control.url)
+    caller = socket.create_connection((url.host, url.port), timeout=30)
+    body = b'{"version": 1, "now": true}'
+    _send(caller, control, f"/models/{model}/releases", "application/json", body)
+    return caller
+
+
+def _send(
+    caller: socket.socket, control: RunningControl, path: str, kind: str, body: bytes
+) -> None:
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {control.key}\r\n"
+    head += f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
+    caller.sendall(head.encode() + body)
 
 
 def begun(control: RunningControl) -> list[str]:
@@ -71,6 +87,8 @@ def test_a_rollback_and_health_do_not_wait_behind_slow_loads(
         callers.enter_context(ask_to_register(control_api, archive))
     at_once = control_api.settings.control.loads_at_once
     wait_until(lambda: len(begun(control_api)) == at_once)
+    for _ in range(WAITING):
+        callers.enter_context(ask_to_release(control_api, begun(control_api)[0]))
     assert client.health().status == "ok"
     assert client.rollback("tagger").version == 1
     assert client.release("tagger", 2).version == 2

@@ -175,9 +175,10 @@ class ControlService:
         return Deletion(model, version, record.state, freed, next(iter(earlier), None))
 
     def is_loaded(self, model: str, version: int) -> bool:
-        """Return whether traffic moves to the version without a load; also where there is none."""
+        """Return whether traffic moves to the version without a load, its own or one that is under
+        way; also where there is no such version."""
         record = self._ledger.find(model, version)
-        return record is None or record.state is not State.RETIRED
+        return record is None or record.state.routable
 
     def models(self) -> list[ModelStatus]:
         """Return every model with its versions."""
