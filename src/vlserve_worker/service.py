@@ -8,6 +8,7 @@ workers. So old archives, which carry the handler of their time, refuse in the s
 import json
 import logging
 import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -75,6 +76,7 @@ class FrontDesk:
         """Return one answer a request, in order: refusals by their own words, the others by the
         handler, those that stood in a dead worker's note one by one after their neighbours."""
         answers: list[Any] = [None] * len(data)
+        began = time.monotonic()
         processors, ids = context.request_processor, context.request_ids
         for at, one in enumerate(data):
             if isinstance(one, Refusal):
@@ -83,7 +85,7 @@ class FrontDesk:
             context.request_processor = [processors[at] for at in places]
             context.request_ids = {new: ids[at] for new, at in enumerate(places)}
             noted = [one for at in places if isinstance(one := data[at], Noted)]
-            with self._at_work([one.digest for one in noted], alone):
+            with self._at_work([one.digest for one in noted], alone, began):
                 said = handler([one.values for one in noted], context)
             if not isinstance(said, list) or len(said) != len(places):
                 return []  # which TorchServe takes for what it is: a handler that is broken
@@ -120,9 +122,13 @@ class FrontDesk:
         return isinstance(one, Noted) and one.digest in self._seen.suspects
 
     @contextmanager
-    def _at_work(self, digests: Sequence[str], alone: bool) -> Iterator[None]:
+    def _at_work(self, digests: Sequence[str], alone: bool, began: float) -> Iterator[None]:
+        """``began``: when the batch did. Who runs alone so late that TorchServe may end the worker
+        first, for what its neighbours took, is no more than a suspect by that."""
         told = self._response_timeout_s
         limit_s = None if told is None else limit_of(told, alone=alone)
+        if alone and told is not None and limit_s is not None:
+            alone = time.monotonic() - began + limit_s <= told
         noted = self._notes.at_work(digests, alone=alone) if self._notes else nullcontext()
         with noted, ended_after(limit_s):
             yield

@@ -3,6 +3,7 @@
 import gzip
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -145,6 +146,24 @@ def test_suspects_run_alone_after_their_neighbours(tmp_path: Path) -> None:
     assert answers == ["a id-0", "b id-1", "c id-2"]
     desk.settle([])
     assert asked(desk, data)[1] == [["a", "b", "c"]]  # both are cleared
+
+
+def test_a_suspect_that_its_neighbours_made_late_is_not_noted_as_alone(tmp_path: Path) -> None:
+    """TorchServe ends a worker that is late with the batch: the last suspect is not the reason."""
+    desk = FrontDesk(1, BatchNotes(tmp_path), 100, response_timeout_s=3)
+    die_at_work(tmp_path, "batch", A, B)
+    desk.settle([])
+    kinds: list[bytes] = []
+
+    def handle(data: list[dict[str, str]], context: Context) -> list[str]:
+        (note,) = tmp_path.glob("*.note")
+        kinds.append(note.read_bytes().partition(b"\n")[0])
+        time.sleep(1.1)
+        return ["said"]
+
+    data = [Noted({"text": text}, digest) for text, digest in zip("ab", (A, B), strict=True)]
+    assert desk.answer(data, Context(2), handle) == ["said", "said"]
+    assert kinds == [b"alone", b"batch"]
 
 
 def test_a_batch_of_refusals_alone_asks_no_handler(tmp_path: Path) -> None:
