@@ -98,8 +98,9 @@ class TorchServeInstance:
         except CallerGone:
             raise
         except LoadFailed as error:
+            in_time = time.monotonic() - began < 0.9 * settings.load_timeout_s
             reason = self._reason(model, version, logged)
-            if time.monotonic() - began < 0.9 * settings.load_timeout_s:
+            if in_time:
                 raise LoadFailed(reason or str(error)) from error
             said = f"; one of them said: {reason}" if reason else ""
             raise LoadFailed(_not_up_in_time(settings) + said) from error
