@@ -310,7 +310,7 @@ def _restarts_missing(codes: bytes, scan: Scan, layout: Layout) -> bool:
         factors = layout.factors.get(scan.components[0], (1, 1))
         blocks = [8 * top / own if own else 8 for top, own in zip(most, factors, strict=True)]
     units = math.ceil(layout.width / blocks[0]) * math.ceil(layout.height / blocks[1])
-    marks = len(re.findall(rb"\xff[\xd0-\xd7]", codes))
+    marks = sum(codes.count(bytes([0xFF, mark])) for mark in range(0xD0, 0xD8))
     expected: int = math.ceil(units / scan.restart_interval) - 1
     return marks < expected
 
