@@ -102,9 +102,11 @@ class Unrecorded:
 
     def drop_last(self, model: str) -> None:
         """Forget the last change of a model: it did not come into force."""
-        self._changes[model] = self._of(model)[:-1]
-        if not self._changes[model]:
-            del self._changes[model]
+        earlier = self._of(model)[:-1]
+        if earlier:
+            self._changes[model] = earlier
+        else:  # health reads along, and finds none that is empty
+            self._changes.pop(model, None)
         self._write()
 
     def tell(self) -> None:
