@@ -64,6 +64,12 @@ def digest_of(request: Mapping[str, Any]) -> str:
     return total.hexdigest()[: 2 * _DIGEST_BYTES]
 
 
+def is_of_a_client(request: Mapping[str, Any]) -> bool:
+    """Return whether the gateway sent a request, which says so in its headers; the control
+    service's own probes have none of them."""
+    return any(one["name"].startswith(OURS) for one in request["headers"])
+
+
 class BatchNotes:
     """One worker's note, and its view of the others'. What cannot be written is left out: a request
     is answered without a note too."""

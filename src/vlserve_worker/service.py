@@ -15,7 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlserve_worker.batch_notes import REFUSED_S, BatchNotes, Suspicions, digest_of
+from vlserve_worker.batch_notes import (
+    REFUSED_S,
+    BatchNotes,
+    Suspicions,
+    digest_of,
+    is_of_a_client,
+)
 from vlserve_worker.bodies import TOO_COMPLEX, TOO_LARGE, UNREADABLE, BodyRefused, unwrap_body
 from vlserve_worker.time_limit import ended_after, limit_of
 
@@ -96,7 +102,9 @@ class FrontDesk:
 
     def _settled(self, request: dict[str, Any]) -> Refusal | str:
         digest = digest_of(request)
-        if digest in self._seen.refused:
+        # A probe is always the same: refused for what a busy machine did, it would keep the version
+        # from being loaded again, or gone back to.
+        if digest in self._seen.refused and is_of_a_client(request):
             return Refusal(
                 KILLED_WORKER,
                 "this request stopped the model's worker twice, by a crash or by taking too long: "

@@ -1,6 +1,7 @@
 """What a worker was at work on when it died, as the other workers read it."""
 
 import gzip
+import json
 import subprocess
 import sys
 import time
@@ -226,8 +227,10 @@ def handle(data, context):
 
 desk = FrontDesk(1, BatchNotes(Path(sys.argv[1])), 100, 3)
 batch = [
-    {"headers": [], "parameters": [{"name": "body", "value": bytearray(text.encode())}]}
-    for text in sys.argv[2:]
+    {"headers": json.loads(sys.argv[2], object_hook=lambda one: {
+        name: value.encode() for name, value in one.items()}),
+     "parameters": [{"name": "body", "value": bytearray(text.encode())}]}
+    for text in sys.argv[3:]
 ]
 data = [
     Noted({"body": request["parameters"][0]["value"]}, one) if isinstance(one, str) else one
@@ -240,11 +243,15 @@ print([one if isinstance(one, str) else json.loads(one)["error"]["code"] for one
 """
 
 
-def test_a_request_that_takes_too_long_is_found(tmp_path: Path) -> None:
-    """A batch of it and another, it alone after the other, then its refusal."""
+OF_A_CLIENT = json.dumps([{"name": "x-vlserve-path", "value": "/predictions/m"}])
 
-    def worker(*texts: str) -> tuple[str, str]:
-        command = [sys.executable, "-c", LATE, str(tmp_path), *texts]
+
+def test_a_request_that_takes_too_long_is_found(tmp_path: Path) -> None:
+    """A batch of it and another, it alone after the other, then its refusal; the control service's
+    own probe is never refused."""
+
+    def worker(*texts: str, headers: str = OF_A_CLIENT) -> tuple[str, str]:
+        command = [sys.executable, "-c", LATE, str(tmp_path), headers, *texts]
         done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
         return done.stdout, done.stderr
 
@@ -254,3 +261,6 @@ def test_a_request_that_takes_too_long_is_found(tmp_path: Path) -> None:
         assert "Timeout (0:00:02" in log
         assert "in handle" in log  # where it was
     assert worker("slow", "fast")[0] == "['request_killed_worker', 'fast']\n"
+    for _ in range(3):
+        said, log = worker("slow", headers="[]")
+        assert (said, "in handle" in log) == ("", True)
