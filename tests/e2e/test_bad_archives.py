@@ -287,6 +287,7 @@ def test_the_number_is_still_free_for_a_good_archive(served: Served) -> None:
         "already_registered": False,
         "retuned": False,
         "untuned": "",
+        "restored": False,
     }
     assert served.states() == {1: State.STABLE, 2: State.READY}
     answer = served.stack.http.post(f"/predictions/{MODEL}/2", json=QUESTION)

@@ -231,6 +231,15 @@ CONTRADICTING = [
         "MAR-INF",
         _holding(ENGINE_MANIFEST, b"{"),
     ),
+    BadArchive(
+        "torchserves-manifest-nested",
+        "manifest_invalid",
+        "MAR-INF",
+        _holding(ENGINE_MANIFEST, b"[" * 60_000),
+    ),
+    BadArchive(
+        "manifest-nested", "manifest_invalid", "manifest", _changed(MANIFEST, b"[" * 100_000)
+    ),
     BadArchive("a-second-models-name", "manifest_invalid", "modelName", _saying(model="second")),
     BadArchive("a-path-for-a-name", "manifest_invalid", "model", _saying(model="../second")),
     BadArchive("a-newer-format", "manifest_invalid", "format", _saying(format=2)),
