@@ -18,6 +18,8 @@ from vlserve.runtime.archive import file_sha256, unpack_archive, verify_archive
 
 KILLED, TIMED_OUT = "worker_killed", "item_timeout"
 _POLL_S = 0.2
+_OPEN_WITHIN_S = 600.0
+"""A worker checks and opens the archive, which may have gigabytes."""
 _STUCK_AFTER = 2
 """Deaths of workers at one part without a row more."""
 
@@ -208,6 +210,9 @@ class _Job:
     def _end_hung(self, crew: Crew, work: Work) -> None:
         limit_s = self._crewing.item_timeout_s
         now = time.monotonic()
+        opening = crew.workers.keys() - work.busy.keys() - set(work.idle)
+        if any(now - crew.workers[number].heard_at > _OPEN_WITHIN_S for number in opening):
+            raise BatchError(f"the archive does not open within {_OPEN_WITHIN_S:g} s")
         hung = [number for number in work.busy if now - crew.workers[number].heard_at > limit_s]
         for number in hung:
             crew.remove(number)

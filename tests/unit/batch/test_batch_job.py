@@ -158,6 +158,14 @@ def test_a_row_that_hangs_is_alone_with_its_error(covers: Path, run: Run, tmp_pa
     assert len(answered) == 32 and all("tags" in row for row in answered if row not in hung)
 
 
+def test_an_archive_that_does_not_open_ends_the_job(
+    covers: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vlserve.batch.run._OPEN_WITHIN_S", 0.0)
+    with pytest.raises(BatchError, match="does not open within"):
+        run(write_jsonl(covers / "in.jsonl", rows_of(3)))
+
+
 def test_a_damaged_row_group_is_errors_of_its_rows_with_their_ids(
     covers: Path, run: Run, tmp_path: Path
 ) -> None:
