@@ -75,7 +75,7 @@ class GatewaySettings(StrictNumbers):
         "waits for running requests.",
     )
     try_timeout_s: Seconds = Field(
-        default=5.0,
+        default=10.0,
         gt=0,
         description="Seconds after which a request without an answer is asked of another instance "
         "as well, where there is one; the first answer counts. From two such tries in a row on, an "
