@@ -70,6 +70,7 @@ bench-endurance: $(INSTALLED)  ## an hour: soak, versions that come and go, many
 	$(BIN)/python -m benchmarks.release.hot_update --rounds 200 --rate 15
 	$(BIN)/python -m benchmarks.endurance.operators
 	$(BIN)/python -m benchmarks.endurance.fuzz
+	$(BIN)/python -m benchmarks.serving.hostile
 	$(BIN)/python -m benchmarks.endurance.slow_bodies
 	$(BIN)/python -m benchmarks.endurance.slow_bodies --drip-s 0.5
 
