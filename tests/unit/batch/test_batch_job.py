@@ -282,11 +282,21 @@ def test_killed_drivers_and_workers_lose_and_double_nothing(covers: Path, tmp_pa
     assert not any("error_code" in row for row in answered)
 
 
+def heed_ctrl_c() -> None:
+    """A shell has its background jobs ignore it, and all that they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_ends_soon_and_the_same_command_goes_on(covers: Path, tmp_path: Path) -> None:
     file = write_jsonl(covers / "stop.jsonl", rows_of(20_000))
     out = tmp_path / "out"
     command = batch_command(covers / "tagger-1.mar", file, out)
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=heed_ctrl_c,
+    )
     wait_for_parts(out, 2, process)
     workers = psutil.Process(process.pid).children()
     process.send_signal(signal.SIGINT)

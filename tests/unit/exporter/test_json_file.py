@@ -31,7 +31,8 @@ def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path: Path) -> None:
         (lambda path: path.write_bytes("{}".encode("utf-16")), "it is not UTF-8, at byte 0"),
         (lambda path: path.write_bytes(b"[" * 100_000), "it is nested too deeply"),
         (lambda path: path.write_bytes(b"{'a': 1}"), "Expecting property name"),
-        (lambda path: path.write_bytes(b""), "Expecting value"),
+        (lambda path: path.write_bytes(b""), "it is an empty file"),
+        (lambda path: path.write_bytes(b"{"), "Expecting property name"),
         (lambda path: None, "No such file"),
     ],
 )
