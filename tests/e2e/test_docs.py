@@ -135,7 +135,8 @@ def test_the_demo_is_idempotent_also_after_a_stop(checkout: Checkout) -> None:
 
 
 def run_documents() -> list[Any]:
-    """Return the documents that show commands; one that trains several networks is ``long``."""
+    """Return the documents that show commands; one that trains several networks or
+    embeds a corpus is ``long``."""
     return [
         pytest.param(document, marks=tier(commands), id=document.name)
         for document in documents()
@@ -146,7 +147,8 @@ def run_documents() -> list[Any]:
 def tier(commands: list[str]) -> Any:
     """Return the marks of a document by its commands."""
     trainings = sum(command.startswith("vlserve train") for command in commands)
-    return pytest.mark.long if trainings > 1 else ()
+    indexes = any(command.startswith("vlserve index") for command in commands)
+    return pytest.mark.long if trainings > 1 or indexes else ()
 
 
 @pytest.mark.timeout(1200)  # a document may train several models

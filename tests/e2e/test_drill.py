@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from vlserve.control.domain import State
 from vlserve.drill.cases import PROMOTED, REFUSED, ROLLED_BACK, Policy
 from vlserve.drill.game_day import run_drill
@@ -11,6 +13,7 @@ from vlserve.testing import RunningStack
 SMALL = Policy(hold_s=1.0, minimum=40, pairs=45)
 
 
+@pytest.mark.long
 def test_six_releases_are_decided_right(
     stack: RunningStack, new_model: str, tmp_path: Path
 ) -> None:

@@ -112,7 +112,14 @@ def _sheds(running: RunningGateway) -> bool:
         return admin.sum(r"^overload\.envoy\.overload_actions\.reduce_timeouts\.scale_percent$") > 0
 
 
-@pytest.mark.parametrize("drip_s", [0.0, 0.5, None], ids=["stalled", "dripping", "http-2"])
+@pytest.mark.parametrize(
+    "drip_s",
+    [
+        pytest.param(0.0, id="stalled"),
+        pytest.param(0.5, id="dripping", marks=pytest.mark.long),
+        pytest.param(None, id="http-2"),
+    ],
+)
 def test_slow_bodies_of_one_caller_leave_the_others_served(
     routed: RunningGateway, drip_s: float | None
 ) -> None:

@@ -38,7 +38,7 @@ HOSTILE = {
 }
 
 
-@pytest.fixture(params=["GBK", "ASCII"])
+@pytest.fixture(params=[pytest.param("GBK", marks=pytest.mark.long), "ASCII"])
 def locale(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str]:
     """The variables of a locale that is not UTF-8."""
     if request.param == "ASCII":

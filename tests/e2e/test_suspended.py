@@ -76,7 +76,7 @@ def test_a_suspended_control_service_is_told_and_up_starts_it_anew(
     assert _status(monkeypatch, settings)["troubles"] == []
 
 
-@pytest.mark.parametrize("word", ["up", "down"])
+@pytest.mark.parametrize("word", ["up", pytest.param("down", marks=pytest.mark.long)])
 def test_a_suspended_supervisord_is_told_and_replaced(
     own_stack: RunningStack, monkeypatch: pytest.MonkeyPatch, word: str
 ) -> None:
@@ -99,6 +99,7 @@ def test_a_suspended_supervisord_is_told_and_replaced(
     assert "waiting for running requests" in said
 
 
+@pytest.mark.long
 def test_what_is_suspended_can_be_killed_and_comes_back_and_down_ends_it(
     own_stack: RunningStack,
 ) -> None:

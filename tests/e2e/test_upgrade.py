@@ -16,7 +16,12 @@ MODELS = ("tagger", "banner")
 WITHIN_S = 120.0
 
 
-@pytest.fixture(params=RECORDINGS)
+@pytest.fixture(
+    params=[
+        *RECORDINGS[-1:],
+        *(pytest.param(one, marks=pytest.mark.long) for one in RECORDINGS[:-1]),
+    ]
+)
 def upgraded(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RunningStack]:
     with running_stack(make_settings(unpack(request.param, tmp_path))) as stack:
         yield stack
