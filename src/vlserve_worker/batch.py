@@ -31,30 +31,13 @@ from vlserve_worker.batch_files import (
     read_spool,
     writer_of,
 )
+from vlserve_worker.batch_order import Order
 
 BATCH = 8
 WINDOW = 8 * BATCH
 """Rows that are read ahead, so that those of like length share a batch."""
 ROW_ID, ROW, CODE, MESSAGE = "id", "row", "error_code", "error_message"
 BEAT_S = 1.0
-
-
-@dataclass(frozen=True)
-class Order:
-    """A part. ``spool``: the file of its lines; empty: Parquet. ``fate``: how the last worker that
-    ran it carefully ended, as code and message; empty: there was none. ``redo``: only the rows that
-    have an error in the part's file."""
-
-    number: int
-    first_row: int
-    input: str
-    spool: str = ""
-    row_group: int = 0
-    start: int = 0
-    count: int = 0
-    careful: bool = False
-    fate: tuple[str, str] | tuple[()] = ()
-    redo: bool = False
 
 
 @dataclass

@@ -1,5 +1,5 @@
 """What stands between TorchServe's worker and the archive's handler: the handler gets what can be
-read, and each request in good company.
+read, and a request that may kill its worker runs alone.
 
 What is refused here never reaches the handler: a body that cannot be read, and a request that kills
 workers. So old archives, which carry the handler of their time, refuse in the same words.
@@ -56,7 +56,7 @@ class Noted:
     digest: str
 
 
-class FrontDesk:
+class RequestFilter:
     """Reads the requests of one version before its handler, and refuses some in its place."""
 
     def __init__(
@@ -72,11 +72,11 @@ class FrontDesk:
         self._response_timeout_s = response_timeout_s
         self._seen = Suspicions()
 
-    def settle(self, batch: Sequence[dict[str, Any]]) -> list[Refusal | str]:
+    def read_batch(self, batch: Sequence[dict[str, Any]]) -> list[Refusal | str]:
         """Put the parts of bodies in their places in ``batch``, as TorchServe's worker reads it.
         Return of each request its digest, or why it is refused."""
         self._seen = self._notes.look() if self._notes else Suspicions()
-        return [self._settled(request) for request in batch]
+        return [self._read(request) for request in batch]
 
     def answer(self, data: Sequence[Refusal | Noted], context: Any, handler: Handler) -> Any:
         """Return one answer a request, in order: refusals by their own words, the others by the
@@ -92,15 +92,15 @@ class FrontDesk:
             context.request_ids = {new: ids[at] for new, at in enumerate(places)}
             noted = [one for at in places if isinstance(one := data[at], Noted)]
             with self._at_work([one.digest for one in noted], alone, began):
-                said = handler([one.values for one in noted], context)
-            if not isinstance(said, list) or len(said) != len(places):
+                answered = handler([one.values for one in noted], context)
+            if not isinstance(answered, list) or len(answered) != len(places):
                 return []  # which TorchServe takes for what it is: a handler that is broken
-            for at, answer in zip(places, said, strict=True):
+            for at, answer in zip(places, answered, strict=True):
                 answers[at] = answer
         context.request_processor, context.request_ids = processors, ids
         return answers
 
-    def _settled(self, request: dict[str, Any]) -> Refusal | str:
+    def _read(self, request: dict[str, Any]) -> Refusal | str:
         digest = digest_of(request)
         # A probe is always the same: refused for what a busy machine did, it would keep the version
         # from being loaded again, or gone back to.
@@ -133,10 +133,10 @@ class FrontDesk:
     def _at_work(self, digests: Sequence[str], alone: bool, began: float) -> Iterator[None]:
         """``began``: when the batch did. Who runs alone so late that TorchServe may end the worker
         first, for what its neighbours took, is no more than a suspect by that."""
-        told = self._response_timeout_s
-        limit_s = None if told is None else limit_of(told, alone=alone)
-        if alone and told is not None and limit_s is not None:
-            alone = time.monotonic() - began + limit_s <= told
+        timeout_s = self._response_timeout_s
+        limit_s = None if timeout_s is None else limit_of(timeout_s, alone=alone)
+        if alone and timeout_s is not None and limit_s is not None:
+            alone = time.monotonic() - began + limit_s <= timeout_s
         noted = self._notes.at_work(digests, alone=alone) if self._notes else nullcontext()
         with noted, ended_after(limit_s):
             yield
@@ -146,21 +146,21 @@ class FrontDesk:
         context.set_response_content_type(at, "application/json")
         context.set_response_header(at, ANSWERED_BY, str(self._version))
         error = {"code": refusal.code, "message": refusal.message}
-        said = {"error": error, "request_id": _request_id(context, at)}
-        return json.dumps(said, ensure_ascii=False).encode("utf-8", "backslashreplace")
+        body = {"error": error, "request_id": _request_id(context, at)}
+        return json.dumps(body, ensure_ascii=False).encode("utf-8", "backslashreplace")
 
 
-def stand_before(service: Any, desk: FrontDesk) -> None:
-    """Have TorchServe's class of services ask ``desk`` before the handler."""
+def install_filter(service: Any, requests: RequestFilter) -> None:
+    """Have TorchServe's class of services ask ``requests`` before the handler."""
     hand_over: Callable[[list[dict[str, Any]]], Any] = service.retrieve_data_for_inference
     begin: Callable[..., None] = service.__init__
 
     def retrieve(batch: list[dict[str, Any]]) -> Any:
-        settled = desk.settle(batch)
+        read = requests.read_batch(batch)
         headers, values, ids = hand_over(batch)
         data = [
             one if isinstance(one, Refusal) else Noted(fields, one)
-            for one, fields in zip(settled, values, strict=True)
+            for one, fields in zip(read, values, strict=True)
         ]
         return headers, data, ids
 
@@ -168,7 +168,7 @@ def stand_before(service: Any, desk: FrontDesk) -> None:
         self: Any, name: str, folder: str, about: Any, handler: Handler, *more: Any
     ) -> None:
         def answer(data: list[Refusal | Noted], context: Any) -> Any:
-            return desk.answer(data, context, handler)
+            return requests.answer(data, context, handler)
 
         begin(self, name, folder, about, answer, *more)
 
@@ -176,17 +176,17 @@ def stand_before(service: Any, desk: FrontDesk) -> None:
     service.__init__ = begin_with
 
 
-def open_desk(model: str, version: int, engine_dir: str | None) -> FrontDesk:
-    """Return the front desk of a version, in the instance whose folder is ``engine_dir``."""
+def open_filter(model: str, version: int, engine_dir: str | None) -> RequestFilter:
+    """Return the filter of a version, in the instance whose folder is ``engine_dir``."""
     if engine_dir is None:
-        return FrontDesk(version, None, MAX_BODY_BYTES)
+        return RequestFilter(version, None, MAX_BODY_BYTES)
     instance = Path(engine_dir)
-    said = _configured(instance)
-    return FrontDesk(
+    configured = _configured(instance)
+    return RequestFilter(
         version,
         _notes(instance.parent / "batches" / f"{model}-{version}"),
-        said.get("max_request_size", MAX_BODY_BYTES),
-        said.get("default_response_timeout"),
+        configured.get("max_request_size", MAX_BODY_BYTES),
+        configured.get("default_response_timeout"),
     )
 
 

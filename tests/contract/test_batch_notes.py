@@ -14,7 +14,7 @@ import pytest
 
 from vlserve_worker import batch_notes
 from vlserve_worker.batch_notes import NOTE_BYTES, REFUSED_S, BatchNotes, Suspicions, digest_of
-from vlserve_worker.service import FrontDesk, Noted, Refusal, open_desk
+from vlserve_worker.service import Noted, Refusal, RequestFilter, open_filter
 from vlserve_worker.time_limit import limit_of
 
 DIES = """
@@ -96,7 +96,7 @@ def test_equal_requests_have_one_digest() -> None:
 
 
 class Context:
-    """What FrontDesk needs of TorchServe's."""
+    """What RequestFilter needs of TorchServe's."""
 
     def __init__(self, size: int) -> None:
         self.request_processor = [SimpleNamespace(headers={}, status=200) for _ in range(size)]
@@ -128,9 +128,11 @@ def echo(rounds: list[list[str]]) -> Callable[[list[dict[str, str]], Context], l
     return handle
 
 
-def asked(desk: FrontDesk, data: Sequence[Refusal | Noted]) -> tuple[list[Any], list[list[str]]]:
+def asked(
+    requests: RequestFilter, data: Sequence[Refusal | Noted]
+) -> tuple[list[Any], list[list[str]]]:
     context, rounds = Context(len(data)), list[list[str]]()
-    answers = desk.answer(data, context, echo(rounds))
+    answers = requests.answer(data, context, echo(rounds))
     for at, one in enumerate(data):
         said = context.request_processor[at].headers
         assert said.get("asked") == (one.values["text"] if isinstance(one, Noted) else None)
@@ -138,22 +140,22 @@ def asked(desk: FrontDesk, data: Sequence[Refusal | Noted]) -> tuple[list[Any], 
 
 
 def test_suspects_run_alone_after_their_neighbours(tmp_path: Path) -> None:
-    desk = FrontDesk(1, BatchNotes(tmp_path), 100)
+    requests = RequestFilter(1, BatchNotes(tmp_path), 100)
     die_at_work(tmp_path, "batch", A, B)
-    assert desk.settle([]) == []
+    assert requests.read_batch([]) == []
     data = [Noted({"text": text}, digest) for text, digest in zip("abc", (A, B, C), strict=True)]
-    answers, rounds = asked(desk, data)
+    answers, rounds = asked(requests, data)
     assert rounds == [["c"], ["a"], ["b"]]
     assert answers == ["a id-0", "b id-1", "c id-2"]
-    desk.settle([])
-    assert asked(desk, data)[1] == [["a", "b", "c"]]  # both are cleared
+    requests.read_batch([])
+    assert asked(requests, data)[1] == [["a", "b", "c"]]  # both are cleared
 
 
 def test_a_suspect_that_its_neighbours_made_late_is_not_noted_as_alone(tmp_path: Path) -> None:
     """TorchServe ends a worker that is late with the batch: the last suspect is not the reason."""
-    desk = FrontDesk(1, BatchNotes(tmp_path), 100, response_timeout_s=3)
+    requests = RequestFilter(1, BatchNotes(tmp_path), 100, response_timeout_s=3)
     die_at_work(tmp_path, "batch", A, B)
-    desk.settle([])
+    requests.read_batch([])
     kinds: list[bytes] = []
 
     def handle(data: list[dict[str, str]], context: Context) -> list[str]:
@@ -163,35 +165,35 @@ def test_a_suspect_that_its_neighbours_made_late_is_not_noted_as_alone(tmp_path:
         return ["said"]
 
     data = [Noted({"text": text}, digest) for text, digest in zip("ab", (A, B), strict=True)]
-    assert desk.answer(data, Context(2), handle) == ["said", "said"]
+    assert requests.answer(data, Context(2), handle) == ["said", "said"]
     assert kinds == [b"alone", b"batch"]
 
 
 def test_a_batch_of_refusals_alone_asks_no_handler(tmp_path: Path) -> None:
-    desk = open_desk("m", 1, str(tmp_path / "engine-0"))
-    (answer,), rounds = asked(desk, [Refusal("body_unreadable", "why")])
+    requests = open_filter("m", 1, str(tmp_path / "engine-0"))
+    (answer,), rounds = asked(requests, [Refusal("body_unreadable", "why")])
     assert (rounds, b"why" in answer) == ([], True)
     assert list((tmp_path / "batches" / "m-1").glob("*.note"))
 
 
 def test_a_handler_with_too_few_answers_is_left_to_torchserve() -> None:
-    desk = FrontDesk(1, None, 100)
+    requests = RequestFilter(1, None, 100)
     data = [Noted({"text": "a"}, A), Refusal("body_unreadable", "why")]
-    assert desk.answer(data, Context(2), lambda data, context: ["one", "two"]) == []
+    assert requests.answer(data, Context(2), lambda data, context: ["one", "two"]) == []
 
 
 def test_without_a_place_for_notes_requests_are_answered(tmp_path: Path) -> None:
     (tmp_path / "batches").write_text("in the way")
-    desk = open_desk("m", 1, str(tmp_path / "engine-0"))
-    assert asked(desk, [Noted({"text": "a"}, A)])[0] == ["a id-0"]
+    requests = open_filter("m", 1, str(tmp_path / "engine-0"))
+    assert asked(requests, [Noted({"text": "a"}, A)])[0] == ["a id-0"]
 
 
 def test_the_limit_of_bodies_is_the_engine_s_own(tmp_path: Path) -> None:
     (tmp_path / "config.properties").write_text("a=1\nmax_request_size=7\n")
-    desk = open_desk("m", 1, str(tmp_path))
+    requests = open_filter("m", 1, str(tmp_path))
     packed = {"name": b"x-vlserve-content-encoding", "value": b"gzip"}
     body = bytearray(gzip.compress(b"12345678"))
-    (refused,) = desk.settle(
+    (refused,) = requests.read_batch(
         [{"headers": [packed], "parameters": [{"name": "body", "value": body}]}]
     )
     assert refused == Refusal(
@@ -211,7 +213,7 @@ import json, sys, time
 from pathlib import Path
 from types import SimpleNamespace
 from vlserve_worker.batch_notes import BatchNotes
-from vlserve_worker.service import FrontDesk, Noted
+from vlserve_worker.service import RequestFilter, Noted
 
 class Context(SimpleNamespace):
     def set_response_status(self, code, idx): self.code = code
@@ -225,7 +227,7 @@ def handle(data, context):
         time.sleep(60)
     return [values["body"].decode() for values in data]
 
-desk = FrontDesk(1, BatchNotes(Path(sys.argv[1])), 100, 3)
+requests = RequestFilter(1, BatchNotes(Path(sys.argv[1])), 100, 3)
 batch = [
     {"headers": json.loads(sys.argv[2], object_hook=lambda one: {
         name: value.encode() for name, value in one.items()}),
@@ -234,11 +236,11 @@ batch = [
 ]
 data = [
     Noted({"body": request["parameters"][0]["value"]}, one) if isinstance(one, str) else one
-    for one, request in zip(desk.settle(batch), batch)
+    for one, request in zip(requests.read_batch(batch), batch)
 ]
 ids = {at: str(at) for at in range(len(data))}
 context = Context(request_processor=list(data), request_ids=ids)
-said = desk.answer(data, context, handle)
+said = requests.answer(data, context, handle)
 print([one if isinstance(one, str) else json.loads(one)["error"]["code"] for one in said])
 """
 

@@ -15,6 +15,7 @@ from vlserve.batch.sources import find_sources
 from vlserve.batch.workers import Crew, Launch, Reply, running
 from vlserve.errors import BatchError
 from vlserve.runtime.archive import file_sha256, unpack_archive, verify_archive
+from vlserve_worker.batch_order import Order
 
 KILLED, TIMED_OUT = "worker_killed", "item_timeout"
 _POLL_S = 0.2
@@ -34,22 +35,6 @@ class Crewing:
     workers: int
     threads: int = 1
     item_timeout_s: float = 60.0
-
-
-@dataclass(frozen=True)
-class Order:
-    """One part for a worker, as `vlserve_worker.batch.Order` reads it."""
-
-    number: int
-    first_row: int
-    input: str
-    spool: str = ""
-    row_group: int = 0
-    start: int = 0
-    count: int = 0
-    careful: bool = False
-    fate: tuple[str, ...] = ()
-    redo: bool = False
 
 
 @dataclass

@@ -232,8 +232,7 @@ class Liveness:
                 self._told[name] = f"; it cannot be started anew: {error}"
             self._log.note(name, f"{reason}, and it cannot be killed: {error}")
             return
-        self._log.note(name, f"{reason}: killed, so that supervisord starts it anew")
-        self._log.note(name, "")
+        logger.warning("%s: %s: killed, so that supervisord starts it anew", name, reason)
         with self._lock:
             for which in [which for which in self._pulses if which[0] == name]:
                 if self._pulses[which].asked_at is None:
