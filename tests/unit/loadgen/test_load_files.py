@@ -51,7 +51,7 @@ def test_two_processes_share_the_users_and_the_record(tmp_path: Path) -> None:
 
 def test_two_processes_share_the_rate(tmp_path: Path) -> None:
     behaviour = Behaviour(delay_s=0.01)
-    options = ["--processes", "2", "--rate", "60", "--run-time", "4s", "--stop-timeout", "5"]
+    options = ["--processes", "2", "--rate", "60", "--run-time", "8s", "--stop-timeout", "5"]
     with serve(behaviour) as url:
         data = ["--data", str(dataset(tmp_path))]
         done = by_hand("locustfile.py", url, tmp_path, [*options, *data])
@@ -59,7 +59,7 @@ def test_two_processes_share_the_rate(tmp_path: Path) -> None:
     records = read_records(tmp_path / "requests.jsonl")
     assert len(behaviour.connections) >= 2
     assert len(records) == behaviour.seen
-    assert 200 < len(records) <= 242
+    assert 400 < len(records) <= 482
 
 
 def test_a_run_that_sends_less_than_half_of_its_rate_has_failed(tmp_path: Path) -> None:
