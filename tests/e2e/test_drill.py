@@ -1,9 +1,11 @@
 """The game day, small: every case is decided right, and nothing of it is left but a stable twin."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from support.running_stack import ANY_LATENCY, tolerate_latency
 from vlserve.control.domain import State
 from vlserve.drill.cases import PROMOTED, REFUSED, ROLLED_BACK, Policy
 from vlserve.drill.game_day import run_drill
@@ -13,9 +15,22 @@ from vlserve.testing import RunningStack
 SMALL = Policy(hold_s=1.0, minimum=40, pairs=45)
 
 
+TWICE = 1.0
+"""Twice as slow is tolerated; the slow release takes at least three times as long as stable."""
+
+
+@pytest.fixture
+def latency_gates(stack: RunningStack) -> Iterator[None]:
+    """The slow release is to be taken back by them."""
+    policy = stack.settings.config_file("rollout.yaml")
+    tolerate_latency(policy, TWICE)
+    yield
+    tolerate_latency(policy, ANY_LATENCY)
+
+
 @pytest.mark.long
 def test_six_releases_are_decided_right(
-    stack: RunningStack, new_model: str, tmp_path: Path
+    stack: RunningStack, latency_gates: None, new_model: str, tmp_path: Path
 ) -> None:
     stack.control.register(pack_echo(tmp_path, new_model, 1, delay_ms=3))
     stack.control.release(new_model, 1)

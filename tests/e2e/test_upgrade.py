@@ -1,5 +1,6 @@
 """A model store of earlier code, taken over by today's: it serves, and its rollouts go on."""
 
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from vlserve.testing import RunningStack, running_stack
 
 MODELS = ("tagger", "banner")
 WITHIN_S = 120.0
+BETWEEN_S = 0.25
+"""Between two requests: what counts until it is seen is too little for a latency gate of the
+recorded policy."""
 
 
 @pytest.fixture(
@@ -62,6 +66,7 @@ def test_archives_serve_and_rollouts_go_on(upgraded: RunningStack) -> None:
     assert evidence(before["banner"])[1] > 0
 
     def more_evidence(model: str) -> bool:
+        time.sleep(BETWEEN_S)
         answer = upgraded.http.post(f"/predictions/{model}", json=probes[model])
         assert answer.status_code == 200, answer.text
         now, then = evidence(control.rollout(model)), evidence(before[model])
