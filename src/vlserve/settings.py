@@ -39,6 +39,8 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
 ApiKey = Annotated[str, Field(pattern=r"^[!-~]([ -~]*[!-~])?$")]
 """What a header can carry."""
+STACK_VARIABLE = "VLSERVE_STACK"
+"""Environment variable of every process of a stack: its state_dir."""
 CONFIG_FOLDER = "serving_config"
 SETTINGS_FILE = "vlserve.yaml"
 
@@ -308,9 +310,26 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
+        if STACK_VARIABLE in os.environ:  # a process of a stack: `up` gave it every setting
+            return init_settings, env_settings
         file = project_file(f"{CONFIG_FOLDER}/{SETTINGS_FILE}")
         entries = {name: value for name, value in read_mapping(file).items() if value is not None}
         return init_settings, env_settings, InitSettingsSource(settings_cls, entries)
+
+
+class SettingsAsGiven(Settings):
+    """Settings that no variable and no file has a part in."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
 
 
 def load_settings() -> Settings:

@@ -21,10 +21,9 @@ from vlserve.control.wire.views import Health
 from vlserve.errors import ControlError, PortBusy, SettingsError, StackError
 from vlserve.exporter.echo import pack_echo
 from vlserve.exporter.probes import drawn_image
-from vlserve.settings import Settings
+from vlserve.settings import STACK_VARIABLE, Settings
 from vlserve.stack import stack as control_stack
 from vlserve.stack.ports import ports
-from vlserve.stack.supervisord import STACK_VARIABLE
 from vlserve.testing import RunningStack, free_ports
 
 PROGRAMS = ["control", "engine-0", "gateway"]

@@ -13,7 +13,7 @@ import pytest
 from support.running_stack import make_settings
 from vlserve.control.client import ControlClient
 from vlserve.exporter.echo import pack_echo
-from vlserve.settings import Settings
+from vlserve.settings import STACK_VARIABLE, Settings
 from vlserve.stack import stack as control_stack
 from vlserve.stack import supervisord
 
@@ -66,7 +66,7 @@ def _vlserve(settings: Settings, words: list[str], **variables: str) -> None:
     own = {
         name: value
         for name, value in supervisord.environment(settings).items()
-        if name.startswith("VLSERVE_") and name != supervisord.STACK_VARIABLE
+        if name.startswith("VLSERVE_") and name != STACK_VARIABLE
     }
     done = subprocess.run(
         [str(Path(sys.executable).parent / "vlserve"), *words],

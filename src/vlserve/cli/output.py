@@ -33,6 +33,11 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
+def print_warning(text: str) -> None:
+    """Print one line on stderr, of what does not keep the command from its work."""
+    stderr.print(f"warning: {text}", markup=False)
+
+
 def speak_any_encoding() -> None:
     """Print what a terminal's encoding lacks as \\uXXXX, and not raise."""
     for stream in (sys.stdout, sys.stderr):

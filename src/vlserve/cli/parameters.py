@@ -10,11 +10,13 @@ from typing import Annotated, Any
 import typer
 from pydantic import TypeAdapter, ValidationError
 
+from vlserve.cli.output import print_warning
 from vlserve.control.client import ControlClient
 from vlserve.control.domain import MODEL_NAME_RULE
 from vlserve.errors import ModelNotFound
+from vlserve.running_settings import settings_to_reach_stack
 from vlserve.runtime.manifest import ModelName
-from vlserve.settings import load_settings
+from vlserve.settings import Settings
 
 
 class Group(StrEnum):
@@ -147,5 +149,14 @@ Strict = Annotated[
 
 
 def control_client() -> ControlClient:
-    """Return a client of the stack that these settings describe; a context manager."""
-    return ControlClient.of(load_settings())
+    """Return a client of the stack of this project; a context manager."""
+    return ControlClient.of(stack_settings())
+
+
+def stack_settings() -> Settings:
+    """Return the settings by which the stack is reached. Those that cannot be read are named on
+    stderr, and keep nobody from going back."""
+    settings, trouble = settings_to_reach_stack()
+    if trouble:
+        print_warning(trouble)
+    return settings

