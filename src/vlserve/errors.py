@@ -31,7 +31,8 @@ VlserveError                  (vlserve.runtime.errors)
 │   ├── ControlBusy           too many loads wait already
 │   ├── EngineUnavailable
 │   ├── GatewayRefused        the gateway did not take a configuration
-│   │   └── GatewayUnwritable its files cannot be written
+│   │   ├── GatewayUnwritable its files cannot be written
+│   │   └── GatewaySilent     it does not say in time whether it took it
 │   ├── StoreUnwritable       the model store takes no archive: its disk is full, or read-only
 │   ├── LedgerUnwritable      the ledger is read-only, or another process holds it locked
 │   │   └── LedgerFull        its disk is full
@@ -64,6 +65,7 @@ __all__ = [
     "ExportError",
     "ExtraMissing",
     "GatewayRefused",
+    "GatewaySilent",
     "GatewayUnwritable",
     "LedgerDamaged",
     "LedgerFull",
@@ -266,6 +268,13 @@ class GatewayUnwritable(GatewayRefused):
     """The gateway's files cannot be written, as on a full disk."""
 
     code = "gateway_unwritable"
+
+
+class GatewaySilent(GatewayRefused):
+    """The gateway does not say in time whether it took a configuration: it hangs, or is being
+    started anew. A change back is kept then, and put in force as soon as the gateway answers."""
+
+    code = "gateway_silent"
 
 
 class StoreUnwritable(ControlError):

@@ -14,7 +14,7 @@ from support.fake_torchserve import FakeTorchServe
 from support.raw_http import send
 from support.running_stack import RunningGateway, wait_until
 from vlserve.control.domain import ModelRoute, Routing
-from vlserve.errors import GatewayRefused
+from vlserve.errors import GatewayRefused, GatewaySilent
 
 Engines = tuple[FakeTorchServe, FakeTorchServe]
 
@@ -283,7 +283,7 @@ def test_a_change_while_the_gateway_is_away_is_refused_and_undone(
 ) -> None:
     monkeypatch.setattr("vlserve.control.gateway.envoy.IN_FORCE_TIMEOUT_S", 0.3)
     routed.stop()
-    with pytest.raises(GatewayRefused, match="does not answer"):
+    with pytest.raises(GatewaySilent, match="does not answer"):
         routed.route(ModelRoute("tagger", {2: 100}, (1, 2)), to=list(engines))
     routed.start()
     assert _version(routed) == 1

@@ -9,7 +9,7 @@ from typing import Any
 from vlserve.control import caller
 from vlserve.control.domain import Instance, Key, LoadedVersion, ModelRoute, Reply, Routing
 from vlserve.control.tuning import Serving
-from vlserve.errors import EngineUnavailable, GatewayRefused, LoadFailed, NotReady
+from vlserve.errors import EngineUnavailable, GatewayRefused, GatewaySilent, LoadFailed, NotReady
 from vlserve.runtime.archive import verify_archive
 from vlserve.runtime.manifest import Manifest
 
@@ -115,12 +115,14 @@ class FakeEngine:
 
 
 class FakeGateway:
-    """Keeps what was applied; refuses with ``refuse`` when that is set."""
+    """Keeps what was applied; refuses with ``refuse`` when that is set, and says nothing when
+    ``silent`` is."""
 
     def __init__(self) -> None:
         self.routing = Routing()
         self.applied: list[Routing] = []
         self.refuse = ""
+        self.silent = False
         self.to_clients = Reply.ANSWERED
         self.asked_to_rotate = 0
         self.flying: dict[Key, int] = {}
@@ -129,6 +131,8 @@ class FakeGateway:
     def apply(self, routing: Routing) -> None:
         if self.refuse:
             raise GatewayRefused(self.refuse)
+        if self.silent:
+            raise GatewaySilent("its admin page does not answer")
         if routing != self.routing:
             self.applied.append(routing)
         self.routing = routing
@@ -143,7 +147,7 @@ class FakeGateway:
         return self.started
 
     def ready(self) -> bool:
-        return not self.refuse
+        return not self.refuse and not self.silent
 
     def answers_clients(self) -> Reply:
         return self.to_clients

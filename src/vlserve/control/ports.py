@@ -18,6 +18,7 @@ class Gateway(Protocol):
 
         Raises:
             GatewayRefused: with the gateway's own words; the old routing stays in force.
+            GatewaySilent: the gateway does not say in time that it took it; likewise.
         """
         ...
 

@@ -108,7 +108,11 @@ class ControlService:
         Raises:
             NothingToRollBackTo: there is no such earlier version.
             NotReady: that version is not healthy.
+            GatewaySilent: the gateway does not answer; it gets the change as soon as it does.
         """
+        waiting = self._traffic.go_on_back(model)
+        if waiting is not None and version in (None, waiting.version):
+            return TrafficChange(model, waiting.version, waiting.previous)
         under_way = self.rollouts.under_way(model)
         if under_way is not None and version in (None, under_way.stable):
             aborted = self.rollouts.abort(model)

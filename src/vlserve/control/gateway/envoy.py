@@ -25,7 +25,7 @@ from vlserve.control.gateway import envoy_clusters, envoy_config, envoy_routes
 from vlserve.control.gateway.envoy_admin import EnvoyAdmin, refusals
 from vlserve.control.gateway.envoy_clusters import Config, cluster_name, clusters_counted_for
 from vlserve.control.log_rotation import LOG_BYTES, rotate
-from vlserve.errors import GatewayRefused, GatewayUnwritable
+from vlserve.errors import GatewayRefused, GatewaySilent, GatewayUnwritable
 from vlserve.settings import Settings
 
 IN_FORCE_TIMEOUT_S = 10.0
@@ -34,6 +34,7 @@ _LAST_BODY_S = envoy_config.REQUEST_TIMEOUT_S + 5.0
 _SAMPLES = 3  # Envoy counts on while its gauges are read
 _POLL_S = 0.002
 _CLIENT_TIMEOUT_S = 5.0
+_REFUSED = "it counted a refusal"
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ class EnvoyGateway:
 
         Raises:
             GatewayRefused: with Envoy's words; the old routing stays.
+            GatewaySilent: Envoy did not say in time that it took it; the old routing stays.
         """
         with self._writing:
             clusters = envoy_clusters.clusters(routing, self._settings)
@@ -247,6 +249,8 @@ class EnvoyGateway:
         if problem:
             if text != before:
                 self._put(watched, before)
+            if problem is not _REFUSED:
+                raise GatewaySilent(f"Envoy did not take {watched.path.name}: {problem}")
             reason = self._log_since(log_end) or problem
             raise GatewayRefused(f"Envoy did not take {watched.path.name}: {reason}")
 
@@ -271,7 +275,7 @@ class EnvoyGateway:
             if subscription.get("version_text") == version:
                 return ""
             if refusals(subscription) > refused:
-                return "it counted a refusal"
+                return _REFUSED
             problem = f"not in force after {IN_FORCE_TIMEOUT_S:g} s"
             time.sleep(_POLL_S)
         return problem

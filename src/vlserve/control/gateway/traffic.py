@@ -14,6 +14,7 @@ from vlserve.errors import (
     ControlError,
     EngineUnavailable,
     GatewayRefused,
+    GatewaySilent,
     GatewayUnwritable,
     LedgerDamaged,
     LedgerFull,
@@ -44,6 +45,8 @@ class Traffic:
         self._held: Held = {}
         self._asked, self._answered = 0, 0
         self._in_force: Routing | None = None
+        self._waiting: dict[str, ChangeBack] = {}
+        """Model -> a change back that the gateway is to get as soon as it answers."""
 
     @contextmanager
     def change_routing(self) -> Iterator[None]:
@@ -101,21 +104,54 @@ class Traffic:
         Raises:
             NotReady: traffic moved meanwhile.
             GatewayRefused: the gateway did not take the routing.
+            GatewaySilent: it does not answer. The change is kept, and a tick puts it in force.
         """
         with self._lock:
             try:
-                self._go_back(change)
-            except (LedgerFull, GatewayUnwritable):
-                self._give_up_reserves()
-            except (LedgerUnwritable, LedgerDamaged) as error:
-                return self._go_back_unrecorded(change, error)
-            else:
-                return ""
+                return self._go_back_now(change)
+            except GatewaySilent as error:
+                self._keep_waiting(change)
+                raise _comes(change, error) from error
+
+    def go_on_back(self, model: str) -> ChangeBack | None:
+        """Put a change back in force that waits for the gateway, and return it; None where none
+        does. GatewaySilent, as before."""
+        with self._lock:
+            change = self._waiting.get(model)
+            if change is None:
+                return None
             try:
-                self._go_back(change)
+                self._apply(self._wanted())
+            except GatewaySilent as error:
+                raise _comes(change, error) from error
+            return change
+
+    def _keep_waiting(self, change: ChangeBack) -> None:
+        """Note a change that the gateway does not take now. Every tick applies what is wanted."""
+        if self.unrecorded.last_of(change.model) is not change:
+            try:
+                with self._ledger.transaction():
+                    if not self.unrecorded.is_due(change):
+                        raise _moved(change.model)
+                    self.unrecorded.record(change)
             except (LedgerUnwritable, LedgerDamaged) as error:
-                return self._go_back_unrecorded(change, error)
+                self.unrecorded.add(change, str(error))
+        self._waiting[change.model] = change
+
+    def _go_back_now(self, change: ChangeBack) -> str:
+        try:
+            self._go_back(change)
+        except (LedgerFull, GatewayUnwritable):
+            self._give_up_reserves()
+        except (LedgerUnwritable, LedgerDamaged) as error:
+            return self._go_back_unrecorded(change, error)
+        else:
             return ""
+        try:
+            self._go_back(change)
+        except (LedgerUnwritable, LedgerDamaged) as error:
+            return self._go_back_unrecorded(change, error)
+        return ""
 
     def _go_back(self, change: ChangeBack) -> None:
         with self.change_weights(change.model, full_weight(change.version)):
@@ -134,6 +170,8 @@ class Traffic:
             except GatewayUnwritable:
                 self._give_up_reserves()
                 self._apply(self._wanted())
+        except GatewaySilent:
+            raise
         except BaseException:
             self.unrecorded.drop_last(change.model)
             raise
@@ -235,6 +273,15 @@ class Traffic:
     def _apply(self, routing: Routing) -> None:
         self._gateway.apply(routing)
         self._in_force = routing
+        self._waiting.clear()
+
+
+def _comes(change: ChangeBack, error: GatewaySilent) -> GatewaySilent:
+    return GatewaySilent(
+        f"{change.model} goes back to {change.version} as soon as the gateway answers: it is "
+        "noted, and nothing is to be repeated; `vlserve status` shows when the gateway serves it "
+        f"({error})"
+    )
 
 
 def _moved(model: str) -> NotReady:

@@ -105,7 +105,10 @@ class RolloutService:
 
     def abort(self, model: str) -> RolloutReport:
         """Give stable all traffic again. NotReady if it is not healthy. Needs no state of the
-        judge, and no ledger that can be written."""
+        judge, and no ledger that can be written. GatewaySilent where the gateway does not answer:
+        it gets the change as soon as it does."""
+        if self._steps.go_on_back(model):
+            return self.latest(model)
         self._check_healthy(model, self._under_way(model).stable)
         with self._loop.lock:
             rollout = self._under_way(model)

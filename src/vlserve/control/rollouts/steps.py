@@ -19,7 +19,8 @@ KEEP_S = Policy().keep_s
 
 
 class RolloutSteps:
-    """Callers hold the lock of the rollout loop. GatewayRefused leaves everything as it was."""
+    """Callers hold the lock of the rollout loop. GatewayRefused leaves everything as it was;
+    GatewaySilent too, but for what `take_back` keeps."""
 
     def __init__(self, ledger: Ledger, store: RolloutStore, traffic: Traffic) -> None:
         self._ledger = ledger
@@ -81,6 +82,12 @@ class RolloutSteps:
         return self._traffic.go_back(
             ChangeBack(rollout.model, rollout.stable, rollout.candidate, ends)
         )
+
+    def go_on_back(self, model: str) -> bool:
+        """Put the end of a rollout in force that waits for the gateway; return whether one does.
+        GatewaySilent."""
+        change = self._traffic.go_on_back(model)
+        return change is not None and change.ends is not None
 
     def in_force(self, rollout: Rollout) -> Rollout:
         """Return a rollout as it stands at the gateway, which the ledger may not know yet."""
