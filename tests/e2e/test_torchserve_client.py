@@ -27,7 +27,7 @@ from vlserve.control.engine import torchserve_grpc
 from vlserve.control.engine.endpoints import endpoints
 from vlserve.control.engine.torchserve import TorchServe
 from vlserve.control.lifecycle.probes import failed_probes
-from vlserve.errors import CallerGone, EngineUnavailable, LoadFailed, NotReady
+from vlserve.errors import CallerGone, EngineUnavailable, LoadFailed
 from vlserve.exporter.echo import pack_echo
 from vlserve.runtime.archive import verify_archive
 from vlserve.runtime.errors import ArchiveTampered
@@ -292,7 +292,7 @@ def test_a_bare_restart_is_seen_with_new_tokens_and_takes_the_version_again(
         engine.client.loaded()
     with pytest.raises(EngineUnavailable):
         engine.client.load("tagger", 10, archive)
-    with pytest.raises(NotReady):
+    with pytest.raises(EngineUnavailable):
         engine.client.predict(before, "tagger", 10, {})
     engine.start()
     (after,) = engine.client.instances()

@@ -22,11 +22,14 @@ class FakeEngine:
         self.starts = dict.fromkeys(instances, 1)
         self.down: set[str] = set()
         self.hung: set[str] = set()
+        """Their predictions end with ``let_go``."""
+        self.let_go = threading.Event()
         self.predicts_nothing: set[str] = set()
         self.asked_for: list[tuple[str, Key, float]] = []
         self.fail_to_load: dict[Key, str] = {}
         self.fail_to_load_tuned: dict[Key, str] = {}
-        self.answer_wrong: set[Key] = set()
+        self.answer_wrong: set[Key | tuple[str, str, int]] = set()
+        """Everywhere, or on the instance that is named first."""
         self.answer_wrong_tuned: set[Key] = set()
         self.hold_loads = threading.Event()
         self.hold_loads.set()
@@ -98,13 +101,20 @@ class FakeEngine:
         self, instance: Instance, model: str, version: int, fields: Mapping[str, Any]
     ) -> Mapping[str, Any]:
         key = (model, version)
-        if instance.name in self.down or key not in self.held[instance.name]:
+        if instance.name in self.down:
+            raise EngineUnavailable(f"{instance.name} does not answer")
+        if instance.name in self.hung:
+            self.let_go.wait(timeout=60.0)
+            raise EngineUnavailable(f"{instance.name} does not answer")
+        if key not in self.held[instance.name]:
             raise NotReady(f"{model} {version} on {instance.name} answered 404")
         manifest = self._manifests[key]
         answer = next(probe.answer for probe in manifest.probes if probe.fields == fields)
         served = {"model": model, "version": version, "request_id": "r", **answer}
         tuned = self.served.get(key) is not None
-        wrong = key in self.answer_wrong or (tuned and key in self.answer_wrong_tuned)
+        wrong = {key, (instance.name, *key)} & self.answer_wrong or (
+            tuned and key in self.answer_wrong_tuned
+        )
         return served | ({"tags": []} if wrong else {})
 
     def _answering(self) -> list[str]:

@@ -126,7 +126,7 @@ class ControlService:
         target = rollback_target(model, stack, version)
         record, previous = self._ledger.version(model, target), stack[-1]
         if record.state.routable:  # it serves: nothing that is done to it meanwhile is waited for
-            self._lifecycle.check_healthy(record)
+            self._lifecycle.check_way_back(record)
         else:
             with self._operations.on(record.key):
                 self._lifecycle.make_ready(self._ledger.version(model, target))

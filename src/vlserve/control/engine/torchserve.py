@@ -94,12 +94,14 @@ class TorchServe:
     def predict(
         self, instance: Instance, model: str, version: int, fields: Mapping[str, Any]
     ) -> Mapping[str, Any]:
-        """NotReady, with the engine's words, when the answer is an error or no JSON object."""
+        """NotReady, with the engine's words, when the answer is an error or no JSON object;
+        EngineUnavailable when none comes."""
         what = f"{model} {version} on {instance.name}"
         try:
             response = self._ask(instance, model, version, fields, _PROBE_TIMEOUT_S)
         except httpx.TransportError as error:
-            raise NotReady(f"{what} does not answer: {error or type(error).__name__}") from error
+            reason = error or type(error).__name__
+            raise EngineUnavailable(f"{what} does not answer: {reason}") from error
         answer = json_of(response)
         if response.is_error or not isinstance(answer, dict):
             raise NotReady(f"{what} answered {response.status_code}: {response.text.strip()[:300]}")

@@ -9,7 +9,7 @@ from vlserve.control.domain import Key, State, VersionRecord
 from vlserve.control.gateway.traffic import Traffic
 from vlserve.control.lifecycle.backoff import Backoff
 from vlserve.control.lifecycle.draining import is_idle
-from vlserve.control.lifecycle.probes import failed_probes
+from vlserve.control.lifecycle.probes import failed_probes, serves_somewhere
 from vlserve.control.lifecycle.warm_up import warm_up
 from vlserve.control.ports import Engine
 from vlserve.control.store.ledger import Ledger
@@ -113,6 +113,17 @@ class Lifecycle:
                 f"{record.model} {record.version} is {record.state}{reason}, so it gets no traffic"
             )
         self.load(record)
+
+    def check_way_back(self, record: VersionRecord) -> None:
+        """Make sure that a loaded version can be gone back to: an instance answers its first probe
+        right, and none answers it wrong. One that says nothing is not waited for.
+
+        Raises:
+            NotReady: none answers right, or one answers wrong.
+        """
+        serving = [each for each in self._traffic.instances if record.key not in each.lacks]
+        if not serves_somewhere(self._engine, serving, record.manifest):
+            self.check_healthy(record)  # says why, and asks with the tokens of now
 
     def check_healthy(self, record: VersionRecord) -> None:
         """Ask every instance that gets the version's requests for its first probe.

@@ -1,13 +1,17 @@
 """Whether a loaded version answers the requests in its archive as it did when it was packed."""
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from typing import Any
 
 from vlserve.control.domain import Instance
 from vlserve.control.ports import Engine
-from vlserve.errors import ControlError
+from vlserve.errors import ControlError, EngineUnavailable
 from vlserve.runtime.manifest import Manifest, Probe
 from vlserve.runtime.task import difference
+
+_FIRST_ANSWER_S = 5.0
+_OTHER_ANSWERS_S = 1.0
 
 
 def failed_probes(
@@ -21,14 +25,48 @@ def failed_probes(
     for instance in instances:
         for number, probe in enumerate(probes, start=1):
             try:
-                got = engine.predict(instance, manifest.model, manifest.version, probe.fields)
+                found = _wrong(engine, instance, manifest, probe)
             except ControlError as error:
                 return [*failed, f"probe {number}: {error}"]
-            expected = {**probe.answer, "model": manifest.model, "version": manifest.version}
-            failed += [
-                f"probe {number} on {instance.name}: {d}" for d in differences(expected, got)
-            ]
+            failed += [f"probe {number} on {instance.name}: {each}" for each in found]
     return failed
+
+
+def _wrong(engine: Engine, instance: Instance, manifest: Manifest, probe: Probe) -> list[str]:
+    got = engine.predict(instance, manifest.model, manifest.version, probe.fields)
+    expected = {**probe.answer, "model": manifest.model, "version": manifest.version}
+    return differences(expected, got)
+
+
+def serves_somewhere(engine: Engine, instances: Sequence[Instance], manifest: Manifest) -> bool:
+    """Return whether an instance answers the first probe right, and none answers it wrong.
+
+    All are asked at once, and the right answer of one is enough where another says nothing: what
+    hangs must not keep a version from being gone back to. It gets the version's requests all the
+    same once it answers again; until then the gateway asks another instance.
+    """
+    if not instances:
+        return False
+    pool = ThreadPoolExecutor(len(instances), thread_name_prefix="probe")
+    asked = [pool.submit(_is_right, engine, instance, manifest) for instance in instances]
+    pool.shutdown(wait=False)
+    try:
+        if not any(answer.result() for answer in as_completed(asked, _FIRST_ANSWER_S)):
+            return False
+    except TimeoutError:
+        return False
+    in_time, _ = wait(asked, _OTHER_ANSWERS_S)
+    return all(answer.result() is not False for answer in in_time)
+
+
+def _is_right(engine: Engine, instance: Instance, manifest: Manifest) -> bool | None:
+    """Return whether the instance answers the first probe right; None where no answer comes."""
+    try:
+        return not any(_wrong(engine, instance, manifest, probe) for probe in manifest.probes[:1])
+    except EngineUnavailable:
+        return None
+    except ControlError:
+        return False
 
 
 def differences(expected: Mapping[str, Any], got: Mapping[str, Any]) -> list[str]:

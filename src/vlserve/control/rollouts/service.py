@@ -97,7 +97,8 @@ class RolloutService:
     def promote(self, model: str) -> RolloutReport:
         """Give the candidate all traffic, whatever the judge still waits for. NotReady if it is
         not healthy. Needs no state of the judge."""
-        self._check_healthy(model, self._under_way(model).candidate)
+        candidate = self._ledger.version(model, self._under_way(model).candidate)
+        self._lifecycle.check_healthy(candidate)
         with self._loop.lock:
             rollout = self._under_way(model)
             self._steps.promote(rollout, self._loop.state(rollout), by="user")
@@ -109,7 +110,8 @@ class RolloutService:
         it gets the change as soon as it does."""
         if self._steps.go_on_back(model):
             return self.latest(model)
-        self._check_healthy(model, self._under_way(model).stable)
+        stable = self._ledger.version(model, self._under_way(model).stable)
+        self._lifecycle.check_way_back(stable)
         with self._loop.lock:
             rollout = self._under_way(model)
             unrecorded = self._steps.take_back(rollout, self._loop.state(rollout), by="user")
@@ -156,9 +158,6 @@ class RolloutService:
                     self._store.set_status(rollout.id, status)
                     self._ledger.record(model, rollout.candidate, kind)
             return self.latest(model)
-
-    def _check_healthy(self, model: str, version: int) -> None:
-        self._lifecycle.check_healthy(self._ledger.version(model, version))
 
     def _under_way(self, model: str) -> Rollout:
         self._ledger.model(model)
