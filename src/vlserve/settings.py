@@ -44,6 +44,10 @@ STACK_VARIABLE = "VLSERVE_STACK"
 CONFIG_FOLDER = "serving_config"
 SETTINGS_FILE = "vlserve.yaml"
 
+NEIGHBOURS_IN_TIME = 1.5
+"""gateway.timeout_s over engine.response_timeout_s from which the neighbours of a request that hangs
+are answered: after the batch, what hung is tried once more alone, for a third of that time."""
+
 _SOCKET_PATH_BYTES = 80  # of the 107 that the kernel allows; TorchServe adds its own file names
 
 
@@ -72,9 +76,10 @@ class GatewaySettings(StrictNumbers):
         description="Largest request body in bytes; a larger one is refused with 413.",
     )
     timeout_s: Seconds = Field(
-        default=30.0,
+        default=45.0,
         description="Seconds until a request without an answer gets 504; also how long `down` "
-        "waits for running requests.",
+        "waits for running requests. One and a half times engine.response_timeout_s or more, or "
+        "those that share a batch with a request that hangs get 504 too.",
     )
     try_timeout_s: Seconds = Field(
         default=10.0,
@@ -300,6 +305,17 @@ class Settings(BaseSettings):
     def gateway_url(self) -> str:
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.gateway.host, self.gateway.host)
         return f"http://{f'[{host}]' if ':' in host else host}:{self.gateway.port}"
+
+    def doubts(self) -> list[str]:
+        """Return what works, but not as well as it could, a line each."""
+        least_s = NEIGHBOURS_IN_TIME * self.engine.response_timeout_s
+        if self.gateway.timeout_s >= least_s:
+            return []
+        return [
+            f"gateway.timeout_s ({self.gateway.timeout_s:g}) is less than {NEIGHBOURS_IN_TIME:g} "
+            f"times engine.response_timeout_s ({self.engine.response_timeout_s}): those that share "
+            f"a batch with a request that hangs get 504; set gateway.timeout_s to {least_s:g}"
+        ]
 
     @classmethod
     def settings_customise_sources(

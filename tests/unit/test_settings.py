@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from vlserve.errors import SettingsError
-from vlserve.settings import EngineSettings, load_settings
+from vlserve.settings import (
+    NEIGHBOURS_IN_TIME,
+    EngineSettings,
+    GatewaySettings,
+    Settings,
+    load_settings,
+)
+from vlserve_worker.time_limit import limit_of
 
 
 @pytest.fixture
@@ -169,6 +176,19 @@ def test_the_port_of_the_metrics_is_read_under_its_earlier_name(
     assert load_settings().gateway.metrics_port == 1235
     monkeypatch.setenv("VLSERVE_GATEWAY__METRICS_PORT", "1236")
     assert load_settings().gateway.metrics_port == 1236
+
+
+def test_by_default_the_neighbours_of_what_hangs_are_answered_in_time() -> None:
+    assert Settings().doubts() == []
+    engine = EngineSettings(response_timeout_s=40)
+    (doubt,) = Settings(engine=engine).doubts()
+    assert "gateway.timeout_s to 60" in doubt
+    assert Settings(engine=engine, gateway=GatewaySettings(timeout_s=60)).doubts() == []
+
+
+def test_a_suspect_and_its_batch_take_no_longer_than_that() -> None:
+    whole, alone = (limit_of(30, alone=alone) for alone in (False, True))
+    assert whole + alone < NEIGHBOURS_IN_TIME * 30
 
 
 def test_workers_are_as_many_as_the_process_may_use_processors(

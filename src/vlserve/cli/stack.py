@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlserve.cli.output import AsJson, print_json, print_line, print_table, progress
+from vlserve.cli.output import AsJson, print_json, print_line, print_table, print_warning, progress
 from vlserve.cli.parameters import Group, stack_settings
 from vlserve.cli.rollout_text import place, waiting
 from vlserve.project import find_project_dir, packaged_dir
@@ -40,6 +40,8 @@ def up(
 
     renewed = renew_copies(find_project_dir(), version("vlserve"))  # settings are among them
     settings = load_settings()
+    for doubt in settings.doubts():
+        print_warning(doubt)
     with progress("starting the stack") as show:
         stack.up(settings, show, rebuild_ledger)
     if as_json:
