@@ -45,8 +45,8 @@ CONFIG_FOLDER = "serving_config"
 SETTINGS_FILE = "vlserve.yaml"
 
 NEIGHBOURS_IN_TIME = 1.5
-"""gateway.timeout_s over engine.response_timeout_s from which the neighbours of a request that hangs
-are answered: after the batch, what hung is tried once more alone, for a third of that time."""
+"""gateway.timeout_s over engine.response_timeout_s from which the neighbours of what hangs
+are answered: after the batch, it is tried once more alone, for a third of that time."""
 
 _SOCKET_PATH_BYTES = 80  # of the 107 that the kernel allows; TorchServe adds its own file names
 
