@@ -8,6 +8,8 @@ from vlserve.errors import ExtraMissing
 MODULES: Mapping[str, Sequence[str]] = {
     "cpu": ("onnxruntime",),
     "batch": ("pyarrow",),
+    "video": ("av",),
+    "labels": ("cleanlab",),
     "train": ("onnxscript", "transformers", "sklearn", "pycocoevalcap", "pycocotools"),
 }
 """What each extra brings that nothing else does. The extra gpu brings what cpu does."""

@@ -23,6 +23,7 @@ from typing import Any
 from vlserve.runtime.folder import open_folder
 from vlserve.runtime.pipeline import Pipeline
 from vlserve_worker.batch_columns import Columns, InputRow, ItemError
+from vlserve_worker.batch_covers import Covers
 from vlserve_worker.batch_files import (
     OutputRow,
     PartFiles,
@@ -32,6 +33,7 @@ from vlserve_worker.batch_files import (
     writer_of,
 )
 from vlserve_worker.batch_order import Order
+from vlserve_worker.video import FrameChoice
 
 BATCH = 8
 WINDOW = 8 * BATCH
@@ -58,9 +60,12 @@ class Tally:
 class PartWorker:
     """An open archive, and how its answers are written."""
 
-    def __init__(self, pipeline: Pipeline, columns: Columns, out: Path, format: str) -> None:
+    def __init__(
+        self, pipeline: Pipeline, columns: Columns, covers: Covers, out: Path, format: str
+    ) -> None:
         self._pipeline = pipeline
         self._columns = columns
+        self._covers = covers
         self._out = out
         self._writer = writer_of(format, pipeline.task.answer, columns.keep)
         self._beat: Callable[[int], None] = lambda rows: None
@@ -143,7 +148,7 @@ class PartWorker:
 
     def _answers(self, rows: Sequence[InputRow]) -> list[tuple[OutputRow, list[str]]]:
         done: list[tuple[OutputRow, list[str]]] = []
-        answers = self._pipeline.run([row.item() for row in rows]).answers
+        answers = self._pipeline.run([row.item(self._covers) for row in rows]).answers
         for row, answer in zip(rows, answers, strict=True):
             output = self._prototype(row)
             if isinstance(answer, ItemError):
@@ -181,7 +186,8 @@ def main() -> None:
     pipeline = open_folder(folder, int(options["threads"]), frozen=True)
     fields = list(pipeline.task.fields.model_fields)
     columns = Columns(options["id"], dict(options["columns"]), tuple(options["keep"]), fields)
-    worker = PartWorker(pipeline, columns, Path(options["out"]), options["format"])
+    covers = Covers(FrameChoice.parse(options["frame"]))
+    worker = PartWorker(pipeline, columns, covers, Path(options["out"]), options["format"])
     with os.fdopen(replies, "w", encoding="utf-8", buffering=1) as out:
 
         def reply(**said: Any) -> None:

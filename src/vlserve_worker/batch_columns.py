@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from vlserve.runtime.errors import ErrorCode
+from vlserve_worker.batch_covers import IMAGE, VIDEO, Covers
+from vlserve_worker.video import Place, VideoError
 
 if TYPE_CHECKING:
     from vlserve.runtime.types import ItemError, Request
@@ -44,18 +46,29 @@ class InputRow:
         """Characters of its texts: rows of like length share a batch."""
         return sum(len(value) for value in self.fields.values() if isinstance(value, str))
 
-    def item(self) -> Request | ItemError:
-        """Return the request, with the bytes of its files, or why there is none."""
+    def item(self, covers: Covers) -> Request | ItemError:
+        """Return the request, with the bytes of its files and a video's frame as its image, or why
+        there is none."""
         if self.error:
             return self.error
         fields = dict(self.fields)
         for name, (path, offset, size) in self.files.items():
+            if name == VIDEO:
+                fields[VIDEO] = Place(Path(path), offset, size)
+                continue
             try:
                 with Path(path).open("rb") as file:
                     file.seek(offset)
                     fields[name] = file.read(size)
             except (OSError, ValueError) as error:
                 return ItemError(ErrorCode.IMAGE_UNREADABLE, f"{name}: {error}")
+        if VIDEO in fields:
+            if IMAGE in fields:
+                return ItemError(ErrorCode.FIELD_INVALID, "the row has an image and a video")
+            try:
+                fields[IMAGE] = covers.of(fields.pop(VIDEO))
+            except VideoError as error:  # whose codes an older archive's runtime does not know
+                return ItemError(cast(ErrorCode, error.code), error.message)
         return Request(fields, self.id)
 
 
@@ -74,6 +87,7 @@ class Columns:
             fields: Those of the archive's task.
         """
         self.id, self.keep = id, tuple(keep)
+        fields = [*fields, *([VIDEO] if IMAGE in fields else [])]
         names = {name: name for field in fields for name in (field, field + PATH_SUFFIX)}
         names |= {
             alias: name

@@ -1,8 +1,9 @@
 """What stands between TorchServe's worker and the archive's handler: the handler gets what can be
 read, and a request that may kill its worker runs alone.
 
-What is refused here never reaches the handler: a body that cannot be read, and a request that kills
-workers. So old archives, which carry the handler of their time, refuse in the same words.
+What is refused here never reaches the handler: a body or a video that cannot be read, and a request
+that kills workers. So old archives, which carry the handler of their time, refuse in the same
+words.
 """
 
 import json
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlserve_worker import video
 from vlserve_worker.batch_notes import (
     REFUSED_S,
     BatchNotes,
@@ -24,9 +26,19 @@ from vlserve_worker.batch_notes import (
 )
 from vlserve_worker.bodies import TOO_COMPLEX, TOO_LARGE, UNREADABLE, BodyRefused, unwrap_body
 from vlserve_worker.time_limit import ended_after, limit_of
+from vlserve_worker.video_parts import VideoParts
 
 KILLED_WORKER = "request_killed_worker"
-HTTP_STATUS = {UNREADABLE: 400, TOO_LARGE: 413, TOO_COMPLEX: 413, KILLED_WORKER: 500}
+HTTP_STATUS = {
+    UNREADABLE: 400,
+    TOO_LARGE: 413,
+    TOO_COMPLEX: 413,
+    KILLED_WORKER: 500,
+    video.UNREADABLE: 400,
+    video.TOO_LARGE: 413,
+    video.TOO_COMPLEX: 413,
+    video.UNSUPPORTED: 415,
+}
 """Code -> status; vlserve.runtime.errors has them too, and a test holds the two together."""
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
@@ -71,12 +83,13 @@ class RequestFilter:
         self._max_body_bytes = max_body_bytes
         self._response_timeout_s = response_timeout_s
         self._seen = Suspicions()
+        self._videos = VideoParts(response_timeout_s)
 
     def read_batch(self, batch: Sequence[dict[str, Any]]) -> list[Refusal | str]:
         """Put the parts of bodies in their places in ``batch``, as TorchServe's worker reads it.
         Return of each request its digest, or why it is refused."""
         self._seen = self._notes.look() if self._notes else Suspicions()
-        return [self._read(request) for request in batch]
+        return [self._read(request, len(batch)) for request in batch]
 
     def answer(self, data: Sequence[Refusal | Noted], context: Any, handler: Handler) -> Any:
         """Return one answer a request, in order: refusals by their own words, the others by the
@@ -100,7 +113,7 @@ class RequestFilter:
         context.request_processor, context.request_ids = processors, ids
         return answers
 
-    def _read(self, request: dict[str, Any]) -> Refusal | str:
+    def _read(self, request: dict[str, Any], batch_size: int) -> Refusal | str:
         digest = digest_of(request)
         # A probe is always the same: refused for what a busy machine did, it would keep the version
         # from being loaded again, or gone back to.
@@ -112,7 +125,8 @@ class RequestFilter:
             )
         try:
             unwrap_body(request, self._max_body_bytes)
-        except BodyRefused as error:
+            self._videos.to_images(request, batch_size)
+        except (BodyRefused, video.VideoError) as error:
             return Refusal(error.code, error.message)
         except Exception as error:  # whatever is in it: it must not take the batch down
             logger.exception("a body could not be read")

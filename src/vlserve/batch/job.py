@@ -38,6 +38,8 @@ class Options(BaseModel):
     columns: Mapping[str, str] = Field(default_factory=dict)
     """Field of a request -> column, where they differ."""
     keep: tuple[str, ...] = ()
+    frame: str = "first"
+    """Which frame of a video, as `vlserve_worker.video.FrameChoice` reads it."""
 
 
 class JobRecord(BaseModel):

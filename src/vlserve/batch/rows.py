@@ -17,7 +17,9 @@ from typing import IO, Any
 
 from vlserve.batch.sources import COMPRESSIONS, Kind, Source
 from vlserve.errors import DataError
+from vlserve.extras import require_extras
 from vlserve.text_files import encoding_hint
+from vlserve_worker import video
 
 MAX_LINE_BYTES = 64 * 1024**2
 """Of a row of a text file, which may hold an image as base64."""
@@ -53,6 +55,7 @@ def read_lines(source: Source) -> Iterator[bytes]:
 
     Raises:
         DataError: The file cannot be read on: its rows cannot be told apart any more.
+        ExtraMissing: A video, and what decodes videos is not installed.
     """
     try:
         match source.kind:
@@ -139,7 +142,7 @@ def _grouped(members: Iterable[Member]) -> Iterator[Mapping[str, Any]]:
     """Yield a row for each group of members with one key that follow each other."""
     group: list[Member] = []
     for member in members:
-        if member.ending not in (*IMAGES, *TEXTS, *FEATURES):
+        if member.ending not in (*IMAGES, *video.ENDINGS, *TEXTS, *FEATURES):
             continue
         if group and member.key != group[0].key:
             yield _row(group)
@@ -156,6 +159,9 @@ def _row(group: list[Member]) -> Mapping[str, Any]:
         place = [str(member.path), member.offset, member.size]
         if member.ending in IMAGES:
             files["image"] = place
+        elif member.ending in video.ENDINGS:
+            require_extras("video")
+            files["video"] = place
         elif member.ending in FEATURES:
             files["features"] = place
         elif member.size > MAX_MEMBER_BYTES:

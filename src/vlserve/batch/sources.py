@@ -103,6 +103,6 @@ def kind_of(path: Path) -> Kind:
             raise DataError(f"{path}: unpack it to .tar, whose members are read where they lie")
         raise DataError(
             f"{path} is of no kind that is read: {', '.join(SUFFIXES)}, text kinds also as "
-            f"{' or '.join(COMPRESSIONS)}, or a folder of images"
+            f"{' or '.join(COMPRESSIONS)}, or a folder of images or videos"
         )
     return kind

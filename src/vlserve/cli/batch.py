@@ -6,7 +6,14 @@ from typing import Annotated, Any, Literal
 import typer
 
 from vlserve.cli.output import AsJson, print_json, print_line, progress
-from vlserve.cli.parameters import Group, control_client, finite, folder_option, written_file_option
+from vlserve.cli.parameters import (
+    Frame,
+    Group,
+    control_client,
+    finite,
+    folder_option,
+    written_file_option,
+)
 from vlserve.control.domain import State
 from vlserve.errors import BatchError, NotReady
 from vlserve.extras import require_extras
@@ -30,7 +37,7 @@ def batch(
         list[str],
         typer.Option(
             help="Input: a file (.parquet, .jsonl, .csv, .tsv, .tar; text kinds also .gz or .zst), "
-            "a folder of images, or a glob. May be given several times."
+            "a folder of images or videos, or a glob. May be given several times."
         ),
     ],
     output: Annotated[
@@ -54,6 +61,7 @@ def batch(
     keep: Annotated[
         str, typer.Option(help="Columns of the input that the output has too, with commas between.")
     ] = "",
+    frame: Frame = "first",
     joined: Annotated[
         Path | None,
         written_file_option("File that all parts are joined into at the end. Default: none."),
@@ -118,6 +126,7 @@ def _run(
     id: str = "id",
     column: list[str] | None = None,
     keep: str = "",
+    frame: str = "first",
     joined: Path | None = None,
     workers: int | None = None,
     item_timeout: float = 60.0,
@@ -137,6 +146,7 @@ def _run(
         id=id,
         columns=_mapping(column or []),
         keep=tuple(name for name in keep.split(",") if name),
+        frame=frame,
     )
     crewing = Crewing(workers or usable_cores(), item_timeout_s=item_timeout)
     try:

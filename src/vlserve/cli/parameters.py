@@ -17,6 +17,7 @@ from vlserve.errors import ModelNotFound
 from vlserve.running_settings import settings_to_reach_stack
 from vlserve.runtime.manifest import ModelName
 from vlserve.settings import Settings
+from vlserve_worker.video import FrameChoice
 
 
 class Group(StrEnum):
@@ -108,6 +109,15 @@ def finite(value: float | None) -> float | None:
     return value
 
 
+def frame_choice(written: str) -> str:
+    """Refuse what names no frame of a video."""
+    try:
+        FrameChoice.parse(written)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    return written
+
+
 def text_of_a_caller(text: str | None) -> str | None:
     """Refuse bytes of the command line that are not text in the terminal's encoding."""
     try:
@@ -138,6 +148,15 @@ Version = Annotated[
     ),
 ]
 ArchiveFile = Annotated[Path, file_argument("Archive file (.mar), as export writes it.")]
+Frame = Annotated[
+    str,
+    typer.Option(
+        callback=frame_choice,
+        metavar="FRAME",
+        help="Frame of a video: first, clear (the first that is neither black nor blurred), "
+        "frame:N (from 0), or second:S (the one shown at second S).",
+    ),
+]
 Strict = Annotated[
     bool,
     typer.Option(

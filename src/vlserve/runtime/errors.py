@@ -68,6 +68,10 @@ class ErrorCode(StrEnum):
     IMAGE_TOO_LARGE = "image_too_large"  # over the limit of bytes, pixels or scans
     IMAGE_TOO_COMPLEX = "image_too_complex"  # too many segments, or bytes beside the pixels
     IMAGE_DAMAGED = "image_damaged"  # a whole file by its ends, whose pixels are broken inside
+    VIDEO_UNREADABLE = "video_unreadable"  # not a video, or none of its frames can be decoded
+    VIDEO_TOO_LARGE = "video_too_large"  # over the limit of bytes or pixels
+    VIDEO_TOO_COMPLEX = "video_too_complex"  # its frame takes too much memory or time
+    VIDEO_UNSUPPORTED = "video_unsupported"  # the server has no decoder; the message says which
     FEATURES_UNREADABLE = "features_unreadable"  # not a .npy file, cut short, or base64 that is not
     FEATURES_TOO_LARGE = "features_too_large"  # over the byte limit
     TEXT_UNREADABLE = "text_unreadable"  # not UTF-8, NUL, or lone surrogates
