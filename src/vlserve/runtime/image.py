@@ -26,6 +26,7 @@ from vlserve.runtime.jpeg import (
     read_layout,
     twins,
 )
+from vlserve.runtime.jpeg_warnings import damage_told
 from vlserve.runtime.manifest import ImageInput
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
@@ -168,6 +169,8 @@ def _checked_passes(data: bytes, layout: Layout, spec: ImageInput) -> Image.Imag
     pixels, other = (_decoded(twin, data, spec) for twin in twins(data, layout))
     if pixels.tobytes() != other.tobytes():
         raise _damaged("the pixels of its last pass end before the picture does")
+    if damage_told(data, layout):
+        raise _damaged("libjpeg finds a part of its pixels broken")
     for whole, short in doubtful(data, layout):
         if not _look_same(whole) or _look_same(short):
             raise _damaged("a part of its pixels is zeros")

@@ -83,6 +83,8 @@ class Layout:
     scans: list[Scan] = field(default_factory=list)
     closed: bool = False
     """Whether there is an end mark."""
+    clean_head: bool = True
+    """Whether nothing but segments stands in front of the pixels."""
 
     @property
     def in_one_scan(self) -> bool:
@@ -136,6 +138,8 @@ class _Reader:
         found = _MARKER.search(self._data, at)
         place = found.start() if found else len(self._data)
         self._count(0, place - at)
+        if place > at and not self.layout.scans:
+            self.layout.clean_head = False
         return place
 
     def _count(self, segments: int, metadata: int, exif: int = 0) -> None:
@@ -193,7 +197,10 @@ class _Reader:
             real = (behind != 0) & (behind != 0xFF) & ((behind < 0xD0) | (behind > 0xD7))
             self._marks = places[real]
         at = np.searchsorted(self._marks, start)
-        return int(self._marks[at]) if at < len(self._marks) else len(self._data)
+        end = int(self._marks[at]) if at < len(self._marks) else len(self._data)
+        if at == len(self._marks) or self._data[end - 1] != 0xFF:
+            return end
+        return start + len(self._data[start:end].rstrip(b"\xff"))  # fill bytes: a code's has 00
 
 
 def _codes_of_zeros(tables: bytes) -> Iterator[tuple[int, int | None]]:

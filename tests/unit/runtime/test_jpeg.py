@@ -136,6 +136,9 @@ def harmless() -> Iterator[tuple[str, bytes]]:
             for count in (1, FILL_BYTES - 1, FILL_BYTES, 512, 4096):
                 yield f"{name}-{count}-of-{fill.hex()}", data[:-2] + fill * count + END
     yield "progressive-and-fill", tone[:-2] + bytes(512) + END
+    for fill in (b"\0", b"\xff"):
+        for count in (1, 2, 15):
+            yield f"progressive-{count}-of-{fill.hex()}", tone[:-2] + fill * count + END
     yield "one-restart-too-many", restarts[:-2] + b"\xff\xd7" + END
     yield "an-odd-version", plain.replace(b"JFIF\0\x01\x01", b"JFIF\0\x09\x09")
     yield "adobe", behind_start(segment(0xEE, b"Adobe\0\x64\0\0\0\0\x01"))
@@ -217,3 +220,30 @@ def test_random_bytes_behind_the_start_are_refused() -> None:
     draw = random.Random(5)
     for size in (0, 1, 5, 100, 10_000):
         assert refusal(b"\xff\xd8" + draw.randbytes(size)) is ErrorCode.IMAGE_UNREADABLE
+
+
+@pytest.mark.parametrize("spec", SIZES, ids=["large", "small"])
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.6])
+@pytest.mark.parametrize("name", ["progressive", "progressive-grey"])
+@pytest.mark.parametrize("what", ["zeros", "dropped", "random"])
+def test_a_pass_that_is_broken(what: str, name: str, share: float, spec: ImageInput) -> None:
+    data = ENCODINGS[name]
+    start, end = pixels(data)
+    place, length = start + int((end - start) * share), 200
+    other = {"zeros": bytes(length), "dropped": b"", "random": random.Random(1).randbytes(length)}
+    broken = data[:place] + other[what].replace(b"\xff", b"\xfe") + data[place + length :]
+    assert refusal(broken, spec) is ErrorCode.IMAGE_DAMAGED
+
+
+def test_bytes_in_front_of_the_tables_are_an_editors() -> None:
+    data = ENCODINGS["progressive"]
+    place = data.index(b"\xff\xc4")
+    assert decode(data[:place] + b"\0\0\0" + data[place:], SIZES[0]).shape
+
+
+def test_without_the_package_whole_files_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vlserve.runtime.jpeg_warnings.simplejpeg", None)
+    data = ENCODINGS["progressive"]
+    assert decode(data, SIZES[0]).shape
+    start, end = pixels(data)
+    assert refusal(data[: (start + end) // 2] + END) is ErrorCode.IMAGE_DAMAGED
