@@ -10,12 +10,14 @@ import torch
 from support.eager_graphs import assert_inference_outputs, load
 from support.golden_cases import Case, assert_close, cases
 from support.published_keys import assert_every_key_is_loaded_or_ignored, words
+from support.training_outputs import assert_training_outputs, training_cases
 from vlserve.errors import ExportError
 from vlserve.exporter.checkpoint import load_into, read_checkpoint
 from vlserve.exporter.convert import load_network
 from vlserve.exporter.recipe import load_recipe
 from vlserve.families.single_stream import before_last
 from vlserve.runtime.types import Arrays
+from vlserve.training.objectives.answer import soft_targets_kl
 
 RECIPE = load_recipe("visualbert", Path(__file__).parents[2] / "export")
 CASES = cases("visualbert")
@@ -81,6 +83,18 @@ def test_the_graph_answers_like_transformers_own_class(case: Case, tmp_path: Pat
     loaded = load(RECIPE, case, config_of(case), tmp_path)
     got = loaded.run("model", **{**given, "visual_mask": given["visual_mask"].astype(np.int64)})
     assert_close(got["logits"], expected, str(case))
+
+
+@pytest.mark.parametrize(
+    "case", training_cases("visualbert", "VisualBertForQuestionAnswering"), ids=str
+)
+def test_the_loss_of_answering(case: Case, tmp_path: Path) -> None:
+    network: Any = load(RECIPE, case, config_of(case), tmp_path).network
+    inputs = trunk_inputs(case)
+    states = network.visual_bert(**inputs)[0]
+    logits = network.cls(before_last(states, inputs["attention_mask"]))
+    loss = soft_targets_kl(logits, torch.from_numpy(case.arrays("inputs")["labels"]))
+    assert_training_outputs(case, {"kl_loss": loss})
 
 
 @pytest.mark.parametrize("case", PRETRAINING, ids=str)

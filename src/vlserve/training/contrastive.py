@@ -15,7 +15,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vlserve.errors import DataError, TrainingError
 from vlserve.exporter.checkpoint import load_into
@@ -26,6 +25,7 @@ from vlserve.training.evaluators.corpus import recall_both_ways
 from vlserve.training.evaluators.items import PairedItem, read_task_file
 from vlserve.training.fit import BAD_LINES, CONFIG, METRICS, WEIGHTS, OnProgress, Progress
 from vlserve.training.lines import BadLine, first_of, write_bad_lines
+from vlserve.training.objectives.retrieve import in_batch_contrast
 from vlserve.training.options import TrainOptions, parse_options
 from vlserve.training.pairs import FrozenEncoders, Pairs, Reader
 from vlserve.training.plan import digest_of
@@ -179,14 +179,6 @@ def fit_pairs(
     return report
 
 
-def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, smoothing: float) -> Tensor:
-    """Unit vectors (batch, dim) of pairs -> mean InfoNCE of both ways."""
-    logits = scale * images @ texts.T
-    own = torch.arange(len(logits))
-    ways = [F.cross_entropy(one, own, label_smoothing=smoothing) for one in (logits, logits.T)]
-    return (ways[0] + ways[1]) / 2
-
-
 def _train(
     network: nn.Module,
     head: nn.Module,
@@ -239,7 +231,7 @@ def _turn(
         rows = order[start : start + size]
         own = [random.choice(texts[row]) for row in rows]
         images, words = torch.from_numpy(data.images[rows]), torch.from_numpy(data.texts[own])
-        loss = contrastive_loss(
+        loss = in_batch_contrast(
             head.images(_dropped(images, options.dropout, random)),
             head.texts(_dropped(words, options.dropout, random)),
             head.scale(),

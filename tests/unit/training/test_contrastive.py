@@ -16,7 +16,8 @@ from vlserve.errors import DataError, SettingsError, TrainingError
 from vlserve.exporter.export import read_trained
 from vlserve.exporter.recipe import load_recipe
 from vlserve.settings import Settings
-from vlserve.training.contrastive import PairReport, contrastive_loss, fit_pairs, is_of_pairs
+from vlserve.training.contrastive import PairReport, fit_pairs, is_of_pairs
+from vlserve.training.objectives.retrieve import in_batch_contrast
 
 COLOURS = {"red": (220, 30, 30), "cat": (30, 220, 30), "dog": (30, 30, 220), "ball": (220, 220, 30)}
 OPTIONS = {"epochs": 30, "batch_size": 4, "learning_rate": 0.02, "dropout": 0.0, "max_length": 8}
@@ -28,7 +29,7 @@ def test_the_loss_is_the_mean_of_both_ways() -> None:
     logits = 2 * np.array([[0.6, 0.0], [0.8, 1.0]])
     by_row = [np.log(np.exp(logits[i]).sum()) - logits[i, i] for i in range(2)]
     by_column = [np.log(np.exp(logits[:, i]).sum()) - logits[i, i] for i in range(2)]
-    got = contrastive_loss(images, texts, torch.tensor(2.0), 0.0)
+    got = in_batch_contrast(images, texts, torch.tensor(2.0), 0.0)
     assert float(got) == pytest.approx(np.mean(by_row + by_column))
 
 
