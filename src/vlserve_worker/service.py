@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlserve_worker import video
+from vlserve_worker import image_limits, video
 from vlserve_worker.batch_notes import (
     REFUSED_S,
     BatchNotes,
@@ -34,6 +34,8 @@ HTTP_STATUS = {
     TOO_LARGE: 413,
     TOO_COMPLEX: 413,
     KILLED_WORKER: 500,
+    image_limits.TOO_LARGE: 413,
+    image_limits.TOO_COMPLEX: 413,
     video.UNREADABLE: 400,
     video.TOO_LARGE: 413,
     video.TOO_COMPLEX: 413,
@@ -77,11 +79,14 @@ class RequestFilter:
         notes: BatchNotes | None,
         max_body_bytes: int,
         response_timeout_s: int | None = None,
+        checks_images: bool = False,
     ) -> None:
+        """``checks_images``: whether the handler is too old to know what an image may cost."""
         self._version = version
         self._notes = notes
         self._max_body_bytes = max_body_bytes
         self._response_timeout_s = response_timeout_s
+        self._checks_images = checks_images
         self._seen = Suspicions()
         self._videos = VideoParts(response_timeout_s)
 
@@ -126,6 +131,8 @@ class RequestFilter:
         try:
             unwrap_body(request, self._max_body_bytes)
             self._videos.to_images(request, batch_size)
+            if self._checks_images:
+                image_limits.check_images(request)
         except (BodyRefused, video.VideoError) as error:
             return Refusal(error.code, error.message)
         except Exception as error:  # whatever is in it: it must not take the batch down
@@ -190,10 +197,12 @@ def install_filter(service: Any, requests: RequestFilter) -> None:
     service.__init__ = begin_with
 
 
-def open_filter(model: str, version: int, engine_dir: str | None) -> RequestFilter:
-    """Return the filter of a version, in the instance whose folder is ``engine_dir``."""
+def open_filter(model: str, version: int, engine_dir: str | None, archive: Path) -> RequestFilter:
+    """Return the filter of a version, in the instance whose folder is ``engine_dir``. ``archive``:
+    where it is unpacked."""
+    checks_images = not image_limits.bounds_images(archive)
     if engine_dir is None:
-        return RequestFilter(version, None, MAX_BODY_BYTES)
+        return RequestFilter(version, None, MAX_BODY_BYTES, checks_images=checks_images)
     instance = Path(engine_dir)
     configured = _configured(instance)
     return RequestFilter(
@@ -201,6 +210,7 @@ def open_filter(model: str, version: int, engine_dir: str | None) -> RequestFilt
         _notes(instance.parent / "batches" / f"{model}-{version}"),
         configured.get("max_request_size", MAX_BODY_BYTES),
         configured.get("default_response_timeout"),
+        checks_images,
     )
 
 
