@@ -75,7 +75,8 @@ class PartWorker:
         self._beat = beat
         files = PartFiles(self._out, order.number, self._writer.suffix)
         started, cpu = time.monotonic(), time.process_time()
-        rows = self._columns.rows(self._lines(order), order.first_row, Path(order.input))
+        beside = Path(order.folder or order.input)
+        rows = self._columns.rows(self._lines(order), order.first_row, beside)
         if order.redo:
             output = self._again(rows, {int(row[ROW]): row for row in read_output(files.part)})
         elif order.careful:
@@ -95,7 +96,10 @@ class PartWorker:
             "labels": dict(tally.labels.most_common(1000)),
             "seconds": round(time.monotonic() - started, 3),
             "cpu_seconds": round(time.process_time() - cpu, 3),
+            "ended_at": round(time.time(), 3),
+            "pid": os.getpid(),
         }
+        files.write_ids(str(row[ROW_ID]) for row in done)
         files.write_receipt(receipt)
         return receipt
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Order:
-    """A part. ``spool``: the file of its lines; empty: Parquet. ``fate``: how the last worker that
+    """A part. ``folder``: where relative paths begin, when that is not beside ``input``. ``spool``:
+    the file of its lines; empty: Parquet. ``fate``: how the last worker that
     ran it carefully ended, as code and message; empty: there was none. ``redo``: only the rows that
     have an error in the part's file."""
 
@@ -19,3 +20,4 @@ class Order:
     careful: bool = False
     fate: tuple[str, ...] = ()
     redo: bool = False
+    folder: str = ""

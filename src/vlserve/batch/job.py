@@ -1,22 +1,21 @@
 """What one job keeps in the output's folder: its record, its lock, receipts of finished parts.
 
 OUT/part-00000.jsonl …           the output, one file a part
-OUT/report.json                  written at the end
+OUT/report.json, report.html     written at the end
 OUT/.vlserve/job.json            what the job is: archive, sources, options
 OUT/.vlserve/lock                held by the driver and its workers
-OUT/.vlserve/receipts/00000.json  of each finished part: counts, seconds
+OUT/.vlserve/receipts/00000.json  of each finished part: counts, seconds; 00000.ids: digests of ids
 OUT/.vlserve/spool, careful      lines for workers; rows that ran alone
 """
 
 import fcntl
-import json
 import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -70,6 +69,9 @@ class Receipt(BaseModel):
     labels: Mapping[str, int]
     seconds: float
     cpu_seconds: float
+    ended_at: float = 0.0
+    """By the clock, s; 0 in receipts of earlier versions, as ``pid``."""
+    pid: int = 0
 
 
 class JobFolder:
@@ -131,9 +133,9 @@ class JobFolder:
         file = self._state / "careful" / f"{part:05}.jsonl"
         return file.read_bytes().count(b"\n") if file.exists() else 0
 
-    def write_report(self, report: Mapping[str, object]) -> None:
-        text = json.dumps(report, ensure_ascii=False, indent=1)
-        (self.out / "report.json").write_text(text + "\n", encoding="utf-8")
+    def ids_file(self, part: int) -> Path:
+        """Return the file with the digests of a part's ids."""
+        return self._receipts / f"{part:05}.ids"
 
     def part_file(self, number: int, format: str) -> Path:
         return self.out / f"part-{number:05}.{format}"
@@ -172,7 +174,7 @@ def differences(before: JobRecord, now: JobRecord) -> Iterator[str]:
         yield from changed(before.sources)
 
 
-def total(receipts: Mapping[int, Receipt]) -> Mapping[str, object]:
+def total(receipts: Mapping[int, Receipt]) -> Mapping[str, Any]:
     """Return the sums of all receipts, as the report has them."""
     errors: Counter[str] = Counter()
     labels: Counter[str] = Counter()

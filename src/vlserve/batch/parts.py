@@ -5,13 +5,13 @@ own cost does not show.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlserve.batch.rows import read_lines
-from vlserve.batch.sources import Kind, Source
+from vlserve.batch.rows import Reading, read_lines
+from vlserve.batch.sources import Kind, Source, weight
 from vlserve.errors import DataError
 
 if TYPE_CHECKING:
@@ -27,18 +27,24 @@ MOST_LINE_BYTES = 256 * 1024**2
 
 @dataclass(frozen=True)
 class TextPart:
-    """Lines of a file, which the driver spools for a worker. ``rows`` counts from the job's first
-    row, ``source`` is the file."""
+    """Lines of a file, which the driver spools for a worker. ``first_row`` counts from the job's
+    first row, ``source`` is the file; ``share`` of the whole input, by bytes."""
 
     number: int
     source: Source
     first_row: int
     lines: Sequence[bytes]
+    share: float = 0.0
+
+    @property
+    def rows(self) -> int:
+        return len(self.lines)
 
 
 @dataclass(frozen=True)
 class ParquetPart:
-    """Rows of one row group: ``count`` of them, from ``start`` of the group on."""
+    """Rows of one row group: ``count`` of them, from ``start`` of the group on. ``file`` has them
+    where the source itself is only sampled."""
 
     number: int
     source: Source
@@ -46,6 +52,12 @@ class ParquetPart:
     row_group: int
     start: int
     count: int
+    share: float = 0.0
+    file: Path | None = None
+
+    @property
+    def rows(self) -> int:
+        return self.count
 
 
 Part = TextPart | ParquetPart
@@ -58,12 +70,13 @@ def cut(sources: Sequence[Source]) -> Iterator[Part]:
         DataError: A file cannot be read.
     """
     number = row = 0
-    for source in sources:
+    weights = [weight(source) for source in sources]
+    for source, own in zip(sources, weights, strict=True):
         cuts = _cut_parquet if source.kind is Kind.PARQUET else _cut_lines
         for part in cuts(source, number, row):
-            yield part
+            yield replace(part, share=part.share * own / max(sum(weights), 1))
             number += 1
-            row += len(part.lines) if isinstance(part, TextPart) else part.count
+            row += part.rows
 
 
 def rows_of(number: int) -> int:
@@ -72,10 +85,12 @@ def rows_of(number: int) -> int:
 
 
 def _cut_lines(source: Source, number: int, row: int) -> Iterator[TextPart]:
-    lines = read_lines(source)
+    reading, before = Reading(), 0.0
+    lines = read_lines(source, reading)
     while piece := list(_up_to(lines, rows_of(number))):
-        yield TextPart(number, source, row, piece)
-        number, row = number + 1, row + len(piece)
+        share = reading.share()
+        yield TextPart(number, source, row, piece, share - before)
+        number, row, before = number + 1, row + len(piece), share
 
 
 def _up_to(lines: Iterable[bytes], rows: int) -> Iterator[bytes]:
@@ -91,12 +106,13 @@ def _cut_parquet(source: Source, number: int, row: int) -> Iterator[ParquetPart]
     with opened_parquet(source.path) as file:
         groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
         sizes = [(group.num_rows, group.total_byte_size) for group in groups]
+        all_rows = file.metadata.num_rows
     for group, (rows, size) in enumerate(sizes):
         most_parts = max(1, int(SKIPPED_BYTES * rows / size)) if size else 1
         start = 0
         while start < rows:
             count = min(max(rows_of(number), -(-rows // most_parts)), rows - start)
-            yield ParquetPart(number, source, row, group, start, count)
+            yield ParquetPart(number, source, row, group, start, count, count / all_rows)
             number, row, start = number + 1, row + count, start + count
 
 

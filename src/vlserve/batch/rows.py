@@ -9,9 +9,10 @@ import csv
 import io
 import json
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,6 +29,13 @@ MAX_MEMBER_BYTES = 1024**2
 IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif")
 TEXTS = ("txt", "json", "cls")
 FEATURES = ("npy",)
+
+
+@dataclass
+class Reading:
+    """Where the reader of a source stands. ``share``: returns how much of it is read, 0 to 1."""
+
+    share: Callable[[], float] = lambda: 0.0
 
 
 @dataclass(frozen=True)
@@ -50,44 +58,53 @@ class Member:
         return self.name.rpartition("/")[2].partition(".")[2].lower()
 
 
-def read_lines(source: Source) -> Iterator[bytes]:
+def read_lines(source: Source, reading: Reading | None = None) -> Iterator[bytes]:
     """Yield a line for each row of ``source``, which is not Parquet, without its end.
+
+    Args:
+        reading: Is told how far the reader is.
 
     Raises:
         DataError: The file cannot be read on: its rows cannot be told apart any more.
         ExtraMissing: A video, and what decodes videos is not installed.
     """
+    reading = reading or Reading()
     try:
         match source.kind:
             case Kind.JSONL:
-                yield from _jsonl_lines(source.path)
+                yield from _jsonl_lines(source.path, reading)
             case Kind.CSV | Kind.TSV:
-                yield from _csv_lines(source.path, "\t" if source.kind is Kind.TSV else ",")
+                delimiter = "\t" if source.kind is Kind.TSV else ","
+                yield from _csv_lines(source.path, delimiter, reading)
             case _:
                 members = _tar_members if source.kind is Kind.TAR else _folder_members
-                for row in _grouped(members(source.path)):
+                for row in _grouped(members(source.path, reading)):
                     yield json.dumps(row, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
         why = f"it is not UTF-8 at byte {error.start}{encoding_hint(source.path)}"
         raise DataError(f"{source.path} cannot be read: {why}") from error
     except (OSError, EOFError, csv.Error, tarfile.TarError) as error:
         raise DataError(f"{source.path} cannot be read: {error}") from error
+    finally:
+        reading.share = lambda: 1.0
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
-    if path.suffix not in COMPRESSIONS:
-        with path.open("rb") as file:
-            yield file
-        return
-    import pyarrow  # of the extra batch; `find_sources` has asked for it
+def _opened(path: Path, reading: Reading) -> Iterator[IO[bytes]]:
+    with path.open("rb", buffering=0) as raw:
+        size = max(path.stat().st_size, 1)
+        reading.share = lambda: min(raw.tell() / size, 1.0)
+        if path.suffix not in COMPRESSIONS:
+            yield io.BufferedReader(raw)
+            return
+        import pyarrow  # of the extra batch; `find_sources` has asked for it
 
-    with pyarrow.input_stream(str(path), compression="detect") as stream:
-        yield io.BufferedReader(stream)
+        with pyarrow.CompressedInputStream(raw, COMPRESSIONS[path.suffix]) as stream:
+            yield io.BufferedReader(stream)
 
 
-def _jsonl_lines(path: Path) -> Iterator[bytes]:
-    with _opened(path) as file:
+def _jsonl_lines(path: Path, reading: Reading) -> Iterator[bytes]:
+    with _opened(path, reading) as file:
         while line := file.readline(MAX_LINE_BYTES + 1):
             if len(line) > MAX_LINE_BYTES:
                 yield _error(f"the line has more than {MAX_LINE_BYTES} bytes")
@@ -98,9 +115,12 @@ def _jsonl_lines(path: Path) -> Iterator[bytes]:
                 yield stripped
 
 
-def _csv_lines(path: Path, delimiter: str) -> Iterator[bytes]:
+def _csv_lines(path: Path, delimiter: str, reading: Reading) -> Iterator[bytes]:
     csv.field_size_limit(MAX_LINE_BYTES)
-    with _opened(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
+    with (
+        _opened(path, reading) as file,
+        io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text,
+    ):
         reader = csv.reader(text, delimiter=delimiter, strict=True)
         heads = next(reader, None)
         if heads is None:
@@ -123,16 +143,20 @@ def _error(why: str) -> bytes:
     return json.dumps({"error": why}).encode()
 
 
-def _tar_members(path: Path) -> Iterator[Member]:
+def _tar_members(path: Path, reading: Reading) -> Iterator[Member]:
+    size = max(path.stat().st_size, 1)
     with tarfile.open(path, "r:") as shard:
+        reading.share = lambda: min(shard.offset / size, 1.0)
         for entry in shard:
             if entry.isfile():
                 yield Member(entry.name, path, entry.offset_data, entry.size)
             shard.members = []  # type: ignore[attr-defined]  # else it keeps each header that it read
 
 
-def _folder_members(folder: Path) -> Iterator[Member]:
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+def _folder_members(folder: Path, reading: Reading) -> Iterator[Member]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    for place, path in enumerate(files):
+        reading.share = partial(float, place / len(files))
         name = path.relative_to(folder).as_posix()
         if not any(part.startswith(".") for part in name.split("/")):
             yield Member(name, path, 0, path.stat().st_size)

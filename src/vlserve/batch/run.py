@@ -1,16 +1,20 @@
 """Run a job: hand parts to workers, take their receipts, order again what died."""
 
+import resource
 import signal
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vlserve.batch.job import JobFolder, JobRecord, Options, Receipt, total
+from vlserve.batch.job import JobFolder, JobRecord, Options, Receipt
+from vlserve.batch.pace import Pace
 from vlserve.batch.parts import Part, TextPart, cut
+from vlserve.batch.report import make_report, write_report
+from vlserve.batch.sample import Prediction, draw, predict
 from vlserve.batch.sources import find_sources
 from vlserve.batch.workers import Crew, Launch, Reply, running
 from vlserve.errors import BatchError
@@ -54,6 +58,7 @@ class Work:
     busy: dict[int, Order] = field(default_factory=dict)
     idle: list[int] = field(default_factory=list)
     deaths: dict[int, Deaths] = field(default_factory=dict)
+    is_begun: bool = False
 
     def next_order(self) -> Order | None:
         return self.again.popleft() if self.again else next(self.orders, None)
@@ -67,6 +72,7 @@ def run_batch(
     crewing: Crewing,
     *,
     retry_errors: bool = False,
+    core_hour_price: float | None = None,
     show: Show = lambda line: None,
 ) -> Mapping[str, Any]:
     """Answer every row of the input, and return the report, which is also OUT/report.json.
@@ -76,6 +82,7 @@ def run_batch(
         patterns: Input files, folders and globs.
         out: The folder of the output; an earlier run of the same job goes on there.
         retry_errors: Whether rows that failed in an earlier run run again.
+        core_hour_price: Of one core for one hour, for the cost in the report.
         show: Takes lines of progress.
 
     Raises:
@@ -83,8 +90,62 @@ def run_batch(
         DataError: An input file cannot be read.
         ArchiveError: The archive is bad.
     """
+    record = describe(archive, patterns, options)
+    folder, started, cpu_s = JobFolder(out), time.monotonic(), _cpu_s()
+    with folder.locked() as lock:
+        folder.begin(record)
+        before = folder.receipts()
+        job = _Job(folder, record, crewing, show)
+        job.answer(job.orders(cut(record.sources), before, retry_errors=retry_errors), lock)
+        run = {
+            "parts_of_earlier_runs": len(before),
+            "seconds": round(time.monotonic() - started, 1),
+            "rows_per_s": round(job.pace.rows / max(time.monotonic() - started, 1e-6), 2),
+            "run_cpu_seconds": round(_cpu_s() - cpu_s, 1),
+            "core_hour_price": core_hour_price,
+        }
+        report = make_report(record, folder, run, core_hour_price)
+        write_report(folder, report)
+    return report
+
+
+def predict_batch(
+    archive: Path,
+    patterns: Sequence[str],
+    rows: int,
+    options: Options,
+    crewing: Crewing,
+    *,
+    core_hour_price: float | None = None,
+    show: Show = lambda line: None,
+) -> Prediction:
+    """Answer ``rows`` rows that are spread over the input, keep nothing, and return what the whole
+    takes. Raises as `run_batch`."""
+    started, cpu_s = time.monotonic(), _cpu_s()
+    record = describe(archive, patterns, options)
+    with tempfile.TemporaryDirectory(prefix="vlserve-sample-") as scratch:
+        sample = draw(record.sources, rows, crewing.workers, Path(scratch))
+        folder = JobFolder(Path(scratch) / "out")
+        with folder.locked() as lock:
+            job = _Job(folder, record, crewing, show)
+            drawn_s = time.monotonic() - started
+            job.answer(job.orders(sample.parts, {}), lock)
+            receipts = list(folder.receipts().values())
+    answering_s = sum(receipt.cpu_seconds for receipt in receipts)
+    return predict(
+        sample,
+        receipts,
+        workers=crewing.workers,
+        start_s=drawn_s + job.started_s,
+        start_cpu_s=_cpu_s() - cpu_s - answering_s,
+        core_hour_price=core_hour_price,
+    )
+
+
+def describe(archive: Path, patterns: Sequence[str], options: Options) -> JobRecord:
+    """Return what a job is. DataError or ArchiveError where input or archive cannot be read."""
     manifest = verify_archive(archive)
-    record = JobRecord(
+    return JobRecord(
         archive=str(archive.resolve()),
         sha256=file_sha256(archive),
         model=manifest.model,
@@ -93,45 +154,41 @@ def run_batch(
         sources=find_sources(patterns),
         options=options,
     )
-    folder, started = JobFolder(out), time.monotonic()
-    with folder.locked() as lock, tempfile.TemporaryDirectory(prefix="vlserve-batch-") as scratch:
-        folder.begin(record)
-        unpacked = Path(scratch) / "archive"
-        unpack_archive(archive, unpacked)
-        before = folder.receipts()
-        told = options.model_dump() | {"out": str(out.resolve())}
-        launch = Launch(unpacked, told, crewing.threads, lock, folder.log)
-        job = _Job(folder, record, crewing, before, show)
-        with running(launch, crewing.workers) as crew:
-            job.run(crew, Work(job.orders(retry_errors)))
-        report = _report(record, folder, len(before), time.monotonic() - started)
-        folder.write_report(report)
-    return report
 
 
 class _Job:
-    """One run of a job. Its decisions are taken in one thread, which hears all workers."""
+    """One run of a job. ``started_s``: until the first worker was ready, s."""
 
-    def __init__(
-        self,
-        folder: JobFolder,
-        record: JobRecord,
-        crewing: Crewing,
-        before: Mapping[int, Receipt],
-        show: Show,
-    ) -> None:
+    def __init__(self, folder: JobFolder, record: JobRecord, crewing: Crewing, show: Show) -> None:
         self._folder, self._record, self._crewing, self._show = folder, record, crewing, show
-        self._before = before
-        self._rows = self._failed = 0
-        self._started = time.monotonic()
+        self._shares: dict[int, float] = {}
+        self.pace = Pace(time.monotonic())
+        self.started_s = 0.0
 
-    def orders(self, retry_errors: bool) -> Iterator[Order]:
+    def orders(
+        self, parts: Iterable[Part], before: Mapping[int, Receipt], *, retry_errors: bool = False
+    ) -> Iterator[Order]:
         """Yield an order for each part that is not finished, or has errors to be tried again."""
-        for part in cut(self._record.sources):
-            receipt = self._before.get(part.number)
+        for part in parts:
+            receipt = before.get(part.number)
             if receipt is None or (retry_errors and receipt.errors):
                 order = self._order(part)
+                self._shares[part.number] = part.share
                 yield replace(order, redo=receipt is not None)
+            else:
+                self.pace.keep(part.share)
+
+    def answer(self, orders: Iterator[Order], lock: int) -> None:
+        """Have workers do all the orders."""
+        began_at = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="vlserve-batch-") as scratch:
+            unpacked = Path(scratch) / "archive"
+            unpack_archive(Path(self._record.archive), unpacked)
+            told = self._record.options.model_dump() | {"out": str(self._folder.out.resolve())}
+            launch = Launch(unpacked, told, self._crewing.threads, lock, self._folder.log)
+            with running(launch, self._crewing.workers) as crew:
+                self.run(crew, Work(orders))
+        self.started_s = self.pace.began_at - began_at
 
     def run(self, crew: Crew, work: Work) -> None:
         """Have the crew do all the work."""
@@ -149,10 +206,11 @@ class _Job:
             return Order(
                 part.number,
                 part.first_row,
-                place,
+                str(part.file or place),
                 row_group=part.row_group,
                 start=part.start,
                 count=part.count,
+                folder=place if part.file else "",
             )
         spool = self._folder.spool / f"{part.number:05}.jsonl"
         spool.write_bytes(b"".join(line + b"\n" for line in part.lines))
@@ -174,6 +232,8 @@ class _Job:
             case None:
                 self._bury(crew, work, reply.worker)
             case {"ready": True}:
+                if not work.is_begun:
+                    work.is_begun, self.pace.began_at = True, time.monotonic()
                 work.idle.append(reply.worker)
             case {"failed": why}:
                 raise BatchError(f"{why}; mend it and start the same command again: it goes on")
@@ -220,10 +280,9 @@ class _Job:
             raise BatchError(f"workers die at part {order.number}: {crew.last_words()}")
 
     def _count(self, receipt: Receipt) -> None:
-        self._rows += receipt.rows
-        self._failed += sum(receipt.errors.values())
-        rate = self._rows / max(time.monotonic() - self._started, 1e-6)
-        self._show(f"{self._rows} rows, {self._failed} failed, {rate:.1f} rows/s")
+        failed, share = sum(receipt.errors.values()), self._shares.pop(receipt.part)
+        self.pace.count(receipt.rows, failed, share)
+        self._show(self.pace.line(time.monotonic()))
 
 
 def _ended(code: int) -> str:
@@ -235,15 +294,8 @@ def _ended(code: int) -> str:
         return f"signal {-code}"
 
 
-def _report(
-    record: JobRecord, folder: JobFolder, parts_before: int, seconds: float
-) -> dict[str, Any]:
-    of = record.model_dump(mode="json", include={"archive", "sha256", "model", "version", "task"})
-    return {
-        "schema": 1,
-        **of,
-        "out": str(folder.out),
-        **total(folder.receipts()),
-        "parts_of_earlier_runs": parts_before,
-        "seconds": round(seconds, 1),
-    }
+def _cpu_s() -> float:
+    """CPU time of this process and of those that it has started and that have ended, s."""
+    own = resource.getrusage(resource.RUSAGE_SELF)
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime

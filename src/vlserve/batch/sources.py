@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict
 from vlserve.errors import DataError
 from vlserve.extras import require_extras
 
-COMPRESSIONS = (".gz", ".zst")
-"""Of text kinds; read by pyarrow's streams."""
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+"""Of text kinds; as pyarrow's streams, which read them, name them."""
 
 
 class Kind(StrEnum):
@@ -56,6 +56,13 @@ def find_sources(patterns: Sequence[str]) -> tuple[Source, ...]:
     """
     paths = dict.fromkeys(path for pattern in patterns for path in _matches(pattern))
     return tuple(_source(path) for path in paths)
+
+
+def weight(source: Source) -> int:
+    """Return the bytes of a source, a folder's with all that is below it."""
+    if source.kind is not Kind.FOLDER:
+        return source.size
+    return sum(path.stat().st_size for path in source.path.rglob("*") if path.is_file())
 
 
 def changed(sources: Sequence[Source]) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """batch, tag: an archive's answers to whole files of rows."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -20,6 +20,9 @@ from vlserve.extras import require_extras
 from vlserve.processor import usable_cores
 from vlserve.runtime.archive import verify_archive
 from vlserve.settings import load_settings
+
+if TYPE_CHECKING:
+    from vlserve.batch.sample import Prediction
 
 INTERRUPTED = 130
 _SHOWN_LABELS = 10
@@ -89,6 +92,24 @@ def batch(
             help="Run the rows again that failed in an earlier run. Default: their errors stay.",
         ),
     ] = False,
+    sample: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=100_000,
+            help="Only run this number of rows, spread over the input, and predict what the whole "
+            "takes; nothing is written. Default: run the whole.",
+        ),
+    ] = None,
+    core_hour_price: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            callback=finite,
+            help="Price of one core for one hour, in any currency, for the cost of the CPU time in "
+            "report and prediction. Default: no cost.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Answer every row of files by an archive, offline.
@@ -132,11 +153,13 @@ def _run(
     item_timeout: float = 60.0,
     max_error_rate: float = 1.0,
     retry_errors: bool = False,
+    sample: int | None = None,
+    core_hour_price: float | None = None,
 ) -> None:
     require_extras("cpu", *(["batch"] if format == "parquet" else []))
     from vlserve.batch.job import Options
     from vlserve.batch.join import join_parts
-    from vlserve.batch.run import Crewing, run_batch
+    from vlserve.batch.run import Crewing, predict_batch, run_batch
 
     archive = archive_of(model)
     if task is not None and (own := verify_archive(archive).task) != task:
@@ -149,10 +172,30 @@ def _run(
         frame=frame,
     )
     crewing = Crewing(workers or usable_cores(), item_timeout_s=item_timeout)
+    if sample is not None:
+        with progress(f"sampling {', '.join(input)}") as show:
+            prediction = predict_batch(
+                archive,
+                input,
+                sample,
+                options,
+                crewing,
+                core_hour_price=core_hour_price,
+                show=show,
+            )
+        _print_prediction(prediction, as_json)
+        return
     try:
         with progress(f"answering {', '.join(input)}") as show:
             report = run_batch(
-                archive, input, output, options, crewing, retry_errors=retry_errors, show=show
+                archive,
+                input,
+                output,
+                options,
+                crewing,
+                retry_errors=retry_errors,
+                core_hour_price=core_hour_price,
+                show=show,
             )
             if joined is not None:
                 join_parts(output, format, joined)
@@ -209,7 +252,29 @@ def _print(report: Any, as_json: bool) -> None:
         f"failed, in {report['parts']} parts, {report['seconds']} s ({report['cpu_seconds']} s of "
         "CPU in all runs)"
     )
-    print_line(f"wrote {report['out']}")
+    if report["duplicate_ids"]:
+        print_line(f"{report['duplicate_ids']} rows have an id that an earlier row has")
+    if report["cost_per_million"] is not None:
+        print_line(f"a million rows cost {report['cost_per_million']:.4g} of CPU time")
+    print_line(f"wrote {report['out']}, with report.html")
+
+
+def _print_prediction(prediction: "Prediction", as_json: bool) -> None:
+    from vlserve.batch.pace import duration
+
+    if as_json:
+        print_json(prediction)
+        return
+    print_line(
+        f"{prediction.sampled_rows} of {prediction.input_rows} rows, {prediction.failed_rows} "
+        f"failed, {prediction.cpu_ms_per_row:.3g} ms of CPU a row"
+    )
+    print_line(
+        f"the whole takes about {duration(prediction.cpu_seconds)} of CPU, and "
+        f"{duration(prediction.seconds)} with {prediction.workers} workers"
+    )
+    if prediction.cost is not None:
+        print_line(f"it costs {prediction.cost:.4g}, a million {prediction.cost_per_million:.4g}")
 
 
 def add_to(app: typer.Typer) -> None:

@@ -34,9 +34,16 @@ def run(covers: Path, tmp_path: Path) -> Run:
         crewing = Crewing(workers=2, item_timeout_s=options.pop("item_timeout_s", 30.0))
         archive = options.pop("archive", covers / "tagger-1.mar")
         out = options.pop("out", tmp_path / "out")
+        price = options.pop("core_hour_price", None)
         patterns = [str(path) for path in inputs]
         return run_batch(
-            archive, patterns, out, Options(**options), crewing, retry_errors=retry_errors
+            archive,
+            patterns,
+            out,
+            Options(**options),
+            crewing,
+            retry_errors=retry_errors,
+            core_hour_price=price,
         )
 
     return answered

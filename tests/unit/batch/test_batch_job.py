@@ -263,6 +263,7 @@ def wait_for_parts(out: Path, count: int, process: "subprocess.Popen[bytes]") ->
         time.sleep(0.02)
 
 
+@pytest.mark.long
 def test_killed_drivers_and_workers_lose_and_double_nothing(covers: Path, tmp_path: Path) -> None:
     file = write_jsonl(covers / "many.jsonl", rows_of(20_000))
     out = tmp_path / "out"
