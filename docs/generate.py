@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from typer.core import TyperArgument, TyperCommand, TyperGroup
+from typer.core import TyperArgument, TyperCommand
 
 if TYPE_CHECKING:
     from vlserve.runtime.errors import VlserveError
@@ -136,18 +136,16 @@ def _table(heads: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
 def cli_page() -> str:
     """Return the page of the commands, in the groups and the order of `vlserve --help`."""
     from vlserve.cli import app
+    from vlserve.cli.commands import all_commands
     from vlserve.cli.parameters import Group
 
-    program = typer.main.get_command(app)
-    assert isinstance(program, TyperGroup)
     parts = [
         f"# Command line\n\n{NOTE}\n",
         f"{ABOUT_COMMANDS}\n",
     ]
     for group in Group:
         parts.append(f"## {group}\n")
-        for name, command in program.commands.items():
-            assert isinstance(command, TyperCommand)
+        for name, command in all_commands(app).items():
             if command.rich_help_panel == group:
                 parts.append(_command(name, command))
     return "\n".join(parts)

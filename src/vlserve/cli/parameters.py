@@ -60,6 +60,13 @@ def file_argument(help: str) -> Any:
     )
 
 
+def files_argument(help: str) -> Any:
+    """Return an argument that names files to read; see `file_option`."""
+    return typer.Argument(
+        exists=True, dir_okay=False, readable=True, callback=_regular_files, help=help
+    )
+
+
 def file_or_folder_option(help: str) -> Any:
     """Return an option that names a file or a folder to read."""
     return typer.Option(exists=True, readable=True, callback=_regular_file_or_folder, help=help)
@@ -82,6 +89,12 @@ def folder_argument(help: str) -> Any:
 
 def _regular_file(path: Path | None) -> Path | None:
     return _require(path, (stat.S_IFREG,), "a regular file")
+
+
+def _regular_files(paths: list[Path]) -> list[Path]:
+    for path in paths:
+        _regular_file(path)
+    return paths
 
 
 def _regular_file_or_folder(path: Path | None) -> Path | None:

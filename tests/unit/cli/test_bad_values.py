@@ -7,15 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
-from typer.core import TyperGroup
 
 from support.command_line import Run
 from vlserve.cli import app
+from vlserve.cli.commands import all_commands
 
-PROGRAM = typer.main.get_command(app)
-assert isinstance(PROGRAM, TyperGroup)
-COMMANDS = PROGRAM.commands
+COMMANDS = all_commands(app)
 
 
 # Paths
@@ -23,7 +20,7 @@ COMMANDS = PROGRAM.commands
 
 def _words(name: str, bad: Any, value: str) -> list[str]:
     """Return a command line where ``bad`` has the value, and what else is required is there."""
-    words = [name, *USEFUL.get(name, ())]
+    words = [*name.split(), *USEFUL.get(name, ())]
     for parameter in COMMANDS[name].params:
         if parameter is bad:
             given = value

@@ -5,16 +5,13 @@ import subprocess
 import sys
 
 import pytest
-import typer
-from typer.core import TyperGroup
 from typer.testing import CliRunner
 
 from vlserve.cli import app
+from vlserve.cli.commands import all_commands
 from vlserve.cli.parameters import Group
 
-PROGRAM = typer.main.get_command(app)
-assert isinstance(PROGRAM, TyperGroup)
-COMMANDS = PROGRAM.commands
+COMMANDS = all_commands(app)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

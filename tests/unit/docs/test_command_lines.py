@@ -29,6 +29,7 @@ from support.documents import (
     words,
 )
 from vlserve.cli import app
+from vlserve.cli.commands import all_commands
 
 ELLIPSIS = "…"
 VALUES = {"VERSION": "1", "N": "1", "K": "1", "MODEL": "tagger"}
@@ -51,8 +52,13 @@ def check_vlserve(args: list[str], inline: bool) -> None:
     name, *rest = args
     if name == "COMMAND":
         return
-    _require(name in program.commands, f"no command {name}")
-    command = program.commands[name]
+    commands = all_commands(app)
+    if isinstance(program.commands.get(name), TyperGroup):
+        if not rest and inline:
+            return
+        name, rest = f"{name} {rest[0]}", rest[1:]
+    _require(name in commands, f"no command {name}")
+    command = commands[name]
     for parameter in command.params:
         parameter.type_descriptor.parameter_info.exists = False  # files of an example need not be
     fragment = inline or ELLIPSIS in rest

@@ -1,0 +1,241 @@
+"""data: from videos and tables to data files, which are looked at and split."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from vlserve.data.convert import Converted
+
+from vlserve.cli.bad_lines import print_bad_kinds
+from vlserve.cli.output import AsJson, print_json, print_line, print_table, progress
+from vlserve.cli.parameters import (
+    Frame,
+    Group,
+    Strict,
+    file_argument,
+    files_argument,
+    finite,
+    folder_option,
+    written_file_option,
+)
+from vlserve.processor import usable_cores
+
+data = typer.Typer(
+    no_args_is_help=True,
+    help="Make data files of videos and tables, look at them, split them.",
+    rich_markup_mode="markdown",
+)
+
+
+@data.command()
+def frames(
+    input: Annotated[
+        list[str],
+        typer.Argument(help="Videos (mp4, m4v, mkv, webm, mov, avi), folders of them, or globs."),
+    ],
+    output: Annotated[
+        Path, folder_option("Folder to write: frames.jsonl and images/, a JPEG a video.")
+    ],
+    frame: Frame = "first",
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Number of videos decoded at once. Default: cores that may be used."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take a cover frame of each video.
+
+    A video without a readable frame gets a line with its error.
+    """
+    from vlserve.data.frames import write_frames
+    from vlserve_worker.video import FrameChoice
+
+    with progress(f"decoding {', '.join(input)}") as show:
+        done = write_frames(
+            input, output, FrameChoice.parse(frame), workers or usable_cores(), show
+        )
+    if as_json:
+        print_json(done)
+        return
+    for code, count in done.errors.items():
+        print_line(f"{count} videos without a frame: {code}")
+    print_line(f"{done.videos - done.errors.total()} of {done.videos} videos, {done.seconds} s")
+    print_line(f"wrote {done.output}")
+
+
+def _label_mapping(written: str) -> str:
+    from vlserve.data.fields import LabelMapping
+
+    try:
+        LabelMapping.parse(written)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    return written
+
+
+@data.command("from-csv")
+def from_csv(
+    input: Annotated[
+        list[Path], files_argument("CSV files, UTF-8, with columns named in the first line; .tsv.")
+    ],
+    output: Annotated[Path, written_file_option("File of JSON lines to write.")],
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FIELD=COLUMN",
+            help="Column of a field, as text=Utterance, or a text with columns in braces, as "
+            "img={id}.jpg. Default: the column of the field's name. May be given several times.",
+        ),
+    ] = None,
+    labels: Annotated[
+        str,
+        typer.Option(
+            metavar="LABEL=NEW,…",
+            callback=_label_mapping,
+            help="New names of labels, as neutral=drop,negative=0; drop leaves the items out. "
+            "Others stay as they are.",
+        ),
+    ] = "",
+    keep: Annotated[
+        str, typer.Option(help="Columns that items keep under their names, commas between.")
+    ] = "",
+    strict: Strict = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make JSON lines of CSV files: columns become id, img, text and label.
+
+    A record that cannot be read is left out, by its line; its neighbours are not.
+    """
+    from vlserve.data.convert import from_csv as convert
+    from vlserve.data.fields import LabelMapping
+
+    done = convert(
+        input,
+        output,
+        _columns(column or []),
+        keep=[name for name in keep.split(",") if name],
+        labels=LabelMapping.parse(labels),
+        strict=strict,
+    )
+    _print_converted(done, as_json)
+
+
+@data.command("from-repr")
+def from_repr(
+    input: Annotated[
+        list[Path], files_argument("Files with a Python dict a line, as str(dict) writes it.")
+    ],
+    output: Annotated[Path, written_file_option("File of JSON lines to write.")],
+    strict: Strict = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make JSON lines of lines that Python's str(dict) wrote.
+
+    They are read as literals, and nothing in them is run.
+    """
+    from vlserve.data.convert import from_repr as convert
+
+    _print_converted(convert(input, output, strict=strict), as_json)
+
+
+@data.command()
+def split(
+    input: Annotated[Path, file_argument("Data file, JSON lines.")],
+    output: Annotated[
+        Path, folder_option("Folder to write: train.jsonl, val.jsonl and, where asked, test.jsonl.")
+    ],
+    group: Annotated[
+        str | None,
+        typer.Option(
+            help="Field whose value stays in one file, such as channel. Default: none, each line "
+            "by itself."
+        ),
+    ] = None,
+    val: Annotated[
+        float, typer.Option(min=0.0, max=0.9, callback=finite, help="Share of val.jsonl.")
+    ] = 0.2,
+    test: Annotated[
+        float, typer.Option(min=0.0, max=0.9, callback=finite, help="Share of test.jsonl.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random numbers.")] = 0,
+    strict: Strict = False,
+    as_json: AsJson = False,
+) -> None:
+    """Split a data file, each label with its share in each part.
+
+    The same file, options and seed give the same split.
+    """
+    from vlserve.data.split import TEST, TRAIN, VAL, split_file
+
+    if not 0 < val + test < 1:
+        raise typer.BadParameter(
+            "together with --test more than 0, less than 1", param_hint="--val"
+        )
+    shares = {TRAIN: 1 - val - test, VAL: val, TEST: test}
+    done = split_file(
+        input,
+        output,
+        {name: share for name, share in shares.items() if share},
+        group=group,
+        seed=seed,
+        strict=strict,
+    )
+    if as_json:
+        print_json(
+            {
+                "groups": done.groups,
+                "items": done.items,
+                "labels": done.labels,
+                "left_out": done.left_out.count,
+            }
+        )
+        return
+    print_bad_kinds(done.left_out.kinds(), done.left_out.count)
+    names = sorted({label for counts in done.labels.values() for label in counts})
+    print_table(
+        ("LABEL", *done.files),
+        [(label, *(done.labels[name][label] for name in done.files)) for label in names],
+    )
+    counts = ", ".join(f"{done.items[name]} in {path}" for name, path in done.files.items())
+    print_line(f"{done.groups} groups: {counts}")
+
+
+def _columns(pairs: list[str]) -> Mapping[str, str]:
+    columns = {}
+    for pair in pairs:
+        field, sign, column = pair.partition("=")
+        if not (field and sign and column):
+            raise typer.BadParameter(f"{pair} is not FIELD=COLUMN", param_hint="--column")
+        columns[field] = column
+    return columns
+
+
+def _print_converted(done: "Converted", as_json: bool) -> None:
+    if as_json:
+        print_json(
+            {
+                "output": done.output,
+                "written": done.written,
+                "labels": done.labels,
+                "dropped": done.dropped,
+                "left_out": done.left_out.count,
+            }
+        )
+        return
+    print_bad_kinds(done.left_out.kinds(), done.left_out.count)
+    for label in done.unseen:
+        print_line(f"no line has the label {label} of --labels")
+    for label, count in done.dropped.items():
+        print_line(f"{count} dropped: {label}")
+    if done.labels:
+        print_table(("LABEL", "ITEMS"), done.labels.most_common())
+    print_line(f"wrote {done.written} lines to {done.output}")
+
+
+def add_to(app: typer.Typer) -> None:
+    app.add_typer(data, name="data", rich_help_panel=Group.BUILD)

@@ -1,0 +1,96 @@
+"""Records of a CSV file with the line on which each begins; broken ones do not take others along.
+
+A quote that is opened and not closed would swallow lines up to the next quote. So a record is read
+with as few lines as close its quotes, and where that gives none, the line on which it begins is
+broken and reading goes on at the next one.
+"""
+
+import csv
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlserve.data.lines import MAX_LINE_BYTES, TOO_LONG, read_raw_lines
+
+MAX_RECORD_LINES = 200
+"""Of a record with line breaks inside of quotes."""
+_UNFINISHED = "unexpected end of data"
+"""How Python's reader calls a quote that is not closed."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """``line``: of the file, from 1; ``why``: why it cannot be read, empty where it can."""
+
+    line: int
+    cells: tuple[str, ...] = ()
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class _Line:
+    number: int
+    text: str = ""
+    why: str = ""
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """Yield every record of a UTF-8 file; ``.tsv`` has tabs between cells, others commas.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    csv.field_size_limit(MAX_LINE_BYTES)
+    lines = (_decoded(number, raw) for number, raw in read_raw_lines(path))
+    waiting: deque[_Line] = deque()
+    while first := _next(waiting, lines, 0):
+        record, used = _record(first, waiting, lines, delimiter)
+        for _ in range(used):
+            waiting.popleft()
+        if record is not None:
+            yield record
+
+
+def _record(
+    first: _Line, waiting: deque[_Line], lines: Iterator[_Line], delimiter: str
+) -> tuple[Record | None, int]:
+    """The record that begins on the first line, and how many lines it has; one, where it is
+    broken."""
+    if first.why:
+        return Record(first.number, why=first.why), 1
+    text: list[str] = []
+    for used in range(1, MAX_RECORD_LINES + 1):
+        line = _next(waiting, lines, used - 1)
+        if line is None or line.why:
+            break
+        text.append(line.text)
+        try:
+            rows = list(csv.reader(text, delimiter=delimiter, strict=True))
+        except csv.Error as error:
+            if str(error).startswith(_UNFINISHED):
+                continue
+            return Record(first.number, why=f"a quote is in the wrong place: {error}"), 1
+        cells = tuple(rows[0]) if rows else ()
+        return (Record(first.number, cells) if cells else None), used
+    return Record(first.number, why="a quote is opened on this line, and none closes it"), 1
+
+
+def _next(waiting: deque[_Line], lines: Iterator[_Line], place: int) -> _Line | None:
+    """The line at a place of those that wait, where more are read as they are needed."""
+    while len(waiting) <= place:
+        line = next(lines, None)
+        if line is None:
+            return None
+        waiting.append(line)
+    return waiting[place]
+
+
+def _decoded(number: int, raw: bytes | None) -> _Line:
+    if raw is None:
+        return _Line(number, why=TOO_LONG)
+    try:
+        return _Line(number, raw.decode("utf-8-sig" if number == 1 else "utf-8"))
+    except UnicodeDecodeError as error:
+        return _Line(number, why=f"not UTF-8: {error.reason} at byte {error.start}")

@@ -1,0 +1,52 @@
+"""Videos to JPEG files and lines: one line a video, in order, whatever is in it."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from support.drawn_videos import SIZE, card, plain, write_video
+from vlserve.data.frames import write_frames
+from vlserve.errors import DataError
+from vlserve_worker.video import FrameChoice
+
+
+def test_each_video_gets_a_line_and_its_frame_a_file(tmp_path: Path) -> None:
+    videos, out = tmp_path / "videos", tmp_path / "out"
+    (videos / "b").mkdir(parents=True)
+    for number in range(12):
+        write_video(videos / "b" / f"{number:02}.mp4", [plain("black")] * 2 + [card("red")])
+    write_video(videos / "a.avi", [card("blue")])
+    write_video(videos / "a.mkv", [card("blue")])
+    (videos / "b" / "05.mp4").write_bytes(b"no video")
+    (videos / "notes.txt").write_text("no video")
+    (videos / ".hidden.mp4").write_text("no video")
+    done = write_frames([str(videos)], out, FrameChoice("clear"), workers=2)
+    lines = [json.loads(line) for line in done.output.read_bytes().splitlines()]
+    ids = ["a.avi", "a.mkv", *(f"b/{number:02}" for number in range(12))]
+    assert [line["id"] for line in lines] == ids
+    assert (done.videos, dict(done.errors)) == (14, {"video_unreadable": 1})
+    broken = lines.pop(ids.index("b/05"))
+    assert broken["error_code"] == "video_unreadable"
+    assert "img" not in broken
+    for line in lines:
+        with Image.open(out / line["img"]) as image:
+            assert image.size == (line["width"], line["height"]) == SIZE
+        assert line["clear"] is True
+        assert line["second"] == (0.2 if line["id"].startswith("b") else 0.0)
+
+
+def test_what_names_no_video_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(DataError, match="there is no such file or folder"):
+        write_frames([f"{tmp_path}/*.mp4"], out, FrameChoice(), workers=1)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="there is no file ending in mp4, m4v"):
+        write_frames([str(tmp_path / "empty")], out, FrameChoice(), workers=1)
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.mp4").touch()
+    with pytest.raises(DataError, match="have the same id, a"):
+        write_frames([str(tmp_path / "one"), str(tmp_path / "two")], out, FrameChoice(), workers=1)
+    assert not (out / "frames.jsonl").exists()

@@ -1,0 +1,102 @@
+"""Splits: groups stay together, labels keep their shares, the seed decides."""
+
+import json
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vlserve.data.split import Split, split_file
+from vlserve.errors import DataError
+
+SHARES = {"train": 0.7, "val": 0.2, "test": 0.1}
+
+
+def write(path: Path, items: int = 2000, channels: int = 200) -> Path:
+    """Items of channels of very different sizes, each with a label of its own liking."""
+    random = np.random.default_rng(0)
+    sizes = 1 / np.arange(1, channels + 1)
+    lines = []
+    for number in range(items):
+        channel = int(random.choice(channels, p=sizes / sizes.sum()))
+        label = "abc"[channel % 3] if random.random() < 0.7 else "d"
+        lines.append({"id": str(number), "img": "images/1.jpg", "label": label, "channel": channel})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def read(done: Split) -> dict[str, list[dict[str, str]]]:
+    return {
+        name: [json.loads(line) for line in path.read_bytes().splitlines()]
+        for name, path in done.files.items()
+    }
+
+
+def test_a_group_is_in_one_file_and_labels_keep_their_shares(tmp_path: Path) -> None:
+    file = write(tmp_path / "all.jsonl")
+    done = split_file(file, tmp_path / "out", SHARES, group="channel", seed=0)
+    parts = read(done)
+    where = defaultdict(set)
+    for name, items in parts.items():
+        for item in items:
+            where[item["channel"]].add(name)
+        assert len(items) == done.items[name]
+        assert Counter(item["label"] for item in items) == done.labels[name]
+        numbers = [int(item["id"]) for item in items]
+        assert numbers == sorted(numbers), "the input's order"
+    assert all(len(names) == 1 for names in where.values())
+    assert sum(done.items.values()) == 2000
+    for name, share in SHARES.items():
+        assert done.items[name] / 2000 == pytest.approx(share, abs=0.02)
+    total = sum(done.labels.values(), Counter[str]())
+    for label, count in total.items():
+        for name, share in SHARES.items():
+            assert done.labels[name][label] / count == pytest.approx(share, abs=0.06)
+
+
+def test_without_groups_the_shares_are_exact_and_the_seed_decides(tmp_path: Path) -> None:
+    file = write(tmp_path / "all.jsonl")
+    chosen = []
+    for seed in (1, 1, 2):
+        done = split_file(file, tmp_path / "out", {"train": 0.8, "val": 0.2}, group=None, seed=seed)
+        chosen.append([item["id"] for item in read(done)["val"]])
+        total = sum(done.labels.values(), Counter[str]())
+        for label, count in total.items():
+            assert done.labels["val"][label] == pytest.approx(count * 0.2, abs=1)
+    assert chosen[0] == chosen[1] != chosen[2]
+
+
+def test_paths_of_images_lead_to_the_same_files(tmp_path: Path) -> None:
+    file = write(tmp_path / "all.jsonl", items=20)
+    parts = read(split_file(file, tmp_path / "a" / "b", SHARES, group=None, seed=0))
+    assert {item["img"] for items in parts.values() for item in items} == {"../../images/1.jpg"}
+    beside = read(split_file(file, tmp_path, SHARES, group=None, seed=0))
+    assert {item["img"] for items in beside.values() for item in items} == {"images/1.jpg"}
+
+
+def test_several_labels_count_each(tmp_path: Path) -> None:
+    file = tmp_path / "all.jsonl"
+    labels = [["a", "b"], ["a"], ["b", "c"], ["c"]]
+    file.write_text("".join(json.dumps({"label": labels[n % 4]}) + "\n" for n in range(400)))
+    done = split_file(file, tmp_path / "out", {"train": 0.75, "val": 0.25}, group=None, seed=0)
+    assert {label: done.labels["val"][label] for label in "abc"} == pytest.approx(
+        dict.fromkeys("abc", 50), abs=2
+    )
+
+
+def test_lines_without_the_group_are_told_and_too_few_groups_refused(tmp_path: Path) -> None:
+    file = write(tmp_path / "all.jsonl", items=50)
+    with file.open("a") as more:
+        more.write('{"id": "x", "label": "a"}\nno json\n')
+    done = split_file(file, tmp_path / "out", SHARES, group="channel", seed=0)
+    assert done.left_out.count == 2
+    assert sum(done.items.values()) == 50
+    with pytest.raises(DataError, match="2 of the 52 lines"):
+        split_file(file, tmp_path / "out", SHARES, group="channel", seed=0, strict=True)
+    one = write(tmp_path / "one.jsonl", items=50, channels=1)
+    with pytest.raises(DataError, match="has too few groups: 1, so val would be empty"):
+        split_file(one, tmp_path / "other", SHARES, group="channel", seed=0)
+    assert not (tmp_path / "other").exists()
+    with pytest.raises(DataError, match="is an input too"):
+        split_file(tmp_path / "out" / "train.jsonl", tmp_path / "out", SHARES, group=None, seed=0)
