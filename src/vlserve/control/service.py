@@ -263,3 +263,6 @@ def _found(check: HealthCheck) -> Iterator[Trouble]:
         yield from check()
     except VlserveError as error:
         yield Trouble("ledger" if isinstance(error, LedgerDamaged) else "control", str(error))
+    except OSError as error:  # of a file that is being replaced, or on a disk that fails
+        file = f"{error.filename}: " if error.filename else ""
+        yield Trouble("control", f"{file}{error.strerror or error}")

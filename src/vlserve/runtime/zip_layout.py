@@ -6,6 +6,7 @@ must belong to a member that the directory lists, and each header must say what 
 Whatever a size could cost is bounded before it is paid.
 """
 
+import itertools
 import stat
 import struct
 import unicodedata
@@ -202,10 +203,11 @@ def _check_names(names: Sequence[str], where: str) -> None:
             how = "is there twice" if other == name else f"and {other} are one file on some systems"
             raise ArchiveTampered(f"{where}: member {name} {how}")
         files[folded] = name
-    for name in names:
-        for folder in PurePosixPath(name).parents:
-            if _folded(str(folder)) in files:
-                raise ArchiveTampered(f"{where}: {folder} is a file and the folder of {name}")
+    # what lies in a folder comes right behind a file of the folder's name, where "/" comes first
+    in_order = sorted((folded.replace("/", "\0"), name) for folded, name in files.items())
+    for (file, folder), (inside, name) in itertools.pairwise(in_order):
+        if inside.startswith(f"{file}\0"):
+            raise ArchiveTampered(f"{where}: {folder} is a file and the folder of {name}")
 
 
 def _folded(name: str) -> str:

@@ -3,17 +3,21 @@
 import re
 import struct
 import tracemalloc
+import unicodedata
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from support.bad_archives import GRAPH, BadArchive, Members, listed
 from support.forged_zips import COSTLY, FORGED, zeros
 from vlserve.exporter.echo import pack_echo
 from vlserve.runtime import zip_layout
 from vlserve.runtime.archive import unpack_archive, verify_archive
-from vlserve.runtime.errors import ArchiveError, ArchiveTooLarge
+from vlserve.runtime.errors import ArchiveError, ArchiveTampered, ArchiveTooLarge
 
 
 @pytest.fixture(scope="module")
@@ -111,3 +115,30 @@ def test_a_directory_is_bounded_before_it_is_read(
     monkeypatch.setattr(zipfile, "ZipFile", None)
     with pytest.raises(ArchiveTooLarge, match="a directory of"):
         verify_archive(path)
+
+
+def refused_by_pairs(names: Sequence[str]) -> bool:
+    files = {unicodedata.normalize("NFC", name).casefold() for name in names}
+    return any(name.startswith(f"{file}/") for name in files for file in files)
+
+
+@given(st.lists(st.text("aÄ-./é\u0301", min_size=1, max_size=6), max_size=8))
+def test_a_file_that_is_a_folder_too_is_found_wherever_it_is_listed(texts: list[str]) -> None:
+    names = list({"/".join(part for part in text.split("/") if part) for text in texts} - {""})
+    names = [name for name in names if not {".", ".."} & set(name.split("/"))]
+    folded = [unicodedata.normalize("NFC", name).casefold() for name in names]
+    assume(len(set(folded)) == len(folded))
+    if refused_by_pairs(names):
+        with pytest.raises(ArchiveTampered, match="is a file and the folder of"):
+            zip_layout._check_names(names, "x")
+    else:
+        zip_layout._check_names(names, "x")
+
+
+def test_deep_names_cost_no_more_than_flat_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each name is folded once, however deep it lies: 9,000 of 120 levels took 3.8 s."""
+    folded: list[str] = []
+    monkeypatch.setattr(zip_layout, "_folded", lambda name: folded.append(name) or name)
+    names = [f"{'a/' * 120}{number}" for number in range(100)]
+    zip_layout._check_names(names, "x")
+    assert folded == names

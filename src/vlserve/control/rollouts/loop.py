@@ -62,8 +62,16 @@ class RolloutLoop:
                 self._log.note(what, "")
         for rollout_id in self._active.keys() - {rollout.id for rollout in under_way}:
             del self._active[rollout_id]
-        rotate(self._context.logs.answers)
         self._kept.drain_due()
+        self._rotate_answers()
+
+    def _rotate_answers(self) -> None:
+        try:
+            rotate(self._context.logs.answers)
+        except OSError as error:
+            self._log.note("answers log", str(error))
+        else:
+            self._log.note("answers log", "")
 
     def _run(self) -> None:
         while not self._stopping.wait(self._tick_s):

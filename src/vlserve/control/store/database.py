@@ -109,8 +109,13 @@ class Database:
     def check(self) -> None:
         """Raise what would keep a change from the ledger now. Whether its disk has room shows only
         by writing: that is tried where the last change was refused."""
-        self._refuse_another_file()
-        self._look_for_damage()
+        try:
+            self._refuse_another_file()
+            self._look_for_damage()
+        except OSError as error:
+            raise LedgerUnwritable(
+                f"the ledger {self._file} cannot be looked at: {error.strerror or error}"
+            ) from error
         if not self._writing.acquire(blocking=False):
             return  # a change is under way
         try:
@@ -204,7 +209,8 @@ class Database:
             yield connection
         finally:
             self._threads.connection = None
-            if self._closed:
+            if self._closed or connection.in_transaction:
+                # what could not be rolled back would be read as if it had been kept
                 connection.close()
             else:
                 self._idle.append(connection)
