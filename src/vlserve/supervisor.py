@@ -93,7 +93,8 @@ class Supervisor:
                 raise StackError(f"{name} (pid {pid}) leads no group of processes of its own")
             os.killpg(pid, signal.SIGKILL)
 
-    def _call(self, method: str, *arguments: str, timeout_s: float = ANSWER_TIMEOUT_S) -> Any:
+    def _call(self, method: str, *arguments: str, timeout_s: float | None = None) -> Any:
+        timeout_s = timeout_s or ANSWER_TIMEOUT_S
         transport = _Transport(self._socket, timeout_s)
         try:
             with ServerProxy("http://127.0.0.1", transport=transport) as proxy:

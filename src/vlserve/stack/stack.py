@@ -126,7 +126,8 @@ def _stop(settings: Settings, progress: Progress) -> bool:
         progress("stopping every process")
         with suppress(StackError):  # what it does not stop is stopped below
             running.shutdown()
-            _wait_until_gone(settings, STOP_TIMEOUT_S)
+            # Left alone, supervisord looks once a second whether a program has ended.
+            _wait_until_gone(settings, STOP_TIMEOUT_S, meanwhile=running.answers)
     orphans = _stop_processes(settings, progress)
     shutil.rmtree(settings.socket_dir, ignore_errors=True)
     settings_file(settings.state_dir).unlink(missing_ok=True)
@@ -307,11 +308,14 @@ def _signal(send: Callable[[], None]) -> None:
         return
 
 
-def _wait_until_gone(settings: Settings, timeout_s: float) -> bool:
+def _wait_until_gone(
+    settings: Settings, timeout_s: float, meanwhile: Callable[[], object] = lambda: None
+) -> bool:
     deadline = time.monotonic() + timeout_s
     while processes(settings):
         if time.monotonic() > deadline:
             return False
+        meanwhile()
         time.sleep(_POLL_S)
     return True
 

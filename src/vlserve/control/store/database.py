@@ -31,7 +31,7 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 """NNNN_what.sql: what schema version NNNN of the ledger adds to the one before."""
 
 
-_LOCK_TIMEOUT_S = 2.0
+LOCK_TIMEOUT_S = 2.0
 """How long a lock of another process is waited for: none of ours takes one."""
 _LOOK_TIMEOUT_MS = 50
 _LOOK_EVERY_S = 60.0
@@ -124,7 +124,7 @@ class Database:
                 try:
                     self._try_a_change()
                 finally:
-                    connection.execute(f"PRAGMA busy_timeout = {int(1000 * _LOCK_TIMEOUT_S)}")
+                    connection.execute(f"PRAGMA busy_timeout = {int(1000 * LOCK_TIMEOUT_S)}")
         finally:
             self._writing.release()
 
@@ -223,7 +223,7 @@ class Database:
             with translated(self._file):
                 connection = sqlite3.connect(
                     self._file,
-                    timeout=_LOCK_TIMEOUT_S,
+                    timeout=LOCK_TIMEOUT_S,
                     isolation_level=None,
                     check_same_thread=False,
                 )
