@@ -24,6 +24,14 @@ from vlserve.testing import RunningStack, running_stack
 PROGRAMS = ["control", "engine-0", "gateway"]
 
 
+@pytest.fixture(autouse=True)
+def no_long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what never answers."""
+    monkeypatch.setattr(control_client, "ANSWER_TIMEOUT_S", 2.0)
+    monkeypatch.setattr("vlserve.supervisor.ANSWER_TIMEOUT_S", 2.0)
+    monkeypatch.setattr(control_stack, "_HANGS_S", 3.0)
+
+
 @pytest.fixture
 def own_stack(tmp_path: Path) -> Iterator[RunningStack]:
     with running_stack(make_settings(tmp_path)) as running:
@@ -54,7 +62,6 @@ def _status(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> dict[str, An
 def test_a_suspended_control_service_is_told_and_up_starts_it_anew(
     own_stack: RunningStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(control_client, "ANSWER_TIMEOUT_S", 2.0)
     settings = own_stack.settings
     pid = _pid(settings, "control")
     psutil.Process(pid).send_signal(signal.SIGSTOP)

@@ -3,22 +3,26 @@
 Without length penalty: transformers counts no prompt since 4.39, BLIP (on 4.15) does.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import BlipTextConfig
-from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 
 from vlserve.runtime.decoding import BeamSearch, Cache, Ids, beam_search
 from vlserve.runtime.sampling import Nucleus, probabilities, sample
+
+if TYPE_CHECKING:
+    from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 
 WORDS, END, LONGEST = 23, 3, 9
 PROMPT = (1, 7)
 
 
-def model(seed: int) -> BlipTextLMHeadModel:
+def model(seed: int) -> "BlipTextLMHeadModel":
+    from transformers import BlipTextConfig
+    from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
+
     torch.manual_seed(seed)
     config = BlipTextConfig(
         vocab_size=WORDS,
@@ -43,7 +47,7 @@ def model(seed: int) -> BlipTextLMHeadModel:
 class Steps:
     """The network's logits for our searches, whose cache are the texts so far."""
 
-    def __init__(self, network: BlipTextLMHeadModel, states: torch.Tensor) -> None:
+    def __init__(self, network: "BlipTextLMHeadModel", states: torch.Tensor) -> None:
         self.network, self.states = network, states
 
     def __call__(self, token_ids: Ids, cache: Cache) -> tuple[Any, Cache]:
@@ -55,7 +59,7 @@ class Steps:
         return logits.reshape(batch, beams, WORDS).numpy(), {"texts": texts}
 
 
-def generated(network: BlipTextLMHeadModel, states: torch.Tensor, **rules: Any) -> Any:
+def generated(network: "BlipTextLMHeadModel", states: torch.Tensor, **rules: Any) -> Any:
     prompt = torch.tensor([PROMPT] * len(states))
     return network.generate(
         input_ids=prompt,

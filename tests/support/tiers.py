@@ -11,6 +11,7 @@ MARKERS = {
     "converter": "export",
     "exports": "export",
     "checkout": "server",
+    "covers": "server",
     "control_api": "server",
     "envoy": "server",
     "stack": "server",

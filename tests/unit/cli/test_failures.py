@@ -121,7 +121,7 @@ def test_a_full_disk_is_named_where_the_write_does_not_say_it(
     assert ": /there/file. " in failures.explained(named, [])
 
 
-@pytest.mark.parametrize("words", [["recipes"], ["recipes", "--json"], ["--help"]])
+@pytest.mark.parametrize("words", [["recipes"], ["status", "--json"], ["--help"]])
 def test_standard_output_that_is_full_is_one_line(words: list[str]) -> None:
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(

@@ -39,6 +39,11 @@ Archive = Callable[..., Path]
 Trouble = Callable[[Control], AbstractContextManager[None]]
 
 
+@pytest.fixture(autouse=True)
+def locks_end_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vlserve.control.store.database.LOCK_TIMEOUT_S", 0.05)
+
+
 @pytest.fixture
 def disk(settings: Settings) -> Iterator[Path]:
     """The model store on a disk of its own."""

@@ -6,9 +6,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
 from support.answering_server import Behaviour, serve
 from vlserve.loadgen.release_traffic import ReleaseTraffic, running_traffic
 from vlserve.loadgen.request_record import RequestRecord, read_records
+
+pytestmark = pytest.mark.server
 
 LOADTEST = Path(__file__).parents[3] / "loadtest"
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from transformers import BertTokenizer
 
 from support.tiny_exports import Exports, Tiny, graph_cases, tiny
 from vlserve.errors import CheckpointMismatch, ExportError
@@ -261,6 +260,8 @@ def text_input(task: str, folder: Path, **said: Any) -> tuple[Tokenizer, TextInp
 def original_ids(text: str, words: int, tokens: int | None, folder: Path) -> list[int]:
     """[CLS] and the pieces, without [SEP], as the original's tokenizer writes them."""
     (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
+    from transformers import BertTokenizer
+
     bert = BertTokenizer(str(folder / "vocab.txt"))
     pieces = bert.tokenize(" ".join(text.split(" ")[:words]))
     return [int(i) for i in bert.convert_tokens_to_ids(["[CLS]", *pieces])][:tokens]

@@ -5,8 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import ResNetConfig as TheirConfig
-from transformers import ResNetForImageClassification
 
 from support.tiny_exports import Exports, Tiny, graph_cases
 from vlserve.errors import CheckpointMismatch, ExportError
@@ -59,6 +57,9 @@ def test_transformers_networks_of_every_kind_give_the_same_features(
     block: str, in_bottleneck: bool, in_first_stage: bool
 ) -> None:
     torch.manual_seed(3)
+    from transformers import ResNetConfig as TheirConfig
+    from transformers import ResNetForImageClassification
+
     config = TheirConfig(
         embedding_size=6,
         hidden_sizes=[8, 12, 20],

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from vlserve.errors import SettingsError, TrainingError
 from vlserve.exporter.convert import Converter
 from vlserve.exporter.export import export_archive
 from vlserve.exporter.recipe import Recipe, load_recipe
+from vlserve.training import encoded
 from vlserve.training.demo_data import DemoData
 from vlserve.training.evaluate import evaluate_archive, evaluate_checkpoint
 from vlserve.training.fit import Progress, TrainReport, fit
@@ -66,6 +67,24 @@ def tiny_recipe(seed: int) -> Any:
     encoder = seeded(recipe.build(modern_model().built).get_submodule("encoder"), seed)
     recipe.training = TinyPlan(recipe.training, encoder.state_dict())
     return recipe
+
+
+@pytest.fixture(autouse=True, scope="module")
+def each_graph_once() -> Iterator[None]:
+    """The exported graph of an encoder with the same weights and images is kept: it takes seconds,
+    and each run of it is held against the encoder anyhow."""
+    export, kept = encoded._open_graph, dict[Any, Any]()
+
+    def kept_or_exported(frozen: nn.Module, batch: Any, names: tuple[str, ...]) -> Any:
+        images = {name: x.shape[2:] for name, x in batch.items()}
+        key = (digest_of(frozen.state_dict()), str(images), names)
+        if key not in kept:
+            kept[key] = export(frozen, batch, names)
+        return kept[key]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(encoded, "_open_graph", kept_or_exported)
+        yield
 
 
 @pytest.fixture(scope="module")

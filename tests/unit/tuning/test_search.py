@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlserve.control.tuning import Serving
@@ -62,6 +62,7 @@ def test_neighbours_are_tried_one_after_the_other() -> None:
     ]
 
 
+@settings(max_examples=25)
 @given(st.integers(1, 64), st.integers(1, 64), st.integers(1, 64), st.integers(1, 20))
 def test_any_machine_and_any_start_come_to_an_end(
     cores: int, workers: int, batch_size: int, delay_ms: int
