@@ -71,7 +71,7 @@ def test_no_word_takes_it_for_ours(tmp_path: Path, body: str) -> None:
 def test_status_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with foreign_program('{"status": "ok"}') as port:
         settings = Settings(project_dir=tmp_path, control={"port": port})  # type: ignore[arg-type]
-        monkeypatch.setattr("vlserve.cli.stack.load_settings", lambda: settings)
+        monkeypatch.setattr("vlserve.running_settings.load_settings", lambda: settings)
         said = CliRunner().invoke(app, ["status", "--json"], catch_exceptions=False)
     assert said.exit_code == 0
     assert "belong to another program" in said.stdout

@@ -36,7 +36,7 @@ def test_answers_are_those_of_the_gateway(
         {"id": f"v{n}", "image": cover(n), "text": TITLES[n % len(TITLES)]} for n in range(ROWS)
     ]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "covers.parquet")
-    monkeypatch.setattr("vlserve.cli.parameters.load_settings", lambda: stack.settings)
+    monkeypatch.setattr("vlserve.running_settings.load_settings", lambda: stack.settings)
     monkeypatch.setattr("vlserve.cli.batch.load_settings", lambda: stack.settings)
     command = ["tag", new_model, "--input", str(tmp_path / "covers.parquet")]
     done = CliRunner().invoke(app, [*command, "--output", str(tmp_path / "out"), "--json"])
@@ -55,7 +55,7 @@ def test_a_model_without_a_released_version_is_said(
     stack: RunningStack, new_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stack.control.register(pack_echo(tmp_path, new_model, 1))
-    monkeypatch.setattr("vlserve.cli.parameters.load_settings", lambda: stack.settings)
+    monkeypatch.setattr("vlserve.running_settings.load_settings", lambda: stack.settings)
     file = write_jsonl(tmp_path / "in.jsonl", [{"id": 1}])
     command = ["batch", new_model, "--input", str(file), "--output", str(tmp_path / "out")]
     done = CliRunner().invoke(app, command)

@@ -52,7 +52,7 @@ def _supervisord(settings: Settings) -> psutil.Process:
 
 
 def _status(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> dict[str, Any]:
-    monkeypatch.setattr("vlserve.cli.stack.load_settings", lambda: settings)
+    monkeypatch.setattr("vlserve.running_settings.load_settings", lambda: settings)
     said = CliRunner().invoke(app, ["status", "--json"], catch_exceptions=False)
     assert said.exit_code == 0
     found: dict[str, Any] = json.loads(said.stdout)
