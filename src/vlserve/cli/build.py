@@ -7,7 +7,7 @@ import typer
 
 if TYPE_CHECKING:
     from vlserve.quantize.export import Int8Report
-    from vlserve.training.fit import Progress
+    from vlserve.training.run import Progress
 
 from vlserve.cli.bad_lines import print_bad_lines
 from vlserve.cli.output import AsJson, print_json, print_line, print_table, progress

@@ -7,7 +7,7 @@ of the others, and each text its own image.
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,20 +16,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vlserve.errors import DataError, TrainingError
+from vlserve.errors import DataError
 from vlserve.exporter.checkpoint import load_into
 from vlserve.exporter.recipe import Recipe
 from vlserve.runtime.archive import file_sha256
 from vlserve.training.dataset import read_serving
 from vlserve.training.evaluators.corpus import recall_both_ways
 from vlserve.training.evaluators.items import PairedItem, read_task_file
-from vlserve.training.fit import BAD_LINES, CONFIG, METRICS, WEIGHTS, OnProgress, Progress
+from vlserve.training.fit import BAD_LINES, CONFIG, METRICS, check_resumable
 from vlserve.training.lines import BadLine, first_of, write_bad_lines
 from vlserve.training.objectives.retrieve import in_batch_contrast
 from vlserve.training.options import TrainOptions, parse_options
 from vlserve.training.pairs import FrozenEncoders, Pairs, Reader
 from vlserve.training.plan import digest_of
-from vlserve.training.state import TrainState, new_state, save_weights
+from vlserve.training.run import LAST, LOG, WEIGHTS, OnProgress, Progress
+from vlserve.training.run import train as train_job
+
+OF_THE_RUN = ("epoch", "train_loss", "learning_rate", "seconds")
+"""Figures of an epoch that are no recalls."""
 
 
 class PairOptions(TrainOptions):
@@ -114,13 +118,9 @@ def fit_pairs(
 
     The same files, options, seed and number of threads give the same figures. Raises DataError (a
     file without two usable images; any bad line if ``strict``), SettingsError (options), or
-    TrainingError (a loss that is no longer a number, weights that are missing, ``resume``: with its
-    features kept, such a run takes a minute from the beginning).
+    TrainingError (a loss that is no longer a number, weights that are missing, a run that cannot be
+    resumed).
     """
-    if resume:
-        raise TrainingError(
-            "a run on pairs is not resumed: without --resume it is done in a minute"
-        )
     start = time.monotonic()
     plan: PairPlan = recipe.training  # type: ignore[attr-defined]
     chosen = parse_options(plan.options, options or {})
@@ -138,6 +138,8 @@ def fit_pairs(
     frozen, head = network.get_submodule("encoder"), network.get_submodule("head")
     load_into(frozen, pretrained, recipe.spec.family)
     frozen.eval().requires_grad_(False)
+    if resume:
+        check_resumable(out / LAST, facts)
     image, tokenizer = read_serving(recipe, config)
     reader = Reader(
         _as_encoders(frozen),
@@ -155,14 +157,17 @@ def fit_pairs(
     bad_lines = (*data.bad_lines, *held_out.bad_lines)
     if strict and bad_lines:
         raise DataError(f"{len(bad_lines)} bad line(s): {first_of(bad_lines)}")
-    (out / BAD_LINES).unlink(missing_ok=True)
+    stale = [BAD_LINES] if resume else [BAD_LINES, WEIGHTS, LAST, LOG, METRICS]
+    for name in stale:
+        (out / name).unlink(missing_ok=True)
     if bad_lines:
         write_bad_lines(out / BAD_LINES, bad_lines)
-    epochs = _train(network, head, data, held_out, chosen, seed, out, progress)
+    job = PairJob(network, head, data, held_out, chosen)
+    epochs = train_job(job, chosen, seed, out, facts=facts, resume=resume, progress=progress)
     best = max(epochs, key=lambda epoch: float(epoch["mean_recall"]))
     report = PairReport(
         out=out,
-        metrics=Recalls({k: v for k, v in best.items() if k not in ("epoch", "train_loss")}),
+        metrics=Recalls({k: v for k, v in best.items() if k not in OF_THE_RUN}),
         best_epoch=int(best["epoch"]),
         epochs=len(epochs),
         train_items=len(data.images),
@@ -179,71 +184,58 @@ def fit_pairs(
     return report
 
 
-def _train(
-    network: nn.Module,
-    head: nn.Module,
-    data: Pairs,
-    held_out: Pairs,
-    options: PairOptions,
-    seed: int,
-    out: Path,
-    progress: OnProgress | None,
-) -> list[dict[str, float]]:
-    """Figures of every epoch; the weights of the best one are in ``out``."""
-    batches = max(len(data.images) // options.batch_size, 1)
-    texts = data.texts_of_images()
-    turns = max(len(own) for own in texts)
-    state = new_state(head, options, options.epochs * turns * batches)
-    epochs: list[dict[str, float]] = []
-    best, best_epoch = -1.0, 0
-    for epoch in range(1, options.epochs + 1):
-        if epoch - 1 - best_epoch >= options.patience:
-            break
+@dataclass(frozen=True)
+class PairJob:
+    """See `vlserve.training.run.Job`: every image as often as the one with most texts has some, in
+    whole batches, each time with one of its texts."""
+
+    network: nn.Module
+    head: nn.Module
+    data: Pairs
+    held_out: Pairs
+    options: PairOptions
+
+    chosen_by = "mean_recall"
+
+    @property
+    def trained(self) -> nn.Module:
+        return self.head
+
+    @property
+    def steps(self) -> int:
+        return self._turns * max(len(self.data.images) // self.options.batch_size, 1)
+
+    @property
+    def _turns(self) -> int:
+        return max(len(own) for own in self.data.texts_of_images())
+
+    def batches(self, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Features of images and of texts."""
         random = np.random.default_rng((seed, epoch))
-        loss = np.mean([_turn(state, data, texts, options, random) for _ in range(turns)])
-        figures = _recalls(_as_projections(state.average.module), held_out)
-        mean = float(np.mean(list(figures.values())))
-        figures |= {"train_loss": float(loss), "mean_recall": mean}
-        epochs.append({"epoch": epoch, **figures})
-        if mean > best:
-            best, best_epoch = mean, epoch
-            trained = {f"head.{name}": x for name, x in state.average.module.state_dict().items()}
-            save_weights(out / WEIGHTS, {**network.state_dict(), **trained})
-        if progress:
-            progress(Progress("train", epoch, options.epochs, figures))
-    return epochs
+        texts, dropout = self.data.texts_of_images(), self.options.dropout
+        for _ in range(self._turns):
+            order = random.permutation(len(self.data.images))
+            size = min(self.options.batch_size, len(order))
+            for start in range(0, len(order) - size + 1, size):
+                rows = order[start : start + size]
+                own = [random.choice(texts[row]) for row in rows]
+                images = torch.from_numpy(self.data.images[rows])
+                words = torch.from_numpy(self.data.texts[own])
+                yield _dropped(images, dropout, random), _dropped(words, dropout, random)
 
+    def losses(self, network: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        head, (images, words) = _as_projections(network), batch
+        vectors = head.images(images), head.texts(words)
+        smoothing = self.options.label_smoothing
+        return {"contrast": in_batch_contrast(*vectors, head.scale(), smoothing)}
 
-def _turn(
-    state: TrainState,
-    data: Pairs,
-    texts: list[Any],
-    options: PairOptions,
-    random: np.random.Generator,
-) -> float:
-    """Every image once, in whole batches, each with one of its texts; the mean loss."""
-    state.network.train()
-    head = _as_projections(state.network)
-    order = random.permutation(len(data.images))
-    size = min(options.batch_size, len(order))
-    losses = []
-    for start in range(0, len(order) - size + 1, size):
-        rows = order[start : start + size]
-        own = [random.choice(texts[row]) for row in rows]
-        images, words = torch.from_numpy(data.images[rows]), torch.from_numpy(data.texts[own])
-        loss = in_batch_contrast(
-            head.images(_dropped(images, options.dropout, random)),
-            head.texts(_dropped(words, options.dropout, random)),
-            head.scale(),
-            options.label_smoothing,
-        )
-        if not torch.isfinite(loss):
-            raise TrainingError(
-                f"the loss is no longer a number: lower learning_rate, {options.learning_rate}"
-            )
-        state.step(loss)
-        losses.append(float(loss.detach()))
-    return float(np.mean(losses))
+    def figures(self, network: nn.Module) -> dict[str, float]:
+        recalls = _recalls(_as_projections(network), self.held_out)
+        return {**recalls, "mean_recall": float(np.mean(list(recalls.values())))}
+
+    def checkpoint(self, network: nn.Module) -> dict[str, Tensor]:
+        own = {f"head.{name}": x for name, x in network.state_dict().items()}
+        return {**self.network.state_dict(), **own}
 
 
 def _dropped(features: Tensor, share: float, random: np.random.Generator) -> Tensor:

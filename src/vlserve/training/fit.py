@@ -2,15 +2,12 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import nn
 
 from vlserve.errors import DataError, SettingsError, TrainingError
 from vlserve.exporter.checkpoint import load_into, read_checkpoint
@@ -18,48 +15,20 @@ from vlserve.exporter.recipe import Recipe
 from vlserve.runtime.archive import file_sha256
 from vlserve.training.dataset import Dataset, encode_dataset, read_dataset
 from vlserve.training.lines import BadLine, write_bad_lines
-from vlserve.training.loop import (
-    Loss,
-    add_dropout,
-    class_weights,
-    make_loss,
-    score,
-    solve,
-    steps_per_epoch,
-    train_epoch,
-)
-from vlserve.training.metrics.tagging import Metrics, measure
+from vlserve.training.loop import TagJob, add_dropout, measure_tags, solve
+from vlserve.training.metrics.tagging import Metrics
 from vlserve.training.options import TrainOptions, parse_options
-from vlserve.training.plan import Parts, TrainingPlan, digest_of, parts_of, training_plan
+from vlserve.training.plan import TrainingPlan, digest_of, parts_of, training_plan
 from vlserve.training.plots import plot_average_precisions, plot_confusion
+from vlserve.training.run import LAST, LOG, WEIGHTS, OnProgress, Progress, best_epoch
+from vlserve.training.run import train as train_job
 from vlserve.training.samples import OnRead
-from vlserve.training.state import (
-    TrainState,
-    load_facts,
-    load_state,
-    new_state,
-    save_state,
-    save_weights,
-)
+from vlserve.training.state import load_facts, save_weights
 
-WEIGHTS, CONFIG, METRICS = "model.safetensors", "config.json", "metrics.json"
-LAST, PLOT, BAD_LINES = "last.safetensors", "confusion.png", "bad_lines.json"
+CONFIG, METRICS = "config.json", "metrics.json"
+PLOT, BAD_LINES = "confusion.png", "bad_lines.json"
 FEATURES = "features"
 """Folder of what a frozen part of the network made of the items, unless another is given."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run is: items read, of one file and then of the other; items encoded, likewise,
-    where a part of the network is frozen; or epochs trained, with the ``figures`` of the last."""
-
-    stage: Literal["read", "encode", "train"]
-    done: int
-    total: int
-    figures: Mapping[str, float] = field(default_factory=dict)
-
-
-OnProgress = Callable[[Progress], None]
 
 
 @dataclass(frozen=True)
@@ -115,7 +84,7 @@ def fit(
     if pretrained:
         facts["pretrained_sha256"] = digest_of(pretrained)
     if resume:
-        _check_resumable(out / LAST, facts)
+        check_resumable(out / LAST, facts)
     on_read = _on_items(progress, "read")
     data = read_dataset(recipe, train, val, chosen, training=facts, strict=strict, on_read=on_read)
     _prepare_folder(out, data, resume=resume)
@@ -125,76 +94,39 @@ def fit(
         load_into(parts.frozen, pretrained, recipe.spec.family)
         cache = features or out / FEATURES
         data = encode_dataset(data, parts.frozen, cache, _on_items(progress, "encode"))
+    job = TagJob(parts, data, chosen)
     if chosen.convex:
-        epochs = _solve(parts, data, chosen, out, progress)
+        epochs = _solve(job, out, progress)
     else:
         add_dropout(parts.trained, chosen.dropout)
-        steps = chosen.epochs * steps_per_epoch(len(data.train), chosen.batch_size)
-        state = new_state(parts.trained, chosen, steps)
-        epochs = []
-        if resume:
-            load_state(out / LAST, state)
-            epochs = load_facts(out / LAST)["epochs"]
-        _train(state, parts, data, chosen, facts, epochs, out, progress)
+        epochs = train_job(job, chosen, seed, out, facts=facts, resume=resume, progress=progress)
     metrics = _measure_best(recipe, data, out)
     seconds = time.monotonic() - start
     report = TrainReport(
         out=out,
         metrics=metrics,
-        best_epoch=_best(epochs, _chosen_by(data)),
+        best_epoch=best_epoch(epochs, job.chosen_by),
         epochs=len(epochs),
         train_items=len(data.train),
         bad_lines=data.bad_lines,
         seconds=seconds,
     )
-    _write_metrics(report, _chosen_by(data), facts, epochs)
+    _write_metrics(report, job.chosen_by, facts, epochs)
     return report
 
 
-def _train(
-    state: TrainState,
-    parts: Parts,
-    data: Dataset,
-    options: TrainOptions,
-    facts: Mapping[str, Any],
-    epochs: list[dict[str, Any]],
-    out: Path,
-    progress: OnProgress | None,
-) -> None:
-    """Train until the last epoch, or until none got better for ``patience``; grows ``epochs``."""
-    loss_of = _loss(data, options)
-    for epoch in range(len(epochs) + 1, options.epochs + 1):
-        if epochs and epoch - 1 - _best(epochs, _chosen_by(data)) >= options.patience:
-            return
-        start = time.monotonic()
-        loss = train_epoch(state, loss_of, data, options, _epoch_seed(facts["seed"], epoch))
-        figures = {
-            "train_loss": loss,
-            "learning_rate": state.learning_rate,
-            **_figures(state.average.module, data),
-            "seconds": time.monotonic() - start,
-        }
-        epochs.append({"epoch": epoch, **figures})
-        if _best(epochs, _chosen_by(data)) == epoch:
-            save_weights(out / WEIGHTS, parts.checkpoint(state.average.module))
-        save_state(out / LAST, state, {**facts, "epochs": epochs})
-        if progress:
-            progress(Progress("train", epoch, options.epochs, figures))
-
-
-def _solve(
-    parts: Parts, data: Dataset, options: TrainOptions, out: Path, progress: OnProgress | None
-) -> list[dict[str, Any]]:
+def _solve(job: TagJob, out: Path, progress: OnProgress | None) -> list[dict[str, Any]]:
     """Figures of the optimum, as of an only epoch; its weights are in ``out``."""
     start = time.monotonic()
-    solution = solve(parts.trained, _loss(data, options), data.train, options.penalty)
-    save_weights(out / WEIGHTS, parts.checkpoint(parts.trained))
+    trained = job.trained
+    solution = solve(trained, job.loss, job.data.train, job.options.penalty)
+    save_weights(out / WEIGHTS, job.checkpoint(trained))
     seconds = time.monotonic() - start
     figures = {
         "train_loss": solution.loss,
         "largest_gradient": solution.gradient,
         "converged": solution.converged,
-        **_figures(parts.trained, data),
+        **job.figures(trained),
         "seconds": seconds,
     }
     if progress:
@@ -202,47 +134,11 @@ def _solve(
     return [{"epoch": 1, **figures}]
 
 
-def _loss(data: Dataset, options: TrainOptions) -> Loss:
-    weighted = options.class_weight_power > 0 and not data.multi_label
-    weights = class_weights(data.train.targets, options.class_weight_power) if weighted else None
-    return make_loss(
-        multi_label=data.multi_label,
-        label_smoothing=options.label_smoothing,
-        class_weights=weights,
-    )
-
-
-def _figures(network: nn.Module, data: Dataset) -> dict[str, float]:
-    """What the progress of a run shows of the validation items."""
-    metrics, _ = _measure(network, data)
-    return {"accuracy": metrics.accuracy, "macro_f1": metrics.macro_f1, "map": metrics.map}
-
-
-def _epoch_seed(seed: int, epoch: int) -> int:
-    return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
-
-
-def _chosen_by(data: Dataset) -> Literal["map", "macro_f1"]:
-    """The validation figure by which the best epoch is chosen."""
-    return "map" if data.multi_label else "macro_f1"
-
-
-def _best(epochs: list[dict[str, Any]], chosen_by: str) -> int:
-    """The first of the epochs with the best figure."""
-    return int(max(epochs, key=lambda epoch: epoch[chosen_by])["epoch"])
-
-
-def _measure(network: nn.Module, data: Dataset) -> tuple[Metrics, NDArray[np.float64]]:
-    """Figures and scores of the validation items."""
-    scores = score(network, data.val, multi_label=data.multi_label)
-    return measure(data.val.targets, scores, multi_label=data.multi_label), scores
-
-
 def _measure_best(recipe: Recipe, data: Dataset, out: Path) -> Metrics:
     """Figures of the best epoch's weights as they lie in ``out``, and their picture."""
     network = recipe.build(data.config)
     load_into(network, read_checkpoint(out / WEIGHTS), recipe.spec.family)
-    metrics, scores = _measure(parts_of(network, training_plan(recipe)).trained, data)
+    metrics, scores = measure_tags(parts_of(network, training_plan(recipe)).trained, data)
     plot = plot_average_precisions if data.multi_label else plot_confusion
     plot(out / PLOT, data.val.targets, scores, data.config["labels"])
     return metrics
@@ -264,7 +160,8 @@ def _write_metrics(
     _write_json(report.out / METRICS, content)
 
 
-def _check_resumable(path: Path, facts: Mapping[str, Any]) -> None:
+def check_resumable(path: Path, facts: Mapping[str, Any]) -> None:
+    """TrainingError unless ``path`` is the state of a run with the same ``facts``."""
     if not path.is_file():
         raise TrainingError(f"nothing to resume: no {path}. Train without resume first")
     saved = load_facts(path)
@@ -278,7 +175,7 @@ def _check_resumable(path: Path, facts: Mapping[str, Any]) -> None:
 
 def _prepare_folder(out: Path, data: Dataset, *, resume: bool) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    stale = [BAD_LINES] if resume else [BAD_LINES, WEIGHTS, LAST, METRICS, PLOT]
+    stale = [BAD_LINES] if resume else [BAD_LINES, WEIGHTS, LAST, LOG, METRICS, PLOT]
     for name in stale:
         (out / name).unlink(missing_ok=True)
     if data.bad_lines:

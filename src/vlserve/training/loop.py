@@ -1,8 +1,9 @@
-"""One epoch over the training items, or the optimum on them; the scores of a network on others."""
+"""How taggers learn: by steps over the training items, or the optimum on them; their scores."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -14,9 +15,12 @@ from torch.optim import LBFGS
 from vlserve.errors import TrainingError
 from vlserve.training.augment import Augmentation
 from vlserve.training.dataset import Dataset
+from vlserve.training.metrics.tagging import Metrics, measure
+from vlserve.training.objectives.classify import binary_focal, focal
 from vlserve.training.options import TrainOptions
+from vlserve.training.plan import Parts
+from vlserve.training.run import epoch_seed
 from vlserve.training.samples import TrainingSamples, batches, run_by_name
-from vlserve.training.state import TrainState
 
 SCORE_BATCH = 32
 MAX_STEPS, TOLERANCE = 500, 1e-5
@@ -25,6 +29,8 @@ CONVERGED = 2e-4
 """Where that is the optimum: float32 ends searches at up to 7e-5."""
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+TagBatch = tuple[dict[str, Tensor], Tensor]
+"""Inputs by name, and targets (batch, labels)."""
 
 
 @dataclass(frozen=True)
@@ -40,17 +46,26 @@ class Solution:
 
 
 def make_loss(
-    *, multi_label: bool, label_smoothing: float, class_weights: Tensor | None = None
+    *,
+    multi_label: bool,
+    label_smoothing: float,
+    class_weights: Tensor | None = None,
+    gamma: float = 0.0,
 ) -> Loss:
     """(batch, labels) logits and 0-1 targets -> mean loss: cross-entropy, weighted by
-    ``class_weights`` (labels,), or binary cross-entropy of each label when items have several."""
+    ``class_weights`` (labels,), or binary cross-entropy of each label when items have several;
+    with ``gamma`` above 0 focal loss, which knows neither weights nor smoothing."""
 
     def single(logits: Tensor, targets: Tensor) -> Tensor:
+        if gamma:
+            return focal(logits, targets.argmax(dim=1), gamma)
         return F.cross_entropy(
             logits, targets.argmax(dim=1), class_weights, label_smoothing=label_smoothing
         )
 
     def several(logits: Tensor, targets: Tensor) -> Tensor:
+        if gamma:
+            return binary_focal(logits, targets.to(logits.dtype), gamma)
         soft = targets * (1 - label_smoothing) + label_smoothing / 2
         return F.binary_cross_entropy_with_logits(logits, soft)
 
@@ -79,33 +94,66 @@ def add_dropout(network: nn.Module, share: float) -> None:
             )
 
 
-def train_epoch(
-    state: TrainState, loss_of: Loss, data: Dataset, options: TrainOptions, seed: int
-) -> float:
-    """Mean loss of one epoch; everything random in it follows from ``seed``. Raises TrainingError
-    when the loss is no longer a number."""
-    generator = torch.Generator().manual_seed(seed)
-    text = data.tokenizer.spec
-    framed = text.tokenizer == "wordpiece"
-    augmentation = (
-        Augmentation(data.image, text.unknown_id, generator, framed) if options.augment else None
-    )
-    whole_batches = steps_per_epoch(len(data.train), options.batch_size) * options.batch_size
-    order = torch.randperm(len(data.train), generator=generator)[:whole_batches].tolist()
-    total = 0.0
-    state.network.train()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # dropout draws from the global generator
-        for inputs, targets in batches(data.train, order, options.batch_size, augmentation):
-            loss = loss_of(run_by_name(state.network, inputs), targets)
-            if not torch.isfinite(loss):
-                raise TrainingError(
-                    "the loss is no longer a number: train with a lower learning_rate than "
-                    f"{options.learning_rate}"
-                )
-            state.step(loss)
-            total += float(loss.detach()) * len(targets)
-    return total / len(order)
+@dataclass(frozen=True)
+class TagJob:
+    """Taggers: see `vlserve.training.run.Job`. ``parts`` says what of the network learns."""
+
+    parts: Parts
+    data: Dataset
+    options: TrainOptions
+
+    @property
+    def trained(self) -> nn.Module:
+        return self.parts.trained
+
+    @property
+    def steps(self) -> int:
+        return steps_per_epoch(len(self.data.train), self.options.batch_size)
+
+    @property
+    def chosen_by(self) -> str:
+        return "map" if self.data.multi_label else "macro_f1"
+
+    def batches(self, seed: int, epoch: int) -> Iterator[TagBatch]:
+        generator = torch.Generator().manual_seed(epoch_seed(seed, epoch))
+        text, size = self.data.tokenizer.spec, self.options.batch_size
+        framed = text.tokenizer == "wordpiece"
+        augmentation = (
+            Augmentation(self.data.image, text.unknown_id, generator, framed)
+            if self.options.augment
+            else None
+        )
+        order = torch.randperm(len(self.data.train), generator=generator)[: self.steps * size]
+        yield from batches(self.data.train, order.tolist(), size, augmentation)
+
+    def losses(self, network: nn.Module, batch: TagBatch) -> dict[str, Tensor]:
+        inputs, targets = batch
+        return {"tags": self.loss(run_by_name(network, inputs).float(), targets)}
+
+    @cached_property
+    def loss(self) -> Loss:
+        """The loss of logits, by what the options say."""
+        power, several = self.options.class_weight_power, self.data.multi_label
+        weights = class_weights(self.data.train.targets, power) if power and not several else None
+        return make_loss(
+            multi_label=several,
+            label_smoothing=self.options.label_smoothing,
+            class_weights=weights,
+            gamma=self.options.focal_gamma,
+        )
+
+    def figures(self, network: nn.Module) -> dict[str, float]:
+        metrics, _ = measure_tags(network, self.data)
+        return {"accuracy": metrics.accuracy, "macro_f1": metrics.macro_f1, "map": metrics.map}
+
+    def checkpoint(self, network: nn.Module) -> dict[str, Tensor]:
+        return self.parts.checkpoint(network)
+
+
+def measure_tags(network: nn.Module, data: Dataset) -> tuple[Metrics, NDArray[np.float64]]:
+    """Figures and scores of the validation items."""
+    scores = score(network, data.val, multi_label=data.multi_label)
+    return measure(data.val.targets, scores, multi_label=data.multi_label), scores
 
 
 def solve(network: nn.Module, loss_of: Loss, samples: TrainingSamples, penalty: float) -> Solution:

@@ -1,16 +1,35 @@
 """What every training run may be told."""
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from vlserve.errors import SettingsError
 from vlserve.runtime.clean_text import Cleaning
 from vlserve.runtime.manifest import ImageInput
+from vlserve.training.optimisers import OptimiserName, ScheduleName
 
 PAD_ID, UNKNOWN_ID = 0, 1
 """Of a vocabulary that is built from training titles."""
+LATER = (
+    "text_cleaning",
+    "optimiser",
+    "schedule",
+    "lowest_rate",
+    "cycles",
+    "step_epochs",
+    "accumulate",
+    "clip",
+    "average_decay",
+    "precision",
+    "freeze",
+    "layer_decay",
+    "focal_gamma",
+)
+"""Options that runs of earlier versions did not have; at their defaults they are not kept."""
 
 
 class TrainOptions(BaseModel):
@@ -31,6 +50,28 @@ class TrainOptions(BaseModel):
     """On embeddings and on the inputs of linear layers."""
     penalty: float = Field(default=0.5, gt=0)
     """Of a convex loss: times half the squares of all weights but biases, per training item."""
+    optimiser: OptimiserName = "adamw"
+    schedule: ScheduleName = "cosine"
+    lowest_rate: float = Field(default=0.0, ge=0)
+    """Where the schedules cosine and polynomial end."""
+    cycles: int = Field(default=1, ge=1)
+    """Of the schedule cosine_with_restarts."""
+    step_epochs: int = Field(default=10, ge=1)
+    """Epochs after which the schedule step lowers the rate; plateau: where none got better."""
+    accumulate: int = Field(default=1, ge=1)
+    """Batches whose gradients make one step: a step sees batch_size x accumulate items."""
+    clip: float = Field(default=1.0, gt=0)
+    """The largest norm of a gradient; a longer one is shortened."""
+    average_decay: float = Field(default=0.99, ge=0, lt=1)
+    """Of the moving average of the weights that is kept; 0: the weights themselves."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: torch's autocast, where it trusts it; weights stay in fp32."""
+    freeze: tuple[str, ...] = ()
+    """Parts of the network, by the beginnings of their parameters' names, that do not learn."""
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    """A layer's rate is that of the one above it times this."""
+    focal_gamma: float = Field(default=0.0, ge=0)
+    """Sure and right items weigh (1 - p)^gamma in the loss: focal loss; 0: cross-entropy."""
     label_smoothing: float = Field(default=0.05, ge=0, lt=1)
     class_weight_power: float = Field(default=0.0, ge=0, le=1)
     """Of items with one label each: an item weighs (items of its label)^-power in the loss. 0: all
@@ -49,9 +90,22 @@ class TrainOptions(BaseModel):
         return ImageInput(height=self.image_height, width=self.image_width)
 
     def said(self) -> dict[str, Any]:
-        """Return the options as a run keeps them: runs of before ``text_cleaning`` go on too."""
-        unsaid = {"text_cleaning"} if self.text_cleaning is None else set()
+        """Return the options as a run keeps them: runs of before LATER go on too."""
+        fields = TrainOptions.model_fields
+        unsaid = {name for name in LATER if getattr(self, name) == fields[name].default}
         return self.model_dump(mode="json", exclude=unsaid)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context that a forward pass runs in."""
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast("cpu", dtype=torch.bfloat16)
+
+    @field_validator("freeze", mode="before")
+    @classmethod
+    def _as_parts(cls, value: Any) -> Any:
+        """A text, as from ``--set``, names parts with commas between them."""
+        return tuple(filter(None, value.split(","))) if isinstance(value, str) else value
 
     @property
     def convex(self) -> bool:

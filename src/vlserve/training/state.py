@@ -1,33 +1,34 @@
-"""Everything that changes while a network is trained, and its file: safetensors with a JSON header,
-nothing pickled."""
+"""Everything that changes while a network is trained, and its file."""
 
 import json
-import os
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from vlserve.errors import TrainingError
+from vlserve.training.optimisers import needs_second_order, new_optimiser, new_schedule
 from vlserve.training.options import TrainOptions
+from vlserve.training.state_file import (
+    flatten,
+    random_state,
+    read_header,
+    read_tensors,
+    restore,
+    write_tensors,
+)
 
-AVERAGE_DECAY = 0.99
-MAX_GRADIENT_NORM = 1.0
 CHANNELS_LAST_FROM = 16
 """Channels. The faster memory layout crashes torch 2.13's CPU backward (oneDNN) of a strided 1x1
 convolution with 8 channels or fewer."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class TrainState:
     """``average`` follows the network as an exponential moving average, which on small data
     validates better and more evenly than the network of the last step; it is what is kept."""
@@ -35,45 +36,76 @@ class TrainState:
     network: nn.Module
     average: AveragedModel
     optimizer: Optimizer
-    scheduler: LRScheduler
+    scheduler: LRScheduler | ReduceLROnPlateau
+    accumulate: int = 1
+    clip: float = 1.0
+    second_order: bool = False
+    backwards: int = 0
+    """Since the last step of the optimizer."""
+    random: Tensor = field(default_factory=random_state)
+    """Of torch's global generator, where the state was saved."""
 
     def step(self, loss: Tensor) -> None:
-        """One step of the optimizer down the gradient of ``loss``."""
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.network.parameters(), MAX_GRADIENT_NORM)
+        """Add the gradient of ``loss``; every ``accumulate`` times, step down their mean."""
+        if self.backwards == 0:
+            self.optimizer.zero_grad()
+        share = loss / self.accumulate if self.accumulate > 1 else loss
+        if self.second_order:
+            self._keep_graph(share)
+        else:
+            share.backward()  # type: ignore[no-untyped-call]
+        self.backwards += 1
+        if self.backwards < self.accumulate:
+            return
+        self.backwards = 0
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.clip)
         self.optimizer.step()
-        self.scheduler.step()
+        if self.second_order:
+            self.optimizer.zero_grad()  # gradients hold their graph
+        if not isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step()
         self.average.update_parameters(self.network)
+
+    def _keep_graph(self, loss: Tensor) -> None:
+        """Add gradients that can be differentiated again."""
+        learning = [x for x in self.network.parameters() if x.requires_grad]
+        gradients = torch.autograd.grad(loss, learning, create_graph=True, allow_unused=True)
+        for parameter, gradient in zip(learning, gradients, strict=True):
+            if gradient is not None:
+                parameter.grad = gradient + (0 if parameter.grad is None else parameter.grad)
+
+    def end_epoch(self, figure: float) -> None:
+        """What a schedule by plateau goes by. Gradients that wait for more are dropped."""
+        self.backwards = 0
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step(figure)
+
+    def restore_random(self) -> None:
+        """Put torch's global generator where it was when the state was saved."""
+        torch.set_rng_state(self.random)
 
     @property
     def learning_rate(self) -> float:
-        return float(self.optimizer.param_groups[0]["lr"])
+        """Of the group that learns fastest."""
+        return max(float(group["lr"]) for group in self.optimizer.param_groups)
 
 
 def new_state(network: nn.Module, options: TrainOptions, steps: int) -> TrainState:
-    """AdamW, without decay on biases and norms; the rate warms up, then falls as a cosine until
-    ``steps`` are done."""
+    """The state before the first of ``steps`` batches, by the options' optimiser and schedule."""
     if _narrowest_jump(network) >= CHANNELS_LAST_FROM:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    decayed: dict[str, Any] = {"params": [w for w in network.parameters() if w.ndim > 1]}
-    others = {"params": [w for w in network.parameters() if w.ndim <= 1], "weight_decay": 0.0}
-    optimizer = AdamW(
-        [decayed, others],
-        lr=options.learning_rate,
-        weight_decay=options.weight_decay,
+    optimizer = new_optimiser(network, options)
+    return TrainState(
+        network=network,
+        average=AveragedModel(
+            network, multi_avg_fn=_following(options.average_decay), use_buffers=True
+        ),
+        optimizer=optimizer,
+        scheduler=new_schedule(optimizer, options, max(steps // options.accumulate, 1)),
+        accumulate=options.accumulate,
+        clip=options.clip,
+        second_order=needs_second_order(options),
     )
-    warm_up = max(round(steps * options.warm_up), 1)
-    scheduler = SequentialLR(
-        optimizer,
-        [
-            LinearLR(optimizer, start_factor=0.01, total_iters=warm_up),
-            CosineAnnealingLR(optimizer, T_max=max(steps - warm_up, 1)),
-        ],
-        milestones=[warm_up],
-    )
-    average = AveragedModel(network, multi_avg_fn=_follow, use_buffers=True)
-    return TrainState(network, average, optimizer, scheduler)
 
 
 def _narrowest_jump(network: nn.Module) -> int:
@@ -88,85 +120,73 @@ def _narrowest_jump(network: nn.Module) -> int:
     )
 
 
-def _follow(averages: Any, weights: Any, updates: Any) -> None:
+def _following(decay: float) -> Any:
     """A moving average that looks less far back in the first steps, else it would hold on to the
     random start."""
-    decay = min(AVERAGE_DECAY, (1 + int(updates)) / (10 + int(updates)))
-    get_ema_multi_avg_fn(decay)(averages, weights, updates)  # type: ignore[no-untyped-call]
+
+    def follow(averages: Any, weights: Any, updates: Any) -> None:
+        now = min(decay, (1 + int(updates)) / (10 + int(updates)))
+        get_ema_multi_avg_fn(now)(averages, weights, updates)  # type: ignore[no-untyped-call]
+
+    return follow
 
 
 def save_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Tensors by name alone; ``path`` appears whole."""
-    _save(path, tensors, {})
+    write_tensors(path, tensors, {})
 
 
 def save_state(path: Path, state: TrainState, facts: Mapping[str, Any]) -> None:
     """Write what `load_state` needs, and ``facts`` (JSON-ready) with it."""
-    optimizer = state.optimizer.state_dict()
     tensors = {
         **{f"network.{name}": value for name, value in state.network.state_dict().items()},
         **{f"average.{name}": value for name, value in state.average.state_dict().items()},
-        **{
-            f"optimizer.{index}.{name}": value
-            for index, values in optimizer["state"].items()
-            for name, value in values.items()
-        },
+        "random": random_state(),
     }
+    gradients: dict[str, Tensor] = {}
+    if state.backwards:
+        named = state.network.named_parameters()
+        gradients = {f"gradient.{name}": x.grad for name, x in named if x.grad is not None}
+    moments: dict[str, Tensor] = {}
+    optimizer = flatten(state.optimizer.state_dict(), "optimizer.", moments)
     header = {
-        "param_groups": optimizer["param_groups"],
+        "optimizer": optimizer,
         "scheduler": state.scheduler.state_dict(),
+        "backwards": state.backwards,
         "facts": dict(facts),
     }
-    _save(path, tensors, {"state": json.dumps(header)})
+    write_tensors(path, tensors | gradients | moments, {"state": json.dumps(header)})
 
 
 def load_facts(path: Path) -> dict[str, Any]:
     """The facts of a file of `save_state`, without its tensors. TrainingError if it is not one."""
-    facts: dict[str, Any] = _read_header(path)["facts"]
+    facts: dict[str, Any] = read_header(path)["facts"]
     return facts
 
 
 def load_state(path: Path, state: TrainState) -> None:
     """Put a saved state into one of the same network and options."""
-    header = _read_header(path)
-    with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    header, tensors = read_header(path), read_tensors(path)
     state.network.load_state_dict(_below("network.", tensors))
     state.average.load_state_dict(_below("average.", tensors))
+    if "optimizer" in header:
+        state.optimizer.load_state_dict(restore(header["optimizer"], tensors))
+    else:
+        state.optimizer.load_state_dict(_as_before(header, tensors))
+    state.scheduler.load_state_dict(header["scheduler"])
+    state.backwards = header.get("backwards", 0)
+    state.random = tensors.get("random", state.random)
+    for name, gradient in _below("gradient.", tensors).items():
+        state.network.get_parameter(name).grad = gradient
+
+
+def _as_before(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The optimizer's state in files of before 2026-12: names ``optimizer.<index>.<moment>``."""
     moments: dict[int, dict[str, Tensor]] = {}
     for name, value in _below("optimizer.", tensors).items():
         index, key = name.split(".", 1)
         moments.setdefault(int(index), {})[key] = value
-    state.optimizer.load_state_dict({"state": moments, "param_groups": header["param_groups"]})
-    state.scheduler.load_state_dict(header["scheduler"])
-
-
-def _save(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    plain = {name: value.detach().contiguous() for name, value in tensors.items()}
-    try:
-        save_file(plain, partial, metadata=metadata)
-    except SafetensorError as error:
-        partial.unlink(missing_ok=True)
-        raise _as_os_error(error, path) from error
-    partial.replace(path)
-
-
-def _as_os_error(error: SafetensorError, path: Path) -> OSError:
-    """Return what the system said, which safetensors tells as a text."""
-    number = re.search(r"\(os error (\d+)\)", str(error))
-    if number is None:
-        return OSError(f"{path} cannot be written: {error}")
-    return OSError(int(number[1]), os.strerror(int(number[1])), str(path))
-
-
-def _read_header(path: Path) -> dict[str, Any]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            header: dict[str, Any] = json.loads(file.metadata()["state"])
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise TrainingError(f"{path} is not the state of a training run: {error!r}") from error
-    return header
+    return {"state": moments, "param_groups": header["param_groups"]}
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

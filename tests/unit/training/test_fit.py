@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from vlserve.errors import DataError, TrainingError
 from vlserve.exporter.recipe import Recipe
 from vlserve.training.demo_data import DemoData
-from vlserve.training.fit import Progress, TrainReport, fit
+from vlserve.training.fit import TrainReport, fit
+from vlserve.training.run import Progress
 
 TINY: Mapping[str, Any] = {
     "image_height": 32,
@@ -65,6 +66,7 @@ def test_a_run_leaves_what_an_export_needs_and_nothing_pickled(
         "config.json",
         "model.safetensors",
         "last.safetensors",
+        "log.jsonl",
         "metrics.json",
         "confusion.png",
     }

@@ -20,8 +20,9 @@ from vlserve.exporter.recipe import Recipe, load_recipe
 from vlserve.training import encoded
 from vlserve.training.demo_data import DemoData
 from vlserve.training.evaluate import evaluate_archive, evaluate_checkpoint
-from vlserve.training.fit import Progress, TrainReport, fit
+from vlserve.training.fit import TrainReport, fit
 from vlserve.training.plan import DataFacts, TrainingPlan, digest_of, parts_of
+from vlserve.training.run import Progress
 
 EXPORT = Path(__file__).parents[3] / "export"
 OPTIONS: Mapping[str, Any] = {

@@ -1,0 +1,250 @@
+"""One training run, whatever is learnt: epochs, evaluation, early stop, log, checkpoints, resume.
+
+A `Job` says what is trained on what; `train` does the rest. Everything random follows from the seed
+and the epoch, so a run that stops in the middle of an epoch goes on to the same bytes.
+"""
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vlserve.errors import TrainingError
+from vlserve.training.options import TrainOptions
+from vlserve.training.state import (
+    TrainState,
+    load_facts,
+    load_state,
+    new_state,
+    save_state,
+    save_weights,
+)
+
+WEIGHTS, LAST, LOG = "model.safetensors", "last.safetensors", "log.jsonl"
+LOG_SECONDS = 10.0
+"""A step is logged when the last line is older, and every epoch's first and last step."""
+NO_MEMORY = ("not enough memory", "can't allocate memory", "out of memory")
+"""How torch says it, beside its own exception."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is: items read, of one file and then of the other; items encoded, likewise,
+    where a part of the network is frozen; or epochs trained, with the ``figures`` of the last."""
+
+    stage: Literal["read", "encode", "train"]
+    done: int
+    total: int
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+OnProgress = Callable[[Progress], None]
+
+
+class Job(Protocol):
+    """What is trained, on what, towards what."""
+
+    @property
+    def trained(self) -> nn.Module:
+        """The network, or the part of it that learns."""
+        ...
+
+    @property
+    def steps(self) -> int:
+        """Batches of an epoch."""
+        ...
+
+    @property
+    def chosen_by(self) -> str:
+        """The figure by which the best epoch is chosen; higher is better."""
+        ...
+
+    def batches(self, seed: int, epoch: int) -> Iterator[Any]:
+        """The same batches for the same seed and epoch, ``steps`` of them."""
+        ...
+
+    def losses(self, network: nn.Module, batch: Any) -> Mapping[str, Tensor]:
+        """Losses by name, whose sum is minimised."""
+        ...
+
+    def figures(self, network: nn.Module) -> Mapping[str, float]:
+        """What the validation items say of the averaged network."""
+        ...
+
+    def checkpoint(self, network: nn.Module) -> Mapping[str, Tensor]:
+        """Every tensor of model.safetensors, with those of ``network`` for what was trained."""
+        ...
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run stands: an epoch, counted from 1, and the steps done in it."""
+
+    epoch: int
+    step: int = 0
+    losses: tuple[float, ...] = ()
+    """Of the steps done."""
+
+
+def train(
+    job: Job,
+    options: TrainOptions,
+    seed: int,
+    out: Path,
+    *,
+    facts: Mapping[str, Any],
+    resume: bool = False,
+    progress: OnProgress | None = None,
+) -> list[dict[str, Any]]:
+    """Train until the last epoch, or until none got better for ``patience``; return the figures of
+    every epoch. The best epoch's weights are model.safetensors in ``out``, the state after the last
+    step last.safetensors, and log.jsonl has a line a step or so.
+
+    ``facts`` are kept with the state. Ctrl-C ends the run after the step that is under way:
+    KeyboardInterrupt, and ``resume`` goes on. Raises TrainingError, which names the step, for a
+    loss that is no longer a number and for lack of memory.
+    """
+    state = new_state(job.trained, options, options.epochs * job.steps)
+    epochs: list[dict[str, Any]] = []
+    place = Place(1)
+    if resume:
+        load_state(out / LAST, state)
+        kept = load_facts(out / LAST)
+        epochs = kept["epochs"]
+        place = Place(len(epochs) + 1, *_steps_done(kept))
+    with _interrupts() as stop:
+        while place.epoch <= options.epochs and not _stale(epochs, job.chosen_by, options.patience):
+            start = time.monotonic()
+            losses = _epoch(
+                state, job, options, seed, place, out, {**facts, "epochs": epochs}, stop
+            )
+            figures: dict[str, Any] = {
+                "train_loss": float(np.mean(losses)),
+                "learning_rate": state.learning_rate,
+                **job.figures(state.average.module),
+                "seconds": time.monotonic() - start,
+            }
+            state.end_epoch(figures[job.chosen_by])
+            epochs.append({"epoch": place.epoch, **figures})
+            if best_epoch(epochs, job.chosen_by) == place.epoch:
+                save_weights(out / WEIGHTS, job.checkpoint(state.average.module))
+            save_state(out / LAST, state, {**facts, "epochs": epochs})
+            _log(out, epochs[-1])
+            if progress:
+                progress(Progress("train", place.epoch, options.epochs, figures))
+            place = Place(place.epoch + 1)
+    return epochs
+
+
+def best_epoch(epochs: list[dict[str, Any]], chosen_by: str) -> int:
+    """The first of the epochs with the best figure."""
+    return int(max(epochs, key=lambda epoch: epoch[chosen_by])["epoch"])
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """What everything random of an epoch follows from."""
+    return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
+
+
+def _stale(epochs: list[dict[str, Any]], chosen_by: str, patience: int) -> bool:
+    return bool(epochs) and len(epochs) - best_epoch(epochs, chosen_by) >= patience
+
+
+def _steps_done(kept: Mapping[str, Any]) -> tuple[int, tuple[float, ...]]:
+    within = kept.get("within", {})
+    return within.get("step", 0), tuple(within.get("losses", ()))
+
+
+def _epoch(
+    state: TrainState,
+    job: Job,
+    options: TrainOptions,
+    seed: int,
+    place: Place,
+    out: Path,
+    facts: Mapping[str, Any],
+    stop: threading.Event,
+) -> list[float]:
+    """Train from ``place`` to the end of its epoch; the losses of all its steps."""
+    losses, logged = list(place.losses), 0.0
+    state.network.train()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(epoch_seed(seed, place.epoch))  # dropout draws from the global generator
+        for step, batch in enumerate(job.batches(seed, place.epoch)):
+            if step < place.step:  # drawn again, so that what follows is drawn as it was
+                continue
+            if step == place.step and step:
+                state.restore_random()
+            parts = _step(state, job, options, batch, f"step {step + 1} of epoch {place.epoch}")
+            losses.append(sum(parts.values()))
+            last = step + 1 == job.steps
+            if last or step == 0 or time.monotonic() - logged > LOG_SECONDS:
+                logged = time.monotonic()
+                rate = state.learning_rate
+                _log(out, {"epoch": place.epoch, "step": step + 1, **parts, "learning_rate": rate})
+            if stop.is_set() and not last:
+                within = {"step": step + 1, "losses": losses}
+                save_state(out / LAST, state, {**facts, "within": within})
+                raise KeyboardInterrupt
+    return losses
+
+
+def _step(
+    state: TrainState, job: Job, options: TrainOptions, batch: Any, place: str
+) -> dict[str, float]:
+    """One step down; the losses by name."""
+    try:
+        with options.autocast():
+            losses = job.losses(state.network, batch)
+        wrong = [name for name, loss in losses.items() if not bool(torch.isfinite(loss))]
+        if wrong:
+            raise TrainingError(
+                f"{place}: the loss {', '.join(wrong)} is no longer a number: train with a lower "
+                f"learning_rate than {options.learning_rate}, or with clip below {options.clip}"
+            )
+        state.step(torch.stack(list(losses.values())).sum())
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(x in str(error) for x in NO_MEMORY):
+            raise
+        raise TrainingError(
+            f"{place}: out of memory: train with a smaller batch_size than {options.batch_size}; "
+            "accumulate keeps the number of items in a step of the optimizer"
+        ) from error
+    return {name: float(loss.detach()) for name, loss in losses.items()}
+
+
+@contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """An event that Ctrl-C sets; a second Ctrl-C interrupts at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def ask(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, ask)
+    try:
+        yield stop
+        if stop.is_set():  # between two epochs, whose state is kept
+            raise KeyboardInterrupt
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _log(out: Path, line: Mapping[str, Any]) -> None:
+    with (out / LOG).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")

@@ -1,0 +1,222 @@
+"""A run of any job: it stops and goes on to the same bytes, and says where it cannot."""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vlserve.errors import ExtraMissing, SettingsError, TrainingError
+from vlserve.training.optimisers import OPTIMISERS, SCHEDULES, layer_depths, parameter_groups
+from vlserve.training.options import TrainOptions, parse_options
+from vlserve.training.run import best_epoch, train
+from vlserve.training.state import load_facts, load_state, new_state, save_state
+
+STEPS = 4
+
+
+@dataclass
+class LineJob:
+    """Points of a line, with dropout; ``at`` is called before each step's losses."""
+
+    trained: nn.Module
+    at: Any = lambda step: None
+    rows: int = 4
+    done: list[int] = field(default_factory=list)
+
+    steps = STEPS
+    chosen_by = "fit"
+
+    def batches(self, seed: int, epoch: int) -> Iterator[Tensor]:
+        generator = torch.Generator().manual_seed(1000 * seed + epoch)
+        for _ in range(STEPS):
+            yield torch.rand(self.rows, 3, generator=generator)
+
+    def losses(self, network: nn.Module, batch: Tensor) -> Mapping[str, Tensor]:
+        self.done.append(len(self.done))
+        self.at(len(self.done))
+        wanted = batch.sum(dim=1, keepdim=True)
+        return {"line": F.mse_loss(network(F.dropout(batch, 0.5)), wanted)}
+
+    def figures(self, network: nn.Module) -> Mapping[str, float]:
+        with torch.no_grad():
+            return {"fit": -float((network(torch.eye(3)) - 1).square().mean())}
+
+    def checkpoint(self, network: nn.Module) -> Mapping[str, Tensor]:
+        return network.state_dict()
+
+
+def job(**more: Any) -> LineJob:
+    torch.manual_seed(0)
+    return LineJob(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)), **more)
+
+
+def options(**more: Any) -> TrainOptions:
+    return parse_options(TrainOptions, {"epochs": 3, "batch_size": 4, **more})
+
+
+def files(out: Path) -> dict[str, bytes]:
+    return {name: (out / name).read_bytes() for name in ("model.safetensors",)}
+
+
+def state_of(out: Path) -> tuple[list[Any], dict[str, Any]]:
+    epochs = load_facts(out / "last.safetensors")["epochs"]
+    plain = [{k: v for k, v in epoch.items() if k != "seconds"} for epoch in epochs]
+    state = new_state(job().trained, options(), 1)
+    load_state(out / "last.safetensors", state)
+    return plain, state.network.state_dict()
+
+
+@pytest.mark.parametrize("more", [{}, {"accumulate": 3}, {"optimiser": "adafactor"}], ids=str)
+def test_a_run_stopped_in_the_middle_goes_on_to_the_same_bytes(
+    more: dict[str, Any], tmp_path: Path
+) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    for folder in (whole, stopped):
+        folder.mkdir()
+    train(job(), options(**more), 1, whole, facts={})
+    ctrl_c = job(at=lambda step: os.kill(os.getpid(), signal.SIGINT) if step == 6 else None)
+    with pytest.raises(KeyboardInterrupt):
+        train(ctrl_c, options(**more), 1, stopped, facts={})
+    assert len(ctrl_c.done) == 6  # the step under way was finished
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    resumed = job()
+    train(resumed, options(**more), 1, stopped, facts={}, resume=True)
+    assert len(resumed.done) == 3 * STEPS - 6
+    assert files(stopped) == files(whole)
+    tensors = [(folder / "last.safetensors").read_bytes() for folder in (whole, stopped)]
+    assert tensors_of(tensors[0]) == tensors_of(tensors[1])
+
+
+def tensors_of(raw: bytes) -> bytes:
+    """Without the header, which holds seconds."""
+    return raw[8 + int.from_bytes(raw[:8], "little") :]
+
+
+def test_the_log_has_a_line_for_each_epoch_and_its_first_and_last_step(tmp_path: Path) -> None:
+    train(job(), options(), 1, tmp_path, facts={})
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in lines if "step" in line]
+    assert steps == [1, STEPS] * 3 and "line" in lines[0] and "learning_rate" in lines[0]
+    assert [line["epoch"] for line in lines if "fit" in line] == [1, 2, 3]
+
+
+def test_a_loss_that_is_no_number_names_its_step(tmp_path: Path) -> None:
+    class Broken(LineJob):
+        def losses(self, network: nn.Module, batch: Tensor) -> Mapping[str, Tensor]:
+            losses = super().losses(network, batch)
+            wrong = torch.tensor(float("nan"))
+            return {**losses, "contrast": wrong} if len(self.done) == 6 else losses
+
+    with pytest.raises(TrainingError, match="step 2 of epoch 2: the loss contrast is no longer"):
+        train(Broken(job().trained), options(), 1, tmp_path, facts={})
+
+
+def test_no_memory_names_its_step_and_what_to_try(tmp_path: Path) -> None:
+    def fail(step: int) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9")
+
+    with pytest.raises(TrainingError, match=r"step 1 of epoch 1: out of memory: .* batch_size"):
+        train(job(at=fail), options(), 1, tmp_path, facts={})
+
+
+def test_another_error_of_a_step_stays_itself(tmp_path: Path) -> None:
+    def fail(step: int) -> None:
+        raise RuntimeError("shapes do not fit")
+
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        train(job(at=fail), options(), 1, tmp_path, facts={})
+
+
+@pytest.mark.parametrize("optimiser", [name for name in OPTIMISERS if name != "adafactor"])
+def test_every_optimiser_steps_and_is_restored(optimiser: str, tmp_path: Path) -> None:
+    chosen = options(optimiser=optimiser, learning_rate=1e-2)
+    states = [new_state(job().trained, chosen, 10) for _ in range(2)]
+    before = {name: x.clone() for name, x in states[0].network.named_parameters()}
+    step(states[0], 2)
+    save_state(tmp_path / "state", states[0], {})
+    load_state(tmp_path / "state", states[1])
+    for state in states:
+        step(state, 1, seed=7)
+    after = [dict(state.network.named_parameters()) for state in states]
+    assert all(torch.equal(after[0][name], after[1][name]) for name in before)
+    assert any(not torch.equal(after[0][name], before[name]) for name in before)
+
+
+def test_an_optimiser_whose_package_is_missing_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
+    with pytest.raises(ExtraMissing, match="pytorch-optimizer: pip install"):
+        new_state(job().trained, options(optimiser="adamp"), 1)
+
+
+def step(state: Any, times: int, seed: int = 3) -> None:
+    torch.manual_seed(seed)
+    for _ in range(times):
+        batch = torch.rand(4, 3)
+        state.step(F.mse_loss(state.network(batch), batch.sum(1, keepdim=True)))
+
+
+@pytest.mark.parametrize("schedule", [name for name in SCHEDULES if name != "constant"])
+def test_every_schedule_warms_up_and_ends_lower(schedule: str) -> None:
+    chosen = options(schedule=schedule, epochs=10, step_epochs=1, warm_up=0.2)
+    state = new_state(job().trained, chosen, 20)
+    rates = []
+    for number in range(20):
+        rates.append(state.learning_rate)
+        step(state, 1)
+        if number % 2:
+            state.end_epoch(0.0)
+    assert max(rates) == pytest.approx(chosen.learning_rate, rel=1e-4)
+    assert state.learning_rate < max(rates)
+    if schedule != "plateau":
+        assert rates[0] < max(rates)  # it warms up
+
+
+def test_batches_that_are_accumulated_step_like_one_of_all(tmp_path: Path) -> None:
+    batch = torch.rand(8, 3, generator=torch.Generator().manual_seed(2))
+    networks = []
+    for parts in (1, 4):
+        state = new_state(job().trained, options(accumulate=parts, optimiser="sgd"), 8)
+        for part in batch.chunk(parts):
+            state.step(F.mse_loss(state.network(part), part.sum(1, keepdim=True)))
+        networks.append(state.network.state_dict())
+    for name, tensor in networks[0].items():
+        torch.testing.assert_close(tensor, networks[1][name])
+
+
+def test_frozen_parts_stay_and_unknown_ones_are_named() -> None:
+    network = job().trained
+    groups = parameter_groups(network, options(freeze="0"))
+    assert sum(len(group["params"]) for group in groups) == 2
+    assert not network.get_parameter("0.weight").requires_grad
+    with pytest.raises(SettingsError, match="no part visual_encoder; it has 0, 2"):
+        parameter_groups(job().trained, options(freeze="visual_encoder"))
+    with pytest.raises(SettingsError, match="nothing is left to learn"):
+        parameter_groups(job().trained, options(freeze="0,2"))
+
+
+def test_rates_fall_from_heads_to_embeddings() -> None:
+    names = [
+        "visual_encoder.patch_embed.proj.weight",
+        "visual_encoder.blocks.0.attn.qkv.weight",
+        "visual_encoder.blocks.1.attn.qkv.weight",
+        "text_encoder.embeddings.word_embeddings.weight",
+        "text_encoder.encoder.layer.0.output.dense.weight",
+        "itm_head.weight",
+    ]
+    assert list(layer_depths(names).values()) == [3, 2, 1, 2, 1, 0]
+
+
+def test_the_first_of_the_best_epochs_is_best() -> None:
+    epochs = [{"epoch": 1, "fit": 0.1}, {"epoch": 2, "fit": 0.3}, {"epoch": 3, "fit": 0.3}]
+    assert best_epoch(epochs, "fit") == 2
