@@ -35,9 +35,8 @@ from vlserve_worker.batch_files import (
 from vlserve_worker.batch_order import Order
 from vlserve_worker.video import FrameChoice
 
-BATCH = 8
-WINDOW = 8 * BATCH
-"""Rows that are read ahead, so that those of like length share a batch."""
+WINDOW_BATCHES = 8
+"""Batches of rows that are read ahead, so that those of like length share a batch."""
 ROW_ID, ROW, CODE, MESSAGE = "id", "row", "error_code", "error_message"
 BEAT_S = 1.0
 
@@ -61,12 +60,19 @@ class PartWorker:
     """An open archive, and how its answers are written."""
 
     def __init__(
-        self, pipeline: Pipeline, columns: Columns, covers: Covers, out: Path, format: str
+        self,
+        pipeline: Pipeline,
+        columns: Columns,
+        covers: Covers,
+        out: Path,
+        format: str,
+        batch: int,
     ) -> None:
         self._pipeline = pipeline
         self._columns = columns
         self._covers = covers
         self._out = out
+        self._batch = batch
         self._writer = writer_of(format, pipeline.task.answer, columns.keep)
         self._beat: Callable[[int], None] = lambda rows: None
 
@@ -112,11 +118,11 @@ class PartWorker:
         )
 
     def _in_windows(self, rows: Iterator[InputRow]) -> Iterator[tuple[OutputRow, list[str]]]:
-        while window := list(islice(rows, WINDOW)):
+        while window := list(islice(rows, WINDOW_BATCHES * self._batch)):
             places = sorted(range(len(window)), key=lambda place: window[place].length)
             done: dict[int, tuple[OutputRow, list[str]]] = {}
-            for start in range(0, len(places), BATCH):
-                batch = places[start : start + BATCH]
+            for start in range(0, len(places), self._batch):
+                batch = places[start : start + self._batch]
                 answers = self._answers([window[place] for place in batch])
                 done |= dict(zip(batch, answers, strict=True))
             yield from (done[place] for place in range(len(window)))
@@ -191,11 +197,12 @@ def main() -> None:
     fields = list(pipeline.task.fields.model_fields)
     columns = Columns(options["id"], dict(options["columns"]), tuple(options["keep"]), fields)
     covers = Covers(FrameChoice.parse(options["frame"]))
-    worker = PartWorker(pipeline, columns, covers, Path(options["out"]), options["format"])
-    with os.fdopen(replies, "w", encoding="utf-8", buffering=1) as out:
+    out, batch = Path(options["out"]), int(options["batch"])
+    worker = PartWorker(pipeline, columns, covers, out, options["format"], batch)
+    with os.fdopen(replies, "w", encoding="utf-8", buffering=1) as told:
 
         def reply(**said: Any) -> None:
-            out.write(json.dumps(said) + "\n")
+            told.write(json.dumps(said) + "\n")
 
         reply(ready=True)
         for line in sys.stdin.buffer:

@@ -34,11 +34,13 @@ Show = Callable[[str], None]
 @dataclass(frozen=True)
 class Crewing:
     """How the work is done, which changes no answer. ``item_timeout_s``: without a word from a
-    worker for so long its rows run one by one, and a row that takes so long alone fails."""
+    worker for so long its rows run one by one, and a row that takes so long alone fails; ``batch``:
+    rows that the graphs get at once, at the most."""
 
     workers: int
     threads: int = 1
     item_timeout_s: float = 60.0
+    batch: int = 8
 
 
 @dataclass
@@ -95,7 +97,7 @@ def run_batch(
     with folder.locked() as lock:
         folder.begin(record)
         before = folder.receipts()
-        job = _Job(folder, record, crewing, show)
+        job = Job(folder, record, crewing, show)
         job.answer(job.orders(cut(record.sources), before, retry_errors=retry_errors), lock)
         run = {
             "parts_of_earlier_runs": len(before),
@@ -127,7 +129,7 @@ def predict_batch(
         sample = draw(record.sources, rows, crewing.workers, Path(scratch))
         folder = JobFolder(Path(scratch) / "out")
         with folder.locked() as lock:
-            job = _Job(folder, record, crewing, show)
+            job = Job(folder, record, crewing, show)
             drawn_s = time.monotonic() - started
             job.answer(job.orders(sample.parts, {}), lock)
             receipts = list(folder.receipts().values())
@@ -156,10 +158,12 @@ def describe(archive: Path, patterns: Sequence[str], options: Options) -> JobRec
     )
 
 
-class _Job:
+class Job:
     """One run of a job. ``started_s``: until the first worker was ready, s."""
 
-    def __init__(self, folder: JobFolder, record: JobRecord, crewing: Crewing, show: Show) -> None:
+    def __init__(
+        self, folder: JobFolder, record: JobRecord, crewing: Crewing, show: Show = lambda line: None
+    ) -> None:
         self._folder, self._record, self._crewing, self._show = folder, record, crewing, show
         self._shares: dict[int, float] = {}
         self.pace = Pace(time.monotonic())
@@ -185,6 +189,7 @@ class _Job:
             unpacked = Path(scratch) / "archive"
             unpack_archive(Path(self._record.archive), unpacked)
             told = self._record.options.model_dump() | {"out": str(self._folder.out.resolve())}
+            told["batch"] = self._crewing.batch
             launch = Launch(unpacked, told, self._crewing.threads, lock, self._folder.log)
             with running(launch, self._crewing.workers) as crew:
                 self.run(crew, Work(orders))

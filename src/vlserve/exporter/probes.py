@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from vlserve.batch.offline import answer_offline
 from vlserve.errors import ExportError
 from vlserve.exporter.pack import HANDLERS_DIR
 from vlserve.project import Folder
 from vlserve.runtime.archive import unpack_archive
 from vlserve.runtime.folder import open_folder
 from vlserve.runtime.manifest import RegionInput
-from vlserve.runtime.offline import answer_offline
 from vlserve.runtime.task import load_task
 from vlserve.runtime.types import Answer, ItemError, Request
 

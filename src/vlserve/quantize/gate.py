@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from vlserve.batch.offline import answer_offline
 from vlserve.errors import DataError
 from vlserve.quantize.items import Line, requests_of, write_lines
 from vlserve.runtime.manifest import Manifest
-from vlserve.runtime.offline import answer_offline
 from vlserve.runtime.types import Answer
 from vlserve.training.evaluators import evaluate
 

@@ -64,7 +64,7 @@ def write_lines(path: Path, lines: Sequence[Line]) -> Path:
 
 
 def requests_of(line: Line, manifest: Manifest) -> list[Fields]:
-    """Return what a client would ask about an item, as vlserve.runtime.offline takes it: one
+    """Return what a client would ask about an item, as vlserve.batch.offline takes it: one
     request; of task match one a text, of task embed also the image alone. Empty where the item
     lacks a field."""
     look = _look(line, manifest, "")

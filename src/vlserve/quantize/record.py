@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vlserve.batch.offline import PATH_SUFFIX
 from vlserve.errors import DataError, ExportError
 from vlserve.exporter.pack import has_our_runtime
 from vlserve.runtime.archive import check_folder
 from vlserve.runtime.backend import open_backend
-from vlserve.runtime.offline import PATH_SUFFIX
 from vlserve.runtime.pipeline import Pipeline
 from vlserve.runtime.task import load_task
 from vlserve.runtime.types import Arrays, Backend, ItemError, Request

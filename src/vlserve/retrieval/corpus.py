@@ -26,7 +26,7 @@ FILES = {"img": "image", "features": "features", "boxes": "boxes"}
 
 @dataclass(frozen=True)
 class CorpusItem:
-    """``fields``: a request's, as `vlserve.runtime.offline` takes them: ``image_path``, …"""
+    """``fields``: a request's, as `vlserve.batch.offline` takes them: ``image_path``, …"""
 
     id: str
     fields: Mapping[str, str]

@@ -1,7 +1,7 @@
 """What an archive's own code makes of a corpus, in shards; run in a process of its own.
 
 ``PYTHONPATH=FOLDER python -P encode.py FOLDER`` with an unpacked archive in FOLDER reads requests
-(JSON lines of fields as `vlserve.runtime.offline` takes them) and writes a file a shard into
+(JSON lines of fields, ``…_path`` for a file's bytes) and writes a file a shard into
 ``--shards``: what there is, is kept. It imports nothing but the archive's frozen runtime.
 
 A shard, 00000.npz and so on, holds of its items that could be read::

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vlserve.batch.offline import answer_offline
 from vlserve.errors import DataError
 from vlserve.exporter.export import read_trained
 from vlserve.processor import usable_cores
 from vlserve.runtime.archive import verify_archive
 from vlserve.runtime.inputs import takes_text, takes_visual
 from vlserve.runtime.manifest import Manifest
-from vlserve.runtime.offline import answer_offline
 from vlserve.settings import Settings, load_settings
 from vlserve.training.data import (
     Item,
@@ -82,15 +82,15 @@ def evaluate_archive(
     rows: list[list[float]] = []
     refused: dict[int, str] = {}
     requests = _requests(file.items, manifest)
-    lines = answer_offline(archive, requests, batch_size, threads=usable_cores())
-    for done, (item, line) in enumerate(zip(file.items, lines, strict=True), start=1):
+    lines = answer_offline(archive, requests, batch_size, threads=usable_cores(), show=progress)
+    for item, line in zip(file.items, lines, strict=True):
         if "error" in line:
             refused[item.line] = f"{line['error']['code']}: {line['error']['message']}"
         else:
             scores = {entry["tag"]: entry["score"] for entry in line["answer"]["tags"]}
             rows.append([scores[label] for label in manifest.labels])
-        if progress and (done % (10 * batch_size) == 0 or done == len(file.items)):
-            progress(f"answered {done} of {len(file.items)} items")
+    if progress:
+        progress(f"answered {len(file.items)} of {len(file.items)} items")
     return _evaluation(
         file.without(refused),
         np.array(rows, dtype=np.float64),

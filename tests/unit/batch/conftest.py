@@ -11,6 +11,7 @@ from support.batch_rows import COVERS, CRASH
 from vlserve.batch.job import Options
 from vlserve.batch.run import Crewing, run_batch
 from vlserve.exporter.echo import VOCABULARY, pack_echo
+from vlserve.runtime.archive import unpack_archive
 
 Run = Callable[..., Mapping[str, Any]]
 
@@ -47,3 +48,16 @@ def run(covers: Path, tmp_path: Path) -> Run:
         )
 
     return answered
+
+
+@pytest.fixture(scope="module")
+def echo_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pack_echo(tmp_path_factory.mktemp("echo"), "echo", 3)
+
+
+@pytest.fixture(scope="module")
+def echo_folder(echo_archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Unpacked; read only by agreement."""
+    folder = tmp_path_factory.mktemp("unpacked") / "echo"
+    unpack_archive(echo_archive, folder)
+    return folder

@@ -21,10 +21,10 @@ import pytest
 
 from support.batch_rows import CRASH, output, rows_of, write_jsonl
 from vlserve.batch.join import join_parts
+from vlserve.batch.offline import answer_offline
 from vlserve.batch.run import KILLED, TIMED_OUT
 from vlserve.errors import BatchError
 from vlserve.exporter.echo import pack_echo
-from vlserve.runtime.offline import answer_offline
 
 Run = Callable[..., Mapping[str, Any]]
 

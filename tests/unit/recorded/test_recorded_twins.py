@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from vlserve.batch.offline import answer_offline
 from vlserve.drill.twin import Fault, Original
 from vlserve.runtime.archive import verify_archive
-from vlserve.runtime.offline import answer_offline
 from vlserve.runtime.task import difference
 
 

@@ -46,7 +46,7 @@ def evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Evaluate:
 
     def run(manifest: Manifest, lines: Iterable[Any], says: Answering, **more: Any) -> Result:
         def answers(
-            archive: Path, items: Iterable[Fields], batch_size: int, threads: int
+            archive: Path, items: Iterable[Fields], batch_size: int, **rest: Any
         ) -> Iterator[dict[str, Any]]:
             for item in items:
                 said = says(item["fields"])

@@ -5,16 +5,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from vlserve.batch.offline import answer_offline
 from vlserve.processor import usable_cores
 from vlserve.runtime.manifest import Manifest
-from vlserve.runtime.offline import answer_offline
 from vlserve.runtime.types import Answer
 from vlserve.training.evaluators.items import AnyItem, Look, TaskFile, read_task_file
 from vlserve.training.lines import BadLine, refuse_bad_lines
 
 OnProgress = Callable[[str], None]
 Fields = dict[str, Any]
-"""Of one request, as vlserve.runtime.offline takes them."""
+"""Of one request, as vlserve.batch.offline takes them."""
 
 
 @dataclass(frozen=True)
@@ -73,14 +73,16 @@ class Job:
         numbered = ({"id": at, "fields": fields} for at, fields in enumerate(requests))
         answers: list[Answer | Refused] = []
         cores = usable_cores()
-        for line in answer_offline(self.archive, numbered, self.batch_size, threads=cores):
+        lines = answer_offline(
+            self.archive, numbered, self.batch_size, threads=cores, show=self.progress
+        )
+        for line in lines:
             if "error" in line:
                 answers.append(Refused(f"{line['error']['code']}: {line['error']['message']}"))
             else:
                 answers.append(line["answer"])
-            done = len(answers)
-            if self.progress and (done % (10 * self.batch_size) == 0 or done == len(requests)):
-                self.progress(f"answered {done} of {len(requests)} {of_what}")
+        if self.progress:
+            self.progress(f"answered {len(answers)} of {len(requests)} {of_what}")
         return answers
 
     def answered(

@@ -1,21 +1,19 @@
 """An archive's own code answers, in a process of its own."""
 
 import base64
-import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
+from vlserve.batch.offline import answer_offline
 from vlserve.exporter.echo import VOCABULARY, pack_echo
 from vlserve.exporter.pack import write_zip
 from vlserve.runtime.archive import unpack_archive, verify_archive
-from vlserve.runtime.errors import ArchiveError, ArchiveTampered
+from vlserve.runtime.errors import ArchiveTampered
 from vlserve.runtime.folder import open_folder
-from vlserve.runtime.offline import answer_offline
 from vlserve.runtime.types import Request
 
 
@@ -32,7 +30,6 @@ def test_lines_come_back_in_order_each_with_its_own_answer_or_error(
         {"id": "path", "fields": {"image_path": str(image), "text": probes[0].fields["text"]}},
         {"id": "absent", "fields": {"image_path": str(tmp_path / "none"), "text": ""}},
         {"id": "odd path", "fields": {"image_path": ["x"], "text": ""}},
-        {"id": "bare"},
         {"id": "field", "fields": {"text": "a"}},
         {"id": "猫", "fields": probes[1].fields},
     ]
@@ -43,8 +40,7 @@ def test_lines_come_back_in_order_each_with_its_own_answer_or_error(
         assert line["answer"] == here.run([Request(item["fields"])]).answers[0]
     assert lines[len(probes)]["answer"] == lines[0]["answer"]
     codes = [line["error"]["code"] for line in lines[len(probes) + 1 : -1]]
-    unreadable = ["image_unreadable", "image_unreadable"]
-    assert codes == [*unreadable, "body_unreadable", "field_invalid"]
+    assert codes == ["image_unreadable", "body_unreadable", "field_invalid"]
     assert lines[-1]["answer"] == lines[1]["answer"]
 
 
@@ -52,41 +48,15 @@ def test_no_items_no_lines(echo_archive: Path) -> None:
     assert list(answer_offline(echo_archive, [])) == []
 
 
-def test_leaving_early_leaves_no_process(echo_archive: Path) -> None:
-    fields = verify_archive(echo_archive).probes[0].fields
-    lines = answer_offline(echo_archive, [{"id": n, "fields": fields} for n in range(500)], 1)
-    assert next(lines)["id"] == 0
-    lines.close()
-    assert not [
-        child
-        for child in psutil.Process().children()
-        if "vlserve.runtime.offline" in child.cmdline()
-    ]
-
-
-def test_bad_lines_keep_their_place(echo_folder: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-P", "-B", "-m", "vlserve.runtime.offline", str(echo_folder)],
-        input=b'{"id": 1}\nnot json\n[]\n\n{"id": 2, "fields": {}}\n{"id": 3, "fields": 4}',
-        env={"PYTHONPATH": str(echo_folder)},
-        capture_output=True,
-        check=True,
-    )
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [line["id"] for line in lines] == [1, None, None, None, 2, 3]
-    assert "line 2" in lines[1]["error"]["message"]
-    assert lines[4]["error"]["code"] == "field_invalid"
-
-
-def test_code_that_dies_is_an_error(tmp_path: Path) -> None:
+def test_an_item_whose_code_dies_has_an_error_of_its_own(tmp_path: Path) -> None:
     archive = pack_echo(tmp_path, "m", 1, crash_on_id=VOCABULARY["坏"])
     fields = verify_archive(archive).probes[0].fields
-    lines = answer_offline(
-        archive, [{"id": 1, "fields": fields}, {"id": 2, "fields": fields | {"text": "坏"}}], 1
-    )
-    assert next(lines)["id"] == 1
-    with pytest.raises(ArchiveError, match=r"m-1\.mar failed"):
-        next(lines)
+    texts = ("a", "坏", "b")
+    items = [{"id": text, "fields": fields | {"text": text}} for text in texts]
+    lines = list(answer_offline(archive, items, 1))
+    assert [line["id"] for line in lines] == list(texts)
+    assert lines[1]["error"]["code"] == "worker_killed"
+    assert "answer" in lines[0] and "answer" in lines[2]
 
 
 def test_a_tampered_archive_answers_nothing(echo_archive: Path, tmp_path: Path) -> None:
@@ -104,7 +74,7 @@ def test_a_tampered_archive_answers_nothing(echo_archive: Path, tmp_path: Path) 
 
 def test_installed_code_refuses_to_pose_as_the_archives(echo_folder: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "vlserve.runtime.offline", str(echo_folder)],
+        [sys.executable, "-m", "vlserve_worker.batch", str(echo_folder), '{"threads": 1}', "1"],
         input=b"",
         capture_output=True,
     )
