@@ -14,7 +14,8 @@ import pytest
 
 from vlserve_worker import batch_notes
 from vlserve_worker.batch_notes import NOTE_BYTES, REFUSED_S, BatchNotes, Suspicions, digest_of
-from vlserve_worker.service import Noted, Refusal, RequestFilter, open_filter
+from vlserve_worker.request_filter import Noted, Refusal, RequestFilter
+from vlserve_worker.service import answer_batch, open_filter
 from vlserve_worker.time_limit import limit_of
 
 DIES = """
@@ -132,7 +133,7 @@ def asked(
     requests: RequestFilter, data: Sequence[Refusal | Noted]
 ) -> tuple[list[Any], list[list[str]]]:
     context, rounds = Context(len(data)), list[list[str]]()
-    answers = requests.answer(data, context, echo(rounds))
+    answers = answer_batch(requests, data, context, echo(rounds))
     for at, one in enumerate(data):
         said = context.request_processor[at].headers
         assert said.get("asked") == (one.values["text"] if isinstance(one, Noted) else None)
@@ -165,7 +166,7 @@ def test_a_suspect_that_its_neighbours_made_late_is_not_noted_as_alone(tmp_path:
         return ["said"]
 
     data = [Noted({"text": text}, digest) for text, digest in zip("ab", (A, B), strict=True)]
-    assert requests.answer(data, Context(2), handle) == ["said", "said"]
+    assert answer_batch(requests, data, Context(2), handle) == ["said", "said"]
     assert kinds == [b"alone", b"batch"]
 
 
@@ -179,7 +180,7 @@ def test_a_batch_of_refusals_alone_asks_no_handler(tmp_path: Path) -> None:
 def test_a_handler_with_too_few_answers_is_left_to_torchserve() -> None:
     requests = RequestFilter(1, None, 100)
     data = [Noted({"text": "a"}, A), Refusal("body_unreadable", "why")]
-    assert requests.answer(data, Context(2), lambda data, context: ["one", "two"]) == []
+    assert answer_batch(requests, data, Context(2), lambda data, context: ["one", "two"]) == []
 
 
 def test_without_a_place_for_notes_requests_are_answered(tmp_path: Path) -> None:
@@ -213,7 +214,8 @@ import json, sys, time
 from pathlib import Path
 from types import SimpleNamespace
 from vlserve_worker.batch_notes import BatchNotes
-from vlserve_worker.service import RequestFilter, Noted
+from vlserve_worker.request_filter import Noted, RequestFilter
+from vlserve_worker.service import answer_batch
 
 class Context(SimpleNamespace):
     def set_response_status(self, code, idx): self.code = code
@@ -240,7 +242,7 @@ data = [
 ]
 ids = {at: str(at) for at in range(len(data))}
 context = Context(request_processor=list(data), request_ids=ids)
-said = requests.answer(data, context, handle)
+said = answer_batch(requests, data, context, handle)
 print([one if isinstance(one, str) else json.loads(one)["error"]["code"] for one in said])
 """
 

@@ -22,7 +22,7 @@ from vlserve.runtime.manifest import ImageInput
 from vlserve_worker import image_limits
 from vlserve_worker.bodies import BodyRefused
 from vlserve_worker.image_limits import bounds_images, check_images
-from vlserve_worker.service import Refusal, RequestFilter
+from vlserve_worker.request_filter import Refusal, RequestFilter
 
 WHOLE = whole_images()
 SPEC = ImageInput(height=32, width=32)

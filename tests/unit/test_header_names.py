@@ -7,7 +7,7 @@ import pytest
 
 from vlserve.runtime import headers
 from vlserve.runtime.errors import ErrorCode
-from vlserve_worker import bodies, service
+from vlserve_worker import bodies, request_filter, service
 
 PROJECT = Path(__file__).parents[2]
 TABLE = {name: value for name, value in vars(headers).items() if name.isupper()}
@@ -42,12 +42,12 @@ def test_the_worker_uses_the_table_s_headers() -> None:
     assert bodies.SENT_ENCODING.decode() == headers.SENT_CONTENT_ENCODING
     assert bodies.SENT_PATH.decode() == headers.SENT_PATH
     assert headers.ANSWERED_BY == service.ANSWERED_BY
-    assert headers.REQUEST_ID == service.REQUEST_ID
+    assert headers.REQUEST_ID == request_filter.REQUEST_ID
 
 
 def test_the_worker_s_codes_have_the_handler_s_status() -> None:
     handler = (PROJECT / "handlers" / "torchserve_handler.py").read_text(encoding="utf-8")
-    for code, status in service.HTTP_STATUS.items():
+    for code, status in request_filter.HTTP_STATUS.items():
         assert f"ErrorCode.{ErrorCode(code).name}: {status}," in handler
 
 

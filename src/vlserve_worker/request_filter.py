@@ -1,0 +1,187 @@
+"""What stands between an engine's worker and an archive's code: that gets what can be read, and a
+request that may kill its worker runs alone.
+
+What is refused here never reaches the archive: a body or a video that cannot be read, and a request
+that kills workers. So old archives, which carry the code of their time, refuse in the same words,
+and so do all engines.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlserve_worker import image_limits, video
+from vlserve_worker.batch_notes import (
+    REFUSED_S,
+    BatchNotes,
+    Suspicions,
+    digest_of,
+    is_of_a_client,
+)
+from vlserve_worker.bodies import TOO_COMPLEX, TOO_LARGE, UNREADABLE, BodyRefused, unwrap_body
+from vlserve_worker.time_limit import ended_after, limit_of
+from vlserve_worker.video_parts import VideoParts
+
+KILLED_WORKER = "request_killed_worker"
+HTTP_STATUS = {
+    UNREADABLE: 400,
+    TOO_LARGE: 413,
+    TOO_COMPLEX: 413,
+    KILLED_WORKER: 500,
+    image_limits.TOO_LARGE: 413,
+    image_limits.TOO_COMPLEX: 413,
+    video.UNREADABLE: 400,
+    video.TOO_LARGE: 413,
+    video.TOO_COMPLEX: 413,
+    video.UNSUPPORTED: 415,
+}
+"""Code -> status; vlserve.runtime.errors has them too, and a test holds the two together."""
+
+MAX_BODY_BYTES = 32 * 1024 * 1024
+"""Most bytes of an unpacked body where no instance's configuration says so."""
+
+REQUEST_ID = "x-request-id"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """In the place of a request's values: why the archive does not get them."""
+
+    code: str
+    message: str
+
+    @property
+    def status(self) -> int:
+        """The HTTP status that a client sees."""
+        return HTTP_STATUS[self.code]
+
+    def body(self, request_id: str) -> bytes:
+        """Return the JSON body that a client gets."""
+        error = {"code": self.code, "message": self.message}
+        body = {"error": error, "request_id": request_id}
+        return json.dumps(body, ensure_ascii=False).encode("utf-8", "backslashreplace")
+
+
+@dataclass(frozen=True)
+class Noted:
+    """A request's values as the archive reads them, and what they are noted by."""
+
+    values: dict[str, Any]
+    digest: str
+
+
+Run = Callable[[list[int], list[dict[str, Any]]], list[Any] | None]
+"""Places in the batch and the values there -> an answer each, or None where that failed."""
+
+Refuse = Callable[[int, Refusal], Any]
+"""A place in the batch and why it is refused -> its answer."""
+
+
+class RequestFilter:
+    """Reads the requests of one version before its archive, and refuses some in its place."""
+
+    def __init__(
+        self,
+        version: int,
+        notes: BatchNotes | None,
+        max_body_bytes: int,
+        response_timeout_s: float | None = None,
+        checks_images: bool = False,
+    ) -> None:
+        """``checks_images``: whether the archive is too old to know what an image may cost."""
+        self.version = version
+        self._notes = notes
+        self._max_body_bytes = max_body_bytes
+        self._response_timeout_s = response_timeout_s
+        self._checks_images = checks_images
+        self._seen = Suspicions()
+        self._videos = VideoParts(response_timeout_s)
+
+    def read_batch(self, batch: Sequence[dict[str, Any]]) -> list[Refusal | str]:
+        """Put the parts of bodies in their places in ``batch``, as TorchServe's worker reads it.
+        Return of each request its digest, or why it is refused."""
+        self._seen = self._notes.look() if self._notes else Suspicions()
+        return [self._read(request, len(batch)) for request in batch]
+
+    def answer(self, data: Sequence[Refusal | Noted], run: Run, refuse: Refuse) -> list[Any] | None:
+        """Return one answer a request, in order: refusals by their own words, the others by
+        ``run``, those that stood in a dead worker's note one by one after their neighbours. None:
+        ``run`` failed."""
+        answers: list[Any] = [None] * len(data)
+        began = time.monotonic()
+        for at, one in enumerate(data):
+            if isinstance(one, Refusal):
+                answers[at] = refuse(at, one)
+        for places, alone in self._rounds(data):
+            noted = [one for at in places if isinstance(one := data[at], Noted)]
+            with self._at_work([one.digest for one in noted], alone, began):
+                answered = run(places, [one.values for one in noted])
+            if answered is None:
+                return None
+            for at, answer in zip(places, answered, strict=True):
+                answers[at] = answer
+        return answers
+
+    def _read(self, request: dict[str, Any], batch_size: int) -> Refusal | str:
+        digest = digest_of(request)
+        # A probe is always the same: refused for what a busy machine did, it would keep the version
+        # from being loaded again, or gone back to.
+        if digest in self._seen.refused and is_of_a_client(request):
+            return Refusal(
+                KILLED_WORKER,
+                "this request stopped the model's worker twice, by a crash or by taking too long: "
+                f"it is refused for {REFUSED_S} s",
+            )
+        try:
+            unwrap_body(request, self._max_body_bytes)
+            self._videos.to_images(request, batch_size)
+            if self._checks_images:
+                image_limits.check_images(request)
+        except (BodyRefused, video.VideoError) as error:
+            return Refusal(error.code, error.message)
+        except Exception as error:  # whatever is in it: it must not take the batch down
+            logger.exception("a body could not be read")
+            return Refusal(UNREADABLE, f"the body cannot be read ({type(error).__name__})")
+        return digest
+
+    def _rounds(self, data: Sequence[Refusal | Noted]) -> list[tuple[list[int], bool]]:
+        """Return the places that run together, and whether that is a suspect by itself."""
+        places = [at for at, one in enumerate(data) if isinstance(one, Noted)]
+        suspects = [at for at in places if self._is_suspect(data[at])]
+        good = [at for at in places if at not in suspects]
+        return [*([(good, False)] if good else []), *(([at], True) for at in suspects)]
+
+    def _is_suspect(self, one: Refusal | Noted) -> bool:
+        return isinstance(one, Noted) and one.digest in self._seen.suspects
+
+    @contextmanager
+    def _at_work(self, digests: Sequence[str], alone: bool, began: float) -> Iterator[None]:
+        """``began``: when the batch did. Who runs alone so late that the engine may end the worker
+        first, for what its neighbours took, is no more than a suspect by that."""
+        timeout_s = self._response_timeout_s
+        limit_s = None if timeout_s is None else limit_of(timeout_s, alone=alone)
+        if alone and timeout_s is not None and limit_s is not None:
+            alone = time.monotonic() - began + limit_s <= timeout_s
+        noted = self._notes.at_work(digests, alone=alone) if self._notes else nullcontext()
+        with noted, ended_after(limit_s):
+            yield
+
+
+def open_notes(folder: Path) -> BatchNotes | None:
+    """Return a worker's notes in ``folder``; None, with a warning, where it cannot be written."""
+    try:
+        return BatchNotes(folder)
+    except OSError as error:
+        logger.warning(
+            "%s: batches are not noted, so a request that kills workers is not recognised: %s",
+            folder,
+            error,
+        )
+        return None
