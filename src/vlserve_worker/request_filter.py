@@ -104,11 +104,12 @@ class RequestFilter:
         self._seen = Suspicions()
         self._videos = VideoParts(response_timeout_s)
 
-    def read_batch(self, batch: Sequence[dict[str, Any]]) -> list[Refusal | str]:
+    def read_batch(self, batch: Sequence[dict[str, Any] | Refusal]) -> list[Refusal | str]:
         """Put the parts of bodies in their places in ``batch``, as TorchServe's worker reads it.
-        Return of each request its digest, or why it is refused."""
+        Return of each request its digest, or why it is refused; what is refused already stays so.
+        """
         self._seen = self._notes.look() if self._notes else Suspicions()
-        return [self._read(request, len(batch)) for request in batch]
+        return [one if isinstance(one, Refusal) else self._read(one, len(batch)) for one in batch]
 
     def answer(self, data: Sequence[Refusal | Noted], run: Run, refuse: Refuse) -> list[Any] | None:
         """Return one answer a request, in order: refusals by their own words, the others by

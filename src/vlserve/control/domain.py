@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vlserve.control.tuning import Tuning
 from vlserve.runtime.manifest import Manifest
@@ -52,6 +52,9 @@ class State(StrEnum):
         return self in (State.FAILED, State.RETIRED, State.DELETED)
 
 
+EngineKind = Literal["torchserve", "triton"]
+
+
 @dataclass(frozen=True)
 class Instance:
     """One running engine process as the gateway reaches it."""
@@ -64,6 +67,7 @@ class Instance:
     lacks: frozenset[Key] = frozenset()
     """Routed versions that this instance does not hold, as after a bare restart. The gateway sends
     it none of their requests: an engine would answer 404 to them, as if they did not exist."""
+    engine: EngineKind = "torchserve"
 
 
 @dataclass(frozen=True)

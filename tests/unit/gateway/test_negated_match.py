@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlserve.control.gateway.envoy_config import FOR_ENGINES
+from vlserve.control.gateway.forwarded_headers import FOR_ENGINES
 from vlserve.control.gateway.negated_match import negated_pattern
 
 NAMES = st.text("abc-.", max_size=4)

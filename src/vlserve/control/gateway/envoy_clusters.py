@@ -7,7 +7,8 @@ them, `tagger-2.shadow` from there to the instances.
 
 from typing import Any
 
-from vlserve.control.domain import ModelRoute, Routing
+from vlserve.control.domain import Instance, ModelRoute, Routing
+from vlserve.control.gateway import envoy_triton
 from vlserve.settings import Settings
 
 Config = dict[str, Any]
@@ -99,6 +100,10 @@ def clusters(routing: Routing, settings: Settings) -> list[Config]:
 def _cluster(model: str, version: int, routing: Routing, settings: Settings) -> Config:
     name = cluster_name(model, version)
     engine = settings.engine
+    holding = _holding(model, version, routing)
+    on_triton = any(instance.engine == "triton" for instance in holding)
+    path = envoy_triton.infer_path if on_triton else _prediction_path
+    own = envoy_triton.own_filters(settings) if on_triton else {}
     endpoints = [
         {
             "endpoint": {
@@ -110,13 +115,12 @@ def _cluster(model: str, version: int, routing: Routing, settings: Settings) -> 
                 "filter_metadata": {"vlserve": {"token": instance.token, "version": str(version)}}
             },
         }
-        for instance in routing.instances
-        if (model, version) not in instance.lacks
+        for instance in holding
     ]
     apart: Config = {"outlier_detection": _OUTLIERS} if len(endpoints) > 1 else {}
     nobody = _NOT_LOADED if routing.instances and not endpoints else _NO_ANSWER
-    about = {"model": model, "version": str(version), **nobody}
-    return apart | {
+    about = {"model": model, "version": str(version), "path": path(model, version), **nobody}
+    return (apart | own) | {
         "@type": _CLUSTER_TYPE,
         "name": name,
         "type": "STATIC",
@@ -137,6 +141,18 @@ def _cluster(model: str, version: int, routing: Routing, settings: Settings) -> 
             ]
         },
     }
+
+
+def _holding(model: str, version: int, routing: Routing) -> list[Instance]:
+    """Return the instances that hold a version. Should engines of two kinds hold it, as while it
+    moves from one to the other, those of the first one's kind: a path is one engine's."""
+    holding = [one for one in routing.instances if (model, version) not in one.lacks]
+    return [one for one in holding if one.engine == holding[0].engine]
+
+
+def _prediction_path(model: str, version: int) -> str:
+    """TorchServe's path of predictions."""
+    return f"/predictions/{model}/{version}"
 
 
 def _shadow_clusters(route: ModelRoute, routing: Routing, settings: Settings) -> list[Config]:

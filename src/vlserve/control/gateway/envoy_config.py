@@ -14,7 +14,7 @@ import yaml
 
 from vlserve.control.gateway.envoy_clusters import Config
 from vlserve.control.gateway.envoy_routes import UNREADABLE_QUERY, api_page_origin
-from vlserve.control.gateway.negated_match import negated_pattern
+from vlserve.control.gateway.forwarded_headers import NOT_FOR_ENGINES
 from vlserve.errors import SettingsError
 from vlserve.runtime import headers
 from vlserve.settings import Settings
@@ -25,14 +25,6 @@ REQUEST_TIMEOUT_S = 60.0
 SHADOW_TIMEOUT = 0.95
 """Of a client's timeout: so that a copy's own runs out first, and it is logged as late, not as one
 whose sender went away."""
-
-FOR_ENGINES = (
-    *(":method", ":path", ":authority", ":scheme"),
-    *("content-type", "content-length", "transfer-encoding"),
-    *(headers.REQUEST_ID, headers.SENT_CONTENT_TYPE, headers.SENT_CONTENT_ENCODING),
-    headers.SENT_PATH,
-)
-"""All that an engine needs of a client's headers; its token is added."""
 
 
 def access_log(settings: Settings) -> Path:
@@ -77,7 +69,7 @@ def bootstrap(template: str, settings: Settings, dynamic_dir: Path) -> Config:
         "clusters_file": str(dynamic_dir / "clusters.json"),
         "access_log": str(access_log(settings)),
         "shadow_log": str(shadow_log(settings)),
-        "not_for_engines": negated_pattern(FOR_ENGINES),
+        "not_for_engines": NOT_FOR_ENGINES,
         "unreadable_query": UNREADABLE_QUERY,
         "api_page": api_page_origin(settings),
         "page_reads": f"{headers.MODEL_VERSION}, {headers.REQUEST_ID}, server-timing",

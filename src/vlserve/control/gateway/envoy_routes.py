@@ -103,7 +103,7 @@ def _model_paths(route: ModelRoute, gateway: GatewaySettings) -> list[Config]:
         404, "version_not_found", f"{route.model} has no such version; it has {known}"
     )
     to_version = {
-        version: _forward(gateway, route.model, {"cluster": cluster_name(route.model, version)})
+        version: _forward(gateway, {"cluster": cluster_name(route.model, version)})
         for version in route.versions
     }
     asks = _not_empty(headers.MODEL_VERSION)
@@ -143,9 +143,7 @@ def _weighted_paths(route: ModelRoute, gateway: GatewaySettings) -> list[Config]
         unreleased = f"no version of {route.model} is released; ask for one by its number"
         refused = _refusal(404, "version_not_found", unreleased)
         return [{"match": _post(path), **refused} for path in paths]
-    sticky = _forward(
-        gateway, route.model, {"weighted_clusters": {"clusters": shares, "use_hash_policy": True}}
-    )
+    sticky = _forward(gateway, {"weighted_clusters": {"clusters": shares, "use_hash_policy": True}})
     salted = {
         "pattern": {"regex": "^(.*)$"},
         "substitution": route.salt.replace("\\", r"\\") + r"\1",
@@ -153,7 +151,7 @@ def _weighted_paths(route: ModelRoute, gateway: GatewaySettings) -> list[Config]
     sticky["hash_policy"] = [
         {"header": {"header_name": headers.STICKY_KEY, "regex_rewrite": salted}}
     ]
-    random = _forward(gateway, route.model, {"weighted_clusters": {"clusters": shares}})
+    random = _forward(gateway, {"weighted_clusters": {"clusters": shares}})
     has_key = _not_empty(headers.STICKY_KEY)
     copied, noted = _copies(route), _noted(route)
     return [
@@ -196,10 +194,10 @@ def _noted(route: ModelRoute) -> Config:
     return noted
 
 
-def _forward(gateway: GatewaySettings, model: str, target: Config) -> Config:
+def _forward(gateway: GatewaySettings, target: Config) -> Config:
     return target | {
         "timeout": f"{gateway.timeout_s:g}s",
-        "path_rewrite": f"/predictions/{model}/%METADATA(CLUSTER:vlserve:version)%",
+        "path_rewrite": "%METADATA(CLUSTER:vlserve:path)%",
         "host_rewrite_literal": "engine",
     }
 

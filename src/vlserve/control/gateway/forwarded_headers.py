@@ -1,0 +1,15 @@
+"""Which of a client's headers go on to engines."""
+
+from vlserve.control.gateway.negated_match import negated_pattern
+from vlserve.runtime import headers
+
+FOR_ENGINES = (
+    *(":method", ":path", ":authority", ":scheme"),
+    *("content-type", "content-length", "transfer-encoding"),
+    *(headers.REQUEST_ID, headers.SENT_CONTENT_TYPE, headers.SENT_CONTENT_ENCODING),
+    headers.SENT_PATH,
+)
+"""All that an engine needs of a client's headers; its token is added."""
+
+NOT_FOR_ENGINES = negated_pattern(FOR_ENGINES)
+"""Matches the name of every other header."""

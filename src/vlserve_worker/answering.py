@@ -1,0 +1,106 @@
+"""An archive's answers to a batch, by the runtime that is frozen in it.
+
+For engines that start a program of ours; TorchServe starts the archive's own handler, which does
+the same. The archive's folder stands first on ``sys.path`` when this module is imported. Its
+runtime may be an older one: what is used here is what all of them have.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlserve.runtime.body import read_request, write_body
+from vlserve.runtime.folder import open_folder
+
+if TYPE_CHECKING:
+    from vlserve.runtime.answer_log import AnswerLog
+    from vlserve.runtime.types import ItemError
+else:  # runtimes from before 0.1.0 call the modules otherwise
+
+    def _module(name: str, earlier: str) -> Any:
+        return import_module(name if find_spec(name) else earlier)
+
+    AnswerLog = _module("vlserve.runtime.answer_log", "vlserve.runtime.answerlog").AnswerLog
+    ItemError = _module("vlserve.runtime.types", "vlserve.runtime.contract").ItemError
+
+HTTP_STATUS = {
+    "body_unreadable": 400,
+    "body_too_large": 413,
+    "body_too_complex": 413,
+    "field_invalid": 422,
+    "image_unreadable": 400,
+    "image_too_large": 413,
+    "image_too_complex": 413,
+    "image_damaged": 400,
+    "video_unreadable": 400,
+    "video_too_large": 413,
+    "video_too_complex": 413,
+    "video_unsupported": 415,
+    "features_unreadable": 400,
+    "features_too_large": 413,
+    "text_unreadable": 400,
+    "text_too_long": 413,
+    "inference_failed": 500,
+    "request_killed_worker": 500,
+}
+"""Code of an item's error -> the status that a client sees, as torchserve_handler.py has it."""
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What one client gets. ``timing``: the value of Server-Timing, empty where nothing ran."""
+
+    status: int
+    timing: str
+    body: bytes
+
+
+class Answering:
+    """One worker of one version. Not thread-safe: an engine gives a worker one batch at a time."""
+
+    def __init__(self, folder: Path, threads: int, batch_size: int, log: Path | None) -> None:
+        """Open the unpacked archive in ``folder`` and answer its probes in batches of every size.
+
+        Raises:
+            ArchiveError: it is not what was packed, or the runtime that is imported is not its own.
+        """
+        self._pipeline = open_folder(folder, threads, frozen=True)
+        self._pipeline.warm_up(batch_size)
+        self._log = AnswerLog(log)
+
+    def answer(self, values: Sequence[Mapping[str, Any]], ids: Sequence[str]) -> list[Answered]:
+        """Answer a batch, in order; ``ids``: the name of each request in logs. Nothing raises for
+        what is in a request."""
+        manifest = self._pipeline.manifest
+        started = time.perf_counter()
+        requests = [read_request(*item) for item in zip(values, ids, strict=True)]
+        read = time.perf_counter()
+        result = self._pipeline.run(requests)
+        ran = time.perf_counter()
+        said = [
+            answer if isinstance(answer, ItemError) else text
+            for answer, text in zip(result.answers, result.texts, strict=True)
+        ]
+        bodies = [write_body(manifest, *item) for item in zip(ids, said, strict=True)]
+        stage_ms = dict(result.stage_ms)
+        stage_ms["decode"] += (read - started) * 1000
+        stage_ms["serialise"] += (time.perf_counter() - ran) * 1000
+        self._log.write(manifest, self._pipeline.task, ids, replace(result, stage_ms=stage_ms))
+        timing = ", ".join(f"{stage};dur={value:.3f}" for stage, value in stage_ms.items())
+        return [
+            Answered(_status(answer), timing, body)
+            for answer, body in zip(result.answers, bodies, strict=True)
+        ]
+
+    def close(self) -> None:
+        self._log.close()
+
+
+def _status(answer: Any) -> int:
+    return HTTP_STATUS.get(answer.code.value, 500) if isinstance(answer, ItemError) else 200

@@ -1,0 +1,190 @@
+"""One version on Triton: what its Python backend runs as ``model.py``, in a stub each instance.
+
+A request is one tensor ``body``, the HTTP body as the gateway hands it over; what the gateway says
+of it in headers stands in the request's parameters. The answer is one tensor ``answer``:
+
+    STATUS SERVER-TIMING
+    JSON body
+
+because Triton 2.51 has neither statuses nor headers of a model's own. The gateway
+(serving_config/gateway/triton.lua) makes them of the first line.
+"""
+
+import json
+import logging
+import os
+import resource
+import sys
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+from vlserve_worker.bodies import UNREADABLE
+from vlserve_worker.image_limits import bounds_images
+from vlserve_worker.request_filter import (
+    MAX_BODY_BYTES,
+    REQUEST_ID,
+    Noted,
+    Refusal,
+    RequestFilter,
+    open_notes,
+)
+from vlserve_worker.time_limit import ended_after
+from vlserve_worker.triton_tensors import prove_exchange, read_tensor, write_tensor
+
+BODY, ANSWER = "body", "answer"
+"""The tensors of config.pbtxt."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What config.pbtxt says of a version, in its ``parameters``; times in seconds."""
+
+    archive_dir: Path
+    """The unpacked archive."""
+    version: int
+    batch_size: int
+    threads: int = 1
+    load_timeout_s: float | None = None
+    response_timeout_s: float | None = None
+    max_body_bytes: int = MAX_BODY_BYTES
+    notes_dir: Path | None = None
+    answer_log: Path | None = None
+    memory_mib: int | None = None
+
+    @classmethod
+    def read(cls, model_config: str) -> "Parameters":
+        """Read them from a configuration as Triton hands it over, in JSON.
+
+        Raises:
+            KeyError: ``archive_dir`` or ``version`` is missing.
+        """
+        config = json.loads(model_config)
+        given = {
+            name: value["string_value"] for name, value in config.get("parameters", {}).items()
+        }
+        types = {
+            "threads": int,
+            "load_timeout_s": float,
+            "response_timeout_s": float,
+            "max_body_bytes": int,
+            "notes_dir": Path,
+            "answer_log": Path,
+            "memory_mib": int,
+        }
+        return cls(
+            Path(given["archive_dir"]),
+            int(given["version"]),
+            max(1, int(config.get("max_batch_size", 1))),
+            **{name: read(given[name]) for name, read in types.items() if name in given},
+        )
+
+
+class TritonPythonModel:
+    """One instance of one version, in a process of its own."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Open the archive; raises when it is not what was packed, and ends the process when that
+        takes longer than ``load_timeout_s``."""
+        parameters = Parameters.read(args["model_config"])
+        logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+        with ended_after(parameters.load_timeout_s):
+            prove_exchange()
+            _prepare_process(parameters)
+            from vlserve_worker.answering import Answering  # imports the archive's runtime
+
+            self._answering = Answering(
+                parameters.archive_dir,
+                parameters.threads,
+                parameters.batch_size,
+                parameters.answer_log,
+            )
+        folder = parameters.notes_dir
+        self._filter = RequestFilter(
+            parameters.version,
+            open_notes(folder) if folder else None,
+            parameters.max_body_bytes,
+            parameters.response_timeout_s,
+            checks_images=not bounds_images(parameters.archive_dir),
+        )
+
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        """Answer a batch: one response a request, in order, none of them an error of Triton's."""
+        batch = [_raw(request) for request in requests]
+        ids = [_request_id(request) for request in batch]
+        data = [
+            read if isinstance(read, Refusal) else Noted(_values(request), read)
+            for read, request in zip(self._filter.read_batch(batch), batch, strict=True)
+        ]
+
+        def run(places: list[int], values: list[dict[str, Any]]) -> list[bytes]:
+            answers = self._answering.answer(values, [ids[at] for at in places])
+            return [_written(one.status, one.timing, one.body) for one in answers]
+
+        def refuse(at: int, refusal: Refusal) -> bytes:
+            return _written(refusal.status, "", refusal.body(ids[at]))
+
+        answers = self._filter.answer(data, run, refuse) or []
+        return [pb_utils.InferenceResponse([write_tensor(ANSWER, one)]) for one in answers]
+
+    def finalize(self) -> None:
+        self._answering.close()
+
+
+def _prepare_process(parameters: Parameters) -> None:
+    """Make this process the version's own: its memory, its threads, its code."""
+    if parameters.memory_mib is not None:
+        # A request that would take all memory gets an error from the allocator instead.
+        limit = parameters.memory_mib * 1024 * 1024
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    threads = str(parameters.threads)
+    os.environ.update(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads)
+    sys.dont_write_bytecode = True
+    # What is installed of vlserve must not stand in for what the archive was packed with.
+    sys.path.insert(0, str(parameters.archive_dir.resolve()))
+
+
+def _raw(request: Any) -> dict[str, Any] | Refusal:
+    """Return a request as TorchServe's worker reads it (bodies.py), or why it cannot be read."""
+    try:
+        headers: dict[str, str] = json.loads(request.parameters() or "{}")
+    except ValueError:  # the stub itself decodes them
+        return Refusal(UNREADABLE, "a header has bytes that are not UTF-8")
+    (body,) = request.inputs()
+    return {
+        "headers": [
+            {"name": name.lower().encode(), "value": _as_java_has_it(value)}
+            for name, value in headers.items()
+        ],
+        "parameters": [
+            {"name": BODY, "contentType": "application/octet-stream", "value": read_tensor(body)}
+        ],
+    }
+
+
+def _as_java_has_it(header: str) -> bytes:
+    """Return a header's value as TorchServe hands it over, which takes each byte for a letter."""
+    return header.encode("utf-8").decode("latin-1").encode("utf-8")
+
+
+def _values(request: dict[str, Any] | Refusal) -> dict[str, Any]:
+    if isinstance(request, Refusal):
+        return {}
+    return {one["name"]: one["value"] for one in request["parameters"]}
+
+
+def _request_id(request: dict[str, Any] | Refusal) -> str:
+    """Return the client's X-Request-Id; a new one where there is none to be read."""
+    name, headers = REQUEST_ID.encode(), [] if isinstance(request, Refusal) else request["headers"]
+    ids = (one["value"].decode() for one in headers if one["name"] == name)
+    return next(ids, None) or str(uuid.uuid4())
+
+
+def _written(status: int, timing: str, body: bytes) -> bytes:
+    return f"{status} {timing}\n".encode() + body

@@ -1,0 +1,159 @@
+"""A real Triton behind a real gateway: what clients see of it is what they see of TorchServe."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import pytest
+
+from support.fake_torchserve import FakeTorchServe, Reply
+from support.running_stack import RunningGateway, wait_until
+from support.running_triton import RunningTriton, running_triton, triton_is_installed
+from vlserve.control.domain import ModelRoute, Routing, Shadow
+from vlserve.exporter.echo import VOCABULARY, pack_echo
+from vlserve.runtime.archive import verify_archive
+from vlserve.runtime.manifest import Probe
+
+STAGES = ["decode", "tokenise", "infer", "postprocess", "serialise", "engine"]
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pack_echo(tmp_path_factory.mktemp("archive"), "m", 7, fail_on_id=VOCABULARY["坏"])
+
+
+@pytest.fixture(scope="module")
+def probe(archive: Path) -> Probe:
+    return verify_archive(archive).probes[0]
+
+
+@pytest.fixture(scope="module")
+def triton(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningTriton]:
+    if not triton_is_installed():
+        pytest.skip("the wheel of triton.lock is not installed")
+    with running_triton(tmp_path_factory.mktemp("triton"), [archive]) as running:
+        yield running
+
+
+@pytest.fixture
+def http(envoy: RunningGateway, triton: RunningTriton) -> httpx.Client:
+    routes = [ModelRoute("m", {7: 100}, (7,)), ModelRoute("gone", {1: 100}, (1,))]
+    envoy.gateway.apply(Routing(routes, [triton.instance()]))
+    return envoy.http
+
+
+def test_an_answer_has_a_status_headers_and_a_body_of_its_own(
+    http: httpx.Client, probe: Probe
+) -> None:
+    response = http.post("/predictions/m", json=probe.fields, headers={"x-request-id": "mine"})
+    assert response.status_code == 200
+    about = {"model": "m", "version": 7, "request_id": "mine"}
+    assert response.json() == {**about, **probe.answer}
+    assert response.headers["content-type"] == "application/json"
+    assert response.headers["x-model-version"] == "7"
+    assert response.headers["x-request-id"] == "mine"
+    assert int(response.headers["content-length"]) == len(response.content)
+    timing = ", ".join(response.headers.get_list("server-timing"))
+    assert [entry.split(";")[0] for entry in timing.split(", ")] == STAGES
+    foreign = [name for name in response.headers if name.startswith(("inference", "x-vlserve"))]
+    assert not foreign
+
+
+@pytest.mark.parametrize(
+    ("content", "headers", "status", "code"),
+    [
+        (b"", {}, 400, "body_unreadable"),
+        (b"not JSON", {}, 400, "body_unreadable"),
+        (b"{}", {"content-type": "application/json"}, 422, "field_invalid"),
+        (b"x", {"content-type": "text/html"}, 400, "body_unreadable"),
+        (b"x", {"content-type": b"text/\xff"}, 400, "body_unreadable"),
+        (b"x", {"content-encoding": "gzip"}, 400, "body_unreadable"),
+        (json.dumps({"image": "", "text": ""}).encode(), {}, 400, "image_unreadable"),
+    ],
+)
+def test_a_bad_request_is_refused_once(
+    http: httpx.Client,
+    content: bytes,
+    headers: dict[str, str | bytes],
+    status: int,
+    code: str,
+) -> None:
+    sent: dict[str, str | bytes] = {"x-request-id": "bad", **headers}
+    response = http.post("/predictions/m", content=content, headers=sent)  # type: ignore[arg-type]
+    assert (response.status_code, response.json()["error"]["code"]) == (status, code)
+    assert "retry-after" not in response.headers
+
+
+def test_what_the_model_fails_on_is_its_own_error(http: httpx.Client, probe: Probe) -> None:
+    response = http.post("/predictions/m", json={**probe.fields, "text": "坏"})
+    assert (response.status_code, response.json()["error"]["code"]) == (500, "inference_failed")
+
+
+def test_triton_s_own_words_reach_no_client(envoy: RunningGateway, http: httpx.Client) -> None:
+    response = http.post("/predictions/gone", json={}, headers={"x-request-id": "tried"})
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "version_unavailable")
+    assert response.headers["retry-after"] == "1"
+    assert response.headers["content-type"] == "application/json"
+    wait_until(lambda: '"tried"' in envoy.access_log().read_text())
+    (line,) = [one for one in envoy.access_log().read_text().splitlines() if '"tried"' in one]
+    assert json.loads(line)["tries"] == envoy.settings.gateway.retries + 1
+
+
+def test_an_old_token_is_tried_again(
+    envoy: RunningGateway, triton: RunningTriton, probe: Probe
+) -> None:
+    stale = replace(triton.instance(), token="of-the-start-before")
+    route = ModelRoute("m", {7: 100}, (7,))
+    envoy.gateway.apply(Routing([route], [stale]))
+    response = envoy.http.post("/predictions/m", json=probe.fields)
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "version_unavailable")
+
+
+def test_a_shadow_gets_its_copies(
+    envoy: RunningGateway, triton: RunningTriton, probe: Probe
+) -> None:
+    route = ModelRoute("m", {7: 100}, (7,), step="1/shadow", shadow=Shadow(7, 100))
+    envoy.gateway.apply(Routing([route], [triton.instance()]))
+    response = envoy.http.post("/predictions/m", json=probe.fields)
+    assert response.status_code == 200
+    request_id = response.headers["x-request-id"]
+    wait_until(lambda: request_id in envoy.shadow_log().read_text())
+    (line,) = [one for one in envoy.shadow_log().read_text().splitlines() if request_id in one]
+    assert (json.loads(line)["status"], json.loads(line)["version"]) == (200, "7")
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        (Reply(503, message="Exceeds maximum queue size"), "overloaded"),
+        (Reply(503, message="Request timeout expired"), "overloaded"),
+        (Reply(500, message="Stub process 'm_0_0' is not healthy."), "engine_failed"),
+        (Reply(400, message="unexpected inference input"), "engine_failed"),
+        (
+            Reply(400, message="Request for unknown model: 'm-7' is not found"),
+            "version_unavailable",
+        ),
+        (Reply(404, message="Request for unknown model: 'm-7'"), "version_unavailable"),
+        (Reply(403, message="This API is restricted"), "version_unavailable"),
+        (Reply(200, message="no header says where the answer begins"), "engine_failed"),
+        (Reply(0), "engine_unavailable"),
+    ],
+)
+def test_what_triton_says_is_tried_again_and_becomes_the_common_shape(
+    envoy: RunningGateway, engines: tuple[FakeTorchServe, ...], said: Reply, code: str
+) -> None:
+    on_triton = [replace(engine.instance(), engine="triton") for engine in engines]
+    envoy.gateway.apply(Routing([ModelRoute("m", {7: 100}, (7,))], on_triton))
+    for engine in engines:
+        engine.replies.extend([said] * 10)
+    response = envoy.http.post("/predictions/m", content=b"x", headers={"authorization": "mine"})
+    assert (response.status_code, response.json()["error"]["code"]) == (503, code)
+    assert response.json()["error"]["message"]
+    assert response.headers["retry-after"] == "1"
+    seen = [one for engine in engines for one in engine.seen]
+    assert len(seen) == envoy.settings.gateway.retries + 1
+    assert {one.path for one in seen} == {"/v2/models/m-7/infer"}
+    assert {one.headers["inference-header-content-length"] for one in seen} == {"0"}
+    assert {one.headers["authorization"] for one in seen} <= {f"Bearer {e.token}" for e in engines}
