@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from support.fake_torchserve import FakeTorchServe
+from support.raw_http import at_once
 from support.running_stack import RunningGateway, running_gateway, wait_until
 from vlserve.control.domain import ModelRoute
 
@@ -122,39 +123,37 @@ def test_a_rate_over_the_limit_is_a_429(
     assert "x-model-version" not in refused[0].headers
 
 
-@pytest.mark.parametrize(
-    ("request_head", "status", "code"),
-    [
-        (b"POST /predictions%2Ftagger HTTP/1.1\r\nHost: x\r\n", 400, "bad_request"),
-        (b"POST /predictions/tagger HTTP/1.1\r\n", 400, "bad_request"),  # no Host
-        (b"POST /predictions/tagger HTTP/1.1\r\nHost: x\r\nA b: c\r\n", 400, "bad_request"),
-        (b"POST /predictions/tagger HTTP/1.1\r\nHost: x\r\nA: b\0c\r\n", 400, "bad_request"),
-        (
-            b"POST /predictions/tagger HTTP/1.1\r\nHost: x\r\n"
-            b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n",
-            400,
-            "bad_request",
-        ),
-        (
-            b"POST /predictions/tagger HTTP/1.1\r\nHost: x\r\nA: " + b"x" * 40_000 + b"\r\n",
-            431,
-            "headers_too_large",
-        ),
-        (
-            b"POST /predictions/tagger HTTP/1.1\r\nHost: x\r\n" + b"A: b\r\n" * 150,
-            431,
-            "headers_too_large",
-        ),
-    ],
-)
-def test_bad_http_is_refused_in_the_common_shape(
-    routed: RunningGateway, engines: Engines, request_head: bytes, status: int, code: str
-) -> None:
-    raw = _exchange(routed, request_head)
-    head, _, body = raw.partition(b"\r\n\r\n")
-    assert int(head.split()[1]) == status, raw
-    assert f'"{code}"'.encode() in body, raw
-    assert b"application/json" in head
+BAD_HTTP = [
+    (b"POST /predictions%2Ftagger HTTP/1.1\r\nHost: x\r\n", 400, "bad_request"),
+    (b"POST /predictions/tagger HTTP/1.1\r\n", 400, "bad_request"),  # no Host
+    (b"POST /predictions/tagger HTTP/1.1\r\nHost: x\r\nA b: c\r\n", 400, "bad_request"),
+    (b"POST /predictions/tagger HTTP/1.1\r\nHost: x\r\nA: b\0c\r\n", 400, "bad_request"),
+    (
+        b"POST /predictions/tagger HTTP/1.1\r\nHost: x\r\n"
+        b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n",
+        400,
+        "bad_request",
+    ),
+    (
+        b"POST /predictions/tagger HTTP/1.1\r\nHost: x\r\nA: " + b"x" * 40_000 + b"\r\n",
+        431,
+        "headers_too_large",
+    ),
+    (
+        b"POST /predictions/tagger HTTP/1.1\r\nHost: x\r\n" + b"A: b\r\n" * 150,
+        431,
+        "headers_too_large",
+    ),
+]
+
+
+def test_bad_http_is_refused_in_the_common_shape(routed: RunningGateway, engines: Engines) -> None:
+    for case, raw in at_once(lambda case: _exchange(routed, case[0]), BAD_HTTP):
+        _, status, code = case
+        head, _, body = raw.partition(b"\r\n\r\n")
+        assert int(head.split()[1]) == status, (case, raw)
+        assert f'"{code}"'.encode() in body, (case, raw)
+        assert b"application/json" in head
     assert not any(engine.seen for engine in engines)
 
 

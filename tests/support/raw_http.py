@@ -2,15 +2,17 @@
 
 import http.client
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 MODEL = "{model}"
 """In a path: the model under test."""
 
 Header = tuple[str | bytes, str | bytes]
+Asked, Answer = TypeVar("Asked"), TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,13 @@ def send(port: int, raw: bytes, method: str) -> Reply:
             before = headers.get(name.lower())
             headers[name.lower()] = value if before is None else f"{before}, {value}"
         return Reply(response.status, headers, response.read())
+
+
+def at_once(ask: Callable[[Asked], Answer], cases: Sequence[Asked]) -> list[tuple[Asked, Answer]]:
+    """Return each case with its answer. Envoy ends a connection a second after its last word: cases
+    one after the other would be waited for."""
+    with ThreadPoolExecutor(len(cases)) as pool:
+        return list(zip(cases, pool.map(ask, cases), strict=True))
 
 
 def form(boundary: str, parts: Mapping[str, bytes]) -> bytes:
