@@ -102,8 +102,17 @@ def healthy(settings: Settings) -> bool:
     return False
 
 
-@pytest.mark.parametrize("recovery", ["resume", "rollback"])
-@pytest.mark.parametrize("target", ["control", "gateway", "engine-0"])
+@pytest.mark.parametrize(
+    ("target", "recovery"),
+    [
+        ("control", "resume"),
+        ("gateway", "resume"),
+        ("engine-0", "resume"),
+        pytest.param("control", "rollback", marks=pytest.mark.long),
+        pytest.param("gateway", "rollback", marks=pytest.mark.long),
+        ("engine-0", "rollback"),
+    ],
+)
 def test_a_release_survives_what_is_killed_in_it(
     settings: Settings, target: str, recovery: str
 ) -> None:

@@ -135,6 +135,7 @@ def assert_figures(got: dict[str, Any], golden: Golden, what: str) -> None:
         assert_close(np.array(got[name]), np.array(reference), f"{what}: {name}")
 
 
+@pytest.mark.long
 @of_kind("captions")
 def test_captions_end_to_end(golden: Golden) -> None:
     ids = golden["ids"]
