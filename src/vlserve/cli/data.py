@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +16,7 @@ from vlserve.cli.parameters import (
     Group,
     Strict,
     file_argument,
+    file_option,
     files_argument,
     finite,
     folder_option,
@@ -141,6 +142,93 @@ def from_repr(
     from vlserve.data.convert import from_repr as convert
 
     _print_converted(convert(input, output, strict=strict), as_json)
+
+
+@data.command()
+def look(
+    input: Annotated[list[Path], files_argument("Data files, JSON lines, such as train and val.")],
+    output: Annotated[
+        Path, folder_option("Folder to write: look.html, look.json, and lists beside them.")
+    ],
+    max_length: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Length of texts whose excess is cut, to say how many are. Default: none."
+        ),
+    ] = None,
+    vocabulary: Annotated[
+        Path | None,
+        file_option(
+            "Vocabulary of WordPiece (vocab.txt): lengths of texts are in its tokens. Default: in "
+            "characters."
+        ),
+    ] = None,
+    predictions: Annotated[
+        Path | None,
+        file_option(
+            "Answers of a tagger that was not trained on these items, as `vlserve batch --joined` "
+            "writes them, to show labels that look wrong. Default: none."
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Number of images decoded at once. Default: cores that may be used."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what is in data files: labels, texts, images, near-duplicates, doubtful labels.
+
+    Each line and each image is read once.
+    """
+    from vlserve.data.look.lengths import characters, word_pieces
+    from vlserve.data.look.page import render_page
+    from vlserve.data.look.report import PAGE, look_at
+
+    unit, lengths = (
+        ("characters", characters) if vocabulary is None else ("tokens", word_pieces(vocabulary))
+    )
+    with progress(f"looking at {', '.join(path.name for path in input)}") as show:
+        seen = look_at(
+            input, output,
+            lengths=lengths, unit=unit, max_length=max_length, predictions=predictions,
+            workers=workers or usable_cores(), show=show,
+        )  # fmt: skip
+        page = output / PAGE
+        page.write_text(render_page(seen), encoding="utf-8")
+    if as_json:
+        print_json(seen.facts)
+        return
+    for file in seen.survey.files:
+        print_bad_kinds(file.left_out.kinds(), file.left_out.count)
+    for kind in seen.survey.images.unreadable.kinds():
+        for bad in kind.shown:
+            print_line(f"unreadable image: {bad.file}, line {bad.line}: {bad.reason}")
+    _print_facts(seen.facts)
+    print_line(f"wrote {page}")
+
+
+def _print_facts(facts: Mapping[str, Any]) -> None:
+    text, images, near = facts["text"], facts["images"], facts["near_duplicates"]
+    rows = [
+        (Path(path).name, file["lines"], len(file["labels"]), file["unlabelled"])
+        for path, file in facts["files"].items()
+    ]
+    print_table(("FILE", "LINES", "LABELS", "UNLABELLED"), rows)
+    print_line(
+        f"texts: median {text['p50']} {text['unit']}, p99 {text['p99']}, longest {text['max']}"
+    )
+    if text["cut_share"] is not None:
+        print_line(f"a max_length of {text['max_length']} cuts {text['cut_share']:.2%} of them")
+    print_line(f"images: {images['readable']} can be read, {images['unreadable']} cannot")
+    print_line(
+        f"near-duplicates: {near['groups']} groups of {near['images']} images, "
+        f"{near['groups_across_files']} of them in more than one file"
+    )
+    if facts["label_issues"] is not None:
+        issues = facts["label_issues"]
+        print_line(f"labels that look wrong: {issues['issues']} of {issues['compared']}")
 
 
 @data.command()

@@ -159,6 +159,8 @@ def _literal(raw: bytes | None) -> dict[str, Any]:
         value = ast.literal_eval(raw.decode("utf-8-sig").strip())
         if not isinstance(value, dict):
             raise ValueError(f"it is no dict, but a {type(value).__name__}")
+        if not value:
+            raise ValueError("it is an empty dict")
         if not all(isinstance(key, str) for key in value):
             raise ValueError("a key is no string")
         json.dumps(value, allow_nan=False)
