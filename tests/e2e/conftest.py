@@ -13,6 +13,8 @@ from support.running_stack import (
     make_settings,
     running_gateway,
 )
+from support.running_triton import RunningTriton, running_triton, triton_is_installed
+from vlserve.exporter.echo import VOCABULARY, pack_echo
 from vlserve.testing import RunningStack, running_stack
 
 _names = itertools.count(1)
@@ -53,3 +55,18 @@ def engines() -> Iterator[tuple[FakeTorchServe, FakeTorchServe]]:
             opened.enter_context(FakeTorchServe("engine-0", "token-of-0")),
             opened.enter_context(FakeTorchServe("engine-1", "token-of-1")),
         )
+
+
+@pytest.fixture(scope="session")
+def echo_7(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Version 7 of an Echo model, `m`, whose graph fails on 坏."""
+    return pack_echo(tmp_path_factory.mktemp("echo"), "m", 7, fail_on_id=VOCABULARY["坏"])
+
+
+@pytest.fixture(scope="session")
+def triton(echo_7: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningTriton]:
+    """A Triton that serves `echo_7`, without gateway and control service."""
+    if not triton_is_installed():
+        pytest.skip("the wheel of triton.lock is not installed")
+    with running_triton(tmp_path_factory.mktemp("triton"), [echo_7]) as running:
+        yield running

@@ -1,7 +1,6 @@
 """A real Triton behind a real gateway: what clients see of it is what they see of TorchServe."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +9,8 @@ import pytest
 
 from support.fake_torchserve import FakeTorchServe, Reply
 from support.running_stack import RunningGateway, wait_until
-from support.running_triton import RunningTriton, running_triton, triton_is_installed
+from support.running_triton import RunningTriton
 from vlserve.control.domain import ModelRoute, Routing, Shadow
-from vlserve.exporter.echo import VOCABULARY, pack_echo
 from vlserve.runtime.archive import verify_archive
 from vlserve.runtime.manifest import Probe
 
@@ -20,21 +18,8 @@ STAGES = ["decode", "tokenise", "infer", "postprocess", "serialise", "engine"]
 
 
 @pytest.fixture(scope="module")
-def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pack_echo(tmp_path_factory.mktemp("archive"), "m", 7, fail_on_id=VOCABULARY["坏"])
-
-
-@pytest.fixture(scope="module")
-def probe(archive: Path) -> Probe:
-    return verify_archive(archive).probes[0]
-
-
-@pytest.fixture(scope="module")
-def triton(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningTriton]:
-    if not triton_is_installed():
-        pytest.skip("the wheel of triton.lock is not installed")
-    with running_triton(tmp_path_factory.mktemp("triton"), [archive]) as running:
-        yield running
+def probe(echo_7: Path) -> Probe:
+    return verify_archive(echo_7).probes[0]
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ MARKERS = {
     "control_api": "server",
     "envoy": "server",
     "stack": "server",
+    "triton": "server",
 }
 """Fixture -> marker of the tests that ask for it, themselves or through another fixture. A test
 that exports or starts a server without one of these fixtures carries the marker itself."""

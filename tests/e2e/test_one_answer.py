@@ -1,0 +1,162 @@
+"""One archive, one answer: TorchServe, Triton and the pipeline in process say the same to each."""
+
+import json
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+
+from support import bad_images, bad_requests
+from support.good_requests import good_requests, oddly_wrapped
+from support.raw_http import MODEL, Case, encode, send
+from support.request_bodies import as_form, as_json
+from support.request_forms import READ, Variant, variants
+from support.running_stack import RunningGateway
+from support.running_triton import RunningTriton
+from vlserve.control.domain import ModelRoute, Routing
+from vlserve.runtime.archive import unpack_archive
+from vlserve.runtime.body import read_request, write_body
+from vlserve.runtime.folder import open_folder
+from vlserve.runtime.types import ItemError
+from vlserve.testing import RunningStack
+from vlserve_worker.answering import HTTP_STATUS
+from vlserve_worker.request_filter import MAX_BODY_BYTES, Refusal, RequestFilter
+
+ID = "one-answer"
+CONNECTIONS = 16
+
+
+def _as_case(variant: Variant, number: int) -> Case:
+    query = f"?{urlencode(variant.query)}" if variant.query else ""
+    return Case(
+        f"form-{number}",
+        200 if variant.outcome == READ else 400,
+        "",
+        body=variant.body,
+        content_type=variant.content_type,
+        path=f"/predictions/{MODEL}{query}",
+        headers=(("Content-Encoding", variant.encoding),) if variant.encoding else (),
+    )
+
+
+CASES = [
+    *bad_images.truncated(),
+    *bad_images.too_many_pixels(),
+    *bad_images.no_image(),
+    *bad_images.bad_base64(),
+    *bad_requests.bad_texts(),
+    *bad_requests.bad_values(),
+    *bad_requests.bad_fields(),
+    *bad_requests.bad_json(),
+    *bad_requests.bad_forms(),
+    *bad_requests.bad_content_types(),
+    *bad_requests.unknown_names(),
+    *good_requests(),
+    *oddly_wrapped(),
+    as_form("graph-fails", 500, "", text="坏".encode()),
+    as_json("graph-fails-in-json", 500, "", text="可爱坏"),
+    *(_as_case(variant, number) for number, variant in enumerate(variants())),
+]
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a client reads. ``body`` without an id that the gateway made."""
+
+    status: int
+    content_type: str
+    version: str
+    body: Mapping[str, Any]
+
+
+@pytest.fixture(scope="module")
+def torchserve(stack: RunningStack, echo_7: Path) -> Iterator[int]:
+    """The port of a gateway before TorchServe."""
+    stack.control.register(echo_7)
+    stack.control.release("m", 7)
+    yield stack.settings.gateway.port
+
+
+@pytest.fixture(scope="module")
+def on_triton(envoy: RunningGateway, triton: RunningTriton) -> int:
+    """The port of a gateway before Triton, which knows the models that the other knows."""
+    envoy.gateway.apply(Routing([ModelRoute("m", {7: 100}, (7,))], [triton.instance()]))
+    return envoy.settings.gateway.port
+
+
+def _ask(port: int, case: Case) -> Said:
+    reply = send(port, encode(case, "m", ID), case.method)
+    body = json.loads(reply.body)
+    if body.get("request_id") != ID:
+        body.pop("request_id", None)
+    return Said(
+        reply.status,
+        reply.headers.get("content-type", ""),
+        reply.headers.get("x-model-version", ""),
+        body,
+    )
+
+
+def test_each_request_has_one_answer(torchserve: int, on_triton: int) -> None:
+    """One at a time; then many, so that batches differ."""
+    assert len(CASES) > 350
+    alone = {case.name: _ask(torchserve, case) for case in CASES}
+    assert {case.name: _ask(on_triton, case) for case in CASES} == alone
+    assert {said.status for said in alone.values()} >= {200, 400, 404, 413, 422, 500}
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        together = dict(
+            zip(
+                [case.name for case in CASES],
+                pool.map(lambda case: _ask(on_triton, case), CASES),
+                strict=True,
+            )
+        )
+    assert together == alone
+
+
+def test_it_is_the_pipeline_s_own(on_triton: int, echo_7: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "unpacked"
+    unpack_archive(echo_7, folder)
+    pipeline, filter_ = open_folder(folder), RequestFilter(7, None, MAX_BODY_BYTES)
+
+    def in_process(case: Case) -> tuple[int, Mapping[str, Any]]:
+        told = {
+            "x-vlserve-content-type": case.content_type,
+            "x-vlserve-path": case.path.replace(MODEL, "m"),
+            "x-vlserve-content-encoding": str(dict(case.headers).get("Content-Encoding", "")),
+        }
+        headers = [
+            {"name": name.encode(), "value": value.encode()}
+            for name, value in told.items()
+            if value
+        ]
+        request = {
+            "headers": headers,
+            "parameters": [{"name": "body", "value": bytearray(case.body)}],
+        }
+        (read,) = filter_.read_batch([request])
+        if isinstance(read, Refusal):
+            return read.status, json.loads(read.body(ID))
+        values = {one["name"]: one["value"] for one in request["parameters"]}
+        result = pipeline.run([read_request(values, ID)])
+        (answer,), (text,) = result.answers, result.texts
+        if isinstance(answer, ItemError):
+            return HTTP_STATUS[answer.code], json.loads(write_body(pipeline.manifest, ID, answer))
+        return 200, json.loads(write_body(pipeline.manifest, ID, text))
+
+    asked = [case for case in CASES if _reaches_the_model(case)]
+    assert len(asked) > 300
+    for case in asked:
+        said = _ask(on_triton, case)
+        assert (said.status, said.body) == in_process(case), case
+
+
+def _reaches_the_model(case: Case) -> bool:
+    whole = not case.raw and case.with_length and case.method == "POST"
+    packed = {str(name) for name, _ in case.headers} <= {"Content-Encoding"}
+    named = case.path.partition("?")[0] == f"/predictions/{MODEL}"
+    return whole and packed and named and len(case.body) <= MAX_BODY_BYTES
