@@ -45,6 +45,7 @@ from vlserve.families.examples import example_inputs
 from vlserve.models.decoder import drop_second_names
 from vlserve.models.keys import check_keys, is_ignored
 from vlserve.runtime.manifest import TensorSpec
+from vlserve.training.finetune.plan import VisionTextPlan
 
 FAMILY = "albef"
 ATOL = 1e-4
@@ -99,6 +100,16 @@ class AlbefRecipe:
             "keys/albef_ve",
         ),
     )
+
+    @property
+    def finetuning(self) -> VisionTextPlan:
+        return VisionTextPlan(
+            family="albef",
+            objectives=("retrieve", "answer", "entail", "reason"),
+            start="[CLS]",
+            smoothing=0.0,
+            tokenizer=lambda config: parts.tokenizer_of(parse(config), "$A", added=()),
+        )
 
     def complete_config(
         self, config: Mapping[str, Any], state: Mapping[str, Tensor], folder: Path

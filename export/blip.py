@@ -38,6 +38,7 @@ from vlserve.models.decoder import TextDecoder, drop_second_names
 from vlserve.models.keys import check_keys, is_ignored
 from vlserve.runtime.manifest import TensorSpec
 from vlserve.runtime.manner import Sampling
+from vlserve.training.finetune.plan import VisionTextPlan
 
 FAMILY = "blip"
 ATOL = 1e-4
@@ -199,6 +200,16 @@ class BlipRecipe:
         ),
     )
 
+    @property
+    def finetuning(self) -> VisionTextPlan:
+        return VisionTextPlan(
+            family="blip",
+            objectives=("retrieve", "answer", "caption"),
+            start="[DEC]",
+            smoothing=LABEL_SMOOTHING,
+            tokenizer=lambda config: parts.tokenizer_of(parse(config), "$A", ADDED),
+        )
+
     def complete_config(
         self, config: Mapping[str, Any], state: Mapping[str, Tensor], folder: Path
     ) -> dict[str, Any]:
@@ -207,7 +218,7 @@ class BlipRecipe:
         given = {"task": shown_task(named), **given}
         completed = parts.complete(given, named, folder, FAMILY, PARTS)
         for name, prefix in (("encoder", "text_encoder."), ("decoder", "text_decoder.bert.")):
-            bert = completed.get(name, {"first_cross_layer": 0, "token_types": 0})
+            bert = completed.get(name) or {"first_cross_layer": 0, "token_types": 0}
             first = f"{prefix}encoder.layer.0.crossattention.self.key.weight"
             types = f"{prefix}embeddings.token_type_embeddings.weight"
             check_keys(

@@ -7,9 +7,9 @@ import typer
 
 if TYPE_CHECKING:
     from vlserve.quantize.export import Int8Report
-    from vlserve.training.run import Progress
 
 from vlserve.cli.bad_lines import print_bad_lines
+from vlserve.cli.finetuning import Run, describe_step, show_dry_run, show_finetuning
 from vlserve.cli.output import AsJson, print_json, print_line, print_table, progress
 from vlserve.cli.parameters import (
     MAX_VERSION,
@@ -75,6 +75,36 @@ def train(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the random numbers.")] = 0,
+    checkpoint: Annotated[
+        Path | None,
+        file_or_folder_option(
+            "Checkpoint to train on, of any layout that export reads, with its config.json beside "
+            "it. Default: a new network.",
+            "--from",
+        ),
+    ] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option(
+            help="What a network of --from learns: retrieve, entail, reason, answer or caption. "
+            "Default: the task of the checkpoint."
+        ),
+    ] = None,
+    freeze: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Part of the network that does not learn, e.g. visual_encoder; may be given "
+            "several times. Default: none."
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="With --from: take one step, show shapes, parameters and memory, write nothing. "
+            "Default: train.",
+        ),
+    ] = False,
     resume: Annotated[
         bool,
         typer.Option(
@@ -93,10 +123,20 @@ def train(
 
     settings = load_settings()
     loaded = load_recipe(recipe, settings.folder("export"))
+    chosen = _pairs(options or []) | ({"freeze": ",".join(freeze)} if freeze else {})
+    if checkpoint is not None:
+        run = Run(loaded, checkpoint, data, val, objective, chosen, seed)
+        if dry_run:
+            show_dry_run(run, as_json=as_json)
+        else:
+            show_finetuning(run, out, resume=resume, strict=strict, as_json=as_json)
+        return
+    if objective is not None or dry_run:
+        raise typer.BadParameter("needs --from", param_hint="--objective, --dry-run")
     with progress(f"training {recipe}") as show:
         report = (fit_pairs if is_of_pairs(loaded) else fit)(
             loaded, data, val, out,
-            options=_pairs(options or []), seed=seed, resume=resume, strict=strict,
+            options=chosen, seed=seed, resume=resume, strict=strict,
             features=settings.state_dir / "features",
             progress=lambda step: show(describe_step(step)),
         )  # fmt: skip
@@ -107,20 +147,6 @@ def train(
     print_table(("METRIC", "VALUE"), list(report.metrics.to_json().items()))
     print_line(f"best epoch {report.best_epoch} of {report.epochs}; wrote {report.out}")
     print_line(f"next: vlserve export {recipe} --checkpoint {report.out}/model.safetensors --out …")
-
-
-def describe_step(step: "Progress") -> str:
-    """Return one line on how far a training run is."""
-    if step.stage != "train":
-        return f"{step.stage} {step.done} of {step.total} items"
-    names = ("train_loss", "macro_f1", "map", "mean_recall")
-    figures = ", ".join(
-        f"{name} {step.figures[name]:.3f}" for name in names if name in step.figures
-    )
-    line = f"epoch {step.done} of {step.total}: {figures}"
-    if step.figures.get("converged", True):
-        return line
-    return f"{line}; the search ended before the optimum"
 
 
 def _pairs(options: list[str]) -> dict[str, str]:

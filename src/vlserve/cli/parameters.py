@@ -67,9 +67,11 @@ def files_argument(help: str) -> Any:
     )
 
 
-def file_or_folder_option(help: str) -> Any:
-    """Return an option that names a file or a folder to read."""
-    return typer.Option(exists=True, readable=True, callback=_regular_file_or_folder, help=help)
+def file_or_folder_option(help: str, *names: str) -> Any:
+    """Return an option, called as its parameter or by ``names``, for a file or a folder to read."""
+    return typer.Option(
+        *names, exists=True, readable=True, callback=_regular_file_or_folder, help=help
+    )
 
 
 def written_file_option(help: str) -> Any:

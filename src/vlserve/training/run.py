@@ -146,6 +146,24 @@ def train(
     return epochs
 
 
+def first_step(
+    job: Job, options: TrainOptions, seed: int
+) -> tuple[dict[str, tuple[int, ...]], dict[str, float]]:
+    """Take one step, of a run that is not kept: the shapes of its batch by name, and its losses.
+    Raises what `train` does."""
+    state = new_state(job.trained, options, options.epochs * job.steps)
+    batch = next(iter(job.batches(seed, 1)))
+    state.network.train()
+    losses = _step(state, job, options, batch, "step 1 of epoch 1")
+    return _shapes(batch), losses
+
+
+def _shapes(batch: Any) -> dict[str, tuple[int, ...]]:
+    if isinstance(batch, Mapping):
+        return {name: tuple(x.shape) for name, x in batch.items()}
+    return {str(place): tuple(x.shape) for place, x in enumerate(batch)}
+
+
 def best_epoch(epochs: list[dict[str, Any]], chosen_by: str) -> int:
     """The first of the epochs with the best figure."""
     return int(max(epochs, key=lambda epoch: epoch[chosen_by])["epoch"])

@@ -181,7 +181,7 @@ def load_state(path: Path, state: TrainState) -> None:
 
 
 def _as_before(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The optimizer's state in files of before 2026-12: names ``optimizer.<index>.<moment>``."""
+    """The optimizer's state as earlier versions kept it: names ``optimizer.<index>.<moment>``."""
     moments: dict[int, dict[str, Tensor]] = {}
     for name, value in _below("optimizer.", tensors).items():
         index, key = name.split(".", 1)

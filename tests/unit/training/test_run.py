@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -220,3 +221,29 @@ def test_rates_fall_from_heads_to_embeddings() -> None:
 def test_the_first_of_the_best_epochs_is_best() -> None:
     epochs = [{"epoch": 1, "fit": 0.1}, {"epoch": 2, "fit": 0.3}, {"epoch": 3, "fit": 0.3}]
     assert best_epoch(epochs, "fit") == 2
+
+
+def test_a_state_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
+    """Its moments had a name each, and torch's generator was not kept."""
+    state = new_state(job().trained, options(), 10)
+    step(state, 2)
+    optimiser = state.optimizer.state_dict()
+    tensors = {
+        **{f"network.{name}": x for name, x in state.network.state_dict().items()},
+        **{f"average.{name}": x for name, x in state.average.state_dict().items()},
+        **{
+            f"optimizer.{index}.{name}": x
+            for index, moments in optimiser["state"].items()
+            for name, x in moments.items()
+        },
+    }
+    groups, schedule = optimiser["param_groups"], state.scheduler.state_dict()
+    header = {"param_groups": groups, "scheduler": schedule, "facts": {"epochs": []}}
+    apart = {name: x.clone() for name, x in tensors.items()}
+    save_file(apart, tmp_path / "last.safetensors", metadata={"state": json.dumps(header)})
+    again = new_state(job().trained, options(), 10)
+    load_state(tmp_path / "last.safetensors", again)
+    for one in (state, again):
+        step(one, 1, seed=7)
+    after = (dict(state.network.named_parameters()), dict(again.network.named_parameters()))
+    assert all(torch.equal(after[0][name], after[1][name]) for name in after[0])

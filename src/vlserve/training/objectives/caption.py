@@ -27,7 +27,9 @@ def caption_log_probs(decoder: Any, captions: Tensor, memory: Memory) -> Tensor:
     return F.log_softmax(decoder.logits(states[:, 0]), dim=-1)
 
 
-def prompted_loss(logits: Tensor, ids: Tensor, mask: Tensor, prompt: int, smoothing: float) -> Any:
+def prompted_loss(
+    logits: Tensor, ids: Tensor, mask: Tensor, prompt: int, smoothing: float
+) -> Tensor:
     """Mean cross-entropy of the next word, behind a prompt that is not scored: BLIP's, with
     ``smoothing`` 0.1. logits (batch, tokens, words), ids and mask (batch, tokens); ``prompt``: its
     tokens, the first one included."""

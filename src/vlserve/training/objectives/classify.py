@@ -56,7 +56,22 @@ def region_loss(scores: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
 def share_cross_attention(network: Any) -> None:
     """Make the two layers that look at the two images of a pair share keys and values, as ALBEF
     trains NLVR (models/xbert.py, ``share_cross_attention``): checkpoints hold them twice."""
-    layers = network.text_encoder.layers[network.text_encoder.first_cross_layer :]
-    for first, second in zip(layers[::2], layers[1::2], strict=True):
+    for first, second in _pairs_of_layers(network):
         second.crossattention.self.key = first.crossattention.self.key
         second.crossattention.self.value = first.crossattention.self.value
+
+
+def shares_cross_attention(network: Any) -> bool:
+    """Whether a network's layers have such pairs of equal keys and values."""
+    pairs = _pairs_of_layers(network)
+    return bool(pairs) and all(
+        torch.equal(one.crossattention.self.key.weight, two.crossattention.self.key.weight)
+        and torch.equal(one.crossattention.self.value.weight, two.crossattention.self.value.weight)
+        for one, two in pairs
+    )
+
+
+def _pairs_of_layers(network: Any) -> list[tuple[Any, Any]]:
+    """Layers with cross-attention, two by two; none where their number is odd."""
+    layers = network.text_encoder.layers[network.text_encoder.first_cross_layer :]
+    return [] if len(layers) % 2 else list(zip(layers[::2], layers[1::2], strict=True))

@@ -1,0 +1,97 @@
+"""train --from: a run that begins with a checkpoint, and what is shown of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlserve.cli.bad_lines import print_bad_lines
+from vlserve.cli.output import print_json, print_line, print_table, progress
+
+if TYPE_CHECKING:
+    from vlserve.exporter.recipe import Recipe
+    from vlserve.training.run import Progress
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run is told, but for its folder."""
+
+    recipe: "Recipe"
+    checkpoint: Path
+    train: Path
+    val: Path
+    objective: str | None
+    options: Mapping[str, Any]
+    seed: int
+
+
+def show_finetuning(run: Run, out: Path, *, resume: bool, strict: bool, as_json: bool) -> None:
+    """Train, and print the best epoch's figures."""
+    from vlserve.training.finetune.run import finetune
+
+    with progress(f"training {run.checkpoint.name}") as show:
+        report = finetune(
+            *(run.recipe, run.checkpoint, run.train, run.val, out),
+            objective=run.objective,
+            options=run.options,
+            seed=run.seed,
+            resume=resume,
+            strict=strict,
+            progress=lambda step: show(describe_step(step)),
+        )
+    if as_json:
+        print_json(report)
+        return
+    print_bad_lines(report.bad_lines)
+    _print_new(report.new)
+    print_table(("METRIC", "VALUE"), list(report.metrics.items()))
+    print_line(f"best epoch {report.best_epoch} of {report.epochs}; wrote {report.out}")
+    family = run.recipe.spec.family
+    print_line(f"next: vlserve export {family} --checkpoint {report.out}/model.safetensors --out …")
+
+
+def show_dry_run(run: Run, *, as_json: bool) -> None:
+    """Take one step, and print its shapes, the parameters and the memory."""
+    from vlserve.training.finetune.run import dry_run
+
+    with progress(f"one step of {run.checkpoint.name}") as show:
+        report = dry_run(
+            *(run.recipe, run.checkpoint, run.train, run.val),
+            objective=run.objective,
+            options=run.options,
+            seed=run.seed,
+            progress=lambda step: show(describe_step(step)),
+        )
+    if as_json:
+        print_json(report)
+        return
+    _print_new(report.new)
+    shapes = [(name, " x ".join(map(str, shape))) for name, shape in report.shapes.items()]
+    print_table(("INPUT", "SHAPE"), shapes)
+    parts = [(part, learning, every) for part, (learning, every) in report.parameters.items()]
+    print_table(("PART", "LEARNS", "PARAMETERS"), parts)
+    print_table(("LOSS", "VALUE"), list(report.losses.items()))
+    print_line(f"{report.steps} steps an epoch; memory so far {report.memory_mib} MiB")
+
+
+def describe_step(step: "Progress") -> str:
+    """Return one line on how far a training run is."""
+    if step.stage != "train":
+        return f"{step.stage} {step.done} of {step.total} items"
+    names = (
+        *("train_loss", "accuracy", "macro_f1", "map", "mean_recall"),
+        *("answer_log_prob", "caption_log_prob"),
+    )
+    figures = ", ".join(
+        f"{name} {step.figures[name]:.3f}" for name in names if name in step.figures
+    )
+    line = f"epoch {step.done} of {step.total}: {figures}"
+    if step.figures.get("converged", True):
+        return line
+    return f"{line}; the search ended before the optimum"
+
+
+def _print_new(names: tuple[str, ...]) -> None:
+    if names:
+        print_line(f"not in the checkpoint, and begins at random: {', '.join(names)}")

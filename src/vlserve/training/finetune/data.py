@@ -1,0 +1,142 @@
+"""Items of a task as arrays: images decoded as serving does, texts as ids."""
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vlserve.errors import DataError
+from vlserve.processor import usable_cores
+from vlserve.runtime.errors import RequestError
+from vlserve.runtime.image import decode
+from vlserve.runtime.manifest import ImageInput
+from vlserve.runtime.text import Ids, Tokenizer, check_size, read_text
+from vlserve.training.evaluators.items import (
+    AnswerItem,
+    CaptionItem,
+    EntailItem,
+    PairedItem,
+    ReasonItem,
+    TaskFile,
+    TaskItem,
+    read_task_file,
+)
+from vlserve.training.lines import BadLine, refuse_mostly_bad
+
+SCHEMAS: Mapping[str, type[TaskItem]] = {
+    "retrieve": PairedItem,
+    "entail": EntailItem,
+    "reason": ReasonItem,
+    "answer": AnswerItem,
+    "caption": CaptionItem,
+}
+"""The lines of each objective; docs/evaluation.md shows them."""
+Images = Mapping[int, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """Usable items, and ``images`` by line: (3, height, width), or (2, 3, height, width) where an
+    item has two."""
+
+    file: TaskFile[Any]
+    images: Images
+
+    @property
+    def lines(self) -> list[int]:
+        return list(self.file.by_line)
+
+    def image(self, lines: Sequence[int]) -> Tensor:
+        """(lines, …) of the images."""
+        return torch.from_numpy(np.stack([self.images[line] for line in lines]))
+
+
+def read_data(
+    path: Path,
+    objective: str,
+    image: ImageInput,
+    text: Tokenizer | None,
+    *,
+    labels: Sequence[str] = (),
+    without: frozenset[str] = frozenset(),
+    on_read: Callable[[int, int], None] | None = None,
+) -> TaskData:
+    """Lines that serving would refuse are left out, and so are ids of ``without`` and labels that
+    are not ``labels``. DataError where fewer than two items are usable, or most are not."""
+    file = read_task_file(path, SCHEMAS[objective])
+    reasons = {
+        line: "its id is in the training file too"
+        for line, item in file.by_line.items()
+        if item.id in without
+    }
+    reasons |= {
+        line: f"unknown label {label}"
+        for line, item in file.by_line.items()
+        if labels and (label := getattr(item, "label", None)) is not None and label not in labels
+    }
+    file = file.without(reasons)
+    images: dict[int, NDArray[np.float32]] = {}
+    refused: dict[int, str] = {}
+    with ThreadPoolExecutor(usable_cores()) as threads:
+        pairs = file.by_line.items()
+        results = threads.map(lambda pair: _look(file.path.parent, pair[1], image, text), pairs)
+        for done, (line, result) in enumerate(zip(file.by_line, results, strict=True), start=1):
+            if isinstance(result, str):
+                refused[line] = result
+            else:
+                images[line] = result
+            if on_read and (done % 100 == 0 or done == file.used):
+                on_read(done, file.used)
+    file = file.without(refused)
+    refuse_mostly_bad(path, file.used, file.bad_lines)
+    if file.used < 2:
+        raise DataError(f"{path} has {file.used} usable item(s), at least two")
+    return TaskData(file, images)
+
+
+def bad_lines(*data: TaskData) -> tuple[BadLine, ...]:
+    return tuple(bad for one in data for bad in one.file.bad_lines)
+
+
+def texts_of(item: TaskItem) -> tuple[str, ...]:
+    """What an item says of its image."""
+    if isinstance(item, PairedItem):
+        return item.texts
+    captions: tuple[str, ...] = getattr(item, "captions", ())
+    text: str | None = getattr(item, "text", None)
+    return captions or (() if text is None else (text,))
+
+
+def padded(rows: Sequence[Sequence[int] | Ids], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Ids of texts -> ids and mask (texts, tokens), padded to the longest."""
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), pad_id, dtype=torch.int64)
+    mask = torch.zeros(len(rows), width, dtype=torch.int64)
+    for place, row in enumerate(rows):
+        ids[place, : len(row)] = torch.as_tensor(np.asarray(row, dtype=np.int64))
+        mask[place, : len(row)] = 1
+    return ids, mask
+
+
+def _look(folder: Path, item: Any, image: ImageInput, text: Tokenizer | None) -> Any:
+    """The image or images, or why serving would refuse the item."""
+    names: list[Any] = [item.img, item.img2] if isinstance(item, ReasonItem) else [item.img]
+    try:
+        for one in texts_of(item):
+            if text is not None:
+                check_size(read_text(one), text.spec)
+                text.ids(one)
+        if None in names:
+            raise ValueError("no img")
+        looks = [decode((folder / name).read_bytes(), image) for name in names]
+    except OSError as error:
+        return f"image {error.filename} cannot be read: {error.strerror}"
+    except (RequestError, ValueError) as error:
+        return f"{names[0]}: {error}"
+    return looks[0] if len(looks) == 1 else np.stack(looks)

@@ -1,0 +1,249 @@
+"""One objective each, as `vlserve.training.run.Job` asks for it: entail, reason, answer, caption.
+Retrieval has a file of its own, beside."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vlserve.families.albef import ClassifierGraph
+from vlserve.runtime.text import Tokenizer
+from vlserve.training.finetune.data import TaskData, padded
+from vlserve.training.objectives import answer, caption, classify
+from vlserve.training.run import epoch_seed
+
+Batch = Mapping[str, Tensor]
+SCORE_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Items:
+    """What a job learns from: the items of both files, in steps of ``batch_size``."""
+
+    train: TaskData
+    val: TaskData
+    batch_size: int
+
+    @property
+    def steps(self) -> int:
+        return max(len(self.train.lines) // self.batch_size, 1)
+
+    def orders(self, seed: int, epoch: int) -> Iterator[list[int]]:
+        """Lines of each training batch; the last items of an order that fill none are left out."""
+        generator = torch.Generator().manual_seed(epoch_seed(seed, epoch))
+        places = torch.randperm(len(self.train.lines), generator=generator).tolist()
+        size = self.batch_size
+        for start in range(0, self.steps * size, size):
+            yield [self.train.lines[place] for place in places[start : start + size]]
+
+    def val_batches(self) -> Iterator[list[int]]:
+        lines = self.val.lines
+        for start in range(0, len(lines), SCORE_BATCH):
+            yield lines[start : start + SCORE_BATCH]
+
+
+@dataclass(frozen=True)
+class ClassJob:
+    """Entail and reason: one class of a text and its image or images."""
+
+    trained: nn.Module
+    items: Items
+    tokenizer: Tokenizer
+    labels: tuple[Any, ...]
+    smoothing: float
+
+    chosen_by = "accuracy"
+
+    @property
+    def steps(self) -> int:
+        return self.items.steps
+
+    def batches(self, seed: int, epoch: int) -> Iterator[Batch]:
+        for lines in self.items.orders(seed, epoch):
+            yield self._batch(self.items.train, lines)
+
+    def _batch(self, data: TaskData, lines: Sequence[int]) -> Batch:
+        found = [data.file.by_line[line] for line in lines]
+        ids, mask = padded([self.tokenizer.ids(item.text) for item in found], self.pad_id)
+        target = torch.tensor([self.labels.index(item.label) for item in found])
+        return {"image": data.image(lines), "text_ids": ids, "text_mask": mask, "target": target}
+
+    @property
+    def pad_id(self) -> int:
+        return self.tokenizer.spec.pad_id
+
+    def losses(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        logits = _class_logits(network, batch).float()
+        return {"class": classify.cross_entropy(logits, batch["target"], smoothing=self.smoothing)}
+
+    @torch.no_grad()
+    def figures(self, network: nn.Module) -> dict[str, float]:
+        network.eval()
+        right = []
+        for lines in self.items.val_batches():
+            batch = self._batch(self.items.val, lines)
+            right += (_class_logits(network, batch).argmax(1) == batch["target"]).tolist()
+        return {"accuracy": float(np.mean(right))}
+
+    def checkpoint(self, network: nn.Module) -> Mapping[str, Tensor]:
+        return network.state_dict()
+
+
+def _class_logits(network: Any, batch: Batch) -> Tensor:
+    graph = ClassifierGraph(network)
+    logits: Tensor = graph(batch["image"], batch["text_ids"], batch["text_mask"])
+    return logits
+
+
+@dataclass(frozen=True)
+class Words:
+    """Ids of what a decoder writes: ``start``, the words, ``end``."""
+
+    tokenizer: Any
+    start: str
+    end: str = "[SEP]"
+    pad: str = "[PAD]"
+
+    def ids(self, text: str) -> list[int]:
+        words: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return [self.id(self.start), *words, self.id(self.end)]
+
+    def id(self, token: str) -> int:
+        number: int = self.tokenizer.token_to_id(token)
+        return number
+
+
+@dataclass(frozen=True)
+class AnswerJob:
+    """Every answer of a question, weighted by how many gave it."""
+
+    trained: nn.Module
+    items: Items
+    tokenizer: Tokenizer
+    words: Words
+    smoothing: float
+    begin: int | None
+    """Takes the place of a question's first token where the text encoder reads it: BLIP's [ENC]."""
+
+    chosen_by = "answer_log_prob"
+
+    @property
+    def steps(self) -> int:
+        return self.items.steps
+
+    def batches(self, seed: int, epoch: int) -> Iterator[Batch]:
+        for lines in self.items.orders(seed, epoch):
+            yield self._batch(self.items.train, lines)
+
+    def _batch(self, data: TaskData, lines: Sequence[int]) -> Batch:
+        found = [data.file.by_line[line] for line in lines]
+        ids, mask = padded(
+            [self.tokenizer.ids(item.text) for item in found], self.tokenizer.spec.pad_id
+        )
+        if self.begin is not None:
+            ids[:, 0] = self.begin
+        answers = [sorted(set(item.label)) for item in found]
+        weights = [
+            item.label.count(one) / len(item.label)
+            for item, own in zip(found, answers, strict=True)
+            for one in own
+        ]
+        rows = [self.words.ids(one) for own in answers for one in own]
+        answer_ids, answer_mask = padded(rows, self.words.id(self.words.pad))
+        return {
+            "image": data.image(lines),
+            "text_ids": ids,
+            "text_mask": mask,
+            "counts": torch.tensor([len(own) for own in answers]),
+            "answer_ids": answer_ids,
+            "answer_mask": answer_mask,
+            "weights": torch.tensor(weights),
+        }
+
+    def losses(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        return {"answer": self._loss(network, batch, self.smoothing)}
+
+    def _loss(self, network: Any, batch: Batch, smoothing: float) -> Tensor:
+        memory = answer.question_memory(
+            network, batch["text_ids"], batch["text_mask"], batch["image"], batch["counts"]
+        )
+        ids = batch["answer_ids"]
+        logits = answer.answer_logits(network.text_decoder, ids, batch["answer_mask"], memory)
+        questions, pad_id = len(batch["counts"]), self.words.id(self.words.pad)
+        return answer.weighted_generation(
+            logits.float(), ids, batch["weights"], questions, pad_id=pad_id, smoothing=smoothing
+        )
+
+    @torch.no_grad()
+    def figures(self, network: nn.Module) -> dict[str, float]:
+        """The weighted log-probability of a question's answers, a mean over questions."""
+        network.eval()
+        total = 0.0
+        for lines in self.items.val_batches():
+            total -= float(self._loss(network, self._batch(self.items.val, lines), 0.0)) * len(
+                lines
+            )
+        return {"answer_log_prob": total / len(self.items.val.lines)}
+
+    def checkpoint(self, network: nn.Module) -> Mapping[str, Tensor]:
+        return network.state_dict()
+
+
+@dataclass(frozen=True)
+class CaptionJob:
+    """One caption of an image a step, drawn of those that it has, behind a prompt."""
+
+    trained: nn.Module
+    items: Items
+    words: Words
+    prompt: str
+    smoothing: float
+    max_length: int
+
+    chosen_by = "caption_log_prob"
+
+    @property
+    def steps(self) -> int:
+        return self.items.steps
+
+    def batches(self, seed: int, epoch: int) -> Iterator[Batch]:
+        random = np.random.default_rng((seed, epoch))
+        for lines in self.items.orders(seed, epoch):
+            texts = [random.choice(self.items.train.file.by_line[line].captions) for line in lines]
+            yield self._batch(self.items.train, lines, texts)
+
+    def _batch(self, data: TaskData, lines: Sequence[int], texts: Sequence[str]) -> Batch:
+        rows = [self.words.ids(f"{self.prompt}{text}")[: self.max_length] for text in texts]
+        ids, mask = padded(rows, self.words.id(self.words.pad))
+        return {"image": data.image(lines), "ids": ids, "mask": mask}
+
+    def losses(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        return {"caption": self._loss(network, batch, self.smoothing)}
+
+    def _loss(self, network: Any, batch: Batch, smoothing: float) -> Tensor:
+        states = network.visual_encoder(batch["image"])
+        everything = torch.ones(states.shape[:2], dtype=torch.int64)
+        memory = (*network.text_decoder.memory(states), everything)
+        ids, mask = batch["ids"], batch["mask"]
+        read, _, _ = network.text_decoder(ids.unsqueeze(1), memory, mask=mask.unsqueeze(1))
+        logits = network.text_decoder.logits(read)[:, 0].float()
+        prompt = len(self.words.ids(self.prompt)) - 1  # without the end
+        return caption.prompted_loss(logits, ids, mask, prompt, smoothing)
+
+    @torch.no_grad()
+    def figures(self, network: nn.Module) -> dict[str, float]:
+        """The log-probability of a word of an image's first caption, a mean over batches."""
+        network.eval()
+        losses = []
+        for lines in self.items.val_batches():
+            texts = [self.items.val.file.by_line[line].captions[0] for line in lines]
+            losses.append(
+                float(self._loss(network, self._batch(self.items.val, lines, texts), 0.0))
+            )
+        return {"caption_log_prob": -float(np.mean(losses))}
+
+    def checkpoint(self, network: nn.Module) -> Mapping[str, Tensor]:
+        return network.state_dict()

@@ -1,0 +1,80 @@
+"""What a recipe says of how its networks go on learning: its attribute ``finetuning``."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from pydantic import Field
+from tokenizers import Tokenizer
+
+from vlserve.errors import TrainingError
+from vlserve.exporter.recipe import Recipe
+from vlserve.training.objectives.encoders import AlbefEncoders, BlipEncoders, PairEncoders
+from vlserve.training.objectives.retrieve import ALBEF, BLIP, RetrievalRules
+from vlserve.training.options import TrainOptions
+
+Objective = Literal["retrieve", "entail", "reason", "answer", "caption"]
+TASK_OF: Mapping[str, str] = {"retrieve": "match"}
+"""The task of the checkpoint that an objective leaves, where it is called otherwise."""
+
+
+class FinetuneOptions(TrainOptions):
+    """What a run from a checkpoint may be told; defaults are those of a fine-tuning."""
+
+    epochs: int = Field(default=5, ge=1)
+    patience: int = Field(default=5, ge=1)
+    batch_size: int = Field(default=16, ge=2)
+    learning_rate: float = Field(default=1e-5, gt=0)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    augment: bool = False
+    queue_size: int = Field(default=1024, ge=2)
+    """Of retrieve: pairs of earlier steps that a pair is told apart from."""
+    momentum: float = Field(default=0.995, ge=0, lt=1)
+    """Of retrieve: how much of the teacher stays in a step."""
+    alpha: float = Field(default=0.4, ge=0, le=1)
+    """Of retrieve: the teacher's share in the targets, raised to over the first epoch."""
+
+    def rules(self, family: RetrievalRules) -> RetrievalRules:
+        """A family's rules with this run's momentum."""
+        return replace(family, momentum=self.momentum)
+
+
+@dataclass(frozen=True)
+class VisionTextPlan:
+    """Of BLIP and ALBEF. ``start``: the token that an answer or a caption begins with."""
+
+    family: Literal["blip", "albef"]
+    objectives: tuple[Objective, ...]
+    start: str
+    smoothing: float
+    """Of the words of answers and captions."""
+    tokenizer: Callable[[Mapping[str, Any]], Tokenizer]
+    """Of a config: ids without special tokens."""
+
+    @property
+    def rules(self) -> RetrievalRules:
+        return BLIP if self.family == "blip" else ALBEF
+
+    def encoders(self, network: Any, config: Mapping[str, Any]) -> PairEncoders:
+        """The network as the objectives of pairs see it."""
+        if self.family == "albef":
+            return AlbefEncoders(network)
+        enc_id: Any = self.tokenizer(config).token_to_id("[ENC]")
+        return BlipEncoders(network, enc_id)
+
+
+def plan_of(recipe: Recipe, objective: str | None) -> tuple[VisionTextPlan, Objective | None]:
+    """The plan of a recipe, and the objective if it has that one; None: by the checkpoint's task.
+    TrainingError where there is no such thing."""
+    plan: VisionTextPlan | None = getattr(recipe, "finetuning", None)
+    if plan is None:
+        raise TrainingError(
+            f"networks of the family {recipe.spec.family} are not trained from a checkpoint here: "
+            "leave out --from"
+        )
+    known = {name: name for name in plan.objectives}
+    if objective is not None and objective not in known:
+        raise TrainingError(
+            f"{recipe.spec.family} has no objective {objective}: there are {', '.join(known)}"
+        )
+    return plan, known[objective] if objective else None

@@ -1,0 +1,129 @@
+"""Retrieval as a job: contrast with a teacher and a queue, and matching on hard negatives."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vlserve.runtime.text import Tokenizer
+from vlserve.training.evaluators.corpus import Corpus, corpus_of, recall_both_ways
+from vlserve.training.finetune.data import TaskData, padded
+from vlserve.training.finetune.plan import FinetuneOptions
+from vlserve.training.objectives.encoders import PairEncoders, image_vector, text_vector
+from vlserve.training.objectives.momentum import Queue, new_teacher
+from vlserve.training.objectives.retrieve import RetrievalRules, ramped, retrieve
+from vlserve.training.run import epoch_seed
+
+Batch = Mapping[str, Tensor]
+Encoders = Callable[[Any], PairEncoders]
+TEMPERATURE = 0.07
+"""Of a network whose checkpoint has none."""
+SCORE_BATCH = 32
+
+
+class PairNetwork(nn.Module):
+    """A network that learns, with its teacher, its queue and its temperature: what a run keeps."""
+
+    temperature: nn.Parameter
+
+    def __init__(self, network: Any, queue_size: int, temperature: Tensor | None) -> None:
+        super().__init__()
+        self.network = network
+        self.teacher = new_teacher(network)
+        self.queue = Queue(network.vision_proj.out_features, queue_size)
+        own = getattr(network, "temp", None)
+        if own is None:
+            value = torch.tensor(TEMPERATURE) if temperature is None else temperature
+            own = nn.Parameter(value.detach().clone().float())
+        self.temperature = own
+
+    def train(self, mode: bool = True) -> "PairNetwork":
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+
+@dataclass(frozen=True)
+class RetrievalJob:
+    """See `vlserve.training.run.Job`. An item is a text with its image: an image comes as often in
+    an epoch as it has texts."""
+
+    trained: PairNetwork
+    encoders: Encoders
+    train: TaskData
+    val: TaskData
+    tokenizer: Tokenizer
+    rules: RetrievalRules
+    options: FinetuneOptions
+
+    chosen_by = "mean_recall"
+
+    @property
+    def steps(self) -> int:
+        return max(len(corpus_of(self.train.file).texts) // self.options.batch_size, 1)
+
+    def batches(self, seed: int, epoch: int) -> Iterator[Batch]:
+        generator = torch.Generator().manual_seed(epoch_seed(seed, epoch))
+        corpus, size = corpus_of(self.train.file), self.options.batch_size
+        order = torch.randperm(len(corpus.texts), generator=generator).tolist()
+        for step in range(self.steps):
+            places = order[step * size : (step + 1) * size]
+            ids, mask = self._texts([corpus.texts[place] for place in places])
+            done = (epoch - 1) * self.steps + step
+            yield {
+                "image": self.train.image([corpus.lines[place] for place in places]),
+                "text_ids": ids,
+                "text_mask": mask,
+                "ids": torch.tensor([corpus.owners[place] for place in places]),
+                "alpha": torch.tensor(ramped(self.options.alpha, done, self.steps)),
+            }
+
+    def losses(self, network: Any, batch: Batch) -> dict[str, Tensor]:
+        retrieved = retrieve(
+            self.encoders(network.network),
+            self.encoders(network.teacher),
+            network.queue,
+            network.temperature,
+            batch,
+            self.rules,
+            alpha=batch["alpha"],
+        )
+        return retrieved.losses
+
+    @torch.no_grad()
+    def figures(self, network: Any) -> dict[str, float]:
+        """Recall by cosine alone, both ways, and its mean."""
+        network.eval()
+        corpus = corpus_of(self.val.file)
+        encoders = self.encoders(network.network)
+        images, texts = self._vectors(encoders, corpus)
+        cosines = (images.double() @ texts.double().T).numpy()
+        recall = recall_both_ways(corpus, cosines, cosines)
+        figures = {name: float(values.mean()) for name, values in recall.items()}
+        return {**figures, "mean_recall": float(np.mean(list(figures.values())))}
+
+    def _vectors(self, encoders: PairEncoders, corpus: Corpus) -> tuple[Tensor, Tensor]:
+        """Unit vectors (images, dim) and (texts, dim)."""
+        network = encoders.network
+        line_of = dict(zip(corpus.owners, corpus.lines, strict=True))
+        images, texts = [], []
+        for start in range(0, len(corpus.looks), SCORE_BATCH):
+            places = range(start, min(start + SCORE_BATCH, len(corpus.looks)))
+            shown = self.val.image([line_of[place] for place in places])
+            images.append(image_vector(network, network.visual_encoder(shown)))
+        for start in range(0, len(corpus.texts), SCORE_BATCH):
+            ids, mask = self._texts(corpus.texts[start : start + SCORE_BATCH])
+            texts.append(text_vector(network, encoders.texts(ids, mask).states))
+        return torch.cat(images), torch.cat(texts)
+
+    def _texts(self, texts: Any) -> tuple[Tensor, Tensor]:
+        rows = [self.tokenizer.ids(text) for text in texts]
+        return padded(rows, self.tokenizer.spec.pad_id)
+
+    def checkpoint(self, network: Any) -> Mapping[str, Tensor]:
+        """The network's own tensors; teacher, queue and BLIP's temperature serve no request."""
+        tensors: Mapping[str, Tensor] = network.network.state_dict()
+        return tensors

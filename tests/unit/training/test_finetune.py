@@ -1,0 +1,158 @@
+"""Tiny checkpoints of every objective are trained on, stopped, and read by the exporter again."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from support.tiny_models import EXPORT, tiny_models
+from vlserve.errors import SettingsError, TrainingError
+from vlserve.exporter.export import read_trained
+from vlserve.exporter.recipe import load_recipe
+from vlserve.settings import Settings
+from vlserve.training.finetune.run import FinetuneReport, dry_run, finetune
+
+COLOURS = {"red": (220, 30, 30), "cat": (30, 220, 30), "dog": (30, 30, 220), "ball": (220, 220, 30)}
+OPTIONS: dict[str, Any] = {"epochs": 2, "batch_size": 4, "learning_rate": 1e-3, "queue_size": 8}
+LINES: dict[str, Any] = {
+    "retrieve": lambda word, place: {"captions": [f"a {word}", f"{word} {word}"]},
+    "caption": lambda word, place: {"captions": [f"a {word}", f"{word} {word}"]},
+    "answer": lambda word, place: {"text": "a red ball", "label": ["cat", "cat", "dogs"]},
+    "entail": lambda word, place: {
+        "text": f"a {word}",
+        "label": ("contradiction", "neutral", "entailment")[place % 3],
+    },
+    "reason": lambda word, place: {
+        "text": f"a {word}",
+        "label": place % 2 == 0,
+        "img2": "val-red-0.png",
+    },
+}
+OBJECTIVES = {
+    "blip-match": ("retrieve", "mean_recall"),
+    "blip-answer": ("answer", "answer_log_prob"),
+    "blip-caption": ("caption", "caption_log_prob"),
+    "albef-match": ("retrieve", "mean_recall"),
+    "albef-answer": ("answer", "answer_log_prob"),
+    "albef-entail": ("entail", "accuracy"),
+    "albef-reason": ("reason", "accuracy"),
+}
+
+
+def write_lines(folder: Path, objective: str, name: str, per_colour: int) -> Path:
+    """Plain pictures, and what a line of the objective says of each."""
+    lines = []
+    for number in range(per_colour):
+        for word, colour in COLOURS.items():
+            file = f"{name}-{word}-{number}.png"
+            Image.fromarray(np.full((12, 16, 3), colour, dtype=np.uint8)).save(folder / file)
+            more = LINES[objective](word, len(lines))
+            lines.append({"id": file, "img": file, **more})
+    data = folder / f"{name}.jsonl"
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return data
+
+
+class Prepared:
+    """A tiny checkpoint, and data for what it is to learn."""
+
+    def __init__(self, name: str, folder: Path, objective: str) -> None:
+        self.recipe = load_recipe(name.partition("-")[0], EXPORT)
+        self.checkpoint = tiny_models()[name].write(folder)
+        self.val = write_lines(folder, objective, "val", 1)
+        self.train = write_lines(folder, objective, "train", 2)
+
+    def run(self, out: Path, **more: Any) -> FinetuneReport:
+        options = OPTIONS | more.pop("options", {})
+        files = (self.checkpoint, self.train, self.val, out)
+        return finetune(self.recipe, *files, options=options, **more)
+
+    def dry(self, **more: Any) -> Any:
+        files = (self.checkpoint, self.train, self.val)
+        return dry_run(self.recipe, *files, options=OPTIONS, **more)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_what_is_trained_on_is_exported_unchanged(name: str, tmp_path: Path) -> None:
+    objective, chosen_by = OBJECTIVES[name]
+    ready = Prepared(name, tmp_path, objective)
+    out = tmp_path / "out"
+    report = ready.run(out)
+    assert report.objective == objective and report.epochs == 2 and report.new == ()
+    written = json.loads((out / "metrics.json").read_text())
+    assert written["best_by"] == chosen_by and written["from_sha256"]
+    recipe_file = str(EXPORT / f"{name.partition('-')[0]}.py")
+    settings = Settings(project_dir=EXPORT.parent)
+    trained = read_trained(recipe_file, out / "model.safetensors", None, settings)
+    assert trained.config["training"]["objective"] == objective
+    before = load_file(ready.checkpoint)
+    after = trained.network.state_dict()
+    assert any(not torch.equal(before[key], after[key]) for key in before if key in after)
+
+
+def test_a_run_from_a_checkpoint_is_the_same_again_and_keeps_teacher_and_queue(
+    tmp_path: Path,
+) -> None:
+    ready = Prepared("blip-match", tmp_path, "retrieve")
+    for name in ("one", "two"):
+        ready.run(tmp_path / name)
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two")]
+    assert weights[0] == weights[1]
+    kept = load_file(tmp_path / "one" / "last.safetensors")
+    assert {"network.queue.images", "network.temperature"} <= set(kept)
+    assert kept["network.queue.ids"].min() >= 0  # two epochs have filled it
+    slow = kept["network.teacher.vision_proj.weight"]
+    assert not torch.equal(slow, kept["network.network.vision_proj.weight"])
+
+
+def test_a_dry_run_takes_one_step_and_writes_nothing(tmp_path: Path) -> None:
+    ready = Prepared("albef-entail", tmp_path, "entail")
+    before = sorted(tmp_path.iterdir())
+    report = ready.dry()
+    assert sorted(tmp_path.iterdir()) == before
+    assert report.shapes["image"] == (4, 3, 16, 24) and report.steps == 2
+    learning, every = report.parameters["cls_head"]
+    assert learning == every > 0 and report.memory_mib > 0 and report.losses["class"] > 0
+
+
+def test_frozen_parts_of_a_checkpoint_keep_their_weights(tmp_path: Path) -> None:
+    ready = Prepared("albef-entail", tmp_path, "entail")
+    ready.run(tmp_path / "out", options={"freeze": "visual_encoder"})
+    before, after = load_file(ready.checkpoint), load_file(tmp_path / "out" / "model.safetensors")
+    kept = [key for key in after if key.startswith("visual_encoder.blocks")]
+    assert kept and all(torch.equal(before[key], after[key]) for key in kept)
+    assert not torch.equal(before["cls_head.2.weight"], after["cls_head.2.weight"])
+    with pytest.raises(SettingsError, match="no part cnn"):
+        ready.run(tmp_path / "no", options={"freeze": "cnn"})
+
+
+def test_a_checkpoint_of_pairs_gets_a_classifier_and_says_so(tmp_path: Path) -> None:
+    ready = Prepared("albef-match", tmp_path, "entail")
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"task": "entail"}))
+    report = ready.dry(objective="entail")
+    assert "cls_head.2.weight" in report.new and report.objective == "entail"
+
+
+def test_objectives_that_a_family_lacks_are_named(tmp_path: Path) -> None:
+    ready = Prepared("blip-match", tmp_path, "retrieve")
+    with pytest.raises(TrainingError, match="no objective entail: there are retrieve, answer"):
+        ready.dry(objective="entail")
+    ready.recipe = load_recipe("resnet", EXPORT)
+    with pytest.raises(TrainingError, match="leave out --from"):
+        ready.dry()
+    state = {f"module.{key}": x for key, x in load_file(ready.checkpoint).items()}
+    save_file(state, ready.checkpoint)
+    ready.recipe = load_recipe("blip", EXPORT)
+    assert ready.dry().objective == "retrieve"  # names that a wrapper prefixed are read, too
+
+
+def test_a_queue_that_batches_do_not_divide_is_refused(tmp_path: Path) -> None:
+    ready = Prepared("albef-match", tmp_path, "retrieve")
+    with pytest.raises(TrainingError, match="queue of 6 is no multiple of the 4 pairs"):
+        ready.run(tmp_path / "out", options={"queue_size": 6})
