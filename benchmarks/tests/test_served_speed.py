@@ -131,8 +131,10 @@ def test_growth_is_told_as_ratios_to_the_base() -> None:
 
 def test_a_part_is_put_between_its_marks_alone(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text("# A\n<!-- x: begin -->\nold\n<!-- x: end -->\nafter\n")
+    page.write_text("# A\n<!-- x: begin -->\nold\n<!-- x: end -->\nafter\n", encoding="utf-8")
     publish("x", "new", page)
-    assert page.read_text() == "# A\n<!-- x: begin -->\nnew\n<!-- x: end -->\nafter\n"
+    assert (
+        page.read_text(encoding="utf-8") == "# A\n<!-- x: begin -->\nnew\n<!-- x: end -->\nafter\n"
+    )
     with pytest.raises(ValueError, match="lacks"):
         publish("y", "new", page)

@@ -83,13 +83,15 @@ def test_warm_up_compares_stretches_of_answers(archive: Path, tmp_path: Path) ->
     out = tmp_path / "warm_up.json"
     short = ("--rounds", 2, "--seconds", 8, "--stretch", 20, "--connections", 2)
     run("serving.warm_up", "--archive", archive, *short, "--out", out)
-    assert [each["number"] for each in json.loads(out.read_text())] == [1, 2]
+    assert [each["number"] for each in json.loads(out.read_text(encoding="utf-8"))] == [1, 2]
 
 
 def test_hostile_requests_stay_within_their_costs(tmp_path: Path) -> None:
     out = tmp_path / "hostile.json"
     run("serving.hostile", "--only", "million", "--out", out, codes=VERDICTS)
-    answers = {each["request"]: each["answer"] for each in json.loads(out.read_text())}
+    answers = {
+        each["request"]: each["answer"] for each in json.loads(out.read_text(encoding="utf-8"))
+    }
     assert len(answers) > 3
     assert set(answers.values()) == {"body_too_complex"}
 
@@ -108,14 +110,14 @@ def test_load_asks_one_url(tmp_path: Path) -> None:
 def test_hot_update_loses_no_request(tmp_path: Path) -> None:
     out = tmp_path / "hot_update.json"
     run("release.hot_update", "--rounds", 1, "--rate", 20, "--out", out, codes=VERDICTS)
-    result = json.loads(out.read_text())
+    result = json.loads(out.read_text(encoding="utf-8"))
     assert (result["rounds"], result["lost"], result["wrong"]) == (1, {}, {})
 
 
 def test_recovery_of_a_worker_breaches_nothing(tmp_path: Path) -> None:
     out = tmp_path / "recovery.json"
     run("release.recovery", "--only", "worker", "--rate", 20, "--clients", 6, "--out", out)
-    (crash,) = json.loads(out.read_text())["crashes"]
+    (crash,) = json.loads(out.read_text(encoding="utf-8"))["crashes"]
     assert (crash["killed"], crash["breaches"]) == ("worker", [])
 
 
@@ -127,7 +129,7 @@ def test_rollback_times_each_way_back() -> None:
 def test_shadow_costs_no_request(tmp_path: Path) -> None:
     out = tmp_path / "shadow.json"
     run("release.shadow", "--rounds", 1, "--seconds", 1, "--rate", 60, "--out", out)
-    assert json.loads(out.read_text())["lost"] == 0
+    assert json.loads(out.read_text(encoding="utf-8"))["lost"] == 0
 
 
 def test_split_is_by_weight() -> None:
@@ -137,13 +139,13 @@ def test_split_is_by_weight() -> None:
 def test_judge_simulation_prints_both_tables(tmp_path: Path) -> None:
     out = tmp_path / "judge.json"
     run("release.judge_simulation", "--releases", 10, "--looks", 50, "--json", out)
-    assert len(json.loads(out.read_text())) > 20
+    assert len(json.loads(out.read_text(encoding="utf-8"))) > 20
 
 
 def test_soak_answers_right_and_refuses_what_is_bad(tmp_path: Path) -> None:
     out = tmp_path / "soak.json"
     run("endurance.soak", "--seconds", 8, "--rate", 10, "--clients", 4, "--out", out)
-    result = json.loads(out.read_text())
+    result = json.loads(out.read_text(encoding="utf-8"))
     assert result["requests"] and not result["failures"] and not result["processes_replaced"]
     assert result["refused"] and all(status.startswith("4") for status in result["refused"])
 
@@ -151,14 +153,14 @@ def test_soak_answers_right_and_refuses_what_is_bad(tmp_path: Path) -> None:
 def test_operators_are_refused_or_obeyed(tmp_path: Path) -> None:
     out = tmp_path / "operators.json"
     run("endurance.operators", "--operations", 60, "--operators", 3, "--rate", 5, "--out", out)
-    result = json.loads(out.read_text())
+    result = json.loads(out.read_text(encoding="utf-8"))
     assert (result["operations"], result["faults"]) == (60, [])
 
 
 def test_fuzz_finds_no_server_error(tmp_path: Path) -> None:
     out = tmp_path / "fuzz.json"
     run("endurance.fuzz", "--examples", 5, "--rate", 5, "--out", out)
-    result = json.loads(out.read_text())
+    result = json.loads(out.read_text(encoding="utf-8"))
     assert result["exit_codes"] == {"gateway": 0, "control": 0}
     assert all(result["requests"].values())
 
@@ -166,7 +168,7 @@ def test_fuzz_finds_no_server_error(tmp_path: Path) -> None:
 def test_slow_bodies_leave_another_caller_served(tmp_path: Path) -> None:
     out = tmp_path / "slow_bodies.json"
     run("endurance.slow_bodies", "--bodies", 8, "--mib", 2, "--seconds", 3, "--out", out)
-    result = json.loads(out.read_text())
+    result = json.loads(out.read_text(encoding="utf-8"))
     assert set(result["outcomes"]) == {"answered"} and result["largest_mib"] > 0
 
 

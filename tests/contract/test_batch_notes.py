@@ -184,13 +184,13 @@ def test_a_handler_with_too_few_answers_is_left_to_torchserve() -> None:
 
 
 def test_without_a_place_for_notes_requests_are_answered(tmp_path: Path) -> None:
-    (tmp_path / "batches").write_text("in the way")
+    (tmp_path / "batches").write_text("in the way", encoding="utf-8")
     requests = open_filter("m", 1, str(tmp_path / "engine-0"), tmp_path)
     assert asked(requests, [Noted({"text": "a"}, A)])[0] == ["a id-0"]
 
 
 def test_the_limit_of_bodies_is_the_engine_s_own(tmp_path: Path) -> None:
-    (tmp_path / "config.properties").write_text("a=1\nmax_request_size=7\n")
+    (tmp_path / "config.properties").write_text("a=1\nmax_request_size=7\n", encoding="utf-8")
     requests = open_filter("m", 1, str(tmp_path), tmp_path)
     packed = {"name": b"x-vlserve-content-encoding", "value": b"gzip"}
     body = bytearray(gzip.compress(b"12345678"))

@@ -153,7 +153,7 @@ def test_the_key_is_the_owner_s_alone_and_new_at_each_start(tmp_path: Path) -> N
 
 def test_a_key_that_others_could_read_is_replaced(tmp_path: Path) -> None:
     file = tmp_path / "control.key"
-    file.write_text("known to all\n")
+    file.write_text("known to all\n", encoding="utf-8")
     file.chmod(0o644)
     key = renew_key(file)
     assert (read_key(file), stat.S_IMODE(file.stat().st_mode)) == (key, 0o600)
@@ -192,7 +192,7 @@ def test_the_client_says_which_file_it_tried(
 ) -> None:
     file = tmp_path / "other.key"
     if kept:
-        file.write_text(kept)
+        file.write_text(kept, encoding="utf-8")
     with ControlClient(door.url, file) as client:
         assert client.is_up()
         with pytest.raises(Unauthorized, match=r"other\.key.*VLSERVE_PROJECT_DIR"):

@@ -154,7 +154,7 @@ def test_stage_metrics_carry_the_version(worker: Worker, probe: Probe) -> None:
 def test_a_tampered_folder_is_not_loaded(folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
-    (copy / "graphs/model.echo.json").write_text("{}")
+    (copy / "graphs/model.echo.json").write_text("{}", encoding="utf-8")
     with (
         running_worker(copy, tmp_path) as worker,
         pytest.raises(EOFError, match="ArchiveTampered"),

@@ -35,10 +35,10 @@ def test_a_worker_computes_on_its_version_s_threads(
     folder, engine, program = tmp_path / "unpacked", tmp_path / "engine-0", tmp_path / "program.py"
     (folder / "MAR-INF").mkdir(parents=True)
     manifest = {"model": {"modelName": "m", "modelVersion": "7"}}
-    (folder / "MAR-INF" / "MANIFEST.json").write_text(json.dumps(manifest))
+    (folder / "MAR-INF" / "MANIFEST.json").write_text(json.dumps(manifest), encoding="utf-8")
     (engine / "threads").mkdir(parents=True)
-    (engine / "threads" / tuned).write_text("3\n")
-    program.write_text(PROGRAM)
+    (engine / "threads" / tuned).write_text("3\n", encoding="utf-8")
+    program.write_text(PROGRAM, encoding="utf-8")
     all_versions = {"ENGINE_DIR": str(engine), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-P", "-m", "vlserve_worker.worker", str(program), str(HANDLERS_DIR)],

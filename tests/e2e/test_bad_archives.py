@@ -189,7 +189,9 @@ def test_another_task_under_the_models_name_is_refused(served: Served, tmp_path:
     handlers = tmp_path / "handlers"
     handlers.mkdir()
     for name, source in (("torchserve_handler.py", "torchserve_handler.py"), ("sort.py", "tag.py")):
-        (handlers / name).write_text((HANDLERS_DIR / source).read_text())
+        (handlers / name).write_text(
+            (HANDLERS_DIR / source).read_text(encoding="utf-8"), encoding="utf-8"
+        )
     draft = draft_of(verify_archive(pack_echo(tmp_path, MODEL, 2))) | {"task": "sort"}
     kept = {name: raw for name, raw in served.next.items() if name.startswith(("graphs", "assets"))}
     other = pack_archive(tmp_path / "out", draft, kept, handlers)

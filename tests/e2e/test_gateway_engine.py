@@ -251,8 +251,8 @@ def test_the_access_log_tells_each_request_and_no_body(
     engines[1].replies.append(LOST)
     _post(routed, b"secret-body", **{"X-Request-Id": "logged-1"})
     routed.http.post("/predictions/none?key=secret-query", headers={"X-Request-Id": "logged-2"})
-    wait_until(lambda: "logged-2" in routed.access_log().read_text(), timeout_s=15)
-    text = routed.access_log().read_text()
+    wait_until(lambda: "logged-2" in routed.access_log().read_text(encoding="utf-8"), timeout_s=15)
+    text = routed.access_log().read_text(encoding="utf-8")
     assert "secret" not in text
     lines = {line["request_id"]: line for line in map(json.loads, text.splitlines())}
     answered, refused = lines["logged-1"], lines["logged-2"]
@@ -271,4 +271,6 @@ def test_the_access_log_can_be_rotated(routed: RunningGateway, engines: Engines)
     with gateway_admin(routed.settings) as admin:
         admin.reopen_logs()
     _post(routed, **{"X-Request-Id": "after-rotation"})
-    wait_until(lambda: log.exists() and "after-rotation" in log.read_text(), timeout_s=15)
+    wait_until(
+        lambda: log.exists() and "after-rotation" in log.read_text(encoding="utf-8"), timeout_s=15
+    )

@@ -43,7 +43,10 @@ def _logged(running: RunningGateway, request_id: str) -> Mapping[str, Any]:
     def lines() -> list[Mapping[str, Any]]:
         if not running.access_log().exists():
             return []
-        written = [json.loads(line) for line in running.access_log().read_text().splitlines()]
+        written = [
+            json.loads(line)
+            for line in running.access_log().read_text(encoding="utf-8").splitlines()
+        ]
         return [line for line in written if line["request_id"] == request_id]
 
     wait_until(lines)

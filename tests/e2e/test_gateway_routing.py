@@ -228,7 +228,7 @@ def test_a_version_that_leaves_keeps_its_running_requests(
     wait_until(lambda: envoy.gateway.in_flight("slow", 2) == 0)
     envoy.route(ModelRoute("slow", {1: 100}, (1,)), to=list(engines))
     clusters = envoy.settings.state_dir / "gateway" / "dynamic" / "clusters.json"
-    assert "slow-2" not in clusters.read_text()
+    assert "slow-2" not in clusters.read_text(encoding="utf-8")
 
 
 def test_a_version_that_leaves_answers_what_is_still_being_uploaded(
@@ -254,7 +254,7 @@ def test_a_version_that_leaves_answers_what_is_still_being_uploaded(
     wait_until(lambda: envoy.gateway.in_flight("upload", 1) == 0)
     envoy.route(ModelRoute("upload", {2: 100}, (2,)), to=to)
     clusters = envoy.settings.state_dir / "gateway" / "dynamic" / "clusters.json"
-    assert "upload-1" not in clusters.read_text()
+    assert "upload-1" not in clusters.read_text(encoding="utf-8")
 
 
 def test_a_refused_routing_leaves_the_old_one(routed: RunningGateway, engines: Engines) -> None:
@@ -295,7 +295,7 @@ def test_a_damaged_routing_is_mended_by_the_next_change(
     routed: RunningGateway, engines: Engines, name: str, damage: str
 ) -> None:
     dynamic = routed.settings.state_dir / "gateway" / "dynamic"
-    (dynamic.parent / "damaged").write_text(damage)
+    (dynamic.parent / "damaged").write_text(damage, encoding="utf-8")
     (dynamic.parent / "damaged").rename(dynamic / name)
     routed.route(ModelRoute("tagger", {2: 100}, (1, 2)), to=list(engines))
     assert _version(routed) == 2
@@ -308,7 +308,7 @@ def test_a_routing_that_was_damaged_at_rest_is_not_started_from(
 ) -> None:
     routed.stop()
     routes = routed.settings.state_dir / "gateway" / "dynamic" / "routes.json"
-    routes.write_text(routes.read_text()[:100])
+    routes.write_text(routes.read_text(encoding="utf-8")[:100], encoding="utf-8")
     routed.gateway.prepare()
     routed.start()
     assert routed.http.get("/health").json() == {"status": "ok"}

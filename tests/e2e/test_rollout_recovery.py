@@ -80,7 +80,9 @@ def counted(view: RolloutView | None) -> int:
 def gateway_weights(settings: Settings) -> dict[int, int]:
     """What the gateway's file says; it is in force as soon as it is there."""
     file = settings.state_dir / "gateway" / "dynamic" / "routes.json"
-    for route in json.loads(file.read_text())["resources"][0]["virtual_hosts"][0]["routes"]:
+    for route in json.loads(file.read_text(encoding="utf-8"))["resources"][0]["virtual_hosts"][0][
+        "routes"
+    ]:
         shares = route.get("route", {}).get("weighted_clusters", {}).get("clusters", [])
         names = {cluster_name(MODEL, version): version for version in (1, 2)}
         if shares and shares[0]["name"] in names:

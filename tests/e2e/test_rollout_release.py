@@ -62,7 +62,7 @@ def test_a_whole_release_holds_every_check_and_leaves_the_model_as_it_was(
     assert all(step["free"] > 10 and step["callers"] > 10 for step in result["steps"])
     assert [each["version"] for each in result["versions"]] == [1, 2]
     assert all(each["requests"] > 50 for each in result["versions"])
-    assert json.loads((tmp_path / "result.json").read_text())["passed"] is True
+    assert json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))["passed"] is True
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "every check held" in page and "split 30 %" in page
     assert stack.control.model(MODEL).stable == 1

@@ -58,7 +58,10 @@ def _copy(running: RunningGateway, request_id: str) -> Mapping[str, Any]:
     """The shadow log's line of one request."""
 
     def lines() -> list[Mapping[str, Any]]:
-        written = [json.loads(line) for line in running.shadow_log().read_text().splitlines()]
+        written = [
+            json.loads(line)
+            for line in running.shadow_log().read_text(encoding="utf-8").splitlines()
+        ]
         return [line for line in written if line["request_id"] == request_id]
 
     wait_until(lines)
@@ -103,8 +106,10 @@ def test_a_copy_is_logged_apart_from_the_request(copying: RunningGateway) -> Non
         "flags": "-",
     }
     log = copying.access_log()
-    wait_until(lambda: "logged-copy" in log.read_text())
-    (asked,) = [line for line in log.read_text().splitlines() if "logged-copy" in line]
+    wait_until(lambda: "logged-copy" in log.read_text(encoding="utf-8"))
+    (asked,) = [
+        line for line in log.read_text(encoding="utf-8").splitlines() if "logged-copy" in line
+    ]
     assert json.loads(asked)["version"] == "1"
 
 
@@ -138,7 +143,7 @@ def test_the_clusters_of_a_shadow_go_once_it_is_idle(
     def clusters() -> list[str]:
         _apply(copying, engines, NOT_COPIED)
         dynamic = copying.settings.state_dir / "gateway" / "dynamic"
-        resources = json.loads((dynamic / "clusters.json").read_text())["resources"]
+        resources = json.loads((dynamic / "clusters.json").read_text(encoding="utf-8"))["resources"]
         return [cluster["name"] for cluster in resources]
 
     engines[1].delay_s = 0.4 * TIMEOUT_S
@@ -341,7 +346,7 @@ def test_a_version_drains_what_is_copied_to_it(copying: RunningGateway, engines:
     wait_until(lambda: copying.gateway.in_flight("tagger", 2) == 0)
     _apply(copying, engines, ModelRoute("tagger", {1: 100}, (1,)))
     clusters = copying.settings.state_dir / "gateway" / "dynamic" / "clusters.json"
-    assert "tagger-2" not in clusters.read_text()
+    assert "tagger-2" not in clusters.read_text(encoding="utf-8")
 
 
 def test_a_request_that_is_still_uploaded_is_copied_to_a_version_that_leaves(
@@ -394,7 +399,7 @@ def test_the_shadow_log_is_rotated_with_the_access_log(
     _copy(copying, "before-rotation")
     with _small_logs(monkeypatch):
         copying.gateway.rotate_access_log()
-    assert "before-rotation" in log.with_name("shadow.jsonl.1").read_text()
+    assert "before-rotation" in log.with_name("shadow.jsonl.1").read_text(encoding="utf-8")
     assert copying.access_log().with_name("access.jsonl.1").exists()
     wait_until(log.exists)
     _post(copying, "after-rotation")

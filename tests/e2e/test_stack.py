@@ -90,12 +90,12 @@ def test_up_and_down_in_a_folder_with_an_awkward_name(
 
 
 def _assert_secrets_are_private(settings: Settings) -> None:
-    tokens = re.findall(r'"key": "(\w+)"', _key_file(settings).read_text())
+    tokens = re.findall(r'"key": "(\w+)"', _key_file(settings).read_text(encoding="utf-8"))
     control_key = read_key(settings.control_key_file)
     assert control_key
     secrets = ["the-api-key", control_key, *tokens]
     for path in filter(Path.is_file, settings.state_dir.rglob("*")):
-        if any(secret in path.read_text(errors="replace") for secret in secrets):
+        if any(secret in path.read_text(errors="replace", encoding="utf-8") for secret in secrets):
             assert path.stat().st_mode & 0o077 == 0, path
     engine = next(p for p in _processes(settings) if "java" in p.name())
     assert "the-api-key" not in str(engine.environ())
@@ -160,7 +160,7 @@ def test_busy_ports_are_named_with_their_setting_and_holder(settings: Settings) 
 
 def test_what_does_not_start_is_told_with_its_log_and_nothing_stays_up(settings: Settings) -> None:
     start = settings.config_dir / "torchserve" / "start.sh"
-    start.write_text("echo no memory left for a JVM >&2\nexit 3\n")
+    start.write_text("echo no memory left for a JVM >&2\nexit 3\n", encoding="utf-8")
     with pytest.raises(StackError, match=r"(?s)engine-0 does not start.*no memory left for a JVM"):
         control_stack.up(settings, print)
     _assert_nothing_is_left(settings)
@@ -191,7 +191,7 @@ def test_an_up_that_is_cut_short_leaves_nothing_up(
 def test_configuration_that_cannot_be_filled_in_starts_nothing(
     settings: Settings, file: str, text: str, said: str
 ) -> None:
-    (settings.config_dir / file).write_text(text)
+    (settings.config_dir / file).write_text(text, encoding="utf-8")
     with pytest.raises(SettingsError, match=said):
         control_stack.up(settings, print)
     _assert_nothing_is_left(settings)

@@ -324,4 +324,4 @@ def test_a_load_that_another_client_started_is_waited_for(
 
 def test_tokens_are_private(engine: RunningEngine) -> None:
     assert engine.endpoint.key_file.stat().st_mode & 0o077 == 0
-    assert "management" in json.loads(engine.endpoint.key_file.read_text())
+    assert "management" in json.loads(engine.endpoint.key_file.read_text(encoding="utf-8"))

@@ -37,8 +37,8 @@ def test_what_is_found_serves_the_version(
     (pid,) = worker_pids(stack.settings, new_model)[1]
     worker = psutil.Process(pid)
     folder, engine = Path(worker.cwd()), Path(worker.environ()["ENGINE_DIR"])
-    manifest = json.loads((folder / "MAR-INF" / "MANIFEST.json").read_text())
+    manifest = json.loads((folder / "MAR-INF" / "MANIFEST.json").read_text(encoding="utf-8"))
     assert (manifest["model"]["modelName"], manifest["model"]["modelVersion"]) == (new_model, "1")
-    assert (engine / "threads" / f"{new_model}-1").read_text() == "2\n"
+    assert (engine / "threads" / f"{new_model}-1").read_text(encoding="utf-8") == "2\n"
     tuned = [e.detail["tuned"] for e in stack.control.history(new_model) if "tuned" in e.detail]
     assert tuned[-2:] == [str(other), str(START)]

@@ -80,7 +80,7 @@ def _logged(running: RunningStack, request_ids: Sequence[str]) -> list[Mapping[s
     log = running.settings.state_dir / "logs" / "access.jsonl"
 
     def lines() -> list[Mapping[str, Any]]:
-        written = [json.loads(line) for line in log.read_text().splitlines()]
+        written = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
         return [line for line in written if line["request_id"] in request_ids]
 
     wait_until(lambda: len(lines()) == len(request_ids))
@@ -123,7 +123,7 @@ def test_what_one_instance_has_no_worker_for_is_answered_by_the_other(
 ) -> None:
     """TorchServe says 503 to it."""
     endpoint = endpoints(twofold.settings)[0]
-    token = json.loads(endpoint.key_file.read_text())["management"]["key"]
+    token = json.loads(endpoint.key_file.read_text(encoding="utf-8"))["management"]["key"]
     scaled = httpx.put(
         f"http://{endpoint.host}:{endpoint.management_port}/models/{MODEL}/2",
         params={"min_worker": 0, "max_worker": 0, "synchronous": "true"},

@@ -70,10 +70,11 @@ def test_a_handler_that_raises_is_told_by_its_words_and_the_number_stays_free(
     shutil.copytree(PROJECT / "handlers", handlers, ignore=shutil.ignore_patterns("__pycache__"))
     entry = handlers / "torchserve_handler.py"
     entry.write_text(
-        entry.read_text().replace(
+        entry.read_text(encoding="utf-8").replace(
             "def initialize(self, context: Any) -> None:",
             "def initialize(self, context: Any) -> None:\n        raise OSError('no such disk')",
-        )
+        ),
+        encoding="utf-8",
     )
     with zipfile.ZipFile(good) as archive:
         content = {n: archive.read(n) for n in archive.namelist() if n.startswith(("gr", "as"))}

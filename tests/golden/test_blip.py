@@ -102,7 +102,7 @@ def answers(case: Case, loaded: Loaded, given: Arrays) -> Arrays:
         text_mask=given["question_mask"],
     )
     file = loaded.root / loaded.served.options["answer_ids"]
-    answer_ids = np.array(json.loads(file.read_text()))
+    answer_ids = np.array(json.loads(file.read_text(encoding="utf-8")))
     np.testing.assert_array_equal(answer_ids, given["answer_ids"])
     step = CachedStep(EagerBackend(loaded.plans["step"]), loaded.plans["step"].inputs, memory)
     ranked = rank_answers(

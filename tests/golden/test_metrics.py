@@ -185,5 +185,8 @@ def test_captions_by_the_words_of_another_corpus(golden: Golden) -> None:
 
 
 def test_the_copy_holds_every_kind() -> None:
-    held = [json.loads(file.read_text()).keys() for file in Path(COPY / "metrics").glob("*.json")]
+    held = [
+        json.loads(file.read_text(encoding="utf-8")).keys()
+        for file in Path(COPY / "metrics").glob("*.json")
+    ]
     assert all(any(keys >= wanted for keys in held) for wanted in KINDS.values())

@@ -17,7 +17,9 @@ def test_a_recipe_has_golden_or_reference_tests(file: Path) -> None:
     assert recipe.spec.rtol <= 1e-3 and recipe.spec.atol <= 1e-3, "a tolerance that lets all pass"
     tests = Path(__file__).parent / f"test_{file.stem}.py"
     assert tests.is_file(), f"{file.name} needs {tests.name}: golden cases or a reference"
-    functions = [node for node in ast.parse(tests.read_text()).body if _is_test(node)]
+    functions = [
+        node for node in ast.parse(tests.read_text(encoding="utf-8")).body if _is_test(node)
+    ]
     assert functions, f"{tests.name} holds no test"
 
 
@@ -26,7 +28,7 @@ def test_a_recipe_says_what_its_tests_hold_it_to(file: Path) -> None:
     spec = load_recipe(file.stem, EXPORT).spec
     assert spec.reads, f"{file.name} does not say which checkpoints it reads"
     tests = Path(__file__).parent / f"test_{file.stem}.py"
-    assert set(spec.golden) == asked_for(ast.parse(tests.read_text()))
+    assert set(spec.golden) == asked_for(ast.parse(tests.read_text(encoding="utf-8")))
 
 
 def asked_for(tests: ast.Module) -> set[str]:

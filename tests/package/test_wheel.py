@@ -28,7 +28,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installa
     subprocess.run([*pip, *python, *install], check=True)
     [packages] = environment.glob("lib/*/site-packages")
     # a path in a .pth file is searched, but the .pth files there are not read: no editable install
-    (packages / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    (packages / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
     (folder / "empty").mkdir()
     port = free_ports(2)
     ports = {"VLSERVE_CONTROL__PORT": str(port), "VLSERVE_GATEWAY__PORT": str(port + 1)}
@@ -108,8 +108,8 @@ def test_init_makes_a_project_whose_files_win(
         for name in packaged_names(wheel)
         if name.startswith("vlserve/_project/") and not name.endswith("requirements.lock")
     }
-    source = (project / "export" / "resnet.py").read_text()
-    (project / "export" / "mine.py").write_text(source)
+    source = (project / "export" / "resnet.py").read_text(encoding="utf-8")
+    (project / "export" / "mine.py").write_text(source, encoding="utf-8")
     (project / "export" / "resnet.py").unlink()
     (project / "inside").mkdir()
     words = ["vlserve", "recipes", "--json"]

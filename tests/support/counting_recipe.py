@@ -47,7 +47,7 @@ class CountingRecipe:
         return dict(state)
 
     def serve(self, config: Mapping[str, Any], assets: Path) -> Served:
-        (assets / "vocabulary.json").write_text('{"a": 1, "b": 2}')
+        (assets / "vocabulary.json").write_text('{"a": 1, "b": 2}', encoding="utf-8")
         text = TextInput(tokenizer="characters", file="assets/vocabulary.json", max_length=15)
         return Served("tag", ImageInput(height=SIDE, width=SIDE), text, labels=LABELS)
 

@@ -131,7 +131,7 @@ class Eager:
         if "words" not in options:
             tokenizer = Tokenizer.from_file(str(self.root / options["tokenizer"]))
             return str(tokenizer.decode(ids))
-        known = json.loads((self.root / options["words"]).read_text())
+        known = json.loads((self.root / options["words"]).read_text(encoding="utf-8"))
         said = [known[one] for one in ids]
         if options["merge_repeats"]:
             said = [word for at, word in enumerate(said) if at == 0 or said[at - 1] != word]
@@ -162,7 +162,7 @@ def answer(eager: Eager, asked: Asked, given: Arrays) -> Answer:
 
 def ranked(eager: Eager, memory: Arrays) -> list[tuple[str, float]]:
     """Every answer scored alone, as long as it is."""
-    rows = json.loads((eager.root / eager.served.options["answer_ids"]).read_text())
+    rows = json.loads((eager.root / eager.served.options["answer_ids"]).read_text(encoding="utf-8"))
     pad_id = eager.served.text.pad_id if eager.served.text else 0
     assert eager.served.options["candidates"] == len(rows)
     totals = []

@@ -146,10 +146,12 @@ def manifest_of(kind: str, **changed: Any) -> Manifest:
 
 def pipeline_of(kind: str, root: Path, **changed: Any) -> Pipeline:
     manifest = manifest_of(kind, **changed)
-    (root / "echo.json").write_text(json.dumps({"fail_on_id": VOCABULARY[FAILS]}))
-    (root / "characters.json").write_text(json.dumps(VOCABULARY))
-    (root / "answers.json").write_text(json.dumps([[2, 5, 3, 0], [2, 6, 7, 3], [2, 8, 3, 0]]))
-    (root / "said.json").write_text(json.dumps(WORDS))
+    (root / "echo.json").write_text(json.dumps({"fail_on_id": VOCABULARY[FAILS]}), encoding="utf-8")
+    (root / "characters.json").write_text(json.dumps(VOCABULARY), encoding="utf-8")
+    (root / "answers.json").write_text(
+        json.dumps([[2, 5, 3, 0], [2, 6, 7, 3], [2, 8, 3, 0]]), encoding="utf-8"
+    )
+    (root / "said.json").write_text(json.dumps(WORDS), encoding="utf-8")
     wordpiece(WORDS).save(str(root / "words.json"))
     task = load_task(HANDLERS / f"{manifest.task}.py")
     graphs = manifest.graphs.items()

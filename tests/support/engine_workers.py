@@ -13,7 +13,7 @@ def worker_pids(settings: Settings, model: str) -> dict[int, list[int]]:
     """Version -> the process ids of its ready workers, of the first instance; versions without
     workers are there too."""
     endpoint = endpoints(settings)[0]
-    token = json.loads(endpoint.key_file.read_text())["management"]["key"]
+    token = json.loads(endpoint.key_file.read_text(encoding="utf-8"))["management"]["key"]
     response = httpx.get(
         f"http://{endpoint.host}:{endpoint.management_port}/models/{model}/all",
         headers={"Authorization": f"Bearer {token}"},

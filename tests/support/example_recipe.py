@@ -31,7 +31,9 @@ def export_recipe(
         "colour.bias": torch.zeros(3),
     }
     torch.save(weights, folder / f"{NAME}.pth")
-    (folder / "config.json").write_text(json.dumps({"labels": ["red", "green", "blue"]}))
+    (folder / "config.json").write_text(
+        json.dumps({"labels": ["red", "green", "blue"]}), encoding="utf-8"
+    )
     return export_archive(
         str(recipe),
         folder / f"{NAME}.pth",

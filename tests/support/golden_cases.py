@@ -44,7 +44,9 @@ class Case:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        config: dict[str, Any] = json.loads((self.folder / "config.json").read_text())
+        config: dict[str, Any] = json.loads(
+            (self.folder / "config.json").read_text(encoding="utf-8")
+        )
         return config
 
     def arrays(self, name: str) -> dict[str, NDArray[Any]]:
@@ -67,7 +69,7 @@ def key_shapes(name: str) -> dict[str, list[int]]:
     """Parameter name -> shape of a published checkpoint, in its order."""
     file = Path("keys") / f"{name}.json"
     root = golden_folder() if (golden_folder() / file).is_file() else COPY
-    shapes: dict[str, list[int]] = json.loads((root / file).read_text())["keys"]
+    shapes: dict[str, list[int]] = json.loads((root / file).read_text(encoding="utf-8"))["keys"]
     return shapes
 
 

@@ -55,7 +55,9 @@ class OneInputRecipe:
         if config["takes"] == "image":
             return Served("tag", image=ImageInput(height=16, width=16), labels=LABELS)
         file = assets / "characters.json"
-        file.write_text("{" + ", ".join(f'"{chr(i)}": {i}' for i in range(97, 123)) + "}")
+        file.write_text(
+            "{" + ", ".join(f'"{chr(i)}": {i}' for i in range(97, 123)) + "}", encoding="utf-8"
+        )
         text = TextInput(tokenizer="characters", file=f"assets/{file.name}", max_length=15)
         return Served("tag", text=text, labels=LABELS)
 

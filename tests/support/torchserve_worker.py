@@ -90,7 +90,7 @@ class Worker:
         while len(data) < size:
             chunk = self.connection.recv(size - len(data))
             if not chunk:
-                raise EOFError(self.log.read_text())
+                raise EOFError(self.log.read_text(encoding="utf-8"))
             data += chunk
         return data
 

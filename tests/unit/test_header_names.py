@@ -67,6 +67,8 @@ def test_no_file_has_another_name(folder: str) -> None:
 
 def test_the_gateway_s_files_use_each_name_that_is_theirs() -> None:
     files = ("gateway/envoy.yaml", "gateway/engine.lua")
-    used = names_in("".join((PROJECT / "serving_config" / file).read_text() for file in files))
+    used = names_in(
+        "".join((PROJECT / "serving_config" / file).read_text(encoding="utf-8") for file in files)
+    )
     # envoy_config.py renders x-api-key, envoy_routes.py x-model-version
     assert used >= set(TABLE.values()) - {headers.MODEL_VERSION, headers.API_KEY}

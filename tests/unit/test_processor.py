@@ -29,7 +29,7 @@ def test_the_first_processor_counts(
     said: str, vnni: bool | None, name: str | None, tmp_path: Path
 ) -> None:
     file = tmp_path / "cpuinfo"
-    file.write_text(said)
+    file.write_text(said, encoding="utf-8")
     assert (has_vnni(file), processor_name(file)) == (vnni, name)
 
 
@@ -39,10 +39,10 @@ def test_another_system_says_nothing(tmp_path: Path) -> None:
 
 def groups(folder: Path, own: str, files: dict[str, str]) -> dict[str, Path]:
     """A /proc/self/cgroup and a /sys/fs/cgroup."""
-    (folder / "own").write_text(own)
+    (folder / "own").write_text(own, encoding="utf-8")
     for name, content in files.items():
         (folder / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / "groups" / name).write_text(content)
+        (folder / "groups" / name).write_text(content, encoding="utf-8")
     return {"own_groups": folder / "own", "groups": folder / "groups"}
 
 

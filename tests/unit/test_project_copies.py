@@ -17,7 +17,7 @@ def packaged(tmp_path: Path) -> Path:
     folder = tmp_path / "packaged"
     for name in (TAG, ROLLOUT, START):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(f"{name} of 1\n")
+        (folder / name).write_text(f"{name} of 1\n", encoding="utf-8")
     (folder / START).chmod(0o755)
     return folder
 
@@ -30,7 +30,7 @@ def project(tmp_path: Path, packaged: Path) -> Path:
 
 def upgrade(packaged: Path, *names: str) -> None:
     for name in names:
-        (packaged / name).write_text(f"{name} of 2\n")
+        (packaged / name).write_text(f"{name} of 2\n", encoding="utf-8")
 
 
 def test_init_copies_every_packaged_file_and_notes_the_version(tmp_path: Path) -> None:
@@ -49,11 +49,11 @@ def test_init_copies_every_packaged_file_and_notes_the_version(tmp_path: Path) -
 
 def test_init_overwrites_nothing(tmp_path: Path, packaged: Path) -> None:
     (tmp_path / "handlers").mkdir()
-    (tmp_path / TAG).write_text("mine")
+    (tmp_path / TAG).write_text("mine", encoding="utf-8")
     result = write_copies(tmp_path, "1", packaged)
     assert result.kept == (TAG,)
     assert result.written == (ROLLOUT, START)
-    assert (tmp_path / TAG).read_text() == "mine"
+    assert (tmp_path / TAG).read_text(encoding="utf-8") == "mine"
 
 
 def test_init_refuses_a_checkout() -> None:
@@ -67,7 +67,7 @@ def test_a_copy_that_nobody_edited_is_replaced_once(project: Path, packaged: Pat
     renewed = renew_copies(project, "2", packaged)
     assert renewed.replaced == (TAG, START)
     assert not renewed.edited
-    assert (project / TAG).read_text() == f"{TAG} of 2\n"
+    assert (project / TAG).read_text(encoding="utf-8") == f"{TAG} of 2\n"
     assert (project / START).stat().st_mode & 0o777 == 0o755
     marker = read_marker(project)
     assert marker is not None
@@ -80,22 +80,22 @@ def test_a_copy_that_nobody_edited_is_replaced_once(project: Path, packaged: Pat
 def test_an_edited_copy_stays_and_is_named_until_init_notes_it(
     project: Path, packaged: Path
 ) -> None:
-    (project / ROLLOUT).write_text("mine")
+    (project / ROLLOUT).write_text("mine", encoding="utf-8")
     assert renew_copies(project, "1", packaged).edited == ()  # its packaged file is the same
     upgrade(packaged, ROLLOUT)
     for _ in range(2):
         assert renew_copies(project, "2", packaged).edited == (ROLLOUT,)
     write_copies(project, "2", packaged)
     assert renew_copies(project, "2", packaged).edited == ()
-    assert (project / ROLLOUT).read_text() == "mine"
+    assert (project / ROLLOUT).read_text(encoding="utf-8") == "mine"
     upgrade(packaged, TAG)
-    (packaged / ROLLOUT).write_text("of 3")
+    (packaged / ROLLOUT).write_text("of 3", encoding="utf-8")
     assert renew_copies(project, "3", packaged).edited == (ROLLOUT,)
 
 
 def test_a_copy_that_was_brought_up_by_hand_is_not_named(project: Path, packaged: Path) -> None:
     upgrade(packaged, TAG)
-    (project / TAG).write_text((packaged / TAG).read_text())
+    (project / TAG).write_text((packaged / TAG).read_text(encoding="utf-8"), encoding="utf-8")
     renewed = renew_copies(project, "2", packaged)
     assert (renewed.replaced, renewed.edited) == ((), ())
 
@@ -111,7 +111,7 @@ def test_a_deleted_copy_stays_deleted_and_a_new_file_is_not_copied(
 ) -> None:
     (project / TAG).unlink()
     upgrade(packaged, TAG)
-    (packaged / "handlers" / "new.py").write_text("new")
+    (packaged / "handlers" / "new.py").write_text("new", encoding="utf-8")
     renew_copies(project, "2", packaged)
     assert not (project / TAG).exists()
     assert not (project / "handlers" / "new.py").exists()
@@ -122,22 +122,22 @@ def test_the_copy_of_a_file_that_is_gone_goes_unless_it_was_edited(
 ) -> None:
     for name in (TAG, ROLLOUT):
         (packaged / name).unlink()
-    (project / ROLLOUT).write_text("mine")
+    (project / ROLLOUT).write_text("mine", encoding="utf-8")
     renewed = renew_copies(project, "2", packaged)
     assert (renewed.removed, renewed.edited) == ((TAG,), (ROLLOUT,))
     assert not (project / TAG).exists()
-    assert (project / ROLLOUT).read_text() == "mine"
+    assert (project / ROLLOUT).read_text(encoding="utf-8") == "mine"
 
 
 def test_a_folder_without_a_marker_is_left_alone(tmp_path: Path, packaged: Path) -> None:
     (tmp_path / "handlers").mkdir()
-    (tmp_path / TAG).write_text(f"{TAG} of 0\n")
+    (tmp_path / TAG).write_text(f"{TAG} of 0\n", encoding="utf-8")
     assert renew_copies(tmp_path, "1", packaged).replaced == ()
     assert sorted(tmp_path.iterdir()) == [tmp_path / "handlers", packaged]
 
 
 @pytest.mark.parametrize("text", ["{", '{"schema_version": 2, "vlserve": "9", "files": {}}'])
 def test_a_marker_that_cannot_be_read_is_named(project: Path, packaged: Path, text: str) -> None:
-    (project / MARKER).write_text(text)
+    (project / MARKER).write_text(text, encoding="utf-8")
     with pytest.raises(SettingsError, match=MARKER):
         renew_copies(project, "1", packaged)

@@ -80,8 +80,12 @@ def test_a_state_dir_that_the_broken_file_names_is_found_by_the_stack(
 ) -> None:
     elsewhere = tmp_path / "elsewhere"
     (tmp_path / ".vlserve").rename(elsewhere)
-    text = settings_file(elsewhere).read_text().replace(f"{tmp_path}/.vlserve", str(elsewhere))
-    settings_file(elsewhere).write_text(text)
+    text = (
+        settings_file(elsewhere)
+        .read_text(encoding="utf-8")
+        .replace(f"{tmp_path}/.vlserve", str(elsewhere))
+    )
+    settings_file(elsewhere).write_text(text, encoding="utf-8")
     write(tmp_path, "state_dir: elsewhere\ngateway: {")
 
     class OfTheStack:
@@ -107,7 +111,7 @@ def test_the_stack_of_another_project_is_not_taken_for_this_ones(
 @pytest.mark.parametrize("text", ["", "{", '{"gateway": {"port": "x"}}', '{"later": 1}'])
 def test_kept_settings_that_cannot_be_read_are_none(tmp_path: Path, run: Run, text: str) -> None:
     settings_file(tmp_path).parent.mkdir(parents=True)
-    settings_file(tmp_path).write_text(text)
+    settings_file(tmp_path).write_text(text, encoding="utf-8")
     assert read_kept(tmp_path) is None
     assert "vlserve up" in run("history", "tagger").line
 

@@ -35,7 +35,7 @@ def indexing(folder: Path) -> Words:
 def exporting(folder: Path) -> Words:
     state = {"words.weight": torch.zeros(128, 2), "colour.weight": torch.zeros(2, 3)}
     torch.save(state | {"colour.bias": torch.zeros(2)}, folder / "m.pth")
-    (folder / "config.json").write_text(json.dumps({"labels": ["a", "b"]}))
+    (folder / "config.json").write_text(json.dumps({"labels": ["a", "b"]}), encoding="utf-8")
     recipe = str(PROJECT / "examples" / "colours.py")
     return ["export", recipe, "--checkpoint", str(folder / "m.pth"), "--out", str(folder / "out")]
 

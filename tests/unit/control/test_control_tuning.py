@@ -184,12 +184,12 @@ def test_it_lies_beside_the_archive(archive: Path) -> None:
     assert read_tuning(archive) is None
     file = tuning_file(archive)
     assert file.name == "upload.tuning.json"
-    file.write_text(tuning_of(archive).model_dump_json())
+    file.write_text(tuning_of(archive).model_dump_json(), encoding="utf-8")
     assert read_tuning(archive) == tuning_of(archive)
     archive.write_bytes(b"exported again")
     with pytest.raises(TuningInvalid, match="run `vlserve tune` again"):
         read_tuning(archive)
-    file.write_text('{"serving": {"workers": 0}}')
+    file.write_text('{"serving": {"workers": 0}}', encoding="utf-8")
     with pytest.raises(TuningInvalid, match=r"upload\.tuning\.json: .*serving\.workers"):
         read_tuning(archive)
 

@@ -100,10 +100,10 @@ def test_a_worker_that_crashes_leaves_its_last_words_on_stderr() -> None:
 def test_only_what_was_written_since_is_read(tmp_path: Path) -> None:
     assert (log_size(tmp_path), read_since(tmp_path, 0)) == (0, "")
     log = tmp_path / MODEL_LOG
-    log.write_text("before\n")
+    log.write_text("before\n", encoding="utf-8")
     size = log_size(tmp_path)
-    with log.open("a") as file:
+    with log.open("a", encoding="utf-8") as file:
         file.write("since\n")
     assert read_since(tmp_path, size) == "since\n"
-    log.write_text("new\n")  # rotated
+    log.write_text("new\n", encoding="utf-8")  # rotated
     assert read_since(tmp_path, size) == "new\n"

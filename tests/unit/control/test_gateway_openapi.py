@@ -93,7 +93,7 @@ def test_every_task_says_what_it_answers() -> None:
 
 
 def test_a_file_that_is_no_task_is_named(tmp_path: Path) -> None:
-    (tmp_path / "broken.py").write_text("def")
+    (tmp_path / "broken.py").write_text("def", encoding="utf-8")
     with pytest.raises(ArchiveUnreadable, match=r"broken\.py"):
         load_tasks(tmp_path)
 

@@ -121,7 +121,9 @@ def check_pytest(args: list[str], inline: bool) -> None:
 
 
 def check_docker(args: list[str], inline: bool) -> None:
-    services = yaml.safe_load((PROJECT / "docker-compose.yml").read_text())["services"]
+    services = yaml.safe_load((PROJECT / "docker-compose.yml").read_text(encoding="utf-8"))[
+        "services"
+    ]
     match [arg for arg in args if arg != "-T"]:
         case ["compose", "exec", service, "sh", "-c", line, *_]:
             _require(service in services, f"no service {service}")

@@ -18,7 +18,9 @@ def test_a_model_of_the_task_answers_with_its_labels(converter: Converter, tmp_p
     (tmp_path / "handlers").mkdir()
     shutil.copy(TASK, tmp_path / "handlers")
     recipe = tmp_path / "moods.py"
-    recipe.write_text(RECIPE.read_text(encoding="utf-8").replace('"tag"', '"mood"'))
+    recipe.write_text(
+        RECIPE.read_text(encoding="utf-8").replace('"tag"', '"mood"'), encoding="utf-8"
+    )
     report = export_recipe(recipe, tmp_path, converter, project_dir=tmp_path)
     assert report.manifest.task == "mood"
     unpack_archive(report.path, tmp_path / "unpacked")

@@ -42,7 +42,7 @@ def checkpoint(folder: Path, recipe: str, config: dict[str, Any]) -> Path:
     network = load_recipe(recipe, PROJECT / "export").build(config)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(network.state_dict(), folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return folder / "model.safetensors"
 
 
@@ -248,6 +248,6 @@ def test_what_cannot_be_exported_is_refused_at_once(
 def test_a_recipe_file_that_is_none_is_refused(tagger: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.py"
     for text, said in (("def", "cannot be loaded"), ("x = 1", "defines no RECIPE")):
-        broken.write_text(text)
+        broken.write_text(text, encoding="utf-8")
         with pytest.raises(RecipeNotFound, match=said):
             export_archive(str(broken), tagger, tmp_path / "out")

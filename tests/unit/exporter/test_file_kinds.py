@@ -239,7 +239,9 @@ def shards(folder: Path, suffix: str = "safetensors") -> Path:
         (folder / file).write_bytes(raw)
     index = folder / f"model.{suffix}.index.json"
     weight_map = {name: file for file, name in parts.items()}
-    index.write_text(json.dumps({"metadata": {"total_size": 16}, "weight_map": weight_map}))
+    index.write_text(
+        json.dumps({"metadata": {"total_size": 16}, "weight_map": weight_map}), encoding="utf-8"
+    )
     return index
 
 
@@ -284,7 +286,7 @@ def test_an_index_that_cannot_be_followed_is_refused(
     content: str, reason: str, tmp_path: Path
 ) -> None:
     index = shards(tmp_path)
-    index.write_text(content)
+    index.write_text(content, encoding="utf-8")
     with pytest.raises(CheckpointMismatch, match=reason):
         read_checkpoint(index)
 

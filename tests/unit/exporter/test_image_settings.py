@@ -80,7 +80,7 @@ def test_usual_numbers_pass(mean: list[float], std: list[float]) -> None:
 
 
 def written(folder: Path, name: str, content: Any) -> None:
-    (folder / name).write_text(json.dumps(content))
+    (folder / name).write_text(json.dumps(content), encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_a_processor_without_image_settings_leaves_the_older_file(tmp_path: Path
     ],
 )
 def test_settings_that_are_not_read_are_refused(content: str, reason: str, tmp_path: Path) -> None:
-    (tmp_path / "preprocessor_config.json").write_text(content)
+    (tmp_path / "preprocessor_config.json").write_text(content, encoding="utf-8")
     with pytest.raises(ExportError, match=reason):
         published_image(tmp_path)
 

@@ -31,8 +31,10 @@ from vlserve.runtime.manifest import (
 def handlers(tmp_path: Path) -> Path:
     folder = tmp_path / "handlers"
     folder.mkdir()
-    (folder / "tag.py").write_text("TASK = None\n")
-    (folder / "torchserve_handler.py").write_text("def handle(data, context): ...\n")
+    (folder / "tag.py").write_text("TASK = None\n", encoding="utf-8")
+    (folder / "torchserve_handler.py").write_text(
+        "def handle(data, context): ...\n", encoding="utf-8"
+    )
     return folder
 
 

@@ -35,7 +35,7 @@ def test_what_transformers_writes_is_read(tmp_path: Path) -> None:
 
 
 def test_vocab_txt_is_preferred_and_may_begin_with_a_mark(tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer_json()))
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer_json()), encoding="utf-8")
     assert read_vocabulary(tmp_path / "vocab.txt") == WORDS
     assert read_vocabulary(tmp_path / "tokenizer.json") == WORDS
     (tmp_path / "vocab.txt").write_text("\ufeff[PAD]\r\n[UNK]\r\n", encoding="utf-8")
@@ -56,7 +56,7 @@ def test_vocab_txt_is_preferred_and_may_begin_with_a_mark(tmp_path: Path) -> Non
     ids=["bpe", "object", "list", "cased", "hole", "ids", "added"],
 )
 def test_another_tokenizer_is_refused(content: Any, reason: str, tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(ExportError, match=rf"tokenizer\.json {reason}"):
         read_vocabulary(tmp_path / "vocab.txt")
 

@@ -187,7 +187,7 @@ def test_a_recipe_gets_the_names_that_it_knows(prefix: str, tmp_path: Path) -> N
     }
     named = {f"{prefix}{name}": tensor for name, tensor in state.items()}
     torch.save({"net": named, "ema": named}, tmp_path / "m.pth")
-    (tmp_path / "config.json").write_text(json.dumps({"labels": ["a", "b", "c"]}))
+    (tmp_path / "config.json").write_text(json.dumps({"labels": ["a", "b", "c"]}), encoding="utf-8")
     trained = read_trained(COLOURS, tmp_path / "m.pth", None, load_settings())
     assert trained.prefix == prefix
     for name, tensor in trained.network.state_dict().items():

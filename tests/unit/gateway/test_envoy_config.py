@@ -16,7 +16,7 @@ from vlserve.errors import SettingsError
 from vlserve.settings import EngineSettings, GatewaySettings, Settings
 
 PROJECT = Path(__file__).parents[3]
-TEMPLATE = (PROJECT / "serving_config" / "gateway" / "envoy.yaml").read_text()
+TEMPLATE = (PROJECT / "serving_config" / "gateway" / "envoy.yaml").read_text(encoding="utf-8")
 
 ONE = Instance("engine-0", "127.0.0.1", 8180, "token-0")
 OTHER = Instance("engine-1", "127.0.0.1", 8190, "token-1")

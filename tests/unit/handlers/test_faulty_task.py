@@ -25,7 +25,7 @@ def twin_of(pipeline: Pipeline, root: Path, fault: Fault) -> Pipeline:
     (root / "assets").mkdir()
     shutil.copy(HANDLERS / f"{task}.py", root / "handlers" / f"drilled_{task}.py")
     shutil.copy(FAULTY_TASK, root / "handlers" / f"{task}.py")
-    (root / "assets" / "fault.json").write_text(json.dumps(vars(fault)))
+    (root / "assets" / "fault.json").write_text(json.dumps(vars(fault)), encoding="utf-8")
     probe = Probe(fields=asked_of(pipeline.manifest)[0].fields(), answer={})
     manifest = pipeline.manifest.model_copy(update={"probes": (probe,)})
     faulty = load_task(root / "handlers" / f"{task}.py")

@@ -71,7 +71,7 @@ def test_a_closed_loop_keeps_its_connections_and_tells_versions_apart(tmp_path: 
     assert result.stages.all.stage_ms["queue"] == pytest.approx(0.5)
     assert [row[0] for row in stage_table(result.stages)[1]] == [*STAGES, "together"]
     assert (tmp_path / "stages.png").read_bytes().startswith(b"\x89PNG")
-    everything = (tmp_path / "locust.log").read_text() + json.dumps(saved)
+    everything = (tmp_path / "locust.log").read_text(encoding="utf-8") + json.dumps(saved)
     assert "k-1" not in everything
 
 
@@ -177,7 +177,9 @@ def test_locust_failing_is_an_error_with_its_own_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "loadtest").mkdir()
-    (tmp_path / "loadtest" / "locustfile.py").write_text("raise RuntimeError('no such mix')\n")
+    (tmp_path / "loadtest" / "locustfile.py").write_text(
+        "raise RuntimeError('no such mix')\n", encoding="utf-8"
+    )
     monkeypatch.setenv("VLSERVE_PROJECT_DIR", os.fspath(tmp_path))
     plan = StressPlan(url="http://127.0.0.1:9", model="tagger", users=1)
     with pytest.raises(StressError, match=r"exit code 1.*no such mix"):
@@ -198,6 +200,6 @@ def test_the_limit_of_a_server_with_a_known_capacity(tmp_path: Path) -> None:
     heads, rows = limit_table(limit)
     assert len(rows) == len(limit.steps) and len(heads) == len(rows[0])
     assert f"held: {limit.highest_held_per_s:g} requests/s" in limit_verdict(limit)
-    saved = json.loads((tmp_path / "limit.json").read_text())
+    saved = json.loads((tmp_path / "limit.json").read_text(encoding="utf-8"))
     assert saved["highest_held_per_s"] == limit.highest_held_per_s
     assert all(Path(step["result"]["report"]).is_file() for step in saved["steps"])

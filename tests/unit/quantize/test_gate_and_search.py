@@ -50,7 +50,9 @@ def test_captions_agree_when_they_are_the_same_to_their_end() -> None:
 
 def test_the_gate_asks_about_items_that_did_not_calibrate(tmp_path: Path) -> None:
     file = tmp_path / "items.jsonl"
-    file.write_text("".join(f'{{"id": "{n}", "img": "a/{n}.jpg"}}\n' for n in range(300)))
+    file.write_text(
+        "".join(f'{{"id": "{n}", "img": "a/{n}.jpg"}}\n' for n in range(300)), encoding="utf-8"
+    )
     parts = read_parts(file)
     calibrated = {line["id"] for line in parts.calibrated}
     assert len(calibrated) == 64 and len(parts.gated) == 236 and parts.held_out
@@ -61,7 +63,7 @@ def test_the_gate_asks_about_items_that_did_not_calibrate(tmp_path: Path) -> Non
 
 def test_a_short_file_serves_both(tmp_path: Path) -> None:
     file = tmp_path / "items.jsonl"
-    file.write_text("".join(f'{{"id": "{n}"}}\n' for n in range(59)))
+    file.write_text("".join(f'{{"id": "{n}"}}\n' for n in range(59)), encoding="utf-8")
     parts = read_parts(file)
     assert parts.calibrated == parts.gated and not parts.held_out
 

@@ -58,7 +58,7 @@ def questions(folder: Path, dim: int, answers: Sequence[str]) -> Path:
         label = answers[place % len(answers)]
         lines.append({"id": str(place), "features": name, "text": text, "label": label})
     file = folder / "questions.jsonl"
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return file
 
 
@@ -145,7 +145,7 @@ def test_padding_and_neighbours_change_an_answer_by_roundings_alone(
     report, file = int8_answers
     unpack_archive(report.path, tmp_path / "int8")
     pipeline = open_folder(tmp_path / "int8")
-    lines = [json.loads(line) for line in file.read_text().splitlines()[:9]]
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()[:9]]
     requests = [
         Request({"features": (file.parent / line["features"]).read_bytes(), "text": line["text"]})
         for line in lines
@@ -169,7 +169,7 @@ def test_a_runtime_that_is_not_ours_is_refused(
 ) -> None:
     folder = tmp_path / "older"
     manifest = unpack_archive(tagger.path, folder)
-    with (folder / "vlserve" / "runtime" / "inputs.py").open("a") as file:
+    with (folder / "vlserve" / "runtime" / "inputs.py").open("a", encoding="utf-8") as file:
         file.write("# as it was\n")
     members = {name: folder / name for name in manifest.files}
     older = pack_members(tmp_path / "packed", draft_of(manifest), members)
@@ -197,10 +197,12 @@ def test_items_that_the_archive_cannot_answer_are_refused(
     tagger: ExportReport, tmp_path: Path
 ) -> None:
     file = tmp_path / "items.jsonl"
-    file.write_text('{"id": "1", "img": "missing.jpg", "text": "a", "label": "b"}\n')
+    file.write_text(
+        '{"id": "1", "img": "missing.jpg", "text": "a", "label": "b"}\n', encoding="utf-8"
+    )
     with pytest.raises(DataError, match="answers no item of the calibration file: image"):
         quantise_archive(tagger.path, file, tmp_path / "out")
-    file.write_text("\n")
+    file.write_text("\n", encoding="utf-8")
     with pytest.raises(DataError, match="no usable line"):
         quantise_archive(tagger.path, file, tmp_path / "out")
 

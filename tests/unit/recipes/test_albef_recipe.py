@@ -105,7 +105,9 @@ def test_answers_rank_alike_over_exported_graphs(exports: Exports, tmp_path: Pat
     given = {name: tensor.numpy() for name, tensor in inputs.items()}
     (tmp_path / "assets").mkdir()
     served = RECIPE.serve(model.config, tmp_path / "assets")
-    answer_ids = np.array(json.loads((tmp_path / served.options["answer_ids"]).read_text()))
+    answer_ids = np.array(
+        json.loads((tmp_path / served.options["answer_ids"]).read_text(encoding="utf-8"))
+    )
     assert answer_ids.tolist() == [[2, 8, 3, 0, 0], [2, 5, 6, 7, 3], [2, 9, 10, 3, 0]]
     rules = Ranking(served.options["candidates"], served.options["first_word_twice"])
 
@@ -259,7 +261,7 @@ def text_input(task: str, folder: Path, **said: Any) -> tuple[Tokenizer, TextInp
 
 def original_ids(text: str, words: int, tokens: int | None, folder: Path) -> list[int]:
     """[CLS] and the pieces, without [SEP], as the original's tokenizer writes them."""
-    (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
+    (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n", encoding="utf-8")
     from transformers import BertTokenizer
 
     bert = BertTokenizer(str(folder / "vocab.txt"))

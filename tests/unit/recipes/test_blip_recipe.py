@@ -218,7 +218,7 @@ def test_what_is_no_blip_checkpoint_is_refused_with_the_reason(case: str) -> Non
 
 def test_a_config_that_cannot_work_says_why(tmp_path: Path) -> None:
     state = of_task("answer", image={"height": 16, "width": 16}).network.state_dict()
-    (tmp_path / "vocab.txt").write_text("\n".join(WORDS[:-1]) + "\n")
+    (tmp_path / "vocab.txt").write_text("\n".join(WORDS[:-1]) + "\n", encoding="utf-8")
     for said, reason in (
         ({"max_length": 99}, "max_length is over the 24 positions"),
         ({"image": {"height": 20}}, "multiples of the patch, 8"),
@@ -241,7 +241,7 @@ def test_what_a_task_is_told(tmp_path: Path) -> None:
     ranked = RECIPE.serve(of_task("answer").config, tmp_path / "assets")
     assert ranked.labels == ("cat", "a dog", "dogs") and ranked.text is not None
     start, end = len(WORDS), WORDS.index("[SEP]")
-    answers = json.loads((tmp_path / ranked.options["answer_ids"]).read_text())
+    answers = json.loads((tmp_path / ranked.options["answer_ids"]).read_text(encoding="utf-8"))
     assert answers == [[start, 8, end, 0], [start, 5, 9, end], [start, 9, 10, end]]
     tokenizer = load_tokenizer(ranked.text, tmp_path)
     assert tokenizer.ids("A dog, cats").tolist() == [2, 5, 9, 1, 8, 10, 3]

@@ -369,7 +369,7 @@ def test_what_the_task_is_told(family: str, tmp_path: Path) -> None:
     assert (served.task, served.image, served.text) == ("caption", None, None)
     assert served.regions is not None
     assert served.regions.max_regions == (12 if family == "s2" else 20)
-    words = json.loads((tmp_path / served.options["words"]).read_text())
+    words = json.loads((tmp_path / served.options["words"]).read_text(encoding="utf-8"))
     assert words == WORDS
     assert {name: value for name, value in served.options.items() if name != "words"} == {
         "prompt_ids": [START],

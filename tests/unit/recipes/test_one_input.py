@@ -31,7 +31,7 @@ each_kind = pytest.mark.parametrize("takes", FIELDS)
 
 def write_checkpoint(folder: Path, takes: str) -> Path:
     torch.manual_seed(0)
-    (folder / "config.json").write_text(json.dumps({"takes": takes}))
+    (folder / "config.json").write_text(json.dumps({"takes": takes}), encoding="utf-8")
     torch.save(RECIPE.build({"takes": takes}).state_dict(), folder / "model.pth")
     return folder / "model.pth"
 

@@ -162,7 +162,10 @@ def test_pooling_decides_inputs_and_padding(
     assert served.text is not None and served.image is not None
     assert (served.text.pad_to_max, served.text.unknown_id) == (pad_to_max, 2)
     assert (served.labels, served.multi_label) == (("cat", "dog", "car"), True)
-    assert json.loads((tmp_path / Path(served.text.file).name).read_text()) == {"a": 1, "猫": 9}
+    assert json.loads((tmp_path / Path(served.text.file).name).read_text(encoding="utf-8")) == {
+        "a": 1,
+        "猫": 9,
+    }
     example = RECIPE.example("model", config, {"batch": 3, "text": 5}, seed=1)
     assert list(example) == inputs
     assert (example["text_ids"][:, -1] == 0).any(), "an example without padding proves little"

@@ -302,7 +302,7 @@ def test_a_head_that_the_checkpoint_lacks_is_named(tmp_path: Path) -> None:
 
 def test_answers_are_as_many_as_the_heads(tmp_path: Path) -> None:
     state = of_task("answer").network.state_dict()
-    (tmp_path / "answers.json").write_text(json.dumps(["cat", "dog"]))
+    (tmp_path / "answers.json").write_text(json.dumps(["cat", "dog"]), encoding="utf-8")
     said = SAID | PUBLISHED | {"answers": "answers.json"}
     config = RECIPE.complete_config(said, state, tmp_path)
     with pytest.raises(ExportError, match="names 2 answers, the checkpoint has 3"):

@@ -161,7 +161,7 @@ def transformers_config(**options: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("family", RECIPES)
 def test_transformers_config_is_read_as_it_is(family: str, tmp_path: Path) -> None:
-    (tmp_path / "vocab.txt").write_text("\n".join(WORDS) + "\n")
+    (tmp_path / "vocab.txt").write_text("\n".join(WORDS) + "\n", encoding="utf-8")
     state = dict(model(family, "answer").network.state_dict())
     state["visual_bert.embeddings.position_ids"] = torch.arange(24).unsqueeze(0)
     config = RECIPES[family].complete_config(transformers_config(), state, tmp_path)
@@ -271,7 +271,7 @@ def test_names_of_the_classes_are_needed_and_may_lie_in_a_file(tmp_path: Path) -
     recipe, state = RECIPES["visualbert"], model("visualbert", "answer").network.state_dict()
     with pytest.raises(ExportError, match="names no answers"):
         recipe.serve(recipe.complete_config(SAID, state, tmp_path), tmp_path)
-    (tmp_path / "answers.json").write_text(json.dumps(["x", "y", "z"]))
+    (tmp_path / "answers.json").write_text(json.dumps(["x", "y", "z"]), encoding="utf-8")
     config = recipe.complete_config(SAID | {"answers": "answers.json"}, state, tmp_path)
     assert config["answers"] == ["x", "y", "z"]
     with pytest.raises(ExportError, match=r"answers none\.json cannot be read"):

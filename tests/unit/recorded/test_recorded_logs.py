@@ -15,7 +15,10 @@ BOTH = Pair(candidate=2, stable=1)
 
 
 def lines(project: Path, name: str) -> list[Line]:
-    return [json.loads(line) for line in (project / LOGS / name).read_text().splitlines()]
+    return [
+        json.loads(line)
+        for line in (project / LOGS / name).read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def same(read: Any, fields: Line) -> bool:

@@ -226,7 +226,7 @@ def test_an_archive_whose_code_fails_says_why(tmp_path: Path) -> None:
     archive = pack_echo_dual(tmp_path)
     handlers = tmp_path / "handlers"
     handlers.mkdir()
-    (handlers / "retrieve.py").write_text("import nothing_of_this_name\n")
+    (handlers / "retrieve.py").write_text("import nothing_of_this_name\n", encoding="utf-8")
     (handlers / "match.py").write_bytes((HANDLERS_DIR / "match.py").read_bytes())
     (handlers / "torchserve_handler.py").write_bytes(b"")
     with pytest.raises(ArchiveError, match="nothing_of_this_name"):
@@ -258,7 +258,9 @@ def test_arrays_are_plain_and_as_documented(tmp_path: Path) -> None:
     unpack_archive(report.path, tmp_path / "unpacked")
     folder = tmp_path / "unpacked" / "assets" / "index"
     arrays = {file.stem: np.load(file, allow_pickle=False) for file in folder.glob("*.npy")}
-    assert json.loads((folder / "ids.json").read_text()) == [f"a#{n}" for n in range(len(TEXTS))]
+    assert json.loads((folder / "ids.json").read_text(encoding="utf-8")) == [
+        f"a#{n}" for n in range(len(TEXTS))
+    ]
     lengths = [max(len(text), 1) for text in TEXTS]
     assert np.diff(arrays["offsets"]).tolist() == [min(length, 15) for length in lengths]
     assert arrays["text_states"].shape == (arrays["offsets"][-1], 4)

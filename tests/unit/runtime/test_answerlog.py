@@ -47,7 +47,7 @@ def test_one_line_an_answer_without_what_was_sent(pipeline: Pipeline, tmp_path: 
     assert list(good["scores"]) == best
     assert set(good["stage_ms"]) == {"decode", "tokenise", "infer", "postprocess", "serialise"}
     assert (bad["request_id"], bad["error"]) == ("b", "field_invalid")
-    assert probe.fields["text"] not in log.read_text()
+    assert probe.fields["text"] not in log.read_text(encoding="utf-8")
 
 
 def test_a_renamed_log_is_followed_by_a_new_one(pipeline: Pipeline, tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_a_renamed_log_is_followed_by_a_new_one(pipeline: Pipeline, tmp_path: Pa
 def test_a_log_that_cannot_be_is_no_reason_not_to_answer(
     pipeline: Pipeline, tmp_path: Path
 ) -> None:
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     result = BatchResult([ItemError(ErrorCode.FIELD_INVALID, "no text")])
     for path in (None, tmp_path / "file" / "answers.jsonl"):
         AnswerLog(path).write(pipeline.manifest, pipeline.task, ["a"], result)

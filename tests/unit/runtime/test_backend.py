@@ -97,7 +97,7 @@ ECHO = {
 
 
 def echo(folder: Path, **settings: Any) -> Backend:
-    (folder / "model.echo.json").write_text(json.dumps(settings))
+    (folder / "model.echo.json").write_text(json.dumps(settings), encoding="utf-8")
     return open_backend(graph("model.echo.json", "echo", ECHO), folder, threads=1)
 
 

@@ -26,7 +26,7 @@ class {name}(Task[Asked]):
 
 def test_one_task_a_file(tmp_path: Path) -> None:
     file = tmp_path / "count.py"
-    file.write_text(TASK.format(name="Count"))
+    file.write_text(TASK.format(name="Count"), encoding="utf-8")
     task = load_task(file)
     assert task.__name__ == "Count"
     assert set(task.fields.model_fields) == {"n"}
@@ -44,7 +44,7 @@ def test_one_task_a_file(tmp_path: Path) -> None:
 )
 def test_what_is_no_task_file(tmp_path: Path, source: str, why: str) -> None:
     file = tmp_path / "count.py"
-    file.write_text(source)
+    file.write_text(source, encoding="utf-8")
     with pytest.raises(ArchiveUnreadable, match=why):
         load_task(file)
 

@@ -125,7 +125,7 @@ def test_texts_together_have_the_ids_of_each_alone(tmp_path: Path) -> None:
 
 
 def test_a_broken_wordpiece_file(tmp_path: Path) -> None:
-    (tmp_path / "t.json").write_text("{}")
+    (tmp_path / "t.json").write_text("{}", encoding="utf-8")
     spec = TextInput(tokenizer="wordpiece", file="t.json", max_length=5)
     with pytest.raises(ArchiveUnreadable, match=r"t\.json"):
         load_tokenizer(spec, tmp_path)

@@ -34,7 +34,7 @@ class Says:
 
 
 def writer(root: Path, **options: Any) -> Writer:
-    (root / "words.json").write_text(json.dumps(WORDS))
+    (root / "words.json").write_text(json.dumps(WORDS), encoding="utf-8")
     wordpiece(WORDS).save(str(root / "tokenizer.json"))
     axes = {"token_ids": ["batch", "beams", "tokens"], "past_place": ["batch", "beams", "past", 1]}
     inputs = [
@@ -192,6 +192,6 @@ def test_the_prompt_is_no_part_of_the_text(tmp_path: Path) -> None:
 def test_options_that_cannot_be(
     options: dict[str, Any], error: type[Exception], said: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "deep.json").write_text("[" * 20_000)
+    (tmp_path / "deep.json").write_text("[" * 20_000, encoding="utf-8")
     with pytest.raises(error, match=said):
         writer(tmp_path, **options)

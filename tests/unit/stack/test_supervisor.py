@@ -43,7 +43,9 @@ def test_instances_share_no_port_folder_or_socket_folder(tmp_path: Path) -> None
     conf = _written(settings)
     assert conf["program:engine-0"]["environment"] != conf["program:engine-1"]["environment"]
     lines = [
-        (settings.state_dir / f"engine-{index}" / "config.properties").read_text().splitlines()
+        (settings.state_dir / f"engine-{index}" / "config.properties")
+        .read_text(encoding="utf-8")
+        .splitlines()
         for index in range(2)
     ]
     first, second = (

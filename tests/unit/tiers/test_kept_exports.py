@@ -108,16 +108,16 @@ def test_an_export_is_made_once(tmp_path: Path) -> None:
 
     def make(folder: Path) -> None:
         calls.append(folder)
-        (folder / "graph").write_text("x")
+        (folder / "graph").write_text("x", encoding="utf-8")
 
     first = kept.get_or_make("key", make)
     assert kept.get_or_make("key", make) == first == kept.get("key")
-    assert len(calls) == 1 and (first / "graph").read_text() == "x"
+    assert len(calls) == 1 and (first / "graph").read_text(encoding="utf-8") == "x"
 
 
 def test_one_that_fails_leaves_nothing(tmp_path: Path) -> None:
     def make(folder: Path) -> None:
-        (folder / "half").write_text("x")
+        (folder / "half").write_text("x", encoding="utf-8")
         raise ValueError("no")
 
     kept = KeptExports(tmp_path)
@@ -131,7 +131,7 @@ def test_of_two_that_make_the_same_one_is_kept(tmp_path: Path) -> None:
     kept, both, given = KeptExports(tmp_path), threading.Barrier(2, timeout=10), []
 
     def make(folder: Path) -> None:
-        (folder / "graph").write_text("x")
+        (folder / "graph").write_text("x", encoding="utf-8")
         both.wait()
 
     threads = [
