@@ -39,6 +39,9 @@ WINDOW_BATCHES = 8
 """Batches of rows that are read ahead, so that those of like length share a batch."""
 ROW_ID, ROW, CODE, MESSAGE = "id", "row", "error_code", "error_message"
 BEAT_S = 1.0
+MOST_TRIES = {"worker_killed": 2}
+"""How often a row runs alone, by how its worker ended: a worker may be killed for no fault of the
+row's, as by the kernel that is out of memory."""
 
 
 @dataclass
@@ -141,17 +144,22 @@ class PartWorker:
         self, rows: Iterator[InputRow], files: PartFiles, fate: Sequence[str]
     ) -> Iterator[tuple[OutputRow, list[str]]]:
         known = files.partial_rows()
-        guilty = files.note()
-        if fate and guilty is not None and int(guilty[ROW]) not in {int(r[ROW]) for r in known}:
-            guilty |= {CODE: fate[0], MESSAGE: fate[1]}
-            files.add_partial(guilty)
-            known.append(guilty)
+        note = files.note() or {}
+        suspect, tries = note.get("suspect"), int(note.get("tries", 0))
         before = {int(row[ROW]): row for row in known}
+        if fate and suspect and int(suspect[ROW]) not in before:
+            if tries >= MOST_TRIES.get(fate[0], 1):
+                guilty = suspect | {CODE: fate[0], MESSAGE: fate[1]}
+                files.add_partial(guilty)
+                before[int(suspect[ROW])] = guilty
+        else:
+            tries = 0
         for row in rows:
             if row.row in before:
                 yield before[row.row], self._labels(before[row.row])
                 continue
-            files.write_note(self._prototype(row))
+            tried = tries if suspect and int(suspect[ROW]) == row.row else 0
+            files.write_note({"suspect": self._prototype(row), "tries": tried + 1})
             for output, labels in self._answers([row]):
                 files.add_partial(output)
                 yield output, labels
@@ -211,7 +219,7 @@ def main() -> None:
             try:
                 reply(receipt=worker.run(order, beat))
             except OSError as error:  # not of an item: what is written, or spooled
-                reply(failed=str(error))
+                reply(failed=error.strerror or str(error))
 
 
 if __name__ == "__main__":

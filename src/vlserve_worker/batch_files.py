@@ -71,16 +71,16 @@ class PartFiles:
         with self._partial.open("ab") as file:
             file.write(json.dumps(row, default=_as_text).encode() + b"\n")
 
-    def note(self) -> OutputRow | None:
-        """Return the row that ran when a careful run ended."""
+    def note(self) -> dict[str, Any] | None:
+        """Return the row that ran when a careful run ended, and how often it has run."""
         try:
-            row: OutputRow = json.loads(self._note.read_bytes())
+            note: dict[str, Any] = json.loads(self._note.read_bytes())
         except (FileNotFoundError, ValueError):
             return None
-        return row
+        return note
 
-    def write_note(self, row: OutputRow) -> None:
-        self._note.write_text(json.dumps(row, default=_as_text), encoding="utf-8")
+    def write_note(self, note: Mapping[str, Any]) -> None:
+        self._note.write_text(json.dumps(note, default=_as_text), encoding="utf-8")
 
 
 class Writer(Protocol):

@@ -27,6 +27,7 @@ _OPEN_WITHIN_S = 600.0
 """A worker checks and opens the archive, which may have gigabytes."""
 _STUCK_AFTER = 2
 """Deaths of workers at one part without a row more."""
+_MOST_FAILED_STARTS = 8
 
 Show = Callable[[str], None]
 
@@ -61,6 +62,8 @@ class Work:
     idle: list[int] = field(default_factory=list)
     deaths: dict[int, Deaths] = field(default_factory=dict)
     is_begun: bool = False
+    failed_starts: int = 0
+    """Of workers that ended before they were ready; the archive's code has started before."""
 
     def next_order(self) -> Order | None:
         return self.again.popleft() if self.again else next(self.orders, None)
@@ -88,26 +91,30 @@ def run_batch(
         show: Takes lines of progress.
 
     Raises:
-        BatchError: The folder holds another job, or workers die without a row's fault.
+        BatchError: The folder holds another job or cannot be written, or workers die without a
+            row's fault.
         DataError: An input file cannot be read.
         ArchiveError: The archive is bad.
     """
     record = describe(archive, patterns, options)
     folder, started, cpu_s = JobFolder(out), time.monotonic(), _cpu_s()
-    with folder.locked() as lock:
-        folder.begin(record)
-        before = folder.receipts()
-        job = Job(folder, record, crewing, show)
-        job.answer(job.orders(cut(record.sources), before, retry_errors=retry_errors), lock)
-        run = {
-            "parts_of_earlier_runs": len(before),
-            "seconds": round(time.monotonic() - started, 1),
-            "rows_per_s": round(job.pace.rows / max(time.monotonic() - started, 1e-6), 2),
-            "run_cpu_seconds": round(_cpu_s() - cpu_s, 1),
-            "core_hour_price": core_hour_price,
-        }
-        report = make_report(record, folder, run, core_hour_price)
-        write_report(folder, report)
+    try:
+        with folder.locked() as lock:
+            folder.begin(record)
+            before = folder.receipts()
+            job = Job(folder, record, crewing, show)
+            job.answer(job.orders(cut(record.sources), before, retry_errors=retry_errors), lock)
+            run = {
+                "parts_of_earlier_runs": len(before),
+                "seconds": round(time.monotonic() - started, 1),
+                "rows_per_s": round(job.pace.rows / max(time.monotonic() - started, 1e-6), 2),
+                "run_cpu_seconds": round(_cpu_s() - cpu_s, 1),
+                "core_hour_price": core_hour_price,
+            }
+            report = make_report(record, folder, run, core_hour_price)
+            write_report(folder, report)
+    except OSError as error:
+        raise BatchError(_unwritten(out, error.strerror or error)) from error
     return report
 
 
@@ -218,7 +225,10 @@ class Job:
                 folder=place if part.file else "",
             )
         spool = self._folder.spool / f"{part.number:05}.jsonl"
-        spool.write_bytes(b"".join(line + b"\n" for line in part.lines))
+        try:
+            spool.write_bytes(b"".join(line + b"\n" for line in part.lines))
+        except OSError as error:
+            raise BatchError(_unwritten(spool, error.strerror)) from error
         return Order(part.number, part.first_row, place, str(spool))
 
     def _hand_out(self, crew: Crew, work: Work) -> None:
@@ -241,7 +251,7 @@ class Job:
                     work.is_begun, self.pace.began_at = True, time.monotonic()
                 work.idle.append(reply.worker)
             case {"failed": why}:
-                raise BatchError(f"{why}; mend it and start the same command again: it goes on")
+                raise BatchError(_unwritten(self._folder.out, why))
             case {"receipt": receipt}:
                 order = work.busy.pop(reply.worker)
                 work.idle.append(reply.worker)
@@ -254,8 +264,19 @@ class Job:
         code = crew.remove(worker).exit_code or 0
         order = work.busy.pop(worker, None)
         if order is None:
-            raise BatchError(f"the archive's code does not start: {crew.last_words()}")
+            self._replace(crew, work, worker)
+            return
         self._order_again(crew, work, order, (KILLED, f"its worker ended by {_ended(code)}"))
+
+    def _replace(self, crew: Crew, work: Work, worker: int) -> None:
+        """A worker has ended that had nothing to do, or was not ready yet."""
+        if worker in work.idle:
+            work.idle.remove(worker)
+        else:
+            work.failed_starts += 1
+            if work.failed_starts > _MOST_FAILED_STARTS or not work.is_begun:
+                raise BatchError(f"the archive's code does not start: {crew.last_words()}")
+        crew.start_one()
 
     def _end_hung(self, crew: Crew, work: Work) -> None:
         limit_s = self._crewing.item_timeout_s
@@ -288,6 +309,10 @@ class Job:
         failed, share = sum(receipt.errors.values()), self._shares.pop(receipt.part)
         self.pace.count(receipt.rows, failed, share)
         self._show(self.pace.line(time.monotonic()))
+
+
+def _unwritten(path: Path, why: object) -> str:
+    return f"{path} cannot be written: {why}; mend it, and the same command goes on"
 
 
 def _ended(code: int) -> str:
