@@ -18,7 +18,7 @@ from vlserve.testing.stand_in_engine import stand_in
 
 pytestmark = pytest.mark.long
 
-ROOMS = ("endurance", "models", "release", "serving")
+ROOMS = ("endurance", "models", "offline", "release", "serving")
 PROGRAMS = sorted(
     f"{room}.{file.stem}"
     for room in ROOMS
@@ -130,6 +130,21 @@ def test_shadow_costs_no_request(tmp_path: Path) -> None:
     out = tmp_path / "shadow.json"
     run("release.shadow", "--rounds", 1, "--seconds", 1, "--rate", 60, "--out", out)
     assert json.loads(out.read_text(encoding="utf-8"))["lost"] == 0
+
+
+def test_offline_ways_are_held_against_the_limit(archive: Path, tmp_path: Path) -> None:
+    out = tmp_path / "offline.json"
+    short = ("--rows", 96, "--rounds", 1, "--ways", "job,pool", "--out", out)
+    table = run("offline.batch", "--archive", archive, *short)
+    assert "vlserve batch" in table and "multiprocessing" in table
+    (turns,) = json.loads(out.read_text())
+    assert [turn["way"] for turn in turns] == ["limit", "vlserve batch", "multiprocessing"]
+
+
+def test_kills_lose_no_row(tmp_path: Path) -> None:
+    out = tmp_path / "kills.json"
+    run("offline.kills", "--rows", 3000, "--driver-kill", 3, "--worker-kill", 2, "--out", out)
+    assert json.loads(out.read_text())["wrong"] == []
 
 
 def test_split_is_by_weight() -> None:

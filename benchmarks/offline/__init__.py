@@ -1,0 +1,1 @@
+"""Offline jobs: what an item costs by each way, and a million rows while processes are killed."""
