@@ -146,13 +146,13 @@ def read_trained(
     loaded = load_recipe(recipe, folder)
     weights = open_checkpoint(checkpoint, state_key)
     config_file = config or checkpoint.parent / "config.json"
-    said = _read_config(config_file)
+    content = _read_config(config_file)
     published = published_image(config_file.parent) if loaded.spec.reads_image_settings else None
-    if published and isinstance(said.get("image", {}), dict):
-        said["image"] = {**published.fields, **said.get("image", {})}
+    if published and isinstance(content.get("image", {}), dict):
+        content["image"] = {**published.fields, **content.get("image", {})}
 
     def load(state: dict[str, Tensor]) -> tuple[dict[str, Any], nn.Module]:
-        complete = loaded.complete_config(said, state, config_file.parent)
+        complete = loaded.complete_config(content, state, config_file.parent)
         return complete, load_network(loaded, state, complete)
 
     prefix, (complete, network) = fit_names(weights, load)

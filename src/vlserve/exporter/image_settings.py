@@ -29,8 +29,8 @@ class PublishedImage:
     @property
     def note(self) -> str:
         """What to say about it."""
-        said = ", ".join(f"{name} {value}" for name, value in self.fields.items())
-        return f"image settings are read from {self.file}: {said}"
+        settings = ", ".join(f"{name} {value}" for name, value in self.fields.items())
+        return f"image settings are read from {self.file}: {settings}"
 
 
 def published_image(folder: Path) -> PublishedImage | None:
@@ -43,8 +43,8 @@ def published_image(folder: Path) -> PublishedImage | None:
         path = folder / name
         if not path.is_file():
             continue
-        said = _read(path)
-        settings = said.get("image_processor", {}) if name == PROCESSOR else said
+        content = _read(path)
+        settings = content.get("image_processor", {}) if name == PROCESSOR else content
         fields = _fields(settings, name) if isinstance(settings, Mapping) else {}
         if fields:
             return PublishedImage(name, fields)
@@ -72,10 +72,10 @@ def check_pixel_scale(image: ImageInput) -> None:
 
 
 def _read(path: Path) -> Mapping[str, Any]:
-    said = read_json(path, str(path))
-    if not isinstance(said, Mapping):
+    content = read_json(path, str(path))
+    if not isinstance(content, Mapping):
         raise ExportError(f"{path} is not a JSON object")
-    return said
+    return content
 
 
 def _fields(said: Mapping[str, Any], file: str) -> dict[str, Any]:

@@ -79,19 +79,19 @@ def find_weights(content: Any, key: str | None = None) -> Weights:
     Raises:
         CheckpointMismatch: there are no weights, or it is not clear which are meant.
     """
-    found = {".".join(path): state for path, state in _states(content)}
-    if key is not None and key not in found:
-        there_are = f": there are some under {', '.join(found)}" if any(found) else ""
+    states = {".".join(path): state for path, state in _states(content)}
+    if key is not None and key not in states:
+        there_are = f": there are some under {', '.join(states)}" if any(states) else ""
         raise CheckpointMismatch(f"has no weights under the key {key}{there_are}")
-    if not found:
+    if not states:
         raise CheckpointMismatch(describe(content))
-    chosen = key if key is not None else _chosen(tuple(found))
+    chosen = key if key is not None else _chosen(tuple(states))
     notes = [f"the weights are those under the key {chosen}"] if chosen else []
-    others = [name for name in found if name != chosen]
+    others = [name for name in states if name != chosen]
     if others:
         notes[0] += f"; {first_names(others)} holds weights too: --state {others[0]} takes those"
-    _refuse_not_whole(found[chosen])
-    weights = _plain_names(found[chosen])
+    _refuse_not_whole(states[chosen])
+    weights = _plain_names(states[chosen])
     return Weights(weights.state, (*notes, *weights.notes))
 
 
@@ -174,10 +174,10 @@ def _states(content: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[st
         yield path, tensors
         return
     deeper = [
-        found
+        states
         for name, value in content.items()
         if isinstance(name, str) and len(path) < DEPTH
-        for found in _states(value, (*path, name))
+        for states in _states(value, (*path, name))
     ]
     if deeper:
         yield from deeper

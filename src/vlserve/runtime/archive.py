@@ -169,10 +169,10 @@ def _check_hash(name: str, chunks: Iterable[bytes], expected: str) -> None:
     digest = hashlib.sha256()
     for chunk in chunks:
         digest.update(chunk)
-    got = digest.hexdigest()
-    if got != expected:
+    actual = digest.hexdigest()
+    if actual != expected:
         raise ArchiveTampered(
-            f"{name} is not the file that was packed: sha256 {got[:12]}…, "
+            f"{name} is not the file that was packed: sha256 {actual[:12]}…, "
             f"the manifest lists {expected[:12]}…"
         )
 
@@ -181,8 +181,8 @@ def _check_torchserve_manifest(raw: bytes, manifest: Manifest) -> None:
     """What TorchServe will call the version must be what our manifest calls it, and nothing else
     may be said of the model: requirements to install, or a configuration that overrides ours."""
     try:
-        said = json.loads(raw, object_pairs_hook=_without_repeats)
-        model = dict(said["model"])
+        content = json.loads(raw, object_pairs_hook=_without_repeats)
+        model = dict(content["model"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ManifestInvalid(f"{TORCHSERVE_MANIFEST} cannot be read: {error!r}") from error
     expected = {

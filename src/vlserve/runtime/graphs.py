@@ -37,20 +37,20 @@ def check_onnx(graph: Graph, chunks: Iterable[bytes], members: Container[str]) -
 def _differences(kind: str, expected: Iterable[TensorSpec], got: Iterable[Any]) -> list[str]:
     import onnx
 
-    found = {value.name: value.type.tensor_type for value in got}
+    types = {value.name: value.type.tensor_type for value in got}
     listed = {tensor.name: tensor for tensor in expected}
-    wrong = [f"{kind} {name} is not in the manifest" for name in found.keys() - listed.keys()]
+    wrong = [f"{kind} {name} is not in the manifest" for name in types.keys() - listed.keys()]
     for name, tensor in listed.items():
-        if name not in found:
+        if name not in types:
             wrong.append(f"{kind} {name} is not in the graph")
             continue
         try:
-            dtype = onnx.helper.tensor_dtype_to_np_dtype(found[name].elem_type).name
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(types[name].elem_type).name
         except KeyError:
             dtype = "undefined"
         if dtype != tensor.dtype:
             wrong.append(f"{kind} {name} is {dtype}, the manifest says {tensor.dtype}")
-        dims = found[name].shape.dim
+        dims = types[name].shape.dim
         if len(dims) != len(tensor.dims):
             wrong.append(f"{kind} {name} has {len(dims)} axes, the manifest says {tensor.dims}")
             continue

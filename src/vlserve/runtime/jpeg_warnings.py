@@ -25,9 +25,9 @@ def damage_told(data: bytes, layout: Layout) -> bool:
     try:
         simplejpeg.decode_jpeg(data, "RGB", min_height=1, min_width=1, min_factor=8, strict=True)
     except ValueError as error:
-        told = str(error)
-        left_over = _LEFT_OVER.search(told) and _only_of_passes(layout, data)
-        return bool(left_over or _BROKEN.search(told))
+        warning = str(error)
+        left_over = _LEFT_OVER.search(warning) and _only_of_passes(layout, data)
+        return bool(left_over or _BROKEN.search(warning))
     return False
 
 

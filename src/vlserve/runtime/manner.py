@@ -70,34 +70,34 @@ class Manners:
     def sample(self, fields: WritingFields) -> Sample:
         """Return ``manner`` of one request, float64 (5,): repetition penalty, whether the text is
         drawn, top p, temperature, seed. RequestError (FIELD_INVALID) for what is not on offer."""
-        said = {name: getattr(fields, name) for name in WritingFields.model_fields}
-        given = [name for name, value in said.items() if value is not None]
+        values = {name: getattr(fields, name) for name in WritingFields.model_fields}
+        names = [name for name, value in values.items() if value is not None]
         usual = self._sampling or Sampling()
-        if given and self._sampling is None:
-            raise _invalid(f"{given[0]}: this model takes no {given[0]}")
-        drawing = [name for name in given if name in _DRAWING]
+        if names and self._sampling is None:
+            raise _invalid(f"{names[0]}: this model takes no {names[0]}")
+        drawing = [name for name in names if name in _DRAWING]
         if fields.sample is False and drawing:
             raise _invalid(f"{drawing[0]}: says how a text is drawn, and sample is false")
         drawn = bool(fields.sample or drawing)
         penalty = usual.repetition_penalty if drawn else self._rules.repetition_penalty
         wishes = (
-            _within("repetition_penalty", said, penalty, usual.repetition_penalty_limits),
+            _within("repetition_penalty", values, penalty, usual.repetition_penalty_limits),
             float(drawn),
-            _within("top_p", said, usual.top_p, usual.top_p_limits),
-            _within("temperature", said, usual.temperature, usual.temperature_limits),
-            _within("seed", said, 0, (0, MAX_SEED)),
+            _within("top_p", values, usual.top_p, usual.top_p_limits),
+            _within("temperature", values, usual.temperature, usual.temperature_limits),
+            _within("seed", values, 0, (0, MAX_SEED)),
         )
         return {MANNER: np.array(wishes, dtype=np.float64)}
 
     def searches(self, manners: Float64Array) -> list[tuple[BeamSearch, list[int]]]:
         """Return the searches of a batch (batch, 5), each with the items that it is for."""
-        found: dict[float, list[int]] = {}
+        of_penalty: dict[float, list[int]] = {}
         for item, (penalty, drawn, *_) in enumerate(manners.tolist()):
             if not drawn:
-                found.setdefault(penalty, []).append(item)
+                of_penalty.setdefault(penalty, []).append(item)
         return [
             (replace(self._rules, repetition_penalty=penalty), items)
-            for penalty, items in found.items()
+            for penalty, items in of_penalty.items()
         ]
 
     def draws(self, manners: Float64Array) -> dict[int, Nucleus]:

@@ -88,45 +88,45 @@ class Writer:
 
         ``manners`` (batch, 5): how each item is written; None: as the manifest says.
         """
-        found = self._found(memory, batch, manners)
-        longest = max(len(text.token_ids) for texts in found for text in texts)
+        hypotheses = self._hypotheses(memory, batch, manners)
+        longest = max(len(text.token_ids) for texts in hypotheses for text in texts)
         token_ids = np.full((batch, self.beams, longest), NO_TOKEN, dtype=np.int64)
         log_prob = np.full((batch, self.beams), -np.inf)
         score = log_prob.copy()
-        for item, texts in enumerate(found):
+        for item, texts in enumerate(hypotheses):
             for place, text in enumerate(texts):
                 token_ids[item, place, : len(text.token_ids)] = text.token_ids
                 log_prob[item, place] = text.log_probs.sum()
                 score[item, place] = text.score
         return {"token_ids": token_ids, "log_prob": log_prob, "score": score}
 
-    def _found(
+    def _hypotheses(
         self, memory: Arrays, batch: int, manners: Float64Array | None
     ) -> list[list[Hypothesis]]:
         prompt = np.tile(np.array(self._prompt, dtype=np.int64), (batch, 1))
         if manners is None:
             return beam_search(self._step.of(memory), prompt, self._rules)
-        found: dict[int, list[Hypothesis]] = {}
+        of_item: dict[int, list[Hypothesis]] = {}
         for rules, items in self.manners.searches(manners):
             texts = beam_search(self._step.of(_rows(memory, items)), prompt[items], rules)
-            found |= zip(items, texts, strict=True)
+            of_item |= zip(items, texts, strict=True)
         if draws := self.manners.draws(manners):
             items = list(draws)
             step = self._step.of(_rows(memory, items))
             drawn = sample(step, prompt[items], list(draws.values()))
-            found |= {item: [text] for item, text in zip(items, drawn, strict=True)}
-        return [found[item] for item in range(batch)]
+            of_item |= {item: [text] for item, text in zip(items, drawn, strict=True)}
+        return [of_item[item] for item in range(batch)]
 
     def texts(self, outputs: Arrays, index: int) -> list[Written]:
         """The texts of one item, best first."""
-        found = []
+        texts = []
         for place, score in enumerate(outputs["score"][index]):
             if np.isfinite(score):
                 ids = [int(i) for i in outputs["token_ids"][index, place] if i != NO_TOKEN]
                 text = self._read(_without_end(ids[len(self._prompt) :], self._rules.end_id))
                 log_prob = float(outputs["log_prob"][index, place])
-                found.append(Written(text, log_prob, float(score)))
-        return found
+                texts.append(Written(text, log_prob, float(score)))
+        return texts
 
 
 class AnswerRanking:

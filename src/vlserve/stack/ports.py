@@ -41,10 +41,10 @@ def refuse_busy_ports(settings: Settings) -> None:
     deadline = time.monotonic() + _DYING_S
     while busy := _busy_ports(settings):
         if any(busy.values()) or time.monotonic() > deadline:
-            told = "; port ".join(
+            holders = "; port ".join(
                 f"{port} is held by {holder or 'another process'}" for port, holder in busy.items()
             )
-            raise PortBusy(f"port {told}")
+            raise PortBusy(f"port {holders}")
         time.sleep(_POLL_S)
 
 

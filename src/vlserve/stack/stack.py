@@ -203,14 +203,14 @@ def _wait_until_restored(settings: Settings, progress: Progress) -> None:
     """
     deadline = time.monotonic() + RESTORE_TIMEOUT_S
     with ControlClient.of(settings) as control:
-        said = ""
+        before = ""
         while troubles := _troubles(control):
             now = "; ".join(trouble.message for trouble in troubles)
             if not any(trouble.passing for trouble in troubles):
                 raise StackUnwell(f"the stack is up, but not well: {now}")
-            if now != said:
+            if now != before:
                 progress(now)
-            said = now
+            before = now
             if time.monotonic() > deadline:
                 progress("going on without: `vlserve status` and `vlserve history` tell more")
                 return
@@ -271,7 +271,7 @@ def _refuse_other_settings(settings: Settings) -> None:
 
 def processes(settings: Settings) -> list[psutil.Process]:
     """Every living process of this stack but this one."""
-    found = []
+    members = []
     for process in psutil.process_iter():
         try:
             ours = process.environ().get(STACK_VARIABLE) == str(settings.state_dir)
@@ -279,8 +279,8 @@ def processes(settings: Settings) -> list[psutil.Process]:
         except psutil.Error:
             continue
         if ours and living and process.pid != os.getpid():
-            found.append(process)
-    return found
+            members.append(process)
+    return members
 
 
 def _stop_processes(settings: Settings, progress: Progress) -> bool:
@@ -323,8 +323,8 @@ def _wait_until_gone(
 def _make_private(folder: Path) -> None:
     """A folder of ours that nobody else can enter: its parent may be open to all."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    found = folder.lstat()
-    if folder.is_symlink() or found.st_uid != os.getuid() or found.st_mode & 0o077:
+    entry = folder.lstat()
+    if folder.is_symlink() or entry.st_uid != os.getuid() or entry.st_mode & 0o077:
         raise StackError(f"{folder} must be a folder of yours alone (mode 700): remove it")
 
 
@@ -332,16 +332,16 @@ def _make_private(folder: Path) -> None:
 def _one_at_a_time(settings: Settings, progress: Progress) -> Iterator[None]:
     """Two `vlserve up` at once start one stack. StackError names one that does not end."""
     settings.state_dir.mkdir(parents=True, exist_ok=True)
-    deadline, said = time.monotonic() + LOCK_TIMEOUT_S, ""
+    deadline, before = time.monotonic() + LOCK_TIMEOUT_S, ""
     with (settings.state_dir / "stack.lock").open("a+", encoding="utf-8") as lock:
         while not _locked(lock):
             lock.seek(0)
             other = f"another `vlserve up` or `vlserve down` (pid {lock.read() or 'unknown'})"
             if time.monotonic() > deadline:
                 raise StackError(f"{other} does not end: end that process, and try again")
-            if other != said:
+            if other != before:
                 progress(f"waiting for {other}")
-            said = other
+            before = other
             time.sleep(_POLL_S)
         with suppress(OSError):  # a full disk does not keep a stack from being stopped
             os.ftruncate(lock.fileno(), 0)
