@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
     return open_checkpoint(path).state
 
 
-def open_checkpoint(path: Path, key: str | None = None) -> Weights:
+def open_checkpoint(path: Path, key: str | None = None, *, mapped: bool = False) -> Weights:
     """Read the weights of a safetensors or a torch file, or of the shards that an index names.
 
     Names are the network's own: what parallel training, torch.compile and the like put into them
@@ -55,6 +56,8 @@ def open_checkpoint(path: Path, key: str | None = None) -> Weights:
     Args:
         path: the file, or the ``*.index.json`` of several.
         key: under which of its keys a torch file has the weights; None: found by `find_weights`.
+        mapped: leave a torch file's tensors where they are, on the disk, until they are read, and
+            share them with other processes that do. The file must not be cut while they are used.
 
     Raises:
         CheckpointMismatch: the file is something else, is damaged, holds code, or holds no
@@ -73,7 +76,8 @@ def open_checkpoint(path: Path, key: str | None = None) -> Weights:
             f"{path} is one of {several[1]} shards. Give the *{INDEX} that lists them all"
         )
     try:
-        content = _read_shards(path) if path.name.endswith(INDEX) else _read_file(path)
+        is_index = path.name.endswith(INDEX)
+        content = _read_shards(path, mapped) if is_index else _read_file(path, mapped)
     except OSError as error:
         raise CheckpointMismatch(f"{path} cannot be read: {error.strerror}") from error
     try:
@@ -94,6 +98,35 @@ def checkpoint_sha256(path: Path) -> str:
 
 def load_into(network: nn.Module, state: Mapping[str, torch.Tensor], family: str) -> None:
     """Strict load. Raises CheckpointMismatch naming missing, unexpected and misshapen keys."""
+    network.load_state_dict(_fitting(network, state, family))
+
+
+def put_into(network: nn.Module, state: Mapping[str, torch.Tensor], family: str) -> None:
+    """Give a network these very tensors, instead of a copy of them, where their type is the
+    network's; otherwise as `load_into`."""
+    fitting = _fitting(network, state, family)
+    places = [
+        (module, name, had, f"{prefix}.{name}" if prefix else name)
+        for prefix, module in network.named_modules(remove_duplicate=False)
+        for own in (module._parameters, module._buffers)
+        for name, had in own.items()
+        if had is not None
+    ]
+    given: dict[int, torch.Tensor] = {}
+    """By the tensor in whose place it comes: one that is in two places stays one."""
+    for _, _, had, full in places:
+        if full in fitting:
+            tensor = fitting[full].detach().to(had.dtype).contiguous()
+            is_parameter = isinstance(had, nn.Parameter)
+            given[id(had)] = nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor
+    for module, name, had, _ in places:
+        if id(had) in given:
+            setattr(module, name, given[id(had)])  # recurrent layers note what is set
+
+
+def _fitting(
+    network: nn.Module, state: Mapping[str, torch.Tensor], family: str
+) -> dict[str, torch.Tensor]:
     expected = network.state_dict()
     optional = {name for name in expected if name.endswith(".num_batches_tracked")}
     check_keys(
@@ -108,18 +141,18 @@ def load_into(network: nn.Module, state: Mapping[str, torch.Tensor], family: str
     ]
     if shapes:
         raise CheckpointMismatch(f"checkpoint does not fit its config: {first_names(shapes)}")
-    network.load_state_dict({**{name: expected[name] for name in optional}, **state})
+    return {**{name: expected[name] for name in optional}, **state}
 
 
-def _read_file(path: Path) -> Any:
+def _read_file(path: Path, mapped: bool) -> Any:
     head = read_head(path)
     kind = kind_of(head)
     if kind:
         raise CheckpointMismatch(f"{path} is {kind.what}. {kind.do}")
-    return _read_safetensors(path) if is_safetensors(head) else _read_torch(path)
+    return _read_safetensors(path) if is_safetensors(head) else _read_torch(path, mapped)
 
 
-def _read_shards(path: Path) -> dict[str, torch.Tensor]:
+def _read_shards(path: Path, mapped: bool) -> dict[str, torch.Tensor]:
     """The parameters that the index names, each from its file."""
     by_file: dict[str, list[str]] = {}
     for name, file in _weight_map(path).items():
@@ -128,7 +161,7 @@ def _read_shards(path: Path) -> dict[str, torch.Tensor]:
     for file, names in sorted(by_file.items()):
         if not (path.parent / file).is_file():
             raise CheckpointMismatch(f"{path} names {file}, which is not beside it")
-        shard = _read_file(path.parent / file)
+        shard = _read_file(path.parent / file, mapped)
         lacking = [name for name in names if name not in shard]
         if lacking:
             raise CheckpointMismatch(
@@ -165,12 +198,15 @@ def _read_safetensors(path: Path) -> Any:
         raise CheckpointMismatch(f"{path} is not a whole safetensors file: {error}") from error
 
 
-def _read_torch(path: Path) -> Any:
+def _read_torch(path: Path, mapped: bool) -> Any:
     """``weights_only`` admits tensors, plain containers and ALLOWED; nothing else is built."""
+    is_zip = zipfile.is_zipfile(path)  # torch maps no file of its older format
     try:
+        if is_zip:
+            _check_sums(path)
         with warnings.catch_warnings(), torch.serialization.safe_globals(ALLOWED):
             warnings.simplefilter("ignore")  # remarks on old formats; what matters raises
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and is_zip)
     except Exception as error:  # a damaged file can make the reader raise anything
         forbidden = re.search(r"GLOBAL (\S+)", str(error))
         if forbidden:
@@ -183,3 +219,11 @@ def _read_torch(path: Path) -> Any:
         raise CheckpointMismatch(
             f"{path} is neither a safetensors nor a whole torch file ({type(error).__name__})"
         ) from error
+
+
+def _check_sums(path: Path) -> None:
+    """Hold each member against its checksum, which torch does not."""
+    with zipfile.ZipFile(path) as members:
+        damaged = members.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"{damaged} is damaged")

@@ -23,7 +23,8 @@ from typing import Any, Literal, NoReturn, Self
 import torch
 
 from vlserve.errors import ExportError, VlserveError
-from vlserve.exporter.checkpoint import load_into, open_checkpoint
+from vlserve.exporter.checkpoint import open_checkpoint, put_into
+from vlserve.exporter.config_sizes import check_sizes
 from vlserve.exporter.float16 import DTYPES, InHalf
 from vlserve.exporter.pack import write_zip
 from vlserve.exporter.recipe import GraphPlan, Recipe, load_recipe
@@ -67,9 +68,11 @@ class Job:
 def load_network(
     recipe: Recipe, state: Mapping[str, torch.Tensor], config: Mapping[str, Any]
 ) -> torch.nn.Module:
-    """The trained network in eval mode. Raises CheckpointMismatch."""
+    """The trained network in eval mode. Raises CheckpointMismatch, or ExportError for a config that
+    asks for sizes which the checkpoint cannot have."""
+    check_sizes(config, state)
     network = recipe.build(config)
-    load_into(network, recipe.adapt(state, config), recipe.spec.family)
+    put_into(network, recipe.adapt(state, config), recipe.spec.family)
     return network.eval().requires_grad_(False)
 
 
@@ -139,7 +142,7 @@ def convert(job: Job) -> None:
 def _plan(recipe: Recipe, job: Job) -> GraphPlan:
     """The job's graph alone: the checkpoint and the network's other parts, as large as what is
     made of them, are let go."""
-    weights = open_checkpoint(Path(job.checkpoint), job.state_key)
+    weights = open_checkpoint(Path(job.checkpoint), job.state_key, mapped=True)
     network = load_network(recipe, without_prefix(weights.state, job.prefix), job.config)
     return recipe.graphs(network, job.config)[job.graph]
 

@@ -144,7 +144,7 @@ def read_trained(
     ExportError for a config that is missing or wrong."""
     folder = settings.folder("export")
     loaded = load_recipe(recipe, folder)
-    weights = open_checkpoint(checkpoint, state_key)
+    weights = open_checkpoint(checkpoint, state_key, mapped=True)
     config_file = config or checkpoint.parent / "config.json"
     content = _read_config(config_file)
     published = published_image(config_file.parent) if loaded.spec.reads_image_settings else None

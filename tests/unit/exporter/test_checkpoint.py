@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from vlserve.errors import CheckpointMismatch
-from vlserve.exporter.checkpoint import load_into, read_checkpoint
+from vlserve.exporter.checkpoint import load_into, open_checkpoint, put_into, read_checkpoint
 
 WEIGHTS = {"a": torch.arange(300.0)}
 
@@ -142,3 +142,57 @@ def test_a_load_is_strict() -> None:
         load_into(network, {"weight": torch.ones(3, 2), "bias": torch.ones(4)}, "linear")
     load_into(network, {"weight": torch.ones(3, 2), "bias": torch.zeros(3)}, "linear")
     assert torch.equal(network.weight, torch.ones(3, 2))
+
+
+class Tied(nn.Module):
+    """Each kind of place that a tensor has in a network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(5, 4)
+        self.head = nn.Linear(4, 5)
+        self.head.weight = self.embedding.weight
+        self.again = self.head
+        self.recurrent = nn.GRU(4, 3)
+        self.norm = nn.BatchNorm1d(4)
+        self.register_buffer("steps", torch.arange(3.0), persistent=False)
+
+    def forward(self, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        states = self.norm(self.embedding(ids))
+        return self.recurrent(states)[0], self.head(states), self.steps
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+def test_a_network_that_is_given_the_tensors_is_as_one_that_copies_them(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    state = {
+        name: torch.randn_like(tensor).abs().to(dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in Tied().state_dict().items()
+    }
+    torch.save(state, tmp_path / "tied.pth")
+    copied, given = Tied().eval(), Tied().eval()
+    load_into(copied, state, "tied")
+    mapped = open_checkpoint(tmp_path / "tied.pth", mapped=True).state
+    put_into(given, mapped, "tied")
+    ids = torch.arange(5)
+    for ours, theirs in zip(given(ids), copied(ids), strict=True):
+        assert torch.equal(ours, theirs)
+    assert given.head.weight is given.embedding.weight is given.again.weight
+    shares = given.head.bias.data_ptr() == mapped["again.bias"].data_ptr()
+    assert shares is (dtype is torch.float32)
+    assert not any(parameter.requires_grad for parameter in given.parameters())
+    with pytest.raises(CheckpointMismatch, match="missing"):
+        put_into(Tied(), {}, "tied")
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_a_byte_that_changed_is_found(tmp_path: Path, mapped: bool) -> None:
+    file = tmp_path / "x.pth"
+    torch.save({"weight": torch.zeros(1000)}, file)
+    raw = bytearray(file.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    file.write_bytes(raw)
+    with pytest.raises(CheckpointMismatch, match="torch file"):
+        open_checkpoint(file, mapped=mapped)

@@ -15,7 +15,8 @@ from vlserve.settings import Settings
 
 MODELS = {model.recipe: model for model in reversed(tiny_models().values())}
 """One of each recipe."""
-BAD: list[Any] = [None, "x", -1, []]
+BAD: list[Any] = [None, "x", -1, [], 10**12, 1e300]
+"""The last two would take all memory, or hours, if anything were built of them."""
 
 
 def places(config: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
