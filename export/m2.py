@@ -39,6 +39,7 @@ from vlserve.models.captioning import (
     Projections,
 )
 from vlserve.runtime.manifest import TensorSpec
+from vlserve.training.finetune.plan import CaptionerPlan
 
 FAMILY = "m2"
 ATOL = 1e-4
@@ -213,6 +214,8 @@ class M2Recipe:
             "keys/m2_transformer",
         ),
     )
+
+    finetuning = CaptionerPlan(masked=True)
 
     def complete_config(
         self, config: Mapping[str, Any], state: Mapping[str, Tensor], folder: Path

@@ -36,6 +36,7 @@ from vlserve.models.captioning import (
     MultiHeadAttention,
 )
 from vlserve.runtime.manifest import TensorSpec
+from vlserve.training.finetune.plan import CaptionerPlan
 
 FAMILY = "s2"
 ATOL = 1e-4
@@ -199,6 +200,8 @@ class S2Recipe:
             "keys/s2_transformer",
         ),
     )
+
+    finetuning = CaptionerPlan(masked=False)
 
     def complete_config(
         self, config: Mapping[str, Any], state: Mapping[str, Tensor], folder: Path

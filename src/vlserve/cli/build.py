@@ -79,15 +79,15 @@ def train(
         Path | None,
         file_or_folder_option(
             "Checkpoint to train on, of any layout that export reads, with its config.json beside "
-            "it. Default: a new network.",
+            "it; or a complete config.json, for a new network of it. Default: a new network.",
             "--from",
         ),
     ] = None,
     objective: Annotated[
         str | None,
         typer.Option(
-            help="What a network of --from learns: retrieve, entail, reason, answer or caption. "
-            "Default: the task of the checkpoint."
+            help="What a network of --from learns: retrieve, entail, reason, answer, caption or "
+            "reward. Default: the task of the checkpoint."
         ),
     ] = None,
     freeze: Annotated[

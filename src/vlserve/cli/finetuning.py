@@ -81,7 +81,7 @@ def describe_step(step: "Progress") -> str:
         return f"{step.stage} {step.done} of {step.total} items"
     names = (
         *("train_loss", "accuracy", "macro_f1", "map", "mean_recall"),
-        *("answer_log_prob", "caption_log_prob"),
+        *("answer_log_prob", "caption_log_prob", "cider_d"),
     )
     figures = ", ".join(
         f"{name} {step.figures[name]:.3f}" for name in names if name in step.figures

@@ -160,7 +160,7 @@ def first_step(
 
 def _shapes(batch: Any) -> dict[str, tuple[int, ...]]:
     if isinstance(batch, Mapping):
-        return {name: tuple(x.shape) for name, x in batch.items()}
+        return {name: tuple(x.shape) for name, x in batch.items() if isinstance(x, Tensor)}
     return {str(place): tuple(x.shape) for place, x in enumerate(batch)}
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from pydantic import Field
 from tokenizers import Tokenizer
@@ -13,8 +13,8 @@ from vlserve.training.objectives.encoders import AlbefEncoders, BlipEncoders, Pa
 from vlserve.training.objectives.retrieve import ALBEF, BLIP, RetrievalRules
 from vlserve.training.options import TrainOptions
 
-Objective = Literal["retrieve", "entail", "reason", "answer", "caption"]
-TASK_OF: Mapping[str, str] = {"retrieve": "match"}
+Objective = Literal["retrieve", "entail", "reason", "answer", "caption", "reward"]
+TASK_OF: Mapping[str, str] = {"retrieve": "match", "reward": "caption"}
 """The task of the checkpoint that an objective leaves, where it is called otherwise."""
 
 
@@ -37,6 +37,22 @@ class FinetuneOptions(TrainOptions):
     def rules(self, family: RetrievalRules) -> RetrievalRules:
         """A family's rules with this run's momentum."""
         return replace(family, momentum=self.momentum)
+
+
+class FinetunePlan(Protocol):
+    """What every kind of plan says."""
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]: ...
+
+
+@dataclass(frozen=True)
+class CaptionerPlan:
+    """Of S2 and M2. ``masked``: whether the encoder takes a mask, and images of any number of
+    rows."""
+
+    masked: bool
+    objectives: tuple[Objective, ...] = ("caption", "reward")
 
 
 @dataclass(frozen=True)
@@ -63,16 +79,16 @@ class VisionTextPlan:
         return BlipEncoders(network, enc_id)
 
 
-def plan_of(recipe: Recipe, objective: str | None) -> tuple[VisionTextPlan, Objective | None]:
+def plan_of(recipe: Recipe, objective: str | None) -> tuple[FinetunePlan, Objective | None]:
     """The plan of a recipe, and the objective if it has that one; None: by the checkpoint's task.
     TrainingError where there is no such thing."""
-    plan: VisionTextPlan | None = getattr(recipe, "finetuning", None)
+    plan: FinetunePlan | None = getattr(recipe, "finetuning", None)
     if plan is None:
         raise TrainingError(
             f"networks of the family {recipe.spec.family} are not trained from a checkpoint here: "
             "leave out --from"
         )
-    known = {name: name for name in plan.objectives}
+    known: dict[str, Objective] = {name: name for name in plan.objectives}
     if objective is not None and objective not in known:
         raise TrainingError(
             f"{recipe.spec.family} has no objective {objective}: there are {', '.join(known)}"

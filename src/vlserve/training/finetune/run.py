@@ -17,9 +17,10 @@ from vlserve.exporter.recipe import Recipe
 from vlserve.runtime.archive import file_sha256
 from vlserve.runtime.manifest import ImageInput
 from vlserve.runtime.text import Tokenizer, load_tokenizer
+from vlserve.training.finetune.captioner import captioner_job, read_features
 from vlserve.training.finetune.data import TaskData, bad_lines, read_data
 from vlserve.training.finetune.jobs import AnswerJob, CaptionJob, ClassJob, Items, Words
-from vlserve.training.finetune.plan import FinetuneOptions, VisionTextPlan, plan_of
+from vlserve.training.finetune.plan import CaptionerPlan, FinetuneOptions, VisionTextPlan, plan_of
 from vlserve.training.finetune.retrieval import PairNetwork, RetrievalJob
 from vlserve.training.finetune.start import Start, start_from
 from vlserve.training.fit import BAD_LINES, CONFIG, METRICS, check_resumable
@@ -194,23 +195,17 @@ def prepare(
     plan, wanted = plan_of(recipe, objective)
     chosen = parse_options(FinetuneOptions, options or {})
     start = start_from(recipe, plan, checkpoint, config, wanted, seed)
-    image, text, labels = _serving(recipe, start.config)
-    if text is None and start.objective != "caption":
-        raise TrainingError(f"{start.objective}: the checkpoint reads no text")
-
-    def on_read(done: int, total: int) -> None:
-        if progress:
-            progress(Progress("read", done, total))
-
-    classes = labels if start.objective == "entail" else ()
-    data = read_data(train_file, start.objective, image, text, labels=classes, on_read=on_read)
-    trained = frozenset(item.id for item in data.file.items)
-    held_out = read_data(
-        *(val_file, start.objective, image, text),
-        labels=classes,
-        without=trained,
-        on_read=on_read,
-    )
+    if isinstance(plan, CaptionerPlan):
+        data = _feature_files(train_file, val_file, start)
+        size = chosen.batch_size
+        job: Job = captioner_job(
+            *(plan, recipe, start.network, start.config, start.objective, data, size)
+        )
+    else:
+        assert isinstance(plan, VisionTextPlan)
+        image, text, labels = _serving(recipe, start.config)
+        data = _image_files(train_file, val_file, start, image, text, labels, progress)
+        job = _job(plan, start, chosen, data, text, labels)
     facts = {
         "objective": start.objective,
         "options": chosen.said(),
@@ -219,9 +214,39 @@ def prepare(
         "train_sha256": file_sha256(train_file),
         "val_sha256": file_sha256(val_file),
     }
-    job = _job(plan, start, chosen, (data, held_out), text, labels)
     add_dropout(start.network, chosen.dropout)
-    return Prepared(start, chosen, facts, job, (data, held_out))
+    return Prepared(start, chosen, facts, job, data)
+
+
+def _feature_files(train_file: Path, val_file: Path, start: Start) -> tuple[TaskData, TaskData]:
+    data = read_features(train_file, start.config)
+    trained = frozenset(item.id for item in data.file.items)
+    return data, read_features(val_file, start.config, without=trained)
+
+
+def _image_files(
+    train_file: Path,
+    val_file: Path,
+    start: Start,
+    image: ImageInput,
+    text: Tokenizer | None,
+    labels: tuple[str, ...],
+    progress: OnProgress | None,
+) -> tuple[TaskData, TaskData]:
+    """Both files. TrainingError where the network reads no text that the objective needs."""
+    if text is None and start.objective != "caption":
+        raise TrainingError(f"{start.objective}: the checkpoint reads no text")
+
+    def on_read(done: int, total: int) -> None:
+        if progress:
+            progress(Progress("read", done, total))
+
+    given = (start.objective, image, text)
+    classes = labels if start.objective == "entail" else ()
+    data = read_data(train_file, *given, labels=classes, on_read=on_read)
+    trained = frozenset(item.id for item in data.file.items)
+    held_out = read_data(val_file, *given, labels=classes, without=trained, on_read=on_read)
+    return data, held_out
 
 
 def _job(

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from vlserve.errors import TrainingError
-from vlserve.exporter.checkpoint import checkpoint_sha256, load_into, open_checkpoint
+from vlserve.exporter.checkpoint import INDEX, checkpoint_sha256, load_into, open_checkpoint
 from vlserve.exporter.image_settings import published_image
 from vlserve.exporter.json_file import read_json
 from vlserve.exporter.recipe import Recipe
 from vlserve.exporter.weights import fit_names
-from vlserve.training.finetune.plan import TASK_OF, Objective, VisionTextPlan
+from vlserve.runtime.archive import file_sha256
+from vlserve.training.finetune.plan import TASK_OF, FinetunePlan, Objective
 from vlserve.training.objectives.classify import share_cross_attention, shares_cross_attention
 
 CLASSES: Mapping[str, int] = {"reason": 2, "entail": 3}
@@ -39,7 +40,7 @@ class Start:
 
 def start_from(
     recipe: Recipe,
-    plan: VisionTextPlan,
+    plan: FinetunePlan,
     checkpoint: Path,
     config: Path | None,
     objective: Objective | None,
@@ -47,6 +48,8 @@ def start_from(
 ) -> Start:
     """Read any layout that export reads; the ViT's positions are interpolated to the size of
     config.json's image. Raises CheckpointMismatch, or ExportError for a config that is wrong."""
+    if checkpoint.suffix == ".json" and not checkpoint.name.endswith(INDEX):
+        return from_nothing(recipe, plan, checkpoint, objective, seed)
     file = config or checkpoint.parent / "config.json"
     said = _read_config(recipe, file)
     weights = open_checkpoint(checkpoint)
@@ -63,15 +66,41 @@ def start_from(
         return completed, network, new
 
     prefix, (completed, network, new) = fit_names(weights, load)
-    chosen = objective or OBJECTIVE_OF.get(completed["task"], completed["task"])
-    if chosen not in plan.objectives:
-        raise TrainingError(
-            f"the checkpoint's task is {chosen}, which is not trained here: name one with "
-            f"--objective: {', '.join(plan.objectives)}"
-        )
+    chosen = _objective(plan, completed, objective)
     temperature = weights.state.get(f"{prefix}temp")
     sha256 = checkpoint_sha256(checkpoint)
     return Start(network, completed, chosen, new, sha256, temperature)
+
+
+def from_nothing(
+    recipe: Recipe, plan: FinetunePlan, config: Path, objective: Objective | None, seed: int
+) -> Start:
+    """A new network of a config.json that is complete, as export writes it into an archive: weights
+    by Glorot and Bengio (2010), as S2 and M2 begin. ExportError names what the config lacks."""
+    said = _read_config(recipe, config)
+    torch.manual_seed(seed)
+    network = recipe.build(said)
+    for parameter in network.parameters():
+        if parameter.ndim > 1:
+            nn.init.xavier_uniform_(parameter)
+    state = network.state_dict()
+    completed = recipe.complete_config(said, state, config.parent)
+    chosen = _objective(plan, completed, objective)
+    return Start(network, completed, chosen, ("every tensor",), file_sha256(config), None)
+
+
+def _objective(
+    plan: FinetunePlan, config: Mapping[str, Any], objective: Objective | None
+) -> Objective:
+    """What was asked for, or the checkpoint's own task. TrainingError where that is not trained."""
+    own = OBJECTIVE_OF.get(config["task"], config["task"])
+    chosen = objective or next((one for one in plan.objectives if one == own), None)
+    if chosen is None:
+        raise TrainingError(
+            f"the checkpoint's task is {own}, which is not trained here: name one with "
+            f"--objective: {', '.join(plan.objectives)}"
+        )
+    return chosen
 
 
 def with_head(

@@ -59,25 +59,38 @@ def meteor(
     return float(score), list(each)
 
 
+class CiderD:
+    """CIDEr-D with the document frequencies of a ``corpus`` of references: what a caption is worth
+    in self-critical training. All captions are tokenized, words with spaces between."""
+
+    def __init__(self, corpus: Sequence[Sequence[str]]) -> None:
+        self._size = len(corpus)
+        self._scorer = CiderScorer()
+        self._scorer.crefs = [cook_refs(group) for group in corpus]
+        self._scorer.compute_doc_freq()
+
+    def __call__(
+        self, candidates: Sequence[str], references: Sequence[Sequence[str]]
+    ) -> list[float]:
+        """Of each candidate against its own references."""
+        scores: list[float] = []
+        for start in range(0, len(candidates), self._size):
+            part = slice(start, start + self._size)
+            self._scorer.ctest = [cook_test(one) for one in candidates[part]]
+            truth = [cook_refs(group) for group in references[part]]
+            # the scorer takes the corpus to be as large as its list of references is long
+            self._scorer.crefs = truth + [[]] * (self._size - len(truth))
+            scores += map(float, self._scorer.compute_cider())
+        return scores
+
+
 def cider_d_by(
     corpus: Sequence[Sequence[str]],
     candidates: Sequence[str],
     references: Sequence[Sequence[str]],
 ) -> list[float]:
-    """CIDEr-D of each candidate, with the document frequencies of another ``corpus`` of references:
-    what a candidate is worth in self-critical training. All are tokenized."""
-    scorer = CiderScorer()
-    scorer.crefs = [cook_refs(group) for group in corpus]
-    scorer.compute_doc_freq()
-    scores: list[float] = []
-    for start in range(0, len(candidates), len(corpus)):
-        part = slice(start, start + len(corpus))
-        scorer.ctest = [cook_test(one) for one in candidates[part]]
-        truth = [cook_refs(group) for group in references[part]]
-        # the scorer takes the corpus to be as large as its list of references is long
-        scorer.crefs = truth + [[]] * (len(corpus) - len(truth))
-        scores += map(float, scorer.compute_cider())
-    return scores
+    """CIDEr-D of each candidate, with the document frequencies of another ``corpus``."""
+    return CiderD(corpus)(candidates, references)
 
 
 def _by_number(

@@ -1,0 +1,150 @@
+"""Tiny captioners of features: from nothing by words, then by reward; both exported unchanged."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from support.tiny_models import EXPORT, captioner
+from vlserve.errors import DataError, ExportError
+from vlserve.exporter.export import read_trained
+from vlserve.exporter.recipe import load_recipe
+from vlserve.settings import Settings
+from vlserve.training.finetune.captioner import Writer, plain_words
+from vlserve.training.finetune.run import FinetuneReport, finetune
+from vlserve.training.metrics.coco_captions import CiderD
+
+WORDS = ("cat", "dog", "ball", "red")
+TINY = {
+    "s2": captioner("s2", False, 8, {"clusters": 3}, cells=12),
+    "m2": captioner("m2", False, 6, {"slots": 3}, max_regions=9),
+}
+OPTIONS: dict[str, Any] = {
+    "epochs": 12,
+    "patience": 12,
+    "batch_size": 4,
+    "learning_rate": 1e-2,
+    "dropout": 0.0,
+    "average_decay": 0.5,
+}
+
+
+def write_features(folder: Path, family: str, name: str, per_word: int) -> Path:
+    """Rows in which one number says what the caption is of."""
+    rows, width = (12, 8) if family == "s2" else (5, 6)
+    random, lines = np.random.default_rng(len(name)), []
+    for number in range(per_word):
+        for place, word in enumerate(WORDS):
+            file = f"{name}-{word}-{number}.npy"
+            array = random.normal(size=(rows, width)).astype(np.float32) * 0.1
+            array[:, place] += 2.0
+            np.save(folder / file, array)
+            lines.append({"id": file, "features": file, "captions": [f"A {word}.", f"a {word}"]})
+    data = folder / f"{name}.jsonl"
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return data
+
+
+def new_config(family: str, folder: Path) -> Path:
+    """As an archive of the tiny model holds it."""
+    recipe, tiny = load_recipe(family, EXPORT), TINY[family]
+    network = recipe.build(tiny.built)
+    config = recipe.complete_config(tiny.config, network.state_dict(), folder)
+    file = folder / "new.json"
+    file.write_text(json.dumps(config), encoding="utf-8")
+    return file
+
+
+def run(family: str, start: Path, folder: Path, name: str, **more: Any) -> FinetuneReport:
+    options = OPTIONS | more.pop("options", {})
+    files = (folder / "train.jsonl", folder / "val.jsonl", folder / name)
+    return finetune(load_recipe(family, EXPORT), start, *files, options=options, **more)
+
+
+@pytest.fixture(params=["s2", "m2"])
+def prepared(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]:
+    write_features(tmp_path, request.param, "train", 3)
+    write_features(tmp_path, request.param, "val", 1)
+    return request.param, tmp_path
+
+
+def test_both_stages_learn_and_are_exported_unchanged(prepared: tuple[str, Path]) -> None:
+    family, folder = prepared
+    first = run(family, new_config(family, folder), folder, "words")
+    assert first.objective == "caption" and first.new == ("every tensor",)
+    epochs = json.loads((folder / "words" / "metrics.json").read_text())["epochs"]
+    assert epochs[-1]["train_loss"] < 0.5 * epochs[0]["train_loss"]
+    words = folder / "words" / "model.safetensors"
+    second = run(family, words, folder, "reward", objective="reward", options={"epochs": 2})
+    assert second.objective == "reward" and second.new == () and second.metrics["cider_d"] >= 0
+    settings = Settings(project_dir=EXPORT.parent)
+    reward = folder / "reward" / "model.safetensors"
+    trained = read_trained(str(EXPORT / f"{family}.py"), reward, None, settings)
+    assert trained.config["training"]["objective"] == "reward"
+    before, after = load_file(words), load_file(reward)
+    assert any(not torch.equal(before[name], after[name]) for name in after)
+
+
+def test_a_second_stage_that_stops_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    family, folder = "m2", tmp_path
+    write_features(folder, family, "train", 3)
+    write_features(folder, family, "val", 1)
+    start = new_config(family, folder)
+
+    def stop_after_one(step: Any) -> None:
+        if step.stage == "train":
+            raise KeyboardInterrupt
+
+    more: dict[str, Any] = {"objective": "reward", "options": {"epochs": 2}}
+    run(family, start, folder, "whole", **more)
+    with pytest.raises(KeyboardInterrupt):
+        run(family, start, folder, "stopped", progress=stop_after_one, **more)
+    run(family, start, folder, "stopped", resume=True, **more)
+    weights = [(folder / x / "model.safetensors").read_bytes() for x in ("whole", "stopped")]
+    assert weights[0] == weights[1]
+
+
+def test_captions_become_ids_and_come_back(tmp_path: Path) -> None:
+    config = json.loads(new_config("m2", tmp_path).read_text())
+    writer = Writer(load_recipe("m2", EXPORT), config, masked=True)
+    ids = writer.ids("A red BALL, zebra!")
+    assert ids == [2, 4, 5, 6, 0, 3] and writer.text(ids[1:]) == "a red ball <unk>"
+    assert len(writer.ids("cat " * 50)) == config["writing"]["max_length"]
+    assert plain_words("Don't — 你好!") == ["don't", "你好"]
+
+
+def test_features_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    train = write_features(tmp_path, "m2", "train", 2)
+    write_features(tmp_path, "m2", "val", 1)
+    np.save(tmp_path / "wide.npy", np.zeros((3, 7), dtype=np.float32))
+    np.save(tmp_path / "long.npy", np.zeros((10, 6), dtype=np.float32))
+    more = [{"id": name, "features": f"{name}.npy", "captions": ["a"]} for name in ("wide", "long")]
+    more += [{"id": "none", "img": "a.jpg", "captions": ["a"]}]
+    with train.open("a") as file:
+        file.write("".join(json.dumps(line) + "\n" for line in more))
+    report = run("m2", new_config("m2", tmp_path), tmp_path, "out", options={"epochs": 1})
+    reasons = [bad.reason for bad in report.bad_lines]
+    assert "rows of 6" in reasons[0] and "10 rows, the network reads 9" in reasons[1]
+    assert "no features" in reasons[2]
+    with pytest.raises(DataError, match=r"3 bad line\(s\)"):
+        run("m2", new_config("m2", tmp_path), tmp_path, "strict", strict=True)
+
+
+def test_a_config_that_is_not_complete_names_what_it_lacks(tmp_path: Path) -> None:
+    write_features(tmp_path, "m2", "train", 1)
+    write_features(tmp_path, "m2", "val", 1)
+    config = json.loads(new_config("m2", tmp_path).read_text())
+    del config["decoder"]
+    (tmp_path / "new.json").write_text(json.dumps(config))
+    with pytest.raises(ExportError, match="decoder"):
+        run("m2", tmp_path / "new.json", tmp_path, "out")
+
+
+def test_rewards_know_the_words_of_the_training_captions() -> None:
+    score = CiderD([["a cat"], ["a dog"], ["a red ball"]])
+    right, wrong = score(["a cat", "a dog"], [["a cat"], ["a cat"]])
+    assert right > wrong >= 0 and score(["a cat"], [["a cat"]]) == [right]
