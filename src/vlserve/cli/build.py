@@ -90,6 +90,13 @@ def train(
             "reward. Default: the task of the checkpoint."
         ),
     ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="With --from: objective and options as published, e.g. albef-retrieval; --set "
+            "changes them. Default: none."
+        ),
+    ] = None,
     freeze: Annotated[
         list[str] | None,
         typer.Option(
@@ -125,14 +132,14 @@ def train(
     loaded = load_recipe(recipe, settings.folder("export"))
     chosen = _pairs(options or []) | ({"freeze": ",".join(freeze)} if freeze else {})
     if checkpoint is not None:
-        run = Run(loaded, checkpoint, data, val, objective, chosen, seed)
+        run = Run(loaded, checkpoint, data, val, objective, chosen, seed).with_preset(preset)
         if dry_run:
             show_dry_run(run, as_json=as_json)
         else:
             show_finetuning(run, out, resume=resume, strict=strict, as_json=as_json)
         return
-    if objective is not None or dry_run:
-        raise typer.BadParameter("needs --from", param_hint="--objective, --dry-run")
+    if objective is not None or preset is not None or dry_run:
+        raise typer.BadParameter("needs --from", param_hint="--objective, --preset, --dry-run")
     with progress(f"training {recipe}") as show:
         report = (fit_pairs if is_of_pairs(loaded) else fit)(
             loaded, data, val, out,

@@ -1,7 +1,7 @@
 """train --from: a run that begins with a checkpoint, and what is shown of it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,16 @@ class Run:
     objective: str | None
     options: Mapping[str, Any]
     seed: int
+
+    def with_preset(self, name: str | None) -> "Run":
+        """This run with a preset's objective and options, where it says nothing else."""
+        if name is None:
+            return self
+        from vlserve.training.finetune.presets import preset_of
+
+        preset = preset_of(name, self.recipe.spec.family)
+        options = {**preset.options, **self.options}
+        return replace(self, objective=self.objective or preset.objective, options=options)
 
 
 def show_finetuning(run: Run, out: Path, *, resume: bool, strict: bool, as_json: bool) -> None:

@@ -114,7 +114,13 @@ def train(
     KeyboardInterrupt, and ``resume`` goes on. Raises TrainingError, which names the step, for a
     loss that is no longer a number and for lack of memory.
     """
-    state = new_state(job.trained, options, options.epochs * job.steps)
+    batches = options.epochs * job.steps
+    if batches < options.accumulate:
+        raise TrainingError(
+            f"accumulate: {options.accumulate} batches make a step, and the run has {batches}: "
+            "lower accumulate or batch_size, or train for more epochs"
+        )
+    state = new_state(job.trained, options, batches)
     epochs: list[dict[str, Any]] = []
     place = Place(1)
     if resume:

@@ -75,8 +75,7 @@ class TrainState:
                 parameter.grad = gradient + (0 if parameter.grad is None else parameter.grad)
 
     def end_epoch(self, figure: float) -> None:
-        """What a schedule by plateau goes by. Gradients that wait for more are dropped."""
-        self.backwards = 0
+        """What a schedule by plateau goes by. Gradients that wait for more wait on."""
         if isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step(figure)
 

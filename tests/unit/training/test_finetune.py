@@ -11,10 +11,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from support.tiny_models import EXPORT, tiny_models
+from vlserve.cli.finetuning import Run
 from vlserve.errors import SettingsError, TrainingError
 from vlserve.exporter.export import read_trained
 from vlserve.exporter.recipe import load_recipe
 from vlserve.settings import Settings
+from vlserve.training.finetune.presets import PRESETS, preset_of
 from vlserve.training.finetune.run import FinetuneReport, dry_run, finetune
 
 COLOURS = {"red": (220, 30, 30), "cat": (30, 220, 30), "dog": (30, 30, 220), "ball": (220, 220, 30)}
@@ -137,6 +139,40 @@ def test_a_checkpoint_of_pairs_gets_a_classifier_and_says_so(tmp_path: Path) -> 
     (tmp_path / "config.json").write_text(json.dumps(config | {"task": "entail"}))
     report = ready.dry(objective="entail")
     assert "cls_head.2.weight" in report.new and report.objective == "entail"
+
+
+TINY_OF = {
+    "albef-retrieval": "albef-match",
+    "albef-vqa": "albef-answer",
+    "albef-ve": "albef-entail",
+    "albef-nlvr": "albef-reason",
+    "blip-retrieval": "blip-match",
+    "blip-vqa": "blip-answer",
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_takes_a_step(name: str, tmp_path: Path) -> None:
+    preset = PRESETS[name]
+    ready = Prepared(TINY_OF[name], tmp_path, preset.objective)
+    small = {"batch_size": 4, "queue_size": 8}
+    run = Run(ready.recipe, ready.checkpoint, ready.train, ready.val, None, small, 0)
+    filled = run.with_preset(name)
+    files = (filled.checkpoint, filled.train, filled.val)
+    report = dry_run(
+        filled.recipe, *files, objective=filled.objective, options=filled.options, seed=0
+    )
+    assert report.objective == preset.objective and report.losses
+    assert filled.options["learning_rate"] == preset.options["learning_rate"]
+    if preset.objective == "retrieve":
+        assert preset.options["queue_size"] % preset.options["batch_size"] == 0
+
+
+def test_a_preset_of_another_family_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="is of albef, not of blip"):
+        preset_of("albef-ve", "blip")
+    with pytest.raises(SettingsError, match="no preset x: there are albef-retrieval"):
+        preset_of("x", "blip")
 
 
 def test_objectives_that_a_family_lacks_are_named(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -193,6 +193,14 @@ def test_batches_that_are_accumulated_step_like_one_of_all(tmp_path: Path) -> No
         networks.append(state.network.state_dict())
     for name, tensor in networks[0].items():
         torch.testing.assert_close(tensor, networks[1][name])
+
+
+def test_a_run_without_one_whole_step_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="13 batches make a step, and the run has 12"):
+        train(job(), options(accumulate=13), 1, tmp_path, facts={})
+    train(job(), options(accumulate=12, average_decay=0), 1, tmp_path, facts={})
+    last = load_file(tmp_path / "last.safetensors")
+    assert not torch.equal(last["network.0.weight"], job().trained.get_parameter("0.weight"))
 
 
 def test_frozen_parts_stay_and_unknown_ones_are_named() -> None:
