@@ -61,6 +61,7 @@ def running_triton(
     parameters: Mapping[str, str] | None = None,
 ) -> Iterator[RunningTriton]:
     """Serve ``archives`` until the body ends; ``parameters`` are added to each configuration."""
+    folder.mkdir(exist_ok=True)
     repository = folder / "repository"
     names = [_write_model(repository, folder, one, workers, parameters or {}) for one in archives]
     port, log = free_ports(3), folder / "triton.log"
