@@ -61,7 +61,7 @@ def run(command: list[str], outcome: Outcome, plan: Iterator[float], worker_kill
     began_at = time.monotonic()
     while driver.poll() is None:
         time.sleep(LOOK_S)
-        workers = driver.children() if driver.poll() is None else []
+        workers = _children(driver)
         outcome.peak_mib = max(outcome.peak_mib, _memory_mib([driver, *workers]))
         if until is not None and time.monotonic() - began_at > until:
             driver.kill()
@@ -72,6 +72,13 @@ def run(command: list[str], outcome: Outcome, plan: Iterator[float], worker_kill
                 outcome.worker_kills += 1
             worker_at = time.monotonic() + worker_kill_s * draw.uniform(0.5, 1.5)
     return int(driver.wait())
+
+
+def _children(driver: psutil.Process) -> list[psutil.Process]:
+    try:
+        return list(driver.children())
+    except psutil.Error:
+        return []  # it has just ended
 
 
 def _memory_mib(processes: list[psutil.Process]) -> float:

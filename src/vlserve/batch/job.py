@@ -3,14 +3,12 @@
 OUT/part-00000.jsonl …           the output, one file a part
 OUT/report.json, report.html     written at the end
 OUT/.vlserve/job.json            what the job is: archive, sources, options
-OUT/.vlserve/lock                held by the driver and its workers
+OUT/.vlserve/lock                held by the driver and its workers; lock-0 … by those of a shard
 OUT/.vlserve/receipts/00000.json  of each finished part: counts, seconds; 00000.ids: digests of ids
 OUT/.vlserve/spool, careful      lines for workers; rows that ran alone
 """
 
-import fcntl
 import os
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,12 +17,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from vlserve.batch.locks import Shard, locked
 from vlserve.batch.sources import Source, changed
 from vlserve.errors import BatchError
 
 SCHEMA = 1
-WAIT_FOR_LOCK_S = 10.0
-"""Workers of a driver that was killed end with the part that they are at."""
+WHOLE = Shard()
 
 
 class Options(BaseModel):
@@ -85,8 +83,8 @@ class JobFolder:
         self.log = self._state / "workers.log"
 
     @contextmanager
-    def locked(self) -> Iterator[int]:
-        """Hold the folder's lock, which workers inherit; yields its descriptor.
+    def locked(self, shard: Shard = WHOLE) -> Iterator[tuple[int, ...]]:
+        """Hold the folder's locks, which workers inherit; yields their descriptors.
 
         Raises:
             BatchError: Another job holds it, or what lies in the folder is not a job's.
@@ -94,12 +92,8 @@ class JobFolder:
         self._refuse_foreign()
         for folder in (self._receipts, self.spool, self._state / "careful"):
             folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self._state / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            self._take(descriptor)
-            yield descriptor
-        finally:
-            os.close(descriptor)
+        with locked(self._state, self.out, shard) as locks:
+            yield locks
 
     def begin(self, record: JobRecord) -> None:
         """Write the job's record; where there is one, hold it against this one.
@@ -109,7 +103,7 @@ class JobFolder:
         """
         file = self._state / "job.json"
         if not file.exists():
-            written = file.with_suffix(".new")
+            written = file.with_suffix(f".{os.uname().nodename}-{os.getpid()}")
             written.write_text(record.model_dump_json(by_alias=True, indent=1), encoding="utf-8")
             written.replace(file)
             return
@@ -143,20 +137,6 @@ class JobFolder:
     def _refuse_foreign(self) -> None:
         if self.out.is_dir() and not self._state.exists() and any(self.out.iterdir()):
             raise BatchError(f"{self.out} is not empty and holds no job: choose another --output")
-
-    def _take(self, descriptor: int) -> None:
-        until = time.monotonic() + WAIT_FOR_LOCK_S
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    raise BatchError(
-                        f"another job writes to {self.out}: wait for its end, or stop it"
-                    ) from None
-                time.sleep(0.1)
-            else:
-                return
 
 
 def differences(before: JobRecord, now: JobRecord) -> Iterator[str]:

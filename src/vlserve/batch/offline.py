@@ -66,9 +66,9 @@ def answer_offline(
 def _answer(archive: Path, file: Path, out: Path, crewing: Crewing, show: Show) -> None:
     record = describe(archive, [str(file)], Options(id=_NO_COLUMN))
     folder = JobFolder(out)
-    with folder.locked() as lock:
+    with folder.locked() as locks:
         job = Job(folder, record, crewing, show)
-        job.answer(job.orders(cut(record.sources), {}), lock)
+        job.answer(job.orders(cut(record.sources), {}), locks)
 
 
 def _outcome(row: dict[str, Any]) -> dict[str, Any]:

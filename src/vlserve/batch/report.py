@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,10 +47,17 @@ def make_report(
 def write_report(folder: JobFolder, report: Mapping[str, Any]) -> None:
     """Write report.json and report.html into the output's folder."""
     text = json.dumps(report, ensure_ascii=False, indent=1)
-    (folder.out / "report.json").write_text(text + "\n", encoding="utf-8")
+    _write(folder.out / "report.json", text + "\n")
     receipts = sorted(folder.receipts().values(), key=lambda receipt: receipt.ended_at)
     page = render(report, plot_of(receipts))
-    (folder.out / "report.html").write_text(page, encoding="utf-8")
+    _write(folder.out / "report.html", page)
+
+
+def _write(file: Path, text: str) -> None:
+    """Two shards may end at the same time."""
+    written = file.with_name(f".{file.name}.{os.uname().nodename}-{os.getpid()}")
+    written.write_text(text, encoding="utf-8")
+    written.replace(file)
 
 
 def render(report: Mapping[str, Any], plot: str) -> str:

@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vlserve.batch.job import JobFolder, JobRecord, Options, Receipt
+from vlserve.batch.job import WHOLE, JobFolder, JobRecord, Options, Receipt
+from vlserve.batch.locks import Shard
 from vlserve.batch.pace import Pace
 from vlserve.batch.parts import Part, TextPart, cut
 from vlserve.batch.report import make_report, write_report
@@ -42,6 +43,7 @@ class Crewing:
     threads: int = 1
     item_timeout_s: float = 60.0
     batch: int = 8
+    shard: Shard = WHOLE
 
 
 @dataclass
@@ -99,11 +101,11 @@ def run_batch(
     record = describe(archive, patterns, options)
     folder, started, cpu_s = JobFolder(out), time.monotonic(), _cpu_s()
     try:
-        with folder.locked() as lock:
+        with folder.locked(crewing.shard) as locks:
             folder.begin(record)
             before = folder.receipts()
             job = Job(folder, record, crewing, show)
-            job.answer(job.orders(cut(record.sources), before, retry_errors=retry_errors), lock)
+            job.answer(job.orders(cut(record.sources), before, retry_errors=retry_errors), locks)
             run = {
                 "parts_of_earlier_runs": len(before),
                 "seconds": round(time.monotonic() - started, 1),
@@ -112,7 +114,9 @@ def run_batch(
                 "core_hour_price": core_hour_price,
             }
             report = make_report(record, folder, run, core_hour_price)
-            write_report(folder, report)
+            report = {**report, "unfinished_parts": job.parts - report["parts"]}
+            if not report["unfinished_parts"]:
+                write_report(folder, report)
     except OSError as error:
         raise BatchError(_unwritten(out, error.strerror or error)) from error
     return report
@@ -135,10 +139,10 @@ def predict_batch(
     with tempfile.TemporaryDirectory(prefix="vlserve-sample-") as scratch:
         sample = draw(record.sources, rows, crewing.workers, Path(scratch))
         folder = JobFolder(Path(scratch) / "out")
-        with folder.locked() as lock:
+        with folder.locked() as locks:
             job = Job(folder, record, crewing, show)
             drawn_s = time.monotonic() - started
-            job.answer(job.orders(sample.parts, {}), lock)
+            job.answer(job.orders(sample.parts, {}), locks)
             receipts = list(folder.receipts().values())
     answering_s = sum(receipt.cpu_seconds for receipt in receipts)
     return predict(
@@ -166,7 +170,8 @@ def describe(archive: Path, patterns: Sequence[str], options: Options) -> JobRec
 
 
 class Job:
-    """One run of a job. ``started_s``: until the first worker was ready, s."""
+    """One run of a job. ``started_s``: until the first worker was ready, s; ``parts``: of the whole
+    input."""
 
     def __init__(
         self, folder: JobFolder, record: JobRecord, crewing: Crewing, show: Show = lambda line: None
@@ -175,21 +180,24 @@ class Job:
         self._shares: dict[int, float] = {}
         self.pace = Pace(time.monotonic())
         self.started_s = 0.0
+        self.parts = 0
 
     def orders(
         self, parts: Iterable[Part], before: Mapping[int, Receipt], *, retry_errors: bool = False
     ) -> Iterator[Order]:
         """Yield an order for each part that is not finished, or has errors to be tried again."""
         for part in parts:
+            self.parts += 1
             receipt = before.get(part.number)
-            if receipt is None or (retry_errors and receipt.errors):
+            is_open = receipt is None or (retry_errors and receipt.errors)
+            if is_open and self._crewing.shard.has(part.number):
                 order = self._order(part)
                 self._shares[part.number] = part.share
                 yield replace(order, redo=receipt is not None)
             else:
                 self.pace.keep(part.share)
 
-    def answer(self, orders: Iterator[Order], lock: int) -> None:
+    def answer(self, orders: Iterator[Order], locks: tuple[int, ...]) -> None:
         """Have workers do all the orders."""
         began_at = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="vlserve-batch-") as scratch:
@@ -197,7 +205,7 @@ class Job:
             unpack_archive(Path(self._record.archive), unpacked)
             told = self._record.options.model_dump() | {"out": str(self._folder.out.resolve())}
             told["batch"] = self._crewing.batch
-            launch = Launch(unpacked, told, self._crewing.threads, lock, self._folder.log)
+            launch = Launch(unpacked, told, self._crewing.threads, locks, self._folder.log)
             with running(launch, self._crewing.workers) as crew:
                 self.run(crew, Work(orders))
         self.started_s = self.pace.began_at - began_at

@@ -35,13 +35,13 @@ class Reply:
 @dataclass(frozen=True)
 class Launch:
     """How workers are started. ``folder``: the unpacked archive; ``options``: see
-    `vlserve_worker.batch`; ``lock``: a descriptor that they inherit; ``log``: takes what they and
+    `vlserve_worker.batch`; ``locks``: descriptors that they inherit; ``log``: takes what they and
     the archive's code print."""
 
     folder: Path
     options: Mapping[str, Any]
     threads: int
-    lock: int
+    locks: tuple[int, ...]
     log: Path
 
 
@@ -62,7 +62,7 @@ class Worker:
                 stdout=log,
                 stderr=log,
                 env=_environment(launch),
-                pass_fds=(writing, launch.lock),
+                pass_fds=(writing, *launch.locks),
                 start_new_session=True,  # Ctrl-C is the driver's
             )
         os.close(writing)

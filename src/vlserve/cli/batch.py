@@ -22,6 +22,7 @@ from vlserve.runtime.archive import verify_archive
 from vlserve.settings import load_settings
 
 if TYPE_CHECKING:
+    from vlserve.batch.locks import Shard
     from vlserve.batch.sample import Prediction
 
 INTERRUPTED = 130
@@ -92,6 +93,14 @@ def batch(
             help="Run the rows again that failed in an earlier run. Default: their errors stay.",
         ),
     ] = False,
+    shard: Annotated[
+        str,
+        typer.Option(
+            metavar="I/N",
+            help="Only answer every Nth part, from part I (0 to N-1) on, beside others that answer "
+            "the rest into the same folder. Default: all parts.",
+        ),
+    ] = "",
     sample: Annotated[
         int | None,
         typer.Option(
@@ -153,6 +162,7 @@ def _run(
     item_timeout: float = 60.0,
     max_error_rate: float = 1.0,
     retry_errors: bool = False,
+    shard: str = "",
     sample: int | None = None,
     core_hour_price: float | None = None,
 ) -> None:
@@ -171,7 +181,10 @@ def _run(
         keep=tuple(name for name in keep.split(",") if name),
         frame=frame,
     )
-    crewing = Crewing(workers or usable_cores(), item_timeout_s=item_timeout)
+    part_of = _shard(shard)
+    if joined is not None and not part_of.is_whole:
+        raise typer.BadParameter("is for the run without --shard", param_hint="--joined")
+    crewing = Crewing(workers or usable_cores(), item_timeout_s=item_timeout, shard=part_of)
     if sample is not None:
         with progress(f"sampling {', '.join(input)}") as show:
             prediction = predict_batch(
@@ -228,6 +241,15 @@ def archive_of(model: str) -> Path:
     return load_settings().model_store / model / str(released) / f"{model}-{released}.mar"
 
 
+def _shard(text: str) -> "Shard":
+    from vlserve.batch.locks import Shard
+
+    try:
+        return Shard.parse(text) if text else Shard()
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--shard") from error
+
+
 def _mapping(pairs: list[str]) -> dict[str, str]:
     mapping = {}
     for pair in pairs:
@@ -256,6 +278,9 @@ def _print(report: Any, as_json: bool) -> None:
         print_line(f"{report['duplicate_ids']} rows have an id that an earlier row has")
     if report["cost_per_million"] is not None:
         print_line(f"a million rows cost {report['cost_per_million']:.4g} of CPU time")
+    if report["unfinished_parts"]:
+        print_line(f"{report['unfinished_parts']} parts of other shards are not finished")
+        return
     print_line(f"wrote {report['out']}, with report.html")
 
 

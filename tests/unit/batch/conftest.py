@@ -9,6 +9,7 @@ from PIL import Image
 
 from support.batch_rows import COVERS, CRASH
 from vlserve.batch.job import Options
+from vlserve.batch.locks import Shard
 from vlserve.batch.run import Crewing, run_batch
 from vlserve.exporter.echo import VOCABULARY, pack_echo
 from vlserve.runtime.archive import unpack_archive
@@ -32,7 +33,11 @@ def run(covers: Path, tmp_path: Path) -> Run:
     """Run a job over files, into tmp_path/out."""
 
     def answered(*inputs: Path, retry_errors: bool = False, **options: Any) -> Mapping[str, Any]:
-        crewing = Crewing(workers=2, item_timeout_s=options.pop("item_timeout_s", 30.0))
+        crewing = Crewing(
+            workers=2,
+            item_timeout_s=options.pop("item_timeout_s", 30.0),
+            shard=Shard.parse(options.pop("shard", "0/1")),
+        )
         archive = options.pop("archive", covers / "tagger-1.mar")
         out = options.pop("out", tmp_path / "out")
         price = options.pop("core_hour_price", None)

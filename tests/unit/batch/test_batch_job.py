@@ -311,7 +311,7 @@ def test_ctrl_c_ends_soon_and_the_same_command_goes_on(covers: Path, tmp_path: P
 def test_a_second_job_waits_for_nobody_for_ever(
     covers: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vlserve.batch.job.WAIT_FOR_LOCK_S", 0.3)
+    monkeypatch.setattr("vlserve.batch.locks.WAIT_FOR_LOCK_S", 0.3)
     file = write_jsonl(covers / "lock.jsonl", rows_of(20))
     run(file)
     lock = os.open(tmp_path / "out" / ".vlserve" / "lock", os.O_RDWR)

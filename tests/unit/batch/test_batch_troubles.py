@@ -144,7 +144,7 @@ def test_no_job_begins_while_a_killed_drivers_worker_writes(
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     with monkeypatch.context() as hasty:
-        hasty.setattr("vlserve.batch.job.WAIT_FOR_LOCK_S", 0.2)
+        hasty.setattr("vlserve.batch.locks.WAIT_FOR_LOCK_S", 0.2)
         with pytest.raises(BatchError, match="another job writes to"):
             run(file)
     workers[0].resume()
