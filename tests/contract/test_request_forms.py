@@ -8,7 +8,8 @@ from urllib.parse import urlencode
 import pytest
 
 from support.recorded import RECORDINGS, STORE, unpack
-from support.request_forms import READ, Variant, variants
+from support.request_forms import variants
+from support.request_variant import READ, Variant
 from support.torchserve_worker import Sent, Worker, running_worker
 from vlserve.exporter.echo import pack_echo
 from vlserve.runtime.archive import unpack_archive

@@ -14,7 +14,8 @@ from support import bad_images, bad_requests
 from support.good_requests import good_requests, oddly_wrapped
 from support.raw_http import MODEL, Case, encode, send
 from support.request_bodies import as_form, as_json
-from support.request_forms import READ, Variant, variants
+from support.request_forms import variants
+from support.request_variant import READ, Variant
 from support.running_stack import RunningGateway
 from support.running_triton import RunningTriton
 from vlserve.control.domain import ModelRoute, Routing
