@@ -1,9 +1,11 @@
 """Echo archives, packed once."""
 
+import zipfile
 from pathlib import Path
 
 import pytest
 
+from support.archive_members import Members
 from vlserve.exporter.echo import pack_echo
 from vlserve.runtime.archive import unpack_archive
 
@@ -19,3 +21,9 @@ def echo_folder(echo_archive: Path, tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("unpacked") / "echo"
     unpack_archive(echo_archive, folder)
     return folder
+
+
+@pytest.fixture
+def members(echo_archive: Path) -> Members:
+    with zipfile.ZipFile(echo_archive) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}

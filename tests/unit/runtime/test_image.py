@@ -2,41 +2,28 @@
 
 import io
 import struct
-import zlib
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFile, ImageOps, JpegImagePlugin
+from PIL import Image, ImageOps, JpegImagePlugin
 
-from vlserve.runtime.errors import ErrorCode, RequestError
-from vlserve.runtime.image import MAX_JPEG_SCANS, UPRIGHT, decode
-from vlserve.runtime.image_bounds import MAX_PARTS, MAX_PIXELS
+from support.picture_files import (
+    BLUE,
+    GREEN,
+    RED,
+    SIZE,
+    WHITE,
+    raw_png,
+    saved,
+    scene,
+    with_orientation,
+)
+from vlserve.runtime.image import UPRIGHT, decode
 from vlserve.runtime.manifest import ImageInput
 
-SIZE = ImageInput(height=24, width=40)
 PLAIN = SIZE.model_copy(update={"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)})
-RED, GREEN, BLUE, WHITE = (230, 20, 30), (20, 200, 60), (10, 40, 220), (255, 255, 255)
-
-
-def scene(width: int = 120, height: int = 72) -> Image.Image:
-    """Three corners red, green and blue, so that every turn and flip shows."""
-    image = Image.new("RGB", (width, height), WHITE)
-    draw = ImageDraw.Draw(image)
-    draw.rectangle((0, 0, width // 2 - 1, height // 2 - 1), fill=RED)
-    draw.rectangle((width // 2, 0, width, height // 2 - 1), fill=GREEN)
-    draw.rectangle((0, height // 2, width // 2 - 1, height), fill=BLUE)
-    return image
-
-
-def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
 
 
 def corners(data: bytes, spec: ImageInput = PLAIN) -> list[tuple[int, int, int]]:
@@ -53,13 +40,6 @@ def colour(values: NDArray[Any]) -> tuple[int, int, int]:
 
 def near(got: list[tuple[int, int, int]], expected: list[tuple[int, int, int]], by: int) -> bool:
     return bool(np.abs(np.array(got) - np.array(expected)).max() <= by)
-
-
-def code(data: bytes, spec: ImageInput = SIZE) -> ErrorCode:
-    with pytest.raises(RequestError) as caught:
-        decode(data, spec)
-    assert caught.value.message
-    return caught.value.code
 
 
 @pytest.mark.parametrize(
@@ -113,17 +93,6 @@ def test_16_bit_grey_keeps_its_upper_half() -> None:
     values = np.full((48, 80), 40 * 256 + 255, np.uint16)
     values[:, 40:] = 200 * 256
     assert corners(saved(Image.fromarray(values), "PNG")) == [(40,) * 3, (200,) * 3] * 2
-
-
-def png_chunk(name: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-
-
-def raw_png(width: int, height: int, depth: int, colour_type: int, pixels: bytes) -> bytes:
-    """A PNG that Pillow does not write; ``pixels``: rows, each behind its filter byte."""
-    header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
-    chunks = png_chunk(b"IHDR", header) + png_chunk(b"IDAT", zlib.compress(pixels))
-    return b"\x89PNG\r\n\x1a\n" + chunks + png_chunk(b"IEND", b"")
 
 
 def test_16_bit_colour_png() -> None:
@@ -189,12 +158,6 @@ def test_first_picture_of_a_phones_several() -> None:
     assert near(corners(data), [RED, GREEN, BLUE, WHITE], 25)
 
 
-def with_orientation(image: Image.Image, kind: str, orientation: int) -> bytes:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    return saved(image, kind, exif=exif, **({} if kind == "PNG" else {"quality": 95}))
-
-
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation(kind: str, orientation: int) -> None:
@@ -237,195 +200,3 @@ def test_large_jpeg_is_scaled_by_the_decoder(monkeypatch: pytest.MonkeyPatch) ->
     data = saved(scene(1200, 720), "JPEG", quality=95)
     assert near(corners(data), [RED, GREEN, BLUE, WHITE], 6)
     assert drafted == [(150, 90)]
-
-
-def huge_png(width: int, height: int) -> bytes:
-    return raw_png(width, height, 8, 2, b"")
-
-
-def huge_gif(width: int, height: int) -> bytes:
-    data = bytearray(saved(Image.new("P", (1, 1)), "GIF"))
-    data[6:10] = struct.pack("<HH", width, height)
-    return bytes(data)
-
-
-def huge_jpeg(width: int, height: int) -> bytes:
-    data = bytearray(saved(Image.new("RGB", (8, 8)), "JPEG"))
-    frame = data.index(b"\xff\xc0")
-    data[frame + 5 : frame + 9] = struct.pack(">HH", height, width)
-    return bytes(data)
-
-
-def huge_webp(width: int, height: int) -> bytes:
-    data = bytearray(saved(Image.new("RGB", (8, 8)), "WEBP", lossless=True))
-    start = data.index(b"VP8L") + 9
-    (bits,) = struct.unpack("<I", data[start : start + 4])
-    bits = bits & ~(2**28 - 1) | (width - 1) | (height - 1) << 14
-    data[start : start + 4] = struct.pack("<I", bits)
-    return bytes(data)
-
-
-@pytest.mark.parametrize("build", [huge_png, huge_gif, huge_jpeg, huge_webp])
-@pytest.mark.parametrize("side", [8_000, 10_500, 16_383])
-def test_too_many_pixels_are_refused_by_the_header(
-    build: Callable[[int, int], bytes], side: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def never(self: Any) -> None:
-        raise AssertionError("a pixel was decoded")
-
-    monkeypatch.setattr(ImageFile.ImageFile, "load", never)
-    assert code(build(side, side)) is ErrorCode.IMAGE_TOO_LARGE
-
-
-def test_sides_that_no_image_has() -> None:
-    assert code(huge_png(2**31 - 1, 2**31 - 1)) is ErrorCode.IMAGE_TOO_LARGE
-    assert code(huge_png(0, 5)) is ErrorCode.IMAGE_UNREADABLE
-    assert code(huge_jpeg(0, 0)) is ErrorCode.IMAGE_UNREADABLE
-    assert code(huge_gif(0, 0)[:-3]) is ErrorCode.IMAGE_UNREADABLE
-
-
-def test_limits_are_the_manifests() -> None:
-    data = saved(scene(100, 50), "PNG")
-    decode(data, SIZE.model_copy(update={"max_bytes": len(data), "max_pixels": 5000}))
-    fewer_bytes = SIZE.model_copy(update={"max_bytes": len(data) - 1})
-    assert code(data, fewer_bytes) is ErrorCode.IMAGE_TOO_LARGE
-    fewer_pixels = SIZE.model_copy(update={"max_pixels": 4999})
-    assert code(data, fewer_pixels) is ErrorCode.IMAGE_TOO_LARGE
-
-
-def test_byte_limit_comes_before_any_look_inside() -> None:
-    assert code(b"x" * 101, SIZE.model_copy(update={"max_bytes": 100})) is ErrorCode.IMAGE_TOO_LARGE
-
-
-def test_jpeg_of_endless_scans_is_refused() -> None:
-    data = saved(scene(), "JPEG", progressive=True)
-    last = data.rindex(b"\xff\xda")
-    bomb = data[:last] + data[last:-2] * MAX_JPEG_SCANS + data[-2:]
-    assert code(bomb) is ErrorCode.IMAGE_TOO_LARGE
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"hello",
-        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
-        b"%PDF-1.7",
-        b"\xff\xd8\xff",
-        b"\x89PNG\r\n\x1a\n",
-        b"GIF89a",
-        b"RIFF\x00\x00\x00\x00WEBP",
-        saved(scene(), "BMP"),
-        saved(scene(), "TIFF"),
-    ],
-)
-def test_what_is_no_image(data: bytes) -> None:
-    assert code(data) is ErrorCode.IMAGE_UNREADABLE
-
-
-SAMPLES = {
-    "JPEG": saved(scene(), "JPEG"),
-    "progressive": saved(scene(), "JPEG", progressive=True),
-    "PNG": saved(scene(), "PNG"),
-    "palette": saved(scene().convert("P"), "PNG"),
-    "WEBP": saved(scene(), "WEBP"),
-    "GIF": saved(scene(), "GIF"),
-    "turned": with_orientation(scene(), "JPEG", 6),
-}
-
-
-TRAILER_BYTES = 25
-"""What may be missing without a pixel missing: PNG's last chunk and checksum."""
-
-
-@pytest.mark.parametrize("name", SAMPLES)
-def test_every_truncation_is_refused(name: str) -> None:
-    whole = SAMPLES[name]
-    ends = list(range(0, len(whole) - TRAILER_BYTES, max(1, len(whole) // 60)))
-    if name not in ("PNG", "palette", "GIF"):
-        ends += range(len(whole) - TRAILER_BYTES, len(whole))
-    for end in ends:
-        assert code(whole[:end]) is ErrorCode.IMAGE_UNREADABLE, f"{end} of {len(whole)} bytes"
-
-
-REFUSALS = {
-    *(ErrorCode.IMAGE_UNREADABLE, ErrorCode.IMAGE_TOO_LARGE),
-    *(ErrorCode.IMAGE_DAMAGED, ErrorCode.IMAGE_TOO_COMPLEX),
-}
-
-
-@settings(max_examples=400, deadline=None)
-@given(st.data())
-def test_mutated_bytes_decode_or_are_refused(data: st.DataObject) -> None:
-    raw = bytearray(data.draw(st.sampled_from(sorted(SAMPLES.values()))))
-    for _ in range(data.draw(st.integers(1, 8))):
-        place = data.draw(st.integers(0, len(raw) - 1))
-        change = data.draw(st.sampled_from(["set", "cut", "double"]))
-        if change == "set":
-            raw[place] = data.draw(st.integers(0, 255))
-        elif change == "cut":
-            del raw[place : place + data.draw(st.integers(1, 16))]
-        else:
-            raw[place:place] = raw[place : place + data.draw(st.integers(1, 64))]
-        if not raw:
-            break
-    try:
-        array = decode(bytes(raw), SIZE)
-    except RequestError as error:
-        assert error.code in REFUSALS
-    else:
-        assert array.shape == (3, 24, 40)
-        assert np.isfinite(array).all()
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.binary(max_size=200))
-def test_any_bytes_decode_or_are_refused(data: bytes) -> None:
-    assert code(data) is ErrorCode.IMAGE_UNREADABLE
-
-
-def many_png_chunks(kind: bytes) -> bytes:
-    whole = saved(scene(), "PNG")
-    return whole[:33] + png_chunk(kind, b"a\0b") * MAX_PARTS + whole[33:]
-
-
-def many_gif_blocks(size: int) -> bytes:
-    whole = saved(scene(), "GIF")
-    start = whole.index(b",\0\0\0\0")
-    blocks = (bytes([size]) + b"c" * size) * MAX_PARTS
-    return whole[:start] + b"\x21\xfe" + blocks + b"\0" + whole[start:]
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        many_png_chunks(b"tEXt"),
-        many_png_chunks(b"IDAT"),
-        many_png_chunks(b"teST"),
-        many_gif_blocks(1),
-        many_gif_blocks(255),
-        saved(scene(), "GIF")[:13] + b"\0" * (MAX_PARTS + 1000),
-    ],
-    ids=["texts", "pixels", "unknown", "gif-of-1", "gif-of-255", "gif-junk"],
-)
-def test_parts_have_a_limit(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pillow walks them one by one, in Python: it does not see such a file."""
-    monkeypatch.setattr(Image, "open", None)
-    assert code(data) is ErrorCode.IMAGE_TOO_COMPLEX
-
-
-@pytest.mark.parametrize(("kind", "most"), MAX_PIXELS.items())
-def test_pixels_have_a_limit_by_format(kind: str, most: int) -> None:
-    """A WebP of 34 bytes may have 50 million: told by its header."""
-    width = most // 5000 + 1
-    options = {"lossless": True} if kind == "WEBP" else {}
-    assert code(saved(Image.new("L", (width, 5000)), kind, **options)) is ErrorCode.IMAGE_TOO_LARGE
-    small = SIZE.model_copy(update={"max_pixels": 100})
-    assert code(saved(Image.new("L", (11, 10)), kind), small) is ErrorCode.IMAGE_TOO_LARGE
-
-
-def test_the_scans_of_a_large_jpeg_are_fewer() -> None:
-    raw = saved(Image.new("L", (4000, 4000)), "JPEG", progressive=True)
-    scan = raw[raw.rindex(b"\xff\xda") : -2]
-    assert decode(raw, SIZE).shape == (3, 24, 40)
-    assert code(raw[:-2] + scan * 70 + raw[-2:]) is ErrorCode.IMAGE_TOO_LARGE
