@@ -66,6 +66,7 @@ def run(command: list[str], outcome: Outcome, plan: Iterator[float], worker_kill
         if until is not None and time.monotonic() - began_at > until:
             driver.kill()
             outcome.driver_kills += 1
+            until = None
         elif workers and time.monotonic() > worker_at:
             with suppress(psutil.Error):
                 draw.choice(workers).kill()

@@ -65,7 +65,7 @@ class Work:
     deaths: dict[int, Deaths] = field(default_factory=dict)
     is_begun: bool = False
     failed_starts: int = 0
-    """Of workers that ended before they were ready; the archive's code has started before."""
+    """Of workers that ended before they were ready: killed, or after others have started."""
 
     def next_order(self) -> Order | None:
         return self.again.popleft() if self.again else next(self.orders, None)
@@ -272,17 +272,18 @@ class Job:
         code = crew.remove(worker).exit_code or 0
         order = work.busy.pop(worker, None)
         if order is None:
-            self._replace(crew, work, worker)
+            self._replace(crew, work, worker, is_killed=code < 0)
             return
         self._order_again(crew, work, order, (KILLED, f"its worker ended by {_ended(code)}"))
 
-    def _replace(self, crew: Crew, work: Work, worker: int) -> None:
+    def _replace(self, crew: Crew, work: Work, worker: int, *, is_killed: bool) -> None:
         """A worker has ended that had nothing to do, or was not ready yet."""
         if worker in work.idle:
             work.idle.remove(worker)
         else:
             work.failed_starts += 1
-            if work.failed_starts > _MOST_FAILED_STARTS or not work.is_begun:
+            may_start = work.is_begun or is_killed
+            if work.failed_starts > _MOST_FAILED_STARTS or not may_start:
                 raise BatchError(f"the archive's code does not start: {crew.last_words()}")
         crew.start_one()
 

@@ -195,6 +195,9 @@ def _parquet_parts(
         return
     with opened_parquet(source.path) as opened:
         codec = opened.metadata.row_group(0).column(0).compression
+        codec = (
+            "NONE" if codec == "UNCOMPRESSED" else codec
+        )  # pyarrow reads one name, writes the other
         with ParquetWriter(file, opened.schema_arrow, compression=codec) as writer:
             number = 0
             for group, own in places.items():

@@ -68,21 +68,23 @@ def test_kept_ones_are_spread_evenly() -> None:
     assert kept[0] < 100 and kept[-1] >= 800
 
 
-def test_a_sample_has_rows_of_every_source(tmp_path: Path) -> None:
+@pytest.mark.parametrize("compression", ["none", "snappy", "zstd"])
+def test_a_sample_has_rows_of_every_source(tmp_path: Path, compression: str) -> None:
     rows = [{"id": str(n), "text": "a"} for n in range(1000)]
+    table = pyarrow.Table.from_pylist(rows)
     pyarrow.parquet.write_table(
-        pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=20
+        table, tmp_path / "a.parquet", row_group_size=20, compression=compression
     )
     write_jsonl(tmp_path / "b.jsonl", rows[:250])
     sources = find_sources([str(tmp_path / "a.parquet"), str(tmp_path / "b.jsonl")])
     sample = draw(sources, 100, 2, tmp_path)
     assert sample.input_rows == 1250
     text = [part for part in sample.parts if isinstance(part, TextPart)]
-    table = [part for part in sample.parts if isinstance(part, ParquetPart)]
-    assert (sum(part.rows for part in text), sum(part.rows for part in table)) == (20, 80)
+    copied = [part for part in sample.parts if isinstance(part, ParquetPart)]
+    assert (sum(part.rows for part in text), sum(part.rows for part in copied)) == (20, 80)
     assert [part.number for part in sample.parts] == list(range(len(sample.parts)))
-    file = table[0].file
-    assert file is not None and table[0].source.path == tmp_path / "a.parquet"
+    file = copied[0].file
+    assert file is not None and copied[0].source.path == tmp_path / "a.parquet"
     ids = [int(row["id"]) for row in pyarrow.parquet.read_table(file).to_pylist()]
     assert len(ids) == 80 and ids[0] < 20 and ids[-1] > 900
 
