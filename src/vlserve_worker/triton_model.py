@@ -146,8 +146,9 @@ def _prepare_process(parameters: Parameters) -> None:
     threads = str(parameters.threads)
     os.environ.update(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads)
     sys.dont_write_bytecode = True
-    # What is installed of vlserve must not stand in for what the archive was packed with.
-    sys.path.insert(0, str(parameters.archive_dir.resolve()))
+    # What is installed of vlserve must not stand in for what the archive was packed with, nor what
+    # lies in the folder that the server started in, "", for anything.
+    sys.path[:] = [str(parameters.archive_dir.resolve()), *filter(None, sys.path)]
 
 
 def _raw(request: Any) -> dict[str, Any] | Refusal:
