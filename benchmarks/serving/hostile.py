@@ -207,6 +207,11 @@ def _packed(body: bytes) -> Request:
     return {TYPE: "application/json", ENCODING: "gzip"}, zlib.compress(body, wbits=31)
 
 
+def _in_streams(size: int) -> Request:
+    """A body of many gzip streams, each of nothing."""
+    return {TYPE: "application/json", ENCODING: "gzip"}, _filled(zlib.compress(b"", wbits=31), size)
+
+
 COMPLEX, TOO_LARGE = "image_too_complex", "image_too_large"
 REQUESTS: Mapping[str, tuple[Callable[[], Request], str]] = {
     "jpeg: tiny Exif segments": (
@@ -263,6 +268,7 @@ REQUESTS: Mapping[str, tuple[Callable[[], Request], str]] = {
         "body_unreadable",
     ),
     "gzip: 256 MiB of zeros": (lambda: _packed(bytes(256 * MIB)), "body_too_large"),
+    "gzip: 31 MB of empty streams": (lambda: _in_streams(31 * MIB), "body_too_complex"),
 }
 
 

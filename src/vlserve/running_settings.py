@@ -17,6 +17,7 @@ from vlserve.project import find_project_dir
 from vlserve.settings import STACK_VARIABLE, Settings, SettingsAsGiven, load_settings
 
 _STATE_DIR = "VLSERVE_STATE_DIR"
+_MOST_BYTES = 2**20
 
 
 def settings_file(state_dir: Path) -> Path:
@@ -40,9 +41,11 @@ def keep_settings(settings: Settings) -> None:
 def read_kept(state_dir: Path) -> Settings | None:
     """Return the settings of the stack of a folder; None where none are kept, or none that this
     version of vlserve can read."""
+    file = settings_file(state_dir)
     try:
-        text = settings_file(state_dir).read_text(encoding="utf-8")
-        return SettingsAsGiven.model_validate_json(text)
+        if not file.is_file() or file.stat().st_size > _MOST_BYTES:
+            return None
+        return SettingsAsGiven.model_validate_json(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, ValidationError):
         return None
 

@@ -116,6 +116,16 @@ def test_kept_settings_that_cannot_be_read_are_none(tmp_path: Path, run: Run, te
     assert "vlserve up" in run("history", "tagger").line
 
 
+def test_what_is_no_file_of_settings_is_not_read(tmp_path: Path) -> None:
+    file = settings_file(tmp_path)
+    file.parent.mkdir(parents=True)
+    os.mkfifo(file)
+    assert read_kept(tmp_path) is None
+    file.unlink()
+    file.symlink_to("/dev/zero")
+    assert read_kept(tmp_path) is None
+
+
 def test_kept_settings_are_those_that_were_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
