@@ -16,7 +16,7 @@ import psutil
 from benchmarks.lib.own_stack import own_stack
 from benchmarks.lib.photos import BODIES, Photo
 from vlserve.control.engine.endpoints import endpoints
-from vlserve.control.engine.torchserve import TorchServe
+from vlserve.control.engine.group import EngineGroup
 from vlserve.runtime.archive import verify_archive
 from vlserve.stack.stack import processes
 from vlserve.testing.stack import RunningStack
@@ -101,7 +101,7 @@ def _ours(stack: RunningStack, archive: Path, last: Path) -> Iterator[tuple[str,
     if archive != last:
         yield precision, Side(name, stack.settings.gateway_url + path, stack_processes)
         return
-    (instance,) = TorchServe(endpoints(stack.settings), stack.settings.engine).instances()
+    (instance,) = EngineGroup(endpoints(stack.settings), stack.settings.engine).instances()
     headers = {"Authorization": f"Bearer {instance.token}"}
     engine = f"http://{instance.host}:{instance.port}{path}"
     yield precision, Side(f"{name}, no gateway", engine, stack_processes, headers, "handed-form")

@@ -25,7 +25,7 @@ from vlserve.control.caller import working_for
 from vlserve.control.domain import Key, LoadedVersion
 from vlserve.control.engine import torchserve_grpc
 from vlserve.control.engine.endpoints import endpoints
-from vlserve.control.engine.torchserve import TorchServe
+from vlserve.control.engine.group import EngineGroup
 from vlserve.control.lifecycle.probes import failed_probes
 from vlserve.errors import CallerGone, EngineUnavailable, LoadFailed
 from vlserve.exporter.echo import pack_echo
@@ -42,7 +42,7 @@ class RunningEngine:
         slow = {"workers": 1, "load_timeout_s": 60.0}
         self.settings = made.model_copy(update={"engine": made.engine.model_copy(update=slow)})
         (self.endpoint,) = endpoints(self.settings)
-        self.client = TorchServe([self.endpoint], self.settings.engine)
+        self.client = EngineGroup([self.endpoint], self.settings.engine)
         self.settings.model_store.mkdir()
         self._log = (folder / "engine.log").open("ab")
         configuration = RawConfigParser()
@@ -213,7 +213,7 @@ def test_a_handler_that_hangs_is_given_up(engine: RunningEngine, tmp_path: Path)
     archive = engine.store(pack_echo(tmp_path, "tagger", 3), 3)
     with_handler(archive, handler("time.sleep(99)"))
     hasty = engine.settings.engine.model_copy(update={"load_timeout_s": 3.0})
-    client = TorchServe([engine.endpoint], hasty)
+    client = EngineGroup([engine.endpoint], hasty)
     with pytest.raises(LoadFailed, match=r"engine\.workers.*engine\.load_timeout_s"):
         client.load("tagger", 3, archive)
     client.close()
@@ -314,7 +314,7 @@ def test_a_load_that_another_client_started_is_waited_for(
         started = pool.submit(engine.client.load, "tagger", 11, archive)
         while ("tagger", 11) not in engine.holds():
             time.sleep(0.01)
-        again = TorchServe([engine.endpoint], engine.settings.engine)
+        again = EngineGroup([engine.endpoint], engine.settings.engine)
         again.load("tagger", 11, archive)
         again.close()
         started.result()

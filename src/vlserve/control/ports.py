@@ -54,7 +54,7 @@ class Gateway(Protocol):
 
 
 class Engine(Protocol):
-    """Runs versions. vlserve.control.engine.torchserve implements it.
+    """Runs versions. vlserve.control.engine.group implements it.
 
     Methods raise EngineUnavailable when no instance answers. With several instances, each method
     speaks for all of them.

@@ -11,7 +11,7 @@ import httpx
 import psutil
 
 from vlserve.control.engine.endpoints import endpoints
-from vlserve.control.engine.torchserve import TorchServe
+from vlserve.control.engine.group import EngineGroup
 from vlserve.control.wire.views import EventView, ModelView
 from vlserve.errors import ControlError, StackError
 from vlserve.settings import Settings
@@ -84,7 +84,7 @@ def crash(
 ) -> Crash:
     """Kill ``target`` while clients ask the model and both versions; judged once all is whole."""
     settings = running.settings
-    with closing(TorchServe(endpoints(settings), settings.engine)) as engine:
+    with closing(EngineGroup(endpoints(settings), settings.engine)) as engine:
         census = _census(settings)
         _wait_until(lambda: _is_whole(running, engine, census), target)
         model, history = _model(running, load), running.control.history(load.model)
@@ -198,7 +198,7 @@ def _census(settings: Settings) -> Counter[str]:
     return Counter(name for name in names if name in _PROGRAMS)
 
 
-def _is_whole(running: RunningStack, engine: TorchServe, census: Counter[str]) -> bool:
+def _is_whole(running: RunningStack, engine: EngineGroup, census: Counter[str]) -> bool:
     """Return whether every process runs once, every version has all its workers, and no more is
     loaded."""
     workers = running.settings.engine.workers

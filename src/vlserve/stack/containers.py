@@ -19,7 +19,7 @@ import httpx
 
 from vlserve.control.client import ControlClient
 from vlserve.control.engine.endpoints import endpoints
-from vlserve.control.engine.torchserve import TorchServe
+from vlserve.control.engine.group import EngineGroup
 from vlserve.control.lifecycle.probes import differences, failed_probes
 from vlserve.control.lifecycle.rebuilding import rebuild_ledger
 from vlserve.control.wire.views import ModelView
@@ -47,7 +47,7 @@ def render(settings: Settings) -> list[str]:
 
 def engine_failures(settings: Settings) -> tuple[list[str], list[str]]:
     """(asked, failed): each loaded version of each instance answers its first probe right."""
-    engine = TorchServe(endpoints(settings), settings.engine)
+    engine = EngineGroup(endpoints(settings), settings.engine)
     asked: list[str] = []
     failed: list[str] = []
     try:

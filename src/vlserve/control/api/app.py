@@ -17,7 +17,7 @@ from vlserve.control.api.routes import routes
 from vlserve.control.api.threads import Threads
 from vlserve.control.assembly import Control, assemble
 from vlserve.control.engine.endpoints import endpoints
-from vlserve.control.engine.torchserve import TorchServe
+from vlserve.control.engine.group import EngineGroup
 from vlserve.control.gateway.envoy import EnvoyGateway
 from vlserve.control.key import renew_key
 from vlserve.control.wire.views import ErrorView
@@ -67,7 +67,7 @@ def main() -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it would log every look at the engine
     try:
         settings = load_settings()
-        engine = TorchServe(endpoints(settings), settings.engine)
+        engine = EngineGroup(endpoints(settings), settings.engine)
         control = assemble(settings, engine, EnvoyGateway(settings))
         key = renew_key(settings.control_key_file)
     except (VlserveError, OSError) as error:

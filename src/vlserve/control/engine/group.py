@@ -26,7 +26,7 @@ _PROBE_TIMEOUT_S = 10.0
 T = TypeVar("T")
 
 
-class TorchServe:
+class EngineGroup:
     """Implements vlserve.control.ports.Engine. Thread-safe."""
 
     def __init__(self, endpoints: Iterable[Endpoint], settings: EngineSettings) -> None:
