@@ -11,10 +11,11 @@ TYPED := benchmarks docs examples export handlers loadtest
 
 .PHONY: serve stop unit test test-long check reference format bench bench-scale bench-endurance clean
 
-$(INSTALLED): pyproject.toml setup.py requirements.lock requirements-dev.lock gateway.lock
+$(INSTALLED): pyproject.toml setup.py requirements.lock requirements-dev.lock gateway.lock triton.lock
 	$(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) --require-hashes -r gateway.lock
 	$(PIP_INSTALL) -r requirements.lock -r requirements-dev.lock
+	$(PIP_INSTALL) --no-deps --require-hashes -r triton.lock
 	$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
 	touch $@
 

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     Field,
@@ -132,10 +132,15 @@ class GatewaySettings(StrictNumbers):
 
 
 class EngineSettings(StrictNumbers):
-    """TorchServe: instances and how each serves a version."""
+    """The engine: its kind, its instances and how each serves a version."""
 
+    kind: Literal["torchserve", "triton"] = Field(
+        default="torchserve",
+        description="Which server runs the versions: torchserve or triton. Where Triton cannot "
+        "run, `up` says why and takes TorchServe.",
+    )
     instances: int = Field(
-        default=1, ge=1, le=8, description="TorchServe processes; each holds every loaded version."
+        default=1, ge=1, le=8, description="Engine processes; each holds every loaded version."
     )
     base_port: Port = Field(
         default=8180,
@@ -144,7 +149,7 @@ class EngineSettings(StrictNumbers):
     )
     worker_base_port: Port = Field(
         default=9500,
-        description="Number that names the workers' sockets: instance i counts from "
+        description="Number that names the sockets of TorchServe's workers: instance i counts from "
         "worker_base_port + 100 * i.",
     )
     workers: int = Field(
@@ -160,7 +165,8 @@ class EngineSettings(StrictNumbers):
     max_batch_delay_ms: int = Field(
         default=1,
         ge=1,
-        description="Longest wait in milliseconds for a batch to fill, from its first request on.",
+        description="Longest wait in milliseconds for a batch to fill, from its first request on. "
+        "On TorchServe alone: Triton waits for none.",
     )
     queue_size: int = Field(
         default=100,
@@ -194,7 +200,7 @@ class EngineSettings(StrictNumbers):
     response_timeout_s: int = Field(
         default=30,
         ge=1,
-        description="Seconds that a worker may take for one batch before TorchServe restarts it.",
+        description="Seconds that a worker may take for one batch before it is started anew.",
     )
 
 
@@ -250,7 +256,7 @@ class Settings(BaseSettings):
         default=GatewaySettings(), description="The address that clients talk to."
     )
     engine: EngineSettings = Field(
-        default=EngineSettings(), description="How TorchServe serves each version."
+        default=EngineSettings(), description="How the engine serves each version."
     )
     control: ControlSettings = Field(default=ControlSettings(), description="The control service.")
 

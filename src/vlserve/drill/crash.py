@@ -26,13 +26,13 @@ WITH_GATEWAY = ("gateway", *NEEDS_UP)
 """The gateway goes down with these: nobody answers for a while."""
 
 _PROGRAMS = {
-    "supervisord": "supervisor.supervisord",
-    "worker": "model_service_worker.py",
-    "engine": "org.pytorch.serve.ModelServer",
-    "gateway": "envoy.json",
-    "control": "vlserve.control.api.app",
+    "supervisord": ("supervisor.supervisord",),
+    "worker": ("model_service_worker.py", "triton_python_backend_stub"),
+    "engine": ("org.pytorch.serve.ModelServer", "bin/tritonserver"),
+    "gateway": ("envoy.json",),
+    "control": ("vlserve.control.api.app",),
 }
-"""Process -> what its command line holds and no other's does."""
+"""Process -> what its command line holds, on one engine or the other, and no other's does."""
 _CLEAN_ERROR = re.compile(r"HTTP 50[234] \w+")
 _RECOVERY_EVENTS = {"recovered", "restore_failed"}
 _WHOLE_WITHIN_S = 120.0
@@ -189,7 +189,9 @@ def _program(process: psutil.Process) -> str:
         command = " ".join(process.cmdline())
     except psutil.Error:
         return ""
-    return next((name for name, mark in _PROGRAMS.items() if mark in command), "")
+    return next(
+        (name for name, marks in _PROGRAMS.items() if any(mark in command for mark in marks)), ""
+    )
 
 
 def _census(settings: Settings) -> Counter[str]:

@@ -34,6 +34,7 @@ from vlserve.settings import STACK_VARIABLE, Settings
 from vlserve.stack import supervisord
 from vlserve.stack.envoy_binary import verified_envoy_path
 from vlserve.stack.ports import refuse_busy_ports, refuse_equal_ports
+from vlserve.stack.triton_program import why_triton_cannot_run
 from vlserve.supervisor import Process, Supervisor
 
 Progress = Callable[[str], None]
@@ -62,6 +63,7 @@ def up(settings: Settings, progress: Progress, rebuild: bool = False) -> None:
         LedgerLost, LedgerDamaged: it must be mended first; nothing was started.
     """
     refuse_equal_ports(settings)
+    settings = _with_engine_that_runs(settings, progress)
     with _one_at_a_time(settings, progress):
         if rebuild:
             for line in rebuild_ledger(settings):
@@ -84,6 +86,15 @@ def up(settings: Settings, progress: Progress, rebuild: bool = False) -> None:
         except BaseException:  # Ctrl-C too
             _stop(settings, progress)
             raise
+
+
+def _with_engine_that_runs(settings: Settings, progress: Progress) -> Settings:
+    """Return the settings, on TorchServe where Triton is asked for and cannot run here."""
+    if settings.engine.kind == "torchserve" or (reason := why_triton_cannot_run()) is None:
+        return settings
+    progress(f"Triton cannot run here: {reason}; TorchServe takes its place")
+    engine = settings.engine.model_copy(update={"kind": "torchserve"})
+    return settings.model_copy(update={"engine": engine})
 
 
 def down(settings: Settings, progress: Progress) -> bool:

@@ -1,5 +1,6 @@
 """supervisord: what it is told to run, and its start."""
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -15,6 +16,7 @@ from vlserve.control.engine.endpoints import Endpoint, endpoints
 from vlserve.errors import SettingsError, StackError
 from vlserve.settings import STACK_VARIABLE, Settings
 from vlserve.stack.envoy_binary import verified_envoy_path
+from vlserve.stack.triton_program import python_library_folder, verified_triton_home
 
 INHERITED = (
     "PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "TZ",
@@ -43,9 +45,13 @@ def write_configuration(settings: Settings, bootstrap: Path) -> Path:
     }
     parts = [_filled(settings.config_file("supervisor/supervisord.conf"), _writable(values))]
     for endpoint in endpoints(settings):
-        _write_engine(endpoint, settings)
-        engine = _writable(values | _engine_values(endpoint, settings))
-        parts.append(_filled(settings.config_file("supervisor/engine.conf"), engine))
+        endpoint.folder.mkdir(parents=True, exist_ok=True)
+        if endpoint.kind == "torchserve":
+            _write_torchserve(endpoint, settings)
+            file, engine = "supervisor/engine.conf", _torchserve_values(endpoint, settings)
+        else:
+            file, engine = "supervisor/triton.conf", _triton_values(endpoint, settings)
+        parts.append(_filled(settings.config_file(file), _writable(values | engine)))
     folder = settings.state_dir / "supervisor"
     folder.mkdir(parents=True, exist_ok=True)
     conf = folder / "supervisord.conf"
@@ -70,8 +76,7 @@ def start(conf: Path, settings: Settings) -> None:
         raise StackError(f"supervisord does not start: {(done.stderr or done.stdout).strip()}")
 
 
-def _write_engine(endpoint: Endpoint, settings: Settings) -> None:
-    endpoint.folder.mkdir(parents=True, exist_ok=True)
+def _write_torchserve(endpoint: Endpoint, settings: Settings) -> None:
     values = {
         "inference_port": endpoint.inference_port,
         "management_port": endpoint.management_port,
@@ -91,7 +96,7 @@ def _write_engine(endpoint: Endpoint, settings: Settings) -> None:
     (endpoint.folder / "config.properties").write_text(text, encoding="utf-8")
 
 
-def _engine_values(endpoint: Endpoint, settings: Settings) -> dict[str, Any]:
+def _torchserve_values(endpoint: Endpoint, settings: Settings) -> dict[str, Any]:
     return {
         "name": endpoint.name,
         "folder": endpoint.folder,
@@ -104,6 +109,23 @@ def _engine_values(endpoint: Endpoint, settings: Settings) -> dict[str, Any]:
         "threads": settings.engine.threads,
         "java_heap_mib": settings.engine.java_heap_mib,
         "worker_memory_mib": settings.engine.worker_memory_mib,
+    }
+
+
+def _triton_values(endpoint: Endpoint, settings: Settings) -> dict[str, Any]:
+    stack = hashlib.sha256(os.fsencode(settings.state_dir)).hexdigest()[:12]
+    return {
+        "name": endpoint.name,
+        "folder": endpoint.folder,
+        "tmp": settings.socket_dir / endpoint.name,
+        "start": settings.config_file("triton/start.sh"),
+        "triton_home": verified_triton_home(),
+        "python_libraries": python_library_folder(),
+        "http_port": endpoint.inference_port,
+        "grpc_port": endpoint.grpc_management_port,
+        "metrics_port": endpoint.metrics_port,
+        "shm_prefix": f"vlserve-{stack}-{endpoint.name}-",
+        "threads": settings.engine.threads,
     }
 
 

@@ -1,1 +1,1 @@
-"""The engine port on TorchServe."""
+"""The engine port: instances of TorchServe and of Triton."""

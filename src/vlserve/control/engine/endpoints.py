@@ -1,14 +1,18 @@
-"""Where each TorchServe instance of the stack listens, and the folder that it runs in."""
+"""Where each engine instance of the stack listens, and the folder that it runs in."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from vlserve.control.domain import EngineKind
 from vlserve.settings import Settings
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """One TorchServe instance: its loopback ports, and the folder that it runs in."""
+    """One engine instance: its loopback ports, and the folder that it runs in.
+
+    Triton listens on the inference, metrics and gRPC management ports alone.
+    """
 
     name: str
     folder: Path
@@ -18,16 +22,25 @@ class Endpoint:
     grpc_inference_port: int
     grpc_management_port: int
     worker_port: int
+    max_body_bytes: int
+    """Of a request, as the gateway lets it in."""
+    kind: EngineKind = "torchserve"
     host: str = "127.0.0.1"
 
     @property
     def key_file(self) -> Path:
-        """Written by TorchServe at each start, into its working directory."""
+        """The tokens of this start of the engine, in the folder that it runs in."""
         return self.folder / "key_file.json"
 
     @property
+    def pid_file(self) -> Path:
+        """The process id of this start of the engine; Triton's alone."""
+        return self.folder / "server.pid"
+
+    @property
     def store(self) -> Path:
-        """TorchServe's own model store: it copies what it registers to here."""
+        """What the engine makes of registered archives: TorchServe copies them to here, for Triton
+        they are unpacked, and its model repository lies here too."""
         return self.folder / "store"
 
     @property
@@ -47,7 +60,7 @@ class Endpoint:
 
 
 def endpoints(settings: Settings) -> tuple[Endpoint, ...]:
-    """Every TorchServe instance of this stack."""
+    """Return every engine instance of this stack."""
     engine = settings.engine
     return tuple(
         Endpoint(
@@ -59,6 +72,8 @@ def endpoints(settings: Settings) -> tuple[Endpoint, ...]:
             grpc_inference_port=engine.base_port + 10 * index + 3,
             grpc_management_port=engine.base_port + 10 * index + 4,
             worker_port=engine.worker_base_port + 100 * index,
+            max_body_bytes=settings.gateway.max_body_bytes,
+            kind=engine.kind,
         )
         for index in range(engine.instances)
     )

@@ -1,5 +1,6 @@
-"""The Engine protocol over one or more TorchServe instances."""
+"""The Engine protocol over one or more instances, of whichever kind."""
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -9,19 +10,26 @@ from typing import Any, NoReturn, TypeVar
 
 import httpx
 
-from vlserve.control.domain import Instance, Key, LoadedVersion, Reply
+from vlserve.control.domain import EngineKind, Instance, Key, LoadedVersion, Reply
 from vlserve.control.engine.endpoints import Endpoint
-from vlserve.control.engine.torchserve_instance import (
+from vlserve.control.engine.instance import (
     MANAGEMENT_TIMEOUT_S,
-    TorchServeInstance,
-    json_of,
+    Answer,
+    EngineInstance,
     reply_of,
 )
+from vlserve.control.engine.torchserve_instance import TorchServeInstance
+from vlserve.control.engine.triton_instance import TritonInstance
 from vlserve.control.tuning import Serving
 from vlserve.errors import ControlError, EngineUnavailable, NotReady
 from vlserve.settings import EngineSettings
 
 _PROBE_TIMEOUT_S = 10.0
+
+_KINDS: Mapping[EngineKind, Callable[[Endpoint, EngineSettings, httpx.Client], EngineInstance]] = {
+    "torchserve": TorchServeInstance,
+    "triton": TritonInstance,
+}
 
 T = TypeVar("T")
 
@@ -31,20 +39,19 @@ class EngineGroup:
 
     def __init__(self, endpoints: Iterable[Endpoint], settings: EngineSettings) -> None:
         self._http = httpx.Client(trust_env=False, timeout=MANAGEMENT_TIMEOUT_S)
-        self._servers = {
-            endpoint.name: TorchServeInstance(endpoint, settings, self._http)
+        self._servers: dict[str, EngineInstance] = {
+            endpoint.name: _KINDS[endpoint.kind](endpoint, settings, self._http)
             for endpoint in endpoints
         }
-        self._settings = settings
 
     def close(self) -> None:
         self._http.close()
 
     def instances(self) -> Sequence[Instance]:
-        return list(self._ask_all(TorchServeInstance.instance).values())
+        return list(self._ask_all(lambda server: server.instance()).values())
 
     def loaded(self) -> Mapping[str, Mapping[Key, LoadedVersion]]:
-        return self._ask_all(TorchServeInstance.loaded)
+        return self._ask_all(lambda server: server.loaded())
 
     def load(self, model: str, version: int, archive: Path, serving: Serving | None = None) -> None:
         servers = [server for server in self._answering() if not server.serves(model, version)]
@@ -98,14 +105,15 @@ class EngineGroup:
         EngineUnavailable when none comes."""
         what = f"{model} {version} on {instance.name}"
         try:
-            response = self._ask(instance, model, version, fields, _PROBE_TIMEOUT_S)
+            answer = self._ask(instance, model, version, fields, _PROBE_TIMEOUT_S)
         except httpx.TransportError as error:
             reason = error or type(error).__name__
             raise EngineUnavailable(f"{what} does not answer: {reason}") from error
-        answer = json_of(response)
-        if response.is_error or not isinstance(answer, dict):
-            raise NotReady(f"{what} answered {response.status_code}: {response.text.strip()[:300]}")
-        return answer
+        content = _json_object(answer.body)
+        if answer.status >= httpx.codes.BAD_REQUEST or content is None:
+            text = answer.body.decode("utf-8", "replace").strip()[:300]
+            raise NotReady(f"{what} answered {answer.status}: {text}")
+        return content
 
     def _ask(
         self,
@@ -114,15 +122,10 @@ class EngineGroup:
         version: int,
         fields: Mapping[str, Any],
         timeout_s: float,
-    ) -> httpx.Response:
-        return self._http.post(
-            f"http://{instance.host}:{instance.port}/predictions/{model}/{version}",
-            json=dict(fields),
-            headers={"Authorization": f"Bearer {instance.token}"},
-            timeout=timeout_s,
-        )
+    ) -> Answer:
+        return self._servers[instance.name].ask(instance, model, version, fields, timeout_s)
 
-    def _ask_all(self, question: Callable[["TorchServeInstance"], T]) -> dict[str, T]:
+    def _ask_all(self, question: Callable[[EngineInstance], T]) -> dict[str, T]:
         """Ask at the same time: one that hangs keeps the answers of the others waiting once."""
         answers = {}
         with ThreadPoolExecutor(len(self._servers)) as pool:
@@ -136,5 +139,14 @@ class EngineGroup:
         names = ", ".join(self._servers)
         raise EngineUnavailable(f"no engine instance answers ({names}): see `vlserve status`")
 
-    def _answering(self) -> list["TorchServeInstance"]:
-        return [self._servers[name] for name in self._ask_all(TorchServeInstance.confirm)]
+    def _answering(self) -> list[EngineInstance]:
+        return [self._servers[name] for name in self._ask_all(lambda server: server.confirm())]
+
+
+def _json_object(body: bytes) -> Mapping[str, Any] | None:
+    """Return the object that ``body`` is in JSON; None where it is none."""
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None

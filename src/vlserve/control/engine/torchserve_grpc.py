@@ -7,54 +7,33 @@ nothing of it is copied here and nothing can go stale.
 import importlib.util
 import tempfile
 import zipfile
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import grpc
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-from grpc_tools import protoc
 
-from vlserve.control import caller
+from vlserve.control.engine import grpc_calls
 from vlserve.errors import ControlError, EngineUnavailable, LoadFailed
 from vlserve.settings import EngineSettings
 
 _PROTO = "management.proto"
 _SERVICE = "org.pytorch.serve.grpc.management"
-_CONNECT_TIMEOUT_S = 5.0
-_LOOK_S = 0.5  # how often the caller is asked whether he still waits
-_OPTIONS = (("grpc.enable_http_proxy", 0),)  # loopback only, whatever the environment says
-
-
-@dataclass(frozen=True)
-class _Messages:
-    request: Any
-    response: Any
 
 
 @cache
-def _messages() -> _Messages:
+def _messages() -> list[Any]:
+    """Return the classes of RegisterModel's request and response."""
     spec = importlib.util.find_spec("ts")
     if spec is None or spec.origin is None:
         raise ControlError("TorchServe is not installed: pip install torchserve==0.12.0")
     jar = Path(spec.origin).parent / "frontend" / "model-server.jar"
     with tempfile.TemporaryDirectory(prefix="vlserve-proto-") as folder:
-        compiled = Path(folder) / "compiled"
         with zipfile.ZipFile(jar) as archive:
-            archive.extract(_PROTO, folder)
-        if protoc.main(["protoc", f"-I{folder}", f"--descriptor_set_out={compiled}", _PROTO]):
-            raise ControlError(f"{_PROTO} of {jar} cannot be compiled")
-        files = descriptor_pb2.FileDescriptorSet.FromString(compiled.read_bytes())
-    pool = descriptor_pool.DescriptorPool()
-    for file in files.file:
-        pool.Add(file)
-    return _Messages(
-        *(
-            message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{_SERVICE}.{name}"))
-            for name in ("RegisterModelRequest", "ManagementResponse")
+            proto = Path(archive.extract(_PROTO, folder))
+        return grpc_calls.message_classes(
+            proto, _SERVICE, ("RegisterModelRequest", "ManagementResponse")
         )
-    )
 
 
 def register(address: str, token: str, archive: Path, settings: EngineSettings) -> None:
@@ -65,8 +44,8 @@ def register(address: str, token: str, archive: Path, settings: EngineSettings) 
         CallerGone: nobody waits for it any more; TorchServe may be at it still.
         EngineUnavailable: nothing answers at ``address`` (host:port).
     """
-    messages = _messages()
-    request = messages.request(
+    request_class, response_class = _messages()
+    request = request_class(
         url=f"file://{archive}",
         initial_workers=settings.workers,
         synchronous=True,
@@ -75,37 +54,18 @@ def register(address: str, token: str, archive: Path, settings: EngineSettings) 
         response_timeout=settings.response_timeout_s,
         startup_timeout=max(1, int(settings.load_timeout_s)),
     )
-    with grpc.insecure_channel(address, options=_OPTIONS) as channel:
-        try:
-            grpc.channel_ready_future(channel).result(timeout=_CONNECT_TIMEOUT_S)
-        except grpc.FutureTimeoutError as error:
-            raise EngineUnavailable(f"the engine does not answer gRPC at {address}") from error
-        call = channel.unary_unary(
+    try:
+        grpc_calls.call(
+            address,
             f"/{_SERVICE}.ManagementAPIsService/RegisterModel",
-            request_serializer=messages.request.SerializeToString,
-            response_deserializer=messages.response.FromString,
-        )
-        loading = call.future(
             request,
-            timeout=settings.load_timeout_s,
-            metadata=(("authorization", f"Bearer {token}"),),
+            response_class,
+            settings.load_timeout_s,
+            ("authorization", f"Bearer {token}"),
+            "the load was stopped",
         )
-        try:
-            _wait_for(loading)
-        except grpc.RpcError as error:
-            raise _failure(error, address, settings.load_timeout_s) from error
-        finally:
-            loading.cancel()
-
-
-def _wait_for(loading: Any) -> None:
-    """Return once it is loaded. CallerGone where nobody waits for it any more."""
-    while True:
-        try:
-            loading.result(timeout=_LOOK_S)
-            return
-        except grpc.FutureTimeoutError:
-            caller.refuse_if_gone("the load was stopped")
+    except grpc.RpcError as error:
+        raise _failure(error, address, settings.load_timeout_s) from error
 
 
 def _failure(error: Any, address: str, timeout_s: float) -> ControlError:

@@ -17,21 +17,28 @@ from typing import Any
 import httpx
 
 from vlserve.control import caller
-from vlserve.control.domain import Instance, Key, LoadedVersion, Reply
+from vlserve.control.domain import EngineKind, Instance, Key, LoadedVersion, Reply
 from vlserve.control.engine import torchserve_grpc, worker_log
 from vlserve.control.engine.endpoints import Endpoint
+from vlserve.control.engine.instance import (
+    MANAGEMENT_TIMEOUT_S,
+    Answer,
+    json_of,
+    reply_of,
+)
 from vlserve.control.tuning import Serving, tuned
 from vlserve.errors import CallerGone, ControlError, EngineUnavailable, LoadFailed
 from vlserve.settings import EngineSettings
 
-MANAGEMENT_TIMEOUT_S = 10.0
 _UNLOAD_TIMEOUT_S = 130.0  # TorchServe itself gives workers 120 s to go
 _LOG_DELAY_S = 1.0  # a worker's last words reach the log a little after its failure is reported
 _POLL_S = 0.1
 
 
 class TorchServeInstance:
-    """Thread-safe. EngineUnavailable when it does not answer."""
+    """Implements vlserve.control.engine.instance.EngineInstance."""
+
+    kind: EngineKind = "torchserve"
 
     def __init__(self, endpoint: Endpoint, settings: EngineSettings, http: httpx.Client) -> None:
         self.name = endpoint.name
@@ -117,6 +124,22 @@ class TorchServeInstance:
             )
         (self._endpoint.store / f"{model}-{version}.mar").unlink(missing_ok=True)
         self._endpoint.threads_file(model, version).unlink(missing_ok=True)
+
+    def ask(
+        self,
+        instance: Instance,
+        model: str,
+        version: int,
+        fields: Mapping[str, Any],
+        timeout_s: float,
+    ) -> Answer:
+        response = self._http.post(
+            f"http://{instance.host}:{instance.port}/predictions/{model}/{version}",
+            json=dict(fields),
+            headers={"Authorization": f"Bearer {instance.token}"},
+            timeout=timeout_s,
+        )
+        return Answer(response.status_code, response.content)
 
     @contextmanager
     def _known_or_first(self, model: str) -> Iterator[None]:
@@ -224,20 +247,6 @@ def _not_up_in_time(settings: EngineSettings) -> str:
 def _loaded(described: Mapping[str, Any]) -> LoadedVersion:
     ready = sum(worker["status"] == "READY" for worker in described["workers"])
     return LoadedVersion(ready, int(described["jobQueueStatus"]["pendingRequests"]))
-
-
-def reply_of(error: httpx.TransportError) -> Reply:
-    """Return what a question came to that ended with ``error``."""
-    silent = isinstance(error, httpx.TimeoutException)
-    return Reply.NONE_IN_TIME if silent else Reply.GONE
-
-
-def json_of(response: httpx.Response) -> Any:
-    """Return the JSON of an answer; None where it is none."""
-    try:
-        return response.json()
-    except ValueError:
-        return None
 
 
 def _message(response: httpx.Response) -> str:

@@ -1,0 +1,83 @@
+"""What each kind of engine instance does for the group: the port's words, for one process."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import httpx
+
+from vlserve.control.domain import EngineKind, Instance, Key, LoadedVersion, Reply
+from vlserve.control.tuning import Serving
+
+MANAGEMENT_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a version said to one request: a status, as a client would see it, and a body."""
+
+    status: int
+    body: bytes
+
+
+class EngineInstance(Protocol):
+    """One engine process. Methods are thread-safe, and raise EngineUnavailable when it does not
+    answer, unless they say otherwise."""
+
+    name: str
+    kind: EngineKind
+
+    def confirm(self) -> None:
+        """Return if it answers, and takes the tokens."""
+        ...
+
+    def instance(self) -> Instance:
+        """Return how the gateway reaches it now."""
+        ...
+
+    def listens(self, timeout_s: float) -> Reply:
+        """Ask for its models; any word is an answer. Raises nothing."""
+        ...
+
+    def loaded(self) -> Mapping[Key, LoadedVersion]:
+        """Return the versions that it holds, with their workers."""
+        ...
+
+    def serves(self, model: str, version: int) -> bool:
+        """Return whether a worker of this version is ready."""
+        ...
+
+    def load(self, model: str, version: int, archive: Path, serving: Serving | None) -> None:
+        """Load a version, or wait for workers that come up already, as after a crash of this
+        service. LoadFailed says why it did not come up."""
+        ...
+
+    def remove(self, model: str, version: int) -> None:
+        """Take the version out, whatever state it is in, with all that was written of it."""
+        ...
+
+    def ask(
+        self,
+        instance: Instance,
+        model: str,
+        version: int,
+        fields: Mapping[str, Any],
+        timeout_s: float,
+    ) -> Answer:
+        """Ask one version for a prediction. httpx.TransportError when no answer comes."""
+        ...
+
+
+def reply_of(error: httpx.TransportError) -> Reply:
+    """Return what a question came to that ended with ``error``."""
+    silent = isinstance(error, httpx.TimeoutException)
+    return Reply.NONE_IN_TIME if silent else Reply.GONE
+
+
+def json_of(response: httpx.Response) -> Any:
+    """Return the JSON of an answer; None where it is none."""
+    try:
+        return response.json()
+    except ValueError:
+        return None

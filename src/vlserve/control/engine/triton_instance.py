@@ -1,0 +1,271 @@
+"""One Triton 2.51 instance on loopback: its repository and its workers.
+
+What it takes care of, each measured: loads go over gRPC, where one that hangs stalls no request; a
+worker that died is never replaced by Triton itself, so it is found here and its version loaded anew
+with a changed configuration, new workers first; an unload that waits for a dead worker is ended by
+killing what is left of the version.
+"""
+
+import json
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from vlserve.control.domain import EngineKind, Instance, Key, LoadedVersion, Reply
+from vlserve.control.engine import triton_grpc, triton_workers
+from vlserve.control.engine.endpoints import Endpoint
+from vlserve.control.engine.instance import (
+    MANAGEMENT_TIMEOUT_S,
+    Answer,
+    json_of,
+    reply_of,
+)
+from vlserve.control.engine.triton_repository import TritonRepository, key_of, triton_name
+from vlserve.control.tuning import Serving, tuned
+from vlserve.errors import ControlError, EngineUnavailable, LoadFailed
+from vlserve.runtime.errors import ArchiveError
+from vlserve.runtime.headers import SENT_CONTENT_TYPE
+from vlserve.settings import EngineSettings
+
+_WATCHDOG_S = 3.0  # after its time limit, a worker that hangs in its start ends itself
+_GONE_S = 10.0  # until an unload, which waits for what is under way, is helped along
+_MEND_AGAIN_S = 5.0
+_POLL_S = 0.05
+_JSON_LENGTH = "Inference-Header-Content-Length"
+"""How much of an answer is Triton's own JSON; 0 in a request: the whole body is the input."""
+
+logger = logging.getLogger(__name__)
+
+
+class TritonInstance:
+    """Implements vlserve.control.engine.instance.EngineInstance."""
+
+    kind: EngineKind = "triton"
+
+    def __init__(self, endpoint: Endpoint, settings: EngineSettings, http: httpx.Client) -> None:
+        self.name = endpoint.name
+        self._endpoint = endpoint
+        self._settings = settings
+        self._http = http
+        self._url = f"http://{endpoint.host}:{endpoint.inference_port}"
+        self._grpc = f"{endpoint.host}:{endpoint.grpc_management_port}"
+        self._repository = TritonRepository(endpoint)
+        self._writing: dict[Key, threading.Lock] = {}
+        self._mended_at: dict[Key, float] = {}
+        self._menders = ThreadPoolExecutor(2, thread_name_prefix=f"mend-{endpoint.name}")
+
+    def confirm(self) -> None:
+        self._index()
+
+    def instance(self) -> Instance:
+        self._index()
+        token = self._tokens()["inference"]
+        return Instance(
+            self.name, self._endpoint.host, self._endpoint.inference_port, token, engine=self.kind
+        )
+
+    def listens(self, timeout_s: float) -> Reply:
+        try:
+            self._http.get(f"{self._url}/v2/health/live", timeout=timeout_s)
+        except httpx.TransportError as error:
+            return reply_of(error)
+        return Reply.ANSWERED
+
+    def loaded(self) -> dict[Key, LoadedVersion]:
+        """Return the versions with their living workers; begins to replace dead ones."""
+        states = self._index()
+        workers = self._workers()
+        versions = {}
+        for key, state in states.items():
+            if state not in ("READY", "LOADING"):
+                continue
+            living = self._answering(workers.get(self._repository.code_folder(*key), ()))
+            versions[key] = LoadedVersion(living if state == "READY" else 0, 0)
+            written = self._repository.read(*key)
+            if state == "READY" and written is not None and living < written.workers:
+                self._begin_to_mend(key)
+        return versions
+
+    def serves(self, model: str, version: int) -> bool:
+        return self._state(model, version) == "READY" and bool(self._living(model, version))
+
+    def load(self, model: str, version: int, archive: Path, serving: Serving | None) -> None:
+        with self._lock(model, version):
+            if self._comes_up(model, version):
+                return
+            self._remove(model, version)
+            settings = tuned(self._settings, serving)
+            try:
+                self._repository.write(model, version, archive, settings)
+            except ArchiveError as error:
+                raise LoadFailed(str(error)) from error
+            limit_s = settings.load_timeout_s
+            try:
+                self._load(model, version, limit_s + _WATCHDOG_S)
+            except TimeoutError as error:
+                raise LoadFailed(_not_up_in_time(settings)) from error
+
+    def remove(self, model: str, version: int) -> None:
+        with self._lock(model, version):
+            self._remove(model, version)
+
+    def ask(
+        self,
+        instance: Instance,
+        model: str,
+        version: int,
+        fields: Mapping[str, Any],
+        timeout_s: float,
+    ) -> Answer:
+        response = self._http.post(
+            f"http://{instance.host}:{instance.port}/v2/models/{triton_name(model, version)}/infer",
+            content=json.dumps(dict(fields)).encode(),
+            headers={
+                "Authorization": f"Bearer {instance.token}",
+                _JSON_LENGTH: "0",
+                SENT_CONTENT_TYPE: "application/json",
+            },
+            timeout=timeout_s,
+        )
+        return _answer_of(response)
+
+    def _load(self, model: str, version: int, timeout_s: float) -> None:
+        token = self._tokens()["management"]
+        triton_grpc.load(self._grpc, token, triton_name(model, version), timeout_s)
+
+    def _remove(self, model: str, version: int) -> None:
+        state = self._state(model, version)
+        workers = self._living(model, version)
+        if state == "LOADING":  # its unload would wait for the load
+            triton_workers.kill(workers)
+        if state in ("READY", "LOADING"):
+            token = self._tokens()["management"]
+            triton_grpc.unload(self._grpc, token, triton_name(model, version))
+        # An unload waits for a worker that died inside a batch, for ever.
+        triton_workers.kill(triton_workers.wait_until_gone(workers, _GONE_S))
+        triton_workers.wait_until_gone(workers, _GONE_S)
+        self._repository.remove(model, version)
+
+    def _comes_up(self, model: str, version: int) -> bool:
+        """Return whether this version is being loaded and gets ready in time."""
+        deadline = time.monotonic() + self._settings.load_timeout_s
+        while time.monotonic() < deadline:
+            state = self._state(model, version)
+            if state != "LOADING":
+                return state == "READY" and bool(self._living(model, version))
+            time.sleep(_POLL_S)
+        return False
+
+    def _begin_to_mend(self, key: Key) -> None:
+        now = time.monotonic()
+        if now - self._mended_at.get(key, -_MEND_AGAIN_S) >= _MEND_AGAIN_S:
+            self._mended_at[key] = now
+            self._menders.submit(self._mend, key)
+
+    def _mend(self, key: Key) -> None:
+        """Bring new workers, and end the old ones once they answered what they have."""
+        lock = self._lock(*key)
+        if not lock.acquire(blocking=False):
+            return  # it is being loaded or removed
+        try:
+            old = self._living(*key)
+            logger.warning("%s: a worker of %s %s died; replacing its workers", self.name, *key)
+            self._repository.rewrite(*key)
+            self._load(*key, self._settings.load_timeout_s + _WATCHDOG_S)
+        except (ControlError, TimeoutError, OSError) as error:
+            logger.error("%s: the workers of %s %s were not replaced: %s", self.name, *key, error)
+            return
+        finally:
+            self._mended_at[key] = time.monotonic()
+            lock.release()
+        triton_workers.kill(triton_workers.wait_until_gone(old, self._settings.response_timeout_s))
+
+    def _lock(self, model: str, version: int) -> threading.Lock:
+        return self._writing.setdefault((model, version), threading.Lock())
+
+    def _living(self, model: str, version: int) -> list[psutil.Process]:
+        return self._workers().get(self._repository.code_folder(model, version), [])
+
+    def _answering(self, workers: Sequence[psutil.Process]) -> int:
+        """Return how many can answer. What a signal stopped never will: it is killed."""
+        stopped = [worker for worker in workers if triton_workers.is_stopped(worker)]
+        triton_workers.kill(stopped)
+        return len(workers) - len(stopped)
+
+    def _workers(self) -> Mapping[Path, list[psutil.Process]]:
+        try:
+            pid = int(self._endpoint.pid_file.read_text(encoding="utf-8"))
+            return triton_workers.living(psutil.Process(pid))
+        except (OSError, ValueError, psutil.Error):
+            return {}
+
+    def _state(self, model: str, version: int) -> str:
+        """Return Triton's word for the version; empty where it does not know it."""
+        return self._index().get((model, version), "")
+
+    def _index(self) -> dict[Key, str]:
+        """Return what the repository holds: version -> state."""
+        token = self._tokens()["management"]
+        try:
+            response = self._http.post(
+                f"{self._url}/v2/repository/index",
+                headers={"Authorization": f"Bearer {token}"},
+                timeout=MANAGEMENT_TIMEOUT_S,
+            )
+        except httpx.TransportError as error:
+            raise EngineUnavailable(
+                f"{self.name} does not answer at {self._url}: {error or type(error).__name__}"
+            ) from error
+        models = json_of(response)
+        if not response.is_success or not isinstance(models, list):
+            raise EngineUnavailable(
+                f"{self.name} lists no models ({response.status_code}): it is starting, or its "
+                "port belongs to another engine"
+            )
+        keys = ((key_of(model["name"]), model.get("state", "")) for model in models)
+        return {key: state for key, state in keys if key is not None}
+
+    def _tokens(self) -> dict[str, str]:
+        """Read anew each time: every start of the engine writes new ones."""
+        file = self._endpoint.key_file
+        try:
+            tokens = json.loads(file.read_text(encoding="utf-8"))
+            return {purpose: tokens[purpose] for purpose in ("management", "inference")}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise EngineUnavailable(f"{self.name} has no tokens in {file} yet") from error
+
+
+def write_tokens(file: Path) -> dict[str, str]:
+    """Draw the tokens of one start, and write them for the owner of the stack alone."""
+    tokens = {purpose: secrets.token_hex(16) for purpose in ("inference", "management")}
+    file.unlink(missing_ok=True)
+    file.touch(mode=0o600)
+    file.write_text(json.dumps(tokens), encoding="utf-8")
+    return tokens
+
+
+def _answer_of(response: httpx.Response) -> Answer:
+    """Return the worker's own answer: after Triton's JSON, a line `STATUS SERVER-TIMING`, and the
+    body. An answer of Triton's has neither."""
+    length = response.headers.get(_JSON_LENGTH, "")
+    if not response.is_success or not length.isdecimal():
+        return Answer(response.status_code, response.content)
+    line, _, body = response.content[int(length) :].partition(b"\n")
+    status = line.split(b" ", 1)[0]
+    return Answer(int(status) if status.isdigit() else httpx.codes.BAD_GATEWAY, body)
+
+
+def _not_up_in_time(settings: EngineSettings) -> str:
+    return (
+        f"its {settings.workers} workers (engine.workers) were not up after "
+        f"{settings.load_timeout_s:g} s (engine.load_timeout_s): fewer workers or more time help "
+        "where processors or memory are short"
+    )

@@ -1,0 +1,142 @@
+"""What Triton reads of a version: its configuration and its model.py, and the unpacked archive.
+
+Triton's own code is not copied into the archive: model.py is one line that names the installed
+worker, which runs the archive's frozen code, so that every archive serves on Triton too.
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlserve.control.domain import Key
+from vlserve.control.engine.endpoints import Endpoint
+from vlserve.runtime.archive import unpack_archive
+from vlserve.settings import EngineSettings
+
+REPOSITORY = "repository"
+"""Folder of the instance that tritonserver is started with."""
+_MODEL = "from vlserve_worker.triton_model import TritonPythonModel  # noqa: F401\n"
+_CODE_VERSION = "1"
+"""Of Triton's own versions; each of ours is a model of its own, so that none restarts another's
+workers."""
+
+
+@dataclass(frozen=True)
+class WrittenVersion:
+    """How a version was written: what `rewrite` needs to write it again."""
+
+    workers: int
+    batch_size: int
+    queue_size: int
+    parameters: dict[str, str]
+    mended: int = 0
+    """How often its workers were replaced."""
+
+
+def triton_name(model: str, version: int) -> str:
+    """Return the name of a version's Triton model."""
+    return f"{model}-{version}"
+
+
+def key_of(name: str) -> Key | None:
+    """Return the version that a Triton model is; None for a name that is no version's."""
+    model, _, version = name.rpartition("-")
+    return (model, int(version)) if model and version.isdecimal() else None
+
+
+class TritonRepository:
+    """The model repository of one instance."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._folder = endpoint.folder / REPOSITORY
+
+    def code_folder(self, model: str, version: int) -> Path:
+        """Return the folder that the command line of this version's workers names."""
+        return self._folder / triton_name(model, version) / _CODE_VERSION
+
+    def write(self, model: str, version: int, archive: Path, settings: EngineSettings) -> None:
+        """Unpack ``archive``, and write what Triton loads.
+
+        Raises:
+            ArchiveError: it is not what was packed.
+        """
+        unpacked = self._unpacked(model, version)
+        shutil.rmtree(unpacked, ignore_errors=True)
+        unpack_archive(archive, unpacked)
+        state_dir = self._endpoint.folder.parent
+        parameters = {
+            "archive_dir": str(unpacked),
+            "model": model,
+            "version": str(version),
+            "threads": str(settings.threads),
+            "load_timeout_s": f"{settings.load_timeout_s:g}",
+            "response_timeout_s": str(settings.response_timeout_s),
+            "max_body_bytes": str(self._endpoint.max_body_bytes),
+            "memory_mib": str(settings.worker_memory_mib),
+            "notes_dir": str(state_dir / "batches" / triton_name(model, version)),
+            "answer_log": str(state_dir / "logs" / "answers.jsonl"),
+        }
+        written = WrittenVersion(
+            settings.workers, settings.batch_size, settings.queue_size, parameters
+        )
+        code = self.code_folder(model, version)
+        code.mkdir(parents=True, exist_ok=True)
+        (code / "model.py").write_text(_MODEL, encoding="utf-8")
+        self._put(model, version, written)
+
+    def read(self, model: str, version: int) -> WrittenVersion | None:
+        """Return how a version was written; None where it is not."""
+        try:
+            record = self._record(model, version).read_text(encoding="utf-8")
+            return WrittenVersion(**json.loads(record))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def rewrite(self, model: str, version: int) -> None:
+        """Change the configuration, so that the next load brings new workers."""
+        written = self.read(model, version)
+        if written is not None:
+            fields = {**vars(written), "mended": written.mended + 1}
+            self._put(model, version, WrittenVersion(**fields))
+
+    def remove(self, model: str, version: int) -> None:
+        """Take away all that was written of a version."""
+        shutil.rmtree(self._folder / triton_name(model, version), ignore_errors=True)
+        shutil.rmtree(self._unpacked(model, version), ignore_errors=True)
+        self._record(model, version).unlink(missing_ok=True)
+
+    def _put(self, model: str, version: int, written: WrittenVersion) -> None:
+        name = triton_name(model, version)
+        configuration = self._folder / name / "config.pbtxt"
+        configuration.write_text(configuration_text(name, written), encoding="utf-8")
+        self._record(model, version).write_text(json.dumps(vars(written)), encoding="utf-8")
+
+    def _unpacked(self, model: str, version: int) -> Path:
+        return self._endpoint.store / triton_name(model, version)
+
+    def _record(self, model: str, version: int) -> Path:
+        return self._endpoint.store / f"{triton_name(model, version)}.json"
+
+
+def configuration_text(name: str, written: WrittenVersion) -> str:
+    """Return the config.pbtxt of a version: whole bodies in, whole answers out, and batches of
+    what has gathered while the last one ran, without a wait."""
+    parameters = {**written.parameters, "mended": str(written.mended)}
+    lines = [
+        f"name: {json.dumps(name)}",
+        'backend: "python"',
+        f"max_batch_size: {written.batch_size}",
+        'input [{ name: "body" data_type: TYPE_UINT8 dims: [-1] allow_ragged_batch: true }]',
+        'output [{ name: "answer" data_type: TYPE_UINT8 dims: [-1] }]',
+        f"instance_group [{{ kind: KIND_CPU count: {written.workers} }}]",
+        "dynamic_batching { max_queue_delay_microseconds: 0 "
+        f"default_queue_policy {{ max_queue_size: {written.queue_size} }} }}",
+        *(
+            f"parameters {{ key: {json.dumps(key)} "
+            f"value {{ string_value: {json.dumps(value, ensure_ascii=False)} }} }}"
+            for key, value in parameters.items()
+        ),
+    ]
+    return "\n".join(lines) + "\n"
