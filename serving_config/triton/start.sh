@@ -27,8 +27,8 @@ export PATH LD_LIBRARY_PATH
 MANAGED=health,metadata,model-config,model-repository,statistics
 CLOSED=shared-memory,trace,logging
 exec "$TRITON_HOME/bin/tritonserver" \
-  --model-repository=repository \
-  --backend-directory=backends \
+  --model-repository="$ENGINE_DIR/repository" \
+  --backend-directory="$ENGINE_DIR/backends" \
   --model-control-mode=explicit \
   --disable-auto-complete-config \
   --strict-readiness=false \

@@ -79,6 +79,9 @@ class FakeEngine:
             if self.held[name].pop((model, version), None) is not None:
                 self.unloads.append((model, version))
 
+    def mend(self) -> None:
+        """Workers of this engine do not die."""
+
     def listens(self, name: str, timeout_s: float) -> Reply:
         silent = Reply.NONE_IN_TIME if name in self.hung else Reply.ANSWERED
         return Reply.GONE if name in self.down else silent

@@ -1,5 +1,6 @@
 """A stack's settings, and the gateway alone: free loopback ports, a folder of its own."""
 
+import os
 import shutil
 import subprocess
 import time
@@ -12,7 +13,7 @@ import httpx
 import yaml
 
 from support.fake_torchserve import FakeTorchServe
-from vlserve.control.domain import ModelRoute
+from vlserve.control.domain import EngineKind, ModelRoute
 from vlserve.control.gateway.envoy_admin import EnvoyAdmin
 from vlserve.control.gateway.envoy_config import admin_socket
 from vlserve.settings import ControlSettings, EngineSettings, GatewaySettings, Settings
@@ -37,9 +38,14 @@ def make_settings(folder: Path, **gateway: Any) -> Settings:
             project_dir=folder,
             gateway=GatewaySettings(**gateway),
             control=ControlSettings(tick_s=0.5),
-            engine=EngineSettings(workers=2),
+            engine=EngineSettings(workers=2, kind=engine_kind()),
         )
     )
+
+
+def engine_kind() -> EngineKind:
+    """Return the engine that tests run on: that of VLSERVE_ENGINE__KIND, else the default."""
+    return EngineSettings(kind=os.environ.get("VLSERVE_ENGINE__KIND", "torchserve")).kind
 
 
 def tolerate_latency(policy: Path, margin: float) -> None:

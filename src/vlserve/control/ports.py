@@ -84,6 +84,11 @@ class Engine(Protocol):
         no error."""
         ...
 
+    def mend(self) -> None:
+        """Begin to replace the workers that died, where an engine does not do so by itself; those
+        that `loaded` missed when it was last asked. Every tick calls it."""
+        ...
+
     def listens(self, name: str, timeout_s: float) -> Reply:
         """Ask the instance of this name for its models; any word is an answer."""
         ...

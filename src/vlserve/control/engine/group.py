@@ -45,6 +45,8 @@ class EngineGroup:
         }
 
     def close(self) -> None:
+        for server in self._servers.values():
+            server.close()
         self._http.close()
 
     def instances(self) -> Sequence[Instance]:
@@ -80,6 +82,10 @@ class EngineGroup:
     def unload(self, model: str, version: int) -> None:
         for server in self._answering():
             server.remove(model, version)
+
+    def mend(self) -> None:
+        for server in self._servers.values():
+            server.mend()
 
     def listens(self, name: str, timeout_s: float) -> Reply:
         return self._servers[name].listens(timeout_s)

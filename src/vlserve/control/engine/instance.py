@@ -57,6 +57,14 @@ class EngineInstance(Protocol):
         """Take the version out, whatever state it is in, with all that was written of it."""
         ...
 
+    def mend(self) -> None:
+        """Begin to replace the workers that `loaded` missed. Raises nothing."""
+        ...
+
+    def close(self) -> None:
+        """Wait for what was begun."""
+        ...
+
     def ask(
         self,
         instance: Instance,

@@ -125,6 +125,12 @@ class TorchServeInstance:
         (self._endpoint.store / f"{model}-{version}.mar").unlink(missing_ok=True)
         self._endpoint.threads_file(model, version).unlink(missing_ok=True)
 
+    def mend(self) -> None:
+        """Do nothing: TorchServe starts its workers anew itself."""
+
+    def close(self) -> None:
+        """Do nothing: nothing runs beside the calls."""
+
     def ask(
         self,
         instance: Instance,

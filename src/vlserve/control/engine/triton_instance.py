@@ -8,6 +8,7 @@ killing what is left of the version.
 
 import json
 import logging
+import math
 import secrets
 import threading
 import time
@@ -59,6 +60,7 @@ class TritonInstance:
         self._grpc = f"{endpoint.host}:{endpoint.grpc_management_port}"
         self._repository = TritonRepository(endpoint)
         self._writing: dict[Key, threading.Lock] = {}
+        self._short: list[Key] = []  # the versions that lacked a worker when last counted
         self._mended_at: dict[Key, float] = {}
         self._menders = ThreadPoolExecutor(2, thread_name_prefix=f"mend-{endpoint.name}")
 
@@ -80,19 +82,32 @@ class TritonInstance:
         return Reply.ANSWERED
 
     def loaded(self) -> dict[Key, LoadedVersion]:
-        """Return the versions with their living workers; begins to replace dead ones."""
         states = self._index()
         workers = self._workers()
-        versions = {}
+        versions, short = {}, []
         for key, state in states.items():
             if state not in ("READY", "LOADING"):
                 continue
             living = self._answering(workers.get(self._repository.code_folder(*key), ()))
-            versions[key] = LoadedVersion(living if state == "READY" else 0, 0)
             written = self._repository.read(*key)
-            if state == "READY" and written is not None and living < written.workers:
-                self._begin_to_mend(key)
+            if state != "READY" or written is None:
+                versions[key] = LoadedVersion(0, 0)
+                continue
+            if living < written.workers:
+                short.append(key)
+            versions[key] = LoadedVersion(min(living, written.workers), 0)
+        self._short = short
         return versions
+
+    def mend(self) -> None:
+        now = time.monotonic()
+        for key in self._short:
+            if now - self._mended_at.get(key, -math.inf) >= _MEND_AGAIN_S:
+                self._mended_at[key] = now
+                self._menders.submit(self._mend, key)
+
+    def close(self) -> None:
+        self._menders.shutdown(cancel_futures=True)
 
     def serves(self, model: str, version: int) -> bool:
         return self._state(model, version) == "READY" and bool(self._living(model, version))
@@ -163,12 +178,6 @@ class TritonInstance:
                 return state == "READY" and bool(self._living(model, version))
             time.sleep(_POLL_S)
         return False
-
-    def _begin_to_mend(self, key: Key) -> None:
-        now = time.monotonic()
-        if now - self._mended_at.get(key, -_MEND_AGAIN_S) >= _MEND_AGAIN_S:
-            self._mended_at[key] = now
-            self._menders.submit(self._mend, key)
 
     def _mend(self, key: Key) -> None:
         """Bring new workers, and end the old ones once they answered what they have."""

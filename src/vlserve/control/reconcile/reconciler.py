@@ -110,6 +110,7 @@ class Reconciler:
             self._log.note("engine", str(error))
             return None
         self._log.note("engine", "")
+        self._engine.mend()
         return planning.EngineView(held)
 
     def _start(self, action: Action) -> None:
