@@ -392,7 +392,7 @@ def test_back_is_refused_once_traffic_moved(
         monkeypatch.undo()
         tagger.service.release("tagger", 3)
 
-    monkeypatch.setattr(lifecycle, "check_healthy", move)
+    monkeypatch.setattr(lifecycle, "check_way_back", move)
     with pytest.raises(NotReady, match="traffic of tagger moved meanwhile"):
         tagger.service.rollback("tagger")
     assert gateway.route().weights == {3: 100}
