@@ -1,0 +1,131 @@
+"""A whole stack on Triton: the four verbs, and what Triton itself does not mend. Real parts."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from support.engine_workers import worker_pids
+from support.request_bodies import GOOD_JSON
+from support.running_stack import make_settings, wait_until
+from vlserve.control.engine.endpoints import endpoints
+from vlserve.control.engine.group import EngineGroup
+from vlserve.errors import LoadFailed
+from vlserve.exporter.echo import pack_echo
+from vlserve.testing import RunningStack, running_stack
+
+MODEL = "on-triton"
+JSON = {"Content-Type": "application/json"}
+_BACK_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+    """Version 1 has the traffic, version 2 is ready."""
+    folder = tmp_path_factory.mktemp("on-triton")
+    made = make_settings(folder)
+    engine = made.engine.model_copy(update={"kind": "triton", "response_timeout_s": 5})
+    with running_stack(made.model_copy(update={"engine": engine})) as running:
+        for version in (1, 2):
+            running.control.register(pack_echo(folder, MODEL, version))
+        running.control.release(MODEL, 1)
+        yield running
+    assert _shared_memory(running) == []
+
+
+def _shared_memory(running: RunningStack) -> list[Path]:
+    (endpoint,) = endpoints(running.settings)
+    conf = (running.settings.state_dir / "supervisor" / "supervisord.conf").read_text("utf-8")
+    prefix = conf.partition('SHM_PREFIX="')[2].partition('"')[0]
+    assert prefix.endswith(f"-{endpoint.name}-")
+    return list(Path("/dev/shm").glob(f"{prefix}*"))
+
+
+def _version(stack: RunningStack) -> str:
+    response = stack.http.post(f"/predictions/{MODEL}", content=GOOD_JSON, headers=JSON)
+    assert response.status_code == 200, response.text
+    return str(response.headers["x-model-version"])
+
+
+def test_release_and_roll_back(stack: RunningStack) -> None:
+    assert _version(stack) == "1"
+    stack.control.release(MODEL, 2)
+    assert _version(stack) == "2"
+    assert stack.control.rollback(MODEL).version == 1
+    assert _version(stack) == "1"
+    assert stack.control.health().status == "ok"
+
+
+def test_a_bad_request_is_answered_as_on_torchserve(stack: RunningStack) -> None:
+    response = stack.http.post(f"/predictions/{MODEL}", content=b"{bad", headers=JSON)
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "body_unreadable")
+
+
+def test_its_own_api_is_closed_without_the_tokens(stack: RunningStack) -> None:
+    (endpoint,) = endpoints(stack.settings)
+    with httpx.Client(base_url=f"http://127.0.0.1:{endpoint.inference_port}") as bare:
+        for method, path in (
+            ("POST", f"/v2/models/{MODEL}-1/infer"),
+            ("POST", "/v2/repository/index"),
+            ("POST", f"/v2/repository/models/{MODEL}-1/unload"),
+            ("GET", "/v2/systemsharedmemory/status"),
+            ("GET", "/v2/logging"),
+            ("GET", f"/v2/models/{MODEL}-1/config"),
+        ):
+            assert bare.request(method, path).status_code == 403, path
+    assert _version(stack) == "1"
+
+
+def test_what_fails_to_load_says_why_and_leaves_nothing(
+    stack: RunningStack, tmp_path: Path
+) -> None:
+    archive = pack_echo(tmp_path, MODEL, 3)
+    before = worker_pids(stack.settings, MODEL)
+    limit = stack.settings.engine.model_copy(update={"worker_memory_mib": 1})
+    (endpoint,) = endpoints(stack.settings)
+    group = EngineGroup([endpoint], limit)
+    try:
+        with pytest.raises(LoadFailed, match="on-triton 3 on engine-0: "):
+            group.load(MODEL, 3, archive)
+    finally:
+        group.close()
+    assert worker_pids(stack.settings, MODEL) == before
+    assert not list(endpoint.store.glob(f"{MODEL}-3*"))
+
+
+def test_a_worker_that_dies_is_replaced_and_costs_nothing(stack: RunningStack) -> None:
+    old = worker_pids(stack.settings, MODEL)[1]
+    psutil.Process(old[0]).kill()
+    for _ in range(20):
+        assert _version(stack) == "1"
+
+    def replaced() -> bool:
+        new = worker_pids(stack.settings, MODEL)[1]
+        return len(new) == len(old) and not set(new) & set(old)
+
+    wait_until(replaced, _BACK_S)
+    assert _version(stack) == "1"
+
+
+def test_a_server_that_dies_comes_back_with_its_versions(stack: RunningStack) -> None:
+    (endpoint,) = endpoints(stack.settings)
+    killed = endpoint.pid_file.read_text(encoding="utf-8")
+    psutil.Process(int(killed)).kill()
+
+    def is_back() -> bool:
+        response = stack.http.post(f"/predictions/{MODEL}", content=GOOD_JSON, headers=JSON)
+        another = endpoint.pid_file.read_text(encoding="utf-8") != killed
+        both = another and sorted(worker_pids(stack.settings, MODEL)) == [1, 2]
+        return both and response.is_success and stack.control.health().status == "ok"
+
+    wait_until(is_back, _BACK_S)
+
+
+def test_an_unloaded_version_leaves_nothing(stack: RunningStack) -> None:
+    (endpoint,) = endpoints(stack.settings)
+    stack.control.unload(MODEL, 2)
+    assert sorted(worker_pids(stack.settings, MODEL)) == [1]
+    assert not list(endpoint.store.glob(f"{MODEL}-2*"))
+    assert not (endpoint.folder / "repository" / f"{MODEL}-2").exists()
