@@ -20,6 +20,8 @@ VlserveError                  (vlserve.runtime.errors)
 │   ├── VersionConflict       another archive under a used version number
 │   ├── NotReady              the version is not loaded and healthy
 │   ├── TuningInvalid         a tuning of a version that this stack cannot use
+│   ├── EngineNotRun          the stack runs no engine of the kind that is asked for
+│   ├── OnAnotherEngine       the version is loaded on another engine than the one asked for
 │   ├── StillServing          the version has weight, so it is not unloaded
 │   ├── NotUnloaded           the version is neither retired nor failed, so it is not deleted
 │   ├── NothingToRollBackTo
@@ -61,6 +63,7 @@ __all__ = [
     "ControlBusy",
     "ControlError",
     "DataError",
+    "EngineNotRun",
     "EngineUnavailable",
     "ExportError",
     "ExtraMissing",
@@ -77,6 +80,7 @@ __all__ = [
     "NotReady",
     "NotUnloaded",
     "NothingToRollBackTo",
+    "OnAnotherEngine",
     "ParityFailed",
     "PortBusy",
     "RecipeNotFound",
@@ -196,6 +200,18 @@ class TuningInvalid(ControlError):
     """What lies beside an archive as its tuning cannot be read, or is another archive's."""
 
     code = "tuning_invalid"
+
+
+class EngineNotRun(ControlError):
+    """The stack runs no engine of the kind that a version is to be registered for."""
+
+    code = "engine_not_run"
+
+
+class OnAnotherEngine(ControlError):
+    """The version is loaded on another engine than the one that it is to be registered for."""
+
+    code = "on_another_engine"
 
 
 class StillServing(ControlError):

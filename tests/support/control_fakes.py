@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from vlserve.control import caller
-from vlserve.control.domain import Instance, Key, LoadedVersion, ModelRoute, Reply, Routing
+from vlserve.control.domain import (
+    EngineKind,
+    Instance,
+    Key,
+    LoadedVersion,
+    ModelRoute,
+    Reply,
+    Routing,
+)
 from vlserve.control.tuning import Serving
 from vlserve.errors import EngineUnavailable, GatewayRefused, GatewaySilent, LoadFailed, NotReady
 from vlserve.runtime.archive import verify_archive
@@ -17,7 +25,11 @@ from vlserve.runtime.manifest import Manifest
 class FakeEngine:
     """Answers each archive's probes from its manifest. Faults are switched on by its fields."""
 
-    def __init__(self, instances: Sequence[str] = ("engine-0",)) -> None:
+    def __init__(
+        self, instances: Sequence[str] = ("engine-0",), triton: Sequence[str] = ()
+    ) -> None:
+        """``triton``: those of the instances that are Triton's; the others are TorchServe's."""
+        self._triton = frozenset(triton)
         self.held: dict[str, dict[Key, LoadedVersion]] = {name: {} for name in instances}
         self.starts = dict.fromkeys(instances, 1)
         self.down: set[str] = set()
@@ -43,18 +55,38 @@ class FakeEngine:
         self.held[name] = {}
         self.starts[name] += 1
 
+    def kinds(self) -> Mapping[str, EngineKind]:
+        return {name: "triton" if name in self._triton else "torchserve" for name in self.held}
+
     def instances(self) -> Sequence[Instance]:
+        kinds = self.kinds()
         return [
-            Instance(name, "127.0.0.1", 8000 + index, f"token-{self.starts[name]}")
+            Instance(
+                name,
+                "127.0.0.1",
+                8000 + index,
+                f"token-{self.starts[name]}",
+                engine=kinds[name],
+            )
             for index, name in enumerate(self._answering())
         ]
 
     def loaded(self) -> Mapping[str, Mapping[Key, LoadedVersion]]:
         return {name: dict(self.held[name]) for name in self._answering()}
 
-    def load(self, model: str, version: int, archive: Path, serving: Serving | None = None) -> None:
+    def load(
+        self,
+        model: str,
+        version: int,
+        archive: Path,
+        serving: Serving | None = None,
+        engine: EngineKind | None = None,
+    ) -> None:
         key = (model, version)
-        lacking = [name for name in self._answering() if key not in self.held[name]]
+        of_kind = self._of_kind(engine)
+        if not of_kind:
+            raise EngineUnavailable(f"no instance of {engine} answers")
+        lacking = [name for name in of_kind if key not in self.held[name]]
         self.loading.set()
         self._wait_while_held()
         self.loads.append(key)
@@ -74,8 +106,8 @@ class FakeEngine:
             assert time.monotonic() < deadline
             caller.refuse_if_gone("the load was stopped")
 
-    def unload(self, model: str, version: int) -> None:
-        for name in self._answering():
+    def unload(self, model: str, version: int, engine: EngineKind | None = None) -> None:
+        for name in self._of_kind(engine):
             if self.held[name].pop((model, version), None) is not None:
                 self.unloads.append((model, version))
 
@@ -119,6 +151,10 @@ class FakeEngine:
             tuned and key in self.answer_wrong_tuned
         )
         return served | ({"tags": []} if wrong else {})
+
+    def _of_kind(self, engine: EngineKind | None) -> list[str]:
+        kinds = self.kinds()
+        return [name for name in self._answering() if engine in (None, kinds[name])]
 
     def _answering(self) -> list[str]:
         answering = [name for name in self.held if name not in self.down]

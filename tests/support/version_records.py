@@ -2,14 +2,20 @@
 
 from pathlib import Path
 
-from vlserve.control.domain import Instance, LoadedVersion, State, VersionRecord
+from vlserve.control.domain import EngineKind, Instance, LoadedVersion, State, VersionRecord
+from vlserve.control.placement import Placement
 from vlserve.runtime.manifest import Manifest
 
 UP, BUSY, STARTING = LoadedVersion(2, 0), LoadedVersion(2, 3), LoadedVersion(0, 0)
 ONE = Instance("engine-0", "127.0.0.1", 8180, "first")
 
 
-def version(number: int, state: State, model: str = "tagger") -> VersionRecord:
+ALONE = Placement({"engine-0": "torchserve", "engine-1": "torchserve"})
+
+
+def version(
+    number: int, state: State, model: str = "tagger", engine: EngineKind = "torchserve"
+) -> VersionRecord:
     return VersionRecord(
         model=model,
         version=number,
@@ -21,6 +27,7 @@ def version(number: int, state: State, model: str = "tagger") -> VersionRecord:
         was_ready=True,
         registered_at="then",
         changed_at="then",
+        engine=engine,
     )
 
 

@@ -128,6 +128,7 @@ def status(as_json: AsJson = False) -> None:
             v.version,
             v.state,
             f"{v.weight} %" if v.weight else "",
+            f"{v.engine}, not {v.instead_of}" if v.instead_of else v.engine,
             sum(v.workers_ready.values()) or "",
             v.tuning.serving if v.tuning else "",
             v.reason,
@@ -137,7 +138,8 @@ def status(as_json: AsJson = False) -> None:
     ]
     told = [health.status] if health else []
     print_line(f"\nhealth: {'; '.join([*told, *troubles])}\n")
-    print_table(("MODEL", "VERSION", "STATE", "WEIGHT", "WORKERS", "TUNED", "REASON"), rows)
+    columns = ("MODEL", "VERSION", "STATE", "WEIGHT", "ENGINE", "WORKERS", "TUNED", "REASON")
+    print_table(columns, rows)
     for view in rollouts:
         print_line(f"\n{place(view)}: {waiting(view)}")
 

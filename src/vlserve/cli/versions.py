@@ -1,16 +1,27 @@
 """register, unload, history: the versions of a model."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from vlserve.cli.output import AsJson, print_json, print_line, print_table, progress
 from vlserve.cli.parameters import ArchiveFile, Group, Model, Version, control_client
+from vlserve.control.domain import EngineKind
+
+EngineOption = Annotated[
+    EngineKind | None,
+    typer.Option(
+        help="Engine that is to run the version. Default: the one that it was registered for "
+        "before; for a new version the stack's own, or torchserve where the stack runs both.",
+        show_default=False,
+    ),
+]
 
 
 def register(
     archive: ArchiveFile,
+    engine: EngineOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Verify an archive, load it beside the versions that serve, and probe it.
@@ -21,7 +32,7 @@ def register(
 
     tuning = read_tuning(archive)
     with control_client() as control, progress(f"registering {archive.name}"):
-        done = control.register(archive, tuning)
+        done = control.register(archive, tuning, engine)
     if as_json:
         print_json(done)
         return
@@ -34,7 +45,8 @@ def register(
             f"{todo}, it is {done.state}"
         )
         return
-    print_line(f"{done.model} {done.version} is {done.state}")
+    where = f" on {done.engine}" if engine else ""
+    print_line(f"{done.model} {done.version} is {done.state}{where}")
     if done.untuned:
         print_line(f"could not be loaded as tuned, so its tuning was dropped: {done.untuned}")
     elif tuning is not None:

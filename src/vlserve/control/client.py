@@ -8,6 +8,7 @@ from urllib.parse import quote
 import httpx
 from pydantic import BaseModel, ValidationError
 
+from vlserve.control.domain import EngineKind
 from vlserve.control.key import read_key
 from vlserve.control.tuning import Tuning
 from vlserve.control.wire.rollout_views import RolloutView
@@ -91,10 +92,16 @@ class ControlClient:
         told = self._call("GET", f"/models/{_quoted(model)}/history")
         return self._read_all(EventView, told, "events")
 
-    def register(self, archive: Path, tuning: Tuning | None = None) -> Registered:
+    def register(
+        self, archive: Path, tuning: Tuning | None = None, engine: EngineKind | None = None
+    ) -> Registered:
         """Returns when the version is ready. ``tuning``: kept with the version in the place of the
-        one it has; None: it has none. ArchiveError, VersionConflict, LoadFailed, TuningInvalid."""
-        told = {"tuning": tuning.model_dump_json()} if tuning else {}
+        one it has; None: it has none. ``engine``: which one is to run it; None: as before, and a
+        new version the stack's own. ArchiveError, VersionConflict, LoadFailed, TuningInvalid,
+        EngineNotRun, OnAnotherEngine."""
+        told: dict[str, str] = {"tuning": tuning.model_dump_json()} if tuning else {}
+        if engine is not None:
+            told["engine"] = engine
         with archive.open("rb") as body:
             answer = self._call(
                 "POST",

@@ -154,7 +154,8 @@ class VersionRecord:
     """What the ledger says of one version.
 
     ``was_ready``: it answered its probes at least once, so its number is taken for good. Times are
-    UTC, ISO 8601.
+    UTC, ISO 8601. ``engine``: the one that it was registered for; `Placement` says which one runs
+    it.
     """
 
     model: str
@@ -168,6 +169,7 @@ class VersionRecord:
     registered_at: str
     changed_at: str
     tuning: Tuning | None = None
+    engine: EngineKind = "torchserve"
 
     @property
     def key(self) -> Key:
@@ -244,7 +246,8 @@ class Registration:
     ``already_registered``: the same bytes were there before, and nothing was loaded. ``retuned``:
     another tuning, or none, is kept for its next load. ``untuned``: why it could not be loaded as
     tuned; it was loaded with the engine's settings, and its tuning dropped. ``restored``: it was
-    out of the engine though clients may ask for it, and is loaded again.
+    out of the engine though clients may ask for it, and is loaded again. ``engine``: the one that
+    runs it.
     """
 
     model: str
@@ -254,6 +257,7 @@ class Registration:
     retuned: bool = False
     untuned: str = ""
     restored: bool = False
+    engine: EngineKind = "torchserve"
 
 
 @dataclass(frozen=True)
@@ -283,12 +287,15 @@ class TrafficChange:
 
 @dataclass(frozen=True)
 class VersionStatus(VersionRecord):
-    """A version with its weight and what the engine said of it at the last tick."""
+    """A version with its weight and what the engine said of it at the last tick. ``engine``: the
+    one that runs it."""
 
     weight: int = 0
     """Share of the model's traffic, per cent."""
     workers_ready: Mapping[str, int] = field(default_factory=dict)
     """Engine instance -> workers that can answer; instances without the version are left out."""
+    instead_of: EngineKind | None = None
+    """The engine that it was registered for, where this stack does not run that one."""
 
 
 @dataclass(frozen=True)

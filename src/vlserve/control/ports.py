@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from vlserve.control.domain import Instance, Key, LoadedVersion, Reply, Routing
+from vlserve.control.domain import EngineKind, Instance, Key, LoadedVersion, Reply, Routing
 from vlserve.control.tuning import Serving
 
 
@@ -60,6 +60,11 @@ class Engine(Protocol):
     speaks for all of them.
     """
 
+    def kinds(self) -> Mapping[str, EngineKind]:
+        """Return instance name -> its kind, for every instance of the stack, whether it answers or
+        not. It stays the same."""
+        ...
+
     def instances(self) -> Sequence[Instance]:
         """Return the instances that answer now, with their current tokens."""
         ...
@@ -68,20 +73,29 @@ class Engine(Protocol):
         """Return what each instance holds: instance name -> (model, version) -> its workers."""
         ...
 
-    def load(self, model: str, version: int, archive: Path, serving: Serving | None = None) -> None:
+    def load(
+        self,
+        model: str,
+        version: int,
+        archive: Path,
+        serving: Serving | None = None,
+        engine: EngineKind | None = None,
+    ) -> None:
         """Load a version on every instance that lacks it, and wait for its workers.
 
         Args:
             serving: workers, threads and batches; None: as the engine's settings say.
+            engine: the kind of instance that gets it; None: every instance does.
 
         Raises:
             LoadFailed: says why; nothing of the version is left in the engine.
+            EngineUnavailable: no instance of this kind answers.
         """
         ...
 
-    def unload(self, model: str, version: int) -> None:
-        """Remove a version from every instance. No request may be in flight; an absent version is
-        no error."""
+    def unload(self, model: str, version: int, engine: EngineKind | None = None) -> None:
+        """Remove a version from every instance, or from those of one kind. No request may be in
+        flight; an absent version is no error."""
         ...
 
     def mend(self) -> None:

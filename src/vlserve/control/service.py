@@ -11,6 +11,7 @@ from pathlib import Path
 
 from vlserve.control.domain import (
     Deletion,
+    EngineKind,
     Event,
     HealthCheck,
     Key,
@@ -57,7 +58,7 @@ class ControlService:
         self._traffic = traffic
         self._lifecycle = lifecycle
         self._operations = operations
-        self._registrar = Registrar(ledger, lifecycle, operations)
+        self._registrar = Registrar(ledger, lifecycle, operations, traffic.placement)
         self.rollouts = rollouts
         self._backoff = backoff
         self._drain_timeout_s = drain_timeout_s
@@ -72,9 +73,19 @@ class ControlService:
         """Give a name for an archive that comes in: see `Registrar.room_for`."""
         return self._registrar.room_for(size)
 
-    def register(self, archive: Path, name: str = "", tuning: Tuning | None = None) -> Registration:
+    def refuse_engine(self, engine: EngineKind | None) -> None:
+        """Raise EngineNotRun where the stack does not run this engine."""
+        self._traffic.placement.refuse_unknown(engine)
+
+    def register(
+        self,
+        archive: Path,
+        name: str = "",
+        tuning: Tuning | None = None,
+        engine: EngineKind | None = None,
+    ) -> Registration:
         """Verify, keep, load and probe an archive: see `Registrar.register`."""
-        return self._registrar.register(archive, name, tuning)
+        return self._registrar.register(archive, name, tuning, engine)
 
     def release(self, model: str, version: int) -> TrafficChange:
         """Give ``version`` all traffic of ``model``, in force at the gateway when this returns.
@@ -212,6 +223,10 @@ class ControlService:
     def _engine_and_gateway(self) -> Iterator[Trouble]:
         if not self._traffic.held:
             yield Trouble("engine", "no engine instance answers", passing=True)
+        else:
+            known = {instance.name for instance in self._traffic.instances}
+            for name in sorted(self._traffic.placement.kinds.keys() - known):
+                yield Trouble("engine", f"{name} has not answered yet: it starts", passing=True)
         if not self._traffic.is_as_wanted():
             message = "the gateway does not serve the routing that is wanted"
             yield Trouble("gateway", message, passing=True)
@@ -241,16 +256,21 @@ class ControlService:
         return sorted(frozenset[Key]().union(*(each.lacks for each in self._traffic.instances)))
 
     def _status(self, record: ModelRecord) -> ModelStatus:
-        held = self._traffic.held
+        held, placement = self._traffic.held, self._traffic.placement
         versions = tuple(
             VersionStatus(
-                **vars(version) | {"reason": version.reason or self._backoff.reason(version.key)},
+                **vars(version)
+                | {
+                    "reason": version.reason or self._backoff.reason(version.key),
+                    "engine": placement.engine_of(version),
+                },
                 weight=record.weights.get(version.version, 0),
                 workers_ready={
                     name: holds[version.key].workers_ready
                     for name, holds in held.items()
                     if version.key in holds
                 },
+                instead_of=placement.instead_of(version),
             )
             for version in self._ledger.versions(record.model)
         )

@@ -207,17 +207,20 @@ def _is_whole(running: RunningStack, engine: EngineGroup, census: Counter[str]) 
     try:
         healthy = running.control.health().status == "ok"
         models = running.control.models()
-        held = engine.loaded()
+        held, kinds = engine.loaded(), engine.kinds()
     except (StackError, ControlError):
         return False
+    loaded = [view for model in models for view in model.versions if view.state.loaded]
     targets = {
-        (view.model, view.version) for m in models for view in m.versions if view.state.loaded
+        name: {(each.model, each.version) for each in loaded if each.engine == kinds[name]}
+        for name in held
     }
     return (
         healthy
         and all(
-            {key for key, version in holds.items() if version.workers_ready == workers} == targets
-            for holds in held.values()
+            {key for key, version in holds.items() if version.workers_ready == workers}
+            == targets[name]
+            for name, holds in held.items()
         )
         and _census(running.settings) == census
     )

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vlserve.control.client import ControlClient
-from vlserve.control.domain import State
+from vlserve.control.domain import EngineKind, State
 from vlserve.drill.cases import (
     PROMOTED,
     REFUSED,
@@ -81,7 +81,8 @@ def run_drill(
         fastest_per_s: The highest rate of requests.
     """
     began = time.monotonic()
-    stable = control.model(model).stable
+    view = control.model(model)
+    stable = view.stable
     if stable is None:
         raise NotReady(f"{model} has no stable version to drill with")
     archive = stored_archive(settings, model, stable)
@@ -89,7 +90,8 @@ def run_drill(
     twin = twin_name(model)
     with tempfile.TemporaryDirectory(prefix="vlserve-drill-") as bench, _clean_up(control, twin):
         original = Original(archive, Path(bench) / "original")
-        stage = _Stage(control, original, Path(bench), twin, policy, show)
+        engine = next(each.engine for each in view.versions if each.version == stable)
+        stage = _Stage(control, original, Path(bench), twin, engine, policy, show)
         stage.set_up()
         show("measuring how fast it answers")
         pace = measure_pace(settings, twin, archive, fastest_per_s)
@@ -122,6 +124,7 @@ class _Stage:
         original: Original,
         bench: Path,
         twin: str,
+        engine: EngineKind,
         policy: Policy,
         show: Show,
     ) -> None:
@@ -129,6 +132,7 @@ class _Stage:
         self._original = original
         self._bench = bench
         self._twin = twin
+        self._engine = engine
         self._policy = policy
         self._show = show
         self._deadline = time.monotonic() + LONGEST_S
@@ -143,7 +147,7 @@ class _Stage:
         version = self._number()
         self._show(f"registering {self._twin} {version}, the stable one")
         with self._packed(version, Case("stable", Fault(), PROMOTED)) as archive:
-            self._control.register(archive)
+            self._control.register(archive, engine=self._engine)
         self._control.release(self._twin, version)
         unload_idle(self._control, self._twin)
 
@@ -154,7 +158,7 @@ class _Stage:
         self._show(f"{case.name}: registering {self._twin} {version}")
         try:
             with self._packed(version, case) as archive:
-                self._control.register(archive)
+                self._control.register(archive, engine=self._engine)
         except (ArchiveError, LoadFailed) as error:
             time.sleep(_AFTERWARDS_S)
             after_s = time.time() - began - _AFTERWARDS_S

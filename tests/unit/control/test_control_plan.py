@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from support.version_records import BUSY, ONE, READY, STABLE, STARTING, UP, version
+from support.version_records import ALONE, BUSY, ONE, READY, STABLE, STARTING, UP, version
 from vlserve.control.domain import Instance, Key, LoadedVersion, ModelRecord, State, VersionRecord
 from vlserve.control.gateway.routing import known_instances
+from vlserve.control.placement import Placement
 from vlserve.control.reconcile.plan import (
     Action,
     EngineView,
@@ -28,6 +29,7 @@ def acts(
     in_flight: Mapping[Key, int] | None = None,
     running: frozenset[Key] = frozenset(),
     waiting: frozenset[Key] = frozenset(),
+    placement: Placement = ALONE,
 ) -> list[Action]:
     """The plan, but for the routing that every plan begins with."""
     models = [ModelRecord("tagger", {1: 100}, (1,), "1")]
@@ -37,6 +39,7 @@ def acts(
         GatewayView(
             [ONE], {("tagger", 1): 0, ("tagger", 2): 0} if in_flight is None else in_flight
         ),
+        placement,
     )
     assert isinstance(actions[0], Route)
     assert not any(isinstance(action, Route) for action in actions[1:])
@@ -121,14 +124,14 @@ def test_without_an_engine_only_the_routing_is_kept() -> None:
 
 def test_before_any_instance_was_seen_the_gateway_keeps_what_it_has() -> None:
     models = [ModelRecord("tagger", {1: 100}, (1,), "1")]
-    assert plan(LedgerView(models, [STABLE]), None, GatewayView([], {})) == []
+    assert plan(LedgerView(models, [STABLE]), None, GatewayView([], {}), ALONE) == []
 
 
 def test_an_engine_that_dies_and_comes_back_bare_tick_by_tick() -> None:
     """What the gateway is told, and what is loaded, at each look at the world."""
     models = [ModelRecord("tagger", {1: 100}, (1,), "1")]
     ledger = LedgerView(models, [STABLE, READY])
-    routable = {("tagger", 1), ("tagger", 2)}
+    both = frozenset({("tagger", 1), ("tagger", 2)})
     known: dict[str, Instance] = {}
 
     def tick(
@@ -138,10 +141,10 @@ def test_an_engine_that_dies_and_comes_back_bare_tick_by_tick() -> None:
         engine = None
         if token is not None:
             known = known_instances(
-                known, [replace(ONE, token=token)], {"engine-0": held}, routable
+                known, [replace(ONE, token=token)], {"engine-0": held}, [STABLE, READY], ALONE
             )
             engine = EngineView({"engine-0": held})
-        route, *rest = plan(ledger, engine, GatewayView(tuple(known.values()), {}))
+        route, *rest = plan(ledger, engine, GatewayView(tuple(known.values()), {}), ALONE)
         assert isinstance(route, Route)
         return list(route.routing.instances), rest
 
@@ -149,11 +152,11 @@ def test_an_engine_that_dies_and_comes_back_bare_tick_by_tick() -> None:
     assert tick("first", ALL) == ([ONE], [])
     assert tick(None, {}) == ([ONE], [])  # dead: the gateway sees that itself
     assert tick("second", {}) == (
-        [replace(second, lacks=frozenset(routable))],
+        [replace(second, lacks=both)],
         [Restore(STABLE)],
     )
     coming = {("tagger", 1): STARTING}
-    assert tick("second", coming)[0] == [replace(second, lacks=frozenset(routable))]
+    assert tick("second", coming)[0] == [replace(second, lacks=both)]
     assert tick("second", {("tagger", 1): UP}) == (
         [replace(second, lacks=frozenset({("tagger", 2)}))],
         [Restore(READY)],

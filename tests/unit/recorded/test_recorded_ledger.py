@@ -39,12 +39,14 @@ def test_the_ledger_is_migrated_and_read(store: Path) -> None:
         steps = {record.model: record.step for record in ledger.models()}
         salts = {record.model: record.salt for record in ledger.models()}
         kinds = [event.kind for event in ledger.events("tagger")]
+        engines = {record.engine for record in ledger.versions()}
     assert states == {
         ("banner", 1): State.STABLE,
         ("banner", 2): State.READY,
         ("tagger", 1): State.STABLE,
         ("tagger", 2): State.CANARY,
     }
+    assert engines == {"torchserve"}  # the one that served
     assert weights == {"banner": {1: 100}, "tagger": {1: 75, 2: 25}}
     assert steps == {"banner": "2/0", "tagger": "1/0"}
     assert salts == {"banner": "r2", "tagger": "r1"}  # callers stay where they are

@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect
 
 from vlserve.control.api.access import BYTES, UPLOAD_PATH
 from vlserve.control.api.threads import Threads
+from vlserve.control.domain import EngineKind
 from vlserve.control.service import ControlService
 from vlserve.control.tuning import parse_tuning
 from vlserve.control.wire.rollout_views import RolloutView
@@ -38,6 +39,15 @@ TuningJson = Annotated[
     Query(
         max_length=4096,
         description="What `vlserve tune` wrote beside the archive; left out: as all versions.",
+    ),
+]
+
+
+Engine = Annotated[
+    EngineKind,
+    Query(
+        description="Which engine is to run it; left out: as before, and a new version the stack's "
+        "own, or TorchServe where it runs both.",
     ),
 ]
 
@@ -112,13 +122,15 @@ def routes(service: ControlService, threads: Threads) -> APIRouter:
         request: Request,
         name: FileName = "",
         tuning: TuningJson | None = None,
+        engine: Engine | None = None,
     ) -> Registered:
         """Verify, keep, load and probe the archive in the body; returns when it is ready."""
+        service.refuse_engine(engine)
         tuned = None if tuning is None else parse_tuning(tuning)
         size = int(request.headers.get("content-length", 0))
         with threads.admitted_load(), service.room_for(size) as archive:
             await _receive(request, archive)
-            work = partial(service.register, archive, name, tuned)
+            work = partial(service.register, archive, name, tuned, engine)
             return Registered.model_validate(await threads.load(request, work))
 
     @router.post("/models/{model}/releases")

@@ -1,7 +1,7 @@
 """The Engine protocol over one or more instances, of whichever kind."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import copy_context
@@ -37,8 +37,9 @@ T = TypeVar("T")
 class EngineGroup:
     """Implements vlserve.control.ports.Engine. Thread-safe."""
 
-    def __init__(self, endpoints: Iterable[Endpoint], settings: EngineSettings) -> None:
+    def __init__(self, endpoints: Sequence[Endpoint], settings: EngineSettings) -> None:
         self._http = httpx.Client(trust_env=False, timeout=MANAGEMENT_TIMEOUT_S)
+        self._kinds: dict[str, EngineKind] = {each.name: each.kind for each in endpoints}
         self._servers: dict[str, EngineInstance] = {
             endpoint.name: _KINDS[endpoint.kind](endpoint, settings, self._http)
             for endpoint in endpoints
@@ -49,14 +50,27 @@ class EngineGroup:
             server.close()
         self._http.close()
 
+    def kinds(self) -> Mapping[str, EngineKind]:
+        return self._kinds
+
     def instances(self) -> Sequence[Instance]:
         return list(self._ask_all(lambda server: server.instance()).values())
 
     def loaded(self) -> Mapping[str, Mapping[Key, LoadedVersion]]:
         return self._ask_all(lambda server: server.loaded())
 
-    def load(self, model: str, version: int, archive: Path, serving: Serving | None = None) -> None:
-        servers = [server for server in self._answering() if not server.serves(model, version)]
+    def load(
+        self,
+        model: str,
+        version: int,
+        archive: Path,
+        serving: Serving | None = None,
+        engine: EngineKind | None = None,
+    ) -> None:
+        of_kind = self._of_kind(engine)
+        if not of_kind:
+            raise EngineUnavailable(f"no instance of {engine} answers: see `vlserve status`")
+        servers = [server for server in of_kind if not server.serves(model, version)]
         if not servers:
             return
         with ThreadPoolExecutor(len(servers)) as pool:
@@ -79,8 +93,8 @@ class EngineGroup:
             raise type(error)(f"{model} {version} on {server.name}: {error}") from error
         raise error
 
-    def unload(self, model: str, version: int) -> None:
-        for server in self._answering():
+    def unload(self, model: str, version: int, engine: EngineKind | None = None) -> None:
+        for server in self._of_kind(engine):
             server.remove(model, version)
 
     def mend(self) -> None:
@@ -130,6 +144,10 @@ class EngineGroup:
         timeout_s: float,
     ) -> Answer:
         return self._servers[instance.name].ask(instance, model, version, fields, timeout_s)
+
+    def _of_kind(self, engine: EngineKind | None) -> list[EngineInstance]:
+        """Return the instances of one kind that answer, or all that do."""
+        return [each for each in self._answering() if engine in (None, self._kinds[each.name])]
 
     def _ask_all(self, question: Callable[[EngineInstance], T]) -> dict[str, T]:
         """Ask at the same time: one that hangs keeps the answers of the others waiting once."""

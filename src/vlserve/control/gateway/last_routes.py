@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vlserve.control.domain import EngineKind, Key
+from vlserve.control.gateway import envoy_triton
 from vlserve.settings import Settings
 
 
@@ -48,6 +50,24 @@ def last_routes(settings: Settings) -> Mapping[str, LastRoute]:
             before = last.get(model, LastRoute())
             last[model] = LastRoute(before.versions | {version}, before.weights)
     return last
+
+
+def last_engines(settings: Settings) -> Mapping[Key, EngineKind]:
+    """Return version -> the engine that its requests went to last; nothing of versions that no
+    route named, or where the gateway's files are not there or not ours."""
+    file = routes_file(settings).with_name("clusters.json")
+    try:
+        clusters = json.loads(file.read_text(encoding="utf-8"))["resources"]
+        own = [each for each in clusters if "." not in each["name"]]  # a shadow's have a dot
+        return {_version(cluster["name"]): _engine(cluster) for cluster in own}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _engine(cluster: Mapping[str, Any]) -> EngineKind:
+    """Return the engine that answers at the cluster's path; before there was one, TorchServe did"""
+    path = cluster["metadata"]["filter_metadata"]["vlserve"].get("path")
+    return "triton" if path == envoy_triton.infer_path(*_version(cluster["name"])) else "torchserve"
 
 
 def _routes(discovery: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

@@ -13,6 +13,7 @@ from vlserve.control.domain import (
     Routing,
     VersionRecord,
 )
+from vlserve.control.placement import Placement
 
 
 def full_weight(version: int) -> dict[int, int]:
@@ -30,13 +31,17 @@ def shared_weights(candidate: int, stable: int, weight: int) -> dict[int, int]:
 
 
 def desired_routing(
-    models: Iterable[ModelRecord], versions: Iterable[VersionRecord], instances: Iterable[Instance]
+    models: Iterable[ModelRecord],
+    versions: Iterable[VersionRecord],
+    instances: Iterable[Instance],
+    placement: Placement,
 ) -> Routing:
-    """Return the routing that the ledger wants: a path per loaded version, weights by model."""
+    """Return the routing that the ledger wants: a path per loaded version, weights by model. A
+    version's requests go to instances of its engine alone: the others count as lacking it."""
+    served = [record for record in versions if record.state.routable]
     routable: dict[str, list[int]] = {}
-    for record in versions:
-        if record.state.routable:
-            routable.setdefault(record.model, []).append(record.version)
+    for record in served:
+        routable.setdefault(record.model, []).append(record.version)
     routes = [
         ModelRoute(
             model=model.model,
@@ -51,14 +56,29 @@ def desired_routing(
     ]
     return Routing(
         models=tuple(sorted(routes, key=lambda route: route.model)),
-        instances=tuple(sorted(instances, key=lambda instance: instance.name)),
+        instances=tuple(
+            replace(instance, lacks=instance.lacks | _elsewhere(instance, served, placement))
+            for instance in sorted(instances, key=lambda instance: instance.name)
+        ),
     )
 
 
+def _elsewhere(
+    instance: Instance, records: Iterable[VersionRecord], placement: Placement
+) -> frozenset[Key]:
+    """Return the versions that other engines run."""
+    return frozenset(record.key for record in records if not placement.is_on(instance.name, record))
+
+
 def known_instances(
-    known: Mapping[str, Instance], answering: Iterable[Instance], held: Held, routable: set[Key]
+    known: Mapping[str, Instance],
+    answering: Iterable[Instance],
+    held: Held,
+    routable: Iterable[VersionRecord],
+    placement: Placement,
 ) -> dict[str, Instance]:
-    """Return the engine instances as the gateway is to reach them, by name.
+    """Return the engine instances as the gateway is to reach them, by name. Each lacks what it is
+    to hold and does not: what other engines run is left out.
 
     One that does not answer keeps what was known of it: the gateway notices a dead one itself, and
     a slow management port must not take traffic away.
@@ -74,9 +94,8 @@ def known_instances(
         restarted = before is not None and before.token != instance.token
         lacked = before.lacks if before and not restarted else frozenset()
         holds = held.get(instance.name, {})
-        lacks = frozenset(
-            key for key in routable if _lacks(holds.get(key), key in lacked or restarted)
-        )
+        own = [record.key for record in routable if placement.is_on(instance.name, record)]
+        lacks = frozenset(key for key in own if _lacks(holds.get(key), key in lacked or restarted))
         after[instance.name] = replace(instance, lacks=lacks)
     return after
 

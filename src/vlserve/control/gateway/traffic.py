@@ -6,6 +6,7 @@ from contextlib import contextmanager, suppress
 
 from vlserve.control.domain import Held, Instance, Key, ModelRecord, Routing
 from vlserve.control.gateway.routing import desired_routing, full_weight, known_instances
+from vlserve.control.placement import Placement
 from vlserve.control.ports import Engine, Gateway
 from vlserve.control.store.ledger import Ledger
 from vlserve.control.store.reserve import Reserve
@@ -40,6 +41,7 @@ class Traffic:
         self._gateway = gateway
         self._reserves = reserves
         self.unrecorded = unrecorded
+        self.placement = Placement(engine.kinds())
         self._lock = threading.RLock()
         self._known: Mapping[str, Instance] = {}
         self._held: Held = {}
@@ -233,7 +235,7 @@ class Traffic:
             self._asked += 1
             turn = self._asked
         # The ledger is read first: what it calls routable was loaded before the engine is asked.
-        routable = {record.key for record in self._ledger.versions() if record.state.routable}
+        routable = [record for record in self._ledger.versions() if record.state.routable]
         try:
             instances, held = self._engine.instances(), self._engine.loaded()
         except EngineUnavailable:
@@ -244,7 +246,9 @@ class Traffic:
         with self._lock:
             if turn > self._answered:  # no later question has been answered already
                 self._answered = turn
-                self._known = known_instances(self._known, instances, held, routable)
+                self._known = known_instances(
+                    self._known, instances, held, routable, self.placement
+                )
                 self._held = held
         return held
 
@@ -255,7 +259,7 @@ class Traffic:
 
     @property
     def instances(self) -> tuple[Instance, ...]:
-        """Every instance that was ever seen, as the gateway is to reach it."""
+        """Every instance that was ever seen, with what it lacks of what it is to hold."""
         return tuple(self._known.values())
 
     def in_flight(self, keys: Iterable[Key]) -> dict[Key, int]:
@@ -268,7 +272,8 @@ class Traffic:
         return counts
 
     def _wanted(self) -> Routing:
-        return desired_routing(self.models(), self._ledger.versions(), self._known.values())
+        versions, known = self._ledger.versions(), self._known.values()
+        return desired_routing(self.models(), versions, known, self.placement)
 
     def _apply(self, routing: Routing) -> None:
         self._gateway.apply(routing)

@@ -2,10 +2,12 @@
 tick share them."""
 
 import time
+from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
 from vlserve.control import caller
-from vlserve.control.domain import Key, State, VersionRecord
+from vlserve.control.domain import Instance, Key, State, VersionRecord
 from vlserve.control.gateway.traffic import Traffic
 from vlserve.control.lifecycle.backoff import Backoff
 from vlserve.control.lifecycle.draining import is_idle
@@ -69,7 +71,8 @@ class Lifecycle:
             self._ledger.move(model, version, gone, "failed", reason=str(error))
             raise
         with self._traffic.change_routing():
-            return self._ledger.move(model, version, State.READY, "loaded")
+            where = self._where(record)
+            return self._ledger.move(model, version, State.READY, "loaded", **where)
 
     def restore(self, record: VersionRecord) -> None:
         """Load a version again on the instances that lack it. Its state and its weight stay.
@@ -83,7 +86,7 @@ class Lifecycle:
         self._load_and_probe(record)
         self._backoff.succeeded(record.key)
         with suppress(LedgerUnwritable):  # it serves, whoever writes that down
-            self._ledger.record(*record.key, "recovered")
+            self._ledger.record(*record.key, "recovered", **self._where(record))
 
     def lacks(self, record: VersionRecord) -> bool:
         """Return whether an instance is to get a version back that clients may ask for."""
@@ -121,7 +124,8 @@ class Lifecycle:
         Raises:
             NotReady: none answers right, or one answers wrong.
         """
-        serving = [each for each in self._traffic.instances if record.key not in each.lacks]
+        on_its_engine = self._on_its_engine(record, self._traffic.instances)
+        serving = [each for each in on_its_engine if record.key not in each.lacks]
         if not serves_somewhere(self._engine, serving, record.manifest):
             self.check_healthy(record)  # says why, and asks with the tokens of now
 
@@ -133,7 +137,14 @@ class Lifecycle:
         """
         what = f"{record.model} {record.version}"
         lacking = {known.name for known in self._traffic.instances if record.key in known.lacks}
-        serving = [each for each in self._engine.instances() if each.name not in lacking]
+        answering = self._on_its_engine(record, self._engine.instances())
+        if not answering:
+            engine = self._traffic.placement.engine_of(record)
+            raise NotReady(
+                f"{what} gets no traffic, because no instance of {engine} answers: see "
+                "`vlserve status`"
+            )
+        serving = [each for each in answering if each.name not in lacking]
         if not serving:
             reason = self._backoff.reason(record.key)
             if reason:
@@ -168,12 +179,25 @@ class Lifecycle:
             time.sleep(pause_s)
         return True
 
+    def _on_its_engine(
+        self, record: VersionRecord, instances: Sequence[Instance]
+    ) -> list[Instance]:
+        """Return those of the instances that are to hold a version."""
+        return [each for each in instances if self._traffic.placement.is_on(each.name, record)]
+
+    def _where(self, record: VersionRecord) -> dict[str, Any]:
+        """Return what history says of a load on another engine than the version's."""
+        placement = self._traffic.placement
+        wanted = placement.instead_of(record)
+        return {"engine": placement.engine_of(record), "instead_of": wanted} if wanted else {}
+
     def _load_and_probe(self, record: VersionRecord) -> None:
         _check_bytes(record)
+        engine = self._traffic.placement.engine_of(record)
         if record.tuning is not None:
             held = [holds.get(record.key) for holds in self._engine.loaded().values()]
             try:
-                self._engine.load(*record.key, record.archive, record.tuning.serving)
+                self._engine.load(*record.key, record.archive, record.tuning.serving, engine)
                 self._check_answers(record)
                 return
             except CallerGone:  # says nothing of the tuning
@@ -182,7 +206,7 @@ class Lifecycle:
                 self._ledger.tune(*record.key, None, reason=str(error))
             if not any(each and each.workers_ready for each in held):  # else it may be in use
                 self._engine.unload(*record.key)
-        self._engine.load(*record.key, record.archive)
+        self._engine.load(*record.key, record.archive, engine=engine)
         self._check_answers(record)
 
     def _warm_up(self, record: VersionRecord) -> None:
@@ -197,7 +221,8 @@ class Lifecycle:
     def _check_answers(self, record: VersionRecord) -> None:
         model, version = record.key
         manifest = record.manifest
-        wrong = failed_probes(self._engine, self._engine.instances(), manifest, manifest.probes)
+        instances = self._on_its_engine(record, self._engine.instances())
+        wrong = failed_probes(self._engine, instances, manifest, manifest.probes)
         if wrong:
             more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
             raise LoadFailed(

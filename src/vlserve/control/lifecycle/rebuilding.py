@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from vlserve.control.domain import State
-from vlserve.control.gateway.last_routes import LastRoute, last_routes
+from vlserve.control.domain import EngineKind, Key, State
+from vlserve.control.gateway.last_routes import LastRoute, last_engines, last_routes
 from vlserve.control.store.database import LEDGER
 from vlserve.control.store.kept_archives import kept_archives, knows_versions, refuse_open
 from vlserve.control.store.ledger import Ledger
@@ -58,7 +58,7 @@ def rebuild_ledger(settings: Settings) -> Iterator[str]:
         kept.append(_Kept(manifest, archive, file_sha256(archive)))
     yield from _moved_aside(store)
     with Ledger(store, anew=True) as ledger, ledger.transaction():
-        yield from _enter(ledger, kept, last_routes(settings))
+        yield from _enter(ledger, kept, last_routes(settings), last_engines(settings))
 
 
 def _moved_aside(store: Path) -> Iterator[str]:
@@ -71,7 +71,12 @@ def _moved_aside(store: Path) -> Iterator[str]:
             yield f"{file.name} is kept as {aside.name}"
 
 
-def _enter(ledger: Ledger, kept: list[_Kept], routes: Mapping[str, LastRoute]) -> Iterator[str]:
+def _enter(
+    ledger: Ledger,
+    kept: list[_Kept],
+    routes: Mapping[str, LastRoute],
+    engines: Mapping[Key, EngineKind],
+) -> Iterator[str]:
     for model in dict.fromkeys(each.manifest.model for each in kept):
         route = routes.get(model, _NO_ROUTE)
         of_model = [each for each in kept if each.manifest.model == model]
@@ -80,7 +85,8 @@ def _enter(ledger: Ledger, kept: list[_Kept], routes: Mapping[str, LastRoute]) -
         for each in of_model:
             loaded = each.manifest.version in route.versions
             state = State.READY if loaded else State.RETIRED
-            ledger.enter(each.manifest, each.archive, each.sha256, state)
+            engine = engines.get((model, each.manifest.version), "torchserve")
+            ledger.enter(each.manifest, each.archive, each.sha256, state, engine)
         if stable is not None:
             ledger.release(model, stable, {stable: 100}, rebuilt_from=dict(route.weights))
         yield f"{model}: {_numbers(numbers)}, {_traffic(model, stable, route)}"

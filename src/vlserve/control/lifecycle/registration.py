@@ -10,13 +10,20 @@ from pathlib import Path
 from uuid import uuid4
 
 from vlserve.control import caller
-from vlserve.control.domain import Registration, State, VersionRecord
+from vlserve.control.domain import EngineKind, Registration, State, VersionRecord
 from vlserve.control.lifecycle.lifecycle import Lifecycle
 from vlserve.control.lifecycle.operations import Operations
+from vlserve.control.placement import Placement
 from vlserve.control.store.ledger import Ledger
 from vlserve.control.store.storage import free_space, has_room
 from vlserve.control.tuning import Tuning, check_tuning
-from vlserve.errors import ArchiveError, ControlError, StoreUnwritable, VersionConflict
+from vlserve.errors import (
+    ArchiveError,
+    ControlError,
+    OnAnotherEngine,
+    StoreUnwritable,
+    VersionConflict,
+)
 from vlserve.runtime.archive import file_sha256, verify_archive
 from vlserve.runtime.errors import ManifestInvalid
 from vlserve.runtime.manifest import Manifest
@@ -28,8 +35,15 @@ _UNFINISHED = (State.REGISTERED, State.LOADING, State.FAILED, State.DELETED)
 class Registrar:
     """Makes versions of archives. Thread-safe."""
 
-    def __init__(self, ledger: Ledger, lifecycle: Lifecycle, operations: Operations) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        lifecycle: Lifecycle,
+        operations: Operations,
+        placement: Placement,
+    ) -> None:
         self._ledger = ledger
+        self._placement = placement
         self._lifecycle = lifecycle
         self._operations = operations
         self.incoming = ledger.store / ".incoming"
@@ -66,25 +80,38 @@ class Registrar:
                 f"({free_space(store)}): free some space there, or make it writable"
             ) from error
 
-    def register(self, archive: Path, name: str = "", tuning: Tuning | None = None) -> Registration:
+    def register(
+        self,
+        archive: Path,
+        name: str = "",
+        tuning: Tuning | None = None,
+        engine: EngineKind | None = None,
+    ) -> Registration:
         """Register the archive at ``archive``, a file in `incoming`, which is moved.
 
         Args:
             name: the file's name at the user's, which must not contradict its manifest.
             tuning: how it is to be served from its next load on; None: as the engine's settings
                 say. A retired version is loaded if there is one.
+            engine: which engine is to run it; a retired version is loaded there. None: as before;
+                a new version gets the stack's own, and TorchServe where the stack runs both.
 
         Raises:
+            EngineNotRun: the stack runs no such engine.
+            OnAnotherEngine: the version is loaded, and another engine runs it.
             TuningInvalid: the tuning is another archive's.
             ArchiveError: the archive cannot be used.
             VersionConflict: the number is taken by other bytes.
             LoadFailed: the version is failed, and its number free for another archive, because it
                 never answered anybody.
         """
+        self._placement.refuse_unknown(engine)
         with self._recording_refusal(name):
-            return self._register(archive, name, tuning)
+            return self._register(archive, name, tuning, engine)
 
-    def _register(self, archive: Path, name: str, tuning: Tuning | None) -> Registration:
+    def _register(
+        self, archive: Path, name: str, tuning: Tuning | None, engine: EngineKind | None
+    ) -> Registration:
         manifest = verify_archive(archive, called=name or "the archive")
         _check_name(name, manifest)
         if not manifest.probes:
@@ -98,30 +125,48 @@ class Registrar:
         caller.refuse_if_gone(f"{manifest.model} {manifest.version} was not registered")
         with self._operations.on((manifest.model, manifest.version)):
             record = self._admit(manifest, sha256)
+            if record is not None and engine is not None:
+                self._refuse_to_move(record, engine)
             with self._as_unwritable():
                 kept = self._keep(archive, manifest)  # also mends a file that was damaged since
             if record is None:
-                record = self._add(manifest, kept, sha256, tuning)
+                record = self._add(manifest, kept, sha256, tuning, engine)
+            if engine is not None and engine != record.engine:
+                record = self._ledger.assign(*record.key, engine)
             retuned = tuning != record.tuning
             if retuned:
                 record = self._ledger.tune(*record.key, tuning)
             if self._lifecycle.lacks(record):
                 self._lifecycle.restore(record)
-                return _registration(
-                    record, already_registered=True, retuned=retuned, restored=True
-                )
-            to_load = (*_UNFINISHED, State.RETIRED) if tuning else _UNFINISHED
+                return self._outcome(record, retuned=retuned, restored=True)
+            to_load = (*_UNFINISHED, State.RETIRED) if tuning or engine else _UNFINISHED
             if record.state not in to_load:
-                return _registration(record, already_registered=True, retuned=retuned)
+                return self._outcome(record, retuned=retuned)
             loaded = self._lifecycle.load(record)
             untuned = self._why_untuned(loaded) if tuning and not loaded.tuning else ""
-            return _registration(loaded, already_registered=False, untuned=untuned)
+            return self._outcome(loaded, already_registered=False, untuned=untuned)
+
+    def _refuse_to_move(self, record: VersionRecord, engine: EngineKind) -> None:
+        runs_on = self._placement.engine_of(record)
+        if engine != runs_on and (record.state.routable or record.state is State.DRAINING):
+            model, version = record.key
+            raise OnAnotherEngine(
+                f"{model} {version} is {record.state} on {runs_on}: give its traffic to another "
+                f"version, `vlserve unload {model} {version}`, then register it for {engine}"
+            )
 
     def _add(
-        self, manifest: Manifest, kept: Path, sha256: str, tuning: Tuning | None
+        self,
+        manifest: Manifest,
+        kept: Path,
+        sha256: str,
+        tuning: Tuning | None,
+        engine: EngineKind | None,
     ) -> VersionRecord:
         try:
-            return self._ledger.add(manifest, kept, sha256, tuning)
+            return self._ledger.add(
+                manifest, kept, sha256, tuning, engine or self._placement.default
+            )
         except ControlError:
             kept.unlink(missing_ok=True)  # no ledger knows it
             raise
@@ -130,6 +175,25 @@ class Registrar:
         events = reversed(self._ledger.events(record.model))
         details = (e.detail for e in events if e.kind == "untuned" and e.version == record.version)
         return str(next(details)["reason"])
+
+    def _outcome(
+        self,
+        record: VersionRecord,
+        already_registered: bool = True,
+        retuned: bool = False,
+        untuned: str = "",
+        restored: bool = False,
+    ) -> Registration:
+        return Registration(
+            model=record.model,
+            version=record.version,
+            state=record.state,
+            already_registered=already_registered,
+            retuned=retuned,
+            untuned=untuned,
+            restored=restored,
+            engine=self._placement.engine_of(record),
+        )
 
     @contextmanager
     def _recording_refusal(self, name: str) -> Iterator[None]:
@@ -193,21 +257,3 @@ def _check_name(name: str, manifest: Manifest) -> None:
             f"{name} is {manifest.model} {manifest.version} by its manifest: "
             "rename the file, or export the archive again"
         )
-
-
-def _registration(
-    record: VersionRecord,
-    already_registered: bool,
-    retuned: bool = False,
-    untuned: str = "",
-    restored: bool = False,
-) -> Registration:
-    return Registration(
-        model=record.model,
-        version=record.version,
-        state=record.state,
-        already_registered=already_registered,
-        retuned=retuned,
-        untuned=untuned,
-        restored=restored,
-    )

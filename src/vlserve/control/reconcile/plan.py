@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from vlserve.control.domain import (
+    EngineKind,
     Held,
     Instance,
     Key,
@@ -15,6 +16,7 @@ from vlserve.control.domain import (
 )
 from vlserve.control.gateway.routing import desired_routing
 from vlserve.control.lifecycle.draining import is_idle
+from vlserve.control.placement import Placement
 
 
 @dataclass(frozen=True)
@@ -74,10 +76,12 @@ class Retire:
 
 @dataclass(frozen=True)
 class Remove:
-    """Take a version out of the engine that the ledger does not want there."""
+    """Take a version out of the engine that the ledger does not want there. ``engine``: of an
+    engine that it does not run on; None: of all."""
 
     model: str
     version: int
+    engine: EngineKind | None = None
 
 
 Action = Route | Load | Restore | Retire | Remove
@@ -86,7 +90,9 @@ _WITH_WEIGHT = (State.STABLE, State.CANARY)
 _UNFINISHED = (State.REGISTERED, State.LOADING)
 
 
-def plan(ledger: LedgerView, engine: EngineView | None, gateway: GatewayView) -> list[Action]:
+def plan(
+    ledger: LedgerView, engine: EngineView | None, gateway: GatewayView, placement: Placement
+) -> list[Action]:
     """Return the actions that mend the difference, in order: traffic first, then loads (versions
     with weight before the others), then what may go. ``engine`` is None when no instance answers.
 
@@ -95,12 +101,13 @@ def plan(ledger: LedgerView, engine: EngineView | None, gateway: GatewayView) ->
     """
     actions: list[Action] = []
     if gateway.instances:
-        actions.append(Route(desired_routing(ledger.models, ledger.versions, gateway.instances)))
+        routing = desired_routing(ledger.models, ledger.versions, gateway.instances, placement)
+        actions.append(Route(routing))
     if engine is None:
         return actions
     untouchable = ledger.running | ledger.waiting
     free = [record for record in ledger.versions if record.key not in untouchable]
-    actions += _loads(ledger, free, engine.held)
+    actions += _loads(ledger, free, engine.held, placement)
     actions += [
         Retire(record)
         for record in free
@@ -111,15 +118,35 @@ def plan(ledger: LedgerView, engine: EngineView | None, gateway: GatewayView) ->
         for key in sorted(unwanted(ledger.versions, engine.held) - untouchable)
         if is_idle(key, engine.held, gateway.in_flight)
     ]
-    return actions
+    return actions + _misplaced(free, engine.held, placement)
 
 
-def _loads(ledger: LedgerView, free: Sequence[VersionRecord], held: Held) -> list[Action]:
+def _misplaced(records: Iterable[VersionRecord], held: Held, placement: Placement) -> list[Action]:
+    """Return what takes versions off engines that they do not run on: no request goes there."""
+    return [
+        Remove(*record.key, placement.kinds[name])
+        for record in records
+        for name, holds in held.items()
+        if not record.state.out
+        and record.key in holds
+        and not holds[record.key].pending
+        and not placement.is_on(name, record)
+    ]
+
+
+def _loads(
+    ledger: LedgerView, free: Sequence[VersionRecord], held: Held, placement: Placement
+) -> list[Action]:
     """Return the loads that are due. What has traffic comes first, alone: it gets all cores."""
     lacking = {
         record.key
         for record in ledger.versions
-        if record.state.routable and any(not _serves(holds, record.key) for holds in held.values())
+        if record.state.routable
+        and any(
+            not _serves(holds, record.key)
+            for name, holds in held.items()
+            if placement.is_on(name, record)
+        )
     }
     weighted = [record for record in ledger.versions if record.state in _WITH_WEIGHT]
     restores: list[Action] = [Restore(r) for r in weighted if r in free and r.key in lacking]

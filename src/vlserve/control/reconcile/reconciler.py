@@ -76,7 +76,7 @@ class Reconciler:
         draining = {each.key for each in ledger.versions if each.state is State.DRAINING}
         leaving = draining | (planning.unwanted(ledger.versions, engine.held) if engine else set())
         gateway = planning.GatewayView(self._traffic.instances, self._traffic.in_flight(leaving))
-        actions = planning.plan(ledger, engine, gateway)
+        actions = planning.plan(ledger, engine, gateway, self._traffic.placement)
         for action in actions:
             self._start(action)
         return actions
@@ -149,6 +149,8 @@ class Reconciler:
         record = self._ledger.find(*key)
         if isinstance(action, Load | Restore | Retire):
             return record == action.record
+        if record is not None and isinstance(action, Remove) and action.engine is not None:
+            return self._traffic.placement.engine_of(record) != action.engine
         return record is None or record.state.out
 
     def _do(self, action: Action) -> None:
@@ -159,8 +161,8 @@ class Reconciler:
                 self._lifecycle.restore(record)
             case Retire(record):
                 self._lifecycle.finish_draining(record, timeout_s=0.0)
-            case Remove(model, version):
-                self._engine.unload(model, version)
+            case Remove(model, version, engine):
+                self._engine.unload(model, version, engine)
 
     def _report(self, key: Key, action: Action, error: Exception) -> None:
         """Record a failed action as an event where it is news, and log it always."""

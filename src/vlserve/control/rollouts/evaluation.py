@@ -12,7 +12,7 @@ from vlserve.control.rollouts.answer_log import AnswerLog
 from vlserve.control.rollouts.log_evidence import Pair
 from vlserve.control.rollouts.log_reader import Line, as_model, end_of, read_since
 from vlserve.control.rollouts.state import RolloutState
-from vlserve.control.store.ledger import step_name
+from vlserve.control.store.rows import step_name
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-from vlserve.control.domain import Event, ModelRecord, Shadow, State, Trouble, VersionRecord
+from vlserve.control.domain import EngineKind, Event, ModelRecord, State, Trouble, VersionRecord
 from vlserve.control.store.database import LEDGER, Database
 from vlserve.control.store.kept_archives import refuse_lost_ledger
+from vlserve.control.store.rows import VERSION_COLUMNS, read_model, read_version
 from vlserve.control.store.sqlite_errors import damaged
 from vlserve.control.transitions import TRANSITIONS, states_after
-from vlserve.control.tuning import Tuning, parse_tuning
+from vlserve.control.tuning import Tuning
 from vlserve.errors import (
     ControlError,
     LedgerDamaged,
@@ -25,10 +26,6 @@ from vlserve.errors import (
     VersionNotFound,
 )
 from vlserve.runtime.manifest import Manifest
-
-_VERSION = (
-    "model, version, archive, sha256, state, reason, was_ready, registered_at, changed_at, tuning"
-)
 
 
 class Ledger:
@@ -102,7 +99,7 @@ class Ledger:
         """Every version, or those of one model, by number. Once the ledger is damaged: as they were
         last read."""
         try:
-            rows = self._query(f"SELECT {_VERSION} FROM versions ORDER BY model, version")
+            rows = self._query(f"SELECT {VERSION_COLUMNS} FROM versions ORDER BY model, version")
             self._last_versions = [self._version(row) for row in rows]
         except LedgerDamaged:
             if self._last_versions is None:
@@ -112,7 +109,9 @@ class Ledger:
     def find(self, model: str, version: int) -> VersionRecord | None:
         try:
             rows = self._query(
-                f"SELECT {_VERSION} FROM versions WHERE model = ? AND version = ?", model, version
+                f"SELECT {VERSION_COLUMNS} FROM versions WHERE model = ? AND version = ?",
+                model,
+                version,
             )
             found = [self._version(row) for row in rows]
         except LedgerDamaged:
@@ -138,7 +137,12 @@ class Ledger:
         ]
 
     def add(
-        self, manifest: Manifest, archive: Path, sha256: str, tuning: Tuning | None = None
+        self,
+        manifest: Manifest,
+        archive: Path,
+        sha256: str,
+        tuning: Tuning | None = None,
+        engine: EngineKind = "torchserve",
     ) -> VersionRecord:
         """A new version, registered. Replaces a failed one of this number that was never ready."""
         told = {"tuned": str(tuning.serving)} if tuning else {}
@@ -151,15 +155,18 @@ class Ledger:
                 manifest.version,
                 State.FAILED,
             )
-            self._insert(manifest, archive, sha256, State.REGISTERED, tuning)
-            self.record(manifest.model, manifest.version, "registered", sha256=sha256, **told)
+            self._insert(manifest, archive, sha256, State.REGISTERED, tuning, engine)
+            told |= {"sha256": sha256, "engine": engine}
+            self.record(manifest.model, manifest.version, "registered", **told)
         return self.version(manifest.model, manifest.version)
 
-    def enter(self, manifest: Manifest, archive: Path, sha256: str, state: State) -> None:
+    def enter(
+        self, manifest: Manifest, archive: Path, sha256: str, state: State, engine: EngineKind
+    ) -> None:
         """A version that was ready under a ledger that is lost."""
         with self.transaction():
             self._execute("INSERT OR IGNORE INTO models (model) VALUES (?)", manifest.model)
-            self._insert(manifest, archive, sha256, state, tuning=None)
+            self._insert(manifest, archive, sha256, state, None, engine)
             self._execute(
                 "UPDATE versions SET was_ready = 1 WHERE model = ? AND version = ?",
                 manifest.model,
@@ -168,12 +175,18 @@ class Ledger:
             self.record(manifest.model, manifest.version, "rebuilt", sha256=sha256)
 
     def _insert(
-        self, manifest: Manifest, archive: Path, sha256: str, state: State, tuning: Tuning | None
+        self,
+        manifest: Manifest,
+        archive: Path,
+        sha256: str,
+        state: State,
+        tuning: Tuning | None,
+        engine: EngineKind,
     ) -> None:
         at = now()
         self._execute(
             "INSERT INTO versions (model, version, archive, sha256, manifest, state,"
-            " registered_at, changed_at, tuning) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " registered_at, changed_at, tuning, engine) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             manifest.model,
             manifest.version,
             str(archive.relative_to(self.store)),
@@ -183,7 +196,20 @@ class Ledger:
             at,
             at,
             tuning.model_dump_json() if tuning else None,
+            engine,
         )
+
+    def assign(self, model: str, version: int, engine: EngineKind) -> VersionRecord:
+        """A version is to be run by ``engine`` from its next load on."""
+        with self.transaction():
+            self._execute(
+                "UPDATE versions SET engine = ? WHERE model = ? AND version = ?",
+                engine,
+                model,
+                version,
+            )
+            self.record(model, version, "assigned", engine=engine)
+        return self.version(model, version)
 
     def tune(
         self, model: str, version: int, tuning: Tuning | None, reason: str = ""
@@ -311,11 +337,12 @@ class Ledger:
 
     def _model(self, row: sqlite3.Row) -> ModelRecord:
         with self._as_damage(row["model"]):
-            return self._read_model(row)
+            return read_model(row, self._query)
 
     def _version(self, row: sqlite3.Row) -> VersionRecord:
         with self._as_damage(f"{row['model']} {row['version']}"):
-            return self._read_version(row)
+            manifest = self._manifest(row["model"], row["version"], row["sha256"])
+            return read_version(row, self.store, manifest)
 
     @contextmanager
     def _as_damage(self, what: str) -> Iterator[None]:
@@ -326,48 +353,6 @@ class Ledger:
             why = f"what it says of {what} cannot be read: {error}"
             raise damaged(self.store / LEDGER, why) from error
 
-    def _read_model(self, row: sqlite3.Row) -> ModelRecord:
-        stack = self._query(
-            "SELECT id, version FROM releases WHERE model = ? AND rolled_back_at IS NULL"
-            " AND version NOT IN (SELECT version FROM versions WHERE versions.model ="
-            " releases.model AND state = 'deleted') ORDER BY id",
-            row["model"],
-        )
-        salt, step, shadow = str(stack[-1]["id"]) if stack else "", "", None
-        for rollout in self._query(
-            "SELECT id, candidate, step, shadow_percent, salt FROM gray_releases"
-            " WHERE model = ? AND ended_at IS NULL",
-            row["model"],
-        ):
-            salt, step = rollout["salt"], step_name(rollout["id"], rollout["step"])
-            if rollout["shadow_percent"]:
-                shadow = Shadow(rollout["candidate"], rollout["shadow_percent"])
-        intended = row["intended"]
-        return ModelRecord(
-            model=row["model"],
-            weights=_weights(row["weights"]),
-            stack=tuple(entry["version"] for entry in stack),
-            salt=salt,
-            step=step,
-            shadow=shadow,
-            intended=None if intended is None else _weights(intended),
-        )
-
-    def _read_version(self, row: sqlite3.Row) -> VersionRecord:
-        return VersionRecord(
-            model=row["model"],
-            version=row["version"],
-            archive=self.store / row["archive"],
-            sha256=row["sha256"],
-            manifest=self._manifest(row["model"], row["version"], row["sha256"]),
-            state=State(row["state"]),
-            reason=row["reason"],
-            was_ready=bool(row["was_ready"]),
-            registered_at=row["registered_at"],
-            changed_at=row["changed_at"],
-            tuning=None if row["tuning"] is None else parse_tuning(row["tuning"]),
-        )
-
     def _manifest(self, model: str, version: int, sha256: str) -> Manifest:
         if sha256 not in self._manifests:
             (row,) = self._query(
@@ -377,18 +362,9 @@ class Ledger:
         return self._manifests[sha256]
 
 
-def step_name(release_id: int, step: int) -> str:
-    """How the gateway's log calls one step of one release."""
-    return f"{release_id}/{step}"
-
-
 def now() -> str:
     """UTC, ISO 8601, to the millisecond."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def _weights(text: str) -> dict[int, int]:
-    return {int(version): share for version, share in json.loads(text).items()}
 
 
 def _keys_as_text(weights: Mapping[int, int]) -> dict[str, int]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from vlserve.control.domain import State
+from vlserve.control.domain import EngineKind, State
 from vlserve.control.tuning import Tuning
 
 
@@ -33,6 +33,11 @@ class VersionView(View):
     tuning: Tuning | None = Field(
         default=None,
         description="Of its next load; of the last, unless it came since. Null: as all versions.",
+    )
+    engine: EngineKind = Field(default="torchserve", description="Which engine runs it.")
+    instead_of: EngineKind | None = Field(
+        default=None,
+        description="The engine that it was registered for, where this stack does not run it.",
     )
     workers_ready: Mapping[str, int] = Field(
         description="Engine instance -> workers that can answer; instances without it are left out."
@@ -75,7 +80,8 @@ class Registered(View):
     """``already_registered``: the same bytes were there before, and nothing was loaded.
     ``retuned``: another tuning, or none, than before is kept for its next load. ``untuned``: why it
     could not be loaded as tuned; it was loaded as all versions are, and its tuning dropped.
-    ``restored``: it was out of the engine though clients may ask for it, and is loaded again."""
+    ``restored``: it was out of the engine though clients may ask for it, and is loaded again.
+    ``engine``: the one that runs it."""
 
     model: str
     version: int
@@ -84,6 +90,7 @@ class Registered(View):
     retuned: bool = False
     untuned: str = ""
     restored: bool = False
+    engine: EngineKind = "torchserve"
 
 
 class Released(View):
