@@ -10,7 +10,9 @@ from vlserve.errors import ExportError
 FREE_SIZE = 4096
 """Sizes up to this one need not be any of the checkpoint's, as the longest text that is read."""
 NOT_SIZES = frozenset({"image", "training", "writing"})
-"""Sections with limits of their own, and one that is not read."""
+"""Sections with limits of their own, wherever they stand, and one that is not read."""
+REQUEST_LIMITS = frozenset({"max_bytes", "max_pixels"})
+"""What a request may send: nothing of that size is built."""
 REPEATED = ("layers", "blocks")
 """How the names end of what is built so many times."""
 
@@ -43,7 +45,7 @@ def _numbers(
 ) -> Iterator[tuple[tuple[str, ...], int | float]]:
     if isinstance(value, Mapping):
         for name, inner in value.items():
-            if names or name not in NOT_SIZES:
+            if name not in NOT_SIZES | REQUEST_LIMITS:
                 yield from _numbers(inner, (*names, str(name)))
     elif isinstance(value, list | tuple):
         for inner in value:
