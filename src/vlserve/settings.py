@@ -134,13 +134,18 @@ class GatewaySettings(StrictNumbers):
 class EngineSettings(StrictNumbers):
     """The engine: its kind, its instances and how each serves a version."""
 
-    kind: Literal["torchserve", "triton"] = Field(
+    kind: Literal["torchserve", "triton", "both"] = Field(
         default="torchserve",
-        description="Which server runs the versions: torchserve or triton. Where Triton cannot "
-        "run, `up` says why and takes TorchServe.",
+        description="Which server runs the versions: torchserve, triton, or both, where each "
+        "version says which (`vlserve register --engine`). Where Triton cannot run, `up` says why "
+        "and takes TorchServe.",
     )
     instances: int = Field(
-        default=1, ge=1, le=8, description="Engine processes; each holds every loaded version."
+        default=1,
+        ge=1,
+        le=8,
+        description="Engine processes, of each kind where there are both; each holds every loaded "
+        "version of its kind.",
     )
     base_port: Port = Field(
         default=8180,
@@ -202,6 +207,11 @@ class EngineSettings(StrictNumbers):
         ge=1,
         description="Seconds that a worker may take for one batch before it is started anew.",
     )
+
+    @property
+    def kinds(self) -> tuple[Literal["torchserve", "triton"], ...]:
+        """The servers that run, TorchServe first."""
+        return ("torchserve", "triton") if self.kind == "both" else (self.kind,)
 
 
 class ControlSettings(StrictNumbers):

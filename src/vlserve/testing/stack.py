@@ -54,7 +54,9 @@ def running_stack(
 
 def with_free_ports(settings: Settings) -> Settings:
     """Return ``settings`` with ports for every process that are free now."""
-    first = free_ports(3 + PORTS_OF_AN_INSTANCE * settings.engine.instances)
+    first = free_ports(
+        3 + PORTS_OF_AN_INSTANCE * settings.engine.instances * len(settings.engine.kinds)
+    )
     changed = settings.model_copy(
         update={
             "gateway": settings.gateway.model_copy(

@@ -72,8 +72,8 @@ def test_what_a_graph_does_not_need_is_let_go_before_it_is_converted(
     job = counting(tmp_path, baked_in=False)
     held: list[weakref.ref[Any]] = []
 
-    def opened(path: Path, key: str | None) -> Weights:
-        weights = open_checkpoint(path, key)
+    def opened(path: Path, key: str | None, mapped: bool) -> Weights:
+        weights = open_checkpoint(path, key, mapped=mapped)
         held.extend(weakref.ref(tensor) for tensor in weights.state.values())
         return weights
 

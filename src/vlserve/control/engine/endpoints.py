@@ -60,7 +60,7 @@ class Endpoint:
 
 
 def endpoints(settings: Settings) -> tuple[Endpoint, ...]:
-    """Return every engine instance of this stack."""
+    """Return every engine instance of this stack, TorchServe's first."""
     engine = settings.engine
     return tuple(
         Endpoint(
@@ -73,7 +73,7 @@ def endpoints(settings: Settings) -> tuple[Endpoint, ...]:
             grpc_management_port=engine.base_port + 10 * index + 4,
             worker_port=engine.worker_base_port + 100 * index,
             max_body_bytes=settings.gateway.max_body_bytes,
-            kind=engine.kind,
+            kind=kind,
         )
-        for index in range(engine.instances)
+        for index, kind in enumerate(kind for kind in engine.kinds for _ in range(engine.instances))
     )
