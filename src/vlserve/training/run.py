@@ -255,6 +255,9 @@ def _interrupts() -> Iterator[threading.Event]:
         yield stop
         return
     before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN:  # as in a shell's background: what the caller ignores stays so
+        yield stop
+        return
 
     def ask(_number: int, _frame: FrameType | None) -> None:
         stop.set()

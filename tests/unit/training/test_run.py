@@ -24,6 +24,14 @@ from vlserve.training.state import load_facts, load_state, new_state, save_state
 STEPS = 4
 
 
+@pytest.fixture(autouse=True)
+def _ctrl_c_is_not_ignored() -> Iterator[None]:
+    """As in a terminal, also where the tests run in a shell's background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @dataclass
 class LineJob:
     """Points of a line, with dropout; ``at`` is called before each step's losses."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from vlserve.training import state
+from vlserve.training import state_file
 from vlserve.training.state import save_weights
 
 
@@ -27,7 +27,7 @@ def test_the_file_is_named(
         file.touch()
         raise SafetensorError(said)
 
-    monkeypatch.setattr(state, "save_file", full)
+    monkeypatch.setattr(state_file, "save_file", full)
     with pytest.raises(OSError, match=expected):
         save_weights(tmp_path / "model.safetensors", {"a": torch.zeros(1)})
     assert list(tmp_path.iterdir()) == []
