@@ -133,6 +133,7 @@ def host() -> Iterator[Host]:
         yield Host(folder, free_ports(8))
 
 
+@pytest.mark.long
 def test_the_services_serve_together(host: Host) -> None:
     prepared = host.run("prepare", host.command("prepare"))
     assert prepared.returncode == 0, prepared.stderr

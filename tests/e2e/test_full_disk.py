@@ -67,6 +67,7 @@ def test_traffic_goes_back_while_the_disks_are_full(tmp_path: Path, word: str) -
         fill(store), fill(state)  # `vlserve down` needs no room either
 
 
+@pytest.mark.long
 def test_full_logs_are_named_and_keep_nothing_from_going_back(tmp_path: Path) -> None:
     settings = make_settings(tmp_path)
     with (

@@ -115,7 +115,7 @@ def _sheds(running: RunningGateway) -> bool:
 @pytest.mark.parametrize(
     "drip_s",
     [
-        pytest.param(0.0, id="stalled"),
+        pytest.param(0.0, id="stalled", marks=pytest.mark.long),
         pytest.param(0.5, id="dripping", marks=pytest.mark.long),
         pytest.param(None, id="http-2"),
     ],
@@ -149,6 +149,7 @@ def test_idle_connections_of_one_caller_leave_the_others_served(
             connection.close()
 
 
+@pytest.mark.long
 def test_metrics_are_read_while_all_connections_are_taken(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:

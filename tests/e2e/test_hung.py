@@ -112,6 +112,7 @@ def test_a_suspended_worker_is_replaced_by_torchserve(watched: RunningStack) -> 
     wait_until(lambda: _is_well(watched), 60)
 
 
+@pytest.mark.long
 def test_a_suspended_gateway_is_told_and_replaced(watched: RunningStack) -> None:
     pid = _pid(watched, "gateway")
     psutil.Process(pid).send_signal(signal.SIGSTOP)

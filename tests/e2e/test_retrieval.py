@@ -4,6 +4,8 @@ import base64
 import json
 from pathlib import Path
 
+import pytest
+
 from support.running_stack import PROJECT
 from support.tiny_models import Archives
 from vlserve.exporter.probes import drawn_image
@@ -25,6 +27,7 @@ def indexed(archive: Path, folder: Path, model: str, version: int, items: int) -
     )
 
 
+@pytest.mark.long
 def test_an_index_is_a_version_like_any_other(
     stack: RunningStack, new_model: str, archives: Archives, tmp_path: Path
 ) -> None:

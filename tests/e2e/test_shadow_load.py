@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
+import pytest
+
 from vlserve.control.domain import ModelRoute
 from vlserve.drill.shadow_cost import KINDS, MODEL, STABLE, engines, measure
 from vlserve.testing.clients import Load, drawn_questions
 from vlserve.testing.own_gateway import own_gateway
 
 
+@pytest.mark.long
 def test_no_shadow_costs_a_client_its_answer(tmp_path: Path) -> None:
     questions = drawn_questions(tmp_path / "covers", count=10)
     with own_gateway(tmp_path) as own, engines(KINDS) as instances:

@@ -105,6 +105,7 @@ def _key_file(settings: Settings) -> Path:
     return settings.state_dir / "engine-0" / "key_file.json"
 
 
+@pytest.mark.long
 def test_up_mends_what_a_killed_supervisord_left(settings: Settings) -> None:
     control_stack.up(settings, print)
     before = _pids(settings)

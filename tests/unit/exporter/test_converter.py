@@ -40,6 +40,7 @@ def counting(folder: Path, baked_in: bool) -> Job:
     )  # fmt: skip
 
 
+@pytest.mark.long
 def test_a_recurrent_network_is_as_dynamic_the_second_time(
     converter: Converter, tmp_path: Path
 ) -> None:

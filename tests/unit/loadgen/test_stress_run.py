@@ -75,7 +75,13 @@ def test_a_closed_loop_keeps_its_connections_and_tells_versions_apart(tmp_path: 
     assert "k-1" not in everything
 
 
-@pytest.mark.parametrize("load", [{"users": 4}, {"rate_per_s": 40}], ids=["closed", "open"])
+@pytest.mark.parametrize(
+    "load",
+    [
+        pytest.param({"users": 4}, id="closed", marks=pytest.mark.long),
+        pytest.param({"rate_per_s": 40}, id="open"),
+    ],
+)
 def test_several_processes_send_one_load(tmp_path: Path, load: dict[str, Any]) -> None:
     behaviour = Behaviour(delay_s=0.02)
     result = run(behaviour, tmp_path, processes=2, max_p99_ms=60_000, **load)

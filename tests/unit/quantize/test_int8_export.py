@@ -177,6 +177,7 @@ def test_a_runtime_that_is_not_ours_is_refused(
         quantise_archive(older, data, tmp_path / "out")
 
 
+@pytest.mark.long
 def test_too_few_items_for_the_gate_are_refused(
     tagger: ExportReport, data: Path, tmp_path: Path
 ) -> None:
@@ -187,6 +188,7 @@ def test_too_few_items_for_the_gate_are_refused(
         open_gate(tagger.path, tagger.manifest, gate, tmp_path)
 
 
+@pytest.mark.long
 def test_what_is_not_faster_is_refused(tagger: ExportReport, data: Path, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"1\.00 times as fast .*: model static 0\.50x"):
         quantise_archive(tagger.path, data, tmp_path / "out", clock=fp32_fastest)
