@@ -64,15 +64,19 @@ def locked(state: Path, out: Path, shard: Shard) -> Iterator[tuple[int, ...]]:
             yield (whole,)
             return
         shared = take("lock", fcntl.LOCK_SH)
+        _refuse_other_counts(state, out, shard.count)  # a refused shard leaves no mark
         (state / f"shards-of-{shard.count}").touch()
-        if others := {file.name for file in state.glob("shards-of-*")} - {
-            f"shards-of-{shard.count}"
-        }:
-            raise BatchError(
-                f"{out} is of a job in another number of shards ({', '.join(sorted(others))}): "
-                "run it once without --shard before you change the number"
-            )
+        _refuse_other_counts(state, out, shard.count)  # one may have begun in the meantime
         yield shared, take(f"lock-{shard.index}", fcntl.LOCK_EX)
+
+
+def _refuse_other_counts(state: Path, out: Path, count: int) -> None:
+    marks = {file.name for file in state.glob("shards-of-*")}
+    if others := marks - {f"shards-of-{count}"}:
+        raise BatchError(
+            f"{out} is of a job in another number of shards ({', '.join(sorted(others))}): "
+            "run it once without --shard before you change the number"
+        )
 
 
 def _take(descriptor: int, kind: int, out: Path) -> None:

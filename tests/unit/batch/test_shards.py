@@ -54,3 +54,12 @@ def test_a_shard_excludes_itself_and_the_whole(
                 pass
     with locked(tmp_path, tmp_path, Shard()):
         pass
+
+
+def test_a_refused_number_of_shards_leaves_the_job_as_it_was(tmp_path: Path) -> None:
+    with locked(tmp_path, tmp_path, Shard(0, 2)):
+        pass
+    with pytest.raises(BatchError, match="another number"), locked(tmp_path, tmp_path, Shard(0, 3)):
+        pass
+    with locked(tmp_path, tmp_path, Shard(1, 2)) as descriptors:
+        assert len(descriptors) == 2
