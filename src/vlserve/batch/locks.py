@@ -64,9 +64,10 @@ def locked(state: Path, out: Path, shard: Shard) -> Iterator[tuple[int, ...]]:
             yield (whole,)
             return
         shared = take("lock", fcntl.LOCK_SH)
-        _refuse_other_counts(state, out, shard.count)  # a refused shard leaves no mark
+        marking = take("lock-marks", fcntl.LOCK_EX)  # of two first shards one is the first
+        _refuse_other_counts(state, out, shard.count)
         (state / f"shards-of-{shard.count}").touch()
-        _refuse_other_counts(state, out, shard.count)  # one may have begun in the meantime
+        fcntl.flock(marking, fcntl.LOCK_UN)
         yield shared, take(f"lock-{shard.index}", fcntl.LOCK_EX)
 
 

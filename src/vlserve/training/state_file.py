@@ -46,15 +46,18 @@ def restore(plain: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """``path`` appears whole, on disk; OSError where it cannot be written."""
+    """Write ``path``, which appears whole, on disk; OSError where it cannot be written."""
     partial = path.with_name(f".{path.name}.partial")
     plain = {name: value.detach().contiguous() for name, value in tensors.items()}
     try:
         save_file(_apart(plain), partial, metadata=metadata)
+        with partial.open("rb") as written:
+            os.fsync(written.fileno())
+        partial.replace(path)
     except SafetensorError as error:
-        partial.unlink(missing_ok=True)
         raise _as_os_error(error, path) from error
-    partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read_header(path: Path) -> dict[str, Any]:

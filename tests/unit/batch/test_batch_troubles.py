@@ -141,12 +141,15 @@ def test_no_job_begins_while_a_killed_drivers_worker_writes(
         assert time.monotonic() < until and driver.poll() is None
         time.sleep(0.01)
     workers[0].suspend()
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
-    with monkeypatch.context() as hasty:
-        hasty.setattr("vlserve.batch.locks.WAIT_FOR_LOCK_S", 0.2)
-        with pytest.raises(BatchError, match="another job writes to"):
-            run(file)
-    workers[0].resume()
+    try:
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+        with monkeypatch.context() as hasty:
+            hasty.setattr("vlserve.batch.locks.WAIT_FOR_LOCK_S", 0.2)
+            with pytest.raises(BatchError, match="another job writes to"):
+                run(file)
+    finally:
+        workers[0].resume()
+    workers[0].wait(60)
     assert run(file)["rows"] == 8
     assert json.loads((out / "report.json").read_text())["rows"] == 8
