@@ -4,6 +4,9 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -16,17 +19,22 @@ from vlserve.testing import RunningStack, running_stack
 POISON = "慢"
 MODEL = "poisoned"
 CLIENTS = 16
-
-
+POISONS = 15
 PATIENCE_S = 200.0
 """Thirty workers die one after the other, and a busy machine takes its time to replace them."""
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    folder = tmp_path_factory.mktemp("poisoned")
+    with serving(tmp_path_factory.mktemp("poisoned")) as running:
+        yield running
+
+
+@contextmanager
+def serving(folder: Path, **gateway: Any) -> Iterator[RunningStack]:
     archive = pack_echo(folder, MODEL, 1, crash_on_id=VOCABULARY[POISON], delay_ms=20)
-    with running_stack(make_settings(folder / "stack", timeout_s=PATIENCE_S)) as running:
+    settings = make_settings(folder / "stack", timeout_s=PATIENCE_S, **gateway)
+    with running_stack(settings) as running:
         running.control.register(archive)
         running.control.release(MODEL, 1)
         yield running
@@ -38,13 +46,21 @@ def ask(served: RunningStack, text: str) -> httpx.Response:
     return httpx.post(url, files=files, data=data, timeout=PATIENCE_S, trust_env=False)
 
 
-@pytest.mark.parametrize(
-    ("poisons", "neighbours"), [(2, 60), pytest.param(15, 400, marks=pytest.mark.long)]
-)
-def test_nobody_else_loses_an_answer(served: RunningStack, poisons: int, neighbours: int) -> None:
+def test_nobody_else_loses_an_answer(served: RunningStack) -> None:
+    _nobody_else_loses_an_answer(served, poisons=2, neighbours=60)
+
+
+@pytest.mark.long
+def test_nor_does_anybody_among_many_that_kill(tmp_path: Path) -> None:
+    """Whoever is in one batch after the other with a new one of them is sent again each time."""
+    with serving(tmp_path, retries=POISONS) as running:
+        _nobody_else_loses_an_answer(running, POISONS, neighbours=400)
+
+
+def _nobody_else_loses_an_answer(served: RunningStack, poisons: int, neighbours: int) -> None:
     """Each kills two workers, the second while it runs alone. Whoever shared a batch with it is
-    sent again by the gateway, five times in all: a poison that meets four others is refused when it
-    is asked again."""
+    sent again by the gateway, `gateway.retries` times at the most; a poison that meets more others
+    than that is refused when it is asked again."""
     poison = [f"{POISON} {poisons} {number}" for number in range(poisons)]
     others = [f"cat {poisons} {number}" for number in range(neighbours)]
     texts = [*poison, *others]
