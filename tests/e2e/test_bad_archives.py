@@ -30,7 +30,7 @@ from support.bad_archives import (
 from support.engine_workers import worker_pids
 from support.forged_zips import COSTLY, FORGED
 from support.raw_http import send
-from support.running_stack import wait_until
+from support.running_stack import engine_kind, wait_until
 from vlserve.control.domain import State
 from vlserve.control.engine.endpoints import endpoints
 from vlserve.control.key import read_key
@@ -290,6 +290,7 @@ def test_the_number_is_still_free_for_a_good_archive(served: Served) -> None:
         "retuned": False,
         "untuned": "",
         "restored": False,
+        "engine": engine_kind(),
     }
     assert served.states() == {1: State.STABLE, 2: State.READY}
     answer = served.stack.http.post(f"/predictions/{MODEL}/2", json=QUESTION)
