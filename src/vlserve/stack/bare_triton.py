@@ -5,7 +5,6 @@ serving_config/triton/start.sh runs it, and reads three tokens: of inference, of
 for what is closed, which stands nowhere.
 """
 
-import os
 import secrets
 import shutil
 import sys
@@ -23,11 +22,12 @@ _SHARED_MEMORY = Path("/dev/shm")
 _GONE_S = 5.0
 
 
-def bare(folder: Path, shm_prefix: str) -> str:
+def bare(folder: Path, shm_prefix: str, temporary: Path) -> str:
     """Prepare an instance's folder; return its tokens, with a space between them.
 
     Args:
         shm_prefix: how the names of this instance's shared memory begin.
+        temporary: its own folder for temporary files, which is emptied.
     """
     left = _workers_of(folder)
     kill(left)
@@ -36,7 +36,6 @@ def bare(folder: Path, shm_prefix: str) -> str:
         region.unlink(missing_ok=True)
     for name in (REPOSITORY, "store", "backends"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    temporary = Path(os.environ["TMPDIR"])
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(mode=0o700, parents=True)
     for name in (REPOSITORY, "store", "backends/python"):
@@ -66,4 +65,4 @@ def _workers_of(folder: Path) -> list[psutil.Process]:
 
 
 if __name__ == "__main__":
-    print(bare(Path(sys.argv[1]), sys.argv[2]))
+    print(bare(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])))
