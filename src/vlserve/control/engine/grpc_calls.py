@@ -45,7 +45,7 @@ def call(
     response_class: Any,
     timeout_s: float,
     metadata: tuple[str, str],
-    stopped: str,
+    stopped: str = "",
 ) -> None:
     """Make one call, and return once it succeeded.
 
@@ -54,7 +54,8 @@ def call(
         method: "/package.Service/Method".
         timeout_s: seconds until the call is given up.
         metadata: name and value of the header that carries the token.
-        stopped: what happened, where nobody waits for the outcome any more.
+        stopped: what happened, where nobody waits for the outcome any more; empty: the call goes
+            on all the same, as where something is taken away.
 
     Raises:
         grpc.RpcError: the server refused, or did not end in time.
@@ -84,4 +85,5 @@ def _wait_for(under_way: Any, stopped: str) -> None:
             under_way.result(timeout=_LOOK_S)
             return
         except grpc.FutureTimeoutError:
-            caller.refuse_if_gone(stopped)
+            if stopped:
+                caller.refuse_if_gone(stopped)

@@ -32,31 +32,32 @@ def load(address: str, token: str, name: str, timeout_s: float) -> None:
         EngineUnavailable: nothing answers at ``address`` (host:port).
     """
     try:
-        _call(address, token, "RepositoryModelLoad", name, timeout_s)
+        _call(address, token, "RepositoryModelLoad", name, timeout_s, "the load was stopped")
     except grpc.RpcError as error:
         raise _failure(error, address) from error
 
 
 def unload(address: str, token: str, name: str) -> None:
     """Ask for the end of a model; what runs and waits is answered first. One that is not loaded is
-    no error.
+    no error. A caller who went away does not stop it: it takes away what he asked for.
 
     Raises:
-        ControlError: with Triton's words.
+        ControlError: with Triton's words, or because it did not answer in time.
         EngineUnavailable: nothing answers at ``address`` (host:port).
     """
     try:
         _call(address, token, "RepositoryModelUnload", name, _UNLOAD_TIMEOUT_S)
     except grpc.RpcError as error:
         failure = _failure(error, address)
-        raise (
-            ControlError(f"Triton did not unload {name}: {failure}")
-            if isinstance(failure, LoadFailed)
-            else failure
-        ) from error
+        if isinstance(failure, EngineUnavailable):
+            raise failure from error
+        reason = str(failure) or f"no answer within {_UNLOAD_TIMEOUT_S:g} s"
+        raise ControlError(f"Triton did not unload {name}: {reason}") from error
 
 
-def _call(address: str, token: str, method: str, name: str, timeout_s: float) -> None:
+def _call(
+    address: str, token: str, method: str, name: str, timeout_s: float, stopped: str = ""
+) -> None:
     request_class, response_class = _messages(method)
     grpc_calls.call(
         address,
@@ -65,7 +66,7 @@ def _call(address: str, token: str, method: str, name: str, timeout_s: float) ->
         response_class,
         timeout_s,
         (_TOKEN_HEADER, f"Bearer {token}"),
-        "the load was stopped",
+        stopped,
     )
 
 

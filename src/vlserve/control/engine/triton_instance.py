@@ -120,7 +120,7 @@ class TritonInstance:
             settings = tuned(self._settings, serving)
             try:
                 self._repository.write(model, version, archive, settings)
-            except ArchiveError as error:
+            except (ArchiveError, OSError) as error:  # as of a full disk
                 raise LoadFailed(str(error)) from error
             limit_s = settings.load_timeout_s
             try:
@@ -186,6 +186,8 @@ class TritonInstance:
             return  # it is being loaded or removed
         try:
             old = self._living(*key)
+            if not self._is_short(key, old):
+                return  # another mend was sooner, or it is not here any more
             logger.warning("%s: a worker of %s %s died; replacing its workers", self.name, *key)
             self._repository.rewrite(*key)
             self._load(*key, self._settings.load_timeout_s + _WATCHDOG_S)
@@ -196,6 +198,10 @@ class TritonInstance:
             self._mended_at[key] = time.monotonic()
             lock.release()
         triton_workers.kill(triton_workers.wait_until_gone(old, self._settings.response_timeout_s))
+
+    def _is_short(self, key: Key, workers: Sequence[psutil.Process]) -> bool:
+        written = self._repository.read(*key)
+        return written is not None and self._answering(workers) < written.workers
 
     def _lock(self, model: str, version: int) -> threading.Lock:
         return self._writing.setdefault((model, version), threading.Lock())

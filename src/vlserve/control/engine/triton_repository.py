@@ -109,15 +109,26 @@ class TritonRepository:
 
     def _put(self, model: str, version: int, written: WrittenVersion) -> None:
         name = triton_name(model, version)
-        configuration = self._folder / name / "config.pbtxt"
-        configuration.write_text(configuration_text(name, written), encoding="utf-8")
-        self._record(model, version).write_text(json.dumps(vars(written)), encoding="utf-8")
+        _replace(self._folder / name / "config.pbtxt", configuration_text(name, written))
+        _replace(self._record(model, version), json.dumps(vars(written)))
 
     def _unpacked(self, model: str, version: int) -> Path:
         return self._endpoint.store / triton_name(model, version)
 
     def _record(self, model: str, version: int) -> Path:
         return self._endpoint.store / f"{triton_name(model, version)}.json"
+
+
+def _replace(file: Path, text: str) -> None:
+    """Write a file whole or not at all: a tick may read it meanwhile, and a full disk must not
+    leave half of one."""
+    staged = file.with_name(f".{file.name}")
+    try:
+        staged.write_text(text, encoding="utf-8")
+        staged.replace(file)
+    except BaseException:
+        staged.unlink(missing_ok=True)
+        raise
 
 
 def configuration_text(name: str, written: WrittenVersion) -> str:
