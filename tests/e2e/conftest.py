@@ -13,7 +13,7 @@ from support.running_stack import (
     make_settings,
     running_gateway,
 )
-from support.running_triton import RunningTriton, running_triton, triton_is_installed
+from support.running_triton import RunningTriton, need_triton, running_triton
 from vlserve.exporter.echo import VOCABULARY, pack_echo
 from vlserve.testing import RunningStack, running_stack
 
@@ -66,7 +66,6 @@ def echo_7(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def triton(echo_7: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningTriton]:
     """A Triton that serves `echo_7`, without gateway and control service."""
-    if not triton_is_installed():
-        pytest.skip("the wheel of triton.lock is not installed")
+    need_triton()
     with running_triton(tmp_path_factory.mktemp("triton"), [echo_7]) as running:
         yield running

@@ -11,6 +11,7 @@ import pytest
 
 from support.request_bodies import GOOD_JSON
 from support.running_stack import make_settings, wait_until
+from support.running_triton import need_triton
 from vlserve.control.domain import RolloutStatus
 from vlserve.control.engine.endpoints import endpoints
 from vlserve.exporter.echo import pack_echo
@@ -26,6 +27,7 @@ pytestmark = pytest.mark.long
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     """Version 1 is on TorchServe and has the traffic, version 2 is on Triton."""
+    need_triton()
     folder = tmp_path_factory.mktemp("on-both")
     made = make_settings(folder)
     engine = made.engine.model_copy(update={"kind": "both"})

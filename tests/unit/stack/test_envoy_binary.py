@@ -1,5 +1,6 @@
 """Which gateway binary `vlserve up` accepts."""
 
+import platform
 import re
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def test_a_binary_with_another_hash_is_refused_before_anything_starts(
 
 
 def test_a_machine_without_a_known_hash_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(envoy_binary.platform, "machine", lambda: "riscv64")
+    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
     with pytest.raises(StackError, match="riscv64"):
         verified_envoy_path()
 

@@ -188,6 +188,7 @@ class TritonInstance:
             old = self._living(*key)
             if not self._is_short(key, old):
                 return  # another mend was sooner, or it is not here any more
+            triton_workers.kill(worker for worker in old if triton_workers.is_stopped(worker))
             logger.warning("%s: a worker of %s %s died; replacing its workers", self.name, *key)
             self._repository.rewrite(*key)
             self._load(*key, self._settings.load_timeout_s + _WATCHDOG_S)
@@ -210,10 +211,8 @@ class TritonInstance:
         return self._workers().get(self._repository.code_folder(model, version), [])
 
     def _answering(self, workers: Sequence[psutil.Process]) -> int:
-        """Return how many can answer. What a signal stopped never will: it is killed."""
-        stopped = [worker for worker in workers if triton_workers.is_stopped(worker)]
-        triton_workers.kill(stopped)
-        return len(workers) - len(stopped)
+        """Return how many can answer: what a signal stopped never will."""
+        return sum(not triton_workers.is_stopped(worker) for worker in workers)
 
     def _workers(self) -> Mapping[Path, list[psutil.Process]]:
         try:
