@@ -16,9 +16,9 @@ import psutil
 from vlserve.control.engine.triton_instance import write_tokens
 from vlserve.control.engine.triton_repository import REPOSITORY
 from vlserve.control.engine.triton_workers import STUB, kill, wait_until_gone
+from vlserve.stack import shared_memory
 from vlserve.stack.triton_program import triton_home
 
-_SHARED_MEMORY = Path("/dev/shm")
 _GONE_S = 5.0
 
 
@@ -32,8 +32,7 @@ def bare(folder: Path, shm_prefix: str, temporary: Path) -> str:
     left = _workers_of(folder)
     kill(left)
     wait_until_gone(left, _GONE_S)
-    for region in _SHARED_MEMORY.glob(f"{shm_prefix}*"):
-        region.unlink(missing_ok=True)
+    shared_memory.remove(shm_prefix)
     for name in (REPOSITORY, "store", "backends"):
         shutil.rmtree(folder / name, ignore_errors=True)
     shutil.rmtree(temporary, ignore_errors=True)

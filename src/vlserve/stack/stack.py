@@ -31,7 +31,7 @@ from vlserve.running_settings import (
     settings_of_running,
 )
 from vlserve.settings import STACK_VARIABLE, Settings
-from vlserve.stack import supervisord
+from vlserve.stack import shared_memory, supervisord
 from vlserve.stack.envoy_binary import verified_envoy_path
 from vlserve.stack.ports import refuse_busy_ports, refuse_equal_ports
 from vlserve.stack.triton_program import why_triton_cannot_run
@@ -140,6 +140,7 @@ def _stop(settings: Settings, progress: Progress) -> bool:
             # Left alone, supervisord looks once a second whether a program has ended.
             _wait_until_gone(settings, STOP_TIMEOUT_S, meanwhile=running.answers)
     orphans = _stop_processes(settings, progress)
+    shared_memory.remove(shared_memory.stack_prefix(settings.state_dir))
     shutil.rmtree(settings.socket_dir, ignore_errors=True)
     settings_file(settings.state_dir).unlink(missing_ok=True)
     return was_up or orphans

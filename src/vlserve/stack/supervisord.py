@@ -1,6 +1,5 @@
 """supervisord: what it is told to run, and its start."""
 
-import hashlib
 import importlib.util
 import json
 import os
@@ -16,6 +15,7 @@ from vlserve.control.engine.endpoints import Endpoint, endpoints
 from vlserve.errors import SettingsError, StackError
 from vlserve.settings import STACK_VARIABLE, Settings
 from vlserve.stack.envoy_binary import verified_envoy_path
+from vlserve.stack.shared_memory import instance_prefix
 from vlserve.stack.triton_program import python_library_folder, verified_triton_home
 
 INHERITED = (
@@ -113,7 +113,6 @@ def _torchserve_values(endpoint: Endpoint, settings: Settings) -> dict[str, Any]
 
 
 def _triton_values(endpoint: Endpoint, settings: Settings) -> dict[str, Any]:
-    stack = hashlib.sha256(os.fsencode(settings.state_dir)).hexdigest()[:12]
     return {
         "name": endpoint.name,
         "folder": endpoint.folder,
@@ -124,7 +123,7 @@ def _triton_values(endpoint: Endpoint, settings: Settings) -> dict[str, Any]:
         "http_port": endpoint.inference_port,
         "grpc_port": endpoint.grpc_management_port,
         "metrics_port": endpoint.metrics_port,
-        "shm_prefix": f"vlserve-{stack}-{endpoint.name}-",
+        "shm_prefix": instance_prefix(settings.state_dir, endpoint.name),
         "threads": settings.engine.threads,
     }
 

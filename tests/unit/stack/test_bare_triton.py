@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vlserve.stack import bare_triton
+from vlserve.stack import bare_triton, shared_memory
 from vlserve.stack.bare_triton import bare
 
 
@@ -20,7 +20,7 @@ def test_it_empties_its_own_folders_alone(tmp_path: Path, monkeypatch: pytest.Mo
     ):
         left.parent.mkdir(parents=True, exist_ok=True)
         left.touch()
-    monkeypatch.setattr(bare_triton, "_SHARED_MEMORY", shared)
+    monkeypatch.setattr(shared_memory, "FOLDER", shared)
     monkeypatch.setattr(bare_triton, "triton_home", lambda: tmp_path / "triton")
     monkeypatch.setenv("TMPDIR", str(tmp_path / "everybody"))
     tokens = bare(folder, "vlserve-ours-", temporary).split()
