@@ -4,22 +4,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from vlserve.control.domain import EngineKind
 from vlserve.settings import EngineSettings, Settings
 from vlserve.testing.stack import RunningStack, running_stack, with_free_ports
 
 
 @contextmanager
-def own_stack(folder: Path, instances: int = 1) -> Iterator[RunningStack]:
+def own_stack(
+    folder: Path,
+    instances: int = 1,
+    engine: EngineKind = "torchserve",
+    workers: int | None = None,
+) -> Iterator[RunningStack]:
     """Run a stack on free loopback ports while the body runs.
 
     Args:
         folder: Where it keeps its state and its models.
         instances: How many engine instances it has.
+        engine: Which server they are.
+        workers: Of each version on each instance; None: as many as processors.
     """
+    chosen = {} if workers is None else {"workers": workers}
     settings = Settings(
         state_dir=folder / "state",
         model_store=folder / "model_store",
-        engine=EngineSettings(instances=instances),
+        engine=EngineSettings(kind=engine, instances=instances, **chosen),
     )
     with running_stack(with_free_ports(settings)) as running:
         yield running

@@ -2,22 +2,27 @@
 
     .venv/bin/python -m benchmarks.release.hot_update    # versions without weights
     .venv/bin/python -m benchmarks.release.hot_update --archive tagger-1.mar --archive tagger-2.mar
+    .venv/bin/python -m benchmarks.release.hot_update --engine triton --rounds 500
 
 Starts a stack of its own, finds the highest rate that it holds, and lets 20 keep-alive clients ask
 at half of it. Each round registers a new version, releases it, rolls it back, releases it again and
-unloads the one before. Prints a table, writes JSON; the exit code is the verdict.
+unloads the one before. Prints a table, writes JSON; the exit code is the verdict. From 24 rounds on
+it also tells the memory of each program over the rounds, and what they left behind.
 """
 
 import argparse
 import json
+import math
 import os
 import sys
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 
+from benchmarks.lib.leftovers import Inventory, Slope, inventory, slopes
 from benchmarks.lib.own_stack import own_stack
 from vlserve.cli.output import print_line, print_table
 from vlserve.control.client import ControlClient
@@ -26,6 +31,8 @@ from vlserve.loadgen.max_rate import find_limit
 from vlserve.loadgen.stress_plan import StressPlan
 from vlserve.testing.clients import Clients, Load, drawn_questions
 from vlserve.testing.editions import Edition, editions_of
+
+_LEAST_FOR_SLOPES = 24
 
 
 def _limit_per_s(
@@ -39,6 +46,14 @@ def _limit_per_s(
     if held is None:
         raise SystemExit("no rate held: half of it cannot be asked")
     return held
+
+
+def _until(deadline: float, editions: Iterable[Edition]) -> Iterator[Edition]:
+    """Yield editions until a time of the monotonic clock."""
+    for edition in editions:
+        if time.monotonic() > deadline:
+            return
+        yield edition
 
 
 def _print(result: HotUpdates) -> None:
@@ -69,6 +84,31 @@ def _print(result: HotUpdates) -> None:
     print_line("passed" if result.passed else f"failed: {'; '.join(result.breaches)}")
 
 
+def _print_kept(
+    grown: Mapping[str, Slope], first: Inventory, last: Inventory, after: Inventory
+) -> None:
+    rows = [
+        (
+            name,
+            f"{each.start_mib:.1f}",
+            f"{each.end_mib:.1f}",
+            f"{each.per_100_rounds:+.2f} ({each.low:+.2f} to {each.high:+.2f})",
+            f"{first.open_files.get(name, 0)}, {last.open_files.get(name, 0)}",
+        )
+        for name, each in grown.items()
+    ]
+    heads = ("PROGRAM", "MIB AT START", "AT END", "MIB IN 100 ROUNDS (95 %)", "OPEN FILES")
+    print_table(heads, rows)
+    moments = (("first round", first), ("last round", last), ("after down", after))
+    print_table(
+        ("", "PROCESSES", "FILES", "SOCKETS", "SHARED MEMORY"),
+        [
+            (name, sum(each.processes.values()), each.files, each.sockets, each.shared_memory)
+            for name, each in moments
+        ],
+    )
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument(
@@ -77,7 +117,11 @@ def _options() -> argparse.Namespace:
         action="append",
         help="a tagger's .mar, served under new version numbers; several take turns",
     )
+    parser.add_argument("--engine", choices=("torchserve", "triton"), default="torchserve")
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument(
+        "--minutes", type=float, default=math.inf, help="no round begins after so long"
+    )
     parser.add_argument("--clients", type=int, default=20)
     parser.add_argument("--rate", type=float, help="requests a second; default: half the limit")
     parser.add_argument("--out", type=Path, default=Path("hot_update.json"))
@@ -93,7 +137,13 @@ def main() -> int:
         # All at once: packing beside the load would be measured with it.
         packed = list(islice(editions, options.rounds + 1))
         model = packed[0].archive.stem.rpartition("-")[0]
-        with own_stack(folder) as running:
+        kept: list[Inventory] = []
+        with own_stack(folder, engine=options.engine) as running:
+
+            def round_over(line: str) -> None:
+                kept.append(inventory(running.settings))
+                print_line(line)
+
             url, limit_per_s = running.settings.gateway_url, None
             if options.rate is None:
                 limit_per_s = _limit_per_s(running.control, url, packed[0], model, folder / "limit")
@@ -101,8 +151,9 @@ def main() -> int:
             load = Load(url, model, options.clients, rate_per_s)
             clients = Clients(load, questions, right={})
             before = os.getloadavg()[0]
+            deadline = time.monotonic() + 60 * options.minutes
             steps, exchanges = update_in_rounds(
-                running.control, clients, iter(packed), options.rounds, print_line
+                running.control, clients, _until(deadline, packed), options.rounds, round_over
             )
             result = judge(
                 load,
@@ -112,8 +163,20 @@ def main() -> int:
                 exchanges,
                 (before, os.getloadavg()[0]),
             )
-    options.out.write_text(json.dumps(asdict(result), indent=1) + "\n", encoding="utf-8")
+        after = inventory(running.settings)
+    grown = slopes(kept) if len(kept) >= _LEAST_FOR_SLOPES else {}
+    whole = {
+        **asdict(result),
+        "engine": options.engine,
+        "memory": {name: asdict(each) for name, each in grown.items()},
+        "first_round": asdict(kept[0]),
+        "last_round": asdict(kept[-1]),
+        "after_down": asdict(after),
+    }
+    options.out.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
     _print(result)
+    if grown:
+        _print_kept(grown, kept[0], kept[-1], after)
     return 0 if result.passed else 1
 
 

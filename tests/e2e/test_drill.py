@@ -1,13 +1,16 @@
 """The game day, small: every case is decided right, and nothing of it is left but a stable twin."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from support.running_stack import ANY_LATENCY, tolerate_latency
+from support.running_stack import ANY_LATENCY, make_settings, tolerate_latency
+from support.running_triton import need_triton
 from vlserve.control.domain import State
 from vlserve.drill.cases import PROMOTED, REFUSED, ROLLED_BACK, Policy
+from vlserve.drill.engines import compare_engines
 from vlserve.drill.game_day import run_drill
 from vlserve.exporter.echo import pack_echo
 from vlserve.testing import RunningStack
@@ -58,3 +61,17 @@ def test_six_releases_are_decided_right(
     assert view.stable == 2  # the good one
     states = {version.version: version.state for version in view.versions}
     assert states == {2: State.STABLE} | dict.fromkeys((1, 3, 4, 5, 6), State.RETIRED)
+
+
+@pytest.mark.long
+def test_both_engines_give_the_archive_s_answers(tmp_path: Path) -> None:
+    need_triton()
+    archive = pack_echo(tmp_path, "tagger", 1)
+    result = compare_engines(make_settings(tmp_path), archive, tmp_path / "drill", print, good=20)
+    assert result.passed, result
+    assert {each.side for each in result.comparisons} == {
+        f"{kind}, {way}" for kind in ("torchserve", "triton") for way in ("alone", "16 connections")
+    }
+    written = json.loads(result.result.read_text(encoding="utf-8"))
+    assert len(written["comparisons"]) == 5
+    assert {each["requests"] for each in written["comparisons"]} == {result.requests}

@@ -1,11 +1,9 @@
 """One archive, one answer: TorchServe, Triton and the pipeline in process say the same to each."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlencode
 
 import pytest
@@ -19,6 +17,7 @@ from support.request_variant import READ, Variant
 from support.running_stack import RunningGateway
 from support.running_triton import RunningTriton
 from vlserve.control.domain import ModelRoute, Routing
+from vlserve.drill.one_answer import ALONE, TOGETHER, Said, compare
 from vlserve.runtime.archive import unpack_archive
 from vlserve.runtime.body import read_request, write_body
 from vlserve.runtime.folder import open_folder
@@ -64,16 +63,6 @@ CASES = [
 ]
 
 
-@dataclass(frozen=True)
-class Said:
-    """What a client reads. ``body`` without an id that the gateway made."""
-
-    status: int
-    content_type: str
-    version: str
-    body: Mapping[str, Any]
-
-
 @pytest.fixture(scope="module")
 def torchserve(stack: RunningStack, echo_7: Path) -> Iterator[int]:
     """The port of a gateway before TorchServe."""
@@ -94,19 +83,17 @@ def _ask(port: int, case: Case) -> Said:
     body = json.loads(reply.body)
     if body.get("request_id") != ID:
         body.pop("request_id", None)
-    return Said(
-        reply.status,
-        reply.headers.get("content-type", ""),
-        reply.headers.get("x-model-version", ""),
-        body,
-    )
+    headers = {name: reply.headers.get(name, "") for name in ("content-type", "x-model-version")}
+    return Said(reply.status, {**headers, "body": body})
 
 
 def test_each_request_has_one_answer(torchserve: int, on_triton: int) -> None:
     """One at a time; then many, so that batches differ."""
     assert len(CASES) > 350
     alone = {case.name: _ask(torchserve, case) for case in CASES}
-    assert {case.name: _ask(on_triton, case) for case in CASES} == alone
+    triton = {case.name: _ask(on_triton, case) for case in CASES}
+    compared = compare("triton", triton, "torchserve", alone, ALONE)
+    assert compared.passed, compared
     assert {said.status for said in alone.values()} >= {200, 400, 404, 413, 422, 500}
     with ThreadPoolExecutor(CONNECTIONS) as pool:
         together = dict(
@@ -116,7 +103,8 @@ def test_each_request_has_one_answer(torchserve: int, on_triton: int) -> None:
                 strict=True,
             )
         )
-    assert together == alone
+    compared = compare("triton, together", together, "torchserve", alone, TOGETHER)
+    assert compared.passed, compared
 
 
 def test_it_is_the_pipeline_s_own(on_triton: int, echo_7: Path, tmp_path: Path) -> None:
@@ -124,7 +112,7 @@ def test_it_is_the_pipeline_s_own(on_triton: int, echo_7: Path, tmp_path: Path) 
     unpack_archive(echo_7, folder)
     pipeline, filter_ = open_folder(folder), RequestFilter(7, None, MAX_BODY_BYTES)
 
-    def in_process(case: Case) -> tuple[int, Mapping[str, Any]]:
+    def in_process(case: Case) -> Said:
         told = {
             "x-vlserve-content-type": case.content_type,
             "x-vlserve-path": case.path.replace(MODEL, "m"),
@@ -141,19 +129,22 @@ def test_it_is_the_pipeline_s_own(on_triton: int, echo_7: Path, tmp_path: Path) 
         }
         (read,) = filter_.read_batch([request])
         if isinstance(read, Refusal):
-            return read.status, json.loads(read.body(ID))
+            return Said(read.status, json.loads(read.body(ID)))
         values = {one["name"]: one["value"] for one in request["parameters"]}
         result = pipeline.run([read_request(values, ID)])
         (answer,), (text,) = result.answers, result.texts
         if isinstance(answer, ItemError):
-            return HTTP_STATUS[answer.code], json.loads(write_body(pipeline.manifest, ID, answer))
-        return 200, json.loads(write_body(pipeline.manifest, ID, text))
+            body = write_body(pipeline.manifest, ID, answer)
+            return Said(HTTP_STATUS[answer.code], json.loads(body))
+        return Said(200, json.loads(write_body(pipeline.manifest, ID, text)))
 
     asked = [case for case in CASES if _reaches_the_model(case)]
     assert len(asked) > 300
-    for case in asked:
-        said = _ask(on_triton, case)
-        assert (said.status, said.body) == in_process(case), case
+    said = {case.name: _ask(on_triton, case) for case in asked}
+    on_engine = {name: Said(one.status, one.body["body"]) for name, one in said.items()}
+    expected = {case.name: in_process(case) for case in asked}
+    compared = compare("triton", on_engine, "in process", expected, ALONE)
+    assert compared.passed, compared
 
 
 def _reaches_the_model(case: Case) -> bool:

@@ -47,7 +47,7 @@ def tune(
     from vlserve.control.tuning import of_engine
     from vlserve.loadgen.dataset_requests import read_dataset
     from vlserve.runtime.archive import verify_archive
-    from vlserve.tuning.private_stack import private_stack
+    from vlserve.testing.private_stack import private_stack
     from vlserve.tuning.trials import Load, Trials
     from vlserve.tuning.tune import tune as search
     from vlserve.tuning.tune import write_tuning

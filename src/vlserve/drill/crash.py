@@ -13,6 +13,7 @@ import psutil
 from vlserve.control.engine.endpoints import endpoints
 from vlserve.control.engine.group import EngineGroup
 from vlserve.control.wire.views import EventView, ModelView
+from vlserve.drill.programs import program_of
 from vlserve.errors import ControlError, StackError
 from vlserve.settings import Settings
 from vlserve.stack import stack
@@ -25,14 +26,6 @@ TARGETS = ("worker", "engine", "gateway", "control", *NEEDS_UP)
 WITH_GATEWAY = ("gateway", *NEEDS_UP)
 """The gateway goes down with these: nobody answers for a while."""
 
-_PROGRAMS = {
-    "supervisord": ("supervisor.supervisord",),
-    "worker": ("model_service_worker.py", "triton_python_backend_stub"),
-    "engine": ("org.pytorch.serve.ModelServer", "bin/tritonserver"),
-    "gateway": ("envoy.json",),
-    "control": ("vlserve.control.api.app",),
-}
-"""Process -> what its command line holds, on one engine or the other, and no other's does."""
 _CLEAN_ERROR = re.compile(r"HTTP 50[234] \w+")
 _RECOVERY_EVENTS = {"recovered", "restore_failed"}
 _WHOLE_WITHIN_S = 120.0
@@ -160,8 +153,8 @@ def _kill(settings: Settings, target: str) -> set[int]:
     """Kill the processes of ``target`` and return their ids."""
     living = stack.processes(settings)
     if target != "everything":
-        living = [process for process in living if _program(process) == target][:1]
-    for process in sorted(living, key=lambda each: _program(each) != "supervisord"):
+        living = [process for process in living if program_of(process) == target][:1]
+    for process in sorted(living, key=lambda each: program_of(each) != "supervisord"):
         with suppress(psutil.NoSuchProcess):  # a worker that went with its engine
             process.kill()
     return {process.pid for process in living}
@@ -184,20 +177,10 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _program(process: psutil.Process) -> str:
-    try:
-        command = " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
-    return next(
-        (name for name, marks in _PROGRAMS.items() if any(mark in command for mark in marks)), ""
-    )
-
-
 def _census(settings: Settings) -> Counter[str]:
     """Return how many processes of each kind run."""
-    names = (_program(process) for process in stack.processes(settings))
-    return Counter(name for name in names if name in _PROGRAMS)
+    names = (program_of(process) for process in stack.processes(settings))
+    return Counter(name for name in names if name)
 
 
 def _is_whole(running: RunningStack, engine: EngineGroup, census: Counter[str]) -> bool:

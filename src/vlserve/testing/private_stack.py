@@ -21,7 +21,7 @@ def private_stack(like: Settings, show: Callable[[str], None]) -> Iterator[Runni
     Raises:
         StackError: It does not start.
     """
-    with tempfile.TemporaryDirectory(prefix="vlserve-tune-") as folder:
+    with tempfile.TemporaryDirectory(prefix="vlserve-own-") as folder:
         settings = like.model_copy(
             update={
                 "state_dir": Path(folder) / "state",

@@ -1,0 +1,209 @@
+"""Ask both engines, and an archive's code without any, the same requests, and compare the answers.
+
+Each engine runs in a stack of its own, one after the other; the stack that is up is not touched.
+"""
+
+import base64
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import httpx
+
+from vlserve.control.domain import EngineKind
+from vlserve.drill.follow import Show
+from vlserve.drill.one_answer import ALONE, TOGETHER, Comparison, Said, compare
+from vlserve.errors import StackError, StressError
+from vlserve.loadgen.bad_requests import bad_requests
+from vlserve.loadgen.dataset_requests import RequestBody
+from vlserve.loadgen.probe_requests import vary_probes
+from vlserve.runtime.archive import unpack_archive
+from vlserve.runtime.manifest import Manifest
+from vlserve.settings import Settings
+from vlserve.stack.triton_program import why_triton_cannot_run
+from vlserve.testing.private_stack import private_stack
+
+KINDS: tuple[EngineKind, ...] = ("torchserve", "triton")
+WITHOUT_ENGINE = "without engine"
+GOOD = 60
+"""How many requests are made of an archive's probes, beside the bad ones."""
+CONNECTIONS = 16
+_ID = "drill-engines"
+_WITHOUT_ENGINE_S = 600.0
+
+Answers = Mapping[str, Said]
+
+
+@dataclass(frozen=True)
+class EnginesResult:
+    """What the comparison came to. engines.json holds the same."""
+
+    model: str
+    version: int
+    requests: int
+    comparisons: tuple[Comparison, ...]
+    took_s: float
+    passed: bool
+    result: Path
+
+
+def compare_engines(
+    settings: Settings, archive: Path, folder: Path, show: Show, good: int = GOOD
+) -> EnginesResult:
+    """Compare the answers to an archive's requests on TorchServe, on Triton and without engine.
+
+    Args:
+        settings: The stacks share them but for folders, ports and gateway.
+        archive: Its probes make the requests, good and bad.
+        folder: Gets engines.json.
+        show: Gets messages about the progress.
+        good: How many good requests are made.
+
+    Raises:
+        StackError: Triton cannot run here, or a stack does not start.
+        StressError: An answer does not come.
+    """
+    if reason := why_triton_cannot_run():
+        raise StackError(f"Triton cannot run here: {reason}")
+    began = time.monotonic()
+    requests = _requests(archive, good)
+    with tempfile.TemporaryDirectory(prefix="vlserve-engines-") as scratch:
+        show(f"answering {len(requests)} requests without engine")
+        unpacked = Path(scratch) / "archive"
+        manifest = unpack_archive(archive, unpacked)
+        expected = _without_engine(unpacked, manifest, requests, Path(scratch))
+    said = {kind: _on_engine(settings, kind, archive, manifest, requests, show) for kind in KINDS}
+    comparisons = _compared(manifest, expected, said)
+    result = EnginesResult(
+        model=manifest.model,
+        version=manifest.version,
+        requests=len(requests),
+        comparisons=comparisons,
+        took_s=round(time.monotonic() - began, 1),
+        passed=all(each.passed for each in comparisons),
+        result=folder.resolve() / "engines.json",
+    )
+    result.result.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(asdict(result), default=str, ensure_ascii=False, indent=2)
+    result.result.write_text(text + "\n", encoding="utf-8")
+    return result
+
+
+def _requests(archive: Path, good: int) -> dict[str, RequestBody]:
+    varied = vary_probes(archive, good, seed=1)
+    return {f"good {number}": body for number, body in enumerate(varied)} | bad_requests(archive)
+
+
+def _compared(
+    manifest: Manifest, expected: Answers, said: Mapping[EngineKind, tuple[Answers, Answers]]
+) -> tuple[Comparison, ...]:
+    together = None if _follows_its_batch(manifest) else TOGETHER
+    (torchserve, _), (triton, _) = (said[kind] for kind in KINDS)
+    return (
+        *(
+            compare(f"{kind}, alone", said[kind][0], WITHOUT_ENGINE, expected, ALONE)
+            for kind in KINDS
+        ),
+        compare("triton, alone", triton, "torchserve, alone", torchserve, ALONE),
+        *(
+            compare(
+                f"{kind}, {CONNECTIONS} connections",
+                said[kind][1],
+                WITHOUT_ENGINE,
+                expected,
+                together,
+            )
+            for kind in KINDS
+        ),
+    )
+
+
+def _follows_its_batch(manifest: Manifest) -> bool:
+    """Return whether an answer depends on its neighbours: INT8 whose ranges are those of a run."""
+    graphs = manifest.quantization.graphs.values() if manifest.quantization else ()
+    return any(graph.method in ("dynamic", "mixed") for graph in graphs)
+
+
+def _without_engine(
+    unpacked: Path, manifest: Manifest, requests: Mapping[str, RequestBody], scratch: Path
+) -> Answers:
+    """Return what the archive's own code says in a process of its own, each request alone."""
+    asked, answered = scratch / "requests.jsonl", scratch / "answers.jsonl"
+    lines = (
+        {
+            "content_type": each.content_type,
+            "body": base64.b64encode(each.body).decode("ascii"),
+            "id": _ID,
+        }
+        for each in requests.values()
+    )
+    asked.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    own = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    done = subprocess.run(
+        [
+            *(sys.executable, "-P", "-m", "vlserve_worker.without_engine", str(unpacked)),
+            *(str(manifest.version), str(asked), str(answered)),
+        ],
+        env=own | {"PYTHONPATH": str(unpacked), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        timeout=_WITHOUT_ENGINE_S,
+        check=False,
+    )
+    if done.returncode:
+        words = done.stderr.strip().splitlines()
+        raise StressError(f"the archive's own code failed: {words[-1] if words else 'no word'}")
+    answers = [json.loads(line) for line in answered.read_text(encoding="utf-8").splitlines()]
+    return {
+        name: _said(answer["status"], answer["body"])
+        for name, answer in zip(requests, answers, strict=True)
+    }
+
+
+def _on_engine(
+    settings: Settings,
+    kind: EngineKind,
+    archive: Path,
+    manifest: Manifest,
+    requests: Mapping[str, RequestBody],
+    show: Show,
+) -> tuple[Answers, Answers]:
+    """Return what an engine says to each request alone, and then to all at once."""
+    engine = settings.engine.model_copy(update={"kind": kind})
+    alike = settings.model_copy(update={"engine": engine})
+    url = f"/predictions/{manifest.model}/{manifest.version}"
+    with private_stack(alike, show) as own:
+        own.control.register(archive)
+
+        def ask(body: RequestBody) -> Said:
+            return _ask(own.http, url, body)
+
+        show(f"{kind}: {len(requests)} requests, one at a time")
+        alone = {name: ask(body) for name, body in requests.items()}
+        show(f"{kind}: the same at {CONNECTIONS} connections")
+        with ThreadPoolExecutor(CONNECTIONS) as pool:
+            together = dict(zip(requests, pool.map(ask, requests.values()), strict=True))
+    return alone, together
+
+
+def _ask(http: httpx.Client, url: str, body: RequestBody) -> Said:
+    headers = {"Content-Type": body.content_type, "X-Request-Id": _ID}
+    try:
+        response = http.post(url, content=body.body, headers=headers)
+        return _said(response.status_code, response.json())
+    except (httpx.HTTPError, ValueError) as error:
+        raise StressError(f"{url} does not answer in JSON: {error!r}") from error
+
+
+def _said(status: int, body: Mapping[str, object]) -> Said:
+    """Return an answer without its request id, of which a refusal may have another."""
+    return Said(status, {name: value for name, value in body.items() if name != "request_id"})

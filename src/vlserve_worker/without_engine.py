@@ -1,0 +1,52 @@
+"""Answers requests one at a time as a worker of an engine does, without an engine.
+
+``PYTHONPATH=FOLDER python -P -m vlserve_worker.without_engine FOLDER VERSION REQUESTS ANSWERS``
+with an unpacked archive in FOLDER. REQUESTS and ANSWERS are files of JSON lines, because the
+archive's code may print: ``{"content_type", "body" (base64), "id"}`` and ``{"status", "body"}``.
+"""
+
+import base64
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vlserve_worker.answering import Answering
+from vlserve_worker.bodies import SENT_TYPE
+from vlserve_worker.image_limits import bounds_images
+from vlserve_worker.request_filter import MAX_BODY_BYTES, Refusal, RequestFilter
+
+
+def _answered(
+    answering: Answering, reads: RequestFilter, asked: Mapping[str, str]
+) -> dict[str, Any]:
+    request: dict[str, Any] = {
+        "headers": [{"name": SENT_TYPE, "value": asked["content_type"].encode()}],
+        "parameters": [{"name": "body", "value": bytearray(base64.b64decode(asked["body"]))}],
+    }
+    (read,) = reads.read_batch([request])
+    if isinstance(read, Refusal):
+        return {"status": read.status, "body": json.loads(read.body(asked["id"]))}
+    values = {one["name"]: one["value"] for one in request["parameters"]}
+    (answer,) = answering.answer([values], [asked["id"]])
+    return {"status": answer.status, "body": json.loads(answer.body)}
+
+
+def main(folder: Path, version: int, requests: Path, answers: Path) -> None:
+    """Answer every line of ``requests`` by the archive in ``folder``."""
+    answering = Answering(folder, threads=1, batch_size=1, log=None)
+    reads = RequestFilter(
+        version, notes=None, max_body_bytes=MAX_BODY_BYTES, checks_images=not bounds_images(folder)
+    )
+    with (
+        requests.open(encoding="utf-8") as lines,
+        answers.open("w", encoding="utf-8") as out,
+    ):
+        for line in lines:
+            out.write(json.dumps(_answered(answering, reads, json.loads(line))) + "\n")
+    answering.close()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]))
