@@ -38,6 +38,8 @@ SUSPECT = ".suspect"
 REFUSED = ".refused"
 
 _DIGEST_BYTES = 16
+_MTIME_STEP_NS = 2 * 10**9
+"""Two changes of a folder that are further apart have different times, on any file system."""
 _MOST = NOTE_BYTES // (2 * _DIGEST_BYTES + 1) - 1
 
 logger = logging.getLogger(__name__)
@@ -81,6 +83,9 @@ class BatchNotes:
             OSError: the folder cannot be written.
         """
         self._folder = folder
+        self._read_as_of: int | None = None  # the folder's mtime in ns
+        self._marks: list[str] = []  # names of files of suspicions
+        self._others: dict[str, int] = {}  # notes of other workers by their names, open
         folder.mkdir(parents=True, exist_ok=True)
         self._name = f"{os.getpid()}-{time.monotonic_ns()}.note"
         hidden = folder / f".{self._name}"
@@ -104,20 +109,40 @@ class BatchNotes:
                     file.unlink(missing_ok=True)
 
     def look(self) -> Suspicions:
-        """Read the folder: what dead workers were at work on becomes suspect or refused."""
+        """Return what stands in the folder: what dead workers were at work on becomes suspect or
+        refused. While all live and nothing changes, it costs a call a worker."""
         try:
-            names = self._names()
-            taken = [self._take_over(name) for name in names if self._is_of_another(name)]
+            self._read_folder()
+            taken = [self._take_over(*one) for one in list(self._others.items())]
             if any(taken):
-                names = self._names()
-            return Suspicions(self._named(names, SUSPECT), self._named(names, REFUSED))
+                self._read_folder()
+            return Suspicions(self._marked(SUSPECT), self._marked(REFUSED))
         except OSError as error:
             logger.warning("%s: what dead workers left cannot be read: %s", self._folder, error)
             return Suspicions()
 
-    def _names(self) -> list[str]:
+    def _read_folder(self) -> None:
+        """Read the names in the folder where they may have changed."""
+        now_ns, changed_ns = time.time_ns(), self._folder.stat().st_mtime_ns
+        if changed_ns == self._read_as_of:
+            return
+        names = self._open_notes()
+        self._marks = [name for name in names if name.endswith((SUSPECT, REFUSED))]
+        self._read_as_of = changed_ns if now_ns - changed_ns > _MTIME_STEP_NS else None
+
+    def _open_notes(self) -> list[str]:
+        """Open the notes of other workers that are there; return the names in the folder."""
         with os.scandir(self._folder) as entries:
-            return [entry.name for entry in entries]
+            names = [entry.name for entry in entries]
+        there = {name for name in names if self._is_of_another(name)}
+        for name in self._others.keys() - there:
+            os.close(self._others.pop(name))
+        for name in there - self._others.keys():
+            try:
+                self._others[name] = os.open(self._folder / name, os.O_RDWR | os.O_CLOEXEC)
+            except FileNotFoundError:  # another worker took it over: what it marked is there now
+                return self._open_notes()
+        return names
 
     def _write(self, content: bytes) -> None:
         with suppress(OSError):
@@ -126,24 +151,22 @@ class BatchNotes:
     def _is_of_another(self, name: str) -> bool:
         return name.endswith(".note") and name != self._name and not name.startswith(".")
 
-    def _take_over(self, name: str) -> bool:
+    def _take_over(self, name: str, note: int) -> bool:
         """Turn a dead worker's note into suspicions; False where its worker lives."""
-        path = self._folder / name
-        try:
-            note = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:  # another worker was faster
-            return True
         try:
             fcntl.flock(note, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            content = os.read(note, NOTE_BYTES).partition(b"\0")[0].decode("ascii", "replace")
-            kind, *digests = content.split("\n")
-            self._mark(digests, REFUSED if kind == "alone" else SUSPECT)
-            path.unlink(missing_ok=True)
-            return True
         except BlockingIOError:
             return False
-        finally:
-            os.close(note)
+        try:
+            if os.fstat(note).st_nlink:  # else another worker was faster
+                content = os.pread(note, NOTE_BYTES, 0).partition(b"\0")[0]
+                kind, *digests = content.decode("ascii", "replace").split("\n")
+                self._mark(digests, REFUSED if kind == "alone" else SUSPECT)
+                (self._folder / name).unlink(missing_ok=True)
+        finally:  # with the lock: what could not be marked is tried again, by whoever looks next
+            os.close(self._others.pop(name))
+            self._read_as_of = None
+        return True
 
     def _mark(self, digests: Iterable[str], how: str) -> None:
         until = int(time.monotonic() + REFUSED_S)
@@ -151,10 +174,10 @@ class BatchNotes:
             logger.error("request %s killed its worker: %s for %d s", digest, how, REFUSED_S)
             (self._folder / f"{digest}-{until}{how}").touch()
 
-    def _named(self, names: Iterable[str], how: str) -> frozenset[str]:
+    def _marked(self, how: str) -> frozenset[str]:
         return frozenset(
             name.partition("-")[0]
-            for name in names
+            for name in self._marks
             if name.endswith(how) and self._holds(name, name.removesuffix(how))
         )
 

@@ -47,6 +47,41 @@ def test_what_a_dead_worker_was_at_work_on_is_suspect_then_refused(tmp_path: Pat
     assert BatchNotes(tmp_path).look().refused == {B}  # a worker that starts later knows it too
 
 
+def test_a_death_is_seen_in_a_folder_that_did_not_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = DIES.replace("os.abort()", "print(flush=True); sys.stdin.read()")
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path), "batch", A],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as other:
+        assert other.stdout
+        other.stdout.readline()
+        notes = BatchNotes(tmp_path)
+        later_ns = time.time_ns() + 10**11
+        monkeypatch.setattr(batch_notes.time, "time_ns", lambda: later_ns)
+        assert notes.look() == Suspicions()
+        monkeypatch.setattr(batch_notes.os, "scandir", None)  # nothing changed: it is not read
+        assert notes.look() == Suspicions()
+        monkeypatch.undo()
+        other.kill()
+        other.wait()
+        assert notes.look() == Suspicions(suspects=frozenset({A}))
+
+
+def test_what_a_full_disk_kept_from_being_marked_is_marked_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes, neighbour = BatchNotes(tmp_path), BatchNotes(tmp_path)
+    die_at_work(tmp_path, "batch", A)
+    with monkeypatch.context() as full:
+        full.setattr(Path, "touch", lambda *_: (_ for _ in ()).throw(OSError("full")))
+        assert notes.look() == Suspicions()
+    for one in (neighbour, notes):
+        assert one.look() == Suspicions(suspects=frozenset({A}))
+
+
 def test_a_batch_that_went_well_leaves_nothing(tmp_path: Path) -> None:
     one, other = BatchNotes(tmp_path), BatchNotes(tmp_path)
     with one.at_work([A]):
@@ -62,7 +97,7 @@ def test_a_refusal_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     die_at_work(tmp_path, "alone", A)
     assert notes.look().refused == {A}
     now = batch_notes.time.monotonic()
-    for later in (now + REFUSED_S + 1, now - REFUSED_S):  # time passed; the machine was restarted
+    for later in (now + 2 * REFUSED_S, now - REFUSED_S):  # time passed; the machine was restarted
         die_at_work(tmp_path, "alone", A)
         notes.look()
         monkeypatch.setattr(batch_notes.time, "monotonic", lambda later=later: later)
