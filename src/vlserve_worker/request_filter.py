@@ -24,6 +24,7 @@ from vlserve_worker.batch_notes import (
     is_of_a_client,
 )
 from vlserve_worker.bodies import TOO_COMPLEX, TOO_LARGE, UNREADABLE, BodyRefused, unwrap_body
+from vlserve_worker.lone_requests import LoneRequests
 from vlserve_worker.time_limit import ended_after, limit_of
 from vlserve_worker.video_parts import VideoParts
 
@@ -94,13 +95,16 @@ class RequestFilter:
         max_body_bytes: int,
         response_timeout_s: float | None = None,
         checks_images: bool = False,
+        lone: LoneRequests | None = None,
     ) -> None:
-        """``checks_images``: whether the archive is too old to know what an image may cost."""
+        """``checks_images``: whether the archive is too old to know what an image may cost.
+        ``lone``: told of each batch, where a request that comes alone gets more threads."""
         self.version = version
         self._notes = notes
         self._max_body_bytes = max_body_bytes
         self._response_timeout_s = response_timeout_s
         self._checks_images = checks_images
+        self._lone = lone
         self._seen = Suspicions()
         self._videos = VideoParts(response_timeout_s)
 
@@ -171,7 +175,8 @@ class RequestFilter:
         if alone and timeout_s is not None and limit_s is not None:
             alone = time.monotonic() - began + limit_s <= timeout_s
         noted = self._notes.at_work(digests, alone=alone) if self._notes else nullcontext()
-        with noted, ended_after(limit_s):
+        counted = self._lone.at_work(len(digests)) if self._lone else nullcontext()
+        with noted, counted, ended_after(limit_s):
             yield
 
 

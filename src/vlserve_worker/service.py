@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vlserve_worker import image_limits
+from vlserve_worker.lone_requests import BUSY_FILE, lone_requests
 from vlserve_worker.request_filter import (
     MAX_BODY_BYTES,
     REQUEST_ID,
@@ -74,9 +75,11 @@ def install_filter(service: Any, requests: RequestFilter) -> None:
     service.__init__ = begin_with
 
 
-def open_filter(model: str, version: int, engine_dir: str | None, archive: Path) -> RequestFilter:
+def open_filter(
+    model: str, version: int, engine_dir: str | None, archive: Path, lone_threads: int = 1
+) -> RequestFilter:
     """Return the filter of a version, in the instance whose folder is ``engine_dir``. ``archive``:
-    where it is unpacked."""
+    where it is unpacked. ``lone_threads``: those of a request that comes alone."""
     checks_images = not image_limits.bounds_images(archive)
     if engine_dir is None:
         return RequestFilter(version, None, MAX_BODY_BYTES, checks_images=checks_images)
@@ -88,6 +91,7 @@ def open_filter(model: str, version: int, engine_dir: str | None, archive: Path)
         configured.get("max_request_size", MAX_BODY_BYTES),
         configured.get("default_response_timeout"),
         checks_images,
+        lone_requests(archive, lone_threads, instance.parent / BUSY_FILE),
     )
 
 

@@ -25,6 +25,7 @@ import triton_python_backend_utils as pb_utils
 
 from vlserve_worker.bodies import UNREADABLE
 from vlserve_worker.image_limits import bounds_images
+from vlserve_worker.lone_requests import LoneRequests, lone_requests
 from vlserve_worker.request_filter import (
     MAX_BODY_BYTES,
     REQUEST_ID,
@@ -51,6 +52,8 @@ class Parameters:
     version: int
     batch_size: int
     threads: int = 1
+    lone_threads: int = 1
+    busy_file: Path | None = None
     load_timeout_s: float | None = None
     response_timeout_s: float | None = None
     max_body_bytes: int = MAX_BODY_BYTES
@@ -71,6 +74,8 @@ class Parameters:
         }
         types = {
             "threads": int,
+            "lone_threads": int,
+            "busy_file": Path,
             "load_timeout_s": float,
             "response_timeout_s": float,
             "max_body_bytes": int,
@@ -97,6 +102,7 @@ class TritonPythonModel:
         with ended_after(parameters.load_timeout_s):
             prove_exchange()
             _prepare_process(parameters)
+            lone = _lone_requests(parameters)
             from vlserve_worker.answering import Answering  # imports the archive's runtime
 
             self._answering = Answering(
@@ -112,6 +118,7 @@ class TritonPythonModel:
             parameters.max_body_bytes,
             parameters.response_timeout_s,
             checks_images=not bounds_images(parameters.archive_dir),
+            lone=lone,
         )
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
@@ -149,6 +156,12 @@ def _prepare_process(parameters: Parameters) -> None:
     # What is installed of vlserve must not stand in for what the archive was packed with, nor what
     # lies in the folder that the server started in, "", for anything.
     sys.path[:] = [str(parameters.archive_dir.resolve()), *filter(None, sys.path)]
+
+
+def _lone_requests(parameters: Parameters) -> LoneRequests | None:
+    if parameters.busy_file is None:
+        return None
+    return lone_requests(parameters.archive_dir, parameters.lone_threads, parameters.busy_file)
 
 
 def _raw(request: Any) -> dict[str, Any] | Refusal:

@@ -61,7 +61,8 @@ if __name__ == "__main__":
     sys.meta_path.insert(0, TorchAtFirstUse)
     from ts.service import Service
 
-    install_filter(Service, open_filter(*served, os.environ.get("ENGINE_DIR"), Path.cwd()))
+    engine_dir, lone_threads = os.environ.get("ENGINE_DIR"), os.environ.get("LONE_THREADS", "1")
+    install_filter(Service, open_filter(*served, engine_dir, Path.cwd(), int(lone_threads)))
     sys.argv = sys.argv[1:]
     sys.path.insert(0, str(Path(sys.argv[0]).parent))  # as for any program that Python is given
     runpy.run_path(sys.argv[0], run_name="__main__")

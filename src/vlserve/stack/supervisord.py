@@ -107,6 +107,7 @@ def _torchserve_values(endpoint: Endpoint, settings: Settings) -> dict[str, Any]
         "java_home": JAVA_HOME,
         "ts_home": _torchserve_home(),
         "threads": settings.engine.threads,
+        "lone_threads": settings.engine.lone_threads,
         "java_heap_mib": settings.engine.java_heap_mib,
         "worker_memory_mib": settings.engine.worker_memory_mib,
     }

@@ -71,6 +71,8 @@ class TritonRepository:
             "model": model,
             "version": str(version),
             "threads": str(settings.threads),
+            "lone_threads": str(settings.lone_threads),
+            "busy_file": str(state_dir / "busy"),
             "load_timeout_s": f"{settings.load_timeout_s:g}",
             "response_timeout_s": str(settings.response_timeout_s),
             "max_body_bytes": str(self._endpoint.max_body_bytes),
