@@ -10,7 +10,11 @@ MODULES: Mapping[str, Sequence[str]] = {
     "batch": ("pyarrow",),
     "video": ("av",),
     "labels": ("cleanlab",),
-    "train": ("onnxscript", "transformers", "sklearn", "pycocoevalcap", "pycocotools"),
+    "train": (
+        *("onnxscript", "transformers", "sklearn", "pycocoevalcap", "pycocotools"),
+        "pytorch_optimizer",
+    ),
+    "tensorboard": ("tensorboard",),
 }
 """What each extra brings that nothing else does. The extra gpu brings what cpu does."""
 

@@ -14,6 +14,7 @@ from vlserve.cli.parameters import (
     folder_option,
     written_file_option,
 )
+from vlserve.cli.stopping import INTERRUPTED
 from vlserve.control.domain import State
 from vlserve.errors import BatchError, NotReady
 from vlserve.extras import require_extras
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from vlserve.batch.locks import Shard
     from vlserve.batch.sample import Prediction
 
-INTERRUPTED = 130
 _SHOWN_LABELS = 10
 
 

@@ -1,5 +1,7 @@
 """demo-data, train, export, evaluate: from data to an archive and its figures."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -9,8 +11,15 @@ if TYPE_CHECKING:
     from vlserve.quantize.export import Int8Report
 
 from vlserve.cli.bad_lines import print_bad_lines
-from vlserve.cli.finetuning import Run, describe_step, show_dry_run, show_finetuning
-from vlserve.cli.output import AsJson, print_json, print_line, print_table, progress
+from vlserve.cli.finetuning import Run, show_dry_run, show_finetuning
+from vlserve.cli.output import (
+    AsJson,
+    print_json,
+    print_line,
+    print_table,
+    print_warning,
+    progress,
+)
 from vlserve.cli.parameters import (
     MAX_VERSION,
     ArchiveFile,
@@ -21,6 +30,8 @@ from vlserve.cli.parameters import (
     folder_argument,
     folder_option,
 )
+from vlserve.cli.stopping import INTERRUPTED
+from vlserve.cli.training_progress import training_progress
 from vlserve.extras import require_extras
 from vlserve.settings import load_settings
 
@@ -87,14 +98,15 @@ def train(
         str | None,
         typer.Option(
             help="What a network of --from learns: retrieve, entail, reason, answer, caption or "
-            "reward. Default: the task of the checkpoint."
+            "reward; or two with a comma between them, one stage after the other. Default: the "
+            "task of the checkpoint."
         ),
     ] = None,
     preset: Annotated[
         str | None,
         typer.Option(
-            help="With --from: objective and options as published, e.g. albef-retrieval; --set "
-            "changes them. Default: none."
+            help="Objective and options as published, e.g. albef-retrieval; --set changes them. "
+            "Default: none."
         ),
     ] = None,
     freeze: Annotated[
@@ -119,6 +131,13 @@ def train(
             help="Continue the interrupted run in the --out folder. Default: start anew.",
         ),
     ] = False,
+    log_to: Annotated[
+        Literal["jsonl", "tensorboard"],
+        typer.Option(
+            help="Where losses, learning rate and figures go: log.jsonl in --out, or also events "
+            "for TensorBoard (extra `tensorboard`), in its folder tensorboard."
+        ),
+    ] = "jsonl",
     strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
@@ -127,26 +146,29 @@ def train(
     from vlserve.exporter.recipe import load_recipe
     from vlserve.training.contrastive import fit_pairs, is_of_pairs
     from vlserve.training.fit import fit
+    from vlserve.training.presets import tag_options
 
     settings = load_settings()
     loaded = load_recipe(recipe, settings.folder("export"))
     chosen = _pairs(options or []) | ({"freeze": ",".join(freeze)} if freeze else {})
-    if checkpoint is not None:
-        run = Run(loaded, checkpoint, data, val, objective, chosen, seed).with_preset(preset)
-        if dry_run:
-            show_dry_run(run, as_json=as_json)
-        else:
-            show_finetuning(run, out, resume=resume, strict=strict, as_json=as_json)
-        return
-    if objective is not None or preset is not None or dry_run:
-        raise typer.BadParameter("needs --from", param_hint="--objective, --preset, --dry-run")
-    with progress(f"training {recipe}") as show:
-        report = (fit_pairs if is_of_pairs(loaded) else fit)(
-            loaded, data, val, out,
-            options=chosen, seed=seed, resume=resume, strict=strict,
-            features=settings.state_dir / "features",
-            progress=lambda step: show(describe_step(step)),
-        )  # fmt: skip
+    with _said_how_to_go_on(out):
+        if checkpoint is not None:
+            run = Run(loaded, checkpoint, data, val, objective, chosen, seed, log_to)
+            filled = run.with_preset(preset)
+            if dry_run:
+                show_dry_run(filled, as_json=as_json)
+            else:
+                show_finetuning(filled, out, resume=resume, strict=strict, as_json=as_json)
+            return
+        if objective is not None or dry_run:
+            raise typer.BadParameter("needs --from", param_hint="--objective, --dry-run")
+        chosen = tag_options(preset, loaded.spec.family, chosen)
+        with training_progress(f"training {recipe}") as show:
+            report = (fit_pairs if is_of_pairs(loaded) else fit)(
+                loaded, data, val, out,
+                options=chosen, seed=seed, resume=resume, strict=strict,
+                features=settings.state_dir / "features", progress=show, log_to=log_to,
+            )  # fmt: skip
     if as_json:
         print_json(report)
         return
@@ -154,6 +176,21 @@ def train(
     print_table(("METRIC", "VALUE"), list(report.metrics.to_json().items()))
     print_line(f"best epoch {report.best_epoch} of {report.epochs}; wrote {report.out}")
     print_line(f"next: vlserve export {recipe} --checkpoint {report.out}/model.safetensors --out …")
+
+
+@contextmanager
+def _said_how_to_go_on(out: Path) -> Iterator[None]:
+    """Say what goes on with a run that Ctrl-C ended."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = (out / "last.safetensors").is_file()
+        print_warning(
+            "stopped; the same command with --resume goes on"
+            if kept
+            else "stopped before the first state was kept"
+        )
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def _pairs(options: list[str]) -> dict[str, str]:

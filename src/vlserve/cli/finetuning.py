@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlserve.cli.bad_lines import print_bad_lines
-from vlserve.cli.output import print_json, print_line, print_table, progress
+from vlserve.cli.output import print_json, print_line, print_table
+from vlserve.cli.training_progress import training_progress
 
 if TYPE_CHECKING:
     from vlserve.exporter.recipe import Recipe
-    from vlserve.training.run import Progress
+    from vlserve.training.run_log import LogTo
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,18 @@ class Run:
     objective: str | None
     options: Mapping[str, Any]
     seed: int
+    log_to: "LogTo" = "jsonl"
+
+    @property
+    def objectives(self) -> tuple[str | None, ...]:
+        """One after the other; None: that of the checkpoint's task."""
+        return tuple(self.objective.split(",")) if self.objective else (None,)
 
     def with_preset(self, name: str | None) -> "Run":
         """This run with a preset's objective and options, where it says nothing else."""
         if name is None:
             return self
-        from vlserve.training.finetune.presets import preset_of
+        from vlserve.training.presets import preset_of
 
         preset = preset_of(name, self.recipe.spec.family)
         options = {**preset.options, **self.options}
@@ -38,17 +45,18 @@ class Run:
 
 def show_finetuning(run: Run, out: Path, *, resume: bool, strict: bool, as_json: bool) -> None:
     """Train, and print the best epoch's figures."""
-    from vlserve.training.finetune.run import finetune
+    from vlserve.training.finetune.stages import finetune_in_stages
 
-    with progress(f"training {run.checkpoint.name}") as show:
-        report = finetune(
+    with training_progress(f"training {run.checkpoint.name}") as show:
+        report = finetune_in_stages(
             *(run.recipe, run.checkpoint, run.train, run.val, out),
-            objective=run.objective,
+            objectives=run.objectives,
             options=run.options,
             seed=run.seed,
             resume=resume,
             strict=strict,
-            progress=lambda step: show(describe_step(step)),
+            progress=show,
+            log_to=run.log_to,
         )
     if as_json:
         print_json(report)
@@ -62,16 +70,17 @@ def show_finetuning(run: Run, out: Path, *, resume: bool, strict: bool, as_json:
 
 
 def show_dry_run(run: Run, *, as_json: bool) -> None:
-    """Take one step, and print its shapes, the parameters and the memory."""
+    """Take one step by the first objective; print its shapes, the parameters and the memory."""
     from vlserve.training.finetune.run import dry_run
+    from vlserve.training.finetune.stages import stage_options
 
-    with progress(f"one step of {run.checkpoint.name}") as show:
+    with training_progress(f"one step of {run.checkpoint.name}") as show:
         report = dry_run(
             *(run.recipe, run.checkpoint, run.train, run.val),
-            objective=run.objective,
-            options=run.options,
+            objective=run.objectives[0],
+            options=stage_options(run.options, run.objectives[0], run.objectives),
             seed=run.seed,
-            progress=lambda step: show(describe_step(step)),
+            progress=show,
         )
     if as_json:
         print_json(report)
@@ -83,23 +92,6 @@ def show_dry_run(run: Run, *, as_json: bool) -> None:
     print_table(("PART", "LEARNS", "PARAMETERS"), parts)
     print_table(("LOSS", "VALUE"), list(report.losses.items()))
     print_line(f"{report.steps} steps an epoch; memory so far {report.memory_mib} MiB")
-
-
-def describe_step(step: "Progress") -> str:
-    """Return one line on how far a training run is."""
-    if step.stage != "train":
-        return f"{step.stage} {step.done} of {step.total} items"
-    names = (
-        *("train_loss", "accuracy", "macro_f1", "map", "mean_recall"),
-        *("answer_log_prob", "caption_log_prob", "cider_d"),
-    )
-    figures = ", ".join(
-        f"{name} {step.figures[name]:.3f}" for name in names if name in step.figures
-    )
-    line = f"epoch {step.done} of {step.total}: {figures}"
-    if step.figures.get("converged", True):
-        return line
-    return f"{line}; the search ended before the optimum"
 
 
 def _print_new(names: tuple[str, ...]) -> None:

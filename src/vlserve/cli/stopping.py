@@ -9,6 +9,8 @@ import tempfile
 import threading
 from types import FrameType
 
+INTERRUPTED = 128 + signal.SIGINT
+"""Exit code of a command that Ctrl-C ended, and that says how to go on."""
 SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 RETRY_S = 0.05
 

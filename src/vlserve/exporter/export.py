@@ -287,6 +287,7 @@ def _draft(
     lock = project_file("requirements.lock", settings.project_dir)
     spec = trained.recipe.spec
     return {
+        "training": trained.config.get("training") or None,
         "task": served.task,
         "family": spec.family,
         "graphs": {name: graph.model_dump(mode="json") for name, graph in graphs.items()},

@@ -183,6 +183,10 @@ class Manifest(_Frozen):
     quantization: Quantization | None = None
     checkpoint_sha256: Sha256 | None = None
     lock_sha256: Sha256 | None = None
+    training: dict[str, Any] | None = None
+    """What the run that trained the checkpoint says of itself: hashes of its data, options, seed,
+    versions of the code, figures of every epoch. None where no run of ours did; then the manifest
+    leaves it out: runtimes of before 0.2 do not know it."""
     probes: tuple[Probe, ...] = ()
     capabilities: tuple[str, ...] | None = None
     """Of the frozen runtime, see CAPABILITIES; None in archives of before 0.1.0. Ask `can`."""

@@ -5,7 +5,6 @@ in CLIP, Radford et al., arXiv:2103.00020): of a batch each image is to tell its
 of the others, and each text its own image.
 """
 
-import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,14 +22,22 @@ from vlserve.runtime.archive import file_sha256
 from vlserve.training.dataset import read_serving
 from vlserve.training.evaluators.corpus import recall_both_ways
 from vlserve.training.evaluators.items import PairedItem, read_task_file
-from vlserve.training.fit import BAD_LINES, CONFIG, METRICS, check_resumable
-from vlserve.training.lines import BadLine, first_of, write_bad_lines
+from vlserve.training.lines import BadLine, first_of
 from vlserve.training.objectives.retrieve import in_batch_contrast
 from vlserve.training.options import TrainOptions, parse_options
 from vlserve.training.pairs import FrozenEncoders, Pairs, Reader
 from vlserve.training.plan import digest_of
-from vlserve.training.run import LAST, LOG, WEIGHTS, OnProgress, Progress
+from vlserve.training.run import OnProgress, Progress
 from vlserve.training.run import train as train_job
+from vlserve.training.run_folder import (
+    LAST,
+    METRICS,
+    begin_folder,
+    check_resumable,
+    keep_record,
+    write_json,
+)
+from vlserve.training.run_log import LogTo
 
 OF_THE_RUN = ("epoch", "train_loss", "learning_rate", "seconds")
 """Figures of an epoch that are no recalls."""
@@ -111,6 +118,7 @@ def fit_pairs(
     strict: bool = False,
     features: Path | None = None,
     progress: OnProgress | None = None,
+    log_to: LogTo = "jsonl",
 ) -> PairReport:
     """Train ``recipe`` on the pairs of ``train``: lines of {"id", "img", "captions"} or {"id",
     "img", "text"}. Keeps the epoch with the best mean of all recalls on ``val``. ``features``: a
@@ -152,18 +160,15 @@ def fit_pairs(
     data = reader.read(train)
     trained = frozenset(item.id for item in read_task_file(train, PairedItem).items)
     held_out = reader.read(val, without=trained)
-    out.mkdir(parents=True, exist_ok=True)
-    _write_json(out / CONFIG, config)
     bad_lines = (*data.bad_lines, *held_out.bad_lines)
     if strict and bad_lines:
         raise DataError(f"{len(bad_lines)} bad line(s): {first_of(bad_lines)}")
-    stale = [BAD_LINES] if resume else [BAD_LINES, WEIGHTS, LAST, LOG, METRICS]
-    for name in stale:
-        (out / name).unlink(missing_ok=True)
-    if bad_lines:
-        write_bad_lines(out / BAD_LINES, bad_lines)
+    begin_folder(out, config, bad_lines, resume=resume)
     job = PairJob(network, head, data, held_out, chosen)
-    epochs = train_job(job, chosen, seed, out, facts=facts, resume=resume, progress=progress)
+    epochs = train_job(
+        job, chosen, seed, out, facts=facts, resume=resume, progress=progress, log_to=log_to
+    )
+    keep_record(out, epochs, job.chosen_by)
     best = max(epochs, key=lambda epoch: float(epoch["mean_recall"]))
     report = PairReport(
         out=out,
@@ -180,7 +185,7 @@ def fit_pairs(
         **facts,
         "epochs": epochs,
     }
-    _write_json(out / METRICS, {**report.metrics.to_json(), **facts_of_run})
+    write_json(out / METRICS, {**report.metrics.to_json(), **facts_of_run})
     return report
 
 
@@ -260,8 +265,3 @@ def _as_projections(module: Any) -> Projections:
 def _as_encoders(module: Any) -> FrozenEncoders:
     encoders: FrozenEncoders = module
     return encoders
-
-
-def _write_json(path: Path, content: Any) -> None:
-    text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
-    path.write_text(text, encoding="utf-8")

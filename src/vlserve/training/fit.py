@@ -1,6 +1,5 @@
 """Train a tagger on a JSONL file: `fit`."""
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,24 +8,33 @@ from typing import Any, Literal
 
 import torch
 
-from vlserve.errors import DataError, SettingsError, TrainingError
+from vlserve.errors import DataError, SettingsError
 from vlserve.exporter.checkpoint import load_into, read_checkpoint
 from vlserve.exporter.recipe import Recipe
 from vlserve.runtime.archive import file_sha256
 from vlserve.training.dataset import Dataset, encode_dataset, read_dataset
-from vlserve.training.lines import BadLine, write_bad_lines
+from vlserve.training.lines import BadLine
 from vlserve.training.loop import TagJob, add_dropout, measure_tags, solve
 from vlserve.training.metrics.tagging import Metrics
 from vlserve.training.options import TrainOptions, parse_options
 from vlserve.training.plan import TrainingPlan, digest_of, parts_of, training_plan
 from vlserve.training.plots import plot_average_precisions, plot_confusion
-from vlserve.training.run import LAST, LOG, WEIGHTS, OnProgress, Progress, best_epoch
+from vlserve.training.run import OnProgress, Progress, best_epoch
 from vlserve.training.run import train as train_job
+from vlserve.training.run_folder import (
+    LAST,
+    METRICS,
+    PLOT,
+    WEIGHTS,
+    begin_folder,
+    check_resumable,
+    keep_record,
+    write_json,
+)
+from vlserve.training.run_log import LogTo
 from vlserve.training.samples import OnRead
-from vlserve.training.state import load_facts, save_weights
+from vlserve.training.state import save_weights
 
-CONFIG, METRICS = "config.json", "metrics.json"
-PLOT, BAD_LINES = "confusion.png", "bad_lines.json"
 FEATURES = "features"
 """Folder of what a frozen part of the network made of the items, unless another is given."""
 
@@ -58,6 +66,7 @@ def fit(
     strict: bool = False,
     features: Path | None = None,
     progress: OnProgress | None = None,
+    log_to: LogTo = "jsonl",
 ) -> TrainReport:
     """Train ``recipe`` on the items of ``train``; keep the epoch that is best on ``val`` by
     macro-F1, or by mean average precision when items have several labels.
@@ -87,7 +96,7 @@ def fit(
         check_resumable(out / LAST, facts)
     on_read = _on_items(progress, "read")
     data = read_dataset(recipe, train, val, chosen, training=facts, strict=strict, on_read=on_read)
-    _prepare_folder(out, data, resume=resume)
+    begin_folder(out, data.config, data.bad_lines, resume=resume)
     torch.manual_seed(seed)
     parts = parts_of(recipe.build(data.config), plan)
     if parts.frozen is not None:
@@ -99,7 +108,10 @@ def fit(
         epochs = _solve(job, out, progress)
     else:
         add_dropout(parts.trained, chosen.dropout)
-        epochs = train_job(job, chosen, seed, out, facts=facts, resume=resume, progress=progress)
+        epochs = train_job(
+            job, chosen, seed, out, facts=facts, resume=resume, progress=progress, log_to=log_to
+        )
+    keep_record(out, epochs, job.chosen_by)
     metrics = _measure_best(recipe, data, out)
     seconds = time.monotonic() - start
     report = TrainReport(
@@ -157,35 +169,7 @@ def _write_metrics(
         **facts,
         "epochs": epochs,
     }
-    _write_json(report.out / METRICS, content)
-
-
-def check_resumable(path: Path, facts: Mapping[str, Any]) -> None:
-    """TrainingError unless ``path`` is the state of a run with the same ``facts``."""
-    if not path.is_file():
-        raise TrainingError(f"nothing to resume: no {path}. Train without resume first")
-    saved = load_facts(path)
-    differing = [name for name, value in facts.items() if saved.get(name) != value]
-    if differing:
-        raise TrainingError(
-            f"{path} is of a run with another {', '.join(differing)}: resume with the same, "
-            "or train into another folder"
-        )
-
-
-def _prepare_folder(out: Path, data: Dataset, *, resume: bool) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    stale = [BAD_LINES] if resume else [BAD_LINES, WEIGHTS, LAST, LOG, METRICS, PLOT]
-    for name in stale:
-        (out / name).unlink(missing_ok=True)
-    if data.bad_lines:
-        write_bad_lines(out / BAD_LINES, data.bad_lines)
-    _write_json(out / CONFIG, data.config)
-
-
-def _write_json(path: Path, content: Any) -> None:
-    text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
-    path.write_text(text, encoding="utf-8")
+    write_json(report.out / METRICS, content)
 
 
 def _sha256(path: Path) -> str:

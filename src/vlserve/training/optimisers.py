@@ -48,7 +48,10 @@ ScheduleName = Literal[
     "step",
     "plateau",
     "tanh",
+    "inverse_sqrt",
 ]
+"""inverse_sqrt: Vaswani et al., Attention Is All You Need (arXiv:1706.03762); its highest rate is
+that after the warm-up."""
 MOMENTUM = 0.9
 """Of sgd, sgdp and rmsprop."""
 WARM_UP_FROM = 0.01

@@ -16,6 +16,7 @@ PAD_ID, UNKNOWN_ID = 0, 1
 """Of a vocabulary that is built from training titles."""
 LATER = (
     "text_cleaning",
+    "least_epochs",
     "optimiser",
     "schedule",
     "lowest_rate",
@@ -40,6 +41,8 @@ class TrainOptions(BaseModel):
     epochs: int = Field(default=40, ge=1)
     patience: int = Field(default=10, ge=1)
     """Epochs without a better validation figure until training stops."""
+    least_epochs: int = Field(default=1, ge=1)
+    """Epochs before which ``patience`` ends nothing."""
     batch_size: int = Field(default=32, ge=2)
     learning_rate: float = Field(default=1e-3, gt=0)
     """The highest rate: reached after ``warm_up``, then a cosine down to nothing."""

@@ -1,7 +1,8 @@
-"""Pictures of where a tagger is right and wrong, as PNG files."""
+"""Pictures of where a tagger is right and wrong, and of how a run went, as PNG files."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -46,6 +47,40 @@ def plot_average_precisions(
     axes.set_xlim(0, 1)
     axes.legend(loc="lower right")
     FigureCanvasAgg(figure).print_png(path)  # type: ignore[no-untyped-call]
+
+
+def plot_curves(path: Path, lines: Sequence[Mapping[str, Any]], steps: int) -> None:
+    """Losses and learning rate by step, and figures by epoch, of the lines of a run's log whose
+    epochs have ``steps`` steps."""
+    within = [line for line in lines if "step" in line]
+    epochs = [line for line in lines if "step" not in line]
+    figure = Figure(figsize=(7, 9), layout="constrained")
+    losses, rate, figures = figure.subplots(3)
+    at = [line["epoch"] - 1 + line["step"] / steps for line in within]
+    for name in _names(within, ("epoch", "step", "learning_rate")):
+        losses.plot(at, [line.get(name, np.nan) for line in within], ".-", label=_printable(name))
+    rate.plot(at, [line["learning_rate"] for line in within], ".-")
+    ends = [line["epoch"] for line in epochs]
+    for name in _names(epochs, ("epoch", "train_loss", "learning_rate", "seconds")):
+        values = [line.get(name, np.nan) for line in epochs]
+        figures.plot(ends, values, ".-", label=_printable(name))
+    for axes, title in ((losses, "losses"), (rate, "learning rate"), (figures, "validation")):
+        axes.set_title(title)
+        axes.set_xlabel("epoch")
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend()
+    FigureCanvasAgg(figure).print_png(path)  # type: ignore[no-untyped-call]
+
+
+def _names(lines: Sequence[Mapping[str, Any]], without: Sequence[str]) -> list[str]:
+    """Names of the numbers in some lines, in their order."""
+    found = dict.fromkeys(
+        name
+        for line in lines
+        for name, value in line.items()
+        if isinstance(value, int | float) and name not in without
+    )
+    return list(found)
 
 
 def _printable(label: str) -> str:

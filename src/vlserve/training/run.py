@@ -4,12 +4,11 @@ A `Job` says what is trained on what; `train` does the rest. Everything random f
 and the epoch, so a run that stops in the middle of an epoch goes on to the same bytes.
 """
 
-import json
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -21,6 +20,8 @@ from torch import Tensor, nn
 
 from vlserve.errors import TrainingError
 from vlserve.training.options import TrainOptions
+from vlserve.training.run_folder import LAST, WEIGHTS
+from vlserve.training.run_log import LogTo, RunLog, open_log
 from vlserve.training.state import (
     TrainState,
     load_facts,
@@ -30,9 +31,6 @@ from vlserve.training.state import (
     save_weights,
 )
 
-WEIGHTS, LAST, LOG = "model.safetensors", "last.safetensors", "log.jsonl"
-LOG_SECONDS = 10.0
-"""A step is logged when the last line is older, and every epoch's first and last step."""
 NO_MEMORY = ("not enough memory", "can't allocate memory", "out of memory")
 """How torch says it, beside its own exception."""
 
@@ -40,9 +38,10 @@ NO_MEMORY = ("not enough memory", "can't allocate memory", "out of memory")
 @dataclass(frozen=True)
 class Progress:
     """How far a run is: items read, of one file and then of the other; items encoded, likewise,
-    where a part of the network is frozen; or epochs trained, with the ``figures`` of the last."""
+    where a part of the network is frozen; steps of all epochs, with the losses of the last as
+    ``figures``; or epochs trained, with the figures of the last."""
 
-    stage: Literal["read", "encode", "train"]
+    stage: Literal["read", "encode", "step", "train"]
     done: int
     total: int
     figures: Mapping[str, float] = field(default_factory=dict)
@@ -96,6 +95,26 @@ class Place:
     """Of the steps done."""
 
 
+@dataclass(frozen=True)
+class Watch:
+    """Whom a run tells what it does: its log, and who asked for its progress."""
+
+    log: RunLog
+    progress: OnProgress
+    epochs: int
+
+    def step(self, epoch: int, step: int, losses: Mapping[str, float], rate: float) -> None:
+        """Tell of a step, counted from 1."""
+        self.log.step(epoch, step, losses, rate)
+        steps = self.log.steps
+        self.progress(Progress("step", (epoch - 1) * steps + step, self.epochs * steps, losses))
+
+    def epoch(self, line: Mapping[str, Any], figures: Mapping[str, float]) -> None:
+        """Tell of an epoch."""
+        self.log.epoch(line)
+        self.progress(Progress("train", line["epoch"], self.epochs, figures))
+
+
 def train(
     job: Job,
     options: TrainOptions,
@@ -105,10 +124,11 @@ def train(
     facts: Mapping[str, Any],
     resume: bool = False,
     progress: OnProgress | None = None,
+    log_to: LogTo = "jsonl",
 ) -> list[dict[str, Any]]:
     """Train until the last epoch, or until none got better for ``patience``; return the figures of
     every epoch. The best epoch's weights are model.safetensors in ``out``, the state after the last
-    step last.safetensors, and log.jsonl has a line a step or so.
+    step last.safetensors; log.jsonl has a line a step or so, and curves.png shows it.
 
     ``facts`` are kept with the state. Ctrl-C ends the run after the step that is under way:
     KeyboardInterrupt, and ``resume`` goes on. Raises TrainingError, which names the step, for a
@@ -128,12 +148,13 @@ def train(
         kept = load_facts(out / LAST)
         epochs = kept["epochs"]
         place = Place(len(epochs) + 1, *_steps_done(kept))
-    with _interrupts() as stop:
-        while place.epoch <= options.epochs and not _stale(epochs, job.chosen_by, options.patience):
+    log = open_log(out, log_to, job.steps, place.epoch, place.step)
+    watch = Watch(log, progress or (lambda _: None), options.epochs)
+    with closing(log), _interrupts() as stop:
+        while place.epoch <= options.epochs and not _stale(epochs, job.chosen_by, options):
             start = time.monotonic()
-            losses = _epoch(
-                state, job, options, seed, place, out, {**facts, "epochs": epochs}, stop
-            )
+            now = {**facts, "epochs": epochs}
+            losses = _epoch(state, job, options, seed, place, out, now, stop, watch)
             figures: dict[str, Any] = {
                 "train_loss": float(np.mean(losses)),
                 "learning_rate": state.learning_rate,
@@ -145,10 +166,9 @@ def train(
             if best_epoch(epochs, job.chosen_by) == place.epoch:
                 save_weights(out / WEIGHTS, job.checkpoint(state.average.module))
             save_state(out / LAST, state, {**facts, "epochs": epochs})
-            _log(out, epochs[-1])
-            if progress:
-                progress(Progress("train", place.epoch, options.epochs, figures))
+            watch.epoch(epochs[-1], figures)
             place = Place(place.epoch + 1)
+        log.draw()
     return epochs
 
 
@@ -180,8 +200,11 @@ def epoch_seed(seed: int, epoch: int) -> int:
     return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
 
 
-def _stale(epochs: list[dict[str, Any]], chosen_by: str, patience: int) -> bool:
-    return bool(epochs) and len(epochs) - best_epoch(epochs, chosen_by) >= patience
+def _stale(epochs: list[dict[str, Any]], chosen_by: str, options: TrainOptions) -> bool:
+    """Whether enough epochs passed without a better one."""
+    if len(epochs) < options.least_epochs:
+        return False
+    return len(epochs) - best_epoch(epochs, chosen_by) >= options.patience
 
 
 def _steps_done(kept: Mapping[str, Any]) -> tuple[int, tuple[float, ...]]:
@@ -198,9 +221,10 @@ def _epoch(
     out: Path,
     facts: Mapping[str, Any],
     stop: threading.Event,
+    watch: Watch,
 ) -> list[float]:
     """Train from ``place`` to the end of its epoch; the losses of all its steps."""
-    losses, logged = list(place.losses), 0.0
+    losses = list(place.losses)
     state.network.train()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(epoch_seed(seed, place.epoch))  # dropout draws from the global generator
@@ -211,14 +235,11 @@ def _epoch(
                 state.restore_random()
             parts = _step(state, job, options, batch, f"step {step + 1} of epoch {place.epoch}")
             losses.append(sum(parts.values()))
-            last = step + 1 == job.steps
-            if last or step == 0 or time.monotonic() - logged > LOG_SECONDS:
-                logged = time.monotonic()
-                rate = state.learning_rate
-                _log(out, {"epoch": place.epoch, "step": step + 1, **parts, "learning_rate": rate})
-            if stop.is_set() and not last:
+            watch.step(place.epoch, step + 1, parts, state.learning_rate)
+            if stop.is_set() and step + 1 < job.steps:
                 within = {"step": step + 1, "losses": losses}
                 save_state(out / LAST, state, {**facts, "within": within})
+                watch.log.draw()
                 raise KeyboardInterrupt
     return losses
 
@@ -270,8 +291,3 @@ def _interrupts() -> Iterator[threading.Event]:
             raise KeyboardInterrupt
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _log(out: Path, line: Mapping[str, Any]) -> None:
-    with (out / LOG).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")

@@ -10,13 +10,17 @@ import torch
 from safetensors.torch import load_file
 
 from support.tiny_models import EXPORT, captioner
-from vlserve.errors import DataError, ExportError
+from vlserve.cli.finetuning import Run
+from vlserve.errors import DataError, ExportError, SettingsError, TrainingError
 from vlserve.exporter.export import read_trained
 from vlserve.exporter.recipe import load_recipe
 from vlserve.settings import Settings
 from vlserve.training.finetune.captioner import Writer, plain_words
-from vlserve.training.finetune.run import FinetuneReport, finetune
+from vlserve.training.finetune.rewards import Rewards
+from vlserve.training.finetune.run import FinetuneReport, dry_run, finetune
+from vlserve.training.finetune.stages import finetune_in_stages, stage_options
 from vlserve.training.metrics.coco_captions import CiderD
+from vlserve.training.presets import PRESETS
 
 WORDS = ("cat", "dog", "ball", "red")
 TINY = {
@@ -87,6 +91,82 @@ def test_both_stages_learn_and_are_exported_unchanged(prepared: tuple[str, Path]
     assert trained.config["training"]["objective"] == "reward"
     before, after = load_file(words), load_file(reward)
     assert any(not torch.equal(before[name], after[name]) for name in after)
+
+
+def test_one_stage_follows_the_other_and_the_running_one_is_resumed(tmp_path: Path) -> None:
+    family, folder = "m2", tmp_path
+    write_features(folder, family, "train", 2)
+    write_features(folder, family, "val", 1)
+    files = (new_config(family, folder), folder / "train.jsonl", folder / "val.jsonl")
+    options = OPTIONS | {
+        "caption.epochs": 3,
+        "caption.least_epochs": 2,
+        "patience": 1,
+        "reward.epochs": 2,
+        "reward.optimiser": "sgd",
+        "reward.learning_rate": 1e-3,
+        "reward_workers": 2,
+    }
+
+    def staged(name: str, **more: Any) -> FinetuneReport:
+        recipe, stages = load_recipe(family, EXPORT), ("caption", "reward")
+        options_now = more.pop("options", options)
+        return finetune_in_stages(
+            *(recipe, *files, folder / name), objectives=stages, options=options_now, **more
+        )
+
+    def stop(at: tuple[str, int]) -> Any:
+        def show(step: Any) -> None:
+            stage = "reward" if (folder / "stopped" / "config.json").is_file() else "caption"
+            if (step.stage, step.done) == ("train", at[1]) and stage == at[0]:
+                raise KeyboardInterrupt
+
+        return show
+
+    report = staged("whole")
+    assert report.objective == "reward"
+    words = json.loads((folder / "whole" / "caption" / "metrics.json").read_text())
+    assert 2 <= len(words["epochs"]) <= 3 and words["options"]["learning_rate"] == 1e-2
+    record = json.loads((folder / "whole" / "config.json").read_text())["training"]
+    assert record["options"]["optimiser"] == "sgd" and record["before"]["objective"] == "caption"
+    with pytest.raises(KeyboardInterrupt):
+        staged("stopped", progress=stop(("caption", 1)))
+    with pytest.raises(KeyboardInterrupt):
+        staged("stopped", progress=stop(("reward", 1)), resume=True)
+    with pytest.raises(TrainingError, match="other options or another seed"):
+        staged("stopped", resume=True, options=options | {"caption.epochs": 4})
+    staged("stopped", resume=True)
+    for part in ("caption/model.safetensors", "model.safetensors"):
+        assert (folder / "whole" / part).read_bytes() == (folder / "stopped" / part).read_bytes()
+
+
+def test_both_stages_of_every_preset_take_a_step(prepared: tuple[str, Path]) -> None:
+    family, folder = prepared
+    start, recipe = new_config(family, folder), load_recipe(family, EXPORT)
+    data = (folder / "train.jsonl", folder / "val.jsonl")
+    small = {"caption.batch_size": 4, "reward.batch_size": 4, "accumulate": 1}
+    run = Run(recipe, start, *data, None, small, 0).with_preset(family)
+    assert run.objectives == ("caption", "reward")
+    for objective in ("caption", "reward"):
+        options = stage_options(run.options, objective, ("caption", "reward"))
+        report = dry_run(recipe, start, *data, objective=objective, options=options)
+        assert report.objective == objective and set(report.losses) == {objective}
+    assert options["learning_rate"] == PRESETS[family].options["reward.learning_rate"]
+
+
+def test_options_of_a_stage_win_and_those_of_none_are_refused() -> None:
+    said = {"patience": 5, "epochs": 9, "reward.epochs": 2}
+    stages = ("caption", "reward")
+    assert stage_options(said, "caption", stages) == {"patience": 5, "epochs": 9}
+    assert stage_options(said, "reward", stages) == {"patience": 5, "epochs": 2}
+    with pytest.raises(SettingsError, match="options of rewards: stages are caption, reward"):
+        stage_options({"rewards.epochs": 2}, "caption", stages)
+
+
+def test_workers_score_as_one_process_does() -> None:
+    corpus = [["a cat"], ["a dog", "the dog"], ["a red ball"]]
+    candidates, truth = ["a cat", "a dog", "a ball"], [["a cat"], ["a dog"], ["a red ball"]]
+    assert Rewards(corpus, 2)(candidates, truth) == Rewards(corpus, 0)(candidates, truth)
 
 
 def test_a_second_stage_that_stops_goes_on_to_the_same_bytes(tmp_path: Path) -> None:

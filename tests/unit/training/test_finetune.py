@@ -16,8 +16,8 @@ from vlserve.errors import SettingsError, TrainingError
 from vlserve.exporter.export import read_trained
 from vlserve.exporter.recipe import load_recipe
 from vlserve.settings import Settings
-from vlserve.training.finetune.presets import PRESETS, preset_of
 from vlserve.training.finetune.run import FinetuneReport, dry_run, finetune
+from vlserve.training.presets import PRESETS, preset_of, tag_options
 
 COLOURS = {"red": (220, 30, 30), "cat": (30, 220, 30), "dog": (30, 30, 220), "ball": (220, 220, 30)}
 OPTIONS: dict[str, Any] = {"epochs": 2, "batch_size": 4, "learning_rate": 1e-3, "queue_size": 8}
@@ -147,11 +147,13 @@ TINY_OF = {
     "albef-ve": "albef-entail",
     "albef-nlvr": "albef-reason",
     "blip-retrieval": "blip-match",
+    "albef-grounding": "albef-match",
     "blip-vqa": "blip-answer",
+    "blip-caption": "blip-caption",
 }
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", TINY_OF)
 def test_every_preset_takes_a_step(name: str, tmp_path: Path) -> None:
     preset = PRESETS[name]
     ready = Prepared(TINY_OF[name], tmp_path, preset.objective)
@@ -168,11 +170,21 @@ def test_every_preset_takes_a_step(name: str, tmp_path: Path) -> None:
         assert preset.options["queue_size"] % preset.options["batch_size"] == 0
 
 
+def test_every_preset_is_tried() -> None:
+    """Those of captioners in test_captioners.py, the tagger's in test_fit.py."""
+    assert set(PRESETS) == {*TINY_OF, "s2", "m2", "resnet-gru"}
+
+
 def test_a_preset_of_another_family_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="is of albef, not of blip"):
         preset_of("albef-ve", "blip")
-    with pytest.raises(SettingsError, match="no preset x: there are albef-retrieval"):
+    with pytest.raises(SettingsError, match="no preset x: there are resnet-gru, albef-retrieval"):
         preset_of("x", "blip")
+
+
+def test_a_preset_that_trains_a_checkpoint_on_needs_one() -> None:
+    with pytest.raises(SettingsError, match="the preset blip-vqa trains a checkpoint on"):
+        tag_options("blip-vqa", "blip", {})
 
 
 def test_objectives_that_a_family_lacks_are_named(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from vlserve.errors import DataError, TrainingError
 from vlserve.exporter.recipe import Recipe
 from vlserve.training.demo_data import DemoData
 from vlserve.training.fit import TrainReport, fit
+from vlserve.training.presets import tag_options
 from vlserve.training.run import Progress
 
 TINY: Mapping[str, Any] = {
@@ -69,6 +70,7 @@ def test_a_run_leaves_what_an_export_needs_and_nothing_pickled(
         "log.jsonl",
         "metrics.json",
         "confusion.png",
+        "curves.png",
     }
     config = json.loads((trained.out / "config.json").read_text())
     assert config["labels"] == list(drawn.labels) and config["pooling"] == "final_states"
@@ -103,6 +105,17 @@ def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(
     fit(recipe, drawn.train, drawn.val, tmp_path / "other", options=TINY, seed=6)
     assert figures_of(tmp_path / "same") == figures_of(trained.out)
     assert figures_of(tmp_path / "other") != figures_of(trained.out)
+
+
+def test_the_tutorials_preset_trains_a_network_of_its_sizes(
+    recipe: Recipe, drawn: DemoData, tmp_path: Path
+) -> None:
+    small = {"image_height": 35, "image_width": 25, "resnet_width": 4, "epochs": 1}
+    options = tag_options("resnet-gru", "resnet_gru", small)
+    assert options["max_length"] == 15 and options["image_height"] == 35
+    fit(recipe, drawn.train, drawn.val, tmp_path, options=options)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["hidden"], config["gru_layers"], config["embedding_size"]) == (16, 2, 64)
 
 
 def test_a_resumed_run_equals_one_that_never_stopped(

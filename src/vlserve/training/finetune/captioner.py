@@ -1,8 +1,8 @@
 """Captioners of features, S2 and M2: by the next word, and then by reward.
 
-The two stages are two runs, each with an optimiser and schedule of its own; ``patience`` ends the
-first. Captions are words in lower case without punctuation; a word that the network lacks is its
-first one, ``<unk>``.
+The two stages are two runs, each with an optimiser and schedule of its own:
+`vlserve.training.finetune.stages`. Captions are words in lower case without punctuation; a word
+that the network lacks is its first one, ``<unk>``.
 """
 
 import re
@@ -24,9 +24,9 @@ from vlserve.runtime.types import Arrays
 from vlserve.training.evaluators.items import CaptionItem, read_task_file
 from vlserve.training.finetune.data import TaskData
 from vlserve.training.finetune.jobs import Items
-from vlserve.training.finetune.plan import CaptionerPlan
+from vlserve.training.finetune.plan import CaptionerPlan, FinetuneOptions
+from vlserve.training.finetune.rewards import Rewards
 from vlserve.training.lines import refuse_mostly_bad
-from vlserve.training.metrics.coco_captions import CiderD
 from vlserve.training.objectives.caption import Memory, caption_log_probs, next_words
 from vlserve.training.objectives.self_critical import self_critical, word_log_probs
 
@@ -112,24 +112,23 @@ class Writer:
 
 @dataclass(frozen=True)
 class WordJob:
-    """The first stage: one caption of an image a step, drawn of those that it has."""
+    """The first stage: every caption of an image."""
 
     trained: nn.Module
     items: Items
     writer: Writer
+    rewards: Rewards
+    """By the training captions."""
 
-    chosen_by = "caption_log_prob"
+    chosen_by = "cider_d"
 
     @property
     def steps(self) -> int:
-        return self.items.steps
+        return self.items.caption_steps
 
     def batches(self, seed: int, epoch: int) -> Iterator[Batch]:
-        random = np.random.default_rng((seed, epoch))
-        data = self.items.train
-        for lines in self.items.orders(seed, epoch):
-            texts = [random.choice(data.file.by_line[line].captions) for line in lines]
-            yield self._batch(data, lines, texts)
+        for captions in self.items.caption_orders(seed, epoch):
+            yield self._batch(self.items.train, *zip(*captions, strict=True))
 
     def _batch(self, data: TaskData, lines: Sequence[int], texts: Sequence[str]) -> Batch:
         rows = [self.writer.ids(text) for text in texts]
@@ -147,13 +146,15 @@ class WordJob:
 
     @torch.no_grad()
     def figures(self, network: nn.Module) -> dict[str, float]:
-        """The log-probability of a word of an image's first caption, a mean over batches."""
+        """The log-probability of a word of an image's first caption, a mean over batches; and
+        `mean_cider_d`, by which S2 and M2 choose."""
         network.eval()
         data, losses = self.items.val, []
         for lines in self.items.val_batches():
             texts = [data.file.by_line[line].captions[0] for line in lines]
             losses.append(float(self.losses(network, self._batch(data, lines, texts))["caption"]))
-        return {"caption_log_prob": -float(np.mean(losses))}
+        cider_d = mean_cider_d(network, self.items, self.writer, self.rewards)
+        return {"caption_log_prob": -float(np.mean(losses)), "cider_d": cider_d}
 
     def checkpoint(self, network: nn.Module) -> Mapping[str, Tensor]:
         return network.state_dict()
@@ -167,7 +168,7 @@ class RewardJob:
     trained: nn.Module
     items: Items
     writer: Writer
-    rewards: CiderD
+    rewards: Rewards
     """By the training captions."""
 
     chosen_by = "cider_d"
@@ -210,20 +211,25 @@ class RewardJob:
         scores = self.rewards(candidates, repeated)
         return torch.tensor(scores).reshape(texts.shape[:2])
 
-    @torch.no_grad()
     def figures(self, network: nn.Module) -> dict[str, float]:
-        """Mean CIDEr-D of the best beam, by the training captions' frequencies, of plain words."""
-        network.eval()
-        data, scores = self.items.val, list[float]()
-        for lines in self.items.val_batches():
-            features = self.writer.features([data.images[line] for line in lines])
-            beams = self.writer.search(network, self.writer.memory(network, features))
-            written = [self.writer.text(best.token_ids[1:].tolist()) for best, *_ in beams]
-            scores += self.rewards(written, references(data, lines))
-        return {"cider_d": float(np.mean(scores))}
+        return {"cider_d": mean_cider_d(network, self.items, self.writer, self.rewards)}
 
     def checkpoint(self, network: nn.Module) -> Mapping[str, Tensor]:
         return network.state_dict()
+
+
+@torch.no_grad()
+def mean_cider_d(network: nn.Module, items: Items, writer: Writer, rewards: Rewards) -> float:
+    """CIDEr-D of the best beam, a mean over validation images, by the training captions'
+    frequencies, of plain words."""
+    network.eval()
+    scores = list[float]()
+    for lines in items.val_batches():
+        features = writer.features([items.val.images[line] for line in lines])
+        beams = writer.search(network, writer.memory(network, features))
+        written = [writer.text(best.token_ids[1:].tolist()) for best, *_ in beams]
+        scores += rewards(written, references(items.val, lines))
+    return float(np.mean(scores))
 
 
 def captioner_job(
@@ -233,14 +239,13 @@ def captioner_job(
     config: Mapping[str, Any],
     objective: str,
     data: tuple[TaskData, TaskData],
-    batch_size: int,
+    options: FinetuneOptions,
 ) -> WordJob | RewardJob:
     """The job of either stage."""
-    items, writer = Items(*data, batch_size), Writer(recipe, config, plan.masked)
-    if objective == "caption":
-        return WordJob(network, items, writer)
+    items, writer = Items(*data, options.batch_size), Writer(recipe, config, plan.masked)
     train = data[0]
-    return RewardJob(network, items, writer, CiderD(references(train, train.lines)))
+    rewards = Rewards(references(train, train.lines), options.reward_workers)
+    return (WordJob if objective == "caption" else RewardJob)(network, items, writer, rewards)
 
 
 def read_features(

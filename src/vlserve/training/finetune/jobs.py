@@ -3,7 +3,8 @@ Retrieval has a file of its own, beside."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from vlserve.training.objectives import answer, caption, classify
 from vlserve.training.run import epoch_seed
 
 Batch = Mapping[str, Tensor]
+Item = TypeVar("Item")
 SCORE_BATCH = 16
 
 
@@ -33,11 +35,28 @@ class Items:
 
     def orders(self, seed: int, epoch: int) -> Iterator[list[int]]:
         """Lines of each training batch; the last items of an order that fill none are left out."""
+        return self._shuffled(self.train.lines, seed, epoch)
+
+    @cached_property
+    def captions(self) -> list[tuple[int, str]]:
+        """Line and text of each training caption."""
+        by_line = self.train.file.by_line
+        return [(line, text) for line in self.train.lines for text in by_line[line].captions]
+
+    @property
+    def caption_steps(self) -> int:
+        return max(len(self.captions) // self.batch_size, 1)
+
+    def caption_orders(self, seed: int, epoch: int) -> Iterator[list[tuple[int, str]]]:
+        """As `orders`, of captions: an image comes as often as it has some."""
+        return self._shuffled(self.captions, seed, epoch)
+
+    def _shuffled(self, items: Sequence[Item], seed: int, epoch: int) -> Iterator[list[Item]]:
         generator = torch.Generator().manual_seed(epoch_seed(seed, epoch))
-        places = torch.randperm(len(self.train.lines), generator=generator).tolist()
+        places = torch.randperm(len(items), generator=generator).tolist()
         size = self.batch_size
-        for start in range(0, self.steps * size, size):
-            yield [self.train.lines[place] for place in places[start : start + size]]
+        for start in range(0, max(len(items) // size, 1) * size, size):
+            yield [items[place] for place in places[start : start + size]]
 
     def val_batches(self) -> Iterator[list[int]]:
         lines = self.val.lines
@@ -194,7 +213,7 @@ class AnswerJob:
 
 @dataclass(frozen=True)
 class CaptionJob:
-    """One caption of an image a step, drawn of those that it has, behind a prompt."""
+    """Every caption of an image, behind a prompt."""
 
     trained: nn.Module
     items: Items
@@ -207,13 +226,11 @@ class CaptionJob:
 
     @property
     def steps(self) -> int:
-        return self.items.steps
+        return self.items.caption_steps
 
     def batches(self, seed: int, epoch: int) -> Iterator[Batch]:
-        random = np.random.default_rng((seed, epoch))
-        for lines in self.items.orders(seed, epoch):
-            texts = [random.choice(self.items.train.file.by_line[line].captions) for line in lines]
-            yield self._batch(self.items.train, lines, texts)
+        for captions in self.items.caption_orders(seed, epoch):
+            yield self._batch(self.items.train, *zip(*captions, strict=True))
 
     def _batch(self, data: TaskData, lines: Sequence[int], texts: Sequence[str]) -> Batch:
         rows = [self.words.ids(f"{self.prompt}{text}")[: self.max_length] for text in texts]

@@ -33,6 +33,8 @@ class FinetuneOptions(TrainOptions):
     """Of retrieve: how much of the teacher stays in a step."""
     alpha: float = Field(default=0.4, ge=0, le=1)
     """Of retrieve: the teacher's share in the targets, raised to over the first epoch."""
+    reward_workers: int = Field(default=0, ge=0, le=64)
+    """Of reward: processes that score captions; 0: the run's own."""
 
     def rules(self, family: RetrievalRules) -> RetrievalRules:
         """A family's rules with this run's momentum."""

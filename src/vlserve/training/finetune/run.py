@@ -1,6 +1,5 @@
 """Train a checkpoint on for a task: `finetune`."""
 
-import json
 import resource
 import tempfile
 import time
@@ -23,14 +22,10 @@ from vlserve.training.finetune.jobs import AnswerJob, CaptionJob, ClassJob, Item
 from vlserve.training.finetune.plan import CaptionerPlan, FinetuneOptions, VisionTextPlan, plan_of
 from vlserve.training.finetune.retrieval import PairNetwork, RetrievalJob
 from vlserve.training.finetune.start import Start, start_from
-from vlserve.training.fit import BAD_LINES, CONFIG, METRICS, check_resumable
-from vlserve.training.lines import BadLine, first_of, write_bad_lines
+from vlserve.training.lines import BadLine, first_of
 from vlserve.training.loop import add_dropout
 from vlserve.training.options import parse_options
 from vlserve.training.run import (
-    LAST,
-    LOG,
-    WEIGHTS,
     Job,
     OnProgress,
     Progress,
@@ -38,6 +33,15 @@ from vlserve.training.run import (
     first_step,
     train,
 )
+from vlserve.training.run_folder import (
+    LAST,
+    METRICS,
+    begin_folder,
+    check_resumable,
+    keep_record,
+    write_json,
+)
+from vlserve.training.run_log import OF_THE_RUN, LogTo
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,7 @@ def finetune(
     resume: bool = False,
     strict: bool = False,
     progress: OnProgress | None = None,
+    log_to: LogTo = "jsonl",
 ) -> FinetuneReport:
     """Train ``checkpoint`` on; keep the epoch that is best on ``val_file``.
 
@@ -112,19 +117,22 @@ def finetune(
     wrong = bad_lines(*ready.data)
     if strict and wrong:
         raise DataError(f"{len(wrong)} bad line(s): {first_of(wrong)}")
-    out.mkdir(parents=True, exist_ok=True)
-    for name in [BAD_LINES] if resume else [BAD_LINES, WEIGHTS, LAST, LOG, METRICS]:
-        (out / name).unlink(missing_ok=True)
-    if wrong:
-        write_bad_lines(out / BAD_LINES, wrong)
-    _write_json(out / CONFIG, {**ready.start.config, "training": dict(ready.facts)})
+    said = {**ready.start.config, "training": dict(ready.facts)}
+    begin_folder(out, said, wrong, resume=resume)
     job = ready.job
     epochs = train(
-        job, ready.options, seed, out, facts=ready.facts, resume=resume, progress=progress
+        job,
+        ready.options,
+        seed,
+        out,
+        facts=ready.facts,
+        resume=resume,
+        progress=progress,
+        log_to=log_to,
     )
+    keep_record(out, epochs, job.chosen_by, ready.start.config.get("training"))
     best = best_epoch(epochs, job.chosen_by)
-    of_the_run = ("epoch", "seconds", "learning_rate")
-    figures = {k: v for k, v in epochs[best - 1].items() if k not in of_the_run}
+    figures = {k: v for k, v in epochs[best - 1].items() if k not in OF_THE_RUN}
     report = FinetuneReport(
         out=out,
         objective=ready.start.objective,
@@ -137,7 +145,7 @@ def finetune(
         seconds=time.monotonic() - begun,
     )
     content = {**figures, "best_epoch": best, "best_by": job.chosen_by, "seconds": report.seconds}
-    _write_json(out / METRICS, {**content, **ready.facts, "epochs": epochs})
+    write_json(out / METRICS, {**content, **ready.facts, "epochs": epochs})
     return report
 
 
@@ -197,9 +205,8 @@ def prepare(
     start = start_from(recipe, plan, checkpoint, config, wanted, seed)
     if isinstance(plan, CaptionerPlan):
         data = _feature_files(train_file, val_file, start)
-        size = chosen.batch_size
         job: Job = captioner_job(
-            *(plan, recipe, start.network, start.config, start.objective, data, size)
+            *(plan, recipe, start.network, start.config, start.objective, data, chosen)
         )
     else:
         assert isinstance(plan, VisionTextPlan)
@@ -291,8 +298,3 @@ def _serving(
             raise TrainingError(f"{recipe.spec.family} takes no image")
         text = load_tokenizer(served.text, Path(folder)) if served.text else None
         return served.image, text, tuple(served.labels)
-
-
-def _write_json(path: Path, content: Any) -> None:
-    text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
-    path.write_text(text, encoding="utf-8")

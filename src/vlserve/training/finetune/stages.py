@@ -1,0 +1,92 @@
+"""One objective after the other, each a run with an optimiser and a schedule of its own."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vlserve.errors import SettingsError, TrainingError
+from vlserve.exporter.recipe import Recipe
+from vlserve.training.finetune.plan import FinetuneOptions
+from vlserve.training.finetune.run import FinetuneReport, finetune
+from vlserve.training.options import parse_options
+from vlserve.training.run import OnProgress
+from vlserve.training.run_folder import LAST, METRICS, WEIGHTS
+from vlserve.training.run_log import LogTo
+
+
+def finetune_in_stages(
+    recipe: Recipe,
+    checkpoint: Path,
+    train_file: Path,
+    val_file: Path,
+    out: Path,
+    *,
+    objectives: Sequence[str | None],
+    options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    strict: bool = False,
+    progress: OnProgress | None = None,
+    log_to: LogTo = "jsonl",
+) -> FinetuneReport:
+    """Train by each objective in turn, beginning with the best epoch of the one before; the last
+    one's files are those of ``out``, an earlier one's stand in a folder of its name there.
+
+    ``objectives``: None alone for that of the checkpoint's task.
+    ``options``: of every stage, or of one, as ``reward.learning_rate``. ``resume`` goes on with the
+    stage that was under way. Returns the last stage's report; raises what `finetune` does.
+    """
+    said = options or {}
+    if len(set(objectives)) < len(objectives):
+        raise SettingsError(f"objectives {_named(objectives)}: each has a folder of its own")
+    every = [stage_options(said, one, objectives) for one in objectives]
+    folders = [*(out / str(one) for one in objectives[:-1]), out]
+    if not resume:
+        for folder in folders:
+            for name in (METRICS, LAST):
+                (folder / name).unlink(missing_ok=True)
+    begin = checkpoint
+    for objective, own, folder in zip(objectives, every, folders, strict=True):
+        if folder != out and (folder / METRICS).is_file():
+            _check_same(folder, own, seed)
+        else:
+            report = finetune(
+                *(recipe, begin, train_file, val_file, folder),
+                objective=objective,
+                options=own,
+                seed=seed,
+                resume=resume and (len(folders) == 1 or (folder / LAST).is_file()),
+                strict=strict,
+                progress=progress,
+                log_to=log_to,
+            )
+        begin = folder / WEIGHTS
+    return report
+
+
+def stage_options(
+    options: Mapping[str, Any], objective: str | None, objectives: Sequence[str | None]
+) -> dict[str, Any]:
+    """What of ``options`` counts for a stage: its own win. SettingsError for those of no stage."""
+    parted = {key: key.rpartition(".") for key in options}
+    if unknown := sorted({stage for stage, _, _ in parted.values()} - {"", *objectives}):
+        raise SettingsError(f"options of {', '.join(unknown)}: stages are {_named(objectives)}")
+    every = {key: value for key, value in options.items() if not parted[key][0]}
+    own = {parted[key][2]: x for key, x in options.items() if parted[key][0] == objective}
+    return every | own
+
+
+def _named(objectives: Sequence[str | None]) -> str:
+    return ", ".join(one or "the checkpoint's own" for one in objectives)
+
+
+def _check_same(folder: Path, options: Mapping[str, Any], seed: int) -> None:
+    """TrainingError where a stage that is finished had other options."""
+    kept = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+    now = parse_options(FinetuneOptions, options).said()
+    if (kept["options"], kept["seed"]) != (now, seed):
+        raise TrainingError(
+            f"{folder} is of a run with other options or another seed: resume with the same, or "
+            "train into another folder"
+        )

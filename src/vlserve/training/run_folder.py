@@ -1,0 +1,101 @@
+"""The files of a run's folder, but for its log's: `vlserve.training.run_log`."""
+
+import hashlib
+import importlib.metadata
+import json
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import vlserve
+from vlserve.errors import TrainingError
+from vlserve.training.lines import BadLine, write_bad_lines
+from vlserve.training.run_log import CURVES, EVENTS, LOG
+from vlserve.training.state import load_facts
+
+WEIGHTS, LAST = "model.safetensors", "last.safetensors"
+CONFIG, METRICS = "config.json", "metrics.json"
+PLOT, BAD_LINES = "confusion.png", "bad_lines.json"
+OF_ONE_RUN = (BAD_LINES, WEIGHTS, LAST, METRICS, PLOT, LOG, CURVES)
+
+
+def begin_folder(
+    out: Path, config: Mapping[str, Any], bad_lines: Sequence[BadLine], *, resume: bool
+) -> None:
+    """Write what a run knows before it trains, in place of an earlier run's files."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name in [BAD_LINES] if resume else OF_ONE_RUN:
+        (out / name).unlink(missing_ok=True)
+    if not resume:
+        shutil.rmtree(out / EVENTS, ignore_errors=True)
+    if bad_lines:
+        write_bad_lines(out / BAD_LINES, bad_lines)
+    write_json(out / CONFIG, config)
+
+
+def keep_record(
+    out: Path,
+    epochs: Sequence[Mapping[str, Any]],
+    chosen_by: str,
+    before: Mapping[str, Any] | None = None,
+) -> None:
+    """Complete ``training`` in config.json, which export puts into the archive's manifest, by the
+    versions of the code, the figures of every epoch, and ``before``: the record of what the run
+    began with. Same run, same bytes: no times."""
+    config = json.loads((out / CONFIG).read_text(encoding="utf-8"))
+    config["training"] |= {
+        "code": code_versions(),
+        "best_by": chosen_by,
+        "epochs": [
+            {name: _finite(value) for name, value in epoch.items() if name != "seconds"}
+            for epoch in epochs
+        ],
+        **({"before": before} if before else {}),
+    }
+    write_json(out / CONFIG, config)
+
+
+def code_versions() -> dict[str, str]:
+    """Versions of what trained: vlserve and the sha256 of its sources, and torch."""
+    package = Path(vlserve.__file__).parent
+    sources = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        sources.update(file.relative_to(package).as_posix().encode() + b"\n" + file.read_bytes())
+    return {
+        "vlserve": importlib.metadata.version("vlserve"),
+        "sources_sha256": sources.hexdigest(),
+        "torch": str(torch.__version__),
+    }
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no other numbers."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def check_resumable(path: Path, facts: Mapping[str, Any]) -> None:
+    """TrainingError unless ``path`` is the state of a run with the same ``facts``."""
+    if not path.is_file():
+        raise TrainingError(f"nothing to resume: no {path}. Train without resume first")
+    saved = load_facts(path)
+    differing = [name for name, value in facts.items() if saved.get(name) != value]
+    if differing:
+        raise TrainingError(
+            f"{path} is of a run with another {', '.join(differing)}: resume with the same, "
+            "or train into another folder"
+        )
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON; ``path`` appears whole."""
+    text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
