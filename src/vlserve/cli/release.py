@@ -13,7 +13,6 @@ from vlserve.cli.parameters import MAX_VERSION, Group, Model, Version, control_c
 from vlserve.cli.rollout_text import place, waiting, waits_for, why_back
 from vlserve.control.client import ControlClient
 from vlserve.control.domain import RolloutStatus
-from vlserve.control.judge.policy import Policy
 from vlserve.control.wire.rollout_views import RolloutView
 from vlserve.control.wire.views import Released
 
@@ -59,6 +58,8 @@ def _changes(given: Mapping[str, str | None]) -> dict[str, Any]:
     Raises:
         typer.BadParameter: names the option of which no policy may have the value.
     """
+    from vlserve.control.judge.policy import Policy
+
     changes: dict[str, Any] = {}
     for name, text in given.items():
         option, read = _OPTIONS[name]

@@ -14,8 +14,6 @@ Ramdas 2024, "Estimating means of bounded random variables by betting", JRSS B 8
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.special import betaln, xlog1py, xlogy
 
 from vlserve.control.judge import capital
 from vlserve.control.judge.capital import Array, JsonArray
@@ -86,6 +84,8 @@ def log_e_below(agreement: Agreement, floor: float) -> Array:
 
 def log_e_against(pairs: Array, agreeing: Array, rate: float) -> Array:
     """Log e-value against "the rate is exactly ``rate``", (...)."""
+    from scipy.special import betaln, xlog1py, xlogy
+
     rest = pairs - agreeing
     mixture = betaln(PRIOR + agreeing, PRIOR + rest) - betaln(PRIOR, PRIOR)
     evidence: Array = mixture - xlogy(agreeing, rate) - xlog1py(rest, -rate)
@@ -94,6 +94,8 @@ def log_e_against(pairs: Array, agreeing: Array, rate: float) -> Array:
 
 def bounds(pairs: float, agreeing: float, alpha: float) -> tuple[float, float]:
     """The confidence sequence now: lower and upper bound of the agreement rate."""
+    from scipy.optimize import brentq
+
     if pairs == 0:
         return 0.0, 1.0
 

@@ -14,7 +14,6 @@ counted once in a release (vlserve.control.judge.callers).
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.special import betaln
 
 from vlserve.control.judge.capital import Array, JsonArray
 
@@ -53,6 +52,8 @@ def next_step(ratio: SampleRatio, weight: int) -> SampleRatio:
 
 def log_e(ratio: SampleRatio, weight: int) -> Array:
     """Log e-value over all steps so far, (...)."""
+    from scipy.special import betaln
+
     if not 0 < weight < 100:
         return ratio.earlier_log_e
     share = weight / 100

@@ -27,7 +27,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betainccinv
 
 from vlserve.control.judge import capital
 from vlserve.control.judge.capital import Array, JsonArray
@@ -107,6 +106,8 @@ def settle(
 def settle_alone(comparison: Comparison, block: Counts, margin: float = 0.0) -> Comparison:
     """Pay out one block of a time in which the candidate has all the traffic, against what stable's
     rate was at most before. Without any outcome of stable it is no evidence."""
+    from scipy.special import betainccinv
+
     missed = comparison.stable - comparison.stable_hits
     ceiling = betainccinv(comparison.stable_hits + 1, np.maximum(missed, 1e-9), CEILING_RISK)
     ceiling = np.where(missed > 0, ceiling, 1.0)
