@@ -38,6 +38,7 @@ def run(program: str, *arguments: object, codes: tuple[int, ...] = (0,)) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        encoding="utf-8",
     )
     with process:
         try:
@@ -137,14 +138,14 @@ def test_offline_ways_are_held_against_the_limit(archive: Path, tmp_path: Path) 
     short = ("--rows", 96, "--rounds", 1, "--ways", "job,pool", "--out", out)
     table = run("offline.batch", "--archive", archive, *short)
     assert "vlserve batch" in table and "multiprocessing" in table
-    (turns,) = json.loads(out.read_text())
+    (turns,) = json.loads(out.read_text(encoding="utf-8"))
     assert [turn["way"] for turn in turns] == ["limit", "vlserve batch", "multiprocessing"]
 
 
 def test_kills_lose_no_row(tmp_path: Path) -> None:
     out = tmp_path / "kills.json"
     run("offline.kills", "--rows", 3000, "--driver-kill", 3, "--worker-kill", 2, "--out", out)
-    assert json.loads(out.read_text())["wrong"] == []
+    assert json.loads(out.read_text(encoding="utf-8"))["wrong"] == []
 
 
 def test_split_is_by_weight() -> None:

@@ -291,7 +291,9 @@ def test_a_request_that_takes_too_long_is_found(tmp_path: Path) -> None:
 
     def worker(*texts: str, headers: str = OF_A_CLIENT) -> tuple[str, str]:
         command = [sys.executable, "-c", LATE, str(tmp_path), headers, *texts]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=50, check=False, encoding="utf-8"
+        )
         return done.stdout, done.stderr
 
     for _ in range(2):

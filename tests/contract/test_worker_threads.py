@@ -47,5 +47,6 @@ def test_a_worker_computes_on_its_version_s_threads(
         capture_output=True,
         text=True,
         check=True,
+        encoding="utf-8",
     )
     assert done.stdout.splitlines()[-1] == f"{threads} {threads} {threads}"

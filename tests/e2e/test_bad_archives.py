@@ -271,6 +271,7 @@ def test_the_command_line_says_it_in_one_line(
         text=True,
         timeout=120,
         check=False,
+        encoding="utf-8",
     )
     assert (done.returncode, done.stdout) == (1, "")
     progress, refusal = done.stderr.splitlines()

@@ -91,6 +91,7 @@ class Host:
             capture_output=True,
             text=True,
             timeout=120,
+            encoding="utf-8",
         )
 
     def health(self, service: str) -> subprocess.CompletedProcess[str]:

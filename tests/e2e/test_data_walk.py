@@ -84,6 +84,7 @@ def test_clips_and_a_table_become_tags(tmp_path: Path) -> None:
             text=True,
             timeout=280,
             check=False,
+            encoding="utf-8",
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
 

@@ -48,6 +48,7 @@ class Checkout:
             text=True,
             timeout=600,
             check=False,
+            encoding="utf-8",
         )
 
 

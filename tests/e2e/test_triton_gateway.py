@@ -81,8 +81,12 @@ def test_triton_s_own_words_reach_no_client(envoy: RunningGateway, http: httpx.C
     assert (response.status_code, response.json()["error"]["code"]) == (503, "version_unavailable")
     assert response.headers["retry-after"] == "1"
     assert response.headers["content-type"] == "application/json"
-    wait_until(lambda: '"tried"' in envoy.access_log().read_text())
-    (line,) = [one for one in envoy.access_log().read_text().splitlines() if '"tried"' in one]
+    wait_until(lambda: '"tried"' in envoy.access_log().read_text(encoding="utf-8"))
+    (line,) = [
+        one
+        for one in envoy.access_log().read_text(encoding="utf-8").splitlines()
+        if '"tried"' in one
+    ]
     assert json.loads(line)["tries"] == envoy.settings.gateway.retries + 1
 
 
@@ -104,8 +108,12 @@ def test_a_shadow_gets_its_copies(
     response = envoy.http.post("/predictions/m", json=probe.fields)
     assert response.status_code == 200
     request_id = response.headers["x-request-id"]
-    wait_until(lambda: request_id in envoy.shadow_log().read_text())
-    (line,) = [one for one in envoy.shadow_log().read_text().splitlines() if request_id in one]
+    wait_until(lambda: request_id in envoy.shadow_log().read_text(encoding="utf-8"))
+    (line,) = [
+        one
+        for one in envoy.shadow_log().read_text(encoding="utf-8").splitlines()
+        if request_id in one
+    ]
     assert (json.loads(line)["status"], json.loads(line)["version"]) == (200, "7")
 
 

@@ -25,7 +25,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(PROJECT / name, source)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     command = ["wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", str(folder)]
-    done = subprocess.run([*pip, *command, str(source)], capture_output=True, text=True)
+    done = subprocess.run(
+        [*pip, *command, str(source)], capture_output=True, text=True, encoding="utf-8"
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     [built] = folder.glob("vlserve-*.whl")
     return built

@@ -47,6 +47,7 @@ def test_the_wheel_holds_every_file_of_the_code_and_of_the_folders(wheel: Path) 
         capture_output=True,
         text=True,
         check=True,
+        encoding="utf-8",
     ).stdout.split()
     expected = {
         name.removeprefix("src/") if name.startswith("src/") else f"vlserve/_project/{name}"

@@ -37,6 +37,7 @@ class Installation:
             text=True,
             timeout=timeout_s,
             check=False,
+            encoding="utf-8",
         )
 
     def output(

@@ -60,7 +60,10 @@ def instructions(target: str) -> list[tuple[str, str]]:
 def test_compose_files_follow_the_compose_schema(name: str) -> None:
     command = ["--builtin-schema", "vendor.compose-spec", str(ROOT / name)]
     done = subprocess.run(
-        [sys.executable, "-m", "check_jsonschema", *command], capture_output=True, text=True
+        [sys.executable, "-m", "check_jsonschema", *command],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
     )
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -81,6 +81,8 @@ def test_affinity_counts() -> None:
     told = "import os; from vlserve.processor import usable_cores as n; print(n())"
     first = min(os.sched_getaffinity(0))
     bound = f"import os; os.sched_setaffinity(0, {{{first}}}); {told}"
-    run = subprocess.run([sys.executable, "-c", bound], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", bound], capture_output=True, text=True, check=True, encoding="utf-8"
+    )
     assert run.stdout == "1\n"
     assert usable_cores(Path("/nowhere"), Path("/nowhere")) == len(os.sched_getaffinity(0))

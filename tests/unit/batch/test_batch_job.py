@@ -59,7 +59,7 @@ def test_each_row_gets_the_answer_of_the_archives_own_code(
             assert tag["score"] == pytest.approx(other["score"], abs=1e-6)
     assert (report["rows"], report["failed"], report["parts"]) == (150, 0, 3)
     assert sum(report["labels"].values()) == 150
-    assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
+    assert json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8")) == report
 
 
 def test_every_kind_of_input_gives_the_same_answers(covers: Path, run: Run, tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_every_kind_of_input_gives_the_same_answers(covers: Path, run: Run, tmp_
     for row in images:
         (folder / "sub").mkdir(parents=True, exist_ok=True)
         (folder / "sub" / f"{row['id']}.jpg").write_bytes(row["image"])
-        (folder / "sub" / f"{row['id']}.txt").write_text(row["text"])
+        (folder / "sub" / f"{row['id']}.txt").write_text(row["text"], encoding="utf-8")
     columns = {"image_path": "cover", "text": "title"}
     inputs: dict[str, tuple[Path, dict[str, Any]]] = {
         "jsonl": (write_jsonl(covers / "in.jsonl", rows), {}),
@@ -113,7 +113,7 @@ def test_a_bad_row_has_an_error_of_its_own(covers: Path, run: Run, tmp_path: Pat
         row6={"img": "."},
     )
     file = write_jsonl(covers / "bad.jsonl", rows)
-    with file.open("a") as more:
+    with file.open("a", encoding="utf-8") as more:
         more.write('[1]\n{"id": 12\n\n{"id": 14, "img": "cover0.jpg", "text": "a"}\n')
     report = run(file)
     answered = output(tmp_path / "out")
@@ -230,7 +230,7 @@ def test_another_job_in_the_same_folder_is_refused(covers: Path, run: Run, tmp_p
     with pytest.raises(BatchError, match="has changed since the job began"):
         run(file)
     (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "mine.txt").write_text("mine")
+    (tmp_path / "full" / "mine.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(BatchError, match="is not empty and holds no job"):
         run(file, out=tmp_path / "full")
 

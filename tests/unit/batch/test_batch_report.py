@@ -51,7 +51,7 @@ def test_shares_of_all_parts_make_the_whole(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(
         pyarrow.Table.from_pylist(rows), tmp_path / "b.parquet", row_group_size=100
     )
-    (tmp_path / "c.csv").write_text("id,text\n" + "1,abc\n" * 3000)
+    (tmp_path / "c.csv").write_text("id,text\n" + "1,abc\n" * 3000, encoding="utf-8")
     names = ("a.jsonl", "b.parquet", "c.csv")
     parts = list(cut(find_sources([str(tmp_path / name) for name in names])))
     assert sum(part.share for part in parts) == pytest.approx(1.0)
@@ -140,7 +140,7 @@ def test_a_job_reports_duplicates_and_its_cost(covers: Path, run: Run, tmp_path:
     report = run(write_jsonl(covers / "twice.jsonl", rows), core_hour_price=3600.0)
     assert report["duplicate_ids"] == 2
     assert report["cost_per_million"] == pytest.approx(report["cpu_seconds"] / 80 * 1e6)
-    assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
+    assert json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8")) == report
     assert "<svg" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert output(tmp_path / "out")[9]["id"] == "\ud800"
 

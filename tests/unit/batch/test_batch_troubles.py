@@ -152,4 +152,4 @@ def test_no_job_begins_while_a_killed_drivers_worker_writes(
         workers[0].resume()
     workers[0].wait(60)
     assert run(file)["rows"] == 8
-    assert json.loads((out / "report.json").read_text())["rows"] == 8
+    assert json.loads((out / "report.json").read_text(encoding="utf-8"))["rows"] == 8

@@ -61,7 +61,7 @@ def test_an_item_whose_code_dies_has_an_error_of_its_own(tmp_path: Path) -> None
 
 def test_a_tampered_archive_answers_nothing(echo_archive: Path, tmp_path: Path) -> None:
     unpack_archive(echo_archive, tmp_path / "x")
-    (tmp_path / "x/graphs/model.echo.json").write_text("{}")
+    (tmp_path / "x/graphs/model.echo.json").write_text("{}", encoding="utf-8")
     members = {
         file.relative_to(tmp_path / "x").as_posix(): file
         for file in (tmp_path / "x").rglob("*")

@@ -42,7 +42,7 @@ def test_other_kinds_are_refused(name: str) -> None:
 def test_patterns_give_each_file_once_in_the_order_of_names(tmp_path: Path) -> None:
     for name in ("b.jsonl", "a.jsonl", "sub/c.jsonl"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("{}\n")
+        (tmp_path / name).write_text("{}\n", encoding="utf-8")
     everything = f"{tmp_path}/**/*.jsonl"
     found = find_sources([str(tmp_path / "b.jsonl"), everything])
     assert [source.path.name for source in found] == ["b.jsonl", "a.jsonl", "c.jsonl"]
@@ -92,7 +92,7 @@ def test_a_line_that_is_too_long_is_its_rows_error(
 ) -> None:
     monkeypatch.setattr(rows, "MAX_LINE_BYTES", 100)
     file = tmp_path / "a.jsonl"
-    file.write_text(json.dumps({"text": "a" * 500}) + "\n" + '{"text": "b"}\n')
+    file.write_text(json.dumps({"text": "a" * 500}) + "\n" + '{"text": "b"}\n', encoding="utf-8")
     assert lines_of(file) == [{"error": "the line has more than 100 bytes"}, {"text": "b"}]
 
 
@@ -125,7 +125,7 @@ def test_members_of_a_shard_are_grouped_by_key(tmp_path: Path) -> None:
 
 def test_parts_grow_and_count_rows_over_all_files(tmp_path: Path) -> None:
     for name, count in (("a", 5000), ("b", 10)):
-        (tmp_path / f"{name}.jsonl").write_text("{}\n" * count)
+        (tmp_path / f"{name}.jsonl").write_text("{}\n" * count, encoding="utf-8")
     sources = find_sources([f"{tmp_path}/*.jsonl"])
     parts = list(cut(sources))
     assert [part.number for part in parts] == list(range(len(parts)))

@@ -29,7 +29,7 @@ def test_a_videos_frame_is_its_rows_image(covers: Path, run: Run, tmp_path: Path
     colours = {"a": "red", "b/c": "blue"}
     for name, colour in colours.items():
         write_video(folder / f"{name}.mp4", [plain("black"), card(colour), card(colour)])
-        (folder / f"{name}.txt").write_text(f"title {name}")
+        (folder / f"{name}.txt").write_text(f"title {name}", encoding="utf-8")
     (folder / "d.mkv").write_bytes(b"no video")
     run(folder, frame="frame:1")
     videos = output(tmp_path / "out")

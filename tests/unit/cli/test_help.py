@@ -72,5 +72,6 @@ def test_completion_offers_commands_and_options(line: str, expected: str) -> Non
         text=True,
         timeout=60,
         check=False,
+        encoding="utf-8",
     )
     assert re.split(r"\s+", done.stdout.strip()) == [expected], done.stderr

@@ -140,7 +140,11 @@ def test_a_temporary_folder_is_made_and_removed_whole() -> None:
     )
     for call in ("mkdir", "rmdir"):
         run = subprocess.run(
-            [sys.executable, "-c", code, call], capture_output=True, text=True, check=True
+            [sys.executable, "-c", code, call],
+            capture_output=True,
+            text=True,
+            check=True,
+            encoding="utf-8",
         )
         assert run.stdout == "stopped True False\n", call
 
@@ -187,5 +191,7 @@ def test_what_the_caller_ignores_stays_ignored() -> None:
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    print('cleaned up after', stop.signal.name, stop.code)\n"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, encoding="utf-8"
+    )
     assert run.stdout == "cleaned up after SIGTERM 143\n"

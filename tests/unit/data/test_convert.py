@@ -144,10 +144,10 @@ def test_a_file_that_cannot_be_used_is_refused_and_nothing_written(
     tmp_path: Path, text: str, columns: dict[str, str], why: str
 ) -> None:
     output = tmp_path / "out.jsonl"
-    output.write_text("before")
+    output.write_text("before", encoding="utf-8")
     with pytest.raises(DataError, match=why):
         from_csv([written(tmp_path, text)], output, columns)
-    assert output.read_text() == "before"
+    assert output.read_text(encoding="utf-8") == "before"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.csv", "out.jsonl"]
 
 

@@ -20,8 +20,8 @@ def test_each_video_gets_a_line_and_its_frame_a_file(tmp_path: Path) -> None:
     write_video(videos / "a.avi", [card("blue")])
     write_video(videos / "a.mkv", [card("blue")])
     (videos / "b" / "05.mp4").write_bytes(b"no video")
-    (videos / "notes.txt").write_text("no video")
-    (videos / ".hidden.mp4").write_text("no video")
+    (videos / "notes.txt").write_text("no video", encoding="utf-8")
+    (videos / ".hidden.mp4").write_text("no video", encoding="utf-8")
     done = write_frames([str(videos)], out, FrameChoice("clear"), workers=2)
     lines = [json.loads(line) for line in done.output.read_bytes().splitlines()]
     ids = ["a.avi", "a.mkv", *(f"b/{number:02}" for number in range(12))]

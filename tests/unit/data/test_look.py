@@ -137,7 +137,7 @@ def test_the_page_needs_no_other_file_and_escapes_what_it_shows(
 
 def test_a_file_of_other_things_is_refused(tmp_path: Path) -> None:
     bad = tmp_path / "bad.jsonl"
-    bad.write_text("a,b\n1,2\n3,4\n")
+    bad.write_text("a,b\n1,2\n3,4\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"3 of the 3 lines of .*bad.jsonl"):
         look([bad], tmp_path / "out")
 
@@ -195,7 +195,10 @@ def test_quantiles_are_of_what_was_counted() -> None:
 
 def test_tokens_of_a_vocabulary_are_counted(tmp_path: Path) -> None:
     file = tmp_path / "vocab.txt"
-    file.write_text("\n".join(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "cat", "##s", "a")))
+    file.write_text(
+        "\n".join(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "cat", "##s", "a")),
+        encoding="utf-8",
+    )
     assert word_pieces(file)(["a cats", "", "zz"]) == [5, 2, 3]
 
 

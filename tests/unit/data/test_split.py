@@ -78,7 +78,9 @@ def test_paths_of_images_lead_to_the_same_files(tmp_path: Path) -> None:
 def test_several_labels_count_each(tmp_path: Path) -> None:
     file = tmp_path / "all.jsonl"
     labels = [["a", "b"], ["a"], ["b", "c"], ["c"]]
-    file.write_text("".join(json.dumps({"label": labels[n % 4]}) + "\n" for n in range(400)))
+    file.write_text(
+        "".join(json.dumps({"label": labels[n % 4]}) + "\n" for n in range(400)), encoding="utf-8"
+    )
     done = split_file(file, tmp_path / "out", {"train": 0.75, "val": 0.25}, group=None, seed=0)
     assert {label: done.labels["val"][label] for label in "abc"} == pytest.approx(
         dict.fromkeys("abc", 50), abs=2
@@ -87,7 +89,7 @@ def test_several_labels_count_each(tmp_path: Path) -> None:
 
 def test_lines_without_the_group_are_told_and_too_few_groups_refused(tmp_path: Path) -> None:
     file = write(tmp_path / "all.jsonl", items=50)
-    with file.open("a") as more:
+    with file.open("a", encoding="utf-8") as more:
         more.write('{"id": "x", "label": "a"}\nno json\n')
     done = split_file(file, tmp_path / "out", SHARES, group="channel", seed=0)
     assert done.left_out.count == 2

@@ -66,5 +66,6 @@ def test_the_reference_is_what_the_code_says() -> None:
         text=True,
         timeout=120,
         check=False,
+        encoding="utf-8",
     )
     assert done.returncode == 0, done.stderr

@@ -29,6 +29,7 @@ def by_hand(
         text=True,
         timeout=60,
         check=False,
+        encoding="utf-8",
     )
 
 

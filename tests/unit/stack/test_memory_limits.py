@@ -33,6 +33,7 @@ def run_worker(folder: Path, does: str, **variables: str) -> str:
         capture_output=True,
         text=True,
         check=True,
+        encoding="utf-8",
     )
     return done.stdout.strip()
 
@@ -72,6 +73,7 @@ def test_java_gets_its_heap_and_ends_where_it_is_full(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=True,
+        encoding="utf-8",
     )
     assert {"-Xmx700m", "-XX:+ExitOnOutOfMemoryError"} <= set(done.stdout.splitlines())
 

@@ -80,7 +80,7 @@ def test_both_stages_learn_and_are_exported_unchanged(prepared: tuple[str, Path]
     family, folder = prepared
     first = run(family, new_config(family, folder), folder, "words")
     assert first.objective == "caption" and first.new == ("every tensor",)
-    epochs = json.loads((folder / "words" / "metrics.json").read_text())["epochs"]
+    epochs = json.loads((folder / "words" / "metrics.json").read_text(encoding="utf-8"))["epochs"]
     assert epochs[-1]["train_loss"] < 0.5 * epochs[0]["train_loss"]
     words = folder / "words" / "model.safetensors"
     second = run(family, words, folder, "reward", objective="reward", options={"epochs": 2})
@@ -189,7 +189,7 @@ def test_a_second_stage_that_stops_goes_on_to_the_same_bytes(tmp_path: Path) -> 
 
 
 def test_captions_become_ids_and_come_back(tmp_path: Path) -> None:
-    config = json.loads(new_config("m2", tmp_path).read_text())
+    config = json.loads(new_config("m2", tmp_path).read_text(encoding="utf-8"))
     writer = Writer(load_recipe("m2", EXPORT), config, masked=True)
     ids = writer.ids("A red BALL, zebra!")
     assert ids == [2, 4, 5, 6, 0, 3] and writer.text(ids[1:]) == "a red ball <unk>"
@@ -204,7 +204,7 @@ def test_features_that_do_not_fit_are_named(tmp_path: Path) -> None:
     np.save(tmp_path / "long.npy", np.zeros((10, 6), dtype=np.float32))
     more = [{"id": name, "features": f"{name}.npy", "captions": ["a"]} for name in ("wide", "long")]
     more += [{"id": "none", "img": "a.jpg", "captions": ["a"]}]
-    with train.open("a") as file:
+    with train.open("a", encoding="utf-8") as file:
         file.write("".join(json.dumps(line) + "\n" for line in more))
     report = run("m2", new_config("m2", tmp_path), tmp_path, "out", options={"epochs": 1})
     reasons = [bad.reason for bad in report.bad_lines]
@@ -217,9 +217,9 @@ def test_features_that_do_not_fit_are_named(tmp_path: Path) -> None:
 def test_a_config_that_is_not_complete_names_what_it_lacks(tmp_path: Path) -> None:
     write_features(tmp_path, "m2", "train", 1)
     write_features(tmp_path, "m2", "val", 1)
-    config = json.loads(new_config("m2", tmp_path).read_text())
+    config = json.loads(new_config("m2", tmp_path).read_text(encoding="utf-8"))
     del config["decoder"]
-    (tmp_path / "new.json").write_text(json.dumps(config))
+    (tmp_path / "new.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(ExportError, match="decoder"):
         run("m2", tmp_path / "new.json", tmp_path, "out")
 

@@ -86,7 +86,7 @@ def test_pairs_are_learnt_and_the_best_epoch_is_kept(
     files: tuple[Path, Path], tmp_path: Path
 ) -> None:
     report = run(files, tmp_path / "out")
-    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
     first, best = metrics["epochs"][0], metrics["epochs"][report.best_epoch - 1]
     assert best["mean_recall"] == max(epoch["mean_recall"] for epoch in metrics["epochs"])
     assert metrics["epochs"][-1]["train_loss"] < 0.7 * first["train_loss"]
@@ -122,21 +122,25 @@ def test_the_same_run_gives_the_same_figures_from_kept_features(
 
 def test_bad_lines_and_trained_ids_are_left_out(files: tuple[Path, Path], tmp_path: Path) -> None:
     train, val = files
-    lines = [*train.read_text().splitlines()[:1], '{"id": "x"}']
+    lines = [*train.read_text(encoding="utf-8").splitlines()[:1], '{"id": "x"}']
     lines += [json.dumps({"id": "gone", "img": "gone.png", "captions": ["a"]})]
     bad = val.with_name("bad.jsonl")
-    bad.write_text("\n".join([*val.read_text().splitlines(), *lines]) + "\n")
+    bad.write_text(
+        "\n".join([*val.read_text(encoding="utf-8").splitlines(), *lines]) + "\n", encoding="utf-8"
+    )
     report = run((train, bad), tmp_path / "out", options={"epochs": 1})
     assert [line.line for line in report.bad_lines] == [5, 6, 7]
     said = " ".join(line.reason for line in report.bad_lines)
     assert "training file too" in said and "neither" in said and "gone.png" in said
-    assert json.loads((tmp_path / "out" / "bad_lines.json").read_text())["count"] == 3
+    assert (
+        json.loads((tmp_path / "out" / "bad_lines.json").read_text(encoding="utf-8"))["count"] == 3
+    )
     with pytest.raises(DataError, match=r"3 bad line\(s\)"):
         run((train, bad), tmp_path / "out", strict=True)
     with pytest.raises(DataError, match="no usable line"):
         run((train, train), tmp_path / "out")
     one = val.with_name("one.jsonl")
-    one.write_text(val.read_text().splitlines()[0] + "\n")
+    one.write_text(val.read_text(encoding="utf-8").splitlines()[0] + "\n", encoding="utf-8")
     with pytest.raises(DataError, match="at least two"):
         run((train, one), tmp_path / "out")
 

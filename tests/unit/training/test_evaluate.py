@@ -73,7 +73,7 @@ def test_training_sees_the_very_pixels_and_ids_that_serving_sees(
 ) -> None:
     unpack_archive(archive, tmp_path / "archive")
     task = open_folder(tmp_path / "archive").task
-    config = json.loads((report.out / "config.json").read_text())
+    config = json.loads((report.out / "config.json").read_text(encoding="utf-8"))
     image, tokenizer = read_serving(recipe, config)
     file, images = decode_images(read_items(drawn.val), image)
     samples = to_samples(file.items, images, tokenizer, config["labels"])
@@ -155,6 +155,6 @@ def exchanged(path: Path, field: str) -> Iterator[Path]:
         for item, other in zip(items, random.permutation(len(items)), strict=True)
     ]
     target = path.with_name(f"exchanged-{field}.jsonl")
-    target.write_text("".join(lines))
+    target.write_text("".join(lines), encoding="utf-8")
     yield target
     target.unlink()

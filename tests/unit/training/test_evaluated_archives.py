@@ -58,7 +58,7 @@ class Set:
         """Figures of these lines, to which a broken one is added."""
         data = self.folder / "items.jsonl"
         lines = [json.dumps({"id": str(at), **item}) for at, item in enumerate(items)]
-        data.write_text("\n".join([*lines, "{broken"]))
+        data.write_text("\n".join([*lines, "{broken"]), encoding="utf-8")
         said: list[str] = []
         result = evaluate(self.report.path, data, progress=said.append, **options)
         assert [bad.line for bad in result.bad_lines] == [len(lines) + 1]

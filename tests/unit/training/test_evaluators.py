@@ -55,7 +55,7 @@ def evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Evaluate:
 
         monkeypatch.setattr("vlserve.training.evaluators.job.answer_offline", answers)
         data = tmp_path / "items.jsonl"
-        data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        data.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         return EVALUATORS[manifest.task](Job(tmp_path / "m.mar", manifest, data, **more))
 
     return run

@@ -86,7 +86,7 @@ def test_what_is_trained_on_is_exported_unchanged(name: str, tmp_path: Path) -> 
     out = tmp_path / "out"
     report = ready.run(out)
     assert report.objective == objective and report.epochs == 2 and report.new == ()
-    written = json.loads((out / "metrics.json").read_text())
+    written = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     assert written["best_by"] == chosen_by and written["from_sha256"]
     recipe_file = str(EXPORT / f"{name.partition('-')[0]}.py")
     settings = Settings(project_dir=EXPORT.parent)
@@ -135,8 +135,8 @@ def test_frozen_parts_of_a_checkpoint_keep_their_weights(tmp_path: Path) -> None
 
 def test_a_checkpoint_of_pairs_gets_a_classifier_and_says_so(tmp_path: Path) -> None:
     ready = Prepared("albef-match", tmp_path, "entail")
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"task": "entail"}))
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps(config | {"task": "entail"}), encoding="utf-8")
     report = ready.dry(objective="entail")
     assert "cls_head.2.weight" in report.new and report.objective == "entail"
 

@@ -31,7 +31,7 @@ WriteLines = Callable[..., Path]
 
 
 def figures_of(out: Path) -> list[dict[str, float]]:
-    epochs = json.loads((out / "metrics.json").read_text())["epochs"]
+    epochs = json.loads((out / "metrics.json").read_text(encoding="utf-8"))["epochs"]
     return [{k: v for k, v in epoch.items() if k != "seconds"} for epoch in epochs]
 
 
@@ -47,7 +47,7 @@ def multi_label(drawn: DemoData, name: str, folder: Path) -> Path:
         }
         lines.append(json.dumps(item) + "\n")
     path = folder / f"{name}.jsonl"
-    path.write_text("".join(lines))
+    path.write_text("".join(lines), encoding="utf-8")
     return path
 
 
@@ -72,7 +72,7 @@ def test_a_run_leaves_what_an_export_needs_and_nothing_pickled(
         "confusion.png",
         "curves.png",
     }
-    config = json.loads((trained.out / "config.json").read_text())
+    config = json.loads((trained.out / "config.json").read_text(encoding="utf-8"))
     assert config["labels"] == list(drawn.labels) and config["pooling"] == "final_states"
     assert config["pad_id"] != config["unknown_id"]
     assert min(config["vocabulary"].values()) == 2
@@ -86,7 +86,7 @@ def test_a_run_leaves_what_an_export_needs_and_nothing_pickled(
 
 
 def test_metrics_are_those_of_the_best_epoch(trained: TrainReport) -> None:
-    written = json.loads((trained.out / "metrics.json").read_text())
+    written = json.loads((trained.out / "metrics.json").read_text(encoding="utf-8"))
     epochs = written["epochs"]
     assert [epoch["epoch"] for epoch in epochs] == [1, 2, 3] and trained.epochs == 3
     best = max(epochs, key=lambda epoch: epoch["macro_f1"])
@@ -176,8 +176,8 @@ def test_items_with_several_labels_are_chosen_by_map(
 ) -> None:
     train, val = (multi_label(drawn, name, tmp_path) for name in ("train", "val"))
     report = fit(recipe, train, val, tmp_path / "out", options=TINY)
-    written = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    written = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
+    config = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
     assert written["best_by"] == "map" and report.metrics.micro_f1 is not None
     assert config["multi_label"] and len(config["labels"]) == 6
     assert config["training"]["label_items"]["concert"] == 15
@@ -199,9 +199,12 @@ def test_bad_lines_are_reported_and_strict_refuses_them(
         "train.jsonl:10: not JSON: Expecting property name enclosed in double quotes at column 2",
         "val.jsonl:2: unknown label z",
     ]
-    written = json.loads((tmp_path / "out" / "bad_lines.json").read_text())
+    written = json.loads((tmp_path / "out" / "bad_lines.json").read_text(encoding="utf-8"))
     assert written["count"] == 2
-    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["bad_lines"] == 2
+    assert (
+        json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))["bad_lines"]
+        == 2
+    )
     with pytest.raises(DataError, match=r"2 bad line\(s\)"):
         fit(recipe, train, val, tmp_path / "strict", options=TINY, strict=True)
     assert not (tmp_path / "strict").exists()

@@ -111,7 +111,7 @@ def test_the_frozen_part_keeps_its_weights_and_the_other_learns(
     pretrained = frozen_recipe.training.pretrained()
     assert all(weights[f"encoder.{name}"].equal(x) for name, x in pretrained.items())
     torch.manual_seed(5)
-    config = json.loads((trained.out / "config.json").read_text())
+    config = json.loads((trained.out / "config.json").read_text(encoding="utf-8"))
     start = frozen_recipe.build(config).state_dict()
     learnt = [name for name in weights if name.startswith("head.") and name in start]
     assert not any(weights[n].equal(start[n]) for n in learnt if n.endswith("classifier.weight"))
@@ -232,7 +232,7 @@ def test_class_weights_count_where_items_have_one_label(
         for item in (items[0], *common)
     ]
     uneven = tmp_path / "uneven.jsonl"
-    uneven.write_text("".join(lines))
+    uneven.write_text("".join(lines), encoding="utf-8")
 
     def losses(train: Path, val: Path, power: float) -> list[float]:
         out = tmp_path / f"{train.stem}-{power}"

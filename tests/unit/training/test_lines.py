@@ -127,13 +127,15 @@ def test_whole_numbers_are_names_in_every_task(
     schema: Any, field: str, value: Any, expected: Any, tmp_path: Path
 ) -> None:
     fields = {"id": "a", "img": "a.jpg", "text": "t", "label": "x"} | {field: value}
-    (tmp_path / "items.jsonl").write_text(json.dumps(fields))
+    (tmp_path / "items.jsonl").write_text(json.dumps(fields), encoding="utf-8")
     (item,) = read_task_file(tmp_path / "items.jsonl", schema).items
     assert getattr(item, field) == expected
 
 
 def test_a_corpus_may_have_whole_numbers_as_ids(tmp_path: Path) -> None:
-    (tmp_path / "items.jsonl").write_text('{"id": 3, "text": "t"}\n{"id": "3", "text": "u"}\n')
+    (tmp_path / "items.jsonl").write_text(
+        '{"id": 3, "text": "t"}\n{"id": "3", "text": "u"}\n', encoding="utf-8"
+    )
     corpus = read_corpus(tmp_path / "items.jsonl")
     assert [item.id for item in corpus.items] == ["3"]
     assert corpus.bad_lines[0].reason == "id 3 is on line 1 already"

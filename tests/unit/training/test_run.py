@@ -112,7 +112,10 @@ def tensors_of(raw: bytes) -> bytes:
 
 def test_the_log_has_a_line_for_each_epoch_and_its_first_and_last_step(tmp_path: Path) -> None:
     train(job(), options(), 1, tmp_path, facts={})
-    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     steps = [line["step"] for line in lines if "step" in line]
     assert steps == [1, STEPS] * 3 and "line" in lines[0] and "learning_rate" in lines[0]
     assert [line["epoch"] for line in lines if "fit" in line] == [1, 2, 3]

@@ -128,7 +128,7 @@ def test_bad_lines_are_counted_written_and_refused_when_strict(
     file = read_items(write_lines(item("1"), b"{", b"[]", item("2")))
     bad = refuse_bad_lines((file,), strict=False)
     write_bad_lines(tmp_path / "bad.json", bad)
-    written = json.loads((tmp_path / "bad.json").read_text())
+    written = json.loads((tmp_path / "bad.json").read_text(encoding="utf-8"))
     assert written["count"] == 2
     assert [line["line"] for line in written["lines"]] == [2, 3]
     with pytest.raises(DataError, match=r"2 bad line\(s\): items.jsonl:2: not JSON"):
@@ -154,6 +154,6 @@ def test_a_file_of_which_more_than_half_cannot_be_used_is_refused(
 def test_a_missing_or_empty_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read: No such file"):
         read_items(tmp_path / "none.jsonl")
-    (tmp_path / "empty.jsonl").write_text("\n")
+    (tmp_path / "empty.jsonl").write_text("\n", encoding="utf-8")
     with pytest.raises(DataError, match="no usable line, it is empty"):
         refuse_bad_lines((read_items(tmp_path / "empty.jsonl"),), strict=False)

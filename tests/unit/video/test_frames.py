@@ -112,9 +112,9 @@ def test_a_member_of_a_tar_shard_is_read_where_it_lies(
 def test_what_is_no_video_is_refused_and_the_next_one_read(
     reader: FrameReader, clip: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "text.mp4").write_text("no video at all " * 100)
+    (tmp_path / "text.mp4").write_text("no video at all " * 100, encoding="utf-8")
     (tmp_path / "empty.mp4").touch()
-    (tmp_path / "list.mp4").write_text(f"#EXTM3U\n#EXTINF:1,\n{clip}\n")
+    (tmp_path / "list.mp4").write_text(f"#EXTM3U\n#EXTINF:1,\n{clip}\n", encoding="utf-8")
     (tmp_path / "cut.mp4").write_bytes(clip.read_bytes()[:200])
     os.mkfifo(tmp_path / "pipe.mp4")
     for name in ("text.mp4", "empty.mp4", "list.mp4", "cut.mp4", "absent.mp4", "pipe.mp4"):
@@ -147,7 +147,8 @@ def test_what_kills_the_decoder_is_its_own_error(
 ) -> None:
     program = tmp_path / "decoder.py"
     program.write_text(
-        "import os, sys\nos.write(1, b'{}\\n')\nsys.stdin.readline()\nos.kill(os.getpid(), 11)\n"
+        "import os, sys\nos.write(1, b'{}\\n')\nsys.stdin.readline()\nos.kill(os.getpid(), 11)\n",
+        encoding="utf-8",
     )
     monkeypatch.setattr(video, "_PROGRAM", program)
     with FrameReader() as one, pytest.raises(VideoError, match="SIGSEGV") as refused:
