@@ -14,6 +14,7 @@ from support.running_stack import (
     running_gateway,
 )
 from support.running_triton import RunningTriton, need_triton, running_triton
+from support.shadow_copies import ALL_COPIED, TIMEOUT_S, Engines, apply_copies
 from vlserve.exporter.echo import VOCABULARY, pack_echo
 from vlserve.testing import RunningStack, running_stack
 
@@ -69,3 +70,17 @@ def triton(echo_7: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[R
     need_triton()
     with running_triton(tmp_path_factory.mktemp("triton"), [echo_7]) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def shadow_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
+    """A gateway alone, of short timeouts, for copies of requests."""
+    with running_gateway(tmp_path_factory.mktemp("shadow"), timeout_s=TIMEOUT_S) as running:
+        yield running
+
+
+@pytest.fixture
+def copying(shadow_gateway: RunningGateway, engines: Engines) -> RunningGateway:
+    """Every request to tagger is copied."""
+    apply_copies(shadow_gateway, engines, ALL_COPIED)
+    return shadow_gateway

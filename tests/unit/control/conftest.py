@@ -89,3 +89,9 @@ def register_copy(control: Control, packed: Archive) -> Register:
         return control.service.register(file, name)
 
     return do
+
+
+@pytest.fixture
+def locks_end_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ledger that another process holds is given up on at once."""
+    monkeypatch.setattr("vlserve.control.store.database.LOCK_TIMEOUT_S", 0.05)
