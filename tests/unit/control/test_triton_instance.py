@@ -8,10 +8,11 @@ from typing import Any
 
 import grpc
 import httpx
+import psutil
 import pytest
 
 from vlserve.control import caller
-from vlserve.control.engine import grpc_calls, triton_grpc, triton_repository
+from vlserve.control.engine import grpc_calls, triton_grpc, triton_repository, triton_workers
 from vlserve.control.engine.endpoints import Endpoint, endpoints
 from vlserve.control.engine.triton_instance import TritonInstance
 from vlserve.control.engine.triton_repository import TritonRepository
@@ -143,3 +144,44 @@ def test_a_mend_that_comes_too_late_loads_nothing(
     assert loads == ["tagger-1"]
     written = repository.read(*KEY)
     assert written is not None and written.mended == 1
+
+
+class Worker:
+    """As much of a process as is counted."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    def status(self) -> str:
+        return psutil.STATUS_SLEEPING
+
+
+def test_workers_that_start_or_end_are_not_counted_while_others_serve(
+    instance: TritonInstance, endpoint: Endpoint, monkeypatch: Patch, tmp_path: Path
+) -> None:
+    """Else one that dies meanwhile is not missed, and who waits for all is told too early."""
+    repository = TritonRepository(endpoint)
+    repository.write(*KEY, pack_echo(tmp_path, *KEY), EngineSettings(workers=2))
+    living = [Worker(1)]  # of two
+    monkeypatch.setattr(instance, "_index", lambda: {KEY: "READY"})
+    monkeypatch.setattr(instance, "_tokens", lambda: {"management": "token"})
+    monkeypatch.setattr(instance, "_workers", lambda: {repository.code_folder(*KEY): living})
+    ready: list[int] = []
+
+    def count(*_: object) -> None:
+        ready.append(instance.loaded()[KEY].workers_ready)
+
+    def load(*_: object) -> None:
+        living.extend((Worker(2), Worker(3)))
+        count()
+
+    def wait(workers: list[Worker], timeout_s: float) -> list[Worker]:
+        count()
+        living.remove(living[-1])  # a new one dies beside the old one, which has not ended yet
+        count()
+        return []
+
+    monkeypatch.setattr(triton_grpc, "load", load)
+    monkeypatch.setattr(triton_workers, "wait_until_gone", wait)
+    instance._mend(KEY)
+    assert ready[:3] == [1, 2, 1]

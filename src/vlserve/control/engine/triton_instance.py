@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,14 @@ _JSON_LENGTH = "Inference-Header-Content-Length"
 logger = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
+class _Mend:
+    """A version's workers that are being replaced: ``old`` serve until ``loaded``, then the new."""
+
+    old: frozenset[int]
+    loaded: bool = False
+
+
 class TritonInstance:
     """Implements vlserve.control.engine.instance.EngineInstance."""
 
@@ -62,6 +71,7 @@ class TritonInstance:
         self._writing: dict[Key, threading.Lock] = {}
         self._short: list[Key] = []  # the versions that lacked a worker when last counted
         self._mended_at: dict[Key, float] = {}
+        self._mends: dict[Key, _Mend] = {}
         self._menders = ThreadPoolExecutor(2, thread_name_prefix=f"mend-{endpoint.name}")
 
     def confirm(self) -> None:
@@ -88,7 +98,9 @@ class TritonInstance:
         for key, state in states.items():
             if state not in ("READY", "LOADING"):
                 continue
-            living = self._answering(workers.get(self._repository.code_folder(*key), ()))
+            living = self._answering(
+                self._serving(key, workers.get(self._repository.code_folder(*key), ()))
+            )
             written = self._repository.read(*key)
             if state != "READY" or written is None:
                 versions[key] = LoadedVersion(0, 0)
@@ -184,21 +196,40 @@ class TritonInstance:
         lock = self._lock(*key)
         if not lock.acquire(blocking=False):
             return  # it is being loaded or removed
+        mend = None
         try:
             old = self._living(*key)
-            if not self._is_short(key, old):
+            if not self._is_short(key, self._serving(key, old)):
                 return  # another mend was sooner, or it is not here any more
+            mend = self._mends[key] = _Mend(frozenset(worker.pid for worker in old))
             triton_workers.kill(worker for worker in old if triton_workers.is_stopped(worker))
             logger.warning("%s: a worker of %s %s died; replacing its workers", self.name, *key)
             self._repository.rewrite(*key)
             self._load(*key, self._settings.load_timeout_s + _WATCHDOG_S)
+            mend.loaded = True
         except (ControlError, TimeoutError, OSError) as error:
             logger.error("%s: the workers of %s %s were not replaced: %s", self.name, *key, error)
             return
         finally:
             self._mended_at[key] = time.monotonic()
+            if mend is not None and not mend.loaded:
+                self._forget(key, mend)
             lock.release()
         triton_workers.kill(triton_workers.wait_until_gone(old, self._settings.response_timeout_s))
+        triton_workers.wait_until_gone(old, _GONE_S)
+        self._forget(key, mend)
+
+    def _forget(self, key: Key, mend: _Mend) -> None:
+        if self._mends.get(key) is mend:  # and not a later one
+            del self._mends[key]
+
+    def _serving(self, key: Key, workers: Sequence[psutil.Process]) -> Sequence[psutil.Process]:
+        """Return those of a version's workers that get requests: while they are being replaced, not
+        the new ones that start, and not the old ones that end."""
+        mend = self._mends.get(key)
+        if mend is None:
+            return workers
+        return [worker for worker in workers if (worker.pid in mend.old) != mend.loaded]
 
     def _is_short(self, key: Key, workers: Sequence[psutil.Process]) -> bool:
         written = self._repository.read(*key)
