@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from support.dashboard import unanswered
 from vlserve.control.engine.endpoints import endpoints
 from vlserve.exporter.echo import pack_echo
 from vlserve.loadgen.stress_plan import StressPlan
@@ -77,3 +78,4 @@ def test_metrics_have_the_names_that_the_dashboard_is_checked_against(
     for endpoint in endpoints(stack.settings):
         page = f"http://127.0.0.1:{endpoint.metrics_port}/metrics"
         assert wanted - names_exported(stack, page) == set()
+    assert unanswered(stack, other="triton") == {}

@@ -7,6 +7,7 @@ import httpx
 import psutil
 import pytest
 
+from support.dashboard import unanswered
 from support.engine_workers import worker_pids
 from support.request_bodies import GOOD_JSON
 from support.running_stack import make_settings, wait_until
@@ -15,6 +16,8 @@ from vlserve.control.engine.endpoints import endpoints
 from vlserve.control.engine.group import EngineGroup
 from vlserve.errors import LoadFailed
 from vlserve.exporter.echo import pack_echo
+from vlserve.loadgen.stress_plan import StressPlan
+from vlserve.loadgen.stress_run import run_stress
 from vlserve.testing import RunningStack, running_stack
 
 MODEL = "on-triton"
@@ -63,6 +66,19 @@ def test_release_and_roll_back(stack: RunningStack) -> None:
 def test_a_bad_request_is_answered_as_on_torchserve(stack: RunningStack) -> None:
     response = stack.http.post(f"/predictions/{MODEL}", content=b"{bad", headers=JSON)
     assert (response.status_code, response.json()["error"]["code"]) == (400, "body_unreadable")
+
+
+def test_stress_tells_stage_times_and_each_panel_has_its_metrics(
+    stack: RunningStack, tmp_path: Path
+) -> None:
+    plan = StressPlan(
+        url=stack.gateway_url, model=MODEL, rate_per_s=10, duration_s=1, max_p99_ms=60_000.0
+    )
+    result = run_stress(plan, tmp_path)
+    assert result.figures.failures == {}
+    assert result.stages is not None and result.stages.share == 1.0
+    assert all(value > 0 for value in result.stages.all.stage_ms.values()), result.stages
+    assert unanswered(stack, other="torchserve") == {}
 
 
 def test_its_own_api_is_closed_without_the_tokens(stack: RunningStack) -> None:

@@ -10,20 +10,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import promql_parser
 import pytest
 import yaml
 
+from support.dashboard import CONFIG, DASHBOARD, metrics_of, of_engine, of_gateway, panels
 from vlserve.control.engine.endpoints import endpoints
 from vlserve.project import FOLDERS
 from vlserve.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 COMPOSE_FILES = ("docker-compose.yml", "docker-compose.grafana.yml")
-CONFIG = ROOT / "serving_config"
-DASHBOARD = CONFIG / "grafana" / "dashboards" / "vlserve.json"
-GATEWAY_METRICS = ROOT / "tests" / "unit" / "gateway_metrics.txt"
-"""Names and types as Envoy 1.40 wrote them on /stats/prometheus, of those that Prometheus keeps."""
 
 
 def compose(name: str = "docker-compose.yml") -> dict[str, Any]:
@@ -232,51 +228,21 @@ def test_the_gateway_starts_as_supervisord_starts_it() -> None:
 CMD_OF_GATEWAY: list[str] = SERVICES["gateway"]["command"]
 
 
-def dashboard_queries() -> list[str]:
-    panels = json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]
-    return [target["expr"] for panel in panels for target in panel["targets"]]
-
-
-def metrics_of(query: str) -> set[str]:
-    found: set[str] = set()
-
-    def note(node: Any) -> bool:
-        if isinstance(node, promql_parser.VectorSelector):
-            found.add(node.name)
-        return True
-
-    promql_parser.walk(promql_parser.parse(query.replace("$__rate_interval", "1m")), note)
-    return found
-
-
-def series(name: str, kind: str) -> set[str]:
-    if kind == "histogram":
-        return {f"{name}_{part}" for part in ("bucket", "sum", "count")}
-    return {name}
-
-
-def exported() -> set[str]:
-    """What Envoy exports, what serving_config says that TorchServe exports, and Prometheus' own."""
-    names = {"up"}
-    for line in GATEWAY_METRICS.read_text(encoding="utf-8").splitlines():
-        names |= series(*line.split())
-    engine = yaml.safe_load((CONFIG / "torchserve" / "metrics.yaml").read_text(encoding="utf-8"))
-    for group in ("ts_metrics", "model_metrics"):
-        for kind, metrics in engine[group].items():
-            names |= {name for metric in metrics for name in series(metric["name"], kind)}
-    return names
+def metrics_asked() -> set[str]:
+    queries = [query for panel in panels().values() for query in panel]
+    return set().union(*(metrics_of(query) for query in queries))
 
 
 def test_the_dashboard_asks_for_what_is_exported() -> None:
-    asked = set().union(*(metrics_of(query) for query in dashboard_queries()))
-    assert asked - exported() == set()
+    asked = metrics_asked()
+    assert asked - of_gateway() - of_engine("torchserve") - of_engine("triton") == {"up"}
     shown = {"downstream_rq_xx", "upstream_rq_time_bucket", "upstream_rq_active", "batch_size_sum"}
     assert all(any(part in name for name in asked) for part in shown)
 
 
 def test_prometheus_keeps_what_the_dashboard_asks_for() -> None:
     rule, copies = scrape("gateway")["metric_relabel_configs"]
-    asked = set().union(*(metrics_of(query) for query in dashboard_queries()))
+    asked = metrics_asked()
     lost = {
         name
         for name in asked
@@ -316,9 +282,9 @@ def test_grafana_finds_prometheus_and_the_dashboard() -> None:
         f"--web.listen-address={datasource['url'].removeprefix('http://')}"
         in (SERVICES["prometheus"]["command"])
     )
-    panels = json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]
-    assert {panel["datasource"]["uid"] for panel in panels} == {datasource["uid"]}
-    assert len({panel["id"] for panel in panels}) == len(panels)
+    listed = json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]
+    assert {panel["datasource"]["uid"] for panel in listed} == {datasource["uid"]}
+    assert len({panel["id"] for panel in listed}) == len(listed)
     provider = yaml.safe_load(
         (provisioning / "dashboards" / "vlserve.yaml").read_text(encoding="utf-8")
     )
