@@ -177,9 +177,15 @@ class EngineSettings(StrictNumbers):
     )
     max_batch_delay_ms: int = Field(
         default=1,
-        ge=1,
+        ge=0,
         description="Longest wait in milliseconds for a batch to fill, from its first request on. "
-        "On TorchServe alone: Triton waits for none.",
+        "On TorchServe alone, which needs 1 or more: Triton waits for none.",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto",
+        description="What Triton's workers compute on: auto (a GPU where onnxruntime's build has "
+        "CUDA, else the CPU), cpu, or cuda, without which `up` refuses to start. TorchServe's "
+        "workers do as auto says.",
     )
     queue_size: int = Field(
         default=100,
@@ -215,6 +221,25 @@ class EngineSettings(StrictNumbers):
         ge=1,
         description="Seconds that a worker may take for one batch before it is started anew.",
     )
+
+    @model_validator(mode="after")
+    def _waits_on_torchserve(self) -> "EngineSettings":
+        if self.max_batch_delay_ms == 0 and "torchserve" in self.kinds:
+            raise ValueError(
+                "engine.max_batch_delay_ms 0 is for engine.kind triton alone: TorchServe would "
+                "wait 100 ms"
+            )
+        return self
+
+    def on(self, kind: Literal["torchserve", "triton"]) -> "EngineSettings":
+        """Return these settings with another kind, and what that cannot do as by default."""
+        changed: dict[str, object] = {"kind": kind}
+        if kind == "torchserve" and self.max_batch_delay_ms == 0:
+            fields = EngineSettings.model_fields
+            changed["max_batch_delay_ms"] = fields["max_batch_delay_ms"].default
+        if kind == "torchserve":
+            changed["device"] = "auto"
+        return self.model_copy(update=changed)
 
     @property
     def kinds(self) -> tuple[Literal["torchserve", "triton"], ...]:

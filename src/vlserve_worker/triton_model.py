@@ -24,6 +24,7 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from vlserve_worker.bodies import UNREADABLE
+from vlserve_worker.device import choose_device
 from vlserve_worker.image_limits import bounds_images
 from vlserve_worker.lone_requests import LoneRequests, lone_requests
 from vlserve_worker.request_filter import (
@@ -52,6 +53,7 @@ class Parameters:
     version: int
     batch_size: int
     threads: int = 1
+    device: str = "auto"
     lone_threads: int = 1
     busy_file: Path | None = None
     load_timeout_s: float | None = None
@@ -74,6 +76,7 @@ class Parameters:
         }
         types = {
             "threads": int,
+            "device": str,
             "lone_threads": int,
             "busy_file": Path,
             "load_timeout_s": float,
@@ -102,6 +105,7 @@ class TritonPythonModel:
         with ended_after(parameters.load_timeout_s):
             prove_exchange()
             _prepare_process(parameters)
+            choose_device(parameters.device, int(args.get("model_instance_device_id", 0)))
             lone = _lone_requests(parameters)
             from vlserve_worker.answering import Answering  # imports the archive's runtime
 

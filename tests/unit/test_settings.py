@@ -197,3 +197,15 @@ def test_workers_are_as_many_as_the_process_may_use_processors(
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {3})
     monkeypatch.setattr("os.cpu_count", lambda: 48)
     assert EngineSettings().workers == 1
+
+
+def test_on_triton_a_batch_may_wait_for_nothing_and_on_torchserve_it_then_waits_as_by_default(
+    project: Path,
+) -> None:
+    write(project, "engine: {kind: triton, max_batch_delay_ms: 0}")
+    engine = load_settings().engine
+    assert engine.max_batch_delay_ms == 0
+    assert engine.on("torchserve") == EngineSettings(kind="torchserve")
+    write(project, "engine: {kind: both, max_batch_delay_ms: 0}")
+    with pytest.raises(SettingsError, match="max_batch_delay_ms"):
+        load_settings()

@@ -8,6 +8,7 @@ import typer
 
 from vlserve.cli.output import AsJson, print_json, print_line, print_table, progress
 from vlserve.cli.parameters import ArchiveFile, Group, file_option, finite
+from vlserve.control.domain import EngineKind
 from vlserve.processor import usable_cores
 from vlserve.settings import load_settings
 
@@ -36,18 +37,25 @@ def tune(
             "Requests, JSON lines with img and text. Default: the archive's probes, varied."
         ),
     ] = None,
+    engine: Annotated[
+        EngineKind | None,
+        typer.Option(
+            help="Engine to measure the archive on. Default: the stack's own (engine.kind), and "
+            "TorchServe where it runs both."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Find the serving settings of an archive with the most answers a second within a p99 limit.
 
-    The settings are workers, threads, batch size and batch delay. They are written beside the
-    archive, where `vlserve register` finds them. The command runs a stack of its own; nothing else
-    should load the machine meanwhile. Exit code 1 when no setting holds the limit.
+    The settings are workers, threads, batch size and, on TorchServe, batch delay. They are written
+    beside the archive, where `vlserve register` finds them. The command runs a stack of its own;
+    nothing else should load the machine meanwhile. Exit code 1 when no setting holds the limit.
     """
     from vlserve.control.tuning import of_engine
     from vlserve.loadgen.dataset_requests import read_dataset
     from vlserve.runtime.archive import verify_archive
-    from vlserve.testing.private_stack import private_stack
+    from vlserve.testing.private_stack import on_one_engine, private_stack
     from vlserve.tuning.trials import Load, Trials
     from vlserve.tuning.tune import tune as search
     from vlserve.tuning.tune import write_tuning
@@ -55,7 +63,7 @@ def tune(
     verify_archive(archive)  # before a stack is started for it
     if data is not None:
         read_dataset(data)
-    settings, cores = load_settings(), usable_cores()
+    settings, cores = on_one_engine(load_settings(), engine), usable_cores()
     with (
         tempfile.TemporaryDirectory(prefix="vlserve-tune-runs-") as runs,
         progress(f"tuning {archive.name}") as show,

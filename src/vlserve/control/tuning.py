@@ -20,7 +20,9 @@ class Serving(StrictNumbers):
     workers: int = Field(ge=1, le=256)
     threads: int = Field(ge=1, le=256, description="Of each worker.")
     batch_size: int = Field(ge=1, le=1024)
-    max_batch_delay_ms: int = Field(ge=1, le=10_000)
+    max_batch_delay_ms: int = Field(
+        ge=0, le=10_000, description="0: a batch waits for nothing, as on Triton alone."
+    )
 
     def __str__(self) -> str:
         return (
@@ -54,7 +56,10 @@ class Tuning(StrictNumbers):
 
 def of_engine(settings: EngineSettings) -> Serving:
     """What a version gets that was not tuned."""
-    return Serving.model_validate(settings, from_attributes=True)
+    serving = Serving.model_validate(settings, from_attributes=True)
+    if settings.kind == "triton":
+        return serving.model_copy(update={"max_batch_delay_ms": 0})
+    return serving
 
 
 def tuned(settings: EngineSettings, serving: Serving | None) -> EngineSettings:

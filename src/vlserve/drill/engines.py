@@ -20,15 +20,14 @@ import httpx
 from vlserve.control.domain import EngineKind
 from vlserve.drill.follow import Show
 from vlserve.drill.one_answer import ALONE, TOGETHER, Comparison, Said, compare
-from vlserve.errors import StackError, StressError
+from vlserve.errors import StressError
 from vlserve.loadgen.bad_requests import bad_requests
 from vlserve.loadgen.dataset_requests import RequestBody
 from vlserve.loadgen.probe_requests import vary_probes
 from vlserve.runtime.archive import unpack_archive
 from vlserve.runtime.manifest import Manifest
 from vlserve.settings import Settings
-from vlserve.stack.triton_program import why_triton_cannot_run
-from vlserve.testing.private_stack import private_stack
+from vlserve.testing.private_stack import on_one_engine, private_stack
 
 KINDS: tuple[EngineKind, ...] = ("torchserve", "triton")
 WITHOUT_ENGINE = "without engine"
@@ -70,8 +69,7 @@ def compare_engines(
         StackError: Triton cannot run here, or a stack does not start.
         StressError: An answer does not come.
     """
-    if reason := why_triton_cannot_run():
-        raise StackError(f"Triton cannot run here: {reason}")
+    stacks = {kind: on_one_engine(settings, kind) for kind in KINDS}
     began = time.monotonic()
     requests = _requests(archive, good)
     with tempfile.TemporaryDirectory(prefix="vlserve-engines-") as scratch:
@@ -79,7 +77,9 @@ def compare_engines(
         unpacked = Path(scratch) / "archive"
         manifest = unpack_archive(archive, unpacked)
         expected = _without_engine(unpacked, manifest, requests, Path(scratch))
-    said = {kind: _on_engine(settings, kind, archive, manifest, requests, show) for kind in KINDS}
+    said = {
+        kind: _on_engine(each, archive, manifest, requests, show) for kind, each in stacks.items()
+    }
     comparisons = _compared(manifest, expected, said)
     result = EnginesResult(
         model=manifest.model,
@@ -171,17 +171,15 @@ def _without_engine(
 
 def _on_engine(
     settings: Settings,
-    kind: EngineKind,
     archive: Path,
     manifest: Manifest,
     requests: Mapping[str, RequestBody],
     show: Show,
 ) -> tuple[Answers, Answers]:
     """Return what an engine says to each request alone, and then to all at once."""
-    engine = settings.engine.model_copy(update={"kind": kind})
-    alike = settings.model_copy(update={"engine": engine})
+    kind = settings.engine.kind
     url = f"/predictions/{manifest.model}/{manifest.version}"
-    with private_stack(alike, show) as own:
+    with private_stack(settings, show) as own:
         own.control.register(archive)
 
         def ask(body: RequestBody) -> Said:

@@ -32,6 +32,7 @@ from vlserve.running_settings import (
 )
 from vlserve.settings import STACK_VARIABLE, Settings
 from vlserve.stack import shared_memory, supervisord
+from vlserve.stack.cuda import refuse_missing_cuda
 from vlserve.stack.envoy_binary import verified_envoy_path
 from vlserve.stack.ports import refuse_busy_ports, refuse_equal_ports
 from vlserve.stack.triton_program import why_triton_cannot_run
@@ -64,6 +65,7 @@ def up(settings: Settings, progress: Progress, rebuild: bool = False) -> None:
     """
     refuse_equal_ports(settings)
     settings = _with_engine_that_runs(settings, progress)
+    refuse_missing_cuda(settings)
     with _one_at_a_time(settings, progress):
         if rebuild:
             for line in rebuild_ledger(settings):
@@ -93,8 +95,7 @@ def _with_engine_that_runs(settings: Settings, progress: Progress) -> Settings:
     if settings.engine.kind == "torchserve" or (reason := why_triton_cannot_run()) is None:
         return settings
     progress(f"Triton cannot run here: {reason}; TorchServe takes its place")
-    engine = settings.engine.model_copy(update={"kind": "torchserve"})
-    return settings.model_copy(update={"engine": engine})
+    return settings.model_copy(update={"engine": settings.engine.on("torchserve")})
 
 
 def down(settings: Settings, progress: Progress) -> bool:

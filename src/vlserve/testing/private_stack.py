@@ -5,8 +5,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from vlserve.control.domain import EngineKind
+from vlserve.errors import StackError
 from vlserve.settings import GatewaySettings, Settings
+from vlserve.stack.triton_program import why_triton_cannot_run
 from vlserve.testing.stack import RunningStack, running_stack, with_free_ports
+
+
+def on_one_engine(settings: Settings, engine: EngineKind | None) -> Settings:
+    """Return the settings of a stack that runs ``engine`` alone; None: the first that it runs.
+
+    Raises:
+        StackError: Triton is asked for, and cannot run here.
+    """
+    kind = engine or settings.engine.kinds[0]
+    if kind == "triton" and (reason := why_triton_cannot_run()):
+        raise StackError(f"Triton cannot run here: {reason}")
+    return settings.model_copy(update={"engine": settings.engine.on(kind)})
 
 
 @contextmanager

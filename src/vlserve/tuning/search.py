@@ -86,6 +86,8 @@ def _neighbours(serving: Serving, cores: int) -> Iterator[Serving]:
         yield serving.model_copy(update={"workers": workers, "threads": threads})
     for batch_size in _beside(serving.batch_size, BATCH_SIZES):
         yield serving.model_copy(update={"batch_size": batch_size})
+    if serving.max_batch_delay_ms == 0:  # on Triton, where a batch waits for nothing
+        return
     for delay_ms in _beside(serving.max_batch_delay_ms, DELAYS_MS):
         yield serving.model_copy(update={"max_batch_delay_ms": delay_ms})
 

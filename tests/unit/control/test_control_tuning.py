@@ -4,12 +4,14 @@ import hashlib
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from support.control_fakes import FakeEngine, FakeGateway
 from vlserve.control.assembly import Control, assemble
 from vlserve.control.domain import State
+from vlserve.control.engine import grpc_calls, torchserve_grpc
 from vlserve.control.reconcile.reconciler import Restore
 from vlserve.control.store.database import LEDGER
 from vlserve.control.tuning import (
@@ -219,3 +221,22 @@ def test_a_ledger_from_before_tuning_is_read(control: Control, packed: Archive) 
     again = assemble(settings, FakeEngine(), FakeGateway())
     assert again.ledger.version("tagger", 1).tuning is None
     again.stop()
+
+
+def test_an_untuned_version_waits_for_no_batch_on_triton() -> None:
+    assert of_engine(EngineSettings()).max_batch_delay_ms == 1
+    assert of_engine(EngineSettings(kind="triton")).max_batch_delay_ms == 0
+
+
+def test_torchserve_is_never_told_0_which_it_reads_as_100(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(
+        grpc_calls, "call", lambda address, method, request, *rest: told.append(request)
+    )
+    on_triton = SERVING.model_copy(update={"max_batch_delay_ms": 0})
+    for serving in (SERVING, on_triton):
+        settings = tuned(EngineSettings(), serving)
+        torchserve_grpc.register("127.0.0.1:1", "token", tmp_path / "m-1.mar", settings)
+    assert [request.max_batch_delay for request in told] == [3, 1]

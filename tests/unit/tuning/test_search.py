@@ -62,6 +62,14 @@ def test_neighbours_are_tried_one_after_the_other() -> None:
     ]
 
 
+def test_where_a_batch_waits_for_nothing_no_delay_is_tried() -> None:
+    tried = [on_triton := START.model_copy(update={"max_batch_delay_ms": 0})]
+    while (one := next_serving(tried, on_triton, cores=2)) is not None:
+        tried.append(one)
+    assert len(tried) > 3
+    assert {each.max_batch_delay_ms for each in tried} == {0}
+
+
 @settings(max_examples=25)
 @given(st.integers(1, 64), st.integers(1, 64), st.integers(1, 64), st.integers(1, 20))
 def test_any_machine_and_any_start_come_to_an_end(

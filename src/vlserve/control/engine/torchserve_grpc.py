@@ -19,6 +19,8 @@ from vlserve.settings import EngineSettings
 
 _PROTO = "management.proto"
 _SERVICE = "org.pytorch.serve.grpc.management"
+_LEAST_DELAY_MS = 1
+"""TorchServe reads a delay of 0, as of a version that was tuned on Triton, as 100."""
 
 
 @cache
@@ -50,7 +52,7 @@ def register(address: str, token: str, archive: Path, settings: EngineSettings) 
         initial_workers=settings.workers,
         synchronous=True,
         batch_size=settings.batch_size,
-        max_batch_delay=settings.max_batch_delay_ms,
+        max_batch_delay=max(_LEAST_DELAY_MS, settings.max_batch_delay_ms),
         response_timeout=settings.response_timeout_s,
         startup_timeout=max(1, int(settings.load_timeout_s)),
     )

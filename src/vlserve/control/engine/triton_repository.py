@@ -71,6 +71,7 @@ class TritonRepository:
             "model": model,
             "version": str(version),
             "threads": str(settings.threads),
+            "device": settings.device,
             "lone_threads": str(settings.lone_threads),
             "busy_file": str(state_dir / "busy"),
             "load_timeout_s": f"{settings.load_timeout_s:g}",
@@ -137,13 +138,14 @@ def configuration_text(name: str, written: WrittenVersion) -> str:
     """Return the config.pbtxt of a version: whole bodies in, whole answers out, and batches of
     what has gathered while the last one ran, without a wait."""
     parameters = {**written.parameters, "mended": str(written.mended)}
+    kind = "KIND_GPU" if parameters.get("device") == "cuda" else "KIND_CPU"
     lines = [
         f"name: {json.dumps(name)}",
         'backend: "python"',
         f"max_batch_size: {written.batch_size}",
         'input [{ name: "body" data_type: TYPE_UINT8 dims: [-1] allow_ragged_batch: true }]',
         'output [{ name: "answer" data_type: TYPE_UINT8 dims: [-1] }]',
-        f"instance_group [{{ kind: KIND_CPU count: {written.workers} }}]",
+        f"instance_group [{{ kind: {kind} count: {written.workers} }}]",
         "dynamic_batching { max_queue_delay_microseconds: 0 "
         f"default_queue_policy {{ max_queue_size: {written.queue_size} }} }}",
         *(
