@@ -5,7 +5,7 @@ cd "$ENGINE_DIR"
 
 # A start begins bare: the control service loads the versions again. What an earlier start left is
 # taken away first: workers that outlived it, shared memory, tokens.
-TOKENS=$("$PYTHON" -m vlserve.stack.bare_triton "$ENGINE_DIR" "$SHM_PREFIX" "$TMPDIR")
+TOKENS=$("$PYTHON" -P -m vlserve.stack.bare_triton "$ENGINE_DIR" "$SHM_PREFIX" "$TMPDIR")
 INFERENCE_TOKEN=${TOKENS%% *}
 REST=${TOKENS#* }
 MANAGEMENT_TOKEN=${REST%% *}

@@ -1,4 +1,4 @@
-"""A stack started from a shell whose variables and locale would break it: real processes."""
+"""A stack started from a shell whose variables, locale and folder would break it: real processes."""
 
 import os
 import shutil
@@ -82,6 +82,9 @@ def _vlserve(settings: Settings, words: list[str], **variables: str) -> None:
 def test_nothing_of_the_shell_or_its_locale_leaks_into_a_stack(
     settings: Settings, locale: dict[str, str], tmp_path: Path
 ) -> None:
+    for name in ("queue", "uuid", "logging", "vlserve"):  # in the folder where `up` is called
+        module = settings.project_dir / f"{name}.py"
+        module.write_text("raise SystemExit", encoding="utf-8")
     _vlserve(settings, ["up"], **HOSTILE, **locale)
     archive = pack_echo(tmp_path, "tagger", 1)
     _vlserve(settings, ["register", str(archive)], **HOSTILE, **locale)

@@ -81,7 +81,7 @@ class Converter:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "vlserve.exporter.convert"],
+            [sys.executable, "-P", "-m", "vlserve.exporter.convert"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

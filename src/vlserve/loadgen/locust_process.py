@@ -80,7 +80,8 @@ def running_locust(
         (folder / name).unlink(missing_ok=True)
     words = {**_common_options(load_file, plan, folder), **options}
     arguments = [str(word) for pair in words.items() if pair[1] is not None for word in pair]
-    command = [sys.executable, "-m", "locust", "--headless", "--only-summary", "--end-with-parent"]
+    command = [sys.executable, "-P", "-m", "locust", "--headless", "--only-summary"]
+    command += ["--end-with-parent"]
     with (folder / "locust.log").open("wb") as log:
         process = subprocess.Popen(
             [*command, *arguments],

@@ -61,7 +61,7 @@ def write_configuration(settings: Settings, bootstrap: Path) -> Path:
 
 def start(conf: Path, settings: Settings) -> None:
     """Start supervisord in a session of its own, so that it outlives the shell."""
-    command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(conf)]
+    command = [sys.executable, "-P", "-m", "supervisor.supervisord", "-c", str(conf)]
     done = subprocess.run(
         command,
         env=environment(settings),

@@ -67,6 +67,20 @@ def test_a_converter_that_is_gone_is_an_error(tmp_path: Path) -> None:
         converter.convert(counting(tmp_path, baked_in=False))
 
 
+@pytest.mark.export
+def test_modules_in_the_callers_folder_are_not_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    for name in ("queue", "uuid", "tokenizers"):
+        (tmp_path / "here" / f"{name}.py").write_text("raise SystemExit", encoding="utf-8")
+    monkeypatch.chdir(tmp_path / "here")
+    job = counting(tmp_path, baked_in=False)
+    with Converter() as converter:
+        converter.convert(job)
+    assert Path(job.output).stat().st_size > 0
+
+
 def test_what_a_graph_does_not_need_is_let_go_before_it_is_converted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

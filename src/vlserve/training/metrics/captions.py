@@ -25,7 +25,7 @@ def score_captions(candidates: Sequence[str], references: Sequence[Sequence[str]
     """``references``: one or more of each candidate. CIDEr-D weighs words by how many of these very
     items have them. Takes some seconds to start Java; DataError where it fails."""
     job = subprocess.run(
-        [sys.executable, "-m", "vlserve.training.metrics.coco_captions"],
+        [sys.executable, "-P", "-m", "vlserve.training.metrics.coco_captions"],
         input=json.dumps({"candidates": candidates, "references": references}).encode(),
         capture_output=True,
         env=environment_with_java(),
