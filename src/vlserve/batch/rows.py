@@ -193,7 +193,7 @@ def _row(group: list[Member]) -> Mapping[str, Any]:
         else:
             try:
                 columns |= _text_columns(member)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 return {"columns": columns, "error": f"{member.name} cannot be read: {error}"}
     return {"columns": columns, "files": files}
 

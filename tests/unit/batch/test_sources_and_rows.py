@@ -105,13 +105,14 @@ def test_members_of_a_shard_are_grouped_by_key(tmp_path: Path) -> None:
         "s/2.cls": b"4",
         "s/3.txt": b"x" * (rows.MAX_MEMBER_BYTES + 1),
         "s/4.json": b"[]",
+        "s/5.json": b'{"text": ' + b"[" * 100_000,
     }
     with tarfile.open(tmp_path / "a.tar", "w") as shard:
         for name, content in members.items():
             entry = tarfile.TarInfo(name)
             entry.size = len(content)
             shard.addfile(entry, BytesIO(content))
-    one, two, large, wrong = lines_of(tmp_path / "a.tar")
+    one, two, large, wrong, deep = lines_of(tmp_path / "a.tar")
     assert one["columns"] == {"id": "s/1", "text": "a", "n": 3}
     path, offset, size = one["files"]["image"]  # type: ignore[index]
     assert Path(path).read_bytes()[offset : offset + size] == b"one"
@@ -121,6 +122,7 @@ def test_members_of_a_shard_are_grouped_by_key(tmp_path: Path) -> None:
         "columns": {"id": "s/4"},
         "error": "s/4.json cannot be read: it is no JSON object",
     }
+    assert str(deep["error"]).startswith("s/5.json cannot be read: maximum recursion depth")
 
 
 def test_parts_grow_and_count_rows_over_all_files(tmp_path: Path) -> None:
