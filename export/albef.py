@@ -15,7 +15,7 @@ Li et al., Align before Fuse (arXiv:2107.07651), github.com/salesforce/ALBEF.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from torch import Tensor, nn
 
@@ -47,7 +47,7 @@ from vlserve.models.keys import check_keys, is_ignored
 from vlserve.runtime.manifest import TensorSpec
 from vlserve.training.finetune.plan import VisionTextPlan
 
-FAMILY = "albef"
+FAMILY: Final = "albef"
 ATOL = 1e-4
 """Full-size logits, of the order of 10, differ by 1e-5 after 12 layers of sums."""
 _RETRIEVAL = ("visual_encoder", "text_encoder", "vision_proj", "text_proj", "itm_head", "temp")
@@ -148,7 +148,7 @@ class AlbefRecipe:
             options["first_word_twice"] = True
         # the original cleans what is asked and said of an image, but not its answers
         kind: Kind = "question" if parsed.task == "answer" else "caption"
-        clean_first(tokenizer, kind, parsed.max_words)
+        clean_first(tokenizer, FAMILY, kind, parsed.max_words)
         retrieval = parsed.task in RETRIEVAL_TASKS
         whole = not retrieval and parsed.max_length == parsed.encoder.positions
         text = wordpiece_input(

@@ -14,7 +14,7 @@ transformers' layout (Salesforce/blip-*, with transformers' config.json) are rea
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from vlserve.errors import ExportError
 from vlserve.exporter.recipe import GraphPlan, Served, Spec
-from vlserve.exporter.wordpiece import wordpiece_input
+from vlserve.exporter.text_cleaning import Kind, clean_first, cleaning, cut_after
+from vlserve.exporter.wordpiece import TOKENIZER, wordpiece_input
 from vlserve.families import vision_text as parts
 from vlserve.families.config_file import parse_config
 from vlserve.families.decoder_graphs import (
@@ -40,7 +41,7 @@ from vlserve.runtime.manifest import TensorSpec
 from vlserve.runtime.manner import Sampling
 from vlserve.training.finetune.plan import VisionTextPlan
 
-FAMILY = "blip"
+FAMILY: Final = "blip"
 ATOL = 1e-4
 """Full-size logits, of the order of 10, differ by 1e-5 after 12 layers of sums."""
 PARTS: Mapping[str, tuple[str, ...]] = {
@@ -78,6 +79,11 @@ TRANSFORMERS_NAMES = (
 """transformers' names of the vision part -> the original ones; the text parts are called alike."""
 ADDED = ("[DEC]", "[ENC]")
 """Tokens after BERT's: in front of what a decoder writes, and of text that looks at an image."""
+MAX_WORDS = 30
+WORDS_OF = {"answer": 50}
+"""After which the original's evaluations cut what pre_caption and pre_question have cleaned:
+coco_karpathy_retrieval_eval and flickr30k_retrieval_eval in data/, and vqa_dataset.py. Then
+train_retrieval.py and models/blip_vqa.py cut after 35 tokens."""
 LABEL_SMOOTHING = 0.1
 """Of the decoder's training loss, by which the original ranks answers too."""
 
@@ -108,6 +114,7 @@ class Config(VisionTextConfig):
     family: Literal["blip"] = "blip"
     task: Literal["match", "embed", "answer", "caption"]
     max_length: int = 35
+    max_words: int = Field(default=MAX_WORDS, ge=1)
     prompt: str = "a picture of "
     """What captions begin with, and clients do not see."""
     writing: Writing | None = None
@@ -208,6 +215,7 @@ class BlipRecipe:
             start="[DEC]",
             smoothing=LABEL_SMOOTHING,
             tokenizer=lambda config: parts.tokenizer_of(parse(config), "$A", ADDED),
+            caption=trained_caption,
         )
 
     def complete_config(
@@ -216,6 +224,7 @@ class BlipRecipe:
         named = original_names(state)
         given = from_transformers(config) if config.get("model_type") == "blip" else config
         given = {"task": shown_task(named), **given}
+        given = {"max_words": WORDS_OF.get(str(given["task"]), MAX_WORDS), **given}
         completed = parts.complete(given, named, folder, FAMILY, PARTS)
         for name, prefix in (("encoder", "text_encoder."), ("decoder", "text_decoder.bert.")):
             bert = completed.get(name) or {"first_cross_layer": 0, "token_types": 0}
@@ -237,7 +246,6 @@ class BlipRecipe:
     def serve(self, config: Mapping[str, Any], assets: Path) -> Served:
         parsed = parse(config)
         tokenizer = parts.tokenizer_of(parsed, "[CLS] $A [SEP]", ADDED)
-        text = wordpiece_input(tokenizer, parsed.max_length, assets, parsed.text_cleaning)
         options: dict[str, Any] = {}
         if parsed.task == "match":
             options["retrieval_score"] = "match_logit + cosine"
@@ -246,12 +254,16 @@ class BlipRecipe:
         elif parsed.task in WRITING:
             prompt = tokenizer.encode(parsed.prompt, add_special_tokens=False).ids
             options |= {
-                "tokenizer": text.file,
+                "tokenizer": f"assets/{TOKENIZER}",
                 "prompt_ids": [tokenizer.token_to_id("[DEC]")]
                 + (prompt if parsed.task == "caption" else []),
                 "end_id": tokenizer.token_to_id("[SEP]"),
                 **(parsed.writing or WRITING[parsed.task]).model_dump(mode="json"),
             }
+        if parsed.task != "caption":  # the original cleans what is said and asked, but no answers
+            kind: Kind = "question" if parsed.task == "answer" else "caption"
+            clean_first(tokenizer, FAMILY, kind, parsed.max_words)
+        text = wordpiece_input(tokenizer, parsed.max_length, assets, parsed.text_cleaning)
         return Served(
             task=parsed.task,
             image=parsed.image,
@@ -323,6 +335,12 @@ def graph_inputs(config: Config) -> dict[str, tuple[TensorSpec, ...]]:
 
 def parse(config: Mapping[str, Any]) -> Config:
     return parse_config(Config, config, FAMILY)
+
+
+def trained_caption(text: str) -> str:
+    """What is learnt of a caption: pre_caption of coco_karpathy_train."""
+    cleaned = cleaning(FAMILY, "caption").normalize_str(text)
+    return cut_after(MAX_WORDS).normalize_str(cleaned)
 
 
 def enc_id(config: Config) -> int:

@@ -28,6 +28,7 @@ from vlserve.runtime.decoding import (
     beam_search,
     rank_answers,
 )
+from vlserve.runtime.text import load_tokenizer
 from vlserve.runtime.types import Arrays
 from vlserve.testing.eager import EagerBackend
 
@@ -187,6 +188,21 @@ def test_texts_become_the_same_ids(tmp_path: Path) -> None:
     found = [case for case in CASES if "text_max_length" in case.config]
     for case in found:
         assert_same_ids(case, load(RECIPE, case, config_of(case), tmp_path))
+    assert found
+
+
+def test_questions_become_the_same_ids(tmp_path: Path) -> None:
+    found = [case for case in CASES if "questions" in case.config]
+    for case in found:
+        loaded, given = load(RECIPE, case, config_of(case), tmp_path), case.arrays("inputs")
+        assert loaded.served.text is not None
+        tokenizer = load_tokenizer(loaded.served.text, loaded.root)
+        questions = zip(
+            case.config["questions"], given["question_ids"], given["question_mask"], strict=True
+        )
+        for text, ids, mask in questions:
+            # the graph puts [ENC] in the place of the first
+            assert tokenizer.ids(text)[1:].tolist() == ids[mask == 1][1:].tolist(), text
     assert found
 
 

@@ -1,32 +1,44 @@
 """Text as vision-language data sets are cleaned before training, as steps of a tokenizer.
 
-Source: pre_caption and pre_question of salesforce/ALBEF, dataset/utils.py, which cut a text after
-so many words, too. A word is what stands between two single spaces, as there.
+Source: pre_caption and pre_question of salesforce/ALBEF, dataset/utils.py, and of salesforce/BLIP,
+data/utils.py, which cut a text after so many words, too. A word is what stands between two single
+spaces, as there.
 """
 
+from collections.abc import Mapping
 from typing import Literal
 
 from tokenizers import Regex, Tokenizer, normalizers
 
+Original = Literal["albef", "blip"]
 Kind = Literal["caption", "question"]
 
-_BOTH = (
-    normalizers.Lowercase(),
+_ALBEF = (
     normalizers.Replace(Regex(r"""[,.'!?"()*#:;~]"""), ""),
     normalizers.Replace(Regex("[-/]"), " "),
 )
-_QUESTION = (normalizers.Replace(Regex(r" +\z"), ""),)
-_CAPTION = (
-    normalizers.Replace("<person>", "person"),
-    normalizers.Replace(Regex(r"\s{2,}"), " "),
-    normalizers.Replace(Regex(r"\n+\z"), ""),
-    normalizers.Replace(Regex(r"\A +| +\z"), ""),
-)
+_BLIP = r"""[.!"()*#:;~]"""
+"""Commas, apostrophes, question marks, hyphens and slashes stay."""
+_PUNCTUATION: Mapping[tuple[Original, Kind], tuple[normalizers.Normalizer, ...]] = {
+    ("albef", "caption"): (*_ALBEF, normalizers.Replace("<person>", "person")),
+    ("albef", "question"): _ALBEF,
+    ("blip", "caption"): (normalizers.Replace(Regex(_BLIP), " "),),
+    ("blip", "question"): (normalizers.Replace(Regex(_BLIP), ""),),
+}
+_SPACES: Mapping[Kind, tuple[normalizers.Normalizer, ...]] = {
+    "caption": (
+        normalizers.Replace(Regex(r"\s{2,}"), " "),
+        normalizers.Replace(Regex(r"\n+\z"), ""),
+        normalizers.Replace(Regex(r"\A +| +\z"), ""),
+    ),
+    "question": (normalizers.Replace(Regex(r" +\z"), ""),),
+}
 
 
-def cleaning(kind: Kind) -> normalizers.Normalizer:
-    """Lower case, without most punctuation; hyphens and slashes become spaces."""
-    return normalizers.Sequence([*_BOTH, *(_CAPTION if kind == "caption" else _QUESTION)])
+def cleaning(original: Original, kind: Kind) -> normalizers.Normalizer:
+    """Lower case, and punctuation and spaces as the original's data sets have them."""
+    steps = (normalizers.Lowercase(), *_PUNCTUATION[original, kind], *_SPACES[kind])
+    return normalizers.Sequence(list(steps))
 
 
 def cut_after(words: int) -> normalizers.Normalizer:
@@ -35,7 +47,7 @@ def cut_after(words: int) -> normalizers.Normalizer:
     return normalizers.Replace(Regex(rf"{kept}\K [\s\S]*\z"), "")
 
 
-def clean_first(tokenizer: Tokenizer, kind: Kind, max_words: int) -> None:
+def clean_first(tokenizer: Tokenizer, original: Original, kind: Kind, max_words: int) -> None:
     """Make a tokenizer clean every text, and cut it after ``max_words``, before anything else."""
-    first = [cleaning(kind), cut_after(max_words)]
+    first = [cleaning(original, kind), cut_after(max_words)]
     tokenizer.normalizer = normalizers.Sequence([*first, tokenizer.normalizer])

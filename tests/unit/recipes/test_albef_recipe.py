@@ -14,7 +14,7 @@ from support.tiny_exports import Exports, Tiny, graph_cases, tiny
 from vlserve.errors import CheckpointMismatch, ExportError
 from vlserve.exporter.convert import Format, load_network
 from vlserve.exporter.recipe import load_recipe
-from vlserve.exporter.text_cleaning import cleaning
+from vlserve.exporter.text_cleaning import Kind, cleaning
 from vlserve.runtime.decoding import CachedStep, Ids, RankedAnswers, Ranking, rank_answers
 from vlserve.runtime.errors import ErrorCode, RequestError
 from vlserve.runtime.manifest import TextInput
@@ -274,7 +274,8 @@ def test_long_texts_are_cut_as_in_the_originals_evaluation(task: str, tmp_path: 
     tokenizer, _ = text_input(task, tmp_path)
     words, tokens = CUT[task]
     for text in (LONG, "Cats, " * 40 + "a red ball!", " ".join(["red-ball"] * 40), "a cat"):
-        cleaned = cleaning("question" if task == "answer" else "caption").normalize_str(text)
+        kind: Kind = "question" if task == "answer" else "caption"
+        cleaned = cleaning("albef", kind).normalize_str(text)
         expected = original_ids(cleaned, words, tokens, tmp_path)
         assert tokenizer.ids(text).tolist() == expected
     assert len(tokenizer.ids(LONG)) == (tokens or {30: 51, 50: 84}[words])

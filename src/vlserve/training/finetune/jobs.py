@@ -1,7 +1,7 @@
 """One objective each, as `vlserve.training.run.Job` asks for it: entail, reason, answer, caption.
 Retrieval has a file of its own, beside."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
@@ -219,6 +219,8 @@ class CaptionJob:
     items: Items
     words: Words
     prompt: str
+    learnt: Callable[[str], str]
+    """A caption -> what is learnt of it."""
     smoothing: float
     max_length: int
 
@@ -233,7 +235,9 @@ class CaptionJob:
             yield self._batch(self.items.train, *zip(*captions, strict=True))
 
     def _batch(self, data: TaskData, lines: Sequence[int], texts: Sequence[str]) -> Batch:
-        rows = [self.words.ids(f"{self.prompt}{text}")[: self.max_length] for text in texts]
+        rows = [
+            self.words.ids(f"{self.prompt}{self.learnt(text)}")[: self.max_length] for text in texts
+        ]
         ids, mask = padded(rows, self.words.id(self.words.pad))
         return {"image": data.image(lines), "ids": ids, "mask": mask}
 

@@ -68,6 +68,8 @@ class VisionTextPlan:
     """Of the words of answers and captions."""
     tokenizer: Callable[[Mapping[str, Any]], Tokenizer]
     """Of a config: ids without special tokens."""
+    caption: Callable[[str], str] = str
+    """A caption of the data -> what is learnt of it."""
 
     @property
     def rules(self) -> RetrievalRules:

@@ -268,7 +268,7 @@ def _job(
     items = Items(*data, options.batch_size)
     if objective == "caption":
         words = Words(plan.tokenizer(config), plan.start)
-        rest = (config["prompt"], plan.smoothing, config["max_length"])
+        rest = (config["prompt"], plan.caption, plan.smoothing, config["max_length"])
         return CaptionJob(network, items, words, *rest)
     assert text is not None
     if objective == "retrieve":
