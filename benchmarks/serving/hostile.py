@@ -227,7 +227,7 @@ REQUESTS: Mapping[str, tuple[Callable[[], Request], str]] = {
     "jpeg: 100 scans of 49 MP": (lambda: _as_image(_scans(7000, 90)), TOO_LARGE),
     "jpeg: 20 scans of 49 MP": (lambda: _as_image(_scans(7000, 14)), TOO_LARGE),
     "jpeg: progressive, of 49 MP": (lambda: _as_image(_scans(7000, 0)), "answered"),
-    "jpeg: progressive, of 1.2 MP": (lambda: _as_image(_scans(1100, 60)), "answered"),
+    "jpeg: progressive, of 1.2 MP": (lambda: _as_image(_scans(1100, 60)), "image_damaged"),
     "jpeg: 49 MP": (lambda: _as_image(_plain("JPEG", 7000)), "answered"),
     "png: empty chunks": (lambda: _as_image(_png_with(b"teST", b"")), COMPLEX),
     "png: empty pixels": (lambda: _as_image(_png_with(b"IDAT", b"")), COMPLEX),

@@ -1,4 +1,4 @@
-"""A stack started from a shell whose variables, locale and folder would break it: real processes."""
+"""A stack started from a shell whose variables, locale or folder would break it. Real processes."""
 
 import os
 import shutil

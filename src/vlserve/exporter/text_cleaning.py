@@ -28,10 +28,10 @@ _PUNCTUATION: Mapping[tuple[Original, Kind], tuple[normalizers.Normalizer, ...]]
 _SPACES: Mapping[Kind, tuple[normalizers.Normalizer, ...]] = {
     "caption": (
         normalizers.Replace(Regex(r"\s{2,}"), " "),
-        normalizers.Replace(Regex(r"\n+\z"), ""),
-        normalizers.Replace(Regex(r"\A +| +\z"), ""),
+        normalizers.Replace(Regex(r"(?<!\n)\n+\z"), ""),
+        normalizers.Replace(Regex(r"\A +|(?<! ) +\z"), ""),
     ),
-    "question": (normalizers.Replace(Regex(r" +\z"), ""),),
+    "question": (normalizers.Replace(Regex(r"(?<! ) +\z"), ""),),
 }
 
 

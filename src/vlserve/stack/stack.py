@@ -174,9 +174,17 @@ def _mend_what_hangs(settings: Settings, progress: Progress) -> None:
                 break
             time.sleep(_POLL_S)
     for process in Supervisor(settings).processes():
-        if process.name in silent and time.time() - process.started_at > _HANGS_S:
+        if process.name in silent and _age_s(process.pid) > _HANGS_S:
             progress(f"{process.name} runs and does not answer: starting it anew")
             Supervisor(settings).kill(process.name)
+
+
+def _age_s(pid: int | None) -> float:
+    """How long a process has run, whatever the system's clock did since; 0 where it has ended."""
+    try:
+        return time.time() - psutil.Process(pid).create_time() if pid else 0.0
+    except psutil.NoSuchProcess:
+        return 0.0
 
 
 def _wait_until_well(settings: Settings, progress: Progress) -> None:

@@ -17,10 +17,9 @@ from vlserve.text_files import encoding_hint
 SHOWN_OF_EACH = 5
 """Bad lines that are shown of each kind."""
 SHOWN_KINDS = 10
-VALUES = re.compile(
-    r"(?<=^id ).+(?= is on line)|(?<=^unknown label ).+|\S*[^\sa-z,;:'()-]\S*", re.DOTALL
-)
-"""Of a reason: what is that line's own, and not of its kind."""
+VALUES = re.compile(r"(?P<name>(?<=^id ).+(?= is on line)|(?<=^unknown label ).+)|\S+", re.DOTALL)
+"""Of a reason: names, and words, of which ``_of_a_line`` says whether they are that line's own."""
+_PLAIN = re.compile(r"[a-z,;:'()-]+")
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,13 @@ class BadLine:
     @property
     def kind(self) -> str:
         """The reason without what is this line's own: names, numbers, paths."""
-        return VALUES.sub("…", self.reason)
+        return VALUES.sub(_of_a_line, self.reason)
+
+
+def _of_a_line(words: re.Match[str]) -> str:
+    """An ellipsis in the place of what is one line's own; a word of the reason as it is."""
+    found = words[0]
+    return found if words["name"] is None and _PLAIN.fullmatch(found) else "…"
 
 
 @dataclass(frozen=True)

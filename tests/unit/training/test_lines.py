@@ -154,6 +154,14 @@ def test_five_of_each_kind_are_shown_and_the_others_counted() -> None:
     assert kinds[0].shown == tuple(made[:5])
 
 
+def test_the_kind_of_a_long_reason_takes_no_longer_than_its_length() -> None:
+    """With the square of it this would take hours."""
+    plain = "x" * 1_000_000
+    assert BadLine("a.jsonl", 1, f"{plain} has 3 names").kind == f"{plain} has … names"
+    assert BadLine("a.jsonl", 1, f"unknown label {plain}").kind == "unknown label …"
+    assert BadLine("a.jsonl", 1, f"id {plain} is on line 7 too").kind == "id … is on line … too"
+
+
 def test_very_many_kinds_do_not_fill_the_screen() -> None:
     words = [f"{first}{second}" for first in "abcdefghij" for second in "abcdefghij"]
     kinds = by_kind([bad(f"fault {word}", 1) for word in words])
