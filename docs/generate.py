@@ -263,13 +263,12 @@ def errors_page() -> str:
 
 
 def _request_errors() -> Iterator[Sequence[str]]:
+    from vlserve.runtime.answering import HTTP_STATUS
     from vlserve.runtime.errors import ErrorCode
 
-    handler = (PROJECT / "handlers" / "torchserve_handler.py").read_text(encoding="utf-8")
-    status = dict(re.findall(r"ErrorCode\.(\w+): (\d+)", handler))
     meanings = dict(re.findall(r"^    (\w+) = .*?#\s*(.+)$", inspect.getsource(ErrorCode), re.M))
     for code in ErrorCode:
-        yield f"`{code}`", status[code.name], _sentence(meanings[code.name])
+        yield f"`{code}`", str(HTTP_STATUS[code]), _sentence(meanings[code.name])
 
 
 def _gateway_errors() -> Iterator[Sequence[str]]:

@@ -1,15 +1,14 @@
-"""An archive's answers to a batch, by the runtime that is frozen in it.
+"""What stands in for triton_model.py in an archive that was packed before Triton was an engine.
 
-For engines that start a program of ours; TorchServe starts the archive's own handler, which does
-the same. The archive's folder stands first on ``sys.path`` when this module is imported. Its
-runtime may be an older one: what is used here is what all of them have.
+The archive's folder stands first on ``sys.path`` when this module is imported, so that its own
+frozen runtime answers. That is an older one: what is used here is what all of them have.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -49,20 +48,11 @@ HTTP_STATUS = {
     "inference_failed": 500,
     "request_killed_worker": 500,
 }
-"""Code of an item's error -> the status that a client sees, as torchserve_handler.py has it."""
+"""Code of an item's error -> the status that a client sees, as vlserve.runtime.answering has it."""
 
 
-@dataclass(frozen=True)
-class Answered:
-    """What one client gets. ``timing``: the value of Server-Timing, empty where nothing ran."""
-
-    status: int
-    timing: str
-    body: bytes
-
-
-class Answering:
-    """One worker of one version. Not thread-safe: an engine gives a worker one batch at a time."""
+class TritonModel:
+    """One worker of one version, with the methods of the class of that name in triton_model.py."""
 
     def __init__(self, folder: Path, threads: int, batch_size: int, log: Path | None) -> None:
         """Open the unpacked archive in ``folder`` and answer its probes in batches of every size.
@@ -74,12 +64,13 @@ class Answering:
         self._pipeline.warm_up(batch_size)
         self._log = AnswerLog(log)
 
-    def answer(self, values: Sequence[Mapping[str, Any]], ids: Sequence[str]) -> list[Answered]:
-        """Answer a batch, in order; ``ids``: the name of each request in logs. Nothing raises for
-        what is in a request."""
+    def answer(
+        self, data: Sequence[Mapping[str, Any]], ids: Sequence[str]
+    ) -> list[tuple[int, str, bytes]]:
+        """Return status, Server-Timing and JSON body of each request, in order."""
         manifest = self._pipeline.manifest
         started = time.perf_counter()
-        requests = [read_request(*item) for item in zip(values, ids, strict=True)]
+        requests = [read_request(*item) for item in zip(data, ids, strict=True)]
         read = time.perf_counter()
         result = self._pipeline.run(requests)
         ran = time.perf_counter()
@@ -94,7 +85,7 @@ class Answering:
         self._log.write(manifest, self._pipeline.task, ids, replace(result, stage_ms=stage_ms))
         timing = ", ".join(f"{stage};dur={value:.3f}" for stage, value in stage_ms.items())
         return [
-            Answered(_status(answer), timing, body)
+            (_status(answer), timing, body)
             for answer, body in zip(result.answers, bodies, strict=True)
         ]
 

@@ -1,4 +1,5 @@
-"""One version on Triton: what its Python backend runs as ``model.py``, in a stub each instance.
+"""One version on Triton: what its Python backend runs as ``model.py``, in a stub each instance. The
+archive's own triton_model.py answers.
 
 A request is one tensor ``body``, the HTTP body as the gateway hands it over; what the gateway says
 of it in headers stands in the request's parameters. The answer is one tensor ``answer``:
@@ -18,6 +19,7 @@ import sys
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,8 @@ from vlserve_worker.triton_tensors import prove_exchange, read_tensor, write_ten
 
 BODY, ANSWER = "body", "answer"
 """The tensors of config.pbtxt."""
+ENTRY_POINT = "triton_model"
+"""The module in an archive that answers for it."""
 
 logger = logging.getLogger(__name__)
 
@@ -107,9 +111,7 @@ class TritonPythonModel:
             _prepare_process(parameters)
             choose_device(parameters.device, int(args.get("model_instance_device_id", 0)))
             lone = _lone_requests(parameters)
-            from vlserve_worker.answering import Answering  # imports the archive's runtime
-
-            self._answering = Answering(
+            self._archive = _entry_point(parameters.archive_dir)(
                 parameters.archive_dir,
                 parameters.threads,
                 parameters.batch_size,
@@ -135,8 +137,8 @@ class TritonPythonModel:
         ]
 
         def run(places: list[int], values: list[dict[str, Any]]) -> list[bytes]:
-            answers = self._answering.answer(values, [ids[at] for at in places])
-            return [_written(one.status, one.timing, one.body) for one in answers]
+            answers = self._archive.answer(values, [ids[at] for at in places])
+            return [_written(*one) for one in answers]
 
         def refuse(at: int, refusal: Refusal) -> bytes:
             return _written(refusal.status, "", refusal.body(ids[at]))
@@ -145,7 +147,7 @@ class TritonPythonModel:
         return [pb_utils.InferenceResponse([write_tensor(ANSWER, one)]) for one in answers]
 
     def finalize(self) -> None:
-        self._answering.close()
+        self._archive.close()
 
 
 def _prepare_process(parameters: Parameters) -> None:
@@ -166,6 +168,13 @@ def _lone_requests(parameters: Parameters) -> LoneRequests | None:
     if parameters.busy_file is None:
         return None
     return lone_requests(parameters.archive_dir, parameters.lone_threads, parameters.busy_file)
+
+
+def _entry_point(archive: Path) -> Any:
+    """Return the class TritonModel of the archive, which imports the archive's runtime; that which
+    is installed for an archive that was packed without one."""
+    own = (archive / f"{ENTRY_POINT}.py").is_file()
+    return import_module(ENTRY_POINT if own else "vlserve_worker.answering").TritonModel
 
 
 def _raw(request: Any) -> dict[str, Any] | Refusal:

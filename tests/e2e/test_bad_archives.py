@@ -188,7 +188,8 @@ def test_other_bytes_under_the_serving_number_are_refused(served: Served, tmp_pa
 def test_another_task_under_the_models_name_is_refused(served: Served, tmp_path: Path) -> None:
     handlers = tmp_path / "handlers"
     handlers.mkdir()
-    for name, source in (("torchserve_handler.py", "torchserve_handler.py"), ("sort.py", "tag.py")):
+    entry_points = {name: name for name in ("torchserve_handler.py", "triton_model.py")}
+    for name, source in {**entry_points, "sort.py": "tag.py"}.items():
         (handlers / name).write_text(
             (HANDLERS_DIR / source).read_text(encoding="utf-8"), encoding="utf-8"
         )

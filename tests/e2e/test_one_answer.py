@@ -18,12 +18,12 @@ from support.running_stack import RunningGateway
 from support.running_triton import RunningTriton
 from vlserve.control.domain import ModelRoute, Routing
 from vlserve.drill.one_answer import ALONE, TOGETHER, Said, compare
+from vlserve.runtime.answering import HTTP_STATUS
 from vlserve.runtime.archive import unpack_archive
 from vlserve.runtime.body import read_request, write_body
 from vlserve.runtime.folder import open_folder
 from vlserve.runtime.types import ItemError
 from vlserve.testing import RunningStack
-from vlserve_worker.answering import HTTP_STATUS
 from vlserve_worker.request_filter import MAX_BODY_BYTES, Refusal, RequestFilter
 
 ID = "one-answer"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vlserve.runtime import headers
+from vlserve.runtime import answering, headers
 from vlserve.runtime.errors import ErrorCode
 from vlserve_worker import bodies, request_filter, service
 
@@ -45,10 +45,9 @@ def test_the_worker_uses_the_table_s_headers() -> None:
     assert headers.REQUEST_ID == request_filter.REQUEST_ID
 
 
-def test_the_worker_s_codes_have_the_handler_s_status() -> None:
-    handler = (PROJECT / "handlers" / "torchserve_handler.py").read_text(encoding="utf-8")
+def test_the_worker_s_codes_have_the_archive_s_status() -> None:
     for code, status in request_filter.HTTP_STATUS.items():
-        assert f"ErrorCode.{ErrorCode(code).name}: {status}," in handler
+        assert answering.HTTP_STATUS[ErrorCode(code)] == status
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

@@ -24,6 +24,7 @@ from vlserve.runtime.manifest import (
     HANDLER,
     MANIFEST,
     TORCHSERVE_MANIFEST,
+    TRITON_MODEL,
     Manifest,
     read_manifest,
 )
@@ -51,7 +52,7 @@ def pack_archive(
     """Write ``<model>-<version>.mar`` into ``out_dir`` and return its path.
 
     ``draft``: every field of `Manifest` but ``files``. ``members``: the graphs and assets by their
-    path in the archive. The frozen runtime, the task's handler file and TorchServe's entry point
+    path in the archive. The frozen runtime, the task's handler file and the engines' entry points
     are added. Raises ManifestInvalid for a draft that contradicts itself or the members,
     ExportError for a file that is missing. An archive of that name is replaced in one step.
     """
@@ -118,7 +119,7 @@ def frozen_code(task: str, handlers: Folder = HANDLERS_DIR) -> dict[str, Member]
     """The code that travels in an archive of ``task``, by its path there."""
     code: dict[str, Member] = dict(_runtime())
     code[f"handlers/{task}.py"] = handlers / f"{task}.py"
-    code[HANDLER] = handlers / HANDLER
+    code |= {name: handlers / name for name in (HANDLER, TRITON_MODEL)}
     for name, content in code.items():
         if isinstance(content, Path) and not content.is_file():
             raise ExportError(f"no {name} to pack: {content} does not exist")

@@ -4,7 +4,8 @@ Layout of an archive (a zip that TorchServe loads as it is; other engines unpack
 
     MAR-INF/MANIFEST.json       TorchServe's own manifest: name, version, handler
     manifest.json               this
-    torchserve_handler.py       engine entry point
+    torchserve_handler.py       entry point of TorchServe
+    triton_model.py             of Triton; not in archives packed before it was an engine
     handlers/<task>.py          the task's request schema, preprocess and postprocess
     vlserve/__init__.py         frozen copy of the runtime
     vlserve/runtime/*.py
@@ -22,6 +23,7 @@ from vlserve.runtime.errors import ArchiveTooLarge, ManifestInvalid, wrong_field
 MANIFEST = "manifest.json"
 TORCHSERVE_MANIFEST = "MAR-INF/MANIFEST.json"
 HANDLER = "torchserve_handler.py"
+TRITON_MODEL = "triton_model.py"
 
 ModelName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
 Version = Annotated[int, Field(ge=1, le=2**31 - 1)]

@@ -32,9 +32,8 @@ def handlers(tmp_path: Path) -> Path:
     folder = tmp_path / "handlers"
     folder.mkdir()
     (folder / "tag.py").write_text("TASK = None\n", encoding="utf-8")
-    (folder / "torchserve_handler.py").write_text(
-        "def handle(data, context): ...\n", encoding="utf-8"
-    )
+    for entry_point in ("torchserve_handler.py", "triton_model.py"):
+        (folder / entry_point).write_text("def answer(data, ids): ...\n", encoding="utf-8")
     return folder
 
 
@@ -73,7 +72,12 @@ def test_the_manifest_lists_every_member_with_its_sha256(tmp_path: Path, handler
         for name, sha256 in manifest.files.items():
             assert hashlib.sha256(archive.read(name)).hexdigest() == sha256
         torchserve = json.loads(archive.read(TORCHSERVE_MANIFEST))
-    assert {"vlserve/__init__.py", "vlserve/runtime/manifest.py", "handlers/tag.py"} <= names
+    assert {
+        "vlserve/__init__.py",
+        "vlserve/runtime/manifest.py",
+        "handlers/tag.py",
+        "triton_model.py",
+    } <= names
     assert torchserve["model"] == {
         "modelName": "m",
         "modelVersion": "3",

@@ -228,7 +228,8 @@ def test_an_archive_whose_code_fails_says_why(tmp_path: Path) -> None:
     handlers.mkdir()
     (handlers / "retrieve.py").write_text("import nothing_of_this_name\n", encoding="utf-8")
     (handlers / "match.py").write_bytes((HANDLERS_DIR / "match.py").read_bytes())
-    (handlers / "torchserve_handler.py").write_bytes(b"")
+    for entry_point in ("torchserve_handler.py", "triton_model.py"):
+        (handlers / entry_point).write_bytes(b"")
     with pytest.raises(ArchiveError, match="nothing_of_this_name"):
         build_index(archive, data, tmp_path / "out", handlers=handlers)
 

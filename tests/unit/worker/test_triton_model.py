@@ -4,7 +4,7 @@ import importlib
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vlserve_worker.answering import HTTP_STATUS, Answered
-
-HANDLER = Path(__file__).parents[3] / "handlers" / "torchserve_handler.py"
+from vlserve.runtime.answering import HTTP_STATUS
+from vlserve_worker import answering
 
 
 class Tensor:
@@ -70,21 +69,21 @@ class Response:
         return first.decode(), json.loads(body)
 
 
-class FakeAnswering:
-    """Answers with what it is asked, and keeps the batches."""
+ENTRY_POINT = """
+import json
 
-    batches: list[list[dict[str, Any]]]
+class TritonModel:
+    def __init__(self, *given):
+        self.given, self.batches = given, []
 
-    def __init__(self, folder: Path, threads: int, batch_size: int, log: Path | None) -> None:
-        self.opened = folder, threads, batch_size, log
-        self.batches = []
-
-    def answer(self, values: Sequence[Mapping[str, Any]], ids: Sequence[str]) -> list[Answered]:
-        self.batches.append([dict(one) for one in values])
+    def answer(self, data, ids):
+        self.batches.append([dict(one) for one in data])
         return [
-            Answered(200, "infer;dur=1.000", json.dumps([sorted(one), name]).encode())
-            for one, name in zip(values, ids, strict=True)
+            (200, "infer;dur=1.000", json.dumps([sorted(one), name]).encode())
+            for one, name in zip(data, ids)
         ]
+"""
+"""The triton_model.py of an archive: it answers with what it is asked, and keeps the batches."""
 
 
 @pytest.fixture
@@ -92,10 +91,7 @@ def triton_model(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """The module, imported as in a stub; what it does to its process is undone."""
     backend = ModuleType("triton_python_backend_utils")
     backend.Tensor, backend.InferenceResponse = Tensor, Response  # type: ignore[attr-defined]
-    answering = ModuleType("vlserve_worker.answering")
-    answering.Answering = FakeAnswering  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, backend.__name__, backend)
-    monkeypatch.setitem(sys.modules, answering.__name__, answering)
     for name in ("vlserve_worker.triton_model", "vlserve_worker.triton_tensors"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -105,9 +101,12 @@ def triton_model(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     yield importlib.import_module("vlserve_worker.triton_model")
     for name in ("vlserve_worker.triton_model", "vlserve_worker.triton_tensors"):
         del sys.modules[name]
+    sys.modules.pop("triton_model", None)
 
 
-def opened(module: ModuleType, folder: Path, **parameters: str) -> Any:
+def opened(module: ModuleType, folder: Path, code: str = ENTRY_POINT, **parameters: str) -> Any:
+    if code:
+        (folder / "triton_model.py").write_text(code, encoding="utf-8")
     given = {"archive_dir": str(folder), "version": "7", **parameters}
     config = {
         "max_batch_size": 8,
@@ -130,7 +129,7 @@ def test_it_opens_the_archive_with_its_own_code_first(
 ) -> None:
     sys.path.insert(0, "")
     model = opened(triton_model, tmp_path, threads="2", answer_log="answers.jsonl", mended="3")
-    assert model._answering.opened == (tmp_path, 2, 8, Path("answers.jsonl"))
+    assert model._archive.given == (tmp_path, 2, 8, Path("answers.jsonl"))
     assert sys.path[0] == str(tmp_path)
     assert "" not in sys.path
     assert sys.dont_write_bytecode
@@ -160,7 +159,7 @@ def test_every_request_of_a_batch_has_an_answer_of_its_own(
     assert answers[3][1]["request_id"] == "b"
     assert answers[4][1][0] == ["image", "text"]
     assert "not UTF-8" in answers[2][1]["error"]["message"]
-    (batch,) = model._answering.batches
+    (batch,) = model._archive.batches
     assert bytes(batch[0]["body"]) == b'{"text": "a"}'
     assert batch[1]["text"] == b"b"
 
@@ -170,7 +169,7 @@ def test_a_batch_of_refusals_alone_asks_no_archive(
 ) -> None:
     model = opened(triton_model, tmp_path)
     assert len(model.execute([Request(), Request()])) == 2
-    assert model._answering.batches == []
+    assert model._archive.batches == []
 
 
 def test_what_killed_a_stub_is_run_alone(triton_model: ModuleType, tmp_path: Path) -> None:
@@ -183,8 +182,8 @@ def test_what_killed_a_stub_is_run_alone(triton_model: ModuleType, tmp_path: Pat
         "200",
         "200",
     ]
-    assert [len(batch) for batch in model._answering.batches] == [1, 1]
-    assert bytes(model._answering.batches[0][0]["body"]) == b'{"text": "b"}'
+    assert [len(batch) for batch in model._archive.batches] == [1, 1]
+    assert bytes(model._archive.batches[0][0]["body"]) == b'{"text": "b"}'
 
 
 def test_a_stub_that_corrupts_bytes_serves_nothing(
@@ -198,8 +197,16 @@ def test_a_stub_that_corrupts_bytes_serves_nothing(
         opened(triton_model, tmp_path)
 
 
-def test_statuses_are_the_handler_s() -> None:
-    handler = HANDLER.read_text(encoding="utf-8")
-    table = handler[handler.index("HTTP_STATUS = {") : handler.index("class ")]
-    written = [line.strip() for line in table.splitlines() if "ErrorCode." in line]
-    assert written == [f"ErrorCode.{code.upper()}: {HTTP_STATUS[code]}," for code in HTTP_STATUS]
+def test_an_archive_without_an_entry_point_is_answered_by_the_installed_one(
+    triton_model: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = ModuleType("vlserve_worker.answering")
+    exec(ENTRY_POINT, vars(installed))
+    monkeypatch.setitem(sys.modules, installed.__name__, installed)
+    model = opened(triton_model, tmp_path, code="")
+    assert type(model._archive).__module__ == installed.__name__
+    assert model._archive.given == (tmp_path, 1, 8, None)
+
+
+def test_the_installed_one_knows_the_statuses_of_the_runtime() -> None:
+    assert {str(code): status for code, status in HTTP_STATUS.items()} == answering.HTTP_STATUS

@@ -17,7 +17,7 @@ from vlserve.runtime.task import Task, load_task
 GATEWAY_KEY = "gateway key"
 """What the page calls it."""
 REFERENCE = "#/components/schemas/{model}"
-NO_TASKS = ("torchserve_handler",)
+NO_TASKS = ("torchserve_handler", "triton_model")
 """Files of handlers/ that are no tasks: engine entry points."""
 PATHS = {
     "/predictions/{model}": ("model",),
