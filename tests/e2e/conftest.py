@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from support.engines import parametrise, skip_what_is_of_another_engine, usable
 from support.fake_torchserve import FakeTorchServe
 from support.running_stack import (
     RunningGateway,
@@ -15,23 +16,37 @@ from support.running_stack import (
 )
 from support.running_triton import RunningTriton, need_triton, running_triton
 from support.shadow_copies import ALL_COPIED, TIMEOUT_S, Engines, apply_copies
+from vlserve.control.domain import EngineKind
 from vlserve.exporter.echo import VOCABULARY, pack_echo
 from vlserve.testing import RunningStack, running_stack
 
 _names = itertools.count(1)
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    parametrise(metafunc)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.e2e)
+            skip_what_is_of_another_engine(item)
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+def engine_kind(request: pytest.FixtureRequest) -> EngineKind:
+    """The engine that the test runs on."""
+    return usable(request.param)
+
+
+@pytest.fixture(scope="session")
+def stack(
+    engine_kind: EngineKind, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningStack]:
     """Engine, gateway and control service under supervisord, shared by all tests: each uses model
     names of its own (`new_model`), and leaves every process up."""
-    with running_stack(make_settings(tmp_path_factory.mktemp("stack"))) as running:
+    with running_stack(make_settings(tmp_path_factory.mktemp("stack"), engine_kind)) as running:
         yield running
 
 

@@ -28,16 +28,19 @@ from support.bad_archives import (
     zipped,
 )
 from support.engine_workers import worker_pids
+from support.engines import on_triton
 from support.forged_zips import COSTLY, FORGED
 from support.raw_http import send
-from support.running_stack import engine_kind, wait_until
-from vlserve.control.domain import State
+from support.running_stack import wait_until
+from vlserve.control.domain import EngineKind, State
 from vlserve.control.engine.endpoints import endpoints
 from vlserve.control.key import read_key
 from vlserve.exporter.echo import pack_echo
 from vlserve.exporter.pack import HANDLERS_DIR, draft_of, pack_archive
 from vlserve.runtime.archive import verify_archive
 from vlserve.testing import RunningStack
+
+pytestmark = on_triton
 
 MODEL = "bad-archives"
 REFUSED = [*UNREADABLE, *CONTRADICTING, *TAMPERED, *FORGED, *COSTLY]
@@ -282,7 +285,9 @@ def test_the_command_line_says_it_in_one_line(
     served.check_undisturbed()
 
 
-def test_the_number_is_still_free_for_a_good_archive(served: Served) -> None:
+def test_the_number_is_still_free_for_a_good_archive(
+    served: Served, engine_kind: EngineKind
+) -> None:
     response = served.upload(zipped(served.next))
     assert response.json() == {
         "model": MODEL,
@@ -292,7 +297,7 @@ def test_the_number_is_still_free_for_a_good_archive(served: Served) -> None:
         "retuned": False,
         "untuned": "",
         "restored": False,
-        "engine": engine_kind(),
+        "engine": engine_kind,
     }
     assert served.states() == {1: State.STABLE, 2: State.READY}
     answer = served.stack.http.post(f"/predictions/{MODEL}/2", json=QUESTION)

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from support.documents import console_commands, documents
 from support.running_stack import PROJECT, make_settings
 from vlserve.control.client import ControlClient
+from vlserve.control.domain import EngineKind
 from vlserve.demo import MODEL, release_demo
 from vlserve.exporter.wordpiece import read_vocabulary
 from vlserve.settings import Settings
@@ -53,12 +54,14 @@ class Checkout:
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
+def checkout(
+    engine_kind: EngineKind, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Checkout]:
     folder = tmp_path_factory.mktemp("checkout")
     for name in ("export", "handlers", "loadtest", "benchmarks", "examples"):
         shutil.copytree(PROJECT / name, folder / name)
     shutil.copy(PROJECT / "pretrained.lock", folder)
-    settings = make_settings(folder)
+    settings = make_settings(folder, engine_kind)
     _write_small_text_encoder(folder / "small")
     environment = os.environ | {
         "PYTHONPATH": str(folder / "small"),

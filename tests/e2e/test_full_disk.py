@@ -8,15 +8,18 @@ import httpx
 import pytest
 
 from support.background_load import QUESTION
+from support.engines import on_triton
 from support.running_stack import make_settings, running_gateway, wait_until
 from support.small_disk import fill, small_disk
-from vlserve.control.domain import ModelRoute, RolloutStatus
+from vlserve.control.domain import EngineKind, ModelRoute, RolloutStatus
 from vlserve.control.store.database import LEDGER
 from vlserve.control.store.reserve import Reserve
 from vlserve.errors import GatewayUnwritable, LedgerUnwritable, StoreUnwritable
 from vlserve.exporter.echo import pack_echo
 from vlserve.testing import running_stack
 from vlserve.testing.stack import RunningStack
+
+pytestmark = on_triton
 
 STAYS = {"weights": [50, 100], "hold_s": 3600, "unit": "request"}
 
@@ -30,8 +33,10 @@ def versions(running: RunningStack, count: int = 40) -> set[int]:
 
 
 @pytest.mark.parametrize("word", [pytest.param("abort", marks=pytest.mark.long), "rollback"])
-def test_traffic_goes_back_while_the_disks_are_full(tmp_path: Path, word: str) -> None:
-    settings = make_settings(tmp_path)
+def test_traffic_goes_back_while_the_disks_are_full(
+    engine_kind: EngineKind, tmp_path: Path, word: str
+) -> None:
+    settings = make_settings(tmp_path, engine_kind)
     with (
         small_disk(settings.model_store, "48m") as store,
         small_disk(settings.state_dir, "256m") as state,
@@ -68,8 +73,10 @@ def test_traffic_goes_back_while_the_disks_are_full(tmp_path: Path, word: str) -
 
 
 @pytest.mark.long
-def test_full_logs_are_named_and_keep_nothing_from_going_back(tmp_path: Path) -> None:
-    settings = make_settings(tmp_path)
+def test_full_logs_are_named_and_keep_nothing_from_going_back(
+    engine_kind: EngineKind, tmp_path: Path
+) -> None:
+    settings = make_settings(tmp_path, engine_kind)
     with (
         small_disk(settings.state_dir / "logs", "32m") as logs,
         running_stack(settings) as running,

@@ -1,8 +1,7 @@
-"""Through the gateway to a real TorchServe, with the control service in charge."""
+"""Through the gateway to a real engine, with the control service in charge."""
 
 import base64
 import io
-import re
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -14,10 +13,14 @@ import psutil
 import pytest
 from PIL import Image
 
+from support.engine_workers import worker_pids
+from support.engines import on_triton
 from support.running_stack import running_gateway, wait_until
 from vlserve.exporter.echo import pack_echo
 from vlserve.stack import stack as control_stack
 from vlserve.testing import RunningStack
+
+pytestmark = on_triton
 
 
 def _jpeg() -> bytes:
@@ -127,7 +130,7 @@ def test_what_a_killed_worker_has_in_hand_is_answered(
     """It is slow, so that it is killed with a batch in hand: what TorchServe itself is gathering
     for a worker that dies meanwhile is dropped by it, and answered 504 by the gateway."""
     stack.control.register(pack_echo(tmp_path, new_model, 1, delay_ms=200))
-    worker = _worker(stack, f"{new_model}_1")
+    worker = _worker(stack, new_model)
     with _callers(stack, f"/predictions/{new_model}/1") as got:
         wait_until(lambda: got[200] > 20)
         worker.kill()
@@ -140,7 +143,7 @@ def test_a_worker_killed_at_any_moment_leaves_no_request_unanswered(
     stack: RunningStack, path: str
 ) -> None:
     """At most the batch that TorchServe was gathering for it is answered late, and 504."""
-    worker = _worker(stack, "gateway-echo_1")
+    worker = _worker(stack, "gateway-echo")
     with _callers(stack, path) as got:
         wait_until(lambda: got[200] > 20)
         worker.kill()
@@ -169,13 +172,9 @@ def _pid(stack: RunningStack, program: str) -> int:
     return pid
 
 
-def _worker(stack: RunningStack, version: str) -> psutil.Process:
-    """A living worker of ``<model>_<version>``; TorchServe's log says which process it is."""
-    log = (stack.settings.state_dir / "engine-0" / "logs" / "model_log.log").read_text(
-        encoding="utf-8"
-    )
-    pids = re.findall(rf"-{version}-stdout MODEL_LOG - \[PID\](\d+)", log)
-    return next(psutil.Process(int(pid)) for pid in pids if psutil.pid_exists(int(pid)))
+def _worker(stack: RunningStack, model: str) -> psutil.Process:
+    """A worker of version 1."""
+    return psutil.Process(worker_pids(stack.settings, model)[1][0])
 
 
 def test_a_start_of_the_gateway_is_told_from_another(tmp_path: Path) -> None:

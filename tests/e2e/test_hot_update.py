@@ -3,10 +3,13 @@ benchmarks/release/hot_update.py does, on the shared stack."""
 
 from pathlib import Path
 
+from support.engines import on_triton
 from vlserve.drill.hot_update import judge, update_in_rounds
 from vlserve.testing import RunningStack
 from vlserve.testing.clients import Clients, Load, drawn_questions
 from vlserve.testing.editions import echo_editions
+
+pytestmark = on_triton
 
 ROUNDS = 2
 SLOW_MS = 100.0

@@ -1,5 +1,5 @@
 """What hangs while its process id is there: told by health, replaced, and no request is lost where
-another instance answers. Real TorchServe, Envoy and supervisord."""
+another instance answers. Real engines, Envoy and supervisord."""
 
 import signal
 import socket
@@ -14,24 +14,34 @@ import pytest
 
 from support.background_load import QUESTION
 from support.engine_workers import worker_pids
+from support.engines import on_triton
 from support.running_stack import make_settings, wait_until
+from vlserve.control.domain import EngineKind
 from vlserve.control.gateway.envoy import EnvoyGateway
 from vlserve.exporter.echo import pack_echo
 from vlserve.settings import EngineSettings, Settings
 from vlserve.stack import stack as control_stack
 from vlserve.testing import RunningStack, running_stack, with_free_ports
 
+pytestmark = on_triton
+
 HANG_TIMEOUT_S = 6.0
 FEW_CONNECTIONS = 12
 
 
 @pytest.fixture(scope="module")
-def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+def watched(
+    engine_kind: EngineKind, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningStack]:
     """Two instances with one worker each, and a gateway with room for few connections."""
     folder = tmp_path_factory.mktemp("watched")
-    made = make_settings(folder, try_timeout_s=1.0)
+    made = make_settings(folder, engine_kind, try_timeout_s=1.0)
     engine = EngineSettings(
-        instances=2, workers=1, hang_timeout_s=HANG_TIMEOUT_S, response_timeout_s=5
+        kind=engine_kind,
+        instances=2,
+        workers=1,
+        hang_timeout_s=HANG_TIMEOUT_S,
+        response_timeout_s=5,
     )
     envoy = made.config_dir / "gateway" / "envoy.yaml"
     text = envoy.read_text(encoding="utf-8")
@@ -102,7 +112,7 @@ def test_a_suspended_instance_costs_no_request_is_told_and_replaced(watched: Run
     assert not psutil.pid_exists(pid)
 
 
-def test_a_suspended_worker_is_replaced_by_torchserve(watched: RunningStack) -> None:
+def test_a_suspended_worker_is_replaced(watched: RunningStack) -> None:
     pid = worker_pids(watched.settings, "tagger")[1][0]
     with _asking(watched) as statuses:
         psutil.Process(pid).send_signal(signal.SIGSTOP)

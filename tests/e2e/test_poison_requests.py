@@ -11,10 +11,14 @@ from typing import Any
 import httpx
 import pytest
 
+from support.engines import on_triton
 from support.request_bodies import JPEG
 from support.running_stack import make_settings
+from vlserve.control.domain import EngineKind
 from vlserve.exporter.echo import VOCABULARY, pack_echo
 from vlserve.testing import RunningStack, running_stack
+
+pytestmark = on_triton
 
 POISON = "慢"
 MODEL = "poisoned"
@@ -25,15 +29,17 @@ PATIENCE_S = 200.0
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    with serving(tmp_path_factory.mktemp("poisoned")) as running:
+def served(
+    engine_kind: EngineKind, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningStack]:
+    with serving(tmp_path_factory.mktemp("poisoned"), engine_kind) as running:
         yield running
 
 
 @contextmanager
-def serving(folder: Path, **gateway: Any) -> Iterator[RunningStack]:
+def serving(folder: Path, kind: EngineKind, **gateway: Any) -> Iterator[RunningStack]:
     archive = pack_echo(folder, MODEL, 1, crash_on_id=VOCABULARY[POISON], delay_ms=20)
-    settings = make_settings(folder / "stack", timeout_s=PATIENCE_S, **gateway)
+    settings = make_settings(folder / "stack", kind, timeout_s=PATIENCE_S, **gateway)
     with running_stack(settings) as running:
         running.control.register(archive)
         running.control.release(MODEL, 1)
@@ -51,9 +57,9 @@ def test_nobody_else_loses_an_answer(served: RunningStack) -> None:
 
 
 @pytest.mark.long
-def test_nor_does_anybody_among_many_that_kill(tmp_path: Path) -> None:
+def test_nor_does_anybody_among_many_that_kill(engine_kind: EngineKind, tmp_path: Path) -> None:
     """Whoever is in one batch after the other with a new one of them is sent again each time."""
-    with serving(tmp_path, retries=POISONS) as running:
+    with serving(tmp_path, engine_kind, retries=POISONS) as running:
         _nobody_else_loses_an_answer(running, POISONS, neighbours=400)
 
 

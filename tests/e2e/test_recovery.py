@@ -13,8 +13,9 @@ import httpx
 import pytest
 
 from support.background_load import QUESTION
+from support.engines import on_triton
 from support.running_stack import make_settings, wait_until
-from vlserve.control.domain import State
+from vlserve.control.domain import EngineKind, State
 from vlserve.drill.crash import NEEDS_UP, TARGETS, WITH_GATEWAY, crash, release_both
 from vlserve.errors import StackError
 from vlserve.exporter.echo import pack_echo
@@ -22,6 +23,8 @@ from vlserve.stack import stack as control_stack
 from vlserve.testing.clients import Load, Question, drawn_questions
 from vlserve.testing.editions import Edition, echo_editions
 from vlserve.testing.stack import RunningStack, running_stack
+
+pytestmark = on_triton
 
 MODEL = "survivor"
 WITHIN_S = 120.0
@@ -39,11 +42,11 @@ def pair(tmp_path_factory: pytest.TempPathFactory, questions: Sequence[Question]
 
 @pytest.fixture(scope="module")
 def own_stack(
-    tmp_path_factory: pytest.TempPathFactory, pair: Sequence[Edition]
+    engine_kind: EngineKind, tmp_path_factory: pytest.TempPathFactory, pair: Sequence[Edition]
 ) -> Iterator[RunningStack]:
     """A stack of its own, so that nothing of other tests has to come back: version 1 was stable
     before version 2."""
-    with running_stack(make_settings(tmp_path_factory.mktemp("recovery"))) as running:
+    with running_stack(make_settings(tmp_path_factory.mktemp("recovery"), engine_kind)) as running:
         release_both(running, pair, MODEL)
         yield running
 

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from support.background_load import load_on
+from support.engines import on_triton
 from support.running_stack import make_settings, wait_until
 from vlserve.control.client import ControlClient
-from vlserve.control.domain import RolloutStatus, State
+from vlserve.control.domain import EngineKind, RolloutStatus, State
 from vlserve.control.gateway.envoy_clusters import cluster_name
 from vlserve.control.store.database import LEDGER
 from vlserve.control.wire.rollout_views import RolloutView
@@ -24,6 +25,8 @@ from vlserve.errors import ControlError, StackError
 from vlserve.exporter.echo import pack_echo
 from vlserve.settings import Settings
 from vlserve.stack import stack as control_stack
+
+pytestmark = on_triton
 
 MODEL = "tagger"
 WITHIN_S = 120.0
@@ -37,10 +40,12 @@ PROCESS = {"control": "the control service", "gateway": "the gateway", "engine-0
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+def settings(
+    engine_kind: EngineKind, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Settings]:
     """A stack of its own: version 1 stable, version 2 ready."""
     folder = tmp_path_factory.mktemp("rollout")
-    settings = make_settings(folder)
+    settings = make_settings(folder, engine_kind)
     try:
         control_stack.up(settings, print)
         with ControlClient.of(settings) as control:

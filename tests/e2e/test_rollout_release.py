@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from support.engines import on_triton
 from support.running_stack import wait_until
 from vlserve.cli import app
 from vlserve.control.domain import State
 from vlserve.exporter.echo import pack_echo
 from vlserve.testing import RunningStack
+
+pytestmark = on_triton
 
 MODEL = "released"
 LENIENT_MS = "60000"

@@ -13,8 +13,10 @@ import psutil
 import pytest
 
 from support.engine_workers import worker_pids
+from support.engines import on_triton, torchserve_only
 from support.running_stack import admin_page, make_settings, wait_until
 from vlserve.control.client import ControlClient
+from vlserve.control.domain import EngineKind
 from vlserve.control.gateway.envoy import EnvoyGateway
 from vlserve.control.key import read_key
 from vlserve.control.wire.views import Health
@@ -26,13 +28,15 @@ from vlserve.stack import stack as control_stack
 from vlserve.stack.ports import ports
 from vlserve.testing import RunningStack, free_ports
 
+pytestmark = on_triton
+
 PROGRAMS = ["control", "engine-0", "gateway"]
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Iterator[Settings]:
+def settings(engine_kind: EngineKind, tmp_path: Path) -> Iterator[Settings]:
     """Settings of a stack that is down; it is down again after the test."""
-    made = make_settings(tmp_path)
+    made = make_settings(tmp_path, engine_kind)
     yield made
     control_stack.down(made, print)
 
@@ -65,12 +69,13 @@ def _assert_nothing_is_left(settings: Settings) -> None:
 
 
 def test_up_and_down_in_a_folder_with_an_awkward_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    engine_kind: EngineKind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Spaces, Chinese, and too long for a socket; two `up` at once start one stack."""
     monkeypatch.setenv("PYTHONPATH", "/nowhere")
     monkeypatch.setenv("LC_ALL", "C")
-    settings = make_settings(tmp_path / "my 模型" / ("long" * 25), api_keys=("the-api-key",))
+    folder = tmp_path / "my 模型" / ("long" * 25)
+    settings = make_settings(folder, engine_kind, api_keys=("the-api-key",))
     try:
         ups = [threading.Thread(target=control_stack.up, args=(settings, print)) for _ in range(2)]
         for up in ups:
@@ -90,14 +95,15 @@ def test_up_and_down_in_a_folder_with_an_awkward_name(
 
 
 def _assert_secrets_are_private(settings: Settings) -> None:
-    tokens = re.findall(r'"key": "(\w+)"', _key_file(settings).read_text(encoding="utf-8"))
+    written = _key_file(settings).read_text(encoding="utf-8")
+    tokens = re.findall(r'"(?:key|inference|management)": "(\w+)"', written)
     control_key = read_key(settings.control_key_file)
-    assert control_key
+    assert control_key and tokens
     secrets = ["the-api-key", control_key, *tokens]
     for path in filter(Path.is_file, settings.state_dir.rglob("*")):
         if any(secret in path.read_text(errors="replace", encoding="utf-8") for secret in secrets):
             assert path.stat().st_mode & 0o077 == 0, path
-    engine = next(p for p in _processes(settings) if "java" in p.name())
+    engine = psutil.Process(_pids(settings)["engine-0"])
     assert "the-api-key" not in str(engine.environ())
 
 
@@ -160,9 +166,9 @@ def test_busy_ports_are_named_with_their_setting_and_holder(settings: Settings) 
 
 
 def test_what_does_not_start_is_told_with_its_log_and_nothing_stays_up(settings: Settings) -> None:
-    start = settings.config_dir / "torchserve" / "start.sh"
-    start.write_text("echo no memory left for a JVM >&2\nexit 3\n", encoding="utf-8")
-    with pytest.raises(StackError, match=r"(?s)engine-0 does not start.*no memory left for a JVM"):
+    start = settings.config_dir / settings.engine.kind / "start.sh"
+    start.write_text("echo no memory left for it >&2\nexit 3\n", encoding="utf-8")
+    with pytest.raises(StackError, match=r"(?s)engine-0 does not start.*no memory left for it"):
         control_stack.up(settings, print)
     _assert_nothing_is_left(settings)
 
@@ -185,14 +191,18 @@ def test_an_up_that_is_cut_short_leaves_nothing_up(
     [
         ("gateway/envoy.yaml", "admin: {address: ${no_such_setting}}", "no_such_setting"),
         ("gateway/envoy.yaml", "admin: [", "envoy.yaml"),
-        ("supervisor/engine.conf", "[program:${nme}]", "nme"),
-        ("torchserve/config.properties", "a=${b", "config.properties"),
+        ("supervisor/{engine}.conf", "[program:${nme}]", "nme"),
+        pytest.param(
+            *("torchserve/config.properties", "a=${b", "config.properties"),
+            marks=torchserve_only("it reads config.properties"),
+        ),
     ],
 )
 def test_configuration_that_cannot_be_filled_in_starts_nothing(
     settings: Settings, file: str, text: str, said: str
 ) -> None:
-    (settings.config_dir / file).write_text(text, encoding="utf-8")
+    engine = {"torchserve": "engine", "triton": "triton"}[settings.engine.kind]
+    (settings.config_dir / file.format(engine=engine)).write_text(text, encoding="utf-8")
     with pytest.raises(SettingsError, match=said):
         control_stack.up(settings, print)
     _assert_nothing_is_left(settings)
@@ -278,13 +288,17 @@ def _is_well(url: str) -> bool:
         return False
 
 
-def test_java_and_workers_have_limits_of_memory(
+@torchserve_only("Java has a heap")
+def test_java_has_a_limit_of_memory(stack: RunningStack) -> None:
+    java = psutil.Process(_pids(stack.settings)["engine-0"])
+    assert f"-Xmx{stack.settings.engine.java_heap_mib}m" in java.cmdline()
+
+
+def test_workers_have_a_limit_of_memory(
     stack: RunningStack, new_model: str, tmp_path: Path
 ) -> None:
     stack.control.register(pack_echo(tmp_path, new_model, 1))
     engine = stack.settings.engine
-    java = psutil.Process(_pids(stack.settings)["engine-0"])
-    assert f"-Xmx{engine.java_heap_mib}m" in java.cmdline()
     for pid in worker_pids(stack.settings, new_model)[1]:
         limit, _ = psutil.Process(pid).rlimit(psutil.RLIMIT_DATA)
         assert limit == engine.worker_memory_mib * 1024 * 1024

@@ -7,11 +7,14 @@ import pytest
 import yaml
 
 from support.dashboard import unanswered
+from support.engines import on_triton
 from vlserve.control.engine.endpoints import endpoints
 from vlserve.exporter.echo import pack_echo
 from vlserve.loadgen.stress_plan import StressPlan
 from vlserve.loadgen.stress_run import run_stress
 from vlserve.testing import RunningStack
+
+pytestmark = on_triton
 
 TESTS = Path(__file__).parents[1]
 LENIENT_MS = 60_000.0
@@ -71,11 +74,18 @@ def test_metrics_have_the_names_that_the_dashboard_is_checked_against(
     by_gateway = names_exported(stack, metrics)
     assert {line.split()[0] for line in listed} - by_gateway == set()
 
-    file = stack.settings.config_dir / "torchserve" / "metrics.yaml"
-    stages = yaml.safe_load(file.read_text(encoding="utf-8"))["model_metrics"]["histogram"]
-    wanted = {metric["name"] for metric in stages}
-    wanted |= {"ts_inference_requests_total", "ts_queue_latency_microseconds"}
     for endpoint in endpoints(stack.settings):
         page = f"http://127.0.0.1:{endpoint.metrics_port}/metrics"
-        assert wanted - names_exported(stack, page) == set()
-    assert unanswered(stack, other="triton") == {}
+        assert of_the_engine(stack) - names_exported(stack, page) == set()
+    other = {"torchserve": "triton", "triton": "torchserve"}[stack.settings.engine.kind]
+    assert unanswered(stack, other=other) == {}
+
+
+def of_the_engine(stack: RunningStack) -> set[str]:
+    """Return names of an engine's own metrics."""
+    if stack.settings.engine.kind == "triton":
+        return {"nv_inference_exec_count", "nv_inference_queue_duration_us"}
+    file = stack.settings.config_dir / "torchserve" / "metrics.yaml"
+    stages = yaml.safe_load(file.read_text(encoding="utf-8"))["model_metrics"]["histogram"]
+    names = {metric["name"] for metric in stages}
+    return names | {"ts_inference_requests_total", "ts_queue_latency_microseconds"}

@@ -10,12 +10,16 @@ from pathlib import Path
 import psutil
 import pytest
 
+from support.engines import on_triton
 from support.running_stack import make_settings
 from vlserve.control.client import ControlClient
+from vlserve.control.domain import EngineKind
 from vlserve.exporter.echo import pack_echo
 from vlserve.settings import STACK_VARIABLE, Settings
 from vlserve.stack import stack as control_stack
 from vlserve.stack import supervisord
+
+pytestmark = on_triton
 
 HOSTILE = {
     "TS_CONFIG_FILE": "/nowhere/config.properties",
@@ -55,8 +59,8 @@ def locale(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Iterator[Settings]:
-    made = make_settings(tmp_path / "模型 一")
+def settings(engine_kind: EngineKind, tmp_path: Path) -> Iterator[Settings]:
+    made = make_settings(tmp_path / "模型 一", engine_kind)
     yield made
     control_stack.down(made, print)
 

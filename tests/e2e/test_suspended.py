@@ -11,15 +11,19 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
+from support.engines import on_triton
 from support.running_stack import make_settings, wait_until
 from vlserve.cli import app
 from vlserve.control import client as control_client
 from vlserve.control.client import ControlClient
+from vlserve.control.domain import EngineKind
 from vlserve.errors import StackDown, SupervisorHangs
 from vlserve.settings import Settings
 from vlserve.stack import stack as control_stack
 from vlserve.supervisor import Supervisor
 from vlserve.testing import RunningStack, running_stack
+
+pytestmark = on_triton
 
 PROGRAMS = ["control", "engine-0", "gateway"]
 
@@ -33,8 +37,8 @@ def no_long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def own_stack(tmp_path: Path) -> Iterator[RunningStack]:
-    with running_stack(make_settings(tmp_path)) as running:
+def own_stack(engine_kind: EngineKind, tmp_path: Path) -> Iterator[RunningStack]:
+    with running_stack(make_settings(tmp_path, engine_kind)) as running:
         yield running
 
 

@@ -1,18 +1,31 @@
 """The search on the real stack: settings are loaded as asked, measured, kept with the version."""
 
-import json
+import re
 from pathlib import Path
 
-import psutil
-
 from support.engine_workers import worker_pids
+from support.engines import on_triton
+from vlserve.control.engine.endpoints import endpoints
+from vlserve.control.engine.triton_repository import REPOSITORY
 from vlserve.control.tuning import Serving, read_tuning
 from vlserve.exporter.echo import pack_echo
 from vlserve.testing import RunningStack
 from vlserve.tuning.trials import Load, Trials
 from vlserve.tuning.tune import tune, write_tuning
 
+pytestmark = on_triton
+
 START = Serving(workers=1, threads=2, batch_size=4, max_batch_delay_ms=1)
+
+
+def _threads(stack: RunningStack, version: str) -> int:
+    """Return what the workers of a version are told, in the instance's folder."""
+    (endpoint,) = endpoints(stack.settings)
+    if endpoint.kind == "torchserve":
+        return int((endpoint.folder / "threads" / version).read_text(encoding="utf-8"))
+    written = (endpoint.folder / REPOSITORY / version / "config.pbtxt").read_text(encoding="utf-8")
+    (threads,) = re.findall(r'key: "threads" value { string_value: "(\d+)" }', written)
+    return int(threads)
 
 
 def test_what_is_found_serves_the_version(
@@ -34,11 +47,7 @@ def test_what_is_found_serves_the_version(
     (version,) = stack.control.model(new_model).versions
     assert version.tuning == tuning
     assert version.workers_ready == {"engine-0": START.workers}
-    (pid,) = worker_pids(stack.settings, new_model)[1]
-    worker = psutil.Process(pid)
-    folder, engine = Path(worker.cwd()), Path(worker.environ()["ENGINE_DIR"])
-    manifest = json.loads((folder / "MAR-INF" / "MANIFEST.json").read_text(encoding="utf-8"))
-    assert (manifest["model"]["modelName"], manifest["model"]["modelVersion"]) == (new_model, "1")
-    assert (engine / "threads" / f"{new_model}-1").read_text(encoding="utf-8") == "2\n"
+    assert len(worker_pids(stack.settings, new_model)[1]) == START.workers
+    assert _threads(stack, f"{new_model}-1") == START.threads
     tuned = [e.detail["tuned"] for e in stack.control.history(new_model) if "tuned" in e.detail]
     assert tuned[-2:] == [str(other), str(START)]

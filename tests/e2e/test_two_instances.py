@@ -1,4 +1,4 @@
-"""Two TorchServes behind one gateway: what one loses, the other answers. Real TorchServe, versions
+"""Two instances behind one gateway: what one loses, the other answers. Real engines, versions
 without weights, clients at a bounded rate."""
 
 import json
@@ -15,7 +15,9 @@ import pytest
 
 from support.background_load import QUESTION
 from support.engine_workers import worker_pids
+from support.engines import on_triton, torchserve_only
 from support.running_stack import gateway_admin, wait_until
+from vlserve.control.domain import EngineKind
 from vlserve.control.engine.endpoints import endpoints
 from vlserve.drill.crash import crash, release_both
 from vlserve.exporter.echo import pack_echo
@@ -23,6 +25,8 @@ from vlserve.settings import EngineSettings, Settings
 from vlserve.testing.clients import Load, Question, drawn_questions
 from vlserve.testing.editions import Edition, echo_editions
 from vlserve.testing.stack import RunningStack, running_stack, with_free_ports
+
+pytestmark = on_triton
 
 MODEL, SLOW_MODEL = "twofold", "slow"
 SLOW_MS = 700.0
@@ -40,13 +44,13 @@ def pair(tmp_path_factory: pytest.TempPathFactory, questions: Sequence[Question]
 
 @pytest.fixture(scope="module")
 def twofold(
-    tmp_path_factory: pytest.TempPathFactory, pair: Sequence[Edition]
+    engine_kind: EngineKind, tmp_path_factory: pytest.TempPathFactory, pair: Sequence[Edition]
 ) -> Iterator[RunningStack]:
     folder = tmp_path_factory.mktemp("twofold")
     settings = Settings(
         state_dir=folder / "state",
         model_store=folder / "model_store",
-        engine=EngineSettings(instances=2),
+        engine=EngineSettings(instances=2, kind=engine_kind),
     )
     with running_stack(with_free_ports(settings)) as running:
         release_both(running, pair, MODEL)
@@ -57,7 +61,7 @@ def twofold(
 def test_what_is_killed_loses_no_request(
     twofold: RunningStack, pair: Sequence[Edition], questions: Sequence[Question], target: str
 ) -> None:
-    """kill -9 of one worker, and of one Java process with all its workers."""
+    """kill -9 of one worker, and of one server with all its workers."""
     load = Load(twofold.settings.gateway_url, MODEL, clients=6, rate_per_s=30.0)
     cost = crash(twofold, target, pair, questions, load)
     print(cost)
@@ -90,7 +94,8 @@ def _logged(running: RunningStack, request_ids: Sequence[str]) -> list[Mapping[s
 def test_what_a_killed_worker_had_in_hand_is_answered_by_the_other_instance(
     twofold: RunningStack, tmp_path: Path
 ) -> None:
-    """TorchServe says 507 to it; what waited in that instance's queue waits for a new worker."""
+    """TorchServe says 507 to it, Triton 500; what waited in that instance's queue waits for a new
+    worker."""
     twofold.control.register(pack_echo(tmp_path, SLOW_MODEL, 1, delay_ms=SLOW_MS))
     twofold.control.release(SLOW_MODEL, 1)
     request_ids = [f"in-hand-{number}" for number in range(8)]
@@ -118,6 +123,7 @@ def _sent(running: RunningStack, cluster: str) -> int:
         return admin.sum(rf"^cluster\.{cluster}\.upstream_rq_active$")
 
 
+@torchserve_only("Triton keeps no version without a worker")
 def test_what_one_instance_has_no_worker_for_is_answered_by_the_other(
     twofold: RunningStack,
 ) -> None:

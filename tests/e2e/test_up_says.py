@@ -6,15 +6,21 @@ import httpx
 import pytest
 
 from support.background_load import QUESTION
+from support.engines import on_triton
 from support.running_stack import make_settings, wait_until
 from vlserve.control.client import ControlClient
+from vlserve.control.domain import EngineKind
 from vlserve.errors import LedgerLost, StackUnwell
 from vlserve.exporter.echo import pack_echo
 from vlserve.stack import stack
 
+pytestmark = on_triton
 
-def test_up_says_which_archive_is_lost_and_the_others_serve(tmp_path: Path) -> None:
-    settings = make_settings(tmp_path)
+
+def test_up_says_which_archive_is_lost_and_the_others_serve(
+    engine_kind: EngineKind, tmp_path: Path
+) -> None:
+    settings = make_settings(tmp_path, engine_kind)
     archives = {name: pack_echo(tmp_path, name, 1) for name in ("lost", "other")}
 
     def status(model: str) -> int:
@@ -43,8 +49,8 @@ def test_up_says_which_archive_is_lost_and_the_others_serve(tmp_path: Path) -> N
         stack.down(settings, print)
 
 
-def test_a_lost_ledger_is_refused_and_rebuilt(tmp_path: Path) -> None:
-    settings = make_settings(tmp_path)
+def test_a_lost_ledger_is_refused_and_rebuilt(engine_kind: EngineKind, tmp_path: Path) -> None:
+    settings = make_settings(tmp_path, engine_kind)
 
     def version() -> int:
         url = f"{settings.gateway_url}/predictions/tagger"

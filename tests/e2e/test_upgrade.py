@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from support.engines import on_triton
 from support.recorded import RECORDINGS, STORE, unpack
 from support.running_stack import make_settings, wait_until
-from vlserve.control.domain import RolloutStatus
+from vlserve.control.domain import EngineKind, RolloutStatus
 from vlserve.control.wire.rollout_views import RolloutView
 from vlserve.runtime.archive import verify_archive
 from vlserve.testing import RunningStack, running_stack
+
+pytestmark = on_triton
 
 MODELS = ("tagger", "banner")
 WITHIN_S = 120.0
@@ -26,8 +29,10 @@ recorded policy."""
         *(pytest.param(one, marks=pytest.mark.long) for one in RECORDINGS[:-1]),
     ]
 )
-def upgraded(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RunningStack]:
-    with running_stack(make_settings(unpack(request.param, tmp_path))) as stack:
+def upgraded(
+    engine_kind: EngineKind, request: pytest.FixtureRequest, tmp_path: Path
+) -> Iterator[RunningStack]:
+    with running_stack(make_settings(unpack(request.param, tmp_path), engine_kind)) as stack:
         yield stack
 
 

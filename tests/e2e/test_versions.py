@@ -1,5 +1,7 @@
 """The verbs on the real stack: a version comes, gets the traffic, gives it back and goes."""
 
+import base64
+import re
 import shutil
 import time
 import zipfile
@@ -10,6 +12,8 @@ from typing import Any
 import pytest
 
 from support.background_load import QUESTION, load_on
+from support.bad_archives import ENTRY_POINTS
+from support.engines import on_triton
 from support.running_stack import PROJECT
 from vlserve.control.domain import State
 from vlserve.control.wire.views import Released
@@ -18,6 +22,8 @@ from vlserve.exporter.echo import pack_echo
 from vlserve.exporter.pack import draft_of, pack_archive
 from vlserve.runtime.archive import verify_archive
 from vlserve.testing import RunningStack
+
+pytestmark = on_triton
 
 
 def ask(stack: RunningStack, model: str, version: int | None = None) -> dict[str, Any]:
@@ -62,23 +68,42 @@ def test_from_register_to_retired_and_back(
     assert states(stack, new_model) == {1: State.STABLE, 2: State.READY}
 
 
+def with_edited_entry_points(archive: Path, folder: Path, before: str, line: str) -> Path:
+    """Pack an archive anew with ``line`` in each engine's entry point, before the statement that
+    begins with ``before``."""
+    handlers = folder / "handlers"
+    shutil.copytree(PROJECT / "handlers", handlers, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ENTRY_POINTS:
+        code = (handlers / name).read_text(encoding="utf-8")
+        edited = re.sub(rf"^( *){re.escape(before)}", rf"\1{line}\n\g<0>", code, flags=re.M)
+        assert edited != code
+        (handlers / name).write_text(edited, encoding="utf-8")
+    with zipfile.ZipFile(archive) as packed:
+        content = {n: packed.read(n) for n in packed.namelist() if n.startswith(("gr", "as"))}
+    return pack_archive(folder, draft_of(verify_archive(archive)), content, handlers)
+
+
+def test_an_edited_handler_counts(stack: RunningStack, new_model: str, tmp_path: Path) -> None:
+    """As one that sees other values than the client sent."""
+    data = "data = [{**one, 'text': b'cat'} if 'text' in one else one for one in data]"
+    packed = pack_echo(tmp_path, new_model, 1)
+    archive = with_edited_entry_points(packed, tmp_path / "edited", "answered = ", data)
+    stack.control.register(archive)
+
+    def tags(text: str) -> Any:
+        form = {"image": base64.b64decode(QUESTION["image"]), "text": text.encode()}
+        return stack.http.post(f"/predictions/{new_model}/1", files=form).json()["tags"]
+
+    assert tags("a dog") == tags("cat")
+
+
 def test_a_handler_that_raises_is_told_by_its_words_and_the_number_stays_free(
     stack: RunningStack, new_model: str, tmp_path: Path
 ) -> None:
     good = pack_echo(tmp_path / "good", new_model, 1)
-    handlers = tmp_path / "handlers"
-    shutil.copytree(PROJECT / "handlers", handlers, ignore=shutil.ignore_patterns("__pycache__"))
-    entry = handlers / "torchserve_handler.py"
-    entry.write_text(
-        entry.read_text(encoding="utf-8").replace(
-            "def initialize(self, context: Any) -> None:",
-            "def initialize(self, context: Any) -> None:\n        raise OSError('no such disk')",
-        ),
-        encoding="utf-8",
+    bad = with_edited_entry_points(
+        *(good, tmp_path / "bad"), "self.answering = ", "raise OSError('no such disk')"
     )
-    with zipfile.ZipFile(good) as archive:
-        content = {n: archive.read(n) for n in archive.namelist() if n.startswith(("gr", "as"))}
-    bad = pack_archive(tmp_path / "bad", draft_of(verify_archive(good)), content, handlers)
     with pytest.raises(LoadFailed, match="OSError: no such disk"):
         stack.control.register(bad)
     assert states(stack, new_model) == {1: State.FAILED}

@@ -20,6 +20,8 @@ Members = dict[str, bytes]
 MANIFEST = "manifest.json"
 ENGINE_MANIFEST = "MAR-INF/MANIFEST.json"
 HANDLER = "torchserve_handler.py"
+ENTRY_POINTS = (HANDLER, "triton_model.py")
+"""Of each engine its own."""
 TASK = "handlers/tag.py"
 GRAPH = "graphs/model.echo.json"
 TOKENIZER = "assets/vocabulary.json"
@@ -307,13 +309,22 @@ TAMPERED = [
 ]
 
 
-def _handler(code: str) -> bytes:
-    return (
-        "import os, sys, time\n\n"
+def _beginning_with(code: str) -> Callable[[Members], bytes]:
+    """The entry points do this at their start; then they would answer nonsense."""
+    written = (
+        "import os\n\n"
         "class Handler:\n"
         f"    def initialize(self, context):\n        {code}\n"
-        "    def handle(self, data, context):\n        return [b'{}'] * len(data)\n"
-    ).encode()
+        "    def handle(self, data, context):\n        return [b'{}'] * len(data)\n\n"
+        "class TritonModel:\n"
+        f"    def __init__(self, folder, threads, batch_size, answer_log):\n        {code}\n"
+        "    def answer(self, data, ids):\n        return [(200, '', b'{}')] * len(data)\n"
+    )
+    return _entry_points(written)
+
+
+def _entry_points(code: str) -> Callable[[Members], bytes]:
+    return lambda members: listed(members | dict.fromkeys(ENTRY_POINTS, code.encode()))
 
 
 FAILING = [
@@ -321,19 +332,19 @@ FAILING = [
         "handler-raises-at-import",
         "load_failed",
         "RuntimeError: no licence",
-        _holding(HANDLER, b"raise RuntimeError('no licence')\n"),
+        _entry_points("raise RuntimeError('no licence')\n"),
     ),
     BadArchive(
         "handler-raises-in-initialize",
         "load_failed",
         "ValueError: no GPU ✗",
-        _holding(HANDLER, _handler("raise ValueError('no GPU ✗')")),
+        _beginning_with("raise ValueError('no GPU ✗')"),
     ),
     BadArchive(
         "handler-crashes-the-worker",
         "load_failed",
         "out of memory",
-        _holding(HANDLER, _handler("os.write(2, b'out of memory\\n'); os._exit(9)")),
+        _beginning_with("os.write(2, b'out of memory\\n'); os._exit(9)"),
     ),
     BadArchive(
         "task-raises-at-import",
@@ -341,9 +352,7 @@ FAILING = [
         r"handlers/tag\.py cannot be loaded: ImportError\('no such library'\)",
         _holding(TASK, b"raise ImportError('no such library')\n"),
     ),
-    BadArchive(
-        "handler-answers-nonsense", "load_failed", "probe 1", _holding(HANDLER, _handler("pass"))
-    ),
+    BadArchive("handler-answers-nonsense", "load_failed", "probe 1", _beginning_with("pass")),
     BadArchive(
         "graph-the-engine-cannot-load",
         "load_failed",

@@ -1,6 +1,5 @@
 """A stack's settings, and the gateway alone: free loopback ports, a folder of its own."""
 
-import os
 import shutil
 import subprocess
 import time
@@ -25,8 +24,9 @@ ANY_LATENCY = 1e6
 """A margin under which no latency gate raises an alarm."""
 
 
-def make_settings(folder: Path, **gateway: Any) -> Settings:
-    """Return settings of a stack of its own, with a copy of serving_config/ to edit.
+def make_settings(folder: Path, kind: EngineKind = "torchserve", **gateway: Any) -> Settings:
+    """Return settings of a stack of its own on an engine of ``kind``, with a copy of
+    serving_config/ to edit.
 
     How long a request takes says how busy the machine is: the copy's policy tolerates any latency.
     """
@@ -38,14 +38,9 @@ def make_settings(folder: Path, **gateway: Any) -> Settings:
             project_dir=folder,
             gateway=GatewaySettings(**gateway),
             control=ControlSettings(tick_s=0.5),
-            engine=EngineSettings(workers=2, kind=engine_kind()),
+            engine=EngineSettings(workers=2, kind=kind),
         )
     )
-
-
-def engine_kind() -> EngineKind:
-    """Return the engine that tests run on: that of VLSERVE_ENGINE__KIND, else the default."""
-    return EngineSettings(kind=os.environ.get("VLSERVE_ENGINE__KIND", "torchserve")).kind
 
 
 def tolerate_latency(policy: Path, margin: float) -> None:
