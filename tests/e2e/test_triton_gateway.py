@@ -7,10 +7,13 @@ from pathlib import Path
 import httpx
 import pytest
 
+from support.edited_archives import with_edited_entry_points
 from support.fake_torchserve import FakeTorchServe, Reply
+from support.request_bodies import JPEG
 from support.running_stack import RunningGateway, wait_until
 from support.running_triton import RunningTriton
 from vlserve.control.domain import ModelRoute, Routing, Shadow
+from vlserve.exporter.echo import pack_echo
 from vlserve.runtime.archive import verify_archive
 from vlserve.runtime.manifest import Probe
 
@@ -88,6 +91,24 @@ def test_triton_s_own_words_reach_no_client(envoy: RunningGateway, http: httpx.C
         if '"tried"' in one
     ]
     assert json.loads(line)["tries"] == envoy.settings.gateway.retries + 1
+
+
+def test_an_answer_may_be_larger_than_a_connection_s_buffer(
+    envoy: RunningGateway, triton: RunningTriton, tmp_path: Path
+) -> None:
+    """As a heat map over a large cover; each is as long as its request's text says."""
+    line = """answered.bodies[:] = [b'"%s"' % (b"x" * int(one["text"])) for one in data]"""
+    packed = pack_echo(tmp_path, "large", 1)
+    edited = tmp_path / "edited"
+    triton.load(
+        with_edited_entry_points(packed, edited, "timing = answered", line, ["triton_model.py"])
+    )
+    envoy.gateway.apply(Routing([ModelRoute("large", {1: 100}, (1,))], [triton.instance()]))
+    for length in (1_500_000, 5_000_000):
+        form = {"image": JPEG, "text": str(length).encode()}
+        response = envoy.http.post("/predictions/large", files=form)
+        assert response.status_code == 200, response.text[:300]
+        assert response.json() == "x" * length
 
 
 def test_an_old_token_is_tried_again(

@@ -1,10 +1,7 @@
 """The verbs on the real stack: a version comes, gets the traffic, gives it back and goes."""
 
 import base64
-import re
-import shutil
 import time
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,15 +9,12 @@ from typing import Any
 import pytest
 
 from support.background_load import QUESTION, load_on
-from support.bad_archives import ENTRY_POINTS
+from support.edited_archives import with_edited_entry_points
 from support.engines import on_triton
-from support.running_stack import PROJECT
 from vlserve.control.domain import State
 from vlserve.control.wire.views import Released
 from vlserve.errors import LoadFailed, StillServing
 from vlserve.exporter.echo import pack_echo
-from vlserve.exporter.pack import draft_of, pack_archive
-from vlserve.runtime.archive import verify_archive
 from vlserve.testing import RunningStack
 
 pytestmark = on_triton
@@ -66,21 +60,6 @@ def test_from_register_to_retired_and_back(
     assert stack.control.rollback(new_model).version == 1  # loads it first
     assert ask(stack, new_model)["tags"] == before
     assert states(stack, new_model) == {1: State.STABLE, 2: State.READY}
-
-
-def with_edited_entry_points(archive: Path, folder: Path, before: str, line: str) -> Path:
-    """Pack an archive anew with ``line`` in each engine's entry point, before the statement that
-    begins with ``before``."""
-    handlers = folder / "handlers"
-    shutil.copytree(PROJECT / "handlers", handlers, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ENTRY_POINTS:
-        code = (handlers / name).read_text(encoding="utf-8")
-        edited = re.sub(rf"^( *){re.escape(before)}", rf"\1{line}\n\g<0>", code, flags=re.M)
-        assert edited != code
-        (handlers / name).write_text(edited, encoding="utf-8")
-    with zipfile.ZipFile(archive) as packed:
-        content = {n: packed.read(n) for n in packed.namelist() if n.startswith(("gr", "as"))}
-    return pack_archive(folder, draft_of(verify_archive(archive)), content, handlers)
 
 
 def test_an_edited_handler_counts(stack: RunningStack, new_model: str, tmp_path: Path) -> None:

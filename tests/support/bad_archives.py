@@ -15,13 +15,13 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper
 
+from support.edited_archives import ENTRY_POINTS
+
 Members = dict[str, bytes]
 
 MANIFEST = "manifest.json"
 ENGINE_MANIFEST = "MAR-INF/MANIFEST.json"
 HANDLER = "torchserve_handler.py"
-ENTRY_POINTS = (HANDLER, "triton_model.py")
-"""Of each engine its own."""
 TASK = "handlers/tag.py"
 GRAPH = "graphs/model.echo.json"
 TOKENIZER = "assets/vocabulary.json"

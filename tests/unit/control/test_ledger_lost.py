@@ -23,7 +23,7 @@ from vlserve.control.store.database import LEDGER
 from vlserve.control.store.kept_archives import refuse_lost_ledger
 from vlserve.control.store.ledger import Ledger
 from vlserve.errors import ControlError, LedgerDamaged, LedgerLost
-from vlserve.settings import Settings
+from vlserve.settings import EngineSettings, Settings
 from vlserve.stack import containers
 
 Archive = Callable[..., Path]
@@ -141,6 +141,17 @@ def test_it_is_rebuilt_from_archives_and_last_routes(
         assert again.service.release("other", 1).version == 1
     finally:
         again.stop()
+
+
+def test_what_no_instance_held_is_on_the_engine_of_the_stack(
+    stopped: Path, settings: Settings
+) -> None:
+    DAMAGED[0](stopped)
+    on_triton = settings.model_copy(update={"engine": EngineSettings(kind="triton")})
+    list(rebuild_ledger(on_triton))
+    with Ledger(stopped.parent) as ledger:
+        engines = {each.key: each.engine for each in ledger.versions()}
+    assert set(engines.values()) == {"triton"}
 
 
 def wait_for(holds: Callable[[], bool]) -> None:

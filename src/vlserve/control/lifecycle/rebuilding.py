@@ -27,6 +27,10 @@ class _Kept:
     archive: Path
     sha256: str
 
+    @property
+    def key(self) -> Key:
+        return self.manifest.model, self.manifest.version
+
 
 def rebuild_ledger(settings: Settings) -> Iterator[str]:
     """Make the ledger anew, and yield a line for each thing that was done. What was there is moved
@@ -58,7 +62,10 @@ def rebuild_ledger(settings: Settings) -> Iterator[str]:
         kept.append(_Kept(manifest, archive, file_sha256(archive)))
     yield from _moved_aside(store)
     with Ledger(store, anew=True) as ledger, ledger.transaction():
-        yield from _enter(ledger, kept, last_routes(settings), last_engines(settings))
+        # Of what no instance held, nobody knows the engine.
+        default = dict.fromkeys((each.key for each in kept), settings.engine.kinds[0])
+        engines = {**default, **last_engines(settings)}
+        yield from _enter(ledger, kept, last_routes(settings), engines)
 
 
 def _moved_aside(store: Path) -> Iterator[str]:
@@ -85,8 +92,7 @@ def _enter(
         for each in of_model:
             loaded = each.manifest.version in route.versions
             state = State.READY if loaded else State.RETIRED
-            engine = engines.get((model, each.manifest.version), "torchserve")
-            ledger.enter(each.manifest, each.archive, each.sha256, state, engine)
+            ledger.enter(each.manifest, each.archive, each.sha256, state, engines[each.key])
         if stable is not None:
             ledger.release(model, stable, {stable: 100}, rebuilt_from=dict(route.weights))
         yield f"{model}: {_numbers(numbers)}, {_traffic(model, stable, route)}"
