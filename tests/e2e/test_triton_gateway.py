@@ -7,15 +7,19 @@ from pathlib import Path
 import httpx
 import pytest
 
+from support.drawn_videos import card, write_video
 from support.edited_archives import with_edited_entry_points
 from support.fake_torchserve import FakeTorchServe, Reply
+from support.recorded import RECORDINGS, STORE, unpack
 from support.request_bodies import JPEG
 from support.running_stack import RunningGateway, wait_until
 from support.running_triton import RunningTriton
 from vlserve.control.domain import ModelRoute, Routing, Shadow
 from vlserve.exporter.echo import pack_echo
 from vlserve.runtime.archive import verify_archive
-from vlserve.runtime.manifest import Probe
+from vlserve.runtime.manifest import TRITON_MODEL, Probe
+from vlserve.runtime.task import difference
+from vlserve_worker.video import FrameChoice, FrameReader, Place
 
 STAGES = ["decode", "tokenise", "infer", "postprocess", "serialise", "engine"]
 
@@ -99,16 +103,47 @@ def test_an_answer_may_be_larger_than_a_connection_s_buffer(
     """As a heat map over a large cover; each is as long as its request's text says."""
     line = """answered.bodies[:] = [b'"%s"' % (b"x" * int(one["text"])) for one in data]"""
     packed = pack_echo(tmp_path, "large", 1)
-    edited = tmp_path / "edited"
-    triton.load(
-        with_edited_entry_points(packed, edited, "timing = answered", line, ["triton_model.py"])
+    archive = with_edited_entry_points(
+        packed, tmp_path / "edited", "timing = answered", line, ["triton_model.py"]
     )
-    envoy.gateway.apply(Routing([ModelRoute("large", {1: 100}, (1,))], [triton.instance()]))
-    for length in (1_500_000, 5_000_000):
-        form = {"image": JPEG, "text": str(length).encode()}
-        response = envoy.http.post("/predictions/large", files=form)
-        assert response.status_code == 200, response.text[:300]
-        assert response.json() == "x" * length
+    with triton.serving(archive):
+        envoy.gateway.apply(Routing([ModelRoute("large", {1: 100}, (1,))], [triton.instance()]))
+        for length in (1_500_000, 5_000_000):
+            form = {"image": JPEG, "text": str(length).encode()}
+            response = envoy.http.post("/predictions/large", files=form)
+            assert response.status_code == 200, response.text[:300]
+            assert response.json() == "x" * length
+
+
+@pytest.mark.parametrize("recording", RECORDINGS)
+def test_an_archive_of_earlier_code_is_answered_by_its_own_runtime(
+    envoy: RunningGateway, triton: RunningTriton, recording: str, tmp_path: Path
+) -> None:
+    """It holds no triton_model.py: that which is installed stands in."""
+    archive = unpack(recording, tmp_path) / STORE / "tagger" / "1" / "tagger-1.mar"
+    manifest = verify_archive(archive)
+    assert TRITON_MODEL not in manifest.files
+    with triton.serving(archive):
+        envoy.gateway.apply(Routing([ModelRoute("tagger", {1: 100}, (1,))], [triton.instance()]))
+        for probe in manifest.probes:
+            response = envoy.http.post("/predictions/tagger", json=probe.fields)
+            assert response.status_code == 200, response.text
+            assert difference(probe.answer, response.json()) is None
+
+
+def test_a_video_is_answered_as_its_first_frame(http: httpx.Client, tmp_path: Path) -> None:
+    clip = write_video(tmp_path / "clip.mp4", [card("red"), card("blue")])
+    with FrameReader() as reader:
+        frame = reader.read(Place(clip), FrameChoice()).jpeg
+
+    def ask(**files: bytes) -> httpx.Response:
+        return http.post("/predictions/m", files={**files, "text": b"cat cover"})
+
+    by_video, by_frame = ask(video=clip.read_bytes()), ask(image=frame)
+    assert by_video.status_code == by_frame.status_code == 200, by_video.text
+    assert by_video.json()["tags"] == by_frame.json()["tags"]
+    cut = ask(video=clip.read_bytes()[:300])
+    assert (cut.status_code, cut.json()["error"]["code"]) == (400, "video_unreadable")
 
 
 def test_an_old_token_is_tried_again(

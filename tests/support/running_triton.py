@@ -5,7 +5,7 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,9 +34,15 @@ class RunningTriton:
     def instance(self) -> Instance:
         return self._engine.instance()
 
-    def load(self, archive: Path) -> None:
+    @contextmanager
+    def serving(self, archive: Path) -> Iterator[None]:
+        """Serve one more archive while the body runs."""
         model, _, version = archive.stem.rpartition("-")
         self._engine.load(model, int(version), archive, None)
+        try:
+            yield
+        finally:
+            self._engine.remove(model, int(version))
 
 
 def need_triton() -> None:
@@ -58,6 +64,7 @@ def running_triton(
         _server(settings) as process,
         httpx.Client(trust_env=False) as http,
         closing(TritonInstance(endpoint, engine, http)) as instance,
+        ExitStack() as served,
     ):
 
         def listens() -> bool:
@@ -67,7 +74,7 @@ def running_triton(
         wait_until(listens, START_S)
         running = RunningTriton(process.pid, instance)
         for archive in archives:
-            running.load(archive)
+            served.enter_context(running.serving(archive))
         yield running
 
 

@@ -185,3 +185,28 @@ def test_workers_that_start_or_end_are_not_counted_while_others_serve(
     monkeypatch.setattr(triton_workers, "wait_until_gone", wait)
     instance._mend(KEY)
     assert ready[:3] == [1, 2, 1]
+
+
+def test_a_mend_under_way_does_not_keep_the_service_from_its_end(
+    instance: TritonInstance,
+    endpoint: Endpoint,
+    slow: SlowTriton,
+    monkeypatch: Patch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(grpc_calls, "_LOOK_S", 0.01)
+    monkeypatch.setattr(instance, "_tokens", lambda: {"management": "token"})
+    monkeypatch.setattr(instance, "_grpc", slow.address)
+    TritonRepository(endpoint).write(*KEY, pack_echo(tmp_path, *KEY), EngineSettings(workers=2))
+    began, load = threading.Event(), triton_grpc.load
+
+    def slow_load(*call: Any) -> None:
+        began.set()
+        load(*call)
+
+    monkeypatch.setattr(triton_grpc, "load", slow_load)
+    instance._menders.submit(instance._mend, KEY)
+    assert began.wait(60.0)
+    instance.close()
+    assert "tagger 1 were not replaced: the load was stopped" in caplog.text

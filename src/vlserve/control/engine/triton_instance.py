@@ -21,6 +21,7 @@ from typing import Any
 import httpx
 import psutil
 
+from vlserve.control import caller
 from vlserve.control.domain import EngineKind, Instance, Key, LoadedVersion, Reply
 from vlserve.control.engine import triton_grpc, triton_workers
 from vlserve.control.engine.endpoints import Endpoint
@@ -72,6 +73,7 @@ class TritonInstance:
         self._short: list[Key] = []  # the versions that lacked a worker when last counted
         self._mended_at: dict[Key, float] = {}
         self._mends: dict[Key, _Mend] = {}
+        self._closing = threading.Event()
         self._menders = ThreadPoolExecutor(2, thread_name_prefix=f"mend-{endpoint.name}")
 
     def confirm(self) -> None:
@@ -119,6 +121,8 @@ class TritonInstance:
                 self._menders.submit(self._mend, key)
 
     def close(self) -> None:
+        """A mend that is under way is given up: who starts next finds what it left."""
+        self._closing.set()
         self._menders.shutdown(cancel_futures=True)
 
     def serves(self, model: str, version: int) -> bool:
@@ -205,7 +209,8 @@ class TritonInstance:
             triton_workers.kill(worker for worker in old if triton_workers.is_stopped(worker))
             logger.warning("%s: a worker of %s %s died; replacing its workers", self.name, *key)
             self._repository.rewrite(*key)
-            self._load(*key, self._settings.load_timeout_s + _WATCHDOG_S)
+            with caller.working_for(self._closing.is_set):
+                self._load(*key, self._settings.load_timeout_s + _WATCHDOG_S)
             mend.loaded = True
         except (ControlError, TimeoutError, OSError) as error:
             logger.error("%s: the workers of %s %s were not replaced: %s", self.name, *key, error)
@@ -215,8 +220,7 @@ class TritonInstance:
             if mend is not None and not mend.loaded:
                 self._forget(key, mend)
             lock.release()
-        triton_workers.kill(triton_workers.wait_until_gone(old, self._settings.response_timeout_s))
-        triton_workers.wait_until_gone(old, _GONE_S)
+        self._end_in_time(old)
         self._forget(key, mend)
 
     def _forget(self, key: Key, mend: _Mend) -> None:
@@ -230,6 +234,15 @@ class TritonInstance:
         if mend is None:
             return workers
         return [worker for worker in workers if (worker.pid in mend.old) != mend.loaded]
+
+    def _end_in_time(self, old: list[psutil.Process]) -> None:
+        """Kill the workers that do not end by themselves."""
+        deadline = time.monotonic() + self._settings.response_timeout_s
+        while old and time.monotonic() < deadline and not self._closing.is_set():
+            old = triton_workers.wait_until_gone(old, _POLL_S)
+        if not self._closing.is_set():
+            triton_workers.kill(old)
+            triton_workers.wait_until_gone(old, _GONE_S)
 
     def _is_short(self, key: Key, workers: Sequence[psutil.Process]) -> bool:
         written = self._repository.read(*key)
