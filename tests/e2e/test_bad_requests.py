@@ -13,7 +13,6 @@ import pytest
 
 from support import bad_images, bad_requests
 from support.engine_workers import worker_pids
-from support.engines import on_triton
 from support.good_requests import good_requests, oddly_wrapped
 from support.raw_http import Case, Reply, encode, send
 from support.request_bodies import as_form, as_json
@@ -21,7 +20,6 @@ from vlserve.exporter.echo import VOCABULARY, pack_echo
 from vlserve.stack import stack as control_stack
 from vlserve.testing import RunningStack
 
-pytestmark = on_triton
 
 MODEL = "bad-requests"
 CLIENTS = 24

@@ -343,7 +343,7 @@ FAILING = [
     BadArchive(
         "handler-crashes-the-worker",
         "load_failed",
-        "out of memory",
+        "out of memory|is not healthy",
         _beginning_with("os.write(2, b'out of memory\\n'); os._exit(9)"),
     ),
     BadArchive(
