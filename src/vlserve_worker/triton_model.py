@@ -19,7 +19,6 @@ import sys
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ import triton_python_backend_utils as pb_utils
 
 from vlserve_worker.bodies import UNREADABLE
 from vlserve_worker.device import choose_device
+from vlserve_worker.entry_point import entry_point
 from vlserve_worker.image_limits import bounds_images
 from vlserve_worker.lone_requests import LoneRequests, lone_requests
 from vlserve_worker.request_filter import (
@@ -42,8 +42,6 @@ from vlserve_worker.triton_tensors import prove_exchange, read_tensor, write_ten
 
 BODY, ANSWER = "body", "answer"
 """The tensors of config.pbtxt."""
-ENTRY_POINT = "triton_model"
-"""The module in an archive that answers for it."""
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +109,7 @@ class TritonPythonModel:
             _prepare_process(parameters)
             choose_device(parameters.device, int(args.get("model_instance_device_id", 0)))
             lone = _lone_requests(parameters)
-            self._archive = _entry_point(parameters.archive_dir)(
+            self._archive = entry_point(parameters.archive_dir)(
                 parameters.archive_dir,
                 parameters.threads,
                 parameters.batch_size,
@@ -168,13 +166,6 @@ def _lone_requests(parameters: Parameters) -> LoneRequests | None:
     if parameters.busy_file is None:
         return None
     return lone_requests(parameters.archive_dir, parameters.lone_threads, parameters.busy_file)
-
-
-def _entry_point(archive: Path) -> Any:
-    """Return the class TritonModel of the archive, which imports the archive's runtime; that which
-    is installed for an archive that was packed without one."""
-    own = (archive / f"{ENTRY_POINT}.py").is_file()
-    return import_module(ENTRY_POINT if own else "vlserve_worker.answering").TritonModel
 
 
 def _raw(request: Any) -> dict[str, Any] | Refusal:

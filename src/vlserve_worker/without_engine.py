@@ -12,15 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vlserve_worker.answering import Answering
 from vlserve_worker.bodies import SENT_TYPE
+from vlserve_worker.entry_point import entry_point
 from vlserve_worker.image_limits import bounds_images
 from vlserve_worker.request_filter import MAX_BODY_BYTES, Refusal, RequestFilter
 
 
-def _answered(
-    answering: Answering, reads: RequestFilter, asked: Mapping[str, str]
-) -> dict[str, Any]:
+def _answered(archive: Any, reads: RequestFilter, asked: Mapping[str, str]) -> dict[str, Any]:
     request: dict[str, Any] = {
         "headers": [{"name": SENT_TYPE, "value": asked["content_type"].encode()}],
         "parameters": [{"name": "body", "value": bytearray(base64.b64decode(asked["body"]))}],
@@ -29,13 +27,13 @@ def _answered(
     if isinstance(read, Refusal):
         return {"status": read.status, "body": json.loads(read.body(asked["id"]))}
     values = {one["name"]: one["value"] for one in request["parameters"]}
-    (answer,) = answering.answer([values], [asked["id"]])
-    return {"status": answer.status, "body": json.loads(answer.body)}
+    ((status, _, body),) = archive.answer([values], [asked["id"]])
+    return {"status": status, "body": json.loads(body)}
 
 
 def main(folder: Path, version: int, requests: Path, answers: Path) -> None:
     """Answer every line of ``requests`` by the archive in ``folder``."""
-    answering = Answering(folder, threads=1, batch_size=1, log=None)
+    archive = entry_point(folder)(folder, 1, 1, None)
     reads = RequestFilter(
         version, notes=None, max_body_bytes=MAX_BODY_BYTES, checks_images=not bounds_images(folder)
     )
@@ -44,8 +42,8 @@ def main(folder: Path, version: int, requests: Path, answers: Path) -> None:
         answers.open("w", encoding="utf-8") as out,
     ):
         for line in lines:
-            out.write(json.dumps(_answered(answering, reads, json.loads(line))) + "\n")
-    answering.close()
+            out.write(json.dumps(_answered(archive, reads, json.loads(line))) + "\n")
+    archive.close()
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ from vlserve.exporter.echo import VOCABULARY, pack_echo
 from vlserve.stack import stack as control_stack
 from vlserve.testing import RunningStack
 
-
 MODEL = "bad-requests"
 CLIENTS = 24
 

@@ -11,12 +11,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from support.batch_rows import output, write_jsonl
-from support.engines import on_triton
 from vlserve.cli import app
 from vlserve.exporter.echo import pack_echo
 from vlserve.testing import RunningStack
-
-pytestmark = on_triton
 
 ROWS = 40
 TITLES = ("", "cat", "a cute cat 1", "可爱的猫咪", "home cooking")

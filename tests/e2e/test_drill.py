@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from support.engines import on_triton
 from support.running_stack import ANY_LATENCY, make_settings, tolerate_latency
 from support.running_triton import need_triton
 from vlserve.control.domain import State
@@ -31,6 +32,7 @@ def latency_gates(stack: RunningStack) -> Iterator[None]:
     tolerate_latency(policy, ANY_LATENCY)
 
 
+@on_triton(same_tier=True)
 @pytest.mark.long
 def test_six_releases_are_decided_right(
     stack: RunningStack, latency_gates: None, new_model: str, tmp_path: Path

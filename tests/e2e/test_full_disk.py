@@ -8,7 +8,6 @@ import httpx
 import pytest
 
 from support.background_load import QUESTION
-from support.engines import on_triton
 from support.running_stack import make_settings, running_gateway, wait_until
 from support.small_disk import fill, small_disk
 from vlserve.control.domain import EngineKind, ModelRoute, RolloutStatus
@@ -18,8 +17,6 @@ from vlserve.errors import GatewayUnwritable, LedgerUnwritable, StoreUnwritable
 from vlserve.exporter.echo import pack_echo
 from vlserve.testing import running_stack
 from vlserve.testing.stack import RunningStack
-
-pytestmark = on_triton
 
 STAYS = {"weights": [50, 100], "hold_s": 3600, "unit": "request"}
 

@@ -9,6 +9,7 @@ from urllib.parse import urlencode
 import pytest
 
 from support import bad_images, bad_requests
+from support.engines import torchserve_only
 from support.good_requests import good_requests, oddly_wrapped
 from support.raw_http import MODEL, Case, encode, send
 from support.request_bodies import as_form, as_json
@@ -87,6 +88,7 @@ def _ask(port: int, case: Case) -> Said:
     return Said(reply.status, {**headers, "body": body})
 
 
+@torchserve_only("it compares the two")
 def test_each_request_has_one_answer(torchserve: int, on_triton: int) -> None:
     """One at a time; then many, so that batches differ."""
     assert len(CASES) > 350

@@ -10,7 +10,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from support.engines import on_triton
 from support.running_stack import make_settings
 from vlserve.control.client import ControlClient
 from vlserve.control.domain import EngineKind
@@ -18,8 +17,6 @@ from vlserve.exporter.echo import pack_echo
 from vlserve.settings import STACK_VARIABLE, Settings
 from vlserve.stack import stack as control_stack
 from vlserve.stack import supervisord
-
-pytestmark = on_triton
 
 HOSTILE = {
     "TS_CONFIG_FILE": "/nowhere/config.properties",

@@ -11,7 +11,6 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
-from support.engines import on_triton
 from support.running_stack import make_settings, wait_until
 from vlserve.cli import app
 from vlserve.control import client as control_client
@@ -22,8 +21,6 @@ from vlserve.settings import Settings
 from vlserve.stack import stack as control_stack
 from vlserve.supervisor import Supervisor
 from vlserve.testing import RunningStack, running_stack
-
-pytestmark = on_triton
 
 PROGRAMS = ["control", "engine-0", "gateway"]
 

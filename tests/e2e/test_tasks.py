@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from support.eager_answers import eager_of
+from support.engines import on_triton
 from support.example_recipe import NAME, export_example
 from support.requests_asked import Asked, asked_of, without_pictures
 from support.running_stack import PROJECT
@@ -32,6 +33,7 @@ def ask(http: httpx.Client, path: str, one: Asked, as_form: bool) -> httpx.Respo
     return http.post(path, files=one.form()) if as_form else http.post(path, json=one.fields())
 
 
+@on_triton
 @pytest.mark.timeout(600)  # it may wait for the exports of all others
 @pytest.mark.parametrize("format", ["onnx"])
 @pytest.mark.parametrize("name", in_tiers(tiny_models(), SERVED))

@@ -11,6 +11,7 @@ import pytest
 from support.background_load import QUESTION, load_on
 from support.edited_archives import with_edited_entry_points
 from support.engines import on_triton
+from support.running_stack import wait_until
 from vlserve.control.domain import State
 from vlserve.control.wire.views import Released
 from vlserve.errors import LoadFailed, StillServing
@@ -30,7 +31,7 @@ def states(stack: RunningStack, model: str) -> dict[int, State]:
     return {each.version: each.state for each in stack.control.model(model).versions}
 
 
-@on_triton(short=True)
+@on_triton(same_tier=True)
 def test_from_register_to_retired_and_back(
     stack: RunningStack, new_model: str, tmp_path: Path
 ) -> None:
@@ -63,7 +64,7 @@ def test_from_register_to_retired_and_back(
     assert states(stack, new_model) == {1: State.STABLE, 2: State.READY}
 
 
-@on_triton(short=True)
+@on_triton(same_tier=True)
 def test_an_edited_handler_counts(stack: RunningStack, new_model: str, tmp_path: Path) -> None:
     """As one that sees other values than the client sent."""
     data = "data = [{**one, 'text': b'cat'} if 'text' in one else one for one in data]"
@@ -106,8 +107,9 @@ def test_traffic_has_moved_when_the_word_returns(
     def move(verb: Callable[[], Released]) -> None:
         begun = time.monotonic()
         version = verb().version
-        moves.append((begun, time.monotonic(), version))
-        time.sleep(0.2)
+        in_force = time.monotonic()
+        moves.append((begun, in_force, version))
+        wait_until(lambda: any(one.wanted is None and one.sent >= in_force for one in load.asked))
 
     with load_on(stack.gateway_url, new_model, [None, None, 1, 2]) as load:
         for _ in range(5):

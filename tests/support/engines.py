@@ -2,7 +2,8 @@
 
 Whatever asks for the fixture ``engine_kind``, as by ``stack``, runs on the engine of
 VLSERVE_ENGINE__KIND, TorchServe by default. What is marked ``on_triton`` runs on Triton as well, in
-`make test-long`; with ``on_triton(short=True)``, in `make test`.
+`make test-long`, but for cases that are ``long`` anyway; with
+``on_triton(same_tier=True)``, where the test itself is.
 """
 
 import os
@@ -36,6 +37,12 @@ def parametrise(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("engine_kind", kinds, indirect=True, scope="session")
 
 
+def is_left_out(item: pytest.Item) -> bool:
+    """Return whether a test is left out because its case is ``long`` on the chosen engine, and it
+    would run on Triton as well."""
+    return kind_of(item) != chosen_kind() and len(list(item.iter_markers("long"))) > 1
+
+
 def skip_what_is_of_another_engine(item: pytest.Item) -> None:
     """Mark a test for TorchServe alone to be skipped where it would run on another engine."""
     only = item.get_closest_marker("torchserve_only")
@@ -45,7 +52,7 @@ def skip_what_is_of_another_engine(item: pytest.Item) -> None:
 
 def kind_of(item: pytest.Item) -> EngineKind:
     """Return the engine that a collected test runs on."""
-    parameters: dict[str, Any] = (getattr(item, "callspec", None) and item.callspec.params) or {}  # type: ignore[attr-defined]
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
     kind: EngineKind = parameters.get("engine_kind", chosen_kind())
     return kind
 
@@ -64,5 +71,5 @@ def _kinds_of(item: pytest.Item) -> list[Any]:
         return [chosen]
     return [
         chosen,
-        pytest.param("triton", marks=() if marker.kwargs.get("short") else pytest.mark.long),
+        pytest.param("triton", marks=() if marker.kwargs.get("same_tier") else pytest.mark.long),
     ]

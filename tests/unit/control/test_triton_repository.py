@@ -101,6 +101,11 @@ def test_the_name_of_a_model_is_read_back(name: str, key: tuple[str, int] | None
             "Stub process 'm-1_0_0' is not healthy.;\n",
             "Stub process 'm-1_0_0' is not healthy.",
         ),
+        (
+            "load failed for model 'm-1': version 1 is at UNAVAILABLE state: Internal: "
+            "ArchiveUnreadable: 1 error\nanswer_shift\n  no integer\n\nAt:\n  /x/y.py(3): f\n;\n",
+            "ArchiveUnreadable: 1 error",
+        ),
         ("", ""),
     ],
 )

@@ -80,7 +80,8 @@ def _failure(error: Any, address: str) -> Exception:
 
 
 def failure_reason(details: str) -> str:
-    """Return the exception that a worker died of, out of what Triton says of a failed load:
+    """Return the first line of the exception that a worker died of, out of what Triton says of a
+    failed load:
 
     failed to load 'm-1', version 1 is at UNAVAILABLE state: Internal: ValueError: text
 
@@ -90,4 +91,4 @@ def failure_reason(details: str) -> str:
     text = details.partition("\n\nAt:\n")[0].strip()
     for mark in ("UNAVAILABLE state: ", "Internal: "):
         text = text.rpartition(mark)[2]
-    return text.strip(" ;\n")
+    return text.strip(" ;\n").partition("\n")[0]
