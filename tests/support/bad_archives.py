@@ -15,13 +15,12 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper
 
-from support.edited_archives import ENTRY_POINTS
-
 Members = dict[str, bytes]
 
 MANIFEST = "manifest.json"
 ENGINE_MANIFEST = "MAR-INF/MANIFEST.json"
 HANDLER = "torchserve_handler.py"
+TRITON_MODEL = "triton_model.py"
 TASK = "handlers/tag.py"
 GRAPH = "graphs/model.echo.json"
 TOKENIZER = "assets/vocabulary.json"
@@ -311,20 +310,21 @@ TAMPERED = [
 
 def _beginning_with(code: str) -> Callable[[Members], bytes]:
     """The entry points do this at their start; then they would answer nonsense."""
-    written = (
+    return _entry_points(
         "import os\n\n"
         "class Handler:\n"
         f"    def initialize(self, context):\n        {code}\n"
-        "    def handle(self, data, context):\n        return [b'{}'] * len(data)\n\n"
+        "    def handle(self, data, context):\n        return [b'{}'] * len(data)\n",
+        "import os\n\n"
         "class TritonModel:\n"
         f"    def __init__(self, folder, threads, batch_size, answer_log):\n        {code}\n"
-        "    def answer(self, data, ids):\n        return [(200, '', b'{}')] * len(data)\n"
+        "    def answer(self, data, ids):\n        return [(200, '', b'{}')] * len(data)\n",
     )
-    return _entry_points(written)
 
 
-def _entry_points(code: str) -> Callable[[Members], bytes]:
-    return lambda members: listed(members | dict.fromkeys(ENTRY_POINTS, code.encode()))
+def _entry_points(torchserve: str, triton: str) -> Callable[[Members], bytes]:
+    written = {HANDLER: torchserve.encode(), TRITON_MODEL: triton.encode()}
+    return lambda members: listed(members | written)
 
 
 FAILING = [
@@ -332,7 +332,7 @@ FAILING = [
         "handler-raises-at-import",
         "load_failed",
         "RuntimeError: no licence",
-        _entry_points("raise RuntimeError('no licence')\n"),
+        _entry_points(*["raise RuntimeError('no licence')\n"] * 2),
     ),
     BadArchive(
         "handler-raises-in-initialize",
