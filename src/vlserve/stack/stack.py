@@ -142,6 +142,8 @@ def _stop(settings: Settings, progress: Progress) -> bool:
             _wait_until_gone(settings, STOP_TIMEOUT_S, meanwhile=running.answers)
     orphans = _stop_processes(settings, progress)
     shared_memory.remove(shared_memory.stack_prefix(settings.state_dir))
+    for endpoint in endpoints(settings):
+        endpoint.pid_file.unlink(missing_ok=True)
     shutil.rmtree(settings.socket_dir, ignore_errors=True)
     settings_file(settings.state_dir).unlink(missing_ok=True)
     return was_up or orphans
