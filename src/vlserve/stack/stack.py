@@ -17,7 +17,7 @@ from typing import IO
 import httpx
 import psutil
 
-from vlserve.control.client import ControlClient
+from vlserve.control.client import PLAIN_HTTP, ControlClient
 from vlserve.control.engine.endpoints import endpoints
 from vlserve.control.gateway.envoy import EnvoyGateway
 from vlserve.control.lifecycle.rebuilding import rebuild_ledger
@@ -167,7 +167,7 @@ def _mend_what_hangs(settings: Settings, progress: Progress) -> None:
     """Kill what has run for a while and does not answer; supervisord starts it anew."""
     deadline = time.monotonic() + _HANGS_S
     with (
-        httpx.Client(trust_env=False, timeout=_HANGS_S) as http,
+        httpx.Client(trust_env=False, timeout=_HANGS_S, verify=PLAIN_HTTP) as http,
         ControlClient.of(settings) as control,
     ):
         silent = _questions(settings, http, control)
@@ -198,7 +198,7 @@ def _wait_until_answering(settings: Settings, progress: Progress) -> None:
     starts: dict[str, set[int]] = {}
     deadline = time.monotonic() + START_TIMEOUT_S
     with (
-        httpx.Client(trust_env=False, timeout=5.0) as http,
+        httpx.Client(trust_env=False, timeout=5.0, verify=PLAIN_HTTP) as http,
         ControlClient.of(settings) as control,
     ):
         waiting = _questions(settings, http, control)
