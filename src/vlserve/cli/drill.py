@@ -30,7 +30,8 @@ def drill(
             "--engines",
             help="Instead of the releases, compare the answers of TorchServe, of Triton and of the "
             "archive's code without engine to the same requests, good and bad, one at a time and "
-            "at 16 connections. Two stacks are started for it, one after the other.",
+            "at 16 connections. Two stacks are started for it, one after the other. "
+            "Default: the releases.",
         ),
     ] = False,
     as_json: AsJson = False,
