@@ -4,9 +4,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
 from support.command_line import Ended, Run
-from vlserve.cli import main
+from vlserve.cli import app, main
+
+PROGRAM = typer.main.get_command(app)
+"""Built once: that takes longer than most commands that are refused."""
 
 
 @pytest.fixture
@@ -16,6 +20,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.setenv("VLSERVE_PROJECT_DIR", str(tmp_path))
     monkeypatch.setenv("VLSERVE_CONTROL__PORT", "9")  # discard: nothing listens
     monkeypatch.setenv("VLSERVE_GATEWAY__PORT", "9")
+    monkeypatch.setattr("vlserve.cli.app", PROGRAM)
 
     def running(*words: object) -> Ended:
         monkeypatch.setattr(sys, "argv", ["vlserve", *map(str, words)])
