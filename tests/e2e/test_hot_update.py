@@ -11,7 +11,7 @@ from vlserve.testing.editions import echo_editions
 
 pytestmark = on_triton
 
-ROUNDS = 2
+ROUNDS = 1
 SLOW_MS = 100.0
 """So long takes an answer: requests are always under way, also when a version is unloaded."""
 

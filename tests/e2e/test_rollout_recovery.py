@@ -114,7 +114,7 @@ def healthy(settings: Settings) -> bool:
     [
         ("control", "resume"),
         ("gateway", "resume"),
-        ("engine-0", "resume"),
+        pytest.param("engine-0", "resume", marks=pytest.mark.long),
         pytest.param("control", "rollback", marks=pytest.mark.long),
         pytest.param("gateway", "rollback", marks=pytest.mark.long),
         ("engine-0", "rollback"),
