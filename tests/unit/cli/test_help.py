@@ -70,7 +70,7 @@ def test_completion_offers_commands_and_options(line: str, expected: str) -> Non
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=250,
         check=False,
         encoding="utf-8",
     )
