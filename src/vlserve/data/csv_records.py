@@ -60,21 +60,24 @@ def _record(
     broken."""
     if first.why:
         return Record(first.number, why=first.why), 1
-    text: list[str] = []
-    for used in range(1, MAX_RECORD_LINES + 1):
-        line = _next(waiting, lines, used - 1)
-        if line is None or line.why:
-            break
-        text.append(line.text)
-        try:
-            rows = list(csv.reader(text, delimiter=delimiter, strict=True))
-        except csv.Error as error:
-            if str(error).startswith(_UNFINISHED):
-                continue
-            return Record(first.number, why=f"a quote is in the wrong place: {error}"), 1
-        cells = tuple(rows[0]) if rows else ()
-        return (Record(first.number, cells) if cells else None), used
-    return Record(first.number, why="a quote is opened on this line, and none closes it"), 1
+    used = 0
+
+    def texts() -> Iterator[str]:
+        nonlocal used
+        while used < MAX_RECORD_LINES:
+            line = _next(waiting, lines, used)
+            if line is None or line.why:
+                return
+            used += 1
+            yield line.text
+
+    try:
+        cells = tuple(next(csv.reader(texts(), delimiter=delimiter, strict=True)))
+    except csv.Error as error:
+        if str(error).startswith(_UNFINISHED):
+            return Record(first.number, why="a quote is opened on this line, and none closes it"), 1
+        return Record(first.number, why=f"a quote is in the wrong place: {error}"), 1
+    return (Record(first.number, cells) if cells else None), used
 
 
 def _next(waiting: deque[_Line], lines: Iterator[_Line], place: int) -> _Line | None:

@@ -14,7 +14,15 @@ from typing import Any
 from vlserve.data.lines import write_object, written_whole
 from vlserve.errors import DataError
 from vlserve.extras import require_extras
-from vlserve_worker.video import ENDINGS, Frame, FrameChoice, FrameReader, Place, VideoError
+from vlserve_worker.video import (
+    ENDINGS,
+    UNREADABLE,
+    Frame,
+    FrameChoice,
+    FrameReader,
+    Place,
+    VideoError,
+)
 
 LINES, IMAGES = "frames.jsonl", "images"
 _AHEAD = 4
@@ -62,7 +70,7 @@ def write_frames(
     """
     require_extras("video")
     done, started = Framed(out / LINES), time.monotonic()
-    videos = _each_once(video for written in inputs for video in find_videos(written))
+    videos = list(_each_once(video for written in inputs for video in find_videos(written)))
     with written_whole(done.output) as lines, Frames(choice, workers) as frames:
         for video, frame in frames.of(videos):
             write_object(lines, _line(video, frame, out))
@@ -156,6 +164,8 @@ class Frames:
             return reader.read(Place(video.path), self._choice)
         except VideoError as error:
             return error
+        except OSError as error:  # the file has gone meanwhile, or no process can be started
+            return VideoError(UNREADABLE, f"{video.path} cannot be read: {error.strerror or error}")
 
 
 def _line(video: Video, frame: Frame | VideoError, out: Path) -> dict[str, Any]:

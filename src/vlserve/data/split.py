@@ -93,10 +93,15 @@ def split_file(
         for _, _, fields in read_objects(path, LeftOut()):
             if _group_of(fields, group) is None:
                 continue
-            name = names[chosen[next(places)]]
+            own = next(places, None)
+            if own is None:
+                raise DataError(f"{path} has grown while it was read: split it once it is whole")
+            name = names[chosen[own]]
             write_object(opened[name], _moved(fields, path.parent, out))
             done.items[name] += 1  # type: ignore[index]
             done.labels[name].update(labels_of(fields))
+        if next(places, None) is not None:
+            raise DataError(f"{path} has shrunk while it was read: split it once it is whole")
     return done
 
 

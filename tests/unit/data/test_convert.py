@@ -1,6 +1,8 @@
 """CSV files and Python's str(dict) to JSON lines: what is read, and what is told by its line."""
 
+import csv
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +110,19 @@ def test_an_open_quote_costs_one_line_of_many(tmp_path: Path) -> None:
     assert [record.line for record in records if record.why] == [2]
     assert len(records) == len(rest) + 2
     assert records[-1] == Record(len(rest) + 2, (str(len(rest) - 1), "x"))
+
+
+def test_a_long_record_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fed, reader = list[str](), csv.reader
+
+    def counted(lines: Iterable[str], **how: Any) -> Any:
+        return reader((fed.append(line) or line for line in lines), **how)
+
+    monkeypatch.setattr(csv, "reader", counted)
+    long = "\n".join(["x"] * (MAX_RECORD_LINES - 1))
+    records = list(read_records(written(tmp_path, f'id,text\n0,"{long}"\n1,y\n')))
+    assert [record.cells for record in records] == [("id", "text"), ("0", long), ("1", "y")]
+    assert len(fed) == MAX_RECORD_LINES + 1
 
 
 def test_bytes_that_are_not_utf8_are_told_by_line_and_encoding(tmp_path: Path) -> None:

@@ -49,4 +49,17 @@ def test_what_names_no_video_is_refused(tmp_path: Path) -> None:
         (tmp_path / folder / "a.mp4").touch()
     with pytest.raises(DataError, match="have the same id, a"):
         write_frames([str(tmp_path / "one"), str(tmp_path / "two")], out, FrameChoice(), workers=1)
-    assert not (out / "frames.jsonl").exists()
+    assert not (out / "frames.jsonl").exists() and not (out / "images").exists()
+
+
+def test_a_video_that_has_gone_is_its_lines_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_process(*_: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    write_video(tmp_path / "a.mp4", [card("blue")])
+    monkeypatch.setattr("vlserve_worker.video.FrameReader.read", no_process)
+    done = write_frames([str(tmp_path / "a.mp4")], tmp_path / "out", FrameChoice(), workers=1)
+    (line,) = map(json.loads, done.output.read_bytes().splitlines())
+    assert line["error_code"] == "video_unreadable" and "Too many open files" in str(line)

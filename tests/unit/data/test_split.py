@@ -2,11 +2,14 @@
 
 import json
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from vlserve.data.lines import LeftOut, read_objects
 from vlserve.data.split import Split, split_file
 from vlserve.errors import DataError
 
@@ -102,3 +105,22 @@ def test_lines_without_the_group_are_told_and_too_few_groups_refused(tmp_path: P
     assert not (tmp_path / "other").exists()
     with pytest.raises(DataError, match="is an input too"):
         split_file(tmp_path / "out" / "train.jsonl", tmp_path / "out", SHARES, group=None, seed=0)
+
+
+@pytest.mark.parametrize(("more", "why"), [(1, "has grown"), (-1, "has shrunk")])
+def test_a_file_that_changes_meanwhile_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: int, why: str
+) -> None:
+    file = write(tmp_path / "all.jsonl", items=50)
+    lines, reads = file.read_bytes().splitlines(keepends=True), list[int]()
+
+    def read_changing(path: Path, left_out: LeftOut) -> Iterator[Any]:
+        if reads:
+            path.write_bytes(b"".join([*lines, lines[-1]][: len(lines) + more]))
+        reads.append(1)
+        yield from read_objects(path, left_out)
+
+    monkeypatch.setattr("vlserve.data.split.read_objects", read_changing)
+    with pytest.raises(DataError, match=why):
+        split_file(file, tmp_path / "out", SHARES, group=None, seed=0)
+    assert not list((tmp_path / "out").glob("*.jsonl"))
