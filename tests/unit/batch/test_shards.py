@@ -1,5 +1,8 @@
 """Shards of one job: each answers its own parts, beside the others, into the same folder."""
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -63,3 +66,19 @@ def test_a_refused_number_of_shards_leaves_the_job_as_it_was(tmp_path: Path) -> 
         pass
     with locked(tmp_path, tmp_path, Shard(1, 2)) as descriptors:
         assert len(descriptors) == 2
+
+
+def test_two_shards_run_at_once(covers: Path, tmp_path: Path) -> None:
+    file, out = write_jsonl(covers / "at_once.jsonl", rows_of(500)), tmp_path / "out"
+    script = Path(sys.executable).with_name("vlserve")
+    command = [str(script), "batch", str(covers / "tagger-1.mar"), "--input", str(file)]
+    command += ["--output", str(out), "--workers", "1", "--json"]
+    drivers = [
+        subprocess.Popen([*command, "--shard", f"{shard}/2"], stdout=subprocess.PIPE)
+        for shard in range(2)
+    ]
+    reports = [json.loads(driver.communicate(timeout=250)[0]) for driver in drivers]
+    assert [driver.returncode for driver in drivers] == [0, 0]
+    assert [row["row"] for row in output(out)] == list(range(500))
+    assert min(report["unfinished_parts"] for report in reports) == 0
+    assert json.loads((out / "report.json").read_text())["rows"] == 500
