@@ -8,6 +8,7 @@ from vlserve.errors import ExtraMissing
 MODULES: Mapping[str, Sequence[str]] = {
     "cpu": ("onnxruntime",),
     "batch": ("pyarrow",),
+    "cluster": ("ray",),
     "video": ("av",),
     "labels": ("cleanlab",),
     "train": (

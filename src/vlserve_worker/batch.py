@@ -26,13 +26,14 @@ from vlserve_worker.batch_columns import Columns, InputRow, ItemError
 from vlserve_worker.batch_covers import Covers
 from vlserve_worker.batch_files import (
     OutputRow,
-    PartFiles,
     read_output,
     read_parquet,
     read_spool,
     writer_of,
 )
 from vlserve_worker.batch_order import Order
+from vlserve_worker.batch_parts import PartFiles
+from vlserve_worker.storage import AnyPath, path_of
 from vlserve_worker.video import FrameChoice
 
 WINDOW_BATCHES = 8
@@ -67,7 +68,7 @@ class PartWorker:
         pipeline: Pipeline,
         columns: Columns,
         covers: Covers,
-        out: Path,
+        out: AnyPath,
         format: str,
         batch: int,
     ) -> None:
@@ -84,7 +85,7 @@ class PartWorker:
         self._beat = beat
         files = PartFiles(self._out, order.number, self._writer.suffix)
         started, cpu = time.monotonic(), time.process_time()
-        beside = Path(order.folder or order.input)
+        beside = path_of(order.folder or order.input)
         rows = self._columns.rows(self._lines(order), order.first_row, beside)
         if order.redo:
             output = self._again(rows, {int(row[ROW]): row for row in read_output(files.part)})
@@ -96,7 +97,6 @@ class PartWorker:
         for row, labels in output:
             tally.count(row, labels)
             done.append(row)
-        files.write(lambda path: self._writer.write(path, done))
         receipt = {
             "part": order.number,
             "first_row": order.first_row,
@@ -108,8 +108,12 @@ class PartWorker:
             "ended_at": round(time.time(), 3),
             "pid": os.getpid(),
         }
-        files.write_ids(str(row[ROW_ID]) for row in done)
-        files.write_receipt(receipt)
+        files.finish(
+            lambda path: self._writer.write(path, done),
+            (str(row[ROW_ID]) for row in done),
+            receipt,
+            redo=order.redo,
+        )
         return receipt
 
     def _lines(self, order: Order) -> Iterator[Any]:
@@ -117,7 +121,7 @@ class PartWorker:
             return read_spool(Path(order.spool))
         names = self._columns.parquet_names
         return read_parquet(
-            Path(order.input), order.row_group, order.start, order.count, names, self._columns.id
+            path_of(order.input), order.row_group, order.start, order.count, names, self._columns.id
         )
 
     def _in_windows(self, rows: Iterator[InputRow]) -> Iterator[tuple[OutputRow, list[str]]]:
@@ -205,7 +209,7 @@ def main() -> None:
     fields = list(pipeline.task.fields.model_fields)
     columns = Columns(options["id"], dict(options["columns"]), tuple(options["keep"]), fields)
     covers = Covers(FrameChoice.parse(options["frame"]))
-    out, batch = Path(options["out"]), int(options["batch"])
+    out, batch = path_of(options["out"]), int(options["batch"])
     worker = PartWorker(pipeline, columns, covers, out, options["format"], batch)
     with os.fdopen(replies, "w", encoding="utf-8", buffering=1) as told:
 

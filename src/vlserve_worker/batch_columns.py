@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from vlserve.runtime.errors import ErrorCode
 from vlserve_worker.batch_covers import IMAGE, VIDEO, Covers
+from vlserve_worker.storage import AnyPath, path_of, read_range
 from vlserve_worker.video import Place, VideoError
 
 if TYPE_CHECKING:
@@ -53,13 +54,12 @@ class InputRow:
             return self.error
         fields = dict(self.fields)
         for name, (path, offset, size) in self.files.items():
-            if name == VIDEO:
-                fields[VIDEO] = Place(Path(path), offset, size)
-                continue
+            place = path_of(path)
             try:
-                with Path(path).open("rb") as file:
-                    file.seek(offset)
-                    fields[name] = file.read(size)
+                if name == VIDEO and isinstance(place, Path):
+                    fields[VIDEO] = Place(place, offset, size)
+                else:
+                    fields[name] = read_range(place, offset, size)
             except (OSError, ValueError) as error:
                 return ItemError(ErrorCode.IMAGE_UNREADABLE, f"{name}: {error}")
         if VIDEO in fields:
@@ -101,14 +101,14 @@ class Columns:
         """Every column that is read."""
         return frozenset({self.id, *self.keep, *self._fields})
 
-    def rows(self, lines: Iterable[Any], first: int, input: Path) -> Iterator[InputRow]:
+    def rows(self, lines: Iterable[Any], first: int, input: AnyPath) -> Iterator[InputRow]:
         """Yield a row for each line: bytes of JSON, or a mapping of columns, or an ItemError with
         the id, where it is known, of a row that cannot be read."""
         folder = input if input.is_dir() else input.parent
         for number, line in enumerate(lines, start=first):
             yield self._row(line, number, folder)
 
-    def _row(self, line: Any, number: int, folder: Path) -> InputRow:
+    def _row(self, line: Any, number: int, folder: AnyPath) -> InputRow:
         try:
             values, files, why = _parsed(line)
         except (ValueError, RecursionError) as error:

@@ -1,18 +1,14 @@
-"""What a worker of an offline job reads and writes: spooled lines and Parquet in, parts out.
+"""What a worker of an offline job reads and writes: spooled lines and Parquet in, rows out."""
 
-A part's file appears whole: it is written beside its place, synced, and renamed. Its receipt comes
-after it; a part without one is done again.
-"""
-
-import hashlib
 import json
-import os
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Union, get_args, get_origin
 
 from pydantic import BaseModel
+
+from vlserve_worker.storage import AnyPath, parquet_file
 
 if TYPE_CHECKING:
     import pyarrow
@@ -20,67 +16,8 @@ if TYPE_CHECKING:
 OutputRow = dict[str, Any]
 STREAMED_ROWS = 8
 """Of a Parquet file, at a time: memory that was just used is faster than new memory."""
-ID_BYTES = 8
-"""Of an id's digest: of ten million ids two share one with a chance of 1 to 400,000."""
 WHOLE = "answer"
 """The column with the whole answer as JSON, of a task that does not say what its answers hold."""
-
-
-class PartFiles:
-    """The files of one part below the output's folder."""
-
-    def __init__(self, out: Path, number: int, suffix: str) -> None:
-        self.part = out / f"part-{number:05}{suffix}"
-        self._receipt = out / ".vlserve" / "receipts" / f"{number:05}.json"
-        self._ids = self._receipt.with_suffix(".ids")
-        careful = out / ".vlserve" / "careful"
-        self._partial, self._note = careful / f"{number:05}.jsonl", careful / f"{number:05}.note"
-
-    def write(self, write: Callable[[Path], None]) -> None:
-        """Have ``write`` fill a file, and put it in the part's place."""
-        written = self.part.with_name(f".{self.part.name}.{os.getpid()}")
-        try:
-            write(written)
-            _sync(written)
-            written.replace(self.part)
-        except BaseException:
-            written.unlink(missing_ok=True)
-            raise
-
-    def write_ids(self, ids: Iterable[str]) -> None:
-        """Keep a digest of each row's id, by which the driver counts ids that come twice."""
-        digests = b"".join(_digest(row_id) for row_id in ids)
-        self._ids.write_bytes(digests)
-
-    def write_receipt(self, receipt: Mapping[str, Any]) -> None:
-        written = self._receipt.with_suffix(f".{os.getpid()}")
-        written.write_text(json.dumps(receipt), encoding="utf-8")
-        _sync(written)
-        written.replace(self._receipt)
-        for file in (self._partial, self._note):
-            file.unlink(missing_ok=True)
-
-    def partial_rows(self) -> list[OutputRow]:
-        """Return the rows that a careful run has answered; a torn last line is none."""
-        if not self._partial.exists():
-            return []
-        lines = self._partial.read_bytes().split(b"\n")[:-1]
-        return [json.loads(line) for line in lines]
-
-    def add_partial(self, row: OutputRow) -> None:
-        with self._partial.open("ab") as file:
-            file.write(json.dumps(row, default=_as_text).encode() + b"\n")
-
-    def note(self) -> dict[str, Any] | None:
-        """Return the row that ran when a careful run ended, and how often it has run."""
-        try:
-            note: dict[str, Any] = json.loads(self._note.read_bytes())
-        except (FileNotFoundError, ValueError):
-            return None
-        return note
-
-    def write_note(self, note: Mapping[str, Any]) -> None:
-        self._note.write_text(json.dumps(note, default=_as_text), encoding="utf-8")
 
 
 class Writer(Protocol):
@@ -105,7 +42,7 @@ class JsonWriter:
         # half of a surrogate pair, which JSON may hold and UTF-8 may not, stays an escape
         with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
             for row in rows:
-                file.write(json.dumps(row, ensure_ascii=False, default=_as_text) + "\n")
+                file.write(json.dumps(row, ensure_ascii=False, default=as_text) + "\n")
 
 
 class ParquetWriter:
@@ -146,13 +83,12 @@ class ParquetWriter:
         return _as_arrow(row.get(name), self._schema.field(name).type)
 
 
-def read_output(path: Path) -> list[OutputRow]:
+def read_output(path: AnyPath) -> list[OutputRow]:
     """Return the rows of a part that was written; columns without a value are left out."""
     if path.suffix == ".jsonl":
         return [json.loads(line) for line in path.read_bytes().splitlines()]
-    import pyarrow.parquet
-
-    rows = pyarrow.parquet.read_table(path).to_pylist(maps_as_pydicts="strict")
+    with parquet_file(path) as file:
+        rows = file.read().to_pylist(maps_as_pydicts="strict")
     return [{name: value for name, value in row.items() if value is not None} for row in rows]
 
 
@@ -164,7 +100,7 @@ def read_spool(path: Path) -> Iterator[bytes]:
 
 
 def read_parquet(
-    path: Path, row_group: int, start: int, count: int, names: frozenset[str], id: str
+    path: AnyPath, row_group: int, start: int, count: int, names: frozenset[str], id: str
 ) -> Iterator[tuple[Mapping[str, Any], str]]:
     """Yield columns and an empty text for ``count`` rows of a row group, from ``start`` on.
 
@@ -172,11 +108,10 @@ def read_parquet(
     the id where that column can be read, and why.
     """
     import pyarrow
-    from pyarrow.parquet import ParquetFile
 
     done = 0
     try:
-        with ParquetFile(path) as file:
+        with parquet_file(path) as file:
             columns = [name for name in file.schema_arrow.names if name in names]
             batches = file.iter_batches(STREAMED_ROWS, [row_group], columns)
             for row in _rows_from(batches, start, count):
@@ -199,13 +134,12 @@ def _rows_from(batches: Iterator[Any], start: int, count: int) -> Iterator[Mappi
             return
 
 
-def _ids(path: Path, row_group: int, start: int, count: int, id: str) -> list[Any]:
+def _ids(path: AnyPath, row_group: int, start: int, count: int, id: str) -> list[Any]:
     """The ids alone; None for each where they cannot be read either."""
     import pyarrow
-    from pyarrow.parquet import ParquetFile
 
     try:
-        with ParquetFile(path) as file:
+        with parquet_file(path) as file:
             if id in file.schema_arrow.names:
                 table = file.read_row_group(row_group, [id])
                 return list(table.column(id).slice(start, count).to_pylist())
@@ -247,7 +181,7 @@ def _as_arrow(value: Any, type: "pyarrow.DataType") -> Any:
         return None
     if pyarrow.types.is_string(type):
         if not isinstance(value, str):
-            return json.dumps(value, default=_as_text)
+            return json.dumps(value, default=as_text)
         return value.encode("utf-8", "replace").decode()  # no halves of surrogate pairs
     if pyarrow.types.is_map(type):
         return [(key, _as_arrow(item, type.item_type)) for key, item in value.items()]
@@ -258,17 +192,5 @@ def _as_arrow(value: Any, type: "pyarrow.DataType") -> Any:
     return value
 
 
-def _as_text(value: Any) -> str:
+def as_text(value: Any) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-
-
-def _digest(row_id: str) -> bytes:
-    return hashlib.blake2b(row_id.encode("utf-8", "replace"), digest_size=ID_BYTES).digest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

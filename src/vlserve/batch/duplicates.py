@@ -1,18 +1,18 @@
 """Ids that come more than once, counted from the digests that workers keep of each part."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vlserve_worker.batch_files import ID_BYTES
+from vlserve_worker.batch_parts import ID_BYTES
+from vlserve_worker.storage import AnyPath
 
 ROWS_AT_ONCE = 4_000_000
 """Digests in memory; of more rows the files are read several times."""
 
 
-def count_duplicates(files: Sequence[Path], rows: Sequence[int]) -> int | None:
+def count_duplicates(files: Sequence[AnyPath], rows: Sequence[int]) -> int | None:
     """Return how many rows have an id that an earlier row has.
 
     Args:
@@ -28,17 +28,17 @@ def count_duplicates(files: Sequence[Path], rows: Sequence[int]) -> int | None:
     return sum(_duplicates(files, passes, turn) for turn in range(passes))
 
 
-def _is_whole(file: Path, rows: int) -> bool:
+def _is_whole(file: AnyPath, rows: int) -> bool:
     return file.is_file() and file.stat().st_size == rows * ID_BYTES
 
 
-def _duplicates(files: Sequence[Path], passes: int, turn: int) -> int:
+def _duplicates(files: Sequence[AnyPath], passes: int, turn: int) -> int:
     chosen = list(_digests(files, passes, turn))
     digests = np.concatenate(chosen) if chosen else np.empty(0, np.uint64)
     return len(digests) - len(np.unique(digests))
 
 
-def _digests(files: Sequence[Path], passes: int, turn: int) -> Iterator[NDArray[np.uint64]]:
+def _digests(files: Sequence[AnyPath], passes: int, turn: int) -> Iterator[NDArray[np.uint64]]:
     for file in files:
-        own = np.fromfile(file, np.uint64)
+        own = np.frombuffer(file.read_bytes(), np.uint64)
         yield own if passes == 1 else own[own % np.uint64(passes) == turn]

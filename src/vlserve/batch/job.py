@@ -8,7 +8,7 @@ OUT/.vlserve/receipts/00000.json  of each finished part: counts, seconds; 00000.
 OUT/.vlserve/spool, careful      lines for workers; rows that ran alone
 """
 
-import os
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from vlserve.batch.locks import Shard, locked
 from vlserve.batch.sources import Source, changed
 from vlserve.errors import BatchError
+from vlserve_worker.batch_parts import STATE, PartFiles
+from vlserve_worker.storage import AnyPath, ObjectPath, write_whole
 
 SCHEMA = 1
 WHOLE = Shard()
@@ -75,21 +77,38 @@ class Receipt(BaseModel):
 class JobFolder:
     """The output's folder."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: AnyPath) -> None:
         self.out = out
-        self._state = out / ".vlserve"
-        self.spool = self._state / "spool"
+        self._state = out / STATE
         self._receipts = self._state / "receipts"
-        self.log = self._state / "workers.log"
+        self._local = self._state if isinstance(self._state, Path) else Path()
+
+    @property
+    def spool(self) -> Path:
+        """Where lines lie that workers read: in the folder, or on this machine."""
+        return self._local / "spool"
+
+    @property
+    def log(self) -> Path:
+        return self._local / "workers.log"
 
     @contextmanager
     def locked(self, shard: Shard = WHOLE) -> Iterator[tuple[int, ...]]:
         """Hold the folder's locks, which workers inherit; yields their descriptors.
 
+        An object storage has none: a part is one upload, and two equal jobs write the same parts.
+
         Raises:
             BatchError: Another job holds it, or what lies in the folder is not a job's.
         """
         self._refuse_foreign()
+        if not (isinstance(self._state, Path) and isinstance(self._receipts, Path)):
+            with tempfile.TemporaryDirectory(prefix="vlserve-batch-") as scratch:
+                self._local = Path(scratch)
+                self.spool.mkdir()
+                yield ()
+            return
+        assert isinstance(self.out, Path)
         for folder in (self._receipts, self.spool, self._state / "careful"):
             folder.mkdir(parents=True, exist_ok=True)
         with locked(self._state, self.out, shard) as locks:
@@ -103,9 +122,7 @@ class JobFolder:
         """
         file = self._state / "job.json"
         if not file.exists():
-            written = file.with_suffix(f".{os.uname().nodename}-{os.getpid()}")
-            written.write_text(record.model_dump_json(by_alias=True, indent=1), encoding="utf-8")
-            written.replace(file)
+            write_whole(file, record.model_dump_json(by_alias=True, indent=1).encode())
             return
         try:
             before = JobRecord.model_validate_json(file.read_bytes())
@@ -120,23 +137,27 @@ class JobFolder:
         """Return what is finished, by part."""
         files = self._receipts.glob("*.json")
         receipts = (Receipt.model_validate_json(file.read_bytes()) for file in files)
-        return {receipt.part: receipt for receipt in receipts}
+        known = {receipt.part: receipt for receipt in receipts}
+        if isinstance(self.out, ObjectPath):  # where the part is its own receipt
+            parts = {int(_digits(part.name)) for part in self.out.glob("part-*")}
+            return {number: receipt for number, receipt in known.items() if number in parts}
+        return known
 
     def careful_rows(self, part: int) -> int:
         """Return how many rows of a part are answered that runs row by row."""
-        file = self._state / "careful" / f"{part:05}.jsonl"
-        return file.read_bytes().count(b"\n") if file.exists() else 0
+        return PartFiles(self.out, part, "").partial_count()
 
-    def ids_file(self, part: int) -> Path:
+    def ids_file(self, part: int) -> AnyPath:
         """Return the file with the digests of a part's ids."""
         return self._receipts / f"{part:05}.ids"
 
-    def part_file(self, number: int, format: str) -> Path:
-        return self.out / f"part-{number:05}.{format}"
-
     def _refuse_foreign(self) -> None:
-        if self.out.is_dir() and not self._state.exists() and any(self.out.iterdir()):
+        if self.out.is_dir() and not self._state.is_dir() and any(self.out.glob("*")):
             raise BatchError(f"{self.out} is not empty and holds no job: choose another --output")
+
+
+def _digits(name: str) -> str:
+    return name.removeprefix("part-").partition(".")[0]
 
 
 def differences(before: JobRecord, now: JobRecord) -> Iterator[str]:

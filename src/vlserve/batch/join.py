@@ -2,18 +2,20 @@
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from vlserve.errors import BatchError
+from vlserve_worker.storage import AnyPath, parquet_file
 
 
-def join_parts(out: Path, format: str, joined: Path) -> None:
+def join_parts(out: AnyPath, format: str, joined: Path) -> None:
     """Write the parts in ``out`` one after the other into ``joined``, which appears whole.
 
     Raises:
         BatchError: It cannot be written.
     """
-    parts = sorted(out.glob(f"part-*.{format}"))
+    parts: list[AnyPath] = sorted(out.glob(f"part-*.{format}"), key=str)
     written = joined.with_name(f".{joined.name}.{os.getpid()}")
     try:
         joined.parent.mkdir(parents=True, exist_ok=True)
@@ -26,20 +28,20 @@ def join_parts(out: Path, format: str, joined: Path) -> None:
                         shutil.copyfileobj(source, target)
         written.replace(joined)
     except OSError as error:
-        raise BatchError(f"{joined} cannot be written: {error.strerror}") from error
+        raise BatchError(f"{joined} cannot be written: {error.strerror or error}") from error
     finally:
         written.unlink(missing_ok=True)
 
 
-def _join_parquet(parts: list[Path], written: Path) -> None:
-    from pyarrow.parquet import ParquetFile, ParquetWriter
+def _join_parquet(parts: Sequence[AnyPath], written: Path) -> None:
+    from pyarrow.parquet import ParquetWriter
 
     if not parts:
         raise BatchError(f"there are no parts to join into {written.name}")
-    with ParquetFile(parts[0]) as first:
+    with parquet_file(parts[0]) as first:
         schema = first.schema_arrow
     with ParquetWriter(written, schema) as target:
         for part in parts:
-            with ParquetFile(part) as source:
+            with parquet_file(part) as source:
                 for batch in source.iter_batches():
                     target.write_batch(batch)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlserve.errors import BatchError
+from vlserve_worker.batch_node import NODE_LOCK
 
 WAIT_FOR_LOCK_S = 10.0
 """Workers of a driver that was killed end with the part that they are at."""
@@ -59,6 +60,8 @@ def locked(state: Path, out: Path, shard: Shard) -> Iterator[tuple[int, ...]]:
 
         if shard.is_whole:
             whole = take("lock", fcntl.LOCK_EX)
+            of_nodes = take(NODE_LOCK, fcntl.LOCK_EX)  # a killed driver's nodes may still write
+            fcntl.flock(of_nodes, fcntl.LOCK_UN)
             for other in state.glob("shards-of-*"):
                 other.unlink()
             yield (whole,)

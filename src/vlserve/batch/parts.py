@@ -7,12 +7,12 @@ own cost does not show.
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlserve.batch.rows import Reading, read_lines
 from vlserve.batch.sources import Kind, Source, weight
 from vlserve.errors import DataError
+from vlserve_worker.storage import AnyPath, parquet_file
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
@@ -53,7 +53,7 @@ class ParquetPart:
     start: int
     count: int
     share: float = 0.0
-    file: Path | None = None
+    file: AnyPath | None = None
 
     @property
     def rows(self) -> int:
@@ -116,12 +116,11 @@ def _cut_parquet(source: Source, number: int, row: int) -> Iterator[ParquetPart]
             number, row, start = number + 1, row + count, start + count
 
 
-def opened_parquet(path: Path) -> "ParquetFile":
+def opened_parquet(path: AnyPath) -> "ParquetFile":
     """Open a Parquet file. DataError where its end, which says what it holds, cannot be read."""
     import pyarrow
-    from pyarrow.parquet import ParquetFile
 
     try:
-        return ParquetFile(path)
+        return parquet_file(path)
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"{path} cannot be read as Parquet: {error}") from error

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from markupsafe import Markup
 
 from vlserve.batch.duplicates import count_duplicates
 from vlserve.batch.job import JobFolder, JobRecord, Receipt, total
+from vlserve_worker.storage import write_whole
 
 SHOWN_LABELS = 50
 
@@ -47,17 +47,10 @@ def make_report(
 def write_report(folder: JobFolder, report: Mapping[str, Any]) -> None:
     """Write report.json and report.html into the output's folder."""
     text = json.dumps(report, ensure_ascii=False, indent=1)
-    _write(folder.out / "report.json", text + "\n")
+    write_whole(folder.out / "report.json", (text + "\n").encode("utf-8", "backslashreplace"))
     receipts = sorted(folder.receipts().values(), key=lambda receipt: receipt.ended_at)
     page = render(report, plot_of(receipts))
-    _write(folder.out / "report.html", page)
-
-
-def _write(file: Path, text: str) -> None:
-    """Two shards may end at the same time."""
-    written = file.with_name(f".{file.name}.{os.uname().nodename}-{os.getpid()}")
-    written.write_text(text, encoding="utf-8")
-    written.replace(file)
+    write_whole(folder.out / "report.html", page.encode("utf-8", "backslashreplace"))
 
 
 def render(report: Mapping[str, Any], plot: str) -> str:

@@ -21,6 +21,7 @@ from vlserve.errors import DataError
 from vlserve.extras import require_extras
 from vlserve.text_files import encoding_hint
 from vlserve_worker import video
+from vlserve_worker.storage import READ_BYTES, AnyPath, name_below, read_range
 
 MAX_LINE_BYTES = 64 * 1024**2
 """Of a row of a text file, which may hold an image as base64."""
@@ -43,7 +44,7 @@ class Member:
     """One file of a tar shard or a folder: where its bytes lie."""
 
     name: str
-    path: Path
+    path: AnyPath
     offset: int
     size: int
 
@@ -81,7 +82,8 @@ def read_lines(source: Source, reading: Reading | None = None) -> Iterator[bytes
                 for row in _grouped(members(source.path, reading)):
                     yield json.dumps(row, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
-        why = f"it is not UTF-8 at byte {error.start}{encoding_hint(source.path)}"
+        hint = encoding_hint(source.path) if isinstance(source.path, Path) else ""
+        why = f"it is not UTF-8 at byte {error.start}{hint}"
         raise DataError(f"{source.path} cannot be read: {why}") from error
     except (OSError, EOFError, csv.Error, tarfile.TarError) as error:
         raise DataError(f"{source.path} cannot be read: {error}") from error
@@ -90,20 +92,22 @@ def read_lines(source: Source, reading: Reading | None = None) -> Iterator[bytes
 
 
 @contextmanager
-def _opened(path: Path, reading: Reading) -> Iterator[IO[bytes]]:
+def _opened(path: AnyPath, reading: Reading) -> Iterator[IO[bytes]]:
     with path.open("rb", buffering=0) as raw:
         size = max(path.stat().st_size, 1)
         reading.share = lambda: min(raw.tell() / size, 1.0)
         if path.suffix not in COMPRESSIONS:
-            yield io.BufferedReader(raw)
+            yield io.BufferedReader(raw, READ_BYTES)
             return
         import pyarrow  # of the extra batch; `find_sources` has asked for it
 
-        with pyarrow.CompressedInputStream(raw, COMPRESSIONS[path.suffix]) as stream:
+        with pyarrow.CompressedInputStream(
+            io.BufferedReader(raw, READ_BYTES), COMPRESSIONS[path.suffix]
+        ) as stream:
             yield io.BufferedReader(stream)
 
 
-def _jsonl_lines(path: Path, reading: Reading) -> Iterator[bytes]:
+def _jsonl_lines(path: AnyPath, reading: Reading) -> Iterator[bytes]:
     with _opened(path, reading) as file:
         while line := file.readline(MAX_LINE_BYTES + 1):
             if len(line) > MAX_LINE_BYTES:
@@ -115,7 +119,7 @@ def _jsonl_lines(path: Path, reading: Reading) -> Iterator[bytes]:
                 yield stripped
 
 
-def _csv_lines(path: Path, delimiter: str, reading: Reading) -> Iterator[bytes]:
+def _csv_lines(path: AnyPath, delimiter: str, reading: Reading) -> Iterator[bytes]:
     csv.field_size_limit(MAX_LINE_BYTES)
     with (
         _opened(path, reading) as file,
@@ -143,9 +147,9 @@ def _error(why: str) -> bytes:
     return json.dumps({"error": why}).encode()
 
 
-def _tar_members(path: Path, reading: Reading) -> Iterator[Member]:
+def _tar_members(path: AnyPath, reading: Reading) -> Iterator[Member]:
     size = max(path.stat().st_size, 1)
-    with tarfile.open(path, "r:") as shard:
+    with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as shard:
         reading.share = lambda: min(shard.offset / size, 1.0)
         for entry in shard:
             if entry.isfile():
@@ -153,11 +157,11 @@ def _tar_members(path: Path, reading: Reading) -> Iterator[Member]:
             shard.members = []  # type: ignore[attr-defined]  # else it keeps each header that it read
 
 
-def _folder_members(folder: Path, reading: Reading) -> Iterator[Member]:
+def _folder_members(folder: AnyPath, reading: Reading) -> Iterator[Member]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     for place, path in enumerate(files):
         reading.share = partial(float, place / len(files))
-        name = path.relative_to(folder).as_posix()
+        name = name_below(path, folder)
         if not any(part.startswith(".") for part in name.split("/")):
             yield Member(name, path, 0, path.stat().st_size)
 
@@ -199,9 +203,7 @@ def _row(group: list[Member]) -> Mapping[str, Any]:
 
 
 def _text_columns(member: Member) -> Mapping[str, Any]:
-    with member.path.open("rb") as file:
-        file.seek(member.offset)
-        text = file.read(member.size).decode()
+    text = read_range(member.path, member.offset, member.size).decode()
     if member.ending == "json":
         columns = json.loads(text)
         if not isinstance(columns, dict):

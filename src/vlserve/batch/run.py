@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,12 @@ from vlserve.batch.parts import Part, TextPart, cut
 from vlserve.batch.report import make_report, write_report
 from vlserve.batch.sample import Prediction, draw, predict
 from vlserve.batch.sources import find_sources
-from vlserve.batch.workers import Crew, Launch, Reply, running
+from vlserve.batch.workers import Reply, Workers, running
 from vlserve.errors import BatchError
 from vlserve.runtime.archive import file_sha256, unpack_archive, verify_archive
 from vlserve_worker.batch_order import Order
+from vlserve_worker.batch_process import Launch
+from vlserve_worker.storage import AnyPath
 
 KILLED, TIMED_OUT = "worker_killed", "item_timeout"
 _POLL_S = 0.2
@@ -37,13 +40,15 @@ Show = Callable[[str], None]
 class Crewing:
     """How the work is done, which changes no answer. ``item_timeout_s``: without a word from a
     worker for so long its rows run one by one, and a row that takes so long alone fails; ``batch``:
-    rows that the graphs get at once, at the most."""
+    rows that the graphs get at once, at the most; ``cluster``: address of a Ray cluster,
+    whose nodes then have the workers (0: one a CPU)."""
 
     workers: int
     threads: int = 1
     item_timeout_s: float = 60.0
     batch: int = 8
     shard: Shard = WHOLE
+    cluster: str = ""
 
 
 @dataclass
@@ -74,7 +79,7 @@ class Work:
 def run_batch(
     archive: Path,
     patterns: Sequence[str],
-    out: Path,
+    out: AnyPath,
     options: Options,
     crewing: Crewing,
     *,
@@ -206,15 +211,31 @@ class Job:
             told = self._record.options.model_dump() | {"out": str(self._folder.out.resolve())}
             told["batch"] = self._crewing.batch
             launch = Launch(unpacked, told, self._crewing.threads, locks, self._folder.log)
-            with running(launch, self._crewing.workers) as crew:
+            with self._workers(launch) as crew:
                 self.run(crew, Work(orders))
         self.started_s = self.pace.began_at - began_at
 
-    def run(self, crew: Crew, work: Work) -> None:
+    @contextmanager
+    def _workers(self, launch: Launch) -> Iterator[Workers]:
+        if not self._crewing.cluster:
+            with running(launch, self._crewing.workers) as crew:
+                yield crew
+            return
+        from vlserve.batch.cluster import connected, running_on
+        from vlserve.batch.shipment import pack_shipment
+
+        shipment = pack_shipment(self._record, launch)
+        with (
+            connected(self._crewing.cluster),
+            running_on(shipment, self._crewing.workers) as nodes,
+        ):
+            yield nodes
+
+    def run(self, crew: Workers, work: Work) -> None:
         """Have the crew do all the work."""
         while True:
             self._hand_out(crew, work)
-            if not work.busy and len(work.idle) == len(crew.workers):
+            if work.idle and not work.busy:
                 return
             for reply in crew.replies(_POLL_S):
                 self._hear(crew, work, reply)
@@ -239,7 +260,7 @@ class Job:
             raise BatchError(_unwritten(spool, error.strerror)) from error
         return Order(part.number, part.first_row, place, str(spool))
 
-    def _hand_out(self, crew: Crew, work: Work) -> None:
+    def _hand_out(self, crew: Workers, work: Work) -> None:
         while work.idle:
             order = work.next_order()
             if order is None:
@@ -248,7 +269,7 @@ class Job:
             work.busy[worker] = order
             crew.workers[worker].order(asdict(order))
 
-    def _hear(self, crew: Crew, work: Work, reply: Reply) -> None:
+    def _hear(self, crew: Workers, work: Work, reply: Reply) -> None:
         if reply.worker not in crew.workers:
             return
         match reply.said:
@@ -267,7 +288,7 @@ class Job:
                     Path(order.spool).unlink(missing_ok=True)
                 self._count(Receipt.model_validate(receipt))
 
-    def _bury(self, crew: Crew, work: Work, worker: int) -> None:
+    def _bury(self, crew: Workers, work: Work, worker: int) -> None:
         """A worker has ended: its part goes on carefully, with another."""
         code = crew.remove(worker).exit_code or 0
         order = work.busy.pop(worker, None)
@@ -276,7 +297,7 @@ class Job:
             return
         self._order_again(crew, work, order, (KILLED, f"its worker ended by {_ended(code)}"))
 
-    def _replace(self, crew: Crew, work: Work, worker: int, *, is_killed: bool) -> None:
+    def _replace(self, crew: Workers, work: Work, worker: int, *, is_killed: bool) -> None:
         """A worker has ended that had nothing to do, or was not ready yet."""
         if worker in work.idle:
             work.idle.remove(worker)
@@ -287,7 +308,7 @@ class Job:
                 raise BatchError(f"the archive's code does not start: {crew.last_words()}")
         crew.start_one()
 
-    def _end_hung(self, crew: Crew, work: Work) -> None:
+    def _end_hung(self, crew: Workers, work: Work) -> None:
         limit_s = self._crewing.item_timeout_s
         now = time.monotonic()
         opening = crew.workers.keys() - work.busy.keys() - set(work.idle)
@@ -299,14 +320,14 @@ class Job:
             order = work.busy.pop(number)
             self._order_again(crew, work, order, (TIMED_OUT, f"no answer within {limit_s:g} s"))
 
-    def _order_again(self, crew: Crew, work: Work, order: Order, fate: tuple[str, str]) -> None:
+    def _order_again(self, crew: Workers, work: Work, order: Order, fate: tuple[str, str]) -> None:
         if order.careful:
             self._refuse_stuck(work.deaths.setdefault(order.number, Deaths()), order, crew)
         fates = fate if order.careful else ()
         work.again.append(replace(order, careful=True, fate=fates, redo=False))
         crew.start_one()
 
-    def _refuse_stuck(self, deaths: Deaths, order: Order, crew: Crew) -> None:
+    def _refuse_stuck(self, deaths: Deaths, order: Order, crew: Workers) -> None:
         """Each death must have brought a row more, or the row that it was at."""
         rows = self._folder.careful_rows(order.number)
         deaths.in_vain = deaths.in_vain + 1 if rows == deaths.rows else 0
@@ -320,7 +341,7 @@ class Job:
         self._show(self.pace.line(time.monotonic()))
 
 
-def _unwritten(path: Path, why: object) -> str:
+def _unwritten(path: AnyPath, why: object) -> str:
     return f"{path} cannot be written: {why}; mend it, and the same command goes on"
 
 

@@ -4,14 +4,23 @@ from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from glob import glob
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator
 
 from vlserve.errors import DataError
 from vlserve.extras import require_extras
+from vlserve_worker.storage import AnyPath, ObjectPath, path_of
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 """Of text kinds; as pyarrow's streams, which read them, name them."""
+
+
+StoredPath = Annotated[
+    AnyPath,
+    PlainValidator(lambda path: path_of(path) if isinstance(path, str) else path),
+    PlainSerializer(str),
+]
 
 
 class Kind(StrEnum):
@@ -38,9 +47,9 @@ SUFFIXES = {
 class Source(BaseModel):
     """One input file or folder, as it was when the job began. ``size``: in bytes; of a folder 0."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
-    path: Path
+    path: StoredPath
     kind: Kind
     size: int
     changed_ns: int
@@ -77,7 +86,13 @@ def changed(sources: Sequence[Source]) -> Iterator[str]:
             yield f"{source.path} has changed since the job began"
 
 
-def _matches(pattern: str) -> list[Path]:
+def _matches(pattern: str) -> list[AnyPath]:
+    try:
+        named = path_of(pattern)
+    except ValueError as error:
+        raise DataError(f"--input {error}") from error
+    if isinstance(named, ObjectPath):
+        return _matching_objects(named)
     if Path(pattern).exists():
         return [Path(pattern).resolve()]
     paths = sorted(glob(pattern, recursive=True))  # noqa: PTH207  # relative and absolute ones
@@ -86,13 +101,30 @@ def _matches(pattern: str) -> list[Path]:
     return [Path(path).resolve() for path in paths]
 
 
-def _source(path: Path) -> Source:
+def _matching_objects(named: ObjectPath) -> list[AnyPath]:
+    require_extras("batch")
+    folder, star, _ = named.key.partition("*")
     try:
+        if not star:
+            if not named.exists():
+                raise DataError(f"--input {named}: there is no such object")
+            return [named]
+        root = ObjectPath(folder.rpartition("/")[0], named.query)
+        found = sorted(root.glob(named.key[len(root.key) + 1 :]))
+    except OSError as error:
+        raise DataError(f"--input {named} cannot be read: {error}") from error
+    if not found:
+        raise DataError(f"--input {named}: there is no such object")
+    return [*found]
+
+
+def _source(path: AnyPath) -> Source:
+    try:
+        if path.is_dir():
+            return Source(path=path, kind=Kind.FOLDER, size=0, changed_ns=0)
         state = path.stat()
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    if path.is_dir():
-        return Source(path=path, kind=Kind.FOLDER, size=0, changed_ns=0)
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
     if not path.is_file():
         raise DataError(f"{path} is neither a file nor a folder")
     kind = kind_of(path)
@@ -101,7 +133,7 @@ def _source(path: Path) -> Source:
     return Source(path=path, kind=kind, size=state.st_size, changed_ns=state.st_mtime_ns)
 
 
-def kind_of(path: Path) -> Kind:
+def kind_of(path: AnyPath) -> Kind:
     """Return the kind that a file's name says. DataError where it says none that is read."""
     packed = path.suffix in COMPRESSIONS
     kind = SUFFIXES.get((path.with_suffix("") if packed else path).suffix.lower())

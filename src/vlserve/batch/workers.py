@@ -1,27 +1,14 @@
 """Worker processes: orders to them, replies from them, and what to do when one dies or hangs."""
 
-import json
-import os
 import queue
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from vlserve.errors import BatchError
-
-KILL_AFTER_S = 2.0
-MEMORY = {
-    "MALLOC_TRIM_THRESHOLD_": "2000000000",
-    "MALLOC_MMAP_THRESHOLD_": "2000000000",
-    "ARROW_DEFAULT_MEMORY_POOL": "system",
-}
-"""Memory is kept between batches: a page that is new costs more than an image's read."""
+from vlserve_worker.batch_process import Launch, WorkerProcess, last_words
 
 
 @dataclass(frozen=True)
@@ -32,75 +19,44 @@ class Reply:
     said: Mapping[str, Any] | None
 
 
-@dataclass(frozen=True)
-class Launch:
-    """How workers are started. ``folder``: the unpacked archive; ``options``: see
-    `vlserve_worker.batch`; ``locks``: descriptors that they inherit; ``log``: takes what they and
-    the archive's code print."""
+class CrewWorker(Protocol):
+    """A worker on this machine, or on a node of a cluster. ``heard_at``: when it said something
+    last, s."""
 
-    folder: Path
-    options: Mapping[str, Any]
-    threads: int
-    locks: tuple[int, ...]
-    log: Path
+    heard_at: float
+
+    @property
+    def exit_code(self) -> int | None: ...
+
+    def order(self, order: Mapping[str, Any]) -> None: ...
 
 
-class Worker:
-    """One process."""
+class Workers(Protocol):
+    """Those who answer a job's parts: a `Crew`, or a `ClusterCrew`."""
+
+    @property
+    def workers(self) -> Mapping[int, CrewWorker]: ...
+
+    def start_one(self) -> None: ...
+
+    def replies(self, wait_s: float) -> Sequence[Reply]: ...
+
+    def remove(self, number: int) -> CrewWorker: ...
+
+    def last_words(self) -> str: ...
+
+
+class Worker(WorkerProcess):
+    """One process of this machine."""
 
     def __init__(self, number: int, launch: Launch, replies: "queue.Queue[Reply]") -> None:
         self.number = number
         self.heard_at = time.monotonic()
-        self._replies = replies
-        reading, writing = os.pipe()
-        options = json.dumps({**launch.options, "threads": launch.threads})
-        command = [sys.executable, "-P", "-m", "vlserve_worker.batch", str(launch.folder)]
-        with launch.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [*command, options, str(writing)],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                env=_environment(launch),
-                pass_fds=(writing, *launch.locks),
-                start_new_session=True,  # Ctrl-C is the driver's
-            )
-        os.close(writing)
-        self._listener = threading.Thread(target=self._listen, args=(reading,), daemon=True)
-        self._listener.start()
-
-    @property
-    def exit_code(self) -> int | None:
-        return self._process.poll()
+        super().__init__(launch, lambda said: replies.put(Reply(number, said)))
 
     def order(self, order: Mapping[str, Any]) -> None:
-        """Have it answer a part. One that is dead says so by its reply."""
         self.heard_at = time.monotonic()
-        assert self._process.stdin is not None
-        with suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps(order).encode() + b"\n")
-            self._process.stdin.flush()
-
-    def stop(self, *, at_once: bool = False) -> None:
-        """End the process; at once, or with the part that it is at."""
-        if self._process.stdin is not None:
-            with suppress(BrokenPipeError):
-                self._process.stdin.close()
-        if at_once:
-            self._process.kill()
-        try:
-            self._process.wait(KILL_AFTER_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._listener.join()
-
-    def _listen(self, reading: int) -> None:
-        with os.fdopen(reading, "rb") as replies:
-            for line in replies:
-                self._replies.put(Reply(self.number, json.loads(line)))
-        self._process.wait()
-        self._replies.put(Reply(self.number, None))
+        super().order(order)
 
 
 @contextmanager
@@ -160,19 +116,6 @@ class Crew:
     def last_words(self) -> str:
         """Return the last line that a worker printed."""
         try:
-            lines = self._launch.log.read_text(encoding="utf-8", errors="replace").splitlines()
+            return last_words(self._launch.log)
         except OSError as error:
             raise BatchError(f"{self._launch.log} cannot be read: {error.strerror}") from error
-        return next((line for line in reversed(lines) if line.strip()), "it printed nothing")
-
-
-def _environment(launch: Launch) -> dict[str, str]:
-    own = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    threads = str(launch.threads)
-    return {
-        **own,
-        **MEMORY,
-        "PYTHONPATH": str(launch.folder),
-        "OMP_NUM_THREADS": threads,
-        "MKL_NUM_THREADS": threads,
-    }

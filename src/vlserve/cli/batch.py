@@ -11,7 +11,7 @@ from vlserve.cli.parameters import (
     Group,
     control_client,
     finite,
-    folder_option,
+    require_folder,
     written_file_option,
 )
 from vlserve.cli.stopping import INTERRUPTED
@@ -21,12 +21,23 @@ from vlserve.extras import require_extras
 from vlserve.processor import usable_cores
 from vlserve.runtime.archive import verify_archive
 from vlserve.settings import load_settings
+from vlserve_worker.storage import ObjectPath, path_of
 
 if TYPE_CHECKING:
     from vlserve.batch.locks import Shard
     from vlserve.batch.sample import Prediction
 
 _SHOWN_LABELS = 10
+
+
+def _folder_or_objects(text: str) -> str:
+    try:
+        path = path_of(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    if isinstance(path, Path):
+        require_folder(path)
+    return text
 
 
 def batch(
@@ -41,11 +52,18 @@ def batch(
         list[str],
         typer.Option(
             help="Input: a file (.parquet, .jsonl, .csv, .tsv, .tar; text kinds also .gz or .zst), "
-            "a folder of images or videos, or a glob. May be given several times."
+            "a folder of images or videos, or a glob; or the same as s3://bucket/… May be given "
+            "several times."
         ),
     ],
     output: Annotated[
-        Path, folder_option("Folder of the output. An earlier run of the same job goes on.")
+        str,
+        typer.Option(
+            metavar="FOLDER",
+            callback=_folder_or_objects,
+            help="Folder of the output, or s3://bucket/prefix. An earlier run of the same job goes "
+            "on.",
+        ),
     ],
     format: Annotated[
         Literal["jsonl", "parquet"], typer.Option(help="Kind of the output's files.")
@@ -72,7 +90,10 @@ def batch(
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, help="Number of worker processes. Default: cores that may be used."),
+        typer.Option(
+            min=1,
+            help="Number of worker processes. Default: cores that may be used, or the cluster's.",
+        ),
     ] = None,
     item_timeout: Annotated[
         float,
@@ -99,6 +120,14 @@ def batch(
             metavar="I/N",
             help="Only answer every Nth part, from part I (0 to N-1) on, beside others that answer "
             "the rest into the same folder. Default: all parts.",
+        ),
+    ] = "",
+    cluster: Annotated[
+        str,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Ray cluster whose nodes have the workers: auto (the one that this machine "
+            "belongs to), HOST:PORT or ray://HOST:PORT. Default: none.",
         ),
     ] = "",
     sample: Annotated[
@@ -135,7 +164,10 @@ def tag(
         typer.Argument(metavar="MODEL|ARCHIVE", help="As in `vlserve batch`; of task tag."),
     ],
     input: Annotated[list[str], typer.Option(help="As in `vlserve batch`.")],
-    output: Annotated[Path, folder_option("As in `vlserve batch`.")],
+    output: Annotated[
+        str,
+        typer.Option(metavar="FOLDER", callback=_folder_or_objects, help="As in `vlserve batch`."),
+    ],
     format: Annotated[
         Literal["jsonl", "parquet"], typer.Option(help="Kind of the output's files.")
     ] = "jsonl",
@@ -149,7 +181,7 @@ def tag(
 def _run(
     model: str,
     input: list[str],
-    output: Path,
+    output: str,
     format: Literal["jsonl", "parquet"],
     as_json: bool,
     task: str | None,
@@ -163,6 +195,7 @@ def _run(
     max_error_rate: float = 1.0,
     retry_errors: bool = False,
     shard: str = "",
+    cluster: str = "",
     sample: int | None = None,
     core_hour_price: float | None = None,
 ) -> None:
@@ -171,6 +204,9 @@ def _run(
     from vlserve.batch.join import join_parts
     from vlserve.batch.run import Crewing, predict_batch, run_batch
 
+    out = path_of(output)
+    if isinstance(out, ObjectPath):
+        require_extras("batch")
     archive = archive_of(model)
     if task is not None and (own := verify_archive(archive).task) != task:
         raise BatchError(f"{archive.name} is of task {own}: use `vlserve batch`")
@@ -184,7 +220,15 @@ def _run(
     part_of = _shard(shard)
     if joined is not None and not part_of.is_whole:
         raise typer.BadParameter("is for the run without --shard", param_hint="--joined")
-    crewing = Crewing(workers or usable_cores(), item_timeout_s=item_timeout, shard=part_of)
+    if cluster and (sample is not None or not part_of.is_whole):
+        wrong = "is for whole jobs, without --sample and --shard"
+        raise typer.BadParameter(wrong, param_hint="--cluster")
+    crewing = Crewing(
+        workers or (0 if cluster else usable_cores()),
+        item_timeout_s=item_timeout,
+        shard=part_of,
+        cluster=cluster,
+    )
     if sample is not None:
         with progress(f"sampling {', '.join(input)}") as show:
             prediction = predict_batch(
@@ -203,7 +247,7 @@ def _run(
             report = run_batch(
                 archive,
                 input,
-                output,
+                out,
                 options,
                 crewing,
                 retry_errors=retry_errors,
@@ -211,7 +255,7 @@ def _run(
                 show=show,
             )
             if joined is not None:
-                join_parts(output, format, joined)
+                join_parts(out, format, joined)
     except KeyboardInterrupt:
         print_line(f"stopped; the same command goes on: what is finished is in {output}")
         raise typer.Exit(INTERRUPTED) from None

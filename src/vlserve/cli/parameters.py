@@ -81,12 +81,12 @@ def written_file_option(help: str) -> Any:
 
 def folder_option(help: str) -> Any:
     """Return an option that names a folder to write, which need not be there."""
-    return typer.Option(file_okay=False, callback=_folder, help=help)
+    return typer.Option(file_okay=False, callback=require_folder, help=help)
 
 
 def folder_argument(help: str) -> Any:
     """Return an argument that names a folder to write, which need not be there."""
-    return typer.Argument(file_okay=False, callback=_folder, help=help)
+    return typer.Argument(file_okay=False, callback=require_folder, help=help)
 
 
 def _regular_file(path: Path | None) -> Path | None:
@@ -103,7 +103,8 @@ def _regular_file_or_folder(path: Path | None) -> Path | None:
     return _require(path, (stat.S_IFREG, stat.S_IFDIR), "a regular file or a folder")
 
 
-def _folder(path: Path | None) -> Path | None:
+def require_folder(path: Path | None) -> Path | None:
+    """Return ``path``; BadParameter where it is there, and no folder."""
     return _require(path, (stat.S_IFDIR,), "a folder")
 
 

@@ -1,0 +1,108 @@
+"""The files of one part of an offline job: rows, digests of ids, a receipt, and what a part keeps
+that runs row by row.
+
+In a folder a part's file appears whole, by a rename after a sync, and its receipt comes after it; a
+part without one is done again. In an object storage a part is one upload, and the last that is
+written of it: a receipt without a part counts for nothing.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from vlserve_worker.batch_files import OutputRow, as_text
+from vlserve_worker.storage import AnyPath, ObjectPath, appearing, write_whole
+
+STATE = ".vlserve"
+ID_BYTES = 8
+"""Of an id's digest: of ten million ids two share one with a chance of 1 to 400,000."""
+
+
+class PartFiles:
+    """One part's files."""
+
+    def __init__(self, out: AnyPath, number: int, suffix: str) -> None:
+        self.part = out / f"part-{number:05}{suffix}"
+        self._receipt = out / STATE / "receipts" / f"{number:05}.json"
+        self._ids = self._receipt.with_suffix(".ids")
+        careful = out / STATE / "careful"
+        self._partial, self._note = careful / f"{number:05}.jsonl", careful / f"{number:05}.note"
+
+    def finish(
+        self,
+        write: Callable[[Path], None],
+        ids: Iterable[str],
+        receipt: Mapping[str, Any],
+        *,
+        redo: bool,
+    ) -> None:
+        """Keep a part.
+
+        Args:
+            write: Fills a file with its rows.
+            redo: The part was there, with other rows.
+        """
+        digests, said = b"".join(map(_digest, ids)), json.dumps(receipt).encode()
+        before_part = isinstance(self.part, ObjectPath) and not redo
+        if before_part:
+            write_whole(self._ids, digests)
+            write_whole(self._receipt, said)
+        with appearing(self.part) as written:
+            write(written)
+        if not before_part:
+            write_whole(self._ids, digests)
+            write_whole(self._receipt, said)
+        self._forget_careful()
+
+    def partial_rows(self) -> list[OutputRow]:
+        """Return the rows that a careful run has answered; a torn last line is none."""
+        if isinstance(self._partial, ObjectPath):
+            return [json.loads(row.read_bytes()) for row in sorted(self._partial.glob("*"))]
+        if not self._partial.exists():
+            return []
+        lines = self._partial.read_bytes().split(b"\n")[:-1]
+        return [json.loads(line) for line in lines]
+
+    def partial_count(self) -> int:
+        """Return how many rows a careful run has answered."""
+        if isinstance(self._partial, ObjectPath):
+            return sum(1 for _ in self._partial.glob("*"))
+        return self._partial.read_bytes().count(b"\n") if self._partial.exists() else 0
+
+    def add_partial(self, row: OutputRow) -> None:
+        """Keep one answered row: as a line, or as an object, which cannot grow."""
+        line = json.dumps(row, default=as_text).encode()
+        if isinstance(self._partial, ObjectPath):
+            write_whole(self._partial / f"{int(row['row']):012}", line)
+            return
+        with self._partial.open("ab") as file:
+            file.write(line + b"\n")
+
+    def note(self) -> dict[str, Any] | None:
+        """Return the row that ran when a careful run ended, and how often it has run."""
+        try:
+            note: dict[str, Any] = json.loads(self._note.read_bytes())
+        except (FileNotFoundError, ValueError):
+            return None
+        return note
+
+    def write_note(self, note: Mapping[str, Any]) -> None:
+        content = json.dumps(note, default=as_text).encode()
+        if isinstance(self._note, ObjectPath):
+            write_whole(self._note, content)
+        else:
+            self._note.write_bytes(content)
+
+    def _forget_careful(self) -> None:
+        if isinstance(self._partial, ObjectPath):
+            for row in self._partial.glob("*"):
+                row.unlink(missing_ok=True)
+        else:
+            self._partial.unlink(missing_ok=True)
+        self._note.unlink(missing_ok=True)
+
+
+def _digest(row_id: str) -> bytes:
+    return hashlib.blake2b(row_id.encode("utf-8", "replace"), digest_size=ID_BYTES).digest()

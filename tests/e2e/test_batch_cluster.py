@@ -1,0 +1,163 @@
+"""An offline job on a Ray cluster of three nodes, whose workers, actor, node and driver are killed.
+
+Nodes are processes of this machine. Only this test's own cluster is ever named.
+"""
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from PIL import Image
+
+from support.batch_rows import COVERS, CRASH, output, rows_of, write_jsonl
+from support.object_storage import object_storage
+from vlserve.batch.job import Options
+from vlserve.batch.run import KILLED, Crewing, run_batch
+from vlserve.errors import BatchError
+from vlserve.exporter.echo import VOCABULARY, pack_echo
+from vlserve_worker.storage import path_of, write_whole
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
+
+ROWS = 9_000
+PORTS = ("metrics_agent", "metrics_export", "runtime_env_agent", "dashboard_agent_listen")
+"""A node whose agents choose their own gives them 15 s to start, on a machine however busy."""
+
+
+def node() -> dict[str, Any]:
+    """A node's parameters."""
+    settings = {"num_cpus": 1, "object_store_memory": 80 * 1024**2, "include_dashboard": False}
+    with ExitStack() as stack:
+        taken = [stack.enter_context(socket.socket()) for _ in PORTS]
+        for each in taken:
+            each.bind(("127.0.0.1", 0))
+        ports = [each.getsockname()[1] for each in taken]
+    return settings | {f"{name}_port": port for name, port in zip(PORTS, ports, strict=True)}
+
+
+@pytest.fixture(scope="module")
+def storage() -> Iterator[str]:
+    """An object storage with a bucket ``covers``, whose credentials nodes have too."""
+    with object_storage("covers") as query:
+        yield query
+
+
+@pytest.fixture(scope="module")
+def cluster(storage: str) -> Iterator[Any]:
+    """Three nodes, of which one may be killed."""
+    from ray.cluster_utils import Cluster
+
+    session = tempfile.mkdtemp(prefix="ray-")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        Path("/tmp/ray").mkdir(exist_ok=True)  # Ray notes its address there
+        for patience in ("agent_register_timeout_ms", "worker_register_timeout_seconds"):
+            patched.setenv(f"RAY_{patience}", "600000" if patience.endswith("ms") else "600")
+        nodes = Cluster(initialize_head=True, head_node_args={**node(), "temp_dir": session})
+        try:
+            for _ in range(2):
+                nodes.add_node(**node())
+            nodes.wait_for_nodes(timeout=300)
+            yield nodes
+        finally:
+            nodes.shutdown()
+            shutil.rmtree(session, ignore_errors=True)
+            Path("/tmp/ray/ray_current_cluster").unlink(missing_ok=True)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    pack_echo(folder, "tagger", 1, crash_on_id=VOCABULARY[CRASH])
+    for number in range(COVERS):
+        Image.new("RGB", (48, 32), (number * 30, 90, 90)).save(folder / f"cover{number}.jpg")
+    return folder
+
+
+def finished(out: Path) -> int:
+    return len(list((out / ".vlserve" / "receipts").glob("*.json")))
+
+
+def wait_until(holds: Callable[[], Any], driver: "subprocess.Popen[bytes] | None" = None) -> Any:
+    until = time.monotonic() + 600
+    while not (found := holds()):
+        assert time.monotonic() < until
+        assert driver is None or driver.poll() is None, "the job has ended"
+        time.sleep(0.1)
+    return found
+
+
+def workers(out: Path) -> list[psutil.Process]:
+    """Processes of the job's workers."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if "vlserve_worker.batch" in words and any(f'"out": "{out}"' in word for word in words):
+            found.append(process)
+    return found
+
+
+def test_what_is_killed_loses_and_doubles_nothing(cluster: Any, data: Path, tmp_path: Path) -> None:
+    file = write_jsonl(data / "in.jsonl", rows_of(ROWS, row40={"text": CRASH}))
+    out = tmp_path / "out"
+    command = [str(Path(sys.executable).with_name("vlserve")), "batch", str(data / "tagger-1.mar")]
+    command += ["--input", str(file), "--output", str(out), "--cluster", cluster.address]
+    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    wait_until(lambda: finished(out) >= 1, driver)
+    wait_until(lambda: workers(out), driver)[0].kill()
+    wait_until(lambda: finished(out) >= 2, driver)
+    actor = wait_until(lambda: workers(out), driver)[0].parent()
+    assert actor is not None and "ray::" in " ".join(actor.cmdline())
+    actor.kill()
+    wait_until(lambda: finished(out) >= 3, driver)
+    cluster.remove_node(cluster.list_all_nodes()[-1], allow_graceful=False)
+    wait_until(lambda: finished(out) >= 4, driver)
+    driver.kill()
+    driver.wait()
+    assert finished(out) < 9
+    done = subprocess.run([*command, "--json"], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    report = json.loads(done.stdout)
+    assert report["parts_of_earlier_runs"] >= 4 and report["rows"] == ROWS
+    answered = output(out)
+    assert [row["row"] for row in answered] == list(range(ROWS))
+    failed = {row["row"]: row["error_code"] for row in answered if "error_code" in row}
+    assert failed == {40: KILLED}
+    wait_until(lambda: not workers(out))
+
+
+def test_nodes_read_and_write_an_object_storage(cluster: Any, storage: str, data: Path) -> None:
+    for file in [write_jsonl(data / "few.jsonl", rows_of(70)), *data.glob("*.jpg")]:
+        write_whole(path_of(f"s3://covers/in/{file.name}?{storage}"), file.read_bytes())
+    out = path_of(f"s3://covers/out?{storage}")
+    report = run_batch(
+        data / "tagger-1.mar",
+        [f"s3://covers/in/few.jsonl?{storage}"],
+        out,
+        Options(),
+        Crewing(1, cluster=cluster.address),
+    )
+    assert (report["rows"], report["failed"]) == (70, 0)
+    parts = sorted(out.glob("part-*"), key=str)
+    rows = [json.loads(line) for part in parts for line in part.read_bytes().splitlines()]
+    assert [row["row"] for row in rows] == list(range(70))
+
+
+def test_a_node_without_a_package_is_named(
+    cluster: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vlserve.batch.shipment.ENGINES", {"echo": "no_such_package"})
+    file = write_jsonl(data / "some.jsonl", rows_of(3))
+    crewing = Crewing(1, cluster=cluster.address)
+    with pytest.raises(BatchError, match=r"node .*: it lacks the packages no_such_package"):
+        run_batch(data / "tagger-1.mar", [str(file)], tmp_path / "out", Options(), crewing)
