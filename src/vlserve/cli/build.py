@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from vlserve.quantize.export import Int8Report
 
 from vlserve.cli.bad_lines import print_bad_lines
-from vlserve.cli.finetuning import Run, show_dry_run, show_finetuning
+from vlserve.cli.finetuning import Run, show_dry_run, show_finetuning, show_processes
 from vlserve.cli.output import (
     AsJson,
     print_json,
@@ -19,6 +19,7 @@ from vlserve.cli.output import (
     print_table,
     print_warning,
     progress,
+    stderr,
 )
 from vlserve.cli.parameters import (
     MAX_VERSION,
@@ -31,7 +32,6 @@ from vlserve.cli.parameters import (
     folder_option,
 )
 from vlserve.cli.stopping import INTERRUPTED
-from vlserve.cli.training_progress import training_progress
 from vlserve.extras import require_extras
 from vlserve.settings import load_settings
 
@@ -138,6 +138,14 @@ def train(
             "for TensorBoard (extra `tensorboard`), in its folder tensorboard."
         ),
     ] = "jsonl",
+    processes: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Number of processes of this machine that train together, each with batches of "
+            "its own: a step sees as many times more items.",
+        ),
+    ] = 1,
     strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
@@ -147,11 +155,20 @@ def train(
     from vlserve.training.contrastive import fit_pairs, is_of_pairs
     from vlserve.training.fit import fit
     from vlserve.training.presets import tag_options
+    from vlserve.training.progress import training_progress
 
     settings = load_settings()
     loaded = load_recipe(recipe, settings.folder("export"))
     chosen = _pairs(options or []) | ({"freeze": ",".join(freeze)} if freeze else {})
     with _said_how_to_go_on(out):
+        if processes > 1 and not dry_run:
+            words = [recipe, f"--data={data}", f"--val={val}", f"--out={out}", f"--seed={seed}"]
+            words += [f"--set={name}={value}" for name, value in chosen.items()]
+            said = {"from": checkpoint, "objective": objective, "preset": preset, "log-to": log_to}
+            words += [f"--{name}={value}" for name, value in said.items() if value is not None]
+            words += ["--resume"] * resume + ["--strict"] * strict
+            show_processes(processes, words, out, as_json=as_json)
+            return
         if checkpoint is not None:
             run = Run(loaded, checkpoint, data, val, objective, chosen, seed, log_to)
             filled = run.with_preset(preset)
@@ -163,7 +180,7 @@ def train(
         if objective is not None or dry_run:
             raise typer.BadParameter("needs --from", param_hint="--objective, --dry-run")
         chosen = tag_options(preset, loaded.spec.family, chosen)
-        with training_progress(f"training {recipe}") as show:
+        with training_progress(f"training {recipe}", stderr) as show:
             report = (fit_pairs if is_of_pairs(loaded) else fit)(
                 loaded, data, val, out,
                 options=chosen, seed=seed, resume=resume, strict=strict,

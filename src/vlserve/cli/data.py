@@ -176,6 +176,13 @@ def look(
             min=1, help="Number of images decoded at once. Default: cores that may be used."
         ),
     ] = None,
+    augment: Annotated[
+        str | None,
+        typer.Option(
+            help="Augmentation of training, e.g. albef: the page shows items that it has changed. "
+            "Default: none."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what is in data files: labels, texts, images, near-duplicates, doubtful labels.
@@ -196,7 +203,7 @@ def look(
             workers=workers or usable_cores(), show=show,
         )  # fmt: skip
         page = output / PAGE
-        page.write_text(render_page(seen), encoding="utf-8")
+        page.write_text(render_page(seen, augment), encoding="utf-8")
     if as_json:
         print_json(seen.facts)
         return

@@ -1,13 +1,13 @@
 """train --from: a run that begins with a checkpoint, and what is shown of it."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlserve.cli.bad_lines import print_bad_lines
-from vlserve.cli.output import print_json, print_line, print_table
-from vlserve.cli.training_progress import training_progress
+from vlserve.cli.output import print_json, print_line, print_table, stderr
 
 if TYPE_CHECKING:
     from vlserve.exporter.recipe import Recipe
@@ -36,18 +36,18 @@ class Run:
         """This run with a preset's objective and options, where it says nothing else."""
         if name is None:
             return self
-        from vlserve.training.presets import preset_of
+        from vlserve.training.presets import filled
 
-        preset = preset_of(name, self.recipe.spec.family)
-        options = {**preset.options, **self.options}
-        return replace(self, objective=self.objective or preset.objective, options=options)
+        objective, options = filled(name, self.recipe.spec.family, self.objective, self.options)
+        return replace(self, objective=objective, options=options)
 
 
 def show_finetuning(run: Run, out: Path, *, resume: bool, strict: bool, as_json: bool) -> None:
     """Train, and print the best epoch's figures."""
     from vlserve.training.finetune.stages import finetune_in_stages
+    from vlserve.training.progress import training_progress
 
-    with training_progress(f"training {run.checkpoint.name}") as show:
+    with training_progress(f"training {run.checkpoint.name}", stderr) as show:
         report = finetune_in_stages(
             *(run.recipe, run.checkpoint, run.train, run.val, out),
             objectives=run.objectives,
@@ -73,8 +73,9 @@ def show_dry_run(run: Run, *, as_json: bool) -> None:
     """Take one step by the first objective; print its shapes, the parameters and the memory."""
     from vlserve.training.finetune.run import dry_run
     from vlserve.training.finetune.stages import stage_options
+    from vlserve.training.progress import training_progress
 
-    with training_progress(f"one step of {run.checkpoint.name}") as show:
+    with training_progress(f"one step of {run.checkpoint.name}", stderr) as show:
         report = dry_run(
             *(run.recipe, run.checkpoint, run.train, run.val),
             objective=run.objectives[0],
@@ -92,6 +93,21 @@ def show_dry_run(run: Run, *, as_json: bool) -> None:
     print_table(("PART", "LEARNS", "PARAMETERS"), parts)
     print_table(("LOSS", "VALUE"), list(report.losses.items()))
     print_line(f"{report.steps} steps an epoch; memory so far {report.memory_mib} MiB")
+
+
+def show_processes(count: int, words: list[str], out: Path, *, as_json: bool) -> None:
+    """Train in several processes, and print the best epoch's figures."""
+    from vlserve.training.processes import train_in_processes
+
+    train_in_processes(count, words)
+    metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    if as_json:
+        print_json(metrics)
+        return
+    best, epochs = metrics["best_epoch"], metrics["epochs"]
+    figures = {x: y for x, y in metrics.items() if isinstance(y, float) and x != "seconds"}
+    print_table(("METRIC", "VALUE"), list(figures.items()))
+    print_line(f"best epoch {best} of {len(epochs)}; wrote {out}")
 
 
 def _print_new(names: tuple[str, ...]) -> None:

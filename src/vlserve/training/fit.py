@@ -13,6 +13,7 @@ from vlserve.exporter.checkpoint import load_into, read_checkpoint
 from vlserve.exporter.recipe import Recipe
 from vlserve.runtime.archive import file_sha256
 from vlserve.training.dataset import Dataset, encode_dataset, read_dataset
+from vlserve.training.distributed import barrier, is_first
 from vlserve.training.lines import BadLine
 from vlserve.training.loop import TagJob, add_dropout, measure_tags, solve
 from vlserve.training.metrics.tagging import Metrics
@@ -132,7 +133,9 @@ def _solve(job: TagJob, out: Path, progress: OnProgress | None) -> list[dict[str
     start = time.monotonic()
     trained = job.trained
     solution = solve(trained, job.loss, job.data.train, job.options.penalty)
-    save_weights(out / WEIGHTS, job.checkpoint(trained))
+    if is_first():
+        save_weights(out / WEIGHTS, job.checkpoint(trained))
+    barrier()
     seconds = time.monotonic() - start
     figures = {
         "train_loss": solution.loss,
@@ -152,7 +155,8 @@ def _measure_best(recipe: Recipe, data: Dataset, out: Path) -> Metrics:
     load_into(network, read_checkpoint(out / WEIGHTS), recipe.spec.family)
     metrics, scores = measure_tags(parts_of(network, training_plan(recipe)).trained, data)
     plot = plot_average_precisions if data.multi_label else plot_confusion
-    plot(out / PLOT, data.val.targets, scores, data.config["labels"])
+    if is_first():
+        plot(out / PLOT, data.val.targets, scores, data.config["labels"])
     return metrics
 
 

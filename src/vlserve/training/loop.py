@@ -15,6 +15,7 @@ from torch.optim import LBFGS
 from vlserve.errors import TrainingError
 from vlserve.training.augment import Augmentation
 from vlserve.training.dataset import Dataset
+from vlserve.training.distributed import over_ranks
 from vlserve.training.metrics.tagging import Metrics, measure
 from vlserve.training.objectives.classify import binary_focal, focal
 from vlserve.training.options import TrainOptions
@@ -202,8 +203,12 @@ def score(
 ) -> NDArray[np.float64]:
     """(items, labels) probabilities."""
     network.eval()
-    rows = []
-    for inputs, _ in batches(samples, range(len(samples)), SCORE_BATCH):
-        logits = run_by_name(network, inputs).double()
-        rows.append(logits.sigmoid() if multi_label else logits.softmax(dim=1))
-    return np.asarray(torch.cat(rows).numpy())
+
+    def of_batch(start: int) -> Tensor:
+        rows = range(start, min(start + SCORE_BATCH, len(samples)))
+        (inputs, _), *_ = batches(samples, rows, SCORE_BATCH)
+        logits: Tensor = run_by_name(network, inputs).double()
+        return logits.sigmoid() if multi_label else logits.softmax(dim=1)
+
+    found = over_ranks(range(0, len(samples), SCORE_BATCH), of_batch)
+    return np.asarray(torch.cat(found).numpy())

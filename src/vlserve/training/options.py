@@ -29,6 +29,10 @@ LATER = (
     "freeze",
     "layer_decay",
     "focal_gamma",
+    "augmentation",
+    "synonyms",
+    "translator",
+    "reward_workers",
 )
 """Options that runs of earlier versions did not have; at their defaults they are not kept."""
 
@@ -94,8 +98,8 @@ class TrainOptions(BaseModel):
 
     def said(self) -> dict[str, Any]:
         """Return the options as a run keeps them: runs of before LATER go on too."""
-        fields = TrainOptions.model_fields
-        unsaid = {name for name in LATER if getattr(self, name) == fields[name].default}
+        fields = type(self).model_fields
+        unsaid = {x for x in LATER if x in fields and getattr(self, x) == fields[x].default}
         return self.model_dump(mode="json", exclude=unsaid)
 
     def autocast(self) -> AbstractContextManager[Any]:

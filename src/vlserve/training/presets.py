@@ -21,8 +21,14 @@ _ALBEF: Mapping[str, Any] = {
     "lowest_rate": 1e-6,
     "label_smoothing": 0.0,
     "average_decay": 0.0,
+    "augmentation": "albef",
 }
-_BLIP: Mapping[str, Any] = {**_ALBEF, "weight_decay": 0.05, "lowest_rate": 0.0}
+_BLIP: Mapping[str, Any] = {
+    **_ALBEF,
+    "weight_decay": 0.05,
+    "lowest_rate": 0.0,
+    "augmentation": "blip",
+}
 _RETRIEVE: Mapping[str, Any] = {"learning_rate": 1e-5, "warm_up": NO_WARM_UP, "alpha": 0.4}
 _STAGES: Mapping[str, Any] = {
     "patience": 5,
@@ -160,6 +166,15 @@ def tag_options(name: str | None, family: str, options: Mapping[str, Any]) -> di
     if preset.objective != "tag":
         raise SettingsError(f"the preset {name} trains a checkpoint on: give it with --from")
     return {**preset.options, **options}
+
+
+def filled(
+    name: str, family: str, objective: str | None, options: Mapping[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    """Objective and options of a run from a checkpoint: the preset's, where it says nothing else.
+    Raises what `preset_of` does."""
+    preset = preset_of(name, family)
+    return objective or preset.objective, {**preset.options, **options}
 
 
 def preset_of(name: str, family: str) -> Preset:

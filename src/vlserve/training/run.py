@@ -4,12 +4,14 @@ A `Job` says what is trained on what; `train` does the rest. Everything random f
 and the epoch, so a run that stops in the middle of an epoch goes on to the same bytes.
 """
 
+import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, Protocol
@@ -19,6 +21,17 @@ import torch
 from torch import Tensor, nn
 
 from vlserve.errors import TrainingError
+from vlserve.training.distributed import (
+    SharedLosses,
+    barrier,
+    is_first,
+    mean_of,
+    on_any,
+    rank,
+    share_buffers,
+    size,
+)
+from vlserve.training.optimisers import needs_second_order
 from vlserve.training.options import TrainOptions
 from vlserve.training.run_folder import LAST, WEIGHTS
 from vlserve.training.run_log import LogTo, RunLog, open_log
@@ -99,19 +112,33 @@ class Place:
 class Watch:
     """Whom a run tells what it does: its log, and who asked for its progress."""
 
-    log: RunLog
+    log: RunLog | None
+    """None where another process writes."""
     progress: OnProgress
     epochs: int
+    steps: int
 
     def step(self, epoch: int, step: int, losses: Mapping[str, float], rate: float) -> None:
         """Tell of a step, counted from 1."""
-        self.log.step(epoch, step, losses, rate)
-        steps = self.log.steps
-        self.progress(Progress("step", (epoch - 1) * steps + step, self.epochs * steps, losses))
+        if self.log:
+            self.log.step(epoch, step, losses, rate)
+        done, total = (epoch - 1) * self.steps + step, self.epochs * self.steps
+        self.progress(Progress("step", done, total, losses))
+
+    def draw(self) -> None:
+        """Draw the log's curves."""
+        if self.log:
+            self.log.draw()
+
+    def close(self) -> None:
+        """Close the log."""
+        if self.log:
+            self.log.close()
 
     def epoch(self, line: Mapping[str, Any], figures: Mapping[str, float]) -> None:
         """Tell of an epoch."""
-        self.log.epoch(line)
+        if self.log:
+            self.log.epoch(line)
         self.progress(Progress("train", line["epoch"], self.epochs, figures))
 
 
@@ -132,15 +159,20 @@ def train(
 
     ``facts`` are kept with the state. Ctrl-C ends the run after the step that is under way:
     KeyboardInterrupt, and ``resume`` goes on. Raises TrainingError, which names the step, for a
-    loss that is no longer a number and for lack of memory.
+    loss that is no longer a number and for lack of memory. With other processes, see
+    `vlserve.training.distributed`: the first one writes.
     """
-    batches = options.epochs * job.steps
+    steps = steps_of(job)
+    batches = options.epochs * steps
     if batches < options.accumulate:
         raise TrainingError(
             f"accumulate: {options.accumulate} batches make a step, and the run has {batches}: "
             "lower accumulate or batch_size, or train for more epochs"
         )
+    if size() > 1 and needs_second_order(options):
+        raise TrainingError(f"{options.optimiser} learns in one process alone")
     state = new_state(job.trained, options, batches)
+    losses_of = SharedLosses(state.network, job.losses)
     epochs: list[dict[str, Any]] = []
     place = Place(1)
     if resume:
@@ -148,13 +180,15 @@ def train(
         kept = load_facts(out / LAST)
         epochs = kept["epochs"]
         place = Place(len(epochs) + 1, *_steps_done(kept))
-    log = open_log(out, log_to, job.steps, place.epoch, place.step)
-    watch = Watch(log, progress or (lambda _: None), options.epochs)
-    with closing(log), _interrupts() as stop:
+    barrier()
+    log = open_log(out, log_to, steps, place.epoch, place.step) if is_first() else None
+    watch = Watch(log, progress or (lambda _: None), options.epochs, steps)
+    with closing(watch), _interrupts() as stop:
         while place.epoch <= options.epochs and not _stale(epochs, job.chosen_by, options):
             start = time.monotonic()
             now = {**facts, "epochs": epochs}
-            losses = _epoch(state, job, options, seed, place, out, now, stop, watch)
+            losses = _epoch(state, losses_of, job, options, seed, place, out, now, stop, watch)
+            share_buffers(state.network, state.average)
             figures: dict[str, Any] = {
                 "train_loss": float(np.mean(losses)),
                 "learning_rate": state.learning_rate,
@@ -163,13 +197,23 @@ def train(
             }
             state.end_epoch(figures[job.chosen_by])
             epochs.append({"epoch": place.epoch, **figures})
-            if best_epoch(epochs, job.chosen_by) == place.epoch:
+            if best_epoch(epochs, job.chosen_by) == place.epoch and is_first():
                 save_weights(out / WEIGHTS, job.checkpoint(state.average.module))
             save_state(out / LAST, state, {**facts, "epochs": epochs})
             watch.epoch(epochs[-1], figures)
             place = Place(place.epoch + 1)
-        log.draw()
+        watch.draw()
+    barrier()
     return epochs
+
+
+def steps_of(job: Job) -> int:
+    """Steps of an epoch, each of a batch on every rank."""
+    if job.steps < size():
+        raise TrainingError(
+            f"an epoch has {job.steps} batches for {size()} processes: lower batch_size"
+        )
+    return job.steps // size()
 
 
 def first_step(
@@ -180,7 +224,8 @@ def first_step(
     state = new_state(job.trained, options, options.epochs * job.steps)
     batch = next(iter(job.batches(seed, 1)))
     state.network.train()
-    losses = _step(state, job, options, batch, "step 1 of epoch 1")
+    losses_of = SharedLosses(state.network, job.losses)
+    losses = _step(state, losses_of, options, batch, "step 1 of epoch 1")
     return _shapes(batch), losses
 
 
@@ -195,9 +240,10 @@ def best_epoch(epochs: list[dict[str, Any]], chosen_by: str) -> int:
     return int(max(epochs, key=lambda epoch: epoch[chosen_by])["epoch"])
 
 
-def epoch_seed(seed: int, epoch: int) -> int:
-    """What everything random of an epoch follows from."""
-    return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
+def epoch_seed(seed: int, epoch: int, rank: int = 0) -> int:
+    """What everything random of an epoch follows from; ``rank``: of a process, on its own."""
+    entropy = (seed, epoch, rank) if rank else (seed, epoch)
+    return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
 
 def _stale(epochs: list[dict[str, Any]], chosen_by: str, options: TrainOptions) -> bool:
@@ -214,6 +260,7 @@ def _steps_done(kept: Mapping[str, Any]) -> tuple[int, tuple[float, ...]]:
 
 def _epoch(
     state: TrainState,
+    losses_of: SharedLosses,
     job: Job,
     options: TrainOptions,
     seed: int,
@@ -227,37 +274,38 @@ def _epoch(
     losses = list(place.losses)
     state.network.train()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(epoch_seed(seed, place.epoch))  # dropout draws from the global generator
-        for step, batch in enumerate(job.batches(seed, place.epoch)):
+        # dropout draws from the global generator
+        torch.manual_seed(epoch_seed(seed, place.epoch, rank()))
+        own = islice(job.batches(seed, place.epoch), rank(), watch.steps * size(), size())
+        for step, batch in enumerate(own):
             if step < place.step:  # drawn again, so that what follows is drawn as it was
                 continue
             if step == place.step and step:
                 state.restore_random()
-            parts = _step(state, job, options, batch, f"step {step + 1} of epoch {place.epoch}")
+            parts = _step(
+                state, losses_of, options, batch, f"step {step + 1} of epoch {place.epoch}"
+            )
             losses.append(sum(parts.values()))
             watch.step(place.epoch, step + 1, parts, state.learning_rate)
-            if stop.is_set() and step + 1 < job.steps:
+            if on_any(stop.is_set()) and step + 1 < watch.steps:
                 within = {"step": step + 1, "losses": losses}
                 save_state(out / LAST, state, {**facts, "within": within})
-                watch.log.draw()
+                watch.draw()
                 raise KeyboardInterrupt
     return losses
 
 
 def _step(
-    state: TrainState, job: Job, options: TrainOptions, batch: Any, place: str
+    state: TrainState, losses_of: SharedLosses, options: TrainOptions, batch: Any, place: str
 ) -> dict[str, float]:
-    """One step down; the losses by name."""
+    """One step down; the losses by name, means over ranks."""
     try:
-        with options.autocast():
-            losses = job.losses(state.network, batch)
-        wrong = [name for name, loss in losses.items() if not bool(torch.isfinite(loss))]
-        if wrong:
-            raise TrainingError(
-                f"{place}: the loss {', '.join(wrong)} is no longer a number: train with a lower "
-                f"learning_rate than {options.learning_rate}, or with clip below {options.clip}"
-            )
-        state.step(torch.stack(list(losses.values())).sum())
+        with losses_of.alone(state.backwards + 1 < state.accumulate):
+            with options.autocast():
+                losses = losses_of(batch)
+            said = mean_of({name: float(loss.detach()) for name, loss in losses.items()})
+            _check_finite(said, options, place)
+            state.step(torch.stack(list(losses.values())).sum())
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not any(x in str(error) for x in NO_MEMORY):
             raise
@@ -265,7 +313,17 @@ def _step(
             f"{place}: out of memory: train with a smaller batch_size than {options.batch_size}; "
             "accumulate keeps the number of items in a step of the optimizer"
         ) from error
-    return {name: float(loss.detach()) for name, loss in losses.items()}
+    return said
+
+
+def _check_finite(losses: Mapping[str, float], options: TrainOptions, place: str) -> None:
+    """TrainingError for a loss that is no longer a number."""
+    wrong = [name for name, loss in losses.items() if not math.isfinite(loss)]
+    if wrong:
+        raise TrainingError(
+            f"{place}: the loss {', '.join(wrong)} is no longer a number: train with a lower "
+            f"learning_rate than {options.learning_rate}, or with clip below {options.clip}"
+        )
 
 
 @contextmanager
@@ -275,6 +333,8 @@ def _interrupts() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
+    if size() > 1:
+        signal.signal(signal.SIGTERM, lambda _number, _frame: stop.set())  # torchrun's way to end
     before = signal.getsignal(signal.SIGINT)
     if before is signal.SIG_IGN:  # as in a shell's background: what the caller ignores stays so
         yield stop

@@ -13,6 +13,7 @@ import torch
 
 import vlserve
 from vlserve.errors import TrainingError
+from vlserve.training.distributed import is_first
 from vlserve.training.lines import BadLine, write_bad_lines
 from vlserve.training.run_log import CURVES, EVENTS, LOG
 from vlserve.training.state import load_facts
@@ -26,7 +27,10 @@ OF_ONE_RUN = (BAD_LINES, WEIGHTS, LAST, METRICS, PLOT, LOG, CURVES)
 def begin_folder(
     out: Path, config: Mapping[str, Any], bad_lines: Sequence[BadLine], *, resume: bool
 ) -> None:
-    """Write what a run knows before it trains, in place of an earlier run's files."""
+    """Write what a run knows before it trains, in place of an earlier run's files. Of several
+    processes the first one writes, here and below."""
+    if not is_first():
+        return
     out.mkdir(parents=True, exist_ok=True)
     for name in [BAD_LINES] if resume else OF_ONE_RUN:
         (out / name).unlink(missing_ok=True)
@@ -46,6 +50,8 @@ def keep_record(
     """Complete ``training`` in config.json, which export puts into the archive's manifest, by the
     versions of the code, the figures of every epoch, and ``before``: the record of what the run
     began with. Same run, same bytes: no times."""
+    if not is_first():
+        return
     config = json.loads((out / CONFIG).read_text(encoding="utf-8"))
     config["training"] |= {
         "code": code_versions(),
@@ -92,6 +98,8 @@ def check_resumable(path: Path, facts: Mapping[str, Any]) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON; ``path`` appears whole."""
+    if not is_first():
+        return
     text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
     partial = path.with_name(f".{path.name}.partial")
     try:

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from vlserve.training.distributed import gathered, is_first, rank
 from vlserve.training.optimisers import needs_second_order, new_optimiser, new_schedule
 from vlserve.training.options import TrainOptions
 from vlserve.training.state_file import (
@@ -136,11 +137,15 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def save_state(path: Path, state: TrainState, facts: Mapping[str, Any]) -> None:
-    """Write what `load_state` needs, and ``facts`` (JSON-ready) with it."""
+    """Write what `load_state` needs, and ``facts`` (JSON-ready) with it. All processes of a run
+    call it, and the first one writes."""
+    generators = gathered(random_state().unsqueeze(0))
+    if not is_first():
+        return
     tensors = {
         **{f"network.{name}": value for name, value in state.network.state_dict().items()},
         **{f"average.{name}": value for name, value in state.average.state_dict().items()},
-        "random": random_state(),
+        **{_random(number): state for number, state in enumerate(generators)},
     }
     gradients: dict[str, Tensor] = {}
     if state.backwards:
@@ -155,6 +160,11 @@ def save_state(path: Path, state: TrainState, facts: Mapping[str, Any]) -> None:
         "facts": dict(facts),
     }
     write_tensors(path, tensors | gradients | moments, {"state": json.dumps(header)})
+
+
+def _random(number: int) -> str:
+    """The name of the generator of the process ``number``."""
+    return f"random.{number}" if number else "random"
 
 
 def load_facts(path: Path) -> dict[str, Any]:
@@ -174,7 +184,7 @@ def load_state(path: Path, state: TrainState) -> None:
         state.optimizer.load_state_dict(_as_before(header, tensors))
     state.scheduler.load_state_dict(header["scheduler"])
     state.backwards = header.get("backwards", 0)
-    state.random = tensors.get("random", state.random)
+    state.random = tensors.get(_random(rank()), state.random)
     for name, gradient in _below("gradient.", tensors).items():
         state.network.get_parameter(name).grad = gradient
 

@@ -14,9 +14,10 @@ from PIL import Image
 from rich.progress import Progress as Bars
 
 from vlserve import cli
-from vlserve.cli.training_progress import describe_epoch, describe_task, training_progress
+from vlserve.cli.output import stderr
 from vlserve.errors import ExtraMissing
 from vlserve.training.demo_data import DemoData
+from vlserve.training.progress import describe_epoch, describe_task, training_progress
 from vlserve.training.run import Progress
 from vlserve.training.run_log import CURVES, EVENTS, LOG, RunLog, open_log, read_log
 
@@ -92,7 +93,7 @@ def test_a_line_of_progress_says_rate_and_time_left() -> None:
 
 
 def test_progress_is_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    with training_progress("training x") as show:
+    with training_progress("training x", stderr) as show:
         show(Progress("read", 8, 8))
         show(Progress("step", 1, 4, {"tags": 2.0}))
         show(Progress("step", 4, 4, {"tags": 1.0}))
@@ -118,14 +119,14 @@ def test_ctrl_c_ends_the_command_with_130_and_says_how_to_go_on(
     stop = {"step": 2}
 
     @contextmanager
-    def pressed(what: str) -> Iterator[Any]:
+    def pressed(what: str, console: Any) -> Iterator[Any]:
         def show(step: Progress) -> None:
             if step.stage == "step" and step.done == stop["step"]:
                 os.kill(os.getpid(), signal.SIGINT)
 
         yield show
 
-    monkeypatch.setattr("vlserve.cli.build.training_progress", pressed)
+    monkeypatch.setattr("vlserve.training.progress.training_progress", pressed)
     words = ["vlserve", "train", "resnet_gru", "--out", str(tmp_path / "out")]
     words += ["--data", str(drawn.train), "--val", str(drawn.val), "--set", "epochs=2"]
     words += [word for one in (*TINY, "batch_size=8") for word in ("--set", one)]

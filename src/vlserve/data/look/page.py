@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
+from vlserve.data.look.augmented import augmented
 from vlserve.data.look.report import Look, Member, example_of, quantile
 from vlserve.data.look.survey import Example
 
@@ -19,8 +20,9 @@ _GROUPS, _OF_GROUP, _ISSUES = 16, 5, 24
 _BINS = 40
 
 
-def render_page(look: Look) -> str:
-    """Return the page."""
+def render_page(look: Look, augmentation: str | None = None) -> str:
+    """Return the page; with a sheet of items that an ``augmentation`` of training has changed,
+    where one is named. Raises what `augmented` does."""
     templates = Environment(
         loader=PackageLoader("vlserve.data.look"), autoescape=True, undefined=StrictUndefined
     )
@@ -45,8 +47,25 @@ def render_page(look: Look) -> str:
             if label in look.survey.examples
         ][:_EXAMPLE_LABELS],
         groups=[_shown(group) for group in across[:_GROUPS]],
+        augmentation=augmentation,
+        sheet=_sheet(look, augmentation) if augmentation else [],
         issues=[] if look.issues is None else look.issues.issues[:_ISSUES],
     )
+
+
+def _sheet(look: Look, augmentation: str) -> list[list[dict[str, str]]]:
+    """The pictures of each row: the item, and what became of it."""
+    every = [example for own in look.survey.examples.values() for example in own]
+    return [
+        [
+            _picture(row.example, row.example.text),
+            *(
+                {"source": _as_uri(image), "title": row.example.id, "caption": text[:80]}
+                for image, text in row.changed
+            ),
+        ]
+        for row in augmented(every, augmentation)
+    ]
 
 
 def _shown(group: Sequence[Member]) -> Any:
@@ -67,9 +86,15 @@ def thumbnail(path: Path) -> str:
         with Image.open(path) as image:
             image.draft("RGB", (2 * THUMBNAIL, 2 * THUMBNAIL))
             small = image.convert("RGB")
-            small.thumbnail((THUMBNAIL, THUMBNAIL))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return ""
+    return _as_uri(small)
+
+
+def _as_uri(image: Image.Image) -> str:
+    """A small copy of an RGB image."""
+    small = image.copy()
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
     data = io.BytesIO()
     small.save(data, "JPEG", quality=75)
     return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()

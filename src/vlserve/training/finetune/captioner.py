@@ -21,6 +21,7 @@ from vlserve.exporter.parity import run_eager
 from vlserve.exporter.recipe import GraphPlan, Recipe
 from vlserve.runtime.decoding import BeamSearch, CachedStep, Hypothesis, beam_search
 from vlserve.runtime.types import Arrays
+from vlserve.training.distributed import over_ranks
 from vlserve.training.evaluators.items import CaptionItem, read_task_file
 from vlserve.training.finetune.data import TaskData
 from vlserve.training.finetune.jobs import Items
@@ -149,10 +150,13 @@ class WordJob:
         """The log-probability of a word of an image's first caption, a mean over batches; and
         `mean_cider_d`, by which S2 and M2 choose."""
         network.eval()
-        data, losses = self.items.val, []
-        for lines in self.items.val_batches():
+        data = self.items.val
+
+        def loss(lines: list[int]) -> float:
             texts = [data.file.by_line[line].captions[0] for line in lines]
-            losses.append(float(self.losses(network, self._batch(data, lines, texts))["caption"]))
+            return float(self.losses(network, self._batch(data, lines, texts))["caption"])
+
+        losses = over_ranks(self.items.val_batches(), loss)
         cider_d = mean_cider_d(network, self.items, self.writer, self.rewards)
         return {"caption_log_prob": -float(np.mean(losses)), "cider_d": cider_d}
 
@@ -223,13 +227,15 @@ def mean_cider_d(network: nn.Module, items: Items, writer: Writer, rewards: Rewa
     """CIDEr-D of the best beam, a mean over validation images, by the training captions'
     frequencies, of plain words."""
     network.eval()
-    scores = list[float]()
-    for lines in items.val_batches():
+
+    def scores(lines: list[int]) -> list[float]:
         features = writer.features([items.val.images[line] for line in lines])
         beams = writer.search(network, writer.memory(network, features))
         written = [writer.text(best.token_ids[1:].tolist()) for best, *_ in beams]
-        scores += rewards(written, references(items.val, lines))
-    return float(np.mean(scores))
+        return rewards(written, references(items.val, lines))
+
+    every = over_ranks(items.val_batches(), scores)
+    return float(np.mean([score for own in every for score in own]))
 
 
 def captioner_job(

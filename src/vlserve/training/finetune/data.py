@@ -52,6 +52,10 @@ class TaskData:
     def lines(self) -> list[int]:
         return list(self.file.by_line)
 
+    def of(self, lines: Sequence[int]) -> list[Any]:
+        """Items by line."""
+        return [self.file.by_line[line] for line in lines]
+
     def image(self, lines: Sequence[int]) -> Tensor:
         """(lines, …) of the images."""
         return torch.from_numpy(np.stack([self.images[line] for line in lines]))

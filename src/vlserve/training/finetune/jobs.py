@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from vlserve.families.albef import ClassifierGraph
 from vlserve.runtime.text import Tokenizer
+from vlserve.training.distributed import over_ranks
+from vlserve.training.finetune.changes import ItemChanges
 from vlserve.training.finetune.data import TaskData, padded
 from vlserve.training.objectives import answer, caption, classify
 from vlserve.training.run import epoch_seed
@@ -28,6 +30,15 @@ class Items:
     train: TaskData
     val: TaskData
     batch_size: int
+    changes: ItemChanges | None = None
+
+    def shown(
+        self, lines: Sequence[int], texts: Sequence[str], random: np.random.Generator
+    ) -> tuple[Tensor, Sequence[str]]:
+        """Images of training lines, and the texts given with them, both as a network learns them:
+        augmented, where that was asked for."""
+        images = self.train.image(lines)
+        return self.changes(images, texts, random) if self.changes else (images, texts)
 
     @property
     def steps(self) -> int:
@@ -64,6 +75,17 @@ class Items:
             yield lines[start : start + SCORE_BATCH]
 
 
+def random_of(seed: int, epoch: int) -> np.random.Generator:
+    """What changes of an epoch's items are drawn by."""
+    return np.random.default_rng((seed, epoch))
+
+
+def _as_they_are(data: TaskData, lines: Sequence[int]) -> tuple[list[Any], Tensor, list[str]]:
+    """Items, images and texts."""
+    found = data.of(lines)
+    return found, data.image(lines), [item.text for item in found]
+
+
 @dataclass(frozen=True)
 class ClassJob:
     """Entail and reason: one class of a text and its image or images."""
@@ -81,14 +103,16 @@ class ClassJob:
         return self.items.steps
 
     def batches(self, seed: int, epoch: int) -> Iterator[Batch]:
+        random = random_of(seed, epoch)
         for lines in self.items.orders(seed, epoch):
-            yield self._batch(self.items.train, lines)
+            found = self.items.train.of(lines)
+            texts = [item.text for item in found]
+            yield self._batch(found, *self.items.shown(lines, texts, random))
 
-    def _batch(self, data: TaskData, lines: Sequence[int]) -> Batch:
-        found = [data.file.by_line[line] for line in lines]
-        ids, mask = padded([self.tokenizer.ids(item.text) for item in found], self.pad_id)
+    def _batch(self, found: Sequence[Any], images: Tensor, texts: Sequence[str]) -> Batch:
+        ids, mask = padded([self.tokenizer.ids(text) for text in texts], self.pad_id)
         target = torch.tensor([self.labels.index(item.label) for item in found])
-        return {"image": data.image(lines), "text_ids": ids, "text_mask": mask, "target": target}
+        return {"image": images, "text_ids": ids, "text_mask": mask, "target": target}
 
     @property
     def pad_id(self) -> int:
@@ -101,11 +125,14 @@ class ClassJob:
     @torch.no_grad()
     def figures(self, network: nn.Module) -> dict[str, float]:
         network.eval()
-        right = []
-        for lines in self.items.val_batches():
-            batch = self._batch(self.items.val, lines)
-            right += (_class_logits(network, batch).argmax(1) == batch["target"]).tolist()
-        return {"accuracy": float(np.mean(right))}
+
+        def right(lines: list[int]) -> list[bool]:
+            batch = self._batch(*_as_they_are(self.items.val, lines))
+            found = _class_logits(network, batch).argmax(1) == batch["target"]
+            return list(map(bool, found))
+
+        every = over_ranks(self.items.val_batches(), right)
+        return {"accuracy": float(np.mean([one for own in every for one in own]))}
 
     def checkpoint(self, network: nn.Module) -> Mapping[str, Tensor]:
         return network.state_dict()
@@ -154,14 +181,15 @@ class AnswerJob:
         return self.items.steps
 
     def batches(self, seed: int, epoch: int) -> Iterator[Batch]:
+        random = random_of(seed, epoch)
         for lines in self.items.orders(seed, epoch):
-            yield self._batch(self.items.train, lines)
+            found = self.items.train.of(lines)
+            texts = [item.text for item in found]
+            yield self._batch(found, *self.items.shown(lines, texts, random))
 
-    def _batch(self, data: TaskData, lines: Sequence[int]) -> Batch:
-        found = [data.file.by_line[line] for line in lines]
-        ids, mask = padded(
-            [self.tokenizer.ids(item.text) for item in found], self.tokenizer.spec.pad_id
-        )
+    def _batch(self, found: Sequence[Any], images: Tensor, texts: Sequence[str]) -> Batch:
+        rows_read = [self.tokenizer.ids(text) for text in texts]
+        ids, mask = padded(rows_read, self.tokenizer.spec.pad_id)
         if self.begin is not None:
             ids[:, 0] = self.begin
         answers = [sorted(set(item.label)) for item in found]
@@ -173,7 +201,7 @@ class AnswerJob:
         rows = [self.words.ids(one) for own in answers for one in own]
         answer_ids, answer_mask = padded(rows, self.words.id(self.words.pad))
         return {
-            "image": data.image(lines),
+            "image": images,
             "text_ids": ids,
             "text_mask": mask,
             "counts": torch.tensor([len(own) for own in answers]),
@@ -200,12 +228,13 @@ class AnswerJob:
     def figures(self, network: nn.Module) -> dict[str, float]:
         """The weighted log-probability of a question's answers, a mean over questions."""
         network.eval()
-        total = 0.0
-        for lines in self.items.val_batches():
-            total -= float(self._loss(network, self._batch(self.items.val, lines), 0.0)) * len(
-                lines
-            )
-        return {"answer_log_prob": total / len(self.items.val.lines)}
+
+        def total(lines: list[int]) -> float:
+            batch = self._batch(*_as_they_are(self.items.val, lines))
+            return -float(self._loss(network, batch, 0.0)) * len(lines)
+
+        every = over_ranks(self.items.val_batches(), total)
+        return {"answer_log_prob": sum(every) / len(self.items.val.lines)}
 
     def checkpoint(self, network: nn.Module) -> Mapping[str, Tensor]:
         return network.state_dict()
@@ -231,15 +260,17 @@ class CaptionJob:
         return self.items.caption_steps
 
     def batches(self, seed: int, epoch: int) -> Iterator[Batch]:
+        random = random_of(seed, epoch)
         for captions in self.items.caption_orders(seed, epoch):
-            yield self._batch(self.items.train, *zip(*captions, strict=True))
+            lines, texts = [line for line, _ in captions], [text for _, text in captions]
+            yield self._batch(*self.items.shown(lines, texts, random))
 
-    def _batch(self, data: TaskData, lines: Sequence[int], texts: Sequence[str]) -> Batch:
+    def _batch(self, images: Tensor, texts: Sequence[str]) -> Batch:
         rows = [
             self.words.ids(f"{self.prompt}{self.learnt(text)}")[: self.max_length] for text in texts
         ]
         ids, mask = padded(rows, self.words.id(self.words.pad))
-        return {"image": data.image(lines), "ids": ids, "mask": mask}
+        return {"image": images, "ids": ids, "mask": mask}
 
     def losses(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         return {"caption": self._loss(network, batch, self.smoothing)}
@@ -258,13 +289,13 @@ class CaptionJob:
     def figures(self, network: nn.Module) -> dict[str, float]:
         """The log-probability of a word of an image's first caption, a mean over batches."""
         network.eval()
-        losses = []
-        for lines in self.items.val_batches():
-            texts = [self.items.val.file.by_line[line].captions[0] for line in lines]
-            losses.append(
-                float(self._loss(network, self._batch(self.items.val, lines, texts), 0.0))
-            )
-        return {"caption_log_prob": -float(np.mean(losses))}
+        data = self.items.val
+
+        def loss(lines: list[int]) -> float:
+            texts = [item.captions[0] for item in data.of(lines)]
+            return float(self._loss(network, self._batch(data.image(lines), texts), 0.0))
+
+        return {"caption_log_prob": -float(np.mean(over_ranks(self.items.val_batches(), loss)))}
 
     def checkpoint(self, network: nn.Module) -> Mapping[str, Tensor]:
         return network.state_dict()

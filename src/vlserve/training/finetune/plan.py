@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from pydantic import Field
@@ -9,6 +10,7 @@ from tokenizers import Tokenizer
 
 from vlserve.errors import TrainingError
 from vlserve.exporter.recipe import Recipe
+from vlserve.training.augmentation.presets import AugmentationName
 from vlserve.training.objectives.encoders import AlbefEncoders, BlipEncoders, PairEncoders
 from vlserve.training.objectives.retrieve import ALBEF, BLIP, RetrievalRules
 from vlserve.training.options import TrainOptions
@@ -33,6 +35,13 @@ class FinetuneOptions(TrainOptions):
     """Of retrieve: how much of the teacher stays in a step."""
     alpha: float = Field(default=0.4, ge=0, le=1)
     """Of retrieve: the teacher's share in the targets, raised to over the first epoch."""
+    augmentation: AugmentationName | None = None
+    """Changes of training images and texts, by the name of `vlserve.training.augmentation`."""
+    synonyms: Path | None = None
+    """Of augmentation: a file of words that may stand for each other, with tabs between them."""
+    translator: Path | None = None
+    """Of augmentation: a Python file whose ``translate(texts)`` gives back as many other texts;
+    half of the texts go through it."""
     reward_workers: int = Field(default=0, ge=0, le=64)
     """Of reward: processes that score captions; 0: the run's own."""
 

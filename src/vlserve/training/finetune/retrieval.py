@@ -9,7 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from vlserve.runtime.text import Tokenizer
+from vlserve.training.distributed import over_ranks
+from vlserve.training.distributed import size as size_of_run
 from vlserve.training.evaluators.corpus import Corpus, corpus_of, recall_both_ways
+from vlserve.training.finetune.changes import ItemChanges
 from vlserve.training.finetune.data import TaskData, padded
 from vlserve.training.finetune.plan import FinetuneOptions
 from vlserve.training.objectives.encoders import PairEncoders, image_vector, text_vector
@@ -58,6 +61,7 @@ class RetrievalJob:
     tokenizer: Tokenizer
     rules: RetrievalRules
     options: FinetuneOptions
+    changes: ItemChanges | None = None
 
     chosen_by = "mean_recall"
 
@@ -67,14 +71,19 @@ class RetrievalJob:
 
     def batches(self, seed: int, epoch: int) -> Iterator[Batch]:
         generator = torch.Generator().manual_seed(epoch_seed(seed, epoch))
+        random = np.random.default_rng((seed, epoch))
         corpus, size = corpus_of(self.train.file), self.options.batch_size
         order = torch.randperm(len(corpus.texts), generator=generator).tolist()
         for step in range(self.steps):
             places = order[step * size : (step + 1) * size]
-            ids, mask = self._texts([corpus.texts[place] for place in places])
-            done = (epoch - 1) * self.steps + step
+            images = self.train.image([corpus.lines[place] for place in places])
+            texts = [corpus.texts[place] for place in places]
+            if self.changes:
+                images, texts = self.changes(images, texts, random)
+            ids, mask = self._texts(texts)
+            done = (epoch - 1) * self.steps + step - step % size_of_run()
             yield {
-                "image": self.train.image([corpus.lines[place] for place in places]),
+                "image": images,
                 "text_ids": ids,
                 "text_mask": mask,
                 "ids": torch.tensor([corpus.owners[place] for place in places]),
@@ -109,15 +118,19 @@ class RetrievalJob:
         """Unit vectors (images, dim) and (texts, dim)."""
         network = encoders.network
         line_of = dict(zip(corpus.owners, corpus.lines, strict=True))
-        images, texts = [], []
-        for start in range(0, len(corpus.looks), SCORE_BATCH):
+
+        def images(start: int) -> Tensor:
             places = range(start, min(start + SCORE_BATCH, len(corpus.looks)))
             shown = self.val.image([line_of[place] for place in places])
-            images.append(image_vector(network, network.visual_encoder(shown)))
-        for start in range(0, len(corpus.texts), SCORE_BATCH):
+            return image_vector(network, network.visual_encoder(shown))
+
+        def texts(start: int) -> Tensor:
             ids, mask = self._texts(corpus.texts[start : start + SCORE_BATCH])
-            texts.append(text_vector(network, encoders.texts(ids, mask).states))
-        return torch.cat(images), torch.cat(texts)
+            return text_vector(network, encoders.texts(ids, mask).states)
+
+        looks = over_ranks(range(0, len(corpus.looks), SCORE_BATCH), images)
+        words = over_ranks(range(0, len(corpus.texts), SCORE_BATCH), texts)
+        return torch.cat(looks), torch.cat(words)
 
     def _texts(self, texts: Any) -> tuple[Tensor, Tensor]:
         rows = [self.tokenizer.ids(text) for text in texts]

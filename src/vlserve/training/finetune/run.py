@@ -17,6 +17,7 @@ from vlserve.runtime.archive import file_sha256
 from vlserve.runtime.manifest import ImageInput
 from vlserve.runtime.text import Tokenizer, load_tokenizer
 from vlserve.training.finetune.captioner import captioner_job, read_features
+from vlserve.training.finetune.changes import ItemChanges, item_changes
 from vlserve.training.finetune.data import TaskData, bad_lines, read_data
 from vlserve.training.finetune.jobs import AnswerJob, CaptionJob, ClassJob, Items, Words
 from vlserve.training.finetune.plan import CaptionerPlan, FinetuneOptions, VisionTextPlan, plan_of
@@ -212,7 +213,8 @@ def prepare(
         assert isinstance(plan, VisionTextPlan)
         image, text, labels = _serving(recipe, start.config)
         data = _image_files(train_file, val_file, start, image, text, labels, progress)
-        job = _job(plan, start, chosen, data, text, labels)
+        changes = item_changes(chosen, start.objective, image)
+        job = _job(plan, start, chosen, data, text, labels, changes)
     facts = {
         "objective": start.objective,
         "options": chosen.said(),
@@ -263,9 +265,10 @@ def _job(
     data: tuple[TaskData, TaskData],
     text: Tokenizer | None,
     labels: tuple[str, ...],
+    changes: ItemChanges | None,
 ) -> Job:
     network, config, objective = start.network, start.config, start.objective
-    items = Items(*data, options.batch_size)
+    items = Items(*data, options.batch_size, changes)
     if objective == "caption":
         words = Words(plan.tokenizer(config), plan.start)
         rest = (config["prompt"], plan.caption, plan.smoothing, config["max_length"])
@@ -275,7 +278,7 @@ def _job(
         rules = options.rules(plan.rules)
         pair = PairNetwork(network, options.queue_size, start.temperature)
         return RetrievalJob(
-            pair, partial(plan.encoders, config=config), *data, text, rules, options
+            pair, partial(plan.encoders, config=config), *data, text, rules, options, changes
         )
     if objective == "answer":
         tokenizer = plan.tokenizer(config)

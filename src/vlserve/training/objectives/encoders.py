@@ -5,8 +5,10 @@ from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vlserve.families.vision_text import embed
+from vlserve.training.distributed import gathered, over_ranks, size
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,17 @@ class Texts:
             torch.cat([self.mask, others.mask]),
             torch.cat([self.states, others.states]),
         )
+
+    def of_all_ranks(self) -> tuple[Self, Self]:
+        """These, and those of every rank, as wide as the longest; states without a gradient."""
+        wide = self._widened(max(over_ranks(range(size()), lambda _: self.ids.shape[1])))
+        parts = (gathered(wide.ids), gathered(wide.mask), gathered(wide.states))
+        return wide, type(self)(*parts)
+
+    def _widened(self, width: int) -> Self:
+        more = width - self.ids.shape[1]
+        pairs = F.pad(self.ids, (0, more)), F.pad(self.mask, (0, more))
+        return type(self)(*pairs, F.pad(self.states, (0, 0, 0, more)))
 
 
 class PairEncoders(Protocol):

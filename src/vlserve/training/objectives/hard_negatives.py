@@ -41,19 +41,25 @@ def draw_by_weight(of_texts: Tensor, of_images: Tensor) -> Negatives:
 
 def _draw(weights: Tensor) -> Tensor:
     nothing = weights.sum(dim=1, keepdim=True) == 0
-    neighbour = torch.roll(torch.eye(len(weights), device=weights.device), 1, dims=1)
+    neighbour = torch.roll(torch.eye(*weights.shape, device=weights.device), 1, dims=1)
     return torch.multinomial(torch.where(nothing, neighbour, weights), 1).squeeze(1)
 
 
 def matching_loss(
-    encoders: PairEncoders, image_states: Tensor, texts: Texts, negatives: Negatives
+    encoders: PairEncoders,
+    image_states: Tensor,
+    texts: Texts,
+    negatives: Negatives,
+    pool: tuple[Tensor, Texts] | None = None,
 ) -> Tensor:
     """Cross-entropy of matching over the pairs, each text with its wrong image, and each image with
-    its wrong text. image_states (batch, patches, hidden)."""
+    its wrong text. image_states (batch, patches, hidden). ``pool``: what negatives are places in,
+    where that is more than the batch."""
     batch = len(image_states)
     right = encoders.match_logits(image_states, texts)
-    images = torch.cat([image_states[negatives.images], image_states])
-    wrong = encoders.match_logits(images, texts.joined(texts.rows(negatives.texts)))
+    pool_images, pool_texts = pool or (image_states, texts)
+    images = torch.cat([pool_images[negatives.images], image_states])
+    wrong = encoders.match_logits(images, texts.joined(pool_texts.rows(negatives.texts)))
     logits = torch.cat([right, wrong])
     target = torch.zeros(3 * batch, dtype=torch.int64, device=logits.device)
     target[:batch] = 1

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vlserve.training.distributed import gathered, gathered_with_gradient, size
 from vlserve.training.objectives.encoders import (
     PairEncoders,
     Texts,
@@ -39,12 +40,16 @@ class RetrievalRules:
     """The temperature is kept within TEMPERATURES."""
     negatives_by_teacher: bool = True
     """Negatives are drawn by similarity to the teacher's vectors, not to the network's own."""
+    negatives_of_all_ranks: bool = False
+    """Negatives are drawn of what every process sees in a step."""
     before: float = 0.0
     """Added to similarities ahead of the softmax that gives negatives' weights."""
 
 
 ALBEF = RetrievalRules(before=1e-4)
-BLIP = RetrievalRules(bounded_temperature=True, negatives_by_teacher=False)
+BLIP = RetrievalRules(
+    bounded_temperature=True, negatives_by_teacher=False, negatives_of_all_ranks=True
+)
 
 
 @dataclass(frozen=True)
@@ -150,13 +155,18 @@ def retrieve(
     seen, ids = look(encoders, teacher, queue, temperature, batch), batch["ids"]
     targets = soft_targets(seen, queue, temperature, same_ids(ids, queue), alpha)
     contrast = contrast_loss(seen, *targets)
-    queue.put(seen.slow_images, seen.slow_texts, ids)
-    same = ids.unsqueeze(1) == ids.unsqueeze(0)
+    queue.put(gathered(seen.slow_images), gathered(seen.slow_texts), gathered(ids))
+    shared = rules.negatives_of_all_ranks and size() > 1
+    same = ids.unsqueeze(1) == (gathered(ids) if shared else ids).unsqueeze(0)
     of_images, of_texts = batch_scores(seen, temperature, rules)
     image_weights = negative_weights(of_texts, same, before=rules.before)
     text_weights = negative_weights(of_images, same, before=rules.before)
     negatives = draw(image_weights, text_weights)
-    match = matching_loss(encoders, seen.image_states, seen.texts, negatives)
+    texts, pool = seen.texts, None
+    if shared:
+        texts, every_text = seen.texts.of_all_ranks()
+        pool = (gathered_with_gradient(seen.image_states), every_text)
+    match = matching_loss(encoders, seen.image_states, texts, negatives, pool)
     return Retrieved({"contrast": contrast, "match": match}, image_weights, text_weights)
 
 
@@ -165,6 +175,9 @@ def batch_scores(seen: Seen, temperature: Tensor, rules: RetrievalRules) -> tupl
     batch = len(seen.image_vectors)
     if rules.negatives_by_teacher:
         return seen.image_scores[:, :batch], seen.text_scores[:, :batch]
+    if rules.negatives_of_all_ranks:
+        of_images = seen.image_vectors @ gathered(seen.text_vectors).T / temperature
+        return of_images, seen.text_vectors @ gathered(seen.image_vectors).T / temperature
     of_images = seen.image_vectors @ seen.text_vectors.T / temperature
     return of_images, of_images.T
 

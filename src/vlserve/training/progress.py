@@ -4,8 +4,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
+from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -18,10 +18,7 @@ from rich.progress import Progress as Bars
 from rich.text import Text
 
 from vlserve.batch.pace import duration
-from vlserve.cli.output import stderr
-
-if TYPE_CHECKING:
-    from vlserve.training.run import Progress
+from vlserve.training.run import Progress
 
 LINE_SECONDS = 10.0
 """Between two plain lines on the steps of a run."""
@@ -42,12 +39,12 @@ class _Rate(TextColumn):
 
 
 @contextmanager
-def training_progress(what: str) -> Iterator[Callable[["Progress"], None]]:
+def training_progress(what: str, console: Console) -> Iterator[Callable[[Progress], None]]:
     """Show ``what``, and what a run says: bars with rate and time left on a terminal, lines every
-    LINE_SECONDS or so elsewhere."""
+    LINE_SECONDS or so where ``console`` is none."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate())
-    bars = Bars(*columns, TimeRemainingColumn(), console=stderr, disable=not stderr.is_terminal)
-    stderr.print(what, markup=False)
+    bars = Bars(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
+    console.print(what, markup=False)
     with bars:
         yield _Shown(bars)
 
@@ -58,7 +55,7 @@ class _Shown:
     tasks: dict[str, TaskID] = field(default_factory=dict)
     last: float = field(default_factory=time.monotonic)
 
-    def __call__(self, step: "Progress") -> None:
+    def __call__(self, step: Progress) -> None:
         if step.stage == "train":
             self.bars.console.print(f"  {describe_epoch(step)}", markup=False)
             return
@@ -70,10 +67,10 @@ class _Shown:
         if self.bars.disable and (now - self.last > LINE_SECONDS or step.done == step.total):
             self.last = now
             task = next(task for task in self.bars.tasks if task.id == number)
-            stderr.print(f"  {describe_task(step, task)}", markup=False)
+            self.bars.console.print(f"  {describe_task(step, task)}", markup=False)
 
 
-def describe_task(step: "Progress", task: Task) -> str:
+def describe_task(step: Progress, task: Task) -> str:
     """Return one line on a stage: how far it is, how fast, how long the rest takes."""
     losses = "".join(f", {name} {value:.3f}" for name, value in step.figures.items())
     left = task.time_remaining
@@ -88,7 +85,7 @@ def rate_of(task: Task) -> str:
     return "" if not task.speed else f"{task.speed:.3g} {unit}/s"
 
 
-def describe_epoch(step: "Progress") -> str:
+def describe_epoch(step: Progress) -> str:
     """Return one line on an epoch's figures."""
     shown = [f"{name} {step.figures[name]:.3f}" for name in NAMES if name in step.figures]
     line = f"epoch {step.done} of {step.total}: {', '.join(shown)}"
