@@ -53,7 +53,7 @@ VlserveError                  (vlserve.runtime.errors)
 
 from collections.abc import Iterator
 
-from vlserve.runtime.errors import ArchiveError, RequestError, VlserveError
+from vlserve.runtime.errors import ArchiveError, RequestError, VlserveError, printable
 
 __all__ = [
     "ArchiveError",
@@ -104,6 +104,9 @@ __all__ = [
     "error_class",
     "error_classes",
 ]
+
+MAX_WHY_CHARS = 2000
+"""Of the reason why a version was not loaded."""
 
 
 class SettingsError(VlserveError):
@@ -248,6 +251,11 @@ class LoadFailed(ControlError):
     """The engine could not load the version, or the version answers its probes wrong."""
 
     code = "load_failed"
+
+    def __init__(self, why: str) -> None:
+        """``why``: often in an archive's own words, of which a terminal and a table are spared what
+        steers them and what is too long."""
+        super().__init__(printable(why[:MAX_WHY_CHARS]))
 
 
 class ArchiveLost(LoadFailed):

@@ -36,9 +36,13 @@ class LayeredFolder:
         self._upper, self._lower = upper, lower
 
     def __truediv__(self, name: str, /) -> Path:
-        """Return the file ``name``: the upper one where it exists, else the lower one."""
+        """Return the file ``name``: the upper one where it exists, else the lower one.
+
+        An upper one that cannot be reached, as a link into nothing or to itself, is returned all
+        the same: who reads it learns that, where the lower one would stand in unnoticed.
+        """
         upper = self._upper / name
-        return upper if upper.exists() else self._lower / name
+        return upper if _is_given(upper) else self._lower / name
 
     def glob(self, pattern: str, /) -> Iterator[Path]:
         """Yield the files that match ``pattern``, sorted by their path inside the folder."""
@@ -51,6 +55,17 @@ class LayeredFolder:
 
     def __str__(self) -> str:
         return str(self._upper)
+
+
+def _is_given(path: Path) -> bool:
+    """Return whether a user put something there, readable or not."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return any(folder.is_symlink() and not folder.exists() for folder in path.parents)
+    except OSError:  # a folder that is a file, a loop of links, no permission
+        return True
+    return True
 
 
 def find_project_dir() -> Path:

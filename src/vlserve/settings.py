@@ -32,11 +32,18 @@ from pydantic_settings import (
 from vlserve.errors import SettingsError
 from vlserve.processor import usable_cores
 from vlserve.project import LayeredFolder, find_project_dir, project_file, project_folder
+from vlserve.runtime.errors import MAX_WRONG_FIELDS, printable, shortened
 from vlserve.strict_numbers import StrictNumbers
 from vlserve.yaml_files import read_mapping
 
+MAX_SECONDS = 7 * 24 * 3600
+_MAX_INT32 = 2**31 - 1
+"""What TorchServe, Triton and Envoy take for a number."""
+_MAX_MIB = 2**24
+"""16 TiB."""
+
 Port = Annotated[int, Field(ge=1, le=65535)]
-Seconds = Annotated[float, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
 ApiKey = Annotated[str, Field(pattern=r"^[!-~]([ -~]*[!-~])?$")]
 """What a header can carry."""
 STACK_VARIABLE = "VLSERVE_STACK"
@@ -73,6 +80,7 @@ class GatewaySettings(StrictNumbers):
     max_body_bytes: int = Field(
         default=32 * 1024 * 1024,
         ge=1,
+        le=_MAX_INT32,
         description="Largest request body in bytes; a larger one is refused with 413.",
     )
     timeout_s: Seconds = Field(
@@ -91,12 +99,14 @@ class GatewaySettings(StrictNumbers):
     rate_limit_per_s: int | None = Field(
         default=None,
         ge=1,
+        le=_MAX_INT32,
         description="Requests a second that are let in, all clients together; more get 429. "
         "Null: no limit.",
     )
     retries: int = Field(
         default=3,
         ge=0,
+        le=1000,
         description="How often a request is sent again, to another instance where there is one, "
         "after a lost connection, a 503 or a 507.",
     )
@@ -117,7 +127,10 @@ class GatewaySettings(StrictNumbers):
         if not isinstance(given, str):
             return given
         if given.lstrip().startswith("["):
-            return json.loads(given)
+            try:
+                return json.loads(given)
+            except RecursionError:
+                raise ValueError("it is nested too deeply") from None
         return tuple(key for part in given.split(",") if (key := part.strip()))
 
     @model_validator(mode="after")
@@ -160,10 +173,13 @@ class EngineSettings(StrictNumbers):
     workers: int = Field(
         default_factory=usable_cores,
         ge=1,
+        le=1024,
         description="Worker processes of each version on each instance; by default, as many as "
         "this process may use processors (affinity, and the quota of a container).",
     )
-    threads: int = Field(default=1, ge=1, description="Threads that each worker computes on.")
+    threads: int = Field(
+        default=1, ge=1, le=1024, description="Threads that each worker computes on."
+    )
     lone_threads: int = Field(
         default=1,
         ge=1,
@@ -173,11 +189,15 @@ class EngineSettings(StrictNumbers):
         "costs memory: each worker holds its graphs' weights twice.",
     )
     batch_size: int = Field(
-        default=8, ge=1, description="Most requests that a worker answers in one batch."
+        default=8,
+        ge=1,
+        le=_MAX_INT32,
+        description="Most requests that a worker answers in one batch.",
     )
     max_batch_delay_ms: int = Field(
         default=1,
         ge=0,
+        le=_MAX_INT32,
         description="Longest wait in milliseconds for a batch to fill, from its first request on. "
         "On TorchServe alone, which needs 1 or more: Triton waits for none.",
     )
@@ -190,6 +210,7 @@ class EngineSettings(StrictNumbers):
     queue_size: int = Field(
         default=100,
         ge=1,
+        le=_MAX_INT32,
         description="Requests of one version that wait in an instance; more get 503.",
     )
     load_timeout_s: Seconds = Field(
@@ -206,6 +227,7 @@ class EngineSettings(StrictNumbers):
     java_heap_mib: int = Field(
         default=3072,
         ge=256,
+        le=_MAX_MIB,
         description="Heap in MiB that TorchServe's Java may fill, and as much again outside of it; "
         "where it is full, Java ends and is started anew. It holds the bodies of waiting requests, "
         "of which the gateway lets in 2 GiB.",
@@ -213,12 +235,14 @@ class EngineSettings(StrictNumbers):
     worker_memory_mib: int = Field(
         default=8192,
         ge=512,
+        le=_MAX_MIB,
         description="MiB of data that each worker may hold (RLIMIT_DATA: its model and what it "
         "computes on); a request that needs more is answered with an error, and harms no other.",
     )
     response_timeout_s: int = Field(
         default=30,
         ge=1,
+        le=MAX_SECONDS,
         description="Seconds that a worker may take for one batch before it is started anew.",
     )
 
@@ -308,13 +332,18 @@ class Settings(BaseSettings):
     def _no_empty_path(cls, given: object) -> object:
         if given == "":
             raise ValueError("an empty path would be the project folder itself")
+        if isinstance(given, str) and given.startswith("~"):
+            raise ValueError(f"{given!r} is not expanded: write the path of the home folder")
         return given
 
     @model_validator(mode="after")
     def _absolute_paths(self) -> "Settings":
         for name in ("state_dir", "model_store"):
             path = self.project_dir / getattr(self, name)
-            object.__setattr__(self, name, path.resolve())
+            try:
+                object.__setattr__(self, name, path.resolve())
+            except (RuntimeError, ValueError) as error:  # a loop of links; a NUL
+                raise ValueError(f"{name} {str(path)!r} is no path: {error}") from error
         return self
 
     @cached_property
@@ -408,8 +437,10 @@ def load_settings() -> Settings:
         return Settings()
     except ValidationError as error:
         items = error.errors(include_url=False, include_input=False)
-        wrong = "; ".join(f"{_source(item['loc'])}: {item['msg']}" for item in items)
-        raise SettingsError(f"settings cannot work: {wrong}") from error
+        wrong = [f"{_source(item['loc'])}: {item['msg']}" for item in items[:MAX_WRONG_FIELDS]]
+        more = len(items) - len(wrong)
+        wrong += [f"and {more} more"] if more else []
+        raise SettingsError(f"settings cannot work: {'; '.join(wrong)}") from error
 
 
 def _refuse_sections_that_are_no_json() -> None:
@@ -437,4 +468,4 @@ def _source(place: Sequence[int | str]) -> str:
         name for name in os.environ if full.startswith(f"{name}__".upper())
     ]
     where = ", ".join(variables) or project_file(f"{CONFIG_FOLDER}/{SETTINGS_FILE}")
-    return f"{'.'.join(map(str, place)) or 'settings'} ({where})"
+    return f"{printable(shortened('.'.join(map(str, place)))) or 'settings'} ({where})"

@@ -1,6 +1,8 @@
 """Between the gateway and its engines: tokens, headers, what engines say, retries. Real Envoy."""
 
 import json
+import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -9,6 +11,8 @@ import pytest
 from support.fake_torchserve import FakeTorchServe, Reply
 from support.running_stack import RunningGateway, gateway_admin, running_gateway, wait_until
 from vlserve.control.domain import ModelRoute, Routing
+from vlserve.control.gateway.log_lines import AccessLine, read_access_line
+from vlserve.control.rollouts.log_evidence import Pair, outcome
 
 Engines = tuple[FakeTorchServe, FakeTorchServe]
 
@@ -260,9 +264,61 @@ def test_the_access_log_tells_each_request_and_no_body(
     assert (answered["method"], answered["path"]) == ("POST", "/predictions/tagger")
     assert (answered["tries"], answered["bytes_in"]) == (3, 11)
     assert answered["duration_ms"] >= answered["upstream_ms"] >= 0
+    assert answered["duration_ms"] >= answered["received_ms"] >= 0
     assert (refused["model"], refused["status"], refused["path"]) == (
         None, 404, "/predictions/none",
     )  # fmt: skip
+
+
+def _sent_in_part(routed: RunningGateway, request_id: str) -> socket.socket:
+    """A connection on which half of a body was sent."""
+    connection = socket.create_connection(("127.0.0.1", routed.settings.gateway.port), timeout=30)
+    head = f"POST /predictions/tagger HTTP/1.1\r\nHost: x\r\nX-Request-Id: {request_id}\r\n"
+    connection.sendall(f"{head}Content-Length: 2\r\n\r\nx".encode())
+    return connection
+
+
+def _logged(routed: RunningGateway, request_id: str) -> AccessLine:
+    def text() -> str:
+        return routed.access_log().read_text(encoding="utf-8")
+
+    wait_until(lambda: request_id in text(), timeout_s=15)
+    lines = (read_access_line(json.loads(line)) for line in text().splitlines())
+    return next(line for line in lines if line.request_id == request_id)
+
+
+def test_a_release_is_not_judged_by_how_slowly_its_callers_send(
+    routed: RunningGateway, engines: Engines
+) -> None:
+    with _sent_in_part(routed, "sent-slowly") as connection:
+        time.sleep(0.5)
+        connection.sendall(b"x")
+        assert b" 200 " in connection.recv(4096)
+    line = _logged(routed, "sent-slowly")
+    assert line.duration_ms is not None and line.received_ms is not None
+    assert line.duration_ms >= line.received_ms >= 500
+    found = outcome(line, Pair(candidate=1, stable=9), lambda *_: None)
+    assert found is not None
+    assert (found.failed, found.latency_ms) == (False, line.duration_ms - line.received_ms)
+
+
+def test_nor_by_callers_who_leave(routed: RunningGateway, engines: Engines) -> None:
+    with _sent_in_part(routed, "left-before-the-end"):
+        wait_until(routed.active)
+    for engine in engines:
+        engine.held.set()
+    with _sent_in_part(routed, "left-before-the-answer") as connection:
+        connection.sendall(b"x")
+        wait_until(lambda: engines[0].seen or engines[1].seen)
+    for engine in engines:
+        engine.held.clear()
+    versions = Pair(candidate=1, stable=9)
+    early = outcome(_logged(routed, "left-before-the-end"), versions, lambda *_: None)
+    assert early is not None and (early.failed, early.refused) == (False, True)
+    late = _logged(routed, "left-before-the-answer")
+    assert (late.status, late.flags, bool(late.upstream)) == (0, "DC", True)
+    seen = outcome(late, versions, lambda *_: None)
+    assert seen is not None and not seen.refused
 
 
 def test_the_access_log_can_be_rotated(routed: RunningGateway, engines: Engines) -> None:

@@ -86,6 +86,22 @@ def _engine_saying(**changes: Any) -> Callable[[Members], bytes]:
     return make
 
 
+def _no_number(where: str) -> Callable[[Members], bytes]:
+    """The manifest holds what Python's JSON has and JSON has not."""
+
+    def make(members: Members) -> bytes:
+        said = json.loads(members[MANIFEST])
+        if where == "image":
+            said["image"]["mean"][0] = float("nan")
+        elif where == "options":
+            said["options"]["scale"] = [float("inf")]
+        else:
+            said["probes"][0]["answer"]["tags"][0]["score"] = float("-inf")
+        return listed(members, **said)
+
+    return make
+
+
 def _flipped_bit(members: Members) -> bytes:
     raw = bytearray(zipped(members))
     raw[raw.index(members[GRAPH]) + 5] ^= 1
@@ -241,6 +257,12 @@ CONTRADICTING = [
     BadArchive(
         "manifest-nested", "manifest_invalid", "manifest", _changed(MANIFEST, b"[" * 100_000)
     ),
+    BadArchive("a-mean-that-is-no-number", "manifest_invalid", "image.mean", _no_number("image")),
+    BadArchive("an-infinite-option", "manifest_invalid", "options", _no_number("options")),
+    BadArchive("a-probe-that-is-no-number", "manifest_invalid", "probes", _no_number("probes")),
+    BadArchive(
+        "a-key-that-steers-a-terminal", "manifest_invalid", r"x1b\[2J", _saying(**{"\x1b[2J\n": 1})
+    ),
     BadArchive("a-second-models-name", "manifest_invalid", "modelName", _saying(model="second")),
     BadArchive("a-path-for-a-name", "manifest_invalid", "model", _saying(model="../second")),
     BadArchive("a-newer-format", "manifest_invalid", "format", _saying(format=2)),
@@ -333,6 +355,12 @@ FAILING = [
         "load_failed",
         "RuntimeError: no licence",
         _entry_points(*["raise RuntimeError('no licence')\n"] * 2),
+    ),
+    BadArchive(
+        "handler-raises-what-steers-a-terminal",
+        "load_failed",
+        r"RuntimeError: \\x1b\[2J",
+        _holding(HANDLER, b"raise RuntimeError('\\x1b[2J\\x1b]0;name\\x07')\n"),
     ),
     BadArchive(
         "handler-raises-in-initialize",

@@ -124,6 +124,7 @@ def bad_fields() -> Iterator[Case]:
         "all-in-body": {"body": {"image": IMAGE, "text": TEXT}},
         "all-in-instances": {"instances": [{"image": IMAGE, "text": TEXT}]},
         "a-surrogate-name": {"image": IMAGE, "text": TEXT, "\ud800": 1},
+        "a-name-that-steers-a-terminal": {"image": IMAGE, "text": TEXT, "\x1b[2J\r\nX: y": 1},
     }
     for name, value in objects.items():
         body = json.dumps(value).encode()
@@ -300,6 +301,7 @@ def bad_http() -> Iterator[Case]:
         ("made-up-method", b"FROB / HTTP/1.1\r\nHost: x"),
         ("method-in-small-letters", b"post / HTTP/1.1\r\nHost: x"),
         ("no-host", b"POST / HTTP/1.1"),
+        ("https-without-tls", b"POST https://x/predictions/x HTTP/1.1\r\nHost: x"),
         ("not-http", b"hello"),
         ("tls", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(range(100))),
     ):

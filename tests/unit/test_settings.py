@@ -77,6 +77,19 @@ def test_an_address_beyond_loopback_needs_keys(project: Path) -> None:
         ("gateway: {retries: -1}", "gateway.retries"),
         ("control: {tick_s: .nan}", "control.tick_s"),
         ("engine: {load_timeout_s: .inf}", "engine.load_timeout_s"),
+        ("gateway: {timeout_s: 1.0e300}", "gateway.timeout_s"),
+        ("gateway: {max_body_bytes: 99999999999}", "gateway.max_body_bytes"),
+        ("engine: {queue_size: 99999999999}", "engine.queue_size"),
+        ("engine: {workers: 99999999}", "engine.workers"),
+        ("gateway: {port: 1}\ngateway: {port: 2}", "'gateway' is there twice, line 2"),
+        ("gateway:\n  port: 1\n  port: 2", "'port' is there twice, line 3"),
+        ("gateway: &gateway\n  <<: *gateway", "nested too deeply"),
+        ("gateway: {api_keys: '" + "[" * 50_000 + "'}", "gateway.api_keys"),
+        ("state_dir: ~/state", "state_dir"),
+        ('state_dir: "a\\0b"', "state_dir"),
+        ('"a\\e\\nb": 1', r"a\x1b\nb"),
+        ("\n".join(f"setting_{number}: 1" for number in range(5000)), "and 4990 more"),
+        ("#" * 200_000, "has 200000 bytes, more than"),
     ],
 )
 def test_what_cannot_work_is_refused_by_name(project: Path, text: str, named: str) -> None:
@@ -107,6 +120,47 @@ def test_what_is_no_regular_file_is_refused_at_once(
 ) -> None:
     make(project / "serving_config" / "vlserve.yaml")
     with pytest.raises(SettingsError, match=r"vlserve\.yaml is not a regular file"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    ("target", "folder"),
+    [("vlserve.yaml", False), ("nowhere", False), ("serving_config", True), ("nowhere", True)],
+)
+def test_a_link_that_leads_nowhere_does_not_mean_the_defaults(
+    project: Path, target: str, folder: bool
+) -> None:
+    place = project / "serving_config"
+    if folder:
+        place.rmdir()
+        place.symlink_to(target)
+    else:
+        (place / "vlserve.yaml").symlink_to(target)
+    with pytest.raises(SettingsError, match=r"vlserve\.yaml cannot be read"):
+        load_settings()
+
+
+def test_a_file_in_the_place_of_the_folder_does_not_either(project: Path) -> None:
+    (project / "serving_config").rmdir()
+    (project / "serving_config").touch()
+    with pytest.raises(SettingsError, match=r"vlserve\.yaml cannot be read: Not a directory"):
+        load_settings()
+
+
+def test_a_state_dir_that_is_a_loop_of_links_is_named(project: Path) -> None:
+    (project / "state").symlink_to("state")
+    write(project, "state_dir: state")
+    with pytest.raises(SettingsError, match=r"state_dir .*loop"):
+        load_settings()
+
+
+def test_merges_are_read_and_cost_no_more_than_their_limit(project: Path) -> None:
+    write(project, "gateway: &gateway {port: 81}\ncontrol: {<<: *gateway, tick_s: 3}")
+    assert (load_settings().control.port, load_settings().control.tick_s) == (81, 3)
+    doubling = ["k0: &k0 {a: 1}"]
+    doubling += [f"k{n}: &k{n} {{<<: [*k{n - 1}, *k{n - 1}]}}" for n in range(1, 60)]
+    write(project, "\n".join(doubling))
+    with pytest.raises(SettingsError, match="merges bring more than 10000 entries"):
         load_settings()
 
 

@@ -106,6 +106,13 @@ def shortened(words: Any) -> str:
     return text if len(text) <= MAX_QUOTED_CHARS else f"{text[: MAX_QUOTED_CHARS - 1]}…"
 
 
+def printable(text: str) -> str:
+    """Return a text in which what steers a terminal, or breaks a line, is an escape."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
+
+
 MAX_WRONG_FIELDS = 10
 """How many wrong fields a message names; it counts the rest."""
 
@@ -118,4 +125,4 @@ def wrong_fields(error: ValidationError, whole: str) -> str:
         for item in error.errors(include_url=False, include_input=False)
     ]
     more = [f"and {len(wrong) - MAX_WRONG_FIELDS} more"] if len(wrong) > MAX_WRONG_FIELDS else []
-    return "; ".join(wrong[:MAX_WRONG_FIELDS] + more)
+    return printable("; ".join(wrong[:MAX_WRONG_FIELDS] + more))

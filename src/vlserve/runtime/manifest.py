@@ -13,9 +13,10 @@ Layout of an archive (a zip that TorchServe loads as it is; other engines unpack
     assets/*                    tokenizer files
 """
 
+import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vlserve.runtime.clean_text import Cleaning
 from vlserve.runtime.errors import ArchiveTooLarge, ManifestInvalid, wrong_fields
@@ -50,7 +51,20 @@ capabilities: it was packed before 0.1.0."""
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def _json_values(content: dict[str, Any]) -> dict[str, Any]:
+    """Refuse infinity and no number at all: JSON has neither, so a copy would say something else.
+    pydantic reads both, as NaN, Infinity and 1e999."""
+    try:
+        json.dumps(content, allow_nan=False)
+    except ValueError:
+        raise ValueError("a number in it is not finite") from None
+    return content
+
+
+JsonObject = Annotated[dict[str, Any], AfterValidator(_json_values)]
 
 
 class TensorSpec(_Frozen):
@@ -159,8 +173,8 @@ class Quantization(_Frozen):
 class Probe(_Frozen):
     """A request with its expected answer. ``fields`` as in a JSON body: images are base64."""
 
-    fields: dict[str, Any]
-    answer: dict[str, Any]
+    fields: JsonObject
+    answer: JsonObject
 
 
 class Manifest(_Frozen):
@@ -178,7 +192,7 @@ class Manifest(_Frozen):
     regions: RegionInput | None = None
     labels: tuple[str, ...] = ()
     multi_label: bool = False
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: JsonObject = Field(default_factory=dict)
     """Settings of the task itself, read by its handler file alone."""
     parity: Parity | None = None
     """Of an INT8 archive: that of the fp32 graphs it was made of."""

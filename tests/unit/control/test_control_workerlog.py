@@ -4,7 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from vlserve.control.engine.worker_log import MODEL_LOG, failure_reason, log_size, read_since
+from vlserve.control.engine.worker_log import (
+    MAX_READ_BYTES,
+    MODEL_LOG,
+    failure_reason,
+    log_size,
+    read_since,
+)
 
 
 def lines(port: int, version: int, *said: str, stream: str = "stdout") -> str:
@@ -107,3 +113,13 @@ def test_only_what_was_written_since_is_read(tmp_path: Path) -> None:
     assert read_since(tmp_path, size) == "since\n"
     log.write_text("new\n", encoding="utf-8")  # rotated
     assert read_since(tmp_path, size) == "new\n"
+
+
+def test_of_a_log_without_end_the_newest_lines_are_read(tmp_path: Path) -> None:
+    with (tmp_path / MODEL_LOG).open("wb") as log:
+        log.truncate(MAX_READ_BYTES * 4)
+        log.seek(0, 2)
+        log.write(lines(9500, 2, *RAISED).encode())
+    read = read_since(tmp_path, 10)
+    assert len(read) <= MAX_READ_BYTES
+    assert failure_reason(read, "my-tagger", 2) == "ArchiveTampered: no such graph: model.onnx"

@@ -317,6 +317,14 @@ def test_a_row_that_cannot_be_read_is_damage(tagger: Control, settings: Settings
         ledger.models()
 
 
+def test_health_tells_of_a_row_that_cannot_be_read(tagger: Control, gateway: FakeGateway) -> None:
+    tagger.reconciler.tick()
+    tagger.ledger.database.execute("UPDATE models SET weights = '[1, 2'")
+    tagger.reconciler.tick()
+    assert "what it says of tagger cannot be read" in tagger.service.health().status
+    assert gateway.route().weights == {1: 100}
+
+
 def test_a_deleted_ledger_is_told_and_written_anew_by_down(
     tagger: Control, settings: Settings
 ) -> None:

@@ -64,6 +64,31 @@ def test_what_was_answered_only_at_another_try_failed_once() -> None:
     assert at_once is not None and not at_once.failed
 
 
+def test_how_slowly_a_request_was_sent_is_no_latency_of_the_version() -> None:
+    slow = outcome(line(duration_ms=20_012, received_ms=20_000), VERSIONS, of({}))
+    assert slow is not None and (slow.failed, slow.latency_ms) == (False, 12.0)
+    earlier = outcome(line(received_ms=None), VERSIONS, of({}))
+    assert earlier is not None and earlier.latency_ms == 12.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "failed", "refused"),
+    [
+        ({"duration_ms": 9000, "received_ms": None, "upstream": None}, False, True),
+        ({"duration_ms": 9900, "received_ms": 9000, "upstream": "127.0.0.1:9"}, False, False),
+        ({"duration_ms": 9900, "received_ms": 100, "upstream": "127.0.0.1:9"}, True, False),
+        ({"duration_ms": 9900, "upstream": "127.0.0.1:9"}, True, False),
+    ],
+    ids=["before it was sent", "soon", "after a wait", "a line of before"],
+)
+def test_a_client_that_leaves_speaks_against_a_version_only_once_it_had_to_wait(
+    changes: dict[str, Any], failed: bool, refused: bool
+) -> None:
+    found = outcome(line(status=0, flags="DC", **changes), VERSIONS, of({}))
+    assert found is not None
+    assert (found.failed, found.refused, found.tag) == (failed, refused, None)
+
+
 @pytest.mark.parametrize("status", [400, 413, 422, 429])
 def test_the_client_s_fault_is_a_draw_and_no_more(status: int) -> None:
     found = outcome(line(status=status), VERSIONS, of({("r", 2): MUSIC}))

@@ -15,6 +15,10 @@ _TRACEBACK = "Traceback (most recent call last):"
 _CAUSE = "The above exception was the direct cause of the following exception:"
 
 
+MAX_READ_BYTES = 8 * 1024**2
+"""Of the log's newest lines: a handler may print without end."""
+
+
 def log_size(folder: Path) -> int:
     """Bytes of the log so far; a later `read_since` starts there."""
     file = folder / MODEL_LOG
@@ -22,13 +26,15 @@ def log_size(folder: Path) -> int:
 
 
 def read_since(folder: Path, size: int) -> str:
-    """What was logged after the log had ``size`` bytes; all of it when it was rotated since."""
+    """What was logged after the log had ``size`` bytes, MAX_READ_BYTES at most; all of it when it
+    was rotated since."""
     file = folder / MODEL_LOG
     if not file.is_file():
         return ""
     with file.open("rb") as log:
-        log.seek(size if file.stat().st_size >= size else 0)
-        return log.read().decode("utf-8", "replace")
+        now = file.stat().st_size
+        log.seek(max(size if now >= size else 0, now - MAX_READ_BYTES))
+        return log.read(MAX_READ_BYTES).decode("utf-8", "replace")
 
 
 def failure_reason(log: str, model: str, version: int) -> str | None:

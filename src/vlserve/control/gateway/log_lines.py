@@ -36,6 +36,9 @@ class AccessLine:
     details: str | None = None
     duration_ms: float | None = None
     """From the request's first byte to the answer's last."""
+    received_ms: float | None = None
+    """From the request's first byte to its last; null where it never was whole, and in lines of
+    before 0.2."""
     upstream_ms: float | None = None
     """From the request's first byte to the engine to the answer's first."""
     tries: int | None = None

@@ -16,6 +16,9 @@ from vlserve.control.rollouts.answer_log import LoggedAnswer
 PATIENCE_S = 120.0
 """How long a copy waits for the other answer; longer than any request takes."""
 _OVERLOAD = "overload"  # Envoy's detail of a request that it had no memory for
+_CLIENT_LEFT = "DC"  # Envoy's flag for a client that did not wait for its answer
+_LEFT_SOON_MS = 1000.0
+"""A client that leaves sooner says nothing against a version: any caller can hang up at once."""
 _OVERFLOW = "UO"  # Envoy's flag for a request that it did not even try to send
 
 AnswerOf = Callable[[str, int], LoggedAnswer | None]
@@ -44,21 +47,26 @@ def outcome(line: AccessLine, versions: Pair, answer_of: AnswerOf) -> Outcome | 
     the gateway would have sent it to none: without a key nobody has a say in a release.
 
     A request that was answered only at another try has failed: its client did not notice, but the
-    version lost it once.
+    version lost it once. What callers can bring about by themselves counts for the split alone, or
+    is taken out: how slowly they send, and that they leave before they sent all or had to wait.
     """
     status, version = line.status or 0, _version(line)
     if version not in (versions.candidate, versions.stable):
         return None
     if status == HTTPStatus.UNAUTHORIZED or line.details == _OVERLOAD:
         return None
-    refused = 400 <= status < 500
-    failed = not refused and (not 200 <= status < 400 or (line.tries or 1) > 1)
-    answered = None if failed or refused else answer_of(str(line.request_id), version)
+    left = status == 0 and _CLIENT_LEFT in (line.flags or "").split(",")
+    waited_ms = max(0.0, (line.duration_ms or 0.0) - (line.received_ms or 0.0))
+    refused = 400 <= status < 500 or (left and not line.upstream)
+    left_soon = left and waited_ms < _LEFT_SOON_MS
+    answered_once = 200 <= status < 400 and (line.tries or 1) == 1
+    failed = not (refused or left_soon or answered_once)
+    answered = answer_of(str(line.request_id), version) if answered_once else None
     return Outcome(
         candidate=version == versions.candidate,
         failed=failed,
         refused=refused,
-        latency_ms=max(0.0, line.duration_ms or 0.0),
+        latency_ms=waited_ms,
         caller=line.caller or None,
         tag=answered.label if answered else None,
     )

@@ -68,6 +68,8 @@ class Ledger:
         """Yield what would keep a change from the ledger now."""
         try:
             self.database.check()
+            self._read_models()
+            self._read_versions()
         except ControlError as error:
             yield Trouble("ledger", str(error))
 
@@ -75,8 +77,7 @@ class Ledger:
         """Every model that a version was ever registered for, by name. Once the ledger is damaged:
         as they were last read, so that what serves goes on, and can go back."""
         try:
-            rows = self._query("SELECT * FROM models ORDER BY model")
-            self._last_models = [self._model(row) for row in rows]
+            self._last_models = self._read_models()
         except LedgerDamaged:
             if self._last_models is None:
                 raise
@@ -99,8 +100,7 @@ class Ledger:
         """Every version, or those of one model, by number. Once the ledger is damaged: as they were
         last read."""
         try:
-            rows = self._query(f"SELECT {VERSION_COLUMNS} FROM versions ORDER BY model, version")
-            self._last_versions = [self._version(row) for row in rows]
+            self._last_versions = self._read_versions()
         except LedgerDamaged:
             if self._last_versions is None:
                 raise
@@ -334,6 +334,14 @@ class Ledger:
                 model,
                 version,
             )
+
+    def _read_models(self) -> list[ModelRecord]:
+        rows = self._query("SELECT * FROM models ORDER BY model")
+        return [self._model(row) for row in rows]
+
+    def _read_versions(self) -> list[VersionRecord]:
+        rows = self._query(f"SELECT {VERSION_COLUMNS} FROM versions ORDER BY model, version")
+        return [self._version(row) for row in rows]
 
     def _model(self, row: sqlite3.Row) -> ModelRecord:
         with self._as_damage(row["model"]):
