@@ -61,6 +61,7 @@ CASES = [
     as_form("graph-fails", 500, "", text="坏".encode()),
     as_json("graph-fails-in-json", 500, "", text="可爱坏"),
     *(_as_case(variant, number) for number, variant in enumerate(variants())),
+    *(as_form(f"title-{n}", 200, "", text=f"第 {n} 课, lesson {n}".encode()) for n in range(20)),
 ]
 
 
@@ -91,22 +92,23 @@ def _ask(port: int, case: Case) -> Said:
 @torchserve_only("it compares the two")
 def test_each_request_has_one_answer(torchserve: int, on_triton: int) -> None:
     """One at a time; then many, so that batches differ."""
-    assert len(CASES) > 350
+    assert len(CASES) >= 500
     alone = {case.name: _ask(torchserve, case) for case in CASES}
     triton = {case.name: _ask(on_triton, case) for case in CASES}
     compared = compare("triton", triton, "torchserve", alone, ALONE)
     assert compared.passed, compared
     assert {said.status for said in alone.values()} >= {200, 400, 404, 413, 422, 500}
+    for engine, port in (("torchserve", torchserve), ("triton", on_triton)):
+        compared = compare(f"{engine}, together", _together(port), "torchserve", alone, TOGETHER)
+        assert compared.passed, compared
+
+
+def _together(port: int) -> dict[str, Said]:
+    def ask(case: Case) -> Said:
+        return _ask(port, case)
+
     with ThreadPoolExecutor(CONNECTIONS) as pool:
-        together = dict(
-            zip(
-                [case.name for case in CASES],
-                pool.map(lambda case: _ask(on_triton, case), CASES),
-                strict=True,
-            )
-        )
-    compared = compare("triton, together", together, "torchserve", alone, TOGETHER)
-    assert compared.passed, compared
+        return dict(zip([case.name for case in CASES], pool.map(ask, CASES), strict=True))
 
 
 def test_it_is_the_pipeline_s_own(on_triton: int, echo_7: Path, tmp_path: Path) -> None:
