@@ -30,8 +30,8 @@ def explained(error: VlserveError | OSError, words: Sequence[str]) -> str:
 
 def _io_message(error: OSError, words: Sequence[str]) -> str:
     if error.errno in _FULL or _SHORT_WRITE.search(str(error)):
-        said = error.strerror or os.strerror(errno.ENOSPC)
-        return f"{said}: {_full_place(error, words)}. Free some, or choose another place"
+        message = error.strerror or os.strerror(errno.ENOSPC)
+        return f"{message}: {_full_place(error, words)}. Free some, or choose another place"
     if error.strerror is None:
         return str(error) or type(error).__name__
     files = [name for name in (error.filename, error.filename2) if name is not None]
@@ -50,8 +50,8 @@ def _full_place(error: OSError, words: Sequence[str]) -> str:
 def _places(words: Sequence[str]) -> Iterator[Path]:
     """Yield where a command may write: what it was given, and its own folders."""
     for word in words:
-        given = Path(word.rpartition("=")[2] if word.startswith("--") else word)
-        yield from (place for place in (given, given.parent) if place.exists())
+        path = Path(word.rpartition("=")[2] if word.startswith("--") else word)
+        yield from (place for place in (path, path.parent) if place.exists())
     yield Path(tempfile.gettempdir())
     try:
         settings = load_settings()

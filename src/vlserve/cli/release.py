@@ -52,7 +52,7 @@ _OPTIONS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
 """Entry of rollout.yaml -> the option that changes it for one rollout, and how that is read."""
 
 
-def _changes(given: Mapping[str, str | None]) -> dict[str, Any]:
+def _changes(texts: Mapping[str, str | None]) -> dict[str, Any]:
     """Return the entries of rollout.yaml that options change.
 
     Raises:
@@ -61,7 +61,7 @@ def _changes(given: Mapping[str, str | None]) -> dict[str, Any]:
     from vlserve.control.judge.policy import Policy
 
     changes: dict[str, Any] = {}
-    for name, text in given.items():
+    for name, text in texts.items():
         option, read = _OPTIONS[name]
         try:
             if text is not None:

@@ -93,8 +93,8 @@ class ControlClient:
 
     def history(self, model: str) -> list[EventView]:
         """Return everything that happened to a model, oldest first."""
-        told = self._call("GET", f"/models/{_quoted(model)}/history")
-        return self._read_all(EventView, told, "events")
+        answer = self._call("GET", f"/models/{_quoted(model)}/history")
+        return self._read_all(EventView, answer, "events")
 
     def register(
         self, archive: Path, tuning: Tuning | None = None, engine: EngineKind | None = None
@@ -103,14 +103,14 @@ class ControlClient:
         one it has; None: it has none. ``engine``: which one is to run it; None: as before, and a
         new version the stack's own. ArchiveError, VersionConflict, LoadFailed, TuningInvalid,
         EngineNotRun, OnAnotherEngine."""
-        told: dict[str, str] = {"tuning": tuning.model_dump_json()} if tuning else {}
+        parameters: dict[str, str] = {"tuning": tuning.model_dump_json()} if tuning else {}
         if engine is not None:
-            told["engine"] = engine
+            parameters["engine"] = engine
         with archive.open("rb") as body:
             answer = self._call(
                 "POST",
                 "/versions",
-                params={"name": archive.name, **told},
+                params={"name": archive.name, **parameters},
                 content=body,
                 headers={
                     "Content-Type": "application/octet-stream",
@@ -203,10 +203,10 @@ class ControlClient:
             raise self._not_ours("answered") from error
 
     def _read_all(self, view: type[V], answer: Any, name: str) -> list[V]:
-        found = answer.get(name) if isinstance(answer, dict) else None
-        if not isinstance(found, list):
+        items = answer.get(name) if isinstance(answer, dict) else None
+        if not isinstance(items, list):
             raise self._not_ours("answered")
-        return [self._read(view, each) for each in found]
+        return [self._read(view, each) for each in items]
 
     def _not_ours(self, did: str) -> ControlError:
         return ControlError(

@@ -25,10 +25,10 @@ def renew_key(file: Path) -> str:
     try:
         _replace(file, key)
     except OSError:
-        kept = _private_key(file)
-        if kept is None:
+        earlier_key = _private_key(file)
+        if earlier_key is None:
             raise
-        return kept
+        return earlier_key
     return key
 
 
@@ -57,8 +57,8 @@ def _replace(file: Path, key: str) -> None:
 
 def _private_key(file: Path) -> str | None:
     try:
-        found = file.lstat()
+        status = file.lstat()
     except OSError:
         return None
-    private = found.st_uid == os.geteuid() and not found.st_mode & 0o077
+    private = status.st_uid == os.geteuid() and not status.st_mode & 0o077
     return read_key(file) if private and not file.is_symlink() else None

@@ -101,13 +101,13 @@ class Converter:
                 status = self._process.stdout.readline().strip()
             except (BrokenPipeError, ValueError):  # it has ended, or was closed
                 status = ""
-            said = (
+            log_lines = (
                 log.read_text(errors="replace", encoding="utf-8").splitlines()
                 if log.exists()
                 else []
             )
         if status != "0":
-            lines = [line.strip() for line in said if line.strip()]
+            lines = [line.strip() for line in log_lines if line.strip()]
             reason = lines[-1] if lines else f"exit code {status or 'unknown'}"
             raise ExportError(f"converting graph {job.graph} to {job.format} failed: {reason}")
 
@@ -260,8 +260,8 @@ def _run(job: Job, log: Path) -> NoReturn:
             print(" ".join(str(error).split()), flush=True)
         except Exception as error:
             traceback.print_exc()
-            said = " ".join(str(error).split())[:MAX_REASON_CHARS]
-            print(f"{type(error).__name__}: {said}", flush=True)
+            message = " ".join(str(error).split())[:MAX_REASON_CHARS]
+            print(f"{type(error).__name__}: {message}", flush=True)
         finally:
             sys.stderr.flush()
             os._exit(status)  # what the parent has registered for its own end is not ours to run

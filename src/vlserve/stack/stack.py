@@ -308,12 +308,12 @@ def processes(settings: Settings) -> list[psutil.Process]:
 
 def _stop_processes(settings: Settings, progress: Progress) -> bool:
     """Whether there was any."""
-    left = processes(settings)
-    if not left:
+    orphans = processes(settings)
+    if not orphans:
         return False
     _drain(settings, progress)
-    progress(f"stopping {len(left)} processes that nothing supervises")
-    for process in left:
+    progress(f"stopping {len(orphans)} processes that nothing supervises")
+    for process in orphans:
         _signal(process.terminate)
     _wait_until_gone(settings, 5.0)
     for process in processes(settings):

@@ -87,10 +87,10 @@ def refusal(method: str, path: str, headers: Headers, key: str) -> Refusal | Non
         )
     if method == "POST":
         sent = headers.get("content-type", "").partition(";")[0].strip().lower()
-        wanted = BYTES if path == UPLOAD_PATH else JSON
-        if sent != wanted:
+        content_type = BYTES if path == UPLOAD_PATH else JSON
+        if sent != content_type:
             shown = repr(sent[:_SHOWN_CHARS]) if sent else "none"
-            return Refusal(415, f"the content type must be {wanted}, not {shown}")
+            return Refusal(415, f"the content type must be {content_type}, not {shown}")
     return None
 
 
@@ -102,14 +102,14 @@ def _has_key(headers: Headers, key: str) -> bool:
     sent = headers.getlist("authorization")
     if len(sent) != 1:
         return False
-    scheme, _, given = sent[0].partition(" ")
-    same = hmac.compare_digest(given.strip().encode(), key.encode())
+    scheme, _, offered_key = sent[0].partition(" ")
+    same = hmac.compare_digest(offered_key.strip().encode(), key.encode())
     return scheme.lower() == "bearer" and same
 
 
 def _too_large(headers: Headers, limit: int) -> Refusal | None:
-    told = headers.get("content-length", "")
-    if told.isdecimal() and int(told) > limit:
+    length = headers.get("content-length", "")
+    if length.isdecimal() and int(length) > limit:
         return Refusal(413, _over(limit))
     return None
 

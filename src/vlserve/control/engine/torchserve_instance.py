@@ -85,8 +85,8 @@ class TorchServeInstance:
         return list(json_of(response)["models"])
 
     def serves(self, model: str, version: int) -> bool:
-        found = self._describe(f"{model}/{version}")
-        return bool(found) and _loaded(found[0]).workers_ready > 0
+        descriptions = self._describe(f"{model}/{version}")
+        return bool(descriptions) and _loaded(descriptions[0]).workers_ready > 0
 
     def load(self, model: str, version: int, archive: Path, serving: Serving | None) -> None:
         """Register, or wait for workers that come up already, as after a crash of this service."""
@@ -176,10 +176,10 @@ class TorchServeInstance:
         """Whether workers of this version exist and one gets ready in time."""
         deadline = time.monotonic() + self._settings.load_timeout_s
         while time.monotonic() < deadline:
-            found = self._describe(f"{model}/{version}")
-            if not found or not found[0]["workers"]:
+            descriptions = self._describe(f"{model}/{version}")
+            if not descriptions or not descriptions[0]["workers"]:
                 return False
-            if _loaded(found[0]).workers_ready:
+            if _loaded(descriptions[0]).workers_ready:
                 return True
             time.sleep(_POLL_S)
         return False

@@ -40,16 +40,16 @@ def read_since(folder: Path, size: int) -> str:
 def failure_reason(log: str, model: str, version: int) -> str | None:
     """The first exception that a worker of this version died of, else what it last printed to
     stderr; None when it left no word."""
-    said: dict[str, list[str]] = {}
+    lines_by_port: dict[str, list[str]] = {}
     stderr: list[str] = []
     for line in log.splitlines():
-        found = _LINE.search(line)
-        if not found or (found["model"], found["version"]) != (model, str(version)):
+        match = _LINE.search(line)
+        if not match or (match["model"], match["version"]) != (model, str(version)):
             continue
-        said.setdefault(found["port"], []).append(found["text"])
-        if found["stream"] == "stderr" and found["text"].strip():
-            stderr.append(found["text"].strip())
-    exceptions = filter(None, map(_first_exception, said.values()))
+        lines_by_port.setdefault(match["port"], []).append(match["text"])
+        if match["stream"] == "stderr" and match["text"].strip():
+            stderr.append(match["text"].strip())
+    exceptions = filter(None, map(_first_exception, lines_by_port.values()))
     return next(exceptions, None) or (stderr[-1] if stderr else None)
 
 
@@ -65,6 +65,6 @@ def _first_exception(lines: list[str]) -> str | None:
         elif line == _CAUSE:
             reason = None
         elif inside and line and not line[0].isspace():
-            found = _EXCEPTION.match(line)
-            reason, inside = found["error"] if found else line, False
+            match = _EXCEPTION.match(line)
+            reason, inside = match["error"] if match else line, False
     return reason

@@ -25,10 +25,10 @@ def failed_probes(
     for instance in instances:
         for number, probe in enumerate(probes, start=1):
             try:
-                found = _wrong(engine, instance, manifest, probe)
+                faults = _wrong(engine, instance, manifest, probe)
             except ControlError as error:
                 return [*failed, f"probe {number}: {error}"]
-            failed += [f"probe {number} on {instance.name}: {each}" for each in found]
+            failed += [f"probe {number} on {instance.name}: {each}" for each in faults]
     return failed
 
 
@@ -75,15 +75,15 @@ def differences(expected: Mapping[str, Any], got: Mapping[str, Any]) -> list[str
     Numbers may differ by 1e-3. Entries of a list of objects may come in another order, as scores
     that tie do: an archive's own task is not asked, because its code does not run in this process.
     """
-    found = []
+    faults = []
     for name, value in expected.items():
         if name not in got:
-            found.append(f"the answer has no {name}")
+            faults.append(f"the answer has no {name}")
             continue
         different = difference(value, got[name], name)
         if different and not _same_entries(value, got[name]):
-            found.append(different)
-    return found
+            faults.append(different)
+    return faults
 
 
 def _same_entries(expected: Any, got: Any) -> bool:

@@ -86,15 +86,15 @@ class Ledger:
     def model(self, model: str) -> ModelRecord:
         try:
             rows = self._query("SELECT * FROM models WHERE model = ?", model)
-            found = [self._model(row) for row in rows]
+            records = [self._model(row) for row in rows]
         except LedgerDamaged:
-            found = [record for record in self._last_models or () if record.model == model]
-        if not found:
+            records = [record for record in self._last_models or () if record.model == model]
+        if not records:
             raise ModelNotFound(
                 f"no model {model}: nothing was registered under this name"
                 + _known(record.model for record in self.models())
             )
-        return found[0]
+        return records[0]
 
     def versions(self, model: str | None = None) -> list[VersionRecord]:
         """Every version, or those of one model, by number. Once the ledger is damaged: as they were
@@ -113,10 +113,10 @@ class Ledger:
                 model,
                 version,
             )
-            found = [self._version(row) for row in rows]
+            records = [self._version(row) for row in rows]
         except LedgerDamaged:
-            found = [each for each in self.versions(model) if each.version == version]
-        return found[0] if found else None
+            records = [each for each in self.versions(model) if each.version == version]
+        return records[0] if records else None
 
     def version(self, model: str, version: int) -> VersionRecord:
         record = self.find(model, version)
@@ -145,7 +145,7 @@ class Ledger:
         engine: EngineKind = "torchserve",
     ) -> VersionRecord:
         """A new version, registered. Replaces a failed one of this number that was never ready."""
-        told = {"tuned": str(tuning.serving)} if tuning else {}
+        detail = {"tuned": str(tuning.serving)} if tuning else {}
         with self.transaction():
             self._execute("INSERT OR IGNORE INTO models (model) VALUES (?)", manifest.model)
             self._execute(
@@ -156,8 +156,8 @@ class Ledger:
                 State.FAILED,
             )
             self._insert(manifest, archive, sha256, State.REGISTERED, tuning, engine)
-            told |= {"sha256": sha256, "engine": engine}
-            self.record(manifest.model, manifest.version, "registered", **told)
+            detail |= {"sha256": sha256, "engine": engine}
+            self.record(manifest.model, manifest.version, "registered", **detail)
         return self.version(manifest.model, manifest.version)
 
     def enter(
@@ -215,7 +215,7 @@ class Ledger:
         self, model: str, version: int, tuning: Tuning | None, reason: str = ""
     ) -> VersionRecord:
         """How a version is to be served from its next load on; None: as all are."""
-        told = {"tuned": str(tuning.serving)} if tuning else {}
+        detail = {"tuned": str(tuning.serving)} if tuning else {}
         with self.transaction():
             self._execute(
                 "UPDATE versions SET tuning = ? WHERE model = ? AND version = ?",
@@ -224,7 +224,7 @@ class Ledger:
                 version,
             )
             kind = "tuned" if tuning else "untuned"
-            self.record(model, version, kind, **told, **({"reason": reason} if reason else {}))
+            self.record(model, version, kind, **detail, **({"reason": reason} if reason else {}))
         return self.version(model, version)
 
     def move(
