@@ -4,16 +4,19 @@ Run again it does only what is missing, and never moves traffic that someone els
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlserve.control.client import ControlClient
 from vlserve.control.domain import State
 from vlserve.exporter.pack import archive_name
 from vlserve.settings import Settings
 from vlserve.training.options import DEMO_OPTIONS
+
+if TYPE_CHECKING:
+    from vlserve.exporter.convert import Converter
 
 MODEL = "tagger"
 RECIPE = "resnet_gru"
@@ -53,13 +56,11 @@ def release_demo(
         if model.model == MODEL
         for view in model.versions
     }
-    for version in VERSIONS:
-        if states.get(version, State.FAILED) is State.FAILED:
-            archive = folder / "archives" / archive_name(MODEL, version)
-            if not archive.is_file():
-                _make_archive(settings, folder, version, options, show)
-            show(f"registering {MODEL} {version}")
-            control.register(archive)
+    missing = [v for v in VERSIONS if states.get(v, State.FAILED) is State.FAILED]
+    _make_archives(settings, folder, missing, options, show)
+    for version in missing:
+        show(f"registering {MODEL} {version}")
+        control.register(_archive(folder, version))
     if control.model(MODEL).stable is None:
         show(f"releasing {MODEL} {VERSIONS[0]}")
         control.release(MODEL, VERSIONS[0])
@@ -77,8 +78,35 @@ def _draw(folder: Path, items: int, show: Show) -> DemoItem:
     return DemoItem(folder / first["img"], first["text"], first["label"])
 
 
+def _archive(folder: Path, version: int) -> Path:
+    return folder / "archives" / archive_name(MODEL, version)
+
+
+def _make_archives(
+    settings: Settings,
+    folder: Path,
+    versions: Iterable[int],
+    options: Mapping[str, Any],
+    show: Show,
+) -> None:
+    """Train and export the versions that have no archive yet; one converter serves all."""
+    absent = [version for version in versions if not _archive(folder, version).is_file()]
+    if not absent:
+        return
+    from vlserve.exporter.convert import Converter
+
+    with Converter() as converter:
+        for version in absent:
+            _make_archive(settings, folder, version, options, converter, show)
+
+
 def _make_archive(
-    settings: Settings, folder: Path, version: int, options: Mapping[str, Any], show: Show
+    settings: Settings,
+    folder: Path,
+    version: int,
+    options: Mapping[str, Any],
+    converter: "Converter",
+    show: Show,
 ) -> None:
     """Train with the version as seed, so that the two differ, and export."""
     from vlserve.exporter.export import export_archive
@@ -103,5 +131,6 @@ def _make_archive(
         name=MODEL,
         version=version,
         settings=settings,
+        converter=converter,
         progress=show,
     )
