@@ -41,8 +41,11 @@ WARM = (
     "onnxscript.function_libs.torch_lib.ops",
     "sympy.combinatorics",
     "torch._dynamo",
+    "torch._functorch.aot_autograd",
     "torch.export",
     "torch.onnx",
+    "torch.onnx._internal.exporter._compat",
+    "vlserve.exporter.row_pruning",
 )
 """What an export to ONNX would import."""
 EXAMPLE_SIZES = (3, 7, 5, 11)
