@@ -185,8 +185,9 @@ class EngineSettings(StrictNumbers):
         ge=1,
         le=64,
         description="Threads that a worker computes on for a request that comes alone: while no "
-        "other worker of the stack is at work, on ONNX graphs and CPUs. More than engine.threads "
-        "costs memory: each worker holds its graphs' weights twice.",
+        "other worker of the stack is at work, on ONNX graphs and CPUs. Not more than "
+        "engine.threads: as for any other. Each worker opens its graphs twice for that, with one "
+        "copy of the weights.",
     )
     batch_size: int = Field(
         default=8,

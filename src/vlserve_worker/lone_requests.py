@@ -5,18 +5,33 @@ the cores from them. While none is, and the batch is a single request, the other
 ONNX graph is opened a second time, with more threads, and each run takes one session or the other.
 
 The archive's code knows nothing of it, so archives of every age gain by it: it asks onnxruntime for
-a session, and gets two in one. The second holds the weights again (ONNX Runtime shares them between
-two sessions of Python only where it does not rearrange them, which it does for most).
+a session, and gets two in one, which use the same weights. What ONNX Runtime packs for its own
+kernels of matrices, each session holds for itself.
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from vlserve_worker.busy_workers import BusyWorkers
+
+_COPIED = (
+    "execution_mode",
+    "inter_op_num_threads",
+    "log_severity_level",
+    "graph_optimization_level",
+    "enable_cpu_mem_arena",
+    "enable_mem_pattern",
+)
+"""Of SessionOptions, which cannot be copied; the code of archives sets no others."""
+_WEIGHTS_APART = {
+    "session.optimized_model_external_initializers_file_name": "weights",
+    "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
+}
 
 BUSY_FILE = "busy"
 """In the stack's state_dir: what its workers lock while they are at work."""
@@ -87,20 +102,51 @@ def _open_twice(requests: LoneRequests) -> None:
         return
     session: Any = onnxruntime.InferenceSession
 
-    def opened(graph: Any, sess_options: Any = None, *more: Any, **options: Any) -> Any:
-        usual = session(graph, sess_options, *more, **options)
+    def opened(graph: Any, sess_options: Any = None, *more: Any, **named: Any) -> Any:
+        def open_with(file: Any, options: Any) -> Any:
+            return session(file, options, *more, **named)
+
         if sess_options is None or not 0 < sess_options.intra_op_num_threads < requests.threads:
-            return usual
-        threads = sess_options.intra_op_num_threads
-        sess_options.intra_op_num_threads = requests.threads
-        # Its threads sleep between two requests: the cores are the engine's and the gateway's then.
-        sess_options.add_session_config_entry("session.force_spinning_stop", "1")
+            return open_with(graph, sess_options)
         try:
-            return TwoSessions(usual, session(graph, sess_options, *more, **options), requests)
-        except Exception as error:  # as of memory that is not there
+            return _two_sessions(graph, sess_options, open_with, requests)
+        except Exception as error:  # as of memory or of a disk that is full
             logger.warning("a request that comes alone gets no more threads: %s", error)
-            return usual
-        finally:
-            sess_options.intra_op_num_threads = threads
+            return open_with(graph, sess_options)
 
     onnxruntime.InferenceSession = opened
+
+
+def _two_sessions(
+    graph: Any, given: Any, open_with: Callable[[Any, Any], Any], requests: LoneRequests
+) -> TwoSessions:
+    """Write the graph as ONNX Runtime rearranges it, weights apart, and open that twice: it maps
+    such weights, so that both sessions use the same. The files are gone when they are open."""
+    from onnxruntime import GraphOptimizationLevel
+
+    with TemporaryDirectory(prefix="graph-") as folder:
+        rearranged = str(Path(folder) / "graph.onnx")
+        writing = _copied(given, given.intra_op_num_threads)
+        writing.optimized_model_filepath = rearranged
+        for name, value in _WEIGHTS_APART.items():
+            writing.add_session_config_entry(name, value)
+        open_with(graph, writing)
+        usual, lone = (
+            _copied(given, threads) for threads in (given.intra_op_num_threads, requests.threads)
+        )
+        for options in (usual, lone):
+            options.graph_optimization_level = GraphOptimizationLevel.ORT_DISABLE_ALL  # it is done
+        # Its threads sleep between two requests: the cores are the engine's and the gateway's then.
+        lone.add_session_config_entry("session.force_spinning_stop", "1")
+        return TwoSessions(open_with(rearranged, usual), open_with(rearranged, lone), requests)
+
+
+def _copied(given: Any, threads: int) -> Any:
+    """Return options as they were given, with other threads."""
+    from onnxruntime import SessionOptions
+
+    options = SessionOptions()
+    for name in _COPIED:
+        setattr(options, name, getattr(given, name))
+    options.intra_op_num_threads = threads
+    return options

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from vlserve_worker.busy_workers import BusyWorkers
 from vlserve_worker.lone_requests import LoneRequests, TwoSessions, lone_requests
@@ -96,14 +96,21 @@ def test_where_the_system_does_not_say_others_are_busy(
 def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An unpacked archive, as far as it is looked at; what is done to onnxruntime is undone."""
     monkeypatch.setattr(onnxruntime, "InferenceSession", onnxruntime.InferenceSession)
-    x, y = (
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 3]) for name in ("x", "y")
-    )
-    graph = helper.make_graph([helper.make_node("Exp", ["x"], ["y"])], "g", [x], [y])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     (tmp_path / "graphs").mkdir()
-    (tmp_path / "graphs" / "model.onnx").write_bytes(model.SerializeToString())
+    (tmp_path / "graphs" / "model.onnx").write_bytes(one_node("Exp", ["x"], ["batch", 3]))
     return tmp_path
+
+
+def one_node(
+    operator: str, inputs: list[str], dims: list[Any], weights: Sequence[TensorProto] = ()
+) -> bytes:
+    """An ONNX file: x, float32, to y of the same axes."""
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, dims) for name in ("x", "y"))
+    graph = helper.make_graph(
+        [helper.make_node(operator, inputs, ["y"])], "g", [x], [y], initializer=weights
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return bytes(model.SerializeToString())
 
 
 def opened(archive: Path, threads: int = 1) -> Any:
@@ -157,6 +164,26 @@ def test_a_graph_that_computes_on_as_many_threads_is_opened_once(archive: Path) 
     assert not isinstance(opened(archive, 2), TwoSessions)
     assert not isinstance(opened(archive, 0), TwoSessions)  # all there are
     assert isinstance(opened(archive, 1), TwoSessions)
+
+
+def test_both_sessions_use_the_same_weights(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph, scratch = archive / "graphs" / "model.onnx", tmp_path / "scratch"
+    weights = numpy_helper.from_array(np.ones(2**20, np.float32), "w")
+    graph.write_bytes(one_node("Add", ["x", "w"], ["batch", 2**20], [weights]))
+    scratch.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    assert lone_requests(archive, 2, archive / "busy")
+    session = opened(archive)
+    assert isinstance(session, TwoSessions)
+    maps = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+    mapped = [line.split()[4] for line in maps if str(scratch) in line]
+    assert len(mapped) == 2  # by each session
+    assert len(set(mapped)) == 1  # the same file
+    assert list(scratch.iterdir()) == []
+    (answer,) = session.lone.run(["y"], {"x": np.zeros((1, 2**20), np.float32)})
+    assert (answer == 1).all()
 
 
 def test_a_graph_that_cannot_be_opened_twice_is_served_once(
