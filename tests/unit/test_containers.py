@@ -16,10 +16,11 @@ import yaml
 from support.dashboard import CONFIG, DASHBOARD, metrics_of, of_engine, of_gateway, panels
 from vlserve.control.engine.endpoints import endpoints
 from vlserve.project import FOLDERS
-from vlserve.settings import Settings
+from vlserve.settings import EngineSettings, Settings
 
 ROOT = Path(__file__).parents[2]
 COMPOSE_FILES = ("docker-compose.yml", "docker-compose.grafana.yml")
+GPU_FILE = "docker-compose.gpu.yml"
 
 
 def compose(name: str = "docker-compose.yml") -> dict[str, Any]:
@@ -52,7 +53,7 @@ def instructions(target: str) -> list[tuple[str, str]]:
     return stages[target]
 
 
-@pytest.mark.parametrize("name", COMPOSE_FILES)
+@pytest.mark.parametrize("name", [*COMPOSE_FILES, GPU_FILE])
 def test_compose_files_follow_the_compose_schema(name: str) -> None:
     command = ["--builtin-schema", "vendor.compose-spec", str(ROOT / name)]
     done = subprocess.run(
@@ -65,7 +66,10 @@ def test_compose_files_follow_the_compose_schema(name: str) -> None:
 
 
 def test_every_piece_is_there() -> None:
-    wanted = {"net", "prepare", "gateway", "torchserve", "control", "prometheus", "grafana"}
+    wanted = {
+        *("net", "prepare", "gateway", "torchserve", "triton"),
+        *("control", "prometheus", "grafana"),
+    }
     assert set(SERVICES) == wanted
 
 
@@ -87,7 +91,9 @@ def test_services_are_closed_in(name: str) -> None:
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
-    assert not {"privileged", "cap_add", "pid", "ipc", "devices"} & set(service)
+    assert not {"privileged", "cap_add", "ipc", "devices"} & set(service)
+    shared = {"triton": "service:net", "control": "service:net"}
+    assert service.get("pid") == shared.get(name)  # and the host's for none
     assert "docker.sock" not in json.dumps(service)
 
 
@@ -100,9 +106,9 @@ def test_servers_share_the_namespace_come_back_and_are_checked(name: str) -> Non
     assert service["healthcheck"]["test"][0] == "CMD"
 
 
-@pytest.mark.parametrize("name", ["torchserve", "control"])
+@pytest.mark.parametrize("name", ["torchserve", "triton", "control"])
 def test_health_of_our_own_services_is_a_prediction(name: str) -> None:
-    word = {"torchserve": "engine", "control": "gateway"}[name]
+    word = {"control": "gateway"}.get(name, "engine")
     test = SERVICES[name]["healthcheck"]["test"]
     assert test == ["CMD", "python", "-m", "vlserve.stack.containers", word]
 
@@ -117,7 +123,7 @@ def test_images_are_pinned_and_not_run_as_root(name: str) -> None:
         return
     lines = instructions(service["build"]["target"])
     assert [rest for word, rest in lines if word == "USER"][-1] == "10001:10001"
-    assert all(re.search(r":\d+\.\d+\.\d+", rest) for word, rest in lines if word == "FROM")
+    assert all(re.search(r":\d+\.\d+", rest) for word, rest in lines if word == "FROM")
     assert "user" not in service
 
 
@@ -196,7 +202,9 @@ def test_what_is_mounted_exists(service: str, source: str, target: str) -> None:
 def test_services_of_one_stack_agree_on_paths() -> None:
     inside = dict(part.split("=", 1) for part in dict(instructions("base"))["ENV"].split())
     assert inside["VLSERVE_PROJECT_DIR"] == "/srv/vlserve"
-    for name in ("prepare", "gateway", "torchserve", "control"):
+    triton = dict(part.split("=", 1) for part in environments("triton")[0])
+    assert {name: triton[name] for name in inside if name in triton}.items() <= inside.items()
+    for name in ("prepare", "gateway", "torchserve", "triton", "control"):
         targets = {source: target for service, source, target in mounts() if service == name}
         assert targets["state"] == inside["VLSERVE_STATE_DIR"]
         assert targets["./serving_config"] == inside["VLSERVE_PROJECT_DIR"] + "/serving_config"
@@ -206,11 +214,43 @@ def test_services_of_one_stack_agree_on_paths() -> None:
         )
 
 
-def test_the_engine_gets_the_environment_that_supervisord_gives_it() -> None:
-    conf = (CONFIG / "supervisor" / "engine.conf").read_text(encoding="utf-8")
-    given = set(re.findall(r'([A-Z_]+)="', conf))
-    words = [rest for word, rest in instructions("torchserve") if word == "ENV"][-1].split()
-    assert {word.split("=")[0] for word in words} == given
+def environments(target: str) -> list[list[str]]:
+    return [rest.split() for word, rest in instructions(target) if word == "ENV"]
+
+
+@pytest.mark.parametrize(("target", "conf"), [("torchserve", "engine"), ("triton", "triton")])
+def test_an_engine_gets_the_environment_that_supervisord_gives_it(target: str, conf: str) -> None:
+    text = (CONFIG / "supervisor" / f"{conf}.conf").read_text(encoding="utf-8")
+    given = set(re.findall(r'([A-Z_]+)="', text))
+    assert {word.split("=")[0] for word in environments(target)[-1]} == given
+
+
+def test_triton_listens_where_the_second_instance_is_looked_for() -> None:
+    given = dict(word.split("=", 1) for word in environments("triton")[-1])
+    settings = Settings(engine=EngineSettings(kind="both"))
+    triton = endpoints(settings)[1]
+    assert triton.kind == "triton"
+    assert given["ENGINE_DIR"].endswith(f"/{triton.folder.name}")
+    assert [int(given[f"{name}_PORT"]) for name in ("HTTP", "METRICS", "GRPC")] == [
+        triton.inference_port,
+        triton.metrics_port,
+        triton.grpc_management_port,
+    ]
+
+
+def test_triton_is_there_with_its_profile_alone_and_gets_gpus_by_its_own_file() -> None:
+    assert {name for name, each in SERVICES.items() if "profiles" in each} == {"triton"}
+    assert SERVICES["triton"]["profiles"] == ["triton"]
+    (device,) = compose(GPU_FILE)["services"]["triton"]["deploy"]["resources"]["reservations"][
+        "devices"
+    ]
+    assert device["capabilities"] == ["gpu"]
+    releases = re.findall(
+        r"^FROM nvcr.io/nvidia/tritonserver:(\S+) ",
+        (ROOT / "Dockerfile").read_text(encoding="utf-8"),
+        re.M,
+    )
+    assert len(releases) == 2 and len(set(releases)) == 1
 
 
 def test_the_gateway_starts_as_supervisord_starts_it() -> None:

@@ -5,6 +5,7 @@ serving_config/triton/start.sh runs it, and reads three tokens: of inference, of
 for what is closed, which stands nowhere.
 """
 
+import os
 import secrets
 import shutil
 import sys
@@ -39,17 +40,16 @@ def bare(folder: Path, shm_prefix: str, temporary: Path) -> str:
     temporary.mkdir(mode=0o700, parents=True)
     for name in (REPOSITORY, "store"):
         (folder / name).mkdir(parents=True)
-    link_backend(folder)
+    link_backend(folder, Path(os.environ.get("TRITON_HOME") or triton_home()))
     tokens = write_tokens(folder / "key_file.json")
     return f"{tokens['inference']} {tokens['management']} {secrets.token_hex(16)}"
 
 
-def link_backend(folder: Path) -> Path:
-    """Make ``folder``'s backends/python of links to the installed one, with the worker of this
-    Python; return backends, which tritonserver is started with."""
+def link_backend(folder: Path, home: Path) -> Path:
+    """Make ``folder``'s backends/python of links to that of the Triton in ``home``, with the worker
+    of this Python; return backends, which tritonserver is started with."""
     linked = folder / "backends" / "python"
     linked.mkdir(parents=True)
-    home = triton_home()
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     backend = home / "backends" / "python"
     for file in (

@@ -41,7 +41,7 @@ def render(settings: Settings) -> list[str]:
     (settings.state_dir / "logs").mkdir(parents=True, exist_ok=True)
     refuse_equal_ports(settings)
     bootstrap = EnvoyGateway(settings).prepare()
-    supervisord.write_configuration(settings, bootstrap)
+    supervisord.write_engines(settings)
     return [f"written: {bootstrap}, {', '.join(str(e.folder) for e in endpoints(settings))}"]
 
 

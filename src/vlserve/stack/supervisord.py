@@ -44,10 +44,9 @@ def write_configuration(settings: Settings, bootstrap: Path) -> Path:
         "bootstrap": bootstrap,
     }
     parts = [_filled(settings.config_file("supervisor/supervisord.conf"), _writable(values))]
+    write_engines(settings)
     for endpoint in endpoints(settings):
-        endpoint.folder.mkdir(parents=True, exist_ok=True)
         if endpoint.kind == "torchserve":
-            _write_torchserve(endpoint, settings)
             file, engine = "supervisor/engine.conf", _torchserve_values(endpoint, settings)
         else:
             file, engine = "supervisor/triton.conf", _triton_values(endpoint, settings)
@@ -57,6 +56,14 @@ def write_configuration(settings: Settings, bootstrap: Path) -> Path:
     conf = folder / "supervisord.conf"
     conf.write_text("\n".join(parts), encoding="utf-8")
     return conf
+
+
+def write_engines(settings: Settings) -> None:
+    """Make the folder of each engine instance, with what TorchServe reads."""
+    for endpoint in endpoints(settings):
+        endpoint.folder.mkdir(parents=True, exist_ok=True)
+        if endpoint.kind == "torchserve":
+            _write_torchserve(endpoint, settings)
 
 
 def start(conf: Path, settings: Settings) -> None:
