@@ -256,10 +256,10 @@ class EngineSettings(StrictNumbers):
             )
         return self
 
-    def on(self, kind: Literal["torchserve", "triton"]) -> "EngineSettings":
+    def on(self, kind: Literal["torchserve", "triton", "both"]) -> "EngineSettings":
         """Return these settings with another kind, and what that cannot do as by default."""
         changed: dict[str, object] = {"kind": kind}
-        if kind == "torchserve" and self.max_batch_delay_ms == 0:
+        if kind != "triton" and self.max_batch_delay_ms == 0:
             fields = EngineSettings.model_fields
             changed["max_batch_delay_ms"] = fields["max_batch_delay_ms"].default
         if kind == "torchserve":

@@ -21,12 +21,13 @@ from vlserve.control.client import PLAIN_HTTP, ControlClient
 from vlserve.control.engine.endpoints import endpoints
 from vlserve.control.gateway.envoy import EnvoyGateway
 from vlserve.control.lifecycle.rebuilding import rebuild_ledger
-from vlserve.control.store.kept_archives import refuse_lost_ledger
+from vlserve.control.store.kept_archives import engines_in_use, refuse_lost_ledger
 from vlserve.control.wire.views import TroubleView
 from vlserve.errors import ControlError, StackError, StackUnwell, SupervisorHangs
 from vlserve.running_settings import (
     differing,
     keep_settings,
+    read_kept,
     settings_file,
     settings_of_running,
 )
@@ -64,7 +65,7 @@ def up(settings: Settings, progress: Progress, rebuild: bool = False) -> None:
         LedgerLost, LedgerDamaged: it must be mended first; nothing was started.
     """
     refuse_equal_ports(settings)
-    settings = _with_engine_that_runs(settings, progress)
+    settings = _with_engine_that_runs(_with_engine_of_models(settings, progress), progress)
     refuse_missing_cuda(settings)
     with _one_at_a_time(settings, progress):
         if rebuild:
@@ -88,6 +89,20 @@ def up(settings: Settings, progress: Progress, rebuild: bool = False) -> None:
         except BaseException:  # Ctrl-C too
             _stop(settings, progress)
             raise
+
+
+def _with_engine_of_models(settings: Settings, progress: Progress) -> Settings:
+    """Return the settings with the engine that serves the models already, where nobody chose one:
+    a new release of vlserve with another default moves no version."""
+    if "kind" in settings.engine.model_fields_set:
+        return settings
+    running = read_kept(settings.state_dir)
+    kinds = set(running.engine.kinds if running else engines_in_use(settings.model_store))
+    if kinds <= set(settings.engine.kinds):
+        return settings
+    kind = "both" if len(kinds) > 1 else kinds.pop()
+    progress(f"the models are on {kind}, which stays their engine: engine.kind chooses another")
+    return settings.model_copy(update={"engine": settings.engine.on(kind)})
 
 
 def _with_engine_that_runs(settings: Settings, progress: Progress) -> Settings:

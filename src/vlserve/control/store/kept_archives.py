@@ -6,6 +6,7 @@ import sqlite3
 from contextlib import closing, suppress
 from pathlib import Path
 
+from vlserve.control.domain import EngineKind, State
 from vlserve.control.store.database import LEDGER, looked_at
 from vlserve.control.store.sqlite_errors import translated
 from vlserve.errors import ControlError, LedgerLost
@@ -78,6 +79,25 @@ def knows_versions(store: Path) -> bool:
         if not tables.fetchall():
             return False
         return bool(connection.execute("SELECT 1 FROM versions LIMIT 1").fetchall())
+
+
+def engines_in_use(store: Path) -> frozenset[EngineKind]:
+    """Return the engines of the versions that the ledger of ``store`` has loaded; none where there
+    is no ledger. LedgerDamaged."""
+    file = store / LEDGER
+    if not file.exists():
+        return frozenset()
+    with (
+        translated(file),
+        looked_at(file) as address,
+        closing(sqlite3.connect(address, uri=True)) as connection,
+    ):
+        columns = {row[1] for row in connection.execute("PRAGMA table_info(versions)")}
+        if not columns:
+            return frozenset()
+        engine = "engine" if "engine" in columns else "'torchserve'"  # of before there were two
+        rows = connection.execute(f"SELECT DISTINCT state, {engine} FROM versions").fetchall()
+    return frozenset(engine for state, engine in rows if State(state).loaded)
 
 
 def _is_open(store: Path) -> bool:
