@@ -1,7 +1,5 @@
 """What rounds of versions leave behind, and how the memory of each program goes over them."""
 
-import hashlib
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -14,10 +12,10 @@ from scipy.stats import linregress, t
 
 from vlserve.drill.programs import program_of
 from vlserve.settings import Settings
+from vlserve.stack import shared_memory
 from vlserve.stack.stack import processes
 
 _MIB = 1024**2
-_SHARED_MEMORY = Path("/dev/shm")
 _WARM_UP = 0.25
 """Share of the rounds that a slope leaves out."""
 _BLOCKS = 20
@@ -61,6 +59,7 @@ def inventory(settings: Settings) -> Inventory:
             memory[name] += process.memory_full_info().pss
             open_files[name] += process.num_fds()
             counts[name] += 1
+    prefix = shared_memory.stack_prefix(settings.state_dir)
     ours = [path for path in _below(settings.state_dir) if "logs" not in path.parts]
     return Inventory(
         memory_mib={name: pss / _MIB for name, pss in sorted(memory.items())},
@@ -68,7 +67,7 @@ def inventory(settings: Settings) -> Inventory:
         open_files=dict(sorted(open_files.items())),
         files=sum(path.is_file() for path in ours),
         sockets=sum(path.is_socket() for path in {*ours, *_below(settings.socket_dir)}),
-        shared_memory=len(list(_SHARED_MEMORY.glob(f"vlserve-{_stack_id(settings)}-*"))),
+        shared_memory=len(list(shared_memory.FOLDER.glob(f"{prefix}*"))),
     )
 
 
@@ -97,11 +96,6 @@ def _slope(memory_mib: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> Slope:
         round(float(means[-1]), 1),
         *(round(100 * value, 2) for value in (slope, slope - half, slope + half)),
     )
-
-
-def _stack_id(settings: Settings) -> str:
-    """Return what the names of this stack's shared memory hold (vlserve.stack.supervisord)."""
-    return hashlib.sha256(os.fsencode(settings.state_dir)).hexdigest()[:12]
 
 
 def _below(folder: Path) -> list[Path]:

@@ -8,6 +8,9 @@ from vlserve.control.domain import EngineKind
 from vlserve.settings import EngineSettings, Settings
 from vlserve.testing.stack import RunningStack, running_stack, with_free_ports
 
+_LOAD_TIMEOUT_S = 180.0
+"""Longer than by default: what else the machine does must not end a benchmark."""
+
 
 @contextmanager
 def own_stack(
@@ -28,7 +31,9 @@ def own_stack(
     settings = Settings(
         state_dir=folder / "state",
         model_store=folder / "model_store",
-        engine=EngineSettings(kind=engine, instances=instances, **chosen),
+        engine=EngineSettings(
+            kind=engine, instances=instances, load_timeout_s=_LOAD_TIMEOUT_S, **chosen
+        ),
     )
     with running_stack(with_free_ports(settings)) as running:
         yield running

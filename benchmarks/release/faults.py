@@ -46,7 +46,7 @@ CONNECTIONS = 4
 BATCH_MS = 20.0
 FAULTS = ("worker killed", "worker killed in a batch", "server killed", "worker stopped")
 _SPACES = 4000
-_CALM_S, _AFTERWARDS_S, _WHOLE_WITHIN_S, _POLL_S = 1.0, 1.0, 180.0, 0.1
+_CALM_S, _AFTERWARDS_S, _WHOLE_WITHIN_S, _POLL_S = 1.0, 1.0, 600.0, 0.1
 
 
 @dataclass
@@ -60,7 +60,7 @@ class Seen:
     rounds: int = 0
     requests: int = 0
     """Answered or given up from each fault on until all was whole."""
-    lost: Counter[str] = field(default_factory=Counter)
+    lost: dict[str, int] = field(default_factory=dict)
     worst_s: float = 0.0
     """The longest that a request took."""
     whole_after_s: list[float] = field(default_factory=list)
@@ -187,7 +187,7 @@ def _round(running: RunningStack, engine: EngineGroup, seen: Seen, bodies: Seque
     since = [each for each in callers.answers if each[0] >= struck]
     seen.rounds += 1
     seen.requests += len(since)
-    seen.lost.update(lost for _, _, lost in since if lost)
+    seen.lost = dict(Counter(seen.lost) + Counter(lost for _, _, lost in since if lost))
     seen.worst_s = max(seen.worst_s, *(round(took, 2) for _, took, _ in since))
 
 
