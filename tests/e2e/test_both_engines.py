@@ -19,7 +19,7 @@ from vlserve.testing import RunningStack, running_stack, with_free_ports
 
 MODEL = "on-both"
 JSON = {"Content-Type": "application/json"}
-_BACK_S = 60.0
+_BACK_S = 240.0
 
 pytestmark = pytest.mark.long
 

@@ -22,7 +22,7 @@ from vlserve.testing import RunningStack, running_stack
 
 MODEL = "on-triton"
 JSON = {"Content-Type": "application/json"}
-_BACK_S = 60.0
+_BACK_S = 240.0
 
 
 @pytest.fixture(scope="module")
