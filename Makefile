@@ -9,7 +9,7 @@ SOURCES := setup.py src docs examples export handlers loadtest benchmarks servin
 # Folders of files that are loaded by path, whose names may clash: mypy takes them as one tree.
 TYPED := benchmarks docs examples export handlers loadtest
 
-.PHONY: serve stop unit test test-long check reference format bench bench-scale bench-endurance clean
+.PHONY: serve stop browser unit test test-long check reference format bench bench-scale bench-endurance clean
 
 $(INSTALLED): pyproject.toml setup.py requirements.lock requirements-dev.lock gateway.lock triton.lock
 	$(PYTHON) -m venv $(VENV)
@@ -40,7 +40,14 @@ TESTS := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses
 unit: $(PRETRAINED)  ## tests of pure parts: no export, no server
 	$(TESTS) -m "not export and not server and not long" tests/unit benchmarks/tests
 
-test: $(PRETRAINED)  ## all that the README promises
+# Tests of the console click through it in the Chromium on the PATH.
+browser:
+	@if [ -z "$$VLSERVE_NO_BROWSER" ] && ! command -v chromium >/dev/null; then \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			apt-get -qq update && apt-get -qq --yes --no-install-recommends install chromium fonts-wqy-microhei >/dev/null; \
+		else echo "the tests need Chromium on the PATH (apt-get install chromium), or VLSERVE_NO_BROWSER=1"; exit 1; fi; fi
+
+test: $(PRETRAINED) browser  ## all that the README promises
 	$(TESTS) -m "not long"
 
 test-long: $(PRETRAINED)  ## what takes minutes a test: CONTRIBUTING.md lists it

@@ -9,6 +9,7 @@ import typer
 from vlserve.cli import (
     batch,
     build,
+    console,
     data,
     demo,
     drill,
@@ -44,7 +45,7 @@ app = typer.Typer(
 )
 # `vlserve --help` lists the groups, and the commands of each, in this order.
 for module in (
-    project, stack, demo, data, recipes, build, index, tune, versions, release, predict,
+    project, stack, console, demo, data, recipes, build, index, tune, versions, release, predict,
     batch, stress, drill,
 ):  # fmt: skip
     module.add_to(app)

@@ -209,7 +209,7 @@ def _follow(control: ControlClient, view: RolloutView, as_json: bool) -> None:
         while view.status.under_way:
             state = (view.step, view.status, waits_for(view))
             if state != shown or time.monotonic() - shown_at > _SHOW_EVERY_S:
-                show(f"{place(view)}: {waiting(view)}")
+                show(f"{place(view)}: {waiting(view)}{_recent_traffic(control, view)}")
                 shown, shown_at = state, time.monotonic()
             time.sleep(_POLL_S)
             view = control.rollout(view.model)
@@ -220,6 +220,18 @@ def _follow(control: ControlClient, view: RolloutView, as_json: bool) -> None:
         _print_gates(view)
     if view.status is not RolloutStatus.PROMOTED:
         raise typer.Exit(1)
+
+
+def _recent_traffic(control: ControlClient, view: RolloutView) -> str:
+    """Return what both versions answered in the last 15 minutes, in words; empty without any."""
+    of_model = next((each for each in control.traffic() if each.model == view.model), None)
+    versions = of_model.versions if of_model else ()
+    figures = [
+        f"{each.version}: {each.requests} requests, {each.failed} failed, p99 {each.p99_ms:.3g} ms"
+        for each in versions
+        if each.version in (view.candidate, view.stable) and each.p99_ms is not None
+    ]
+    return f"; last 15 minutes: {'; '.join(figures)}" if figures else ""
 
 
 def _print_place(view: RolloutView) -> None:

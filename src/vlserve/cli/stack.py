@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from vlserve.control.client import ControlClient
     from vlserve.control.wire.rollout_views import RolloutView
-    from vlserve.control.wire.views import ModelView
+    from vlserve.control.wire.views import ModelView, TrafficView
     from vlserve.project_copies import Renewed
 
 
@@ -99,12 +99,13 @@ def status(as_json: AsJson = False) -> None:
         processes = stack.status(settings)
     except SupervisorHangs as error:
         troubles.append(str(error))
-    health, models, rollouts = None, [], []
+    health, models, rollouts, traffic = None, [], [], []
     with ControlClient.of(settings) as control:
         try:
             health = control.health()
             models = control.models()
             rollouts = _under_way(control, models)
+            traffic = control.traffic()
         except (StackError, ControlError) as error:
             troubles.append(str(error))
     if as_json:
@@ -114,6 +115,7 @@ def status(as_json: AsJson = False) -> None:
                 "health": health,
                 "models": models,
                 "rollouts": rollouts,
+                "traffic": traffic,
                 "troubles": troubles,
             }
         )
@@ -140,8 +142,21 @@ def status(as_json: AsJson = False) -> None:
     print_line(f"\nhealth: {'; '.join([*told, *troubles])}\n")
     columns = ("MODEL", "VERSION", "STATE", "WEIGHT", "ENGINE", "WORKERS", "TUNED", "REASON")
     print_table(columns, rows)
+    _print_traffic(traffic)
     for view in rollouts:
         print_line(f"\n{place(view)}: {waiting(view)}")
+
+
+def _print_traffic(traffic: "Sequence[TrafficView]") -> None:
+    """Print what was asked of each version in the last 15 minutes."""
+    rows = [
+        (model.model, each.version, each.requests, each.failed, each.p50_ms, each.p99_ms)
+        for model in traffic
+        for each in model.versions
+    ]
+    if rows:
+        print_line("\nlast 15 minutes:\n")
+        print_table(("MODEL", "VERSION", "REQUESTS", "FAILED", "P50 MS", "P99 MS"), rows)
 
 
 def _under_way(control: "ControlClient", models: "Sequence[ModelView]") -> "list[RolloutView]":

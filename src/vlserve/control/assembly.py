@@ -4,6 +4,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 
+from vlserve.control.gateway.recent_requests import RecentRequests
 from vlserve.control.gateway.traffic import Traffic
 from vlserve.control.lifecycle.backoff import Backoff
 from vlserve.control.lifecycle.lifecycle import Lifecycle
@@ -100,6 +101,7 @@ def assemble(settings: Settings, engine: Engine, gateway: Gateway) -> Control:
         rollouts,
         backoff,
         settings.control.drain_timeout_s,
+        RecentRequests(logs / "access.jsonl"),
         checks=[
             lambda: disk_troubles(folders, logs),
             ledger.troubles,

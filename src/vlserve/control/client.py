@@ -14,12 +14,14 @@ from vlserve.control.key import read_key
 from vlserve.control.tuning import Tuning
 from vlserve.control.wire.rollout_views import RolloutView
 from vlserve.control.wire.views import (
+    ConsoleLink,
     Deleted,
     EventView,
     Health,
     ModelView,
     Registered,
     Released,
+    TrafficView,
     Unloaded,
 )
 from vlserve.errors import (
@@ -90,6 +92,10 @@ class ControlClient:
 
     def model(self, model: str) -> ModelView:
         return self._read(ModelView, self._call("GET", f"/models/{_quoted(model)}"))
+
+    def traffic(self) -> list[TrafficView]:
+        """Return the figures of the last 15 minutes; models without a request are left out."""
+        return self._read_all(TrafficView, self._call("GET", "/traffic"), "traffic")
 
     def history(self, model: str) -> list[EventView]:
         """Return everything that happened to a model, oldest first."""
@@ -179,6 +185,10 @@ class ControlClient:
         """Remove the archive of a retired or failed version. NotUnloaded, VersionNotFound."""
         path = f"/models/{_quoted(model)}/versions/{version}/delete"
         return self._read(Deleted, self._call("POST", path, json={}))
+
+    def console_link(self) -> ConsoleLink:
+        """Return a path of the service that lets one browser into the console."""
+        return self._read(ConsoleLink, self._call("POST", "/console-links", json={}))
 
     def _call(self, method: str, path: str, **options: Any) -> Any:
         if method != "GET":  # a word may take long, but not to be taken

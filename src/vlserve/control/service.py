@@ -5,7 +5,7 @@ lock, for milliseconds, or tens of them where Envoy is to check a new cluster. S
 waits for a version to load.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from vlserve.control.domain import (
     VersionRecord,
     VersionStatus,
 )
+from vlserve.control.gateway.recent_requests import ModelTraffic, RecentRequests
 from vlserve.control.gateway.routing import full_weight
 from vlserve.control.gateway.traffic import Traffic
 from vlserve.control.lifecycle.backoff import Backoff
@@ -52,6 +53,7 @@ class ControlService:
         rollouts: RolloutService,
         backoff: Backoff,
         drain_timeout_s: float,
+        recent: RecentRequests,
         checks: Sequence[HealthCheck] = (),
     ) -> None:
         self._ledger = ledger
@@ -62,6 +64,7 @@ class ControlService:
         self.rollouts = rollouts
         self._backoff = backoff
         self._drain_timeout_s = drain_timeout_s
+        self._recent = recent
         self._checks = (self._engine_and_gateway, self._versions, *checks)
 
     @property
@@ -203,9 +206,14 @@ class ControlService:
         """Return one model with its versions. ModelNotFound."""
         return self._status(self._traffic.unrecorded.in_force(self._ledger.model(model)))
 
-    def history(self, model: str) -> list[Event]:
-        """Return everything that happened to a model, oldest first. ModelNotFound."""
-        return self._ledger.events(model)
+    def traffic(self) -> Mapping[str, ModelTraffic]:
+        """Return the figures of the last minutes: model -> its requests."""
+        return self._recent.figures()
+
+    def history(self, model: str, newest: int = -1) -> list[Event]:
+        """Return what happened to a model, oldest first: the ``newest`` events, or all (-1).
+        ModelNotFound."""
+        return self._ledger.events(model, newest)
 
     def health(self) -> StackStatus:
         """Return what the last tick saw of the engine and the gateway, and what the checks find."""

@@ -12,6 +12,7 @@ from vlserve.control.client import ControlClient
 from vlserve.control.domain import RolloutStatus
 from vlserve.control.judge import Batch, JudgeState, Outcome, Policy, Standing, decide, observe
 from vlserve.control.wire.rollout_views import DecisionView, RolloutView
+from vlserve.control.wire.views import TrafficView, VersionTrafficView
 from vlserve.errors import NoRelease
 from vlserve.stack import stack
 
@@ -116,7 +117,10 @@ def test_status_shows_what_a_rollout_waits_for(monkeypatch: pytest.MonkeyPatch) 
         return shown if model == "tagger" else ended
 
     control = SimpleNamespace(
-        health=lambda: SimpleNamespace(status="ok"), models=lambda: models, rollout=rollout
+        health=lambda: SimpleNamespace(status="ok"),
+        models=lambda: models,
+        rollout=rollout,
+        traffic=lambda: [_traffic(12, 388)],
     )
     monkeypatch.setattr(ControlClient, "of", lambda _: nullcontext(control))
     monkeypatch.setattr(stack, "status", lambda _: [])
@@ -127,3 +131,29 @@ def test_status_shows_what_a_rollout_waits_for(monkeypatch: pytest.MonkeyPatch) 
         in (" ".join(ran.stdout.split()))
     )
     assert ran.stdout.count("of traffic") == 1
+    assert "tagger 2 12 0 10.0 20.0" in " ".join(ran.stdout.split())
+
+
+def test_watch_shows_recent_requests_of_both_versions() -> None:
+    shown = judged(RolloutStatus.RUNNING, state(12, 388), Standing(70.0, True, True))
+    control = SimpleNamespace(traffic=lambda: [_traffic(12, 388)])
+    assert release._recent_traffic(control, shown) == (  # type: ignore[arg-type]
+        "; last 15 minutes: 1: 388 requests, 0 failed, p99 20 ms; 2: 12 requests, 0 failed, "
+        "p99 20 ms"
+    )
+
+
+def _traffic(candidate: int, stable: int) -> TrafficView:
+    figures = {"failed": 0, "p50_ms": 10.0, "p99_ms": 20.0}
+    return TrafficView(
+        model="tagger",
+        requests=candidate + stable,
+        per_second=1.0,
+        minutes=(),
+        versions=tuple(
+            VersionTrafficView(version=version, requests=requests, **figures)
+            for version, requests in ((1, stable), (2, candidate))
+        ),
+        estimated=False,
+        **figures,
+    )

@@ -18,6 +18,9 @@ JSON, BYTES = "application/json", "application/octet-stream"
 UPLOAD_PATH = "/versions"
 MAX_JSON_BYTES = 1024 * 1024
 """Of every body but an archive."""
+CONSOLE = "/console/"
+"""Its pages ask for the cookie of a session instead of the key; see `console.access`."""
+CONSOLE_UPLOAD_PATH = f"{CONSOLE}versions"
 OPEN_PATHS = ("/docs", "/redoc", "/openapi.json", "/static-offline-docs/")
 """The API pages and what they are made of: they tell nothing of what is served."""
 
@@ -53,7 +56,7 @@ class Door:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        is_upload = scope["path"] == UPLOAD_PATH
+        is_upload = scope["path"] in (UPLOAD_PATH, CONSOLE_UPLOAD_PATH)
         limit = self._max_archive_bytes if is_upload else MAX_JSON_BYTES
         refused = refusal(scope["method"], scope["path"], headers, self._key) or _too_large(
             headers, limit
@@ -77,7 +80,7 @@ def refusal(method: str, path: str, headers: Headers, key: str) -> Refusal | Non
     for origin in headers.getlist("origin"):
         if origin.lower() not in (f"http://{hosts[0]}".lower(), f"https://{hosts[0]}".lower()):
             return Refusal(403, f"requests from {origin[:_SHOWN_CHARS]!r} are refused")
-    if method in ("GET", "HEAD") and _is_open(path):
+    if path.startswith(CONSOLE) or (method in ("GET", "HEAD") and _is_open(path)):
         return None
     if not _has_key(headers, key):
         return Refusal(

@@ -11,6 +11,10 @@ from fastapi import FastAPI, Security
 from fastapi_offline import FastAPIOffline
 
 from vlserve.control.api.access import KEY_SCHEME, Door
+from vlserve.control.api.console.actions import actions
+from vlserve.control.api.console.live import live
+from vlserve.control.api.console.routes import pages
+from vlserve.control.api.console.sessions import Sessions
 from vlserve.control.api.errors import answer_errors
 from vlserve.control.api.gateway_openapi import describe_predictions
 from vlserve.control.api.routes import routes
@@ -56,7 +60,10 @@ def create_app(control: Control, settings: ControlSettings, key: str) -> FastAPI
         },
     )
     answer_errors(app)
-    app.include_router(routes(control.service, Threads(settings.loads_at_once)))
+    threads, sessions = Threads(settings.loads_at_once), Sessions()
+    app.include_router(routes(control.service, threads, sessions))
+    for router in (live, pages, actions):
+        app.include_router(router(control.service, sessions, threads))
     app.add_middleware(Door, key=key, max_archive_bytes=settings.max_archive_bytes)
     return app
 

@@ -109,16 +109,24 @@ def _error(
     return JSONResponse(view.model_dump(), status_code=status, headers=headers)
 
 
+def status_of(error: VlserveError) -> int:
+    """Return the HTTP status that answers an error."""
+    return next((code for kind, code in STATUS.items() if isinstance(error, kind)), 500)
+
+
+def what_is_wrong(error: RequestValidationError) -> str:
+    """Say what is wrong with a request, in the caller's words."""
+    return "; ".join(_what_is_wrong(item) for item in error.errors())
+
+
 def _on_vlserve_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, VlserveError)
-    status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 500)
-    return _error(status, type(error).code, str(error))
+    return _error(status_of(error), type(error).code, str(error))
 
 
 def _on_invalid_request(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    wrong = "; ".join(_what_is_wrong(item) for item in error.errors())
-    return _error(422, HTTP_CODES[422][0], wrong)
+    return _error(422, HTTP_CODES[422][0], what_is_wrong(error))
 
 
 def _what_is_wrong(item: Mapping[str, Any]) -> str:

@@ -1,38 +1,35 @@
 """The HTTP paths of the control service: requests in, the wire's models out."""
 
 from functools import partial
-from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
 
-import anyio
 from fastapi import APIRouter, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.requests import ClientDisconnect
 
 from vlserve.control.api.access import BYTES, UPLOAD_PATH
+from vlserve.control.api.console.sessions import CODE_S, Sessions
 from vlserve.control.api.threads import Threads
+from vlserve.control.api.uploads import FileName, register_upload
 from vlserve.control.domain import EngineKind
 from vlserve.control.service import ControlService
 from vlserve.control.tuning import parse_tuning
 from vlserve.control.wire.rollout_views import RolloutView
 from vlserve.control.wire.views import (
+    ConsoleLink,
     Deleted,
     EventView,
     Health,
     ModelView,
     Registered,
     Released,
+    TrafficView,
     Unloaded,
 )
-from vlserve.errors import UploadCutOff
 from vlserve.runtime.manifest import ModelName, Version
 from vlserve.strict_numbers import StrictNumbers
 
 Model = Annotated[ModelName, Path(examples=["tagger"])]
 Number = Annotated[Version, Path(examples=[2])]
-FileName = Annotated[
-    str, Query(max_length=255, pattern=r"^[^/\\\x00-\x1f\x7f]*$", examples=["tagger-2.mar"])
-]
 
 TuningJson = Annotated[
     str,
@@ -79,11 +76,15 @@ class Models(BaseModel):
     models: list[ModelView]
 
 
+class RecentTraffic(BaseModel):
+    traffic: list[TrafficView]
+
+
 class History(BaseModel):
     events: list[EventView] = Field(description="Oldest first.")
 
 
-def routes(service: ControlService, threads: Threads) -> APIRouter:
+def routes(service: ControlService, threads: Threads, sessions: Sessions) -> APIRouter:
     """Return the paths over ``service``; Door has judged the key and the size of the body."""
     router = APIRouter()
 
@@ -97,6 +98,14 @@ def routes(service: ControlService, threads: Threads) -> APIRouter:
         """Every model with its versions, states and weights."""
         known = await threads.look(service.models)
         return Models(models=[ModelView.model_validate(each) for each in known])
+
+    @router.get("/traffic")
+    async def traffic() -> RecentTraffic:
+        """Rates, latencies and failures of every model in the last 15 minutes."""
+        figures = await threads.look(service.traffic)
+        return RecentTraffic(
+            traffic=[TrafficView.model_validate(each) for each in figures.values()]
+        )
 
     @router.get("/models/{model}")
     async def model(model: Model) -> ModelView:
@@ -127,11 +136,8 @@ def routes(service: ControlService, threads: Threads) -> APIRouter:
         """Verify, keep, load and probe the archive in the body; returns when it is ready."""
         service.refuse_engine(engine)
         tuned = None if tuning is None else parse_tuning(tuning)
-        size = int(request.headers.get("content-length", 0))
-        with threads.admitted_load(), service.room_for(size) as archive:
-            await _receive(request, archive)
-            work = partial(service.register, archive, name, tuned, engine)
-            return Registered.model_validate(await threads.load(request, work))
+        registered = await register_upload(request, service, threads, name, tuned, engine)
+        return Registered.model_validate(registered)
 
     @router.post("/models/{model}/releases")
     async def release(
@@ -186,16 +192,9 @@ def routes(service: ControlService, threads: Threads) -> APIRouter:
         gone = partial(service.delete, model, version)
         return Deleted.model_validate(await threads.drain(request, gone))
 
+    @router.post("/console-links")
+    async def console_link() -> ConsoleLink:
+        """Make a link that lets one browser into the console. The body is ``{}``."""
+        return ConsoleLink(path=f"/console/enter?code={sessions.new_code()}", valid_s=CODE_S)
+
     return router
-
-
-async def _receive(request: Request, archive: FilePath) -> None:
-    """Write the body to ``archive``."""
-    received = 0
-    try:
-        async with await anyio.open_file(archive, "wb") as file:
-            async for chunk in request.stream():
-                received += len(chunk)
-                await file.write(chunk)
-    except ClientDisconnect as error:
-        raise UploadCutOff(f"the upload was cut off after {received} bytes") from error

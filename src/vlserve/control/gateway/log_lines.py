@@ -11,6 +11,9 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
+CLIENT_LEFT = "DC"
+"""Envoy's flag for a request whose client hung up."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AccessLine:

@@ -28,6 +28,29 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True)
+class Need:
+    """How much evidence a gate has, and how much it asks for before a step is left.
+
+    ``kind``: what is counted: candidate (its requests), stable, callers or pairs.
+    """
+
+    kind: str
+    what: str
+    seen: float
+    minimum: int
+
+    @property
+    def lacking(self) -> str:
+        """What is missing, in words; empty where there is enough."""
+        return f"{self.what}: {self.seen:.0f} of {self.minimum}" if self.lacks else ""
+
+    @property
+    def lacks(self) -> bool:
+        """Whether there is less than the minimum."""
+        return self.seen < self.minimum
+
+
+@dataclass(frozen=True)
 class GateResult:
     """One gate at one evaluation."""
 
@@ -44,6 +67,8 @@ class GateResult:
     """Empty unless the gate waits."""
     figures: Mapping[str, float]
     """Counts, rates, bounds, latencies; units in the names."""
+    need: Need | None = None
+    """None in what was kept before there were any."""
 
 
 def gate_results(state: JudgeState) -> tuple[GateResult, ...]:
@@ -72,7 +97,7 @@ def _errors(state: JudgeState) -> GateResult:
         errors.peak,
         summary=f"candidate failed {_of(errors.candidate_hits, errors.candidate)}, "
         f"stable {_of(errors.stable_hits, errors.stable)}",
-        waits_for=_missing_requests(state),
+        need=_needed_requests(state),
         figures={
             **_two_sample_figures(errors, "failed"),
             "margin": state.policy.gates.errors.margin,
@@ -93,7 +118,7 @@ def _latency(state: JudgeState, gate: str, comparison: Comparison, level: float)
         capital.log_e(comparison.purses),
         comparison.peak,
         summary=f"candidate {candidate_ms:.3g} ms, stable {stable_ms:.3g} ms",
-        waits_for=_missing_comparisons(state, comparison, "answered requests"),
+        need=_needed_comparisons(state, comparison, "answered requests"),
         figures={
             **_two_sample_figures(comparison, "slow"),
             "margin": getattr(state.policy.gates, gate).margin,
@@ -113,7 +138,7 @@ def _sample_ratio(state: JudgeState) -> GateResult:
         sample_ratio.log_e(ratio, state.weight),
         ratio.peak,
         summary=f"candidate drew {candidate:.0f} of {units:.0f} callers at {state.weight} %",
-        waits_for=_missing("callers", units, minimum),
+        need=Need("callers", "callers", units, minimum),
         figures={"candidate": candidate, "units": units, "weight": state.weight},
     )
 
@@ -122,16 +147,15 @@ def _agreement(state: JudgeState) -> GateResult:
     seen, floor = state.agreement, state.policy.gates.agreement.floor
     pairs, agreeing = float(seen.pairs), float(seen.agreeing)
     lower, upper = agreement.bounds(pairs, agreeing, state.policy.alpha_of("agreement"))
-    waits_for = _missing_pairs(state)
-    if not waits_for and lower < floor:
-        waits_for = f"its lower bound, now {lower:.3f}, to reach {floor:g}"
+    below = f"its lower bound, now {lower:.3f}, to reach {floor:g}" if lower < floor else ""
     return _figure(
         state,
         "agreement",
         agreement.log_e_below(seen, floor),
         seen.peak,
         summary=f"same top tag in {agreeing:.0f} of {pairs:.0f} pairs, floor {floor:g}",
-        waits_for=waits_for,
+        need=_needed_pairs(state),
+        also_waits_for=below,
         figures={
             "pairs": pairs,
             "agreeing": agreeing,
@@ -151,7 +175,7 @@ def _score_distance(state: JudgeState) -> GateResult:
         capital.log_e(score.purses),
         score.peak,
         summary=f"mean {mean:.3f} over {float(score.pairs):.0f} pairs, ceiling {ceiling:g}",
-        waits_for=_missing_pairs(state),
+        need=_needed_pairs(state),
         figures={"pairs": float(score.pairs), "mean": mean, "ceiling": ceiling},
     )
 
@@ -167,7 +191,7 @@ def _tags(state: JudgeState) -> GateResult:
         summary=f"tags that the candidate favours: candidate "
         f"{_of(comparison.candidate_hits, comparison.candidate)}, "
         f"stable {_of(comparison.stable_hits, comparison.stable)}",
-        waits_for=_missing_comparisons(state, comparison, "answers with tags"),
+        need=_needed_comparisons(state, comparison, "answers with tags"),
         figures={
             **_two_sample_figures(comparison, "in_favoured_tags"),
             "margin": state.policy.gates.tags.margin,
@@ -183,11 +207,13 @@ def _figure(
     peak: Array,
     *,
     summary: str,
-    waits_for: str,
+    need: Need,
     figures: Mapping[str, float],
+    also_waits_for: str = "",
 ) -> GateResult:
     alpha = state.policy.alpha_of(gate)
     alarm = bool(peak >= -np.log(alpha))
+    waits_for = need.lacking or also_waits_for
     verdict = Verdict.ALARM if alarm else Verdict.WAITING if waits_for else Verdict.CLEAR
     return GateResult(
         gate=gate,
@@ -198,6 +224,7 @@ def _figure(
         summary=summary,
         waits_for="" if alarm else waits_for,
         figures=figures,
+        need=need,
     )
 
 
@@ -218,26 +245,38 @@ def _two_sample_figures(comparison: Comparison, hits: str) -> dict[str, float]:
     }
 
 
-def _missing(what: str, seen: float, minimum: int) -> str:
-    return f"{what}: {seen:.0f} of {minimum}" if seen < minimum else ""
-
-
-def _missing_requests(state: JudgeState) -> str:
-    """Return what a step still needs: outcomes of each version that has weight."""
+def _needed_requests(state: JudgeState) -> Need:
+    """Return what a step needs: outcomes of each version that has weight; the one that lacks."""
     minimum = state.policy.minimum
-    return _missing(
-        "requests to the candidate", state.step_candidate, minimum.candidate if state.weight else 0
-    ) or _missing("requests to stable", state.step_stable, minimum.stable if state.compares else 0)
+    of_candidate = Need(
+        "candidate",
+        "requests to the candidate",
+        state.step_candidate,
+        minimum.candidate if state.weight else 0,
+    )
+    of_stable = Need(
+        "stable", "requests to stable", state.step_stable, minimum.stable if state.compares else 0
+    )
+    return of_stable if of_stable.lacks and not of_candidate.lacks else of_candidate
 
 
-def _missing_comparisons(state: JudgeState, comparison: Comparison, what: str) -> str:
+def _needed_comparisons(state: JudgeState, comparison: Comparison, what: str) -> Need:
     minimum = state.policy.minimum
-    if not state.compares:
-        return ""
-    return _missing(
-        f"{what} of the candidate", float(comparison.candidate), minimum.candidate
-    ) or _missing(f"{what} of stable", float(comparison.stable), minimum.stable)
+    of_candidate = Need(
+        "candidate",
+        f"{what} of the candidate",
+        float(comparison.candidate),
+        minimum.candidate if state.compares else 0,
+    )
+    of_stable = Need(
+        "stable",
+        f"{what} of stable",
+        float(comparison.stable),
+        minimum.stable if state.compares else 0,
+    )
+    return of_stable if of_stable.lacks and not of_candidate.lacks else of_candidate
 
 
-def _missing_pairs(state: JudgeState) -> str:
-    return _missing("shadow pairs", float(state.agreement.pairs), state.policy.minimum.pairs)
+def _needed_pairs(state: JudgeState) -> Need:
+    pairs = float(state.agreement.pairs)
+    return Need("pairs", "shadow pairs", pairs, state.policy.minimum.pairs)

@@ -62,6 +62,8 @@ def evaluate(
         state = replace(state, held_s=state.held_s + conditions.passed_s)
     standing = Standing(state.held_s, conditions.stable_healthy, conditions.candidate_healthy)
     decision = decide(state.judge, standing)
+    e_values = {gate.gate: gate.e_value for gate in decision.gates}
+    state = replace(state, windows=metric_windows.with_evidence(state.windows, e_values))
     others = _restarted(state.starts, conditions.starts)
     policy = state.judge.policy
     if others and policy.recovery == "rollback" and decision.action is not Action.ROLLBACK:

@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 
-from vlserve.control.gateway.log_lines import AccessLine, ShadowLine
+from vlserve.control.gateway.log_lines import CLIENT_LEFT, AccessLine, ShadowLine
 from vlserve.control.judge import Outcome, ShadowPair
 from vlserve.control.rollouts.answer_log import LoggedAnswer
 
 PATIENCE_S = 120.0
 """How long a copy waits for the other answer; longer than any request takes."""
 _OVERLOAD = "overload"  # Envoy's detail of a request that it had no memory for
-_CLIENT_LEFT = "DC"  # Envoy's flag for a client that did not wait for its answer
 _LEFT_SOON_MS = 1000.0
 """A client that leaves sooner says nothing against a version: any caller can hang up at once."""
 _OVERFLOW = "UO"  # Envoy's flag for a request that it did not even try to send
@@ -55,7 +54,7 @@ def outcome(line: AccessLine, versions: Pair, answer_of: AnswerOf) -> Outcome | 
         return None
     if status == HTTPStatus.UNAUTHORIZED or line.details == _OVERLOAD:
         return None
-    left = status == 0 and _CLIENT_LEFT in (line.flags or "").split(",")
+    left = status == 0 and CLIENT_LEFT in (line.flags or "").split(",")
     waited_ms = max(0.0, (line.duration_ms or 0.0) - (line.received_ms or 0.0))
     refused = 400 <= status < 500 or (left and not line.upstream)
     left_soon = left and waited_ms < _LEFT_SOON_MS

@@ -53,6 +53,8 @@ class MetricWindow:
     agreeing: int = 0
     score_distance: float | None = None
     """Mean over the pairs."""
+    e_values: Mapping[str, float] = field(default_factory=dict)
+    """Gate -> its e-value at the window's last evaluation."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +103,13 @@ def add(
     )
     window = replace(window, stability_index=_stability_index(window))
     return MetricWindows(windows.closed, window, opened)
+
+
+def with_evidence(windows: MetricWindows, e_values: Mapping[str, float]) -> MetricWindows:
+    """Return the windows with the gates' e-values in the current one."""
+    if windows.current is None:
+        return windows
+    return replace(windows, current=replace(windows.current, e_values=dict(e_values)))
 
 
 def _tally(

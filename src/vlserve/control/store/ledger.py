@@ -128,12 +128,13 @@ class Ledger:
             )
         return record
 
-    def events(self, model: str) -> list[Event]:
-        """Everything that happened to a model, oldest first."""
+    def events(self, model: str, newest: int = -1) -> list[Event]:
+        """What happened to a model, oldest first: the ``newest`` events, or all (-1)."""
         self.model(model)
+        query = "SELECT * FROM events WHERE model = ? ORDER BY id DESC LIMIT ?"
         return [
             Event(row["at"], row["model"], row["version"], row["kind"], json.loads(row["detail"]))
-            for row in self._query("SELECT * FROM events WHERE model = ? ORDER BY id", model)
+            for row in reversed(self._query(query, model, newest))
         ]
 
     def add(

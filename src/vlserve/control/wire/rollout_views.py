@@ -15,6 +15,15 @@ def _iso_time(start: int | str) -> str:
     return start if isinstance(start, str) else datetime.fromtimestamp(start, UTC).isoformat()
 
 
+class NeedView(View):
+    """How much evidence a gate has, and how much it asks for before a step is left."""
+
+    kind: str = Field(description="candidate, stable, callers or pairs.")
+    what: str
+    seen: float
+    minimum: int
+
+
 class GateView(View):
     """One gate at the last evaluation; docs/gray-release.md says what each tests."""
 
@@ -26,6 +35,7 @@ class GateView(View):
     peak_e_value: float
     threshold: float = Field(description="The gate alarms once the peak has reached this.")
     figures: Mapping[str, float]
+    need: NeedView | None = Field(default=None, description="Null in what older code kept.")
 
 
 class DecisionView(View):
@@ -59,6 +69,9 @@ class WindowView(View):
     pairs: int = Field(description="Requests that both versions answered, in a shadow.")
     agreeing: int
     score_distance: float | None
+    e_values: Mapping[str, float] = Field(
+        default_factory=dict, description="Gate -> its e-value at the end of the window."
+    )
 
 
 class RolloutView(View):

@@ -52,6 +52,33 @@ class ModelView(View):
     versions: tuple[VersionView, ...]
 
 
+class TallyOfTimeView(View):
+    """Requests of some time."""
+
+    requests: int
+    failed: int = Field(description="Answered with a 5xx, or not at all.")
+    p50_ms: float | None = Field(description="Of those that were answered; null without any.")
+    p99_ms: float | None
+
+
+class MinuteView(TallyOfTimeView):
+    start: int = Field(description="Unix time, s.")
+
+
+class VersionTrafficView(TallyOfTimeView):
+    version: int
+
+
+class TrafficView(TallyOfTimeView):
+    """One model's requests of the last 15 minutes, as the gateway logged them."""
+
+    model: str
+    per_second: float = Field(description="Over the last whole minute.")
+    minutes: tuple[MinuteView, ...] = Field(description="Oldest first; the last is under way.")
+    versions: tuple[VersionTrafficView, ...]
+    estimated: bool = Field(description="Counted on some of the requests, and scaled up.")
+
+
 class EventView(View):
     """One line of the append-only history."""
 
@@ -150,6 +177,13 @@ class Health(View):
         description="Versions (`model version`) that an instance is to get back after its restart."
     )
     troubles: tuple[TroubleView, ...] = Field(default=(), description="What is not well.")
+
+
+class ConsoleLink(View):
+    """What lets one browser into the console, once."""
+
+    path: str = Field(description="At this service.")
+    valid_s: float = Field(description="How long it works, s.")
 
 
 class ErrorBody(View):

@@ -1,0 +1,82 @@
+"""What a person does on the pages of the console: the verbs, as forms and as an upload."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Header, Request
+from fastapi.responses import JSONResponse, RedirectResponse, Response
+
+from vlserve.control.api.console.access import TOKEN_HEADER, check_may_act
+from vlserve.control.api.console.answers import ConsoleRoute
+from vlserve.control.api.console.forms import Form, VersionForm, form_of, version_form_of
+from vlserve.control.api.console.sessions import Sessions
+from vlserve.control.api.threads import Threads
+from vlserve.control.api.uploads import FileName, register_upload
+from vlserve.control.service import ControlService
+from vlserve.runtime.manifest import ModelName
+
+Sent = Annotated[Form, Depends(form_of)]
+SentVersion = Annotated[VersionForm, Depends(version_form_of)]
+SEE_OTHER = 303
+
+
+def actions(service: ControlService, sessions: Sessions, threads: Threads) -> APIRouter:
+    """Return what acts; each request carries the token of its session."""
+    router = APIRouter(prefix="/console", include_in_schema=False, route_class=ConsoleRoute)
+
+    async def moved(request: Request, form: Form, work: Callable[[], Any], page: str) -> Response:
+        """Move traffic, then show the page that tells what came of it."""
+        check_may_act(sessions, request, form.token)
+        await threads.move_traffic(request, work)
+        return RedirectResponse(page, SEE_OTHER)
+
+    async def loaded(
+        request: Request, form: VersionForm, model: str, work: Callable[[], Any], page: str
+    ) -> Response:
+        """Likewise of a version that may have to be loaded first, which takes seconds."""
+        check_may_act(sessions, request, form.token)
+        is_loaded = await threads.look(partial(service.is_loaded, model, form.version))
+        await (threads.move_traffic if is_loaded else threads.load)(request, work)
+        return RedirectResponse(page, SEE_OTHER)
+
+    @router.post("/models/{model}/rollback")
+    async def rollback(request: Request, model: ModelName, form: Sent) -> Response:
+        return await moved(request, form, partial(service.rollback, model), _page(model))
+
+    @router.post("/models/{model}/release")
+    async def release(request: Request, model: ModelName, form: SentVersion) -> Response:
+        work = partial(service.release, model, form.version)
+        return await loaded(request, form, model, work, _page(model))
+
+    @router.post("/models/{model}/start")
+    async def start(request: Request, model: ModelName, form: SentVersion) -> Response:
+        work = partial(service.rollouts.start, model, form.version, {})
+        return await loaded(request, form, model, work, f"{_page(model)}/rollout")
+
+    @router.post("/models/{model}/{word}")
+    async def steer(
+        request: Request,
+        model: ModelName,
+        word: Literal["pause", "resume", "abort", "promote"],
+        form: Sent,
+    ) -> Response:
+        work = partial(getattr(service.rollouts, word), model)
+        return await moved(request, form, work, f"{_page(model)}/rollout")
+
+    @router.post("/versions")
+    async def register(
+        request: Request,
+        name: FileName = "",
+        token: Annotated[str, Header(alias=TOKEN_HEADER)] = "",
+    ) -> Response:
+        """Register the archive in the body; answers with the page to show."""
+        check_may_act(sessions, request, token)
+        registered = await register_upload(request, service, threads, name)
+        return JSONResponse({"page": _page(registered.model)})
+
+    return router
+
+
+def _page(model: str) -> str:
+    return f"/console/models/{model}"

@@ -1,0 +1,102 @@
+"""Live figures of the pages, as server-sent events.
+
+One answer is rendered for all that look at the same page in the same language, and only while
+somebody looks.
+"""
+
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+import anyio
+from fastapi import APIRouter, HTTPException, Request
+from fastapi.responses import StreamingResponse
+
+from vlserve.control.api.console import views
+from vlserve.control.api.console.access import visit
+from vlserve.control.api.console.answers import ConsoleRoute
+from vlserve.control.api.console.rendering import SECURITY_HEADERS, render
+from vlserve.control.api.console.screens import Screen
+from vlserve.control.api.console.sessions import Sessions
+from vlserve.control.api.threads import Threads
+from vlserve.control.service import ControlService
+from vlserve.errors import VlserveError
+from vlserve.runtime.manifest import ModelName
+
+EVERY_S = 3.0
+MOST_VIEWERS = 50
+
+
+@dataclass(frozen=True)
+class Part:
+    """The live part of a page. ``id``: of its element."""
+
+    id: str
+    template: str
+    gather: Callable[[], Screen]
+
+
+class LiveParts:
+    """The parts as they were last rendered: (path, language) -> HTML."""
+
+    def __init__(self, threads: Threads) -> None:
+        self._threads = threads
+        self._rendered: dict[tuple[str, str], tuple[float, str]] = {}
+        self._viewers = 0
+
+    async def follow(self, path: str, language: str, part: Part) -> AsyncIterator[str]:
+        """Yield an event each time that the part looks different."""
+        if self._viewers >= MOST_VIEWERS:
+            raise HTTPException(503, f"{MOST_VIEWERS} pages follow live figures already")
+        self._viewers += 1
+        shown = ""
+        try:
+            while True:
+                html = await self._render(path, language, part)
+                if html != shown:
+                    shown = html
+                    told = json.dumps({"id": part.id, "html": html})
+                    yield f"event: part\ndata: {told}\n\n"
+                await anyio.sleep(EVERY_S)
+        finally:
+            self._viewers -= 1
+
+    async def _render(self, path: str, language: str, part: Part) -> str:
+        """Return the part's HTML, at most `EVERY_S` old; as before where it cannot be gathered."""
+        at, html = self._rendered.get((path, language), (float("-inf"), ""))
+        if time.monotonic() - at < EVERY_S:
+            return html
+        try:
+            html = await self._threads.look(lambda: render(part.template, language, part.gather()))
+        except VlserveError:  # the model is gone, or the ledger is: the page itself says so
+            return html
+        self._rendered[path, language] = (time.monotonic(), html)
+        return html
+
+
+def live(service: ControlService, sessions: Sessions, threads: Threads) -> APIRouter:
+    """Return the streams of events."""
+    router = APIRouter(prefix="/console/live", include_in_schema=False, route_class=ConsoleRoute)
+    parts = LiveParts(threads)
+
+    def stream(request: Request, part: Part) -> StreamingResponse:
+        visitor = visit(sessions, request)
+        events = parts.follow(request.url.path, visitor.language, part)
+        return StreamingResponse(events, media_type="text/event-stream", headers=SECURITY_HEADERS)
+
+    @router.get("/now")
+    async def now(request: Request) -> StreamingResponse:
+        return stream(request, Part("now", "now_live.html.j2", lambda: views.now(service)))
+
+    @router.get("/models/{model}")
+    async def model(request: Request, model: ModelName) -> StreamingResponse:
+        part = Part("model", "model_live.html.j2", lambda: views.model(service, model))
+        return stream(request, part)
+
+    @router.get("/models/{model}/rollout")
+    async def rollout(request: Request, model: ModelName) -> StreamingResponse:
+        part = Part("rollout", "rollout_live.html.j2", lambda: views.rollout(service, model))
+        return stream(request, part)
+
+    return router

@@ -1,0 +1,94 @@
+"""The pages of the console: those that are looked at. What acts is in `actions`."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from fastapi import APIRouter, Request
+from fastapi.responses import FileResponse, Response
+
+from vlserve.control.api.console import views
+from vlserve.control.api.console.access import (
+    COOKIE,
+    LANGUAGE_COOKIE,
+    language_of,
+    visit,
+)
+from vlserve.control.api.console.answers import ConsoleRoute
+from vlserve.control.api.console.rendering import SECURITY_HEADERS, page
+from vlserve.control.api.console.screens import Screen
+from vlserve.control.api.console.sessions import Sessions
+from vlserve.control.api.console.texts import LANGUAGES, texts_in
+from vlserve.control.api.threads import Threads
+from vlserve.control.service import ControlService
+from vlserve.runtime.manifest import ModelName, Version
+
+STATIC = Path(__file__).with_name("static")
+FILES = ("console.css", "console.js", "enter.js", "icon.svg")
+
+
+def pages(service: ControlService, sessions: Sessions, threads: Threads) -> APIRouter:
+    """Return the pages; Door has judged the host and the origin of each request."""
+    router = APIRouter(prefix="/console", include_in_schema=False, route_class=ConsoleRoute)
+
+    async def shown(request: Request, template: str, gather: Callable[[], Screen]) -> Response:
+        """Answer with a page for a browser that may read."""
+        visitor = visit(sessions, request)
+        screen = await threads.look(gather)
+        answer = page(template, visitor.language, screen)
+        if request.query_params.get("lang") in LANGUAGES:
+            answer.set_cookie(LANGUAGE_COOKIE, visitor.language, path="/console", samesite="strict")
+        return answer
+
+    @router.get("/static/{name}")
+    def static(name: str) -> Response:
+        if name not in FILES:
+            return Response(status_code=404)
+        return FileResponse(STATIC / name, headers=SECURITY_HEADERS)
+
+    @router.get("/enter")
+    def enter(request: Request, code: str = "") -> Response:
+        """Open a session with the code of a link."""
+        language = language_of(request)
+        session = sessions.open(code)
+        if session is None:
+            texts = texts_in(language)
+            told = {"heading": texts("no_session"), "message": texts("code_used")}
+            return page("message.html.j2", language, told | {"back": "/console/"}, status=401)
+        answer = page("enter.html.j2", language, {"token": session.token})
+        answer.set_cookie(COOKIE, session.cookie, path="/console", httponly=True, samesite="strict")
+        return answer
+
+    @router.get("/")
+    async def now(request: Request) -> Response:
+        live = {"live": "/console/live/now"}
+        return await shown(request, "now.html.j2", lambda: {**views.now(service), **live})
+
+    @router.get("/register")
+    async def register(request: Request) -> Response:
+        return await shown(request, "register.html.j2", dict)
+
+    @router.get("/models/{model}")
+    async def model(request: Request, model: ModelName) -> Response:
+        live = {"live": f"/console/live/models/{model}"}
+        return await shown(
+            request, "model.html.j2", lambda: {**views.model(service, model), **live}
+        )
+
+    @router.get("/models/{model}/rollout")
+    async def rollout(request: Request, model: ModelName) -> Response:
+        live = {"live": f"/console/live/models/{model}/rollout"}
+        return await shown(
+            request, "rollout.html.j2", lambda: {**views.rollout(service, model), **live}
+        )
+
+    @router.get("/models/{model}/history")
+    async def history(request: Request, model: ModelName) -> Response:
+        return await shown(request, "history.html.j2", partial(views.history, service, model))
+
+    @router.get("/models/{model}/versions/{version}")
+    async def version(request: Request, model: ModelName, version: Version) -> Response:
+        gather = partial(views.version, service, model, version)
+        return await shown(request, "version.html.j2", gather)
+
+    return router

@@ -1,0 +1,70 @@
+// What the pages do beyond reading: act with the session's token, upload, and follow live figures.
+"use strict";
+
+const TOKEN_HEADER = "X-Console-Token";
+
+function token() {
+  return localStorage.getItem("vlserve-token") || "";
+}
+
+for (const form of document.querySelectorAll('form[method="post"]')) {
+  form.addEventListener("submit", () => {
+    const field = document.createElement("input");
+    field.type = "hidden";
+    field.name = "token";
+    field.value = token();
+    form.append(field);
+  });
+}
+
+const content = document.querySelector("main[data-live]");
+if (content) {
+  const figures = new EventSource(content.dataset.live);
+  figures.addEventListener("part", (event) => {
+    const part = JSON.parse(event.data);
+    const place = document.getElementById(part.id);
+    if (place && !place.contains(document.activeElement)) {
+      place.innerHTML = part.html;
+    }
+  });
+  figures.addEventListener("changed", () => location.reload());
+}
+
+const drop = document.getElementById("drop");
+if (drop) {
+  const archive = document.getElementById("archive");
+  archive.addEventListener("change", () => upload(archive.files[0]));
+  drop.addEventListener("dragover", (event) => event.preventDefault());
+  drop.addEventListener("drop", (event) => {
+    event.preventDefault();
+    upload(event.dataTransfer.files[0]);
+  });
+}
+
+function upload(file) {
+  if (!file) {
+    return;
+  }
+  const sent = document.getElementById("sent");
+  const said = document.getElementById("said");
+  const request = new XMLHttpRequest();
+  request.open("POST", "/console/versions?name=" + encodeURIComponent(file.name));
+  request.setRequestHeader("Content-Type", "application/octet-stream");
+  request.setRequestHeader(TOKEN_HEADER, token());
+  request.upload.addEventListener("progress", (event) => {
+    sent.value = event.loaded / event.total;
+    said.textContent = event.loaded === event.total ? drop.dataset.loading : "";
+  });
+  request.addEventListener("load", () => {
+    const answer = JSON.parse(request.responseText);
+    if (request.status === 200) {
+      location.assign(answer.page);
+    } else {
+      said.textContent = answer.error.message;
+    }
+  });
+  request.addEventListener("error", () => {
+    said.textContent = drop.dataset.failed;
+  });
+  request.send(file);
+}

@@ -1,0 +1,85 @@
+"""What the service knows, gathered for the screens. Called in threads of `Threads`."""
+
+from contextlib import suppress
+
+from vlserve.control.api.console.screens import (
+    Screen,
+    model_screen,
+    now_screen,
+    rollout_screen,
+)
+from vlserve.control.gateway.recent_requests import ModelTraffic
+from vlserve.control.rollouts.report import RolloutReport
+from vlserve.control.service import ControlService
+from vlserve.control.store.rows import step_name
+from vlserve.errors import NoRelease, VersionNotFound
+
+MOST_EVENTS = 300
+
+
+def now(service: ControlService) -> Screen:
+    """Gather what the screen Now shows."""
+    models = service.models()
+    names = [model.model for model in models]
+    rollouts = {name: report for name in names if (report := _latest(service, name)) is not None}
+    last = {name: event for name in names for event in service.history(name, newest=1)}
+    return now_screen(models, service.traffic(), rollouts, last, service.health())
+
+
+def model(service: ControlService, name: str) -> Screen:
+    """Gather what the page of a model shows. ModelNotFound."""
+    status = service.model(name)
+    return model_screen(status, _traffic(service, name), _latest(service, name))
+
+
+def rollout(service: ControlService, name: str) -> Screen:
+    """Gather what the page of a model's rollout shows. ModelNotFound."""
+    service.model(name)
+    report = _latest(service, name)
+    if report is None:
+        return {"rollout": None, "name": name}
+    step = step_name(report.id, report.step)
+    return {"name": name, **rollout_screen(report, _traffic(service, name), step)}
+
+
+def history(service: ControlService, name: str) -> Screen:
+    """Gather what the history of a model shows, the newest first. ModelNotFound."""
+    events = service.history(name, newest=MOST_EVENTS + 1)
+    return {
+        "name": name,
+        "events": list(reversed(events[-MOST_EVENTS:])),
+        "older": len(events) > MOST_EVENTS,
+    }
+
+
+def version(service: ControlService, name: str, number: int) -> Screen:
+    """Gather what the page of a version shows. ModelNotFound, VersionNotFound."""
+    status = service.model(name)
+    found = {each.version: each for each in status.versions}
+    if number not in found:
+        raise VersionNotFound(f"{name} has no version {number}")
+    shown, stable = found[number], found.get(status.stable or 0)
+    labels = set(shown.manifest.labels or ())
+    of_stable = labels if stable is None else set(stable.manifest.labels or ())
+    size: int | None = None
+    with suppress(OSError):
+        size = shown.archive.stat().st_size
+    return {
+        "version": shown,
+        "stable": status.stable,
+        "size": size,
+        "added": sorted(labels - of_stable),
+        "removed": sorted(of_stable - labels),
+        "manifest": shown.manifest.model_dump_json(indent=2, exclude={"probes"}),
+    }
+
+
+def _latest(service: ControlService, name: str) -> RolloutReport | None:
+    try:
+        return service.rollouts.latest(name)
+    except NoRelease:
+        return None
+
+
+def _traffic(service: ControlService, name: str) -> ModelTraffic:
+    return service.traffic().get(name, ModelTraffic(model=name))

@@ -1,0 +1,238 @@
+"""Figures of the last minutes from the gateway's access log, for people.
+
+Nothing is counted until somebody asks, and an answer costs the same however long the log is: of
+more than `MAX_LINES` requests, as many are read as that, spread evenly over the bytes, and the
+counts are scaled up.
+"""
+
+import json
+import mmap
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlserve.control.gateway.log_lines import CLIENT_LEFT
+
+MINUTES = 15
+MAX_LINES = 1000
+"""Read for one answer; parsing them takes about 10 ms."""
+KEPT_S = 3.0
+"""Within this time the same answer is given again, to however many ask."""
+_MINUTE_S = 60
+_LONGEST_REQUEST_S = 60.0
+"""Lines are written when a request ends, and tell when it began."""
+_BISECT_UNTIL = 4096
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Requests of some time. Latencies: ms, of those that were answered; None without any."""
+
+    requests: int = 0
+    failed: int = 0
+    """Answered with a 5xx, or not at all while the client waited."""
+    p50_ms: float | None = None
+    p99_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class Minute(Tally):
+    """``start``: Unix time, s."""
+
+    start: int = 0
+
+
+@dataclass(frozen=True)
+class VersionTraffic(Tally):
+    """What one version answered in the last `MINUTES`."""
+
+    version: int = 0
+
+
+@dataclass(frozen=True)
+class ModelTraffic(Tally):
+    """One model's requests in the last `MINUTES`.
+
+    ``per_second``: over the last whole minute that has ended. ``minutes``: oldest first, the one
+    under way last. ``steps``: step of a rollout -> version -> requests that its weights routed.
+    ``estimated``: the counts are scaled up from a part of the requests.
+    """
+
+    model: str = ""
+    per_second: float = 0.0
+    minutes: tuple[Minute, ...] = ()
+    versions: tuple[VersionTraffic, ...] = ()
+    steps: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
+    estimated: bool = False
+
+
+@dataclass(frozen=True)
+class _Request:
+    began: float
+    model: str
+    version: int | None
+    step: str
+    failed: bool
+    latency_ms: float
+    """From its last byte to the answer's."""
+
+
+class RecentRequests:
+    """The last `MINUTES` of an access log and of the one before it. Thread-safe."""
+
+    def __init__(self, log: Path, now: Callable[[], float] = time.time) -> None:
+        self._log = log
+        self._now = now
+        self._lock = threading.Lock()
+        self._read_at = -np.inf
+        self._figures: Mapping[str, ModelTraffic] = {}
+
+    def figures(self) -> Mapping[str, ModelTraffic]:
+        """Return model -> its figures; models without a request are left out."""
+        with self._lock:
+            passing = time.monotonic()
+            if passing - self._read_at >= KEPT_S:
+                self._figures = read_figures(self._log, self._now())
+                self._read_at = passing
+            return self._figures
+
+
+def read_figures(log: Path, now: float) -> Mapping[str, ModelTraffic]:
+    """Read the last `MINUTES` before ``now`` (Unix time, s): model -> its figures."""
+    since = now - MINUTES * _MINUTE_S
+    requests, scale = _read(log, since)
+    of_models: dict[str, list[_Request]] = defaultdict(list)
+    for request in requests:
+        if since <= request.began <= now:
+            of_models[request.model].append(request)
+    return {model: _traffic(model, each, now, scale) for model, each in sorted(of_models.items())}
+
+
+def _traffic(model: str, requests: Sequence[_Request], now: float, scale: float) -> ModelTraffic:
+    first = int(now // _MINUTE_S) - MINUTES + 1
+    by_minute: dict[int, list[_Request]] = defaultdict(list)
+    by_version: dict[int, list[_Request]] = defaultdict(list)
+    steps: dict[str, dict[int, float]] = defaultdict(lambda: defaultdict(float))
+    for request in requests:
+        by_minute[int(request.began // _MINUTE_S)].append(request)
+        if request.version is not None:
+            by_version[request.version].append(request)
+            if request.step:
+                steps[request.step][request.version] += scale
+    minutes = tuple(
+        Minute(**_tally(by_minute.get(minute, ()), scale), start=minute * _MINUTE_S)
+        for minute in range(first, first + MINUTES)
+    )
+    return ModelTraffic(
+        **_tally(requests, scale),
+        model=model,
+        per_second=minutes[-2].requests / _MINUTE_S,
+        minutes=minutes,
+        versions=tuple(
+            VersionTraffic(**_tally(of_version, scale), version=version)
+            for version, of_version in sorted(by_version.items())
+        ),
+        steps={step: {v: round(n) for v, n in shares.items()} for step, shares in steps.items()},
+        estimated=scale > 1,
+    )
+
+
+def _tally(requests: Sequence[_Request], scale: float) -> dict[str, Any]:
+    latencies = [request.latency_ms for request in requests if not request.failed]
+    p50_ms, p99_ms = np.percentile(latencies, (50, 99)) if latencies else (None, None)
+    return {
+        "requests": round(len(requests) * scale),
+        "failed": round(sum(request.failed for request in requests) * scale),
+        "p50_ms": None if p50_ms is None else round(float(p50_ms), 3),
+        "p99_ms": None if p99_ms is None else round(float(p99_ms), 3),
+    }
+
+
+def _read(log: Path, since: float) -> tuple[list[_Request], float]:
+    """Return requests since about ``since``, and how many each of them stands for."""
+    texts: list[tuple[mmap.mmap, int]] = []
+    for file in (log.with_name(f"{log.name}.1"), log):
+        with suppress(OSError, ValueError), file.open("rb") as opened:  # empty, or being renamed
+            text = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+            texts.append((text, _offset_of(text, since - _LONGEST_REQUEST_S)))
+    total = sum(len(text) - start for text, start in texts)
+    lines: list[bytes] = []
+    whole = all(_is_short(text, start) for text, start in texts)
+    for text, start in texts:
+        most = MAX_LINES * (len(text) - start) // max(1, total)
+        lines += _all_lines(text, start) if whole else _some_lines(text, start, most)
+        text.close()
+    read = sum(len(line) + 1 for line in lines)
+    requests = [request for line in lines if (request := _parsed(line)) is not None]
+    return requests, 1.0 if whole or not read else max(1.0, total / read)
+
+
+def _is_short(text: mmap.mmap, start: int) -> bool:
+    """Return whether there are fewer than about half of `MAX_LINES` after ``start``."""
+    head = text[start : start + _BISECT_UNTIL]
+    mean = len(head) / max(1, head.count(b"\n"))
+    return len(text) - start <= mean * MAX_LINES / 2
+
+
+def _all_lines(text: mmap.mmap, start: int) -> list[bytes]:
+    return text[start : max(start, text.rfind(b"\n", start))].splitlines()
+
+
+def _some_lines(text: mmap.mmap, start: int, most: int) -> Iterator[bytes]:
+    """Yield ``most`` whole lines after ``start``, evenly spread."""
+    size = len(text) - start
+    for number in range(most):
+        begin = text.find(b"\n", start + size * number // most) + 1
+        end = text.find(b"\n", begin) if begin else -1
+        if end < 0:
+            return
+        yield text[begin:end]
+
+
+def _offset_of(text: mmap.mmap, since: float) -> int:
+    """Return where a line begins before which no request began after ``since``, by bisection."""
+    low, high = 0, len(text)
+    while high - low > _BISECT_UNTIL:
+        middle = text.find(b"\n", (low + high) // 2) + 1
+        end = text.find(b"\n", middle) if middle else -1
+        if end < 0 or middle >= high:
+            break
+        request = _parsed(text[middle:end])
+        if request is None or request.began < since:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _parsed(line: bytes) -> _Request | None:
+    """Return one line's request; None for what asked no model, and for what is no such line."""
+    try:
+        fields = json.loads(line)
+        status = int(fields["status"] or 0)
+        version = fields["version"] or ""
+        left = CLIENT_LEFT in (fields.get("flags") or "").split(",")
+        duration_ms = float(fields["duration_ms"] or 0.0)
+        return (
+            _Request(
+                began=datetime.fromisoformat(fields["at"]).replace(tzinfo=UTC).timestamp(),
+                model=str(fields["model"]),
+                version=int(version) if version.isdecimal() else None,
+                step=str(fields["step"] or ""),
+                failed=status >= HTTPStatus.INTERNAL_SERVER_ERROR or (not status and not left),
+                latency_ms=duration_ms - float(fields.get("received_ms") or 0.0),
+            )
+            if fields["model"]
+            else None
+        )
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None

@@ -1,0 +1,187 @@
+"""The console in a browser: a link, a register by drop, a rollout that advances, and the way back.
+
+The control service is the real one, over an engine and a gateway in memory; the evidence of the
+rollout is what the gateway would log.
+"""
+
+import base64
+import json
+import re
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect
+
+from support.control_api_server import RunningControl, running_control
+from vlserve.exporter.echo import pack_echo
+from vlserve.runtime.answer_log import AnswerLine
+
+ROLLOUT = """
+weights: [50, 100]
+hold_s: 0
+minimum: {candidate: 20, stable: 20, units: 20}
+"""
+PATIENCE_MS = 60_000
+PAGES = [
+    "",
+    "register",
+    "models/tagger",
+    "models/tagger/rollout",
+    "models/tagger/history",
+    "models/tagger/versions/1",
+]
+
+
+@pytest.fixture(scope="module")
+def control(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningControl]:
+    """tagger 1 has all traffic, 2 is ready."""
+    folder = tmp_path_factory.mktemp("console")
+    (folder / "serving_config").mkdir()
+    (folder / "serving_config" / "rollout.yaml").write_text(ROLLOUT, encoding="utf-8")
+    with running_control(folder) as running:
+        for version in (1, 2):
+            running.client.register(pack_echo(folder, "tagger", version))
+        running.client.release("tagger", 1)
+        yield running
+
+
+@pytest.fixture
+def page(chromium: Browser, control: RunningControl) -> Iterator[Page]:
+    """A page of a browser that came by the link; it must log no error."""
+    context = chromium.new_context(base_url=control.url, locale="en-US")
+    context.set_default_timeout(PATIENCE_MS)
+    opened = context.new_page()
+    errors: list[str] = []
+    opened.on("console", lambda told: errors.append(told.text) if told.type == "error" else None)
+    opened.on("pageerror", lambda error: errors.append(str(error)))
+    opened.goto(control.client.console_link().path)
+    expect(opened).to_have_url(re.compile("/console/$"), timeout=PATIENCE_MS)
+    yield opened
+    context.close()
+    assert errors == []
+
+
+def _press(page: Page, name: str) -> None:
+    """Open the confirmation of an action, and confirm it."""
+    action = page.locator("details.act", has=page.locator("summary", has_text=name)).first
+    action.locator("summary").click()
+    action.get_by_role("button", name=name).click()
+
+
+def _drop(page: Page, archive: Path) -> None:
+    content = base64.b64encode(archive.read_bytes()).decode()
+    transfer = page.evaluate_handle(
+        """([content, name]) => {
+            const bytes = Uint8Array.from(atob(content), (c) => c.charCodeAt(0));
+            const transfer = new DataTransfer();
+            transfer.items.add(new File([bytes], name));
+            return transfer;
+        }""",
+        [content, archive.name],
+    )
+    page.locator("#drop").dispatch_event("drop", {"dataTransfer": transfer})
+
+
+def _log_requests(control: RunningControl, step: str, first: int) -> None:
+    """Log 60 requests that the gateway routed half and half, after their answers."""
+    logs = control.settings.state_dir / "logs"
+    numbers = range(first, first + 60)
+    with (logs / "answers.jsonl").open("a", encoding="utf-8") as answers:
+        for number in numbers:
+            line = AnswerLine(f"r{number}", "tagger", 1 + number % 2, scores={"red": 0.9})
+            answers.write(f"{line.to_json()}\n")
+    with (logs / "access.jsonl").open("a", encoding="utf-8") as log:
+        for number in numbers:
+            line = {
+                "at": datetime.now(UTC).isoformat(),
+                "request_id": f"r{number}",
+                "model": "tagger",
+                "version": str(1 + number % 2),
+                "step": step,
+                "status": 200,
+                "duration_ms": 10 + number % 3,
+                "tries": 1,
+                "schema": 1,
+            }
+            log.write(json.dumps(line) + "\n")
+
+
+def test_an_archive_is_dropped_and_a_rollout_advances(
+    page: Page, control: RunningControl, tmp_path: Path
+) -> None:
+    page.get_by_role("link", name="Register").click()
+    _drop(page, pack_echo(tmp_path, "tagger", 3))
+    expect(page).to_have_url(re.compile("/console/models/tagger$"), timeout=PATIENCE_MS)
+    expect(page.locator("tbody th", has_text="3")).to_be_visible()
+
+    page.goto("/console/models/tagger")
+    _press(page, "Start a rollout")  # of version 2, the first that may
+    expect(page).to_have_url(re.compile("/rollout$"), timeout=PATIENCE_MS)
+    expect(page.locator(".ladder .present")).to_have_text("50 %")
+    rollout = control.client.rollout("tagger")
+    assert rollout.candidate == 2
+    deadline, number = time.monotonic() + 60, 0
+    while rollout.status == "running" and time.monotonic() < deadline:
+        _log_requests(control, f"{rollout.id}/{rollout.step}", number)
+        number += 60
+        page.wait_for_timeout(200)
+        rollout = control.client.rollout("tagger")
+    expect(page.locator(".lead strong")).to_have_text("promoted", timeout=PATIENCE_MS)
+
+    page.get_by_role("link", name="Versions").click()
+    _press(page, "Roll back to 1")
+    expect(page.locator("tbody tr", has_text="stable").locator("th")).to_have_text("1")
+    assert control.client.model("tagger").stable == 1
+
+
+def test_a_rollout_is_aborted(page: Page, control: RunningControl) -> None:
+    control.client.start_rollout("tagger", 2, {"hold_s": 600})
+    page.get_by_role("link", name="tagger").click()
+    page.get_by_role("link", name="Rollout", exact=True).click()
+    _press(page, "Abort")
+    expect(page.locator(".lead strong")).to_have_text("aborted by hand")
+    assert control.client.rollout("tagger").status == "aborted"
+
+
+def test_both_languages(page: Page) -> None:
+    page.get_by_role("link", name="中文").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("现状")
+    page.get_by_role("link", name="tagger").click()
+    expect(page.get_by_role("heading", name="操作")).to_be_visible()
+    page.get_by_role("link", name="English").click()
+    expect(page.get_by_role("heading", name="Actions")).to_be_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(page: Page, scheme: str) -> None:
+    page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+    for path in PAGES:
+        page.goto(f"/console/{path}")
+        found = Axe().run(page).response["violations"]
+        serious = [each for each in found if each["impact"] in ("serious", "critical")]
+        assert serious == [], (path, [(each["id"], each["nodes"][0]["html"]) for each in serious])
+
+
+def test_a_narrow_screen_scrolls_within_its_tables(page: Page) -> None:
+    page.set_viewport_size({"width": 360, "height": 640})
+    for path in PAGES:
+        page.goto(f"/console/{path}")
+        assert page.evaluate("() => document.documentElement.scrollWidth") <= 360, path
+
+
+def test_without_scripts_the_pages_read(chromium: Browser, control: RunningControl) -> None:
+    context = chromium.new_context(base_url=control.url, java_script_enabled=False)
+    page = context.new_page()
+    page.goto(control.client.console_link().path)
+    for path in PAGES:
+        page.goto(f"/console/{path}")
+        expect(page.get_by_role("heading", level=1)).to_be_visible()
+    page.goto("/console/models/tagger")
+    _press(page, "Release at once")
+    expect(page.get_by_text("JavaScript off")).to_be_visible()
+    assert control.client.model("tagger").stable == 1
+    context.close()

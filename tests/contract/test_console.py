@@ -1,0 +1,192 @@
+"""The console over HTTP: who gets in, what it shows, what acts, and what it refuses."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from support.control_api_server import RunningControl
+from vlserve.control.api.console.access import COOKIE, TOKEN_HEADER
+
+PAGES = [
+    "/console/",
+    "/console/register",
+    "/console/models/tagger",
+    "/console/models/tagger/rollout",
+    "/console/models/tagger/history",
+    "/console/models/tagger/versions/1",
+]
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}
+
+
+@pytest.fixture
+def browser(control_api: RunningControl) -> Iterator[httpx.Client]:
+    """A browser that came by the link; ``browser.headers`` are those of a form of its own page."""
+    with httpx.Client(base_url=control_api.url) as client:
+        entered = client.get(control_api.client.console_link().path)
+        assert entered.status_code == 200
+        token = re.search(r'data-token="([^"]+)"', entered.text)
+        assert token
+        client.headers["Origin"] = control_api.url
+        client.headers["X-Test-Token"] = token[1]
+        yield client
+
+
+def _act(browser: httpx.Client, path: str, **fields: object) -> httpx.Response:
+    told = {"token": browser.headers["X-Test-Token"], **fields}
+    return browser.post(path, data=told)
+
+
+@pytest.fixture
+def two_versions(control_api: RunningControl, archives: list[Path]) -> None:
+    for archive in archives[:2]:
+        control_api.client.register(archive)
+    control_api.client.release("tagger", 1)
+
+
+def test_a_link_works_once(control_api: RunningControl) -> None:
+    path = control_api.client.console_link().path
+    with (
+        httpx.Client(base_url=control_api.url) as first,
+        httpx.Client(base_url=control_api.url) as second,
+    ):
+        answer = first.get(path)
+        assert answer.status_code == 200
+        cookie = answer.headers["set-cookie"]
+        assert all(word in cookie for word in ("HttpOnly", "SameSite=strict", "Path=/console"))
+        assert first.get("/console/").status_code == 200
+        assert second.get(path).status_code == 401
+        assert second.get("/console/").status_code == 401
+
+
+@pytest.mark.parametrize("path", [*PAGES, "/console/live/now"])
+def test_without_a_session_nothing_is_shown(control_api: RunningControl, path: str) -> None:
+    for cookies in ({}, {COOKIE: "guessed"}):
+        answer = httpx.get(control_api.url + path, cookies=cookies)
+        assert answer.status_code == 401
+        assert "vlserve console" in answer.text
+        assert "default-src 'none'" in answer.headers["content-security-policy"]
+
+
+@pytest.mark.parametrize("path", PAGES)
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_each_page_is_shown(
+    control_api: RunningControl,
+    two_versions: None,
+    browser: httpx.Client,
+    path: str,
+    language: str,
+) -> None:
+    answer = browser.get(path, params={"lang": language})
+    assert answer.status_code == 200
+    assert f'lang="{language}"' in answer.text
+    assert answer.headers["x-frame-options"] == "DENY"
+    assert "'unsafe" not in answer.headers["content-security-policy"]
+
+
+def test_the_language_is_that_of_the_browser_until_it_is_switched(browser: httpx.Client) -> None:
+    chinese = {"Accept-Language": "fr, zh-CN;q=0.9, en;q=0.8"}
+    assert "现状" in browser.get("/console/", headers=chinese).text
+    browser.get("/console/", params={"lang": "en"}, headers=chinese)
+    assert "现状" not in browser.get("/console/", headers=chinese).text
+
+
+def test_a_rollout_is_started_paused_aborted_and_rolled_back(
+    control_api: RunningControl, two_versions: None, browser: httpx.Client
+) -> None:
+    control = control_api.client
+    started = _act(browser, "/console/models/tagger/start", version=2)
+    assert (started.status_code, started.headers["location"]) == (
+        303,
+        "/console/models/tagger/rollout",
+    )
+    shown = browser.get("/console/models/tagger/rollout").text
+    assert "0 of 400" in shown and "Sample ratio" in shown
+    for word, status in (("pause", "paused"), ("resume", "running"), ("abort", "aborted")):
+        assert _act(browser, f"/console/models/tagger/{word}").status_code == 303
+        assert control.rollout("tagger").status == status
+    assert _act(browser, "/console/models/tagger/release", version=2).status_code == 303
+    assert control.model("tagger").stable == 2
+    assert _act(browser, "/console/models/tagger/rollback").status_code == 303
+    assert control.model("tagger").stable == 1
+    refused = _act(browser, "/console/models/tagger/rollback")
+    assert refused.status_code == 409 and "stable version" in refused.text
+
+
+def test_an_archive_is_registered(
+    control_api: RunningControl, browser: httpx.Client, archives: list[Path]
+) -> None:
+    headers = {
+        TOKEN_HEADER: browser.headers["X-Test-Token"],
+        "Content-Type": "application/octet-stream",
+    }
+    answer = browser.post(
+        "/console/versions?name=tagger-1.mar", content=archives[0].read_bytes(), headers=headers
+    )
+    assert answer.json() == {"page": "/console/models/tagger"}
+    assert control_api.client.model("tagger").versions[0].state == "ready"
+    broken = browser.post("/console/versions?name=x.mar", content=b"PK", headers=headers)
+    assert broken.status_code == 422 and broken.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("what", ["no token", "another token", "no origin", "another port"])
+def test_pages_of_others_cannot_act(
+    control_api: RunningControl, two_versions: None, browser: httpx.Client, what: str
+) -> None:
+    """A browser sends the cookie from any port of this host; the token it does not."""
+    token = {"no token": "", "another token": "x" * 43}.get(what, browser.headers["X-Test-Token"])
+    headers = {"Origin": "http://127.0.0.1:1"} if what == "another port" else {}
+    if what == "no origin":
+        del browser.headers["Origin"]
+    for path, fields in (
+        ("/console/models/tagger/release", {"version": 2}),
+        ("/console/models/tagger/start", {"version": 2}),
+        ("/console/models/tagger/rollback", {}),
+        ("/console/models/tagger/promote", {}),
+    ):
+        answer = browser.post(path, data={"token": token, **fields}, headers=headers)
+        assert answer.status_code == 403, path
+    answer = browser.post(
+        "/console/versions", content=b"PK", headers={**headers, TOKEN_HEADER: token or "none"}
+    )
+    assert answer.status_code == 403
+    assert control_api.client.model("tagger").stable == 1
+
+
+def test_the_cookie_opens_nothing_but_the_console(
+    control_api: RunningControl, two_versions: None, browser: httpx.Client
+) -> None:
+    assert browser.get("/models").status_code == 401
+    body = {"version": 2, "now": True}
+    assert browser.post("/models/tagger/releases", json=body).status_code == 401
+    assert browser.post("/console-links", json={}).status_code == 401
+
+
+@pytest.mark.parametrize("host", ["evil.test", "127.0.0.1.evil.test:80"])
+def test_another_host_is_refused(browser: httpx.Client, host: str) -> None:
+    assert browser.get("/console/", headers={"Host": host}).status_code == 403
+
+
+def test_unknown_models_and_versions_are_pages(browser: httpx.Client, two_versions: None) -> None:
+    for path in ("models/never", "models/never/rollout", "models/tagger/versions/9"):
+        answer = browser.get(f"/console/{path}")
+        assert answer.status_code == 404 and "<h1>" in answer.text
+    assert browser.get("/console/models/%3Cscript%3E").status_code == 422
+    assert "<script>" not in browser.get("/console/models/%3Cscript%3E").text.split("</head>")[1]
+
+
+def test_live_figures_follow_what_changes(
+    control_api: RunningControl, two_versions: None, browser: httpx.Client
+) -> None:
+    with browser.stream("GET", "/console/live/now") as events:
+        assert events.headers["content-type"].startswith("text/event-stream")
+        shown = ""
+        for text in events.iter_text():
+            shown += text
+            if shown.count("event: part") == 1 and "\n\n" in shown:
+                control_api.client.release("tagger", 2)
+            if shown.count("event: part") == 2:
+                break
+        assert "released 2" in shown

@@ -1,0 +1,63 @@
+"""The console's texts: both languages have each, and each that a page asks for is there."""
+
+import re
+from pathlib import Path
+from string import Formatter
+
+import pytest
+
+from vlserve.control.api.console import texts
+from vlserve.control.api.console.texts import LANGUAGES, catalogue, choose_language
+from vlserve.control.domain import RolloutStatus
+from vlserve.control.judge import Action, Policy
+from vlserve.control.judge.gates import Verdict
+
+ROOM = Path(texts.__file__).parent
+_COMPOSED = {
+    *(f"action_{action}" for action in Action),
+    *(f"status_{status}" for status in RolloutStatus),
+    *(f"verdict_{verdict}" for verdict in Verdict),
+    *(f"gate_{gate}" for gate in type(Policy().gates).model_fields),
+}
+
+
+def _asked_for() -> set[str]:
+    files = [*ROOM.glob("templates/*.j2"), *ROOM.glob("*.py")]
+    told = "\n".join(file.read_text(encoding="utf-8") for file in files)
+    return set(re.findall(r"""\b(?:t|texts)\(['"]([a-z_0-9]+)['"][,)]""", told))
+
+
+def _fields(text: str) -> set[str]:
+    return {name for _, name, _, _ in Formatter().parse(text) if name}
+
+
+def test_every_language_has_every_text() -> None:
+    for key, of_languages in catalogue().items():
+        assert list(of_languages) == list(LANGUAGES), key
+        assert all(text.strip() for text in of_languages.values()), key
+        fields = {
+            frozenset(f[1] for f in Formatter().parse(x) if f[1]) for x in of_languages.values()
+        }
+        assert len(fields) == 1, f"{key} takes other values in another language"
+
+
+def test_what_pages_ask_for_is_there_and_nothing_else() -> None:
+    given_by_name = {"no_session", "how_to_enter", "refused", "foreign_form", "not_done"}
+    assert _asked_for() | _COMPOSED | given_by_name == set(catalogue())
+
+
+@pytest.mark.parametrize(
+    ("chosen", "accepted", "language"),
+    [
+        ("", "", "en"),
+        ("", "zh-CN,zh;q=0.9,en;q=0.8", "zh"),
+        ("", "en;q=0.5, zh;q=0.4", "en"),
+        ("", "fr, de;q=0.9", "en"),
+        ("", "zh;q=nothing, en", "en"),
+        ("", "," * 10_000, "en"),
+        ("zh", "en", "zh"),
+        ("fr", "en", "en"),
+    ],
+)
+def test_the_language_of_a_page(chosen: str, accepted: str, language: str) -> None:
+    assert choose_language(chosen, accepted) == language

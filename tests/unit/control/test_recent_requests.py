@@ -1,0 +1,98 @@
+"""Figures of the last minutes, from the gateway's log."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vlserve.control.gateway.recent_requests import (
+    MAX_LINES,
+    MINUTES,
+    RecentRequests,
+    read_figures,
+)
+
+NOW = datetime(2026, 1, 31, 9, 30, 30, tzinfo=UTC).timestamp()
+
+
+def _line(ago_s: float, **fields: Any) -> str:
+    at = datetime.fromtimestamp(NOW - ago_s, UTC).isoformat(timespec="milliseconds")
+    line = {
+        "at": at.replace("+00:00", "Z"),
+        "model": "tagger",
+        "version": "1",
+        "step": None,
+        "status": 200,
+        "duration_ms": 20,
+    }
+    return json.dumps(line | fields) + "\n"
+
+
+def test_requests_are_counted_by_minute_and_version(tmp_path: Path) -> None:
+    log = tmp_path / "access.jsonl"
+    log.write_text(
+        _line(16 * 60, duration_ms=900)  # too long ago
+        + _line(60, version="1", step="3.1", duration_ms=10) * 60
+        + _line(60, version="2", step="3.1", duration_ms=90, received_ms=60) * 20
+        + _line(5, version="2", status=503)
+        + _line(4, version="2", status=0, flags="DC")
+        + _line(4, version=None, status=404)
+        + _line(3, model=None, version=None, status=404)  # no model was asked
+        + '{"cut',
+        encoding="utf-8",
+    )
+    figures = read_figures(log, NOW)
+    assert list(figures) == ["tagger"]
+    tagger = figures["tagger"]
+    assert (tagger.requests, tagger.failed, tagger.estimated) == (83, 1, False)
+    assert (tagger.p50_ms, tagger.p99_ms) == (10, 30)
+    assert tagger.per_second == pytest.approx(80 / 60)
+    assert [minute.requests for minute in tagger.minutes] == [0] * (MINUTES - 2) + [80, 3]
+    assert [(each.version, each.requests, each.failed) for each in tagger.versions] == [
+        (1, 60, 0),
+        (2, 22, 1),
+    ]
+    assert tagger.steps == {"3.1": {1: 60, 2: 20}}
+
+
+def test_a_renamed_log_is_read_too(tmp_path: Path) -> None:
+    log = tmp_path / "access.jsonl"
+    log.with_name("access.jsonl.1").write_text(_line(100), encoding="utf-8")
+    log.write_text(_line(1), encoding="utf-8")
+    assert read_figures(log, NOW)["tagger"].requests == 2
+
+
+def test_what_is_no_line_is_passed_over(tmp_path: Path) -> None:
+    log = tmp_path / "access.jsonl"
+    assert read_figures(log, NOW) == {}
+    log.touch()
+    assert read_figures(log, NOW) == {}
+    log.write_text('[]\n{}\nnothing\n{"at": 3, "model": "tagger"}\n' + _line(1), encoding="utf-8")
+    assert read_figures(log, NOW)["tagger"].requests == 1
+
+
+def test_of_many_requests_some_are_read_and_the_counts_scaled(tmp_path: Path) -> None:
+    log, every_s = tmp_path / "access.jsonl", 0.05
+    count = int(30 * 60 / every_s)  # twice the time that is asked for
+    with log.open("w", encoding="utf-8") as file:
+        for number in reversed(range(count)):
+            version = "2" if number % 4 == 0 else "1"
+            file.write(_line(number * every_s, version=version, duration_ms=5 + number % 7))
+    tagger = read_figures(log, NOW)["tagger"]
+    assert tagger.estimated
+    assert tagger.requests == pytest.approx(count / 2, rel=0.02)
+    assert tagger.per_second == pytest.approx(1 / every_s, rel=0.2)
+    assert tagger.versions[1].requests == pytest.approx(count / 8, rel=0.15)
+    assert tagger.p50_ms == pytest.approx(8, abs=1)
+    assert count / 2 > MAX_LINES
+
+
+def test_whoever_asks_again_at_once_gets_the_same(tmp_path: Path) -> None:
+    log = tmp_path / "access.jsonl"
+    log.write_text(_line(1), encoding="utf-8")
+    recent = RecentRequests(log, now=lambda: NOW)
+    before = recent.figures()
+    log.write_text(_line(1) * 2, encoding="utf-8")
+    assert recent.figures() is before
