@@ -177,6 +177,7 @@ def test_without_scripts_the_pages_read(chromium: Browser, control: RunningContr
     context = chromium.new_context(base_url=control.url, java_script_enabled=False)
     page = context.new_page()
     page.goto(control.client.console_link().path)
+    expect(page).to_have_url(re.compile("/console/$"), timeout=PATIENCE_MS)
     for path in PAGES:
         page.goto(f"/console/{path}")
         expect(page.get_by_role("heading", level=1)).to_be_visible()
