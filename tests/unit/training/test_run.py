@@ -206,6 +206,23 @@ def test_batches_that_are_accumulated_step_like_one_of_all(tmp_path: Path) -> No
         torch.testing.assert_close(tensor, networks[1][name])
 
 
+def test_bf16_computes_in_it_and_keeps_weights_in_fp32(tmp_path: Path) -> None:
+    seen = set()
+
+    class Seeing(LineJob):
+        def losses(self, network: nn.Module, batch: Tensor) -> Mapping[str, Tensor]:
+            made = network(batch)
+            seen.add(made.dtype)
+            return {"line": F.mse_loss(made.float(), batch.sum(dim=1, keepdim=True))}
+
+    for precision, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        seen.clear()
+        train(Seeing(job().trained), options(precision=precision), 1, tmp_path, facts={})
+        assert seen == {dtype}
+        weights = load_file(tmp_path / "model.safetensors")
+        assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+
+
 def test_a_run_without_one_whole_step_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="13 batches make a step, and the run has 12"):
         train(job(), options(accumulate=13), 1, tmp_path, facts={})
