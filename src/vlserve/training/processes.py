@@ -22,7 +22,7 @@ def train_in_processes(count: int, words: Sequence[str]) -> None:
     Raises KeyboardInterrupt after Ctrl-C, once they ended after their step, and TrainingError where
     they failed.
     """
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc-per-node={count}", f"--max-restarts={RESTARTS}"]
     command += ["--module", "vlserve.training", *words]
     # a session of its own: Ctrl-C comes by us, and not to each process at once
@@ -40,7 +40,7 @@ def train_in_processes(count: int, words: Sequence[str]) -> None:
 def environment(count: int) -> dict[str, str]:
     """Variables of a run's processes: threads of each, and talk over the loopback alone."""
     threads = str(max(usable_cores() // count, 1))
-    own = {"OMP_NUM_THREADS": threads}
+    own = {"OMP_NUM_THREADS": threads, "PYTHONSAFEPATH": "1"}  # as -P, of the ranks too
     if LOOPBACK in {name for _, name in socket.if_nameindex()}:
         own["GLOO_SOCKET_IFNAME"] = LOOPBACK
     return {**own, **os.environ}

@@ -17,7 +17,7 @@ def out(tmp_path: Path) -> Path:
     """An output in which the driver has written its token, ``abc``."""
     state = tmp_path / "out" / ".vlserve"
     state.mkdir(parents=True)
-    (state / "check-abc").write_text("abc")
+    (state / "check-abc").write_text("abc", encoding="utf-8")
     return tmp_path / "out"
 
 

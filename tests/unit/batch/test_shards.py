@@ -81,4 +81,4 @@ def test_two_shards_run_at_once(covers: Path, tmp_path: Path) -> None:
     assert [driver.returncode for driver in drivers] == [0, 0]
     assert [row["row"] for row in output(out)] == list(range(500))
     assert min(report["unfinished_parts"] for report in reports) == 0
-    assert json.loads((out / "report.json").read_text())["rows"] == 500
+    assert json.loads((out / "report.json").read_text(encoding="utf-8"))["rows"] == 500

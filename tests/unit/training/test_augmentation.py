@@ -145,19 +145,21 @@ def test_synonyms_are_read_from_a_users_file(tmp_path: Path) -> None:
 
 def test_a_users_translator_changes_half_of_the_texts(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
-    file.write_text("def translate(texts):\n    return [f'again {x}' for x in texts]\n")
+    file.write_text(
+        "def translate(texts):\n    return [f'again {x}' for x in texts]\n", encoding="utf-8"
+    )
     options = FinetuneOptions(translator=file)
     own = item_changes(options, "retrieve", ImageInput(height=8, width=8))
     assert own is not None
     images, texts = own(torch.zeros(40, 3, 8, 8), ["cat"] * 40, np.random.default_rng(0))
     assert set(texts) == {"cat", "again cat"} and images.shape == (40, 3, 8, 8)
     torch.testing.assert_close(images, torch.zeros(40, 3, 8, 8), atol=0.02, rtol=0)
-    file.write_text("def translate(texts):\n    return []\n")
+    file.write_text("def translate(texts):\n    return []\n", encoding="utf-8")
     with pytest.raises(DataError, match="the translator made 0 of"):
         Changes(Augmentation(), translator=load_translator(file)).translated(
             ["cat"] * 40, np.random.default_rng(0)
         )
-    file.write_text("translation = 1\n")
+    file.write_text("translation = 1\n", encoding="utf-8")
     with pytest.raises(DataError, match="no function translate"):
         load_translator(file)
 
@@ -202,7 +204,7 @@ def test_the_look_shows_a_sheet(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (32, 32, 3)).astype(np.uint8)
     Image.fromarray(noise).save(tmp_path / "a.png")
     line = {"id": "a", "img": "a.png", "text": "the dog on the left", "label": "x"}
-    (tmp_path / "d.jsonl").write_text(json.dumps(line) + "\n")
+    (tmp_path / "d.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
     seen = look_at(
         [tmp_path / "d.jsonl"], tmp_path / "out",
         lengths=characters, unit="characters", max_length=None, predictions=None, workers=1,

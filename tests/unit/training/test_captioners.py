@@ -125,9 +125,9 @@ def test_one_stage_follows_the_other_and_the_running_one_is_resumed(tmp_path: Pa
 
     report = staged("whole")
     assert report.objective == "reward"
-    words = json.loads((folder / "whole" / "caption" / "metrics.json").read_text())
+    words = json.loads((folder / "whole" / "caption" / "metrics.json").read_text(encoding="utf-8"))
     assert 2 <= len(words["epochs"]) <= 3 and words["options"]["learning_rate"] == 1e-2
-    record = json.loads((folder / "whole" / "config.json").read_text())["training"]
+    record = json.loads((folder / "whole" / "config.json").read_text(encoding="utf-8"))["training"]
     assert record["options"]["optimiser"] == "sgd" and record["before"]["objective"] == "caption"
     with pytest.raises(KeyboardInterrupt):
         staged("stopped", progress=stop(("caption", 1)))

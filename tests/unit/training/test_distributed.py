@@ -52,7 +52,10 @@ def test_two_processes_train_as_one_with_the_joint_batch(tmp_path: Path) -> None
     whole = train(two_ranks.new_job(), two_ranks.options(), 1, alone, facts={})
     in_two_processes(joined)
     logs = [
-        [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        [
+            json.loads(line)
+            for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
         for folder in (alone, joined)
     ]
     steps = [[line["plane"] for line in lines if "step" in line] for lines in logs]
@@ -90,7 +93,7 @@ def test_a_killed_rank_goes_on_from_the_last_state(drawn: DemoData, tmp_path: Pa
     weights = [load_file(folder / "model.safetensors") for folder in (tmp_path / "whole", killed)]
     for name, tensor in weights[0].items():
         torch.testing.assert_close(tensor, weights[1][name])
-    epochs = json.loads((killed / "metrics.json").read_text())["epochs"]
+    epochs = json.loads((killed / "metrics.json").read_text(encoding="utf-8"))["epochs"]
     assert [epoch["epoch"] for epoch in epochs] == list(range(1, 9))
 
 

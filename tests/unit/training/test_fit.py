@@ -114,7 +114,7 @@ def test_the_tutorials_preset_trains_a_network_of_its_sizes(
     options = tag_options("resnet-gru", "resnet_gru", small)
     assert options["max_length"] == 15 and options["image_height"] == 35
     fit(recipe, drawn.train, drawn.val, tmp_path, options=options)
-    config = json.loads((tmp_path / "config.json").read_text())
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     assert (config["hidden"], config["gru_layers"], config["embedding_size"]) == (16, 2, 64)
 
 

@@ -132,7 +132,9 @@ def test_the_archive_answers_as_the_training_measured(
     for name in ("items", "accuracy", "macro_f1", "map"):
         assert served[name] == whole[name] == trained.metrics.to_json()[name]
     record = verify_archive(archive).training
-    assert record == json.loads((trained.out / "config.json").read_text())["training"]
+    assert (
+        record == json.loads((trained.out / "config.json").read_text(encoding="utf-8"))["training"]
+    )
     assert record is not None and record["train_sha256"] == file_sha256(drawn.train)
     assert record["seed"] == 5 and record["options"]["epochs"] == OPTIONS["epochs"]
     assert set(record["code"]) == {"vlserve", "sources_sha256", "torch"}

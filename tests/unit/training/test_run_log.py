@@ -59,7 +59,7 @@ def test_without_its_package_the_extra_is_named(
 def test_a_log_goes_on_where_the_state_stands(tmp_path: Path) -> None:
     """A run that was killed has written lines of steps that are done again."""
     write(open_log(tmp_path, "jsonl", STEPS, 1, 0), epochs=3)
-    with (tmp_path / LOG).open("a") as file:
+    with (tmp_path / LOG).open("a", encoding="utf-8") as file:
         file.write('{"epoch": 4, "st')
     open_log(tmp_path, "jsonl", STEPS, 3, 1)
     places = [(line["epoch"], line.get("step")) for line in read_log(tmp_path)]
@@ -141,7 +141,9 @@ def test_ctrl_c_ends_the_command_with_130_and_says_how_to_go_on(
     lines = [line for line in read_log(tmp_path / "out") if "step" in line]
     steps = [(line["epoch"], line["step"]) for line in lines]
     assert steps == sorted(set(steps)) and {epoch for epoch, _ in steps} == {1, 2}
-    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["best_epoch"] in (1, 2)
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))[
+        "best_epoch"
+    ] in (1, 2)
 
 
 def run(monkeypatch: pytest.MonkeyPatch, words: list[str]) -> int:
