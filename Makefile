@@ -9,7 +9,7 @@ SOURCES := setup.py src docs examples export handlers loadtest benchmarks servin
 # Folders of files that are loaded by path, whose names may clash: mypy takes them as one tree.
 TYPED := benchmarks docs examples export handlers loadtest
 
-.PHONY: serve stop browser unit test test-long check reference format bench bench-scale bench-endurance clean
+.PHONY: serve stop browser unit test test-long test-triton check reference format bench bench-scale bench-endurance clean
 
 $(INSTALLED): pyproject.toml setup.py requirements.lock requirements-dev.lock gateway.lock triton.lock
 	$(PYTHON) -m venv $(VENV)
@@ -38,7 +38,7 @@ TESTS := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses
 
 # Pretrained weights too: 100 MB, which nothing else needs.
 unit: $(PRETRAINED)  ## tests of pure parts: no export, no server
-	$(TESTS) -m "not export and not server and not long" tests/unit benchmarks/tests
+	$(TESTS) -m "not export and not server and not long and not triton" tests/unit benchmarks/tests
 
 # Tests of the console click through it in the Chromium on the PATH.
 browser:
@@ -48,10 +48,13 @@ browser:
 		else echo "the tests need Chromium on the PATH (apt-get install chromium), or VLSERVE_NO_BROWSER=1"; exit 1; fi; fi
 
 test: $(PRETRAINED) browser  ## all that the README promises
-	$(TESTS) -m "not long"
+	$(TESTS) -m "not long and not triton"
 
 test-long: $(PRETRAINED)  ## what takes minutes a test: CONTRIBUTING.md lists it
 	$(TESTS) -m long
+
+test-triton: $(PRETRAINED)  ## what TorchServe serves in the other tiers, on Triton
+	$(TESTS) -m triton
 
 check: $(INSTALLED)  ## format, lint, types, import contracts
 	$(BIN)/ruff format --check $(SOURCES)

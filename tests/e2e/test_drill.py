@@ -32,7 +32,7 @@ def latency_gates(stack: RunningStack) -> Iterator[None]:
     tolerate_latency(policy, ANY_LATENCY)
 
 
-@on_triton(same_tier=True)
+@on_triton(tier="same")
 @pytest.mark.long
 def test_six_releases_are_decided_right(
     stack: RunningStack, latency_gates: None, new_model: str, tmp_path: Path

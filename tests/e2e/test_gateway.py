@@ -20,7 +20,7 @@ from vlserve.exporter.echo import pack_echo
 from vlserve.stack import stack as control_stack
 from vlserve.testing import RunningStack
 
-pytestmark = on_triton
+pytestmark = on_triton(tier="long")
 
 
 def _jpeg() -> bytes:

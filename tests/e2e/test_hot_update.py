@@ -9,7 +9,7 @@ from vlserve.testing import RunningStack
 from vlserve.testing.clients import Clients, Load, drawn_questions
 from vlserve.testing.editions import echo_editions
 
-pytestmark = on_triton
+pytestmark = on_triton(tier="long")
 
 ROUNDS = 1
 SLOW_MS = 100.0

@@ -14,7 +14,7 @@ from vlserve.loadgen.stress_plan import StressPlan
 from vlserve.loadgen.stress_run import run_stress
 from vlserve.testing import RunningStack
 
-pytestmark = on_triton
+pytestmark = on_triton(tier="long")
 
 TESTS = Path(__file__).parents[1]
 LENIENT_MS = 60_000.0

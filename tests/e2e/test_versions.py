@@ -31,7 +31,7 @@ def states(stack: RunningStack, model: str) -> dict[int, State]:
     return {each.version: each.state for each in stack.control.model(model).versions}
 
 
-@on_triton(same_tier=True)
+@on_triton(tier="same")
 def test_from_register_to_retired_and_back(
     stack: RunningStack, new_model: str, tmp_path: Path
 ) -> None:
@@ -64,7 +64,7 @@ def test_from_register_to_retired_and_back(
     assert states(stack, new_model) == {1: State.STABLE, 2: State.READY}
 
 
-@on_triton(same_tier=True)
+@on_triton(tier="same")
 def test_an_edited_handler_counts(stack: RunningStack, new_model: str, tmp_path: Path) -> None:
     """As one that sees other values than the client sent."""
     data = "data = [{**one, 'text': b'cat'} if 'text' in one else one for one in data]"

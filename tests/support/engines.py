@@ -2,8 +2,8 @@
 
 Whatever asks for the fixture ``engine_kind``, as by ``stack``, runs on the engine of
 VLSERVE_ENGINE__KIND, TorchServe by default. What is marked ``on_triton`` runs on Triton as well, in
-`make test-long`, but for cases that are ``long`` anyway; with
-``on_triton(same_tier=True)``, where the test itself is.
+`make test-triton`, but for cases that are ``long`` anyway; with ``on_triton(tier="long")`` in
+`make test-long`, and with ``on_triton(tier="same")`` where the test itself is.
 """
 
 import os
@@ -17,6 +17,9 @@ from vlserve.settings import EngineSettings
 
 on_triton = pytest.mark.on_triton
 """Of tests, or of a module by ``pytestmark``."""
+
+
+_TIERS: dict[str, Any] = {"triton": pytest.mark.triton, "long": pytest.mark.long, "same": ()}
 
 
 def torchserve_only(reason: str) -> pytest.MarkDecorator:
@@ -40,7 +43,8 @@ def parametrise(metafunc: pytest.Metafunc) -> None:
 def is_left_out(item: pytest.Item) -> bool:
     """Return whether a test is left out because its case is ``long`` on the chosen engine, and it
     would run on Triton as well."""
-    return kind_of(item) != chosen_kind() and len(list(item.iter_markers("long"))) > 1
+    markers = [mark.name for mark in item.iter_markers() if mark.name in ("long", "triton")]
+    return kind_of(item) != chosen_kind() and len(markers) > 1
 
 
 def skip_what_is_of_another_engine(item: pytest.Item) -> None:
@@ -69,7 +73,4 @@ def _kinds_of(item: pytest.Item) -> list[Any]:
     marker = item.get_closest_marker("on_triton")
     if chosen != "torchserve" or marker is None or item.get_closest_marker("torchserve_only"):
         return [chosen]
-    return [
-        chosen,
-        pytest.param("triton", marks=() if marker.kwargs.get("same_tier") else pytest.mark.long),
-    ]
+    return [chosen, pytest.param("triton", marks=_TIERS[marker.kwargs.get("tier", "triton")])]
