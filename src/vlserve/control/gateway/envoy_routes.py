@@ -9,7 +9,8 @@ import json
 from vlserve.control.domain import ModelRoute, Routing
 from vlserve.control.gateway.envoy_clusters import Config, cluster_name, copies_name, shadow_name
 from vlserve.runtime import headers
-from vlserve.settings import GatewaySettings, Settings
+from vlserve.settings import Settings
+from vlserve.settings_sections import GatewaySettings
 
 ROUTES = "predictions"
 """Name of the one route configuration, in routes.json and in the bootstrap."""

@@ -5,7 +5,6 @@ more than `MAX_LINES` requests, as many are read as that, spread evenly over the
 counts are scaled up.
 """
 
-import json
 import mmap
 import threading
 import time
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from vlserve.control.gateway.log_lines import CLIENT_LEFT
+from vlserve.control.gateway.log_lines import parse_access_line
 
 MINUTES = 15
 MAX_LINES = 1000
@@ -217,22 +216,19 @@ def _offset_of(text: mmap.mmap, since: float) -> int:
 def _parsed(line: bytes) -> _Request | None:
     """Return one line's request; None for what asked no model, and for what is no such line."""
     try:
-        fields = json.loads(line)
-        status = int(fields["status"] or 0)
-        version = fields["version"] or ""
-        left = CLIENT_LEFT in (fields.get("flags") or "").split(",")
-        duration_ms = float(fields["duration_ms"] or 0.0)
-        return (
-            _Request(
-                began=datetime.fromisoformat(fields["at"]).replace(tzinfo=UTC).timestamp(),
-                model=str(fields["model"]),
-                version=int(version) if version.isdecimal() else None,
-                step=str(fields["step"] or ""),
-                failed=status >= HTTPStatus.INTERNAL_SERVER_ERROR or (not status and not left),
-                latency_ms=duration_ms - float(fields.get("received_ms") or 0.0),
-            )
-            if fields["model"]
-            else None
-        )
-    except (ValueError, TypeError, KeyError, AttributeError):
+        told = parse_access_line(line)
+        began = datetime.fromisoformat(told.at).replace(tzinfo=UTC).timestamp()
+    except ValueError:  # pydantic's too
         return None
+    if not told.model:
+        return None
+    status = told.status or 0
+    answered = 0 < status < HTTPStatus.INTERNAL_SERVER_ERROR
+    return _Request(
+        began,
+        told.model,
+        told.number,
+        told.step or "",
+        failed=not answered and not told.client_left,
+        latency_ms=told.waited_ms,
+    )

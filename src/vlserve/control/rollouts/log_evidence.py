@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 
-from vlserve.control.gateway.log_lines import CLIENT_LEFT, AccessLine, ShadowLine
+from vlserve.control.gateway.log_lines import AccessLine, ShadowLine
 from vlserve.control.judge import Outcome, ShadowPair
 from vlserve.control.rollouts.answer_log import LoggedAnswer
 
@@ -49,15 +49,13 @@ def outcome(line: AccessLine, versions: Pair, answer_of: AnswerOf) -> Outcome | 
     version lost it once. What callers can bring about by themselves counts for the split alone, or
     is taken out: how slowly they send, and that they leave before they sent all or had to wait.
     """
-    status, version = line.status or 0, _version(line)
+    status, version = line.status or 0, line.number
     if version not in (versions.candidate, versions.stable):
         return None
     if status == HTTPStatus.UNAUTHORIZED or line.details == _OVERLOAD:
         return None
-    left = status == 0 and CLIENT_LEFT in (line.flags or "").split(",")
-    waited_ms = max(0.0, (line.duration_ms or 0.0) - (line.received_ms or 0.0))
-    refused = 400 <= status < 500 or (left and not line.upstream)
-    left_soon = left and waited_ms < _LEFT_SOON_MS
+    refused = 400 <= status < 500 or (line.client_left and not line.upstream)
+    left_soon = line.client_left and line.waited_ms < _LEFT_SOON_MS
     answered_once = 200 <= status < 400 and (line.tries or 1) == 1
     failed = not (refused or left_soon or answered_once)
     answered = answer_of(str(line.request_id), version) if answered_once else None
@@ -65,7 +63,7 @@ def outcome(line: AccessLine, versions: Pair, answer_of: AnswerOf) -> Outcome | 
         candidate=version == versions.candidate,
         failed=failed,
         refused=refused,
-        latency_ms=waited_ms,
+        latency_ms=line.waited_ms,
         caller=line.caller or None,
         tag=answered.label if answered else None,
     )
@@ -109,8 +107,3 @@ def compare(stable: LoggedAnswer, candidate: LoggedAnswer | None) -> ShadowPair:
         return ShadowPair(agree=True, score_distance=0.0)
     distance = abs(stable.scores[stable.label] - candidate.scores.get(stable.label, 0.0))
     return ShadowPair(agree=candidate.label == stable.label, score_distance=min(1.0, distance))
-
-
-def _version(line: AccessLine) -> int | None:
-    """None where no version answered, and for what is no number."""
-    return int(line.version) if line.version and line.version.isdecimal() else None
