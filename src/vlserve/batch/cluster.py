@@ -16,7 +16,7 @@ from typing import Any
 from uuid import uuid4
 
 from vlserve.batch.shipment import Shipment
-from vlserve.batch.workers import Reply
+from vlserve.batch.workers import Reply, working
 from vlserve.errors import BatchError
 from vlserve.extras import require_extras
 from vlserve_worker.batch_parts import STATE
@@ -237,13 +237,8 @@ def running_on(shipment: Shipment, count: int) -> Iterator[ClusterCrew]:
         BatchError: A node cannot do the job.
     """
     check_nodes(shipment)
-    crew = ClusterCrew(shipment, count)
-    try:
+    with working(ClusterCrew(shipment, count)) as crew:
         yield crew
-    except BaseException:
-        crew.stop(at_once=True)
-        raise
-    crew.stop()
 
 
 def _node_code() -> tuple[Any, Any]:

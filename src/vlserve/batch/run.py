@@ -18,7 +18,7 @@ from vlserve.batch.parts import Part, TextPart, cut
 from vlserve.batch.report import make_report, write_report
 from vlserve.batch.sample import Prediction, draw, predict
 from vlserve.batch.sources import find_sources
-from vlserve.batch.workers import Reply, Workers, running
+from vlserve.batch.workers import Crew, Reply, Workers, working
 from vlserve.errors import BatchError
 from vlserve.runtime.archive import file_sha256, unpack_archive, verify_archive
 from vlserve_worker.batch_order import Order
@@ -218,7 +218,7 @@ class Job:
     @contextmanager
     def _workers(self, launch: Launch) -> Iterator[Workers]:
         if not self._crewing.cluster:
-            with running(launch, self._crewing.workers) as crew:
+            with working(Crew(launch, self._crewing.workers)) as crew:
                 yield crew
             return
         from vlserve.batch.cluster import connected, running_on

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from vlserve.errors import BatchError
 from vlserve_worker.batch_process import Launch, WorkerProcess, last_words
@@ -45,6 +45,8 @@ class Workers(Protocol):
 
     def last_words(self) -> str: ...
 
+    def stop(self, *, at_once: bool = False) -> None: ...
+
 
 class Worker(WorkerProcess):
     """One process of this machine."""
@@ -59,16 +61,18 @@ class Worker(WorkerProcess):
         super().order(order)
 
 
+W = TypeVar("W", bound=Workers)
+
+
 @contextmanager
-def running(launch: Launch, count: int) -> Iterator["Crew"]:
-    """Run ``count`` workers while the body runs; afterwards none is left."""
-    crew = Crew(launch, count)
+def working(workers: W) -> Iterator[W]:
+    """Have ``workers`` work while the body runs; afterwards none of them is left."""
     try:
-        yield crew
+        yield workers
     except BaseException:
-        crew.stop(at_once=True)
+        workers.stop(at_once=True)
         raise
-    crew.stop()
+    workers.stop()
 
 
 class Crew:
