@@ -142,6 +142,8 @@ def test_a_rollout_is_aborted(page: Page, control: RunningControl) -> None:
     control.client.start_rollout("tagger", 2, {"hold_s": 600})
     page.get_by_role("link", name="tagger").click()
     page.get_by_role("link", name="Rollout", exact=True).click()
+    control.client.pause("tagger")  # by somebody else: the page learns of it
+    expect(page.locator("summary", has_text="Resume")).to_be_visible(timeout=PATIENCE_MS)
     _press(page, "Abort")
     expect(page.locator(".lead strong")).to_have_text("aborted by hand")
     assert control.client.rollout("tagger").status == "aborted"

@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from support.control_api_server import RunningControl
+from vlserve.control.api.console import live
 from vlserve.control.api.console.access import COOKIE, TOKEN_HEADER
 
 PAGES = [
@@ -190,3 +191,11 @@ def test_live_figures_follow_what_changes(
             if shown.count("event: part") == 2:
                 break
         assert "released 2" in shown
+
+
+def test_more_viewers_than_are_served_get_a_page_that_says_so(
+    browser: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "MOST_VIEWERS", 0)
+    answer = browser.get("/console/live/now")
+    assert answer.status_code == 503 and "0 pages follow live figures" in answer.text

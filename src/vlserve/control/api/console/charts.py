@@ -1,12 +1,15 @@
 """Figures as points of a picture: what the templates draw as SVG. Pure."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 WIDTH, HEIGHT = 640, 160
 """Of a plot, in units of its view box."""
 SPARK_WIDTH, SPARK_HEIGHT = 120, 24
+
+Series = Sequence[tuple[str, Sequence[float | None]]]
+"""Name -> values over one time; None: no figure then."""
 
 
 @dataclass(frozen=True)
@@ -37,31 +40,31 @@ def sparkline(values: Sequence[float]) -> str:
     return _points([value / top for value in values], SPARK_WIDTH, SPARK_HEIGHT)
 
 
-def plot(series: Sequence[tuple[str, Sequence[float | None]]]) -> Plot:
-    """Draw series from 0 at the bottom; None: no figure at this time."""
-    known = [value for _, values in series for value in values if value is not None]
-    top = max(known, default=0.0) or 1.0
-    lines = tuple(
-        Line(
-            name,
-            _points([None if v is None else v / top for v in values], WIDTH, HEIGHT),
-            _last(values),
-        )
-        for name, values in series
-    )
-    return Plot(lines, 0.0, top)
+def plot(series: Series) -> Plot:
+    """Draw series from 0 at the bottom."""
+    top = max(_known(series), default=0.0) or 1.0
+    return Plot(_lines(series, lambda value: value / top), 0.0, top)
 
 
-def log_plot(series: Sequence[tuple[str, Sequence[float | None]]], threshold: float) -> Plot:
+def log_plot(series: Series, threshold: float) -> Plot:
     """Draw series on a log axis from 0.01 to over the threshold, across which a line goes."""
-    bottom, top = -2.0, math.log10(threshold) + 0.5
-    known = [v for _, values in series for v in values if v is not None and v > 0]
-    top = max(top, min(12.0, math.log10(max(known, default=1.0))))
+    highest = min(12.0, math.log10(max([1.0, *_known(series)])))
+    bottom, top = -2.0, max(math.log10(threshold) + 0.5, highest)
 
     def height(value: float) -> float:
         return min(1.0, max(0.0, (math.log10(max(value, 1e-9)) - bottom) / (top - bottom)))
 
-    lines = tuple(
+    rule = round(HEIGHT * (1 - height(threshold)), 1)
+    return Plot(_lines(series, height), 10**bottom, 10**top, rule)
+
+
+def _known(series: Series) -> list[float]:
+    return [value for _, values in series for value in values if value is not None]
+
+
+def _lines(series: Series, height: Callable[[float], float]) -> tuple[Line, ...]:
+    """Return the lines of a plot. ``height``: value -> from 0 to 1."""
+    return tuple(
         Line(
             name,
             _points([None if v is None else height(v) for v in values], WIDTH, HEIGHT),
@@ -69,8 +72,6 @@ def log_plot(series: Sequence[tuple[str, Sequence[float | None]]], threshold: fl
         )
         for name, values in series
     )
-    rule = HEIGHT * (1 - height(threshold))
-    return Plot(lines, 10**bottom, 10**top, round(rule, 1))
 
 
 def _points(heights: Sequence[float | None], width: int, height: int) -> str:

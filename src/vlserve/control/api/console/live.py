@@ -45,10 +45,13 @@ class LiveParts:
         self._rendered: dict[tuple[str, str], tuple[float, str]] = {}
         self._viewers = 0
 
-    async def follow(self, path: str, language: str, part: Part) -> AsyncIterator[str]:
-        """Yield an event each time that the part looks different."""
+    def refuse_if_full(self) -> None:
+        """Refuse another viewer with 503 where there are `MOST_VIEWERS`."""
         if self._viewers >= MOST_VIEWERS:
             raise HTTPException(503, f"{MOST_VIEWERS} pages follow live figures already")
+
+    async def follow(self, path: str, language: str, part: Part) -> AsyncIterator[str]:
+        """Yield an event each time that the part looks different."""
         self._viewers += 1
         shown = ""
         try:
@@ -82,6 +85,7 @@ def live(service: ControlService, sessions: Sessions, threads: Threads) -> APIRo
 
     def stream(request: Request, part: Part) -> StreamingResponse:
         visitor = visit(sessions, request)
+        parts.refuse_if_full()
         events = parts.follow(request.url.path, visitor.language, part)
         return StreamingResponse(events, media_type="text/event-stream", headers=SECURITY_HEADERS)
 

@@ -1,7 +1,6 @@
 """HTML of the console, from Jinja2 templates; whatever a request said is escaped."""
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 
@@ -31,7 +30,6 @@ def _templates() -> Environment:
     )
     templates.filters["figure"] = figure
     templates.filters["minute"] = lambda at: at[:16].replace("T", " ")
-    templates.filters["clock"] = lambda at: datetime.fromtimestamp(at, UTC).strftime("%H:%M")
     return templates
 
 

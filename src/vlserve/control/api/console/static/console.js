@@ -23,11 +23,20 @@ if (content) {
   figures.addEventListener("part", (event) => {
     const part = JSON.parse(event.data);
     const place = document.getElementById(part.id);
-    if (place && !place.contains(document.activeElement)) {
-      place.innerHTML = part.html;
+    if (!place || place.contains(document.activeElement)) {
+      return;
+    }
+    const before = state(place);
+    place.innerHTML = part.html;
+    if (state(place) !== before) {
+      location.reload(); // other actions are possible now
     }
   });
-  figures.addEventListener("changed", () => location.reload());
+}
+
+function state(place) {
+  const told = place.querySelector("[data-state]");
+  return told ? told.dataset.state : "";
 }
 
 const drop = document.getElementById("drop");
