@@ -1,35 +1,24 @@
 """A way back while the gateway says nothing is kept, and put in force once it answers."""
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import nullcontext
 
 import pytest
 
 from support.control_fakes import FakeEngine, FakeGateway
+from support.ledger_troubles import Trouble, read_only
 from support.rollout_traffic import Behaviour, Requests, drive, kinds, start
 from vlserve.control.assembly import Control, assemble
 from vlserve.control.domain import RolloutStatus
 from vlserve.errors import GatewaySilent, NothingToRollBackTo
 from vlserve.settings import Settings
 
-Ledger = Callable[[Control], AbstractContextManager[None]]
-
-
-@contextmanager
-def read_only(control: Control) -> Iterator[None]:
-    database = control.ledger.database
-    database.execute("PRAGMA query_only = ON")
-    yield
-    database.query("PRAGMA query_only = OFF")
-
-
-LEDGERS: dict[str, Ledger] = {"open": lambda control: nullcontext(), "read-only": read_only}
+LEDGERS: dict[str, Trouble] = {"open": lambda control: nullcontext(), "read-only": read_only}
 FOLLOWS = "tagger goes back to 1 as soon as the gateway answers.*nothing is to be repeated"
 
 
 @pytest.mark.parametrize("ledger", LEDGERS.values(), ids=LEDGERS)
 def test_rollback_is_carried_out_by_the_next_tick(
-    tagger: Control, gateway: FakeGateway, ledger: Ledger
+    tagger: Control, gateway: FakeGateway, ledger: Trouble
 ) -> None:
     tagger.service.release("tagger", 2)
     gateway.silent = True
@@ -51,7 +40,7 @@ def test_rollback_is_carried_out_by_the_next_tick(
 
 @pytest.mark.parametrize("ledger", LEDGERS.values(), ids=LEDGERS)
 def test_abort_is_carried_out_by_the_next_tick(
-    tagger: Control, gateway: FakeGateway, ledger: Ledger
+    tagger: Control, gateway: FakeGateway, ledger: Trouble
 ) -> None:
     start(tagger)
     shared = gateway.route().weights
