@@ -5,7 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vlserve.control.domain import EngineKind
-from vlserve.settings import EngineSettings, Settings
+from vlserve.settings import Settings
+from vlserve.settings_sections import EngineSettings
 from vlserve.testing.stack import RunningStack, running_stack, with_free_ports
 
 _LOAD_TIMEOUT_S = 180.0

@@ -1,19 +1,16 @@
 """Every path, port and limit. Sources, strongest first: VLSERVE_* variables,
 serving_config/vlserve.yaml, the defaults below.
 
-Nested names use two underscores: ``VLSERVE_GATEWAY__PORT=8088``. Descriptions appear in the
-generated reference: they say what the value means, with its unit.
+Nested names use two underscores: ``VLSERVE_GATEWAY__PORT=8088``.
 """
 
 import hashlib
-import ipaddress
 import json
 import os
 import tempfile
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
 
 from pydantic import (
     Field,
@@ -24,28 +21,16 @@ from pydantic import (
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
-    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
 
 from vlserve.errors import SettingsError
-from vlserve.processor import usable_cores
 from vlserve.project import LayeredFolder, find_project_dir, project_file, project_folder
 from vlserve.runtime.errors import MAX_WRONG_FIELDS, printable, shortened
-from vlserve.strict_numbers import StrictNumbers
+from vlserve.settings_sections import ControlSettings, EngineSettings, GatewaySettings
 from vlserve.yaml_files import read_mapping
 
-MAX_SECONDS = 7 * 24 * 3600
-_MAX_INT32 = 2**31 - 1
-"""What TorchServe, Triton and Envoy take for a number."""
-_MAX_MIB = 2**24
-"""16 TiB."""
-
-Port = Annotated[int, Field(ge=1, le=65535)]
-Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
-ApiKey = Annotated[str, Field(pattern=r"^[!-~]([ -~]*[!-~])?$")]
-"""What a header can carry."""
 STACK_VARIABLE = "VLSERVE_STACK"
 """Environment variable of every process of a stack: its state_dir."""
 CONFIG_FOLDER = "serving_config"
@@ -56,245 +41,6 @@ NEIGHBOURS_IN_TIME = 1.5
 are answered: after the batch, it is tried once more alone, for a third of that time."""
 
 _SOCKET_PATH_BYTES = 80  # of the 107 that the kernel allows; TorchServe adds its own file names
-
-
-class GatewaySettings(StrictNumbers):
-    """The address that clients talk to, and what it lets in."""
-
-    host: str = Field(
-        default="127.0.0.1",
-        description="Address that the gateway listens on; one that is not loopback needs api_keys.",
-    )
-    port: Port = Field(default=8080, description="Port that clients talk to.")
-    metrics_port: Port = Field(
-        default=8091,
-        description="Port of the gateway's metrics for Prometheus, on loopback alone. Called "
-        "admin_port until 0.1.0, which is still read.",
-    )
-    api_keys: Annotated[tuple[ApiKey, ...], NoDecode] = Field(
-        default=(),
-        description="Keys of which clients send one as X-Api-Key; none: no key is asked for. "
-        "Required where host is not loopback. In the variable: one key, several with commas "
-        "between them, or a JSON list.",
-    )
-    max_body_bytes: int = Field(
-        default=32 * 1024 * 1024,
-        ge=1,
-        le=_MAX_INT32,
-        description="Largest request body in bytes; a larger one is refused with 413.",
-    )
-    timeout_s: Seconds = Field(
-        default=45.0,
-        description="Seconds until a request without an answer gets 504; also how long `down` "
-        "waits for running requests. One and a half times engine.response_timeout_s or more, or "
-        "those that share a batch with a request that hangs get 504 too.",
-    )
-    try_timeout_s: Seconds = Field(
-        default=10.0,
-        gt=0,
-        description="Seconds after which a request without an answer is asked of another instance "
-        "as well, where there is one; the first answer counts. From two such tries in a row on, an "
-        "instance gets no requests for a while. Longer than answers take under load.",
-    )
-    rate_limit_per_s: int | None = Field(
-        default=None,
-        ge=1,
-        le=_MAX_INT32,
-        description="Requests a second that are let in, all clients together; more get 429. "
-        "Null: no limit.",
-    )
-    retries: int = Field(
-        default=3,
-        ge=0,
-        le=1000,
-        description="How often a request is sent again, to another instance where there is one, "
-        "after a lost connection, a 503 or a 507.",
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _earlier_names(cls, given: Any) -> Any:
-        """Read the name that a setting had in 0.1.0: the port had Envoy's admin page then."""
-        if isinstance(given, dict) and "admin_port" in given:
-            given = dict(given)
-            port = given.pop("admin_port")
-            given.setdefault("metrics_port", port)
-        return given
-
-    @field_validator("api_keys", mode="before")
-    @classmethod
-    def _keys_of_a_variable(cls, given: object) -> object:
-        if not isinstance(given, str):
-            return given
-        if given.lstrip().startswith("["):
-            try:
-                return json.loads(given)
-            except RecursionError:
-                raise ValueError("it is nested too deeply") from None
-        return tuple(key for part in given.split(",") if (key := part.strip()))
-
-    @model_validator(mode="after")
-    def _keys_beyond_loopback(self) -> "GatewaySettings":
-        loopback = self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
-        if not loopback and not self.api_keys:
-            raise ValueError(
-                f"gateway.host {self.host} is not loopback: set gateway.api_keys, "
-                "or keep the gateway on 127.0.0.1"
-            )
-        return self
-
-
-class EngineSettings(StrictNumbers):
-    """The engine: its kind, its instances and how each serves a version."""
-
-    kind: Literal["torchserve", "triton", "both"] = Field(
-        default="torchserve",
-        description="Which server runs the versions: torchserve, triton, or both, where each "
-        "version says which (`vlserve register --engine`). Where Triton cannot run, `up` says why "
-        "and takes TorchServe.",
-    )
-    instances: int = Field(
-        default=1,
-        ge=1,
-        le=8,
-        description="Engine processes, of each kind where there are both; each holds every loaded "
-        "version of its kind.",
-    )
-    base_port: Port = Field(
-        default=8180,
-        description="First port of the engine: instance i takes base_port + 10 * i and the four "
-        "ports after it.",
-    )
-    worker_base_port: Port = Field(
-        default=9500,
-        description="Number that names the sockets of TorchServe's workers: instance i counts from "
-        "worker_base_port + 100 * i.",
-    )
-    workers: int = Field(
-        default_factory=usable_cores,
-        ge=1,
-        le=1024,
-        description="Worker processes of each version on each instance; by default, as many as "
-        "this process may use processors (affinity, and the quota of a container).",
-    )
-    threads: int = Field(
-        default=1, ge=1, le=1024, description="Threads that each worker computes on."
-    )
-    lone_threads: int = Field(
-        default=1,
-        ge=1,
-        le=64,
-        description="Threads that a worker computes on for a request that comes alone: while no "
-        "other worker of the stack is at work, on ONNX graphs and CPUs. Not more than "
-        "engine.threads: as for any other. Each worker opens its graphs twice for that, with one "
-        "copy of the weights.",
-    )
-    batch_size: int = Field(
-        default=8,
-        ge=1,
-        le=_MAX_INT32,
-        description="Most requests that a worker answers in one batch.",
-    )
-    max_batch_delay_ms: int = Field(
-        default=1,
-        ge=0,
-        le=_MAX_INT32,
-        description="Longest wait in milliseconds for a batch to fill, from its first request on. "
-        "On TorchServe alone, which needs 1 or more: Triton waits for none.",
-    )
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto",
-        description="What Triton's workers compute on: auto (a GPU where onnxruntime's build has "
-        "CUDA, else the CPU), cpu, or cuda, without which `up` refuses to start. TorchServe's "
-        "workers do as auto says.",
-    )
-    queue_size: int = Field(
-        default=100,
-        ge=1,
-        le=_MAX_INT32,
-        description="Requests of one version that wait in an instance; more get 503.",
-    )
-    load_timeout_s: Seconds = Field(
-        default=30.0,
-        description="Seconds until a version whose workers are not up is refused. Large models on "
-        "slow disks, or many workers on few cores, need more.",
-    )
-    hang_timeout_s: Seconds = Field(
-        default=20.0,
-        gt=0,
-        description="Seconds without a word from an instance, or from the gateway, after which it "
-        "is killed and started anew.",
-    )
-    java_heap_mib: int = Field(
-        default=3072,
-        ge=256,
-        le=_MAX_MIB,
-        description="Heap in MiB that TorchServe's Java may fill, and as much again outside of it; "
-        "where it is full, Java ends and is started anew. It holds the bodies of waiting requests, "
-        "of which the gateway lets in 2 GiB.",
-    )
-    worker_memory_mib: int = Field(
-        default=8192,
-        ge=512,
-        le=_MAX_MIB,
-        description="MiB of data that each worker may hold (RLIMIT_DATA: its model and what it "
-        "computes on); a request that needs more is answered with an error, and harms no other.",
-    )
-    response_timeout_s: int = Field(
-        default=30,
-        ge=1,
-        le=MAX_SECONDS,
-        description="Seconds that a worker may take for one batch before it is started anew.",
-    )
-
-    @model_validator(mode="after")
-    def _waits_on_torchserve(self) -> "EngineSettings":
-        if self.max_batch_delay_ms == 0 and "torchserve" in self.kinds:
-            raise ValueError(
-                "engine.max_batch_delay_ms 0 is for engine.kind triton alone: TorchServe would "
-                "wait 100 ms"
-            )
-        return self
-
-    def on(self, kind: Literal["torchserve", "triton", "both"]) -> "EngineSettings":
-        """Return these settings with another kind, and what that cannot do as by default."""
-        changed: dict[str, object] = {"kind": kind}
-        if kind != "triton" and self.max_batch_delay_ms == 0:
-            fields = EngineSettings.model_fields
-            changed["max_batch_delay_ms"] = fields["max_batch_delay_ms"].default
-        if kind == "torchserve":
-            changed["device"] = "auto"
-        return self.model_copy(update=changed)
-
-    @property
-    def kinds(self) -> tuple[Literal["torchserve", "triton"], ...]:
-        """The servers that run, TorchServe first."""
-        return ("torchserve", "triton") if self.kind == "both" else (self.kind,)
-
-
-class ControlSettings(StrictNumbers):
-    """The control service: its port and how often it compares the world with the ledger."""
-
-    port: Port = Field(
-        default=8090, description="Port of the control service and its API page, on loopback alone."
-    )
-    tick_s: Seconds = Field(
-        default=1.0,
-        description="Seconds between two comparisons of engine and gateway with the ledger.",
-    )
-    drain_timeout_s: Seconds = Field(
-        default=60.0,
-        description="Seconds that `unload` waits for requests of the version that are under way.",
-    )
-    loads_at_once: int = Field(
-        default=4,
-        ge=1,
-        description="Loads that users asked for, by `register` or by releasing a retired version, "
-        "at one time; 64 at the most are received or wait for their turn.",
-    )
-    max_archive_bytes: int = Field(
-        default=8 * 1024**3, ge=1, description="Largest archive in bytes that `register` takes."
-    )
 
 
 class Settings(BaseSettings):

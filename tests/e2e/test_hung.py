@@ -19,7 +19,8 @@ from support.running_stack import make_settings, wait_until
 from vlserve.control.domain import EngineKind
 from vlserve.control.gateway.envoy import EnvoyGateway
 from vlserve.exporter.echo import pack_echo
-from vlserve.settings import EngineSettings, Settings
+from vlserve.settings import Settings
+from vlserve.settings_sections import EngineSettings
 from vlserve.stack import stack as control_stack
 from vlserve.testing import RunningStack, running_stack, with_free_ports
 

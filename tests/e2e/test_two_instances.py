@@ -21,7 +21,8 @@ from vlserve.control.domain import EngineKind
 from vlserve.control.engine.endpoints import endpoints
 from vlserve.drill.crash import crash, release_both
 from vlserve.exporter.echo import pack_echo
-from vlserve.settings import EngineSettings, Settings
+from vlserve.settings import Settings
+from vlserve.settings_sections import EngineSettings
 from vlserve.testing.clients import Load, Question, drawn_questions
 from vlserve.testing.editions import Edition, echo_editions
 from vlserve.testing.stack import RunningStack, running_stack, with_free_ports

@@ -15,7 +15,8 @@ from vlserve.control.api.app import create_app
 from vlserve.control.assembly import assemble
 from vlserve.control.client import ControlClient
 from vlserve.control.key import renew_key
-from vlserve.settings import ControlSettings, Settings
+from vlserve.settings import Settings
+from vlserve.settings_sections import ControlSettings
 
 MAX_ARCHIVE_BYTES = 1_000_000
 

@@ -13,7 +13,7 @@ import pytest
 
 from support.running_triton import need_triton
 from vlserve.control.domain import EngineKind
-from vlserve.settings import EngineSettings
+from vlserve.settings_sections import EngineSettings
 
 on_triton = pytest.mark.on_triton
 """Of tests, or of a module by ``pytestmark``."""

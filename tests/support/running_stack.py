@@ -15,7 +15,8 @@ from support.fake_torchserve import FakeTorchServe
 from vlserve.control.domain import EngineKind, ModelRoute
 from vlserve.control.gateway.envoy_admin import EnvoyAdmin
 from vlserve.control.gateway.envoy_config import admin_socket
-from vlserve.settings import ControlSettings, EngineSettings, GatewaySettings, Settings
+from vlserve.settings import Settings
+from vlserve.settings_sections import ControlSettings, EngineSettings, GatewaySettings
 from vlserve.testing import with_free_ports
 from vlserve.testing.own_gateway import OwnGateway
 

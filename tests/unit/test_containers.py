@@ -16,7 +16,8 @@ import yaml
 from support.dashboard import CONFIG, DASHBOARD, metrics_of, of_engine, of_gateway, panels
 from vlserve.control.engine.endpoints import endpoints
 from vlserve.project import FOLDERS
-from vlserve.settings import EngineSettings, Settings
+from vlserve.settings import Settings
+from vlserve.settings_sections import EngineSettings
 
 ROOT = Path(__file__).parents[2]
 COMPOSE_FILES = ("docker-compose.yml", "docker-compose.grafana.yml")

@@ -7,13 +7,8 @@ from pathlib import Path
 import pytest
 
 from vlserve.errors import SettingsError
-from vlserve.settings import (
-    NEIGHBOURS_IN_TIME,
-    EngineSettings,
-    GatewaySettings,
-    Settings,
-    load_settings,
-)
+from vlserve.settings import NEIGHBOURS_IN_TIME, Settings, load_settings
+from vlserve.settings_sections import EngineSettings, GatewaySettings
 from vlserve_worker.time_limit import limit_of
 
 

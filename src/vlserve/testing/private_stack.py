@@ -7,7 +7,8 @@ from pathlib import Path
 
 from vlserve.control.domain import EngineKind
 from vlserve.errors import StackError
-from vlserve.settings import GatewaySettings, Settings
+from vlserve.settings import Settings
+from vlserve.settings_sections import GatewaySettings
 from vlserve.stack.triton_program import why_triton_cannot_run
 from vlserve.testing.stack import RunningStack, running_stack, with_free_ports
 

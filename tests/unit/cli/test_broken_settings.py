@@ -16,7 +16,8 @@ from vlserve.running_settings import (
     settings_file,
     settings_to_reach_stack,
 )
-from vlserve.settings import STACK_VARIABLE, EngineSettings, Settings, load_settings
+from vlserve.settings import STACK_VARIABLE, Settings, load_settings
+from vlserve.settings_sections import EngineSettings
 from vlserve.stack import supervisord
 
 GOING_BACK = [["rollback", "tagger"], ["status"], ["history", "tagger"], ["unload", "tagger", 1]]

@@ -13,7 +13,8 @@ from support.rollout_traffic import Requests, register
 from vlserve.control.assembly import Control, assemble
 from vlserve.control.domain import Registration
 from vlserve.exporter.echo import pack_echo
-from vlserve.settings import ControlSettings, Settings
+from vlserve.settings import Settings
+from vlserve.settings_sections import ControlSettings
 
 Archive = Callable[..., Path]
 Register = Callable[..., Registration]

@@ -24,7 +24,8 @@ from vlserve.control.tuning import (
     tuning_file,
 )
 from vlserve.errors import TuningInvalid
-from vlserve.settings import EngineSettings, Settings
+from vlserve.settings import Settings
+from vlserve.settings_sections import EngineSettings
 
 Archive = Callable[..., Path]
 SERVING = Serving(workers=1, threads=2, batch_size=4, max_batch_delay_ms=3)

@@ -23,7 +23,8 @@ from vlserve.control.store.database import LEDGER
 from vlserve.control.store.kept_archives import refuse_lost_ledger
 from vlserve.control.store.ledger import Ledger
 from vlserve.errors import ControlError, LedgerDamaged, LedgerLost
-from vlserve.settings import EngineSettings, Settings
+from vlserve.settings import Settings
+from vlserve.settings_sections import EngineSettings
 from vlserve.stack import containers
 
 Archive = Callable[..., Path]

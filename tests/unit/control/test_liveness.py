@@ -12,7 +12,8 @@ from vlserve.control.assembly import Control
 from vlserve.control.domain import Reply
 from vlserve.control.reconcile.liveness import LATE_S, Liveness, Pulse, longest_wait_s
 from vlserve.errors import StackError
-from vlserve.settings import EngineSettings, Settings
+from vlserve.settings import Settings
+from vlserve.settings_sections import EngineSettings
 
 Archive = Callable[..., Path]
 LIMIT_S = 20.0

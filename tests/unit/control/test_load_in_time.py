@@ -10,7 +10,8 @@ from vlserve.control.engine import torchserve_grpc
 from vlserve.control.engine.endpoints import endpoints
 from vlserve.control.engine.torchserve_instance import TorchServeInstance
 from vlserve.errors import LoadFailed
-from vlserve.settings import EngineSettings, Settings
+from vlserve.settings import Settings
+from vlserve.settings_sections import EngineSettings
 
 LIMIT_S = 0.05
 

@@ -18,7 +18,8 @@ from vlserve.control.engine.triton_instance import TritonInstance
 from vlserve.control.engine.triton_repository import TritonRepository
 from vlserve.errors import ControlError, LoadFailed
 from vlserve.exporter.echo import pack_echo
-from vlserve.settings import EngineSettings, Settings
+from vlserve.settings import Settings
+from vlserve.settings_sections import EngineSettings
 
 Patch = pytest.MonkeyPatch
 KEY = ("tagger", 1)

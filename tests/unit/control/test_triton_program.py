@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from vlserve.errors import StackError
-from vlserve.settings import EngineSettings, Settings
+from vlserve.settings import Settings
+from vlserve.settings_sections import EngineSettings
 from vlserve.stack import stack, triton_program
 from vlserve.stack.triton_program import (
     verified_triton_home,

@@ -12,7 +12,8 @@ from vlserve.control.engine.triton_repository import TritonRepository, key_of
 from vlserve.exporter.echo import pack_echo
 from vlserve.runtime.errors import ArchiveError
 from vlserve.runtime.manifest import MANIFEST
-from vlserve.settings import EngineSettings, Settings
+from vlserve.settings import Settings
+from vlserve.settings_sections import EngineSettings
 
 
 @pytest.fixture

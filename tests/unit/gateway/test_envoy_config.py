@@ -13,7 +13,8 @@ from vlserve.control.domain import Instance, ModelRoute, Routing, Shadow
 from vlserve.control.gateway import envoy_clusters, envoy_config, envoy_routes
 from vlserve.control.gateway.log_lines import AccessLine, ShadowLine
 from vlserve.errors import SettingsError
-from vlserve.settings import EngineSettings, GatewaySettings, Settings
+from vlserve.settings import Settings
+from vlserve.settings_sections import EngineSettings, GatewaySettings
 
 PROJECT = Path(__file__).parents[3]
 TEMPLATE = (PROJECT / "serving_config" / "gateway" / "envoy.yaml").read_text(encoding="utf-8")

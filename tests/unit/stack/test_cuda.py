@@ -8,7 +8,8 @@ import pytest
 
 from vlserve.control.engine.triton_repository import WrittenVersion, configuration_text
 from vlserve.errors import StackError
-from vlserve.settings import EngineSettings, Settings
+from vlserve.settings import Settings
+from vlserve.settings_sections import EngineSettings
 from vlserve.stack.cuda import refuse_missing_cuda
 from vlserve_worker.device import CUDA, DeviceMissing, choose_device
 

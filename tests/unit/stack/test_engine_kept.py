@@ -7,7 +7,8 @@ import pytest
 from vlserve.control.domain import EngineKind, State
 from vlserve.control.store.database import LEDGER
 from vlserve.control.store.kept_archives import engines_in_use
-from vlserve.settings import EngineSettings, Settings
+from vlserve.settings import Settings
+from vlserve.settings_sections import EngineSettings
 from vlserve.stack import stack
 
 Placed = tuple[EngineKind, State]

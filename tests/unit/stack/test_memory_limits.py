@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from support.documents import PROJECT
-from vlserve.settings import EngineSettings, Settings
+from vlserve.settings import Settings
+from vlserve.settings_sections import EngineSettings
 from vlserve.stack import supervisord
 
 SCRIPTS = PROJECT / "serving_config" / "torchserve"

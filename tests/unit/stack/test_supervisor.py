@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from vlserve.errors import SettingsError
-from vlserve.settings import EngineSettings, GatewaySettings, Settings
+from vlserve.settings import Settings
+from vlserve.settings_sections import EngineSettings, GatewaySettings
 from vlserve.stack import supervisord
 
 PROJECT = Path(__file__).parents[3]

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from vlserve.settings import ControlSettings, EngineSettings, GatewaySettings, Settings
+from vlserve.settings import Settings
+from vlserve.settings_sections import ControlSettings, EngineSettings, GatewaySettings
 from vlserve.stack.ports import ports
 from vlserve.testing import free_ports, with_free_ports
 

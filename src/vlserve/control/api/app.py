@@ -26,7 +26,8 @@ from vlserve.control.gateway.envoy import EnvoyGateway
 from vlserve.control.key import renew_key
 from vlserve.control.wire.views import ErrorView
 from vlserve.errors import VlserveError
-from vlserve.settings import ControlSettings, load_settings
+from vlserve.settings import load_settings
+from vlserve.settings_sections import ControlSettings
 
 
 def create_app(control: Control, settings: ControlSettings, key: str) -> FastAPI:

@@ -22,7 +22,7 @@ from vlserve.control.engine.torchserve_instance import TorchServeInstance
 from vlserve.control.engine.triton_instance import TritonInstance
 from vlserve.control.tuning import Serving
 from vlserve.errors import ControlError, EngineUnavailable, NotReady
-from vlserve.settings import EngineSettings
+from vlserve.settings_sections import EngineSettings
 
 _PROBE_TIMEOUT_S = 10.0
 

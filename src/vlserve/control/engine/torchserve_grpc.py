@@ -15,7 +15,7 @@ import grpc
 
 from vlserve.control.engine import grpc_calls
 from vlserve.errors import ControlError, EngineUnavailable, LoadFailed
-from vlserve.settings import EngineSettings
+from vlserve.settings_sections import EngineSettings
 
 _PROTO = "management.proto"
 _SERVICE = "org.pytorch.serve.grpc.management"

@@ -28,7 +28,7 @@ from vlserve.control.engine.instance import (
 )
 from vlserve.control.tuning import Serving, tuned
 from vlserve.errors import CallerGone, ControlError, EngineUnavailable, LoadFailed
-from vlserve.settings import EngineSettings
+from vlserve.settings_sections import EngineSettings
 
 _UNLOAD_TIMEOUT_S = 130.0  # TorchServe itself gives workers 120 s to go
 _LOG_DELAY_S = 1.0  # a worker's last words reach the log a little after its failure is reported

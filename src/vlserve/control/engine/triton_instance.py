@@ -36,7 +36,7 @@ from vlserve.control.tuning import Serving, tuned
 from vlserve.errors import ControlError, EngineUnavailable, LoadFailed
 from vlserve.runtime.errors import ArchiveError
 from vlserve.runtime.headers import SENT_CONTENT_TYPE
-from vlserve.settings import EngineSettings
+from vlserve.settings_sections import EngineSettings
 
 _WATCHDOG_S = 3.0  # after its time limit, a worker that hangs in its start ends itself
 _GONE_S = 10.0  # until an unload, which waits for what is under way, is helped along

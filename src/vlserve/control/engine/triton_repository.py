@@ -12,7 +12,7 @@ from pathlib import Path
 from vlserve.control.domain import Key
 from vlserve.control.engine.endpoints import Endpoint
 from vlserve.runtime.archive import unpack_archive
-from vlserve.settings import EngineSettings
+from vlserve.settings_sections import EngineSettings
 
 REPOSITORY = "repository"
 """Folder of the instance that tritonserver is started with."""

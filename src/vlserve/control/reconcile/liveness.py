@@ -21,7 +21,7 @@ from vlserve.control.store.ledger import Ledger
 from vlserve.control.troubles import TroubleLog
 from vlserve.control.tuning import Serving, tuned
 from vlserve.errors import StackError
-from vlserve.settings import EngineSettings
+from vlserve.settings_sections import EngineSettings
 
 GATEWAY = "gateway"
 LATE_S = 10.0
