@@ -32,8 +32,9 @@ def demo(as_json: AsJson = False) -> None:
         f"""
 What to do next (with .venv/bin on the PATH, or .venv/bin/vlserve …):
   vlserve status                                     versions and their weights
+  vlserve console                                    the same in a browser, and more
   vlserve predict {MODEL} --image {image} --text '{item.text}'
-  vlserve release {MODEL} {new} --now                      all traffic to version {new}
+  vlserve release {MODEL} {new} --now                   all traffic to version {new}
   vlserve stress {MODEL} --users 4 --duration 20     load it and judge it
   vlserve rollback {MODEL}                           back to version {old}
   vlserve down                                       stop everything"""
