@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+BUSY_FILE = "busy"
+"""In the stack's state_dir."""
 _LOCK = struct.Struct("hhqqi4x")
 """Linux's ``struct flock`` on 64 bits: type, whence, start, length, process id."""
 

@@ -33,9 +33,6 @@ _WEIGHTS_APART = {
     "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
 }
 
-BUSY_FILE = "busy"
-"""In the stack's state_dir: what its workers lock while they are at work."""
-
 logger = logging.getLogger(__name__)
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from vlserve_worker import image_limits
-from vlserve_worker.lone_requests import BUSY_FILE, lone_requests
+from vlserve_worker.busy_workers import BUSY_FILE
+from vlserve_worker.lone_requests import lone_requests
 from vlserve_worker.request_filter import (
     MAX_BODY_BYTES,
     REQUEST_ID,

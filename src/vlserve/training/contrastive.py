@@ -37,10 +37,10 @@ from vlserve.training.run_folder import (
     keep_record,
     write_json,
 )
-from vlserve.training.run_log import LogTo
+from vlserve.training.run_log import OF_THE_RUN, LogTo
 
-OF_THE_RUN = ("epoch", "train_loss", "learning_rate", "seconds")
-"""Figures of an epoch that are no recalls."""
+NO_RECALLS = (*OF_THE_RUN, "train_loss")
+"""Figures of an epoch beside its recalls."""
 
 
 class PairOptions(TrainOptions):
@@ -172,7 +172,7 @@ def fit_pairs(
     best = max(epochs, key=lambda epoch: float(epoch["mean_recall"]))
     report = PairReport(
         out=out,
-        metrics=Recalls({k: v for k, v in best.items() if k not in OF_THE_RUN}),
+        metrics=Recalls({k: v for k, v in best.items() if k not in NO_RECALLS}),
         best_epoch=int(best["epoch"]),
         epochs=len(epochs),
         train_items=len(data.images),

@@ -13,6 +13,7 @@ from vlserve.control.domain import Key
 from vlserve.control.engine.endpoints import Endpoint
 from vlserve.runtime.archive import unpack_archive
 from vlserve.settings_sections import EngineSettings
+from vlserve_worker.busy_workers import BUSY_FILE
 
 REPOSITORY = "repository"
 """Folder of the instance that tritonserver is started with."""
@@ -73,7 +74,7 @@ class TritonRepository:
             "threads": str(settings.threads),
             "device": settings.device,
             "lone_threads": str(settings.lone_threads),
-            "busy_file": str(state_dir / "busy"),
+            "busy_file": str(state_dir / BUSY_FILE),
             "load_timeout_s": f"{settings.load_timeout_s:g}",
             "response_timeout_s": str(settings.response_timeout_s),
             "max_body_bytes": str(self._endpoint.max_body_bytes),
