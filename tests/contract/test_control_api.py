@@ -209,6 +209,8 @@ def test_the_page_of_the_api_needs_no_network(control_api: RunningControl) -> No
         described = http.get("/openapi.json").json()
     assert set(described["paths"]) == {
         "/health",
+        "/traffic",
+        "/console-links",
         "/models",
         "/models/{model}",
         "/models/{model}/history",

@@ -22,6 +22,8 @@ NOBODY = 65534
 BYTES = {"content-type": "application/octet-stream"}
 REQUESTS = [
     ("GET", "/health"),
+    ("GET", "/traffic"),
+    ("POST", "/console-links"),
     ("GET", "/models"),
     ("GET", "/models/tagger"),
     ("GET", "/models/tagger/history"),

@@ -217,12 +217,14 @@ class ControlService:
 
     def health(self) -> StackStatus:
         """Return what the last tick saw of the engine and the gateway, and what the checks find."""
+        # Read before the checks: a tick in between must not hide why there is none.
+        instances = tuple(sorted(self._traffic.held))
         troubles = tuple(
             dict.fromkeys(trouble for check in self._checks for trouble in _found(check))
         )
         return StackStatus(
             status="; ".join(trouble.message for trouble in troubles) or "ok",
-            engine_instances=tuple(sorted(self._traffic.held)),
+            engine_instances=instances,
             gateway_ready=all(trouble.check != "gateway" for trouble in troubles),
             restoring=tuple(f"{model} {version}" for model, version in self._lacking()),
             troubles=troubles,

@@ -31,7 +31,9 @@ from vlserve.errors import CallerGone, ControlError, EngineUnavailable, LoadFail
 from vlserve.settings_sections import EngineSettings
 
 _UNLOAD_TIMEOUT_S = 130.0  # TorchServe itself gives workers 120 s to go
-_LOG_DELAY_S = 1.0  # a worker's last words reach the log a little after its failure is reported
+_LOG_DELAY_S = 5.0
+"""A worker's last words reach the log after its failure is reported: up to some seconds where the
+machine is busy. Only a failed load that left no word waits for all of it."""
 _POLL_S = 0.1
 
 
