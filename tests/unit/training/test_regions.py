@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from support.tiny_models import EXPORT, bert, seeded, tiny_models
@@ -221,6 +222,37 @@ def test_lines_whose_regions_do_not_fit_are_named(tmp_path: Path) -> None:
     reasons = [bad.reason for bad in ready.run("out").bad_lines]
     assert "must be (regions, 6)" in reasons[0] and "bare_info.npy" in reasons[1]
     assert "must be (3, 4)" in reasons[2] and reasons[3] == "no features"
+
+
+def test_several_labels_need_a_sigmoid_each(tmp_path: Path) -> None:
+    ready = Prepared("visualbert-coattention-tag", tmp_path, "tag")
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps(config | {"multi_label": False}))
+    lines = ready.train.read_text(encoding="utf-8").replace('["a"]', '["a", "b"]')
+    ready.train.write_text(lines, encoding="utf-8")
+    with pytest.raises(DataError, match="several labels: say multi_label"):
+        ready.run("out")
+    ready.train = write_regions(tmp_path, "tag", "train", 3, 8)
+    assert 0 <= ready.run("out").metrics["accuracy"] <= 1
+
+
+def test_a_network_with_a_resnet_learns_from_images(tmp_path: Path) -> None:
+    """Its features are those that the archive's graph makes; the ResNet stays as it is."""
+    ready = Prepared("visualbert-coattention-answer", tmp_path, "answer")
+    for name in ("train", "val"):
+        data = tmp_path / f"{name}.jsonl"
+        lines = [json.loads(line) for line in data.read_text(encoding="utf-8").splitlines()]
+        for place, line in enumerate(lines):
+            colour = (255, 0, 0) if line["label"] == ["cat"] else (0, 0, 255)
+            Image.new("RGB", (32, 24), colour).save(tmp_path / f"{name}-{place}.png")
+            del line["features"]
+            line["img"] = f"{name}-{place}.png"
+        data.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    report = ready.run("out")
+    assert report.bad_lines == () and report.train_items == 12
+    network = ready.exported("out").network
+    kept = load_file(tmp_path / "grid.safetensors")
+    assert all(torch.equal(network.state_dict()[f"grid.{name}"], x) for name, x in kept.items())
 
 
 PRESET_OF = {

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vlserve.errors import DataError
 from vlserve.runtime.manifest import ImageInput, RegionInput
 from vlserve.runtime.text import Tokenizer, load_tokenizer
 from vlserve.training.finetune.data import TaskData
@@ -76,6 +77,8 @@ def _job(
         train, val = (Pairs(one) for one in data)
         return MatchJob(network, train, val, inputs, scores, options.batch_size)
     several = objective == "tag" and bool(config.get("multi_label"))
+    if objective == "tag" and not several:
+        _refuse_several(data[0])
     parts = head_parts(
         objective,
         labels,
@@ -86,6 +89,14 @@ def _job(
     )
     kind = TagJob if several else HeadJob
     return kind(network, items, inputs, objective, scores, **parts)
+
+
+def _refuse_several(data: TaskData) -> None:
+    """DataError where an item has several labels, of which one softmax can learn one."""
+    if any(len(item.label) > 1 for item in data.file.items):
+        raise DataError(
+            f"{data.file.path}: items have several labels: say multi_label true in config.json"
+        )
 
 
 def _both(
