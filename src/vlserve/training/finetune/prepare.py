@@ -3,7 +3,7 @@
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,12 @@ from vlserve.training.finetune.plan import (
     VisionTextPlan,
     plan_of,
 )
-from vlserve.training.finetune.pretrain import AlbefPretrainJob, BlipPretrainJob, aligned_pairs
+from vlserve.training.finetune.pretrain import (
+    WORD_HEAD,
+    AlbefPretrainJob,
+    BlipPretrainJob,
+    aligned_pairs,
+)
 from vlserve.training.finetune.regions.prepare import region_job
 from vlserve.training.finetune.retrieval import PairNetwork, RetrievalJob
 from vlserve.training.finetune.start import Start, start_from
@@ -69,6 +74,8 @@ def prepare(
     chosen = parse_options(FinetuneOptions, options or {})
     names = partial(names_of, train_file, wanted, chosen.least_answers)
     start = start_from(recipe, plan, checkpoint, config, wanted, seed, names)
+    if _lacks_word_head(plan, start):
+        start = replace(start, new=(*start.new, WORD_HEAD))
 
     def on_read(done: int, total: int) -> None:
         if progress:
@@ -85,6 +92,12 @@ def prepare(
     }
     set_dropout(start.network, chosen.dropout)
     return Prepared(start, chosen, facts, job, data)
+
+
+def _lacks_word_head(plan: FinetunePlan, start: Start) -> bool:
+    """Whether ALBEF is to be pretrained from a checkpoint without its head of masked words."""
+    albef = isinstance(plan, VisionTextPlan) and plan.family == "albef"
+    return albef and start.objective == "pretrain" and not start.words
 
 
 def names_of(train_file: Path, objective: Objective | None, least: int) -> list[str]:
