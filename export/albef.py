@@ -105,8 +105,7 @@ class AlbefRecipe:
     def finetuning(self) -> VisionTextPlan:
         return VisionTextPlan(
             family="albef",
-            objectives=("retrieve", "answer", "entail", "reason", "pretrain"),
-            parts=PARTS,
+            objectives=("retrieve", "answer", "entail", "reason"),
             start="[CLS]",
             smoothing=0.0,
             tokenizer=lambda config: parts.tokenizer_of(parse(config), "$A", added=()),

@@ -27,6 +27,7 @@ VlserveError                  (vlserve.runtime.errors)
 │   ├── NothingToRollBackTo
 │   ├── ReleaseUnderWay       the model is being released in steps
 │   ├── NoRelease             the model is not
+│   ├── PairNotFound          the log of shadow pairs does not hold the pair any more
 │   ├── LoadFailed            the engine could not load the version, or it answers its probes wrong
 │   │   ├── ArchiveLost       its archive is gone from the store, or damaged there
 │   │   └── CallerGone        the caller went away, so it was stopped
@@ -81,6 +82,7 @@ __all__ = [
     "NotUnloaded",
     "NothingToRollBackTo",
     "OnAnotherEngine",
+    "PairNotFound",
     "ParityFailed",
     "PortBusy",
     "RecipeNotFound",
@@ -239,6 +241,12 @@ class ReleaseUnderWay(ControlError):
     """The model is being released in steps, and what was asked must wait for its end."""
 
     code = "release_under_way"
+
+
+class PairNotFound(ControlError):
+    """The log of shadow pairs does not hold the pair any more."""
+
+    code = "pair_not_found"
 
 
 class NoRelease(ControlError):

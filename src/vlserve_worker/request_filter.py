@@ -24,6 +24,7 @@ from vlserve_worker.batch_notes import (
     is_of_a_client,
 )
 from vlserve_worker.bodies import TOO_COMPLEX, TOO_LARGE, UNREADABLE, BodyRefused, unwrap_body
+from vlserve_worker.capture import Capture
 from vlserve_worker.lone_requests import LoneRequests
 from vlserve_worker.time_limit import ended_after, limit_of
 from vlserve_worker.video_parts import VideoParts
@@ -96,15 +97,18 @@ class RequestFilter:
         response_timeout_s: float | None = None,
         checks_images: bool = False,
         lone: LoneRequests | None = None,
+        capture: Capture | None = None,
     ) -> None:
         """``checks_images``: whether the archive is too old to know what an image may cost.
-        ``lone``: told of each batch, where a request that comes alone gets more threads."""
+        ``lone``: told of each batch, where a request that comes alone gets more threads.
+        ``capture``: keeps inputs, where the operator said so."""
         self.version = version
         self._notes = notes
         self._max_body_bytes = max_body_bytes
         self._response_timeout_s = response_timeout_s
         self._checks_images = checks_images
         self._lone = lone
+        self._capture = capture
         self._seen = Suspicions()
         self._videos = VideoParts(response_timeout_s)
 
@@ -154,6 +158,8 @@ class RequestFilter:
         except Exception as error:  # whatever is in it: it must not take the batch down
             logger.exception("a body could not be read")
             return Refusal(UNREADABLE, f"the body cannot be read ({type(error).__name__})")
+        if self._capture is not None and is_of_a_client(request):
+            self._capture.keep(request)
         return digest
 
     def _rounds(self, data: Sequence[Refusal | Noted]) -> list[tuple[list[int], bool]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from vlserve_worker import image_limits
 from vlserve_worker.busy_workers import BUSY_FILE
+from vlserve_worker.capture import Capture
 from vlserve_worker.lone_requests import lone_requests
 from vlserve_worker.request_filter import (
     MAX_BODY_BYTES,
@@ -93,6 +94,7 @@ def open_filter(
         configured.get("default_response_timeout"),
         checks_images,
         lone_requests(archive, lone_threads, instance.parent / BUSY_FILE),
+        Capture(instance.parent / "capture" / model),
     )
 
 

@@ -25,6 +25,7 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from vlserve_worker.bodies import UNREADABLE
+from vlserve_worker.capture import Capture
 from vlserve_worker.device import choose_device
 from vlserve_worker.entry_point import entry_point
 from vlserve_worker.image_limits import bounds_images
@@ -62,6 +63,7 @@ class Parameters:
     response_timeout_s: float | None = None
     max_body_bytes: int = MAX_BODY_BYTES
     notes_dir: Path | None = None
+    capture_dir: Path | None = None
     answer_log: Path | None = None
     memory_mib: int | None = None
 
@@ -85,6 +87,7 @@ class Parameters:
             "response_timeout_s": float,
             "max_body_bytes": int,
             "notes_dir": Path,
+            "capture_dir": Path,
             "answer_log": Path,
             "memory_mib": int,
         }
@@ -115,7 +118,7 @@ class TritonPythonModel:
                 parameters.batch_size,
                 parameters.answer_log,
             )
-        folder = parameters.notes_dir
+        folder, capture = parameters.notes_dir, parameters.capture_dir
         self._filter = RequestFilter(
             parameters.version,
             open_notes(folder) if folder else None,
@@ -123,6 +126,7 @@ class TritonPythonModel:
             parameters.response_timeout_s,
             checks_images=not bounds_images(parameters.archive_dir),
             lone=lone,
+            capture=Capture(capture) if capture else None,
         )
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:

@@ -4,9 +4,11 @@ The control service is the real one, over an engine and a gateway in memory; the
 rollout is what the gateway would log.
 """
 
+import ast
 import base64
 import json
 import re
+import shlex
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -14,9 +16,11 @@ from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
 from support.control_api_server import RunningControl, running_control
+from support.rollout_traffic import Behaviour, Requests
 from vlserve.exporter.echo import pack_echo
 from vlserve.runtime.answer_log import AnswerLine
 
@@ -29,8 +33,13 @@ PATIENCE_MS = 60_000
 PAGES = [
     "",
     "register",
+    "load-tests",
+    "batch-jobs",
     "models/tagger",
     "models/tagger/rollout",
+    "models/tagger/pairs",
+    "models/tagger/try",
+    "models/tagger/tags",
     "models/tagger/history",
     "models/tagger/versions/1",
 ]
@@ -68,12 +77,12 @@ def page(chromium: Browser, control: RunningControl) -> Iterator[Page]:
 def _press(page: Page, name: str) -> None:
     """Open the confirmation of an action, and confirm it."""
     action = page.locator("details.act", has=page.locator("summary", has_text=name)).first
-    action.locator("summary").click()
+    action.locator("> summary").click()
     action.get_by_role("button", name=name).click()
 
 
-def _drop(page: Page, archive: Path) -> None:
-    content = base64.b64encode(archive.read_bytes()).decode()
+def _drop(page: Page, file: Path, place: str = "#drop") -> None:
+    content = base64.b64encode(file.read_bytes()).decode()
     transfer = page.evaluate_handle(
         """([content, name]) => {
             const bytes = Uint8Array.from(atob(content), (c) => c.charCodeAt(0));
@@ -81,9 +90,9 @@ def _drop(page: Page, archive: Path) -> None:
             transfer.items.add(new File([bytes], name));
             return transfer;
         }""",
-        [content, archive.name],
+        [content, file.name],
     )
-    page.locator("#drop").dispatch_event("drop", {"dataTransfer": transfer})
+    page.locator(place).dispatch_event("drop", {"dataTransfer": transfer})
 
 
 def _log_requests(control: RunningControl, step: str, first: int) -> None:
@@ -147,6 +156,60 @@ def test_a_rollout_is_aborted(page: Page, control: RunningControl) -> None:
     _press(page, "Abort")
     expect(page.locator(".lead strong")).to_have_text("aborted by hand")
     assert control.client.rollout("tagger").status == "aborted"
+
+
+def test_two_versions_are_tried_side_by_side(
+    page: Page, control: RunningControl, tmp_path: Path
+) -> None:
+    cover = tmp_path / 'it\'s "mine".png'
+    Image.new("RGB", (64, 32), "red").save(cover)
+    control.engine.trial_answer = {
+        "tags": [{"tag": "<b>cars</b>", "score": 0.75}],
+        "regions": [{"box": [0.25, 0.25, 0.5, 0.75], "score": 0.5}],
+        "heat_map": base64.b64encode(cover.read_bytes()).decode(),
+    }
+    page.goto("/console/models/tagger/try?version=1")
+    _drop(page, cover, "#trial")
+    page.get_by_label("text").fill("it's a $title")
+    page.get_by_label("Beside it").select_option("2")
+    page.get_by_role("button", name="Send").click()
+    answers = page.locator("#answers section")
+    expect(answers).to_have_count(2, timeout=PATIENCE_MS)
+    expect(answers.first.locator("th").first).to_have_text("<b>cars</b>")
+    expect(answers.first.locator("rect")).to_have_attribute("width", "0.25")
+    for image in page.locator("#answers img").all():
+        assert image.evaluate("(image) => image.decode().then(() => image.naturalWidth)") == 64
+    sent = [(key, b"PNG" in request.body) for _, key, request in control.engine.sent[-2:]]
+    assert sent == [(("tagger", 1), True), (("tagger", 2), True)]
+    curl = page.locator("#as-curl").text_content() or ""
+    words = shlex.split(curl.replace("\\\n", " "))  # as a shell goes on with the next line
+    assert words == [
+        *("curl", f"{control.settings.gateway_url}/predictions/tagger/1"),
+        *("-F", 'image=@"it\'s \\"mine\\".png"', "--form-string", "text=it's a $title"),
+    ]
+    program = ast.parse(page.locator("#as-python").text_content() or "")
+    asked = next(node for node in ast.walk(program) if isinstance(node, ast.Call))
+    given = {each.arg: ast.unparse(each.value) for each in asked.keywords}
+    assert given["data"] == repr({"text": "it's a $title"})
+    assert given["files"] == f"{{'image': open({cover.name!r}, 'rb')}}"
+
+
+def test_a_disagreement_is_marked(page: Page, control: RunningControl) -> None:
+    shadow = {"shadow_percent": 100, "minimum": {"pairs": 400}}
+    control.client.start_rollout("tagger", 2, shadow)
+    said = {
+        version: Behaviour(scores=lambda _, tag=tag: {tag: 0.9})  # type: ignore[misc]
+        for version, tag in ((1, "<i>music</i>"), (2, "food"))
+    }
+    Requests(control.settings.state_dir / "logs", control.gateway).send(1, said)
+    page.goto("/console/models/tagger/pairs")
+    while not page.locator(".pair").count():
+        page.wait_for_timeout(200)
+        page.reload()
+    page.get_by_role("button", name="Stable is right").first.click()
+    expect(page.get_by_text("Marked:").locator("..")).to_contain_text("<i>music</i>")
+    assert [mark.label for mark in control.client.marks("tagger")] == ["<i>music</i>"]
+    control.client.abort("tagger")
 
 
 def test_both_languages(page: Page) -> None:

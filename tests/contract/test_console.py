@@ -1,50 +1,38 @@
 """The console over HTTP: who gets in, what it shows, what acts, and what it refuses."""
 
 import re
-from collections.abc import Iterator
+import time
 from pathlib import Path
 
 import httpx
 import pytest
 
-from support.control_api_server import RunningControl
+from support.control_api_server import RunningControl, running_control
+from support.rollout_traffic import Behaviour, Requests
 from vlserve.control.api.console import live
 from vlserve.control.api.console.access import COOKIE, TOKEN_HEADER
+from vlserve.exporter.echo import pack_echo
+from vlserve_worker.capture import keep_input
 
 PAGES = [
     "/console/",
     "/console/register",
+    "/console/load-tests",
+    "/console/batch-jobs",
     "/console/models/tagger",
     "/console/models/tagger/rollout",
+    "/console/models/tagger/pairs",
+    "/console/models/tagger/try",
+    "/console/models/tagger/tags",
     "/console/models/tagger/history",
     "/console/models/tagger/versions/1",
 ]
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
 
-@pytest.fixture
-def browser(control_api: RunningControl) -> Iterator[httpx.Client]:
-    """A browser that came by the link; ``browser.headers`` are those of a form of its own page."""
-    with httpx.Client(base_url=control_api.url) as client:
-        entered = client.get(control_api.client.console_link().path)
-        assert entered.status_code == 200
-        token = re.search(r'data-token="([^"]+)"', entered.text)
-        assert token
-        client.headers["Origin"] = control_api.url
-        client.headers["X-Test-Token"] = token[1]
-        yield client
-
-
 def _act(browser: httpx.Client, path: str, **fields: object) -> httpx.Response:
     told = {"token": browser.headers["X-Test-Token"], **fields}
     return browser.post(path, data=told)
-
-
-@pytest.fixture
-def two_versions(control_api: RunningControl, archives: list[Path]) -> None:
-    for archive in archives[:2]:
-        control_api.client.register(archive)
-    control_api.client.release("tagger", 1)
 
 
 def test_a_link_works_once(control_api: RunningControl) -> None:
@@ -110,10 +98,44 @@ def test_a_rollout_is_started_paused_aborted_and_rolled_back(
         assert control.rollout("tagger").status == status
     assert _act(browser, "/console/models/tagger/release", version=2).status_code == 303
     assert control.model("tagger").stable == 2
-    assert _act(browser, "/console/models/tagger/rollback").status_code == 303
+    assert "Roll back to 1" in browser.get("/console/models/tagger/versions/1").text
+    assert "Roll back to" not in browser.get("/console/models/tagger/versions/2").text
+    assert _act(browser, "/console/models/tagger/rollback", version=1).status_code == 303
     assert control.model("tagger").stable == 1
     refused = _act(browser, "/console/models/tagger/rollback")
     assert refused.status_code == 409 and "stable version" in refused.text
+
+
+def test_a_rollout_has_its_own_policy(
+    control_api: RunningControl, two_versions: None, browser: httpx.Client
+) -> None:
+    shown = browser.get("/console/models/tagger").text
+    assert 'name="weights" value="5, 25, 50, 100"' in shown
+    assert re.search(r'name="hold_s"[^>]* value="60"', shown)
+    own = {
+        **{"version": 2, "weights": "20, 100", "hold_s": "1.5", "shadow_percent": "", "keep_s": 9},
+        **{"candidate": 10, "stable": 11, "units": 12, "pairs": 13, "unit": "request"},
+    }
+    assert _act(browser, "/console/models/tagger/start", **own).status_code == 303
+    rollout = control_api.client.rollout("tagger")
+    assert (rollout.weights, rollout.hold_s) == ((20, 100), 1.5)
+    assert "0 of 10" in browser.get("/console/models/tagger/rollout").text
+    _act(browser, "/console/models/tagger/abort")
+    for wrong in ({"weights": "20, x"}, {"weights": "50, 20"}, {"unit": "day"}, {"hold_s": "-1"}):
+        refused = _act(browser, "/console/models/tagger/start", **own | wrong)
+        assert refused.status_code == 422 and next(iter(wrong)) in refused.text
+
+
+def test_a_broken_policy_is_told(tmp_path: Path, archives: list[Path]) -> None:
+    (tmp_path / "serving_config").mkdir()
+    (tmp_path / "serving_config" / "rollout.yaml").write_text("alpha: many", encoding="utf-8")
+    with running_control(tmp_path) as running, httpx.Client(base_url=running.url) as browser:
+        for archive in archives[:2]:
+            running.client.register(archive)
+        running.client.release("tagger", 1)
+        browser.get(running.client.console_link().path)
+        shown = browser.get("/console/models/tagger")
+    assert shown.status_code == 200 and "rollout.yaml: alpha" in shown.text
 
 
 def test_an_archive_is_registered(
@@ -193,9 +215,53 @@ def test_live_figures_follow_what_changes(
         assert "released 2" in shown
 
 
+def test_the_first_live_figures_are_as_new_as_the_page(
+    control_api: RunningControl, two_versions: None, browser: httpx.Client
+) -> None:
+    """Older ones, of another viewer, would have the page loaded again and again."""
+    for version in (1, 2):
+        control_api.client.release("tagger", version)
+        with browser.stream("GET", "/console/live/models/tagger") as events:
+            first = next(events.iter_text())
+        assert f'data-state=\\"{version} ' in first
+
+
 def test_more_viewers_than_are_served_get_a_page_that_says_so(
     browser: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(live, "MOST_VIEWERS", 0)
     answer = browser.get("/console/live/now")
     assert answer.status_code == 503 and "0 pages follow live figures" in answer.text
+
+
+def test_labels_and_titles_are_text_on_every_page(tmp_path: Path) -> None:
+    """Marks of direction would turn what stands beside a label."""
+    hostile = "<script>alert(1)</script>\u202e\u2067"
+    with running_control(tmp_path) as running, httpx.Client(base_url=running.url) as browser:
+        for version in (1, 2):
+            labels = [hostile, f"{hostile} {version}"]
+            running.client.register(pack_echo(tmp_path, "tagger", version, labels))
+        running.client.release("tagger", 1)
+        running.client.start_rollout("tagger", 2, {"shadow_percent": 100, "hold_s": 600})
+        said = {
+            version: Behaviour(scores=lambda _, name=f"{hostile} {version}": {name: 0.9})  # type: ignore[misc]
+            for version in (1, 2)
+        }
+        logs = tmp_path / ".vlserve" / "logs"
+        Requests(logs, running.gateway).send(20, said)
+        deadline = time.monotonic() + 60
+        while running.client.rollout("tagger").status == "running":  # the judge takes it back
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        running.client.start_capture("tagger", 1.0, 1, 16)
+        folder = tmp_path / ".vlserve" / "capture" / "tagger"
+        keep_input(folder, "r0", {"text": hostile.encode()}, 10**6)
+        browser.get(running.client.console_link().path)
+        paths = [*PAGES, "/console/models/tagger/versions/2"]
+        pages = {path: browser.get(path).text for path in paths}
+    for path, shown in pages.items():
+        assert "<script>alert" not in shown, path
+        assert not {"\u202e", "\u2067"} & set(shown), path
+    told = "&lt;script&gt;alert(1)&lt;/script&gt;\\u202e\\u2067"
+    for page in ("pairs", "rollout", "tags", "versions/2"):
+        assert told in pages[f"/console/models/tagger/{page}"], page

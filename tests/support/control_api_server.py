@@ -49,7 +49,7 @@ def running_control(folder: Path) -> Iterator[RunningControl]:
     engine, gateway = FakeEngine(), FakeGateway()
     control = assemble(settings, engine, gateway)
     key = renew_key(settings.control_key_file)
-    app = create_app(control, settings.control, key)
+    app = create_app(control, settings, key)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on"))
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})

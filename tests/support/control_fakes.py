@@ -1,5 +1,6 @@
 """An engine and a gateway in memory that keep the promises of vlserve.control.ports."""
 
+import json
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -8,6 +9,8 @@ from typing import Any
 
 from vlserve.control import caller
 from vlserve.control.domain import (
+    ClientRequest,
+    EngineAnswer,
     EngineKind,
     Instance,
     Key,
@@ -50,6 +53,8 @@ class FakeEngine:
         self.unloads: list[Key] = []
         self.served: dict[Key, Serving | None] = {}
         self._manifests: dict[Key, Manifest] = {}
+        self.sent: list[tuple[str, Key, ClientRequest]] = []
+        self.trial_answer: Mapping[str, Any] = {}
 
     def restart_bare(self, name: str) -> None:
         self.held[name] = {}
@@ -151,6 +156,17 @@ class FakeEngine:
             tuned and key in self.answer_wrong_tuned
         )
         return served | ({"tags": []} if wrong else {})
+
+    def send(
+        self, instance: Instance, key: Key, request: ClientRequest, timeout_s: float
+    ) -> EngineAnswer:
+        """Answer with ``trial_answer``, or as the archive's first probe."""
+        self.sent.append((instance.name, key, request))
+        model, version = key
+        told = {"model": model, "version": version, "request_id": request.request_id}
+        answer = self.trial_answer or self._manifests[key].probes[0].answer
+        body = json.dumps({**told, **answer}).encode()
+        return EngineAnswer(200, body, "decode;dur=1.5, infer;dur=20.25")
 
     def _of_kind(self, engine: EngineKind | None) -> list[str]:
         kinds = self.kinds()

@@ -12,7 +12,7 @@ from typing import Any
 
 from support.control_fakes import FakeGateway
 from vlserve.control.assembly import Control
-from vlserve.control.domain import State
+from vlserve.control.domain import Rollout, RolloutStatus, State
 from vlserve.control.rollouts.report import RolloutReport
 
 TAGS = ("music", "sport", "food")
@@ -127,3 +127,20 @@ def drive(
         if not look(control).status.under_way:
             break
     return look(control)
+
+
+def rollout_record() -> Rollout:
+    """Return a rollout of tagger 2 over 1, as the ledger has it."""
+    return Rollout(
+        id=1,
+        model="tagger",
+        candidate=2,
+        stable=1,
+        status=RolloutStatus.RUNNING,
+        step=0,
+        shadow_percent=50,
+        started_at="2026-11-29T00:00:00+00:00",
+        ended_at=None,
+        keep_until=None,
+        state_json="{}",
+    )

@@ -3,6 +3,7 @@
 OUT/part-00000.jsonl …           the output, one file a part
 OUT/report.json, report.html     written at the end
 OUT/.vlserve/job.json            what the job is: archive, sources, options
+OUT/.vlserve/progress.json       how much of the input is done, for who watches
 OUT/.vlserve/lock                held by the driver and its workers; lock-0 … by those of a shard
 OUT/.vlserve/receipts/00000.json  of each finished part: counts, seconds; 00000.ids: digests of ids
 OUT/.vlserve/spool, careful      lines for workers; rows that ran alone
@@ -10,14 +11,15 @@ OUT/.vlserve/spool, careful      lines for workers; rows that ran alone
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vlserve.batch.locks import Shard, locked
+from vlserve.batch.locks import LOCK, Shard, locked
 from vlserve.batch.sources import Source, changed
 from vlserve.errors import BatchError
 from vlserve_worker.batch_parts import STATE, PartFiles
@@ -74,6 +76,17 @@ class Receipt(BaseModel):
     pid: int = 0
 
 
+class Progress(BaseModel):
+    """progress.json. ``share``: of the input that is done, from 0 to 1; ``left_s``: until it is,
+    at the rate so far; ``at``: by the clock, s."""
+
+    model_config = ConfigDict(frozen=True)
+
+    share: float
+    left_s: float | None
+    at: float
+
+
 class JobFolder:
     """The output's folder."""
 
@@ -120,7 +133,7 @@ class JobFolder:
         Raises:
             BatchError: The folder holds another job, or its input has changed.
         """
-        file = self._state / "job.json"
+        file = self.record_file
         if not file.exists():
             write_whole(file, record.model_dump_json(by_alias=True, indent=1).encode())
             return
@@ -133,11 +146,33 @@ class JobFolder:
                 f"{self.out} holds another job: {'; '.join(reasons)}. Choose another --output"
             )
 
-    def receipts(self) -> dict[int, Receipt]:
-        """Return what is finished, by part."""
-        files = self._receipts.glob("*.json")
-        receipts = (Receipt.model_validate_json(file.read_bytes()) for file in files)
-        known = {receipt.part: receipt for receipt in receipts}
+    @property
+    def record_file(self) -> AnyPath:
+        return self._state / "job.json"
+
+    @property
+    def lock_file(self) -> Path:
+        """The lock of a job in a folder of this machine."""
+        return self._local / LOCK
+
+    def tell_progress(self, progress: Progress) -> None:
+        """Write how far the job is, into a folder of this machine."""
+        if isinstance(self._state, Path):
+            write_whole(self._state / "progress.json", progress.model_dump_json().encode())
+
+    def progress(self) -> Progress | None:
+        """Return how far the job is; None where it did not say."""
+        file: AnyPath = self._state / "progress.json"
+        try:
+            return Progress.model_validate_json(file.read_bytes())
+        except (OSError, ValidationError):
+            return None
+
+    def receipts(self, most: int | None = None) -> dict[int, Receipt]:
+        """Return what is finished, by part; of ``most`` parts at the most."""
+        files: Iterable[AnyPath] = self._receipts.glob("*.json")
+        read = (Receipt.model_validate_json(file.read_bytes()) for file in islice(files, most))
+        known = {receipt.part: receipt for receipt in read}
         if isinstance(self.out, ObjectPath):  # where the part is its own receipt
             parts = {int(_digits(part.name)) for part in self.out.glob("part-*")}
             return {number: receipt for number, receipt in known.items() if number in parts}

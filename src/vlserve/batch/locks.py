@@ -16,6 +16,8 @@ from pathlib import Path
 from vlserve.errors import BatchError
 from vlserve_worker.batch_node import NODE_LOCK
 
+LOCK = "lock"
+"""The file of a folder's lock."""
 WAIT_FOR_LOCK_S = 10.0
 """Workers of a driver that was killed end with the part that they are at."""
 
@@ -59,14 +61,14 @@ def locked(state: Path, out: Path, shard: Shard) -> Iterator[tuple[int, ...]]:
             return descriptor
 
         if shard.is_whole:
-            whole = take("lock", fcntl.LOCK_EX)
+            whole = take(LOCK, fcntl.LOCK_EX)
             of_nodes = take(NODE_LOCK, fcntl.LOCK_EX)  # a killed driver's nodes may still write
             fcntl.flock(of_nodes, fcntl.LOCK_UN)
             for other in state.glob("shards-of-*"):
                 other.unlink()
             yield (whole,)
             return
-        shared = take("lock", fcntl.LOCK_SH)
+        shared = take(LOCK, fcntl.LOCK_SH)
         marking = take("lock-marks", fcntl.LOCK_EX)  # of two first shards one is the first
         _refuse_other_counts(state, out, shard.count)
         (state / f"shards-of-{shard.count}").touch()

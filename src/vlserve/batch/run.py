@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vlserve.batch.job import WHOLE, JobFolder, JobRecord, Options, Receipt
+from vlserve.batch.job import WHOLE, JobFolder, JobRecord, Options, Progress, Receipt
 from vlserve.batch.locks import Shard
 from vlserve.batch.pace import Pace
 from vlserve.batch.parts import Part, TextPart, cut
@@ -27,6 +27,7 @@ from vlserve_worker.storage import AnyPath
 
 KILLED, TIMED_OUT = "worker_killed", "item_timeout"
 _POLL_S = 0.2
+_TELL_EVERY_S = 1.0
 _OPEN_WITHIN_S = 600.0
 """A worker checks and opens the archive, which may have gigabytes."""
 _STUCK_AFTER = 2
@@ -184,6 +185,7 @@ class Job:
         self._folder, self._record, self._crewing, self._show = folder, record, crewing, show
         self._shares: dict[int, float] = {}
         self.pace = Pace(time.monotonic())
+        self._told_at = -_TELL_EVERY_S
         self.started_s = 0.0
         self.parts = 0
 
@@ -337,8 +339,15 @@ class Job:
 
     def _count(self, receipt: Receipt) -> None:
         failed, share = sum(receipt.errors.values()), self._shares.pop(receipt.part)
+        now = time.monotonic()
         self.pace.count(receipt.rows, failed, share)
-        self._show(self.pace.line(time.monotonic()))
+        self._show(self.pace.line(now))
+        if now - self._told_at >= _TELL_EVERY_S:
+            self._told_at = now
+            share = min(1.0, self.pace.kept + self.pace.done)
+            self._folder.tell_progress(
+                Progress(share=share, left_s=self.pace.left_s(now), at=time.time())
+            )
 
 
 def _unwritten(path: AnyPath, why: object) -> str:

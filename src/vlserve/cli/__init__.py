@@ -9,10 +9,12 @@ import typer
 from vlserve.cli import (
     batch,
     build,
+    capture,
     console,
     data,
     demo,
     drill,
+    feedback,
     index,
     predict,
     project,
@@ -45,8 +47,8 @@ app = typer.Typer(
 )
 # `vlserve --help` lists the groups, and the commands of each, in this order.
 for module in (
-    project, stack, console, demo, data, recipes, build, index, tune, versions, release, predict,
-    batch, stress, drill,
+    project, stack, console, demo, data, recipes, build, index, tune, versions, release,
+    feedback, capture, predict, batch, stress, drill,
 ):  # fmt: skip
     module.add_to(app)
 

@@ -16,7 +16,7 @@ from vlserve.cli.parameters import (
 )
 from vlserve.cli.stopping import INTERRUPTED
 from vlserve.control.domain import State
-from vlserve.errors import BatchError, NotReady
+from vlserve.errors import BatchError, NotReady, VlserveError
 from vlserve.extras import require_extras
 from vlserve.processor import usable_cores
 from vlserve.runtime.archive import verify_archive
@@ -242,6 +242,8 @@ def _run(
             )
         _print_prediction(prediction, as_json)
         return
+    if isinstance(out, Path):
+        _announce(out)
     try:
         with progress(f"answering {', '.join(input)}") as show:
             report = run_batch(
@@ -265,6 +267,15 @@ def _run(
             f"{report['failed']} of {report['rows']} rows failed, more than --max-error-rate "
             f"{max_error_rate:g} allows"
         )
+
+
+def _announce(out: Path) -> None:
+    """Tell the control service of this project, if it runs, where the output is."""
+    try:
+        with control_client() as control:
+            control.announce_batch_job(out)
+    except VlserveError:  # a job needs no stack
+        return
 
 
 def archive_of(model: str) -> Path:

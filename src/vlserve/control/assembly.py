@@ -4,19 +4,25 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 
+from vlserve.control.batch_jobs import BatchJobs
+from vlserve.control.captures import Captures
 from vlserve.control.gateway.recent_requests import RecentRequests
 from vlserve.control.gateway.traffic import Traffic
 from vlserve.control.lifecycle.backoff import Backoff
 from vlserve.control.lifecycle.lifecycle import Lifecycle
 from vlserve.control.lifecycle.operations import Operations
+from vlserve.control.lifecycle.trials import Trials
 from vlserve.control.ports import Engine, Gateway
 from vlserve.control.reconcile.liveness import Liveness
 from vlserve.control.reconcile.reconciler import Reconciler
 from vlserve.control.rollouts.active import RolloutContext
+from vlserve.control.rollouts.answer_history import AnswerHistory
+from vlserve.control.rollouts.disagreements import Disagreements
 from vlserve.control.rollouts.evaluation import Logs
 from vlserve.control.rollouts.health import StackHealth
 from vlserve.control.rollouts.kept_candidates import KeptCandidates
 from vlserve.control.rollouts.loop import RolloutLoop
+from vlserve.control.rollouts.pair_log import PairLog
 from vlserve.control.rollouts.service import RolloutService
 from vlserve.control.rollouts.steps import RolloutSteps
 from vlserve.control.service import ControlService
@@ -66,13 +72,22 @@ def assemble(settings: Settings, engine: Engine, gateway: Gateway) -> Control:
     operations, backoff = Operations(), Backoff()
     lifecycle = Lifecycle(ledger, engine, traffic, backoff, settings.control.drain_timeout_s)
     tick_s = settings.control.tick_s
+    captures = Captures(ledger, settings.state_dir)
     reconciler = Reconciler(
-        ledger, engine, gateway, traffic, lifecycle, operations, backoff, tick_s
+        ledger,
+        engine,
+        gateway,
+        traffic,
+        lifecycle,
+        operations,
+        backoff,
+        tick_s,
+        housekeeping=captures.expire_if_due,
     )
     logs = settings.state_dir / "logs"
     with suppress(OSError):  # health tells of it
         logs.mkdir(parents=True, exist_ok=True)
-    store = RolloutStore(ledger)
+    store, pairs = RolloutStore(ledger), PairLog(logs / "pairs.jsonl")
     context = RolloutContext(
         ledger,
         store,
@@ -83,6 +98,7 @@ def assemble(settings: Settings, engine: Engine, gateway: Gateway) -> Control:
             copies=logs / "shadow.jsonl",
             answers=logs / "answers.jsonl",
         ),
+        pairs=pairs,
         now=time.time,
         clock=time.monotonic,
     )
@@ -102,6 +118,11 @@ def assemble(settings: Settings, engine: Engine, gateway: Gateway) -> Control:
         backoff,
         settings.control.drain_timeout_s,
         RecentRequests(logs / "access.jsonl"),
+        Disagreements(ledger, pairs),
+        captures,
+        BatchJobs(ledger),
+        AnswerHistory(logs / "answers.jsonl", logs / "access.jsonl"),
+        Trials(ledger, engine, traffic, settings.gateway.timeout_s),
         checks=[
             lambda: disk_troubles(folders, logs),
             ledger.troubles,

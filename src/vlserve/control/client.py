@@ -3,7 +3,7 @@
 import ssl
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -14,10 +14,12 @@ from vlserve.control.key import read_key
 from vlserve.control.tuning import Tuning
 from vlserve.control.wire.rollout_views import RolloutView
 from vlserve.control.wire.views import (
+    CaptureView,
     ConsoleLink,
     Deleted,
     EventView,
     Health,
+    MarkView,
     ModelView,
     Registered,
     Released,
@@ -102,6 +104,26 @@ class ControlClient:
         answer = self._call("GET", f"/models/{_quoted(model)}/history")
         return self._read_all(EventView, answer, "events")
 
+    def marks(self, model: str) -> list[MarkView]:
+        """Return which answers of a model's shadow pairs people said are right, oldest first."""
+        answer = self._call("GET", f"/models/{_quoted(model)}/marks")
+        return self._read_all(MarkView, answer, "marks")
+
+    def capture(self, model: str) -> CaptureView:
+        """Return what is kept of the inputs of a model's requests."""
+        return self._read(CaptureView, self._call("GET", f"/models/{_quoted(model)}/capture"))
+
+    def start_capture(self, model: str, share: float, days: float, max_mib: int) -> CaptureView:
+        """Keep inputs of a ``share`` of a model's requests, each for ``days``, in ``max_mib``."""
+        body = {"share": share, "days": days, "max_mib": max_mib}
+        answer = self._call("POST", f"/models/{_quoted(model)}/capture", json=body)
+        return self._read(CaptureView, answer)
+
+    def end_capture(self, model: str, word: Literal["stop", "purge"]) -> CaptureView:
+        """Keep no more inputs; ``purge`` deletes those that are kept."""
+        answer = self._call("POST", f"/models/{_quoted(model)}/capture/{word}", json={})
+        return self._read(CaptureView, answer)
+
     def register(
         self, archive: Path, tuning: Tuning | None = None, engine: EngineKind | None = None
     ) -> Registered:
@@ -185,6 +207,10 @@ class ControlClient:
         """Remove the archive of a retired or failed version. NotUnloaded, VersionNotFound."""
         path = f"/models/{_quoted(model)}/versions/{version}/delete"
         return self._read(Deleted, self._call("POST", path, json={}))
+
+    def announce_batch_job(self, out: Path) -> None:
+        """Have the console show how far the offline job is whose output is in ``out``."""
+        self._call("POST", "/batch-jobs", json={"out": str(out.resolve())})
 
     def console_link(self) -> ConsoleLink:
         """Return a path of the service that lets one browser into the console."""

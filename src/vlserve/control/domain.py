@@ -79,6 +79,27 @@ class LoadedVersion:
     """Requests in its queue."""
 
 
+@dataclass(frozen=True)
+class ClientRequest:
+    """One request for a prediction, as a client sends it."""
+
+    body: bytes
+    content_type: str
+    request_id: str
+
+
+@dataclass(frozen=True)
+class EngineAnswer:
+    """What a version said to one request: a status, as a client would see it, and a body.
+
+    ``timing``: its Server-Timing header, with the time of each stage; empty where it has none.
+    """
+
+    status: int
+    body: bytes
+    timing: str = ""
+
+
 Held = Mapping[str, Mapping[Key, LoadedVersion]]
 """What each engine instance holds: instance name -> (model, version) -> its workers."""
 
@@ -225,6 +246,24 @@ class Rollout:
     state_json: str
     salt: str = field(default="", repr=False)
     """See ModelRoute."""
+
+
+Right = Literal["stable", "candidate", "neither"]
+"""Whose answer is right."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What a person said of a shadow pair that differs. ``label``: the right one; empty where it is
+    not known. ``marked_at``: UTC, ISO 8601."""
+
+    model: str
+    request_id: str
+    stable: int
+    candidate: int
+    right: Right
+    label: str
+    marked_at: str
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from vlserve.control.domain import EngineKind, Instance, Key, LoadedVersion, Reply, Routing
+from vlserve.control.domain import (
+    ClientRequest,
+    EngineAnswer,
+    EngineKind,
+    Instance,
+    Key,
+    LoadedVersion,
+    Reply,
+    Routing,
+)
 from vlserve.control.tuning import Serving
 
 
@@ -122,4 +131,11 @@ class Engine(Protocol):
         self, instance: Instance, model: str, version: int, fields: Mapping[str, Any]
     ) -> Mapping[str, Any]:
         """Return the answer to one JSON request on the version's own path of one instance."""
+        ...
+
+    def send(
+        self, instance: Instance, key: Key, request: ClientRequest, timeout_s: float
+    ) -> EngineAnswer:
+        """Send a client's request to one version on one instance, and return what it said, an error
+        too."""
         ...

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from vlserve.control.batch_jobs import BatchJobs
+from vlserve.control.captures import Captures
 from vlserve.control.domain import (
     Deletion,
     EngineKind,
@@ -32,6 +34,9 @@ from vlserve.control.lifecycle.backoff import Backoff
 from vlserve.control.lifecycle.lifecycle import Lifecycle
 from vlserve.control.lifecycle.operations import Operations
 from vlserve.control.lifecycle.registration import Registrar
+from vlserve.control.lifecycle.trials import Trials
+from vlserve.control.rollouts.answer_history import AnswerHistory
+from vlserve.control.rollouts.disagreements import Disagreements
 from vlserve.control.rollouts.service import RolloutService
 from vlserve.control.store.kept_archives import remove_archive
 from vlserve.control.store.ledger import Ledger
@@ -54,6 +59,11 @@ class ControlService:
         backoff: Backoff,
         drain_timeout_s: float,
         recent: RecentRequests,
+        disagreements: Disagreements,
+        captures: Captures,
+        batch_jobs: BatchJobs,
+        answers: AnswerHistory,
+        trials: Trials,
         checks: Sequence[HealthCheck] = (),
     ) -> None:
         self._ledger = ledger
@@ -65,6 +75,11 @@ class ControlService:
         self._backoff = backoff
         self._drain_timeout_s = drain_timeout_s
         self._recent = recent
+        self.disagreements = disagreements
+        self.captures = captures
+        self.batch_jobs = batch_jobs
+        self.answers = answers
+        self.trials = trials
         self._checks = (self._engine_and_gateway, self._versions, *checks)
 
     @property

@@ -23,6 +23,7 @@ from support.batch_rows import CRASH, output, rows_of, write_jsonl
 from vlserve.batch.join import join_parts
 from vlserve.batch.offline import answer_offline
 from vlserve.batch.run import KILLED, TIMED_OUT
+from vlserve.control.batch_jobs import look_at
 from vlserve.errors import BatchError
 from vlserve.exporter.echo import pack_echo
 
@@ -60,6 +61,8 @@ def test_each_row_gets_the_answer_of_the_archives_own_code(
     assert (report["rows"], report["failed"], report["parts"]) == (150, 0, 3)
     assert sum(report["labels"].values()) == 150
     assert json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8")) == report
+    seen = look_at(tmp_path / "out", time.time())
+    assert (seen.state, seen.rows, seen.parts) == ("finished", 150, 3)
 
 
 def test_every_kind_of_input_gives_the_same_answers(covers: Path, run: Run, tmp_path: Path) -> None:

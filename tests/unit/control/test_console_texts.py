@@ -3,12 +3,16 @@
 import re
 from pathlib import Path
 from string import Formatter
+from typing import get_args
 
 import pytest
 
 from vlserve.control.api.console import texts
+from vlserve.control.api.console.forms import StartForm
+from vlserve.control.api.console.pair_screens import KINDS
 from vlserve.control.api.console.texts import LANGUAGES, catalogue, choose_language
-from vlserve.control.domain import RolloutStatus
+from vlserve.control.batch_jobs import JobState
+from vlserve.control.domain import Right, RolloutStatus
 from vlserve.control.judge import Action, Policy
 from vlserve.control.judge.gates import Verdict
 
@@ -17,6 +21,10 @@ _COMPOSED = {
     *(f"action_{action}" for action in Action),
     *(f"status_{status}" for status in RolloutStatus),
     *(f"verdict_{verdict}" for verdict in Verdict),
+    *(f"job_{state}" for state in get_args(JobState)),
+    *(f"start_{name}" for name in StartForm.model_fields if name not in ("token", "version")),
+    *(f"kind_{kind}" for kind in KINDS),
+    *(f"right_{right}" for right in get_args(Right)),
     *(f"gate_{gate}" for gate in type(Policy().gates).model_fields),
 }
 

@@ -15,6 +15,7 @@ from vlserve.control.rollouts import metric_windows
 from vlserve.control.rollouts.answer_log import LoggedAnswer
 from vlserve.control.rollouts.log_evidence import (
     PATIENCE_S,
+    AnsweredCopy,
     Copy,
     Pair,
     compare,
@@ -136,13 +137,13 @@ def test_a_copy_waits_for_both_answers_but_not_for_ever() -> None:
     assert join([copy], VERSIONS, only_candidate, now=101.0) == ([], [copy])
     assert join([copy], VERSIONS, only_candidate, now=100.0 + PATIENCE_S) == ([], [])
     both = of({("r", 1): MUSIC, ("r", 2): MUSIC})
-    assert join([copy], VERSIONS, both, now=101.0) == ([ShadowPair(True, 0.0)], [])
+    assert join([copy], VERSIONS, both, now=101.0) == ([AnsweredCopy("r", MUSIC, MUSIC)], [])
 
 
 def test_a_copy_that_failed_disagrees_if_stable_answered() -> None:
     copy = Copy("r", 500, seen_at=100.0)
     assert join([copy], VERSIONS, of({("r", 1): MUSIC}), now=101.0) == (
-        [ShadowPair(False, 1.0)],
+        [AnsweredCopy("r", MUSIC, None)],
         [],
     )
     stable_failed = of({("r", 1): LoggedAnswer(failed=True)})

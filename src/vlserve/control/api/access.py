@@ -21,6 +21,9 @@ MAX_JSON_BYTES = 1024 * 1024
 CONSOLE = "/console/"
 """Its pages ask for the cookie of a session instead of the key; see `console.access`."""
 CONSOLE_UPLOAD_PATH = f"{CONSOLE}versions"
+CONSOLE_TRIAL_PATH = re.compile(rf"{CONSOLE}models/[^/]+/try")
+MAX_TRIAL_BYTES = 32 * 1024 * 1024
+"""Of a request that the console sends to a version."""
 OPEN_PATHS = ("/docs", "/redoc", "/openapi.json", "/static-offline-docs/")
 """The API pages and what they are made of: they tell nothing of what is served."""
 
@@ -56,8 +59,7 @@ class Door:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        is_upload = scope["path"] in (UPLOAD_PATH, CONSOLE_UPLOAD_PATH)
-        limit = self._max_archive_bytes if is_upload else MAX_JSON_BYTES
+        limit = self._limit(scope["path"])
         refused = refusal(scope["method"], scope["path"], headers, self._key) or _too_large(
             headers, limit
         )
@@ -65,6 +67,12 @@ class Door:
             await error_answer(refused.status, refused.message)(scope, receive, send)
             return
         await self._app(scope, _Counted(receive, limit), _unframed(send))
+
+    def _limit(self, path: str) -> int:
+        """Return how many bytes the body of a request to ``path`` may have."""
+        if path in (UPLOAD_PATH, CONSOLE_UPLOAD_PATH):
+            return self._max_archive_bytes
+        return MAX_TRIAL_BYTES if CONSOLE_TRIAL_PATH.fullmatch(path) else MAX_JSON_BYTES
 
 
 def refusal(method: str, path: str, headers: Headers, key: str) -> Refusal | None:

@@ -13,9 +13,13 @@ from fastapi_offline import FastAPIOffline
 from vlserve.control.api.access import KEY_SCHEME, Door
 from vlserve.control.api.console.actions import actions
 from vlserve.control.api.console.live import live
+from vlserve.control.api.console.pairs import pairs
 from vlserve.control.api.console.routes import pages
 from vlserve.control.api.console.sessions import Sessions
+from vlserve.control.api.console.trials import client_view, trials
+from vlserve.control.api.console.work import work
 from vlserve.control.api.errors import answer_errors
+from vlserve.control.api.feedback_routes import feedback_routes
 from vlserve.control.api.gateway_openapi import describe_predictions
 from vlserve.control.api.routes import routes
 from vlserve.control.api.threads import Threads
@@ -26,11 +30,10 @@ from vlserve.control.gateway.envoy import EnvoyGateway
 from vlserve.control.key import renew_key
 from vlserve.control.wire.views import ErrorView
 from vlserve.errors import VlserveError
-from vlserve.settings import load_settings
-from vlserve.settings_sections import ControlSettings
+from vlserve.settings import Settings, load_settings
 
 
-def create_app(control: Control, settings: ControlSettings, key: str) -> FastAPI:
+def create_app(control: Control, settings: Settings, key: str) -> FastAPI:
     """The HTTP edge of ``control``, whose tick runs while the app does.
 
     Each request but those of the API page itself must carry ``key``.
@@ -61,11 +64,15 @@ def create_app(control: Control, settings: ControlSettings, key: str) -> FastAPI
         },
     )
     answer_errors(app)
-    threads, sessions = Threads(settings.loads_at_once), Sessions()
+    threads, sessions = Threads(settings.control.loads_at_once), Sessions()
     app.include_router(routes(control.service, threads, sessions))
-    for router in (live, pages, actions):
+    app.include_router(feedback_routes(control.service, threads))
+    stress_dir = settings.state_dir / "stress"
+    app.include_router(work(control.service, sessions, threads, stress_dir))
+    app.include_router(trials(control.service, sessions, threads, client_view(settings)))
+    for router in (live, pages, pairs, actions):  # actions last: it has paths with any word
         app.include_router(router(control.service, sessions, threads))
-    app.add_middleware(Door, key=key, max_archive_bytes=settings.max_archive_bytes)
+    app.add_middleware(Door, key=key, max_archive_bytes=settings.control.max_archive_bytes)
     return app
 
 
@@ -81,7 +88,7 @@ def main() -> int:
     except (VlserveError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-    app = create_app(control, settings.control, key)
+    app = create_app(control, settings, key)
     describe_predictions(app, settings.folder("handlers"), settings.gateway_url)
     uvicorn.run(
         app,

@@ -1,6 +1,7 @@
 """The HTTP paths of the control service: requests in, the wire's models out."""
 
 from functools import partial
+from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query, Request
@@ -70,6 +71,12 @@ class RollbackRequest(StrictNumbers):
     model_config = ConfigDict(json_schema_extra={"examples": [{"version": None}]})
 
     version: Version | None = None
+
+
+class BatchJobRequest(BaseModel):
+    """``out``: the folder of the job's output, an absolute path of this machine."""
+
+    out: str = Field(pattern=r"^/[^\x00]*$", max_length=4096)
 
 
 class Models(BaseModel):
@@ -191,6 +198,12 @@ def routes(service: ControlService, threads: Threads, sessions: Sessions) -> API
         """Remove the archive of a retired or failed version. The body is ``{}``."""
         gone = partial(service.delete, model, version)
         return Deleted.model_validate(await threads.drain(request, gone))
+
+    @router.post("/batch-jobs")
+    async def announce_batch_job(body: BatchJobRequest) -> BatchJobRequest:
+        """Have the console show how far an offline job is."""
+        await threads.look(partial(service.batch_jobs.announce, FilePath(body.out)))
+        return body
 
     @router.post("/console-links")
     async def console_link() -> ConsoleLink:

@@ -35,7 +35,7 @@ class Threads:
         return await to_thread.run_sync(work, limiter=self._health)
 
     async def look(self, work: Callable[[], T]) -> T:
-        """Carry out what only reads the ledger."""
+        """Carry out what reads, or notes something down, and moves no traffic."""
         return await to_thread.run_sync(work, limiter=self._looks)
 
     async def move_traffic(self, request: Request, work: Callable[[], T]) -> T:

@@ -10,11 +10,18 @@ from typing import Any, NoReturn, TypeVar
 
 import httpx
 
-from vlserve.control.domain import EngineKind, Instance, Key, LoadedVersion, Reply
+from vlserve.control.domain import (
+    ClientRequest,
+    EngineAnswer,
+    EngineKind,
+    Instance,
+    Key,
+    LoadedVersion,
+    Reply,
+)
 from vlserve.control.engine.endpoints import Endpoint
 from vlserve.control.engine.instance import (
     MANAGEMENT_TIMEOUT_S,
-    Answer,
     EngineInstance,
     reply_of,
 )
@@ -135,6 +142,18 @@ class EngineGroup:
             raise NotReady(f"{what} answered {answer.status}: {text}")
         return content
 
+    def send(
+        self, instance: Instance, key: Key, request: ClientRequest, timeout_s: float
+    ) -> EngineAnswer:
+        try:
+            return self._servers[instance.name].send(instance, key, request, timeout_s)
+        except httpx.TransportError as error:
+            model, version = key
+            reason = error or type(error).__name__
+            raise EngineUnavailable(
+                f"{model} {version} on {instance.name} does not answer: {reason}"
+            ) from error
+
     def _ask(
         self,
         instance: Instance,
@@ -142,7 +161,7 @@ class EngineGroup:
         version: int,
         fields: Mapping[str, Any],
         timeout_s: float,
-    ) -> Answer:
+    ) -> EngineAnswer:
         return self._servers[instance.name].ask(instance, model, version, fields, timeout_s)
 
     def _of_kind(self, engine: EngineKind | None) -> list[EngineInstance]:

@@ -1,24 +1,23 @@
 """What each kind of engine instance does for the group: the port's words, for one process."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import httpx
 
-from vlserve.control.domain import EngineKind, Instance, Key, LoadedVersion, Reply
+from vlserve.control.domain import (
+    ClientRequest,
+    EngineAnswer,
+    EngineKind,
+    Instance,
+    Key,
+    LoadedVersion,
+    Reply,
+)
 from vlserve.control.tuning import Serving
 
 MANAGEMENT_TIMEOUT_S = 10.0
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a version said to one request: a status, as a client would see it, and a body."""
-
-    status: int
-    body: bytes
 
 
 class EngineInstance(Protocol):
@@ -72,8 +71,14 @@ class EngineInstance(Protocol):
         version: int,
         fields: Mapping[str, Any],
         timeout_s: float,
-    ) -> Answer:
+    ) -> EngineAnswer:
         """Ask one version for a prediction. httpx.TransportError when no answer comes."""
+        ...
+
+    def send(
+        self, instance: Instance, key: Key, request: ClientRequest, timeout_s: float
+    ) -> EngineAnswer:
+        """Send one version a request as the gateway does; raises as `ask`."""
         ...
 
 

@@ -17,17 +17,21 @@ from typing import Any
 import httpx
 
 from vlserve.control import caller
-from vlserve.control.domain import EngineKind, Instance, Key, LoadedVersion, Reply
+from vlserve.control.domain import (
+    ClientRequest,
+    EngineAnswer,
+    EngineKind,
+    Instance,
+    Key,
+    LoadedVersion,
+    Reply,
+)
 from vlserve.control.engine import torchserve_grpc, worker_log
 from vlserve.control.engine.endpoints import Endpoint
-from vlserve.control.engine.instance import (
-    MANAGEMENT_TIMEOUT_S,
-    Answer,
-    json_of,
-    reply_of,
-)
+from vlserve.control.engine.instance import MANAGEMENT_TIMEOUT_S, json_of, reply_of
 from vlserve.control.tuning import Serving, tuned
 from vlserve.errors import CallerGone, ControlError, EngineUnavailable, LoadFailed
+from vlserve.runtime.headers import REQUEST_ID, SENT_CONTENT_TYPE
 from vlserve.settings_sections import EngineSettings
 
 _UNLOAD_TIMEOUT_S = 130.0  # TorchServe itself gives workers 120 s to go
@@ -140,14 +144,32 @@ class TorchServeInstance:
         version: int,
         fields: Mapping[str, Any],
         timeout_s: float,
-    ) -> Answer:
+    ) -> EngineAnswer:
         response = self._http.post(
             f"http://{instance.host}:{instance.port}/predictions/{model}/{version}",
             json=dict(fields),
             headers={"Authorization": f"Bearer {instance.token}"},
             timeout=timeout_s,
         )
-        return Answer(response.status_code, response.content)
+        return EngineAnswer(response.status_code, response.content)
+
+    def send(
+        self, instance: Instance, key: Key, request: ClientRequest, timeout_s: float
+    ) -> EngineAnswer:
+        model, version = key
+        response = self._http.post(
+            f"http://{instance.host}:{instance.port}/predictions/{model}/{version}",
+            content=request.body,
+            headers={
+                "Authorization": f"Bearer {instance.token}",
+                "Content-Type": "application/octet-stream",
+                SENT_CONTENT_TYPE: request.content_type,
+                REQUEST_ID: request.request_id,
+            },
+            timeout=timeout_s,
+        )
+        timing = response.headers.get("server-timing", "")
+        return EngineAnswer(response.status_code, response.content, timing)
 
     @contextmanager
     def _known_or_first(self, model: str) -> Iterator[None]:

@@ -22,20 +22,23 @@ import httpx
 import psutil
 
 from vlserve.control import caller
-from vlserve.control.domain import EngineKind, Instance, Key, LoadedVersion, Reply
+from vlserve.control.domain import (
+    ClientRequest,
+    EngineAnswer,
+    EngineKind,
+    Instance,
+    Key,
+    LoadedVersion,
+    Reply,
+)
 from vlserve.control.engine import triton_grpc, triton_workers
 from vlserve.control.engine.endpoints import Endpoint
-from vlserve.control.engine.instance import (
-    MANAGEMENT_TIMEOUT_S,
-    Answer,
-    json_of,
-    reply_of,
-)
+from vlserve.control.engine.instance import MANAGEMENT_TIMEOUT_S, json_of, reply_of
 from vlserve.control.engine.triton_repository import TritonRepository, key_of, triton_name
 from vlserve.control.tuning import Serving, tuned
 from vlserve.errors import ControlError, EngineUnavailable, LoadFailed
 from vlserve.runtime.errors import ArchiveError
-from vlserve.runtime.headers import SENT_CONTENT_TYPE
+from vlserve.runtime.headers import REQUEST_ID, SENT_CONTENT_TYPE
 from vlserve.settings_sections import EngineSettings
 
 _WATCHDOG_S = 3.0  # after its time limit, a worker that hangs in its start ends itself
@@ -155,14 +158,23 @@ class TritonInstance:
         version: int,
         fields: Mapping[str, Any],
         timeout_s: float,
-    ) -> Answer:
+    ) -> EngineAnswer:
+        body = json.dumps(dict(fields)).encode()
+        request = ClientRequest(body, "application/json", request_id="")
+        return self.send(instance, (model, version), request, timeout_s)
+
+    def send(
+        self, instance: Instance, key: Key, request: ClientRequest, timeout_s: float
+    ) -> EngineAnswer:
+        named = {REQUEST_ID: request.request_id} if request.request_id else {}
         response = self._http.post(
-            f"http://{instance.host}:{instance.port}/v2/models/{triton_name(model, version)}/infer",
-            content=json.dumps(dict(fields)).encode(),
+            f"http://{instance.host}:{instance.port}/v2/models/{triton_name(*key)}/infer",
+            content=request.body,
             headers={
                 "Authorization": f"Bearer {instance.token}",
                 _JSON_LENGTH: "0",
-                SENT_CONTENT_TYPE: "application/json",
+                SENT_CONTENT_TYPE: request.content_type,
+                **named,
             },
             timeout=timeout_s,
         )
@@ -310,15 +322,16 @@ def write_tokens(file: Path) -> dict[str, str]:
     return tokens
 
 
-def _answer_of(response: httpx.Response) -> Answer:
+def _answer_of(response: httpx.Response) -> EngineAnswer:
     """Return the worker's own answer: after Triton's JSON, a line `STATUS SERVER-TIMING`, and the
     body. An answer of Triton's has neither."""
     length = response.headers.get(_JSON_LENGTH, "")
     if not response.is_success or not length.isdecimal():
-        return Answer(response.status_code, response.content)
+        return EngineAnswer(response.status_code, response.content)
     line, _, body = response.content[int(length) :].partition(b"\n")
-    status = line.split(b" ", 1)[0]
-    return Answer(int(status) if status.isdigit() else httpx.codes.BAD_GATEWAY, body)
+    status, _, timing = line.partition(b" ")
+    code = int(status) if status.isdigit() else httpx.codes.BAD_GATEWAY
+    return EngineAnswer(code, body, timing.decode("latin-1"))
 
 
 def _not_up_in_time(settings: EngineSettings) -> str:

@@ -80,6 +80,7 @@ class TritonRepository:
             "max_body_bytes": str(self._endpoint.max_body_bytes),
             "memory_mib": str(settings.worker_memory_mib),
             "notes_dir": str(state_dir / "batches" / triton_name(model, version)),
+            "capture_dir": str(state_dir / "capture" / model),
             "answer_log": str(state_dir / "logs" / "answers.jsonl"),
         }
         written = WrittenVersion(

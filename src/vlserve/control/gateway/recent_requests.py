@@ -5,12 +5,10 @@ more than `MAX_LINES` requests, as many are read as that, spread evenly over the
 counts are scaled up.
 """
 
-import mmap
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -20,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from vlserve.control.gateway.log_lines import parse_access_line
+from vlserve.control.log_sampling import sample_lines
 
 MINUTES = 15
 MAX_LINES = 1000
@@ -29,7 +28,6 @@ KEPT_S = 3.0
 _MINUTE_S = 60
 _LONGEST_REQUEST_S = 60.0
 """Lines are written when a request ends, and tell when it began."""
-_BISECT_UNTIL = 4096
 
 
 @dataclass(frozen=True)
@@ -158,59 +156,15 @@ def _tally(requests: Sequence[_Request], scale: float) -> dict[str, Any]:
 
 def _read(log: Path, since: float) -> tuple[list[_Request], float]:
     """Return requests since about ``since``, and how many each of them stands for."""
-    texts: list[tuple[mmap.mmap, int]] = []
-    for file in (log.with_name(f"{log.name}.1"), log):
-        with suppress(OSError, ValueError), file.open("rb") as opened:  # empty, or being renamed
-            text = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
-            texts.append((text, _offset_of(text, since - _LONGEST_REQUEST_S)))
-    total = sum(len(text) - start for text, start in texts)
-    lines: list[bytes] = []
-    whole = all(_is_short(text, start) for text, start in texts)
-    for text, start in texts:
-        most = MAX_LINES * (len(text) - start) // max(1, total)
-        lines += _all_lines(text, start) if whole else _some_lines(text, start, most)
-        text.close()
-    read = sum(len(line) + 1 for line in lines)
-    requests = [request for line in lines if (request := _parsed(line)) is not None]
-    return requests, 1.0 if whole or not read else max(1.0, total / read)
+    files = (log.with_name(f"{log.name}.1"), log)
+    sample = sample_lines(files, since - _LONGEST_REQUEST_S, None, MAX_LINES, _began)
+    requests = [request for line in sample.lines if (request := _parsed(line)) is not None]
+    return requests, sample.scale
 
 
-def _is_short(text: mmap.mmap, start: int) -> bool:
-    """Return whether there are fewer than about half of `MAX_LINES` after ``start``."""
-    head = text[start : start + _BISECT_UNTIL]
-    mean = len(head) / max(1, head.count(b"\n"))
-    return len(text) - start <= mean * MAX_LINES / 2
-
-
-def _all_lines(text: mmap.mmap, start: int) -> list[bytes]:
-    return text[start : max(start, text.rfind(b"\n", start))].splitlines()
-
-
-def _some_lines(text: mmap.mmap, start: int, most: int) -> Iterator[bytes]:
-    """Yield ``most`` whole lines after ``start``, evenly spread."""
-    size = len(text) - start
-    for number in range(most):
-        begin = text.find(b"\n", start + size * number // most) + 1
-        end = text.find(b"\n", begin) if begin else -1
-        if end < 0:
-            return
-        yield text[begin:end]
-
-
-def _offset_of(text: mmap.mmap, since: float) -> int:
-    """Return where a line begins before which no request began after ``since``, by bisection."""
-    low, high = 0, len(text)
-    while high - low > _BISECT_UNTIL:
-        middle = text.find(b"\n", (low + high) // 2) + 1
-        end = text.find(b"\n", middle) if middle else -1
-        if end < 0 or middle >= high:
-            break
-        request = _parsed(text[middle:end])
-        if request is None or request.began < since:
-            low = middle
-        else:
-            high = middle
-    return low
+def _began(line: bytes) -> float | None:
+    request = _parsed(line)
+    return None if request is None else request.began
 
 
 def _parsed(line: bytes) -> _Request | None:

@@ -11,6 +11,7 @@ from vlserve.control.judge import Action
 from vlserve.control.rollouts.answer_log import AnswerLog
 from vlserve.control.rollouts.evaluation import Conditions, Logs, evaluate, restarted
 from vlserve.control.rollouts.health import StackHealth
+from vlserve.control.rollouts.pair_log import PairLog
 from vlserve.control.rollouts.state import KeptState, RolloutState, StateUnreadable, read_state
 from vlserve.control.rollouts.steps import RolloutSteps
 from vlserve.control.store.ledger import Ledger
@@ -39,6 +40,7 @@ class RolloutContext:
     steps: RolloutSteps
     health: StackHealth
     logs: Logs
+    pairs: PairLog
     now: Callable[[], float]
     clock: Callable[[], float]
 
@@ -107,7 +109,10 @@ class ActiveRollout:
             restoring=passing - self._restoring_at < _SETTLE_S,
         )
         self._evaluated_at = passing
-        return evaluate(rollout, before, logs, self._answers, conditions)
+        after, answered = evaluate(rollout, before, logs, self._answers, conditions)
+        ceiling = after.judge.policy.gates.score_distance.ceiling
+        self._context.pairs.write(rollout, answered, ceiling)
+        return after
 
     def _save_if_due(self, rollout: Rollout, before: RolloutState, after: RolloutState) -> None:
         """Record an event where something is new. Evidence is kept every few seconds: what came

@@ -9,7 +9,7 @@ from vlserve.control.gateway.log_lines import read_access_line, read_shadow_line
 from vlserve.control.judge import Action, Batch, Decision, JudgeState, Standing, decide, observe
 from vlserve.control.rollouts import log_evidence, metric_windows
 from vlserve.control.rollouts.answer_log import AnswerLog
-from vlserve.control.rollouts.log_evidence import Pair
+from vlserve.control.rollouts.log_evidence import AnsweredCopy, Pair
 from vlserve.control.rollouts.log_reader import Line, as_model, end_of, read_since
 from vlserve.control.rollouts.state import RolloutState
 from vlserve.control.store.rows import step_name
@@ -55,9 +55,14 @@ def begin(judge: JudgeState, logs: Logs, starts: Mapping[str, str]) -> RolloutSt
 
 def evaluate(
     rollout: Rollout, state: RolloutState, logs: Logs, answers: AnswerLog, conditions: Conditions
-) -> RolloutState:
-    """Return the state with the evidence until now and the judge's decision."""
-    state = _gather(rollout, state, logs, answers, conditions)
+) -> tuple[RolloutState, list[AnsweredCopy]]:
+    """Return the state with the evidence until now and the judge's decision, and the copies that
+    are new in it."""
+    state, answered = _gather(rollout, state, logs, answers, conditions)
+    return _decided(rollout, state, conditions), answered
+
+
+def _decided(rollout: Rollout, state: RolloutState, conditions: Conditions) -> RolloutState:
     if rollout.status is RolloutStatus.RUNNING:
         state = replace(state, held_s=state.held_s + conditions.passed_s)
     standing = Standing(state.held_s, conditions.stable_healthy, conditions.candidate_healthy)
@@ -99,7 +104,7 @@ def _gather(
     logs: Logs,
     answers: AnswerLog,
     conditions: Conditions,
-) -> RolloutState:
+) -> tuple[RolloutState, list[AnsweredCopy]]:
     """The logs are read in this order: an answer is logged before its request ends."""
     step = step_name(rollout.id, rollout.step)
     containing = f'"{step}"'.encode()
@@ -114,10 +119,11 @@ def _gather(
     outcomes = [outcome for outcome in ended if outcome is not None]
     shadowed = as_model(_of_step(copied, step), read_shadow_line, logs.copies)
     waiting = (*state.waiting, *log_evidence.copies(shadowed, conditions.now))
-    pairs, still_waiting = log_evidence.join(waiting, versions, answers.of, conditions.now)
+    answered, still_waiting = log_evidence.join(waiting, versions, answers.of, conditions.now)
     if conditions.restoring:
-        outcomes, pairs, still_waiting = [], [], []
-    return replace(
+        outcomes, answered, still_waiting = [], [], []
+    pairs = [log_evidence.compare(each.stable, each.candidate) for each in answered]
+    gathered = replace(
         state,
         judge=observe(state.judge, Batch(outcomes, pairs)),
         requests=requests_read,
@@ -132,6 +138,7 @@ def _gather(
             weight=state.judge.weight,
         ),
     )
+    return gathered, answered
 
 
 def _of_step(lines: Iterable[Line], step: str) -> Iterator[Line]:

@@ -20,6 +20,16 @@ _LEFT_SOON_MS = 1000.0
 """A client that leaves sooner says nothing against a version: any caller can hang up at once."""
 _OVERFLOW = "UO"  # Envoy's flag for a request that it did not even try to send
 
+
+@dataclass(frozen=True)
+class AnsweredCopy:
+    """A copy with both answers. ``candidate``: None where it could not answer."""
+
+    request_id: str
+    stable: LoggedAnswer
+    candidate: LoggedAnswer | None
+
+
 AnswerOf = Callable[[str, int], LoggedAnswer | None]
 """(request id, version) -> what was answered."""
 
@@ -80,10 +90,10 @@ def copies(lines: Iterable[ShadowLine], now: float) -> list[Copy]:
 
 def join(
     waiting: Sequence[Copy], versions: Pair, answer_of: AnswerOf, now: float
-) -> tuple[list[ShadowPair], list[Copy]]:
-    """Return the pairs that both versions have answered, and the copies that still wait. A request
-    that stable could not answer is no pair."""
-    pairs, unanswered = [], []
+) -> tuple[list[AnsweredCopy], list[Copy]]:
+    """Return the copies that both versions have answered, and those that still wait. A request
+    that stable could not answer is neither."""
+    answered, unanswered = [], []
     for copy in waiting:
         stable = answer_of(copy.request_id, versions.stable)
         candidate = answer_of(copy.request_id, versions.candidate)
@@ -91,8 +101,9 @@ def join(
             if 0 <= now - copy.seen_at < PATIENCE_S:  # below: the clock stepped back
                 unanswered.append(copy)
         elif not stable.failed:
-            pairs.append(compare(stable, candidate if copy.status == 200 else None))
-    return pairs, unanswered
+            told = candidate if copy.status == 200 else None
+            answered.append(AnsweredCopy(copy.request_id, stable, told))
+    return answered, unanswered
 
 
 def compare(stable: LoggedAnswer, candidate: LoggedAnswer | None) -> ShadowPair:

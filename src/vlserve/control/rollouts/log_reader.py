@@ -79,7 +79,7 @@ def as_model(lines: Iterable[Line], read: Callable[[Line], Model], log: Path) ->
 def _read(file: Path, place: Cursor) -> bytes | None:
     try:
         with file.open("rb") as opened:
-            if _name(opened.readline()) != place.first_line:
+            if name_of(opened.readline()) != place.first_line:
                 return None
             opened.seek(place.offset)
             return opened.read(READ_BYTES)
@@ -113,12 +113,13 @@ def _files(log: Path) -> Iterator[tuple[Path, str]]:
 def _first_line(file: Path) -> str:
     try:
         with file.open("rb") as opened:
-            return _name(opened.readline())
+            return name_of(opened.readline())
     except FileNotFoundError:
         return ""
 
 
-def _name(line: bytes) -> str:
+def name_of(line: bytes) -> str:
+    """Return the name of a file by its first line: its sha256; empty of a line without an end."""
     return hashlib.sha256(line).hexdigest() if line.endswith(b"\n") else ""
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vlserve.control.domain import Rollout, RolloutStatus, VersionRecord
-from vlserve.control.judge import JudgeState, Standing, decide, load_policy
+from vlserve.control.judge import JudgeState, Policy, Standing, decide, load_policy
 from vlserve.control.lifecycle.lifecycle import Lifecycle
 from vlserve.control.lifecycle.operations import Operations
 from vlserve.control.rollouts.active import RolloutContext, unreadable
@@ -38,6 +38,10 @@ class RolloutService:
         self._lifecycle = lifecycle
         self._operations = operations
         self._policy_file = policy_file
+
+    def policy(self) -> Policy:
+        """Return what rollout.yaml says now. SettingsError."""
+        return load_policy(self._policy_file)
 
     def start(self, model: str, version: int, changes: Mapping[str, Any]) -> RolloutReport:
         """Start the rollout of ``version``; its first step is in force when this returns.

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from vlserve.control.domain import EngineKind, State
+from vlserve.control.domain import EngineKind, Right, State
 from vlserve.control.tuning import Tuning
 
 
@@ -50,6 +50,29 @@ class ModelView(View):
     earlier: tuple[int, ...] = Field(description="Where rollback goes, the next one first.")
     weights: Mapping[int, int]
     versions: tuple[VersionView, ...]
+
+
+class MarkView(View):
+    """Which answer of a shadow pair a person says is right."""
+
+    model: str
+    request_id: str
+    stable: int
+    candidate: int
+    right: Right
+    label: str = Field(description="The right one; empty where it is not known.")
+    marked_at: str
+
+
+class CaptureView(View):
+    """What is kept of the inputs of a model's requests."""
+
+    model: str
+    share: float = Field(description="Of the requests, from 0 to 1; 0: none any more.")
+    days: float = Field(description="After which an input is deleted.")
+    max_bytes: int = Field(description="Nothing more is kept beyond it.")
+    inputs: int
+    bytes: int
 
 
 class TallyOfTimeView(View):

@@ -9,7 +9,16 @@ from fastapi.responses import JSONResponse, RedirectResponse, Response
 
 from vlserve.control.api.console.access import TOKEN_HEADER, check_may_act
 from vlserve.control.api.console.answers import ConsoleRoute
-from vlserve.control.api.console.forms import Form, VersionForm, form_of, version_form_of
+from vlserve.control.api.console.forms import (
+    Form,
+    RollbackForm,
+    StartForm,
+    VersionForm,
+    form_of,
+    rollback_form_of,
+    start_form_of,
+    version_form_of,
+)
 from vlserve.control.api.console.sessions import Sessions
 from vlserve.control.api.threads import Threads
 from vlserve.control.api.uploads import FileName, register_upload
@@ -18,6 +27,8 @@ from vlserve.runtime.manifest import ModelName
 
 Sent = Annotated[Form, Depends(form_of)]
 SentVersion = Annotated[VersionForm, Depends(version_form_of)]
+SentRollback = Annotated[RollbackForm, Depends(rollback_form_of)]
+SentStart = Annotated[StartForm, Depends(start_form_of)]
 SEE_OTHER = 303
 
 
@@ -41,8 +52,9 @@ def actions(service: ControlService, sessions: Sessions, threads: Threads) -> AP
         return RedirectResponse(page, SEE_OTHER)
 
     @router.post("/models/{model}/rollback")
-    async def rollback(request: Request, model: ModelName, form: Sent) -> Response:
-        return await moved(request, form, partial(service.rollback, model), _page(model))
+    async def rollback(request: Request, model: ModelName, form: SentRollback) -> Response:
+        work = partial(service.rollback, model, form.version)
+        return await moved(request, form, work, _page(model))
 
     @router.post("/models/{model}/release")
     async def release(request: Request, model: ModelName, form: SentVersion) -> Response:
@@ -50,8 +62,8 @@ def actions(service: ControlService, sessions: Sessions, threads: Threads) -> AP
         return await loaded(request, form, model, work, _page(model))
 
     @router.post("/models/{model}/start")
-    async def start(request: Request, model: ModelName, form: SentVersion) -> Response:
-        work = partial(service.rollouts.start, model, form.version, {})
+    async def start(request: Request, model: ModelName, form: SentStart) -> Response:
+        work = partial(service.rollouts.start, model, form.version, form.changes())
         return await loaded(request, form, model, work, f"{_page(model)}/rollout")
 
     @router.post("/models/{model}/{word}")

@@ -1,15 +1,36 @@
 """The forms of the console's pages, as a browser sends them: application/x-www-form-urlencoded."""
 
-from typing import TypeVar
+from typing import Annotated, Any, TypeVar
 from urllib.parse import parse_qsl
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
-from vlserve.runtime.manifest import Version
+from vlserve.control.domain import Right
+from vlserve.control.judge.policy import Minimum
+from vlserve.runtime.manifest import MAX_LABEL_CHARS, Version
 
-MOST_FIELDS = 10
+MOST_FIELDS = 20
+
+
+MINIMUM = tuple(Minimum.model_fields)
+
+
+def _numbers(text: object) -> object:
+    """Return the parts of a text with commas in it."""
+    if not isinstance(text, str):
+        return text
+    return [part.strip() for part in text.split(",")] if text.strip() else None
+
+
+def _given(text: object) -> object:
+    return None if text == "" else text
+
+
+T = TypeVar("T")
+Given = Annotated[T | None, BeforeValidator(_given)]
+"""A value, or None where the field is empty."""
 
 
 class Form(BaseModel):
@@ -20,6 +41,48 @@ class Form(BaseModel):
 
 class VersionForm(Form):
     version: Version
+
+
+class StartForm(VersionForm):
+    """A rollout's own entries of rollout.yaml; what is left out, or empty, is as the file says.
+    ``weights``: numbers with commas between them; ``candidate`` to ``pairs``: of ``minimum``, which
+    a form brings together or not at all."""
+
+    weights: Annotated[tuple[int, ...] | None, BeforeValidator(_numbers)] = None
+    hold_s: Given[float] = None
+    shadow_percent: Given[int] = None
+    keep_s: Given[float] = None
+    unit: Given[str] = None
+    recovery: Given[str] = None
+    candidate: Given[int] = None
+    stable: Given[int] = None
+    units: Given[int] = None
+    pairs: Given[int] = None
+
+    def changes(self) -> dict[str, Any]:
+        """Return the entries as `load_policy` takes them."""
+        told = self.model_dump(exclude={"token", "version"}, exclude_none=True)
+        minimum = {name: told.pop(name) for name in MINIMUM if name in told}
+        return told | ({"minimum": minimum} if minimum else {})
+
+
+class RollbackForm(Form):
+    """``version``: None for the stable version before."""
+
+    version: Given[Version] = None
+
+
+class MarkForm(Form):
+    """``right_label``: the right one where neither is. ``label``, ``kind``: what the page was
+    filtered by."""
+
+    request_id: str
+    stable: Version
+    candidate: Version
+    right: Right
+    right_label: str = Field(default="", max_length=MAX_LABEL_CHARS)
+    label: str = ""
+    kind: str = ""
 
 
 F = TypeVar("F", bound=Form)
@@ -33,6 +96,21 @@ async def form_of(request: Request) -> Form:
 async def version_form_of(request: Request) -> VersionForm:
     """Return the form in the body, which names a version. RequestValidationError."""
     return await _read(request, VersionForm)
+
+
+async def rollback_form_of(request: Request) -> RollbackForm:
+    """Return the form in the body, which may name a version. RequestValidationError."""
+    return await _read(request, RollbackForm)
+
+
+async def start_form_of(request: Request) -> StartForm:
+    """Return the form in the body, which starts a rollout. RequestValidationError."""
+    return await _read(request, StartForm)
+
+
+async def mark_form_of(request: Request) -> MarkForm:
+    """Return the form in the body, which says which answer is right. RequestValidationError."""
+    return await _read(request, MarkForm)
 
 
 async def _read(request: Request, kind: type[F]) -> F:

@@ -16,7 +16,7 @@ from fastapi.responses import StreamingResponse
 from vlserve.control.api.console import views
 from vlserve.control.api.console.access import visit
 from vlserve.control.api.console.answers import ConsoleRoute
-from vlserve.control.api.console.rendering import SECURITY_HEADERS, render
+from vlserve.control.api.console.rendering import render, security_headers
 from vlserve.control.api.console.screens import Screen
 from vlserve.control.api.console.sessions import Sessions
 from vlserve.control.api.threads import Threads
@@ -51,12 +51,16 @@ class LiveParts:
             raise HTTPException(503, f"{MOST_VIEWERS} pages follow live figures already")
 
     async def follow(self, path: str, language: str, part: Part) -> AsyncIterator[str]:
-        """Yield an event each time that the part looks different."""
+        """Yield an event each time that the part looks different.
+
+        The first is as new as the page that follows: an older one would turn it back.
+        """
         self._viewers += 1
-        shown = ""
+        shown, longest_s = "", 0.0
         try:
             while True:
-                html = await self._render(path, language, part)
+                html = await self._render(path, language, part, longest_s)
+                longest_s = EVERY_S
                 if html != shown:
                     shown = html
                     told = json.dumps({"id": part.id, "html": html})
@@ -65,10 +69,11 @@ class LiveParts:
         finally:
             self._viewers -= 1
 
-    async def _render(self, path: str, language: str, part: Part) -> str:
-        """Return the part's HTML, at most `EVERY_S` old; as before where it cannot be gathered."""
+    async def _render(self, path: str, language: str, part: Part, longest_s: float) -> str:
+        """Return the part's HTML, less than ``longest_s`` old; as before where it cannot be
+        gathered."""
         at, html = self._rendered.get((path, language), (float("-inf"), ""))
-        if time.monotonic() - at < EVERY_S:
+        if time.monotonic() - at < longest_s:
             return html
         try:
             html = await self._threads.look(lambda: render(part.template, language, part.gather()))
@@ -87,7 +92,7 @@ def live(service: ControlService, sessions: Sessions, threads: Threads) -> APIRo
         visitor = visit(sessions, request)
         parts.refuse_if_full()
         events = parts.follow(request.url.path, visitor.language, part)
-        return StreamingResponse(events, media_type="text/event-stream", headers=SECURITY_HEADERS)
+        return StreamingResponse(events, media_type="text/event-stream", headers=security_headers())
 
     @router.get("/now")
     async def now(request: Request) -> StreamingResponse:

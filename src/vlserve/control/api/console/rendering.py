@@ -6,17 +6,33 @@ from typing import Any
 
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from vlserve.control.api.console.texts import LANGUAGES, texts_in
 
-SECURITY_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
-    "img-src 'self'; connect-src 'self'; form-action 'self'; base-uri 'none'; "
-    "frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "same-origin",  # none at all makes the Origin of forms "null"
-    "Cache-Control": "no-store",
+OWN_IMAGES = "'self'"
+DRAWN_HERE = "'self' blob: data:"
+"""Where the images of a page come from; the second: also from what its user chose, and from PNGs in
+an answer."""
+
+
+def security_headers(images: str = OWN_IMAGES) -> dict[str, str]:
+    """Return the headers that keep scripts, styles and frames of others from a page."""
+    return {
+        "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+        f"img-src {images}; connect-src 'self'; form-action 'self'; base-uri 'none'; "
+        "frame-ancestors 'none'",
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "same-origin",  # none at all makes the Origin of forms "null"
+        "Cache-Control": "no-store",
+    }
+
+
+_DIRECTIONS = {
+    code: f"\\u{code:04x}"
+    for code in (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
 }
+"""Characters that turn the direction of what follows -> how they are shown."""
 
 
 @cache
@@ -25,12 +41,21 @@ def _templates() -> Environment:
         loader=PackageLoader("vlserve.control.api.console"),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=shown,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     templates.filters["figure"] = figure
     templates.filters["minute"] = lambda at: at[:16].replace("T", " ")
     return templates
+
+
+def shown(value: object) -> object:
+    """Return a text with its marks of direction as text: a label must not turn what stands beside
+    it round. What our own macros made stays."""
+    if isinstance(value, str) and not isinstance(value, Markup):
+        return value.translate(_DIRECTIONS)
+    return value
 
 
 def figure(value: float | None, digits: int = 3) -> str:
@@ -53,7 +78,12 @@ def render(template: str, language: str, values: Mapping[str, Any]) -> str:
 
 
 def page(
-    template: str, language: str, values: Mapping[str, Any], status: int = 200
+    template: str,
+    language: str,
+    values: Mapping[str, Any],
+    status: int = 200,
+    images: str = OWN_IMAGES,
 ) -> HTMLResponse:
     """Return a page as an HTTP answer, with headers that keep other origins out."""
-    return HTMLResponse(render(template, language, values), status, headers=SECURITY_HEADERS)
+    html = render(template, language, values)
+    return HTMLResponse(html, status, headers=security_headers(images))

@@ -15,21 +15,24 @@ from vlserve.control.api.console.access import (
     visit,
 )
 from vlserve.control.api.console.answers import ConsoleRoute
-from vlserve.control.api.console.rendering import SECURITY_HEADERS, page
+from vlserve.control.api.console.rendering import page, security_headers
 from vlserve.control.api.console.screens import Screen
 from vlserve.control.api.console.sessions import Sessions
+from vlserve.control.api.console.tag_screens import gather
 from vlserve.control.api.console.texts import LANGUAGES, texts_in
 from vlserve.control.api.threads import Threads
+from vlserve.control.rollouts.drift_watch import DriftWatch
 from vlserve.control.service import ControlService
 from vlserve.runtime.manifest import ModelName, Version
 
 STATIC = Path(__file__).with_name("static")
-FILES = ("console.css", "console.js", "enter.js", "icon.svg")
+FILES = ("console.css", "console.js", "enter.js", "icon.svg", "try.js")
 
 
 def pages(service: ControlService, sessions: Sessions, threads: Threads) -> APIRouter:
     """Return the pages; Door has judged the host and the origin of each request."""
     router = APIRouter(prefix="/console", include_in_schema=False, route_class=ConsoleRoute)
+    watch = DriftWatch(service.answers)
 
     async def shown(request: Request, template: str, gather: Callable[[], Screen]) -> Response:
         """Answer with a page for a browser that may read."""
@@ -44,7 +47,7 @@ def pages(service: ControlService, sessions: Sessions, threads: Threads) -> APIR
     def static(name: str) -> Response:
         if name not in FILES:
             return Response(status_code=404)
-        return FileResponse(STATIC / name, headers=SECURITY_HEADERS)
+        return FileResponse(STATIC / name, headers=security_headers())
 
     @router.get("/enter")
     def enter(request: Request, code: str = "") -> Response:
@@ -72,15 +75,24 @@ def pages(service: ControlService, sessions: Sessions, threads: Threads) -> APIR
     async def model(request: Request, model: ModelName) -> Response:
         live = {"live": f"/console/live/models/{model}"}
         return await shown(
-            request, "model.html.j2", lambda: {**views.model(service, model), **live}
+            request,
+            "model.html.j2",
+            lambda: {**views.model(service, model), **views.policy(service), **live},
         )
 
     @router.get("/models/{model}/rollout")
     async def rollout(request: Request, model: ModelName) -> Response:
         live = {"live": f"/console/live/models/{model}/rollout"}
         return await shown(
-            request, "rollout.html.j2", lambda: {**views.rollout(service, model), **live}
+            request,
+            "rollout.html.j2",
+            lambda: {**views.rollout(service, model), **views.worst_pairs(service, model), **live},
         )
+
+    @router.get("/models/{model}/tags")
+    async def tags(request: Request, model: ModelName) -> Response:
+        look = partial(gather, service, service.answers, watch, model)
+        return await shown(request, "tags.html.j2", look)
 
     @router.get("/models/{model}/history")
     async def history(request: Request, model: ModelName) -> Response:

@@ -8,11 +8,12 @@ from vlserve.control.api.console.screens import (
     now_screen,
     rollout_screen,
 )
+from vlserve.control.domain import RolloutStatus
 from vlserve.control.gateway.recent_requests import ModelTraffic
 from vlserve.control.rollouts.report import RolloutReport
 from vlserve.control.service import ControlService
 from vlserve.control.store.rows import step_name
-from vlserve.errors import NoRelease, VersionNotFound
+from vlserve.errors import NoRelease, SettingsError, VersionNotFound
 
 MOST_EVENTS = 300
 
@@ -27,19 +28,37 @@ def now(service: ControlService) -> Screen:
 
 
 def model(service: ControlService, name: str) -> Screen:
-    """Gather what the page of a model shows. ModelNotFound."""
+    """Gather the live part of the page of a model. ModelNotFound."""
     status = service.model(name)
     return model_screen(status, _traffic(service, name), _latest(service, name))
 
 
+def policy(service: ControlService) -> Screen:
+    """Gather rollout.yaml's entries for the form that starts a rollout, or what is wrong there."""
+    try:
+        return {"policy": service.rollouts.policy(), "policy_error": ""}
+    except SettingsError as error:
+        return {"policy": None, "policy_error": str(error)}
+
+
 def rollout(service: ControlService, name: str) -> Screen:
-    """Gather what the page of a model's rollout shows. ModelNotFound."""
+    """Gather the live part of the page of a model's rollout. ModelNotFound."""
     service.model(name)
     report = _latest(service, name)
     if report is None:
         return {"rollout": None, "name": name}
     step = step_name(report.id, report.step)
     return {"name": name, **rollout_screen(report, _traffic(service, name), step)}
+
+
+def worst_pairs(service: ControlService, name: str) -> Screen:
+    """Gather the pairs that differ most, of a rollout whose candidate was taken back."""
+    report = _latest(service, name)
+    ended = report is not None and report.status in (
+        RolloutStatus.ROLLED_BACK,
+        RolloutStatus.ABORTED,
+    )
+    return {"worst": service.disagreements.worst(name, report.id) if report and ended else []}
 
 
 def history(service: ControlService, name: str) -> Screen:
@@ -67,6 +86,7 @@ def version(service: ControlService, name: str, number: int) -> Screen:
     return {
         "version": shown,
         "stable": status.stable,
+        "goes_back": number in status.earlier,
         "size": size,
         "added": sorted(labels - of_stable),
         "removed": sorted(of_stable - labels),

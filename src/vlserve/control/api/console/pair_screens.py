@@ -1,0 +1,92 @@
+"""What the page Disagreements shows, from the pairs that differ. Pure."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+from vlserve.control.api.console.rendering import shown
+from vlserve.control.api.console.screens import Screen
+from vlserve.control.captures import KeptInput
+from vlserve.control.domain import Mark
+from vlserve.control.rollouts.pair_log import DifferingPair, Kind
+
+MOST_SHOWN = 50
+MOST_CHANGES = 30
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which pairs are shown. ``label``: one of the two best labels; empty: any. ``kind``: empty:
+    any."""
+
+    label: str = ""
+    kind: str = ""
+
+    def takes(self, pair: DifferingPair) -> bool:
+        labels = (pair.stable_label, pair.candidate_label)
+        named = (*labels, *map(shown, labels))  # a form sends what the page shows
+        return (not self.label or self.label in named) and self.kind in ("", pair.kind)
+
+
+@dataclass(frozen=True)
+class Change:
+    """How often stable's best label became the candidate's."""
+
+    stable: str
+    candidate: str
+    pairs: int
+
+
+@dataclass(frozen=True)
+class PairRow:
+    """One pair, what was said of it, and what was kept of its input."""
+
+    pair: DifferingPair
+    mark: Mark | None
+    kept: KeptInput | None = None
+
+
+def pairs_screen(
+    name: str,
+    pairs: Sequence[DifferingPair],
+    marks: Sequence[Mark],
+    chosen: Filter,
+    kept_of: Callable[[str], KeptInput | None],
+) -> Screen:
+    """Show the pairs that ``chosen`` takes, and how often which label became which.
+
+    Args:
+        kept_of: request id -> what was kept of its input.
+    """
+    found = [pair for pair in pairs if chosen.takes(pair)]
+    by_pair = {(mark.request_id, mark.stable, mark.candidate): mark for mark in marks}
+    rows = [
+        PairRow(
+            pair,
+            by_pair.get((pair.request_id, pair.stable, pair.candidate)),
+            kept_of(pair.request_id),
+        )
+        for pair in found[:MOST_SHOWN]
+    ]
+    return {
+        "name": name,
+        "chosen": chosen,
+        "kinds": KINDS,
+        "labels": sorted({label for pair in pairs for label in _labels(pair)}),
+        "changes": _changes(found),
+        "found": len(found),
+        "rows": rows,
+        "kept": any(row.kept for row in rows),
+        "marked": len(marks),
+    }
+
+
+def _labels(pair: DifferingPair) -> set[str]:
+    return {pair.stable_label, pair.candidate_label} - {""}
+
+
+def _changes(pairs: Sequence[DifferingPair]) -> list[Change]:
+    counts = Counter((pair.stable_label, pair.candidate_label) for pair in pairs)
+    return [Change(*labels, number) for labels, number in counts.most_common(MOST_CHANGES)]

@@ -1,0 +1,105 @@
+"""Samples of logs whose lines are in the order of their time: an answer costs the same however long
+the log is."""
+
+import mmap
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+_BISECT_UNTIL = 4096
+"""Bytes; so exactly are beginnings and ends of a time found. Callers compare the times of lines."""
+
+TimeOf = Callable[[bytes], float | None]
+"""A line -> its Unix time, s; None for what is no such line."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Lines of some time, oldest first. ``scale``: how many each of them stands for."""
+
+    lines: Sequence[bytes]
+    scale: float
+
+
+@dataclass(frozen=True)
+class _Span:
+    text: mmap.mmap
+    start: int
+    end: int
+
+    @property
+    def bytes(self) -> int:
+        return self.end - self.start
+
+
+def sample_lines(
+    files: Sequence[Path], since: float, until: float | None, most: int, time_of: TimeOf
+) -> Sample:
+    """Return lines of ``files`` (oldest first) from about ``since`` to about ``until`` (Unix time,
+    s; None: their end).
+
+    All where they are fewer than about half of ``most``; else ``most`` lines, spread evenly over
+    the bytes.
+    """
+    with ExitStack() as opened:
+        spans: list[_Span] = []
+        for file in files:
+            with suppress(OSError, ValueError):  # empty, or being renamed
+                raw = opened.enter_context(file.open("rb"))
+                text = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ)
+                opened.callback(text.close)
+                start = _offset_of(text, since, time_of)
+                end = len(text)
+                if until is not None:
+                    end = min(end, _offset_of(text, until, time_of) + _BISECT_UNTIL)
+                spans.append(_Span(text, start, max(start, end)))
+        return _sample(spans, most)
+
+
+def _sample(spans: Sequence[_Span], most: int) -> Sample:
+    total = sum(span.bytes for span in spans)
+    whole = all(_is_short(span, most) for span in spans)
+    lines: list[bytes] = []
+    for span in spans:
+        share = most * span.bytes // max(1, total)
+        lines += _all_lines(span) if whole else _some_lines(span, share)
+    read = sum(len(line) + 1 for line in lines)
+    return Sample(lines, 1.0 if whole or not read else max(1.0, total / read))
+
+
+def _is_short(span: _Span, most: int) -> bool:
+    head = span.text[span.start : min(span.end, span.start + _BISECT_UNTIL)]
+    mean = len(head) / max(1, head.count(b"\n"))
+    return span.bytes <= mean * most / 2
+
+
+def _all_lines(span: _Span) -> list[bytes]:
+    end = max(span.start, span.text.rfind(b"\n", span.start, span.end))
+    return span.text[span.start : end].splitlines()
+
+
+def _some_lines(span: _Span, most: int) -> Iterator[bytes]:
+    """Yield ``most`` whole lines, evenly spread."""
+    for number in range(most):
+        begin = span.text.find(b"\n", span.start + span.bytes * number // most) + 1
+        end = span.text.find(b"\n", begin) if begin else -1
+        if end < 0 or begin >= span.end:
+            return
+        yield span.text[begin:end]
+
+
+def _offset_of(text: mmap.mmap, since: float, time_of: TimeOf) -> int:
+    """Return where a line begins before which none is of ``since`` or later, by bisection."""
+    low, high = 0, len(text)
+    while high - low > _BISECT_UNTIL:
+        middle = text.find(b"\n", (low + high) // 2) + 1
+        end = text.find(b"\n", middle) if middle else -1
+        if end < 0 or middle >= high:
+            break
+        at = time_of(text[middle:end])
+        if at is None or at < since:
+            low = middle
+        else:
+            high = middle
+    return low

@@ -1,0 +1,54 @@
+"""The pages of load tests and of offline jobs over HTTP."""
+
+import json
+from pathlib import Path
+
+import httpx
+import pytest
+
+from support.control_api_server import RunningControl
+from vlserve.batch.job import JobFolder, JobRecord, Options
+from vlserve.errors import ControlError
+
+HOSTILE = "<script>alert(1)</script>\u202e"
+
+
+def test_load_tests_are_compared(control_api: RunningControl, browser: httpx.Client) -> None:
+    folder = control_api.settings.state_dir / "stress" / HOSTILE.replace("/", "")
+    folder.mkdir(parents=True)
+    figures = {"requests": 9, "error_rate": 0, "rps": 12.5, "p50_ms": 3.25, "p99_ms": None}
+    result = {
+        **{"model": HOSTILE, "load": HOSTILE, "duration_s": 30, "passed": False},
+        **{"verdict": HOSTILE, "figures": figures},
+        "stages": {"all": {"stage_ms": {HOSTILE: 5.0, "infer": 15.0}}},
+    }
+    (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
+    shown = browser.get("/console/load-tests").text
+    assert "12.5" in shown and "3.25" in shown and 'width="75.0"' in shown
+    assert "<script>alert" not in shown and "\u202e" not in shown
+    assert "12.5" not in browser.get("/console/load-tests", params={"model": "tagger"}).text
+
+
+def test_an_offline_job_is_shown(
+    control_api: RunningControl, browser: httpx.Client, tmp_path: Path
+) -> None:
+    out = tmp_path / "<b>out"
+    job = JobFolder(out)
+    with job.locked():
+        job.begin(
+            JobRecord(
+                archive="/a.mar",
+                sha256="0" * 64,
+                model="tagger",
+                version=1,
+                task="tag",
+                sources=(),
+                options=Options(),
+            )
+        )
+        control_api.client.announce_batch_job(out)
+        shown = browser.get("/console/batch-jobs").text
+        assert "running" in shown and "&lt;b&gt;out" in shown
+    assert "the same command goes on" in browser.get("/console/batch-jobs").text
+    with pytest.raises(ControlError):
+        control_api.client._call("POST", "/batch-jobs", json={"out": "relative"})

@@ -1,0 +1,185 @@
+"""Answers over time: what is sampled of the logs, and when they drift from the training data."""
+
+import json
+import random
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vlserve.control.api.console.tag_screens import LabelRow, label_rows
+from vlserve.control.judge.drift import BLOCK, Drift, take_in
+from vlserve.control.rollouts import answer_history
+from vlserve.control.rollouts.answer_history import AnsweredTime, AnswerHistory, Quantiles
+from vlserve.control.rollouts.drift_watch import ALPHA, MARGIN, DriftWatch
+from vlserve.control.rollouts.log_reader import Cursor
+from vlserve.exporter.echo import pack_echo
+from vlserve.runtime.archive import verify_archive
+from vlserve.runtime.manifest import Manifest
+
+TRAINING = {"animals": 50, "cars": 30, "food": 20}
+NOW = 1_800_000_000.0
+
+
+def _drawn(chance: random.Random, shares: Mapping[str, float], count: int) -> list[str]:
+    return chance.choices(list(shares), list(shares.values()), k=count)
+
+
+def test_answers_like_the_training_data_seldom_alarm() -> None:
+    """Each run is looked at after every block; the tolerated distance is used up."""
+    shifted = {"animals": 50 + 100 * MARGIN, "cars": 30, "food": 20 - 100 * MARGIN}
+    alarms = 0
+    for seed in range(60):
+        labels = _drawn(random.Random(seed), shifted, 2000)
+        alarms += take_in(Drift(), labels, TRAINING, MARGIN).peak_e >= 1 / ALPHA
+    assert alarms <= 60 * ALPHA
+
+
+def test_other_answers_alarm_soon() -> None:
+    labels = _drawn(random.Random(1), {"animals": 20, "cars": 20, "games": 60}, 800)
+    drift = take_in(Drift(), labels, TRAINING, MARGIN)
+    assert drift.peak_e > 1e6 and drift.answers == 800 and drift.counts["games"] > 400
+
+
+def test_it_does_not_matter_in_which_portions_answers_come() -> None:
+    labels = _drawn(random.Random(2), {"animals": 60, "food": 40}, 5 * BLOCK + 7)
+    at_once = take_in(Drift(), labels, TRAINING, MARGIN)
+    drift = Drift()
+    for start in range(0, len(labels), 13):
+        drift = take_in(drift, labels[start : start + 13], TRAINING, MARGIN)
+    assert drift.e_value == pytest.approx(at_once.e_value)
+    assert (drift.answers, drift.open_block) == (at_once.answers, at_once.open_block)
+
+
+def _answer(number: int, at: float, **fields: Any) -> dict[str, Any]:
+    told = {
+        "request_id": f"r{number}",
+        "model": "tagger",
+        "version": 1,
+        "at": datetime.fromtimestamp(at, UTC).isoformat(),
+    }
+    return {**told, **(fields or {"scores": {"cars": 0.9, "food": 0.1}})}
+
+
+def _write(log: Path, lines: list[dict[str, Any]]) -> None:
+    with log.open("a", encoding="utf-8") as file:
+        file.writelines(f"{json.dumps(line)}\n" for line in lines)
+
+
+@pytest.fixture
+def history(tmp_path: Path) -> AnswerHistory:
+    return AnswerHistory(tmp_path / "answers.jsonl", tmp_path / "access.jsonl")
+
+
+def test_answers_of_a_time_are_counted(history: AnswerHistory, tmp_path: Path) -> None:
+    old = [_answer(n, NOW - 10_000 + n, scores={"food": 0.8}) for n in range(3)]
+    _write(tmp_path / "answers.jsonl.1", old)
+    new = [_answer(10 + n, NOW - 100 + n) for n in range(4)]
+    new += [
+        _answer(20, NOW, error="text_too_long"),
+        _answer(21, NOW, version=2, scores={"x": 1.0}),
+        _answer(22, NOW, model="other", scores={"x": 1.0}),
+        {**_answer(23, NOW), "request_id": "trial-1"},
+        _answer(24, NOW, scores={}),
+    ]
+    _write(tmp_path / "answers.jsonl", new)
+    with (tmp_path / "answers.jsonl").open("a", encoding="utf-8") as file:
+        file.write('no line of "tagger"\n')
+    everything = history.answered("tagger", 1, 0.0, None)
+    assert everything == AnsweredTime(9, {"cars": 4, "food": 3}, {"text_too_long": 1})
+    assert history.answered("never", 1, 0.0, None) == AnsweredTime()
+
+
+def test_a_long_log_is_sampled_between_two_times(
+    history: AnswerHistory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answer_history, "MOST_LINES", 200)
+    labels = ["food"] * 3000 + ["cars"] * 3000
+    lines = [_answer(n, NOW + n, scores={label: 0.9}) for n, label in enumerate(labels)]
+    _write(tmp_path / "answers.jsonl", lines)
+    late = history.answered("tagger", 1, NOW + 3100, None)
+    assert set(late.labels) == {"cars"} and 150 <= late.answers <= 200
+    early = history.answered("tagger", 1, NOW + 1000, NOW + 2900)
+    assert set(early.labels) == {"food"} and 150 <= early.answers <= 200
+
+
+def test_requests_are_counted_by_status_and_size(history: AnswerHistory, tmp_path: Path) -> None:
+    at = datetime.fromtimestamp(NOW, UTC).isoformat()
+    told = {"at": at, "model": "tagger", "schema": 1}
+    lines = [{**told, "status": 200, "bytes_in": 100 * n} for n in range(1, 4)]
+    lines += [{**told, "status": 422}, {**told, "status": 422}, {**told, "status": 503}]
+    lines += [{**told, "model": "other", "status": 413}]
+    _write(tmp_path / "access.jsonl", lines)
+    asked = history.asked("tagger", NOW - 10)
+    assert (asked.requests, asked.refused) == (6, {422: 2})
+    assert asked.body_bytes == Quantiles(3, 200.0, pytest.approx(290.0))
+
+
+def test_each_new_answer_is_read_once(
+    history: AnswerHistory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unread(cursor: Cursor) -> tuple[list[str], Cursor]:
+        lines, cursor = history.unread("tagger", 1, cursor)
+        return [line.request_id for line in lines], cursor
+
+    log = tmp_path / "answers.jsonl"
+    assert unread(Cursor()) == ([], Cursor())
+    _write(log, [_answer(n, NOW) for n in range(2)])
+    ids, cursor = unread(Cursor())
+    assert ids == ["r0", "r1"]
+    with log.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(_answer(2, NOW)))  # its end is not there yet
+    assert unread(cursor) == ([], cursor)
+    with log.open("a", encoding="utf-8") as file:
+        file.write("\n")
+    ids, cursor = unread(cursor)
+    assert ids == ["r2"]
+    log.rename(tmp_path / "answers.jsonl.1")
+    _write(log, [_answer(3, NOW)])
+    assert unread(cursor)[0] == ["r3"]
+    monkeypatch.setattr(answer_history, "MOST_UNREAD", 300)
+    _write(log, [_answer(n, NOW) for n in range(4, 9)])
+    ids, cursor = unread(Cursor())
+    assert ids == ["r7", "r8"]  # those before are passed over
+    assert unread(cursor)[0] == []
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    packed = verify_archive(pack_echo(tmp_path_factory.mktemp("drift"), "tagger", 1))
+    return packed.model_copy(update={"training": {"label_items": TRAINING}})
+
+
+def test_a_version_is_watched_from_its_first_look(
+    history: AnswerHistory, tmp_path: Path, manifest: Manifest
+) -> None:
+    watch = DriftWatch(history)
+    first = watch.look(manifest)
+    assert first is not None and first.drift.answers == 0 and not first.alarms
+    _write(tmp_path / "answers.jsonl", [_answer(n, NOW, scores={"games": 1}) for n in range(400)])
+    later = watch.look(manifest)
+    assert later is not None and later.alarms and later.since == first.since
+    assert later.drift.answers == 400 and later.threshold == 20
+    again = watch.look(manifest)
+    assert again is not None and again.drift.answers == 400
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"training": None},
+        {"training": {"label_items": "many"}},
+        {"multi_label": True},
+    ],
+)
+def test_without_labels_of_the_training_there_is_no_alarm(
+    history: AnswerHistory, manifest: Manifest, changes: dict[str, Any]
+) -> None:
+    assert DriftWatch(history).look(manifest.model_copy(update=changes)) is None
+
+
+def test_labels_stand_beside_each_other() -> None:
+    rows = label_rows({"a": 3, "b": 1}, AnsweredTime(2, {"b": 2}), AnsweredTime())
+    assert rows == [LabelRow("b", 0.25, 1.0, None), LabelRow("a", 0.75, 0.0, None)]
