@@ -173,6 +173,14 @@ def test_operators_are_refused_or_obeyed(tmp_path: Path) -> None:
     assert (result["operations"], result["faults"]) == (60, [])
 
 
+def test_the_consoles_pages_have_their_costs(tmp_path: Path) -> None:
+    out = tmp_path / "console.json"
+    short = ("--seconds", 1, "--rounds", 1, "--lines", 2000, "--viewers", 3)
+    run("serving.console", *short, "--out", out)
+    result = json.loads(out.read_text(encoding="utf-8"))
+    assert result["viewers"] == 3 and "models/tagger/rollout" in result["page_ms"]
+
+
 def test_fuzz_finds_no_server_error(tmp_path: Path) -> None:
     out = tmp_path / "fuzz.json"
     run("endurance.fuzz", "--examples", 5, "--rate", 5, "--out", out)
