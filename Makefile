@@ -9,7 +9,7 @@ SOURCES := setup.py src docs examples export handlers loadtest benchmarks servin
 # Folders of files that are loaded by path, whose names may clash: mypy takes them as one tree.
 TYPED := benchmarks docs examples export handlers loadtest
 
-.PHONY: serve stop browser unit test test-long test-triton check reference format bench bench-scale bench-endurance clean
+.PHONY: serve stop browser screenshots unit test test-long test-triton check reference format bench bench-scale bench-endurance clean
 
 $(INSTALLED): pyproject.toml setup.py requirements.lock requirements-dev.lock gateway.lock triton.lock
 	$(PYTHON) -m venv $(VENV)
@@ -51,10 +51,13 @@ test: $(PRETRAINED) browser  ## all that the README promises
 	$(TESTS) -m "not long and not triton"
 
 test-long: $(PRETRAINED)  ## what takes minutes a test: CONTRIBUTING.md lists it
-	$(TESTS) -m "long and not triton"
+	$(TESTS) -m long
 
 test-triton: $(PRETRAINED)  ## what TorchServe serves in the other tiers, on Triton
 	$(TESTS) -m triton
+
+screenshots: $(INSTALLED) browser  ## docs/pictures/ anew, of the console
+	PYTHONPATH=tests $(BIN)/python tests/browser/screenshots.py
 
 check: $(INSTALLED)  ## format, lint, types, import contracts
 	$(BIN)/ruff format --check $(SOURCES)
