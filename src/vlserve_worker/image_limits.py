@@ -30,6 +30,7 @@ FIELDS = ("image", "image2")
 """Fields of requests that hold an image."""
 
 _JPEG, _PNG, _GIF, _RIFF = b"\xff\xd8", b"\x89PNG\r\n\x1a\n", b"GIF8", b"RIFF"
+_EXIF_IN_HEX = b"Raw profile type exif\0"
 _IN_FRONT_OF_PIXELS = re.compile(rb"\xff[^\x00\xff]", re.DOTALL)
 _AMONG_PIXELS = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
 _EOI, _SOS, _APP1 = 0xD9, 0xDA, 0xE1
@@ -84,9 +85,10 @@ def _check(image: bytes) -> None:
         _check_parts("PNG", _png_chunks(image))
         _check_pixels("PNG", [(_big(image, 16, 4), _big(image, 20, 4))])
     elif image.startswith(_GIF):
-        _check_parts("GIF", _gif_blocks(image))
+        _check_parts("GIF", (0 for _ in _gif_blocks(image)))
         _check_pixels("GIF", _gif_sizes(image))
     elif image.startswith(_RIFF) and image[8:12] == b"WEBP":
+        _check_parts("WebP", _riff_chunks(image))
         _check_pixels("WebP", [_webp_size(image)])
 
 
@@ -100,16 +102,34 @@ def _check_pixels(kind: str, sizes: list[tuple[int, int]]) -> None:
 
 
 def _check_parts(kind: str, parts: Iterator[int]) -> None:
-    for number, _ in enumerate(parts):
+    """``parts``: the bytes of Exif in each."""
+    for number, exif_bytes in enumerate(parts):
         if number == MAX_PARTS:
             raise BodyRefused(f"the {kind} has more than {MAX_PARTS} parts", TOO_COMPLEX)
+        if exif_bytes > MAX_EXIF_BYTES:
+            raise BodyRefused(
+                f"the image has more than {MAX_EXIF_BYTES} bytes of Exif", TOO_COMPLEX
+            )
 
 
 def _png_chunks(data: bytes) -> Iterator[int]:
     at = 8
     while at + 12 <= len(data):
-        yield at
-        at += 12 + _big(data, at, 4)
+        length, kind = _big(data, at, 4), data[at + 4 : at + 8]
+        if kind == b"eXIf":
+            yield length
+        else:
+            in_hex = kind in (b"tEXt", b"iTXt") and data.startswith(_EXIF_IN_HEX, at + 8)
+            yield length // 2 if in_hex else 0
+        at += 12 + length
+
+
+def _riff_chunks(data: bytes) -> Iterator[int]:
+    at = 12
+    while at + 8 <= len(data):
+        length = _little(data, at + 4, 4)
+        yield length if data[at : at + 4] == b"EXIF" else 0
+        at += 8 + length + length % 2
 
 
 def _gif_blocks(data: bytes) -> Iterator[int]:

@@ -41,10 +41,24 @@ def segment(marker: int, body: bytes) -> bytes:
     return bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body
 
 
+def riff_chunk(kind: bytes, body: bytes) -> bytes:
+    return kind + struct.pack("<I", len(body)) + body + b"\0" * (len(body) % 2)
+
+
+def webp(*chunks: bytes) -> bytes:
+    body = b"WEBP" + b"".join(chunks)
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
 def lossless_webp(width: int, height: int) -> bytes:
     bits = (width - 1) | (height - 1) << 14
-    body = b"VP8L" + struct.pack("<I", 6) + b"\x2f" + struct.pack("<I", bits) + b"\0"
-    return b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body
+    return webp(b"VP8L" + struct.pack("<I", 6) + b"\x2f" + struct.pack("<I", bits) + b"\0")
+
+
+def orientations(count: int) -> bytes:
+    """Exif whose orientation is this many fractions, of which Pillow makes an object each."""
+    entry = struct.pack("<HHHII", 1, 0x112, 5, count, 26)
+    return b"II*\0" + struct.pack("<I", 8) + entry + bytes(4) + struct.pack("<II", 1, 3) * count
 
 
 def costly() -> Iterator[tuple[str, bytes]]:
@@ -63,6 +77,15 @@ def costly() -> Iterator[tuple[str, bytes]]:
     yield "jpeg-of-much-metadata", plain[:2] + metadata + plain[2:]
     yield "jpeg-of-bytes-between", plain[:2] + bytes(jpeg.MAX_METADATA_BYTES + 1) + plain[2:]
     yield "jpeg-of-many-scans", slow[:-2] + scan * 200 + slow[-2:]
+    exif = orientations(image_bounds.MAX_EXIF_BYTES // 8)
+    in_hex = b"Raw profile type exif\0\nexif\n%d\n" % len(exif) + exif.hex().encode()
+    yield "png-of-much-exif", png(9, 9, chunk(b"eXIf", exif))
+    yield "png-of-much-exif-in-hex", png(9, 9, chunk(b"tEXt", in_hex))
+    extended = riff_chunk(b"VP8X", b"\x08" + bytes(9))
+    picture = lossless_webp(1, 1)[12:]
+    yield "webp-of-much-exif", webp(extended, picture, riff_chunk(b"EXIF", exif))
+    many = riff_chunk(b"teST", b"") * (image_bounds.MAX_PARTS + 1)
+    yield "webp-of-many-chunks", webp(extended, many, picture)
     yield "webp-of-50-megapixels", lossless_webp(10_000, 5_000)
     yield "png-of-50-megapixels", png(10_000, 5_000, chunk(b"IDAT"), chunk(b"IEND"))
     yield "png-of-many-chunks", png(9, 9, chunk(b"tEXt") * (image_bounds.MAX_PARTS + 1))
@@ -138,7 +161,8 @@ def test_the_limits_are_those_of_the_runtime() -> None:
     assert image_limits.MAX_PARTS == image_bounds.MAX_PARTS
     assert image_limits.MAX_SCANNED_PIXELS == image_bounds.MAX_SCANNED_PIXELS
     assert image_limits.MAX_SCANS == image.MAX_JPEG_SCANS
-    for name in ("MAX_SEGMENTS", "MAX_METADATA_BYTES", "MAX_EXIF_BYTES"):
+    assert image_limits.MAX_EXIF_BYTES == image_bounds.MAX_EXIF_BYTES
+    for name in ("MAX_SEGMENTS", "MAX_METADATA_BYTES"):
         assert getattr(image_limits, name) == getattr(jpeg, name)
 
 

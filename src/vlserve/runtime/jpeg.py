@@ -23,14 +23,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlserve.runtime.errors import ErrorCode, RequestError
+from vlserve.runtime.image_bounds import MAX_EXIF_BYTES
 
 MAX_SEGMENTS = 1000
 """Most segments beside the pixels: Pillow joins those of Exif, each time from the start. A profile
 of 16 MB has 255."""
 MAX_METADATA_BYTES = 8 * 2**20
 """Most bytes of segments and fill bytes in front of the pixels."""
-MAX_EXIF_BYTES = 2**20
-"""Most bytes of Exif segments; the standard has one, of 64 KiB at the most."""
 
 LONGEST_ZEROS = 64
 """Most zero bytes in a row where no code of zeros stands for an even area."""
@@ -40,8 +39,9 @@ NO_CODE = b"\xff\x00" * 8
 """Bits that no Huffman code begins with, more than libjpeg reads ahead."""
 TWIN_BYTES = 1024
 MAX_DOUBTFUL = 3
-MAX_DOUBTFUL_PIXELS = 5_000_000
-"""Most scans, and pixels of them all, that are decoded four times more: larger pictures pass."""
+MAX_DOUBTFUL_PIXELS = 50_000_000
+"""Most scans, and pixels times the passes over them for all of these, that are decoded four times
+more: what has more passes unseen."""
 READ_AHEAD = 16
 """Bytes, twice what libjpeg reads ahead."""
 
@@ -256,11 +256,11 @@ def doubtful(data: bytes, layout: Layout) -> Iterator[tuple[Twins, Twins]]:
     """Yield two twins of each scan whose many zeros may be pixels or may not: they are where the
     first two look the same, and the others, which lack their last bytes, do not."""
     left = MAX_DOUBTFUL_PIXELS
-    for scan in layout.scans:
+    for passes, scan in enumerate(layout.scans, start=1):
         end = _end_of_codes(data, scan)
         if data.find(bytes(LONGEST_ZEROS), scan.start, end) < 0:
             continue
-        left -= max(layout.width * layout.height, MAX_DOUBTFUL_PIXELS // MAX_DOUBTFUL)
+        left -= max(passes * layout.width * layout.height, MAX_DOUBTFUL_PIXELS // MAX_DOUBTFUL)
         if left >= 0:
             yield _twins(data, scan.end), _twins(data, end - READ_AHEAD)
 

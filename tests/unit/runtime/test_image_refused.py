@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageFile
+from PIL import GifImagePlugin, Image, ImageFile, WebPImagePlugin
 
 from support.picture_files import SIZE, png_chunk, raw_png, saved, scene, with_orientation
 from vlserve.runtime.errors import ErrorCode, RequestError
@@ -82,11 +82,46 @@ def test_byte_limit_comes_before_any_look_inside() -> None:
     assert code(b"x" * 101, SIZE.model_copy(update={"max_bytes": 100})) is ErrorCode.IMAGE_TOO_LARGE
 
 
-def test_jpeg_of_endless_scans_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("scans", "refusal"),
+    [(MAX_JPEG_SCANS, ErrorCode.IMAGE_TOO_LARGE), (5000, ErrorCode.IMAGE_TOO_COMPLEX)],
+)
+def test_jpeg_of_endless_scans_is_refused(
+    scans: int, refusal: ErrorCode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each costs a pass over all pixels and few bytes: none is decoded."""
     data = saved(scene(), "JPEG", progressive=True)
     last = data.rindex(b"\xff\xda")
-    bomb = data[:last] + data[last:-2] * MAX_JPEG_SCANS + data[-2:]
-    assert code(bomb) is ErrorCode.IMAGE_TOO_LARGE
+    bomb = data[:last] + data[last:-2] * scans + data[-2:]
+    monkeypatch.setattr(ImageFile.ImageFile, "load", None)
+    assert code(bomb) is refusal
+
+
+def animated_webp(frames: int) -> bytes:
+    """A WebP of so many frames, 46 bytes each."""
+    picture = saved(Image.new("RGB", (1, 1)), "WEBP", lossless=True)[12:]
+    frame = bytes(6 + 6) + b"\x64\0\0\0" + picture
+    frames_bytes = (b"ANMF" + struct.pack("<I", len(frame)) + frame) * frames
+    head = b"VP8X" + struct.pack("<I", 10) + b"\x02" + bytes(9)
+    body = b"WEBP" + head + b"ANIM" + struct.pack("<IIH", 6, 0, 0) + frames_bytes
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def animated_gif(frames: int) -> bytes:
+    whole = saved(scene(), "GIF")
+    start = whole.index(b",\0\0\0\0")
+    return whole[:start] + whole[start:-1] * frames + whole[-1:]
+
+
+def test_frames_behind_the_first_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(self: Any, frame: int) -> None:
+        raise AssertionError("a further frame was looked for")
+
+    for kind in (GifImagePlugin.GifImageFile, WebPImagePlugin.WebPImageFile):
+        monkeypatch.setattr(kind, "seek", never)
+    assert decode(animated_gif(3000), SIZE).shape == (3, 24, 40)
+    assert decode(animated_webp(MAX_PARTS - 10), SIZE).shape == (3, 24, 40)
+    assert code(animated_webp(MAX_PARTS)) is ErrorCode.IMAGE_TOO_COMPLEX
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,12 @@ from PIL import Image, ImageFilter
 
 from vlserve.runtime.errors import ErrorCode, RequestError
 from vlserve.runtime.image import decode
+from vlserve.runtime.image_bounds import MAX_EXIF_BYTES
 from vlserve.runtime.jpeg import (
     FILL_BYTES,
-    MAX_EXIF_BYTES,
     MAX_METADATA_BYTES,
     MAX_SEGMENTS,
+    doubtful,
     read_layout,
 )
 from vlserve.runtime.manifest import ImageInput
@@ -207,6 +208,19 @@ def test_metadata_has_limits(parts: list[bytes]) -> None:
         read_layout(data)
     assert caught.value.code is ErrorCode.IMAGE_TOO_COMPLEX
     assert refusal(data) is ErrorCode.IMAGE_TOO_COMPLEX
+
+
+def test_passes_count_among_what_is_decoded_again() -> None:
+    """Each of the four more decodings passes over all pixels as often as there are scans before."""
+    zeros = b"\xff\xda\x00\x08\x01\x01\x00\x01\x3f\x10" + bytes(100) + b"\x01"
+    head, at = ENCODINGS["progressive"][:-2], ENCODINGS["progressive"].index(b"\xff\xc2")
+    large = head[: at + 5] + struct.pack(">HH", 2000, 2500) + head[at + 9 :]
+    few = large + zeros + END
+    many = large + zeros[:10] * 60 + zeros + END
+    assert len(list(doubtful(few, read_layout(few)))) == 0
+    small = head + zeros * 2 + END
+    assert len(list(doubtful(small, read_layout(small)))) == 2
+    assert list(doubtful(many, read_layout(many))) == []
 
 
 def test_segments_between_scans_count_too() -> None:
