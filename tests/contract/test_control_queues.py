@@ -1,6 +1,8 @@
 """What waits for what in the control service: slow loads never keep a rollback or health waiting,
 and nobody is worked for who went away."""
 
+import itertools
+import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -19,8 +21,9 @@ from support.control_api_server import RunningControl
 from support.running_stack import wait_until
 from vlserve.control.api.threads import MOST_LOADS, Threads
 from vlserve.control.caller import is_gone
-from vlserve.control.domain import State
-from vlserve.errors import ControlBusy
+from vlserve.control.domain import State, VersionRecord
+from vlserve.control.lifecycle.lifecycle import Lifecycle
+from vlserve.errors import ControlBusy, NotReady, StillServing
 from vlserve.exporter.echo import pack_echo
 
 SLOW = 45
@@ -50,12 +53,20 @@ def ask_to_register(control: RunningControl, archive: Path) -> socket.socket:
     return caller
 
 
-def ask_to_release(control: RunningControl, model: str) -> socket.socket:
-    """Ask for version 1 at once, and do not wait for the answer."""
+def ask_to_release(control: RunningControl, model: str, version: int = 1) -> socket.socket:
+    """Ask for a version at once, and do not wait for the answer."""
+    body = json.dumps({"version": version, "now": True}).encode()
+    return _ask(control, f"/models/{model}/releases", body)
+
+
+def ask_to_roll_back(control: RunningControl, model: str) -> socket.socket:
+    return _ask(control, f"/models/{model}/rollback", b"{}")
+
+
+def _ask(control: RunningControl, path: str, body: bytes) -> socket.socket:
     url = httpx.URL(control.url)
     caller = socket.create_connection((url.host, url.port), timeout=30)
-    body = b'{"version": 1, "now": true}'
-    _send(caller, control, f"/models/{model}/releases", "application/json", body)
+    _send(caller, control, path, "application/json", body)
     return caller
 
 
@@ -101,6 +112,87 @@ def test_a_rollback_and_health_do_not_wait_behind_slow_loads(
     assert [key for key in engine.loads if key[0] != "tagger"] == []
     engine.hold_loads.set()
     assert not client.register(slow_archives[0]).already_registered  # its number was free
+
+
+@pytest.fixture
+def two_models(control_api: RunningControl, archives: list[Path], tmp_path: Path) -> RunningControl:
+    """Both were released in version 1, then 2; version 1 of ``slow`` is unloaded since."""
+    slow = [pack_echo(tmp_path, "slow", version) for version in (1, 2)]
+    for archive in (*archives[:2], *slow):
+        control_api.client.register(archive)
+    for model, version in itertools.product(("tagger", "slow"), (1, 2)):
+        control_api.client.release(model, version)
+    control_api.client.unload("slow", 1)
+    return control_api
+
+
+def test_a_rollback_does_not_wait_behind_rollbacks_that_load(
+    two_models: RunningControl, callers: ExitStack
+) -> None:
+    """Nor behind many that repeat it, because it takes long."""
+    client, engine = two_models.client, two_models.engine
+    engine.loading.clear()
+    engine.hold_loads.clear()
+    for _ in range(WAITING):
+        callers.enter_context(ask_to_roll_back(two_models, "slow"))
+    assert engine.loading.wait(timeout=30)
+    assert client.rollback("tagger").version == 1
+    assert client.health().status == "ok"
+    engine.hold_loads.set()
+    wait_until(lambda: client.model("slow").stable == 1)
+
+
+def test_a_rollback_does_not_wait_behind_releases_of_what_is_worked_on(
+    two_models: RunningControl, callers: ExitStack
+) -> None:
+    """A version that an engine lacks is loaded again, while its state says that it serves."""
+    client, engine = two_models.client, two_models.engine
+    engine.loading.clear()
+    engine.hold_loads.clear()
+    engine.restart_bare("engine-0")
+    assert engine.loading.wait(timeout=30)
+    for _ in range(WAITING):
+        callers.enter_context(ask_to_release(two_models, "slow", 2))
+        callers.enter_context(ask_to_release(two_models, "tagger", 2))
+    with pytest.raises(NotReady, match="is being loaded again"):
+        client.rollback("tagger")
+    engine.hold_loads.set()
+    wait_until(lambda: client.health().status == "ok")
+    assert client.rollback("tagger").version == 1
+
+
+def test_a_rollback_outlives_an_unload_that_begins_meanwhile(
+    two_models: RunningControl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever comes first, the traffic goes back."""
+    client, look = two_models.client, Lifecycle.check_way_back
+    unloaded: list[State] = []
+
+    def unload_first(self: Lifecycle, record: VersionRecord) -> None:
+        look(self, record)
+        if not unloaded:
+            unloaded.append(client.unload("tagger", 1).state)
+
+    monkeypatch.setattr(Lifecycle, "check_way_back", unload_first)
+    assert client.rollback("tagger").version == 1
+    assert unloaded == [State.RETIRED]
+    view = client.model("tagger")
+    assert view.stable == 1 and view.versions[0].state is State.STABLE
+
+
+def test_an_unload_does_not_outrun_a_rollback(
+    two_models: RunningControl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, drain = two_models.client, Lifecycle.start_draining
+
+    def go_back_first(self: Lifecycle, record: VersionRecord) -> VersionRecord:
+        client.rollback("tagger")
+        return drain(self, record)
+
+    monkeypatch.setattr(Lifecycle, "start_draining", go_back_first)
+    with pytest.raises(StillServing, match="has traffic"):
+        client.unload("tagger", 1)
+    assert client.model("tagger").stable == 1
 
 
 def incoming(control: RunningControl) -> Iterator[Path]:

@@ -43,7 +43,7 @@ from vlserve.control.store.ledger import Ledger
 from vlserve.control.store.unrecorded import ChangeBack
 from vlserve.control.transitions import rollback_target
 from vlserve.control.tuning import Tuning
-from vlserve.errors import LedgerDamaged, NotUnloaded, StillServing, VlserveError
+from vlserve.errors import ControlError, LedgerDamaged, NotUnloaded, StillServing, VlserveError
 
 
 class ControlService:
@@ -153,14 +153,31 @@ class ControlService:
             self._ledger.version(model, version)
         stack = self._traffic.unrecorded.in_force(self._ledger.model(model)).stack
         target = rollback_target(model, stack, version)
-        record, previous = self._ledger.version(model, target), stack[-1]
+        change = ChangeBack(model, target, previous=stack[-1])
+        unrecorded = self._go_back(self._ledger.version(model, target), change)
+        return TrafficChange(model, target, change.previous, unrecorded=unrecorded)
+
+    def _go_back(self, record: VersionRecord, change: ChangeBack) -> str:
+        """Put a change back to the version of ``record`` in force, see `Traffic.go_back`."""
         if record.state.routable:  # it serves: nothing that is done to it meanwhile is waited for
-            self._lifecycle.check_way_back(record)
-        else:
-            with self._operations.on(record.key):
-                self._lifecycle.make_ready(self._ledger.version(model, target))
-        unrecorded = self._traffic.go_back(ChangeBack(model, target, previous))
-        return TrafficChange(model, target, previous, unrecorded=unrecorded)
+            try:
+                self._lifecycle.check_way_back(record)
+                return self._traffic.go_back(change)
+            except ControlError:
+                if self._ledger.version(*record.key).state.routable:
+                    raise  # else its unload began meanwhile: wait for that, and load it again
+        with self._operations.on(record.key):
+            self._lifecycle.make_ready(self._ledger.version(*record.key))
+            return self._traffic.go_back(change)
+
+    def goes_back_at_once(self, model: str, version: int | None = None) -> bool:
+        """Return whether a rollback moves traffic, or is refused, without waiting for a load."""
+        try:
+            stack = self._traffic.unrecorded.in_force(self._ledger.model(model)).stack
+            target = self._ledger.version(model, rollback_target(model, stack, version))
+        except ControlError:
+            return True
+        return target.state.routable or self.rollouts.under_way(model) is not None
 
     def unload(self, model: str, version: int) -> VersionRecord:
         """Close the version's path, wait for its requests, and take it out of the engine.
@@ -177,15 +194,22 @@ class ControlService:
             under_way = self.rollouts.under_way(model)
             if under_way is not None and version in (under_way.candidate, under_way.stable):
                 self.rollouts.refuse_if_under_way(model)
-            if self._ledger.model(model).weights.get(version):
-                raise StillServing(
-                    f"{model} {version} has traffic: release another version or roll back first"
-                )
+            self._refuse_to_unload_what_serves(model, version)
             if record.state is State.READY:
-                record = self._lifecycle.start_draining(record)
+                try:
+                    record = self._lifecycle.start_draining(record)
+                except ControlError:
+                    self._refuse_to_unload_what_serves(model, version)  # it got traffic meanwhile
+                    raise
             if record.state is State.DRAINING:
                 record = self._lifecycle.finish_draining(record, self._drain_timeout_s)
         return record
+
+    def _refuse_to_unload_what_serves(self, model: str, version: int) -> None:
+        if self._ledger.model(model).weights.get(version):
+            raise StillServing(
+                f"{model} {version} has traffic: release another version or roll back first"
+            )
 
     def delete(self, model: str, version: int) -> Deletion:
         """Remove the archive of a version that is out of the engine for good. Its number stays
@@ -208,10 +232,12 @@ class ControlService:
         return Deletion(model, version, record.state, freed, next(iter(earlier), None))
 
     def is_loaded(self, model: str, version: int) -> bool:
-        """Return whether traffic moves to the version without a load, its own or one that is under
-        way; also where there is no such version."""
+        """Return whether traffic moves to the version without a wait for its load, or for what is
+        done to it at this moment; also where there is no such version."""
         record = self._ledger.find(model, version)
-        return record is None or record.state.routable
+        if record is None:
+            return True
+        return record.state.routable and record.key not in self._operations.running()
 
     def models(self) -> list[ModelStatus]:
         """Return every model with its versions."""

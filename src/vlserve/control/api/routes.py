@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from vlserve.control.api.access import BYTES, UPLOAD_PATH
 from vlserve.control.api.console.sessions import CODE_S, Sessions
+from vlserve.control.api.rollbacks import roll_back
 from vlserve.control.api.threads import Threads
 from vlserve.control.api.uploads import FileName, register_upload
 from vlserve.control.domain import EngineKind
@@ -184,8 +185,8 @@ def routes(service: ControlService, threads: Threads, sessions: Sessions) -> API
     @router.post("/models/{model}/rollback")
     async def rollback(request: Request, model: Model, body: RollbackRequest) -> Released:
         """Move the traffic back; it is in force when this returns."""
-        back = partial(service.rollback, model, body.version)
-        return Released.model_validate(await threads.move_traffic(request, back))
+        change = await roll_back(request, service, threads, model, body.version)
+        return Released.model_validate(change)
 
     @router.post("/models/{model}/versions/{version}/unload")
     async def unload(request: Request, model: Model, version: Number) -> Unloaded:

@@ -15,7 +15,7 @@ from vlserve.errors import ControlBusy
 
 MOST_LOADS = 64
 """Loads that may be under way or waiting; each holds an uploaded archive on disk."""
-_HEALTH, _LOOKS, _TRAFFIC, _DRAINS = 4, 8, 16, 8
+_HEALTH, _LOOKS, _TRAFFIC, _RETURNS, _DRAINS = 4, 8, 16, 8, 8
 
 T = TypeVar("T")
 
@@ -27,6 +27,7 @@ class Threads:
         self._health = CapacityLimiter(_HEALTH)
         self._looks = CapacityLimiter(_LOOKS)
         self._traffic = CapacityLimiter(_TRAFFIC)
+        self._returns = CapacityLimiter(_RETURNS)
         self._drains = CapacityLimiter(_DRAINS)
         self._loads = CapacityLimiter(loads_at_once)
         self._admitted = 0
@@ -41,6 +42,11 @@ class Threads:
     async def move_traffic(self, request: Request, work: Callable[[], T]) -> T:
         """Carry out what moves traffic: whole, once it has begun, whoever waits for it."""
         return await _for_caller(request, self._traffic, work)
+
+    async def load_and_go_back(self, request: Request, work: Callable[[], T]) -> T:
+        """Carry out a rollback that loads its version first: it waits for no load of others, and no
+        rollback to a version that is loaded waits for it."""
+        return await _for_caller(request, self._returns, work)
 
     async def drain(self, request: Request, work: Callable[[], T]) -> T:
         return await _for_caller(request, self._drains, work, stops=True)

@@ -20,6 +20,7 @@ from vlserve.control.api.console.forms import (
     version_form_of,
 )
 from vlserve.control.api.console.sessions import Sessions
+from vlserve.control.api.rollbacks import roll_back
 from vlserve.control.api.threads import Threads
 from vlserve.control.api.uploads import FileName, register_upload
 from vlserve.control.service import ControlService
@@ -53,8 +54,9 @@ def actions(service: ControlService, sessions: Sessions, threads: Threads) -> AP
 
     @router.post("/models/{model}/rollback")
     async def rollback(request: Request, model: ModelName, form: SentRollback) -> Response:
-        work = partial(service.rollback, model, form.version)
-        return await moved(request, form, work, _page(model))
+        check_may_act(sessions, request, form.token)
+        await roll_back(request, service, threads, model, form.version)
+        return RedirectResponse(_page(model), SEE_OTHER)
 
     @router.post("/models/{model}/release")
     async def release(request: Request, model: ModelName, form: SentVersion) -> Response:
