@@ -120,6 +120,8 @@ def test_up_mends_what_a_killed_supervisord_left(settings: Settings) -> None:
             process.kill()
     wait_until(lambda: control_stack.status(settings) == [])
     assert _processes(settings)
+    with ControlClient.of(settings) as control:
+        assert "is gone: what dies now stays dead" in control.health().status
     control_stack.up(settings, print)
     after = _pids(settings)
     assert sorted(after) == PROGRAMS

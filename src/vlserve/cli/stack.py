@@ -121,6 +121,14 @@ def status(as_json: AsJson = False) -> None:
         )
         return
     if not processes and not models and len(troubles) < 2:
+        left = ", ".join(sorted({each.name() for each in stack.processes(settings)}))
+        if left:
+            print_line(
+                f"supervisord and the control service are gone, and of the stack of "
+                f"{settings.project_dir} these still run: {left}. `vlserve up` starts everything "
+                "anew, `vlserve down` ends them"
+            )
+            return
         print_line(f"the stack of {settings.project_dir} is down: `vlserve up` starts it")
         return
     print_table(("PROCESS", "STATE", "PID"), [(p.name, p.state, p.pid) for p in processes])

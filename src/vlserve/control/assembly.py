@@ -15,6 +15,7 @@ from vlserve.control.lifecycle.trials import Trials
 from vlserve.control.ports import Engine, Gateway
 from vlserve.control.reconcile.liveness import Liveness
 from vlserve.control.reconcile.reconciler import Reconciler
+from vlserve.control.reconcile.supervision import Supervision
 from vlserve.control.rollouts.active import RolloutContext
 from vlserve.control.rollouts.answer_history import AnswerHistory
 from vlserve.control.rollouts.disagreements import Disagreements
@@ -129,6 +130,7 @@ def assemble(settings: Settings, engine: Engine, gateway: Gateway) -> Control:
             unrecorded.troubles,
             *(reserve.troubles for reserve in reserves),
             liveness.troubles,
+            Supervision().troubles,
         ],
     )
     return Control(ledger, service, reconciler, rollout_loop, liveness)
