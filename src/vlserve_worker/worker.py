@@ -1,4 +1,4 @@
-"""One worker: TorchServe's own program, which is told four things better.
+"""One worker: TorchServe's own program, which is told five things better.
 
 torch is imported at its first use. TorchServe imports it whatever the graph is; that is most of
 what a worker costs to start (1.4 s of CPU, which a register takes away from the versions that
@@ -10,6 +10,8 @@ own parser is most of what it does for a request: ten times what it takes here.
 A request that kills its worker is found and refused here (batch_notes.py).
 
 Threads are the version's own. TorchServe gives the workers of all versions one environment.
+
+How it ends is said on stderr (last_words.py), which names the cause where a version does not load.
 """
 
 import json
@@ -22,6 +24,7 @@ from importlib.util import LazyLoader
 from pathlib import Path
 from types import ModuleType
 
+from vlserve_worker.last_words import last_words
 from vlserve_worker.service import install_filter, open_filter
 
 
@@ -65,4 +68,5 @@ if __name__ == "__main__":
     install_filter(Service, open_filter(*served, engine_dir, Path.cwd(), int(lone_threads)))
     sys.argv = sys.argv[1:]
     sys.path.insert(0, str(Path(sys.argv[0]).parent))  # as for any program that Python is given
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    with last_words():
+        runpy.run_path(sys.argv[0], run_name="__main__")

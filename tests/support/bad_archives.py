@@ -371,7 +371,7 @@ FAILING = [
     BadArchive(
         "handler-crashes-the-worker",
         "load_failed",
-        "out of memory|is not healthy",
+        "out of memory; the worker ended with exit code 9|is not healthy",
         _beginning_with("os.write(2, b'out of memory\\n'); os._exit(9)"),
     ),
     BadArchive(

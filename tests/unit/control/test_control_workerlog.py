@@ -1,5 +1,7 @@
 """Why a worker died, out of lines that TorchServe 0.12 really wrote."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -101,6 +103,30 @@ def test_other_versions_are_not_looked_at() -> None:
 def test_a_worker_that_crashes_leaves_its_last_words_on_stderr() -> None:
     log = lines(9500, 2, "Torch worker started.") + lines(9500, 2, "out of memory", stream="stderr")
     assert failure_reason(log, "my-tagger", 2) == "out of memory"
+
+
+ENDS = {
+    "import os; os._exit(9)": "the worker ended with exit code 9",
+    "import sys; sys.exit('no licence')": "no licence; the worker ended with exit code 1",
+    "import os, sys; print('no GPU', file=sys.stderr); os._exit(3)": (
+        "no GPU; the worker ended with exit code 3"
+    ),
+    "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)": (
+        "the worker was ended by a signal: Segmentation fault"
+    ),
+    "import os; os.fork() or os._exit(0); os.wait()": None,
+    "pass": None,
+}
+
+
+@pytest.mark.parametrize("code", ENDS)
+def test_a_worker_says_how_it_ended_without_an_exception(code: str) -> None:
+    program = f"from vlserve_worker.last_words import last_words\nwith last_words():\n    {code}\n"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, encoding="utf-8"
+    )
+    said = lines(9500, 2, *done.stderr.splitlines(), stream="stderr")
+    assert failure_reason(said, "my-tagger", 2) == ENDS[code]
 
 
 def test_only_what_was_written_since_is_read(tmp_path: Path) -> None:

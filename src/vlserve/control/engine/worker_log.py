@@ -11,6 +11,10 @@ _LINE = re.compile(
     r" MODEL_LOG - (?P<text>.*)"
 )
 _EXCEPTION = re.compile(r"(?:[A-Za-z_]\w*\.)*(?P<error>[A-Za-z_]\w*(?::.*)?)$")
+_ENDED = re.compile(r"the worker ended with exit code \d+")
+"""As vlserve_worker.last_words writes it."""
+_CRASHED = "Fatal Python error: "
+"""Before the name of a signal, as Python's faulthandler writes it, with the stack behind it."""
 _TRACEBACK = "Traceback (most recent call last):"
 _CAUSE = "The above exception was the direct cause of the following exception:"
 
@@ -38,8 +42,8 @@ def read_since(folder: Path, size: int) -> str:
 
 
 def failure_reason(log: str, model: str, version: int) -> str | None:
-    """The first exception that a worker of this version died of, else what it last printed to
-    stderr; None when it left no word."""
+    """The first exception that a worker of this version died of, else the signal, else what it last
+    printed to stderr and its exit code; None when it left no word."""
     lines_by_port: dict[str, list[str]] = {}
     stderr: list[str] = []
     for line in log.splitlines():
@@ -50,7 +54,16 @@ def failure_reason(log: str, model: str, version: int) -> str | None:
         if match["stream"] == "stderr" and match["text"].strip():
             stderr.append(match["text"].strip())
     exceptions = filter(None, map(_first_exception, lines_by_port.values()))
-    return next(exceptions, None) or (stderr[-1] if stderr else None)
+    return next(exceptions, None) or _last_words(stderr)
+
+
+def _last_words(stderr: list[str]) -> str | None:
+    crashes = (line.removeprefix(_CRASHED) for line in stderr if line.startswith(_CRASHED))
+    if crash := next(crashes, None):
+        return f"the worker was ended by a signal: {crash}"
+    ended = next(filter(_ENDED.fullmatch, stderr), None)
+    said = [line for line in stderr if not _ENDED.fullmatch(line)]
+    return "; ".join(filter(None, (*said[-1:], ended))) or None
 
 
 def _first_exception(lines: list[str]) -> str | None:
