@@ -59,7 +59,7 @@ class Settings(BaseSettings):
     state_dir: Path = Field(
         default=Path(".vlserve"),
         description="Folder of rendered configuration, logs, sockets and engine stores, relative "
-        "to project_dir; safe to delete when the stack is down.",
+        "to project_dir; safe to delete when the stack is down. `model_store` lies elsewhere.",
     )
     model_store: Path = Field(
         default=Path("model_store"),

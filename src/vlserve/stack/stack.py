@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from functools import partial
-from pathlib import Path
 from typing import IO
 
 import httpx
@@ -24,6 +23,7 @@ from vlserve.control.lifecycle.rebuilding import rebuild_ledger
 from vlserve.control.store.kept_archives import engines_in_use, refuse_lost_ledger
 from vlserve.control.wire.views import TroubleView
 from vlserve.errors import ControlError, StackError, StackUnwell, SupervisorHangs
+from vlserve.lock_holders import holder_of
 from vlserve.running_settings import (
     differing,
     keep_settings,
@@ -35,6 +35,7 @@ from vlserve.settings import STACK_VARIABLE, Settings
 from vlserve.stack import shared_memory, supervisord
 from vlserve.stack.cuda import refuse_missing_cuda
 from vlserve.stack.envoy_binary import verified_envoy_path
+from vlserve.stack.folders import make_private, refuse_store_in_state
 from vlserve.stack.ports import refuse_busy_ports, refuse_equal_ports
 from vlserve.stack.triton_program import why_triton_cannot_run
 from vlserve.supervisor import Process, Supervisor
@@ -61,10 +62,11 @@ def up(settings: Settings, progress: Progress, rebuild: bool = False) -> None:
         rebuild: whether to make a lost or damaged ledger anew first: see `rebuild_ledger`.
 
     Raises:
-        SettingsError: two servers would listen on one port.
+        SettingsError: two servers would listen on one port, or model_store lies in state_dir.
         LedgerLost, LedgerDamaged: it must be mended first; nothing was started.
     """
     refuse_equal_ports(settings)
+    refuse_store_in_state(settings)
     settings = _with_engine_that_runs(_with_engine_of_models(settings, progress), progress)
     refuse_missing_cuda(settings)
     with _one_at_a_time(settings, progress):
@@ -141,7 +143,7 @@ def _start(settings: Settings, progress: Progress) -> None:
         bootstrap = gateway.prepare()
     conf = supervisord.write_configuration(settings, bootstrap)
     keep_settings(settings)
-    _make_private(settings.socket_dir)
+    make_private(settings.socket_dir)
     supervisord.start(conf, settings)
 
 
@@ -358,32 +360,21 @@ def _wait_until_gone(
     return True
 
 
-def _make_private(folder: Path) -> None:
-    """A folder of ours that nobody else can enter: its parent may be open to all."""
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    entry = folder.lstat()
-    if folder.is_symlink() or entry.st_uid != os.getuid() or entry.st_mode & 0o077:
-        raise StackError(f"{folder} must be a folder of yours alone (mode 700): remove it")
-
-
 @contextmanager
 def _one_at_a_time(settings: Settings, progress: Progress) -> Iterator[None]:
     """Two `vlserve up` at once start one stack. StackError names one that does not end."""
     settings.state_dir.mkdir(parents=True, exist_ok=True)
     deadline, before = time.monotonic() + LOCK_TIMEOUT_S, ""
-    with (settings.state_dir / "stack.lock").open("a+", encoding="utf-8") as lock:
+    file = settings.state_dir / "stack.lock"
+    with file.open("a", encoding="utf-8") as lock:
         while not _locked(lock):
-            lock.seek(0)
-            other = f"another `vlserve up` or `vlserve down` (pid {lock.read() or 'unknown'})"
+            other = holder_of(file)
             if time.monotonic() > deadline:
-                raise StackError(f"{other} does not end: end that process, and try again")
+                raise StackError(f"{other} holds {file} and does not end: end it, and try again")
             if other != before:
-                progress(f"waiting for {other}")
+                progress(f"waiting for {other}, which holds {file}")
             before = other
             time.sleep(_POLL_S)
-        with suppress(OSError):  # a full disk does not keep a stack from being stopped
-            os.ftruncate(lock.fileno(), 0)
-            os.write(lock.fileno(), str(os.getpid()).encode())
         yield
 
 

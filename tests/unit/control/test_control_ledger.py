@@ -1,5 +1,6 @@
 """The ledger: transitions, the stack of stable versions, what survives a crash, what stays."""
 
+import os
 import signal
 import sqlite3
 import subprocess
@@ -218,7 +219,7 @@ def test_what_is_not_there_is_said_with_what_is(ledger: Ledger, manifest: Manife
 
 
 def test_two_services_do_not_share_a_store(ledger: Ledger) -> None:
-    with pytest.raises(ControlError, match="another control service"):
+    with pytest.raises(ControlError, match=rf"\(pid {os.getpid()}\).*another control service"):
         Ledger(ledger.store)
 
 

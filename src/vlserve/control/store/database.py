@@ -24,6 +24,7 @@ from vlserve.errors import (
     LedgerLost,
     LedgerUnwritable,
 )
+from vlserve.lock_holders import holder_of
 
 LEDGER = "ledger.sqlite"
 
@@ -275,8 +276,8 @@ def _owned(file: Path) -> TextIO:
     except BlockingIOError as error:
         lock.close()
         raise ControlError(
-            f"another control service uses {file}: stop it (`vlserve down`), "
-            "or give this stack a model_store of its own"
+            f"{holder_of(Path(lock.name))} uses {file}: stop it, by `vlserve down` where it is "
+            "another control service, or give this stack a model_store of its own"
         ) from error
     return lock
 

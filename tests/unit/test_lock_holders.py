@@ -1,0 +1,41 @@
+"""Who waits for a lock is told who holds it."""
+
+import fcntl
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vlserve.lock_holders import NOBODY_KNOWS, holder_of
+
+_HOLD = """
+import fcntl, sys
+file = open(sys.argv[1])
+fcntl.flock(file, fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/locks").exists(), reason="Linux tells who holds a lock")
+def test_the_holder_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "lock"
+    file.touch()
+    assert holder_of(file) == NOBODY_KNOWS
+    with subprocess.Popen(
+        [sys.executable, "-c", _HOLD, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        assert f"(pid {other.pid})" in holder_of(file)
+        assert holder_of(file).startswith("python")
+        assert holder_of(file).isprintable()
+    with file.open() as own:
+        fcntl.flock(own, fcntl.LOCK_SH)
+        assert f"(pid {os.getpid()})" in holder_of(file)
+
+
+def test_of_a_file_that_is_not_there_nobody_knows(tmp_path: Path) -> None:
+    assert holder_of(tmp_path / "none") == NOBODY_KNOWS
