@@ -11,11 +11,21 @@ import pytest
 from typer.testing import CliRunner
 
 from vlserve.cli import app
+from vlserve.cli.predict import request_prediction
 from vlserve.control.client import ControlClient
-from vlserve.errors import ControlError
+from vlserve.errors import ControlError, StackError
 from vlserve.settings import Settings
 
-BODIES = ['{"status": "ok"}', "[]", '"ok"', "null", "1", "<html>hello</html>", '{"models": {}}']
+BODIES = [
+    '{"status": "ok"}',
+    "[]",
+    '"ok"',
+    "null",
+    "1",
+    "<html>hello</html>",
+    '{"models": {}}',
+    "[" * 10**5,
+]
 CALLS: dict[str, Callable[[ControlClient], Any]] = {
     "health": lambda c: c.health(),
     "models": lambda c: c.models(),
@@ -31,14 +41,16 @@ CALLS: dict[str, Callable[[ControlClient], Any]] = {
 
 
 @contextmanager
-def foreign_program(body: str) -> Iterator[int]:
-    """Answers 200 with ``body`` to everything; yields its port."""
+def foreign_program(body: str, encoding: str = "identity") -> Iterator[int]:
+    """Answers 200 with ``body``, said to be packed as ``encoding``, to everything; yields its
+    port."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.rfile.read(int(self.headers.get("content-length", 0)))
             self.send_response(200)
             self.send_header("content-type", "application/json")
+            self.send_header("content-encoding", encoding)
             self.send_header("content-length", str(len(body)))
             self.end_headers()
             self.wfile.write(body.encode())
@@ -66,6 +78,24 @@ def test_no_word_takes_it_for_ours(tmp_path: Path, body: str) -> None:
         for name, call in CALLS.items():
             with pytest.raises(ControlError, match="belong to another program"):
                 print(name, call(client))
+
+
+def test_bytes_that_are_not_packed_as_they_say(tmp_path: Path) -> None:
+    with foreign_program("no gzip", encoding="gzip") as port:
+        client = ControlClient(f"http://127.0.0.1:{port}", tmp_path / "control.key")
+        with client, pytest.raises(ControlError, match="belong to another program"):
+            client.models()
+        settings = Settings(project_dir=tmp_path, gateway={"port": port})  # type: ignore[arg-type]
+        with pytest.raises(StackError, match="belong to another program"):
+            request_prediction(settings, "tagger", {}, {})
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_no_answer_of_it_is_taken_for_a_prediction(tmp_path: Path, body: str) -> None:
+    with foreign_program(body) as port:
+        settings = Settings(project_dir=tmp_path, gateway={"port": port})  # type: ignore[arg-type]
+        with pytest.raises(StackError, match="belong to another program"):
+            request_prediction(settings, "tagger", {}, {})
 
 
 def test_status_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ directory at its end. Each archive here is a good one but for one thing that onl
 import hashlib
 import io
 import json
+import stat
 import struct
 import zipfile
 import zlib
@@ -209,6 +210,37 @@ def _engine_manifest(raw: bytes) -> Callable[[Members], bytes]:
     return lambda members: listed(members | {ENGINE_MANIFEST: raw})
 
 
+def _engine_manifest_saying(**changes: object) -> Callable[[Members], bytes]:
+    """TorchServe's manifest says this beside the model."""
+
+    def make(members: Members) -> bytes:
+        said = json.loads(members[ENGINE_MANIFEST]) | changes
+        return listed(members | {ENGINE_MANIFEST: json.dumps(said).encode()})
+
+    return make
+
+
+def _engine_manifest_in(encoding: str) -> Callable[[Members], bytes]:
+    return lambda members: listed(
+        members | {ENGINE_MANIFEST: members[ENGINE_MANIFEST].decode().encode(encoding)}
+    )
+
+
+def _of_kind(kind: int) -> Callable[[Members], bytes]:
+    """The directory says that a member is a pipe, a device, …"""
+
+    def make(members: Members) -> bytes:
+        file = io.BytesIO()
+        with zipfile.ZipFile(file, "w") as archive:
+            for name, content in members.items():
+                info = zipfile.ZipInfo(name)
+                info.external_attr = ((kind if name == GRAPH else stat.S_IFREG) | 0o644) << 16
+                archive.writestr(info, content)
+        return file.getvalue()
+
+    return make
+
+
 def _said_twice(members: Members) -> bytes:
     said = json.loads(members[ENGINE_MANIFEST])["model"]
     other = said | {"handler": "other.py"}
@@ -279,6 +311,32 @@ FORGED = [
         "torchserve-told-more", "manifest_invalid", "requirementsFile", _more_for_torchserve
     ),
     BadArchive("torchserve-told-twice", "manifest_invalid", "is there twice", _said_twice),
+    BadArchive(
+        "torchserve-told-a-runtime",
+        "manifest_invalid",
+        "runtime is 'LSP', not 'python'",
+        _engine_manifest_saying(runtime="LSP"),
+    ),
+    BadArchive(
+        "torchserve-told-a-workflow",
+        "manifest_invalid",
+        "workflow is not for it to say",
+        _engine_manifest_saying(workflow={"workflowName": "x"}),
+    ),
+    BadArchive(
+        "torchserves-manifest-in-utf-16",
+        "manifest_invalid",
+        "MAR-INF.*cannot be read",
+        _engine_manifest_in("utf-16"),
+    ),
+    BadArchive(
+        "torchserves-manifest-with-a-bom",
+        "manifest_invalid",
+        "MAR-INF.*cannot be read",
+        _engine_manifest_in("utf-8-sig"),
+    ),
+    BadArchive("a-pipe", TAMPER, "is no regular file", _of_kind(stat.S_IFIFO)),
+    BadArchive("a-device", TAMPER, "is no regular file", _of_kind(stat.S_IFCHR)),
     BadArchive(
         "torchserves-manifest-deep",
         "manifest_invalid",

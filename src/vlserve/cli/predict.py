@@ -55,18 +55,27 @@ def request_prediction(
             f"no answer from the gateway at {settings.gateway_url} ({error}): "
             "is the stack up? `vlserve status` shows it"
         ) from error
+    except httpx.DecodingError as error:
+        raise _not_the_gateway(settings, "answered") from error
+    did = f"answered {response.status_code}"
     try:
-        body = dict(response.json())
+        body = response.json()
         refusal = body["error"] if response.is_error else None
         message = refusal and f"{refusal['code']}: {refusal['message']}"
-    except (ValueError, KeyError, TypeError) as error:
-        raise StackError(
-            f"{settings.gateway_url} answered {response.status_code} and not as the gateway does: "
-            "does its port belong to another program?"
-        ) from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _not_the_gateway(settings, did) from error
     if message:
         raise StackError(message)
+    if not (isinstance(body, dict) and body.keys() >= set(ABOUT)):
+        raise _not_the_gateway(settings, did)
     return body
+
+
+def _not_the_gateway(settings: Settings, did: str) -> StackError:
+    return StackError(
+        f"{settings.gateway_url} {did}, and not as the gateway does: does its port (gateway.port) "
+        "belong to another program?"
+    )
 
 
 def predict(

@@ -227,7 +227,7 @@ class ControlClient:
                 raise self._key_refused()
             if response.is_error:
                 raise raised_class(answer["error"]["code"])(answer["error"]["message"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise self._not_ours(f"answered {response.status_code}") from error
         return answer
 
@@ -256,6 +256,8 @@ class ControlClient:
             options["timeout"] = httpx.Timeout(ANSWER_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S)
         try:
             return self._http.request(method, path, **options)
+        except httpx.DecodingError as error:
+            raise self._not_ours("answered") from error
         except httpx.ReadTimeout as error:
             raise StackDown(
                 f"the control service at {self._http.base_url} takes questions and answers none: "

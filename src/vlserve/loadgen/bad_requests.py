@@ -3,14 +3,13 @@
 import base64
 import binascii
 import json
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from vlserve.errors import DataError
 from vlserve.loadgen.dataset_requests import RequestBody
-from vlserve.runtime.manifest import MANIFEST, read_manifest
+from vlserve.runtime.archive import manifest_of
 
 JSON = "application/json"
 
@@ -20,10 +19,9 @@ def bad_requests(archive: Path) -> dict[str, RequestBody]:
     left out, of another kind, or cut in half.
 
     Some are good for some tasks, as without a field that the task need not have. DataError for an
-    archive without probes.
+    archive without probes, ArchiveError for what is none.
     """
-    with zipfile.ZipFile(archive) as members:
-        probes = read_manifest(members.read(MANIFEST)).probes
+    probes = manifest_of(archive).probes
     if not probes:
         raise DataError(f"{archive.name} holds no probes to make requests of")
     fields = probes[0].fields

@@ -5,7 +5,6 @@ import binascii
 import io
 import json
 import random
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from PIL import Image, ImageEnhance, UnidentifiedImageError
 
 from vlserve.errors import DataError
 from vlserve.loadgen.dataset_requests import RequestBody
-from vlserve.runtime.manifest import MANIFEST, read_manifest
+from vlserve.runtime.archive import manifest_of
 
 _NPY = b"\x93NUMPY"
 
@@ -24,10 +23,10 @@ def vary_probes(archive: Path, count: int, seed: int = 0) -> tuple[RequestBody, 
     """Return ``count`` JSON bodies; the same ``seed`` gives the same ones.
 
     Texts are mixed from the words of all probes, images get another brightness, arrays of features
-    another scale; other fields stay. DataError for an archive without probes.
+    another scale; other fields stay. DataError for an archive without probes,
+    ArchiveError for what is none.
     """
-    with zipfile.ZipFile(archive) as members:
-        probes = read_manifest(members.read(MANIFEST)).probes
+    probes = manifest_of(archive).probes
     if not probes:
         raise DataError(f"{archive.name} holds no probes to make requests of")
     texts = [text for probe in probes for text in probe.fields.values() if _is_text(text)]

@@ -31,6 +31,9 @@ from vlserve.runtime.manifest import (
 from vlserve.runtime.zip_layout import CHUNK_BYTES, Member, read_chunks, read_layout
 
 MAX_TORCHSERVE_MANIFEST_BYTES = 64 * 1024
+_RUNTIME = "python"
+_ABOUT_ITSELF = frozenset({"runtime", "archiverVersion", "createTime", "description"})
+"""What TorchServe's manifest may say besides the model."""
 _WEIGHTS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 _MAX_NAMED = 10
 """How many members an error names; it counts the rest."""
@@ -62,6 +65,15 @@ def verify_archive(path: Path, called: str = "") -> Manifest:
             if graph.format == "onnx":
                 check_onnx(graph, archive.chunks(graph.file), manifest.files)
     return manifest
+
+
+def manifest_of(path: Path) -> Manifest:
+    """Return the manifest of an archive whose other members nobody looks at.
+
+    Raises ArchiveUnreadable, ArchiveTooLarge, ArchiveTampered or ManifestInvalid.
+    """
+    with _opened(path, str(path)) as archive:
+        return read_manifest(archive.read(MANIFEST, MAX_MANIFEST_BYTES))
 
 
 def unpack_archive(path: Path, folder: Path) -> Manifest:
@@ -179,10 +191,11 @@ def _check_hash(name: str, chunks: Iterable[bytes], expected: str) -> None:
 
 def _check_torchserve_manifest(raw: bytes, manifest: Manifest) -> None:
     """What TorchServe will call the version must be what our manifest calls it, and nothing else
-    may be said of the model: requirements to install, or a configuration that overrides ours."""
+    may be said: requirements to install, a configuration that overrides ours, another runtime than
+    Python. It is UTF-8, as Java takes it for; Python would find out other encodings."""
     try:
-        content = json.loads(raw, object_pairs_hook=_without_repeats)
-        model = dict(content["model"])
+        content = json.loads(raw.decode(), object_pairs_hook=_without_repeats)
+        model, others = dict(content["model"]), content.keys() - {"model"}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ManifestInvalid(f"{TORCHSERVE_MANIFEST} cannot be read: {error!r}") from error
     expected = {
@@ -195,7 +208,10 @@ def _check_torchserve_manifest(raw: bytes, manifest: Manifest) -> None:
         for key in expected
         if model.get(key) != expected[key]
     ]
-    wrong += [f"{key} is not for it to say" for key in sorted(model.keys() - expected)]
+    if content.get("runtime", _RUNTIME) != _RUNTIME:
+        wrong.append(f"runtime is {content['runtime']!r}, not {_RUNTIME!r}")
+    said = {*(model.keys() - expected), *(others - _ABOUT_ITSELF)}
+    wrong += [f"{key} is not for it to say" for key in sorted(said)]
     if wrong:
         raise ManifestInvalid(f"{TORCHSERVE_MANIFEST}: {'; '.join(wrong)}")
 

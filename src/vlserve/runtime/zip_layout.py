@@ -219,8 +219,11 @@ def _check_entry(entry: zipfile.ZipInfo, where: str) -> None:
     name, flags = entry.filename, entry.flag_bits
     if entry.orig_filename != name or not (name.isascii() or flags & _UTF8):
         raise ArchiveTampered(f"{where}: member {name} has two names: {_ANEW}")
-    if stat.S_ISLNK(entry.external_attr >> 16):
+    mode = entry.external_attr >> 16
+    if stat.S_ISLNK(mode):
         raise ArchiveTampered(f"{where}: member {name} is a symbolic link")
+    if stat.S_IFMT(mode) not in (0, stat.S_IFREG):  # 0: of a system without these
+        raise ArchiveTampered(f"{where}: member {name} is no regular file")
     if flags & _ENCRYPTED:
         raise ArchiveUnreadable(f"{where}: member {name} cannot be read: it is encrypted")
     if flags & _DESCRIPTOR:

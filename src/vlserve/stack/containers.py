@@ -11,21 +11,21 @@ to ask: it says so, and ends with 0.
 """
 
 import sys
-import zipfile
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import httpx
 
 from vlserve.control.client import ControlClient
 from vlserve.control.engine.endpoints import endpoints
 from vlserve.control.engine.group import EngineGroup
+from vlserve.control.engine.instance import json_of
 from vlserve.control.lifecycle.probes import differences, failed_probes
 from vlserve.control.lifecycle.rebuilding import rebuild_ledger
 from vlserve.control.wire.views import ModelView
-from vlserve.errors import VlserveError
+from vlserve.errors import ArchiveError, VlserveError
+from vlserve.runtime.archive import manifest_of
 from vlserve.runtime.headers import API_KEY
-from vlserve.runtime.manifest import MANIFEST, Manifest, read_manifest
+from vlserve.runtime.manifest import Manifest, Probe
 from vlserve.settings import Settings, load_settings
 
 
@@ -34,12 +34,14 @@ def render(settings: Settings) -> list[str]:
     from vlserve.control.gateway.envoy import EnvoyGateway
     from vlserve.stack import supervisord
     from vlserve.stack.envoy_binary import verified_envoy_path
+    from vlserve.stack.folders import refuse_store_in_state
     from vlserve.stack.ports import refuse_equal_ports
 
     verified_envoy_path()
     settings.model_store.mkdir(parents=True, exist_ok=True)
     (settings.state_dir / "logs").mkdir(parents=True, exist_ok=True)
     refuse_equal_ports(settings)
+    refuse_store_in_state(settings)
     bootstrap = EnvoyGateway(settings).prepare()
     supervisord.write_engines(settings)
     return [f"written: {bootstrap}, {', '.join(str(e.folder) for e in endpoints(settings))}"]
@@ -53,9 +55,13 @@ def engine_failures(settings: Settings) -> tuple[list[str], list[str]]:
     try:
         loaded = engine.loaded()
         for instance in engine.instances():
-            for (model, version), _ in loaded.get(instance.name, {}).items():
-                manifest = _manifest(settings, model, version)
+            for model, version in loaded.get(instance.name, {}):
                 asked.append(f"{model} {version} on {instance.name}")
+                try:
+                    manifest = _manifest(settings, model, version)
+                except ArchiveError as error:
+                    failed.append(str(error))
+                    continue
                 failed += failed_probes(engine, [instance], manifest, manifest.probes[:1])
     finally:
         engine.close()
@@ -73,8 +79,18 @@ def gateway_failures(settings: Settings) -> tuple[list[str], list[str]]:
 
 def _ask_stable(settings: Settings, model: ModelView) -> list[str]:
     assert model.stable is not None
-    probe = _manifest(settings, model.model, model.stable).probes[0]
+    try:
+        probe = _manifest(settings, model.model, model.stable).probes[0]
+    except ArchiveError as error:
+        return [str(error)]
     url = f"{settings.gateway_url}/predictions/{model.model}/{model.stable}"
+    answered_by = {"model": model.model, "version": model.stable}
+    return _failures_of(settings, url, probe, answered_by)
+
+
+def _failures_of(
+    settings: Settings, url: str, probe: Probe, answered_by: Mapping[str, object]
+) -> list[str]:
     keys = settings.gateway.api_keys
     try:
         response = httpx.post(
@@ -84,18 +100,17 @@ def _ask_stable(settings: Settings, model: ModelView) -> list[str]:
             timeout=settings.gateway.timeout_s + 5,
             trust_env=False,
         )
-    except httpx.TransportError as error:
+    except httpx.RequestError as error:
         return [f"{url} does not answer: {error or type(error).__name__}"]
-    if response.is_error:
+    answer = json_of(response)
+    if response.is_error or not isinstance(answer, dict):
         return [f"{url} answered {response.status_code}: {response.text.strip()[:300]}"]
-    expected = {**probe.answer, "model": model.model, "version": model.stable}
-    return [f"{url}: {difference}" for difference in differences(expected, response.json())]
+    expected = {**probe.answer, **answered_by}
+    return [f"{url}: {difference}" for difference in differences(expected, answer)]
 
 
 def _manifest(settings: Settings, model: str, version: int) -> Manifest:
-    archive: Path = settings.model_store / model / str(version) / f"{model}-{version}.mar"
-    with zipfile.ZipFile(archive) as members:
-        return read_manifest(members.read(MANIFEST))
+    return manifest_of(settings.model_store / model / str(version) / f"{model}-{version}.mar")
 
 
 def _check(asked: Sequence[str], failed: Sequence[str]) -> int:

@@ -92,5 +92,5 @@ def json_of(response: httpx.Response) -> Any:
     """Return the JSON of an answer; None where it is none."""
     try:
         return response.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
