@@ -27,7 +27,7 @@ from vlserve.cli import (
 )
 from vlserve.cli.failures import explained
 from vlserve.cli.locale import go_on_in_utf8
-from vlserve.cli.output import print_line, speak_any_encoding, stderr
+from vlserve.cli.output import literal, print_line, speak_any_encoding, stderr
 from vlserve.cli.stopping import Stopped, end_on_signals
 from vlserve.extras import extra_of, missing_extra
 from vlserve.runtime.errors import VlserveError
@@ -73,7 +73,7 @@ def main() -> None:
     try:
         app()
     except Stopped as stop:
-        stderr.print(f"vlserve: stopped by {stop.signal.name}", markup=False)
+        stderr.print(literal(f"vlserve: stopped by {stop.signal.name}"))
         raise
     except (VlserveError, OSError) as error:
         _fail(explained(error, sys.argv[1:]))
@@ -85,5 +85,5 @@ def main() -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    stderr.print(f"vlserve: {message}", markup=False)
+    stderr.print(literal(f"vlserve: {message}"))
     sys.exit(1)

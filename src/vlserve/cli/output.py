@@ -7,6 +7,7 @@ import io
 import json
 import os
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
@@ -16,6 +17,7 @@ import typer
 from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON document instead of lines and tables.")
@@ -35,7 +37,7 @@ def _plain(value: Any) -> Any:
 
 def print_warning(text: str) -> None:
     """Print one line on stderr, of what does not keep the command from its work."""
-    stderr.print(f"warning: {text}", markup=False)
+    stderr.print(literal(f"warning: {text}"))
 
 
 def speak_any_encoding() -> None:
@@ -58,18 +60,18 @@ def print_json(value: Any) -> None:
 
 
 def print_line(text: str) -> None:
-    """Print one line for people; markup in ``text`` is not interpreted."""
+    """Print one line for people, as it is: neither rich nor the terminal takes orders from it."""
     with _named_stdout():
-        stdout.print(text, markup=False)
+        stdout.print(literal(text))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Print a table for people."""
+    """Print a table for people, its cells as they are: see `print_line`."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        table.add_column(column)
+        table.add_column(literal(column))
     for row in rows:
-        table.add_row(*("" if cell is None else str(cell) for cell in row))
+        table.add_row(*(literal("" if cell is None else str(cell)) for cell in row))
     with _named_stdout():
         stdout.print(table)
 
@@ -90,9 +92,19 @@ def _named_stdout() -> Iterator[None]:
 def progress(what: str) -> Iterator[Callable[[str], None]]:
     """Show ``what`` and the newest message: a spinner on a terminal, plain lines elsewhere."""
     if not stderr.is_terminal:
-        stderr.print(what, markup=False)
-        yield lambda message: stderr.print(f"  {message}", markup=False)
+        stderr.print(literal(what))
+        yield lambda message: stderr.print(literal(f"  {message}"))
         return
     spinner = "dots" if stderr.encoding.startswith("utf") else "line"
-    with stderr.status(what, spinner=spinner) as status:
-        yield lambda message: status.update(f"{what}: {message}")
+    with stderr.status(literal(what), spinner=spinner) as status:
+        yield lambda message: status.update(literal(f"{what}: {message}"))
+
+
+def literal(text: str) -> Text:
+    """Return a text without rich's markup, in which what steers a terminal is an escape: labels and
+    reasons come from archives, and paths may hold anything."""
+    return Text("".join(repr(one)[1:-1] if _steers(one) else one for one in text))
+
+
+def _steers(character: str) -> bool:
+    return character not in "\n\t" and unicodedata.category(character) == "Cc"
