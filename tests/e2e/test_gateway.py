@@ -15,7 +15,8 @@ from PIL import Image
 
 from support.engine_workers import worker_pids
 from support.engines import on_triton
-from support.running_stack import running_gateway, wait_until
+from support.running_stack import admin_page, running_gateway, wait_until
+from support.stepped_clock import SteppedClock
 from vlserve.exporter.echo import pack_echo
 from vlserve.stack import stack as control_stack
 from vlserve.testing import RunningStack
@@ -185,3 +186,28 @@ def test_a_start_of_the_gateway_is_told_from_another(tmp_path: Path) -> None:
         assert own.gateway.start() is None
         own.start()
         assert own.gateway.start() not in (None, first)
+
+
+@pytest.mark.parametrize("seconds", [3600, -3600])
+def test_a_step_of_the_clock_is_no_start_of_the_gateway(
+    seconds: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Envoy's own uptime steps with the clock, so it would tell of a restart that was none."""
+    clock = SteppedClock(tmp_path)
+    for name, value in clock.environment.items():
+        monkeypatch.setenv(name, value)
+    with running_gateway(tmp_path) as own, admin_page(own.settings) as page:
+        start, before = own.gateway.start(), _uptime_s(page)
+        clock.step(seconds)
+        wait_until(lambda: abs(_uptime_s(page) - before) > abs(seconds) / 2)
+        assert own.gateway.start() == start
+        assert own.gateway.ready()
+        assert own.http.get("/health").status_code == 200
+        own.stop()
+        own.start()
+        assert own.gateway.start() not in (None, start)
+
+
+def _uptime_s(page: httpx.Client) -> float:
+    told = str(page.get("/server_info").json()["uptime_current_epoch"])
+    return float(told.removesuffix("s"))

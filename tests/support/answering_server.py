@@ -61,7 +61,8 @@ class _Handler(BaseHTTPRequestHandler):
         if behaviour.fail_every and number % behaviour.fail_every == 0:
             self._send(503, {"error": {"code": "overloaded", "message": "busy"}})
             return
-        assert b'name="image"' in body and b'name="text"' in body
+        for name in ("image", "text"):  # of a form, or of JSON
+            assert f'name="{name}"'.encode() in body or f'"{name}": '.encode() in body
         self._send(
             200,
             {
@@ -97,6 +98,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         if self.server.behaviour.echo_id:
             self.send_header("X-Request-Id", self.headers["X-Request-Id"])
+        if "version" in answer:
+            self.send_header("X-Model-Version", str(answer["version"]))
         self.send_header("Server-Timing", TIMING)
         self.send_header("Server-Timing", "engine;dur=4500e-3")
         self.end_headers()

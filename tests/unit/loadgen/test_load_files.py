@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from support.answering_server import Behaviour, serve
+from vlserve.exporter.echo import pack_echo
 from vlserve.loadgen.release_traffic import ReleaseTraffic, running_traffic
 from vlserve.loadgen.request_record import RequestRecord, read_records
 
@@ -40,13 +41,14 @@ def dataset(folder: Path) -> Path:
     return file
 
 
-def test_two_processes_share_the_users_and_the_record(tmp_path: Path) -> None:
+@pytest.mark.parametrize("source", ["--data", "--archive"])
+def test_two_processes_share_the_users_and_the_record(source: str, tmp_path: Path) -> None:
     behaviour = Behaviour(delay_s=0.02)
     options = ["--processes", "2", "--users", "4", "--spawn-rate", "4", "--run-time", "3s"]
     (tmp_path / "requests.jsonl").write_text("an earlier run's\n", encoding="utf-8")
-    data = str(dataset(tmp_path))
+    file = dataset(tmp_path) if source == "--data" else pack_echo(tmp_path, "tagger", 1)
     with serve(behaviour) as url:
-        done = by_hand("locustfile.py", url, tmp_path, [*options, "--data", data])
+        done = by_hand("locustfile.py", url, tmp_path, [*options, source, str(file)])
     assert done.returncode == 0, done.stderr
     records = read_records(tmp_path / "requests.jsonl")
     assert len(behaviour.connections) == 4
