@@ -33,5 +33,5 @@ def _named(pid: int) -> str:
         words = psutil.Process(pid).cmdline()
     except psutil.Error:
         words = []
-    names = [Path(word).name for word in words[:3] if word.isprintable()]
+    names = [Path(word).name for word in words[:3] if word.isprintable() and " " not in word]
     return f"{' '.join(names) or 'a process'} (pid {pid})"

@@ -23,6 +23,8 @@ from vlserve.control.api.threads import MOST_LOADS, Threads
 from vlserve.control.caller import is_gone
 from vlserve.control.domain import State, VersionRecord
 from vlserve.control.lifecycle.lifecycle import Lifecycle
+from vlserve.control.rollouts.report import RolloutReport
+from vlserve.control.rollouts.service import RolloutService
 from vlserve.errors import ControlBusy, NotReady, StillServing
 from vlserve.exporter.echo import pack_echo
 
@@ -178,6 +180,30 @@ def test_a_rollback_outlives_an_unload_that_begins_meanwhile(
     assert unloaded == [State.RETIRED]
     view = client.model("tagger")
     assert view.stable == 1 and view.versions[0].state is State.STABLE
+
+
+@pytest.mark.parametrize("word", ["abort", "promote"])
+def test_a_rollback_of_a_rollout_that_ends_meanwhile(
+    two_models: RunningControl, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    """Who was before took the same traffic back, or gave it to the candidate."""
+    client, abort = two_models.client, RolloutService.abort
+    client.rollback("tagger")
+    client.start_rollout("tagger", 2, {"weights": [50, 100], "hold_s": 60})
+
+    def another_first(self: RolloutService, model: str) -> RolloutReport:
+        monkeypatch.undo()
+        getattr(client, word)(model)
+        return abort(self, model)
+
+    monkeypatch.setattr(RolloutService, "abort", another_first)
+    if word == "abort":
+        assert client.rollback("tagger").version == 1
+        assert client.model("tagger").weights == {1: 100}
+    else:
+        with pytest.raises(NotReady, match="traffic of tagger moved meanwhile"):
+            client.rollback("tagger")
+        assert client.rollback("tagger").version == 1
 
 
 def test_an_unload_does_not_outrun_a_rollback(

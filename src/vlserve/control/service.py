@@ -7,6 +7,7 @@ waits for a version to load.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 from vlserve.control.batch_jobs import BatchJobs
@@ -20,6 +21,7 @@ from vlserve.control.domain import (
     ModelRecord,
     ModelStatus,
     Registration,
+    Rollout,
     StackStatus,
     State,
     TrafficChange,
@@ -29,7 +31,7 @@ from vlserve.control.domain import (
 )
 from vlserve.control.gateway.recent_requests import ModelTraffic, RecentRequests
 from vlserve.control.gateway.routing import full_weight
-from vlserve.control.gateway.traffic import Traffic
+from vlserve.control.gateway.traffic import Traffic, traffic_moved
 from vlserve.control.lifecycle.backoff import Backoff
 from vlserve.control.lifecycle.lifecycle import Lifecycle
 from vlserve.control.lifecycle.operations import Operations
@@ -43,7 +45,14 @@ from vlserve.control.store.ledger import Ledger
 from vlserve.control.store.unrecorded import ChangeBack
 from vlserve.control.transitions import rollback_target
 from vlserve.control.tuning import Tuning
-from vlserve.errors import ControlError, LedgerDamaged, NotUnloaded, StillServing, VlserveError
+from vlserve.errors import (
+    ControlError,
+    LedgerDamaged,
+    NoRelease,
+    NotUnloaded,
+    StillServing,
+    VlserveError,
+)
 
 
 class ControlService:
@@ -144,10 +153,7 @@ class ControlService:
             return TrafficChange(model, waiting.version, waiting.previous)
         under_way = self.rollouts.under_way(model)
         if under_way is not None and version in (None, under_way.stable):
-            aborted = self.rollouts.abort(model)
-            return TrafficChange(
-                model, aborted.stable, aborted.candidate, unrecorded=aborted.unrecorded
-            )
+            return self._abort(under_way)
         self.rollouts.refuse_if_under_way(model)
         if version is not None:
             self._ledger.version(model, version)
@@ -156,6 +162,20 @@ class ControlService:
         change = ChangeBack(model, target, previous=stack[-1])
         unrecorded = self._go_back(self._ledger.version(model, target), change)
         return TrafficChange(model, target, change.previous, unrecorded=unrecorded)
+
+    def _abort(self, rollout: Rollout) -> TrafficChange:
+        model, change = (
+            rollout.model,
+            TrafficChange(rollout.model, rollout.stable, rollout.candidate),
+        )
+        try:
+            aborted = self.rollouts.abort(model)
+        except NoRelease:  # it ended meanwhile
+            in_force = self._traffic.unrecorded.in_force(self._ledger.model(model))
+            if in_force.weights == full_weight(rollout.stable):
+                return change
+            raise traffic_moved(model) from None
+        return replace(change, unrecorded=aborted.unrecorded)
 
     def _go_back(self, record: VersionRecord, change: ChangeBack) -> str:
         """Put a change back to the version of ``record`` in force, see `Traffic.go_back`."""

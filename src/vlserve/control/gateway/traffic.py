@@ -134,7 +134,7 @@ class Traffic:
             try:
                 with self._ledger.transaction():
                     if not self.unrecorded.is_due(change):
-                        raise _moved(change.model)
+                        raise traffic_moved(change.model)
                     self.unrecorded.record(change)
             except (LedgerUnwritable, LedgerDamaged) as error:
                 self.unrecorded.add(change, str(error))
@@ -158,13 +158,13 @@ class Traffic:
     def _go_back(self, change: ChangeBack) -> None:
         with self.change_weights(change.model, full_weight(change.version)):
             if not self.unrecorded.is_due(change):
-                raise _moved(change.model)
+                raise traffic_moved(change.model)
             self.unrecorded.record(change)
 
     def _go_back_unrecorded(self, change: ChangeBack, error: ControlError) -> str:
         in_force = self.unrecorded.in_force(self._ledger.model(change.model))
         if change.ends is None and in_force.stable != change.previous:
-            raise _moved(change.model)
+            raise traffic_moved(change.model)
         self.unrecorded.add(change, str(error))
         try:
             try:
@@ -289,7 +289,8 @@ def _comes(change: ChangeBack, error: GatewaySilent) -> GatewaySilent:
     )
 
 
-def _moved(model: str) -> NotReady:
+def traffic_moved(model: str) -> NotReady:
+    """Return what is said to who asked for a change back that another one was before."""
     return NotReady(
         f"traffic of {model} moved meanwhile: look at `vlserve history {model}`, and go back again "
         "if it is to be"
