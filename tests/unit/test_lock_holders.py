@@ -32,7 +32,7 @@ def test_the_holder_is_named(tmp_path: Path) -> None:
         assert f"(pid {other.pid})" in holder_of(file)
         assert holder_of(file).startswith("python")
         assert holder_of(file).isprintable()
-    with file.open() as own:
+    with file.open(encoding="utf-8") as own:
         fcntl.flock(own, fcntl.LOCK_SH)
         assert f"(pid {os.getpid()})" in holder_of(file)
 
