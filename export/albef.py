@@ -105,7 +105,8 @@ class AlbefRecipe:
     def finetuning(self) -> VisionTextPlan:
         return VisionTextPlan(
             family="albef",
-            objectives=("retrieve", "answer", "entail", "reason"),
+            objectives=("retrieve", "answer", "entail", "reason", "pretrain"),
+            parts=PARTS,
             start="[CLS]",
             smoothing=0.0,
             tokenizer=lambda config: parts.tokenizer_of(parse(config), "$A", added=()),

@@ -39,6 +39,7 @@ from vlserve.models.decoder import TextDecoder, drop_second_names
 from vlserve.models.keys import check_keys, is_ignored
 from vlserve.runtime.manifest import TensorSpec
 from vlserve.runtime.manner import Sampling
+from vlserve.training.finetune.heads import is_pretrained, of_parts
 from vlserve.training.finetune.plan import VisionTextPlan
 
 FAMILY: Final = "blip"
@@ -52,7 +53,7 @@ PARTS: Mapping[str, tuple[str, ...]] = {
 }
 IGNORED = (
     r"(visual_encoder|text_encoder|vision_proj|text_proj)_m\..+",  # momentum copies, for training
-    r"(image|text|idx|ptr)_queue",  # negatives from earlier training batches
+    r"(image|text|idx|ptr)_queue|queue_ptr",  # negatives from earlier training batches
     r"temp",  # scales the contrastive loss
     r".+\.position_ids",  # 0, 1, 2, …
 )
@@ -211,7 +212,8 @@ class BlipRecipe:
     def finetuning(self) -> VisionTextPlan:
         return VisionTextPlan(
             family="blip",
-            objectives=("retrieve", "answer", "caption"),
+            objectives=("retrieve", "answer", "caption", "pretrain"),
+            parts=PARTS,
             start="[DEC]",
             smoothing=LABEL_SMOOTHING,
             tokenizer=lambda config: parts.tokenizer_of(parse(config), "$A", ADDED),
@@ -224,8 +226,15 @@ class BlipRecipe:
         named = original_names(state)
         given = from_transformers(config) if config.get("model_type") == "blip" else config
         given = {"task": shown_task(named), **given}
-        given = {"max_words": WORDS_OF.get(str(given["task"]), MAX_WORDS), **given}
-        completed = parts.complete(given, named, folder, FAMILY, PARTS)
+        task = str(given["task"])
+        given = {"max_words": WORDS_OF.get(task, MAX_WORDS), **given}
+        whole = is_pretrained(named)
+        own = of_parts(named, PARTS.get(task, ())) if whole else named
+        completed = parts.complete(given, own, folder, FAMILY, PARTS)
+        if whole and task == "match":  # pretraining goes on with the decoder
+            written = of_parts(named, PARTS["caption"])
+            captions = parts.complete(given | {"task": "caption"}, written, folder, FAMILY, PARTS)
+            completed["decoder"] = captions["decoder"]
         for name, prefix in (("encoder", "text_encoder."), ("decoder", "text_decoder.bert.")):
             bert = completed.get(name) or {"first_cross_layer": 0, "token_types": 0}
             first = f"{prefix}encoder.layer.0.crossattention.self.key.weight"
@@ -241,7 +250,11 @@ class BlipRecipe:
         return VisionTextNetwork(parse(config))
 
     def adapt(self, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
-        return parts.fit_positions(original_names(state), parse(config))
+        named, parsed = original_names(state), parse(config)
+        if is_pretrained(named):
+            decoder = ("text_decoder",) if parsed.decoder else ()
+            named = of_parts(named, (*PARTS[parsed.task], *decoder))
+        return parts.fit_positions(named, parsed)
 
     def serve(self, config: Mapping[str, Any], assets: Path) -> Served:
         parsed = parse(config)

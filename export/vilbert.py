@@ -54,6 +54,7 @@ from vlserve.models.two_stream_graphs import (
 )
 from vlserve.runtime.clean_text import Cleaning
 from vlserve.runtime.manifest import RegionInput, TensorSpec, TextInput
+from vlserve.training.finetune.regions.plans import VilbertPlan
 
 FAMILY = "vilbert"
 ATOL = 1e-4
@@ -201,6 +202,10 @@ class VilbertRecipe:
             "keys/vilbert_pretrain_mt",
         ),
     )
+
+    @property
+    def finetuning(self) -> VilbertPlan:
+        return VilbertPlan(lambda config, assets: text_input(parse(config), assets))
 
     def complete_config(
         self, config: Mapping[str, Any], state: Mapping[str, Tensor], folder: Path
@@ -350,7 +355,7 @@ def complete(
         "task": task,
         "vocabulary": vocabulary,
         "encoder": encoder_config(config, sizes),
-        "fusion": config.get("fusion_method", "mul"),
+        "fusion": config.get("fusion_method", config.get("fusion", "mul")),
     }
     return own | shown | found
 

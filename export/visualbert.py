@@ -23,7 +23,13 @@ from torch import Tensor, nn
 from vlserve.errors import CheckpointMismatch
 from vlserve.exporter.recipe import Spec
 from vlserve.families.mmf import transformers_names
-from vlserve.families.single_stream import TASKS, SingleStreamConfig, SingleStreamRecipe
+from vlserve.families.single_stream import (
+    TASKS,
+    SingleStreamConfig,
+    SingleStreamRecipe,
+    text_input,
+)
+from vlserve.training.finetune.regions.plans import SingleStreamPlan
 from vlserve.training.single_stream import SingleStreamTraining
 
 ATOL = 1e-4
@@ -83,6 +89,13 @@ class VisualBertRecipe(SingleStreamRecipe):
     training = SingleStreamTraining("visualbert")
     config_type = Config
     ignored = IGNORED
+
+    @property
+    def finetuning(self) -> SingleStreamPlan:
+        return SingleStreamPlan(
+            lambda config, assets: text_input(self.parse(config), assets),
+            objectives=("answer", "tag", "pretrain"),
+        )
 
     def trunk(self, config: SingleStreamConfig) -> nn.Module:
         from transformers import VisualBertModel

@@ -20,8 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from vlserve.exporter.recipe import Spec
-from vlserve.families.single_stream import TASKS, SingleStreamConfig, SingleStreamRecipe
+from vlserve.families.single_stream import (
+    TASKS,
+    SingleStreamConfig,
+    SingleStreamRecipe,
+    text_input,
+)
 from vlserve.models.coattention import CoAttention, JointEncoder, KeysConfig
+from vlserve.training.finetune.regions.plans import SingleStreamPlan
 from vlserve.training.single_stream import SingleStreamTraining
 
 ATOL = 1e-4
@@ -129,6 +135,10 @@ class CoAttentionRecipe(SingleStreamRecipe):
     training = SingleStreamTraining("visualbert_coattention")
     config_type = Config
     ignored = IGNORED
+
+    @property
+    def finetuning(self) -> SingleStreamPlan:
+        return SingleStreamPlan(lambda config, assets: text_input(self.parse(config), assets))
 
     def trunk(self, config: Config) -> nn.Module:
         return CoAttentionTrunk(config)

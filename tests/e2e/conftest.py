@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from support.engines import is_left_out, parametrise, skip_what_is_of_another_engine, usable
+from support.engines import parametrise, skip_what_is_of_another_engine, usable
 from support.fake_torchserve import FakeTorchServe
 from support.running_stack import (
     RunningGateway,
@@ -28,7 +28,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items[:] = [item for item in items if not is_left_out(item)]
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.e2e)

@@ -29,7 +29,8 @@ def versions(running: RunningStack, count: int = 40) -> set[int]:
     return {each.json()["version"] for each in answers}
 
 
-@pytest.mark.parametrize("word", [pytest.param("abort", marks=pytest.mark.long), "rollback"])
+@pytest.mark.long
+@pytest.mark.parametrize("word", ["abort", "rollback"])
 def test_traffic_goes_back_while_the_disks_are_full(
     engine_kind: EngineKind, tmp_path: Path, word: str
 ) -> None:

@@ -99,6 +99,7 @@ def _asking(running: RunningStack) -> Iterator[list[int]]:
             each.join()
 
 
+@pytest.mark.long
 def test_a_suspended_instance_costs_no_request_is_told_and_replaced(watched: RunningStack) -> None:
     pid = _pid(watched, "engine-0")
     with _asking(watched) as statuses:

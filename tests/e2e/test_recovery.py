@@ -51,7 +51,10 @@ def own_stack(
         yield running
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    "target",
+    [pytest.param(name, marks=pytest.mark.long if name in NEEDS_UP else ()) for name in TARGETS],
+)
 def test_what_is_killed_comes_back_as_it_was(
     own_stack: RunningStack, pair: Sequence[Edition], questions: Sequence[Question], target: str
 ) -> None:

@@ -117,7 +117,7 @@ def healthy(settings: Settings) -> bool:
         pytest.param("engine-0", "resume", marks=pytest.mark.long),
         pytest.param("control", "rollback", marks=pytest.mark.long),
         pytest.param("gateway", "rollback", marks=pytest.mark.long),
-        ("engine-0", "rollback"),
+        pytest.param("engine-0", "rollback", marks=pytest.mark.long),
     ],
 )
 def test_a_release_survives_what_is_killed_in_it(

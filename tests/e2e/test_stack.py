@@ -68,6 +68,7 @@ def _assert_nothing_is_left(settings: Settings) -> None:
             probe.bind((each.host, each.port))
 
 
+@pytest.mark.long
 def test_up_and_down_in_a_folder_with_an_awkward_name(
     engine_kind: EngineKind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -85,7 +85,8 @@ def test_a_suspended_control_service_is_told_and_up_starts_it_anew(
     assert _status(monkeypatch, settings)["troubles"] == []
 
 
-@pytest.mark.parametrize("word", ["up", pytest.param("down", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("word", ["up", "down"])
 def test_a_suspended_supervisord_is_told_and_replaced(
     own_stack: RunningStack, monkeypatch: pytest.MonkeyPatch, word: str
 ) -> None:

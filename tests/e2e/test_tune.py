@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from support.engine_workers import worker_pids
 from support.engines import on_triton
 from vlserve.control.engine.endpoints import endpoints
@@ -28,6 +30,7 @@ def _threads(stack: RunningStack, version: str) -> int:
     return int(threads)
 
 
+@pytest.mark.long
 def test_what_is_found_serves_the_version(
     stack: RunningStack, new_model: str, tmp_path: Path
 ) -> None:

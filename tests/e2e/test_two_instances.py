@@ -58,7 +58,7 @@ def twofold(
         yield running
 
 
-@pytest.mark.parametrize("target", ["worker", "engine"])
+@pytest.mark.parametrize("target", ["worker", pytest.param("engine", marks=pytest.mark.long)])
 def test_what_is_killed_loses_no_request(
     twofold: RunningStack, pair: Sequence[Edition], questions: Sequence[Question], target: str
 ) -> None:

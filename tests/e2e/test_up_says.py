@@ -49,6 +49,7 @@ def test_up_says_which_archive_is_lost_and_the_others_serve(
         stack.down(settings, print)
 
 
+@pytest.mark.long
 def test_a_lost_ledger_is_refused_and_rebuilt(engine_kind: EngineKind, tmp_path: Path) -> None:
     settings = make_settings(tmp_path, engine_kind)
 

@@ -2,8 +2,8 @@
 
 Whatever asks for the fixture ``engine_kind``, as by ``stack``, runs on the engine of
 VLSERVE_ENGINE__KIND, TorchServe by default. What is marked ``on_triton`` runs on Triton as well, in
-`make test-triton`, but for cases that are ``long`` anyway; with ``on_triton(tier="long")`` in
-`make test-long`, and with ``on_triton(tier="same")`` where the test itself is.
+`make test-triton`; with ``on_triton(tier="long")`` in `make test-long`, and with
+``on_triton(tier="same")`` where the test itself is.
 """
 
 import os
@@ -38,13 +38,6 @@ def parametrise(metafunc: pytest.Metafunc) -> None:
     if "engine_kind" in metafunc.fixturenames:
         kinds = _kinds_of(metafunc.definition)
         metafunc.parametrize("engine_kind", kinds, indirect=True, scope="session")
-
-
-def is_left_out(item: pytest.Item) -> bool:
-    """Return whether a test is left out because its case is ``long`` on the chosen engine, and it
-    would run on Triton as well."""
-    markers = [mark.name for mark in item.iter_markers() if mark.name in ("long", "triton")]
-    return kind_of(item) != chosen_kind() and len(markers) > 1
 
 
 def skip_what_is_of_another_engine(item: pytest.Item) -> None:

@@ -116,12 +116,19 @@ def tiny(recipe: Recipe, config: Mapping[str, Any]) -> Tiny:
 
 
 def graph_cases(graphs: Mapping[str, Iterable[str]], onnx_of: Collection[str] = ()) -> Any:
-    """Parametrizes a test by task, graph and format. ONNX takes seconds a graph: ``onnx_of`` names
-    those whose network no archive of support/tiny_models.py has, which test_every_task proves."""
+    """Parametrizes a test by task, graph and format. ONNX takes seconds a graph, and is ``long``:
+    ``onnx_of`` names those whose network no archive of support/tiny_models.py has, which
+    test_every_task proves."""
     return pytest.mark.parametrize(
         ("task", "graph", "format"),
         [
-            pytest.param(task, graph, format, id=f"{task}-{graph}-{format}")
+            pytest.param(
+                task,
+                graph,
+                format,
+                id=f"{task}-{graph}-{format}",
+                marks=pytest.mark.long if format == "onnx" else (),
+            )
             for task, names in graphs.items()
             for graph in names
             for format in SUFFIXES

@@ -1,7 +1,7 @@
 """Which tiny models stand for the others of their kind.
 
-Every model's archive is held against its network as ONNX. What depends on the kind alone is proved
-for one model of each kind in `make test`, and for the others in `make test-long`. A test in
+What depends on the kind alone is proved for one model of each kind in `make test`, and for the
+others in `make test-long`. A test in
 tests/unit/recipes/test_every_task.py holds both lists: every kind has a model in them.
 """
 
@@ -32,7 +32,7 @@ SERVED = frozenset(
         "visualbert-tag",
     }
 )
-"""Served end to end: of each task and set of graph names."""
+"""Exported as ONNX and served end to end: of each task and set of graph names."""
 
 TRACED = frozenset(
     {

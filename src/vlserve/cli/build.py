@@ -97,9 +97,9 @@ def train(
     objective: Annotated[
         str | None,
         typer.Option(
-            help="What a network of --from learns: retrieve, entail, reason, answer, caption or "
-            "reward; or two with a comma between them, one stage after the other. Default: the "
-            "task of the checkpoint."
+            help="What a network of --from learns: retrieve, match, entail, reason, answer, tag, "
+            "ground, caption, reward or pretrain; or two with a comma between them, one stage "
+            "after the other. Default: the task of the checkpoint."
         ),
     ] = None,
     preset: Annotated[

@@ -92,6 +92,7 @@ def encoder_config(config: Mapping[str, Any], sizes: Mapping[str, Any]) -> dict[
         "t_biattention_id": places["text"],
         "v_biattention_id": places["visual"],
     }
+    default |= _completed(config.get("encoder"))
     said = {name: config.get(name, default[name]) for name in HEADS_AND_PLACES}
     return {
         "text": text | {"heads": said["num_attention_heads"]},
@@ -101,6 +102,19 @@ def encoder_config(config: Mapping[str, Any], sizes: Mapping[str, Any]) -> dict[
         "text_connections": list(said["t_biattention_id"]),
         "visual_connections": list(said["v_biattention_id"]),
         "gated": sizes["gated"],
+    }
+
+
+def _completed(encoder: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a config.json that is complete says of HEADS_AND_PLACES: what this function made."""
+    if encoder is None:
+        return {}
+    return {
+        "num_attention_heads": encoder["text"]["heads"],
+        "v_num_attention_heads": encoder["visual"]["heads"],
+        "bi_num_attention_heads": encoder["joint_heads"],
+        "t_biattention_id": encoder["text_connections"],
+        "v_biattention_id": encoder["visual_connections"],
     }
 
 

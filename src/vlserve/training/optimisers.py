@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import numpy as np
 from torch import nn, optim
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import (
@@ -59,6 +60,8 @@ WARM_UP_FROM = 0.01
 PLATEAU_FACTOR, STEP_FACTOR = 0.5, 0.1
 TANH_BOUNDS = (-6.0, 3.0)
 """Hsueh et al., Stochastic Gradient Descent with Hyperbolic-Tangent Decay (arXiv:1806.01593)."""
+NOISE_SEED = 42
+"""timm's; a step draws from it and its own number."""
 LAYER = re.compile(r"(?:^|\.)(?:layers?|blocks|[cv]_layer)\.(\d+)\.")
 """The number of a layer in a parameter's name."""
 FIRST = re.compile(r"(embeddings|patch_embed|cls_token|pos_embed|word_emb|pos_emb)")
@@ -169,6 +172,8 @@ def new_schedule(
     first of them. Stepped each step, but ``plateau`` each epoch."""
     warm_up = max(round(steps * options.warm_up), 1)
     name = options.schedule
+    if options.rate_noise:
+        return _noisy(optimiser, options, warm_up, steps)
     if name == "plateau":
         return ReduceLROnPlateau(
             optimiser, mode="max", factor=PLATEAU_FACTOR, patience=options.step_epochs
@@ -189,9 +194,60 @@ def new_schedule(
     return _of_transformers(optimiser, options, warm_up, steps)
 
 
+def _noisy(optimiser: Optimizer, options: "TrainOptions", warm_up: int, steps: int) -> LambdaLR:
+    """The schedule's rate times 1 + a number drawn each step from a normal distribution that is
+    cut at ``rate_noise`` either way: timm's (huggingface/pytorch-image-models,
+    timm/scheduler/scheduler.py, ``_add_noise``, with ``noise_std`` 1). The same number in a run
+    that is resumed. SettingsError for a schedule that follows figures."""
+    plain = _factors(optimiser, options, warm_up, steps)
+    return LambdaLR(optimiser, lambda step: plain(step) * (1 + _noise(step, options.rate_noise)))
+
+
+def _noise(step: int, limit: float) -> float:
+    """A number of the standard normal distribution, cut at ``limit`` either way."""
+    from scipy.special import ndtr, ndtri
+
+    low, high = ndtr(-limit), ndtr(limit)
+    share = np.random.default_rng((NOISE_SEED, step)).random()
+    return float(ndtri(low + share * (high - low)))
+
+
+def _factors(
+    optimiser: Optimizer, options: "TrainOptions", warm_up: int, steps: int
+) -> Callable[[int], float]:
+    """What a schedule multiplies the rate with at each step."""
+    name, each = options.schedule, max(steps * options.step_epochs // options.epochs, 1)
+    if name == "plateau":
+        raise SettingsError("rate_noise: the schedule plateau follows figures, name another")
+    if name == "tanh":
+        return lambda step: _tanh(step, warm_up, steps)
+    if name == "step":
+        return lambda step: _warm(step, warm_up) * STEP_FACTOR ** (max(step - warm_up, 0) // each)
+    if name == "cosine":
+        floor = options.lowest_rate / options.learning_rate
+        return lambda step: (
+            _warm(step, warm_up)
+            if step < warm_up
+            else floor + (1 - floor) * (1 + math.cos(math.pi * _share(step, warm_up, steps))) / 2
+        )
+    lambdas: list[Callable[[int], float]] = _of_transformers(
+        optimiser, options, warm_up, steps
+    ).lr_lambdas
+    return lambdas[0]
+
+
+def _warm(step: int, warm_up: int) -> float:
+    return min(1.0, WARM_UP_FROM + (1 - WARM_UP_FROM) * step / warm_up)
+
+
+def _share(step: int, warm_up: int, steps: int) -> float:
+    """How much of the steps after the warm-up is done."""
+    return min(1.0, (step - warm_up) / max(steps - warm_up, 1))
+
+
 def _of_transformers(
     optimiser: Optimizer, options: "TrainOptions", warm_up: int, steps: int
-) -> LRScheduler:
+) -> LambdaLR:
     from transformers.optimization import get_scheduler
 
     names = {"constant": "constant_with_warmup"}
@@ -199,7 +255,7 @@ def _of_transformers(
         "cosine_with_restarts": {"num_cycles": options.cycles},
         "polynomial": {"lr_end": options.lowest_rate, "power": 2.0},
     }
-    schedule: LRScheduler = get_scheduler(
+    schedule: LambdaLR = get_scheduler(
         names.get(options.schedule, options.schedule),
         optimiser,
         num_warmup_steps=warm_up,
@@ -211,10 +267,9 @@ def _of_transformers(
 
 def _tanh(step: int, warm_up: int, steps: int) -> float:
     if step < warm_up:
-        return WARM_UP_FROM + (1 - WARM_UP_FROM) * step / warm_up
-    share = min(1.0, (step - warm_up) / max(steps - warm_up, 1))
+        return _warm(step, warm_up)
     low, high = TANH_BOUNDS
-    return (1 - math.tanh(low + (high - low) * share)) / 2
+    return (1 - math.tanh(low + (high - low) * _share(step, warm_up, steps))) / 2
 
 
 OPTIMISERS: tuple[str, ...] = get_args(OptimiserName)

@@ -29,6 +29,8 @@ LATER = (
     "freeze",
     "layer_decay",
     "focal_gamma",
+    "rate_noise",
+    "least_answers",
     "augmentation",
     "synonyms",
     "translator",
@@ -65,6 +67,8 @@ class TrainOptions(BaseModel):
     """Of the schedule cosine_with_restarts."""
     step_epochs: int = Field(default=10, ge=1)
     """Epochs after which the schedule step lowers the rate; plateau: where none got better."""
+    rate_noise: float = Field(default=0.0, ge=0, lt=1)
+    """Each step's rate is off the schedule's by a random share below this; 0: it is not."""
     accumulate: int = Field(default=1, ge=1)
     """Batches whose gradients make one step: a step sees batch_size x accumulate items."""
     clip: float = Field(default=1.0, gt=0)

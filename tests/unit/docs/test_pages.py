@@ -59,6 +59,7 @@ def test_the_index_lists_every_page_of_docs() -> None:
     assert pages <= listed, sorted(relative(page) for page in pages - listed)
 
 
+@pytest.mark.long
 def test_the_reference_is_what_the_code_says() -> None:
     done = subprocess.run(
         [sys.executable, PROJECT / "docs" / "generate.py", "--check"],

@@ -131,6 +131,7 @@ def int8_answers(
     return quantise_archive(made.path, file, folder / "out", clock=dynamic_first), file
 
 
+@pytest.mark.long
 def test_a_transformer_becomes_dynamic_where_that_is_faster(
     int8_answers: tuple[Int8Report, Path],
 ) -> None:

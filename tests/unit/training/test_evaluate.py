@@ -126,6 +126,7 @@ def test_map_over_the_labels_that_training_had_enough_of(
     assert result.metrics.map_labels == 3
 
 
+@pytest.mark.long
 def test_a_label_needs_both_the_cover_and_the_title(recipe: Recipe, tmp_path: Path) -> None:
     """What the drawn set promises: with the other half taken from another item, a tagger that
     knows the set guesses one scene or topic in three."""

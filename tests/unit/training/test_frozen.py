@@ -152,6 +152,7 @@ def stages_of(recipe: Recipe, drawn: DemoData, out: Path, **more: Any) -> list[s
     return [step.stage for step in shown if step.stage != "step"]
 
 
+@pytest.mark.long
 def test_features_are_made_once_and_never_stale(
     trained: TrainReport, frozen_recipe: Recipe, drawn: DemoData, tmp_path: Path
 ) -> None:

@@ -194,6 +194,40 @@ def test_every_schedule_warms_up_and_ends_lower(schedule: str) -> None:
         assert rates[0] < max(rates)  # it warms up
 
 
+def rates_of(**more: Any) -> list[float]:
+    """The learning rate before each of 20 steps."""
+    chosen = options(epochs=10, step_epochs=2, warm_up=0.2, **more)
+    state = new_state(job().trained, chosen, 20)
+    rates = []
+    for _ in range(20):
+        rates.append(state.learning_rate)
+        step(state, 1)
+    return rates
+
+
+@pytest.mark.parametrize(
+    "schedule", [name for name in SCHEDULES if name not in ("cosine", "step", "plateau")]
+)
+def test_noise_moves_a_rate_within_its_share_the_same_each_time(schedule: str) -> None:
+    plain, noisy = rates_of(schedule=schedule), rates_of(schedule=schedule, rate_noise=0.3)
+    assert noisy == rates_of(schedule=schedule, rate_noise=0.3)
+    shares = [moved / rate - 1 for rate, moved in zip(plain, noisy, strict=True) if rate]
+    assert max(map(abs, shares)) < 0.3
+    assert len({round(share, 6) for share in shares}) > 10  # a number of its own each step
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "step"])
+def test_noise_is_laid_over_schedules_that_torch_steps(schedule: str) -> None:
+    more = {"schedule": schedule, "lowest_rate": 1e-4 if schedule == "cosine" else 0.0}
+    still = rates_of(**more, rate_noise=1e-9)
+    assert still == pytest.approx(rates_of(**more), rel=1e-6)
+
+
+def test_noise_needs_a_schedule_that_is_known_beforehand() -> None:
+    with pytest.raises(SettingsError, match="plateau follows figures"):
+        rates_of(schedule="plateau", rate_noise=0.1)
+
+
 def test_batches_that_are_accumulated_step_like_one_of_all(tmp_path: Path) -> None:
     batch = torch.rand(8, 3, generator=torch.Generator().manual_seed(2))
     networks = []

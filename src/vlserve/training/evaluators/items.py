@@ -5,6 +5,7 @@ Paths are relative to the file's folder. A line that cannot be used is left out 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
@@ -169,7 +170,7 @@ class TaskFile(Generic[AnyItem]):
     def used(self) -> int:
         return len(self.by_line)
 
-    @property
+    @cached_property
     def items(self) -> tuple[AnyItem, ...]:
         return tuple(self.by_line.values())
 

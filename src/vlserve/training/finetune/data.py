@@ -31,19 +31,20 @@ from vlserve.training.lines import BadLine, refuse_mostly_bad
 
 SCHEMAS: Mapping[str, type[TaskItem]] = {
     "retrieve": PairedItem,
+    "pretrain": PairedItem,
     "entail": EntailItem,
     "reason": ReasonItem,
     "answer": AnswerItem,
     "caption": CaptionItem,
 }
 """The lines of each objective; docs/evaluation.md shows them."""
-Images = Mapping[int, NDArray[np.float32]]
+Images = Mapping[int, Any]
 
 
 @dataclass(frozen=True)
 class TaskData:
     """Usable items, and ``images`` by line: (3, height, width), or (2, 3, height, width) where an
-    item has two."""
+    item has two; of networks that read features, those."""
 
     file: TaskFile[Any]
     images: Images

@@ -14,7 +14,7 @@ from vlserve.families.albef import ClassifierGraph
 from vlserve.runtime.text import Tokenizer
 from vlserve.training.distributed import over_ranks
 from vlserve.training.finetune.changes import ItemChanges
-from vlserve.training.finetune.data import TaskData, padded
+from vlserve.training.finetune.data import TaskData, padded, texts_of
 from vlserve.training.objectives import answer, caption, classify
 from vlserve.training.run import epoch_seed
 
@@ -52,7 +52,7 @@ class Items:
     def captions(self) -> list[tuple[int, str]]:
         """Line and text of each training caption."""
         by_line = self.train.file.by_line
-        return [(line, text) for line in self.train.lines for text in by_line[line].captions]
+        return [(line, text) for line in self.train.lines for text in texts_of(by_line[line])]
 
     @property
     def caption_steps(self) -> int:

@@ -7,17 +7,34 @@ from typing import Any, Literal, Protocol
 
 from pydantic import Field
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from vlserve.errors import TrainingError
 from vlserve.exporter.recipe import Recipe
 from vlserve.training.augmentation.presets import AugmentationName
+from vlserve.training.finetune.heads import (
+    CLASSES,
+    Fitted,
+    of_parts,
+    with_classifier,
+    with_decoder,
+)
 from vlserve.training.objectives.encoders import AlbefEncoders, BlipEncoders, PairEncoders
 from vlserve.training.objectives.retrieve import ALBEF, BLIP, RetrievalRules
 from vlserve.training.options import TrainOptions
 
-Objective = Literal["retrieve", "entail", "reason", "answer", "caption", "reward"]
-TASK_OF: Mapping[str, str] = {"retrieve": "match", "reward": "caption"}
-"""The task of the checkpoint that an objective leaves, where it is called otherwise."""
+Objective = Literal[
+    "retrieve",
+    "entail",
+    "reason",
+    "answer",
+    "caption",
+    "reward",
+    "tag",
+    "match",
+    "ground",
+    "pretrain",
+]
 
 
 class FinetuneOptions(TrainOptions):
@@ -30,11 +47,14 @@ class FinetuneOptions(TrainOptions):
     dropout: float = Field(default=0.1, ge=0, lt=1)
     augment: bool = False
     queue_size: int = Field(default=1024, ge=2)
-    """Of retrieve: pairs of earlier steps that a pair is told apart from."""
+    """Of retrieve and pretrain: pairs of earlier steps that a pair is told apart from."""
     momentum: float = Field(default=0.995, ge=0, lt=1)
-    """Of retrieve: how much of the teacher stays in a step."""
+    """Of retrieve and pretrain: how much of the teacher stays in a step."""
     alpha: float = Field(default=0.4, ge=0, le=1)
-    """Of retrieve: the teacher's share in the targets, raised to over the first epoch."""
+    """Of retrieve and pretrain: the teacher's share in the targets, raised to over the first epoch
+    (the first two of BLIP's pretraining)."""
+    least_answers: int = Field(default=9, ge=1)
+    """Of answer, where config.json names no answers: how often the training file must give one."""
     augmentation: AugmentationName | None = None
     """Changes of training images and texts, by the name of `vlserve.training.augmentation`."""
     synonyms: Path | None = None
@@ -56,6 +76,27 @@ class FinetunePlan(Protocol):
     @property
     def objectives(self) -> tuple[Objective, ...]: ...
 
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """Fields of config.json that tensors show: another objective may find others."""
+        ...
+
+    @property
+    def of_task(self) -> tuple[str, ...]:
+        """Fields of config.json whose defaults are the task's own."""
+        ...
+
+    def task(self, objective: Objective) -> str:
+        """The task of the checkpoint that an objective leaves."""
+        ...
+
+    def fitted(
+        self, state: Mapping[str, Tensor], objective: Objective | None, classes: int
+    ) -> Fitted:
+        """A checkpoint's tensors for an objective, and the names of new ones; ``classes``: of a new
+        head, 0 where config.json names none."""
+        ...
+
 
 @dataclass(frozen=True)
 class CaptionerPlan:
@@ -64,14 +105,26 @@ class CaptionerPlan:
 
     masked: bool
     objectives: tuple[Objective, ...] = ("caption", "reward")
+    shown: tuple[str, ...] = ()
+    of_task: tuple[str, ...] = ()
+
+    def task(self, objective: Objective) -> str:
+        return "caption"
+
+    def fitted(
+        self, state: Mapping[str, Tensor], objective: Objective | None, classes: int
+    ) -> Fitted:
+        return dict(state), ()
 
 
 @dataclass(frozen=True)
 class VisionTextPlan:
-    """Of BLIP and ALBEF. ``start``: the token that an answer or a caption begins with."""
+    """Of BLIP and ALBEF. ``start``: the token that an answer or a caption begins with. ``parts``
+    of the network that each task has."""
 
     family: Literal["blip", "albef"]
     objectives: tuple[Objective, ...]
+    parts: Mapping[str, tuple[str, ...]]
     start: str
     smoothing: float
     """Of the words of answers and captions."""
@@ -79,10 +132,27 @@ class VisionTextPlan:
     """Of a config: ids without special tokens."""
     caption: Callable[[str], str] = str
     """A caption of the data -> what is learnt of it."""
+    shown: tuple[str, ...] = ("encoder", "decoder", "embedding", "classes")
+    of_task: tuple[str, ...] = ()
 
     @property
     def rules(self) -> RetrievalRules:
         return BLIP if self.family == "blip" else ALBEF
+
+    def task(self, objective: Objective) -> str:
+        return "match" if objective in ("retrieve", "pretrain") else objective
+
+    def fitted(
+        self, state: Mapping[str, Tensor], objective: Objective | None, classes: int
+    ) -> Fitted:
+        if objective in (None, "pretrain"):
+            return dict(state), ()
+        assert objective is not None
+        new: tuple[str, ...] = ()
+        if self.family == "albef" and objective == "answer":
+            state, new = with_decoder(state)
+        kept = of_parts(state, self.parts[self.task(objective)])
+        return with_classifier(kept, CLASSES[objective]) if objective in CLASSES else (kept, new)
 
     def encoders(self, network: Any, config: Mapping[str, Any]) -> PairEncoders:
         """The network as the objectives of pairs see it."""

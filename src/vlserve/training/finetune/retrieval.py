@@ -36,6 +36,8 @@ class PairNetwork(nn.Module):
         super().__init__()
         self.network = network
         self.teacher = new_teacher(network)
+        if hasattr(self.teacher, "text_decoder"):
+            del self.teacher.text_decoder  # BLIP's teacher writes nothing
         self.queue = Queue(network.vision_proj.out_features, queue_size)
         own = getattr(network, "temp", None)
         if own is None:
@@ -54,7 +56,7 @@ class RetrievalJob:
     """See `vlserve.training.run.Job`. An item is a text with its image: an image comes as often in
     an epoch as it has texts."""
 
-    trained: PairNetwork
+    trained: nn.Module
     encoders: Encoders
     train: TaskData
     val: TaskData
@@ -62,6 +64,8 @@ class RetrievalJob:
     rules: RetrievalRules
     options: FinetuneOptions
     changes: ItemChanges | None = None
+    ramp: int = 1
+    """Epochs over which the teacher's share is raised."""
 
     chosen_by = "mean_recall"
 
@@ -80,14 +84,14 @@ class RetrievalJob:
             texts = [corpus.texts[place] for place in places]
             if self.changes:
                 images, texts = self.changes(images, texts, random)
-            ids, mask = self._texts(texts)
+            ids, mask = self.texts(texts)
             done = (epoch - 1) * self.steps + step - step % size_of_run()
             yield {
                 "image": images,
                 "text_ids": ids,
                 "text_mask": mask,
                 "ids": torch.tensor([corpus.owners[place] for place in places]),
-                "alpha": torch.tensor(ramped(self.options.alpha, done, self.steps)),
+                "alpha": torch.tensor(ramped(self.options.alpha, done, self.ramp * self.steps)),
             }
 
     def losses(self, network: Any, batch: Batch) -> dict[str, Tensor]:
@@ -125,14 +129,15 @@ class RetrievalJob:
             return image_vector(network, network.visual_encoder(shown))
 
         def texts(start: int) -> Tensor:
-            ids, mask = self._texts(corpus.texts[start : start + SCORE_BATCH])
+            ids, mask = self.texts(corpus.texts[start : start + SCORE_BATCH])
             return text_vector(network, encoders.texts(ids, mask).states)
 
         looks = over_ranks(range(0, len(corpus.looks), SCORE_BATCH), images)
         words = over_ranks(range(0, len(corpus.texts), SCORE_BATCH), texts)
         return torch.cat(looks), torch.cat(words)
 
-    def _texts(self, texts: Any) -> tuple[Tensor, Tensor]:
+    def texts(self, texts: Any) -> tuple[Tensor, Tensor]:
+        """Ids and mask (texts, tokens)."""
         rows = [self.tokenizer.ids(text) for text in texts]
         return padded(rows, self.tokenizer.spec.pad_id)
 

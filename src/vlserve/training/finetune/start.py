@@ -1,6 +1,6 @@
 """The network that a run begins with: a checkpoint's, and new heads where it has none."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,20 +14,20 @@ from vlserve.exporter.image_settings import published_image
 from vlserve.exporter.json_file import read_json
 from vlserve.exporter.recipe import Recipe
 from vlserve.exporter.weights import fit_names
+from vlserve.families.config_file import read_names
 from vlserve.runtime.archive import file_sha256
-from vlserve.training.finetune.plan import TASK_OF, FinetunePlan, Objective
+from vlserve.training.finetune.plan import FinetunePlan, Objective
 from vlserve.training.objectives.classify import share_cross_attention, shares_cross_attention
 
-CLASSES: Mapping[str, int] = {"reason": 2, "entail": 3}
-HEAD = "cls_head."
-PAIR_PARTS = ("vision_proj.", "text_proj.", "itm_head.", "temp")
-"""What a classifier has no use for."""
-OBJECTIVE_OF = {"match": "retrieve"}
+NAMED: Mapping[str, str] = {"answer": "answers", "tag": "labels"}
+"""The field of config.json that names the rows of an objective's head."""
+Names = Callable[[], Sequence[str]]
 
 
 @dataclass(frozen=True)
 class Start:
-    """``new``: names of what was not in the checkpoint, and begins at random."""
+    """``new``: names of what was not in the checkpoint, and begins at random. ``words``: the head
+    by which pretraining guesses words, where the checkpoint holds one that requests do not need."""
 
     network: nn.Module
     config: dict[str, Any]
@@ -36,6 +36,7 @@ class Start:
     sha256: str
     temperature: Tensor | None
     """Of the contrast, where the checkpoint has one that the network lacks."""
+    words: Mapping[str, Tensor]
 
 
 def start_from(
@@ -45,20 +46,22 @@ def start_from(
     config: Path | None,
     objective: Objective | None,
     seed: int,
+    names: Names | None = None,
 ) -> Start:
     """Read any layout that export reads; the ViT's positions are interpolated to the size of
-    config.json's image. Raises CheckpointMismatch, or ExportError for a config that is wrong."""
+    config.json's image. ``names`` gives those of a new head's rows where config.json has none.
+    Raises CheckpointMismatch, or ExportError for a config that is wrong."""
     if checkpoint.suffix == ".json" and not checkpoint.name.endswith(INDEX):
         return from_nothing(recipe, plan, checkpoint, objective, seed)
     file = config or checkpoint.parent / "config.json"
-    said = _read_config(recipe, file)
+    said = _said_for(plan, _read_config(recipe, file), objective, file.parent, names)
+    field = NAMED.get(objective or "", "")
     weights = open_checkpoint(checkpoint)
     torch.manual_seed(seed)
 
     def load(state: dict[str, Tensor]) -> tuple[dict[str, Any], nn.Module, tuple[str, ...]]:
-        whole, new = with_head(state, objective)
-        given = {**said, **({"task": TASK_OF.get(objective, objective)} if objective else {})}
-        completed = recipe.complete_config(given, whole, file.parent)
+        whole, new = plan.fitted(state, objective, len(said.get(field, ())))
+        completed = recipe.complete_config(said, whole, file.parent)
         network = recipe.build(completed)
         load_into(network, recipe.adapt(whole, completed), recipe.spec.family)
         if completed["task"] == "reason" and shares_cross_attention(network):
@@ -66,10 +69,15 @@ def start_from(
         return completed, network, new
 
     prefix, (completed, network, new) = fit_names(weights, load)
-    chosen = _objective(plan, completed, objective)
-    temperature = weights.state.get(f"{prefix}temp")
-    sha256 = checkpoint_sha256(checkpoint)
-    return Start(network, completed, chosen, new, sha256, temperature)
+    return Start(
+        network,
+        completed,
+        _objective(plan, completed, objective),
+        new,
+        checkpoint_sha256(checkpoint),
+        weights.state.get(f"{prefix}temp"),
+        _word_head(weights.state, prefix),
+    )
 
 
 def from_nothing(
@@ -86,44 +94,53 @@ def from_nothing(
     state = network.state_dict()
     completed = recipe.complete_config(said, state, config.parent)
     chosen = _objective(plan, completed, objective)
-    return Start(network, completed, chosen, ("every tensor",), file_sha256(config), None)
+    sha256 = file_sha256(config)
+    return Start(network, completed, chosen, ("every tensor",), sha256, None, {})
+
+
+def _said_for(
+    plan: FinetunePlan,
+    said: dict[str, Any],
+    objective: Objective | None,
+    folder: Path,
+    names: Names | None,
+) -> dict[str, Any]:
+    """config.json for an objective, without what its own tensors will show."""
+    if objective is None:
+        return said
+    task = plan.task(objective)
+    dropped = {*plan.shown, *(plan.of_task if said.get("task", task) != task else ())}
+    given = {name: value for name, value in said.items() if name not in dropped} | {"task": task}
+    field = NAMED.get(objective)
+    if field is None or names is None:
+        return given
+    if isinstance(given.get(field), str):
+        given[field] = read_names(folder / given[field], field)
+    return given if given.get(field) or "id2label" in given else given | {field: list(names())}
+
+
+def _word_head(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """ALBEF's head of masked words, under the names of its predictions."""
+    own = f"{prefix}text_encoder.cls."
+    return {
+        name.removeprefix(own): x
+        for name, x in state.items()
+        if name.startswith(own) and ".decoder." not in name
+    }
 
 
 def _objective(
     plan: FinetunePlan, config: Mapping[str, Any], objective: Objective | None
 ) -> Objective:
     """What was asked for, or the checkpoint's own task. TrainingError where that is not trained."""
-    own = OBJECTIVE_OF.get(config["task"], config["task"])
-    chosen = objective or next((one for one in plan.objectives if one == own), None)
+    own = config["task"]
+    chosen = objective or next((one for one in plan.objectives if plan.task(one) == own), None)
     if chosen is None:
         raise TrainingError(
             f"the checkpoint's task is {own}, which is not trained here: name one with "
             f"--objective: {', '.join(plan.objectives)}"
         )
     return chosen
-
-
-def with_head(
-    state: Mapping[str, Tensor], objective: Objective | None
-) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The tensors for an objective, and the names of new ones: a checkpoint of pairs gets a
-    classifier in place of its projections."""
-    if (
-        objective is None
-        or objective not in CLASSES
-        or any(name.startswith(HEAD) for name in state)
-    ):
-        return dict(state), ()
-    kept = {name: x for name, x in state.items() if not name.startswith(PAIR_PARTS)}
-    words = next((x for name, x in state.items() if name.endswith("word_embeddings.weight")), None)
-    if words is None:
-        return kept, ()
-    hidden = words.shape[1]
-    head = nn.Sequential(
-        nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, CLASSES[objective])
-    )
-    new = {f"{HEAD}{name}": x.detach() for name, x in head.state_dict().items()}
-    return kept | new, tuple(new)
 
 
 def _read_config(recipe: Recipe, file: Path) -> dict[str, Any]:

@@ -16,11 +16,17 @@ Box = Sequence[float]
 
 def box_iou(first: Box, second: Box) -> float:
     """Of two boxes x1, y1, x2, y2 in the same unit."""
-    pair = [
-        np.array([[x1, y1, x2 - x1, y2 - y1]], dtype=np.float64)
-        for x1, y1, x2, y2 in (first, second)
+    return float(box_ious([first], second)[0])
+
+
+def box_ious(boxes: Sequence[Box], box: Box) -> NDArray[np.float64]:
+    """Of several boxes with one, (boxes,)."""
+    sized = [
+        np.array([[x1, y1, x2 - x1, y2 - y1] for x1, y1, x2, y2 in some], dtype=np.float64)
+        for some in (boxes, [box])
     ]
-    return float(coco_mask.iou(*pair, [0])[0, 0])
+    ious: NDArray[np.float64] = coco_mask.iou(*sized, [0])[:, 0]
+    return ious
 
 
 def pixel_iou(first: Box, second: Box) -> float:

@@ -72,6 +72,9 @@ def shares_cross_attention(network: Any) -> bool:
 
 
 def _pairs_of_layers(network: Any) -> list[tuple[Any, Any]]:
-    """Layers with cross-attention, two by two; none where their number is odd."""
+    """Layers with cross-attention, two by two; none where their number is odd, or of a network
+    that is not ALBEF's."""
+    if not hasattr(network, "text_encoder"):
+        return []
     layers = network.text_encoder.layers[network.text_encoder.first_cross_layer :]
     return [] if len(layers) % 2 else list(zip(layers[::2], layers[1::2], strict=True))

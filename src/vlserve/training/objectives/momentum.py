@@ -26,9 +26,10 @@ def new_teacher(network: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def follow(teacher: nn.Module, network: nn.Module, momentum: float) -> None:
-    """Move every weight of the teacher a step of 1 - ``momentum`` towards the network's."""
-    for slow, fast in zip(teacher.parameters(), network.parameters(), strict=True):
-        slow.mul_(momentum).add_(fast, alpha=1 - momentum)
+    """Move every weight of the teacher a step of 1 - ``momentum`` towards the network's, which may
+    have more parts."""
+    for name, slow in teacher.named_parameters():
+        slow.mul_(momentum).add_(network.get_parameter(name), alpha=1 - momentum)
 
 
 def teacher_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,7 +1,9 @@
-"""ALBEF's pretraining: contrast, matching and masked words, all with a teacher.
+"""ALBEF's and BLIP's pretraining: contrast and matching with a teacher, and words.
 
-Li et al., ALBEF (arXiv:2107.07651), models/model_pretrain.py. Pairs of a batch are of different
-images; ids are not asked.
+Li et al., ALBEF (arXiv:2107.07651), models/model_pretrain.py: masked words, distilled. Li et al.,
+BLIP (arXiv:2201.12086), models/blip_pretrain.py: the next word, by a decoder that shares all with
+the text encoder but its self-attention. Pairs of a batch are of different images; ids are not
+asked.
 """
 
 from collections.abc import Mapping
@@ -14,7 +16,9 @@ from torch.nn import functional as F
 
 from vlserve.models.bert import BertConfig
 from vlserve.models.decoder import Head
-from vlserve.training.objectives.encoders import AlbefEncoders
+from vlserve.training.distributed import gathered
+from vlserve.training.objectives.caption import prompted_loss
+from vlserve.training.objectives.encoders import AlbefEncoders, BlipEncoders, PairEncoders
 from vlserve.training.objectives.hard_negatives import (
     Draw,
     draw_by_weight,
@@ -23,9 +27,11 @@ from vlserve.training.objectives.hard_negatives import (
 )
 from vlserve.training.objectives.masking import IGNORED
 from vlserve.training.objectives.momentum import Queue, follow
+from vlserve.training.objectives.pretrain_regions import masked_words
 from vlserve.training.objectives.retrieve import (
     RetrievalRules,
     Retrieved,
+    Seen,
     batch_scores,
     bound,
     contrast_loss,
@@ -34,6 +40,9 @@ from vlserve.training.objectives.retrieve import (
 )
 
 RULES = RetrievalRules(bounded_temperature=True)
+BLIP_RULES = RetrievalRules(bounded_temperature=True, after=1e-4)
+BLIP_RAMP = 2
+"""Epochs over which BLIP raises the teacher's share."""
 
 
 class AlignNetwork(nn.Module):
@@ -79,30 +88,99 @@ def pretrain_align(
     temperature = student.network.temp
     bound(temperature, rules)
     follow(teacher, student, rules.momentum)
-    seen = look(encoders, slow, queue, temperature, batch)
-    own = torch.zeros_like(seen.image_scores).fill_diagonal_(1.0)
-    contrast = contrast_loss(seen, *soft_targets(seen, queue, temperature, own, alpha))
-    queue.put(seen.slow_images, seen.slow_texts)
-    of_images, of_texts = batch_scores(seen, temperature, rules)
-    same = torch.eye(len(of_images), dtype=torch.bool, device=of_images.device)
-    image_weights, text_weights = (negative_weights(x, same) for x in (of_texts, of_images))
-    match = matching_loss(
-        encoders, seen.image_states, seen.texts, draw(image_weights, text_weights)
-    )
+    seen, aligned = _align(encoders, slow, queue, temperature, batch, rules, alpha, draw)
     mask = batch["text_mask"]
     with torch.no_grad():
         soft = teacher.word_logits(masked.ids, mask, seen.slow_image_states)
     logits = student.word_logits(masked.ids, mask, seen.image_states)
     words = distilled_words(logits, masked.labels, soft, alpha)
-    losses = {"words": words, "contrast": contrast, "match": match}
-    return Retrieved(losses, image_weights, text_weights)
+    losses = {"words": words, **aligned.losses}
+    return Retrieved(losses, aligned.image_weights, aligned.text_weights)
+
+
+def pretrain_write(
+    encoders: BlipEncoders,
+    teacher: BlipEncoders,
+    queue: Queue,
+    temperature: Tensor,
+    batch: Mapping[str, Tensor],
+    dec_id: int,
+    rules: RetrievalRules = BLIP_RULES,
+    *,
+    alpha: float | Tensor,
+    smoothing: float,
+    draw: Draw = draw_by_weight,
+) -> Retrieved:
+    """One step's losses ``contrast``, ``match`` and ``caption``, of BLIP; else as
+    `pretrain_align`. ``dec_id``: the token that a text begins with where it is written."""
+    bound(temperature, rules)
+    follow(teacher.network, encoders.network, rules.momentum)
+    seen, aligned = _align(encoders, teacher, queue, temperature, batch, rules, alpha, draw)
+    logits, ids = written_logits(encoders.network, batch, seen.image_states, dec_id)
+    caption = prompted_loss(logits, ids, batch["text_mask"], 1, smoothing)
+    losses = {**aligned.losses, "caption": caption}
+    return Retrieved(losses, aligned.image_weights, aligned.text_weights)
+
+
+def written_logits(
+    network: Any, batch: Mapping[str, Tensor], image_states: Tensor, dec_id: int
+) -> tuple[Tensor, Tensor]:
+    """Logits (batch, text, words) of what follows each word of the batch's texts, and their ids,
+    which begin with ``dec_id``."""
+    ids = torch.cat(
+        [torch.full_like(batch["text_ids"][:, :1], dec_id), batch["text_ids"][:, 1:]], dim=1
+    )
+    decoder = network.text_decoder
+    everything = torch.ones(image_states.shape[:2], dtype=torch.int64, device=ids.device)
+    memory = (*decoder.memory(image_states), everything)
+    states, _, _ = decoder(ids.unsqueeze(1), memory, mask=batch["text_mask"].unsqueeze(1))
+    return decoder.logits(states)[:, 0].float(), ids
+
+
+def tie_decoder(network: Any) -> None:
+    """Share all of BLIP's text encoder with its decoder but the self-attention, as it is pretrained
+    (models/blip_pretrain.py, ``tie_encoder_decoder_weights``): a checkpoint holds both."""
+    encoder, decoder = network.text_encoder, network.text_decoder.bert
+    decoder.embeddings = encoder.embeddings
+    for own, shared in zip(decoder.layers, encoder.layers, strict=True):
+        own.crossattention = shared.crossattention
+        own.intermediate, own.output = shared.intermediate, shared.output
 
 
 def distilled_words(
     logits: Tensor, labels: Tensor, teacher_logits: Tensor, alpha: float | Tensor
 ) -> Tensor:
     """Cross-entropy of the masked words, of which a share ``alpha`` goes to the teacher's
-    distribution. logits of both (batch, text, words), labels (batch, text)."""
-    hard = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+    distribution. logits of both (batch, text, words), labels (batch, text). 0 where no word is
+    masked."""
+    asked = labels != IGNORED
     each = -(F.log_softmax(logits, dim=-1) * teacher_logits.softmax(dim=-1)).sum(dim=-1)
-    return (1 - alpha) * hard + alpha * each[labels != IGNORED].mean()
+    soft = (each * asked).sum() / asked.sum().clamp(min=1)
+    return (1 - alpha) * masked_words(logits, labels) + alpha * soft
+
+
+def _align(
+    encoders: PairEncoders,
+    teacher: PairEncoders,
+    queue: Queue,
+    temperature: Tensor,
+    batch: Mapping[str, Tensor],
+    rules: RetrievalRules,
+    alpha: float | Tensor,
+    draw: Draw,
+) -> tuple[Seen, Retrieved]:
+    """Contrast and matching of pairs of which no two are of one image."""
+    seen = look(encoders, teacher, queue, temperature, batch)
+    own = torch.zeros_like(seen.image_scores).fill_diagonal_(1.0)
+    contrast = contrast_loss(seen, *soft_targets(seen, queue, temperature, own, alpha))
+    queue.put(gathered(seen.slow_images), gathered(seen.slow_texts))
+    of_images, of_texts = batch_scores(seen, temperature, rules)
+    same = torch.eye(len(of_images), dtype=torch.bool, device=of_images.device)
+    image_weights, text_weights = (
+        negative_weights(x, same, after=rules.after) for x in (of_texts, of_images)
+    )
+    match = matching_loss(
+        encoders, seen.image_states, seen.texts, draw(image_weights, text_weights)
+    )
+    losses = {"contrast": contrast, "match": match}
+    return seen, Retrieved(losses, image_weights, text_weights)

@@ -17,8 +17,11 @@ RegionTarget = Literal["distribution", "features"]
 
 def masked_words(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross-entropy of the asked words: logits (batch, text, words), labels (batch, text),
-    IGNORED elsewhere."""
-    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+    IGNORED elsewhere. 0 where none is asked."""
+    total = F.cross_entropy(
+        logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+    return total / (labels != IGNORED).sum().clamp(min=1)
 
 
 def masked_regions(scores: Tensor, targets: Tensor, asked: Tensor, kind: RegionTarget) -> Tensor:

@@ -44,6 +44,8 @@ class RetrievalRules:
     """Negatives are drawn of what every process sees in a step."""
     before: float = 0.0
     """Added to similarities ahead of the softmax that gives negatives' weights."""
+    after: float = 0.0
+    """Added to those weights."""
 
 
 ALBEF = RetrievalRules(before=1e-4)
@@ -189,9 +191,9 @@ def bound(temperature: Tensor, rules: RetrievalRules) -> None:
         temperature.clamp_(*TEMPERATURES)
 
 
-def ramped(alpha: float, step: int, steps_per_epoch: int) -> float:
-    """``alpha`` as ALBEF raises it over the first epoch; ``step`` counts from 0."""
-    return alpha * min(1.0, step / steps_per_epoch)
+def ramped(alpha: float, step: int, steps: int) -> float:
+    """``alpha`` as ALBEF raises it over the first ``steps``; ``step`` counts from 0."""
+    return alpha * min(1.0, step / steps)
 
 
 def in_batch_contrast(images: Tensor, texts: Tensor, scale: Tensor, smoothing: float) -> Tensor:

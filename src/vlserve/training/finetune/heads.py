@@ -1,0 +1,97 @@
+"""A checkpoint's tensors, made fit for an objective: parts that it needs not are left out, and
+heads that the checkpoint lacks begin at random.
+
+Each function takes tensors by name and gives them back with the names of what is new.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+State = Mapping[str, Tensor]
+Fitted = tuple[dict[str, Tensor], tuple[str, ...]]
+PARTS = ("text_encoder", "text_decoder", "vision_proj", "text_proj", "itm_head", "cls_head", "temp")
+"""Of BLIP's and ALBEF's networks, beside the ViT, which every task needs."""
+CLASSIFIER = "cls_head."
+CLASSES: Mapping[str, int] = {"reason": 2, "entail": 3}
+DECODER = "text_decoder."
+LAYER = re.compile(r"^text_encoder\.encoder\.layer\.(\d+)\.")
+
+
+def of_parts(state: State, parts: Sequence[str]) -> dict[str, Tensor]:
+    """Without the PARTS that are not among ``parts``."""
+    unwanted = tuple(part for part in PARTS if part not in parts)
+    prefixes = tuple(f"{part}." for part in unwanted)
+    return {
+        name: x
+        for name, x in state.items()
+        if name not in unwanted and not name.startswith(prefixes)
+    }
+
+
+def is_pretrained(state: State) -> bool:
+    """Whether a checkpoint is one of BLIP's pretraining, which has the parts of every task."""
+    both = (f"{part}." for part in ("itm_head", "text_decoder"))
+    return all(any(name.startswith(prefix) for name in state) for prefix in both)
+
+
+def with_classifier(state: State, classes: int) -> Fitted:
+    """With a classifier, where there is none."""
+    if any(name.startswith(CLASSIFIER) for name in state):
+        return dict(state), ()
+    hidden = _hidden(state)
+    if hidden is None:
+        return dict(state), ()
+    head = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, classes))
+    return with_new(state, {f"{CLASSIFIER}{name}": x for name, x in head.state_dict().items()})
+
+
+def with_decoder(state: State) -> Fitted:
+    """With a decoder made of the encoder's embeddings and of its layers that see the image, where
+    there is none: as ALBEF's VQA.py begins. Its head is pretraining's, or new."""
+    named = {name.replace("text_encoder.bert.", "text_encoder.", 1): x for name, x in state.items()}
+    crossing = [int(found[1]) for name in named if (found := LAYER.match(name)) and "cross" in name]
+    hidden = _hidden(named)
+    if any(name.startswith(DECODER) for name in named) or not crossing or hidden is None:
+        return dict(state), ()
+    first, decoder = min(crossing), {}
+    for name, tensor in named.items():
+        if layer := LAYER.match(name):
+            if int(layer[1]) >= first:
+                own = f"{DECODER}bert.encoder.layer.{int(layer[1]) - first}."
+                decoder[own + name[layer.end() :]] = tensor.clone()
+        elif name.startswith("text_encoder.cls."):
+            decoder[f"{DECODER}{name.removeprefix('text_encoder.')}"] = tensor.clone()
+        elif name.startswith("text_encoder."):
+            decoder[f"{DECODER}bert.{name.removeprefix('text_encoder.')}"] = tensor.clone()
+    whole = named | decoder
+    if any(name.startswith(f"{DECODER}cls.") for name in decoder):
+        return whole, ()
+    words = len(named["text_encoder.embeddings.word_embeddings.weight"])
+    return with_new(whole, new_word_head(f"{DECODER}cls.predictions.", hidden, words))
+
+
+def new_word_head(prefix: str, hidden: int, words: int) -> dict[str, Tensor]:
+    """BERT's transform and bias in front of the word embeddings."""
+    head = nn.ModuleDict(
+        {
+            "transform": nn.ModuleDict(
+                {"dense": nn.Linear(hidden, hidden), "LayerNorm": nn.LayerNorm(hidden)}
+            )
+        }
+    )
+    state = {f"{prefix}{name}": x for name, x in head.state_dict().items()}
+    return state | {f"{prefix}bias": next(iter(state.values())).new_zeros(words)}
+
+
+def with_new(state: State, head: State) -> Fitted:
+    """With a new head's tensors."""
+    return {**state, **{name: x.detach() for name, x in head.items()}}, tuple(head)
+
+
+def _hidden(state: State) -> int | None:
+    """The width of the text's states; None where there are no words."""
+    words = (x for name, x in state.items() if name.endswith("word_embeddings.weight"))
+    found = next(words, None)
+    return None if found is None else int(found.shape[1])
