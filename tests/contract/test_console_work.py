@@ -1,6 +1,7 @@
 """The pages of load tests and of offline jobs over HTTP."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import httpx
@@ -8,7 +9,9 @@ import pytest
 
 from support.control_api_server import RunningControl
 from vlserve.batch.job import JobFolder, JobRecord, Options
-from vlserve.errors import ControlError
+from vlserve.cli import batch
+from vlserve.control.client import ControlClient
+from vlserve.errors import ControlError, StackDown
 
 HOSTILE = "<script>alert(1)</script>\u202e"
 
@@ -52,3 +55,20 @@ def test_an_offline_job_is_shown(
     assert "the same command goes on" in browser.get("/console/batch-jobs").text
     with pytest.raises(ControlError):
         control_api.client._call("POST", "/batch-jobs", json={"out": "relative"})
+
+
+def test_a_job_announces_its_output_and_needs_no_stack(
+    control_api: RunningControl,
+    browser: httpx.Client,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def down() -> ControlClient:
+        raise StackDown("the control service does not answer")
+
+    monkeypatch.setattr(batch, "control_client", down)
+    batch._announce(tmp_path / "alone")
+    monkeypatch.setattr(batch, "control_client", lambda: nullcontext(control_api.client))
+    batch._announce(tmp_path / "seen")
+    shown = browser.get("/console/batch-jobs").text
+    assert f"{tmp_path}/seen" in shown and f"{tmp_path}/alone" not in shown
