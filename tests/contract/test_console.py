@@ -2,6 +2,7 @@
 
 import re
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -248,7 +249,10 @@ def test_labels_and_titles_are_text_on_every_page(tmp_path: Path) -> None:
             for version in (1, 2)
         }
         logs = tmp_path / ".vlserve" / "logs"
-        Requests(logs, running.gateway).send(20, said)
+        requests = Requests(logs, running.gateway)
+        requests.send(20, said)
+        answer = {"request_id": "a", "model": "tagger", "version": 1, "scores": {hostile: 0.9}}
+        requests.write("answers", answer | {"at": datetime.now(UTC).isoformat()})
         deadline = time.monotonic() + 60
         while running.client.rollout("tagger").status == "running":  # the judge takes it back
             assert time.monotonic() < deadline
