@@ -40,6 +40,7 @@ from vlserve.exporter.echo import pack_echo
 from vlserve.loadgen.probe_requests import vary_probes
 from vlserve.stack.stack import processes
 from vlserve.testing.stack import RunningStack
+from vlserve_worker.batch_notes import notes_folder
 
 MODEL = "echo"
 CONNECTIONS = 4
@@ -124,7 +125,7 @@ def _in_a_batch(running: RunningStack) -> psutil.Process:
 
     Notes are named by their workers' process ids.
     """
-    folder = running.settings.state_dir / "batches" / f"{MODEL}-1"
+    folder = notes_folder(running.settings.state_dir, MODEL, 1)
     living = {str(each.pid): each for each in _workers(running)}
     while True:
         for note in folder.glob("*.note"):

@@ -15,16 +15,53 @@ local SAID = {
   ["403"] = UNAVAILABLE,  -- the instance was started anew: its new token is on the way
 }
 
+-- A dead worker fails what it gets until the control service has taken it out, at once where others
+-- live, else until another one has started. So a request that met one is sent again more often, and
+-- each further try waits longer: number of the try that met it -> seconds.
+local DEAD_WORKER = {"is not healthy", "health mutex", "exited unexpectedly"}
+local WAITS_S = {0, 1, 2}
+local LONGEST_WAIT_S = 4
+
 local FIRST_LINE_BYTES = 512
 
-local function refuse(headers, body, said)
+local function met_dead_worker(said)
+  for _, words in ipairs(DEAD_WORKER) do
+    if said:find(words, 1, true) then return true end
+  end
+end
+
+local function refuse(headers, body, said, tries)
   local gone = said:find("unknown model", 1, true) and UNAVAILABLE
   local code, message = unpack(gone or SAID[headers:get(":status")] or BROKEN)
   headers:replace(":status", "503")
   headers:replace("content-type", "application/json")
   headers:replace("retry-after", "1")
-  headers:replace("x-vlserve-retry", "1")
+  if met_dead_worker(said) then
+    headers:replace("x-vlserve-retry", "1")
+    headers:replace("x-vlserve-retry-after", tostring(WAITS_S[tries.number] or LONGEST_WAIT_S))
+  elseif tries.number <= tries.most then
+    headers:replace("x-vlserve-retry", "1")
+  end
   body:setBytes('{"error": {"code": "' .. code .. '", "message": "' .. message .. '"}}')
+end
+
+local NOTED = "vlserve.triton"
+-- number: of the try that was answered; most: of a try after which any reply is sent again.
+local FIRST_TRY = {number = 1, most = 1}
+
+local function tries_of(handle)
+  return handle:streamInfo():dynamicMetadata():get(NOTED) or FIRST_TRY
+end
+
+function envoy_on_request(handle)
+  local headers = handle:headers()
+  local number = tonumber(headers:get("x-envoy-attempt-count") or "")
+  local most = tonumber(headers:get("x-vlserve-retries") or "")
+  if number and most and number > 1 then
+    local noted = handle:streamInfo():dynamicMetadata()
+    noted:set(NOTED, "number", number)
+    noted:set(NOTED, "most", most)
+  end
 end
 
 function envoy_on_response(handle)
@@ -32,15 +69,18 @@ function envoy_on_response(handle)
   local headers = handle:headers()  -- not before body(), which waits
   local at, length = tonumber(headers:get("inference-header-content-length") or ""), body:length()
   if not at or at >= length then
-    return refuse(headers, body, body:getBytes(0, math.min(length, FIRST_LINE_BYTES)))
+    local said = body:getBytes(0, math.min(length, FIRST_LINE_BYTES))
+    return refuse(headers, body, said, tries_of(handle))
   end
   local first = body:getBytes(at, math.min(length - at, FIRST_LINE_BYTES))
   local own, timing, rest = first:match("^(%d%d%d) ([^\n]*)\n()")
-  if not own then return refuse(headers, body, "") end
+  if not own then return refuse(headers, body, "", tries_of(handle)) end
   headers:replace(":status", own)
   headers:replace("content-type", "application/json")
   headers:remove("inference-header-content-length")
-  if timing ~= "" then headers:replace("server-timing", timing) end
+  if timing ~= "" then
+    headers:replace("server-timing", timing .. ", " .. headers:get("server-timing"))
+  end
   local start = at + rest - 1
   body:setBytes(body:getBytes(start, length - start))
 end

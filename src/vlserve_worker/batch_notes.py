@@ -53,6 +53,11 @@ class Suspicions:
     refused: frozenset[str] = frozenset()
 
 
+def notes_folder(state_dir: Path, model: str, version: int) -> Path:
+    """Return the folder of a version's notes in a stack."""
+    return state_dir / "batches" / f"{model}-{version}"
+
+
 def digest_of(request: Mapping[str, Any]) -> str:
     """Return the same for the same names and bytes, as TorchServe's worker reads a request, and the
     same words of the gateway about them."""

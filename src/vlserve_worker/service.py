@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vlserve_worker import image_limits
+from vlserve_worker.batch_notes import notes_folder
 from vlserve_worker.busy_workers import BUSY_FILE
 from vlserve_worker.capture import Capture
 from vlserve_worker.lone_requests import lone_requests
@@ -89,7 +90,7 @@ def open_filter(
     configured = _configured(instance)
     return RequestFilter(
         version,
-        open_notes(instance.parent / "batches" / f"{model}-{version}"),
+        open_notes(notes_folder(instance.parent, model, version)),
         configured.get("max_request_size", MAX_BODY_BYTES),
         configured.get("default_response_timeout"),
         checks_images,

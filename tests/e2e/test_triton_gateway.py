@@ -1,6 +1,7 @@
 """A real Triton behind a real gateway: what clients see of it is what they see of TorchServe."""
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from support.request_bodies import JPEG
 from support.running_stack import RunningGateway, wait_until
 from support.running_triton import RunningTriton
 from vlserve.control.domain import ModelRoute, Routing, Shadow
+from vlserve.control.gateway.envoy_routes import MORE_RETRIES
 from vlserve.exporter.echo import pack_echo
 from vlserve.runtime.archive import verify_archive
 from vlserve.runtime.manifest import TRITON_MODEL, Probe
@@ -178,7 +180,7 @@ def test_a_shadow_gets_its_copies(
     [
         (Reply(503, message="Exceeds maximum queue size"), "overloaded"),
         (Reply(503, message="Request timeout expired"), "overloaded"),
-        (Reply(500, message="Stub process 'm_0_0' is not healthy."), "engine_failed"),
+        (Reply(500, message="Failed to process the requests."), "engine_failed"),
         (Reply(400, message="unexpected inference input"), "engine_failed"),
         (
             Reply(400, message="Request for unknown model: 'm-7' is not found"),
@@ -202,7 +204,33 @@ def test_what_triton_says_is_tried_again_and_becomes_the_common_shape(
     assert response.json()["error"]["message"]
     assert response.headers["retry-after"] == "1"
     seen = [one for engine in engines for one in engine.seen]
-    assert len(seen) == envoy.settings.gateway.retries + 1
+    lost_connection = not said.status
+    more = MORE_RETRIES if lost_connection else 0
+    assert len(seen) == envoy.settings.gateway.retries + 1 + more
     assert {one.path for one in seen} == {"/v2/models/m-7/infer"}
     assert {one.headers["inference-header-content-length"] for one in seen} == {"0"}
     assert {one.headers["authorization"] for one in seen} <= {f"Bearer {e.token}" for e in engines}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Failed to process the request(s) for model instance 'worker-1', message: Stub process "
+        "'worker-1' is not healthy.",
+        "Failed to obtain the health mutex.",
+    ],
+)
+def test_what_met_a_dead_worker_twice_waits_for_another_one(
+    envoy: RunningGateway, engines: tuple[FakeTorchServe, ...], said: str
+) -> None:
+    on_triton = replace(engines[0].instance(), engine="triton")
+    envoy.gateway.apply(Routing([ModelRoute("m", {7: 100}, (7,))], [on_triton]))
+    dead, full = Reply(500, message=said), Reply(503, message="Exceeds maximum queue size")
+    engines[0].replies.extend([dead] * 2 + [full] * 10)
+    began = time.monotonic()
+    response = envoy.http.post("/predictions/m", content=b"x")
+    assert time.monotonic() - began >= 1.0
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "overloaded")
+    assert not [name for name in response.headers if name.startswith("x-vlserve")]
+    assert len(engines[0].seen) == envoy.settings.gateway.retries + 1 == 4
+    assert not [name for name in engines[0].seen[0].headers if name.startswith("x-envoy")]

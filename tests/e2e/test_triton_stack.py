@@ -7,6 +7,7 @@ import httpx
 import psutil
 import pytest
 
+from support.background_load import load_on
 from support.dashboard import unanswered
 from support.engine_workers import worker_pids
 from support.request_bodies import GOOD_JSON
@@ -19,6 +20,7 @@ from vlserve.exporter.echo import pack_echo
 from vlserve.loadgen.stress_plan import StressPlan
 from vlserve.loadgen.stress_run import run_stress
 from vlserve.testing import RunningStack, running_stack
+from vlserve_worker.batch_notes import notes_folder
 
 MODEL = "on-triton"
 JSON = {"Content-Type": "application/json"}
@@ -34,7 +36,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     engine = made.engine.model_copy(update={"kind": "triton", "response_timeout_s": 5})
     with running_stack(made.model_copy(update={"engine": engine})) as running:
         for version in (1, 2):
-            running.control.register(pack_echo(folder, MODEL, version))
+            running.control.register(pack_echo(folder, MODEL, version, delay_ms=20))
         running.control.release(MODEL, 1)
         yield running
     assert _shared_memory(running) == []
@@ -118,20 +120,23 @@ def test_what_fails_to_load_says_why_and_leaves_nothing(
     [psutil.Process.kill, pytest.param(psutil.Process.suspend, marks=pytest.mark.long)],
     ids=["killed", "suspended"],
 )
-def test_a_worker_that_ends_is_replaced_and_costs_nothing(
+def test_one_of_two_workers_that_ends_under_load_costs_no_request(
     stack: RunningStack, fault: Callable[[psutil.Process], None]
 ) -> None:
     old = worker_pids(stack.settings, MODEL)[1]
-    fault(psutil.Process(old[0]))
-    for _ in range(20):
-        assert _version(stack) == "1"
 
     def replaced() -> bool:
         new = worker_pids(stack.settings, MODEL)[1]
-        return len(new) == len(old) and not set(new) & set(old)
+        return len(new) == len(old) and len(set(new) - set(old)) == 1
 
-    wait_until(replaced, _BACK_S)
-    assert _version(stack) == "1"
+    with load_on(stack.gateway_url, MODEL, [None] * 4) as load:
+        wait_until(lambda: len(load.asked) > 20, _BACK_S)
+        fault(psutil.Process(old[0]))
+        wait_until(replaced, _BACK_S)
+        wait_until(lambda: stack.control.health().status == "ok", _BACK_S)
+        asked = len(load.asked)
+        wait_until(lambda: len(load.asked) > asked + 20, _BACK_S)
+    assert {each.status for each in load.asked} == {200}
 
 
 def test_a_server_that_dies_comes_back_with_its_versions(stack: RunningStack) -> None:
@@ -150,7 +155,10 @@ def test_a_server_that_dies_comes_back_with_its_versions(stack: RunningStack) ->
 
 def test_an_unloaded_version_leaves_nothing(stack: RunningStack) -> None:
     (endpoint,) = endpoints(stack.settings)
+    notes = notes_folder(stack.settings.state_dir, MODEL, 2)
+    assert notes.is_dir()
     stack.control.unload(MODEL, 2)
+    assert not notes.exists()
     assert sorted(worker_pids(stack.settings, MODEL)) == [1]
     assert not list(endpoint.store.glob(f"{MODEL}-2*"))
     assert not (endpoint.folder / "repository" / f"{MODEL}-2").exists()

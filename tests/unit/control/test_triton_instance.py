@@ -1,7 +1,7 @@
 """What Triton's instance does when an unload is slow, a disk is full, or a mend comes too late."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ import psutil
 import pytest
 
 from vlserve.control import caller
-from vlserve.control.engine import grpc_calls, triton_grpc, triton_repository, triton_workers
+from vlserve.control.engine import grpc_calls, triton_grpc, triton_mender, triton_repository
 from vlserve.control.engine.endpoints import Endpoint, endpoints
 from vlserve.control.engine.triton_instance import TritonInstance
 from vlserve.control.engine.triton_repository import TritonRepository
+from vlserve.control.engine.triton_workers import Worker
 from vlserve.errors import ControlError, LoadFailed
 from vlserve.exporter.echo import pack_echo
 from vlserve.settings import Settings
@@ -121,71 +122,156 @@ def test_a_full_disk_leaves_a_written_version_as_it_was(
         _full_disk()
 
     monkeypatch.setattr(Path, "write_text", half)
+    written = repository.read(*KEY)
+    assert written is not None
     with pytest.raises(OSError, match="No space"):
-        repository.rewrite(*KEY)
+        repository.put(*KEY, written.with_numbers([1]).filled_up())
     assert [file.read_text(encoding="utf-8") for file in files] == before
     assert not list(endpoint.folder.rglob(".*"))
 
 
-def test_a_mend_that_comes_too_late_loads_nothing(
-    instance: TritonInstance, endpoint: Endpoint, monkeypatch: Patch, tmp_path: Path
-) -> None:
-    """Mends of one version queue up while others are slow; the first of them was enough."""
-    loads: list[str] = []
-    monkeypatch.setattr(triton_grpc, "load", lambda *call: loads.append(call[2]))
-    monkeypatch.setattr(instance, "_tokens", lambda: {"management": "token"})
-    instance._mend(KEY)  # it was removed meanwhile
-    assert loads == []
-    repository = TritonRepository(endpoint)
-    repository.write(*KEY, pack_echo(tmp_path, *KEY), EngineSettings(workers=2))
-    instance._mend(KEY)
-    assert loads == ["tagger-1"]
-    monkeypatch.setattr(instance, "_answering", lambda workers: 2)
-    instance._mend(KEY)
-    assert loads == ["tagger-1"]
-    written = repository.read(*KEY)
-    assert written is not None and written.mended == 1
-
-
-class Worker:
+class Process:
     """As much of a process as is counted."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, status: str = psutil.STATUS_SLEEPING) -> None:
         self.pid = pid
+        self._status = status
 
     def status(self) -> str:
-        return psutil.STATUS_SLEEPING
+        return self._status
+
+    def kill(self) -> None:
+        self._status = psutil.STATUS_DEAD
 
 
-def test_workers_that_start_or_end_are_not_counted_while_others_serve(
+class Fleet:
+    """The workers of one version, and a Triton that starts and ends them as is written."""
+
+    def __init__(self, endpoint: Endpoint, archive: Path, workers: int = 2) -> None:
+        self.repository = TritonRepository(endpoint)
+        self.repository.write(*KEY, archive, EngineSettings(workers=workers))
+        self.loads: list[tuple[int, ...]] = []
+        """The numbers that were written, at each load."""
+        self.living = [_worker(number) for number in self.written]
+        self.while_starting: list[Callable[[], None]] = []
+
+    @property
+    def written(self) -> tuple[int, ...]:
+        written = self.repository.read(*KEY)
+        assert written is not None
+        return written.numbers
+
+    def workers(self) -> Mapping[Path, list[Worker]]:
+        return {self.repository.code_folder(*KEY): list(self.living)}
+
+    def load(self, *_: object) -> None:
+        self.loads.append(self.written)
+        there = {worker.number for worker in self.living}
+        self.living += [_worker(number) for number in self.written if number not in there]
+        for call in self.while_starting:
+            call()
+
+    def die(self, number: int) -> None:
+        self.living = [worker for worker in self.living if worker.number != number]
+
+
+def _worker(number: int, status: str = psutil.STATUS_SLEEPING) -> Worker:
+    return Worker(Process(1000 + number, status), number)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def fleet(
     instance: TritonInstance, endpoint: Endpoint, monkeypatch: Patch, tmp_path: Path
-) -> None:
-    """Else one that dies meanwhile is not missed, and who waits for all is told too early."""
-    repository = TritonRepository(endpoint)
-    repository.write(*KEY, pack_echo(tmp_path, *KEY), EngineSettings(workers=2))
-    living = [Worker(1)]  # of two
+) -> Fleet:
+    fleet = Fleet(endpoint, pack_echo(tmp_path, *KEY))
     monkeypatch.setattr(instance, "_index", lambda: {KEY: "READY"})
     monkeypatch.setattr(instance, "_tokens", lambda: {"management": "token"})
-    monkeypatch.setattr(instance, "_workers", lambda: {repository.code_folder(*KEY): living})
+    monkeypatch.setattr(instance, "_workers", fleet.workers)
+    monkeypatch.setattr(instance, "_server", lambda: "runs")
+    monkeypatch.setattr(triton_grpc, "load", fleet.load)
+    return fleet
+
+
+def test_a_dead_worker_is_taken_out_before_another_starts(
+    instance: TritonInstance, fleet: Fleet
+) -> None:
+    fleet.die(1)
+    instance._mender.mend_now(KEY)
+    assert fleet.loads == [(2,), (2, 3)]
+    instance._mender.mend_now(KEY)  # as where two told of the death
+    assert fleet.loads == [(2,), (2, 3)]
+    assert instance.loaded()[KEY].workers_ready == 2
+
+
+def test_the_only_ones_that_are_dead_are_replaced_at_once(
+    instance: TritonInstance, fleet: Fleet
+) -> None:
+    """Triton takes no version without a group."""
+    fleet.living.clear()
+    instance._mender.mend_now(KEY)
+    assert fleet.loads == [(3, 4)]
+
+
+def test_a_load_of_what_lost_all_its_workers_unloads_nothing(
+    instance: TritonInstance, fleet: Fleet, monkeypatch: Patch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(triton_grpc, "unload", lambda *call: pytest.fail("it was unloaded"))
+    fleet.living.clear()
+    instance.load(*KEY, tmp_path / "tagger-1.mar", None)
+    assert fleet.loads == [(3, 4)]
+    instance.load(*KEY, tmp_path / "tagger-1.mar", None)
+    assert fleet.loads == [(3, 4)]
+
+
+def test_what_dies_while_others_start_is_taken_out_too(
+    instance: TritonInstance, fleet: Fleet, monkeypatch: Patch
+) -> None:
+    monkeypatch.setattr(triton_mender, "_AFTER_START_S", 600.0)
+    fleet.die(1)
+    fleet.while_starting.append(lambda: fleet.die(2) if len(fleet.loads) == 2 else None)
+    instance._mender.mend_now(KEY)
+    assert fleet.loads == [(2,), (2, 3), (3,)]
+    instance._mender.mend_now(KEY)  # so soon after the last start, none is started
+    assert fleet.loads == [(2,), (2, 3), (3,)]
+
+
+def test_a_stopped_worker_is_killed_and_replaced(instance: TritonInstance, fleet: Fleet) -> None:
+    stopped = _worker(1, psutil.STATUS_STOPPED)
+    fleet.living = [stopped, _worker(2)]
+    assert instance.loaded()[KEY].workers_ready == 1
+    fleet.while_starting.append(lambda: fleet.die(1))
+    instance._mender.mend_now(KEY)
+    assert stopped.process.status() == psutil.STATUS_DEAD
+    assert fleet.loads == [(2,), (2, 3)]
+
+
+def test_a_version_that_was_removed_meanwhile_is_left_alone(
+    instance: TritonInstance, fleet: Fleet
+) -> None:
+    fleet.die(1)
+    fleet.repository.remove(*KEY)
+    instance._mender.mend_now(KEY)
+    assert fleet.loads == []
+
+
+def test_workers_that_died_with_their_server_are_left_to_its_start(
+    instance: TritonInstance, fleet: Fleet, monkeypatch: Patch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(instance, "_server", lambda: None)
+    fleet.living.clear()
+    instance._mender.mend_now(KEY)
+    assert fleet.loads == []
+    assert "engine-0 does not run" in caplog.text
+
+
+def test_workers_that_start_are_not_counted(instance: TritonInstance, fleet: Fleet) -> None:
+    """Else who waits for all is told too early."""
     ready: list[int] = []
-
-    def count(*_: object) -> None:
-        ready.append(instance.loaded()[KEY].workers_ready)
-
-    def load(*_: object) -> None:
-        living.extend((Worker(2), Worker(3)))
-        count()
-
-    def wait(workers: list[Worker], timeout_s: float) -> list[Worker]:
-        count()
-        living.remove(living[-1])  # a new one dies beside the old one, which has not ended yet
-        count()
-        return []
-
-    monkeypatch.setattr(triton_grpc, "load", load)
-    monkeypatch.setattr(triton_workers, "wait_until_gone", wait)
-    instance._mend(KEY)
-    assert ready[:3] == [1, 2, 1]
+    fleet.while_starting.append(lambda: ready.append(instance.loaded()[KEY].workers_ready))
+    fleet.die(1)
+    instance._mender.mend_now(KEY)
+    assert ready == [1, 1]
+    assert instance.loaded()[KEY].workers_ready == 2
 
 
 def test_a_mend_under_way_does_not_keep_the_service_from_its_end(
@@ -199,6 +285,8 @@ def test_a_mend_under_way_does_not_keep_the_service_from_its_end(
     monkeypatch.setattr(grpc_calls, "_LOOK_S", 0.01)
     monkeypatch.setattr(instance, "_tokens", lambda: {"management": "token"})
     monkeypatch.setattr(instance, "_grpc", slow.address)
+    monkeypatch.setattr(instance, "_server", lambda: "runs")
+    monkeypatch.setattr(instance, "_workers", dict)
     TritonRepository(endpoint).write(*KEY, pack_echo(tmp_path, *KEY), EngineSettings(workers=2))
     began, load = threading.Event(), triton_grpc.load
 
@@ -207,7 +295,7 @@ def test_a_mend_under_way_does_not_keep_the_service_from_its_end(
         load(*call)
 
     monkeypatch.setattr(triton_grpc, "load", slow_load)
-    instance._menders.submit(instance._mend, KEY)
+    instance._mender.mend(KEY)
     assert began.wait(60.0)
     instance.close()
     assert "tagger 1 were not replaced: the load was stopped" in caplog.text

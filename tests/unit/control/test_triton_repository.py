@@ -32,29 +32,46 @@ def test_a_version_is_written_and_taken_away(endpoint: Endpoint, tmp_path: Path)
     configuration = (folder / "config.pbtxt").read_text(encoding="utf-8")
     assert 'name: "tagger-3"\n' in configuration
     assert "max_batch_size: 4\n" in configuration
-    assert "count: 5 " in configuration
+    assert configuration.count("count: 1 ") == 5
     assert "max_queue_delay_microseconds: 0 " in configuration
     assert "max_queue_size: 7 " in configuration
     assert f'key: "archive_dir" value {{ string_value: "{endpoint.store / "tagger-3"}"' in (
         configuration
     )
     assert repository.code_folder("tagger", 3) == folder / "1"
-    assert [file.name for file in (folder / "1").iterdir()] == ["model.py"]
+    assert sorted(file.name for file in (folder / "1").iterdir()) == ["__pycache__", "model.py"]
     assert (endpoint.store / "tagger-3" / MANIFEST).is_file()
 
     written = repository.read("tagger", 3)
-    assert written is not None and (written.workers, written.mended) == (5, 0)
-    repository.rewrite("tagger", 3)
-    changed = (folder / "config.pbtxt").read_text(encoding="utf-8")
-    assert changed == configuration.replace(
-        'key: "mended" value { string_value: "0" }', 'key: "mended" value { string_value: "1" }'
-    )
+    assert written is not None and (written.workers, written.numbers) == (5, (1, 2, 3, 4, 5))
 
     repository.remove("tagger", 3)
     assert repository.read("tagger", 3) is None
     assert not folder.exists()
     assert list(endpoint.store.iterdir()) == []
     repository.remove("tagger", 3)  # what is away already is no error
+
+
+def test_a_worker_in_the_place_of_another_changes_groups_alone(
+    endpoint: Endpoint, tmp_path: Path
+) -> None:
+    """Triton takes that in place; and a group like an earlier one would be that one to it."""
+    repository = TritonRepository(endpoint)
+    repository.write("tagger", 3, pack_echo(tmp_path, "tagger", 3), EngineSettings(workers=3))
+    file = endpoint.folder / "repository" / "tagger-3" / "config.pbtxt"
+    before = file.read_text(encoding="utf-8").splitlines()
+    for left, numbers in (([1, 2], (1, 2, 4)), ([1, 2], (1, 2, 5)), ([], (6, 7, 8))):
+        written = repository.read("tagger", 3)
+        assert written is not None
+        repository.put("tagger", 3, written.with_numbers(left).filled_up())
+        after = file.read_text(encoding="utf-8").splitlines()
+        groups = [line for line in after if line.startswith("instance_group")]
+        assert [line for line in after if line not in groups] == [
+            line for line in before if not line.startswith("instance_group")
+        ]
+        assert len({line.partition("priority")[2] for line in groups}) == 3
+        changed = repository.read("tagger", 3)
+        assert changed is not None and changed.numbers == numbers
 
 
 def test_a_folder_with_quotes_is_written_as_text(settings: Settings, tmp_path: Path) -> None:

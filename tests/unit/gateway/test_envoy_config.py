@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from vlserve.control.domain import Instance, ModelRoute, Routing, Shadow
 from vlserve.control.gateway import envoy_clusters, envoy_config, envoy_routes
 from vlserve.control.gateway.log_lines import AccessLine, ShadowLine
 from vlserve.errors import SettingsError
+from vlserve.runtime import headers
 from vlserve.settings import Settings
 from vlserve.settings_sections import EngineSettings, GatewaySettings
 
@@ -181,6 +182,9 @@ def test_retries_go_elsewhere_where_there_is_an_elsewhere() -> None:
     assert policy(ONE)["num_retries"] == 2
     assert "retry_host_predicate" not in policy(ONE)
     assert "previous_hosts" in str(policy(ONE, OTHER)["retry_host_predicate"])
+    assert headers.RETRY_AFTER in str(policy(ONE)["rate_limited_retry_back_off"])
+    on_triton = replace(ONE, engine="triton")
+    assert policy(on_triton)["num_retries"] == 2 + envoy_routes.MORE_RETRIES
 
 
 def test_a_refused_version_is_told_which_ones_there_are() -> None:

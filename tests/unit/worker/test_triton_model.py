@@ -128,7 +128,7 @@ def test_it_opens_the_archive_with_its_own_code_first(
     triton_model: ModuleType, tmp_path: Path
 ) -> None:
     sys.path.insert(0, "")
-    model = opened(triton_model, tmp_path, threads="2", answer_log="answers.jsonl", mended="3")
+    model = opened(triton_model, tmp_path, threads="2", answer_log="answers.jsonl")
     assert model._archive.given == (tmp_path, 2, 8, Path("answers.jsonl"))
     assert sys.path[0] == str(tmp_path)
     assert "" not in sys.path

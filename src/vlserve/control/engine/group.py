@@ -1,6 +1,7 @@
 """The Engine protocol over one or more instances, of whichever kind."""
 
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -30,6 +31,7 @@ from vlserve.control.engine.triton_instance import TritonInstance
 from vlserve.control.tuning import Serving
 from vlserve.errors import ControlError, EngineUnavailable, NotReady
 from vlserve.settings_sections import EngineSettings
+from vlserve_worker.batch_notes import notes_folder
 
 _PROBE_TIMEOUT_S = 10.0
 
@@ -46,6 +48,7 @@ class EngineGroup:
 
     def __init__(self, endpoints: Sequence[Endpoint], settings: EngineSettings) -> None:
         self._http = httpx.Client(trust_env=False, timeout=MANAGEMENT_TIMEOUT_S)
+        self._state_dir = endpoints[0].folder.parent
         self._kinds: dict[str, EngineKind] = {each.name: each.kind for each in endpoints}
         self._servers: dict[str, EngineInstance] = {
             endpoint.name: _KINDS[endpoint.kind](endpoint, settings, self._http)
@@ -103,6 +106,8 @@ class EngineGroup:
     def unload(self, model: str, version: int, engine: EngineKind | None = None) -> None:
         for server in self._of_kind(engine):
             server.remove(model, version)
+        if engine is None:  # no worker of it is left, whose requests another one would suspect
+            shutil.rmtree(notes_folder(self._state_dir, model, version), ignore_errors=True)
 
     def mend(self) -> None:
         for server in self._servers.values():

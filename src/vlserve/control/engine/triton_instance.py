@@ -1,27 +1,21 @@
 """One Triton 2.51 instance on loopback: its repository and its workers.
 
 What it takes care of, each measured: loads go over gRPC, where one that hangs stalls no request; a
-worker that died is never replaced by Triton itself, so it is found here and its version loaded anew
-with a changed configuration, new workers first; an unload that waits for a dead worker is ended by
-killing what is left of the version.
+worker that died is never replaced by Triton itself, so that is done here (triton_mender.py); an
+unload that waits for a dead worker is ended by killing what is left of the version.
 """
 
 import json
-import logging
-import math
 import secrets
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 
-from vlserve.control import caller
 from vlserve.control.domain import (
     ClientRequest,
     EngineAnswer,
@@ -34,7 +28,9 @@ from vlserve.control.domain import (
 from vlserve.control.engine import triton_grpc, triton_workers
 from vlserve.control.engine.endpoints import Endpoint
 from vlserve.control.engine.instance import MANAGEMENT_TIMEOUT_S, json_of, reply_of
+from vlserve.control.engine.triton_mender import Mender
 from vlserve.control.engine.triton_repository import TritonRepository, key_of, triton_name
+from vlserve.control.engine.triton_workers import Worker
 from vlserve.control.tuning import Serving, tuned
 from vlserve.errors import ControlError, EngineUnavailable, LoadFailed
 from vlserve.runtime.errors import ArchiveError
@@ -43,20 +39,9 @@ from vlserve.settings_sections import EngineSettings
 
 _WATCHDOG_S = 3.0  # after its time limit, a worker that hangs in its start ends itself
 _GONE_S = 10.0  # until an unload, which waits for what is under way, is helped along
-_MEND_AGAIN_S = 5.0
 _POLL_S = 0.05
 _JSON_LENGTH = "Inference-Header-Content-Length"
 """How much of an answer is Triton's own JSON; 0 in a request: the whole body is the input."""
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(eq=False)
-class _Mend:
-    """A version's workers that are being replaced: ``old`` serve until ``loaded``, then the new."""
-
-    old: frozenset[int]
-    loaded: bool = False
 
 
 class TritonInstance:
@@ -74,10 +59,10 @@ class TritonInstance:
         self._repository = TritonRepository(endpoint)
         self._writing: dict[Key, threading.Lock] = {}
         self._short: list[Key] = []  # the versions that lacked a worker when last counted
-        self._mended_at: dict[Key, float] = {}
-        self._mends: dict[Key, _Mend] = {}
-        self._closing = threading.Event()
-        self._menders = ThreadPoolExecutor(2, thread_name_prefix=f"mend-{endpoint.name}")
+        self._living_then: dict[Key, Sequence[Worker]] = {}  # when last counted
+        self._mender = Mender(
+            self.name, self._repository, lambda key: self._living(*key), self._mended, self._lock
+        )
 
     def confirm(self) -> None:
         self._index()
@@ -99,41 +84,36 @@ class TritonInstance:
     def loaded(self) -> dict[Key, LoadedVersion]:
         states = self._index()
         workers = self._workers()
-        versions, short = {}, []
+        versions, living_now, short = {}, {}, []
         for key, state in states.items():
             if state not in ("READY", "LOADING"):
                 continue
-            living = self._answering(
-                self._serving(key, workers.get(self._repository.code_folder(*key), ()))
-            )
             written = self._repository.read(*key)
             if state != "READY" or written is None:
                 versions[key] = LoadedVersion(0, 0)
                 continue
-            if living < written.workers:
+            living_now[key] = workers.get(self._repository.code_folder(*key), ())
+            serving = len(self._mender.serving(key, written, living_now[key]))
+            if serving < written.workers:
                 short.append(key)
-            versions[key] = LoadedVersion(min(living, written.workers), 0)
-        self._short = short
+            versions[key] = LoadedVersion(min(serving, written.workers), 0)
+        self._short, self._living_then = short, living_now
         return versions
 
     def mend(self) -> None:
-        now = time.monotonic()
+        self._mender.watch(self._living_then)
         for key in self._short:
-            if now - self._mended_at.get(key, -math.inf) >= _MEND_AGAIN_S:
-                self._mended_at[key] = now
-                self._menders.submit(self._mend, key)
+            self._mender.mend(key)
 
     def close(self) -> None:
-        """A mend that is under way is given up: who starts next finds what it left."""
-        self._closing.set()
-        self._menders.shutdown(cancel_futures=True)
+        self._mender.close()
 
     def serves(self, model: str, version: int) -> bool:
         return self._state(model, version) == "READY" and bool(self._living(model, version))
 
     def load(self, model: str, version: int, archive: Path, serving: Serving | None) -> None:
-        with self._lock(model, version):
-            if self._comes_up(model, version):
+        with self._lock((model, version)):
+            if self._comes_up(model, version) or self._restarts((model, version)):
                 return
             self._remove(model, version)
             settings = tuned(self._settings, serving)
@@ -148,7 +128,7 @@ class TritonInstance:
                 raise LoadFailed(_not_up_in_time(settings)) from error
 
     def remove(self, model: str, version: int) -> None:
-        with self._lock(model, version):
+        with self._lock((model, version)):
             self._remove(model, version)
 
     def ask(
@@ -184,9 +164,15 @@ class TritonInstance:
         token = self._tokens()["management"]
         triton_grpc.load(self._grpc, token, triton_name(model, version), timeout_s)
 
+    def _mended(self, key: Key) -> None:
+        """Make Triton take the version as it is written now."""
+        if self._server() is None:  # all workers die with it
+            raise EngineUnavailable(f"{self.name} does not run")
+        self._load(*key, self._settings.load_timeout_s + _WATCHDOG_S)
+
     def _remove(self, model: str, version: int) -> None:
         state = self._state(model, version)
-        workers = self._living(model, version)
+        workers = [worker.process for worker in self._living(model, version)]
         if state == "LOADING":  # its unload would wait for the load
             triton_workers.kill(workers)
         if state in ("READY", "LOADING"):
@@ -207,75 +193,31 @@ class TritonInstance:
             time.sleep(_POLL_S)
         return False
 
-    def _mend(self, key: Key) -> None:
-        """Bring new workers, and end the old ones once they answered what they have."""
-        lock = self._lock(*key)
-        if not lock.acquire(blocking=False):
-            return  # it is being loaded or removed
-        mend = None
+    def _restarts(self, key: Key) -> bool:
+        """Start the workers of a version that lost all of them, and return whether they came up: a
+        request waits for them, where an unload would refuse it."""
+        if self._state(*key) != "READY":
+            return False
         try:
-            old = self._living(*key)
-            if not self._is_short(key, self._serving(key, old)):
-                return  # another mend was sooner, or it is not here any more
-            mend = self._mends[key] = _Mend(frozenset(worker.pid for worker in old))
-            triton_workers.kill(worker for worker in old if triton_workers.is_stopped(worker))
-            logger.warning("%s: a worker of %s %s died; replacing its workers", self.name, *key)
-            self._repository.rewrite(*key)
-            with caller.working_for(self._closing.is_set):
-                self._load(*key, self._settings.load_timeout_s + _WATCHDOG_S)
-            mend.loaded = True
-        except (ControlError, TimeoutError, OSError) as error:
-            logger.error("%s: the workers of %s %s were not replaced: %s", self.name, *key, error)
-            return
-        finally:
-            self._mended_at[key] = time.monotonic()
-            if mend is not None and not mend.loaded:
-                self._forget(key, mend)
-            lock.release()
-        self._end_in_time(old)
-        self._forget(key, mend)
+            return self._mender.restart(key)
+        except (ControlError, TimeoutError, OSError):
+            return False
 
-    def _forget(self, key: Key, mend: _Mend) -> None:
-        if self._mends.get(key) is mend:  # and not a later one
-            del self._mends[key]
+    def _lock(self, key: Key) -> threading.Lock:
+        return self._writing.setdefault(key, threading.Lock())
 
-    def _serving(self, key: Key, workers: Sequence[psutil.Process]) -> Sequence[psutil.Process]:
-        """Return those of a version's workers that get requests: while they are being replaced, not
-        the new ones that start, and not the old ones that end."""
-        mend = self._mends.get(key)
-        if mend is None:
-            return workers
-        return [worker for worker in workers if (worker.pid in mend.old) != mend.loaded]
-
-    def _end_in_time(self, old: list[psutil.Process]) -> None:
-        """Kill the workers that do not end by themselves."""
-        deadline = time.monotonic() + self._settings.response_timeout_s
-        while old and time.monotonic() < deadline and not self._closing.is_set():
-            old = triton_workers.wait_until_gone(old, _POLL_S)
-        if not self._closing.is_set():
-            triton_workers.kill(old)
-            triton_workers.wait_until_gone(old, _GONE_S)
-
-    def _is_short(self, key: Key, workers: Sequence[psutil.Process]) -> bool:
-        written = self._repository.read(*key)
-        return written is not None and self._answering(workers) < written.workers
-
-    def _lock(self, model: str, version: int) -> threading.Lock:
-        return self._writing.setdefault((model, version), threading.Lock())
-
-    def _living(self, model: str, version: int) -> list[psutil.Process]:
+    def _living(self, model: str, version: int) -> Sequence[Worker]:
         return self._workers().get(self._repository.code_folder(model, version), [])
 
-    def _answering(self, workers: Sequence[psutil.Process]) -> int:
-        """Return how many can answer: what a signal stopped never will."""
-        return sum(not triton_workers.is_stopped(worker) for worker in workers)
+    def _workers(self) -> Mapping[Path, Sequence[Worker]]:
+        server = self._server()
+        return triton_workers.living(server) if server is not None else {}
 
-    def _workers(self) -> Mapping[Path, list[psutil.Process]]:
+    def _server(self) -> psutil.Process | None:
         try:
-            pid = int(self._endpoint.pid_file.read_text(encoding="utf-8"))
-            return triton_workers.living(psutil.Process(pid))
+            return psutil.Process(int(self._endpoint.pid_file.read_text(encoding="utf-8")))
         except (OSError, ValueError, psutil.Error):
-            return {}
+            return None
 
     def _state(self, model: str, version: int) -> str:
         """Return Triton's word for the version; empty where it does not know it."""

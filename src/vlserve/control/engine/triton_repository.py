@@ -5,14 +5,18 @@ worker, which runs the archive's frozen code, so that every archive serves on Tr
 """
 
 import json
+import py_compile
 import shutil
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vlserve.control.domain import Key
 from vlserve.control.engine.endpoints import Endpoint
+from vlserve.control.engine.triton_workers import group_name
 from vlserve.runtime.archive import unpack_archive
 from vlserve.settings_sections import EngineSettings
+from vlserve_worker.batch_notes import notes_folder
 from vlserve_worker.busy_workers import BUSY_FILE
 
 REPOSITORY = "repository"
@@ -25,14 +29,27 @@ workers."""
 
 @dataclass(frozen=True)
 class WrittenVersion:
-    """How a version was written: what `rewrite` needs to write it again."""
+    """How a version is written: what is needed to write it again with other workers."""
 
     workers: int
+    """As many as it is to have."""
     batch_size: int
     queue_size: int
     parameters: dict[str, str]
-    mended: int = 0
-    """How often its workers were replaced."""
+    numbers: tuple[int, ...] = ()
+    """Of the workers that it has: each alone in an instance group, which Triton starts or ends."""
+    drawn: int = 0
+    """The highest number that was ever given: the next worker gets the one above it."""
+
+    def with_numbers(self, numbers: Iterable[int]) -> "WrittenVersion":
+        """Return it with these of its workers alone."""
+        return replace(self, numbers=tuple(numbers))
+
+    def filled_up(self) -> "WrittenVersion":
+        """Return it with new workers beside those that it has, up to as many as it is to have."""
+        drawn = self.drawn + max(0, self.workers - len(self.numbers))
+        new = range(self.drawn + 1, drawn + 1)
+        return replace(self, numbers=(*self.numbers, *new), drawn=drawn)
 
 
 def triton_name(model: str, version: int) -> str:
@@ -79,7 +96,7 @@ class TritonRepository:
             "response_timeout_s": str(settings.response_timeout_s),
             "max_body_bytes": str(self._endpoint.max_body_bytes),
             "memory_mib": str(settings.worker_memory_mib),
-            "notes_dir": str(state_dir / "batches" / triton_name(model, version)),
+            "notes_dir": str(notes_folder(state_dir, model, version)),
             "capture_dir": str(state_dir / "capture" / model),
             "answer_log": str(state_dir / "logs" / "answers.jsonl"),
         }
@@ -89,33 +106,33 @@ class TritonRepository:
         code = self.code_folder(model, version)
         code.mkdir(parents=True, exist_ok=True)
         (code / "model.py").write_text(_MODEL, encoding="utf-8")
-        self._put(model, version, written)
+        # Python would write it at the first load: a change, for which the next load would start
+        # all workers of the version anew.
+        py_compile.compile(
+            str(code / "model.py"), invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH
+        )
+        self.put(model, version, written.filled_up())
 
     def read(self, model: str, version: int) -> WrittenVersion | None:
         """Return how a version was written; None where it is not."""
         try:
             record = self._record(model, version).read_text(encoding="utf-8")
-            return WrittenVersion(**json.loads(record))
-        except (OSError, ValueError, TypeError):
+            fields = json.loads(record)
+            return WrittenVersion(**{**fields, "numbers": tuple(fields["numbers"])})
+        except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def rewrite(self, model: str, version: int) -> None:
-        """Change the configuration, so that the next load brings new workers."""
-        written = self.read(model, version)
-        if written is not None:
-            fields = {**vars(written), "mended": written.mended + 1}
-            self._put(model, version, WrittenVersion(**fields))
+    def put(self, model: str, version: int, written: WrittenVersion) -> None:
+        """Write what the next load makes Triton take."""
+        name = triton_name(model, version)
+        _replace(self._folder / name / "config.pbtxt", configuration_text(name, written))
+        _replace(self._record(model, version), json.dumps(vars(written)))
 
     def remove(self, model: str, version: int) -> None:
         """Take away all that was written of a version."""
         shutil.rmtree(self._folder / triton_name(model, version), ignore_errors=True)
         shutil.rmtree(self._unpacked(model, version), ignore_errors=True)
         self._record(model, version).unlink(missing_ok=True)
-
-    def _put(self, model: str, version: int, written: WrittenVersion) -> None:
-        name = triton_name(model, version)
-        _replace(self._folder / name / "config.pbtxt", configuration_text(name, written))
-        _replace(self._record(model, version), json.dumps(vars(written)))
 
     def _unpacked(self, model: str, version: int) -> Path:
         return self._endpoint.store / triton_name(model, version)
@@ -138,22 +155,26 @@ def _replace(file: Path, text: str) -> None:
 
 def configuration_text(name: str, written: WrittenVersion) -> str:
     """Return the config.pbtxt of a version: whole bodies in, whole answers out, and batches of
-    what has gathered while the last one ran, without a wait."""
-    parameters = {**written.parameters, "mended": str(written.mended)}
-    kind = "KIND_GPU" if parameters.get("device") == "cuda" else "KIND_CPU"
+    what has gathered while the last one ran, without a wait. The groups differ by a priority that
+    has no effect (--rate-limit is off): Triton compares all of a group but its name."""
+    kind = "KIND_GPU" if written.parameters.get("device") == "cuda" else "KIND_CPU"
     lines = [
         f"name: {json.dumps(name)}",
         'backend: "python"',
         f"max_batch_size: {written.batch_size}",
         'input [{ name: "body" data_type: TYPE_UINT8 dims: [-1] allow_ragged_batch: true }]',
         'output [{ name: "answer" data_type: TYPE_UINT8 dims: [-1] }]',
-        f"instance_group [{{ kind: {kind} count: {written.workers} }}]",
+        *(
+            f'instance_group {{ name: "{group_name(number)}" kind: {kind} count: 1 '
+            f"rate_limiter {{ priority: {number} }} }}"
+            for number in written.numbers
+        ),
         "dynamic_batching { max_queue_delay_microseconds: 0 "
         f"default_queue_policy {{ max_queue_size: {written.queue_size} }} }}",
         *(
             f"parameters {{ key: {json.dumps(key)} "
             f"value {{ string_value: {json.dumps(value, ensure_ascii=False)} }} }}"
-            for key, value in parameters.items()
+            for key, value in written.parameters.items()
         ),
     ]
     return "\n".join(lines) + "\n"

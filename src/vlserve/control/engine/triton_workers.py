@@ -5,64 +5,93 @@ batch that it hands to a dead one waits a second and fails. So they are counted 
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 STUB = "triton_python_backend_stub"
 """Name of the program that runs a worker."""
+_GROUP = "worker-"
 _POLL_S = 0.1
 
 
-def living(server: psutil.Process) -> dict[Path, list[psutil.Process]]:
-    """Return the workers of a server: folder of their code -> processes. One that is stopped
+@dataclass(frozen=True)
+class Worker:
+    """A worker that lives, and its number among those of its version."""
+
+    process: psutil.Process
+    number: int
+
+
+def group_name(number: int) -> str:
+    """Return the name of the instance group that the worker of this number is alone in."""
+    return f"{_GROUP}{number}"
+
+
+def living(server: psutil.Process) -> Mapping[Path, Sequence[Worker]]:
+    """Return the workers of a server: folder of their code -> workers. One that is stopped
     (SIGSTOP) answers nothing, and is among them: see `is_stopped`."""
-    workers: dict[Path, list[psutil.Process]] = {}
+    workers: dict[Path, list[Worker]] = {}
     with suppress(psutil.Error):
         for child in server.children():
             with suppress(psutil.Error):
-                if child.status() != psutil.STATUS_ZOMBIE and (folder := _code_folder(child)):
-                    workers.setdefault(folder, []).append(child)
+                if child.status() != psutil.STATUS_ZOMBIE:
+                    words = child.cmdline()
+                    folder, number = _code_folder(words), _number(words)
+                    if folder is not None and number is not None:
+                        workers.setdefault(folder, []).append(Worker(child, number))
     return workers
 
 
-def is_stopped(worker: psutil.Process) -> bool:
+def is_stopped(worker: Worker) -> bool:
     """Return whether a signal keeps the worker from going on."""
     try:
-        return bool(worker.status() == psutil.STATUS_STOPPED)
+        return bool(worker.process.status() == psutil.STATUS_STOPPED)
     except psutil.Error:
         return False
 
 
-def kill(workers: Iterable[psutil.Process]) -> None:
+def kill(processes: Iterable[psutil.Process]) -> None:
     """Kill these workers."""
-    for worker in workers:
+    for process in processes:
         with suppress(psutil.NoSuchProcess):
-            worker.kill()
+            process.kill()
 
 
-def wait_until_gone(workers: Iterable[psutil.Process], timeout_s: float) -> list[psutil.Process]:
+def wait_until_gone(
+    processes: Iterable[psutil.Process], timeout_s: float
+) -> Sequence[psutil.Process]:
     """Return those that are there still after ``timeout_s``."""
     deadline = time.monotonic() + timeout_s
-    left = list(workers)
+    left = list(processes)
     while (left := [each for each in left if _is_there(each)]) and time.monotonic() < deadline:
         time.sleep(_POLL_S)
     return left
 
 
-def _is_there(worker: psutil.Process) -> bool:
+def _is_there(process: psutil.Process) -> bool:
     try:
-        return bool(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE)
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.Error:
         return False
 
 
-def _code_folder(process: psutil.Process) -> Path | None:
-    """Return the folder of the model.py that a worker runs; None for other processes."""
-    words = process.cmdline()
+def _code_folder(words: Sequence[str]) -> Path | None:
+    """Return the folder of the model.py that a worker runs, out of its command line; None for other
+    processes."""
     if not words or not words[0].endswith(STUB):
         return None
     files = (Path(word) for word in words[1:] if word.endswith("/model.py"))
     return next((file.parent for file in files), None)
+
+
+def _number(words: Sequence[str]) -> int | None:
+    """Return a worker's number, out of its command line, which has the name of Triton's instance:
+    that of the group, and more after a `_`."""
+    names = (
+        word.removeprefix(_GROUP).partition("_")[0] for word in words if word.startswith(_GROUP)
+    )
+    return next((int(name) for name in names if name.isdecimal()), None)

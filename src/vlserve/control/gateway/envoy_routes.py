@@ -5,8 +5,9 @@ Envoy's v3 API: https://www.envoyproxy.io/docs/envoy/latest/api-v3/api
 """
 
 import json
+from collections.abc import Sequence
 
-from vlserve.control.domain import ModelRoute, Routing
+from vlserve.control.domain import Instance, ModelRoute, Routing
 from vlserve.control.gateway.envoy_clusters import Config, cluster_name, copies_name, shadow_name
 from vlserve.runtime import headers
 from vlserve.settings import Settings
@@ -17,6 +18,10 @@ ROUTES = "predictions"
 
 UNREADABLE_QUERY = r"\C*\?\C*%([0-9A-Fa-f]?|[0-9A-Fa-f]?[^0-9A-Fa-f]\C*)"
 """Matches a path with a % in its query that two hexadecimal digits do not follow."""
+
+MORE_RETRIES = 4
+"""Of a request that met a dead worker of Triton: it is sent again until another one is up, where
+TorchServe keeps it in its queue."""
 
 _ROUTE_TYPE = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration"
 _BUFFER_TYPE = "type.googleapis.com/envoy.extensions.filters.http.buffer.v3.BufferPerRoute"
@@ -62,10 +67,19 @@ def routes(routing: Routing, settings: Settings) -> Config:
                     *_unknown_paths(),
                 ],
                 "request_body_buffer_limit": gateway.max_body_bytes,
-                "retry_policy": _retry_policy(gateway, len(routing.instances)),
+                "retry_policy": _retry_policy(gateway, routing.instances),
                 # A try that takes too long goes on beside the next: the first answer counts.
                 "hedge_policy": {"hedge_on_per_try_timeout": True},
-                "response_headers_to_remove": [headers.ANSWERED_BY, headers.RETRY],
+                # triton.lua reads both.
+                "include_request_attempt_count": True,
+                "request_headers_to_add": [
+                    {"header": {"key": headers.RETRIES, "value": str(gateway.retries)}}
+                ],
+                "response_headers_to_remove": [
+                    headers.ANSWERED_BY,
+                    headers.RETRY,
+                    headers.RETRY_AFTER,
+                ],
                 "response_headers_to_add": [
                     {
                         "header": {
@@ -80,16 +94,24 @@ def routes(routing: Routing, settings: Settings) -> Config:
     }
 
 
-def _retry_policy(gateway: GatewaySettings, instances: int) -> Config:
+def _retry_policy(gateway: GatewaySettings, instances: Sequence[Instance]) -> Config:
     """Return the policy of retries: on another instance, where there is one, when an instance lost
-    the request. engine.lua marks the replies after which a retry can help."""
+    the request. engine.lua and triton.lua mark the replies after which a retry can help; the latter
+    also says how long to wait for a worker, and does not mark more than `gateway.retries` of the
+    other replies."""
+    on_triton = any(instance.engine == "triton" for instance in instances)
+    more = MORE_RETRIES if on_triton and gateway.retries else 0
     policy: Config = {
         "retry_on": "connect-failure,reset,retriable-headers",
-        "num_retries": gateway.retries,
+        "num_retries": gateway.retries + more,
         "retriable_headers": [{"name": headers.RETRY, "present_match": True}],
         "retry_back_off": {"base_interval": "0.05s", "max_interval": "0.5s"},
+        "rate_limited_retry_back_off": {
+            "reset_headers": [{"name": headers.RETRY_AFTER, "format": "SECONDS"}],
+            "max_interval": f"{gateway.timeout_s:g}s",
+        },
     }
-    if instances > 1:
+    if len(instances) > 1:
         policy["per_try_timeout"] = f"{gateway.try_timeout_s:g}s"
         policy["retry_host_predicate"] = [_PREVIOUS_HOSTS]
         policy["host_selection_retry_max_attempts"] = 20

@@ -6,12 +6,17 @@ their own.
 
 from typing import Any
 
-from vlserve.control.gateway.forwarded_headers import NOT_FOR_ENGINES
+from vlserve.control.gateway.forwarded_headers import FOR_ENGINES
+from vlserve.control.gateway.negated_match import negated_pattern
+from vlserve.runtime import headers
 from vlserve.settings import Settings
 
 Config = dict[str, Any]
 
 _HTTP = "type.googleapis.com/envoy.extensions.filters.http"
+_LEFT_OUT = negated_pattern((*FOR_ENGINES, headers.RETRIES))
+"""Headers that Triton does not get. What a try takes away, the next one lacks too, where the script
+reads RETRIES again."""
 
 
 def infer_path(model: str, version: int) -> str:
@@ -21,11 +26,12 @@ def infer_path(model: str, version: int) -> str:
 
 def own_filters(settings: Settings) -> Config:
     """Return what gives a cluster filters of its own. They run once a try, when the instance is
-    chosen; what it answers meets them in the opposite order."""
+    chosen; what it answers meets them in the opposite order. The script comes first, because the
+    other one takes away the number of the try."""
     options = {
         "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
         "explicit_http_config": {"http_protocol_options": {}},
-        "http_filters": [_headers(), _answers(settings), _codec()],
+        "http_filters": [_script(settings), _headers(), _codec()],
     }
     return {
         "typed_extension_protocol_options": {
@@ -42,7 +48,7 @@ def _headers() -> Config:
         "inference-header-content-length": "0",
         "authorization": "Bearer %UPSTREAM_METADATA(vlserve:token)%",
     }
-    others = {"key_matcher": {"safe_regex": {"regex": NOT_FOR_ENGINES}}}
+    others = {"key_matcher": {"safe_regex": {"regex": _LEFT_OUT}}}
     took = "engine;dur=%COMMON_DURATION(US_TX_BEG:US_RX_BEG:us)%e-3"
     return {
         "name": "envoy.filters.http.header_mutation",
@@ -69,7 +75,7 @@ def _headers() -> Config:
     }
 
 
-def _answers(settings: Settings) -> Config:
+def _script(settings: Settings) -> Config:
     file = settings.config_file("gateway/triton.lua")
     return {
         "name": "envoy.filters.http.lua",
