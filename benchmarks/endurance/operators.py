@@ -3,10 +3,10 @@
     .venv/bin/python -m benchmarks.endurance.operators --operations 3000
 
 Starts a stack of its own with two models in several versions. Operators register, release, begin,
-steer and abort rollouts, roll back and unload at random (`--seed`), all at the same models, while
-clients ask one of them and hold each answer against the right one. Prints what each word came to;
-exit code 1 when a word ended in an error that is no refusal, a request got no right answer, or the
-stack is not whole afterwards.
+steer and abort rollouts, roll back, unload and delete at random (`--seed`), all at the same models,
+while clients ask one of them and hold each answer against the right one. Prints what each word came
+to; exit code 1 when a word ended in an error that is no refusal, a request got no right answer, or
+the stack is not whole afterwards.
 """
 
 import argparse
@@ -59,6 +59,7 @@ def words(archives: Mapping[str, Sequence[Path]]) -> dict[str, Word]:
         "abort": lambda control, draw, model: control.abort(model),
         "rollback": lambda control, draw, model: control.rollback(model),
         "unload": lambda control, draw, model: control.unload(model, not_kept(draw)),
+        "delete": lambda control, draw, model: control.delete(model, not_kept(draw)),
         "status": lambda control, draw, model: control.model(model),
         "history": lambda control, draw, model: control.history(model),
     }
