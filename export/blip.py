@@ -37,8 +37,8 @@ from vlserve.families.examples import example_inputs
 from vlserve.families.vision_text import VisionTextConfig, VisionTextNetwork
 from vlserve.models.decoder import TextDecoder, drop_second_names
 from vlserve.models.keys import check_keys, is_ignored
+from vlserve.runtime.decoding_options import Sampling
 from vlserve.runtime.manifest import TensorSpec
-from vlserve.runtime.manner import Sampling
 from vlserve.training.finetune.heads import is_pretrained, of_parts
 from vlserve.training.finetune.plan import VisionTextPlan
 

@@ -11,8 +11,8 @@ from vlserve.runtime.inputs import VisualTextFields
 from vlserve.runtime.manifest import Manifest
 from vlserve.runtime.scores import best, check_labels, check_top_k, finite, probabilities
 from vlserve.runtime.task import Task
+from vlserve.runtime.text_generation import AnswerRanking, Writer
 from vlserve.runtime.types import Answer, Arrays, Backend, Sample
-from vlserve.runtime.writing import AnswerRanking, Writer
 
 
 class AnswerFields(VisualTextFields):

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel
 
+from vlserve.runtime.decoding_options import MANNER, WritingFields
 from vlserve.runtime.errors import ErrorCode, RequestError
 from vlserve.runtime.inputs import VisualFields
 from vlserve.runtime.manifest import Manifest
-from vlserve.runtime.manner import MANNER, WritingFields
 from vlserve.runtime.task import Task
+from vlserve.runtime.text_generation import Writer
 from vlserve.runtime.types import Answer, Arrays, Backend, Sample
-from vlserve.runtime.writing import Writer
 
 
 class CaptionFields(VisualFields, WritingFields):
@@ -29,7 +29,7 @@ class Caption(BaseModel):
 
 class CaptionTask(Task[CaptionFields]):
     """Graphs: ``encoder``, from those of vlserve.runtime.inputs that it lists to the memory of
-    ``step``; see vlserve.runtime.writing."""
+    ``step``; see vlserve.runtime.text_generation."""
 
     fields = CaptionFields
     answer = Caption

@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 from scipy.stats import linregress, t
 
-from vlserve.drill.programs import program_of
+from vlserve.drill.stack_programs import program_of
 from vlserve.settings import Settings
 from vlserve.stack import shared_memory
 from vlserve.stack.stack import processes

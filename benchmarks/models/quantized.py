@@ -20,8 +20,8 @@ import torch
 
 from vlserve.exporter.export import read_trained
 from vlserve.exporter.parity import run_eager
+from vlserve.quantize.graph_inputs import record
 from vlserve.quantize.items import read_parts, requests_of
-from vlserve.quantize.record import record
 from vlserve.quantize.speed import first_of
 from vlserve.runtime.archive import unpack_archive
 from vlserve.runtime.backend import open_backend

@@ -34,7 +34,7 @@ from vlserve.cli.output import print_line, print_table
 from vlserve.control.domain import EngineKind
 from vlserve.control.engine.endpoints import endpoints
 from vlserve.control.engine.group import EngineGroup
-from vlserve.drill.programs import program_of
+from vlserve.drill.stack_programs import program_of
 from vlserve.errors import ControlError, StackError
 from vlserve.exporter.echo import pack_echo
 from vlserve.loadgen.probe_requests import vary_probes

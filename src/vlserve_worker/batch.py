@@ -23,7 +23,6 @@ from typing import Any
 from vlserve.runtime.folder import open_folder
 from vlserve.runtime.pipeline import Pipeline
 from vlserve_worker.batch_columns import Columns, InputRow, ItemError
-from vlserve_worker.batch_covers import Covers
 from vlserve_worker.batch_files import (
     OutputRow,
     read_output,
@@ -33,6 +32,7 @@ from vlserve_worker.batch_files import (
 )
 from vlserve_worker.batch_order import Order
 from vlserve_worker.batch_parts import PartFiles
+from vlserve_worker.batch_videos import Covers
 from vlserve_worker.storage import AnyPath, path_of
 from vlserve_worker.video import FrameChoice
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from vlserve.runtime.errors import ErrorCode
-from vlserve_worker.batch_covers import IMAGE, VIDEO, Covers
+from vlserve_worker.batch_videos import IMAGE, VIDEO, Covers
 from vlserve_worker.storage import AnyPath, path_of, read_range
 from vlserve_worker.video import Place, VideoError
 

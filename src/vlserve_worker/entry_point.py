@@ -16,4 +16,4 @@ def entry_point(archive: Path) -> Any:
     ``sys.path``; that which is installed, for an archive that was packed without one. Imports the
     archive's runtime."""
     own = (archive / f"{ENTRY_POINT}.py").is_file()
-    return import_module(ENTRY_POINT if own else "vlserve_worker.answering").TritonModel
+    return import_module(ENTRY_POINT if own else "vlserve_worker.earlier_archives").TritonModel

@@ -11,7 +11,7 @@ from support.running_stack import ANY_LATENCY, make_settings, tolerate_latency
 from support.running_triton import need_triton
 from vlserve.control.domain import State
 from vlserve.drill.cases import PROMOTED, REFUSED, ROLLED_BACK, Policy
-from vlserve.drill.engines import compare_engines
+from vlserve.drill.engine_comparison import compare_engines
 from vlserve.drill.game_day import run_drill
 from vlserve.exporter.echo import pack_echo
 from vlserve.testing import RunningStack

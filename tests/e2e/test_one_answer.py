@@ -18,7 +18,7 @@ from support.request_variant import READ, Variant
 from support.running_stack import RunningGateway
 from support.running_triton import RunningTriton
 from vlserve.control.domain import ModelRoute, Routing
-from vlserve.drill.one_answer import ALONE, TOGETHER, Said, compare
+from vlserve.drill.answer_comparison import ALONE, TOGETHER, Said, compare
 from vlserve.runtime.answering import HTTP_STATUS
 from vlserve.runtime.archive import unpack_archive
 from vlserve.runtime.body import read_request, write_body

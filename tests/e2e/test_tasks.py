@@ -15,7 +15,7 @@ from PIL import Image
 from support.eager_answers import eager_of
 from support.engines import on_triton
 from support.example_recipe import NAME, export_example
-from support.requests_asked import Asked, asked_of, without_pictures
+from support.questions import Asked, asked_of, without_pictures
 from support.running_stack import PROJECT
 from support.tiny_kinds import SERVED, in_tiers
 from support.tiny_models import Archives, tiny_models

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from support.requests_asked import Asked, Look
+from support.questions import Asked, Look
 from vlserve.exporter.export import Trained
 from vlserve.exporter.parity import run_eager
 from vlserve.exporter.recipe import GraphPlan, Served

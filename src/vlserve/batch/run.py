@@ -13,8 +13,8 @@ from typing import Any
 
 from vlserve.batch.job import WHOLE, JobFolder, JobRecord, Options, Progress, Receipt
 from vlserve.batch.locks import Shard
-from vlserve.batch.pace import Pace
 from vlserve.batch.parts import Part, TextPart, cut
+from vlserve.batch.progress import Pace
 from vlserve.batch.report import make_report, write_report
 from vlserve.batch.sample import Prediction, draw, predict
 from vlserve.batch.sources import find_sources

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 from vlserve.cli.output import print_line
 
 if TYPE_CHECKING:
-    from vlserve.training.lines import BadKind, BadLine
+    from vlserve.training.json_lines import BadKind, BadLine
 
 
 def print_bad_lines(bad_lines: "Sequence[BadLine]") -> None:
     """Print five lines of each kind with their reasons, and how many there are."""
-    from vlserve.training.lines import by_kind
+    from vlserve.training.json_lines import by_kind
 
     print_bad_kinds(by_kind(bad_lines), len(bad_lines))
 

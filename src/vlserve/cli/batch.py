@@ -340,7 +340,7 @@ def _print(report: Any, as_json: bool) -> None:
 
 
 def _print_prediction(prediction: "Prediction", as_json: bool) -> None:
-    from vlserve.batch.pace import duration
+    from vlserve.batch.progress import duration
 
     if as_json:
         print_json(prediction)

@@ -12,7 +12,7 @@ from vlserve.cli.parameters import Group, Model, control_client, folder_option
 from vlserve.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from vlserve.drill.engines import EnginesResult
+    from vlserve.drill.engine_comparison import EnginesResult
     from vlserve.drill.game_day import DrillResult
 
 _LONGEST_REASON = 100
@@ -87,7 +87,7 @@ def _print_releases(result: "DrillResult") -> None:
 
 def _run_engines(settings: Settings, model: str, folder: Path, as_json: bool) -> bool:
     from vlserve.drill.checked_release import stored_archive
-    from vlserve.drill.engines import compare_engines
+    from vlserve.drill.engine_comparison import compare_engines
     from vlserve.errors import NotReady
 
     with control_client() as control, progress(f"drilling {model}") as show:

@@ -27,10 +27,10 @@ from vlserve.control.rollouts.pair_log import PairLog
 from vlserve.control.rollouts.service import RolloutService
 from vlserve.control.rollouts.steps import RolloutSteps
 from vlserve.control.service import ControlService
+from vlserve.control.store.disk_space import disk_troubles
 from vlserve.control.store.ledger import Ledger
 from vlserve.control.store.reserve import Reserve
 from vlserve.control.store.rollouts import RolloutStore
-from vlserve.control.store.storage import disk_troubles
 from vlserve.control.store.unrecorded import Unrecorded
 from vlserve.settings import Settings
 from vlserve.supervisor import Supervisor

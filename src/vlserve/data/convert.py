@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vlserve.data.csv_records import Record, read_records
-from vlserve.data.fields import KEEP_LABELS, LabelMapping, templates_for
-from vlserve.data.lines import (
+from vlserve.data.data_files import (
     TOO_LONG,
     LeftOut,
     read_raw_lines,
@@ -19,6 +18,7 @@ from vlserve.data.lines import (
     write_object,
     written_whole,
 )
+from vlserve.data.fields import KEEP_LABELS, LabelMapping, templates_for
 from vlserve.errors import DataError
 from vlserve.text_files import encoding_hint
 

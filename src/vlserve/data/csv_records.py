@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlserve.data.lines import MAX_LINE_BYTES, TOO_LONG, read_raw_lines
+from vlserve.data.data_files import MAX_LINE_BYTES, TOO_LONG, read_raw_lines
 
 MAX_RECORD_LINES = 200
 """Of a record with line breaks inside of quotes."""

@@ -11,7 +11,7 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
-from vlserve.data.lines import write_object, written_whole
+from vlserve.data.data_files import write_object, written_whole
 from vlserve.errors import DataError
 from vlserve.extras import require_extras
 from vlserve_worker.video import (

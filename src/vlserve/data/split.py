@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vlserve.data.lines import (
+from vlserve.data.data_files import (
     LeftOut,
     labels_of,
     read_objects,

@@ -14,9 +14,9 @@ from typing import Any
 from vlserve.control.client import ControlClient
 from vlserve.control.domain import RolloutStatus, State
 from vlserve.control.wire.rollout_views import RolloutView
-from vlserve.drill.follow import Followed, Show, follow, reason
-from vlserve.drill.pace import measure_pace
+from vlserve.drill.capacity import measure_pace
 from vlserve.drill.release_result import CheckedRelease
+from vlserve.drill.release_watch import Followed, Show, follow, reason
 from vlserve.drill.report import render_section
 from vlserve.errors import NotReady, StressError, VlserveError
 from vlserve.exporter.pack import archive_name

@@ -13,7 +13,7 @@ import psutil
 from vlserve.control.engine.endpoints import endpoints
 from vlserve.control.engine.group import EngineGroup
 from vlserve.control.wire.views import EventView, ModelView
-from vlserve.drill.programs import program_of
+from vlserve.drill.stack_programs import program_of
 from vlserve.errors import ControlError, StackError
 from vlserve.settings import Settings
 from vlserve.stack import stack

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from vlserve.control.client import ControlClient
 from vlserve.control.domain import EngineKind, State
+from vlserve.drill.capacity import Pace, measure_pace
 from vlserve.drill.cases import (
     PROMOTED,
     REFUSED,
@@ -25,8 +26,7 @@ from vlserve.drill.cases import (
     judge_cases,
 )
 from vlserve.drill.checked_release import stored_archive
-from vlserve.drill.follow import Show, follow
-from vlserve.drill.pace import Pace, measure_pace
+from vlserve.drill.release_watch import Show, follow
 from vlserve.drill.twin import Fault, Original, spoil, twin_name
 from vlserve.errors import ArchiveError, ControlError, LoadFailed, NotReady, VlserveError
 from vlserve.loadgen.release_traffic import ReleaseTraffic, running_traffic

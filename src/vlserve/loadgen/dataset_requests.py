@@ -9,7 +9,7 @@ from urllib3.filepost import encode_multipart_formdata
 
 from vlserve.errors import DataError
 from vlserve.text_files import encoding_hint
-from vlserve.training.lines import parse_object
+from vlserve.training.json_lines import parse_object
 
 MAX_BYTES = 256 * 1024 * 1024
 """All bodies are kept in memory; the lines of a longer file beyond this are not sent."""

@@ -12,8 +12,8 @@ from vlserve.exporter.pack import draft_of, pack_members
 from vlserve.exporter.probes import answer_by_archive, probes_of
 from vlserve.processor import has_vnni
 from vlserve.quantize.gate import Verdict, open_gate
+from vlserve.quantize.graph_inputs import record
 from vlserve.quantize.items import Parts, read_parts, requests_of
-from vlserve.quantize.record import record
 from vlserve.quantize.search import Chosen, Found, search
 from vlserve.quantize.speed import Clock, measure_ms
 from vlserve.quantize.variants import GraphVariants

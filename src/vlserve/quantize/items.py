@@ -12,7 +12,7 @@ from typing import Any
 
 from vlserve.runtime.inputs import takes_text, takes_visual
 from vlserve.runtime.manifest import Manifest
-from vlserve.training.lines import BadLine, numbered_lines, parse_object, refuse_mostly_bad
+from vlserve.training.json_lines import BadLine, numbered_lines, parse_object, refuse_mostly_bad
 
 CALIBRATED = 64
 """Items to calibrate on, at the most; never more than a third of the file."""

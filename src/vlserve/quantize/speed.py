@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 
-from vlserve.quantize.record import Feeds
+from vlserve.quantize.graph_inputs import Feeds
 from vlserve.runtime.backend import open_backend
 from vlserve.runtime.manifest import Graph
 from vlserve.runtime.types import Arrays

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from vlserve.quantize.graph_inputs import Feeds
 from vlserve.quantize.methods import Method, Node, Prepared, prepare, quantise
-from vlserve.quantize.record import Feeds
 from vlserve.quantize.speed import Clock, size_of
 from vlserve.runtime.backend import open_backend
 from vlserve.runtime.manifest import Graph

@@ -20,10 +20,10 @@ from vlserve.processor import usable_cores
 from vlserve.project import Folder
 from vlserve.retrieval import encode
 from vlserve.retrieval.corpus import Corpus, Kind, read_corpus
-from vlserve.retrieval.storage import EXACT_UP_TO, Stored, store
+from vlserve.retrieval.index_files import EXACT_UP_TO, Stored, store
 from vlserve.runtime.archive import file_sha256, unpack_archive, verify_archive
 from vlserve.runtime.manifest import MANIFEST, TORCHSERVE_MANIFEST, Manifest
-from vlserve.training.lines import BadLine, refuse_mostly_bad
+from vlserve.training.json_lines import BadLine, refuse_mostly_bad
 
 TASKS = ("match", "embed")
 """Whose archives have what an index needs."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from vlserve.training.lines import (
+from vlserve.training.json_lines import (
     BadLine,
     as_text,
     numbered_lines,

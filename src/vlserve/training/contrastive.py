@@ -22,7 +22,7 @@ from vlserve.runtime.archive import file_sha256
 from vlserve.training.dataset import read_serving
 from vlserve.training.evaluators.corpus import recall_both_ways
 from vlserve.training.evaluators.items import PairedItem, read_task_file
-from vlserve.training.lines import BadLine, first_of
+from vlserve.training.json_lines import BadLine, first_of
 from vlserve.training.objectives.retrieve import in_batch_contrast
 from vlserve.training.options import TrainOptions, parse_options
 from vlserve.training.pairs import FrozenEncoders, Pairs, Reader

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlserve.training.lines import BadLine, as_text, numbered_lines, parse_object
+from vlserve.training.json_lines import BadLine, as_text, numbered_lines, parse_object
 
 SEEN = ("img", "text")
 """Fields that hold what a tagger sees of an item."""

@@ -21,8 +21,8 @@ from vlserve.training.data import (
     leave_out_unknown,
     read_items,
 )
-from vlserve.training.encoded import Encoder, encode
-from vlserve.training.lines import BadLine, refuse_bad_lines
+from vlserve.training.encoded_features import Encoder, encode
+from vlserve.training.json_lines import BadLine, refuse_bad_lines
 from vlserve.training.options import TrainOptions
 from vlserve.training.plan import DataFacts, training_plan
 from vlserve.training.samples import (
@@ -95,7 +95,7 @@ def read_dataset(
 def encode_dataset(
     data: Dataset, frozen: nn.Module, cache: Path, on_read: OnRead | None = None
 ) -> Dataset:
-    """``data`` as the trained part of a network takes it: see `vlserve.training.encoded`."""
+    """``data`` as the trained part of a network takes it: see `vlserve.training.encoded_features`."""
     assert isinstance(data.train, Samples) and isinstance(data.val, Samples)
     encoder = Encoder(frozen)
     train, val = (encode(encoder, samples, cache, on_read) for samples in (data.train, data.val))

@@ -25,7 +25,7 @@ from vlserve.training.data import (
     read_items,
 )
 from vlserve.training.dataset import read_serving
-from vlserve.training.lines import BadLine, refuse_bad_lines
+from vlserve.training.json_lines import BadLine, refuse_bad_lines
 from vlserve.training.loop import score
 from vlserve.training.metrics.tagging import Metrics, measure, predict
 from vlserve.training.samples import decode_images, to_samples, to_targets

@@ -14,7 +14,7 @@ from vlserve.exporter.recipe import Recipe
 from vlserve.runtime.archive import file_sha256
 from vlserve.training.dataset import Dataset, encode_dataset, read_dataset
 from vlserve.training.distributed import barrier, is_first
-from vlserve.training.lines import BadLine
+from vlserve.training.json_lines import BadLine
 from vlserve.training.loop import TagJob, add_dropout, measure_tags, solve
 from vlserve.training.metrics.tagging import Metrics
 from vlserve.training.options import TrainOptions, parse_options

@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from torch.optim import LBFGS
 
 from vlserve.errors import TrainingError
-from vlserve.training.augment import Augmentation
 from vlserve.training.dataset import Dataset
 from vlserve.training.distributed import over_ranks
 from vlserve.training.metrics.tagging import Metrics, measure
@@ -22,6 +21,7 @@ from vlserve.training.options import TrainOptions
 from vlserve.training.plan import Parts
 from vlserve.training.run import epoch_seed
 from vlserve.training.samples import TrainingSamples, batches, run_by_name
+from vlserve.training.tagger_augmentation import Augmentation
 
 SCORE_BATCH = 32
 MAX_STEPS, TOLERANCE = 500, 1e-5

@@ -19,7 +19,7 @@ from vlserve.runtime.manifest import ImageInput
 from vlserve.runtime.text import Tokenizer, check_size, read_text
 from vlserve.training.evaluators.corpus import Corpus, corpus_of
 from vlserve.training.evaluators.items import PairedItem, TaskFile, read_task_file
-from vlserve.training.lines import BadLine, refuse_mostly_bad
+from vlserve.training.json_lines import BadLine, refuse_mostly_bad
 
 BATCH = 16
 REPORT_BATCHES = 8

@@ -17,7 +17,7 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 from rich.text import Text
 
-from vlserve.batch.pace import duration
+from vlserve.batch.progress import duration
 from vlserve.training.run import Progress
 
 LINE_SECONDS = 10.0

@@ -14,7 +14,7 @@ import torch
 import vlserve
 from vlserve.errors import TrainingError
 from vlserve.training.distributed import is_first
-from vlserve.training.lines import BadLine, write_bad_lines
+from vlserve.training.json_lines import BadLine, write_bad_lines
 from vlserve.training.run_log import CURVES, EVENTS, LOG
 from vlserve.training.state import load_facts
 

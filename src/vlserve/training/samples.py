@@ -16,8 +16,8 @@ from vlserve.runtime.errors import RequestError
 from vlserve.runtime.image import decode
 from vlserve.runtime.manifest import ImageInput, TextInput
 from vlserve.runtime.text import Ids, Tokenizer, check_size, read_text
-from vlserve.training.augment import Augmentation
 from vlserve.training.data import Item, ItemFile
+from vlserve.training.tagger_augmentation import Augmentation
 
 Decoded = Mapping[int, NDArray[np.float32]]
 """Line number -> image (3, height, width)."""

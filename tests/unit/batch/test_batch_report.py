@@ -14,8 +14,8 @@ from support.batch_rows import output, rows_of, write_jsonl
 from vlserve.batch import duplicates
 from vlserve.batch.duplicates import count_duplicates
 from vlserve.batch.job import Options, Receipt
-from vlserve.batch.pace import Pace, duration
 from vlserve.batch.parts import ParquetPart, TextPart, cut
+from vlserve.batch.progress import Pace, duration
 from vlserve.batch.report import plot_of, render
 from vlserve.batch.run import Crewing, predict_batch
 from vlserve.batch.sample import Sample, Spread, draw, predict

@@ -156,13 +156,13 @@ def test_minutes_in_compiled_code_do_not_hold_a_signal_back(tmp_path: Path) -> N
         "import faiss, numpy as np\n"
         "from pathlib import Path\n"
         "from vlserve.cli.stopping import end_on_signals\n"
-        "from vlserve.retrieval import storage\n"
+        "from vlserve.retrieval import index_files\n"
         "def add(graph, vectors):\n"
         "    threading.Timer(0.2, print, ('within it',), {'flush': True}).start()\n"
         "    hashlib.pbkdf2_hmac('sha1', b'', b'', 2**31 - 1)\n"
         "faiss.IndexHNSWFlat.add = add\n"
         "end_on_signals()\n"
-        "storage._write_graph(np.zeros((8, 4), 'float32'), Path(sys.argv[1]))\n"
+        "index_files._write_graph(np.zeros((8, 4), 'float32'), Path(sys.argv[1]))\n"
     )
     file = tmp_path / "neighbours.faiss"
     with subprocess.Popen(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from support.small_disk import fill, small_disk
 from vlserve.control.assembly import Control
-from vlserve.control.store.storage import disk_troubles
+from vlserve.control.store.disk_space import disk_troubles
 from vlserve.settings import Settings
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vlserve.data.lines import LeftOut, read_objects
+from vlserve.data.data_files import LeftOut, read_objects
 from vlserve.data.split import Split, split_file
 from vlserve.errors import DataError
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from support.echo_tasks import FAILS, HANDLERS, KINDS, manifest_of, pipeline_of
-from support.requests_asked import Asked, asked_of, npy
+from support.questions import Asked, asked_of, npy
 from vlserve.exporter.probes import drawn_image, drawn_requests
 from vlserve.runtime.errors import ErrorCode, ManifestInvalid, RequestError
 from vlserve.runtime.pipeline import Pipeline

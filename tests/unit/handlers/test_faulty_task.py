@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from support.echo_tasks import HANDLERS, KINDS, pipeline_of
-from support.requests_asked import asked_of
+from support.questions import asked_of
 from vlserve.drill.twin import FAULTY_TASK, Fault
 from vlserve.runtime.manifest import Probe
 from vlserve.runtime.pipeline import Pipeline

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from support.eager_answers import Eager, eager_of
-from support.requests_asked import Asked, Look, look_at
+from support.questions import Asked, Look, look_at
 from support.tiny_models import PROJECT, Archives
 from vlserve.exporter.convert import Format
 from vlserve.exporter.export import read_trained

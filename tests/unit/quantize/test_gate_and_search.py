@@ -10,8 +10,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from vlserve.errors import ExportError
 from vlserve.quantize.gate import FIRST, Verdict
+from vlserve.quantize.graph_inputs import Feeds
 from vlserve.quantize.items import read_parts
-from vlserve.quantize.record import Feeds
 from vlserve.quantize.search import search
 from vlserve.quantize.variants import GraphVariants, Variant, distance
 from vlserve.runtime.backend import open_backend

@@ -17,8 +17,8 @@ from vlserve.exporter.pack import draft_of, pack_members
 from vlserve.processor import has_vnni
 from vlserve.quantize.export import Int8Report, quantise_archive
 from vlserve.quantize.gate import open_gate
+from vlserve.quantize.graph_inputs import Feeds
 from vlserve.quantize.items import read_parts
-from vlserve.quantize.record import Feeds
 from vlserve.runtime.archive import file_sha256, unpack_archive, verify_archive
 from vlserve.runtime.folder import open_folder
 from vlserve.runtime.manifest import Graph

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from support.requests_asked import asked_of
+from support.questions import asked_of
 from support.tiny_models import Archives
 from vlserve.runtime.archive import unpack_archive
 from vlserve.runtime.errors import ErrorCode

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from support.eager_answers import ANSWERS, eager_of
-from support.requests_asked import asked_of, without_pictures
+from support.questions import asked_of, without_pictures
 from support.tiny_kinds import SERVED, TRACED, graph_kind
 from support.tiny_models import EXPORT, PROJECT, Archives, recipes_and_tasks, tiny_models
 from vlserve.exporter.convert import SUFFIXES, Format

@@ -10,7 +10,7 @@ import pytest
 from support.echo_archive import TEXTS, pack_echo_dual, write_images, write_lines
 from vlserve.errors import ArchiveError, DataError
 from vlserve.exporter.pack import HANDLERS_DIR, draft_of, pack_members
-from vlserve.retrieval import build, storage
+from vlserve.retrieval import build, index_files
 from vlserve.retrieval.build import IndexReport, build_index
 from vlserve.retrieval.corpus import read_corpus
 from vlserve.retrieval.encode import SHARD
@@ -240,7 +240,7 @@ def test_a_large_index_is_searched_by_a_graph_of_neighbours(
     data = write_lines(tmp_path / "items.jsonl", write_images(tmp_path, 60))
     archive = pack_echo_dual(tmp_path, task="embed")
     exact = index(archive, data, tmp_path / "exact")
-    monkeypatch.setattr(storage, "EXACT_UP_TO", 50)
+    monkeypatch.setattr(index_files, "EXACT_UP_TO", 50)
     monkeypatch.setattr(build, "EXACT_UP_TO", 50)
     large = index(archive, data, tmp_path / "large")
     again = index(archive, data, tmp_path / "again")

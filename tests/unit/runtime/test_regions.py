@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from support.requests_asked import npy
+from support.questions import npy
 from vlserve.runtime.errors import ErrorCode, RequestError
 from vlserve.runtime.manifest import RegionInput
 from vlserve.runtime.regions import grid_boxes, grid_of, pad_regions, read_boxes, read_features

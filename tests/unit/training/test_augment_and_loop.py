@@ -10,9 +10,9 @@ from torch.nn import functional as F
 from vlserve.errors import TrainingError
 from vlserve.runtime.manifest import ImageInput
 from vlserve.training import loop
-from vlserve.training.augment import Augmentation
-from vlserve.training.encoded import EncodedSamples
+from vlserve.training.encoded_features import EncodedSamples
 from vlserve.training.loop import add_dropout, class_weights, make_loss, solve
+from vlserve.training.tagger_augmentation import Augmentation
 
 SIZE = ImageInput(height=16, width=24)
 MEAN, STD = (torch.tensor(values).view(1, 3, 1, 1) for values in (SIZE.mean, SIZE.std))

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from support.eager_answers import Eager, eager_of
-from support.requests_asked import Asked, Look, look_at, npy
+from support.questions import Asked, Look, look_at, npy
 from support.tiny_models import PROJECT, Archives
 from vlserve.cli import app
 from vlserve.exporter.echo import LABELS, pack_echo

@@ -18,7 +18,7 @@ from vlserve.exporter.convert import Converter
 from vlserve.exporter.export import export_archive
 from vlserve.exporter.recipe import Recipe, load_recipe
 from vlserve.runtime.archive import file_sha256, verify_archive
-from vlserve.training import encoded
+from vlserve.training import encoded_features
 from vlserve.training.demo_data import DemoData
 from vlserve.training.evaluate import evaluate_archive, evaluate_checkpoint
 from vlserve.training.fit import TrainReport, fit
@@ -75,7 +75,7 @@ def tiny_recipe(seed: int) -> Any:
 def each_graph_once() -> Iterator[None]:
     """The exported graph of an encoder with the same weights and images is kept: it takes seconds,
     and each run of it is held against the encoder anyhow."""
-    export, kept = encoded._open_graph, dict[Any, Any]()
+    export, kept = encoded_features._open_graph, dict[Any, Any]()
 
     def kept_or_exported(frozen: nn.Module, batch: Any, names: tuple[str, ...]) -> Any:
         images = {name: x.shape[2:] for name, x in batch.items()}
@@ -85,7 +85,7 @@ def each_graph_once() -> Iterator[None]:
         return kept[key]
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(encoded, "_open_graph", kept_or_exported)
+        patched.setattr(encoded_features, "_open_graph", kept_or_exported)
         yield
 
 

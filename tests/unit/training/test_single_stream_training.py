@@ -16,10 +16,10 @@ from vlserve.exporter.export import export_archive
 from vlserve.exporter.recipe import load_recipe
 from vlserve.exporter.wordpiece import SPECIAL, wordpiece
 from vlserve.runtime.manifest import ImageInput
-from vlserve.training.augment import Augmentation
 from vlserve.training.demo_data import DemoData
 from vlserve.training.evaluate import evaluate_archive
 from vlserve.training.fit import fit
+from vlserve.training.tagger_augmentation import Augmentation
 from vlserve.training.vocabulary import build_pieces
 
 FAMILY = "visualbert_coattention"

@@ -14,7 +14,7 @@ from vlserve.training.data import (
     leave_out_unknown,
     read_items,
 )
-from vlserve.training.lines import refuse_bad_lines, write_bad_lines
+from vlserve.training.json_lines import refuse_bad_lines, write_bad_lines
 from vlserve.training.samples import decode_images
 
 WriteLines = Callable[..., Path]

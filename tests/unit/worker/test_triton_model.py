@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from vlserve.runtime.answering import HTTP_STATUS
-from vlserve_worker import answering
+from vlserve_worker import earlier_archives
 
 
 class Tensor:
@@ -200,7 +200,7 @@ def test_a_stub_that_corrupts_bytes_serves_nothing(
 def test_an_archive_without_an_entry_point_is_answered_by_the_installed_one(
     triton_model: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    installed = ModuleType("vlserve_worker.answering")
+    installed = ModuleType("vlserve_worker.earlier_archives")
     exec(ENTRY_POINT, vars(installed))
     monkeypatch.setitem(sys.modules, installed.__name__, installed)
     model = opened(triton_model, tmp_path, code="")
@@ -209,4 +209,6 @@ def test_an_archive_without_an_entry_point_is_answered_by_the_installed_one(
 
 
 def test_the_installed_one_knows_the_statuses_of_the_runtime() -> None:
-    assert {str(code): status for code, status in HTTP_STATUS.items()} == answering.HTTP_STATUS
+    assert {
+        str(code): status for code, status in HTTP_STATUS.items()
+    } == earlier_archives.HTTP_STATUS

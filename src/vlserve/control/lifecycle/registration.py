@@ -14,8 +14,8 @@ from vlserve.control.domain import EngineKind, Registration, State, VersionRecor
 from vlserve.control.lifecycle.lifecycle import Lifecycle
 from vlserve.control.lifecycle.operations import Operations
 from vlserve.control.placement import Placement
+from vlserve.control.store.disk_space import free_space, has_room
 from vlserve.control.store.ledger import Ledger
-from vlserve.control.store.storage import free_space, has_room
 from vlserve.control.tuning import Tuning, check_tuning
 from vlserve.errors import (
     ArchiveError,

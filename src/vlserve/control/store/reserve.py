@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from vlserve.control.domain import Trouble
-from vlserve.control.store.storage import free_space, has_room
+from vlserve.control.store.disk_space import free_space, has_room
 
 RESERVE_BYTES = 2 * 1024 * 1024
 """More than a change of traffic writes into the ledger, and than all routes of a gateway."""

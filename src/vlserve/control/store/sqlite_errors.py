@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vlserve.control.store.storage import free_space
+from vlserve.control.store.disk_space import free_space
 from vlserve.errors import ControlError, LedgerDamaged, LedgerFull, LedgerUnwritable
 
 _PRIMARY = 0xFF  # of an extended result code: https://www.sqlite.org/rescode.html

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vlserve.data.lines import LeftOut, labels_of, read_objects
+from vlserve.data.data_files import LeftOut, labels_of, read_objects
 from vlserve.errors import DataError
-from vlserve.training.lines import as_text
+from vlserve.training.json_lines import as_text
 
 
 @dataclass(frozen=True)

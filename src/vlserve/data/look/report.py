@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vlserve.data.lines import refuse_own_output, write_object, written_whole
+from vlserve.data.data_files import refuse_own_output, write_object, written_whole
 from vlserve.data.look.label_issues import Issues, find_issues
 from vlserve.data.look.near_duplicates import DISTANCE, Groups, find_groups
 from vlserve.data.look.survey import Example, Survey, TextLengths, lines_at, survey_files

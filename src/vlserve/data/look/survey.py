@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from vlserve.data.data_files import LeftOut, labels_of, read_objects, write_object
 from vlserve.data.fields import FIELDS
-from vlserve.data.lines import LeftOut, labels_of, read_objects, write_object
 from vlserve.data.look.images import ImageFacts, Unreadable, image_facts
 from vlserve.runtime.errors import RequestError
 from vlserve.runtime.text import read_text
-from vlserve.training.lines import as_text
+from vlserve.training.json_lines import as_text
 
 MOST_LABELS = 10_000
 """Different labels that are counted by themselves; further ones count as OTHERS."""

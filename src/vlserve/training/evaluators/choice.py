@@ -6,7 +6,7 @@ from sklearn.metrics import f1_score
 
 from vlserve.training.evaluators.items import EntailItem, ReasonItem
 from vlserve.training.evaluators.job import Job, Result
-from vlserve.training.lines import BadLine
+from vlserve.training.json_lines import BadLine
 from vlserve.training.metrics.confidence import means
 
 

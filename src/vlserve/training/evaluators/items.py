@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from vlserve.training.lines import BadLine, as_text, numbered_lines, parse_object
+from vlserve.training.json_lines import BadLine, as_text, numbered_lines, parse_object
 
 
 def _encodable(value: Any) -> Any:

@@ -10,7 +10,7 @@ from vlserve.processor import usable_cores
 from vlserve.runtime.manifest import Manifest
 from vlserve.runtime.types import Answer
 from vlserve.training.evaluators.items import AnyItem, Look, TaskFile, read_task_file
-from vlserve.training.lines import BadLine, refuse_bad_lines
+from vlserve.training.json_lines import BadLine, refuse_bad_lines
 
 OnProgress = Callable[[str], None]
 Fields = dict[str, Any]

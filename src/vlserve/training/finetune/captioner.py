@@ -27,7 +27,7 @@ from vlserve.training.finetune.data import TaskData
 from vlserve.training.finetune.jobs import Items
 from vlserve.training.finetune.plan import CaptionerPlan, FinetuneOptions
 from vlserve.training.finetune.rewards import Rewards
-from vlserve.training.lines import refuse_mostly_bad
+from vlserve.training.json_lines import refuse_mostly_bad
 from vlserve.training.objectives.caption import Memory, caption_log_probs, next_words
 from vlserve.training.objectives.self_critical import self_critical, word_log_probs
 

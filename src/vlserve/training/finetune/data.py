@@ -27,7 +27,7 @@ from vlserve.training.evaluators.items import (
     TaskItem,
     read_task_file,
 )
-from vlserve.training.lines import BadLine, refuse_mostly_bad
+from vlserve.training.json_lines import BadLine, refuse_mostly_bad
 
 SCHEMAS: Mapping[str, type[TaskItem]] = {
     "retrieve": PairedItem,

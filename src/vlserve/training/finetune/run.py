@@ -13,7 +13,7 @@ from vlserve.errors import DataError
 from vlserve.exporter.recipe import Recipe
 from vlserve.training.finetune.data import bad_lines
 from vlserve.training.finetune.prepare import prepare
-from vlserve.training.lines import BadLine, first_of
+from vlserve.training.json_lines import BadLine, first_of
 from vlserve.training.run import OnProgress, best_epoch, first_step, train
 from vlserve.training.run_folder import (
     LAST,

@@ -9,11 +9,11 @@ import pytest
 
 from vlserve.exporter.wordpiece import SPECIAL, wordpiece
 from vlserve.runtime.body import parse_fields
+from vlserve.runtime.decoding_options import MANNER, WritingFields
 from vlserve.runtime.errors import ArchiveUnreadable, ErrorCode, ManifestInvalid, RequestError
 from vlserve.runtime.manifest import Manifest
-from vlserve.runtime.manner import MANNER, WritingFields
+from vlserve.runtime.text_generation import Writer
 from vlserve.runtime.types import Arrays
-from vlserve.runtime.writing import Writer
 
 WORDS = (*SPECIAL, "a", "cat", "##s", "dog")
 END = WORDS.index("[SEP]")

@@ -3,7 +3,7 @@
 The manifest's options say how: ``prompt_ids``, ``end_id``, ``beams``, ``max_length``, and where
 they are not the usual ones ``min_length``, ``length_penalty``, ``repetition_penalty`` and
 ``finished`` (see BeamSearch); ``sampling``, where requests may have their texts drawn (see
-vlserve.runtime.manner); ``tokenizer``, a tokenizer.json, or ``words``, a JSON list of words by id,
+vlserve.runtime.decoding_options); ``tokenizer``, a tokenizer.json, or ``words``, a JSON list of words by id,
 turns ids into text; with ``merge_repeats`` a word that follows itself is written once.
 """
 
@@ -26,9 +26,9 @@ from vlserve.runtime.decoding import (
     beam_search,
     rank_answers,
 )
+from vlserve.runtime.decoding_options import Manners, Sampling
 from vlserve.runtime.errors import ArchiveUnreadable, ManifestInvalid
 from vlserve.runtime.manifest import Manifest
-from vlserve.runtime.manner import Manners, Sampling
 from vlserve.runtime.sampling import sample
 from vlserve.runtime.types import Arrays, Backend, Float64Array
 

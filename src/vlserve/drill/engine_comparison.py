@@ -18,8 +18,8 @@ from pathlib import Path
 import httpx
 
 from vlserve.control.domain import EngineKind
-from vlserve.drill.follow import Show
-from vlserve.drill.one_answer import ALONE, TOGETHER, Comparison, Said, compare
+from vlserve.drill.answer_comparison import ALONE, TOGETHER, Comparison, Said, compare
+from vlserve.drill.release_watch import Show
 from vlserve.errors import StressError
 from vlserve.loadgen.bad_requests import bad_requests
 from vlserve.loadgen.dataset_requests import RequestBody

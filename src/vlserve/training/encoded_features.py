@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from vlserve.errors import TrainingError
 from vlserve.exporter.convert import OPSET
 from vlserve.exporter.parity import compare
-from vlserve.training.augment import Augmentation
 from vlserve.training.plan import digest_of
 from vlserve.training.samples import OnRead, Samples, run_by_name, taken_by
+from vlserve.training.tagger_augmentation import Augmentation
 
 ENCODE_BATCH = 16
 REPORT_BATCHES = 8

@@ -7,8 +7,8 @@ import pytest
 
 from vlserve.control.domain import RolloutStatus
 from vlserve.control.wire.rollout_views import RolloutView
-from vlserve.drill import follow as followed
-from vlserve.drill.follow import follow
+from vlserve.drill import release_watch as followed
+from vlserve.drill.release_watch import follow
 
 
 def view(step: int, status: RolloutStatus = RolloutStatus.RUNNING) -> RolloutView:

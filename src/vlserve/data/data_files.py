@@ -9,7 +9,7 @@ from typing import IO, Any
 
 from vlserve.errors import DataError
 from vlserve.text_files import encoding_hint
-from vlserve.training.lines import (
+from vlserve.training.json_lines import (
     SHOWN_KINDS,
     SHOWN_OF_EACH,
     BadKind,

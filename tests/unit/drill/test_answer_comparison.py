@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from vlserve.drill.one_answer import ALONE, Said, compare, difference
+from vlserve.drill.answer_comparison import ALONE, Said, compare, difference
 
 
 def said(status: int = 200, **body: Any) -> Said:

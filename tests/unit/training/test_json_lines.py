@@ -14,7 +14,7 @@ from vlserve.retrieval.corpus import read_corpus
 from vlserve.text_files import NotUtf8, encoding_hint, encoding_of, read_utf8
 from vlserve.training.data import read_items
 from vlserve.training.evaluators.items import AnswerItem, EntailItem, PairedItem, read_task_file
-from vlserve.training.lines import BadLine, by_kind, refuse_bad_lines
+from vlserve.training.json_lines import BadLine, by_kind, refuse_bad_lines
 
 TITLES = (
     "猫和狗在公园里玩耍",
