@@ -1,5 +1,7 @@
 """batch, tag: an archive's answers to whole files of rows."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -24,7 +26,9 @@ from vlserve.settings import load_settings
 from vlserve_worker.storage import ObjectPath, path_of
 
 if TYPE_CHECKING:
+    from vlserve.batch.job import Options
     from vlserve.batch.locks import Shard
+    from vlserve.batch.run import Crewing
     from vlserve.batch.sample import Prediction
 
 _SHOWN_LABELS = 10
@@ -69,7 +73,7 @@ def batch(
         Literal["jsonl", "parquet"], typer.Option(help="Kind of the output's files.")
     ] = "jsonl",
     id: Annotated[
-        str, typer.Option(help="Column of ids. Rows without it are called by their number.")
+        str, typer.Option(help="Column of ids. Rows without it are named by their number.")
     ] = "id",
     column: Annotated[
         list[str] | None,
@@ -155,7 +159,36 @@ def batch(
     Each input row gets one output row, in order: its answer, or an error code and message. All
     state is in the output's folder: the same command again goes on where it ended.
     """
-    _run(**locals(), task=None)
+    _require_extras(format, output)
+    from vlserve.batch.job import Options
+    from vlserve.batch.run import Crewing
+
+    part_of = _shard(shard)
+    if joined is not None and not part_of.is_whole:
+        raise typer.BadParameter("is for the run without --shard", param_hint="--joined")
+    if cluster and (sample is not None or not part_of.is_whole):
+        wrong = "is for whole jobs, without --sample and --shard"
+        raise typer.BadParameter(wrong, param_hint="--cluster")
+    job = _Job(
+        archive=archive_of(model),
+        inputs=input,
+        options=Options(
+            format=format, id=id, columns=_mapping(column or []), keep=_names(keep), frame=frame
+        ),
+        crewing=Crewing(
+            workers or (0 if cluster else usable_cores()),
+            item_timeout_s=item_timeout,
+            shard=part_of,
+            cluster=cluster,
+        ),
+        core_hour_price=core_hour_price,
+    )
+    if sample is not None:
+        _predict(job, sample, as_json)
+        return
+    report = _answer(job, output, joined=joined, retry_errors=retry_errors)
+    _print(report, as_json)
+    _check_error_rate(report, max_error_rate)
 
 
 def tag(
@@ -175,93 +208,86 @@ def tag(
     as_json: AsJson = False,
 ) -> None:
     """Tag every row of files: `vlserve batch` with a model of task tag."""
-    _run(**locals(), task="tag")
-
-
-def _run(
-    model: str,
-    input: list[str],
-    output: str,
-    format: Literal["jsonl", "parquet"],
-    as_json: bool,
-    task: str | None,
-    id: str = "id",
-    column: list[str] | None = None,
-    keep: str = "",
-    frame: str = "first",
-    joined: Path | None = None,
-    workers: int | None = None,
-    item_timeout: float = 60.0,
-    max_error_rate: float = 1.0,
-    retry_errors: bool = False,
-    shard: str = "",
-    cluster: str = "",
-    sample: int | None = None,
-    core_hour_price: float | None = None,
-) -> None:
-    require_extras("cpu", *(["batch"] if format == "parquet" else []))
+    _require_extras(format, output)
     from vlserve.batch.job import Options
+    from vlserve.batch.run import Crewing
+
+    archive = archive_of(model)
+    task = verify_archive(archive).task
+    if task != "tag":
+        raise BatchError(f"{archive.name} is of task {task}: use `vlserve batch`")
+    options = Options(format=format, keep=_names(keep))
+    report = _answer(_Job(archive, input, options, Crewing(usable_cores())), output)
+    _print(report, as_json)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is answered, by which archive, and how: what a run and its prediction have in common."""
+
+    archive: Path
+    inputs: Sequence[str]
+    options: "Options"
+    crewing: "Crewing"
+    core_hour_price: float | None = None
+
+
+def _require_extras(output_format: str, output: str) -> None:
+    """Refuse a job whose packages are not installed."""
+    require_extras("cpu", *(["batch"] if output_format == "parquet" else []))
+    if isinstance(path_of(output), ObjectPath):
+        require_extras("batch")
+
+
+def _predict(job: _Job, rows: int, as_json: bool) -> None:
+    """Run ``rows`` rows of a job, and print what the whole takes."""
+    from vlserve.batch.run import predict_batch
+
+    with progress(f"sampling {', '.join(job.inputs)}") as show:
+        prediction = predict_batch(
+            job.archive,
+            job.inputs,
+            rows,
+            job.options,
+            job.crewing,
+            core_hour_price=job.core_hour_price,
+            show=show,
+        )
+    _print_prediction(prediction, as_json)
+
+
+def _answer(
+    job: _Job, output: str, *, joined: Path | None = None, retry_errors: bool = False
+) -> Mapping[str, Any]:
+    """Run a job and return its report. Ctrl-C ends the command and leaves what is finished."""
     from vlserve.batch.join import join_parts
-    from vlserve.batch.run import Crewing, predict_batch, run_batch
+    from vlserve.batch.run import run_batch
 
     out = path_of(output)
-    if isinstance(out, ObjectPath):
-        require_extras("batch")
-    archive = archive_of(model)
-    if task is not None and (own := verify_archive(archive).task) != task:
-        raise BatchError(f"{archive.name} is of task {own}: use `vlserve batch`")
-    options = Options(
-        format=format,
-        id=id,
-        columns=_mapping(column or []),
-        keep=tuple(name for name in keep.split(",") if name),
-        frame=frame,
-    )
-    part_of = _shard(shard)
-    if joined is not None and not part_of.is_whole:
-        raise typer.BadParameter("is for the run without --shard", param_hint="--joined")
-    if cluster and (sample is not None or not part_of.is_whole):
-        wrong = "is for whole jobs, without --sample and --shard"
-        raise typer.BadParameter(wrong, param_hint="--cluster")
-    crewing = Crewing(
-        workers or (0 if cluster else usable_cores()),
-        item_timeout_s=item_timeout,
-        shard=part_of,
-        cluster=cluster,
-    )
-    if sample is not None:
-        with progress(f"sampling {', '.join(input)}") as show:
-            prediction = predict_batch(
-                archive,
-                input,
-                sample,
-                options,
-                crewing,
-                core_hour_price=core_hour_price,
-                show=show,
-            )
-        _print_prediction(prediction, as_json)
-        return
     if isinstance(out, Path):
         _announce(out)
     try:
-        with progress(f"answering {', '.join(input)}") as show:
+        with progress(f"answering {', '.join(job.inputs)}") as show:
             report = run_batch(
-                archive,
-                input,
+                job.archive,
+                job.inputs,
                 out,
-                options,
-                crewing,
+                job.options,
+                job.crewing,
                 retry_errors=retry_errors,
-                core_hour_price=core_hour_price,
+                core_hour_price=job.core_hour_price,
                 show=show,
             )
             if joined is not None:
-                join_parts(out, format, joined)
+                join_parts(out, job.options.format, joined)
     except KeyboardInterrupt:
         print_line(f"stopped; the same command goes on: what is finished is in {output}")
         raise typer.Exit(INTERRUPTED) from None
-    _print(report, as_json)
+    return report
+
+
+def _check_error_rate(report: Mapping[str, Any], max_error_rate: float) -> None:
+    """Refuse a report with a larger share of failed rows."""
     if report["rows"] and report["failed"] / report["rows"] > max_error_rate:
         raise BatchError(
             f"{report['failed']} of {report['rows']} rows failed, more than --max-error-rate "
@@ -305,6 +331,10 @@ def _shard(text: str) -> "Shard":
         raise typer.BadParameter(str(error), param_hint="--shard") from error
 
 
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name for name in text.split(",") if name)
+
+
 def _mapping(pairs: list[str]) -> dict[str, str]:
     mapping = {}
     for pair in pairs:
@@ -315,7 +345,7 @@ def _mapping(pairs: list[str]) -> dict[str, str]:
     return mapping
 
 
-def _print(report: Any, as_json: bool) -> None:
+def _print(report: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(report)
         return
