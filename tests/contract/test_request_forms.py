@@ -10,7 +10,7 @@ import pytest
 from support.recorded import RECORDINGS, STORE, unpack
 from support.request_forms import variants
 from support.request_variant import READ, Variant
-from support.torchserve_worker import Sent, Worker, running_worker
+from support.torchserve_worker import Worker, WorkerRequest, running_worker
 from vlserve.exporter.echo import pack_echo
 from vlserve.runtime.archive import unpack_archive
 
@@ -27,7 +27,7 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
         yield worker
 
 
-def as_handed_over(variant: Variant) -> Sent:
+def as_handed_over(variant: Variant) -> WorkerRequest:
     """As gateway and TorchServe hand it to a worker."""
     query = urlencode([(name, value) for name, value in variant.query])
     said = {
@@ -36,7 +36,7 @@ def as_handed_over(variant: Variant) -> Sent:
         "x-vlserve-content-encoding": variant.encoding or None,
     }
     headers = {name: value for name, value in said.items() if value is not None}
-    return Sent({"body": variant.body}, headers)
+    return WorkerRequest({"body": variant.body}, headers)
 
 
 def answered(worker: Worker, variant: Variant) -> tuple[int, dict[str, object]]:

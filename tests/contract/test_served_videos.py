@@ -10,7 +10,7 @@ import pytest
 
 from support.drawn_videos import card, write_video
 from support.recorded import RECORDINGS, STORE, unpack
-from support.torchserve_worker import Answered, Sent, running_worker
+from support.torchserve_worker import WorkerAnswer, WorkerRequest, running_worker
 from vlserve.exporter.echo import pack_echo
 from vlserve.runtime.archive import unpack_archive
 from vlserve_worker import video_parts
@@ -27,7 +27,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_video(folder / "clip.mp4", [card("red"), card("blue")])
 
 
-def said(answer: Answered) -> Mapping[str, Any]:
+def said(answer: WorkerAnswer) -> Mapping[str, Any]:
     body: Mapping[str, Any] = json.loads(answer.body)
     return body
 
@@ -50,11 +50,11 @@ def test_a_model_answers_a_video_as_its_first_frame(
         assert worker.load(tmp_path / "unpacked")[0] == 200
         image, form, as_json, broken, both = worker.predict(
             [
-                Sent({"image": jpeg, "text": TEXT}),
-                Sent({"video": data, "text": TEXT}),
-                Sent({"body": json.dumps(written).encode()}),
-                Sent({"video": data[:300], "text": TEXT}),
-                Sent({"video": data, "image": jpeg, "text": TEXT}),
+                WorkerRequest({"image": jpeg, "text": TEXT}),
+                WorkerRequest({"video": data, "text": TEXT}),
+                WorkerRequest({"body": json.dumps(written).encode()}),
+                WorkerRequest({"video": data[:300], "text": TEXT}),
+                WorkerRequest({"video": data, "image": jpeg, "text": TEXT}),
             ]
         )
     assert image.status == form.status == as_json.status == 200, said(form)

@@ -16,7 +16,7 @@ import psutil
 import pytest
 import torch
 
-from support.torchserve_worker import Answered, Sent, Worker, running_worker
+from support.torchserve_worker import Worker, WorkerAnswer, WorkerRequest, running_worker
 from vlserve.exporter.echo import LABELS, VOCABULARY, pack_echo
 from vlserve.exporter.pack import Member, draft_of, pack_archive
 from vlserve.runtime.answering import HTTP_STATUS
@@ -60,7 +60,7 @@ def png_chunk(name: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + name + content + check
 
 
-def body(answered: Answered) -> dict[str, Any]:
+def body(answered: WorkerAnswer) -> dict[str, Any]:
     assert answered.content_type == "application/json"
     assert answered.headers["x-vlserve-version"] == "7"
     parsed: dict[str, Any] = json.loads(answered.body)
@@ -69,8 +69,8 @@ def body(answered: Answered) -> dict[str, Any]:
 
 def test_a_form_and_json_are_answered_alike(worker: Worker, probe: Probe) -> None:
     sent = [
-        Sent(form(probe), {"X-Request-Id": "a"}),
-        Sent({"body": json.dumps(probe.fields).encode()}, {"x-request-id": "b"}),
+        WorkerRequest(form(probe), {"X-Request-Id": "a"}),
+        WorkerRequest({"body": json.dumps(probe.fields).encode()}, {"x-request-id": "b"}),
     ]
     answers = worker.predict(sent)
     assert [answer.status for answer in answers] == [200, 200]
@@ -100,7 +100,9 @@ def test_each_request_of_a_batch_has_its_own_status(worker: Worker, probe: Probe
         (form(probe, text="坏".encode()), 500, "inference_failed"),
         (form(probe, top_k=b"1"), 200, None),
     ]
-    answers = worker.predict([Sent(parts, id=str(n)) for n, (parts, _, _) in enumerate(cases)])
+    answers = worker.predict(
+        [WorkerRequest(parts, id=str(n)) for n, (parts, _, _) in enumerate(cases)]
+    )
     for n, (answer, (_, status, code)) in enumerate(zip(answers, cases, strict=True)):
         assert answer.status == status
         assert body(answer)["request_id"] == str(n)
@@ -110,7 +112,7 @@ def test_each_request_of_a_batch_has_its_own_status(worker: Worker, probe: Probe
 
 
 def test_a_part_named_like_the_header_is_no_request_id(worker: Worker, probe: Probe) -> None:
-    (answer,) = worker.predict([Sent(form(probe, **{"X-Request-Id": b"part"}), id="own")])
+    (answer,) = worker.predict([WorkerRequest(form(probe, **{"X-Request-Id": b"part"}), id="own")])
     assert answer.status == 422
     assert body(answer)["request_id"] == "own"
 
@@ -118,7 +120,7 @@ def test_a_part_named_like_the_header_is_no_request_id(worker: Worker, probe: Pr
 @pytest.mark.parametrize("name", ["\ud800", "猫\n", "x" * 100_000, '"', ""])
 def test_field_names_from_strangers_do_no_harm(worker: Worker, name: str) -> None:
     strange = {"body": json.dumps({name: 1, "image": "", "text": "猫"}).encode()}
-    (answer,) = worker.predict([Sent(strange, {"x-request-id": 'quote " 猫'})])
+    (answer,) = worker.predict([WorkerRequest(strange, {"x-request-id": 'quote " 猫'})])
     assert answer.status == 422
     assert body(answer)["request_id"] == 'quote " 猫'
     assert len(answer.body) < 2000
@@ -128,7 +130,7 @@ STAGES = ["decode", "tokenise", "infer", "postprocess", "serialise"]
 
 
 def test_each_answer_says_where_its_time_went(worker: Worker, probe: Probe) -> None:
-    for answer in worker.predict([Sent(form(probe)), Sent({})]):
+    for answer in worker.predict([WorkerRequest(form(probe)), WorkerRequest({})]):
         entries = [entry.split(";dur=") for entry in answer.headers["server-timing"].split(", ")]
         assert [name for name, _ in entries] == STAGES
         assert all(float(value) >= 0 for _, value in entries)
@@ -136,13 +138,15 @@ def test_each_answer_says_where_its_time_went(worker: Worker, probe: Probe) -> N
 
 def test_nothing_that_was_sent_is_printed(worker: Worker, probe: Probe) -> None:
     start = worker.log.stat().st_size
-    worker.predict([Sent(form(probe), {"x-request-id": "log-1"}), Sent({}, id="log-2")])
+    worker.predict(
+        [WorkerRequest(form(probe), {"x-request-id": "log-1"}), WorkerRequest({}, id="log-2")]
+    )
     assert probe.fields["text"] not in worker.log.read_bytes()[start:].decode()
 
 
 def test_stage_metrics_carry_the_version(worker: Worker, probe: Probe) -> None:
     start = worker.log.stat().st_size
-    worker.predict([Sent(form(probe)), Sent(form(probe))])
+    worker.predict([WorkerRequest(form(probe)), WorkerRequest(form(probe))])
     written = worker.log.read_bytes()[start:].decode()
     assert "Failed to update metric" not in written
     for name in [*(f"{stage}_ms" for stage in STAGES), "batch_size"]:
@@ -183,7 +187,7 @@ def has_torch(worker: Worker) -> bool:
 def test_torch_is_imported_for_torchscript_alone(
     worker: Worker, archive: Path, probe: Probe, tmp_path: Path
 ) -> None:
-    assert worker.predict([Sent(form(probe))])[0].status == 200
+    assert worker.predict([WorkerRequest(form(probe))])[0].status == 200
     assert not has_torch(worker)
     scripted = pack_torchscript(archive, tmp_path / "packed")
     folder = tmp_path / "unpacked"
@@ -191,7 +195,7 @@ def test_torch_is_imported_for_torchscript_alone(
     with running_worker(folder, tmp_path) as other:
         assert other.load(folder) == (200, "loaded model m")
         assert has_torch(other)
-        assert json.loads(other.predict([Sent(form(probe))])[0].body)["tags"]
+        assert json.loads(other.predict([WorkerRequest(form(probe))])[0].body)["tags"]
 
 
 def pack_torchscript(echo: Path, out_dir: Path) -> Path:

@@ -17,19 +17,13 @@ from typing import Any
 import httpx
 import pytest
 
+from support.archive_members import Members
 from support.background_load import QUESTION
-from support.bad_archives import (
-    CONTRADICTING,
-    FAILING,
-    TAMPERED,
-    UNREADABLE,
-    BadArchive,
-    Members,
-    zipped,
-)
+from support.bad_archives import CONTRADICTING, FAILING, TAMPERED, UNREADABLE
 from support.engine_workers import worker_pids
 from support.engines import on_triton
 from support.forged_zips import COSTLY, FORGED
+from support.member_edits import BadArchive, zipped
 from support.raw_http import send
 from support.running_stack import wait_until
 from vlserve.control.domain import EngineKind, State

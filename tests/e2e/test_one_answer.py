@@ -18,7 +18,7 @@ from support.request_variant import READ, Variant
 from support.running_stack import RunningGateway
 from support.running_triton import RunningTriton
 from vlserve.control.domain import ModelRoute, Routing
-from vlserve.drill.answer_comparison import ALONE, TOGETHER, Said, compare
+from vlserve.drill.answer_comparison import ALONE, TOGETHER, Response, compare
 from vlserve.runtime.answering import HTTP_STATUS
 from vlserve.runtime.archive import unpack_archive
 from vlserve.runtime.body import read_request, write_body
@@ -80,13 +80,13 @@ def on_triton(envoy: RunningGateway, triton: RunningTriton) -> int:
     return envoy.settings.gateway.port
 
 
-def _ask(port: int, case: Case) -> Said:
+def _ask(port: int, case: Case) -> Response:
     reply = send(port, encode(case, "m", ID), case.method)
     body = json.loads(reply.body)
     if body.get("request_id") != ID:
         body.pop("request_id", None)
     headers = {name: reply.headers.get(name, "") for name in ("content-type", "x-model-version")}
-    return Said(reply.status, {**headers, "body": body})
+    return Response(reply.status, {**headers, "body": body})
 
 
 @torchserve_only("it compares the two")
@@ -103,8 +103,8 @@ def test_each_request_has_one_answer(torchserve: int, on_triton: int) -> None:
         assert compared.passed, compared
 
 
-def _together(port: int) -> dict[str, Said]:
-    def ask(case: Case) -> Said:
+def _together(port: int) -> dict[str, Response]:
+    def ask(case: Case) -> Response:
         return _ask(port, case)
 
     with ThreadPoolExecutor(CONNECTIONS) as pool:
@@ -116,7 +116,7 @@ def test_it_is_the_pipeline_s_own(on_triton: int, echo_7: Path, tmp_path: Path) 
     unpack_archive(echo_7, folder)
     pipeline, filter_ = open_folder(folder), RequestFilter(7, None, MAX_BODY_BYTES)
 
-    def in_process(case: Case) -> Said:
+    def in_process(case: Case) -> Response:
         told = {
             "x-vlserve-content-type": case.content_type,
             "x-vlserve-path": case.path.replace(MODEL, "m"),
@@ -133,19 +133,19 @@ def test_it_is_the_pipeline_s_own(on_triton: int, echo_7: Path, tmp_path: Path) 
         }
         (read,) = filter_.read_batch([request])
         if isinstance(read, Refusal):
-            return Said(read.status, json.loads(read.body(ID)))
+            return Response(read.status, json.loads(read.body(ID)))
         values = {one["name"]: one["value"] for one in request["parameters"]}
         result = pipeline.run([read_request(values, ID)])
         (answer,), (text,) = result.answers, result.texts
         if isinstance(answer, ItemError):
             body = write_body(pipeline.manifest, ID, answer)
-            return Said(HTTP_STATUS[answer.code], json.loads(body))
-        return Said(200, json.loads(write_body(pipeline.manifest, ID, text)))
+            return Response(HTTP_STATUS[answer.code], json.loads(body))
+        return Response(200, json.loads(write_body(pipeline.manifest, ID, text)))
 
     asked = [case for case in CASES if _reaches_the_model(case)]
     assert len(asked) > 300
     said = {case.name: _ask(on_triton, case) for case in asked}
-    on_engine = {name: Said(one.status, one.body["body"]) for name, one in said.items()}
+    on_engine = {name: Response(one.status, one.body["body"]) for name, one in said.items()}
     expected = {case.name: in_process(case) for case in asked}
     compared = compare("triton", on_engine, "in process", expected, ALONE)
     assert compared.passed, compared

@@ -15,7 +15,7 @@ from PIL import Image
 from support.eager_answers import eager_of
 from support.engines import on_triton
 from support.example_recipe import NAME, export_example
-from support.questions import Asked, asked_of, without_pictures
+from support.questions import Question, questions_of, without_pictures
 from support.running_stack import PROJECT
 from support.tiny_kinds import SERVED, in_tiers
 from support.tiny_models import Archives, tiny_models
@@ -29,7 +29,7 @@ from vlserve.testing import RunningStack
 ATOL = 2e-4
 
 
-def ask(http: httpx.Client, path: str, one: Asked, as_form: bool) -> httpx.Response:
+def ask(http: httpx.Client, path: str, one: Question, as_form: bool) -> httpx.Response:
     return http.post(path, files=one.form()) if as_form else http.post(path, json=one.fields())
 
 
@@ -41,7 +41,7 @@ def test_what_is_served_is_what_the_network_says(
     name: str, format: Format, archives: Archives, stack: RunningStack, tmp_path: Path
 ) -> None:
     report, model = archives.report(name, format), archives.models[name]
-    asked = asked_of(report.manifest)
+    asked = questions_of(report.manifest)
     path = f"/predictions/{name}/1"
     stack.control.register(report.path)
     try:

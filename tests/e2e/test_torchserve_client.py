@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from supervisor.datatypes import dict_of_key_value_pairs
 
-from support.bad_archives import Members
+from support.archive_members import Members
 from support.forged_zips import HIDING
 from support.running_stack import make_settings
 from vlserve.control.caller import working_for

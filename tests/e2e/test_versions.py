@@ -109,20 +109,24 @@ def test_traffic_has_moved_when_the_word_returns(
         version = verb().version
         in_force = time.monotonic()
         moves.append((begun, in_force, version))
-        wait_until(lambda: any(one.wanted is None and one.sent >= in_force for one in load.asked))
+        wait_until(
+            lambda: any(
+                each.path_version is None and each.sent_at >= in_force for each in load.requests
+            )
+        )
 
     with load_on(stack.gateway_url, new_model, [None, None, 1, 2]) as load:
         for _ in range(5):
             move(lambda: stack.control.release(new_model, 2))
             move(lambda: stack.control.rollback(new_model))
-    assert {each.status for each in load.asked} == {200}
-    assert all(each.version == each.wanted for each in load.asked if each.wanted)
+    assert {each.status for each in load.requests} == {200}
+    assert all(each.version == each.path_version for each in load.requests if each.path_version)
     ends = [begun for begun, _, _ in moves[1:]] + [float("inf")]
     for (_, in_force, version), end in zip(moves, ends, strict=True):
-        given = [
+        versions = [
             each.version
-            for each in load.asked
-            if each.wanted is None and in_force <= each.sent and each.answered <= end
+            for each in load.requests
+            if each.path_version is None and in_force <= each.sent_at and each.answered_at <= end
         ]
-        assert given
-        assert set(given) == {version}
+        assert versions
+        assert set(versions) == {version}

@@ -17,12 +17,12 @@ QUESTION = {"image": drawn_image(0), "text": "cute cat"}
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One request of the load: when it was sent and answered, what was asked for and given."""
+class LoadRequest:
+    """One request of the load: ``path_version`` was asked for, ``version`` answered. Times in s."""
 
-    sent: float
-    answered: float
-    wanted: int | None
+    sent_at: float
+    answered_at: float
+    path_version: int | None
     status: int
     version: int | None
 
@@ -33,33 +33,34 @@ class Load:
 
     url: str
     model: str
-    asked: list[Asked] = field(default_factory=list)
-    done: bool = False
+    requests: list[LoadRequest] = field(default_factory=list)
+    is_over: bool = False
 
-    def run(self, wanted: int | None) -> None:
-        path = f"/predictions/{self.model}" + (f"/{wanted}" if wanted else "")
+    def run(self, version: int | None) -> None:
+        path = f"/predictions/{self.model}" + (f"/{version}" if version else "")
         with httpx.Client(base_url=self.url, timeout=60.0, trust_env=False) as http:
-            while not self.done:
-                sent = time.monotonic()
+            while not self.is_over:
+                sent_at = time.monotonic()
                 try:
                     answer = http.post(path, json=QUESTION)
-                    status, given = answer.status_code, answer.json().get("version")
+                    status, answered_by = answer.status_code, answer.json().get("version")
                 except httpx.TransportError:
-                    status, given = NO_CONNECTION, None
+                    status, answered_by = NO_CONNECTION, None
                 if status != 200:
                     time.sleep(0.02)  # leave the cores to what comes back
-                self.asked.append(Asked(sent, time.monotonic(), wanted, status, given))
+                request = LoadRequest(sent_at, time.monotonic(), version, status, answered_by)
+                self.requests.append(request)
 
 
 @contextmanager
-def load_on(url: str, model: str, wanted: list[int | None]) -> Iterator[Load]:
+def load_on(url: str, model: str, versions: list[int | None]) -> Iterator[Load]:
     load = Load(url, model)
-    clients = [threading.Thread(target=load.run, args=(each,)) for each in wanted]
+    clients = [threading.Thread(target=load.run, args=(each,)) for each in versions]
     for client in clients:
         client.start()
     try:
         yield load
     finally:
-        load.done = True
+        load.is_over = True
         for client in clients:
             client.join()

@@ -1,6 +1,5 @@
 """Archives that must be refused: each a good one with one thing wrong, and what is to be said."""
 
-import hashlib
 import io
 import json
 import random
@@ -8,96 +7,43 @@ import stat
 import struct
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
 
 import onnx
 from onnx import TensorProto, helper
 
-Members = dict[str, bytes]
-
-MANIFEST = "manifest.json"
-ENGINE_MANIFEST = "MAR-INF/MANIFEST.json"
-HANDLER = "torchserve_handler.py"
-TRITON_MODEL = "triton_model.py"
-TASK = "handlers/tag.py"
-GRAPH = "graphs/model.echo.json"
-TOKENIZER = "assets/vocabulary.json"
-
-
-@dataclass(frozen=True)
-class BadArchive:
-    """``make``: the members of a good archive -> the bytes of the bad one. ``says``: a pattern that
-    the refusal must match."""
-
-    name: str
-    code: str
-    says: str
-    make: Callable[[Members], bytes]
-
-
-def zipped(members: Mapping[str, bytes]) -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        for name, content in sorted(members.items()):
-            archive.writestr(name, content)
-    return file.getvalue()
-
-
-def listed(members: Members, **changes: Any) -> bytes:
-    """An archive whose manifest, with ``changes``, lists the members as they are."""
-    manifest = json.loads(members[MANIFEST]) | changes
-    manifest["files"] = {
-        name: hashlib.sha256(content).hexdigest()
-        for name, content in members.items()
-        if name != MANIFEST
-    }
-    return zipped(members | {MANIFEST: json.dumps(manifest).encode()})
-
-
-def _without(members: Members, name: str) -> Members:
-    return {other: content for other, content in members.items() if other != name}
-
-
-def _changed(name: str, content: bytes) -> Callable[[Members], bytes]:
-    """Swapped behind the manifest's back."""
-    return lambda members: zipped(members | {name: content})
-
-
-def _holding(name: str, content: bytes) -> Callable[[Members], bytes]:
-    """The manifest lists this content, so that only a load can tell what is wrong with it."""
-    return lambda members: listed(members | {name: content})
-
-
-def _saying(**changes: Any) -> Callable[[Members], bytes]:
-    """The manifest says this."""
-    return lambda members: listed(members, **changes)
-
-
-def _engine_saying(**changes: Any) -> Callable[[Members], bytes]:
-    """TorchServe's manifest says this of the model."""
-
-    def make(members: Members) -> bytes:
-        said = json.loads(members[ENGINE_MANIFEST])
-        said["model"] |= changes
-        return listed(members | {ENGINE_MANIFEST: json.dumps(said).encode()})
-
-    return make
+from support.archive_members import Members
+from support.member_edits import (
+    ENGINE_MANIFEST,
+    GRAPH,
+    HANDLER,
+    MANIFEST,
+    TASK,
+    TOKENIZER,
+    TRITON_MODEL,
+    BadArchive,
+    engine_saying,
+    holding,
+    listed,
+    saying,
+    swapped,
+    without,
+    zipped,
+)
 
 
 def _no_number(where: str) -> Callable[[Members], bytes]:
     """The manifest holds what Python's JSON has and JSON has not."""
 
     def make(members: Members) -> bytes:
-        said = json.loads(members[MANIFEST])
+        manifest = json.loads(members[MANIFEST])
         if where == "image":
-            said["image"]["mean"][0] = float("nan")
+            manifest["image"]["mean"][0] = float("nan")
         elif where == "options":
-            said["options"]["scale"] = [float("inf")]
+            manifest["options"]["scale"] = [float("inf")]
         else:
-            said["probes"][0]["answer"]["tags"][0]["score"] = float("-inf")
-        return listed(members, **said)
+            manifest["probes"][0]["answer"]["tags"][0]["score"] = float("-inf")
+        return listed(members, **manifest)
 
     return make
 
@@ -160,11 +106,11 @@ def _onnx(batch: int | str, operator: str = "Flatten") -> Callable[[Members], by
         )
         opsets = [helper.make_opsetid("", 20)]
         model: onnx.ModelProto = helper.make_model(graph, opset_imports=opsets, ir_version=10)
-        said = json.loads(members[MANIFEST])["graphs"]["model"]
-        (image,) = [tensor for tensor in said["inputs"] if tensor["name"] == "image"]
-        said |= {"file": "graphs/model.onnx", "format": "onnx", "inputs": [image]}
-        held = _without(members, GRAPH) | {"graphs/model.onnx": model.SerializeToString()}
-        return listed(held, graphs={"model": said})
+        graph_entry = json.loads(members[MANIFEST])["graphs"]["model"]
+        (image,) = [tensor for tensor in graph_entry["inputs"] if tensor["name"] == "image"]
+        graph_entry |= {"file": "graphs/model.onnx", "format": "onnx", "inputs": [image]}
+        others = without(members, GRAPH) | {"graphs/model.onnx": model.SerializeToString()}
+        return listed(others, graphs={"model": graph_entry})
 
     return make
 
@@ -201,7 +147,7 @@ UNREADABLE = [
         "no-manifest",
         "archive_unreadable",
         "has no manifest.json",
-        lambda members: zipped(_without(members, MANIFEST)),
+        lambda members: zipped(without(members, MANIFEST)),
     ),
     BadArchive(
         "only-torchserves-manifest",
@@ -216,116 +162,114 @@ UNREADABLE = [
 ]
 
 CONTRADICTING = [
-    BadArchive("manifest-cut", "manifest_invalid", "JSON", _changed(MANIFEST, b'{"model": "')),
-    BadArchive("manifest-a-list", "manifest_invalid", "manifest", _changed(MANIFEST, b"[]")),
-    BadArchive("manifest-no-text", "manifest_invalid", "JSON", _changed(MANIFEST, b"\xff\xfe\x00")),
-    BadArchive("version-zero", "manifest_invalid", "version", _saying(version=0)),
-    BadArchive("version-negative", "manifest_invalid", "version", _saying(version=-2)),
-    BadArchive("version-a-word", "manifest_invalid", "version", _saying(version="latest")),
-    BadArchive("version-too-large", "manifest_invalid", "version", _saying(version=2**31)),
-    BadArchive("version-not-torchserves", "manifest_invalid", "modelVersion", _saying(version=77)),
+    BadArchive("manifest-cut", "manifest_invalid", "JSON", swapped(MANIFEST, b'{"model": "')),
+    BadArchive("manifest-a-list", "manifest_invalid", "manifest", swapped(MANIFEST, b"[]")),
+    BadArchive("manifest-no-text", "manifest_invalid", "JSON", swapped(MANIFEST, b"\xff\xfe\x00")),
+    BadArchive("version-zero", "manifest_invalid", "version", saying(version=0)),
+    BadArchive("version-negative", "manifest_invalid", "version", saying(version=-2)),
+    BadArchive("version-a-word", "manifest_invalid", "version", saying(version="latest")),
+    BadArchive("version-too-large", "manifest_invalid", "version", saying(version=2**31)),
+    BadArchive("version-not-torchserves", "manifest_invalid", "modelVersion", saying(version=77)),
     BadArchive(
         "torchserves-version-another",
         "manifest_invalid",
         "modelVersion is '77'",
-        _engine_saying(modelVersion="77"),
+        engine_saying(modelVersion="77"),
     ),
     BadArchive(
         "torchserves-model-another",
         "manifest_invalid",
         "modelName is 'second'",
-        _engine_saying(modelName="second"),
+        engine_saying(modelName="second"),
     ),
     BadArchive(
         "torchserves-handler-another",
         "manifest_invalid",
         "handler is 'image_classifier'",
-        _engine_saying(handler="image_classifier"),
+        engine_saying(handler="image_classifier"),
     ),
     BadArchive(
         "torchserves-manifest-no-json",
         "manifest_invalid",
         "MAR-INF",
-        _holding(ENGINE_MANIFEST, b"{"),
+        holding(ENGINE_MANIFEST, b"{"),
     ),
     BadArchive(
         "torchserves-manifest-nested",
         "manifest_invalid",
         "MAR-INF",
-        _holding(ENGINE_MANIFEST, b"[" * 60_000),
+        holding(ENGINE_MANIFEST, b"[" * 60_000),
     ),
     BadArchive(
-        "manifest-nested", "manifest_invalid", "manifest", _changed(MANIFEST, b"[" * 100_000)
+        "manifest-nested", "manifest_invalid", "manifest", swapped(MANIFEST, b"[" * 100_000)
     ),
     BadArchive("a-mean-that-is-no-number", "manifest_invalid", "image.mean", _no_number("image")),
     BadArchive("an-infinite-option", "manifest_invalid", "options", _no_number("options")),
     BadArchive("a-probe-that-is-no-number", "manifest_invalid", "probes", _no_number("probes")),
     BadArchive(
-        "a-key-that-steers-a-terminal", "manifest_invalid", r"x1b\[2J", _saying(**{"\x1b[2J\n": 1})
+        "a-key-that-steers-a-terminal", "manifest_invalid", r"x1b\[2J", saying(**{"\x1b[2J\n": 1})
     ),
-    BadArchive("a-second-models-name", "manifest_invalid", "modelName", _saying(model="second")),
-    BadArchive("a-path-for-a-name", "manifest_invalid", "model", _saying(model="../second")),
-    BadArchive("a-newer-format", "manifest_invalid", "format", _saying(format=2)),
-    BadArchive("an-unknown-field", "manifest_invalid", "surprise", _saying(surprise=1)),
-    BadArchive("no-graph", "manifest_invalid", "no graph", _saying(graphs={})),
-    BadArchive("labels-repeat", "manifest_invalid", "labels repeat", _saying(labels=["a"] * 5)),
-    BadArchive("no-probes", "manifest_invalid", "holds no probes", _saying(probes=[])),
+    BadArchive("a-second-models-name", "manifest_invalid", "modelName", saying(model="second")),
+    BadArchive("a-path-for-a-name", "manifest_invalid", "model", saying(model="../second")),
+    BadArchive("a-newer-format", "manifest_invalid", "format", saying(format=2)),
+    BadArchive("an-unknown-field", "manifest_invalid", "surprise", saying(surprise=1)),
+    BadArchive("no-graph", "manifest_invalid", "no graph", saying(graphs={})),
+    BadArchive("labels-repeat", "manifest_invalid", "labels repeat", saying(labels=["a"] * 5)),
+    BadArchive("no-probes", "manifest_invalid", "holds no probes", saying(probes=[])),
     BadArchive(
         "no-tokenizer-listed",
         "manifest_invalid",
         f"does not list {TOKENIZER}",
-        lambda members: listed(_without(members, TOKENIZER)),
+        lambda members: listed(without(members, TOKENIZER)),
     ),
     BadArchive(
         "no-handler-of-its-task",
         "manifest_invalid",
         "does not list handlers/paint.py",
-        _saying(task="paint"),
+        saying(task="paint"),
     ),
     BadArchive("static-batch", "manifest_invalid", r"axis 0 \(batch\) is static at 1", _onnx(1)),
 ]
 
 TAMPERED = [
-    BadArchive("graph", "archive_tampered", GRAPH, _changed(GRAPH, b'{"answer_shift": 4}')),
-    BadArchive("handler", "archive_tampered", TASK, _changed(TASK, b"import os\n")),
-    BadArchive("entry-point", "archive_tampered", HANDLER, _changed(HANDLER, b"import os\n")),
+    BadArchive("graph", "archive_tampered", GRAPH, swapped(GRAPH, b'{"answer_shift": 4}')),
+    BadArchive("handler", "archive_tampered", TASK, swapped(TASK, b"import os\n")),
+    BadArchive("entry-point", "archive_tampered", HANDLER, swapped(HANDLER, b"import os\n")),
     BadArchive(
         "runtime",
         "archive_tampered",
         "runtime/image.py",
-        _changed("vlserve/runtime/image.py", b"\n"),
+        swapped("vlserve/runtime/image.py", b"\n"),
     ),
     BadArchive(
         "tokenizer-missing",
         "archive_tampered",
         f"{TOKENIZER}: missing",
-        lambda members: zipped(_without(members, TOKENIZER)),
+        lambda members: zipped(without(members, TOKENIZER)),
     ),
     BadArchive(
         "graph-missing",
         "archive_tampered",
         f"{GRAPH}: missing",
-        lambda members: zipped(_without(members, GRAPH)),
+        lambda members: zipped(without(members, GRAPH)),
     ),
     BadArchive(
         "an-extra-member",
         "archive_tampered",
         "sitecustomize.py: not in the manifest",
-        _changed("sitecustomize.py", b"import os\n"),
+        swapped("sitecustomize.py", b"import os\n"),
     ),
-    BadArchive("an-absolute-path", "archive_tampered", "leave", _holding("/etc/cron.d/x", b"x")),
-    BadArchive("a-path-upwards", "archive_tampered", "leave", _holding("../../handler.py", b"x")),
-    BadArchive("a-windows-path", "archive_tampered", "leave", _holding("..\\handler.py", b"x")),
-    BadArchive(
-        "two-lines-for-a-name", "archive_tampered", "printed", _changed("a\nb\x1b[2J", b"x")
-    ),
+    BadArchive("an-absolute-path", "archive_tampered", "leave", holding("/etc/cron.d/x", b"x")),
+    BadArchive("a-path-upwards", "archive_tampered", "leave", holding("../../handler.py", b"x")),
+    BadArchive("a-windows-path", "archive_tampered", "leave", holding("..\\handler.py", b"x")),
+    BadArchive("two-lines-for-a-name", "archive_tampered", "printed", swapped("a\nb\x1b[2J", b"x")),
     BadArchive("a-link", "archive_tampered", "symbolic link", _link),
     BadArchive("a-member-twice", "archive_tampered", "there twice", _twice),
     BadArchive(
-        "a-pickle", "archive_tampered", "can run code", _holding("assets/vocab.pkl", b"\x80\x04.")
+        "a-pickle", "archive_tampered", "can run code", holding("assets/vocab.pkl", b"\x80\x04.")
     ),
     BadArchive(
-        "a-checkpoint", "archive_tampered", "can run code", _holding("graphs/model.pth", b"PK")
+        "a-checkpoint", "archive_tampered", "can run code", holding("graphs/model.pth", b"PK")
     ),
 ]
 
@@ -345,8 +289,8 @@ def _beginning_with(code: str) -> Callable[[Members], bytes]:
 
 
 def _entry_points(torchserve: str, triton: str) -> Callable[[Members], bytes]:
-    written = {HANDLER: torchserve.encode(), TRITON_MODEL: triton.encode()}
-    return lambda members: listed(members | written)
+    files = {HANDLER: torchserve.encode(), TRITON_MODEL: triton.encode()}
+    return lambda members: listed(members | files)
 
 
 FAILING = [
@@ -360,7 +304,7 @@ FAILING = [
         "handler-raises-what-steers-a-terminal",
         "load_failed",
         r"RuntimeError: \\x1b\[2J",
-        _holding(HANDLER, b"raise RuntimeError('\\x1b[2J\\x1b]0;name\\x07')\n"),
+        holding(HANDLER, b"raise RuntimeError('\\x1b[2J\\x1b]0;name\\x07')\n"),
     ),
     BadArchive(
         "handler-raises-in-initialize",
@@ -378,14 +322,14 @@ FAILING = [
         "task-raises-at-import",
         "load_failed",
         r"handlers/tag\.py cannot be loaded: ImportError\('no such library'\)",
-        _holding(TASK, b"raise ImportError('no such library')\n"),
+        holding(TASK, b"raise ImportError('no such library')\n"),
     ),
     BadArchive("handler-answers-nonsense", "load_failed", "probe 1", _beginning_with("pass")),
     BadArchive(
         "graph-the-engine-cannot-load",
         "load_failed",
         "graphs/model.echo.json",
-        _holding(GRAPH, b'{"answer_shift": "much"}'),
+        holding(GRAPH, b'{"answer_shift": "much"}'),
     ),
     BadArchive(
         "onnx-with-an-unknown-operator",
@@ -397,13 +341,13 @@ FAILING = [
         "tokenizer-garbage",
         "load_failed",
         "tokenizer assets/vocabulary.json cannot be read",
-        _holding(TOKENIZER, b'{"a": "one"}'),
+        holding(TOKENIZER, b'{"a": "one"}'),
     ),
     BadArchive("probes-answered-wrong", "load_failed", "does not answer as it did", _wrong_answers),
     BadArchive(
         "fails-on-every-item",
         "load_failed",
         "inference_failed",
-        _holding(GRAPH, b'{"fail_share": 1.0}'),
+        holding(GRAPH, b'{"fail_share": 1.0}'),
     ),
 ]

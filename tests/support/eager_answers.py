@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from support.questions import Asked, Look
+from support.questions import Look, Question
 from vlserve.exporter.export import Trained
 from vlserve.exporter.parity import run_eager
 from vlserve.exporter.recipe import GraphPlan, Served
@@ -35,20 +35,22 @@ class Eager:
     served: Served
     root: Path
 
-    def run(self, graph: str, given: Arrays) -> Arrays:
-        """Of ``given`` the graph takes what it has a name for."""
+    def run(self, graph: str, inputs: Arrays) -> Arrays:
+        """Of ``inputs`` the graph takes what it has a name for."""
         plan = self.plans[graph]
-        taken = {t.name: torch.from_numpy(given[t.name]) for t in plan.inputs if t.name in given}
-        return run_eager(plan, taken)
+        tensors = {
+            t.name: torch.from_numpy(inputs[t.name]) for t in plan.inputs if t.name in inputs
+        }
+        return run_eager(plan, tensors)
 
-    def answer(self, asked: Asked) -> Answer:
-        given = self.text(asked) | self.looks(asked)
-        return ANSWERS[self.served.task](self, asked, given)
+    def answer(self, question: Question) -> Answer:
+        inputs = self.text(question) | self.looks(question)
+        return ANSWERS[self.served.task](self, question, inputs)
 
-    def text(self, asked: Asked) -> Arrays:
-        if asked.text is None or self.served.text is None:
+    def text(self, question: Question) -> Arrays:
+        if question.text is None or self.served.text is None:
             return {}
-        ids = load_tokenizer(self.served.text, self.root).ids(asked.text)
+        ids = load_tokenizer(self.served.text, self.root).ids(question.text)
         ids = ids if len(ids) else np.array([self.served.text.pad_id])
         return {
             "text_ids": ids[None],
@@ -56,19 +58,24 @@ class Eager:
             "text_length": np.array([len(ids)]),
         }
 
-    def looks(self, asked: Asked) -> Arrays:
+    def looks(self, question: Question) -> Arrays:
         """Of a pair, both on an axis after the batch; what is shorter of two is padded."""
-        seen = [self.look(one) for one in asked.looks]
-        if len(seen) < 2:
-            return seen[0] if seen else {}
+        arrays_of_looks = [self.look(look) for look in question.looks]
+        if len(arrays_of_looks) < 2:
+            return arrays_of_looks[0] if arrays_of_looks else {}
         for name in ("visual", "visual_mask", "boxes"):
-            longest = max((one[name].shape[1] for one in seen if name in one), default=0)
-            for one in seen:
-                if name in one:
-                    after = [(0, 0)] * one[name].ndim
-                    after[1] = (0, longest - one[name].shape[1])
-                    one[name] = np.pad(one[name], after)
-        return {name: np.stack([one[name] for one in seen], axis=1) for name in seen[0]}
+            longest = max(
+                (look[name].shape[1] for look in arrays_of_looks if name in look), default=0
+            )
+            for look in arrays_of_looks:
+                if name in look:
+                    after = [(0, 0)] * look[name].ndim
+                    after[1] = (0, longest - look[name].shape[1])
+                    look[name] = np.pad(look[name], after)
+        return {
+            name: np.stack([look[name] for look in arrays_of_looks], axis=1)
+            for name in arrays_of_looks[0]
+        }
 
     def look(self, look: Look) -> Arrays:
         if look.image is not None:
@@ -88,8 +95,8 @@ class Eager:
                 visual = np.vstack([visual.mean(axis=0), visual])
                 boxes = np.vstack([np.array([0, 0, 1, 1, 1], dtype=np.float32), boxes])
         mask = np.ones((1, len(visual)), dtype=np.int64)
-        given = {"visual": visual[None], "visual_mask": mask}
-        return given if boxes is None else given | {"boxes": boxes[None]}
+        inputs = {"visual": visual[None], "visual_mask": mask}
+        return inputs if boxes is None else inputs | {"boxes": boxes[None]}
 
     def probabilities(self, logits: NDArray[Any]) -> list[float]:
         values = torch.from_numpy(logits).double()
@@ -97,8 +104,8 @@ class Eager:
         return [float(share) for share in shares]
 
     def best_labels(self, logits: NDArray[Any], top: int) -> list[tuple[str, float]]:
-        scored = zip(self.served.labels, self.probabilities(logits), strict=True)
-        return sorted(scored, key=lambda pair: -pair[1])[:top]
+        ranking = zip(self.served.labels, self.probabilities(logits), strict=True)
+        return sorted(ranking, key=lambda pair: -pair[1])[:top]
 
     def write(self, memory: Arrays) -> list[Hypothesis]:
         """Beams that read the whole text again for every word."""
@@ -131,11 +138,15 @@ class Eager:
         if "words" not in options:
             tokenizer = Tokenizer.from_file(str(self.root / options["tokenizer"]))
             return str(tokenizer.decode(ids))
-        known = json.loads((self.root / options["words"]).read_text(encoding="utf-8"))
-        said = [known[one] for one in ids]
+        vocabulary = json.loads((self.root / options["words"]).read_text(encoding="utf-8"))
+        written_words = [vocabulary[token] for token in ids]
         if options["merge_repeats"]:
-            said = [word for at, word in enumerate(said) if at == 0 or said[at - 1] != word]
-        return " ".join(said)
+            written_words = [
+                word
+                for at, word in enumerate(written_words)
+                if at == 0 or written_words[at - 1] != word
+            ]
+        return " ".join(written_words)
 
 
 def eager_of(trained: Trained, root: Path) -> Eager:
@@ -144,20 +155,20 @@ def eager_of(trained: Trained, root: Path) -> Eager:
     return Eager(trained.recipe.graphs(trained.network, trained.config), served, root)
 
 
-def tag(eager: Eager, asked: Asked, given: Arrays) -> Answer:
-    best = eager.best_labels(eager.run("model", given)["logits"][0], TOP)
+def tag(eager: Eager, question: Question, inputs: Arrays) -> Answer:
+    best = eager.best_labels(eager.run("model", inputs)["logits"][0], TOP)
     return {"tags": [{"tag": label, "score": score} for label, score in best]}
 
 
-def answer(eager: Eager, asked: Asked, given: Arrays) -> Answer:
+def answer(eager: Eager, question: Question, inputs: Arrays) -> Answer:
     if "model" in eager.plans:
-        scored = eager.best_labels(eager.run("model", given)["logits"][0], TOP)
+        ranking = eager.best_labels(eager.run("model", inputs)["logits"][0], TOP)
     elif "score" in eager.plans:
-        scored = ranked(eager, eager.run("encoder", given))
+        ranking = ranked(eager, eager.run("encoder", inputs))
     else:
-        texts = eager.write(eager.run("encoder", given))
-        scored = [(eager.words(text), float(np.exp(text.score))) for text in texts]
-    return {"answers": [{"answer": label, "score": score} for label, score in scored]}
+        texts = eager.write(eager.run("encoder", inputs))
+        ranking = [(eager.words(text), float(np.exp(text.score))) for text in texts]
+    return {"answers": [{"answer": label, "score": score} for label, score in ranking]}
 
 
 def ranked(eager: Eager, memory: Arrays) -> list[tuple[str, float]]:
@@ -167,7 +178,7 @@ def ranked(eager: Eager, memory: Arrays) -> list[tuple[str, float]]:
     assert eager.served.options["candidates"] == len(rows)
     totals = []
     for row in rows:
-        ids = [one for place, one in enumerate(row) if place == 0 or one != pad_id]
+        ids = [token for place, token in enumerate(row) if place == 0 or token != pad_id]
         total = eager.run("score", {"answer_ids": np.array([[ids]]), **memory})["log_prob"][0, 0]
         if eager.served.options.get("first_word_twice"):
             past = {
@@ -185,66 +196,66 @@ def ranked(eager: Eager, memory: Arrays) -> list[tuple[str, float]]:
     return sorted(zip(eager.served.labels, shares, strict=True), key=lambda pair: -pair[1])
 
 
-def caption(eager: Eager, asked: Asked, given: Arrays) -> Answer:
-    text = eager.write(eager.run("encoder", given))[0]
+def caption(eager: Eager, question: Question, inputs: Arrays) -> Answer:
+    text = eager.write(eager.run("encoder", inputs))[0]
     return {"caption": eager.words(text), "log_prob": float(text.log_probs.sum())}
 
 
-def entail(eager: Eager, asked: Asked, given: Arrays) -> Answer:
-    scored = eager.best_labels(eager.run("model", given)["logits"][0], 3)
-    return {"label": scored[0][0], "scores": dict(scored)}
+def entail(eager: Eager, question: Question, inputs: Arrays) -> Answer:
+    ranking = eager.best_labels(eager.run("model", inputs)["logits"][0], 3)
+    return {"label": ranking[0][0], "scores": dict(ranking)}
 
 
-def reason(eager: Eager, asked: Asked, given: Arrays) -> Answer:
-    scores = dict(eager.best_labels(eager.run("model", given)["logits"][0], 2))
+def reason(eager: Eager, question: Question, inputs: Arrays) -> Answer:
+    scores = dict(eager.best_labels(eager.run("model", inputs)["logits"][0], 2))
     return {"answer": scores["true"] > scores["false"], "score": scores["true"]}
 
 
-def embed(eager: Eager, asked: Asked, given: Arrays) -> Answer:
-    graph = "text" if asked.text is not None else "image"
-    vector = eager.run(graph, given)[f"{graph}_embedding"][0]
+def embed(eager: Eager, question: Question, inputs: Arrays) -> Answer:
+    graph = "text" if question.text is not None else "image"
+    vector = eager.run(graph, inputs)[f"{graph}_embedding"][0]
     return {"embedding": (vector / np.linalg.norm(vector)).tolist(), "dim": len(vector)}
 
 
-def match(eager: Eager, asked: Asked, given: Arrays) -> Answer:
-    known = dict(given)
+def match(eager: Eager, question: Question, inputs: Arrays) -> Answer:
+    arrays = dict(inputs)
     for graph in ("image", "text"):
-        known |= eager.run(graph, given) if graph in eager.plans else {}
-    logits = torch.from_numpy(eager.run("fusion", known)["match_logits"][0])
+        arrays |= eager.run(graph, inputs) if graph in eager.plans else {}
+    logits = torch.from_numpy(eager.run("fusion", arrays)["match_logits"][0])
     score = float(logits[-1])
     probability = torch.sigmoid(logits)[0] if len(logits) == 1 else torch.softmax(logits, 0)[1]
-    found: Answer = {"probability": float(probability), "itm_score": score}
-    if "image_embedding" in known:
-        found["cosine"] = float(known["image_embedding"][0] @ known["text_embedding"][0])
+    result: Answer = {"probability": float(probability), "itm_score": score}
+    if "image_embedding" in arrays:
+        result["cosine"] = float(arrays["image_embedding"][0] @ arrays["text_embedding"][0])
         if eager.served.options["retrieval_score"] == "match_logit + cosine":
-            found["itm_score"] += found["cosine"]
-    return found
+            result["itm_score"] += result["cosine"]
+    return result
 
 
-def ground(eager: Eager, asked: Asked, given: Arrays) -> Answer:
-    outputs = eager.run("model", given)
+def ground(eager: Eager, question: Question, inputs: Arrays) -> Answer:
+    outputs = eager.run("model", inputs)
     if "region_scores" in outputs:
         skip = 1 if eager.served.options.get("global_region") else 0
         scores = torch.sigmoid(torch.from_numpy(outputs["region_scores"][0, skip:])).tolist()
-        boxes = given["boxes"][0, skip:, :4].tolist()
-        scored = sorted(zip(boxes, scores, strict=True), key=lambda pair: -pair[1])[:TOP]
-        return {"regions": [{"box": box, "score": score} for box, score in scored]}
-    found: Answer = {}
+        boxes = inputs["boxes"][0, skip:, :4].tolist()
+        ranking = sorted(zip(boxes, scores, strict=True), key=lambda pair: -pair[1])[:TOP]
+        return {"regions": [{"box": box, "score": score} for box, score in ranking]}
+    result: Answer = {}
     if "word_maps" in outputs:
         grid = outputs["word_maps"][0].mean(axis=0)
         logits = torch.from_numpy(outputs["match_logits"][0])
-        found["probability"] = float(torch.softmax(logits, 0)[1])
+        result["probability"] = float(torch.softmax(logits, 0)[1])
     else:
         grid = outputs["map"][0]
-        found["similarity"] = float(outputs["similarity"][0, 0])
+        result["similarity"] = float(outputs["similarity"][0, 0])
     rows, columns = grid.shape
     row, column = np.unravel_index(grid.argmax(), grid.shape)
-    found["peak"] = {"x": (column + 0.5) / columns, "y": (row + 0.5) / rows}
-    found["grid"] = (grid.clip(0) / grid.max()).tolist()
-    return found
+    result["peak"] = {"x": (column + 0.5) / columns, "y": (row + 0.5) / rows}
+    result["grid"] = (grid.clip(0) / grid.max()).tolist()
+    return result
 
 
-ANSWERS: dict[str, Callable[[Eager, Asked, Arrays], Answer]] = {
+ANSWERS: dict[str, Callable[[Eager, Question, Arrays], Answer]] = {
     "tag": tag,
     "answer": answer,
     "caption": caption,

@@ -39,24 +39,24 @@ def load(recipe: Recipe, case: Case, config: Mapping[str, Any], root: Path) -> L
     complete = recipe.complete_config(config, state, case.folder)
     network = load_network(recipe, state, complete)
     (root / "assets").mkdir(exist_ok=True)
-    served = recipe.serve(complete, root / "assets")
-    return Loaded(network, complete, recipe.graphs(network, complete), served, root)
+    serving = recipe.serve(complete, root / "assets")
+    return Loaded(network, complete, recipe.graphs(network, complete), serving, root)
 
 
-def assert_inference_outputs(case: Case, got: Arrays) -> None:
+def assert_inference_outputs(case: Case, outputs: Arrays) -> None:
     """All of them, but those that only training has."""
     reference = case.arrays("outputs")
     for name in inference_outputs(case):
         if reference[name].dtype.kind == "i":
-            np.testing.assert_array_equal(got[name], reference[name], err_msg=f"{case}: {name}")
+            np.testing.assert_array_equal(outputs[name], reference[name], err_msg=f"{case}: {name}")
         else:
-            assert_close(got[name], reference[name], f"{case}: {name}")
+            assert_close(outputs[name], reference[name], f"{case}: {name}")
 
 
 def assert_same_ids(case: Case, loaded: Loaded) -> None:
     """The archive's tokenizer gives the ids that the original gave for the case's captions."""
     assert loaded.served.text is not None
-    tokenizer, given = load_tokenizer(loaded.served.text, loaded.root), case.arrays("inputs")
-    rows = zip(case.config["captions"], given["input_ids"], given["attention_mask"], strict=True)
+    tokenizer, inputs = load_tokenizer(loaded.served.text, loaded.root), case.arrays("inputs")
+    rows = zip(case.config["captions"], inputs["input_ids"], inputs["attention_mask"], strict=True)
     for text, ids, mask in rows:
         np.testing.assert_array_equal(tokenizer.ids(text), ids[mask == 1], err_msg=text)

@@ -16,8 +16,8 @@ TEXTS = ("a cat", "two dogs on a sofa", "可爱的猫咪", "", "red ball", "a 2n
 
 
 def tensor(name: str, *dims: Any) -> dict[str, Any]:
-    whole = name.endswith(("_ids", "_mask"))
-    return {"name": name, "dtype": "int64" if whole else "float32", "dims": ["batch", *dims]}
+    is_whole = name.endswith(("_ids", "_mask"))
+    return {"name": name, "dtype": "int64" if is_whole else "float32", "dims": ["batch", *dims]}
 
 
 IMAGE = [tensor("image", 3, 8, 12)]
@@ -64,6 +64,6 @@ def write_images(folder: Path, count: int) -> list[dict[str, Any]]:
 
 
 def write_lines(file: Path, lines: list[Any]) -> Path:
-    text = "".join(one if isinstance(one, str) else json.dumps(one) + "\n" for one in lines)
+    text = "".join(line if isinstance(line, str) else json.dumps(line) + "\n" for line in lines)
     file.write_text(text, encoding="utf-8")
     return file

@@ -126,20 +126,20 @@ KINDS: dict[str, Any] = {
 
 
 def manifest_of(kind: str, **changed: Any) -> Manifest:
-    said = dict(KINDS[kind])
-    taken = {name for inputs, _ in said["graphs"].values() for name in inputs}
-    image = said.pop("image", "image" in taken)
+    fields = dict(KINDS[kind])
+    inputs_taken = {name for inputs, _ in fields["graphs"].values() for name in inputs}
+    image = fields.pop("image", "image" in inputs_taken)
     draft: dict[str, Any] = {
         "model": "m",
         "version": 1,
         "family": "echo",
-        **said,
-        "graphs": {name: _graph(*tensors) for name, tensors in said["graphs"].items()},
+        **fields,
+        "graphs": {name: _graph(*tensors) for name, tensors in fields["graphs"].items()},
         "image": {"height": 8, "width": 12} if image else None,
-        "text": _text() if "text_ids" in taken else None,
+        "text": _text() if "text_ids" in inputs_taken else None,
         **changed,
     }
-    files = ["echo.json", "characters.json", f"handlers/{said['task']}.py"]
+    files = ["echo.json", "characters.json", f"handlers/{fields['task']}.py"]
     files += ["torchserve_handler.py", "MAR-INF/MANIFEST.json"]
     return Manifest.model_validate({**draft, "files": dict.fromkeys(files, "0" * 64)})
 
@@ -170,8 +170,8 @@ def _graph(inputs: Tensors, outputs: Tensors) -> dict[str, Any]:
 
 
 def _tensors(tensors: Tensors) -> list[dict[str, Any]]:
-    whole = ("_ids", "_mask", "_length")
+    integers = ("_ids", "_mask", "_length")
     return [
-        {"name": name, "dtype": "int64" if name.endswith(whole) else "float32", "dims": dims}
+        {"name": name, "dtype": "int64" if name.endswith(integers) else "float32", "dims": dims}
         for name, dims in tensors.items()
     ]

@@ -29,8 +29,8 @@ def torchserve_only(reason: str) -> pytest.MarkDecorator:
 
 def chosen_kind() -> EngineKind:
     """Return the engine of VLSERVE_ENGINE__KIND, else the default."""
-    given = os.environ.get("VLSERVE_ENGINE__KIND")
-    return EngineSettings(kind=given).kind if given else EngineSettings().kind  # type: ignore[arg-type]
+    name = os.environ.get("VLSERVE_ENGINE__KIND")
+    return EngineSettings(kind=name).kind if name else EngineSettings().kind  # type: ignore[arg-type]
 
 
 def parametrise(metafunc: pytest.Metafunc) -> None:
@@ -62,8 +62,15 @@ def usable(kind: EngineKind) -> EngineKind:
 
 
 def _kinds_of(item: pytest.Item) -> list[Any]:
-    chosen = chosen_kind()
+    kind_asked_for = chosen_kind()
     marker = item.get_closest_marker("on_triton")
-    if chosen != "torchserve" or marker is None or item.get_closest_marker("torchserve_only"):
-        return [chosen]
-    return [chosen, pytest.param("triton", marks=_TIERS[marker.kwargs.get("tier", "triton")])]
+    if (
+        kind_asked_for != "torchserve"
+        or marker is None
+        or item.get_closest_marker("torchserve_only")
+    ):
+        return [kind_asked_for]
+    return [
+        kind_asked_for,
+        pytest.param("triton", marks=_TIERS[marker.kwargs.get("tier", "triton")]),
+    ]

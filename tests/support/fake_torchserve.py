@@ -16,7 +16,7 @@ from vlserve.control.domain import Instance, Key
 
 
 @dataclass(frozen=True)
-class Seen:
+class ReceivedRequest:
     """One request as it arrived."""
 
     path: str
@@ -40,7 +40,7 @@ class FakeTorchServe:
     name: str
     token: str
     replies: deque[Reply] = field(default_factory=deque)
-    seen: list[Seen] = field(default_factory=list)
+    seen: list[ReceivedRequest] = field(default_factory=list)
     delay_s: float = 0.0
     held: threading.Event = field(default_factory=threading.Event)
     """While it is set, nothing is answered."""
@@ -103,7 +103,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
         headers = {name.lower(): value for name, value in self.headers.items()}
-        self.owner.seen.append(Seen(self.path, headers, body))
+        self.owner.seen.append(ReceivedRequest(self.path, headers, body))
         time.sleep(self.owner.delay_s)
         while self.owner.held.is_set():
             time.sleep(0.01)
@@ -114,16 +114,16 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             version = re.sub(r".*/", "", self.path.partition("?")[0])
             answer = {"engine": self.owner.name, "version": int(version)}
-            status, said = self.owner.refusal or (200, answer)
-            self._say(status, said, {"x-vlserve-version": version})
+            status, reply_body = self.owner.refusal or (200, answer)
+            self._say(status, reply_body, {"x-vlserve-version": version})
 
     def _misbehave(self, reply: Reply) -> None:
         if not reply.status:
             self.connection.shutdown(socket.SHUT_RDWR)
             self.close_connection = True
             return
-        said = {"code": reply.status, "type": reply.kind, "message": reply.message}
-        self._say(reply.status, said)
+        body = {"code": reply.status, "type": reply.kind, "message": reply.message}
+        self._say(reply.status, body)
 
     def _say(self, status: int, answer: object, headers: dict[str, str] | None = None) -> None:
         body = json.dumps(answer, indent=2).encode()

@@ -13,7 +13,8 @@ import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 
-from support.bad_archives import ENGINE_MANIFEST, GRAPH, MANIFEST, TASK, BadArchive, Members, listed
+from support.archive_members import Members
+from support.member_edits import ENGINE_MANIFEST, GRAPH, MANIFEST, TASK, BadArchive, listed
 
 HIDDEN = "sitecustomize.py"
 HIDDEN_CODE = b"import os\n"
@@ -36,16 +37,16 @@ def inserted(raw: bytes, at: int, extra: bytes, first_entry: int = 0) -> bytes:
     of the entries from ``first_entry`` on."""
     end = raw.rindex(END)
     (start,) = struct.unpack_from("<L", raw, end + 16)
-    changed = bytearray(raw[:at] + extra + raw[at:])
-    struct.pack_into("<L", changed, end + len(extra) + 16, start + len(extra))
+    result = bytearray(raw[:at] + extra + raw[at:])
+    struct.pack_into("<L", result, end + len(extra) + 16, start + len(extra))
     entry, number = start + len(extra), 0
-    while changed[entry : entry + 4] == ENTRY:
-        (offset,) = struct.unpack_from("<L", changed, entry + 42)
+    while result[entry : entry + 4] == ENTRY:
+        (offset,) = struct.unpack_from("<L", result, entry + 42)
         if offset >= at or number >= first_entry > 0:
-            struct.pack_into("<L", changed, entry + 42, offset + len(extra))
-        lengths = struct.unpack_from("<3H", changed, entry + 28)
+            struct.pack_into("<L", result, entry + 42, offset + len(extra))
+        lengths = struct.unpack_from("<3H", result, entry + 28)
         entry, number = entry + 46 + sum(lengths), number + 1
-    return bytes(changed)
+    return bytes(result)
 
 
 def local_member(name: str, content: bytes) -> bytes:
@@ -86,20 +87,20 @@ def _with_packed(name: str, members: Members, packed: bytes, size_bytes: int) ->
     """A good archive in which one member holds ``packed`` as its deflated bytes."""
     crc = zlib.crc32(members[name])
     raw = stored(members | {name: packed})
-    changed = bytearray(raw)
+    result = bytearray(raw)
     header = header_of(raw, name)
     entry = raw.index(name.encode(), directory_of(raw)) - 46
     for place, method_at, crc_at in ((header, 8, 14), (entry, 10, 16)):
-        struct.pack_into("<H", changed, place + method_at, zipfile.ZIP_DEFLATED)
-        struct.pack_into("<3L", changed, place + crc_at, crc, len(packed), size_bytes)
-    return bytes(changed)
+        struct.pack_into("<H", result, place + method_at, zipfile.ZIP_DEFLATED)
+        struct.pack_into("<3L", result, place + crc_at, crc, len(packed), size_bytes)
+    return bytes(result)
 
 
 def hidden_within_a_stored_member(members: Members, code: bytes = HIDDEN_CODE) -> bytes:
     """The header of the last member says a smaller size, which Java believes: what follows is the
     next member to it. To Python it is all one member, of the bytes that the manifest lists."""
-    held = members | {"zzz.txt": b"seen by all\n" + local_member(HIDDEN, code)}
-    raw = bytearray(stored(_listed_members(held)))
+    more = members | {"zzz.txt": b"seen by all\n" + local_member(HIDDEN, code)}
+    raw = bytearray(stored(_listed_members(more)))
     header = header_of(raw, "zzz.txt")
     short = b"seen by all\n"
     struct.pack_into("<3L", raw, header + 14, zlib.crc32(short), len(short), len(short))
@@ -109,13 +110,13 @@ def hidden_within_a_stored_member(members: Members, code: bytes = HIDDEN_CODE) -
 def hidden_by_a_zip64_field(members: Members, code: bytes = HIDDEN_CODE) -> bytes:
     """As above; the smaller size stands in a zip64 field, which some take whatever else is said."""
     short = b"seen by all\n"
-    held = members | {"zzz.txt": short + local_member(HIDDEN, code)}
-    raw = stored(_listed_members(held))
+    more = members | {"zzz.txt": short + local_member(HIDDEN, code)}
+    raw = stored(_listed_members(more))
     header = header_of(raw, "zzz.txt")
     field = struct.pack("<2H2Q", 1, 16, len(short), len(short))
-    changed = bytearray(inserted(raw, header + 30 + len("zzz.txt"), field))
-    struct.pack_into("<H", changed, header + 28, len(field))
-    return bytes(changed)
+    result = bytearray(inserted(raw, header + 30 + len("zzz.txt"), field))
+    struct.pack_into("<H", result, header + 28, len(field))
+    return bytes(result)
 
 
 def _listed_members(members: Members) -> Members:
@@ -242,16 +243,16 @@ def _of_kind(kind: int) -> Callable[[Members], bytes]:
 
 
 def _said_twice(members: Members) -> bytes:
-    said = json.loads(members[ENGINE_MANIFEST])["model"]
-    other = said | {"handler": "other.py"}
-    raw = f'{{"model": {json.dumps(other)}, "model": {json.dumps(said)}}}'.encode()
+    model = json.loads(members[ENGINE_MANIFEST])["model"]
+    another = model | {"handler": "other.py"}
+    raw = f'{{"model": {json.dumps(another)}, "model": {json.dumps(model)}}}'.encode()
     return listed(members | {ENGINE_MANIFEST: raw})
 
 
 def _more_for_torchserve(members: Members) -> bytes:
-    said = json.loads(members[ENGINE_MANIFEST])
-    said["model"]["requirementsFile"] = GRAPH
-    return listed(members | {ENGINE_MANIFEST: json.dumps(said).encode()})
+    manifest = json.loads(members[ENGINE_MANIFEST])
+    manifest["model"]["requirementsFile"] = GRAPH
+    return listed(members | {ENGINE_MANIFEST: json.dumps(manifest).encode()})
 
 
 HIDING = [hidden_behind_the_others, hidden_in_front, hidden_within_a_stored_member]
@@ -364,12 +365,12 @@ def zeros(size_bytes: int) -> Callable[[Members], bytes]:
                 for _ in range(0, size_bytes, 2**20):
                     target.write(bytes(2**20))
                     digest.update(bytes(2**20))
-            said = json.loads(members[MANIFEST])
-            said["files"][GRAPH] = digest.hexdigest()
+            manifest = json.loads(members[MANIFEST])
+            manifest["files"][GRAPH] = digest.hexdigest()
             for name, content in members.items():
                 if name not in (MANIFEST, GRAPH):
                     archive.writestr(name, content)
-            archive.writestr(MANIFEST, json.dumps(said))
+            archive.writestr(MANIFEST, json.dumps(manifest))
         return file.getvalue()
 
     return make

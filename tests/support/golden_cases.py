@@ -23,11 +23,11 @@ COVERED: set[str] = set()
 
 
 def golden_folder() -> Path:
-    chosen = os.environ.get("VLSERVE_GOLDEN")
-    if chosen:
-        if not Path(chosen).is_dir():
-            raise FileNotFoundError(f"VLSERVE_GOLDEN is {chosen}, which is no folder")
-        return Path(chosen)
+    folder_name = os.environ.get("VLSERVE_GOLDEN")
+    if folder_name:
+        if not Path(folder_name).is_dir():
+            raise FileNotFoundError(f"VLSERVE_GOLDEN is {folder_name}, which is no folder")
+        return Path(folder_name)
     shared = Path(__file__).parents[3] / "shared" / "golden"
     return shared if shared.is_dir() else COPY
 
@@ -59,9 +59,9 @@ def cases(family: str) -> list[Case]:
     """Every case of a family, sorted."""
     COVERED.add(family)
     for root in (golden_folder(), COPY):
-        found = sorted(path.parent for path in (root / family).glob("*/config.json"))
-        if found:
-            return [Case(family, folder) for folder in found]
+        folders = sorted(path.parent for path in (root / family).glob("*/config.json"))
+        if folders:
+            return [Case(family, folder) for folder in folders]
     raise FileNotFoundError(f"no case of {family} in {golden_folder()} or {COPY}")
 
 
@@ -83,7 +83,7 @@ def not_covered() -> list[str]:
     ]
 
 
-def assert_close(got: NDArray[Any], reference: NDArray[Any], what: str) -> None:
+def assert_close(values: NDArray[Any], reference: NDArray[Any], name: str) -> None:
     """Within rtol 1e-5 and atol 1e-5 of the largest reference value."""
     atol = RTOL * float(np.abs(reference).max(initial=0.0))
-    np.testing.assert_allclose(got, reference, rtol=RTOL, atol=atol, err_msg=what)
+    np.testing.assert_allclose(values, reference, rtol=RTOL, atol=atol, err_msg=name)

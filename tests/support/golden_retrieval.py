@@ -54,16 +54,16 @@ def _metrics(i2t: NDArray[Any], t2i: NDArray[Any], image_of_text: NDArray[Any]) 
     image_ranks = [_rank(row, image) for row, image in zip(t2i, image_of_text, strict=True)]
     txt, img = _recalls(text_ranks), _recalls(image_ranks)
     mean = {"r_mean": (np.mean(list(txt.values())) + np.mean(list(img.values()))) / 2}
-    named = {f"txt_{name}": value for name, value in txt.items()}
-    named |= {f"img_{name}": value for name, value in img.items()}
-    named |= mean | {"txt_r_mean": np.mean(list(txt.values()))}
-    named["img_r_mean"] = np.mean(list(img.values()))
-    return np.array([named[name] for name in sorted(named)])
+    figures = {f"txt_{name}": value for name, value in txt.items()}
+    figures |= {f"img_{name}": value for name, value in img.items()}
+    figures |= mean | {"txt_r_mean": np.mean(list(txt.values()))}
+    figures["img_r_mean"] = np.mean(list(img.values()))
+    return np.array([figures[name] for name in sorted(figures)])
 
 
-def _rank(scores: NDArray[Any], wanted: int) -> int:
+def _rank(scores: NDArray[Any], place: int) -> int:
     # reversed ascending order, as the originals sort: it decides among the unscored
-    return int(np.flatnonzero(np.argsort(scores)[::-1] == wanted)[0])
+    return int(np.flatnonzero(np.argsort(scores)[::-1] == place)[0])
 
 
 def _recalls(ranks: list[int]) -> dict[str, float]:

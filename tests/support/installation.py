@@ -28,9 +28,9 @@ class Installation:
             for name, value in os.environ.items()
             if not name.startswith(("VLSERVE_", "PYTHON", "COV_"))
         }
-        program, *rest = (str(word) for word in words)
+        program, *arguments = (str(word) for word in words)
         return subprocess.run(
-            [str(self.environment / "bin" / program), *rest],
+            [str(self.environment / "bin" / program), *arguments],
             cwd=folder or self.folder,
             env=inherited | dict(self.variables),
             capture_output=True,
@@ -44,6 +44,6 @@ class Installation:
         self, words: Sequence[str | Path], folder: Path | None = None, timeout_s: float = 120
     ) -> str:
         """Return what a command prints; fail the test when it ends with another code than 0."""
-        done = self.run(words, folder, timeout_s)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+        process = self.run(words, folder, timeout_s)
+        assert process.returncode == 0, process.stdout + process.stderr
+        return process.stdout

@@ -73,18 +73,18 @@ class KeptExports:
 
     def get(self, key: str) -> Path | None:
         """Return the folder of a kept export, which counts as used now."""
-        kept = self.folder / key
+        entry = self.folder / key
         try:
-            os.utime(kept)
+            os.utime(entry)
         except FileNotFoundError:
             return None
-        return kept
+        return entry
 
     def get_or_make(self, key: str, make: Callable[[Path], object]) -> Path:
         """Return the folder of an export; ``make`` writes into an empty one where there is none."""
-        kept = self.get(key)
-        if kept is not None:
-            return kept
+        entry = self.get(key)
+        if entry is not None:
+            return entry
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=self.folder))
         try:
@@ -100,8 +100,8 @@ class KeptExports:
 
     def prune(self) -> None:
         """Remove the exports that were used longest ago, beyond ``max_kept``."""
-        kept = [path for path in self.folder.iterdir() if not path.name.startswith(PARTIAL)]
-        newest_first = sorted(kept, key=_used_at, reverse=True)
+        entries = [path for path in self.folder.iterdir() if not path.name.startswith(PARTIAL)]
+        newest_first = sorted(entries, key=_used_at, reverse=True)
         for path in newest_first[self.max_kept :]:
             shutil.rmtree(path, ignore_errors=True)
 

@@ -16,10 +16,12 @@ Trouble = Callable[[Control], AbstractContextManager[None]]
 @contextmanager
 def locked(control: Control) -> Iterator[None]:
     """Hold the ledger locked, as another process would."""
-    with closing(sqlite3.connect(control.ledger.store / LEDGER, isolation_level=None)) as other:
-        other.execute("BEGIN IMMEDIATE")
+    with closing(
+        sqlite3.connect(control.ledger.store / LEDGER, isolation_level=None)
+    ) as connection:
+        connection.execute("BEGIN IMMEDIATE")
         yield
-        other.execute("ROLLBACK")
+        connection.execute("ROLLBACK")
 
 
 @contextmanager

@@ -192,13 +192,13 @@ def charsets() -> Iterator[Variant]:
     yield said("GBK with other bytes", "", refused("GBK"), "GBK", TEXT, CHINESE.encode("gbk"))
     yield said("UTF-16", "", refused("UTF-16"), "UTF-16", TEXT, TEXT.encode("utf-16"))
     yield said("a charset that nobody knows", "", refused("none"), "none", TEXT, TEXT.encode())
-    both = FILE + part("text", TEXT.encode()) + part("_charset_", b"iso-8859-1") + END
-    yield Variant("`_charset_` of RFC 7578 with ASCII bytes", "browsers", READ, both, FORM)
+    body = FILE + part("text", TEXT.encode()) + part("_charset_", b"iso-8859-1") + END
+    yield Variant("`_charset_` of RFC 7578 with ASCII bytes", "browsers", READ, body, FORM)
     chinese = FILE + part("text", CHINESE.encode("gbk")) + part("_charset_", b"GBK") + END
     yield Variant("`_charset_` with other bytes", "browsers", refused("GBK"), chinese, FORM)
-    whole = FILE + part("text", CHINESE.encode("gbk")) + END
+    chinese_body = FILE + part("text", CHINESE.encode("gbk")) + END
     yield Variant(
-        "a charset of the whole form", "Java", refused("GBK"), whole, f"{FORM}; charset=GBK"
+        "a charset of the whole form", "Java", refused("GBK"), chinese_body, f"{FORM}; charset=GBK"
     )
     no_utf8 = FILE + part("text", b"\xff\xfe") + END
     yield Variant(

@@ -20,16 +20,16 @@ def assert_every_key_is_loaded_or_ignored(recipe: Recipe, name: str, added_token
     config = recipe.complete_config({"vocabulary": words(rows - added_tokens)}, state, Path())
     with torch.device("meta"):
         network = recipe.build(config)
-    loaded, expected = recipe.adapt(state, config), network.state_dict()
-    assert loaded.keys() == expected.keys()
-    assert all(tensor.shape == expected[key].shape for key, tensor in loaded.items())
+    tensors, names = recipe.adapt(state, config), network.state_dict()
+    assert tensors.keys() == names.keys()
+    assert all(tensor.shape == names[key].shape for key, tensor in tensors.items())
 
     patterns = sys.modules[type(recipe).__module__].IGNORED
     ignored = {key for key in shapes if is_ignored(key, patterns)}
-    assert not ignored & expected.keys()
+    assert not ignored & names.keys()
     head = "text_decoder.cls.predictions.decoder."
     second_names = {key for key in shapes if key.startswith(head)}
-    assert len(loaded) == len(shapes) - len(ignored) - len(second_names)
+    assert len(tensors) == len(shapes) - len(ignored) - len(second_names)
 
 
 def words(number: int) -> Sequence[str]:

@@ -37,7 +37,7 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Question:
     """One request: of no look, one, or two."""
 
     looks: tuple[Look, ...]
@@ -71,18 +71,18 @@ def npy(array: NDArray[Any]) -> bytes:
     return file.getvalue()
 
 
-def asked_of(manifest: Manifest) -> list[Asked]:
+def questions_of(manifest: Manifest) -> list[Question]:
     """Requests that differ in every size, for one batch."""
     looks = 2 if manifest.task == "reason" else 1
     looks = looks if manifest.image or manifest.regions else 0
-    asked = []
+    requests = []
     for index, text in enumerate(TEXTS):
-        seen = tuple(look_at(manifest, index + 2 * place) for place in range(looks))
+        looks_of_item = tuple(look_at(manifest, index + 2 * place) for place in range(looks))
         if manifest.task == "embed" and manifest.text and index % 2:
-            seen = ()
-        silent = manifest.text is None or (manifest.task == "embed" and seen)
-        asked.append(Asked(seen, None if silent else text))
-    return asked
+            looks_of_item = ()
+        silent = manifest.text is None or (manifest.task == "embed" and looks_of_item)
+        requests.append(Question(looks_of_item, None if silent else text))
+    return requests
 
 
 def look_at(manifest: Manifest, seed: int) -> Look:

@@ -63,12 +63,12 @@ def post(path: str, *extra: Header) -> list[Header]:
     return [*pseudo, (b":authority", b"gateway"), *extra]
 
 
-def exchange(port: int, sent: bytes, *, stream: int = 1, timeout_s: float = 10.0) -> Reply:
-    """What a server says on ``stream`` of a new connection, after the frames ``sent``."""
+def exchange(port: int, data: bytes, *, stream: int = 1, timeout_s: float = 10.0) -> Reply:
+    """What a server says on ``stream`` of a new connection, after the frames ``data``."""
     reply = Reply()
     with socket.create_connection(("127.0.0.1", port), timeout=timeout_s) as connection:
         with suppress(OSError):
-            connection.sendall(PREFACE + frame(SETTINGS, 0, 0) + sent)
+            connection.sendall(PREFACE + frame(SETTINGS, 0, 0) + data)
         reader = connection.makefile("rb")
         try:
             while not (reply.ended or reply.refused):
@@ -96,16 +96,16 @@ class Upload:
             ConnectionError: the server has ended the connection.
             TimeoutError: it said nothing for ``timeout_s``.
         """
-        for stream, left in self._left.items():
-            size = min(left, FRAME_BYTES, self._windows[0], self._windows[stream])
+        for stream, bytes_left in self._left.items():
+            size = min(bytes_left, FRAME_BYTES, self._windows[0], self._windows[stream])
             if size > 0:
                 self._connection.sendall(frame(DATA, 0, stream, b"x" * size))
                 self._left[stream] -= size
                 self._windows[0] -= size
                 self._windows[stream] -= size
         sending = any(
-            left and min(self._windows[0], self._windows[stream]) > 0
-            for stream, left in self._left.items()
+            bytes_left and min(self._windows[0], self._windows[stream]) > 0
+            for stream, bytes_left in self._left.items()
         )
         self._connection.settimeout(0.001 if sending else timeout_s)
         try:
@@ -164,8 +164,8 @@ def _text(value: bytes) -> bytes:
     """A string literal without Huffman coding."""
     if len(value) < 127:
         return bytes([len(value)]) + value
-    rest, length = b"", len(value) - 127
+    tail, length = b"", len(value) - 127
     while length >= 128:
-        rest += bytes([length % 128 + 128])
+        tail += bytes([length % 128 + 128])
         length //= 128
-    return b"\x7f" + rest + bytes([length]) + value
+    return b"\x7f" + tail + bytes([length]) + value

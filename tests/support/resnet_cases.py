@@ -12,13 +12,13 @@ from support.golden_cases import Case, key_shapes
 
 def described(case: Case) -> tuple[dict[str, Any], int]:
     """A case's ResNetConfig and number of classes, from its hyperparameters or its class."""
-    said = case.config.get("hyperparameters", {})
-    written = re.search(r"ResNet\((\w+), *\[([\d, ]+)\]", case.config["source"]["class"])
-    block = said.get("block") or (written and written[1])
-    layers = said.get("layers") or (written and [int(n) for n in written[2].split(",")])
+    hyperparameters = case.config.get("hyperparameters", {})
+    blocks = re.search(r"ResNet\((\w+), *\[([\d, ]+)\]", case.config["source"]["class"])
+    block = hyperparameters.get("block") or (blocks and blocks[1])
+    layers = hyperparameters.get("layers") or (blocks and [int(n) for n in blocks[2].split(",")])
     classes = re.search(r"num_classes=(\d+)", case.config["source"]["class"])
-    count = said.get("num_classes") or (int(classes[1]) if classes else 1000)
-    width = 64 // said.get("width_divisor", 1)
+    count = hyperparameters.get("num_classes") or (int(classes[1]) if classes else 1000)
+    width = 64 // hyperparameters.get("width_divisor", 1)
     return {"block": block, "layers": layers, "width": width}, count
 
 
@@ -31,10 +31,10 @@ def by_formula(case: Case, network: torch.nn.Module) -> dict[str, Tensor]:
     (mean,) = _numbers(rf"running_mean: {number}\*s", formula)
     scale, shift = _numbers(rf"weight -> 1\+{number}\*s, else {number}\*s", formula)
     (gain,) = _numbers(rf"s\*sqrt\({number}/numel", formula)
-    named = re.search(r"keys/([\w.-]+)\.json", formula)
-    assert named is not None
+    key = re.search(r"keys/([\w.-]+)\.json", formula)
+    assert key is not None
     shapes = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
-    assert list(key_shapes(named[1]).items()) == list(shapes.items())
+    assert list(key_shapes(key[1]).items()) == list(shapes.items())
     weights = {}
     for k, (name, shape) in enumerate(shapes.items()):
         size = int(np.prod(shape))
@@ -54,9 +54,9 @@ def by_formula(case: Case, network: torch.nn.Module) -> dict[str, Tensor]:
 
 
 def _numbers(pattern: str, formula: str) -> list[float]:
-    found = re.search(pattern, formula)
-    assert found is not None, f"weights_formula has no {pattern}: {formula}"
-    return [float(value) for value in found.groups()]
+    match = re.search(pattern, formula)
+    assert match is not None, f"weights_formula has no {pattern}: {formula}"
+    return [float(value) for value in match.groups()]
 
 
 def golden_weights(case: Case, network: torch.nn.Module) -> dict[str, Tensor]:

@@ -56,9 +56,9 @@ def running_triton(
     folder: Path, archives: Sequence[Path], workers: int = 1
 ) -> Iterator[RunningTriton]:
     """Serve ``archives`` until the body ends."""
-    made = make_settings(folder, "triton")
-    engine = made.engine.model_copy(update={"workers": workers})
-    settings = made.model_copy(update={"engine": engine})
+    settings_made = make_settings(folder, "triton")
+    engine = settings_made.engine.model_copy(update={"workers": workers})
+    settings = settings_made.model_copy(update={"engine": engine})
     (endpoint,) = endpoints(settings)
     with (
         _server(settings) as process,
@@ -102,8 +102,8 @@ def _server(settings: Settings) -> Iterator["subprocess.Popen[bytes]"]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        for left in Path("/dev/shm").glob(f"{variables['SHM_PREFIX']}*"):
-            left.unlink(missing_ok=True)
+        for segment in Path("/dev/shm").glob(f"{variables['SHM_PREFIX']}*"):
+            segment.unlink(missing_ok=True)
         shutil.rmtree(settings.socket_dir, ignore_errors=True)
 
 

@@ -37,11 +37,11 @@ def logged_copy(running: RunningGateway, request_id: str) -> Mapping[str, Any]:
     """Return the shadow log's line of one request, once it is written."""
 
     def lines() -> list[Mapping[str, Any]]:
-        written = [
+        lines_now = [
             json.loads(line)
             for line in running.shadow_log().read_text(encoding="utf-8").splitlines()
         ]
-        return [line for line in written if line["request_id"] == request_id]
+        return [line for line in lines_now if line["request_id"] == request_id]
 
     wait_until(lines)
     (line,) = lines()

@@ -17,13 +17,13 @@ def small_disk(folder: Path, size: str = "32m") -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     command = ["mount", "-t", "tmpfs", "-o", f"size={size},mode=700", "tmpfs", str(folder)]
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             command, capture_output=True, text=True, check=False, encoding="utf-8"
         )
     except FileNotFoundError:
         pytest.skip("there is no mount here")
-    if done.returncode:
-        pytest.skip(f"mounting is not allowed here: {done.stderr.strip()}")
+    if process.returncode:
+        pytest.skip(f"mounting is not allowed here: {process.stderr.strip()}")
     try:
         yield folder
     finally:

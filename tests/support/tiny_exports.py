@@ -50,7 +50,7 @@ class Tiny:
         entry = graph_entry(self.plans[graph], f"{graph}{SUFFIXES[format]}", format)
         key = self._key(graph, format)
         folder = KeptExports().get_or_make(
-            key, lambda made: self._convert(graph, format, made / entry.file)
+            key, lambda target: self._convert(graph, format, target / entry.file)
         )
         if format == "onnx":
             check_onnx(entry, [(folder / entry.file).read_bytes()], ())
@@ -85,9 +85,9 @@ class Tiny:
             (sizes, self.recipe.example(graph, self.config, sizes, seed))
             for seed, sizes in enumerate(shapes, start=1)
         ]
-        measured = measure(plan, backend, cases, spec.rtol, spec.atol)
-        assert measured.parity.cases >= 5
-        measured.assert_equal(graph)
+        measurement = measure(plan, backend, cases, spec.rtol, spec.atol)
+        assert measurement.parity.cases >= 5
+        measurement.assert_equal(graph)
 
 
 @dataclass(frozen=True)

@@ -112,12 +112,12 @@ def blip_models() -> Iterable[TinyModel]:
     dual = {"encoder": sizes, "embedding": 6}
     for task in ("match", "embed"):
         yield vision_text(f"blip-{task}", task, dual)
-    both, written = {"encoder": sizes, "decoder": sizes}, {"beams": 3, "max_length": 8}
-    yield vision_text("blip-answer", "answer", both, answers=ANSWERS)
-    writing = {"writing": {**written, "min_length": 1}}
-    yield vision_text("blip-answer-written", "answer", both, **writing)
-    drawn = {"sampling": {"temperature_limits": [0.1, 9.0]}}
-    writing = {"writing": {**written, "min_length": 4, **drawn}, "prompt": "a cat "}
+    parts, search = {"encoder": sizes, "decoder": sizes}, {"beams": 3, "max_length": 8}
+    yield vision_text("blip-answer", "answer", parts, answers=ANSWERS)
+    writing = {"writing": {**search, "min_length": 1}}
+    yield vision_text("blip-answer-written", "answer", parts, **writing)
+    sampling = {"sampling": {"temperature_limits": [0.1, 9.0]}}
+    writing = {"writing": {**search, "min_length": 4, **sampling}, "prompt": "a cat "}
     yield vision_text("blip-caption", "caption", {"decoder": sizes}, **writing)
 
 
@@ -127,8 +127,8 @@ def albef_models() -> Iterable[TinyModel]:
     for task in ("match", "embed"):
         yield vision_text(f"albef-{task}", task, dual)
     decoder = bert(1, 0, len(WORDS), token_types=2)
-    both = {"encoder": sizes, "decoder": decoder}
-    yield vision_text("albef-answer", "answer", both, answers=ANSWERS)
+    parts = {"encoder": sizes, "decoder": decoder}
+    yield vision_text("albef-answer", "answer", parts, answers=ANSWERS)
     deep = {"encoder": sizes | {"layers": 3}, "classes": 2}
     yield vision_text("albef-reason", "reason", deep)
     yield vision_text("albef-entail", "entail", {"encoder": sizes, "classes": 3})
@@ -162,7 +162,7 @@ def vilbert_models() -> Iterable[TinyModel]:
         "visual_connections": (0, 2),
         "gated": True,
     }
-    said = {
+    fields = {
         "num_attention_heads": 2,
         "v_num_attention_heads": 2,
         "bi_num_attention_heads": 2,
@@ -181,7 +181,7 @@ def vilbert_models() -> Iterable[TinyModel]:
         config |= {"task_token": 3, "answers": ANSWERS if task == "answer" else ()}
         sizes = {"positions": 24, "token_types": 2, "task_tokens": 5, "region_dim": 6}
         sizes |= {"region_targets": 7, "heads": heads, "encoder": encoder}
-        yield TinyModel("vilbert", task, f"vilbert-{task}", config | said, config | sizes)
+        yield TinyModel("vilbert", task, f"vilbert-{task}", config | fields, config | sizes)
 
 
 def captioner(recipe: str, grid: bool, features: int, sizes: Config, **more: Any) -> TinyModel:
@@ -190,9 +190,9 @@ def captioner(recipe: str, grid: bool, features: int, sizes: Config, **more: Any
     layers = {"hidden": 16, "heads": 2, "key_size": 8, "value_size": 8, "intermediate": 24}
     config = {"task": "caption", "words": words, "heads": 2, **more}
     config |= {"writing": {"beams": 3, "max_length": 8}}
-    shown = {"encoder": {"layers": 3, **layers}, "decoder": {"layers": 2, **layers}}
-    shown |= {"positions": 48, "features": features, **sizes}
-    return TinyModel(recipe, "caption", f"{recipe}-caption", config, config | shown, grid)
+    sizes_shown = {"encoder": {"layers": 3, **layers}, "decoder": {"layers": 2, **layers}}
+    sizes_shown |= {"positions": 48, "features": features, **sizes}
+    return TinyModel(recipe, "caption", f"{recipe}-caption", config, config | sizes_shown, grid)
 
 
 def resnet_gru_model() -> TinyModel:
@@ -319,9 +319,9 @@ class Archives:
         self._pool = ProcessPoolExecutor(EXPORTERS, get_context("spawn"))
         self._exports: dict[tuple[str, Format], Future[Path]] = {}
 
-    def begin(self, wanted: Iterable[tuple[str, Format]]) -> None:
+    def begin(self, pairs: Iterable[tuple[str, Format]]) -> None:
         """Start the exports of (name, format) that have not begun."""
-        for name, format in wanted:
+        for name, format in pairs:
             if (name, format) not in self._exports:
                 model, checkpoint = self.models[name], self.checkpoint(name)
                 if not checkpoint.exists():
@@ -330,11 +330,11 @@ class Archives:
                 self._exports[name, format] = self._start(Export(model, checkpoint, format))
 
     def _start(self, export: Export) -> Future[Path]:
-        kept = KeptExports().get(export.key())
-        if kept is None:
+        entry = KeptExports().get(export.key())
+        if entry is None:
             return self._pool.submit(kept_or_made, export)
         ready: Future[Path] = Future()
-        ready.set_result(kept)
+        ready.set_result(entry)
         return ready
 
     def report(self, name: str, format: Format) -> ExportReport:

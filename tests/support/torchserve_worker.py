@@ -26,7 +26,7 @@ END = struct.pack("!i", -1)
 
 
 @dataclass(frozen=True)
-class Sent:
+class WorkerRequest:
     """One request of a batch; ``parts`` as multipart parts or one ``body``, a name twice too."""
 
     parts: Mapping[str, bytes] | Sequence[tuple[str, bytes]]
@@ -35,7 +35,7 @@ class Sent:
 
 
 @dataclass(frozen=True)
-class Answered:
+class WorkerAnswer:
     status: int
     content_type: str
     headers: Mapping[str, str]
@@ -64,17 +64,17 @@ class Worker:
         assert self._int() == -1
         return status, message
 
-    def predict(self, batch: Sequence[Sent]) -> list[Answered]:
+    def predict(self, batch: Sequence[WorkerRequest]) -> list[WorkerAnswer]:
         """One batch, answers in its order."""
-        self.connection.sendall(b"I" + b"".join(_request(sent) for sent in batch) + END)
+        self.connection.sendall(b"I" + b"".join(_request(request) for request in batch) + END)
         status, message = self._int(), self._bytes().decode()
         assert status == 200, message
         answers = []
-        for sent in batch:
-            assert self._bytes().decode() == sent.id
+        for request in batch:
+            assert self._bytes().decode() == request.id
             content_type, code, _ = self._bytes().decode(), self._int(), self._bytes()
             headers = {self._bytes().decode(): self._bytes().decode() for _ in range(self._int())}
-            answers.append(Answered(code, content_type, headers, self._bytes()))
+            answers.append(WorkerAnswer(code, content_type, headers, self._bytes()))
         assert self._int() == -1
         return answers
 
@@ -103,12 +103,12 @@ def _raw(value: bytes) -> bytes:
     return struct.pack("!i", len(value)) + value
 
 
-def _request(sent: Sent) -> bytes:
-    headers = b"".join(_text(name) + _text(value) for name, value in sent.headers.items())
-    pairs = list(sent.parts.items()) if isinstance(sent.parts, Mapping) else sent.parts
+def _request(request: WorkerRequest) -> bytes:
+    headers = b"".join(_text(name) + _text(value) for name, value in request.headers.items())
+    pairs = list(request.parts.items()) if isinstance(request.parts, Mapping) else request.parts
     kind = "application/json" if "body" in dict(pairs) else "text/plain"
     parts = b"".join(_text(n) + _text(kind) + _raw(value) for n, value in pairs)
-    return _text(sent.id) + headers + END + parts + END
+    return _text(request.id) + headers + END + parts + END
 
 
 @contextmanager

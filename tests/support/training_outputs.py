@@ -46,14 +46,14 @@ def only_training(name: str) -> bool:
 
 def training_cases(family: str, *sources: str) -> list[Case]:
     """Cases of a family with outputs of training, whose source class or file is one of these."""
-    found = [
+    paths = [
         case
         for case in cases(family)
         if training_outputs(case)
         and {case.config["source"]["class"], case.config["source"]["file"]} & set(sources)
     ]
-    COVERED.update(map(str, found))
-    return found
+    COVERED.update(map(str, paths))
+    return paths
 
 
 def not_yet_covered() -> list[str]:
@@ -82,8 +82,8 @@ def state_of(case: Case) -> dict[str, Tensor]:
 
 def tensors_of(case: Case) -> dict[str, Tensor]:
     """The case's inputs, numbers in double precision."""
-    given = {name: torch.from_numpy(x) for name, x in case.arrays("inputs").items()}
-    return {name: x.double() if x.is_floating_point() else x for name, x in given.items()}
+    tensors = {name: torch.from_numpy(x) for name, x in case.arrays("inputs").items()}
+    return {name: x.double() if x.is_floating_point() else x for name, x in tensors.items()}
 
 
 def gradients(
@@ -100,19 +100,19 @@ def gradients(
         name: (ours or {}).get(name.removeprefix(kind), name.removeprefix(kind)) for name in names
     }
     parameters = dict(network.named_parameters(remove_duplicate=False))
-    found = torch.autograd.grad(
+    results = torch.autograd.grad(
         loss, [parameters[name] for name in own.values()], retain_graph=True
     )
-    return dict(zip(names, found, strict=True))
+    return dict(zip(names, results, strict=True))
 
 
-def assert_training_outputs(case: Case, got: Mapping[str, Tensor]) -> None:
+def assert_training_outputs(case: Case, outputs: Mapping[str, Tensor]) -> None:
     """All of them, and no others."""
     reference = case.arrays("outputs")
-    assert set(got) == training_outputs(case)
-    for name, tensor in got.items():
-        array, expected = tensor.detach().numpy(), reference[name]
-        if expected.dtype.kind == "i":
-            np.testing.assert_array_equal(array, expected, err_msg=f"{case}: {name}")
+    assert set(outputs) == training_outputs(case)
+    for name, tensor in outputs.items():
+        array, reference_array = tensor.detach().numpy(), reference[name]
+        if reference_array.dtype.kind == "i":
+            np.testing.assert_array_equal(array, reference_array, err_msg=f"{case}: {name}")
         else:
-            assert_close(array.reshape(expected.shape), expected, f"{case}: {name}")
+            assert_close(array.reshape(reference_array.shape), reference_array, f"{case}: {name}")

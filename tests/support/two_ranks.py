@@ -46,8 +46,8 @@ class JoinedJob:
     def figures(self, network: nn.Module) -> Mapping[str, float]:
         rows = torch.eye(3).unsqueeze(1)
         with torch.no_grad():
-            found = distributed.over_ranks(rows, lambda row: float(network(row) - 1))
-        return {"fit": -sum(one * one for one in found)}
+            losses = distributed.over_ranks(rows, lambda row: float(network(row) - 1))
+        return {"fit": -sum(loss * loss for loss in losses)}
 
     def checkpoint(self, network: nn.Module) -> Mapping[str, Tensor]:
         return network.state_dict()
@@ -74,11 +74,11 @@ def main(folder: Path) -> None:
         number = float(distributed.rank() + 1)
         rows, ids = torch.full((2, 2), number), torch.full((2,), int(number))
         queue.put(*(distributed.gathered(x) for x in (rows, rows, ids)))
-        found = {"ids": queue.ids[0, : 2 * distributed.size()], "images": queue.images[:, :4]}
+        values = {"ids": queue.ids[0, : 2 * distributed.size()], "images": queue.images[:, :4]}
         weight = torch.full((1, 1), number, requires_grad=True)
         distributed.gathered_with_gradient(weight).sum().backward()
-        kept = {**found, "gradient": weight.grad, "any": distributed.on_any(number == 2)}
-        torch.save(kept, folder / f"rank-{distributed.rank()}.pt")
+        record = {**values, "gradient": weight.grad, "any": distributed.on_any(number == 2)}
+        torch.save(record, folder / f"rank-{distributed.rank()}.pt")
 
 
 if __name__ == "__main__":

@@ -73,8 +73,8 @@ def written(case: Case, loaded: Loaded, memory: Arrays) -> Arrays:
     """Every output of a case that comes after the encoder."""
     options, steps = loaded.served.options, loaded.served.options["max_length"] - 1
     ids, log_probs, recorded_beams = beams(loaded, memory)
-    one = recorded(loaded, memory, NEVER)
-    likeliest = beam_search(one, prompt(loaded, memory), greedy(options["max_length"], NEVER))
+    step = recorded(loaded, memory, NEVER)
+    likeliest = beam_search(step, prompt(loaded, memory), greedy(options["max_length"], NEVER))
     words = filled(likeliest, steps)[0][:, 0]
     over = np.maximum.accumulate(words == options["end_id"], axis=1)  # 0 with the end itself
     return {
@@ -85,15 +85,15 @@ def written(case: Case, loaded: Loaded, memory: Arrays) -> Arrays:
         "beam_log_probs_all": log_probs,
         "beam_all_log_probs": recorded_beams.log_probs(options["beams"], steps),
         "greedy_out": words,
-        "greedy_log_probs": np.where(over[:, :, None], 0.0, one.log_probs(1, steps)[:, 0]),
+        "greedy_log_probs": np.where(over[:, :, None], 0.0, step.log_probs(1, steps)[:, 0]),
     }
 
 
 def beams(loaded: Loaded, memory: Arrays) -> tuple[Ids, NDArray[Any], RecordedStep]:
     """By the rules that stand in the archive: ids and log-probabilities (batch, beams, steps)."""
     options = loaded.served.options
-    named = BeamSearch.__dataclass_fields__
-    rules = BeamSearch(**{name: options[name] for name in named if name in options})
+    fields = BeamSearch.__dataclass_fields__
+    rules = BeamSearch(**{name: options[name] for name in fields if name in options})
     step = recorded(loaded, memory, rules.end_id)
     texts = beam_search(step, prompt(loaded, memory), rules)
     return *filled(texts, rules.max_length - 1), step
@@ -124,10 +124,10 @@ def teacher_forced(loaded: Loaded, memory: Arrays, captions: Ids) -> NDArray[np.
     """Log-probabilities (batch, tokens, vocabulary) of what follows each word."""
     decoder: Any = loaded.network.decoder
     with torch.inference_mode():
-        read = tuple(
+        logits = tuple(
             torch.from_numpy(memory[f"memory_{name}"]) for name in ("key", "value", "mask")
         )
-        states, _, _ = decoder(torch.from_numpy(captions).unsqueeze(1), read)
+        states, _, _ = decoder(torch.from_numpy(captions).unsqueeze(1), logits)
         log_probs: NDArray[np.float32] = F.log_softmax(decoder.logits(states[:, 0]), -1).numpy()
     return log_probs
 
@@ -139,10 +139,10 @@ def assert_every_key_is_loaded_or_ignored(recipe: Recipe, name: str) -> None:
     words = [str(index) for index in range(shapes["decoder.word_emb.weight"][0])]
     config = recipe.complete_config({"words": words}, state, Path())
     with torch.device("meta"):
-        expected = recipe.build(config).state_dict()
-    loaded = recipe.adapt(state, config)
-    assert loaded.keys() == expected.keys()
-    assert all(tensor.shape == expected[key].shape for key, tensor in loaded.items())
+        names = recipe.build(config).state_dict()
+    tensors = recipe.adapt(state, config)
+    assert tensors.keys() == names.keys()
+    assert all(tensor.shape == names[key].shape for key, tensor in tensors.items())
     patterns = sys.modules[type(recipe).__module__].IGNORED
     ignored = {key for key in shapes if is_ignored(key, patterns)}
-    assert loaded.keys() == shapes.keys() - ignored
+    assert tensors.keys() == shapes.keys() - ignored

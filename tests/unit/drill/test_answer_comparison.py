@@ -4,14 +4,14 @@ from typing import Any
 
 import pytest
 
-from vlserve.drill.answer_comparison import ALONE, Said, compare, difference
+from vlserve.drill.answer_comparison import ALONE, Response, compare, difference
 
 
-def said(status: int = 200, **body: Any) -> Said:
-    return Said(status, body)
+def said(status: int = 200, **body: Any) -> Response:
+    return Response(status, body)
 
 
-def tags(*scores: tuple[str, float]) -> Said:
+def tags(*scores: tuple[str, float]) -> Response:
     return said(tags=[{"tag": tag, "score": score} for tag, score in scores])
 
 
@@ -42,7 +42,7 @@ def test_entries_may_change_places_and_others_may_not() -> None:
         (said(200), said(422)),
     ],
 )
-def test_what_is_no_score_must_be_the_same(expected: Said, got: Said) -> None:
+def test_what_is_no_score_must_be_the_same(expected: Response, got: Response) -> None:
     assert difference(expected, got).where
     compared = compare("triton", {"one": got}, "torchserve", {"one": expected}, ALONE)
     assert not compared.passed

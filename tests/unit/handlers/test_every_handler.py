@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from support.echo_tasks import FAILS, HANDLERS, KINDS, manifest_of, pipeline_of
-from support.questions import Asked, asked_of, npy
+from support.questions import Question, npy, questions_of
 from vlserve.exporter.probes import drawn_image, drawn_requests
 from vlserve.runtime.errors import ErrorCode, ManifestInvalid, RequestError
 from vlserve.runtime.pipeline import Pipeline
@@ -31,7 +31,7 @@ def test_every_task_has_a_kind_or_tests_of_its_own() -> None:
 @every_kind
 def test_bad_items_do_not_change_the_answers_of_their_neighbours(kind: str, tmp_path: Path) -> None:
     pipeline = pipeline_of(kind, tmp_path)
-    good = [one.fields() for one in asked_of(pipeline.manifest)]
+    good = [one.fields() for one in questions_of(pipeline.manifest)]
     alone = answers_of(pipeline, good)
     bad = [{}, {**good[0], "surprise": 1}, {**good[1], "image": "!!"}, {**good[2], "text": "a\0"}]
     mixed = answers_of(pipeline, [bad[0], good[0], bad[1], good[1], bad[2], *good[2:], bad[3]])
@@ -46,7 +46,7 @@ def test_bad_items_do_not_change_the_answers_of_their_neighbours(kind: str, tmp_
 )
 def test_what_versions_are_compared_by_is_best_first(kind: str, tmp_path: Path) -> None:
     pipeline = pipeline_of(kind, tmp_path)
-    for answer in answers_of(pipeline, [one.fields() for one in asked_of(pipeline.manifest)]):
+    for answer in answers_of(pipeline, [one.fields() for one in questions_of(pipeline.manifest)]):
         assert isinstance(answer, dict)
         scores = list(pipeline.task.scores(answer).values())
         assert scores and scores == sorted(scores, reverse=True)
@@ -56,7 +56,7 @@ def test_what_versions_are_compared_by_is_best_first(kind: str, tmp_path: Path) 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if manifest_of(kind).text])
 def test_an_item_that_fails_in_the_graph_fails_alone(kind: str, tmp_path: Path) -> None:
     pipeline = pipeline_of(kind, tmp_path)
-    good = [one.fields() for one in asked_of(pipeline.manifest)]
+    good = [one.fields() for one in questions_of(pipeline.manifest)]
     spoken = next(one for one in good if "text" in one)
     *answers, failed = answers_of(pipeline, [*good, {**spoken, "text": FAILS}])
     assert isinstance(failed, ItemError) and failed.code is ErrorCode.INFERENCE_FAILED
@@ -67,7 +67,7 @@ def test_an_item_that_fails_in_the_graph_fails_alone(kind: str, tmp_path: Path) 
 @every_kind
 def test_a_form_and_json_get_the_same_answer(kind: str, tmp_path: Path) -> None:
     pipeline = pipeline_of(kind, tmp_path)
-    for one in asked_of(pipeline.manifest):
+    for one in questions_of(pipeline.manifest):
         form = {name: raw for name, (_, raw) in one.form().items()}
         in_form, in_json = answers_of(pipeline, [form]), answers_of(pipeline, [one.fields()])
         assert isinstance(in_form[0], dict)
@@ -83,8 +83,8 @@ def test_the_drawn_probes_are_answered(kind: str, tmp_path: Path) -> None:
         pipeline.task.answer.model_validate(answer)
 
 
-def features_of(kind: str) -> Asked:
-    return next(one for one in asked_of(manifest_of(kind)) if one.looks[0].features is not None)
+def features_of(kind: str) -> Question:
+    return next(one for one in questions_of(manifest_of(kind)) if one.looks[0].features is not None)
 
 
 TAKEN: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -128,7 +128,7 @@ def test_what_a_model_does_not_take(case: str, tmp_path: Path) -> None:
     kind, changed, said = TAKEN[case]
     pipeline = pipeline_of(kind, tmp_path)
     brings = kind in ("answer", "tag-by-either", "ground", "caption-of-a-grid")
-    fields = features_of(kind).fields() if brings else asked_of(pipeline.manifest)[0].fields()
+    fields = features_of(kind).fields() if brings else questions_of(pipeline.manifest)[0].fields()
     if case == "a-grid-of-another-size":
         changed = {"features": npy(np.zeros((5, 4), np.float32))}
     (answer,) = answers_of(pipeline, [fields | changed])
@@ -184,7 +184,9 @@ def test_a_manifest_that_a_task_cannot_answer_for(case: str, tmp_path: Path) -> 
 def test_scores_that_are_none_are_no_answers(kind: str, tmp_path: Path) -> None:
     pipeline = pipeline_of(kind, tmp_path)
     task = pipeline.task
-    asked = [task.fields.model_validate(one.fields()) for one in asked_of(pipeline.manifest)][:1]
+    asked = [task.fields.model_validate(one.fields()) for one in questions_of(pipeline.manifest)][
+        :1
+    ]
     outputs = task.infer(task.collate(task.tokenise([task.preprocess(one) for one in asked])))
     broken = {
         name: np.full_like(array, np.nan) if array.dtype.kind == "f" else array

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from support.echo_tasks import HANDLERS, KINDS, pipeline_of
-from support.questions import asked_of
+from support.questions import questions_of
 from vlserve.drill.twin import FAULTY_TASK, Fault
 from vlserve.runtime.manifest import Probe
 from vlserve.runtime.pipeline import Pipeline
@@ -26,14 +26,14 @@ def twin_of(pipeline: Pipeline, root: Path, fault: Fault) -> Pipeline:
     shutil.copy(HANDLERS / f"{task}.py", root / "handlers" / f"drilled_{task}.py")
     shutil.copy(FAULTY_TASK, root / "handlers" / f"{task}.py")
     (root / "assets" / "fault.json").write_text(json.dumps(vars(fault)), encoding="utf-8")
-    probe = Probe(fields=asked_of(pipeline.manifest)[0].fields(), answer={})
+    probe = Probe(fields=questions_of(pipeline.manifest)[0].fields(), answer={})
     manifest = pipeline.manifest.model_copy(update={"probes": (probe,)})
     faulty = load_task(root / "handlers" / f"{task}.py")
     return Pipeline(manifest, faulty(manifest, root, pipeline.task.backends))
 
 
 def answers(pipeline: Pipeline) -> list[Answer | ItemError]:
-    requests = [Request(one.fields()) for one in asked_of(pipeline.manifest)]
+    requests = [Request(one.fields()) for one in questions_of(pipeline.manifest)]
     return list(pipeline.run(requests).answers)
 
 

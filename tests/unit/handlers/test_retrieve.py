@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from support.eager_answers import Eager, eager_of
-from support.questions import Asked, Look, look_at
+from support.questions import Look, Question, look_at
 from support.tiny_models import PROJECT, Archives
 from vlserve.exporter.convert import Format
 from vlserve.exporter.export import read_trained
@@ -84,7 +84,7 @@ def indexed(
     assert built.items == (LOOKS if of == "image" else len(TEXTS)) and not built.bad_lines
     unpack_archive(built.path, folder / "unpacked")
     network = eager(name, archives, folder / "eager")
-    pairs = [[network.answer(Asked((look,), text)) for text in TEXTS] for look in looks]
+    pairs = [[network.answer(Question((look,), text)) for text in TEXTS] for look in looks]
     scores = np.array([[pair["itm_score"] for pair in row] for row in pairs])
     has_vectors = "cosine" in pairs[0][0]
     cosines = np.array([[pair["cosine"] for pair in row] for row in pairs]) if has_vectors else None
@@ -130,7 +130,7 @@ def test_images_find_texts(name: str, format: Format, archives: Archives, tmp_pa
     index, looks = indexed(name, format, archives, "text", 16, tmp_path)
     for row, look in enumerate(looks):
         expected = {f"t{column}": index.scores[row, column] for column in range(len(TEXTS))}
-        answer = index.ask(**Asked((look,), None).fields(), top_k=len(TEXTS))
+        answer = index.ask(**Question((look,), None).fields(), top_k=len(TEXTS))
         assert_ranked(answer, expected, len(TEXTS))
 
 
@@ -150,7 +150,7 @@ def test_only_the_nearest_are_re_ranked(
         for found in answer["results"]:
             cosine = index.cosines[int(found["id"][1:]), column]
             assert found["cosine"] == pytest.approx(cosine, abs=1e-5)
-    itself = index.ask(**Asked((looks[4],), None).fields(), top_k=1)
+    itself = index.ask(**Question((looks[4],), None).fields(), top_k=1)
     assert itself["ranked_by"] == "cosine"
     assert itself["results"][0]["id"] == "i4"
     assert itself["results"][0]["score"] == pytest.approx(1, abs=1e-5)
@@ -163,7 +163,7 @@ def test_bad_queries_are_refused(
     name: str, format: Format, archives: Archives, tmp_path: Path
 ) -> None:
     index, looks = indexed(name, format, archives, "image", 16, tmp_path)
-    look = Asked((looks[0],), None).fields()
+    look = Question((looks[0],), None).fields()
     for fields, said in (
         ({}, "one of them"),
         ({**look, "text": "cat"}, "one of them"),
@@ -188,7 +188,7 @@ def test_a_batch_is_answered_like_each_alone(
 ) -> None:
     index, looks = indexed(name, format, archives, "image", 4, tmp_path)
     asked: list[dict[str, Any]] = [{"text": text} for text in TEXTS]
-    asked += [Asked((look,), None).fields() for look in looks[:2]]
+    asked += [Question((look,), None).fields() for look in looks[:2]]
     asked[2]["candidates"] = ["i3", "i1"]
     together = index.pipeline.run([Request(fields) for fields in [*asked, {}]]).answers
     assert isinstance(together[-1], ItemError)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from support.questions import asked_of
+from support.questions import questions_of
 from support.tiny_models import Archives
 from vlserve.runtime.archive import unpack_archive
 from vlserve.runtime.errors import ErrorCode
@@ -18,7 +18,7 @@ WILD = {"temperature": 9.0, "top_p": 1}
 
 @pytest.fixture(scope="module")
 def image(archives: Archives) -> dict[str, Any]:
-    return dict(asked_of(archives.report("blip-caption", "onnx").manifest)[0].fields())
+    return dict(questions_of(archives.report("blip-caption", "onnx").manifest)[0].fields())
 
 
 @pytest.fixture(scope="module")

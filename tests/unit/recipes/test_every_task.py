@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from support.eager_answers import ANSWERS, eager_of
-from support.questions import asked_of, without_pictures
+from support.questions import questions_of, without_pictures
 from support.tiny_kinds import SERVED, TRACED, graph_kind
 from support.tiny_models import EXPORT, PROJECT, Archives, recipes_and_tasks, tiny_models
 from vlserve.exporter.convert import SUFFIXES, Format
@@ -80,7 +80,7 @@ def test_an_archive_answers_like_the_network(
 
     unpack_archive(report.path, tmp_path / "unpacked")
     pipeline = open_folder(tmp_path / "unpacked")
-    asked = asked_of(report.manifest)
+    asked = questions_of(report.manifest)
     requests = [Request(one.fields(), str(place)) for place, one in enumerate(asked)]
     bad = Request({**requests[0].fields, "surprise": 1}, "bad")
     refused, *answers = pipeline.run([bad, *requests]).answers

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from support.bad_archives import GRAPH, BadArchive, Members, listed
+from support.archive_members import Members
 from support.forged_zips import COSTLY, FORGED, zeros
+from support.member_edits import GRAPH, BadArchive, listed
 from vlserve.exporter.echo import pack_echo
 from vlserve.runtime import zip_layout
 from vlserve.runtime.archive import unpack_archive, verify_archive

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from support.eager_answers import Eager, eager_of
-from support.questions import Asked, Look, look_at, npy
+from support.questions import Look, Question, look_at, npy
 from support.tiny_models import PROJECT, Archives
 from vlserve.cli import app
 from vlserve.exporter.echo import LABELS, pack_echo
@@ -79,7 +79,7 @@ def test_answer(name: str, format: str, make_set: MakeSet) -> None:
     data = make_set(name)
     items = []
     for at, (look, text) in enumerate(zip(data.looks(4), TEXTS, strict=True)):
-        said = data.eager.answer(Asked((look,), text))["answers"][0]["answer"]
+        said = data.eager.answer(Question((look,), text))["answers"][0]["answer"]
         label = [said, "nothing"] if at % 2 else ["nothing"]
         items.append({**data.shown(look, str(at)), "text": text, "label": label})
     assert data.evaluated(items)["accuracy"] == 0.5
@@ -90,7 +90,7 @@ def test_entail(name: str, format: str, make_set: MakeSet) -> None:
     data = make_set(name)
     items = []
     for at, (look, text) in enumerate(zip(data.looks(4), TEXTS, strict=True)):
-        order = list(data.eager.answer(Asked((look,), text))["scores"])
+        order = list(data.eager.answer(Question((look,), text))["scores"])
         items.append({**data.shown(look, str(at)), "text": text, "label": order[at == 3]})
     assert data.evaluated(items)["accuracy"] == 0.75
 
@@ -101,7 +101,7 @@ def test_reason(name: str, format: str, make_set: MakeSet) -> None:
     items = []
     for at, (look, text) in enumerate(zip(data.looks(4), TEXTS, strict=True)):
         other = look_at(data.report.manifest, 20 + at)
-        said = data.eager.answer(Asked((look, other), text))["answer"]
+        said = data.eager.answer(Question((look, other), text))["answer"]
         shown = data.shown(look, f"left{at}") | data.shown(other, f"right{at}", "2")
         items.append({**shown, "text": text, "label": bool(said) != (at == 0)})
     assert data.evaluated(items)["accuracy"] == 0.75
@@ -112,7 +112,7 @@ def test_caption(name: str, format: str, make_set: MakeSet) -> None:
     data = make_set(name)
     items = []
     for at, look in enumerate(data.looks(2)):
-        said = data.eager.answer(Asked((look,), None))["caption"]
+        said = data.eager.answer(Question((look,), None))["caption"]
         captions = ["nothing of that kind", said]
         items.append({**data.shown(look, str(at)), "captions": captions})
     figures = data.evaluated(items)
@@ -134,8 +134,8 @@ def share_found(scores: Any) -> float:
 
 
 def cosines_of(data: Set, looks: list[Look], texts: list[str]) -> Any:
-    rows = [data.eager.run("image", data.eager.looks(Asked((look,), None))) for look in looks]
-    columns = [data.eager.run("text", data.eager.text(Asked((), text))) for text in texts]
+    rows = [data.eager.run("image", data.eager.looks(Question((look,), None))) for look in looks]
+    columns = [data.eager.run("text", data.eager.text(Question((), text))) for text in texts]
     images = np.concatenate([one["image_embedding"] for one in rows])
     return images @ np.concatenate([one["text_embedding"] for one in columns]).T
 
@@ -157,7 +157,10 @@ def test_match(name: str, format: str, make_set: MakeSet) -> None:
     data = make_set(name)
     looks, texts, items = pairs_of(data, 3)
     matched = np.array(
-        [[data.eager.answer(Asked((look,), text))["itm_score"] for text in texts] for look in looks]
+        [
+            [data.eager.answer(Question((look,), text))["itm_score"] for text in texts]
+            for look in looks
+        ]
     )
     figures = data.evaluated(items)
     before = "reranked_" if name == "albef-match" else ""
@@ -172,7 +175,7 @@ def test_ground_by_regions(name: str, format: str, make_set: MakeSet) -> None:
     data = make_set(name)
     items = []
     for at, (look, text) in enumerate(zip(data.looks(2, first=1), TEXTS, strict=False)):
-        x1, y1, x2, y2 = data.eager.answer(Asked((look,), text))["regions"][0]["box"]
+        x1, y1, x2, y2 = data.eager.answer(Question((look,), text))["regions"][0]["box"]
         box = [x1, y1, x1 + (x2 - x1) * (0.25 if at else 1), y2]
         items.append({**data.shown(look, str(at)), "text": text, "box": box})
     figures = data.evaluated(items)
@@ -185,7 +188,7 @@ def test_ground_by_a_heat_map(name: str, format: str, make_set: MakeSet) -> None
     data = make_set(name)
     items = []
     for at, (look, text) in enumerate(zip(data.looks(4), TEXTS, strict=True)):
-        peak = data.eager.answer(Asked((look,), text))["peak"]
+        peak = data.eager.answer(Question((look,), text))["peak"]
         x, y = (peak["x"], peak["y"]) if at else (peak["x"], (peak["y"] + 0.5) % 1)
         box = [max(0, x - 0.1), max(0, y - 0.1), min(1, x + 0.1), min(1, y + 0.1)]
         items.append({**data.shown(look, str(at)), "text": text, "box": box})
