@@ -173,7 +173,7 @@ class EngineSettings(StrictNumbers):
         default="auto",
         description="What Triton's workers compute on: auto (a GPU where onnxruntime's build has "
         "CUDA, else the CPU), cpu, or cuda, without which `up` refuses to start. TorchServe's "
-        "workers do as auto says.",
+        "workers always choose as auto does.",
     )
     queue_size: int = Field(
         default=100,

@@ -143,7 +143,7 @@ def train(
         typer.Option(
             min=1,
             help="Number of processes of this machine that train together, each with batches of "
-            "its own: a step sees as many times more items.",
+            "its own: with two, a step sees twice as many items.",
         ),
     ] = 1,
     strict: Strict = False,
@@ -158,19 +158,28 @@ def train(
     from vlserve.training.progress import training_progress
 
     settings = load_settings()
-    loaded = load_recipe(recipe, settings.folder("export"))
-    chosen = _pairs(options or []) | ({"freeze": ",".join(freeze)} if freeze else {})
+    recipe_object = load_recipe(recipe, settings.folder("export"))
+    train_options = _pairs(options or []) | ({"freeze": ",".join(freeze)} if freeze else {})
     with _said_how_to_go_on(out):
         if processes > 1 and not dry_run:
             words = [recipe, f"--data={data}", f"--val={val}", f"--out={out}", f"--seed={seed}"]
-            words += [f"--set={name}={value}" for name, value in chosen.items()]
-            said = {"from": checkpoint, "objective": objective, "preset": preset, "log-to": log_to}
-            words += [f"--{name}={value}" for name, value in said.items() if value is not None]
+            words += [f"--set={name}={value}" for name, value in train_options.items()]
+            options_of_finetuning = {
+                "from": checkpoint,
+                "objective": objective,
+                "preset": preset,
+                "log-to": log_to,
+            }
+            words += [
+                f"--{name}={value}"
+                for name, value in options_of_finetuning.items()
+                if value is not None
+            ]
             words += ["--resume"] * resume + ["--strict"] * strict
             show_processes(processes, words, out, as_json=as_json)
             return
         if checkpoint is not None:
-            run = Run(loaded, checkpoint, data, val, objective, chosen, seed, log_to)
+            run = Run(recipe_object, checkpoint, data, val, objective, train_options, seed, log_to)
             filled = run.with_preset(preset)
             if dry_run:
                 show_dry_run(filled, as_json=as_json)
@@ -179,11 +188,11 @@ def train(
             return
         if objective is not None or dry_run:
             raise typer.BadParameter("needs --from", param_hint="--objective, --dry-run")
-        chosen = tag_options(preset, loaded.spec.family, chosen)
+        train_options = tag_options(preset, recipe_object.spec.family, train_options)
         with training_progress(f"training {recipe}", stderr) as show:
-            report = (fit_pairs if is_of_pairs(loaded) else fit)(
-                loaded, data, val, out,
-                options=chosen, seed=seed, resume=resume, strict=strict,
+            report = (fit_pairs if is_of_pairs(recipe_object) else fit)(
+                recipe_object, data, val, out,
+                options=train_options, seed=seed, resume=resume, strict=strict,
                 features=settings.state_dir / "features", progress=show, log_to=log_to,
             )  # fmt: skip
     if as_json:
@@ -201,10 +210,10 @@ def _said_how_to_go_on(out: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        kept = (out / "last.safetensors").is_file()
+        has_state = (out / "last.safetensors").is_file()
         print_warning(
             "stopped; the same command with --resume goes on"
-            if kept
+            if has_state
             else "stopped before the first state was kept"
         )
         raise typer.Exit(INTERRUPTED) from None

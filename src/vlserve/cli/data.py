@@ -57,32 +57,35 @@ def frames(
     from vlserve_worker.video import FrameChoice
 
     with progress(f"decoding {', '.join(input)}") as show:
-        done = write_frames(
+        result = write_frames(
             input, output, FrameChoice.parse(frame), workers or usable_cores(), show
         )
     if as_json:
-        print_json(done)
+        print_json(result)
         return
-    for code, count in done.errors.items():
+    for code, count in result.errors.items():
         print_line(f"{count} videos without a frame: {code}")
-    print_line(f"{done.videos - done.errors.total()} of {done.videos} videos, {done.seconds} s")
-    print_line(f"wrote {done.output}")
+    print_line(
+        f"{result.videos - result.errors.total()} of {result.videos} videos, {result.seconds} s"
+    )
+    print_line(f"wrote {result.output}")
 
 
-def _label_mapping(written: str) -> str:
+def _label_mapping(pairs: str) -> str:
     from vlserve.data.fields import LabelMapping
 
     try:
-        LabelMapping.parse(written)
+        LabelMapping.parse(pairs)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    return written
+    return pairs
 
 
 @data.command("from-csv")
 def from_csv(
     input: Annotated[
-        list[Path], files_argument("CSV files, UTF-8, with columns named in the first line; .tsv.")
+        list[Path],
+        files_argument("CSV files, or .tsv, in UTF-8; the first line names the columns."),
     ],
     output: Annotated[Path, written_file_option("File of JSON lines to write.")],
     column: Annotated[
@@ -110,12 +113,12 @@ def from_csv(
 ) -> None:
     """Make JSON lines of CSV files: columns become id, img, text and label.
 
-    A record that cannot be read is left out, by its line; its neighbours are not.
+    A record that cannot be read is left out and named by its line; the others are kept.
     """
     from vlserve.data.convert import from_csv as convert
     from vlserve.data.fields import LabelMapping
 
-    done = convert(
+    result = convert(
         input,
         output,
         _columns(column or []),
@@ -123,7 +126,7 @@ def from_csv(
         labels=LabelMapping.parse(labels),
         strict=strict,
     )
-    _print_converted(done, as_json)
+    _print_converted(result, as_json)
 
 
 @data.command("from-repr")
@@ -153,7 +156,8 @@ def look(
     max_length: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Length of texts whose excess is cut, to say how many are. Default: none."
+            min=1,
+            help="Length at which texts will be cut: says how many are longer. Default: none.",
         ),
     ] = None,
     vocabulary: Annotated[
@@ -197,22 +201,22 @@ def look(
         ("characters", characters) if vocabulary is None else ("tokens", word_pieces(vocabulary))
     )
     with progress(f"looking at {', '.join(path.name for path in input)}") as show:
-        seen = look_at(
+        result = look_at(
             input, output,
             lengths=lengths, unit=unit, max_length=max_length, predictions=predictions,
             workers=workers or usable_cores(), show=show,
         )  # fmt: skip
         page = output / PAGE
-        page.write_text(render_page(seen, augment), encoding="utf-8")
+        page.write_text(render_page(result, augment), encoding="utf-8")
     if as_json:
-        print_json(seen.facts)
+        print_json(result.facts)
         return
-    for file in seen.survey.files:
+    for file in result.survey.files:
         print_bad_kinds(file.left_out.kinds(), file.left_out.count)
-    for kind in seen.survey.images.unreadable.kinds():
+    for kind in result.survey.images.unreadable.kinds():
         for bad in kind.shown:
             print_line(f"unreadable image: {bad.file}, line {bad.line}: {bad.reason}")
-    _print_facts(seen.facts)
+    _print_facts(result.facts)
     print_line(f"wrote {page}")
 
 
@@ -261,7 +265,7 @@ def split(
     strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
-    """Split a data file, each label with its share in each part.
+    """Split a data file into parts, in each of which a label has the same share.
 
     The same file, options and seed give the same split.
     """
@@ -272,7 +276,7 @@ def split(
             "together with --test more than 0, less than 1", param_hint="--val"
         )
     shares = {TRAIN: 1 - val - test, VAL: val, TEST: test}
-    done = split_file(
+    result = split_file(
         input,
         output,
         {name: share for name, share in shares.items() if share},
@@ -283,21 +287,21 @@ def split(
     if as_json:
         print_json(
             {
-                "groups": done.groups,
-                "items": done.items,
-                "labels": done.labels,
-                "left_out": done.left_out.count,
+                "groups": result.groups,
+                "items": result.items,
+                "labels": result.labels,
+                "left_out": result.left_out.count,
             }
         )
         return
-    print_bad_kinds(done.left_out.kinds(), done.left_out.count)
-    names = sorted({label for counts in done.labels.values() for label in counts})
+    print_bad_kinds(result.left_out.kinds(), result.left_out.count)
+    names = sorted({label for counts in result.labels.values() for label in counts})
     print_table(
-        ("LABEL", *done.files),
-        [(label, *(done.labels[name][label] for name in done.files)) for label in names],
+        ("LABEL", *result.files),
+        [(label, *(result.labels[name][label] for name in result.files)) for label in names],
     )
-    counts = ", ".join(f"{done.items[name]} in {path}" for name, path in done.files.items())
-    print_line(f"{done.groups} groups: {counts}")
+    counts = ", ".join(f"{result.items[name]} in {path}" for name, path in result.files.items())
+    print_line(f"{result.groups} groups: {counts}")
 
 
 def _columns(pairs: list[str]) -> Mapping[str, str]:
@@ -310,26 +314,26 @@ def _columns(pairs: list[str]) -> Mapping[str, str]:
     return columns
 
 
-def _print_converted(done: "Converted", as_json: bool) -> None:
+def _print_converted(result: "Converted", as_json: bool) -> None:
     if as_json:
         print_json(
             {
-                "output": done.output,
-                "written": done.written,
-                "labels": done.labels,
-                "dropped": done.dropped,
-                "left_out": done.left_out.count,
+                "output": result.output,
+                "written": result.written,
+                "labels": result.labels,
+                "dropped": result.dropped,
+                "left_out": result.left_out.count,
             }
         )
         return
-    print_bad_kinds(done.left_out.kinds(), done.left_out.count)
-    for label in done.unseen:
+    print_bad_kinds(result.left_out.kinds(), result.left_out.count)
+    for label in result.unseen:
         print_line(f"no line has the label {label} of --labels")
-    for label, count in done.dropped.items():
+    for label, count in result.dropped.items():
         print_line(f"{count} dropped: {label}")
-    if done.labels:
-        print_table(("LABEL", "ITEMS"), done.labels.most_common())
-    print_line(f"wrote {done.written} lines to {done.output}")
+    if result.labels:
+        print_table(("LABEL", "ITEMS"), result.labels.most_common())
+    print_line(f"wrote {result.written} lines to {result.output}")
 
 
 def add_to(app: typer.Typer) -> None:
