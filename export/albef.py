@@ -115,9 +115,9 @@ class AlbefRecipe:
     def complete_config(
         self, config: Mapping[str, Any], state: Mapping[str, Tensor], folder: Path
     ) -> dict[str, Any]:
-        named = own_names(state)
-        given = {"task": shown_task(named), **config}
-        completed = parts.complete(given, named, folder, FAMILY, PARTS)
+        tensors = own_names(state)
+        fields = {"task": shown_task(tensors), **config}
+        completed = parts.complete(fields, tensors, folder, FAMILY, PARTS)
         retrieval = completed["task"] in RETRIEVAL_TASKS
         positions = completed["encoder"]["positions"]
         completed.setdefault("max_length", RETRIEVAL_TOKENS if retrieval else positions)
@@ -248,13 +248,13 @@ def parse(config: Mapping[str, Any]) -> AlbefConfig:
 
 def own_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Without the ignored keys, the decoder's second names, and pretraining's ``bert.``."""
-    named = {
+    tensors = {
         name.replace("text_encoder.bert.", "text_encoder.", 1): tensor
         for name, tensor in state.items()
         if not is_ignored(name, IGNORED)
     }
-    drop_second_names(named, "text_decoder.")
-    return named
+    drop_second_names(tensors, "text_decoder.")
+    return tensors
 
 
 def shown_task(state: Mapping[str, Tensor]) -> str:

@@ -21,8 +21,8 @@ from torch.nn import functional as F
 from vlserve.exporter.recipe import GraphPlan, Served, Spec
 from vlserve.exporter.wordpiece import read_vocabulary, wordpiece, wordpiece_input
 from vlserve.families.config_file import (
+    check_against_tensors,
     check_positions,
-    check_said,
     parse_config,
     section,
     vocabulary_of,
@@ -95,8 +95,8 @@ class Encoders(nn.Module):
     def texts(self, text_ids: Tensor, text_mask: Tensor) -> Tensor:
         """(batch, text) -> (batch, width), the mean of the states that are no padding."""
         states = self.text(text_ids, text_mask)
-        seen = text_mask.to(states.dtype).unsqueeze(2)
-        mean: Tensor = (states * seen).sum(dim=1) / seen.sum(dim=1).clamp(min=1)
+        mask = text_mask.to(states.dtype).unsqueeze(2)
+        mean: Tensor = (states * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
         return mean
 
 
@@ -211,11 +211,11 @@ class DualEncoderRecipe:
             check_keys(FAMILY, [str(error.args[0])], foreign_keys(state, ("encoder.", "head.")))
             raise
         completed = dict(config) | {"embedding": embedding}
-        check_said(config, {"embedding": embedding})
+        check_against_tensors(config, {"embedding": embedding})
         for part, sizes in parts.items():
-            said = section(config, part)
-            check_said(said, sizes)
-            completed[part] = said | sizes
+            values = section(config, part)
+            check_against_tensors(values, sizes)
+            completed[part] = values | sizes
         completed["text"].setdefault("heads", TEXT_HEADS)
         completed["vocabulary"] = vocabulary_of(config, folder)
         return parse(completed).model_dump(mode="json")

@@ -153,8 +153,8 @@ class MeshedLayer(DecoderLayer):
         gates = (self.fc_alpha1, self.fc_alpha2, self.fc_alpha3)
         gated = []
         for level, gate in enumerate(gates):
-            seen = self.look(x, key[:, level], value[:, level], bias) * is_word
-            gated.append(seen * torch.sigmoid(gate(torch.cat([x, seen], dim=-1))))
+            context = self.look(x, key[:, level], value[:, level], bias) * is_word
+            gated.append(context * torch.sigmoid(gate(torch.cat([x, context], dim=-1))))
         meshed = sum(gated[1:], gated[0]) / LEVELS**0.5
         out: Tensor = self.pwff(meshed * is_word) * is_word
         return out
@@ -220,8 +220,8 @@ class M2Recipe:
     def complete_config(
         self, config: Mapping[str, Any], state: Mapping[str, Tensor], folder: Path
     ) -> dict[str, Any]:
-        named = parts.without_ignored(state, IGNORED)
-        completed = parts.complete(config, named, folder, FAMILY, PARTS, shown)
+        tensors = parts.without_ignored(state, IGNORED)
+        completed = parts.complete(config, tensors, folder, FAMILY, PARTS, shown)
         return parse(completed).model_dump(mode="json")
 
     def build(self, config: Mapping[str, Any]) -> nn.Module:

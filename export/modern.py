@@ -31,8 +31,8 @@ from vlserve.errors import ExportError
 from vlserve.exporter.recipe import GraphPlan, Served, Spec
 from vlserve.exporter.wordpiece import read_vocabulary, wordpiece, wordpiece_input
 from vlserve.families.config_file import (
+    check_against_tensors,
     check_positions,
-    check_said,
     parse_config,
     section,
     vocabulary_of,
@@ -182,10 +182,10 @@ class LinearHead(nn.Module):
         for token in self.no_words:
             words = words * (text_ids != token).to(words.dtype)
         means = (mean_of_seen(text_states, words), visual.mean(dim=1))
-        seen = torch.cat([F.normalize(mean, dim=1) for mean in means], dim=1)
-        count = words.sum(dim=1, keepdim=True).to(seen.dtype)  # (batch, 1)
+        features = torch.cat([F.normalize(mean, dim=1) for mean in means], dim=1)
+        count = words.sum(dim=1, keepdim=True).to(features.dtype)  # (batch, 1)
         pieces = mean_of_seen(self.pieces(text_ids), words) * count.sqrt()
-        logits: Tensor = self.classifier(seen) + WORDS_SHARE * pieces
+        logits: Tensor = self.classifier(features) + WORDS_SHARE * pieces
         return logits
 
 
@@ -194,8 +194,8 @@ HEADS: Mapping[str, type[FusedHead | LinearHead]] = {"fused": FusedHead, "linear
 
 def mean_of_seen(states: Tensor, mask: Tensor) -> Tensor:
     """(batch, text, width), (batch, text) -> (batch, width)."""
-    seen = mask.to(states.dtype).unsqueeze(2)
-    return (states * seen).sum(dim=1) / seen.sum(dim=1).clamp(min=1)
+    weights = mask.to(states.dtype).unsqueeze(2)
+    return (states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 
 
 class Modern(nn.Module):
@@ -288,10 +288,10 @@ class ModernRecipe:
             raise
         completed = dict(config)
         for part, sizes in shown["parts"].items():
-            said = section(config, part)
-            check_said(said, sizes)
-            completed[part] = said | sizes
-        check_said(config, shown["own"])
+            values = section(config, part)
+            check_against_tensors(values, sizes)
+            completed[part] = values | sizes
+        check_against_tensors(config, shown["own"])
         completed |= shown["own"]
         completed["text"].setdefault("heads", TEXT_HEADS)
         completed["vocabulary"] = vocabulary_of(config, folder)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from vlserve.errors import ExportError
 from vlserve.exporter.recipe import GraphPlan, Served, Spec
-from vlserve.families.config_file import check_said, parse_config, section
+from vlserve.families.config_file import check_against_tensors, parse_config, section
 from vlserve.families.examples import example_inputs
 from vlserve.models.resnet import (
     HEADS,
@@ -85,11 +85,11 @@ class ResNetRecipe:
     def complete_config(
         self, config: Mapping[str, Any], state: Mapping[str, Tensor], folder: Path
     ) -> dict[str, Any]:
-        given = from_transformers(config) if config.get("model_type") == FAMILY else dict(config)
-        shown, said = resnet_sizes(torchvision_names(state)), section(given, "resnet")
-        check_said(said, shown)
-        image = IMAGE | section(given, "image")
-        return parse({**given, "image": image, "resnet": said | shown}).model_dump(mode="json")
+        fields = from_transformers(config) if config.get("model_type") == FAMILY else dict(config)
+        sizes, values = resnet_sizes(torchvision_names(state)), section(fields, "resnet")
+        check_against_tensors(values, sizes)
+        image = IMAGE | section(fields, "image")
+        return parse({**fields, "image": image, "resnet": values | sizes}).model_dump(mode="json")
 
     def build(self, config: Mapping[str, Any]) -> nn.Module:
         return ResNet(parse(config).resnet)

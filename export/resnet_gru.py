@@ -92,10 +92,10 @@ class ResNetGRU(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        both = 2 * config.hidden
+        width = 2 * config.hidden
         self.pooling = config.pooling
         self.resnet_model = ResNet(config.resnet)
-        self.resfc = nn.Linear(self.resnet_model.channels, both)
+        self.resfc = nn.Linear(self.resnet_model.channels, width)
         self.token_embedding = nn.Embedding(config.embedding_rows, config.embedding_size)
         self.gru = nn.GRU(
             config.embedding_size,
@@ -104,7 +104,7 @@ class ResNetGRU(nn.Module):
             batch_first=True,
             bidirectional=True,
         )
-        self.fc = nn.Linear(both, len(config.labels))
+        self.fc = nn.Linear(width, len(config.labels))
 
     def forward(self, image: Tensor, text_ids: Tensor, text_length: Tensor | None = None) -> Tensor:
         """image (batch, 3, height, width), text_ids (batch, text), text_length (batch) in
@@ -224,8 +224,8 @@ class ResNetGRURecipe:
             complete["vocabulary"] = read_names(folder / config["vocabulary"], "vocabulary")
         parsed, rows = parse(complete), state["fc.weight"].shape[0]
         if len(parsed.labels) != rows:
-            named = len(parsed.labels)
-            wrong.append(f"labels: config.json names {named}, the checkpoint has {rows}")
+            count = len(parsed.labels)
+            wrong.append(f"labels: config.json names {count}, the checkpoint has {rows}")
         if wrong:
             raise CheckpointMismatch("; ".join(wrong))
         return parsed.model_dump(mode="json")
@@ -304,13 +304,13 @@ def shown_by(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """The fields of Config that a checkpoint's tensors show; CheckpointMismatch if it is of
     another family."""
     stages = [_count(state, rf"resnet_model\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4)]
-    needed = ["resnet_model.conv1.weight", "token_embedding.weight", "fc.weight"]
-    needed += ["gru.weight_hh_l0", "gru.weight_hh_l0_reverse", "resfc.weight"]
-    needed += [f"resnet_model.layer{index}.0.conv1.weight" for index in (1, 2, 3, 4)]
+    required = ["resnet_model.conv1.weight", "token_embedding.weight", "fc.weight"]
+    required += ["gru.weight_hh_l0", "gru.weight_hh_l0_reverse", "resfc.weight"]
+    required += [f"resnet_model.layer{index}.0.conv1.weight" for index in (1, 2, 3, 4)]
     prefixes = ("resnet_model.", "resfc.", "token_embedding.", "gru.", "fc.")
     check_keys(
         "resnet_gru",
-        missing=[name for name in needed if name not in state],
+        missing=[name for name in required if name not in state],
         unexpected=[name for name in state if not name.startswith(prefixes)],
     )
     rows, embedding_size = state["token_embedding.weight"].shape
@@ -333,11 +333,11 @@ def _count(state: Mapping[str, Tensor], pattern: str) -> int:
     return len({match[1] for name in state if (match := re.match(pattern, name))})
 
 
-def _agrees(said: Any, shown: Any) -> bool:
+def _agrees(said: Any, size: Any) -> bool:
     """What config.json says is what the tensors show; parts that it leaves out do not count."""
-    if isinstance(shown, dict) and isinstance(said, Mapping):
-        return all(_agrees(value, shown.get(name)) for name, value in said.items())
-    return bool(said == shown)
+    if isinstance(size, dict) and isinstance(said, Mapping):
+        return all(_agrees(value, size.get(name)) for name, value in said.items())
+    return bool(said == size)
 
 
 RECIPE = ResNetGRURecipe()

@@ -206,8 +206,8 @@ class S2Recipe:
     def complete_config(
         self, config: Mapping[str, Any], state: Mapping[str, Tensor], folder: Path
     ) -> dict[str, Any]:
-        named = parts.without_ignored(state, IGNORED)
-        completed = parts.complete(config, named, folder, FAMILY, PARTS, shown)
+        tensors = parts.without_ignored(state, IGNORED)
+        completed = parts.complete(config, tensors, folder, FAMILY, PARTS, shown)
         return parse(completed).model_dump(mode="json")
 
     def build(self, config: Mapping[str, Any]) -> nn.Module:

@@ -28,8 +28,8 @@ from vlserve.errors import ExportError
 from vlserve.exporter.recipe import GraphPlan, Served, Spec
 from vlserve.exporter.wordpiece import wordpiece, wordpiece_input
 from vlserve.families.config_file import (
+    check_against_tensors,
     check_positions,
-    check_said,
     listed,
     parse_config,
     read_names,
@@ -328,7 +328,7 @@ def complete(
         raise
     words = shown.pop("words")
     theirs = published_fields(sizes, shown, words)
-    check_said(config, theirs | shown)
+    check_against_tensors(config, theirs | shown)
     for name, value in ONLY.items():
         if config.get(name, value) != value:
             raise ExportError(f"config.json: {name} is {config[name]}; only {value} is read")

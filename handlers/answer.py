@@ -84,8 +84,8 @@ class AnswerTask(Task[AnswerFields]):
         labels = self.manifest.labels
         if self._ranking:
             probability = finite(outputs["probability"][index]).tolist()
-            chosen = outputs["answers"][index]
-            return [(labels[at], score) for at, score in zip(chosen, probability, strict=True)]
+            rows = outputs["answers"][index]
+            return [(labels[at], score) for at, score in zip(rows, probability, strict=True)]
         if self._writer:
             texts = self._writer.texts(outputs, index)
             return [(text.text, float(np.exp(text.score))) for text in texts]

@@ -64,7 +64,7 @@ class EmbedTask(Task[EmbedFields]):
         return self._text.tokenise(samples) if self._text else samples
 
     def collate(self, samples: Sequence[Sample]) -> Arrays:
-        """The arrays of each graph have the rows that are its: those of ``image_rows`` and
+        """Return arrays, those of each graph with the rows that are its: of ``image_rows`` and
         ``text_rows``."""
         texts = np.array(["text_ids" in sample for sample in samples])
         arrays: Arrays = {

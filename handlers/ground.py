@@ -87,9 +87,9 @@ class GroundTask(Task[GroundFields]):
         return super().preprocess(fields)
 
     def infer(self, arrays: Arrays) -> Arrays:
-        """The graph's outputs, and what tells padding from the rest."""
-        kept = ("boxes", "visual_mask", "text_mask")
-        return self.run("model", arrays) | {name: arrays[name] for name in kept if name in arrays}
+        """Return the graph's outputs, and what tells padding from the rest."""
+        names = ("boxes", "visual_mask", "text_mask")
+        return self.run("model", arrays) | {name: arrays[name] for name in names if name in arrays}
 
     def postprocess(self, outputs: Arrays, index: int, fields: GroundFields) -> Answer:
         item = {name: array[index] for name, array in outputs.items()}

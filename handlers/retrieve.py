@@ -57,7 +57,8 @@ class IndexOptions(BaseModel):
 
 
 def _listed(value: Any) -> Any:
-    """A form brings a list as JSON. Wrong names end it here: one error for each would be kept."""
+    """Read a list, which a form brings as JSON. Wrong names end it here: one error for each would
+    be kept."""
     if isinstance(value, list) and not all(isinstance(name, str) for name in value):
         raise ValueError("must be a list of names")
     if not isinstance(value, bytes | bytearray):
@@ -124,10 +125,10 @@ class RetrieveTask(Task[RetrieveFields]):
         of older archives have no default steps."""
 
     def preprocess(self, fields: RetrieveFields) -> Sample:
-        seen = any(x is not None for x in (fields.image, fields.features, fields.boxes))
-        if seen == (fields.text is not None):
+        visual = any(x is not None for x in (fields.image, fields.features, fields.boxes))
+        if visual == (fields.text is not None):
             raise _invalid("send a text, an image, or its features: one of them")
-        kind = "image" if seen else "text"
+        kind = "image" if visual else "text"
         if not self._takes(kind):
             raise _invalid(f"{kind}: this index of {self._options.of}s is not searched by {kind}s")
         among = self._among(fields.candidates)
@@ -152,15 +153,15 @@ class RetrieveTask(Task[RetrieveFields]):
             return None
         unknown = [name for name in candidates if name not in self._places]
         if unknown or not candidates:
-            said = f"no item {unknown[0][:MAX_QUOTED_CHARS]!r}" if unknown else "none"
-            raise _invalid(f"candidates: {said}")
+            reason = f"no item {unknown[0][:MAX_QUOTED_CHARS]!r}" if unknown else "none"
+            raise _invalid(f"candidates: {reason}")
         return np.unique([self._places[name] for name in candidates])
 
     def tokenise(self, samples: Sequence[Sample]) -> Sequence[Sample]:
         return self._text.tokenise(samples) if self._text else samples
 
     def collate(self, samples: Sequence[Sample]) -> Arrays:
-        """The arrays of each kind have the rows that are its: those of ``image_rows`` and
+        """Return arrays, those of each kind with the rows that are its: of ``image_rows`` and
         ``text_rows``. ``among`` is padded by -1."""
         texts = np.array(["text_ids" in sample for sample in samples])
         widest = max(len(sample["among"]) for sample in samples)
@@ -176,30 +177,31 @@ class RetrieveTask(Task[RetrieveFields]):
         return arrays
 
     def infer(self, arrays: Arrays) -> Arrays:
-        found: dict[int, tuple[Rows, Float64Array, Float64Array]] = {}
+        ranked: dict[int, tuple[Rows, Float64Array, Float64Array]] = {}
         for kind in ("image", "text"):
             rows = arrays[f"{kind}_rows"]
             if len(rows):
-                known = arrays | (self.run(kind, arrays) if kind in self.manifest.graphs else {})
+                outputs = arrays | (self.run(kind, arrays) if kind in self.manifest.graphs else {})
                 for place, row in enumerate(rows):
-                    query = Query(kind, known, place)
+                    query = Query(kind, outputs, place)
                     among = arrays["among"][row]
                     among = among[among >= 0]
-                    found[int(row)] = self._ranked(query, among, int(arrays["top_k"][row]))
-        width = max(len(rows) for rows, _, _ in found.values())
-        columns = zip(*(found[row] for row in range(len(found))), strict=True)
+                    ranked[int(row)] = self._ranked(query, among, int(arrays["top_k"][row]))
+        width = max(len(rows) for rows, _, _ in ranked.values())
+        columns = zip(*(ranked[row] for row in range(len(ranked))), strict=True)
         names = ("items", "scores", "cosines")
         return {
-            name: np.stack([_padded(one, width) for one in column])
+            name: np.stack([_padded(row_values, width) for row_values in column])
             for name, column in zip(names, columns, strict=True)
         }
 
     def _ranked(
         self, query: Query, among: Rows, top_k: int
     ) -> tuple[Rows, Float64Array, Float64Array]:
-        """The best items with their scores and cosines, which are NaN where there are none."""
+        """Return the best items with their scores and cosines, which are NaN where there are
+        none."""
         rerank = self._options.rerank if query.kind != self._options.of else 0
-        vector = query.known.get(f"{query.kind}_embedding")
+        vector = query.arrays.get(f"{query.kind}_embedding")
         if self._index.vectors is None or vector is None:
             items = among if len(among) else np.arange(len(self._index.ids))
             cosines = np.full(len(items), np.nan)
@@ -215,21 +217,22 @@ class RetrieveTask(Task[RetrieveFields]):
         return items[order], scores[order], cosines[order]
 
     def _match_logits(self, query: Query, items: Rows) -> Float64Array:
-        """Of each item with the query; the query's own graph has run once for all of them."""
-        taken = self.manifest.graphs["fusion"].inputs
+        """Return the logits of each item with the query; the query's own graph has run once for all
+        of them."""
+        tensors = self.manifest.graphs["fusion"].inputs
         logits = []
         for start in range(0, len(items), FUSION_BATCH):
             chunk = items[start : start + FUSION_BATCH]
-            arrays = self._index.inputs(chunk, taken, self._widths())
-            for tensor in taken:
+            arrays = self._index.inputs(chunk, tensors, self._widths())
+            for tensor in tensors:
                 if tensor.name not in arrays:
-                    one = query.own(tensor, self._widths())
-                    arrays[tensor.name] = np.repeat(one, len(chunk), axis=0)
+                    own = query.own(tensor, self._widths())
+                    arrays[tensor.name] = np.repeat(own, len(chunk), axis=0)
             logits.append(self.run("fusion", arrays)["match_logits"][:, -1])
         return np.concatenate(logits).astype(np.float64)
 
     def _widths(self) -> Mapping[str, int]:
-        """Axes that have one length, whatever is in them."""
+        """Return axes that have one length, whatever is in them."""
         text = self.manifest.text
         return {"text": text.max_length} if text and text.pad_to_max else {}
 
@@ -240,14 +243,14 @@ class RetrieveTask(Task[RetrieveFields]):
         columns = (outputs[name][index] for name in ("items", "scores", "cosines"))
         for item, score, cosine in zip(*columns, strict=True):
             if item >= 0:
-                found: dict[str, Any] = {"id": self._index.ids[item], "score": float(score)}
+                result: dict[str, Any] = {"id": self._index.ids[item], "score": float(score)}
                 if np.isfinite(cosine):
-                    found["cosine"] = float(cosine)
-                results.append(found)
+                    result["cosine"] = float(cosine)
+                results.append(result)
         return {"ranked_by": self._ranked_by if reranked else COSINE, "results": results}
 
     def scores(self, answer: Answer) -> Mapping[str, float]:
-        return {found["id"]: found["score"] for found in answer["results"]}
+        return {result["id"]: result["score"] for result in answer["results"]}
 
     @classmethod
     def examples(cls, drawn: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -257,18 +260,18 @@ class RetrieveTask(Task[RetrieveFields]):
 
 
 class Query:
-    """One query of a batch: ``known`` are the arrays of all queries of its kind."""
+    """One query of a batch: ``arrays`` are those of all queries of its kind."""
 
-    def __init__(self, kind: str, known: Arrays, place: int) -> None:
-        self.kind, self.known, self.place = kind, known, place
+    def __init__(self, kind: str, arrays: Arrays, place: int) -> None:
+        self.kind, self.arrays, self.place = kind, arrays, place
 
     def own(self, tensor: TensorSpec, widths: Mapping[str, int]) -> NDArray[Any]:
-        """(1, …), without the padding that longer neighbours gave it."""
-        array = self.known[tensor.name][self.place : self.place + 1]
+        """Return the query's array (1, …), without the padding that longer neighbours gave it."""
+        array = self.arrays[tensor.name][self.place : self.place + 1]
         for axis, dim in enumerate(tensor.dims):
             if dim in VARIABLE and dim not in widths:
                 masks = {"text": "text_mask", "regions": "visual_mask"}
-                length = int(self.known[masks[str(dim)]][self.place].sum())
+                length = int(self.arrays[masks[str(dim)]][self.place].sum())
                 array = np.take(array, range(length), axis=axis)
         return array
 
@@ -286,7 +289,8 @@ class Index:
         self._graph: Any = _read_graph(graph) if graph.is_file() else None
 
     def nearest(self, vector: NDArray[Any], count: int, among: Rows) -> tuple[Rows, Float64Array]:
-        """Items and cosines, best first, of all or, where ``among`` is not empty, of those."""
+        """Return items and cosines, best first, of all or, where ``among`` is not empty, of
+        those."""
         assert self.vectors is not None
         unit = (vector / np.linalg.norm(vector)).astype(np.float32)
         if self._graph is not None and not len(among):
@@ -304,10 +308,12 @@ class Index:
         _, items = self._graph.search(unit[None], count, params=search)
         return np.sort(items[0][items[0] >= 0])
 
-    def inputs(self, items: Rows, taken: Sequence[TensorSpec], widths: Mapping[str, int]) -> Arrays:
-        """Those of the tensors ``taken`` that are the items', padded by 0, with their masks."""
+    def inputs(
+        self, items: Rows, tensors: Sequence[TensorSpec], widths: Mapping[str, int]
+    ) -> Arrays:
+        """Return those of ``tensors`` that are the items', padded by 0, with their masks."""
         arrays: Arrays = {}
-        for tensor in taken:
+        for tensor in tensors:
             if tensor.name in self._stored:
                 rows = list(self._rows(tensor.name, items))
                 variable = [dim for dim in tensor.dims if dim in VARIABLE]

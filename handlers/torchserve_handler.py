@@ -28,20 +28,20 @@ class TorchServeHandler:
         self.manifest = self.answering.pipeline.manifest
 
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:
-        """One JSON body per request, in order, each with a status of its own."""
+        """Return one JSON body per request, in order, each with a status of its own."""
         ids = [_request_id(context, index) for index in range(len(data))]
-        answered = self.answering.answer(data, ids)
-        for index, status in enumerate(answered.statuses):
+        result = self.answering.answer(data, ids)
+        for index, status in enumerate(result.statuses):
             context.set_response_status(code=status, idx=index)
             context.set_response_content_type(index, "application/json")
             context.set_response_header(index, headers.ANSWERED_BY, str(self.manifest.version))
-            context.set_response_header(index, "server-timing", answered.timing)
-        self._measure(context, answered)
-        return answered.bodies
+            context.set_response_header(index, "server-timing", result.timing)
+        self._measure(context, result)
+        return result.bodies
 
-    def _measure(self, context: Any, answered: Answered) -> None:
-        values = {f"{stage}_ms": round(value, 3) for stage, value in answered.stage_ms.items()}
-        for name, value in [*values.items(), ("batch_size", len(answered.bodies))]:
+    def _measure(self, context: Any, result: Answered) -> None:
+        values = {f"{stage}_ms": round(value, 3) for stage, value in result.stage_ms.items()}
+        for name, value in [*values.items(), ("batch_size", len(result.bodies))]:
             try:
                 metric = context.metrics.get_metric(name, MetricTypes.HISTOGRAM)
             except MetricsCacheKeyError:  # metrics.yaml is the operator's, who may leave some out
@@ -51,7 +51,7 @@ class TorchServeHandler:
 
 
 def _request_id(context: Any, index: int) -> str:
-    """The client's X-Request-Id (gateways send it in lower case), else TorchServe's own."""
+    """Return the client's X-Request-Id (gateways send it in lower case), else TorchServe's own."""
     for name, value in context.get_all_request_header(index).items():
         if name.lower() == headers.REQUEST_ID and isinstance(value, str):  # a form part is a dict
             return value

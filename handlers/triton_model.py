@@ -35,11 +35,11 @@ class TritonModel:
             data: the fields of each request, or its ``body``, in bytes.
             ids: the X-Request-Id of each.
         """
-        answered = self.answering.answer(data, ids)
-        timing = answered.timing
+        result = self.answering.answer(data, ids)
+        timing = result.timing
         return [
             (status, timing, body)
-            for status, body in zip(answered.statuses, answered.bodies, strict=True)
+            for status, body in zip(result.statuses, result.bodies, strict=True)
         ]
 
     def close(self) -> None:

@@ -261,8 +261,8 @@ class LoadFailed(ControlError):
     code = "load_failed"
 
     def __init__(self, why: str) -> None:
-        """``why``: often in an archive's own words, of which a terminal and a table are spared what
-        steers them and what is too long."""
+        """Say ``why``: often in an archive's own words, of which a terminal and a table are spared
+        what steers them and what is too long."""
         super().__init__(printable(why[:MAX_WHY_CHARS]))
 
 

@@ -11,13 +11,14 @@ _GROUPS = Path("/sys/fs/cgroup")
 
 
 def processor_name(cpuinfo: Path = _CPUINFO) -> str | None:
-    """None where nothing says it."""
+    """Return the processor's name; None where nothing says it."""
     return _first(cpuinfo).get("model name")
 
 
 def has_vnni(cpuinfo: Path = _CPUINFO) -> bool | None:
-    """Whether it multiplies bytes into 32 bits: INT8 answers hold for machines that do likewise.
-    None where nothing says so: another system than Linux, or another processor than x86.
+    """Return whether the processor multiplies bytes into 32 bits: INT8 answers hold for machines
+    that do likewise. None where nothing says so: another system than Linux, or another processor
+    than x86.
 
     Without VNNI, ONNX Runtime multiplies uint8 by int8 on x86 by VPMADDUBSW, which adds two
     products into 16 bits and clamps what does not fit ("Method selection" in its guide to
@@ -38,7 +39,8 @@ def usable_cores(own_groups: Path = _OWN_GROUPS, groups: Path = _GROUPS) -> int:
 
 
 def _own_folders(own_groups: Path, groups: Path) -> list[Path]:
-    """The folders of this process's control group and of those above it, of versions 1 and 2."""
+    """Return the folders of this process's control group and of those above it, of versions 1 and
+    2."""
     try:
         lines = own_groups.read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -55,7 +57,7 @@ def _own_folders(own_groups: Path, groups: Path) -> list[Path]:
 
 
 def _quota(folder: Path) -> float | None:
-    """How many cores' time a control group may use; None without a limit."""
+    """Return how many cores' time a control group may use; None without a limit."""
     try:
         if (folder / "cpu.max").exists():
             quota, period = (folder / "cpu.max").read_text(encoding="ascii").split()
@@ -68,10 +70,10 @@ def _quota(folder: Path) -> float | None:
 
 
 def _first(cpuinfo: Path) -> dict[str, str]:
-    """What is said of the first processor, by name; nothing on another system than Linux."""
+    """Return what is said of the first processor, by name; nothing on another system than Linux."""
     try:
-        said = cpuinfo.read_text(encoding="utf-8").partition("\n\n")[0]
+        text = cpuinfo.read_text(encoding="utf-8").partition("\n\n")[0]
     except OSError:
         return {}
-    fields = (line.partition(":") for line in said.splitlines())
+    fields = (line.partition(":") for line in text.splitlines())
     return {name.strip(): value.strip() for name, _, value in fields}

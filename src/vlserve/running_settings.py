@@ -31,8 +31,8 @@ def keep_settings(settings: Settings) -> None:
     The default of engine.workers is left out: it follows what the caller may use of the machine,
     and is the same setting in another shell.
     """
-    chosen = "workers" in settings.engine.model_fields_set
-    text = settings.model_dump_json(exclude=None if chosen else {"engine": {"workers"}})
+    names_workers = "workers" in settings.engine.model_fields_set
+    text = settings.model_dump_json(exclude=None if names_workers else {"engine": {"workers"}})
     file = settings_file(settings.state_dir)
     file.touch(mode=0o600)  # api_keys are in it
     file.write_text(text, encoding="utf-8")
@@ -67,17 +67,17 @@ def settings_to_reach_stack() -> tuple[Settings, str]:
     except SettingsError as error:
         project = find_project_dir()
         for state_dir in dict.fromkeys(_state_dirs(project)):
-            kept = read_kept(state_dir)
-            if kept is not None and kept.project_dir.resolve() == project.resolve():
-                return kept, f"{error}; going by the settings that the stack runs with"
+            saved = read_kept(state_dir)
+            if saved is not None and saved.project_dir.resolve() == project.resolve():
+                return saved, f"{error}; going by the settings that the stack runs with"
         raise
 
 
-def differing(settings: Settings, other: Settings) -> list[str]:
+def differing(settings: Settings, others: Settings) -> list[str]:
     """Return the names of the settings in which two stacks differ."""
-    ours, theirs = (each.model_dump(exclude={"project_dir"}) for each in (settings, other))
+    ours, theirs = (each.model_dump(exclude={"project_dir"}) for each in (settings, others))
     names = [name for name in ours if ours[name] != theirs[name]]
-    same_project = settings.project_dir.resolve() == other.project_dir.resolve()
+    same_project = settings.project_dir.resolve() == others.project_dir.resolve()
     return names if same_project else ["project_dir", *names]
 
 

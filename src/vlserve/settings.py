@@ -76,12 +76,12 @@ class Settings(BaseSettings):
 
     @field_validator("state_dir", "model_store", mode="before")
     @classmethod
-    def _no_empty_path(cls, given: object) -> object:
-        if given == "":
+    def _no_empty_path(cls, value: object) -> object:
+        if value == "":
             raise ValueError("an empty path would be the project folder itself")
-        if isinstance(given, str) and given.startswith("~"):
-            raise ValueError(f"{given!r} is not expanded: write the path of the home folder")
-        return given
+        if isinstance(value, str) and value.startswith("~"):
+            raise ValueError(f"{value!r} is not expanded: write the path of the home folder")
+        return value
 
     @model_validator(mode="after")
     def _absolute_paths(self) -> "Settings":
@@ -191,7 +191,7 @@ def load_settings() -> Settings:
 
 
 def _refuse_sections_that_are_no_json() -> None:
-    """A variable that names a whole section holds a JSON object."""
+    """Refuse a variable that names a whole section and holds no JSON object."""
     sections = {f"VLSERVE_{name}".upper() for name in ("gateway", "engine", "control")}
     for name, value in os.environ.items():
         if name.upper() not in sections:

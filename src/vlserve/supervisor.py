@@ -64,7 +64,7 @@ class Supervisor:
         return Condition.ANSWERS
 
     def processes(self) -> list[Process]:
-        """Every program, sorted by name."""
+        """Return every program, sorted by name."""
         return [
             Process(info["name"], _state(info), info["pid"] or None, info["start"])
             for info in self._call("getAllProcessInfo")
@@ -111,7 +111,7 @@ class Supervisor:
 
 
 def _state(info: Mapping[str, Any]) -> str:
-    """A process id is not life: supervisord calls what is suspended running."""
+    """Return a program's state; supervisord calls what is suspended running."""
     with suppress(psutil.Error):
         if info["pid"] and psutil.Process(info["pid"]).status() == psutil.STATUS_STOPPED:
             return "SUSPENDED"

@@ -75,7 +75,8 @@ def encoding_hint(path: Path) -> str:
 
 
 def _without_mark(raw: bytes) -> str | None:
-    """ASCII in UTF-16 has a zero in every other byte, in UTF-32 three of four."""
+    """Guess an encoding. ASCII in UTF-16 has a zero in every other byte, in UTF-32 three of
+    four."""
     zeros = raw.count(0) / len(raw)
     if zeros > 0.6:
         return "UTF-32LE" if raw[:1] != b"\0" else "UTF-32BE"

@@ -93,10 +93,10 @@ class PartWorker:
             output = self._one_by_one(rows, files, order.fate)
         else:
             output = self._in_windows(rows)
-        tally, done = Tally(), []
+        tally, output_rows = Tally(), []
         for row, labels in output:
             tally.count(row, labels)
-            done.append(row)
+            output_rows.append(row)
         receipt = {
             "part": order.number,
             "first_row": order.first_row,
@@ -109,8 +109,8 @@ class PartWorker:
             "pid": os.getpid(),
         }
         files.finish(
-            lambda path: self._writer.write(path, done),
-            (str(row[ROW_ID]) for row in done),
+            lambda path: self._writer.write(path, output_rows),
+            (str(row[ROW_ID]) for row in output_rows),
             receipt,
             redo=order.redo,
         )
@@ -127,30 +127,30 @@ class PartWorker:
     def _in_windows(self, rows: Iterator[InputRow]) -> Iterator[tuple[OutputRow, list[str]]]:
         while window := list(islice(rows, WINDOW_BATCHES * self._batch)):
             places = sorted(range(len(window)), key=lambda place: window[place].length)
-            done: dict[int, tuple[OutputRow, list[str]]] = {}
+            answers_by_row: dict[int, tuple[OutputRow, list[str]]] = {}
             for start in range(0, len(places), self._batch):
                 batch = places[start : start + self._batch]
                 answers = self._answers([window[place] for place in batch])
-                done |= dict(zip(batch, answers, strict=True))
-            yield from (done[place] for place in range(len(window)))
+                answers_by_row |= dict(zip(batch, answers, strict=True))
+            yield from (answers_by_row[place] for place in range(len(window)))
 
     def _again(
         self, rows: Iterator[InputRow], before: Mapping[int, OutputRow]
     ) -> Iterator[tuple[OutputRow, list[str]]]:
         for row in rows:
-            known = before.get(row.row)
-            if known is None or known.get(CODE):
+            earlier = before.get(row.row)
+            if earlier is None or earlier.get(CODE):
                 yield from self._answers([row])
             else:
-                yield known, self._labels(known)
+                yield earlier, self._labels(earlier)
 
     def _one_by_one(
         self, rows: Iterator[InputRow], files: PartFiles, fate: Sequence[str]
     ) -> Iterator[tuple[OutputRow, list[str]]]:
-        known = files.partial_rows()
+        earlier = files.partial_rows()
         note = files.note() or {}
         suspect, tries = note.get("suspect"), int(note.get("tries", 0))
-        before = {int(row[ROW]): row for row in known}
+        before = {int(row[ROW]): row for row in earlier}
         if fate and suspect and int(suspect[ROW]) not in before:
             if tries >= MOST_TRIES.get(fate[0], 1):
                 guilty = suspect | {CODE: fate[0], MESSAGE: fate[1]}
@@ -162,23 +162,27 @@ class PartWorker:
             if row.row in before:
                 yield before[row.row], self._labels(before[row.row])
                 continue
-            tried = tries if suspect and int(suspect[ROW]) == row.row else 0
-            files.write_note({"suspect": self._prototype(row), "tries": tried + 1})
+            attempts = tries if suspect and int(suspect[ROW]) == row.row else 0
+            files.write_note({"suspect": self._prototype(row), "tries": attempts + 1})
             for output, labels in self._answers([row]):
                 files.add_partial(output)
                 yield output, labels
 
     def _answers(self, rows: Sequence[InputRow]) -> list[tuple[OutputRow, list[str]]]:
-        done: list[tuple[OutputRow, list[str]]] = []
+        answered_rows: list[tuple[OutputRow, list[str]]] = []
         answers = self._pipeline.run([row.item(self._covers) for row in rows]).answers
         for row, answer in zip(rows, answers, strict=True):
             output = self._prototype(row)
             if isinstance(answer, ItemError):
-                done.append((output | {CODE: str(answer.code), MESSAGE: answer.message}, []))
+                answered_rows.append(
+                    (output | {CODE: str(answer.code), MESSAGE: answer.message}, [])
+                )
             else:
-                done.append((output | answer, list(self._pipeline.task.scores(answer))[:1]))
+                answered_rows.append(
+                    (output | answer, list(self._pipeline.task.scores(answer))[:1])
+                )
         self._beat(len(rows))
-        return done
+        return answered_rows
 
     def _prototype(self, row: InputRow) -> OutputRow:
         return {ROW_ID: row.id, ROW: row.row, **row.kept}
@@ -211,10 +215,10 @@ def main() -> None:
     covers = Covers(FrameChoice.parse(options["frame"]))
     out, batch = path_of(options["out"]), int(options["batch"])
     worker = PartWorker(pipeline, columns, covers, out, options["format"], batch)
-    with os.fdopen(replies, "w", encoding="utf-8", buffering=1) as told:
+    with os.fdopen(replies, "w", encoding="utf-8", buffering=1) as stream:
 
-        def reply(**said: Any) -> None:
-            told.write(json.dumps(said) + "\n")
+        def reply(**fields: Any) -> None:
+            stream.write(json.dumps(fields) + "\n")
 
         reply(ready=True)
         for line in sys.stdin.buffer:

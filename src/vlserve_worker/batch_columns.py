@@ -115,9 +115,9 @@ class Columns:
             return _refused(str(number), number, {}, f"the row cannot be read: {error}")
         row_id = values.get(self.id)
         row_id = str(number) if row_id is None else str(row_id)
-        kept = {name: values.get(name) for name in self.keep}
+        columns = {name: values.get(name) for name in self.keep}
         if why:
-            return _refused(row_id, number, kept, why)
+            return _refused(row_id, number, columns, why)
         fields: dict[str, Any] = {}
         places = {name: (str(path), int(at), int(size)) for name, (path, at, size) in files.items()}
         for column, value in values.items():
@@ -127,27 +127,28 @@ class Columns:
             if name.endswith(PATH_SUFFIX):
                 name = name.removesuffix(PATH_SUFFIX)
                 if not isinstance(value, str):
-                    return _refused(row_id, number, kept, f"{column} must be a path")
+                    return _refused(row_id, number, columns, f"{column} must be a path")
                 places[name] = (str(folder / value), 0, -1)
             else:
                 fields[name] = _bytes_of(value)
-        return InputRow(row_id, number, fields, kept, places)
+        return InputRow(row_id, number, fields, columns, places)
 
 
 def _is_absent(name: str, value: Any) -> bool:
-    """An empty cell of a CSV file is an empty text, and of any other field none."""
+    """Return whether a field is absent: an empty cell of a CSV file, unless it is the text."""
     return value is None or (value == "" and name != TEXT)
 
 
 def _bytes_of(value: Any) -> Any:
-    """An image as Hugging Face's datasets write it is a struct of bytes and path."""
+    """Return an image's bytes, which Hugging Face's datasets write as a struct of bytes and
+    path."""
     if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
         return value["bytes"]
     return value
 
 
 def _parsed(line: Any) -> tuple[Mapping[str, Any], Mapping[str, Any], str]:
-    """Columns, files, and why the row cannot be read, empty where it can."""
+    """Return columns, files, and why the row cannot be read, empty where it can."""
     if not isinstance(line, bytes):
         values, why = line
         return values, {}, why
@@ -159,6 +160,6 @@ def _parsed(line: Any) -> tuple[Mapping[str, Any], Mapping[str, Any], str]:
     return row, {}, ""
 
 
-def _refused(row_id: str, number: int, kept: Mapping[str, Any], why: str) -> InputRow:
+def _refused(row_id: str, number: int, columns: Mapping[str, Any], why: str) -> InputRow:
     error = ItemError(ErrorCode.BODY_UNREADABLE, why)
-    return InputRow(row_id, number, kept=kept, error=error)
+    return InputRow(row_id, number, kept=columns, error=error)

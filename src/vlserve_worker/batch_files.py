@@ -77,8 +77,8 @@ class ParquetWriter:
 
     def _cell(self, row: OutputRow, name: str) -> Any:
         if self._whole and name == WHOLE:
-            known = {"id", "row", "error_code", "error_message", *self._keep}
-            answer = {key: value for key, value in row.items() if key not in known}
+            own_columns = {"id", "row", "error_code", "error_message", *self._keep}
+            answer = {key: value for key, value in row.items() if key not in own_columns}
             return json.dumps(answer, ensure_ascii=False) if answer else None
         return _as_arrow(row.get(name), self._schema.field(name).type)
 
@@ -109,17 +109,17 @@ def read_parquet(
     """
     import pyarrow
 
-    done = 0
+    rows_read = 0
     try:
         with parquet_file(path) as file:
             columns = [name for name in file.schema_arrow.names if name in names]
             batches = file.iter_batches(STREAMED_ROWS, [row_group], columns)
             for row in _rows_from(batches, start, count):
-                done += 1
+                rows_read += 1
                 yield row, ""
     except (OSError, pyarrow.ArrowException) as error:
         why = f"row group {row_group} cannot be read: {error}"
-        for row_id in _ids(path, row_group, start, count, id)[done:]:
+        for row_id in _ids(path, row_group, start, count, id)[rows_read:]:
             yield {id: row_id}, why
 
 
@@ -135,7 +135,7 @@ def _rows_from(batches: Iterator[Any], start: int, count: int) -> Iterator[Mappi
 
 
 def _ids(path: AnyPath, row_group: int, start: int, count: int, id: str) -> list[Any]:
-    """The ids alone; None for each where they cannot be read either."""
+    """Return the ids alone; None for each where they cannot be read either."""
     import pyarrow
 
     try:
@@ -149,7 +149,7 @@ def _ids(path: AnyPath, row_group: int, start: int, count: int, id: str) -> list
 
 
 def _arrow_type(annotation: Any) -> "pyarrow.DataType":
-    """The column type of a pydantic field; what has none is written as JSON text."""
+    """Return the column type of a pydantic field; what has none is written as JSON text."""
     import pyarrow
 
     simple = {str: pyarrow.string(), int: pyarrow.int64(), float: pyarrow.float64()}
@@ -174,7 +174,7 @@ def _arrow_type(annotation: Any) -> "pyarrow.DataType":
 
 
 def _as_arrow(value: Any, type: "pyarrow.DataType") -> Any:
-    """A value as its column takes it: maps as pairs, text where the column is text."""
+    """Return a value as its column takes it: maps as pairs, text where the column is text."""
     import pyarrow
 
     if value is None:

@@ -129,9 +129,9 @@ class NodeWorker:
         self._unpacked.leave()
         shutil.rmtree(self._scratch, ignore_errors=True)
 
-    def _hear(self, said: Mapping[str, Any] | None) -> None:
-        if said is not None:
-            self._replies.put(said)
+    def _hear(self, message: Mapping[str, Any] | None) -> None:
+        if message is not None:
+            self._replies.put(message)
             return
         words = "it printed nothing"
         with suppress(OSError):
@@ -168,8 +168,8 @@ class UnpackedArchive:
             try:
                 fcntl.flock(lock, fcntl.LOCK_SH)
                 if self._is_current(lock) and self.folder.is_dir():
-                    held, lock = lock, -1
-                    return held
+                    own, lock = lock, -1
+                    return own
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 if self._is_current(lock) and not self.folder.is_dir():
                     self._unpack(archive(), digest)
@@ -178,7 +178,7 @@ class UnpackedArchive:
                     os.close(lock)
 
     def _is_current(self, lock: int) -> bool:
-        """Whether the lock's file is still there: the last worker that leaves removes it."""
+        """Return whether the lock's file is still there: the last worker that leaves removes it."""
         try:
             return os.fstat(lock).st_ino == self._lock_file.stat().st_ino
         except FileNotFoundError:
@@ -195,8 +195,8 @@ class UnpackedArchive:
 
 
 def _node_lock(out: str) -> int | None:
-    """The descriptor of a lock that says to later jobs that a worker still writes; None in an
-    object storage."""
+    """Return the descriptor of a lock that says to later jobs that a worker still writes; None in
+    an object storage."""
     folder = path_of(out) / STATE
     if not isinstance(folder, Path):
         return None

@@ -44,16 +44,16 @@ class PartFiles:
             write: Fills a file with its rows.
             redo: The part was there, with other rows.
         """
-        digests, said = b"".join(map(_digest, ids)), json.dumps(receipt).encode()
+        digests, receipt_bytes = b"".join(map(_digest, ids)), json.dumps(receipt).encode()
         before_part = isinstance(self.part, ObjectPath) and not redo
         if before_part:
             write_whole(self._ids, digests)
-            write_whole(self._receipt, said)
-        with appearing(self.part) as written:
-            write(written)
+            write_whole(self._receipt, receipt_bytes)
+        with appearing(self.part) as handle:
+            write(handle)
         if not before_part:
             write_whole(self._ids, digests)
-            write_whole(self._receipt, said)
+            write_whole(self._receipt, receipt_bytes)
         self._forget_careful()
 
     def partial_rows(self) -> list[OutputRow]:

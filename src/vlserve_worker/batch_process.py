@@ -107,7 +107,8 @@ def last_words(log: Path) -> str:
 
 
 def _environment(launch: Launch) -> dict[str, str]:
-    """Of the worker: the archive's `vlserve` comes first, then, on a node, this package alone."""
+    """Return the worker's environment: the archive's `vlserve` comes first, then, on a node, this
+    package alone."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     threads = str(launch.threads)
     folders = [launch.folder, *([launch.program] if launch.program else [])]

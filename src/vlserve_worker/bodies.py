@@ -80,7 +80,9 @@ def unwrap_body(request: dict[str, Any], max_bytes: int) -> None:
     Raises BodyRefused: it cannot be read, or has more than ``max_bytes`` once unpacked.
     """
     parameters: MutableSequence[dict[str, Any]] = request["parameters"]
-    at = next((place for place, one in enumerate(parameters) if one["name"] == "body"), None)
+    at = next(
+        (place for place, parameter in enumerate(parameters) if parameter["name"] == "body"), None
+    )
     if at is None:
         return
     body = unpacked(parameters[at]["value"], _header(request, SENT_ENCODING), max_bytes)
@@ -101,13 +103,15 @@ def quoted(words: str) -> str:
 
 
 def _header(request: Mapping[str, Any], name: bytes) -> str:
-    values = (one["value"] for one in request["headers"] if bytes(one["name"]).lower() == name)
+    values = (
+        header["value"] for header in request["headers"] if bytes(header["name"]).lower() == name
+    )
     return bytes(next(values, b"")).decode("latin-1")
 
 
 def _parts(body: bytearray, content_type: str, query: str) -> Parts | None:
-    """Field name -> bytes; None of what may be JSON. The query counts where the body is an image's
-    bytes, or there is none: beside a form or JSON it never did."""
+    """Return bytes by field name; None of what may be JSON. The query counts where the body is an
+    image's bytes, or there is none: beside a form or JSON it never did."""
     kind = content_type.partition(";")[0].strip().lower()
     if not body and not query:
         raise BodyRefused("the request has no body")
@@ -173,8 +177,8 @@ def _window(body: bytearray, name: str) -> int:
 
 
 def _inflated(body: bytearray, window: int, max_bytes: int) -> bytearray:
-    whole, rest, streams = bytearray(), bytes(body), 0
-    while rest:  # gzip may be several streams, one after the other
+    data, remaining, streams = bytearray(), bytes(body), 0
+    while remaining:  # gzip may be several streams, one after the other
         streams += 1
         if streams > MAX_GZIP_STREAMS:
             raise BodyRefused(
@@ -182,17 +186,17 @@ def _inflated(body: bytearray, window: int, max_bytes: int) -> bytearray:
                 TOO_COMPLEX,
             )
         stream = zlib.decompressobj(window)
-        whole += stream.decompress(rest, max_bytes + 1 - len(whole))
-        if len(whole) > max_bytes:
+        data += stream.decompress(remaining, max_bytes + 1 - len(data))
+        if len(data) > max_bytes:
             raise BodyRefused(
                 f"the body has more than {max_bytes} bytes once it is unpacked", TOO_LARGE
             )
         if not stream.eof:
             raise zlib.error("it is cut short")
-        rest = stream.unused_data
-        if window < 16 or not rest.startswith(b"\x1f\x8b"):
+        remaining = stream.unused_data
+        if window < 16 or not remaining.startswith(b"\x1f\x8b"):
             break
-    return whole
+    return data
 
 
 # Forms
@@ -292,16 +296,16 @@ def read_urlencoded(body: bytearray, content_type: str) -> Parts:
     return parts
 
 
-def _fields(written: bytes | bytearray, where: str) -> Parts:
-    if written.count(b"%") > MAX_ESCAPES:
+def _fields(raw: bytes | bytearray, where: str) -> Parts:
+    if raw.count(b"%") > MAX_ESCAPES:
         raise BodyRefused(
             f"the {where} has more than {MAX_ESCAPES} percent signs: send a multipart form",
             TOO_COMPLEX,
         )
-    if written.count(b"&") >= MAX_PARTS:
+    if raw.count(b"&") >= MAX_PARTS:
         raise BodyRefused(f"the {where} has more than {MAX_PARTS} fields")
-    text = written.decode("utf-8", "surrogateescape")
-    if "=" not in text or any(one and "=" not in one for one in text.split("&")):
+    text = raw.decode("utf-8", "surrogateescape")
+    if "=" not in text or any(pair and "=" not in pair for pair in text.split("&")):
         raise BodyRefused(f"the {where} is not written name=value&name=value")
     parts: Parts = {}
     for name, value in parse_qsl(
@@ -318,13 +322,13 @@ def _options(content_type: str) -> dict[str, str]:
     return options
 
 
-def _check_charset(value: bytearray, said: str, name: str) -> None:
+def _check_charset(value: bytearray, message: str, name: str) -> None:
     """Refuse bytes that mean something else in UTF-8 than in the charset that is said."""
-    charset = said.strip().strip("\"'")
+    charset = message.strip().strip("\"'")
     try:
-        known = codecs.lookup(charset).name if charset else "utf-8"
+        codec = codecs.lookup(charset).name if charset else "utf-8"
     except (LookupError, ValueError):
-        known = ""
-    if known == "utf-8" or (value.isascii() and ASCII_AND_MORE.fullmatch(known)):
+        codec = ""
+    if codec == "utf-8" or (value.isascii() and ASCII_AND_MORE.fullmatch(codec)):
         return
     raise BodyRefused(f"the charset {quoted(charset)} of {name} is not read: {OTHER_CHARSET}")

@@ -18,12 +18,12 @@ def why_no_cuda() -> str | None:
     """Return why onnxruntime cannot compute by CUDA, in one line; None where its build can."""
     import onnxruntime
 
-    has = onnxruntime.get_available_providers()
-    if CUDA in has:
+    providers = onnxruntime.get_available_providers()
+    if CUDA in providers:
         return None
     return (
-        f"onnxruntime {onnxruntime.__version__} has {', '.join(has)} and no CUDA: replace it by "
-        "onnxruntime-gpu (pip uninstall onnxruntime; pip install 'vlserve[gpu]')"
+        f"onnxruntime {onnxruntime.__version__} has {', '.join(providers)} and no CUDA: replace it "
+        "by onnxruntime-gpu (pip uninstall onnxruntime; pip install 'vlserve[gpu]')"
     )
 
 
@@ -47,11 +47,11 @@ def choose_device(device: str, number: int = 0) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     import onnxruntime
 
-    left = [name for name in onnxruntime.get_available_providers() if name != CUDA]
-    onnxruntime.get_available_providers = lambda: left
+    others = [name for name in onnxruntime.get_available_providers() if name != CUDA]
+    onnxruntime.get_available_providers = lambda: others
 
 
 def _visible(number: int) -> str:
     """Return how CUDA calls the GPU of this number, among those that the process may see."""
-    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    return named[number] if number < len(named) else str(number)
+    names = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return names[number] if number < len(names) else str(number)

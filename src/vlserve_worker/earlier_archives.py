@@ -71,17 +71,17 @@ class TritonModel:
         manifest = self._pipeline.manifest
         started = time.perf_counter()
         requests = [read_request(*item) for item in zip(data, ids, strict=True)]
-        read = time.perf_counter()
+        parsed_at = time.perf_counter()
         result = self._pipeline.run(requests)
-        ran = time.perf_counter()
-        said = [
+        answered_at = time.perf_counter()
+        answers = [
             answer if isinstance(answer, ItemError) else text
             for answer, text in zip(result.answers, result.texts, strict=True)
         ]
-        bodies = [write_body(manifest, *item) for item in zip(ids, said, strict=True)]
+        bodies = [write_body(manifest, *item) for item in zip(ids, answers, strict=True)]
         stage_ms = dict(result.stage_ms)
-        stage_ms["decode"] += (read - started) * 1000
-        stage_ms["serialise"] += (time.perf_counter() - ran) * 1000
+        stage_ms["decode"] += (parsed_at - started) * 1000
+        stage_ms["serialise"] += (time.perf_counter() - answered_at) * 1000
         self._log.write(manifest, self._pipeline.task, ids, replace(result, stage_ms=stage_ms))
         timing = ", ".join(f"{stage};dur={value:.3f}" for stage, value in stage_ms.items())
         return [

@@ -52,8 +52,8 @@ class ObjectPath:
         if name.startswith("/"):
             return Path(name)
         if name.startswith(SCHEME):
-            other = path_of(name)
-            return self._at(other.key) if isinstance(other, ObjectPath) else other
+            right = path_of(name)
+            return self._at(right.key) if isinstance(right, ObjectPath) else right
         return self._at(posixpath.normpath(posixpath.join(self.key, name)))
 
     @property
@@ -101,10 +101,10 @@ class ObjectPath:
         """Yield the objects below whose names match; ``*`` stays within a folder, ``**/`` not."""
         from pyarrow.fs import FileSelector
 
-        wanted = re.compile(_expression(pattern))
+        expression = re.compile(_expression(pattern))
         selector = FileSelector(self.key, allow_not_found=True, recursive="/" in pattern)
         for info in self.file_system.get_file_info(selector):
-            if info.is_file and wanted.fullmatch(info.path[len(self.key) :].lstrip("/")):
+            if info.is_file and expression.fullmatch(info.path[len(self.key) :].lstrip("/")):
                 yield ObjectPath(info.path, self.query, ObjectState(info.size, info.mtime_ns or 0))
 
     def rglob(self, pattern: str) -> Iterator["ObjectPath"]:
@@ -170,8 +170,8 @@ def write_whole(path: AnyPath, content: bytes) -> None:
         with path.file_system.open_output_stream(path.key, compression=None) as upload:
             upload.write(content)
         return
-    with appearing(path) as written:
-        written.write_bytes(content)
+    with appearing(path) as target:
+        target.write_bytes(content)
 
 
 @contextmanager
@@ -179,17 +179,17 @@ def appearing(path: AnyPath) -> Iterator[Path]:
     """Yield a file to write, which then appears whole at ``path``."""
     if isinstance(path, ObjectPath):
         with TemporaryDirectory(prefix="vlserve-upload-") as scratch:
-            written = Path(scratch) / path.name
-            yield written
-            write_whole(path, written.read_bytes())
+            target = Path(scratch) / path.name
+            yield target
+            write_whole(path, target.read_bytes())
         return
-    written = path.with_name(f".{path.name}.{os.uname().nodename}-{os.getpid()}")
+    target = path.with_name(f".{path.name}.{os.uname().nodename}-{os.getpid()}")
     try:
-        yield written
-        _sync(written)
-        written.replace(path)
+        yield target
+        _sync(target)
+        target.replace(path)
     except BaseException:
-        written.unlink(missing_ok=True)
+        target.unlink(missing_ok=True)
         raise
 
 

@@ -75,7 +75,7 @@ class Parameters:
             KeyError: ``archive_dir`` or ``version`` is missing.
         """
         config = json.loads(model_config)
-        given = {
+        values = {
             name: value["string_value"] for name, value in config.get("parameters", {}).items()
         }
         types = {
@@ -92,10 +92,10 @@ class Parameters:
             "memory_mib": int,
         }
         return cls(
-            Path(given["archive_dir"]),
-            int(given["version"]),
+            Path(values["archive_dir"]),
+            int(values["version"]),
             max(1, int(config.get("max_batch_size", 1))),
-            **{name: read(given[name]) for name, read in types.items() if name in given},
+            **{name: read(values[name]) for name, read in types.items() if name in values},
         )
 
 
@@ -134,19 +134,19 @@ class TritonPythonModel:
         batch = [_raw(request) for request in requests]
         ids = [_request_id(request) for request in batch]
         data = [
-            read if isinstance(read, Refusal) else Noted(_values(request), read)
-            for read, request in zip(self._filter.read_batch(batch), batch, strict=True)
+            parsed if isinstance(parsed, Refusal) else Noted(_values(request), parsed)
+            for parsed, request in zip(self._filter.read_batch(batch), batch, strict=True)
         ]
 
         def run(places: list[int], values: list[dict[str, Any]]) -> list[bytes]:
             answers = self._archive.answer(values, [ids[at] for at in places])
-            return [_written(*one) for one in answers]
+            return [_written(*answer) for answer in answers]
 
         def refuse(at: int, refusal: Refusal) -> bytes:
             return _written(refusal.status, "", refusal.body(ids[at]))
 
         answers = self._filter.answer(data, run, refuse) or []
-        return [pb_utils.InferenceResponse([write_tensor(ANSWER, one)]) for one in answers]
+        return [pb_utils.InferenceResponse([write_tensor(ANSWER, body)]) for body in answers]
 
     def finalize(self) -> None:
         self._archive.close()
@@ -198,13 +198,13 @@ def _as_java_has_it(header: str) -> bytes:
 def _values(request: dict[str, Any] | Refusal) -> dict[str, Any]:
     if isinstance(request, Refusal):
         return {}
-    return {one["name"]: one["value"] for one in request["parameters"]}
+    return {parameter["name"]: parameter["value"] for parameter in request["parameters"]}
 
 
 def _request_id(request: dict[str, Any] | Refusal) -> str:
     """Return the client's X-Request-Id; a new one where there is none to be read."""
     name, headers = REQUEST_ID.encode(), [] if isinstance(request, Refusal) else request["headers"]
-    ids = (one["value"].decode() for one in headers if one["name"] == name)
+    ids = (header["value"].decode() for header in headers if header["name"] == name)
     return next(ids, None) or str(uuid.uuid4())
 
 

@@ -42,10 +42,10 @@ def prove_exchange() -> None:
     Raises:
         TensorsCorrupt: others came back.
     """
-    sent = bytes(range(256)) * 3 + b"end"
-    came_back = bytes(read_tensor(write_tensor("proof", sent)))
-    if came_back != sent:
+    data = bytes(range(256)) * 3 + b"end"
+    came_back = bytes(read_tensor(write_tensor("proof", data)))
+    if came_back != data:
         raise TensorsCorrupt(
-            f"{len(sent)} bytes came back as {len(came_back)} others: numpy {np.__version__} does "
+            f"{len(data)} bytes came back as {len(came_back)} others: numpy {np.__version__} does "
             "not fit Triton's Python stub: install what requirements.lock and triton.lock say"
         )

@@ -44,9 +44,9 @@ class FrameChoice:
     at: float = 0.0
 
     @classmethod
-    def parse(cls, written: str) -> "FrameChoice":
+    def parse(cls, text: str) -> "FrameChoice":
         """Read ``first``, ``clear``, ``frame:N`` or ``second:S``. ValueError for anything else."""
-        kind, _, at = written.partition(":")
+        kind, _, at = text.partition(":")
         match kind:
             case "first" | "clear" if not at:
                 return cls(kind)
@@ -57,7 +57,7 @@ class FrameChoice:
                     second = float(at)
                     if math.isfinite(second) and second >= 0:
                         return cls(kind, second)
-        raise ValueError(f"{written!r} is not first, clear, frame:N or second:S")
+        raise ValueError(f"{text!r} is not first, clear, frame:N or second:S")
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def _as_json(place: Place) -> Mapping[str, Any]:
 def _ask(
     decoder: "subprocess.Popen[bytes]", request: Mapping[str, Any], data: bytes
 ) -> tuple[Mapping[str, Any], bytes]:
-    """EOFError or OSError where the decoder ends."""
+    """Ask the decoder. EOFError or OSError where the decoder ends."""
     assert decoder.stdin is not None and decoder.stdout is not None
     decoder.stdin.write(json.dumps(request).encode() + b"\n" + data)
     decoder.stdin.flush()

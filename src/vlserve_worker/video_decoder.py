@@ -67,8 +67,8 @@ class Window(io.RawIOBase):
             raise OSError("it is no regular file")  # to open a pipe may never end
         self._file = Path(path).open("rb")  # noqa: SIM115  # closed by `close`
         self._offset = offset
-        whole = os.fstat(self._file.fileno()).st_size - offset
-        self._size = whole if size < 0 else min(size, whole)
+        full_size = os.fstat(self._file.fileno()).st_size - offset
+        self._size = full_size if size < 0 else min(size, full_size)
         self.seek(0)
 
     def readable(self) -> bool:
@@ -85,8 +85,8 @@ class Window(io.RawIOBase):
         return self._file.tell() - self._offset
 
     def read(self, size: int = -1) -> bytes:
-        left = max(0, self._size - self.tell())
-        return self._file.read(left if size < 0 else min(size, left))
+        remaining = max(0, self._size - self.tell())
+        return self._file.read(remaining if size < 0 else min(size, remaining))
 
     def close(self) -> None:
         self._file.close()
@@ -104,18 +104,18 @@ def cover_of(request: Mapping[str, Any], data: bytes) -> tuple[Mapping[str, Any]
     try:
         file: Any = io.BytesIO(data) if data else Window(**request["place"])
         with file, av.open(file, options={"format_whitelist": CONTAINERS}) as container:
-            chosen = _chosen(container, request["kind"], request["at"], request["max_pixels"])
-            image = upright(chosen.frame)
+            choice = _chosen(container, request["kind"], request["at"], request["max_pixels"])
+            image = upright(choice.frame)
     except (MemoryError, OSError, ValueError, EOFError) as error:  # PyAV's errors are of these
         raise _refused(error) from error
     jpeg = io.BytesIO()
     image.save(jpeg, "JPEG", quality=JPEG_QUALITY)
-    second = chosen.frame.time
+    second = choice.frame.time
     about = {
         "width": image.width,
         "height": image.height,
         "second": None if second is None else round(second, 3),
-        "clear": chosen.clear,
+        "clear": choice.clear,
     }
     return about, jpeg.getvalue()
 
@@ -148,7 +148,7 @@ def _chosen(container: "InputContainer", kind: str, at: float, max_pixels: int) 
 
 
 def _frames(container: "InputContainer", stream: "VideoStream") -> Iterator["VideoFrame"]:
-    """Every frame that can be decoded: a damaged packet gives none, and the next ones may."""
+    """Yield every frame that can be decoded: a damaged packet gives none, and the next ones may."""
     from av.error import InvalidDataError
 
     for packet in container.demux(stream):
@@ -182,17 +182,17 @@ def _numbered(frames: Iterable["VideoFrame"], number: int) -> Chosen:
 
 
 def _shown_at(frames: Iterable["VideoFrame"], second: float) -> Chosen:
-    shown: VideoFrame | None = None
+    frame_before: VideoFrame | None = None
     for frame in frames:
-        if shown is not None and (frame.time or 0.0) > second:
-            return Chosen(shown)
-        shown = frame
-    if shown is None:
+        if frame_before is not None and (frame.time or 0.0) > second:
+            return Chosen(frame_before)
+        frame_before = frame
+    if frame_before is None:
         raise Refused(UNREADABLE, f"the video has no frame at second {second:g}")
-    ends = (shown.time or 0.0) + _duration(shown)
+    ends = (frame_before.time or 0.0) + _duration(frame_before)
     if second > ends:
         raise Refused(UNREADABLE, f"the video ends at second {ends:.3f}, before second {second:g}")
-    return Chosen(shown)
+    return Chosen(frame_before)
 
 
 def _duration(frame: "VideoFrame") -> float:
@@ -216,19 +216,19 @@ def _first_clear(frames: Iterable["VideoFrame"]) -> Chosen:
 
 
 def _judged(frames: Iterable["VideoFrame"]) -> Iterator["VideoFrame"]:
-    due: float | None = None
+    next_at: float | None = None
     for number, frame in enumerate(frames):
         second = number * 0.04 if frame.time is None else frame.time
-        if due is not None and second < due:
+        if next_at is not None and second < next_at:
             continue
-        if due is not None and second > JUDGED_WITHIN_S:
+        if next_at is not None and second > JUDGED_WITHIN_S:
             return
-        due = second + JUDGED_EVERY_S - 1e-6
+        next_at = second + JUDGED_EVERY_S - 1e-6
         yield frame
 
 
 def _small_grey(frame: "VideoFrame") -> Any:
-    """float32 (height, width) of 0 to 255."""
+    """Return a grey picture, float32 (height, width) of 0 to 255."""
     width = min(JUDGED_WIDTH, frame.width)
     height = max(3, frame.height * width // frame.width)
     return frame.reformat(width=max(3, width), height=height, format="rgb24").to_ndarray().mean(2)

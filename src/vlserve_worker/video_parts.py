@@ -35,7 +35,7 @@ class VideoParts:
             BodyRefused: There is an image beside it.
         """
         parameters: MutableSequence[dict[str, Any]] = request["parameters"]
-        at = {one["name"]: place for place, one in enumerate(parameters)}
+        at = {parameter["name"]: place for place, parameter in enumerate(parameters)}
         seconds = None if self._timeout_s is None else self._timeout_s / 2 / batch_size
         if VIDEO in at:
             if IMAGE in at:
@@ -55,9 +55,9 @@ class VideoParts:
             return body
         if fields.get(IMAGE) is not None:
             raise _both()
-        written = fields.pop(VIDEO)
+        text = fields.pop(VIDEO)
         try:
-            data = base64.b64decode(written, validate=True)
+            data = base64.b64decode(text, validate=True)
         except (TypeError, ValueError, binascii.Error) as error:
             raise VideoError(UNREADABLE, f"video is not base64: {error}") from error
         fields[IMAGE] = base64.b64encode(self._jpeg(data, seconds)).decode()

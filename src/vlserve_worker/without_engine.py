@@ -18,16 +18,16 @@ from vlserve_worker.image_limits import bounds_images
 from vlserve_worker.request_filter import MAX_BODY_BYTES, Refusal, RequestFilter
 
 
-def _answered(archive: Any, reads: RequestFilter, asked: Mapping[str, str]) -> dict[str, Any]:
+def _answered(archive: Any, reads: RequestFilter, line: Mapping[str, str]) -> dict[str, Any]:
     request: dict[str, Any] = {
-        "headers": [{"name": SENT_TYPE, "value": asked["content_type"].encode()}],
-        "parameters": [{"name": "body", "value": bytearray(base64.b64decode(asked["body"]))}],
+        "headers": [{"name": SENT_TYPE, "value": line["content_type"].encode()}],
+        "parameters": [{"name": "body", "value": bytearray(base64.b64decode(line["body"]))}],
     }
-    (read,) = reads.read_batch([request])
-    if isinstance(read, Refusal):
-        return {"status": read.status, "body": json.loads(read.body(asked["id"]))}
-    values = {one["name"]: one["value"] for one in request["parameters"]}
-    ((status, _, body),) = archive.answer([values], [asked["id"]])
+    (request_read,) = reads.read_batch([request])
+    if isinstance(request_read, Refusal):
+        return {"status": request_read.status, "body": json.loads(request_read.body(line["id"]))}
+    values = {parameter["name"]: parameter["value"] for parameter in request["parameters"]}
+    ((status, _, body),) = archive.answer([values], [line["id"]])
     return {"status": status, "body": json.loads(body)}
 
 

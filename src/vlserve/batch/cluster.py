@@ -32,7 +32,7 @@ _STOP_WITHIN_S, _STOP_AT_ONCE_WITHIN_S = 10.0, 3.0
 
 @contextmanager
 def connected(address: str) -> Iterator[None]:
-    """Be a driver of the cluster at ``address`` meanwhile.
+    """Connect as a driver to the cluster at ``address`` while the body runs.
 
     Raises:
         BatchError: There is none, or it has another Python or Ray.
@@ -76,17 +76,17 @@ def check_nodes(shipment: Shipment) -> None:
     file = path_of(out) / STATE / f"check-{token}"
     write_whole(file, token.encode())
     folders = {str(source.parent): str(source) for source in shipment.sources}
-    told = (shipment.program, shipment.packages, list(folders.values()), out, token)
+    arguments = (shipment.program, shipment.packages, list(folders.values()), out, token)
     check = ray.remote(num_cpus=0, max_retries=0)(_node_code()[1])
     try:
-        asked = {
+        checks = {
             check.options(
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
-            ).remote(*told): name
+            ).remote(*arguments): name
             for node, name in nodes.items()
         }
-        looked = [_can_work(answer, name) for answer, name in asked.items()]
-        if not any(looked):
+        results = [_can_work(answer, name) for answer, name in checks.items()]
+        if not any(results):
             raise BatchError("the nodes of the cluster are gone")
     finally:
         file.unlink(missing_ok=True)
@@ -100,10 +100,10 @@ def _can_work(answer: Any, name: str) -> bool:
     """
     import ray
 
-    gone = (ray.exceptions.TaskUnschedulableError, ray.exceptions.NodeDiedError)
+    errors_of_lost_nodes = (ray.exceptions.TaskUnschedulableError, ray.exceptions.NodeDiedError)
     try:
         troubles = ray.get(answer, timeout=_CHECK_WITHIN_S)
-    except gone:
+    except errors_of_lost_nodes:
         return False
     except ray.exceptions.RayError as error:
         troubles = [f"its check ended: {str(error).strip().splitlines()[-1]}"]
@@ -113,14 +113,14 @@ def _can_work(answer: Any, name: str) -> bool:
 
 
 class ClusterWorker:
-    """An actor, which has a worker's process. ``asked``: its replies that are still to come."""
+    """An actor, which has a worker's process. ``pending``: its replies that are still to come."""
 
     def __init__(self, actor: Any) -> None:
         self.heard_at = time.monotonic()
         self.exit_code: int | None = None
         self.is_placed = False
         self._actor = actor
-        self.asked = actor.replies.remote(0.0)
+        self.pending = actor.replies.remote(0.0)
 
     def order(self, order: Mapping[str, Any]) -> None:
         self.heard_at = time.monotonic()
@@ -129,7 +129,7 @@ class ClusterWorker:
 
     def ask(self) -> None:
         """Ask for what it says next, or in a second."""
-        self.asked = self._actor.replies.remote(1.0)
+        self.pending = self._actor.replies.remote(1.0)
 
     def stop(self, *, at_once: bool) -> Any:
         return self._actor.stop.remote(at_once)
@@ -167,11 +167,11 @@ class ClusterCrew:
         """Wait up to ``wait_s`` for a reply and return all that are there."""
         import ray
 
-        asked = {worker.asked: number for number, worker in self.workers.items()}
-        ready, _ = ray.wait(list(asked), num_returns=1, timeout=wait_s)
+        numbers = {worker.pending: number for number, worker in self.workers.items()}
+        ready, _ = ray.wait(list(numbers), num_returns=1, timeout=wait_s)
         if ready:
-            ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=0)
-        replies = [reply for one in ready for reply in self._replies(asked[one])]
+            ready, _ = ray.wait(list(numbers), num_returns=len(numbers), timeout=0)
+        replies = [reply for reference in ready for reply in self._replies(numbers[reference])]
         self._let_unplaced_wait()
         return replies
 
@@ -196,22 +196,22 @@ class ClusterCrew:
 
         worker = self.workers[number]
         try:
-            said = ray.get(worker.asked)
+            messages = ray.get(worker.pending)
         except ray.exceptions.RayError as error:  # the actor or its node has died
             worker.exit_code = KILLED_EXIT
             self._words = str(error).strip().splitlines()[-1]
             return [Reply(number, None)]
-        if said or not worker.is_placed:
+        if messages or not worker.is_placed:
             worker.is_placed, worker.heard_at = True, time.monotonic()
-        if said and "ended" in said[-1]:
-            worker.exit_code, self._words = said[-1]["ended"], said[-1]["last_words"]
+        if messages and "ended" in messages[-1]:
+            worker.exit_code, self._words = messages[-1]["ended"], messages[-1]["last_words"]
             self._stop([worker], at_once=True)
-            return [*(Reply(number, one) for one in said[:-1]), Reply(number, None)]
+            return [*(Reply(number, message) for message in messages[:-1]), Reply(number, None)]
         worker.ask()
-        return [Reply(number, one) for one in said]
+        return [Reply(number, message) for message in messages]
 
     def _let_unplaced_wait(self) -> None:
-        """A worker for which no node has room may wait as long as others work."""
+        """Let a worker for which no node has room wait as long as others work."""
         if any(worker.is_placed for worker in self.workers.values()):
             for worker in self.workers.values():
                 if not worker.is_placed:
@@ -282,14 +282,14 @@ def _node_code() -> tuple[Any, Any]:
         def stop(self, at_once: bool) -> None:
             self._worker.stop(at_once=at_once)
 
-    def check(program: bytes, *told: Any) -> Any:
+    def check(program: bytes, *arguments: Any) -> Any:
         import shutil
 
         folder = import_program(program)
         from vlserve_worker.batch_node import check_node
 
         try:
-            return check_node(*told)
+            return check_node(*arguments)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

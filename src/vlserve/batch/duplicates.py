@@ -33,8 +33,8 @@ def _is_whole(file: AnyPath, rows: int) -> bool:
 
 
 def _duplicates(files: Sequence[AnyPath], passes: int, turn: int) -> int:
-    chosen = list(_digests(files, passes, turn))
-    digests = np.concatenate(chosen) if chosen else np.empty(0, np.uint64)
+    pieces = list(_digests(files, passes, turn))
+    digests = np.concatenate(pieces) if pieces else np.empty(0, np.uint64)
     return len(digests) - len(np.unique(digests))
 
 

@@ -172,11 +172,11 @@ class JobFolder:
         """Return what is finished, by part; of ``most`` parts at the most."""
         files: Iterable[AnyPath] = self._receipts.glob("*.json")
         read = (Receipt.model_validate_json(file.read_bytes()) for file in islice(files, most))
-        known = {receipt.part: receipt for receipt in read}
+        by_part = {receipt.part: receipt for receipt in read}
         if isinstance(self.out, ObjectPath):  # where the part is its own receipt
             parts = {int(_digits(part.name)) for part in self.out.glob("part-*")}
-            return {number: receipt for number, receipt in known.items() if number in parts}
-        return known
+            return {number: receipt for number, receipt in by_part.items() if number in parts}
+        return by_part
 
     def careful_rows(self, part: int) -> int:
         """Return how many rows of a part are answered that runs row by row."""

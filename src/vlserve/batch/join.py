@@ -16,31 +16,31 @@ def join_parts(out: AnyPath, format: str, joined: Path) -> None:
         BatchError: It cannot be written.
     """
     parts: list[AnyPath] = sorted(out.glob(f"part-*.{format}"), key=str)
-    written = joined.with_name(f".{joined.name}.{os.getpid()}")
+    partial = joined.with_name(f".{joined.name}.{os.getpid()}")
     try:
         joined.parent.mkdir(parents=True, exist_ok=True)
         if format == "parquet":
-            _join_parquet(parts, written)
+            _join_parquet(parts, partial)
         else:
-            with written.open("wb") as target:
+            with partial.open("wb") as target:
                 for part in parts:
                     with part.open("rb") as source:
                         shutil.copyfileobj(source, target)
-        written.replace(joined)
+        partial.replace(joined)
     except OSError as error:
         raise BatchError(f"{joined} cannot be written: {error.strerror or error}") from error
     finally:
-        written.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
 
 
-def _join_parquet(parts: Sequence[AnyPath], written: Path) -> None:
+def _join_parquet(parts: Sequence[AnyPath], file: Path) -> None:
     from pyarrow.parquet import ParquetWriter
 
     if not parts:
-        raise BatchError(f"there are no parts to join into {written.name}")
+        raise BatchError(f"there are no parts to join into {file.name}")
     with parquet_file(parts[0]) as first:
         schema = first.schema_arrow
-    with ParquetWriter(written, schema) as target:
+    with ParquetWriter(file, schema) as target:
         for part in parts:
             with parquet_file(part) as source:
                 for batch in source.iter_batches():

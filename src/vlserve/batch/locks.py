@@ -78,9 +78,9 @@ def locked(state: Path, out: Path, shard: Shard) -> Iterator[tuple[int, ...]]:
 
 def _refuse_other_counts(state: Path, out: Path, count: int) -> None:
     marks = {file.name for file in state.glob("shards-of-*")}
-    if others := marks - {f"shards-of-{count}"}:
+    if counts := marks - {f"shards-of-{count}"}:
         raise BatchError(
-            f"{out} is of a job in another number of shards ({', '.join(sorted(others))}): "
+            f"{out} is of a job in another number of shards ({', '.join(sorted(counts))}): "
             "run it once without --shard before you change the number"
         )
 

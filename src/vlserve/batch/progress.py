@@ -9,31 +9,32 @@ _LEAST_SHARE = 1e-9
 class Pace:
     """What one run has done. Shares are of the whole input, by its bytes.
 
-    ``began_at``: when the first worker could begin, s; ``kept``: what earlier runs have finished.
+    ``began_at``: when the first worker could begin, s; ``earlier``: the share of earlier
+    runs, ``share``: of this one.
     """
 
     began_at: float
     rows: int = 0
     failed: int = 0
-    done: float = 0.0
-    kept: float = 0.0
+    share: float = 0.0
+    earlier: float = 0.0
 
     def keep(self, share: float) -> None:
         """Take note of a part that an earlier run has finished."""
-        self.kept += share
+        self.earlier += share
 
     def count(self, rows: int, failed: int, share: float) -> None:
         """Take note of a part that is finished now."""
         self.rows += rows
         self.failed += failed
-        self.done += share
+        self.share += share
 
     def left_s(self, now: float) -> float | None:
         """Return how long the rest takes at the rate so far; None before anything is done."""
-        if self.done <= _LEAST_SHARE:
+        if self.share <= _LEAST_SHARE:
             return None
-        rest = max(1.0 - self.kept - self.done, 0.0)
-        return (now - self.began_at) * rest / self.done
+        rest = max(1.0 - self.earlier - self.share, 0.0)
+        return (now - self.began_at) * rest / self.share
 
     def line(self, now: float) -> str:
         """Return one line for people."""

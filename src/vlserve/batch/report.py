@@ -87,7 +87,7 @@ def plot_of(receipts: Sequence[Receipt]) -> str:
     axes.set_xlabel("minutes since the first part began, breaks between runs included")
     axes.set_ylabel("rows that are done")
     axes.set_ylim(bottom=0)
-    drawn = io.StringIO()
-    figure.savefig(drawn, format="svg", metadata={"Date": None})
-    svg = drawn.getvalue()
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    svg = buffer.getvalue()
     return svg[svg.index("<svg") :]

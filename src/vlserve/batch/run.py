@@ -210,9 +210,9 @@ class Job:
         with tempfile.TemporaryDirectory(prefix="vlserve-batch-") as scratch:
             unpacked = Path(scratch) / "archive"
             unpack_archive(Path(self._record.archive), unpacked)
-            told = self._record.options.model_dump() | {"out": str(self._folder.out.resolve())}
-            told["batch"] = self._crewing.batch
-            launch = Launch(unpacked, told, self._crewing.threads, locks, self._folder.log)
+            options = self._record.options.model_dump() | {"out": str(self._folder.out.resolve())}
+            options["batch"] = self._crewing.batch
+            launch = Launch(unpacked, options, self._crewing.threads, locks, self._folder.log)
             with self._workers(launch) as crew:
                 self.run(crew, Work(orders))
         self.started_s = self.pace.began_at - began_at
@@ -274,7 +274,7 @@ class Job:
     def _hear(self, crew: Workers, work: Work, reply: Reply) -> None:
         if reply.worker not in crew.workers:
             return
-        match reply.said:
+        match reply.message:
             case None:
                 self._bury(crew, work, reply.worker)
             case {"ready": True}:
@@ -291,7 +291,7 @@ class Job:
                 self._count(Receipt.model_validate(receipt))
 
     def _bury(self, crew: Workers, work: Work, worker: int) -> None:
-        """A worker has ended: its part goes on carefully, with another."""
+        """Remove a worker that has ended; its part goes on carefully, with another."""
         code = crew.remove(worker).exit_code or 0
         order = work.busy.pop(worker, None)
         if order is None:
@@ -300,7 +300,7 @@ class Job:
         self._order_again(crew, work, order, (KILLED, f"its worker ended by {_ended(code)}"))
 
     def _replace(self, crew: Workers, work: Work, worker: int, *, is_killed: bool) -> None:
-        """A worker has ended that had nothing to do, or was not ready yet."""
+        """Replace a worker that ended with nothing to do, or before it was ready."""
         if worker in work.idle:
             work.idle.remove(worker)
         else:
@@ -330,7 +330,7 @@ class Job:
         crew.start_one()
 
     def _refuse_stuck(self, deaths: Deaths, order: Order, crew: Workers) -> None:
-        """Each death must have brought a row more, or the row that it was at."""
+        """Refuse deaths that brought neither a row more nor the row that the worker was at."""
         rows = self._folder.careful_rows(order.number)
         deaths.in_vain = deaths.in_vain + 1 if rows == deaths.rows else 0
         deaths.rows = rows
@@ -364,7 +364,7 @@ def _ended(code: int) -> str:
 
 
 def _cpu_s() -> float:
-    """CPU time of this process and of those that it has started and that have ended, s."""
+    """Return CPU time of this process and of those that it has started and that have ended, s."""
     own = resource.getrusage(resource.RUSAGE_SELF)
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime

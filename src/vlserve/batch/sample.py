@@ -66,9 +66,9 @@ class Spread(Generic[T]):
         self._every = 1
         self.seen = 0
 
-    def offer(self, one: T) -> None:
+    def offer(self, item: T) -> None:
         if self.seen % self._every == 0:
-            self._kept.append(one)
+            self._kept.append(item)
             if len(self._kept) == self._most:
                 self._kept, self._every = self._kept[::2], 2 * self._every
         self.seen += 1
@@ -131,12 +131,12 @@ def predict(
             the input once, and the workers' start, s.
         core_hour_price: Of one core for one hour, in any currency.
     """
-    counted = _without_first_of_each_worker(receipts)
-    rows = sum(receipt.rows for receipt in counted)
+    receipts_after_start = _without_first_of_each_worker(receipts)
+    rows = sum(receipt.rows for receipt in receipts_after_start)
     if not rows:
         raise BatchError("no row of the sample was answered")
-    cpu_s = sum(receipt.cpu_seconds for receipt in counted) / rows
-    wall_s = sum(receipt.seconds for receipt in counted) / rows
+    cpu_s = sum(receipt.cpu_seconds for receipt in receipts_after_start) / rows
+    wall_s = sum(receipt.seconds for receipt in receipts_after_start) / rows
     all_cpu_s = start_cpu_s + sample.input_rows * cpu_s
     price_s = None if core_hour_price is None else core_hour_price / 3600
     return Prediction(
@@ -153,12 +153,12 @@ def predict(
 
 
 def _without_first_of_each_worker(receipts: Sequence[Receipt]) -> Sequence[Receipt]:
-    """All where nothing else would be left."""
+    """Leave out the first receipt of each worker; return all where none would be left."""
     first: dict[int, Receipt] = {}
     for receipt in sorted(receipts, key=lambda receipt: receipt.ended_at):
         first.setdefault(receipt.pid, receipt)
-    others = [receipt for receipt in receipts if first[receipt.pid] is not receipt]
-    return others or receipts
+    later = [receipt for receipt in receipts if first[receipt.pid] is not receipt]
+    return later or receipts
 
 
 def _text_parts(source: Source, lines: Sequence[bytes], size: int) -> Iterator[TextPart]:
@@ -175,9 +175,10 @@ def _groups(sources: Sequence[Source]) -> Iterator[RowGroup]:
 
 
 def _places(groups: Sequence[RowGroup], rows: int) -> dict[RowGroup, list[int]]:
-    """Which rows of which groups are sampled: ``rows`` of them, of `MOST_GROUPS` at the most."""
-    chosen = evenly([group for group in groups if group.rows], MOST_GROUPS)
-    everyone = [(group, place) for group in chosen for place in evenly(range(group.rows), rows)]
+    """Return which rows of which groups are sampled: ``rows`` of them, of `MOST_GROUPS` at the
+    most."""
+    sample = evenly([group for group in groups if group.rows], MOST_GROUPS)
+    everyone = [(group, place) for group in sample for place in evenly(range(group.rows), rows)]
     places: dict[RowGroup, list[int]] = {}
     for group, place in evenly(everyone, rows):
         places.setdefault(group, []).append(place)
@@ -212,15 +213,15 @@ def _parquet_parts(
                     number += 1
 
 
-def _rows_of(file: Any, group: int, wanted: Sequence[int]) -> Any:
+def _rows_of(file: Any, group: int, places: Sequence[int]) -> Any:
     import pyarrow
 
-    pieces, at, left = [], 0, sorted(wanted)
+    pieces, at, places_ahead = [], 0, sorted(places)
     for batch in file.iter_batches(PART_ROWS, [group]):
-        inside = [place - at for place in left if place < at + batch.num_rows]
+        inside = [place - at for place in places_ahead if place < at + batch.num_rows]
         pieces.append(batch.take(pyarrow.array(inside, pyarrow.int64())))
-        at, left = at + batch.num_rows, left[len(inside) :]
-        if not left:
+        at, places_ahead = at + batch.num_rows, places_ahead[len(inside) :]
+        if not places_ahead:
             break
     return pyarrow.Table.from_batches(pieces, file.schema_arrow)
 

@@ -91,7 +91,8 @@ def imported_packages(archive: Path, manifest: Manifest, *, has_tables: bool) ->
 
 
 def _imported(file: Path) -> Iterator[str]:
-    """Names of modules that a file imports when it is loaded; not those that it may do without."""
+    """Yield names of modules that a file imports when it is loaded; not those that it may do
+    without."""
     for node in ast.parse(file.read_bytes()).body:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

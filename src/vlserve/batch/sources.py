@@ -88,11 +88,11 @@ def changed(sources: Sequence[Source]) -> Iterator[str]:
 
 def _matches(pattern: str) -> list[AnyPath]:
     try:
-        named = path_of(pattern)
+        pattern_path = path_of(pattern)
     except ValueError as error:
         raise DataError(f"--input {error}") from error
-    if isinstance(named, ObjectPath):
-        return _matching_objects(named)
+    if isinstance(pattern_path, ObjectPath):
+        return _matching_objects(pattern_path)
     if Path(pattern).exists():
         return [Path(pattern).resolve()]
     paths = sorted(glob(pattern, recursive=True))  # noqa: PTH207  # relative and absolute ones
@@ -101,21 +101,21 @@ def _matches(pattern: str) -> list[AnyPath]:
     return [Path(path).resolve() for path in paths]
 
 
-def _matching_objects(named: ObjectPath) -> list[AnyPath]:
+def _matching_objects(pattern: ObjectPath) -> list[AnyPath]:
     require_extras("batch")
-    folder, star, _ = named.key.partition("*")
+    folder, star, _ = pattern.key.partition("*")
     try:
         if not star:
-            if not named.exists():
-                raise DataError(f"--input {named}: there is no such object")
-            return [named]
-        root = ObjectPath(folder.rpartition("/")[0], named.query)
-        found = sorted(root.glob(named.key[len(root.key) + 1 :]))
+            if not pattern.exists():
+                raise DataError(f"--input {pattern}: there is no such object")
+            return [pattern]
+        root = ObjectPath(folder.rpartition("/")[0], pattern.query)
+        objects = sorted(root.glob(pattern.key[len(root.key) + 1 :]))
     except OSError as error:
-        raise DataError(f"--input {named} cannot be read: {error}") from error
-    if not found:
-        raise DataError(f"--input {named}: there is no such object")
-    return [*found]
+        raise DataError(f"--input {pattern} cannot be read: {error}") from error
+    if not objects:
+        raise DataError(f"--input {pattern}: there is no such object")
+    return [*objects]
 
 
 def _source(path: AnyPath) -> Source:

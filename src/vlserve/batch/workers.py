@@ -13,10 +13,10 @@ from vlserve_worker.batch_process import Launch, WorkerProcess, last_words
 
 @dataclass(frozen=True)
 class Reply:
-    """What a worker said, or that it ended: ``said`` is None then."""
+    """What a worker said, or that it ended: ``message`` is None then."""
 
     worker: int
-    said: Mapping[str, Any] | None
+    message: Mapping[str, Any] | None
 
 
 class CrewWorker(Protocol):
@@ -54,7 +54,7 @@ class Worker(WorkerProcess):
     def __init__(self, number: int, launch: Launch, replies: "queue.Queue[Reply]") -> None:
         self.number = number
         self.heard_at = time.monotonic()
-        super().__init__(launch, lambda said: replies.put(Reply(number, said)))
+        super().__init__(launch, lambda message: replies.put(Reply(number, message)))
 
     def order(self, order: Mapping[str, Any]) -> None:
         self.heard_at = time.monotonic()

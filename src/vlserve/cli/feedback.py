@@ -45,7 +45,7 @@ def feedback(
 def _write(export: Path, marks: Sequence[MarkView], state_dir: Path) -> None:
     """Write a line for each mark, and the images that were kept."""
     from vlserve.control.captures import read_input
-    from vlserve.data.lines import write_object, written_whole
+    from vlserve.data.data_files import write_object, written_whole
 
     images = export.with_name(f"{export.stem}-images")
     with written_whole(export) as file:

@@ -33,7 +33,7 @@ class Run:
         return tuple(self.objective.split(",")) if self.objective else (None,)
 
     def with_preset(self, name: str | None) -> "Run":
-        """This run with a preset's objective and options, where it says nothing else."""
+        """Return this run with a preset's objective and options, where it says nothing else."""
         if name is None:
             return self
         from vlserve.training.presets import filled

@@ -63,9 +63,9 @@ def index(
         print_json(report)
         return
     print_bad_lines(report.bad_lines)
-    kept = "".join(f", {name} in {dtype}" for name, dtype in report.kept.items())
+    precisions = "".join(f", {name} in {dtype}" for name, dtype in report.kept.items())
     print_line(
-        f"{report.items} {report.of}s, {report.bytes / 1024**2:.1f} MiB{kept}; "
+        f"{report.items} {report.of}s, {report.bytes / 1024**2:.1f} MiB{precisions}; "
         f"search: {report.search}; {len(report.bad_lines)} lines left out"
     )
     print_line(f"wrote {report.path}")

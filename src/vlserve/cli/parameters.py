@@ -108,13 +108,13 @@ def require_folder(path: Path | None) -> Path | None:
     return _require(path, (stat.S_IFDIR,), "a folder")
 
 
-def _require(path: Path | None, kinds: Collection[int], wanted: str) -> Path | None:
+def _require(path: Path | None, kinds: Collection[int], expected: str) -> Path | None:
     if path is None or not path.exists():
         return path
     kind = stat.S_IFMT(path.stat().st_mode)
     if kind not in kinds:
-        found = _KINDS.get(kind, "a regular file")
-        raise typer.BadParameter(f"{str(path)!r} is {found}: {wanted} is needed")
+        actual = _KINDS.get(kind, "a regular file")
+        raise typer.BadParameter(f"{str(path)!r} is {actual}: {expected} is needed")
     return path
 
 
@@ -125,13 +125,13 @@ def finite(value: float | None) -> float | None:
     return value
 
 
-def frame_choice(written: str) -> str:
+def frame_choice(text: str) -> str:
     """Refuse what names no frame of a video."""
     try:
-        FrameChoice.parse(written)
+        FrameChoice.parse(text)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    return written
+    return text
 
 
 def text_of_a_caller(text: str | None) -> str | None:

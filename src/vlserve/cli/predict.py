@@ -124,8 +124,8 @@ def predict(
     fields = {} if text is None else {"text": text}
     if top_k is not None:
         fields["top_k"] = str(top_k)
-    given = {"image": image, "image2": image2, "features": features, "boxes": boxes}
-    files = {name: file for name, file in given.items() if file is not None}
+    file_fields = {"image": image, "image2": image2, "features": features, "boxes": boxes}
+    files = {name: file for name, file in file_fields.items() if file is not None}
     answer = request_prediction(load_settings(), model, fields, files, version)
     if as_json:
         print_json(answer)

@@ -25,8 +25,8 @@ def init(
     if as_json:
         print_json(result)
         return
-    kept = f"; kept {len(result.kept)} that were there" if result.kept else ""
-    print_line(f"wrote {len(result.written)} files into {result.folder}{kept}")
+    remark = f"; kept {len(result.kept)} that were there" if result.kept else ""
+    print_line(f"wrote {len(result.written)} files into {result.folder}{remark}")
     print_line(f"next: cd {folder} && vlserve up")
 
 

@@ -62,10 +62,10 @@ def _changes(texts: Mapping[str, str | None]) -> dict[str, Any]:
 
     changes: dict[str, Any] = {}
     for name, text in texts.items():
-        option, read = _OPTIONS[name]
+        option, parse = _OPTIONS[name]
         try:
             if text is not None:
-                changes[name] = read(text)
+                changes[name] = parse(text)
                 Policy.model_validate({name: changes[name]})
         except ValidationError as error:
             message = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
@@ -135,8 +135,8 @@ def release(
         first = not changes and control.model(model).stable is None  # nothing to compare it with
         if now or first:
             with progress(f"releasing {model} {version}"):
-                done = control.release(model, version)
-            print_json(done) if as_json else _print_released(done)
+                outcome = control.release(model, version)
+            print_json(outcome) if as_json else _print_released(outcome)
             return
         started = control.start_rollout(model, version, changes)
         if wait:
@@ -189,12 +189,14 @@ def rollback(
 ) -> None:
     """Send all traffic back to the previous stable version, or to VERSION."""
     with control_client() as control, progress(f"rolling back {model}"):
-        done = control.rollback(model, version)
+        outcome = control.rollback(model, version)
     if as_json:
-        print_json(done)
+        print_json(outcome)
         return
-    print_line(f"{model} is back on {done.version}; {done.previous} stays loaded without traffic")
-    _print_unrecorded(done.unrecorded)
+    print_line(
+        f"{model} is back on {outcome.version}; {outcome.previous} stays loaded without traffic"
+    )
+    _print_unrecorded(outcome.unrecorded)
 
 
 def _steer(model: str, as_json: bool, word: Callable[[ControlClient, str], RolloutView]) -> None:
@@ -205,12 +207,12 @@ def _steer(model: str, as_json: bool, word: Callable[[ControlClient, str], Rollo
 
 def _follow(control: ControlClient, view: RolloutView, as_json: bool) -> None:
     with progress(f"releasing {view.model} {view.candidate}") as show:
-        shown, shown_at = None, 0.0
+        last_state, last_at = None, 0.0
         while view.status.under_way:
             state = (view.step, view.status, waits_for(view))
-            if state != shown or time.monotonic() - shown_at > _SHOW_EVERY_S:
+            if state != last_state or time.monotonic() - last_at > _SHOW_EVERY_S:
                 show(f"{place(view)}: {waiting(view)}{_recent_traffic(control, view)}")
-                shown, shown_at = state, time.monotonic()
+                last_state, last_at = state, time.monotonic()
             time.sleep(_POLL_S)
             view = control.rollout(view.model)
     if as_json:
@@ -256,12 +258,12 @@ def _print_gates(view: RolloutView) -> None:
         print_table(("GATE", "VERDICT", "FIGURES"), rows)
 
 
-def _print_released(done: Released) -> None:
-    if done.already_released:
-        print_line(f"{done.model} {done.version} had all traffic before: nothing to do")
+def _print_released(outcome: Released) -> None:
+    if outcome.already_released:
+        print_line(f"{outcome.model} {outcome.version} had all traffic before: nothing to do")
         return
-    before = f", {done.previous} stays loaded" if done.previous else ""
-    print_line(f"{done.model} {done.version} has all traffic{before}")
+    before = f", {outcome.previous} stays loaded" if outcome.previous else ""
+    print_line(f"{outcome.model} {outcome.version} has all traffic{before}")
 
 
 def add_to(app: typer.Typer) -> None:

@@ -146,8 +146,8 @@ def status(as_json: AsJson = False) -> None:
         for model in models
         for v in model.versions
     ]
-    told = [health.status] if health else []
-    print_line(f"\nhealth: {'; '.join([*told, *troubles])}\n")
+    states = [health.status] if health else []
+    print_line(f"\nhealth: {'; '.join([*states, *troubles])}\n")
     columns = ("MODEL", "VERSION", "STATE", "WEIGHT", "ENGINE", "WORKERS", "TUNED", "REASON")
     print_table(columns, rows)
     _print_traffic(traffic)

@@ -57,4 +57,5 @@ def _is_between(frame: FrameType | None) -> bool:
 
 
 def _pass_over(number: int, frame: FrameType | None) -> None:
-    """Not SIG_IGN, which processes started while cleaning up would inherit."""
+    """Do nothing at a signal: not SIG_IGN, which processes started while cleaning up would
+    inherit."""

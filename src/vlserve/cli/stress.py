@@ -159,14 +159,14 @@ def stress(
             result = stress_run.run_stress(plan, folder, show)
     if isinstance(result, max_rate.LimitResult):
         passed = result.highest_held_per_s is not None
-        shown, verdict = stress_tables.limit_table(result), stress_tables.limit_verdict(result)
+        table, verdict = stress_tables.limit_table(result), stress_tables.limit_verdict(result)
     else:
         passed = result.passed
-        shown, verdict = stress_tables.run_table(result), result.verdict
+        table, verdict = stress_tables.run_table(result), result.verdict
     if as_json:
         print_json(result)
     else:
-        print_table(*shown)
+        print_table(*table)
         if isinstance(result, stress_run.StressResult) and result.stages is not None:
             print_line("")
             print_table(*stress_tables.stage_table(result.stages))

@@ -72,16 +72,16 @@ def tune(
         load = Load(data, seconds)
         trials = Trials(archive, own.control, own.gateway_url, load, Path(runs))
         start = of_engine(settings.engine)
-        found = search(trials, slo_p99_ms, start, cores, minutes * 60, seconds, show)
-    files = write_tuning(trials, found) if found.best else ()
+        result = search(trials, slo_p99_ms, start, cores, minutes * 60, seconds, show)
+    files = write_tuning(trials, result) if result.best else ()
     if as_json:
-        print_json(found)
+        print_json(result)
     else:
-        _print(found, [str(file) for file in files])
-    raise typer.Exit(0 if found.best else 1)
+        _print(result, [str(file) for file in files])
+    raise typer.Exit(0 if result.best else 1)
 
 
-def _print(found: "TuningResult", files: list[str]) -> None:
+def _print(result: "TuningResult", files: list[str]) -> None:
     def ms(value: float | None) -> str:
         return "-" if value is None else f"{value:.1f} ms"
 
@@ -96,21 +96,21 @@ def _print(found: "TuningResult", files: list[str]) -> None:
             ms(point.p50_ms),
             ms(point.p99_ms),
             f"{point.error_rate:.1%}" if point.error_rate else "",
-            "chosen" if point is found.best else point.verdict(found.slo_p99_ms),
+            "chosen" if point is result.best else point.verdict(result.slo_p99_ms),
         )
-        for point in found.points
+        for point in result.points
     ]
     heads = ("WORKERS", "THREADS", "BATCH", "DELAY", "CONNECTIONS", "ANSWERED", "P50", "P99")
     print_table((*heads, "ERRORS", ""), rows)
-    if any(point.client_saturated for point in found.points):
+    if any(point.client_saturated for point in result.points):
         print_line(
             "client saturated: the load generator was at its limit, so such runs do not count"
         )
-    for failure in found.failed:
+    for failure in result.failed:
         print_line(f"could not be loaded: {failure}")
-    end = "no better setting was left to try" if found.finished else "the time budget was spent"
-    if found.best is None:
-        nearest = found.nearest
+    end = "no better setting was left to try" if result.finished else "the time budget was spent"
+    if result.best is None:
+        nearest = result.nearest
         lowest = (
             f"; the lowest p99 was {ms(nearest.p99_ms)}, {nearest.serving} "
             f"with {nearest.connections} connections"
@@ -118,10 +118,10 @@ def _print(found: "TuningResult", files: list[str]) -> None:
             else ""
         )
         print_line(
-            f"no setting held p99 <= {found.slo_p99_ms:g} ms, nothing was written ({end}){lowest}"
+            f"no setting held p99 <= {result.slo_p99_ms:g} ms, nothing was written ({end}){lowest}"
         )
         return
-    best = found.best
+    best = result.best
     print_line(
         f"best: {best.serving} (workers x threads): {best.rps:.1f}/s with {best.connections} "
         f"connections at p99 {ms(best.p99_ms)}; {end}"

@@ -32,36 +32,36 @@ def register(
 
     tuning = read_tuning(archive)
     with control_client() as control, progress(f"registering {archive.name}"):
-        done = control.register(archive, tuning, engine)
+        outcome = control.register(archive, tuning, engine)
     if as_json:
-        print_json(done)
+        print_json(outcome)
         return
-    if done.already_registered:
-        kept = f"tuning {tuning.serving} stored" if tuning else "tuning removed"
-        nothing = "it was out of the engine and is back" if done.restored else "nothing to do"
-        todo = f"{kept}, in force at its next load" if done.retuned else nothing
+    if outcome.already_registered:
+        remark = f"tuning {tuning.serving} stored" if tuning else "tuning removed"
+        nothing = "it was out of the engine and is back" if outcome.restored else "nothing to do"
+        todo = f"{remark}, in force at its next load" if outcome.retuned else nothing
         print_line(
-            f"{done.model} {done.version} was registered before, from the same bytes: "
-            f"{todo}, it is {done.state}"
+            f"{outcome.model} {outcome.version} was registered before, from the same bytes: "
+            f"{todo}, it is {outcome.state}"
         )
         return
-    where = f" on {done.engine}" if engine else ""
-    print_line(f"{done.model} {done.version} is {done.state}{where}")
-    if done.untuned:
-        print_line(f"could not be loaded as tuned, so its tuning was dropped: {done.untuned}")
+    where = f" on {outcome.engine}" if engine else ""
+    print_line(f"{outcome.model} {outcome.version} is {outcome.state}{where}")
+    if outcome.untuned:
+        print_line(f"could not be loaded as tuned, so its tuning was dropped: {outcome.untuned}")
     elif tuning is not None:
         print_line(f"served as tuned: {tuning.serving}")
-    print_line(f"next: vlserve release {done.model} {done.version}")
+    print_line(f"next: vlserve release {outcome.model} {outcome.version}")
 
 
 def unload(model: Model, version: Version, as_json: AsJson = False) -> None:
     """Drain a version that has no weight and unload it from the engine; its archive stays."""
     with control_client() as control, progress(f"unloading {model} {version}"):
-        done = control.unload(model, version)
+        outcome = control.unload(model, version)
     if as_json:
-        print_json(done)
+        print_json(outcome)
         return
-    print_line(f"{model} {done.version} is {done.state}")
+    print_line(f"{model} {outcome.version} is {outcome.state}")
 
 
 def delete(model: Model, version: Version, as_json: AsJson = False) -> None:
@@ -70,13 +70,17 @@ def delete(model: Model, version: Version, as_json: AsJson = False) -> None:
     The number stays taken; to register the same archive again puts the version back.
     """
     with control_client() as control:
-        done = control.delete(model, version)
+        outcome = control.delete(model, version)
     if as_json:
-        print_json(done)
+        print_json(outcome)
         return
-    freed = f"{done.freed_bytes / 1024**2:.1f} MiB are free" if done.freed_bytes else "it was gone"
-    print_line(f"{model} {done.version} is {done.state}: {freed}; its number stays taken")
-    back = f"goes to {done.rollback_to}" if done.rollback_to else "has nowhere to go"
+    freed = (
+        f"{outcome.freed_bytes / 1024**2:.1f} MiB are free"
+        if outcome.freed_bytes
+        else "it was gone"
+    )
+    print_line(f"{model} {outcome.version} is {outcome.state}: {freed}; its number stays taken")
+    back = f"goes to {outcome.rollback_to}" if outcome.rollback_to else "has nowhere to go"
     print_line(f"a rollback of {model} {back}")
 
 
@@ -93,8 +97,8 @@ def history(model: Model, as_json: AsJson = False) -> None:
 
 def _detail(detail: Mapping[str, Any]) -> str:
     """Return an event's details without the gates' figures, which only --json prints."""
-    shown = {key: value for key, value in detail.items() if key != "gates"}
-    return " ".join(f"{key}={value}" for key, value in shown.items() if value is not None)
+    fields = {key: value for key, value in detail.items() if key != "gates"}
+    return " ".join(f"{key}={value}" for key, value in fields.items() if value is not None)
 
 
 def add_to(app: typer.Typer) -> None:

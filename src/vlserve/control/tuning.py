@@ -55,7 +55,7 @@ class Tuning(StrictNumbers):
 
 
 def of_engine(settings: EngineSettings) -> Serving:
-    """What a version gets that was not tuned."""
+    """Return what a version gets that was not tuned."""
     serving = Serving.model_validate(settings, from_attributes=True)
     if settings.kind == "triton":
         return serving.model_copy(update={"max_batch_delay_ms": 0})
@@ -63,18 +63,18 @@ def of_engine(settings: EngineSettings) -> Serving:
 
 
 def tuned(settings: EngineSettings, serving: Serving | None) -> EngineSettings:
-    """The engine's settings for a version that is served so."""
+    """Return the engine's settings for a version that is served so."""
     return settings if serving is None else settings.model_copy(update=serving.model_dump())
 
 
 def tuning_file(archive: Path) -> Path:
-    """Where `vlserve tune` writes, and `vlserve register` looks."""
+    """Return the file that `vlserve tune` writes, and `vlserve register` looks."""
     return archive.with_name(f"{archive.stem}.tuning.json")
 
 
 def read_tuning(archive: Path) -> Tuning | None:
-    """What lies beside ``archive``; None where nothing does. TuningInvalid when it cannot be read,
-    or was made of other bytes."""
+    """Read what lies beside ``archive``; None where nothing does. TuningInvalid when it cannot be
+    read, or was made of other bytes."""
     file = tuning_file(archive)
     if not file.is_file():
         return None
@@ -84,7 +84,7 @@ def read_tuning(archive: Path) -> Tuning | None:
 
 
 def parse_tuning(raw: bytes | str, what: str = "tuning") -> Tuning:
-    """TuningInvalid names each wrong field."""
+    """Parse a tuning. TuningInvalid names each wrong field."""
     try:
         return Tuning.model_validate_json(raw)
     except ValidationError as error:
@@ -92,7 +92,7 @@ def parse_tuning(raw: bytes | str, what: str = "tuning") -> Tuning:
 
 
 def check_tuning(tuning: Tuning, sha256: str, what: str = "tuning") -> None:
-    """TuningInvalid unless it is of the archive with these bytes."""
+    """Raise TuningInvalid unless it is of the archive with these bytes."""
     if tuning.archive_sha256 != sha256:
         raise TuningInvalid(
             f"{what} was made for another archive (sha256 {tuning.archive_sha256[:12]}…, this one "

@@ -65,25 +65,25 @@ def from_csv(
         DataError: A file cannot be used; nothing is written then.
     """
     refuse_own_output(output, inputs)
-    done, seen = Converted(output), set[str]()
+    result, ids = Converted(output), set[str]()
     with written_whole(output) as file:
         for path in inputs:
-            before, left_out = done.lines, LeftOut()
+            before, left_out = result.lines, LeftOut()
             for item in _items(path, columns, keep, left_out):
                 label = item.get("label")
                 new = None if label is None else labels.of(label)
                 if label is not None:
-                    seen.add(label)
+                    ids.add(label)
                     if new is None:
-                        done.dropped[label] += 1
+                        result.dropped[label] += 1
                         continue
-                    done.labels[str(new)] += 1
+                    result.labels[str(new)] += 1
                 write_object(file, item if new is None else {**item, "label": new})
-                done.written += 1
-            left_out.refuse(path, done.lines - before, strict=strict)
-            done.left_out.merge(left_out)
-    done.unseen = tuple(label for label in labels.to if label not in seen)
-    return done
+                result.written += 1
+            left_out.refuse(path, result.lines - before, strict=strict)
+            result.left_out.merge(left_out)
+    result.unseen = tuple(label for label in labels.to if label not in ids)
+    return result
 
 
 def _items(
@@ -133,21 +133,21 @@ def from_repr(inputs: Sequence[Path], output: Path, *, strict: bool = False) -> 
         DataError: A file cannot be used; nothing is written then.
     """
     refuse_own_output(output, inputs)
-    done = Converted(output)
+    result = Converted(output)
     with written_whole(output) as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of escapes in literals that Python finds odd
         for path in inputs:
-            before, left_out = done.written, LeftOut()
+            before, left_out = result.written, LeftOut()
             for number, raw in read_raw_lines(path):
                 try:
                     write_object(file, _literal(raw))
                 except ValueError as error:
                     left_out.add(path, number, str(error))
                 else:
-                    done.written += 1
-            left_out.refuse(path, done.written - before, strict=strict)
-            done.left_out.merge(left_out)
-    return done
+                    result.written += 1
+            left_out.refuse(path, result.written - before, strict=strict)
+            result.left_out.merge(left_out)
+    return result
 
 
 def _literal(raw: bytes | None) -> dict[str, Any]:

@@ -46,8 +46,8 @@ def read_records(path: Path) -> Iterator[Record]:
     lines = (_decoded(number, raw) for number, raw in read_raw_lines(path))
     waiting: deque[_Line] = deque()
     while first := _next(waiting, lines, 0):
-        record, used = _record(first, waiting, lines, delimiter)
-        for _ in range(used):
+        record, count = _record(first, waiting, lines, delimiter)
+        for _ in range(count):
             waiting.popleft()
         if record is not None:
             yield record
@@ -56,19 +56,19 @@ def read_records(path: Path) -> Iterator[Record]:
 def _record(
     first: _Line, waiting: deque[_Line], lines: Iterator[_Line], delimiter: str
 ) -> tuple[Record | None, int]:
-    """The record that begins on the first line, and how many lines it has; one, where it is
+    """Return the record that begins on the first line, and how many lines it has; one, where it is
     broken."""
     if first.why:
         return Record(first.number, why=first.why), 1
-    used = 0
+    count = 0
 
     def texts() -> Iterator[str]:
-        nonlocal used
-        while used < MAX_RECORD_LINES:
-            line = _next(waiting, lines, used)
+        nonlocal count
+        while count < MAX_RECORD_LINES:
+            line = _next(waiting, lines, count)
             if line is None or line.why:
                 return
-            used += 1
+            count += 1
             yield line.text
 
     try:
@@ -77,11 +77,11 @@ def _record(
         if str(error).startswith(_UNFINISHED):
             return Record(first.number, why="a quote is opened on this line, and none closes it"), 1
         return Record(first.number, why=f"a quote is in the wrong place: {error}"), 1
-    return (Record(first.number, cells) if cells else None), used
+    return (Record(first.number, cells) if cells else None), count
 
 
 def _next(waiting: deque[_Line], lines: Iterator[_Line], place: int) -> _Line | None:
-    """The line at a place of those that wait, where more are read as they are needed."""
+    """Return the line at a place of those that wait, where more are read as they are needed."""
     while len(waiting) <= place:
         line = next(lines, None)
         if line is None:

@@ -36,9 +36,9 @@ class LeftOut:
         kind = bad.kind if bad.kind in self._kinds or len(self._kinds) < SHOWN_KINDS else ""
         self.count += 1
         self._kinds[kind] += 1
-        shown = self._shown.setdefault(kind, [])
-        if len(shown) < SHOWN_OF_EACH:
-            shown.append(bad)
+        examples = self._shown.setdefault(kind, [])
+        if len(examples) < SHOWN_OF_EACH:
+            examples.append(bad)
 
     def merge(self, other: "LeftOut") -> None:
         """Take over what another file left out."""
@@ -122,9 +122,11 @@ def read_objects(path: Path, left_out: LeftOut) -> Iterator[tuple[int, bytes, Ma
 def labels_of(fields: Mapping[str, Any]) -> tuple[str, ...]:
     """Return an item's labels; none where it has no usable one."""
     label = fields.get("label")
-    written = label if isinstance(label, list) else [label]
+    values = label if isinstance(label, list) else [label]
     return tuple(
-        dict.fromkeys(str(one) for one in written if isinstance(one, str | int) and one != "")
+        dict.fromkeys(
+            str(entry) for entry in values if isinstance(entry, str | int) and entry != ""
+        )
     )
 
 

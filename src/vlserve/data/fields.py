@@ -16,18 +16,18 @@ _COLUMN = re.compile(r"\{([^{}]+)\}")
 class Template:
     """A field's value: a column's, or a text with columns' names in braces, as ``{id}.jpg``."""
 
-    written: str
+    source: str
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns that it reads."""
-        return tuple(_COLUMN.findall(self.written)) or (self.written,)
+        return tuple(_COLUMN.findall(self.source)) or (self.source,)
 
     def fill(self, row: Mapping[str, str]) -> str:
         """Return the value for a row."""
-        if _COLUMN.search(self.written):
-            return _COLUMN.sub(lambda found: row[found[1]].strip(), self.written)
-        return row[self.written].strip()
+        if _COLUMN.search(self.source):
+            return _COLUMN.sub(lambda match: row[match[1]].strip(), self.source)
+        return row[self.source].strip()
 
 
 def templates_for(
@@ -46,19 +46,19 @@ def templates_for(
     """
     if len(set(heads)) < len(heads):
         raise DataError(f"{file}: two columns have the same name")
-    chosen = {name: Template(name) for name in (*FIELDS, *keep) if name in heads or name in keep}
-    chosen |= {field: Template(written) for field, written in columns.items()}
-    if not chosen:
+    templates = {name: Template(name) for name in (*FIELDS, *keep) if name in heads or name in keep}
+    templates |= {field: Template(source) for field, source in columns.items()}
+    if not templates:
         raise DataError(f"{file}: name columns, as --column text=TITLE; it has {', '.join(heads)}")
-    for field, template in chosen.items():
+    for field, template in templates.items():
         for column in template.columns:
             if column not in heads:
                 raise DataError(
                     f"{file} has no column {column}, which is to be {field}; it has "
                     f"{', '.join(heads)}"
                 )
-    first = [name for name in FIELDS if name in chosen]
-    return {name: chosen[name] for name in dict.fromkeys((*first, *chosen))}
+    first = [name for name in FIELDS if name in templates]
+    return {name: templates[name] for name in dict.fromkeys((*first, *templates))}
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,10 @@ class LabelMapping:
     to: Mapping[str, str | None]
 
     @classmethod
-    def parse(cls, written: str) -> "LabelMapping":
+    def parse(cls, pairs: str) -> "LabelMapping":
         """Read ``neutral=drop,negative=0``. ValueError for anything else."""
         to: dict[str, str | None] = {}
-        for pair in filter(None, written.split(",")):
+        for pair in filter(None, pairs.split(",")):
             label, sign, new = (part.strip() for part in pair.partition("="))
             if not (label and sign and new):
                 raise ValueError(f"{pair!r} is not LABEL=NEW, or LABEL={DROP}")

@@ -69,31 +69,31 @@ def write_frames(
         ExtraMissing: PyAV is not installed.
     """
     require_extras("video")
-    done, started = Framed(out / LINES), time.monotonic()
-    videos = list(_each_once(video for written in inputs for video in find_videos(written)))
-    with written_whole(done.output) as lines, Frames(choice, workers) as frames:
+    result, started = Framed(out / LINES), time.monotonic()
+    videos = list(_each_once(video for pattern in inputs for video in find_videos(pattern)))
+    with written_whole(result.output) as lines, Frames(choice, workers) as frames:
         for video, frame in frames.of(videos):
             write_object(lines, _line(video, frame, out))
-            done.videos += 1
+            result.videos += 1
             if isinstance(frame, VideoError):
-                done.errors[frame.code] += 1
-            if done.videos % _SHOW_EVERY == 0:
-                show(f"{done.videos} videos, {done.errors.total()} without a frame")
-        if not done.videos:
+                result.errors[frame.code] += 1
+            if result.videos % _SHOW_EVERY == 0:
+                show(f"{result.videos} videos, {result.errors.total()} without a frame")
+        if not result.videos:
             raise DataError(f"{', '.join(inputs)}: there is no file ending in {', '.join(ENDINGS)}")
-    done.seconds = round(time.monotonic() - started, 3)
-    return done
+    result.seconds = round(time.monotonic() - started, 3)
+    return result
 
 
-def find_videos(written: str) -> Iterator[Video]:
+def find_videos(pattern: str) -> Iterator[Video]:
     """Yield the videos that a path or glob names, in the order of their names.
 
     Raises:
         DataError: There is no such file or folder.
     """
-    paths = [Path(written)] if Path(written).exists() else [Path(p) for p in sorted(glob(written))]  # noqa: PTH207  # relative and absolute ones
+    paths = [Path(pattern)] if Path(pattern).exists() else [Path(p) for p in sorted(glob(pattern))]  # noqa: PTH207  # relative and absolute ones
     if not paths:
-        raise DataError(f"--input {written}: there is no such file or folder")
+        raise DataError(f"--input {pattern}: there is no such file or folder")
     for path in paths:
         yield from _in_folder(path) if path.is_dir() else [Video(path.stem, path)]
 
@@ -117,10 +117,10 @@ def _is_video(name: str) -> bool:
 def _each_once(videos: Iterable[Video]) -> Iterator[Video]:
     paths: dict[str, Path] = {}
     for video in videos:
-        other = paths.setdefault(video.id, video.path)
-        if other is not video.path:
+        first = paths.setdefault(video.id, video.path)
+        if first is not video.path:
             raise DataError(
-                f"{video.path} and {other} have the same id, {video.id}: convert them into folders "
+                f"{video.path} and {first} have the same id, {video.id}: convert them into folders "
                 "of their own"
             )
         yield video
@@ -146,14 +146,14 @@ class Frames:
 
     def of(self, videos: Iterable[Video]) -> Iterator[tuple[Video, Frame | VideoError]]:
         """Yield each video with its frame, or why it has none."""
-        begun: deque[tuple[Video, Future[Frame | VideoError]]] = deque()
+        running: deque[tuple[Video, Future[Frame | VideoError]]] = deque()
         for video in videos:
-            begun.append((video, self._pool.submit(self._read, video)))
-            if len(begun) >= _AHEAD * self._workers:
-                first, frame = begun.popleft()
+            running.append((video, self._pool.submit(self._read, video)))
+            if len(running) >= _AHEAD * self._workers:
+                first, frame = running.popleft()
                 yield first, frame.result()
-        for left, frame in begun:
-            yield left, frame.result()
+        for video_left, frame in running:
+            yield video_left, frame.result()
 
     def _read(self, video: Video) -> Frame | VideoError:
         reader: FrameReader | None = getattr(self._own, "reader", None)

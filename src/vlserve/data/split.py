@@ -81,11 +81,15 @@ def split_file(
     left_out = LeftOut()
     groups = _read_groups(path, group, left_out)
     left_out.refuse(path, len(groups.of_line), strict=strict)
-    chosen = deal(groups.items, groups.labels, groups.totals, list(shares.values()), seed)
+    file_of_group = deal(groups.items, groups.labels, groups.totals, list(shares.values()), seed)
     for place, name in enumerate(shares):
-        if not (chosen == place).any():
-            raise DataError(f"{path} has too few groups: {len(chosen)}, so {name} would be empty")
-    done = Split(files, len(chosen), Counter(), {name: Counter() for name in shares}, left_out)
+        if not (file_of_group == place).any():
+            raise DataError(
+                f"{path} has too few groups: {len(file_of_group)}, so {name} would be empty"
+            )
+    result = Split(
+        files, len(file_of_group), Counter(), {name: Counter() for name in shares}, left_out
+    )
     names = list(shares)
     with ExitStack() as stack:
         opened = {name: stack.enter_context(written_whole(files[name])) for name in names}
@@ -96,13 +100,13 @@ def split_file(
             own = next(places, None)
             if own is None:
                 raise DataError(f"{path} has grown while it was read: split it once it is whole")
-            name = names[chosen[own]]
+            name = names[file_of_group[own]]
             write_object(opened[name], _moved(fields, path.parent, out))
-            done.items[name] += 1  # type: ignore[index]
-            done.labels[name].update(labels_of(fields))
+            result.items[name] += 1  # type: ignore[index]
+            result.labels[name].update(labels_of(fields))
         if next(places, None) is not None:
             raise DataError(f"{path} has shrunk while it was read: split it once it is whole")
-    return done
+    return result
 
 
 def deal(
@@ -127,16 +131,16 @@ def deal(
     lacking = np.outer(shares, totals).astype(np.float64)
     lacking_items = np.asarray(shares) * items.sum()
     weights = 1 / np.maximum(totals, 1)  # so that a rare label counts as a common one
-    chosen = np.zeros(len(items), dtype=np.int64)
+    file_of_group = np.zeros(len(items), dtype=np.int64)
     for place in order:
         own = np.fromiter(labels[place], dtype=np.int64)
         counts = np.fromiter(labels[place].values(), dtype=np.float64)
         need = lacking[:, own] @ (counts * weights[own])
         best = int(np.lexsort((-lacking_items, -need))[0])
-        chosen[place] = best
+        file_of_group[place] = best
         lacking[best, own] -= counts
         lacking_items[best] -= items[place]
-    return chosen
+    return file_of_group
 
 
 def _read_groups(path: Path, group: str | None, left_out: LeftOut) -> _Groups:
@@ -172,7 +176,8 @@ def _group_of(fields: Mapping[str, Any], group: str | None) -> str | None:
 
 
 def _moved(fields: Mapping[str, Any], before: Path, now: Path) -> Mapping[str, Any]:
-    """The same item in another folder, from which its image's path leads to the same file."""
+    """Return the same item in another folder, from which its image's path leads to the same
+    file."""
     image = fields.get("img")
     if not isinstance(image, str) or not image or before.resolve() == now.resolve():
         return fields

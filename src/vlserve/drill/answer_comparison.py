@@ -8,12 +8,12 @@ from typing import Any
 ALONE, TOGETHER = 1e-6, 1e-5
 """Most that two scores of one answer may differ by: of requests that ran alone, and of those that
 shared batches, whose sums are taken in another order."""
-SHOWN = 10
+MAX_EXAMPLES = 10
 """Differences that a comparison names."""
 
 
 @dataclass(frozen=True)
-class Said:
+class Response:
     """What a client reads: the status, and the body without what differs by itself."""
 
     status: int
@@ -55,81 +55,92 @@ class Comparison:
         return self.limit is None or (not self.others and self.largest_score <= self.limit)
 
 
-def difference(expected: Said, got: Said) -> Difference:
-    """Return how ``got`` differs from ``expected``. Every float is a score; entries of a list of
-    objects may change places, as scores that are nearly equal do."""
-    if expected.status != got.status:
-        return Difference(f"status {got.status}, not {expected.status}", 0.0)
-    return _walk(expected.body, got.body, "")
+def difference(reference: Response, answer: Response) -> Difference:
+    """Return how ``answer`` differs from ``reference``.
+
+    Every float is a score; entries of a list of objects may change places, as scores that are
+    nearly equal do.
+    """
+    if reference.status != answer.status:
+        return Difference(f"status {answer.status}, not {reference.status}", 0.0)
+    return _walk(reference.body, answer.body, "")
 
 
 def compare(
     side: str,
-    got: Mapping[str, Said],
+    answers: Mapping[str, Response],
     against: str,
-    expected: Mapping[str, Said],
+    references: Mapping[str, Response],
     limit: float | None,
 ) -> Comparison:
     """Compare the answers of two sides, by the name of each request.
 
     Args:
         side: Name of the one that is judged.
-        got: Its answers, of the same requests as ``expected``.
+        answers: Its answers, of the same requests as ``references``.
         against: Name of the other.
-        expected: Its answers.
+        references: The other's answers.
         limit: Most that a score may differ by.
     """
-    found = {name: difference(said, got[name]) for name, said in expected.items()}
-    statuses = [name for name, said in expected.items() if said.status != got[name].status]
-    others = [name for name, each in found.items() if each.where and name not in statuses]
-    examples = [f"{name}: {found[name].where}" for name in (*statuses, *others)]
+    differences = {
+        name: difference(reference, answers[name]) for name, reference in references.items()
+    }
+    statuses = [
+        name for name, reference in references.items() if reference.status != answers[name].status
+    ]
+    others = [name for name, each in differences.items() if each.where and name not in statuses]
+    examples = [f"{name}: {differences[name].where}" for name in (*statuses, *others)]
     return Comparison(
         side=side,
         against=against,
-        requests=len(expected),
+        requests=len(references),
         statuses=len(statuses),
         others=len(others),
-        largest_score=max((each.score for each in found.values() if not each.where), default=0.0),
+        largest_score=max(
+            (each.score for each in differences.values() if not each.where), default=0.0
+        ),
         limit=limit,
-        examples=tuple(examples[:SHOWN]),
+        examples=tuple(examples[:MAX_EXAMPLES]),
     )
 
 
-def _walk(expected: Any, got: Any, where: str) -> Difference:
-    if isinstance(expected, Mapping) and isinstance(got, Mapping):
-        if expected.keys() != got.keys():
-            return Difference(f"{where} has {sorted(got)}, not {sorted(expected)}".strip(), 0.0)
-        return _worst([_walk(expected[name], got[name], f"{where}.{name}") for name in expected])
-    if isinstance(expected, list) and isinstance(got, list) and len(expected) == len(got):
-        pairs = zip(expected, _in_order_of(expected, got), strict=True)
+def _walk(reference: Any, answer: Any, where: str) -> Difference:
+    if isinstance(reference, Mapping) and isinstance(answer, Mapping):
+        if reference.keys() != answer.keys():
+            return Difference(f"{where} has {sorted(answer)}, not {sorted(reference)}".strip(), 0.0)
+        return _worst(
+            [_walk(reference[name], answer[name], f"{where}.{name}") for name in reference]
+        )
+    if isinstance(reference, list) and isinstance(answer, list) and len(reference) == len(answer):
+        pairs = zip(reference, _in_order_of(reference, answer), strict=True)
         return _worst([_walk(*pair, f"{where}[{at}]") for at, pair in enumerate(pairs)])
-    if _is_number(expected) and _is_number(got) and float in (type(expected), type(got)):
-        return Difference("", abs(expected - got))
-    same = type(expected) is type(got) and expected == got
-    return Difference("" if same else f"{where} is {_short(got)}, not {_short(expected)}", 0.0)
+    if _is_number(reference) and _is_number(answer) and float in (type(reference), type(answer)):
+        return Difference("", abs(reference - answer))
+    same = type(reference) is type(answer) and reference == answer
+    return Difference("" if same else f"{where} is {_short(answer)}, not {_short(reference)}", 0.0)
 
 
-def _in_order_of(expected: Sequence[Any], got: Sequence[Any]) -> Sequence[Any]:
-    """Return ``got`` in the order of ``expected``, where both hold the same objects."""
-    places = {_label(entry): at for at, entry in enumerate(expected)}
-    labels = [_label(entry) for entry in got]
-    objects = all(isinstance(entry, Mapping) for entry in (*expected, *got))
-    if not objects or len(places) != len(expected) or set(labels) != set(places):
-        return got
-    return sorted(got, key=lambda entry: places[_label(entry)])
+def _in_order_of(reference: Sequence[Any], answer: Sequence[Any]) -> Sequence[Any]:
+    """Return ``answer`` in the order of ``reference``, where both hold the same objects."""
+    places = {_label(entry): at for at, entry in enumerate(reference)}
+    labels = [_label(entry) for entry in answer]
+    objects = all(isinstance(entry, Mapping) for entry in (*reference, *answer))
+    if not objects or len(places) != len(reference) or set(labels) != set(places):
+        return answer
+    return sorted(answer, key=lambda entry: places[_label(entry)])
 
 
 def _label(entry: Any) -> str:
     """Return an object without its scores."""
     if not isinstance(entry, Mapping):
         return ""
-    kept = {name: value for name, value in entry.items() if not isinstance(value, float)}
-    return json.dumps(kept, sort_keys=True)
+    fields = {name: value for name, value in entry.items() if not isinstance(value, float)}
+    return json.dumps(fields, sort_keys=True)
 
 
-def _worst(found: Sequence[Difference]) -> Difference:
-    where = next((each.where for each in found if each.where), "")
-    return Difference(where, max((each.score for each in found), default=0.0))
+def _worst(differences: Sequence[Difference]) -> Difference:
+    where = next((each.where for each in differences if each.where), "")
+    return Difference(where, max((each.score for each in differences), default=0.0))
 
 
 def _is_number(value: Any) -> bool:

@@ -117,11 +117,13 @@ def judge(
     """Judge what clients saw of one kill by what it may cost. ``changes``: what is not as it was
     before."""
     failed = [each for each in exchanges if each.failure]
-    lost = [each for each in failed if each.failure not in WRONG]
+    failures = [each for each in failed if each.failure not in WRONG]
     wrong = Counter(str(each.failure) for each in failed if each.failure in WRONG)
-    unconnected = [each for each in lost if each.failure in NO_CONNECTION]
+    unconnected = [each for each in failures if each.failure in NO_CONNECTION]
     unclean = [
-        each for each in lost if each not in unconnected and not _CLEAN_ERROR.fullmatch(_kind(each))
+        each
+        for each in failures
+        if each not in unconnected and not _CLEAN_ERROR.fullmatch(_kind(each))
     ]
     beyond = [each for each in unconnected if each.sent_s > moments.gateway_back_s]
     breaches = {
@@ -132,11 +134,11 @@ def judge(
         "lost after all was whole": any(each.sent_s > moments.whole_s for each in failed),
         f"unexpected events: {', '.join(events)}": not set(events) <= _RECOVERY_EVENTS,
     }
-    last_lost_s = max((each.answered_s for each in lost), default=moments.killed_s)
+    last_lost_s = max((each.answered_s for each in failures), default=moments.killed_s)
     return Crash(
         killed=target,
         requests=sum(each.answered_s >= moments.killed_s for each in exchanges),
-        lost=dict(Counter(map(_kind, lost))),
+        lost=dict(Counter(map(_kind, failures))),
         wrong=dict(wrong),
         lost_for_s=round(last_lost_s - moments.killed_s, 2),
         whole_after_s=round(moments.whole_s - moments.killed_s, 1),
@@ -190,30 +192,30 @@ def _is_whole(running: RunningStack, engine: EngineGroup, census: Counter[str]) 
     try:
         healthy = running.control.health().status == "ok"
         models = running.control.models()
-        held, kinds = engine.loaded(), engine.kinds()
+        holdings, kinds = engine.loaded(), engine.kinds()
     except (StackError, ControlError):
         return False
-    loaded = [view for model in models for view in model.versions if view.state.loaded]
+    views = [view for model in models for view in model.versions if view.state.loaded]
     targets = {
-        name: {(each.model, each.version) for each in loaded if each.engine == kinds[name]}
-        for name in held
+        name: {(each.model, each.version) for each in views if each.engine == kinds[name]}
+        for name in holdings
     }
     return (
         healthy
         and all(
             {key for key, version in holds.items() if version.workers_ready == workers}
             == targets[name]
-            for name, holds in held.items()
+            for name, holds in holdings.items()
         )
         and _census(running.settings) == census
     )
 
 
-def _wait_until(holds: Callable[[], bool], what: str) -> None:
+def _wait_until(holds: Callable[[], bool], subject: str) -> None:
     deadline = time.monotonic() + _WHOLE_WITHIN_S
     while not holds():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{what} was not whole after {_WHOLE_WITHIN_S:g} s")
+            raise TimeoutError(f"{subject} was not whole after {_WHOLE_WITHIN_S:g} s")
         time.sleep(_POLL_S)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import httpx
 
 from vlserve.control.domain import EngineKind
-from vlserve.drill.answer_comparison import ALONE, TOGETHER, Comparison, Said, compare
+from vlserve.drill.answer_comparison import ALONE, TOGETHER, Comparison, Response, compare
 from vlserve.drill.release_watch import Show
 from vlserve.errors import StressError
 from vlserve.loadgen.bad_requests import bad_requests
@@ -37,7 +37,7 @@ CONNECTIONS = 16
 _ID = "drill-engines"
 _WITHOUT_ENGINE_S = 600.0
 
-Answers = Mapping[str, Said]
+Answers = Mapping[str, Response]
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,11 @@ def compare_engines(
         show(f"answering {len(requests)} requests without engine")
         unpacked = Path(scratch) / "archive"
         manifest = unpack_archive(archive, unpacked)
-        expected = _without_engine(unpacked, manifest, requests, Path(scratch))
-    said = {
+        references = _without_engine(unpacked, manifest, requests, Path(scratch))
+    answers = {
         kind: _on_engine(each, archive, manifest, requests, show) for kind, each in stacks.items()
     }
-    comparisons = _compared(manifest, expected, said)
+    comparisons = _compared(manifest, references, answers)
     result = EnginesResult(
         model=manifest.model,
         version=manifest.version,
@@ -102,22 +102,22 @@ def _requests(archive: Path, good: int) -> dict[str, RequestBody]:
 
 
 def _compared(
-    manifest: Manifest, expected: Answers, said: Mapping[EngineKind, tuple[Answers, Answers]]
+    manifest: Manifest, references: Answers, answers: Mapping[EngineKind, tuple[Answers, Answers]]
 ) -> tuple[Comparison, ...]:
     together = None if _follows_its_batch(manifest) else TOGETHER
-    (torchserve, _), (triton, _) = (said[kind] for kind in KINDS)
+    (torchserve, _), (triton, _) = (answers[kind] for kind in KINDS)
     return (
         *(
-            compare(f"{kind}, alone", said[kind][0], WITHOUT_ENGINE, expected, ALONE)
+            compare(f"{kind}, alone", answers[kind][0], WITHOUT_ENGINE, references, ALONE)
             for kind in KINDS
         ),
         compare("triton, alone", triton, "torchserve, alone", torchserve, ALONE),
         *(
             compare(
                 f"{kind}, {CONNECTIONS} connections",
-                said[kind][1],
+                answers[kind][1],
                 WITHOUT_ENGINE,
-                expected,
+                references,
                 together,
             )
             for kind in KINDS
@@ -135,7 +135,7 @@ def _without_engine(
     unpacked: Path, manifest: Manifest, requests: Mapping[str, RequestBody], scratch: Path
 ) -> Answers:
     """Return what the archive's own code says in a process of its own, each request alone."""
-    asked, answered = scratch / "requests.jsonl", scratch / "answers.jsonl"
+    requests_file, answers_file = scratch / "requests.jsonl", scratch / "answers.jsonl"
     lines = (
         {
             "content_type": each.content_type,
@@ -144,12 +144,12 @@ def _without_engine(
         }
         for each in requests.values()
     )
-    asked.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    requests_file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     own = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    done = subprocess.run(
+    process = subprocess.run(
         [
             *(sys.executable, "-P", "-m", "vlserve_worker.without_engine", str(unpacked)),
-            *(str(manifest.version), str(asked), str(answered)),
+            *(str(manifest.version), str(requests_file), str(answers_file)),
         ],
         env=own | {"PYTHONPATH": str(unpacked), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
         capture_output=True,
@@ -159,12 +159,12 @@ def _without_engine(
         timeout=_WITHOUT_ENGINE_S,
         check=False,
     )
-    if done.returncode:
-        words = done.stderr.strip().splitlines()
+    if process.returncode:
+        words = process.stderr.strip().splitlines()
         raise StressError(f"the archive's own code failed: {words[-1] if words else 'no word'}")
-    answers = [json.loads(line) for line in answered.read_text(encoding="utf-8").splitlines()]
+    answers = [json.loads(line) for line in answers_file.read_text(encoding="utf-8").splitlines()]
     return {
-        name: _said(answer["status"], answer["body"])
+        name: _response(answer["status"], answer["body"])
         for name, answer in zip(requests, answers, strict=True)
     }
 
@@ -182,7 +182,7 @@ def _on_engine(
     with private_stack(settings, show) as own:
         own.control.register(archive)
 
-        def ask(body: RequestBody) -> Said:
+        def ask(body: RequestBody) -> Response:
             return _ask(own.http, url, body)
 
         show(f"{kind}: {len(requests)} requests, one at a time")
@@ -193,15 +193,15 @@ def _on_engine(
     return alone, together
 
 
-def _ask(http: httpx.Client, url: str, body: RequestBody) -> Said:
+def _ask(http: httpx.Client, url: str, body: RequestBody) -> Response:
     headers = {"Content-Type": body.content_type, "X-Request-Id": _ID}
     try:
         response = http.post(url, content=body.body, headers=headers)
-        return _said(response.status_code, response.json())
+        return _response(response.status_code, response.json())
     except (httpx.HTTPError, ValueError) as error:
         raise StressError(f"{url} does not answer in JSON: {error!r}") from error
 
 
-def _said(status: int, body: Mapping[str, object]) -> Said:
+def _response(status: int, body: Mapping[str, object]) -> Response:
     """Return an answer without its request id, of which a refusal may have another."""
-    return Said(status, {name: value for name, value in body.items() if name != "request_id"})
+    return Response(status, {name: value for name, value in body.items() if name != "request_id"})

@@ -43,7 +43,7 @@ ONE_OF_SEVERAL = re.compile(r"-\d+-of-0*([1-9]\d*)\.(safetensors|bin|pth?)$")
 
 
 def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
-    """Parameter name -> tensor on the CPU; see `open_checkpoint`."""
+    """Read tensors by parameter name, on the CPU; see `open_checkpoint`."""
     return open_checkpoint(path).state
 
 
@@ -97,7 +97,8 @@ def checkpoint_sha256(path: Path) -> str:
 
 
 def load_into(network: nn.Module, state: Mapping[str, torch.Tensor], family: str) -> None:
-    """Strict load. Raises CheckpointMismatch naming missing, unexpected and misshapen keys."""
+    """Load every tensor. Raises CheckpointMismatch naming missing, unexpected and misshapen
+    keys."""
     network.load_state_dict(_fitting(network, state, family))
 
 
@@ -112,16 +113,16 @@ def put_into(network: nn.Module, state: Mapping[str, torch.Tensor], family: str)
         for name, had in own.items()
         if had is not None
     ]
-    given: dict[int, torch.Tensor] = {}
+    tensors: dict[int, torch.Tensor] = {}
     """By the tensor in whose place it comes: one that is in two places stays one."""
     for _, _, had, full in places:
         if full in fitting:
             tensor = fitting[full].detach().to(had.dtype).contiguous()
             is_parameter = isinstance(had, nn.Parameter)
-            given[id(had)] = nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor
+            tensors[id(had)] = nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor
     for module, name, had, _ in places:
-        if id(had) in given:
-            setattr(module, name, given[id(had)])  # recurrent layers note what is set
+        if id(had) in tensors:
+            setattr(module, name, tensors[id(had)])  # recurrent layers note what is set
 
 
 def _fitting(
@@ -153,7 +154,7 @@ def _read_file(path: Path, mapped: bool) -> Any:
 
 
 def _read_shards(path: Path, mapped: bool) -> dict[str, torch.Tensor]:
-    """The parameters that the index names, each from its file."""
+    """Return the parameters that the index names, each from its file."""
     by_file: dict[str, list[str]] = {}
     for name, file in _weight_map(path).items():
         by_file.setdefault(file, []).append(name)
@@ -172,7 +173,7 @@ def _read_shards(path: Path, mapped: bool) -> dict[str, torch.Tensor]:
 
 
 def _weight_map(path: Path) -> dict[str, str]:
-    """Parameter name -> name of the file beside the index that has it."""
+    """Read which file beside the index has which parameter."""
     if path.stat().st_size > MAX_INDEX_BYTES:
         raise CheckpointMismatch(f"{path} is over {MAX_INDEX_BYTES // 1024**2} MiB: no index")
     try:
@@ -199,7 +200,8 @@ def _read_safetensors(path: Path) -> Any:
 
 
 def _read_torch(path: Path, mapped: bool) -> Any:
-    """``weights_only`` admits tensors, plain containers and ALLOWED; nothing else is built."""
+    """Load a torch file. ``weights_only`` admits tensors, plain containers and ALLOWED; nothing
+    else is built."""
     is_zip = zipfile.is_zipfile(path)  # torch maps no file of its older format
     try:
         if is_zip:

@@ -71,8 +71,8 @@ class Job:
 def load_network(
     recipe: Recipe, state: Mapping[str, torch.Tensor], config: Mapping[str, Any]
 ) -> torch.nn.Module:
-    """The trained network in eval mode. Raises CheckpointMismatch, or ExportError for a config that
-    asks for sizes which the checkpoint cannot have."""
+    """Return the trained network in eval mode. Raises CheckpointMismatch, or ExportError for a
+    config that asks for sizes which the checkpoint cannot have."""
     check_sizes(config, state)
     network = recipe.build(config)
     put_into(network, recipe.adapt(state, config), recipe.spec.family)
@@ -143,15 +143,15 @@ def convert(job: Job) -> None:
 
 
 def _plan(recipe: Recipe, job: Job) -> GraphPlan:
-    """The job's graph alone: the checkpoint and the network's other parts, as large as what is
-    made of them, are let go."""
+    """Return the job's graph alone: the checkpoint and the network's other parts, as large as what
+    is made of them, are let go."""
     weights = open_checkpoint(Path(job.checkpoint), job.state_key, mapped=True)
     network = load_network(recipe, without_prefix(weights.state, job.prefix), job.config)
     return recipe.graphs(network, job.config)[job.graph]
 
 
 def example_sizes(inputs: Iterable[TensorSpec]) -> dict[str, int]:
-    """A size for each dynamic axis, all different and none 1."""
+    """Return a size for each dynamic axis, all different and none 1."""
     axes = dynamic_axes(inputs)
     return dict(zip(axes, EXAMPLE_SIZES, strict=False)) | {
         axis: EXAMPLE_SIZES[-1] + 2 * index
@@ -160,12 +160,12 @@ def example_sizes(inputs: Iterable[TensorSpec]) -> dict[str, int]:
 
 
 def graph_entry(plan: GraphPlan, file: str, format: Format) -> Graph:
-    """How the manifest lists the graph."""
+    """Return how the manifest lists the graph."""
     return Graph(file=file, format=format, inputs=plan.inputs, outputs=plan.outputs)
 
 
 def dynamic_axes(tensors: Iterable[TensorSpec]) -> list[str]:
-    """Names of the dynamic axes, in order of appearance."""
+    """Return names of the dynamic axes, in order of appearance."""
     return list(
         dict.fromkeys(dim for tensor in tensors for dim in tensor.dims if isinstance(dim, str))
     )
@@ -230,7 +230,8 @@ def to_torchscript(plan: GraphPlan, arguments: tuple[torch.Tensor, ...], output:
 
 
 def _without_debug_records(path: Path) -> dict[str, bytes]:
-    """Debug records hold the paths of source files on this machine; nothing needs them."""
+    """Remove debug records, which hold the paths of source files on this machine; nothing needs
+    them."""
     with zipfile.ZipFile(path) as archive:
         names = [name for name in archive.namelist() if not name.endswith(".debug_pkl")]
         return {name: archive.read(name) for name in names}

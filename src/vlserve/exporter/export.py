@@ -106,17 +106,17 @@ def export_archive(
     with tempfile.TemporaryDirectory(prefix="vlserve-export-") as folder:
         work = Path(folder)
         (work / "assets").mkdir()
-        served = _served(trained, work / "assets")
-        if served.image:
-            check_pixel_scale(served.image)
+        serving = _served(trained, work / "assets")
+        if serving.image:
+            check_pixel_scale(serving.image)
         with nullcontext(converter) if converter else Converter() as converting:
             graphs, parity = _prove_graphs(
-                trained, served, format, precision, work, converting, progress
+                trained, serving, format, precision, work, converting, progress
             )
         files = [work / graph.file for graph in graphs.values()]
         files += sorted((work / "assets").iterdir())
         members: dict[str, Member] = {file.relative_to(work).as_posix(): file for file in files}
-        draft = _draft(trained, served, graphs, parity, settings)
+        draft = _draft(trained, serving, graphs, parity, settings)
         draft |= {
             "model": name or trained.recipe.spec.family,
             "version": version,
@@ -140,24 +140,26 @@ def read_trained(
     settings: Settings,
     state_key: str | None = None,
 ) -> Trained:
-    """The network of ``checkpoint`` in eval mode. Raises RecipeNotFound, CheckpointMismatch, or
-    ExportError for a config that is missing or wrong."""
+    """Read the network of ``checkpoint`` in eval mode. Raises RecipeNotFound, CheckpointMismatch,
+    or ExportError for a config that is missing or wrong."""
     folder = settings.folder("export")
-    loaded = load_recipe(recipe, folder)
+    recipe_object = load_recipe(recipe, folder)
     weights = open_checkpoint(checkpoint, state_key, mapped=True)
     config_file = config or checkpoint.parent / "config.json"
     content = _read_config(config_file)
-    published = published_image(config_file.parent) if loaded.spec.reads_image_settings else None
+    published = (
+        published_image(config_file.parent) if recipe_object.spec.reads_image_settings else None
+    )
     if published and isinstance(content.get("image", {}), dict):
         content["image"] = {**published.fields, **content.get("image", {})}
 
     def load(state: dict[str, Tensor]) -> tuple[dict[str, Any], nn.Module]:
-        complete = loaded.complete_config(content, state, config_file.parent)
-        return complete, load_network(loaded, state, complete)
+        complete = recipe_object.complete_config(content, state, config_file.parent)
+        return complete, load_network(recipe_object, state, complete)
 
     prefix, (complete, network) = fit_names(weights, load)
     return Trained(
-        recipe=loaded,
+        recipe=recipe_object,
         recipe_path=recipe_path(recipe, folder),
         checkpoint=checkpoint,
         state_key=state_key,
@@ -173,8 +175,8 @@ def read_trained(
 
 
 def _served(trained: Trained, assets: Path) -> Served:
-    """What the recipe says of requests and answers. ExportError where config.json asks for what no
-    manifest can say."""
+    """Return what the recipe says of requests and answers. ExportError where config.json asks for
+    what no manifest can say."""
     try:
         return trained.recipe.serve(trained.config, assets)
     except ValidationError as error:
@@ -185,11 +187,11 @@ def _check_request(format: str, precision: str, name: str | None, version: int) 
     if format not in SUFFIXES:
         raise ExportError(f"no format {format}: there are {', '.join(SUFFIXES)}")
     check_precision(precision, format)
-    for kind, value, what in ((ModelName, name or "model", "name"), (Version, version, "version")):
+    for kind, value, field in ((ModelName, name or "model", "name"), (Version, version, "version")):
         try:
             TypeAdapter(kind).validate_python(value)
         except ValidationError as error:
-            raise ExportError(f"{what} {value!r}: {error.errors()[0]['msg']}") from error
+            raise ExportError(f"{field} {value!r}: {error.errors()[0]['msg']}") from error
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -205,7 +207,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _prove_graphs(
     trained: Trained,
-    served: Served,
+    serving: Served,
     format: Format,
     precision: str,
     work: Path,
@@ -233,10 +235,10 @@ def _prove_graphs(
             )
         )
         if format == "onnx" and precision == "fp16":
-            prove(trained, served, name, plan, graph, work, progress=progress)
+            prove(trained, serving, name, plan, graph, work, progress=progress)
             onnx_to_fp16(work / graph.file)
         parity[name] = prove(
-            trained, served, name, plan, graph, work, TOLERANCE[precision], progress
+            trained, serving, name, plan, graph, work, TOLERANCE[precision], progress
         )
         progress(
             f"graph {name} equals the network in {parity[name].cases} unseen shapes "
@@ -248,7 +250,7 @@ def _prove_graphs(
 
 def prove(
     trained: Trained,
-    served: Served,
+    serving: Served,
     name: str,
     plan: GraphPlan,
     graph: Graph,
@@ -256,10 +258,10 @@ def prove(
     tolerance: float = 0.0,
     progress: Progress = lambda line: None,
 ) -> Parity:
-    """ParityFailed unless the graph file under ``root`` answers like the network, as near as the
-    family's ``rtol`` and ``atol`` or ``tolerance`` for both, whichever is larger."""
+    """Raise ParityFailed unless the graph file under ``root`` answers like the network, as near as
+    the family's ``rtol`` and ``atol`` or ``tolerance`` for both, whichever is larger."""
     exported = example_sizes(plan.inputs)
-    longest = {"text": served.text.max_length} if served.text else {}
+    longest = {"text": serving.text.max_length} if serving.text else {}
     recipe, spec = trained.recipe, trained.recipe.spec
     shapes = unseen_sizes(exported, longest, exported)
 
@@ -270,16 +272,16 @@ def prove(
 
     with one_thread():
         backend = open_backend(graph, root, threads=1)
-        measured = measure(
+        measurement = measure(
             plan, backend, cases(), max(spec.rtol, tolerance), max(spec.atol, tolerance)
         )
-    measured.assert_equal(name)
-    return measured.parity
+    measurement.assert_equal(name)
+    return measurement.parity
 
 
 def _draft(
     trained: Trained,
-    served: Served,
+    serving: Served,
     graphs: Mapping[str, Graph],
     parity: Mapping[str, Parity],
     settings: Settings,
@@ -288,20 +290,20 @@ def _draft(
     spec = trained.recipe.spec
     return {
         "training": trained.config.get("training") or None,
-        "task": served.task,
+        "task": serving.task,
         "family": spec.family,
         "graphs": {name: graph.model_dump(mode="json") for name, graph in graphs.items()},
-        "image": served.image and served.image.model_dump(mode="json"),
-        "text": served.text and served.text.model_dump(mode="json"),
-        "regions": served.regions and served.regions.model_dump(mode="json"),
-        "labels": list(served.labels),
-        "multi_label": served.multi_label,
-        "options": dict(served.options),
+        "image": serving.image and serving.image.model_dump(mode="json"),
+        "text": serving.text and serving.text.model_dump(mode="json"),
+        "regions": serving.regions and serving.regions.model_dump(mode="json"),
+        "labels": list(serving.labels),
+        "multi_label": serving.multi_label,
+        "options": dict(serving.options),
         "parity": {
-            "cases": sum(one.cases for one in parity.values()),
-            "max_abs_diff": max(one.max_abs_diff for one in parity.values()),
-            "rtol": max(one.rtol for one in parity.values()),
-            "atol": max(one.atol for one in parity.values()),
+            "cases": sum(figures.cases for figures in parity.values()),
+            "max_abs_diff": max(figures.max_abs_diff for figures in parity.values()),
+            "rtol": max(figures.rtol for figures in parity.values()),
+            "atol": max(figures.atol for figures in parity.values()),
         },
         "checkpoint_sha256": checkpoint_sha256(trained.checkpoint),
         "lock_sha256": file_sha256(lock) if lock.is_file() else None,

@@ -94,7 +94,7 @@ def folder_kind(names: Iterable[str]) -> FolderKind:
 
 
 def is_safetensors(head: Head) -> bool:
-    """A safetensors file begins with the length of a JSON header, then its brace."""
+    """Return whether it begins like safetensors: the length of a JSON header, then its brace."""
     return head.raw[8:9] == b"{" and not head.raw.startswith(b"PK")
 
 
@@ -107,7 +107,7 @@ def _says(*starts: str) -> Callable[[Head], bool]:
 
 
 def _is_text(head: Head) -> bool:
-    """ASCII, or UTF-8 that has no control characters but white space."""
+    """Return whether it is ASCII, or UTF-8 without control characters but white space."""
     raw = head.raw.removeprefix(b"\xef\xbb\xbf")
     try:
         text = raw.decode("utf-8")
@@ -119,13 +119,13 @@ def _is_text(head: Head) -> bool:
 
 
 def _is_protobuf(head: Head) -> bool:
-    """ONNX's ModelProto: an ir_version, then another field of it."""
+    """Return whether it begins like ONNX's ModelProto: an ir_version, then another field."""
     raw = head.raw
     return len(raw) > 3 and raw[0] == 0x08 and raw[1] < 64 and raw[2] in b"\x12\x1a\x22\x2a\x3a\x42"
 
 
 def _is_msgpack(head: Head) -> bool:
-    """A map whose first key is a string."""
+    """Return whether it is a map whose first key is a string."""
     raw = head.raw
     if not raw or is_safetensors(head):
         return False

@@ -38,7 +38,7 @@ class InHalf(nn.Module):
 
 
 def check_precision(precision: str, format: str) -> None:
-    """ExportError for what cannot be had."""
+    """Raise ExportError for a precision that cannot be had."""
     if precision not in TOLERANCE:
         raise ExportError(f"no precision {precision}: there are {', '.join(TOLERANCE)} and int8")
     if precision == "bf16" and format == "onnx":
@@ -49,6 +49,7 @@ def check_precision(precision: str, format: str) -> None:
 
 
 def onnx_to_fp16(file: Path) -> None:
-    """In place. Operators that have no fp16 kernel, and values beyond its range, stay float32."""
+    """Convert a graph in place. Operators that have no fp16 kernel, and values beyond its range,
+    stay float32."""
     model = convert_float_to_float16(onnx.load(file), keep_io_types=True)
     file.write_bytes(model.SerializeToString(deterministic=True))

@@ -52,7 +52,7 @@ def published_image(folder: Path) -> PublishedImage | None:
 
 
 def check_pixel_scale(image: ImageInput) -> None:
-    """ExportError where mean and std cannot be those of RGB in 0..1, which images are.
+    """Raise ExportError where mean and std cannot be those of RGB in 0..1, which images are.
 
     Export's proof cannot see it, since graph and network get the same wrong numbers.
     """
@@ -78,15 +78,15 @@ def _read(path: Path) -> Mapping[str, Any]:
     return content
 
 
-def _fields(said: Mapping[str, Any], file: str) -> dict[str, Any]:
-    """Size in pixels; mean and std for RGB in 0..1, whatever the rescale factor."""
-    if said.get("do_flip_channel_order"):
+def _fields(settings: Mapping[str, Any], file: str) -> dict[str, Any]:
+    """Return size in pixels; mean and std for RGB in 0..1, whatever the rescale factor."""
+    if settings.get("do_flip_channel_order"):
         raise ExportError(f"{file} asks for channels in the order BGR; only RGB is read")
-    fields = _size(said) if said.get("do_resize", True) else {}
-    rescales = said.get("do_rescale", True)
-    factor = PIXELS * (said.get("rescale_factor", 1 / PIXELS) if rescales else 1)
-    if said.get("do_normalize", True):
-        numbers = {"mean": said.get("image_mean"), "std": said.get("image_std")}
+    fields = _size(settings) if settings.get("do_resize", True) else {}
+    rescales = settings.get("do_rescale", True)
+    factor = PIXELS * (settings.get("rescale_factor", 1 / PIXELS) if rescales else 1)
+    if settings.get("do_normalize", True):
+        numbers = {"mean": settings.get("image_mean"), "std": settings.get("image_std")}
     else:
         numbers = {"mean": [0.0] * 3, "std": [1.0] * 3}
     for name, values in numbers.items():
@@ -100,10 +100,11 @@ def _fields(said: Mapping[str, Any], file: str) -> dict[str, Any]:
     return fields
 
 
-def _size(said: Mapping[str, Any]) -> dict[str, Any]:
-    """Of what the network sees: the crop where there is one, else the resized image."""
-    size = said.get("crop_size") if said.get("do_center_crop") else None
-    size = size if size is not None else said.get("size")
+def _size(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the size that the network sees: the crop where there is one, else the resized
+    image."""
+    size = settings.get("crop_size") if settings.get("do_center_crop") else None
+    size = size if size is not None else settings.get("size")
     if isinstance(size, Mapping):
         side = size.get("shortest_edge")
         height, width = size.get("height", side), size.get("width", side)

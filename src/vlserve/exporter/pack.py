@@ -39,7 +39,7 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip can hold
 
 
 def archive_name(model: str, version: int) -> str:
-    """The one file name of a version; engines tell archives apart by it."""
+    """Return the one file name of a version; engines tell archives apart by it."""
     return f"{model}-{version}.mar"
 
 
@@ -62,7 +62,8 @@ def pack_archive(
 
 
 def pack_members(out_dir: Path, draft: Mapping[str, Any], members: Mapping[str, Member]) -> Path:
-    """As `pack_archive`, of ``members`` that hold the code already, as those of another archive.
+    """Pack as `pack_archive`, of ``members`` that hold the code already, as those of another
+    archive.
 
     The manifest says the capabilities of the runtime among them: this checkout's, or what the draft
     says of another one.
@@ -70,8 +71,8 @@ def pack_members(out_dir: Path, draft: Mapping[str, Any], members: Mapping[str, 
     everything = dict(members)
     everything[TORCHSERVE_MANIFEST] = _torchserve_manifest(draft)
     files = {name: _sha256(content) for name, content in sorted(everything.items())}
-    known = {"capabilities": CAPABILITIES} if _is_our_runtime(files) else {}
-    manifest = read_manifest(_json({**draft, **known, "files": files}))
+    own_fields = {"capabilities": CAPABILITIES} if _is_our_runtime(files) else {}
+    manifest = read_manifest(_json({**draft, **own_fields, "files": files}))
     everything[MANIFEST] = _json(_fields_of(manifest))
     out_dir.mkdir(parents=True, exist_ok=True)
     path = out_dir / archive_name(manifest.model, manifest.version)
@@ -80,16 +81,16 @@ def pack_members(out_dir: Path, draft: Mapping[str, Any], members: Mapping[str, 
 
 
 def draft_of(manifest: Manifest) -> dict[str, Any]:
-    """A manifest as a draft again, to pack its archive anew with something changed."""
+    """Return a manifest as a draft again, to pack its archive anew with something changed."""
     fields = _fields_of(manifest)
     del fields["files"]
     return fields
 
 
 def _fields_of(manifest: Manifest) -> dict[str, Any]:
-    """What manifest.json says. What came after the first runtimes of format 1, and says nothing, is
-    left out: an archive that is packed anew keeps its old runtime, which refuses what it does not
-    know."""
+    """Return what manifest.json says. What came after the first runtimes of format 1, and says
+    nothing, is left out: an archive that is packed anew keeps its old runtime, which refuses what
+    it does not know."""
     fields = manifest.model_dump(mode="json", exclude={"quantization"})
     if manifest.capabilities is None:
         del fields["capabilities"]
@@ -100,13 +101,13 @@ def _fields_of(manifest: Manifest) -> dict[str, Any]:
     if manifest.text is not None and manifest.text.too_long == "cut":
         del fields["text"]["too_long"]
     if manifest.quantization is not None:
-        said = manifest.quantization.model_dump(mode="json", exclude_none=True)
-        fields["quantization"] = said
+        quantization = manifest.quantization.model_dump(mode="json", exclude_none=True)
+        fields["quantization"] = quantization
     return fields
 
 
 def has_our_runtime(manifest: Manifest) -> bool:
-    """Whether the runtime that is frozen in an archive is this checkout's, to the byte."""
+    """Return whether the runtime that is frozen in an archive is this checkout's, to the byte."""
     return _is_our_runtime(manifest.files)
 
 
@@ -116,7 +117,7 @@ def _is_our_runtime(files: Mapping[str, str]) -> bool:
 
 
 def frozen_code(task: str, handlers: Folder = HANDLERS_DIR) -> dict[str, Member]:
-    """The code that travels in an archive of ``task``, by its path there."""
+    """Return the code that travels in an archive of ``task``, by its path there."""
     code: dict[str, Member] = dict(_runtime())
     code[f"handlers/{task}.py"] = handlers / f"{task}.py"
     code |= {name: handlers / name for name in (HANDLER, TRITON_MODEL)}

@@ -49,7 +49,7 @@ class Measured:
     mismatches: tuple[Mismatch, ...]
 
     def assert_equal(self, graph: str) -> None:
-        """ParityFailed, listing every mismatch, unless there is none."""
+        """Raise ParityFailed, listing every mismatch, unless there is none."""
         if self.mismatches:
             listed = "\n  ".join(str(mismatch) for mismatch in self.mismatches)
             raise ParityFailed(
@@ -60,8 +60,8 @@ class Measured:
 
 
 def unseen_sizes(axes: Iterable[str], longest: Sizes, exported: Sizes) -> list[dict[str, int]]:
-    """At least five sizes of the axes, none the exported one: batches of 1 and more, every other
-    axis from 1 to its ``longest`` (12 where that is unknown)."""
+    """Return at least five sizes of the axes, none the exported one: batches of 1 and more, every
+    other axis from 1 to its ``longest`` (12 where that is unknown)."""
     cases: list[dict[str, int]] = []
     for batch, share in zip(BATCHES, SHARES, strict=True):
         sizes = {
@@ -85,15 +85,15 @@ def measure(
             count += 1
             arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
             running = beside.submit(backend.run, arrays)
-            expected = run_eager(plan, inputs)
+            references = run_eager(plan, inputs)
             try:
-                got = running.result()
+                outputs = running.result()
             except Exception as error:  # an engine's own; a baked-in size ends here
-                said = str(error).strip().splitlines() or [type(error).__name__]
-                mismatches.append(Mismatch(sizes, "every output", f"the graph failed: {said[-1]}"))
+                lines = str(error).strip().splitlines() or [type(error).__name__]
+                mismatches.append(Mismatch(sizes, "every output", f"the graph failed: {lines[-1]}"))
                 continue
-            for name, reference in expected.items():
-                difference, reason = compare(got[name], reference, rtol, atol)
+            for name, reference in references.items():
+                difference, reason = compare(outputs[name], reference, rtol, atol)
                 largest = max(largest, difference)
                 if reason:
                     mismatches.append(Mismatch(sizes, name, reason))
@@ -104,7 +104,7 @@ def measure(
 def run_eager(
     plan: GraphPlan, inputs: Mapping[str, torch.Tensor]
 ) -> dict[str, NDArray[np.float32]]:
-    """The network's own outputs by name."""
+    """Return the network's own outputs by name."""
     with torch.inference_mode():
         result = plan.module(*(inputs[tensor.name] for tensor in plan.inputs))
     values = (result,) if isinstance(result, torch.Tensor) else result
@@ -114,7 +114,7 @@ def run_eager(
 def compare(
     got: NDArray[np.float32], expected: NDArray[np.float32], rtol: float, atol: float
 ) -> tuple[float, str | None]:
-    """The largest difference, and what is wrong unless got is within
+    """Return the largest difference, and what is wrong unless got is within
     ``atol + rtol * |expected|`` of expected everywhere."""
     if got.shape != expected.shape:
         return 0.0, f"shape {got.shape}, the network has {expected.shape}"
@@ -137,7 +137,7 @@ def compare(
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Sums in the same order whatever the number of cores, so that archives repeat."""
+    """Compute sums in the same order whatever the number of cores, so that archives repeat."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

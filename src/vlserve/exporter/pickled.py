@@ -24,8 +24,8 @@ def explain(path: Path, forbidden: str) -> str:
         path: the file.
         forbidden: the first class or function that torch refused to build, ``module.name``.
     """
-    named = list(named_by(path))
-    if any(name.startswith(DISTRIBUTED) for name in [forbidden, *named]):
+    names = list(named_by(path))
+    if any(name.startswith(DISTRIBUTED) for name in [forbidden, *names]):
         return (
             f"holds one process's part of a distributed checkpoint ({forbidden}). Save the whole "
             "state_dict: torch.distributed.checkpoint.state_dict.get_model_state_dict with "
@@ -33,10 +33,10 @@ def explain(path: Path, forbidden: str) -> str:
         )
     if forbidden.startswith("transformers.training_args"):
         return f"holds the arguments of a training run ({forbidden}), no weights"
-    is_module = any(name.startswith(("torch.nn.modules.", "torch.fx.")) for name in named)
-    if is_module and named[0] != "collections.OrderedDict":
+    is_module = any(name.startswith(("torch.nn.modules.", "torch.fx.")) for name in names)
+    if is_module and names[0] != "collections.OrderedDict":
         return (
-            f"holds a whole pickled module ({_of_the_module(named)}): reading it would run its "
+            f"holds a whole pickled module ({_of_the_module(names)}): reading it would run its "
             f"code. {STATE_DICT}"
         )
     return f"was refused: reading it would run {forbidden}. {STATE_DICT}"
@@ -68,7 +68,7 @@ def named_by(path: Path) -> Iterator[str]:
 
 
 def _pickle_of(path: Path) -> bytes:
-    """The first bytes of the pickle in a torch file, of either form."""
+    """Return the first bytes of the pickle in a torch file, of either form."""
     try:
         with zipfile.ZipFile(path) as archive:
             member = next(name for name in archive.namelist() if name.endswith("data.pkl"))
@@ -79,7 +79,7 @@ def _pickle_of(path: Path) -> bytes:
             return file.read(MAX_BYTES)
 
 
-def _of_the_module(named: list[str]) -> str:
-    """The module's own class: the first that is none of torch's, else the first."""
-    own = [name for name in named if not name.startswith(("torch.", "collections.", "__builtin__"))]
-    return (own or named)[0]
+def _of_the_module(names: list[str]) -> str:
+    """Return the module's own class: the first that is none of torch's, else the first."""
+    own = [name for name in names if not name.startswith(("torch.", "collections.", "__builtin__"))]
+    return (own or names)[0]

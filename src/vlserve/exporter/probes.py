@@ -28,8 +28,8 @@ _SIZES = ((128, 96), (90, 160), (64, 64))
 def drawn_requests(
     manifest: Mapping[str, Any], handlers: Folder = HANDLERS_DIR
 ) -> list[dict[str, Any]]:
-    """Requests as JSON fields, made by the manifest's task of three drawings of everything that
-    its model takes: images, features with boxes (in turns where it takes both), texts."""
+    """Return requests as JSON fields, made by the manifest's task of three drawings of everything
+    that its model takes: images, features with boxes (in turns where it takes both), texts."""
     task = load_task(handlers / f"{manifest['task']}.py")
     return [
         fields for index in range(len(TEXTS)) for fields in task.examples(_drawn(manifest, index))
@@ -42,7 +42,7 @@ def probes_of(
     answers: Sequence[Answer],
     handlers: Folder = HANDLERS_DIR,
 ) -> list[dict[str, Any]]:
-    """Requests and what they must be answered with, for the manifest; without pictures."""
+    """Return requests and what they must be answered with, for the manifest; without pictures."""
     pictures = load_task(handlers / f"{manifest['task']}.py").pictures
     return [
         {
@@ -54,20 +54,21 @@ def probes_of(
 
 
 def _drawn(manifest: Mapping[str, Any], index: int) -> dict[str, Any]:
-    """Values of every field that a model may take, twice where a task is about two images."""
-    drawn: dict[str, Any] = {"text": TEXTS[index]} if manifest.get("text") else {}
-    both = manifest.get("image") and manifest.get("regions")
+    """Return values of every field that a model may take, twice where a task is about two
+    images."""
+    fields: dict[str, Any] = {"text": TEXTS[index]} if manifest.get("text") else {}
+    takes_both = manifest.get("image") and manifest.get("regions")
     for suffix, seed in (("", index), ("2", index + 1)):
-        if manifest.get("image") and not (both and index % 2):
-            drawn[f"image{suffix}"] = drawn_image(seed)
+        if manifest.get("image") and not (takes_both and index % 2):
+            fields[f"image{suffix}"] = drawn_image(seed)
         elif manifest.get("regions"):
             regions = drawn_regions(manifest, seed)
-            drawn |= {f"{name}{suffix}": value for name, value in regions.items()}
-    return drawn
+            fields |= {f"{name}{suffix}": value for name, value in regions.items()}
+    return fields
 
 
 def drawn_regions(manifest: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """Features as base64 of a .npy file, and boxes where the model takes them."""
+    """Return features as base64 of a .npy file, and boxes where the model takes them."""
     spec = RegionInput.model_validate(manifest["regions"])
     visual = [
         tensor["dims"][-2]
@@ -81,16 +82,16 @@ def drawn_regions(manifest: Mapping[str, Any], seed: int) -> dict[str, Any]:
     features = random.standard_normal((regions, spec.dim)).astype(np.float16)
     file = io.BytesIO()
     np.save(file, np.maximum(features, 0))  # as after a ReLU, where features come from
-    drawn: dict[str, Any] = {"features": base64.b64encode(file.getvalue()).decode("ascii")}
+    fields: dict[str, Any] = {"features": base64.b64encode(file.getvalue()).decode("ascii")}
     if spec.boxes:
         corners = np.sort(random.integers(0, 64, (regions, 2, 2)), axis=1)
         corners[:, 1] += 1  # none is empty
-        drawn["boxes"] = (corners.reshape(regions, 4) / 64).tolist()
-    return drawn
+        fields["boxes"] = (corners.reshape(regions, 4) / 64).tolist()
+    return fields
 
 
 def drawn_image(seed: int) -> str:
-    """A small picture as base64: of an even seed a JPEG, of an odd one a PNG."""
+    """Return a small picture as base64: of an even seed a JPEG, of an odd one a PNG."""
     width, height = _SIZES[seed % len(_SIZES)]
     shade = Image.linear_gradient("L").resize((width, height))
     image = Image.merge("RGB", (shade, shade.rotate(180), shade.point(lambda value: value // 2)))
@@ -103,8 +104,8 @@ def drawn_image(seed: int) -> str:
 
 
 def answer_by_archive(archive: Path, requests: Sequence[Mapping[str, Any]]) -> list[Answer]:
-    """What the archive's own code answers, each request alone, in a fresh process that sees the
-    frozen copy. ExportError when it cannot answer one."""
+    """Return what the archive's own code answers, each request alone, in a fresh process that sees
+    the frozen copy. ExportError when it cannot answer one."""
     items = [{"id": index, "fields": fields} for index, fields in enumerate(requests)]
     lines = answer_offline(archive, items, batch_size=1)
     return [_answer(line.get("answer"), line.get("error", {}).get("message")) for line in lines]
@@ -113,17 +114,17 @@ def answer_by_archive(archive: Path, requests: Sequence[Mapping[str, Any]]) -> l
 def answer_in_process(
     archive: Path, requests: Sequence[Mapping[str, Any]], folder: Path
 ) -> list[Answer]:
-    """The same by the code of this process, unpacked into the empty ``folder``: in milliseconds,
-    for an archive that was packed from this code just now."""
+    """Answer by the code of this process, unpacked into the empty ``folder``: in
+    milliseconds, for an archive that was packed from this code just now."""
     unpack_archive(archive, folder)
     result = open_folder(folder).run([Request(fields, "probe") for fields in requests])
     return [
-        _answer(None, given.message) if isinstance(given, ItemError) else given
-        for given in result.answers
+        _answer(None, reply.message) if isinstance(reply, ItemError) else reply
+        for reply in result.answers
     ]
 
 
-def _answer(given: Answer | None, error: str | None) -> Answer:
-    if given is None:
+def _answer(reply: Answer | None, error: str | None) -> Answer:
+    if reply is None:
         raise ExportError(f"the archive cannot answer its probe: {error}")
-    return given
+    return reply

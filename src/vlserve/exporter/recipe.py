@@ -70,36 +70,36 @@ class Recipe(Protocol):
     def complete_config(
         self, config: Mapping[str, Any], state: Mapping[str, torch.Tensor], folder: Path
     ) -> dict[str, Any]:
-        """``config`` with what the checkpoint's tensors show filled in, and the files that it
-        names (in ``folder``) read. ExportError, or CheckpointMismatch where config and tensors
+        """Return ``config`` with what the checkpoint's tensors show filled in, and the files that
+        it names (in ``folder``) read. ExportError, or CheckpointMismatch where config and tensors
         disagree or the tensors are of another family. The other methods take its result."""
         ...
 
     def build(self, config: Mapping[str, Any]) -> nn.Module:
-        """The network with random weights, keys as in the family's checkpoints."""
+        """Return the network with random weights, keys as in the family's checkpoints."""
         ...
 
     def adapt(
         self, state: Mapping[str, torch.Tensor], config: Mapping[str, Any]
     ) -> dict[str, torch.Tensor]:
-        """Checkpoint keys -> the network's keys; drops only keys on the family's written list of
+        """Rename checkpoint keys to the network's; drops only keys on the family's written list of
         ignored ones, so that a strict load reports everything else."""
         ...
 
     def serve(self, config: Mapping[str, Any], assets: Path) -> Served:
-        """Preprocessing and labels. ``assets`` is a folder for files that travel in the archive
-        (archive path ``assets/<name>``); the recipe writes its tokenizer file there."""
+        """Return preprocessing and labels. ``assets`` is a folder for files that travel in the
+        archive (archive path ``assets/<name>``); the recipe writes its tokenizer file there."""
         ...
 
     def graphs(self, network: nn.Module, config: Mapping[str, Any]) -> dict[str, GraphPlan]:
-        """The graphs of this network by name; a single graph is called ``model``."""
+        """Return the graphs of this network by name; a single graph is called ``model``."""
         ...
 
     def example(
         self, graph: str, config: Mapping[str, Any], sizes: Mapping[str, int], seed: int
     ) -> dict[str, torch.Tensor]:
-        """Random inputs of one graph for the given sizes of its dynamic axes (``batch``, ``text``,
-        …), with padding inside the batch wherever real batches have padding."""
+        """Return random inputs of one graph for the given sizes of its dynamic axes (``batch``,
+        ``text``, …), with padding inside the batch wherever real batches have padding."""
         ...
 
 
@@ -116,11 +116,12 @@ def recipe_path(name: str, folder: Folder) -> Path:
 
 
 def load_recipe(name: str, folder: Folder) -> Recipe:
-    """The recipe ``name`` of ``folder``, or the file at path ``name``; RecipeNotFound otherwise."""
+    """Return the recipe ``name`` of ``folder``, or the file at path ``name``; RecipeNotFound
+    otherwise."""
     path = recipe_path(name, folder)
     if not path.is_file():
-        known: Sequence[str] = [file.stem for file in recipe_files(folder)]
-        raise RecipeNotFound(f"no recipe {name}: {folder} has {', '.join(known) or 'none'}")
+        names: Sequence[str] = [file.stem for file in recipe_files(folder)]
+        raise RecipeNotFound(f"no recipe {name}: {folder} has {', '.join(names) or 'none'}")
     module_name = f"vlserve_recipe_{path.stem}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None and spec.loader is not None

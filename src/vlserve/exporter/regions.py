@@ -51,8 +51,8 @@ class Regions:
 
 
 def read_regions(features_file: Path) -> Regions:
-    """``<id>.npy`` with the ``<id>_info.npy`` beside it. DataError says what is wrong with which
-    file, or what an info file wanted to load."""
+    """Read ``<id>.npy`` with the ``<id>_info.npy`` beside it. DataError says what is wrong with
+    which file, or what an info file wanted to load."""
     info_file = features_file.with_name(f"{features_file.stem}_info.npy")
     features, info = _read_features(features_file), read_info(info_file)
     try:
@@ -73,8 +73,8 @@ def read_regions(features_file: Path) -> Regions:
 
 
 def read_info(file: Path) -> dict[str, Any]:
-    """The dictionary of an info file: numpy arrays, numbers, text, lists, tuples, dictionaries.
-    DataError for anything else."""
+    """Return the dictionary of an info file: numpy arrays, numbers, text, lists, tuples,
+    dictionaries. DataError for anything else."""
     raw = _read_bytes(file, MAX_INFO_BYTES)
     try:
         array = _read_objects(raw)
@@ -92,8 +92,8 @@ def read_info(file: Path) -> dict[str, Any]:
 
 
 def read_numbers(file: Path) -> NDArray[Any]:
-    """The array of a .npy file, without running what it may hold. DataError where that cannot be
-    read, or has more than MAX_FEATURES_BYTES."""
+    """Return the array of a .npy file, without running what it may hold. DataError where that
+    cannot be read, or has more than MAX_FEATURES_BYTES."""
     raw = _read_bytes(file, MAX_FEATURES_BYTES)
     try:
         return npy.read_array(io.BytesIO(raw), allow_pickle=False)
@@ -111,16 +111,16 @@ def _read_features(file: Path) -> NDArray[np.float32]:
     return _in_float32(features, file, "a feature")
 
 
-def _in_float32(values: NDArray[Any], file: Path, what: str) -> NDArray[np.float32]:
+def _in_float32(values: NDArray[Any], file: Path, name: str) -> NDArray[np.float32]:
     with np.errstate(over="ignore"):
         floats = values.astype(np.float32)
     if not np.isfinite(floats).all():
-        raise DataError(f"{file.name}: {what} is beyond what float32 holds")
+        raise DataError(f"{file.name}: {name} is beyond what float32 holds")
     return floats
 
 
 def _read_bytes(file: Path, max_bytes: int) -> bytes:
-    """A whole file; numpy would make the array that its header claims, whatever is there."""
+    """Read a whole file; numpy would make the array that its header claims, whatever is there."""
     try:
         size_bytes = file.stat().st_size
         if size_bytes > max_bytes:
@@ -136,7 +136,7 @@ def _unreadable(file: Path, error: Exception) -> DataError:
 
 
 def _read_objects(raw: bytes) -> NDArray[Any]:
-    """The array of a .npy file whose items are pickled."""
+    """Return the array of a .npy file whose items are pickled."""
     stream = io.BytesIO(raw)
     version = npy.read_magic(stream)
     readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
@@ -208,7 +208,7 @@ class _Code:
 
 
 def _reconstruct(kind: object, shape: object, code: object) -> _Array:
-    """An empty array, which its state then fills."""
+    """Return an empty array, which its state then fills."""
     if kind is not _ArrayType:
         raise _Refused(f"an array of {kind!r}")
     return _Array((0,), dtype="b")
@@ -222,7 +222,7 @@ def _scalar(code: _Code, data: bytes | str) -> Any:
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """How old pickles write bytes."""
+    """Return bytes as old pickles write them."""
     if encoding != "latin1":
         raise _Refused(f"_codecs.encode to {encoding!r}")
     return text.encode("latin1")

@@ -27,7 +27,8 @@ def drop_unread_rows(graph: ir.Graph) -> int:
 
 
 def _reads_rows(node: ir.Node) -> bool:
-    """Takes some of the rows of (batch, rows, width): the same of all items, or of each its own."""
+    """Return whether a node takes some of the rows of (batch, rows, width): the same of all items,
+    or of each its own."""
     source = node.inputs[0] if node.inputs else None
     if source is None or source.shape is None or len(source.shape) != 3:
         return False
@@ -39,49 +40,50 @@ def _reads_rows(node: ir.Node) -> bool:
     return indices is not None and indices.shape is not None and indices.shape[-1] == 2
 
 
-def _move_up(graph: ir.Graph, read: ir.Node) -> int:
-    source = read.inputs[0]
+def _move_up(graph: ir.Graph, gather: ir.Node) -> int:
+    source = gather.inputs[0]
     assert source is not None and source.shape is not None
-    above = _above(graph, read, source.shape)
+    above = _above(graph, gather, source.shape)
     moved = [node for node in graph if node in above]
     products = sum(node.op_type == "MatMul" for node in moved)
     if not products:
         return 0
-    taken: dict[ir.Value, ir.Value] = {}
+    new_values: dict[ir.Value, ir.Value] = {}
     for value in _entering(moved, source.shape):
-        own = ir.node(read.op_type, [value, *read.inputs[1:]], dict(read.attributes))
+        own = ir.node(gather.op_type, [value, *gather.inputs[1:]], dict(gather.attributes))
         own.outputs[0].type = value.type
-        own.outputs[0].shape = _shape_of_taken(read, value)
-        graph.insert_before(read, own)
-        taken[value] = own.outputs[0]
+        own.outputs[0].shape = _shape_of_taken(gather, value)
+        graph.insert_before(gather, own)
+        new_values[value] = own.outputs[0]
     for node in moved:
-        for place, given in enumerate(node.inputs):
-            if given in taken:
-                node.replace_input_with(place, taken[given])
-        node.outputs[0].shape = _shape_of_taken(read, node.outputs[0])
+        for place, input_value in enumerate(node.inputs):
+            if input_value in new_values:
+                node.replace_input_with(place, new_values[input_value])
+        node.outputs[0].shape = _shape_of_taken(gather, node.outputs[0])
         if node.op_type == "LayerNormalization":
             node.attributes["axis"] = ir.AttrInt64("axis", -1)
     graph.remove(moved)
-    graph.insert_before(read, moved)
-    read.outputs[0].replace_all_uses_with(source, replace_graph_outputs=True)
-    graph.remove(read, safe=True)
+    graph.insert_before(gather, moved)
+    gather.outputs[0].replace_all_uses_with(source, replace_graph_outputs=True)
+    graph.remove(gather, safe=True)
     return products
 
 
-def _above(graph: ir.Graph, read: ir.Node, rows: ir.Shape) -> set[ir.Node]:
-    """The nodes that work for ``read`` alone and treat each row by itself."""
-    found = {read}
+def _above(graph: ir.Graph, gather: ir.Node, rows: ir.Shape) -> set[ir.Node]:
+    """Return the nodes that work for ``gather`` alone and treat each row by itself."""
+    nodes = {gather}
     for node in reversed(graph):
         result = node.outputs[0]
         if result.is_graph_output() or len(node.outputs) > 1:
             continue
-        if result.uses() and set(result.consumers()) <= found and _by_row(node, rows):
-            found.add(node)
-    return found - {read}
+        if result.uses() and set(result.consumers()) <= nodes and _by_row(node, rows):
+            nodes.add(node)
+    return nodes - {gather}
 
 
 def _by_row(node: ir.Node, rows: ir.Shape) -> bool:
-    """From rows like those of ``rows``, and values that are the same for all of them, to rows."""
+    """Return values, from rows like those of ``rows``, and values that are the same for all of
+    them, to rows."""
     if node.op_type not in BY_ROW or node.domain or not _has_rows(node.outputs[0], rows):
         return False
     first, *others = node.inputs
@@ -104,16 +106,16 @@ def _dimensions(value: ir.Value | None) -> int | None:
 
 
 def _entering(moved: list[ir.Node], rows: ir.Shape) -> Iterator[ir.Value]:
-    """Values with rows that ``moved`` take from elsewhere, once each."""
+    """Yield values with rows that ``moved`` take from elsewhere, once each."""
     inputs = dict.fromkeys(value for node in moved for value in node.inputs)
     for value in inputs:
         if value is not None and value.producer() not in moved and _has_rows(value, rows):
             yield value
 
 
-def _shape_of_taken(read: ir.Node, value: ir.Value) -> ir.Shape | None:
-    """Of what ``read`` takes from ``value``."""
-    taken = read.outputs[0].shape
-    if taken is None or value.shape is None:
+def _shape_of_taken(gather: ir.Node, value: ir.Value) -> ir.Shape | None:
+    """Return the shape of what ``gather`` takes from ``value``."""
+    shape = gather.outputs[0].shape
+    if shape is None or value.shape is None:
         return None
-    return ir.Shape([*taken[:-1], value.shape[-1]])
+    return ir.Shape([*shape[:-1], value.shape[-1]])

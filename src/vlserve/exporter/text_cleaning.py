@@ -36,15 +36,15 @@ _SPACES: Mapping[Kind, tuple[normalizers.Normalizer, ...]] = {
 
 
 def cleaning(original: Original, kind: Kind) -> normalizers.Normalizer:
-    """Lower case, and punctuation and spaces as the original's data sets have them."""
+    """Return lower case, and punctuation and spaces as the original's data sets have them."""
     steps = (normalizers.Lowercase(), *_PUNCTUATION[original, kind], *_SPACES[kind])
     return normalizers.Sequence(list(steps))
 
 
 def cut_after(words: int) -> normalizers.Normalizer:
     """Leave out what follows so many words."""
-    kept = rf"\A(?:[^ ]* ){{{words - 1}}}[^ ]*"
-    return normalizers.Replace(Regex(rf"{kept}\K [\s\S]*\z"), "")
+    pattern = rf"\A(?:[^ ]* ){{{words - 1}}}[^ ]*"
+    return normalizers.Replace(Regex(rf"{pattern}\K [\s\S]*\z"), "")
 
 
 def clean_first(tokenizer: Tokenizer, original: Original, kind: Kind, max_words: int) -> None:

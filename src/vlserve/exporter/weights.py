@@ -85,13 +85,13 @@ def find_weights(content: Any, key: str | None = None) -> Weights:
         raise CheckpointMismatch(f"has no weights under the key {key}{there_are}")
     if not states:
         raise CheckpointMismatch(describe(content))
-    chosen = key if key is not None else _chosen(tuple(states))
-    notes = [f"the weights are those under the key {chosen}"] if chosen else []
-    others = [name for name in states if name != chosen]
+    state_key = key if key is not None else _chosen(tuple(states))
+    notes = [f"the weights are those under the key {state_key}"] if state_key else []
+    others = [name for name in states if name != state_key]
     if others:
         notes[0] += f"; {first_names(others)} holds weights too: --state {others[0]} takes those"
-    _refuse_not_whole(states[chosen])
-    weights = _plain_names(states[chosen])
+    _refuse_not_whole(states[state_key])
+    weights = _plain_names(states[state_key])
     return Weights(weights.state, (*notes, *weights.notes))
 
 
@@ -160,7 +160,7 @@ def describe(content: Any) -> str:
 
 
 def _states(content: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], State]]:
-    """Every dictionary of tensors under their names, with the keys that lead to it."""
+    """Yield every dictionary of tensors under their names, with the keys that lead to it."""
     if not isinstance(content, Mapping) or _is_optimizer(content):
         return
     tensors = {
@@ -212,7 +212,7 @@ def _chosen(names: tuple[str, ...]) -> str:
 
 
 def _plain_names(state: State) -> Weights:
-    """The names of the network's own parameters, without what torch's wrappers put in."""
+    """Return the names of the network's own parameters, without what torch's wrappers put in."""
     parallel = any(name.startswith(PARALLEL) for name in state)
     renamed: dict[str, torch.Tensor] = {}
     dropped: set[str] = set()
@@ -237,7 +237,8 @@ def _plain_names(state: State) -> Weights:
 def _without_prefixes(
     state: dict[str, torch.Tensor],
 ) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
-    """The parameters as they are, then without the first part of the name that all share, …"""
+    """Yield the parameters as they are, then without the first part of the name that all share,
+    …"""
     prefix = ""
     while True:
         yield prefix, without_prefix(state, prefix)

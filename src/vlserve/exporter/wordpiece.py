@@ -20,8 +20,8 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def read_vocabulary(path: Path) -> list[str]:
-    """Tokens in the order of their ids: of a vocab.txt, one a line, or of a tokenizer.json, which
-    transformers 5 writes instead: where there is no vocab.txt, the one beside it is read.
+    """Return tokens in the order of their ids: of a vocab.txt, one a line, or of a tokenizer.json,
+    which transformers 5 writes instead: where there is no vocab.txt, the one beside it is read.
 
     ExportError where there is neither, and for a tokenizer that is not read.
     """
@@ -37,7 +37,8 @@ def read_vocabulary(path: Path) -> list[str]:
 
 
 def _tokens_of(content: Any, file: str) -> list[str]:
-    """The tokens of a tokenizer.json; those added after the model's own are left to the family."""
+    """Return the tokens of a tokenizer.json; those added after the model's own are left to the
+    family."""
     if isinstance(content, list) and all(isinstance(token, str) for token in content):
         return content
     parts = content if isinstance(content, dict) else {}
@@ -63,9 +64,9 @@ def _tokens_of(content: Any, file: str) -> list[str]:
 def wordpiece(
     vocabulary: Sequence[str], template: str = "[CLS] $A [SEP]", added: Sequence[str] = ()
 ) -> Tokenizer:
-    """bert-base-uncased's tokenizer over ``vocabulary`` (id = place), ``added`` special tokens
-    after it; ``template`` may name them. ExportError where the vocabulary lacks a special token or
-    repeats one."""
+    """Return bert-base-uncased's tokenizer over ``vocabulary`` (id = place), ``added`` special
+    tokens after it; ``template`` may name them. ExportError where the vocabulary lacks a special
+    token or repeats one."""
     ids = {token: place for place, token in enumerate(vocabulary)}
     lacking = [token for token in SPECIAL if token not in ids]
     if lacking or len(ids) < len(vocabulary):
@@ -89,9 +90,9 @@ def wordpiece_input(
     cleaning: Cleaning | None = None,
     too_long: Literal["cut", "refuse"] = "cut",
 ) -> TextInput:
-    """How an archive turns texts into ids with ``tokenizer``, which is written into ``assets``.
-    Texts of more than ``max_length`` tokens are cut, or refused; others are padded to the longest
-    of their batch."""
+    """Return how an archive turns texts into ids with ``tokenizer``, which is written into
+    ``assets``. Texts of more than ``max_length`` tokens are cut, or refused; others are padded to
+    the longest of their batch."""
     tokenizer.save(str(assets / TOKENIZER))
     return TextInput(
         tokenizer="wordpiece",

@@ -103,9 +103,10 @@ class ClassifierGraph(nn.Module):
         self.cls_head = network.cls_head
 
     def forward(self, image: Tensor, text_ids: Tensor, text_mask: Tensor) -> Tensor:
-        """image (batch, 3, height, width), or (batch, images, 3, height, width)."""
+        """Compute logits; image is (batch, 3, height, width) or (batch, images, 3, height,
+        width)."""
         images = (image,) if image.dim() == 4 else image.unbind(1)
-        memories = [self.visual_encoder(one) for one in images]
+        memories = [self.visual_encoder(pixels) for pixels in images]
         states = self.text_encoder(text_ids, text_mask, memories)
         logits: Tensor = self.cls_head(states[:, 0])
         return logits
@@ -132,7 +133,7 @@ class MatchGroundGraph(nn.Module):
 
 
 def match_grad_cam(network: VisionTextNetwork, config: AlbefConfig) -> AttentionGradCam:
-    """Of the match logit, at a cross-attention."""
+    """Return the Grad-CAM of the match logit, at a cross-attention."""
     hidden, text_hidden = config.vision.hidden, config.encoder.hidden
     batch, text = free_sizes({hidden, text_hidden, config.patches}, 2)
     example = (
@@ -182,7 +183,7 @@ class CosineGroundGraph(nn.Module):
 
 
 def cosine_grad_cam(network: AlbefNetwork, config: AlbefConfig) -> AttentionGradCam:
-    """Of the cosine, at the ViT's attention."""
+    """Return the Grad-CAM of the cosine, at the ViT's attention."""
     hidden = config.vision.hidden
     (batch,) = free_sizes({hidden, config.patches, config.embedding}, 1)
     example = (torch.zeros(batch, config.patches, hidden), torch.zeros(batch, config.embedding))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vlserve.errors import CheckpointMismatch, ExportError
 from vlserve.exporter.recipe import Served
-from vlserve.families.config_file import check_said, read_names
+from vlserve.families.config_file import check_against_tensors, read_names
 from vlserve.families.grid import GridConfig, complete_grid, grid_state
 from vlserve.models.captioning import LayerSizes
 from vlserve.models.keys import check_keys, count_layers, is_ignored
@@ -81,7 +81,7 @@ def complete(
     parts: tuple[str, ...],
     show: Callable[[Mapping[str, Tensor]], Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """``config`` with what the tensors show filled in, and the files that it names read.
+    """Return ``config`` with what the tensors show filled in, and the files that it names read.
 
     Every key of ``state`` must begin with one of ``parts``; ``show`` gives the family's own fields.
     CheckpointMismatch for another family's tensors, or where config.json says otherwise than they
@@ -91,7 +91,7 @@ def complete(
     heads = config.get("heads", HEADS)
     try:
         words, _ = state["decoder.word_emb.weight"].shape
-        shown = {
+        sizes = {
             "encoder": _layer_sizes(state, "encoder.layers", "mhatt", heads),
             "decoder": _layer_sizes(state, "decoder.layers", "self_att", heads),
             "positions": state["decoder.pos_emb.weight"].shape[0],
@@ -102,11 +102,11 @@ def complete(
         check_keys(family, [str(error.args[0])], unexpected)
         raise
     check_keys(family, [], unexpected)
-    check_said(config, shown)
-    read = _read_words(config.get("words", WORDS), folder)
-    if len(read) != words:
-        raise CheckpointMismatch(f"words: there are {len(read)}, the checkpoint has {words}")
-    completed = {**config, **shown, "words": read}
+    check_against_tensors(config, sizes)
+    vocabulary = _read_words(config.get("words", WORDS), folder)
+    if len(vocabulary) != words:
+        raise CheckpointMismatch(f"words: there are {len(vocabulary)}, the checkpoint has {words}")
+    completed = {**config, **sizes, "words": vocabulary}
     if config.get("grid") is not None:
         completed["grid"] = complete_grid(config["grid"], folder)
     return completed
@@ -115,7 +115,7 @@ def complete(
 def _layer_sizes(
     state: Mapping[str, Tensor], layers: str, attention: str, heads: int
 ) -> dict[str, Any]:
-    """The fields of LayerSizes. KeyError for a tensor that a layer must have."""
+    """Return the fields of LayerSizes. KeyError for a tensor that a layer must have."""
     first = f"{layers}.0.{attention}.attention"
     keys, hidden = state[f"{first}.fc_k.weight"].shape
     values = state[f"{first}.fc_v.weight"].shape[0]
@@ -133,18 +133,18 @@ def _layer_sizes(
     }
 
 
-def _read_words(said: Any, folder: Path) -> list[Any]:
-    """A list of words, an object from index to word, or the name of a file of either."""
-    if isinstance(said, str):
-        said = read_names(folder / said, "words")
-    if isinstance(said, Mapping):
+def _read_words(value: Any, folder: Path) -> list[Any]:
+    """Return a list of words, an object from index to word, or the name of a file of either."""
+    if isinstance(value, str):
+        value = read_names(folder / value, "words")
+    if isinstance(value, Mapping):
         try:
-            return [said[str(index)] for index in range(len(said))]
+            return [value[str(index)] for index in range(len(value))]
         except KeyError as error:
             raise ExportError(f"words: no word has the index {error}") from error
-    if not isinstance(said, list | tuple):
+    if not isinstance(value, list | tuple):
         raise ExportError("words must be a list, an object from index to word, or a file's name")
-    return list(said)
+    return list(value)
 
 
 def without_ignored(state: Mapping[str, Tensor], ignored: tuple[str, ...]) -> dict[str, Tensor]:
@@ -152,12 +152,12 @@ def without_ignored(state: Mapping[str, Tensor], ignored: tuple[str, ...]) -> di
 
 
 def with_grid(state: dict[str, Tensor], config: CaptionerConfig) -> dict[str, Tensor]:
-    """``state`` and the ResNet's tensors, where config.json names one."""
+    """Return ``state`` and the ResNet's tensors, where config.json names one."""
     return state | grid_state(config.grid) if config.grid else state
 
 
 def served(config: CaptionerConfig, max_regions: int, assets: Path) -> Served:
-    """Writes the words into ``assets``."""
+    """Write the words into ``assets``, and return what is served."""
     (assets / WORDS).write_text(json.dumps(config.words, indent=0) + "\n", encoding="ascii")
     return Served(
         task=config.task,

@@ -8,7 +8,7 @@ from vlserve.runtime.manifest import TensorSpec
 def memory_tensors(
     sizes: LayerSizes, length: int | str = "memory", levels: tuple[int, ...] = ()
 ) -> tuple[TensorSpec, TensorSpec, TensorSpec]:
-    """What an encoder graph puts out, ``length`` long, and the step takes in."""
+    """Return what an encoder graph puts out, ``length`` long, and the step takes in."""
     front = ("batch", sizes.layers, *levels, sizes.heads, length)
     return (
         TensorSpec(name="memory_key", dtype="float32", dims=(*front, sizes.key_size)),
@@ -25,7 +25,7 @@ def step_inputs(sizes: LayerSizes, levels: tuple[int, ...] = ()) -> tuple[Tensor
 def step_plan(
     decoder: CaptionDecoder, sizes: LayerSizes, levels: tuple[int, ...] = ()
 ) -> GraphPlan:
-    """The graph for vlserve.runtime.decoding.CachedStep."""
+    """Return the graph for vlserve.runtime.decoding.CachedStep."""
     words = decoder.fc.out_features
     logits = TensorSpec(name="logits", dtype="float32", dims=("batch", "beams", words))
     outputs = (logits, *_cache(sizes, "new", "tokens"))

@@ -15,7 +15,7 @@ AnyConfig = TypeVar("AnyConfig", bound=BaseModel)
 
 
 def parse_config(kind: type[AnyConfig], config: Mapping[str, Any], family: str) -> AnyConfig:
-    """Raises ExportError that names each field that is missing or wrong."""
+    """Parse a config.json. ExportError names each field that is missing or wrong."""
     try:
         return kind.model_validate(config)
     except ValidationError as error:
@@ -25,24 +25,24 @@ def parse_config(kind: type[AnyConfig], config: Mapping[str, Any], family: str) 
 
 def section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Return an object in config.json, empty where there is none. ExportError where it is none."""
-    said = config.get(name)
-    if said is not None and not isinstance(said, Mapping):
-        raise ExportError(f"config.json: {name} must be an object, not {repr(said)[:50]}")
-    return dict(said or {})
+    value = config.get(name)
+    if value is not None and not isinstance(value, Mapping):
+        raise ExportError(f"config.json: {name} must be an object, not {repr(value)[:50]}")
+    return dict(value or {})
 
 
-def listed(said: Any, name: str) -> list[Any]:
+def listed(value: Any, name: str) -> list[Any]:
     """Return a list that config.json has under ``name``. ExportError where it is none."""
-    if not isinstance(said, list | tuple):
-        raise ExportError(f"config.json: {name} must be a list, not {repr(said)[:50]}")
-    return list(said)
+    if not isinstance(value, list | tuple):
+        raise ExportError(f"config.json: {name} must be a list, not {repr(value)[:50]}")
+    return list(value)
 
 
-def check_said(config: Mapping[str, Any], shown: Mapping[str, Any]) -> None:
-    """CheckpointMismatch where config.json says otherwise than the tensors show."""
+def check_against_tensors(config: Mapping[str, Any], sizes: Mapping[str, Any]) -> None:
+    """Compare config.json with the tensors' ``sizes``. CheckpointMismatch where they differ."""
     wrong = [
         f"{name}: config.json says {config[name]}, the checkpoint has {value}"
-        for name, value in shown.items()
+        for name, value in sizes.items()
         if name in config and config[name] != value
     ]
     if wrong:
@@ -50,20 +50,20 @@ def check_said(config: Mapping[str, Any], shown: Mapping[str, Any]) -> None:
 
 
 def vocabulary_of(config: Mapping[str, Any], folder: Path) -> Any:
-    """The tokens that config.json lists, or those of the file in ``folder`` that it names, by
-    default a vocab.txt. ExportError where that cannot be read."""
-    named = config.get("vocabulary", VOCABULARY)
+    """Return the tokens that config.json lists, or those of the file in ``folder`` that it names,
+    by default a vocab.txt. ExportError where that cannot be read."""
+    value = config.get("vocabulary", VOCABULARY)
     return (
-        read_vocabulary(folder / named) if isinstance(named, str) else listed(named, "vocabulary")
+        read_vocabulary(folder / value) if isinstance(value, str) else listed(value, "vocabulary")
     )
 
 
 def check_positions(max_length: int, positions: int) -> None:
-    """ValueError where texts could be longer than the network has positions for."""
+    """Raise ValueError where texts could be longer than the network has positions for."""
     if max_length > positions:
         raise ValueError(f"max_length is over the {positions} positions")
 
 
 def read_names(path: Path, field: str) -> Any:
-    """The JSON list of names that ``field`` says is in a file."""
+    """Return the JSON list of names that ``field`` says is in a file."""
     return read_json(path, f"{field} {path.name}")

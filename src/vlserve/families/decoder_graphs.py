@@ -9,7 +9,8 @@ from vlserve.runtime.manifest import TensorSpec
 def memory_tensors(
     config: BertConfig, length: int | str = "memory"
 ) -> tuple[TensorSpec, TensorSpec, TensorSpec]:
-    """What an encoder graph puts out, ``length`` long, and the step and score graphs take in."""
+    """Return what an encoder graph puts out, ``length`` long, and the step and score graphs take
+    in."""
     dims = ("batch", config.layers, config.heads, length, config.hidden // config.heads)
     return (
         TensorSpec(name="memory_key", dtype="float32", dims=dims),
@@ -25,7 +26,7 @@ def step_inputs(config: BertConfig) -> tuple[TensorSpec, ...]:
 
 
 def step_plan(decoder: TextDecoder, config: BertConfig) -> GraphPlan:
-    """The graph for vlserve.runtime.decoding.CachedStep."""
+    """Return the graph for vlserve.runtime.decoding.CachedStep."""
     logits = TensorSpec(name="logits", dtype="float32", dims=("batch", "beams", config.vocabulary))
     new = (_cache("new_key", config, "tokens"), _cache("new_value", config, "tokens"))
     return GraphPlan(DecoderStep(decoder), step_inputs(config), (logits, *new))
@@ -39,7 +40,7 @@ def score_inputs(config: BertConfig) -> tuple[TensorSpec, ...]:
 def score_plan(
     decoder: TextDecoder, config: BertConfig, pad_id: int, label_smoothing: float = 0.0
 ) -> GraphPlan:
-    """The graph for vlserve.runtime.decoding.rank_answers."""
+    """Return the graph for vlserve.runtime.decoding.rank_answers."""
     score = TensorSpec(name="log_prob", dtype="float32", dims=("batch", "answers"))
     return GraphPlan(AnswerScore(decoder, pad_id, label_smoothing), score_inputs(config), (score,))
 

@@ -16,8 +16,8 @@ def example_inputs(
     pad_id: int = 0,
     padded: Collection[str] = (),
 ) -> dict[str, Tensor]:
-    """One tensor an input: ``*_mask`` lets each row see its first tokens, ``*_ids`` are below
-    ``vocabulary``, all else is normal noise.
+    """Return one tensor an input: ``*_mask`` lets each row see its first tokens, ``*_ids`` are
+    below ``vocabulary``, all else is normal noise.
 
     ``x_ids`` is padded where ``x_mask`` is 0; ids named in ``padded`` are padded without a mask.
     """
@@ -41,7 +41,8 @@ def example_inputs(
 
 
 def _mask(shape: list[int], random: torch.Generator) -> Tensor:
-    """(…, tokens): 1 for between one and all tokens of each row, fewer than all in the first."""
+    """Return (…, tokens): 1 for between one and all tokens of each row, fewer than all in the
+    first."""
     tokens = shape[-1]
     length = torch.randint(1, tokens + 1, shape[:-1], generator=random)
     length.view(-1)[0] = max(1, tokens - 1)

@@ -30,7 +30,7 @@ from vlserve.errors import ExportError
 from vlserve.exporter.checkpoint import open_checkpoint
 from vlserve.exporter.recipe import GraphPlan
 from vlserve.exporter.weights import fit_names
-from vlserve.families.config_file import check_said, section
+from vlserve.families.config_file import check_against_tensors, section
 from vlserve.models.resnet import (
     ResNet,
     ResNetConfig,
@@ -77,40 +77,41 @@ class GridExtractor(ResNet):
 
 
 def complete_grid(
-    said: Any, folder: Path, own: Mapping[str, Tensor] = MappingProxyType({})
+    value: Any, folder: Path, own: Mapping[str, Tensor] = MappingProxyType({})
 ) -> dict[str, Any]:
-    """``grid`` of a config.json in ``folder``, with what its checkpoint shows filled in, or, where
-    it names none, what the family's ``own`` tensors do.
+    """Return ``grid`` of a config.json in ``folder``, with what its checkpoint shows filled in, or,
+    where it names none, what the family's ``own`` tensors do.
 
     ExportError for one that names no checkpoint where there are no such tensors; CheckpointMismatch
     for one that is no ResNet's or that says otherwise than its tensors."""
     along = {name.removeprefix(PREFIX): x for name, x in own.items() if name.startswith(PREFIX)}
-    checkpoint = said.get("checkpoint") if isinstance(said, Mapping) else None
-    if not isinstance(checkpoint, str) and (not along or not isinstance(said, Mapping)):
+    checkpoint = value.get("checkpoint") if isinstance(value, Mapping) else None
+    if not isinstance(checkpoint, str) and (not along or not isinstance(value, Mapping)):
         raise ExportError('grid of config.json must be like {"checkpoint": "resnet50.safetensors"}')
     path = str((folder / checkpoint).resolve()) if isinstance(checkpoint, str) else None
-    shown = resnet_sizes(_resnet_of(Path(path)) if path else torchvision_names(along))
-    resnet = section(said, "resnet")
-    check_said(resnet, shown)
-    image = SIZE | section(said, "image")
-    return {**said, "checkpoint": path, "image": image, "resnet": resnet | shown}
+    sizes = resnet_sizes(_resnet_of(Path(path)) if path else torchvision_names(along))
+    resnet = section(value, "resnet")
+    check_against_tensors(resnet, sizes)
+    image = SIZE | section(value, "image")
+    return {**value, "checkpoint": path, "image": image, "resnet": resnet | sizes}
 
 
 def _resnet_of(path: Path) -> dict[str, Tensor]:
-    """The tensors of a ResNet's checkpoint under torchvision's names. CheckpointMismatch for one
-    that is no ResNet's."""
+    """Return the tensors of a ResNet's checkpoint under torchvision's names. CheckpointMismatch for
+    one that is no ResNet's."""
 
-    def read(state: dict[str, Tensor]) -> dict[str, Tensor]:
-        named = torchvision_names(state)
-        resnet_sizes(named)
-        return named
+    def adapt(state: dict[str, Tensor]) -> dict[str, Tensor]:
+        tensors = torchvision_names(state)
+        resnet_sizes(tensors)
+        return tensors
 
-    _, named = fit_names(open_checkpoint(path), read)
-    return named
+    _, tensors = fit_names(open_checkpoint(path), adapt)
+    return tensors
 
 
 def grid_state(config: GridConfig) -> dict[str, Tensor]:
-    """The ResNet's tensors under ``grid.``, to go with the family's own where it lacks them."""
+    """Return the ResNet's tensors under ``grid.``, to go with the family's own where it lacks
+    them."""
     if config.checkpoint is None:
         return {}
     state = _resnet_of(Path(config.checkpoint))
@@ -118,12 +119,12 @@ def grid_state(config: GridConfig) -> dict[str, Tensor]:
 
 
 def image_axes(config: GridConfig) -> TensorSpec:
-    """The input of the graph ``features``."""
+    """Return the input of the graph ``features``."""
     size = (config.image.height, config.image.width)
     return TensorSpec(name="image", dtype="float32", dims=("batch", 3, *size))
 
 
 def features_plan(extractor: GridExtractor, config: GridConfig) -> GraphPlan:
-    """The graph ``features``."""
+    """Return the graph ``features``."""
     visual = TensorSpec(name="visual", dtype="float32", dims=("batch", config.cells, config.dim))
     return GraphPlan(extractor, (image_axes(config),), (visual,))

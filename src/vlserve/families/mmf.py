@@ -46,28 +46,28 @@ def transformers_names(state: Mapping[str, Tensor], config: Mapping[str, Any]) -
     """
     if not any(name.endswith(SHOWN_BY) for name in state):
         return dict(state)
-    named: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if CLASSIFIER.match(name):
             name = CLASSIFIER.sub(HEADS[_task_of(config)], name)
         for pattern, ours in NAMES:
             name = re.sub(pattern, ours, name)
-        named[name] = tensor
-    if TYPES in named and len(named[TYPES]) > 1:
-        types = named[TYPES].clone()
-        types[[0, 1]] = named[TYPES][[1, 0]]
-        named[TYPES] = types
-    return named
+        tensors[name] = tensor
+    if TYPES in tensors and len(tensors[TYPES]) > 1:
+        types = tensors[TYPES].clone()
+        types[[0, 1]] = tensors[TYPES][[1, 0]]
+        tensors[TYPES] = types
+    return tensors
 
 
 def _task_of(config: Mapping[str, Any]) -> str:
-    said = config.get("task")
-    if said in HEADS:
-        return str(said)
+    task_name = config.get("task")
+    if task_name in HEADS:
+        return str(task_name)
     names = [
         task for task, field in (("answer", "answers"), ("tag", "labels")) if config.get(field)
     ]
-    if said is None and len(names) == 1:
+    if task_name is None and len(names) == 1:
         return names[0]
     raise ExportError(
         "config.json of a checkpoint in MMF's layout must say the task: answer where it was "

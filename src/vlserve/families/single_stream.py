@@ -140,7 +140,7 @@ class SingleStreamNetwork(nn.Module):
             self.grid = GridExtractor(config.grid.resnet)
 
     def forward(self, image: Tensor, text_ids: Tensor, text_mask: Tensor) -> Tensor:
-        """Both graphs at once, for training: image (batch, 3, height, width), text_ids and
+        """Run both graphs at once, for training: image (batch, 3, height, width), text_ids and
         text_mask (batch, text) -> logits (batch, classes)."""
         visual = self.grid(image)
         every_cell = torch.ones_like(visual[..., 0], dtype=text_mask.dtype)
@@ -173,8 +173,8 @@ class LogitsGraph(nn.Module):
     def forward(
         self, text_ids: Tensor, text_mask: Tensor, visual: Tensor, visual_mask: Tensor
     ) -> Tensor:
-        """text_ids and text_mask (batch, text), visual (batch, regions, dim), visual_mask
-        (batch, regions)."""
+        """Compute logits of text_ids and text_mask (batch, text), visual (batch, regions, dim),
+        visual_mask (batch, regions)."""
         states, pooled = self.trunk(
             input_ids=text_ids,
             attention_mask=text_mask,
@@ -186,8 +186,8 @@ class LogitsGraph(nn.Module):
 
 
 def before_last(states: Tensor, text_mask: Tensor) -> Tensor:
-    """The state of the token before a text's last one, [SEP]: (batch, tokens, hidden), (batch,
-    text) -> (batch, hidden). Of a text of one token, that token's."""
+    """Return the state of the token before a text's last one, [SEP]: (batch, tokens, hidden),
+    (batch, text) -> (batch, hidden). Of a text of one token, that token's."""
     place = (text_mask.sum(1) - 2).clamp(min=0)
     return states[torch.arange(states.shape[0], device=states.device), place]
 
@@ -202,18 +202,19 @@ class SingleStreamRecipe(ABC):
 
     @abstractmethod
     def trunk(self, config: Any) -> nn.Module:
-        """A module called like transformers' VisualBertModel; it returns states and pooled."""
+        """Return a module called like transformers' VisualBertModel; it returns states and
+        pooled."""
 
     def parse(self, config: Mapping[str, Any]) -> Any:
-        """A config of config_type. ExportError names each field that is missing or wrong."""
+        """Return a config of config_type. ExportError names each field that is missing or wrong."""
         return parse_config(self.config_type, config, self.spec.family)
 
     def complete_config(
         self, config: Mapping[str, Any], state: Mapping[str, Tensor], folder: Path
     ) -> dict[str, Any]:
         own = self.config_type.model_fields
-        given = from_transformers(config, own) if "model_type" in config else dict(config)
-        completed = complete(given, state, folder, self.spec.family)
+        ours = from_transformers(config, own) if "model_type" in config else dict(config)
+        completed = complete(ours, state, folder, self.spec.family)
         return dict(self.parse(completed).model_dump(mode="json"))
 
     def build(self, config: Mapping[str, Any]) -> nn.Module:
@@ -222,8 +223,8 @@ class SingleStreamRecipe(ABC):
 
     def adapt(self, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
         parsed = self.parse(config)
-        loaded = {name: x for name, x in state.items() if not is_ignored(name, self.ignored)}
-        return loaded | (grid_state(parsed.grid) if parsed.grid else {})
+        tensors = {name: x for name, x in state.items() if not is_ignored(name, self.ignored)}
+        return tensors | (grid_state(parsed.grid) if parsed.grid else {})
 
     def serve(self, config: Mapping[str, Any], assets: Path) -> Served:
         parsed = self.parse(config)
@@ -264,7 +265,7 @@ class SingleStreamRecipe(ABC):
 
 
 def graph_inputs(config: SingleStreamConfig) -> dict[str, tuple[TensorSpec, ...]]:
-    """The inputs of each graph."""
+    """Return the inputs of each graph."""
     text, regions = ("batch", "text"), ("batch", "regions")
     inputs: dict[str, tuple[TensorSpec, ...]] = {
         "model": (
@@ -280,8 +281,8 @@ def graph_inputs(config: SingleStreamConfig) -> dict[str, tuple[TensorSpec, ...]
 
 
 def text_input(config: SingleStreamConfig, assets: Path) -> TextInput:
-    """Writes the tokenizer into ``assets``. ExportError where its tokens are not as many as the
-    checkpoint's."""
+    """Write the tokenizer into ``assets``. ExportError where its tokens are not as many as
+    the checkpoint's."""
     tokenizer = wordpiece(config.vocabulary)
     if tokenizer.get_vocab_size() != config.encoder.vocabulary:
         raise ExportError(
@@ -294,27 +295,27 @@ def text_input(config: SingleStreamConfig, assets: Path) -> TextInput:
 def complete(
     config: Mapping[str, Any], state: Mapping[str, Tensor], folder: Path, family: str
 ) -> dict[str, Any]:
-    """``config`` with what the checkpoint's tensors show filled in, and the files that it names
-    read. CheckpointMismatch where the tensors are of another family, or where config.json says
-    otherwise than they do; ExportError for a file that cannot be read."""
+    """Return ``config`` with what the checkpoint's tensors show filled in, and the files that it
+    names read. CheckpointMismatch where the tensors are of another family, or where config.json
+    says otherwise than they do; ExportError for a file that cannot be read."""
     try:
-        shown = _shown(config, state)
+        sizes = _shown(config, state)
     except KeyError as error:
         check_keys(family, [str(error.args[0])], foreign_keys(state, KNOWN))
         raise
     wrong = [
         f"{name}: config.json says {config[name]}, the checkpoint has {value}"
-        for name, value in shown.items()
+        for name, value in sizes.items()
         if name in config and config[name] != value
     ]
-    most = min(MAX_LENGTH, shown["encoder"]["positions"])
-    completed = {"max_length": most, **config, **shown}
+    most = min(MAX_LENGTH, sizes["encoder"]["positions"])
+    completed = {"max_length": most, **config, **sizes}
     field = CLASSES.get(completed["task"])
     if field and isinstance(completed.get(field), str):
         completed[field] = read_names(folder / completed[field], field)
-    named = len(listed(completed.get(field) or (), field)) if field else 0
-    if named and named != shown["classes"]:
-        wrong.append(f"{field}: config.json names {named}, the checkpoint has {shown['classes']}")
+    count = len(listed(completed.get(field) or (), field)) if field else 0
+    if count and count != sizes["classes"]:
+        wrong.append(f"{field}: config.json names {count}, the checkpoint has {sizes['classes']}")
     if wrong:
         raise CheckpointMismatch("; ".join(wrong))
     completed["vocabulary"] = vocabulary_of(config, folder)
@@ -324,7 +325,7 @@ def complete(
 
 
 def _shown(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Fields of SingleStreamConfig. KeyError for a tensor that a checkpoint must have."""
+    """Return fields of SingleStreamConfig. KeyError for a tensor that a checkpoint must have."""
     heads = {"linear": HEADS, "transform": TRANSFORM_HEADS}
     kinds = [
         (task, kind) for kind, names in heads.items() for task in names if names[task] in state
@@ -346,14 +347,14 @@ def _shown(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, 
 
 
 def from_transformers(config: Mapping[str, Any], own: Collection[str]) -> dict[str, Any]:
-    """transformers' config.json -> ours, of which it may hold the fields ``own`` as well.
+    """Translate transformers' config.json to ours, of which it may hold the fields ``own`` as well.
     ExportError for what the family does not do."""
     from transformers import VisualBertConfig
 
     theirs = VisualBertConfig(**{name: x for name, x in config.items() if name not in own})
-    for name, known in (("hidden_act", "gelu"), ("bypass_transformer", False)):
-        if (said := getattr(theirs, name)) != known:
-            raise ExportError(f"config.json: {name} is {said}; only {known} is read")
+    for name, supported in (("hidden_act", "gelu"), ("bypass_transformer", False)):
+        if (value := getattr(theirs, name)) != supported:
+            raise ExportError(f"config.json: {name} is {value}; only {supported} is read")
     encoder = BertConfig(
         vocabulary=theirs.vocab_size,
         positions=theirs.max_position_embeddings,

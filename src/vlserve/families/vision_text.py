@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from vlserve.errors import ExportError
 from vlserve.exporter.wordpiece import wordpiece
 from vlserve.families.config_file import (
+    check_against_tensors,
     check_positions,
-    check_said,
     read_names,
     section,
     vocabulary_of,
@@ -101,7 +101,7 @@ def complete(
     family: str,
     parts_of: Mapping[str, Sequence[str]],
 ) -> dict[str, Any]:
-    """``config`` with what the tensors show filled in, and the files that it names read.
+    """Return ``config`` with what the tensors show filled in, and the files that it names read.
 
     ``state`` has the network's names; ``parts_of`` each task are the ones that it must have, and
     no others. CheckpointMismatch where it is otherwise, or where config.json says otherwise than
@@ -113,15 +113,15 @@ def complete(
     prefixes = tuple(f"{part}." for part in parts)
     unexpected = [name for name in state if name not in parts and not name.startswith(prefixes)]
     try:
-        shown = _shown(config, state, parts)
+        fields = _shown(config, state, parts)
     except KeyError as error:
         check_keys(family, [str(error.args[0])], unexpected)
         raise
     check_keys(family, [], unexpected)
-    check_said(config, shown)
-    side = int((state["visual_encoder.pos_embed"].shape[1] - 1) ** 0.5) * shown["vision"]["patch"]
+    check_against_tensors(config, fields)
+    side = int((state["visual_encoder.pos_embed"].shape[1] - 1) ** 0.5) * fields["vision"]["patch"]
     image = {"height": side, "width": side, "mean": CLIP_MEAN, "std": CLIP_STD}
-    completed = {**config, **shown, "image": image | section(config, "image")}
+    completed = {**config, **fields, "image": image | section(config, "image")}
     completed["vocabulary"] = vocabulary_of(config, folder)
     if isinstance(config.get("answers"), str):
         completed["answers"] = read_names(folder / config["answers"], "answers")
@@ -131,22 +131,22 @@ def complete(
 def _shown(
     config: Mapping[str, Any], state: Mapping[str, Tensor], parts: Sequence[str]
 ) -> dict[str, Any]:
-    """KeyError for a tensor that the parts must have."""
-    shown: dict[str, Any] = {"vision": vit_sizes(state, "visual_encoder.")}
+    """Return what tensors show of a config. KeyError for one that the parts must have."""
+    fields: dict[str, Any] = {"vision": vit_sizes(state, "visual_encoder.")}
     if "text_encoder" in parts:
-        shown["encoder"] = bert_sizes(state, "text_encoder.")
+        fields["encoder"] = bert_sizes(state, "text_encoder.")
     if "text_decoder" in parts:
-        shown["decoder"] = bert_sizes(state, "text_decoder.bert.")
-    for name, sizes in shown.items():
+        fields["decoder"] = bert_sizes(state, "text_decoder.bert.")
+    for name, sizes in fields.items():
         kind = "vision" if name == "vision" else "text"
         sizes["heads"] = config.get(f"{kind}_heads") or max(1, sizes["hidden"] // HEAD_SIZE)
         eps = VisionTextConfig.model_fields[f"{kind}_layer_norm_eps"].default
         sizes["layer_norm_eps"] = config.get(f"{kind}_layer_norm_eps", eps)
     if "vision_proj" in parts:
-        shown["embedding"] = state["vision_proj.weight"].shape[0]
+        fields["embedding"] = state["vision_proj.weight"].shape[0]
     if "cls_head" in parts:
-        shown["classes"] = state["cls_head.2.weight"].shape[0]
-    return shown
+        fields["classes"] = state["cls_head.2.weight"].shape[0]
+    return fields
 
 
 class VisionTextNetwork(nn.Module):
@@ -172,7 +172,7 @@ class VisionTextNetwork(nn.Module):
 
 
 def fit_positions(state: dict[str, Tensor], config: VisionTextConfig) -> dict[str, Tensor]:
-    """``state`` with the ViT's position embeddings for the config's image size."""
+    """Return ``state`` with the ViT's position embeddings for the config's image size."""
     key = "visual_encoder.pos_embed"
     if key not in state:
         return state
@@ -180,7 +180,8 @@ def fit_positions(state: dict[str, Tensor], config: VisionTextConfig) -> dict[st
 
 
 def embed(projection: nn.Module, states: Tensor) -> Tensor:
-    """States (batch, tokens, hidden) -> the first one's unit vector, (batch, embedding)."""
+    """Return the first token's unit vector, (batch, embedding), of states (batch, tokens,
+    hidden)."""
     return F.normalize(projection(states[:, 0]), dim=-1)
 
 
@@ -203,7 +204,7 @@ def image_input(config: VisionTextConfig) -> TensorSpec:
 
 
 def image_outputs(config: VisionTextConfig) -> tuple[TensorSpec, TensorSpec]:
-    """Of ImageGraph; the first is an input of fusion graphs."""
+    """Return the outputs of ImageGraph; the first is an input of fusion graphs."""
     dims = ("batch", config.patches, config.vision.hidden)
     states = TensorSpec(name="image_states", dtype="float32", dims=dims)
     return states, embedding_output("image_embedding", config)
@@ -214,7 +215,7 @@ def embedding_output(name: str, config: VisionTextConfig) -> TensorSpec:
 
 
 def text_inputs() -> tuple[TensorSpec, TensorSpec]:
-    """Token ids, and 1 where they are no padding."""
+    """Return token ids, and 1 where they are no padding."""
     return (
         TensorSpec(name="text_ids", dtype="int64", dims=("batch", "text")),
         TensorSpec(name="text_mask", dtype="int64", dims=("batch", "text")),
@@ -222,7 +223,7 @@ def text_inputs() -> tuple[TensorSpec, TensorSpec]:
 
 
 def tokenizer_of(config: VisionTextConfig, template: str, added: Sequence[str]) -> Tokenizer:
-    """ExportError where its tokens are not as many as the checkpoint's."""
+    """Make the tokenizer. ExportError where its tokens are not as many as the checkpoint's."""
     tokenizer = wordpiece(config.vocabulary, template, added)
     for bert in (config.encoder, config.decoder):
         if bert and bert.vocabulary != tokenizer.get_vocab_size():
@@ -236,8 +237,8 @@ def tokenizer_of(config: VisionTextConfig, template: str, added: Sequence[str]) 
 def ranking_options(
     config: VisionTextConfig, tokenizer: Tokenizer, start: str, assets: Path
 ) -> dict[str, Any]:
-    """Writes the answers' token ids, each from ``start`` to [SEP], padded to the longest, into
-    ``assets``; says where they are and how many of them are scored whole. ExportError without
+    """Write the answers' token ids, each from ``start`` to [SEP], padded to the longest,
+    into ``assets``; says where they are and how many of them are scored whole. ExportError without
     answers."""
     if not config.answers:
         raise ExportError("config.json names no answers: a list, or a JSON file beside it")

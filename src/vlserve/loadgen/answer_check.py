@@ -62,7 +62,7 @@ def _status_failure(status: int, answer: dict[str, Any] | None) -> str:
 
 
 def judge_tagging(
-    status: int, id_header: str | None, body: bytes, sent: SentRequest
+    status: int, id_header: str | None, body: bytes, request: SentRequest
 ) -> RequestOutcome:
     """Return the outcome of a request to a model that tags.
 
@@ -80,11 +80,11 @@ def judge_tagging(
     version = answer.get("version")
     if not isinstance(version, int) or isinstance(version, bool):
         return RequestOutcome(failure="no version")
-    if answer.get("model") != sent.model:
+    if answer.get("model") != request.model:
         return RequestOutcome(version, "wrong model")
-    if sent.version not in (None, version):
+    if request.version not in (None, version):
         return RequestOutcome(version, "wrong version")
-    if id_header != sent.request_id or answer.get("request_id") != sent.request_id:
+    if id_header != request.request_id or answer.get("request_id") != request.request_id:
         return RequestOutcome(version, "request id not echoed")
     if not _has_tags(answer.get("tags")):
         return RequestOutcome(version, "no tags")
@@ -92,7 +92,11 @@ def judge_tagging(
 
 
 def judge_prediction(
-    status: int, version_header: str | None, id_header: str | None, body: bytes, sent: SentRequest
+    status: int,
+    version_header: str | None,
+    id_header: str | None,
+    body: bytes,
+    request: SentRequest,
 ) -> RequestOutcome:
     """Return the outcome of a request to a model of any task; ``version_header`` is the answer's
     X-Model-Version, the others as for `judge_tagging`."""
@@ -104,9 +108,9 @@ def judge_prediction(
     version = answer.get("version")
     if version_header != str(version) or not isinstance(version, int):
         return RequestOutcome(failure="header and body name different versions")
-    if sent.version not in (None, version):
+    if request.version not in (None, version):
         return RequestOutcome(version, "wrong version")
-    if id_header != sent.request_id or answer.get("request_id") != sent.request_id:
+    if id_header != request.request_id or answer.get("request_id") != request.request_id:
         return RequestOutcome(version, "request id not echoed")
     return RequestOutcome(version)
 

@@ -25,15 +25,15 @@ def bad_requests(archive: Path) -> dict[str, RequestBody]:
     if not probes:
         raise DataError(f"{archive.name} holds no probes to make requests of")
     fields = probes[0].fields
-    whole = json.dumps(fields).encode()
+    body = json.dumps(fields).encode()
     bodies = {
         "empty": RequestBody(b"", JSON),
-        "cut": RequestBody(whole[:-1], JSON),
+        "cut": RequestBody(body[:-1], JSON),
         "list": RequestBody(b"[]", JSON),
         "no fields": RequestBody(b"{}", JSON),
         "not UTF-8": RequestBody(b'{"text": "\xff\xfe"}', JSON),
-        "form without its mark": RequestBody(whole, "multipart/form-data"),
-        "unknown content type": RequestBody(whole, "application/x-unknown"),
+        "form without its mark": RequestBody(body, "multipart/form-data"),
+        "unknown content type": RequestBody(body, "application/x-unknown"),
         "unknown field": _body({**fields, "unknown_field": 1}),
     }
     for name, value in fields.items():

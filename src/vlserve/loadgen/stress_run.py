@@ -134,8 +134,8 @@ def _watch(locust: LocustProcess, plan: StressPlan, show: Show) -> float:
         show(f"{plan.load}, {phase}: {elapsed_s:.0f} of {planned_s} s")
         with suppress(psutil.NoSuchProcess):
             processes = [client, *client.children()]
-            used = {each.pid: sum(each.cpu_times()[:2]) for each in processes}
-            samples.append((elapsed_s, used))
+            cpu_s = {each.pid: sum(each.cpu_times()[:2]) for each in processes}
+            samples.append((elapsed_s, cpu_s))
         locust.wait(1)
     return max(_cpu_shares(samples, plan).values(), default=0.0)
 

@@ -8,13 +8,14 @@ MASKED = -10000.0
 
 
 def mask_bias(mask: Tensor) -> Tensor:
-    """1 where visible, (…, keys) -> to add to scores of every head and query, (…, 1, 1, keys)."""
+    """Return what to add to scores of every head and query, (…, 1, 1, keys); mask (…, keys): 1
+    seen."""
     return ((1.0 - mask.to(torch.float32)) * MASKED)[..., None, None, :]
 
 
 def causal_bias(queries: int, keys: int, device: torch.device) -> Tensor:
-    """(queries, keys) to add to scores: each query, the last of which is the last key, sees the
-    keys up to itself."""
+    """Return what to add to scores, (queries, keys): each query, the last of which is the last key,
+    sees the keys up to itself."""
     key = torch.arange(keys, device=device)
     query = torch.arange(queries, device=device).unsqueeze(1) + (keys - queries)
     return (key > query).to(torch.float32) * MASKED

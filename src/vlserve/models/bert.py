@@ -45,7 +45,7 @@ class BertConfig(LayersConfig):
 
 
 def bert_sizes(state: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
-    """The fields of BertConfig that a checkpoint's tensors show: all but heads and eps."""
+    """Return the fields of BertConfig that a checkpoint's tensors show: all but heads and eps."""
     embeddings, layers = f"{prefix}embeddings.", f"{prefix}encoder.layer."
     count = count_layers(state, layers)
     vocabulary, hidden = state[f"{embeddings}word_embeddings.weight"].shape
@@ -154,7 +154,8 @@ class Layer(nn.Module):
         return updated
 
     def forward(self, x: Tensor, bias: Tensor | None, memory: Tensor | None) -> Tensor:
-        """x (batch, tokens, hidden), memory (batch, memory tokens, memory_hidden), all visible."""
+        """Compute x (batch, tokens, hidden) after this layer; memory (batch, memory tokens,
+        memory_hidden), all visible."""
         x = self.attention(x, *self.attention.keys_values(x), bias)
         if memory is not None:
             x = self.crossattention(x, *self.crossattention.keys_values(memory))
@@ -193,7 +194,8 @@ class BertEncoder(nn.Module):
     def run(
         self, x: Tensor, mask: Tensor, memories: Sequence[Tensor], first: int, last: int
     ) -> Tensor:
-        """States (batch, text, hidden) through the layers from ``first`` to before ``last``."""
+        """Put states (batch, text, hidden) through the layers from ``first`` to before
+        ``last``."""
         bias = mask_bias(mask)
         for index in range(first, last):
             turn = index - self.first_cross_layer

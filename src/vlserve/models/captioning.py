@@ -72,8 +72,8 @@ class MultiHeadAttention(nn.Module):
     def forward(self, x: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
         """Queries x (…, tokens, hidden) -> the same shape."""
         query = split_heads(self.attention.fc_q(x), self.heads)
-        seen = merge_heads(self.map(query, key, bias) @ value)
-        attended: Tensor = self.layer_norm(x + self.attention.fc_o(seen))
+        context = merge_heads(self.map(query, key, bias) @ value)
+        attended: Tensor = self.layer_norm(x + self.attention.fc_o(context))
         return attended
 
 
@@ -109,15 +109,16 @@ class DecoderLayer(nn.Module, ABC):
         memory: tuple[Tensor, Tensor, Tensor],
         is_word: Tensor,
     ) -> Tensor:
-        """x (batch, beams, tokens, hidden); past: key and value (batch, beams, heads, tokens
-        before and these, size) and bias; memory: key and value (batch, [levels,] heads, memory,
-        size) and bias; is_word (batch, beams, tokens, 1) is 0 where x is padding."""
+        """Compute x (batch, beams, tokens, hidden) after this layer; past: key and value (batch,
+        beams, heads, tokens before and these, size) and bias; memory: key and value (batch,
+        [levels,] heads, memory, size) and bias; is_word (batch, beams, tokens, 1) is 0 where x is
+        padding."""
 
     def look(self, x: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
-        """Attention of x (batch, beams, tokens, hidden) to the memory: beams are further queries
-        of their image, so that its memory is not copied."""
-        seen: Tensor = self.enc_att(x.flatten(1, 2), key, value, bias)
-        return seen.reshape(x.shape)
+        """Return attention of x (batch, beams, tokens, hidden) to the memory: beams are further
+        queries of their image, so that its memory is not copied."""
+        context: Tensor = self.enc_att(x.flatten(1, 2), key, value, bias)
+        return context.reshape(x.shape)
 
 
 class CaptionDecoder(nn.Module):

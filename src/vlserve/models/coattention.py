@@ -38,8 +38,11 @@ def mean_of_chunks(states: Tensor, mask: Tensor, size: int) -> tuple[Tensor, Ten
     """Mean of the visible tokens of each chunk, and 1 where it has any: (batch, tokens, hidden),
     (batch, tokens) -> (batch, chunks, hidden), (batch, chunks). The last chunk may be shorter."""
     tokens = states.shape[1]
-    seen = mask.to(states.dtype).unsqueeze(2)  # (batch, tokens, 1)
-    total, count = _sum_of_chunks(states * seen, size, tokens), _sum_of_chunks(seen, size, tokens)
+    weights = mask.to(states.dtype).unsqueeze(2)  # (batch, tokens, 1)
+    total, count = (
+        _sum_of_chunks(states * weights, size, tokens),
+        _sum_of_chunks(weights, size, tokens),
+    )
     return total / count.clamp(min=1), (count.squeeze(2) > 0).to(mask.dtype)
 
 
@@ -134,8 +137,8 @@ class JointEncoder(nn.Module):
         return attended
 
     def reduce(self, x: Tensor, text_mask: Tensor, visual_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """What x (batch, text + regions, hidden) attends to, (batch, keys, hidden), and what to add
-        to its scores, (batch, 1, 1, keys)."""
+        """Return what x (batch, text + regions, hidden) attends to, (batch, keys, hidden), and what
+        to add to its scores, (batch, 1, 1, keys)."""
         length = text_mask.shape[1]
         words, words_seen = self.keys.of_text(x[:, :length], text_mask)
         regions, regions_seen = self.keys.of_visual(x[:, length:], visual_mask)

@@ -135,7 +135,7 @@ class AnswerScore(nn.Module):
     def forward(
         self, answer_ids: Tensor, memory_key: Tensor, memory_value: Tensor, memory_mask: Tensor
     ) -> Tensor:
-        """answer_ids (batch, answers, tokens), padded at the end."""
+        """Score answer_ids (batch, answers, tokens), padded at the end."""
         memory = (memory_key, memory_value, memory_mask)
         states, _, _ = self.decoder(answer_ids, memory, mask=answer_ids != self.pad_id)
         log_probability = F.log_softmax(self.decoder.logits(states), dim=-1)
@@ -149,7 +149,7 @@ class AnswerScore(nn.Module):
 
 
 def drop_second_names(state: dict[str, Tensor], prefix: str) -> None:
-    """Checkpoints hold the head's weight and bias twice."""
+    """Remove second names: checkpoints hold the head's weight and bias twice."""
     head = f"{prefix}cls.predictions."
     drop_alias(state, f"{head}decoder.weight", f"{prefix}bert.embeddings.word_embeddings.weight")
     drop_alias(state, f"{head}decoder.bias", f"{head}bias")

@@ -53,7 +53,7 @@ class EfficientNetLiteConfig(BaseModel):
     features: int = Field(default=1280, ge=1)
 
     def feature_map(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of the last feature map of an image, in pixels."""
+        """Return rows and columns of the last feature map of an image, in pixels."""
         for stride in (2, *(stage.stride for stage in self.stages)):
             height, width = -(-height // stride), -(-width // stride)
         return height, width
@@ -138,8 +138,8 @@ def _blocks(inputs: int, stages: Sequence[Stage]) -> list[Block]:
 
 
 def efficientnet_lite_sizes(state: Mapping[str, Tensor], prefix: str = "") -> dict[str, int]:
-    """The fields of EfficientNetLiteConfig that a checkpoint's tensors show but the stages: their
-    strides are not to be seen."""
+    """Return the fields of EfficientNetLiteConfig that a checkpoint's tensors show but the stages:
+    their strides are not to be seen."""
     return {
         "stem": state[f"{prefix}_conv_stem.weight"].shape[0],
         "features": state[f"{prefix}_conv_head.weight"].shape[0],

@@ -31,7 +31,8 @@ class AttentionGradCam(nn.Module):
         self.captured = self._capture(example)
 
     def scripted(self) -> nn.Module:
-        """The same for TorchScript, whose traces would bake the captured graph's sizes in."""
+        """Return the module for TorchScript, whose traces would bake the captured graph's sizes
+        in."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # deprecated since torch 2.11, and remarks on fx
             return cast("nn.Module", torch.jit.script(self.captured))
@@ -74,6 +75,6 @@ class AttentionGradCam(nn.Module):
 
 
 def free_sizes(taken: Collection[int], number: int) -> list[int]:
-    """Small sizes that differ from each other and from all ``taken``: symbolic tracing gives equal
-    sizes one symbol."""
+    """Return small sizes that differ from each other and from all ``taken``: symbolic tracing gives
+    equal sizes one symbol."""
     return list(islice((size for size in count(5) if size not in taken), number))

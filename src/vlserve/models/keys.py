@@ -10,13 +10,13 @@ from vlserve.errors import CheckpointMismatch
 
 
 def count_layers(state: Mapping[str, Tensor], prefix: str) -> int:
-    """How many different numbers follow ``prefix`` in the keys."""
+    """Return how many different numbers follow ``prefix`` in the keys."""
     pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
-    return len({found[1] for name in state if (found := pattern.match(name))})
+    return len({match[1] for name in state if (match := pattern.match(name))})
 
 
 def is_ignored(name: str, ignored: Iterable[str]) -> bool:
-    """Whether one of the regular expressions of ``ignored`` matches the whole key."""
+    """Return whether one of the regular expressions of ``ignored`` matches the whole key."""
     return any(re.fullmatch(pattern, name) for pattern in ignored)
 
 

@@ -57,7 +57,7 @@ class ResNetConfig(BaseModel):
         return self.stage_channels[-1] * block.expansion
 
     def feature_map(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of the last feature map of an image."""
+        """Return rows and columns of the last feature map of an image."""
         halvings = 2 + len(self.layers) - 1 + (self.first_stride == 2)
         for _ in range(halvings):
             height, width = (height + 1) // 2, (width + 1) // 2
@@ -143,7 +143,7 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def feature_map(self, image: Tensor) -> Tensor:
-        """The last one: (batch, features, rows, columns)."""
+        """Return the last feature map: (batch, features, rows, columns)."""
         x: Tensor = self.maxpool(F.relu(self.bn1(self.conv1(image))))
         for name in self.stages:
             x = self.get_submodule(name)(x)
@@ -165,27 +165,27 @@ def cells(feature_map: Tensor) -> Tensor:
 
 
 def torchvision_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Keys of either layout -> torchvision's, without the classifier's."""
+    """Rename the keys of either layout to torchvision's, without the classifier's."""
     return {_torchvision_name(n): tensor for n, tensor in state.items() if not is_ignored(n, HEADS)}
 
 
 def _torchvision_name(name: str) -> str:
-    if found := _BLOCK.match(name):
-        stage, block, rest = found.groups()
-        rest = rest.replace("shortcut.convolution.", "downsample.0.")
-        rest = rest.replace("shortcut.normalization.", "downsample.1.")
-        if part := _CONVOLUTION.match(rest):
+    if match := _BLOCK.match(name):
+        stage, block, suffix = match.groups()
+        suffix = suffix.replace("shortcut.convolution.", "downsample.0.")
+        suffix = suffix.replace("shortcut.normalization.", "downsample.1.")
+        if part := _CONVOLUTION.match(suffix):
             kind = "conv" if part[2] == "convolution" else "bn"
-            rest = f"{kind}{int(part[1]) + 1}.{rest[part.end() :]}"
-        return f"layer{int(stage) + 1}.{block}.{rest}"
+            suffix = f"{kind}{int(part[1]) + 1}.{suffix[part.end() :]}"
+        return f"layer{int(stage) + 1}.{block}.{suffix}"
     for pattern, ours in TRANSFORMERS_NAMES:
         name = re.sub(pattern, ours, name)
     return name
 
 
 def resnet_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The fields of ResNetConfig that a checkpoint's tensors, under torchvision's names, show: all
-    but where it strides. CheckpointMismatch if it is no ResNet's."""
+    """Return the fields of ResNetConfig that a checkpoint's tensors, under torchvision's names,
+    show: all but where it strides. CheckpointMismatch if it is no ResNet's."""
     stages = max(1, count_layers(state, "layer"))
     firsts = [f"layer{index}.0.conv1.weight" for index in range(1, stages + 1)]
     check_keys(

@@ -118,7 +118,7 @@ class ClassifierGraph(nn.Module):
         visual_mask: Tensor,
         boxes: Tensor,
     ) -> Tensor:
-        """visual (batch, regions, dim), or (batch, IMAGES, regions, dim) and so on."""
+        """Compute the head's outputs; visual is (batch, regions, dim) or (batch, IMAGES, …)."""
         states = self.text(text_ids, text_mask)
         if visual.dim() == 3:
             logits: Tensor = self.head(self.pooled(states, text_mask, visual, visual_mask, boxes))

@@ -149,7 +149,7 @@ class ScaledLinear(nn.Module):
         return F.linear(x, self.weight_v * (self.weight_g / self.weight_v.norm()), self.bias)
 
     def plain(self) -> nn.Linear:
-        """The same with its weight multiplied out, for export."""
+        """Return the layer with its weight multiplied out, for export."""
         linear = nn.Linear(self.weight_v.shape[1], self.weight_v.shape[0])
         with torch.no_grad():
             linear.weight.copy_(self.weight_v * (self.weight_g / self.weight_v.norm()))
@@ -187,7 +187,7 @@ class ScaledClassifier(nn.Module):
         return logits
 
     def plain(self) -> nn.Sequential:
-        """The same with its weights multiplied out, for export."""
+        """Return the head with its weights multiplied out, for export."""
         layers = (
             layer.plain() if isinstance(layer, ScaledLinear) else layer for layer in self.main
         )
@@ -198,12 +198,12 @@ Fusion = Literal["mul", "sum"]
 
 
 def fuse(text: Tensor, visual: Tensor, how: Fusion) -> Tensor:
-    """Both pooled vectors (batch, joint) as one."""
+    """Return both pooled vectors (batch, joint) as one."""
     return text * visual if how == "mul" else text + visual
 
 
 def head_outputs(state: Mapping[str, Tensor]) -> dict[str, int]:
-    """How many outputs each head has that a checkpoint holds."""
+    """Return how many outputs each head has that a checkpoint holds."""
     return {
         name: state[f"{name}.{rows}"].shape[0]
         for name, keys in OUTPUTS.items()
@@ -215,7 +215,8 @@ def head_outputs(state: Mapping[str, Tensor]) -> dict[str, int]:
 def make_head(
     name: str, outputs: int, text: int, visual: int, joint: int, scaled: bool
 ) -> nn.Module:
-    """Of OUTPUTS; ``text``, ``visual`` and ``joint`` are the widths of what heads read."""
+    """Make a head of OUTPUTS; ``text``, ``visual`` and ``joint`` are the widths of what heads
+    read."""
     if name in CLASSIFIERS:
         kind = ScaledClassifier if scaled else Classifier
         return kind(joint * CLASSIFIERS[name], joint * 2, outputs)
@@ -224,8 +225,8 @@ def make_head(
 
 
 def checkpoint_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What a checkpoint's tensors show beside the encoder: fields of the recipe's Config, and
-    ``words``. KeyError for a tensor that there must be."""
+    """Return what a checkpoint's tensors show beside the encoder: fields of the recipe's Config,
+    and ``words``. KeyError for a tensor that there must be."""
     text, regions = "bert.embeddings.", "bert.v_embeddings."
     task_tokens = state.get(f"{text}task_embeddings.weight")
     return {

@@ -29,7 +29,7 @@ class VitConfig(BaseModel):
 
 
 def vit_sizes(state: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
-    """The fields of VitConfig that a checkpoint's tensors show: all but heads and eps."""
+    """Return the fields of VitConfig that a checkpoint's tensors show: all but heads and eps."""
     hidden, _, patch, _ = state[f"{prefix}patch_embed.proj.weight"].shape
     return {
         "hidden": hidden,
@@ -114,7 +114,8 @@ class VisionTransformer(nn.Module):
         return self.finish(self.begin(image, 0), 0)
 
     def begin(self, image: Tensor, last: int) -> Tensor:
-        """Image -> tokens after the blocks before ``last``, (batch, 1 + patches, hidden)."""
+        """Return an image's tokens after the blocks before ``last``, (batch, 1 + patches,
+        hidden)."""
         patches = self.patch_embed(image)
         x = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1)
         x = x + self.pos_embed
@@ -123,7 +124,7 @@ class VisionTransformer(nn.Module):
         return x
 
     def finish(self, x: Tensor, first: int) -> Tensor:
-        """Tokens through the blocks from ``first`` on, normed."""
+        """Return tokens through the blocks from ``first`` on, normed."""
         for block in self.layers[first:]:
             x = block(x)
         states: Tensor = self.norm(x)
@@ -131,12 +132,12 @@ class VisionTransformer(nn.Module):
 
 
 def patch_grid(patch: int, height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of patches in an image."""
+    """Return rows and columns of patches in an image."""
     return height // patch, width // patch
 
 
 def interpolate_positions(positions: Tensor, rows: int, columns: int) -> Tensor:
-    """Position embeddings (1, 1 + n * n, hidden) of a square grid -> (1, 1 + rows * columns,
+    """Resize position embeddings (1, 1 + n * n, hidden) of a square grid to (1, 1 + rows * columns,
     hidden), bicubic; [CLS] keeps its own. The same tensor where the grid is the same."""
     side = int((positions.shape[1] - 1) ** 0.5)
     if (side, side) == (rows, columns) or positions.shape[1] != 1 + side * side:

@@ -47,7 +47,8 @@ def export_int8(
     progress: Progress = lambda line: None,
     **options: Any,
 ) -> Int8Report:
-    """``export_archive`` in fp32, with its ``options``, then `quantise_archive`. Raises as both."""
+    """Run `export_archive` in fp32, with its ``options``, then `quantise_archive`. Raises as
+    both."""
     with tempfile.TemporaryDirectory(prefix="vlserve-export-") as folder:
         report = export_archive(recipe, checkpoint, Path(folder), progress=progress, **options)
         quantised = quantise_archive(report.path, calibration, out, clock=clock, progress=progress)
@@ -90,13 +91,15 @@ def quantise_archive(
         progress(f"asking the fp32 archive about {len(parts.gated)} items")
         gate = open_gate(archive, manifest, parts.gated, work)
 
-        def judge(chosen: Chosen) -> Verdict:
-            return gate.judge(_pack(work, work / "judged", manifest, chosen))
+        def judge(choice: Chosen) -> Verdict:
+            return gate.judge(_pack(work, work / "judged", manifest, choice))
 
         candidates = {}
         for name, graph in graphs.items():
             candidates[name] = graph.candidates(clock)
-            choices = ", ".join(f"{one.method} {one.faster:.2f}x" for one in candidates[name])
+            choices = ", ".join(
+                f"{candidate.method} {candidate.faster:.2f}x" for candidate in candidates[name]
+            )
             progress(f"graph {name}, speed against fp32: {choices or 'nothing to quantise'}")
         weights = {name: graph.cost for name, graph in graphs.items()}
         outcome = search(graphs, weights, candidates, judge, clock, progress)
@@ -120,14 +123,14 @@ def _graphs(manifest: Manifest, work: Path, parts: Parts) -> dict[str, GraphVari
     return files
 
 
-def _report(found: Found, parts: Parts, calibration: Path) -> Quantization:
-    verdict = found.verdict
+def _report(result: Found, parts: Parts, calibration: Path) -> Quantization:
+    verdict = result.verdict
     return Quantization(
         graphs={
             name: QuantizedGraph(
                 method=variant.method or "float", excluded=tuple(sorted(variant.excluded))
             )
-            for name, variant in found.chosen.items()
+            for name, variant in result.chosen.items()
         },
         calibration_sha256=file_sha256(calibration),
         calibrated=len(parts.calibrated),
@@ -137,7 +140,7 @@ def _report(found: Found, parts: Parts, calibration: Path) -> Quantization:
         metric=verdict.metric,
         fp32=verdict.fp32,
         int8=verdict.int8,
-        plans_asked=found.plans_asked,
+        plans_asked=result.plans_asked,
         vnni=has_vnni(),
     )
 
@@ -149,7 +152,7 @@ def _pack(
     chosen: Chosen,
     **said: Any,
 ) -> Path:
-    """The fp32 archive with the chosen graphs in place of its own."""
+    """Return the fp32 archive with the chosen graphs in place of its own."""
     members = {name: work / "fp32" / name for name in manifest.files}
     members |= {manifest.graphs[name].file: variant.file for name, variant in chosen.items()}
     draft = draft_of(manifest) | {"precision": "int8", "probes": []} | said
@@ -157,13 +160,14 @@ def _pack(
 
 
 def _packed_with_probes(
-    work: Path, out: Path, manifest: Manifest, chosen: Chosen, quantization: Quantization
+    work: Path, out: Path, manifest: Manifest, choice: Chosen, quantization: Quantization
 ) -> Path:
-    """The probes' answers are the INT8 archive's own; ``out`` gets it whole or not at all."""
+    """Pack with probes whose answers are the INT8 archive's own; ``out`` gets it whole or not at
+    all."""
     entry = {"quantization": quantization.model_dump(mode="json")}
-    unprobed = _pack(work, work / "unprobed", manifest, chosen, **entry)
+    unprobed = _pack(work, work / "unprobed", manifest, choice, **entry)
     requests = [probe.fields for probe in manifest.probes]
     answers = answer_by_archive(unprobed, requests)
     handlers = work / "fp32" / "handlers"
     probes = probes_of(manifest.model_dump(mode="json"), requests, answers, handlers)
-    return _pack(work, out, manifest, chosen, probes=probes, **entry)
+    return _pack(work, out, manifest, choice, probes=probes, **entry)

@@ -84,7 +84,7 @@ class Gate:
     fp32: float
 
     def judge(self, archive: Path) -> Verdict:
-        """Asks the archive's own code."""
+        """Ask the archive's own code, and compare its answers with the fp32 archive's."""
         firsts = _firsts(self.manifest, _answers(archive, self.requests))
         pairs = [
             (ours, theirs)
@@ -124,20 +124,20 @@ def open_gate(archive: Path, manifest: Manifest, lines: Sequence[Line], folder: 
 
 
 def _answers(archive: Path, requests: Sequence[Mapping[str, Any]]) -> list[Answer | None]:
-    """None where a request is refused."""
+    """Return an answer to each request; None where it is refused."""
     numbered = ({"id": at, "fields": fields} for at, fields in enumerate(requests))
     return [line.get("answer") for line in answer_offline(archive, numbered, BATCH)]
 
 
 def _firsts(manifest: Manifest, answers: Sequence[Answer | None]) -> tuple[Any, ...]:
-    """What an answer says first, None of a request that was refused."""
+    """Return what each answer says first, None of a request that was refused."""
     if manifest.task == "embed":
         return _nearest(answers)
     return tuple(answer and FIRST[manifest.task](answer) for answer in answers)
 
 
 def _nearest(answers: Sequence[Answer | None]) -> tuple[int | None, ...]:
-    """Of each vector the place of the one that is nearest to it among the others."""
+    """Return of each vector the place of the one that is nearest to it among the others."""
     places = [place for place, answer in enumerate(answers) if answer is not None]
     vectors = np.array([answer["embedding"] for answer in answers if answer is not None])
     cosines = vectors @ vectors.T
@@ -149,7 +149,7 @@ def _nearest(answers: Sequence[Answer | None]) -> tuple[int | None, ...]:
 
 
 def _place(answer: Answer) -> Any:
-    """The best region's box, or where the heat map is highest."""
+    """Return the best region's box, or where the heat map is highest."""
     return answer["regions"][0]["box"] if answer.get("regions") else answer["peak"]
 
 

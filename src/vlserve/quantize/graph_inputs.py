@@ -91,7 +91,7 @@ def _recorded(
         size = sizes[batch % len(sizes)]
         items = [Request(_read(fields)) for fields in requests[start : start + size]]
         answers = pipeline.run(items).answers
-        reasons += [one.message for one in answers if isinstance(one, ItemError)]
+        reasons += [answer.message for answer in answers if isinstance(answer, ItemError)]
         start, batch = start + size, batch + 1
     if len(reasons) == len(requests):
         raise DataError(f"the archive answers no item of the calibration file: {reasons[0]}")
@@ -99,11 +99,12 @@ def _recorded(
 
 
 def _read(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """A field that cannot be read is left out: the task then refuses the item by name."""
-    read: dict[str, Any] = {}
+    """Read the files of a request. A field that cannot be read is left out: the task then refuses
+    the item by name."""
+    values: dict[str, Any] = {}
     for name, value in fields.items():
         if not name.endswith(PATH_SUFFIX):
-            read[name] = value
+            values[name] = value
         elif Path(value).is_file():
-            read[name.removesuffix(PATH_SUFFIX)] = Path(value).read_bytes()
-    return read
+            values[name.removesuffix(PATH_SUFFIX)] = Path(value).read_bytes()
+    return values

@@ -35,8 +35,8 @@ class Parts:
 
 
 def read_parts(path: Path) -> Parts:
-    """DataError where no line is a JSON object, or more than half are not; the others are left
-    out. Those that calibrate are spread evenly over the file."""
+    """Read a calibration file. DataError where no line is a JSON object, or more than half are not;
+    the others are left out. Those that calibrate are spread evenly over the file."""
     lines: list[Line] = []
     bad: list[BadLine] = []
     for number, raw in numbered_lines(path):
@@ -57,7 +57,7 @@ def read_parts(path: Path) -> Parts:
 
 
 def write_lines(path: Path, lines: Sequence[Line]) -> Path:
-    """One JSON object a line."""
+    """Read a file of one JSON object a line."""
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     path.write_text(text, encoding="utf-8")
     return path
@@ -73,10 +73,10 @@ def requests_of(line: Line, manifest: Manifest) -> list[Fields]:
     if manifest.task == "embed":
         alone = [look] if "image" in manifest.graphs else []
         return alone + ([{"text": text} for text in texts] if "text" in manifest.graphs else [])
-    both = look | (_look(line, manifest, "2") if manifest.task == "reason" else {})
+    looks = look | (_look(line, manifest, "2") if manifest.task == "reason" else {})
     if manifest.task == "caption" or not takes_text(manifest):
-        return [both]
-    return [{**both, "text": text} for text in texts]
+        return [looks]
+    return [{**looks, "text": text} for text in texts]
 
 
 def _look(line: Line, manifest: Manifest, suffix: str) -> Fields:
@@ -94,5 +94,5 @@ def _look(line: Line, manifest: Manifest, suffix: str) -> Fields:
 
 
 def _with_whole_paths(line: Line, folder: Path) -> Line:
-    named = {name: line[name] for name in FILES if isinstance(line.get(name), str)}
-    return {**line, **{name: str((folder / file).resolve()) for name, file in named.items()}}
+    files = {name: line[name] for name in FILES if isinstance(line.get(name), str)}
+    return {**line, **{name: str((folder / file).resolve()) for name, file in files.items()}}

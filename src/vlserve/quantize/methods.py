@@ -61,7 +61,7 @@ class Prepared:
         return self.file.with_suffix(".ranges.json")
 
     def methods(self) -> list[Method]:
-        """Those that differ."""
+        """Return the methods that differ."""
         kinds = {node.op for node in self.nodes}
         convolutions, products = kinds & set(CONVOLUTIONS), kinds & set(PRODUCTS)
         if convolutions and products:
@@ -124,7 +124,8 @@ def _static(prepared: Prepared, nodes: list[str], output: Path) -> onnx.ModelPro
 
 
 def _dynamic(model: onnx.ModelProto, nodes: list[str], output: Path) -> onnx.ModelProto:
-    """A Gemm becomes a MatMul of the transposed weights, whose old shapes must not be on record."""
+    """Make of each Gemm a MatMul of the transposed weights, whose old shapes must not be on
+    record."""
     model.graph.ClearField("value_info")
     onnx.save(model, output)
     quantize_dynamic(
@@ -147,7 +148,7 @@ def _with_weights(model: onnx.ModelProto) -> Iterator[Node]:
 
 
 def _between(model: onnx.ModelProto, convolutions: Collection[str]) -> set[str]:
-    """What follows those convolutions alone, and no other."""
+    """Return what follows those convolutions alone, and no other."""
     follows: dict[str, bool] = {}
     names: set[str] = set()
     for node in model.graph.node:
@@ -173,7 +174,7 @@ class _Batches(CalibrationDataReader):  # type: ignore[misc]
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The library says on the root logger what it has done."""
+    """Silence the library, which says on the root logger what it has done."""
     logger = logging.getLogger()
     before = logger.level
     logger.setLevel(logging.ERROR)

@@ -51,8 +51,8 @@ class Plan:
         return tuple((name, variant.method) for name, variant in sorted(self.chosen.items()))
 
     def faster(self, weights: Mapping[str, float]) -> float:
-        """All graphs together, fp32's time over this plan's. ``weights``: of each graph fp32's
-        share of the time."""
+        """Return how much faster all graphs are together: fp32's time over this plan's.
+        ``weights``: of each graph fp32's share of the time."""
         return sum(weights.values()) / sum(
             weight / self.chosen[name].faster for name, weight in weights.items()
         )
@@ -75,9 +75,9 @@ def search(
     clock: Clock,
     say: Say,
 ) -> Found:
-    """The first plan that passes. ExportError with a table of the worst nodes where none does, or
-    without one where none is faster than fp32."""
-    ranked = {name: _faster_first(graphs[name], found) for name, found in candidates.items()}
+    """Return the first plan that passes. ExportError with a table of the worst nodes where none
+    does, or without one where none is faster than fp32."""
+    ranked = {name: _faster_first(graphs[name], of_graph) for name, of_graph in candidates.items()}
     first = Plan({name: variants[0] for name, variants in ranked.items()})
     if first.faster(weights) < FASTER:
         raise ExportError(
@@ -86,7 +86,7 @@ def search(
         )
     order = count()
     waiting = [(-first.faster(weights), next(order), first)]
-    tried = {first.methods}
+    methods_so_far = {first.methods}
     guilty: dict[Methods, list[Guilt]] = {}
     best: Verdict | None = None
     for plans_asked in range(1, MOST_PLANS + 1):
@@ -105,8 +105,8 @@ def search(
         followers = _with_more_left_out(graphs, plan, guilty[plan.methods], clock)
         if plan.left_out == 0:
             slower = _with_slower_methods(ranked, plan)
-            followers += [one for one in slower if one.methods not in tried]
-            tried |= {one.methods for one in slower}
+            followers += [each for each in slower if each.methods not in methods_so_far]
+            methods_so_far |= {each.methods for each in slower}
         for follower in followers:
             faster = follower.faster(weights)
             if faster >= FASTER:
@@ -119,40 +119,40 @@ def search(
     )
 
 
-def describe(chosen: Chosen) -> str:
-    """Each graph's method and how many nodes it leaves out."""
+def describe(choice: Chosen) -> str:
+    """Return each graph's method and how many nodes it leaves out."""
     return ", ".join(
         f"{name} {variant.method or 'float'}"
         + (f" without {len(variant.excluded)} nodes" if variant.excluded else "")
-        for name, variant in chosen.items()
+        for name, variant in choice.items()
     )
 
 
 def _faster_first(graph: GraphVariants, candidates: list[Variant]) -> list[Variant]:
-    """Those that are worth it, the fastest first; then the fp32 graph."""
+    """Return the variants that are worth it, the fastest first; then the fp32 graph."""
     faster = [variant for variant in candidates if variant.faster >= FASTER]
     return [*sorted(faster, key=lambda variant: -variant.faster), graph.own]
 
 
 def _guilt(graphs: Mapping[str, GraphVariants], plan: Plan) -> list[Guilt]:
-    """In the graphs' order."""
+    """Return guilty nodes in the graphs' order."""
     return [
-        one
+        guilt
         for name, variant in plan.chosen.items()
         if variant.method is not None
-        for one in graphs[name].guilt(variant.method)
+        for guilt in graphs[name].guilt(variant.method)
     ]
 
 
 def _worst_first(guilty: list[Guilt]) -> list[Guilt]:
-    return sorted(guilty, key=lambda one: -one.error)
+    return sorted(guilty, key=lambda guilt: -guilt.error)
 
 
 def _with_more_left_out(
     graphs: Mapping[str, GraphVariants], plan: Plan, guilty: list[Guilt], clock: Clock
 ) -> list[Plan]:
-    """Twice as many groups in the plan's order, the first group of both orders where none is left
-    out; none where that would leave nothing to quantise."""
+    """Leave out twice as many groups in the plan's order, the first group of both orders where none
+    is left out; none where that would leave nothing to quantise."""
     more = max(1, 2 * plan.left_out)
     if more >= len(guilty):
         return []
@@ -162,7 +162,7 @@ def _with_more_left_out(
         for order, groups in orders.items()
         if plan.order in (None, order)
     ]
-    return [one for one in plans if one is not None]
+    return [each for each in plans if each is not None]
 
 
 def _leaving_out(
@@ -172,22 +172,22 @@ def _leaving_out(
     order: Order,
     clock: Clock,
 ) -> Plan | None:
-    """None where a graph does not run so."""
+    """Return a plan with nodes left out; None where a graph does not run so."""
     excluded = excluded_in(groups)
-    chosen: dict[str, Variant] = {}
+    choice: dict[str, Variant] = {}
     for name, variant in plan.chosen.items():
         if variant.method is None or name not in excluded:
-            chosen[name] = variant
+            choice[name] = variant
             continue
         files = graphs[name].without(variant.method, excluded[name], clock)
         if files is None:
             return None
-        chosen[name] = files
-    return Plan(chosen, len(groups), order)
+        choice[name] = files
+    return Plan(choice, len(groups), order)
 
 
 def _with_slower_methods(ranked: Mapping[str, list[Variant]], plan: Plan) -> list[Plan]:
-    """One graph's method is the next slower one; the last is fp32."""
+    """Return plans in which one graph's method is the next slower one; the last is fp32."""
     return [
         Plan({**plan.chosen, name: variants[variants.index(plan.chosen[name]) + 1]})
         for name, variants in ranked.items()

@@ -25,29 +25,29 @@ Clock = Callable[[Graph, Sequence[Path], Feeds], list[float]]
 
 
 def measure_ms(graph: Graph, files: Sequence[Path], feeds: Feeds) -> list[float]:
-    """The mean of batch 1 and of a full batch, per item."""
+    """Return the mean of batch 1 and of a full batch, per item."""
     sessions = [
         open_backend(graph.model_copy(update={"file": file.name}), file.parent, threads=1)
         for file in files
     ]
     full = max(feeds.batches, key=size_of)
     sizes = [first_of(full, 1), full] if size_of(full) > 1 else [full]
-    taken: list[list[float]] = [[] for _ in files]
+    durations: list[list[float]] = [[] for _ in files]
     for inputs in sizes:
         runs: list[list[float]] = [[] for _ in files]
         for session in sessions:
             session.run(inputs)
-        begun = time.monotonic()
+        started = time.monotonic()
         while len(runs[0]) < ROUNDS or (
-            len(runs[0]) < MOST_ROUNDS and time.monotonic() - begun < SECONDS
+            len(runs[0]) < MOST_ROUNDS and time.monotonic() - started < SECONDS
         ):
             for session, times in zip(sessions, runs, strict=True):
                 start = time.thread_time()
                 session.run(inputs)
                 times.append((time.thread_time() - start) * 1000 / size_of(inputs))
-        for times, means in zip(runs, taken, strict=True):
+        for times, means in zip(runs, durations, strict=True):
             means.append(median(times))
-    return [sum(means) / len(means) for means in taken]
+    return [sum(means) / len(means) for means in durations]
 
 
 def first_of(inputs: Arrays, items: int) -> Arrays:

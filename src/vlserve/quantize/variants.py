@@ -65,7 +65,7 @@ class GraphVariants:
         return self._made[None, frozenset()]
 
     def candidates(self, clock: Clock) -> list[Variant]:
-        """One a method that gives a graph that runs; timed together."""
+        """Make a variant for each method that gives a graph that runs; they are timed together."""
         files = {method: self._write(method, frozenset()) for method in self._prepared.methods()}
         usable = {method: file for method, file in files.items() if self._runs(file)}
         fp32, *times = clock(self.graph, [self.source, *usable.values()], self.feeds)
@@ -76,8 +76,8 @@ class GraphVariants:
         return [self._made[method, frozenset()] for method in usable]
 
     def without(self, method: Method, excluded: Excluded, clock: Clock) -> Variant | None:
-        """The graph with these nodes left in float, timed against fp32; None where it does not
-        run."""
+        """Return the graph with these nodes left in float, timed against fp32; None where it does
+        not run."""
         key = (method, excluded)
         if key not in self._made:
             file = self._write(method, excluded)
@@ -88,19 +88,20 @@ class GraphVariants:
         return self._made[key]
 
     def guilt(self, method: Method) -> list[Guilt]:
-        """Of every node that ``method`` quantises, in groups of neighbours where there are many."""
+        """Measure the guilt of every node that ``method`` quantises, in groups of neighbours where
+        there are many."""
         nodes = self._prepared.quantised_by(method)
         size = -(-len(nodes) // GROUPS)
         groups = [tuple(nodes[at : at + size]) for at in range(0, len(nodes), size)]
         inputs = self.feeds.batches[0]
-        expected = self._fp32.run(inputs)
+        references = self._fp32.run(inputs)
         variants = []
         for group in groups:
             others = {node.name for node in self._prepared.nodes if node not in group}
             file = self._folder / "alone.onnx"
             quantise(self._prepared, method, file, others)
-            got = self._open(file).run(inputs)
-            variants.append(Guilt(self.name, group, distance(got, expected)))
+            outputs = self._open(file).run(inputs)
+            variants.append(Guilt(self.name, group, distance(outputs, references)))
         return variants
 
     def _write(self, method: Method, excluded: Excluded) -> Path:
@@ -110,7 +111,7 @@ class GraphVariants:
         return file
 
     def _runs(self, file: Path) -> bool:
-        """In every batch size, near enough to fp32."""
+        """Return whether a graph runs in every batch size, near enough to fp32."""
         try:
             backend = self._open(file)
             for inputs in (*self.feeds.others, self.feeds.batches[0]):
@@ -127,8 +128,9 @@ class GraphVariants:
 
 
 def distance(got: Arrays, expected: Arrays) -> float:
-    """The largest, over the outputs, of |got - expected| / |expected|; infinite where shapes
-    differ, or what is finite in one is not in the other. Masked places may hold -inf in both."""
+    """Return the largest relative difference over the outputs, |got - expected| / |expected|;
+    infinite where shapes differ, or what is finite in one is not in the other. Masked places may
+    hold -inf in both."""
     worst = 0.0
     for name, reference in expected.items():
         ours = got[name]
@@ -143,20 +145,20 @@ def distance(got: Arrays, expected: Arrays) -> float:
     return worst
 
 
-def guilt_table(guilty: Sequence[Guilt], shown: int = 10) -> str:
-    """The worst first, as lines of text."""
+def guilt_table(guilty: Sequence[Guilt], count: int = 10) -> str:
+    """Describe guilty nodes, the worst first, as lines of text."""
     rows = ["error alone  graph  nodes"]
-    for one in guilty[:shown]:
-        names = ", ".join(f"{node.name} ({node.op})" for node in one.nodes[:3])
-        more = f" and {len(one.nodes) - 3} more" if len(one.nodes) > 3 else ""
-        rows.append(f"{one.error:11.4f}  {one.graph}  {names}{more}")
+    for guilt in guilty[:count]:
+        names = ", ".join(f"{node.name} ({node.op})" for node in guilt.nodes[:3])
+        more = f" and {len(guilt.nodes) - 3} more" if len(guilt.nodes) > 3 else ""
+        rows.append(f"{guilt.error:11.4f}  {guilt.graph}  {names}{more}")
     return "\n".join(rows)
 
 
 def excluded_in(guilty: Collection[Guilt]) -> Mapping[str, Excluded]:
-    """By graph."""
-    graphs = {one.graph for one in guilty}
+    """Return the names left out, by graph."""
+    graphs = {guilt.graph for guilt in guilty}
     return {
-        graph: frozenset().union(*(one.names for one in guilty if one.graph == graph))
+        graph: frozenset().union(*(guilt.names for guilt in guilty if guilt.graph == graph))
         for graph in graphs
     }

@@ -113,7 +113,7 @@ def build_index(
 
 
 def _bad_lines(corpus: Corpus, stored: Stored) -> tuple[BadLine, ...]:
-    """What was left out of the corpus, in the order of its lines."""
+    """Return what was left out of the corpus, in the order of its lines."""
     refused = [
         BadLine(str(corpus.path), corpus.items[row].line, f"{corpus.items[row].id}: {why}")
         for row, why in stored.refused.items()
@@ -122,7 +122,7 @@ def _bad_lines(corpus: Corpus, stored: Stored) -> tuple[BadLine, ...]:
 
 
 def _is_fused(manifest: Manifest, kind: Kind, rerank: int, called: str) -> bool:
-    """Whether ``fusion`` says which items go best with a query."""
+    """Return whether ``fusion`` says which items go best with a query."""
     if manifest.task not in TASKS:
         raise DataError(f"{called} serves task {manifest.task}: index one of {' or '.join(TASKS)}")
     if not encode.takes(manifest, kind):
@@ -145,20 +145,20 @@ def _search(stored: Stored, manifest: Manifest, kind: Kind) -> str:
 
 
 def _queries(draft: Mapping[str, Any], kind: Kind, handlers: Folder) -> list[dict[str, Any]]:
-    """Drawn requests: of the kind that is not in the index, where the model takes it."""
-    drawn = drawn_requests(draft, handlers)
-    other = [fields for fields in drawn if ("text" in fields) == (kind == "image")]
-    return other or drawn
+    """Return drawn requests: of the kind that is not in the index, where the model takes it."""
+    queries = drawn_requests(draft, handlers)
+    of_other_kind = [fields for fields in queries if ("text" in fields) == (kind == "image")]
+    return of_other_kind or queries
 
 
 def _facts(archive: Path, corpus: Corpus, fused: bool) -> dict[str, Any]:
-    """What shards depend on; a changed file of an item shows by its size or time."""
+    """Return what shards depend on; a changed file of an item shows by its size or time."""
     digest = hashlib.sha256(corpus.path.read_bytes())
     for item in corpus.items:
         for name, value in sorted(item.fields.items()):
             if name.endswith("_path") and Path(value).is_file():
-                seen = Path(value).stat()
-                digest.update(f"{value} {seen.st_size} {seen.st_mtime_ns}\n".encode())
+                stat = Path(value).stat()
+                digest.update(f"{value} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     encoder = hashlib.sha256(Path(encode.__file__).read_bytes()).hexdigest()
     return {
         "archive": file_sha256(archive),
@@ -170,15 +170,15 @@ def _facts(archive: Path, corpus: Corpus, fused: bool) -> dict[str, Any]:
 
 
 def _work_folder(out: Path, draft: Mapping[str, Any], facts: Mapping[str, Any]) -> Path:
-    """Holds the shards of a run that has not ended; emptied where they are of another."""
+    """Return the folder of the shards of a run that has not ended, emptied of those of another."""
     work = out / f".{draft['model']}-{draft['version']}.shards"
     saved = work / "facts.json"
-    said = json.dumps(facts, sort_keys=True)
-    if saved.is_file() and saved.read_text(encoding="utf-8") == said:
+    facts_text = json.dumps(facts, sort_keys=True)
+    if saved.is_file() and saved.read_text(encoding="utf-8") == facts_text:
         return work
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    saved.write_text(said, encoding="utf-8")
+    saved.write_text(facts_text, encoding="utf-8")
     return work
 
 
@@ -201,15 +201,15 @@ def _encode(
     with _started(folder, options, work / "stderr.txt") as process:
         assert process.stdout is not None
         for line in process.stdout:
-            said = json.loads(line)
-            size += said["bytes"]
-            expected = size * total // said["done"]
-            if expected > MAX_BYTES:
+            message = json.loads(line)
+            size += message["bytes"]
+            index_bytes = size * total // message["done"]
+            if index_bytes > MAX_BYTES:
                 raise DataError(
-                    f"an index of {total} items would have {expected / 1024**3:.1f} GiB, the limit "
-                    f"is {MAX_BYTES // 1024**3}: index without re-ranking, or fewer items"
+                    f"an index of {total} items would have {index_bytes / 1024**3:.1f} GiB, the "
+                    f"limit is {MAX_BYTES // 1024**3}: index without re-ranking, or fewer items"
                 )
-            progress(f"embedded {said['done']} of {total} items")
+            progress(f"embedded {message['done']} of {total} items")
         if process.wait() != 0:
             log = (
                 (work / "stderr.txt")
@@ -225,7 +225,7 @@ def _encode(
 def _started(
     folder: Path, options: Sequence[str], log: Path
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """Killed when left early."""
+    """Start the encoder, which is killed when the body is left early."""
     command = [sys.executable, "-P", str(Path(encode.__file__)), str(folder), *options]
     environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": str(usable_cores())}
     with log.open("wb") as stderr:
@@ -239,8 +239,8 @@ def _started(
 
 
 def _members(folder: Path, manifest: Manifest, index: Path, handlers: Folder) -> dict[str, Member]:
-    """The archive's own, so that queries go through the code that the items went through; with the
-    task's file and the index."""
+    """Return the archive's own members, so that queries go through the code that the items went
+    through; with the task's file and the index."""
     left_out = {f"handlers/{manifest.task}.py", TORCHSERVE_MANIFEST, MANIFEST}
     members: dict[str, Member] = {
         name: folder / name for name in manifest.files if name not in left_out

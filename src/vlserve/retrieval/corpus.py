@@ -53,14 +53,14 @@ def read_corpus(path: Path, kind: Kind | None = None) -> Corpus:
         try:
             line = parse_object(raw)
             kind = kind or _kind_of(line)
-            found = _items_of(line, kind, path.parent, number)
-            taken = next((item.id for item in found if item.id in items), None)
-            if taken is not None:
-                raise ValueError(f"id {taken} is on line {items[taken].line} already")
+            new = _items_of(line, kind, path.parent, number)
+            repeated = next((item.id for item in new if item.id in items), None)
+            if repeated is not None:
+                raise ValueError(f"id {repeated} is on line {items[repeated].line} already")
         except ValueError as error:
             bad.append(BadLine(str(path), number, str(error)))
             continue
-        items |= {item.id: item for item in found}
+        items |= {item.id: item for item in new}
     refuse_mostly_bad(path, len({item.line for item in items.values()}), bad)
     assert kind is not None  # an item has one
     return Corpus(path, kind, tuple(items.values()), tuple(bad))
@@ -85,7 +85,7 @@ def _items_of(line: Mapping[str, Any], kind: Kind, folder: Path, number: int) ->
     if "captions" not in line:
         return [CorpusItem(name, {"text": _string(line, "text", empty=True)}, number)]
     captions = line["captions"]
-    if not isinstance(captions, list) or not all(isinstance(one, str) for one in captions):
+    if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
         raise ValueError("captions must be a list of strings")
     return [
         CorpusItem(f"{name}#{place}", {"text": text}, number) for place, text in enumerate(captions)

@@ -47,7 +47,7 @@ Fields = Mapping[str, Any]
 
 
 def main() -> None:
-    """Prints ``{"done": items so far, "bytes": of the shard}`` after each shard."""
+    """Print ``{"done": items so far, "bytes": of the shard}`` after each shard."""
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path, help="an unpacked archive, first on the path")
     parser.add_argument("--kind", choices=tuple(OTHER), required=True)
@@ -55,25 +55,25 @@ def main() -> None:
     parser.add_argument("--shards", type=Path, required=True)
     parser.add_argument("--queries", type=Path, help="of the other kind; leave out: no fusion")
     parser.add_argument("--threads", type=int, default=1)
-    chosen = parser.parse_args()
-    task = open_folder(chosen.folder, chosen.threads, frozen=True).task
-    items = [json.loads(line) for line in chosen.items.read_bytes().splitlines()]
-    queries = chosen.queries and [
-        json.loads(line) for line in chosen.queries.read_bytes().splitlines()
+    arguments = parser.parse_args()
+    task = open_folder(arguments.folder, arguments.threads, frozen=True).task
+    items = [json.loads(line) for line in arguments.items.read_bytes().splitlines()]
+    queries = arguments.queries and [
+        json.loads(line) for line in arguments.queries.read_bytes().splitlines()
     ]
-    encoder = Encoder(task, chosen.kind, fused=queries is not None)
-    half = False
+    encoder = Encoder(task, arguments.kind, fused=queries is not None)
+    rounded = False
     for start in range(0, len(items), SHARD):
-        file = chosen.shards / f"{start // SHARD:05}.npz"
+        file = arguments.shards / f"{start // SHARD:05}.npz"
         if not file.exists():
             shard = encoder.shard(items[start : start + SHARD], start)
             if start == 0 and queries:
-                half = encoder.rounding(shard, queries) <= TOLERANCE
-            _write(file, halved(shard, encoder.kept) if half else shard)
+                rounded = encoder.rounding(shard, queries) <= TOLERANCE
+            _write(file, halved(shard, encoder.kept) if rounded else shard)
         elif start == 0:
-            half = _is_half(file, encoder.kept)
-        done = min(start + SHARD, len(items))
-        print(json.dumps({"done": done, "bytes": file.stat().st_size}), flush=True)
+            rounded = _is_half(file, encoder.kept)
+        count = min(start + SHARD, len(items))
+        print(json.dumps({"done": count, "bytes": file.stat().st_size}), flush=True)
 
 
 class Encoder:
@@ -91,7 +91,7 @@ class Encoder:
         """Inputs of fusion that are the items'; masks follow from lengths."""
 
     def shard(self, items: Sequence[Fields], first: int) -> Arrays:
-        """Of items whose rows begin at ``first``."""
+        """Encode items whose rows begin at ``first``."""
         refused: dict[int, str] = {}
         samples: dict[int, Sample] = {}
         for row, fields in enumerate(items, start=first):
@@ -112,34 +112,37 @@ class Encoder:
         if not outputs:
             return shard
         if f"{self._kind}_embedding" in next(iter(outputs.values())):
-            vectors = np.stack([one[f"{self._kind}_embedding"] for one in outputs.values()])
+            vectors = np.stack(
+                [item_outputs[f"{self._kind}_embedding"] for item_outputs in outputs.values()]
+            )
             norms = np.linalg.norm(vectors, axis=1, keepdims=True)
             shard["embedding"] = (vectors / norms).astype(np.float32)
         for name in self.kept:
-            own = [one[name] for one in outputs.values()]
-            lengths = np.array([len(one) for one in own], dtype=np.int64)
+            own = [item_outputs[name] for item_outputs in outputs.values()]
+            lengths = np.array([len(item_outputs) for item_outputs in own], dtype=np.int64)
             if not np.array_equal(shard.setdefault("lengths", lengths), lengths):
                 raise ValueError(f"{name} is of another length than {self.kept[0]}")
             shard[name] = np.concatenate(own)
         return shard
 
     def rounding(self, shard: Arrays, queries: Sequence[Fields]) -> float:
-        """The largest change of a match logit that half precision makes, of the first items."""
+        """Return the largest change of a match logit that half precision makes, of the first
+        items."""
         if "lengths" not in shard:
             return np.inf
         ends = np.cumsum(shard["lengths"])
         changes = [0.0]
-        other = OTHER[self._kind]
+        other_kind = OTHER[self._kind]
         for fields in queries:
-            known = self._through(other, [self._side(other).sample(fields)])
+            query = self._through(other_kind, [self._side(other_kind).sample(fields)])
             for start, end in list(zip([0, *ends[:-1]], ends, strict=True))[:BATCH]:
-                whole = {name: shard[name][None, start:end] for name in self.kept}
+                exact = {name: shard[name][None, start:end] for name in self.kept}
                 mask = np.ones((1, end - start), dtype=np.int64)
-                whole[{"image": "visual_mask", "text": "text_mask"}[self._kind]] = mask
-                rounded = {name: _as_half(x).astype(x.dtype) for name, x in whole.items()}
+                exact[{"image": "visual_mask", "text": "text_mask"}[self._kind]] = mask
+                rounded = {name: _as_half(x).astype(x.dtype) for name, x in exact.items()}
                 logits = [
-                    self._task.run("fusion", known | own)["match_logits"][0, -1]
-                    for own in (whole, rounded)
+                    self._task.run("fusion", query | own)["match_logits"][0, -1]
+                    for own in (exact, rounded)
                 ]
                 changes.append(abs(float(logits[0]) - float(logits[1])))
         return float(np.max(changes)) if np.isfinite(changes).all() else np.inf
@@ -151,23 +154,26 @@ class Encoder:
         return side
 
     def _known(self, kind: str) -> set[str]:
-        """Names of everything that is known of an item before fusion."""
+        """Return names of everything that is known of an item before fusion."""
         graph = self._task.manifest.graphs.get(kind)
         outputs = {tensor.name for tensor in graph.outputs} if graph else set()
         names: frozenset[str] = self._side(kind).names
         return outputs | names
 
     def _outputs(self, samples: Mapping[int, Sample], refused: dict[int, str]) -> dict[int, Arrays]:
-        """Of each row; where the batch fails each runs alone, and those that fail are refused."""
+        """Return the outputs of each row; where the batch fails each runs alone, and those that
+        fail are refused."""
         try:
-            known = self._through(self._kind, list(samples.values()))
+            arrays = self._through(self._kind, list(samples.values()))
         except Exception as error:  # each graph engine has its own
             if len(samples) > 1:
-                alone = [self._outputs({row: one}, refused) for row, one in samples.items()]
-                return {row: found for one in alone for row, found in one.items()}
+                alone = [self._outputs({row: sample}, refused) for row, sample in samples.items()]
+                return {
+                    row: item_outputs for sample in alone for row, item_outputs in sample.items()
+                }
             refused |= dict.fromkeys(samples, f"the model failed on this item: {error}")
             return {}
-        return {row: self._item(known, place) for place, row in enumerate(samples)}
+        return {row: self._item(arrays, place) for place, row in enumerate(samples)}
 
     def _through(self, kind: str, samples: Sequence[Sample]) -> Arrays:
         arrays: Arrays = self._side(kind).collate(samples)
@@ -175,13 +181,13 @@ class Encoder:
             arrays |= self._task.run(kind, arrays)
         return arrays
 
-    def _item(self, known: Arrays, place: int) -> Arrays:
-        """One item's arrays, without the padding that its neighbours gave it."""
-        length = self._side(self._kind).length(known, place)
+    def _item(self, arrays: Arrays, place: int) -> Arrays:
+        """Return one item's arrays, without the padding that its neighbours gave it."""
+        length = self._side(self._kind).length(arrays, place)
         varying = self._side(self._kind).varying
         return {
             name: array[place][:length] if name in varying else array[place]
-            for name, array in known.items()
+            for name, array in arrays.items()
         }
 
 
@@ -193,19 +199,19 @@ class _Visual:
         self._inputs = VisualInputs(task.manifest, task.backends)
 
     def sample(self, fields: Fields) -> Sample:
-        read = {
+        values = {
             name.removesuffix("_path"): Path(value).read_bytes()
             if name.endswith("_path")
             else value
             for name, value in fields.items()
         }
-        return self._inputs.sample(parse_fields(VisualFields, read))
+        return self._inputs.sample(parse_fields(VisualFields, values))
 
     def collate(self, samples: Sequence[Sample]) -> Arrays:
         return self._inputs.collate(samples)
 
-    def length(self, known: Arrays, place: int) -> int | None:
-        return int(known["visual_mask"][place].sum()) if "visual_mask" in known else None
+    def length(self, arrays: Arrays, place: int) -> int | None:
+        return int(arrays["visual_mask"][place].sum()) if "visual_mask" in arrays else None
 
 
 class _Text:
@@ -222,8 +228,8 @@ class _Text:
         tokenise = getattr(self._inputs, "tokenise", None)  # older runtimes do so in sample
         return self._inputs.collate(tokenise(samples) if tokenise else samples)
 
-    def length(self, known: Arrays, place: int) -> int:
-        return int(known["text_length"][place])
+    def length(self, arrays: Arrays, place: int) -> int:
+        return int(arrays["text_length"][place])
 
 
 def takes(manifest: Manifest, kind: str) -> bool:
@@ -247,7 +253,7 @@ def _is_half(file: Path, names: Sequence[str]) -> bool:
 
 
 def _write(file: Path, shard: Arrays) -> None:
-    """The file appears whole."""
+    """Write a shard, whose file appears whole."""
     partial = file.with_suffix(".partial")
     with partial.open("wb") as target:
         np.savez(target, **shard)  # type: ignore[arg-type]

@@ -37,12 +37,14 @@ def store(shards: Sequence[Path], ids: Sequence[str], folder: Path) -> Stored:
     folder.mkdir(parents=True)
     rows = np.concatenate(list(_each(shards, "rows")))
     refused_rows = np.concatenate(list(_each(shards, "refused_rows")))
-    said = np.concatenate(list(_each(shards, "refused")))
-    refused = dict(zip(refused_rows.tolist(), said.tolist(), strict=True))
+    reasons = np.concatenate(list(_each(shards, "refused")))
+    refused = dict(zip(refused_rows.tolist(), reasons.tolist(), strict=True))
     if not len(rows):
         raise DataError(f"no item could be encoded: {next(iter(refused.values()), 'none came')}")
-    kept = [ids[row] for row in rows]
-    (folder / "ids.json").write_text(json.dumps(kept, ensure_ascii=False), encoding="utf-8")
+    names_of_rows = [ids[row] for row in rows]
+    (folder / "ids.json").write_text(
+        json.dumps(names_of_rows, ensure_ascii=False), encoding="utf-8"
+    )
     names = sorted({name for file in shards for name in _names(file)})
     if "embedding" in names:
         vectors = _write(shards, "embedding", folder)
@@ -69,7 +71,7 @@ def _each(shards: Sequence[Path], name: str) -> Iterator[NDArray[Any]]:
 
 
 def _write(shards: Sequence[Path], name: str, folder: Path) -> NDArray[Any]:
-    """One array of all shards, on disk, since it may be larger than memory."""
+    """Return one array of all shards, on disk, since it may be larger than memory."""
     length = sum(len(array) for array in _each(shards, name))
     file: NDArray[Any] | None = None
     start = 0
@@ -85,7 +87,7 @@ def _write(shards: Sequence[Path], name: str, folder: Path) -> NDArray[Any]:
 
 
 def _write_graph(vectors: NDArray[Any], file: Path) -> None:
-    """On one thread, so that the same vectors give the same bytes."""
+    """Write the graph of neighbours on one thread, so that the same vectors give the same bytes."""
     import faiss
 
     graph = faiss.IndexHNSWFlat(vectors.shape[1], LINKS, faiss.METRIC_INNER_PRODUCT)

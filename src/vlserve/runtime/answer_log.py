@@ -81,7 +81,7 @@ class AnswerLog:
     def write(
         self, manifest: Manifest, task: Task[Any], request_ids: Sequence[str], result: BatchResult
     ) -> None:
-        """One line for each item of a batch, in its order."""
+        """Write one line for each item of a batch, in its order."""
         if self._handler is None:
             return
         try:
@@ -110,7 +110,8 @@ def _lines(
 
 
 def digest(answer: Answer) -> str:
-    """The same for equal answers: 16 hexadecimal digits of the sha256 of its sorted JSON."""
+    """Return a digest, the same for equal answers: 16 hexadecimal digits of the sha256 of its
+    sorted JSON."""
     text = json.dumps(answer, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

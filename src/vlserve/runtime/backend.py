@@ -150,7 +150,7 @@ class EchoBackend:
 
 
 def _position(array: NDArray[Any]) -> NDArray[np.float64]:
-    """(batch, …) -> (batch,): differs between items; zeros, so also padding with 0, add nothing."""
+    """Return a number for each item of (batch, …); zeros, so also padding with 0, add nothing."""
     items = array.reshape(len(array), -1).astype(np.float64)
     weights = 1.5 + np.cos(0.7 * np.arange(items.shape[1]))
     if array.dtype.kind == "f":
@@ -159,7 +159,7 @@ def _position(array: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def _wave(position: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.float64]:
-    """(batch,) -> (batch, …) with values in [-3, 3]."""
+    """Return values (batch, …) in [-3, 3] that follow from numbers (batch,)."""
     steps = np.arange(int(np.prod(shape[1:]))) * 2.4
     return np.asarray(3 * np.sin(position[:, None] + steps)).reshape(shape)
 
@@ -175,7 +175,7 @@ def _shape(dims: tuple[int | str, ...], graph: Graph, inputs: Arrays) -> tuple[i
 
 
 def _shares(inputs: Arrays, salt: int) -> NDArray[np.float64]:
-    """(batch,) uniform in [0, 1), the same for the same item every time."""
+    """Return numbers (batch,) uniform in [0, 1), the same for the same item every time."""
     batch = len(next(iter(inputs.values())))
     checks = [
         zlib.crc32(b"".join(np.ascontiguousarray(a[i]).tobytes() for a in inputs.values()), salt)

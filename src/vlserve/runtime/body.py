@@ -57,7 +57,7 @@ def _npy_bytes(value: Any, info: ValidationInfo) -> bytes:
 
 
 def _file_bytes(value: Any, info: ValidationInfo, kind: str, unreadable: ErrorCode) -> bytes:
-    """A file's bytes out of a form, or as base64 out of JSON or a form."""
+    """Return a file's bytes out of a form, or as base64 out of JSON or a form."""
     if isinstance(value, bytes | bytearray | memoryview):
         raw = bytes(value)
         if not _IS_BASE64.match(raw):
@@ -77,7 +77,8 @@ their first sixteen."""
 
 
 def _from_base64(text: str) -> bytes:
-    """Bytes of base64, plain or URL-safe, whole or in lines, or as a data URI. ValueError."""
+    """Return bytes of base64, plain or URL-safe, whole or in lines, or as a data URI.
+    ValueError."""
     try:
         return base64.b64decode(text, validate=True)
     except ValueError:
@@ -98,7 +99,7 @@ _BASE64_OF_OTHERS = str.maketrans("-_", "+/", "\r\n\t")
 
 
 def _boxes(value: Any, info: ValidationInfo) -> Any:
-    """Bytes of a .npy file, or a list out of JSON, which a form may hold as text."""
+    """Return bytes of a .npy file, or a list out of JSON, which a form may hold as text."""
     if isinstance(value, list):
         return value
     if isinstance(value, bytes | bytearray | memoryview) and bytes(value[:1]) == b"[":
@@ -162,7 +163,7 @@ WholeNumber = Annotated[int, Field(strict=True), BeforeValidator(_whole_number)]
 
 
 def read_request(parameters: Mapping[str, Any], request_id: str) -> Request | ItemError:
-    """An engine's named values -> a Request, or why there is none."""
+    """Make an engine's named values a Request, or say why there is none."""
     try:
         return Request(read_body(parameters), request_id)
     except RequestError as error:
@@ -170,12 +171,12 @@ def read_request(parameters: Mapping[str, Any], request_id: str) -> Request | It
 
 
 def answer_text(answer: Answer) -> str:
-    """An answer as JSON; raises for what JSON cannot carry."""
+    """Return an answer as JSON; raises for what JSON cannot carry."""
     return json.dumps(answer, ensure_ascii=False, allow_nan=False)
 
 
 def write_body(manifest: Manifest, request_id: str, answer: str | ItemError) -> bytes:
-    """The JSON body that a client gets; ``answer`` as `answer_text` wrote it."""
+    """Return the JSON body that a client gets; ``answer`` as `answer_text` wrote it."""
     if isinstance(answer, ItemError):
         error = {"code": answer.code, "message": answer.message}
         body = json.dumps({"error": error, "request_id": request_id}, ensure_ascii=False)
@@ -188,8 +189,8 @@ def write_body(manifest: Manifest, request_id: str, answer: str | ItemError) -> 
 
 
 def read_body(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """An engine's named values -> raw fields. RequestError (BODY_UNREADABLE) when the body is
-    neither a form nor a JSON object.
+    """Return the raw fields of an engine's named values. RequestError (BODY_UNREADABLE) when the
+    body is neither a form nor a JSON object.
 
     Values beside the body are those that an engine takes from the query, where it does; the body's
     own fields win.
@@ -222,14 +223,14 @@ def read_body(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _strict_json(raw: bytes) -> Any:
-    """JSON without NaN, which it does not have, and without a name that is twice in one object,
-    where readers differ in which one counts."""
+    """Return JSON without NaN, which it does not have, and without a name that is twice in one
+    object, where readers differ in which one counts."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        named = dict(pairs)
-        if len(named) < len(pairs):
+        members = dict(pairs)
+        if len(members) < len(pairs):
             raise ValueError("a name is twice in one object")
-        return named
+        return members
 
     def refuse(word: str) -> None:
         raise ValueError(f"{word} is no JSON number")
@@ -240,7 +241,7 @@ def _strict_json(raw: bytes) -> Any:
 
 
 def _check_marks(text: str) -> None:
-    """RequestError (BODY_TOO_COMPLEX) for more values or levels than a request has."""
+    """Raise RequestError (BODY_TOO_COMPLEX) for more values or levels than a request has."""
     marks = {mark: text.count(mark) for mark in ",:[{"}
     if sum(marks.values()) > MAX_JSON_MARKS:
         raise RequestError(
@@ -258,7 +259,7 @@ _STEPS = {"[": 1, "{": 1, "]": -1, "}": -1}
 
 
 def _depth(text: str) -> int:
-    """How many lists and objects are open at once, at the most."""
+    """Return how many lists and objects are open at once, at the most."""
     depth = deepest = 0
     for bracket in re.findall(r"[][{}]", _STRING.sub("", text)):
         depth += _STEPS[bracket]
@@ -282,7 +283,7 @@ def _why_no_json(error: Exception) -> str:
 
 
 def parse_fields(schema: type[Parsed], fields: Mapping[str, Any]) -> Parsed:
-    """Raw fields -> a task's schema; RequestError (FIELD_INVALID) names each wrong field."""
+    """Parse raw fields by a task's schema; RequestError (FIELD_INVALID) names each wrong field."""
     try:
         return schema.model_validate(dict(fields))
     except ValidationError as error:

@@ -40,9 +40,9 @@ def clean_text(text: str) -> str:
 
 
 def _few_marks(text: str) -> str:
-    kept, marks = [], 0
+    characters, marks = [], 0
     for character in text:
         marks = marks + 1 if unicodedata.combining(character) else 0
         if marks <= MAX_MARKS:
-            kept.append(character)
-    return "".join(kept)
+            characters.append(character)
+    return "".join(characters)

@@ -80,7 +80,7 @@ class BeamSearch:
 
 
 def greedy(max_length: int, end_id: int) -> BeamSearch:
-    """The most likely token at every step."""
+    """Return the most likely token at every step."""
     return BeamSearch(1, max_length, end_id, length_penalty=0.0, finished="stay")
 
 
@@ -110,13 +110,13 @@ class _Beams:
         return int(self.token_ids.shape[2])
 
     def extend(self, parents: Ids, tokens: Ids, words: "_Words", end_id: int) -> "_Beams":
-        """Beam i becomes its parent's text and one more token; parents and tokens (batch, beams),
-        ``words`` of the parents."""
+        """Make of beam i its parent's text and one more token; parents and tokens (batch,
+        beams), ``words`` of the parents."""
         items = np.arange(len(parents))[:, None]
-        chosen = words.log_probs[items, parents, tokens]
+        log_probs = words.log_probs[items, parents, tokens]
         return _Beams(
             np.concatenate([_take(self.token_ids, parents), tokens[:, :, None]], axis=2),
-            np.concatenate([_take(self.log_probs, parents), chosen[:, :, None]], axis=2),
+            np.concatenate([_take(self.log_probs, parents), log_probs[:, :, None]], axis=2),
             _take(self.totals, parents) + words.scores[items, parents, tokens],
             _take(self.ended, parents) | (tokens == end_id),
         )
@@ -149,7 +149,8 @@ class _Best:
 
 
 def beam_search(step: Step, prompt: Ids, rules: BeamSearch) -> list[list[Hypothesis]]:
-    """Prompts (batch, tokens) of one length -> each item's texts, best first, as many as beams.
+    """Search for texts after prompts (batch, tokens) of one length: each item's, best first, as
+    many as beams.
 
     Ties go to the earlier beam, then to the smaller token id.
     """
@@ -163,19 +164,21 @@ def beam_search(step: Step, prompt: Ids, rules: BeamSearch) -> list[list[Hypothe
     logits, cache = step(beams.token_ids, {})
     while True:
         beams, parents = advance(beams, _words(logits, beams.token_ids, rules), best, rules)
-        if beams.length >= rules.max_length or all(one.complete for one in best):
+        if beams.length >= rules.max_length or all(
+            texts_of_item.complete for texts_of_item in best
+        ):
             break
         cache = {name: _take(array, parents) for name, array in cache.items()}
         logits, cache = step(beams.token_ids[:, :, -1:], cache)
     _add_unfinished(beams, best, prompt.shape[1], rules)
-    return [one.texts for one in best]
+    return [texts_of_item.texts for texts_of_item in best]
 
 
 def _words(logits: NDArray[Any], token_ids: Ids, rules: BeamSearch) -> _Words:
     log_probs = log_softmax(logits)
     if rules.beams == 1:
-        shown = penalise(logits.astype(np.float64), token_ids, rules.repetition_penalty)
-        scores = log_softmax(shown)
+        logits_now = penalise(logits.astype(np.float64), token_ids, rules.repetition_penalty)
+        scores = log_softmax(logits_now)
     else:
         scores = penalise(log_probs, token_ids, rules.repetition_penalty)
     if token_ids.shape[2] < rules.min_length:
@@ -185,13 +188,13 @@ def _words(logits: NDArray[Any], token_ids: Ids, rules: BeamSearch) -> _Words:
 
 
 def penalise(scores: Float64Array, token_ids: Ids, penalty: float) -> Float64Array:
-    """Scores (…, vocabulary), of which those of token_ids (…, tokens) are made worse: those below 0
-    are multiplied by ``penalty``, those above divided."""
+    """Return scores (…, vocabulary), of which those of token_ids (…, tokens) are made worse: those
+    below 0 are multiplied by ``penalty``, those above divided."""
     if penalty == 1:
         return scores
-    held = np.take_along_axis(scores, token_ids, axis=-1)
+    own = np.take_along_axis(scores, token_ids, axis=-1)
     penalised = scores.copy()
-    worse = np.where(held < 0, held * penalty, held / penalty)
+    worse = np.where(own < 0, own * penalty, own / penalty)
     np.put_along_axis(penalised, token_ids, worse, axis=-1)
     return penalised
 
@@ -199,37 +202,38 @@ def penalise(scores: Float64Array, token_ids: Ids, penalty: float) -> Float64Arr
 def _advance_leaving(
     beams: _Beams, following: _Words, best: list[_Best], rules: BeamSearch
 ) -> tuple[_Beams, Ids]:
-    """Of the 2 * beams best continuations, those that end are ready if they are among the first
-    ``beams``; the first ``beams`` others go on. An item is complete when none can get in."""
+    """Keep the best beams. Of the 2 * beams best continuations, those that end are ready if they
+    are among the first ``beams``; the first ``beams`` others go on. An item is complete when none
+    can get in."""
     batch, width, words = following.scores.shape
-    kept = min(rules.beams, width * (words - 1))
-    parents, tokens = np.zeros((2, batch, kept), dtype=np.int64)
+    count = min(rules.beams, width * (words - 1))
+    parents, tokens = np.zeros((2, batch, count), dtype=np.int64)
     totals = beams.totals[:, :, None] + following.scores
     norm = beams.length**rules.length_penalty
-    for item, one in enumerate(best):
-        if one.complete:
+    for item, finished in enumerate(best):
+        if finished.complete:
             continue
         order = _top(totals[item].ravel(), 2 * rules.beams)
         ranked = [divmod(int(place), words) for place in order]
         for beam, token in ranked[: rules.beams]:
             total = totals[item, beam, token]
             if token == rules.end_id and np.isfinite(total):
-                one.add(
+                finished.add(
                     np.append(beams.token_ids[item, beam], token),
                     np.append(beams.log_probs[item, beam], following.log_probs[item, beam, token]),
                     float(total / norm),
                 )
-        going_on = [pair for pair in ranked if pair[1] != rules.end_id][:kept]
+        going_on = [pair for pair in ranked if pair[1] != rules.end_id][:count]
         parents[item], tokens[item] = np.transpose(going_on)
-        one.complete = not one.admits(float(totals[item].max() / norm))
+        finished.complete = not finished.admits(float(totals[item].max() / norm))
     return beams.extend(parents, tokens, following, rules.end_id), parents
 
 
 def _advance_staying(
     beams: _Beams, following: _Words, best: list[_Best], rules: BeamSearch
 ) -> tuple[_Beams, Ids]:
-    """The ``beams`` best continuations go on, where a text that has ended has one: token 0 with
-    log-probability 0."""
+    """Keep the ``beams`` best continuations, where a text that has ended has one: token 0
+    with log-probability 0."""
     batch, width, words = following.scores.shape
     following = _Words(
         _with_one_word(following.log_probs, beams.ended),
@@ -239,23 +243,24 @@ def _advance_staying(
     order = np.stack([_top(row, rules.beams) for row in totals])
     parents, tokens = np.divmod(order, words)
     beams = beams.extend(parents, tokens, following, rules.end_id)
-    for item, one in enumerate(best):
-        one.complete = bool(beams.ended[item].all())
+    for item, finished in enumerate(best):
+        finished.complete = bool(beams.ended[item].all())
     return beams, parents
 
 
 def _with_one_word(scores: Float64Array, ended: NDArray[np.bool_]) -> Float64Array:
-    """Scores (batch, beams, vocabulary), of ended texts those of token 0 alone, which is 0."""
-    changed = np.where(ended[:, :, None], -np.inf, scores)
-    changed[:, :, 0] = np.where(ended, 0.0, changed[:, :, 0])
-    return changed
+    """Return scores (batch, beams, vocabulary), of ended texts those of token 0 alone, which is
+    0."""
+    result = np.where(ended[:, :, None], -np.inf, scores)
+    result[:, :, 0] = np.where(ended, 0.0, result[:, :, 0])
+    return result
 
 
 def _add_unfinished(beams: _Beams, best: list[_Best], prompt: int, rules: BeamSearch) -> None:
-    """Texts that are still in the beam join the best, up to their end token."""
+    """Add the texts that are still in the beam to the best, up to their end token."""
     leaves = rules.finished == "leave"
-    for item, one in enumerate(best):
-        if leaves and one.complete:
+    for item, finished in enumerate(best):
+        if leaves and finished.complete:
             continue
         for tokens, log_probs, total in zip(
             beams.token_ids[item], beams.log_probs[item], beams.totals[item], strict=True
@@ -263,16 +268,16 @@ def _add_unfinished(beams: _Beams, best: list[_Best], prompt: int, rules: BeamSe
             ends = np.flatnonzero(tokens[prompt:] == rules.end_id)
             count = int(ends[0]) + 1 if len(ends) else len(tokens) - prompt
             norm = (prompt + count - bool(len(ends))) ** rules.length_penalty
-            one.add(tokens[: prompt + count], log_probs[:count], float(total / norm))
+            finished.add(tokens[: prompt + count], log_probs[:count], float(total / norm))
 
 
 def _take(array: NDArray[Any], parents: Ids) -> NDArray[Any]:
-    """(batch, beams, …) at the parents (batch, new beams)."""
+    """Return the rows of (batch, beams, …) at the parents (batch, new beams)."""
     return np.asarray(array[np.arange(len(parents))[:, None], parents])
 
 
 def _top(scores: Float64Array, count: int) -> Ids:
-    """Places of the ``count`` largest, best first, of equals the first."""
+    """Return places of the ``count`` largest, best first, of equals the first."""
     count = min(count, len(scores))
     least = np.partition(scores, len(scores) - count)[len(scores) - count]
     places = np.flatnonzero(scores >= least)
@@ -280,7 +285,7 @@ def _top(scores: Float64Array, count: int) -> Ids:
 
 
 def log_softmax(logits: NDArray[Any]) -> Float64Array:
-    """Log-probabilities over the last axis, in float64."""
+    """Return log-probabilities over the last axis, in float64."""
     shifted = logits.astype(np.float64)
     shifted -= shifted.max(axis=-1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
@@ -308,7 +313,7 @@ class RankedAnswers:
     probability: Float64Array
 
     def best(self) -> Ids:
-        """Places of the candidates, the most probable first, (batch, candidates)."""
+        """Return places of the candidates, the most probable first, (batch, candidates)."""
         return np.asarray(np.argsort(-self.probability, axis=1, kind="stable"))
 
 
@@ -319,7 +324,7 @@ def rank_answers(
     batch: int,
     rules: Ranking,
 ) -> RankedAnswers:
-    """Answers token_ids (answers, tokens), padded at the end, all with the same start token.
+    """Rank answers token_ids (answers, tokens), padded at the end, all with the same start token.
     ``score``: answer_ids (batch, candidates, tokens) -> log-probability (batch, candidates)."""
     start = np.full((batch, 1, 1), token_ids[0, 0])
     logits, _ = step(start, {})

@@ -78,11 +78,11 @@ class Manners:
         drawing = [name for name in names if name in _DRAWING]
         if fields.sample is False and drawing:
             raise _invalid(f"{drawing[0]}: says how a text is drawn, and sample is false")
-        drawn = bool(fields.sample or drawing)
-        penalty = usual.repetition_penalty if drawn else self._rules.repetition_penalty
+        is_drawn = bool(fields.sample or drawing)
+        penalty = usual.repetition_penalty if is_drawn else self._rules.repetition_penalty
         wishes = (
             _within("repetition_penalty", values, penalty, usual.repetition_penalty_limits),
-            float(drawn),
+            float(is_drawn),
             _within("top_p", values, usual.top_p, usual.top_p_limits),
             _within("temperature", values, usual.temperature, usual.temperature_limits),
             _within("seed", values, 0, (0, MAX_SEED)),
@@ -92,8 +92,8 @@ class Manners:
     def searches(self, manners: Float64Array) -> list[tuple[BeamSearch, list[int]]]:
         """Return the searches of a batch (batch, 5), each with the items that it is for."""
         of_penalty: dict[float, list[int]] = {}
-        for item, (penalty, drawn, *_) in enumerate(manners.tolist()):
-            if not drawn:
+        for item, (penalty, is_drawn, *_) in enumerate(manners.tolist()):
+            if not is_drawn:
                 of_penalty.setdefault(penalty, []).append(item)
         return [
             (replace(self._rules, repetition_penalty=penalty), items)
@@ -114,13 +114,13 @@ class Manners:
                 repetition_penalty=penalty,
                 seed=int(seed),
             )
-            for item, (penalty, drawn, top_p, temperature, seed) in enumerate(manners.tolist())
-            if drawn
+            for item, (penalty, is_drawn, top_p, temperature, seed) in enumerate(manners.tolist())
+            if is_drawn
         }
 
 
-def _within(name: str, said: dict[str, Any], usual: float, limits: tuple[float, float]) -> float:
-    value = said[name]
+def _within(name: str, values: dict[str, Any], usual: float, limits: tuple[float, float]) -> float:
+    value = values[name]
     if value is None:
         return usual
     if not limits[0] <= value <= limits[1]:

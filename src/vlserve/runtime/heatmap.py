@@ -16,15 +16,15 @@ MAX_OVERLAY_SIDE = 1024
 
 
 def scaled(grid: Float64Array) -> Float64Array:
-    """(rows, columns) -> 0 to 1, the largest 1; all 0 where nothing is above 0."""
+    """Scale (rows, columns) to 0 to 1, the largest 1; all 0 where nothing is above 0."""
     positive = np.maximum(grid, 0)
     largest = positive.max()
     return np.asarray(positive / largest) if largest > 0 else positive
 
 
 def peak_of(grid: Float64Array) -> dict[str, float] | None:
-    """Middle of the largest cell, the first of equals, as fractions of width and height; None
-    where all cells are 0."""
+    """Return middle of the largest cell, the first of equals, as fractions of width and height;
+    None where all cells are 0."""
     rows, columns = grid.shape
     row, column = divmod(int(grid.argmax()), columns)
     if grid[row, column] <= 0:
@@ -33,12 +33,12 @@ def peak_of(grid: Float64Array) -> dict[str, float] | None:
 
 
 def heat_map_png(grid: Float64Array, size: ImageInput) -> str:
-    """Grey PNG of that size as base64; 1 is white."""
+    """Return grey PNG of that size as base64; 1 is white."""
     return _png(Image.fromarray(_bytes(_spread(grid, size.width, size.height))))
 
 
 def overlay_png(grid: Float64Array, image: bytes, spec: ImageInput) -> str:
-    """The image in its own proportions, coloured where the grid is high, as base64 of a PNG.
+    """Return the image in its own proportions, coloured where the grid is high, as base64 of a PNG.
 
     Colour grows with the value ** 0.7, as in ALBEF's own visualisation.
     """
@@ -56,14 +56,14 @@ def _at_most(size: tuple[int, int], side: int) -> tuple[int, int]:
 
 
 def _spread(grid: Float64Array, width: int, height: int) -> Float64Array:
-    """(rows, columns) -> (height, width), smoothly."""
+    """Resize (rows, columns) to (height, width), smoothly."""
     cells = Image.fromarray(grid.astype(np.float32))
     spread = cells.resize((width, height), Image.Resampling.BICUBIC)
     return np.clip(np.asarray(spread, dtype=np.float64), 0, 1)
 
 
 def _colours(heat: Float64Array) -> Float64Array:
-    """Blue, green, yellow and red from 0 to 1, (height, width, 3)."""
+    """Return blue, green, yellow and red from 0 to 1, (height, width, 3)."""
     channels = [1.5 - np.abs(4 * heat - middle) for middle in (3, 2, 1)]
     return np.clip(np.stack(channels, axis=2), 0, 1)
 

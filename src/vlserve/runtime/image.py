@@ -48,7 +48,7 @@ UPRIGHT = {
 
 
 def decode(data: bytes, spec: ImageInput) -> NDArray[np.float32]:
-    """Bytes of an image file -> normalised float32 (3, height, width).
+    """Decode the bytes of an image file to normalised float32 (3, height, width).
 
     RequestError IMAGE_TOO_LARGE over the byte or pixel limit, told by the header before a pixel
     is decoded, IMAGE_TOO_COMPLEX over those of `image_bounds` and `jpeg`; IMAGE_DAMAGED for a JPEG
@@ -79,7 +79,7 @@ def decode(data: bytes, spec: ImageInput) -> NDArray[np.float32]:
 
 
 def upright_size(data: bytes) -> tuple[int, int]:
-    """Width and height in pixels, upright, of an image that `decode` can read."""
+    """Return width and height in pixels, upright, of an image that `decode` can read."""
     with _no_warnings(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
         if image.format == "PNG":
             image.load()  # it may carry its EXIF behind the pixels
@@ -88,7 +88,8 @@ def upright_size(data: bytes) -> tuple[int, int]:
 
 @contextmanager
 def _no_warnings() -> Iterator[None]:
-    """Pillow warns of broken EXIF and the like: no news to who serves images of strangers."""
+    """Silence Pillow, which warns of broken EXIF and the like: no news to who serves images of
+    strangers."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         yield
@@ -124,7 +125,7 @@ def _check_pixels(image: Image.Image, data: bytes, spec: ImageInput) -> None:
 
 
 def _scans(data: bytes) -> int:
-    """How often a JPEG says that a scan starts; four times as fast as data.count."""
+    """Return how often a JPEG says that a scan starts; four times as fast as data.count."""
     octets = np.frombuffer(data, np.uint8)
     return int(np.count_nonzero((octets[:-1] == 0xFF) & (octets[1:] == 0xDA)))
 
@@ -190,7 +191,8 @@ def _damaged(why: str) -> RequestError:
 
 
 def _upright(image: Image.Image, spec: ImageInput) -> Image.Image:
-    """RGB of the manifest's size. Turned after the resize, where there are few pixels to turn."""
+    """Return RGB of the manifest's size. Turned after the resize, where there are few pixels to
+    turn."""
     image.load()  # first: PNG may carry its EXIF behind the pixels
     turn = _turn(image)
     size = _before(turn, spec)
@@ -214,7 +216,7 @@ def _before(turn: Image.Transpose | None, spec: ImageInput) -> tuple[int, int]:
 
 
 def _swaps(turn: Image.Transpose | None) -> bool:
-    """Whether it swaps width and height."""
+    """Return whether an orientation swaps width and height."""
     return turn is not None and turn not in (
         Image.Transpose.FLIP_LEFT_RIGHT,
         Image.Transpose.FLIP_TOP_BOTTOM,
@@ -223,7 +225,7 @@ def _swaps(turn: Image.Transpose | None) -> bool:
 
 
 def _colours(image: Image.Image) -> Image.Image:
-    """Any colour mode -> RGB, or RGBA where something may be transparent."""
+    """Convert any colour mode to RGB, or to RGBA where something may be transparent."""
     if image.mode.startswith("I"):
         image = _eight_bits(image)
     if image.has_transparency_data:
@@ -232,7 +234,8 @@ def _colours(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """16 bit grey -> its upper 8; Pillow's own conversion cuts everything above 255 to white."""
+    """Convert 16 bit grey to its upper 8; Pillow's own conversion cuts everything above 255 to
+    white."""
     values = np.asarray(image)
     grey = Image.fromarray((values >> 8).astype(np.uint8))
     key = image.info.get("transparency")
@@ -242,7 +245,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _normalise(pixels: NDArray[Any], spec: ImageInput) -> NDArray[np.float32]:
-    """uint8 (height, width, 3) -> float32 (3, height, width): (x / 255 - mean) / std."""
+    """Convert uint8 (height, width, 3) to float32 (3, height, width): (x / 255 - mean) / std."""
     mean = np.array(spec.mean, np.float32)[:, None, None]
     std = np.array(spec.std, np.float32)[:, None, None]
     planes = np.ascontiguousarray(pixels.transpose(2, 0, 1))  # bytes move faster than floats

@@ -93,11 +93,12 @@ class VisualInputs:
         """Whether the mean of all regions, with a box over the whole image, comes first."""
 
     def sample(self, fields: VisualFields) -> Sample:
-        """``image`` of one item; or ``visual``, ``visual_mask`` and, where there are, ``boxes``."""
+        """Return ``image`` of one item; or ``visual``, ``visual_mask`` and, where there are,
+        ``boxes``."""
         return self.sample_of(fields.image, fields.features, fields.boxes)
 
     def pair(self, first: Sample, second: Sample) -> Sample:
-        """Two samples -> one whose arrays have an axis of 2 in front."""
+        """Join two samples to one whose arrays have an axis of 2 in front."""
         if first.keys() != second.keys():
             raise _invalid("send two images, or features of both")
         return _batch((first, second))
@@ -109,15 +110,15 @@ class VisualInputs:
         boxes: bytes | list[Any] | None,
         suffix: str = "",
     ) -> Sample:
-        """The same, of fields whose names end in ``suffix``."""
-        given = {"image": image, FEATURES: features, "boxes": boxes}
-        for name, value in given.items():
+        """Return the arrays of fields whose names end in ``suffix``."""
+        values = {"image": image, FEATURES: features, "boxes": boxes}
+        for name, value in values.items():
             if value is not None and not self._takes(name):
                 raise _not_taken(name, suffix)
         if (image is None) == (features is None):
             names = [f"{name}{suffix}" for name in ("image", FEATURES) if self._takes(name)]
-            said = "Field required" if image is None else "send one of them"
-            raise _invalid(f"{' or '.join(names)}: {said}")
+            reason = "Field required" if image is None else "send one of them"
+            raise _invalid(f"{' or '.join(names)}: {reason}")
         if image is not None:
             assert self._image is not None
             if boxes is not None:
@@ -157,7 +158,7 @@ class VisualInputs:
         return sample if boxes is None else sample | {"boxes": boxes}
 
     def _extract(self, samples: Sequence[Sample]) -> list[Sample]:
-        """Samples without images: those become features, all in one run."""
+        """Make features of the samples' images, all in one run; the others stay as they are."""
         places = [place for place, sample in enumerate(samples) if "image" in sample]
         if not places:
             return list(samples)
@@ -165,16 +166,16 @@ class VisualInputs:
         images = np.stack([samples[place]["image"] for place in places])
         single = images.reshape(-1, *images.shape[-3:])
         visual = self._extractor.run({"image": single})["visual"]
-        found = visual.reshape(*images.shape[:-3], *visual.shape[1:])
-        done = list(samples)
-        for place, features in zip(places, found, strict=True):
-            done[place] = self._of_grid(features)
-        return done
+        grids = visual.reshape(*images.shape[:-3], *visual.shape[1:])
+        results = list(samples)
+        for place, features in zip(places, grids, strict=True):
+            results[place] = self._of_grid(features)
+        return results
 
     def _of_grid(self, features: NDArray[Any]) -> Sample:
-        """Features (cells, dim) of one image, or (2, cells, dim) of two."""
+        """Return features (cells, dim) of one image, or (2, cells, dim) of two."""
         if features.ndim == 3:
-            return _batch([self._of_grid(one) for one in features])
+            return _batch([self._of_grid(grid) for grid in features])
         assert self._image is not None and self._regions is not None
         boxes = None
         if self._regions.boxes:
@@ -192,12 +193,12 @@ class TextInputs:
         self._tokenizer: Tokenizer = load_tokenizer(manifest.text, root)
 
     def sample(self, text: str) -> Sample:
-        """``text`` of one item, as it is."""
+        """Return ``text`` of one item, as it is."""
         check_size(text, self._spec)
         return {TEXT: np.array(text)}
 
     def tokenise(self, samples: Sequence[Sample]) -> list[Sample]:
-        """``text_ids`` (tokens,) in place of each ``text``; samples without one stay."""
+        """Return ``text_ids`` (tokens,) in place of each ``text``; samples without one stay."""
         texts = [str(sample[TEXT]) for sample in samples if TEXT in sample]
         rows = iter(self._tokenizer.rows(texts))
         return [
@@ -210,10 +211,10 @@ class TextInputs:
 
     def collate(self, samples: Sequence[Sample]) -> Arrays:
         text = self._tokenizer.pad([sample["text_ids"] for sample in samples])
-        seen = np.arange(text.ids.shape[1]) < text.lengths[:, None]
+        mask = np.arange(text.ids.shape[1]) < text.lengths[:, None]
         return {
             "text_ids": text.ids,
-            "text_mask": seen.astype(np.int64),
+            "text_mask": mask.astype(np.int64),
             "text_length": text.lengths,
         }
 
@@ -268,15 +269,15 @@ class PairInputs(VisualTextInputs):
         second = VisualFields.model_construct(
             image=fields.image2, features=fields.features2, boxes=fields.boxes2
         )
-        both = (first, self._visual_sample(second, suffix="2"))
-        pair = self._visual.pair(*both) if self._visual else {}
+        samples = (first, self._visual_sample(second, suffix="2"))
+        pair = self._visual.pair(*samples) if self._visual else {}
         return pair | self._text_sample(fields.text)
 
 
 def takes_visual(manifest: Manifest) -> bool:
     """Return whether requests bring an image or features: the manifest or a graph says so."""
-    said = manifest.image is not None or manifest.regions is not None
-    return said or bool(_graph_inputs(manifest) & {"image", "visual", "visual_mask", "boxes"})
+    listed = manifest.image is not None or manifest.regions is not None
+    return listed or bool(_graph_inputs(manifest) & {"image", "visual", "visual_mask", "boxes"})
 
 
 def takes_text(manifest: Manifest) -> bool:
@@ -314,7 +315,7 @@ def _graph_inputs(manifest: Manifest) -> set[str]:
 
 
 def _batch(samples: Sequence[Sample]) -> Arrays:
-    """Stacked; the regions are padded to the most of them."""
+    """Stack samples; their regions are padded to the most of them."""
     axes = {"visual": -2, "boxes": -2, "visual_mask": -1}
     return {
         name: pad_regions([sample[name] for sample in samples], axes[name])
@@ -326,14 +327,14 @@ def _batch(samples: Sequence[Sample]) -> Arrays:
 
 
 def _fixed_regions(manifest: Manifest) -> int | None:
-    """How many regions every item must have, where a graph takes no other number."""
-    found = [
+    """Return how many regions every item must have, where a graph takes no other number."""
+    counts = [
         tensor.dims[-2]
         for graph in manifest.graphs.values()
         for tensor in graph.inputs
         if tensor.name == "visual"
     ]
-    return next((dim for dim in found if isinstance(dim, int)), None)
+    return next((dim for dim in counts if isinstance(dim, int)), None)
 
 
 def _not_taken(name: str, suffix: str = "") -> RequestError:

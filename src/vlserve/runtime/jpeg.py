@@ -135,8 +135,8 @@ class _Reader:
 
     def _next_marker(self, at: int) -> int:
         """Where the next marker is, behind whatever is none; the file's end where none is."""
-        found = _MARKER.search(self._data, at)
-        place = found.start() if found else len(self._data)
+        match = _MARKER.search(self._data, at)
+        place = match.start() if match else len(self._data)
         self._count(0, place - at)
         if place > at and not self.layout.scans:
             self.layout.clean_head = False

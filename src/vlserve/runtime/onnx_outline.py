@@ -33,7 +33,8 @@ def read_outline(chunks: Iterable[bytes], name: str) -> bytes:
 
 
 def _outline(reader: "_Reader", end: int | None, kept: Mapping[int, Any]) -> bytes:
-    """The ``kept`` fields of the message that ends at byte ``end``; None: at the file's end."""
+    """Return the ``kept`` fields of the message that ends at byte ``end``; None: at the file's
+    end."""
     outline = bytearray()
     while not reader.is_at(end):
         reader.count_field()
@@ -133,7 +134,7 @@ class _Reader:
             yield piece
 
     def _fill(self) -> bool:
-        """Whether there is a byte to read."""
+        """Return whether there is a byte to read."""
         while self._next == len(self._chunk):
             chunk = next(self._chunks, None)
             if chunk is None:

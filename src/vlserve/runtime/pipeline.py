@@ -42,7 +42,7 @@ class _Batch:
         self.errors = {at: item for at, item in enumerate(items) if isinstance(item, ItemError)}
 
     def each(self, places: Iterable[int], work: Callable[[int], Done]) -> dict[int, Done]:
-        """What ``work`` makes of each place; not of those where it fails."""
+        """Return what ``work`` makes of each place; not of those where it fails."""
         done: dict[int, Done] = {}
         for at in places:
             try:
@@ -60,7 +60,7 @@ class Pipeline:
         self.task = task
 
     def run(self, items: Sequence[Request | ItemError]) -> BatchResult:
-        """Answers in the order of ``items``, an ItemError where one cannot be answered.
+        """Return answers in the order of ``items``, an ItemError where one cannot be answered.
 
         An item that the engine could not even read comes in as an ItemError and goes out as it is.
         Never raises for a request, whatever is in it.
@@ -97,7 +97,7 @@ class Pipeline:
         return parse_fields(self.task.fields, request.fields)
 
     def _tokenised(self, batch: "_Batch", samples: Mapping[int, Sample]) -> dict[int, Sample]:
-        """All in one call where it goes well; else one by one."""
+        """Tokenise all in one call where it goes well; else one by one."""
         try:
             together = self.task.tokenise(list(samples.values()))
             return dict(zip(samples, together, strict=True))
@@ -105,7 +105,8 @@ class Pipeline:
             return batch.each(samples, lambda at: self.task.tokenise([samples[at]])[0])
 
     def _infer(self, samples: Sequence[Sample]) -> list[_Row | Exception]:
-        """One run where it goes well; else halves, until the guilty item stands alone."""
+        """Run a batch at once where it goes well; else its halves, until the guilty item stands
+        alone."""
         if not samples:
             return []
         try:

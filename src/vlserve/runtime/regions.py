@@ -28,15 +28,15 @@ def with_areas(boxes: Float32Array) -> Float32Array:
 def with_global_region(
     visual: Float32Array, boxes: Float32Array
 ) -> tuple[Float32Array, Float32Array]:
-    """visual (regions, dim) and boxes (regions, 5), with a region in front that is the whole image:
-    the mean of all features. As ViLBERT's networks were trained."""
+    """Return visual (regions, dim) and boxes (regions, 5), with a region in front that is the whole
+    image: the mean of all features. As ViLBERT's networks were trained."""
     whole = np.array([[0, 0, 1, 1, 1]], dtype=boxes.dtype)
     mean = visual.mean(axis=0, keepdims=True, dtype=visual.dtype)
     return np.concatenate([mean, visual]), np.concatenate([whole, boxes])
 
 
 def read_features(data: bytes, spec: RegionInput, name: str = "features") -> Float32Array:
-    """Bytes of a .npy file -> (regions, spec.dim). RequestError where it is none, too large, of
+    """Read a .npy file to (regions, spec.dim). RequestError where it is none, too large, of
     another size, or not finite; ``name`` is the field's."""
     features = _read_npy(data, spec.max_bytes, name)
     if features.ndim != 2 or features.shape[1] != spec.dim:
@@ -49,7 +49,7 @@ def read_features(data: bytes, spec: RegionInput, name: str = "features") -> Flo
 def read_boxes(
     value: bytes | list[Any], regions: int, max_bytes: int, name: str = "boxes"
 ) -> Float32Array:
-    """A .npy file's bytes or a list of x1, y1, x2, y2 a region -> (regions, 5), with areas."""
+    """Read a .npy file or a list of x1, y1, x2, y2 a region to (regions, 5), with areas."""
     if isinstance(value, bytes):
         corners = _read_npy(value, max_bytes, name)
     else:
@@ -65,20 +65,20 @@ def read_boxes(
 
 
 def grid_boxes(rows: int, columns: int) -> Float32Array:
-    """Boxes of the cells of a grid, row by row, (rows * columns, 5)."""
+    """Return boxes of the cells of a grid, row by row, (rows * columns, 5)."""
     top, left = np.divmod(np.arange(rows * columns), columns)
     corners = [left / columns, top / rows, (left + 1) / columns, (top + 1) / rows]
     return with_areas(np.stack(corners, axis=1).astype(np.float32))
 
 
 def grid_of(cells: int, height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of ``cells``, as square as they can be over an image of that size."""
+    """Return rows and columns of ``cells``, as square as they can be over an image of that size."""
     fits = [(rows, cells // rows) for rows in range(1, cells + 1) if cells % rows == 0]
     return min(fits, key=lambda grid: abs(math.log(grid[0] * width / (grid[1] * height))))
 
 
 def pad_regions(rows: Sequence[NDArray[Any]], axis: int) -> NDArray[Any]:
-    """Arrays whose ``axis`` (counted from the end, negative) differs -> one batch, padded by 0."""
+    """Pad arrays whose ``axis`` (counted from the end, negative) differs by 0 to one batch."""
     longest = max(row.shape[axis] for row in rows)
     return np.stack([_padded(row, axis, longest) for row in rows])
 
@@ -113,7 +113,7 @@ def _read_npy(data: bytes, max_bytes: int, name: str) -> Float32Array:
 
 
 def _read_header(data: bytes, name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
-    """Shape, whether it is in column-major order, type, and where the numbers begin."""
+    """Return shape, whether it is in column-major order, type, and where the numbers begin."""
     file = io.BytesIO(data)
     try:
         with warnings.catch_warnings():

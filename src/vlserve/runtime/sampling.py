@@ -34,8 +34,8 @@ class Nucleus:
 
 
 def probabilities(logits: Float64Array, token_ids: Ids, rules: Nucleus) -> Float64Array:
-    """What the next token is drawn by, (vocabulary,), of its logits (vocabulary,) after token_ids
-    (length,); 0 for tokens that are not drawn."""
+    """Return what the next token is drawn by, (vocabulary,), of its logits (vocabulary,) after
+    token_ids (length,); 0 for tokens that are not drawn."""
     scores = penalise(logits.astype(np.float64), token_ids, rules.repetition_penalty)
     if len(token_ids) < rules.min_length:
         scores[rules.end_id] = -np.inf
@@ -83,7 +83,7 @@ def _goes_on(text: Sequence[int], rules: Nucleus) -> bool:
 
 
 def _drawn(chances: Float64Array, at: float) -> int:
-    """The token whose share of 0 to 1, in the order of the ids, holds ``at``."""
+    """Return the token whose share of 0 to 1, in the order of the ids, holds ``at``."""
     ends = np.cumsum(chances)
     place = int(np.searchsorted(ends, at * ends[-1], side="right"))
     return min(place, int(np.flatnonzero(chances)[-1]))

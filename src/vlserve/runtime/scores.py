@@ -13,7 +13,7 @@ DEFAULT_TOP_K = 5
 
 
 def finite(logits: NDArray[Any]) -> Float64Array:
-    """In float64. RequestError (INFERENCE_FAILED) unless all are finite."""
+    """Return the values in float64. RequestError (INFERENCE_FAILED) unless all are finite."""
     values = logits.astype(np.float64)
     if not np.isfinite(values).all():
         raise RequestError(ErrorCode.INFERENCE_FAILED, "the model's scores are not finite")
@@ -21,14 +21,14 @@ def finite(logits: NDArray[Any]) -> Float64Array:
 
 
 def softmax(logits: NDArray[Any]) -> Float64Array:
-    """Probabilities over one axis, (n,) -> (n,)."""
+    """Return probabilities (n,) of logits (n,)."""
     values = finite(logits)
     weights = np.exp(values - values.max())
     return np.asarray(weights / weights.sum())
 
 
 def sigmoid(logits: NDArray[Any]) -> Float64Array:
-    """A probability for each."""
+    """Return a probability for each."""
     values = finite(logits)
     # exp never sees a positive number, so it cannot overflow
     weights = np.exp(-np.abs(values))
@@ -42,19 +42,20 @@ def probabilities(logits: NDArray[Any], manifest: Manifest) -> Float64Array:
 
 
 def best(scores: Float64Array, top_k: int | None) -> list[int]:
-    """Places of the ``top_k`` largest (5 where it is None), best first; ties keep their order."""
+    """Return places of the ``top_k`` largest (5 where it is None), best first; ties keep their
+    order."""
     order = np.argsort(-scores, kind="stable")[: DEFAULT_TOP_K if top_k is None else top_k]
     return [int(place) for place in order]
 
 
 def check_top_k(top_k: int | None, choices: int) -> None:
-    """RequestError (FIELD_INVALID) unless there are so many ``choices``."""
+    """Raise RequestError (FIELD_INVALID) unless there are so many ``choices``."""
     if top_k is not None and not 1 <= top_k <= choices:
         raise RequestError(ErrorCode.FIELD_INVALID, f"top_k: must be from 1 to {choices}")
 
 
 def check_labels(manifest: Manifest) -> None:
-    """ManifestInvalid unless the graph ``model`` has a logit for each label, and an output so
+    """Raise ManifestInvalid unless the graph ``model`` has a logit for each label, and an output so
     called."""
     if not manifest.labels:
         raise ManifestInvalid(f"task {manifest.task} needs labels in the manifest")

@@ -37,14 +37,14 @@ class Tokenizer:
         self._vocabulary = vocabulary
 
     def ids(self, text: str) -> Ids:
-        """One text -> its ids (length,), at most max_length; empty for an empty text.
+        """Return the ids (length,) of one text, at most max_length; empty for an empty text.
 
         RequestError (TEXT_TOO_LONG) where it has more, and the manifest says to refuse it.
         """
         return self.rows([text])[0]
 
     def rows(self, texts: Sequence[str]) -> list[Ids]:
-        """The same of several texts, in one call of the tokenizer."""
+        """Return the ids of several texts, in one call of the tokenizer."""
         if self.spec.cleaning is not None:
             texts = [clean_text(text) for text in texts]
         most = self.spec.max_length
@@ -57,7 +57,7 @@ class Tokenizer:
         return [np.asarray(row, dtype=np.int64) for row in rows]
 
     def pad(self, rows: Sequence[Ids]) -> TextBatch:
-        """Ids of several texts -> one batch, as wide as the longest or as max_length.
+        """Pad the ids of several texts to one batch, as wide as the longest or as max_length.
 
         A text without a token counts as one token of padding, so that a gather at length - 1
         stays inside the row and a batch of empty texts has a width.
@@ -70,12 +70,12 @@ class Tokenizer:
         return TextBatch(ids, lengths)
 
     def encode(self, texts: Sequence[str]) -> TextBatch:
-        """Texts -> one batch."""
+        """Encode texts as one batch."""
         return self.pad(self.rows(texts))
 
 
 def _ids_to_make(spec: TextInput) -> int:
-    """One more than it may have shows that a text is too long."""
+    """Return one id more than a text may have, which shows that it is too long."""
     return spec.max_length + (spec.too_long == "refuse")
 
 
@@ -105,7 +105,7 @@ class _WordPiece:
 
 
 def load_tokenizer(spec: TextInput, root: Path) -> Tokenizer:
-    """The tokenizer whose file lies under ``root``: ``{"char": id}`` JSON for characters, a
+    """Load the tokenizer whose file lies under ``root``: ``{"char": id}`` JSON for characters, a
     tokenizer.json of the tokenizers library for wordpiece. ArchiveUnreadable when it is neither.
     """
     file = root / spec.file
@@ -128,8 +128,9 @@ def _character_ids(file: Path) -> dict[str, int]:
 
 
 def read_text(value: Any, name: str = "text") -> str:
-    """Text of a request: bytes from a form, or str from JSON. RequestError (TEXT_UNREADABLE) when
-    it is not Unicode text, ValueError when it is no text at all; ``name`` is the field's."""
+    """Read the text of a request: bytes from a form, or str from JSON. RequestError
+    (TEXT_UNREADABLE) when it is not Unicode text, ValueError when it is no text at all; ``name`` is
+    the field's."""
     if isinstance(value, bytes | bytearray):
         try:
             value = value.decode("utf-8")
@@ -149,7 +150,7 @@ def read_text(value: Any, name: str = "text") -> str:
 
 
 def check_size(text: str, spec: TextInput) -> None:
-    """RequestError (TEXT_TOO_LONG) when ``text`` is over the byte limit; longer texts than
+    """Raise RequestError (TEXT_TOO_LONG) when ``text`` is over the byte limit; longer texts than
     max_length are only cut."""
     size_bytes = len(text.encode("utf-8"))
     if size_bytes > spec.max_bytes:

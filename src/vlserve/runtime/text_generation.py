@@ -3,8 +3,8 @@
 The manifest's options say how: ``prompt_ids``, ``end_id``, ``beams``, ``max_length``, and where
 they are not the usual ones ``min_length``, ``length_penalty``, ``repetition_penalty`` and
 ``finished`` (see BeamSearch); ``sampling``, where requests may have their texts drawn (see
-vlserve.runtime.decoding_options); ``tokenizer``, a tokenizer.json, or ``words``, a JSON list of words by id,
-turns ids into text; with ``merge_repeats`` a word that follows itself is written once.
+vlserve.runtime.decoding_options); ``tokenizer``, a tokenizer.json, or ``words``, a JSON list of
+words by id, turns ids into text; with ``merge_repeats`` a word that follows itself is written once.
 """
 
 import json
@@ -83,7 +83,7 @@ class Writer:
         self._step = StepGraph(manifest, backends)
 
     def write(self, memory: Arrays, batch: int, manners: Float64Array | None = None) -> Arrays:
-        """``token_ids`` (batch, beams, tokens) after the prompt, ``log_prob`` and ``score``
+        """Return ``token_ids`` (batch, beams, tokens) after the prompt, ``log_prob`` and ``score``
         (batch, beams), best first. Where an item has fewer texts, their score is -inf.
 
         ``manners`` (batch, 5): how each item is written; None: as the manifest says.
@@ -113,12 +113,12 @@ class Writer:
         if draws := self.manners.draws(manners):
             items = list(draws)
             step = self._step.of(_rows(memory, items))
-            drawn = sample(step, prompt[items], list(draws.values()))
-            of_item |= {item: [text] for item, text in zip(items, drawn, strict=True)}
+            samples = sample(step, prompt[items], list(draws.values()))
+            of_item |= {item: [text] for item, text in zip(items, samples, strict=True)}
         return [of_item[item] for item in range(batch)]
 
     def texts(self, outputs: Arrays, index: int) -> list[Written]:
-        """The texts of one item, best first."""
+        """Return the texts of one item, best first."""
         texts = []
         for place, score in enumerate(outputs["score"][index]):
             if np.isfinite(score):
@@ -150,8 +150,8 @@ class AnswerRanking:
         self._score = backends["score"]
 
     def rank(self, memory: Arrays, batch: int) -> Arrays:
-        """``answers``, places of labels, and ``probability`` of each, (batch, candidates), the
-        most probable first."""
+        """Return ``answers``, places of labels, and ``probability`` of each, (batch, candidates),
+        the most probable first."""
 
         def score(answer_ids: Ids) -> Any:
             return self._score.run({"answer_ids": answer_ids, **memory})["log_prob"]
@@ -186,7 +186,9 @@ def _rows(memory: Arrays, items: Sequence[int]) -> Arrays:
 def _reader(options: WritingOptions, root: Path) -> Callable[[Sequence[int]], str]:
     if options.words is not None:
         words, merge = _read_words(root / options.words), options.merge_repeats
-        return lambda ids: " ".join(_merged(words, ids) if merge else [words[one] for one in ids])
+        return lambda ids: " ".join(
+            _merged(words, ids) if merge else [words[token] for token in ids]
+        )
     if options.tokenizer is None:
         raise ManifestInvalid("options of a model that writes: neither tokenizer nor words")
     import tokenizers
@@ -199,7 +201,7 @@ def _reader(options: WritingOptions, root: Path) -> Callable[[Sequence[int]], st
 
 
 def _merged(words: Sequence[str], ids: Sequence[int]) -> list[str]:
-    return [word for word, _ in groupby(words[one] for one in ids)]
+    return [word for word, _ in groupby(words[token] for token in ids)]
 
 
 def _read_words(file: Path) -> list[str]:

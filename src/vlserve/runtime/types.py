@@ -61,7 +61,7 @@ class Backend(Protocol):
     """Runs one graph. Thread-safe; raises whatever the graph's engine raises."""
 
     def run(self, inputs: Arrays) -> Arrays:
-        """Named batch arrays in, named batch arrays out, axis 0 kept."""
+        """Run named arrays of a batch through the graph; axis 0 of the outputs is the batch."""
         ...
 
 

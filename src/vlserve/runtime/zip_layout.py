@@ -89,9 +89,9 @@ def read_chunks(file: IO[bytes], member: Member, where: str) -> Iterator[bytes]:
 
 
 def _packed(file: IO[bytes], member: Member) -> Iterator[bytes]:
-    for done in range(0, member.packed_bytes, CHUNK_BYTES):
-        file.seek(member.start + done)  # the file may have been read elsewhere in between
-        chunk = file.read(min(CHUNK_BYTES, member.packed_bytes - done))
+    for offset in range(0, member.packed_bytes, CHUNK_BYTES):
+        file.seek(member.start + offset)  # the file may have been read elsewhere in between
+        chunk = file.read(min(CHUNK_BYTES, member.packed_bytes - offset))
         if not chunk:
             raise EOFError("the file ends within it")
         yield chunk
@@ -99,8 +99,8 @@ def _packed(file: IO[bytes], member: Member) -> Iterator[bytes]:
 
 def _inflate(packed: Iterator[bytes], name: str, where: str) -> Iterator[bytes]:
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    for given in packed:
-        rest = given
+    for chunk_in in packed:
+        rest = chunk_in
         while rest and not inflater.eof:
             if chunk := inflater.decompress(rest, CHUNK_BYTES):
                 yield chunk
@@ -120,7 +120,8 @@ def _length(file: IO[bytes]) -> int:
 
 
 def _read_directory(file: IO[bytes], where: str) -> Sequence[zipfile.ZipInfo]:
-    """The entries of the directory, which ends the file and begins where the end record says."""
+    """Return the entries of the directory, which ends the file and begins where the end record
+    says."""
     count, size_bytes, start = _read_end(file, where)
     if count > MAX_MEMBERS:
         raise ArchiveTooLarge(f"{where} has {count} members, more than {MAX_MEMBERS}")
@@ -142,7 +143,7 @@ def _read_directory(file: IO[bytes], where: str) -> Sequence[zipfile.ZipInfo]:
 
 
 def _read_end(file: IO[bytes], where: str) -> tuple[int, int, int]:
-    """How many entries the directory has, its bytes, and where it begins."""
+    """Return how many entries the directory has, its bytes, and where it begins."""
     length = _length(file)
     tail = _read_at(file, max(0, length - 2**16 - _END.size), length)
     end = tail[-_END.size :]
@@ -181,7 +182,7 @@ def _check_sizes(entries: Sequence[zipfile.ZipInfo], length: int, where: str) ->
 
 
 def _check_names(names: Sequence[str], where: str) -> None:
-    """Each name must be one file of its own within the folder, on every system."""
+    """Check that each name is one file of its own within the folder, on every system."""
     files: dict[str, str] = {}
     for name in names:
         parts = PurePosixPath(name).parts
@@ -200,8 +201,10 @@ def _check_names(names: Sequence[str], where: str) -> None:
         folded = _folded(name)
         if folded in files:
             other = files[folded]
-            how = "is there twice" if other == name else f"and {other} are one file on some systems"
-            raise ArchiveTampered(f"{where}: member {name} {how}")
+            problem = (
+                "is there twice" if other == name else f"and {other} are one file on some systems"
+            )
+            raise ArchiveTampered(f"{where}: member {name} {problem}")
         files[folded] = name
     # what lies in a folder comes right behind a file of the folder's name, where "/" comes first
     in_order = sorted((folded.replace("/", "\0"), name) for folded, name in files.items())
@@ -215,7 +218,7 @@ def _folded(name: str) -> str:
 
 
 def _check_entry(entry: zipfile.ZipInfo, where: str) -> None:
-    """What the directory says of one member, by itself."""
+    """Check what the directory says of one member, by itself."""
     name, flags = entry.filename, entry.flag_bits
     if entry.orig_filename != name or not (name.isascii() or flags & _UTF8):
         raise ArchiveTampered(f"{where}: member {name} has two names: {_ANEW}")
@@ -243,7 +246,7 @@ def _check_entry(entry: zipfile.ZipInfo, where: str) -> None:
 
 
 def _placed(file: IO[bytes], entries: Sequence[zipfile.ZipInfo], where: str) -> Iterator[Member]:
-    """Each member where its header is, once the members fill the file up to the directory."""
+    """Yield each member where its header is, once the members fill the file up to the directory."""
     cursor = 0
     for entry in entries:
         _check_gap(file, cursor, entry.header_offset, where)
@@ -302,8 +305,8 @@ def _read_member(file: IO[bytes], entry: zipfile.ZipInfo, where: str) -> Member:
 
 
 def _large_sizes(extra: bytes, name: str, where: str) -> tuple[int, int] | None:
-    """A zip64 extra field's size and packed size, where both are there. Some programs take them
-    whatever the header itself says."""
+    """Return a zip64 extra field's size and packed size, where both are there. Some programs take
+    them whatever the header itself says."""
     large = None
     while extra:
         kind, length = struct.unpack_from("<2H", extra) if len(extra) >= 4 else (0, len(extra))

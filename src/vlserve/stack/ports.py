@@ -49,7 +49,7 @@ def refuse_busy_ports(settings: Settings) -> None:
 
 
 def _busy_ports(settings: Settings) -> dict[str, str | None]:
-    """Port, with its setting -> who listens there; None where that process cannot be seen."""
+    """Return who listens at each port, by its setting; None where that process cannot be seen."""
     return {
         str(each): _holder(each.port)
         for each in ports(settings)

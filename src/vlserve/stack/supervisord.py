@@ -137,7 +137,7 @@ def _triton_values(endpoint: Endpoint, settings: Settings) -> dict[str, Any]:
 
 
 def _torchserve_home() -> Path:
-    """The folder that holds the package ``ts``; importing it would import torch."""
+    """Return the folder that holds the package ``ts``; importing it would import torch."""
     spec = importlib.util.find_spec("ts")
     if spec is None or not spec.submodule_search_locations:
         raise StackError("TorchServe is not installed: pip install torchserve")
@@ -145,10 +145,10 @@ def _torchserve_home() -> Path:
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """What every process of the stack sees: these very settings, whatever shell started it, and of
-    that shell's variables `INHERITED` alone. TorchServe, Java, Python, the loader and supervisord
-    read dozens (TS_CONFIG_FILE, JAVA_TOOL_OPTIONS, PYTHONPATH, LD_PRELOAD, …), each of which could
-    keep a stack from starting, or change what it serves."""
+    """Return what every process of the stack sees: these very settings, whatever shell started it,
+    and of that shell's variables `INHERITED` alone. TorchServe, Java, Python, the loader and
+    supervisord read dozens (TS_CONFIG_FILE, JAVA_TOOL_OPTIONS, PYTHONPATH, LD_PRELOAD, …), each of
+    which could keep a stack from starting, or change what it serves."""
     inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
     chosen = {
         f"VLSERVE_{name.upper()}": value if isinstance(value, str) else json.dumps(value)
@@ -158,7 +158,7 @@ def environment(settings: Settings) -> dict[str, str]:
 
 
 def _writable(values: dict[str, Any]) -> dict[str, str]:
-    """As text; supervisord's file has no way to write some characters of a path."""
+    """Return a value as text; supervisord's file has no way to write some characters of a path."""
     texts = {name: str(value) for name, value in values.items()}
     for text in texts.values():
         if _UNWRITABLE & set(text):

@@ -92,7 +92,7 @@ class Clients:
 
     @contextmanager
     def asking(self) -> Iterator[None]:
-        """They ask while the body runs; afterwards all are answered."""
+        """Have clients ask while the body runs; afterwards all are answered."""
         with ThreadPoolExecutor(self.load.clients, thread_name_prefix="client") as pool:
             began_s = time.monotonic()
             runs = [pool.submit(self._run, n, began_s) for n in range(self.load.clients)]
@@ -104,7 +104,7 @@ class Clients:
                     run.result()
 
     def pin(self, *versions: int) -> None:
-        """The versions that clients ask for by path; returns once no request for another one is
+        """Set the versions that clients ask for by path; returns once no request for another one is
         still to be sent."""
         self._pinned = versions
         for sending in self._sending:
@@ -122,13 +122,13 @@ class Clients:
                 due_s += period_s
 
     def _ask(self, connection: HTTPConnection, number: int, due_s: float) -> Exchange:
-        chosen = random.randrange(len(self._questions))
+        question_number = random.randrange(len(self._questions))
         request_id = str(uuid4())
         with self._sending[number]:
             request = SentRequest(self.load.model, self._wanted(number), request_id)
             sent_s = time.monotonic()
-            failure = self._send(connection, request, chosen, number)
-        outcome = failure or self._judge(connection, request, chosen)
+            failure = self._send(connection, request, question_number, number)
+        outcome = failure or self._judge(connection, request, question_number)
         if not outcome.answered:
             connection.close()
         answered_s = time.monotonic()
@@ -140,9 +140,9 @@ class Clients:
         return self._pinned[number // 3 % len(self._pinned)] if number % 3 == 0 else None
 
     def _send(
-        self, connection: HTTPConnection, request: SentRequest, chosen: int, number: int
+        self, connection: HTTPConnection, request: SentRequest, question_number: int, number: int
     ) -> RequestOutcome | None:
-        post = self._questions[chosen].post
+        post = self._questions[question_number].post
         headers = {"Content-Type": post.content_type, "X-Request-Id": request.request_id}
         if number % 3 == 1:
             headers["X-Sticky-Key"] = f"caller-{number}"
@@ -157,7 +157,7 @@ class Clients:
         return None
 
     def _judge(
-        self, connection: HTTPConnection, request: SentRequest, chosen: int
+        self, connection: HTTPConnection, request: SentRequest, question_number: int
     ) -> RequestOutcome:
         try:
             reply = connection.getresponse()
@@ -168,7 +168,7 @@ class Clients:
         if outcome.failure or outcome.version is None:
             return outcome
         right = self.right.get(outcome.version)
-        if right is None or differences(right[chosen], json.loads(body)):
+        if right is None or differences(right[question_number], json.loads(body)):
             return RequestOutcome(outcome.version, "wrong answer")
         return outcome
 
@@ -181,7 +181,7 @@ def _unanswered(error: Exception) -> RequestOutcome:
 
 
 def drawn_questions(folder: Path, count: int = 50) -> list[Question]:
-    """Covers and titles of the demo set, drawn into ``folder``."""
+    """Return covers and titles of the demo set, drawn into ``folder``."""
     demo = write_demo_data(folder, items=count * 6 // 5)
     lines = demo.train.read_text(encoding="utf-8").splitlines()
     items = [json.loads(line) for line in lines]

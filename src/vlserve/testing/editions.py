@@ -25,7 +25,7 @@ class Edition:
 def echo_editions(
     folder: Path, model: str, questions: Sequence[Question], delay_ms: float = 0.0
 ) -> Iterator[Edition]:
-    """Versions 1, 2, 3, … without weights; neighbours answer differently."""
+    """Yield versions 1, 2, 3, … without weights; neighbours answer differently."""
     fields = [question.fields for question in questions]
     answers: dict[int, Answers] = {}
     for version in count(1):
@@ -39,7 +39,7 @@ def echo_editions(
 def repacked_editions(
     folder: Path, archives: Sequence[Path], questions: Sequence[Question]
 ) -> Iterator[Edition]:
-    """The archives in turn, under the version numbers 1, 2, 3, … of the first one's model."""
+    """Yield the archives in turn, under the version numbers 1, 2, 3, … of the first one's model."""
     fields = [question.fields for question in questions]
     model = verify_archive(archives[0]).model
     answers: dict[Path, Answers] = {}

@@ -70,7 +70,7 @@ class OwnGateway:
 
 @contextmanager
 def own_gateway(folder: Path) -> Iterator[OwnGateway]:
-    """Up while the body runs."""
+    """Run a gateway while the body runs."""
     first = free_ports(2)
     settings = Settings(
         state_dir=folder / "state",

@@ -57,7 +57,7 @@ def with_free_ports(settings: Settings) -> Settings:
     first = free_ports(
         3 + PORTS_OF_AN_INSTANCE * settings.engine.instances * len(settings.engine.kinds)
     )
-    changed = settings.model_copy(
+    own = settings.model_copy(
         update={
             "gateway": settings.gateway.model_copy(
                 update={"port": first, "metrics_port": first + 1}
@@ -66,7 +66,7 @@ def with_free_ports(settings: Settings) -> Settings:
             "engine": settings.engine.model_copy(update={"base_port": first + 3}),
         }
     )
-    return Settings.model_validate(changed.model_dump())  # paths and URLs follow the changes
+    return Settings.model_validate(own.model_dump())  # paths and URLs follow the changes
 
 
 def free_ports(count: int) -> int:

@@ -19,7 +19,8 @@ _TAGS = [{"tag": "cat", "score": 0.5}]
 def stand_in(
     name: str, delay_ms: float = 0.0, lacks: frozenset[Key] = frozenset()
 ) -> Iterator[Instance]:
-    """Answers while the body runs; ``lacks``: what the gateway is told that it does not hold."""
+    """Run an engine that answers while the body runs; ``lacks``: what the gateway is told that it
+    does not hold."""
     token = f"token-of-{name}"
     command = [sys.executable, __file__, "--token", token, "--delay-ms", str(delay_ms)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8")
@@ -48,8 +49,8 @@ class _Connection:
 
     async def _answer(self, reader: asyncio.StreamReader) -> bytes:
         lines = (await reader.readuntil(b"\r\n\r\n")).split(b"\r\n")
-        named = (line.partition(b": ")[::2] for line in lines[1:-2])
-        headers = {name.lower(): value for name, value in named}
+        pairs = (line.partition(b": ")[::2] for line in lines[1:-2])
+        headers = {name.lower(): value for name, value in pairs}
         await reader.readexactly(int(headers.get(b"content-length", 0)))
         await asyncio.sleep(self._delay_s)
         _, _, model, version = lines[0].split(b" ")[1].decode().split("/")

@@ -30,15 +30,15 @@ INTERRUPTED = 130
 
 def main(words: Sequence[str] | None = None) -> int:
     """Train, and return the exit code."""
-    given = _parser().parse_args(words)
+    arguments = _parser().parse_args(words)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     with joined():
         try:
             if is_first():
-                with training_progress(f"training {given.recipe}", console) as show:
-                    _train(given, show)
+                with training_progress(f"training {arguments.recipe}", console) as show:
+                    _train(arguments, show)
             else:
-                _train(given, lambda _: None)
+                _train(arguments, lambda _: None)
         except KeyboardInterrupt:
             return INTERRUPTED
         except (VlserveError, OSError) as error:
@@ -48,29 +48,33 @@ def main(words: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _train(given: argparse.Namespace, show: Callable[[Progress], None]) -> None:
+def _train(arguments: argparse.Namespace, show: Callable[[Progress], None]) -> None:
     settings = load_settings()
-    recipe = load_recipe(given.recipe, settings.folder("export"))
-    options = dict(one.partition("=")[::2] for one in given.set)
+    recipe = load_recipe(arguments.recipe, settings.folder("export"))
+    options = dict(option.partition("=")[::2] for option in arguments.set)
     again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-    more: dict[str, Any] = {"seed": given.seed, "strict": given.strict, "log_to": given.log_to}
+    more: dict[str, Any] = {
+        "seed": arguments.seed,
+        "strict": arguments.strict,
+        "log_to": arguments.log_to,
+    }
     more["progress"] = show
-    if given.checkpoint:
-        objective = given.objective
-        if given.preset:
-            objective, options = filled(given.preset, recipe.spec.family, objective, options)
+    if arguments.checkpoint:
+        objective = arguments.objective
+        if arguments.preset:
+            objective, options = filled(arguments.preset, recipe.spec.family, objective, options)
         finetune_in_stages(
-            *(recipe, given.checkpoint, given.data, given.val, given.out),
+            *(recipe, arguments.checkpoint, arguments.data, arguments.val, arguments.out),
             objectives=tuple(objective.split(",")) if objective else (None,),
             options=options,
-            resume=given.resume or again,
+            resume=arguments.resume or again,
             **more,
         )
         return
     (fit_pairs if is_of_pairs(recipe) else fit)(
-        *(recipe, given.data, given.val, given.out),
-        options=tag_options(given.preset, recipe.spec.family, options),
-        resume=given.resume or (again and (given.out / LAST).is_file()),
+        *(recipe, arguments.data, arguments.val, arguments.out),
+        options=tag_options(arguments.preset, recipe.spec.family, options),
+        resume=arguments.resume or (again and (arguments.out / LAST).is_file()),
         features=settings.state_dir / "features",
         **more,
     )

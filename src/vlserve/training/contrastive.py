@@ -56,7 +56,7 @@ class Projections(Protocol):
     def images(self, features: Tensor) -> Tensor: ...
     def texts(self, features: Tensor) -> Tensor: ...
     def scale(self) -> Tensor:
-        """What cosines are multiplied by in the loss: 1 / temperature."""
+        """Return what cosines are multiplied by in the loss: 1 / temperature."""
         ...
 
 
@@ -67,11 +67,11 @@ class PairPlan(Protocol):
     options: type[PairOptions]
 
     def new_config(self, options: Any, training: Mapping[str, Any]) -> dict[str, Any]:
-        """config.json of a new checkpoint."""
+        """Return config.json of a new checkpoint."""
         ...
 
     def pretrained(self) -> Mapping[str, Tensor]:
-        """Every tensor of ``encoder``, by its name there."""
+        """Return every tensor of ``encoder``, by its name there."""
         ...
 
 
@@ -101,7 +101,7 @@ class PairReport:
 
 
 def is_of_pairs(recipe: Recipe) -> bool:
-    """Whether a recipe is trained on pairs, by `fit_pairs`."""
+    """Return whether a recipe is trained on pairs, by `fit_pairs`."""
     options = getattr(getattr(recipe, "training", None), "options", TrainOptions)
     return issubclass(options, PairOptions)
 
@@ -131,16 +131,16 @@ def fit_pairs(
     """
     start = time.monotonic()
     plan: PairPlan = recipe.training  # type: ignore[attr-defined]
-    chosen = parse_options(plan.options, options or {})
+    pair_options = parse_options(plan.options, options or {})
     pretrained = plan.pretrained()
     facts: dict[str, Any] = {
-        "options": chosen.said(),
+        "options": pair_options.said(),
         "seed": seed,
         "train_sha256": file_sha256(train),
         "val_sha256": file_sha256(val),
         "pretrained_sha256": digest_of(pretrained),
     }
-    config = plan.new_config(chosen, facts)
+    config = plan.new_config(pair_options, facts)
     torch.manual_seed(seed)
     network = recipe.build(config)
     frozen, head = network.get_submodule("encoder"), network.get_submodule("head")
@@ -164,9 +164,9 @@ def fit_pairs(
     if strict and bad_lines:
         raise DataError(f"{len(bad_lines)} bad line(s): {first_of(bad_lines)}")
     begin_folder(out, config, bad_lines, resume=resume)
-    job = PairJob(network, head, data, held_out, chosen)
+    job = PairJob(network, head, data, held_out, pair_options)
     epochs = train_job(
-        job, chosen, seed, out, facts=facts, resume=resume, progress=progress, log_to=log_to
+        job, pair_options, seed, out, facts=facts, resume=resume, progress=progress, log_to=log_to
     )
     keep_record(out, epochs, job.chosen_by)
     best = max(epochs, key=lambda epoch: float(epoch["mean_recall"]))
@@ -215,7 +215,7 @@ class PairJob:
         return max(len(own) for own in self.data.texts_of_images())
 
     def batches(self, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Features of images and of texts."""
+        """Yield features of images and of texts."""
         random = np.random.default_rng((seed, epoch))
         texts, dropout = self.data.texts_of_images(), self.options.dropout
         for _ in range(self._turns):

@@ -13,7 +13,7 @@ from typing import Any
 
 from vlserve.training.json_lines import BadLine, as_text, numbered_lines, parse_object
 
-SEEN = ("img", "text")
+INPUT_KEYS = ("img", "text")
 """Fields that hold what a tagger sees of an item."""
 
 
@@ -55,13 +55,13 @@ class ItemFile:
         )
 
 
-def read_items(path: Path, seen: Collection[str] = SEEN) -> ItemFile:
+def read_items(path: Path, keys: Collection[str] = INPUT_KEYS) -> ItemFile:
     """Parse a file; the first good line says whether the file is multi-label.
 
     Images are not opened here.
 
     Args:
-        seen: those of `SEEN` that each line must have; the others are not read.
+        keys: those of `INPUT_KEYS` that each line must have; the others are not read.
 
     Raises:
         DataError: the file cannot be read.
@@ -72,7 +72,7 @@ def read_items(path: Path, seen: Collection[str] = SEEN) -> ItemFile:
     multi_label: bool | None = None
     for number, raw in numbered_lines(path):
         try:
-            fields = _parse(raw, seen)
+            fields = _parse(raw, keys)
             label = fields["label"]
             if multi_label is None:
                 multi_label = isinstance(label, list)
@@ -86,8 +86,8 @@ def read_items(path: Path, seen: Collection[str] = SEEN) -> ItemFile:
             continue
         line_of_id[fields["id"]] = number
         labels = tuple(dict.fromkeys(label)) if isinstance(label, list) else (label,)
-        image = path.parent / fields["img"] if "img" in seen else Path()
-        text = fields["text"] if "text" in seen else ""
+        image = path.parent / fields["img"] if "img" in keys else Path()
+        text = fields["text"] if "text" in keys else ""
         items.append(Item(fields["id"], image, text, labels, number))
     return ItemFile(path, tuple(items), tuple(bad), bool(multi_label))
 
@@ -119,14 +119,14 @@ def leave_out_other_kind(file: ItemFile, *, multi_label: bool) -> ItemFile:
 
 
 def count_labels(items: Sequence[Item]) -> dict[str, int]:
-    """How many items have each label; labels sorted."""
+    """Return how many items have each label; labels sorted."""
     counts = Counter(label for item in items for label in item.labels)
     return dict(sorted(counts.items()))
 
 
-def _parse(raw: bytes, seen: Collection[str]) -> dict[str, Any]:
+def _parse(raw: bytes, keys: Collection[str]) -> dict[str, Any]:
     fields = parse_object(raw)
-    words = ("id", *(name for name in SEEN if name in seen))
+    words = ("id", *(name for name in INPUT_KEYS if name in keys))
     missing = [name for name in (*words, "label") if name not in fields]
     if missing:
         raise ValueError(f"missing field {', '.join(missing)}")
@@ -135,13 +135,13 @@ def _parse(raw: bytes, seen: Collection[str]) -> dict[str, Any]:
         if not isinstance(fields[name], str) or (name != "text" and not fields[name]):
             raise ValueError(f"{name} must be a string, and only text may be empty")
     label = fields["label"]
-    label = [as_text(one) for one in label] if isinstance(label, list) else as_text(label)
+    label = [as_text(entry) for entry in label] if isinstance(label, list) else as_text(label)
     fields["label"] = label
     labels = label if isinstance(label, list) else [label]
     if not all(isinstance(name, str) and name for name in labels):
         raise ValueError("label must be a string, or a list of strings, none empty")
     try:
-        "".join((fields["id"], *([fields["img"]] if "img" in seen else []), *labels)).encode()
+        "".join((fields["id"], *([fields["img"]] if "img" in keys else []), *labels)).encode()
     except UnicodeEncodeError as error:
         raise ValueError("id, img or label holds a lone surrogate") from error
     return fields

@@ -95,7 +95,7 @@ def read_dataset(
 def encode_dataset(
     data: Dataset, frozen: nn.Module, cache: Path, on_read: OnRead | None = None
 ) -> Dataset:
-    """``data`` as the trained part of a network takes it: see `vlserve.training.encoded_features`."""
+    """Return ``data`` as the trained part of a network takes it (`encoded_features`)."""
     assert isinstance(data.train, Samples) and isinstance(data.val, Samples)
     encoder = Encoder(frozen)
     train, val = (encode(encoder, samples, cache, on_read) for samples in (data.train, data.val))
@@ -103,14 +103,14 @@ def encode_dataset(
 
 
 def read_serving(recipe: Recipe, config: Mapping[str, Any]) -> tuple[ImageInput, Tokenizer]:
-    """The image size and the tokenizer that an archive of this config serves with."""
+    """Return the image size and the tokenizer that an archive of this config serves with."""
     with tempfile.TemporaryDirectory() as folder:
         assets = Path(folder) / "assets"
         assets.mkdir()
-        served = recipe.serve(config, assets)
-        if served.image is None or served.text is None:
+        serving = recipe.serve(config, assets)
+        if serving.image is None or serving.text is None:
             raise TrainingError(f"{recipe.spec.family} does not take an image and a text")
-        return served.image, load_tokenizer(served.text, Path(folder))
+        return serving.image, load_tokenizer(serving.text, Path(folder))
 
 
 def _titles(file: ItemFile, options: TrainOptions) -> list[str]:

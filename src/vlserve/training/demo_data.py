@@ -105,7 +105,7 @@ def write_demo_data(folder: Path, *, items: int = 600, seed: int = 0) -> DemoDat
 
 
 def write_title(topic: str, random: Random) -> str:
-    """One title of a topic, now and then with an emoji."""
+    """Return one title of a topic, now and then with an emoji."""
     title = random.choice(TOPICS[topic]).format(
         n=random.randint(1, 30),
         name=random.choice(NAMES),
@@ -116,7 +116,7 @@ def write_title(topic: str, random: Random) -> str:
 
 
 def draw_cover(scene: str, random: Random) -> Image.Image:
-    """One cover of a scene, RGB, WIDTH x HEIGHT, with some grain."""
+    """Return one cover of a scene, RGB, WIDTH x HEIGHT, with some grain."""
     canvas = Image.new("RGB", (WIDTH, HEIGHT))
     SCENES[scene](ImageDraw.Draw(canvas, "RGBA"), random)
     grain = np.random.default_rng(random.getrandbits(32)).normal(0, 8, (HEIGHT, WIDTH, 1))

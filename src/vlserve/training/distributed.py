@@ -22,17 +22,17 @@ BACKENDS = "cpu:gloo,cuda:nccl"
 
 
 def rank() -> int:
-    """The number of this process, from 0; 0 without others."""
+    """Return the number of this process, from 0; 0 without others."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def size() -> int:
-    """How many processes train."""
+    """Return how many processes train."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes."""
+    """Return whether this process is the one that writes."""
     return rank() == 0
 
 
@@ -56,20 +56,20 @@ def barrier() -> None:
 
 
 def over_ranks(parts: Iterable[Part], work: Callable[[Part], Result]) -> list[Result]:
-    """The result of each part, in their order, on every rank. A rank does every ``size``-th part,
-    none twice."""
+    """Return the result of each part, in their order, on every rank. A rank does every ``size``-th
+    part, none twice."""
     if size() == 1:
         return [work(part) for part in parts]
     every = list(parts)
     own = [work(part) for part in every[rank() :: size()]]
-    found: list[Any] = [None] * size()
-    dist.all_gather_object(found, own)
-    return [found[number % size()][number // size()] for number in range(len(every))]
+    gathered_parts: list[Any] = [None] * size()
+    dist.all_gather_object(gathered_parts, own)
+    return [gathered_parts[number % size()][number // size()] for number in range(len(every))]
 
 
 @torch.no_grad()
 def gathered(tensor: Tensor) -> Tensor:
-    """Rows of every rank, in their order; without a gradient."""
+    """Return rows of every rank, in their order; without a gradient."""
     if size() == 1:
         return tensor
     own = tensor.contiguous()
@@ -79,7 +79,8 @@ def gathered(tensor: Tensor) -> Tensor:
 
 
 def gathered_with_gradient(tensor: Tensor) -> Tensor:
-    """Rows of every rank, in their order; a gradient goes back to the rank that a row is of."""
+    """Return rows of every rank, in their order; a gradient goes back to the rank that a row is
+    of."""
     if size() == 1:
         return tensor
     rows: Tensor = _Gathered.apply(tensor)  # type: ignore[no-untyped-call]
@@ -99,7 +100,7 @@ class _Gathered(torch.autograd.Function):
 
 
 def mean_of(values: Mapping[str, float]) -> dict[str, float]:
-    """Means over ranks, the same on each."""
+    """Return means over ranks, the same on each."""
     if size() == 1:
         return dict(values)
     total = torch.tensor(list(values.values()), dtype=torch.float64)
@@ -108,7 +109,7 @@ def mean_of(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def on_any(flag: bool) -> bool:
-    """Whether a flag is set on any rank."""
+    """Return whether a flag is set on any rank."""
     if size() == 1:
         return flag
     total = torch.tensor(int(flag))
@@ -147,11 +148,11 @@ class SharedLosses:
             )
 
     def __call__(self, batch: Any) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = self._module(batch)
-        return found
+        losses: dict[str, Tensor] = self._module(batch)
+        return losses
 
-    def alone(self, wanted: bool) -> AbstractContextManager[None]:
-        """Where gradients stay on their rank, because more are to be added to them."""
-        if wanted and isinstance(self._module, DistributedDataParallel):
+    def alone(self, more_to_come: bool) -> AbstractContextManager[None]:
+        """Keep gradients on their rank meanwhile, because more are to be added to them."""
+        if more_to_come and isinstance(self._module, DistributedDataParallel):
             return self._module.no_sync()
         return nullcontext()

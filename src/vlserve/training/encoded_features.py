@@ -44,7 +44,7 @@ class EncodedSamples:
     def inputs(
         self, rows: NDArray[np.int64], augmentation: Augmentation | None = None
     ) -> dict[str, Tensor]:
-        """What the trained part may take, by name. Features cannot be augmented."""
+        """Return what the trained part may take, by name. Features cannot be augmented."""
         assert augmentation is None, "features of images cannot be augmented"
         return {name: torch.from_numpy(x[rows]) for name, x in self.features.items()}
 
@@ -60,8 +60,8 @@ class Encoder:
     def outputs(
         self, samples: Samples, text: Features
     ) -> Iterator[tuple[int, dict[str, NDArray[Any]]]]:
-        """Outputs of each batch by name, and the place of its first sample. TrainingError unless
-        the first batch has those of the module itself."""
+        """Yield outputs of each batch by name, and the place of its first sample. TrainingError
+        unless the first batch has those of the module itself."""
         for start in range(0, len(samples), ENCODE_BATCH):
             rows = slice(start, start + ENCODE_BATCH)
             batch = {"image": samples.images[rows], **{name: x[rows] for name, x in text.items()}}
@@ -83,8 +83,9 @@ class Encoder:
 def encode(
     encoder: Encoder, samples: Samples, cache: Path, on_read: OnRead | None = None
 ) -> EncodedSamples:
-    """The outputs of the encoder for every sample, from ``cache`` where it has them: it keeps them
-    under a digest of the weights, the images and the titles, so that nothing in it can be stale."""
+    """Return the outputs of the encoder for every sample, from ``cache`` where it has them: it
+    keeps them under a digest of the weights, the images and the titles, so that nothing in it can
+    be stale."""
     everything = np.arange(len(samples))
     text = {
         name: x.numpy() for name, x in samples.inputs(everything).items() if name.startswith("text")
@@ -121,13 +122,13 @@ def _write(
 
 
 def _open_graph(
-    frozen: nn.Module, given: Features, names: tuple[str, ...]
+    frozen: nn.Module, features: Features, names: tuple[str, ...]
 ) -> tuple[Any, tuple[str, ...]]:
-    """An ONNX Runtime session of any number of items and any length of text, with the names of its
-    outputs."""
+    """Return an ONNX Runtime session of any number of items and any length of text, with the names
+    of its outputs."""
     import onnxruntime
 
-    inputs = {name: torch.from_numpy(x) for name, x in given.items()}
+    inputs = {name: torch.from_numpy(x) for name, x in features.items()}
     twice = {name: torch.cat([x, x]) for name, x in inputs.items()}  # 1 would be a constant
     batch, length = torch.export.Dim("batch"), torch.export.Dim("text")
     axes = {
@@ -154,14 +155,14 @@ def _open_graph(
 
 
 @torch.no_grad()
-def _run_eager(frozen: nn.Module, given: Features) -> dict[str, NDArray[Any]]:
-    inputs = {name: torch.from_numpy(x) for name, x in given.items()}
+def _run_eager(frozen: nn.Module, features: Features) -> dict[str, NDArray[Any]]:
+    inputs = {name: torch.from_numpy(x) for name, x in features.items()}
     return {name: x.numpy() for name, x in run_by_name(frozen, inputs).items()}
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter's remarks are no news: what matters is compared."""
+    """Silence the exporter, whose remarks are no news: what matters is compared."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -74,8 +74,8 @@ def evaluate_archive(
     manifest = verify_archive(archive)
     if manifest.task != "tag":
         raise DataError(f"{archive.name} serves task {manifest.task}: only tagging can be measured")
-    seen = {"img": takes_visual(manifest), "text": takes_text(manifest)}
-    items = read_items(data, [name for name in seen if seen[name]])
+    fields = {"img": takes_visual(manifest), "text": takes_text(manifest)}
+    items = read_items(data, [name for name in fields if fields[name]])
     file = leave_out_other_kind(items, multi_label=manifest.multi_label)
     file = leave_out_unknown(file, manifest.labels)
     refuse_bad_lines((file,), strict=strict)
@@ -110,8 +110,8 @@ def evaluate_checkpoint(
     map_labels: Collection[str] | None = None,
     settings: Settings | None = None,
 ) -> Evaluation:
-    """The same through the training code: the network of ``checkpoint`` (config.json beside it),
-    not exported. Raises as `evaluate_archive` and `read_trained` do."""
+    """Return the figures through the training code: the network of ``checkpoint`` (config.json
+    beside it), not exported. Raises as `evaluate_archive` and `read_trained` do."""
     trained = read_trained(recipe, checkpoint, None, settings or load_settings())
     labels: Sequence[str] = trained.config["labels"]
     multi_label = bool(trained.config["multi_label"])
@@ -127,7 +127,7 @@ def evaluate_checkpoint(
 
 
 def frequent_labels(train: Path, at_least: int) -> set[str]:
-    """The labels that ``at_least`` items of a training file have."""
+    """Return the labels that ``at_least`` items of a training file have."""
     counts = count_labels(read_items(train).items)
     return {label for label, count in counts.items() if count >= at_least}
 
@@ -165,19 +165,19 @@ def _evaluation(
     )
     predicted = predict(scores, multi_label=multi_label)
     predictions = (
-        _prediction(item, row, chosen, labels)
-        for item, row, chosen in zip(file.items, scores, predicted, strict=True)
+        _prediction(item, row, row_predicted, labels)
+        for item, row, row_predicted in zip(file.items, scores, predicted, strict=True)
     )
     return Evaluation(metrics, tuple(predictions), bad_lines)
 
 
 def _prediction(
-    item: Item, scores: NDArray[np.float64], chosen: NDArray[np.int64], labels: Sequence[str]
+    item: Item, scores: NDArray[np.float64], row_predicted: NDArray[np.int64], labels: Sequence[str]
 ) -> Prediction:
     best_first = np.argsort(-scores, kind="stable")
     return Prediction(
         id=item.id,
         labels=item.labels,
-        predicted=tuple(labels[index] for index in best_first if chosen[index]),
+        predicted=tuple(labels[index] for index in best_first if row_predicted[index]),
         scores=dict(zip(labels, scores.tolist(), strict=True)),
     )

@@ -83,10 +83,10 @@ def fit(
     """
     start = time.monotonic()
     plan = training_plan(recipe)
-    chosen = _parse(plan, options or {})
+    train_options = _parse(plan, options or {})
     pretrained = dict(plan.pretrained()) if plan.frozen else {}
     facts: dict[str, Any] = {
-        "options": chosen.said(),
+        "options": train_options.said(),
         "seed": seed,
         "train_sha256": _sha256(train),
         "val_sha256": _sha256(val),
@@ -96,7 +96,9 @@ def fit(
     if resume:
         check_resumable(out / LAST, facts)
     on_read = _on_items(progress, "read")
-    data = read_dataset(recipe, train, val, chosen, training=facts, strict=strict, on_read=on_read)
+    data = read_dataset(
+        recipe, train, val, train_options, training=facts, strict=strict, on_read=on_read
+    )
     begin_folder(out, data.config, data.bad_lines, resume=resume)
     torch.manual_seed(seed)
     parts = parts_of(recipe.build(data.config), plan)
@@ -104,13 +106,20 @@ def fit(
         load_into(parts.frozen, pretrained, recipe.spec.family)
         cache = features or out / FEATURES
         data = encode_dataset(data, parts.frozen, cache, _on_items(progress, "encode"))
-    job = TagJob(parts, data, chosen)
-    if chosen.convex:
+    job = TagJob(parts, data, train_options)
+    if train_options.convex:
         epochs = _solve(job, out, progress)
     else:
-        add_dropout(parts.trained, chosen.dropout)
+        add_dropout(parts.trained, train_options.dropout)
         epochs = train_job(
-            job, chosen, seed, out, facts=facts, resume=resume, progress=progress, log_to=log_to
+            job,
+            train_options,
+            seed,
+            out,
+            facts=facts,
+            resume=resume,
+            progress=progress,
+            log_to=log_to,
         )
     keep_record(out, epochs, job.chosen_by)
     metrics = _measure_best(recipe, data, out)
@@ -129,7 +138,7 @@ def fit(
 
 
 def _solve(job: TagJob, out: Path, progress: OnProgress | None) -> list[dict[str, Any]]:
-    """Figures of the optimum, as of an only epoch; its weights are in ``out``."""
+    """Return figures of the optimum, as of an only epoch; its weights are in ``out``."""
     start = time.monotonic()
     trained = job.trained
     solution = solve(trained, job.loss, job.data.train, job.options.penalty)
@@ -150,7 +159,7 @@ def _solve(job: TagJob, out: Path, progress: OnProgress | None) -> list[dict[str
 
 
 def _measure_best(recipe: Recipe, data: Dataset, out: Path) -> Metrics:
-    """Figures of the best epoch's weights as they lie in ``out``, and their picture."""
+    """Return figures of the best epoch's weights as they lie in ``out``, and their picture."""
     network = recipe.build(data.config)
     load_into(network, read_checkpoint(out / WEIGHTS), recipe.spec.family)
     metrics, scores = measure_tags(parts_of(network, training_plan(recipe)).trained, data)
@@ -190,7 +199,7 @@ def _on_items(progress: OnProgress | None, stage: Literal["read", "encode"]) -> 
 
 
 def _parse(plan: TrainingPlan, options: Mapping[str, Any]) -> TrainOptions:
-    chosen = parse_options(plan.options, options)
-    if plan.frozen and chosen.augment:
+    train_options = parse_options(plan.options, options)
+    if plan.frozen and train_options.augment:
         raise SettingsError("augment: a frozen part of the network sees each image once, unchanged")
-    return chosen
+    return train_options

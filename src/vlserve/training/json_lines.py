@@ -40,9 +40,9 @@ class BadLine:
 
 
 def _of_a_line(words: re.Match[str]) -> str:
-    """An ellipsis in the place of what is one line's own; a word of the reason as it is."""
-    found = words[0]
-    return found if words["name"] is None and _PLAIN.fullmatch(found) else "…"
+    """Return an ellipsis in the place of what is one line's own; a word of the reason as it is."""
+    word = words[0]
+    return word if words["name"] is None and _PLAIN.fullmatch(word) else "…"
 
 
 @dataclass(frozen=True)
@@ -118,14 +118,14 @@ def refuse_bad_lines(files: Sequence[LineFile], *, strict: bool) -> tuple[BadLin
     return bad
 
 
-def refuse_mostly_bad(path: Path, used: int, bad_lines: Sequence[BadLine]) -> None:
-    """DataError where no line of a file can be used, or more than half cannot be."""
-    if not used:
+def refuse_mostly_bad(path: Path, good: int, bad_lines: Sequence[BadLine]) -> None:
+    """Raise DataError where no line of a file can be used, or more than half cannot be."""
+    if not good:
         reasons = f": {first_of(bad_lines)}{encoding_hint(path)}" if bad_lines else ", it is empty"
         raise DataError(f"{path} has no usable line{reasons}")
-    if len(bad_lines) > used:
+    if len(bad_lines) > good:
         raise DataError(
-            f"{len(bad_lines)} of the {used + len(bad_lines)} lines of {path} cannot be used: "
+            f"{len(bad_lines)} of the {good + len(bad_lines)} lines of {path} cannot be used: "
             f"{first_of(bad_lines)}{encoding_hint(path)}"
         )
 
@@ -151,21 +151,21 @@ def first_of(bad: Sequence[BadLine]) -> str:
 
 
 def write_bad_lines(path: Path, bad_lines: Sequence[BadLine]) -> None:
-    """``{"count", "lines": [{"file", "line", "reason"}, …]}``."""
+    """Write ``{"count", "lines": [{"file", "line", "reason"}, …]}``."""
     report = {"count": len(bad_lines), "lines": [asdict(line) for line in bad_lines]}
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def _not_json(error: json.JSONDecodeError) -> str:
-    """What is wrong, and for what is often written instead, what to write."""
-    said = f"not JSON: {error.msg} at column {error.colno}"
+    """Return what is wrong, and for what is often written instead, what to write."""
+    message = f"not JSON: {error.msg} at column {error.colno}"
     rest, text = error.doc[error.pos :], error.doc.strip()
     if rest.startswith(("'", "None", "True", "False")):
-        return f"{said}: it looks like Python's str(dict); write lines with json.dumps"
+        return f"{message}: it looks like Python's str(dict); write lines with json.dumps"
     if error.msg == "Extra data" and rest.startswith(",") and text.startswith("{"):
-        return f"{said}: one object a line, without commas between them"
+        return f"{message}: one object a line, without commas between them"
     if text in ("[", "]", "{", "}", "[{", "}]"):
-        return f"{said}: one whole object a line, not a JSON document over several lines"
+        return f"{message}: one whole object a line, not a JSON document over several lines"
     if not text.startswith(("{", "[")) and text.count(",") + text.count("\t") >= 2:
-        return f"{said}: it looks like CSV; one JSON object a line is read"
-    return said
+        return f"{message}: it looks like CSV; one JSON object a line is read"
+    return message

@@ -53,7 +53,7 @@ def make_loss(
     class_weights: Tensor | None = None,
     gamma: float = 0.0,
 ) -> Loss:
-    """(batch, labels) logits and 0-1 targets -> mean loss: cross-entropy, weighted by
+    """Make the mean loss of logits and 0-1 targets (batch, labels): cross-entropy, weighted by
     ``class_weights`` (labels,), or binary cross-entropy of each label when items have several;
     with ``gamma`` above 0 focal loss, which knows neither weights nor smoothing."""
 
@@ -74,8 +74,8 @@ def make_loss(
 
 
 def class_weights(targets: NDArray[np.int64], power: float) -> Tensor:
-    """(items, labels) of 0 and 1, one 1 an item -> (labels,) weights n^-power, n items of a label,
-    scaled so that the items' mean weight is 1. Every label has an item."""
+    """Return weights (labels,) of targets (items, labels), one 1 an item: n^-power, n items of a
+    label, scaled so that the items' mean weight is 1. Every label has an item."""
     items = targets.sum(axis=0)
     weights = items.astype(np.float64) ** -power
     return torch.from_numpy(weights * items.sum() / (weights @ items)).float()
@@ -152,7 +152,7 @@ class TagJob:
 
 
 def measure_tags(network: nn.Module, data: Dataset) -> tuple[Metrics, NDArray[np.float64]]:
-    """Figures and scores of the validation items."""
+    """Return figures and scores of the validation items."""
     scores = score(network, data.val, multi_label=data.multi_label)
     return measure(data.val.targets, scores, multi_label=data.multi_label), scores
 
@@ -193,7 +193,8 @@ def solve(network: nn.Module, loss_of: Loss, samples: TrainingSamples, penalty: 
 
 
 def steps_per_epoch(items: int, batch_size: int) -> int:
-    """Full batches; fewer items than one batch make a batch of their own."""
+    """Return how many full batches there are; fewer items than one batch make a batch of their
+    own."""
     return max(items // batch_size, 1)
 
 
@@ -201,7 +202,7 @@ def steps_per_epoch(items: int, batch_size: int) -> int:
 def score(
     network: nn.Module, samples: TrainingSamples, *, multi_label: bool
 ) -> NDArray[np.float64]:
-    """(items, labels) probabilities."""
+    """Return probabilities (items, labels)."""
     network.eval()
 
     def of_batch(start: int) -> Tensor:
@@ -210,5 +211,5 @@ def score(
         logits: Tensor = run_by_name(network, inputs).double()
         return logits.sigmoid() if multi_label else logits.softmax(dim=1)
 
-    found = over_ranks(range(0, len(samples), SCORE_BATCH), of_batch)
-    return np.asarray(torch.cat(found).numpy())
+    parts = over_ranks(range(0, len(samples), SCORE_BATCH), of_batch)
+    return np.asarray(torch.cat(parts).numpy())

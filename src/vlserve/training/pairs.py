@@ -66,9 +66,9 @@ class Reader:
     on_encoded: OnEncoded | None = None
 
     def read(self, path: Path, *, without: frozenset[str] = frozenset()) -> Pairs:
-        """The pairs of a file. Lines whose image or texts serving would refuse are left out, and so
-        are ids of ``without``. DataError where there are not two images, or more than half of the
-        lines are left out."""
+        """Return the pairs of a file. Lines whose image or texts serving would refuse are left out,
+        and so are ids of ``without``. DataError where there are not two images, or more than half
+        of the lines are left out."""
         file = read_task_file(path, PairedItem)
         file = file.without(
             {line: "its id is in the training file too" for line, item in file.by_line.items()
@@ -90,8 +90,8 @@ class Reader:
         digest = hashlib.sha256(
             f"{kind} {self.weights} {self.image} {self.tokenizer.spec}".encode()
         )
-        for one in raw:
-            digest.update(hashlib.sha256(one).digest())
+        for content in raw:
+            digest.update(hashlib.sha256(content).digest())
         file = self.cache / f"{kind}-{digest.hexdigest()}.npy"
         if not file.is_file():
             self.cache.mkdir(parents=True, exist_ok=True)
@@ -116,7 +116,7 @@ class Reader:
         return self.frozen.images(torch.from_numpy(np.stack([decode(x, self.image) for x in raw])))
 
     def _understand(self, raw: Sequence[bytes]) -> Tensor:
-        text = self.tokenizer.encode([one.decode() for one in raw])
+        text = self.tokenizer.encode([content.decode() for content in raw])
         mask = np.arange(text.ids.shape[1]) < text.lengths[:, None]
         return self.frozen.texts(
             torch.from_numpy(text.ids), torch.from_numpy(mask.astype(np.int64))

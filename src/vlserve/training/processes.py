@@ -38,7 +38,7 @@ def train_in_processes(count: int, words: Sequence[str]) -> None:
 
 
 def environment(count: int) -> dict[str, str]:
-    """Variables of a run's processes: threads of each, and talk over the loopback alone."""
+    """Return variables of a run's processes: threads of each, and talk over the loopback alone."""
     threads = str(max(usable_cores() // count, 1))
     own = {"OMP_NUM_THREADS": threads, "PYTHONSAFEPATH": "1"}  # as -P, of the ranks too
     if LOOPBACK in {name for _, name in socket.if_nameindex()}:

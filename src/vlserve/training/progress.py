@@ -39,12 +39,12 @@ class _Rate(TextColumn):
 
 
 @contextmanager
-def training_progress(what: str, console: Console) -> Iterator[Callable[[Progress], None]]:
-    """Show ``what``, and what a run says: bars with rate and time left on a terminal, lines every
+def training_progress(title: str, console: Console) -> Iterator[Callable[[Progress], None]]:
+    """Show ``title``, and what a run says: bars with rate and time left on a terminal, lines every
     LINE_SECONDS or so where ``console`` is none."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate())
     bars = Bars(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
-    console.print(what, markup=False)
+    console.print(title, markup=False)
     with bars:
         yield _Shown(bars)
 
@@ -73,8 +73,8 @@ class _Shown:
 def describe_task(step: Progress, task: Task) -> str:
     """Return one line on a stage: how far it is, how fast, how long the rest takes."""
     losses = "".join(f", {name} {value:.3f}" for name, value in step.figures.items())
-    left = task.time_remaining
-    rest = "" if left is None or step.done == step.total else f", {duration(left)} left"
+    left_s = task.time_remaining
+    rest = "" if left_s is None or step.done == step.total else f", {duration(left_s)} left"
     rate = rate_of(task)
     return f"{step.stage} {step.done} of {step.total}{losses}{rate and f', {rate}'}{rest}"
 
@@ -87,8 +87,8 @@ def rate_of(task: Task) -> str:
 
 def describe_epoch(step: Progress) -> str:
     """Return one line on an epoch's figures."""
-    shown = [f"{name} {step.figures[name]:.3f}" for name in NAMES if name in step.figures]
-    line = f"epoch {step.done} of {step.total}: {', '.join(shown)}"
+    figures = [f"{name} {step.figures[name]:.3f}" for name in NAMES if name in step.figures]
+    line = f"epoch {step.done} of {step.total}: {', '.join(figures)}"
     if step.figures.get("converged", True):
         return line
     return f"{line}; the search ended before the optimum"

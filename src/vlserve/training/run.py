@@ -82,19 +82,20 @@ class Job(Protocol):
         ...
 
     def batches(self, seed: int, epoch: int) -> Iterator[Any]:
-        """The same batches for the same seed and epoch, ``steps`` of them."""
+        """Yield the same batches for the same seed and epoch, ``steps`` of them."""
         ...
 
     def losses(self, network: nn.Module, batch: Any) -> Mapping[str, Tensor]:
-        """Losses by name, whose sum is minimised."""
+        """Return losses by name, whose sum is minimised."""
         ...
 
     def figures(self, network: nn.Module) -> Mapping[str, float]:
-        """What the validation items say of the averaged network."""
+        """Return what the validation items say of the averaged network."""
         ...
 
     def checkpoint(self, network: nn.Module) -> Mapping[str, Tensor]:
-        """Every tensor of model.safetensors, with those of ``network`` for what was trained."""
+        """Return every tensor of model.safetensors, with those of ``network`` for what was
+        trained."""
         ...
 
 
@@ -177,9 +178,9 @@ def train(
     place = Place(1)
     if resume:
         load_state(out / LAST, state)
-        kept = load_facts(out / LAST)
-        epochs = kept["epochs"]
-        place = Place(len(epochs) + 1, *_steps_done(kept))
+        facts_before = load_facts(out / LAST)
+        epochs = facts_before["epochs"]
+        place = Place(len(epochs) + 1, *_steps_done(facts_before))
     barrier()
     log = open_log(out, log_to, steps, place.epoch, place.step) if is_first() else None
     watch = Watch(log, progress or (lambda _: None), options.epochs, steps)
@@ -208,7 +209,7 @@ def train(
 
 
 def steps_of(job: Job) -> int:
-    """Steps of an epoch, each of a batch on every rank."""
+    """Return how many steps an epoch has, each of a batch on every rank."""
     if job.steps < size():
         raise TrainingError(
             f"an epoch has {job.steps} batches for {size()} processes: lower batch_size"
@@ -236,25 +237,26 @@ def _shapes(batch: Any) -> dict[str, tuple[int, ...]]:
 
 
 def best_epoch(epochs: list[dict[str, Any]], chosen_by: str) -> int:
-    """The first of the epochs with the best figure."""
+    """Return the first of the epochs with the best figure."""
     return int(max(epochs, key=lambda epoch: epoch[chosen_by])["epoch"])
 
 
 def epoch_seed(seed: int, epoch: int, rank: int = 0) -> int:
-    """What everything random of an epoch follows from; ``rank``: of a process, on its own."""
+    """Return what everything random of an epoch follows from; ``rank``: of a process, on its
+    own."""
     entropy = (seed, epoch, rank) if rank else (seed, epoch)
     return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
 
 def _stale(epochs: list[dict[str, Any]], chosen_by: str, options: TrainOptions) -> bool:
-    """Whether enough epochs passed without a better one."""
+    """Return whether enough epochs passed without a better one."""
     if len(epochs) < options.least_epochs:
         return False
     return len(epochs) - best_epoch(epochs, chosen_by) >= options.patience
 
 
-def _steps_done(kept: Mapping[str, Any]) -> tuple[int, tuple[float, ...]]:
-    within = kept.get("within", {})
+def _steps_done(facts: Mapping[str, Any]) -> tuple[int, tuple[float, ...]]:
+    within = facts.get("within", {})
     return within.get("step", 0), tuple(within.get("losses", ()))
 
 
@@ -298,13 +300,13 @@ def _epoch(
 def _step(
     state: TrainState, losses_of: SharedLosses, options: TrainOptions, batch: Any, place: str
 ) -> dict[str, float]:
-    """One step down; the losses by name, means over ranks."""
+    """Take one step down; return the losses by name, means over ranks."""
     try:
         with losses_of.alone(state.backwards + 1 < state.accumulate):
             with options.autocast():
                 losses = losses_of(batch)
-            said = mean_of({name: float(loss.detach()) for name, loss in losses.items()})
-            _check_finite(said, options, place)
+            means = mean_of({name: float(loss.detach()) for name, loss in losses.items()})
+            _check_finite(means, options, place)
             state.step(torch.stack(list(losses.values())).sum())
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not any(x in str(error) for x in NO_MEMORY):
@@ -313,11 +315,11 @@ def _step(
             f"{place}: out of memory: train with a smaller batch_size than {options.batch_size}; "
             "accumulate keeps the number of items in a step of the optimizer"
         ) from error
-    return said
+    return means
 
 
 def _check_finite(losses: Mapping[str, float], options: TrainOptions, place: str) -> None:
-    """TrainingError for a loss that is no longer a number."""
+    """Raise TrainingError for a loss that is no longer a number."""
     wrong = [name for name, loss in losses.items() if not math.isfinite(loss)]
     if wrong:
         raise TrainingError(
@@ -328,7 +330,7 @@ def _check_finite(losses: Mapping[str, float], options: TrainOptions, place: str
 
 @contextmanager
 def _interrupts() -> Iterator[threading.Event]:
-    """An event that Ctrl-C sets; a second Ctrl-C interrupts at once."""
+    """Give an event that Ctrl-C sets; a second Ctrl-C interrupts at once."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop

@@ -66,7 +66,7 @@ def keep_record(
 
 
 def code_versions() -> dict[str, str]:
-    """Versions of what trained: vlserve and the sha256 of its sources, and torch."""
+    """Return versions of what trained: vlserve and the sha256 of its sources, and torch."""
     package = Path(vlserve.__file__).parent
     sources = hashlib.sha256()
     for file in sorted(package.rglob("*.py")):
@@ -79,12 +79,12 @@ def code_versions() -> dict[str, str]:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no other numbers."""
+    """Replace numbers that JSON does not have."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def check_resumable(path: Path, facts: Mapping[str, Any]) -> None:
-    """TrainingError unless ``path`` is the state of a run with the same ``facts``."""
+    """Raise TrainingError unless ``path`` is the state of a run with the same ``facts``."""
     if not path.is_file():
         raise TrainingError(f"nothing to resume: no {path}. Train without resume first")
     saved = load_facts(path)

@@ -39,14 +39,14 @@ class RunLog:
             return
         self._logged = now
         self._write({"epoch": epoch, "step": step, **losses, "learning_rate": rate})
-        named = {f"loss/{name}": value for name, value in losses.items()}
-        self._send({**named, "learning_rate": rate}, (epoch - 1) * self.steps + step)
+        scalars = {f"loss/{name}": value for name, value in losses.items()}
+        self._send({**scalars, "learning_rate": rate}, (epoch - 1) * self.steps + step)
 
     def epoch(self, figures: Mapping[str, Any]) -> None:
         """Take note of the figures of an epoch."""
         self._write(figures)
-        named = {f"figure/{name}": x for name, x in figures.items() if name not in OF_THE_RUN}
-        self._send(named, figures["epoch"] * self.steps)
+        scalars = {f"figure/{name}": x for name, x in figures.items() if name not in OF_THE_RUN}
+        self._send(scalars, figures["epoch"] * self.steps)
 
     def draw(self) -> None:
         """Draw the curves of the whole log."""
@@ -69,10 +69,11 @@ class RunLog:
 
 
 def open_log(out: Path, to: LogTo, steps: int, epoch: int, step: int) -> RunLog:
-    """The log of a run that goes on after ``step`` steps of ``epoch``: lines of later ones, which a
-    run wrote that was killed, are left out. ExtraMissing without the package of TensorBoard."""
-    kept = [line for line in read_log(out) if _place(line) <= (epoch, step)]
-    text = "".join(json.dumps(line) + "\n" for line in kept)
+    """Return the log of a run that goes on after ``step`` steps of ``epoch``: lines of later ones,
+    which a run wrote that was killed, are left out. ExtraMissing without the package of
+    TensorBoard."""
+    lines = [line for line in read_log(out) if _place(line) <= (epoch, step)]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
     (out / LOG).write_text(text, encoding="utf-8")
     if to == "jsonl":
         return RunLog(out, steps)
@@ -86,7 +87,7 @@ def open_log(out: Path, to: LogTo, steps: int, epoch: int, step: int) -> RunLog:
 
 
 def read_log(out: Path) -> list[dict[str, Any]]:
-    """The lines of log.jsonl; a last one that was cut short is left out."""
+    """Return the lines of log.jsonl; a last one that was cut short is left out."""
     if not (out / LOG).is_file():
         return []
     lines = []
@@ -99,5 +100,5 @@ def read_log(out: Path) -> list[dict[str, Any]]:
 
 
 def _place(line: Mapping[str, Any]) -> tuple[int, float]:
-    """Where a line stands; that of a whole epoch behind its steps."""
+    """Return where a line stands; that of a whole epoch behind its steps."""
     return int(line["epoch"]), float(line.get("step", float("inf")))

@@ -41,7 +41,7 @@ class TrainingSamples(Protocol):
     def inputs(
         self, rows: NDArray[np.int64], augmentation: Augmentation | None = None
     ) -> dict[str, Tensor]:
-        """Inputs by name of the items at ``rows``."""
+        """Return inputs by name of the items at ``rows``."""
         ...
 
 
@@ -62,7 +62,7 @@ class Samples:
     def inputs(
         self, rows: NDArray[np.int64], augmentation: Augmentation | None = None
     ) -> dict[str, Tensor]:
-        """The inputs that serving has: image, text_ids, text_mask, text_length."""
+        """Return the inputs that serving has: image, text_ids, text_mask, text_length."""
         images = torch.from_numpy(self.images[rows])
         titles = [self.text_ids[row] for row in rows]
         if augmentation:
@@ -78,12 +78,13 @@ class Samples:
 
 
 def run_by_name(network: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
-    """The network on those of the inputs that its ``forward`` has a parameter for."""
+    """Run the network on those of the inputs that its ``forward`` has a parameter for."""
     return network(**{name: inputs[name] for name in taken_by(network, inputs)})
 
 
 def taken_by(network: nn.Module, names: Iterable[str]) -> list[str]:
-    """Those of the names that the network's ``forward`` has a parameter for, in its order."""
+    """Return those of the names that the network's ``forward`` has a parameter for, in its
+    order."""
     present = set(names)
     return [name for name in inspect.signature(network.forward).parameters if name in present]
 
@@ -93,30 +94,30 @@ def decode_images(
 ) -> tuple[ItemFile, dict[int, NDArray[np.float32]]]:
     """Decode every image of a file. Items whose image or text serving would refuse come back as
     bad lines of the file; the others with their image by line number."""
-    decoded: dict[int, NDArray[np.float32]] = {}
+    images: dict[int, NDArray[np.float32]] = {}
     refused: dict[int, str] = {}
     threads = ThreadPoolExecutor(usable_cores())
     try:
-        found = threads.map(lambda item: _decode(item, image), file.items)
-        for done, (item, result) in enumerate(zip(file.items, found, strict=True), start=1):
+        results = threads.map(lambda item: _decode(item, image), file.items)
+        for done, (item, result) in enumerate(zip(file.items, results, strict=True), start=1):
             if isinstance(result, str):
                 refused[item.line] = result
             else:
-                decoded[item.line] = result
+                images[item.line] = result
             if on_read and (done % READ_STEP == 0 or done == len(file.items)):
                 on_read(done, len(file.items))
     finally:  # a fault or a signal ends it without what is not begun
         threads.shutdown(cancel_futures=True)
-    return file.without(refused), decoded
+    return file.without(refused), images
 
 
 def to_samples(
-    items: Sequence[Item], decoded: Decoded, tokenizer: Tokenizer, labels: Sequence[str]
+    items: Sequence[Item], images: Decoded, tokenizer: Tokenizer, labels: Sequence[str]
 ) -> Samples:
-    """Arrays of items, all of whose labels are among ``labels``."""
+    """Return arrays of items, all of whose labels are among ``labels``."""
     return Samples(
         items=items,
-        images=np.stack([decoded[item.line] for item in items]),
+        images=np.stack([images[item.line] for item in items]),
         text_ids=[tokenizer.ids(item.text) for item in items],
         targets=to_targets(items, labels),
         tokenizer=tokenizer,
@@ -124,7 +125,7 @@ def to_samples(
 
 
 def to_targets(items: Sequence[Item], labels: Sequence[str]) -> NDArray[np.int64]:
-    """(items, labels) of 0 and 1."""
+    """Return targets (items, labels) of 0 and 1."""
     column = {label: index for index, label in enumerate(labels)}
     targets = np.zeros((len(items), len(labels)), dtype=np.int64)
     for row, item in zip(targets, items, strict=True):
@@ -138,14 +139,14 @@ def batches(
     batch_size: int,
     augmentation: Augmentation | None = None,
 ) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-    """Inputs by name, and the targets (batch, labels), of items in ``order``."""
+    """Yield inputs by name, and the targets (batch, labels), of items in ``order``."""
     for start in range(0, len(order), batch_size):
         rows = np.asarray(order[start : start + batch_size])
         yield samples.inputs(rows, augmentation), torch.from_numpy(samples.targets[rows])
 
 
 def _decode(item: Item, image: ImageInput) -> Any:
-    """The image, or why serving would refuse the item."""
+    """Return the image, or why serving would refuse the item."""
     try:
         check_size(read_text(item.text), _ANY_TEXT)
         return decode(item.image.read_bytes(), image)

@@ -76,7 +76,7 @@ class TrainState:
                 parameter.grad = gradient + (0 if parameter.grad is None else parameter.grad)
 
     def end_epoch(self, figure: float) -> None:
-        """What a schedule by plateau goes by. Gradients that wait for more wait on."""
+        """Tell the schedule what a plateau is judged by. Gradients that wait for more wait on."""
         if isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step(figure)
 
@@ -91,7 +91,8 @@ class TrainState:
 
 
 def new_state(network: nn.Module, options: TrainOptions, steps: int) -> TrainState:
-    """The state before the first of ``steps`` batches, by the options' optimiser and schedule."""
+    """Return the state before the first of ``steps`` batches, by the options' optimiser and
+    schedule."""
     if _narrowest_jump(network) >= CHANNELS_LAST_FROM:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = new_optimiser(network, options)
@@ -109,7 +110,7 @@ def new_state(network: nn.Module, options: TrainOptions, steps: int) -> TrainSta
 
 
 def _narrowest_jump(network: nn.Module) -> int:
-    """Channels of the narrowest strided 1x1 convolution; 0 where there is none."""
+    """Return channels of the narrowest strided 1x1 convolution; 0 where there is none."""
     return min(
         (
             conv.in_channels
@@ -121,8 +122,8 @@ def _narrowest_jump(network: nn.Module) -> int:
 
 
 def _following(decay: float) -> Any:
-    """A moving average that looks less far back in the first steps, else it would hold on to the
-    random start."""
+    """Make a moving average that looks less far back in the first steps, else it would hold on to
+    the random start."""
 
     def follow(averages: Any, weights: Any, updates: Any) -> None:
         now = min(decay, (1 + int(updates)) / (10 + int(updates)))
@@ -132,7 +133,7 @@ def _following(decay: float) -> Any:
 
 
 def save_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Tensors by name alone; ``path`` appears whole."""
+    """Save tensors by name alone; ``path`` appears whole."""
     write_tensors(path, tensors, {})
 
 
@@ -149,8 +150,8 @@ def save_state(path: Path, state: TrainState, facts: Mapping[str, Any]) -> None:
     }
     gradients: dict[str, Tensor] = {}
     if state.backwards:
-        named = state.network.named_parameters()
-        gradients = {f"gradient.{name}": x.grad for name, x in named if x.grad is not None}
+        parameters = state.network.named_parameters()
+        gradients = {f"gradient.{name}": x.grad for name, x in parameters if x.grad is not None}
     moments: dict[str, Tensor] = {}
     optimizer = flatten(state.optimizer.state_dict(), "optimizer.", moments)
     header = {
@@ -163,12 +164,13 @@ def save_state(path: Path, state: TrainState, facts: Mapping[str, Any]) -> None:
 
 
 def _random(number: int) -> str:
-    """The name of the generator of the process ``number``."""
+    """Return the name of the generator of the process ``number``."""
     return f"random.{number}" if number else "random"
 
 
 def load_facts(path: Path) -> dict[str, Any]:
-    """The facts of a file of `save_state`, without its tensors. TrainingError if it is not one."""
+    """Return the facts of a file of `save_state`, without its tensors. TrainingError if it is not
+    one."""
     facts: dict[str, Any] = read_header(path)["facts"]
     return facts
 
@@ -190,7 +192,8 @@ def load_state(path: Path, state: TrainState) -> None:
 
 
 def _as_before(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The optimizer's state as earlier versions kept it: names ``optimizer.<index>.<moment>``."""
+    """Return the optimizer's state as earlier versions kept it: names
+    ``optimizer.<index>.<moment>``."""
     moments: dict[int, dict[str, Tensor]] = {}
     for name, value in _below("optimizer.", tensors).items():
         index, key = name.split(".", 1)

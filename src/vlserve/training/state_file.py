@@ -17,7 +17,7 @@ from vlserve.errors import TrainingError
 
 
 def flatten(value: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:
-    """``value`` as JSON, with its tensors put into ``tensors`` under names that begin with
+    """Return ``value`` as JSON, with its tensors put into ``tensors`` under names that begin with
     ``prefix``. Dictionaries keep the types of their keys: numbers, texts, tuples of them."""
     if isinstance(value, Tensor):
         name = f"{prefix}{len(tensors)}"
@@ -33,7 +33,7 @@ def flatten(value: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:
 
 
 def restore(plain: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """What `flatten` was given."""
+    """Return what `flatten` was given."""
     (kind, content), *_ = plain.items()
     if kind == "tensor":
         return tensors[content]
@@ -51,8 +51,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
     plain = {name: value.detach().contiguous() for name, value in tensors.items()}
     try:
         save_file(_apart(plain), partial, metadata=metadata)
-        with partial.open("rb") as written:
-            os.fsync(written.fileno())
+        with partial.open("rb") as handle:
+            os.fsync(handle.fileno())
         partial.replace(path)
     except SafetensorError as error:
         raise _as_os_error(error, path) from error
@@ -61,7 +61,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """The JSON beside the tensors. TrainingError where the file is not a run's state."""
+    """Return the JSON beside the tensors. TrainingError where the file is not a run's state."""
     try:
         with safe_open(path, framework="pt") as file:
             header: dict[str, Any] = json.loads(file.metadata()["state"])
@@ -76,7 +76,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """safetensors takes no two tensors of the same memory: those after the first are copied."""
+    """Copy tensors, of which safetensors takes no two of the same memory: those after the first are
+    copied."""
     seen: set[int] = set()
     apart = {}
     for name, tensor in tensors.items():
@@ -103,5 +104,5 @@ def _as_os_error(error: SafetensorError, path: Path) -> OSError:
 
 
 def random_state() -> Tensor:
-    """The state of torch's global generator."""
+    """Return the state of torch's global generator."""
     return torch.get_rng_state()

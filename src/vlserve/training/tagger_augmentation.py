@@ -29,7 +29,7 @@ class Augmentation:
     """Whether titles begin and end with a token of no word, [CLS] and [SEP], which stays."""
 
     def images(self, images: Tensor) -> Tensor:
-        """Normalised (batch, 3, height, width) -> the same shape: a random crop scaled back to the
+        """Change normalised images (batch, 3, height, width): a random crop scaled back to the
         serving size, mirrored half of the time, with other brightness, contrast and saturation."""
         mean = torch.tensor(self.image.mean).view(1, 3, 1, 1)
         std = torch.tensor(self.image.std).view(1, 3, 1, 1)
@@ -37,20 +37,20 @@ class Augmentation:
         return (_jitter(pixels, self.generator).clamp(0, 1) - mean) / std
 
     def titles(self, rows: Sequence[Ids]) -> list[Ids]:
-        """Ids of titles -> a window of each, at least MIN_WINDOW of its length, in which a share
-        of the characters is unknown, so that no title is learnt by heart."""
-        changed = []
-        for whole in rows:
-            row = whole[1:-1] if self.framed else whole
+        """Cut ids of titles to a window of each, at least MIN_WINDOW of its length, in which a
+        share of the characters is unknown, so that no title is learnt by heart."""
+        rows_changed = []
+        for title in rows:
+            row = title[1:-1] if self.framed else title
             share, place = torch.rand(2, generator=self.generator).tolist()
             length = round(len(row) * (MIN_WINDOW + (1 - MIN_WINDOW) * share))
             start = round((len(row) - length) * place)
             window = row[start : start + length].copy()
             hidden = torch.rand(length, generator=self.generator) < UNKNOWN_SHARE
             window[hidden.numpy()] = self.unknown_id
-            framed = np.concatenate([whole[:1], window, whole[-1:]]) if self.framed else window
-            changed.append(framed)
-        return changed
+            framed = np.concatenate([title[:1], window, title[-1:]]) if self.framed else window
+            rows_changed.append(framed)
+        return rows_changed
 
 
 def _crop_and_mirror(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -67,7 +67,7 @@ def _crop_and_mirror(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _jitter(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """RGB in [0, 1] -> about as much."""
+    """Change brightness, contrast and saturation of RGB in [0, 1], which may leave that range."""
     factors = (len(pixels), 1, 1, 1)
     pixels = pixels * _uniform(factors, 1 - JITTER, 1 + JITTER, generator)
     level = pixels.mean(dim=(1, 2, 3), keepdim=True)

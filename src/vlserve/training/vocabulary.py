@@ -8,7 +8,7 @@ from vlserve.training.options import PAD_ID, UNKNOWN_ID
 
 
 def build_vocabulary(titles: Iterable[str], min_count: int) -> dict[str, int]:
-    """Character -> id for every character that occurs ``min_count`` times, the commonest first,
+    """Give an id to every character that occurs ``min_count`` times, the commonest first,
     equally common ones by code point. A capital letter shares the id of its small one. Padding and
     unknown characters have ids of their own below; rare characters train the unknown one."""
     counts = Counter(_small(character) for title in titles for character in title)
@@ -23,16 +23,16 @@ def build_vocabulary(titles: Iterable[str], min_count: int) -> dict[str, int]:
 
 
 def build_pieces(titles: Iterable[str], min_count: int) -> list[str]:
-    """Pieces for BERT's tokenizer: the words that ``min_count`` titles show, and every character,
-    to begin a word and to go on with. Sorted; without the special tokens."""
+    """Return pieces for BERT's tokenizer: the words that ``min_count`` titles show, and every
+    character, to begin a word and to go on with. Sorted; without the special tokens."""
     reader = wordpiece(SPECIAL)
     assert reader.normalizer is not None and reader.pre_tokenizer is not None
-    shown: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for title in titles:
         normal = reader.normalizer.normalize_str(title)
-        shown.update({word for word, _ in reader.pre_tokenizer.pre_tokenize_str(normal)})
-    characters = {character for word in shown for character in word}
-    words = {word for word, count in shown.items() if count >= min_count}
+        counts.update({word for word, _ in reader.pre_tokenizer.pre_tokenize_str(normal)})
+    characters = {character for word in counts for character in word}
+    words = {word for word, count in counts.items() if count >= min_count}
     return sorted(words | characters | {f"##{character}" for character in characters})
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from vlserve.tuning.search import Point
 
 
-def plot_curves(path: Path, points: Sequence[Point], chosen: Point, slo_p99_ms: float) -> None:
+def plot_curves(path: Path, points: Sequence[Point], best: Point, slo_p99_ms: float) -> None:
     """Write a PNG with each setting's points by connections, the limit, and the chosen point."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -15,7 +15,7 @@ def plot_curves(path: Path, points: Sequence[Point], chosen: Point, slo_p99_ms: 
     axes = figure.add_subplot()
     for serving in dict.fromkeys(point.serving for point in points):
         curve = sorted(
-            (p for p in points if p.serving == serving and p is not chosen and p.p99_ms),
+            (p for p in points if p.serving == serving and p is not best and p.p99_ms),
             key=lambda point: point.connections,
         )
         places = [(p.rps, p.p99_ms or 0.0) for p in curve]
@@ -25,7 +25,7 @@ def plot_curves(path: Path, points: Sequence[Point], chosen: Point, slo_p99_ms: 
                 str(point.connections), place, (4, 4), textcoords="offset points", fontsize=8
             )
     axes.axhline(slo_p99_ms, color="black", linestyle="--", label=f"limit {slo_p99_ms:g} ms")
-    axes.plot([chosen.rps], [chosen.p99_ms or 0.0], "k*", markersize=16, label="chosen")
+    axes.plot([best.rps], [best.p99_ms or 0.0], "k*", markersize=16, label="chosen")
     axes.set_xlabel("answers a second (numbers: connections)")
     axes.set_ylabel("p99, milliseconds")
     axes.set_yscale("log")

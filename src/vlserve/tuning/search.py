@@ -66,19 +66,19 @@ def next_connections(points: Sequence[Point], slo_p99_ms: float, start: int) -> 
 
 def best_point(points: Sequence[Point], slo_p99_ms: float) -> Point | None:
     """Return the point with the most throughput that held; among equals, the lowest p99."""
-    held = [point for point in points if point.held(slo_p99_ms)]
-    if not held:
+    within_limit = [point for point in points if point.held(slo_p99_ms)]
+    if not within_limit:
         return None
-    enough = max(point.rps for point in held) / GAIN
+    enough = max(point.rps for point in within_limit) / GAIN
     return min(
-        (point for point in held if point.rps >= enough),
+        (point for point in within_limit if point.rps >= enough),
         key=lambda point: (point.p99_ms or 0.0, -point.rps),
     )
 
 
-def next_serving(tried: Sequence[Serving], best: Serving, cores: int) -> Serving | None:
+def next_serving(servings: Sequence[Serving], best: Serving, cores: int) -> Serving | None:
     """Return the next neighbour of the best setting that was not tried; None when all were."""
-    return next((each for each in _neighbours(best, cores) if each not in tried), None)
+    return next((each for each in _neighbours(best, cores) if each not in servings), None)
 
 
 def _neighbours(serving: Serving, cores: int) -> Iterator[Serving]:

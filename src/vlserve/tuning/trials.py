@@ -54,9 +54,9 @@ class Trials:
         if is_registered and self._control.unload(model, version).state is State.DRAINING:
             raise NotReady(f"{model} {version} still answers requests of the run before")
         unknown = Measured(connections=0, rps=0, p50_ms=0, p99_ms=0)
-        done = self._control.register(self.archive, self.tuning(serving, 0, unknown))
-        if done.untuned:
-            raise LoadFailed(done.untuned)
+        outcome = self._control.register(self.archive, self.tuning(serving, 0, unknown))
+        if outcome.untuned:
+            raise LoadFailed(outcome.untuned)
 
     def measure(self, serving: Serving, connections: int, seconds: int | None = None) -> Point:
         """Measure the version as it is loaded now under so many connections."""
@@ -85,13 +85,13 @@ class Trials:
             result.client_saturated,
         )
 
-    def tuning(self, serving: Serving, slo_p99_ms: float, measured: Measured) -> Tuning:
+    def tuning(self, serving: Serving, slo_p99_ms: float, measurement: Measured) -> Tuning:
         """Return what is written beside the archive for this setting."""
         return Tuning(
             archive_sha256=self.sha256,
             serving=serving,
             slo_p99_ms=slo_p99_ms,
-            measured=measured,
+            measured=measurement,
             machine=machine(),
             tuned_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )

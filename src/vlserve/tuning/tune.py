@@ -32,8 +32,8 @@ class TuningResult:
     @property
     def nearest(self) -> Point | None:
         """The point with the lowest p99, of those without errors and without a saturated client."""
-        whole = [p for p in self.points if p.held(float("inf"))]
-        return min(whole, key=lambda point: point.p99_ms or 0.0, default=None)
+        without_errors = [p for p in self.points if p.held(float("inf"))]
+        return min(without_errors, key=lambda point: point.p99_ms or 0.0, default=None)
 
 
 @dataclass
@@ -134,18 +134,20 @@ def _confirmed(search: _Search, points: Sequence[Point], seconds: int) -> Point 
 
     One that breaks the limit, or cannot be loaded again, gives way to the next best.
     """
-    rest = list(points)
-    while (best := best_point(rest, search.slo_p99_ms)) is not None:
+    candidates = list(points)
+    while (best := best_point(candidates, search.slo_p99_ms)) is not None:
         search.show(f"{best.serving}: confirming with {best.connections} connections")
         if not search.serve(best.serving):
-            rest = [point for point in rest if point.serving != best.serving]
+            candidates = [point for point in candidates if point.serving != best.serving]
             continue
         again = search.trials.measure(best.serving, best.connections, seconds)
         search.points.append(again)
         search.show(_describe(again, search.slo_p99_ms))
         if again.held(search.slo_p99_ms):
             return again
-        rest = [p for p in rest if p.serving != best.serving or p.connections < best.connections]
+        candidates = [
+            p for p in candidates if p.serving != best.serving or p.connections < best.connections
+        ]
     return None
 
 
@@ -153,10 +155,10 @@ def write_tuning(trials: Trials, result: TuningResult) -> tuple[Path, Path]:
     """Write the tuning and its plot beside the archive; ``result`` has a best point."""
     best = result.best
     assert best is not None and best.p50_ms is not None and best.p99_ms is not None
-    measured = Measured(
+    measurement = Measured(
         connections=best.connections, rps=best.rps, p50_ms=best.p50_ms, p99_ms=best.p99_ms
     )
-    tuning: Tuning = trials.tuning(best.serving, result.slo_p99_ms, measured)
+    tuning: Tuning = trials.tuning(best.serving, result.slo_p99_ms, measurement)
     file = tuning_file(trials.archive)
     file.write_text(tuning.model_dump_json(indent=2) + "\n", encoding="utf-8")
     picture = file.with_suffix(".png")

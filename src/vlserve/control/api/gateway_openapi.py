@@ -81,13 +81,13 @@ def _set_openapi(app: FastAPI, page: Callable[[], dict[str, Any]]) -> None:
 
 
 def load_tasks(handlers: Folder) -> dict[str, type[Task[Any]]]:
-    """By name. ArchiveUnreadable for a file that is no task."""
+    """Load tasks by name. ArchiveUnreadable for a file that is no task."""
     tasks = {f.stem: f for f in handlers.glob("*.py") if f.stem not in NO_TASKS}
     return {name: load_task(tasks[name]) for name in sorted(tasks)}
 
 
 def predictions(tasks: Mapping[str, type[Task[Any]]], gateway_url: str) -> dict[str, Any]:
-    """``paths`` and ``schemas`` of an OpenAPI page."""
+    """Return ``paths`` and ``schemas`` of an OpenAPI page."""
     models: list[type[BaseModel]] = [AnsweredBy, PredictionError]
     for task in tasks.values():
         models += [task.fields, task.answer]

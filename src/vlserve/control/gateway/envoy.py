@@ -298,7 +298,8 @@ class EnvoyGateway:
         self._closed = {name: self._closed.get(name, now) for name in names}
 
     def _in_flight(self, cluster: str) -> int:
-        """What may still come is read first: a request goes from there to what was sent."""
+        """Return how many requests are in flight. What may still come is read first: a request goes
+        from there to what was sent."""
         try:
             coming = self._may_still_come(cluster)
             sent = self._admin.sum(
@@ -339,7 +340,7 @@ def _version(text: str) -> str:
 
 
 def _parsed(text: str) -> Config:
-    """Empty when the file was damaged, so that it is written anew."""
+    """Parse a configuration; empty when the file was damaged, so that it is written anew."""
     try:
         return dict(json.loads(text))
     except ValueError:

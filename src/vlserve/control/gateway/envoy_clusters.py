@@ -62,31 +62,31 @@ _NOT_LOADED = {
 
 
 def cluster_name(model: str, version: int) -> str:
-    """Envoy's cluster of one version."""
+    """Return Envoy's cluster of one version."""
     return f"{model}-{version}"
 
 
 def shadow_name(model: str, version: int) -> str:
-    """Envoy's cluster of the instances that answer copies."""
+    """Return Envoy's cluster of the instances that answer copies."""
     return f"{cluster_name(model, version)}.shadow"
 
 
 def copies_name(model: str, version: int) -> str:
-    """Envoy's cluster that takes copies from a request to the shadow's listener: its statistics
-    count each copy from beginning to end."""
+    """Return Envoy's cluster that takes copies from a request to the shadow's listener: its
+    statistics count each copy from beginning to end."""
     return f"{cluster_name(model, version)}.copies"
 
 
 def clusters_counted_for(cluster: str) -> str:
-    """Pattern of the clusters whose running requests keep this one: to a version go requests and
-    copies, and a copy is on both clusters of its shadow."""
+    """Return pattern of the clusters whose running requests keep this one: to a version go requests
+    and copies, and a copy is on both clusters of its shadow."""
     version, _, of_a_shadow = cluster.partition(".")
     return version + (r"\.(copies|shadow)" if of_a_shadow else r"(\.copies)?")
 
 
 def clusters(routing: Routing, settings: Settings) -> list[Config]:
-    """One cluster for each version that clients may ask for: the instances that hold it. Two for
-    each shadow: the way that copies take, and the instances again."""
+    """Return one cluster for each version that clients may ask for: the instances that hold it. Two
+    for each shadow: the way that copies take, and the instances again."""
     return [
         cluster
         for route in routing.models
@@ -151,13 +151,13 @@ def _holding(model: str, version: int, routing: Routing) -> list[Instance]:
 
 
 def _prediction_path(model: str, version: int) -> str:
-    """TorchServe's path of predictions."""
+    """Return TorchServe's path of predictions."""
     return f"/predictions/{model}/{version}"
 
 
 def _shadow_clusters(route: ModelRoute, routing: Routing, settings: Settings) -> list[Config]:
-    """How copies reach the shadow. Connections, limits and statistics of these clusters are their
-    own, so that requests to the same version do not feel them."""
+    """Return how copies reach the shadow. Connections, limits and statistics of these clusters are
+    their own, so that requests to the same version do not feel them."""
     if not route.shadow:
         return []
     version, most = route.shadow.version, _most_copies(routing, settings)
@@ -184,8 +184,8 @@ def _shadow_clusters(route: ModelRoute, routing: Routing, settings: Settings) ->
 
 
 def _most_copies(routing: Routing, settings: Settings) -> int:
-    """How many copies may be under way to one shadow; others are left out. What its workers hold
-    and as much again, if the bodies of all shadows stay small beside the gateway's memory: one
+    """Return how many copies may be under way to one shadow; others are left out. What its workers
+    hold and as much again, if the bodies of all shadows stay small beside the gateway's memory: one
     that hangs reads none of them."""
     engine = settings.engine
     at_work = 2 * engine.workers * engine.batch_size * max(1, len(routing.instances))

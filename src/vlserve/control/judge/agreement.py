@@ -93,7 +93,7 @@ def log_e_against(pairs: Array, agreeing: Array, rate: float) -> Array:
 
 
 def bounds(pairs: float, agreeing: float, alpha: float) -> tuple[float, float]:
-    """The confidence sequence now: lower and upper bound of the agreement rate."""
+    """Return the confidence sequence now: lower and upper bound of the agreement rate."""
     from scipy.optimize import brentq
 
     if pairs == 0:

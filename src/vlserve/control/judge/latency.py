@@ -78,13 +78,13 @@ def settle(latency: Latency, block: Timed, p50_margin: float, p99_margin: float)
 
 
 def quantiles_ms(histogram: Array, *levels: float) -> tuple[Array, ...]:
-    """One array (...) a level; the smallest latency where the histogram is empty."""
+    """Return one array (...) a level; the smallest latency where the histogram is empty."""
     reached = np.cumsum(histogram, axis=-1)
     return tuple(_quantile_ms(reached, level) for level in levels)
 
 
 def _quantile_ms(reached: Array, level: float) -> Array:
-    """``reached`` (..., BUCKETS): cumulative counts."""
+    """Return a quantile (...); ``reached`` (..., BUCKETS): cumulative counts."""
     target = level * reached[..., -1:]
     bucket = np.minimum((reached < target).sum(axis=-1, keepdims=True), BUCKETS - 1)
     above = np.take_along_axis(reached, bucket, axis=-1)
@@ -95,7 +95,7 @@ def _quantile_ms(reached: Array, level: float) -> Array:
 
 
 def histogram(latency_ms: Array) -> Array:
-    """(requests) -> how many are in each bucket."""
+    """Count how many requests are in each bucket."""
     return np.bincount(_bucket(latency_ms), minlength=BUCKETS).astype(np.float64)
 
 

@@ -102,7 +102,8 @@ class JudgeState:
 
     @staticmethod
     def from_json(text: bytes | str) -> "JudgeState":
-        """Raises pydantic.ValidationError if ``text`` is not what ``to_json`` wrote."""
+        """Read a state. Raises pydantic.ValidationError if ``text`` is not what ``to_json``
+        wrote."""
         return _JSON.validate_json(text)
 
 

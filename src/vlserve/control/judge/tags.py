@@ -80,12 +80,13 @@ def shares(counts: Array) -> Array:
 
 
 def stability_index(tags: Tags) -> Array:
-    """Population stability index, (...): sum of (p - q) ln(p / q); 0 where nothing differs."""
+    """Return the population stability index, (...): sum of (p - q) ln(p / q); 0 where nothing
+    differs."""
     return index_of(tags.candidate, tags.stable)
 
 
 def index_of(candidate: Array, stable: Array) -> Array:
-    """`stability_index` of counts (..., tags)."""
+    """Return `stability_index` of counts (..., tags)."""
     p, q = shares(candidate), shares(stable)
     index: Array = ((p - q) * np.log(p / q)).sum(axis=-1)
     return index

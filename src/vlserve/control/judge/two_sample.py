@@ -79,7 +79,8 @@ class Comparison:
 
 
 def start(expected_rate: float, weight: float, releases: tuple[int, ...] = ()) -> Comparison:
-    """``expected_rate`` of stable counts like ``weight`` outcomes seen before the release."""
+    """Make a test to which ``expected_rate`` of stable counts like ``weight`` outcomes seen before
+    the release."""
     zero = np.zeros(releases)
     return Comparison(
         purses=capital.start(len(ODDS_RATIOS), releases),
@@ -96,16 +97,16 @@ def start(expected_rate: float, weight: float, releases: tuple[int, ...] = ()) -
 def settle(
     comparison: Comparison, block: Counts, margin: float = 0.0, stable_rate: Array | None = None
 ) -> Comparison:
-    """Pay out one block. ``stable_rate`` is what the bets expect of stable, from before the block;
-    None: its recent rate. A block that lacks one version is no evidence, but is counted."""
+    """Pay out one block. ``stable_rate`` is what the bets expect of stable, from before the
+    block; None: its recent rate. A block that lacks one version is no evidence, but is counted."""
     if stable_rate is None:
         stable_rate = comparison.recent_hits / comparison.recent
     return _paid(comparison, block, log_returns(block, stable_rate, margin))
 
 
 def settle_alone(comparison: Comparison, block: Counts, margin: float = 0.0) -> Comparison:
-    """Pay out one block of a time in which the candidate has all the traffic, against what stable's
-    rate was at most before. Without any outcome of stable it is no evidence."""
+    """Pay out one block of a time in which the candidate has all the traffic, against what
+    stable's rate was at most before. Without any outcome of stable it is no evidence."""
     from scipy.special import betainccinv
 
     missed = comparison.stable - comparison.stable_hits
@@ -167,7 +168,7 @@ def log_returns_alone(block: Counts, highest: Array) -> Array:
 
 
 def _above(rate: Array) -> Array:
-    """The rate that each bet is on, (..., bets): a ladder of odds above (..., 1)."""
+    """Return the rate that each bet is on, (..., bets): a ladder of odds above (..., 1)."""
     odds = rate / (1 - rate) * ODDS_RATIOS
     higher: Array = odds / (1 + odds)
     return higher

@@ -94,7 +94,7 @@ class RolloutSteps:
         return self._traffic.unrecorded.ended(rollout)
 
     def _save(self, rollout: Rollout, state: KeptState) -> None:
-        """A state that cannot be read stays as it is, for whoever can."""
+        """Save a state; one that cannot be read stays as it is, for whoever can."""
         if isinstance(state, RolloutState):
             self._store.save_state(rollout.id, state.to_json())
 

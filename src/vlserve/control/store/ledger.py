@@ -61,7 +61,8 @@ class Ledger:
         self.close()
 
     def transaction(self) -> AbstractContextManager[None]:
-        """All changes inside are kept together, or none. Nests; the outermost one commits."""
+        """Keep all changes inside together, or none. Nests; the outermost one
+        commits."""
         return self.database.transaction()
 
     def troubles(self) -> Iterator[Trouble]:
@@ -74,8 +75,8 @@ class Ledger:
             yield Trouble("ledger", str(error))
 
     def models(self) -> list[ModelRecord]:
-        """Every model that a version was ever registered for, by name. Once the ledger is damaged:
-        as they were last read, so that what serves goes on, and can go back."""
+        """Return every model that a version was ever registered for, by name. Once the ledger is
+        damaged: as they were last read, so that what serves goes on, and can go back."""
         try:
             self._last_models = self._read_models()
         except LedgerDamaged:
@@ -97,8 +98,8 @@ class Ledger:
         return records[0]
 
     def versions(self, model: str | None = None) -> list[VersionRecord]:
-        """Every version, or those of one model, by number. Once the ledger is damaged: as they were
-        last read."""
+        """Return every version, or those of one model, by number. Once the ledger is damaged: as
+        they were last read."""
         try:
             self._last_versions = self._read_versions()
         except LedgerDamaged:
@@ -129,7 +130,7 @@ class Ledger:
         return record
 
     def events(self, model: str, newest: int = -1) -> list[Event]:
-        """What happened to a model, oldest first: the ``newest`` events, or all (-1)."""
+        """Return what happened to a model, oldest first: the ``newest`` events, or all (-1)."""
         self.model(model)
         query = "SELECT * FROM events WHERE model = ? ORDER BY id DESC LIMIT ?"
         return [
@@ -145,7 +146,8 @@ class Ledger:
         tuning: Tuning | None = None,
         engine: EngineKind = "torchserve",
     ) -> VersionRecord:
-        """A new version, registered. Replaces a failed one of this number that was never ready."""
+        """Register a new version. Replaces a failed one of this number that was never
+        ready."""
         detail = {"tuned": str(tuning.serving)} if tuning else {}
         with self.transaction():
             self._execute("INSERT OR IGNORE INTO models (model) VALUES (?)", manifest.model)
@@ -164,7 +166,7 @@ class Ledger:
     def enter(
         self, manifest: Manifest, archive: Path, sha256: str, state: State, engine: EngineKind
     ) -> None:
-        """A version that was ready under a ledger that is lost."""
+        """Enter a version that was ready under a ledger that is lost."""
         with self.transaction():
             self._execute("INSERT OR IGNORE INTO models (model) VALUES (?)", manifest.model)
             self._insert(manifest, archive, sha256, state, None, engine)
@@ -201,7 +203,7 @@ class Ledger:
         )
 
     def assign(self, model: str, version: int, engine: EngineKind) -> VersionRecord:
-        """A version is to be run by ``engine`` from its next load on."""
+        """Have a version run by ``engine`` from its next load on."""
         with self.transaction():
             self._execute(
                 "UPDATE versions SET engine = ? WHERE model = ? AND version = ?",
@@ -215,7 +217,7 @@ class Ledger:
     def tune(
         self, model: str, version: int, tuning: Tuning | None, reason: str = ""
     ) -> VersionRecord:
-        """How a version is to be served from its next load on; None: as all are."""
+        """Set how a version is served from its next load on; None: as all are."""
         detail = {"tuned": str(tuning.serving)} if tuning else {}
         with self.transaction():
             self._execute(
@@ -250,7 +252,7 @@ class Ledger:
         return self.version(model, version)
 
     def release(self, model: str, version: int, weights: Mapping[int, int], **detail: Any) -> None:
-        """``version`` becomes stable over the one before; ``weights`` are desired from now on."""
+        """Make ``version`` stable over the one before; ``weights`` are desired from now on."""
         with self.transaction():
             previous = self.model(model).stable
             self._execute(
@@ -267,7 +269,8 @@ class Ledger:
             )
 
     def roll_back(self, model: str, version: int, weights: Mapping[int, int]) -> None:
-        """Back to ``version``, an earlier entry of the model's stack; those over it are undone."""
+        """Go back to ``version``, an earlier entry of the model's stack; those over it are
+        undone."""
         with self.transaction():
             previous = self.model(model).stable
             self._execute(
@@ -286,7 +289,8 @@ class Ledger:
     def weigh(
         self, model: str, version: int, weights: Mapping[int, int], kind: str, **detail: Any
     ) -> None:
-        """Other weights under the same stable version, with an event of ``kind`` on ``version``."""
+        """Set other weights under the same stable version, with an event of ``kind`` on
+        ``version``."""
         with self.transaction():
             stable = self.model(model).stable
             assert stable is not None, f"{model} has no stable version to share with"
@@ -299,7 +303,8 @@ class Ledger:
         self._execute("UPDATE models SET intended = ? WHERE model = ?", text, model)
 
     def undo(self, model: str, intended: Mapping[int, int]) -> None:
-        """The gateway left the weights that a control service had put it on before it died."""
+        """Record that the gateway left the weights that a control service had put it on before it
+        died."""
         with self.transaction():
             self.intend(model, None)
             self.record(model, None, "interrupted", intended=_keys_as_text(intended))
@@ -372,7 +377,7 @@ class Ledger:
 
 
 def now() -> str:
-    """UTC, ISO 8601, to the millisecond."""
+    """Return the time in UTC, ISO 8601, to the millisecond."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 

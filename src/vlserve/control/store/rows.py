@@ -75,7 +75,7 @@ def _engine(text: str) -> EngineKind:
 
 
 def step_name(release_id: int, step: int) -> str:
-    """How the gateway's log calls one step of one release."""
+    """Return how the gateway's log calls one step of one release."""
     return f"{release_id}/{step}"
 
 

@@ -11,7 +11,7 @@ from vlserve.control.wire.views import View
 
 
 def _iso_time(start: int | str) -> str:
-    """Unix time, s, as ISO 8601; what came over HTTP already is."""
+    """Return Unix time, s, as ISO 8601; what came over HTTP already is."""
     return start if isinstance(start, str) else datetime.fromtimestamp(start, UTC).isoformat()
 
 

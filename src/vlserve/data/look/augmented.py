@@ -27,23 +27,23 @@ class Row:
 
 
 def augmented(examples: Sequence[Example], name: str) -> list[Row]:
-    """Rows of the first ITEMS examples whose image serving takes. The same each time. SettingsError
-    where there is no augmentation of that ``name``."""
+    """Return rows of the first ITEMS examples whose image serving takes. The same each time.
+    SettingsError where there is no augmentation of that ``name``."""
     changes, rows = Changes(augmentation_of(name)), list[Row]()
     for example in examples:
         image = _image(example.image)
         if image is None:
             continue
         random = np.random.default_rng(len(rows))
-        made = [changes.picture(image, example.text, random) for _ in range(TIMES)]
-        rows.append(Row(example, [(picture.image, text) for picture, text in made]))
+        pictures = [changes.picture(image, example.text, random) for _ in range(TIMES)]
+        rows.append(Row(example, [(picture.image, text) for picture, text in pictures]))
         if len(rows) == ITEMS:
             break
     return rows
 
 
 def _image(path: Path) -> Image.Image | None:
-    """The image as training sees it, or None where it cannot be read."""
+    """Return the image as training sees it, or None where it cannot be read."""
     try:
         pixels = decode(path.read_bytes(), _SHOWN)
     except (OSError, ValueError, RequestError):

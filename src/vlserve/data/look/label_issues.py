@@ -56,18 +56,18 @@ def find_issues(paths: Sequence[Path], predictions: Path) -> Issues:
     scores, names = _read_predictions(predictions)
     items = [item for path in paths for item in _labelled(path, scores, set(names))]
     present = {item.label for item in items}
-    kept = [index for index, name in enumerate(names) if name in present]
-    if len(kept) < 2:
+    columns = [index for index, name in enumerate(names) if name in present]
+    if len(columns) < 2:
         raise DataError(
-            f"{predictions} and the data have {len(items)} items in common, with {len(kept)} "
+            f"{predictions} and the data have {len(items)} items in common, with {len(columns)} "
             "labels that predictions name: two are needed"
         )
-    matrix = np.stack([item.scores[kept] for item in items]).astype(np.float64)
+    matrix = np.stack([item.scores[columns] for item in items]).astype(np.float64)
     matrix = (matrix + 1e-9) / (matrix + 1e-9).sum(axis=1, keepdims=True)
-    known = [names[index] for index in kept]
-    labels = np.array([known.index(item.label) for item in items])
+    classes = [names[index] for index in columns]
+    labels = np.array([classes.index(item.label) for item in items])
     ranked = _ranked(labels, matrix)
-    return Issues(len(items), [_issue(items[at], matrix[at], known) for at in ranked])
+    return Issues(len(items), [_issue(items[at], matrix[at], classes) for at in ranked])
 
 
 def _ranked(labels: NDArray[np.int64], matrix: NDArray[np.float64]) -> Sequence[int]:

@@ -21,6 +21,6 @@ def word_pieces(vocabulary: Path) -> TextLengths:
     tokenizer = wordpiece(read_vocabulary(vocabulary))
 
     def lengths(texts: Sequence[str]) -> Sequence[int]:
-        return [len(one.ids) for one in tokenizer.encode_batch(list(texts))]
+        return [len(encoding.ids) for encoding in tokenizer.encode_batch(list(texts))]
 
     return lengths

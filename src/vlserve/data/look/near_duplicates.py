@@ -66,7 +66,7 @@ def find_groups(hashes: NDArray[np.uint64], colours: NDArray[np.uint8]) -> Group
 
 
 def _sharing(keys: NDArray[np.generic]) -> Iterator[NDArray[np.int64]]:
-    """The places of each key that two or more have."""
+    """Yield the places of each key that two or more have."""
     order = np.argsort(keys, kind="stable")
     ends = np.flatnonzero(np.diff(keys[order])) + 1
     for places in np.split(order, ends):
@@ -77,18 +77,18 @@ def _sharing(keys: NDArray[np.generic]) -> Iterator[NDArray[np.int64]]:
 def _alike(
     hashes: NDArray[np.uint64], colours: NDArray[np.int16], places: NDArray[np.int64], window: int
 ) -> Iterator[Pairs]:
-    """Pairs among some images; each is compared with the ``window`` next ones."""
+    """Yield pairs among some images; each is compared with the ``window`` next ones."""
     if window < len(places):
         places = places[np.lexsort(colours[places].T)]
     for start in range(0, len(places), _BLOCK):
         rows = places[start : start + _BLOCK]
         columns = places[start : start + _BLOCK + window]
         near = np.bitwise_count(hashes[rows][:, None] ^ hashes[columns][None, :]) <= DISTANCE
-        one, other = np.nonzero(near)
-        later = other > one
-        one, other = rows[one[later]], columns[other[later]]
-        same = (np.abs(colours[one] - colours[other]) <= COLOUR_DISTANCE).all(axis=1)
-        yield np.stack([one[same], other[same]], axis=1)
+        left, right = np.nonzero(near)
+        later = right > left
+        left, right = rows[left[later]], columns[right[later]]
+        same = (np.abs(colours[left] - colours[right]) <= COLOUR_DISTANCE).all(axis=1)
+        yield np.stack([left[same], right[same]], axis=1)
 
 
 def _components(pairs: Sequence[Pairs], count: int) -> NDArray[np.int64]:
@@ -99,11 +99,11 @@ def _components(pairs: Sequence[Pairs], count: int) -> NDArray[np.int64]:
 
 
 def _spanning(pairs: Sequence[Pairs], count: int) -> Pairs:
-    """As few pairs with the same groups."""
+    """Return the fewest pairs that make the same groups."""
     _, first, component = np.unique(
         _components(pairs, count), return_index=True, return_inverse=True
     )
     everyone = np.arange(count)
     linked = np.stack([first[component], everyone], axis=1)
-    needed: Pairs = linked[linked[:, 0] != linked[:, 1]]
-    return needed
+    edges: Pairs = linked[linked[:, 0] != linked[:, 1]]
+    return edges

@@ -42,7 +42,7 @@ def render_page(look: Look, augmentation: str | None = None) -> str:
         lengths=_plot_lengths(look),
         sizes=_plot_sizes(look),
         examples=[
-            (label, [_picture(one, one.text) for one in look.survey.examples[label]])
+            (label, [_picture(item, item.text) for item in look.survey.examples[label]])
             for label, _ in labels.most_common()
             if label in look.survey.examples
         ][:_EXAMPLE_LABELS],
@@ -54,7 +54,7 @@ def render_page(look: Look, augmentation: str | None = None) -> str:
 
 
 def _sheet(look: Look, augmentation: str) -> list[list[dict[str, str]]]:
-    """The pictures of each row: the item, and what became of it."""
+    """Return the pictures of each row: the item, and what became of it."""
     every = [example for own in look.survey.examples.values() for example in own]
     return [
         [
@@ -92,7 +92,7 @@ def thumbnail(path: Path) -> str:
 
 
 def _as_uri(image: Image.Image) -> str:
-    """A small copy of an RGB image."""
+    """Return a small copy of an RGB image."""
     small = image.copy()
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     data = io.BytesIO()

@@ -68,8 +68,8 @@ def look_at(
     for file in survey.files:
         file.left_out.refuse(file.path, file.used, strict=False)
     show("comparing images")
-    found = _groups(survey)
-    groups = _members(survey, found)
+    duplicates = _groups(survey)
+    groups = _members(survey, duplicates)
     with written_whole(out / DUPLICATES) as lines:
         for group in groups:
             write_object(lines, {"images": [_member(member) for member in group]})
@@ -84,7 +84,7 @@ def look_at(
         "shared_ids": survey.shared_ids,
         "text": _text(survey.text_lengths, unit, max_length),
         "images": _images(survey),
-        "near_duplicates": _duplicates(groups, found.complete),
+        "near_duplicates": _duplicates(groups, duplicates.complete),
         "label_issues": None
         if issues is None
         else {"compared": issues.compared, "issues": len(issues.issues)},
@@ -108,20 +108,22 @@ def _groups(survey: Survey) -> Groups:
 
 def _members(survey: Survey, groups: Groups) -> Sequence[Sequence[Member]]:
     images = survey.images
-    wanted: dict[int, set[int]] = {}
+    lines_of_file: dict[int, set[int]] = {}
     for group in groups.members:
         for place in group:
-            wanted.setdefault(images.files[place], set()).add(images.lines[place])
-    known: dict[tuple[int, int], Member] = {}
-    for file, lines in wanted.items():
+            lines_of_file.setdefault(images.files[place], set()).add(images.lines[place])
+    members: dict[tuple[int, int], Member] = {}
+    for file, lines in lines_of_file.items():
         path = survey.files[file].path
         for line, fields in lines_at(path, lines):
             label = fields.get("label")
             labels = tuple(map(str, label if isinstance(label, list) else [label]))
             image = path.parent / str(fields["img"])
-            known[file, line] = Member(path.name, line, str(fields.get("id", line)), image, labels)
+            members[file, line] = Member(
+                path.name, line, str(fields.get("id", line)), image, labels
+            )
     return [
-        [known[images.files[place], images.lines[place]] for place in group]
+        [members[images.files[place], images.lines[place]] for place in group]
         for group in groups.members
     ]
 
@@ -145,9 +147,9 @@ def _file(file: Any) -> Mapping[str, Any]:
 
 def _text(lengths: Counter[int], unit: str, max_length: int | None) -> Mapping[str, Any]:
     total = lengths.total()
-    cut = None
+    truncated = None
     if max_length is not None and total:
-        cut = sum(count for length, count in lengths.items() if length > max_length) / total
+        truncated = sum(count for length, count in lengths.items() if length > max_length) / total
     return {
         "texts": total,
         "empty": lengths[0],
@@ -155,17 +157,17 @@ def _text(lengths: Counter[int], unit: str, max_length: int | None) -> Mapping[s
         **{name: quantile(lengths, share) for name, share in _QUANTILES.items()},
         "max": max(lengths, default=None),
         "max_length": max_length,
-        "cut_share": cut,
+        "cut_share": truncated,
     }
 
 
 def quantile(counts: Counter[int], share: float) -> int | None:
     """Return the smallest value that is not exceeded by ``share`` of what was counted; None where
     nothing was."""
-    left = share * counts.total()
+    remaining = share * counts.total()
     for value in sorted(counts):
-        left -= counts[value]
-        if left <= 0:
+        remaining -= counts[value]
+        if remaining <= 0:
             return value
     return None
 

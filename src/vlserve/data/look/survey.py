@@ -146,8 +146,8 @@ class _Pass:
         labels = labels_of(fields)
         file.unlabelled += not labels
         for label in labels:
-            known = label in file.labels or len(file.labels) < MOST_LABELS
-            file.labels[label if known else OTHERS] += 1
+            listed = label in file.labels or len(file.labels) < MOST_LABELS
+            file.labels[label if listed else OTHERS] += 1
         text = self._text(file, fields.get("text"))
         image = fields.get("img")
         if not isinstance(image, str) or not image:
@@ -156,15 +156,15 @@ class _Pass:
         example = Example(str(fields.get("id", line)), file.path.parent / image, text)
         for label in labels:
             if label in self._survey.examples or len(self._survey.examples) < EXAMPLE_LABELS:
-                shown = self._survey.examples.setdefault(label, [])
-                if len(shown) < EXAMPLES:
-                    shown.append(example)
+                examples = self._survey.examples.setdefault(label, [])
+                if len(examples) < EXAMPLES:
+                    examples.append(example)
         self._begun.append((number, line, example, self._pool.submit(image_facts, example.image)))
         if len(self._begun) >= self._ahead:
             self._finish_image()
 
-    def _note_id(self, number: int, file: FileSurvey, written: object) -> None:
-        row_id = as_text(written)
+    def _note_id(self, number: int, file: FileSurvey, value: object) -> None:
+        row_id = as_text(value)
         if not isinstance(row_id, str):
             return
         digest = hash(row_id)
@@ -173,9 +173,9 @@ class _Pass:
         self._survey.shared_ids += before is not None and before != number
         self._ids[digest] = number
 
-    def _text(self, file: FileSurvey, written: object) -> str:
+    def _text(self, file: FileSurvey, value: object) -> str:
         try:
-            text = read_text(written)
+            text = read_text(value)
         except (RequestError, ValueError):
             file.without_text += 1
             return ""
@@ -199,8 +199,8 @@ class _Pass:
             write_object(self._unreadable, about | {"image": str(example.image), "why": str(error)})
 
 
-def lines_at(path: Path, wanted: set[int]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def lines_at(path: Path, numbers: set[int]) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Yield the objects on some lines of a file that was surveyed."""
     for line, _, fields in read_objects(path, LeftOut()):
-        if line in wanted:
+        if line in numbers:
             yield line, fields

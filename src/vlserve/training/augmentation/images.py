@@ -30,7 +30,7 @@ class Picture:
     boxes: Boxes
 
     def with_image(self, image: Image.Image) -> "Picture":
-        """The changed image, in which everything is where it was."""
+        """Return the changed image, in which everything is where it was."""
         return Picture(image, self.boxes)
 
 
@@ -39,8 +39,8 @@ Operation = Callable[[Picture, float, Random], Picture]
 
 
 def moved(picture: Picture, source_of: NDArray[np.float64]) -> Picture:
-    """The picture by an affine map (2, 3) of pixels of the result to those of the source. A box
-    becomes the smallest upright one around its corners, cut at the edges."""
+    """Move the picture by an affine map (2, 3) of pixels of the result to those of the source. A
+    box becomes the smallest upright one around its corners, cut at the edges."""
     image = picture.image
     data = tuple(source_of.ravel().tolist())
     result = image.transform(
@@ -111,8 +111,9 @@ OPERATIONS: Mapping[str, Operation] = {
 
 
 def cropped(picture: Picture, scale: tuple[float, float], random: Random) -> Picture:
-    """A crop of a share of the area within ``scale``, of a shape of 3:4 to 4:3, at the picture's
-    own size again. A box is cut at the edges; one outside is empty: x1 = x2 or y1 = y2."""
+    """Return a crop of a share of the area within ``scale``, of a shape of 3:4 to 4:3, at the
+    picture's own size again. A box is cut at the edges; one outside is empty: x1 = x2 or y1 =
+    y2."""
     width, height = picture.image.size
     for _ in range(CROP_TRIES):
         area = width * height * random.uniform(*scale)
@@ -131,13 +132,13 @@ def cropped(picture: Picture, scale: tuple[float, float], random: Random) -> Pic
 
 
 def flipped(picture: Picture) -> Picture:
-    """Left and right exchanged."""
+    """Exchange left and right."""
     x1, y1, x2, y2 = picture.boxes.T
     return Picture(ImageOps.mirror(picture.image), np.stack([1 - x2, y1, 1 - x1, y2], axis=1))
 
 
 def jittered(picture: Picture, by: float, random: Random) -> Picture:
-    """Brightness, contrast and saturation times 1 - ``by`` to 1 + ``by``, in that order."""
+    """Multiply brightness, contrast and saturation by 1 - ``by`` to 1 + ``by``, in that order."""
     image = picture.image
     for kind in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
         image = kind(image).enhance(random.uniform(1 - by, 1 + by))
@@ -145,7 +146,7 @@ def jittered(picture: Picture, by: float, random: Random) -> Picture:
 
 
 def blurred(picture: Picture, radius: float) -> Picture:
-    """A Gaussian blur; ``radius``: its standard deviation in pixels."""
+    """Blur a picture by a Gaussian; ``radius``: its standard deviation in pixels."""
     return picture.with_image(picture.image.filter(ImageFilter.GaussianBlur(radius)))
 
 

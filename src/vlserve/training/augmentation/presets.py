@@ -69,40 +69,40 @@ class Changes:
     def picture(
         self, image: Image.Image, text: str, random: Random, boxes: Boxes = NO_BOXES
     ) -> tuple[Picture, str]:
-        """One training item, changed: an RGB image, its text, and boxes in it."""
-        own, shown = self.augmentation, Picture(image, boxes)
+        """Return one training item, changed: an RGB image, its text, and boxes in it."""
+        own, picture_now = self.augmentation, Picture(image, boxes)
         if own.crop:
-            shown = cropped(shown, own.crop, random)
+            picture_now = cropped(picture_now, own.crop, random)
         if own.flip and random.random() < 0.5:
-            shown, text = flipped(shown), sides_swapped(text)
+            picture_now, text = flipped(picture_now), sides_swapped(text)
         if own.operations:
             for number in random.choice(len(own.operations), own.count):
                 operation = OPERATIONS[own.operations[number]]
-                shown = operation(shown, own.magnitude / MAX_MAGNITUDE, random)
+                picture_now = operation(picture_now, own.magnitude / MAX_MAGNITUDE, random)
         if own.jitter:
-            shown = jittered(shown, own.jitter, random)
+            picture_now = jittered(picture_now, own.jitter, random)
         if own.blur and random.random() < 0.5:
-            shown = blurred(shown, random.uniform(0, own.blur))
+            picture_now = blurred(picture_now, random.uniform(0, own.blur))
         if own.words:
             text = changed(text, own.words, self.synonyms, random)
-        return shown, text
+        return picture_now, text
 
     def translated(self, texts: Sequence[str], random: Random) -> list[str]:
-        """Half of the texts by the user's translator, where there is one. DataError where it gives
-        back another number of texts."""
+        """Translate half of the texts by the user's translator, where there is one. DataError where
+        it gives back another number of texts."""
         if self.translator is None:
             return list(texts)
-        chosen = [place for place in range(len(texts)) if random.random() < 0.5]
-        new = list(self.translator([texts[place] for place in chosen])) if chosen else []
-        if len(new) != len(chosen):
-            raise DataError(f"the translator made {len(new)} of {len(chosen)} texts")
-        by_place = dict(zip(chosen, new, strict=True))
+        places = [place for place in range(len(texts)) if random.random() < 0.5]
+        new = list(self.translator([texts[place] for place in places])) if places else []
+        if len(new) != len(places):
+            raise DataError(f"the translator made {len(new)} of {len(places)} texts")
+        by_place = dict(zip(places, new, strict=True))
         return [by_place.get(place, text) for place, text in enumerate(texts)]
 
 
 def augmentation_of(name: str) -> Augmentation:
-    """SettingsError where there is none of that name."""
-    for known in NAMES:
-        if known == name:
-            return AUGMENTATIONS[known]
+    """Return an augmentation by name. SettingsError where there is none of that name."""
+    for own_name in NAMES:
+        if own_name == name:
+            return AUGMENTATIONS[own_name]
     raise SettingsError(f"no augmentation {name}: there are {', '.join(NAMES)}")

@@ -30,12 +30,12 @@ class Translator(Protocol):
 
 
 def words_of(text: str) -> list[str]:
-    """Words between spaces, and each Chinese character on its own."""
+    """Return words between spaces, and each Chinese character on its own."""
     return WORD.findall(text)
 
 
 def joined(words: Sequence[str]) -> str:
-    """A text of words: a space between two of which neither is Chinese."""
+    """Return a text of words: a space between two of which neither is Chinese."""
     text = ""
     for word in words:
         apart = text and not CHINESE.match(text[-1]) and not CHINESE.match(word[0])
@@ -44,17 +44,17 @@ def joined(words: Sequence[str]) -> str:
 
 
 def changed(text: str, share: float, synonyms: Synonyms, random: Random) -> str:
-    """One of the four operations, drawn, on about a ``share`` of the words; those by synonyms need
-    one. A text of one word is left as it is, and never becomes empty."""
+    """Apply one of the four operations, drawn, to about a ``share`` of the words; those by
+    synonyms need one. A text of one word is left as it is, and never becomes empty."""
     words = words_of(text)
     if len(words) < 2:
         return text
-    known = any(word.lower() in synonyms for word in words)
+    has_synonyms = any(word.lower() in synonyms for word in words)
     kinds: list[Callable[[list[str], int], list[str]]] = [
         lambda own, count: _swapped(own, count, random),
         lambda own, _: _thinned(own, share, random),
     ]
-    if known:
+    if has_synonyms:
         kinds += [
             lambda own, count: _replaced(own, count, synonyms, random),
             lambda own, count: _inserted(own, count, synonyms, random),
@@ -72,11 +72,12 @@ def _replaced(words: list[str], count: int, synonyms: Synonyms, random: Random) 
 
 
 def _inserted(words: list[str], count: int, synonyms: Synonyms, random: Random) -> list[str]:
-    known = [word.lower() for word in words if word.lower() in synonyms]
+    candidates = [word.lower() for word in words if word.lower() in synonyms]
     new = list(words)
     for _ in range(count):
         new.insert(
-            int(random.integers(len(new) + 1)), _one_of(synonyms[_one_of(known, random)], random)
+            int(random.integers(len(new) + 1)),
+            _one_of(synonyms[_one_of(candidates, random)], random),
         )
     return new
 
@@ -84,14 +85,14 @@ def _inserted(words: list[str], count: int, synonyms: Synonyms, random: Random) 
 def _swapped(words: list[str], count: int, random: Random) -> list[str]:
     new = list(words)
     for _ in range(count):
-        one, other = random.choice(len(new), 2, replace=False)
-        new[one], new[other] = new[other], new[one]
+        first, second = random.choice(len(new), 2, replace=False)
+        new[first], new[second] = new[second], new[first]
     return new
 
 
 def _thinned(words: list[str], share: float, random: Random) -> list[str]:
-    kept = [word for word in words if random.random() >= share]
-    return kept or [_one_of(words, random)]
+    rest = [word for word in words if random.random() >= share]
+    return rest or [_one_of(words, random)]
 
 
 def _one_of(words: Sequence[str], random: Random) -> str:
@@ -99,32 +100,33 @@ def _one_of(words: Sequence[str], random: Random) -> str:
 
 
 def sides_swapped(text: str) -> str:
-    """``left`` and ``right`` exchanged, as in a mirror; also in Chinese, and with a capital."""
+    """Exchange ``left`` and ``right``, as in a mirror; also in Chinese, and with a
+    capital."""
 
-    def other(found: re.Match[str]) -> str:
-        word = found[0]
+    def exchange(match: re.Match[str]) -> str:
+        word = match[0]
         new = SIDES[word.lower()]
         return new.upper() if word.isupper() else new.title() if word[0].isupper() else new
 
-    return SIDE.sub(other, text)
+    return SIDE.sub(exchange, text)
 
 
 def read_synonyms(path: Path) -> Synonyms:
-    """Lines of words that may stand for each other, with tabs between them. DataError where a line
-    has one word alone."""
-    found: dict[str, list[str]] = {}
+    """Read lines of words that may stand for each other, with tabs between them. DataError where
+    a line has one word alone."""
+    synonyms: dict[str, list[str]] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         words = [word.strip() for word in line.split("\t") if word.strip()]
         if len(words) == 1:
             raise DataError(f"{path}, line {number}: {words[0]} has no synonym behind a tab")
         for word in words:
-            found.setdefault(word.lower(), []).extend(x for x in words if x != word)
-    return found
+            synonyms.setdefault(word.lower(), []).extend(x for x in words if x != word)
+    return synonyms
 
 
 def load_translator(path: Path) -> Translator:
-    """The function ``translate`` of a user's Python file: texts -> as many texts. DataError where
-    there is none."""
+    """Load the function ``translate`` of a user's Python file: texts -> as many texts. DataError
+    where there is none."""
     spec = importlib.util.spec_from_file_location(f"vlserve_translator_{path.stem}", path)
     if spec is None or spec.loader is None or not path.is_file():
         raise DataError(f"{path} is no Python file")

@@ -10,17 +10,17 @@ ANNOTATORS = 10
 
 
 def evaluate(job: Job) -> Result:
-    """``accuracy``: any answer of the list counts, all normalised; ``vqa_accuracy`` over the
+    """Return ``accuracy``: any answer of the list counts, all normalised; ``vqa_accuracy`` over the
     ``vqa_items`` with ten answers."""
     file = job.read(AnswerItem)
     requests = [{**job.look(item.look), "text": item.text, "top_k": 1} for item in file.items]
     file, answers = job.answered(file, requests)
     predictions = [answer["answers"][0]["answer"] for answer in answers]
     pairs = list(zip(predictions, file.items, strict=True))
-    values = {"accuracy": [is_any_of(one, item.label) for one, item in pairs]}
+    values = {"accuracy": [is_any_of(text, item.label) for text, item in pairs]}
     official = [
-        vqa_accuracy(one, annotations_of(item.label))
-        for one, item in pairs
+        vqa_accuracy(text, annotations_of(item.label))
+        for text, item in pairs
         if len(item.label) == ANNOTATORS
     ]
     figures = means(values | ({"vqa_accuracy": official} if official else {}))

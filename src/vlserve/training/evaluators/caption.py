@@ -6,7 +6,7 @@ from vlserve.training.metrics.captions import score_captions
 
 
 def evaluate(job: Job) -> Result:
-    """BLEU, METEOR, ROUGE-L and CIDEr-D over all items together."""
+    """Return BLEU, METEOR, ROUGE-L and CIDEr-D over all items together."""
     file = job.read(CaptionItem)
     file, answers = job.answered(file, [job.look(item.look) for item in file.items])
     scores = score_captions(

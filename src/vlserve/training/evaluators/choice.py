@@ -11,7 +11,7 @@ from vlserve.training.metrics.confidence import means
 
 
 def evaluate_entail(job: Job) -> Result:
-    """Items with a label that the model does not know are left out."""
+    """Evaluate; items with a label that the model does not know are left out."""
     file, labels = job.read(EntailItem), job.manifest.labels
     unknown = {
         line: f"unknown label {item.label}: the model knows {', '.join(labels)}"
@@ -37,10 +37,10 @@ def evaluate_reason(job: Job) -> Result:
 
 
 def _result(
-    true: Sequence[str | bool], given: Sequence[str | bool], bad_lines: tuple[BadLine, ...]
+    true: Sequence[str | bool], predicted: Sequence[str | bool], bad_lines: tuple[BadLine, ...]
 ) -> Result:
-    """``accuracy``, and ``macro_f1`` over the labels that are true or given somewhere."""
-    right = [one == other for one, other in zip(true, given, strict=True)]
-    macro_f1 = float(f1_score(true, given, average="macro", zero_division=0.0))
+    """Return ``accuracy``, and ``macro_f1`` over the labels that are true or given somewhere."""
+    right = [expected == answer for expected, answer in zip(true, predicted, strict=True)]
+    macro_f1 = float(f1_score(true, predicted, average="macro", zero_division=0.0))
     figures = {"items": len(true), "macro_f1": macro_f1, **means({"accuracy": right})}
     return Result(figures, bad_lines)

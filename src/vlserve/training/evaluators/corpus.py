@@ -25,7 +25,7 @@ class Corpus:
     lines: tuple[int, ...]
 
     def texts_of_images(self) -> list[set[int]]:
-        """Of each image the places of its texts."""
+        """Return the places of each image's texts."""
         groups: list[set[int]] = [set() for _ in self.looks]
         for text, owner in enumerate(self.owners):
             groups[owner].add(text)
@@ -35,13 +35,13 @@ class Corpus:
         return [{owner} for owner in self.owners]
 
     def places_without(self, lines: Collection[int]) -> tuple[list[int], list[int]]:
-        """Places of the images and of the texts that stay when lines are left out."""
+        """Return places of the images and of the texts that stay when lines are left out."""
         texts = [text for text, line in enumerate(self.lines) if line not in lines]
         return sorted({self.owners[text] for text in texts}), texts
 
 
 def corpus_of(file: TaskFile[PairedItem]) -> Corpus:
-    """Lines that show the same image are about one image."""
+    """Make a corpus; lines that show the same image are about one image."""
     places: dict[Look, int] = {}
     for item in file.items:
         places.setdefault(item.look, len(places))
@@ -59,7 +59,7 @@ def corpus_of(file: TaskFile[PairedItem]) -> Corpus:
 
 
 def first_of_rows(scores: Scores, count: int) -> Seen:
-    """The ``count`` highest of each row, those on the left of equal ones."""
+    """Return the ``count`` highest of each row, those on the left of equal ones."""
     best = np.argsort(-scores, axis=1, kind="stable")[:, :count]
     mask = np.zeros(scores.shape, dtype=np.bool_)
     np.put_along_axis(mask, best, True, axis=1)
@@ -69,7 +69,7 @@ def first_of_rows(scores: Scores, count: int) -> Seen:
 def recall_both_ways(
     corpus: Corpus, by_images: Scores, by_texts: Scores
 ) -> dict[str, NDArray[np.float64]]:
-    """``image_to_text_r1`` and so on: of each image 1 where one of its texts is found; and
+    """Return ``image_to_text_r1`` and so on: of each image 1 where one of its texts is found; and
     ``text_to_image_r1`` and so on, of each text. ``by_images`` ranks the texts of each image,
     ``by_texts`` the images of each text."""
     ways = {
@@ -77,12 +77,12 @@ def recall_both_ways(
         "text_to_image": ranks(by_texts.T, corpus.images_of_texts()),
     }
     return {
-        f"{way}_{name}": found
+        f"{way}_{name}": figure
         for way, places in ways.items()
-        for name, found in recalls(places).items()
+        for name, figure in recalls(places).items()
     }
 
 
 def lines_of_image(corpus: Corpus, image: int) -> Iterable[int]:
-    """The lines that show it."""
+    """Yield the lines that show it."""
     return (line for line, owner in zip(corpus.lines, corpus.owners, strict=True) if owner == image)

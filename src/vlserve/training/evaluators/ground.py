@@ -24,9 +24,9 @@ from vlserve.training.metrics.confidence import means
 
 
 def evaluate(job: Job) -> Result:
-    """Of a model of regions ``accuracy_iou_50`` and ``mean_iou`` of the best box. Of one with a
-    heat map ``pointing_accuracy``; and the first two over the ``box_items`` that have boxes to
-    choose from, by which of them the map chooses."""
+    """Return of a model of regions ``accuracy_iou_50`` and ``mean_iou`` of the best box. Of one
+    with a heat map ``pointing_accuracy``; and the first two over the ``box_items`` that have boxes
+    to choose from, by which of them the map chooses."""
     file = job.read(GroundItem)
     outputs = job.manifest.graphs["model"].outputs
     of_regions = any(tensor.name == "region_scores" for tensor in outputs)
@@ -72,18 +72,19 @@ def _of_boxes(ious: Sequence[float]) -> dict[str, list[float]]:
 
 
 def _iou_of_choice(job: Job, item: GroundItem, boxes: Boxes, answer: Answer) -> float:
-    """In pixels of the image, as ALBEF's evaluation does; 0 where the map chooses none."""
+    """Return the IoU in pixels of the image, as ALBEF's evaluation does; 0 where the map chooses
+    none."""
     assert item.img is not None
     width, height = upright_size(job.file_of(item.img).read_bytes())
     corners = _read_boxes(job, boxes)
     scale = np.array([width, height, width, height])
-    *candidates, true = (_with_sizes(one, scale) for one in (*corners, item.box))
+    *candidates, true = (_with_sizes(box, scale) for box in (*corners, item.box))
     place = box_of_map(np.array(answer["grid"]), candidates, width, height)
     return 0.0 if place is None else pixel_iou(candidates[place], true)
 
 
 def _with_sizes(corners: Sequence[float], scale: NDArray[np.int64]) -> list[float]:
-    """x1, y1, x2, y2 in fractions -> x, y, width, height in pixels."""
+    """Convert x1, y1, x2, y2 in fractions to x, y, width, height in pixels."""
     x1, y1, x2, y2 = (np.asarray(corners) * scale).tolist()
     return [x1, y1, x2 - x1, y2 - y1]
 
@@ -91,8 +92,8 @@ def _with_sizes(corners: Sequence[float], scale: NDArray[np.int64]) -> list[floa
 def _read_boxes(job: Job, boxes: Boxes) -> Sequence[Corners]:
     if not isinstance(boxes, str):
         return boxes
-    read = read_numbers(job.file_of(boxes))
+    rows = read_numbers(job.file_of(boxes))
     try:
-        return TypeAdapter(tuple[Corners, ...]).validate_python(read.tolist())
+        return TypeAdapter(tuple[Corners, ...]).validate_python(rows.tolist())
     except ValueError as error:
         raise DataError(f"boxes {boxes} cannot be read: {error}") from error

@@ -45,18 +45,18 @@ class Job:
     progress: OnProgress | None = None
 
     def of(self, archive: Path) -> "Job":
-        """The same about another archive of the model."""
+        """Return the same about another archive of the model."""
         return replace(self, archive=archive)
 
     def read(self, schema: type[AnyItem]) -> TaskFile[AnyItem]:
-        """DataError: no usable line, or any bad one if ``strict``."""
+        """Read the items. DataError: no usable line, or any bad one if ``strict``."""
         file = read_task_file(self.data, schema)
         refuse_bad_lines((file,), strict=self.strict)
         return file
 
     def look(self, look: Look, suffix: str = "") -> Fields:
-        """What a request says of an image; features where there are and the model reads them.
-        Names of the fields end in ``suffix``."""
+        """Return what a request says of an image; features where there are and the model reads
+        them. Names of the fields end in ``suffix``."""
         regions = self.manifest.regions
         if regions is None or look.features is None:
             return {} if look.img is None else {f"image{suffix}_path": self._path(look.img)}
@@ -68,7 +68,7 @@ class Job:
         return fields
 
     def ask(self, requests: Sequence[Fields], of_what: str = "items") -> list[Answer | Refused]:
-        """One answer a request, in order, by the archive's own code in a process of its own.
+        """Return one answer a request, in order, by the archive's own code in a process of its own.
         ArchiveError where that fails."""
         numbered = ({"id": at, "fields": fields} for at, fields in enumerate(requests))
         answers: list[Answer | Refused] = []
@@ -88,7 +88,8 @@ class Job:
     def answered(
         self, file: TaskFile[AnyItem], requests: Sequence[Fields]
     ) -> tuple[TaskFile[AnyItem], list[Answer]]:
-        """One request an item -> the items that have an answer, and those. Raises as `read`."""
+        """Ask one request an item; return the items that have an answer, and those. Raises as
+        `read`."""
         answers = self.ask(requests)
         refused = {
             line: answer.reason
@@ -99,13 +100,13 @@ class Job:
         return usable, [answer for answer in answers if not isinstance(answer, Refused)]
 
     def leave_out(self, file: TaskFile[AnyItem], reasons: Mapping[int, str]) -> TaskFile[AnyItem]:
-        """Line number -> reason. Raises as `read`."""
+        """Leave out lines; ``reasons`` by line number. Raises as `read`."""
         usable = file.without(reasons)
         refuse_bad_lines((usable,), strict=self.strict)
         return usable
 
     def file_of(self, name: str) -> Path:
-        """A file that an item names."""
+        """Return a file that an item names."""
         return self.data.parent / name
 
     def _path(self, name: str) -> str:

@@ -32,7 +32,7 @@ Reasons = dict[int, str]
 
 
 def evaluate_embed(job: Job) -> Result:
-    """Recall at 1, 5 and 10 both ways, ranked by the cosine of image and text."""
+    """Return recall at 1, 5 and 10 both ways, ranked by the cosine of image and text."""
     if not _embeds_both(job.manifest):
         raise DataError(f"{job.archive.name} does not embed both images and texts")
     file, cosines = _embedded(job, job.read(PairedItem))
@@ -40,8 +40,8 @@ def evaluate_embed(job: Job) -> Result:
 
 
 def evaluate_match(job: Job) -> Result:
-    """The same, and as ``reranked_…`` with the first ``job.rerank`` of each query ranked anew by
-    the match score. A model without a common space matches every image with every text."""
+    """Return recall, and as ``reranked_…`` with the first ``job.rerank`` of each query ranked
+    anew by the match score. A model without a common space matches every image with every text."""
     file = job.read(PairedItem)
     if not _embeds_both(job.manifest):
         corpus = corpus_of(file)
@@ -60,12 +60,12 @@ def evaluate_match(job: Job) -> Result:
     corpus = corpus_of(file)
     again = recall_both_ways(corpus, _only(matched, of_images), _only(matched, of_texts))
     values = recall_both_ways(corpus, cosines, cosines)
-    values |= {f"reranked_{name}": found for name, found in again.items()}
+    values |= {f"reranked_{name}": figure for name, figure in again.items()}
     return _result(file, values, reranked=job.rerank)
 
 
 def embedding_edition(archive: Path, manifest: Manifest, folder: Path) -> Path:
-    """An archive of task embed with the graphs and the code of one of task match."""
+    """Return an archive of task embed with the graphs and the code of one of task match."""
     unpack_archive(archive, folder / "match")
     members = {name: folder / "match" / name for name in manifest.files}
     members["handlers/embed.py"] = project_file("handlers/embed.py")
@@ -82,7 +82,7 @@ def _embeds_both(manifest: Manifest) -> bool:
 
 
 def _embedded(job: Job, file: Paired) -> tuple[Paired, Scores]:
-    """What has a vector, and the cosine of every image with every text of it."""
+    """Return what has a vector, and the cosine of every image with every text of it."""
     corpus = corpus_of(file)
     requests = [job.look(look) for look in corpus.looks]
     requests += [{"text": text} for text in corpus.texts]
@@ -105,10 +105,10 @@ def _embedded(job: Job, file: Paired) -> tuple[Paired, Scores]:
 
 
 def _matched(
-    job: Job, file: Paired, pairs: Seen, others: tuple[Any, ...]
+    job: Job, file: Paired, pairs: Seen, matrices: tuple[Any, ...]
 ) -> tuple[Paired, tuple[Any, ...]]:
-    """What could be matched, and the match scores of those pairs, -inf of the rest. With it
-    ``others`` of the same shape, of what is left."""
+    """Return what could be matched, and the match scores of those pairs, -inf of the rest. With it
+    ``matrices`` of the same shape, of what is left."""
     corpus = corpus_of(file)
     indices = [(int(image), int(text)) for image, text in np.argwhere(pairs)]
     requests = [
@@ -123,28 +123,28 @@ def _matched(
             scores[pair] = answer["itm_score"]
     reasons = _to_blame(corpus, refused)
     places = np.ix_(*corpus.places_without(reasons.keys()))
-    return job.leave_out(file, reasons), tuple(matrix[places] for matrix in (scores, *others))
+    return job.leave_out(file, reasons), tuple(matrix[places] for matrix in (scores, *matrices))
 
 
 def _to_blame(corpus: Corpus, refused: Mapping[tuple[int, int], str]) -> Reasons:
-    """The lines whose own image and text cannot be matched; and of pairs that are refused without
-    those, the text's."""
+    """Return the lines whose own image and text cannot be matched; and of pairs that are refused
+    without those, the text's."""
     own = {
         corpus.lines[text]: reason
         for (image, text), reason in refused.items()
         if corpus.owners[text] == image
     }
     images, texts = (set(places) for places in corpus.places_without(own.keys()))
-    rest = {
+    of_texts = {
         corpus.lines[text]: reason
         for (image, text), reason in refused.items()
         if image in images and text in texts
     }
-    return own | rest
+    return own | of_texts
 
 
-def _only(scores: Scores, seen: Seen) -> Scores:
-    return np.where(seen, scores, -np.inf)
+def _only(scores: Scores, pairs: Seen) -> Scores:
+    return np.where(pairs, scores, -np.inf)
 
 
 def _result(file: Paired, values: Mapping[str, ArrayLike], **more: int) -> Result:

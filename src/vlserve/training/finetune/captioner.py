@@ -81,12 +81,12 @@ class Writer:
 
     def features(self, rows: Sequence[NDArray[np.float32]]) -> dict[str, Tensor]:
         """The encoder's inputs of some images' rows."""
-        most = max(len(one) for one in rows)
+        most = max(len(row) for row in rows)
         visual = torch.zeros(len(rows), most, rows[0].shape[1])
         mask = torch.zeros(len(rows), most, dtype=torch.int64)
-        for place, one in enumerate(rows):
-            visual[place, : len(one)] = torch.from_numpy(one)
-            mask[place, : len(one)] = 1
+        for place, row in enumerate(rows):
+            visual[place, : len(row)] = torch.from_numpy(row)
+            mask[place, : len(row)] = 1
         return {"visual": visual, "visual_mask": mask} if self.masked else {"visual": visual}
 
     def search(self, network: nn.Module, memory: Memory) -> list[list[Hypothesis]]:
@@ -191,23 +191,23 @@ class RewardJob:
         features = {name: x for name, x in batch.items() if name != "references"}
         with torch.no_grad():
             beams = self.writer.search(network, self.writer.memory(network, features))
-        texts, scored = self._written(beams)
+        texts, weights = self._written(beams)
         rewards = self._rewards(texts, batch["references"])
         memory = self.writer.memory(network, features)
         start = self.writer.config["start_id"]
-        log_probs = word_log_probs(network.decoder, start, texts, scored, memory)
+        log_probs = word_log_probs(network.decoder, start, texts, weights, memory)
         return {"reward": self_critical(log_probs, rewards)}
 
     def _written(self, beams: list[list[Hypothesis]]) -> tuple[Tensor, Tensor]:
         """Ids after the start (batch, beams, steps), and 1 up to the end of each."""
         texts = torch.zeros(len(beams), len(beams[0]), self.writer.steps, dtype=torch.int64)
-        scored = torch.zeros_like(texts)
+        weights = torch.zeros_like(texts)
         for item, own in enumerate(beams):
             for beam, text in enumerate(own):
                 count = len(text.log_probs)
                 texts[item, beam, :count] = torch.from_numpy(text.token_ids[1:])
-                scored[item, beam, :count] = 1
-        return texts, scored
+                weights[item, beam, :count] = 1
+        return texts, weights
 
     def _rewards(self, texts: Tensor, truth: Sequence[Sequence[str]]) -> Tensor:
         candidates = [self.writer.text(ids) for own in texts.tolist() for ids in own]
@@ -231,8 +231,8 @@ def mean_cider_d(network: nn.Module, items: Items, writer: Writer, rewards: Rewa
     def scores(lines: list[int]) -> list[float]:
         features = writer.features([items.val.images[line] for line in lines])
         beams = writer.search(network, writer.memory(network, features))
-        written = [writer.text(best.token_ids[1:].tolist()) for best, *_ in beams]
-        return rewards(written, references(items.val, lines))
+        captions = [writer.text(best.token_ids[1:].tolist()) for best, *_ in beams]
+        return rewards(captions, references(items.val, lines))
 
     every = over_ranks(items.val_batches(), scores)
     return float(np.mean([score for own in every for score in own]))
@@ -299,5 +299,5 @@ def plain_words(caption: str) -> list[str]:
 
 def references(data: TaskData, lines: Sequence[int]) -> list[list[str]]:
     """Every caption of each line, as plain words."""
-    found = (data.file.by_line[line].captions for line in lines)
-    return [[" ".join(plain_words(one)) for one in captions] for captions in found]
+    captions_of_lines = (data.file.by_line[line].captions for line in lines)
+    return [[" ".join(plain_words(text)) for text in captions] for captions in captions_of_lines]

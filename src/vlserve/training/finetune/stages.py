@@ -37,11 +37,11 @@ def finetune_in_stages(
     ``options``: of every stage, or of one, as ``reward.learning_rate``. ``resume`` goes on with the
     stage that was under way. Returns the last stage's report; raises what `finetune` does.
     """
-    said = options or {}
+    values = options or {}
     if len(set(objectives)) < len(objectives):
         raise SettingsError(f"objectives {_named(objectives)}: each has a folder of its own")
-    every = [stage_options(said, one, objectives) for one in objectives]
-    folders = [*(out / str(one) for one in objectives[:-1]), out]
+    every = [stage_options(values, stage, objectives) for stage in objectives]
+    folders = [*(out / str(stage) for stage in objectives[:-1]), out]
     if not resume:
         for folder in folders:
             for name in (METRICS, LAST):
@@ -78,14 +78,14 @@ def stage_options(
 
 
 def _named(objectives: Sequence[str | None]) -> str:
-    return ", ".join(one or "the checkpoint's own" for one in objectives)
+    return ", ".join(objective or "the checkpoint's own" for objective in objectives)
 
 
 def _check_same(folder: Path, options: Mapping[str, Any], seed: int) -> None:
     """TrainingError where a stage that is finished had other options."""
-    kept = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+    metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
     now = parse_options(FinetuneOptions, options).said()
-    if (kept["options"], kept["seed"]) != (now, seed):
+    if (metrics["options"], metrics["seed"]) != (now, seed):
         raise TrainingError(
             f"{folder} is of a run with other options or another seed: resume with the same, or "
             "train into another folder"

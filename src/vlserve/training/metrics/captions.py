@@ -22,8 +22,9 @@ class CaptionScores:
 
 
 def score_captions(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> CaptionScores:
-    """``references``: one or more of each candidate. CIDEr-D weighs words by how many of these very
-    items have them. Takes some seconds to start Java; DataError where it fails."""
+    """Score captions; ``references``: one or more of each candidate. CIDEr-D weighs words by how
+    many of these very items have them. Takes some seconds to start Java; DataError where it
+    fails."""
     job = subprocess.run(
         [sys.executable, "-P", "-m", "vlserve.training.metrics.coco_captions"],
         input=json.dumps({"candidates": candidates, "references": references}).encode(),
@@ -37,6 +38,6 @@ def score_captions(candidates: Sequence[str], references: Sequence[Sequence[str]
 
 
 def environment_with_java() -> dict[str, str]:
-    """This process's, with the packaged Java first on the PATH."""
+    """Return this process's environment, with the packaged Java first on the PATH."""
     path = os.pathsep.join((str(JAVA_HOME / "bin"), os.environ.get("PATH", os.defpath)))
     return {**os.environ, "PATH": path}

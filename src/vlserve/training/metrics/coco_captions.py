@@ -25,13 +25,14 @@ Scores = dict[str, list[float]]
 
 
 def tokenized(captions: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Lower case, tokens apart, without punctuation, by Stanford's PTB tokenizer. Needs Java."""
+    """Return captions in lower case, tokens apart, without punctuation, by Stanford's PTB
+    tokenizer. Needs Java."""
     request = {
         number: [{"caption": " ".join(caption.split())} for caption in group]
         for number, group in enumerate(captions)
     }
     tokens = PTBTokenizer().tokenize(request)
-    if [len(group) for group in captions] != [len(tokens.get(one, ())) for one in request]:
+    if [len(group) for group in captions] != [len(tokens.get(number, ())) for number in request]:
         raise ValueError("the tokenizer gave back fewer captions than it was given")
     return [tokens[number] for number in request]
 
@@ -39,11 +40,11 @@ def tokenized(captions: Sequence[Sequence[str]]) -> list[list[str]]:
 def overlaps(
     candidates: Sequence[str], references: Sequence[Sequence[str]]
 ) -> tuple[dict[str, float], Scores]:
-    """BLEU, ROUGE-L and CIDEr-D of tokenized captions: of all together, and of each."""
-    given, truth = _by_number(candidates, references)
-    bleu, each_bleu = Bleu(len(BLEU)).compute_score(truth, given, verbose=0)
-    rouge, each_rouge = Rouge().compute_score(truth, given)
-    cider, each_cider = Cider().compute_score(truth, given)
+    """Return BLEU, ROUGE-L and CIDEr-D of tokenized captions: of all together, and of each."""
+    texts, truth = _by_number(candidates, references)
+    bleu, each_bleu = Bleu(len(BLEU)).compute_score(truth, texts, verbose=0)
+    rouge, each_rouge = Rouge().compute_score(truth, texts)
+    cider, each_cider = Cider().compute_score(truth, texts)
     corpus = dict(zip(BLEU, map(float, bleu), strict=True))
     corpus |= {"rouge_l": float(rouge), "cider_d": float(cider)}
     each = dict(zip(BLEU, (list(map(float, values)) for values in each_bleu), strict=True))
@@ -53,9 +54,9 @@ def overlaps(
 def meteor(
     candidates: Sequence[str], references: Sequence[Sequence[str]]
 ) -> tuple[float, list[float]]:
-    """METEOR 1.5 of tokenized captions: of all together, and of each. Needs Java."""
-    given, truth = _by_number(candidates, references)
-    score, each = Meteor().compute_score(truth, given)
+    """Return METEOR 1.5 of tokenized captions: of all together, and of each. Needs Java."""
+    texts, truth = _by_number(candidates, references)
+    score, each = Meteor().compute_score(truth, texts)
     return float(score), list(each)
 
 
@@ -72,11 +73,11 @@ class CiderD:
     def __call__(
         self, candidates: Sequence[str], references: Sequence[Sequence[str]]
     ) -> list[float]:
-        """Of each candidate against its own references."""
+        """Score each candidate against its own references."""
         scores: list[float] = []
         for start in range(0, len(candidates), self._size):
             part = slice(start, start + self._size)
-            self._scorer.ctest = [cook_test(one) for one in candidates[part]]
+            self._scorer.ctest = [cook_test(caption) for caption in candidates[part]]
             truth = [cook_refs(group) for group in references[part]]
             # the scorer takes the corpus to be as large as its list of references is long
             self._scorer.crefs = truth + [[]] * (self._size - len(truth))
@@ -89,15 +90,15 @@ def cider_d_by(
     candidates: Sequence[str],
     references: Sequence[Sequence[str]],
 ) -> list[float]:
-    """CIDEr-D of each candidate, with the document frequencies of another ``corpus``."""
+    """Return CIDEr-D of each candidate, with the document frequencies of another ``corpus``."""
     return CiderD(corpus)(candidates, references)
 
 
 def _by_number(
     candidates: Sequence[str], references: Sequence[Sequence[str]]
 ) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
-    """As the library's scorers take them."""
-    by_number = {number: [one] for number, one in enumerate(candidates)}
+    """Return captions as the library's scorers take them."""
+    by_number = {number: [caption] for number, caption in enumerate(candidates)}
     return by_number, {number: list(group) for number, group in enumerate(references)}
 
 
@@ -105,7 +106,9 @@ def main() -> None:
     """Score standard input on standard output."""
     request: dict[str, Any] = json.load(sys.stdin)
     references = tokenized(request["references"])
-    candidates = [one for (one,) in tokenized([[one] for one in request["candidates"]])]
+    candidates = [
+        caption for (caption,) in tokenized([[caption] for caption in request["candidates"]])
+    ]
     corpus, each = overlaps(candidates, references)
     corpus["meteor"], each["meteor"] = meteor(candidates, references)
     json.dump({"corpus": corpus, "each": each}, sys.stdout)

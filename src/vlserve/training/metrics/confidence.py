@@ -13,7 +13,7 @@ _AT_A_TIME = 100
 
 
 def interval_of_mean(values: ArrayLike, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean of two values or more."""
+    """Return 95 % percentile bootstrap interval of the mean of two values or more."""
     interval = bootstrap(
         (np.asarray(values, dtype=np.float64),),
         np.mean,
@@ -27,11 +27,11 @@ def interval_of_mean(values: ArrayLike, seed: int = 0) -> tuple[float, float]:
 
 
 def means(values: Mapping[str, ArrayLike]) -> dict[str, Any]:
-    """The mean of each figure's values, one an item, and ``intervals_95`` of those with two items
-    or more; JSON-ready."""
-    lists = {name: np.asarray(found, dtype=np.float64) for name, found in values.items()}
-    figures: dict[str, Any] = {name: float(found.mean()) for name, found in lists.items()}
+    """Return the mean of each figure's values, one an item, and ``intervals_95`` of those with two
+    items or more; JSON-ready."""
+    lists = {name: np.asarray(items, dtype=np.float64) for name, items in values.items()}
+    figures: dict[str, Any] = {name: float(items.mean()) for name, items in lists.items()}
     intervals = {
-        name: list(interval_of_mean(found)) for name, found in lists.items() if len(found) > 1
+        name: list(interval_of_mean(items)) for name, items in lists.items() if len(items) > 1
     }
     return figures | ({"intervals_95": intervals} if intervals else {})

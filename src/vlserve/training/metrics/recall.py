@@ -9,7 +9,7 @@ RECALL_AT = (1, 5, 10)
 
 
 def ranks(scores: NDArray[np.floating], right: Sequence[Collection[int]]) -> NDArray[np.int64]:
-    """Of each query the place of its best right candidate, 0 the first.
+    """Return of each query the place of its best right candidate, 0 the first.
 
     ``scores`` (queries, candidates), higher is better; ``right``: of each query the right columns,
     one or more. Wrong candidates with the very score of the right one stand before it: a model that
@@ -25,5 +25,5 @@ def ranks(scores: NDArray[np.floating], right: Sequence[Collection[int]]) -> NDA
 
 
 def recalls(places: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
-    """``r1``, ``r5``, ``r10``: of each query 1 where it is found among the first so many."""
+    """Return ``r1``, ``r5``, ``r10``: of each query 1 where it is found among the first so many."""
     return {f"r{count}": (places < count).astype(np.float64) for count in RECALL_AT}

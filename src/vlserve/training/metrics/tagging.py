@@ -40,7 +40,7 @@ class Metrics:
     intervals_95: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready; leaves out what does not apply."""
+        """Return the figures JSON-ready, without what does not apply."""
         fields: dict[str, Any] = {
             "items": self.items,
             "accuracy": self.accuracy,
@@ -56,7 +56,7 @@ class Metrics:
 
 
 def predict(scores: Matrix, *, multi_label: bool) -> Matrix:
-    """(items, labels) scores -> (items, labels) of 0 and 1: the best label (the first of equal
+    """Turn scores (items, labels) into 0 and 1: the best label (the first of equal
     ones), or every label from THRESHOLD on."""
     if multi_label:
         return np.asarray(scores >= THRESHOLD, dtype=np.int64)
@@ -66,7 +66,7 @@ def predict(scores: Matrix, *, multi_label: bool) -> Matrix:
 
 
 def average_precisions(targets: Matrix, scores: Matrix) -> NDArray[np.float64]:
-    """Average precision of each label, NaN where no item has it."""
+    """Return average precision of each label, NaN where no item has it."""
     return np.array(
         [
             average_precision_score(truth, score) if truth.any() else np.nan
@@ -84,9 +84,9 @@ def measure(
     resamples: int = 0,
     seed: int = 0,
 ) -> Metrics:
-    """All figures. ``map_columns`` restricts ``map`` to some labels; only labels that an item of
-    the data has count in any case. ``resamples`` > 0 adds 95 % percentile bootstrap intervals over
-    the items (none for fewer than two items)."""
+    """Return all figures. ``map_columns`` restricts ``map`` to some labels; only labels that an
+    item of the data has count in any case. ``resamples`` > 0 adds 95 % percentile bootstrap
+    intervals over the items (none for fewer than two items)."""
     columns = sorted(range(targets.shape[1]) if map_columns is None else map_columns)
     predicted = predict(scores, multi_label=multi_label)
     names, values = _figures(targets, scores, predicted, multi_label, columns)
@@ -95,8 +95,8 @@ def measure(
     if resamples and len(targets) > 1:
         interval = bootstrap(
             (np.arange(len(targets)),),
-            lambda drawn: _figures(
-                targets[drawn], scores[drawn], predicted[drawn], multi_label, columns
+            lambda resample: _figures(
+                targets[resample], scores[resample], predicted[resample], multi_label, columns
             )[1],
             vectorized=False,
             n_resamples=resamples,

@@ -50,7 +50,7 @@ _CONTRACTED = """
 
 
 def _lacking_one_apostrophe() -> dict[str, str]:
-    """Each word as it is written by those who leave one of its apostrophes out -> the word."""
+    """Map each word as it is written by those who leave one of its apostrophes out -> the word."""
     return {
         word[:place] + word[place + 1 :]: word
         for word in _CONTRACTED.split()
@@ -72,36 +72,43 @@ class Annotation:
 
 
 def annotations_of(answers: Sequence[str]) -> list[Annotation]:
-    """Of one annotator each."""
+    """Make annotations, of one annotator each."""
     return [Annotation(answer, number) for number, answer in enumerate(answers)]
 
 
 def vqa_accuracy(answer: str, annotations: Sequence[Annotation]) -> float:
-    """From 0 to 1: for each annotator left out in turn, the number of others who say the same, over
-    three, 1 at the most; the mean of those. ``annotations``: one or more, usually ten."""
+    """Return an accuracy from 0 to 1: for each annotator left out in turn, the number of others who
+    say the same, over three, 1 at the most; the mean of those. ``annotations``: one or more,
+    usually ten."""
     candidate, references = normalised(answer), list(annotations)
-    if len({one.answer for one in references}) > 1:
-        references = [replace(one, answer=without_punctuation(one.answer)) for one in references]
+    if len({annotation.answer for annotation in references}) > 1:
+        references = [
+            replace(annotation, answer=without_punctuation(annotation.answer))
+            for annotation in references
+        ]
     shares = []
     for left_out in references:
-        agreeing = sum(other.answer == candidate for other in references if other != left_out)
+        agreeing = sum(
+            reference.answer == candidate for reference in references if reference != left_out
+        )
         shares.append(min(1.0, agreeing / ENOUGH))
     return sum(shares) / len(shares)
 
 
 def is_any_of(answer: str, accepted: Sequence[str]) -> bool:
-    """Whether the answer is one of those, all of them normalised."""
-    return normalised(answer) in {normalised(one) for one in accepted}
+    """Return whether the answer is one of those, all of them normalised."""
+    return normalised(answer) in {normalised(text) for text in accepted}
 
 
 def normalised(answer: str) -> str:
-    """Lower case, without articles and punctuation, numbers in digits, contractions written out."""
+    """Return an answer in lower case, without articles and punctuation, numbers in digits,
+    contractions written out."""
     stripped = answer.replace("\n", " ").replace("\t", " ").strip()
     return in_plain_words(without_punctuation(stripped))
 
 
 def without_punctuation(text: str) -> str:
-    """The script's processPunctuation."""
+    """Do what the script's processPunctuation does."""
     commas_in_numbers = _COMMA_IN_NUMBER.search(text) is not None
     result = text
     for sign in _SIGNS:
@@ -111,6 +118,6 @@ def without_punctuation(text: str) -> str:
 
 
 def in_plain_words(text: str) -> str:
-    """The script's processDigitArticle."""
+    """Do what the script's processDigitArticle does."""
     words = (_DIGITS.get(word, word) for word in text.lower().split())
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)

@@ -24,9 +24,9 @@ def soft_targets_bce(logits: Tensor, targets: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, targets) * logits.shape[1]
 
 
-def answer_scores(given: int) -> float:
-    """The share of VQA's score that an answer has which ``given`` of ten people gave."""
-    return min(1.0, given * 0.3)
+def answer_scores(count: int) -> float:
+    """The share of VQA's score that an answer has which ``count`` of ten people gave."""
+    return min(1.0, count * 0.3)
 
 
 def question_memory(

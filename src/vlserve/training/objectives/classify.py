@@ -65,9 +65,11 @@ def shares_cross_attention(network: Any) -> bool:
     """Whether a network's layers have such pairs of equal keys and values."""
     pairs = _pairs_of_layers(network)
     return bool(pairs) and all(
-        torch.equal(one.crossattention.self.key.weight, two.crossattention.self.key.weight)
-        and torch.equal(one.crossattention.self.value.weight, two.crossattention.self.value.weight)
-        for one, two in pairs
+        torch.equal(first.crossattention.self.key.weight, second.crossattention.self.key.weight)
+        and torch.equal(
+            first.crossattention.self.value.weight, second.crossattention.self.value.weight
+        )
+        for first, second in pairs
     )
 
 

@@ -36,14 +36,14 @@ def mask_words(
     """Choose a ``share`` of the words; of the chosen 80 % are hidden, 10 % are any word, 10 % stay.
     ids (batch, text); ``special`` (ids,): ids that are never chosen; ``words``: ids there are."""
     choosable = ~torch.isin(ids, special)
-    chosen = (torch.rand(ids.shape, generator=generator) < share) & choosable
+    selection = (torch.rand(ids.shape, generator=generator) < share) & choosable
     kind = torch.rand(ids.shape, generator=generator)
-    drawn = torch.randint(words, ids.shape, generator=generator)
-    hidden = chosen & (kind < MASKED_OF_CHOSEN)
-    replaced = chosen & (kind >= MASKED_OF_CHOSEN) & (kind < MASKED_OF_CHOSEN + DRAWN_OF_CHOSEN)
+    random_ids = torch.randint(words, ids.shape, generator=generator)
+    hidden = selection & (kind < MASKED_OF_CHOSEN)
+    replaced = selection & (kind >= MASKED_OF_CHOSEN) & (kind < MASKED_OF_CHOSEN + DRAWN_OF_CHOSEN)
     masked = torch.where(hidden, torch.full_like(ids, mask_id), ids)
-    masked = torch.where(replaced, drawn, masked)
-    return MaskedWords(masked, torch.where(chosen, ids, torch.full_like(ids, IGNORED)))
+    masked = torch.where(replaced, random_ids, masked)
+    return MaskedWords(masked, torch.where(selection, ids, torch.full_like(ids, IGNORED)))
 
 
 def mask_regions(
@@ -56,6 +56,6 @@ def mask_regions(
     """Choose a ``share`` of an image's regions; 90 % of the chosen become zeros. visual (batch,
     regions, dim), mask (batch, regions) -> visual, and 1 where a region is asked (batch, regions).
     """
-    chosen = (torch.rand(mask.shape, generator=generator) < share) & (mask > 0)
-    zeroed = chosen & (torch.rand(mask.shape, generator=generator) < ZEROED_OF_CHOSEN)
-    return visual.masked_fill(zeroed.unsqueeze(2), 0.0), chosen.to(torch.int64)
+    selection = (torch.rand(mask.shape, generator=generator) < share) & (mask > 0)
+    zeroed = selection & (torch.rand(mask.shape, generator=generator) < ZEROED_OF_CHOSEN)
+    return visual.masked_fill(zeroed.unsqueeze(2), 0.0), selection.to(torch.int64)

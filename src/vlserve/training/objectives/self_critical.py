@@ -22,8 +22,8 @@ def word_log_probs(
     start = torch.full_like(texts[:, :, :1], start_id)
     states, _, _ = decoder(torch.cat([start, texts[:, :, :-1]], dim=2), memory)
     log_probs = F.log_softmax(decoder.logits(states), dim=-1)
-    chosen = log_probs.gather(3, texts.unsqueeze(3)).squeeze(3)
-    return torch.where(scored > 0, chosen, torch.zeros_like(chosen))
+    own = log_probs.gather(3, texts.unsqueeze(3)).squeeze(3)
+    return torch.where(scored > 0, own, torch.zeros_like(own))
 
 
 def self_critical(log_probs: Tensor, rewards: Tensor) -> Tensor:
