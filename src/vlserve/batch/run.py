@@ -344,7 +344,7 @@ class Job:
         self._show(self.pace.line(now))
         if now - self._told_at >= _TELL_EVERY_S:
             self._told_at = now
-            share = min(1.0, self.pace.kept + self.pace.done)
+            share = min(1.0, self.pace.earlier + self.pace.share)
             self._folder.tell_progress(
                 Progress(share=share, left_s=self.pace.left_s(now), at=time.time())
             )
