@@ -31,7 +31,7 @@ from vlserve.training.evaluators.items import (
     read_task_file,
 )
 from vlserve.training.finetune.data import TaskData, texts_of
-from vlserve.training.lines import refuse_mostly_bad
+from vlserve.training.json_lines import refuse_mostly_bad
 
 SCHEMAS: Mapping[str, type[TaskItem]] = {
     "answer": AnswerItem,
