@@ -51,7 +51,7 @@ test: $(PRETRAINED) browser  ## all that the README promises
 	$(TESTS) -m "not long and not triton"
 
 test-long: $(PRETRAINED)  ## what takes minutes a test: CONTRIBUTING.md lists it
-	$(TESTS) -m long
+	$(TESTS) -m "long and not triton"
 
 test-triton: $(PRETRAINED)  ## what TorchServe serves in the other tiers, on Triton
 	$(TESTS) -m triton
