@@ -221,6 +221,10 @@ def test_the_page_of_the_api_needs_no_network(control_api: RunningControl) -> No
         "/models/{model}/rollback",
         "/models/{model}/versions/{version}/unload",
         "/models/{model}/versions/{version}/delete",
+        "/models/{model}/marks",
+        "/models/{model}/capture",
+        "/models/{model}/capture/{word}",
+        "/batch-jobs",
     }
     assert described["components"]["schemas"]["ReleaseRequest"]["examples"]
 
