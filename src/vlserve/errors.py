@@ -37,6 +37,7 @@ VlserveError                  (vlserve.runtime.errors)
 │   │   ├── GatewayUnwritable its files cannot be written
 │   │   └── GatewaySilent     it does not say in time whether it took it
 │   ├── StoreUnwritable       the model store takes no archive: its disk is full, or read-only
+│   ├── CaptureUnwritable     what is kept of requests cannot be written, or not deleted
 │   ├── LedgerUnwritable      the ledger is read-only, or another process holds it locked
 │   │   └── LedgerFull        its disk is full
 │   ├── LedgerDamaged         the ledger's file is no ledger any more
@@ -60,6 +61,7 @@ __all__ = [
     "ArchiveError",
     "ArchiveLost",
     "CallerGone",
+    "CaptureUnwritable",
     "CheckpointMismatch",
     "ControlBusy",
     "ControlError",
@@ -313,6 +315,12 @@ class StoreUnwritable(ControlError):
     """The model store takes no archive, because its disk is full or read-only."""
 
     code = "store_unwritable"
+
+
+class CaptureUnwritable(ControlError):
+    """What is kept of a model's requests, or the plan of that, cannot be written or deleted."""
+
+    code = "capture_unwritable"
 
 
 class LedgerUnwritable(ControlError):

@@ -4,9 +4,12 @@
     STATE_DIR/capture/MODEL/total        the bytes that are taken
     STATE_DIR/capture/MODEL/DIGEST.json  one request: {"request_id", "at", "fields": name -> base64}
 
-Files can be read by their owner alone. Whether a request is kept follows from its id, so that the
-workers of both versions of a shadow choose the same ones, and each is kept once. A worker never
-waits for another one, and what cannot be written is left out.
+An empty file stands for a request whose id came with different inputs.
+
+Files can be read by their owner alone. Whether a request is kept follows from its id and the plan's
+salt, so that the workers of both versions of a shadow choose the same ones, and each is kept once,
+but no client can tell which ones. A worker never waits for another one, and what cannot be written
+is left out.
 """
 
 import base64
@@ -26,9 +29,15 @@ from typing import Any
 PLAN, TOTAL = "plan.json", "total"
 TRIAL_ID = "trial-"
 """How the request ids of a person's trials begin; they are not kept."""
+MAX_INPUT_BYTES = 4 * 1024**2
+"""Of all fields of one request; larger ones are not kept."""
+LEAST_FREE_BYTES = 16 * 1024**2
+"""Room that is left on the disk; on a small one, a twentieth of it. The stack calls a disk full
+that has less."""
+_BLOCK_BYTES = 4096
 _LOOK_EVERY_S = 1.0
-_TRIES = 5
 _BETWEEN_TRIES_S = 0.001
+_DIGITS = 20
 _OWNER_ALONE = 0o600
 _REQUEST_ID = b"x-request-id"
 
@@ -38,11 +47,13 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Plan:
     """``share``: of the requests, from 0 to 1; 0: none any more. ``days``: how long an input is
-    kept. ``max_bytes``: of all inputs of the model; nothing more is kept beyond it."""
+    kept. ``max_bytes``: that all inputs of the model may take on the disk. ``salt``: random, so
+    that no client can choose ids that are kept; plans of old have none."""
 
     share: float
     days: float
     max_bytes: int
+    salt: str = ""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -51,11 +62,12 @@ class Plan:
     def from_json(cls, text: str) -> "Plan":
         """Read what `to_json` wrote. ValueError, KeyError, TypeError."""
         told = json.loads(text)
-        return cls(float(told["share"]), float(told["days"]), int(told["max_bytes"]))
+        share, days, max_bytes = (told[name] for name in ("share", "days", "max_bytes"))
+        return cls(float(share), float(days), int(max_bytes), str(told.get("salt", "")))
 
     def takes(self, request_id: str) -> bool:
         """Return whether the request of this id is kept."""
-        first = hashlib.sha256(b"share " + request_id.encode()).digest()[:6]
+        first = hashlib.sha256(f"share {self.salt}{request_id}".encode()).digest()[:6]
         return int.from_bytes(first, "big") < self.share * 2**48
 
 
@@ -81,6 +93,8 @@ class Capture:
             if request_id and not request_id.startswith(TRIAL_ID) and plan.takes(request_id):
                 fields = {one["name"]: bytes(one["value"]) for one in request["parameters"]}
                 keep_input(self._folder, request_id, fields, plan.max_bytes)
+        except FileNotFoundError:
+            self._plan = None  # a purge took the folder away
         except Exception as error:
             if not self._failing:
                 logger.warning("inputs are not kept: %s", error)
@@ -109,10 +123,23 @@ def name_of(request_id: str) -> str:
     return f"{hashlib.sha256(request_id.encode()).hexdigest()[:32]}.json"
 
 
+def on_disk(size: int) -> int:
+    """Return the bytes that a file of ``size`` bytes takes, an empty one too."""
+    return max(1, -(-size // _BLOCK_BYTES)) * _BLOCK_BYTES
+
+
 def keep_input(folder: Path, request_id: str, fields: Mapping[str, bytes], max_bytes: int) -> bool:
-    """Write one input; return whether there was room for it, and no other one of its id."""
+    """Write one input; return whether it was written.
+
+    It is not where it is larger than `MAX_INPUT_BYTES`, where there is no room, and where its id
+    came before. If the id came with other fields, nobody can tell which of them a pair is of: what
+    was kept is deleted, and the empty file that stays keeps the next one of this id out.
+    """
     kept = folder / name_of(request_id)
     if kept.exists():
+        _empty_unless_same(kept, fields)
+        return False
+    if sum(map(len, fields.values())) > MAX_INPUT_BYTES:
         return False
     told = {
         "request_id": request_id,
@@ -120,43 +147,102 @@ def keep_input(folder: Path, request_id: str, fields: Mapping[str, bytes], max_b
         "fields": {name: base64.b64encode(value).decode() for name, value in fields.items()},
     }
     content = json.dumps(told).encode()
-    with locked_total(folder) as total:
-        if total is None or total.bytes + len(content) > max_bytes:
-            return False
-        total.bytes += len(content)
+    taken = on_disk(len(content))
+    if not _leaves_room(folder, taken) or not _take(folder, taken, max_bytes):
+        return False
+    try:
+        _write_once(kept, content)
+    except FileExistsError:  # the worker of the other version wrote it meanwhile
+        _give_back(folder, taken)
+        _empty_unless_same(kept, fields)
+        return False
+    return True
+
+
+def fields_of(kept: Path) -> Mapping[str, bytes]:
+    """Return the fields that a file keeps. OSError; ValueError, KeyError or TypeError for a file
+    that is empty or damaged."""
+    fields = json.loads(kept.read_bytes())["fields"]
+    return {name: base64.b64decode(value) for name, value in fields.items()}
+
+
+def _write_once(kept: Path, content: bytes) -> None:
+    """Write a file whole. FileExistsError where it is there already."""
     part = kept.with_name(f".{kept.name}.{os.getpid()}")
     try:
         file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, _OWNER_ALONE)
         with os.fdopen(file, "wb") as opened:
             opened.write(content)
-        part.replace(kept)
+        kept.hardlink_to(part)
     finally:
         part.unlink(missing_ok=True)
-    return True
+
+
+def _empty_unless_same(kept: Path, fields: Mapping[str, bytes]) -> None:
+    size = kept.stat().st_size
+    if not size:
+        return
+    with suppress(ValueError, KeyError, TypeError, AttributeError):
+        if fields_of(kept) == fields:
+            return
+    os.truncate(kept, 0)
+    _give_back(kept.parent, on_disk(size) - on_disk(0))
+
+
+def _leaves_room(folder: Path, size: int) -> bool:
+    disk = os.statvfs(folder)
+    least = min(LEAST_FREE_BYTES, disk.f_blocks * disk.f_frsize // 20)
+    return disk.f_bavail * disk.f_frsize - size >= least
+
+
+def _take(folder: Path, size: int, max_bytes: int) -> bool:
+    with locked_total(folder) as total:
+        if total is None or total.bytes + size > max_bytes:
+            return False
+        total.bytes += size
+        return True
+
+
+def _give_back(folder: Path, size: int) -> None:
+    """Lower the total, unless another worker holds it: the control service counts anew."""
+    with locked_total(folder) as total:
+        if total is not None:
+            total.bytes = max(0, total.bytes - size)
 
 
 @dataclass
 class Total:
-    """The bytes that a model's inputs take."""
+    """The bytes that a model's inputs take on the disk."""
 
     bytes: int
 
 
 @contextmanager
-def locked_total(folder: Path, tries: int = _TRIES) -> Iterator[Total | None]:
-    """Give the total, which is written when the body ends; None where others hold it for longer
-    than ``tries`` milliseconds."""
+def locked_total(folder: Path, tries: int = 1) -> Iterator[Total | None]:
+    """Give the total, which is written when the body ends; None where others hold it at each of
+    ``tries``, a millisecond apart."""
     file = os.open(folder / TOTAL, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, _OWNER_ALONE)
     try:
         if not _locked(file, tries):
             yield None
             return
-        text = os.read(file, 20)
-        total = Total(int(text) if text.isdigit() else 0)
+        total = Total(_number(os.read(file, _DIGITS)))
         yield total
-        os.pwrite(file, f"{total.bytes:020d}".encode(), 0)
+        os.pwrite(file, f"{total.bytes:0{_DIGITS}d}".encode(), 0)
     finally:
         os.close(file)  # the lock too
+
+
+def total_of(folder: Path) -> int:
+    """Return the total without a lock; 0 where none was written."""
+    try:
+        return _number((folder / TOTAL).read_bytes())
+    except OSError:
+        return 0
+
+
+def _number(text: bytes) -> int:
+    return int(text) if text.isdigit() else 0
 
 
 def _locked(file: int, tries: int) -> bool:

@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from vlserve.control.batch_jobs import BatchJobs
-from vlserve.control.captures import Captures
+from vlserve.control.captures import CaptureExpiry, Captures
 from vlserve.control.gateway.recent_requests import RecentRequests
 from vlserve.control.gateway.traffic import Traffic
 from vlserve.control.lifecycle.backoff import Backoff
@@ -45,13 +45,16 @@ class Control:
     reconciler: Reconciler
     rollout_loop: RolloutLoop
     liveness: Liveness
+    capture_expiry: CaptureExpiry
 
     def start(self) -> None:
         self.reconciler.start()
         self.rollout_loop.start()
         self.liveness.start()
+        self.capture_expiry.start()
 
     def stop(self) -> None:
+        self.capture_expiry.stop()
         self.liveness.stop()
         self.rollout_loop.stop()
         self.reconciler.stop()
@@ -83,7 +86,6 @@ def assemble(settings: Settings, engine: Engine, gateway: Gateway) -> Control:
         operations,
         backoff,
         tick_s,
-        housekeeping=captures.expire_if_due,
     )
     logs = settings.state_dir / "logs"
     with suppress(OSError):  # health tells of it
@@ -133,4 +135,4 @@ def assemble(settings: Settings, engine: Engine, gateway: Gateway) -> Control:
             Supervision().troubles,
         ],
     )
-    return Control(ledger, service, reconciler, rollout_loop, liveness)
+    return Control(ledger, service, reconciler, rollout_loop, liveness, CaptureExpiry(captures))

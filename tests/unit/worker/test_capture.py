@@ -1,19 +1,32 @@
-"""Inputs that a worker keeps where the operator said so, and what becomes of them."""
+"""Inputs that a worker keeps where the operator said so."""
 
 import base64
 import fcntl
 import json
 import os
 import stat
+from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from vlserve.control.captures import FOLDER, Captures, read_input
-from vlserve.control.store.ledger import Ledger
+from vlserve.control.captures import FOLDER, read_input
+from vlserve.control.store import disk_space
 from vlserve_worker import capture as capture_module
-from vlserve_worker.capture import PLAN, TOTAL, Capture, Plan, keep_input, name_of
+from vlserve_worker.capture import (
+    LEAST_FREE_BYTES,
+    MAX_INPUT_BYTES,
+    PLAN,
+    TOTAL,
+    Capture,
+    Plan,
+    fields_of,
+    keep_input,
+    name_of,
+    total_of,
+)
 from vlserve_worker.request_filter import RequestFilter
 
 JPEG = b"\xff\xd8\xff picture"
@@ -114,24 +127,77 @@ def test_a_share_of_the_requests_is_kept_the_same_by_every_worker() -> None:
     assert all(b for a, b in zip(taken, more, strict=True) if a)
 
 
+def test_a_salt_chooses_other_requests_and_old_plans_have_none() -> None:
+    plans = [Plan.from_json(Plan(0.5, 7.0, 0, salt).to_json()) for salt in ("", "a", "b")]
+    chosen = [{number for number in range(1000) if each.takes(f"r{number}")} for each in plans]
+    assert all(200 < len(one & other) < 300 for one, other in combinations(chosen, 2))
+    old = Plan.from_json('{"share": 0.5, "days": 7.0, "max_bytes": 0}')
+    assert old == plans[0] and old.takes("r1") == plans[0].takes("r1")
+
+
 def test_nothing_is_kept_beyond_the_limit_and_each_request_once(folder: Path) -> None:
-    fields = {"image": b"x" * 300}
-    assert keep_input(folder, "a", fields, 1000)
-    assert not keep_input(folder, "a", fields, 1000)
-    assert keep_input(folder, "b", fields, 1000)
-    assert not keep_input(folder, "c", fields, 1000)
+    small, large = {"text": b"x"}, {"image": b"x" * 4000}  # a block, and two
+    assert keep_input(folder, "a", small, 12_288)
+    assert not keep_input(folder, "a", small, 12_288)
+    assert keep_input(folder, "b", large, 12_288)
+    assert not keep_input(folder, "c", small, 12_288)
     assert _kept(folder) == {name_of("a"), name_of("b")}
-    assert int((folder / TOTAL).read_text(encoding="ascii")) == sum(
-        (folder / name).stat().st_size for name in _kept(folder)
-    )
+    assert total_of(folder) == 12_288
+
+
+def test_an_input_that_is_too_large_is_not_kept(folder: Path) -> None:
+    half = b"x" * (MAX_INPUT_BYTES // 2)
+    assert not keep_input(folder, "a", {"image": half, "image_2": half, "text": b"x"}, 10**9)
+    assert _kept(folder) == set()
+    assert keep_input(folder, "a", {"image": half, "image_2": half}, 10**9)
+
+
+def test_nothing_is_kept_on_a_disk_that_is_nearly_full(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert LEAST_FREE_BYTES == disk_space.LOW_BYTES
+    blocks = LEAST_FREE_BYTES // 4096
+    for free, kept in ((blocks, False), (blocks + 1, True)):
+        disk = SimpleNamespace(f_blocks=10**9, f_frsize=4096, f_bavail=free)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "statvfs", lambda _, disk=disk: disk)
+            assert keep_input(folder, "a", {"text": b"x"}, 10_000) is kept
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_an_id_that_comes_with_other_inputs_loses_what_was_kept(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool
+) -> None:
+    one, other = {"text": b"x" * 5000}, {"text": b"y" * 5000}
+    if at_once:  # both workers look before one of them has written
+        monkeypatch.setattr(Path, "exists", lambda _: False)
+    assert keep_input(folder, "a", one, 10**6)
+    assert not keep_input(folder, "a", one, 10**6)
+    assert fields_of(folder / name_of("a")) == one
+    assert not keep_input(folder, "a", other, 10**6)
+    assert not keep_input(folder, "a", one, 10**6)
+    assert read_input(tmp_path, "tagger", "a") is None
+    assert (folder / name_of("a")).stat().st_size == 0
+    assert total_of(folder) == 4096  # so that the number of files is bounded
 
 
 def test_a_worker_does_not_wait_for_another(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capture_module, "_BETWEEN_TRIES_S", 0.0)
+    monkeypatch.delattr(capture_module.time, "sleep")
     with (folder / TOTAL).open("w", encoding="utf-8") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        assert not keep_input(folder, "a", {"text": b"x"}, 1000)
-    assert keep_input(folder, "a", {"text": b"x"}, 1000)
+        assert not keep_input(folder, "a", {"text": b"x"}, 10_000)
+    assert keep_input(folder, "a", {"text": b"x"}, 10_000)
+
+
+def test_a_folder_that_a_purge_took_away_is_no_trouble(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _plan(folder, ALL)
+    capture = Capture(folder)
+    capture.keep(_request(b"{}", name="a"))
+    folder.rename(tmp_path / "aside")
+    capture.keep(_request(b"{}", name="b"))
+    assert not folder.exists() and not caplog.records
 
 
 def test_a_folder_that_cannot_be_written_stops_no_request(
@@ -145,21 +211,3 @@ def test_a_folder_that_cannot_be_written_stops_no_request(
     assert [record.message for record in caplog.records] == [
         f"inputs are not kept: [Errno 21] Is a directory: '{folder / TOTAL}'"
     ]
-
-
-def test_old_inputs_are_deleted(folder: Path, tmp_path: Path) -> None:
-    _plan(folder, ALL)
-    for name in ("old", "new"):
-        keep_input(folder, name, {"text": b"x"}, 1000)
-    old = folder / name_of("old")
-    os.utime(old, (old.stat().st_mtime - 7 * 24 * 3600 - 1,) * 2)
-    with Ledger(tmp_path / "store") as ledger:
-        captures = Captures(ledger, tmp_path)
-        captures.expire_if_due()
-        os.utime(folder / name_of("new"), (0, 0))
-        captures.expire_if_due()  # not before ten minutes have passed
-    assert _kept(folder) == {name_of("new")}
-    assert (
-        int((folder / TOTAL).read_text(encoding="ascii"))
-        == (folder / name_of("new")).stat().st_size
-    )

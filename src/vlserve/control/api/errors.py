@@ -13,6 +13,7 @@ from vlserve.control.domain import MODEL_NAME_RULE
 from vlserve.control.wire.views import ErrorBody, ErrorView
 from vlserve.errors import (
     ArchiveError,
+    CaptureUnwritable,
     ControlBusy,
     EngineNotRun,
     EngineUnavailable,
@@ -64,6 +65,7 @@ STATUS: Mapping[type[VlserveError], int] = {
     GatewayRefused: 503,
     LedgerUnwritable: 503,
     StoreUnwritable: 503,
+    CaptureUnwritable: 503,
     LedgerDamaged: 503,
     LedgerLost: 503,
 }

@@ -2,7 +2,6 @@
 
 import logging
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
@@ -36,9 +35,7 @@ class Reconciler:
         operations: Operations,
         backoff: Backoff,
         tick_s: float,
-        housekeeping: Callable[[], None] = lambda: None,
     ) -> None:
-        """``housekeeping``: done at the end of each tick."""
         self._ledger = ledger
         self._engine = engine
         self._gateway = gateway
@@ -47,7 +44,6 @@ class Reconciler:
         self._operations = operations
         self._tick_s = tick_s
         self._backoff = backoff
-        self._housekeeping = housekeeping
         self._submitted: set[Key] = set()
         self._log = TroubleLog(logger)
         self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="reconcile")
@@ -96,7 +92,6 @@ class Reconciler:
             else:
                 self._log.note("tick", "")
             self._rotate_access_log()
-            self._housekeeping()
             self._wake.wait(self._tick_s)
             self._wake.clear()
 

@@ -72,7 +72,7 @@ class CaptureView(View):
     days: float = Field(description="After which an input is deleted.")
     max_bytes: int = Field(description="Nothing more is kept beyond it.")
     inputs: int
-    bytes: int
+    bytes: int = Field(description="That the files of the inputs take on the disk.")
 
 
 class TallyOfTimeView(View):

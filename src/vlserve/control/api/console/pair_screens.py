@@ -7,7 +7,7 @@ from typing import get_args
 
 from vlserve.control.api.console.rendering import shown
 from vlserve.control.api.console.screens import Screen
-from vlserve.control.captures import KeptInput
+from vlserve.control.captures import InputSummary
 from vlserve.control.domain import Mark
 from vlserve.control.rollouts.pair_log import DifferingPair, Kind
 
@@ -45,7 +45,7 @@ class PairRow:
 
     pair: DifferingPair
     mark: Mark | None
-    kept: KeptInput | None = None
+    kept: InputSummary | None = None
 
 
 def pairs_screen(
@@ -53,7 +53,7 @@ def pairs_screen(
     pairs: Sequence[DifferingPair],
     marks: Sequence[Mark],
     chosen: Filter,
-    kept_of: Callable[[str], KeptInput | None],
+    kept_of: Callable[[str], InputSummary | None],
 ) -> Screen:
     """Show the pairs that ``chosen`` takes, and how often which label became which.
 

@@ -66,7 +66,7 @@ def pairs(service: ControlService, sessions: Sessions, threads: Threads) -> APIR
 def _gather(service: ControlService, name: str, chosen: Filter) -> Screen:
     """Gather what the page shows. ModelNotFound."""
     marks = service.disagreements.marks(name)
-    kept_of = partial(service.captures.input_of, name)
+    kept_of = partial(service.captures.summary_of, name)
     return pairs_screen(name, service.disagreements.newest(name), marks, chosen, kept_of)
 
 

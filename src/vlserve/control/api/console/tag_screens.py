@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vlserve.control.api.console.screens import Screen
-from vlserve.control.captures import KeptInput
+from vlserve.control.captures import InputSummary
 from vlserve.control.rollouts.answer_history import (
     DAY_S,
     DAYS_BEFORE,
@@ -50,7 +50,7 @@ def gather(service: ControlService, history: AnswerHistory, watch: DriftWatch, n
         "rows": label_rows(training_labels(stable.manifest), of_day, before),
         "drift": watch.look(stable.manifest),
         "asked": history.asked(name, day),
-        **input_figures(service.captures.newest_inputs(name)),
+        **input_figures(service.captures.newest_summaries(name)),
     }
 
 
@@ -68,11 +68,11 @@ def label_rows(
     return rows[:MOST_LABELS]
 
 
-def input_figures(kept: Sequence[KeptInput]) -> dict[str, Quantiles]:
+def input_figures(kept: Sequence[InputSummary]) -> dict[str, Quantiles]:
     """Return lengths of titles (characters) and sizes of images (KiB) of inputs that were kept."""
-    images = [len(image) / KIB for each in kept for image in each.images.values()]
+    images = [size / KIB for each in kept for size in each.images.values()]
     return {
-        "text_lengths": quantiles([len(each.text) for each in kept if each.text]),
+        "text_lengths": quantiles([each.text_chars for each in kept if each.text_chars]),
         "image_sizes": quantiles(images),
     }
 
