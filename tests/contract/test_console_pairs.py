@@ -3,6 +3,7 @@
 import html
 import json
 import re
+import stat
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,7 +17,7 @@ from support.rollout_traffic import Behaviour, Requests
 from vlserve.cli import app, capture, feedback
 from vlserve.control.rollouts.pair_log import DifferingPair
 from vlserve.errors import ControlError, ModelNotFound
-from vlserve_worker.capture import keep_input
+from vlserve_worker.capture import keep_input, name_of
 
 PAIRS = "/console/models/tagger/pairs"
 HOSTILE = "<script>alert(1)</script>\u202egnp"
@@ -141,7 +142,10 @@ def test_kept_inputs_are_shown_exported_and_purged(
     assert cli.invoke(app, ["feedback", "tagger", "--export", str(out)]).exit_code == 0
     (line,) = (json.loads(line) for line in _lines(out))
     assert (line["label"], line["text"]) == ("music", HOSTILE)
-    assert (tmp_path / line["img"]).read_bytes() == JPEG
+    image = tmp_path / line["img"]
+    assert image.read_bytes() == JPEG and image.stem == Path(name_of(pair.request_id)).stem
+    modes = [stat.S_IMODE(each.stat().st_mode) for each in (out, image, image.parent)]
+    assert modes == [0o600, 0o600, 0o700]
 
     purged = cli.invoke(app, ["capture", "purge", "tagger"])
     assert "0 inputs are there" in purged.output and not folder.exists()

@@ -32,13 +32,14 @@ def start(
     ] = 7.0,
     max_mib: Annotated[
         int,
-        typer.Option(min=1, max=2**24, help="MiB that all inputs of the model may take."),
+        typer.Option(min=1, max=2**24, help="MiB of disk that all inputs of the model may take."),
     ] = 512,
     as_json: AsJson = False,
 ) -> None:
     """Keep the images and texts of a share of a model's requests, readable by you alone.
 
-    They are what callers sent, on this machine's disk and not encrypted.
+    They are what callers sent, on this machine's disk and not encrypted. A request of more than 4
+    MiB is not kept, nor any while less than 16 MiB of the disk are free.
     """
     with control_client() as control:
         _tell(control.start_capture(model, share, days, max_mib), as_json)

@@ -1,5 +1,6 @@
 """feedback: which answers of shadow pairs people marked as right on the console."""
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,15 +12,17 @@ from vlserve.cli.output import AsJson, print_json, print_line, print_table
 from vlserve.cli.parameters import Group, Model, control_client, stack_settings, written_file_option
 from vlserve.control.wire.views import MarkView
 
+_MY_FOLDER, _MY_FILE = 0o700, 0o600
+
 
 def feedback(
     model: Model,
     export: Annotated[
         Path | None,
         written_file_option(
-            "File to write: JSON lines with id and label of each pair whose right label is known, "
-            "and img and text of those whose input was kept; the images in FILE-images beside it. "
-            "Default: none."
+            "File to write: JSON lines with id and label of each request whose right label is "
+            "known, by its newest mark, and img and text of those whose input was kept; the images "
+            "in FILE-images beside it. You alone can read them. Default: none."
         ),
     ] = None,
     as_json: AsJson = False,
@@ -28,10 +31,11 @@ def feedback(
     with control_client() as control:
         marks = control.marks(model)
     labelled = [mark for mark in marks if mark.label]
+    newest = {mark.request_id: mark for mark in labelled}  # of marks of several pairs of versions
     if export is not None:
-        _write(export, labelled, stack_settings().state_dir)
+        _write(export, list(newest.values()), stack_settings().state_dir)
     if as_json:
-        print_json({"marks": marks, "exported": len(labelled) if export else None})
+        print_json({"marks": marks, "exported": len(newest) if export else None})
         return
     right = Counter((mark.stable, mark.candidate, mark.right) for mark in marks)
     rows = [[*key, count] for key, count in sorted(right.items())]
@@ -39,25 +43,31 @@ def feedback(
     if export is not None:
         left_out = len(marks) - len(labelled)
         said = f"; {left_out} name no label and are left out" if left_out else ""
-        print_line(f"wrote {export}: {len(labelled)} labels{said}")
+        print_line(f"wrote {export}: {len(newest)} labels{said}")
 
 
 def _write(export: Path, marks: Sequence[MarkView], state_dir: Path) -> None:
-    """Write a line for each mark, and the images that were kept."""
+    """Write a line for each mark, and the images that were kept, each under a name that is its
+    request's alone, so that what an export before wrote stays whole."""
     from vlserve.control.captures import read_input
     from vlserve.data.data_files import write_object, written_whole
+    from vlserve_worker.capture import name_of
 
     images = export.with_name(f"{export.stem}-images")
     with written_whole(export) as file:
-        for number, mark in enumerate(marks):
+        os.fchmod(file.fileno(), _MY_FILE)
+        for mark in marks:
             line = {"id": mark.request_id, "label": mark.label}
             kept = read_input(state_dir, mark.model, mark.request_id)
             if kept and kept.text:
                 line["text"] = kept.text
             if kept and "image" in kept.images:
-                images.mkdir(exist_ok=True)
-                image = images / f"{number:06d}"  # an id may hold what no file name may
-                image.write_bytes(kept.images["image"])
+                images.mkdir(mode=_MY_FOLDER, exist_ok=True)
+                images.chmod(_MY_FOLDER)
+                image = images / Path(name_of(mark.request_id)).stem
+                with written_whole(image) as opened:
+                    os.fchmod(opened.fileno(), _MY_FILE)
+                    opened.write(kept.images["image"])
                 line["img"] = f"{images.name}/{image.name}"
             write_object(file, line)
 
