@@ -266,8 +266,9 @@ def _expire(folder: Path, now: float) -> None:
         else:
             left += on_disk(size)
     for file in folder.glob(".*"):
-        if now - file.stat().st_mtime > LEFT_OVER_S:  # its worker was killed
-            file.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # its worker ends with it just now
+            if now - file.stat().st_mtime > LEFT_OVER_S:  # its worker was killed
+                file.unlink()
     with locked_total(folder, _PATIENT_TRIES) as total:
         if total is not None:
             total.bytes = left + max(0, total.bytes - before)
