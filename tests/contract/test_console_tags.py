@@ -47,8 +47,9 @@ def test_an_alarm_tells_its_guarantee(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     logs = control_api.settings.state_dir / "logs"
-    _answers(logs / "answers.jsonl", "food", timedelta(minutes=2), 400)
     monkeypatch.setattr(drift_watch, "training_labels", lambda _: {"cars": 90, "food": 10})
+    browser.get(TAGS)  # the watch begins
+    _answers(logs / "answers.jsonl", "food", timedelta(minutes=2), 400)
     shown = browser.get(TAGS).text
     assert 'class="verdict alarm"' in shown and "400 answers since" in shown
     assert "ever reaches 20 with a probability of at most 5 %" in shown

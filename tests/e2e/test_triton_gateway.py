@@ -103,10 +103,10 @@ def test_an_answer_may_be_larger_than_a_connection_s_buffer(
     envoy: RunningGateway, triton: RunningTriton, tmp_path: Path
 ) -> None:
     """As a heat map over a large cover; each is as long as its request's text says."""
-    line = """answered.bodies[:] = [b'"%s"' % (b"x" * int(one["text"])) for one in data]"""
+    line = """result.bodies[:] = [b'"%s"' % (b"x" * int(one["text"])) for one in data]"""
     packed = pack_echo(tmp_path, "large", 1)
     archive = with_edited_entry_points(
-        packed, tmp_path / "edited", "timing = answered", line, ["triton_model.py"]
+        packed, tmp_path / "edited", "timing = result", line, ["triton_model.py"]
     )
     with triton.serving(archive):
         envoy.gateway.apply(Routing([ModelRoute("large", {1: 100}, (1,))], [triton.instance()]))

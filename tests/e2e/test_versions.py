@@ -69,7 +69,7 @@ def test_an_edited_handler_counts(stack: RunningStack, new_model: str, tmp_path:
     """As one that sees other values than the client sent."""
     data = "data = [{**one, 'text': b'cat'} if 'text' in one else one for one in data]"
     packed = pack_echo(tmp_path, new_model, 1)
-    archive = with_edited_entry_points(packed, tmp_path / "edited", "answered = ", data)
+    archive = with_edited_entry_points(packed, tmp_path / "edited", "result = ", data)
     stack.control.register(archive)
 
     def tags(text: str) -> Any:

@@ -4,7 +4,6 @@ import fcntl
 import os
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -117,13 +116,16 @@ def rate(receipts: Sequence[Receipt]) -> float | None:
 def _is_locked(file: Path) -> bool:
     """Return whether a driver or a worker holds the job's lock."""
     try:
-        descriptor = os.open(file, os.O_RDONLY)
+        descriptor = os.open(file, os.O_RDWR)  # NFS locks no file that is open to read alone
     except OSError:
         return False
     try:
-        with suppress(BlockingIOError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return False
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         return True
+    except OSError:
+        return False
+    else:
+        return False
     finally:
         os.close(descriptor)

@@ -43,6 +43,7 @@ ANSWER_TIMEOUT_S = 15.0
 _CONNECT_TIMEOUT_S = 2.0
 PLAIN_HTTP = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 """Trusts nobody: servers of a stack speak plain HTTP, and certificates take 20 ms to load."""
+_ANNOUNCEMENT_S = 10.0
 _LONGEST_S = 900.0  # a register that loads, or an unload that drains, ends well before
 
 
@@ -210,7 +211,8 @@ class ControlClient:
 
     def announce_batch_job(self, out: Path) -> None:
         """Have the console show how far the offline job is whose output is in ``out``."""
-        self._call("POST", "/batch-jobs", json={"out": str(out.resolve())})
+        said = {"out": str(out.resolve())}
+        self._call("POST", "/batch-jobs", json=said, timeout=_ANNOUNCEMENT_S)
 
     def console_link(self) -> ConsoleLink:
         """Return a path of the service that lets one browser into the console."""

@@ -21,10 +21,11 @@ from vlserve.control.engine.group import EngineGroup
 from vlserve.control.engine.instance import json_of
 from vlserve.control.lifecycle.probes import differences, failed_probes
 from vlserve.control.lifecycle.rebuilding import rebuild_ledger
+from vlserve.control.probe_ids import probe_id
 from vlserve.control.wire.views import ModelView
 from vlserve.errors import ArchiveError, VlserveError
 from vlserve.runtime.archive import manifest_of
-from vlserve.runtime.headers import API_KEY
+from vlserve.runtime.headers import API_KEY, REQUEST_ID
 from vlserve.runtime.manifest import Manifest, Probe
 from vlserve.settings import Settings, load_settings
 
@@ -96,7 +97,7 @@ def _failures_of(
         response = httpx.post(
             url,
             json=probe.fields,
-            headers={API_KEY: keys[0]} if keys else {},
+            headers={REQUEST_ID: probe_id()} | ({API_KEY: keys[0]} if keys else {}),
             timeout=settings.gateway.timeout_s + 5,
             trust_env=False,
         )

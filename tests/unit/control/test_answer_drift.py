@@ -11,6 +11,7 @@ import pytest
 
 from vlserve.control.api.console.tag_screens import LabelRow, label_rows
 from vlserve.control.judge.drift import BLOCK, Drift, take_in
+from vlserve.control.probe_ids import probe_id
 from vlserve.control.rollouts import answer_history
 from vlserve.control.rollouts.answer_history import AnsweredTime, AnswerHistory, Quantiles
 from vlserve.control.rollouts.drift_watch import ALPHA, MARGIN, DriftWatch
@@ -156,9 +157,12 @@ def test_a_version_is_watched_from_its_first_look(
     history: AnswerHistory, tmp_path: Path, manifest: Manifest
 ) -> None:
     watch = DriftWatch(history)
+    log = tmp_path / "answers.jsonl"
+    _write(log, [_answer(n, NOW, scores={"games": 1}) for n in range(400)])
     first = watch.look(manifest)
     assert first is not None and first.drift.answers == 0 and not first.alarms
-    _write(tmp_path / "answers.jsonl", [_answer(n, NOW, scores={"games": 1}) for n in range(400)])
+    probes = [_answer(n, NOW, scores={"cars": 1}) | {"request_id": probe_id()} for n in range(9)]
+    _write(log, [*probes, *(_answer(n, NOW, scores={"games": 1}) for n in range(400))])
     later = watch.look(manifest)
     assert later is not None and later.alarms and later.since == first.since
     assert later.drift.answers == 400 and later.threshold == 20

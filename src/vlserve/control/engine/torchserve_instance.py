@@ -29,6 +29,7 @@ from vlserve.control.domain import (
 from vlserve.control.engine import torchserve_grpc, worker_log
 from vlserve.control.engine.endpoints import Endpoint
 from vlserve.control.engine.instance import MANAGEMENT_TIMEOUT_S, json_of, reply_of
+from vlserve.control.probe_ids import probe_id
 from vlserve.control.tuning import Serving, tuned
 from vlserve.errors import CallerGone, ControlError, EngineUnavailable, LoadFailed
 from vlserve.runtime.headers import REQUEST_ID, SENT_CONTENT_TYPE
@@ -148,7 +149,7 @@ class TorchServeInstance:
         response = self._http.post(
             f"http://{instance.host}:{instance.port}/predictions/{model}/{version}",
             json=dict(fields),
-            headers={"Authorization": f"Bearer {instance.token}"},
+            headers={"Authorization": f"Bearer {instance.token}", REQUEST_ID: probe_id()},
             timeout=timeout_s,
         )
         return EngineAnswer(response.status_code, response.content)

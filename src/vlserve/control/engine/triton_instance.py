@@ -31,6 +31,7 @@ from vlserve.control.engine.instance import MANAGEMENT_TIMEOUT_S, json_of, reply
 from vlserve.control.engine.triton_mender import Mender
 from vlserve.control.engine.triton_repository import TritonRepository, key_of, triton_name
 from vlserve.control.engine.triton_workers import Worker
+from vlserve.control.probe_ids import probe_id
 from vlserve.control.tuning import Serving, tuned
 from vlserve.errors import ControlError, EngineUnavailable, LoadFailed
 from vlserve.runtime.errors import ArchiveError
@@ -140,21 +141,22 @@ class TritonInstance:
         timeout_s: float,
     ) -> EngineAnswer:
         body = json.dumps(dict(fields)).encode()
-        request = ClientRequest(body, "application/json", request_id="")
+        # without a content type: by that header a worker knows what a client sent
+        request = ClientRequest(body, content_type="", request_id=probe_id())
         return self.send(instance, (model, version), request, timeout_s)
 
     def send(
         self, instance: Instance, key: Key, request: ClientRequest, timeout_s: float
     ) -> EngineAnswer:
-        named = {REQUEST_ID: request.request_id} if request.request_id else {}
+        typed = {SENT_CONTENT_TYPE: request.content_type} if request.content_type else {}
         response = self._http.post(
             f"http://{instance.host}:{instance.port}/v2/models/{triton_name(*key)}/infer",
             content=request.body,
             headers={
                 "Authorization": f"Bearer {instance.token}",
                 _JSON_LENGTH: "0",
-                SENT_CONTENT_TYPE: request.content_type,
-                **named,
+                REQUEST_ID: request.request_id,
+                **typed,
             },
             timeout=timeout_s,
         )

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from vlserve.control.gateway.log_lines import AccessLine, parse_access_line
 from vlserve.control.log_rotation import LOGS_KEPT
 from vlserve.control.log_sampling import sample_lines
+from vlserve.control.probe_ids import PROBE_ID
 from vlserve.control.rollouts.log_reader import Cursor, name_of
 from vlserve.runtime.answer_log import AnswerLine, read_answer_line
 from vlserve_worker.capture import TRIAL_ID
@@ -95,6 +96,10 @@ class AnswerHistory:
             quantiles(sizes),
         )
 
+    def end(self) -> Cursor:
+        """Return the cursor after the answers that are logged now."""
+        return _tail_after(self._answers, Cursor(), 0)[1]
+
     def unread(self, model: str, version: int, cursor: Cursor) -> tuple[list[AnswerLine], Cursor]:
         """Return the answers of a version after ``cursor``, of the last `MOST_UNREAD` bytes alone,
         and the cursor after them."""
@@ -121,7 +126,7 @@ def _answer_lines(lines: Sequence[bytes], model: str, version: int) -> Iterator[
         if containing in raw and (told := _json(raw)) is not None:
             with suppress(ValidationError):
                 line = read_answer_line(told)
-                is_of_client = not line.request_id.startswith(TRIAL_ID)
+                is_of_client = not line.request_id.startswith((TRIAL_ID, PROBE_ID))
                 if (line.model, line.version) == (model, version) and is_of_client:
                     yield line
 

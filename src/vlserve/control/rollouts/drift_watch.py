@@ -37,8 +37,12 @@ class DriftReport:
 
 @dataclass
 class _Watched:
+    """``cursor``: behind the answers that were taken in. It begins at the log's end, because
+    whoever looks may do so for what was answered before, and the bound on false alarms holds for a
+    beginning that does not depend on the answers."""
+
+    cursor: Cursor
     since: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
-    cursor: Cursor = field(default_factory=Cursor)
     drift: Drift = field(default_factory=Drift)
 
 
@@ -58,7 +62,9 @@ class DriftWatch:
             return None
         with self._lock:
             key = (manifest.model, manifest.version)
-            watched = self._watched.setdefault(key, _Watched())
+            if key not in self._watched:
+                self._watched[key] = _Watched(cursor=self._history.end())
+            watched = self._watched[key]
             lines, watched.cursor = self._history.unread(*key, watched.cursor)
             labels = [next(iter(line.scores)) for line in lines if line.scores]
             watched.drift = take_in(watched.drift, labels, training, MARGIN)

@@ -1,5 +1,6 @@
 """HTML of the console, from Jinja2 templates; whatever a request said is escaped."""
 
+import sys
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -62,6 +63,8 @@ def figure(value: float | None, digits: int = 3) -> str:
     """Return a number for people: ``digits`` significant ones; a dash for None."""
     if value is None:
         return "–"
+    if abs(value) > sys.float_info.max:  # an integer of JSON
+        return "∞" if value > 0 else "-∞"
     if abs(value) >= 10**digits:
         return f"{value:,.0f}" if abs(value) < 1e9 else f"{value:.2g}"
     return f"{value:.{digits}g}"
