@@ -115,11 +115,13 @@ def test_a_suspended_instance_costs_no_request_is_told_and_replaced(watched: Run
 
 
 def test_a_suspended_worker_is_replaced(watched: RunningStack) -> None:
-    pid = worker_pids(watched.settings, "tagger")[1][0]
+    stable = watched.control.model("tagger").stable
+    assert stable
+    pid = worker_pids(watched.settings, "tagger")[stable][0]
     with _asking(watched) as statuses:
         psutil.Process(pid).send_signal(signal.SIGSTOP)
         wait_until(lambda: not psutil.pid_exists(pid), 60)
-        wait_until(lambda: len(worker_pids(watched.settings, "tagger")[1]) == 1, 60)
+        wait_until(lambda: len(worker_pids(watched.settings, "tagger")[stable]) == 1, 60)
     assert set(statuses) == {200}
     wait_until(lambda: _is_well(watched), 60)
 

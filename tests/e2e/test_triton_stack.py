@@ -130,13 +130,13 @@ def test_one_of_two_workers_that_ends_under_load_costs_no_request(
         return len(new) == len(old) and len(set(new) - set(old)) == 1
 
     with load_on(stack.gateway_url, MODEL, [None] * 4) as load:
-        wait_until(lambda: len(load.asked) > 20, _BACK_S)
+        wait_until(lambda: len(load.requests) > 20, _BACK_S)
         fault(psutil.Process(old[0]))
         wait_until(replaced, _BACK_S)
         wait_until(lambda: stack.control.health().status == "ok", _BACK_S)
-        asked = len(load.asked)
-        wait_until(lambda: len(load.asked) > asked + 20, _BACK_S)
-    assert {each.status for each in load.asked} == {200}
+        asked = len(load.requests)
+        wait_until(lambda: len(load.requests) > asked + 20, _BACK_S)
+    assert {each.status for each in load.requests} == {200}
 
 
 def test_a_server_that_dies_comes_back_with_its_versions(stack: RunningStack) -> None:
