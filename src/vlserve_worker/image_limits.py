@@ -29,6 +29,7 @@ MAX_SCANNED_PIXELS = 500_000_000
 FIELDS = ("image", "image2")
 """Fields of requests that hold an image."""
 
+_LIMIT_OF_EXIF = "MAX_EXIF_BYTES"
 _JPEG, _PNG, _GIF, _RIFF = b"\xff\xd8", b"\x89PNG\r\n\x1a\n", b"GIF8", b"RIFF"
 _EXIF_IN_HEX = b"Raw profile type exif\0"
 _IN_FRONT_OF_PIXELS = re.compile(rb"\xff[^\x00\xff]", re.DOTALL)
@@ -39,8 +40,13 @@ _ALONE = frozenset({0x01, *range(0xD0, 0xD9)})
 
 
 def bounds_images(archive: Path) -> bool:
-    """Return whether the runtime in an unpacked archive knows these limits itself."""
-    return (archive / "vlserve" / "runtime" / "image_bounds.py").is_file()
+    """Return whether the runtime in an unpacked archive knows these limits itself. The first that
+    had them let Exif of any size through."""
+    try:
+        bounds = (archive / "vlserve" / "runtime" / "image_bounds.py").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return _LIMIT_OF_EXIF in bounds
 
 
 def check_images(request: Mapping[str, Any]) -> None:

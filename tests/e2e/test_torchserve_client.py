@@ -193,7 +193,10 @@ def handler(initialize: str, first: str = "") -> str:
     [
         (handler("raise RuntimeError('no graph ✗')"), "RuntimeError: no graph ✗"),
         (handler("pass", "import none"), "ModuleNotFoundError: No module named 'none'"),
-        (handler("os.write(2, b'out of memory\\n'); os.abort()"), "out of memory"),
+        (
+            handler("os.write(2, b'out of memory\\n'); os.abort()"),
+            "out of memory; the worker was ended by a signal: Aborted",
+        ),
     ],
     ids=["raises", "import", "crashes"],
 )

@@ -30,10 +30,17 @@ class DeathWatch:
         with self._lock:
             known = {pid for pid, _ in self._watched.values()}
             for pid in set(pids) - known:
-                with suppress(OSError):  # it has ended
-                    descriptor = os.pidfd_open(pid)
-                    self._watched[descriptor] = (pid, key)
-                    self._epoll.register(descriptor, select.EPOLLIN)
+                with suppress(OSError):  # it has ended, or descriptors are used up
+                    self._begin(key, pid)
+
+    def _begin(self, key: Key, pid: int) -> None:
+        descriptor = os.pidfd_open(pid)
+        try:
+            self._epoll.register(descriptor, select.EPOLLIN)
+        except OSError:
+            os.close(descriptor)
+            raise
+        self._watched[descriptor] = (pid, key)
 
     def close(self) -> None:
         os.eventfd_write(self._closing, 1)

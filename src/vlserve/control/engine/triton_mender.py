@@ -78,7 +78,11 @@ class Mender:
     def watch(self, living: Mapping[Key, Sequence[Worker]]) -> None:
         """Mend a version as soon as one of these workers dies."""
         if self._deaths is None:
-            self._deaths = DeathWatch(self.mend, f"deaths-{self._name}")
+            try:
+                self._deaths = DeathWatch(self.mend, f"deaths-{self._name}")
+            except OSError as error:
+                logger.warning("%s: deaths are found at ticks alone: %s", self._name, error)
+                return
         for key, workers in living.items():
             self._deaths.watch(key, [worker.process.pid for worker in workers])
 

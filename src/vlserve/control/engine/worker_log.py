@@ -42,8 +42,8 @@ def read_since(folder: Path, size: int) -> str:
 
 
 def failure_reason(log: str, model: str, version: int) -> str | None:
-    """The first exception that a worker of this version died of, else the signal, else what it last
-    printed to stderr and its exit code; None when it left no word."""
+    """The first exception that a worker of this version died of, else what it last printed to
+    stderr, with the signal or the exit code; None when it left no word."""
     lines_by_port: dict[str, list[str]] = {}
     stderr: list[str] = []
     for line in log.splitlines():
@@ -58,9 +58,11 @@ def failure_reason(log: str, model: str, version: int) -> str | None:
 
 
 def _last_words(stderr: list[str]) -> str | None:
-    crashes = (line.removeprefix(_CRASHED) for line in stderr if line.startswith(_CRASHED))
-    if crash := next(crashes, None):
-        return f"the worker was ended by a signal: {crash}"
+    crashed = next((i for i, line in enumerate(stderr) if line.startswith(_CRASHED)), None)
+    if crashed is not None:  # faulthandler's list of threads follows
+        signal = stderr[crashed].removeprefix(_CRASHED)
+        before = stderr[max(crashed - 1, 0) : crashed]
+        return "; ".join((*before, f"the worker was ended by a signal: {signal}"))
     ended = next(filter(_ENDED.fullmatch, stderr), None)
     said = [line for line in stderr if not _ENDED.fullmatch(line)]
     return "; ".join(filter(None, (*said[-1:], ended))) or None

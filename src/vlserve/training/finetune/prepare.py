@@ -72,7 +72,9 @@ def prepare(
     SettingsError (options), DataError, CheckpointMismatch and ExportError."""
     plan, wanted = plan_of(recipe, objective)
     chosen = parse_options(FinetuneOptions, options or {})
-    names = partial(names_of, train_file, wanted, chosen.least_answers)
+    # a decoder writes answers, and needs no row for each
+    least = 1 if isinstance(plan, VisionTextPlan) else chosen.least_answers
+    names = partial(names_of, train_file, wanted, least)
     start = start_from(recipe, plan, checkpoint, config, wanted, seed, names)
     if _lacks_word_head(plan, start):
         start = replace(start, new=(*start.new, WORD_HEAD))

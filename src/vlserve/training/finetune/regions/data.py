@@ -104,7 +104,10 @@ class RegionFiles:
                 f"{info_of(file).name}: cls_prob must be ({regions}, {self.objects}), "
                 f"not {found.shape}"
             )
-        seen = found.astype(np.float32)
+        try:
+            seen = found.astype(np.float32)
+        except (TypeError, OverflowError) as error:
+            raise ValueError(f"{info_of(file).name}: cls_prob holds what is no number") from error
         if not np.isfinite(seen).all() or seen.min() < 0:
             raise ValueError(f"{info_of(file).name}: cls_prob holds what is no probability")
         return seen

@@ -78,7 +78,8 @@ def _job(
         return MatchJob(network, train, val, inputs, scores, options.batch_size)
     several = objective == "tag" and bool(config.get("multi_label"))
     if objective == "tag" and not several:
-        _refuse_several(data[0])
+        for each in data:
+            _refuse_several(each)
     parts = head_parts(
         objective,
         labels,
