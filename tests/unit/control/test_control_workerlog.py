@@ -9,7 +9,7 @@ import pytest
 from vlserve.control.engine.worker_log import (
     MAX_READ_BYTES,
     MODEL_LOG,
-    failure_reason,
+    last_words,
     log_size,
     read_since,
 )
@@ -85,24 +85,24 @@ SYNTAX = (
     ],
 )
 def test_the_first_exception_is_the_reason(said: tuple[str, ...], reason: str | None) -> None:
-    assert failure_reason(lines(9500, 2, *said), "my-tagger", 2) == reason
+    assert last_words(lines(9500, 2, *said), "my-tagger", 2).reason == reason
 
 
 def test_two_workers_that_write_at_the_same_time_are_kept_apart() -> None:
     pairs = zip(RAISED, SYNTAX + ("",) * len(RAISED), strict=False)
     mixed = "".join(lines(9500, 2, one) + lines(9501, 2, other) for one, other in pairs)
-    assert failure_reason(mixed, "my-tagger", 2) == "ArchiveTampered: no such graph: model.onnx"
+    assert last_words(mixed, "my-tagger", 2).reason == "ArchiveTampered: no such graph: model.onnx"
 
 
 def test_other_versions_are_not_looked_at() -> None:
     log = lines(9500, 12, *RAISED) + lines(9501, 2, "Torch worker started.")
-    assert failure_reason(log, "my-tagger", 2) is None
-    assert failure_reason(log, "tagger", 12) is None
+    assert last_words(log, "my-tagger", 2).reason is None
+    assert last_words(log, "tagger", 12).reason is None
 
 
 def test_a_worker_that_crashes_leaves_its_last_words_on_stderr() -> None:
     log = lines(9500, 2, "Torch worker started.") + lines(9500, 2, "out of memory", stream="stderr")
-    assert failure_reason(log, "my-tagger", 2) == "out of memory"
+    assert last_words(log, "my-tagger", 2).reason == "out of memory"
 
 
 ENDS = {
@@ -126,7 +126,7 @@ def test_a_worker_says_how_it_ended_without_an_exception(code: str) -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, encoding="utf-8"
     )
     said = lines(9500, 2, *done.stderr.splitlines(), stream="stderr")
-    assert failure_reason(said, "my-tagger", 2) == ENDS[code]
+    assert last_words(said, "my-tagger", 2).reason == ENDS[code]
 
 
 def test_only_what_was_written_since_is_read(tmp_path: Path) -> None:
@@ -148,4 +148,4 @@ def test_of_a_log_without_end_the_newest_lines_are_read(tmp_path: Path) -> None:
         log.write(lines(9500, 2, *RAISED).encode())
     read = read_since(tmp_path, 10)
     assert len(read) <= MAX_READ_BYTES
-    assert failure_reason(read, "my-tagger", 2) == "ArchiveTampered: no such graph: model.onnx"
+    assert last_words(read, "my-tagger", 2).reason == "ArchiveTampered: no such graph: model.onnx"

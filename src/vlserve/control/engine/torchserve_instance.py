@@ -39,6 +39,8 @@ _UNLOAD_TIMEOUT_S = 130.0  # TorchServe itself gives workers 120 s to go
 _LOG_DELAY_S = 5.0
 """A worker's last words reach the log after its failure is reported: up to some seconds where the
 machine is busy. Only a failed load that left no word waits for all of it."""
+_TRACEBACK_DELAY_S = 1.5
+"""An exit code may be logged before the traceback that explains it: they come by two pipes."""
 _POLL_S = 0.1
 
 
@@ -220,9 +222,11 @@ class TorchServeInstance:
         deadline = time.monotonic() + _LOG_DELAY_S
         while True:
             log = worker_log.read_since(self._endpoint.logs, logged)
-            reason = worker_log.failure_reason(log, model, version)
-            if reason or time.monotonic() > deadline:
-                return reason
+            words = worker_log.last_words(log, model, version)
+            if words.printed:
+                deadline = min(deadline, time.monotonic() + _TRACEBACK_DELAY_S)
+            if words.exception or time.monotonic() >= deadline:
+                return words.reason
             time.sleep(_POLL_S)
 
     def _tokens(self) -> dict[str, str]:

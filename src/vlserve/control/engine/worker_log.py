@@ -1,6 +1,7 @@
 """Why a TorchServe worker did not come up: TorchServe itself only says that it did not."""
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 MODEL_LOG = "model_log.log"
@@ -41,9 +42,21 @@ def read_since(folder: Path, size: int) -> str:
         return log.read(MAX_READ_BYTES).decode("utf-8", "replace")
 
 
-def failure_reason(log: str, model: str, version: int) -> str | None:
-    """The first exception that a worker of this version died of, else what it last printed to
-    stderr, with the signal or the exit code; None when it left no word."""
+@dataclass(frozen=True)
+class LastWords:
+    """``exception``: the first that a worker of the version died of. ``printed``: what it last
+    wrote to stderr, with the signal or the exit code. None: it left no such word."""
+
+    exception: str | None = None
+    printed: str | None = None
+
+    @property
+    def reason(self) -> str | None:
+        return self.exception or self.printed
+
+
+def last_words(log: str, model: str, version: int) -> LastWords:
+    """Return what the workers of a version left in the log."""
     lines_by_port: dict[str, list[str]] = {}
     stderr: list[str] = []
     for line in log.splitlines():
@@ -54,10 +67,10 @@ def failure_reason(log: str, model: str, version: int) -> str | None:
         if match["stream"] == "stderr" and match["text"].strip():
             stderr.append(match["text"].strip())
     exceptions = filter(None, map(_first_exception, lines_by_port.values()))
-    return next(exceptions, None) or _last_words(stderr)
+    return LastWords(next(exceptions, None), _printed(stderr))
 
 
-def _last_words(stderr: list[str]) -> str | None:
+def _printed(stderr: list[str]) -> str | None:
     crashed = next((i for i, line in enumerate(stderr) if line.startswith(_CRASHED)), None)
     if crashed is not None:  # faulthandler's list of threads follows
         signal = stderr[crashed].removeprefix(_CRASHED)
