@@ -110,7 +110,9 @@ def test_every_task_of_blip_begins_with_what_was_pretrained(objective: str, tmp_
 def test_a_checkpoint_of_pretraining_is_exported_for_captions(tmp_path: Path) -> None:
     ready = prepared("blip", tmp_path)
     config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
-    (tmp_path / "config.json").write_text(json.dumps(config | {"task": "caption"}))
+    (tmp_path / "config.json").write_text(
+        json.dumps(config | {"task": "caption"}), encoding="utf-8"
+    )
     settings = Settings(project_dir=EXPORT.parent)
     trained = read_trained(str(EXPORT / "blip.py"), ready.checkpoint, None, settings)
     parts = {name.partition(".")[0] for name in trained.network.state_dict()}

@@ -227,7 +227,9 @@ def test_lines_whose_regions_do_not_fit_are_named(tmp_path: Path) -> None:
 def test_several_labels_need_a_sigmoid_each(tmp_path: Path) -> None:
     ready = Prepared("visualbert-coattention-tag", tmp_path, "tag")
     config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
-    (tmp_path / "config.json").write_text(json.dumps(config | {"multi_label": False}))
+    (tmp_path / "config.json").write_text(
+        json.dumps(config | {"multi_label": False}), encoding="utf-8"
+    )
     lines = ready.train.read_text(encoding="utf-8").replace('["a"]', '["a", "b"]')
     ready.train.write_text(lines, encoding="utf-8")
     with pytest.raises(DataError, match="several labels: say multi_label"):
