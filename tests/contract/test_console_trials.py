@@ -1,11 +1,13 @@
 """Trials over HTTP: they reach the engine as a client's request would, and are counted nowhere."""
 
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 
 from support.control_api_server import RunningControl
+from support.running_stack import wait_until
 from vlserve.control.api import access
 from vlserve.control.api.console.access import TOKEN_HEADER
 
@@ -97,7 +99,8 @@ def test_a_version_that_no_instance_holds_is_told(
     control_api: RunningControl, two_versions: None, browser: httpx.Client
 ) -> None:
     control_api.client.unload("tagger", 2)
-    assert "tagger 2 is not loaded" in _send(browser, "version=2", data={"text": "x"}).text
+    sent = partial(_send, browser, "version=2", data={"text": "x"})
+    wait_until(lambda: "tagger 2 is not loaded" in sent().text)
     assert "<option>2</option>" not in browser.get(TRY).text
 
 

@@ -27,7 +27,7 @@ from vlserve.cli import (
 )
 from vlserve.cli.failures import explained
 from vlserve.cli.locale import go_on_in_utf8
-from vlserve.cli.output import literal, print_line, speak_any_encoding, stderr
+from vlserve.cli.output import leave_full_stdout, literal, print_line, speak_any_encoding, stderr
 from vlserve.cli.stopping import Stopped, end_on_signals
 from vlserve.extras import extra_of, missing_extra
 from vlserve.runtime.errors import VlserveError
@@ -86,4 +86,5 @@ def main() -> None:
 
 def _fail(message: str) -> NoReturn:
     stderr.print(literal(f"vlserve: {message}"))
+    leave_full_stdout()
     sys.exit(1)

@@ -84,8 +84,21 @@ def _named_stdout() -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115  # as it exits
+        _leave_stdout()
         raise OSError(error.errno, error.strerror, "standard output") from error
+
+
+def leave_full_stdout() -> None:
+    """Let go of a standard output that takes no more: Python would write to it once more at its
+    end, and exit with a code of its own."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _leave_stdout()
+
+
+def _leave_stdout() -> None:
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115  # as it exits
 
 
 @contextmanager

@@ -171,8 +171,8 @@ def test_every_preset_takes_a_step(name: str, tmp_path: Path) -> None:
 
 
 def test_every_preset_is_tried() -> None:
-    """Those of captioners in test_captioners.py, of regions in test_regions.py, of pretraining in
-    test_pretraining.py, the tagger's in test_fit.py."""
+    """Those of captioners in test_captioners.py, of regions in test_region_training.py, of
+    pretraining in test_pretraining.py, the tagger's in test_fit.py."""
     regions = {name for name in PRESETS if name.startswith(("vilbert-", "visualbert-"))}
     pretraining = {"albef-pretrain", "blip-pretrain"}
     assert set(PRESETS) == {*TINY_OF, *regions, *pretraining, "s2", "m2", "resnet-gru"}
