@@ -11,6 +11,7 @@ import re
 import shlex
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,9 +19,11 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
+from typer.testing import CliRunner
 
 from support.control_api_server import RunningControl, running_control
 from support.rollout_traffic import Behaviour, Requests
+from vlserve.cli import app, feedback
 from vlserve.exporter.echo import pack_echo
 from vlserve.runtime.answer_log import AnswerLine
 
@@ -194,7 +197,9 @@ def test_two_versions_are_tried_side_by_side(
     assert given["files"] == f"{{'image': open({cover.name!r}, 'rb')}}"
 
 
-def test_a_disagreement_is_marked(page: Page, control: RunningControl) -> None:
+def test_a_disagreement_is_marked_and_its_label_exported(
+    page: Page, control: RunningControl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shadow = {"shadow_percent": 100, "minimum": {"pairs": 400}}
     control.client.start_rollout("tagger", 2, shadow)
     said = {
@@ -208,7 +213,16 @@ def test_a_disagreement_is_marked(page: Page, control: RunningControl) -> None:
         page.reload()
     page.get_by_role("button", name="Stable is right").first.click()
     expect(page.get_by_text("Marked:").locator("..")).to_contain_text("<i>music</i>")
-    assert [mark.label for mark in control.client.marks("tagger")] == ["<i>music</i>"]
+    (mark,) = control.client.marks("tagger")
+    monkeypatch.setattr(feedback, "control_client", lambda: nullcontext(control.client))
+    monkeypatch.setattr(feedback, "stack_settings", lambda: control.settings)
+    labels = tmp_path / "labels.jsonl"
+    done = CliRunner().invoke(app, ["feedback", "tagger", "--export", str(labels)])
+    assert done.exit_code == 0, done.output
+    assert json.loads(labels.read_text(encoding="utf-8")) == {
+        "id": mark.request_id,
+        "label": "<i>music</i>",
+    }
     control.client.abort("tagger")
 
 
