@@ -3,7 +3,7 @@
 import logging
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 
 import uvicorn
 from anyio import to_thread
@@ -90,14 +90,15 @@ def main() -> int:
         return 1
     app = create_app(control, settings, key)
     describe_predictions(app, settings.folder("handlers"), settings.gateway_url)
-    uvicorn.run(
-        app,
-        host="127.0.0.1",
-        port=settings.control.port,
-        log_level="warning",
-        access_log=False,
-        timeout_graceful_shutdown=5,
-    )
+    with closing(engine):
+        uvicorn.run(
+            app,
+            host="127.0.0.1",
+            port=settings.control.port,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=5,
+        )
     return 0
 
 

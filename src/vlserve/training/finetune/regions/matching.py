@@ -24,6 +24,8 @@ from vlserve.training.run import epoch_seed
 CHOICES = 4
 ALIKE = 100
 """Images of which one that looks alike is drawn."""
+ROWS_AT_ONCE = 1024
+"""Of the cosines of all images with all others, which would be 51 GB for the images of COCO."""
 SCORE_BATCH = 8
 
 
@@ -48,10 +50,13 @@ class Pairs:
     def alike(self) -> Tensor:
         """Of each image the places of those nearest to it, (images, at most ALIKE)."""
         means = torch.stack([torch.from_numpy(look.visual.mean(axis=0)) for look in self.looks])
-        cosines = F.normalize(means, dim=1) @ F.normalize(means, dim=1).T
-        cosines.fill_diagonal_(-torch.inf)
-        nearest: Tensor = cosines.topk(min(ALIKE, len(means) - 1), dim=1).indices
-        return nearest
+        means = F.normalize(means, dim=1)
+        blocks = []
+        for places in torch.arange(len(means)).split(ROWS_AT_ONCE):
+            cosines = means[places] @ means.T
+            cosines[torch.arange(len(places)), places] = -torch.inf
+            blocks.append(cosines.topk(min(ALIKE, len(means) - 1), dim=1).indices)
+        return torch.cat(blocks)
 
     def choices(self, text: int, random: np.random.Generator) -> list[tuple[int, int]]:
         """Image and text of each choice, the right one first. A corpus of one image has none that
