@@ -75,7 +75,8 @@ class GatewaySettings(StrictNumbers):
         ge=0,
         le=1000,
         description="How often a request is sent again, to another instance where there is one, "
-        "after a lost connection, a 503 or a 507.",
+        "after a lost connection, a 503 or a 507; up to 4 times more where an instance is Triton, "
+        "a worker of which may die with the request.",
     )
 
     @model_validator(mode="before")

@@ -52,7 +52,7 @@ class Pairs:
         means = torch.stack([torch.from_numpy(look.visual.mean(axis=0)) for look in self.looks])
         means = F.normalize(means, dim=1)
         blocks = []
-        for places in torch.arange(len(means)).split(ROWS_AT_ONCE):
+        for places in torch.split(torch.arange(len(means)), ROWS_AT_ONCE):
             cosines = means[places] @ means.T
             cosines[torch.arange(len(places)), places] = -torch.inf
             blocks.append(cosines.topk(min(ALIKE, len(means) - 1), dim=1).indices)
