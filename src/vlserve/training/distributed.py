@@ -7,11 +7,13 @@ step of one process with a batch of ``size`` times as many would see.
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.nn.parallel import DistributedDataParallel
 
 Part = TypeVar("Part")
@@ -19,6 +21,11 @@ Result = TypeVar("Result")
 Losses = Callable[[nn.Module, Any], Mapping[str, Tensor]]
 BACKENDS = "cpu:gloo,cuda:nccl"
 """By where a tensor is."""
+JOIN_TIMEOUT = timedelta(minutes=2)
+"""After a restart gloo's processes may wait for each other for ever; torchrun starts those that
+give up once more."""
+STEP_TIMEOUT = timedelta(minutes=30)
+"""As torch has it: one process may evaluate for long while the others wait."""
 
 
 def rank() -> int:
@@ -42,7 +49,9 @@ def joined() -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
-    dist.init_process_group(BACKENDS if torch.cuda.is_available() else "gloo")
+    backends = BACKENDS if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backends, timeout=JOIN_TIMEOUT)
+    _set_pg_timeout(STEP_TIMEOUT)
     try:
         yield
     finally:

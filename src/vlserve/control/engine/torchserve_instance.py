@@ -36,10 +36,10 @@ from vlserve.runtime.headers import REQUEST_ID, SENT_CONTENT_TYPE
 from vlserve.settings_sections import EngineSettings
 
 _UNLOAD_TIMEOUT_S = 130.0  # TorchServe itself gives workers 120 s to go
-_LOG_DELAY_S = 5.0
+_LOG_DELAY_S = 8.0
 """A worker's last words reach the log after its failure is reported: up to some seconds where the
 machine is busy. Only a failed load that left no word waits for all of it."""
-_TRACEBACK_DELAY_S = 1.5
+_TRACEBACK_DELAY_S = 4.0
 """An exit code may be logged before the traceback that explains it: they come by two pipes."""
 _POLL_S = 0.1
 
