@@ -94,6 +94,14 @@ def test_two_workers_that_write_at_the_same_time_are_kept_apart() -> None:
     assert last_words(mixed, "my-tagger", 2).reason == "ArchiveTampered: no such graph: model.onnx"
 
 
+@pytest.mark.parametrize("place", range(1, len(RAISED_FROM) + 1))
+def test_an_exit_code_among_the_lines_of_a_traceback_is_not_its_end(place: int) -> None:
+    ended = lines(9500, 2, "the worker ended with exit code 1", stream="stderr")
+    log = lines(9500, 2, *RAISED_FROM[:place]) + ended + lines(9500, 2, *RAISED_FROM[place:])
+    expected = "ArchiveUnreadable: graphs/model.onnx cannot be loaded: no such node"
+    assert last_words(log, "my-tagger", 2).reason == expected
+
+
 def test_other_versions_are_not_looked_at() -> None:
     log = lines(9500, 12, *RAISED) + lines(9501, 2, "Torch worker started.")
     assert last_words(log, "my-tagger", 2).reason is None

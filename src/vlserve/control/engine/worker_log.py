@@ -57,16 +57,16 @@ class LastWords:
 
 def last_words(log: str, model: str, version: int) -> LastWords:
     """Return what the workers of a version left in the log."""
-    lines_by_port: dict[str, list[str]] = {}
+    streams: dict[tuple[str, str], list[str]] = {}  # two pipes, whose lines mingle in the log
     stderr: list[str] = []
     for line in log.splitlines():
         match = _LINE.search(line)
         if not match or (match["model"], match["version"]) != (model, str(version)):
             continue
-        lines_by_port.setdefault(match["port"], []).append(match["text"])
+        streams.setdefault((match["port"], match["stream"]), []).append(match["text"])
         if match["stream"] == "stderr" and match["text"].strip():
             stderr.append(match["text"].strip())
-    exceptions = filter(None, map(_first_exception, lines_by_port.values()))
+    exceptions = filter(None, map(_first_exception, streams.values()))
     return LastWords(next(exceptions, None), _printed(stderr))
 
 
