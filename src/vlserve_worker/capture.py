@@ -26,9 +26,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from vlserve_worker.own_ids import is_own
+
 PLAN, TOTAL = "plan.json", "total"
-TRIAL_ID = "trial-"
-"""How the request ids of a person's trials begin; they are not kept."""
 MAX_INPUT_BYTES = 4 * 1024**2
 """Of all fields of one request; larger ones are not kept."""
 LEAST_FREE_BYTES = 16 * 1024**2
@@ -90,7 +90,7 @@ class Capture:
             return
         try:
             request_id = _request_id(request)
-            if request_id and not request_id.startswith(TRIAL_ID) and plan.takes(request_id):
+            if request_id and not is_own(request_id) and plan.takes(request_id):
                 fields = {one["name"]: bytes(one["value"]) for one in request["parameters"]}
                 keep_input(self._folder, request_id, fields, plan.max_bytes)
         except FileNotFoundError:

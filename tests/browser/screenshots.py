@@ -21,10 +21,11 @@ from unittest.mock import patch
 from PIL import Image, ImageChops, ImageDraw
 from playwright.sync_api import Page, sync_playwright
 
+from support.batch_rows import RECORD
 from support.console_pictures import PAGES, PICTURES, digest_of
 from support.control_api_server import RunningControl, running_control
 from support.rollout_traffic import rollout_record
-from vlserve.batch.job import JobFolder, JobRecord, Options, Progress, Receipt
+from vlserve.batch.job import JobFolder, Progress, Receipt
 from vlserve.control.api.console import tag_screens
 from vlserve.control.judge import Batch, Outcome, Standing, decide, observe
 from vlserve.control.rollouts import drift_watch, metric_windows
@@ -265,17 +266,8 @@ def _load_runs(folder: Path, chance: random.Random) -> None:
 def _job(control: RunningControl, folder: Path) -> None:
     out = folder / "answers"
     job = JobFolder(out)
-    record = JobRecord(
-        archive="/tagger-1.mar",
-        sha256="0" * 64,
-        model="tagger",
-        version=1,
-        task="tag",
-        sources=(),
-        options=Options(),
-    )
     with job.locked():
-        job.begin(record)
+        job.begin(RECORD)
         job.tell_progress(Progress(share=0.62, left_s=95.0, at=time.time()))
     for part in range(31):
         receipt = Receipt(

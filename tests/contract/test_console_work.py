@@ -7,8 +7,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from support.batch_rows import RECORD
 from support.control_api_server import RunningControl
-from vlserve.batch.job import JobFolder, JobRecord, Options
+from vlserve.batch.job import JobFolder
 from vlserve.cli import batch
 from vlserve.control.client import ControlClient
 from vlserve.errors import ControlError, StackDown
@@ -38,17 +39,7 @@ def test_an_offline_job_is_shown(
     out = tmp_path / "<b>out"
     job = JobFolder(out)
     with job.locked():
-        job.begin(
-            JobRecord(
-                archive="/a.mar",
-                sha256="0" * 64,
-                model="tagger",
-                version=1,
-                task="tag",
-                sources=(),
-                options=Options(),
-            )
-        )
+        job.begin(RECORD)
         control_api.client.announce_batch_job(out)
         shown = browser.get("/console/batch-jobs").text
         assert "running" in shown and "&lt;b&gt;out" in shown

@@ -5,6 +5,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vlserve.batch.job import JobRecord, Options
+
+RECORD = JobRecord(
+    archive="/tagger-1.mar",
+    sha256="0" * 64,
+    model="tagger",
+    version=1,
+    task="tag",
+    sources=(),
+    options=Options(),
+)
+"""Of a job that lies in its folder and is not run."""
+
+
 COVERS = 8
 CRASH = "坏"
 """A title that ends its worker, where the archive has ``crash_on_id`` of it."""

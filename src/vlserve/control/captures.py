@@ -1,7 +1,6 @@
 """Inputs of requests that the operator lets a model's workers keep: how much of them, for how long,
 and what is kept of one request. vlserve_worker.capture writes them."""
 
-import base64
 import json
 import logging
 import math
@@ -19,7 +18,7 @@ from typing import Any
 
 from vlserve.control.store.ledger import Ledger
 from vlserve.errors import CaptureUnwritable, VlserveError
-from vlserve.runtime.body import BODY
+from vlserve.runtime.body import BODY, bytes_of_base64
 from vlserve_worker.capture import (
     PLAN,
     Plan,
@@ -38,7 +37,6 @@ LEFT_OVER_S = 60.0
 MOST_LOOKED_AT = 30
 MOST_TEXT_CHARS = 10_000
 _DAY_S = 24 * 3600
-_URL_SAFE = str.maketrans("-_", "+/")
 _PATIENT_TRIES = 2000
 _SALT_BYTES = 16
 
@@ -310,7 +308,5 @@ def _unfolded(fields: Mapping[str, bytes]) -> Mapping[str, bytes]:
 
 
 def _bytes_of(name: str, value: str) -> bytes:
-    """Return a text as UTF-8, and an image's base64, plain or as a data URI, as its bytes."""
-    if not name.startswith("image"):
-        return value.encode()
-    return base64.b64decode(value.rpartition(",")[2].translate(_URL_SAFE))
+    """Return a text as UTF-8, and an image's base64 as its bytes."""
+    return bytes_of_base64(value) if name.startswith("image") else value.encode()

@@ -7,6 +7,11 @@ LOG_BYTES = 64 * 1024 * 1024
 LOGS_KEPT = 5
 
 
+def renamed(log: Path, number: int) -> Path:
+    """Return the ``number``-th predecessor of a log, 1 the newest."""
+    return log.with_name(f"{log.name}.{number}")
+
+
 def rotate(log: Path, largest: int = LOG_BYTES, kept: int = LOGS_KEPT) -> bool:
     """Rename ``log`` to ``log.1``, that to ``log.2``, and so on, if it is over ``largest`` bytes;
     return whether there is no ``log`` now."""
@@ -14,7 +19,7 @@ def rotate(log: Path, largest: int = LOG_BYTES, kept: int = LOGS_KEPT) -> bool:
         return True
     if log.stat().st_size < largest:
         return False
-    files = [log, *(log.with_name(f"{log.name}.{number + 1}") for number in range(kept))]
+    files = [log, *(renamed(log, number + 1) for number in range(kept))]
     for newer, older in reversed(list(pairwise(files))):
         if newer.exists():
             newer.replace(older)

@@ -164,10 +164,8 @@ class ControlService:
         return TrafficChange(model, target, change.previous, unrecorded=unrecorded)
 
     def _abort(self, rollout: Rollout) -> TrafficChange:
-        model, change = (
-            rollout.model,
-            TrafficChange(rollout.model, rollout.stable, rollout.candidate),
-        )
+        model = rollout.model
+        change = TrafficChange(model, rollout.stable, rollout.candidate)
         try:
             aborted = self.rollouts.abort(model)
         except NoRelease:  # it ended meanwhile

@@ -66,7 +66,7 @@ def _file_bytes(value: Any, info: ValidationInfo, kind: str, unreadable: ErrorCo
     if not isinstance(value, str):
         raise ValueError(f"must be {kind}, or base64 of one in JSON")
     try:
-        return _from_base64(value)
+        return bytes_of_base64(value)
     except ValueError as error:
         raise RequestError(unreadable, f"{info.field_name} is not base64: {error}") from error
 
@@ -76,7 +76,7 @@ _IS_BASE64 = re.compile(rb"\s*(data:|[A-Za-z0-9+/_-]{16,64}(?:[A-Za-z0-9+/_=\r\n
 their first sixteen."""
 
 
-def _from_base64(text: str) -> bytes:
+def bytes_of_base64(text: str) -> bytes:
     """Return bytes of base64, plain or URL-safe, whole or in lines, or as a data URI.
     ValueError."""
     try:

@@ -21,13 +21,13 @@ from vlserve.control.engine.group import EngineGroup
 from vlserve.control.engine.instance import json_of
 from vlserve.control.lifecycle.probes import differences, failed_probes
 from vlserve.control.lifecycle.rebuilding import rebuild_ledger
-from vlserve.control.probe_ids import probe_id
 from vlserve.control.wire.views import ModelView
 from vlserve.errors import ArchiveError, VlserveError
 from vlserve.runtime.archive import manifest_of
 from vlserve.runtime.headers import API_KEY, REQUEST_ID
 from vlserve.runtime.manifest import Manifest, Probe
 from vlserve.settings import Settings, load_settings
+from vlserve_worker.own_ids import probe_id
 
 
 def render(settings: Settings) -> list[str]:

@@ -11,7 +11,6 @@ import pytest
 
 from vlserve.control.api.console.tag_screens import LabelRow, label_rows
 from vlserve.control.judge.drift import BLOCK, Drift, take_in
-from vlserve.control.probe_ids import probe_id
 from vlserve.control.rollouts import answer_history
 from vlserve.control.rollouts.answer_history import AnsweredTime, AnswerHistory, Quantiles
 from vlserve.control.rollouts.drift_watch import ALPHA, MARGIN, DriftWatch
@@ -19,6 +18,7 @@ from vlserve.control.rollouts.log_reader import Cursor
 from vlserve.exporter.echo import pack_echo
 from vlserve.runtime.archive import verify_archive
 from vlserve.runtime.manifest import Manifest
+from vlserve_worker.own_ids import probe_id
 
 TRAINING = {"animals": 50, "cars": 30, "food": 20}
 NOW = 1_800_000_000.0

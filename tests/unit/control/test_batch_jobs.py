@@ -4,20 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from vlserve.batch.job import JobFolder, JobRecord, Options, Progress, Receipt
+from support.batch_rows import RECORD
+from vlserve.batch.job import JobFolder, Progress, Receipt
 from vlserve.control import batch_jobs
 from vlserve.control.batch_jobs import BatchJobs, look_at
 from vlserve.control.store.ledger import Ledger
-
-RECORD = JobRecord(
-    archive="/tagger-1.mar",
-    sha256="0" * 64,
-    model="tagger",
-    version=1,
-    task="tag",
-    sources=(),
-    options=Options(),
-)
 
 
 @pytest.fixture

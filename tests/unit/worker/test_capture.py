@@ -27,6 +27,7 @@ from vlserve_worker.capture import (
     name_of,
     total_of,
 )
+from vlserve_worker.own_ids import probe_id, trial_id
 from vlserve_worker.request_filter import RequestFilter
 
 JPEG = b"\xff\xd8\xff picture"
@@ -106,7 +107,8 @@ def test_probes_trials_and_what_is_refused_are_not_kept(folder: Path) -> None:
     nameless = _request(b"{}")
     del nameless["headers"][0]
     unreadable = _request(b"--b", "multipart/form-data; boundary=b")
-    worker.read_batch([probe, nameless, _request(b"{}", name="trial-1"), unreadable])
+    own = [_request(b"{}", name=name) for name in (trial_id(), probe_id())]
+    worker.read_batch([probe, nameless, *own, unreadable])
     assert _kept(folder) == set()
 
 

@@ -16,6 +16,7 @@ from vlserve.control.domain import (
     Reply,
 )
 from vlserve.control.tuning import Serving
+from vlserve.settings_sections import EngineSettings
 
 MANAGEMENT_TIMEOUT_S = 10.0
 
@@ -94,3 +95,12 @@ def json_of(response: httpx.Response) -> Any:
         return response.json()
     except (ValueError, RecursionError):
         return None
+
+
+def not_up_in_time(settings: EngineSettings) -> str:
+    """Return why a load failed whose workers did not come up."""
+    return (
+        f"its {settings.workers} workers (engine.workers) were not up after "
+        f"{settings.load_timeout_s:g} s (engine.load_timeout_s): fewer workers or more time help "
+        "where processors or memory are short"
+    )

@@ -28,12 +28,12 @@ from vlserve.control.domain import (
 )
 from vlserve.control.engine import torchserve_grpc, worker_log
 from vlserve.control.engine.endpoints import Endpoint
-from vlserve.control.engine.instance import MANAGEMENT_TIMEOUT_S, json_of, reply_of
-from vlserve.control.probe_ids import probe_id
+from vlserve.control.engine.instance import MANAGEMENT_TIMEOUT_S, json_of, not_up_in_time, reply_of
 from vlserve.control.tuning import Serving, tuned
 from vlserve.errors import CallerGone, ControlError, EngineUnavailable, LoadFailed
 from vlserve.runtime.headers import REQUEST_ID, SENT_CONTENT_TYPE
 from vlserve.settings_sections import EngineSettings
+from vlserve_worker.own_ids import probe_id
 
 _UNLOAD_TIMEOUT_S = 130.0  # TorchServe itself gives workers 120 s to go
 _LOG_DELAY_S = 8.0
@@ -119,7 +119,7 @@ class TorchServeInstance:
             if in_time:
                 raise LoadFailed(reason or str(error)) from error
             said = f"; one of them said: {reason}" if reason else ""
-            raise LoadFailed(_not_up_in_time(settings) + said) from error
+            raise LoadFailed(not_up_in_time(settings) + said) from error
 
     def remove(self, model: str, version: int) -> None:
         """Take the version out, whatever state it is in, and its archive out of the store."""
@@ -269,14 +269,6 @@ class TorchServeInstance:
                 "it is starting, or its port belongs to another engine"
             )
         return response
-
-
-def _not_up_in_time(settings: EngineSettings) -> str:
-    return (
-        f"its {settings.workers} workers (engine.workers) were not up after "
-        f"{settings.load_timeout_s:g} s (engine.load_timeout_s): fewer workers or more time help "
-        "where processors or memory are short"
-    )
 
 
 def _loaded(described: Mapping[str, Any]) -> LoadedVersion:

@@ -27,16 +27,16 @@ from vlserve.control.domain import (
 )
 from vlserve.control.engine import triton_grpc, triton_workers
 from vlserve.control.engine.endpoints import Endpoint
-from vlserve.control.engine.instance import MANAGEMENT_TIMEOUT_S, json_of, reply_of
+from vlserve.control.engine.instance import MANAGEMENT_TIMEOUT_S, json_of, not_up_in_time, reply_of
 from vlserve.control.engine.triton_mender import Mender
 from vlserve.control.engine.triton_repository import TritonRepository, key_of, triton_name
 from vlserve.control.engine.triton_workers import Worker
-from vlserve.control.probe_ids import probe_id
 from vlserve.control.tuning import Serving, tuned
 from vlserve.errors import ControlError, EngineUnavailable, LoadFailed
 from vlserve.runtime.errors import ArchiveError
 from vlserve.runtime.headers import REQUEST_ID, SENT_CONTENT_TYPE
 from vlserve.settings_sections import EngineSettings
+from vlserve_worker.own_ids import probe_id
 
 _WATCHDOG_S = 3.0  # after its time limit, a worker that hangs in its start ends itself
 _GONE_S = 10.0  # until an unload, which waits for what is under way, is helped along
@@ -126,7 +126,7 @@ class TritonInstance:
             try:
                 self._load(model, version, limit_s + _WATCHDOG_S)
             except TimeoutError as error:
-                raise LoadFailed(_not_up_in_time(settings)) from error
+                raise LoadFailed(not_up_in_time(settings)) from error
 
     def remove(self, model: str, version: int) -> None:
         with self._lock((model, version)):
@@ -276,11 +276,3 @@ def _answer_of(response: httpx.Response) -> EngineAnswer:
     status, _, timing = line.partition(b" ")
     code = int(status) if status.isdigit() else httpx.codes.BAD_GATEWAY
     return EngineAnswer(code, body, timing.decode("latin-1"))
-
-
-def _not_up_in_time(settings: EngineSettings) -> str:
-    return (
-        f"its {settings.workers} workers (engine.workers) were not up after "
-        f"{settings.load_timeout_s:g} s (engine.load_timeout_s): fewer workers or more time help "
-        "where processors or memory are short"
-    )

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from vlserve.control.gateway.log_lines import parse_access_line
+from vlserve.control.log_rotation import renamed
 from vlserve.control.log_sampling import sample_lines
 
 MINUTES = 15
@@ -156,7 +157,7 @@ def _tally(requests: Sequence[_Request], scale: float) -> dict[str, Any]:
 
 def _read(log: Path, since: float) -> tuple[list[_Request], float]:
     """Return requests since about ``since``, and how many each of them stands for."""
-    files = (log.with_name(f"{log.name}.1"), log)
+    files = (renamed(log, 1), log)
     sample = sample_lines(files, since - _LONGEST_REQUEST_S, None, MAX_LINES, _began)
     requests = [request for line in sample.lines if (request := _parsed(line)) is not None]
     return requests, sample.scale

@@ -4,14 +4,12 @@ They go straight to the engine. What counts requests and judges versions reads t
 which never tell of them.
 """
 
-import secrets
-
 from vlserve.control.domain import ClientRequest, EngineAnswer, Instance, Key
 from vlserve.control.gateway.traffic import Traffic
 from vlserve.control.ports import Engine
 from vlserve.control.store.ledger import Ledger
 from vlserve.errors import NotReady
-from vlserve_worker.capture import TRIAL_ID
+from vlserve_worker.own_ids import trial_id
 
 
 class Trials:
@@ -33,7 +31,7 @@ class Trials:
             EngineUnavailable: no answer comes.
         """
         record = self._ledger.version(model, version)
-        request = ClientRequest(body, content_type, f"{TRIAL_ID}{secrets.token_hex(8)}")
+        request = ClientRequest(body, content_type, trial_id())
         return self._engine.send(self._holding(record.key), record.key, request, self._timeout_s)
 
     def _holding(self, key: Key) -> Instance:

@@ -16,12 +16,11 @@ import numpy as np
 from pydantic import ValidationError
 
 from vlserve.control.gateway.log_lines import AccessLine, parse_access_line
-from vlserve.control.log_rotation import LOGS_KEPT
+from vlserve.control.log_rotation import LOGS_KEPT, renamed
 from vlserve.control.log_sampling import sample_lines
-from vlserve.control.probe_ids import PROBE_ID
-from vlserve.control.rollouts.log_reader import Cursor, name_of
+from vlserve.control.rollouts.log_reader import Cursor, end_of, name_of
 from vlserve.runtime.answer_log import AnswerLine, read_answer_line
-from vlserve_worker.capture import TRIAL_ID
+from vlserve_worker.own_ids import is_own
 
 DAY_S = 24 * 3600
 DAYS_BEFORE = 7
@@ -98,7 +97,7 @@ class AnswerHistory:
 
     def end(self) -> Cursor:
         """Return the cursor after the answers that are logged now."""
-        return _tail_after(self._answers, Cursor(), 0)[1]
+        return end_of(self._answers)
 
     def unread(self, model: str, version: int, cursor: Cursor) -> tuple[list[AnswerLine], Cursor]:
         """Return the answers of a version after ``cursor``, of the last `MOST_UNREAD` bytes alone,
@@ -117,7 +116,7 @@ def quantiles(values: Sequence[float]) -> Quantiles:
 
 def _files(log: Path) -> list[Path]:
     """Return a log with its renamed predecessors, oldest first."""
-    return [log.with_name(f"{log.name}.{number}") for number in range(LOGS_KEPT, 0, -1)] + [log]
+    return [renamed(log, number) for number in range(LOGS_KEPT, 0, -1)] + [log]
 
 
 def _answer_lines(lines: Sequence[bytes], model: str, version: int) -> Iterator[AnswerLine]:
@@ -126,8 +125,8 @@ def _answer_lines(lines: Sequence[bytes], model: str, version: int) -> Iterator[
         if containing in raw and (told := _json(raw)) is not None:
             with suppress(ValidationError):
                 line = read_answer_line(told)
-                is_of_client = not line.request_id.startswith((TRIAL_ID, PROBE_ID))
-                if (line.model, line.version) == (model, version) and is_of_client:
+                of_version = (line.model, line.version) == (model, version)
+                if of_version and not is_own(line.request_id):
                     yield line
 
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from vlserve.control.log_rotation import renamed
 from vlserve.runtime.errors import wrong_fields
 
 Line = dict[str, Any]
@@ -104,7 +105,7 @@ def _files(log: Path) -> Iterator[tuple[Path, str]]:
     if log.exists():
         yield log, _first_line(log)
     for number in count(1):
-        file = log.with_name(f"{log.name}.{number}")
+        file = renamed(log, number)
         if not file.exists():
             return
         yield file, _first_line(file)

@@ -17,7 +17,7 @@ from typing import Literal
 from pydantic import TypeAdapter, ValidationError
 
 from vlserve.control.domain import Rollout
-from vlserve.control.log_rotation import rotate
+from vlserve.control.log_rotation import renamed, rotate
 from vlserve.control.rollouts.log_evidence import AnsweredCopy, compare
 
 MOST_A_TICK = 50
@@ -108,7 +108,7 @@ class PairLog:
     def _read(self, model: str) -> Iterator[DifferingPair]:
         """Yield the pairs of a model, the newest first."""
         containing = f'"model": {json.dumps(model)}'.encode()
-        for file in (self._path, self._path.with_name(f"{self._path.name}.1")):
+        for file in (self._path, renamed(self._path, 1)):
             text = b""
             with suppress(OSError):
                 text = file.read_bytes()

@@ -98,10 +98,15 @@ def read_data(
                 images[line] = result
             if on_read and (done % 100 == 0 or done == file.used):
                 on_read(done, file.used)
-    file = file.without(refused)
-    refuse_mostly_bad(path, file.used, file.bad_lines)
+    return usable(file.without(refused), images)
+
+
+def usable(file: TaskFile[Any], images: Images) -> TaskData:
+    """Return a file that is left with enough to train on. DataError where fewer than two items are
+    usable, or most lines are bad."""
+    refuse_mostly_bad(file.path, file.used, file.bad_lines)
     if file.used < 2:
-        raise DataError(f"{path} has {file.used} usable item(s), at least two")
+        raise DataError(f"{file.path} has {file.used} usable item(s), at least two")
     return TaskData(file, images)
 
 

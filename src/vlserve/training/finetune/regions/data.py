@@ -30,8 +30,7 @@ from vlserve.training.evaluators.items import (
     TaskItem,
     read_task_file,
 )
-from vlserve.training.finetune.data import TaskData, texts_of
-from vlserve.training.json_lines import refuse_mostly_bad
+from vlserve.training.finetune.data import TaskData, texts_of, usable
 
 SCHEMAS: Mapping[str, type[TaskItem]] = {
     "answer": AnswerItem,
@@ -149,11 +148,7 @@ def read_region_data(
             refused[line] = str(error)
         if on_read and (done % 100 == 0 or done == file.used):
             on_read(done, file.used)
-    file = file.without(refused)
-    refuse_mostly_bad(path, file.used, file.bad_lines)
-    if file.used < 2:
-        raise DataError(f"{path} has {file.used} usable item(s), at least two")
-    return TaskData(file, images)
+    return usable(file.without(refused), images)
 
 
 def named(item: Any) -> tuple[str, ...]:
