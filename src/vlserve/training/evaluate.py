@@ -26,9 +26,9 @@ from vlserve.training.data import (
 )
 from vlserve.training.dataset import read_serving
 from vlserve.training.json_lines import BadLine, refuse_bad_lines
-from vlserve.training.loop import score
 from vlserve.training.metrics.tagging import Metrics, measure, predict
 from vlserve.training.samples import decode_images, to_samples, to_targets
+from vlserve.training.tagger_learning import score
 
 RESAMPLES = 1000
 """Bootstrap draws behind the intervals."""

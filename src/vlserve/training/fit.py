@@ -15,7 +15,6 @@ from vlserve.runtime.archive import file_sha256
 from vlserve.training.dataset import Dataset, encode_dataset, read_dataset
 from vlserve.training.distributed import barrier, is_first
 from vlserve.training.json_lines import BadLine
-from vlserve.training.loop import TagJob, add_dropout, measure_tags, solve
 from vlserve.training.metrics.tagging import Metrics
 from vlserve.training.options import TrainOptions, parse_options
 from vlserve.training.plan import TrainingPlan, digest_of, parts_of, training_plan
@@ -35,6 +34,7 @@ from vlserve.training.run_folder import (
 from vlserve.training.run_log import LogTo
 from vlserve.training.samples import OnRead
 from vlserve.training.state import save_weights
+from vlserve.training.tagger_learning import TagJob, add_dropout, measure_tags, solve
 
 FEATURES = "features"
 """Folder of what a frozen part of the network made of the items, unless another is given."""

@@ -31,7 +31,7 @@ from vlserve.training.augmentation.texts import (
     sides_swapped,
     words_of,
 )
-from vlserve.training.finetune.changes import ItemChanges, item_changes
+from vlserve.training.finetune.item_augmentation import ItemChanges, item_changes
 from vlserve.training.finetune.plan import FinetuneOptions
 
 BOX = (0.25, 0.375, 0.5, 0.625)

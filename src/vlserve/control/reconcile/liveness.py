@@ -18,7 +18,7 @@ from vlserve.control.domain import Instance, Reply, State, Trouble, VersionRecor
 from vlserve.control.gateway.traffic import Traffic
 from vlserve.control.ports import Engine, Gateway
 from vlserve.control.store.ledger import Ledger
-from vlserve.control.troubles import TroubleLog
+from vlserve.control.trouble_log import TroubleLog
 from vlserve.control.tuning import Serving, tuned
 from vlserve.errors import StackError
 from vlserve.settings_sections import EngineSettings

@@ -14,7 +14,7 @@ from vlserve.control.ports import Engine, Gateway
 from vlserve.control.reconcile import plan as planning
 from vlserve.control.reconcile.plan import Action, Load, Remove, Restore, Retire, Route
 from vlserve.control.store.ledger import Ledger
-from vlserve.control.troubles import TroubleLog
+from vlserve.control.trouble_log import TroubleLog
 from vlserve.errors import EngineUnavailable, LedgerUnwritable, LoadFailed, VlserveError
 
 _AT_ONCE = 2  # a load that hangs must not keep the other models waiting

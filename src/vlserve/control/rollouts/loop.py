@@ -9,7 +9,7 @@ from vlserve.control.log_rotation import rotate
 from vlserve.control.rollouts.active import ActiveRollout, RolloutContext
 from vlserve.control.rollouts.kept_candidates import KeptCandidates
 from vlserve.control.rollouts.state import KeptState, read_state
-from vlserve.control.troubles import TroubleLog
+from vlserve.control.trouble_log import TroubleLog
 from vlserve.errors import LedgerDamaged, LedgerUnwritable, VlserveError
 
 logger = logging.getLogger(__name__)

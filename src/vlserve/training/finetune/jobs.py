@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from vlserve.families.albef import ClassifierGraph
 from vlserve.runtime.text import Tokenizer
 from vlserve.training.distributed import over_ranks
-from vlserve.training.finetune.changes import ItemChanges
 from vlserve.training.finetune.data import TaskData, padded, texts_of
+from vlserve.training.finetune.item_augmentation import ItemChanges
 from vlserve.training.objectives import answer, caption, classify
 from vlserve.training.run import epoch_seed
 

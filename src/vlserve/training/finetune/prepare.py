@@ -17,8 +17,9 @@ from vlserve.runtime.manifest import ImageInput
 from vlserve.runtime.text import Tokenizer, load_tokenizer
 from vlserve.training.evaluators.items import AnswerItem, read_task_file
 from vlserve.training.finetune.captioner import captioner_job, read_features
-from vlserve.training.finetune.changes import ItemChanges, item_changes
 from vlserve.training.finetune.data import TaskData, read_data
+from vlserve.training.finetune.initial_network import Start, start_from
+from vlserve.training.finetune.item_augmentation import ItemChanges, item_changes
 from vlserve.training.finetune.jobs import AnswerJob, CaptionJob, ClassJob, Items, Words
 from vlserve.training.finetune.plan import (
     CaptionerPlan,
@@ -36,12 +37,11 @@ from vlserve.training.finetune.pretrain import (
 )
 from vlserve.training.finetune.regions.prepare import region_job
 from vlserve.training.finetune.retrieval import PairNetwork, RetrievalJob
-from vlserve.training.finetune.start import Start, start_from
 from vlserve.training.finetune.vocabulary import Vocabulary
-from vlserve.training.loop import add_dropout
 from vlserve.training.objectives.pretrain_align import BLIP_RAMP, BLIP_RULES, RULES, tie_decoder
 from vlserve.training.options import parse_options
 from vlserve.training.run import Job, OnProgress, Progress
+from vlserve.training.tagger_learning import add_dropout
 
 OnRead = Callable[[int, int], None]
 

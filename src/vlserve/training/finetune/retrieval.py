@@ -12,8 +12,8 @@ from vlserve.runtime.text import Tokenizer
 from vlserve.training.distributed import over_ranks
 from vlserve.training.distributed import size as size_of_run
 from vlserve.training.evaluators.corpus import Corpus, corpus_of, recall_both_ways
-from vlserve.training.finetune.changes import ItemChanges
 from vlserve.training.finetune.data import TaskData, padded
+from vlserve.training.finetune.item_augmentation import ItemChanges
 from vlserve.training.finetune.plan import FinetuneOptions
 from vlserve.training.objectives.encoders import PairEncoders, image_vector, text_vector
 from vlserve.training.objectives.momentum import Queue, new_teacher

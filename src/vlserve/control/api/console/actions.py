@@ -8,7 +8,6 @@ from fastapi import APIRouter, Depends, Header, Request
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 
 from vlserve.control.api.console.access import TOKEN_HEADER, check_may_act
-from vlserve.control.api.console.answers import ConsoleRoute
 from vlserve.control.api.console.forms import (
     Form,
     RollbackForm,
@@ -19,6 +18,7 @@ from vlserve.control.api.console.forms import (
     start_form_of,
     version_form_of,
 )
+from vlserve.control.api.console.refusals import ConsoleRoute
 from vlserve.control.api.console.sessions import Sessions
 from vlserve.control.api.rollbacks import roll_back
 from vlserve.control.api.threads import Threads

@@ -15,7 +15,7 @@ from fastapi.responses import StreamingResponse
 
 from vlserve.control.api.console import views
 from vlserve.control.api.console.access import visit
-from vlserve.control.api.console.answers import ConsoleRoute
+from vlserve.control.api.console.refusals import ConsoleRoute
 from vlserve.control.api.console.rendering import render, security_headers
 from vlserve.control.api.console.screens import Screen
 from vlserve.control.api.console.sessions import Sessions

@@ -9,9 +9,9 @@ from fastapi.responses import RedirectResponse, Response
 
 from vlserve.control.api.console.access import check_may_act, visit
 from vlserve.control.api.console.actions import SEE_OTHER
-from vlserve.control.api.console.answers import ConsoleRoute
 from vlserve.control.api.console.forms import MarkForm, mark_form_of
 from vlserve.control.api.console.pair_screens import Filter, pairs_screen
+from vlserve.control.api.console.refusals import ConsoleRoute
 from vlserve.control.api.console.rendering import page, security_headers
 from vlserve.control.api.console.screens import Screen
 from vlserve.control.api.console.sessions import Sessions

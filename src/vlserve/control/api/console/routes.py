@@ -14,7 +14,7 @@ from vlserve.control.api.console.access import (
     language_of,
     visit,
 )
-from vlserve.control.api.console.answers import ConsoleRoute
+from vlserve.control.api.console.refusals import ConsoleRoute
 from vlserve.control.api.console.rendering import page, security_headers
 from vlserve.control.api.console.screens import Screen
 from vlserve.control.api.console.sessions import Sessions

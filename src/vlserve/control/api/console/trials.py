@@ -10,7 +10,7 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import Response
 
 from vlserve.control.api.console.access import TOKEN_HEADER, check_may_act, visit
-from vlserve.control.api.console.answers import ConsoleRoute
+from vlserve.control.api.console.refusals import ConsoleRoute
 from vlserve.control.api.console.rendering import DRAWN_HERE, page
 from vlserve.control.api.console.screens import Screen
 from vlserve.control.api.console.sessions import Sessions

@@ -8,8 +8,8 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
 from vlserve.control.api.console.access import visit
-from vlserve.control.api.console.answers import ConsoleRoute
 from vlserve.control.api.console.load_runs import load_tests_screen, newest_runs
+from vlserve.control.api.console.refusals import ConsoleRoute
 from vlserve.control.api.console.rendering import page
 from vlserve.control.api.console.sessions import Sessions
 from vlserve.control.api.threads import Threads

@@ -13,6 +13,7 @@ from vlserve.errors import DataError
 from vlserve.runtime.manifest import ImageInput, RegionInput
 from vlserve.runtime.text import Tokenizer, load_tokenizer
 from vlserve.training.finetune.data import TaskData
+from vlserve.training.finetune.initial_network import Start
 from vlserve.training.finetune.jobs import Items
 from vlserve.training.finetune.plan import FinetuneOptions, FinetunePlan
 from vlserve.training.finetune.regions.data import Extractor, RegionFiles, read_region_data
@@ -21,7 +22,6 @@ from vlserve.training.finetune.regions.jobs import HeadJob, TagJob, head_parts
 from vlserve.training.finetune.regions.matching import MatchJob, Pairs
 from vlserve.training.finetune.regions.plans import Config, RegionPlan, TextOf
 from vlserve.training.finetune.regions.pretrain import RegionPretrainJob
-from vlserve.training.finetune.start import Start
 from vlserve.training.finetune.vocabulary import Vocabulary
 from vlserve.training.objectives.pretrain_regions import RegionTarget
 from vlserve.training.optimisers import freeze

@@ -9,10 +9,10 @@ from torch.nn import functional as F
 
 from vlserve.errors import TrainingError
 from vlserve.runtime.manifest import ImageInput
-from vlserve.training import loop
+from vlserve.training import tagger_learning
 from vlserve.training.encoded_features import EncodedSamples
-from vlserve.training.loop import add_dropout, class_weights, make_loss, solve
 from vlserve.training.tagger_augmentation import Augmentation
+from vlserve.training.tagger_learning import add_dropout, class_weights, make_loss, solve
 
 SIZE = ImageInput(height=16, width=24)
 MEAN, STD = (torch.tensor(values).view(1, 3, 1, 1) for values in (SIZE.mean, SIZE.std))
@@ -138,7 +138,7 @@ def test_a_search_that_ends_before_the_optimum_says_so(monkeypatch: pytest.Monke
     x = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
     samples = EncodedSamples({"visual": x}, np.eye(2, dtype=np.int64)[np.arange(20) % 2])
     loss_of = make_loss(multi_label=False, label_smoothing=0)
-    monkeypatch.setattr(loop, "MAX_STEPS", 2)
+    monkeypatch.setattr(tagger_learning, "MAX_STEPS", 2)
     assert not solve(Linear(4, 2), loss_of, samples, penalty=0.5).converged
     x[0, 0] = np.nan
     with pytest.raises(TrainingError, match="no longer a number"):
