@@ -55,6 +55,7 @@ end
 
 function envoy_on_request(handle)
   local headers = handle:headers()
+  headers:replace(":method", "POST")  -- of a client that asks with GET or PUT
   local number = tonumber(headers:get("x-envoy-attempt-count") or "")
   local most = tonumber(headers:get("x-vlserve-retries") or "")
   if number and most and number > 1 then

@@ -180,7 +180,7 @@ UNFINISHED = "Host: x\r\nContent-Length: 1000\r\n\r\nabc"
         ("POST /nothing", 404, "not_found"),
         ("POST /predictions/none", 404, "model_not_found"),
         ("POST /predictions/tagger/9", 404, "version_not_found"),
-        ("PUT /predictions/tagger", 405, "method_not_allowed"),
+        ("DELETE /predictions/tagger", 405, "method_not_allowed"),
         ("POST /health", 405, "method_not_allowed"),
         ("POST /predictions/tagger?a=%", 400, "bad_request"),
     ],

@@ -279,15 +279,21 @@ def unknown_names() -> Iterator[Case]:
             headers=(("X-Model-Version", version),),
         )
     for path in (
-        *("/", "//", "/prediction", "/predictions", "/Predictions/x", "/models", "/ping"),
-        *("/metrics", "/v2/models/x/infer", "/invocations", "/explanations/x", "/wfpredict/x"),
+        *("/", "//", "/prediction", "/predictions", "/Predictions/x", "/models"),
+        *("/metrics", "/v2/models/x/infer"),
         *("/../etc/passwd", "/predictions/x/../../models", "/%"),
     ):
         yield to(f"path-{path}", "not_found", path)
+    yield to("path-explanations", "model_not_found", "/explanations/x")
+    for path in ("/invocations", "/wfpredict/x", f"/{MODEL}/predict", f"/explanations/{MODEL}"):
+        yield Case(f"path-{path}", 501, "not_implemented", path=path)
+    yield Case("path-/ping", 405, "method_not_allowed", path="/ping")
 
 
 def bad_http() -> Iterator[Case]:
-    for method in ("GET", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"):
+    for method in ("GET", "PUT"):
+        yield Case(f"method-{method}", 400, "body_unreadable", method=method)
+    for method in ("DELETE", "PATCH", "TRACE"):
         yield Case(f"method-{method}", 405, "method_not_allowed", method=method)
 
     def bad(name: str, status: int, code: str, *lines: bytes, start: bytes = b"") -> Case:

@@ -22,6 +22,7 @@ class ReceivedRequest:
     path: str
     headers: dict[str, str]
     body: bytes
+    method: str = "POST"
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
         headers = {name.lower(): value for name, value in self.headers.items()}
-        self.owner.seen.append(ReceivedRequest(self.path, headers, body))
+        self.owner.seen.append(ReceivedRequest(self.path, headers, body, self.command))
         time.sleep(self.owner.delay_s)
         while self.owner.held.is_set():
             time.sleep(0.01)
@@ -116,6 +117,8 @@ class _Handler(BaseHTTPRequestHandler):
             answer = {"engine": self.owner.name, "version": int(version)}
             status, reply_body = self.owner.refusal or (200, answer)
             self._say(status, reply_body, {"x-vlserve-version": version})
+
+    do_GET = do_PUT = do_POST
 
     def _misbehave(self, reply: Reply) -> None:
         if not reply.status:

@@ -1,6 +1,7 @@
 """Routing -> Envoy's configuration, without an Envoy."""
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
@@ -209,6 +210,17 @@ def _filter(bootstrap: dict[str, Any], name: str) -> dict[str, Any]:
     return dict(found[0])
 
 
+SENT_TOKENS = {
+    'Bearer a "key" # 1': True,
+    'bearer  a "key" # 1': True,
+    'Bearer A "key" # 1': False,
+    'Bearer a "key" # 12': False,
+    'Basic a "key" # 1': False,
+    'a "key" # 1': False,
+    "Bearer ": False,
+}
+
+
 def test_keys_and_rate_are_off_unless_set() -> None:
     off = envoy_config.bootstrap(TEMPLATE, _settings(), Path("/dynamic"))
     assert _filter(off, "rbac")["disabled"] is True
@@ -217,8 +229,11 @@ def test_keys_and_rate_are_off_unless_set() -> None:
     on = envoy_config.bootstrap(TEMPLATE, settings, Path("/dynamic"))
     assert _filter(on, "rbac")["disabled"] is False
     rules = _filter(on, "rbac")["typed_config"]["rules"]
-    (principal,) = rules["policies"]["with_a_key"]["principals"]
-    assert principal == {"header": {"name": "x-api-key", "string_match": {"exact": 'a "key" # 1'}}}
+    as_key, as_token = rules["policies"]["with_a_key"]["principals"]
+    assert as_key == {"header": {"name": "x-api-key", "string_match": {"exact": 'a "key" # 1'}}}
+    pattern = as_token["header"]["string_match"]["safe_regex"]["regex"]
+    assert as_token["header"]["name"] == "authorization"
+    assert [bool(re.fullmatch(pattern, sent)) for sent in SENT_TOKENS] == list(SENT_TOKENS.values())
     assert _filter(on, "local_ratelimit")["disabled"] is False
     assert _filter(on, "local_ratelimit")["typed_config"]["token_bucket"]["max_tokens"] == 7
 

@@ -150,6 +150,15 @@ def _holding(model: str, version: int, routing: Routing) -> list[Instance]:
     return [one for one in holding if one.engine == holding[0].engine]
 
 
+def held_somewhere(routing: Routing) -> bool:
+    """Return whether an instance answers for some version that clients may ask for."""
+    return any(
+        _holding(route.model, version, routing)
+        for route in routing.models
+        for version in route.versions
+    )
+
+
 def _prediction_path(model: str, version: int) -> str:
     """Return TorchServe's path of predictions."""
     return f"/predictions/{model}/{version}"

@@ -6,6 +6,7 @@ Envoy's v3 API: https://www.envoyproxy.io/docs/envoy/latest/api-v3/api
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from string import Template
@@ -115,11 +116,19 @@ def inlined(bootstrap: Config, routes: Config, clusters: Sequence[Config]) -> Co
 
 
 def _callers_with_a_key(keys: Sequence[str]) -> list[Config]:
-    """Return the principals of Envoy's rbac filter: one for each key. It takes no empty list, but
-    is off where there is no key."""
-    return [
-        {"header": {"name": headers.API_KEY, "string_match": {"exact": key}}} for key in keys
-    ] or [{"any": True}]
+    """Return the principals of Envoy's rbac filter: one for each key and header that it may come
+    in. It takes no empty list, but is off where there is no key."""
+    as_key = [{"name": headers.API_KEY, "string_match": {"exact": key}} for key in keys]
+    as_token = [
+        {"name": "authorization", "string_match": {"safe_regex": {"regex": _bearer(key)}}}
+        for key in keys
+    ]
+    return [{"header": match} for match in (*as_key, *as_token)] or [{"any": True}]
+
+
+def _bearer(key: str) -> str:
+    """Return what matches an Authorization header with this key, whose scheme has no case."""
+    return f"(?i:bearer) +{re.escape(key)}"
 
 
 def _untyped(resource: Config) -> Config:

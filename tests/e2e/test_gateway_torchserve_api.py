@@ -1,0 +1,225 @@
+"""What clients of TorchServe ask the gateway for: methods, health, tokens, and what it has not."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import httpx
+import pytest
+
+from support.fake_torchserve import FakeTorchServe
+from support.raw_http import send
+from support.running_stack import RunningGateway, running_gateway, wait_until
+from vlserve.control.domain import ModelRoute, Shadow
+from vlserve.control.gateway.prediction_routes import METHODS
+
+Engines = tuple[FakeTorchServe, FakeTorchServe]
+
+KEYS = ("first-key", 'odd "key" (with) {braces}')
+ROUTE = ModelRoute("tagger", {2: 100}, (1, 2))
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
+    """A gateway with keys, and a body limit of 1 MB."""
+    folder = tmp_path_factory.mktemp("guarded-torchserve")
+    with running_gateway(folder, api_keys=KEYS, max_body_bytes=1_000_000) as running:
+        yield running
+
+
+@pytest.fixture
+def routed(envoy: RunningGateway, engines: Engines) -> RunningGateway:
+    envoy.route(ROUTE, to=list(engines))
+    return envoy
+
+
+def _code(response: httpx.Response) -> tuple[int, str]:
+    assert response.headers["content-type"] == "application/json"
+    assert response.json()["error"]["message"]
+    return response.status_code, response.json()["error"]["code"]
+
+
+@pytest.mark.parametrize("method", METHODS.split("|"))
+@pytest.mark.parametrize("path", ["/predictions/tagger", "/predictions/tagger/1"])
+def test_a_prediction_is_asked_for_with_each_of_torchserve_s_methods(
+    routed: RunningGateway, engines: Engines, method: str, path: str
+) -> None:
+    for body in (b"", b"a body"):
+        response = routed.http.request(method, f"{path}?text=a%20cat", content=body)
+        assert response.json()["version"] == (1 if path.endswith("/1") else 2)
+        (seen,) = [one for engine in engines for one in engine.seen]
+        assert (seen.method, seen.body) == (method, body)
+        assert seen.headers["x-vlserve-path"] == f"{path}?text=a%20cat"
+        for engine in engines:
+            engine.seen.clear()
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT"])
+def test_weights_keys_copies_and_the_log_are_as_with_post(
+    envoy: RunningGateway, engines: Engines, method: str
+) -> None:
+    route = ModelRoute(
+        "tagger", {2: 50, 1: 50}, (1, 2, 3), "salt", f"7/{method}", shadow=Shadow(3, 100)
+    )
+    envoy.route(route, to=list(engines))
+    callers = [f"caller-{number}" for number in range(40)]
+
+    def versions(with_method: str) -> list[int]:
+        return [
+            envoy.http.request(
+                with_method, "/predictions/tagger", headers={"X-Sticky-Key": caller}
+            ).json()["version"]
+            for caller in callers
+        ]
+
+    first = versions(method)
+    assert set(first) == {1, 2}
+    assert versions("POST") == first
+
+    def logged() -> list[dict[str, object]]:
+        lines = map(json.loads, envoy.access_log().read_text(encoding="utf-8").splitlines())
+        return [one for one in lines if one["step"] == f"7/{method}" and one["method"] == method]
+
+    wait_until(lambda: len(logged()) == len(callers))
+    assert [one["version"] for one in logged()] == list(map(str, first))
+
+    def copied() -> int:
+        paths = [one.path for engine in engines for one in engine.seen if one.method == method]
+        return sum(path.endswith("/3") for path in paths)
+
+    wait_until(lambda: copied() == len(callers))
+
+
+def test_curl_sends_a_file_as_it_does_to_torchserve(
+    routed: RunningGateway, engines: Engines, tmp_path: Path
+) -> None:
+    curl = shutil.which("curl")
+    assert curl, "curl is needed"
+    file = tmp_path / "cat.jpg"
+    file.write_bytes(b"\xff\xd8\xff" + bytes(2_000_000))  # from 1 MB on curl says Expect
+    url = f"{routed.settings.gateway_url}/predictions/tagger"
+    sent = subprocess.run(
+        [curl, "-sv", "--noproxy", "*", "-H", "Expect: 100-continue", "-T", str(file), url],
+        capture_output=True,
+        check=True,
+        timeout=60,
+    )
+    assert json.loads(sent.stdout)["version"] == 2
+    assert b"100 Continue" in sent.stderr
+    (seen,) = [one for engine in engines for one in engine.seen]
+    assert (seen.method, seen.body) == ("PUT", file.read_bytes())
+
+
+def test_health_is_torchserve_s(envoy: RunningGateway, engines: Engines) -> None:
+    def ping(method: str = "GET") -> tuple[int, str]:
+        response = envoy.http.request(method, "/ping?x=1")
+        assert response.headers["content-type"] == "application/json"
+        return response.status_code, response.text and response.json()["status"]
+
+    envoy.route(ROUTE, to=list(engines))
+    assert ping() == ping("OPTIONS") == (200, "Healthy")
+    assert ping("HEAD") == (200, "")
+    assert _code(envoy.http.post("/ping")) == (405, "method_not_allowed")
+    envoy.route(to=list(engines))
+    assert ping() == (500, "Unhealthy")
+    envoy.route(ROUTE, to=[])
+    assert ping() == (500, "Unhealthy")
+
+
+@pytest.mark.parametrize("path", ["/", "/predictions/tagger", "/predictions/tagger/2"])
+def test_options_describes_the_calls(routed: RunningGateway, engines: Engines, path: str) -> None:
+    response = routed.http.options(path)
+    assert response.status_code == 200
+    described = response.json()
+    model = "{model}" if path == "/" else "tagger"
+    assert described["openapi"] == "3.0.1"
+    assert described["paths"].keys() == {
+        f"/predictions/{model}",
+        f"/predictions/{model}/{{version}}",
+    }
+    (calls, _) = described["paths"].values()
+    assert {"get", "post", "put"} <= calls.keys()
+    assert not any(engine.seen for engine in engines)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "word"),
+    [
+        ("POST", "/explanations/tagger", "vlserve adopt"),
+        ("POST", "/explanations/tagger/1", "vlserve adopt"),
+        ("POST", "/invocations", "/predictions/{model}"),
+        ("POST", "/tagger/predict", "/predictions/{model}"),
+        ("POST", "/tagger/1/invoke", "/predictions/{model}"),
+        ("GET", "/workflows", "one after the other"),
+        ("POST", "/wfpredict/flow", "one after the other"),
+    ],
+)
+def test_what_has_no_counterpart_says_what_does_it_here(
+    routed: RunningGateway, engines: Engines, method: str, path: str, word: str
+) -> None:
+    response = routed.http.request(method, path, content=b"{}" if method == "POST" else None)
+    assert _code(response) == (501, "not_implemented")
+    assert word in response.json()["error"]["message"]
+    assert not any(engine.seen for engine in engines)
+
+
+def test_torchserve_s_grpc_is_refused_by_name(routed: RunningGateway) -> None:
+    address = routed.settings.gateway_url.removeprefix("http://")
+    with grpc.insecure_channel(address) as channel:
+        ping = channel.unary_unary("/org.pytorch.serve.grpc.inference.InferenceAPIsService/Ping")
+        with pytest.raises(grpc.RpcError) as refused:
+            ping(b"", timeout=30)
+    assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert "POST /predictions/{model}" in refused.value.details()
+
+
+@pytest.mark.parametrize("path", ["/predictions/tagger", "/explanations/none"])
+def test_limits_hold_on_each_path(routed: RunningGateway, path: str) -> None:
+    assert _code(routed.http.put(f"{path}?a=%")) == (400, "bad_request")
+    head = f"PUT {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {2**40}\r\n\r\n"
+    large = send(routed.settings.gateway.port, head.encode(), "PUT")
+    assert (large.status, json.loads(large.body)["error"]["code"]) == (413, "body_too_large")
+    origin = f"http://127.0.0.1:{routed.settings.control.port}"
+    asked = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+    assert routed.http.options(path, headers=asked).status_code == 204
+
+
+def test_a_bearer_token_is_a_key(guarded: RunningGateway, engines: Engines) -> None:
+    guarded.route(ROUTE, to=list(engines))
+    path = "/predictions/tagger"
+
+    def status(*sent: tuple[str, str]) -> int:
+        return guarded.http.post(path, headers=list(sent)).status_code
+
+    for key in KEYS:
+        assert status(("Authorization", f"Bearer {key}")) == 200
+        assert status(("authorization", f"bearer {key}")) == 200
+        assert status(("Authorization", f"Bearer {key}"), ("X-Api-Key", "wrong")) == 200
+        assert status(("Authorization", "Bearer wrong"), ("X-Api-Key", key)) == 200
+    sent_on = [seen.headers["authorization"] for engine in engines for seen in engine.seen]
+    assert len(sent_on) == 4 * len(KEYS)
+    assert not any(key in token for key in KEYS for token in sent_on)
+    for wrong in (
+        "Bearer",
+        "Bearer wrong",
+        "Bearer FIRST-KEY",
+        "Bearer first-key2",
+        "Bearer first-key,wrong",
+        "first-key",
+        "Basic first-key",
+        "Bearer Bearer first-key",
+    ):
+        response = guarded.http.post(path, headers={"Authorization": wrong})
+        assert _code(response) == (401, "unauthorized"), wrong
+        assert "Bearer" in response.json()["error"]["message"]
+    twice = ("Authorization", "Bearer wrong"), ("Authorization", "Bearer first-key")
+    assert status(*twice) == 401
+    assert guarded.http.get("/ping").status_code == 200
+    assert _code(guarded.http.options("/")) == (401, "unauthorized")
+    large = guarded.http.put(
+        path, content=bytes(1_000_001), headers={"Authorization": "Bearer first-key"}
+    )
+    assert _code(large) == (413, "body_too_large")
