@@ -86,15 +86,18 @@ GATEWAY_ERRORS = {
     "gateway_error": "The gateway could not answer; the message has Envoy's reason.",
     "gateway_starting": "The gateway has no routes yet.",
     "headers_too_large": "The headers are too large.",
-    "method_not_allowed": "Predictions need POST, and `/health` needs GET.",
+    "method_not_allowed": "Predictions take POST, GET and PUT, and `/health` and `/ping` take GET.",
     "model_not_found": "No model of this name is served.",
     "not_found": "There is nothing at this path; predictions are at `POST /predictions/{model}`.",
+    "not_implemented": "vlserve has no such call of TorchServe's; the message says what does it "
+    "here.",
     "overloaded": "The version's queue is full, none of its workers is up, or the gateway is short "
     "of memory.",
     "rate_limited": "There were more requests than `gateway.rate_limit_per_s`.",
     "request_timeout": "The request did not arrive in time.",
     "transfer_encoding_unsupported": "The body comes in another transfer encoding than chunked.",
-    "unauthorized": "`X-Api-Key` is missing, or is not one of `gateway.api_keys`.",
+    "unauthorized": "No key came, as `X-Api-Key` or as a Bearer token, that is one of "
+    "`gateway.api_keys`.",
     "version_not_found": "The model has no such version, or no version with traffic.",
     "version_unavailable": "The version is not loaded at the moment.",
 }
@@ -283,7 +286,7 @@ def _gateway_errors() -> Iterator[Sequence[str]]:
     replies = re.findall(r"error: \{code: (\w+)", static)
     statuses |= {code: statuses.get(code, "503") for code in replies}
     for file in sorted((PROJECT / "src/vlserve/control/gateway").glob("*.py")):
-        calls = re.findall(r'_refusal\(\s*(\d+),\s*"(\w+)"', file.read_text(encoding="utf-8"))
+        calls = re.findall(r'\brefusal\(\s*(\d+),\s*"(\w+)"', file.read_text(encoding="utf-8"))
         statuses |= {code: status for status, code in calls}
     lua = (PROJECT / "serving_config/gateway/engine.lua").read_text(encoding="utf-8")
     statuses |= dict.fromkeys(re.findall(r'^local \w+ = \{"(\w+)"', lua, re.M), "503")

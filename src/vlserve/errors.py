@@ -19,6 +19,8 @@ VlserveError                  (vlserve.runtime.errors)
 │   ├── VersionNotFound
 │   ├── VersionConflict       another archive under a used version number
 │   ├── NotReady              the version is not loaded and healthy
+│   ├── ArchiveNotFound       no archive at the address that a registration names
+│   ├── UrlNotAllowed         control.allowed_urls does not let the address in
 │   ├── TuningInvalid         a tuning of a version that this stack cannot use
 │   ├── EngineNotRun          the stack runs no engine of the kind that is asked for
 │   ├── OnAnotherEngine       the version is loaded on another engine than the one asked for
@@ -60,6 +62,7 @@ from vlserve.runtime.errors import ArchiveError, RequestError, VlserveError, pri
 __all__ = [
     "ArchiveError",
     "ArchiveLost",
+    "ArchiveNotFound",
     "CallerGone",
     "CaptureUnwritable",
     "CheckpointMismatch",
@@ -102,6 +105,7 @@ __all__ = [
     "TuningInvalid",
     "Unauthorized",
     "UploadCutOff",
+    "UrlNotAllowed",
     "VersionConflict",
     "VersionNotFound",
     "VlserveError",
@@ -201,6 +205,19 @@ class NotReady(ControlError):
     """The version is not loaded and healthy."""
 
     code = "not_ready"
+
+
+class ArchiveNotFound(ControlError):
+    """There is no archive at the address that a registration names, or its server gives none."""
+
+    code = "archive_not_found"
+
+
+class UrlNotAllowed(ControlError):
+    """A registration names an address that is neither a file of the model store nor below
+    `control.allowed_urls`."""
+
+    code = "url_not_allowed"
 
 
 class TuningInvalid(ControlError):

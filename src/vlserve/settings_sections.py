@@ -21,8 +21,22 @@ _MAX_MIB = 2**24
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
+AllowedUrl = Annotated[str, Field(pattern=r"^(https?://[^/?#@\s]+|file://)/([^?#\s]*/)?$")]
 ApiKey = Annotated[str, Field(pattern=r"^[!-~]([ -~]*[!-~])?$")]
 """What a header can carry."""
+
+
+def listed(given: object) -> object:
+    """Return the list that a variable holds: JSON, or words with commas between them. What is no
+    text stays as it is."""
+    if not isinstance(given, str):
+        return given
+    if given.lstrip().startswith("["):
+        try:
+            return json.loads(given)
+        except RecursionError:
+            raise ValueError("it is nested too deeply") from None
+    return tuple(word for part in given.split(",") if (word := part.strip()))
 
 
 class GatewaySettings(StrictNumbers):
@@ -92,14 +106,7 @@ class GatewaySettings(StrictNumbers):
     @field_validator("api_keys", mode="before")
     @classmethod
     def _keys_of_a_variable(cls, given: object) -> object:
-        if not isinstance(given, str):
-            return given
-        if given.lstrip().startswith("["):
-            try:
-                return json.loads(given)
-            except RecursionError:
-                raise ValueError("it is nested too deeply") from None
-        return tuple(key for part in given.split(",") if (key := part.strip()))
+        return listed(given)
 
     @model_validator(mode="after")
     def _keys_beyond_loopback(self) -> "GatewaySettings":
@@ -263,3 +270,15 @@ class ControlSettings(StrictNumbers):
     max_archive_bytes: int = Field(
         default=8 * 1024**3, ge=1, description="Largest archive in bytes that `register` takes."
     )
+    allowed_urls: Annotated[tuple[AllowedUrl, ...], NoDecode] = Field(
+        default=(),
+        description="Addresses below which `POST /torchserve/models?url=…` may fetch archives, "
+        "each a folder with a slash at its end: https://models.example/team/, "
+        "file:///srv/archives/. None: archives in the model store alone. In the variable: one, "
+        "several with commas between them, or a JSON list.",
+    )
+
+    @field_validator("allowed_urls", mode="before")
+    @classmethod
+    def _urls_of_a_variable(cls, given: object) -> object:
+        return listed(given)

@@ -41,8 +41,13 @@ class Checkout:
     settings: Settings
 
     def run(self, command: str) -> subprocess.CompletedProcess[str]:
+        for shown, own in (
+            ("http://localhost:8080", self.settings.gateway_url),
+            ("http://localhost:8090", self.settings.control_url),
+        ):
+            command = command.replace(shown, own)
         return subprocess.run(
-            ["bash", "-c", command.replace("http://localhost:8080", self.settings.gateway_url)],
+            ["bash", "-c", command],
             cwd=self.folder,
             env=self.environment,
             capture_output=True,

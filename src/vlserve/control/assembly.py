@@ -126,6 +126,7 @@ def assemble(settings: Settings, engine: Engine, gateway: Gateway) -> Control:
         BatchJobs(ledger),
         AnswerHistory(logs / "answers.jsonl", logs / "access.jsonl"),
         Trials(ledger, engine, traffic, settings.gateway.timeout_s),
+        settings,
         checks=[
             lambda: disk_troubles(folders, logs),
             ledger.troubles,

@@ -333,6 +333,8 @@ class VersionStatus(VersionRecord):
     """Share of the model's traffic, per cent."""
     workers_ready: Mapping[str, int] = field(default_factory=dict)
     """Engine instance -> workers that can answer; instances without the version are left out."""
+    pending: int = 0
+    """Requests in the queues of all instances."""
     instead_of: EngineKind | None = None
     """The engine that it was registered for, where this stack does not run that one."""
 

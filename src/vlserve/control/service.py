@@ -37,6 +37,7 @@ from vlserve.control.lifecycle.lifecycle import Lifecycle
 from vlserve.control.lifecycle.operations import Operations
 from vlserve.control.lifecycle.registration import Registrar
 from vlserve.control.lifecycle.trials import Trials
+from vlserve.control.lifecycle.url_registration import UrlRegistrar
 from vlserve.control.rollouts.answer_history import AnswerHistory
 from vlserve.control.rollouts.disagreements import Disagreements
 from vlserve.control.rollouts.service import RolloutService
@@ -53,6 +54,7 @@ from vlserve.errors import (
     StillServing,
     VlserveError,
 )
+from vlserve.settings import Settings
 
 
 class ControlService:
@@ -73,6 +75,7 @@ class ControlService:
         batch_jobs: BatchJobs,
         answers: AnswerHistory,
         trials: Trials,
+        settings: Settings,
         checks: Sequence[HealthCheck] = (),
     ) -> None:
         self._ledger = ledger
@@ -80,6 +83,7 @@ class ControlService:
         self._lifecycle = lifecycle
         self._operations = operations
         self._registrar = Registrar(ledger, lifecycle, operations, traffic.placement)
+        self.by_url = UrlRegistrar(ledger, self._registrar, settings)
         self.rollouts = rollouts
         self._backoff = backoff
         self._drain_timeout_s = drain_timeout_s
@@ -339,6 +343,9 @@ class ControlService:
                     for name, holds in held.items()
                     if version.key in holds
                 },
+                pending=sum(
+                    holds[version.key].pending for holds in held.values() if version.key in holds
+                ),
                 instead_of=placement.instead_of(version),
             )
             for version in self._ledger.versions(record.model)

@@ -41,16 +41,19 @@ class Measured(StrictNumbers):
 
 
 class Tuning(StrictNumbers):
-    """``<archive>.tuning.json``. Files of before 0.1.0 have no number; they are schema 1."""
+    """``<archive>.tuning.json``. Files of before 0.1.0 have no number; they are schema 1.
+
+    Where a caller chose the settings by hand, nothing was measured.
+    """
 
     model_config = ConfigDict(serialize_by_alias=True)
 
     schema_number: Literal[1] = Field(default=1, alias="schema", description="Of these fields.")
     archive_sha256: Sha256
     serving: Serving
-    slo_p99_ms: float
-    measured: Measured
-    machine: str
+    slo_p99_ms: float | None = None
+    measured: Measured | None = None
+    machine: str = ""
     tuned_at: str = Field(description="UTC, ISO 8601.")
 
 

@@ -146,9 +146,14 @@ def check_curl(args: list[str], inline: bool) -> None:
     path = re.sub(r"^(http://)?[\w.]+:\d+", "", addresses[0])
     if ":8090" in addresses[0]:
         _require(any(arg.startswith("Authorization: Bearer ") for arg in args), "no key")
-        _require(path.startswith(("/health", "/models", "/versions")), f"path {path}")
+        _require(
+            path.startswith(("/health", "/models", "/versions", "/torchserve/")), f"path {path}"
+        )
         return
-    _require(bool(re.fullmatch(r"/predictions/\w+(/\d+)?|/health", path)), f"path {path}")
+    _require(
+        bool(re.fullmatch(r"/predictions/\w+(/\d+)?(\?[\w=%&]+)?|/health|/ping", path)),
+        f"path {path}",
+    )
 
 
 CHECKS: Mapping[str, Callable[[list[str], bool], None]] = {

@@ -18,6 +18,8 @@ JSON, BYTES = "application/json", "application/octet-stream"
 UPLOAD_PATH = "/versions"
 MAX_JSON_BYTES = 1024 * 1024
 """Of every body but an archive."""
+TORCHSERVE = "/torchserve"
+"""Below it are TorchServe's management calls, whose clients send any content type, or none."""
 CONSOLE = "/console/"
 """Its pages ask for the cookie of a session instead of the key; see `console.access`."""
 CONSOLE_UPLOAD_PATH = f"{CONSOLE}versions"
@@ -96,7 +98,7 @@ def refusal(method: str, path: str, headers: Headers, key: str) -> Refusal | Non
             "the control service asks for its key: send `Authorization: Bearer KEY` with the "
             "contents of control.key in the stack's state_dir (.vlserve)",
         )
-    if method == "POST":
+    if method == "POST" and not path.startswith(f"{TORCHSERVE}/"):
         sent = headers.get("content-type", "").partition(";")[0].strip().lower()
         content_type = BYTES if path == UPLOAD_PATH else JSON
         if sent != content_type:

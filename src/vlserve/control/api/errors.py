@@ -13,6 +13,7 @@ from vlserve.control.domain import MODEL_NAME_RULE
 from vlserve.control.wire.views import ErrorBody, ErrorView
 from vlserve.errors import (
     ArchiveError,
+    ArchiveNotFound,
     CaptureUnwritable,
     ControlBusy,
     EngineNotRun,
@@ -36,6 +37,7 @@ from vlserve.errors import (
     TuningInvalid,
     Unauthorized,
     UploadCutOff,
+    UrlNotAllowed,
     VersionConflict,
     VersionNotFound,
     VlserveError,
@@ -46,6 +48,7 @@ STATUS: Mapping[type[VlserveError], int] = {
     Unauthorized: 401,
     ModelNotFound: 404,
     VersionNotFound: 404,
+    ArchiveNotFound: 404,
     PairNotFound: 404,
     VersionConflict: 409,
     NotReady: 409,
@@ -57,6 +60,7 @@ STATUS: Mapping[type[VlserveError], int] = {
     NoRelease: 409,
     SettingsError: 422,
     TuningInvalid: 422,
+    UrlNotAllowed: 422,
     EngineNotRun: 422,
     ArchiveError: 422,
     LoadFailed: 422,

@@ -1,0 +1,258 @@
+"""TorchServe's management API over the control service, for scripts that were written for it: its
+paths below /torchserve, its parameters, statuses and bodies.
+
+A new name is registered and gets all traffic, as TorchServe does; a further version gets none until
+it is made the default one. https://pytorch.org/serve/management_api.html
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query, Request
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ValidationError
+
+from vlserve.control.api import torchserve_views as views
+from vlserve.control.api.access import TORCHSERVE
+from vlserve.control.api.threads import Threads
+from vlserve.control.api.torchserve_errors import Refused, TorchServeRoute
+from vlserve.control.domain import ModelStatus, Registration, VersionStatus
+from vlserve.control.lifecycle.url_registration import WantedServing
+from vlserve.control.service import ControlService
+from vlserve.control.wire.torchserve import (
+    RegisterParameters,
+    Said,
+    VersionDescription,
+)
+from vlserve.errors import SettingsError
+from vlserve.settings import Settings
+
+PROCESSING = "Processing worker updates..."
+MAX_LISTED = 1000
+
+Name = Annotated[str, Path(max_length=256, examples=["tagger"])]
+Number = Annotated[str, Path(max_length=32, examples=["2"])]
+Workers = Annotated[int | None, Query(ge=0, le=1024)]
+
+
+def torchserve_routes(service: ControlService, threads: Threads, settings: Settings) -> APIRouter:
+    """Return the paths below /torchserve; Door has judged the key and the size of the body."""
+    router = APIRouter(prefix=TORCHSERVE, route_class=TorchServeRoute, tags=["torchserve"])
+    describe = partial(views.described, settings=settings.engine)
+
+    async def model_of(name: str) -> ModelStatus:
+        return await threads.look(partial(service.model, name))
+
+    @router.get("/models")
+    async def list_models(
+        limit: Annotated[int, Query(ge=1, le=MAX_LISTED)] = 100,
+        next_page_token: Annotated[int, Query(ge=0)] = 0,
+    ) -> JSONResponse:
+        """List the models that have a loaded version, and the archive of the default one."""
+        known = await threads.look(service.models)
+        return _answer(views.listed(known, limit, next_page_token))
+
+    @router.get("/models/{name}", response_model=list[VersionDescription])
+    async def describe_default(name: Name, customized: bool = False) -> JSONResponse:
+        """Describe the default version: the one with the traffic, else the newest."""
+        model = await model_of(name)
+        return _answers([describe(views.default_of(model), customized=customized)])
+
+    @router.get("/models/{name}/all", response_model=list[VersionDescription])
+    async def describe_all(name: Name, customized: bool = False) -> JSONResponse:
+        """Describe every version that is loaded, or being loaded."""
+        found = views.registered(await model_of(name))
+        return _answers([describe(each, customized=customized) for each in found])
+
+    @router.get("/models/{name}/{version}", response_model=list[VersionDescription])
+    async def describe_version(
+        name: Name, version: Number, customized: bool = False
+    ) -> JSONResponse:
+        """Describe one version."""
+        found = views.version_of(await model_of(name), version)
+        return _answers([describe(found, customized=customized)])
+
+    @router.post("/models", response_model=Said)
+    async def register(
+        request: Request, parameters: Annotated[RegisterParameters, Query()]
+    ) -> JSONResponse:
+        """Register an archive and load it; of a new name, give it all traffic. The parameters may
+        also come as a JSON body. It is loaded when this returns."""
+        asked = await _with_body(request, parameters)
+        _refuse_what_is_not_ours(asked, settings)
+        wanted = WantedServing(
+            asked.initial_workers or None, asked.batch_size, asked.max_batch_delay
+        )
+        with threads.admitted_load():
+            work = partial(service.by_url.register, asked.url, wanted, asked.model_name)
+            registered = await threads.load(request, work)
+        model = await model_of(registered.model)
+        if model.stable is None:
+            release = partial(service.release, registered.model, registered.version)
+            await threads.move_traffic(request, release)
+        if asked.initial_workers and not asked.synchronous:
+            return _answer(Said(status=PROCESSING), 202)
+        version = views.version_of(model, str(registered.version))
+        workers = describe(version, customized=False).min_workers
+        return _answer(Said(status=_said_of(registered, workers)))
+
+    @router.put("/models/{name}/{version}/set-default", response_model=Said)
+    async def set_default(request: Request, name: Name, version: Number) -> JSONResponse:
+        """Give one version all traffic, at once: `vlserve release --now`."""
+        found = views.version_of(await model_of(name), version, loaded=False)
+        carry_out: Callable[..., Any] = threads.load
+        if await threads.look(partial(service.is_loaded, *found.key)):
+            carry_out = threads.move_traffic
+        await carry_out(request, partial(service.release, *found.key))
+        said = f'Default version successfully updated for model "{name}" to "{version}"'
+        return _answer(Said(status=said))
+
+    @router.put("/models/{name}", response_model=Said)
+    async def scale(
+        name: Name,
+        min_worker: Workers = None,
+        max_worker: Workers = None,
+        synchronous: bool = False,
+    ) -> JSONResponse:
+        """See that the default version has this many workers."""
+        version = views.default_of(await model_of(name))
+        return _scaled(describe(version, customized=False), min_worker, max_worker, synchronous)
+
+    @router.put("/models/{name}/{version}", response_model=Said)
+    async def scale_version(
+        name: Name,
+        version: Number,
+        min_worker: Workers = None,
+        max_worker: Workers = None,
+        synchronous: bool = False,
+    ) -> JSONResponse:
+        """See that a version has this many workers: how many is settled when it is loaded."""
+        found = views.version_of(await model_of(name), version)
+        return _scaled(describe(found, customized=False), min_worker, max_worker, synchronous)
+
+    @router.delete("/models/{name}", response_model=Said)
+    async def unregister_default(request: Request, name: Name) -> JSONResponse:
+        """Unload the default version, if it has no traffic."""
+        return await _unregister(request, views.default_of(await model_of(name)))
+
+    @router.delete("/models/{name}/{version}", response_model=Said)
+    async def unregister(request: Request, name: Name, version: Number) -> JSONResponse:
+        """Unload a version without traffic: `vlserve unload`. Its archive stays."""
+        return await _unregister(request, views.version_of(await model_of(name), version))
+
+    async def _unregister(request: Request, version: VersionStatus) -> JSONResponse:
+        gone = await threads.drain(request, partial(service.unload, *version.key))
+        if gone.state.out:
+            return _answer(Said(status=f'Model "{version.model}" unregistered'))
+        return _answer(Said(status=f'Model "{version.model}" is draining'), 202)
+
+    @router.options("/models")
+    @router.options("/models/{rest:path}")
+    @router.options("")
+    @router.get("/api-description")
+    async def describe_api(request: Request) -> JSONResponse:
+        """Return the OpenAPI description of these paths."""
+        page = request.app.openapi()
+        own = {path: what for path, what in page["paths"].items() if path.startswith(TORCHSERVE)}
+        return JSONResponse({**page, "paths": own})
+
+    @router.api_route(
+        "/{rest:path}",
+        methods=["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD"],
+        include_in_schema=False,
+    )
+    async def nothing_else(rest: str) -> JSONResponse:
+        """Say what does here what TorchServe has another call for."""
+        raise _elsewhere(rest, settings)
+
+    return router
+
+
+def _answer(view: BaseModel, status: int = 200) -> JSONResponse:
+    return JSONResponse(
+        view.model_dump(by_alias=True, exclude_none=True, mode="json"), status_code=status
+    )
+
+
+def _answers(found: Sequence[VersionDescription]) -> JSONResponse:
+    return JSONResponse(
+        [each.model_dump(by_alias=True, exclude_none=True, mode="json") for each in found]
+    )
+
+
+async def _with_body(request: Request, query: RegisterParameters) -> RegisterParameters:
+    """Return the parameters of a JSON body, where there is one; else the query's."""
+    sent = await request.body()
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if not sent or kind != "application/json":
+        return _with_url(query)
+    try:
+        return _with_url(RegisterParameters.model_validate(json.loads(sent)))
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise SettingsError(wrong) from error
+    except (ValueError, RecursionError) as error:
+        raise SettingsError("the body is not JSON") from error
+
+
+def _with_url(asked: RegisterParameters) -> RegisterParameters:
+    if not asked.url:
+        raise SettingsError("Parameter url is required.")
+    return asked
+
+
+def _refuse_what_is_not_ours(asked: RegisterParameters, settings: Settings) -> None:
+    if asked.handler:
+        raise SettingsError(
+            "a handler is part of the archive: `vlserve adopt --handler` makes one with it"
+        )
+    most_s = settings.engine.response_timeout_s
+    if asked.response_timeout is not None and asked.response_timeout > most_s:
+        raise SettingsError(
+            f"response_timeout is {most_s} s for all versions: set engine.response_timeout_s"
+        )
+
+
+def _said_of(registered: Registration, workers: int) -> str:
+    name, version = registered.model, registered.version
+    untuned = f"; not as asked: {registered.untuned}" if registered.untuned else ""
+    return f'Model "{name}" Version: {version} registered with {workers} initial workers{untuned}'
+
+
+def _scaled(
+    version: VersionDescription, least: int | None, most: int | None, synchronous: bool
+) -> JSONResponse:
+    least = 1 if least is None else least
+    if most is not None and most < least:
+        raise SettingsError("max_worker cannot be less than min_worker.")
+    workers = version.min_workers
+    if workers < least or (most is not None and workers > most):
+        name, number = version.model_name, version.model_version
+        anew = f"{TORCHSERVE}/models?url={version.model_url}&initial_workers={least}"
+        raise Refused(
+            501,
+            f"{name} {number} has {workers} workers until it is loaded anew: `vlserve unload "
+            f"{name} {number}`, then POST {anew}; engine.workers is of all others",
+        )
+    if not synchronous:
+        return _answer(Said(status=PROCESSING), 202)
+    return _answer(Said(status=f"Workers scaled to {workers} for model: {version.model_name}"))
+
+
+def _elsewhere(path: str, settings: Settings) -> Refused:
+    """Return why a path is not answered."""
+    first, _, _ = path.partition("/")
+    metrics = f"http://127.0.0.1:{settings.gateway.metrics_port}/stats/prometheus"
+    engine = f"http://127.0.0.1:{settings.engine.base_port + 2}/metrics"
+    here = {
+        "workflows": "vlserve runs no workflows: ask their models one after the other",
+        "token": "vlserve makes no tokens: gateway.api_keys and control.key are its keys",
+        "metrics": f"the gateway's metrics are at {metrics}, the engine's at {engine}",
+    }
+    if first in here:
+        return Refused(501, here[first])
+    if first == "models":
+        return Refused(405, "Requested method is not allowed, please refer to API document.")
+    return Refused(404, "Requested resource is not found, please refer to API document.")

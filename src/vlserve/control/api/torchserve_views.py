@@ -1,0 +1,107 @@
+"""Models and versions as TorchServe's management API shows them. Pure.
+
+TorchServe knows what is loaded alone: a version that was unloaded, or could not be loaded, is none.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+
+from vlserve.control.domain import ModelStatus, State, VersionStatus
+from vlserve.control.tuning import of_engine
+from vlserve.control.wire.torchserve import (
+    ListedModel,
+    ModelList,
+    QueueState,
+    VersionDescription,
+    WorkerState,
+)
+from vlserve.errors import VersionNotFound
+from vlserve.settings_sections import EngineSettings
+
+
+def registered(model: ModelStatus) -> list[VersionStatus]:
+    """Return the versions that TorchServe would know, by their numbers."""
+    known = [each for each in model.versions if each.state.loaded or each.state is State.DRAINING]
+    return sorted(known, key=lambda each: each.version)
+
+
+def default_of(model: ModelStatus) -> VersionStatus:
+    """Return the version with the traffic; before a release, the newest.
+
+    Raises:
+        VersionNotFound: none is loaded.
+    """
+    known = registered(model)
+    if not known:
+        raise VersionNotFound(f"no version of {model.model} is loaded")
+    return next((each for each in known if each.version == model.stable), known[-1])
+
+
+def version_of(model: ModelStatus, number: str, loaded: bool = True) -> VersionStatus:
+    """Return a version by its number as a path has it.
+
+    Raises:
+        VersionNotFound: there is none; or, where it must be ``loaded``, it is not.
+    """
+    known = registered(model) if loaded else model.versions
+    for version in known:
+        if number in (str(version.version), f"{version.version}.0"):
+            return version
+    raise VersionNotFound(f"Model version: {number} does not exist for model: {model.model}")
+
+
+def listed(models: Iterable[ModelStatus], limit: int, start: int) -> ModelList:
+    """Return ``limit`` models that have a loaded version, the one at ``start`` first."""
+    known = sorted((each for each in models if registered(each)), key=lambda each: each.model)
+    end = start + limit
+    return ModelList(
+        next_page_token=str(end) if end < len(known) else None,
+        models=tuple(
+            ListedModel(model_name=model.model, model_url=default_of(model).archive.name)
+            for model in known[start:end]
+        ),
+    )
+
+
+def described(
+    version: VersionStatus, *, settings: EngineSettings, customized: bool
+) -> VersionDescription:
+    """Return a version as TorchServe describes it; ``customized``: with what the archive says."""
+    serving = version.tuning.serving if version.tuning else of_engine(settings)
+    workers = serving.workers
+    return VersionDescription(
+        model_name=version.model,
+        model_version=str(version.version),
+        model_url=version.archive.name,
+        engine=version.engine,
+        min_workers=workers,
+        max_workers=workers,
+        batch_size=serving.batch_size,
+        max_batch_delay=serving.max_batch_delay_ms,
+        response_timeout=settings.response_timeout_s,
+        startup_timeout=round(settings.load_timeout_s),
+        workers=tuple(_workers(version, workers)),
+        job_queue_status=QueueState(
+            remaining_capacity=max(0, settings.queue_size - version.pending),
+            pending_requests=version.pending,
+        ),
+        customized_metadata=_metadata(version) if customized else None,
+    )
+
+
+def _workers(version: VersionStatus, wanted: int) -> Sequence[WorkerState]:
+    """Return the workers of every instance. Ready are those of a version that may be asked."""
+    return [
+        WorkerState(
+            id=f"{instance}-{number}",
+            start_time=version.changed_at,
+            status="READY" if version.state.routable and number <= ready else "UNLOADING",
+        )
+        for instance, ready in sorted(version.workers_ready.items())
+        for number in range(1, max(wanted, ready) + 1)
+    ]
+
+
+def _metadata(version: VersionStatus) -> str:
+    told = {name: getattr(version, name) for name in ("task", "family", "precision", "sha256")}
+    return json.dumps(told, indent=2)

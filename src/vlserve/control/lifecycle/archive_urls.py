@@ -1,0 +1,147 @@
+"""Archives that a caller names by an address: a file of the model store, or what
+`control.allowed_urls` lets in. Nothing else is opened or asked for."""
+
+import os
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from urllib.parse import SplitResult, unquote, urlsplit
+
+import httpx
+
+from vlserve.control import caller
+from vlserve.errors import ArchiveNotFound, UrlNotAllowed
+from vlserve.runtime.errors import ArchiveTooLarge
+
+SUFFIX = ".mar"
+"""Of all that the store gives: the ledger lies there too."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
+_KEPT = re.compile(r"(?P<model>[a-z][a-z0-9_-]*)-(?P<version>[1-9]\d{0,9})\.mar")
+_CHUNK_BYTES = 1024 * 1024
+_FETCH_TIMEOUT_S = 60.0
+"""Without a byte from the server."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """An archive's bytes. ``size``: 0 where it is not known before they have come."""
+
+    name: str
+    size: int
+    chunks: Iterator[bytes]
+
+
+@contextmanager
+def open_url(url: str, store: Path, allowed: Sequence[str], max_bytes: int) -> Iterator[Source]:
+    """Open the archive at ``url``.
+
+    Args:
+        store: the model store, whose files are named without a scheme.
+        allowed: the addresses that others must begin with; folders, with a slash at their end.
+        max_bytes: reading ends with an error beyond it.
+
+    Raises:
+        UrlNotAllowed: the address is not let in.
+        ArchiveNotFound: there is no such file, or the other server does not give it.
+        ArchiveTooLarge: while it is read.
+    """
+    try:
+        split = urlsplit(url)
+        scheme = split.scheme and _let_in(split, allowed)
+    except ValueError as error:
+        raise UrlNotAllowed(f"{url!r} is no address: {error}") from error
+    if scheme in ("http", "https"):
+        with _fetched(url) as source:
+            yield Source(source.name, source.size, _bounded(source.chunks, max_bytes))
+        return
+    file = Path(unquote(split.path)).resolve() if scheme else _in_store(url, store)
+    with _opened(file, url) as source:
+        yield Source(source.name, source.size, _bounded(source.chunks, max_bytes))
+
+
+def _let_in(split: SplitResult, allowed: Sequence[str]) -> str:
+    """Return the scheme of an address that is allowed."""
+    path = unquote(split.path)
+    plain = not (split.username or split.password or split.query or split.fragment)
+    if plain and "\\" not in path and not {"..", "."} & set(path.split("/")):
+        for prefix in map(urlsplit, allowed):
+            if split.scheme == "file" == prefix.scheme and split.netloc in ("", "localhost"):
+                if Path(path).resolve().is_relative_to(Path(unquote(prefix.path)).resolve()):
+                    return "file"
+            elif _origin(split) == _origin(prefix) and path.startswith(unquote(prefix.path)):
+                return split.scheme
+    raise UrlNotAllowed(
+        f"Given URL {split.geturl()} does not match any allowed URL(s): put the archive into the "
+        "model store, or allow its folder with control.allowed_urls"
+    )
+
+
+def _origin(split: SplitResult) -> tuple[str, str | None, int]:
+    port = split.port or {"http": 80, "https": 443}.get(split.scheme, 0)
+    return split.scheme, split.hostname, port
+
+
+def _in_store(name: str, store: Path) -> Path:
+    """Return a file of the model store by its name: one that lies in it, or a kept archive."""
+    if not _NAME.fullmatch(name):
+        raise UrlNotAllowed(f"{name!r} is no file name of the model store, and no address")
+    kept = _KEPT.fullmatch(name)
+    places = [store / name]
+    if kept:
+        places.append(store / kept["model"] / kept["version"] / name)
+    for place in places:
+        file = place.resolve()
+        if file.suffix == SUFFIX and file.is_relative_to(store.resolve()) and file.is_file():
+            return file
+    raise ArchiveNotFound(f"Model not found at: {name}")
+
+
+@contextmanager
+def _opened(file: Path, url: str) -> Iterator[Source]:
+    try:
+        # A pipe would wait for a writer.
+        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise ArchiveNotFound(f"Model not found at: {url}") from error
+    try:
+        about = os.fstat(descriptor)
+        if not stat.S_ISREG(about.st_mode):
+            raise ArchiveNotFound(f"Model not found at: {url}, which is no file")
+        chunks = iter(lambda: os.read(descriptor, _CHUNK_BYTES), b"")
+        yield Source(file.name, about.st_size, chunks)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _fetched(url: str) -> Iterator[Source]:
+    """Ask another server; a redirect is an answer like any other, and not followed."""
+    try:
+        with httpx.stream(
+            "GET", url, timeout=_FETCH_TIMEOUT_S, follow_redirects=False, trust_env=False
+        ) as response:
+            if response.status_code != httpx.codes.OK:
+                raise ArchiveNotFound(f"{url} answered {response.status_code}")
+            said = response.headers.get("content-length", "")
+            name = PurePosixPath(unquote(urlsplit(url).path)).name
+            yield Source(
+                name, int(said) if said.isdecimal() else 0, response.iter_raw(_CHUNK_BYTES)
+            )
+    except httpx.HTTPError as error:
+        raise ArchiveNotFound(f"{url} cannot be fetched: {error}") from error
+
+
+def _bounded(chunks: Iterator[bytes], max_bytes: int) -> Iterator[bytes]:
+    read = 0
+    for chunk in chunks:
+        caller.refuse_if_gone("the archive was not read")
+        read += len(chunk)
+        if read > max_bytes:
+            raise ArchiveTooLarge(
+                f"the archive has more than {max_bytes} bytes: control.max_archive_bytes is the "
+                "limit"
+            )
+        yield chunk

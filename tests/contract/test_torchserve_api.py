@@ -1,0 +1,318 @@
+"""TorchServe's management API, as scripts call it: over HTTP, on an engine in memory.
+
+`SAID_BY_TORCHSERVE` is what a stock TorchServe 0.12.0 said, word by word, to the same calls."""
+
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from support.control_api_server import RunningControl
+from vlserve.exporter.echo import pack_echo
+
+Answer = tuple[int, Any]
+
+DESCRIBED = {
+    *("modelName", "modelVersion", "modelUrl", "engine", "runtime", "minWorkers", "maxWorkers"),
+    *("batchSize", "maxBatchDelay", "responseTimeout", "startupTimeout", "loadedAtStartup"),
+    *("workers", "jobQueueStatus"),
+}
+WORKER = {"id", "startTime", "status", "memoryUsage", "pid", "gpu", "gpuUsage"}
+
+NO_MODEL = "ModelNotFoundException"
+NO_VERSION = "ModelVersionNotFoundException"
+SAID_BY_TORCHSERVE: dict[tuple[str, str], tuple[int, str, str]] = {
+    ("POST", "/models"): (400, "BadRequestException", "Parameter url is required."),
+    ("POST", "/models?url=none.mar"): (404, NO_MODEL, "Model not found at: none.mar"),
+}
+
+
+class Script:
+    """Calls as a script for TorchServe makes them: one base address, a token, no content type."""
+
+    def __init__(self, control: RunningControl) -> None:
+        self.control = control
+        self.http = httpx.Client(base_url=f"{control.url}/torchserve", headers=control.headers)
+
+    def __call__(self, method: str, path: str, **how: Any) -> Answer:
+        response = self.http.request(method, path, **how)
+        return response.status_code, response.json()
+
+    def put_into_store(self, archive: Path) -> str:
+        shutil.copy(archive, self.control.settings.model_store / archive.name)
+        return archive.name
+
+
+@pytest.fixture
+def script(control_api: RunningControl) -> Iterator[Script]:
+    made = Script(control_api)
+    with made.http:
+        yield made
+
+
+@pytest.fixture
+def two(script: Script, archives: list[Path]) -> Script:
+    """tagger 1 with the traffic, and tagger 2 without, by TorchServe's calls alone."""
+    for archive in archives[:2]:
+        url = script.put_into_store(archive)
+        assert script("POST", f"/models?url={url}&initial_workers=1&synchronous=true")[0] == 200
+    return script
+
+
+def _failure(answer: Answer) -> tuple[int, str, str]:
+    status, body = answer
+    assert body.keys() == {"code", "type", "message"}
+    assert body["code"] == status
+    return status, body["type"], body["message"]
+
+
+def _weights(script: Script) -> dict[int, int]:
+    return dict(script.control.client.model("tagger").weights)
+
+
+def test_a_new_name_gets_the_traffic_and_a_further_version_does_not(
+    script: Script, archives: list[Path]
+) -> None:
+    first, second = (script.put_into_store(archive) for archive in archives[:2])
+    assert script("POST", f"/models?url={first}&initial_workers=1&synchronous=true") == (
+        200,
+        {"status": 'Model "tagger" Version: 1 registered with 1 initial workers'},
+    )
+    assert _weights(script) == {1: 100}
+    assert script("POST", f"/models?url={second}&initial_workers=1") == (
+        202,
+        {"status": "Processing worker updates..."},
+    )
+    assert _weights(script) == {1: 100}
+    assert script("GET", "/models") == (
+        200,
+        {"models": [{"modelName": "tagger", "modelUrl": "tagger-1.mar"}]},
+    )
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_parameters_come_in_the_query_or_as_json(
+    script: Script, archives: list[Path], as_json: bool
+) -> None:
+    asked: dict[str, Any] = {
+        "url": script.put_into_store(archives[0]),
+        "model_name": "tagger",
+        "initial_workers": 3,
+        "batch_size": 4,
+        "max_batch_delay": 50,
+        "response_timeout": 30,
+        "synchronous": "true",
+        "unknown": "passed over",
+    }
+    how: dict[str, Any] = {"json": asked} if as_json else {"params": asked}
+    assert script("POST", "/models", **how)[0] == 200
+    _, (described,) = script("GET", "/models/tagger")
+    assert (described["batchSize"], described["maxBatchDelay"]) == (4, 50)
+    assert (described["minWorkers"], described["maxWorkers"]) == (3, 3)
+    served = script.control.engine.served["tagger", 1]
+    assert served and (served.workers, served.batch_size, served.max_batch_delay_ms) == (3, 4, 50)
+
+
+def test_versions_are_described_in_torchserve_s_names(two: Script) -> None:
+    status, (described,) = two("GET", "/models/tagger")
+    assert status == 200
+    assert described.keys() == DESCRIBED
+    assert (described["modelName"], described["modelVersion"]) == ("tagger", "1")
+    assert described["modelUrl"] == "tagger-1.mar"
+    assert described["runtime"] == "python"
+    workers = described["workers"]
+    assert {worker["status"] for worker in workers} == {"READY"}
+    assert all(worker.keys() == WORKER for worker in workers)
+    assert len({worker["id"] for worker in workers}) == len(workers) > 0
+    assert described["jobQueueStatus"] == {"remainingCapacity": 100, "pendingRequests": 0}
+    _, versions = two("GET", "/models/tagger/all")
+    assert [each["modelVersion"] for each in versions] == ["1", "2"]
+    for number in ("2", "2.0"):
+        _, (second,) = two("GET", f"/models/tagger/{number}?customized=true")
+        assert second["modelVersion"] == "2"
+        assert json.loads(second["customizedMetadata"])["task"] == "tag"
+
+
+def test_models_are_listed_page_by_page(two: Script, tmp_path: Path) -> None:
+    for name in ("captions", "zoo"):
+        url = two.put_into_store(pack_echo(tmp_path, name, 1))
+        assert two("POST", f"/models?url={url}")[0] == 200
+    first = two("GET", "/models?limit=2")[1]
+    assert [each["modelName"] for each in first["models"]] == ["captions", "tagger"]
+    last = two("GET", f"/models?limit=2&next_page_token={first['nextPageToken']}")[1]
+    assert last == {"models": [{"modelName": "zoo", "modelUrl": "zoo-1.mar"}]}
+    assert two("GET", "/models?next_page_token=99")[1] == {"models": []}
+    assert _failure(two("GET", "/models?limit=x"))[:2] == (400, "BadRequestException")
+
+
+def test_the_default_version_is_the_released_one(two: Script) -> None:
+    said = {"status": 'Default version successfully updated for model "tagger" to "2"'}
+    assert two("PUT", "/models/tagger/2/set-default") == (200, said)
+    assert _weights(two) == {2: 100}
+    assert two("GET", "/models/tagger")[1][0]["modelVersion"] == "2"
+    assert two.control.client.rollback("tagger").version == 1
+
+
+def test_a_version_without_traffic_is_unloaded_and_can_come_back(two: Script) -> None:
+    assert two("DELETE", "/models/tagger/2") == (200, {"status": 'Model "tagger" unregistered'})
+    assert _failure(two("GET", "/models/tagger/2")) == (
+        404,
+        "ModelVersionNotFoundException",
+        "Model version: 2 does not exist for model: tagger",
+    )
+    assert two("POST", "/models?url=tagger-2.mar")[0] == 200
+    assert two("GET", "/models/tagger/2")[1][0]["workers"]
+    assert _weights(two) == {1: 100}
+
+
+@pytest.mark.parametrize("path", ["/models/tagger", "/models/tagger/1"])
+def test_a_version_with_traffic_stays_and_the_way_out_is_named(two: Script, path: str) -> None:
+    status, kind, message = _failure(two("DELETE", path))
+    assert (status, kind) == (409, "ConflictStatusException")
+    assert "release another version or roll back first" in message
+    assert _weights(two) == {1: 100}
+
+
+def test_workers_that_are_there_are_enough_and_others_are_not_made(two: Script) -> None:
+    _, (described,) = two("GET", "/models/tagger")
+    there = described["minWorkers"]
+    for path in ("/models/tagger", "/models/tagger/2"):
+        assert two("PUT", f"{path}?min_worker=1") == (
+            202,
+            {"status": "Processing worker updates..."},
+        )
+        assert two("PUT", f"{path}?min_worker=1&max_worker={there}&synchronous=true") == (
+            200,
+            {"status": f"Workers scaled to {there} for model: tagger"},
+        )
+        for asked in (f"min_worker={there + 1}", "min_worker=0&max_worker=0"):
+            status, kind, message = _failure(two("PUT", f"{path}?{asked}"))
+            assert (status, kind) == (501, "NotImplementedException")
+            assert "vlserve unload tagger" in message and "/torchserve/models?url=" in message
+    assert _failure(two("PUT", "/models/tagger?min_worker=2&max_worker=1")) == (
+        400,
+        "BadRequestException",
+        "max_worker cannot be less than min_worker.",
+    )
+
+
+def test_what_does_not_go_is_said_as_torchserve_says_it(two: Script, archives: list[Path]) -> None:
+    for (method, path), said in SAID_BY_TORCHSERVE.items():
+        assert _failure(two(method, path)) == said, path
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "word"),
+    [
+        ({"url": "tagger-3.mar", "model_name": "other"}, 400, "called tagger, not other"),
+        ({"url": "tagger-3.mar", "handler": "h.py"}, 400, "vlserve adopt"),
+        ({"url": "tagger-3.mar", "response_timeout": "9999"}, 400, "response_timeout_s"),
+        ({"url": "tagger-3.mar", "batch_size": "0"}, 400, "batch_size"),
+        ({"url": "tagger-3.mar", "initial_workers": "9999"}, 400, "initial_workers"),
+        ({"url": "legacy.mar"}, 400, "torch-model-archiver"),
+        ({"url": "x" * 3000}, 400, "url"),
+    ],
+)
+def test_what_cannot_be_registered_is_refused_and_changes_nothing(
+    two: Script, archives: list[Path], asked: dict[str, str], status: int, word: str
+) -> None:
+    two.put_into_store(archives[2])
+    with zipfile.ZipFile(two.control.settings.model_store / "legacy.mar", "w") as legacy:
+        legacy.writestr("MAR-INF/MANIFEST.json", "{}")
+    for how in ({"params": asked}, {"json": asked}):
+        refused, _, message = _failure(two("POST", "/models", **how))
+        assert refused == status
+        assert word in message
+    assert [each.version for each in two.control.client.model("tagger").versions] == [1, 2]
+
+
+def test_a_version_that_does_not_load_is_torchserve_s_500(
+    two: Script, archives: list[Path]
+) -> None:
+    two.control.engine.fail_to_load["tagger", 3] = "no graph"
+    url = two.put_into_store(archives[2])
+    status, kind, message = _failure(two("POST", f"/models?url={url}&initial_workers=1"))
+    assert (status, kind) == (500, "InternalServerException")
+    assert "no graph" in message
+    assert two("GET", "/models/tagger/3")[0] == 404
+    del two.control.engine.fail_to_load["tagger", 3]
+    assert two("POST", f"/models?url={url}")[0] == 200
+
+
+def test_a_body_that_is_no_json_is_refused(script: Script) -> None:
+    for body in (b"{", b"[" * 100_000, b"\xff", b"3", b'{"url": 3}'):
+        answer = script(
+            "POST", "/models", content=body, headers={"Content-Type": "application/json"}
+        )
+        assert _failure(answer)[:2] == (400, "BadRequestException")
+
+
+def test_no_other_file_is_read(script: Script, archives: list[Path], tmp_path: Path) -> None:
+    store = script.control.settings.model_store
+    outside = tmp_path / "outside" / "tagger-1.mar"
+    outside.parent.mkdir()
+    shutil.copy(archives[0], outside)
+    (store / "link.mar").symlink_to(outside)
+    os.mkfifo(store / "pipe.mar")
+    for url, status in (
+        (f"../outside/{outside.name}", 400),
+        (str(outside), 400),
+        (f"file://{outside}", 400),
+        (f"file:///{store}/../outside/{outside.name}", 400),
+        (f"file://elsewhere{outside}", 400),
+        ("http://127.0.0.1:9/tagger-1.mar", 400),
+        ("ftp://127.0.0.1/tagger-1.mar", 400),
+        ("http://[/tagger-1.mar", 400),
+        ("..", 400),
+        (".incoming", 400),
+        ("ledger.sqlite", 404),
+        ("link.mar", 404),
+        ("pipe.mar", 404),
+        ("tagger-1.mar\0", 400),
+    ):
+        answer = script("POST", "/models", params={"url": url})
+        assert _failure(answer)[0] == status, url
+    assert script("GET", "/models")[1] == {"models": []}
+
+
+def test_the_key_is_asked_for_and_pages_of_others_are_refused(script: Script) -> None:
+    for headers in ({"Authorization": "Bearer wrong"}, {"Authorization": ""}):
+        assert script("GET", "/models", headers=headers)[0] == 401
+        assert script("POST", "/models?url=tagger-1.mar", headers=headers)[0] == 401
+    foreign = script("GET", "/models", headers={"Origin": "http://evil.test"})
+    assert foreign[0] == 403
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "word"),
+    [
+        ("GET", "/workflows", 501, "one after the other"),
+        ("POST", "/workflows?url=flow.war", 501, "one after the other"),
+        ("GET", "/metrics", 501, "/stats/prometheus"),
+        ("GET", "/token?type=management", 501, "control.key"),
+        ("GET", "/nothing", 404, "not found"),
+        ("PATCH", "/models/tagger", 405, "not allowed"),
+        ("DELETE", "/models", 405, "not allowed"),
+    ],
+)
+def test_other_calls_say_what_does_it_here(
+    script: Script, method: str, path: str, status: int, word: str
+) -> None:
+    refused, _, message = _failure(script(method, path))
+    assert refused == status
+    assert word in message
+
+
+def test_options_describes_these_calls_alone(script: Script) -> None:
+    for path in ("", "/models", "/models/tagger"):
+        status, page = script("OPTIONS", path)
+        assert status == 200
+        assert page["openapi"]
+        assert "/torchserve/models" in page["paths"]
+        assert all(each.startswith("/torchserve") for each in page["paths"])

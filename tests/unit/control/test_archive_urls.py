@@ -1,0 +1,144 @@
+"""Addresses of archives: what is let in, and what is read of it."""
+
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from pydantic import ValidationError
+
+from vlserve.control.lifecycle.archive_urls import open_url
+from vlserve.errors import ArchiveNotFound, UrlNotAllowed
+from vlserve.runtime.errors import ArchiveTooLarge
+from vlserve.settings_sections import ControlSettings
+
+BODY = b"an archive"
+
+
+class Server(BaseHTTPRequestHandler):
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        status = {"/team/moved.mar": 302, "/team/none.mar": 404}.get(self.path, 200)
+        self.send_response(status)
+        self.send_header("Location", "/secret/x.mar")
+        if self.path != "/team/unsized.mar":
+            self.send_header("Content-Length", str(len(BODY)))
+        self.end_headers()
+        self.wfile.write(BODY)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    Server.asked.clear()
+    with HTTPServer(("127.0.0.1", 0), Server) as running:
+        thread = threading.Thread(target=running.serve_forever, args=(0.05,))
+        thread.start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+        thread.join()
+
+
+def _read(url: str, store: Path, *allowed: str, most: int = 1000) -> tuple[str, int, bytes]:
+    with open_url(url, store, allowed, most) as source:
+        return source.name, source.size, b"".join(source.chunks)
+
+
+def test_an_allowed_server_is_asked(server: str, tmp_path: Path) -> None:
+    allowed = f"{server}/team/"
+    assert _read(f"{allowed}tagger-2.mar", tmp_path, allowed) == ("tagger-2.mar", 10, BODY)
+    assert _read(f"{allowed}unsized.mar", tmp_path, allowed) == ("unsized.mar", 0, BODY)
+    with pytest.raises(ArchiveTooLarge, match=r"control\.max_archive_bytes"):
+        _read(f"{allowed}unsized.mar", tmp_path, allowed, most=9)
+
+
+@pytest.mark.parametrize("name", ["moved.mar", "none.mar"])
+def test_what_a_server_does_not_give_is_not_found(server: str, tmp_path: Path, name: str) -> None:
+    with pytest.raises(ArchiveNotFound):
+        _read(f"{server}/team/{name}", tmp_path, f"{server}/team/")
+    assert Server.asked == [f"/team/{name}"], "a redirect was followed"
+
+
+def test_a_server_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ArchiveNotFound, match="cannot be fetched"):
+        _read("http://127.0.0.1:9/tagger.mar", tmp_path, "http://127.0.0.1:9/")
+
+
+def test_no_other_server_is_asked(server: str, tmp_path: Path) -> None:
+    port = server.rpartition(":")[2]
+    for url in (
+        f"{server}/secret/x.mar",
+        f"{server}/team",
+        f"{server}/team/../secret/x.mar",
+        f"{server}/team/%2e%2e/secret/x.mar",
+        f"{server}/team/..\\secret/x.mar",
+        f"{server}/team/x.mar?query",
+        f"{server}/team/x.mar#part",
+        f"http://user@127.0.0.1:{port}/team/x.mar",
+        f"http://127.0.0.1:{port}@evil.test/team/x.mar",
+        f"https://127.0.0.1:{port}/team/x.mar",
+        f"http://localhost:{port}/team/x.mar",
+        "http://127.0.0.1/team/x.mar",
+        "http://127.0.0.1:99999/team/x.mar",
+        "http:///team/x.mar",
+    ):
+        with pytest.raises(UrlNotAllowed):
+            _read(url, tmp_path, f"{server}/team/")
+    with pytest.raises(UrlNotAllowed):
+        _read(f"{server}/team/x.mar", tmp_path)
+    assert Server.asked == []
+
+
+def test_files_of_allowed_folders_are_read(tmp_path: Path) -> None:
+    folder, store = tmp_path / "a folder", tmp_path / "store"
+    for place in (folder / "deep", store, tmp_path / "a folder2"):
+        place.mkdir(parents=True)
+        (place / "x.mar").write_bytes(BODY)
+    (folder / "out.mar").symlink_to(store / "x.mar")
+    allowed = f"{folder.as_uri()}/"
+    assert _read(f"{folder.as_uri()}/deep/x.mar", store, allowed) == ("x.mar", 10, BODY)
+    for url in (
+        f"{folder.as_uri()}/out.mar",
+        f"{folder.as_uri()}2/x.mar",
+        f"{folder.as_uri()}/../store/x.mar",
+    ):
+        with pytest.raises(UrlNotAllowed):
+            _read(url, store, allowed)
+    with pytest.raises(ArchiveNotFound):
+        _read(f"{folder.as_uri()}/none.mar", store, allowed)
+    with pytest.raises(ArchiveNotFound):
+        _read(f"{folder.as_uri()}/deep", store, allowed)
+    with pytest.raises(UrlNotAllowed):
+        _read(f"{folder.as_uri()}/deep/x.mar", store)
+
+
+def test_the_store_has_names_and_kept_archives(tmp_path: Path) -> None:
+    kept = tmp_path / "tagger" / "2"
+    kept.mkdir(parents=True)
+    (kept / "tagger-2.mar").write_bytes(BODY)
+    assert _read("tagger-2.mar", tmp_path)[2] == BODY
+    (tmp_path / "any.mar").write_bytes(BODY)
+    assert _read("any.mar", tmp_path)[0] == "any.mar"
+    with pytest.raises(ArchiveNotFound):
+        _read("tagger-3.mar", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["https://models.example", "https://models.example/team", "ftp://x/", "/srv/", "file://srv"],
+)
+def test_an_allowed_address_is_a_folder(wrong: str) -> None:
+    with pytest.raises(ValidationError):
+        ControlSettings(allowed_urls=(wrong,))
+
+
+def test_allowed_addresses_are_read_from_a_variable() -> None:
+    given: object = "https://models.example/a/, file:///srv/b/"
+    settings = ControlSettings.model_validate({"allowed_urls": given})
+    assert settings.allowed_urls == ("https://models.example/a/", "file:///srv/b/")
