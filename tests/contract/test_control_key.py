@@ -41,6 +41,19 @@ REQUESTS = [
     ("POST", "/versions"),
     ("HEAD", "/models"),
     ("OPTIONS", "/models"),
+    ("GET", "/torchserve/models"),
+    ("POST", "/torchserve/models"),
+    ("OPTIONS", "/torchserve/models"),
+    ("GET", "/torchserve/models/tagger"),
+    ("PUT", "/torchserve/models/tagger"),
+    ("DELETE", "/torchserve/models/tagger"),
+    ("GET", "/torchserve/models/tagger/all"),
+    ("GET", "/torchserve/models/tagger/1"),
+    ("PUT", "/torchserve/models/tagger/1"),
+    ("DELETE", "/torchserve/models/tagger/1"),
+    ("PUT", "/torchserve/models/tagger/1/set-default"),
+    ("GET", "/torchserve/api-description"),
+    ("GET", "/torchserve/nothing"),
     ("GET", "/nothing"),
     ("GET", "/docs/../models"),
     ("POST", "/docs"),
@@ -89,7 +102,7 @@ def test_every_path_of_the_api_is_among_those(door: RunningControl) -> None:
     page = httpx.get(f"{door.url}/openapi.json", trust_env=False).json()
     tried = {(method, path) for method, path in REQUESTS}
     for path, described in page["paths"].items():
-        filled = path.format(model="tagger", version=1, word="abort")
+        filled = path.format(model="tagger", name="tagger", version=1, word="abort")
         assert {(method.upper(), filled) for method in described} <= tried
 
 

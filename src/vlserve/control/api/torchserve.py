@@ -149,8 +149,9 @@ def torchserve_routes(service: ControlService, threads: Threads, settings: Setti
         return _answer(Said(status=f'Model "{version.model}" is draining'), 202)
 
     @router.options("/models")
-    @router.options("/models/{rest:path}")
-    @router.options("")
+    @router.options("/models/{rest:path}", include_in_schema=False)
+    @router.options("/", include_in_schema=False)
+    @router.options("", include_in_schema=False)
     @router.get("/api-description")
     async def describe_api(request: Request) -> JSONResponse:
         """Return the OpenAPI description of these paths."""
