@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
 
 FIRST_ROWS, MOST_ROWS = 32, 2048
+FIRST_PARTS = 5
+"""So many parts are small whatever their rows weigh. Each begins where the rows before it are as
+many as it has itself, so all of them read over fewer rows than they answer."""
 SKIPPED_BYTES = 500_000
 """A part inside a row group reads over the rows before it. A group is cut into as many parts at
 most as cost a row this many bytes of reading, which takes a twentieth of what an image takes."""
@@ -111,7 +114,8 @@ def _cut_parquet(source: Source, number: int, row: int) -> Iterator[ParquetPart]
         most_parts = max(1, int(SKIPPED_BYTES * rows / size)) if size else 1
         start = 0
         while start < rows:
-            count = min(max(rows_of(number), -(-rows // most_parts)), rows - start)
+            least = 0 if number < FIRST_PARTS else -(-rows // most_parts)
+            count = min(max(rows_of(number), least), rows - start)
             yield ParquetPart(number, source, row, group, start, count, count / all_rows)
             number, row, start = number + 1, row + count, start + count
 

@@ -192,10 +192,19 @@ class Job:
     def orders(
         self, parts: Iterable[Part], before: Mapping[int, Receipt], *, retry_errors: bool = False
     ) -> Iterator[Order]:
-        """Yield an order for each part that is not finished, or has errors to be tried again."""
+        """Yield an order for each part that is not finished, or has errors to be tried again.
+
+        Raises:
+            BatchError: Another version of vlserve has cut the input into other parts.
+        """
         for part in parts:
             self.parts += 1
             receipt = before.get(part.number)
+            if receipt and (receipt.first_row, receipt.rows) != (part.first_row, part.rows):
+                raise BatchError(
+                    f"{self._folder.out} has parts that another version of vlserve has cut: go on "
+                    "with that one, or choose another --output"
+                )
             is_open = receipt is None or (retry_errors and receipt.errors)
             if is_open and self._crewing.shard.has(part.number):
                 order = self._order(part)

@@ -220,6 +220,16 @@ def test_the_same_command_again_runs_nothing_twice(covers: Path, run: Run, tmp_p
     assert (report["parts_of_earlier_runs"], report["rows"]) == (2, 100)
 
 
+def test_parts_that_were_cut_otherwise_are_refused(covers: Path, run: Run, tmp_path: Path) -> None:
+    file = write_jsonl(covers / "in.jsonl", rows_of(100))
+    run(file)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("vlserve.batch.parts.FIRST_ROWS", 16)
+        with pytest.raises(BatchError, match="another version of vlserve has cut"):
+            run(file)
+    assert run(file)["rows"] == 100
+
+
 def test_another_job_in_the_same_folder_is_refused(covers: Path, run: Run, tmp_path: Path) -> None:
     file = write_jsonl(covers / "in.jsonl", rows_of(20))
     run(file)

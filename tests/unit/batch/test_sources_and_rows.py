@@ -10,7 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from vlserve.batch import rows
+from vlserve.batch import parts, rows
 from vlserve.batch.parts import FIRST_ROWS, MOST_ROWS, ParquetPart, TextPart, cut
 from vlserve.batch.rows import read_lines
 from vlserve.batch.sources import Kind, find_sources, kind_of
@@ -129,26 +129,30 @@ def test_parts_grow_and_count_rows_over_all_files(tmp_path: Path) -> None:
     for name, count in (("a", 5000), ("b", 10)):
         (tmp_path / f"{name}.jsonl").write_text("{}\n" * count, encoding="utf-8")
     sources = find_sources([f"{tmp_path}/*.jsonl"])
-    parts = list(cut(sources))
-    assert [part.number for part in parts] == list(range(len(parts)))
-    sizes = [len(part.lines) for part in parts if isinstance(part, TextPart)]
+    pieces = list(cut(sources))
+    assert [piece.number for piece in pieces] == list(range(len(pieces)))
+    sizes = [len(piece.lines) for piece in pieces if isinstance(piece, TextPart)]
     assert sizes[:3] == [FIRST_ROWS, 2 * FIRST_ROWS, 4 * FIRST_ROWS]
     assert max(sizes) <= MOST_ROWS and sum(sizes) == 5010
     starts = [sum(sizes[:place]) for place in range(len(sizes))]
-    assert [part.first_row for part in parts] == starts
-    assert list(cut(sources)) == parts
+    assert [piece.first_row for piece in pieces] == starts
+    assert list(cut(sources)) == pieces
 
 
-def test_a_row_group_of_images_is_hardly_cut_and_one_of_numbers_is(tmp_path: Path) -> None:
-    images = pyarrow.table({"image": [os.urandom(300_000) for _ in range(80)]})
+def test_a_row_group_of_images_is_hardly_cut_and_one_of_numbers_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "SKIPPED_BYTES", 2000)
+    images = pyarrow.table({"image": [os.urandom(2000) for _ in range(3000)]})
     numbers = pyarrow.table({"n": list(range(9000))})
     for name, table in (("images", images), ("numbers", numbers)):
         pyarrow.parquet.write_table(table, tmp_path / f"{name}.parquet")
     spans = {}
     for name in ("images", "numbers"):
-        parts = cut(find_sources([f"{tmp_path}/{name}.parquet"]))
-        spans[name] = [(p.start, p.count) for p in parts if isinstance(p, ParquetPart)]
-    assert spans["images"] == [(0, 80)]
+        pieces = cut(find_sources([f"{tmp_path}/{name}.parquet"]))
+        spans[name] = [(p.start, p.count) for p in pieces if isinstance(p, ParquetPart)]
+    first = [(0, 32), (32, 64), (96, 128), (224, 256), (480, 512)]
+    assert spans["images"] == [*first, (992, 2008)]
     assert spans["numbers"][:2] == [(0, FIRST_ROWS), (FIRST_ROWS, 2 * FIRST_ROWS)]
     assert sum(count for _, count in spans["numbers"]) == 9000
 
