@@ -1,9 +1,11 @@
-"""The worker's program opens an archive, and so an index of items, once for all parts."""
+"""The worker's program opens an archive, and so an index, once for all parts; rows of like length
+share a batch."""
 
 import io
 import json
 import os
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,38 +13,118 @@ from typing import Any
 
 import pytest
 
-from support.batch_rows import rows_of, write_jsonl
+from support.batch_rows import output, rows_of, write_jsonl
+from support.echo_archive import pack_echo_dual, write_images, write_lines
+from vlserve.exporter.pack import HANDLERS_DIR
+from vlserve.retrieval.build import build_index
+from vlserve.runtime.archive import unpack_archive
 from vlserve.runtime.folder import open_folder
+from vlserve.runtime.pipeline import Pipeline
 from vlserve_worker import batch
 from vlserve_worker.batch_order import Order
 
+Work = Callable[[Path, Sequence[list[dict[str, Any]]]], list[dict[str, Any]]]
+ITEMS = 5
+
+
+@pytest.fixture
+def work(covers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Work:
+    """Run the program in this process, over parts, into tmp_path/out; returns what it said."""
+
+    def said(folder: Path, parts: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+        state = tmp_path / "out" / ".vlserve"
+        for name in ("receipts", "careful"):
+            (state / name).mkdir(parents=True)
+        orders: list[Order] = []
+        first = 0
+        for number, rows in enumerate(parts):
+            spool = write_jsonl(tmp_path / f"{number}.jsonl", rows)
+            orders.append(Order(number, first, str(covers / "in.jsonl"), str(spool)))
+            first += len(rows)
+        lines = b"".join(json.dumps(asdict(order)).encode() + b"\n" for order in orders)
+        options: dict[str, Any] = {
+            "id": "id",
+            "columns": {},
+            "keep": [],
+            "frame": "first",
+            "format": "jsonl",
+        }
+        options |= {"out": str(tmp_path / "out"), "batch": 8, "threads": 1}
+        reading, writing = os.pipe()
+        monkeypatch.setattr(sys, "argv", ["batch", str(folder), json.dumps(options), str(writing)])
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(lines)))
+        batch.main()
+        with os.fdopen(reading, "rb") as replies:
+            return [json.loads(line) for line in replies]
+
+    monkeypatch.setattr(batch, "open_folder", lambda folder, threads, **_: open_folder(folder))
+    return said
+
 
 def test_an_archive_is_opened_once_for_all_parts(
-    covers: Path, echo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    work: Work, echo_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[Path] = []
 
-    def counted(folder: Path, threads: int, **_: Any) -> Any:
+    def counted(folder: Path, threads: int, **_: Any) -> Pipeline:
         opened.append(folder)
         return open_folder(folder, threads)
 
-    state = tmp_path / "out" / ".vlserve"
-    for folder in ("receipts", "careful"):
-        (state / folder).mkdir(parents=True)
-    orders = []
-    for part in range(3):
-        spool = write_jsonl(tmp_path / f"{part}.jsonl", rows_of(4))
-        orders.append(Order(part, 4 * part, str(covers / "in.jsonl"), str(spool)))
-    lines = b"".join(json.dumps(asdict(order)).encode() + b"\n" for order in orders)
-    options = {"id": "id", "columns": {}, "keep": [], "frame": "first", "format": "jsonl"}
-    options |= {"out": str(tmp_path / "out"), "batch": 8, "threads": 1}
-    reading, writing = os.pipe()
     monkeypatch.setattr(batch, "open_folder", counted)
-    monkeypatch.setattr(sys, "argv", ["batch", str(echo_folder), json.dumps(options), str(writing)])
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(lines)))
-    batch.main()
-    with os.fdopen(reading, "rb") as replies:
-        said = [json.loads(line) for line in replies]
+    said = work(echo_folder, [rows_of(4)] * 3)
     assert opened == [echo_folder]
     assert said[0] == {"ready": True}
     assert [one["receipt"]["rows"] for one in said[1:] if "receipt" in one] == [4, 4, 4]
+
+
+@pytest.fixture
+def opened_files() -> Iterator[list[str]]:
+    """Every file that this process opens, by Python's own count."""
+    files: list[str] = []
+    listening = [True]
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:  # which nothing can take away again
+        if listening and event == "open" and isinstance(arguments[0], str | os.PathLike):
+            files.append(os.fspath(arguments[0]))
+
+    sys.addaudithook(hook)
+    yield files
+    listening.clear()
+
+
+def test_an_index_is_opened_once_for_all_parts(
+    work: Work, tmp_path: Path, opened_files: list[str]
+) -> None:
+    items = write_lines(tmp_path / "items.jsonl", write_images(tmp_path, ITEMS))
+    index = build_index(pack_echo_dual(tmp_path), items, tmp_path / "index", handlers=HANDLERS_DIR)
+    folder = tmp_path / "unpacked"
+    unpack_archive(index.path, folder)
+    opened_files.clear()
+    open_folder(folder)
+    once = sorted(name for name in opened_files if "/assets/index/" in name)
+    opened_files.clear()
+    queries = [{"id": f"q{n}", "text": "abc de"[: 1 + n], "top_k": 2} for n in range(4)]
+    said = work(folder, [queries] * 3)
+    assert [one["receipt"]["errors"] for one in said[1:]] == [{}, {}, {}]
+    assert {"ids.json", "embedding.npy"} <= {Path(name).name for name in once}
+    assert sorted(name for name in opened_files if "/assets/index/" in name) == once
+    answered = output(tmp_path / "out")
+    assert [row["id"] for row in answered] == [f"q{n}" for n in range(4)] * 3
+    assert all(len(row["results"]) == 2 for row in answered)
+
+
+def test_rows_of_like_length_share_a_batch(
+    work: Work, echo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[list[int]] = []
+    run = Pipeline.run
+
+    def noted(pipeline: Pipeline, items: Sequence[Any]) -> Any:
+        batches.append([len(item.fields["text"]) for item in items])
+        return run(pipeline, items)
+
+    monkeypatch.setattr(Pipeline, "run", noted)
+    rows = [row | {"text": "a" * (n * 7 % 64)} for n, row in enumerate(rows_of(64))]
+    work(echo_folder, [rows])
+    assert batches == [list(range(start, start + 8)) for start in range(0, 64, 8)]
+    assert [row["row"] for row in output(tmp_path / "out")] == list(range(64))
