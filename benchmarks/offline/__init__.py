@@ -1,1 +1,2 @@
-"""Offline jobs: what an item costs by each way, and a million rows while processes are killed."""
+"""Offline jobs: what an item costs by each way, covers against the gateway's answers, and a million
+rows while processes are killed."""

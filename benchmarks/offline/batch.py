@@ -13,9 +13,11 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from math import isfinite
 from pathlib import Path
 
 import pyarrow
@@ -26,7 +28,7 @@ from benchmarks.lib.archives import default_archives, default_folder
 from benchmarks.lib.closed_loop import load
 from benchmarks.lib.photos import BODIES, Photo, photos
 from benchmarks.lib.ratios import spread
-from benchmarks.lib.sides import TUNED, ours, plain_environment
+from benchmarks.lib.sides import TUNED, ours, plain_environment, tree
 from vlserve.cli.output import print_line, print_table
 from vlserve.processor import usable_cores
 from vlserve.runtime.archive import unpack_archive
@@ -35,12 +37,13 @@ FEW_ROWS = 32
 GROUP_ROWS = 32
 PHOTOS = 64
 LIMIT = "limit"
+_LOOK_S = 0.05
 
 
 @dataclass(frozen=True)
 class Cost:
     """Of one way in one round. ``fixed_s``: what it takes beside the items, CPU s; NaN where that
-    was not measured."""
+    was not measured, and both where the way did not end in time."""
 
     way: str
     item_ms: float
@@ -58,6 +61,7 @@ class Setting:
     rows: int
     scratch: Path
     workers: int
+    within_s: float
 
 
 def covers(folder: Path, rows: int) -> Path:
@@ -90,7 +94,7 @@ def job(setting: Setting, input: Path, out: Path) -> float:
         "--output",
         out,
     ]
-    return _cpu_s([*command, "--workers", str(setting.workers)])[0]
+    return _cpu_s([*command, "--workers", str(setting.workers)], setting.within_s)[0]
 
 
 def other(way: str, setting: Setting, input: Path, out: Path) -> float:
@@ -98,18 +102,28 @@ def other(way: str, setting: Setting, input: Path, out: Path) -> float:
     out.mkdir(parents=True)
     ways = CHECKOUT / "benchmarks" / "lib" / "offline_ways.py"
     program: list[str | Path] = [sys.executable, "-P", ways, way]
-    cpu_s, said = _cpu_s([*program, setting.folder, input, out, str(setting.workers)])
+    words = [*program, setting.folder, input, out, str(setting.workers)]
+    cpu_s, said = _cpu_s(words, setting.within_s)
     return float(json.loads(said).get("cpu_s", cpu_s))
 
 
-def _cpu_s(command: list[str | Path]) -> tuple[float, str]:
-    """CPU seconds of a command and of all that it waited for, and its last line."""
+def _cpu_s(command: list[str | Path], within_s: float) -> tuple[float, str]:
+    """CPU seconds of a command and of all that it waited for, and its last line. TimeoutExpired
+    where it does not end within ``within_s``; then it is ended with all that it started."""
     environment = plain_environment(**TUNED)
     with tempfile.TemporaryFile("w+", encoding="utf-8") as said:
         process = subprocess.Popen(
             [str(part) for part in command], stdout=said, env=environment, cwd="/"
         )
-        _, status, usage = os.wait4(process.pid, 0)
+        until = time.monotonic() + within_s
+        while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
+            if time.monotonic() > until:
+                for each in reversed(tree(process.pid)):
+                    each.kill()
+                process.wait()
+                raise subprocess.TimeoutExpired(process.args, within_s)
+            time.sleep(_LOOK_S)
+        _, status, usage = ended
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             raise RuntimeError(f"{command[0]} ends with {process.returncode}")
@@ -121,10 +135,14 @@ def by_slope(
     way: str, run: Callable[[Setting, Path, Path], float], setting: Setting, number: int
 ) -> Cost:
     """What an item costs: all rows less few rows."""
-    few_s, many_s = (
-        run(setting, input, setting.scratch / f"{way}-{number}-{input.stem}")
-        for input in (setting.few, setting.many)
-    )
+    try:
+        few_s, many_s = (
+            run(setting, input, setting.scratch / f"{way}-{number}-{input.stem}")
+            for input in (setting.few, setting.many)
+        )
+    except subprocess.TimeoutExpired as error:
+        print_line(f"{way}: not at its end after {error.timeout:g} s")
+        return Cost(way, float("nan"), float("nan"))
     item_s = (many_s - few_s) / (setting.rows - FEW_ROWS)
     return Cost(way, item_s * 1000, few_s - FEW_ROWS * item_s)
 
@@ -160,6 +178,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=usable_cores())
     parser.add_argument("--ways", default="job,pool", help="of job, pool, ray_data, gateway")
+    parser.add_argument(
+        "--within", type=float, default=240.0, help="s; a run that takes longer is ended"
+    )
     parser.add_argument("--seconds", type=float, default=15.0, help="of load on the gateway")
     parser.add_argument("--out", type=Path, help="a JSON file with every figure")
     return parser.parse_args()
@@ -181,7 +202,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="vlserve-bench-") as scratch:
         folder = Path(scratch) / "archive"
         unpack_archive(archive, folder)
-        setting = Setting(archive, folder, few, many, options.rows, Path(scratch), options.workers)
+        setting = Setting(
+            *(archive, folder, few, many, options.rows, Path(scratch)),
+            workers=options.workers,
+            within_s=options.within,
+        )
         for number in range(options.rounds):
             turns = [measure(setting, number) for measure in in_turn[:: 1 - 2 * (number % 2)]]
             costs.append(turns)
@@ -196,17 +221,20 @@ def main() -> int:
 def _table(costs: list[list[Cost]]) -> list[tuple[str, ...]]:
     table: list[tuple[str, ...]] = []
     for way in sorted({cost.way for cost in costs[0]}, key=lambda way: way != LIMIT):
-        own = [next(cost for cost in turns if cost.way == way) for turns in costs]
-        limits = [next(cost for cost in turns if cost.way == LIMIT) for turns in costs]
-        ratios = [cost.item_ms / limit.item_ms for cost, limit in zip(own, limits, strict=True)]
-        table.append(
-            (
-                way,
-                spread([cost.item_ms for cost in own]).text(),
-                spread(ratios).text(),
-                spread([cost.fixed_s for cost in own]).text(1),
-            )
+        turns = [{cost.way: cost for cost in turns} for turns in costs]
+        ended = [costs_by_way for costs_by_way in turns if isfinite(costs_by_way[way].item_ms)]
+        own = [costs_by_way[way] for costs_by_way in ended]
+        ratios = [each[way].item_ms / each[LIMIT].item_ms for each in ended]
+        columns = ([cost.item_ms for cost in own], ratios, [cost.fixed_s for cost in own])
+        texts = (
+            [
+                spread(figures).text(digits)
+                for figures, digits in zip(columns, (2, 2, 1), strict=True)
+            ]
+            if own
+            else ["did not end"] * 3
         )
+        table.append((way, *texts))
     return table
 
 

@@ -142,6 +142,15 @@ def test_offline_ways_are_held_against_the_limit(archive: Path, tmp_path: Path) 
     assert [turn["way"] for turn in turns] == ["limit", "vlserve batch", "multiprocessing"]
 
 
+def test_covers_have_the_gateways_answers(tmp_path: Path) -> None:
+    out = tmp_path / "covers.json"
+    run("offline.covers", "--rows", 100, "--out", out)
+    outcomes = json.loads(out.read_text(encoding="utf-8"))
+    assert [each["kind"] for each in outcomes] == ["parquet", "jsonl", "tar"]
+    assert all(each["rows"] == 100 and each["other_labels"] == 0 for each in outcomes)
+    assert max(each["largest_difference"] for each in outcomes) <= 1e-6
+
+
 def test_kills_lose_no_row(tmp_path: Path) -> None:
     out = tmp_path / "kills.json"
     run("offline.kills", "--rows", 3000, "--driver-kill", 3, "--worker-kill", 2, "--out", out)
