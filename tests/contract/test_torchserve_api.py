@@ -2,11 +2,11 @@
 
 `SAID_BY_TORCHSERVE` is what a stock TorchServe 0.12.0 said, word by word, to the same calls."""
 
-import json
 import os
 import shutil
 import zipfile
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,55 @@ NO_VERSION = "ModelVersionNotFoundException"
 SAID_BY_TORCHSERVE: dict[tuple[str, str], tuple[int, str, str]] = {
     ("POST", "/models"): (400, "BadRequestException", "Parameter url is required."),
     ("POST", "/models?url=none.mar"): (404, NO_MODEL, "Model not found at: none.mar"),
+    ("POST", "/models?url=../x.mar"): (
+        404,
+        NO_MODEL,
+        "Relative path is not allowed in url: ../x.mar",
+    ),
+    ("POST", "/models?url=tagger-2.mar"): (
+        409,
+        "ConflictStatusException",
+        "Model version 2 is already registered for model tagger",
+    ),
+    ("PUT", "/models/tagger?min_worker=2&max_worker=1"): (
+        400,
+        "BadRequestException",
+        "max_worker cannot be less than min_worker.",
+    ),
+    ("GET", "/models/none"): (404, NO_MODEL, "Model not found: none"),
+    ("PUT", "/models/none?min_worker=1"): (404, NO_MODEL, "Model not found: none"),
+    ("PUT", "/models/none/1.0/set-default"): (404, NO_MODEL, "Model not found: none"),
+    ("DELETE", "/models/none"): (404, NO_MODEL, "Model not found: none"),
+    ("GET", "/models/tagger/9.0"): (
+        404,
+        NO_VERSION,
+        "Model version: 9.0 does not exist for model: tagger",
+    ),
+    ("PUT", "/models/tagger/9.0?min_worker=1"): (
+        404,
+        NO_VERSION,
+        "Model version: 9.0 does not exist for model: tagger",
+    ),
+    ("DELETE", "/models/tagger/9.0"): (
+        404,
+        NO_VERSION,
+        "Model version: 9.0 does not exist for model: tagger",
+    ),
+    ("PUT", "/models/tagger/9.0/set-default"): (
+        404,
+        NO_VERSION,
+        "Model version 9.0 does not exist for model tagger",
+    ),
+    ("GET", "/nothing"): (
+        404,
+        "ResourceNotFoundException",
+        "Requested resource is not found, please refer to API document.",
+    ),
+    ("PATCH", "/models"): (
+        405,
+        "MethodNotAllowedException",
+        "Requested method is not allowed, please refer to API document.",
+    ),
 }
 
 
@@ -85,7 +134,7 @@ def test_a_new_name_gets_the_traffic_and_a_further_version_does_not(
         {"status": 'Model "tagger" Version: 1 registered with 1 initial workers'},
     )
     assert _weights(script) == {1: 100}
-    assert script("POST", f"/models?url={second}&initial_workers=1") == (
+    assert script("POST", f"/models?url={second}&initial_workers=1&synchronous=false") == (
         202,
         {"status": "Processing worker updates..."},
     )
@@ -129,6 +178,7 @@ def test_versions_are_described_in_torchserve_s_names(two: Script) -> None:
     workers = described["workers"]
     assert {worker["status"] for worker in workers} == {"READY"}
     assert all(worker.keys() == WORKER for worker in workers)
+    assert all(datetime.fromisoformat(worker["startTime"]) for worker in workers)
     assert len({worker["id"] for worker in workers}) == len(workers) > 0
     assert described["jobQueueStatus"] == {"remainingCapacity": 100, "pendingRequests": 0}
     _, versions = two("GET", "/models/tagger/all")
@@ -136,7 +186,7 @@ def test_versions_are_described_in_torchserve_s_names(two: Script) -> None:
     for number in ("2", "2.0"):
         _, (second,) = two("GET", f"/models/tagger/{number}?customized=true")
         assert second["modelVersion"] == "2"
-        assert json.loads(second["customizedMetadata"])["task"] == "tag"
+        assert second["customizedMetadata"]["task"] == "tag"
 
 
 def test_models_are_listed_page_by_page(two: Script, tmp_path: Path) -> None:
@@ -261,20 +311,20 @@ def test_no_other_file_is_read(script: Script, archives: list[Path], tmp_path: P
     (store / "link.mar").symlink_to(outside)
     os.mkfifo(store / "pipe.mar")
     for url, status in (
-        (f"../outside/{outside.name}", 400),
-        (str(outside), 400),
+        (f"../outside/{outside.name}", 404),
+        (str(outside), 404),
         (f"file://{outside}", 400),
         (f"file:///{store}/../outside/{outside.name}", 400),
         (f"file://elsewhere{outside}", 400),
         ("http://127.0.0.1:9/tagger-1.mar", 400),
         ("ftp://127.0.0.1/tagger-1.mar", 400),
         ("http://[/tagger-1.mar", 400),
-        ("..", 400),
-        (".incoming", 400),
+        ("..", 404),
+        (".incoming", 404),
         ("ledger.sqlite", 404),
         ("link.mar", 404),
         ("pipe.mar", 404),
-        ("tagger-1.mar\0", 400),
+        ("tagger-1.mar\0", 404),
     ):
         answer = script("POST", "/models", params={"url": url})
         assert _failure(answer)[0] == status, url

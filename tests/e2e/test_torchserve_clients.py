@@ -102,7 +102,7 @@ def test_a_script_for_torchserve_works(stack: RunningStack, new_model: str, tmp_
     uploaded = subprocess.run(command, capture_output=True, check=True, timeout=WAIT_S)
     assert _tags(json.loads(uploaded.stdout)) == _tags(plain)
 
-    further = script.manage("POST", "/models", url=second, initial_workers="1")
+    further = script.manage("POST", "/models", url=second, initial_workers="1", synchronous="false")
     assert (further.status_code, further.json()) == (
         202,
         {"status": "Processing worker updates..."},
@@ -138,4 +138,4 @@ def test_a_script_that_waits_for_its_workers_sees_them(
     listed = script.manage("GET", "/models", limit="1000").json()["models"]
     assert {"modelName": new_model, "modelUrl": url} in listed
     told = script.manage("GET", f"/models/{new_model}", customized="true").json()[0]
-    assert json.loads(told["customizedMetadata"])["task"] == "tag"
+    assert told["customizedMetadata"]["task"] == "tag"

@@ -26,7 +26,7 @@ from vlserve.control.wire.torchserve import (
     Said,
     VersionDescription,
 )
-from vlserve.errors import SettingsError
+from vlserve.errors import ModelNotFound, SettingsError
 from vlserve.settings import Settings
 
 PROCESSING = "Processing worker updates..."
@@ -43,7 +43,10 @@ def torchserve_routes(service: ControlService, threads: Threads, settings: Setti
     describe = partial(views.described, settings=settings.engine)
 
     async def model_of(name: str) -> ModelStatus:
-        return await threads.look(partial(service.model, name))
+        try:
+            return await threads.look(partial(service.model, name))
+        except ModelNotFound as error:
+            raise ModelNotFound(f"Model not found: {name}") from error
 
     @router.get("/models")
     async def list_models(
@@ -101,7 +104,7 @@ def torchserve_routes(service: ControlService, threads: Threads, settings: Setti
     @router.put("/models/{name}/{version}/set-default", response_model=Said)
     async def set_default(request: Request, name: Name, version: Number) -> JSONResponse:
         """Give one version all traffic, at once: `vlserve release --now`."""
-        found = views.version_of(await model_of(name), version, loaded=False)
+        found = views.releasable(await model_of(name), version)
         carry_out: Callable[..., Any] = threads.load
         if await threads.look(partial(service.is_loaded, *found.key)):
             carry_out = threads.move_traffic

@@ -3,7 +3,6 @@
 TorchServe knows what is loaded alone: a version that was unloaded, or could not be loaded, is none.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 
 from vlserve.control.domain import ModelStatus, State, VersionStatus
@@ -37,17 +36,32 @@ def default_of(model: ModelStatus) -> VersionStatus:
     return next((each for each in known if each.version == model.stable), known[-1])
 
 
-def version_of(model: ModelStatus, number: str, loaded: bool = True) -> VersionStatus:
+def version_of(model: ModelStatus, number: str) -> VersionStatus:
     """Return a version by its number as a path has it.
 
     Raises:
-        VersionNotFound: there is none; or, where it must be ``loaded``, it is not.
+        VersionNotFound: there is none that is loaded.
     """
-    known = registered(model) if loaded else model.versions
-    for version in known:
-        if number in (str(version.version), f"{version.version}.0"):
+    for version in registered(model):
+        if _is(version, number):
             return version
     raise VersionNotFound(f"Model version: {number} does not exist for model: {model.model}")
+
+
+def releasable(model: ModelStatus, number: str) -> VersionStatus:
+    """Return a version by its number; one that was unloaded is loaded again for its release.
+
+    Raises:
+        VersionNotFound: there is none.
+    """
+    for version in model.versions:
+        if _is(version, number):
+            return version
+    raise VersionNotFound(f"Model version {number} does not exist for model {model.model}")
+
+
+def _is(version: VersionStatus, number: str) -> bool:
+    return number in (str(version.version), f"{version.version}.0")
 
 
 def listed(models: Iterable[ModelStatus], limit: int, start: int) -> ModelList:
@@ -94,7 +108,7 @@ def _workers(version: VersionStatus, wanted: int) -> Sequence[WorkerState]:
     return [
         WorkerState(
             id=f"{instance}-{number}",
-            start_time=version.changed_at,
+            start_time=version.changed_at.replace("+00:00", "Z"),
             status="READY" if version.state.routable and number <= ready else "UNLOADING",
         )
         for instance, ready in sorted(version.workers_ready.items())
@@ -102,6 +116,5 @@ def _workers(version: VersionStatus, wanted: int) -> Sequence[WorkerState]:
     ]
 
 
-def _metadata(version: VersionStatus) -> str:
-    told = {name: getattr(version, name) for name in ("task", "family", "precision", "sha256")}
-    return json.dumps(told, indent=2)
+def _metadata(version: VersionStatus) -> dict[str, str]:
+    return {name: getattr(version, name) for name in ("task", "family", "precision", "sha256")}

@@ -86,8 +86,10 @@ def _origin(split: SplitResult) -> tuple[str, str | None, int]:
 
 def _in_store(name: str, store: Path) -> Path:
     """Return a file of the model store by its name: one that lies in it, or a kept archive."""
+    if ".." in name:
+        raise ArchiveNotFound(f"Relative path is not allowed in url: {name}")
     if not _NAME.fullmatch(name):
-        raise UrlNotAllowed(f"{name!r} is no file name of the model store, and no address")
+        raise ArchiveNotFound(f"Model not found at: {name}")
     kept = _KEPT.fullmatch(name)
     places = [store / name]
     if kept:

@@ -1,6 +1,7 @@
 """What TorchServe's management API says, in its own names: TorchServe 0.12, rest_api of its
 documentation. `vlserve.control.api.torchserve` answers it."""
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -74,8 +75,8 @@ class VersionDescription(TorchServeView):
     loaded_at_startup: bool = False
     workers: tuple[WorkerState, ...]
     job_queue_status: QueueState
-    customized_metadata: str | None = Field(
-        default=None, description="With `customized=true`: what the archive says of itself, JSON."
+    customized_metadata: Mapping[str, str] | None = Field(
+        default=None, description="With `customized=true`: what the archive says of itself."
     )
 
 
@@ -108,7 +109,7 @@ class RegisterParameters(BaseModel):
         default=None, ge=1, description="Seconds; not more than `engine.response_timeout_s`."
     )
     synchronous: Flag = Field(
-        default=False,
-        description="Whether success is answered with 200; else with 202. The version is loaded "
-        "by then in both cases.",
+        default=True,
+        description="Where it is false, and initial_workers is given, success is answered with "
+        "202. The version is loaded by then all the same.",
     )
