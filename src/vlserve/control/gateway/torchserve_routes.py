@@ -23,7 +23,7 @@ def service_paths(routing: Routing) -> list[Config]:
     """Return the routes that name no model and stand before all others."""
     return [
         *_ping_paths(routing),
-        {"match": asked_with("OPTIONS", {"path": "/"}), **direct(200, _description("{model}"))},
+        {"match": _options({"path": "/"}), **direct(200, _description("{model}"))},
     ]
 
 
@@ -31,10 +31,10 @@ def model_paths(route: ModelRoute) -> list[Config]:
     """Return the routes of one model; the first that matches counts."""
     below = {"path_separated_prefix": f"/predictions/{route.model}"}
     return [
-        {"match": asked_with("OPTIONS", below), **direct(200, _description(route.model))},
+        {"match": _options(below), **direct(200, _description(route.model))},
         {
             "match": {"path_separated_prefix": f"{EXPLANATIONS}{route.model}"},
-            **_no_explanations(route),
+            **no_explanations(route),
         },
     ]
 
@@ -67,13 +67,20 @@ def _ping_paths(routing: Routing) -> list[Config]:
     ]
 
 
-def _no_explanations(route: ModelRoute) -> Config:
+def no_explanations(route: ModelRoute) -> Config:
+    """Return the refusal of an explanation."""
     return refusal(
         501,
         "not_implemented",
         f"{route.model} explains no answers: that is done by handlers of TorchServe with "
         "get_insights, which `vlserve adopt` takes over",
     )
+
+
+def _options(path: Config) -> Config:
+    """Match OPTIONS, but for a browser's question before a request, which has its own answer."""
+    question = {"name": "access-control-request-method", "present_match": True}
+    return asked_with("OPTIONS", path, question | {"invert_match": True})
 
 
 def _description(model: str) -> dict[str, Any]:
