@@ -1,7 +1,8 @@
 -- Runs on whatever a Triton instance answers.
 --
 -- An answer of our model (src/vlserve_worker/triton_model.py) is Triton's own JSON, as long as a
--- header says, then `STATUS SERVER-TIMING`, a line's end, and the JSON body for the client.
+-- header says, then `STATUS SERVER-TIMING`, a line's end, and the JSON body for the client. Of another
+-- body the first word is `STATUS;type=CONTENT-TYPE`, with `;json=BYTES` where binary data follow JSON.
 -- Anything else Triton says itself.
 
 -- What to look for in Triton's words, or its status -> code, message. Another try can help against
@@ -74,11 +75,16 @@ function envoy_on_response(handle)
     return refuse(headers, body, said, tries_of(handle))
   end
   local first = body:getBytes(at, math.min(length - at, FIRST_LINE_BYTES))
-  local own, timing, rest = first:match("^(%d%d%d) ([^\n]*)\n()")
+  local own, about, timing, rest = first:match("^(%d%d%d)(%S*) ([^\n]*)\n()")
   if not own then return refuse(headers, body, "", tries_of(handle)) end
   headers:replace(":status", own)
-  headers:replace("content-type", "application/json")
-  headers:remove("inference-header-content-length")
+  headers:replace("content-type", about:match(";type=([^;]+)") or "application/json")
+  local json_bytes = about:match(";json=(%d+)")
+  if json_bytes then
+    headers:replace("inference-header-content-length", json_bytes)
+  else
+    headers:remove("inference-header-content-length")
+  end
   if timing ~= "" then
     headers:replace("server-timing", timing .. ", " .. headers:get("server-timing"))
   end

@@ -8,6 +8,7 @@ and so do all engines.
 
 import json
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -27,9 +28,11 @@ from vlserve_worker.bodies import TOO_COMPLEX, TOO_LARGE, UNREADABLE, BodyRefuse
 from vlserve_worker.capture import Capture
 from vlserve_worker.lone_requests import LoneRequests
 from vlserve_worker.time_limit import ended_after, limit_of
+from vlserve_worker.v2.messages import TOO_MANY_ITEMS
 from vlserve_worker.video_parts import VideoParts
 
 KILLED_WORKER = "request_killed_worker"
+TOO_LATE = "items_too_late"
 HTTP_STATUS = {
     UNREADABLE: 400,
     TOO_LARGE: 413,
@@ -41,6 +44,8 @@ HTTP_STATUS = {
     video.TOO_LARGE: 413,
     video.TOO_COMPLEX: 413,
     video.UNSUPPORTED: 415,
+    TOO_MANY_ITEMS: 413,
+    TOO_LATE: 503,
 }
 """Code -> status; vlserve.runtime.errors has them too, and a test holds the two together."""
 
@@ -69,6 +74,11 @@ class Refusal:
         error = {"code": self.code, "message": self.message}
         body = {"error": error, "request_id": request_id}
         return json.dumps(body, ensure_ascii=False).encode("utf-8", "backslashreplace")
+
+
+_LATE = Refusal(
+    TOO_LATE, "the items before this one took too long: send fewer in one request, or try again"
+)
 
 
 @dataclass(frozen=True)
@@ -104,7 +114,7 @@ class RequestFilter:
         ``capture``: keeps inputs, where the operator said so."""
         self.version = version
         self._notes = notes
-        self._max_body_bytes = max_body_bytes
+        self.max_body_bytes = max_body_bytes
         self._response_timeout_s = response_timeout_s
         self._checks_images = checks_images
         self._lone = lone
@@ -119,16 +129,26 @@ class RequestFilter:
         self._seen = self._notes.look() if self._notes else Suspicions()
         return [one if isinstance(one, Refusal) else self._read(one, len(batch)) for one in batch]
 
-    def answer(self, data: Sequence[Refusal | Noted], run: Run, refuse: Refuse) -> list[Any] | None:
+    def answer(
+        self,
+        data: Sequence[Refusal | Noted],
+        run: Run,
+        refuse: Refuse,
+        batch_size: int = sys.maxsize,
+    ) -> list[Any] | None:
         """Return one answer a request, in order: refusals by their own words, the others by
         ``run``, those that stood in a dead worker's note one by one after their neighbours. None:
-        ``run`` failed."""
+        ``run`` failed. ``batch_size``: the most that run together."""
         answers: list[Any] = [None] * len(data)
         began = time.monotonic()
         for at, one in enumerate(data):
             if isinstance(one, Refusal):
                 answers[at] = refuse(at, one)
-        for places, alone in self._rounds(data):
+        for places, alone in self._rounds(data, batch_size):
+            if not alone and self._is_late(began):
+                for at in places:
+                    answers[at] = refuse(at, _LATE)
+                continue
             noted = [one for at in places if isinstance(one := data[at], Noted)]
             with self._at_work([one.digest for one in noted], alone, began):
                 answered = run(places, [one.values for one in noted])
@@ -149,7 +169,7 @@ class RequestFilter:
                 f"it is refused for {REFUSED_S} s",
             )
         try:
-            unwrap_body(request, self._max_body_bytes)
+            unwrap_body(request, self.max_body_bytes)
             self._videos.to_images(request, batch_size)
             if self._checks_images:
                 image_limits.check_images(request)
@@ -162,12 +182,21 @@ class RequestFilter:
             self._capture.keep(request)
         return digest
 
-    def _rounds(self, data: Sequence[Refusal | Noted]) -> list[tuple[list[int], bool]]:
+    def _rounds(
+        self, data: Sequence[Refusal | Noted], batch_size: int
+    ) -> list[tuple[list[int], bool]]:
         """Return the places that run together, and whether that is a suspect by itself."""
         places = [at for at, one in enumerate(data) if isinstance(one, Noted)]
         suspects = [at for at in places if self._is_suspect(data[at])]
         good = [at for at in places if at not in suspects]
-        return [*([(good, False)] if good else []), *(([at], True) for at in suspects)]
+        runs = [good[at : at + batch_size] for at in range(0, len(good), batch_size)]
+        return [*((run, False) for run in runs), *(([at], True) for at in suspects)]
+
+    def _is_late(self, began: float) -> bool:
+        """Return whether half of the time is over that the engine gives a worker for a batch: what
+        would only begin now might have the worker ended, and be suspected of it."""
+        timeout_s = self._response_timeout_s
+        return timeout_s is not None and time.monotonic() - began > timeout_s / 2
 
     def _is_suspect(self, one: Refusal | Noted) -> bool:
         return isinstance(one, Noted) and one.digest in self._seen.suspects
@@ -178,6 +207,8 @@ class RequestFilter:
         first, for what its neighbours took, is no more than a suspect by that."""
         timeout_s = self._response_timeout_s
         limit_s = None if timeout_s is None else limit_of(timeout_s, alone=alone)
+        if not alone and limit_s is not None:
+            limit_s -= time.monotonic() - began
         if alone and timeout_s is not None and limit_s is not None:
             alone = time.monotonic() - began + limit_s <= timeout_s
         noted = self._notes.at_work(digests, alone=alone) if self._notes else nullcontext()

@@ -2,7 +2,9 @@
 which reads and answers through TorchServe's context."""
 
 import re
+import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +21,79 @@ from vlserve_worker.request_filter import (
     RequestFilter,
     open_notes,
 )
+from vlserve_worker.v2.batch import spread_batch
+from vlserve_worker.v2.exchange import Exchange, ItemAnswer, Served
 
 ANSWERED_BY = "x-vlserve-version"
+TIMING = "server-timing"
+JSON_LENGTH = "inference-header-content-length"
 
 Handler = Callable[[list[Any], Any], Any]
 
 
-def answer_batch(
-    requests: RequestFilter, data: Sequence[Refusal | Noted], context: Any, handler: Handler
+@dataclass(frozen=True)
+class Asked:
+    """One request, as the items of which it is made: a plain one is one. ``processors``: what
+    TorchServe keeps of an item's headers and of the answer's. ``ids``: TorchServe's own."""
+
+    items: Sequence[Refusal | Noted]
+    processors: Sequence[Any]
+    ids: Sequence[str]
+    exchange: Exchange | None = None
+
+
+def answer_requests(
+    requests: RequestFilter, asked: Sequence[Asked], context: Any, handler: Handler
 ) -> Any:
-    """Return one answer a request, in order, by the handler or in its place; none at all, which
-    TorchServe takes for what it is, where the handler is broken."""
+    """Return one answer a request, as `answer_batch`, of V2 requests too."""
+    context.request_processor = [processor for one in asked for processor in one.processors]
+    context.request_ids = dict(enumerate(name for one in asked for name in one.ids))
+    items = [item for one in asked for item in one.items]
+    batch_size = int(context.system_properties.get("batch_size") or 1)
+    answers = answer_batch(requests, items, context, handler, batch_size)
+    context.request_processor = [one.processors[0] for one in asked]
+    context.request_ids = {at: one.ids[0] for at, one in enumerate(asked)}
+    if not answers:
+        return answers
+    given = iter(answers)
+    return [
+        _answer_of(one, at, [next(given) for _ in one.items], context)
+        for at, one in enumerate(asked)
+    ]
+
+
+def _answer_of(asked: Asked, at: int, answers: list[Any], context: Any) -> Any:
+    if asked.exchange is None:
+        return answers[0]
+    whole = asked.exchange.join(
+        [
+            ItemAnswer(
+                processor.get_response_status_code(),
+                processor.get_response_header(TIMING) or "",
+                answer,
+            )
+            for processor, answer in zip(asked.processors, answers, strict=True)
+        ]
+    )
+    context.set_response_status(code=whole.status, idx=at)
+    context.set_response_content_type(at, whole.encoded.content_type)
+    if whole.timing:
+        context.set_response_header(at, TIMING, whole.timing)
+    if whole.encoded.json_bytes is not None:
+        context.set_response_header(at, JSON_LENGTH, str(whole.encoded.json_bytes))
+    return whole.encoded.body
+
+
+def answer_batch(
+    requests: RequestFilter,
+    data: Sequence[Refusal | Noted],
+    context: Any,
+    handler: Handler,
+    batch_size: int = sys.maxsize,
+) -> Any:
+    """Return one answer an item, in order, by the handler or in its place; none at all, which
+    TorchServe takes for what it is, where the handler is broken. ``batch_size``: the most items
+    that the handler gets at once."""
     processors, ids = context.request_processor, context.request_ids
 
     def run(places: list[int], values: list[dict[str, Any]]) -> list[Any] | None:
@@ -45,32 +109,42 @@ def answer_batch(
         context.set_response_header(at, ANSWERED_BY, str(requests.version))
         return refusal.body(_request_id(context, at))
 
-    answers = requests.answer(data, run, refuse)
+    answers = requests.answer(data, run, refuse, batch_size)
     if answers is None:
         return []
     context.request_processor, context.request_ids = processors, ids
     return answers
 
 
-def install_filter(service: Any, requests: RequestFilter) -> None:
+def install_filter(service: Any, requests: RequestFilter, served: Served) -> None:
     """Have TorchServe's class of services ask ``requests`` before the handler."""
     hand_over: Callable[[list[dict[str, Any]]], Any] = service.retrieve_data_for_inference
     begin: Callable[..., None] = service.__init__
 
     def retrieve(batch: list[dict[str, Any]]) -> Any:
-        read = requests.read_batch(batch)
-        headers, values, ids = hand_over(batch)
-        data = [
+        spread = spread_batch(batch, served, requests.max_body_bytes)
+        read = requests.read_batch(spread.items)
+        processors, values, ids = hand_over(
+            [
+                batch[place] if isinstance(item, Refusal) else item
+                for item, place in zip(spread.items, spread.places, strict=True)
+            ]
+        )
+        items = [
             one if isinstance(one, Refusal) else Noted(fields, one)
             for one, fields in zip(read, values, strict=True)
         ]
-        return headers, data, ids
+        columns = (items, processors, list(ids.values()))
+        groups = zip(*map(spread.grouped, columns), spread.exchanges, strict=True)
+        asked = [Asked(*group) for group in groups]
+        first_ids = {at: one.ids[0] for at, one in enumerate(asked)}
+        return [one.processors[0] for one in asked], asked, first_ids
 
     def begin_with(
         self: Any, name: str, folder: str, about: Any, handler: Handler, *more: Any
     ) -> None:
-        def answer(data: list[Refusal | Noted], context: Any) -> Any:
-            return answer_batch(requests, data, context, handler)
+        def answer(asked: list[Asked], context: Any) -> Any:
+            return answer_requests(requests, asked, context, handler)
 
         begin(self, name, folder, about, answer, *more)
 

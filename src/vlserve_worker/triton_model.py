@@ -8,7 +8,8 @@ of it in headers stands in the request's parameters. The answer is one tensor ``
     JSON body
 
 because Triton 2.51 has neither statuses nor headers of a model's own. The gateway
-(serving_config/gateway/triton.lua) makes them of the first line.
+(serving_config/gateway/triton.lua) makes them of the first line. Of what is not JSON alone, its
+first word is ``STATUS;type=CONTENT-TYPE`` and, where binary data follow JSON, ``;json=BYTES``.
 """
 
 import json
@@ -40,6 +41,8 @@ from vlserve_worker.request_filter import (
 )
 from vlserve_worker.time_limit import ended_after
 from vlserve_worker.triton_tensors import prove_exchange, read_tensor, write_tensor
+from vlserve_worker.v2.batch import served_by, spread_batch
+from vlserve_worker.v2.exchange import ItemAnswer, WholeAnswer
 
 BODY, ANSWER = "body", "answer"
 """The tensors of config.pbtxt."""
@@ -118,6 +121,8 @@ class TritonPythonModel:
                 parameters.batch_size,
                 parameters.answer_log,
             )
+        self._served = served_by(parameters.archive_dir)
+        self._batch_size = parameters.batch_size
         folder, capture = parameters.notes_dir, parameters.capture_dir
         self._filter = RequestFilter(
             parameters.version,
@@ -131,22 +136,30 @@ class TritonPythonModel:
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer a batch: one response a request, in order, none of them an error of Triton's."""
-        batch = [_raw(request) for request in requests]
-        ids = [_request_id(request) for request in batch]
+        spread = spread_batch(
+            [_raw(request) for request in requests], self._served, self._filter.max_body_bytes
+        )
+        ids = [_request_id(request) for request in spread.items]
         data = [
-            parsed if isinstance(parsed, Refusal) else Noted(_values(request), parsed)
-            for parsed, request in zip(self._filter.read_batch(batch), batch, strict=True)
+            parsed if isinstance(parsed, Refusal) else Noted(_values(item), parsed)
+            for parsed, item in zip(
+                self._filter.read_batch(spread.items), spread.items, strict=True
+            )
         ]
 
-        def run(places: list[int], values: list[dict[str, Any]]) -> list[bytes]:
+        def run(places: list[int], values: list[dict[str, Any]]) -> list[ItemAnswer]:
             answers = self._archive.answer(values, [ids[at] for at in places])
-            return [_written(*answer) for answer in answers]
+            return [ItemAnswer(*answer) for answer in answers]
 
-        def refuse(at: int, refusal: Refusal) -> bytes:
-            return _written(refusal.status, "", refusal.body(ids[at]))
+        def refuse(at: int, refusal: Refusal) -> ItemAnswer:
+            return ItemAnswer(refusal.status, "", refusal.body(ids[at]))
 
-        answers = self._filter.answer(data, run, refuse) or []
-        return [pb_utils.InferenceResponse([write_tensor(ANSWER, body)]) for body in answers]
+        answers = self._filter.answer(data, run, refuse, self._batch_size) or []
+        bodies = [
+            _written(*said) if exchange is None else _written_whole(exchange.join(said))
+            for said, exchange in zip(spread.grouped(answers), spread.exchanges, strict=True)
+        ]
+        return [pb_utils.InferenceResponse([write_tensor(ANSWER, body)]) for body in bodies]
 
     def finalize(self) -> None:
         self._archive.close()
@@ -208,5 +221,12 @@ def _request_id(request: dict[str, Any] | Refusal) -> str:
     return next(ids, None) or str(uuid.uuid4())
 
 
-def _written(status: int, timing: str, body: bytes) -> bytes:
-    return f"{status} {timing}\n".encode() + body
+def _written(answer: ItemAnswer) -> bytes:
+    return f"{answer.status} {answer.timing}\n".encode() + answer.body
+
+
+def _written_whole(answer: WholeAnswer) -> bytes:
+    encoded = answer.encoded
+    json_bytes = "" if encoded.json_bytes is None else f";json={encoded.json_bytes}"
+    about = f"{answer.status};type={encoded.content_type}{json_bytes}"
+    return f"{about} {answer.timing}\n".encode() + encoded.body

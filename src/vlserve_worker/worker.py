@@ -26,6 +26,7 @@ from types import ModuleType
 
 from vlserve_worker.last_words import last_words
 from vlserve_worker.service import install_filter, open_filter
+from vlserve_worker.v2.batch import served_by
 
 
 class TorchAtFirstUse(PathFinder):
@@ -65,7 +66,8 @@ if __name__ == "__main__":
     from ts.service import Service
 
     engine_dir, lone_threads = os.environ.get("ENGINE_DIR"), os.environ.get("LONE_THREADS", "1")
-    install_filter(Service, open_filter(*served, engine_dir, Path.cwd(), int(lone_threads)))
+    requests = open_filter(*served, engine_dir, Path.cwd(), int(lone_threads))
+    install_filter(Service, requests, served_by(Path.cwd()))
     sys.argv = sys.argv[1:]
     sys.path.insert(0, str(Path(sys.argv[0]).parent))  # as for any program that Python is given
     with last_words():

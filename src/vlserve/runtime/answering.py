@@ -16,6 +16,8 @@ HTTP_STATUS = {
     ErrorCode.BODY_UNREADABLE: 400,
     ErrorCode.BODY_TOO_LARGE: 413,
     ErrorCode.BODY_TOO_COMPLEX: 413,
+    ErrorCode.TOO_MANY_ITEMS: 413,
+    ErrorCode.ITEMS_TOO_LATE: 503,
     ErrorCode.FIELD_INVALID: 422,
     ErrorCode.IMAGE_UNREADABLE: 400,
     ErrorCode.IMAGE_TOO_LARGE: 413,

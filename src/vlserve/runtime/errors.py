@@ -63,6 +63,8 @@ class ErrorCode(StrEnum):
     BODY_UNREADABLE = "body_unreadable"  # no form, JSON object or image; the message says why
     BODY_TOO_LARGE = "body_too_large"  # over the byte limit once it is unpacked
     BODY_TOO_COMPLEX = "body_too_complex"  # too many fields, values, levels or escapes
+    TOO_MANY_ITEMS = "too_many_items"  # of one request of V2
+    ITEMS_TOO_LATE = "items_too_late"  # items of a V2 request whose neighbours took too long
     FIELD_INVALID = "field_invalid"  # a field missing, unknown, or of the wrong type or range
     IMAGE_UNREADABLE = "image_unreadable"  # not an image, truncated, or base64 that is not
     IMAGE_TOO_LARGE = "image_too_large"  # over the limit of bytes, pixels or scans

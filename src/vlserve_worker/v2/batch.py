@@ -1,0 +1,61 @@
+"""A batch of an engine, in which V2 requests stand as their items."""
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from vlserve_worker.request_filter import Refusal
+from vlserve_worker.v2.exchange import Exchange, Raw, Served, open_exchange
+
+One = TypeVar("One")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """``items``: what is asked of the archive, and what is refused in its place. ``places``: of
+    each the place of its request in the batch. ``exchanges``: of each request, None of a plain one.
+    """
+
+    items: list[Raw | Refusal]
+    places: list[int]
+    exchanges: list[Exchange | None]
+
+    def grouped(self, values: Sequence[One]) -> Iterator[Sequence[One]]:
+        """Yield, for each request, those of ``values`` that are its items'."""
+        at = 0
+        for exchange in self.exchanges:
+            count = len(exchange.items) or 1 if exchange else 1
+            yield values[at : at + count]
+            at += count
+
+
+def spread_batch(batch: Sequence[Raw | Refusal], served: Served, max_bytes: int) -> Spread:
+    """Replace each V2 request of a batch by its items. ``max_bytes``: of a body, unpacked."""
+    spread = Spread([], [], [])
+    for place, request in enumerate(batch):
+        exchange = (
+            None if isinstance(request, Refusal) else open_exchange(request, served, max_bytes)
+        )
+        items: Sequence[Raw | Refusal] = [request]
+        if exchange is not None:
+            refusal = exchange.refusal
+            items = [Refusal(refusal.code, refusal.message)] if refusal else exchange.items
+        spread.exchanges.append(exchange)
+        spread.items.extend(items)
+        spread.places.extend([place] * len(items))
+    return spread
+
+
+def served_by(archive: Path) -> Served:
+    """Return what an unpacked archive serves; nothing of it where its manifest cannot be read."""
+    try:
+        told = json.loads((archive / "manifest.json").read_text(encoding="utf-8"))
+        return Served(str(told["model"]), int(told["version"]), str(told["task"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        logger.warning("%s: what it serves cannot be read: %s", archive, error)
+        return Served()
