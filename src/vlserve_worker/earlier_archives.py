@@ -32,6 +32,8 @@ HTTP_STATUS = {
     "body_unreadable": 400,
     "body_too_large": 413,
     "body_too_complex": 413,
+    "too_many_items": 413,
+    "items_too_late": 503,
     "field_invalid": 422,
     "image_unreadable": 400,
     "image_too_large": 413,

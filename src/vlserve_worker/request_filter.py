@@ -140,18 +140,19 @@ class RequestFilter:
         ``run``, those that stood in a dead worker's note one by one after their neighbours. None:
         ``run`` failed. ``batch_size``: the most that run together."""
         answers: list[Any] = [None] * len(data)
-        began = time.monotonic()
+        began, spent_s = time.monotonic(), 0.0
         for at, one in enumerate(data):
             if isinstance(one, Refusal):
                 answers[at] = refuse(at, one)
         for places, alone in self._rounds(data, batch_size):
-            if not alone and self._is_late(began):
+            if not alone and self._is_late(spent_s):
                 for at in places:
                     answers[at] = refuse(at, _LATE)
                 continue
             noted = [one for at in places if isinstance(one := data[at], Noted)]
-            with self._at_work([one.digest for one in noted], alone, began):
+            with self._at_work([one.digest for one in noted], alone, spent_s):
                 answered = run(places, [one.values for one in noted])
+            spent_s = time.monotonic() - began
             if answered is None:
                 return None
             for at, answer in zip(places, answered, strict=True):
@@ -192,25 +193,25 @@ class RequestFilter:
         runs = [good[at : at + batch_size] for at in range(0, len(good), batch_size)]
         return [*((run, False) for run in runs), *(([at], True) for at in suspects)]
 
-    def _is_late(self, began: float) -> bool:
+    def _is_late(self, spent_s: float) -> bool:
         """Return whether half of the time is over that the engine gives a worker for a batch: what
         would only begin now might have the worker ended, and be suspected of it."""
         timeout_s = self._response_timeout_s
-        return timeout_s is not None and time.monotonic() - began > timeout_s / 2
+        return timeout_s is not None and spent_s > timeout_s / 2
 
     def _is_suspect(self, one: Refusal | Noted) -> bool:
         return isinstance(one, Noted) and one.digest in self._seen.suspects
 
     @contextmanager
-    def _at_work(self, digests: Sequence[str], alone: bool, began: float) -> Iterator[None]:
-        """``began``: when the batch did. Who runs alone so late that the engine may end the worker
-        first, for what its neighbours took, is no more than a suspect by that."""
+    def _at_work(self, digests: Sequence[str], alone: bool, spent_s: float) -> Iterator[None]:
+        """``spent_s``: on the batch before. Who runs alone so late that the engine may end the
+        worker first, for what its neighbours took, is no more than a suspect by that."""
         timeout_s = self._response_timeout_s
         limit_s = None if timeout_s is None else limit_of(timeout_s, alone=alone)
         if not alone and limit_s is not None:
-            limit_s -= time.monotonic() - began
+            limit_s -= spent_s
         if alone and timeout_s is not None and limit_s is not None:
-            alone = time.monotonic() - began + limit_s <= timeout_s
+            alone = spent_s + limit_s <= timeout_s
         noted = self._notes.at_work(digests, alone=alone) if self._notes else nullcontext()
         counted = self._lone.at_work(len(digests)) if self._lone else nullcontext()
         with noted, counted, ended_after(limit_s):

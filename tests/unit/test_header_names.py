@@ -8,6 +8,7 @@ import pytest
 from vlserve.runtime import answering, headers
 from vlserve.runtime.errors import ErrorCode
 from vlserve_worker import bodies, request_filter, service
+from vlserve_worker.v2 import exchange
 
 PROJECT = Path(__file__).parents[2]
 TABLE = {name: value for name, value in vars(headers).items() if name.isupper()}
@@ -41,6 +42,9 @@ def test_the_worker_uses_the_table_s_headers() -> None:
     assert bodies.SENT_TYPE.decode() == headers.SENT_CONTENT_TYPE
     assert bodies.SENT_ENCODING.decode() == headers.SENT_CONTENT_ENCODING
     assert bodies.SENT_PATH.decode() == headers.SENT_PATH
+    assert exchange.PROTOCOL.decode() == headers.PROTOCOL
+    assert exchange.JSON_LENGTH.decode() == headers.SENT_JSON_LENGTH
+    assert exchange.REQUEST_ID.decode() == headers.REQUEST_ID
     assert headers.ANSWERED_BY == service.ANSWERED_BY
     assert headers.REQUEST_ID == request_filter.REQUEST_ID
 
@@ -69,5 +73,6 @@ def test_the_gateway_s_files_use_each_name_that_is_theirs() -> None:
     used = names_in(
         "".join((PROJECT / "serving_config" / file).read_text(encoding="utf-8") for file in files)
     )
-    # envoy_config.py renders x-api-key, envoy_routes.py x-model-version
-    assert used >= set(TABLE.values()) - {headers.MODEL_VERSION, headers.API_KEY}
+    # envoy_config.py renders x-api-key, the routes x-model-version and those of V2
+    rendered = {headers.MODEL_VERSION, headers.API_KEY, headers.PROTOCOL, headers.SENT_JSON_LENGTH}
+    assert used >= set(TABLE.values()) - rendered

@@ -123,6 +123,8 @@ class ModelRoute:
     secret, so that no caller can choose to be one.
     ``step``: written into the log of every request that the weights route, so that it counts for
     the rollout's step that routed it, whenever it ends; empty outside of a rollout.
+    ``manifests``: version -> what its archive says of itself, as far as it is known; it never
+    changes, so it makes no two routes differ.
     """
 
     model: str
@@ -131,6 +133,7 @@ class ModelRoute:
     salt: str = ""
     step: str = ""
     shadow: Shadow | None = None
+    manifests: Mapping[int, Manifest] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

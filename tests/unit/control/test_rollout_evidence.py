@@ -1,5 +1,6 @@
 """What a log line says of the two versions, and what a copy's answers say of each other."""
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -39,8 +40,59 @@ def copied(**changes: Any) -> ShadowLine:
     return read_shadow_line(usual | changes)
 
 
-def of(answers: dict[tuple[str, int], LoggedAnswer]) -> Any:
-    return lambda request_id, version: answers.get((request_id, version))
+@dataclass(frozen=True)
+class Known:
+    """Answers by request id and version; ``items``: of requests that have several."""
+
+    answers: dict[tuple[str, int], LoggedAnswer]
+    items: dict[str, list[str]] = field(default_factory=dict)
+
+    def of(self, request_id: str, version: int) -> LoggedAnswer | None:
+        return self.answers.get((request_id, version))
+
+    def items_of(self, request_id: str) -> list[str]:
+        return self.items.get(request_id, [request_id])
+
+
+def of(answers: dict[tuple[str, int], LoggedAnswer]) -> Known:
+    return Known(answers)
+
+
+THREE = {"r": ["r~0~3", "r~1~3", "r~2~3"]}
+
+
+def test_a_request_of_several_items_is_one_outcome_with_the_labels_of_all() -> None:
+    answers = {("r~0~3", 2): MUSIC, ("r~1~3", 2): FOOD, ("r~2~3", 2): LoggedAnswer(failed=True)}
+    found = outcome(line(), VERSIONS, Known(answers, THREE))
+    assert found is not None and found.tags == ("music", "food")
+
+
+def test_each_item_of_a_copied_request_is_a_pair() -> None:
+    answers = {("r~0~3", 1): MUSIC, ("r~0~3", 2): FOOD, ("r~1~3", 1): FOOD}
+    waiting = [Copy("r", 200, 100.0)]
+    pairs, waiting = join(waiting, VERSIONS, Known(answers, THREE), now=101.0)
+    assert pairs == [AnsweredCopy("r~0~3", MUSIC, FOOD)]
+    assert [copy.request_id for copy in waiting] == ["r~1~3", "r~2~3"]
+    answers |= {("r~1~3", 2): FOOD}
+    pairs, waiting = join(waiting, VERSIONS, Known(answers, THREE), now=102.0)
+    assert pairs == [AnsweredCopy("r~1~3", FOOD, FOOD)]
+    assert join(waiting, VERSIONS, Known(answers, THREE), now=101.0 + PATIENCE_S) == ([], [])
+
+
+def test_a_bad_item_takes_no_evidence_from_its_neighbours() -> None:
+    """It fails the request with 400 on both versions; the others were answered all the same."""
+    bad = LoggedAnswer(failed=True)
+    answers = {("r~0~3", version): MUSIC for version in (1, 2)}
+    answers |= {("r~1~3", version): bad for version in (1, 2)}
+    pairs, _ = join([Copy("r", 400, 100.0)], VERSIONS, Known(answers, THREE), now=101.0)
+    assert pairs == [AnsweredCopy("r~0~3", MUSIC, MUSIC)]
+
+
+def test_an_item_whose_request_the_candidate_lost_is_a_pair_that_differs() -> None:
+    answers = {(item, 1): MUSIC for item in THREE["r"]}
+    pairs, waiting = join([Copy("r", 503, 100.0)], VERSIONS, Known(answers, THREE), now=101.0)
+    assert pairs == [AnsweredCopy(item, MUSIC, None) for item in THREE["r"]]
+    assert waiting == []
 
 
 def test_an_answered_request() -> None:

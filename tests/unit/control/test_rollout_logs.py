@@ -147,6 +147,16 @@ def test_a_request_id_that_came_twice_stands_for_neither(log: Path) -> None:
     assert answers.of("a", 1) is None
 
 
+def test_the_items_of_a_request_are_known_from_any_of_their_lines(log: Path) -> None:
+    log.write_text(answer("a~1~3", 1, scores={"x": 1.0}) + answer("b", 1), encoding="utf-8")
+    answers = AnswerLog(log, "tagger", Cursor())
+    answers.read()
+    assert answers.items_of("a") == ["a~0~3", "a~1~3", "a~2~3"]
+    assert answers.items_of("b") == ["b"]
+    assert answers.items_of("a~1~3") == ["a~1~3"]
+    assert answers.of("a~1~3", 1) is not None
+
+
 def test_only_so_many_answers_are_remembered(log: Path) -> None:
     log.write_text(
         "".join(answer(f"{n}", 1, scores={"x": 1.0}) for n in range(KEPT + 5)), encoding="utf-8"

@@ -122,3 +122,12 @@ def test_failed_requests_are_no_evidence_of_speed(policy):
     state = observe(JudgeState.start(policy), Batch(slow_failures))
     assert state.errors.candidate_hits == BLOCK / 2
     assert np.sum(state.latency.stable) == np.sum(state.latency.candidate) == 0
+
+
+@pytest.mark.parametrize(("unit", "counted"), [("caller", BLOCK), ("request", 3 * BLOCK)])
+def test_items_of_one_request_are_draws_of_their_own_only_where_every_request_is(
+    policy: Policy, unit: str, counted: int
+) -> None:
+    state = JudgeState.start(policy.model_copy(update={"unit": unit}))
+    outcomes = [Outcome(True, False, 20.0, tag="a", other_tags=("b", "c"))] * BLOCK
+    assert observe(state, Batch(outcomes)).tags.candidate.sum() == counted

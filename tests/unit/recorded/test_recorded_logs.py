@@ -42,7 +42,7 @@ def test_requests_of_a_canary_are_evidence_for_both_versions(project: Path) -> N
     answers.read()
     log = project / LOGS / "access.jsonl"
     found, _ = read_since(log, Cursor(), b'"1/0"')
-    outcomes = [outcome(line, BOTH, answers.of) for line in as_model(found, read_access_line, log)]
+    outcomes = [outcome(line, BOTH, answers) for line in as_model(found, read_access_line, log)]
     judged = [each for each in outcomes if each is not None]
     assert len(judged) == len(outcomes) >= 60
     assert {each.candidate for each in judged} == {True, False}
@@ -56,7 +56,7 @@ def test_copies_of_a_shadow_find_both_answers(project: Path) -> None:
     answers = AnswerLog(project / LOGS / "answers.jsonl", "banner", Cursor())
     answers.read()
     copied = copies(map(read_shadow_line, lines(project, "shadow.jsonl")), now=0.0)
-    pairs, waiting = join(copied, BOTH, answers.of, now=1.0)
+    pairs, waiting = join(copied, BOTH, answers, now=1.0)
     answered = [copy for copy in copied if copy.status == 200]  # one may be of the refused request
     assert (len(pairs), waiting) == (len(answered), [])
     assert len(copied) - 1 <= len(pairs)

@@ -2,13 +2,17 @@
 
 import io
 import json
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from vlserve_worker import request_filter
 from vlserve_worker.bodies import BodyRefused
-from vlserve_worker.request_filter import Refusal
+from vlserve_worker.capture import PLAN, Capture, Plan, fields_of, name_of
+from vlserve_worker.request_filter import Noted, Refusal, RequestFilter
 from vlserve_worker.v2.batch import served_by, spread_batch
 from vlserve_worker.v2.exchange import ItemAnswer, Served
 from vlserve_worker.v2.item_ids import ItemId, item_id, read_item_id
@@ -242,8 +246,35 @@ def test_an_output_that_the_task_has_not_is_refused_before_anything_runs() -> No
         assert "there are tag, score" in refusal.message
 
 
-def test_an_archive_without_a_manifest_is_served_without_a_task(tmp_path: Any) -> None:
+def test_an_archive_without_a_manifest_is_served_without_a_task(tmp_path: Path) -> None:
     assert served_by(tmp_path) == Served()
     manifest = {"model": "tagger", "version": 7, "task": "tag"}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     assert served_by(tmp_path) == TAGGER
+
+
+def test_items_run_by_the_engine_s_batches_and_late_ones_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now_s = [0.0]
+    monkeypatch.setattr(request_filter, "time", SimpleNamespace(monotonic=lambda: now_s[0]))
+    batches: list[list[int]] = []
+
+    def run(places: list[int], values: list[dict[str, Any]]) -> list[str]:
+        batches.append(places)
+        now_s[0] += 6.0
+        return ["answered"] * len(places)
+
+    items = [Noted({}, f"{at:032}") for at in range(7)]
+    filter_ = RequestFilter(1, None, 100, response_timeout_s=20)
+    answers = filter_.answer(items, run, lambda at, refusal: refusal.code, batch_size=3)
+    assert batches == [[0, 1, 2], [3, 4, 5]]  # 12 s are more than half of 20
+    assert answers == ["answered"] * 6 + ["items_too_late"]
+
+
+def test_each_item_is_kept_under_its_own_id(tmp_path: Path) -> None:
+    (tmp_path / PLAN).write_text(Plan(1.0, 1.0, 10**6).to_json(), encoding="utf-8")
+    filter_ = RequestFilter(7, None, 1000, capture=Capture(tmp_path))
+    filter_.read_batch(spread_batch([raw(request_of("a", "b"))], TAGGER, 1000).items)
+    kept = {at: fields_of(tmp_path / name_of(item_id("r", at, 2))) for at in range(2)}
+    assert kept == {0: {"text": b"a"}, 1: {"text": b"b"}}

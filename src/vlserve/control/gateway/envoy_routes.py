@@ -7,7 +7,7 @@ Envoy's v3 API: https://www.envoyproxy.io/docs/envoy/latest/api-v3/api
 from collections.abc import Sequence
 
 from vlserve.control.domain import Instance, Routing
-from vlserve.control.gateway import torchserve_routes
+from vlserve.control.gateway import torchserve_routes, v2_routes
 from vlserve.control.gateway.envoy_clusters import Config
 from vlserve.control.gateway.prediction_routes import plain_paths
 from vlserve.control.gateway.route_parts import (
@@ -29,11 +29,11 @@ ROUTES = "predictions"
 UNREADABLE_QUERY = r"\C*\?\C*%([0-9A-Fa-f]?|[0-9A-Fa-f]?[^0-9A-Fa-f]\C*)"
 """Matches a path with a % in its query that two hexadecimal digits do not follow."""
 
-PREFIXES = ("/predictions/", torchserve_routes.EXPLANATIONS)
+PREFIXES = ("/predictions/", torchserve_routes.EXPLANATIONS, v2_routes.PREFIX)
 """Of all paths at which predictions are asked for."""
 
 MAX_OWN_WORDS_BYTES = 64 * 1024
-"""Most bytes of what the gateway answers itself."""
+"""Most bytes of what the gateway answers itself, as of V2's metadata of a model."""
 
 MORE_RETRIES = 4
 """Of a request that met a dead worker of Triton: it is sent again until another one is up, where
@@ -55,7 +55,11 @@ def routes(routing: Routing, settings: Settings) -> Config:
     paths = [
         buffered(path, gateway) if "route" in path else path
         for route in routing.models
-        for path in (*torchserve_routes.model_paths(route), *plain_paths(route, gateway))
+        for path in (
+            *torchserve_routes.model_paths(route),
+            *plain_paths(route, gateway),
+            *v2_routes.model_paths(route, gateway),
+        )
     ]
     return {
         "@type": _ROUTE_TYPE,
@@ -68,11 +72,13 @@ def routes(routing: Routing, settings: Settings) -> Config:
                 "domains": ["*"],
                 "routes": [
                     *_health_paths(),
+                    *v2_routes.health_paths(),
                     *(_questions_of_the_api_page(settings, prefix) for prefix in PREFIXES),
                     *torchserve_routes.service_paths(routing),
                     *(_bad_query(prefix) for prefix in PREFIXES),
                     *(_large_body(prefix, gateway) for prefix in PREFIXES),
                     *paths,
+                    *v2_routes.other_paths(),
                     *_unknown_paths(),
                 ],
                 "request_body_buffer_limit": gateway.max_body_bytes,

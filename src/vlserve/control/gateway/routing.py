@@ -14,6 +14,7 @@ from vlserve.control.domain import (
     VersionRecord,
 )
 from vlserve.control.placement import Placement
+from vlserve.runtime.manifest import Manifest
 
 
 def full_weight(version: int) -> dict[int, int]:
@@ -39,17 +40,18 @@ def desired_routing(
     """Return the routing that the ledger wants: a path per loaded version, weights by model. A
     version's requests go to instances of its engine alone: the others count as lacking it."""
     served = [record for record in versions if record.state.routable]
-    routable: dict[str, list[int]] = {}
+    routable: dict[str, dict[int, Manifest]] = {}
     for record in served:
-        routable.setdefault(record.model, []).append(record.version)
+        routable.setdefault(record.model, {})[record.version] = record.manifest
     routes = [
         ModelRoute(
             model=model.model,
             weights=dict(model.weights),
-            versions=tuple(sorted(routable.get(model.model, ()))),
+            versions=tuple(sorted(routable[model.model])),
             salt=model.salt,
             step=model.step,
             shadow=model.shadow,
+            manifests=routable[model.model],
         )
         for model in models
         if model.model in routable

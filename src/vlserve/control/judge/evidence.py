@@ -34,12 +34,19 @@ class Outcome:
     refused: bool = False
     """The client's own fault (4xx): it counts for the sample ratio, and for nothing else. Left out
     there, a version that accepts what the other refuses would seem to get more requests."""
+    other_tags: tuple[str, ...] = ()
+    """Of a request of several items (V2): the top tags of those after the first."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.latency_ms) and self.latency_ms >= 0):
             raise EvidenceInvalid(
                 f"latency_ms is {self.latency_ms}: expected a number of at least 0"
             )
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The top tags of all items."""
+        return self.other_tags if self.tag is None else (self.tag, *self.other_tags)
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,14 @@ def _settle_block(state: JudgeState, block: Sequence[Outcome]) -> JudgeState:
     candidate = np.array([outcome.candidate for outcome in block])
     failed = np.array([outcome.failed for outcome in block])
     latency_ms = np.array([outcome.latency_ms for outcome in block])
-    answers = [(outcome.candidate, outcome.tag) for outcome in block if not outcome.failed]
+    # The items of one request are no draws of their own: one stands for all, as for a caller.
+    most = None if state.policy.unit == "request" else 1
+    answers = [
+        (outcome.candidate, tag)
+        for outcome in block
+        if not outcome.failed
+        for tag in outcome.tags[:most]
+    ]
     settle_errors = two_sample.settle_alone if state.weight == 100 else two_sample.settle
     return replace(
         state,
@@ -124,8 +131,8 @@ def _settle_block(state: JudgeState, block: Sequence[Outcome]) -> JudgeState:
         ),
         tags=tags.tally(
             state.tags,
-            candidate=[tag for is_candidate, tag in answers if tag is not None and is_candidate],
-            stable=[tag for is_candidate, tag in answers if tag is not None and not is_candidate],
+            candidate=[tag for is_candidate, tag in answers if is_candidate],
+            stable=[tag for is_candidate, tag in answers if not is_candidate],
             margin=gates.tags.margin,
         ),
     )

@@ -1,12 +1,14 @@
 """The log of answers that the handlers write, by request and version."""
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from vlserve.control.rollouts.log_reader import Cursor, as_model, read_since
 from vlserve.runtime.answer_log import AnswerLine, read_answer_line
+from vlserve_worker.v2.item_ids import item_id, read_item_id
+from vlserve_worker.v2.messages import MAX_ITEMS
 
 KEPT = 20_000
 """Answers that are remembered; older ones are forgotten first."""
@@ -37,6 +39,7 @@ class AnswerLog:
         self._containing = f'"{model}"'.encode()  # however a writer sets its spaces
         self._cursor = begin
         self._by_request: OrderedDict[tuple[str, int], LoggedAnswer | None] = OrderedDict()
+        self._items: OrderedDict[str, int] = OrderedDict()
 
     def read(self) -> None:
         """Read what was logged since the last call."""
@@ -47,15 +50,24 @@ class AnswerLog:
             named = (line for line in lines if line.get("model") == self._model)
             for line in as_model(named, read_answer_line, self._log):
                 self._add(line)
-            while len(self._by_request) > KEPT:
-                self._by_request.popitem(last=False)
+            for kept in (self._by_request, self._items):
+                while len(kept) > KEPT:
+                    kept.popitem(last=False)
 
     def of(self, request_id: str, version: int) -> LoggedAnswer | None:
         """Return the answer of a version to a request; None while it is not logged, and for a
         request id that came twice: nobody knows which of the two requests it stands for."""
         return self._by_request.get((request_id, version))
 
+    def items_of(self, request_id: str) -> Sequence[str]:
+        """Return the ids under which the answers to a request are logged, as far as is known: its
+        own, or one for each of several items (V2)."""
+        count = self._items.get(request_id, 1)
+        return [item_id(request_id, at, count) for at in range(count)]
+
     def _add(self, line: AnswerLine) -> None:
+        if (item := read_item_id(line.request_id)) is not None and item.items <= MAX_ITEMS:
+            self._items[item.request_id] = item.items
         key = (line.request_id, line.version)
         answer = LoggedAnswer(line.scores, line.digest, failed=line.error is not None)
         self._by_request[key] = None if key in self._by_request else answer

@@ -113,13 +113,13 @@ def _gather(
     copied, copies_read = read_since(logs.copies, state.copies, containing)
     answers.read()
     ended = (
-        log_evidence.outcome(line, versions, answers.of)
+        log_evidence.outcome(line, versions, answers)
         for line in as_model(_of_step(lines, step), read_access_line, logs.requests)
     )
     outcomes = [outcome for outcome in ended if outcome is not None]
     shadowed = as_model(_of_step(copied, step), read_shadow_line, logs.copies)
     waiting = (*state.waiting, *log_evidence.copies(shadowed, conditions.now))
-    answered, still_waiting = log_evidence.join(waiting, versions, answers.of, conditions.now)
+    answered, still_waiting = log_evidence.join(waiting, versions, answers, conditions.now)
     if conditions.restoring:
         outcomes, answered, still_waiting = [], [], []
     pairs = [log_evidence.compare(each.stable, each.candidate) for each in answered]

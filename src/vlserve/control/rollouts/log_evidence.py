@@ -5,13 +5,15 @@ weights routed it; a request that asked for a version has no step. The log of co
 copy that reached the candidate. The handlers' log has what each version answered.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from http import HTTPStatus
+from typing import Protocol
 
 from vlserve.control.gateway.log_lines import AccessLine, ShadowLine
 from vlserve.control.judge import Outcome, ShadowPair
 from vlserve.control.rollouts.answer_log import LoggedAnswer
+from vlserve_worker.v2.item_ids import read_item_id
 
 PATIENCE_S = 120.0
 """How long a copy waits for the other answer; longer than any request takes."""
@@ -30,8 +32,16 @@ class AnsweredCopy:
     candidate: LoggedAnswer | None
 
 
-AnswerOf = Callable[[str, int], LoggedAnswer | None]
-"""(request id, version) -> what was answered."""
+class Answers(Protocol):
+    """What was answered, as `AnswerLog` has it."""
+
+    def of(self, request_id: str, version: int) -> LoggedAnswer | None:
+        """Return the answer of a version; None while it is not known."""
+        ...
+
+    def items_of(self, request_id: str) -> Sequence[str]:
+        """Return the ids of the answers to a request, of which it may have several (V2)."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,7 @@ class Copy:
     seen_at: float
 
 
-def outcome(line: AccessLine, versions: Pair, answer_of: AnswerOf) -> Outcome | None:
+def outcome(line: AccessLine, versions: Pair, answers: Answers) -> Outcome | None:
     """Return the outcome that a line of the gateway's log tells; None if another version got it, or
     the gateway would have sent it to none: without a key nobody has a say in a release.
 
@@ -68,14 +78,17 @@ def outcome(line: AccessLine, versions: Pair, answer_of: AnswerOf) -> Outcome | 
     left_soon = line.client_left and line.waited_ms < _LEFT_SOON_MS
     answered_once = 200 <= status < 400 and (line.tries or 1) == 1
     failed = not (refused or left_soon or answered_once)
-    answered = answer_of(str(line.request_id), version) if answered_once else None
+    items = answers.items_of(str(line.request_id)) if answered_once else ()
+    answered = (answers.of(item, version) for item in items)
+    labels = tuple(each.label for each in answered if each is not None and each.label is not None)
     return Outcome(
         candidate=version == versions.candidate,
         failed=failed,
         refused=refused,
         latency_ms=line.waited_ms,
         caller=line.caller or None,
-        tag=answered.label if answered else None,
+        tag=labels[0] if labels else None,
+        other_tags=labels[1:],
     )
 
 
@@ -89,21 +102,33 @@ def copies(lines: Iterable[ShadowLine], now: float) -> list[Copy]:
 
 
 def join(
-    waiting: Sequence[Copy], versions: Pair, answer_of: AnswerOf, now: float
+    waiting: Sequence[Copy], versions: Pair, answers: Answers, now: float
 ) -> tuple[list[AnsweredCopy], list[Copy]]:
     """Return the copies that both versions have answered, and those that still wait. A request
-    that stable could not answer is neither."""
+    that stable could not answer is neither. Of a request of several items (V2), each is a copy."""
     answered, unanswered = [], []
-    for copy in waiting:
-        stable = answer_of(copy.request_id, versions.stable)
-        candidate = answer_of(copy.request_id, versions.candidate)
-        if stable is None or (copy.status == 200 and candidate is None):
+    copies = (
+        replace(copy, request_id=item)
+        for copy in waiting
+        for item in answers.items_of(copy.request_id)
+    )
+    for copy in copies:
+        is_item = read_item_id(copy.request_id) is not None
+        stable = answers.of(copy.request_id, versions.stable)
+        candidate = answers.of(copy.request_id, versions.candidate)
+        if stable is None or (candidate is None and _may_still_come(copy, is_item)):
             if 0 <= now - copy.seen_at < PATIENCE_S:  # below: the clock stepped back
                 unanswered.append(copy)
         elif not stable.failed:
-            told = candidate if copy.status == 200 else None
+            told = candidate if copy.status == HTTPStatus.OK or is_item else None
             answered.append(AnsweredCopy(copy.request_id, stable, told))
     return answered, unanswered
+
+
+def _may_still_come(copy: Copy, is_item: bool) -> bool:
+    """Return whether the candidate's answer is to be waited for. An item may have one although
+    another failed their request."""
+    return copy.status == HTTPStatus.OK or (is_item and copy.status < 500)
 
 
 def compare(stable: LoggedAnswer, candidate: LoggedAnswer | None) -> ShadowPair:

@@ -116,11 +116,9 @@ def _tally(
     tally: VersionMetrics, outcomes: Sequence[Outcome], histogram: JsonArray
 ) -> VersionMetrics:
     labels = dict(tally.labels)
-    for outcome in outcomes:
-        if outcome.tag is not None:
-            known = outcome.tag in labels or len(labels) < LABELS
-            label = outcome.tag if known else OTHERS
-            labels[label] = labels.get(label, 0) + 1
+    for tag in (tag for outcome in outcomes for tag in outcome.tags):
+        label = tag if tag in labels or len(labels) < LABELS else OTHERS
+        labels[label] = labels.get(label, 0) + 1
     p50_ms, p99_ms = (float(array) for array in latency.quantiles_ms(histogram, 0.5, 0.99))
     answered = bool(histogram.sum())
     return VersionMetrics(

@@ -1,0 +1,91 @@
+"""The Open Inference Protocol's routes (V2, REST): inference by the same versions, weights and
+shadows as /predictions/; what a server says of itself and of its models, without asking an engine.
+Pure.
+"""
+
+from collections.abc import Sequence
+
+from vlserve.control.domain import ModelRoute
+from vlserve.control.gateway.envoy_clusters import Config
+from vlserve.control.gateway.prediction_routes import (
+    Form,
+    no_version,
+    prediction_paths,
+    unreleased,
+)
+from vlserve.control.gateway.route_parts import OPEN_TO_ALL, asked_with, direct, refusal
+from vlserve.control.gateway.v2_metadata import model_metadata, server_metadata
+from vlserve.runtime import headers
+from vlserve.settings_sections import GatewaySettings
+
+PREFIX = "/v2/"
+
+V2 = Form(
+    of_model=lambda model: [{"path": f"/v2/models/{model}/infer"}],
+    of_version=lambda model, version: [{"path": f"/v2/models/{model}/versions/{version}/infer"}],
+    told={
+        headers.PROTOCOL: "v2",
+        headers.SENT_JSON_LENGTH: "%REQ(inference-header-content-length)%",
+    },
+)
+
+
+def health_paths() -> list[Config]:
+    """Return the routes of the gateway's own health: it is live and ready where it has them."""
+    said = {"live": True}, {"ready": True}
+    return [
+        route | OPEN_TO_ALL if "direct_response" in route else route
+        for path, answer in zip(("/v2/health/live", "/v2/health/ready"), said, strict=True)
+        for route in _asked(path, answer)
+    ]
+
+
+def model_paths(route: ModelRoute, gateway: GatewaySettings) -> list[Config]:
+    """Return the routes of /v2/models/{model}…; the first that matches counts."""
+    model = f"/v2/models/{route.model}"
+    ready = {"name": route.model, "ready": True}
+    infers = [
+        *V2.of_model(route.model),
+        *(path for version in route.versions for path in V2.of_version(route.model, version)),
+    ]
+    refused = refusal(405, "method_not_allowed", "inference is asked for with POST", "POST")
+    return [
+        *prediction_paths(route, gateway, V2),
+        *({"match": path, **refused} for path in infers),
+        *_asked(model, model_metadata(route)),
+        *(
+            _asked(f"{model}/ready", ready)
+            if any(route.weights.values())
+            else [{"match": {"path": f"{model}/ready"}, **unreleased(route)}]
+        ),
+        *(
+            asked
+            for version in route.versions
+            for asked in (
+                *_asked(f"{model}/versions/{version}", model_metadata(route, version)),
+                *_asked(f"{model}/versions/{version}/ready", ready | {"version": str(version)}),
+            )
+        ),
+        {"match": {"path_separated_prefix": model}, **no_version(route)},
+    ]
+
+
+def other_paths() -> list[Config]:
+    """Return the routes of the server's own metadata, and of what V2 has not."""
+    no_model = refusal(404, "model_not_found", "no model of this name is served")
+    no_path = refusal(404, "not_found", "V2 has models at /v2/models/{model}")
+    return [
+        *_asked("/v2", server_metadata()),
+        {"match": {"prefix": "/v2/models/"}, **no_model},
+        {"match": {"prefix": PREFIX}, **no_path},
+    ]
+
+
+def _asked(path: str, answer: object) -> Sequence[Config]:
+    """Return the routes of what is asked for with GET, also with a slash at its end."""
+    refused = refusal(405, "method_not_allowed", "it is asked for with GET", "GET, HEAD")
+    paths = ({"path": path}, {"path": f"{path}/"})
+    return [
+        *({"match": asked_with("GET|HEAD", each), **direct(200, answer)} for each in paths),
+        *({"match": each, **refused} for each in paths),
+    ]

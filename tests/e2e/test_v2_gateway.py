@@ -1,0 +1,149 @@
+"""The Open Inference Protocol's paths on a real Envoy, before stand-in engines."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from support.fake_torchserve import FakeTorchServe, Reply
+from support.running_stack import RunningGateway, running_gateway
+from vlserve.control.domain import ModelRoute
+from vlserve.runtime import headers
+from vlserve.runtime.manifest import ImageInput, Manifest
+
+Engines = tuple[FakeTorchServe, FakeTorchServe]
+KEY = "a-key"
+MAX_BODY_BYTES = 10_000
+HALF = ModelRoute("tagger", {2: 50, 1: 50}, (1, 2), "salt")
+UNRELEASED = ModelRoute("fresh", {}, (1,))
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
+    """One that asks for a key, and takes small bodies."""
+    limits = {"api_keys": (KEY,), "max_body_bytes": MAX_BODY_BYTES}
+    with running_gateway(tmp_path_factory.mktemp("v2"), **limits) as running:
+        running.http.headers[headers.API_KEY] = KEY
+        yield running
+
+
+@pytest.fixture
+def routed(gateway: RunningGateway, engines: Engines) -> RunningGateway:
+    gateway.route(HALF, UNRELEASED, to=list(engines))
+    return gateway
+
+
+def said(response: httpx.Response) -> tuple[int, str]:
+    """Status, and the error in V2's words."""
+    assert response.headers["content-type"] == "application/json"
+    (error,) = response.json().values()
+    assert isinstance(error, str), error
+    return response.status_code, error
+
+
+def test_the_worker_is_told_of_v2_by_the_gateway_alone(
+    routed: RunningGateway, engines: Engines
+) -> None:
+    sent = {
+        "Inference-Header-Content-Length": "7",
+        headers.PROTOCOL: "mine",
+        headers.SENT_JSON_LENGTH: "9",
+    }
+    for path in ("/v2/models/tagger/infer", "/v2/models/tagger/versions/1/infer"):
+        assert routed.http.post(path, content=b"{}", headers=sent).status_code == 200
+    assert routed.http.post("/predictions/tagger", content=b"{}", headers=sent).status_code == 200
+    seen = [request.headers for engine in engines for request in engine.seen]
+    told = [(one.get(headers.PROTOCOL), one.get(headers.SENT_JSON_LENGTH)) for one in seen]
+    assert sorted(told, key=str) == [("v2", "7"), ("v2", "7"), (None, None)]
+    assert not any("inference-header-content-length" in one for one in seen)
+
+
+def test_a_caller_meets_one_version_in_both_forms(routed: RunningGateway) -> None:
+    met = []
+    for number in range(40):
+        key = {headers.STICKY_KEY: f"caller-{number}"}
+        versions = {
+            routed.http.post(path, content=b"{}", headers=key).headers[headers.MODEL_VERSION]
+            for path in ("/v2/models/tagger/infer", "/predictions/tagger")
+        }
+        assert len(versions) == 1
+        met += versions
+    assert {*met} == {"1", "2"}
+    asked = {headers.MODEL_VERSION: "2"}
+    answer = routed.http.post("/v2/models/tagger/infer", content=b"{}", headers=asked)
+    assert answer.headers[headers.MODEL_VERSION] == "2"
+
+
+def test_health_and_metadata_need_no_engine(routed: RunningGateway, engines: Engines) -> None:
+    get = routed.http.get
+    with httpx.Client(base_url=routed.settings.gateway_url, trust_env=False) as without_key:
+        assert without_key.get("/v2/health/live").json() == {"live": True}
+        assert without_key.get("/v2/health/ready").json() == {"ready": True}
+        assert said(without_key.get("/v2"))[0] == 401
+    assert get("/v2").json()["extensions"] == ["binary_tensor_data"]
+    assert get("/v2/models/tagger").json()["versions"] == ["1", "2"]
+    assert get("/v2/models/tagger/versions/2").json()["versions"] == ["2"]
+    assert get("/v2/models/tagger/ready").json() == {"name": "tagger", "ready": True}
+    assert get("/v2/models/fresh/versions/1/ready").status_code == 200
+    assert said(get("/v2/models/fresh/ready"))[0] == 404
+    assert not [request for engine in engines for request in engine.seen]
+
+
+def test_a_model_s_inputs_are_those_of_its_archive(
+    gateway: RunningGateway, engines: Engines
+) -> None:
+    about: dict[str, Any] = {"task": "tag", "graphs": {}, "image": ImageInput(height=8, width=8)}
+    manifest = Manifest.model_construct(**about)
+    route = ModelRoute("tagger", {1: 100}, (1,), manifests={1: manifest})
+    gateway.route(route, to=list(engines))
+    told = gateway.http.get("/v2/models/tagger").json()
+    assert told["inputs"] == [{"name": "image", "datatype": "BYTES", "shape": [-1]}]
+    assert [output["name"] for output in told["outputs"]] == ["tag", "score"]
+
+
+REFUSED: dict[str, tuple[str, str, int, str]] = {
+    "model": ("POST", "/v2/models/other/infer", 404, "model_not_found: "),
+    "metadata": ("GET", "/v2/models/other", 404, "model_not_found: "),
+    "version": ("POST", "/v2/models/tagger/versions/9/infer", 404, "version_not_found: "),
+    "unreleased": ("POST", "/v2/models/fresh/infer", 404, "version_not_found: no version of"),
+    "path": ("GET", "/v2/repository/index", 404, "not_found: "),
+    "method": ("GET", "/v2/models/tagger/infer", 405, "method_not_allowed: "),
+    "posted": ("POST", "/v2/models/tagger", 405, "method_not_allowed: "),
+    "query": ("POST", "/v2/models/tagger/infer?a=%zz", 400, "bad_request: the query has a %"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_the_gateway_refuses_in_the_words_of_v2(routed: RunningGateway, case: str) -> None:
+    method, path, status, words = REFUSED[case]
+    got, error = said(routed.http.request(method, path))
+    assert got == status
+    assert error.startswith(words)
+
+
+def test_limits_hold_for_v2(routed: RunningGateway, engines: Engines) -> None:
+    path, large = "/v2/models/tagger/infer", b"x" * (MAX_BODY_BYTES + 1)
+    assert said(routed.http.post(path, content=large))[0] == 413
+
+    def in_pieces() -> Iterator[bytes]:
+        yield from (large[at : at + 1000] for at in range(0, len(large), 1000))
+
+    assert said(routed.http.post(path, content=in_pieces()))[0] == 413
+    wrong = routed.http.post(path, content=b"{}", headers={headers.API_KEY: "guessed"})
+    assert said(wrong) == (401, "unauthorized: send a valid key as X-Api-Key")
+    assert not [request for engine in engines for request in engine.seen]
+
+
+def test_an_engine_s_own_words_become_v2_s(routed: RunningGateway, engines: Engines) -> None:
+    for engine in engines:
+        engine.replies.extend([Reply(503, "ServiceUnavailableException", "busy")] * 20)
+    answer = routed.http.post("/v2/models/tagger/infer", content=b"{}")
+    assert said(answer) == (503, "overloaded: the version's queue is full, or no worker is up")
+    assert answer.headers["retry-after"] == "1"
+
+
+def test_plain_errors_stay_as_they_are(routed: RunningGateway) -> None:
+    told: dict[str, Any] = json.loads(routed.http.post("/predictions/other").text)
+    assert told["error"]["code"] == "model_not_found"
