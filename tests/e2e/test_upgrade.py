@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from support.running_stack import make_settings, wait_until
 from vlserve.control.domain import EngineKind, RolloutStatus
 from vlserve.control.wire.rollout_views import RolloutView
 from vlserve.runtime.archive import verify_archive
+from vlserve.runtime.manifest import Probe
 from vlserve.testing import RunningStack, running_stack
 
 pytestmark = on_triton
@@ -46,6 +48,22 @@ def evidence(view: RolloutView) -> tuple[int, int]:
     return requests, sum(window.pairs for window in view.windows)
 
 
+def tags_by_v2(stack: RunningStack, model: str, version: int, probe: Probe) -> list[dict[str, Any]]:
+    """The answer to a probe, asked for in a protocol that came after the archive."""
+    inputs = [
+        {"name": name, "datatype": "BYTES", "shape": [1], "data": [value]}
+        for name, value in probe.fields.items()
+    ]
+    answer = stack.http.post(
+        f"/v2/models/{model}/versions/{version}/infer", json={"inputs": inputs}
+    )
+    assert answer.status_code == 200, answer.text
+    tags, scores = (output["data"] for output in answer.json()["outputs"])
+    return [
+        {"tag": tag, "score": pytest.approx(score)} for tag, score in zip(tags, scores, strict=True)
+    ]
+
+
 def test_archives_serve_and_rollouts_go_on(upgraded: RunningStack) -> None:
     control, store = upgraded.control, upgraded.settings.project_dir / STORE
     wait_until(lambda: control.health().status == "ok", timeout_s=WITHIN_S)
@@ -61,6 +79,7 @@ def test_archives_serve_and_rollouts_go_on(upgraded: RunningStack) -> None:
                 got = answer.json()
                 assert (got.pop("model"), got.pop("version")) == (model, version)
                 assert got.keys() - {"request_id"} == probe.answer.keys()
+                assert tags_by_v2(upgraded, model, version, probe) == got["tags"]
             probes[model] = manifest.probes[0].fields
 
     before = {model: control.rollout(model) for model in MODELS}

@@ -132,7 +132,10 @@ def test_limits_hold_for_v2(routed: RunningGateway, engines: Engines) -> None:
 
     assert said(routed.http.post(path, content=in_pieces()))[0] == 413
     wrong = routed.http.post(path, content=b"{}", headers={headers.API_KEY: "guessed"})
-    assert said(wrong) == (401, "unauthorized: send a valid key as X-Api-Key")
+    assert said(wrong) == (
+        401,
+        "unauthorized: send a valid key as X-Api-Key, or as Authorization: Bearer KEY",
+    )
     assert not [request for engine in engines for request in engine.seen]
 
 

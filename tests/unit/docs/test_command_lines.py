@@ -34,8 +34,15 @@ from vlserve.cli.commands import all_commands
 ELLIPSIS = "…"
 VALUES = {"VERSION": "1", "N": "1", "K": "1", "MODEL": "tagger"}
 """Placeholders of documents -> a value that they stand for."""
-FREE = ("cat", "cd", "cp", "echo", "export", "git", "kill", "mkdir")
+FREE = ("cat", "cd", "cp", "echo", "export", "git", "kill", "mkdir", "printf")
 """Programs of others, of whose arguments nothing is ours."""
+
+
+PATHS = (
+    r"/predictions/\w+(/\d+)?(\?[\w=%&]+)?|/v2/models/\w+(/versions/\d+)?(/ready|/infer)?"
+    r"|/health|/ping"
+)
+"""Those of the gateway that documents may show."""
 
 
 class Wrong(Exception):
@@ -151,7 +158,7 @@ def check_curl(args: list[str], inline: bool) -> None:
         )
         return
     _require(
-        bool(re.fullmatch(r"/predictions/\w+(/\d+)?(\?[\w=%&]+)?|/health|/ping", path)),
+        bool(re.fullmatch(PATHS, path)),
         f"path {path}",
     )
 
