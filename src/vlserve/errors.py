@@ -38,6 +38,7 @@ VlserveError                  (vlserve.runtime.errors)
 │   ├── GatewayRefused        the gateway did not take a configuration
 │   │   ├── GatewayUnwritable its files cannot be written
 │   │   └── GatewaySilent     it does not say in time whether it took it
+│   ├── GatewayTaken          another process may change its routes now
 │   ├── StoreUnwritable       the model store takes no archive: its disk is full, or read-only
 │   ├── CaptureUnwritable     what is kept of requests cannot be written, or not deleted
 │   ├── LedgerUnwritable      the ledger is read-only, or another process holds it locked
@@ -75,6 +76,7 @@ __all__ = [
     "ExtraMissing",
     "GatewayRefused",
     "GatewaySilent",
+    "GatewayTaken",
     "GatewayUnwritable",
     "LedgerDamaged",
     "LedgerFull",
@@ -326,6 +328,12 @@ class GatewaySilent(GatewayRefused):
     started anew. A change back is kept then, and put in force as soon as the gateway answers."""
 
     code = "gateway_silent"
+
+
+class GatewayTaken(ControlError):
+    """Another process is the one that may change the gateway's routes now."""
+
+    code = "gateway_taken"
 
 
 class StoreUnwritable(ControlError):

@@ -1,7 +1,11 @@
-"""Which process holds a lock on a file (flock): who waits for it wants to know whom to end."""
+"""Files of locks (flock), and which process holds one: who waits for it wants to know whom to
+end."""
 
+import errno
 import os
+from contextlib import suppress
 from pathlib import Path
+from typing import TextIO
 
 import psutil
 
@@ -9,7 +13,22 @@ NOBODY_KNOWS = "another process"
 """What is said of the holder where the system does not tell: other systems than Linux, or a file
 system whose devices have two numbers."""
 
+_OWNER_ALONE = 0o600
 _LOCKS = Path("/proc/locks")
+
+
+def open_lock(file: Path) -> TextIO:
+    """Open the file of a lock, which is made where it is not there. Only its owner can: whoever
+    may read a file may hold a lock on it, and keep us waiting."""
+    try:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, _OWNER_ALONE)
+    except OSError as error:
+        if error.errno != errno.EROFS or not file.exists():
+            raise
+        descriptor = os.open(file, os.O_RDONLY)
+    with suppress(OSError):  # another user's, who let us write it; or the disk is read-only
+        os.fchmod(descriptor, _OWNER_ALONE)
+    return os.fdopen(descriptor, encoding="utf-8")
 
 
 def holder_of(file: Path) -> str:

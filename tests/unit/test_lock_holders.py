@@ -2,13 +2,14 @@
 
 import fcntl
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from vlserve.lock_holders import NOBODY_KNOWS, holder_of
+from vlserve.lock_holders import NOBODY_KNOWS, holder_of, open_lock
 
 _HOLD = """
 import fcntl, sys
@@ -39,3 +40,18 @@ def test_the_holder_is_named(tmp_path: Path) -> None:
 
 def test_of_a_file_that_is_not_there_nobody_knows(tmp_path: Path) -> None:
     assert holder_of(tmp_path / "none") == NOBODY_KNOWS
+
+
+def test_nobody_else_can_open_the_file_of_a_lock(tmp_path: Path) -> None:
+    """Whoever may read it may hold it: one of an earlier version is closed to others too."""
+    file, before = tmp_path / "lock", os.umask(0)
+    try:
+        file.touch(mode=0o644)
+        with open_lock(file) as lock:
+            assert stat.S_IMODE(file.stat().st_mode) == 0o600
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        file.unlink()
+        with open_lock(file):
+            assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    finally:
+        os.umask(before)

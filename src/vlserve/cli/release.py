@@ -8,13 +8,22 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
+from vlserve.cli.directly import abort_directly, roll_back_directly
 from vlserve.cli.output import AsJson, print_json, print_line, print_table, progress
-from vlserve.cli.parameters import MAX_VERSION, Group, Model, Version, control_client
+from vlserve.cli.parameters import (
+    MAX_VERSION,
+    Group,
+    Model,
+    Version,
+    control_client,
+    stack_settings,
+)
 from vlserve.cli.rollout_text import place, waiting, waits_for, why_back
 from vlserve.control.client import ControlClient
 from vlserve.control.domain import RolloutStatus
 from vlserve.control.wire.rollout_views import RolloutView
 from vlserve.control.wire.views import Released
+from vlserve.errors import StackDown
 
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 _POLL_S = 1.0
@@ -172,7 +181,13 @@ def promote(model: Model, as_json: AsJson = False) -> None:
 
 def abort(model: Model, as_json: AsJson = False) -> None:
     """End the rollout now: send all traffic back to the stable version."""
-    _steer(model, as_json, ControlClient.abort)
+    settings = stack_settings()
+    try:
+        with ControlClient.of(settings) as control:
+            view = control.abort(model)
+    except StackDown as down:
+        view = abort_directly(settings, model, down)
+    print_json(view) if as_json else _print_place(view)
 
 
 def rollback(
@@ -188,8 +203,13 @@ def rollback(
     as_json: AsJson = False,
 ) -> None:
     """Send all traffic back to the previous stable version, or to VERSION."""
-    with control_client() as control, progress(f"rolling back {model}"):
-        outcome = control.rollback(model, version)
+    settings = stack_settings()
+    with progress(f"rolling back {model}"):
+        try:
+            with ControlClient.of(settings) as control:
+                outcome = control.rollback(model, version)
+        except StackDown as down:
+            outcome = roll_back_directly(settings, model, version, down)
     if as_json:
         print_json(outcome)
         return

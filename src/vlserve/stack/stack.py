@@ -23,7 +23,7 @@ from vlserve.control.lifecycle.rebuilding import rebuild_ledger
 from vlserve.control.store.kept_archives import engines_in_use, refuse_lost_ledger
 from vlserve.control.wire.views import TroubleView
 from vlserve.errors import ControlError, StackError, StackUnwell, SupervisorHangs
-from vlserve.lock_holders import holder_of
+from vlserve.lock_holders import holder_of, open_lock
 from vlserve.running_settings import (
     differing,
     keep_settings,
@@ -366,7 +366,7 @@ def _one_at_a_time(settings: Settings, progress: Progress) -> Iterator[None]:
     settings.state_dir.mkdir(parents=True, exist_ok=True)
     deadline, before = time.monotonic() + LOCK_TIMEOUT_S, ""
     file = settings.state_dir / "stack.lock"
-    with file.open("a", encoding="utf-8") as lock:
+    with open_lock(file) as lock:
         while not _locked(lock):
             other = holder_of(file)
             if time.monotonic() > deadline:

@@ -13,6 +13,7 @@ import yaml
 from vlserve.control.domain import Instance, ModelRoute, Routing, Shadow
 from vlserve.control.gateway import envoy_clusters, envoy_config, envoy_routes
 from vlserve.control.gateway.log_lines import AccessLine, ShadowLine
+from vlserve.control.gateway.prediction_routes import with_all_traffic
 from vlserve.errors import SettingsError
 from vlserve.runtime import headers
 from vlserve.settings import Settings
@@ -85,6 +86,17 @@ def test_the_step_is_noted_where_weights_route_and_nowhere_else() -> None:
 
     assert ["weighted_clusters" in route for route in noted("7/5")] == [True] * 6
     assert noted("") == []
+
+
+def test_routes_changed_for_a_way_back_are_those_that_would_be_rendered() -> None:
+    other = ModelRoute("tagger-2", {1: 100}, (1,), salt="b")
+    rollout = ModelRoute("tagger", {2: 5, 1: 95}, (1, 2), "a", "7/5", Shadow(2, 20))
+    before = envoy_routes.routes(Routing([rollout, other], [ONE]), _settings())
+    back = replace(rollout, weights={1: 100}, step="", shadow=None)
+    after = envoy_routes.routes(Routing([back, other], [ONE]), _settings())
+    assert before != after
+    assert with_all_traffic(before, "tagger", 1) == after
+    assert with_all_traffic(before, "nobody", 1) == before
 
 
 @pytest.mark.parametrize("salt", ["", "release-7", r"\1", "a\\"])

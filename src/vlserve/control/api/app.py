@@ -28,6 +28,7 @@ from vlserve.control.assembly import Control, assemble
 from vlserve.control.engine.endpoints import endpoints
 from vlserve.control.engine.group import EngineGroup
 from vlserve.control.gateway.envoy import EnvoyGateway
+from vlserve.control.gateway.writer_lock import gateway_writer
 from vlserve.control.key import renew_key
 from vlserve.control.wire.views import ErrorView
 from vlserve.errors import VlserveError
@@ -84,12 +85,17 @@ def main() -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it would log every look at the engine
     try:
         settings = load_settings()
-        engine = EngineGroup(endpoints(settings), settings.engine)
-        control = assemble(settings, engine, EnvoyGateway(settings))
-        key = renew_key(settings.control_key_file)
+        with gateway_writer(settings):
+            return _run(settings)
     except (VlserveError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
+
+
+def _run(settings: Settings) -> int:
+    engine = EngineGroup(endpoints(settings), settings.engine)
+    control = assemble(settings, engine, EnvoyGateway(settings))
+    key = renew_key(settings.control_key_file)
     app = create_app(control, settings, key)
     describe_predictions(app, settings.folder("handlers"), settings.gateway_url)
     with closing(engine):

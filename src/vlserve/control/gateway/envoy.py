@@ -24,6 +24,7 @@ from vlserve.control.domain import Reply, Routing
 from vlserve.control.gateway import envoy_clusters, envoy_config, envoy_routes
 from vlserve.control.gateway.envoy_admin import EnvoyAdmin, refusals
 from vlserve.control.gateway.envoy_clusters import Config, cluster_name, clusters_counted_for
+from vlserve.control.gateway.prediction_routes import with_all_traffic
 from vlserve.control.log_rotation import LOG_BYTES, rotate
 from vlserve.errors import GatewayRefused, GatewaySilent, GatewayUnwritable
 from vlserve.settings import Settings
@@ -117,6 +118,18 @@ class EnvoyGateway:
             self._put_in_force(self._clusters, clusters_text)
             self._put_in_force(self._routes, routes_text)
             self._note_closed(leaving)
+
+    def give_all_traffic(self, model: str, version: int) -> None:
+        """Change the last routes so that one version has all traffic of its model. Which engine
+        instances there are need not be known for it.
+
+        Raises:
+            GatewayRefused, GatewaySilent: as for `apply`.
+        """
+        with self._writing:
+            (routes,) = self._routes.resources()
+            moved = with_all_traffic(routes, model, version)
+            self._put_in_force(self._routes, envoy_config.discovery([moved]))
 
     def in_flight(self, model: str, version: int) -> int:
         """Return how many requests and copies of this version were sent and are not answered yet.

@@ -27,6 +27,9 @@ class Form:
     told: Mapping[str, str] = field(default_factory=dict)
 
 
+_COPIES, _STEP, _TOLD = "request_mirror_policies", "metadata", "request_headers_to_add"
+"""Entries of weighted routes that a rollout has, or adds to."""
+
 METHODS = "GET|POST|PUT"
 """That ask for a prediction, as TorchServe takes them."""
 
@@ -118,6 +121,34 @@ def _weighted_paths(route: ModelRoute, gateway: GatewaySettings, form: Form) -> 
     ]
 
 
+def with_all_traffic(config: Config, model: str, version: int) -> Config:
+    """Return a route configuration in which one version has all traffic of its model, without a
+    step and without copies, as it would be rendered."""
+    hosts = [
+        host | {"routes": [_moved(path, model, version) for path in host["routes"]]}
+        for host in config["virtual_hosts"]
+    ]
+    return config | {"virtual_hosts": hosts}
+
+
+def _moved(path: Config, model: str, version: int) -> Config:
+    weighted = path.get("route", {}).get("weighted_clusters", {})
+    shares = weighted.get("clusters", [])
+    if not shares or shares[0]["name"].rpartition("-")[0] != model:
+        return path
+    route = {name: value for name, value in path["route"].items() if name != _COPIES}
+    route["weighted_clusters"] = weighted | {
+        "clusters": [{"name": cluster_name(model, version), "weight": 100}]
+    }
+    told = [
+        each
+        for each in path.get(_TOLD, ())
+        if each["header"]["key"] not in (headers.SHADOW, headers.STEP)
+    ]
+    kept = {name: value for name, value in path.items() if name not in (_STEP, _TOLD)}
+    return kept | {"route": route} | ({_TOLD: told} if told else {})
+
+
 def _copies(route: ModelRoute) -> Config:
     """Return the policy that copies part of the requests to the shadow, whose answers are dropped.
 
@@ -130,7 +161,7 @@ def _copies(route: ModelRoute) -> Config:
         "cluster": copies_name(route.model, route.shadow.version),
         "runtime_fraction": {"default_value": share},
     }
-    return {"request_mirror_policies": [copies]}
+    return {_COPIES: [copies]}
 
 
 def _noted(route: ModelRoute, form: Form) -> Config:
@@ -142,11 +173,11 @@ def _noted(route: ModelRoute, form: Form) -> Config:
     """
     noted = _told(form)
     if route.step:
-        noted["metadata"] = {"filter_metadata": {"vlserve": {"step": route.step}}}
+        noted[_STEP] = {"filter_metadata": {"vlserve": {"step": route.step}}}
     if route.shadow:
         to = shadow_name(route.model, route.shadow.version)
-        noted["request_headers_to_add"] = [
-            *noted.get("request_headers_to_add", ()),
+        noted[_TOLD] = [
+            *noted.get(_TOLD, ()),
             {"header": {"key": headers.SHADOW, "value": to}},
             {"header": {"key": headers.STEP, "value": "%METADATA(ROUTE:vlserve:step)%"}},
         ]
@@ -155,7 +186,7 @@ def _noted(route: ModelRoute, form: Form) -> Config:
 
 def _told(form: Form) -> Config:
     added = [{"header": {"key": name, "value": value}} for name, value in form.told.items()]
-    return {"request_headers_to_add": added} if added else {}
+    return {_TOLD: added} if added else {}
 
 
 def _forward(gateway: GatewaySettings, target: Config) -> Config:

@@ -15,6 +15,7 @@ from vlserve.control.rollouts.evaluation import begin
 from vlserve.control.rollouts.loop import RolloutLoop
 from vlserve.control.rollouts.report import RolloutReport, report, report_unreadable
 from vlserve.control.rollouts.state import RolloutState, StateUnreadable
+from vlserve.control.store.ledger import Ledger
 from vlserve.errors import NoRelease, NotReady, ReleaseUnderWay
 
 
@@ -125,10 +126,7 @@ class RolloutService:
         """Raise ReleaseUnderWay while the model has a rollout under way."""
         rollout = self.under_way(model)
         if rollout is not None:
-            raise ReleaseUnderWay(
-                f"{model} {rollout.candidate} is being released: `vlserve promote {model}` gives "
-                f"it all traffic now, `vlserve abort {model}` takes it back"
-            )
+            raise is_being_released(rollout)
 
     def under_way(self, model: str) -> Rollout | None:
         """Return the model's rollout under way, if there is one."""
@@ -147,12 +145,7 @@ class RolloutService:
         return report(rollout, state)
 
     def _report_unreadable(self, rollout: Rollout, error: StateUnreadable) -> RolloutReport:
-        started = next(
-            event
-            for event in reversed(self._ledger.events(rollout.model))
-            if event.kind == "release_started" and event.version == rollout.candidate
-        )
-        return report_unreadable(rollout, started.detail, unreadable(rollout, error))
+        return report_of_unreadable(self._ledger, rollout, error)
 
     def _set_status(self, model: str, status: RolloutStatus, kind: str) -> RolloutReport:
         with self._loop.lock:
@@ -167,9 +160,7 @@ class RolloutService:
         self._ledger.model(model)
         rollout = self.under_way(model)
         if rollout is None:
-            raise NoRelease(
-                f"{model} is not being released: begin with `vlserve release {model} VERSION`"
-            )
+            raise is_not_being_released(model)
         return rollout
 
     def _stable(self, model: str, version: int) -> VersionRecord:
@@ -184,3 +175,27 @@ class RolloutService:
         if stable == version:
             raise NotReady(f"{model} {version} is the stable version already")
         return self._ledger.version(model, stable)
+
+
+def report_of_unreadable(ledger: Ledger, rollout: Rollout, error: StateUnreadable) -> RolloutReport:
+    """Return what the ledger knows of a rollout whose state cannot be read."""
+    started = next(
+        event
+        for event in reversed(ledger.events(rollout.model))
+        if event.kind == "release_started" and event.version == rollout.candidate
+    )
+    return report_unreadable(rollout, started.detail, unreadable(rollout, error))
+
+
+def is_being_released(rollout: Rollout) -> ReleaseUnderWay:
+    """Return what is said to who asks for what must wait for the end of the rollout."""
+    model = rollout.model
+    return ReleaseUnderWay(
+        f"{model} {rollout.candidate} is being released: `vlserve promote {model}` gives "
+        f"it all traffic now, `vlserve abort {model}` takes it back"
+    )
+
+
+def is_not_being_released(model: str) -> NoRelease:
+    """Return what is said to who steers a rollout that is not there."""
+    return NoRelease(f"{model} is not being released: begin with `vlserve release {model} VERSION`")

@@ -72,16 +72,7 @@ class RolloutSteps:
     def take_back(self, rollout: Rollout, state: KeptState, by: str) -> str:
         """Give stable all traffic again; the candidate stays loaded for a while. Return why the
         ledger does not know it yet, or nothing: see `Traffic.go_back`."""
-        ends = EndOfRollout(
-            rollout.id,
-            status=RolloutStatus.ROLLED_BACK if by == "judge" else RolloutStatus.ABORTED,
-            keep_until=time.time() + _keep_s(state),
-            detail=_why(by, state),
-            state_json=state.to_json() if isinstance(state, RolloutState) else "",
-        )
-        return self._traffic.go_back(
-            ChangeBack(rollout.model, rollout.stable, rollout.candidate, ends)
-        )
+        return self._traffic.go_back(taken_back(rollout, state, by))
 
     def go_on_back(self, model: str) -> bool:
         """Put the end of a rollout in force that waits for the gateway; return whether one does.
@@ -97,6 +88,18 @@ class RolloutSteps:
         """Save a state; one that cannot be read stays as it is, for whoever can."""
         if isinstance(state, RolloutState):
             self._store.save_state(rollout.id, state.to_json())
+
+
+def taken_back(rollout: Rollout, state: KeptState, by: str) -> ChangeBack:
+    """Return the change that gives stable all traffic again."""
+    ends = EndOfRollout(
+        rollout.id,
+        status=RolloutStatus.ROLLED_BACK if by == "judge" else RolloutStatus.ABORTED,
+        keep_until=time.time() + _keep_s(state),
+        detail=_why(by, state),
+        state_json=state.to_json() if isinstance(state, RolloutState) else "",
+    )
+    return ChangeBack(rollout.model, rollout.stable, rollout.candidate, ends)
 
 
 def _keep_s(state: KeptState) -> float:

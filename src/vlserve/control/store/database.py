@@ -24,7 +24,7 @@ from vlserve.errors import (
     LedgerLost,
     LedgerUnwritable,
 )
-from vlserve.lock_holders import holder_of
+from vlserve.lock_holders import holder_of, open_lock
 
 LEDGER = "ledger.sqlite"
 
@@ -264,9 +264,10 @@ class Database:
 
 def _owned(file: Path) -> TextIO:
     """Return the lock of the ledger in ``file``, whose folder is made."""
+    lock_file = file.with_name(f"{file.name}.lock")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        lock = file.with_name(f"{file.name}.lock").open("w", encoding="utf-8")
+        lock = open_lock(lock_file)
     except OSError as error:
         raise LedgerUnwritable(
             f"the ledger {file} cannot be opened: {error.strerror}: make {file.parent} writable"
@@ -276,7 +277,7 @@ def _owned(file: Path) -> TextIO:
     except BlockingIOError as error:
         lock.close()
         raise ControlError(
-            f"{holder_of(Path(lock.name))} uses {file}: stop it, by `vlserve down` where it is "
+            f"{holder_of(lock_file)} uses {file}: stop it, by `vlserve down` where it is "
             "another control service, or give this stack a model_store of its own"
         ) from error
     return lock
@@ -307,15 +308,29 @@ def looked_at(file: Path) -> Iterator[str]:
     if not log.exists() or not log.stat().st_size:
         yield f"{file.resolve().as_uri()}?mode=ro&immutable=1"
         return
+    with copied(file) as copy:
+        yield copy.as_uri()
+
+
+@contextmanager
+def copied(file: Path) -> Iterator[Path]:
+    """Yield a copy of the ledger in ``file`` as it stands, which is gone afterwards.
+
+    Raises:
+        LedgerUnwritable: There is no room for it.
+    """
     with tempfile.TemporaryDirectory(prefix="vlserve-ledger-") as scratch:
+        copy = Path(scratch) / LEDGER
         try:
-            copy, _ = (Path(shutil.copy(each, scratch)) for each in (file, log))
+            for ending in ("", "-wal"):
+                with suppress(FileNotFoundError):
+                    shutil.copy(f"{file}{ending}", f"{copy}{ending}")
         except OSError as error:
             raise LedgerUnwritable(
                 f"the ledger {file} cannot be looked at: a copy in {scratch} failed with "
                 f"{error.strerror}: free some space there, or set TMPDIR to another folder"
             ) from error
-        yield copy.as_uri()
+        yield copy
 
 
 def _schema_of(file: Path) -> int:

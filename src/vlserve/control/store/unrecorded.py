@@ -95,10 +95,19 @@ class Unrecorded:
         )
 
     def add(self, change: ChangeBack, why: str) -> None:
-        """Note a change that is about to be put in force, and why the ledger cannot be told."""
+        """Note a change that is about to be put in force, and why the ledger cannot be told. Where
+        the file of the note cannot be written, this process knows the change alone."""
+        self._append(change, why)
+        self._keep()
+
+    def add_for_good(self, change: ChangeBack, why: str) -> None:
+        """As `add`, for a process that ends soon. OSError where the file cannot be written."""
+        self._append(change, why)
+        self._write()
+
+    def _append(self, change: ChangeBack, why: str) -> None:
         self._changes[change.model] = (*self._of(change.model), change)
         self._why = why
-        self._write()
 
     def drop_last(self, model: str) -> None:
         """Forget the last change of a model: it did not come into force."""
@@ -107,7 +116,7 @@ class Unrecorded:
             self._changes[model] = earlier
         else:  # health reads along, and finds none that is empty
             self._changes.pop(model, None)
-        self._write()
+        self._keep()
 
     def tell(self) -> None:
         """Tell the ledger, as far as it can be written."""
@@ -120,7 +129,7 @@ class Unrecorded:
                         self._tell(change)
                     self._ledger.intend(model, None)
                 del self._changes[model]
-                self._write()
+                self._keep()
         except (LedgerUnwritable, LedgerDamaged) as error:
             self._why = str(error)
 
@@ -182,8 +191,14 @@ class Unrecorded:
             logger.warning("%s cannot be read, so nothing is known of it: %s", self._note, error)
             return {}
 
+    def _keep(self) -> None:
+        try:
+            self._write()
+        except OSError as error:
+            logger.warning("%s cannot be written: %s", self._note, error)
+
     def _write(self) -> None:
-        """Write over the bytes that are there, which needs no space."""
+        """Write over the bytes that are there, which needs no space. OSError."""
         short = {
             model: tuple(
                 replace(change, ends=change.ends and replace(change.ends, state_json=""))
@@ -192,15 +207,12 @@ class Unrecorded:
             for model, changes in self._changes.items()
         }
         text = _NOTE.dump_json(short) if short else b""
-        try:
-            self.set_aside()
-            with self._note.open("r+b") as file:
-                file.write(text.ljust(NOTE_BYTES))
-                file.truncate()
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            logger.warning("%s cannot be written: %s", self._note, error)
+        self.set_aside()
+        with self._note.open("r+b") as file:
+            file.write(text.ljust(NOTE_BYTES))
+            file.truncate()
+            file.flush()
+            os.fsync(file.fileno())
 
     def set_aside(self) -> None:
         """Make the file of the note, where it is not there. Every tick calls it."""

@@ -1,0 +1,50 @@
+"""Who may change the gateway's routes: one process at a time.
+
+The control service is that one while it runs. Where it is down, a command that goes back is, for as
+long as that takes: a service that comes up meanwhile waits, and then reads what was noted.
+"""
+
+import fcntl
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from vlserve.errors import GatewayTaken
+from vlserve.lock_holders import holder_of, open_lock
+from vlserve.settings import Settings
+
+WAIT_S = 30.0
+"""How long a control service waits for a command, which takes half of it at the most."""
+_POLL_S = 0.02
+
+
+@contextmanager
+def gateway_writer(settings: Settings, timeout_s: float = WAIT_S) -> Iterator[None]:
+    """Be the one who may change the gateway's routes while the body runs.
+
+    Raises:
+        GatewayTaken: Another process is, still after ``timeout_s``.
+        OSError: The file of the lock cannot be opened, as by another user.
+    """
+    file = settings.state_dir / "gateway" / "writer.lock"
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with open_lock(file) as lock:
+        _take(lock, file, time.monotonic() + timeout_s)
+        yield
+
+
+def _take(lock: TextIO, file: Path, deadline: float) -> None:
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise GatewayTaken(
+                    f"{holder_of(file)} may change the gateway's routes, and nobody else until it "
+                    f"ends: it holds {file}"
+                ) from None
+            time.sleep(_POLL_S)
+        else:
+            return
