@@ -226,6 +226,7 @@ REQUESTS: Mapping[str, tuple[Callable[[], Request], str]] = {
     "jpeg: fill bytes": (lambda: _as_image(_jpeg_with(b"\xff")), COMPLEX),
     "jpeg: 100 scans of 49 MP": (lambda: _as_image(_scans(7000, 90)), TOO_LARGE),
     "jpeg: 20 scans of 49 MP": (lambda: _as_image(_scans(7000, 14)), TOO_LARGE),
+    "jpeg: 100 scans of 5 MP": (lambda: _as_image(_scans(2236, 90)), TOO_LARGE),
     "jpeg: progressive, of 49 MP": (lambda: _as_image(_scans(7000, 0)), "answered"),
     "jpeg: progressive, of 1.2 MP": (lambda: _as_image(_scans(1100, 60)), "image_damaged"),
     "jpeg: 49 MP": (lambda: _as_image(_plain("JPEG", 7000)), "answered"),

@@ -24,12 +24,13 @@ MAX_SEGMENTS = 1000
 MAX_METADATA_BYTES = 8 * 2**20
 MAX_EXIF_BYTES = 2**20
 MAX_SCANS = 100
-MAX_SCANNED_PIXELS = 500_000_000
+MAX_SCANNED_PIXELS = 250_000_000
 
 FIELDS = ("image", "image2")
 """Fields of requests that hold an image."""
 
 _LIMIT_OF_EXIF = "MAX_EXIF_BYTES"
+_LIMIT_OF_SCANS = re.compile(r"^MAX_SCANNED_PIXELS = ([\d_]+)$", re.MULTILINE)
 _JPEG, _PNG, _GIF, _RIFF = b"\xff\xd8", b"\x89PNG\r\n\x1a\n", b"GIF8", b"RIFF"
 _EXIF_IN_HEX = b"Raw profile type exif\0"
 _IN_FRONT_OF_PIXELS = re.compile(rb"\xff[^\x00\xff]", re.DOTALL)
@@ -41,12 +42,14 @@ _ALONE = frozenset({0x01, *range(0xD0, 0xD9)})
 
 def bounds_images(archive: Path) -> bool:
     """Return whether the runtime in an unpacked archive knows these limits itself. The first that
-    had them let Exif of any size through."""
+    had them let Exif of any size through, the next ones twice the scans."""
     try:
         bounds = (archive / "vlserve" / "runtime" / "image_bounds.py").read_text(encoding="utf-8")
     except OSError:
         return False
-    return _LIMIT_OF_EXIF in bounds
+    scanned = _LIMIT_OF_SCANS.search(bounds)
+    knows_scans = scanned is not None and int(scanned[1]) <= MAX_SCANNED_PIXELS
+    return knows_scans and _LIMIT_OF_EXIF in bounds
 
 
 def check_images(request: Mapping[str, Any]) -> None:
@@ -192,7 +195,11 @@ def _check_jpeg(data: bytes) -> None:
             if count > limit:
                 raise BodyRefused(f"the JPEG has more than {limit} {what}", TOO_COMPLEX)
         if scans > MAX_SCANS or (scans - 1) * pixels > MAX_SCANNED_PIXELS:
-            raise BodyRefused(f"the JPEG has {scans} scans or more, which are too many", TOO_LARGE)
+            raise BodyRefused(
+                f"the JPEG has {scans} scans or more, which are too many for its size: send it "
+                "smaller, or not progressive",
+                TOO_LARGE,
+            )
         if marker == _EOI:
             return
         at = place + 2 + length

@@ -79,6 +79,11 @@ def costly() -> Iterator[tuple[str, bytes]]:
     yield "jpeg-of-many-scans", slow[:-2] + scan * 200 + slow[-2:]
     exif = orientations(image_bounds.MAX_EXIF_BYTES // 8)
     in_hex = b"Raw profile type exif\0\nexif\n%d\n" % len(exif) + exif.hex().encode()
+    wide = io.BytesIO()
+    Image.new("L", (2500, 2000)).save(wide, "JPEG", progressive=True)
+    large = wide.getvalue()
+    again = large[large.rindex(b"\xff\xda") : -2]
+    yield "jpeg-of-scans-for-its-size", large[:-2] + again * 60 + large[-2:]
     yield "png-of-much-exif", png(9, 9, chunk(b"eXIf", exif))
     yield "png-of-much-exif-in-hex", png(9, 9, chunk(b"tEXt", in_hex))
     extended = riff_chunk(b"VP8X", b"\x08" + bytes(9))
@@ -176,7 +181,13 @@ def test_archives_that_know_the_limits_are_left_alone(tmp_path: Path) -> None:
     old = unpack("version-0.1.0", tmp_path / "old") / "model_store/tagger/1/tagger-1.mar"
     new = pack_echo(tmp_path, "tagger", 1)
     assert not bounds_images(unpacked(old, tmp_path / "old-archive"))
-    assert bounds_images(unpacked(new, tmp_path / "new-archive"))
+    now = unpacked(new, tmp_path / "new-archive")
+    assert bounds_images(now)
+    bounds = now / "vlserve" / "runtime" / "image_bounds.py"
+    text = bounds.read_text(encoding="utf-8")
+    assert "250_000_000" in text
+    bounds.write_text(text.replace("250_000_000", "500_000_000"), encoding="utf-8")
+    assert not bounds_images(now)
 
 
 @pytest.mark.parametrize("checks", [True, False])

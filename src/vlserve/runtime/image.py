@@ -120,7 +120,9 @@ def _check_pixels(image: Image.Image, data: bytes, spec: ImageInput) -> None:
         if scans > MAX_JPEG_SCANS or (scans - 1) * width * height > MAX_SCANNED_PIXELS:
             most = min(MAX_JPEG_SCANS, MAX_SCANNED_PIXELS // (width * height) + 1)
             raise RequestError(
-                ErrorCode.IMAGE_TOO_LARGE, f"the JPEG has {scans} scans, the limit is {most}"
+                ErrorCode.IMAGE_TOO_LARGE,
+                f"the JPEG has {scans} scans, the limit for {width} x {height} pixels is {most}: "
+                "send it smaller, or not progressive",
             )
 
 

@@ -20,8 +20,9 @@ MAX_PIXELS = {"PNG": 30_000_000, "GIF": 20_000_000, "WEBP": 20_000_000}
 """Most pixels by format, where the manifest's limit is higher. Each takes 4 bytes in a PNG or GIF
 and 16 in a WebP while it is decoded; of a JPEG libjpeg decodes what the model needs."""
 
-MAX_SCANNED_PIXELS = 500_000_000
-"""Most pixels times the scans of a JPEG beyond its first: each scan passes over all of them."""
+MAX_SCANNED_PIXELS = 250_000_000
+"""Most pixels times the scans of a JPEG beyond its first: each scan passes over all of them, three
+times, for 5 ns a pixel. A photo of 27 million pixels may have ten, as editors write them."""
 
 _EXIF_IN_HEX = b"Raw profile type exif\0"
 """The keyword under which ImageMagick writes Exif into a text of a PNG, two digits a byte; packed

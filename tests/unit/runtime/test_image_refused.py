@@ -249,3 +249,20 @@ def test_the_scans_of_a_large_jpeg_are_fewer() -> None:
     scan = raw[raw.rindex(b"\xff\xda") : -2]
     assert decode(raw, SIZE).shape == (3, 24, 40)
     assert code(raw[:-2] + scan * 70 + raw[-2:]) is ErrorCode.IMAGE_TOO_LARGE
+
+
+def test_five_megapixels_in_a_hundred_scans_are_refused_before_a_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    raw = saved(Image.new("L", (2500, 2000)), "JPEG", progressive=True)
+    scan = raw[raw.rindex(b"\xff\xda") : -2]
+    bomb = raw[:-2] + scan * 90 + raw[-2:]
+    monkeypatch.setattr(ImageFile.ImageFile, "load", None)
+    with pytest.raises(RequestError, match=r"9[0-9] scans, the limit for 2500 x 2000 pixels is 51"):
+        decode(bomb, SIZE)
+
+
+def test_a_progressive_photo_of_a_large_camera_is_read() -> None:
+    raw = saved(Image.new("RGB", (6000, 4000), "teal"), "JPEG", progressive=True)
+    assert raw.count(b"\xff\xda") == 10
+    assert decode(raw, SIZE).shape == (3, 24, 40)
