@@ -58,6 +58,28 @@ def notes_folder(state_dir: Path, model: str, version: int) -> Path:
     return state_dir / "batches" / f"{model}-{version}"
 
 
+def remove_notes(folder: Path) -> None:
+    """Remove what stands in the folder of a version that was unloaded. Notes of workers that live
+    stay: those of an instance that hangs, whose requests may end it yet."""
+    with suppress(OSError):
+        for file in list(folder.iterdir()):
+            if not (file.name.endswith(".note") and _is_held(file)):
+                file.unlink(missing_ok=True)
+        folder.rmdir()
+
+
+def _is_held(note: Path) -> bool:
+    """Return whether the worker of a note lives."""
+    try:
+        with note.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
 def digest_of(request: Mapping[str, Any]) -> str:
     """Return the same for the same names and bytes, as TorchServe's worker reads a request, and the
     same words of the gateway about them."""

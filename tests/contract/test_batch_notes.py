@@ -13,7 +13,14 @@ from typing import Any
 import pytest
 
 from vlserve_worker import batch_notes
-from vlserve_worker.batch_notes import NOTE_BYTES, REFUSED_S, BatchNotes, Suspicions, digest_of
+from vlserve_worker.batch_notes import (
+    NOTE_BYTES,
+    REFUSED_S,
+    BatchNotes,
+    Suspicions,
+    digest_of,
+    remove_notes,
+)
 from vlserve_worker.request_filter import Noted, Refusal, RequestFilter
 from vlserve_worker.service import answer_batch, open_filter
 from vlserve_worker.time_limit import limit_of
@@ -80,6 +87,28 @@ def test_what_a_full_disk_kept_from_being_marked_is_marked_later(
         assert notes.look() == Suspicions()
     for one in (neighbour, notes):
         assert one.look() == Suspicions(suspects=frozenset({A}))
+
+
+def test_an_unload_leaves_the_notes_of_workers_that_live(tmp_path: Path) -> None:
+    """An instance that hangs has not heard of the unload: what it is at work on may end it yet."""
+    folder = tmp_path / "tagger-1"
+    hangs = BatchNotes(folder)
+    die_at_work(folder, "batch", A)
+    (folder / f"{B}-1{batch_notes.SUSPECT}").touch()
+    with hangs.at_work([C]):
+        remove_notes(folder)
+        (left,) = folder.iterdir()
+        assert C in left.read_text(encoding="ascii")
+
+
+def test_an_unload_takes_the_folder_away(tmp_path: Path) -> None:
+    folder = tmp_path / "tagger-1"
+    remove_notes(folder)
+    folder.mkdir()
+    die_at_work(folder, "alone", A, B)
+    (folder / f"{B}-1{batch_notes.REFUSED}").touch()
+    remove_notes(folder)
+    assert not folder.exists()
 
 
 def test_a_batch_that_went_well_leaves_nothing(tmp_path: Path) -> None:

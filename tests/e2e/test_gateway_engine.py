@@ -4,6 +4,7 @@ import json
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -65,6 +66,7 @@ def test_engines_see_none_of_the_clients_headers_but_what_they_need(
         "X-Envoy-Upstream-Rq-Timeout-Ms": "1",
         "X-Envoy-Original-Path": "/models",
         "X-Vlserve-Version": "9",
+        "X-Vlserve-Retries": "50",
         "X-Vlserve-Sent-Request-Id": "spoofed",
         "X-Forwarded-For": "1.2.3.4",
         "X-Model-Version": "1",
@@ -82,7 +84,7 @@ def test_engines_see_none_of_the_clients_headers_but_what_they_need(
     (seen,) = [seen for engine in engines for seen in engine.seen]
     assert set(seen.headers) == {
         "host", "content-type", "content-length", "x-request-id", "authorization",
-        "x-vlserve-content-type", "x-vlserve-path",
+        "x-vlserve-content-type", "x-vlserve-path", "x-vlserve-retries",
     }  # fmt: skip
     assert seen.headers["content-type"] == "application/octet-stream"
     assert seen.headers["x-vlserve-content-type"] == "application/json"
@@ -116,6 +118,7 @@ def test_workers_are_told_how_a_client_wrapped_a_body_at_each_try(
     for seen in engines[0].seen:
         ours = {name: v for name, v in seen.headers.items() if name.startswith("x-vlserve-")}
         assert ours.pop("x-vlserve-path").startswith("/predictions/")
+        assert ours.pop("x-vlserve-retries") == str(envoy.settings.gateway.retries)
         assert ours == told
         assert "content-encoding" not in seen.headers
         assert seen.headers["content-type"] == "application/octet-stream"
@@ -194,6 +197,19 @@ def test_a_single_instance_is_tried_again(
     envoy.route(TAGGER, to=[engines[0]])
     engines[0].replies.extend([said] * 2)
     assert _post(envoy).status_code == 200
+
+
+@pytest.mark.parametrize("headers", [{}, {"x-vlserve-retries": "9", "x-envoy-attempt-count": "1"}])
+def test_a_triton_beside_it_gives_torchserve_no_more_tries(
+    envoy: RunningGateway, engines: Engines, headers: dict[str, str]
+) -> None:
+    triton = replace(engines[1].instance(), engine="triton", lacks=frozenset({("tagger", 1)}))
+    envoy.gateway.apply(Routing([TAGGER], [engines[0].instance(), triton]))
+    engines[0].replies.extend([LOST] * 20)
+    response = _post(envoy, **headers)
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "engine_failed")
+    assert len(engines[0].seen) == envoy.settings.gateway.retries + 1
+    assert not engines[1].seen
 
 
 def test_a_large_body_is_tried_again_whole(routed: RunningGateway, engines: Engines) -> None:

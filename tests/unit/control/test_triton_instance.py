@@ -3,8 +3,9 @@
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import httpx
@@ -12,7 +13,13 @@ import psutil
 import pytest
 
 from vlserve.control import caller
-from vlserve.control.engine import grpc_calls, triton_grpc, triton_mender, triton_repository
+from vlserve.control.engine import (
+    grpc_calls,
+    triton_grpc,
+    triton_mender,
+    triton_repository,
+    triton_workers,
+)
 from vlserve.control.engine.endpoints import Endpoint, endpoints
 from vlserve.control.engine.triton_instance import TritonInstance
 from vlserve.control.engine.triton_repository import TritonRepository
@@ -299,3 +306,42 @@ def test_a_mend_under_way_does_not_keep_the_service_from_its_end(
     assert began.wait(60.0)
     instance.close()
     assert "tagger 1 were not replaced: the load was stopped" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("numbers", "drawn", "waits_s"),
+    [((1, 2), 2, 10.0), ((1, 2, 3), 3, 1.0), ((1, 4), 4, 1.0)],
+    ids=["none", "one, not yet noticed", "one that was replaced"],
+)
+def test_an_unload_waits_less_where_a_worker_died(
+    instance: TritonInstance,
+    endpoint: Endpoint,
+    monkeypatch: Patch,
+    tmp_path: Path,
+    numbers: tuple[int, ...],
+    drawn: int,
+    waits_s: float,
+) -> None:
+    """Triton may wait for what a dead worker had, for ever: what is left is killed."""
+    repository = TritonRepository(endpoint)
+    repository.write(*KEY, pack_echo(tmp_path, *KEY), EngineSettings(workers=3))
+    written = repository.read(*KEY)
+    assert written is not None
+    repository.put(*KEY, replace(written, numbers=numbers, drawn=drawn))
+    living = [Worker(cast(psutil.Process, object()), number) for number in (1, 2)]
+    waited: list[float] = []
+    killed: list[object] = []
+    monkeypatch.setattr(instance, "_living", lambda *_: living)
+    monkeypatch.setattr(instance, "_state", lambda *_: "READY")
+    monkeypatch.setattr(instance, "_tokens", lambda: {"management": "token"})
+    monkeypatch.setattr(triton_grpc, "unload", lambda *_: None)
+    monkeypatch.setattr(triton_workers, "kill", killed.extend)
+    monkeypatch.setattr(
+        triton_workers,
+        "wait_until_gone",
+        lambda processes, timeout_s: waited.append(timeout_s) or list(processes),
+    )
+    instance.remove(*KEY)
+    assert waited[0] == waits_s
+    assert killed == [worker.process for worker in living]
+    assert repository.read(*KEY) is None

@@ -1,7 +1,6 @@
 """The Engine protocol over one or more instances, of whichever kind."""
 
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -31,7 +30,7 @@ from vlserve.control.engine.triton_instance import TritonInstance
 from vlserve.control.tuning import Serving
 from vlserve.errors import ControlError, EngineUnavailable, NotReady
 from vlserve.settings_sections import EngineSettings
-from vlserve_worker.batch_notes import notes_folder
+from vlserve_worker.batch_notes import notes_folder, remove_notes
 
 _PROBE_TIMEOUT_S = 10.0
 
@@ -106,8 +105,8 @@ class EngineGroup:
     def unload(self, model: str, version: int, engine: EngineKind | None = None) -> None:
         for server in self._of_kind(engine):
             server.remove(model, version)
-        if engine is None:  # no worker of it is left, whose requests another one would suspect
-            shutil.rmtree(notes_folder(self._state_dir, model, version), ignore_errors=True)
+        if engine is None:  # who loads it anew suspects nothing that was before
+            remove_notes(notes_folder(self._state_dir, model, version))
 
     def mend(self) -> None:
         for server in self._servers.values():

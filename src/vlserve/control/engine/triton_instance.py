@@ -40,6 +40,7 @@ from vlserve_worker.own_ids import probe_id
 
 _WATCHDOG_S = 3.0  # after its time limit, a worker that hangs in its start ends itself
 _GONE_S = 10.0  # until an unload, which waits for what is under way, is helped along
+_GONE_AFTER_DEATH_S = 1.0  # where it may wait for what a dead worker had, for ever
 _POLL_S = 0.05
 _JSON_LENGTH = "Inference-Header-Content-Length"
 """How much of an answer is Triton's own JSON; 0 in a request: the whole body is the input."""
@@ -180,10 +181,18 @@ class TritonInstance:
         if state in ("READY", "LOADING"):
             token = self._tokens()["management"]
             triton_grpc.unload(self._grpc, token, triton_name(model, version))
-        # An unload waits for a worker that died inside a batch, for ever.
-        triton_workers.kill(triton_workers.wait_until_gone(workers, _GONE_S))
+        # What can be waited for has been, before an unload: its workers are idle.
+        wait_s = _GONE_AFTER_DEATH_S if self._lost_one(model, version, workers) else _GONE_S
+        triton_workers.kill(triton_workers.wait_until_gone(workers, wait_s))
         triton_workers.wait_until_gone(workers, _GONE_S)
         self._repository.remove(model, version)
+
+    def _lost_one(self, model: str, version: int, living: Sequence[psutil.Process]) -> bool:
+        """Return whether a worker of the version died since it was loaded."""
+        written = self._repository.read(model, version)
+        if written is None:
+            return False
+        return written.drawn > written.workers or len(living) < len(written.numbers)
 
     def _comes_up(self, model: str, version: int) -> bool:
         """Return whether this version is being loaded and gets ready in time."""

@@ -85,7 +85,7 @@ def routes(routing: Routing, settings: Settings) -> Config:
                 "retry_policy": _retry_policy(gateway, routing.instances),
                 # A try that takes too long goes on beside the next: the first answer counts.
                 "hedge_policy": {"hedge_on_per_try_timeout": True},
-                # triton.lua reads both.
+                # engine.lua and triton.lua read both.
                 "include_request_attempt_count": True,
                 "request_headers_to_add": [
                     {"header": {"key": headers.RETRIES, "value": str(gateway.retries)}}
@@ -111,9 +111,9 @@ def routes(routing: Routing, settings: Settings) -> Config:
 
 def _retry_policy(gateway: GatewaySettings, instances: Sequence[Instance]) -> Config:
     """Return the policy of retries: on another instance, where there is one, when an instance lost
-    the request. engine.lua and triton.lua mark the replies after which a retry can help; the latter
-    also says how long to wait for a worker, and does not mark more than `gateway.retries` of the
-    other replies."""
+    the request. engine.lua and triton.lua mark the replies after which a retry can help, but no
+    more than `gateway.retries` of a request's; triton.lua marks more of those that a dead worker of
+    Triton gave, and says how long to wait for another one."""
     on_triton = any(instance.engine == "triton" for instance in instances)
     more = MORE_RETRIES if on_triton and gateway.retries else 0
     policy: Config = {

@@ -6,17 +6,12 @@ their own.
 
 from typing import Any
 
-from vlserve.control.gateway.forwarded_headers import FOR_ENGINES
-from vlserve.control.gateway.negated_match import negated_pattern
-from vlserve.runtime import headers
+from vlserve.control.gateway.forwarded_headers import NOT_FOR_ENGINES
 from vlserve.settings import Settings
 
 Config = dict[str, Any]
 
 _HTTP = "type.googleapis.com/envoy.extensions.filters.http"
-_LEFT_OUT = negated_pattern((*FOR_ENGINES, headers.RETRIES))
-"""Headers that Triton does not get. What a try takes away, the next one lacks too, where the script
-reads RETRIES again."""
 
 
 def infer_path(model: str, version: int) -> str:
@@ -48,7 +43,7 @@ def _headers() -> Config:
         "inference-header-content-length": "0",
         "authorization": "Bearer %UPSTREAM_METADATA(vlserve:token)%",
     }
-    others = {"key_matcher": {"safe_regex": {"regex": _LEFT_OUT}}}
+    others = {"key_matcher": {"safe_regex": {"regex": NOT_FOR_ENGINES}}}
     took = "engine;dur=%COMMON_DURATION(US_TX_BEG:US_RX_BEG:us)%e-3"
     return {
         "name": "envoy.filters.http.header_mutation",

@@ -11,5 +11,6 @@ FOR_ENGINES = (
 )
 """All that an engine needs of a client's headers; its token is added."""
 
-NOT_FOR_ENGINES = negated_pattern(FOR_ENGINES)
-"""Matches the name of every other header."""
+NOT_FOR_ENGINES = negated_pattern((*FOR_ENGINES, headers.RETRIES))
+"""Matches the name of every other header. What a try takes away, the next one lacks too, where
+engine.lua and triton.lua read RETRIES again."""
