@@ -15,7 +15,7 @@ from support.eager_graphs import (
     assert_same_ids,
     load,
 )
-from support.golden_cases import Case, cases
+from support.golden_cases import Case, cases, key_shapes
 from support.golden_retrieval import interpolated, rerank
 from support.published_keys import assert_every_key_is_loaded_or_ignored
 from support.training_outputs import inference_outputs
@@ -23,6 +23,7 @@ from vlserve.exporter.recipe import load_recipe
 from vlserve.runtime.decoding import CachedStep, Ranking, rank_answers
 from vlserve.runtime.types import Arrays
 from vlserve.testing.eager import EagerBackend
+from vlserve.training.finetune.heads import with_layers_for_two_images
 
 RECIPE = load_recipe("albef", Path(__file__).parents[2] / "export")
 CASES = cases("albef")
@@ -185,3 +186,23 @@ def test_texts_become_the_same_ids(tmp_path: Path) -> None:
 )
 def test_every_key_of_a_published_checkpoint_is_loaded_or_ignored(name: str) -> None:
     assert_every_key_is_loaded_or_ignored(RECIPE, name)
+
+
+def test_layers_for_two_images_are_those_of_the_original_s_reasoning() -> None:
+    """By the names and shapes of the published checkpoints of both."""
+    pretrained, reasoning = (key_shapes(f"albef_{name}") for name in ("pretrain", "nlvr"))
+    state = {
+        name: torch.randn(()).expand(shape)
+        for name, shape in pretrained.items()
+        if name.startswith("text_encoder.bert.encoder.layer.")
+    }
+    doubled = with_layers_for_two_images(state)
+    own = "text_encoder.encoder.layer."
+    assert {name: list(x.shape) for name, x in doubled.items()} == {
+        name: shape for name, shape in reasoning.items() if name.startswith(own)
+    }
+    for old in range(6, 12):  # both copies of each, where Pretrain_nlvr.py puts them
+        for new in (2 * old - 6, 2 * old - 5):
+            copied = doubled[f"{own}{new}.output.dense.weight"]
+            assert copied is state[f"text_encoder.bert.encoder.layer.{old}.output.dense.weight"]
+    assert with_layers_for_two_images(doubled) is doubled

@@ -141,6 +141,55 @@ def test_a_checkpoint_of_pairs_gets_a_classifier_and_says_so(tmp_path: Path) -> 
     assert "cls_head.2.weight" in report.new and report.objective == "entail"
 
 
+def test_reasoning_over_two_images_begins_with_each_layer_twice(tmp_path: Path) -> None:
+    """From a checkpoint of pairs, as the original's NLVR begins with what was pretrained."""
+    ready = Prepared("albef-match", tmp_path, "reason")
+    before = load_file(ready.checkpoint)
+    crossing = sorted({name.split(".")[3] for name in before if "crossattention" in name})
+    assert crossing == ["1"]
+    report = ready.run(tmp_path / "out", objective="reason", options={"learning_rate": 1e-12})
+    assert all(name.startswith("cls_head.") for name in report.new)
+    after = load_file(tmp_path / "out" / "model.safetensors")
+    own = "text_encoder.encoder.layer."
+    assert {name.split(".")[3] for name in after if name.startswith(own)} == {"0", "1", "2"}
+    for name in (x for x in before if x.startswith(f"{own}1.")):
+        for layer in ("1", "2"):
+            copied = after[name.replace(f"{own}1.", f"{own}{layer}.")]
+            torch.testing.assert_close(copied, before[name], rtol=0, atol=1e-6)
+    ready.checkpoint = tmp_path / "out" / "model.safetensors"
+    again = ready.dry(objective="reason")  # that one has its classifier, and is not doubled again
+    assert again.new == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "objective", "learns"),
+    [
+        ("albef-match", "entail", "retrieve, pretrain"),
+        ("blip-match", "answer", "retrieve"),
+        ("blip-match", "pretrain", "retrieve"),
+        ("blip-caption", "retrieve", "caption"),
+    ],
+)
+def test_a_new_network_without_a_head_for_an_objective_says_what_it_can_learn(
+    name: str, objective: str, learns: str, tmp_path: Path
+) -> None:
+    ready = Prepared(name, tmp_path, objective if objective in LINES else "retrieve")
+    completed = read_trained(
+        str(EXPORT / f"{name.partition('-')[0]}.py"),
+        ready.checkpoint,
+        None,
+        Settings(project_dir=EXPORT.parent),
+    ).config
+    whole = {key: value for key, value in completed.items() if key != "family"}
+    ready.checkpoint = tmp_path / "new.json"
+    ready.checkpoint.write_text(json.dumps(whole), encoding="utf-8")
+    with pytest.raises(
+        TrainingError, match=rf"new\.json: .* no head for {objective}: .* for {learns};"
+    ):
+        ready.dry(objective=objective)
+    assert ready.dry(objective=learns.partition(",")[0]).losses
+
+
 TINY_OF = {
     "albef-retrieval": "albef-match",
     "albef-vqa": "albef-answer",

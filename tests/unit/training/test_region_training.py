@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from support.tiny_models import EXPORT, bert, seeded, tiny_models
 from vlserve.cli.finetuning import Run
-from vlserve.errors import DataError
+from vlserve.errors import DataError, TrainingError
 from vlserve.exporter.export import read_trained
 from vlserve.exporter.recipe import load_recipe
 from vlserve.settings import Settings
@@ -255,6 +255,30 @@ def test_a_network_with_a_resnet_learns_from_images(tmp_path: Path) -> None:
     network = ready.exported("out").network
     kept = load_file(tmp_path / "grid.safetensors")
     assert all(torch.equal(network.state_dict()[f"grid.{name}"], x) for name, x in kept.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "objective", "learns"),
+    [
+        ("visualbert-tag", "pretrain", "tag"),
+        ("visualbert-answer", "tag", "answer"),
+        ("visualbert-coattention-tag", "answer", "tag"),
+        ("vilbert-entail", "match", "entail"),
+    ],
+)
+def test_a_new_network_without_a_head_for_an_objective_says_what_it_can_learn(
+    name: str, objective: str, learns: str, tmp_path: Path
+) -> None:
+    ready = Prepared(name, tmp_path, learns)
+    recipe_file = str(EXPORT / f"{ready.recipe.spec.family}.py")
+    settings = Settings(project_dir=EXPORT.parent)
+    config = read_trained(recipe_file, ready.checkpoint, None, settings).config
+    new = tmp_path / "new.json"
+    new.write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(
+        TrainingError, match=rf"new\.json: .* no head for {objective}: .* for {learns}[,;]"
+    ):
+        ready.run("out", start=new, objective=objective)
 
 
 PRESET_OF = {

@@ -7,6 +7,7 @@ Each function takes tensors by name and gives them back with the names of what i
 import re
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 State = Mapping[str, Tensor]
@@ -45,6 +46,47 @@ def with_classifier(state: State, classes: int) -> Fitted:
         return dict(state), ()
     head = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, classes))
     return with_new(state, {f"{CLASSIFIER}{name}": x for name, x in head.state_dict().items()})
+
+
+def with_layers_for_two_images(state: State) -> State:
+    """With each layer that sees the image twice, one behind the other, for the two images of a
+    sentence: as ALBEF's Pretrain_nlvr.py and NLVR.py begin with what was pretrained on one. What
+    has a classifier of its own, or such pairs already, stays as it is."""
+    named = {name.replace("text_encoder.bert.", "text_encoder.", 1): x for name, x in state.items()}
+    crossing = sorted(
+        {int(found[1]) for name in named if (found := LAYER.match(name)) and "cross" in name}
+    )
+    if not crossing or any(name.startswith(CLASSIFIER) for name in named):
+        return state
+    if _in_pairs(named, crossing):
+        return state
+    first, doubled = crossing[0], {}
+    for name, tensor in named.items():
+        layer = LAYER.match(name)
+        if layer is None or int(layer[1]) < first:
+            doubled[name] = tensor
+            continue
+        place = first + 2 * (int(layer[1]) - first)
+        for number in (place, place + 1):
+            doubled[f"text_encoder.encoder.layer.{number}.{name[layer.end() :]}"] = tensor
+    return doubled
+
+
+def _in_pairs(named: State, crossing: Sequence[int]) -> bool:
+    """Whether layers two by two have the same keys and values for the images, as the original
+    shares them."""
+
+    def looks(layer: int) -> list[Tensor]:
+        own = f"text_encoder.encoder.layer.{layer}.crossattention.self."
+        return [named[f"{own}{part}.weight"] for part in ("key", "value")]
+
+    if len(crossing) % 2:
+        return False
+    return all(
+        torch.equal(one, other)
+        for first, second in zip(crossing[::2], crossing[1::2], strict=True)
+        for one, other in zip(looks(first), looks(second), strict=True)
+    )
 
 
 def with_decoder(state: State) -> Fitted:

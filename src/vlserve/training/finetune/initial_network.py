@@ -84,7 +84,8 @@ def from_nothing(
     recipe: Recipe, plan: FinetunePlan, config: Path, objective: Objective | None, seed: int
 ) -> Start:
     """A new network of a config.json that is complete, as export writes it into an archive: weights
-    by Glorot and Bengio (2010), as S2 and M2 begin. ExportError names what the config lacks."""
+    by Glorot and Bengio (2010), as S2 and M2 begin. ExportError names what the config lacks,
+    TrainingError the objectives that its network can learn."""
     said = _read_config(recipe, config)
     torch.manual_seed(seed)
     network = recipe.build(said)
@@ -94,6 +95,13 @@ def from_nothing(
     state = network.state_dict()
     completed = recipe.complete_config(said, state, config.parent)
     chosen = _objective(plan, completed, objective)
+    learnt = [one for one in plan.objectives if plan.has_head(network, completed, one)]
+    if chosen not in learnt:
+        raise TrainingError(
+            f"{config}: its network, of the task {completed['task']}, has no head for {chosen}: "
+            f"it can be trained for {', '.join(learnt) or 'nothing'}; another task in the file "
+            "makes another network"
+        )
     sha256 = file_sha256(config)
     return Start(network, completed, chosen, ("every tensor",), sha256, None, {})
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol
 
 from pydantic import Field
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlserve.errors import TrainingError
 from vlserve.exporter.recipe import Recipe
@@ -18,6 +18,7 @@ from vlserve.training.finetune.heads import (
     of_parts,
     with_classifier,
     with_decoder,
+    with_layers_for_two_images,
 )
 from vlserve.training.objectives.encoders import AlbefEncoders, BlipEncoders, PairEncoders
 from vlserve.training.objectives.retrieve import ALBEF, BLIP, RetrievalRules
@@ -97,6 +98,10 @@ class FinetunePlan(Protocol):
         head, 0 where config.json names none."""
         ...
 
+    def has_head(self, network: nn.Module, config: Mapping[str, Any], objective: Objective) -> bool:
+        """Whether a network that was built of a config can learn an objective."""
+        ...
+
 
 @dataclass(frozen=True)
 class CaptionerPlan:
@@ -115,6 +120,9 @@ class CaptionerPlan:
         self, state: Mapping[str, Tensor], objective: Objective | None, classes: int
     ) -> Fitted:
         return dict(state), ()
+
+    def has_head(self, network: nn.Module, config: Mapping[str, Any], objective: Objective) -> bool:
+        return True
 
 
 @dataclass(frozen=True)
@@ -151,8 +159,16 @@ class VisionTextPlan:
         new: tuple[str, ...] = ()
         if self.family == "albef" and objective == "answer":
             state, new = with_decoder(state)
+        if self.family == "albef" and objective == "reason":
+            state = with_layers_for_two_images(state)
         kept = of_parts(state, self.parts[self.task(objective)])
         return with_classifier(kept, CLASSES[objective]) if objective in CLASSES else (kept, new)
+
+    def has_head(self, network: nn.Module, config: Mapping[str, Any], objective: Objective) -> bool:
+        learns_to_write = self.family == "blip" and objective == "pretrain"
+        if learns_to_write and not hasattr(network, "text_decoder"):
+            return False
+        return bool(self.task(objective) == config["task"])
 
     def encoders(self, network: Any, config: Mapping[str, Any]) -> PairEncoders:
         """The network as the objectives of pairs see it."""

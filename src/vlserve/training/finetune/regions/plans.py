@@ -101,6 +101,11 @@ class VilbertPlan:
         kept = {key: x for key, x in state.items() if not key.startswith(f"{name}.")}
         return with_new(kept, {f"{name}.{key}": x for key, x in head.items()})
 
+    def has_head(self, network: nn.Module, config: Config, objective: Objective) -> bool:
+        if objective == "pretrain":
+            return hasattr(network, "cls")
+        return objective == config["task"] and hasattr(network, VILBERT_HEADS[objective])
+
     def scores(self, network: Any, config: Config, objective: Objective, batch: Batch) -> Tensor:
         head = network.get_submodule(VILBERT_HEADS[objective])
         inputs = [batch[name] for name in VILBERT_INPUTS]
@@ -180,6 +185,9 @@ class SingleStreamPlan:
         own = HEADS[objective].removesuffix("weight")
         head = nn.Linear(hidden, classes).state_dict()
         return with_new(kept, {f"{own}{key}": x for key, x in head.items()})
+
+    def has_head(self, network: nn.Module, config: Config, objective: Objective) -> bool:
+        return bool(objective == config["task"])
 
     def scores(self, network: Any, config: Config, objective: Objective, batch: Batch) -> Tensor:
         inputs = (batch[name] for name in ("text_ids", "text_mask", "visual", "visual_mask"))
