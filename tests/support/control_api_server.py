@@ -1,5 +1,6 @@
 """The control API as a real server on a free port, over an engine and a gateway in memory."""
 
+import asyncio
 import socket
 import threading
 import time
@@ -12,6 +13,7 @@ import uvicorn
 
 from support.control_fakes import FakeEngine, FakeGateway
 from vlserve.control.api.app import create_app
+from vlserve.control.api.connections import guarded_protocol
 from vlserve.control.assembly import assemble
 from vlserve.control.client import ControlClient
 from vlserve.control.key import renew_key
@@ -39,7 +41,10 @@ class RunningControl:
 
 
 @contextmanager
-def running_control(folder: Path) -> Iterator[RunningControl]:
+def running_control(
+    folder: Path, protocol: type[asyncio.Protocol] | None = None
+) -> Iterator[RunningControl]:
+    """``protocol``: of connections; by default that of the service."""
     settings = Settings(
         project_dir=folder,
         control=ControlSettings(
@@ -50,7 +55,9 @@ def running_control(folder: Path) -> Iterator[RunningControl]:
     control = assemble(settings, engine, gateway)
     key = renew_key(settings.control_key_file)
     app = create_app(control, settings, key)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on"))
+    http = protocol or guarded_protocol()
+    config = uvicorn.Config(app, log_level="warning", lifespan="on", http=http, ws="none")
+    server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()

@@ -9,6 +9,8 @@ OUT/.vlserve/receipts/00000.json  of each finished part: counts, seconds; 00000.
 OUT/.vlserve/spool, careful      lines for workers; rows that ran alone
 """
 
+import errno
+import stat
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,6 +27,8 @@ from vlserve.errors import BatchError
 from vlserve_worker.batch_parts import STATE, PartFiles
 from vlserve_worker.storage import AnyPath, ObjectPath, write_whole
 
+MOST_BYTES = 64 * 2**20
+"""Of one of these files."""
 SCHEMA = 1
 WHOLE = Shard()
 
@@ -138,13 +142,17 @@ class JobFolder:
             write_whole(file, record.model_dump_json(by_alias=True, indent=1).encode())
             return
         try:
-            before = JobRecord.model_validate_json(file.read_bytes())
+            before = JobRecord.model_validate_json(_whole(file))
         except ValidationError as error:
             raise BatchError(f"{file} cannot be read: choose another --output") from error
         if reasons := list(differences(before, record)):
             raise BatchError(
                 f"{self.out} holds another job: {'; '.join(reasons)}. Choose another --output"
             )
+
+    def record(self) -> JobRecord:
+        """Return the job's record. OSError or ValidationError where there is none."""
+        return JobRecord.model_validate_json(_whole(self.record_file))
 
     @property
     def record_file(self) -> AnyPath:
@@ -164,19 +172,25 @@ class JobFolder:
         """Return how far the job is; None where it did not say."""
         file: AnyPath = self._state / "progress.json"
         try:
-            return Progress.model_validate_json(file.read_bytes())
+            return Progress.model_validate_json(_whole(file))
         except (OSError, ValidationError):
             return None
 
     def receipts(self, most: int | None = None) -> dict[int, Receipt]:
         """Return what is finished, by part; of ``most`` parts at the most."""
         files: Iterable[AnyPath] = self._receipts.glob("*.json")
-        read = (Receipt.model_validate_json(file.read_bytes()) for file in islice(files, most))
+        read = (Receipt.model_validate_json(_whole(file)) for file in islice(files, most))
         by_part = {receipt.part: receipt for receipt in read}
         if isinstance(self.out, ObjectPath):  # where the part is its own receipt
             parts = {int(_digits(part.name)) for part in self.out.glob("part-*")}
             return {number: receipt for number, receipt in by_part.items() if number in parts}
         return by_part
+
+    def receipts_mark(self) -> tuple[int, int]:
+        """Return what changes with each receipt of a job in a folder of this machine: the folder's
+        inode, and its time in ns. OSError where there is none."""
+        seen = Path(str(self._receipts)).stat()
+        return seen.st_ino, seen.st_mtime_ns
 
     def careful_rows(self, part: int) -> int:
         """Return how many rows of a part are answered that runs row by row."""
@@ -189,6 +203,16 @@ class JobFolder:
     def _refuse_foreign(self) -> None:
         if self.out.is_dir() and not self._state.is_dir() and any(self.out.glob("*")):
             raise BatchError(f"{self.out} is not empty and holds no job: choose another --output")
+
+
+def _whole(file: AnyPath) -> bytes:
+    """Read a file of a job. OSError where it is a pipe or the like, or too large: the folder may be
+    anybody's, and the control service reads it too."""
+    if isinstance(file, Path):
+        seen = file.stat()
+        if not stat.S_ISREG(seen.st_mode) or seen.st_size > MOST_BYTES:
+            raise OSError(errno.EINVAL, "it is no file of a job", str(file))
+    return file.read_bytes()
 
 
 def _digits(name: str) -> str:

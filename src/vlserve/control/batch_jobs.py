@@ -6,11 +6,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from vlserve.batch.job import JobFolder, JobRecord, Receipt, total
+from vlserve.batch.job import JobFolder, Receipt, total
 from vlserve.control.store.ledger import Ledger, now
 
 MOST_JOBS = 50
@@ -18,6 +18,8 @@ MOST_JOBS = 50
 MOST_PARTS = 5000
 """Of a job; the receipts of more are not read."""
 _RECENT_PARTS = 20
+_MTIME_STEP_NS = 2 * 10**9
+"""Two changes of a folder that are further apart have different times, on any file system."""
 
 JobState = Literal["running", "finished", "stopped", "gone"]
 """``stopped``: nobody works at it, and it is not finished; ``gone``: its folder holds no job."""
@@ -43,11 +45,21 @@ class BatchJob:
     """At the rate so far; None while it does not run."""
 
 
+@dataclass(frozen=True)
+class _Sums:
+    """Of a job's receipts, as they were when their folder looked like ``mark``."""
+
+    mark: tuple[int, int]
+    total: Mapping[str, Any]
+    rows_per_s: float | None
+
+
 class BatchJobs:
-    """Thread-safe. The ledger keeps the paths."""
+    """Thread-safe. The ledger keeps the paths. Receipts are read again where one has come since."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._database = ledger.database
+        self._sums: dict[Path, _Sums] = {}
 
     def announce(self, out: Path) -> None:
         """Remember a job by the folder of its output. LedgerUnwritable."""
@@ -67,22 +79,24 @@ class BatchJobs:
         rows = self._database.query(
             "SELECT out FROM batch_jobs ORDER BY announced_at DESC, rowid DESC"
         )
-        return [look_at(Path(row[0]), time.time()) for row in rows]
+        outs = [Path(row[0]) for row in rows]
+        self._sums = {out: sums for out, sums in self._sums.items() if out in outs}
+        return [look_at(out, time.time(), self._sums) for out in outs]
 
 
-def look_at(out: Path, at: float) -> BatchJob:
-    """Return what the files of a job say at ``at`` (Unix time, s)."""
+def look_at(out: Path, at: float, known: dict[Path, _Sums] | None = None) -> BatchJob:
+    """Return what the files of a job say at ``at`` (Unix time, s). ``known``: sums of jobs, which
+    are read and kept there."""
     folder = JobFolder(out)
     try:
-        record = JobRecord.model_validate_json(folder.record_file.read_bytes())
-        receipts = folder.receipts(MOST_PARTS)
+        record = folder.record()
+        sums = _sums_of(folder, out, {} if known is None else known)
     except (OSError, ValidationError):
         return BatchJob(str(out), "gone")
     state: JobState = "running" if _is_locked(folder.lock_file) else "stopped"
     if state == "stopped" and (out / "report.json").exists():
         state = "finished"
     progress = folder.progress()
-    sums = total(receipts)
     left_s = None
     if progress is not None and progress.left_s is not None and state == "running":
         left_s = max(0.0, progress.left_s - (at - progress.at))
@@ -92,14 +106,29 @@ def look_at(out: Path, at: float) -> BatchJob:
         model=record.model,
         version=record.version,
         task=record.task,
-        parts=sums["parts"],
-        rows=sums["rows"],
-        failed=sums["failed"],
-        errors=sums["errors"],
+        parts=sums.total["parts"],
+        rows=sums.total["rows"],
+        failed=sums.total["failed"],
+        errors=sums.total["errors"],
         share=1.0 if state == "finished" else progress.share if progress else None,
-        rows_per_s=rate(list(receipts.values())),
+        rows_per_s=sums.rows_per_s,
         left_s=left_s,
     )
+
+
+def _sums_of(folder: JobFolder, out: Path, known: dict[Path, _Sums]) -> _Sums:
+    """Return the sums of a job's receipts. Receipts are renamed into their folder, whose time
+    changes then; within `_MTIME_STEP_NS` two changes may have one time, so it is read again."""
+    began_ns, mark = time.time_ns(), folder.receipts_mark()
+    sums = known.get(out)
+    if sums is not None and sums.mark == mark:
+        return sums
+    receipts = folder.receipts(MOST_PARTS)
+    sums = _Sums(mark, total(receipts), rate(list(receipts.values())))
+    known.pop(out, None)
+    if began_ns - mark[1] > _MTIME_STEP_NS:
+        known[out] = sums
+    return sums
 
 
 def rate(receipts: Sequence[Receipt]) -> float | None:

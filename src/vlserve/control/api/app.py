@@ -11,6 +11,7 @@ from fastapi import FastAPI, Security
 from fastapi_offline import FastAPIOffline
 
 from vlserve.control.api.access import KEY_SCHEME, Door
+from vlserve.control.api.connections import guarded_protocol
 from vlserve.control.api.console.actions import actions
 from vlserve.control.api.console.live import live
 from vlserve.control.api.console.pairs import pairs
@@ -105,6 +106,8 @@ def _run(settings: Settings) -> int:
             port=settings.control.port,
             log_level="warning",
             access_log=False,
+            http=guarded_protocol(),
+            ws="none",
             timeout_graceful_shutdown=5,
         )
     return 0

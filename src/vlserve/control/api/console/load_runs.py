@@ -98,7 +98,7 @@ def load_tests_screen(runs: Sequence[LoadRun], model: str) -> Screen:
 def _read(folder: Path, file: Path, at: float) -> LoadRun | None:
     """Return one run; None where the file is another one's, as of a gray release."""
     try:
-        if file.stat().st_size > MOST_BYTES:
+        if not file.is_file() or file.stat().st_size > MOST_BYTES:
             return None
         result = Result.model_validate_json(file.read_bytes())
     except (OSError, ValidationError):

@@ -1,0 +1,86 @@
+"""Connections that ask the control service nothing keep nobody from rolling back."""
+
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from support.control_api_server import RunningControl, running_control
+from vlserve.control.api.connections import guarded_protocol
+
+MOST = 20
+UNFINISHED = (
+    b"",
+    b"GET /models HTTP/1.1\r\nHost: 127.0.0.1\r\n",
+    b"POST /versions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 900000\r\n\r\n",  # no key
+)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningControl]:
+    protocol = guarded_protocol(most_silent=MOST, headers_s=0.5)
+    with running_control(tmp_path_factory.mktemp("connections"), protocol) as running:
+        yield running
+
+
+def opened(served: RunningControl) -> socket.socket:
+    address = urlsplit(served.url)
+    connection = socket.create_connection((address.hostname, address.port), timeout=30)
+    connection.settimeout(30)
+    return connection
+
+
+def is_closed(connection: socket.socket) -> bool:
+    """Read what was answered, to the end of the connection."""
+    try:
+        while connection.recv(65536):
+            continue
+    except ConnectionResetError:
+        return True
+    except TimeoutError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("sent", UNFINISHED)
+def test_who_asks_nothing_is_closed_after_a_while(served: RunningControl, sent: bytes) -> None:
+    with opened(served) as connection:
+        connection.sendall(sent)
+        assert is_closed(connection)
+
+
+def test_who_drips_into_an_answered_request_is_closed_too(served: RunningControl) -> None:
+    with opened(served) as connection:
+        connection.sendall(UNFINISHED[2])
+        assert connection.recv(100).startswith(b"HTTP/1.1 401")
+        with pytest.raises(OSError):
+            deadline = time.monotonic() + 30
+            while time.monotonic() < deadline:
+                connection.sendall(b"x")
+                time.sleep(0.02)
+
+
+def test_of_too_many_the_oldest_make_room(served: RunningControl) -> None:
+    with ExitStack() as many:
+        connections = [many.enter_context(opened(served)) for _ in range(3 * MOST)]
+        assert served.client.health().status
+        assert all(map(is_closed, connections[: 2 * MOST]))
+
+
+def test_a_connection_is_used_again_and_long_answers_go_on(served: RunningControl) -> None:
+    with httpx.Client(base_url=served.url, headers=served.headers, trust_env=False) as http:
+        for _ in range(3):
+            assert http.get("/health").status_code == 200
+    link = served.client.console_link().path
+    with httpx.Client(base_url=served.url, trust_env=False, timeout=30) as browser:
+        browser.get(link).raise_for_status()
+        with browser.stream("GET", "/console/live/now", timeout=30) as events:
+            first = next(events.iter_raw())
+            assert first.startswith(b"event: part")
+            time.sleep(1.0)  # longer than headers may take
+            assert not events.is_closed
+            assert served.client.health().status
