@@ -24,6 +24,7 @@ import psutil
 
 from benchmarks.lib.own_stack import own_stack
 from vlserve.cli.output import print_line, print_table
+from vlserve.control.gateway.recent_requests import KEPT_S
 from vlserve.exporter.echo import pack_echo
 from vlserve.supervisor import Supervisor
 from vlserve.testing.stack import RunningStack
@@ -41,8 +42,8 @@ PAGES = (
 )
 LIVE = ("live/now", "live/models/tagger", "live/models/tagger/rollout")
 _MINUTES_S = 900
-_PAUSE_S = 3.1
-"""Between two loads of a page: figures are kept for 3 s, and are to be counted anew."""
+_PAUSE_S = KEPT_S + 0.1
+"""Between two loads of a page: figures are to be counted anew."""
 
 
 @dataclass(frozen=True)

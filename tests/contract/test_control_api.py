@@ -1,5 +1,6 @@
 """The control service over HTTP: its words, its errors, who may talk to it; and its client."""
 
+import getpass
 import socket
 import time
 from collections.abc import Callable
@@ -55,6 +56,7 @@ def test_the_verbs_in_a_user_s_order(control_api: RunningControl, archives: list
     ]
     told = [(event.version, event.kind) for event in client.history("tagger")]
     assert told[:4] == [(1, "registered"), (1, "loading"), (1, "loaded"), (1, "released")]
+    assert client.history("tagger")[0].detail["by"] == getpass.getuser()
     assert told[-4:] == [(1, "rolled_back"), (2, "released"), (1, "draining"), (1, "unloaded")]
     assert client.rollback("tagger", 1).version == 1
     assert list((control_api.settings.model_store / ".incoming").iterdir()) == []

@@ -19,6 +19,7 @@ from vlserve.control.reconcile.supervision import Supervision
 from vlserve.control.rollouts.active import RolloutContext
 from vlserve.control.rollouts.answer_history import AnswerHistory
 from vlserve.control.rollouts.disagreements import Disagreements
+from vlserve.control.rollouts.drift_watch import DriftWatch
 from vlserve.control.rollouts.evaluation import Logs
 from vlserve.control.rollouts.health import StackHealth
 from vlserve.control.rollouts.kept_candidates import KeptCandidates
@@ -112,6 +113,7 @@ def assemble(settings: Settings, engine: Engine, gateway: Gateway) -> Control:
     kill = Supervisor(settings).kill
     liveness = Liveness(ledger, engine, gateway, traffic, settings.engine, kill)
     folders = {"model_store": settings.model_store, "state_dir": settings.state_dir, "logs": logs}
+    answers = AnswerHistory(logs / "answers.jsonl", logs / "access.jsonl")
     service = ControlService(
         ledger,
         traffic,
@@ -124,7 +126,8 @@ def assemble(settings: Settings, engine: Engine, gateway: Gateway) -> Control:
         Disagreements(ledger, pairs),
         captures,
         BatchJobs(ledger),
-        AnswerHistory(logs / "answers.jsonl", logs / "access.jsonl"),
+        answers,
+        DriftWatch(answers, settings.state_dir / "drift.json"),
         Trials(ledger, engine, traffic, settings.gateway.timeout_s),
         settings,
         checks=[

@@ -1,4 +1,4 @@
-"""Whether the one who asked for what this thread does still waits for it.
+"""Who asked for what this thread does, and whether he still waits for it.
 
 Long work asks between its steps, so that a caller who went away stops what nobody waits for. Work
 that nobody asked for by a request (the tick) has no caller, and is never stopped.
@@ -10,6 +10,7 @@ from contextvars import ContextVar
 
 from vlserve.errors import CallerGone
 
+_name: ContextVar[str] = ContextVar("name", default="")
 _gone: ContextVar[Callable[[], bool] | None] = ContextVar("gone", default=None)
 
 
@@ -33,3 +34,18 @@ def refuse_if_gone(what: str) -> None:
     """Raise CallerGone, with ``what`` was not done, if the caller went away."""
     if is_gone():
         raise CallerGone(f"{what}: the caller went away")
+
+
+@contextmanager
+def named(name: str) -> Iterator[None]:
+    """Do the ``with`` body for a caller who says that this is his name."""
+    token = _name.set(name)
+    try:
+        yield
+    finally:
+        _name.reset(token)
+
+
+def name() -> str:
+    """Return how the caller of the present work calls himself; empty where he did not say."""
+    return _name.get()

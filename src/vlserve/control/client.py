@@ -1,5 +1,6 @@
 """A client of the control service for Python; the command line uses it."""
 
+import getpass
 import ssl
 from collections.abc import Mapping
 from pathlib import Path
@@ -139,7 +140,7 @@ class ControlClient:
             answer = self._call(
                 "POST",
                 "/versions",
-                params={"name": archive.name, **parameters},
+                params={"name": archive.name, **_user(), **parameters},
                 content=body,
                 headers={
                     "Content-Type": "application/octet-stream",
@@ -299,3 +300,12 @@ def raised_class(code: str) -> type[ControlError | ArchiveError]:
     """Return the class that the service raised; ControlError where it has no class of ours."""
     kind = error_class(code)
     return kind if kind and issubclass(kind, ControlError | ArchiveError) else ControlError
+
+
+def _user() -> dict[str, str]:
+    """Return who asks, for the history; nothing where the system has no name for him."""
+    try:
+        name = "".join(letter for letter in getpass.getuser() if letter.isprintable())[:64]
+    except (OSError, KeyError):  # the latter before Python 3.13
+        return {}
+    return {"by": name} if name else {}

@@ -40,6 +40,7 @@ from vlserve.control.lifecycle.trials import Trials
 from vlserve.control.lifecycle.url_registration import UrlRegistrar
 from vlserve.control.rollouts.answer_history import AnswerHistory
 from vlserve.control.rollouts.disagreements import Disagreements
+from vlserve.control.rollouts.drift_watch import DriftWatch
 from vlserve.control.rollouts.service import RolloutService
 from vlserve.control.store.kept_archives import remove_archive
 from vlserve.control.store.ledger import Ledger
@@ -74,6 +75,7 @@ class ControlService:
         captures: Captures,
         batch_jobs: BatchJobs,
         answers: AnswerHistory,
+        drift: DriftWatch,
         trials: Trials,
         settings: Settings,
         checks: Sequence[HealthCheck] = (),
@@ -92,6 +94,7 @@ class ControlService:
         self.captures = captures
         self.batch_jobs = batch_jobs
         self.answers = answers
+        self.drift = drift
         self.trials = trials
         self._checks = (self._engine_and_gateway, self._versions, *checks)
 
@@ -272,6 +275,10 @@ class ControlService:
     def traffic(self) -> Mapping[str, ModelTraffic]:
         """Return the figures of the last minutes: model -> its requests."""
         return self._recent.figures()
+
+    def registered_by(self, model: str, version: int) -> str:
+        """Return who registered a version, as he called himself; empty where it is not known."""
+        return self._ledger.registered_by(model, version)
 
     def history(self, model: str, newest: int = -1) -> list[Event]:
         """Return what happened to a model, oldest first: the ``newest`` events, or all (-1).

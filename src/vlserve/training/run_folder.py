@@ -46,10 +46,12 @@ def keep_record(
     epochs: Sequence[Mapping[str, Any]],
     chosen_by: str,
     before: Mapping[str, Any] | None = None,
+    evaluation: Mapping[str, Any] | None = None,
 ) -> None:
     """Complete ``training`` in config.json, which export puts into the archive's manifest, by the
-    versions of the code, the figures of every epoch, and ``before``: the record of what the run
-    began with. Same run, same bytes: no times."""
+    versions of the code, the figures of every epoch, ``evaluation``: those of the best epoch's
+    weights with their intervals, and ``before``: the record of what the run began with. Same run,
+    same bytes: no times."""
     if not is_first():
         return
     config = json.loads((out / CONFIG).read_text(encoding="utf-8"))
@@ -60,6 +62,7 @@ def keep_record(
             {name: _finite(value) for name, value in epoch.items() if name != "seconds"}
             for epoch in epochs
         ],
+        **({"evaluation": evaluation} if evaluation else {}),
         **({"before": before} if before else {}),
     }
     write_json(out / CONFIG, config)

@@ -156,7 +156,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 def test_a_version_is_watched_from_its_first_look(
     history: AnswerHistory, tmp_path: Path, manifest: Manifest
 ) -> None:
-    watch = DriftWatch(history)
+    watch = DriftWatch(history, tmp_path / "drift.json")
     log = tmp_path / "answers.jsonl"
     _write(log, [_answer(n, NOW, scores={"games": 1}) for n in range(400)])
     first = watch.look(manifest)
@@ -179,9 +179,64 @@ def test_a_version_is_watched_from_its_first_look(
     ],
 )
 def test_without_labels_of_the_training_there_is_no_alarm(
-    history: AnswerHistory, manifest: Manifest, changes: dict[str, Any]
+    history: AnswerHistory, tmp_path: Path, manifest: Manifest, changes: dict[str, Any]
 ) -> None:
-    assert DriftWatch(history).look(manifest.model_copy(update=changes)) is None
+    watch = DriftWatch(history, tmp_path / "drift.json")
+    assert watch.look(manifest.model_copy(update=changes)) is None
+    assert not (tmp_path / "drift.json").exists()
+
+
+def test_the_evidence_outlives_the_service(
+    history: AnswerHistory, tmp_path: Path, manifest: Manifest
+) -> None:
+    log, file = tmp_path / "answers.jsonl", tmp_path / "drift.json"
+    _write(log, [_answer(0, NOW, scores={"games": 1})])
+    first = DriftWatch(history, file).look(manifest)
+    assert first is not None
+    _write(log, [_answer(n, NOW, scores={"games": 1}) for n in range(250)])
+    at_once = DriftWatch(history, file).look(manifest)
+    assert at_once is not None and at_once.since == first.since
+    assert (at_once.drift.answers, len(at_once.drift.open_block)) == (240, 10)
+    _write(log, [_answer(n, NOW, scores={"games": 1}) for n in range(150)])
+    again = DriftWatch(history, file).look(manifest)  # of another control service
+    assert again is not None and again.drift.answers == 400 and again.alarms
+    kept = json.loads(file.read_text(encoding="utf-8"))
+    assert kept["schema"] == 1 and list(kept["versions"]) == ["tagger/1"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda kept: "{",
+        lambda kept: json.dumps(kept | {"schema": 2}),
+        lambda kept: json.dumps(kept).replace('"purses":', '"purses": [], "before":'),
+        lambda kept: json.dumps(kept).replace('"peak_e":', '"peak_e": "much", "before":'),
+    ],
+)
+def test_evidence_that_cannot_be_read_is_begun_anew(
+    history: AnswerHistory, tmp_path: Path, manifest: Manifest, damage: Any
+) -> None:
+    log, file = tmp_path / "answers.jsonl", tmp_path / "drift.json"
+    _write(log, [_answer(0, NOW)])
+    DriftWatch(history, file).look(manifest)
+    _write(log, [_answer(n, NOW) for n in range(90)])
+    DriftWatch(history, file).look(manifest)
+    file.write_text(damage(json.loads(file.read_text(encoding="utf-8"))), encoding="utf-8")
+    report = DriftWatch(history, file).look(manifest)
+    assert report is not None and report.drift.answers == 0
+
+
+def test_evidence_that_cannot_be_written_stays_in_memory(
+    history: AnswerHistory, tmp_path: Path, manifest: Manifest
+) -> None:
+    log, file = tmp_path / "answers.jsonl", tmp_path / "drift.json"
+    file.mkdir()
+    _write(log, [_answer(0, NOW)])
+    watch = DriftWatch(history, file)
+    watch.look(manifest)
+    _write(log, [_answer(n, NOW) for n in range(90)])
+    report = watch.look(manifest)
+    assert report is not None and report.drift.answers == 80
 
 
 def test_labels_stand_beside_each_other() -> None:

@@ -13,6 +13,7 @@ from vlserve.control.gateway.recent_requests import (
     RecentRequests,
     read_figures,
 )
+from vlserve_worker.own_ids import probe_id
 
 NOW = datetime(2026, 1, 31, 9, 30, 30, tzinfo=UTC).timestamp()
 
@@ -55,6 +56,19 @@ def test_requests_are_counted_by_minute_and_version(tmp_path: Path) -> None:
         (2, 22, 1),
     ]
     assert tagger.steps == {"3.1": {1: 60, 2: 20}}
+
+
+def test_health_checks_are_no_traffic(tmp_path: Path) -> None:
+    """A client that calls its request so hides nothing: probes ask for a version by its path."""
+    log, own = tmp_path / "access.jsonl", {"request_id": probe_id()}
+    log.write_text(
+        _line(9, path="/predictions/tagger/1", **own) * 5
+        + _line(8, path="/predictions/tagger/1", request_id="a-client") * 2
+        + _line(7, path="/predictions/tagger", **own) * 3
+        + _line(6, path="/predictions/tagger/1/", **own),
+        encoding="utf-8",
+    )
+    assert read_figures(log, NOW)["tagger"].requests == 5
 
 
 def test_a_renamed_log_is_read_too(tmp_path: Path) -> None:

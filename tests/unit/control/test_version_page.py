@@ -2,7 +2,11 @@
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import pytest
+
+from vlserve.control.api.console.evaluation import EvaluatedFigure, evaluated_figures
 from vlserve.control.api.console.rendering import render
 from vlserve.control.domain import State
 from vlserve.exporter.echo import pack_echo
@@ -38,9 +42,43 @@ def test_parity_and_the_int8_gate_are_told(tmp_path: Path) -> None:
         "en",
         {
             **{"version": version, "stable": 1, "goes_back": False, "size": None},
-            **{"added": [], "removed": [], "manifest": "{}"},
+            **{"added": [], "removed": [], "manifest": "{}", "by": ""},
+            "evaluated": evaluated_figures(
+                {"evaluation": {"items": 90, "map": 0.5, "intervals_95": {"map": [0.41, 0.6]}}}
+            ),
         },
     )
     assert "6 cases on unseen shapes, at most 2.5e-06 off the network" in shown
     assert "on 500 items 98.5 % of first answers as fp32; accuracy 0.909, fp32 0.912" in shown
+    assert "<bdi>map</bdi> 0.5 (0.41 – 0.6)" in shown
+    assert "whoever had the key of the stack" in shown
     assert f"<dd>{len(manifest.probes)}</dd>" in shown
+
+
+@pytest.mark.parametrize(
+    ("training", "figures"),
+    [
+        (None, []),
+        ({"label_items": {"a": 3}}, []),
+        (
+            {"evaluation": {"items": 9, "accuracy": 0.5, "intervals_95": {"accuracy": [0.2]}}},
+            [EvaluatedFigure("accuracy", 0.5)],
+        ),
+        (
+            {
+                "best_by": "accuracy",
+                "epochs": [
+                    {"epoch": 1, "train_loss": 2.0, "accuracy": 0.8},
+                    {"epoch": 2, "train_loss": 1.0, "accuracy": 0.7},
+                    {"epoch": 3, "train_loss": 0.9, "accuracy": None},
+                ],
+            },
+            [EvaluatedFigure("accuracy", 0.8)],
+        ),
+        ({"best_by": [], "epochs": "many", "evaluation": 3}, []),
+    ],
+)
+def test_what_older_and_odd_records_say_of_a_version(
+    training: dict[str, Any] | None, figures: list[EvaluatedFigure]
+) -> None:
+    assert evaluated_figures(training) == figures

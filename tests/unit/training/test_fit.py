@@ -95,6 +95,11 @@ def test_metrics_are_those_of_the_best_epoch(trained: TrainReport) -> None:
     for name in ("accuracy", "macro_f1", "map"):
         assert written[name] == getattr(trained.metrics, name) == best[name]
     assert written["items"] == 9 and written["train_items"] == 45
+    config = json.loads((trained.out / "config.json").read_text(encoding="utf-8"))
+    recorded = config["training"]["evaluation"]  # which goes into the archive's manifest
+    assert recorded["macro_f1"] == best["macro_f1"]
+    low, high = recorded["intervals_95"]["accuracy"]
+    assert low <= recorded["accuracy"] <= high
     assert epochs[-1]["learning_rate"] < epochs[0]["learning_rate"]
 
 

@@ -11,7 +11,7 @@ from vlserve.control.api.access import BYTES, UPLOAD_PATH
 from vlserve.control.api.console.sessions import CODE_S, Sessions
 from vlserve.control.api.rollbacks import roll_back
 from vlserve.control.api.threads import Threads
-from vlserve.control.api.uploads import FileName, register_upload
+from vlserve.control.api.uploads import FileName, UserName, register_upload
 from vlserve.control.domain import EngineKind
 from vlserve.control.service import ControlService
 from vlserve.control.tuning import parse_tuning
@@ -140,11 +140,12 @@ def routes(service: ControlService, threads: Threads, sessions: Sessions) -> API
         name: FileName = "",
         tuning: TuningJson | None = None,
         engine: Engine | None = None,
+        by: UserName = "",
     ) -> Registered:
         """Verify, keep, load and probe the archive in the body; returns when it is ready."""
         service.refuse_engine(engine)
         tuned = None if tuning is None else parse_tuning(tuning)
-        registered = await register_upload(request, service, threads, name, tuned, engine)
+        registered = await register_upload(request, service, threads, name, tuned, engine, by)
         return Registered.model_validate(registered)
 
     @router.post("/models/{model}/releases")

@@ -1,6 +1,5 @@
 """Archives that come in as the body of a request."""
 
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +7,7 @@ import anyio
 from fastapi import Query, Request
 from starlette.requests import ClientDisconnect
 
+from vlserve.control import caller
 from vlserve.control.api.threads import Threads
 from vlserve.control.domain import EngineKind, Registration
 from vlserve.control.service import ControlService
@@ -18,6 +18,8 @@ FileName = Annotated[
     str, Query(max_length=255, pattern=r"^[^/\\\x00-\x1f\x7f]*$", examples=["tagger-2.mar"])
 ]
 
+UserName = Annotated[str, Query(max_length=64, pattern=r"^[^\x00-\x1f\x7f]*$", examples=["anna"])]
+
 
 async def register_upload(
     request: Request,
@@ -26,8 +28,12 @@ async def register_upload(
     name: str,
     tuning: Tuning | None = None,
     engine: EngineKind | None = None,
+    by: str = "",
 ) -> Registration:
     """Receive the archive in the body of ``request`` and register it; see `Registrar.register`.
+
+    Args:
+        by: who registers it, as he says himself, for the history.
 
     Raises:
         UploadCutOff: the body ended early.
@@ -36,7 +42,12 @@ async def register_upload(
     size = int(request.headers.get("content-length", 0))
     with threads.admitted_load(), service.room_for(size) as archive:
         await _receive(request, archive)
-        return await threads.load(request, partial(service.register, archive, name, tuning, engine))
+
+        def register_as() -> Registration:
+            with caller.named(by):
+                return service.register(archive, name, tuning, engine)
+
+        return await threads.load(request, register_as)
 
 
 async def _receive(request: Request, archive: Path) -> None:

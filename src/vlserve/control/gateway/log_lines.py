@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
+from vlserve_worker.own_ids import is_own
+
 _CLIENT_LEFT = "DC"  # Envoy's flag for a request whose client hung up
 
 
@@ -84,6 +86,13 @@ class ShadowLine:
 
 
 _ACCESS, _SHADOW = TypeAdapter(AccessLine), TypeAdapter(ShadowLine)
+
+
+def is_probe(line: AccessLine) -> bool:
+    """Return whether a request is one of the stack's own health checks, which ask for a version by
+    its path: a client that takes such an id hides nothing that weights routed."""
+    by_path = f"/predictions/{line.model}/{line.version}"
+    return is_own(line.request_id or "") and (line.path or "").rstrip("/") == by_path
 
 
 def read_access_line(fields: Mapping[str, Any]) -> AccessLine:

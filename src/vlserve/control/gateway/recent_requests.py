@@ -17,14 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from vlserve.control.gateway.log_lines import parse_access_line
+from vlserve.control.gateway.log_lines import is_probe, parse_access_line
 from vlserve.control.log_rotation import renamed
 from vlserve.control.log_sampling import sample_lines
 
 MINUTES = 15
 MAX_LINES = 1000
 """Read for one answer; parsing them takes about 10 ms."""
-KEPT_S = 3.0
+KEPT_S = 5.0
 """Within this time the same answer is given again, to however many ask."""
 _MINUTE_S = 60
 _LONGEST_REQUEST_S = 60.0
@@ -169,13 +169,14 @@ def _began(line: bytes) -> float | None:
 
 
 def _parsed(line: bytes) -> _Request | None:
-    """Return one line's request; None for what asked no model, and for what is no such line."""
+    """Return one line's request; None for what asked no model, for the stack's own probes, and for
+    what is no such line."""
     try:
         told = parse_access_line(line)
         began = datetime.fromisoformat(told.at).replace(tzinfo=UTC).timestamp()
     except ValueError:  # pydantic's too
         return None
-    if not told.model:
+    if not told.model or is_probe(told):
         return None
     status = told.status or 0
     answered = 0 < status < HTTPStatus.INTERNAL_SERVER_ERROR

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from vlserve.control.judge import capital
-from vlserve.control.judge.capital import Array
+from vlserve.control.judge.capital import JsonArray
 
 BLOCK = 40
 """Answers that are paid out together."""
@@ -31,7 +31,7 @@ class Drift:
 
     answers: int = 0
     counts: Mapping[str, int] = field(default_factory=dict)
-    purses: Array = field(default_factory=lambda: capital.start(len(BETS)))
+    purses: JsonArray = field(default_factory=lambda: capital.start(len(BETS)))
     peak_e: float = 1.0
     open_block: tuple[str, ...] = ()
 

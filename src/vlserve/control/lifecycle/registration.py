@@ -165,7 +165,12 @@ class Registrar:
     ) -> VersionRecord:
         try:
             return self._ledger.add(
-                manifest, kept, sha256, tuning, engine or self._placement.default
+                manifest,
+                kept,
+                sha256,
+                tuning,
+                engine or self._placement.default,
+                by=caller.name(),
             )
         except ControlError:
             kept.unlink(missing_ok=True)  # no ledger knows it

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from vlserve.control.gateway.log_lines import AccessLine, parse_access_line
+from vlserve.control.gateway.log_lines import AccessLine, is_probe, parse_access_line
 from vlserve.control.log_rotation import LOGS_KEPT, renamed
 from vlserve.control.log_sampling import sample_lines
 from vlserve.control.rollouts.log_reader import Cursor, end_of, name_of
@@ -85,7 +85,9 @@ class AnswerHistory:
         sample = sample_lines(_files(self._requests), since, None, MOST_LINES, _began_at)
         parsed = (line for raw in sample.lines if (line := _access_line(raw)) is not None)
         lines = [
-            each for each in parsed if each.model == model and _is_within(each.at, since, None)
+            each
+            for each in parsed
+            if each.model == model and _is_within(each.at, since, None) and not is_probe(each)
         ]
         refused = Counter(line.status for line in lines if 400 <= (line.status or 0) < 500)
         sizes = [line.bytes_in for line in lines if line.bytes_in]

@@ -138,6 +138,15 @@ class Ledger:
             for row in reversed(self._query(query, model, newest))
         ]
 
+    def registered_by(self, model: str, version: int) -> str:
+        """Return who registered a version last; empty where the history does not say."""
+        query = (
+            "SELECT detail FROM events WHERE model = ? AND version = ? AND kind = 'registered'"
+            " ORDER BY id DESC LIMIT 1"
+        )
+        details = [json.loads(row["detail"]) for row in self._query(query, model, version)]
+        return str(details[0].get("by", "")) if details else ""
+
     def add(
         self,
         manifest: Manifest,
@@ -145,10 +154,12 @@ class Ledger:
         sha256: str,
         tuning: Tuning | None = None,
         engine: EngineKind = "torchserve",
+        by: str = "",
     ) -> VersionRecord:
-        """Register a new version. Replaces a failed one of this number that was never
-        ready."""
+        """Register a new version, ``by`` somebody. Replaces a failed one of this number that was
+        never ready."""
         detail = {"tuned": str(tuning.serving)} if tuning else {}
+        detail |= {"by": by} if by else {}
         with self.transaction():
             self._execute("INSERT OR IGNORE INTO models (model) VALUES (?)", manifest.model)
             self._execute(

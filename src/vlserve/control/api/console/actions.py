@@ -86,7 +86,7 @@ def actions(service: ControlService, sessions: Sessions, threads: Threads) -> AP
     ) -> Response:
         """Register the archive in the body; answers with the page to show."""
         check_may_act(sessions, request, token)
-        registered = await register_upload(request, service, threads, name)
+        registered = await register_upload(request, service, threads, name, by="console")
         return JSONResponse({"page": _page(registered.model)})
 
     return router

@@ -20,11 +20,13 @@ from vlserve.control.api.console.rendering import render, security_headers
 from vlserve.control.api.console.screens import Screen
 from vlserve.control.api.console.sessions import Sessions
 from vlserve.control.api.threads import Threads
+from vlserve.control.gateway.recent_requests import KEPT_S
 from vlserve.control.service import ControlService
 from vlserve.errors import VlserveError
 from vlserve.runtime.manifest import ModelName
 
-EVERY_S = 3.0
+EVERY_S = KEPT_S
+"""How often figures can be new ones."""
 MOST_VIEWERS = 50
 
 

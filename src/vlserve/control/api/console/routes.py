@@ -21,7 +21,6 @@ from vlserve.control.api.console.sessions import Sessions
 from vlserve.control.api.console.tag_screens import gather
 from vlserve.control.api.console.texts import LANGUAGES, texts_in
 from vlserve.control.api.threads import Threads
-from vlserve.control.rollouts.drift_watch import DriftWatch
 from vlserve.control.service import ControlService
 from vlserve.runtime.manifest import ModelName, Version
 
@@ -32,7 +31,6 @@ FILES = ("console.css", "console.js", "enter.js", "icon.svg", "try.js")
 def pages(service: ControlService, sessions: Sessions, threads: Threads) -> APIRouter:
     """Return the pages; Door has judged the host and the origin of each request."""
     router = APIRouter(prefix="/console", include_in_schema=False, route_class=ConsoleRoute)
-    watch = DriftWatch(service.answers)
 
     async def shown(request: Request, template: str, gather: Callable[[], Screen]) -> Response:
         """Answer with a page for a browser that may read."""
@@ -91,7 +89,7 @@ def pages(service: ControlService, sessions: Sessions, threads: Threads) -> APIR
 
     @router.get("/models/{model}/tags")
     async def tags(request: Request, model: ModelName) -> Response:
-        look = partial(gather, service, service.answers, watch, model)
+        look = partial(gather, service, model)
         return await shown(request, "tags.html.j2", look)
 
     @router.get("/models/{model}/history")

@@ -10,11 +10,10 @@ from vlserve.control.rollouts.answer_history import (
     DAY_S,
     DAYS_BEFORE,
     AnsweredTime,
-    AnswerHistory,
     Quantiles,
     quantiles,
 )
-from vlserve.control.rollouts.drift_watch import DriftWatch, training_labels
+from vlserve.control.rollouts.drift_watch import training_labels
 from vlserve.control.service import ControlService
 
 MOST_LABELS = 50
@@ -31,8 +30,9 @@ class LabelRow:
     before: float | None
 
 
-def gather(service: ControlService, history: AnswerHistory, watch: DriftWatch, name: str) -> Screen:
+def gather(service: ControlService, name: str) -> Screen:
     """Gather what the page shows of stable's answers. ModelNotFound."""
+    history = service.answers
     model = service.model(name)
     stable = next((each for each in model.versions if each.version == model.stable), None)
     if stable is None:
@@ -48,7 +48,7 @@ def gather(service: ControlService, history: AnswerHistory, watch: DriftWatch, n
         "before": before,
         "days_before": DAYS_BEFORE,
         "rows": label_rows(training_labels(stable.manifest), of_day, before),
-        "drift": watch.look(stable.manifest),
+        "drift": service.drift.look(stable.manifest),
         "asked": history.asked(name, day),
         **input_figures(service.captures.newest_summaries(name)),
     }

@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 
+from vlserve.control.api.console.evaluation import evaluated_figures
 from vlserve.control.api.console.screens import (
     Screen,
     model_screen,
@@ -88,6 +89,8 @@ def version(service: ControlService, name: str, number: int) -> Screen:
         "stable": status.stable,
         "goes_back": number in status.earlier,
         "size": size,
+        "by": service.registered_by(name, number),
+        "evaluated": evaluated_figures(shown.manifest.training),
         "added": sorted(labels - of_stable),
         "removed": sorted(of_stable - labels),
         "manifest": shown.manifest.model_dump_json(indent=2, exclude={"probes"}),
