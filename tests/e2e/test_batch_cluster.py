@@ -4,12 +4,14 @@ Nodes are processes of this machine. Only this test's own cluster is ever named.
 """
 
 import json
+import os
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -34,15 +36,19 @@ PORTS = ("metrics_agent", "metrics_export", "runtime_env_agent", "dashboard_agen
 """A node whose agents choose their own gives them 15 s to start, on a machine however busy."""
 
 
+def free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        taken = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in taken:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in taken]
+
+
 def node() -> dict[str, Any]:
     """A node's parameters."""
     settings = {"num_cpus": 1, "object_store_memory": 80 * 1024**2, "include_dashboard": False}
-    with ExitStack() as stack:
-        taken = [stack.enter_context(socket.socket()) for _ in PORTS]
-        for each in taken:
-            each.bind(("127.0.0.1", 0))
-        ports = [each.getsockname()[1] for each in taken]
-    return settings | {f"{name}_port": port for name, port in zip(PORTS, ports, strict=True)}
+    ports = zip(PORTS, free_ports(len(PORTS)), strict=True)
+    return settings | {f"{name}_port": port for name, port in ports}
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +59,14 @@ def storage() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def cluster(storage: str) -> Iterator[Any]:
+def client_port() -> int:
+    """Where the cluster takes clients that are no nodes."""
+    (port,) = free_ports(1)
+    return port
+
+
+@pytest.fixture(scope="module")
+def cluster(storage: str, client_port: int) -> Iterator[Any]:
     """Three nodes, of which one may be killed."""
     from ray.cluster_utils import Cluster
 
@@ -63,7 +76,10 @@ def cluster(storage: str) -> Iterator[Any]:
         Path("/tmp/ray").mkdir(exist_ok=True)  # Ray notes its address there
         for patience in ("agent_register_timeout_ms", "worker_register_timeout_seconds"):
             patched.setenv(f"RAY_{patience}", "600000" if patience.endswith("ms") else "600")
-        nodes = Cluster(initialize_head=True, head_node_args={**node(), "temp_dir": session})
+        head = {**node(), "temp_dir": session, "ray_client_server_port": client_port}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # logs that Ray leaves to be collected
+            nodes = Cluster(initialize_head=True, head_node_args=head)
         try:
             for _ in range(2):
                 nodes.add_node(**node())
@@ -134,6 +150,23 @@ def test_what_is_killed_loses_and_doubles_nothing(cluster: Any, data: Path, tmp_
     failed = {row["row"]: row["error_code"] for row in answered if "error_code" in row}
     assert failed == {40: KILLED}
     wait_until(lambda: not workers(out))
+
+
+@pytest.mark.parametrize("address", ["auto", "ray://"])
+def test_a_cluster_has_other_names_too(
+    cluster: Any, client_port: int, data: Path, tmp_path: Path, address: str
+) -> None:
+    file = write_jsonl(data / f"by_{address[:3]}.jsonl", rows_of(200, row40={"text": CRASH}))
+    named = f"ray://127.0.0.1:{client_port}" if address == "ray://" else address
+    command = [str(Path(sys.executable).with_name("vlserve")), "batch", str(data / "tagger-1.mar")]
+    command += ["--input", str(file), "--output", str(tmp_path / "out"), "--cluster", named]
+    environment = os.environ | ({"RAY_ADDRESS": cluster.address} if address == "auto" else {})
+    done = subprocess.run([*command, "--json"], capture_output=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr.decode()
+    report = json.loads(done.stdout)
+    assert (report["rows"], report["errors"]) == (200, {KILLED: 1})
+    assert [row["row"] for row in output(tmp_path / "out")] == list(range(200))
+    wait_until(lambda: not workers(tmp_path / "out"))
 
 
 def test_nodes_read_and_write_an_object_storage(cluster: Any, storage: str, data: Path) -> None:
