@@ -112,14 +112,7 @@ def run_batch(
             before = folder.receipts()
             job = Job(folder, record, crewing, show)
             job.answer(job.orders(cut(record.sources), before, retry_errors=retry_errors), locks)
-            run = {
-                "parts_of_earlier_runs": len(before),
-                "seconds": round(time.monotonic() - started, 1),
-                "rows_per_s": round(job.pace.rows / max(time.monotonic() - started, 1e-6), 2),
-                "run_cpu_seconds": round(_cpu_s() - cpu_s, 1),
-                "core_hour_price": core_hour_price,
-            }
-            report = make_report(record, folder, run, core_hour_price)
+            report = _report(job, started, cpu_s, len(before), core_hour_price)
             report = {**report, "unfinished_parts": job.parts - report["parts"]}
             if not report["unfinished_parts"]:
                 write_report(folder, report)
@@ -139,8 +132,8 @@ def predict_batch(
     show: Show = lambda line: None,
 ) -> Prediction:
     """Answer ``rows`` rows that are spread over the input, keep nothing, and return what the whole
-    takes. Raises as `run_batch`."""
-    started, cpu_s = time.monotonic(), _cpu_s()
+    takes. All CPU time of this process counts as the sample's. Raises as `run_batch`."""
+    started = time.monotonic()
     record = describe(archive, patterns, options)
     with tempfile.TemporaryDirectory(prefix="vlserve-sample-") as scratch:
         sample = draw(record.sources, rows, crewing.workers, Path(scratch))
@@ -150,15 +143,32 @@ def predict_batch(
             drawn_s = time.monotonic() - started
             job.answer(job.orders(sample.parts, {}), locks)
             receipts = list(folder.receipts().values())
-    answering_s = sum(receipt.cpu_seconds for receipt in receipts)
+            answered_at = time.monotonic()
+            write_report(folder, _report(job, started, 0.0, 0, core_hour_price))
+            report_s = time.monotonic() - answered_at
     return predict(
         sample,
         receipts,
         workers=crewing.workers,
-        start_s=drawn_s + job.started_s,
-        start_cpu_s=_cpu_s() - cpu_s - answering_s,
+        start_s=drawn_s + job.started_s + report_s,
+        sampling_cpu_s=_cpu_s(),
         core_hour_price=core_hour_price,
     )
+
+
+def _report(
+    job: "Job", started: float, cpu_s: float, parts_before: int, core_hour_price: float | None
+) -> Mapping[str, Any]:
+    """Return the report of a run that began at ``started``, when ``cpu_s`` of CPU were used."""
+    seconds = time.monotonic() - started
+    run = {
+        "parts_of_earlier_runs": parts_before,
+        "seconds": round(seconds, 1),
+        "rows_per_s": round(job.pace.rows / max(seconds, 1e-6), 2),
+        "run_cpu_seconds": round(_cpu_s() - cpu_s, 1),
+        "core_hour_price": core_hour_price,
+    }
+    return make_report(job.record, job.folder, run, core_hour_price)
 
 
 def describe(archive: Path, patterns: Sequence[str], options: Options) -> JobRecord:
@@ -182,7 +192,7 @@ class Job:
     def __init__(
         self, folder: JobFolder, record: JobRecord, crewing: Crewing, show: Show = lambda line: None
     ) -> None:
-        self._folder, self._record, self._crewing, self._show = folder, record, crewing, show
+        self.folder, self.record, self._crewing, self._show = folder, record, crewing, show
         self._shares: dict[int, float] = {}
         self.pace = Pace(time.monotonic())
         self._told_at = -_TELL_EVERY_S
@@ -202,7 +212,7 @@ class Job:
             receipt = before.get(part.number)
             if receipt and (receipt.first_row, receipt.rows) != (part.first_row, part.rows):
                 raise BatchError(
-                    f"{self._folder.out} has parts that another version of vlserve has cut: go on "
+                    f"{self.folder.out} has parts that another version of vlserve has cut: go on "
                     "with that one, or choose another --output"
                 )
             is_open = receipt is None or (retry_errors and receipt.errors)
@@ -218,10 +228,10 @@ class Job:
         began_at = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="vlserve-batch-") as scratch:
             unpacked = Path(scratch) / "archive"
-            unpack_archive(Path(self._record.archive), unpacked)
-            options = self._record.options.model_dump() | {"out": str(self._folder.out.resolve())}
+            unpack_archive(Path(self.record.archive), unpacked)
+            options = self.record.options.model_dump() | {"out": str(self.folder.out.resolve())}
             options["batch"] = self._crewing.batch
-            launch = Launch(unpacked, options, self._crewing.threads, locks, self._folder.log)
+            launch = Launch(unpacked, options, self._crewing.threads, locks, self.folder.log)
             with self._workers(launch) as crew:
                 self.run(crew, Work(orders))
         self.started_s = self.pace.began_at - began_at
@@ -235,7 +245,7 @@ class Job:
         from vlserve.batch.cluster import connected, running_on
         from vlserve.batch.shipment import pack_shipment
 
-        shipment = pack_shipment(self._record, launch)
+        shipment = pack_shipment(self.record, launch)
         with (
             connected(self._crewing.cluster),
             running_on(shipment, self._crewing.workers) as nodes,
@@ -264,7 +274,7 @@ class Job:
                 count=part.count,
                 folder=place if part.file else "",
             )
-        spool = self._folder.spool / f"{part.number:05}.jsonl"
+        spool = self.folder.spool / f"{part.number:05}.jsonl"
         try:
             spool.write_bytes(b"".join(line + b"\n" for line in part.lines))
         except OSError as error:
@@ -291,7 +301,7 @@ class Job:
                     work.is_begun, self.pace.began_at = True, time.monotonic()
                 work.idle.append(reply.worker)
             case {"failed": why}:
-                raise BatchError(_unwritten(self._folder.out, why))
+                raise BatchError(_unwritten(self.folder.out, why))
             case {"receipt": receipt}:
                 order = work.busy.pop(reply.worker)
                 work.idle.append(reply.worker)
@@ -340,7 +350,7 @@ class Job:
 
     def _refuse_stuck(self, deaths: Deaths, order: Order, crew: Workers) -> None:
         """Refuse deaths that brought neither a row more nor the row that the worker was at."""
-        rows = self._folder.careful_rows(order.number)
+        rows = self.folder.careful_rows(order.number)
         deaths.in_vain = deaths.in_vain + 1 if rows == deaths.rows else 0
         deaths.rows = rows
         if deaths.in_vain >= _STUCK_AFTER:
@@ -354,7 +364,7 @@ class Job:
         if now - self._told_at >= _TELL_EVERY_S:
             self._told_at = now
             share = min(1.0, self.pace.earlier + self.pace.share)
-            self._folder.tell_progress(
+            self.folder.tell_progress(
                 Progress(share=share, left_s=self.pace.left_s(now), at=time.time())
             )
 

@@ -119,16 +119,16 @@ def predict(
     *,
     workers: int,
     start_s: float,
-    start_cpu_s: float,
+    sampling_cpu_s: float,
     core_hour_price: float | None,
 ) -> Prediction:
     """Return what the whole input takes.
 
     Args:
         receipts: Of the sample's parts.
-        start_s: Until the workers could begin, s.
-        start_cpu_s: CPU time of all that is not the answering of rows: the driver's, which has read
-            the input once, and the workers' start, s.
+        start_s: Until the workers could begin, and for the report, s.
+        sampling_cpu_s: CPU time of the whole sample, with the workers' start, one reading of the
+            input and a report; what the other rows take comes to it, s.
         core_hour_price: Of one core for one hour, in any currency.
     """
     receipts_after_start = _without_first_of_each_worker(receipts)
@@ -137,10 +137,11 @@ def predict(
         raise BatchError("no row of the sample was answered")
     cpu_s = sum(receipt.cpu_seconds for receipt in receipts_after_start) / rows
     wall_s = sum(receipt.seconds for receipt in receipts_after_start) / rows
-    all_cpu_s = start_cpu_s + sample.input_rows * cpu_s
+    sampled_rows = sum(receipt.rows for receipt in receipts)
+    all_cpu_s = sampling_cpu_s + (sample.input_rows - sampled_rows) * cpu_s
     price_s = None if core_hour_price is None else core_hour_price / 3600
     return Prediction(
-        sampled_rows=sum(receipt.rows for receipt in receipts),
+        sampled_rows=sampled_rows,
         failed_rows=sum(sum(receipt.errors.values()) for receipt in receipts),
         input_rows=sample.input_rows,
         workers=workers,

@@ -97,13 +97,13 @@ def test_the_whole_is_predicted_by_all_but_each_workers_first_part() -> None:
         receipts,
         workers=2,
         start_s=5.0,
-        start_cpu_s=7.0,
+        sampling_cpu_s=29.0,
         core_hour_price=3.6,
     )
     assert (predicted.sampled_rows, predicted.failed_rows) == (60, 4)
-    assert predicted.cpu_seconds == pytest.approx(7.0 + 1000 * 0.1)
+    assert predicted.cpu_seconds == pytest.approx(29.0 + 940 * 0.1)
     assert predicted.seconds == pytest.approx(5.0 + 1000 * 0.2 / 2)
-    assert predicted.cost == pytest.approx(0.107)
+    assert predicted.cost == pytest.approx(0.123)
     assert predicted.cost_per_million == pytest.approx(100.0)
 
 
