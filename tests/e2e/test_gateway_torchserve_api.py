@@ -93,6 +93,35 @@ def test_weights_keys_copies_and_the_log_are_as_with_post(
     wait_until(lambda: copied() == len(callers))
 
 
+def test_v1_leads_to_the_same_versions(envoy: RunningGateway, engines: Engines) -> None:
+    envoy.route(
+        ModelRoute("tagger", {2: 50, 1: 50}, (1, 2), "salt"),
+        ModelRoute("unreleased", {}, (1,)),
+        to=list(engines),
+    )
+    http, path = envoy.http, "/v1/models/tagger:predict"
+    for number in range(20):
+        key = {"X-Sticky-Key": f"caller-{number}"}
+        plain = http.post("/predictions/tagger", headers=key, content=b"{}").json()["version"]
+        for asked in (path, f"{path}/"):
+            assert http.post(asked, headers=key, content=b"{}").json()["version"] == plain
+    assert http.post(path, headers={"X-Model-Version": "1"}).json()["version"] == 1
+    told = [
+        seen.headers.get("x-vlserve-protocol")
+        for engine in engines
+        for seen in engine.seen
+        if seen.headers["x-vlserve-path"].startswith("/v1/")
+    ]
+    assert set(told) == {"v1"}
+    assert http.get("/v1/models").json() == {"models": ["tagger"]}
+    assert http.get("/v1/models/tagger").json() == {"name": "tagger", "ready": True}
+    assert _code(http.get("/v1/models/unreleased")) == (404, "version_not_found")
+    assert _code(http.get("/v1/models/none")) == (404, "model_not_found")
+    assert _code(http.post("/v1/models/none:predict")) == (404, "model_not_found")
+    assert _code(http.get(path)) == (405, "method_not_allowed")
+    assert _code(http.post("/v1/models/tagger")) == (405, "method_not_allowed")
+
+
 def test_curl_sends_a_file_as_it_does_to_torchserve(
     routed: RunningGateway, engines: Engines, tmp_path: Path
 ) -> None:
@@ -150,6 +179,7 @@ def test_options_describes_the_calls(routed: RunningGateway, engines: Engines, p
     [
         ("POST", "/explanations/tagger", "vlserve adopt"),
         ("POST", "/explanations/tagger/1", "vlserve adopt"),
+        ("POST", "/v1/models/tagger:explain", "vlserve adopt"),
         ("POST", "/invocations", "/predictions/{model}"),
         ("POST", "/tagger/predict", "/predictions/{model}"),
         ("POST", "/tagger/1/invoke", "/predictions/{model}"),
@@ -176,7 +206,9 @@ def test_torchserve_s_grpc_is_refused_by_name(routed: RunningGateway) -> None:
     assert "POST /predictions/{model}" in refused.value.details()
 
 
-@pytest.mark.parametrize("path", ["/predictions/tagger", "/explanations/none"])
+@pytest.mark.parametrize(
+    "path", ["/predictions/tagger", "/explanations/none", "/v1/models/tagger:predict"]
+)
 def test_limits_hold_on_each_path(routed: RunningGateway, path: str) -> None:
     assert _code(routed.http.put(f"{path}?a=%")) == (400, "bad_request")
     head = f"PUT {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {2**40}\r\n\r\n"

@@ -12,7 +12,7 @@ import requests
 from support.engines import on_triton
 from support.request_bodies import IMAGE, JPEG, TEXT
 from support.running_stack import wait_until
-from vlserve.exporter.echo import pack_echo
+from vlserve.exporter.echo import VOCABULARY, pack_echo
 from vlserve.testing import RunningStack
 
 pytestmark = on_triton
@@ -122,6 +122,38 @@ def test_a_script_for_torchserve_works(stack: RunningStack, new_model: str, tmp_
     assert (gone.status_code, gone.json()) == (200, {"status": f'Model "{model}" unregistered'})
     assert script.manage("GET", f"/models/{model}/1").status_code == 404
     assert stack.control.model(model).weights == {2: 100}
+
+
+def test_instances_of_v1_are_items(stack: RunningStack, new_model: str, tmp_path: Path) -> None:
+    script = Script(stack)
+    archive = pack_echo(tmp_path, new_model, 1, fail_on_id=VOCABULARY["坏"])
+    assert script.manage("POST", "/models", url=script.put_into_store(archive)).ok
+    texts = [TEXT, "a cat", *(f"cat {number}" for number in range(20))]
+    path = f"/v1/models/{new_model}:predict"
+    told = script.ask(
+        "POST", path, json={"instances": [{"image": IMAGE, "text": text} for text in texts]}
+    )
+    assert told.keys() == {"predictions"}
+    for text, prediction in zip(texts, told["predictions"], strict=True):
+        alone = script.ask("POST", f"/predictions/{new_model}", json={"image": IMAGE, "text": text})
+        assert _tags(prediction) == _tags(alone)
+        assert prediction["version"] == 1
+
+    def refused(*instances: Any) -> tuple[int, str]:
+        response = script.session.post(
+            f"{script.inference}{path}", json={"instances": list(instances)}, timeout=WAIT_S
+        )
+        return response.status_code, response.json()["error"]
+
+    good = {"image": IMAGE, "text": TEXT}
+    status, error = refused(good, {"image": "!", "text": TEXT})
+    assert status == 400 and error.startswith("instance 1: image_unreadable: ")
+    status, error = refused(good, good, 3)
+    assert status == 400 and error.startswith("instance 2: ")
+    assert refused()[0] == 400
+    assert refused(*[good] * 65)[0] == 413
+    status, error = refused(good, {"image": IMAGE, "text": "坏"})
+    assert status == 500 and error.startswith("instance 1: inference_failed: ")
 
 
 def test_a_script_that_waits_for_its_workers_sees_them(

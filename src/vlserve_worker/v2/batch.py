@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import TypeVar
 
 from vlserve_worker.request_filter import Refusal
-from vlserve_worker.v2.exchange import Exchange, Raw, Served, open_exchange
+from vlserve_worker.v1 import V1, V1Exchange, open_v1
+from vlserve_worker.v2.exchange import (
+    PROTOCOL,
+    Exchange,
+    Raw,
+    Served,
+    header_of,
+    open_exchange,
+)
 
 One = TypeVar("One")
 
@@ -23,7 +31,7 @@ class Spread:
 
     items: list[Raw | Refusal]
     places: list[int]
-    exchanges: list[Exchange | None]
+    exchanges: list[Exchange | V1Exchange | None]
 
     def grouped(self, values: Sequence[One]) -> Iterator[Sequence[One]]:
         """Yield, for each request, those of ``values`` that are its items'."""
@@ -35,12 +43,10 @@ class Spread:
 
 
 def spread_batch(batch: Sequence[Raw | Refusal], served: Served, max_bytes: int) -> Spread:
-    """Replace each V2 request of a batch by its items. ``max_bytes``: of a body, unpacked."""
+    """Replace each V2 or V1 request of a batch by its items. ``max_bytes``: of a body, unpacked."""
     spread = Spread([], [], [])
     for place, request in enumerate(batch):
-        exchange = (
-            None if isinstance(request, Refusal) else open_exchange(request, served, max_bytes)
-        )
+        exchange = None if isinstance(request, Refusal) else _opened(request, served, max_bytes)
         items: Sequence[Raw | Refusal] = [request]
         if exchange is not None:
             refusal = exchange.refusal
@@ -49,6 +55,12 @@ def spread_batch(batch: Sequence[Raw | Refusal], served: Served, max_bytes: int)
         spread.items.extend(items)
         spread.places.extend([place] * len(items))
     return spread
+
+
+def _opened(request: Raw, served: Served, max_bytes: int) -> Exchange | V1Exchange | None:
+    if header_of(request, PROTOCOL) == V1:
+        return open_v1(request, max_bytes)
+    return open_exchange(request, served, max_bytes)
 
 
 def served_by(archive: Path) -> Served:

@@ -102,8 +102,8 @@ class Exchange:
     def join(self, answers: Sequence[ItemAnswer]) -> WholeAnswer:
         """Return the answer to the request, from that to each of its items, or from the one refusal
         of all of it."""
-        timing = _summed([answer.timing for answer in answers])
-        wrong = [_error_of(answer) for answer in answers]
+        timing = summed([answer.timing for answer in answers])
+        wrong = [error_of(answer) for answer in answers]
         if self.request is None:
             return WholeAnswer(answers[0].status, timing, self.codec.write_error(wrong[0]))
         first = next((at for at, error in enumerate(wrong) if error), None)
@@ -198,7 +198,7 @@ def _part(name: str, value: bytes) -> Raw:
     return {"name": name, "contentType": "application/octet-stream", "value": bytearray(value)}
 
 
-def _error_of(answer: ItemAnswer) -> str:
+def error_of(answer: ItemAnswer) -> str:
     """Return ``CODE: MESSAGE`` of a plain error; empty of an answer."""
     if answer.status < 400:
         return ""
@@ -209,7 +209,7 @@ def _error_of(answer: ItemAnswer) -> str:
         return f"inference_failed: the version answered {answer.status}"
 
 
-def _summed(timings: Sequence[str]) -> str:
+def summed(timings: Sequence[str]) -> str:
     """Return Server-Timing of all batches that the items were in; neighbours of one share it."""
     total: dict[str, float] = {}
     for timing in dict.fromkeys(timings):

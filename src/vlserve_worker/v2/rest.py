@@ -51,7 +51,7 @@ def read_request(body: bytes | bytearray, json_length: str = "") -> InferRequest
         BodyRefused: it is not what V2 asks for, or over a limit.
     """
     head, binary = _split(memoryview(body), json_length)
-    told = _object(_strict_json(bytes(head)), "the request")
+    told = _object(strict_json(bytes(head)), "the request")
     parameters = _parameters(told, "the request")
     inputs = _list(told, "inputs")
     outputs = _list(told, "outputs")
@@ -124,9 +124,13 @@ def _split(body: memoryview, json_length: str) -> tuple[memoryview, memoryview]:
     return body[:length], body[length:]
 
 
-def _strict_json(raw: bytes) -> Any:
+def strict_json(raw: bytes) -> Any:
     """Return JSON without NaN, and without a name that is twice in one object. It is counted before
-    it is parsed."""
+    it is parsed.
+
+    Raises:
+        BodyRefused: it is something else.
+    """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         members = dict(pairs)

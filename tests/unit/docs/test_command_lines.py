@@ -40,7 +40,7 @@ FREE = ("cat", "cd", "cp", "echo", "export", "git", "kill", "mkdir", "printf")
 
 PATHS = (
     r"/predictions/\w+(/\d+)?(\?[\w=%&]+)?|/v2/models/\w+(/versions/\d+)?(/ready|/infer)?"
-    r"|/health|/ping"
+    r"|/v1/models/\w+:predict|/health|/ping"
 )
 """Those of the gateway that documents may show."""
 

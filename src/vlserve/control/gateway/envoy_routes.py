@@ -7,7 +7,7 @@ Envoy's v3 API: https://www.envoyproxy.io/docs/envoy/latest/api-v3/api
 from collections.abc import Sequence
 
 from vlserve.control.domain import Instance, Routing
-from vlserve.control.gateway import torchserve_routes, v2_routes
+from vlserve.control.gateway import torchserve_routes, v1_routes, v2_routes
 from vlserve.control.gateway.envoy_clusters import Config
 from vlserve.control.gateway.prediction_routes import plain_paths
 from vlserve.control.gateway.route_parts import (
@@ -29,7 +29,12 @@ ROUTES = "predictions"
 UNREADABLE_QUERY = r"\C*\?\C*%([0-9A-Fa-f]?|[0-9A-Fa-f]?[^0-9A-Fa-f]\C*)"
 """Matches a path with a % in its query that two hexadecimal digits do not follow."""
 
-PREFIXES = ("/predictions/", torchserve_routes.EXPLANATIONS, v2_routes.PREFIX)
+PREFIXES = (
+    "/predictions/",
+    torchserve_routes.EXPLANATIONS,
+    v1_routes.PREFIX,
+    v2_routes.PREFIX,
+)
 """Of all paths at which predictions are asked for."""
 
 MAX_OWN_WORDS_BYTES = 64 * 1024
@@ -58,6 +63,7 @@ def routes(routing: Routing, settings: Settings) -> Config:
         for path in (
             *torchserve_routes.model_paths(route),
             *plain_paths(route, gateway),
+            *v1_routes.model_paths(route, gateway),
             *v2_routes.model_paths(route, gateway),
         )
     ]
@@ -75,6 +81,7 @@ def routes(routing: Routing, settings: Settings) -> Config:
                     *v2_routes.health_paths(),
                     *(_questions_of_the_api_page(settings, prefix) for prefix in PREFIXES),
                     *torchserve_routes.service_paths(routing),
+                    *v1_routes.service_paths(routing),
                     *(_bad_query(prefix) for prefix in PREFIXES),
                     *(_large_body(prefix, gateway) for prefix in PREFIXES),
                     *paths,
