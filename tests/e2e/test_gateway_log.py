@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from support.fake_torchserve import FakeTorchServe, Reply
+from support.raw_http2 import exchange, headers
 from support.running_stack import RunningGateway, running_gateway, wait_until
 from vlserve.control.domain import ModelRoute, Routing
 
@@ -187,3 +188,18 @@ def test_a_request_counts_for_the_step_that_routed_it(
     _ask(routed, "later")
     assert _logged(routed, "early")["step"] == RELEASE.step
     assert _logged(routed, "later")["step"] == later.step
+
+
+def test_no_client_writes_long_lines(routed: RunningGateway) -> None:
+    """A method of HTTP/2 may be of 32 KB: the log turned over so much sooner."""
+    name, path = str(uuid4()), "/predictions/tagger/" + "x" * 7000
+    fields = [
+        (b":method", b"M" * 12_000),
+        (b":scheme", b"http"),
+        (b":path", path.encode()),
+        (b":authority", b"gateway"),
+        (b"x-request-id", name.encode()),
+    ]
+    exchange(routed.settings.gateway.port, headers(fields, last=True))
+    line = _logged(routed, name)
+    assert (line["method"], line["path"]) == ("M" * 16, path[:512])

@@ -94,9 +94,7 @@ def routes(routing: Routing, settings: Settings) -> Config:
                 "hedge_policy": {"hedge_on_per_try_timeout": True},
                 # engine.lua and triton.lua read both.
                 "include_request_attempt_count": True,
-                "request_headers_to_add": [
-                    {"header": {"key": headers.RETRIES, "value": str(gateway.retries)}}
-                ],
+                "request_headers_to_add": _told_of_retries(gateway, routing.instances),
                 "response_headers_to_remove": [
                     headers.ANSWERED_BY,
                     headers.RETRY,
@@ -121,8 +119,7 @@ def _retry_policy(gateway: GatewaySettings, instances: Sequence[Instance]) -> Co
     the request. engine.lua and triton.lua mark the replies after which a retry can help, but no
     more than `gateway.retries` of a request's; triton.lua marks more of those that a dead worker of
     Triton gave, and says how long to wait for another one."""
-    on_triton = any(instance.engine == "triton" for instance in instances)
-    more = MORE_RETRIES if on_triton and gateway.retries else 0
+    more = MORE_RETRIES if _has_triton(instances) and gateway.retries else 0
     policy: Config = {
         "retry_on": "connect-failure,reset,retriable-headers",
         "num_retries": gateway.retries + more,
@@ -138,6 +135,17 @@ def _retry_policy(gateway: GatewaySettings, instances: Sequence[Instance]) -> Co
         policy["retry_host_predicate"] = [_PREVIOUS_HOSTS]
         policy["host_selection_retry_max_attempts"] = 20
     return policy
+
+
+def _told_of_retries(gateway: GatewaySettings, instances: Sequence[Instance]) -> list[Config]:
+    """Return the header by which the scripts tell the tries of all from those for dead workers."""
+    if not _has_triton(instances):
+        return []
+    return [{"header": {"key": headers.RETRIES, "value": str(gateway.retries)}}]
+
+
+def _has_triton(instances: Sequence[Instance]) -> bool:
+    return any(instance.engine == "triton" for instance in instances)
 
 
 def _health_paths() -> list[Config]:

@@ -25,7 +25,7 @@ class AccessLine:
     request_id: str | None = None
     method: str | None = None
     path: str | None = None
-    """As the client sent it, without its query."""
+    """As the client sent it, without its query; its first 512 bytes."""
     model: str | None = None
     version: str | None = None
     """Which answered last; null where no version did."""
