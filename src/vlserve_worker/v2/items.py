@@ -1,8 +1,8 @@
 """A V2 request -> the plain requests that its items are, as an archive's own code reads them.
 
 The first axis of each input is the item. What an item has of an input becomes the field of its
-name, in the bytes of a form: an element of BYTES as it is, a number in digits, several numbers as a
-.npy file. A parameter of the request is a field of each item.
+name, in the bytes of a form: an element of BYTES as it is, but for files in base64, a number in
+digits, several numbers as a .npy file. A parameter of the request is a field of each item.
 """
 
 import io
@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from vlserve_worker.bodies import quoted
+from vlserve_worker.v2.files import FILES, file_bytes
 from vlserve_worker.v2.messages import (
     BYTES,
     MAX_ITEMS,
@@ -103,7 +104,7 @@ def _values(tensor: Tensor, count: int) -> list[bytes]:
     if tensor.datatype == BYTES:
         if of_one != 1:
             raise refused(f"{quoted(tensor.name)} has {of_one} elements an item: BYTES has one")
-        return list(tensor.data)
+        return [*map(file_bytes, tensor.data)] if tensor.name in FILES else list(tensor.data)
     if len(tensor.shape) == 1 or tensor.shape[1:] == (1,):
         return [_digits(tensor.name, value) for value in np.asarray(tensor.data).tolist()]
     rows = np.asarray(tensor.data).reshape(tensor.shape)

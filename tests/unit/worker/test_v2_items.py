@@ -1,5 +1,6 @@
 """One V2 request to plain ones, and their answers to one."""
 
+import base64
 import io
 import json
 from pathlib import Path
@@ -21,6 +22,7 @@ from vlserve_worker.v2.messages import BYTES, MAX_ITEMS, InferRequest, Tensor
 from vlserve_worker.v2.outputs import OUTPUTS, join_answers
 
 TAGGER = Served("tagger", 7, "tag")
+JPEG = b"\xff\xd8\xff" + bytes(range(256))
 
 
 def texts(*values: bytes, name: str = "text") -> Tensor:
@@ -61,6 +63,25 @@ def test_several_numbers_of_an_item_are_a_npy_file() -> None:
         read = np.load(io.BytesIO(fields["features"]), allow_pickle=False)
         assert read.dtype == row.dtype
         assert (read == row).all()
+
+
+@pytest.mark.parametrize(
+    ("sent", "read"),
+    [
+        (base64.b64encode(JPEG), JPEG),
+        (base64.urlsafe_b64encode(JPEG), JPEG),
+        (b" " + base64.encodebytes(JPEG), JPEG),
+        (b"data:image/jpeg;base64," + base64.b64encode(JPEG), JPEG),
+        (JPEG, JPEG),
+        (b"neither a file nor base64", b"neither a file nor base64"),
+        (b"QUJDREVGR0hJSktMTU5PUA=!", b"QUJDREVGR0hJSktMTU5PUA=!"),
+    ],
+)
+def test_a_file_in_base64_is_its_bytes_for_archives_that_read_no_other(
+    sent: bytes, read: bytes
+) -> None:
+    request = InferRequest((texts(sent, name="image"), texts(sent)))
+    assert split_items(request) == [{"image": read, "text": sent}]
 
 
 BAD_ITEMS = {
