@@ -1,0 +1,47 @@
+"""What KServe's SDK is told by a V2 server, as JSON: run by a Python that has it.
+
+``python kserve_questions.py URL MODEL IMAGE TEXT…``
+"""
+
+import asyncio
+import base64
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from kserve import InferenceRESTClient, InferInput, InferRequest, RESTConfig
+
+
+def request_of(model: str, image: bytes, texts: list[str], binary: bool) -> InferRequest:
+    columns = {
+        "image": [image if binary else base64.b64encode(image)] * len(texts),
+        "text": [text.encode() for text in texts],
+    }
+    inputs = []
+    for name, values in columns.items():
+        inputs.append(InferInput(name, [len(values)], "BYTES"))
+        inputs[-1].set_data_from_numpy(np.array(values, dtype=object), binary_data=binary)
+    return InferRequest(model_name=model, infer_inputs=inputs, request_id="mine")
+
+
+async def answers(url: str, model: str, image: bytes, texts: list[str]) -> dict[str, Any]:
+    client = InferenceRESTClient(RESTConfig(protocol="v2", timeout=60, retries=0))
+    told: dict[str, Any] = {
+        "live": await client.is_server_live(url),
+        "ready": await client.is_server_ready(url),
+        "model_ready": await client.is_model_ready(url, model),
+    }
+    for binary in (True, False):
+        asked = request_of(model, image, texts, binary)
+        answer = await client.infer(url, asked, model_name=model)
+        outputs = {one.name: one.as_numpy().tolist() for one in answer.outputs}
+        told["binary" if binary else "json"] = {"id": answer.id, **outputs}
+    return told
+
+
+if __name__ == "__main__":
+    url, model, file, *texts = sys.argv[1:]
+    told = asyncio.run(answers(url, model, Path(file).read_bytes(), texts))
+    print(json.dumps(told, default=lambda value: value.decode()))
