@@ -13,6 +13,8 @@ from ts.metrics.metric_type_enum import MetricTypes
 
 from vlserve.runtime import headers
 from vlserve.runtime.answering import Answered, Answering
+from vlserve.runtime.exchange import RAW_HEADERS
+from vlserve.runtime.task import Surroundings
 
 
 class TorchServeHandler:
@@ -22,18 +24,25 @@ class TorchServeHandler:
         """Open the folder that TorchServe unpacked; raises when it is not what was packed."""
         folder = Path(context.system_properties["model_dir"])
         threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
-        batch_size = int(context.system_properties.get("batch_size") or 1)
+        around = Surroundings(
+            batch_size=int(context.system_properties.get("batch_size") or 1),
+            metrics=context.metrics,
+            gpu_id=context.system_properties.get("gpu_id"),
+        )
         log = os.environ.get("ANSWER_LOG")
-        self.answering = Answering(folder, threads, batch_size, Path(log) if log else None)
+        self.answering = Answering(folder, threads, around, Path(log) if log else None)
         self.manifest = self.answering.pipeline.manifest
 
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:
-        """Return one JSON body per request, in order, each with a status of its own."""
+        """Return one body per request, in order, each with a status and headers of its own."""
         ids = [_request_id(context, index) for index in range(len(data))]
+        if self.manifest.adopted:
+            data = [_with_headers(one, context, index) for index, one in enumerate(data)]
         result = self.answering.answer(data, ids)
         for index, status in enumerate(result.statuses):
             context.set_response_status(code=status, idx=index)
-            context.set_response_content_type(index, "application/json")
+            for name, value in result.headers[index].items():
+                context.set_response_header(index, name, value)
             context.set_response_header(index, headers.ANSWERED_BY, str(self.manifest.version))
             context.set_response_header(index, "server-timing", result.timing)
         self._measure(context, result)
@@ -48,6 +57,14 @@ class TorchServeHandler:
                 continue
             # the dimensions of metrics.yaml; unlike add_metric, this names no request of the batch
             metric.add_or_update(value, [str(self.manifest.version), self.manifest.model, "Model"])
+
+
+def _with_headers(one: dict[str, Any], context: Any, index: int) -> dict[str, Any]:
+    """Return a client's request with its headers, for an adopted archive."""
+    sent = context.get_all_request_header(index)
+    if any(name.lower().startswith(headers.OURS) for name in sent):
+        return {RAW_HEADERS: sent, **one}
+    return one
 
 
 def _request_id(context: Any, index: int) -> str:

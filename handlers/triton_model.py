@@ -4,11 +4,14 @@ The installed worker (vlserve_worker/triton_model.py) reads Triton's tensors, re
 read, and asks this for the rest.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vlserve.runtime.answering import Answering
+from vlserve.runtime.exchange import RAW_HEADERS
+from vlserve.runtime.task import Surroundings
 
 
 class TritonModel:
@@ -24,22 +27,29 @@ class TritonModel:
             batch_size: most requests in a batch.
             answer_log: the file that answers are logged in, for a release to compare them.
         """
-        self.answering = Answering(folder, threads, batch_size, answer_log)
+        # The worker that computes on a GPU sees that one alone (vlserve_worker/device.py).
+        gpu_id = 0 if os.environ.get("CUDA_VISIBLE_DEVICES") else None
+        around = Surroundings(batch_size=batch_size, gpu_id=gpu_id)
+        self.answering = Answering(folder, threads, around, answer_log)
 
     def answer(
         self, data: Sequence[Mapping[str, Any]], ids: Sequence[str]
-    ) -> list[tuple[int, str, bytes]]:
-        """Return status, Server-Timing and JSON body of each request, in order.
+    ) -> list[tuple[int, str, bytes] | tuple[int, str, bytes, Mapping[str, str]]]:
+        """Return status, Server-Timing and JSON body of each request, in order; to a client's
+        request of an adopted archive also the headers that its handler set.
 
         Args:
-            data: the fields of each request, or its ``body``, in bytes.
+            data: the fields of each request, or its ``body``, in bytes; to an adopted archive that
+                and its ``headers``.
             ids: the X-Request-Id of each.
         """
         result = self.answering.answer(data, ids)
         timing = result.timing
         return [
-            (status, timing, body)
-            for status, body in zip(result.statuses, result.bodies, strict=True)
+            (status, timing, body, headers) if RAW_HEADERS in one else (status, timing, body)
+            for one, status, headers, body in zip(
+                data, result.statuses, result.headers, result.bodies, strict=True
+            )
         ]
 
     def close(self) -> None:

@@ -3,6 +3,8 @@
 -- An answer of our model (src/vlserve_worker/triton_model.py) is Triton's own JSON, as long as a
 -- header says, then `STATUS SERVER-TIMING`, a line's end, and the JSON body for the client. Of another
 -- body the first word is `STATUS;type=CONTENT-TYPE`, with `;json=BYTES` where binary data follow JSON.
+-- Of an adopted archive, whose handler sets its headers, the first word is `STATUS;headers=BYTES`, and
+-- so many bytes of `name:value` lines come before the body, which may be anything.
 -- Anything else Triton says itself.
 
 -- What to look for in Triton's words, or its status -> code, message. Another try can help against
@@ -66,6 +68,16 @@ function envoy_on_request(handle)
   end
 end
 
+-- Headers that are the gateway's to set.
+local NOT_SET = {["content-length"] = true, ["transfer-encoding"] = true, connection = true}
+
+local function set_all(headers, lines)
+  for name, value in lines:gmatch("([^:\n]+):([^\n]*)\n") do
+    name = name:lower()
+    if not NOT_SET[name] then headers:replace(name, value) end
+  end
+end
+
 function envoy_on_response(handle)
   local body = handle:body(true)
   local headers = handle:headers()  -- not before body(), which waits
@@ -77,6 +89,7 @@ function envoy_on_response(handle)
   local first = body:getBytes(at, math.min(length - at, FIRST_LINE_BYTES))
   local own, about, timing, rest = first:match("^(%d%d%d)(%S*) ([^\n]*)\n()")
   if not own then return refuse(headers, body, "", tries_of(handle)) end
+  local start = at + rest - 1
   headers:replace(":status", own)
   headers:replace("content-type", about:match(";type=([^;]+)") or "application/json")
   local json_bytes = about:match(";json=(%d+)")
@@ -85,9 +98,14 @@ function envoy_on_response(handle)
   else
     headers:remove("inference-header-content-length")
   end
+  local size = tonumber(about:match(";headers=(%d+)") or "")
+  if size then
+    headers:remove("content-type")
+    set_all(headers, size > 0 and body:getBytes(start, size) or "")
+    start = start + size
+  end
   if timing ~= "" then
     headers:replace("server-timing", timing .. ", " .. headers:get("server-timing"))
   end
-  local start = at + rest - 1
-  body:setBytes(body:getBytes(start, length - start))
+  body:setBytes(start < length and body:getBytes(start, length - start) or "")
 end

@@ -37,7 +37,7 @@ exec "$TRITON_HOME/bin/tritonserver" \
   --http-address=127.0.0.1 \
   --http-port="$HTTP_PORT" \
   --http-thread-count=16 \
-  --http-header-forward-pattern='(?i)x-(request-id|vlserve-(content-type|content-encoding|path|protocol|json-length))' \
+  --http-header-forward-pattern='(?i)x-(request-id|vlserve-(content-type|content-encoding|path|protocol|json-length|headers))' \
   --http-restricted-api="inference:authorization=Bearer $INFERENCE_TOKEN" \
   --http-restricted-api="$MANAGED:authorization=Bearer $MANAGEMENT_TOKEN" \
   --http-restricted-api="$CLOSED:authorization=Bearer $CLOSED_TOKEN" \

@@ -10,6 +10,7 @@ VlserveError                  (vlserve.runtime.errors)
 │   ├── RecipeNotFound        no such recipe, or a file that is not one
 │   ├── CheckpointMismatch    a checkpoint that is not of the recipe's family, or cannot be read
 │   └── ParityFailed          the graph does not answer like the trained network
+├── NotAdopted                an archive of torch-model-archiver that cannot be served here
 ├── DataError                 training or evaluation data that cannot be used
 ├── TrainingError             a training run that cannot be resumed or go on
 ├── ControlError
@@ -85,6 +86,7 @@ __all__ = [
     "LoadFailed",
     "ModelNotFound",
     "NoRelease",
+    "NotAdopted",
     "NotReady",
     "NotUnloaded",
     "NothingToRollBackTo",
@@ -135,6 +137,12 @@ class ExportError(VlserveError):
     """A trained model could not be turned into an archive."""
 
     code = "export_error"
+
+
+class NotAdopted(VlserveError):
+    """An archive of torch-model-archiver cannot be served here; the message says why."""
+
+    code = "not_adopted"
 
 
 class RecipeNotFound(ExportError):

@@ -28,7 +28,12 @@ from pydantic_settings import (
 from vlserve.errors import SettingsError
 from vlserve.project import LayeredFolder, find_project_dir, project_file, project_folder
 from vlserve.runtime.errors import MAX_WRONG_FIELDS, printable, shortened
-from vlserve.settings_sections import ControlSettings, EngineSettings, GatewaySettings
+from vlserve.settings_sections import (
+    ControlSettings,
+    EngineSettings,
+    GatewaySettings,
+    TrustSettings,
+)
 from vlserve.yaml_files import read_mapping
 
 STACK_VARIABLE = "VLSERVE_STACK"
@@ -73,6 +78,9 @@ class Settings(BaseSettings):
         default=EngineSettings(), description="How the engine serves each version."
     )
     control: ControlSettings = Field(default=ControlSettings(), description="The control service.")
+    trust: TrustSettings = Field(
+        default=TrustSettings(), description="Code that comes inside of files of weights."
+    )
 
     @field_validator("state_dir", "model_store", mode="before")
     @classmethod
@@ -192,7 +200,7 @@ def load_settings() -> Settings:
 
 def _refuse_sections_that_are_no_json() -> None:
     """Refuse a variable that names a whole section and holds no JSON object."""
-    sections = {f"VLSERVE_{name}".upper() for name in ("gateway", "engine", "control")}
+    sections = {f"VLSERVE_{name}".upper() for name in ("gateway", "engine", "control", "trust")}
     for name, value in os.environ.items():
         if name.upper() not in sections:
             continue

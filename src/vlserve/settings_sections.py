@@ -247,6 +247,16 @@ class EngineSettings(StrictNumbers):
         return ("torchserve", "triton") if self.kind == "both" else (self.kind,)
 
 
+class TrustSettings(StrictNumbers):
+    """What may run code of others beyond the handlers of adopted archives."""
+
+    pickle: tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], ...] = Field(
+        default=(),
+        description="sha256 of archives of torch-model-archiver, as `vlserve adopt` names them, "
+        "whose files of weights may hold pickled code. Workers of all others read weights alone.",
+    )
+
+
 class ControlSettings(StrictNumbers):
     """The control service: its port and how often it compares the world with the ledger."""
 

@@ -22,6 +22,7 @@ from typing import Any
 
 from vlserve.runtime.folder import open_folder
 from vlserve.runtime.pipeline import Pipeline
+from vlserve_worker.adopted import is_adopted
 from vlserve_worker.batch_columns import Columns, InputRow, ItemError
 from vlserve_worker.batch_files import (
     OutputRow,
@@ -206,10 +207,18 @@ class Beat:
             self._say(self._rows)
 
 
+def _start_handler(pipeline: Pipeline, batch: int) -> None:
+    from vlserve.runtime.task import Surroundings  # not in archives of earlier runtimes
+
+    pipeline.task.start(Surroundings(batch_size=batch))
+
+
 def main() -> None:
     """Run the worker."""
     folder, options, replies = Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3])
     pipeline = open_folder(folder, int(options["threads"]), frozen=True)
+    if is_adopted(folder):
+        _start_handler(pipeline, int(options["batch"]))
     fields = list(pipeline.task.fields.model_fields)
     columns = Columns(options["id"], dict(options["columns"]), tuple(options["keep"]), fields)
     covers = Covers(FrameChoice.parse(options["frame"]))

@@ -108,10 +108,12 @@ class RequestFilter:
         checks_images: bool = False,
         lone: LoneRequests | None = None,
         capture: Capture | None = None,
+        leaves_raw: bool = False,
     ) -> None:
         """``checks_images``: whether the archive is too old to know what an image may cost.
         ``lone``: told of each batch, where a request that comes alone gets more threads.
-        ``capture``: keeps inputs, where the operator said so."""
+        ``capture``: keeps inputs, where the operator said so.
+        ``leaves_raw``: whether clients' bodies go to the archive as they came (adopted.py)."""
         self.version = version
         self._notes = notes
         self.max_body_bytes = max_body_bytes
@@ -119,6 +121,7 @@ class RequestFilter:
         self._checks_images = checks_images
         self._lone = lone
         self._capture = capture
+        self._leaves_raw = leaves_raw
         self._seen = Suspicions()
         self._videos = VideoParts(response_timeout_s)
 
@@ -169,6 +172,8 @@ class RequestFilter:
                 "this request stopped the model's worker twice, by a crash or by taking too long: "
                 f"it is refused for {REFUSED_S} s",
             )
+        if self._leaves_raw and is_of_a_client(request):
+            return digest
         try:
             unwrap_body(request, self.max_body_bytes)
             self._videos.to_images(request, batch_size)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vlserve_worker import image_limits
+from vlserve_worker.adopted import is_adopted
 from vlserve_worker.batch_notes import notes_folder
 from vlserve_worker.busy_workers import BUSY_FILE
 from vlserve_worker.capture import Capture
@@ -158,8 +159,11 @@ def open_filter(
     """Return the filter of a version, in the instance whose folder is ``engine_dir``. ``archive``:
     where it is unpacked. ``lone_threads``: those of a request that comes alone."""
     checks_images = not image_limits.bounds_images(archive)
+    raw = is_adopted(archive)
     if engine_dir is None:
-        return RequestFilter(version, None, MAX_BODY_BYTES, checks_images=checks_images)
+        return RequestFilter(
+            version, None, MAX_BODY_BYTES, checks_images=checks_images, leaves_raw=raw
+        )
     instance = Path(engine_dir)
     configured = _configured(instance)
     return RequestFilter(
@@ -170,6 +174,7 @@ def open_filter(
         checks_images,
         lone_requests(archive, lone_threads, instance.parent / BUSY_FILE),
         Capture(instance.parent / "capture" / model),
+        raw,
     )
 
 

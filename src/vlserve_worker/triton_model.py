@@ -7,6 +7,12 @@ of it in headers stands in the request's parameters. The answer is one tensor ``
     STATUS SERVER-TIMING
     JSON body
 
+or, of an adopted archive, whose handler sets headers and sends what it likes::
+
+    STATUS;headers=LENGTH SERVER-TIMING
+    name:value, a line each, LENGTH bytes in all
+    body
+
 because Triton 2.51 has neither statuses nor headers of a model's own. The gateway
 (serving_config/gateway/triton.lua) makes them of the first line. Of what is not JSON alone, its
 first word is ``STATUS;type=CONTENT-TYPE`` and, where binary data follow JSON, ``;json=BYTES``.
@@ -25,6 +31,8 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
+from vlserve_worker.adopted import is_adopted
+from vlserve_worker.batch_notes import is_of_a_client
 from vlserve_worker.bodies import UNREADABLE
 from vlserve_worker.capture import Capture
 from vlserve_worker.device import choose_device
@@ -46,6 +54,9 @@ from vlserve_worker.v2.exchange import ItemAnswer, WholeAnswer
 
 BODY, ANSWER = "body", "answer"
 """The tensors of config.pbtxt."""
+
+RAW_HEADERS = "headers"
+"""Beside the body of a client's request to an adopted archive; vlserve.runtime.exchange has it."""
 
 logger = logging.getLogger(__name__)
 
@@ -122,6 +133,7 @@ class TritonPythonModel:
                 parameters.answer_log,
             )
         self._served = served_by(parameters.archive_dir)
+        self._adopted = is_adopted(parameters.archive_dir)
         self._batch_size = parameters.batch_size
         folder, capture = parameters.notes_dir, parameters.capture_dir
         self._filter = RequestFilter(
@@ -132,6 +144,7 @@ class TritonPythonModel:
             checks_images=not bounds_images(parameters.archive_dir),
             lone=lone,
             capture=Capture(capture) if capture else None,
+            leaves_raw=self._adopted,
         )
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
@@ -141,7 +154,9 @@ class TritonPythonModel:
         )
         ids = [_request_id(request) for request in spread.items]
         data = [
-            parsed if isinstance(parsed, Refusal) else Noted(_values(item), parsed)
+            parsed
+            if isinstance(parsed, Refusal)
+            else Noted(_values(item, with_headers=self._adopted), parsed)
             for parsed, item in zip(
                 self._filter.read_batch(spread.items), spread.items, strict=True
             )
@@ -208,10 +223,16 @@ def _as_java_has_it(header: str) -> bytes:
     return header.encode("utf-8").decode("latin-1").encode("utf-8")
 
 
-def _values(request: dict[str, Any] | Refusal) -> dict[str, Any]:
+def _values(request: dict[str, Any] | Refusal, *, with_headers: bool) -> dict[str, Any]:
+    """``with_headers``: those of a client's request are among the values."""
     if isinstance(request, Refusal):
         return {}
-    return {parameter["name"]: parameter["value"] for parameter in request["parameters"]}
+    values = {parameter["name"]: parameter["value"] for parameter in request["parameters"]}
+    if with_headers and is_of_a_client(request):
+        values[RAW_HEADERS] = {
+            header["name"].decode(): header["value"].decode() for header in request["headers"]
+        }
+    return values
 
 
 def _request_id(request: dict[str, Any] | Refusal) -> str:
@@ -222,7 +243,20 @@ def _request_id(request: dict[str, Any] | Refusal) -> str:
 
 
 def _written(answer: ItemAnswer) -> bytes:
-    return f"{answer.status} {answer.timing}\n".encode() + answer.body
+    """Return what triton.lua makes an answer of; with headers, those are all that it is to have."""
+    if answer.headers is None:
+        return f"{answer.status} {answer.timing}\n".encode() + answer.body
+    lines = "".join(
+        f"{name}:{_header_value(value)}\n"
+        for name, value in answer.headers.items()
+        if name.isascii()
+    ).encode("latin-1", "replace")
+    first = f"{answer.status};headers={len(lines)} {answer.timing}\n"
+    return first.encode() + lines + answer.body
+
+
+def _header_value(value: str) -> str:
+    return " ".join(value.splitlines())
 
 
 def _written_whole(answer: WholeAnswer) -> bytes:

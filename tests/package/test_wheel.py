@@ -142,5 +142,5 @@ def test_handlers_of_the_wheel_describe_the_predictions(installed: Installation)
     )
     names = installed.output([installed.python, "-c", code])
     for file in PROJECT.glob("handlers/*.py"):
-        entry_point = file.stem in ("torchserve_handler", "triton_model")
+        entry_point = file.stem in ("torchserve_handler", "triton_model", "adopted")
         assert (repr(file.stem) in names) != entry_point

@@ -69,7 +69,12 @@ def test_no_file_has_another_name(folder: str) -> None:
 
 
 def test_the_gateway_s_files_use_each_name_that_is_theirs() -> None:
-    files = ("gateway/envoy.yaml", "gateway/engine.lua", "gateway/triton.lua")
+    files = (
+        "gateway/envoy.yaml",
+        "gateway/engine.lua",
+        "gateway/triton.lua",
+        "gateway/adopted.lua",
+    )
     used = names_in(
         "".join((PROJECT / "serving_config" / file).read_text(encoding="utf-8") for file in files)
     )

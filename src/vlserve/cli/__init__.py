@@ -7,6 +7,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from vlserve.cli import (
+    adopt,
     batch,
     build,
     capture,
@@ -47,7 +48,7 @@ app = typer.Typer(
 )
 # `vlserve --help` lists the groups, and the commands of each, in this order.
 for module in (
-    project, stack, console, demo, data, recipes, build, index, tune, versions, release,
+    project, stack, console, demo, data, recipes, build, adopt, index, tune, versions, release,
     feedback, capture, predict, batch, stress, drill,
 ):  # fmt: skip
     module.add_to(app)

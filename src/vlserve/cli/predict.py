@@ -10,7 +10,7 @@ import typer
 from vlserve.cli.output import AsJson, print_json, print_line, print_table
 from vlserve.cli.parameters import MAX_VERSION, Group, Model, file_option, text_of_a_caller
 from vlserve.errors import StackDown, StackError
-from vlserve.runtime.headers import API_KEY
+from vlserve.runtime.headers import API_KEY, MODEL_VERSION, REQUEST_ID
 from vlserve.settings import Settings, load_settings
 
 ABOUT = ("model", "version", "request_id")
@@ -58,6 +58,8 @@ def request_prediction(
     except httpx.DecodingError as error:
         raise _not_the_gateway(settings, "answered") from error
     did = f"answered {response.status_code}"
+    if response.is_success and (answer := _raw_answer(response, model)):
+        return answer
     try:
         body = response.json()
         refusal = body["error"] if response.is_error else None
@@ -69,6 +71,20 @@ def request_prediction(
     if not (isinstance(body, dict) and body.keys() >= set(ABOUT)):
         raise _not_the_gateway(settings, did)
     return body
+
+
+def _raw_answer(response: httpx.Response, model: str) -> dict[str, Any] | None:
+    """Return what an adopted version said, whose answers have a form of their own, under
+    ``answer``; None for an answer of ours."""
+    version = response.headers.get(MODEL_VERSION, "")
+    try:
+        body: Any = response.json()
+    except (ValueError, RecursionError):
+        body = response.text
+    if not version.isdecimal() or (isinstance(body, dict) and body.keys() >= set(ABOUT)):
+        return None
+    request_id = response.headers.get(REQUEST_ID, "")
+    return {"model": model, "version": int(version), "request_id": request_id, "answer": body}
 
 
 def _not_the_gateway(settings: Settings, did: str) -> StackError:

@@ -61,7 +61,10 @@ def stress(
     ] = 30,
     data: Annotated[
         Path | None,
-        file_option("Requests, JSON lines with id, img and text. Default: the drawn demo set."),
+        file_option(
+            "Requests, JSON lines with id, img and text. Default: the drawn demo set, or, of a "
+            "model with an adopted version, that one's probes."
+        ),
     ] = None,
     version: Annotated[
         int | None,
@@ -121,6 +124,7 @@ def stress(
 ) -> None:
     """Load a model through the gateway and judge the answers; exit code 0 when the limits held."""
     from vlserve.loadgen import max_rate, stress_run, stress_tables
+    from vlserve.loadgen.exchange_requests import adopted_archive
     from vlserve.loadgen.release_checks import Limits
     from vlserve.loadgen.stress_plan import StressPlan
 
@@ -139,6 +143,7 @@ def stress(
         url=settings.gateway_url,
         model=model,
         data=data,
+        archive=None if data else adopted_archive(settings.model_store, model),
         users=None if rate else users or DEFAULT_USERS,
         rate_per_s=rate,
         duration_s=duration,

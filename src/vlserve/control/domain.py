@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vlserve.control.tuning import Tuning
-from vlserve.runtime.manifest import Manifest
+from vlserve.runtime.manifest import Adopted, Manifest
 
 Key = tuple[str, int]
 """(model, version)."""
@@ -134,6 +134,13 @@ class ModelRoute:
     step: str = ""
     shadow: Shadow | None = None
     manifests: Mapping[int, Manifest] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def adopted(self) -> Mapping[int, Adopted]:
+        """Return of each version that was adopted what it was: its handler gets the client's
+        headers, and the rest of the path after the version."""
+        named = self.manifests.items()
+        return {version: said.adopted for version, said in named if said.adopted}
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 import httpx
 
 from vlserve.errors import StressError
+from vlserve.loadgen.exchange_requests import exchange_bodies
 from vlserve.loadgen.probe_requests import vary_probes
 from vlserve.runtime.headers import API_KEY
 from vlserve.settings import Settings
@@ -40,16 +41,17 @@ def measure_pace(settings: Settings, model: str, archive: Path, fastest_per_s: f
         StressError: The model does not answer.
     """
     key = next(iter(settings.gateway.api_keys), "")
-    headers = {"Content-Type": "application/json"} | ({API_KEY: key} if key else {})
-    bodies = vary_probes(archive, 20, seed=1)
+    headers = {API_KEY: key} if key else {}
+    bodies = exchange_bodies(archive) or vary_probes(archive, 20, seed=1)
     answers, began = 0, time.monotonic()
     with httpx.Client(
         base_url=settings.gateway_url, headers=headers, timeout=40.0, trust_env=False
     ) as http:
         while (passed_s := time.monotonic() - began) < _MEASURED_S:
-            body = bodies[answers % len(bodies)].body
+            body = bodies[answers % len(bodies)]
+            typed = {"Content-Type": body.content_type} if body.content_type else {}
             try:
-                response = http.post(f"/predictions/{model}", content=body)
+                response = http.post(f"/predictions/{model}", content=body.body, headers=typed)
             except httpx.HTTPError as error:
                 raise StressError(f"{model} does not answer: {error!r}") from error
             if response.is_error:

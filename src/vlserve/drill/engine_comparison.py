@@ -19,6 +19,7 @@ import httpx
 
 from vlserve.control.domain import EngineKind
 from vlserve.drill.answer_comparison import ALONE, TOGETHER, Comparison, Response, compare
+from vlserve.drill.own_archives import refuse_adopted
 from vlserve.drill.release_watch import Show
 from vlserve.errors import StressError
 from vlserve.loadgen.bad_requests import bad_requests
@@ -69,6 +70,7 @@ def compare_engines(
         StackError: Triton cannot run here, or a stack does not start.
         StressError: An answer does not come.
     """
+    refuse_adopted(archive)
     stacks = {kind: on_one_engine(settings, kind) for kind in KINDS}
     began = time.monotonic()
     requests = _requests(archive, good)

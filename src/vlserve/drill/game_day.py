@@ -26,6 +26,7 @@ from vlserve.drill.cases import (
     judge_cases,
 )
 from vlserve.drill.checked_release import stored_archive
+from vlserve.drill.own_archives import refuse_adopted
 from vlserve.drill.release_watch import Show, follow
 from vlserve.drill.twin import Fault, Original, spoil, twin_name
 from vlserve.errors import ArchiveError, ControlError, LoadFailed, NotReady, VlserveError
@@ -89,6 +90,7 @@ def run_drill(
     folder = folder.resolve()
     twin = twin_name(model)
     with tempfile.TemporaryDirectory(prefix="vlserve-drill-") as bench, _clean_up(control, twin):
+        refuse_adopted(archive)
         original = Original(archive, Path(bench) / "original")
         engine = next(each.engine for each in view.versions if each.version == stable)
         stage = _Stage(control, original, Path(bench), twin, engine, policy, show)

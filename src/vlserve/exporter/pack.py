@@ -94,6 +94,8 @@ def _fields_of(manifest: Manifest) -> dict[str, Any]:
     fields = manifest.model_dump(mode="json", exclude={"quantization"})
     if manifest.capabilities is None:
         del fields["capabilities"]
+    if manifest.adopted is None:
+        del fields["adopted"]
     if manifest.training is None:
         del fields["training"]
     if manifest.text is not None and manifest.text.cleaning is None:

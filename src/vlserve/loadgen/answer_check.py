@@ -115,6 +115,27 @@ def judge_prediction(
     return RequestOutcome(version)
 
 
+def judge_exchange(
+    status: int,
+    version_header: str | None,
+    id_header: str | None,
+    body: bytes,
+    request: SentRequest,
+) -> RequestOutcome:
+    """Return the outcome of a request that an adopted version may have answered, in whatever form;
+    the arguments are those of `judge_prediction`."""
+    version = _whole_number(version_header)
+    if not 200 <= status < 300:
+        return RequestOutcome(version, _status_failure(status, _object(body)))
+    if version is None:
+        return RequestOutcome(failure="no version")
+    if request.version not in (None, version):
+        return RequestOutcome(version, "wrong version")
+    if id_header != request.request_id:
+        return RequestOutcome(version, "request id not echoed")
+    return RequestOutcome(version)
+
+
 def _whole_number(text: str | None) -> int | None:
     return int(text) if text is not None and text.isdecimal() else None
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO
 
 from vlserve.loadgen.dataset_requests import RequestBody, read_dataset
+from vlserve.loadgen.exchange_requests import exchange_bodies
 from vlserve.loadgen.load_plan import API_KEY_VARIABLE
 from vlserve.loadgen.probe_requests import vary_probes
 from vlserve.loadgen.request_record import RequestRecord
@@ -28,7 +29,10 @@ class LoadSession:
             is_worker: Whether another process (Locust's master) empties the record.
         """
         self.options = options
-        self.bodies = _request_bodies(options, body_count)
+        adopted = exchange_bodies(Path(options.archive)) if options.archive else ()
+        self.is_raw = bool(adopted)
+        """Whether answers may be of any form."""
+        self.bodies = adopted or _request_bodies(options, body_count)
         self.api_key = os.environ.get(API_KEY_VARIABLE, "")
         self._started = time.monotonic()
         self._record: IO[str] | None = None

@@ -22,6 +22,7 @@ from locust.exception import CatchResponseError
 from vlserve.loadgen.answer_check import (
     RequestOutcome,
     SentRequest,
+    judge_exchange,
     judge_prediction,
     judge_tagging,
     transport_failure,
@@ -138,13 +139,16 @@ class PredictionUser(FastHttpUser):
         id_header = _header(response, "x-request-id")
         if self.options.archive:
             version_header = _header(response, "x-model-version")
-            return judge_prediction(status, version_header, id_header, content, sent)
+            judge = judge_exchange if self.session.is_raw else judge_prediction
+            return judge(status, version_header, id_header, content, sent)
         return judge_tagging(status, id_header, content, sent)
 
     def _headers(
         self, request: PredictionRequest, body: RequestBody, request_id: str
     ) -> dict[str, str]:
-        headers = {"Content-Type": body.content_type, REQUEST_ID: request_id}
+        headers = {REQUEST_ID: request_id}
+        if body.content_type:
+            headers["Content-Type"] = body.content_type
         if self.session.api_key:
             headers[API_KEY] = self.session.api_key
         return headers | request.headers()

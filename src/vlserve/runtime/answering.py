@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from vlserve.runtime.answer_log import AnswerLog
-from vlserve.runtime.body import read_request, write_body
+from vlserve.runtime.body import BODY, read_request, write_body
 from vlserve.runtime.errors import ErrorCode
+from vlserve.runtime.exchange import RAW_HEADERS, RawAnswer, failure, fields_of_client, raw_of
 from vlserve.runtime.folder import open_folder
-from vlserve.runtime.types import Answer, ItemError
+from vlserve.runtime.manifest import Manifest
+from vlserve.runtime.task import Surroundings
+from vlserve.runtime.types import Answer, ItemError, Request
 
 HTTP_STATUS = {
     ErrorCode.BODY_UNREADABLE: 400,
@@ -37,15 +40,20 @@ HTTP_STATUS = {
 """Code of an item's error -> the status that a client sees."""
 
 
+_JSON: Mapping[str, str] = {"content-type": "application/json"}
+
+
 @dataclass(frozen=True)
 class Answered:
     """What the clients of a batch get, in its order.
 
-    ``statuses``: of HTTP. ``bodies``: in JSON. ``stage_ms``: stage -> milliseconds, of the whole
+    ``statuses``: of HTTP. ``headers``: of each answer, without ours. ``bodies``: in JSON, but of
+    an adopted archive whatever its handler gave. ``stage_ms``: stage -> milliseconds, of the whole
     batch.
     """
 
     statuses: list[int]
+    headers: list[Mapping[str, str]]
     bodies: list[bytes]
     stage_ms: Mapping[str, float]
 
@@ -58,44 +66,73 @@ class Answered:
 class Answering:
     """One worker of one version. Not thread-safe: an engine gives a worker one batch at a time."""
 
-    def __init__(self, folder: Path, threads: int, batch_size: int, log: Path | None) -> None:
+    def __init__(self, folder: Path, threads: int, around: Surroundings, log: Path | None) -> None:
         """Open the unpacked archive in ``folder`` and answer its probes in batches of every size.
 
         Raises:
             ArchiveError: it is not what was packed, or the runtime that is imported is not its own.
         """
         self.pipeline = open_folder(folder, threads, frozen=True)
-        self.pipeline.warm_up(batch_size)
+        self.pipeline.task.start(around)
+        self.pipeline.warm_up(around.batch_size)
         self._log = AnswerLog(log)
 
     def answer(self, data: Sequence[Mapping[str, Any]], ids: Sequence[str]) -> Answered:
         """Answer a batch, and log the answers. Nothing raises for what is in a request.
 
         Args:
-            data: the fields of each request, or its ``body``.
+            data: the fields of each request, or its ``body``; of a client's request to an adopted
+                archive that and its ``headers``.
             ids: the name of each request in answers and logs.
         """
         manifest = self.pipeline.manifest
         started = time.perf_counter()
-        requests = [read_request(*item) for item in zip(data, ids, strict=True)]
+        raw = [self._is_raw(item) for item in data]
+        requests = [
+            Request(fields_of_client(item[RAW_HEADERS], item[BODY]), request_id)
+            if is_raw
+            else read_request(item, request_id)
+            for item, request_id, is_raw in zip(data, ids, raw, strict=True)
+        ]
         parsed_at = time.perf_counter()
         result = self.pipeline.run(requests)
         answered_at = time.perf_counter()
-        answers = [
-            answer if isinstance(answer, ItemError) else text
-            for answer, text in zip(result.answers, result.texts, strict=True)
+        replies = [
+            _raw_reply(answer) if is_raw else _json_reply(manifest, request_id, answer, text)
+            for answer, text, request_id, is_raw in zip(
+                result.answers, result.texts, ids, raw, strict=True
+            )
         ]
-        bodies = [write_body(manifest, *item) for item in zip(ids, answers, strict=True)]
         stage_ms = dict(result.stage_ms)
         stage_ms["decode"] += (parsed_at - started) * 1000
         stage_ms["serialise"] += (time.perf_counter() - answered_at) * 1000
         self._log.write(manifest, self.pipeline.task, ids, replace(result, stage_ms=stage_ms))
-        return Answered([_status(answer) for answer in result.answers], bodies, stage_ms)
+        return Answered(
+            [reply.status for reply in replies],
+            [reply.headers for reply in replies],
+            [reply.content for reply in replies],
+            stage_ms,
+        )
+
+    def _is_raw(self, item: Mapping[str, Any]) -> bool:
+        """Return whether that is a client's request to an adopted archive; our own programs ask it
+        in JSON, and read JSON."""
+        return self.pipeline.manifest.adopted is not None and RAW_HEADERS in item
 
     def close(self) -> None:
         """Close the log."""
         self._log.close()
 
 
-def _status(answer: Answer | ItemError) -> int:
-    return HTTP_STATUS[answer.code] if isinstance(answer, ItemError) else 200
+def _json_reply(
+    manifest: Manifest, request_id: str, answer: Answer | ItemError, text: str
+) -> RawAnswer:
+    status = HTTP_STATUS[answer.code] if isinstance(answer, ItemError) else 200
+    said = answer if isinstance(answer, ItemError) else text
+    return RawAnswer(status, _JSON, write_body(manifest, request_id, said))
+
+
+def _raw_reply(answer: Answer | ItemError) -> RawAnswer:
+    if isinstance(answer, ItemError):
+        return failure(HTTP_STATUS[answer.code], answer.message, answer.code.value)
+    return raw_of(answer)

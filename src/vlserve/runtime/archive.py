@@ -22,6 +22,7 @@ from vlserve.runtime.errors import (
 from vlserve.runtime.graphs import check_onnx
 from vlserve.runtime.manifest import (
     HANDLER,
+    LEGACY,
     MANIFEST,
     MAX_MANIFEST_BYTES,
     TORCHSERVE_MANIFEST,
@@ -156,9 +157,8 @@ def _without_manifest(where: str, members: Iterable[str]) -> str:
     named = ", ".join(weights[:_MAX_NAMED]) or "not among its files"
     return (
         f"{where} has no {MANIFEST}: it is an archive of torch-model-archiver, which TorchServe "
-        "serves by a handler of its own. Unzip it, and give its checkpoint with a config.json "
-        "beside it to `vlserve export RECIPE --checkpoint FILE --out DIR`, which writes an archive "
-        f"to register (weights: {named})"
+        "serves by a handler of its own. `vlserve adopt` makes it one to register, handler and all "
+        f"(weights: {named})"
     )
 
 
@@ -172,7 +172,9 @@ def _check_members(manifest: Manifest, present: set[str], where: str) -> None:
     torchscript = {
         graph.file for graph in manifest.graphs.values() if graph.format == "torchscript"
     }
-    for name in sorted(listed - torchscript):
+    # Workers of adopted archives refuse what runs code as it is read (runtime/legacy_handler.py).
+    adopted = {name for name in listed if manifest.adopted and name.startswith(f"{LEGACY}/")}
+    for name in sorted(listed - torchscript - adopted):
         if PurePosixPath(name).suffix.lower() in EXECUTABLE_SUFFIXES:
             raise ArchiveTampered(f"{where}: {name} can run code when loaded: leave it out")
 

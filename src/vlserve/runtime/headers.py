@@ -31,6 +31,8 @@ PROTOCOL = "x-vlserve-protocol"
 SENT_JSON_LENGTH = "x-vlserve-json-length"
 """Gateway -> worker: the client's Inference-Header-Content-Length, which a request to Triton has of
 its own."""
+SENT_HEADERS = "x-vlserve-headers"
+"""Gateway -> worker of an adopted archive: all other headers of the client, packed into one."""
 SENT_REQUEST_ID = "x-vlserve-sent-request-id"
 """In the gateway: the client's X-Request-Id until it is known to be one short word."""
 RETRY = "x-vlserve-retry"

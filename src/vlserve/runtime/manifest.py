@@ -11,6 +11,8 @@ Layout of an archive (a zip that TorchServe loads as it is; other engines unpack
     vlserve/runtime/*.py
     graphs/<name>.onnx|.pt|.echo.json
     assets/*                    tokenizer files
+    legacy/*                    in place of graphs and assets: all files of an archive of
+                                torch-model-archiver, as they were
 """
 
 import json
@@ -25,6 +27,8 @@ MANIFEST = "manifest.json"
 TORCHSERVE_MANIFEST = "MAR-INF/MANIFEST.json"
 HANDLER = "torchserve_handler.py"
 TRITON_MODEL = "triton_model.py"
+LEGACY = "legacy"
+"""Folder of an adopted archive's own files."""
 
 ModelName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
 Version = Annotated[int, Field(ge=1, le=2**31 - 1)]
@@ -177,6 +181,37 @@ class Probe(_Frozen):
     answer: JsonObject
 
 
+class Adopted(_Frozen):
+    """What an archive of torch-model-archiver said of itself, and how its handler is called."""
+
+    name: str = Field(min_length=1, max_length=256)
+    """Its model's name, as clients have it in their paths."""
+    version: str = Field(min_length=1, max_length=256)
+    """Likewise, as in "1.0"."""
+    sha256: Sha256
+    """Of the file; of a folder, of the names and bytes of its files."""
+    handler: str = Field(min_length=1)
+    """As torch-model-archiver was told: a file, ``file:function``, or one of TorchServe's own."""
+    envelope: str | None = None
+    """One of TorchServe's request envelopes."""
+    batch_size: int = Field(default=1, ge=1, le=1024)
+    """Most requests that the handler gets at once."""
+    max_batch_delay_ms: int = Field(default=100, ge=0, le=10_000)
+    workers: int | None = Field(default=None, ge=1, le=256)
+    """None: as many as the stack gives a version."""
+    response_timeout_s: int | None = Field(default=None, ge=1)
+    """Most seconds for a batch; None: the stack's."""
+    decodes: bool = True
+    """Whether JSON and text are parsed before the handler gets them."""
+    limits_pixels: bool = True
+    isolates: bool = True
+    """Whether a batch that fails is tried again in halves."""
+    joins_pieces: bool = False
+    """Whether what the handler sends in pieces is one answer."""
+    recorded_from: str = ""
+    """The URL of the server that gave the probes' answers; empty: the handler itself."""
+
+
 class Manifest(_Frozen):
     """Everything that serving one version needs to know, frozen with it."""
 
@@ -203,6 +238,9 @@ class Manifest(_Frozen):
     """What the run that trained the checkpoint says of itself: hashes of its data, options, seed,
     versions of the code, figures of every epoch. None where no run of ours did; then the manifest
     leaves it out: runtimes of before 0.2 do not know it."""
+    adopted: Adopted | None = None
+    """Of an archive of torch-model-archiver; None of one that was exported: then the manifest
+    leaves it out, as runtimes of before 0.3 do not know it."""
     probes: tuple[Probe, ...] = ()
     capabilities: tuple[str, ...] | None = None
     """Of the frozen runtime, see CAPABILITIES; None in archives of before 0.1.0. Ask `can`."""
@@ -217,7 +255,7 @@ class Manifest(_Frozen):
         missing = sorted(set(needed) - set(self.files))
         if missing:
             raise ValueError(f"files does not list {', '.join(missing)}")
-        if not self.graphs:
+        if not self.graphs and not self.adopted:
             raise ValueError("no graph")
         if len(set(self.labels)) != len(self.labels):
             raise ValueError("labels repeat")

@@ -87,6 +87,8 @@ class Pipeline:
     def warm_up(self, batch_size: int) -> None:
         """Answer the archive's own probes in batches of every size, so that no client waits for
         buffers and caches: alone and full first, then the others, as far as WARM_UP_S goes."""
+        if not self.task.warms_up:
+            return
         probes = [Request(probe.fields, "warm-up") for probe in self.manifest.probes]
         until = time.perf_counter() + WARM_UP_S
         for number, size in enumerate([1, batch_size, *range(batch_size - 1, 1, -1)]):

@@ -9,6 +9,7 @@ import math
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -20,6 +21,19 @@ from vlserve.runtime.manifest import Manifest
 from vlserve.runtime.types import Answer, Arrays, Backend, Sample, stack
 
 Fields = TypeVar("Fields", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a worker tells its task.
+
+    ``batch_size``: most requests in a batch. ``metrics``: TorchServe's; None on another engine.
+    ``gpu_id``: None where the worker has no GPU.
+    """
+
+    batch_size: int = 1
+    metrics: Any = None
+    gpu_id: int | None = None
 
 
 class Task(ABC, Generic[Fields]):
@@ -37,6 +51,8 @@ class Task(ABC, Generic[Fields]):
     fields: type[BaseModel]
     answer: ClassVar[type[BaseModel]] = BaseModel
     pictures: ClassVar[frozenset[str]] = frozenset()
+    warms_up: ClassVar[bool] = True
+    """Whether probes are answered before a worker takes requests."""
 
     def __init__(self, manifest: Manifest, root: Path, backends: Mapping[str, Backend]) -> None:
         """Open the task of one unpacked archive.
@@ -53,6 +69,10 @@ class Task(ABC, Generic[Fields]):
         self.backends = backends
         self.inputs = self.open_inputs()
         self.fields = fields_of(self.fields, manifest)
+
+    def start(self, around: Surroundings) -> None:
+        """Begin to answer, in the process that will. Nothing else runs code that a user brought
+        along."""
 
     def open_inputs(self) -> Inputs | None:
         """Return the reader of this task's requests, by their schema; None: it has none."""

@@ -20,6 +20,9 @@ from vlserve_worker.v2.exchange import (
 
 One = TypeVar("One")
 
+ADOPTED = "adopted"
+"""Task of archives that hold a handler of TorchServe."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -58,6 +61,8 @@ def spread_batch(batch: Sequence[Raw | Refusal], served: Served, max_bytes: int)
 
 
 def _opened(request: Raw, served: Served, max_bytes: int) -> Exchange | V1Exchange | None:
+    if served.task == ADOPTED:  # its handler gets a request as it is
+        return None
     if header_of(request, PROTOCOL) == V1:
         return open_v1(request, max_bytes)
     return open_exchange(request, served, max_bytes)

@@ -71,11 +71,12 @@ class Served:
 @dataclass(frozen=True)
 class ItemAnswer:
     """What an archive, or the filter in its place, said to one item: an HTTP status, the value of
-    Server-Timing, and JSON."""
+    Server-Timing, and JSON; of an adopted archive headers, and a body of any form."""
 
     status: int
     timing: str
     body: bytes
+    headers: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)

@@ -173,6 +173,6 @@ def test_an_archive_of_torchserve_s_own_archiver_is_told_what_to_do(tmp_path: Pa
     with pytest.raises(ArchiveUnreadable) as refused:
         verify_archive(archive)
     said = str(refused.value)
-    for part in ("no manifest.json", "torch-model-archiver", "vlserve export", "densenet161.pth"):
+    for part in ("no manifest.json", "torch-model-archiver", "vlserve adopt", "densenet161.pth"):
         assert part in said
     assert len(said.splitlines()) == 1

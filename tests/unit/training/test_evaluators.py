@@ -63,7 +63,8 @@ def evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Evaluate:
 
 def test_every_task_is_measured() -> None:
     tasks = {file.stem for file in HANDLERS.glob("*.py")} - {"torchserve_handler", "triton_model"}
-    assert EVALUATORS.keys() == tasks - {"retrieve"}, "an index is measured by the model it is of"
+    own = {"retrieve": "measured by the model that it is of", "adopted": "answers anything"}
+    assert EVALUATORS.keys() == tasks - own.keys()
 
 
 def test_answers(evaluated: Evaluate) -> None:

@@ -17,8 +17,8 @@ from vlserve.runtime.task import Task, load_task
 GATEWAY_KEY = "gateway key"
 """What the page calls it."""
 REFERENCE = "#/components/schemas/{model}"
-NO_TASKS = ("torchserve_handler", "triton_model")
-"""Files of handlers/ that are no tasks: engine entry points."""
+NO_TASKS = ("torchserve_handler", "triton_model", "adopted")
+"""Files of handlers/ that describe no request: engine entry points, and adopted archives'."""
 PATHS = {
     "/predictions/{model}": ("model",),
     "/predictions/{model}/{version}": ("model", "version"),

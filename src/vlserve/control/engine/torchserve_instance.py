@@ -27,9 +27,10 @@ from vlserve.control.domain import (
     Reply,
 )
 from vlserve.control.engine import torchserve_grpc, worker_log
+from vlserve.control.engine.adopted_settings import settings_of
 from vlserve.control.engine.endpoints import Endpoint
 from vlserve.control.engine.instance import MANAGEMENT_TIMEOUT_S, json_of, not_up_in_time, reply_of
-from vlserve.control.tuning import Serving, tuned
+from vlserve.control.tuning import Serving
 from vlserve.errors import CallerGone, ControlError, EngineUnavailable, LoadFailed
 from vlserve.runtime.headers import REQUEST_ID, SENT_CONTENT_TYPE
 from vlserve.settings_sections import EngineSettings
@@ -103,7 +104,7 @@ class TorchServeInstance:
             return
         self.remove(model, version)
         endpoint = self._endpoint
-        settings = tuned(self._settings, serving)
+        settings = settings_of(self._settings, serving, archive)
         endpoint.write_threads(model, version, settings.threads)
         logged = worker_log.log_size(endpoint.logs)
         address = f"{endpoint.host}:{endpoint.grpc_management_port}"

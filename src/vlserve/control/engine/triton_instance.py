@@ -26,12 +26,13 @@ from vlserve.control.domain import (
     Reply,
 )
 from vlserve.control.engine import triton_grpc, triton_workers
+from vlserve.control.engine.adopted_settings import settings_of
 from vlserve.control.engine.endpoints import Endpoint
 from vlserve.control.engine.instance import MANAGEMENT_TIMEOUT_S, json_of, not_up_in_time, reply_of
 from vlserve.control.engine.triton_mender import Mender
 from vlserve.control.engine.triton_repository import TritonRepository, key_of, triton_name
 from vlserve.control.engine.triton_workers import Worker
-from vlserve.control.tuning import Serving, tuned
+from vlserve.control.tuning import Serving
 from vlserve.errors import ControlError, EngineUnavailable, LoadFailed
 from vlserve.runtime.errors import ArchiveError
 from vlserve.runtime.headers import REQUEST_ID, SENT_CONTENT_TYPE
@@ -118,7 +119,7 @@ class TritonInstance:
             if self._comes_up(model, version) or self._restarts((model, version)):
                 return
             self._remove(model, version)
-            settings = tuned(self._settings, serving)
+            settings = settings_of(self._settings, serving, archive)
             try:
                 self._repository.write(model, version, archive, settings)
             except (ArchiveError, OSError) as error:  # as of a full disk
@@ -276,12 +277,15 @@ def write_tokens(file: Path) -> dict[str, str]:
 
 
 def _answer_of(response: httpx.Response) -> EngineAnswer:
-    """Return the worker's own answer: after Triton's JSON, a line `STATUS SERVER-TIMING`, and the
-    body. An answer of Triton's has neither."""
+    """Return the worker's own answer: after Triton's JSON, a line `STATUS SERVER-TIMING`, of an
+    adopted archive `STATUS;headers=BYTES SERVER-TIMING` and so many bytes of headers, and the body.
+    An answer of Triton's has none of it."""
     length = response.headers.get(_JSON_LENGTH, "")
     if not response.is_success or not length.isdecimal():
         return EngineAnswer(response.status_code, response.content)
     line, _, body = response.content[int(length) :].partition(b"\n")
-    status, _, timing = line.partition(b" ")
+    word, _, timing = line.partition(b" ")
+    status, _, about = word.partition(b";")
     code = int(status) if status.isdigit() else httpx.codes.BAD_GATEWAY
-    return EngineAnswer(code, body, timing.decode("latin-1"))
+    skipped = about.removeprefix(b"headers=") if about.startswith(b"headers=") else b"0"
+    return EngineAnswer(code, body[int(skipped) :], timing.decode("latin-1"))

@@ -8,7 +8,7 @@ them, `tagger-2.shadow` from there to the instances.
 from typing import Any
 
 from vlserve.control.domain import Instance, ModelRoute, Routing
-from vlserve.control.gateway import envoy_triton
+from vlserve.control.gateway import envoy_adopted, envoy_triton
 from vlserve.settings import Settings
 
 Config = dict[str, Any]
@@ -91,19 +91,22 @@ def clusters(routing: Routing, settings: Settings) -> list[Config]:
         cluster
         for route in routing.models
         for cluster in (
-            *(_cluster(route.model, version, routing, settings) for version in route.versions),
+            *(_cluster(route, version, routing, settings) for version in route.versions),
             *_shadow_clusters(route, routing, settings),
         )
     ]
 
 
-def _cluster(model: str, version: int, routing: Routing, settings: Settings) -> Config:
+def _cluster(route: ModelRoute, version: int, routing: Routing, settings: Settings) -> Config:
+    model, adopted = route.model, version in route.adopted
     name = cluster_name(model, version)
     engine = settings.engine
     holding = _holding(model, version, routing)
     on_triton = any(instance.engine == "triton" for instance in holding)
     path = envoy_triton.infer_path if on_triton else _prediction_path
-    own = envoy_triton.own_filters(settings) if on_triton else {}
+    own: Config = envoy_adopted.own_filters(settings) if adopted else {}
+    if on_triton:
+        own = envoy_triton.own_filters(settings, adopted)
     endpoints = [
         {
             "endpoint": {
@@ -187,7 +190,7 @@ def _shadow_clusters(route: ModelRoute, routing: Routing, settings: Settings) ->
         },
     }
     name = shadow_name(route.model, version)
-    to_instances = _cluster(route.model, version, routing, settings)
+    to_instances = _cluster(route, version, routing, settings)
     to_instances["name"] = to_instances["load_assignment"]["cluster_name"] = name
     return [to_listener, to_instances]
 

@@ -6,8 +6,9 @@ Envoy's v3 API: https://www.envoyproxy.io/docs/envoy/latest/api-v3/api
 
 from collections.abc import Sequence
 
-from vlserve.control.domain import Instance, Routing
+from vlserve.control.domain import Instance, ModelRoute, Routing
 from vlserve.control.gateway import torchserve_routes, v1_routes, v2_routes
+from vlserve.control.gateway.adopted_routes import adopted_paths, former_paths
 from vlserve.control.gateway.envoy_clusters import Config
 from vlserve.control.gateway.prediction_routes import plain_paths
 from vlserve.control.gateway.route_parts import (
@@ -59,12 +60,9 @@ def routes(routing: Routing, settings: Settings) -> Config:
     gateway = settings.gateway
     paths = [
         buffered(path, gateway) if "route" in path else path
-        for route in routing.models
         for path in (
-            *torchserve_routes.model_paths(route),
-            *plain_paths(route, gateway),
-            *v1_routes.model_paths(route, gateway),
-            *v2_routes.model_paths(route, gateway),
+            *(path for route in routing.models for path in _paths_of(route, gateway)),
+            *former_paths(routing.models, gateway),
         )
     ]
     return {
@@ -112,6 +110,17 @@ def routes(routing: Routing, settings: Settings) -> Config:
             }
         ],
     }
+
+
+def _paths_of(route: ModelRoute, gateway: GatewaySettings) -> list[Config]:
+    """Return the routes by a model's own name; the first that matches counts."""
+    return [
+        *adopted_paths(route, gateway),
+        *torchserve_routes.model_paths(route),
+        *plain_paths(route, gateway),
+        *v1_routes.model_paths(route, gateway),
+        *v2_routes.model_paths(route, gateway),
+    ]
 
 
 def _retry_policy(gateway: GatewaySettings, instances: Sequence[Instance]) -> Config:

@@ -7,6 +7,7 @@ their own.
 from typing import Any
 
 from vlserve.control.gateway.forwarded_headers import NOT_FOR_ENGINES
+from vlserve.control.gateway.packed_headers import packing_filters
 from vlserve.settings import Settings
 
 Config = dict[str, Any]
@@ -19,14 +20,16 @@ def infer_path(model: str, version: int) -> str:
     return f"/v2/models/{model}-{version}/infer"
 
 
-def own_filters(settings: Settings) -> Config:
+def own_filters(settings: Settings, adopted: bool) -> Config:
     """Return what gives a cluster filters of its own. They run once a try, when the instance is
     chosen; what it answers meets them in the opposite order. The script comes first, because the
-    other one takes away the number of the try."""
+    other one takes away the number of the try. ``adopted``: whether the client's own headers go
+    along, packed."""
+    packing = packing_filters(settings) if adopted else []
     options = {
         "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
         "explicit_http_config": {"http_protocol_options": {}},
-        "http_filters": [_script(settings), _headers(), _codec()],
+        "http_filters": [*packing, _script(settings), _headers(), _codec()],
     }
     return {
         "typed_extension_protocol_options": {

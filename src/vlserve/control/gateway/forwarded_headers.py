@@ -7,7 +7,7 @@ FOR_ENGINES = (
     *(":method", ":path", ":authority", ":scheme"),
     *("content-type", "content-length", "transfer-encoding"),
     *(headers.REQUEST_ID, headers.SENT_CONTENT_TYPE, headers.SENT_CONTENT_ENCODING),
-    *(headers.SENT_PATH, headers.PROTOCOL, headers.SENT_JSON_LENGTH),
+    *(headers.SENT_PATH, headers.PROTOCOL, headers.SENT_JSON_LENGTH, headers.SENT_HEADERS),
 )
 """All that an engine needs of a client's headers; its token is added."""
 

@@ -210,7 +210,10 @@ class Lifecycle:
         self._check_answers(record)
 
     def _warm_up(self, record: VersionRecord) -> None:
-        """Warm up the instances that hold nothing else: they have served no request yet."""
+        """Warm up the instances that hold nothing else: they have served no request yet. Not by
+        an adopted version, whose handler may do more than answer."""
+        if record.manifest.adopted:
+            return
         alone = {
             name for name, holds in self._traffic.observe().items() if set(holds) == {record.key}
         }

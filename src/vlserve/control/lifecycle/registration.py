@@ -224,7 +224,8 @@ class Registrar:
                 f"these have {sha256[:12]}…): versions never change, so export under a new number"
             )
         for other in self._ledger.versions(model):
-            if other.was_ready and other.manifest.task != manifest.task:
+            adopts = manifest.adopted or other.manifest.adopted  # the handler's answers are its own
+            if other.was_ready and other.manifest.task != manifest.task and not adopts:
                 raise VersionConflict(
                     f"{model} answers task {other.manifest.task}, this archive task "
                     f"{manifest.task}: its clients could not read the answers; give it another name"

@@ -1,0 +1,213 @@
+"""What the Python files of an archive say, read as text: nothing of them is imported or run."""
+
+import ast
+import importlib.util
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from vlserve.errors import NotAdopted
+
+OF_TORCHSERVE = "ts.torch_handler"
+MAX_SOURCE_BYTES = 8 * 1024**2
+_OUTSIDE = re.compile(r"/(home|mnt|data|root|opt|srv|var|Users|workspace|workdir|app|media)/\S+")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Words in a file, and their line."""
+
+    words: str
+    line: int
+
+
+class Source:
+    """One file, parsed."""
+
+    def __init__(self, file: Path, called: str, package: str) -> None:
+        """``package``: what relative imports start from. NotAdopted where it is no Python of this
+        interpreter."""
+        self._package = package
+        self.called = called
+        self.module = file.stem
+        if file.stat().st_size > MAX_SOURCE_BYTES:
+            raise NotAdopted(f"{called} has more than {MAX_SOURCE_BYTES} bytes of code")
+        try:
+            self._tree = ast.parse(file.read_bytes(), called)
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            version = f"{sys.version_info.major}.{sys.version_info.minor}"
+            raise NotAdopted(f"{called} is not Python {version}: {error}") from error
+
+    @cached_property
+    def _top(self) -> list[ast.stmt]:
+        """Statements that run at import, those inside of if and try too."""
+
+        def within(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+            for one in body:
+                yield one
+                for part in ("body", "orelse", "finalbody", "handlers"):
+                    if isinstance(one, ast.If | ast.Try | ast.With | ast.ExceptHandler):
+                        yield from within(getattr(one, part, []))
+
+        return list(within(self._tree.body))
+
+    @cached_property
+    def classes(self) -> Mapping[str, ast.ClassDef]:
+        """The classes that the file defines; imported ones do not count."""
+        return {one.name: one for one in self._top if isinstance(one, ast.ClassDef)}
+
+    def binds(self, name: str) -> bool:
+        """Return whether a name stands for something in the module once it is imported."""
+        for one in self._top:
+            if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                names = [one.name]
+            elif isinstance(one, ast.Import | ast.ImportFrom):
+                names = [alias.asname or alias.name.partition(".")[0] for alias in one.names]
+            elif isinstance(one, ast.Assign):
+                names = [target.id for target in one.targets if isinstance(target, ast.Name)]
+            else:
+                continue
+            if name in names:
+                return True
+        return False
+
+    def methods(self, name: str) -> Mapping[str, ast.stmt]:
+        """Return the methods that a class itself defines."""
+        return {
+            one.name: one
+            for one in self.classes[name].body
+            if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)
+        }
+
+    def async_function(self, name: str) -> bool:
+        """Return whether a function or method of this name is asynchronous."""
+        return any(
+            isinstance(node, ast.AsyncFunctionDef) and node.name == name
+            for node in ast.walk(self._tree)
+        )
+
+    def names_used(self) -> frozenset[str]:
+        """Return all names and attributes in it, and what it imports by name."""
+        used: set[str] = set()
+        for node in ast.walk(self._tree):
+            if isinstance(node, ast.Attribute):
+                used.add(node.attr)
+            elif isinstance(node, ast.Name):
+                used.add(node.id)
+            elif isinstance(node, ast.ImportFrom | ast.Import):
+                used.update(alias.name for alias in node.names)
+        return frozenset(used)
+
+    def imports(self) -> frozenset[str]:
+        """Return the full names of the modules that it cannot do without: what stands in a ``try``
+        that catches a failed import is not among them."""
+        optional = {
+            inner
+            for node in ast.walk(self._tree)
+            if isinstance(node, ast.Try) and any(map(_catches_imports, node.handlers))
+            for statement in node.body
+            for inner in ast.walk(statement)
+        }
+        found: set[str] = set()
+        for node in ast.walk(self._tree):
+            if node in optional:
+                continue
+            if isinstance(node, ast.Import):
+                found.update(alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and (module := self._absolute(node)):
+                found.add(module)
+                if module == OF_TORCHSERVE:
+                    found.update(f"{module}.{alias.name}" for alias in node.names)
+        return frozenset(found)
+
+    def _absolute(self, node: ast.ImportFrom) -> str:
+        if not node.level:
+            return node.module or ""
+        package = self._package.split(".") if self._package else []
+        above = package[: len(package) - node.level + 1]
+        return ".".join([*above, *([node.module] if node.module else [])])
+
+    def paths_outside(self) -> Iterator[Place]:
+        """Yield absolute paths that stand in it."""
+        for node in ast.walk(self._tree):
+            text = node.value if isinstance(node, ast.Constant) else None
+            if (
+                isinstance(text, str)
+                and isinstance(node, ast.Constant)
+                and _OUTSIDE.fullmatch(text)
+            ):
+                yield Place(text, node.lineno)
+
+    def downloads(self) -> Iterator[Place]:
+        """Yield what it fetches by a name that stands in the code: models of a hub, URLs."""
+        for node in ast.walk(self._tree):
+            if not isinstance(node, ast.Call) or not node.args:
+                continue
+            called = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            first = node.args[0]
+            if (
+                called in _FETCHES
+                and isinstance(first, ast.Constant)
+                and isinstance(first.value, str)
+            ):
+                yield Place(first.value, node.lineno)
+
+
+_FETCHES = frozenset({"from_pretrained", "urlretrieve", "urlopen", "load_state_dict_from_url"})
+
+
+def _catches_imports(handler: ast.ExceptHandler) -> bool:
+    if handler.type is None:
+        return True
+    names = {getattr(node, "id", "") for node in ast.walk(handler.type)}
+    return bool(names & {"ImportError", "ModuleNotFoundError", "Exception"})
+
+
+class Sources:
+    """All Python files of an archive, by their modules."""
+
+    def __init__(self, folder: Path, called: str) -> None:
+        self._folder = folder
+        self._called = called
+        self._read: dict[Path, Source] = {}
+
+    def find(self, module: str) -> Source | None:
+        """Return the archive's own module of this dotted name; None where it is not its own."""
+        path = self._folder.joinpath(*module.split("."))
+        for file in (path.with_name(f"{path.name}.py"), path / "__init__.py"):
+            if file.is_file():
+                return self.read(file)
+        return None
+
+    def read(self, file: Path) -> Source:
+        if file not in self._read:
+            name = file.relative_to(self._folder)
+            package = ".".join(name.parent.parts)
+            self._read[file] = Source(file, f"{self._called}: {name.as_posix()}", package)
+        return self._read[file]
+
+    def reached_from(self, *modules: str) -> list[Source]:
+        """Return the sources that importing ``modules`` imports, TorchServe's handlers too."""
+        reached: dict[str, Source] = {}
+        waiting = list(modules)
+        while waiting:
+            name = waiting.pop()
+            source = self.find(name) or default_handler(name)
+            if source is None or name in reached:
+                continue
+            reached[name] = source
+            waiting += source.imports()
+        return list(reached.values())
+
+
+def default_handler(module: str) -> Source | None:
+    """Return TorchServe's own handler of a dotted name, as installed; None where it has none."""
+    name = module.removeprefix(f"{OF_TORCHSERVE}.")
+    spec = importlib.util.find_spec("ts")
+    if name == module or not name.isidentifier() or spec is None or spec.origin is None:
+        return None
+    file = Path(spec.origin).parent / "torch_handler" / f"{name}.py"
+    return Source(file, f"TorchServe's {name}", OF_TORCHSERVE) if file.is_file() else None

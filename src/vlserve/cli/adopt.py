@@ -1,0 +1,150 @@
+"""adopt: an archive of torch-model-archiver becomes one to register."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vlserve.cli.output import AsJson, print_json, print_line, print_warning, progress
+from vlserve.cli.parameters import (
+    MAX_VERSION,
+    Group,
+    file_option,
+    file_or_folder_option,
+    folder_option,
+)
+from vlserve.extras import require_extras
+from vlserve.settings import load_settings
+
+
+def adopt(
+    archive: Annotated[
+        Path,
+        typer.Argument(
+            exists=True, help="Archive of torch-model-archiver: a .mar, a .tgz or a folder."
+        ),
+    ],
+    out: Annotated[
+        Path, folder_option("Folder for the archive <name>-<version>.mar. Default: this folder.")
+    ] = Path(),
+    requests: Annotated[
+        Path | None,
+        file_or_folder_option(
+            "Request body, or a folder of them, whose answers become the probes: .json and .txt "
+            "are sent as such, other files without a type, a folder inside as a form of its "
+            "files. Default: an empty JSON object."
+        ),
+    ] = None,
+    record: Annotated[
+        str | None,
+        typer.Option(
+            help="URL of the model's predictions where it is served now, e.g. "
+            "http://old:8080/predictions/m; its answers become the probes'. Default: the handler "
+            "itself answers."
+        ),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            help="Name of the model. Default: its former name, in small letters.",
+        ),
+    ] = None,
+    version: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=MAX_VERSION,
+            help="Number of the version. Default: the first number of the former version.",
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=1024,
+            help="Most requests that the handler gets at once. Default: as --ts-config or the "
+            "archive's model-config.yaml says, else 1.",
+        ),
+    ] = None,
+    handler: Annotated[
+        str | None,
+        typer.Option(
+            help="Handler, as torch-model-archiver takes it: a file, FILE:FUNCTION, or one of "
+            "TorchServe's own. Default: the archive's."
+        ),
+    ] = None,
+    envelope: Annotated[
+        str | None,
+        typer.Option(
+            help="TorchServe's request envelope: body, json, kserve or kservev2. Default: as "
+            "--ts-config says, else none."
+        ),
+    ] = None,
+    ts_config: Annotated[
+        Path | None,
+        file_option(
+            "config.properties of the server that serves it now. Default: TorchServe's defaults."
+        ),
+    ] = None,
+    isolate: Annotated[
+        bool,
+        typer.Option(
+            help="Try a batch that fails again in halves, so that the guilty request alone fails; "
+            "not for handlers that must not see a request twice."
+        ),
+    ] = True,
+    whole: Annotated[
+        bool,
+        typer.Option("--whole", help="Join an answer that the handler sends in pieces."),
+    ] = False,
+    trust_code: Annotated[
+        bool,
+        typer.Option("--trust-code", help="Take compiled libraries (.so) that the archive holds."),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make an archive of torch-model-archiver one to register, its handler unchanged.
+
+    The handler runs in workers alone, with their rights: the .py files are listed.
+    """
+    require_extras("cpu")
+    from vlserve.adopt.adoption import Wishes
+    from vlserve.adopt.adoption import adopt as adopted_from
+    from vlserve.adopt.checks import Allowed
+    from vlserve.runtime.legacy_handler import TRUST
+
+    settings = load_settings()
+    trusted = frozenset(settings.trust.pickle)
+    os.environ[TRUST] = settings.trust.model_dump_json()  # for the worker that records
+    wishes = Wishes(
+        name, version, batch_size, handler, envelope, ts_config, requests, record, isolate,
+        Allowed(trusted, trust_code, whole),
+    )  # fmt: skip
+    with progress(f"adopting {archive.name}") as show:
+        adoption = adopted_from(archive, out, wishes, settings.folder("handlers"), show)
+    for warning in adoption.warnings:
+        print_warning(warning)
+    longest_s = adoption.adopted.response_timeout_s or 0
+    if longest_s > settings.gateway.timeout_s:
+        print_warning(
+            f"{archive.name} may take {longest_s} s for an answer, and clients get 504 after "
+            f"gateway.timeout_s ({settings.gateway.timeout_s:g}): raise that setting"
+        )
+    if as_json:
+        print_json(adoption)
+        return
+    for file, sha256 in adoption.code.items():
+        print_line(f"runs {file} (sha256 {sha256})")
+    source = adoption.adopted.recorded_from or "the handler itself"
+    print_line(
+        f"{adoption.model} {adoption.version}, formerly {adoption.adopted.name} "
+        f"{adoption.adopted.version}: batch size {adoption.adopted.batch_size}, "
+        f"probes {adoption.probes}, answered by {source}"
+    )
+    print_line(f"wrote {adoption.archive}")
+    print_line(f"next: vlserve register {adoption.archive}")
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command(rich_help_panel=Group.BUILD)(adopt)

@@ -1,0 +1,30 @@
+"""How a version is served: as it was tuned; else, where it was adopted, as its archive says."""
+
+from contextlib import suppress
+from pathlib import Path
+
+from vlserve.control.tuning import Serving, tuned
+from vlserve.runtime.archive import manifest_of
+from vlserve.runtime.errors import ArchiveError
+from vlserve.runtime.manifest import Adopted
+from vlserve.settings_sections import EngineSettings
+
+
+def settings_of(settings: EngineSettings, serving: Serving | None, archive: Path) -> EngineSettings:
+    """Return the engine's settings for the version in ``archive``."""
+    with suppress(ArchiveError):  # the engine says what is wrong with it
+        if adopted := manifest_of(archive).adopted:
+            settings = settings.model_copy(update=_said_by(adopted))
+    return tuned(settings, serving)
+
+
+def _said_by(adopted: Adopted) -> dict[str, int]:
+    """Return what the archive says of batches, workers and time: handlers rely on their own batch
+    size, and many read a batch's first request alone."""
+    said = {
+        "batch_size": adopted.batch_size,
+        "max_batch_delay_ms": adopted.max_batch_delay_ms,
+        "workers": adopted.workers,
+        "response_timeout_s": adopted.response_timeout_s,
+    }
+    return {name: value for name, value in said.items() if value is not None}

@@ -1,0 +1,110 @@
+"""Requests as TorchServe hands them to a handler; held against a stock one in make test-long."""
+
+import pytest
+
+from support.legacy_exchanges import END, FORM, part
+from vlserve.runtime.exchange import ExchangeFields, unpacked_headers
+from vlserve.runtime.legacy_request import LegacyRequest, legacy_request
+
+
+def _read(
+    content: bytes, content_type: str | None = None, path: str = "", decodes: bool = True
+) -> LegacyRequest:
+    headers = {"content-type": content_type} if content_type else {}
+    fields = ExchangeFields(path=path, headers=headers, content=content)
+    return legacy_request(fields, decodes, "id")
+
+
+@pytest.mark.parametrize(
+    ("content_type", "content", "value"),
+    [
+        (None, b'{"a": 1}', bytearray(b'{"a": 1}')),
+        ("application/json", b'{"a": 1, "a": 2}', {"a": 2}),
+        ("application/json; charset=utf-8", b"[NaN]", pytest.approx([float("nan")], nan_ok=True)),
+        ("application/json", b"{", bytearray(b"{")),
+        ("application/json", b"", bytearray()),
+        ("text/csv", "é".encode(), "é"),
+        ("text/plain", b"\xff", bytearray(b"\xff")),
+        ("image/png", b"\x89", bytearray(b"\x89")),
+    ],
+)
+def test_a_body_is_decoded_by_its_type(
+    content_type: str | None, content: bytes, value: object
+) -> None:
+    got = _read(content, content_type).data["body"]
+
+    assert got == value
+    assert type(got) is not bytes
+
+
+def test_nothing_is_decoded_where_the_server_did_not() -> None:
+    assert _read(b"{}", "application/json", decodes=False).data == {"body": bytearray(b"{}")}
+
+
+def test_the_parts_of_a_form_are_decoded_by_their_own_types() -> None:
+    form = (
+        part("json", b"[1]", "application/json", "a.json")
+        + part("words", b"caf\xc3\xa9", "text/plain", "a.txt")
+        + part("bytes", b"\x00", None, "a.bin")
+        + part("field", b"0.5")
+        + END
+    )
+
+    read = _read(form, FORM)
+
+    assert read.data == {
+        "json": [1],
+        "words": "café",
+        "bytes": bytearray(b"\x00"),
+        "field": bytearray(b"0.5"),
+    }
+    assert read.properties["json"] == {"content-type": "application/json"}
+
+
+def test_of_two_parts_of_one_name_the_last_counts() -> None:
+    form = part("data", b"1", None, "a") + part("data", b"2", None, "b") + END
+
+    assert _read(form, FORM).data == {"data": bytearray(b"2")}
+
+
+def test_a_form_that_is_cut_short_is_no_error() -> None:
+    assert _read(part("data", b"1", None, "a"), FORM).data.keys() <= {"data"}
+
+
+def test_json_that_is_sent_as_a_form_is_lost() -> None:
+    assert _read(b'{"a": 1}', "application/x-www-form-urlencoded").data == {}
+
+
+def test_a_header_is_found_whatever_its_case() -> None:
+    properties = _read(b"", "text/plain").properties
+
+    assert properties.get("Content-Type") == "text/plain"
+    assert properties.get("Accept") is None
+
+
+@pytest.mark.parametrize(
+    ("path", "explain", "tail"),
+    [
+        ("/predictions/m", "False", ""),
+        ("/predictions/m/1.0", "False", ""),
+        ("/predictions/m/1.0/a/b?c=1", "False", "a/b"),
+        ("/explanations/m", "True", ""),
+        ("/v1/models/m:explain", "True", ""),
+        ("/v1/models/m:predict", "False", ""),
+    ],
+)
+def test_the_path_says_what_torchserve_makes_headers_of(path: str, explain: str, tail: str) -> None:
+    properties = _read(b"", path=path).properties
+
+    assert properties["explain"] == explain
+    assert properties["url_path"] == tail
+
+
+def test_packed_headers_are_unpacked() -> None:
+    packed = "x-team:blue accept:text/html,%20*/*;q=0.8 x-odd:%25%3A%E9"
+
+    assert unpacked_headers(packed) == {
+        "x-team": "blue",
+        "accept": "text/html, */*;q=0.8",
+        "x-odd": "%:é",
+    }
