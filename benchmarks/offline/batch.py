@@ -34,6 +34,7 @@ from vlserve.processor import usable_cores
 from vlserve.runtime.archive import unpack_archive
 
 FEW_ROWS = 32
+"""For each worker, so that all of them have warmed up in the fixed part of the cost."""
 GROUP_ROWS = 32
 PHOTOS = 64
 LIMIT = "limit"
@@ -143,8 +144,9 @@ def by_slope(
     except subprocess.TimeoutExpired as error:
         print_line(f"{way}: not at its end after {error.timeout:g} s")
         return Cost(way, float("nan"), float("nan"))
-    item_s = (many_s - few_s) / (setting.rows - FEW_ROWS)
-    return Cost(way, item_s * 1000, few_s - FEW_ROWS * item_s)
+    few_rows = FEW_ROWS * setting.workers
+    item_s = (many_s - few_s) / (setting.rows - few_rows)
+    return Cost(way, item_s * 1000, few_s - few_rows * item_s)
 
 
 def in_memory(setting: Setting, number: int) -> Cost:
@@ -174,7 +176,7 @@ def gateway(setting: Setting, number: int, seconds: float) -> Cost:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--archive", type=Path, help="default: a full-size tagger, random weights")
-    parser.add_argument("--rows", type=int, default=512, help=f"more than {FEW_ROWS}")
+    parser.add_argument("--rows", type=int, default=512, help=f"more than {FEW_ROWS} a worker")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=usable_cores())
     parser.add_argument("--ways", default="job,pool", help="of job, pool, ray_data, gateway")
@@ -190,7 +192,7 @@ def main() -> int:
     options = _options()
     archive = (options.archive or default_archives()[0]).resolve()
     data = default_folder().parent / "offline"
-    few, many = covers(data, FEW_ROWS), covers(data, options.rows)
+    few, many = covers(data, FEW_ROWS * options.workers), covers(data, options.rows)
     ways: Mapping[str, Callable[[Setting, int], Cost]] = {
         "job": partial(by_slope, "vlserve batch", job),
         "pool": partial(by_slope, "multiprocessing", partial(other, "pool")),

@@ -135,7 +135,7 @@ def test_shadow_costs_no_request(tmp_path: Path) -> None:
 
 def test_offline_ways_are_held_against_the_limit(archive: Path, tmp_path: Path) -> None:
     out = tmp_path / "offline.json"
-    short = ("--rows", 96, "--rounds", 1, "--ways", "job,pool", "--out", out)
+    short = ("--rows", 96, "--workers", 2, "--rounds", 1, "--ways", "job,pool", "--out", out)
     table = run("offline.batch", "--archive", archive, *short)
     assert "vlserve batch" in table and "multiprocessing" in table
     (turns,) = json.loads(out.read_text(encoding="utf-8"))
