@@ -32,8 +32,8 @@ from vlserve.settings import Settings
 PROCESSING = "Processing worker updates..."
 MAX_LISTED = 1000
 
-Name = Annotated[str, Path(max_length=256, examples=["tagger"])]
-Number = Annotated[str, Path(max_length=32, examples=["2"])]
+Name = Annotated[str, Path(max_length=256)]
+Number = Annotated[str, Path(max_length=32)]
 Workers = Annotated[int | None, Query(ge=0, le=1024)]
 
 
