@@ -265,7 +265,7 @@ def test_what_does_not_go_is_said_as_torchserve_says_it(two: Script, archives: l
         ({"url": "tagger-3.mar", "response_timeout": "9999"}, 400, "response_timeout_s"),
         ({"url": "tagger-3.mar", "batch_size": "0"}, 400, "batch_size"),
         ({"url": "tagger-3.mar", "initial_workers": "9999"}, 400, "initial_workers"),
-        ({"url": "legacy.mar"}, 400, "torch-model-archiver"),
+        ({"url": "legacy.mar"}, 400, "vlserve adopt"),
         ({"url": "x" * 3000}, 400, "url"),
     ],
 )

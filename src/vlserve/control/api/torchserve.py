@@ -46,7 +46,10 @@ def torchserve_routes(service: ControlService, threads: Threads, settings: Setti
         try:
             return await threads.look(partial(service.model, name))
         except ModelNotFound as error:
-            raise ModelNotFound(f"Model not found: {name}") from error
+            found = views.formerly_called(await threads.look(service.models), name)
+            if found is None:
+                raise ModelNotFound(f"Model not found: {name}") from error
+            return found
 
     @router.get("/models")
     async def list_models(

@@ -6,6 +6,7 @@ TorchServe knows what is loaded alone: a version that was unloaded, or could not
 from collections.abc import Iterable, Sequence
 
 from vlserve.control.domain import ModelStatus, State, VersionStatus
+from vlserve.control.engine.adopted_settings import settings_with
 from vlserve.control.tuning import of_engine
 from vlserve.control.wire.torchserve import (
     ListedModel,
@@ -22,6 +23,15 @@ def registered(model: ModelStatus) -> list[VersionStatus]:
     """Return the versions that TorchServe would know, by their numbers."""
     known = [each for each in model.versions if each.state.loaded or each.state is State.DRAINING]
     return sorted(known, key=lambda each: each.version)
+
+
+def formerly_called(models: Iterable[ModelStatus], name: str) -> ModelStatus | None:
+    """Return the model with a version that was adopted under this name."""
+    for model in models:
+        for version in model.versions:
+            if version.manifest.adopted and version.manifest.adopted.name == name:
+                return model
+    return None
 
 
 def default_of(model: ModelStatus) -> VersionStatus:
@@ -61,7 +71,10 @@ def releasable(model: ModelStatus, number: str) -> VersionStatus:
 
 
 def _is(version: VersionStatus, number: str) -> bool:
-    return number in (str(version.version), f"{version.version}.0")
+    """Return whether a path's word is a version's number; of an adopted one, also the former."""
+    adopted = version.manifest.adopted
+    former = adopted.version if adopted else f"{version.version}.0"
+    return number in (str(version.version), former)
 
 
 def listed(models: Iterable[ModelStatus], limit: int, start: int) -> ModelList:
@@ -81,8 +94,9 @@ def described(
     version: VersionStatus, *, settings: EngineSettings, customized: bool
 ) -> VersionDescription:
     """Return a version as TorchServe describes it; ``customized``: with what the archive says."""
-    serving = version.tuning.serving if version.tuning else of_engine(settings)
-    workers = serving.workers
+    tuned = version.tuning.serving if version.tuning else None
+    own = settings_with(settings, tuned, version.manifest.adopted)
+    serving, workers = of_engine(own), own.workers
     return VersionDescription(
         model_name=version.model,
         model_version=str(version.version),
@@ -92,7 +106,7 @@ def described(
         max_workers=workers,
         batch_size=serving.batch_size,
         max_batch_delay=serving.max_batch_delay_ms,
-        response_timeout=settings.response_timeout_s,
+        response_timeout=own.response_timeout_s,
         startup_timeout=round(settings.load_timeout_s),
         workers=tuple(_workers(version, workers)),
         job_queue_status=QueueState(

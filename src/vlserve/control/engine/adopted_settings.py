@@ -12,10 +12,18 @@ from vlserve.settings_sections import EngineSettings
 
 def settings_of(settings: EngineSettings, serving: Serving | None, archive: Path) -> EngineSettings:
     """Return the engine's settings for the version in ``archive``."""
+    adopted = None
     with suppress(ArchiveError):  # the engine says what is wrong with it
-        if adopted := manifest_of(archive).adopted:
-            settings = settings.model_copy(update=_said_by(adopted))
-    return tuned(settings, serving)
+        adopted = manifest_of(archive).adopted
+    return settings_with(settings, serving, adopted)
+
+
+def settings_with(
+    settings: EngineSettings, serving: Serving | None, adopted: Adopted | None
+) -> EngineSettings:
+    """Return the engine's settings for a version of which the archive says this."""
+    own = settings.model_copy(update=_said_by(adopted)) if adopted else settings
+    return tuned(own, serving)
 
 
 def _said_by(adopted: Adopted) -> dict[str, int]:

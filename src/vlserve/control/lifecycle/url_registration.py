@@ -2,9 +2,9 @@
 
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
 from vlserve.control.domain import Registration, State, VersionRecord
+from vlserve.control.engine.adopted_settings import settings_with
 from vlserve.control.lifecycle.archive_urls import open_url
 from vlserve.control.lifecycle.registration import Registrar
 from vlserve.control.store.ledger import Ledger
@@ -12,6 +12,7 @@ from vlserve.control.tuning import Tuning, of_engine
 from vlserve.errors import VersionConflict
 from vlserve.runtime.archive import file_sha256, manifest_of
 from vlserve.runtime.errors import ManifestInvalid
+from vlserve.runtime.manifest import Adopted, Manifest
 from vlserve.settings import Settings
 
 
@@ -55,21 +56,18 @@ class UrlRegistrar:
         ):
             with archive.open("wb") as file:
                 file.writelines(source.chunks)
-            sha256 = file_sha256(archive)
-            known = self._known(archive, sha256, model)
-            tuning = self._tuning(wanted, sha256, known)
+            sha256, manifest = file_sha256(archive), manifest_of(archive)
+            _refuse_other_name(manifest, model)
+            known = self._known(manifest, sha256)
+            tuning = known.tuning if known else None
+            if wanted.said:
+                tuning = self._tuning(wanted, sha256, manifest.adopted)
             # Named, it has a retired version loaded.
             engine = known.engine if known and known.state is State.RETIRED else None
             return self._registrar.register(archive, source.name, tuning, engine)
 
-    def _known(self, archive: Path, sha256: str, model: str) -> VersionRecord | None:
+    def _known(self, manifest: Manifest, sha256: str) -> VersionRecord | None:
         """Return the version that these bytes are already."""
-        manifest = manifest_of(archive)
-        if model and model != manifest.model:
-            raise ManifestInvalid(
-                f"the archive's model is called {manifest.model}, not {model}: `vlserve export "
-                "--name` packs it under another name"
-            )
         record = self._ledger.find(manifest.model, manifest.version)
         if record is None or record.sha256 != sha256:
             return None
@@ -79,14 +77,21 @@ class UrlRegistrar:
             )
         return record
 
-    def _tuning(
-        self, wanted: WantedServing, sha256: str, known: VersionRecord | None
-    ) -> Tuning | None:
-        if not wanted.said:
-            return known.tuning if known else None
-        serving = of_engine(self._settings.engine)
+    def _tuning(self, wanted: WantedServing, sha256: str, adopted: Adopted | None) -> Tuning:
+        """Return what a caller wants, and of the rest what holds without a wish."""
+        serving = of_engine(settings_with(self._settings.engine, None, adopted))
         return Tuning(
             archive_sha256=sha256,
             serving=serving.model_validate(serving.model_dump() | wanted.said),
             tuned_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+
+
+def _refuse_other_name(manifest: Manifest, model: str) -> None:
+    """Raise ManifestInvalid where a caller names another model than the archive's."""
+    names = {manifest.model, *([manifest.adopted.name] if manifest.adopted else [])}
+    if model and model not in names:
+        raise ManifestInvalid(
+            f"the archive's model is called {manifest.model}, not {model}: `vlserve export --name` "
+            "and `vlserve adopt --name` pack it under another name"
         )
