@@ -1,5 +1,6 @@
 """Requests that kill their worker are found and refused; the others are answered."""
 
+import base64
 import random
 from collections import Counter
 from collections.abc import Iterator
@@ -90,3 +91,27 @@ def test_it_is_refused_at_once_afterwards(served: RunningStack) -> None:
         assert (reply.status_code, reply.headers["x-model-version"]) == (500, "1")
         assert "refused for 600 s" in reply.json()["error"]["message"]
     assert ask(served, "cat 0").status_code == 200
+
+
+def test_an_item_that_kills_is_refused_and_its_neighbours_are_answered(
+    served: RunningStack,
+) -> None:
+    texts = ["a cat", f"{POISON} among items", "a dog"]
+    columns = {"text": texts, "image": [base64.b64encode(JPEG).decode()] * len(texts)}
+    inputs = [
+        {"name": name, "datatype": "BYTES", "shape": [len(values)], "data": values}
+        for name, values in columns.items()
+    ]
+
+    def ask_v2(**parameters: bool) -> httpx.Response:
+        url = f"{served.gateway_url}/v2/models/{MODEL}/infer"
+        told = {"inputs": inputs, "parameters": parameters}
+        return httpx.post(url, json=told, timeout=PATIENCE_S, trust_env=False)
+
+    assert ask_v2().status_code >= 500  # it may be refused only when it is asked again
+    refused = ask_v2()
+    assert refused.status_code == 500
+    assert refused.json()["error"].startswith("item 1: request_killed_worker: ")
+    answer = ask_v2(partial=True)
+    (errors,) = (each["data"] for each in answer.json()["outputs"] if each["name"] == "errors")
+    assert [error.partition(":")[0] for error in errors] == ["", "request_killed_worker", ""]
