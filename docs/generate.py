@@ -89,8 +89,8 @@ GATEWAY_ERRORS = {
     "method_not_allowed": "Predictions take POST, GET and PUT, and `/health` and `/ping` take GET.",
     "model_not_found": "No model of this name is served.",
     "not_found": "There is nothing at this path; predictions are at `POST /predictions/{model}`.",
-    "not_implemented": "vlserve has no such call of TorchServe's; the message says what does it "
-    "here.",
+    "not_implemented": "vlserve has no such call of TorchServe's or of gRPC; the message says what "
+    "does it here.",
     "overloaded": "The version's queue is full, none of its workers is up, or the gateway is short "
     "of memory.",
     "rate_limited": "There were more requests than `gateway.rate_limit_per_s`.",
@@ -290,6 +290,8 @@ def _gateway_errors() -> Iterator[Sequence[str]]:
         statuses |= {code: status for status, code in calls}
     lua = (PROJECT / "serving_config/gateway/engine.lua").read_text(encoding="utf-8")
     statuses |= dict.fromkeys(re.findall(r'^local \w+ = \{"(\w+)"', lua, re.M), "503")
+    lua = (PROJECT / "serving_config/gateway/grpc_answer.lua").read_text(encoding="utf-8")
+    statuses = dict(re.findall(r"(\w+) = (\d{3})\b", lua)) | statuses
     if statuses.keys() != GATEWAY_ERRORS.keys():
         sys.exit(f"gateway codes and their meanings: {statuses.keys() ^ GATEWAY_ERRORS.keys()}")
     for code, status in sorted(statuses.items(), key=lambda item: (item[1], item[0])):

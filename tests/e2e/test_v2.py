@@ -184,7 +184,9 @@ def test_a_video_is_no_image(client: Any, image: bytes) -> None:
 
 def test_our_suite_of_the_protocol_passes(served: RunningStack) -> None:
     suite = PROJECT / "tests" / "conformance" / "v2"
-    options = ["--v2-url", served.gateway_url, "--v2-model", MODEL]
+    address = served.gateway_url
+    options = ["--v2-url", address, "--v2-grpc", address.removeprefix("http://")]
+    options += ["--v2-model", MODEL]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", str(suite), *options]
     done = subprocess.run(
         command, cwd=PROJECT, capture_output=True, encoding="utf-8", timeout=200, check=False

@@ -38,10 +38,11 @@ PAGE = (PROJECT / "docs" / "v2.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
-def address(tmp_path: Path) -> Iterator[str]:
-    """A bare tritonserver whose model answers with what it is asked."""
+def ports(tmp_path: Path) -> Iterator[tuple[int, int]]:
+    """The ports of a bare tritonserver, of HTTP and of gRPC; its model answers with what it is
+    asked."""
     need_triton()
-    model, port = tmp_path / "repository" / "same" / "1", free_ports(1)
+    model, port = tmp_path / "repository" / "same" / "1", free_ports(2)
     model.mkdir(parents=True)
     (model / "model.py").write_text(MODEL, encoding="utf-8")
     (model.parent / "config.pbtxt").write_text(CONFIG, encoding="utf-8")
@@ -51,7 +52,7 @@ def address(tmp_path: Path) -> Iterator[str]:
         f"--model-repository={tmp_path / 'repository'}",
         f"--backend-directory={link_backend(tmp_path, home)}",
         *("--http-address=127.0.0.1", f"--http-port={port}"),
-        *("--allow-grpc=false", "--allow-metrics=false"),
+        *("--grpc-address=127.0.0.1", f"--grpc-port={port + 1}", "--allow-metrics=false"),
     ]
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -68,15 +69,16 @@ def address(tmp_path: Path) -> Iterator[str]:
 
     try:
         wait_until(ready, START_S)
-        yield f"http://127.0.0.1:{port}"
+        yield port, port + 1
     finally:
         server.terminate()
         server.wait(60)
 
 
-def test_the_page_says_which_points_triton_s_server_lacks(address: str) -> None:
-    suite = [str(PROJECT / "tests" / "conformance" / "v2"), "--v2-url", address]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", *suite]
+def test_the_page_says_which_points_triton_s_server_lacks(ports: tuple[int, int]) -> None:
+    http, grpc = (f"127.0.0.1:{port}" for port in ports)
+    suite = [str(PROJECT / "tests" / "conformance" / "v2"), "--v2-url", f"http://{http}"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", *suite, "--v2-grpc", grpc]
     done = subprocess.run(
         [*command, "--v2-model", "same"],
         cwd=PROJECT,

@@ -47,6 +47,8 @@ class FakeTorchServe:
     """While it is set, nothing is answered."""
     refusal: tuple[int, object] | None = None
     """Status and body that the handler says instead of an answer."""
+    message: bytes | None = None
+    """A protobuf message that the handler says instead of an answer in JSON."""
 
     def __enter__(self) -> "FakeTorchServe":
         engine = self
@@ -116,7 +118,10 @@ class _Handler(BaseHTTPRequestHandler):
             version = re.sub(r".*/", "", self.path.partition("?")[0])
             answer = {"engine": self.owner.name, "version": int(version)}
             status, reply_body = self.owner.refusal or (200, answer)
-            self._say(status, reply_body, {"x-vlserve-version": version})
+            if self.owner.message is not None and status == 200:
+                self._write(200, self.owner.message, "application/x-protobuf", version)
+            else:
+                self._say(status, reply_body, version)
 
     do_GET = do_PUT = do_POST
 
@@ -128,10 +133,14 @@ class _Handler(BaseHTTPRequestHandler):
         body = {"code": reply.status, "type": reply.kind, "message": reply.message}
         self._say(reply.status, body)
 
-    def _say(self, status: int, answer: object, headers: dict[str, str] | None = None) -> None:
+    def _say(self, status: int, answer: object, version: str = "") -> None:
         body = json.dumps(answer, indent=2).encode()
-        lines = {"content-type": "application/json", "x-request-id": "the-engines-own"}
-        lines |= {"content-length": str(len(body)), **(headers or {})}
+        self._write(status, body, "application/json", version)
+
+    def _write(self, status: int, body: bytes, content_type: str, version: str) -> None:
+        lines = {"content-type": content_type, "x-request-id": "the-engines-own"}
+        lines |= {"content-length": str(len(body))}
+        lines |= {"x-vlserve-version": version} if version else {}
         head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
         self.wfile.write(f"HTTP/1.1 {status} X\r\n{head}\r\n".encode() + body)
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, Protocol
 
-from vlserve_worker.bodies import SENT_ENCODING, BodyRefused, quoted, unpacked
-from vlserve_worker.v2 import rest
+from vlserve_worker.bodies import SENT_ENCODING, SENT_TYPE, BodyRefused, quoted, unpacked
+from vlserve_worker.v2 import protobuf, rest
 from vlserve_worker.v2.item_ids import item_id
 from vlserve_worker.v2.items import BODY, is_partial, split_items
 from vlserve_worker.v2.messages import (
@@ -55,8 +55,11 @@ class Codec(Protocol):
     def write_error(self, message: str) -> Encoded: ...
 
 
-CODECS: Mapping[str, Codec | ModuleType] = {"v2": rest}
-"""Value of PROTOCOL -> what reads and writes it."""
+V2 = "v2"
+"""Value of PROTOCOL."""
+
+CODECS: Mapping[str, Codec | ModuleType] = {protobuf.PROTOBUF: protobuf}
+"""Content type of a body -> what reads and writes it; any other is JSON."""
 
 
 @dataclass(frozen=True)
@@ -141,9 +144,9 @@ def open_exchange(raw: Raw, served: Served, max_bytes: int) -> Exchange | None:
     Args:
         max_bytes: of the body, once it is unpacked.
     """
-    codec = CODECS.get(header_of(raw, PROTOCOL))
-    if codec is None:
+    if header_of(raw, PROTOCOL) != V2:
         return None
+    codec = CODECS.get(header_of(raw, SENT_TYPE), rest)
     try:
         return _read(raw, codec, served, max_bytes)
     except BodyRefused as error:

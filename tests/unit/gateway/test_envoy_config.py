@@ -52,10 +52,13 @@ def test_envoy_writes_the_fields_of_the_log_lines() -> None:
             for child in node:
                 yield from formats(child)
 
-    access, shadow = formats(envoy_config.bootstrap(TEMPLATE, _settings(), Path("dynamic")))
+    access, of_grpc, shadow = formats(
+        envoy_config.bootstrap(TEMPLATE, _settings(), Path("dynamic"))
+    )
     for written, line in ((access, AccessLine()), (shadow, ShadowLine())):
         assert written.keys() == {field.name for field in fields(line)}
         assert written["schema"] == line.schema
+    assert of_grpc == access | {"status": "%DYNAMIC_METADATA(vlserve.grpc:status)%"}
 
 
 def test_the_candidate_stays_first_and_weight_0_is_left_out() -> None:

@@ -7,7 +7,7 @@ Envoy's v3 API: https://www.envoyproxy.io/docs/envoy/latest/api-v3/api
 from collections.abc import Sequence
 
 from vlserve.control.domain import Instance, ModelRoute, Routing
-from vlserve.control.gateway import torchserve_routes, v1_routes, v2_routes
+from vlserve.control.gateway import grpc_routes, torchserve_routes, v1_routes, v2_routes
 from vlserve.control.gateway.adopted_routes import adopted_paths, former_paths
 from vlserve.control.gateway.envoy_clusters import Config
 from vlserve.control.gateway.prediction_routes import plain_paths
@@ -84,6 +84,7 @@ def routes(routing: Routing, settings: Settings) -> Config:
                     *(_large_body(prefix, gateway) for prefix in PREFIXES),
                     *paths,
                     *v2_routes.other_paths(),
+                    *grpc_routes.call_paths(routing.models, gateway),
                     *_unknown_paths(),
                 ],
                 "request_body_buffer_limit": gateway.max_body_bytes,

@@ -40,8 +40,8 @@ def model_paths(route: ModelRoute) -> list[Config]:
 
 
 def unknown_paths() -> list[Config]:
-    """Return the routes of what only TorchServe has, after all others."""
-    no_call = f"vlserve has no TorchServe gRPC: {_AT}"
+    """Return the routes of what only TorchServe has, after all others; its gRPC calls are refused
+    by grpc_routes.py."""
     return [
         *(
             {"match": {"prefix": path}, **refusal(501, "not_implemented", message)}
@@ -51,8 +51,6 @@ def unknown_paths() -> list[Config]:
             "match": {"safe_regex": {"regex": "/[^/]+(/[^/]+)?/(predict|invoke)"}},
             **refusal(501, "not_implemented", f"vlserve answers at another path: {_AT}"),
         },
-        # 404 becomes UNIMPLEMENTED for a client of gRPC.
-        {"match": {"prefix": "/org.pytorch.serve.grpc."}, **refusal(404, "not_found", no_call)},
     ]
 
 

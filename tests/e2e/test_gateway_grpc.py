@@ -1,0 +1,364 @@
+"""gRPC calls of the Open Inference Protocol at the gateway's own port. Real Envoy, stand-in
+engines, Triton's client."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from grpc import StatusCode
+from tritonclient.grpc import service_pb2 as pb
+
+from support import raw_http2
+from support.fake_torchserve import FakeTorchServe, Reply
+from support.grpc_calls import Calls, calls_to, image_request
+from support.running_stack import RunningGateway, running_gateway, wait_until
+from vlserve.control.domain import ModelRoute, Routing, Shadow
+from vlserve.control.gateway.grpc_routes import MAX_CALL_BYTES
+
+Engines = tuple[FakeTorchServe, FakeTorchServe]
+MIB = 1 << 20
+KEY = "the-key"
+ANSWER = pb.ModelInferResponse(model_name="tagger", model_version="1", raw_output_contents=[b"x"])
+HALVES = ModelRoute("tagger", {2: 50, 1: 50}, (1, 2), "release-7", step="release-7/50")
+INFER = "/inference.GRPCInferenceService/ModelInfer"
+
+
+@pytest.fixture(scope="module")
+def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
+    """A gateway that waits half a second for an engine."""
+    with running_gateway(tmp_path_factory.mktemp("hasty"), timeout_s=0.5) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def calls(hasty: RunningGateway) -> Iterator[Calls]:
+    with calls_to(hasty.settings.gateway.port) as client:
+        yield client
+
+
+@pytest.fixture
+def routed(hasty: RunningGateway, engines: Engines) -> RunningGateway:
+    for engine in engines:
+        engine.message = ANSWER.SerializeToString()
+    hasty.route(HALVES, to=list(engines))
+    return hasty
+
+
+def _logged(running: RunningGateway, request_id: str) -> Mapping[str, Any]:
+    """The one line of the access log of a request."""
+
+    def lines() -> list[Mapping[str, Any]]:
+        if not running.access_log().exists():
+            return []
+        text = running.access_log().read_text(encoding="utf-8")
+        written = [json.loads(line) for line in text.splitlines()]
+        return [line for line in written if line["request_id"] == request_id]
+
+    wait_until(lines)
+    (line,) = lines()
+    return line
+
+
+def test_an_engine_gets_the_bare_message_and_the_client_the_engine_s(
+    routed: RunningGateway, calls: Calls, engines: Engines
+) -> None:
+    said = calls.infer("tagger", b"a picture", "1", x_request_id="bare", x_sticky_key="alice")
+    assert (said.code, said.answer) == (StatusCode.OK, ANSWER)
+    assert (said.headers["x-request-id"], said.headers["x-model-version"]) == ("bare", "1")
+    (seen,) = [seen for engine in engines for seen in engine.seen]
+    assert seen.path == "/predictions/tagger/1"
+    assert pb.ModelInferRequest.FromString(seen.body) == image_request("tagger", b"a picture", "1")
+    assert seen.headers["x-vlserve-content-type"] == "application/x-protobuf"
+    assert seen.headers["x-vlserve-path"] == "/v2/models/tagger/versions/1/infer"
+    assert seen.headers["content-length"] == str(len(seen.body))
+    assert not {"te", "x-vlserve-call", "x-sticky-key", "user-agent"} & seen.headers.keys()
+    line = _logged(routed, "bare")
+    assert (line["path"], line["status"], line["version"]) == (INFER, 200, "1")
+    assert (line["caller"], line["step"], line["tries"]) == ("alice", None, 1)
+
+
+def test_a_caller_has_one_version_whatever_it_speaks(routed: RunningGateway, calls: Calls) -> None:
+    versions = {}
+    for number in range(40):
+        key = f"caller-{number}"
+        plain = routed.http.post("/predictions/tagger", content=b"x", headers={"x-sticky-key": key})
+        said = calls.infer("tagger", x_sticky_key=key, x_request_id=key)
+        assert said.headers["x-model-version"] == plain.headers["x-model-version"]
+        versions[key] = said.headers["x-model-version"]
+    assert set(versions.values()) == {"1", "2"}
+    calls.infer("tagger", x_request_id="split")
+    line = _logged(routed, "split")
+    assert line["step"] == HALVES.step
+
+
+def test_a_version_is_asked_for_by_header(routed: RunningGateway, calls: Calls) -> None:
+    for version in ("1", "2"):
+        said = calls.infer("tagger", x_model_version=version)
+        assert said.headers["x-model-version"] == version
+
+
+def test_a_body_is_as_large_as_a_plain_one_may_be(
+    routed: RunningGateway, calls: Calls, engines: Engines
+) -> None:
+    limit = routed.settings.gateway.max_body_bytes
+    for size in (20 * MIB, limit - 200):
+        said = calls.infer("tagger", bytes(size))
+        assert said.code is StatusCode.OK, said.details
+    seen = [len(seen.body) for engine in engines for seen in engine.seen]
+    assert min(seen) > 20 * MIB
+    said = calls.infer("tagger", bytes(limit), x_request_id="large")
+    assert said.code is StatusCode.RESOURCE_EXHAUSTED
+    assert said.details == f"body_too_large: the body is larger than {limit} bytes"
+    assert _logged(routed, "large")["status"] == 413
+
+
+def _is_late(engines: Engines) -> None:
+    for engine in engines:
+        engine.delay_s = 1.5
+
+
+def _cuts(engines: Engines) -> None:
+    for engine in engines:
+        engine.replies.extend([Reply(0)] * 8)
+
+
+def _loses_its_worker(engines: Engines) -> None:
+    for engine in engines:
+        engine.replies.extend([Reply(507)] * 8)
+
+
+def _refuses(status: int, error: object) -> Callable[[Engines], None]:
+    def refuse(engines: Engines) -> None:
+        for engine in engines:
+            engine.refusal = (status, {"error": error})
+
+    return refuse
+
+
+def _says_json(engines: Engines) -> None:
+    for engine in engines:
+        engine.message = None
+
+
+QUOTED = {"code": "image_unreadable", "message": 'no "猫"\\\n100 %'}
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "code", "details"),
+    [
+        (_is_late, 504, StatusCode.DEADLINE_EXCEEDED, "deadline_exceeded: no answer within 0.5 s"),
+        (_cuts, 503, StatusCode.UNAVAILABLE, "engine_unavailable: no engine instance answers"),
+        (
+            _loses_its_worker,
+            503,
+            StatusCode.UNAVAILABLE,
+            "engine_failed: the engine lost this request",
+        ),
+        (
+            _refuses(400, QUOTED),
+            400,
+            StatusCode.INVALID_ARGUMENT,
+            'image_unreadable: no "猫"\\\n100 %',
+        ),
+        (
+            _refuses(422, "item 1: field_invalid: no text"),
+            422,
+            StatusCode.INVALID_ARGUMENT,
+            "item 1: field_invalid: no text",
+        ),
+        (_refuses(413, "x"), 413, StatusCode.RESOURCE_EXHAUSTED, "x"),
+        (_refuses(415, "x"), 415, StatusCode.INVALID_ARGUMENT, "x"),
+        (_refuses(500, "x"), 500, StatusCode.INTERNAL, "x"),
+        (
+            _says_json,
+            500,
+            StatusCode.INTERNAL,
+            "engine_failed: the answer is no message of the protocol",
+        ),
+    ],
+)
+def test_a_fault_has_grpc_s_code_and_http_s_status_in_the_log(
+    routed: RunningGateway,
+    calls: Calls,
+    engines: Engines,
+    fault: Callable[[Engines], None],
+    status: int,
+    code: StatusCode,
+    details: str,
+) -> None:
+    fault(engines)
+    request_id = str(uuid4())
+    said = calls.infer("tagger", x_request_id=request_id)
+    assert (said.code, said.details) == (code, details)
+    line = _logged(routed, request_id)
+    assert (line["status"], line["step"]) == (status, HALVES.step)
+    assert line["version"] in ("1", "2")
+
+
+def test_what_one_instance_loses_the_other_answers(
+    routed: RunningGateway, calls: Calls, engines: Engines
+) -> None:
+    for reply in (Reply(0), Reply(507)):
+        engines[0].replies.append(reply)
+        engines[1].replies.append(reply)
+        said = calls.infer("tagger", b"x" * MIB, x_request_id=f"again-{reply.status}")
+        assert said.answer == ANSWER, said.details
+        assert _logged(routed, f"again-{reply.status}")["tries"] in (2, 3)
+        for engine in engines:
+            engine.replies.clear()
+
+
+def test_a_model_without_an_instance_is_unavailable(hasty: RunningGateway, calls: Calls) -> None:
+    hasty.gateway.apply(Routing([HALVES], []))
+    said = calls.infer("tagger", x_request_id="nobody")
+    assert said.code is StatusCode.UNAVAILABLE
+    assert said.details == "engine_unavailable: no engine instance answers"
+    assert {**said.headers, **said.trailers}["retry-after"] == "1"
+    assert _logged(hasty, "nobody")["status"] == 503
+
+
+@pytest.mark.parametrize(
+    ("model", "version", "code"),
+    [
+        ("tagger", "3", "version_not_found"),
+        ("tagger", "1/infer", "model_not_found"),
+        ("other", "", "model_not_found"),
+        ("..", "", "model_not_found"),
+        ("tagger/versions/1/infer?", "", "model_not_found"),
+        ("", "", "model_not_found"),
+        ("猫", "", "model_not_found"),
+    ],
+)
+def test_what_is_not_served_is_not_found(
+    routed: RunningGateway, calls: Calls, model: str, version: str, code: str
+) -> None:
+    said = calls.infer(model, version=version)
+    assert (said.code, said.details.partition(":")[0]) == (StatusCode.NOT_FOUND, code)
+
+
+def test_small_calls_are_answered_without_an_engine(hasty: RunningGateway, calls: Calls) -> None:
+    hasty.gateway.apply(Routing([HALVES, ModelRoute("next", {}, (4,))], []))
+    assert calls.call("ServerLive").answer.live
+    assert calls.call("ServerReady").answer.ready
+    for name, version, ready in (
+        *(("tagger", "", True), ("tagger", "1", True), ("tagger", "3", False)),
+        *(("next", "", False), ("next", "4", True), ("other", "", False)),
+    ):
+        said = calls.call("ModelReady", pb.ModelReadyRequest(name=name, version=version))
+        expected = StatusCode.OK if ready else StatusCode.NOT_FOUND
+        assert said.code is expected, (name, version, said.details)
+        assert not ready or said.answer.ready
+    large = pb.ModelReadyRequest(name="x" * MAX_CALL_BYTES)
+    assert calls.call("ModelReady", large).code is StatusCode.RESOURCE_EXHAUSTED
+
+
+@pytest.mark.parametrize("method", ["ModelStreamInfer", "ModelConfig", "RepositoryIndex"])
+def test_other_calls_are_not_implemented(routed: RunningGateway, calls: Calls, method: str) -> None:
+    said = calls.call_path(f"/inference.GRPCInferenceService/{method}")
+    assert said.code is StatusCode.UNIMPLEMENTED
+    assert "ModelInfer" in said.details
+
+
+def test_torchserve_s_calls_name_what_does_the_job(routed: RunningGateway, calls: Calls) -> None:
+    said = calls.call_path("/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions")
+    assert said.code is StatusCode.UNIMPLEMENTED
+    assert "POST /predictions/{model}" in said.details
+    said = calls.call_path("/org.pytorch.serve.grpc.management.ManagementAPIsService/RegisterModel")
+    assert said.code is StatusCode.UNIMPLEMENTED
+    assert "vlserve register" in said.details
+
+
+def test_a_shadow_gets_a_copy(routed: RunningGateway, calls: Calls, engines: Engines) -> None:
+    route = ModelRoute("tagger", {1: 100}, (1, 2), step="7/shadow", shadow=Shadow(2, 100))
+    routed.route(route, to=list(engines))
+    said = calls.infer("tagger", b"a picture", x_request_id="copied")
+    assert said.headers["x-model-version"] == "1"
+
+    def seen() -> dict[str, bytes]:
+        return {each.path: each.body for engine in engines for each in engine.seen}
+
+    wait_until(lambda: len(seen()) == 2)
+    message = image_request("tagger", b"a picture").SerializeToString()
+    assert seen() == {"/predictions/tagger/1": message, "/predictions/tagger/2": message}
+
+
+def test_keys_and_rates_hold(tmp_path_factory: pytest.TempPathFactory, engines: Engines) -> None:
+    engines[0].message = ANSWER.SerializeToString()
+    folder = tmp_path_factory.mktemp("keys")
+    with (
+        running_gateway(folder, timeout_s=5.0, api_keys=(KEY,), rate_limit_per_s=4) as running,
+        calls_to(running.settings.gateway.port) as calls,
+    ):
+        running.route(HALVES, to=[engines[0]])
+        said = calls.infer("tagger", x_request_id="no-key")
+        assert said.code is StatusCode.UNAUTHENTICATED
+        assert said.details.startswith("unauthorized: send a valid key")
+        assert _logged(running, "no-key")["status"] == 401
+        assert calls.call("ModelReady").code is StatusCode.UNAUTHENTICATED
+        assert calls.call("ServerReady").answer.ready  # as /health, open to all
+        assert calls.infer("tagger", x_api_key=KEY).code is StatusCode.OK
+
+        def refused() -> bool:
+            said = calls.infer("tagger", x_api_key=KEY, x_request_id="fast")
+            return said.code is StatusCode.RESOURCE_EXHAUSTED and "rate_limited" in said.details
+
+        wait_until(refused)
+        assert calls.call("ServerLive").answer.live
+
+
+def _frame(message: bytes, compressed: int = 0, length: int | None = None) -> bytes:
+    size = len(message) if length is None else length
+    return bytes([compressed]) + size.to_bytes(4, "big") + message
+
+
+MESSAGE = image_request("tagger", b"x").SerializeToString()
+BAD_BODIES = {
+    "empty": b"",
+    "half-a-frame": b"\0\0",
+    "compressed": _frame(MESSAGE, compressed=1),
+    "cut-short": _frame(MESSAGE, length=len(MESSAGE) + 1),
+    "two-messages": _frame(MESSAGE) * 2,
+    "endless-length": _frame(MESSAGE, length=2**32 - 1),
+    "no-message": _frame(b"\xff" * 40),
+    "endless-number": _frame(b"\x0a" + b"\xff" * 9 + b"\x7f"),
+    "longer-than-the-body": _frame(b"\x0a\x7fabc"),
+    "a-group": _frame(b"\x0b\x0c"),
+    "many-fields": _frame(b"\x98\x06\x00" * 5000),
+    "long-name": _frame(b"\x0a\x90\x4e" + b"x" * 10_000),
+}
+
+
+def test_what_is_no_call_reaches_no_engine(routed: RunningGateway, engines: Engines) -> None:
+    port = routed.settings.gateway.port
+    typed = [*raw_http2.post(INFER), (b"content-type", b"application/grpc"), (b"te", b"trailers")]
+    for name, body in BAD_BODIES.items():
+        asked = [*typed, (b"x-request-id", name.encode())]
+        reply = raw_http2.exchange(port, raw_http2.headers(asked) + raw_http2.data(body))
+        assert (reply.ended, reply.refused, reply.body) == (True, False, b""), name
+        expected = 501 if name == "compressed" else 400
+        assert _logged(routed, name)["status"] == expected, name
+    assert not any(engine.seen for engine in engines)
+
+
+def test_a_name_behind_the_data_counts(
+    routed: RunningGateway, calls: Calls, engines: Engines
+) -> None:
+    """Protobuf's fields come in any order, and of two values the last one counts."""
+    rest = pb.ModelInferRequest(raw_input_contents=[b"x" * MIB]).SerializeToString()
+    named = pb.ModelInferRequest(model_name="tagger", model_version="2").SerializeToString()
+    said = calls.call_path(INFER, b"\x0a\x05other" + rest + named)
+    assert said.code is StatusCode.OK, said.details
+    assert said.headers["x-model-version"] == "2"
+
+
+def test_what_is_no_grpc_is_not_found(routed: RunningGateway) -> None:
+    for content_type in ("application/json", "application/grpc-web", "application/x-protobuf"):
+        for path in (INFER, "/inference.GRPCInferenceService/ServerLive"):
+            reply = routed.http.post(path, content=b"x", headers={"content-type": content_type})
+            assert (reply.status_code, reply.json()["error"]["code"]) == (404, "not_found")
+    reply = routed.http.post(
+        "/inference.GRPCInferenceService/ServerLive", headers={"x-vlserve-call": "1"}
+    )
+    assert reply.status_code == 404
