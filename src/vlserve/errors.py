@@ -39,6 +39,7 @@ VlserveError                  (vlserve.runtime.errors)
 │   ├── GatewayRefused        the gateway did not take a configuration
 │   │   ├── GatewayUnwritable its files cannot be written
 │   │   └── GatewaySilent     it does not say in time whether it took it
+│   ├── NotControl            another program answers at the control service's address
 │   ├── GatewayTaken          another process may change its routes now
 │   ├── StoreUnwritable       the model store takes no archive: its disk is full, or read-only
 │   ├── CaptureUnwritable     what is kept of requests cannot be written, or not deleted
@@ -87,6 +88,7 @@ __all__ = [
     "ModelNotFound",
     "NoRelease",
     "NotAdopted",
+    "NotControl",
     "NotReady",
     "NotUnloaded",
     "NothingToRollBackTo",
@@ -336,6 +338,12 @@ class GatewaySilent(GatewayRefused):
     started anew. A change back is kept then, and put in force as soon as the gateway answers."""
 
     code = "gateway_silent"
+
+
+class NotControl(ControlError):
+    """Another program answers at the address of the control service."""
+
+    code = "not_control"
 
 
 class GatewayTaken(ControlError):

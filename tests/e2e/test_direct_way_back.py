@@ -4,8 +4,10 @@ import fcntl
 import json
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import psutil
@@ -202,6 +204,55 @@ def test_a_version_whose_path_is_closed_and_a_rollout_of_another(
 def test_without_a_stack_the_command_says_what_it_said(tmp_path: Path) -> None:
     with pytest.raises(StackDown, match="there is no gateway"):
         roll_back(Settings(project_dir=tmp_path), FakeEngine(), "tagger")
+
+
+@contextmanager
+def foreign_program(port: int, status: int) -> Iterator[None]:
+    """Listen in the control service's place, as any local program may while that is down."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        do_POST = do_GET
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Quiet."""
+
+    with ThreadingHTTPServer(("127.0.0.1", port), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("status", [200, 401])
+def test_a_foreign_program_in_its_place_keeps_nobody_from_going_back(
+    begun: Control,
+    gateway: RunningGateway,
+    engine: FakeEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+) -> None:
+    settings = gateway.settings
+    begun.ledger.close()
+    monkeypatch.setattr("vlserve.running_settings.load_settings", lambda: settings)
+    monkeypatch.setattr("vlserve.control.engine.group.EngineGroup", lambda *_: engine)
+    monkeypatch.setattr(FakeEngine, "close", lambda _: None, raising=False)
+    monkeypatch.setattr(direct_way_back, "_WAIT_S", 0.1)
+    with foreign_program(settings.control.port, status):
+        with gateway_writer(settings):  # as the service holds while it runs
+            said = CliRunner().invoke(app, ["rollback", "tagger"])
+            assert isinstance(said.exception, StackDown)
+            assert weights(settings) == {2: 100}
+        said = CliRunner().invoke(app, ["rollback", "tagger"], catch_exceptions=False)
+    assert said.exit_code == 0, said.output
+    assert "tagger is back on 1" in said.stdout
+    assert weights(settings) == {1: 100}
 
 
 def _control_pid(settings: Settings) -> int:

@@ -6,17 +6,21 @@ from typing import TYPE_CHECKING, TypeVar
 
 from vlserve.control.wire.rollout_views import RolloutView
 from vlserve.control.wire.views import Released
-from vlserve.errors import GatewayTaken, StackDown
+from vlserve.errors import GatewayTaken, NotControl, StackDown, Unauthorized
 from vlserve.settings import Settings
 
 if TYPE_CHECKING:
     from vlserve.control.ports import Engine
 
 T = TypeVar("T")
+Unreached = StackDown | NotControl | Unauthorized
+UNREACHED = (StackDown, NotControl, Unauthorized)
+"""Nothing answers at the control service's address, or something that is not this stack's: while
+the service is down, any program may listen there. One that runs holds the gateway's lock."""
 
 
 def roll_back_directly(
-    settings: Settings, model: str, version: int | None, down: StackDown
+    settings: Settings, model: str, version: int | None, down: Unreached
 ) -> Released:
     """Roll back without the control service. ``down``: what it said; raised where the gateway does
     not answer either, or a service that hangs may still change it."""
@@ -31,7 +35,7 @@ def roll_back_directly(
     )
 
 
-def abort_directly(settings: Settings, model: str, down: StackDown) -> RolloutView:
+def abort_directly(settings: Settings, model: str, down: Unreached) -> RolloutView:
     """Abort without the control service; see `roll_back_directly`."""
     from vlserve.control import direct_way_back
 
@@ -40,7 +44,7 @@ def abort_directly(settings: Settings, model: str, down: StackDown) -> RolloutVi
     )
 
 
-def _go_back(settings: Settings, down: StackDown, go_back: "Callable[[Engine], T]") -> T:
+def _go_back(settings: Settings, down: Unreached, go_back: "Callable[[Engine], T]") -> T:
     from vlserve.control.engine.endpoints import endpoints
     from vlserve.control.engine.group import EngineGroup
 

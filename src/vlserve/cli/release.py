@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from vlserve.cli.directly import abort_directly, roll_back_directly
+from vlserve.cli.directly import UNREACHED, abort_directly, roll_back_directly
 from vlserve.cli.output import AsJson, print_json, print_line, print_table, progress
 from vlserve.cli.parameters import (
     MAX_VERSION,
@@ -23,7 +23,6 @@ from vlserve.control.client import ControlClient
 from vlserve.control.domain import RolloutStatus
 from vlserve.control.wire.rollout_views import RolloutView
 from vlserve.control.wire.views import Released
-from vlserve.errors import StackDown
 
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 _POLL_S = 1.0
@@ -185,7 +184,7 @@ def abort(model: Model, as_json: AsJson = False) -> None:
     try:
         with ControlClient.of(settings) as control:
             view = control.abort(model)
-    except StackDown as down:
+    except UNREACHED as down:
         view = abort_directly(settings, model, down)
     print_json(view) if as_json else _print_place(view)
 
@@ -208,7 +207,7 @@ def rollback(
         try:
             with ControlClient.of(settings) as control:
                 outcome = control.rollback(model, version)
-        except StackDown as down:
+        except UNREACHED as down:
             outcome = roll_back_directly(settings, model, version, down)
     if as_json:
         print_json(outcome)

@@ -30,6 +30,7 @@ from vlserve.control.wire.views import (
 from vlserve.errors import (
     ArchiveError,
     ControlError,
+    NotControl,
     StackDown,
     StackError,
     Unauthorized,
@@ -235,7 +236,7 @@ class ControlClient:
         return answer
 
     def _read(self, view: type[V], answer: Any) -> V:
-        """Return an answer as what the service says; ControlError where another program said it."""
+        """Return an answer as what the service says; NotControl where another program said it."""
         try:
             return view.model_validate(answer)
         except ValidationError as error:
@@ -247,8 +248,8 @@ class ControlClient:
             raise self._not_ours("answered")
         return [self._read(view, each) for each in items]
 
-    def _not_ours(self, did: str) -> ControlError:
-        return ControlError(
+    def _not_ours(self, did: str) -> NotControl:
+        return NotControl(
             f"{self._http.base_url} {did}, and not as the control service does: does its port "
             "(control.port) belong to another program?"
         )
