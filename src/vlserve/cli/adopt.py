@@ -1,8 +1,9 @@
 """adopt: an archive of torch-model-archiver becomes one to register."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,14 +16,20 @@ from vlserve.cli.parameters import (
     folder_option,
 )
 from vlserve.extras import require_extras
-from vlserve.settings import load_settings
+from vlserve.runtime.manifest import TORCHSERVE_MANIFEST
+from vlserve.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from vlserve.adopt.adoption import Adoption
 
 
 def adopt(
     archive: Annotated[
         Path,
         typer.Argument(
-            exists=True, help="Archive of torch-model-archiver: a .mar, a .tgz or a folder."
+            exists=True,
+            help="Archive of torch-model-archiver: a .mar, a .tgz or a folder; or a folder of .mar "
+            "files, each of which is adopted.",
         ),
     ],
     out: Annotated[
@@ -33,7 +40,8 @@ def adopt(
         file_or_folder_option(
             "Request body, or a folder of them, whose answers become the probes: .json and .txt "
             "are sent as such, other files without a type, a folder inside as a form of its "
-            "files. Default: an empty JSON object."
+            "files. Of several archives, a folder with an entry for each, called like it. "
+            "Default: an empty JSON object."
         ),
     ] = None,
     record: Annotated[
@@ -121,19 +129,48 @@ def adopt(
         name, version, batch_size, handler, envelope, ts_config, requests, record, isolate,
         Allowed(trusted, trust_code, whole),
     )  # fmt: skip
-    with progress(f"adopting {archive.name}") as show:
-        adoption = adopted_from(archive, out, wishes, settings.folder("handlers"), show)
+    several = _archives_in(archive)
+    if several and (name or record or handler):
+        raise typer.BadParameter("--name, --record and --handler are for one archive")
+    adoptions = []
+    for each in several or [archive]:
+        own = replace(wishes, requests=_requests_of(each, requests)) if several else wishes
+        with progress(f"adopting {each.name}") as show:
+            adoptions.append(adopted_from(each, out, own, settings.folder("handlers"), show))
+        _warn(adoptions[-1], settings)
+        if not as_json:
+            _print(adoptions[-1])
+    if as_json:
+        print_json(adoptions if several else adoptions[0])
+
+
+def _archives_in(folder: Path) -> list[Path]:
+    """Return the archives in a folder that is none itself, as a model store of TorchServe."""
+    if not folder.is_dir() or (folder / TORCHSERVE_MANIFEST).is_file():
+        return []
+    return sorted(folder.glob("*.mar"))
+
+
+def _requests_of(archive: Path, requests: Path | None) -> Path | None:
+    """Return the entry of one archive among the requests of several."""
+    if requests is None:
+        return None
+    named = [entry for entry in sorted(requests.iterdir()) if entry.stem == archive.stem]
+    return named[0] if named else None
+
+
+def _warn(adoption: "Adoption", settings: Settings) -> None:
     for warning in adoption.warnings:
         print_warning(warning)
     longest_s = adoption.adopted.response_timeout_s or 0
     if longest_s > settings.gateway.timeout_s:
         print_warning(
-            f"{archive.name} may take {longest_s} s for an answer, and clients get 504 after "
-            f"gateway.timeout_s ({settings.gateway.timeout_s:g}): raise that setting"
+            f"{adoption.adopted.name} may take {longest_s} s for an answer, and clients get 504 "
+            f"after gateway.timeout_s ({settings.gateway.timeout_s:g}): raise that setting"
         )
-    if as_json:
-        print_json(adoption)
-        return
+
+
+def _print(adoption: "Adoption") -> None:
     for file, sha256 in adoption.code.items():
         print_line(f"runs {file} (sha256 {sha256})")
     source = adoption.adopted.recorded_from or "the handler itself"

@@ -1,0 +1,103 @@
+"""`vlserve adopt`: what it prints, several archives at once, answers of the former server."""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from support import legacy_archives as made
+from support.command_line import Run
+from vlserve.runtime.archive import manifest_of
+
+pytestmark = pytest.mark.server
+
+
+class _Former(BaseHTTPRequestHandler):
+    """Answers as a server did that somebody comes from."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.send_header("X-Kind", "former")
+        self.send_header("Content-Length", "3")
+        self.end_headers()
+        self.wfile.write(b"old")
+
+    def log_message(self, format: str, *words: object) -> None:
+        """Print nothing."""
+
+
+@pytest.fixture
+def former() -> Iterator[str]:
+    """The address of a server where the model was served before."""
+    with HTTPServer(("127.0.0.1", 0), _Former) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/predictions/One"
+        server.shutdown()
+        thread.join()
+
+
+def _store(folder: Path) -> Path:
+    for name in ("One", "Two"):
+        made.write_legacy(folder / f"{name}.mar", "score:run", made.ENTRY_FUNCTION, modelName=name)
+    return folder
+
+
+def test_it_lists_the_code_that_it_runs_and_says_what_comes_next(run: Run, tmp_path: Path) -> None:
+    archive = _store(tmp_path / "store") / "One.mar"
+
+    ended = run("adopt", str(archive), "--out", str(tmp_path))
+
+    assert ended.code == 0, ended.err
+    lines = ended.out.splitlines()
+    assert lines[0].startswith("runs score.py (sha256 ")
+    assert lines[1] == (
+        "one 1, formerly One 1.0: batch size 1, probes 1, answered by the handler itself"
+    )
+    assert lines[-1] == f"next: vlserve register {tmp_path / 'one-1.mar'}"
+
+
+def test_each_archive_of_a_store_is_adopted(run: Run, tmp_path: Path) -> None:
+    requests = tmp_path / "requests"
+    requests.mkdir()
+    (requests / "Two.json").write_text("[1]", encoding="utf-8")
+
+    ended = run(
+        "adopt", str(_store(tmp_path / "store")), "--requests", str(requests),
+        "--out", str(tmp_path), "--json",
+    )  # fmt: skip
+
+    assert ended.code == 0, ended.err
+    assert [one["model"] for one in json.loads(ended.out)] == ["one", "two"]
+
+
+def test_several_archives_have_no_one_name(run: Run, tmp_path: Path) -> None:
+    ended = run("adopt", str(_store(tmp_path / "store")), "--name", "m", "--out", str(tmp_path))
+
+    assert (ended.code, "for one archive" in ended.err) == (2, True)
+
+
+def test_answers_of_the_former_server_become_the_probes_and_differences_are_told(
+    run: Run, tmp_path: Path, former: str
+) -> None:
+    archive = _store(tmp_path / "store") / "One.mar"
+
+    ended = run("adopt", str(archive), "--record", former, "--out", str(tmp_path))
+
+    assert ended.code == 0, ended.err
+    assert "is answered otherwise here than by the server it was recorded from" in ended.err
+    assert f"answered by {former}" in ended.out
+    (probe,) = manifest_of(tmp_path / "one-1.mar").probes
+    assert probe.answer == {"status": 200, "headers": {"x-kind": "former"}, "text": "old"}
+
+
+def test_a_former_server_that_does_not_answer_is_told(run: Run, tmp_path: Path) -> None:
+    archive = _store(tmp_path / "store") / "One.mar"
+
+    ended = run("adopt", str(archive), "--record", "http://127.0.0.1:9/x", "--out", str(tmp_path))
+
+    assert "http://127.0.0.1:9/x does not answer an empty JSON object" in ended.line
