@@ -183,7 +183,7 @@ class Echoes:
         for index, row in enumerate(data):
             headers = {
                 name: value
-                for name, value in context.get_all_request_header(index).items()
+                for name, value in sorted(context.get_all_request_header(index).items(), key=str)
                 if name.lower() not in HIDDEN
             }
             answers.append({
