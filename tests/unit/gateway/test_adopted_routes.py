@@ -1,5 +1,6 @@
 """Which paths lead to adopted versions."""
 
+from dataclasses import replace
 from typing import Any
 
 from vlserve.control.domain import ModelRoute
@@ -39,6 +40,28 @@ def test_a_version_is_called_by_its_number_and_by_its_former_one() -> None:
     assert paths["/predictions/bert/1.0/"] == "bert-3"
     assert paths["/explanations/bert/1.0"] == "bert-3"
     assert paths["/predictions/bert/4"] == "bert-4"
+
+
+def test_only_adopted_versions_are_asked_for_explanations() -> None:
+    def by_weight(weights: dict[int, int]) -> set[str]:
+        route = replace(_route("bert", {1: ("BERT", "1.0")}, 2), weights=weights)
+        paths = [*adopted_paths(route, GATEWAY), *former_paths([route], GATEWAY)]
+        assert "/explanations/bert/1" in _to_versions(paths)
+        assert "/explanations/bert/2" not in _to_versions(paths)
+        weighted = [path for path in paths if "weighted_clusters" in path.get("route", {})]
+        return {path["match"]["path"] for path in weighted if "expl" in path["match"]["path"]}
+
+    assert (
+        by_weight({1: 100})
+        == by_weight({2: 0, 1: 100})
+        == {
+            "/explanations/bert",
+            "/v1/models/bert:explain",
+            "/explanations/BERT",
+            "/v1/models/BERT:explain",
+        }
+    )
+    assert by_weight({2: 5, 1: 95}) == set()
 
 
 def test_a_former_version_that_is_a_number_of_ours_is_ours() -> None:

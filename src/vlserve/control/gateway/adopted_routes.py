@@ -9,6 +9,7 @@ from vlserve.control.domain import ModelRoute
 from vlserve.control.gateway.envoy_clusters import Config
 from vlserve.control.gateway.prediction_routes import METHODS, Form, no_version, prediction_paths
 from vlserve.control.gateway.route_parts import asked_with, with_slash
+from vlserve.control.gateway.torchserve_routes import no_explanations
 from vlserve.control.gateway.v1_routes import PREFIX as V1_PREFIX
 from vlserve.control.gateway.v1_routes import V1
 from vlserve.settings_sections import GatewaySettings
@@ -35,6 +36,10 @@ def former_paths(models: Sequence[ModelRoute], gateway: GatewaySettings) -> list
                 "match": asked_with(METHODS, {"path_separated_prefix": f"/predictions/{name}"}),
                 **no_version(route),
             },
+            *(
+                {"match": {"path_separated_prefix": path}, **no_explanations(route)}
+                for path in (f"/explanations/{name}", f"{V1_PREFIX}{name}:explain")
+            ),
         )
     ]
 
@@ -53,14 +58,17 @@ def former_names(models: Sequence[ModelRoute]) -> Mapping[str, ModelRoute]:
 
 
 def _form(route: ModelRoute, name: str) -> Form:
-    """Return how clients of TorchServe ask for a model by ``name``."""
+    """Return how clients of TorchServe ask for a model by ``name``. Explanations are the adopted
+    handlers' alone: while another version has weight, they are asked for by version."""
+    explained = ({"path": f"/explanations/{name}"}, {"path": f"{V1_PREFIX}{name}:explain"})
+    weighted = {version for version, weight in route.weights.items() if weight}
     of_model = (
         *with_slash(f"/predictions/{name}"),
-        {"path": f"/explanations/{name}"},
-        {"path": f"{V1_PREFIX}{name}:explain"},
+        *(explained if weighted <= route.adopted.keys() else ()),
     )
     by_version = {
-        version: tuple(_of_version(name, _called(route, version))) for version in route.versions
+        version: tuple(_of_version(name, _called(route, version), version in route.adopted))
+        for version in route.versions
     }
     return Form(
         of_model=lambda model: of_model,
@@ -87,8 +95,9 @@ def _called(route: ModelRoute, version: int) -> Iterator[str]:
         yield former
 
 
-def _of_version(name: str, called: Iterator[str]) -> Iterator[Config]:
+def _of_version(name: str, called: Iterator[str], explains: bool) -> Iterator[Config]:
     for number in called:
         yield {"path": f"/predictions/{name}/{number}"}
         yield {"prefix": f"/predictions/{name}/{number}/"}
-        yield {"path": f"/explanations/{name}/{number}"}
+        if explains:
+            yield {"path": f"/explanations/{name}/{number}"}

@@ -71,7 +71,7 @@ def no_explanations(route: ModelRoute) -> Config:
         501,
         "not_implemented",
         f"{route.model} explains no answers: that is done by handlers of TorchServe with "
-        "get_insights, which `vlserve adopt` takes over",
+        "get_insights, which `vlserve adopt` takes over: ask such a version by its number",
     )
 
 
