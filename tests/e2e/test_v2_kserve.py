@@ -48,8 +48,10 @@ def test_kserve_s_sdk_gets_the_plain_form_s_answers(
     )
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
-    assert (told["live"], told["ready"], told["model_ready"]) == (True, True, True)
-    for form in (told["binary"], told["json"]):
+    rest, grpc = told["rest"], told["grpc"]
+    for health in (rest, grpc):
+        assert (health["live"], health["ready"], health["model_ready"]) == (True, True, True)
+    for form in (rest["binary"], rest["json"], grpc["raw"], grpc["contents"]):
         assert form["id"] == "mine"
         for at, text in enumerate(texts):
             plain = stack.http.post(

@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from kserve import InferenceRESTClient, InferInput, InferRequest, RESTConfig
+from kserve import (
+    InferenceGRPCClient,
+    InferenceRESTClient,
+    InferInput,
+    InferRequest,
+    RESTConfig,
+)
 
 
 def request_of(model: str, image: bytes, texts: list[str], binary: bool) -> InferRequest:
@@ -36,12 +42,31 @@ async def answers(url: str, model: str, image: bytes, texts: list[str]) -> dict[
     for binary in (True, False):
         asked = request_of(model, image, texts, binary)
         answer = await client.infer(url, asked, model_name=model)
-        outputs = {one.name: one.as_numpy().tolist() for one in answer.outputs}
-        told["binary" if binary else "json"] = {"id": answer.id, **outputs}
+        told["binary" if binary else "json"] = _outputs(answer)
     return told
+
+
+async def answers_by_grpc(url: str, model: str, image: bytes, texts: list[str]) -> dict[str, Any]:
+    client = InferenceGRPCClient(url.removeprefix("http://"), timeout=60, retries=0)
+    told: dict[str, Any] = {
+        "live": await client.is_server_live(),
+        "ready": await client.is_server_ready(),
+        "model_ready": await client.is_model_ready(model),
+    }
+    for raw in (True, False):
+        asked = request_of(model, image, texts, raw)
+        told["raw" if raw else "contents"] = _outputs(await client.infer(asked))
+    await client.close()
+    return told
+
+
+def _outputs(answer: Any) -> dict[str, Any]:
+    return {"id": answer.id} | {one.name: one.as_numpy().tolist() for one in answer.outputs}
 
 
 if __name__ == "__main__":
     url, model, file, *texts = sys.argv[1:]
-    told = asyncio.run(answers(url, model, Path(file).read_bytes(), texts))
-    print(json.dumps(told, default=lambda value: value.decode()))
+    asked = model, Path(file).read_bytes(), texts
+    rest = asyncio.run(answers(url, *asked))
+    grpc = asyncio.run(answers_by_grpc(url, *asked))
+    print(json.dumps({"rest": rest, "grpc": grpc}, default=lambda value: value.decode()))
