@@ -7,16 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from vlserve_worker.bodies import SENT_TYPE
 from vlserve_worker.request_filter import Refusal
 from vlserve_worker.v1 import V1, V1Exchange, open_v1
+from vlserve_worker.v2 import protobuf
 from vlserve_worker.v2.exchange import (
     PROTOCOL,
+    V2,
     Exchange,
     Raw,
     Served,
     header_of,
     open_exchange,
 )
+from vlserve_worker.v2.messages import refused
 
 One = TypeVar("One")
 
@@ -62,10 +66,20 @@ def spread_batch(batch: Sequence[Raw | Refusal], served: Served, max_bytes: int)
 
 def _opened(request: Raw, served: Served, max_bytes: int) -> Exchange | V1Exchange | None:
     if served.task == ADOPTED:  # its handler gets a request as it is
-        return None
+        return _no_grpc(request, served)
     if header_of(request, PROTOCOL) == V1:
         return open_v1(request, max_bytes)
     return open_exchange(request, served, max_bytes)
+
+
+def _no_grpc(request: Raw, served: Served) -> Exchange | None:
+    """Refuse a gRPC call: what a handler of TorchServe answers is no message for a client."""
+    if header_of(request, PROTOCOL) != V2 or header_of(request, SENT_TYPE) != protobuf.PROTOBUF:
+        return None
+    no = refused(
+        f"{served.model} is an adopted archive, which has no gRPC: send POST /predictions/"
+    )
+    return Exchange(protobuf, served, refusal=no)
 
 
 def served_by(archive: Path) -> Served:

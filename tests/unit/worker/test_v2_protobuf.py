@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2 as pb
 
 from vlserve_worker.bodies import SENT_TYPE, TOO_COMPLEX, UNREADABLE, BodyRefused
+from vlserve_worker.request_filter import Refusal
 from vlserve_worker.v2 import protobuf, protobuf_wire
-from vlserve_worker.v2.exchange import PROTOCOL, ItemAnswer, Served, open_exchange
+from vlserve_worker.v2.batch import ADOPTED, spread_batch
+from vlserve_worker.v2.exchange import PROTOCOL, Exchange, ItemAnswer, Served, open_exchange
 from vlserve_worker.v2.messages import (
     BOOL,
     BYTES,
@@ -258,16 +260,20 @@ def test_fields_and_parameters_and_numbers_are_bounded() -> None:
     assert _refusal(request.SerializeToString()).code == TOO_COMPLEX
 
 
+def _call(request: Any) -> dict[str, Any]:
+    """A call as TorchServe's worker reads it."""
+    told = {PROTOCOL: b"v2", SENT_TYPE: protobuf.PROTOBUF.encode()}
+    return {
+        "headers": [{"name": name, "value": value} for name, value in told.items()],
+        "parameters": [{"name": "body", "value": bytearray(request.SerializeToString())}],
+    }
+
+
 def test_a_call_of_several_items_is_answered_in_protobuf() -> None:
     request = pb.ModelInferRequest(id="mine", inputs=[_image(b"x")])
     request.inputs[0].shape[0] = 2
     request.inputs[0].contents.bytes_contents.append(b"y")
-    told = {PROTOCOL: b"v2", SENT_TYPE: protobuf.PROTOBUF.encode()}
-    raw = {
-        "headers": [{"name": name, "value": value} for name, value in told.items()],
-        "parameters": [{"name": "body", "value": bytearray(request.SerializeToString())}],
-    }
-    exchange = open_exchange(raw, Served("tagger", 3, "tag"), 10_000)
+    exchange = open_exchange(_call(request), Served("tagger", 3, "tag"), 10_000)
     assert exchange is not None
     assert [bytes(item["parameters"][0]["value"]) for item in exchange.items] == [b"x", b"y"]
 
@@ -282,3 +288,13 @@ def test_a_call_of_several_items_is_answered_in_protobuf() -> None:
     ]
     assert refused.status == 400
     assert json.loads(refused.encoded.body) == {"error": "item 1: field_invalid: no"}
+
+
+def test_a_call_of_an_adopted_archive_is_refused() -> None:
+    """Its handler would answer what no client reads as a message."""
+    spread = spread_batch([_call(pb.ModelInferRequest())], Served("old", 1, ADOPTED), 10_000)
+    (refusal,), (exchange,) = spread.items, spread.exchanges
+    assert isinstance(refusal, Refusal) and isinstance(exchange, Exchange)
+    whole = exchange.join([ItemAnswer(refusal.status, "", refusal.body("id"))])
+    assert whole.status == 400
+    assert "POST /predictions/" in json.loads(whole.encoded.body)["error"]
