@@ -124,7 +124,7 @@ def install_filter(service: Any, requests: RequestFilter, served: Served) -> Non
 
     def retrieve(batch: list[dict[str, Any]]) -> Any:
         spread = spread_batch(batch, served, requests.max_body_bytes)
-        read = requests.read_batch(spread.items)
+        read = requests.read_batch(spread.items, spread.shares)
         processors, values, ids = hand_over(
             [
                 batch[place] if isinstance(item, Refusal) else item
@@ -132,8 +132,8 @@ def install_filter(service: Any, requests: RequestFilter, served: Served) -> Non
             ]
         )
         items = [
-            one if isinstance(one, Refusal) else Noted(fields, one)
-            for one, fields in zip(read, values, strict=True)
+            one if isinstance(one, Refusal) else Noted(fields, one, turn)
+            for one, fields, turn in zip(read, values, spread.turns, strict=True)
         ]
         columns = (items, processors, list(ids.values()))
         groups = zip(*map(spread.grouped, columns), spread.exchanges, strict=True)

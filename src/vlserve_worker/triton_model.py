@@ -156,9 +156,12 @@ class TritonPythonModel:
         data = [
             parsed
             if isinstance(parsed, Refusal)
-            else Noted(_values(item, with_headers=self._adopted), parsed)
-            for parsed, item in zip(
-                self._filter.read_batch(spread.items), spread.items, strict=True
+            else Noted(_values(item, with_headers=self._adopted), parsed, turn)
+            for parsed, item, turn in zip(
+                self._filter.read_batch(spread.items, spread.shares),
+                spread.items,
+                spread.turns,
+                strict=True,
             )
         ]
 

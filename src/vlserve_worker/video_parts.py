@@ -25,10 +25,11 @@ class VideoParts:
         self._timeout_s = response_timeout_s
         self._reader = FrameReader(limits)
 
-    def to_images(self, request: dict[str, Any], batch_size: int) -> None:
+    def to_images(self, request: dict[str, Any], share: int) -> None:
         """Put an image in the place of a video, in a request whose body is read.
 
-        All videos of a batch together take at most half of the time that a worker has for it.
+        All videos of a batch together take at most half of the time that a worker has for it, and
+        this one ``1 / share`` of that.
 
         Raises:
             VideoError: The video gives no frame.
@@ -36,7 +37,7 @@ class VideoParts:
         """
         parameters: MutableSequence[dict[str, Any]] = request["parameters"]
         at = {parameter["name"]: place for place, parameter in enumerate(parameters)}
-        seconds = None if self._timeout_s is None else self._timeout_s / 2 / batch_size
+        seconds = None if self._timeout_s is None else self._timeout_s / 2 / share
         if VIDEO in at:
             if IMAGE in at:
                 raise _both()

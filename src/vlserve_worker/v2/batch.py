@@ -32,12 +32,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Spread:
-    """``items``: what is asked of the archive, and what is refused in its place. ``places``: of
-    each the place of its request in the batch. ``exchanges``: of each request, None of a plain one.
+    """``items``: what is asked of the archive, and what is refused in its place. Of each of them,
+    ``places``: that of its request in the batch; ``turns``: its own among the request's items;
+    ``shares``: among how many it divides the batch's time, so that each request has as much.
+    ``exchanges``: of each request, None of a plain one.
     """
 
     items: list[Raw | Refusal]
     places: list[int]
+    turns: list[int]
+    shares: list[int]
     exchanges: list[Exchange | V1Exchange | None]
 
     def grouped(self, values: Sequence[One]) -> Iterator[Sequence[One]]:
@@ -51,7 +55,7 @@ class Spread:
 
 def spread_batch(batch: Sequence[Raw | Refusal], served: Served, max_bytes: int) -> Spread:
     """Replace each V2 or V1 request of a batch by its items. ``max_bytes``: of a body, unpacked."""
-    spread = Spread([], [], [])
+    spread = Spread([], [], [], [], [])
     for place, request in enumerate(batch):
         exchange = None if isinstance(request, Refusal) else _opened(request, served, max_bytes)
         items: Sequence[Raw | Refusal] = [request]
@@ -61,6 +65,8 @@ def spread_batch(batch: Sequence[Raw | Refusal], served: Served, max_bytes: int)
         spread.exchanges.append(exchange)
         spread.items.extend(items)
         spread.places.extend([place] * len(items))
+        spread.turns.extend(range(len(items)))
+        spread.shares.extend([len(batch) * len(items)] * len(items))
     return spread
 
 

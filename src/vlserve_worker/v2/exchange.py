@@ -9,6 +9,7 @@ wrong with each.
 import json
 import logging
 import uuid
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -115,7 +116,12 @@ class Exchange:
             status = answers[first].status
             error = self.codec.write_error(f"item {first}: {wrong[first]}")
             return WholeAnswer(400 if status < 500 else status, timing, error)
-        return WholeAnswer(200, timing, self._answer(self.request, answers, wrong))
+        try:
+            return WholeAnswer(200, timing, self._answer(self.request, answers, wrong))
+        except Exception as error:  # an archive may answer anything: the batch's others are whole
+            logger.exception("the answers to a request have no form in V2")
+            said = f"inference_failed: the answer has no form in V2 ({type(error).__name__})"
+            return WholeAnswer(500, timing, self.codec.write_error(said))
 
     def _answer(
         self, request: InferRequest, answers: Sequence[ItemAnswer], wrong: Sequence[str]
@@ -192,6 +198,9 @@ def _check_outputs(request: InferRequest, served: Served, partial: bool) -> None
     for one in request.outputs:
         if one.name not in known:
             raise refused(f"there is no output {quoted(one.name)}: there are {', '.join(known)}")
+    twice = Counter(one.name for one in request.outputs).most_common(1)
+    if twice and twice[0][1] > 1:
+        raise refused(f"the output {quoted(twice[0][0])} is asked for twice")
 
 
 def _id_header(request_id: str) -> Raw:

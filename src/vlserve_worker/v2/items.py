@@ -15,11 +15,12 @@ from vlserve_worker.bodies import quoted
 from vlserve_worker.v2.files import FILES, file_bytes
 from vlserve_worker.v2.messages import (
     BYTES,
-    MAX_ITEMS,
-    TOO_MANY_ITEMS,
+    MAX_PARAMETER_BYTES,
     InferRequest,
     Parameter,
     Tensor,
+    check_items,
+    check_most,
     refused,
 )
 
@@ -81,11 +82,7 @@ def _count(inputs: tuple[Tensor, ...]) -> int:
                 f"the first size of a shape is the number of items: {quoted(inputs[0].name)} has "
                 f"{sizes[0]}, {quoted(tensor.name)} {size}"
             )
-    if sizes[0] > MAX_ITEMS:
-        raise refused(
-            f"the request has {sizes[0]} items, the limit is {MAX_ITEMS}: send them in several",
-            TOO_MANY_ITEMS,
-        )
+    check_items(sizes[0])
     return sizes[0]
 
 
@@ -95,7 +92,11 @@ def _shared(parameters: Mapping[str, Parameter]) -> Fields:
         if name == BODY:
             raise refused(f"no parameter is called {BODY!r}")
         if name != PARTIAL and name not in PASSED_OVER:
-            shared[name] = value.encode() if isinstance(value, str) else _digits(name, value)
+            is_text = isinstance(value, str)
+            shared[name] = (
+                value.encode("utf-8", "surrogatepass") if is_text else _digits(name, value)
+            )
+    check_most("bytes of parameters", sum(map(len, shared.values())), MAX_PARAMETER_BYTES)
     return shared
 
 

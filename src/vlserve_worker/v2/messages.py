@@ -29,7 +29,11 @@ NUMBERS: Mapping[str, np.dtype[Any]] = {
 MAX_INPUTS = 64
 MAX_OUTPUTS = 64
 MAX_DIMS = 8
+MAX_SIZE = 2**31 - 1
+"""Of an axis."""
 MAX_PARAMETERS = 64
+MAX_PARAMETER_BYTES = 256 * 1024
+"""Of all parameters of a request in UTF-8: each of its items gets a copy."""
 MAX_ITEMS = 64
 """Of one request. An engine batches up to `engine.batch_size` requests, so it is also what one of
 them may keep the others waiting for."""
@@ -102,11 +106,20 @@ def check_most(what: str, number: int, most: int) -> None:
         raise refused(f"the request has {number} {what}, the limit is {most}", TOO_COMPLEX)
 
 
+def check_items(number: int) -> None:
+    """Raise BodyRefused where a request has more items than it may."""
+    if number > MAX_ITEMS:
+        raise refused(
+            f"the request has {number} items, the limit is {MAX_ITEMS}: send them in several",
+            TOO_MANY_ITEMS,
+        )
+
+
 def elements_of(name: str, datatype: str, shape: Sequence[int]) -> int:
-    """Return how many elements a tensor must have. Nothing is allocated.
+    """Return how many elements an input must have. Nothing is allocated.
 
     Raises:
-        BodyRefused: there is no such datatype or shape.
+        BodyRefused: there is no such datatype or shape, or it has more items than a request may.
     """
     if datatype != BYTES and datatype not in NUMBERS:
         raise refused(f"{quoted(name)} has the datatype {quoted(datatype)}, which is not read")
@@ -116,5 +129,9 @@ def elements_of(name: str, datatype: str, shape: Sequence[int]) -> int:
     for dim in shape:
         if dim < 0:
             raise refused(f"{quoted(name)} has a negative size in its shape")
+        if dim > MAX_SIZE:
+            raise refused(f"{quoted(name)} has a size in its shape that is beyond {MAX_SIZE}")
         count *= dim
+    if datatype == BYTES:  # one an item; each is an object of its own
+        check_items(count)
     return count

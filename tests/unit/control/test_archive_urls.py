@@ -19,9 +19,11 @@ BODY = b"an archive"
 
 class Server(BaseHTTPRequestHandler):
     asked: ClassVar[list[str]] = []
+    encodings: ClassVar[list[str | None]] = []
 
     def do_GET(self) -> None:
         self.asked.append(self.path)
+        self.encodings.append(self.headers["Accept-Encoding"])
         status = {"/team/moved.mar": 302, "/team/none.mar": 404}.get(self.path, 200)
         self.send_response(status)
         self.send_header("Location", "/secret/x.mar")
@@ -37,6 +39,7 @@ class Server(BaseHTTPRequestHandler):
 @pytest.fixture
 def server() -> Iterator[str]:
     Server.asked.clear()
+    Server.encodings.clear()
     with HTTPServer(("127.0.0.1", 0), Server) as running:
         thread = threading.Thread(target=running.serve_forever, args=(0.05,))
         thread.start()
@@ -56,6 +59,7 @@ def test_an_allowed_server_is_asked(server: str, tmp_path: Path) -> None:
     assert _read(f"{allowed}unsized.mar", tmp_path, allowed) == ("unsized.mar", 0, BODY)
     with pytest.raises(ArchiveTooLarge, match=r"control\.max_archive_bytes"):
         _read(f"{allowed}unsized.mar", tmp_path, allowed, most=9)
+    assert {*Server.encodings} == {"identity"}
 
 
 @pytest.mark.parametrize("name", ["moved.mar", "none.mar"])
@@ -78,6 +82,14 @@ def test_no_other_server_is_asked(server: str, tmp_path: Path) -> None:
         f"{server}/team/../secret/x.mar",
         f"{server}/team/%2e%2e/secret/x.mar",
         f"{server}/team/..\\secret/x.mar",
+        f"{server}/team/%252e%252e/secret/x.mar",
+        f"{server}/team/..;/secret/x.mar",
+        f"{server}/team/.%0a./secret/x.mar",
+        f"{server}/team/x%00.mar",
+        f"{server}/team/\x01x.mar",
+        f"{server}/te\tam/x.mar",
+        f" {server}/team/x.mar",
+        f"http://[127.0.0.1]:{port}/team/x.mar",
         f"{server}/team/x.mar?query",
         f"{server}/team/x.mar#part",
         f"http://user@127.0.0.1:{port}/team/x.mar",
@@ -127,6 +139,13 @@ def test_the_store_has_names_and_kept_archives(tmp_path: Path) -> None:
     assert _read("any.mar", tmp_path)[0] == "any.mar"
     with pytest.raises(ArchiveNotFound):
         _read("tagger-3.mar", tmp_path)
+
+
+def test_links_that_lead_to_each_other_are_no_archive(tmp_path: Path) -> None:
+    (tmp_path / "loop.mar").symlink_to("loop.mar")
+    for url in ("loop.mar", f"{tmp_path.as_uri()}/loop.mar"):
+        with pytest.raises(ArchiveNotFound):
+            _read(url, tmp_path, f"{tmp_path.as_uri()}/")
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,13 @@ from vlserve_worker.v2.batch import served_by, spread_batch
 from vlserve_worker.v2.exchange import ItemAnswer, Served
 from vlserve_worker.v2.item_ids import ItemId, item_id, read_item_id
 from vlserve_worker.v2.items import split_items
-from vlserve_worker.v2.messages import BYTES, MAX_ITEMS, InferRequest, Tensor
+from vlserve_worker.v2.messages import (
+    BYTES,
+    MAX_ITEMS,
+    MAX_PARAMETER_BYTES,
+    InferRequest,
+    Tensor,
+)
 from vlserve_worker.v2.outputs import OUTPUTS, join_answers
 
 TAGGER = Served("tagger", 7, "tag")
@@ -94,6 +100,10 @@ BAD_ITEMS = {
     "an input called body": (InferRequest((texts(b"a", name="body"),)), "'body'"),
     "a parameter called body": (InferRequest((texts(b"a"),), parameters={"body": "b"}), "'body'"),
     "two elements an item": (InferRequest((Tensor("t", BYTES, (1, 2), [b"", b""]),)), "BYTES"),
+    "too much for each item": (
+        InferRequest((texts(b"a"),), parameters={"a": "x" * MAX_PARAMETER_BYTES, "b": "x"}),
+        "bytes of parameters",
+    ),
     "no number": (InferRequest((numbers("a", "FP32", (1,), float("nan")),)), "finite"),
 }
 
@@ -248,6 +258,21 @@ def test_with_partial_the_others_are_answered() -> None:
     assert (status, data["tag"], data["errors"]) == (200, ["a", ""], ["", "its_code: why"])
 
 
+@pytest.mark.parametrize(
+    "body", [b"\xff\xd8", b"[1]", b'{"tags": [{"tag": "a", "score": NaN}]}', b'{"tags": [3]}']
+)
+def test_answers_without_a_form_in_v2_fail_their_request_alone(body: bytes) -> None:
+    status, _, told = answered(ItemAnswer(200, "", body))
+    assert status == 500
+    assert told["error"].startswith("inference_failed: the answer has no form in V2")
+
+
+def test_an_output_is_asked_for_once() -> None:
+    outputs = [{"name": "tag"}, {"name": "tag"}]
+    (refusal,) = spread_batch([raw(request_of("a", outputs=outputs))], TAGGER, 1000).items
+    assert isinstance(refusal, Refusal) and "'tag' is asked for twice" in refusal.message
+
+
 def test_a_request_that_cannot_be_read_is_refused_as_a_whole() -> None:
     (refusal,) = spread_batch([raw({"inputs": []})], TAGGER, 1000).items
     assert isinstance(refusal, Refusal)
@@ -291,6 +316,21 @@ def test_items_run_by_the_engine_s_batches_and_late_ones_are_refused(
     answers = filter_.answer(items, run, lambda at, refusal: refusal.code, batch_size=3)
     assert batches == [[0, 1, 2], [3, 4, 5]]  # 12 s are more than half of 20
     assert answers == ["answered"] * 6 + ["items_too_late"]
+
+
+def test_no_request_waits_for_another_s_second_item() -> None:
+    spread = spread_batch([raw(request_of("a", "b", "c")), raw("{}", "")], TAGGER, 1000)
+    assert (spread.turns, spread.shares) == ([0, 1, 2, 0], [6, 6, 6, 2])
+    ran: list[list[int]] = []
+
+    def run(places: list[int], values: list[dict[str, Any]]) -> list[int]:
+        ran.append(places)
+        return places
+
+    items = [Noted({}, f"{turn:032}", turn) for turn in spread.turns]
+    filter_ = RequestFilter(1, None, 100)
+    assert filter_.answer(items, run, lambda at, refusal: None, batch_size=2) == [0, 1, 2, 3]
+    assert ran == [[0, 3], [1, 2]]
 
 
 def test_each_item_is_kept_under_its_own_id(tmp_path: Path) -> None:

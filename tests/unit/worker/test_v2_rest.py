@@ -15,6 +15,7 @@ from vlserve_worker.v2.messages import (
     BYTES,
     MAX_DIMS,
     NUMBERS,
+    TOO_MANY_ITEMS,
     InferAnswer,
     InferRequest,
     RequestedOutput,
@@ -145,7 +146,9 @@ BAD = {
     "a negative size": (text_input(shape=[-1]), "", "negative"),
     "dimensions": (text_input(shape=[1] * (MAX_DIMS + 1)), "", "dimensions"),
     "more than its shape": (text_input(data=["a", "b"]), "", "2 elements"),
-    "a huge shape": (text_input(shape=[10**9, 10**9]), "", "its shape says"),
+    "a huge shape": (text_input(datatype="INT8", shape=[1] + [10**9] * 7), "", "its shape says"),
+    "a size of 4,000 digits": (text_input(shape=[10**4000] * 2), "", "beyond"),
+    "BYTES of many elements": (text_input(shape=[1, 65]), "", "65 items"),
     "no data": (text_input(data=None), "", "'data'"),
     "ragged": (text_input(data=["a", ["b"]]), "", "row by row"),
     "numbers as BYTES": (text_input(data=[3]), "", "BYTES"),
@@ -203,8 +206,8 @@ RAW = {
     "cut in an element": ("BYTES", [1], b"\x05\x00\x00\x00a", "ends inside of an element"),
     "too many": ("BYTES", [1], 2 * b"\x01\x00\x00\x00a", "more elements"),
     "too few": ("BYTES", [2], b"\x05\x00\x00\x00abcde", "1 elements, its shape says 2"),
-    "far too few": ("BYTES", [2**40], b"\x01\x00\x00\x00a", "fewer elements"),
-    "numbers": ("FP32", [2**40, 2**40], b"abcd", "its shape takes"),
+    "far too few": ("BYTES", [64], b"\x01\x00\x00\x00a", "fewer elements"),
+    "numbers": ("FP32", [2**31 - 1, 2**31 - 1], b"abcd", "its shape takes"),
 }
 
 
@@ -213,6 +216,12 @@ def test_raw_bytes_that_do_not_fit_their_shape_are_refused(case: str) -> None:
     datatype, shape, raw, says = RAW[case]
     with pytest.raises(BodyRefused, match=says):
         read_raw("x", datatype, shape, raw)
+
+
+def test_elements_beyond_the_most_items_are_not_read() -> None:
+    with pytest.raises(BodyRefused, match="1000000 items") as refused:
+        read_raw("x", "BYTES", [10**6], b"\0" * 4 * 10**6)
+    assert refused.value.code == TOO_MANY_ITEMS
 
 
 def test_a_huge_element_is_not_allocated() -> None:

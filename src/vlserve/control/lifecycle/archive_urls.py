@@ -20,6 +20,10 @@ SUFFIX = ".mar"
 """Of all that the store gives: the ledger lies there too."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 _KEPT = re.compile(r"(?P<model>[a-z][a-z0-9_-]*)-(?P<version>[1-9]\d{0,9})\.mar")
+_BROKEN = re.compile(r"[\x00-\x20\x7f]")
+"""What stands in no address. Readers of addresses differ in what they make of it."""
+_AMBIGUOUS = re.compile(r"[\x00-\x1f\x7f\\%;]")
+"""What servers read in ways of their own, in a path that was unquoted once."""
 _CHUNK_BYTES = 1024 * 1024
 _FETCH_TIMEOUT_S = 60.0
 """Without a byte from the server."""
@@ -49,6 +53,8 @@ def open_url(url: str, store: Path, allowed: Sequence[str], max_bytes: int) -> I
         ArchiveTooLarge: while it is read.
     """
     try:
+        if _BROKEN.search(url):
+            raise ValueError("it has a space or a control character")
         split = urlsplit(url)
         scheme = split.scheme and _let_in(split, allowed)
     except ValueError as error:
@@ -57,7 +63,7 @@ def open_url(url: str, store: Path, allowed: Sequence[str], max_bytes: int) -> I
         with _fetched(url) as source:
             yield Source(source.name, source.size, _bounded(source.chunks, max_bytes))
         return
-    file = Path(unquote(split.path)).resolve() if scheme else _in_store(url, store)
+    file = _resolved(Path(unquote(split.path))) if scheme else _in_store(url, store)
     with _opened(file, url) as source:
         yield Source(source.name, source.size, _bounded(source.chunks, max_bytes))
 
@@ -66,10 +72,10 @@ def _let_in(split: SplitResult, allowed: Sequence[str]) -> str:
     """Return the scheme of an address that is allowed."""
     path = unquote(split.path)
     plain = not (split.username or split.password or split.query or split.fragment)
-    if plain and "\\" not in path and not {"..", "."} & set(path.split("/")):
+    if plain and not _AMBIGUOUS.search(path) and not {"..", "."} & set(path.split("/")):
         for prefix in map(urlsplit, allowed):
             if split.scheme == "file" == prefix.scheme and split.netloc in ("", "localhost"):
-                if Path(path).resolve().is_relative_to(Path(unquote(prefix.path)).resolve()):
+                if _resolved(Path(path)).is_relative_to(_resolved(Path(unquote(prefix.path)))):
                     return "file"
             elif _origin(split) == _origin(prefix) and path.startswith(unquote(prefix.path)):
                 return split.scheme
@@ -95,10 +101,17 @@ def _in_store(name: str, store: Path) -> Path:
     if kept:
         places.append(store / kept["model"] / kept["version"] / name)
     for place in places:
-        file = place.resolve()
+        file = _resolved(place)
         if file.suffix == SUFFIX and file.is_relative_to(store.resolve()) and file.is_file():
             return file
     raise ArchiveNotFound(f"Model not found at: {name}")
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError) as error:  # RuntimeError: links that lead to each other
+        raise ArchiveNotFound(f"Model not found at: {path}, whose links lead nowhere") from error
 
 
 @contextmanager
@@ -120,10 +133,16 @@ def _opened(file: Path, url: str) -> Iterator[Source]:
 
 @contextmanager
 def _fetched(url: str) -> Iterator[Source]:
-    """Ask another server; a redirect is an answer like any other, and not followed."""
+    """Ask another server, for the bytes as they are: an archive that it packed once more is none.
+    A redirect is an answer like any other, and not followed."""
     try:
         with httpx.stream(
-            "GET", url, timeout=_FETCH_TIMEOUT_S, follow_redirects=False, trust_env=False
+            "GET",
+            url,
+            headers={"Accept-Encoding": "identity"},
+            timeout=_FETCH_TIMEOUT_S,
+            follow_redirects=False,
+            trust_env=False,
         ) as response:
             if response.status_code != httpx.codes.OK:
                 raise ArchiveNotFound(f"{url} answered {response.status_code}")
@@ -132,7 +151,7 @@ def _fetched(url: str) -> Iterator[Source]:
             yield Source(
                 name, int(said) if said.isdecimal() else 0, response.iter_raw(_CHUNK_BYTES)
             )
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ArchiveNotFound(f"{url} cannot be fetched: {error}") from error
 
 
