@@ -67,6 +67,24 @@ def test_a_request_of_several_items_is_one_outcome_with_the_labels_of_all() -> N
     assert found is not None and found.tags == ("music", "food")
 
 
+@pytest.mark.parametrize(
+    ("last", "failed", "refused"),
+    [
+        (MUSIC, False, False),
+        (LoggedAnswer(failed=True), False, True),
+        (LoggedAnswer(failed=True, lost=True), True, False),
+    ],
+)
+def test_what_a_partial_answer_lacks_counts_by_whose_fault_it_is(
+    last: LoggedAnswer, failed: bool, refused: bool
+) -> None:
+    """Its status is 200 although an item, or each, has none."""
+    bad = LoggedAnswer(failed=True)
+    answers = {("r~0~3", 2): bad, ("r~1~3", 2): bad, ("r~2~3", 2): last}
+    found = outcome(line(), VERSIONS, Known(answers, THREE))
+    assert found is not None and (found.failed, found.refused) == (failed, refused)
+
+
 def test_each_item_of_a_copied_request_is_a_pair() -> None:
     answers = {("r~0~3", 1): MUSIC, ("r~0~3", 2): FOOD, ("r~1~3", 1): FOOD}
     waiting = [Copy("r", 200, 100.0)]

@@ -157,6 +157,28 @@ def test_the_items_of_a_request_are_known_from_any_of_their_lines(log: Path) -> 
     assert answers.of("a~1~3", 1) is not None
 
 
+def test_an_id_that_came_with_other_numbers_of_items_has_none(log: Path) -> None:
+    """Else a request of 64 items would give each plain one of its id as many labels."""
+    for first, second in (("a~0~3", "a"), ("a", "a~0~3"), ("a~0~2", "a~0~3")):
+        log.write_text(answer(first, 1) + answer(second, 1) + answer(first, 2), encoding="utf-8")
+        answers = AnswerLog(log, "tagger", Cursor())
+        answers.read()
+        assert answers.items_of("a") == []
+
+
+def test_whose_fault_an_error_is_stands_beside_it(log: Path) -> None:
+    codes = {"a": "inference_failed", "b": "image_unreadable", "c": "a_later_one"}
+    log.write_text("".join(answer(n, 1, error=e) for n, e in codes.items()), encoding="utf-8")
+    answers = AnswerLog(log, "tagger", Cursor())
+    answers.read()
+    found = {name: answers.of(name, 1) for name in codes}
+    assert {n: (one.failed, one.lost) for n, one in found.items() if one} == {
+        "a": (True, True),
+        "b": (True, False),
+        "c": (True, False),
+    }
+
+
 def test_only_so_many_answers_are_remembered(log: Path) -> None:
     log.write_text(
         "".join(answer(f"{n}", 1, scores={"x": 1.0}) for n in range(KEPT + 5)), encoding="utf-8"

@@ -7,21 +7,26 @@ from pathlib import Path
 
 from vlserve.control.rollouts.log_reader import Cursor, as_model, read_since
 from vlserve.runtime.answer_log import AnswerLine, read_answer_line
-from vlserve_worker.v2.item_ids import item_id, read_item_id
+from vlserve.runtime.answering import HTTP_STATUS
+from vlserve_worker.v2.item_ids import ItemId, item_id, read_item_id
 from vlserve_worker.v2.messages import MAX_ITEMS
 
 KEPT = 20_000
 """Answers that are remembered; older ones are forgotten first."""
+_UNKNOWN = 0
+_OWN_FAULTS = frozenset(code.value for code, status in HTTP_STATUS.items() if status >= 500)
 
 
 @dataclass(frozen=True)
 class LoggedAnswer:
     """One answer. ``scores``: label -> score, best first; empty where the answer has no labels.
-    ``failed``: it was an error instead."""
+    ``failed``: it was an error instead; ``lost``: one that is the version's own fault, not the
+    caller's."""
 
     scores: Mapping[str, float] = field(default_factory=dict)
     digest: str = ""
     failed: bool = False
+    lost: bool = False
 
     @property
     def label(self) -> str | None:
@@ -61,13 +66,18 @@ class AnswerLog:
 
     def items_of(self, request_id: str) -> Sequence[str]:
         """Return the ids under which the answers to a request are logged, as far as is known: its
-        own, or one for each of several items (V2)."""
+        own, or one for each of several items (V2). None for an id that came with other numbers of
+        items: nobody knows how many each of those requests had."""
         count = self._items.get(request_id, 1)
         return [item_id(request_id, at, count) for at in range(count)]
 
     def _add(self, line: AnswerLine) -> None:
-        if (item := read_item_id(line.request_id)) is not None and item.items <= MAX_ITEMS:
-            self._items[item.request_id] = item.items
+        item = read_item_id(line.request_id) or ItemId(line.request_id, 0, 1)
+        if item.items <= MAX_ITEMS:
+            known = self._items.setdefault(item.request_id, item.items)
+            if known != item.items:
+                self._items[item.request_id] = _UNKNOWN
         key = (line.request_id, line.version)
-        answer = LoggedAnswer(line.scores, line.digest, failed=line.error is not None)
+        failed, lost = line.error is not None, line.error in _OWN_FAULTS
+        answer = LoggedAnswer(line.scores, line.digest, failed, lost)
         self._by_request[key] = None if key in self._by_request else answer

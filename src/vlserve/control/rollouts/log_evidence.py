@@ -77,10 +77,13 @@ def outcome(line: AccessLine, versions: Pair, answers: Answers) -> Outcome | Non
     refused = 400 <= status < 500 or (line.client_left and not line.upstream)
     left_soon = line.client_left and line.waited_ms < _LEFT_SOON_MS
     answered_once = 200 <= status < 400 and (line.tries or 1) == 1
-    failed = not (refused or left_soon or answered_once)
     items = answers.items_of(str(line.request_id)) if answered_once else ()
-    answered = (answers.of(item, version) for item in items)
-    labels = tuple(each.label for each in answered if each is not None and each.label is not None)
+    answered = [each for item in items if (each := answers.of(item, version)) is not None]
+    # With `partial` (V2) a request is answered although items of it are not.
+    lost = any(each.lost for each in answered)
+    refused = refused or (bool(answered) and not lost and all(each.failed for each in answered))
+    failed = lost or not (refused or left_soon or answered_once)
+    labels = tuple(each.label for each in answered if each.label is not None)
     return Outcome(
         candidate=version == versions.candidate,
         failed=failed,
