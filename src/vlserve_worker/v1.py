@@ -6,6 +6,7 @@ after its index. https://kserve.github.io/website/docs/concepts/architecture/dat
 """
 
 import json
+import logging
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from vlserve_worker.v2.item_ids import item_id
 from vlserve_worker.v2.items import BODY
 from vlserve_worker.v2.messages import MAX_ITEMS, TOO_MANY_ITEMS, Encoded, refused
 from vlserve_worker.v2.rest import JSON, strict_json
+
+logger = logging.getLogger(__name__)
 
 V1 = "v1"
 """What the gateway's header calls the protocol."""
@@ -52,8 +55,13 @@ class V1Exchange:
             if wrong:
                 status = 400 if answer.status < 500 else answer.status
                 return WholeAnswer(status, timing, _json({"error": f"instance {at}: {wrong}"}))
-        told = {"predictions": [json.loads(answer.body) for answer in answers]}
-        return WholeAnswer(200, timing, _json(told))
+        try:
+            told = {"predictions": [json.loads(answer.body) for answer in answers]}
+            return WholeAnswer(200, timing, _json(told))
+        except Exception as error:  # an archive may answer anything: the batch's others are whole
+            logger.exception("the answers to a request are no JSON")
+            said = f"inference_failed: an answer is no JSON ({type(error).__name__})"
+            return WholeAnswer(500, timing, _json({"error": said}))
 
 
 def open_v1(raw: Raw, max_bytes: int) -> V1Exchange:
@@ -66,6 +74,10 @@ def open_v1(raw: Raw, max_bytes: int) -> V1Exchange:
         return V1Exchange(_split(raw, max_bytes))
     except BodyRefused as error:
         return V1Exchange(refusal=error)
+    except Exception as error:  # whatever is in it: it must not take the batch down
+        logger.exception("a V1 request could not be read")
+        unread = refused(f"the request cannot be read ({type(error).__name__})")
+        return V1Exchange(refusal=unread)
 
 
 def _split(raw: Raw, max_bytes: int) -> list[Raw]:
@@ -106,5 +118,5 @@ def _bytes(told: Any) -> bytearray:
 
 
 def _json(told: Any) -> Encoded:
-    text = json.dumps(told, ensure_ascii=False)
+    text = json.dumps(told, ensure_ascii=False, allow_nan=False)
     return Encoded(text.encode("utf-8", "backslashreplace"), JSON)

@@ -79,6 +79,13 @@ def test_what_is_no_request_is_refused(body: bytes, code: str) -> None:
     assert json.loads(whole.encoded.body) == {"error": f"{code}: why"}
 
 
+@pytest.mark.parametrize("answer", [b"\xff\xd8", b'{"score": NaN}'])
+def test_an_answer_that_is_no_json_fails_its_request_alone(answer: bytes) -> None:
+    whole = open_v1(_raw(_told([{}])), 1000).join([ItemAnswer(200, "", answer)])
+    assert whole.status == 500
+    assert b"inference_failed: an answer is no JSON" in whole.encoded.body
+
+
 def test_answers_become_predictions_in_their_order() -> None:
     exchange = open_v1(_raw(_told({"instances": [1, 2]})), LIMIT)
     answers = [
