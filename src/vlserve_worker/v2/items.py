@@ -92,9 +92,10 @@ def _shared(parameters: Mapping[str, Parameter]) -> Fields:
         if name == BODY:
             raise refused(f"no parameter is called {BODY!r}")
         if name != PARTIAL and name not in PASSED_OVER:
-            is_text = isinstance(value, str)
             shared[name] = (
-                value.encode("utf-8", "surrogatepass") if is_text else _digits(name, value)
+                value.encode("utf-8", "surrogatepass")
+                if isinstance(value, str)
+                else _digits(name, value)
             )
     check_most("bytes of parameters", sum(map(len, shared.values())), MAX_PARAMETER_BYTES)
     return shared
