@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from vlserve.control.log_rotation import rotate
-from vlserve.control.rollouts.answer_log import KEPT, AnswerLog
+from vlserve.control.rollouts.answer_log import KEPT, OWN_FAULTS, AnswerLog
 from vlserve.control.rollouts.log_reader import Cursor, end_of, read_since
+from vlserve.runtime.answering import HTTP_STATUS
 
 ALL = b""
 
@@ -167,6 +168,7 @@ def test_an_id_that_came_with_other_numbers_of_items_has_none(log: Path) -> None
 
 
 def test_whose_fault_an_error_is_stands_beside_it(log: Path) -> None:
+    assert OWN_FAULTS == {code for code, status in HTTP_STATUS.items() if status >= 500}
     codes = {"a": "inference_failed", "b": "image_unreadable", "c": "a_later_one"}
     log.write_text("".join(answer(n, 1, error=e) for n, e in codes.items()), encoding="utf-8")
     answers = AnswerLog(log, "tagger", Cursor())

@@ -7,14 +7,17 @@ from pathlib import Path
 
 from vlserve.control.rollouts.log_reader import Cursor, as_model, read_since
 from vlserve.runtime.answer_log import AnswerLine, read_answer_line
-from vlserve.runtime.answering import HTTP_STATUS
+from vlserve.runtime.errors import ErrorCode
 from vlserve_worker.v2.item_ids import ItemId, item_id, read_item_id
 from vlserve_worker.v2.messages import MAX_ITEMS
 
 KEPT = 20_000
 """Answers that are remembered; older ones are forgotten first."""
 _UNKNOWN = 0
-_OWN_FAULTS = frozenset(code.value for code, status in HTTP_STATUS.items() if status >= 500)
+OWN_FAULTS = frozenset(
+    {ErrorCode.INFERENCE_FAILED, ErrorCode.ITEMS_TOO_LATE, ErrorCode.REQUEST_KILLED_WORKER}
+)
+"""Codes of status 500 and above."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,6 @@ class AnswerLog:
             if known != item.items:
                 self._items[item.request_id] = _UNKNOWN
         key = (line.request_id, line.version)
-        failed, lost = line.error is not None, line.error in _OWN_FAULTS
+        failed, lost = line.error is not None, line.error in OWN_FAULTS
         answer = LoggedAnswer(line.scores, line.digest, failed, lost)
         self._by_request[key] = None if key in self._by_request else answer
