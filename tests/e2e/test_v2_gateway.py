@@ -51,7 +51,7 @@ def test_the_worker_is_told_of_v2_by_the_gateway_alone(
         headers.PROTOCOL: "mine",
         headers.SENT_JSON_LENGTH: "9",
     }
-    for path in ("/v2/models/tagger/infer", "/v2/models/tagger/versions/1/infer"):
+    for path in ("/v2/models/tagger/infer", "/v2/models/tagger/versions/1/infer/"):
         assert routed.http.post(path, content=b"{}", headers=sent).status_code == 200
     assert routed.http.post("/predictions/tagger", content=b"{}", headers=sent).status_code == 200
     seen = [request.headers for engine in engines for request in engine.seen]
@@ -109,6 +109,8 @@ REFUSED: dict[str, tuple[str, str, int, str]] = {
     "version": ("POST", "/v2/models/tagger/versions/9/infer", 404, "version_not_found: "),
     "unreleased": ("POST", "/v2/models/fresh/infer", 404, "version_not_found: no version of"),
     "path": ("GET", "/v2/repository/index", 404, "not_found: "),
+    "path of a model": ("GET", "/v2/models/tagger/config", 404, "not_found: "),
+    "path of a version": ("GET", "/v2/models/tagger/versions/1/stats", 404, "not_found: "),
     "method": ("GET", "/v2/models/tagger/infer", 405, "method_not_allowed: "),
     "posted": ("POST", "/v2/models/tagger", 405, "method_not_allowed: "),
     "query": ("POST", "/v2/models/tagger/infer?a=%zz", 400, "bad_request: the query has a %"),

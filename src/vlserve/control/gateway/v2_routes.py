@@ -13,16 +13,26 @@ from vlserve.control.gateway.prediction_routes import (
     prediction_paths,
     unreleased,
 )
-from vlserve.control.gateway.route_parts import OPEN_TO_ALL, asked_with, direct, refusal
+from vlserve.control.gateway.route_parts import (
+    OPEN_TO_ALL,
+    asked_with,
+    direct,
+    refusal,
+    with_slash,
+)
 from vlserve.control.gateway.v2_metadata import model_metadata, server_metadata
 from vlserve.runtime import headers
 from vlserve.settings_sections import GatewaySettings
 
 PREFIX = "/v2/"
 
+_NO_PATH = refusal(
+    404, "not_found", "V2 has /v2/models/{model}[/versions/{version}], and below it ready and infer"
+)
+
 V2 = Form(
-    of_model=lambda model: [{"path": f"/v2/models/{model}/infer"}],
-    of_version=lambda model, version: [{"path": f"/v2/models/{model}/versions/{version}/infer"}],
+    of_model=lambda model: with_slash(f"/v2/models/{model}/infer"),
+    of_version=lambda model, version: with_slash(f"/v2/models/{model}/versions/{version}/infer"),
     told={
         headers.PROTOCOL: "v2",
         headers.SENT_JSON_LENGTH: "%REQ(inference-header-content-length)%",
@@ -66,18 +76,22 @@ def model_paths(route: ModelRoute, gateway: GatewaySettings) -> list[Config]:
                 *_asked(f"{model}/versions/{version}/ready", ready | {"version": str(version)}),
             )
         ),
-        {"match": {"path_separated_prefix": model}, **no_version(route)},
+        *(
+            {"match": {"path_separated_prefix": f"{model}/versions/{version}"}, **_NO_PATH}
+            for version in route.versions
+        ),
+        {"match": {"path_separated_prefix": f"{model}/versions"}, **no_version(route)},
+        {"match": {"path_separated_prefix": model}, **_NO_PATH},
     ]
 
 
 def other_paths() -> list[Config]:
     """Return the routes of the server's own metadata, and of what V2 has not."""
     no_model = refusal(404, "model_not_found", "no model of this name is served")
-    no_path = refusal(404, "not_found", "V2 has models at /v2/models/{model}")
     return [
         *_asked("/v2", server_metadata()),
         {"match": {"prefix": "/v2/models/"}, **no_model},
-        {"match": {"prefix": PREFIX}, **no_path},
+        {"match": {"prefix": PREFIX}, **_NO_PATH},
     ]
 
 
