@@ -168,7 +168,7 @@ def test_an_id_that_came_with_other_numbers_of_items_has_none(log: Path) -> None
 
 
 def test_whose_fault_an_error_is_stands_beside_it(log: Path) -> None:
-    assert OWN_FAULTS == {code for code, status in HTTP_STATUS.items() if status >= 500}
+    assert {code for code, status in HTTP_STATUS.items() if status >= 500} == OWN_FAULTS
     codes = {"a": "inference_failed", "b": "image_unreadable", "c": "a_later_one"}
     log.write_text("".join(answer(n, 1, error=e) for n, e in codes.items()), encoding="utf-8")
     answers = AnswerLog(log, "tagger", Cursor())
