@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import grpc
 import httpx
 import pytest
 
 from support.engines import on_triton, torchserve_only
+from support.grpc_calls import calls_to
 from support.legacy_archives import ENTRY_FUNCTION, write_legacy
 from support.legacy_exchanges import END, FORM, Call, legacy_archives, part
 from support.running_stack import wait_until
@@ -55,6 +57,14 @@ def test_an_answer_is_what_the_handler_returned(
     assert (answer.status_code, answer.content) == (200, b"said hello")
     assert "content-type" not in answer.headers
     assert answer.headers["x-model-version"] == "1"
+
+
+def test_a_grpc_call_is_refused(stack: RunningStack, adopted: dict[str, Adoption]) -> None:
+    """A handler's answer is no message."""
+    with calls_to(stack.settings.gateway.port) as calls:
+        said = calls.infer(adopted["Echoes"].model, b"hello")
+    assert said.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "POST /predictions/" in said.details
 
 
 def test_statuses_headers_and_types_are_the_handlers(
