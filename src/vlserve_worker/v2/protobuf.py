@@ -146,13 +146,13 @@ class _Input:
                     one.datatype = field.text()
                 case 3:
                     one.shape += _dims(field)
+                    check_most("dimensions of an input", len(one.shape), MAX_DIMS)
                 case 4:
                     _add_parameter(wire, field, parameters)
                 case 5:
                     one.contents.append(field.octets())  # several are one message
         if not one.name:
             raise refused("an input has no name")
-        check_most(f"dimensions of {quoted(one.name)}", len(one.shape), MAX_DIMS)
         _check_no_shared_memory(one.name, parameters)
         return one
 
@@ -194,9 +194,12 @@ def _numbers(name: str, datatype: str, fields: Sequence[Field]) -> Data:
             raise refused(f"the contents of {quoted(name)} are cut short")
         floats: Data = np.frombuffer(octets, dtype=kind)
         return floats
-    parts = [_varints(field) for field in fields]
-    values = np.concatenate(parts) if parts else np.zeros(0, dtype=np.uint64)
-    check_most(f"numbers in the contents of {quoted(name)}", values.size, MAX_NUMBERS)
+    parts, count = [np.zeros(0, dtype=np.uint64)], 0
+    for field in fields:
+        parts.append(_varints(field))
+        count += parts[-1].size
+        check_most(f"numbers in the contents of {quoted(name)}", count, MAX_NUMBERS)
+    values = np.concatenate(parts)
     if datatype == BOOL:
         switches: Data = values != 0
         return switches

@@ -107,13 +107,14 @@ def packed_varints(packed: memoryview) -> NDArray[np.uint64]:
         BodyRefused: they are none, or more than MAX_NUMBERS.
     """
     octets = np.frombuffer(packed, dtype=np.uint8)
-    ends = np.flatnonzero(octets < 0x80)
-    if ends.size > MAX_NUMBERS:
+    are_ends = octets < 0x80
+    if np.count_nonzero(are_ends) > MAX_NUMBERS:
         raise refused(
             f"a tensor has more than {MAX_NUMBERS} numbers in its contents: send them as "
             "raw_input_contents",
             TOO_COMPLEX,
         )
+    ends = np.flatnonzero(are_ends)
     if octets.size and (not ends.size or ends[-1] != octets.size - 1):
         raise refused("the protobuf message is cut short")
     starts = np.concatenate(([0], ends + 1))[:-1]

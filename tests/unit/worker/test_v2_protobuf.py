@@ -2,6 +2,7 @@
 
 import json
 import struct
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -258,6 +259,31 @@ def test_fields_and_parameters_and_numbers_are_bounded() -> None:
     for number in range(MAX_PARAMETERS + 1):
         request.parameters[str(number)].bool_param = True
     assert _refusal(request.SerializeToString()).code == TOO_COMPLEX
+
+
+def _packed(number: int, packed: bytes, times: int = 1) -> bytes:
+    return protobuf_wire.write_octets(number, packed) * times
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        _packed(5, _packed(2, b"\1" * 16_000_000)),
+        _packed(5, _packed(2, b"\1" * 1_000_000, 16)),
+        _packed(3, b"\1" * 1_000_000, 16),
+    ],
+    ids=["one field of numbers", "several fields of numbers", "sizes of a shape"],
+)
+def test_too_many_numbers_are_refused_before_all_are_unpacked(fields: bytes) -> None:
+    """Unpacked, each of the 16 million takes eight bytes."""
+    named = Input(name="x", datatype="INT32").SerializeToString()
+    body = protobuf_wire.write_octets(5, named + fields)
+    tracemalloc.start()
+    try:
+        assert _refusal(body).code == TOO_COMPLEX
+        assert tracemalloc.get_traced_memory()[1] < 5 * len(body)
+    finally:
+        tracemalloc.stop()
 
 
 def _call(request: Any) -> dict[str, Any]:
