@@ -15,7 +15,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from vlserve_worker.batch_files import (
 from vlserve_worker.batch_order import Order
 from vlserve_worker.batch_parts import PartFiles
 from vlserve_worker.batch_videos import Covers
-from vlserve_worker.storage import AnyPath, path_of
+from vlserve_worker.storage import SCHEME, AnyPath, path_of
 from vlserve_worker.video import FrameChoice
 
 WINDOW_BATCHES = 8
@@ -213,8 +213,25 @@ def _start_handler(pipeline: Pipeline, batch: int) -> None:
     pipeline.task.start(Surroundings(batch_size=batch))
 
 
+def _from(here: Path, text: str) -> str:
+    """Return a path as it is meant in ``here``: the handler of an adopted archive works in a folder
+    of its own."""
+    return text if not text or text.startswith(SCHEME) else str(here / text)
+
+
+def _order(line: bytes, here: Path) -> Order:
+    order = Order(**json.loads(line))
+    return replace(
+        order,
+        input=_from(here, order.input),
+        spool=_from(here, order.spool),
+        folder=_from(here, order.folder),
+    )
+
+
 def main() -> None:
     """Run the worker."""
+    here = Path.cwd()
     folder, options, replies = Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3])
     pipeline = open_folder(folder, int(options["threads"]), frozen=True)
     if is_adopted(folder):
@@ -222,7 +239,7 @@ def main() -> None:
     fields = list(pipeline.task.fields.model_fields)
     columns = Columns(options["id"], dict(options["columns"]), tuple(options["keep"]), fields)
     covers = Covers(FrameChoice.parse(options["frame"]))
-    out, batch = path_of(options["out"]), int(options["batch"])
+    out, batch = path_of(_from(here, options["out"])), int(options["batch"])
     worker = PartWorker(pipeline, columns, covers, out, options["format"], batch)
     with os.fdopen(replies, "w", encoding="utf-8", buffering=1) as stream:
 
@@ -231,7 +248,7 @@ def main() -> None:
 
         reply(ready=True)
         for line in sys.stdin.buffer:
-            order = Order(**json.loads(line))
+            order = _order(line, here)
             beat = Beat(lambda rows: reply(rows=rows))
             try:
                 reply(receipt=worker.run(order, beat))

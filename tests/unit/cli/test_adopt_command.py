@@ -101,3 +101,23 @@ def test_a_former_server_that_does_not_answer_is_told(run: Run, tmp_path: Path) 
     ended = run("adopt", str(archive), "--record", "http://127.0.0.1:9/x", "--out", str(tmp_path))
 
     assert "http://127.0.0.1:9/x does not answer an empty JSON object" in ended.line
+
+
+def test_an_offline_job_answers_by_the_handler_and_writes_where_it_was_told(
+    run: Run, tmp_path: Path
+) -> None:
+    rows = [
+        {"id": "a", "headers": {"content-type": "text/plain"}, "content": "aGVsbG8="},
+        {"id": "b", "headers": {}, "content": "AP8="},
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    run("adopt", str(_store(tmp_path / "store") / "One.mar"))
+
+    ended = run("batch", "one-1.mar", "--input", "rows.jsonl", "--output", "out")
+
+    assert ended.code == 0, ended.err
+    lines = (tmp_path / "out" / "part-00000.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["text"] for line in lines] == [
+        "str: 'hello'",
+        "bytearray: bytearray(b'\\x00\\xff')",
+    ]
