@@ -92,6 +92,7 @@ function envoy_on_response(handle)
   local start = at + rest - 1
   headers:replace(":status", own)
   headers:replace("content-type", about:match(";type=([^;]+)") or "application/json")
+  headers:replace("cache-control", "no-store")  -- of GET too; TorchServe says it by itself
   local json_bytes = about:match(";json=(%d+)")
   if json_bytes then
     headers:replace("inference-header-content-length", json_bytes)

@@ -48,6 +48,7 @@ def test_an_answer_has_a_status_headers_and_a_body_of_its_own(
     assert response.headers["content-type"] == "application/json"
     assert response.headers["x-model-version"] == "7"
     assert response.headers["x-request-id"] == "mine"
+    assert response.headers["cache-control"] == "no-store"
     assert int(response.headers["content-length"]) == len(response.content)
     timing = ", ".join(response.headers.get_list("server-timing"))
     assert [entry.split(";")[0] for entry in timing.split(", ")] == STAGES
