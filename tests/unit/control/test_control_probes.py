@@ -8,7 +8,7 @@ import pytest
 
 from support.control_fakes import FakeEngine
 from vlserve.control.domain import Instance
-from vlserve.control.lifecycle.probes import differences, failed_probes
+from vlserve.control.lifecycle.probes import differences, different_exchange, failed_probes
 from vlserve.errors import NotReady
 from vlserve.runtime.archive import verify_archive
 
@@ -77,3 +77,47 @@ def test_what_does_not_answer_is_asked_once(packed: Callable[..., Path]) -> None
     probes = manifest.probes[:1] * 3
     assert failed_probes(engine, engine.instances(), manifest, probes) == ["probe 1: timed out"]
     assert engine.asked == 1
+
+
+def exchange(text: str, status: int = 200, **headers: str) -> dict[str, Any]:
+    return {"status": status, "headers": headers, "text": text}
+
+
+@pytest.mark.parametrize(
+    ("expected", "got"),
+    [
+        ('{"a": 0.1234567, "n": 3}', '{"a": 0.1234574, "n": 3}'),
+        ("[12345.678, 1e-09]", "[12345.681, 2e-09]"),
+        ("[NaN, -0.5]", "[NaN, -0.5000001]"),
+        ("not JSON: 0.5", "not JSON: 0.5"),
+    ],
+)
+def test_a_raw_answer_may_differ_in_the_last_digits_of_fractions(expected: str, got: str) -> None:
+    assert different_exchange(exchange(expected), exchange(got)) == []
+
+
+@pytest.mark.parametrize(
+    ("expected", "got"),
+    [
+        ('{"a": 0.5}', '{"a": 0.5001}'),
+        ("[1000.5]", "[1000.51]"),
+        ('{"n": 3}', '{"n": 3.0}'),
+        ('{"n": 3000000000}', '{"n": 3000000001}'),
+        ('["v 0.5000000"]', '["v 0.5000001"]'),
+        ('{"a": 0.5}', '{"a":0.5}'),
+        ('{"a": 1, "b": 2}', '{"b": 2, "a": 1}'),
+        ("0.5 s", "0.5000001 s"),
+        ("[0.5]", "[0.5, 0.5]"),
+    ],
+)
+def test_a_raw_answer_is_otherwise_the_same_byte_for_byte(expected: str, got: str) -> None:
+    (said,) = different_exchange(exchange(expected), exchange(got))
+    assert said == f"text is {got!r}, expected {expected!r}"
+
+
+def test_status_and_headers_of_a_raw_answer_are_the_same() -> None:
+    got = exchange("x", 418, kind="b")
+    assert different_exchange(exchange("x", kind="a"), got) == [
+        "status is 418, expected 200",
+        "headers is {'kind': 'b'}, expected {'kind': 'a'}",
+    ]
