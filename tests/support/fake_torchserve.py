@@ -47,6 +47,8 @@ class FakeTorchServe:
     """While it is set, nothing is answered."""
     refusal: tuple[int, object] | None = None
     """Status and body that the handler says instead of an answer."""
+    timing: str = ""
+    """Server-Timing of what the handler says; what its worker refuses before it has none."""
     message: bytes | None = None
     """A protobuf message that the handler says instead of an answer in JSON."""
 
@@ -141,6 +143,7 @@ class _Handler(BaseHTTPRequestHandler):
         lines = {"content-type": content_type, "x-request-id": "the-engines-own"}
         lines |= {"content-length": str(len(body))}
         lines |= {"x-vlserve-version": version} if version else {}
+        lines |= {"server-timing": self.owner.timing} if version and self.owner.timing else {}
         head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
         self.wfile.write(f"HTTP/1.1 {status} X\r\n{head}\r\n".encode() + body)
 

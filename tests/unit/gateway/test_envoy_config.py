@@ -63,7 +63,7 @@ def test_envoy_writes_the_fields_of_the_log_lines() -> None:
 
 def test_the_candidate_stays_first_and_weight_0_is_left_out() -> None:
     routes = _routes(ModelRoute("tagger", {3: 25, 2: 75, 1: 0}, (1, 2, 3)))
-    assert _shares(routes) == [[("tagger-3", 25), ("tagger-2", 75)]] * 10
+    assert _shares(routes) == [[("tagger-3", 25), ("tagger-2", 75)]] * 12
 
 
 def test_the_same_routing_renders_the_same_version() -> None:
@@ -87,7 +87,7 @@ def test_the_step_is_noted_where_weights_route_and_nowhere_else() -> None:
             if route.get("metadata") == {"filter_metadata": {"vlserve": {"step": step}}}
         ]
 
-    assert ["weighted_clusters" in route for route in noted("7/5")] == [True] * 10
+    assert ["weighted_clusters" in route for route in noted("7/5")] == [True] * 12
     assert noted("") == []
 
 
@@ -138,7 +138,7 @@ def test_copies_have_clusters_of_their_own_a_bound_and_no_retries() -> None:
     mirrored = [
         each for each in _routes(route) if "request_mirror_policies" in each.get("route", {})
     ]
-    assert ["weighted_clusters" in each["route"] for each in mirrored] == [True] * 10
+    assert ["weighted_clusters" in each["route"] for each in mirrored] == [True] * 12
     for each in mirrored:
         (policy,) = each["route"]["request_mirror_policies"]
         assert policy["cluster"] == "tagger-2.copies"

@@ -8,7 +8,12 @@ from dataclasses import replace
 from vlserve.control.domain import ModelRoute
 from vlserve.control.gateway.envoy_clusters import Config
 from vlserve.control.gateway.prediction_routes import METHODS, Form, no_version, prediction_paths
-from vlserve.control.gateway.route_parts import asked_with, with_slash
+from vlserve.control.gateway.route_parts import (
+    asked_with,
+    large_body,
+    with_slash,
+    with_torchserves_errors,
+)
 from vlserve.control.gateway.torchserve_routes import no_explanations
 from vlserve.control.gateway.v1_routes import PREFIX as V1_PREFIX
 from vlserve.control.gateway.v1_routes import V1
@@ -27,7 +32,7 @@ def adopted_paths(route: ModelRoute, gateway: GatewaySettings) -> list[Config]:
 def former_paths(models: Sequence[ModelRoute], gateway: GatewaySettings) -> list[Config]:
     """Return the routes by former names, to come after all names that are a model's own."""
     return [
-        path
+        with_torchserves_errors(path)
         for name, route in former_names(models).items()
         for path in (
             *prediction_paths(route, gateway, _form(route, name)),
@@ -41,6 +46,17 @@ def former_paths(models: Sequence[ModelRoute], gateway: GatewaySettings) -> list
                 for path in (f"/explanations/{name}", f"{V1_PREFIX}{name}:explain")
             ),
         )
+    ]
+
+
+def large_bodies(models: Sequence[ModelRoute], gateway: GatewaySettings) -> list[Config]:
+    """Return the routes that refuse a large body in TorchServe's words, to come before those that
+    do so in ours alone."""
+    names = [route.model for route in models if route.adopted] + list(former_names(models))
+    return [
+        with_torchserves_errors(large_body({"path_separated_prefix": path}, gateway))
+        for name in names
+        for path in (f"/predictions/{name}", f"/explanations/{name}")
     ]
 
 

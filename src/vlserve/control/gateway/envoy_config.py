@@ -76,6 +76,7 @@ def bootstrap(template: str, settings: Settings, dynamic_dir: Path) -> Config:
         "page_reads": f"{headers.MODEL_VERSION}, {headers.REQUEST_ID}, server-timing",
         "engine_lua": str(settings.config_file("gateway/engine.lua")),
         "v2_lua": str(settings.config_file("gateway/v2.lua")),
+        "adopted_errors_lua": str(settings.config_file("gateway/adopted_errors.lua")),
         "grpc_request_lua": str(settings.config_file("gateway/grpc_request.lua")),
         "grpc_answer_lua": str(settings.config_file("gateway/grpc_answer.lua")),
         "shadow_timeout": f"{SHADOW_TIMEOUT * gateway.timeout_s:g}s",

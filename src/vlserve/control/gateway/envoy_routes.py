@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from vlserve.control.domain import Instance, ModelRoute, Routing
 from vlserve.control.gateway import grpc_routes, torchserve_routes, v1_routes, v2_routes
-from vlserve.control.gateway.adopted_routes import adopted_paths, former_paths
+from vlserve.control.gateway.adopted_routes import adopted_paths, former_paths, large_bodies
 from vlserve.control.gateway.envoy_clusters import Config
 from vlserve.control.gateway.prediction_routes import plain_paths
 from vlserve.control.gateway.route_parts import (
@@ -17,8 +17,10 @@ from vlserve.control.gateway.route_parts import (
     buffered,
     direct,
     header,
+    large_body,
     matches,
     refusal,
+    with_torchserves_errors,
 )
 from vlserve.runtime import headers
 from vlserve.settings import Settings
@@ -81,7 +83,8 @@ def routes(routing: Routing, settings: Settings) -> Config:
                     *torchserve_routes.service_paths(routing),
                     *v1_routes.service_paths(routing),
                     *(_bad_query(prefix) for prefix in PREFIXES),
-                    *(_large_body(prefix, gateway) for prefix in PREFIXES),
+                    *large_bodies(routing.models, gateway),
+                    *(large_body({"prefix": prefix}, gateway) for prefix in PREFIXES),
                     *paths,
                     *v2_routes.other_paths(),
                     *grpc_routes.call_paths(routing.models, gateway),
@@ -115,13 +118,15 @@ def routes(routing: Routing, settings: Settings) -> Config:
 
 def _paths_of(route: ModelRoute, gateway: GatewaySettings) -> list[Config]:
     """Return the routes by a model's own name; the first that matches counts."""
-    return [
+    paths = [
         *adopted_paths(route, gateway),
         *torchserve_routes.model_paths(route),
         *plain_paths(route, gateway),
         *v1_routes.model_paths(route, gateway),
-        *v2_routes.model_paths(route, gateway),
     ]
+    if route.adopted:
+        paths = [with_torchserves_errors(path) for path in paths]
+    return [*paths, *v2_routes.model_paths(route, gateway)]
 
 
 def _retry_policy(gateway: GatewaySettings, instances: Sequence[Instance]) -> Config:
@@ -203,15 +208,6 @@ def _bad_query(prefix: str) -> Config:
     unreadable = header(":path", matches(UNREADABLE_QUERY))
     match = {"prefix": prefix, "headers": [unreadable]}
     return {"match": match, **refusal(400, "bad_request", "the query cannot be read")}
-
-
-def _large_body(prefix: str, gateway: GatewaySettings) -> Config:
-    """Refuse a body by the length that its headers announce, before any of it is read."""
-    too_large = {"start": gateway.max_body_bytes + 1, "end": 2**63 - 1}
-    announced = {"name": "content-length", "range_match": too_large}
-    message = f"the body is larger than {gateway.max_body_bytes} bytes"
-    match = {"prefix": prefix, "headers": [announced]}
-    return {"match": match, **refusal(413, "body_too_large", message)}
 
 
 def _unknown_paths() -> list[Config]:

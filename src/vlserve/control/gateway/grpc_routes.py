@@ -16,7 +16,7 @@ from vlserve.control.gateway.grpc_messages import (
     model_metadata_response,
     server_metadata_response,
 )
-from vlserve.control.gateway.route_parts import OPEN_TO_ALL
+from vlserve.control.gateway.route_parts import FILTER_ON, OPEN_TO_ALL
 from vlserve.control.gateway.v2_metadata import model_metadata, server_metadata
 from vlserve.runtime import headers
 from vlserve.settings_sections import GatewaySettings
@@ -30,7 +30,6 @@ _LUA_REQUEST, _LUA_ANSWER = "vlserve.grpc_request", "vlserve.grpc_answer"
 _BUFFER = "envoy.filters.http.buffer"
 _BUFFER_TYPE = "type.googleapis.com/envoy.extensions.filters.http.buffer.v3.BufferPerRoute"
 _BRIDGE = "envoy.filters.http.grpc_http1_reverse_bridge"
-_ON = {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "config": {}}
 _CALL = {
     "name": "content-type",
     "string_match": {"safe_regex": {"regex": r"application/grpc(\+proto)?"}},
@@ -62,7 +61,7 @@ def _calls(max_body_bytes: int) -> Iterator[Config]:
 
 def _call(method: str, max_bytes: int, access: Mapping[str, Config]) -> Config:
     buffer = {"@type": _BUFFER_TYPE, "buffer": {"max_request_bytes": max_bytes}}
-    filters = {_BUFFER: buffer, _LUA_REQUEST: _ON, _BRIDGE: _ON, _LUA_ANSWER: _ON}
+    filters = {_BUFFER: buffer, _LUA_REQUEST: FILTER_ON, _BRIDGE: FILTER_ON, _LUA_ANSWER: FILTER_ON}
     return {
         "match": {"path": f"{SERVICE}/{method}", "headers": [_CALL]},
         **_refusal("model_not_found", "no model of this name is served"),
@@ -108,7 +107,7 @@ def _not_here() -> Iterator[Config]:
         yield {
             "match": {"prefix": f"{service}/", "headers": [_CALL]},
             **_refusal("not_implemented", message),
-            "typed_per_filter_config": {_LUA_REQUEST: _ON, _LUA_ANSWER: _ON},
+            "typed_per_filter_config": {_LUA_REQUEST: FILTER_ON, _LUA_ANSWER: FILTER_ON},
         }
 
 

@@ -7,6 +7,8 @@ from vlserve.settings_sections import GatewaySettings
 
 _BUFFER_TYPE = "type.googleapis.com/envoy.extensions.filters.http.buffer.v3.BufferPerRoute"
 _OFF = {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "disabled": True}
+FILTER_ON = {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "config": {}}
+"""Of a route that turns a filter on which is off elsewhere."""
 OPEN_TO_ALL = {
     "typed_per_filter_config": {
         "envoy.filters.http.rbac": _OFF,
@@ -34,7 +36,26 @@ def refusal(status: int, code: str, message: str, allow: str = "") -> Config:
 def buffered(route: Config, gateway: GatewaySettings) -> Config:
     """Have the gateway wait for the whole body before it asks an engine."""
     buffer = {"@type": _BUFFER_TYPE, "buffer": {"max_request_bytes": gateway.max_body_bytes}}
-    return route | {"typed_per_filter_config": {"envoy.filters.http.buffer": buffer}}
+    return _with_filters(route, {"envoy.filters.http.buffer": buffer})
+
+
+def with_torchserves_errors(route: Config) -> Config:
+    """Have errors on a route carry TorchServe's three names beside ours."""
+    return _with_filters(route, {"vlserve.adopted_errors": FILTER_ON})
+
+
+def _with_filters(route: Config, filters: Config) -> Config:
+    own = route.get("typed_per_filter_config", {})
+    return route | {"typed_per_filter_config": own | filters}
+
+
+def large_body(path: Config, gateway: GatewaySettings) -> Config:
+    """Refuse a body by the length that its headers announce, before any of it is read; ``path``:
+    what is matched beside."""
+    too_large = {"start": gateway.max_body_bytes + 1, "end": 2**63 - 1}
+    announced = {"name": "content-length", "range_match": too_large}
+    message = f"the body is larger than {gateway.max_body_bytes} bytes"
+    return {"match": path | {"headers": [announced]}, **refusal(413, "body_too_large", message)}
 
 
 def with_slash(path: str) -> tuple[Config, Config]:
