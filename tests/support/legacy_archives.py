@@ -131,6 +131,28 @@ class Instances:
         return [[type(row).__name__, len(row)] for row in data]
 """
 
+DESCRIBES = """
+from ts.torch_handler.base_handler import BaseHandler
+
+
+class Describes(BaseHandler):
+    def initialize(self, context):
+        self.context = context
+        self.initialized = True
+
+    def preprocess(self, data):
+        return [row.get("body") for row in data]
+
+    def inference(self, data):
+        return data
+
+    def postprocess(self, data):
+        return [{"said": str(row)} for row in data]
+
+    def describe_handle(self):
+        return {"labels": ["cat", "dog"], "size": 224, "é": [1.5, {"a": True}]}
+"""
+
 MISBEHAVES = """
 import sys
 import time
@@ -163,6 +185,10 @@ class Misbehaves:
                 context.set_response_header(index, "X-Kind", "teapot")
             elif word == "typed":
                 context.set_response_content_type(index, "application/x-words")
+            elif word == "our words":
+                context.set_response_status(code=422, idx=index)
+                answers.append('{"error": {"code": "own", "message": "as a gateway says it"}}')
+                continue
             answers.append(f"said {word}")
         return answers
 """

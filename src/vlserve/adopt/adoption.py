@@ -117,7 +117,7 @@ def described(legacy: LegacyArchive, wishes: Wishes) -> tuple[Adopted, tuple[str
             f"{legacy.called} does not say its {'handler' if name else 'model name'}: give "
             "--handler, as torch-model-archiver was told"
         )
-    envelope = wishes.envelope or server.envelope or model.get("envelope") or None
+    envelope = wishes.envelope or server.envelope
     check_runtime(legacy, handler)
     check_envelope(legacy, envelope)
     config = (
@@ -127,12 +127,20 @@ def described(legacy: LegacyArchive, wishes: Wishes) -> tuple[Adopted, tuple[str
     )
     check_weights(legacy, wishes.allowed)
     checked = check_code(legacy, handler, wishes.allowed)
-    numbers = _numbers(config, from_entries(server.of(name, number)), wishes)
     warnings = list(checked.warnings)
     warnings += [
         f"{legacy.called}: TorchServe passes over {wrong} in its configuration: it is {right}"
         for wrong, right in config.misspelt
     ]
+    if model.get("envelope") and not envelope:
+        warnings.append(
+            f"{legacy.called}: TorchServe passes over the envelope {model['envelope']} in its "
+            "manifest: --envelope takes it"
+        )
+    of_server = from_entries(server.of(name, number))
+    dropped = dict((*config.dropped, *of_server.dropped))
+    warnings += [f"{legacy.called}: {entry} is not taken: {why}" for entry, why in dropped.items()]
+    numbers = _numbers(config, of_server, wishes)
     if envelope in ONE_AT_A_TIME and (numbers.batch_size or 1) > 1:
         warnings.append(f"envelope {envelope} reads one request of a batch: its batch size is 1")
         numbers = replace(numbers, batch_size=1)
@@ -148,10 +156,12 @@ def described(legacy: LegacyArchive, wishes: Wishes) -> tuple[Adopted, tuple[str
         else numbers.max_batch_delay_ms,
         workers=numbers.workers,
         response_timeout_s=numbers.response_timeout_s or server.response_timeout_s,
+        startup_timeout_s=numbers.startup_timeout_s,
         decodes=server.decodes,
         limits_pixels=server.limits_pixels,
         isolates=wishes.isolates,
         joins_pieces=wishes.allowed.whole,
+        describes=checked.describes,
     )
     return adopted, tuple(warnings)
 
@@ -164,6 +174,7 @@ def _numbers(config: ModelConfig, server: ModelConfig, wishes: Wishes) -> ModelC
         batch_size=wishes.batch_size or server.batch_size or config.batch_size,
         max_batch_delay_ms=server.max_batch_delay_ms or config.max_batch_delay_ms,
         response_timeout_s=server.response_timeout_s or config.response_timeout_s,
+        startup_timeout_s=server.startup_timeout_s or config.startup_timeout_s,
     )
 
 

@@ -11,6 +11,7 @@ from vlserve.adopt.weights import Kind, kind_of
 from vlserve.errors import NotAdopted
 
 _PIECES = "send_intermediate_predict_response"
+DESCRIBE_HANDLE = "describe_handle"
 _ENVELOPES = ("body", "json", "kserve", "kservev2")
 ONE_AT_A_TIME = ("kserve", "kservev2")
 """Envelopes that read a batch's first request alone."""
@@ -29,12 +30,10 @@ class Allowed:
 
 @dataclass(frozen=True)
 class Checked:
-    """``sources``: what the handler imports, itself first. ``answers_first``: whether it reads a
-    batch's first request alone."""
+    """``describes``: whether the handler's code has a describe_handle of its own."""
 
-    sources: tuple[Source, ...]
     warnings: tuple[str, ...]
-    answers_first: bool = False
+    describes: bool
 
 
 def check_runtime(archive: LegacyArchive, handler: str) -> None:
@@ -89,7 +88,10 @@ def check_code(archive: LegacyArchive, handler: str, allowed: Allowed) -> Checke
     _check_packages(archive, sources, own)
     if model_file:
         _check_model_file(archive, found, own.find(model_file))
-    return Checked(tuple(sources), tuple(_warnings(archive, sources)))
+    describes = any(
+        source.defines(DESCRIBE_HANDLE) for source in sources if not _is_torchserves(source)
+    )
+    return Checked(tuple(_warnings(archive, sources)), describes)
 
 
 def _check_entry(archive: LegacyArchive, handler: Source, function: str) -> None:
@@ -112,7 +114,7 @@ def _check_entry(archive: LegacyArchive, handler: Source, function: str) -> None
 def _check_ways(archive: LegacyArchive, sources: Iterable[Source], allowed: Allowed) -> None:
     """Refuse how handlers answer that vlserve does not do."""
     for source in sources:
-        if source.called.startswith("TorchServe's"):
+        if _is_torchserves(source):
             if source.module in ("vllm_handler", "trt_llm_handler"):
                 raise NotAdopted(f"{archive.called} {STREAMS} ({source.module})")
             continue
@@ -155,7 +157,7 @@ def _check_model_file(archive: LegacyArchive, handler: Source, model: Source | N
 
 def _warnings(archive: LegacyArchive, sources: Iterable[Source]) -> Iterator[str]:
     for source in sources:
-        if source.called.startswith("TorchServe's"):
+        if _is_torchserves(source):
             continue
         for place in source.paths_outside():
             yield (
@@ -168,6 +170,10 @@ def _warnings(archive: LegacyArchive, sources: Iterable[Source]) -> Iterator[str
                     f"{source.called} fetches {place.words} (line {place.line}), which is not in "
                     "the archive: workers may have no network"
                 )
+
+
+def _is_torchserves(source: Source) -> bool:
+    return source.called.startswith("TorchServe's")
 
 
 def _python(archive: LegacyArchive) -> str:

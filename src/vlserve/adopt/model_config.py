@@ -18,13 +18,18 @@ _REFUSED = {
     "sequenceBatching": SEQUENCES,
 }
 _PROCESSES = ("torchrun", "parallelType", "deepspeed", "pippy")
-_READ = ("minWorkers", "maxWorkers", "batchSize", "maxBatchDelay", "responseTimeout")
+_READ = (
+    *("minWorkers", "maxWorkers", "batchSize", "maxBatchDelay", "responseTimeout"),
+    "startupTimeout",
+)
+_DROPPED = {"jobQueueSize": "engine.queue_size is the length of every version's queue"}
+"""What is TorchServe's of one model, and here of all, or nothing: why."""
 _OTHERS = (
-    *("startupTimeout", "jobQueueSize", "deviceType", "deviceIds", "parallelLevel", "handler"),
+    *("deviceType", "deviceIds", "parallelLevel", "handler"),
     *("pt2", "micro_batching", "useJobTicket", "rateLimit", "maxRetryTimeoutInSec", "dali"),
     *("clientTimeoutInMills", "maxSequenceJobQueueSize", "sequenceMaxIdleMSec", "maxNumSequence"),
 )
-_KNOWN = (*_READ, *_OTHERS, *_REFUSED, *_PROCESSES)
+_KNOWN = (*_READ, *_DROPPED, *_OTHERS, *_REFUSED, *_PROCESSES)
 
 
 @dataclass(frozen=True)
@@ -35,8 +40,11 @@ class ModelConfig:
     batch_size: int | None = None
     max_batch_delay_ms: int | None = None
     response_timeout_s: int | None = None
+    startup_timeout_s: int | None = None
     misspelt: tuple[tuple[str, str], ...] = ()
     """Entries that TorchServe passes over, with how it writes them."""
+    dropped: tuple[tuple[str, str], ...] = ()
+    """Entries that are not taken, and why."""
 
 
 def read_model_config(file: Path, called: str) -> ModelConfig:
@@ -60,7 +68,11 @@ def from_entries(
         _number(content, "batchSize"),
         _number(content, "maxBatchDelay"),
         _number(content, "responseTimeout"),
+        _number(content, "startupTimeout"),
         misspelt,
+        tuple(
+            (f"{name} {content[name]}", why) for name, why in _DROPPED.items() if content.get(name)
+        ),
     )
 
 

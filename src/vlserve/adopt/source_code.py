@@ -89,6 +89,13 @@ class Source:
             for node in ast.walk(self._tree)
         )
 
+    def defines(self, function: str) -> bool:
+        """Return whether it defines a function or method of this name, wherever."""
+        kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+        return any(
+            isinstance(node, kinds) and node.name == function for node in ast.walk(self._tree)
+        )
+
     def names_used(self) -> frozenset[str]:
         """Return all names and attributes in it, and what it imports by name."""
         used: set[str] = set()

@@ -201,6 +201,8 @@ class Adopted(_Frozen):
     """None: as many as the stack gives a version."""
     response_timeout_s: int | None = Field(default=None, ge=1)
     """Most seconds for a batch; None: the stack's."""
+    startup_timeout_s: int | None = Field(default=None, ge=1)
+    """Seconds that its workers may take to be up, where the stack gives fewer."""
     decodes: bool = True
     """Whether JSON and text are parsed before the handler gets them."""
     limits_pixels: bool = True
@@ -208,6 +210,8 @@ class Adopted(_Frozen):
     """Whether a batch that fails is tried again in halves."""
     joins_pieces: bool = False
     """Whether what the handler sends in pieces is one answer."""
+    describes: bool = False
+    """Whether the handler's code has a describe_handle of its own."""
     recorded_from: str = ""
     """The URL of the server that gave the probes' answers; empty: the handler itself."""
 

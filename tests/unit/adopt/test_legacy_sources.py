@@ -105,6 +105,40 @@ def test_an_entry_that_torchserve_passes_over_is_told(tmp_path: Path) -> None:
     assert [words for words in warnings if "BatchSize" in words and "batchSize" in words]
 
 
+def test_how_long_it_may_start_is_taken_and_its_queue_is_named(tmp_path: Path) -> None:
+    adopted, warnings = _described(
+        _with_config(tmp_path, "startupTimeout: 300\njobQueueSize: 50\n")
+    )
+
+    assert adopted.startup_timeout_s == 300
+    assert warnings == (
+        "m.mar: jobQueueSize 50 is not taken: engine.queue_size is the length of every version's "
+        "queue",
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "describes"), [(made.DESCRIBES, True), (made.BASE_HANDLER, False)]
+)
+def test_a_handler_with_a_description_of_its_own_is_known(
+    tmp_path: Path, source: str, describes: bool
+) -> None:
+    adopted, _ = _described(made.write_legacy(tmp_path / "m.mar", "own.py", source))
+
+    assert adopted.describes == describes
+
+
+def test_an_envelope_of_the_manifest_is_passed_over_as_by_torchserve(tmp_path: Path) -> None:
+    archive = made.write_legacy(tmp_path / "m.mar", "first.py", made.FIRST_ALONE, envelope="json")
+
+    adopted, warnings = _described(archive)
+
+    assert adopted.envelope is None
+    assert warnings == (
+        "m.mar: TorchServe passes over the envelope json in its manifest: --envelope takes it",
+    )
+
+
 def test_an_envelope_that_reads_one_request_gets_one(tmp_path: Path) -> None:
     archive = made.write_legacy(tmp_path / "m.mar", "first.py", made.FIRST_ALONE)
 

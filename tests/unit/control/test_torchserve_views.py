@@ -38,11 +38,18 @@ def _model(*versions: VersionStatus) -> ModelStatus:
 
 
 def test_an_adopted_version_is_served_as_its_archive_says() -> None:
-    described = views.described(_status(1, State.READY, ADOPTED), settings=ENGINE, customized=False)
+    described = views.described(_status(1, State.READY, ADOPTED), settings=ENGINE)
     assert (described.batch_size, described.max_batch_delay) == (1, 100)
     assert (described.min_workers, described.response_timeout) == (3, 120)
-    native = views.described(_status(1, State.READY), settings=ENGINE, customized=False)
+    native = views.described(_status(1, State.READY), settings=ENGINE)
     assert (native.batch_size, native.min_workers, native.response_timeout) == (8, 2, 30)
+
+
+@pytest.mark.parametrize(("said", "expected"), [(None, 30), (10, 30), (300, 300)])
+def test_an_adopted_version_has_the_longer_time_to_start(said: int | None, expected: int) -> None:
+    adopted = ADOPTED.model_copy(update={"startup_timeout_s": said})
+    status = _status(1, State.READY, adopted)
+    assert views.described(status, settings=ENGINE).startup_timeout == expected
 
 
 def test_an_adopted_version_has_its_former_number_and_name() -> None:
@@ -66,7 +73,7 @@ def test_what_is_not_loaded_is_unknown_and_can_be_released(state: State) -> None
 
 def test_workers_are_ready_once_the_version_may_be_asked() -> None:
     def workers(state: State) -> list[str]:
-        described = views.described(_status(1, state), settings=ENGINE, customized=False)
+        described = views.described(_status(1, state), settings=ENGINE)
         return [worker.status for worker in described.workers]
 
     assert workers(State.STABLE) == ["READY", "UNLOADING"]

@@ -51,6 +51,14 @@ def torchserve_routes(service: ControlService, threads: Threads, settings: Setti
                 raise ModelNotFound(f"Model not found: {name}") from error
             return found
 
+    async def described(version: VersionStatus, customized: bool) -> VersionDescription:
+        if not customized:
+            return describe(version)
+        if version.manifest.adopted is None:
+            return describe(version, metadata=views.own_metadata(version))
+        asked = partial(service.trials.describe_handle, version)
+        return describe(version, metadata=await threads.look(asked))
+
     @router.get("/models")
     async def list_models(
         limit: Annotated[int, Query(ge=1, le=MAX_LISTED)] = 100,
@@ -63,14 +71,14 @@ def torchserve_routes(service: ControlService, threads: Threads, settings: Setti
     @router.get("/models/{name}", response_model=list[VersionDescription])
     async def describe_default(name: Name, customized: bool = False) -> JSONResponse:
         """Describe the default version: the one with the traffic, else the newest."""
-        model = await model_of(name)
-        return _answers([describe(views.default_of(model), customized=customized)])
+        version = views.default_of(await model_of(name))
+        return _answers([await described(version, customized)])
 
     @router.get("/models/{name}/all", response_model=list[VersionDescription])
     async def describe_all(name: Name, customized: bool = False) -> JSONResponse:
         """Describe every version that is loaded, or being loaded."""
         found = views.registered(await model_of(name))
-        return _answers([describe(each, customized=customized) for each in found])
+        return _answers([await described(each, customized) for each in found])
 
     @router.get("/models/{name}/{version}", response_model=list[VersionDescription])
     async def describe_version(
@@ -78,7 +86,7 @@ def torchserve_routes(service: ControlService, threads: Threads, settings: Setti
     ) -> JSONResponse:
         """Describe one version."""
         found = views.version_of(await model_of(name), version)
-        return _answers([describe(found, customized=customized)])
+        return _answers([await described(found, customized)])
 
     @router.post("/models", response_model=Said)
     async def register(
@@ -101,7 +109,7 @@ def torchserve_routes(service: ControlService, threads: Threads, settings: Setti
         if asked.initial_workers and not asked.synchronous:
             return _answer(Said(status=PROCESSING), 202)
         version = views.version_of(model, str(registered.version))
-        workers = describe(version, customized=False).min_workers
+        workers = describe(version).min_workers
         return _answer(Said(status=_said_of(registered, workers)))
 
     @router.put("/models/{name}/{version}/set-default", response_model=Said)
@@ -124,7 +132,7 @@ def torchserve_routes(service: ControlService, threads: Threads, settings: Setti
     ) -> JSONResponse:
         """See that the default version has this many workers."""
         version = views.default_of(await model_of(name))
-        return _scaled(describe(version, customized=False), min_worker, max_worker, synchronous)
+        return _scaled(describe(version), min_worker, max_worker, synchronous)
 
     @router.put("/models/{name}/{version}", response_model=Said)
     async def scale_version(
@@ -136,7 +144,7 @@ def torchserve_routes(service: ControlService, threads: Threads, settings: Setti
     ) -> JSONResponse:
         """See that a version has this many workers: how many is settled when it is loaded."""
         found = views.version_of(await model_of(name), version)
-        return _scaled(describe(found, customized=False), min_worker, max_worker, synchronous)
+        return _scaled(describe(found), min_worker, max_worker, synchronous)
 
     @router.delete("/models/{name}", response_model=Said)
     async def unregister_default(request: Request, name: Name) -> JSONResponse:

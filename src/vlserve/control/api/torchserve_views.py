@@ -3,7 +3,8 @@
 TorchServe knows what is loaded alone: a version that was unloaded, or could not be loaded, is none.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from vlserve.control.domain import ModelStatus, State, VersionStatus
 from vlserve.control.engine.adopted_settings import settings_with
@@ -91,9 +92,9 @@ def listed(models: Iterable[ModelStatus], limit: int, start: int) -> ModelList:
 
 
 def described(
-    version: VersionStatus, *, settings: EngineSettings, customized: bool
+    version: VersionStatus, *, settings: EngineSettings, metadata: Mapping[str, Any] | None = None
 ) -> VersionDescription:
-    """Return a version as TorchServe describes it; ``customized``: with what the archive says."""
+    """Return a version as TorchServe describes it; ``metadata``: its customized metadata."""
     tuned = version.tuning.serving if version.tuning else None
     own = settings_with(settings, tuned, version.manifest.adopted)
     serving, workers = of_engine(own), own.workers
@@ -107,13 +108,13 @@ def described(
         batch_size=serving.batch_size,
         max_batch_delay=serving.max_batch_delay_ms,
         response_timeout=own.response_timeout_s,
-        startup_timeout=round(settings.load_timeout_s),
+        startup_timeout=round(own.load_timeout_s),
         workers=tuple(_workers(version, workers)),
         job_queue_status=QueueState(
             remaining_capacity=max(0, settings.queue_size - version.pending),
             pending_requests=version.pending,
         ),
-        customized_metadata=_metadata(version) if customized else None,
+        customized_metadata=metadata,
     )
 
 
@@ -130,5 +131,6 @@ def _workers(version: VersionStatus, wanted: int) -> Sequence[WorkerState]:
     ]
 
 
-def _metadata(version: VersionStatus) -> dict[str, str]:
+def own_metadata(version: VersionStatus) -> dict[str, str]:
+    """Return what an archive that was exported here says of itself."""
     return {name: getattr(version, name) for name in ("task", "family", "precision", "sha256")}

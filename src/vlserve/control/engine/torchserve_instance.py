@@ -100,11 +100,11 @@ class TorchServeInstance:
 
     def load(self, model: str, version: int, archive: Path, serving: Serving | None) -> None:
         """Register, or wait for workers that come up already, as after a crash of this service."""
-        if self._comes_up(model, version):
+        settings = settings_of(self._settings, serving, archive)
+        if self._comes_up(model, version, settings.load_timeout_s):
             return
         self.remove(model, version)
         endpoint = self._endpoint
-        settings = settings_of(self._settings, serving, archive)
         endpoint.write_threads(model, version, settings.threads)
         logged = worker_log.log_size(endpoint.logs)
         address = f"{endpoint.host}:{endpoint.grpc_management_port}"
@@ -200,9 +200,9 @@ class TorchServeInstance:
         if others:
             self._expect("PUT", f"/models/{model}/{others[0]}/set-default")
 
-    def _comes_up(self, model: str, version: int) -> bool:
+    def _comes_up(self, model: str, version: int, timeout_s: float) -> bool:
         """Whether workers of this version exist and one gets ready in time."""
-        deadline = time.monotonic() + self._settings.load_timeout_s
+        deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             descriptions = self._describe(f"{model}/{version}")
             if not descriptions or not descriptions[0]["workers"]:

@@ -116,15 +116,15 @@ class TritonInstance:
 
     def load(self, model: str, version: int, archive: Path, serving: Serving | None) -> None:
         with self._lock((model, version)):
-            if self._comes_up(model, version) or self._restarts((model, version)):
+            settings = settings_of(self._settings, serving, archive)
+            limit_s = settings.load_timeout_s
+            if self._comes_up(model, version, limit_s) or self._restarts((model, version)):
                 return
             self._remove(model, version)
-            settings = settings_of(self._settings, serving, archive)
             try:
                 self._repository.write(model, version, archive, settings)
             except (ArchiveError, OSError) as error:  # as of a full disk
                 raise LoadFailed(str(error)) from error
-            limit_s = settings.load_timeout_s
             try:
                 self._load(model, version, limit_s + _WATCHDOG_S)
             except TimeoutError as error:
@@ -172,7 +172,10 @@ class TritonInstance:
         """Make Triton take the version as it is written now."""
         if self._server() is None:  # all workers die with it
             raise EngineUnavailable(f"{self.name} does not run")
-        self._load(*key, self._settings.load_timeout_s + _WATCHDOG_S)
+        written = self._repository.read(*key)
+        said = written.parameters.get("load_timeout_s") if written else None
+        limit_s = float(said) if said else self._settings.load_timeout_s
+        self._load(*key, limit_s + _WATCHDOG_S)
 
     def _remove(self, model: str, version: int) -> None:
         state = self._state(model, version)
@@ -195,9 +198,9 @@ class TritonInstance:
             return False
         return written.drawn > written.workers or len(living) < len(written.numbers)
 
-    def _comes_up(self, model: str, version: int) -> bool:
+    def _comes_up(self, model: str, version: int, timeout_s: float) -> bool:
         """Return whether this version is being loaded and gets ready in time."""
-        deadline = time.monotonic() + self._settings.load_timeout_s
+        deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             state = self._state(model, version)
             if state != "LOADING":

@@ -1,14 +1,19 @@
-"""Trials: requests of a person at the console to one version.
+"""Trials: requests of a person to one version, from the console or TorchServe's API.
 
 They go straight to the engine. What counts requests and judges versions reads the gateway's logs,
 which never tell of them.
 """
 
-from vlserve.control.domain import ClientRequest, EngineAnswer, Instance, Key
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from vlserve.control.domain import ClientRequest, EngineAnswer, Instance, Key, VersionRecord
 from vlserve.control.gateway.traffic import Traffic
 from vlserve.control.ports import Engine
 from vlserve.control.store.ledger import Ledger
-from vlserve.errors import NotReady
+from vlserve.errors import ControlError, NotReady
+from vlserve.runtime.exchange import raw_of
 from vlserve_worker.own_ids import trial_id
 
 
@@ -33,6 +38,26 @@ class Trials:
         record = self._ledger.version(model, version)
         request = ClientRequest(body, content_type, trial_id())
         return self._engine.send(self._holding(record.key), record.key, request, self._timeout_s)
+
+    def describe_handle(self, version: VersionRecord) -> Mapping[str, Any]:
+        """Ask an adopted version's handler for its own description, as TorchServe does.
+
+        Returns:
+            The JSON object that its describe_handle returns; an empty one, as of TorchServe, where
+            it has none, returns anything else, or does not answer.
+        """
+        adopted = version.manifest.adopted
+        if adopted is None or not adopted.describes:
+            return {}
+        path = f"/predictions/{adopted.name}"
+        fields = {"path": path, "headers": {"describe": "True"}, "content": ""}
+        try:
+            answer = self._engine.predict(self._holding(version.key), *version.key, fields)
+            raw = raw_of(dict(answer))
+            said = json.loads(raw.content) if raw.status < 400 else None
+        except (ControlError, ValueError, LookupError, RecursionError):
+            return {}
+        return said if isinstance(said, dict) else {}
 
     def _holding(self, key: Key) -> Instance:
         held = self._traffic.held

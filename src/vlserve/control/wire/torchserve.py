@@ -2,7 +2,7 @@
 documentation. `vlserve.control.api.torchserve` answers it."""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
@@ -75,8 +75,10 @@ class VersionDescription(TorchServeView):
     loaded_at_startup: bool = False
     workers: tuple[WorkerState, ...]
     job_queue_status: QueueState
-    customized_metadata: Mapping[str, str] | None = Field(
-        default=None, description="With `customized=true`: what the archive says of itself."
+    customized_metadata: Mapping[str, Any] | None = Field(
+        default=None,
+        description="With `customized=true`: what the archive says of itself; of an adopted one, "
+        "what its handler's describe_handle returns.",
     )
 
 
