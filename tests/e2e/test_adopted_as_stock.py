@@ -1,14 +1,15 @@
 """Adopted archives beside a stock TorchServe that serves them as they are: byte for byte."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection
+from dataclasses import dataclass
 
 import httpx
 import pytest
 
-from support.legacy_exchanges import CALLS, Call, legacy_archives
+from support.adopted_models import AdoptedModels
+from support.legacy_exchanges import CALLS, ENVELOPES, Call, legacy_archives
 from support.stock_torchserve import stock_torchserve
-from vlserve.adopt.adoption import Wishes, adopt
 from vlserve.testing import RunningStack
 
 pytestmark = [pytest.mark.export, pytest.mark.long, pytest.mark.on_triton(tier="long")]
@@ -24,27 +25,43 @@ OF_THE_SERVER = frozenset(
 )
 
 
+DESCRIBED = ("Describes", "Scores")
+
+
+@dataclass(frozen=True)
+class Stock:
+    """What a stock TorchServe says: to each call, and of some models (name -> their metadata)."""
+
+    answers: list[Answer]
+    metadata: dict[str, object]
+
+
 @pytest.fixture(scope="module")
-def stock_answers(tmp_path_factory: pytest.TempPathFactory) -> list[Answer]:
-    """What a stock TorchServe answers to each call."""
+def stock(tmp_path_factory: pytest.TempPathFactory) -> Stock:
+    """What a stock TorchServe says of the archives as they are."""
     folder = tmp_path_factory.mktemp("stock")
-    with stock_torchserve(folder, legacy_archives(folder / "archives")) as http:
-        return [_answer(http, call) for call in CALLS]
+    archives = legacy_archives(folder / "archives")
+    answers: dict[int, Answer] = {}
+    for name, envelope in ENVELOPES.items():  # of a whole server
+        archive, line = {name: archives.pop(name)}, f"service_envelope={envelope}"
+        with stock_torchserve(folder / name, archive, line) as http:
+            answers |= _answers(http, archive)
+    with stock_torchserve(folder / "others", archives) as http:
+        answers |= _answers(http, archives)
+        management = http.base_url.copy_with(port=(http.base_url.port or 0) + 1)
+        metadata = {name: _metadata(http, f"{management}/models/{name}") for name in DESCRIBED}
+    return Stock([answer for _, answer in sorted(answers.items())], metadata)
 
 
 @pytest.fixture(scope="module")
-def ours(stack: RunningStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """The gateway, with every archive adopted and released."""
-    folder = tmp_path_factory.mktemp("adopted-as-stock")
-    for name, archive in legacy_archives(folder).items():
-        probe = folder / f"{name}.json"
-        body = {"Scores": "[1.0, 2.0, 3.0]", "Results": '"str"'}.get(name, '{"a": 1}')
-        probe.write_text(body, encoding="utf-8")
-        model = f"stock-{name.lower()}"
-        adoption = adopt(archive, folder, Wishes(requests=probe, name=model))
-        stack.control.register(adoption.archive)
-        stack.control.release(model, 1)
-    yield stack.http
+def ours(stack: RunningStack, tmp_path_factory: pytest.TempPathFactory) -> AdoptedModels:
+    """The same archives, adopted."""
+    return AdoptedModels(stack, tmp_path_factory.mktemp("adopted-as-stock"), "stock")
+
+
+def _answers(http: httpx.Client, models: Collection[str]) -> dict[int, Answer]:
+    """Return the answers to the calls to these models, by their places among all."""
+    return {at: _answer(http, call) for at, call in enumerate(CALLS) if call.model in models}
 
 
 def _answer(http: httpx.Client, call: Call, name: str = "") -> Answer:
@@ -55,10 +72,12 @@ def _answer(http: httpx.Client, call: Call, name: str = "") -> Answer:
 
 
 @pytest.mark.parametrize("place", range(len(CALLS)), ids=lambda place: CALLS[place].id)
-def test_it_answers_as_stock(ours: httpx.Client, stock_answers: list[Answer], place: int) -> None:
-    call, expected = CALLS[place], stock_answers[place]
+def test_it_answers_as_stock(
+    stack: RunningStack, ours: AdoptedModels, stock: Stock, place: int
+) -> None:
+    call, expected = CALLS[place], stock.answers[place]
 
-    got = _answer(ours, call, f"stock-{call.model.lower()}")
+    got = _answer(stack.http, call, ours[call.model].model)
 
     assert got[0] == expected[0]
     if got[0] >= 500:
@@ -71,3 +90,19 @@ def _without_ours(body: bytes) -> dict[str, object]:
     said: dict[str, object] = json.loads(body)
     assert said.pop("error")
     return said
+
+
+@pytest.mark.parametrize("name", DESCRIBED)
+def test_a_handler_describes_itself_as_in_stock(
+    stack: RunningStack, ours: AdoptedModels, stock: Stock, name: str
+) -> None:
+    key = stack.settings.control_key_file.read_text(encoding="utf-8").strip()
+    with httpx.Client(headers={"Authorization": f"Bearer {key}"}, trust_env=False) as http:
+        url = f"{stack.settings.control_url}/torchserve/models/{ours[name].model}"
+        assert _metadata(http, url) == stock.metadata[name]
+
+
+def _metadata(http: httpx.Client, url: str) -> object:
+    answer = http.get(url, params={"customized": "true"}, timeout=60.0)
+    said = answer.json()
+    return said[0].get("customizedMetadata") if isinstance(said, list) else None

@@ -6,6 +6,9 @@ from pathlib import Path
 
 from support import legacy_archives as made
 
+ENVELOPES = {"Json": "json", "Kserve": "kserve"}
+"""Former name -> the envelope that its server is told of."""
+
 FORM = "multipart/form-data; boundary=edge"
 
 
@@ -51,10 +54,21 @@ def legacy_archives(folder: Path) -> dict[str, Path]:
         "Results": ("results.py", made.RESULTS),
         "Misbehaves": ("misbehaves.py", made.MISBEHAVES),
         "Parts": ("parts.py", made.PARTS),
+        "First": ("first.py", made.FIRST_ALONE),
+        "Describes": ("describes.py", made.DESCRIBES),
     }
     archives = {
         name: made.write_legacy(folder / f"{name}.mar", handler, source, modelName=name)
         for name, (handler, source) in kinds.items()
+    }
+    archives |= {
+        envelope.title(): made.write_legacy(
+            folder / f"{envelope.title()}.mar",
+            "instances.py",
+            made.INSTANCES,
+            modelName=envelope.title(),
+        )
+        for envelope in ENVELOPES.values()
     }
     archives["Scores"] = made.write_legacy(
         folder / "Scores.mar",
@@ -69,6 +83,17 @@ def legacy_archives(folder: Path) -> dict[str, Path]:
     )
     return archives
 
+
+PROBES = {
+    "Scores": "[1.0, 2.0, 3.0]",
+    "Results": '"str"',
+    "Json": '{"instances": [[1, 2], [3]]}',
+    "Kserve": '{"instances": [[1, 2], [3]]}',
+}
+"""Former name -> the body of its probe; of others an object."""
+
+_LISTS = b'{"instances": [[1, 2], [3], "abc"]}'
+_BASE64 = b'{"instances": [{"b64": "AAEC"}, {"a": {"b64": "AA=="}, "b": 1}]}'
 
 CALLS = (
     Call("Asserts", b'{"a": 1, "b": [1]}', "application/json"),
@@ -101,6 +126,15 @@ CALLS = (
     Call("Misbehaves", b"raise", "text/plain"),
     Call("Misbehaves", b"teapot", "text/plain"),
     Call("Misbehaves", b"typed", "text/plain"),
+    Call("First", b"alone", "text/plain"),
+    Call("First", b"[1, 2]", "application/json"),
+    Call("Describes", b"words", "text/plain"),
+    Call("Describes", b"words", "text/plain", {"describe": "True"}),
+    *(
+        Call(name, body, "application/json")
+        for name in ("Json", "Kserve")
+        for body in (_LISTS, _BASE64, b'{"other": 1}')
+    ),
     Call("Parts", part("img1", made.picture(), "image/png", "a.png") + END, FORM),
     Call("Scores", b"[0.1, 0.2, 0.3]", "application/json"),
     Call("Scores", b'{"values": [0.1, 0.2, 0.3]}', "application/json"),
