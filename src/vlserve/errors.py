@@ -21,6 +21,7 @@ VlserveError                  (vlserve.runtime.errors)
 │   ├── VersionConflict       another archive under a used version number
 │   ├── NotReady              the version is not loaded and healthy
 │   ├── ArchiveNotFound       no archive at the address that a registration names
+│   │   └── ArchiveTooSlow    its server takes too long to give it
 │   ├── UrlNotAllowed         control.allowed_urls does not let the address in
 │   ├── TuningInvalid         a tuning of a version that this stack cannot use
 │   ├── EngineNotRun          the stack runs no engine of the kind that is asked for
@@ -66,6 +67,7 @@ __all__ = [
     "ArchiveError",
     "ArchiveLost",
     "ArchiveNotFound",
+    "ArchiveTooSlow",
     "CallerGone",
     "CaptureUnwritable",
     "CheckpointMismatch",
@@ -223,6 +225,12 @@ class ArchiveNotFound(ControlError):
     """There is no archive at the address that a registration names, or its server gives none."""
 
     code = "archive_not_found"
+
+
+class ArchiveTooSlow(ArchiveNotFound):
+    """Another server takes too long to give an archive."""
+
+    code = "archive_too_slow"
 
 
 class UrlNotAllowed(ControlError):

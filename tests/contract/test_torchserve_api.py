@@ -6,6 +6,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,17 @@ def test_a_new_name_gets_the_traffic_and_a_further_version_does_not(
         200,
         {"models": [{"modelName": "tagger", "modelUrl": "tagger-1.mar"}]},
     )
+
+
+def test_of_versions_that_come_at_once_the_first_alone_gets_the_traffic(
+    script: Script, archives: list[Path]
+) -> None:
+    urls = [script.put_into_store(archive) for archive in archives[:3]]
+    with ThreadPoolExecutor() as pool:
+        answers = list(pool.map(lambda url: script("POST", f"/models?url={url}"), urls))
+    assert [status for status, _ in answers] == [200] * 3
+    events = [event.kind for event in script.control.client.history("tagger")]
+    assert events.count("released") == 1
 
 
 @pytest.mark.parametrize("as_json", [True, False])

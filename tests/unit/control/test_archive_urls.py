@@ -1,6 +1,7 @@
 """Addresses of archives: what is let in, and what is read of it."""
 
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import ClassVar
 import pytest
 from pydantic import ValidationError
 
+from vlserve.control.lifecycle import archive_urls
 from vlserve.control.lifecycle.archive_urls import open_url
-from vlserve.errors import ArchiveNotFound, UrlNotAllowed
+from vlserve.errors import ArchiveNotFound, ArchiveTooSlow, UrlNotAllowed
 from vlserve.runtime.errors import ArchiveTooLarge
 from vlserve.settings_sections import ControlSettings
 
@@ -30,7 +32,12 @@ class Server(BaseHTTPRequestHandler):
         if self.path != "/team/unsized.mar":
             self.send_header("Content-Length", str(len(BODY)))
         self.end_headers()
-        self.wfile.write(BODY)
+        if self.path == "/team/dripping.mar":
+            for byte in BODY:
+                self.wfile.write(bytes([byte]))
+                time.sleep(0.05)
+        else:
+            self.wfile.write(BODY)
 
     def log_message(self, format: str, *args: object) -> None:
         """Quiet."""
@@ -67,6 +74,14 @@ def test_what_a_server_does_not_give_is_not_found(server: str, tmp_path: Path, n
     with pytest.raises(ArchiveNotFound):
         _read(f"{server}/team/{name}", tmp_path, f"{server}/team/")
     assert Server.asked == [f"/team/{name}"], "a redirect was followed"
+
+
+def test_a_server_that_drips_is_given_up(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive_urls, "FETCH_TOTAL_S", 0.1)
+    with pytest.raises(ArchiveTooSlow, match=r"did not give the archive within 0\.1 s"):
+        _read(f"{server}/team/dripping.mar", tmp_path, f"{server}/team/")
 
 
 def test_a_server_that_is_not_there_is_told(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from vlserve.control.wire.views import ErrorBody, ErrorView
 from vlserve.errors import (
     ArchiveError,
     ArchiveNotFound,
+    ArchiveTooSlow,
     CaptureUnwritable,
     ControlBusy,
     EngineNotRun,
@@ -49,6 +50,7 @@ STATUS: Mapping[type[VlserveError], int] = {
     ModelNotFound: 404,
     VersionNotFound: 404,
     ArchiveNotFound: 404,
+    ArchiveTooSlow: 504,
     PairNotFound: 404,
     VersionConflict: 409,
     NotReady: 409,

@@ -5,6 +5,7 @@ A new name is registered and gets all traffic, as TorchServe does; a further ver
 it is made the default one. https://pytorch.org/serve/management_api.html
 """
 
+import asyncio
 import json
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -41,6 +42,7 @@ def torchserve_routes(service: ControlService, threads: Threads, settings: Setti
     """Return the paths below /torchserve; Door has judged the key and the size of the body."""
     router = APIRouter(prefix=TORCHSERVE, route_class=TorchServeRoute, tags=["torchserve"])
     describe = partial(views.described, settings=settings.engine)
+    first_release = asyncio.Lock()
 
     async def model_of(name: str) -> ModelStatus:
         try:
@@ -102,10 +104,11 @@ def torchserve_routes(service: ControlService, threads: Threads, settings: Setti
         with threads.admitted_load():
             work = partial(service.by_url.register, asked.url, wanted, asked.model_name)
             registered = await threads.load(request, work)
-        model = await model_of(registered.model)
-        if model.stable is None:
-            release = partial(service.release, registered.model, registered.version)
-            await threads.move_traffic(request, release)
+        async with first_release:  # of two versions of a new name, one gets the traffic
+            model = await model_of(registered.model)
+            if model.stable is None:
+                release = partial(service.release, registered.model, registered.version)
+                await threads.move_traffic(request, release)
         if asked.initial_workers and not asked.synchronous:
             return _answer(Said(status=PROCESSING), 202)
         version = views.version_of(model, str(registered.version))

@@ -4,6 +4,7 @@
 import os
 import re
 import stat
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 import httpx
 
 from vlserve.control import caller
-from vlserve.errors import ArchiveNotFound, UrlNotAllowed
+from vlserve.errors import ArchiveNotFound, ArchiveTooSlow, UrlNotAllowed
 from vlserve.runtime.errors import ArchiveTooLarge
 
 SUFFIX = ".mar"
@@ -27,6 +28,8 @@ _AMBIGUOUS = re.compile(r"[\x00-\x1f\x7f\\%;]")
 _CHUNK_BYTES = 1024 * 1024
 _FETCH_TIMEOUT_S = 60.0
 """Without a byte from the server."""
+FETCH_TOTAL_S = 600.0
+"""For the whole archive: a server that drips would hold the place of a load."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ def open_url(url: str, store: Path, allowed: Sequence[str], max_bytes: int) -> I
     Raises:
         UrlNotAllowed: the address is not let in.
         ArchiveNotFound: there is no such file, or the other server does not give it.
-        ArchiveTooLarge: while it is read.
+        ArchiveTooLarge, ArchiveTooSlow: while it is read.
     """
     try:
         if _BROKEN.search(url):
@@ -148,11 +151,21 @@ def _fetched(url: str) -> Iterator[Source]:
                 raise ArchiveNotFound(f"{url} answered {response.status_code}")
             said = response.headers.get("content-length", "")
             name = PurePosixPath(unquote(urlsplit(url).path)).name
-            yield Source(
-                name, int(said) if said.isdecimal() else 0, response.iter_raw(_CHUNK_BYTES)
-            )
+            size = int(said) if said.isdecimal() else 0
+            yield Source(name, size, _in_time(response.iter_raw(), url))
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ArchiveNotFound(f"{url} cannot be fetched: {error}") from error
+
+
+def _in_time(chunks: Iterator[bytes], url: str) -> Iterator[bytes]:
+    ends = time.monotonic() + FETCH_TOTAL_S
+    for chunk in chunks:
+        if time.monotonic() > ends:
+            raise ArchiveTooSlow(
+                f"{url} did not give the archive within {FETCH_TOTAL_S:g} s: put it into the model "
+                "store"
+            )
+        yield chunk
 
 
 def _bounded(chunks: Iterator[bytes], max_bytes: int) -> Iterator[bytes]:
