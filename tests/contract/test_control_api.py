@@ -227,6 +227,12 @@ def test_the_page_of_the_api_needs_no_network(control_api: RunningControl) -> No
         "/models/{model}/capture",
         "/models/{model}/capture/{word}",
         "/batch-jobs",
+        "/torchserve/api-description",
+        "/torchserve/models",
+        "/torchserve/models/{name}",
+        "/torchserve/models/{name}/all",
+        "/torchserve/models/{name}/{version}",
+        "/torchserve/models/{name}/{version}/set-default",
     }
     assert described["components"]["schemas"]["ReleaseRequest"]["examples"]
 

@@ -336,7 +336,7 @@ def test_no_other_file_is_read(script: Script, archives: list[Path], tmp_path: P
         ("ledger.sqlite", 404),
         ("link.mar", 404),
         ("pipe.mar", 404),
-        ("tagger-1.mar\0", 404),
+        ("tagger-1.mar\0", 400),
     ):
         answer = script("POST", "/models", params={"url": url})
         assert _failure(answer)[0] == status, url

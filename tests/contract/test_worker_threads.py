@@ -16,13 +16,13 @@ from types import SimpleNamespace
 sys.path.insert(0, sys.argv[1])
 import torchserve_handler
 
-def told(folder, threads, batch_size, log):
+def told(folder, threads, around, log):
     print(threads, os.environ["OMP_NUM_THREADS"], os.environ["MKL_NUM_THREADS"])
     sys.exit()
 
 torchserve_handler.Answering = told
 torchserve_handler.TorchServeHandler().initialize(
-    SimpleNamespace(system_properties={"model_dir": "."})
+    SimpleNamespace(system_properties={"model_dir": "."}, metrics=None)
 )
 """
 """In the place of TorchServe's program: what the handler opens an archive with."""
@@ -36,6 +36,7 @@ def test_a_worker_computes_on_its_version_s_threads(
     (folder / "MAR-INF").mkdir(parents=True)
     manifest = {"model": {"modelName": "m", "modelVersion": "7"}}
     (folder / "MAR-INF" / "MANIFEST.json").write_text(json.dumps(manifest), encoding="utf-8")
+    (folder / "manifest.json").write_text("{}", encoding="utf-8")
     (engine / "threads").mkdir(parents=True)
     (engine / "threads" / tuned).write_text("3\n", encoding="utf-8")
     program.write_text(PROGRAM, encoding="utf-8")

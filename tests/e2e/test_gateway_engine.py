@@ -3,6 +3,7 @@
 import json
 import socket
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -302,6 +303,16 @@ def _logged(routed: RunningGateway, request_id: str) -> AccessLine:
     return next(line for line in lines if line.request_id == request_id)
 
 
+class NoAnswers:
+    """A log of answers that has none."""
+
+    def of(self, request_id: str, version: int) -> None:
+        return None
+
+    def items_of(self, request_id: str) -> Sequence[str]:
+        return ()
+
+
 def test_a_release_is_not_judged_by_how_slowly_its_callers_send(
     routed: RunningGateway, engines: Engines
 ) -> None:
@@ -312,7 +323,7 @@ def test_a_release_is_not_judged_by_how_slowly_its_callers_send(
     line = _logged(routed, "sent-slowly")
     assert line.duration_ms is not None and line.received_ms is not None
     assert line.duration_ms >= line.received_ms >= 500
-    found = outcome(line, Pair(candidate=1, stable=9), lambda *_: None)
+    found = outcome(line, Pair(candidate=1, stable=9), NoAnswers())
     assert found is not None
     assert (found.failed, found.latency_ms) == (False, line.duration_ms - line.received_ms)
 
@@ -328,11 +339,11 @@ def test_nor_by_callers_who_leave(routed: RunningGateway, engines: Engines) -> N
     for engine in engines:
         engine.held.clear()
     versions = Pair(candidate=1, stable=9)
-    early = outcome(_logged(routed, "left-before-the-end"), versions, lambda *_: None)
+    early = outcome(_logged(routed, "left-before-the-end"), versions, NoAnswers())
     assert early is not None and (early.failed, early.refused) == (False, True)
     late = _logged(routed, "left-before-the-answer")
     assert (late.status, late.flags, bool(late.upstream)) == (0, "DC", True)
-    seen = outcome(late, versions, lambda *_: None)
+    seen = outcome(late, versions, NoAnswers())
     assert seen is not None and not seen.refused
 
 

@@ -60,6 +60,7 @@ class Reader:
             env=self.environment,
             capture_output=True,
             text=True,
+            encoding="utf-8",
             timeout=300,
             check=False,
         )

@@ -280,7 +280,7 @@ def unknown_names() -> Iterator[Case]:
         )
     for path in (
         *("/", "//", "/prediction", "/predictions", "/Predictions/x", "/models"),
-        *("/metrics", "/v2/models/x/infer"),
+        *("/metrics", "/v3/models/x/infer"),
         *("/../etc/passwd", "/predictions/x/../../models", "/%"),
     ):
         yield to(f"path-{path}", "not_found", path)

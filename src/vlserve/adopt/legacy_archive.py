@@ -76,6 +76,8 @@ def _copy_folder(path: Path, folder: Path) -> None:
             raise NotAdopted(f"{path.name} holds more than {MAX_MEMBERS} files")
         if file.is_symlink():
             raise NotAdopted(f"{path.name}: {file.name} is a link: put the file itself there")
+        if not (file.is_file() or file.is_dir()):
+            raise NotAdopted(f"{path.name}: {file.name} is neither a file nor a folder")
     shutil.copytree(path, folder, ignore=shutil.ignore_patterns(*_NOT_TAKEN))
 
 

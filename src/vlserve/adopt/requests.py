@@ -47,6 +47,9 @@ def read_calls(path: Path | None) -> list[LegacyCall]:
         return [LegacyCall("an empty JSON object", b"{}", {"content-type": "application/json"})]
     entries = sorted(path.iterdir()) if path.is_dir() else [path]
     entries = [entry for entry in entries if not entry.name.startswith(".")]
+    special = next((entry for entry in entries if not (entry.is_file() or entry.is_dir())), None)
+    if special:
+        raise NotAdopted(f"{special} is neither a file nor a folder")
     if not 0 < len(entries) <= MAX_PROBES:
         raise NotAdopted(f"{path} holds {len(entries)} requests, not 1 to {MAX_PROBES}")
     return [_form(entry) if entry.is_dir() else _body(entry) for entry in entries]

@@ -12,6 +12,7 @@ from vlserve.cli.parameters import (
     MAX_VERSION,
     Group,
     file_option,
+    file_or_folder_argument,
     file_or_folder_option,
     folder_option,
 )
@@ -26,10 +27,9 @@ if TYPE_CHECKING:
 def adopt(
     archive: Annotated[
         Path,
-        typer.Argument(
-            exists=True,
-            help="Archive of torch-model-archiver: a .mar, a .tgz or a folder; or a folder of .mar "
-            "files, each of which is adopted.",
+        file_or_folder_argument(
+            "Archive of torch-model-archiver: a .mar, a .tgz or a folder; or a folder of .mar "
+            "files, each of which is adopted."
         ),
     ],
     out: Annotated[
@@ -92,7 +92,7 @@ def adopt(
     ts_config: Annotated[
         Path | None,
         file_option(
-            "config.properties of the server that serves it now. Default: TorchServe's defaults."
+            "The config.properties of the server that serves it now. Default: TorchServe's own."
         ),
     ] = None,
     isolate: Annotated[
@@ -104,11 +104,17 @@ def adopt(
     ] = True,
     whole: Annotated[
         bool,
-        typer.Option("--whole", help="Join an answer that the handler sends in pieces."),
+        typer.Option(
+            "--whole",
+            help="Join an answer that the handler sends in pieces. Default: refuse such a handler.",
+        ),
     ] = False,
     trust_code: Annotated[
         bool,
-        typer.Option("--trust-code", help="Take compiled libraries (.so) that the archive holds."),
+        typer.Option(
+            "--trust-code",
+            help="Take compiled libraries (.so) that the archive holds. Default: refuse them.",
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:

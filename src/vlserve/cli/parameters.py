@@ -67,6 +67,11 @@ def files_argument(help: str) -> Any:
     )
 
 
+def file_or_folder_argument(help: str) -> Any:
+    """Return an argument that names a file or a folder to read; see `file_option`."""
+    return typer.Argument(exists=True, readable=True, callback=_regular_file_or_folder, help=help)
+
+
 def file_or_folder_option(help: str, *names: str) -> Any:
     """Return an option, called as its parameter or by ``names``, for a file or a folder to read."""
     return typer.Option(

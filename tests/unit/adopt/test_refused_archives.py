@@ -1,6 +1,7 @@
 """What is not adopted, and in which words; nothing of the archives runs here."""
 
 import io
+import os
 import pickle
 import tarfile
 from collections.abc import Callable
@@ -199,3 +200,13 @@ def test_a_tar_cannot_write_elsewhere(tmp_path: Path) -> None:
 
     assert "cannot be unpacked" in _refusal(file)
     assert not (tmp_path / "outside.py").exists()
+
+
+def test_what_is_neither_file_nor_folder_is_refused_inside_of_folders_too(tmp_path: Path) -> None:
+    folder, requests = tmp_path / "archive", tmp_path / "requests"
+    for place in (folder, requests):
+        place.mkdir()
+        os.mkfifo(place / "pipe")
+    assert _refusal(folder) == "archive: pipe is neither a file nor a folder"
+    archive = made.write_legacy(tmp_path / "m.mar", "first.py", HANDLER, {})
+    assert "pipe is neither a file nor a folder" in _refusal(archive, Wishes(requests=requests))

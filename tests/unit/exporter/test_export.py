@@ -177,7 +177,7 @@ def test_a_baked_in_length_is_refused_and_no_archive_is_written(
         )
     said = str(refused.value)
     assert "no archive was written" in said
-    for sizes in ("batch 1, text 15", "batch 1, text 1", "batch 2, text 8", "batch 5, text 4"):
+    for sizes in ("batch 1, text 15", "batch 1, text 1", "batch 2, text 8", "batch 5, text 12"):
         assert f"at {sizes}: " in said
     assert not (tmp_path / "out").exists()
 

@@ -1,7 +1,7 @@
 """A small drawn set and quick training options, shared by the tests of this folder."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,13 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture(autouse=True)
-def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Intervals of a thousand take seconds a set."""
-    for module in ("evaluate", "metrics.confidence"):
-        monkeypatch.setattr(f"vlserve.training.{module}.RESAMPLES", 20)
+@pytest.fixture(scope="module", autouse=True)
+def few_resamples() -> Iterator[None]:
+    """Intervals of a thousand take seconds a set. Also in the fixtures of a module."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("evaluate", "metrics.confidence"):
+            patch.setattr(f"vlserve.training.{module}.RESAMPLES", 20)
+        yield
 
 
 @pytest.fixture(scope="session")
