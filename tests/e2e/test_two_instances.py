@@ -125,20 +125,26 @@ def test_what_one_instance_has_no_worker_for_is_answered_by_the_other(
     twofold: RunningStack,
 ) -> None:
     """TorchServe says 503 to it."""
-    endpoint = endpoints(twofold.settings)[0]
-    token = json.loads(endpoint.key_file.read_text(encoding="utf-8"))["management"]["key"]
-    scaled = httpx.put(
-        f"http://{endpoint.host}:{endpoint.management_port}/models/{MODEL}/2",
-        params={"min_worker": 0, "max_worker": 0, "synchronous": "true"},
-        headers={"Authorization": f"Bearer {token}"},
-        timeout=30.0,
-        trust_env=False,
-    )
-    assert scaled.is_success, scaled.text
+    _scale_first(twofold, 0)
     request_ids = [f"no-worker-{number}" for number in range(20)]
     answers = [_ask(twofold, MODEL, each) for each in request_ids]
     assert {(answer.status_code, answer.json()["version"]) for answer in answers} == {(200, 2)}
     _assert_answered_by_the_other(twofold, request_ids)
+    _scale_first(twofold, 1)  # the tests that follow ask both instances
+
+
+def _scale_first(running: RunningStack, workers: int) -> None:
+    """Give version 2 so many workers on the first instance."""
+    endpoint = endpoints(running.settings)[0]
+    token = json.loads(endpoint.key_file.read_text(encoding="utf-8"))["management"]["key"]
+    scaled = httpx.put(
+        f"http://{endpoint.host}:{endpoint.management_port}/models/{MODEL}/2",
+        params={"min_worker": workers, "max_worker": workers, "synchronous": "true"},
+        headers={"Authorization": f"Bearer {token}"},
+        timeout=60.0,
+        trust_env=False,
+    )
+    assert scaled.is_success, scaled.text
 
 
 def test_what_the_client_did_wrong_is_tried_once(twofold: RunningStack) -> None:
