@@ -9,6 +9,7 @@ from typing import Any
 
 from vlserve.control.domain import Instance, ModelRoute, Routing
 from vlserve.control.gateway import envoy_adopted, envoy_triton
+from vlserve.control.gateway.cluster_filters import with_filters
 from vlserve.settings import Settings
 
 Config = dict[str, Any]
@@ -37,21 +38,6 @@ _OUTLIERS: Config = {
 }
 """When an instance gets no requests for a while, where there is another one. That half of them stay
 keeps Envoy from taking all back in a panic."""
-_UNPREPARED = {
-    "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-    "explicit_http_config": {"http_protocol_options": {}},
-    "http_filters": [
-        {
-            "name": "envoy.filters.http.upstream_codec",
-            "typed_config": {
-                "@type": "type.googleapis.com/envoy.extensions.filters.http.upstream_codec.v3"
-                ".UpstreamCodec"
-            },
-        }
-    ],
-}
-"""A cluster's own filters, in place of those that prepare a request for an engine: none."""
-
 
 _NO_ANSWER = {"code": "engine_unavailable", "message": "no engine instance answers"}
 _NOT_LOADED = {
@@ -185,10 +171,7 @@ def _shadow_clusters(route: ModelRoute, routing: Routing, settings: Settings) ->
             "endpoints": [{"lb_endpoints": [{"endpoint": {"address": listener}}]}],
         },
         "circuit_breakers": {"thresholds": [{"max_requests": most, "max_pending_requests": most}]},
-        "typed_extension_protocol_options": {
-            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": _UNPREPARED
-        },
-    }
+    } | with_filters()  # none: no engine is asked yet
     name = shadow_name(route.model, version)
     to_instances = _cluster(route, version, routing, settings)
     to_instances["name"] = to_instances["load_assignment"]["cluster_name"] = name
