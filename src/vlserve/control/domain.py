@@ -136,6 +136,11 @@ class ModelRoute:
     manifests: Mapping[int, Manifest] = field(default_factory=dict, compare=False, repr=False)
 
     @property
+    def is_released(self) -> bool:
+        """Return whether a version has weight."""
+        return any(self.weights.values())
+
+    @property
     def adopted(self) -> Mapping[int, Adopted]:
         """Return of each version that was adopted what it was: its handler gets the client's
         headers, and the rest of the path after the version."""

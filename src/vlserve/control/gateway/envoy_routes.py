@@ -12,6 +12,7 @@ from vlserve.control.gateway.adopted_routes import adopted_paths, former_paths, 
 from vlserve.control.gateway.envoy_clusters import Config
 from vlserve.control.gateway.prediction_routes import plain_paths
 from vlserve.control.gateway.route_parts import (
+    NO_MODEL,
     OPEN_TO_ALL,
     asked_with,
     buffered,
@@ -61,7 +62,7 @@ def routes(routing: Routing, settings: Settings) -> Config:
     """Return the route configuration."""
     gateway = settings.gateway
     paths = [
-        buffered(path, gateway) if "route" in path else path
+        buffered(path, gateway.max_body_bytes) if "route" in path else path
         for path in (
             *(path for route in routing.models for path in _paths_of(route, gateway)),
             *former_paths(routing.models, gateway),
@@ -212,11 +213,10 @@ def _bad_query(prefix: str) -> Config:
 
 def _unknown_paths() -> list[Config]:
     tunnel = refusal(405, "method_not_allowed", "the gateway opens no tunnels", "GET, HEAD, POST")
-    no_model = refusal(404, "model_not_found", "no model of this name is served")
     no_path = refusal(404, "not_found", "predictions are at POST /predictions/{model}")
     return [
         {"match": {"connect_matcher": {}}, **tunnel},
-        *({"match": {"prefix": prefix}, **no_model} for prefix in PREFIXES),
+        *({"match": {"prefix": prefix}, **NO_MODEL} for prefix in PREFIXES),
         *torchserve_routes.unknown_paths(),
         {"match": {"prefix": ""}, **no_path},
     ]

@@ -6,8 +6,7 @@ here by the bytes of their messages, so they need neither an engine nor the cont
 """
 
 import base64
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from vlserve.control.domain import ModelRoute
 from vlserve.control.gateway.envoy_clusters import Config
@@ -16,7 +15,15 @@ from vlserve.control.gateway.grpc_messages import (
     model_metadata_response,
     server_metadata_response,
 )
-from vlserve.control.gateway.route_parts import FILTER_ON, OPEN_TO_ALL
+from vlserve.control.gateway.route_parts import (
+    FILTER_ON,
+    OPEN_TO_ALL,
+    buffered,
+    header,
+    matches,
+    refusal,
+    with_filters,
+)
 from vlserve.control.gateway.v2_metadata import model_metadata, server_metadata
 from vlserve.runtime import headers
 from vlserve.settings_sections import GatewaySettings
@@ -27,13 +34,8 @@ MAX_CALL_BYTES = 65_536
 """Most bytes of a call whose message holds names alone."""
 
 _LUA_REQUEST, _LUA_ANSWER = "vlserve.grpc_request", "vlserve.grpc_answer"
-_BUFFER = "envoy.filters.http.buffer"
-_BUFFER_TYPE = "type.googleapis.com/envoy.extensions.filters.http.buffer.v3.BufferPerRoute"
 _BRIDGE = "envoy.filters.http.grpc_http1_reverse_bridge"
-_CALL = {
-    "name": "content-type",
-    "string_match": {"safe_regex": {"regex": r"application/grpc(\+proto)?"}},
-}
+_CALL = header("content-type", matches(r"application/grpc(\+proto)?"))
 _READ = {"name": headers.CALL, "present_match": True}
 _NOT_HERE = {
     SERVICE: "the server answers ServerLive, ServerReady, ModelReady, ServerMetadata, "
@@ -53,20 +55,19 @@ def call_paths(models: Sequence[ModelRoute], gateway: GatewaySettings) -> list[C
 def _calls(max_body_bytes: int) -> Iterator[Config]:
     """Yield the routes that a call has until its message is read, which its filters depend on."""
     for method in ("ServerLive", "ServerReady"):
-        yield _call(method, MAX_CALL_BYTES, OPEN_TO_ALL["typed_per_filter_config"])
+        yield with_filters(_call(method, MAX_CALL_BYTES), OPEN_TO_ALL["typed_per_filter_config"])
     for method in ("ServerMetadata", "ModelReady", "ModelMetadata"):
-        yield _call(method, MAX_CALL_BYTES, {})
-    yield _call("ModelInfer", max_body_bytes, {})
+        yield _call(method, MAX_CALL_BYTES)
+    yield _call("ModelInfer", max_body_bytes)
 
 
-def _call(method: str, max_bytes: int, access: Mapping[str, Config]) -> Config:
-    buffer = {"@type": _BUFFER_TYPE, "buffer": {"max_request_bytes": max_bytes}}
-    filters = {_BUFFER: buffer, _LUA_REQUEST: FILTER_ON, _BRIDGE: FILTER_ON, _LUA_ANSWER: FILTER_ON}
-    return {
+def _call(method: str, max_bytes: int) -> Config:
+    refused = {
         "match": {"path": f"{SERVICE}/{method}", "headers": [_CALL]},
         **_refusal("model_not_found", "no model of this name is served"),
-        "typed_per_filter_config": {**access, **filters},
     }
+    filters = {_LUA_REQUEST: FILTER_ON, _BRIDGE: FILTER_ON, _LUA_ANSWER: FILTER_ON}
+    return with_filters(buffered(refused, max_bytes), filters)
 
 
 def _answers(models: Sequence[ModelRoute]) -> Iterator[Config]:
@@ -75,7 +76,7 @@ def _answers(models: Sequence[ModelRoute]) -> Iterator[Config]:
     yield _answer("ServerReady", YES)
     yield _answer("ServerMetadata", server_metadata_response(server_metadata()))
     for route in models:
-        if any(route.weights.values()):
+        if route.is_released:
             yield _answer(f"ModelReady/{route.model}", YES)
         yield _answer(
             f"ModelMetadata/{route.model}", model_metadata_response(model_metadata(route))
@@ -114,5 +115,4 @@ def _not_here() -> Iterator[Config]:
 def _refusal(code: str, message: str) -> Config:
     """Refuse a call. Its words become gRPC's, and grpc_answer.lua finds the status by the code: the
     one here is one whose words envoy.yaml does not replace."""
-    body = json.dumps({"error": {"code": code, "message": message}})
-    return {"direct_response": {"status": 404, "body": {"inline_string": body}}}
+    return refusal(404, code, message)

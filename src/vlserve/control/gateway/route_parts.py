@@ -33,18 +33,22 @@ def refusal(status: int, code: str, message: str, allow: str = "") -> Config:
     return refused
 
 
-def buffered(route: Config, gateway: GatewaySettings) -> Config:
-    """Have the gateway wait for the whole body before it asks an engine."""
-    buffer = {"@type": _BUFFER_TYPE, "buffer": {"max_request_bytes": gateway.max_body_bytes}}
-    return _with_filters(route, {"envoy.filters.http.buffer": buffer})
+NO_MODEL = refusal(404, "model_not_found", "no model of this name is served")
+
+
+def buffered(route: Config, max_bytes: int) -> Config:
+    """Have the gateway wait for the whole body, of at most ``max_bytes``, before it goes on."""
+    buffer = {"@type": _BUFFER_TYPE, "buffer": {"max_request_bytes": max_bytes}}
+    return with_filters(route, {"envoy.filters.http.buffer": buffer})
 
 
 def with_torchserves_errors(route: Config) -> Config:
     """Have errors on a route carry TorchServe's three names beside ours."""
-    return _with_filters(route, {"vlserve.adopted_errors": FILTER_ON})
+    return with_filters(route, {"vlserve.adopted_errors": FILTER_ON})
 
 
-def _with_filters(route: Config, filters: Config) -> Config:
+def with_filters(route: Config, filters: Config) -> Config:
+    """Return a route with filters of its own: name -> what holds there, added to those it has."""
     own = route.get("typed_per_filter_config", {})
     return route | {"typed_per_filter_config": own | filters}
 

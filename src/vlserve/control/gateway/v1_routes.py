@@ -20,7 +20,7 @@ V1 = Form(
 
 def service_paths(routing: Routing) -> list[Config]:
     """Return the route that lists the models of which a version has weight."""
-    released = [route.model for route in routing.models if any(route.weights.values())]
+    released = [route.model for route in routing.models if route.is_released]
     return [
         {"match": asked_with("GET", {"path": "/v1/models"}), **direct(200, {"models": released})}
     ]
@@ -30,7 +30,7 @@ def model_paths(route: ModelRoute, gateway: GatewaySettings) -> list[Config]:
     """Return the routes of one model; the first that matches counts."""
     model = f"{PREFIX}{route.model}"
     ready = direct(200, {"name": route.model, "ready": True})
-    said = ready if any(route.weights.values()) else unreleased(route)
+    said = ready if route.is_released else unreleased(route)
     get = refusal(405, "method_not_allowed", "readiness is asked for with GET", "GET")
     post = refusal(405, "method_not_allowed", "predictions are asked for with POST", "POST")
     return [

@@ -14,6 +14,7 @@ from vlserve.control.gateway.prediction_routes import (
     unreleased,
 )
 from vlserve.control.gateway.route_parts import (
+    NO_MODEL,
     OPEN_TO_ALL,
     asked_with,
     direct,
@@ -65,7 +66,7 @@ def model_paths(route: ModelRoute, gateway: GatewaySettings) -> list[Config]:
         *_asked(model, model_metadata(route)),
         *(
             _asked(f"{model}/ready", ready)
-            if any(route.weights.values())
+            if route.is_released
             else [{"match": {"path": f"{model}/ready"}, **unreleased(route)}]
         ),
         *(
@@ -87,10 +88,9 @@ def model_paths(route: ModelRoute, gateway: GatewaySettings) -> list[Config]:
 
 def other_paths() -> list[Config]:
     """Return the routes of the server's own metadata, and of what V2 has not."""
-    no_model = refusal(404, "model_not_found", "no model of this name is served")
     return [
         *_asked("/v2", server_metadata()),
-        {"match": {"prefix": "/v2/models/"}, **no_model},
+        {"match": {"prefix": "/v2/models/"}, **NO_MODEL},
         {"match": {"prefix": PREFIX}, **_NO_PATH},
     ]
 
