@@ -44,17 +44,23 @@ def sample_lines(
     """
     with ExitStack() as opened:
         spans: list[_Span] = []
-        for file in files:
-            with suppress(OSError, ValueError):  # empty, or being renamed
-                raw = opened.enter_context(file.open("rb"))
-                text = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ)
-                opened.callback(text.close)
-                start = _offset_of(text, since, time_of)
-                end = len(text)
-                if until is not None:
-                    end = min(end, _offset_of(text, until, time_of) + _BISECT_UNTIL)
-                spans.append(_Span(text, start, max(start, end)))
+        for text in mapped(files, opened):
+            start = offset_of(text, since, time_of)
+            end = len(text)
+            if until is not None:
+                end = min(end, offset_of(text, until, time_of) + _BISECT_UNTIL)
+            spans.append(_Span(text, start, max(start, end)))
         return _sample(spans, most)
+
+
+def mapped(files: Sequence[Path], opened: ExitStack) -> Iterator[mmap.mmap]:
+    """Yield the bytes of each file that has some, until ``opened`` is closed."""
+    for file in files:
+        with suppress(OSError, ValueError):  # empty, or being renamed
+            raw = opened.enter_context(file.open("rb"))
+            text = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ)
+            opened.callback(text.close)
+            yield text
 
 
 def _sample(spans: Sequence[_Span], most: int) -> Sample:
@@ -89,7 +95,7 @@ def _some_lines(span: _Span, most: int) -> Iterator[bytes]:
         yield span.text[begin:end]
 
 
-def _offset_of(text: mmap.mmap, since: float, time_of: TimeOf) -> int:
+def offset_of(text: mmap.mmap, since: float, time_of: TimeOf) -> int:
     """Return where a line begins before which none is of ``since`` or later, by bisection."""
     low, high = 0, len(text)
     while high - low > _BISECT_UNTIL:

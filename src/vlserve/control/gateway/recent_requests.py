@@ -1,8 +1,7 @@
 """Figures of the last minutes from the gateway's access log, for people.
 
-Nothing is counted until somebody asks, and an answer costs the same however long the log is: of
-more than `MAX_LINES` requests, as many are read as that, spread evenly over the bytes, and the
-counts are scaled up.
+Nothing is counted until somebody asks. Of many requests some of each model are read, and the counts
+scaled up.
 """
 
 import threading
@@ -17,13 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from vlserve.control.gateway.log_lines import is_probe, parse_access_line
-from vlserve.control.log_rotation import renamed
-from vlserve.control.log_sampling import sample_lines
+from vlserve.control.gateway.log_lines import AccessLine, is_probe, parse_access_line
+from vlserve.control.gateway.model_lines import ModelLines
 
 MINUTES = 15
-MAX_LINES = 1000
-"""Read for one answer; parsing them takes about 10 ms."""
 KEPT_S = 5.0
 """Within this time the same answer is given again, to however many ask."""
 _MINUTE_S = 60
@@ -76,7 +72,6 @@ class ModelTraffic(Tally):
 @dataclass(frozen=True)
 class _Request:
     began: float
-    model: str
     version: int | None
     step: str
     failed: bool
@@ -88,7 +83,7 @@ class RecentRequests:
     """The last `MINUTES` of an access log and of the one before it. Thread-safe."""
 
     def __init__(self, log: Path, now: Callable[[], float] = time.time) -> None:
-        self._log = log
+        self._lines = ModelLines(log)
         self._now = now
         self._lock = threading.Lock()
         self._read_at = -np.inf
@@ -99,20 +94,21 @@ class RecentRequests:
         with self._lock:
             passing = time.monotonic()
             if passing - self._read_at >= KEPT_S:
-                self._figures = read_figures(self._log, self._now())
+                self._figures = _figures(self._lines, self._now())
                 self._read_at = passing
             return self._figures
 
 
-def read_figures(log: Path, now: float) -> Mapping[str, ModelTraffic]:
+def _figures(lines: ModelLines, now: float) -> Mapping[str, ModelTraffic]:
     """Read the last `MINUTES` before ``now`` (Unix time, s): model -> its figures."""
     since = now - MINUTES * _MINUTE_S
-    requests, scale = _read(log, since)
-    of_models: dict[str, list[_Request]] = defaultdict(list)
-    for request in requests:
-        if since <= request.began <= now:
-            of_models[request.model].append(request)
-    return {model: _traffic(model, each, now, scale) for model, each in sorted(of_models.items())}
+    figures: dict[str, ModelTraffic] = {}
+    for model, sample in sorted(lines.since(since - _LONGEST_REQUEST_S, _began).items()):
+        read = (request for line in sample.lines if (request := _parsed(line)) is not None)
+        requests = [request for request in read if since <= request.began <= now]
+        if requests:
+            figures[model] = _traffic(model, requests, now, sample.scale)
+    return figures
 
 
 def _traffic(model: str, requests: Sequence[_Request], now: float, scale: float) -> ModelTraffic:
@@ -155,34 +151,31 @@ def _tally(requests: Sequence[_Request], scale: float) -> dict[str, Any]:
     }
 
 
-def _read(log: Path, since: float) -> tuple[list[_Request], float]:
-    """Return requests since about ``since``, and how many each of them stands for."""
-    files = (renamed(log, 1), log)
-    sample = sample_lines(files, since - _LONGEST_REQUEST_S, None, MAX_LINES, _began)
-    requests = [request for line in sample.lines if (request := _parsed(line)) is not None]
-    return requests, sample.scale
-
-
 def _began(line: bytes) -> float | None:
-    request = _parsed(line)
-    return None if request is None else request.began
+    """Return the time of any line of the log, whatever it is of."""
+    try:
+        return _time_of(parse_access_line(line))
+    except ValueError:  # pydantic's too
+        return None
+
+
+def _time_of(line: AccessLine) -> float:
+    return datetime.fromisoformat(line.at).replace(tzinfo=UTC).timestamp()
 
 
 def _parsed(line: bytes) -> _Request | None:
-    """Return one line's request; None for what asked no model, for the stack's own probes, and for
-    what is no such line."""
+    """Return one line's request; None for the stack's own probes, and for what is no such line."""
     try:
         told = parse_access_line(line)
-        began = datetime.fromisoformat(told.at).replace(tzinfo=UTC).timestamp()
+        began = _time_of(told)
     except ValueError:  # pydantic's too
         return None
-    if not told.model or is_probe(told):
+    if is_probe(told):
         return None
     status = told.status or 0
     answered = 0 < status < HTTPStatus.INTERNAL_SERVER_ERROR
     return _Request(
         began,
-        told.model,
         told.number,
         told.step or "",
         failed=not answered and not told.client_left,
