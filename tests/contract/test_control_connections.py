@@ -84,3 +84,25 @@ def test_a_connection_is_used_again_and_long_answers_go_on(served: RunningContro
             time.sleep(1.0)  # longer than headers may take
             assert not events.is_closed
             assert served.client.health().status
+
+
+def test_a_request_that_came_with_the_one_before_it_is_answered_to_its_end(
+    served: RunningControl,
+) -> None:
+    link = served.client.console_link().path
+    with httpx.Client(base_url=served.url, trust_env=False, timeout=30) as browser:
+        browser.get(link).raise_for_status()
+        host = f"Host: {urlsplit(served.url).netloc}".encode()
+        cookies = "; ".join(f"{each.name}={each.value}" for each in browser.cookies.jar)
+        head = b"\r\n".join((host, f"Cookie: {cookies}".encode(), b"", b""))
+    with opened(served) as connection:
+        asked = b"GET /health HTTP/1.1\r\n" + head
+        connection.sendall(asked + b"GET /console/live/now HTTP/1.1\r\n" + head)
+        answered = b""
+        while b"event: part" not in answered:
+            received = connection.recv(65536)
+            assert received, answered
+            answered += received
+        assert answered.startswith(b"HTTP/1.1 401")
+        connection.settimeout(1.0)  # longer than headers may take
+        assert not is_closed(connection)

@@ -31,16 +31,20 @@ def guarded_protocol(
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
-            if self.cycle is not None and not self.cycle.response_complete:
+            if self._is_asked():
                 self._forget(self)
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
-            self._wait_for_request()
+            if not self._is_asked():  # else a request came with the one before it
+                self._wait_for_request()
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._forget(self)
             super().connection_lost(exc)
+
+        def _is_asked(self) -> bool:
+            return self.cycle is not None and not self.cycle.response_complete
 
         def _wait_for_request(self) -> None:
             self._forget(self)
