@@ -20,6 +20,7 @@ from vlserve.control.judge.drift import Drift, take_in
 from vlserve.control.rollouts.answer_history import AnswerHistory
 from vlserve.control.rollouts.log_reader import Cursor
 from vlserve.runtime.manifest import Manifest
+from vlserve_worker.storage import write_whole
 
 ALPHA = 0.05
 """Probability that an alarm is false, ever."""
@@ -114,10 +115,8 @@ class DriftWatch:
         assert self._versions is not None
         for name in list(self._versions)[:-MOST_VERSIONS]:
             del self._versions[name]
-        staged = self._file.with_name(f".{self._file.name}")
         try:
-            staged.write_bytes(_KEPT.dump_json(Kept(self._versions)))
-            staged.replace(self._file)
+            write_whole(self._file, _KEPT.dump_json(Kept(self._versions)))
         except OSError as error:
             logger.warning("%s cannot be written: %s", self._file, error)
 
