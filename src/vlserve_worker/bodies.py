@@ -28,6 +28,9 @@ SENT_PATH = b"x-vlserve-path"
 SENT_ENCODING = b"x-vlserve-content-encoding"
 """The gateway's header with the Content-Encoding of a body."""
 
+REQUEST_ID = b"x-request-id"
+"""The header with the name of a request in every log."""
+
 UNTYPED = ("", "application/octet-stream", "application/x-www-form-urlencoded")
 """Types of which a body may be an image by its first bytes; curl says the last of all it sends."""
 
@@ -102,11 +105,17 @@ def quoted(words: str) -> str:
     return repr(words if len(words) <= MAX_QUOTED_CHARS else f"{words[: MAX_QUOTED_CHARS - 1]}…")
 
 
-def _header(request: Mapping[str, Any], name: bytes) -> str:
+def header_value(request: Mapping[str, Any], name: bytes) -> bytes:
+    """Return the value of a header of a request as TorchServe's worker reads it; empty where it is
+    not there. ``name``: in lower case."""
     values = (
         header["value"] for header in request["headers"] if bytes(header["name"]).lower() == name
     )
-    return bytes(next(values, b"")).decode("latin-1")
+    return bytes(next(values, b""))
+
+
+def _header(request: Mapping[str, Any], name: bytes) -> str:
+    return header_value(request, name).decode("latin-1")
 
 
 def _parts(body: bytearray, content_type: str, query: str) -> Parts | None:
@@ -140,9 +149,14 @@ def _parts(body: bytearray, content_type: str, query: str) -> Parts | None:
     return None
 
 
+def has_too_many_values(json: bytes | bytearray) -> bool:
+    """Return whether JSON, which is not parsed for it, has more marks than MAX_JSON_MARKS."""
+    return sum(json.count(mark) for mark in b",:[{") > MAX_JSON_MARKS
+
+
 def _check_marks(body: bytearray) -> None:
     """Refuse JSON of too many values: handlers of older archives parse it uncounted."""
-    if sum(body.count(mark) for mark in b",:[{") > MAX_JSON_MARKS:
+    if has_too_many_values(body):
         raise BodyRefused(f"the JSON body has more than {MAX_JSON_MARKS} values", TOO_COMPLEX)
 
 

@@ -26,6 +26,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from vlserve_worker.bodies import REQUEST_ID, header_value
 from vlserve_worker.own_ids import is_own
 
 PLAN, TOTAL = "plan.json", "total"
@@ -39,7 +40,6 @@ _LOOK_EVERY_S = 1.0
 _BETWEEN_TRIES_S = 0.001
 _DIGITS = 20
 _OWNER_ALONE = 0o600
-_REQUEST_ID = b"x-request-id"
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ class Capture:
         if plan is None:
             return
         try:
-            request_id = _request_id(request)
+            request_id = header_value(request, REQUEST_ID).decode("utf-8", "replace")
             if request_id and not is_own(request_id) and plan.takes(request_id):
                 fields = {one["name"]: bytes(one["value"]) for one in request["parameters"]}
                 keep_input(self._folder, request_id, fields, plan.max_bytes)
@@ -253,8 +253,3 @@ def _locked(file: int, tries: int) -> bool:
         if attempt + 1 < tries:
             time.sleep(_BETWEEN_TRIES_S)
     return False
-
-
-def _request_id(request: Mapping[str, Any]) -> str:
-    values = (one["value"] for one in request["headers"] if bytes(one["name"]) == _REQUEST_ID)
-    return bytes(next(values, b"")).decode("utf-8", "replace")

@@ -52,8 +52,6 @@ HTTP_STATUS = {
 MAX_BODY_BYTES = 32 * 1024 * 1024
 """Most bytes of an unpacked body where no instance's configuration says so."""
 
-REQUEST_ID = "x-request-id"
-
 logger = logging.getLogger(__name__)
 
 

@@ -11,19 +11,20 @@ from typing import Any
 from vlserve_worker import image_limits
 from vlserve_worker.adopted import is_adopted
 from vlserve_worker.batch_notes import notes_folder
+from vlserve_worker.bodies import REQUEST_ID
 from vlserve_worker.busy_workers import BUSY_FILE
 from vlserve_worker.capture import Capture
 from vlserve_worker.lone_requests import lone_requests
 from vlserve_worker.request_filter import (
     MAX_BODY_BYTES,
-    REQUEST_ID,
     Noted,
     Refusal,
     RequestFilter,
     open_notes,
 )
+from vlserve_worker.several_items import Exchange, ItemAnswer
 from vlserve_worker.v2.batch import spread_batch
-from vlserve_worker.v2.exchange import Exchange, ItemAnswer, Served
+from vlserve_worker.v2.exchange import Served
 
 ANSWERED_BY = "x-vlserve-version"
 TIMING = "server-timing"
@@ -190,6 +191,6 @@ def _configured(instance: Path) -> dict[str, int]:
 def _request_id(context: Any, at: int) -> str:
     """Return the client's X-Request-Id, else TorchServe's own."""
     for name, value in context.get_all_request_header(at).items():
-        if name.lower() == REQUEST_ID and isinstance(value, str):  # a form part is a dict
+        if name.lower() == REQUEST_ID.decode() and isinstance(value, str):  # a form part is a dict
             return value
     return str(context.get_request_id(at))

@@ -41,16 +41,15 @@ from vlserve_worker.image_limits import bounds_images
 from vlserve_worker.lone_requests import LoneRequests, lone_requests
 from vlserve_worker.request_filter import (
     MAX_BODY_BYTES,
-    REQUEST_ID,
     Noted,
     Refusal,
     RequestFilter,
     open_notes,
 )
+from vlserve_worker.several_items import ItemAnswer, WholeAnswer, request_id_of
 from vlserve_worker.time_limit import ended_after
 from vlserve_worker.triton_tensors import prove_exchange, read_tensor, write_tensor
 from vlserve_worker.v2.batch import served_by, spread_batch
-from vlserve_worker.v2.exchange import ItemAnswer, WholeAnswer
 
 BODY, ANSWER = "body", "answer"
 """The tensors of config.pbtxt."""
@@ -240,9 +239,7 @@ def _values(request: dict[str, Any] | Refusal, *, with_headers: bool) -> dict[st
 
 def _request_id(request: dict[str, Any] | Refusal) -> str:
     """Return the client's X-Request-Id; a new one where there is none to be read."""
-    name, headers = REQUEST_ID.encode(), [] if isinstance(request, Refusal) else request["headers"]
-    ids = (header["value"].decode() for header in headers if header["name"] == name)
-    return next(ids, None) or str(uuid.uuid4())
+    return str(uuid.uuid4()) if isinstance(request, Refusal) else request_id_of(request)
 
 
 def _written(answer: ItemAnswer) -> bytes:

@@ -44,9 +44,8 @@ def test_the_worker_uses_the_table_s_headers() -> None:
     assert bodies.SENT_PATH.decode() == headers.SENT_PATH
     assert exchange.PROTOCOL.decode() == headers.PROTOCOL
     assert exchange.JSON_LENGTH.decode() == headers.SENT_JSON_LENGTH
-    assert exchange.REQUEST_ID.decode() == headers.REQUEST_ID
+    assert bodies.REQUEST_ID.decode() == headers.REQUEST_ID
     assert headers.ANSWERED_BY == service.ANSWERED_BY
-    assert headers.REQUEST_ID == request_filter.REQUEST_ID
 
 
 def test_the_worker_s_codes_have_the_archive_s_status() -> None:

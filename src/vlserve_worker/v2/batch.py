@@ -1,4 +1,4 @@
-"""A batch of an engine, in which V2 requests stand as their items."""
+"""A batch of an engine, in which V2 and V1 requests stand as their items."""
 
 import json
 import logging
@@ -9,17 +9,10 @@ from typing import TypeVar
 
 from vlserve_worker.bodies import SENT_TYPE
 from vlserve_worker.request_filter import Refusal
-from vlserve_worker.v1 import V1, V1Exchange, open_v1
+from vlserve_worker.several_items import Exchange, Raw, header_of
+from vlserve_worker.v1 import V1, open_v1
 from vlserve_worker.v2 import protobuf
-from vlserve_worker.v2.exchange import (
-    PROTOCOL,
-    V2,
-    Exchange,
-    Raw,
-    Served,
-    header_of,
-    open_exchange,
-)
+from vlserve_worker.v2.exchange import PROTOCOL, V2, Served, V2Exchange, open_exchange
 from vlserve_worker.v2.messages import refused
 
 One = TypeVar("One")
@@ -42,7 +35,7 @@ class Spread:
     places: list[int]
     turns: list[int]
     shares: list[int]
-    exchanges: list[Exchange | V1Exchange | None]
+    exchanges: list[Exchange | None]
 
     def grouped(self, values: Sequence[One]) -> Iterator[Sequence[One]]:
         """Yield, for each request, those of ``values`` that are its items'."""
@@ -70,7 +63,7 @@ def spread_batch(batch: Sequence[Raw | Refusal], served: Served, max_bytes: int)
     return spread
 
 
-def _opened(request: Raw, served: Served, max_bytes: int) -> Exchange | V1Exchange | None:
+def _opened(request: Raw, served: Served, max_bytes: int) -> Exchange | None:
     if served.task == ADOPTED:  # its handler gets a request as it is
         return _no_grpc(request, served)
     if header_of(request, PROTOCOL) == V1:
@@ -85,7 +78,7 @@ def _no_grpc(request: Raw, served: Served) -> Exchange | None:
     no = refused(
         f"{served.model} is an adopted archive, which has no gRPC: send POST /predictions/"
     )
-    return Exchange(protobuf, served, refusal=no)
+    return V2Exchange(codec=protobuf, served=served, refusal=no)
 
 
 def served_by(archive: Path) -> Served:

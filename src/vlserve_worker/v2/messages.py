@@ -106,11 +106,11 @@ def check_most(what: str, number: int, most: int) -> None:
         raise refused(f"the request has {number} {what}, the limit is {most}", TOO_COMPLEX)
 
 
-def check_items(number: int) -> None:
-    """Raise BodyRefused where a request has more items than it may."""
+def check_items(number: int, called: str = "items") -> None:
+    """Raise BodyRefused where a request has more items than it may; ``called``: as clients do."""
     if number > MAX_ITEMS:
         raise refused(
-            f"the request has {number} items, the limit is {MAX_ITEMS}: send them in several",
+            f"the request has {number} {called}, the limit is {MAX_ITEMS}: send them in several",
             TOO_MANY_ITEMS,
         )
 

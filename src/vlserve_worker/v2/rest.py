@@ -12,7 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from vlserve_worker.bodies import MAX_JSON_MARKS, TOO_COMPLEX, BodyRefused, quoted
+from vlserve_worker.bodies import (
+    MAX_JSON_MARKS,
+    TOO_COMPLEX,
+    BodyRefused,
+    has_too_many_values,
+    quoted,
+)
 from vlserve_worker.v2.messages import (
     BYTES,
     MAX_DIMS,
@@ -87,7 +93,7 @@ def write_answer(answer: InferAnswer, request: InferRequest) -> Encoded:
             about["data"] = _json_data(tensor)
         outputs.append(about)
     told = {"model_name": answer.model_name, "model_version": answer.model_version}
-    head = _json({**told, **({"id": answer.id} if answer.id else {}), "outputs": outputs})
+    head = json_bytes({**told, **({"id": answer.id} if answer.id else {}), "outputs": outputs})
     if not binary:
         return Encoded(head, JSON)
     return Encoded(b"".join((head, *binary)), WITH_BINARY, len(head))
@@ -95,10 +101,11 @@ def write_answer(answer: InferAnswer, request: InferRequest) -> Encoded:
 
 def write_error(message: str) -> Encoded:
     """Write an error."""
-    return Encoded(_json({"error": message}), JSON)
+    return Encoded(json_bytes({"error": message}), JSON)
 
 
-def _json(told: Members) -> bytes:
+def json_bytes(told: Members) -> bytes:
+    """Write JSON without NaN. ValueError."""
     text = json.dumps(told, ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8", "backslashreplace")  # a lone surrogate becomes JSON's own escape
 
@@ -141,7 +148,7 @@ def strict_json(raw: bytes) -> Any:
     def no_number(word: str) -> None:
         raise ValueError(f"{word} is no JSON number")
 
-    if sum(raw.count(mark) for mark in b",:[{") > MAX_JSON_MARKS:
+    if has_too_many_values(raw):
         raise refused(f"the JSON has more than {MAX_JSON_MARKS} values", TOO_COMPLEX)
     try:
         text = raw.decode("utf-8-sig")

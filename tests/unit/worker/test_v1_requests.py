@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from vlserve_worker.several_items import ItemAnswer
 from vlserve_worker.v1 import open_v1
-from vlserve_worker.v2.exchange import ItemAnswer
 from vlserve_worker.v2.messages import MAX_ITEMS
 
 LIMIT = 1_000_000
@@ -81,7 +81,7 @@ def test_what_is_no_request_is_refused(body: bytes, code: str) -> None:
 
 @pytest.mark.parametrize("answer", [b"\xff\xd8", b'{"score": NaN}'])
 def test_an_answer_that_is_no_json_fails_its_request_alone(answer: bytes) -> None:
-    whole = open_v1(_raw(_told([{}])), 1000).join([ItemAnswer(200, "", answer)])
+    whole = open_v1(_raw(_told({"instances": [{}]})), 1000).join([ItemAnswer(200, "", answer)])
     assert whole.status == 500
     assert b"inference_failed: an answer is no JSON" in whole.encoded.body
 

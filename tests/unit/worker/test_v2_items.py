@@ -14,8 +14,9 @@ from vlserve_worker import request_filter
 from vlserve_worker.bodies import BodyRefused
 from vlserve_worker.capture import PLAN, Capture, Plan, fields_of, name_of
 from vlserve_worker.request_filter import Noted, Refusal, RequestFilter
+from vlserve_worker.several_items import ItemAnswer
 from vlserve_worker.v2.batch import served_by, spread_batch
-from vlserve_worker.v2.exchange import ItemAnswer, Served
+from vlserve_worker.v2.exchange import Served
 from vlserve_worker.v2.item_ids import ItemId, item_id, read_item_id
 from vlserve_worker.v2.items import split_items
 from vlserve_worker.v2.messages import (

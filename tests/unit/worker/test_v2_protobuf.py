@@ -13,9 +13,10 @@ from tritonclient.grpc import service_pb2 as pb
 
 from vlserve_worker.bodies import SENT_TYPE, TOO_COMPLEX, UNREADABLE, BodyRefused
 from vlserve_worker.request_filter import Refusal
+from vlserve_worker.several_items import Exchange, ItemAnswer
 from vlserve_worker.v2 import protobuf, protobuf_wire
 from vlserve_worker.v2.batch import ADOPTED, spread_batch
-from vlserve_worker.v2.exchange import PROTOCOL, Exchange, ItemAnswer, Served, open_exchange
+from vlserve_worker.v2.exchange import PROTOCOL, Served, open_exchange
 from vlserve_worker.v2.messages import (
     BOOL,
     BYTES,
