@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+ADOPTED = "adopted"
+"""Their task."""
+
 
 def is_adopted(archive: Path) -> bool:
     """Return whether the unpacked archive holds a handler of TorchServe, which gets a request as it
     was sent, and answers in its own words."""
-    return (archive / "handlers" / "adopted.py").is_file()
+    return (archive / "handlers" / f"{ADOPTED}.py").is_file()

@@ -9,7 +9,7 @@ import io
 import os
 import posixpath
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -208,11 +208,6 @@ def parquet_file(path: AnyPath) -> "ParquetFile":
     if isinstance(path, ObjectPath):
         return ParquetFile(path.key, filesystem=path.file_system)
     return ParquetFile(path)
-
-
-def storage_settings() -> Mapping[str, str]:
-    """Return this process's settings of storages, for processes on other machines."""
-    return {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
 
 
 @cache

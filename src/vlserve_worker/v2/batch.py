@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from vlserve_worker.adopted import ADOPTED
 from vlserve_worker.bodies import SENT_TYPE
 from vlserve_worker.request_filter import Refusal
 from vlserve_worker.several_items import Exchange, Raw, header_of
@@ -16,9 +17,6 @@ from vlserve_worker.v2.exchange import PROTOCOL, V2, Served, V2Exchange, open_ex
 from vlserve_worker.v2.messages import refused
 
 One = TypeVar("One")
-
-ADOPTED = "adopted"
-"""Task of archives that hold a handler of TorchServe."""
 
 logger = logging.getLogger(__name__)
 

@@ -106,6 +106,12 @@ def check_most(what: str, number: int, most: int) -> None:
         raise refused(f"the request has {number} {what}, the limit is {most}", TOO_COMPLEX)
 
 
+def check_no_classification(parameters: Mapping[str, Parameter]) -> None:
+    """Raise BodyRefused where an output's ``parameters`` ask for classes in its place."""
+    if parameters.get("classification"):
+        raise refused("the classification extension is not read: ask for the outputs themselves")
+
+
 def check_items(number: int, called: str = "items") -> None:
     """Raise BodyRefused where a request has more items than it may; ``called``: as clients do."""
     if number > MAX_ITEMS:

@@ -32,6 +32,7 @@ from vlserve_worker.v2.messages import (
     RequestedOutput,
     Tensor,
     check_most,
+    check_no_classification,
     elements_of,
     refused,
 )
@@ -233,8 +234,7 @@ def _requested(wire: WireReader, message: Message) -> RequestedOutput:
             _add_parameter(wire, field, parameters)
     if not name:
         raise refused("a requested output has no name")
-    if parameters.get("classification"):
-        raise refused("the classification extension is not read: ask for the outputs themselves")
+    check_no_classification(parameters)
     _check_no_shared_memory(name, parameters)
     return RequestedOutput(name)
 

@@ -34,6 +34,7 @@ from vlserve_worker.v2.messages import (
     RequestedOutput,
     Tensor,
     check_most,
+    check_no_classification,
     elements_of,
     refused,
 )
@@ -204,8 +205,7 @@ def _requested(told: Any) -> RequestedOutput:
     about = _object(told, "a requested output")
     name = _text(about, "name", "a requested output")
     parameters = _parameters(about, quoted(name))
-    if parameters.get("classification"):
-        raise refused("the classification extension is not read: ask for the outputs themselves")
+    check_no_classification(parameters)
     return RequestedOutput(name, _switch(parameters, BINARY))
 
 

@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2 as pb
 
+from vlserve_worker.adopted import ADOPTED
 from vlserve_worker.bodies import SENT_TYPE, TOO_COMPLEX, UNREADABLE, BodyRefused
 from vlserve_worker.request_filter import Refusal
 from vlserve_worker.several_items import Exchange, ItemAnswer
 from vlserve_worker.v2 import protobuf, protobuf_wire
-from vlserve_worker.v2.batch import ADOPTED, spread_batch
+from vlserve_worker.v2.batch import spread_batch
 from vlserve_worker.v2.exchange import PROTOCOL, Served, open_exchange
 from vlserve_worker.v2.messages import (
     BOOL,
