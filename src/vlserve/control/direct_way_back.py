@@ -18,8 +18,8 @@ from vlserve.control.lifecycle.probes import serves_somewhere
 from vlserve.control.ports import Engine
 from vlserve.control.rollouts.report import RolloutReport, report
 from vlserve.control.rollouts.service import (
-    is_being_released,
-    is_not_being_released,
+    no_release,
+    release_under_way,
     report_of_unreadable,
 )
 from vlserve.control.rollouts.state import StateUnreadable, read_state
@@ -65,7 +65,7 @@ def roll_back(
         elif version in (None, rollout.stable):
             change = taken_back(rollout, read_state(rollout.state_json), by="user")
         else:
-            raise is_being_released(rollout)
+            raise release_under_way(rollout)
         way.go(change)
         return TrafficChange(model, change.version, change.previous, unrecorded=WHY)
 
@@ -75,7 +75,7 @@ def abort(settings: Settings, engine: Engine, model: str) -> RolloutReport:
     with _opened(settings, engine) as way:
         rollout = way.under_way(model)
         if rollout is None:
-            raise is_not_being_released(model)
+            raise no_release(model)
         way.go(taken_back(rollout, read_state(rollout.state_json), by="user"))
         return way.report(rollout)
 

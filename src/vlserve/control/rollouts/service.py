@@ -88,7 +88,7 @@ class RolloutService:
             rollout = self._steps.in_force(recorded)
             state = self._loop.state(rollout)
             if isinstance(state, StateUnreadable):
-                return self._report_unreadable(rollout, state)
+                return report_of_unreadable(self._ledger, rollout, state)
             return self._report(rollout, state)
 
     def pause(self, model: str) -> RolloutReport:
@@ -126,7 +126,7 @@ class RolloutService:
         """Raise ReleaseUnderWay while the model has a rollout under way."""
         rollout = self.under_way(model)
         if rollout is not None:
-            raise is_being_released(rollout)
+            raise release_under_way(rollout)
 
     def under_way(self, model: str) -> Rollout | None:
         """Return the model's rollout under way, if there is one."""
@@ -144,9 +144,6 @@ class RolloutService:
             state = replace(state, decision=decide(state.judge, Standing(0.0, *healthy)))
         return report(rollout, state)
 
-    def _report_unreadable(self, rollout: Rollout, error: StateUnreadable) -> RolloutReport:
-        return report_of_unreadable(self._ledger, rollout, error)
-
     def _set_status(self, model: str, status: RolloutStatus, kind: str) -> RolloutReport:
         with self._loop.lock:
             rollout = self._under_way(model)
@@ -160,7 +157,7 @@ class RolloutService:
         self._ledger.model(model)
         rollout = self.under_way(model)
         if rollout is None:
-            raise is_not_being_released(model)
+            raise no_release(model)
         return rollout
 
     def _stable(self, model: str, version: int) -> VersionRecord:
@@ -187,8 +184,8 @@ def report_of_unreadable(ledger: Ledger, rollout: Rollout, error: StateUnreadabl
     return report_unreadable(rollout, started.detail, unreadable(rollout, error))
 
 
-def is_being_released(rollout: Rollout) -> ReleaseUnderWay:
-    """Return what is said to who asks for what must wait for the end of the rollout."""
+def release_under_way(rollout: Rollout) -> ReleaseUnderWay:
+    """Return the error of what must wait for the end of the rollout."""
     model = rollout.model
     return ReleaseUnderWay(
         f"{model} {rollout.candidate} is being released: `vlserve promote {model}` gives "
@@ -196,6 +193,6 @@ def is_being_released(rollout: Rollout) -> ReleaseUnderWay:
     )
 
 
-def is_not_being_released(model: str) -> NoRelease:
-    """Return what is said to who steers a rollout that is not there."""
+def no_release(model: str) -> NoRelease:
+    """Return the error of who steers a rollout that is not there."""
     return NoRelease(f"{model} is not being released: begin with `vlserve release {model} VERSION`")
