@@ -1,9 +1,7 @@
 """gRPC calls of the Open Inference Protocol at the gateway's own port. Real Envoy, stand-in
 engines, Triton's client."""
 
-import json
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator
 from uuid import uuid4
 
 import pytest
@@ -46,21 +44,6 @@ def routed(hasty: RunningGateway, engines: Engines) -> RunningGateway:
     return hasty
 
 
-def _logged(running: RunningGateway, request_id: str) -> Mapping[str, Any]:
-    """The one line of the access log of a request."""
-
-    def lines() -> list[Mapping[str, Any]]:
-        if not running.access_log().exists():
-            return []
-        text = running.access_log().read_text(encoding="utf-8")
-        written = [json.loads(line) for line in text.splitlines()]
-        return [line for line in written if line["request_id"] == request_id]
-
-    wait_until(lines)
-    (line,) = lines()
-    return line
-
-
 def test_an_engine_gets_the_bare_message_and_the_client_the_engine_s(
     routed: RunningGateway, calls: Calls, engines: Engines
 ) -> None:
@@ -74,7 +57,7 @@ def test_an_engine_gets_the_bare_message_and_the_client_the_engine_s(
     assert seen.headers["x-vlserve-path"] == "/v2/models/tagger/versions/1/infer"
     assert seen.headers["content-length"] == str(len(seen.body))
     assert not {"te", "x-vlserve-call", "x-sticky-key", "user-agent"} & seen.headers.keys()
-    line = _logged(routed, "bare")
+    line = routed.access_line("bare")
     assert (line["path"], line["status"], line["version"]) == (INFER, 200, "1")
     assert (line["caller"], line["step"], line["tries"]) == ("alice", None, 1)
 
@@ -89,7 +72,7 @@ def test_a_caller_has_one_version_whatever_it_speaks(routed: RunningGateway, cal
         versions[key] = said.headers["x-model-version"]
     assert set(versions.values()) == {"1", "2"}
     calls.infer("tagger", x_request_id="split")
-    line = _logged(routed, "split")
+    line = routed.access_line("split")
     assert line["step"] == HALVES.step
 
 
@@ -111,7 +94,7 @@ def test_a_body_is_as_large_as_a_plain_one_may_be(
     said = calls.infer("tagger", bytes(limit), x_request_id="large")
     assert said.code is StatusCode.RESOURCE_EXHAUSTED
     assert said.details == f"body_too_large: the body is larger than {limit} bytes"
-    assert _logged(routed, "large")["status"] == 413
+    assert routed.access_line("large")["status"] == 413
 
 
 def _is_late(engines: Engines) -> None:
@@ -192,7 +175,7 @@ def test_a_fault_has_grpc_s_code_and_http_s_status_in_the_log(
     request_id = str(uuid4())
     said = calls.infer("tagger", x_request_id=request_id)
     assert (said.code, said.details) == (code, details)
-    line = _logged(routed, request_id)
+    line = routed.access_line(request_id)
     assert (line["status"], line["step"]) == (status, HALVES.step)
     assert line["version"] in ("1", "2")
 
@@ -205,7 +188,7 @@ def test_what_one_instance_loses_the_other_answers(
         engines[1].replies.append(reply)
         said = calls.infer("tagger", b"x" * MIB, x_request_id=f"again-{reply.status}")
         assert said.answer == ANSWER, said.details
-        assert _logged(routed, f"again-{reply.status}")["tries"] in (2, 3)
+        assert routed.access_line(f"again-{reply.status}")["tries"] in (2, 3)
         for engine in engines:
             engine.replies.clear()
 
@@ -216,7 +199,7 @@ def test_a_model_without_an_instance_is_unavailable(hasty: RunningGateway, calls
     assert said.code is StatusCode.UNAVAILABLE
     assert said.details == "engine_unavailable: no engine instance answers"
     assert {**said.headers, **said.trailers}["retry-after"] == "1"
-    assert _logged(hasty, "nobody")["status"] == 503
+    assert hasty.access_line("nobody")["status"] == 503
 
 
 @pytest.mark.parametrize(
@@ -295,7 +278,7 @@ def test_keys_and_rates_hold(tmp_path_factory: pytest.TempPathFactory, engines: 
         said = calls.infer("tagger", x_request_id="no-key")
         assert said.code is StatusCode.UNAUTHENTICATED
         assert said.details.startswith("unauthorized: send a valid key")
-        assert _logged(running, "no-key")["status"] == 401
+        assert running.access_line("no-key")["status"] == 401
         assert calls.call("ModelReady").code is StatusCode.UNAUTHENTICATED
         assert calls.call("ServerReady").answer.ready  # as /health, open to all
         assert calls.infer("tagger", x_api_key=KEY).code is StatusCode.OK
@@ -338,7 +321,7 @@ def test_what_is_no_call_reaches_no_engine(routed: RunningGateway, engines: Engi
         reply = raw_http2.exchange(port, raw_http2.headers(asked) + raw_http2.data(body))
         assert (reply.ended, reply.refused, reply.body) == (True, False, b""), name
         expected = 501 if name == "compressed" else 400
-        assert _logged(routed, name)["status"] == expected, name
+        assert routed.access_line(name)["status"] == expected, name
     assert not any(engine.seen for engine in engines)
 
 

@@ -1,10 +1,8 @@
 """What the access log says of the requests of a release: step, version, caller, however each ends.
 Real Envoy."""
 
-import json
 import socket
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator
 from uuid import uuid4
 
 import httpx
@@ -38,23 +36,6 @@ def routed(hasty: RunningGateway, engine: FakeTorchServe) -> RunningGateway:
     return hasty
 
 
-def _logged(running: RunningGateway, request_id: str) -> Mapping[str, Any]:
-    """The access log's line of one request."""
-
-    def lines() -> list[Mapping[str, Any]]:
-        if not running.access_log().exists():
-            return []
-        written = [
-            json.loads(line)
-            for line in running.access_log().read_text(encoding="utf-8").splitlines()
-        ]
-        return [line for line in written if line["request_id"] == request_id]
-
-    wait_until(lines)
-    (line,) = lines()
-    return line
-
-
 def _ask(
     running: RunningGateway,
     request_id: str,
@@ -84,7 +65,7 @@ def test_a_request_that_weights_route_is_logged_with_step_and_caller(
 ) -> None:
     request_id = str(uuid4())
     response = _ask(routed, request_id, key=key)
-    line = _logged(routed, request_id)
+    line = routed.access_line(request_id)
     assert (line["step"], line["caller"], line["status"]) == (RELEASE.step, caller, 200)
     assert line["version"] == str(response.json()["version"])
 
@@ -102,8 +83,8 @@ def test_what_no_step_routed_has_none(routed: RunningGateway) -> None:
     other = _ask(routed, "no-release", "/predictions/calm")
     assert {by_path.status_code, by_header.status_code, other.status_code} == {200}
     for request_id in ("by-path", "by-header", "no-release"):
-        assert _logged(routed, request_id)["step"] is None
-    assert _logged(routed, "by-path")["caller"] == "alice"
+        assert routed.access_line(request_id)["step"] is None
+    assert routed.access_line("by-path")["caller"] == "alice"
 
 
 def _answers_late(engine: FakeTorchServe) -> None:
@@ -141,7 +122,7 @@ def test_a_request_that_fails_counts_for_its_step_and_version(
     fault(engine)
     response = _ask(routed, fault.__name__, key=b"bob")
     assert response.status_code == status
-    line = _logged(routed, fault.__name__)
+    line = routed.access_line(fault.__name__)
     assert (line["status"], line["flags"]) == (status, flags)
     assert (line["step"], line["caller"]) == (RELEASE.step, "bob")
     assert line["version"] == response.headers["x-model-version"]
@@ -150,7 +131,7 @@ def test_a_request_that_fails_counts_for_its_step_and_version(
 def test_a_request_that_no_instance_can_take_counts_too(hasty: RunningGateway) -> None:
     hasty.gateway.apply(Routing([RELEASE], []))
     response = _ask(hasty, "no-instance")
-    line = _logged(hasty, "no-instance")
+    line = hasty.access_line("no-instance")
     assert (line["status"], line["flags"], line["step"]) == (503, "UH", RELEASE.step)
     assert line["version"] in ("1", "2")  # the lot is drawn, though no version answers
     assert "x-model-version" not in response.headers
@@ -167,7 +148,7 @@ def test_a_client_that_goes_away_is_logged_with_its_step(
     with socket.create_connection(address, timeout=10) as client:
         client.sendall(head.encode() + b"Content-Length: 5\r\n\r\n" + sent)
         wait_until(lambda: routed.active() == 1)
-    line = _logged(routed, request_id)
+    line = routed.access_line(request_id)
     assert (line["status"], line["flags"], line["step"]) == (0, "DC", RELEASE.step)
     assert line["version"] in ("1", "2")
 
@@ -186,8 +167,8 @@ def test_a_request_counts_for_the_step_that_routed_it(
         client.sendall(b"lf.")
         assert client.recv(65536).startswith(b"HTTP/1.1 200")
     _ask(routed, "later")
-    assert _logged(routed, "early")["step"] == RELEASE.step
-    assert _logged(routed, "later")["step"] == later.step
+    assert routed.access_line("early")["step"] == RELEASE.step
+    assert routed.access_line("later")["step"] == later.step
 
 
 def test_no_client_writes_long_lines(routed: RunningGateway) -> None:
@@ -201,5 +182,5 @@ def test_no_client_writes_long_lines(routed: RunningGateway) -> None:
         (b"x-request-id", name.encode()),
     ]
     exchange(routed.settings.gateway.port, headers(fields, last=True))
-    line = _logged(routed, name)
+    line = routed.access_line(name)
     assert (line["method"], line["path"]) == ("M" * 16, path[:512])

@@ -1,9 +1,10 @@
 """A stack's settings, and the gateway alone: free loopback ports, a folder of its own."""
 
+import json
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,20 @@ class RunningGateway:
 
     def access_log(self) -> Path:
         return self.settings.state_dir / "logs" / "access.jsonl"
+
+    def access_line(self, request_id: str) -> Mapping[str, Any]:
+        """The access log's line of one request, once it is written."""
+
+        def lines() -> list[Mapping[str, Any]]:
+            if not self.access_log().exists():
+                return []
+            text = self.access_log().read_text(encoding="utf-8")
+            written = [json.loads(line) for line in text.splitlines()]
+            return [line for line in written if line["request_id"] == request_id]
+
+        wait_until(lines)
+        (line,) = lines()
+        return line
 
     def shadow_log(self) -> Path:
         return self.settings.state_dir / "logs" / "shadow.jsonl"
