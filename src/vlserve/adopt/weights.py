@@ -1,9 +1,9 @@
 """What a file of weights is, by its content: suffixes say little."""
 
-import zipfile
 from enum import StrEnum
 from pathlib import Path
 
+from vlserve.exporter.file_kinds import begins_as_pickle, is_torchscript, read_head
 from vlserve.exporter.pickled import named_by
 
 _PICKLES = (".pkl", ".pickle", ".joblib")
@@ -22,27 +22,16 @@ class Kind(StrEnum):
 
 def kind_of(file: Path) -> Kind:
     """Return what a file is."""
-    with file.open("rb") as opened:
-        head = opened.read(4)
-    if head == b"\x7fELF" or file.suffix.lower() in _MACHINE_CODE:
+    head = read_head(file)
+    if head.raw.startswith(b"\x7fELF") or file.suffix.lower() in _MACHINE_CODE:
         return Kind.MACHINE_CODE
-    if head == b"PK\x03\x04":
-        return _of_zip(file)
-    if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":
-        return _of_pickle(file)
-    return Kind.CODE_IN_PICKLE if file.suffix.lower() in _PICKLES else Kind.OTHER
-
-
-def _of_zip(file: Path) -> Kind:
-    try:
-        with zipfile.ZipFile(file) as archive:
-            names = archive.namelist()
-    except zipfile.BadZipFile:
-        return Kind.OTHER
-    inside = {name.partition("/")[2] for name in names}
-    if "constants.pkl" in inside and any(name.startswith("code/") for name in inside):
+    if is_torchscript(head):
         return Kind.TORCHSCRIPT
-    return _of_pickle(file) if "data.pkl" in inside else Kind.OTHER
+    if head.has("data.pkl") or begins_as_pickle(head):
+        return _of_pickle(file)
+    if head.members is None and file.suffix.lower() in _PICKLES:
+        return Kind.CODE_IN_PICKLE
+    return Kind.OTHER
 
 
 def _of_pickle(file: Path) -> Kind:

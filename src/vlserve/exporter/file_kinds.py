@@ -98,6 +98,18 @@ def is_safetensors(head: Head) -> bool:
     return head.raw[8:9] == b"{" and not head.raw.startswith(b"PK")
 
 
+def is_torchscript(head: Head) -> bool:
+    """Return whether it is a zip of torch.jit.save: constants, and a folder of code."""
+    return head.has("constants.pkl") and any(
+        "/code/" in member or member.startswith("code/") for member in head.members or ()
+    )
+
+
+def begins_as_pickle(head: Head) -> bool:
+    """Return whether it begins like a pickle of protocol 2 to 5, as torch's older files do too."""
+    return head.raw[:1] == b"\x80" and head.raw[1:2] in (b"\2", b"\3", b"\4", b"\5")
+
+
 def _begins(*starts: bytes) -> Callable[[Head], bool]:
     return lambda head: head.raw.startswith(starts)
 
@@ -202,16 +214,7 @@ KINDS: tuple[FileKind, ...] = (
         "Join them: torch.distributed.checkpoint.format_utils.dcp_to_torch_save",
         lambda head: head.name.endswith(".distcp") or head.name == ".metadata",
     ),
-    FileKind(
-        "TorchScript, which holds code",
-        STATE_DICT,
-        lambda head: (
-            head.has("constants.pkl")
-            and any(
-                "/code/" in member or member.startswith("code/") for member in head.members or ()
-            )
-        ),
-    ),
+    FileKind("TorchScript, which holds code", STATE_DICT, is_torchscript),
     FileKind(
         "a program of torch.export (.pt2)",
         STATE_DICT,
@@ -263,10 +266,7 @@ KINDS: tuple[FileKind, ...] = (
         "a plain pickle (pickle.dump, joblib, Paddle), which only code can read",
         "Load it where it was made, and save its weights with torch.save or as safetensors",
         lambda head: (
-            head.raw[:1] == b"\x80"
-            and head.raw[1:2] in (b"\2", b"\3", b"\4", b"\5")
-            and len(head.raw) > 40
-            and TORCH_LEGACY not in head.raw[:40]
+            begins_as_pickle(head) and len(head.raw) > 40 and TORCH_LEGACY not in head.raw[:40]
         ),
     ),
     FileKind("Flax's msgpack", CONVERT, _is_msgpack),
