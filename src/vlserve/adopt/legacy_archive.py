@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import lzma
 import shutil
 import tarfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +15,8 @@ from vlserve.errors import NotAdopted
 from vlserve.runtime.archive import file_sha256
 from vlserve.runtime.manifest import MANIFEST, TORCHSERVE_MANIFEST
 from vlserve.runtime.zip_layout import (
-    FREE_UNPACKED_BYTES,
     MAX_MEMBERS,
-    MAX_UNPACKED_BYTES,
-    MAX_UNPACKED_RATIO,
+    check_unpacked_size,
     read_chunks,
     read_layout,
 )
@@ -72,7 +72,7 @@ def open_legacy(path: Path, folder: Path) -> LegacyArchive:
 
 def _copy_folder(path: Path, folder: Path) -> None:
     for number, file in enumerate(path.rglob("*")):
-        if number > MAX_MEMBERS:
+        if number >= MAX_MEMBERS:
             raise NotAdopted(f"{path.name} holds more than {MAX_MEMBERS} files")
         if file.is_symlink():
             raise NotAdopted(f"{path.name}: {file.name} is a link: put the file itself there")
@@ -93,21 +93,20 @@ def _unpack_zip(path: Path, folder: Path) -> None:
 
 def _unpack_tar(path: Path, folder: Path) -> None:
     """Unpack a .tgz, whose one root folder, where it has one, is the archive."""
-    most = min(MAX_UNPACKED_BYTES, FREE_UNPACKED_BYTES + MAX_UNPACKED_RATIO * path.stat().st_size)
+    length = path.stat().st_size
     folder.mkdir(parents=True)
     try:
         with tarfile.open(path) as archive:
             total = 0
             for number, member in enumerate(archive):
                 total += member.size
-                if number > MAX_MEMBERS or total > most:
-                    raise NotAdopted(
-                        f"{path.name} unpacks to more than {most} bytes or too many files"
-                    )
+                check_unpacked_size(total, length, path.name)
+                if number >= MAX_MEMBERS:
+                    raise NotAdopted(f"{path.name} holds more than {MAX_MEMBERS} files")
                 if not (member.isfile() or member.isdir()):
                     raise NotAdopted(f"{path.name}: {member.name} is neither a file nor a folder")
                 archive.extract(member, folder, filter="data")
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         raise NotAdopted(f"{path.name} cannot be unpacked: {error}") from error
     entries = list(folder.iterdir())
     if len(entries) == 1 and entries[0].is_dir() and entries[0].name != "MAR-INF":

@@ -77,13 +77,14 @@ def from_entries(
 
 
 def _content(file: Path, called: str) -> Mapping[str, Any]:
+    """Read what TorchServe reads: entries that are there twice too, which `yaml_files` refuses."""
     if not file.is_file():
         raise NotAdopted(f"{called} names the configuration {file.name}, which it does not hold")
     if file.stat().st_size > MAX_BYTES:
         raise NotAdopted(f"{called}: {file.name} has more than {MAX_BYTES} bytes")
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
         raise NotAdopted(f"{called}: {file.name} cannot be read: {error}") from error
     if content is not None and not isinstance(content, dict):
         raise NotAdopted(f"{called}: {file.name} is no list of entries")

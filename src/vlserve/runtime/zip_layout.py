@@ -63,7 +63,7 @@ def read_layout(file: IO[bytes], where: str) -> dict[str, Member]:
     entries = _read_directory(file, where)
     names = [entry.filename for entry in entries]
     _check_names(names, where)
-    _check_sizes(entries, _length(file), where)
+    check_unpacked_size(sum(entry.file_size for entry in entries), _length(file), where)
     for entry in entries:
         _check_entry(entry, where)
     return {member.name: member for member in _placed(file, entries, where)}
@@ -168,8 +168,9 @@ def _read_at(file: IO[bytes], start: int, end: int) -> bytes:
     return file.read(end - start)
 
 
-def _check_sizes(entries: Sequence[zipfile.ZipInfo], length: int, where: str) -> None:
-    size_bytes = sum(entry.file_size for entry in entries)
+def check_unpacked_size(size_bytes: int, length: int, where: str) -> None:
+    """Hold the bytes that an archive of ``length`` bytes unpacks to against the limits.
+    ArchiveTooLarge."""
     if size_bytes > MAX_UNPACKED_BYTES:
         raise ArchiveTooLarge(
             f"{where} unpacks to {size_bytes} bytes, more than {MAX_UNPACKED_BYTES}"

@@ -13,7 +13,7 @@ from support import legacy_archives as made
 from vlserve.adopt.adoption import Wishes, adopt
 from vlserve.adopt.checks import Allowed
 from vlserve.errors import NotAdopted
-from vlserve.runtime.errors import ArchiveUnreadable
+from vlserve.runtime.errors import ArchiveTooLarge, ArchiveUnreadable
 
 HANDLER = made.FIRST_ALONE
 
@@ -88,6 +88,10 @@ REFUSED = {
             "def handle(data, context):\n    return data\n"
         ),
         "answers in pieces (m.mar: h.py): `--whole` joins them into one answer",
+    ),
+    "no date": (
+        lambda folder: _with_config(folder, "since: 2024-13-45"),
+        "c.yaml cannot be read: month must be in 1..12",
     ),
     "processes": (
         lambda folder: _with_config(folder, "torchrun:\n  nproc-per-node: 4\n"),
@@ -200,6 +204,34 @@ def test_a_tar_cannot_write_elsewhere(tmp_path: Path) -> None:
 
     assert "cannot be unpacked" in _refusal(file)
     assert not (tmp_path / "outside.py").exists()
+
+
+def test_a_tar_may_unpack_to_as_much_as_a_zip(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vlserve.runtime.zip_layout.FREE_UNPACKED_BYTES", 1024)
+    file = tmp_path / "m.tgz"
+    with tarfile.open(file, "w:gz") as archive:
+        member = tarfile.TarInfo("zeros.bin")
+        member.size = 1024**2
+        archive.addfile(member, io.BytesIO(bytes(member.size)))
+
+    with pytest.raises(ArchiveTooLarge, match="unpacks to 1048576, more than 20 times as many"):
+        adopt(file, tmp_path, Wishes())
+
+
+def test_a_damaged_tar_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "m.tgz"
+    with tarfile.open(file, "w:gz", compresslevel=0) as archive:
+        member = tarfile.TarInfo("words.txt")
+        member.size = 300_000
+        archive.addfile(member, io.BytesIO(b"x" * member.size))
+    content = bytearray(file.read_bytes())
+    block = next(at for at in range(100_000, len(content)) if content[at] != ord("x"))
+    content[block] = 0b111  # of no type that there is
+    file.write_bytes(content)
+
+    assert "cannot be unpacked" in _refusal(file)
 
 
 def test_what_is_neither_file_nor_folder_is_refused_inside_of_folders_too(tmp_path: Path) -> None:
