@@ -45,8 +45,19 @@ def failed_by(error: Exception) -> HandlerFailed:
     ):
         return HandlerFailed(507, OUT_OF_RESOURCES, splits=False)
     if type(error).__name__ == "PredictionException" and hasattr(error, "error_code"):
-        return HandlerFailed(int(error.error_code), str(getattr(error, "message", error)))
+        status = _http_status(error.error_code)
+        if status is not None:
+            return HandlerFailed(status, str(getattr(error, "message", error)))
     return HandlerFailed(503, PREDICTION_FAILED)
+
+
+def _http_status(given: Any) -> int | None:
+    """Return the status that a handler gives; None for what is no status of a whole answer."""
+    try:
+        status = int(given)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return status if 200 <= status <= 599 else None
 
 
 def encoded(result: Any) -> bytes:
@@ -77,10 +88,7 @@ def answer_item(
         return HandlerFailed(503, UNSUPPORTED).answer()
     if not all(isinstance(text, str) for pair in headers.items() for text in pair):
         return HandlerFailed(503, PREDICTION_FAILED).answer()
-    try:
-        number = 200 if status is None else int(status)
-    except (TypeError, ValueError):
-        return HandlerFailed(503, PREDICTION_FAILED).answer()
-    if not 200 <= number <= 599:
+    number = 200 if status is None else _http_status(status)
+    if number is None:
         return HandlerFailed(503, PREDICTION_FAILED).answer()
     return RawAnswer(number, dict(headers), content)

@@ -17,6 +17,7 @@ from vlserve.runtime.exchange import ExchangeFields
 
 BODY = "body"
 MAX_PARTS = 1_000
+"""Of a form; what comes after them is passed over."""
 MAX_PART_HEADER_BYTES = 8192
 _TAIL = re.compile(r"/predictions/[^/?]+/[^/?]+/(?P<tail>[^?]*)")
 _EXPLAINED = re.compile(r"/explanations/|/v1/models/[^/?]+:explain(\?|$)")
@@ -53,10 +54,10 @@ class _Part:
 def legacy_request(fields: ExchangeFields, decodes: bool, request_id: str) -> LegacyRequest:
     """Return what a handler gets of a request. ``decodes``: whether JSON and text are parsed."""
     sent = AnyCase(fields.headers)
-    parts = list(_parts(fields.content, str(sent.get("content-type", ""))))
     data: dict[str, Any] = {}
     properties = AnyCase()
-    for part in parts:  # of a name that is there twice the last one counts
+    # Of a name that is there twice the last one counts.
+    for part in _parts(fields.content, str(sent.get("content-type", ""))):
         data[part.name] = _decoded(part) if decodes else bytearray(part.value)
         properties[part.name] = {"content-type": part.content_type}
     tail = _TAIL.match(fields.path)
@@ -107,7 +108,7 @@ def _part_of(segment: MultipartSegment, value: bytes) -> _Part:
 
 
 def _of_urlencoded(content: bytes) -> Iterator[_Part]:
-    for pair in content.decode("utf-8", "replace").split("&"):
+    for pair in content.decode("utf-8", "replace").split("&", MAX_PARTS)[:MAX_PARTS]:
         name, equals, value = pair.partition("=")
         if equals:
             yield _Part(unquote_plus(name), "", unquote_plus(value).encode("utf-8", "replace"))

@@ -76,6 +76,8 @@ def test_a_word_that_ends_the_worker_does_end_it(start: Start) -> None:
         ("raise RuntimeError('CUDA error: out of memory')", 507, "Out of resources"),
         ("raise PredictionException('too long', 422)", 422, "too long"),
         ("raise PredictionException('too long')", 500, "too long"),
+        ("raise PredictionException('no status', 42)", 503, "Prediction failed"),
+        ("raise PredictionException('no status', 'many')", 503, "Prediction failed"),
         ("return {'a': 1}", 503, "Invalid model predict output"),
         ("return None", 503, "Invalid model predict output"),
         ("return (1,)", 503, "Invalid model predict output"),

@@ -4,7 +4,7 @@ import pytest
 
 from support.legacy_exchanges import END, FORM, part
 from vlserve.runtime.exchange import ExchangeFields, unpacked_headers
-from vlserve.runtime.legacy_request import LegacyRequest, legacy_request
+from vlserve.runtime.legacy_request import MAX_PARTS, LegacyRequest, legacy_request
 
 
 def _read(
@@ -69,6 +69,12 @@ def test_of_two_parts_of_one_name_the_last_counts() -> None:
 
 def test_a_form_that_is_cut_short_is_no_error() -> None:
     assert _read(part("data", b"1", None, "a"), FORM).data.keys() <= {"data"}
+
+
+def test_fields_beyond_the_most_are_passed_over() -> None:
+    fields = b"&".join(b"f%d=1" % number for number in range(MAX_PARTS + 1))
+
+    assert list(_read(fields, "application/x-www-form-urlencoded").data)[-1] == f"f{MAX_PARTS - 1}"
 
 
 def test_json_that_is_sent_as_a_form_is_lost() -> None:
