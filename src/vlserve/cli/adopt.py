@@ -138,6 +138,11 @@ def adopt(
     several = _archives_in(archive)
     if several and (name or record or handler):
         raise typer.BadParameter("--name, --record and --handler are for one archive")
+    if several and requests and not requests.is_dir():
+        raise typer.BadParameter(
+            f"{archive} holds several archives: give a folder with an entry for each",
+            param_hint="--requests",
+        )
     adoptions = []
     for each in several or [archive]:
         own = replace(wishes, requests=_requests_of(each, requests)) if several else wishes
@@ -161,8 +166,8 @@ def _requests_of(archive: Path, requests: Path | None) -> Path | None:
     """Return the entry of one archive among the requests of several."""
     if requests is None:
         return None
-    named = [entry for entry in sorted(requests.iterdir()) if entry.stem == archive.stem]
-    return named[0] if named else None
+    entries = sorted(requests.iterdir())
+    return next((one for one in entries if archive.stem in (one.name, one.stem)), None)
 
 
 def _warn(adoption: "Adoption", settings: Settings) -> None:

@@ -81,6 +81,15 @@ def test_several_archives_have_no_one_name(run: Run, tmp_path: Path) -> None:
     assert (ended.code, "for one archive" in ended.err) == (2, True)
 
 
+def test_several_archives_have_no_one_request(run: Run, tmp_path: Path) -> None:
+    request = tmp_path / "a.json"
+    request.write_text("{}", encoding="utf-8")
+
+    ended = run("adopt", str(_store(tmp_path / "store")), "--requests", str(request))
+
+    assert (ended.code, "give a folder with an entry for each" in ended.err) == (2, True)
+
+
 def test_answers_of_the_former_server_become_the_probes_and_differences_are_told(
     run: Run, tmp_path: Path, former: str
 ) -> None:
