@@ -1,17 +1,17 @@
 """What keeps an archive from being adopted, and what its owner should know; read, never run."""
 
+import ast
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from vlserve.adopt.legacy_archive import LegacyArchive
 from vlserve.adopt.model_config import SEQUENCES, STREAMS
 from vlserve.adopt.packages import DISTRIBUTIONS, missing_modules, missing_requirements
-from vlserve.adopt.source_code import OF_TORCHSERVE, Source, Sources, default_handler
+from vlserve.adopt.source_code import Source, Sources, default_handler
 from vlserve.adopt.weights import Kind, kind_of
 from vlserve.errors import NotAdopted
+from vlserve.runtime.legacy_handler import PIECES, entry_of
 
-_PIECES = "send_intermediate_predict_response"
-DESCRIBE_HANDLE = "describe_handle"
 _ENVELOPES = ("body", "json", "kserve", "kservev2")
 ONE_AT_A_TIME = ("kserve", "kservev2")
 """Envelopes that read a batch's first request alone."""
@@ -39,7 +39,10 @@ class Checked:
 def check_runtime(archive: LegacyArchive, handler: str) -> None:
     """Refuse another language than Python."""
     runtime = str(archive.manifest.get("runtime", "python"))
-    if runtime.upper().startswith("LSP") or handler.startswith("lib"):
+    module = entry_of(handler).module
+    is_class_of_library = module.startswith("lib") and ":" in handler
+    held = (archive.folder / f"{module}.py").is_file()
+    if runtime.upper().startswith("LSP") or (is_class_of_library and not held):
         raise NotAdopted(
             f"{archive.called} is C++ (runtime {runtime}): only Python handlers are adopted"
         )
@@ -75,27 +78,28 @@ def check_weights(archive: LegacyArchive, allowed: Allowed) -> None:
 def check_code(archive: LegacyArchive, handler: str, allowed: Allowed) -> Checked:
     """Find the handler by TorchServe's rules, and check what it imports."""
     own = Sources(archive.folder, archive.called)
-    file, _, function = handler.partition(":")
-    module = file.removesuffix(".py").rsplit("/", 1)[-1]
-    found = own.find(module) or default_handler(f"{OF_TORCHSERVE}.{file}")
+    entry = entry_of(handler)
+    where = entry.module if own.find(entry.module) else entry.default
+    found = own.find(where) or default_handler(where)
     if found is None:
         raise NotAdopted(f"{archive.called} has no handler {handler}: it holds {_python(archive)}")
-    where = module if own.find(module) else f"{OF_TORCHSERVE}.{file}"
     model_file = str(archive.model.get("modelFile") or "").removesuffix(".py")
     sources = own.reached_from(where, *([model_file] if model_file else []))
-    _check_entry(archive, found, function or "handle")
+    _check_entry(archive, found, entry.function)
     _check_ways(archive, sources, allowed)
     _check_packages(archive, sources, own)
     if model_file:
         _check_model_file(archive, found, own.find(model_file))
     describes = any(
-        source.defines(DESCRIBE_HANDLE) for source in sources if not _is_torchserves(source)
+        any(source.functions("describe_handle"))
+        for source in sources
+        if not _is_torchserves(source)
     )
     return Checked(tuple(_warnings(archive, sources)), describes)
 
 
 def _check_entry(archive: LegacyArchive, handler: Source, function: str) -> None:
-    if handler.async_function(function):
+    if any(isinstance(each, ast.AsyncFunctionDef) for each in handler.functions(function)):
         raise NotAdopted(f"{archive.called} {STREAMS} (async {function} in {handler.called})")
     if handler.binds(function):
         return
@@ -121,7 +125,7 @@ def _check_ways(archive: LegacyArchive, sources: Iterable[Source], allowed: Allo
         used = source.names_used()
         if "get_sequence_id" in used:
             raise NotAdopted(f"{archive.called} {SEQUENCES} ({source.called})")
-        if _PIECES in used and not allowed.whole:
+        if PIECES in used and not allowed.whole:
             raise NotAdopted(
                 f"{archive.called} answers in pieces ({source.called}): `--whole` joins them into "
                 "one answer"

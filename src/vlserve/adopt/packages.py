@@ -25,7 +25,7 @@ def missing_modules(sources: Iterable[Source], own: Sources) -> list[str]:
         name.partition(".")[0]
         for source in sources
         for name in source.imports()
-        if own.find(name) is None and own.find(name.partition(".")[0]) is None
+        if not own.holds(name)
     }
     return sorted(name for name in names if not _is_there(name))
 

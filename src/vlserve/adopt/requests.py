@@ -18,7 +18,7 @@ _TYPES = {
     ".jpeg": "image/jpeg",
     ".png": "image/png",
 }
-NONE = "application/octet-stream"
+_UNKNOWN = "application/octet-stream"
 
 
 @dataclass(frozen=True)
@@ -57,17 +57,18 @@ def read_calls(path: Path | None) -> list[LegacyCall]:
 
 def _body(file: Path) -> LegacyCall:
     kind = {".json": _TYPES[".json"], ".txt": _TYPES[".txt"]}.get(file.suffix.lower())
-    return LegacyCall(file.name, _content([file]), {"content-type": kind} if kind else {})
+    _check_size([file])
+    return LegacyCall(file.name, file.read_bytes(), {"content-type": kind} if kind else {})
 
 
 def _form(folder: Path) -> LegacyCall:
     files = sorted(file for file in folder.iterdir() if file.is_file())
-    _content(files)
+    _check_size(files)
     boundary = uuid.uuid5(uuid.NAMESPACE_URL, folder.name).hex
     parts = b"".join(
         f'--{boundary}\r\nContent-Disposition: form-data; name="{file.stem}"; '
         f'filename="{file.name}"\r\n'
-        f"Content-Type: {_TYPES.get(file.suffix.lower(), NONE)}\r\n\r\n".encode()
+        f"Content-Type: {_TYPES.get(file.suffix.lower(), _UNKNOWN)}\r\n\r\n".encode()
         + file.read_bytes()
         + b"\r\n"
         for file in files
@@ -76,8 +77,7 @@ def _form(folder: Path) -> LegacyCall:
     return LegacyCall(folder.name, parts + f"--{boundary}--\r\n".encode(), {"content-type": kind})
 
 
-def _content(files: Sequence[Path]) -> bytes:
+def _check_size(files: Sequence[Path]) -> None:
     size = sum(file.stat().st_size for file in files)
     if size > MAX_BYTES:
         raise NotAdopted(f"{files[0]} has {size} bytes, more than {MAX_BYTES}")
-    return files[0].read_bytes() if len(files) == 1 else b""

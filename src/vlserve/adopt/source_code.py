@@ -82,19 +82,11 @@ class Source:
             if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)
         }
 
-    def async_function(self, name: str) -> bool:
-        """Return whether a function or method of this name is asynchronous."""
-        return any(
-            isinstance(node, ast.AsyncFunctionDef) and node.name == name
-            for node in ast.walk(self._tree)
-        )
-
-    def defines(self, function: str) -> bool:
-        """Return whether it defines a function or method of this name, wherever."""
-        kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
-        return any(
-            isinstance(node, kinds) and node.name == function for node in ast.walk(self._tree)
-        )
+    def functions(self, name: str) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+        """Yield the functions and methods of this name, wherever they are defined."""
+        for node in ast.walk(self._tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == name:
+                yield node
 
     def names_used(self) -> frozenset[str]:
         """Return all names and attributes in it, and what it imports by name."""
@@ -109,8 +101,8 @@ class Source:
         return frozenset(used)
 
     def imports(self) -> frozenset[str]:
-        """Return the full names of the modules that it cannot do without: what stands in a ``try``
-        that catches a failed import is not among them."""
+        """Return the full names of what it imports and cannot do without, modules and what is taken
+        from them: what stands in a ``try`` that catches a failed import is not among them."""
         optional = {
             inner
             for node in ast.walk(self._tree)
@@ -124,10 +116,10 @@ class Source:
                 continue
             if isinstance(node, ast.Import):
                 found.update(alias.name for alias in node.names)
-            elif isinstance(node, ast.ImportFrom) and (module := self._absolute(node)):
-                found.add(module)
-                if module == OF_TORCHSERVE:
-                    found.update(f"{module}.{alias.name}" for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                module = self._absolute(node)
+                within = f"{module}." if module else ""
+                found.update({module} - {""}, (f"{within}{alias.name}" for alias in node.names))
         return frozenset(found)
 
     def _absolute(self, node: ast.ImportFrom) -> str:
@@ -189,7 +181,14 @@ class Sources:
                 return self.read(file)
         return None
 
+    def holds(self, module: str) -> bool:
+        """Return whether the top of a dotted name is the archive's own: a file, a package, or a
+        folder, which Python takes for a package as well."""
+        top = module.partition(".")[0]
+        return self.find(top) is not None or (self._folder / top).is_dir()
+
     def read(self, file: Path) -> Source:
+        """Return the source in a file of the archive."""
         if file not in self._read:
             name = file.relative_to(self._folder)
             package = ".".join(name.parent.parts)

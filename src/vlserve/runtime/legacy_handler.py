@@ -124,14 +124,27 @@ def _context(folder: Path, adopted: Adopted, around: Surroundings) -> Any:
 
 
 @dataclass(frozen=True)
-class _Named:
+class Entry:
+    """Where a handler is: ``function`` of the archive's own ``module``, else TorchServe's own
+    module ``default``."""
+
     module: str
     function: str
+    default: str
+
+
+def entry_of(handler: str) -> Entry:
+    """Return where the handler is that torch-model-archiver was told of: a file or
+    ``file:function``."""
+    file, _, function = handler.partition(":")
+    module = file.removesuffix(".py").rsplit("/", 1)[-1]
+    return Entry(module, function or "handle", f"ts.torch_handler.{file}")
 
 
 def _entry_point(folder: Path, adopted: Adopted) -> tuple[EntryPoint, Callable[[Any], Any]]:
     """Return what is called for a batch, and what is called once before."""
-    module, named = _module(folder, adopted.handler)
+    named = entry_of(adopted.handler)
+    module = _module(folder, named)
     entry: EntryPoint
     initialize: Callable[[Any], Any]
     if hasattr(module, named.function):
@@ -146,16 +159,14 @@ def _entry_point(folder: Path, adopted: Adopted) -> tuple[EntryPoint, Callable[[
     return entry, initialize
 
 
-def _module(folder: Path, handler: str) -> tuple[Any, _Named]:
+def _module(folder: Path, entry: Entry) -> Any:
     """Import the archive's own file, else TorchServe's handler of that name."""
-    name, _, function = handler.partition(":")
-    named = _Named(name.removesuffix(".py").rsplit("/", 1)[-1], function or "handle")
-    own = folder / f"{named.module}.py"
-    if own.is_file() or (folder / named.module).is_dir():
-        return importlib.import_module(named.module), named
+    own = folder / entry.module
+    if own.with_name(f"{own.name}.py").is_file() or own.is_dir():
+        return importlib.import_module(entry.module)
     with suppress(ModuleNotFoundError):
-        return importlib.import_module(named.module), named
-    return importlib.import_module(f"ts.torch_handler.{name}"), named
+        return importlib.import_module(entry.module)
+    return importlib.import_module(entry.default)
 
 
 def _of_class(module: Any) -> tuple[EntryPoint, Callable[[Any], Any]]:

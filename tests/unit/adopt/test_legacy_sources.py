@@ -165,6 +165,29 @@ def test_what_is_outside_of_the_archive_is_told(tmp_path: Path) -> None:
     )
 
 
+def test_a_folder_of_python_files_is_the_archives_own_package(tmp_path: Path) -> None:
+    source = (
+        "from helpers import words\n"
+        "import helpers.deep.numbers\n"
+        "def handle(data, context):\n    return data\n"
+    )
+    helpers = {"helpers/words.py": "open('/home/me/words.txt')\n", "helpers/deep/numbers.py": ""}
+
+    _, warnings = _described(made.write_legacy(tmp_path / "m.mar", "h.py", source, helpers))
+
+    assert warnings == (
+        "m.mar: helpers/words.py opens /home/me/words.txt (line 1), which is not in the archive",
+    )
+
+
+def test_a_python_handler_may_be_called_like_a_library(tmp_path: Path) -> None:
+    archive = made.write_legacy(tmp_path / "m.mar", "library:run", made.ENTRY_FUNCTION)
+
+    adopted, _ = _described(archive)
+
+    assert adopted.handler == "library:run"
+
+
 def test_a_folder_of_requests_is_one_a_file_and_a_form_a_folder(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"a": 1}', encoding="utf-8")
     (tmp_path / "b.bin").write_bytes(b"\x00")
