@@ -207,10 +207,15 @@ class Beat:
             self._say(self._rows)
 
 
-def _start_handler(pipeline: Pipeline, batch: int) -> None:
+def _start_handler(pipeline: Pipeline, most: int) -> int:
+    """Start the handler of an adopted archive; return how many of at most ``most`` rows it gets at
+    once: no more than its own batch size, as many read a batch's first row alone."""
     from vlserve.runtime.task import Surroundings  # not in archives of earlier runtimes
 
+    adopted = pipeline.manifest.adopted
+    batch = min(most, adopted.batch_size) if adopted else most
     pipeline.task.start(Surroundings(batch_size=batch))
+    return batch
 
 
 def _from(here: Path, text: str) -> str:
@@ -234,12 +239,13 @@ def main() -> None:
     here = Path.cwd()
     folder, options, replies = Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3])
     pipeline = open_folder(folder, int(options["threads"]), frozen=True)
+    batch = int(options["batch"])
     if is_adopted(folder):
-        _start_handler(pipeline, int(options["batch"]))
+        batch = _start_handler(pipeline, batch)
     fields = list(pipeline.task.fields.model_fields)
     columns = Columns(options["id"], dict(options["columns"]), tuple(options["keep"]), fields)
     covers = Covers(FrameChoice.parse(options["frame"]))
-    out, batch = path_of(_from(here, options["out"])), int(options["batch"])
+    out = path_of(_from(here, options["out"]))
     worker = PartWorker(pipeline, columns, covers, out, options["format"], batch)
     with os.fdopen(replies, "w", encoding="utf-8", buffering=1) as stream:
 

@@ -130,3 +130,19 @@ def test_an_offline_job_answers_by_the_handler_and_writes_where_it_was_told(
         "str: 'hello'",
         "bytearray: bytearray(b'\\x00\\xff')",
     ]
+
+
+def test_an_offline_job_gives_the_handler_no_more_than_its_own_batch(
+    run: Run, tmp_path: Path
+) -> None:
+    rows = [{"id": str(number), "headers": {}, "content": "AP8="} for number in range(5)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    source = "def run(data, context):\n    return data and [str(len(data))] * len(data)\n"
+    made.write_legacy(tmp_path / "Counts.mar", "counts:run", source, modelName="Counts")
+    run("adopt", "Counts.mar", "--batch-size", "2")
+
+    ended = run("batch", "counts-1.mar", "--input", "rows.jsonl", "--output", "out")
+
+    assert ended.code == 0, ended.err
+    lines = (tmp_path / "out" / "part-00000.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["text"] for line in lines] == ["2", "2", "2", "2", "1"]

@@ -229,7 +229,8 @@ def _refuse_what_is_not_ours(asked: RegisterParameters, settings: Settings) -> N
     most_s = settings.engine.response_timeout_s
     if asked.response_timeout is not None and asked.response_timeout > most_s:
         raise SettingsError(
-            f"response_timeout is {most_s} s for all versions: set engine.response_timeout_s"
+            f"response_timeout is {most_s} s for versions that say none of their own: set "
+            "engine.response_timeout_s"
         )
 
 
