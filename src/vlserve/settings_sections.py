@@ -7,7 +7,7 @@ import ipaddress
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic_settings import NoDecode
 
 from vlserve.processor import usable_cores
@@ -22,11 +22,12 @@ _MAX_MIB = 2**24
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
 AllowedUrl = Annotated[str, Field(pattern=r"^(https?://[^/?#@\s]+|file://)/([^?#\s]*/)?$")]
+ArchiveSha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 ApiKey = Annotated[str, Field(pattern=r"^[!-~]([ -~]*[!-~])?$")]
 """What a header can carry."""
 
 
-def listed(given: object) -> object:
+def _listed(given: object) -> object:
     """Return the list that a variable holds: JSON, or words with commas between them. What is no
     text stays as it is."""
     if not isinstance(given, str):
@@ -52,7 +53,7 @@ class GatewaySettings(StrictNumbers):
         description="Port of the gateway's metrics for Prometheus, on loopback alone. Called "
         "admin_port until 0.1.0, which is still read.",
     )
-    api_keys: Annotated[tuple[ApiKey, ...], NoDecode] = Field(
+    api_keys: Annotated[tuple[ApiKey, ...], NoDecode, BeforeValidator(_listed)] = Field(
         default=(),
         description="Keys of which clients send one as X-Api-Key; none: no key is asked for. "
         "Required where host is not loopback. In the variable: one key, several with commas "
@@ -102,11 +103,6 @@ class GatewaySettings(StrictNumbers):
             port = given.pop("admin_port")
             given.setdefault("metrics_port", port)
         return given
-
-    @field_validator("api_keys", mode="before")
-    @classmethod
-    def _keys_of_a_variable(cls, given: object) -> object:
-        return listed(given)
 
     @model_validator(mode="after")
     def _keys_beyond_loopback(self) -> "GatewaySettings":
@@ -250,10 +246,11 @@ class EngineSettings(StrictNumbers):
 class TrustSettings(StrictNumbers):
     """What may run code of others beyond the handlers of adopted archives."""
 
-    pickle: tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], ...] = Field(
+    pickle: Annotated[tuple[ArchiveSha256, ...], NoDecode, BeforeValidator(_listed)] = Field(
         default=(),
         description="sha256 of archives of torch-model-archiver, as `vlserve adopt` names them, "
-        "whose files of weights may hold pickled code. Workers of all others read weights alone.",
+        "whose files of weights may hold pickled code. Workers of all others read weights alone. "
+        "In the variable: one, several with commas between them, or a JSON list.",
     )
 
 
@@ -280,15 +277,10 @@ class ControlSettings(StrictNumbers):
     max_archive_bytes: int = Field(
         default=8 * 1024**3, ge=1, description="Largest archive in bytes that `register` takes."
     )
-    allowed_urls: Annotated[tuple[AllowedUrl, ...], NoDecode] = Field(
+    allowed_urls: Annotated[tuple[AllowedUrl, ...], NoDecode, BeforeValidator(_listed)] = Field(
         default=(),
         description="Addresses below which `POST /torchserve/models?url=…` may fetch archives, "
         "each a folder with a slash at its end: https://models.example/team/, "
         "file:///srv/archives/. None: archives in the model store alone. In the variable: one, "
         "several with commas between them, or a JSON list.",
     )
-
-    @field_validator("allowed_urls", mode="before")
-    @classmethod
-    def _urls_of_a_variable(cls, given: object) -> object:
-        return listed(given)

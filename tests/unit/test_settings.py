@@ -182,6 +182,20 @@ def test_keys_come_as_a_plain_string(
     assert load_settings().gateway.api_keys == keys
 
 
+@pytest.mark.parametrize("form", ["{0},{1}", " {0} , {1} ,", '["{0}", "{1}"]'])
+def test_other_lists_come_as_a_plain_string_too(
+    project: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    hashes, urls = ("a" * 64, "b" * 64), ("https://models.example/team/", "file:///srv/archives/")
+    monkeypatch.setenv("VLSERVE_TRUST__PICKLE", form.format(*hashes))
+    monkeypatch.setenv("VLSERVE_CONTROL__ALLOWED_URLS", form.format(*urls))
+
+    settings = load_settings()
+
+    assert settings.trust.pickle == hashes
+    assert settings.control.allowed_urls == urls
+
+
 @pytest.mark.parametrize(
     ("variable", "value"),
     [
