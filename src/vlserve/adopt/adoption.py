@@ -3,7 +3,7 @@
 import json
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from vlserve.runtime.archive import file_sha256
 from vlserve.runtime.manifest import LEGACY, TORCHSERVE_MANIFEST, Adopted, Probe
 
 TASK, FAMILY = "adopted", "torchserve"
+TORCHSERVES_DELAY_MS = 100
 _NO_NAME = re.compile(r"[^a-z0-9_-]+")
 
 
@@ -105,13 +106,11 @@ def adopt(
 
 def described(legacy: LegacyArchive, wishes: Wishes) -> tuple[Adopted, tuple[str, ...]]:
     """Return how the handler is called, once everything that can be read is checked."""
-    model = legacy.model
-    server = (
-        read_server_settings(wishes.server_settings) if wishes.server_settings else ServerSettings()
-    )
-    name = str(model.get("modelName") or "")
-    number = str(model.get("modelVersion") or "1.0")
-    handler = wishes.handler or str(model.get("handler") or "")
+    file = wishes.server_settings
+    server = read_server_settings(file) if file else ServerSettings()
+    name = str(legacy.model.get("modelName") or "")
+    number = str(legacy.model.get("modelVersion") or "1.0")
+    handler = wishes.handler or str(legacy.model.get("handler") or "")
     if not name or not handler:
         raise NotAdopted(
             f"{legacy.called} does not say its {'handler' if name else 'model name'}: give "
@@ -120,27 +119,11 @@ def described(legacy: LegacyArchive, wishes: Wishes) -> tuple[Adopted, tuple[str
     envelope = wishes.envelope or server.envelope
     check_runtime(legacy, handler)
     check_envelope(legacy, envelope)
-    config = (
-        read_model_config(legacy.folder / str(model["configFile"]), legacy.called)
-        if model.get("configFile")
-        else ModelConfig()
-    )
+    config, of_server = _config_of(legacy), from_entries(server.of(name, number))
     check_weights(legacy, wishes.allowed)
     checked = check_code(legacy, handler, wishes.allowed)
-    warnings = list(checked.warnings)
-    warnings += [
-        f"{legacy.called}: TorchServe passes over {wrong} in its configuration: it is {right}"
-        for wrong, right in config.misspelt
-    ]
-    if model.get("envelope") and not envelope:
-        warnings.append(
-            f"{legacy.called}: TorchServe passes over the envelope {model['envelope']} in its "
-            "manifest: --envelope takes it"
-        )
-    of_server = from_entries(server.of(name, number))
-    dropped = dict((*config.dropped, *of_server.dropped))
-    warnings += [f"{legacy.called}: {entry} is not taken: {why}" for entry, why in dropped.items()]
     numbers = _numbers(config, of_server, wishes)
+    warnings = [*checked.warnings, *_passed_over(legacy, envelope, config, of_server)]
     if envelope in ONE_AT_A_TIME and (numbers.batch_size or 1) > 1:
         warnings.append(f"envelope {envelope} reads one request of a batch: its batch size is 1")
         numbers = replace(numbers, batch_size=1)
@@ -151,9 +134,7 @@ def described(legacy: LegacyArchive, wishes: Wishes) -> tuple[Adopted, tuple[str
         handler=handler,
         envelope=envelope,
         batch_size=numbers.batch_size or 1,
-        max_batch_delay_ms=100
-        if numbers.max_batch_delay_ms is None
-        else numbers.max_batch_delay_ms,
+        max_batch_delay_ms=numbers.max_batch_delay_ms or TORCHSERVES_DELAY_MS,
         workers=numbers.workers,
         response_timeout_s=numbers.response_timeout_s or server.response_timeout_s,
         startup_timeout_s=numbers.startup_timeout_s,
@@ -164,6 +145,26 @@ def described(legacy: LegacyArchive, wishes: Wishes) -> tuple[Adopted, tuple[str
         describes=checked.describes,
     )
     return adopted, tuple(warnings)
+
+
+def _config_of(legacy: LegacyArchive) -> ModelConfig:
+    file = legacy.model.get("configFile")
+    return read_model_config(legacy.folder / str(file), legacy.called) if file else ModelConfig()
+
+
+def _passed_over(
+    legacy: LegacyArchive, envelope: str | None, config: ModelConfig, of_server: ModelConfig
+) -> Iterator[str]:
+    """Yield what the archive or its server says and nobody takes: TorchServe, or vlserve."""
+    for wrong, right in config.misspelt:
+        yield f"{legacy.called}: TorchServe passes over {wrong} in its configuration: it is {right}"
+    if legacy.model.get("envelope") and not envelope:
+        yield (
+            f"{legacy.called}: TorchServe passes over the envelope {legacy.model['envelope']} in "
+            "its manifest: --envelope takes it"
+        )
+    for entry, why in dict((*config.dropped, *of_server.dropped)).items():
+        yield f"{legacy.called}: {entry} is not taken: {why}"
 
 
 def _numbers(config: ModelConfig, server: ModelConfig, wishes: Wishes) -> ModelConfig:
