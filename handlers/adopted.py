@@ -1,5 +1,6 @@
 """Adopted: whatever a handler of TorchServe takes -> whatever it returns."""
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,15 +34,14 @@ class AdoptedTask(Task[ExchangeFields]):
             raise ValueError("the manifest does not say what was adopted")
         self._adopted = manifest.adopted
         self._handler: LegacyHandler | None = None
-        self._number = 0
+        self._numbers = itertools.count(1)  # of requests, which several threads may read
 
     def start(self, around: Surroundings) -> None:
         name = f"{self.manifest.model}-{self.manifest.version}"
         self._handler = LegacyHandler(self.root / LEGACY, name, self._adopted, around)
 
     def preprocess(self, fields: ExchangeFields) -> Sample:
-        self._number += 1
-        request = legacy_request(fields, self._adopted.decodes, str(self._number))
+        request = legacy_request(fields, self._adopted.decodes, str(next(self._numbers)))
         return {_REQUEST: _objects([request])}
 
     def collate(self, samples: Sequence[Sample]) -> Arrays:
