@@ -5,7 +5,6 @@ import os
 import shutil
 import sys
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 
 from vlserve.runtime.manifest import HANDLER, TRITON_MODEL
@@ -17,8 +16,9 @@ def enter_private_copy(source: Path, name: str) -> Path:
     """Copy ``source``, make the copy the working folder and the first place of imports, and return
     it. It goes when the process ends; what killed processes left of ``name`` goes now."""
     beside = Path(tempfile.gettempdir())
-    _remove_left_overs(beside, name)
-    copy = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{name}-{os.getpid()}-"))
+    mine = f"{_PREFIX}{name}."  # no name of a model has a dot
+    _remove_left_overs(beside, mine)
+    copy = Path(tempfile.mkdtemp(prefix=f"{mine}{os.getpid()}."))
     atexit.register(shutil.rmtree, copy, ignore_errors=True)
     shutil.copytree(source, copy, dirs_exist_ok=True)
     os.chdir(copy)
@@ -27,18 +27,21 @@ def enter_private_copy(source: Path, name: str) -> Path:
     return copy
 
 
-def _remove_left_overs(beside: Path, name: str) -> None:
-    for left in beside.glob(f"{_PREFIX}{name}-*"):
-        pid = left.name.removeprefix(f"{_PREFIX}{name}-").partition("-")[0]
+def _remove_left_overs(beside: Path, mine: str) -> None:
+    for left in beside.glob(f"{mine}*"):
+        pid = left.name.removeprefix(mine).partition(".")[0]
         if pid.isdecimal() and int(pid) != os.getpid() and not _runs(int(pid)):
             shutil.rmtree(left, ignore_errors=True)
 
 
 def _runs(pid: int) -> bool:
-    with suppress(ProcessLookupError):
+    try:
         os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
         return True
-    return False
+    return True
 
 
 def _make_way(copy: Path) -> None:

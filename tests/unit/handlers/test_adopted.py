@@ -3,6 +3,8 @@
 import base64
 import io
 import json
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +135,22 @@ def test_a_neighbour_is_imported_and_the_folder_is_a_copy_to_write_in(
 
     assert Path("written-at-load").exists()
     assert not (tmp_path / "archive" / "legacy" / "written-at-load").exists()
+
+
+def test_copies_of_dead_workers_go_and_no_others(start: Start, tmp_path: Path) -> None:
+    with subprocess.Popen(["true"]) as dead:
+        dead.wait()
+    left, of_another = (
+        tmp_path / f"legacy-words-1.{dead.pid}.x",
+        tmp_path / f"legacy-words-1-2.{dead.pid}.x",
+    )
+    living = tmp_path / f"legacy-words-1.{os.getppid()}.x"
+    for folder in (left, of_another, living):
+        folder.mkdir()
+
+    start(made.ECHOES)
+
+    assert [folder.exists() for folder in (left, of_another, living)] == [False, True, True]
 
 
 def test_a_pickled_module_is_refused_even_where_the_code_asks_for_it(start: Start) -> None:
