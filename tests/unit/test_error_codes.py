@@ -9,6 +9,7 @@ import pytest
 
 import vlserve.control
 import vlserve.errors
+from vlserve.control.api.errors import STATUS
 from vlserve.errors import VlserveError, error_class, error_classes
 
 CODES = {
@@ -76,3 +77,14 @@ def test_the_tree_is_drawn_with_each_class_once(classes: list[type[VlserveError]
     own = {kind.__name__ for kind in classes if not kind.__module__.startswith("vlserve.runtime")}
     named = own | {"VlserveError", "ArchiveError", "RequestError"}
     assert {name: drawn[name] for name in named} == dict.fromkeys(named, 1)
+
+
+def test_no_status_is_hidden_by_the_one_of_a_parent_before_it() -> None:
+    known = list(STATUS)
+    hidden = [
+        (parent.__name__, kind.__name__)
+        for at, kind in enumerate(known)
+        for parent in known[:at]
+        if issubclass(kind, parent)
+    ]
+    assert hidden == []
