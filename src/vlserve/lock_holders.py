@@ -2,6 +2,7 @@
 end."""
 
 import errno
+import fcntl
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -29,6 +30,15 @@ def open_lock(file: Path) -> TextIO:
     with suppress(OSError):  # another user's, who let us write it; or the disk is read-only
         os.fchmod(descriptor, _OWNER_ALONE)
     return os.fdopen(descriptor, encoding="utf-8")
+
+
+def try_lock(lock: TextIO) -> bool:
+    """Take a lock for this process alone; return whether it is taken now. Never waits."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def holder_of(file: Path) -> str:

@@ -4,14 +4,12 @@ Every process carries the stack's state_dir in its environment, so that those wh
 killed are found again.
 """
 
-import fcntl
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from functools import partial
-from typing import IO
 
 import httpx
 import psutil
@@ -23,7 +21,7 @@ from vlserve.control.lifecycle.rebuilding import rebuild_ledger
 from vlserve.control.store.kept_archives import engines_in_use, refuse_lost_ledger
 from vlserve.control.wire.views import TroubleView
 from vlserve.errors import ControlError, StackError, StackUnwell, SupervisorHangs
-from vlserve.lock_holders import holder_of, open_lock
+from vlserve.lock_holders import holder_of, open_lock, try_lock
 from vlserve.running_settings import (
     differing,
     keep_settings,
@@ -367,7 +365,7 @@ def _one_at_a_time(settings: Settings, progress: Progress) -> Iterator[None]:
     deadline, before = time.monotonic() + LOCK_TIMEOUT_S, ""
     file = settings.state_dir / "stack.lock"
     with open_lock(file) as lock:
-        while not _locked(lock):
+        while not try_lock(lock):
             other = holder_of(file)
             if time.monotonic() > deadline:
                 raise StackError(f"{other} holds {file} and does not end: end it, and try again")
@@ -376,11 +374,3 @@ def _one_at_a_time(settings: Settings, progress: Progress) -> Iterator[None]:
             before = other
             time.sleep(_POLL_S)
         yield
-
-
-def _locked(lock: IO[str]) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -4,19 +4,16 @@ The control service is that one while it runs. Where it is down, a command that 
 long as that takes: a service that comes up meanwhile waits, and then reads what was noted.
 """
 
-import fcntl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TextIO
 
 from vlserve.errors import GatewayTaken
-from vlserve.lock_holders import holder_of, open_lock
+from vlserve.lock_holders import holder_of, open_lock, try_lock
 from vlserve.settings import Settings
 
 WAIT_S = 30.0
-"""How long a control service waits for a command, which takes half of it at the most."""
+"""How long a control service waits for a command, whose probe and gateway take 16 s at the most."""
 _POLL_S = 0.02
 
 
@@ -30,21 +27,13 @@ def gateway_writer(settings: Settings, timeout_s: float = WAIT_S) -> Iterator[No
     """
     file = settings.state_dir / "gateway" / "writer.lock"
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    deadline = time.monotonic() + timeout_s
     with open_lock(file) as lock:
-        _take(lock, file, time.monotonic() + timeout_s)
-        yield
-
-
-def _take(lock: TextIO, file: Path, deadline: float) -> None:
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        while not try_lock(lock):
             if time.monotonic() > deadline:
                 raise GatewayTaken(
                     f"{holder_of(file)} may change the gateway's routes, and nobody else until it "
                     f"ends: it holds {file}"
-                ) from None
+                )
             time.sleep(_POLL_S)
-        else:
-            return
+        yield

@@ -3,7 +3,6 @@
 Each thread at work has a connection of its own, so that reading never waits for a change under way.
 """
 
-import fcntl
 import shutil
 import sqlite3
 import tempfile
@@ -24,7 +23,7 @@ from vlserve.errors import (
     LedgerLost,
     LedgerUnwritable,
 )
-from vlserve.lock_holders import holder_of, open_lock
+from vlserve.lock_holders import holder_of, open_lock, try_lock
 
 LEDGER = "ledger.sqlite"
 
@@ -272,14 +271,12 @@ def _owned(file: Path) -> TextIO:
         raise LedgerUnwritable(
             f"the ledger {file} cannot be opened: {error.strerror}: make {file.parent} writable"
         ) from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    if not try_lock(lock):
         lock.close()
         raise ControlError(
             f"{holder_of(lock_file)} uses {file}: stop it, by `vlserve down` where it is "
             "another control service, or give this stack a model_store of its own"
-        ) from error
+        )
     return lock
 
 
