@@ -205,7 +205,12 @@ def main() -> int:
         folder = Path(scratch) / "archive"
         unpack_archive(archive, folder)
         setting = Setting(
-            *(archive, folder, few, many, options.rows, Path(scratch)),
+            archive=archive,
+            folder=folder,
+            few=few,
+            many=many,
+            rows=options.rows,
+            scratch=Path(scratch),
             workers=options.workers,
             within_s=options.within,
         )

@@ -28,6 +28,7 @@ import pyarrow
 import pyarrow.parquet
 
 from benchmarks.lib.own_stack import own_stack
+from benchmarks.lib.sides import tree
 from vlserve.cli.output import print_line, print_table
 from vlserve.demo import MODEL, VERSIONS, release_demo
 from vlserve.testing.stack import RunningStack
@@ -116,7 +117,7 @@ def run_job(archive: Path, input: Path, out: Path) -> Times:
     driver = psutil.Popen([str(word) for word in command], stdout=subprocess.DEVNULL)
     while driver.poll() is None:
         if not first[0] and any(out.glob("part-*")):
-            first = time.monotonic() - began_at, _cpu_s(driver)
+            first = time.monotonic() - began_at, _cpu_s(driver.pid)
         time.sleep(_LOOK_S)
     if driver.returncode:
         raise RuntimeError(f"the job over {input.name} ended with exit code {driver.returncode}")
@@ -126,11 +127,11 @@ def run_job(archive: Path, input: Path, out: Path) -> Times:
     return Times(*first, time.monotonic() - began_at, user_s + system_s)
 
 
-def _cpu_s(process: psutil.Process) -> float:
+def _cpu_s(pid: int) -> float:
     total = 0.0
-    with suppress(psutil.Error):
-        for each in (process, *process.children(recursive=True)):
-            times = each.cpu_times()
+    for process in tree(pid):
+        with suppress(psutil.Error):
+            times = process.cpu_times()
             total += times.user + times.system
     return total
 
