@@ -11,7 +11,8 @@ A request that kills its worker is found and refused here (batch_notes.py).
 
 Threads are the version's own. TorchServe gives the workers of all versions one environment.
 
-How it ends is said on stderr (last_words.py), which names the cause where a version does not load.
+How it ends is said in a file and on stderr (last_words.py), which names the cause where a version
+does not load.
 """
 
 import json
@@ -24,7 +25,7 @@ from importlib.util import LazyLoader
 from pathlib import Path
 from types import ModuleType
 
-from vlserve_worker.last_words import last_words
+from vlserve_worker.last_words import FOLDER, last_words, tell_failed_loads
 from vlserve_worker.service import install_filter, open_filter
 from vlserve_worker.v2.batch import served_by
 
@@ -63,11 +64,14 @@ if __name__ == "__main__":
     served = served_version(Path.cwd())  # TorchServe starts a worker in its model's folder
     take_threads(*served, os.environ)
     sys.meta_path.insert(0, TorchAtFirstUse)
+    from ts.model_loader import TsModelLoader
     from ts.service import Service
 
     engine_dir, lone_threads = os.environ.get("ENGINE_DIR"), os.environ.get("LONE_THREADS", "1")
     requests = open_filter(*served, engine_dir, Path.cwd(), int(lone_threads))
     install_filter(Service, requests, served_by(Path.cwd()))
+    if engine_dir is not None:
+        tell_failed_loads(TsModelLoader, Path(engine_dir, FOLDER, "-".join(map(str, served))))
     sys.argv = sys.argv[1:]
     sys.path.insert(0, str(Path(sys.argv[0]).parent))  # as for any program that Python is given
     with last_words():

@@ -18,7 +18,7 @@ from support.engine_workers import worker_pids
 from support.engines import on_triton, torchserve_only
 from support.running_stack import gateway_admin, wait_until
 from vlserve.control.domain import EngineKind
-from vlserve.control.engine.endpoints import endpoints
+from vlserve.control.engine.endpoints import Endpoint, endpoints
 from vlserve.drill.crash import crash, release_both
 from vlserve.exporter.echo import pack_echo
 from vlserve.settings import Settings
@@ -131,20 +131,38 @@ def test_what_one_instance_has_no_worker_for_is_answered_by_the_other(
     assert {(answer.status_code, answer.json()["version"]) for answer in answers} == {(200, 2)}
     _assert_answered_by_the_other(twofold, request_ids)
     _scale_first(twofold, 1)  # the tests that follow ask both instances
+    wait_until(lambda: _first_answers(twofold), timeout_s=60.0)
 
 
 def _scale_first(running: RunningStack, workers: int) -> None:
     """Give version 2 so many workers on the first instance."""
     endpoint = endpoints(running.settings)[0]
-    token = json.loads(endpoint.key_file.read_text(encoding="utf-8"))["management"]["key"]
     scaled = httpx.put(
         f"http://{endpoint.host}:{endpoint.management_port}/models/{MODEL}/2",
         params={"min_worker": workers, "max_worker": workers, "synchronous": "true"},
-        headers={"Authorization": f"Bearer {token}"},
+        headers=_token(endpoint, "management"),
         timeout=60.0,
         trust_env=False,
     )
     assert scaled.is_success, scaled.text
+
+
+def _first_answers(running: RunningStack) -> bool:
+    """Whether the first instance answers for version 2 itself."""
+    endpoint = endpoints(running.settings)[0]
+    answer = httpx.post(
+        f"http://{endpoint.host}:{endpoint.inference_port}/predictions/{MODEL}/2",
+        json=QUESTION,
+        headers=_token(endpoint, "inference"),
+        timeout=60.0,
+        trust_env=False,
+    )
+    return answer.is_success
+
+
+def _token(endpoint: Endpoint, purpose: str) -> Mapping[str, str]:
+    tokens = json.loads(endpoint.key_file.read_text(encoding="utf-8"))
+    return {"Authorization": f"Bearer {tokens[purpose]['key']}"}
 
 
 def test_what_the_client_did_wrong_is_tried_once(twofold: RunningStack) -> None:

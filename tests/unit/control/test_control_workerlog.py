@@ -2,17 +2,22 @@
 
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from vlserve.control.engine.worker_log import (
+    MAX_FAILURE_CHARACTERS,
     MAX_READ_BYTES,
     MODEL_LOG,
+    failure,
     last_words,
     log_size,
     read_since,
 )
+from vlserve.runtime.errors import ArchiveTampered
+from vlserve_worker.last_words import tell_failed_loads
 
 
 def lines(port: int, version: int, *said: str, stream: str = "stdout") -> str:
@@ -157,3 +162,54 @@ def test_of_a_log_without_end_the_newest_lines_are_read(tmp_path: Path) -> None:
     read = read_since(tmp_path, 10)
     assert len(read) <= MAX_READ_BYTES
     assert last_words(read, "my-tagger", 2).reason == "ArchiveTampered: no such graph: model.onnx"
+
+
+FAILS = {
+    "raise RuntimeError('no graph ✗')": "RuntimeError: no graph ✗",
+    "import none": "ModuleNotFoundError: No module named 'none'",
+    "compile('def x(:', 'handler.py', 'exec')": "SyntaxError: invalid syntax",
+    "raise ArchiveTampered('two lines\\nin one')": "ArchiveTampered: two lines",
+    "try:\n    import none\nexcept ImportError:\n    import vlserve.none": (
+        "ModuleNotFoundError: No module named 'none'"
+    ),
+    "try:\n    import none\nexcept ImportError as e:\n    raise ArchiveTampered('so') from e": (
+        "ArchiveTampered: so"
+    ),
+    "try:\n    import none\nexcept ImportError as e:\n    raise ArchiveTampered('so') from None": (
+        "ArchiveTampered: so"
+    ),
+    "raise KeyError": "KeyError",
+    "pass": None,
+}
+
+
+@pytest.mark.parametrize("code", FAILS)
+def test_a_load_that_fails_leaves_its_exception_in_a_file(tmp_path: Path, code: str) -> None:
+    class Loader:
+        def load(self, model: str) -> str:
+            exec(code, {"ArchiveTampered": ArchiveTampered})
+            return model
+
+    file = tmp_path / "failed_loads" / "my-tagger-2"
+    tell_failed_loads(Loader, file)
+    with suppress(Exception):
+        assert Loader().load(model="my-tagger") == "my-tagger"
+    assert failure(file) == FAILS[code]
+    assert [each.name for each in tmp_path.rglob("my-tagger*")] == ["my-tagger-2"] * file.exists()
+
+
+def test_a_failure_that_cannot_be_written_hides_no_exception(tmp_path: Path) -> None:
+    class Loader:
+        def load(self) -> None:
+            raise RuntimeError("no graph")
+
+    (tmp_path / "failed_loads").write_text("a file", encoding="utf-8")
+    tell_failed_loads(Loader, tmp_path / "failed_loads" / "my-tagger-2")
+    with pytest.raises(RuntimeError, match="no graph"):
+        Loader().load()
+
+
+def test_a_failure_is_bounded(tmp_path: Path) -> None:
+    file = tmp_path / "my-tagger-2"
+    file.write_text("x" * 100_000, encoding="utf-8")
+    assert len(failure(file) or "") == MAX_FAILURE_CHARACTERS

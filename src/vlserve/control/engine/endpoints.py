@@ -5,6 +5,7 @@ from pathlib import Path
 
 from vlserve.control.domain import EngineKind
 from vlserve.settings import Settings
+from vlserve_worker import last_words
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,10 @@ class Endpoint:
         """Where a worker reads how many threads it has: TorchServe gives all workers the same
         environment."""
         return self.folder / "threads" / f"{model}-{version}"
+
+    def failed_load(self, model: str, version: int) -> Path:
+        """Where a worker of TorchServe writes why it cannot load the version."""
+        return self.folder / last_words.FOLDER / f"{model}-{version}"
 
     def write_threads(self, model: str, version: int, threads: int) -> None:
         file = self.threads_file(model, version)

@@ -38,8 +38,8 @@ from vlserve_worker.own_ids import probe_id
 
 _UNLOAD_TIMEOUT_S = 130.0  # TorchServe itself gives workers 120 s to go
 _LOG_DELAY_S = 8.0
-"""A worker's last words reach the log after its failure is reported: up to some seconds where the
-machine is busy. Only a failed load that left no word waits for all of it."""
+"""What a worker printed last reaches the log after its failure is reported: up to some seconds
+where the machine is busy. Only a failed load that left no word waits for all of it."""
 _TRACEBACK_DELAY_S = 4.0
 """An exit code may be logged before the traceback that explains it: they come by two pipes."""
 _POLL_S = 0.1
@@ -106,6 +106,7 @@ class TorchServeInstance:
         self.remove(model, version)
         endpoint = self._endpoint
         endpoint.write_threads(model, version, settings.threads)
+        endpoint.failed_load(model, version).unlink(missing_ok=True)
         logged = worker_log.log_size(endpoint.logs)
         address = f"{endpoint.host}:{endpoint.grpc_management_port}"
         began = time.monotonic()
@@ -134,6 +135,7 @@ class TorchServeInstance:
             )
         (self._endpoint.store / f"{model}-{version}.mar").unlink(missing_ok=True)
         self._endpoint.threads_file(model, version).unlink(missing_ok=True)
+        self._endpoint.failed_load(model, version).unlink(missing_ok=True)
 
     def mend(self) -> None:
         """Do nothing: TorchServe starts its workers anew itself."""
@@ -220,6 +222,10 @@ class TorchServeInstance:
         return list(json_of(self._checked(response, path)))
 
     def _reason(self, model: str, version: int, logged: int) -> str | None:
+        """What a worker wrote as the load failed; else what the log has of it."""
+        written = worker_log.failure(self._endpoint.failed_load(model, version))
+        if written is not None:
+            return written
         deadline = time.monotonic() + _LOG_DELAY_S
         while True:
             log = worker_log.read_since(self._endpoint.logs, logged)

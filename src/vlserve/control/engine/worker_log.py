@@ -23,6 +23,9 @@ _CAUSE = "The above exception was the direct cause of the following exception:"
 MAX_READ_BYTES = 8 * 1024**2
 """Of the log's newest lines: a handler may print without end."""
 
+MAX_FAILURE_CHARACTERS = 10_000
+"""Of an exception that a worker wrote."""
+
 
 def log_size(folder: Path) -> int:
     """Bytes of the log so far; a later `read_since` starts there."""
@@ -40,6 +43,14 @@ def read_since(folder: Path, size: int) -> str:
         now = file.stat().st_size
         log.seek(max(size if now >= size else 0, now - MAX_READ_BYTES))
         return log.read(MAX_READ_BYTES).decode("utf-8", "replace")
+
+
+def failure(file: Path) -> str | None:
+    """Return what a worker wrote to ``file`` as a load failed, MAX_FAILURE_CHARACTERS at most."""
+    if not file.is_file():
+        return None
+    with file.open(encoding="utf-8", errors="replace") as written:
+        return written.readline(MAX_FAILURE_CHARACTERS).strip() or None
 
 
 @dataclass(frozen=True)
