@@ -24,9 +24,11 @@ from vlserve.control.rollouts.evaluation import Logs
 from vlserve.control.rollouts.health import StackHealth
 from vlserve.control.rollouts.kept_candidates import KeptCandidates
 from vlserve.control.rollouts.loop import RolloutLoop
+from vlserve.control.rollouts.observations import ObservationLog
 from vlserve.control.rollouts.pair_log import PairLog
 from vlserve.control.rollouts.service import RolloutService
 from vlserve.control.rollouts.steps import RolloutSteps
+from vlserve.control.rollouts.verdicts import Verdicts
 from vlserve.control.service import ControlService
 from vlserve.control.store.disk_space import disk_troubles
 from vlserve.control.store.ledger import Ledger
@@ -113,6 +115,10 @@ def assemble(settings: Settings, engine: Engine, gateway: Gateway) -> Control:
     kill = Supervisor(settings).kill
     liveness = Liveness(ledger, engine, gateway, traffic, settings.engine, kill)
     folders = {"model_store": settings.model_store, "state_dir": settings.state_dir, "logs": logs}
+    observations = ObservationLog(logs / "observations.jsonl")
+    verdicts = Verdicts(
+        ledger, rollouts, context.health, context.logs, observations.path, context.now
+    )
     answers = AnswerHistory(logs / "answers.jsonl", logs / "access.jsonl")
     service = ControlService(
         ledger,
@@ -129,6 +135,8 @@ def assemble(settings: Settings, engine: Engine, gateway: Gateway) -> Control:
         answers,
         DriftWatch(answers, settings.state_dir / "drift.json"),
         Trials(ledger, engine, traffic, settings.gateway.timeout_s),
+        verdicts,
+        observations,
         settings,
         checks=[
             lambda: disk_troubles(folders, logs),

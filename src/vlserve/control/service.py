@@ -41,7 +41,9 @@ from vlserve.control.lifecycle.url_registration import UrlRegistrar
 from vlserve.control.rollouts.answer_history import AnswerHistory
 from vlserve.control.rollouts.disagreements import Disagreements
 from vlserve.control.rollouts.drift_watch import DriftWatch
+from vlserve.control.rollouts.observations import ObservationLog
 from vlserve.control.rollouts.service import RolloutService
+from vlserve.control.rollouts.verdicts import Verdicts
 from vlserve.control.store.kept_archives import remove_archive
 from vlserve.control.store.ledger import Ledger
 from vlserve.control.store.unrecorded import ChangeBack
@@ -77,6 +79,8 @@ class ControlService:
         answers: AnswerHistory,
         drift: DriftWatch,
         trials: Trials,
+        verdicts: Verdicts,
+        observations: ObservationLog,
         settings: Settings,
         checks: Sequence[HealthCheck] = (),
     ) -> None:
@@ -96,6 +100,8 @@ class ControlService:
         self.answers = answers
         self.drift = drift
         self.trials = trials
+        self.verdicts = verdicts
+        self.observations = observations
         self._checks = (self._engine_and_gateway, self._versions, *checks)
 
     @property

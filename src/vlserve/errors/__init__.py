@@ -32,6 +32,12 @@ VlserveError                  (vlserve.runtime.errors)
 │   ├── ReleaseUnderWay       the model is being released in steps
 │   ├── NoRelease             the model is not
 │   ├── PairNotFound          the log of shadow pairs does not hold the pair any more
+│   ├── VerdictUnanswerable   what a verdict was asked of makes no comparison
+│   ├── VerdictDiffers        the verdict is none that the caller lets pass
+│   ├── ObservationInvalid    a line of another gateway that is none
+│   ├── ObservationTooLong
+│   ├── ObservationsTooMany
+│   ├── ObservationsUnwritable their log cannot be written
 │   ├── LoadFailed            the engine could not load the version, or it answers its probes wrong
 │   │   ├── ArchiveLost       its archive is gone from the store, or damaged there
 │   │   └── CallerGone        the caller went away, so it was stopped
@@ -86,6 +92,10 @@ from vlserve.errors.control import (
     NothingToRollBackTo,
     NotReady,
     NotUnloaded,
+    ObservationInvalid,
+    ObservationsTooMany,
+    ObservationsUnwritable,
+    ObservationTooLong,
     OnAnotherEngine,
     PairNotFound,
     ReleaseUnderWay,
@@ -95,6 +105,8 @@ from vlserve.errors.control import (
     Unauthorized,
     UploadCutOff,
     UrlNotAllowed,
+    VerdictDiffers,
+    VerdictUnanswerable,
     VersionConflict,
     VersionNotFound,
 )
@@ -132,6 +144,10 @@ __all__ = [
     "NotReady",
     "NotUnloaded",
     "NothingToRollBackTo",
+    "ObservationInvalid",
+    "ObservationTooLong",
+    "ObservationsTooMany",
+    "ObservationsUnwritable",
     "OnAnotherEngine",
     "PairNotFound",
     "ParityFailed",
@@ -152,6 +168,8 @@ __all__ = [
     "Unauthorized",
     "UploadCutOff",
     "UrlNotAllowed",
+    "VerdictDiffers",
+    "VerdictUnanswerable",
     "VersionConflict",
     "VersionNotFound",
     "VlserveError",

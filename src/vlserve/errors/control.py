@@ -121,6 +121,42 @@ class NoRelease(ControlError):
     code = "no_release"
 
 
+class VerdictUnanswerable(ControlError):
+    """What a verdict was asked of makes no comparison: its time, its versions or its weight."""
+
+    code = "verdict_unanswerable"
+
+
+class VerdictDiffers(ControlError):
+    """The verdict is none of those that the caller lets pass."""
+
+    code = "verdict_differs"
+
+
+class ObservationInvalid(ControlError):
+    """A line of observations does not have the form that docs/other-rollout-tools.md describes."""
+
+    code = "observation_invalid"
+
+
+class ObservationTooLong(ControlError):
+    """A line of observations is longer than 4 KiB."""
+
+    code = "observation_too_long"
+
+
+class ObservationsTooMany(ControlError):
+    """One body has more than 5,000 lines of observations."""
+
+    code = "observations_too_many"
+
+
+class ObservationsUnwritable(ControlError):
+    """The log of observations cannot be written, as on a full disk."""
+
+    code = "observations_unwritable"
+
+
 class LoadFailed(ControlError):
     """The engine could not load the version, or the version answers its probes wrong."""
 

@@ -15,7 +15,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vlserve.control.api.errors import error_answer
 
 JSON, BYTES = "application/json", "application/octet-stream"
+JSON_LINES = "application/x-ndjson"
 UPLOAD_PATH = "/versions"
+OBSERVATIONS_PATH = re.compile(r"/models/[^/]+/observations")
 MAX_JSON_BYTES = 1024 * 1024
 """Of every body but an archive."""
 TORCHSERVE = "/torchserve"
@@ -100,11 +102,17 @@ def refusal(method: str, path: str, headers: Headers, key: str) -> Refusal | Non
         )
     if method == "POST" and not path.startswith(f"{TORCHSERVE}/"):
         sent = headers.get("content-type", "").partition(";")[0].strip().lower()
-        content_type = BYTES if path == UPLOAD_PATH else JSON
+        content_type = _content_type(path)
         if sent != content_type:
             shown = repr(sent[:_SHOWN_CHARS]) if sent else "none"
             return Refusal(415, f"the content type must be {content_type}, not {shown}")
     return None
+
+
+def _content_type(path: str) -> str:
+    if path == UPLOAD_PATH:
+        return BYTES
+    return JSON_LINES if OBSERVATIONS_PATH.fullmatch(path) else JSON
 
 
 def _is_open(path: str) -> bool:

@@ -25,6 +25,7 @@ from vlserve.control.api.gateway_openapi import describe_predictions
 from vlserve.control.api.routes import routes
 from vlserve.control.api.threads import Threads
 from vlserve.control.api.torchserve import torchserve_routes
+from vlserve.control.api.verdict_routes import verdict_routes
 from vlserve.control.assembly import Control, assemble
 from vlserve.control.engine.endpoints import endpoints
 from vlserve.control.engine.group import EngineGroup
@@ -70,6 +71,7 @@ def create_app(control: Control, settings: Settings, key: str) -> FastAPI:
     threads, sessions = Threads(settings.control.loads_at_once), Sessions()
     app.include_router(routes(control.service, threads, sessions))
     app.include_router(feedback_routes(control.service, threads))
+    app.include_router(verdict_routes(control.service, threads))
     app.include_router(torchserve_routes(control.service, threads, settings))
     stress_dir = settings.state_dir / "stress"
     app.include_router(work(control.service, sessions, threads, stress_dir))

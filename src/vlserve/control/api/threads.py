@@ -29,6 +29,7 @@ class Threads:
         self._traffic = CapacityLimiter(_TRAFFIC)
         self._returns = CapacityLimiter(_RETURNS)
         self._drains = CapacityLimiter(_DRAINS)
+        self._verdicts = CapacityLimiter(1)
         self._loads = CapacityLimiter(loads_at_once)
         self._admitted = 0
 
@@ -38,6 +39,10 @@ class Threads:
     async def look(self, work: Callable[[], T]) -> T:
         """Carry out what reads, or notes something down, and moves no traffic."""
         return await to_thread.run_sync(work, limiter=self._looks)
+
+    async def judge(self, work: Callable[[], T]) -> T:
+        """Carry out what reads logs for a verdict: one at a time, and no look waits for it."""
+        return await to_thread.run_sync(work, limiter=self._verdicts)
 
     async def move_traffic(self, request: Request, work: Callable[[], T]) -> T:
         """Carry out what moves traffic: whole, once it has begun, whoever waits for it."""

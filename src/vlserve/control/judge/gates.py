@@ -80,7 +80,8 @@ def _gates(state: JudgeState) -> Iterator[GateResult]:
     yield _errors(state)
     yield _latency(state, "latency_p50", state.latency.p50, 0.5)
     yield _latency(state, "latency_p99", state.latency.p99, 0.99)
-    yield _sample_ratio(state)
+    if state.has_split:
+        yield _sample_ratio(state)
     if state.shadowed:
         yield _agreement(state)
         yield _score_distance(state)

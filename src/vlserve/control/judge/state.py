@@ -42,10 +42,19 @@ class JudgeState:
     """Outcomes that wait for their block to fill."""
     salt: Annotated[str, Field(max_length=64)] = ""
     """The rollout's secret; empty in one that began before there were any."""
+    has_split: bool = True
+    """Whether the candidate's share of the requests is known, so that it is held against the
+    weight."""
 
     @classmethod
     def start(
-        cls, policy: Policy, *, shadow: bool = False, has_tags: bool = True, salt: str = ""
+        cls,
+        policy: Policy,
+        *,
+        shadow: bool = False,
+        has_tags: bool = True,
+        salt: str = "",
+        has_split: bool = True,
     ) -> Self:
         """Return the state before the first evidence.
 
@@ -53,6 +62,7 @@ class JudgeState:
             shadow: whether a step with copies alone precedes the weights.
             has_tags: whether both versions log the tags of their answers.
             salt: the rollout's secret, ASCII; it keys the hash of callers.
+            has_split: whether the weights are those by which requests are split.
 
         Raises:
             SettingsError: no step would compare the two versions.
@@ -74,6 +84,7 @@ class JudgeState:
             score_distance=agreement.start_score_distance(),
             tags=tags.start(),
             salt=salt,
+            has_split=has_split,
         )
 
     @property

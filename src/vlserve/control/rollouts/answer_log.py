@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vlserve.control.rollouts.log_reader import Cursor, as_model, read_since
+from vlserve.control.rollouts.log_reader import READ_BYTES, Cursor, as_model, read_since
 from vlserve.runtime.answer_log import AnswerLine, read_answer_line
 from vlserve.runtime.errors import ErrorCode
 from vlserve_worker.v2.item_ids import ItemId, item_id, read_item_id
@@ -54,13 +54,17 @@ class AnswerLog:
         before = None
         while self._cursor != before:
             before = self._cursor
-            lines, self._cursor = read_since(self._log, self._cursor, self._containing)
-            named = (line for line in lines if line.get("model") == self._model)
-            for line in as_model(named, read_answer_line, self._log):
-                self._add(line)
-            for kept in (self._by_request, self._items):
-                while len(kept) > KEPT:
-                    kept.popitem(last=False)
+            self.read_some(READ_BYTES)
+
+    def read_some(self, most: int) -> None:
+        """Read on, at most ``most`` bytes of a file."""
+        lines, self._cursor = read_since(self._log, self._cursor, self._containing, most)
+        named = (line for line in lines if line.get("model") == self._model)
+        for line in as_model(named, read_answer_line, self._log):
+            self._add(line)
+        for kept in (self._by_request, self._items):
+            while len(kept) > KEPT:
+                kept.popitem(last=False)
 
     def of(self, request_id: str, version: int) -> LoggedAnswer | None:
         """Return the answer of a version to a request; None while it is not logged, and for a

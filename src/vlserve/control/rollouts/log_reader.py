@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from vlserve.control.log_rotation import renamed
+from vlserve.control.log_sampling import TimeOf, mapped, offset_of
 from vlserve.runtime.errors import wrong_fields
 
 Line = dict[str, Any]
@@ -41,23 +43,45 @@ def end_of(log: Path) -> Cursor:
     return Cursor()
 
 
-def read_since(log: Path, cursor: Cursor, containing: bytes) -> tuple[list[Line], Cursor]:
+def begin_of(log: Path, since: float, time_of: TimeOf) -> Cursor:
+    """Return a cursor before which no line is of ``since`` (Unix time, s) or later."""
+    begin = Cursor()
+    with ExitStack() as opened:
+        for text in mapped([file for file, _ in _files(log)], opened):
+            first_line = name_of(text[: text.find(b"\n") + 1])
+            if first_line:
+                begin = Cursor(first_line, offset_of(text, since, time_of))
+            if begin.offset:
+                break
+    return begin
+
+
+def unread_bytes(log: Path, cursor: Cursor) -> int:
+    """Return how much was logged after ``cursor``."""
+    with suppress(FileNotFoundError):  # renamed just now
+        return sum(file.stat().st_size - place.offset for file, place in _unread(log, cursor))
+    return 0
+
+
+def read_since(
+    log: Path, cursor: Cursor, containing: bytes, most: int = READ_BYTES
+) -> tuple[list[Line], Cursor]:
     """Return the whole lines after ``cursor`` that hold ``containing``, oldest first, with the
     cursor after them.
 
     Renamed files (``log.1`` is newer than ``log.2``) are read to their end. A cursor into a file
     that is there no more means all that is left; lines that are no JSON object are left out. At
-    most `READ_BYTES` of a file are read at a time: after a long pause, call it again.
+    ``most`` bytes of a file are read at a time: after a long pause, call it again.
     """
     lines: list[Line] = []
     for file, place in _unread(log, cursor):
-        new = _read(file, place)
+        new = _read(file, place, most)
         if new is None:  # renamed just now: read under its new name at the next call
             break
         whole = new[: new.rfind(b"\n") + 1]
         lines += _parsed(whole, containing)
         cursor = Cursor(place.first_line, place.offset + len(whole))
-        if len(new) == READ_BYTES:
+        if len(new) == most:
             break
     return lines, cursor
 
@@ -77,13 +101,13 @@ def as_model(lines: Iterable[Line], read: Callable[[Line], Model], log: Path) ->
         logger.warning("%s: %s lines cannot be read, the first: %s", log.name, refused, reason)
 
 
-def _read(file: Path, place: Cursor) -> bytes | None:
+def _read(file: Path, place: Cursor, most: int) -> bytes | None:
     try:
         with file.open("rb") as opened:
             if name_of(opened.readline()) != place.first_line:
                 return None
             opened.seek(place.offset)
-            return opened.read(READ_BYTES)
+            return opened.read(most)
     except FileNotFoundError:
         return None
 

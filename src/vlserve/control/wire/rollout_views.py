@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from vlserve.control.domain import RolloutStatus
 from vlserve.control.wire.views import View
@@ -102,3 +102,48 @@ class RolloutView(View):
         default="",
         description="Why the ledger does not know yet that the rollout ended; empty otherwise.",
     )
+
+
+class VerdictView(View):
+    """What the judge makes of two versions."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "model": "tagger",
+                    "source": "gateway",
+                    "candidate": "2",
+                    "stable": "1",
+                    "since": "2026-01-31T09:30:00+00:00",
+                    "weight": None,
+                    "verdict": "advance",
+                    "reason": "every gate is clear at 50 %, held for 600 s",
+                    "requests": 2000,
+                    "unread_bytes": 0,
+                    "gates": [],
+                }
+            ]
+        }
+    )
+
+    model: str
+    source: str = Field(description="gateway: its log; observations: what another one sent.")
+    candidate: str
+    stable: str
+    since: str = Field(description="UTC, ISO 8601.")
+    weight: int | None = Field(
+        description="The candidate's share of the requests, percent; null where it is not known."
+    )
+    verdict: str = Field(description="advance, hold or rollback.")
+    reason: str
+    requests: int = Field(description="That were counted.")
+    unread_bytes: int = Field(description="Of the log, which the next answer reads.")
+    gates: tuple[GateView, ...]
+
+
+class ObservationsTaken(View):
+    """What became of the lines of one body."""
+
+    accepted: int
+    repeated: int = Field(description="Lines whose id had come before: they count once.")
