@@ -36,6 +36,7 @@ PATIENCE_MS = 60_000
 PAGES = [
     "",
     "register",
+    "login",
     "load-tests",
     "batch-jobs",
     "models/tagger",

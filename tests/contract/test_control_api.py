@@ -230,6 +230,7 @@ def test_the_page_of_the_api_needs_no_network(control_api: RunningControl) -> No
         "/models/{model}/verdict/check",
         "/models/{model}/observations",
         "/batch-jobs",
+        "/refusals",
         "/torchserve/api-description",
         "/torchserve/models",
         "/torchserve/models/{name}",

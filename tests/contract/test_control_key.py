@@ -23,6 +23,7 @@ BYTES = {"content-type": "application/octet-stream"}
 REQUESTS = [
     ("GET", "/health"),
     ("GET", "/traffic"),
+    ("GET", "/refusals"),
     ("POST", "/console-links"),
     ("GET", "/models"),
     ("GET", "/models/tagger"),

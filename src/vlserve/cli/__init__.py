@@ -17,6 +17,7 @@ from vlserve.cli import (
     drill,
     feedback,
     index,
+    keys,
     predict,
     project,
     recipes,
@@ -48,8 +49,8 @@ app = typer.Typer(
 )
 # `vlserve --help` lists the groups, and the commands of each, in this order.
 for module in (
-    project, stack, console, demo, data, recipes, build, adopt, index, tune, versions, release,
-    feedback, capture, predict, batch, stress, drill,
+    project, stack, console, keys, demo, data, recipes, build, adopt, index, tune, versions,
+    release, feedback, capture, predict, batch, stress, drill,
 ):  # fmt: skip
     module.add_to(app)
 

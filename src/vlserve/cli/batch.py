@@ -13,10 +13,12 @@ from vlserve.cli.parameters import (
     Group,
     control_client,
     finite,
+    refuse_other_machine,
     require_folder,
     written_file_option,
 )
 from vlserve.cli.stopping import INTERRUPTED
+from vlserve.control.client_keys import remote_access
 from vlserve.control.domain import State
 from vlserve.errors import BatchError, NotReady, VlserveError
 from vlserve.extras import require_extras
@@ -297,6 +299,8 @@ def _check_error_rate(report: Mapping[str, Any], max_error_rate: float) -> None:
 
 def _announce(out: Path) -> None:
     """Tell the control service of this project, if it runs, where the output is."""
+    if remote_access():  # another machine's console cannot read this one's folder
+        return
     try:
         with control_client() as control:
             control.announce_batch_job(out)
@@ -314,6 +318,7 @@ def archive_of(model: str) -> Path:
     file = Path(model)
     if file.suffix == ".mar" or file.exists():
         return file
+    refuse_other_machine(f"batch {model}")
     with control_client() as control:
         versions = control.model(model).versions
     released = next((each.version for each in versions if each.state is State.STABLE), None)

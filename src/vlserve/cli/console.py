@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from vlserve.cli.output import AsJson, print_json, print_line
-from vlserve.cli.parameters import Group, stack_settings
+from vlserve.cli.parameters import Group, control_client
 
 
 def console(
@@ -16,12 +16,9 @@ def console(
     as_json: AsJson = False,
 ) -> None:
     """Print and open a link to the console; it lets one browser in, once."""
-    from vlserve.control.client import ControlClient
-
-    settings = stack_settings()
-    with ControlClient.of(settings) as control:
+    with control_client() as control:
         link = control.console_link()
-    url = f"{settings.control_url}{link.path}"
+        url = f"{control.url}{link.path}"
     if as_json:
         print_json({"url": url, "valid_s": link.valid_s})
         return

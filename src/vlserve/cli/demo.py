@@ -5,7 +5,7 @@ import os
 import typer
 
 from vlserve.cli.output import AsJson, print_json, print_line, progress
-from vlserve.cli.parameters import Group
+from vlserve.cli.parameters import Group, refuse_other_machine
 from vlserve.cli.predict import print_answer, request_prediction
 from vlserve.extras import require_extras
 from vlserve.settings import load_settings
@@ -17,6 +17,7 @@ def demo(as_json: AsJson = False) -> None:
     from vlserve.control.client import ControlClient
     from vlserve.demo import MODEL, VERSIONS, release_demo
 
+    refuse_other_machine("demo")
     settings = load_settings()
     with ControlClient.of(settings) as control, progress("preparing the demo") as show:
         item = release_demo(settings, control, show)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vlserve.cli.output import AsJson, print_json, print_line, print_table, progress
-from vlserve.cli.parameters import Group, Model, control_client, folder_option
+from vlserve.cli.parameters import Group, Model, control_client, folder_option, refuse_other_machine
 from vlserve.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def drill(
     own; the model itself is not touched. Exit code 0 when all six decisions are right and no
     request is lost that need not be. Takes two to five minutes.
     """
+    refuse_other_machine("drill")
     settings = load_settings()
     started = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     folder = out or settings.state_dir / "drill" / f"{model}-{started}"

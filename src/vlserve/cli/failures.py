@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from vlserve.control.client_keys import URL
 from vlserve.errors import StackDown, VlserveError
 from vlserve.project import find_project_dir
 from vlserve.settings import load_settings
@@ -21,7 +22,7 @@ _NO_SPACE_BYTES = 1024 * 1024
 
 def explained(error: VlserveError | OSError, words: Sequence[str]) -> str:
     """Return the message of an error of the command that was called with ``words``."""
-    if isinstance(error, StackDown):
+    if isinstance(error, StackDown) and not os.environ.get(URL):
         return f"{error} (the project folder is {_project_dir()})"
     if isinstance(error, OSError):
         return _io_message(error, words)

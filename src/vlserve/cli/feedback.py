@@ -10,6 +10,7 @@ import typer
 
 from vlserve.cli.output import AsJson, print_json, print_line, print_table
 from vlserve.cli.parameters import Group, Model, control_client, stack_settings, written_file_option
+from vlserve.control.client_keys import remote_access
 from vlserve.control.wire.views import MarkView
 
 _MY_FOLDER, _MY_FILE = 0o700, 0o600
@@ -28,12 +29,13 @@ def feedback(
     as_json: AsJson = False,
 ) -> None:
     """List the marks of a model's shadow pairs, and write them as training data."""
+    remote = remote_access() is not None
     with control_client() as control:
         marks = control.marks(model)
     labelled = [mark for mark in marks if mark.label]
     newest = {mark.request_id: mark for mark in labelled}  # of marks of several pairs of versions
     if export is not None:
-        _write(export, list(newest.values()), stack_settings().state_dir)
+        _write(export, list(newest.values()), None if remote else stack_settings().state_dir)
     if as_json:
         print_json({"marks": marks, "exported": len(newest) if export else None})
         return
@@ -44,11 +46,14 @@ def feedback(
         left_out = len(marks) - len(labelled)
         said = f"; {left_out} name no label and are left out" if left_out else ""
         print_line(f"wrote {export}: {len(newest)} labels{said}")
+        if remote:
+            print_line("inputs that were kept lie on the machine of the stack: export there")
 
 
-def _write(export: Path, marks: Sequence[MarkView], state_dir: Path) -> None:
+def _write(export: Path, marks: Sequence[MarkView], state_dir: Path | None) -> None:
     """Write a line for each mark, and the images that were kept, each under a name that is its
-    request's alone, so that what an export before wrote stays whole."""
+    request's alone, so that what an export before wrote stays whole. ``state_dir``: where inputs
+    are kept; None: on another machine."""
     from vlserve.control.captures import read_input
     from vlserve.data.data_files import write_object, written_whole
     from vlserve_worker.capture import name_of
@@ -58,7 +63,7 @@ def _write(export: Path, marks: Sequence[MarkView], state_dir: Path) -> None:
         os.fchmod(file.fileno(), _MY_FILE)
         for mark in marks:
             line = {"id": mark.request_id, "label": mark.label}
-            kept = read_input(state_dir, mark.model, mark.request_id)
+            kept = read_input(state_dir, mark.model, mark.request_id) if state_dir else None
             if kept and kept.text:
                 line["text"] = kept.text
             if kept and "image" in kept.images:

@@ -12,8 +12,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from vlserve.cli.output import print_warning
 from vlserve.control.client import ControlClient
+from vlserve.control.client_keys import URL, remote_access
 from vlserve.control.domain import MODEL_NAME_RULE
-from vlserve.errors import ModelNotFound
+from vlserve.errors import ModelNotFound, NotThisMachine
 from vlserve.running_settings import settings_to_reach_stack
 from vlserve.runtime.manifest import ModelName
 from vlserve.settings import Settings
@@ -189,8 +190,21 @@ Strict = Annotated[
 
 
 def control_client() -> ControlClient:
-    """Return a client of the stack of this project; a context manager."""
-    return ControlClient.of(stack_settings())
+    """Return a client of the control service that VLSERVE_CONTROL_URL names, else of the stack of
+    this project; a context manager."""
+    access = remote_access()
+    return ControlClient.at(access) if access else ControlClient.of(stack_settings())
+
+
+def refuse_other_machine(command: str) -> None:
+    """Raise NotThisMachine where VLSERVE_CONTROL_URL names a stack, for a command that works on
+    files or processes of the stack itself."""
+    access = remote_access()
+    if access is not None:
+        raise NotThisMachine(
+            f"`vlserve {command}` works on the machine of the stack alone, and {URL} names "
+            f"{access.url}: run it there, or unset {URL} for the stack of this project"
+        )
 
 
 def stack_settings() -> Settings:

@@ -20,6 +20,7 @@ from vlserve.cli.parameters import (
 )
 from vlserve.cli.rollout_text import place, waiting, waits_for, why_back
 from vlserve.control.client import ControlClient
+from vlserve.control.client_keys import remote_access
 from vlserve.control.domain import RolloutStatus
 from vlserve.control.wire.rollout_views import RolloutView
 from vlserve.control.wire.views import Released
@@ -180,12 +181,13 @@ def promote(model: Model, as_json: AsJson = False) -> None:
 
 def abort(model: Model, as_json: AsJson = False) -> None:
     """End the rollout now: send all traffic back to the stable version."""
-    settings = stack_settings()
     try:
-        with ControlClient.of(settings) as control:
+        with control_client() as control:
             view = control.abort(model)
     except UNREACHED as down:
-        view = abort_directly(settings, model, down)
+        if remote_access():
+            raise
+        view = abort_directly(stack_settings(), model, down)
     print_json(view) if as_json else _print_place(view)
 
 
@@ -202,13 +204,14 @@ def rollback(
     as_json: AsJson = False,
 ) -> None:
     """Send all traffic back to the previous stable version, or to VERSION."""
-    settings = stack_settings()
     with progress(f"rolling back {model}"):
         try:
-            with ControlClient.of(settings) as control:
+            with control_client() as control:
                 outcome = control.rollback(model, version)
         except UNREACHED as down:
-            outcome = roll_back_directly(settings, model, version, down)
+            if remote_access():
+                raise
+            outcome = roll_back_directly(stack_settings(), model, version, down)
     if as_json:
         print_json(outcome)
         return

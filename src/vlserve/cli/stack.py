@@ -8,8 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vlserve.cli.output import AsJson, print_json, print_line, print_table, print_warning, progress
-from vlserve.cli.parameters import Group, stack_settings
+from vlserve.cli.parameters import (
+    Group,
+    control_client,
+    refuse_other_machine,
+    stack_settings,
+)
 from vlserve.cli.rollout_text import place, waiting
+from vlserve.control.client_keys import remote_access
 from vlserve.project import find_project_dir, packaged_dir
 from vlserve.running_settings import settings_to_reach_stack
 from vlserve.settings import load_settings
@@ -38,6 +44,7 @@ def up(
     from vlserve.project_copies import renew_copies
     from vlserve.stack import stack
 
+    refuse_other_machine("up")
     renewed = renew_copies(find_project_dir(), version("vlserve"))  # settings are among them
     settings = load_settings()
     for doubt in settings.doubts():
@@ -77,6 +84,7 @@ def down(as_json: AsJson = False) -> None:
     """Answer the requests in flight, then stop all processes; archives and the ledger stay."""
     from vlserve.stack import stack
 
+    refuse_other_machine("down")
     settings = stack_settings()
     with progress("stopping the stack") as show:
         stopped = stack.down(settings, show)
@@ -93,14 +101,15 @@ def status(as_json: AsJson = False) -> None:
     from vlserve.errors import ControlError, StackError, SupervisorHangs
     from vlserve.stack import stack
 
-    settings, trouble = settings_to_reach_stack()
+    access = remote_access()
+    settings, trouble = (None, "") if access else settings_to_reach_stack()
     processes, troubles = [], [trouble] if trouble else []
     try:
-        processes = stack.status(settings)
+        processes = stack.status(settings) if settings else []
     except SupervisorHangs as error:
         troubles.append(str(error))
     health, models, rollouts, traffic = None, [], [], []
-    with ControlClient.of(settings) as control:
+    with control_client() if settings is None else ControlClient.of(settings) as control:
         try:
             health = control.health()
             models = control.models()
@@ -120,7 +129,7 @@ def status(as_json: AsJson = False) -> None:
             }
         )
         return
-    if not processes and not models and len(troubles) < 2:
+    if settings and not processes and not models and len(troubles) < 2:
         left = ", ".join(sorted({each.name() for each in stack.processes(settings)}))
         if left:
             print_line(
@@ -131,7 +140,10 @@ def status(as_json: AsJson = False) -> None:
             return
         print_line(f"the stack of {settings.project_dir} is down: `vlserve up` starts it")
         return
-    print_table(("PROCESS", "STATE", "PID"), [(p.name, p.state, p.pid) for p in processes])
+    if access:
+        print_line(f"{access.url}; `vlserve status` on its machine shows the processes too")
+    else:
+        print_table(("PROCESS", "STATE", "PID"), [(p.name, p.state, p.pid) for p in processes])
     rows = [
         (
             model.model,

@@ -8,7 +8,15 @@ import httpx
 import typer
 
 from vlserve.cli.output import AsJson, print_json, print_line, print_table, progress
-from vlserve.cli.parameters import MAX_VERSION, Group, Model, file_option, finite, folder_option
+from vlserve.cli.parameters import (
+    MAX_VERSION,
+    Group,
+    Model,
+    file_option,
+    finite,
+    folder_option,
+    refuse_other_machine,
+)
 from vlserve.errors import StackDown
 from vlserve.settings import Settings, load_settings
 
@@ -134,6 +142,7 @@ def stress(
     if gray_release:
         if users or find_limit or sticky_share or processes > 1:
             raise typer.BadParameter("--gray-release has callers of its own: give --rate at most")
+        refuse_other_machine("stress --gray-release")
         folder = out or _new_folder(settings, model)
         limits = Limits(max_error_rate, max_p99_ms)
         _check_release(model, version, duration, rate, data, limits, folder, as_json)

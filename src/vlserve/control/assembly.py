@@ -6,12 +6,14 @@ from dataclasses import dataclass
 
 from vlserve.control.batch_jobs import BatchJobs
 from vlserve.control.captures import CaptureExpiry, Captures
+from vlserve.control.domain import Trouble
 from vlserve.control.gateway.recent_requests import RecentRequests
 from vlserve.control.gateway.traffic import Traffic
 from vlserve.control.lifecycle.backoff import Backoff
 from vlserve.control.lifecycle.lifecycle import Lifecycle
 from vlserve.control.lifecycle.operations import Operations
 from vlserve.control.lifecycle.trials import Trials
+from vlserve.control.named_keys import NamedKeys
 from vlserve.control.ports import Engine, Gateway
 from vlserve.control.reconcile.liveness import Liveness
 from vlserve.control.reconcile.reconciler import Reconciler
@@ -32,6 +34,7 @@ from vlserve.control.rollouts.verdicts import Verdicts
 from vlserve.control.service import ControlService
 from vlserve.control.store.disk_space import disk_troubles
 from vlserve.control.store.ledger import Ledger
+from vlserve.control.store.refusals import RefusalLog
 from vlserve.control.store.reserve import Reserve
 from vlserve.control.store.rollouts import RolloutStore
 from vlserve.control.store.unrecorded import Unrecorded
@@ -49,6 +52,7 @@ class Control:
     rollout_loop: RolloutLoop
     liveness: Liveness
     capture_expiry: CaptureExpiry
+    named_keys: NamedKeys
 
     def start(self) -> None:
         self.reconciler.start()
@@ -61,6 +65,7 @@ class Control:
         self.liveness.stop()
         self.rollout_loop.stop()
         self.reconciler.stop()
+        self.service.refusals.flush()
         self.ledger.close()
 
 
@@ -119,6 +124,7 @@ def assemble(settings: Settings, engine: Engine, gateway: Gateway) -> Control:
     verdicts = Verdicts(
         ledger, rollouts, context.health, context.logs, observations.path, context.now
     )
+    named_keys = NamedKeys(settings.model_store)
     answers = AnswerHistory(logs / "answers.jsonl", logs / "access.jsonl")
     service = ControlService(
         ledger,
@@ -137,6 +143,7 @@ def assemble(settings: Settings, engine: Engine, gateway: Gateway) -> Control:
         Trials(ledger, engine, traffic, settings.gateway.timeout_s),
         verdicts,
         observations,
+        RefusalLog(ledger),
         settings,
         checks=[
             lambda: disk_troubles(folders, logs),
@@ -145,6 +152,14 @@ def assemble(settings: Settings, engine: Engine, gateway: Gateway) -> Control:
             *(reserve.troubles for reserve in reserves),
             liveness.troubles,
             Supervision().troubles,
+            lambda: _trouble_of_keys(named_keys),
         ],
     )
-    return Control(ledger, service, reconciler, rollout_loop, liveness, CaptureExpiry(captures))
+    expiry = CaptureExpiry(captures)
+    return Control(ledger, service, reconciler, rollout_loop, liveness, expiry, named_keys)
+
+
+def _trouble_of_keys(keys: NamedKeys) -> list[Trouble]:
+    """Return why no named key is in force, where there is a file of them."""
+    why = keys.trouble()
+    return [Trouble("keys", why)] if why else []

@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from vlserve.errors import CallerGone
 
 _name: ContextVar[str] = ContextVar("name", default="")
+_key: ContextVar[str] = ContextVar("key", default="")
 _gone: ContextVar[Callable[[], bool] | None] = ContextVar("gone", default=None)
 
 
@@ -49,3 +50,19 @@ def named(name: str) -> Iterator[None]:
 def name() -> str:
     """Return how the caller of the present work calls himself; empty where he did not say."""
     return _name.get()
+
+
+@contextmanager
+def known_by(key: str) -> Iterator[None]:
+    """Do the ``with`` body for the holder of the key of this name."""
+    token = _key.set(key)
+    try:
+        yield
+    finally:
+        _key.reset(token)
+
+
+def key() -> str:
+    """Return the name of the key by which the present work was asked for; empty for what nobody
+    asked for by a request."""
+    return _key.get()

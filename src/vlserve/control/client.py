@@ -10,8 +10,8 @@ from urllib.parse import quote
 import httpx
 from pydantic import BaseModel, ValidationError
 
+from vlserve.control.client_keys import OwnersKey, RemoteAccess
 from vlserve.control.domain import EngineKind
-from vlserve.control.key import read_key
 from vlserve.control.tuning import Tuning
 from vlserve.control.wire.rollout_views import RolloutView
 from vlserve.control.wire.views import (
@@ -22,6 +22,7 @@ from vlserve.control.wire.views import (
     Health,
     MarkView,
     ModelView,
+    RefusalView,
     Registered,
     Released,
     TrafficView,
@@ -31,7 +32,6 @@ from vlserve.errors import (
     ArchiveError,
     ControlError,
     NotControl,
-    StackDown,
     StackError,
     Unauthorized,
     error_class,
@@ -55,23 +55,32 @@ class ControlClient:
 
     Args:
         url: of the service.
-        key_file: holds its key; it is read at each request, because the service writes a new one
-            when it starts.
+        key: the file of the owner's key, or the address and key by which another machine gets in.
+        trust: the certificates that a service which speaks TLS must have.
     """
 
-    def __init__(self, url: str, key_file: Path) -> None:
-        self._key_file = key_file
+    def __init__(
+        self, url: str, key: Path | RemoteAccess, trust: ssl.SSLContext = PLAIN_HTTP
+    ) -> None:
+        self.url = url
+        self._key = OwnersKey(key) if isinstance(key, Path) else key
         self._http = httpx.Client(
             base_url=url,
             timeout=httpx.Timeout(_LONGEST_S, connect=_CONNECT_TIMEOUT_S),
             trust_env=False,
-            verify=PLAIN_HTTP,
+            verify=trust,
         )
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        """Return a client of the stack that ``settings`` describe."""
+        """Return a client of the stack that ``settings`` describe, by its owner's key."""
         return cls(settings.control_url, settings.control_key_file)
+
+    @classmethod
+    def at(cls, access: RemoteAccess) -> Self:
+        """Return a client of a service on another machine. SettingsError."""
+        encrypted = access.url.startswith("https://")
+        return cls(access.url, access, access.trust() if encrypted else PLAIN_HTTP)
 
     def __enter__(self) -> Self:
         return self
@@ -111,6 +120,10 @@ class ControlClient:
         """Return which answers of a model's shadow pairs people said are right, oldest first."""
         answer = self._call("GET", f"/models/{_quoted(model)}/marks")
         return self._read_all(MarkView, answer, "marks")
+
+    def refusals(self) -> list[RefusalView]:
+        """Return the calls that named keys were refused for their role, by the time of the last."""
+        return self._read_all(RefusalView, self._call("GET", "/refusals"), "refusals")
 
     def capture(self, model: str) -> CaptureView:
         """Return what is kept of the inputs of a model's requests."""
@@ -228,7 +241,7 @@ class ControlClient:
         try:
             answer = response.json()
             if response.status_code == httpx.codes.UNAUTHORIZED:
-                raise self._key_refused()
+                raise self._key.refused(f"the control service at {self._http.base_url}")
             if response.is_error:
                 raise raised_class(answer["error"]["code"])(answer["error"]["message"])
         except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -263,33 +276,19 @@ class ControlClient:
         except httpx.DecodingError as error:
             raise self._not_ours("answered") from error
         except httpx.ReadTimeout as error:
-            raise StackDown(
+            raise self._key.hangs(
                 f"the control service at {self._http.base_url} takes questions and answers none: "
-                "it is suspended or hangs; `vlserve up` starts it anew"
+                "it is suspended or hangs"
             ) from error
         except httpx.TransportError as error:
-            raise StackDown(
+            raise self._key.down(
                 f"the control service does not answer at {self._http.base_url} "
-                f"({error or type(error).__name__}): start it with `vlserve up`"
+                f"({error or type(error).__name__})"
             ) from error
 
     def _authorization(self) -> dict[str, str]:
-        try:
-            key = read_key(self._key_file)
-        except PermissionError as error:
-            raise Unauthorized(
-                f"{self._key_file} is not yours to read: ask as the user who started the stack"
-            ) from error
+        key = self._key.read()
         return {} if key is None else {"Authorization": f"Bearer {key}"}
-
-    def _key_refused(self) -> Unauthorized:
-        has = "does not take the key in" if self._key_file.exists() else "asks for a key, and no"
-        end = "" if self._key_file.exists() else " is there"
-        return Unauthorized(
-            f"the control service at {self._http.base_url} {has} {self._key_file}{end}: it is the "
-            "one of another folder or another user; set VLSERVE_PROJECT_DIR or VLSERVE_STATE_DIR "
-            "to those of the stack that is up"
-        )
 
 
 def _quoted(name: str) -> str:

@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 
+from vlserve.control import caller
 from vlserve.control.domain import Rollout, TrafficChange
 from vlserve.control.gateway.envoy import EnvoyGateway
 from vlserve.control.gateway.last_routes import LastRoute, last_routes
 from vlserve.control.gateway.writer_lock import gateway_writer
 from vlserve.control.lifecycle.probes import serves_somewhere
+from vlserve.control.named_keys import OWNER
 from vlserve.control.ports import Engine
 from vlserve.control.rollouts.report import RolloutReport, report
 from vlserve.control.rollouts.service import (
@@ -156,7 +158,11 @@ def _opened(settings: Settings, engine: Engine) -> Iterator[_WayBack]:
         file = settings.model_store / LEDGER
         if not file.exists():
             raise LedgerLost(f"the ledger {file} is gone: see `vlserve up --rebuild-ledger`")
-        with copied(file) as copy, Ledger(copy.parent) as ledger:
+        with (
+            copied(file) as copy,
+            Ledger(copy.parent) as ledger,
+            caller.known_by(OWNER.name),
+        ):
             yield _WayBack(settings, ledger, engine, gateway)
 
 

@@ -279,6 +279,8 @@ class Mark:
     right: Right
     label: str
     marked_at: str
+    marked_by: str = ""
+    """Name of the key; empty for a mark of before there were names."""
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ from vlserve.control.rollouts.service import RolloutService
 from vlserve.control.rollouts.verdicts import Verdicts
 from vlserve.control.store.kept_archives import remove_archive
 from vlserve.control.store.ledger import Ledger
+from vlserve.control.store.refusals import RefusalLog
 from vlserve.control.store.unrecorded import ChangeBack
 from vlserve.control.transitions import rollback_target
 from vlserve.control.tuning import Tuning
@@ -81,6 +82,7 @@ class ControlService:
         trials: Trials,
         verdicts: Verdicts,
         observations: ObservationLog,
+        refusals: RefusalLog,
         settings: Settings,
         checks: Sequence[HealthCheck] = (),
     ) -> None:
@@ -102,6 +104,7 @@ class ControlService:
         self.trials = trials
         self.verdicts = verdicts
         self.observations = observations
+        self.refusals = refusals
         self._checks = (self._engine_and_gateway, self._versions, *checks)
 
     @property
@@ -287,8 +290,14 @@ class ControlService:
         return self._ledger.registered_by(model, version)
 
     def history(self, model: str, newest: int = -1) -> list[Event]:
-        """Return what happened to a model, oldest first: the ``newest`` events, or all (-1).
-        ModelNotFound."""
+        """Return what happened to a model, and what named keys were refused on it, oldest first:
+        the ``newest`` events, or all (-1). ModelNotFound."""
+        refused = [refusal.event() for refusal in self.refusals.kept(model)]
+        events = sorted([*self.changes(model, newest), *refused], key=lambda event: event.at)
+        return events if newest < 0 else events[len(events) - min(newest, len(events)) :]
+
+    def changes(self, model: str, newest: int = -1) -> list[Event]:
+        """Return what happened to a model, as `history`, without refusals. ModelNotFound."""
         return self._ledger.events(model, newest)
 
     def health(self) -> StackStatus:

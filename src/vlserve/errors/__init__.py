@@ -15,6 +15,8 @@ VlserveError                  (vlserve.runtime.errors)
 ├── TrainingError             a training run that cannot be resumed or go on
 ├── ControlError
 │   ├── Unauthorized          no key of the control service, or a wrong one
+│   ├── RoleMissing           the caller's named key has not the role that the call needs
+│   ├── NamedKeysError        the file of the named keys cannot be used or changed
 │   ├── UploadCutOff          an archive's upload that ended before its last byte
 │   ├── ModelNotFound
 │   ├── VersionNotFound
@@ -61,6 +63,7 @@ VlserveError                  (vlserve.runtime.errors)
 └── StackError                a process of the stack does not start, stop or answer
     ├── PortBusy
     ├── StackUnwell           the stack is up, and something of it needs help
+    ├── NotThisMachine        the command works on the machine of the stack, and that is another
     ├── StackDown             nothing answers where the stack should
     └── SupervisorHangs       supervisord is there and takes no question
 """
@@ -87,6 +90,7 @@ from vlserve.errors.control import (
     LedgerUnwritable,
     LoadFailed,
     ModelNotFound,
+    NamedKeysError,
     NoRelease,
     NotControl,
     NothingToRollBackTo,
@@ -99,6 +103,7 @@ from vlserve.errors.control import (
     OnAnotherEngine,
     PairNotFound,
     ReleaseUnderWay,
+    RoleMissing,
     StillServing,
     StoreUnwritable,
     TuningInvalid,
@@ -138,10 +143,12 @@ __all__ = [
     "LedgerUnwritable",
     "LoadFailed",
     "ModelNotFound",
+    "NamedKeysError",
     "NoRelease",
     "NotAdopted",
     "NotControl",
     "NotReady",
+    "NotThisMachine",
     "NotUnloaded",
     "NothingToRollBackTo",
     "ObservationInvalid",
@@ -155,6 +162,7 @@ __all__ = [
     "RecipeNotFound",
     "ReleaseUnderWay",
     "RequestError",
+    "RoleMissing",
     "SettingsError",
     "StackDown",
     "StackError",
@@ -266,6 +274,12 @@ class StackDown(StackError):
     """Nothing answers at the address of the stack's gateway or control service."""
 
     code = "stack_down"
+
+
+class NotThisMachine(StackError):
+    """The command works on the machine of the stack, and VLSERVE_CONTROL_URL names another one."""
+
+    code = "not_this_machine"
 
 
 class SupervisorHangs(StackError):

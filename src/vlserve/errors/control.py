@@ -18,6 +18,18 @@ class Unauthorized(ControlError):
     code = "unauthorized"
 
 
+class RoleMissing(ControlError):
+    """The caller's named key has not the role that the call needs."""
+
+    code = "role_missing"
+
+
+class NamedKeysError(ControlError):
+    """The file of the named keys cannot be used, or cannot take the change that was asked for."""
+
+    code = "named_keys_error"
+
+
 class UploadCutOff(ControlError):
     """The upload of an archive ended before its last byte."""
 

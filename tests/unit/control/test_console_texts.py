@@ -51,6 +51,7 @@ def test_every_language_has_every_text() -> None:
 
 def test_what_pages_ask_for_is_there_and_nothing_else() -> None:
     given_by_name = {"no_session", "how_to_enter", "refused", "foreign_form", "not_done"}
+    given_by_name |= {"code_used", "wrong_key"}
     assert _asked_for() | _COMPOSED | given_by_name == set(catalogue())
 
 

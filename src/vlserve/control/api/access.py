@@ -1,18 +1,24 @@
-"""Which requests the control service answers: those with its key, and none that a web page sends.
+"""Which requests the control service answers: those with a key, and none that a web page sends.
 
 Everything is decided by the headers, before a byte of the body is read.
 """
 
-import hmac
 import re
 from dataclasses import dataclass
 
 from fastapi import HTTPException
 from fastapi.security import HTTPBearer
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from vlserve.control import caller
+from vlserve.control.api.callers import Callers
+from vlserve.control.api.console.access import COOKIE
+from vlserve.control.api.console.sessions import Sessions
 from vlserve.control.api.errors import error_answer
+from vlserve.control.api.roles import HOLDER
+from vlserve.control.named_keys import Holder
 
 JSON, BYTES = "application/json", "application/octet-stream"
 JSON_LINES = "application/x-ndjson"
@@ -33,8 +39,8 @@ OPEN_PATHS = ("/docs", "/redoc", "/openapi.json", "/static-offline-docs/")
 
 KEY_SCHEME = HTTPBearer(
     scheme_name="key",
-    description="The contents of `control.key` in the folder `state_dir`, which the owner of the "
-    "stack alone can read.",
+    description="A key that `vlserve keys add` made, or, on the machine of the stack, the contents "
+    "of `control.key` in the folder `state_dir`, which its owner alone can read.",
     auto_error=False,  # it stands on the page; Door has judged the key before
 )
 
@@ -51,11 +57,15 @@ class Refusal:
 
 
 class Door:
-    """ASGI middleware that refuses what `refusal` refuses, and bodies that are too large."""
+    """ASGI middleware that refuses what `refusal` refuses, and bodies that are too large. It
+    tells the routes who calls, and the history the name of the key."""
 
-    def __init__(self, app: ASGIApp, key: str, max_archive_bytes: int) -> None:
+    def __init__(
+        self, app: ASGIApp, callers: Callers, sessions: Sessions, max_archive_bytes: int
+    ) -> None:
         self._app = app
-        self._key = key
+        self._callers = callers
+        self._sessions = sessions
         self._max_archive_bytes = max_archive_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -64,13 +74,25 @@ class Door:
             return
         headers = Headers(scope=scope)
         limit = self._limit(scope["path"])
-        refused = refusal(scope["method"], scope["path"], headers, self._key) or _too_large(
-            headers, limit
-        )
+        holder = self._holder(scope, headers)
+        refused = refusal(
+            scope["method"], scope["path"], headers, holder is not None
+        ) or _too_large(headers, limit)
         if refused is not None:
             await error_answer(refused.status, refused.message)(scope, receive, send)
             return
-        await self._app(scope, _Counted(receive, limit), _unframed(send))
+        scope[HOLDER] = holder
+        with caller.known_by(holder.name if holder else ""):
+            await self._app(scope, _Counted(receive, limit), _unframed(send))
+
+    def _holder(self, scope: Scope, headers: Headers) -> Holder | None:
+        """Return whose key a request carries; on pages of the console, whose session."""
+        if scope["path"].startswith(CONSOLE):
+            session = self._sessions.find(cookie_parser(headers.get("cookie", "")).get(COOKIE, ""))
+            return session.holder if session else None
+        sent = headers.getlist("authorization")
+        scheme, _, key = sent[0].partition(" ") if len(sent) == 1 else ("", "", "")
+        return self._callers.holder_of(key.strip(), scope) if scheme.lower() == "bearer" else None
 
     def _limit(self, path: str) -> int:
         """Return how many bytes the body of a request to ``path`` may have."""
@@ -79,11 +101,14 @@ class Door:
         return MAX_TRIAL_BYTES if CONSOLE_TRIAL_PATH.fullmatch(path) else MAX_JSON_BYTES
 
 
-def refusal(method: str, path: str, headers: Headers, key: str) -> Refusal | None:
+def refusal(method: str, path: str, headers: Headers, has_key: bool) -> Refusal | None:
     """Return why this request is refused by its headers; None where it is not.
 
     No web page that the user visits may talk to the service: not by a name that resolves to
     loopback, not from another origin, and not with a form.
+
+    Args:
+        has_key: whether it carries a key that is in force.
     """
     hosts = headers.getlist("host")
     if len(hosts) != 1 or not _HOST.fullmatch(hosts[0]):
@@ -94,11 +119,12 @@ def refusal(method: str, path: str, headers: Headers, key: str) -> Refusal | Non
             return Refusal(403, f"requests from {origin[:_SHOWN_CHARS]!r} are refused")
     if path.startswith(CONSOLE) or (method in ("GET", "HEAD") and _is_open(path)):
         return None
-    if not _has_key(headers, key):
+    if not has_key:
         return Refusal(
             401,
-            "the control service asks for its key: send `Authorization: Bearer KEY` with the "
-            "contents of control.key in the stack's state_dir (.vlserve)",
+            "the control service asks for a key: send `Authorization: Bearer KEY` with one that "
+            "`vlserve keys add` made and nobody revoked, or, on the machine of the stack, with the "
+            "contents of control.key in its state_dir (.vlserve)",
         )
     if method == "POST" and not path.startswith(f"{TORCHSERVE}/"):
         sent = headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -117,15 +143,6 @@ def _content_type(path: str) -> str:
 
 def _is_open(path: str) -> bool:
     return any(path == each or (each[-1] == "/" and path.startswith(each)) for each in OPEN_PATHS)
-
-
-def _has_key(headers: Headers, key: str) -> bool:
-    sent = headers.getlist("authorization")
-    if len(sent) != 1:
-        return False
-    scheme, _, offered_key = sent[0].partition(" ")
-    same = hmac.compare_digest(offered_key.strip().encode(), key.encode())
-    return scheme.lower() == "bearer" and same
 
 
 def _too_large(headers: Headers, limit: int) -> Refusal | None:

@@ -7,13 +7,15 @@ from contextlib import asynccontextmanager, closing
 
 import uvicorn
 from anyio import to_thread
-from fastapi import FastAPI, Security
+from fastapi import Depends, FastAPI, Security
 from fastapi_offline import FastAPIOffline
 
 from vlserve.control.api.access import KEY_SCHEME, Door
+from vlserve.control.api.callers import Callers
 from vlserve.control.api.connections import guarded_protocol
 from vlserve.control.api.console.actions import actions
 from vlserve.control.api.console.live import live
+from vlserve.control.api.console.login import login
 from vlserve.control.api.console.pairs import pairs
 from vlserve.control.api.console.routes import pages
 from vlserve.control.api.console.sessions import Sessions
@@ -22,6 +24,7 @@ from vlserve.control.api.console.work import work
 from vlserve.control.api.errors import answer_errors
 from vlserve.control.api.feedback_routes import feedback_routes
 from vlserve.control.api.gateway_openapi import describe_predictions
+from vlserve.control.api.roles import role_check
 from vlserve.control.api.routes import routes
 from vlserve.control.api.threads import Threads
 from vlserve.control.api.torchserve import torchserve_routes
@@ -40,8 +43,12 @@ from vlserve.settings import Settings, load_settings
 def create_app(control: Control, settings: Settings, key: str) -> FastAPI:
     """The HTTP edge of ``control``, whose tick runs while the app does.
 
-    Each request but those of the API page itself must carry ``key``.
+    Each request but those of the API page itself must carry ``key``, the owner's, or a named key
+    that has the role that its route needs.
     """
+    threads, callers = Threads(settings.control.loads_at_once), Callers(key, control.named_keys)
+    sessions = Sessions(callers.is_in_force)
+    check_role = role_check(threads, control.service.refusals)
 
     @asynccontextmanager
     async def running(_: FastAPI) -> AsyncIterator[None]:
@@ -55,11 +62,12 @@ def create_app(control: Control, settings: Settings, key: str) -> FastAPI:
         "To try a request here, press Authorize and give the key: `cat .vlserve/control.key`.",
         version="1",
         lifespan=running,
-        dependencies=[Security(KEY_SCHEME)],
+        dependencies=[Security(KEY_SCHEME), Depends(check_role)],
         responses={
             code: {"model": ErrorView, "description": what}
             for code, what in (
                 (401, "No key, or a wrong one"),
+                (403, "A key without the role that the call needs, or a page of another site"),
                 (404, "Unknown"),
                 (409, "Refused"),
                 (422, "Unusable"),
@@ -68,7 +76,6 @@ def create_app(control: Control, settings: Settings, key: str) -> FastAPI:
         },
     )
     answer_errors(app)
-    threads, sessions = Threads(settings.control.loads_at_once), Sessions()
     app.include_router(routes(control.service, threads, sessions))
     app.include_router(feedback_routes(control.service, threads))
     app.include_router(verdict_routes(control.service, threads))
@@ -76,9 +83,11 @@ def create_app(control: Control, settings: Settings, key: str) -> FastAPI:
     stress_dir = settings.state_dir / "stress"
     app.include_router(work(control.service, sessions, threads, stress_dir))
     app.include_router(trials(control.service, sessions, threads, client_view(settings)))
+    app.include_router(login(sessions, callers))
     for router in (live, pages, pairs, actions):  # actions last: it has paths with any word
         app.include_router(router(control.service, sessions, threads))
-    app.add_middleware(Door, key=key, max_archive_bytes=settings.control.max_archive_bytes)
+    most = settings.control.max_archive_bytes
+    app.add_middleware(Door, callers=callers, sessions=sessions, max_archive_bytes=most)
     return app
 
 
@@ -110,6 +119,7 @@ def _run(settings: Settings) -> int:
             access_log=False,
             http=guarded_protocol(),
             ws="none",
+            proxy_headers=False,  # who calls is told by his address, which no header changes
             timeout_graceful_shutdown=5,
         )
     return 0

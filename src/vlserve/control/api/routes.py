@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from vlserve.control.api.access import BYTES, UPLOAD_PATH
 from vlserve.control.api.console.sessions import CODE_S, Sessions
+from vlserve.control.api.roles import holder_of
 from vlserve.control.api.rollbacks import roll_back
 from vlserve.control.api.threads import Threads
 from vlserve.control.api.uploads import FileName, UserName, register_upload
@@ -22,6 +23,7 @@ from vlserve.control.wire.views import (
     EventView,
     Health,
     ModelView,
+    RefusalView,
     Registered,
     Released,
     TrafficView,
@@ -92,6 +94,10 @@ class History(BaseModel):
     events: list[EventView] = Field(description="Oldest first.")
 
 
+class Refusals(BaseModel):
+    refusals: list[RefusalView] = Field(description="By the time of the last.")
+
+
 def routes(service: ControlService, threads: Threads, sessions: Sessions) -> APIRouter:
     """Return the paths over ``service``; Door has judged the key and the size of the body."""
     router = APIRouter()
@@ -125,6 +131,12 @@ def routes(service: ControlService, threads: Threads, sessions: Sessions) -> API
         """Everything that happened to a model."""
         events = await threads.look(partial(service.history, model))
         return History(events=[EventView.model_validate(each) for each in events])
+
+    @router.get("/refusals")
+    async def refusals() -> Refusals:
+        """Calls that named keys were refused for their role, counted by key, call and model."""
+        kept = await threads.look(service.refusals.kept)
+        return Refusals(refusals=[RefusalView.model_validate(each) for each in kept])
 
     @router.post(
         UPLOAD_PATH,
@@ -208,8 +220,10 @@ def routes(service: ControlService, threads: Threads, sessions: Sessions) -> API
         return body
 
     @router.post("/console-links")
-    async def console_link() -> ConsoleLink:
-        """Make a link that lets one browser into the console. The body is ``{}``."""
-        return ConsoleLink(path=f"/console/enter?code={sessions.new_code()}", valid_s=CODE_S)
+    async def console_link(request: Request) -> ConsoleLink:
+        """Make a link that lets one browser into the console, where it may do what the key of this
+        call may. The body is ``{}``."""
+        code = sessions.new_code(holder_of(request))
+        return ConsoleLink(path=f"/console/enter?code={code}", valid_s=CODE_S)
 
     return router

@@ -13,6 +13,7 @@ from vlserve.control import caller
 from vlserve.control.domain import EngineKind, Registration, State, VersionRecord
 from vlserve.control.lifecycle.lifecycle import Lifecycle
 from vlserve.control.lifecycle.operations import Operations
+from vlserve.control.named_keys import OWNER
 from vlserve.control.placement import Placement
 from vlserve.control.store.disk_space import free_space, has_room
 from vlserve.control.store.ledger import Ledger
@@ -170,7 +171,7 @@ class Registrar:
                 sha256,
                 tuning,
                 engine or self._placement.default,
-                by=caller.name(),
+                by=_who_registers(),
             )
         except ControlError:
             kept.unlink(missing_ok=True)  # no ledger knows it
@@ -244,6 +245,11 @@ class Registrar:
         for changed in (folder, folder.parent, self._ledger.store):
             _sync_folder(changed)
         return kept
+
+
+def _who_registers() -> str:
+    """Return the name of the caller's key; of the owner, who has no name by that, what he says."""
+    return caller.name() if caller.key() in ("", OWNER.name) else caller.key()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Where two versions differ, and which of them people say is right."""
 
+from vlserve.control import caller
 from vlserve.control.domain import Mark, Right
 from vlserve.control.rollouts.pair_log import DifferingPair, PairLog
 from vlserve.control.store.ledger import Ledger, now
@@ -57,6 +58,6 @@ class Disagreements:
                 f"request {request_id!r} any more"
             )
         labels = {"stable": pair.stable_label, "candidate": pair.candidate_label, "neither": label}
-        mark = Mark(model, request_id, *versions, right, labels[right], now())
+        mark = Mark(model, request_id, *versions, right, labels[right], now(), caller.key())
         self._store.put(mark)
         return mark

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
+from vlserve.control import caller
 from vlserve.control.domain import EngineKind, Event, ModelRecord, State, Trouble, VersionRecord
 from vlserve.control.store.database import LEDGER, Database
 from vlserve.control.store.kept_archives import refuse_lost_ledger
@@ -321,7 +322,8 @@ class Ledger:
             self.record(model, None, "interrupted", intended=_keys_as_text(intended))
 
     def record(self, model: str, version: int | None, kind: str, **detail: Any) -> None:
-        """Append one event."""
+        """Append one event, with the name of the key by which it was asked for."""
+        detail |= {"key": caller.key()} if caller.key() and "key" not in detail else {}
         with self.transaction():
             self._execute(
                 "INSERT INTO events (at, model, version, kind, detail) VALUES (?, ?, ?, ?, ?)",

@@ -3,7 +3,7 @@
 from vlserve.control.domain import Mark
 from vlserve.control.store.ledger import Ledger
 
-_COLUMNS = "model, request_id, stable, candidate, right_answer, label, marked_at"
+_COLUMNS = "model, request_id, stable, candidate, right_answer, label, marked_at, marked_by"
 
 
 class MarkStore:
@@ -16,9 +16,9 @@ class MarkStore:
     def put(self, mark: Mark) -> None:
         """Keep a mark in the place of an earlier one of the same pair."""
         self._execute(
-            f"INSERT OR REPLACE INTO marks ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            f"INSERT OR REPLACE INTO marks ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             *(mark.model, mark.request_id, mark.stable, mark.candidate),
-            *(mark.right, mark.label, mark.marked_at),
+            *(mark.right, mark.label, mark.marked_at, mark.marked_by),
         )
 
     def of(self, model: str) -> list[Mark]:

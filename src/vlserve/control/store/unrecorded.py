@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from vlserve.control import caller
 from vlserve.control.domain import ModelRecord, Rollout, RolloutStatus, Trouble
 from vlserve.control.store.ledger import Ledger
 from vlserve.control.store.rollouts import RolloutStore
@@ -43,12 +44,13 @@ class EndOfRollout:
 @dataclass(frozen=True)
 class ChangeBack:
     """All traffic of ``model`` goes from ``previous``, wholly or in part, back to ``version``, by a
-    rollback or by the end of a rollout."""
+    rollback or by the end of a rollout. ``key``: the name of the key by which it was asked for."""
 
     model: str
     version: int
     previous: int
     ends: EndOfRollout | None = None
+    key: str = field(default_factory=caller.key)
 
 
 _NOTE = TypeAdapter(dict[str, tuple[ChangeBack, ...]])
@@ -66,7 +68,7 @@ class Unrecorded:
 
     def record(self, change: ChangeBack) -> None:
         """Write a change into the ledger. Takes part in a transaction."""
-        with self._ledger.transaction():
+        with caller.known_by(change.key), self._ledger.transaction():
             if change.ends is None:
                 self._ledger.roll_back(change.model, change.version, {change.version: 100})
                 return

@@ -62,6 +62,7 @@ class MarkView(View):
     right: Right
     label: str = Field(description="The right one; empty where it is not known.")
     marked_at: str
+    marked_by: str = Field(default="", description="Name of the key; empty where it is not known.")
 
 
 class CaptureView(View):
@@ -124,6 +125,18 @@ class EventView(View):
     version: int | None
     kind: str
     detail: Mapping[str, Any]
+
+
+class RefusalView(View):
+    """Calls of one kind that a named key was refused for its role."""
+
+    key: str = Field(description="Name of the key.")
+    call: str = Field(description="Method and path.")
+    needs: str = Field(description="The roles that the call needs.")
+    model: str = Field(description="The model that it named; empty where none is known.")
+    first_at: str
+    last_at: str
+    times: int
 
 
 class Registered(View):

@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from vlserve.control.domain import Right
 from vlserve.control.judge.policy import Minimum
+from vlserve.control.named_keys import MAX_KEY_CHARS
 from vlserve.runtime.manifest import MAX_LABEL_CHARS, Version
 
 MOST_FIELDS = 20
@@ -85,6 +86,10 @@ class MarkForm(Form):
     kind: str = ""
 
 
+class KeyForm(Form):
+    key: str = Field(max_length=MAX_KEY_CHARS, repr=False)
+
+
 F = TypeVar("F", bound=Form)
 
 
@@ -106,6 +111,11 @@ async def rollback_form_of(request: Request) -> RollbackForm:
 async def start_form_of(request: Request) -> StartForm:
     """Return the form in the body, which starts a rollout. RequestValidationError."""
     return await _read(request, StartForm)
+
+
+async def key_form_of(request: Request) -> KeyForm:
+    """Return the form in the body, which has a key. RequestValidationError."""
+    return await _read(request, KeyForm)
 
 
 async def mark_form_of(request: Request) -> MarkForm:

@@ -52,15 +52,17 @@ class LiveParts:
         if self._viewers >= MOST_VIEWERS:
             raise HTTPException(503, f"{MOST_VIEWERS} pages follow live figures already")
 
-    async def follow(self, path: str, language: str, part: Part) -> AsyncIterator[str]:
-        """Yield an event each time that the part looks different.
+    async def follow(
+        self, path: str, language: str, part: Part, may_look: Callable[[], bool]
+    ) -> AsyncIterator[str]:
+        """Yield an event each time that the part looks different, as long as the viewer may look.
 
         The first is as new as the page that follows: an older one would turn it back.
         """
         self._viewers += 1
         shown, longest_s = "", 0.0
         try:
-            while True:
+            while may_look():
                 html = await self._render(path, language, part, longest_s)
                 longest_s = EVERY_S
                 if html != shown:
@@ -93,7 +95,11 @@ def live(service: ControlService, sessions: Sessions, threads: Threads) -> APIRo
     def stream(request: Request, part: Part) -> StreamingResponse:
         visitor = visit(sessions, request)
         parts.refuse_if_full()
-        events = parts.follow(request.url.path, visitor.language, part)
+
+        def may_look() -> bool:  # a key may be revoked meanwhile
+            return sessions.find(visitor.session.cookie) is not None
+
+        events = parts.follow(request.url.path, visitor.language, part, may_look)
         return StreamingResponse(events, media_type="text/event-stream", headers=security_headers())
 
     @router.get("/now")

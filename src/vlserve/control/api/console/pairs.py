@@ -40,7 +40,7 @@ def pairs(service: ControlService, sessions: Sessions, threads: Threads) -> APIR
     ) -> Response:
         visitor = visit(sessions, request)
         screen = await threads.look(partial(_gather, service, model, Filter(label, kind)))
-        return page("pairs.html.j2", visitor.language, screen)
+        return page("pairs.html.j2", visitor.language, screen, holder=visitor.session.holder)
 
     @router.get("/models/{model}/input")
     async def image(

@@ -17,7 +17,9 @@ from vlserve.control.api.console.access import (
 from vlserve.control.api.console.rendering import page
 from vlserve.control.api.console.texts import texts_in
 from vlserve.control.api.errors import error_answer, status_of, what_is_wrong
-from vlserve.errors import VlserveError
+from vlserve.errors import RoleMissing, VlserveError
+
+MESSAGE = "message.html.j2"
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -32,9 +34,12 @@ class ConsoleRoute(APIRoute):
             try:
                 return await handle(request)
             except NoSession:
-                return _refused(request, 401, "no_session", "how_to_enter")
+                return _refused(request, 401, "no_session", "how_to_enter", "login.html.j2")
             except ForeignForm:
                 return _refused(request, 403, "refused", "foreign_form")
+            except RoleMissing as error:
+                heading = texts_in(language_of(request))("refused")
+                return _answer(request, 403, heading, str(error))
             except VlserveError as error:
                 return _failed(request, status_of(error), str(error))
             except RequestValidationError as error:
@@ -45,17 +50,21 @@ class ConsoleRoute(APIRoute):
         return answer
 
 
-def _refused(request: Request, status: int, heading: str, message: str) -> Response:
+def _refused(
+    request: Request, status: int, heading: str, message: str, template: str = MESSAGE
+) -> Response:
     texts = texts_in(language_of(request))
-    return _answer(request, status, texts(heading), texts(message))
+    return _answer(request, status, texts(heading), texts(message), template)
 
 
 def _failed(request: Request, status: int, message: str) -> Response:
     return _answer(request, status, texts_in(language_of(request))("not_done"), message)
 
 
-def _answer(request: Request, status: int, heading: str, message: str) -> Response:
+def _answer(
+    request: Request, status: int, heading: str, message: str, template: str = MESSAGE
+) -> Response:
     if TOKEN_HEADER in request.headers:
         return error_answer(status, message)
     told = {"heading": heading, "message": message, "back": "/console/"}
-    return page("message.html.j2", language_of(request), told, status)
+    return page(template, language_of(request), told, status)

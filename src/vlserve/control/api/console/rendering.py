@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from vlserve.control.api.console.texts import LANGUAGES, texts_in
+from vlserve.control.named_keys import Holder
 
 OWN_IMAGES = "'self'"
 DRAWN_HERE = "'self' blob: data:"
@@ -86,7 +87,9 @@ def page(
     values: Mapping[str, Any],
     status: int = 200,
     images: str = OWN_IMAGES,
+    holder: Holder | None = None,
 ) -> HTMLResponse:
-    """Return a page as an HTTP answer, with headers that keep other origins out."""
-    html = render(template, language, values)
+    """Return a page as an HTTP answer, with headers that keep other origins out. ``holder``: by
+    whose key the browser was let in; None where it was not, or the page does not say."""
+    html = render(template, language, {**values, "holder": holder})
     return HTMLResponse(html, status, headers=security_headers(images))

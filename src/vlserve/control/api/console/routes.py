@@ -8,18 +8,13 @@ from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, Response
 
 from vlserve.control.api.console import views
-from vlserve.control.api.console.access import (
-    COOKIE,
-    LANGUAGE_COOKIE,
-    language_of,
-    visit,
-)
+from vlserve.control.api.console.access import LANGUAGE_COOKIE, visit
 from vlserve.control.api.console.refusals import ConsoleRoute
 from vlserve.control.api.console.rendering import page, security_headers
 from vlserve.control.api.console.screens import Screen
 from vlserve.control.api.console.sessions import Sessions
 from vlserve.control.api.console.tag_screens import gather
-from vlserve.control.api.console.texts import LANGUAGES, texts_in
+from vlserve.control.api.console.texts import LANGUAGES
 from vlserve.control.api.threads import Threads
 from vlserve.control.service import ControlService
 from vlserve.runtime.manifest import ModelName, Version
@@ -36,7 +31,7 @@ def pages(service: ControlService, sessions: Sessions, threads: Threads) -> APIR
         """Answer with a page for a browser that may read."""
         visitor = visit(sessions, request)
         screen = await threads.look(gather)
-        answer = page(template, visitor.language, screen)
+        answer = page(template, visitor.language, screen, holder=visitor.session.holder)
         if request.query_params.get("lang") in LANGUAGES:
             answer.set_cookie(LANGUAGE_COOKIE, visitor.language, path="/console", samesite="strict")
         return answer
@@ -46,19 +41,6 @@ def pages(service: ControlService, sessions: Sessions, threads: Threads) -> APIR
         if name not in FILES:
             return Response(status_code=404)
         return FileResponse(STATIC / name, headers=security_headers())
-
-    @router.get("/enter")
-    def enter(request: Request, code: str = "") -> Response:
-        """Open a session with the code of a link."""
-        language = language_of(request)
-        session = sessions.open(code)
-        if session is None:
-            texts = texts_in(language)
-            told = {"heading": texts("no_session"), "message": texts("code_used")}
-            return page("message.html.j2", language, told | {"back": "/console/"}, status=401)
-        answer = page("enter.html.j2", language, {"token": session.token})
-        answer.set_cookie(COOKIE, session.cookie, path="/console", httponly=True, samesite="strict")
-        return answer
 
     @router.get("/")
     async def now(request: Request) -> Response:

@@ -9,24 +9,28 @@ import hmac
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from vlserve.control.named_keys import Holder
 
 CODE_S = 600.0
 """How long a code opens a session."""
 MOST_CODES = 20
 MOST_SESSIONS = 50
-"""The oldest of more are forgotten."""
+"""Of one key; the oldest of more are forgotten."""
 _BYTES = 32
 
 
 @dataclass(frozen=True)
 class Session:
-    """One browser that a code let in. ``cookie`` lets it read, ``token`` act."""
+    """One browser that was let in. ``cookie`` lets it read, ``token`` act, as far as the roles of
+    ``holder`` go."""
 
     cookie: str
     token: str
+    holder: Holder
 
     def may_act(self, token: str) -> bool:
         """Return whether a request with ``token`` comes from one of our own pages."""
@@ -34,39 +38,66 @@ class Session:
 
 
 class Sessions:
-    """In memory: they end with the service. Thread-safe."""
+    """In memory: they end with the service, and with the key of who was let in. Thread-safe.
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    Args:
+        is_in_force: says whether the key of a holder still is.
+    """
+
+    def __init__(
+        self, is_in_force: Callable[[Holder], bool], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._is_in_force = is_in_force
         self._clock = clock
         self._lock = threading.Lock()
-        self._codes: dict[str, float] = {}
+        self._codes: dict[str, tuple[float, Holder]] = {}
         self._sessions: dict[str, Session] = {}
 
-    def new_code(self) -> str:
-        """Return a code that opens one session, within `CODE_S`."""
+    def new_code(self, holder: Holder) -> str:
+        """Return a code that opens one session of ``holder``, within `CODE_S`."""
         with self._lock:
             code = secrets.token_urlsafe(_BYTES)
-            self._codes[code] = self._clock() + CODE_S
-            _forget_oldest(self._codes, MOST_CODES)
+            self._codes[code] = (self._clock() + CODE_S, holder)
+            _forget_oldest(
+                self._codes,
+                [key for key, (_, whose) in self._codes.items() if whose == holder],
+                MOST_CODES,
+            )
         return code
 
     def open(self, code: str) -> Session | None:
-        """Return a new session; None for a code that is unknown, used or too old."""
+        """Return a new session; None for a code that is unknown, used or too old, or whose key was
+        revoked meanwhile."""
         with self._lock:
-            until = self._codes.pop(code, None)
-            if until is None or self._clock() > until:
-                return None
-            session = Session(secrets.token_urlsafe(_BYTES), secrets.token_urlsafe(_BYTES))
+            until, holder = self._codes.pop(code, (float("-inf"), None))
+        if holder is None or self._clock() > until or not self._is_in_force(holder):
+            return None
+        return self.open_for(holder)
+
+    def open_for(self, holder: Holder) -> Session:
+        """Return a new session of ``holder``."""
+        session = Session(secrets.token_urlsafe(_BYTES), secrets.token_urlsafe(_BYTES), holder)
+        with self._lock:
             self._sessions[session.cookie] = session
-            _forget_oldest(self._sessions, MOST_SESSIONS)
+            _forget_oldest(
+                self._sessions,
+                [key for key, each in self._sessions.items() if each.holder == holder],
+                MOST_SESSIONS,
+            )
         return session
 
     def find(self, cookie: str) -> Session | None:
-        """Return the session of a cookie."""
+        """Return the session of a cookie; None for one whose key was revoked meanwhile."""
         with self._lock:
-            return self._sessions.get(cookie)
+            session = self._sessions.get(cookie)
+        if session is None or self._is_in_force(session.holder):
+            return session
+        with self._lock:
+            self._sessions.pop(cookie, None)
+        return None
 
 
-def _forget_oldest(kept: dict[str, Any], most: int) -> None:
-    while len(kept) > most:
-        kept.pop(next(iter(kept)))
+def _forget_oldest(kept: dict[str, Any], of_holder: Sequence[str], most: int) -> None:
+    """Forget the oldest of those that one holder has: nobody's push out another's."""
+    for oldest in of_holder[: max(0, len(of_holder) - most)]:
+        kept.pop(oldest)

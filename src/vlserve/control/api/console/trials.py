@@ -73,7 +73,13 @@ def trials(
         visitor = visit(sessions, request)
         gather = partial(trial_screen, service, clients, model, version)
         screen = await threads.look(gather)
-        return page("try.html.j2", visitor.language, screen, images=DRAWN_HERE)
+        return page(
+            "try.html.j2",
+            visitor.language,
+            screen,
+            images=DRAWN_HERE,
+            holder=visitor.session.holder,
+        )
 
     @router.post("/models/{model}/try")
     async def send(

@@ -24,7 +24,7 @@ def now(service: ControlService) -> Screen:
     models = service.models()
     names = [model.model for model in models]
     rollouts = {name: report for name in names if (report := _latest(service, name)) is not None}
-    last = {name: event for name in names for event in service.history(name, newest=1)}
+    last = {name: event for name in names for event in service.changes(name, newest=1)}
     return now_screen(models, service.traffic(), rollouts, last, service.health())
 
 

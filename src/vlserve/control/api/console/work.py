@@ -28,12 +28,14 @@ def work(
     ) -> Response:
         visitor = visit(sessions, request)
         runs = await threads.look(partial(newest_runs, stress_dir))
-        return page("load_tests.html.j2", visitor.language, load_tests_screen(runs, model))
+        screen = load_tests_screen(runs, model)
+        return page("load_tests.html.j2", visitor.language, screen, holder=visitor.session.holder)
 
     @router.get("/batch-jobs")
     async def batch_jobs(request: Request) -> Response:
         visitor = visit(sessions, request)
         jobs = await threads.look(service.batch_jobs.jobs)
-        return page("batch_jobs.html.j2", visitor.language, {"jobs": jobs})
+        screen = {"jobs": jobs}
+        return page("batch_jobs.html.j2", visitor.language, screen, holder=visitor.session.holder)
 
     return router
