@@ -33,6 +33,7 @@ from vlserve.settings_sections import (
     EngineSettings,
     GatewaySettings,
     TrustSettings,
+    WebhookSettings,
 )
 from vlserve.yaml_files import read_mapping
 
@@ -81,6 +82,9 @@ class Settings(BaseSettings):
     trust: TrustSettings = Field(
         default=TrustSettings(), description="Code that comes inside of files of weights."
     )
+    webhook: WebhookSettings = Field(
+        default=WebhookSettings(), description="Who is told of releases."
+    )
 
     @field_validator("state_dir", "model_store", mode="before")
     @classmethod
@@ -119,6 +123,11 @@ class Settings(BaseSettings):
     def control_key_file(self) -> Path:
         """The file with the control service's key, which the owner of the stack alone can read."""
         return self.state_dir / "control.key"
+
+    @cached_property
+    def webhook_secret_file(self) -> Path:
+        """The file with the secret that signs what the webhook is told."""
+        return self.project_dir / (self.webhook.secret_file or self.state_dir / "webhook.secret")
 
     @cached_property
     def socket_dir(self) -> Path:

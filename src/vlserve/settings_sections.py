@@ -5,9 +5,11 @@ Descriptions appear in the generated reference: they say what the value means, w
 
 import ipaddress
 import json
+from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_settings import NoDecode
 
 from vlserve.processor import usable_cores
@@ -22,6 +24,10 @@ _MAX_MIB = 2**24
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
 AllowedUrl = Annotated[str, Field(pattern=r"^(https?://[^/?#@\s]+|file://)/([^?#\s]*/)?$")]
+WebhookUrl = Annotated[
+    str, Field(max_length=2048, pattern=r"^https?://[A-Za-z0-9.\-_:\[\]]+(/[!-~]*)?$")
+]
+"""No user name in it, which a log might show."""
 ArchiveSha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 ApiKey = Annotated[str, Field(pattern=r"^[!-~]([ -~]*[!-~])?$")]
 """What a header can carry."""
@@ -252,6 +258,31 @@ class TrustSettings(StrictNumbers):
         "whose files of weights may hold pickled code. Workers of all others read weights alone. "
         "In the variable: one, several with commas between them, or a JSON list.",
     )
+
+
+class WebhookSettings(StrictNumbers):
+    """Who is told of releases."""
+
+    url: WebhookUrl | None = Field(
+        default=None,
+        description="Address (http or https) that is told when a release starts, advances, is "
+        "promoted or rolled back; null: nobody. A release never waits for it.",
+    )
+    secret_file: Path | None = Field(
+        default=None,
+        description="File with the secret that signs what is sent: whsec_ and base64, which its "
+        "owner alone can read. Null: webhook.secret in state_dir, which is made at the first "
+        "start.",
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _host_and_port(cls, url: str | None) -> str | None:
+        if url is not None and not urlsplit(url).hostname:
+            raise ValueError("it names no host")
+        if url is not None and urlsplit(url).port == 0:  # which raises where it is no port at all
+            raise ValueError("port 0 is no port")
+        return url
 
 
 class ControlSettings(StrictNumbers):

@@ -35,9 +35,11 @@ from vlserve.control.service import ControlService
 from vlserve.control.store.disk_space import disk_troubles
 from vlserve.control.store.ledger import Ledger
 from vlserve.control.store.refusals import RefusalLog
+from vlserve.control.store.release_events import ReleaseEvents
 from vlserve.control.store.reserve import Reserve
 from vlserve.control.store.rollouts import RolloutStore
 from vlserve.control.store.unrecorded import Unrecorded
+from vlserve.control.webhook import Webhook, read_secret
 from vlserve.settings import Settings
 from vlserve.supervisor import Supervisor
 
@@ -53,14 +55,19 @@ class Control:
     liveness: Liveness
     capture_expiry: CaptureExpiry
     named_keys: NamedKeys
+    webhook: Webhook | None = None
 
     def start(self) -> None:
         self.reconciler.start()
         self.rollout_loop.start()
         self.liveness.start()
         self.capture_expiry.start()
+        if self.webhook:
+            self.webhook.start()
 
     def stop(self) -> None:
+        if self.webhook:
+            self.webhook.stop()
         self.capture_expiry.stop()
         self.liveness.stop()
         self.rollout_loop.stop()
@@ -74,8 +81,12 @@ def assemble(settings: Settings, engine: Engine, gateway: Gateway) -> Control:
 
     Raises:
         ControlError: another control service has the model store's ledger open.
+        SettingsError: the secret of the webhook cannot be used.
     """
+    url = settings.webhook.url
+    secret = read_secret(settings.webhook_secret_file) if url else b""
     ledger = Ledger(settings.model_store)
+    webhook = Webhook(ReleaseEvents(ledger), url, secret) if url else None
     unrecorded = Unrecorded(ledger, settings.state_dir / "unrecorded.json")
     reserves = (ledger.database.reserve, Reserve(settings.state_dir / "gateway" / "reserve"))
     for reserve in reserves:
@@ -153,10 +164,11 @@ def assemble(settings: Settings, engine: Engine, gateway: Gateway) -> Control:
             liveness.troubles,
             Supervision().troubles,
             lambda: _trouble_of_keys(named_keys),
+            *([webhook.troubles] if webhook else []),
         ],
     )
     expiry = CaptureExpiry(captures)
-    return Control(ledger, service, reconciler, rollout_loop, liveness, expiry, named_keys)
+    return Control(ledger, service, reconciler, rollout_loop, liveness, expiry, named_keys, webhook)
 
 
 def _trouble_of_keys(keys: NamedKeys) -> list[Trouble]:

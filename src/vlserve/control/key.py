@@ -23,7 +23,7 @@ def renew_key(file: Path) -> str:
     """
     key = secrets.token_urlsafe(_RANDOM_BYTES)
     try:
-        _replace(file, key)
+        write_private(file, key)
     except OSError:
         earlier_key = _private_key(file)
         if earlier_key is None:
@@ -42,7 +42,8 @@ def read_key(file: Path) -> str | None:
         raise OSError(f"{file} does not hold a key") from error
 
 
-def _replace(file: Path, key: str) -> None:
+def write_private(file: Path, key: str) -> None:
+    """Put ``key`` into ``file``, which its owner alone can read. OSError."""
     file.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)  # mode 0600
     new = Path(name)
