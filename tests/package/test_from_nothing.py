@@ -1,4 +1,4 @@
-"""The wheel installed into an empty environment, from its constraints, and used as a user does."""
+"""The wheel installed into an empty environment, beside its lock, and used as a user does."""
 
 import json
 import subprocess
@@ -31,8 +31,9 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     }
     empty = Installation(environment, folder, {name: str(port) for name, port in ports.items()})
     install = ["pip", "install", "--quiet", "--no-compile", "--disable-pip-version-check"]
-    constraints = ["-c", str(PROJECT / "requirements.lock")]
-    empty.output([*install, *constraints, f"{wheel}[cpu,train]"], timeout_s=1500)
+    lock = str(PROJECT / "requirements.lock")
+    empty.output([*install, "--no-deps", "--require-hashes", "-r", lock], timeout_s=1500)
+    empty.output([*install, "--no-deps", str(wheel)])
     yield empty
     empty.run(["vlserve", "down"], folder / "project")
 
