@@ -80,7 +80,7 @@ class Settings(BaseSettings):
     )
     control: ControlSettings = Field(default=ControlSettings(), description="The control service.")
     trust: TrustSettings = Field(
-        default=TrustSettings(), description="Code that comes inside of files of weights."
+        default=TrustSettings(), description="Whose archives are loaded, and whose pickled code."
     )
     webhook: WebhookSettings = Field(
         default=WebhookSettings(), description="Who is told of releases."
@@ -103,6 +103,8 @@ class Settings(BaseSettings):
                 object.__setattr__(self, name, path.resolve())
             except (RuntimeError, ValueError) as error:  # a loop of links; a NUL
                 raise ValueError(f"{name} {str(path)!r} is no path: {error}") from error
+        keys = tuple(self.project_dir / key for key in self.trust.keys)
+        object.__setattr__(self, "trust", self.trust.model_copy(update={"keys": keys}))
         return self
 
     @cached_property

@@ -20,6 +20,8 @@ _MAX_INT32 = 2**31 - 1
 """What TorchServe, Triton and Envoy take for a number."""
 _MAX_MIB = 2**24
 """16 TiB."""
+MAX_KEY_FILES = 16
+"""Of `trust.keys`."""
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
@@ -56,13 +58,8 @@ class GatewaySettings(StrictNumbers):
     port: Port = Field(default=8080, description="Port that clients talk to.")
     metrics_port: Port = Field(
         default=8091,
-        description="Port of the gateway's metrics for Prometheus. Called admin_port until 0.1.0, "
-        "which is still read.",
-    )
-    metrics_host: str = Field(
-        default="127.0.0.1",
-        description="Address of the gateway's metrics. They ask for no key: one that is not "
-        "loopback shows them to whoever reaches it, as a Prometheus outside of a pod must.",
+        description="Port of the gateway's metrics for Prometheus, on loopback alone. Called "
+        "admin_port until 0.1.0, which is still read.",
     )
     api_keys: Annotated[tuple[ApiKey, ...], NoDecode, BeforeValidator(_listed)] = Field(
         default=(),
@@ -118,8 +115,6 @@ class GatewaySettings(StrictNumbers):
     @model_validator(mode="after")
     def _keys_beyond_loopback(self) -> "GatewaySettings":
         loopback = self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
-        if self.metrics_host != "localhost":
-            ipaddress.ip_address(self.metrics_host)
         if not loopback and not self.api_keys:
             raise ValueError(
                 f"gateway.host {self.host} is not loopback: set gateway.api_keys, "
@@ -257,14 +252,38 @@ class EngineSettings(StrictNumbers):
 
 
 class TrustSettings(StrictNumbers):
-    """What may run code of others beyond the handlers of adopted archives."""
+    """Whose archives are loaded, and whose pickled code is run."""
 
+    mode: Literal["off", "warn", "enforce"] = Field(
+        default="off",
+        description="What signatures of archives are for, at `register` and before each load. off: "
+        "nothing is verified. warn: `vlserve status` names what no key of trust.keys signed; what "
+        "is signed wrong is refused. enforce: only what a key of trust.keys signed is loaded, and "
+        "what has weight or can be gone back to.",
+    )
+    keys: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_listed)] = Field(
+        default=(),
+        max_length=MAX_KEY_FILES,
+        description="PEM files of public keys (P-256, P-384 or P-521) whose signatures are "
+        "trusted, relative to project_dir. They are read anew for each check: a key that is taken "
+        "out of its file is revoked at once. In the variable: one, several with commas between "
+        "them, or a JSON list.",
+    )
     pickle: Annotated[tuple[ArchiveSha256, ...], NoDecode, BeforeValidator(_listed)] = Field(
         default=(),
         description="sha256 of archives of torch-model-archiver, as `vlserve adopt` names them, "
         "whose files of weights may hold pickled code. Workers of all others read weights alone. "
         "In the variable: one, several with commas between them, or a JSON list.",
     )
+
+    @model_validator(mode="after")
+    def _keys_to_verify_with(self) -> "TrustSettings":
+        if self.mode != "off" and not self.keys:
+            raise ValueError(
+                f"trust.mode {self.mode} needs trust.keys: PEM files of the public keys whose "
+                "signatures are trusted"
+            )
+        return self
 
 
 class WebhookSettings(StrictNumbers):

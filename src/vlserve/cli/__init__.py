@@ -22,7 +22,6 @@ from vlserve.cli import (
     project,
     recipes,
     release,
-    serve,
     stack,
     stress,
     tune,
@@ -50,8 +49,8 @@ app = typer.Typer(
 )
 # `vlserve --help` lists the groups, and the commands of each, in this order.
 for module in (
-    project, stack, serve, console, keys, demo, data, recipes, build, adopt, index, tune,
-    versions, release, feedback, capture, predict, batch, stress, drill,
+    project, stack, console, keys, demo, data, recipes, build, adopt, index, tune, versions,
+    release, feedback, capture, predict, batch, stress, drill,
 ):  # fmt: skip
     module.add_to(app)
 

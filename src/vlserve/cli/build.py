@@ -32,6 +32,7 @@ from vlserve.cli.parameters import (
     folder_option,
 )
 from vlserve.cli.stopping import INTERRUPTED
+from vlserve.cli.versions import KEY_HELP
 from vlserve.extras import require_extras
 from vlserve.settings import load_settings
 
@@ -265,13 +266,20 @@ def export(
     version: Annotated[
         int, typer.Option(min=1, max=MAX_VERSION, help="Number of the version.")
     ] = 1,
+    sign: Annotated[
+        Path | None,
+        file_option(f"{KEY_HELP} Signs the archive, as `vlserve sign` does. Default: not signed."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Convert a checkpoint into an archive, and prove that its graphs answer like the network."""
     require_extras("cpu", "train")
     from vlserve.exporter.export import export_archive
     from vlserve.quantize.export import Int8Report, export_int8
+    from vlserve.signing.archives import sign_archive
+    from vlserve.signing.keys import read_private_key
 
+    key = None if sign is None else read_private_key(sign)  # before minutes of work
     if (precision == "int8") != (calibration is not None):
         raise typer.BadParameter(
             "int8 needs a file to calibrate on, and nothing else does", param_hint="--calibration"
@@ -284,6 +292,8 @@ def export(
             if calibration is None
             else export_int8(recipe, checkpoint, out, calibration, progress=show, **options)
         )
+    if key is not None:
+        sign_archive(report.path, key)
     if as_json:
         print_json(report)
         return
@@ -296,7 +306,7 @@ def export(
         )
     if isinstance(report, Int8Report):
         _print_int8(report)
-    print_line(f"wrote {report.path}")
+    print_line(f"wrote {report.path}" + (", and its signature beside it" if key else ""))
     print_line(f"next: vlserve register {report.path}")
 
 

@@ -100,7 +100,6 @@ def status(as_json: AsJson = False) -> None:
     from vlserve.control.client import ControlClient
     from vlserve.errors import ControlError, StackError, SupervisorHangs
     from vlserve.stack import stack
-    from vlserve.stack.stopping import processes as left_behind
 
     access = remote_access()
     settings, trouble = (None, "") if access else settings_to_reach_stack()
@@ -131,7 +130,7 @@ def status(as_json: AsJson = False) -> None:
         )
         return
     if settings and not processes and not models and len(troubles) < 2:
-        left = ", ".join(sorted({each.name() for each in left_behind(settings)}))
+        left = ", ".join(sorted({each.name() for each in stack.processes(settings)}))
         if left:
             print_line(
                 f"supervisord and the control service are gone, and of the stack of "
@@ -145,6 +144,17 @@ def status(as_json: AsJson = False) -> None:
         print_line(f"{access.url}; `vlserve status` on its machine shows the processes too")
     else:
         print_table(("PROCESS", "STATE", "PID"), [(p.name, p.state, p.pid) for p in processes])
+    states = [health.status] if health else []
+    print_line(f"\nhealth: {'; '.join([*states, *troubles])}\n")
+    _print_versions(models)
+    for warning in health.warnings if health else ():
+        print_line(f"\nwarning: {warning}")
+    _print_traffic(traffic)
+    for view in rollouts:
+        print_line(f"\n{place(view)}: {waiting(view)}")
+
+
+def _print_versions(models: "Sequence[ModelView]") -> None:
     rows = [
         (
             model.model,
@@ -154,18 +164,16 @@ def status(as_json: AsJson = False) -> None:
             f"{v.engine}, not {v.instead_of}" if v.instead_of else v.engine,
             sum(v.workers_ready.values()) or "",
             v.tuning.serving if v.tuning else "",
+            v.signer,
             v.reason,
         )
         for model in models
         for v in model.versions
     ]
-    states = [health.status] if health else []
-    print_line(f"\nhealth: {'; '.join([*states, *troubles])}\n")
-    columns = ("MODEL", "VERSION", "STATE", "WEIGHT", "ENGINE", "WORKERS", "TUNED", "REASON")
-    print_table(columns, rows)
-    _print_traffic(traffic)
-    for view in rollouts:
-        print_line(f"\n{place(view)}: {waiting(view)}")
+    print_table(
+        ("MODEL", "VERSION", "STATE", "WEIGHT", "ENGINE", "WORKERS", "TUNED", "SIGNER", "REASON"),
+        rows,
+    )
 
 
 def _print_traffic(traffic: "Sequence[TrafficView]") -> None:

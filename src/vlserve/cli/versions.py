@@ -1,12 +1,20 @@
-"""register, unload, history: the versions of a model."""
+"""sign, register, unload, history: the versions of a model."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from vlserve.cli.output import AsJson, print_json, print_line, print_table, progress
-from vlserve.cli.parameters import ArchiveFile, Group, Model, Version, control_client
+from vlserve.cli.parameters import (
+    ArchiveFile,
+    Group,
+    Model,
+    Version,
+    control_client,
+    file_option,
+)
 from vlserve.control.domain import EngineKind
 
 EngineOption = Annotated[
@@ -17,6 +25,11 @@ EngineOption = Annotated[
         show_default=False,
     ),
 ]
+
+KEY_HELP = (
+    "Private key in PEM, P-256, P-384 or P-521, not encrypted, as `openssl ecparam -genkey "
+    "-name prime256v1 -noout` writes one."
+)
 
 
 def register(
@@ -29,10 +42,11 @@ def register(
     The new version gets no traffic yet: `vlserve release` gives it some.
     """
     from vlserve.control.tuning import read_tuning
+    from vlserve.signing.beside import read_beside
 
-    tuning = read_tuning(archive)
+    tuning, files = read_tuning(archive), read_beside(archive)
     with control_client() as control, progress(f"registering {archive.name}"):
-        outcome = control.register(archive, tuning, engine)
+        outcome = control.register(archive, tuning, engine, files)
     if as_json:
         print_json(outcome)
         return
@@ -47,11 +61,35 @@ def register(
         return
     where = f" on {outcome.engine}" if engine else ""
     print_line(f"{outcome.model} {outcome.version} is {outcome.state}{where}")
+    if outcome.signer:
+        print_line(f"signed by {outcome.signer}")
     if outcome.untuned:
         print_line(f"could not be loaded as tuned, so its tuning was dropped: {outcome.untuned}")
     elif tuning is not None:
         print_line(f"served as tuned: {tuning.serving}")
     print_line(f"next: vlserve release {outcome.model} {outcome.version}")
+
+
+def sign(
+    archive: ArchiveFile,
+    key: Annotated[Path, file_option(KEY_HELP)],
+    as_json: AsJson = False,
+) -> None:
+    """Sign an archive, whose bytes do not change, and write its provenance and its components.
+
+    Beside it: ARCHIVE.sigstore.json, ARCHIVE.provenance.sigstore.json and ARCHIVE.cdx.json.
+    `vlserve register` sends the first two along.
+    """
+    from vlserve.signing.archives import sign_archive
+    from vlserve.signing.keys import read_private_key
+
+    signed = sign_archive(archive, read_private_key(key))
+    if as_json:
+        print_json(signed)
+        return
+    for file in signed.written:
+        print_line(f"wrote {file}")
+    print_line(f"signed with the key {signed.key[:12]}…; next: vlserve register {archive}")
 
 
 def unload(model: Model, version: Version, as_json: AsJson = False) -> None:
@@ -102,5 +140,5 @@ def _detail(detail: Mapping[str, Any]) -> str:
 
 
 def add_to(app: typer.Typer) -> None:
-    for command in (register, unload, delete, history):
+    for command in (sign, register, unload, delete, history):
         app.command(rich_help_panel=Group.VERSIONS)(command)

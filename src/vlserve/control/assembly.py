@@ -13,6 +13,7 @@ from vlserve.control.lifecycle.backoff import Backoff
 from vlserve.control.lifecycle.lifecycle import Lifecycle
 from vlserve.control.lifecycle.operations import Operations
 from vlserve.control.lifecycle.trials import Trials
+from vlserve.control.lifecycle.trust import Trust
 from vlserve.control.named_keys import NamedKeys
 from vlserve.control.ports import Engine, Gateway
 from vlserve.control.reconcile.liveness import Liveness
@@ -93,7 +94,9 @@ def assemble(settings: Settings, engine: Engine, gateway: Gateway) -> Control:
         reserve.keep()
     traffic = Traffic(ledger, engine, gateway, unrecorded, reserves)
     operations, backoff = Operations(), Backoff()
-    lifecycle = Lifecycle(ledger, engine, traffic, backoff, settings.control.drain_timeout_s)
+    trust = Trust(settings.trust, ledger, traffic)
+    drain_timeout_s = settings.control.drain_timeout_s
+    lifecycle = Lifecycle(ledger, engine, traffic, backoff, trust, drain_timeout_s)
     tick_s = settings.control.tick_s
     captures = Captures(ledger, settings.state_dir)
     reconciler = Reconciler(
@@ -144,7 +147,7 @@ def assemble(settings: Settings, engine: Engine, gateway: Gateway) -> Control:
         operations,
         rollouts,
         backoff,
-        settings.control.drain_timeout_s,
+        drain_timeout_s,
         RecentRequests(logs / "access.jsonl"),
         Disagreements(ledger, pairs),
         captures,
@@ -155,6 +158,7 @@ def assemble(settings: Settings, engine: Engine, gateway: Gateway) -> Control:
         verdicts,
         observations,
         RefusalLog(ledger),
+        trust,
         settings,
         checks=[
             lambda: disk_troubles(folders, logs),

@@ -2,9 +2,9 @@
 
 import getpass
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, BinaryIO, Literal, Self, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -37,6 +37,7 @@ from vlserve.errors import (
     error_class,
 )
 from vlserve.settings import Settings
+from vlserve.signing.beside import SignatureFiles
 
 V = TypeVar("V", bound=BaseModel)
 
@@ -46,6 +47,7 @@ _CONNECT_TIMEOUT_S = 2.0
 PLAIN_HTTP = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 """Trusts nobody: servers of a stack speak plain HTTP, and certificates take 20 ms to load."""
 _ANNOUNCEMENT_S = 10.0
+_CHUNK_BYTES = 1024 * 1024
 _LONGEST_S = 900.0  # a register that loads, or an unload that drains, ends well before
 
 
@@ -141,24 +143,33 @@ class ControlClient:
         return self._read(CaptureView, answer)
 
     def register(
-        self, archive: Path, tuning: Tuning | None = None, engine: EngineKind | None = None
+        self,
+        archive: Path,
+        tuning: Tuning | None = None,
+        engine: EngineKind | None = None,
+        files: SignatureFiles | None = None,
     ) -> Registered:
         """Returns when the version is ready. ``tuning``: kept with the version in the place of the
         one it has; None: it has none. ``engine``: which one is to run it; None: as before, and a
-        new version the stack's own. ArchiveError, VersionConflict, LoadFailed, TuningInvalid,
-        EngineNotRun, OnAnotherEngine."""
+        new version the stack's own. ``files``: its signature and provenance. ArchiveError,
+        VersionConflict, SignatureRefused, LoadFailed, TuningInvalid, EngineNotRun,
+        OnAnotherEngine."""
         parameters: dict[str, str] = {"tuning": tuning.model_dump_json()} if tuning else {}
         if engine is not None:
             parameters["engine"] = engine
+        begin = files.signature + files.provenance if files else b""
+        if files is not None:
+            parameters["signature_bytes"] = str(len(files.signature))
+            parameters["provenance_bytes"] = str(len(files.provenance))
         with archive.open("rb") as body:
             answer = self._call(
                 "POST",
                 "/versions",
                 params={"name": archive.name, **_user(), **parameters},
-                content=body,
+                content=_joined(begin, body),
                 headers={
                     "Content-Type": "application/octet-stream",
-                    "Content-Length": str(archive.stat().st_size),
+                    "Content-Length": str(len(begin) + archive.stat().st_size),
                 },
             )
         return self._read(Registered, answer)
@@ -289,6 +300,13 @@ class ControlClient:
     def _authorization(self) -> dict[str, str]:
         key = self._key.read()
         return {} if key is None else {"Authorization": f"Bearer {key}"}
+
+
+def _joined(begin: bytes, body: BinaryIO) -> Iterator[bytes]:
+    """Yield the parts of a body: these bytes, then the file's."""
+    yield begin
+    while chunk := body.read(_CHUNK_BYTES):
+        yield chunk
 
 
 def _quoted(name: str) -> str:

@@ -150,14 +150,10 @@ class ModelRoute:
 
 @dataclass(frozen=True)
 class Routing:
-    """All that the gateway must know. It is rendered whole and applied whole.
-
-    ``unready``: why V2's readiness of the server is to say no; empty where it says yes.
-    """
+    """All that the gateway must know. It is rendered whole and applied whole."""
 
     models: Sequence[ModelRoute] = ()
     instances: Sequence[Instance] = ()
-    unready: str = ""
 
 
 @dataclass(frozen=True)
@@ -190,12 +186,25 @@ class ModelRecord:
 
 
 @dataclass(frozen=True)
+class Signer:
+    """Whose key signed an archive, as it was verified last. ``name``: of the key's file then;
+    ``hint``: the sha256 of the key's PEM; ``pem``: the public key."""
+
+    name: str
+    hint: str
+    pem: str = field(repr=False)
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.hint[:12]})"
+
+
+@dataclass(frozen=True)
 class VersionRecord:
     """What the ledger says of one version.
 
     ``was_ready``: it answered its probes at least once, so its number is taken for good. Times are
     UTC, ISO 8601. ``engine``: the one that it was registered for; `Placement` says which one runs
-    it.
+    it. ``signer``: None where no trusted key is known to have signed it.
     """
 
     model: str
@@ -210,6 +219,7 @@ class VersionRecord:
     changed_at: str
     tuning: Tuning | None = None
     engine: EngineKind = "torchserve"
+    signer: Signer | None = None
 
     @property
     def key(self) -> Key:
@@ -301,7 +311,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Registration:
-    """The outcome of a registration.
+    """The outcome of a registration. ``signer``: see VersionRecord.
 
     ``already_registered``: the same bytes were there before, and nothing was loaded. ``retuned``:
     another tuning, or none, is kept for its next load. ``untuned``: why it could not be loaded as
@@ -318,6 +328,7 @@ class Registration:
     untuned: str = ""
     restored: bool = False
     engine: EngineKind = "torchserve"
+    signer: Signer | None = None
 
 
 @dataclass(frozen=True)
@@ -406,3 +417,5 @@ class StackStatus:
     restoring: tuple[str, ...]
     """Versions ("model version") that an instance is to get back after its restart."""
     troubles: tuple[Trouble, ...] = ()
+    warnings: tuple[str, ...] = ()
+    """What is worth knowing, and keeps nothing from serving."""

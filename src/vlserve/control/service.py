@@ -37,6 +37,7 @@ from vlserve.control.lifecycle.lifecycle import Lifecycle
 from vlserve.control.lifecycle.operations import Operations
 from vlserve.control.lifecycle.registration import Registrar
 from vlserve.control.lifecycle.trials import Trials
+from vlserve.control.lifecycle.trust import Trust
 from vlserve.control.lifecycle.url_registration import UrlRegistrar
 from vlserve.control.rollouts.answer_history import AnswerHistory
 from vlserve.control.rollouts.disagreements import Disagreements
@@ -59,6 +60,7 @@ from vlserve.errors import (
     VlserveError,
 )
 from vlserve.settings import Settings
+from vlserve.signing.beside import SignatureFiles
 
 
 class ControlService:
@@ -83,6 +85,7 @@ class ControlService:
         verdicts: Verdicts,
         observations: ObservationLog,
         refusals: RefusalLog,
+        trust: Trust,
         settings: Settings,
         checks: Sequence[HealthCheck] = (),
     ) -> None:
@@ -90,7 +93,7 @@ class ControlService:
         self._traffic = traffic
         self._lifecycle = lifecycle
         self._operations = operations
-        self._registrar = Registrar(ledger, lifecycle, operations, traffic.placement)
+        self._registrar = Registrar(ledger, lifecycle, operations, traffic.placement, trust)
         self.by_url = UrlRegistrar(ledger, self._registrar, settings)
         self.rollouts = rollouts
         self._backoff = backoff
@@ -105,6 +108,7 @@ class ControlService:
         self.verdicts = verdicts
         self.observations = observations
         self.refusals = refusals
+        self._trust = trust
         self._checks = (self._engine_and_gateway, self._versions, *checks)
 
     @property
@@ -126,9 +130,10 @@ class ControlService:
         name: str = "",
         tuning: Tuning | None = None,
         engine: EngineKind | None = None,
+        files: SignatureFiles | None = None,
     ) -> Registration:
         """Verify, keep, load and probe an archive: see `Registrar.register`."""
-        return self._registrar.register(archive, name, tuning, engine)
+        return self._registrar.register(archive, name, tuning, engine, files)
 
     def release(self, model: str, version: int) -> TrafficChange:
         """Give ``version`` all traffic of ``model``, in force at the gateway when this returns.
@@ -313,7 +318,14 @@ class ControlService:
             gateway_ready=all(trouble.check != "gateway" for trouble in troubles),
             restoring=tuple(f"{model} {version}" for model, version in self._lacking()),
             troubles=troubles,
+            warnings=self._warnings(),
         )
+
+    def _warnings(self) -> tuple[str, ...]:
+        try:
+            return tuple(self._trust.warnings())
+        except VlserveError:  # a check tells of it
+            return ()
 
     def _engine_and_gateway(self) -> Iterator[Trouble]:
         if not self._traffic.held:

@@ -10,6 +10,7 @@ VlserveError                  (vlserve.runtime.errors)
 │   ├── RecipeNotFound        no such recipe, or a file that is not one
 │   ├── CheckpointMismatch    a checkpoint that is not of the recipe's family, or cannot be read
 │   └── ParityFailed          the graph does not answer like the trained network
+├── KeyUnusable               a file that holds no key that signs, or verifies, archives
 ├── NotAdopted                an archive of torch-model-archiver that cannot be served here
 ├── DataError                 training or evaluation data that cannot be used
 ├── TrainingError             a training run that cannot be resumed or go on
@@ -22,7 +23,6 @@ VlserveError                  (vlserve.runtime.errors)
 │   ├── VersionNotFound
 │   ├── VersionConflict       another archive under a used version number
 │   ├── NotReady              the version is not loaded and healthy
-│   │   └── EngineBusy        the engine has no room for one more question now
 │   ├── ArchiveNotFound       no archive at the address that a registration names
 │   │   └── ArchiveTooSlow    its server takes too long to give it
 │   ├── UrlNotAllowed         control.allowed_urls does not let the address in
@@ -43,6 +43,11 @@ VlserveError                  (vlserve.runtime.errors)
 │   ├── ObservationsUnwritable their log cannot be written
 │   ├── LoadFailed            the engine could not load the version, or it answers its probes wrong
 │   │   ├── ArchiveLost       its archive is gone from the store, or damaged there
+│   │   ├── SignatureRefused  it is not trusted
+│   │   │   ├── SignatureMissing
+│   │   │   ├── SignatureUnknownKey   none of trust.keys signed it
+│   │   │   ├── SignatureMismatch     the signature is another archive's, or not its key's
+│   │   │   └── SignatureUnreadable   it has a form that is not verified
 │   │   └── CallerGone        the caller went away, so it was stopped
 │   ├── ControlBusy           too many loads wait already
 │   ├── EngineUnavailable
@@ -79,7 +84,6 @@ from vlserve.errors.control import (
     CaptureUnwritable,
     ControlBusy,
     ControlError,
-    EngineBusy,
     EngineNotRun,
     EngineUnavailable,
     GatewayRefused,
@@ -106,6 +110,11 @@ from vlserve.errors.control import (
     PairNotFound,
     ReleaseUnderWay,
     RoleMissing,
+    SignatureMismatch,
+    SignatureMissing,
+    SignatureRefused,
+    SignatureUnknownKey,
+    SignatureUnreadable,
     StillServing,
     StoreUnwritable,
     TuningInvalid,
@@ -131,7 +140,6 @@ __all__ = [
     "ControlBusy",
     "ControlError",
     "DataError",
-    "EngineBusy",
     "EngineNotRun",
     "EngineUnavailable",
     "ExportError",
@@ -140,6 +148,7 @@ __all__ = [
     "GatewaySilent",
     "GatewayTaken",
     "GatewayUnwritable",
+    "KeyUnusable",
     "LedgerDamaged",
     "LedgerFull",
     "LedgerLost",
@@ -167,6 +176,11 @@ __all__ = [
     "RequestError",
     "RoleMissing",
     "SettingsError",
+    "SignatureMismatch",
+    "SignatureMissing",
+    "SignatureRefused",
+    "SignatureUnknownKey",
+    "SignatureUnreadable",
     "StackDown",
     "StackError",
     "StackUnwell",
@@ -205,6 +219,12 @@ class ExportError(VlserveError):
     """A trained model could not be turned into an archive."""
 
     code = "export_error"
+
+
+class KeyUnusable(VlserveError):
+    """A file holds no key that archives can be signed, or signatures verified, with."""
+
+    code = "key_unusable"
 
 
 class NotAdopted(VlserveError):

@@ -60,12 +60,6 @@ class NotReady(ControlError):
     code = "not_ready"
 
 
-class EngineBusy(NotReady):
-    """The engine has no room for one more question now."""
-
-    code = "engine_busy"
-
-
 class ArchiveNotFound(ControlError):
     """There is no archive at the address that a registration names, or its server gives none."""
 
@@ -190,6 +184,37 @@ class ArchiveLost(LoadFailed):
     """The version's archive is gone from the model store, or holds other bytes than registered."""
 
     code = "archive_lost"
+
+
+class SignatureRefused(LoadFailed):
+    """An archive is not registered or not loaded, because of its signature."""
+
+    code = "signature_refused"
+
+
+class SignatureMissing(SignatureRefused):
+    """`trust.mode` asks for a signature, and the archive has none."""
+
+    code = "signature_missing"
+
+
+class SignatureUnknownKey(SignatureRefused):
+    """The archive is signed, by none of the keys of `trust.keys`."""
+
+    code = "signature_unknown_key"
+
+
+class SignatureMismatch(SignatureRefused):
+    """The signature, or the provenance, is on other bytes than the archive's, or was not made by
+    the key that it names."""
+
+    code = "signature_mismatch"
+
+
+class SignatureUnreadable(SignatureRefused):
+    """The signature, or the provenance, has a form that is not verified, or is too large."""
+
+    code = "signature_unreadable"
 
 
 class CallerGone(LoadFailed):

@@ -117,7 +117,7 @@ def test_status_shows_what_a_rollout_waits_for(monkeypatch: pytest.MonkeyPatch) 
         return shown if model == "tagger" else ended
 
     control = SimpleNamespace(
-        health=lambda: SimpleNamespace(status="ok"),
+        health=lambda: SimpleNamespace(status="ok", warnings=("a key is gone",)),
         models=lambda: models,
         rollout=rollout,
         traffic=lambda: [_traffic(12, 388)],
@@ -130,6 +130,7 @@ def test_status_shows_what_a_rollout_waits_for(monkeypatch: pytest.MonkeyPatch) 
         "tagger 2 gets 5 % of traffic (step 1 of 2): waits for requests to the candidate: 12"
         in (" ".join(ran.stdout.split()))
     )
+    assert "warning: a key is gone" in ran.stdout
     assert ran.stdout.count("of traffic") == 1
     assert "tagger 2 12 0 10.0 20.0" in " ".join(ran.stdout.split())
 

@@ -215,6 +215,7 @@ def test_a_ledger_from_before_tuning_is_read(control: Control, packed: Archive) 
     raw = sqlite3.connect(store / LEDGER)
     raw.execute("ALTER TABLE versions DROP COLUMN tuning")
     raw.execute("ALTER TABLE versions DROP COLUMN engine")
+    raw.execute("ALTER TABLE versions DROP COLUMN signer")
     raw.execute("ALTER TABLE gray_releases DROP COLUMN salt")
     then = ("models", "versions", "releases", "events", "gray_releases")
     for (table,) in raw.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall():

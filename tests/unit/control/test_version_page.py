@@ -8,7 +8,7 @@ import pytest
 
 from vlserve.control.api.console.evaluation import EvaluatedFigure, evaluated_figures
 from vlserve.control.api.console.rendering import render
-from vlserve.control.domain import State
+from vlserve.control.domain import Signer, State
 from vlserve.exporter.echo import pack_echo
 from vlserve.runtime.archive import verify_archive
 from vlserve.runtime.manifest import Parity, Quantization, QuantizedGraph
@@ -34,6 +34,7 @@ def test_parity_and_the_int8_gate_are_told(tmp_path: Path) -> None:
     version = SimpleNamespace(
         **{"model": "tagger", "version": 2, "state": State.READY, "reason": "", "task": "tag"},
         **{"family": "echo", "precision": "int8", "engine": "torchserve", "sha256": "0" * 64},
+        signer=Signer("release", "ab" * 32, ""),
         registered_at="2026-11-29T00:00:00+00:00",
         manifest=manifest.model_copy(update=told),
     )

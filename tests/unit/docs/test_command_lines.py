@@ -34,7 +34,7 @@ from vlserve.cli.commands import all_commands
 ELLIPSIS = "…"
 VALUES = {"VERSION": "1", "N": "1", "K": "1", "MODEL": "tagger"}
 """Placeholders of documents -> a value that they stand for."""
-FREE = ("cat", "cd", "cp", "echo", "export", "git", "kill", "mkdir", "printf")
+FREE = ("cat", "cd", "cp", "echo", "export", "git", "kill", "mkdir", "openssl", "printf")
 """Programs of others, of whose arguments nothing is ours."""
 
 

@@ -12,7 +12,7 @@ from vlserve.control.api.console.sessions import CODE_S, Sessions
 from vlserve.control.api.roles import holder_of
 from vlserve.control.api.rollbacks import roll_back
 from vlserve.control.api.threads import Threads
-from vlserve.control.api.uploads import FileName, UserName, register_upload
+from vlserve.control.api.uploads import FileName, SignatureSizes, UserName, register_upload
 from vlserve.control.domain import EngineKind
 from vlserve.control.service import ControlService
 from vlserve.control.tuning import parse_tuning
@@ -49,6 +49,15 @@ Engine = Annotated[
     Query(
         description="Which engine is to run it; left out: as before, and a new version the stack's "
         "own, or TorchServe where it runs both.",
+    ),
+]
+
+SignatureBytes = Annotated[
+    int,
+    Query(
+        ge=0,
+        description="How many bytes of the body, before the archive, are its signature "
+        "(signature_bytes), and after that its provenance (provenance_bytes): see docs/signing.md.",
     ),
 ]
 
@@ -153,11 +162,16 @@ def routes(service: ControlService, threads: Threads, sessions: Sessions) -> API
         tuning: TuningJson | None = None,
         engine: Engine | None = None,
         by: UserName = "",
+        signature_bytes: SignatureBytes = 0,
+        provenance_bytes: SignatureBytes = 0,
     ) -> Registered:
         """Verify, keep, load and probe the archive in the body; returns when it is ready."""
         service.refuse_engine(engine)
         tuned = None if tuning is None else parse_tuning(tuning)
-        registered = await register_upload(request, service, threads, name, tuned, engine, by)
+        sizes = SignatureSizes(signature_bytes, provenance_bytes)
+        registered = await register_upload(
+            request, service, threads, name, tuned, engine, by, sizes
+        )
         return Registered.model_validate(registered)
 
     @router.post("/models/{model}/releases")

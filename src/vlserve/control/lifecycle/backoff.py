@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlserve.control.domain import Key
-from vlserve.errors import ArchiveLost, LoadFailed
+from vlserve.errors import ArchiveLost, LoadFailed, SignatureRefused
 
 _MAX_DELAY_S = 60.0
 _TRIES_TO_BELIEVE = 2
@@ -72,7 +72,10 @@ class Backoff:
             failure = self._failures.get(key)
         if failure is None or not isinstance(failure.error, LoadFailed):
             return False
-        return isinstance(failure.error, ArchiveLost) or failure.count >= _TRIES_TO_BELIEVE
+        return (
+            isinstance(failure.error, ArchiveLost | SignatureRefused)
+            or failure.count >= _TRIES_TO_BELIEVE
+        )
 
     def waiting(self, archives: Mapping[Key, Path] | None = None) -> frozenset[Key]:
         """Return the versions whose next try is not due.

@@ -9,13 +9,11 @@ from typing import Any
 from vlserve.control import caller
 from vlserve.control.domain import Instance, Key, State, VersionRecord
 from vlserve.control.gateway.traffic import Traffic
+from vlserve.control.lifecycle.archive_bytes import ArchiveBytes, refuse_replaced
 from vlserve.control.lifecycle.backoff import Backoff
 from vlserve.control.lifecycle.draining import is_idle
-from vlserve.control.lifecycle.probes import (
-    failed_probes,
-    refuse_wrong_answers,
-    serves_somewhere,
-)
+from vlserve.control.lifecycle.probes import failed_probes, serves_somewhere
+from vlserve.control.lifecycle.trust import Trust
 from vlserve.control.lifecycle.warm_up import warm_up
 from vlserve.control.ports import Engine
 from vlserve.control.store.ledger import Ledger
@@ -27,7 +25,7 @@ from vlserve.errors import (
     LoadFailed,
     NotReady,
 )
-from vlserve.runtime.archive import file_sha256
+from vlserve.signing.beside import read_beside
 
 _POLL_S = 0.1
 
@@ -41,9 +39,12 @@ class Lifecycle:
         engine: Engine,
         traffic: Traffic,
         backoff: Backoff,
+        trust: Trust,
         drain_timeout_s: float,
     ) -> None:
         self._backoff = backoff
+        self._trust = trust
+        self._bytes = ArchiveBytes()
         self._ledger = ledger
         self._engine = engine
         self._traffic = traffic
@@ -99,12 +100,15 @@ class Lifecycle:
         )
 
     def make_ready(self, record: VersionRecord) -> None:
-        """Make sure that a version is loaded and healthy now; a retired one is loaded first.
+        """Make sure that a version is loaded, trusted and healthy now; a retired one is loaded
+        first.
 
         Raises:
             NotReady: it cannot get traffic; the message says why.
+            SignatureRefused: its signature is not trusted any more, and it does not serve yet.
         """
         if record.state.routable:
+            self._check_signature(record)
             self.check_healthy(record)
             return
         if record.state is State.DRAINING:
@@ -195,8 +199,29 @@ class Lifecycle:
         wanted = placement.instead_of(record)
         return {"engine": placement.engine_of(record), "instead_of": wanted} if wanted else {}
 
+    def _check_signature(self, record: VersionRecord) -> None:
+        """Verify a version's signature with today's keys, and note who signed it.
+
+        Raises:
+            SignatureRefused: it is not trusted.
+        """
+        signer = self._trust.check(*record.key, record.sha256, read_beside(record.archive))
+        if signer != record.signer:
+            with suppress(LedgerUnwritable):  # it holds, whoever writes that down
+                self._ledger.sign(*record.key, signer)
+
     def _load_and_probe(self, record: VersionRecord) -> None:
-        _check_bytes(record)
+        checked = self._bytes.check(record)
+        self._check_signature(record)
+        self._load_by_engine(record)
+        try:
+            refuse_replaced(record, checked)
+        except ArchiveLost:
+            with suppress(ControlError):  # what is left there goes at a tick
+                self._engine.unload(*record.key)
+            raise
+
+    def _load_by_engine(self, record: VersionRecord) -> None:
         engine = self._traffic.placement.engine_of(record)
         if record.tuning is not None:
             held = [holds.get(record.key) for holds in self._engine.loaded().values()]
@@ -226,20 +251,13 @@ class Lifecycle:
             warm_up(self._engine, cold, record.manifest)
 
     def _check_answers(self, record: VersionRecord) -> None:
+        model, version = record.key
+        manifest = record.manifest
         instances = self._on_its_engine(record, self._engine.instances())
-        refuse_wrong_answers(self._engine, instances, record.manifest)
-
-
-def _check_bytes(record: VersionRecord) -> None:
-    mend = f"`vlserve register` of the same {record.archive.name} puts it back"
-    try:
-        sha256 = file_sha256(record.archive)
-    except FileNotFoundError as error:
-        raise ArchiveLost(f"{record.archive} is gone: {mend}") from error
-    except OSError as error:
-        raise ArchiveLost(f"{record.archive} cannot be read: {error.strerror}; {mend}") from error
-    if sha256 != record.sha256:
-        raise ArchiveLost(
-            f"{record.archive} does not hold the bytes that were registered (sha256 "
-            f"{record.sha256[:12]}…, these have {sha256[:12]}…): {mend}"
-        )
+        wrong = failed_probes(self._engine, instances, manifest, manifest.probes)
+        if wrong:
+            more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
+            raise LoadFailed(
+                f"{model} {version} loads, but does not answer as it did when it was packed: "
+                f"{'; '.join(wrong[:3])}{more}"
+            )

@@ -10,9 +10,10 @@ from pathlib import Path
 from uuid import uuid4
 
 from vlserve.control import caller
-from vlserve.control.domain import EngineKind, Registration, State, VersionRecord
+from vlserve.control.domain import EngineKind, Registration, Signer, State, VersionRecord
 from vlserve.control.lifecycle.lifecycle import Lifecycle
 from vlserve.control.lifecycle.operations import Operations
+from vlserve.control.lifecycle.trust import Trust
 from vlserve.control.named_keys import OWNER
 from vlserve.control.placement import Placement
 from vlserve.control.store.disk_space import free_space, has_room
@@ -22,34 +23,17 @@ from vlserve.errors import (
     ArchiveError,
     ControlError,
     OnAnotherEngine,
+    SignatureRefused,
     StoreUnwritable,
     VersionConflict,
 )
 from vlserve.runtime.archive import file_sha256, verify_archive
 from vlserve.runtime.errors import ManifestInvalid
 from vlserve.runtime.manifest import Manifest
+from vlserve.signing.beside import SignatureFiles, read_beside, remove_beside, write_beside
 
 _ARCHIVE_NAME = re.compile(r"(?P<model>.+)-(?P<version>\d+)\.mar")
 _UNFINISHED = (State.REGISTERED, State.LOADING, State.FAILED, State.DELETED)
-
-
-def servable(archive: Path, name: str = "") -> Manifest:
-    """Verify an archive that is to be served, and return its manifest.
-
-    Args:
-        name: the file's name at the user's, which must not contradict its manifest.
-
-    Raises:
-        ArchiveError: the archive cannot be used.
-    """
-    manifest = verify_archive(archive, called=name or "the archive")
-    _check_name(name, manifest)
-    if not manifest.probes:
-        raise ManifestInvalid(
-            f"{manifest.model} {manifest.version} holds no probes, so nothing can tell whether "
-            "it answers right: pack it with `vlserve export`"
-        )
-    return manifest
 
 
 class Registrar:
@@ -61,9 +45,11 @@ class Registrar:
         lifecycle: Lifecycle,
         operations: Operations,
         placement: Placement,
+        trust: Trust,
     ) -> None:
         self._ledger = ledger
         self._placement = placement
+        self._trust = trust
         self._lifecycle = lifecycle
         self._operations = operations
         self.incoming = ledger.store / ".incoming"
@@ -106,6 +92,7 @@ class Registrar:
         name: str = "",
         tuning: Tuning | None = None,
         engine: EngineKind | None = None,
+        files: SignatureFiles | None = None,
     ) -> Registration:
         """Register the archive at ``archive``, a file in `incoming`, which is moved.
 
@@ -115,24 +102,38 @@ class Registrar:
                 say. A retired version is loaded if there is one.
             engine: which engine is to run it; a retired version is loaded there. None: as before;
                 a new version gets the stack's own, and TorchServe where the stack runs both.
+            files: its signature and provenance, which are kept beside it; None: those that are kept
+                with the same archive count.
 
         Raises:
             EngineNotRun: the stack runs no such engine.
             OnAnotherEngine: the version is loaded, and another engine runs it.
             TuningInvalid: the tuning is another archive's.
             ArchiveError: the archive cannot be used.
+            SignatureRefused: its signature is wrong, or not one that is asked for.
             VersionConflict: the number is taken by other bytes.
             LoadFailed: the version is failed, and its number free for another archive, because it
                 never answered anybody.
         """
         self._placement.refuse_unknown(engine)
         with self._recording_refusal(name):
-            return self._register(archive, name, tuning, engine)
+            return self._register(archive, name, tuning, engine, files)
 
     def _register(
-        self, archive: Path, name: str, tuning: Tuning | None, engine: EngineKind | None
+        self,
+        archive: Path,
+        name: str,
+        tuning: Tuning | None,
+        engine: EngineKind | None,
+        files: SignatureFiles | None,
     ) -> Registration:
-        manifest = servable(archive, name)
+        manifest = verify_archive(archive, called=name or "the archive")
+        _check_name(name, manifest)
+        if not manifest.probes:
+            raise ManifestInvalid(
+                f"{manifest.model} {manifest.version} holds no probes, so nothing can tell whether "
+                "it answers right: pack it with `vlserve export`"
+            )
         sha256 = file_sha256(archive)
         if tuning is not None:
             check_tuning(tuning, sha256)
@@ -141,10 +142,14 @@ class Registrar:
             record = self._admit(manifest, sha256)
             if record is not None and engine is not None:
                 self._refuse_to_move(record, engine)
+            files = files or self._kept_beside(record)
+            signer = self._trust.check(manifest.model, manifest.version, sha256, files)
             with self._as_unwritable():
-                kept = self._keep(archive, manifest)  # also mends a file that was damaged since
+                kept = self._keep(archive, manifest, files)  # also mends what was damaged since
             if record is None:
-                record = self._add(manifest, kept, sha256, tuning, engine)
+                record = self._add(manifest, kept, sha256, tuning, engine, signer)
+            elif signer != record.signer:
+                record = self._ledger.sign(*record.key, signer)
             if engine is not None and engine != record.engine:
                 record = self._ledger.assign(*record.key, engine)
             retuned = tuning != record.tuning
@@ -176,6 +181,7 @@ class Registrar:
         sha256: str,
         tuning: Tuning | None,
         engine: EngineKind | None,
+        signer: Signer | None,
     ) -> VersionRecord:
         try:
             return self._ledger.add(
@@ -185,9 +191,11 @@ class Registrar:
                 tuning,
                 engine or self._placement.default,
                 by=_who_registers(),
+                signer=signer,
             )
         except ControlError:
             kept.unlink(missing_ok=True)  # no ledger knows it
+            remove_beside(kept)
             raise
 
     def _why_untuned(self, record: VersionRecord) -> str:
@@ -212,6 +220,7 @@ class Registrar:
             untuned=untuned,
             restored=restored,
             engine=self._placement.engine_of(record),
+            signer=record.signer,
         )
 
     @contextmanager
@@ -219,7 +228,7 @@ class Registrar:
         """Record what is refused before it is a version, with the model that its file names."""
         try:
             yield
-        except (ArchiveError, VersionConflict) as error:
+        except (ArchiveError, VersionConflict, SignatureRefused) as error:
             named = _ARCHIVE_NAME.fullmatch(name)
             if named and named["model"] in [known.model for known in self._ledger.models()]:
                 detail = {"archive": name, "reason": str(error)}
@@ -246,8 +255,12 @@ class Registrar:
                 )
         return None
 
-    def _keep(self, archive: Path, manifest: Manifest) -> Path:
-        """Move the archive into the model store, and return its path there."""
+    def _kept_beside(self, record: VersionRecord | None) -> SignatureFiles | None:
+        """Return what is kept beside the archive of a version; None of a new one."""
+        return None if record is None else read_beside(record.archive)
+
+    def _keep(self, archive: Path, manifest: Manifest, files: SignatureFiles | None) -> Path:
+        """Move the archive into the model store, with its signature, and return its path there."""
         model, version = manifest.model, manifest.version
         folder = self._ledger.store / model / str(version)
         folder.mkdir(parents=True, exist_ok=True)
@@ -255,6 +268,10 @@ class Registrar:
         with archive.open("rb") as file:
             os.fsync(file.fileno())
         archive.replace(kept)
+        if files is None:
+            remove_beside(kept)  # of a failed archive that had this number
+        else:
+            write_beside(kept, files)
         for changed in (folder, folder.parent, self._ledger.store):
             _sync_folder(changed)
         return kept

@@ -10,6 +10,7 @@ from vlserve.control.domain import EngineKind, State
 from vlserve.control.store.database import LEDGER, looked_at
 from vlserve.control.store.sqlite_errors import translated
 from vlserve.errors import ControlError, LedgerLost
+from vlserve.signing.beside import remove_beside
 
 _ARCHIVE = re.compile(r"(?P<model>[^/]+)/(?P<version>[1-9]\d*)/(?P=model)-(?P=version)\.mar")
 
@@ -21,12 +22,14 @@ def kept_archives(store: Path) -> list[Path]:
 
 
 def remove_archive(archive: Path) -> int:
-    """Remove an archive from the store, and return how many bytes it had; 0 where it is gone.
+    """Remove an archive from the store, with its signature and provenance, and return how many
+    bytes it had; 0 where it is gone.
 
     Raises:
         ControlError: it cannot be removed.
     """
     try:
+        remove_beside(archive)
         size_bytes = archive.stat().st_size
         archive.unlink()
     except FileNotFoundError:

@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any, Self
 
 from vlserve.control import caller
-from vlserve.control.domain import EngineKind, Event, ModelRecord, State, Trouble, VersionRecord
+from vlserve.control.domain import (
+    EngineKind,
+    Event,
+    ModelRecord,
+    Signer,
+    State,
+    Trouble,
+    VersionRecord,
+)
 from vlserve.control.store.database import LEDGER, Database
 from vlserve.control.store.kept_archives import refuse_lost_ledger
 from vlserve.control.store.rows import VERSION_COLUMNS, read_model, read_version
@@ -156,11 +164,13 @@ class Ledger:
         tuning: Tuning | None = None,
         engine: EngineKind = "torchserve",
         by: str = "",
+        signer: Signer | None = None,
     ) -> VersionRecord:
-        """Register a new version, ``by`` somebody. Replaces a failed one of this number that was
-        never ready."""
+        """Register a new version, ``by`` somebody, signed by ``signer``. Replaces a failed one of
+        this number that was never ready."""
         detail = {"tuned": str(tuning.serving)} if tuning else {}
         detail |= {"by": by} if by else {}
+        detail |= {"signer": str(signer)} if signer else {}
         with self.transaction():
             self._execute("INSERT OR IGNORE INTO models (model) VALUES (?)", manifest.model)
             self._execute(
@@ -170,7 +180,7 @@ class Ledger:
                 manifest.version,
                 State.FAILED,
             )
-            self._insert(manifest, archive, sha256, State.REGISTERED, tuning, engine)
+            self._insert(manifest, archive, sha256, State.REGISTERED, tuning, engine, signer)
             detail |= {"sha256": sha256, "engine": engine}
             self.record(manifest.model, manifest.version, "registered", **detail)
         return self.version(manifest.model, manifest.version)
@@ -197,11 +207,13 @@ class Ledger:
         state: State,
         tuning: Tuning | None,
         engine: EngineKind,
+        signer: Signer | None = None,
     ) -> None:
         at = now()
         self._execute(
             "INSERT INTO versions (model, version, archive, sha256, manifest, state,"
-            " registered_at, changed_at, tuning, engine) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " registered_at, changed_at, tuning, engine, signer)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             manifest.model,
             manifest.version,
             str(archive.relative_to(self.store)),
@@ -212,6 +224,7 @@ class Ledger:
             at,
             tuning.model_dump_json() if tuning else None,
             engine,
+            signer and json.dumps(vars(signer)),
         )
 
     def assign(self, model: str, version: int, engine: EngineKind) -> VersionRecord:
@@ -240,6 +253,18 @@ class Ledger:
             )
             kind = "tuned" if tuning else "untuned"
             self.record(model, version, kind, **detail, **({"reason": reason} if reason else {}))
+        return self.version(model, version)
+
+    def sign(self, model: str, version: int, signer: Signer | None) -> VersionRecord:
+        """Note whose key signed a version, as it was verified now."""
+        with self.transaction():
+            self._execute(
+                "UPDATE versions SET signer = ? WHERE model = ? AND version = ?",
+                signer and json.dumps(vars(signer)),
+                model,
+                version,
+            )
+            self.record(model, version, "signed", signer=signer and str(signer))
         return self.version(model, version)
 
     def move(

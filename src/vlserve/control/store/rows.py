@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast, get_args
 
-from vlserve.control.domain import EngineKind, ModelRecord, Shadow, State, VersionRecord
+from vlserve.control.domain import EngineKind, ModelRecord, Shadow, Signer, State, VersionRecord
 from vlserve.control.tuning import parse_tuning
 from vlserve.runtime.manifest import Manifest
 
 VERSION_COLUMNS = (
     "model, version, archive, sha256, state, reason, was_ready, registered_at, changed_at, tuning,"
-    " engine"
+    " engine, signer"
 )
 """All but the manifest, which is long."""
 
@@ -65,6 +65,7 @@ def read_version(row: sqlite3.Row, store: Path, manifest: Manifest) -> VersionRe
         changed_at=row["changed_at"],
         tuning=None if row["tuning"] is None else parse_tuning(row["tuning"]),
         engine=_engine(row["engine"]),
+        signer=None if row["signer"] is None else Signer(**json.loads(row["signer"])),
     )
 
 

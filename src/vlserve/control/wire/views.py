@@ -1,11 +1,11 @@
 """What the control service says over HTTP, and its client gives back."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from vlserve.control.domain import EngineKind, Right, State
+from vlserve.control.domain import EngineKind, Right, Signer, State
 from vlserve.control.tuning import Tuning
 
 
@@ -14,6 +14,13 @@ class View(BaseModel):
     an older client reads a newer service."""
 
     model_config = ConfigDict(frozen=True, from_attributes=True)
+
+
+def _signer_text(signer: object) -> object:
+    return str(signer) if isinstance(signer, Signer) else signer or ""
+
+
+SignerText = Annotated[str, BeforeValidator(_signer_text)]
 
 
 class VersionView(View):
@@ -35,6 +42,11 @@ class VersionView(View):
         description="Of its next load; of the last, unless it came since. Null: as all versions.",
     )
     engine: EngineKind = Field(default="torchserve", description="Which engine runs it.")
+    signer: SignerText = Field(
+        default="",
+        description="Name and beginning of the sha256 of the key that signed the archive; empty: "
+        "no key of trust.keys is known to have.",
+    )
     instead_of: EngineKind | None = Field(
         default=None,
         description="The engine that it was registered for, where this stack does not run it.",
@@ -144,7 +156,7 @@ class Registered(View):
     ``retuned``: another tuning, or none, than before is kept for its next load. ``untuned``: why it
     could not be loaded as tuned; it was loaded as all versions are, and its tuning dropped.
     ``restored``: it was out of the engine though clients may ask for it, and is loaded again.
-    ``engine``: the one that runs it."""
+    ``engine``: the one that runs it. ``signer``: as of a version."""
 
     model: str
     version: int
@@ -154,6 +166,7 @@ class Registered(View):
     untuned: str = ""
     restored: bool = False
     engine: EngineKind = "torchserve"
+    signer: SignerText = ""
 
 
 class Released(View):
@@ -213,6 +226,9 @@ class Health(View):
         description="Versions (`model version`) that an instance is to get back after its restart."
     )
     troubles: tuple[TroubleView, ...] = Field(default=(), description="What is not well.")
+    warnings: tuple[str, ...] = Field(
+        default=(), description="What is worth knowing, and keeps nothing from serving."
+    )
 
 
 class ConsoleLink(View):

@@ -1,0 +1,1 @@
+"""Signatures of archives: OpenSSF model-signing bundles, provenance, and lists of components."""

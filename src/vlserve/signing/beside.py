@@ -1,0 +1,88 @@
+"""What lies beside an archive: its signature, its provenance, and the list of its components."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlserve.errors import KeyUnusable, SignatureUnreadable
+from vlserve.signing.bundle import MAX_BUNDLE_BYTES
+from vlserve.signing.keys import read_small_file
+
+
+@dataclass(frozen=True)
+class SignatureFiles:
+    """The bytes of an archive's signature, and of its provenance; empty where it has none."""
+
+    signature: bytes
+    provenance: bytes = b""
+
+
+def signature_file(archive: Path) -> Path:
+    return archive.with_name(f"{archive.name}.sigstore.json")
+
+
+def provenance_file(archive: Path) -> Path:
+    return archive.with_name(f"{archive.name}.provenance.sigstore.json")
+
+
+def components_file(archive: Path) -> Path:
+    return archive.with_name(f"{archive.name}.cdx.json")
+
+
+def read_beside(archive: Path) -> SignatureFiles | None:
+    """Read what lies beside ``archive``; None where it has no signature. SignatureUnreadable."""
+    signature = _read(signature_file(archive))
+    if signature is None:
+        return None
+    return SignatureFiles(signature, _read(provenance_file(archive)) or b"")
+
+
+def write_beside(archive: Path, files: SignatureFiles) -> list[Path]:
+    """Write the files beside ``archive``, each whole or not at all, and return those that there
+    are."""
+    written = []
+    for file, content in (
+        (signature_file(archive), files.signature),
+        (provenance_file(archive), files.provenance),
+    ):
+        if content:
+            replace_file(file, content)
+            written.append(file)
+        else:
+            file.unlink(missing_ok=True)
+    return written
+
+
+def remove_beside(archive: Path) -> None:
+    """Remove signature and provenance of ``archive``, where they are there."""
+    for file in (signature_file(archive), provenance_file(archive)):
+        file.unlink(missing_ok=True)
+
+
+def replace_file(file: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    staged = file.with_name(f".{file.name}")
+    try:
+        with staged.open("wb") as opened:
+            opened.write(content)
+            opened.flush()
+            os.fsync(opened.fileno())
+        staged.replace(file)
+    except BaseException:
+        staged.unlink(missing_ok=True)
+        raise
+
+
+def refuse_large(size: int, what: str) -> None:
+    """Raise SignatureUnreadable for a bundle that is larger than any of an archive."""
+    if size > MAX_BUNDLE_BYTES:
+        raise SignatureUnreadable(f"{what} has {size} bytes, more than {MAX_BUNDLE_BYTES}")
+
+
+def _read(file: Path) -> bytes | None:
+    if not file.is_symlink() and not file.exists():
+        return None
+    try:
+        return read_small_file(file, MAX_BUNDLE_BYTES)
+    except KeyUnusable as error:
+        raise SignatureUnreadable(str(error)) from error

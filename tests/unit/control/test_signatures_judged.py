@@ -1,0 +1,337 @@
+"""Which archives are registered and loaded by their signature, and which serve on without."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from support.control_fakes import FakeEngine, FakeGateway
+from support.rollout_traffic import kinds
+from support.signers import KeyPair, key_pair
+from vlserve.control.assembly import assemble
+from vlserve.control.domain import Registration, Signer, State
+from vlserve.errors import (
+    ArchiveLost,
+    SignatureMismatch,
+    SignatureMissing,
+    SignatureRefused,
+    SignatureUnknownKey,
+    SignatureUnreadable,
+)
+from vlserve.settings import Settings
+from vlserve.settings_sections import TrustSettings
+from vlserve.signing.archives import sign_archive
+from vlserve.signing.beside import (
+    SignatureFiles,
+    provenance_file,
+    read_beside,
+    signature_file,
+)
+
+Archive = Callable[..., Path]
+KEY = ("tagger", 1)
+
+
+@pytest.fixture
+def ours(tmp_path: Path) -> KeyPair:
+    return key_pair(tmp_path, "release")
+
+
+@pytest.fixture
+def theirs(tmp_path: Path) -> KeyPair:
+    return key_pair(tmp_path, "stranger")
+
+
+class Store:
+    """A control service over fakes, with archives to register."""
+
+    def __init__(
+        self, settings: Settings, engine: FakeEngine, gateway: FakeGateway, packed: Archive
+    ) -> None:
+        self.settings = settings
+        self.engine = engine
+        self._gateway = gateway
+        self._packed = packed
+        self.control = assemble(settings, engine, gateway)
+
+    def restart(self, mode: str = "enforce") -> None:
+        """Start control service and engine anew."""
+        self.control.stop()
+        trust = TrustSettings(mode=mode, keys=self.settings.trust.keys)  # type: ignore[arg-type]
+        settings = self.settings.model_copy(update={"trust": trust})
+        for name in self.engine.held:
+            self.engine.restart_bare(name)
+        self.control = assemble(settings, self.engine, self._gateway)
+
+    def tick(self) -> None:
+        for _ in range(3):
+            self.control.reconciler.tick()
+            while self.control.reconciler._submitted:
+                pass
+
+    def files(self, version: int, signer: KeyPair) -> SignatureFiles:
+        """Return what `vlserve sign` writes beside a copy of an archive."""
+        copy = self.control.service.incoming / f"signed-{version}.mar"
+        shutil.copy(self._packed("tagger", version), copy)
+        sign_archive(copy, signer.key)
+        found = read_beside(copy)
+        assert found is not None
+        return found
+
+    def register(self, version: int, files: SignatureFiles | None) -> Registration:
+        file = self.control.service.incoming / f"tagger-{version}.mar"
+        shutil.copy(self._packed("tagger", version), file)
+        return self.control.service.register(file, file.name, files=files)
+
+    def archive(self, version: int) -> Path:
+        return self.control.ledger.version("tagger", version).archive
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return self.control.service.health().warnings
+
+
+@pytest.fixture
+def store(
+    settings: Settings, engine: FakeEngine, gateway: FakeGateway, packed: Archive, ours: KeyPair
+) -> Iterator[Store]:
+    trust = TrustSettings(mode="enforce", keys=(ours.public,))
+    store = Store(settings.model_copy(update={"trust": trust}), engine, gateway, packed)
+    yield store
+    store.control.stop()
+
+
+def revoke(pair: KeyPair) -> None:
+    pair.public.write_text("", encoding="utf-8")
+
+
+def test_a_trusted_signature_is_kept_and_named(store: Store, ours: KeyPair) -> None:
+    files = store.files(1, ours)
+    done = store.register(1, files)
+    signer = Signer("release", ours.known.hint, ours.known.pem)
+    assert (done.state, done.signer) == (State.READY, signer)
+    assert read_beside(store.archive(1)) == files
+    [version] = store.control.service.model("tagger").versions
+    assert version.signer == signer
+    registered, *_ = store.control.service.history("tagger")
+    assert registered.detail["signer"] == f"release ({ours.known.hint[:12]})"
+    assert store.warnings == ()
+
+
+def test_what_no_trusted_key_signed_is_refused_with_its_code(
+    store: Store, ours: KeyPair, theirs: KeyPair
+) -> None:
+    good, other = store.files(1, ours), store.files(2, ours)
+    stranger = store.files(1, theirs)
+    cases: list[tuple[SignatureFiles | None, type[SignatureRefused]]] = [
+        (None, SignatureMissing),
+        (stranger, SignatureUnknownKey),
+        (other, SignatureMismatch),
+        (SignatureFiles(good.signature, other.provenance), SignatureMismatch),
+        (SignatureFiles(good.signature, stranger.provenance), SignatureUnknownKey),
+        (SignatureFiles(good.provenance, good.provenance), SignatureUnreadable),
+        (SignatureFiles(good.signature, good.signature), SignatureUnreadable),
+        (SignatureFiles(good.signature[:-40], good.provenance), SignatureUnreadable),
+    ]
+    for files, refusal in cases:
+        with pytest.raises(refusal) as refused:
+            store.register(1, files)
+        assert type(refused.value) is refusal
+    assert store.control.ledger.find(*KEY) is None
+    assert not list(store.settings.model_store.glob("tagger/*/*"))
+
+
+def test_a_signature_alone_is_enough(store: Store, ours: KeyPair) -> None:
+    """model-signing writes no provenance."""
+    assert store.register(1, SignatureFiles(store.files(1, ours).signature)).signer is not None
+    assert not provenance_file(store.archive(1)).exists()
+
+
+def test_a_revoked_key_registers_and_releases_nothing(store: Store, ours: KeyPair) -> None:
+    store.register(1, store.files(1, ours))
+    files = store.files(2, ours)
+    revoke(ours)
+    with pytest.raises(SignatureUnknownKey):
+        store.register(2, files)
+    with pytest.raises(SignatureUnknownKey):
+        store.control.service.release(*KEY)
+    [warning] = [each for each in store.warnings if "tagger 1" in each]
+    assert "not in trust.keys any more" in warning
+    assert [each for each in store.warnings if each.startswith("trust.keys:")]
+
+
+def test_a_revoked_key_takes_nothing_down_that_serves(store: Store, ours: KeyPair) -> None:
+    """Nor the version to go back to: both are loaded again after a restart; the third is not."""
+    for version in (1, 2, 3):
+        store.register(version, store.files(version, ours))
+    store.control.service.release("tagger", 1)
+    store.control.service.release("tagger", 2)
+    revoke(ours)
+    store.restart()
+    store.tick()
+    assert set(store.engine.held["engine-0"]) == {("tagger", 1), ("tagger", 2)}
+    reasons = {each.version: each.reason for each in store.control.service.model("tagger").versions}
+    assert "none of those that are trusted" in reasons[3]
+    assert not (reasons[1] or reasons[2])
+    assert [each for each in store.warnings if "tagger 2 was signed by release" in each]
+    assert store.control.service.rollback("tagger").version == 1
+
+
+def test_the_way_back_is_not_asked_for_a_key(store: Store, ours: KeyPair) -> None:
+    for version in (1, 2):
+        store.register(version, store.files(version, ours))
+        store.control.service.release("tagger", version)
+    store.tick()
+    revoke(ours)
+    signature_file(store.archive(1)).unlink()
+    assert store.control.service.rollback("tagger").version == 1
+
+
+def test_other_bytes_or_a_wrong_signature_are_never_loaded(store: Store, ours: KeyPair) -> None:
+    """Also of what has weight, and whatever became of the key."""
+    files = store.files(1, ours)
+    store.register(1, files)
+    store.control.service.release(*KEY)
+    archive = store.archive(1)
+    whole = archive.read_bytes()
+    bundle = json.loads(files.signature)
+    bundle["dsseEnvelope"]["signatures"][0]["sig"] = "AAAA"
+    forged = json.dumps(bundle).encode()
+    for trusted in (True, False):
+        if not trusted:
+            revoke(ours)
+        for change, code in (
+            (lambda: archive.write_bytes(whole + b"x"), "bytes that were registered"),
+            (lambda: signature_file(archive).write_bytes(forged), "did not sign this"),
+            (lambda: signature_file(archive).write_bytes(b"{"), "no JSON"),
+        ):
+            change()
+            store.restart()
+            store.tick()
+            assert store.engine.held["engine-0"] == {}
+            [version] = store.control.service.model("tagger").versions
+            assert code in version.reason
+            archive.write_bytes(whole)
+            signature_file(archive).write_bytes(files.signature)
+    store.restart()
+    store.tick()
+    assert set(store.engine.held["engine-0"]) == {KEY}
+
+
+def test_a_strangers_signature_in_the_store_does_not_count(
+    store: Store, ours: KeyPair, theirs: KeyPair
+) -> None:
+    store.register(1, store.files(1, ours))
+    store.control.service.release(*KEY)
+    stranger = store.files(1, theirs)
+    signature_file(store.archive(1)).write_bytes(stranger.signature)
+    store.restart()
+    store.tick()
+    assert store.engine.held["engine-0"] == {}
+    store.register(1, store.files(1, ours))
+    assert set(store.engine.held["engine-0"]) == {KEY}
+
+
+def test_enforce_takes_down_nothing_that_served_unsigned(store: Store) -> None:
+    store.restart("off")
+    store.register(1, None)
+    store.register(2, None)
+    store.control.service.release(*KEY)
+    assert store.warnings == ()
+    store.restart("enforce")
+    store.tick()
+    assert set(store.engine.held["engine-0"]) == {KEY}
+    assert [each for each in store.warnings if "tagger 1 is loaded" in each]
+    with pytest.raises(SignatureMissing):
+        store.control.service.release("tagger", 2)
+
+
+def test_warn_loads_and_warns_and_still_refuses_what_is_signed_wrong(
+    store: Store, ours: KeyPair, theirs: KeyPair
+) -> None:
+    store.restart("warn")
+    assert store.register(1, None).state is State.READY
+    assert store.register(2, store.files(2, theirs)).signer is None
+    assert store.register(3, store.files(3, ours)).signer is not None
+    assert len(store.warnings) == 2
+    with pytest.raises(SignatureMismatch):
+        store.register(4, store.files(3, ours))
+
+
+def test_off_verifies_no_key_and_refuses_another_archives_signature(
+    store: Store, theirs: KeyPair
+) -> None:
+    store.restart("off")
+    done = store.register(1, store.files(1, theirs))
+    assert (done.state, done.signer) == (State.READY, None)
+    assert signature_file(store.archive(1)).exists()
+    with pytest.raises(SignatureMismatch):
+        store.register(2, store.files(1, theirs))
+
+
+def test_who_signed_is_noted_when_trust_is_switched_on(store: Store, ours: KeyPair) -> None:
+    store.restart("off")
+    store.register(1, store.files(1, ours))
+    store.control.service.release(*KEY)
+    store.restart("enforce")
+    store.tick()
+    [version] = store.control.service.model("tagger").versions
+    assert version.signer is not None and version.signer.name == "release"
+    assert "signed" in kinds(store.control)
+
+
+def test_signed_anew_by_another_key(store: Store, ours: KeyPair, tmp_path: Path) -> None:
+    store.register(1, store.files(1, ours))
+    newer = key_pair(tmp_path, "newer")
+    ours.public.write_bytes(newer.public.read_bytes())
+    done = store.register(1, store.files(1, newer))
+    assert (done.already_registered, done.signer and done.signer.hint) == (True, newer.known.hint)
+    assert store.control.service.release(*KEY).version == 1
+    assert store.warnings == ()
+
+
+def test_the_same_archive_without_its_signature_keeps_it(store: Store, ours: KeyPair) -> None:
+    files = store.files(1, ours)
+    store.register(1, files)
+    assert store.register(1, None).already_registered
+    assert read_beside(store.archive(1)) == files
+
+
+def test_deleted_with_its_archive(store: Store, ours: KeyPair) -> None:
+    store.register(1, store.files(1, ours))
+    folder = store.archive(1).parent
+    store.control.service.unload(*KEY)
+    store.control.service.delete(*KEY)
+    assert not folder.exists()
+
+
+def test_an_archive_that_is_replaced_while_it_is_loaded_is_taken_out(
+    store: Store, ours: KeyPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.register(1, store.files(1, ours))
+    store.control.service.unload(*KEY)
+    archive, load = store.archive(1), store.engine.load
+
+    def load_and_replace(*given: object, **named: object) -> None:
+        load(*given, **named)  # type: ignore[arg-type]
+        archive.write_bytes(archive.read_bytes())
+
+    monkeypatch.setattr(store.engine, "load", load_and_replace)
+    with pytest.raises(ArchiveLost, match="while it was loaded"):
+        store.control.service.release(*KEY)
+    assert store.engine.held["engine-0"] == {}
+
+
+@pytest.mark.parametrize("mode", ["warn", "enforce"])
+def test_trust_without_keys_is_refused(mode: str) -> None:
+    with pytest.raises(ValueError, match=r"needs trust\.keys"):
+        TrustSettings(mode=mode)  # type: ignore[arg-type]
+
+
+def test_key_files_are_relative_to_the_project(tmp_path: Path) -> None:
+    trust = TrustSettings(mode="warn", keys=(Path("keys/release.pem"),))
+    settings = Settings(project_dir=tmp_path, trust=trust)
+    assert settings.trust.keys == (tmp_path / "keys" / "release.pem",)
+    assert json.loads(settings.trust.model_dump_json())["keys"] == [str(settings.trust.keys[0])]
