@@ -26,7 +26,7 @@ import httpx
 from benchmarks.lib.memory import Held, growth, watching
 from benchmarks.lib.own_stack import own_stack
 from vlserve.cli.output import print_line, print_table
-from vlserve.stack.stack import processes
+from vlserve.stack.stopping import processes
 from vlserve.testing.clients import Clients, Load, drawn_questions
 from vlserve.testing.editions import echo_editions
 

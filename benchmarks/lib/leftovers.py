@@ -13,7 +13,7 @@ from scipy.stats import linregress, t
 from vlserve.drill.stack_programs import program_of
 from vlserve.settings import Settings
 from vlserve.stack import shared_memory
-from vlserve.stack.stack import processes
+from vlserve.stack.stopping import processes
 
 _MIB = 1024**2
 _WARM_UP = 0.25

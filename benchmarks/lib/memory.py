@@ -9,7 +9,7 @@ from statistics import median
 import psutil
 
 from vlserve.settings import Settings
-from vlserve.stack.stack import processes
+from vlserve.stack.stopping import processes
 
 _MIB = 1024**2
 

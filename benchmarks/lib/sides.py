@@ -18,7 +18,7 @@ from benchmarks.lib.photos import BODIES, Photo
 from vlserve.control.engine.endpoints import endpoints
 from vlserve.control.engine.group import EngineGroup
 from vlserve.runtime.archive import verify_archive
-from vlserve.stack.stack import processes
+from vlserve.stack.stopping import processes
 from vlserve.testing.stack import RunningStack
 
 UP_WITHIN_S = 120.0

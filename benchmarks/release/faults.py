@@ -38,7 +38,7 @@ from vlserve.drill.stack_programs import program_of
 from vlserve.errors import ControlError, StackError
 from vlserve.exporter.echo import pack_echo
 from vlserve.loadgen.probe_requests import vary_probes
-from vlserve.stack.stack import processes
+from vlserve.stack.stopping import processes
 from vlserve.testing.stack import RunningStack
 from vlserve_worker.batch_notes import notes_folder
 

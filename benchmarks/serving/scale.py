@@ -25,7 +25,7 @@ from benchmarks.lib.own_stack import own_stack
 from benchmarks.lib.photos import Photo, jpeg, photos
 from benchmarks.lib.published import FIGURES, machine, publish
 from vlserve.cli.output import print_line
-from vlserve.stack.stack import processes
+from vlserve.stack.stopping import processes
 from vlserve.testing.stack import RunningStack
 
 MODELS = "1,2,4,8"

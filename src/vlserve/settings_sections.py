@@ -58,8 +58,13 @@ class GatewaySettings(StrictNumbers):
     port: Port = Field(default=8080, description="Port that clients talk to.")
     metrics_port: Port = Field(
         default=8091,
-        description="Port of the gateway's metrics for Prometheus, on loopback alone. Called "
-        "admin_port until 0.1.0, which is still read.",
+        description="Port of the gateway's metrics for Prometheus. Called admin_port until 0.1.0, "
+        "which is still read.",
+    )
+    metrics_host: str = Field(
+        default="127.0.0.1",
+        description="Address of the gateway's metrics. They ask for no key: one that is not "
+        "loopback shows them to whoever reaches it, as a Prometheus outside of a pod must.",
     )
     api_keys: Annotated[tuple[ApiKey, ...], NoDecode, BeforeValidator(_listed)] = Field(
         default=(),
@@ -115,6 +120,8 @@ class GatewaySettings(StrictNumbers):
     @model_validator(mode="after")
     def _keys_beyond_loopback(self) -> "GatewaySettings":
         loopback = self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
+        if self.metrics_host != "localhost":
+            ipaddress.ip_address(self.metrics_host)
         if not loopback and not self.api_keys:
             raise ValueError(
                 f"gateway.host {self.host} is not loopback: set gateway.api_keys, "

@@ -25,6 +25,7 @@ from vlserve.exporter.echo import pack_echo
 from vlserve.exporter.probes import drawn_image
 from vlserve.settings import STACK_VARIABLE, Settings
 from vlserve.stack import stack as control_stack
+from vlserve.stack import starting
 from vlserve.stack.ports import ports
 from vlserve.testing import RunningStack, free_ports
 
@@ -240,8 +241,8 @@ def test_an_up_that_fails_leaves_what_was_up(
 ) -> None:
     before = _pids(stack.settings)
     monkeypatch.setattr(control_stack, "_mend_what_hangs", lambda *_: None)
-    monkeypatch.setattr(control_stack, "START_TIMEOUT_S", 0.0)
-    monkeypatch.setattr(control_stack, "_answers", lambda *_: False)
+    monkeypatch.setattr(starting, "START_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(starting, "_answers", lambda *_: False)
     with pytest.raises(StackError, match="does not start"):
         control_stack.up(stack.settings, print)
     assert _pids(stack.settings) == before

@@ -16,7 +16,7 @@ from vlserve.control.domain import EngineKind
 from vlserve.exporter.echo import pack_echo
 from vlserve.settings import STACK_VARIABLE, Settings
 from vlserve.stack import stack as control_stack
-from vlserve.stack import supervisord
+from vlserve.stack import stopping, supervisord
 
 HOSTILE = {
     "TS_CONFIG_FILE": "/nowhere/config.properties",
@@ -89,7 +89,7 @@ def test_nothing_of_the_shell_or_its_locale_leaks_into_a_stack(
     _vlserve(settings, ["up"], **HOSTILE, **locale)
     archive = pack_echo(tmp_path, "tagger", 1)
     _vlserve(settings, ["register", str(archive)], **HOSTILE, **locale)
-    running = control_stack.processes(settings)
+    running = stopping.processes(settings)
     assert len(running) >= 4
     for process in running:
         seen = process.environ()
@@ -100,4 +100,4 @@ def test_nothing_of_the_shell_or_its_locale_leaks_into_a_stack(
         assert control.health().status == "ok"
         assert control.release("tagger", 1).version == 1
     _vlserve(settings, ["down"], **HOSTILE, **locale)
-    assert not [each for each in control_stack.processes(settings) if psutil.pid_exists(each.pid)]
+    assert not [each for each in stopping.processes(settings) if psutil.pid_exists(each.pid)]

@@ -20,6 +20,7 @@ from vlserve.control.domain import EngineKind
 from vlserve.errors import StackDown, SupervisorHangs
 from vlserve.settings import Settings
 from vlserve.stack import stack as control_stack
+from vlserve.stack import stopping
 from vlserve.supervisor import Supervisor
 from vlserve.testing import RunningStack, running_stack
 
@@ -48,7 +49,7 @@ def _pid(settings: Settings, program: str) -> int:
 def _supervisord(settings: Settings) -> psutil.Process:
     return next(
         process
-        for process in control_stack.processes(settings)
+        for process in stopping.processes(settings)
         if "supervisord" in " ".join(process.cmdline())
     )
 
@@ -91,7 +92,7 @@ def test_a_suspended_supervisord_is_told_and_replaced(
     own_stack: RunningStack, monkeypatch: pytest.MonkeyPatch, word: str
 ) -> None:
     settings = own_stack.settings
-    before = {process.pid for process in control_stack.processes(settings)}
+    before = {process.pid for process in stopping.processes(settings)}
     _supervisord(settings).send_signal(signal.SIGSTOP)
     with pytest.raises(SupervisorHangs):
         control_stack.status(settings)
@@ -102,11 +103,11 @@ def test_a_suspended_supervisord_is_told_and_replaced(
     said: list[str] = []
     if word == "down":
         assert control_stack.down(settings, said.append)
-        assert control_stack.processes(settings) == []
+        assert stopping.processes(settings) == []
     else:
         control_stack.up(settings, said.append)
         assert sorted(each.name for each in control_stack.status(settings)) == PROGRAMS
-        assert not before & {process.pid for process in control_stack.processes(settings)}
+        assert not before & {process.pid for process in stopping.processes(settings)}
     assert "waiting for running requests" in said
 
 
@@ -123,4 +124,4 @@ def test_what_is_suspended_can_be_killed_and_comes_back_and_down_ends_it(
     for program in PROGRAMS:
         psutil.Process(_pid(settings, program)).send_signal(signal.SIGSTOP)
     assert control_stack.down(settings, print)
-    assert control_stack.processes(settings) == []
+    assert stopping.processes(settings) == []

@@ -8,8 +8,9 @@ import httpx
 import pytest
 
 from support.fake_torchserve import FakeTorchServe, Reply
+from support.grpc_calls import calls_to
 from support.running_stack import RunningGateway, running_gateway
-from vlserve.control.domain import ModelRoute
+from vlserve.control.domain import ModelRoute, Routing
 from vlserve.runtime import headers
 from vlserve.runtime.manifest import ImageInput, Manifest
 
@@ -152,3 +153,19 @@ def test_an_engine_s_own_words_become_v2_s(routed: RunningGateway, engines: Engi
 def test_plain_errors_stay_as_they_are(routed: RunningGateway) -> None:
     told: dict[str, Any] = json.loads(routed.http.post("/predictions/other").text)
     assert told["error"]["code"] == "model_not_found"
+
+
+def test_a_server_that_is_not_ready_says_why_to_callers_without_a_key(
+    gateway: RunningGateway, engines: Engines
+) -> None:
+    instances = [engine.instance() for engine in engines]
+    gateway.gateway.apply(Routing([HALF], instances, unready="it is being stopped"))
+    url = f"{gateway.settings.gateway_url}/v2/health"
+    live, ready = (httpx.get(f"{url}/{word}", trust_env=False) for word in ("live", "ready"))
+    assert (live.status_code, ready.status_code) == (200, 503)
+    assert said(ready) == (503, "not_ready: it is being stopped")
+    with calls_to(gateway.settings.gateway.port) as calls:
+        assert calls.call("ServerReady").answer.ready is False
+        gateway.gateway.apply(Routing([HALF], instances))
+        assert calls.call("ServerReady").answer.ready is True
+    assert httpx.get(f"{url}/ready", trust_env=False).json() == {"ready": True}

@@ -7,11 +7,18 @@ import sysconfig
 import zipfile
 from pathlib import Path
 
+import httpx
 import pytest
 
+from support.background_load import QUESTION
 from support.installation import Installation
+from support.served_archive import serving
+from vlserve.exporter.echo import pack_echo
 from vlserve.project import FOLDERS, MARKER
+from vlserve.settings import Settings
+from vlserve.settings_sections import EngineSettings
 from vlserve.testing import free_ports
+from vlserve.testing.stack import with_free_ports
 
 PROJECT = Path(__file__).parents[2]
 
@@ -155,3 +162,18 @@ def test_handlers_of_the_wheel_describe_the_predictions(installed: Installation)
     for file in PROJECT.glob("handlers/*.py"):
         entry_point = file.stem in ("torchserve_handler", "triton_model", "adopted")
         assert (repr(file.stem) in names) != entry_point
+
+
+@pytest.mark.long
+def test_an_archive_is_served_without_a_project_or_a_ledger(
+    installed: Installation, tmp_path: Path
+) -> None:
+    settings = with_free_ports(Settings(project_dir=tmp_path, engine=EngineSettings(workers=1)))
+    archive = pack_echo(tmp_path, "tagger", 3)
+    program = installed.environment / "bin" / "vlserve"
+    with serving(settings, archive, program=program) as served:
+        served.wait_until_ready()
+        url = f"{settings.gateway_url}/predictions/tagger"
+        assert httpx.post(url, json=QUESTION, trust_env=False).json()["version"] == 3
+        assert served.stop() == 0
+    assert {each.name for each in tmp_path.iterdir()} == {archive.name, "serve.log", ".vlserve"}

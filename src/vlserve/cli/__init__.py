@@ -22,6 +22,7 @@ from vlserve.cli import (
     project,
     recipes,
     release,
+    serve,
     stack,
     stress,
     tune,
@@ -49,8 +50,8 @@ app = typer.Typer(
 )
 # `vlserve --help` lists the groups, and the commands of each, in this order.
 for module in (
-    project, stack, console, keys, demo, data, recipes, build, adopt, index, tune, versions,
-    release, feedback, capture, predict, batch, stress, drill,
+    project, stack, serve, console, keys, demo, data, recipes, build, adopt, index, tune,
+    versions, release, feedback, capture, predict, batch, stress, drill,
 ):  # fmt: skip
     module.add_to(app)
 

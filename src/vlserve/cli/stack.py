@@ -100,6 +100,7 @@ def status(as_json: AsJson = False) -> None:
     from vlserve.control.client import ControlClient
     from vlserve.errors import ControlError, StackError, SupervisorHangs
     from vlserve.stack import stack
+    from vlserve.stack.stopping import processes as left_behind
 
     access = remote_access()
     settings, trouble = (None, "") if access else settings_to_reach_stack()
@@ -130,7 +131,7 @@ def status(as_json: AsJson = False) -> None:
         )
         return
     if settings and not processes and not models and len(troubles) < 2:
-        left = ", ".join(sorted({each.name() for each in stack.processes(settings)}))
+        left = ", ".join(sorted({each.name() for each in left_behind(settings)}))
         if left:
             print_line(
                 f"supervisord and the control service are gone, and of the stack of "

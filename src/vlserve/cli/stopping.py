@@ -31,13 +31,20 @@ def end_on_signals() -> None:
             signal.signal(number, _stop)
 
 
+def end_on_interrupt() -> None:
+    """Raise `Stopped` at Ctrl-C as well, instead of KeyboardInterrupt, of which a second one would
+    break the cleaning up."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _stop)
+
+
 def _stop(number: int, frame: FrameType | None) -> None:
     if _is_between(frame):
         retry = threading.Timer(RETRY_S, os.kill, (os.getpid(), number))
         retry.daemon = True
         retry.start()
         return
-    for each in SIGNALS:
+    for each in (*SIGNALS, signal.SIGINT):
         if signal.getsignal(each) is _stop:
             signal.signal(each, _pass_over)
     raise Stopped(number)

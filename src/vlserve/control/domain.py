@@ -150,10 +150,14 @@ class ModelRoute:
 
 @dataclass(frozen=True)
 class Routing:
-    """All that the gateway must know. It is rendered whole and applied whole."""
+    """All that the gateway must know. It is rendered whole and applied whole.
+
+    ``unready``: why V2's readiness of the server is to say no; empty where it says yes.
+    """
 
     models: Sequence[ModelRoute] = ()
     instances: Sequence[Instance] = ()
+    unready: str = ""
 
 
 @dataclass(frozen=True)

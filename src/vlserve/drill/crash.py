@@ -16,7 +16,7 @@ from vlserve.control.wire.views import EventView, ModelView
 from vlserve.drill.stack_programs import program_of
 from vlserve.errors import ControlError, StackError
 from vlserve.settings import Settings
-from vlserve.stack import stack
+from vlserve.stack import stack, stopping
 from vlserve.testing.clients import NO_CONNECTION, WRONG, Clients, Exchange, Load, Question
 from vlserve.testing.editions import Edition
 from vlserve.testing.stack import RunningStack
@@ -90,7 +90,7 @@ def crash(
             gateway_back_s = _gateway_back_s(settings, target, killed_s)
             _wait_until(
                 lambda: (
-                    not killed & {process.pid for process in stack.processes(settings)}
+                    not killed & {process.pid for process in stopping.processes(settings)}
                     and _is_whole(running, engine, census)
                 ),
                 target,
@@ -153,7 +153,7 @@ def _kind(exchange: Exchange) -> str:
 
 def _kill(settings: Settings, target: str) -> set[int]:
     """Kill the processes of ``target`` and return their ids."""
-    living = stack.processes(settings)
+    living = stopping.processes(settings)
     if target != "everything":
         living = [process for process in living if program_of(process) == target][:1]
     for process in sorted(living, key=lambda each: program_of(each) != "supervisord"):
@@ -181,7 +181,7 @@ def _answers(url: str) -> bool:
 
 def _census(settings: Settings) -> Counter[str]:
     """Return how many processes of each kind run."""
-    names = (program_of(process) for process in stack.processes(settings))
+    names = (program_of(process) for process in stopping.processes(settings))
     return Counter(name for name in names if name)
 
 

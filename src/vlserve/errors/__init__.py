@@ -23,6 +23,7 @@ VlserveError                  (vlserve.runtime.errors)
 │   ├── VersionNotFound
 │   ├── VersionConflict       another archive under a used version number
 │   ├── NotReady              the version is not loaded and healthy
+│   │   └── EngineBusy        the engine has no room for one more question now
 │   ├── ArchiveNotFound       no archive at the address that a registration names
 │   │   └── ArchiveTooSlow    its server takes too long to give it
 │   ├── UrlNotAllowed         control.allowed_urls does not let the address in
@@ -84,6 +85,7 @@ from vlserve.errors.control import (
     CaptureUnwritable,
     ControlBusy,
     ControlError,
+    EngineBusy,
     EngineNotRun,
     EngineUnavailable,
     GatewayRefused,
@@ -140,6 +142,7 @@ __all__ = [
     "ControlBusy",
     "ControlError",
     "DataError",
+    "EngineBusy",
     "EngineNotRun",
     "EngineUnavailable",
     "ExportError",

@@ -60,6 +60,12 @@ class NotReady(ControlError):
     code = "not_ready"
 
 
+class EngineBusy(NotReady):
+    """The engine has no room for one more question now."""
+
+    code = "engine_busy"
+
+
 class ArchiveNotFound(ControlError):
     """There is no archive at the address that a registration names, or its server gives none."""
 

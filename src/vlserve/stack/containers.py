@@ -2,6 +2,7 @@
 
     python -m vlserve.stack.containers render     write what the gateway and the engine start from
     python -m vlserve.stack.containers rebuild    `vlserve up --rebuild-ledger`, without the start
+    python -m vlserve.stack.containers drain      the gateway answers what it holds, then it may end
     python -m vlserve.stack.containers engine     health of the engine: each version predicts
     python -m vlserve.stack.containers gateway    health through the gateway: each model predicts
 
@@ -12,6 +13,7 @@ to ask: it says so, and ends with 0.
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 
 import httpx
 
@@ -28,6 +30,10 @@ from vlserve.runtime.headers import API_KEY, REQUEST_ID
 from vlserve.runtime.manifest import Manifest, Probe
 from vlserve.settings import Settings, load_settings
 from vlserve_worker.own_ids import probe_id
+
+OPEN_S = 5.0
+"""How long new connections are taken after the word to end, at the most: who sends requests, as a
+balancer does, may hear of it late."""
 
 
 def render(settings: Settings) -> list[str]:
@@ -46,6 +52,15 @@ def render(settings: Settings) -> list[str]:
     bootstrap = EnvoyGateway(settings).prepare()
     supervisord.write_engines(settings)
     return [f"written: {bootstrap}, {', '.join(str(e.folder) for e in endpoints(settings))}"]
+
+
+def drain(settings: Settings) -> bool:
+    """Have the gateway take no new connections after `OPEN_S`, and wait for its running requests;
+    return whether none was left."""
+    from vlserve.control.gateway.envoy import EnvoyGateway
+
+    with closing(EnvoyGateway(settings)) as gateway:
+        return gateway.drain(settings.gateway.timeout_s, open_s=OPEN_S)
 
 
 def engine_failures(settings: Settings) -> tuple[list[str], list[str]]:
@@ -135,6 +150,8 @@ def main(words: Sequence[str]) -> int:
                 for line in rebuild_ledger(settings):
                     print(line)
                 return 0
+            case ["drain"]:
+                return 0 if drain(settings) else 1
             case ["engine"]:
                 return _check(*engine_failures(settings))
             case ["gateway"]:

@@ -3,7 +3,7 @@
 import errno
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import psutil
@@ -33,13 +33,13 @@ class Listening:
         return f"{self.port} ({self.setting}{beside}, {variable})"
 
 
-def refuse_busy_ports(settings: Settings) -> None:
+def refuse_busy_ports(settings: Settings, with_control: bool = True) -> None:
     """Raise PortBusy, with who holds a port of the stack.
 
     A process that was killed a moment ago holds its ports a little longer, and is nobody's.
     """
     deadline = time.monotonic() + _DYING_S
-    while busy := _busy_ports(settings):
+    while busy := _busy_ports(ports(settings, with_control)):
         if any(busy.values()) or time.monotonic() > deadline:
             holders = "; port ".join(
                 f"{port} is held by {holder or 'another process'}" for port, holder in busy.items()
@@ -48,32 +48,33 @@ def refuse_busy_ports(settings: Settings) -> None:
         time.sleep(_POLL_S)
 
 
-def _busy_ports(settings: Settings) -> dict[str, str | None]:
+def _busy_ports(listening: Iterable[Listening]) -> dict[str, str | None]:
     """Return who listens at each port, by its setting; None where that process cannot be seen."""
     return {
         str(each): _holder(each.port)
-        for each in ports(settings)
+        for each in listening
         if _is_busy(each.host, each.port, each.setting)
     }
 
 
-def ports(settings: Settings) -> Iterator[Listening]:
-    """Yield every TCP port of the stack."""
+def ports(settings: Settings, with_control: bool = True) -> Iterator[Listening]:
+    """Yield every TCP port of the stack, or of one without a control service."""
     gateway = settings.gateway
     yield Listening("gateway.port", gateway.host, gateway.port)
-    yield Listening("gateway.metrics_port", "127.0.0.1", gateway.metrics_port)
-    yield Listening("control.port", "127.0.0.1", settings.control.port)
+    yield Listening("gateway.metrics_port", gateway.metrics_host, gateway.metrics_port)
+    if with_control:
+        yield Listening("control.port", "127.0.0.1", settings.control.port)
     base = settings.engine.base_port
     for endpoint in endpoints(settings):
         for port in range(endpoint.inference_port, endpoint.inference_port + 5):
             yield Listening("engine.base_port", endpoint.host, port, port - base)
 
 
-def refuse_equal_ports(settings: Settings) -> None:
+def refuse_equal_ports(settings: Settings, with_control: bool = True) -> None:
     """Raise SettingsError where two servers of the stack would listen on one port, or one on a
     port that does not exist."""
     before: list[Listening] = []
-    for each in ports(settings):
+    for each in ports(settings, with_control):
         if each.port > _LAST_PORT:
             raise SettingsError(f"port {each} does not exist: the last one is {_LAST_PORT}")
         for other in before:

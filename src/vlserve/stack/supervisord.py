@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -28,13 +29,18 @@ else an engine needs stands in serving_config/supervisor/engine.conf, under `env
 
 _UTF8 = {"LC_ALL": "C.UTF-8", "PYTHONUTF8": "1"}
 """Paths and files are UTF-8, in whatever locale the stack was started."""
+_CONTROL_PROGRAM = re.compile(r"^\[program:control\]\n(?:(?!\[).*\n)*", re.MULTILINE)
 _UNWRITABLE_SHOWN = "% ; # quotes"
 _UNWRITABLE = frozenset("%;#\"'\n")
 
 
-def write_configuration(settings: Settings, bootstrap: Path) -> Path:
+def write_configuration(settings: Settings, bootstrap: Path, with_control: bool = True) -> Path:
     """Render supervisord.conf and what each engine instance reads; returns supervisord.conf.
-    ``bootstrap`` is the gateway's."""
+
+    Args:
+        bootstrap: the gateway's.
+        with_control: whether a control service is to run.
+    """
     values = {
         "folder": settings.state_dir / "supervisor",
         "socket": settings.socket_dir / "supervisor.sock",
@@ -43,7 +49,8 @@ def write_configuration(settings: Settings, bootstrap: Path) -> Path:
         "envoy": verified_envoy_path(),
         "bootstrap": bootstrap,
     }
-    parts = [_filled(settings.config_file("supervisor/supervisord.conf"), _writable(values))]
+    programs = _filled(settings.config_file("supervisor/supervisord.conf"), _writable(values))
+    parts = [programs if with_control else _CONTROL_PROGRAM.sub("", programs)]
     write_engines(settings)
     for endpoint in endpoints(settings):
         if endpoint.kind == "torchserve":
@@ -64,6 +71,25 @@ def write_engines(settings: Settings) -> None:
         endpoint.folder.mkdir(parents=True, exist_ok=True)
         if endpoint.kind == "torchserve":
             _write_torchserve(endpoint, settings)
+
+
+def start_below(conf: Path, settings: Settings) -> subprocess.Popen[bytes]:
+    """Start supervisord as a child that ends, with all that it runs, when this process does. It has
+    a session of its own: Ctrl-C is for this process to carry out."""
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-P",
+            "-m",
+            "vlserve.stack.supervisord_below",
+            str(os.getpid()),
+            str(conf),
+        ],
+        env=environment(settings),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
 
 
 def start(conf: Path, settings: Settings) -> None:

@@ -11,7 +11,7 @@ import pytest
 from vlserve.errors import StackError
 from vlserve.settings import Settings
 from vlserve.settings_sections import EngineSettings
-from vlserve.stack import stack, triton_program
+from vlserve.stack import starting, triton_program
 from vlserve.stack.triton_program import (
     verified_triton_home,
     why_no_wheel_fits,
@@ -53,7 +53,7 @@ def test_up_says_why_and_takes_torchserve(
     machine(monkeypatch)
     lines: list[str] = []
     wished = settings.model_copy(update={"engine": EngineSettings(kind="triton", workers=3)})
-    taken = stack._with_engine_that_runs(wished, lines.append)
+    taken = starting.with_engine_that_runs(wished, lines.append)
     assert (taken.engine.kind, taken.engine.workers) == ("torchserve", 3)
     (line,) = lines
     assert re.search(reason, line), line

@@ -7,7 +7,7 @@ from typing import Any
 
 from tritonclient.grpc import service_pb2 as pb
 
-from vlserve.control.domain import ModelRoute
+from vlserve.control.domain import ModelRoute, Routing
 from vlserve.control.gateway import grpc_routes
 from vlserve.control.gateway.grpc_messages import model_metadata_response
 from vlserve.control.gateway.route_parts import OPEN_TO_ALL
@@ -22,7 +22,7 @@ OPEN = OPEN_TO_ALL["typed_per_filter_config"]
 
 
 def _routes(*models: ModelRoute) -> list[dict[str, Any]]:
-    return grpc_routes.call_paths(models, GatewaySettings())
+    return grpc_routes.call_paths(Routing(models), GatewaySettings())
 
 
 def _answers(*models: ModelRoute) -> dict[str, bytes]:

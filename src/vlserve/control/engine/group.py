@@ -28,7 +28,7 @@ from vlserve.control.engine.instance import (
 from vlserve.control.engine.torchserve_instance import TorchServeInstance
 from vlserve.control.engine.triton_instance import TritonInstance
 from vlserve.control.tuning import Serving
-from vlserve.errors import ControlError, EngineUnavailable, NotReady
+from vlserve.errors import ControlError, EngineBusy, EngineUnavailable, NotReady
 from vlserve.settings_sections import EngineSettings
 from vlserve_worker.batch_notes import notes_folder, remove_notes
 
@@ -132,8 +132,8 @@ class EngineGroup:
     def predict(
         self, instance: Instance, model: str, version: int, fields: Mapping[str, Any]
     ) -> Mapping[str, Any]:
-        """NotReady, with the engine's words, when the answer is an error or no JSON object;
-        EngineUnavailable when none comes."""
+        """NotReady, with the engine's words, when the answer is an error or no JSON object
+        (EngineBusy: it has no room); EngineUnavailable when none comes."""
         what = f"{model} {version} on {instance.name}"
         try:
             answer = self._ask(instance, model, version, fields, _PROBE_TIMEOUT_S)
@@ -143,7 +143,8 @@ class EngineGroup:
         content = _json_object(answer.body)
         if answer.status >= httpx.codes.BAD_REQUEST or content is None:
             text = answer.body.decode("utf-8", "replace").strip()[:300]
-            raise NotReady(f"{what} answered {answer.status}: {text}")
+            busy = answer.status == httpx.codes.SERVICE_UNAVAILABLE
+            raise (EngineBusy if busy else NotReady)(f"{what} answered {answer.status}: {text}")
         return content
 
     def send(

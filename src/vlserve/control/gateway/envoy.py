@@ -34,7 +34,10 @@ _SETTLE_S = 0.1  # Envoy's workers take a change over a little after it counts a
 _LAST_BODY_S = envoy_config.REQUEST_TIMEOUT_S + 5.0
 _SAMPLES = 3  # Envoy counts on while its gauges are read
 _POLL_S = 0.002
+_QUIET_S = 0.5  # a client whose connection is closed as it sends meets an error
+_QUIET_POLL_S = 0.05
 _CLIENT_TIMEOUT_S = 5.0
+_NOTHING = Routing()
 _REFUSED = "it counted a refusal"
 
 
@@ -76,9 +79,10 @@ class EnvoyGateway:
     def close(self) -> None:
         self._admin.close()
 
-    def prepare(self) -> Path:
+    def prepare(self, first: Routing = _NOTHING) -> Path:
         """Write what Envoy starts from and return the bootstrap's path. The last routing stays,
-        so that a model is unavailable, not unknown, until the engine has it again."""
+        so that a model is unavailable, not unknown, until the engine has it again; ``first`` is
+        the one where there was none."""
         self._clusters.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._log.parent.mkdir(parents=True, exist_ok=True)
         self._settings.socket_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -86,9 +90,10 @@ class EnvoyGateway:
         bootstrap = envoy_config.bootstrap(template, self._settings, self._clusters.path.parent)
         _write_private(self._bootstrap, json.dumps(bootstrap, indent=1))
         if not self._last_routing_holds():
-            self._put(self._clusters, envoy_config.discovery([]))
-            empty = envoy_routes.routes(Routing(), self._settings)
-            self._put(self._routes, envoy_config.discovery([empty]))
+            clusters = envoy_clusters.clusters(first, self._settings)
+            self._put(self._clusters, envoy_config.discovery(clusters))
+            routes = envoy_routes.routes(first, self._settings)
+            self._put(self._routes, envoy_config.discovery([routes]))
         return self._bootstrap
 
     def apply(self, routing: Routing) -> None:
@@ -182,11 +187,19 @@ class EnvoyGateway:
         """Return why the last question of `answers_clients` was not answered."""
         return self._unanswered
 
-    def drain(self, timeout_s: float) -> bool:
-        """Take no new connections, and wait for running requests; return whether none was left."""
+    def drain(self, timeout_s: float, open_s: float = 0.0) -> bool:
+        """Take no new connections, and wait for running requests; return whether none was left.
+
+        Args:
+            timeout_s: how long to wait for them, at the most.
+            open_s: how long new connections are taken still, at the most, until a moment passes
+                without a request: whoever sends them may take a while to hear of this.
+        """
         try:
-            self._admin.drain()
-            return self._wait_until_idle(time.monotonic() + timeout_s)
+            self._admin.end_connections()
+            self._wait_until_quiet(time.monotonic() + open_s, is_open=True)
+            self._admin.close_listeners()
+            return self._wait_until_quiet(time.monotonic() + timeout_s, is_open=False)
         except httpx.HTTPError:
             return False
 
@@ -208,12 +221,21 @@ class EnvoyGateway:
             return False
         return False
 
-    def _wait_until_idle(self, deadline: float) -> bool:
-        while self._admin.received_requests():
-            if time.monotonic() > deadline:
+    def _wait_until_quiet(self, deadline: float, is_open: bool) -> bool:
+        """Wait until no request is under way, and none comes for a moment where some may: on open
+        connections, or on new ones while they are taken (``is_open``). Return whether it is so
+        before the deadline."""
+        received, since = -1, 0.0
+        while True:
+            clients, now = self._admin.clients(), time.monotonic()
+            if clients.received != received or clients.active:
+                received, since = clients.received, now
+            may_come = is_open or clients.connections
+            if not clients.active and (not may_come or now - since > _QUIET_S):
+                return True
+            if now > deadline:
                 return False
-            time.sleep(0.05)
-        return True
+            time.sleep(_QUIET_POLL_S)
 
     def _last_routing_holds(self) -> bool:
         try:

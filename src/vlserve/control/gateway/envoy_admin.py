@@ -5,12 +5,23 @@ https://www.envoyproxy.io/docs/envoy/latest/operations/admin
 
 import socket
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 
 _TIMEOUT_S = 5.0
 _RECEIVED = "http.predictions.downstream_rq_active"
+
+
+@dataclass(frozen=True)
+class Clients:
+    """What the clients of the gateway do: ``active`` requests under way, of ``received`` since its
+    start, and ``connections`` that are open."""
+
+    active: int
+    received: int
+    connections: int
 
 
 class _SocketTransport(httpx.HTTPTransport):
@@ -65,10 +76,23 @@ class EnvoyAdmin:
         """Make Envoy open its log files by their names again."""
         self._http.post("/reopen_logs")
 
-    def drain(self) -> None:
+    def end_connections(self) -> None:
+        """Make Envoy's answers close their connections; new ones are taken."""
+        self._http.post("/healthcheck/fail").raise_for_status()
+
+    def close_listeners(self) -> None:
         """Make Envoy take no new connections."""
-        self._http.post("/healthcheck/fail").raise_for_status()  # answers close connections
         self._http.post("/drain_listeners").raise_for_status()
+
+    def clients(self) -> Clients:
+        """Return what the clients do at this moment."""
+        stats = self.statistics(r"^http\.predictions\.downstream_(rq_active|rq_total|cx_active)$")
+        counts = {name.rpartition(".")[2]: int(value) for name, value in stats.items()}
+        return Clients(
+            active=counts.get("downstream_rq_active", 0),
+            received=counts.get("downstream_rq_total", 0),
+            connections=counts.get("downstream_cx_active", 0),
+        )
 
     def received_requests(self) -> int:
         """Return how many requests of clients Envoy has begun to receive and not answered."""

@@ -60,7 +60,8 @@ def bootstrap(template: str, settings: Settings, dynamic_dir: Path) -> Config:
     gateway = settings.gateway
     rate_per_s = gateway.rate_limit_per_s
     values = {
-        "host": "127.0.0.1" if gateway.host == "localhost" else gateway.host,
+        "host": _address(gateway.host),
+        "metrics_host": _address(gateway.metrics_host),
         "port": gateway.port,
         "metrics_port": gateway.metrics_port,
         "admin_port": gateway.metrics_port,  # asked for by copies of envoy.yaml of 0.1.0
@@ -101,6 +102,11 @@ def bootstrap(template: str, settings: Settings, dynamic_dir: Path) -> Config:
         raise SettingsError(f"serving_config/gateway/envoy.yaml cannot be read: {error}") from error
     pipe = {"path": str(admin_socket(settings)), "mode": 0o600}
     return configuration | {"admin": {"address": {"pipe": pipe}}}
+
+
+def _address(host: str) -> str:
+    """Return what Envoy listens on, which takes no names."""
+    return "127.0.0.1" if host == "localhost" else host
 
 
 def inlined(bootstrap: Config, routes: Config, clusters: Sequence[Config]) -> Config:

@@ -79,7 +79,7 @@ def routes(routing: Routing, settings: Settings) -> Config:
                 "domains": ["*"],
                 "routes": [
                     *_health_paths(),
-                    *v2_routes.health_paths(),
+                    *v2_routes.health_paths(routing.unready),
                     *(_questions_of_the_api_page(settings, prefix) for prefix in PREFIXES),
                     *torchserve_routes.service_paths(routing),
                     *v1_routes.service_paths(routing),
@@ -88,7 +88,7 @@ def routes(routing: Routing, settings: Settings) -> Config:
                     *(large_body({"prefix": prefix}, gateway) for prefix in PREFIXES),
                     *paths,
                     *v2_routes.other_paths(),
-                    *grpc_routes.call_paths(routing.models, gateway),
+                    *grpc_routes.call_paths(routing, gateway),
                     *_unknown_paths(),
                 ],
                 "request_body_buffer_limit": gateway.max_body_bytes,

@@ -7,6 +7,8 @@ from vlserve_worker.v2.protobuf_wire import write_integer, write_octets, write_t
 
 YES = write_integer(1, 1)
 """ServerLiveResponse, ServerReadyResponse and ModelReadyResponse that say so."""
+NO = b""
+"""The same that say no, which is what a message without the field says."""
 
 
 def server_metadata_response(about: Mapping[str, Any]) -> bytes:

@@ -6,11 +6,12 @@ here by the bytes of their messages, so they need neither an engine nor the cont
 """
 
 import base64
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-from vlserve.control.domain import ModelRoute
+from vlserve.control.domain import Routing
 from vlserve.control.gateway.envoy_clusters import Config
 from vlserve.control.gateway.grpc_messages import (
+    NO,
     YES,
     model_metadata_response,
     server_metadata_response,
@@ -47,9 +48,9 @@ _NOT_HERE = {
 }
 
 
-def call_paths(models: Sequence[ModelRoute], gateway: GatewaySettings) -> list[Config]:
+def call_paths(routing: Routing, gateway: GatewaySettings) -> list[Config]:
     """Return the routes of all calls; the first that matches counts."""
-    return [*_answers(models), *_calls(gateway.max_body_bytes), *_not_here()]
+    return [*_answers(routing), *_calls(gateway.max_body_bytes), *_not_here()]
 
 
 def _calls(max_body_bytes: int) -> Iterator[Config]:
@@ -70,12 +71,12 @@ def _call(method: str, max_bytes: int) -> Config:
     return with_filters(buffered(refused, max_bytes), filters)
 
 
-def _answers(models: Sequence[ModelRoute]) -> Iterator[Config]:
+def _answers(routing: Routing) -> Iterator[Config]:
     """Yield the routes of calls whose message has been read."""
     yield _answer("ServerLive", YES)
-    yield _answer("ServerReady", YES)
+    yield _answer("ServerReady", NO if routing.unready else YES)
     yield _answer("ServerMetadata", server_metadata_response(server_metadata()))
-    for route in models:
+    for route in routing.models:
         if route.is_released:
             yield _answer(f"ModelReady/{route.model}", YES)
         yield _answer(

@@ -25,9 +25,14 @@ def direct(status: int, body: object) -> Config:
     return {"direct_response": {"status": status, "body": {"inline_string": text}}}
 
 
+def error(code: str, message: str) -> Config:
+    """Return what every error's body has."""
+    return {"error": {"code": code, "message": message}}
+
+
 def refusal(status: int, code: str, message: str, allow: str = "") -> Config:
     """Return a refusal; ``allow``: the methods that are taken."""
-    refused = direct(status, {"error": {"code": code, "message": message}})
+    refused = direct(status, error(code, message))
     if allow:
         refused["response_headers_to_add"] = [{"header": {"key": "allow", "value": allow}}]
     return refused

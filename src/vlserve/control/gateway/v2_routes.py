@@ -18,6 +18,7 @@ from vlserve.control.gateway.route_parts import (
     OPEN_TO_ALL,
     asked_with,
     direct,
+    error,
     refusal,
     with_slash,
 )
@@ -41,13 +42,16 @@ V2 = Form(
 )
 
 
-def health_paths() -> list[Config]:
-    """Return the routes of the gateway's own health: it is live and ready where it has them."""
-    said = {"live": True}, {"ready": True}
+def health_paths(unready: str = "") -> list[Config]:
+    """Return the routes of the gateway's own health: it is live where it has them, and ready where
+    nothing says why not (``unready``)."""
+    ready = error("not_ready", unready) if unready else {"ready": True}
     return [
         route | OPEN_TO_ALL if "direct_response" in route else route
-        for path, answer in zip(("/v2/health/live", "/v2/health/ready"), said, strict=True)
-        for route in _asked(path, answer)
+        for route in (
+            *_asked("/v2/health/live", {"live": True}),
+            *_asked("/v2/health/ready", ready, 503 if unready else 200),
+        )
     ]
 
 
@@ -95,11 +99,11 @@ def other_paths() -> list[Config]:
     ]
 
 
-def _asked(path: str, answer: object) -> Sequence[Config]:
+def _asked(path: str, answer: object, status: int = 200) -> Sequence[Config]:
     """Return the routes of what is asked for with GET, also with a slash at its end."""
     refused = refusal(405, "method_not_allowed", "it is asked for with GET", "GET, HEAD")
     paths = ({"path": path}, {"path": f"{path}/"})
     return [
-        *({"match": asked_with("GET|HEAD", each), **direct(200, answer)} for each in paths),
+        *({"match": asked_with("GET|HEAD", each), **direct(status, answer)} for each in paths),
         *({"match": each, **refused} for each in paths),
     ]

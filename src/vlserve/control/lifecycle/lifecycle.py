@@ -12,7 +12,11 @@ from vlserve.control.gateway.traffic import Traffic
 from vlserve.control.lifecycle.archive_bytes import ArchiveBytes, refuse_replaced
 from vlserve.control.lifecycle.backoff import Backoff
 from vlserve.control.lifecycle.draining import is_idle
-from vlserve.control.lifecycle.probes import failed_probes, serves_somewhere
+from vlserve.control.lifecycle.probes import (
+    failed_probes,
+    refuse_wrong_answers,
+    serves_somewhere,
+)
 from vlserve.control.lifecycle.trust import Trust
 from vlserve.control.lifecycle.warm_up import warm_up
 from vlserve.control.ports import Engine
@@ -251,13 +255,5 @@ class Lifecycle:
             warm_up(self._engine, cold, record.manifest)
 
     def _check_answers(self, record: VersionRecord) -> None:
-        model, version = record.key
-        manifest = record.manifest
         instances = self._on_its_engine(record, self._engine.instances())
-        wrong = failed_probes(self._engine, instances, manifest, manifest.probes)
-        if wrong:
-            more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
-            raise LoadFailed(
-                f"{model} {version} loads, but does not answer as it did when it was packed: "
-                f"{'; '.join(wrong[:3])}{more}"
-            )
+        refuse_wrong_answers(self._engine, instances, record.manifest)

@@ -9,7 +9,7 @@ from typing import Any
 
 from vlserve.control.domain import Instance
 from vlserve.control.ports import Engine
-from vlserve.errors import ControlError, EngineUnavailable
+from vlserve.errors import ControlError, EngineBusy, EngineUnavailable, LoadFailed
 from vlserve.runtime.manifest import Manifest, Probe
 from vlserve.runtime.task import difference
 
@@ -40,6 +40,21 @@ def failed_probes(
     return failed
 
 
+def refuse_wrong_answers(engine: Engine, instances: Sequence[Instance], manifest: Manifest) -> None:
+    """Ask each instance that has just loaded a version for all of its probes.
+
+    Raises:
+        LoadFailed: It does not answer as it did when it was packed.
+    """
+    wrong = failed_probes(engine, instances, manifest, manifest.probes)
+    if wrong:
+        more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
+        raise LoadFailed(
+            f"{manifest.model} {manifest.version} loads, but does not answer as it did when it was "
+            f"packed: {'; '.join(wrong[:3])}{more}"
+        )
+
+
 def _wrong(engine: Engine, instance: Instance, manifest: Manifest, probe: Probe) -> list[str]:
     got = engine.predict(instance, manifest.model, manifest.version, probe.fields)
     expected = {**probe.answer, "model": manifest.model, "version": manifest.version}
@@ -67,6 +82,17 @@ def serves_somewhere(engine: Engine, instances: Sequence[Instance], manifest: Ma
         return False
     in_time, _ = wait(asked, _OTHER_ANSWERS_S)
     return all(answer.result() is not False for answer in in_time)
+
+
+def first_answer(engine: Engine, instance: Instance, manifest: Manifest) -> str | None:
+    """Return why the instance's answer to the first probe is not right; empty where it is, and None
+    where the instance is too busy to say."""
+    try:
+        return "; ".join(_wrong(engine, instance, manifest, manifest.probes[0]))
+    except EngineBusy:
+        return None
+    except ControlError as error:
+        return str(error)
 
 
 def _is_right(engine: Engine, instance: Instance, manifest: Manifest) -> bool | None:

@@ -36,6 +36,25 @@ _ARCHIVE_NAME = re.compile(r"(?P<model>.+)-(?P<version>\d+)\.mar")
 _UNFINISHED = (State.REGISTERED, State.LOADING, State.FAILED, State.DELETED)
 
 
+def servable(archive: Path, name: str = "") -> Manifest:
+    """Verify an archive that is to be served, and return its manifest.
+
+    Args:
+        name: the file's name at the user's, which must not contradict its manifest.
+
+    Raises:
+        ArchiveError: the archive cannot be used.
+    """
+    manifest = verify_archive(archive, called=name or "the archive")
+    _check_name(name, manifest)
+    if not manifest.probes:
+        raise ManifestInvalid(
+            f"{manifest.model} {manifest.version} holds no probes, so nothing can tell whether "
+            "it answers right: pack it with `vlserve export`"
+        )
+    return manifest
+
+
 class Registrar:
     """Makes versions of archives. Thread-safe."""
 
@@ -127,13 +146,7 @@ class Registrar:
         engine: EngineKind | None,
         files: SignatureFiles | None,
     ) -> Registration:
-        manifest = verify_archive(archive, called=name or "the archive")
-        _check_name(name, manifest)
-        if not manifest.probes:
-            raise ManifestInvalid(
-                f"{manifest.model} {manifest.version} holds no probes, so nothing can tell whether "
-                "it answers right: pack it with `vlserve export`"
-            )
+        manifest = servable(archive, name)
         sha256 = file_sha256(archive)
         if tuning is not None:
             check_tuning(tuning, sha256)

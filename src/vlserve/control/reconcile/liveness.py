@@ -10,14 +10,13 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
-from vlserve.control.domain import Instance, Reply, State, Trouble, VersionRecord
-from vlserve.control.gateway.traffic import Traffic
+from vlserve.control.domain import Held, Instance, Reply, State, Trouble, VersionRecord
 from vlserve.control.ports import Engine, Gateway
-from vlserve.control.store.ledger import Ledger
 from vlserve.control.trouble_log import TroubleLog
 from vlserve.control.tuning import Serving, tuned
 from vlserve.errors import StackError
@@ -81,16 +80,32 @@ def longest_wait_s(settings: EngineSettings) -> float:
     return settings.response_timeout_s * (1.0 + batches)
 
 
+class Versions(Protocol):
+    """Says which versions there are."""
+
+    def versions(self) -> Sequence[VersionRecord]: ...
+
+
+class Instances(Protocol):
+    """Says which engine instances were ever seen, and what each holds."""
+
+    @property
+    def instances(self) -> Sequence[Instance]: ...
+
+    @property
+    def held(self) -> Held: ...
+
+
 class Liveness:
     """One thread looks once a second; each question runs in a thread of its own, since what hangs
     keeps its asker waiting."""
 
     def __init__(
         self,
-        ledger: Ledger,
+        ledger: Versions,
         engine: Engine,
         gateway: Gateway,
-        traffic: Traffic,
+        traffic: Instances,
         settings: EngineSettings,
         kill: Callable[[str], None],
         now: Callable[[], float] = time.monotonic,

@@ -1,0 +1,58 @@
+"""The archive of `vlserve serve`: found, copied to where the engine reads it, verified there."""
+
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+from vlserve.control.domain import EngineKind, State, VersionRecord
+from vlserve.control.lifecycle.registration import servable
+from vlserve.runtime.archive import file_sha256
+from vlserve.runtime.errors import ArchiveUnreadable
+
+
+def archive_in(place: Path) -> Path:
+    """Return the archive that is meant by a file, or by a folder that holds one alone.
+
+    Raises:
+        ArchiveError: The folder holds none, or several.
+    """
+    if not place.is_dir():
+        return place
+    found = sorted(file for file in place.glob("*.mar") if file.is_file())
+    if len(found) == 1:
+        return found[0]
+    names = ", ".join(file.name for file in found[:3]) or "none"
+    raise ArchiveUnreadable(
+        f"{place} must hold one archive (.mar), and holds {len(found)} ({names}): name the file"
+    )
+
+
+def taken_over(archive: Path, store: Path, engine: EngineKind) -> VersionRecord:
+    """Copy an archive into an empty ``store``, verify the copy, and return it as a stable version:
+    whatever becomes of the original, what was verified is served, also after a restart.
+
+    Raises:
+        ArchiveError: It cannot be served.
+        OSError: It cannot be read, or the store not written.
+    """
+    incoming = store / "incoming.mar"
+    store.mkdir(parents=True)
+    shutil.copyfile(archive, incoming)
+    manifest = servable(incoming, archive.name)
+    model, version = manifest.model, manifest.version
+    kept = store / f"{model}-{version}.mar"
+    incoming.replace(kept)
+    now = datetime.now(UTC).isoformat()
+    return VersionRecord(
+        model=model,
+        version=version,
+        archive=kept,
+        sha256=file_sha256(kept),
+        manifest=manifest,
+        state=State.STABLE,
+        reason="",
+        was_ready=True,
+        registered_at=now,
+        changed_at=now,
+        engine=engine,
+    )

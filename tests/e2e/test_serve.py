@@ -1,0 +1,102 @@
+"""`vlserve serve`: one archive behind the gateway, in the foreground. Real processes."""
+
+import base64
+import os
+import signal
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+import tritonclient.grpc
+import tritonclient.http
+
+from support.background_load import QUESTION
+from support.engines import on_triton
+from support.running_stack import make_settings, wait_until
+from support.served_archive import REFUSED, Served, asking, serving
+from vlserve.control.domain import EngineKind
+from vlserve.exporter.echo import pack_echo
+from vlserve.settings import Settings
+from vlserve.stack.stopping import processes
+
+pytestmark = on_triton
+
+
+@pytest.fixture
+def settings(engine_kind: EngineKind, tmp_path: Path) -> Settings:
+    return make_settings(tmp_path, engine_kind)
+
+
+def test_it_answers_every_form_and_loses_nothing_at_sigterm(
+    settings: Settings, tmp_path: Path
+) -> None:
+    archive = pack_echo(tmp_path, "tagger", 3)
+    with serving(settings, archive, "--json") as served:
+        served.wait_until_ready()
+        wait_until(lambda: '"gateway"' in served.said())
+        plain = httpx.post(
+            f"{settings.gateway_url}/predictions/tagger", json=QUESTION, trust_env=False
+        ).json()
+        assert (plain["model"], plain["version"]) == ("tagger", 3)
+        tags = [tag["tag"] for tag in plain["tags"]]
+        assert _by_v2(tritonclient.http, settings) == tags
+        assert _by_v2(tritonclient.grpc, settings) == tags
+        with asking(settings.gateway_url) as load:
+            wait_until(lambda: len(load.outcomes) > 50)
+            served.process.send_signal(signal.SIGTERM)
+            served.process.send_signal(signal.SIGTERM)
+            assert served.process.wait(120) == 0, served.said()
+        assert set(load.outcomes) == {"200", REFUSED}
+    assert not settings.model_store.exists()
+    assert "every request was answered" in served.said()
+    assert not processes(served.settings)
+
+
+@pytest.mark.long
+def test_what_dies_comes_back_and_what_was_verified_is_served(
+    settings: Settings, tmp_path: Path
+) -> None:
+    archive = pack_echo(tmp_path, "tagger", 3)
+    with serving(settings, tmp_path) as served:  # the folder, which holds it alone
+        served.wait_until_ready()
+        archive.write_bytes(b"another file")
+        engine = _engine(served)
+        for process in (*engine.children(), engine):
+            process.kill()
+        wait_until(lambda: not served.is_ready(), 60)
+        served.wait_until_ready()
+        answer = httpx.post(
+            f"{settings.gateway_url}/predictions/tagger", json=QUESTION, trust_env=False
+        )
+        assert answer.json()["version"] == 3
+        os.kill(served.process.pid, signal.SIGKILL)
+        served.process.wait()
+        wait_until(lambda: not processes(served.settings), 60)
+
+
+def _by_v2(client: ModuleType, settings: Settings) -> list[str]:
+    """The tags that one of Triton's clients gets."""
+    with client.InferenceServerClient(f"127.0.0.1:{settings.gateway.port}") as asking_one:
+        assert asking_one.is_server_ready()
+        inputs = [
+            _column(client, "image", base64.b64decode(QUESTION["image"])),
+            _column(client, "text", QUESTION["text"].encode()),
+        ]
+        (tags,) = asking_one.infer("tagger", inputs).as_numpy("tag")
+    return [tag.decode() for tag in tags]
+
+
+def _column(client: ModuleType, name: str, value: bytes) -> Any:
+    tensor = client.InferInput(name, [1], "BYTES")
+    tensor.set_data_from_numpy(np.array([value], dtype=np.object_))
+    return tensor
+
+
+def _engine(served: Served) -> psutil.Process:
+    """The server itself, whose children are the workers."""
+    named = {each.name(): each for each in processes(served.settings)}
+    return named.get("java") or named["tritonserver"]

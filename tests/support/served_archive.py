@@ -1,0 +1,132 @@
+"""`vlserve serve` as a process of its own, and clients that ask it until it takes no more."""
+
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+
+from support.background_load import QUESTION
+from support.running_stack import wait_until
+from vlserve.settings import STACK_VARIABLE, Settings
+from vlserve.stack.serving import own_settings
+from vlserve.stack.stopping import processes
+from vlserve.stack.supervisord import environment
+
+LONGEST_START_S = 120.0
+LONGEST_STOP_S = 120.0
+REFUSED = "refused at connect"
+
+
+@dataclass(frozen=True)
+class Served:
+    """One that runs. ``settings``: with the folders that it has for itself."""
+
+    process: subprocess.Popen[str]
+    settings: Settings
+    log: Path
+
+    def is_ready(self) -> bool:
+        """Return whether it says so; fail where it has ended."""
+        assert self.process.poll() is None, self.said()
+        try:
+            return httpx.get(
+                f"{self.settings.gateway_url}/v2/health/ready", trust_env=False
+            ).is_success
+        except httpx.TransportError:
+            return False
+
+    def wait_until_ready(self) -> None:
+        wait_until(self.is_ready, LONGEST_START_S)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Send a signal, and return the exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(LONGEST_STOP_S)
+
+    def said(self) -> str:
+        """What it printed on stdout and stderr."""
+        return self.log.read_text(encoding="utf-8")
+
+
+@contextmanager
+def serving(
+    settings: Settings, place: Path, *options: str, program: Path | None = None
+) -> Iterator[Served]:
+    """Run `vlserve serve` while the body runs; afterwards no process of it is left.
+
+    Args:
+        program: vlserve of another installation.
+    """
+    log = settings.project_dir / "serve.log"
+    variables = environment(settings) | {"OMP_NUM_THREADS": "1"}
+    variables.pop(STACK_VARIABLE)
+    with log.open("w", encoding="utf-8") as file:
+        process = subprocess.Popen(
+            [
+                str(program or Path(sys.executable).with_name("vlserve")),
+                "serve",
+                str(place),
+                *options,
+            ],
+            env=variables,
+            cwd=settings.project_dir,
+            stdout=file,
+            stderr=file,
+            text=True,
+        )
+    served = Served(process, own_settings(settings), log)
+    try:
+        yield served
+    finally:
+        if process.poll() is None:
+            served.stop()
+        assert not processes(served.settings), served.said()
+
+
+@dataclass
+class Load:
+    """Clients that ask without a pause until the first of their requests is refused at connect:
+    half of them on kept connections, half on new ones."""
+
+    url: str
+    outcomes: list[str] = field(default_factory=list)
+    """A status each, REFUSED, or how a request was lost."""
+
+    def ask(self, kept: bool) -> None:
+        while True:
+            with httpx.Client(base_url=self.url, timeout=60.0, trust_env=False) as http:
+                outcome = self._ask_once(http)
+                while kept and outcome == "200":
+                    outcome = self._ask_once(http)
+            if outcome == REFUSED:
+                return
+
+    def _ask_once(self, http: httpx.Client) -> str:
+        try:
+            outcome = str(http.post("/predictions/tagger", json=QUESTION).status_code)
+        except httpx.ConnectError:
+            outcome = REFUSED
+        except httpx.TransportError as error:
+            outcome = repr(error)
+        self.outcomes.append(outcome)
+        return outcome
+
+
+@contextmanager
+def asking(url: str, clients: int = 6) -> Iterator[Load]:
+    """Have clients ask until they are refused, which the end waits for."""
+    load = Load(url)
+    threads = [
+        threading.Thread(target=load.ask, args=(number % 2 == 0,)) for number in range(clients)
+    ]
+    for thread in threads:
+        thread.start()
+    yield load
+    for thread in threads:
+        thread.join()
