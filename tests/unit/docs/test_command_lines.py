@@ -141,10 +141,24 @@ def check_docker(args: list[str], inline: bool) -> None:
         case ["compose", "exec", service, program, *rest]:
             _require(service in services and program == "vlserve", f"no {service} {program}")
             check_vlserve(rest, inline)
-        case ["compose", ("up" | "ps" | "stop" | "down" | "logs"), *_] | ["inspect", *_]:
+        case ["build", "--target", target, *_]:
+            dockerfile = (PROJECT / "Dockerfile").read_text(encoding="utf-8")
+            _require(f" AS {target}\n" in dockerfile, f"no target {target}")
+        case ["compose", ("up" | "ps" | "stop" | "down" | "logs"), *_] | ["inspect" | "push", *_]:
             pass
         case _:
             raise Wrong("a form of docker that no check knows")
+
+
+def check_kubectl(args: list[str], inline: bool) -> None:
+    """Its own options are not ours; files of serving_config/ and our commands in pods are."""
+    if "--" in args:
+        program, *rest = args[args.index("--") + 1 :]
+        _require(program == "vlserve", f"no {program} in a pod of ours")
+        check_vlserve(rest, inline)
+    for word in args:
+        if word.startswith("serving_config/"):
+            _require((PROJECT / word).exists(), f"no {word}")
 
 
 def check_curl(args: list[str], inline: bool) -> None:
@@ -172,6 +186,8 @@ CHECKS: Mapping[str, Callable[[list[str], bool], None]] = {
     "pip": check_pip,
     "pytest": check_pytest,
     "docker": check_docker,
+    "kubectl": check_kubectl,
+    "helm": check_kubectl,
     "curl": check_curl,
 }
 
@@ -255,6 +271,9 @@ def test_every_fence_says_what_it_holds_and_hides_no_command(document: Path) -> 
         "locust -f loadtest/locustfile.py --no-such-option",
         "curl localhost:8080/prediction/tagger",
         "docker compose exec engine vlserve status",
+        "docker build --target nothing .",
+        "kubectl exec deployment/vlserve -c control -- vlserve stat",
+        "kubectl apply -k serving_config/kubernetes/overlays/none",
         "vlserved status",
     ],
 )
