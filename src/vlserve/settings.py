@@ -35,6 +35,7 @@ from vlserve.settings_sections import (
     TrustSettings,
     WebhookSettings,
 )
+from vlserve.tls import TlsFiles
 from vlserve.yaml_files import read_mapping
 
 STACK_VARIABLE = "VLSERVE_STACK"
@@ -143,12 +144,26 @@ class Settings(BaseSettings):
 
     @cached_property
     def control_url(self) -> str:
-        return f"http://127.0.0.1:{self.control.port}"
+        return _local_url(self.control.host, self.control.port, self.control_tls)
 
     @cached_property
     def gateway_url(self) -> str:
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.gateway.host, self.gateway.host)
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.gateway.port}"
+        return _local_url(self.gateway.host, self.gateway.port, self.gateway_tls)
+
+    @cached_property
+    def control_tls(self) -> TlsFiles | None:
+        """The control service's certificate; None where it speaks plain HTTP."""
+        return self._tls("control", self.control.tls_certificate, self.control.tls_key)
+
+    @cached_property
+    def gateway_tls(self) -> TlsFiles | None:
+        """The gateway's certificate; None where it speaks plain HTTP."""
+        return self._tls("gateway", self.gateway.tls_certificate, self.gateway.tls_key)
+
+    def _tls(self, section: str, certificate: Path | None, key: Path | None) -> TlsFiles | None:
+        if certificate is None or key is None:
+            return None
+        return TlsFiles(self.project_dir / certificate, self.project_dir / key, section)
 
     def doubts(self) -> list[str]:
         """Return what works, but not as well as it could, a line each."""
@@ -175,6 +190,12 @@ class Settings(BaseSettings):
         file = project_file(f"{CONFIG_FOLDER}/{SETTINGS_FILE}")
         entries = {name: value for name, value in read_mapping(file).items() if value is not None}
         return init_settings, env_settings, InitSettingsSource(settings_cls, entries)
+
+
+def _local_url(host: str, port: int, tls: TlsFiles | None) -> str:
+    """Return the address by which this machine reaches a server that listens on ``host``."""
+    own = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"{'https' if tls else 'http'}://{f'[{own}]' if ':' in own else own}:{port}"
 
 
 class SettingsAsGiven(Settings):

@@ -30,6 +30,7 @@ WebhookUrl = Annotated[
     str, Field(max_length=2048, pattern=r"^https?://[A-Za-z0-9.\-_:\[\]]+(/[!-~]*)?$")
 ]
 """No user name in it, which a log might show."""
+HostName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?$")]
 ArchiveSha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 ApiKey = Annotated[str, Field(pattern=r"^[!-~]([ -~]*[!-~])?$")]
 """What a header can carry."""
@@ -46,6 +47,19 @@ def _listed(given: object) -> object:
         except RecursionError:
             raise ValueError("it is nested too deeply") from None
     return tuple(word for part in given.split(",") if (word := part.strip()))
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a server that listens on ``host`` is in reach of this machine alone.
+    ValueError: it is no address."""
+    return host == "localhost" or ipaddress.ip_address(host).is_loopback
+
+
+def refuse_half_of_tls(section: str, certificate: Path | None, key: Path | None) -> None:
+    """Raise ValueError where one of the two files is named without the other."""
+    if (certificate is None) != (key is None):
+        missing = "tls_key" if key is None else "tls_certificate"
+        raise ValueError(f"{section}.tls_certificate and tls_key go together: set {missing} too")
 
 
 class GatewaySettings(StrictNumbers):
@@ -71,6 +85,15 @@ class GatewaySettings(StrictNumbers):
         description="Keys of which clients send one as X-Api-Key; none: no key is asked for. "
         "Required where host is not loopback. In the variable: one key, several with commas "
         "between them, or a JSON list.",
+    )
+    tls_certificate: Path | None = Field(
+        default=None,
+        description="File in PEM, relative to project_dir, with the certificate that clients are "
+        "shown, and behind it those that it follows from; goes with tls_key. None: plain HTTP.",
+    )
+    tls_key: Path | None = Field(
+        default=None,
+        description="File in PEM with the key of tls_certificate, without a password.",
     )
     max_body_bytes: int = Field(
         default=32 * 1024 * 1024,
@@ -119,14 +142,14 @@ class GatewaySettings(StrictNumbers):
 
     @model_validator(mode="after")
     def _keys_beyond_loopback(self) -> "GatewaySettings":
-        loopback = self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
         if self.metrics_host != "localhost":
             ipaddress.ip_address(self.metrics_host)
-        if not loopback and not self.api_keys:
+        if not is_loopback(self.host) and not self.api_keys:
             raise ValueError(
                 f"gateway.host {self.host} is not loopback: set gateway.api_keys, "
                 "or keep the gateway on 127.0.0.1"
             )
+        refuse_half_of_tls("gateway", self.tls_certificate, self.tls_key)
         return self
 
 
@@ -319,10 +342,29 @@ class WebhookSettings(StrictNumbers):
 
 
 class ControlSettings(StrictNumbers):
-    """The control service: its port and how often it compares the world with the ledger."""
+    """The control service: where it listens and how often it compares the world with the ledger."""
 
-    port: Port = Field(
-        default=8090, description="Port of the control service and its API page, on loopback alone."
+    host: str = Field(
+        default="127.0.0.1",
+        description="Address that the control service listens on; one that is not loopback needs "
+        "tls_certificate, and a named key (`vlserve keys add`).",
+    )
+    port: Port = Field(default=8090, description="Port of the control service and its API page.")
+    names: Annotated[tuple[HostName, ...], NoDecode, BeforeValidator(_listed)] = Field(
+        default=(),
+        description="Host names, without a port, by which other machines reach the control "
+        "service; loopback's names, and addresses where host is not loopback, are taken without. "
+        "In the variable: one, several with commas between them, or a JSON list.",
+    )
+    tls_certificate: Path | None = Field(
+        default=None,
+        description="File in PEM, relative to project_dir, with the certificate that the control "
+        "service shows, and behind it those that it follows from; goes with tls_key. None: plain "
+        "HTTP.",
+    )
+    tls_key: Path | None = Field(
+        default=None,
+        description="File in PEM with the key of tls_certificate, without a password.",
     )
     tick_s: Seconds = Field(
         default=1.0,
@@ -348,3 +390,14 @@ class ControlSettings(StrictNumbers):
         "file:///srv/archives/. None: archives in the model store alone. In the variable: one, "
         "several with commas between them, or a JSON list.",
     )
+
+    @model_validator(mode="after")
+    def _safe_beyond_loopback(self) -> "ControlSettings":
+        refuse_half_of_tls("control", self.tls_certificate, self.tls_key)
+        if not is_loopback(self.host) and self.tls_certificate is None:
+            raise ValueError(
+                f"control.host {self.host} is not loopback, and keys would cross the network in "
+                "clear text: set control.tls_certificate and tls_key (docs/access.md has a command "
+                "that makes them), or keep the control service on 127.0.0.1"
+            )
+        return self

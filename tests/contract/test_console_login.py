@@ -85,7 +85,7 @@ def test_who_may_only_look_is_told_why_nothing_acts(
     assert refused.status_code == 403
     assert "needs the role register" in refused.json()["error"]["message"]
     assert control_api.client.model("tagger").stable == 1
-    assert "refused" in browser.get("/console/models/tagger/history").text
+    assert "call_refused" in browser.get("/console/models/tagger/history").text
 
 
 def test_sessions_of_one_key_push_out_no_other_s(

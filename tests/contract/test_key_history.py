@@ -79,7 +79,11 @@ def test_refusals_are_counted_by_key_call_and_model(
         ("anna", "POST /versions", "register", "", 30),
     }
     last = control_api.client.history("tagger")[-1]
-    assert (last.kind, last.detail["key"], last.detail["times"]) == ("refused", "dashboard", 30)
+    assert (last.kind, last.detail["key"], last.detail["times"]) == (
+        "call_refused",
+        "dashboard",
+        30,
+    )
     assert len(control_api.client.history("tagger")) == started + 1
     assert control_api.client.model("tagger").stable == 1
 

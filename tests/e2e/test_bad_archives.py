@@ -148,7 +148,7 @@ def test_what_can_be_told_from_the_file_is_refused(served: Served, bad: BadArchi
     assert str(served.stack.settings.model_store) not in message
     event = served.last_event()
     assert (event["kind"], event["version"]) == ("refused", None)
-    assert event["detail"] == {"archive": f"{MODEL}-2.mar", "reason": message}
+    assert event["detail"] == {"archive": f"{MODEL}-2.mar", "reason": message, "key": "owner"}
     assert served.states() == states
     served.check_undisturbed()
 
@@ -168,7 +168,7 @@ def test_what_only_a_load_can_tell_fails(served: Served, bad: BadArchive) -> Non
     assert re.search(bad.says, message)
     event = served.last_event()
     assert (event["kind"], event["version"]) == ("failed", 2)
-    assert event["detail"] == {"reason": message}
+    assert event["detail"] == {"reason": message, "key": "owner"}
     assert served.states() == {1: State.STABLE, 2: State.FAILED}
     assert served.stack.control.model(MODEL).versions[1].reason == message
     served.check_undisturbed()
@@ -178,7 +178,8 @@ def test_other_bytes_under_the_serving_number_are_refused(served: Served, tmp_pa
     other = pack_echo(tmp_path, MODEL, 1, answer_shift=1)
     message = _refusal(served.upload(other.read_bytes(), other.name), 409, "version_conflict")
     assert "versions never change" in message
-    assert served.last_event()["detail"] == {"archive": other.name, "reason": message}
+    told = {"archive": other.name, "reason": message, "key": "owner"}
+    assert served.last_event()["detail"] == told
     served.check_undisturbed()
 
 

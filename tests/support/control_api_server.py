@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -19,6 +20,7 @@ from vlserve.control.client import ControlClient
 from vlserve.control.key import renew_key
 from vlserve.settings import Settings
 from vlserve.settings_sections import ControlSettings
+from vlserve.tls import trust_of
 
 MAX_ARCHIVE_BYTES = 1_000_000
 
@@ -42,13 +44,16 @@ class RunningControl:
 
 @contextmanager
 def running_control(
-    folder: Path, protocol: type[asyncio.Protocol] | None = None
+    folder: Path, protocol: type[asyncio.Protocol] | None = None, **settings_of_control: Any
 ) -> Iterator[RunningControl]:
     """``protocol``: of connections; by default that of the service."""
     settings = Settings(
         project_dir=folder,
         control=ControlSettings(
-            tick_s=0.05, drain_timeout_s=0.2, max_archive_bytes=MAX_ARCHIVE_BYTES
+            tick_s=0.05,
+            drain_timeout_s=0.2,
+            max_archive_bytes=MAX_ARCHIVE_BYTES,
+            **settings_of_control,
         ),
     )
     engine, gateway = FakeEngine(), FakeGateway()
@@ -56,16 +61,27 @@ def running_control(
     key = renew_key(settings.control_key_file)
     app = create_app(control, settings, key)
     http = protocol or guarded_protocol()
-    config = uvicorn.Config(app, log_level="warning", lifespan="on", http=http, ws="none")
+    tls = settings.control_tls
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        lifespan="on",
+        http=http,
+        ws="none",
+        loop="vlserve.control.api.connections:TimedHandshakes",
+        ssl_certfile=tls.certificate if tls else None,
+        ssl_keyfile=tls.key if tls else None,
+        proxy_headers=False,
+    )
     server = uvicorn.Server(config)
-    with socket.create_server(("127.0.0.1", 0)) as listening:
+    with socket.create_server((settings.control.host, 0)) as listening:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         while not server.started:
             time.sleep(0.005)
-        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        url = f"{'https' if tls else 'http'}://127.0.0.1:{listening.getsockname()[1]}"
         try:
-            with ControlClient(url, settings.control_key_file) as client:
+            with ControlClient(url, settings.control_key_file, trust_of(tls)) as client:
                 yield RunningControl(url, key, client, engine, gateway, settings)
         finally:
             server.should_exit = True

@@ -20,6 +20,7 @@ from vlserve.settings import Settings
 from vlserve.settings_sections import ControlSettings, EngineSettings, GatewaySettings
 from vlserve.testing import with_free_ports
 from vlserve.testing.own_gateway import OwnGateway
+from vlserve.tls import trust_of
 
 PROJECT = Path(__file__).parents[2]
 ANY_LATENCY = 1e6
@@ -60,7 +61,12 @@ class RunningGateway:
         self.settings = settings
         self._own = OwnGateway(settings, flush_ms=100)
         self.gateway = self._own.gateway
-        self.http = httpx.Client(base_url=settings.gateway_url, timeout=30.0, trust_env=False)
+        self.http = httpx.Client(
+            base_url=settings.gateway_url,
+            timeout=30.0,
+            trust_env=False,
+            verify=trust_of(settings.gateway_tls),
+        )
 
     @property
     def process(self) -> subprocess.Popen[bytes]:

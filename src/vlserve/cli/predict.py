@@ -12,6 +12,7 @@ from vlserve.cli.parameters import MAX_VERSION, Group, Model, file_option, text_
 from vlserve.errors import StackDown, StackError
 from vlserve.runtime.headers import API_KEY, MODEL_VERSION, REQUEST_ID
 from vlserve.settings import Settings, load_settings
+from vlserve.tls import trust_of
 
 ABOUT = ("model", "version", "request_id")
 """Fields that every answer begins with."""
@@ -49,6 +50,7 @@ def request_prediction(
             headers=headers,
             timeout=settings.gateway.timeout_s + 5,
             trust_env=False,
+            verify=trust_of(settings.gateway_tls),
         )
     except httpx.TransportError as error:
         raise StackDown(

@@ -19,6 +19,7 @@ from vlserve.cli.parameters import (
 )
 from vlserve.errors import StackDown
 from vlserve.settings import Settings, load_settings
+from vlserve.tls import trust_of
 
 if TYPE_CHECKING:
     from vlserve.loadgen.release_checks import Limits
@@ -34,7 +35,9 @@ def _new_folder(settings: Settings, model: str) -> Path:
 def refuse_without_gateway(settings: Settings) -> None:
     """Raise StackDown where nothing listens at the gateway's address: a run would only fail."""
     try:
-        httpx.get(f"{settings.gateway_url}/health", timeout=5.0, trust_env=False)
+        trust = trust_of(settings.gateway_tls)
+        url = f"{settings.gateway_url}/health"
+        httpx.get(url, timeout=5.0, trust_env=False, verify=trust)
     except httpx.ConnectError as error:
         raise StackDown(
             f"no answer from the gateway at {settings.gateway_url} ({error}): "

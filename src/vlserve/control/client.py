@@ -38,14 +38,13 @@ from vlserve.errors import (
 )
 from vlserve.settings import Settings
 from vlserve.signing.beside import SignatureFiles
+from vlserve.tls import PLAIN_HTTP, trust_of
 
 V = TypeVar("V", bound=BaseModel)
 
 ANSWER_TIMEOUT_S = 15.0
 """Of what only looks."""
 _CONNECT_TIMEOUT_S = 2.0
-PLAIN_HTTP = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-"""Trusts nobody: servers of a stack speak plain HTTP, and certificates take 20 ms to load."""
 _ANNOUNCEMENT_S = 10.0
 _CHUNK_BYTES = 1024 * 1024
 _LONGEST_S = 900.0  # a register that loads, or an unload that drains, ends well before
@@ -76,7 +75,8 @@ class ControlClient:
     @classmethod
     def of(cls, settings: Settings) -> Self:
         """Return a client of the stack that ``settings`` describe, by its owner's key."""
-        return cls(settings.control_url, settings.control_key_file)
+        trust = trust_of(settings.control_tls)
+        return cls(settings.control_url, settings.control_key_file, trust)
 
     @classmethod
     def at(cls, access: RemoteAccess) -> Self:

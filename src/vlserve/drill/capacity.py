@@ -11,6 +11,7 @@ from vlserve.loadgen.exchange_requests import exchange_bodies
 from vlserve.loadgen.probe_requests import vary_probes
 from vlserve.runtime.headers import API_KEY
 from vlserve.settings import Settings
+from vlserve.tls import trust_of
 
 _MEASURED_S = 2.0
 _SHARE = 0.4
@@ -45,7 +46,11 @@ def measure_pace(settings: Settings, model: str, archive: Path, fastest_per_s: f
     bodies = exchange_bodies(archive) or vary_probes(archive, 20, seed=1)
     answers, began = 0, time.monotonic()
     with httpx.Client(
-        base_url=settings.gateway_url, headers=headers, timeout=40.0, trust_env=False
+        base_url=settings.gateway_url,
+        headers=headers,
+        timeout=40.0,
+        trust_env=False,
+        verify=trust_of(settings.gateway_tls),
     ) as http:
         while (passed_s := time.monotonic() - began) < _MEASURED_S:
             body = bodies[answers % len(bodies)]

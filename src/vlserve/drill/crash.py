@@ -20,6 +20,7 @@ from vlserve.stack import stack, stopping
 from vlserve.testing.clients import NO_CONNECTION, WRONG, Clients, Exchange, Load, Question
 from vlserve.testing.editions import Edition
 from vlserve.testing.stack import RunningStack
+from vlserve.tls import trust_of
 
 NEEDS_UP = ("supervisord", "everything")
 TARGETS = ("worker", "engine", "gateway", "control", *NEEDS_UP)
@@ -166,15 +167,16 @@ def _gateway_back_s(settings: Settings, target: str, killed_s: float) -> float:
     if target in NEEDS_UP:
         stack.up(settings, print)
     elif target == "gateway":
-        _wait_until(lambda: _answers(f"{settings.gateway_url}/health"), "the gateway")
+        _wait_until(lambda: _answers(settings), "the gateway")
     else:
         return killed_s
     return time.monotonic()
 
 
-def _answers(url: str) -> bool:
+def _answers(settings: Settings) -> bool:
+    url, trust = f"{settings.gateway_url}/health", trust_of(settings.gateway_tls)
     try:
-        return httpx.get(url, trust_env=False).is_success
+        return httpx.get(url, trust_env=False, verify=trust).is_success
     except httpx.TransportError:
         return False
 

@@ -29,6 +29,7 @@ from vlserve.runtime.archive import manifest_of
 from vlserve.runtime.headers import API_KEY, REQUEST_ID
 from vlserve.runtime.manifest import Manifest, Probe
 from vlserve.settings import Settings, load_settings
+from vlserve.tls import trust_of
 from vlserve_worker.own_ids import probe_id
 
 OPEN_S = 5.0
@@ -39,6 +40,7 @@ balancer does, may hear of it late."""
 def render(settings: Settings) -> list[str]:
     """Write the configurations that `vlserve up` writes before it starts the servers."""
     from vlserve.control.gateway.envoy import EnvoyGateway
+    from vlserve.control.open_door import refuse_open_door
     from vlserve.stack import supervisord
     from vlserve.stack.envoy_binary import verified_envoy_path
     from vlserve.stack.folders import refuse_store_in_state
@@ -49,6 +51,7 @@ def render(settings: Settings) -> list[str]:
     (settings.state_dir / "logs").mkdir(parents=True, exist_ok=True)
     refuse_equal_ports(settings)
     refuse_store_in_state(settings)
+    refuse_open_door(settings)
     bootstrap = EnvoyGateway(settings).prepare()
     supervisord.write_engines(settings)
     return [f"written: {bootstrap}, {', '.join(str(e.folder) for e in endpoints(settings))}"]
@@ -115,6 +118,7 @@ def _failures_of(
             headers={REQUEST_ID: probe_id()} | ({API_KEY: keys[0]} if keys else {}),
             timeout=settings.gateway.timeout_s + 5,
             trust_env=False,
+            verify=trust_of(settings.gateway_tls),
         )
     except httpx.RequestError as error:
         return [f"{url} does not answer: {error or type(error).__name__}"]

@@ -63,7 +63,7 @@ def ports(settings: Settings, with_control: bool = True) -> Iterator[Listening]:
     yield Listening("gateway.port", gateway.host, gateway.port)
     yield Listening("gateway.metrics_port", gateway.metrics_host, gateway.metrics_port)
     if with_control:
-        yield Listening("control.port", "127.0.0.1", settings.control.port)
+        yield Listening("control.port", settings.control.host, settings.control.port)
     base = settings.engine.base_port
     for endpoint in endpoints(settings):
         for port in range(endpoint.inference_port, endpoint.inference_port + 5):

@@ -117,6 +117,8 @@ def started(
     """
     own = with_engine_that_runs(own_settings(settings), progress)
     refuse_equal_ports(own, with_control=False)
+    if own.gateway_tls is not None:
+        own.gateway_tls.refuse_unusable()
     refuse_missing_cuda(own)
     with ExitStack() as opened:
         opened.enter_context(_alone(own))
@@ -129,7 +131,7 @@ def started(
         below = opened.enter_context(_running(own, record, progress))
         gateway = opened.enter_context(closing(EnvoyGateway(own)))
         engine = opened.enter_context(closing(EngineGroup(endpoints(own), own.engine)))
-        with asking() as http:
+        with asking(own) as http:
             wait_until_answering(own, questions(own, http), progress)
         one = OneVersion(record, engine, gateway, own.control.tick_s)
         opened.callback(one.stop)

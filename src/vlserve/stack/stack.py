@@ -14,6 +14,7 @@ import psutil
 from vlserve.control.client import ControlClient
 from vlserve.control.gateway.envoy import EnvoyGateway
 from vlserve.control.lifecycle.rebuilding import rebuild_ledger
+from vlserve.control.open_door import refuse_open_door
 from vlserve.control.store.kept_archives import engines_in_use, refuse_lost_ledger
 from vlserve.control.wire.views import TroubleView
 from vlserve.errors import ControlError, StackError, StackUnwell, SupervisorHangs
@@ -57,7 +58,9 @@ def up(settings: Settings, progress: Progress, rebuild: bool = False) -> None:
         rebuild: whether to make a lost or damaged ledger anew first: see `rebuild_ledger`.
 
     Raises:
-        SettingsError: two servers would listen on one port, or model_store lies in state_dir.
+        SettingsError: two servers would listen on one port, model_store lies in state_dir,
+            certificates cannot be used, or the control service would listen beyond loopback and
+            nobody has a named key.
         LedgerLost, LedgerDamaged: it must be mended first; nothing was started.
     """
     refuse_equal_ports(settings)
@@ -77,6 +80,7 @@ def up(settings: Settings, progress: Progress, rebuild: bool = False) -> None:
             _wait_until_well(settings, progress)
             return
         stop_processes(settings, progress)  # left behind by a supervisord that died or hangs
+        refuse_open_door(settings)
         refuse_busy_ports(settings)
         try:
             _start(settings, progress)
@@ -195,7 +199,7 @@ def _wait_until_restored(settings: Settings, progress: Progress) -> None:
 
 @contextmanager
 def _clients(settings: Settings) -> Iterator[tuple[httpx.Client, ControlClient]]:
-    with asking() as http, ControlClient.of(settings) as control:
+    with asking(settings) as http, ControlClient.of(settings) as control:
         yield http, control
 
 

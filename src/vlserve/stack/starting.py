@@ -6,12 +6,12 @@ from functools import partial
 
 import httpx
 
-from vlserve.control.client import PLAIN_HTTP
 from vlserve.control.engine.endpoints import endpoints
 from vlserve.errors import StackError
 from vlserve.settings import Settings
 from vlserve.stack.triton_program import why_triton_cannot_run
 from vlserve.supervisor import Supervisor
+from vlserve.tls import trust_of
 
 Progress = Callable[[str], None]
 
@@ -29,9 +29,10 @@ def with_engine_that_runs(settings: Settings, progress: Progress) -> Settings:
     return settings.model_copy(update={"engine": settings.engine.on("torchserve")})
 
 
-def asking() -> httpx.Client:
+def asking(settings: Settings) -> httpx.Client:
     """Return a client for `questions`; a context manager."""
-    return httpx.Client(trust_env=False, timeout=_ANSWER_TIMEOUT_S, verify=PLAIN_HTTP)
+    trust = trust_of(settings.gateway_tls)
+    return httpx.Client(trust_env=False, timeout=_ANSWER_TIMEOUT_S, verify=trust)
 
 
 def questions(settings: Settings, http: httpx.Client) -> dict[str, Callable[[], bool]]:

@@ -11,6 +11,7 @@ import httpx
 from vlserve.control.client import ControlClient
 from vlserve.settings import Settings
 from vlserve.stack import stack
+from vlserve.tls import trust_of
 
 PORTS_OF_AN_INSTANCE = 10
 
@@ -45,7 +46,12 @@ def running_stack(
         stack.up(settings, show)
         with (
             ControlClient.of(settings) as control,
-            httpx.Client(base_url=settings.gateway_url, timeout=60.0, trust_env=False) as http,
+            httpx.Client(
+                base_url=settings.gateway_url,
+                timeout=60.0,
+                trust_env=False,
+                verify=trust_of(settings.gateway_tls),
+            ) as http,
         ):
             yield RunningStack(settings, control, http)
     finally:

@@ -3,8 +3,10 @@
 Everything is decided by the headers, before a byte of the body is read.
 """
 
+import ipaddress
 import re
 from dataclasses import dataclass
+from typing import Self
 
 from fastapi import HTTPException
 from fastapi.security import HTTPBearer
@@ -19,6 +21,7 @@ from vlserve.control.api.console.sessions import Sessions
 from vlserve.control.api.errors import error_answer
 from vlserve.control.api.roles import HOLDER
 from vlserve.control.named_keys import Holder
+from vlserve.settings_sections import ControlSettings, is_loopback
 
 JSON, BYTES = "application/json", "application/octet-stream"
 JSON_LINES = "application/x-ndjson"
@@ -44,8 +47,46 @@ KEY_SCHEME = HTTPBearer(
     auto_error=False,  # it stands on the page; Door has judged the key before
 )
 
-_HOST = re.compile(r"(?:127\.0\.0\.1|localhost|\[::1\])(?::\d{1,5})?", re.IGNORECASE | re.ASCII)
+_LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+_HOST = re.compile(r"(\[[0-9a-f:.]{2,45}\]|[a-z0-9.-]{1,253})(?::\d{1,5})?", re.I | re.A)
 _SHOWN_CHARS = 50
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """The names by which the service is asked. A page of another site can have a name that resolves
+    to its address, but no address of its own: so of those any is taken where callers of other
+    machines are.
+
+    ``names``: in lower case. ``addresses``: whether the service listens beyond loopback.
+    """
+
+    names: frozenset[str]
+    addresses: bool
+
+    @classmethod
+    def of(cls, settings: ControlSettings) -> Self:
+        names = {name.lower() for name in settings.names}
+        return cls(frozenset({*_LOOPBACK, *names}), not is_loopback(settings.host))
+
+    def allow(self, host: str) -> bool:
+        """Return whether a Host header names the service."""
+        named = _HOST.fullmatch(host)
+        if named is None:
+            return False
+        return named[1].lower() in self.names or (self.addresses and _is_address(named[1]))
+
+    def __str__(self) -> str:
+        others = ("an address",) if self.addresses else ()
+        return " or ".join((*_LOOPBACK, *sorted(self.names.difference(_LOOPBACK)), *others))
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -61,12 +102,13 @@ class Door:
     tells the routes who calls, and the history the name of the key."""
 
     def __init__(
-        self, app: ASGIApp, callers: Callers, sessions: Sessions, max_archive_bytes: int
+        self, app: ASGIApp, callers: Callers, sessions: Sessions, settings: ControlSettings
     ) -> None:
         self._app = app
         self._callers = callers
         self._sessions = sessions
-        self._max_archive_bytes = max_archive_bytes
+        self._hosts = Hosts.of(settings)
+        self._max_archive_bytes = settings.max_archive_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -76,7 +118,7 @@ class Door:
         limit = self._limit(scope["path"])
         holder = self._holder(scope, headers)
         refused = refusal(
-            scope["method"], scope["path"], headers, holder is not None
+            scope["method"], scope["path"], headers, holder is not None, self._hosts
         ) or _too_large(headers, limit)
         if refused is not None:
             await error_answer(refused.status, refused.message)(scope, receive, send)
@@ -101,7 +143,9 @@ class Door:
         return MAX_TRIAL_BYTES if CONSOLE_TRIAL_PATH.fullmatch(path) else MAX_JSON_BYTES
 
 
-def refusal(method: str, path: str, headers: Headers, has_key: bool) -> Refusal | None:
+def refusal(
+    method: str, path: str, headers: Headers, has_key: bool, allowed: Hosts
+) -> Refusal | None:
     """Return why this request is refused by its headers; None where it is not.
 
     No web page that the user visits may talk to the service: not by a name that resolves to
@@ -109,11 +153,12 @@ def refusal(method: str, path: str, headers: Headers, has_key: bool) -> Refusal 
 
     Args:
         has_key: whether it carries a key that is in force.
+        allowed: the names by which the service is asked.
     """
     hosts = headers.getlist("host")
-    if len(hosts) != 1 or not _HOST.fullmatch(hosts[0]):
+    if len(hosts) != 1 or not allowed.allow(hosts[0]):
         named = " and ".join(repr(host[:_SHOWN_CHARS]) for host in hosts) or "none"
-        return Refusal(403, f"the Host must be 127.0.0.1, localhost or [::1], not {named}")
+        return Refusal(403, f"the Host must be {allowed}, not {named} (control.names adds one)")
     for origin in headers.getlist("origin"):
         if origin.lower() not in (f"http://{hosts[0]}".lower(), f"https://{hosts[0]}".lower()):
             return Refusal(403, f"requests from {origin[:_SHOWN_CHARS]!r} are refused")

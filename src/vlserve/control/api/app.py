@@ -1,4 +1,4 @@
-"""The control service over HTTP, on loopback alone. `python -m vlserve.control.api.app` runs it."""
+"""The control service over HTTP. `python -m vlserve.control.api.app` runs it."""
 
 import logging
 import sys
@@ -86,8 +86,7 @@ def create_app(control: Control, settings: Settings, key: str) -> FastAPI:
     app.include_router(login(sessions, callers))
     for router in (live, pages, pairs, actions):  # actions last: it has paths with any word
         app.include_router(router(control.service, sessions, threads))
-    most = settings.control.max_archive_bytes
-    app.add_middleware(Door, callers=callers, sessions=sessions, max_archive_bytes=most)
+    app.add_middleware(Door, callers=callers, sessions=sessions, settings=settings.control)
     return app
 
 
@@ -105,6 +104,9 @@ def main() -> int:
 
 
 def _run(settings: Settings) -> int:
+    tls = settings.control_tls
+    if tls is not None:
+        tls.refuse_unusable()
     engine = EngineGroup(endpoints(settings), settings.engine)
     control = assemble(settings, engine, EnvoyGateway(settings))
     key = renew_key(settings.control_key_file)
@@ -113,12 +115,15 @@ def _run(settings: Settings) -> int:
     with closing(engine):
         uvicorn.run(
             app,
-            host="127.0.0.1",
+            host="127.0.0.1" if settings.control.host == "localhost" else settings.control.host,
             port=settings.control.port,
             log_level="warning",
             access_log=False,
             http=guarded_protocol(),
             ws="none",
+            loop="vlserve.control.api.connections:TimedHandshakes",
+            ssl_certfile=tls.certificate if tls else None,
+            ssl_keyfile=tls.key if tls else None,
             proxy_headers=False,  # who calls is told by his address, which no header changes
             timeout_graceful_shutdown=5,
         )

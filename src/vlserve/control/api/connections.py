@@ -13,7 +13,18 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 MOST_SILENT = 200
 """Connections that may wait for the headers of a request at once."""
 HEADERS_S = 10.0
-"""Within which the headers of a request must come, also on a connection that is used again."""
+"""Within which a TLS handshake must be made, and then the headers of a request must come, also on a
+connection that is used again."""
+
+
+class TimedHandshakes(asyncio.SelectorEventLoop):
+    """A loop whose servers close a connection that does not make its TLS handshake in time: to the
+    protocol it is not there yet."""
+
+    async def create_server(self, *what: Any, **options: Any) -> asyncio.Server:
+        if options.get("ssl") is not None:
+            options["ssl_handshake_timeout"] = HEADERS_S
+        return await super().create_server(*what, **options)
 
 
 def guarded_protocol(

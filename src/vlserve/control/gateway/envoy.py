@@ -28,6 +28,7 @@ from vlserve.control.gateway.prediction_routes import with_all_traffic
 from vlserve.control.log_rotation import LOG_BYTES, rotate
 from vlserve.errors import GatewayRefused, GatewaySilent, GatewayUnwritable
 from vlserve.settings import Settings
+from vlserve.tls import trust_of
 
 IN_FORCE_TIMEOUT_S = 10.0
 _SETTLE_S = 0.1  # Envoy's workers take a change over a little after it counts as in force
@@ -175,13 +176,17 @@ class EnvoyGateway:
         page says nothing either."""
         url = f"{self._settings.gateway_url}/health"
         try:
-            status = httpx.get(url, timeout=_CLIENT_TIMEOUT_S, trust_env=False).status_code
+            status = self._ask_as_client(url, _CLIENT_TIMEOUT_S).status_code
             self._unanswered = "" if status == httpx.codes.OK else f"{url} answers {status}"
         except httpx.HTTPError as error:
             self._unanswered = f"{url}: {error or type(error).__name__}"
         if not self._unanswered:
             return Reply.ANSWERED
         return Reply.NONE_IN_TIME if self.start() is None else Reply.GONE
+
+    def _ask_as_client(self, url: str, timeout_s: float) -> httpx.Response:
+        trust = trust_of(self._settings.gateway_tls)
+        return httpx.get(url, timeout=timeout_s, trust_env=False, verify=trust)
 
     def why_unanswered(self) -> str:
         """Return why the last question of `answers_clients` was not answered."""
@@ -214,7 +219,7 @@ class EnvoyGateway:
 
     def _refuses_connections(self) -> bool:
         try:
-            httpx.get(f"{self._settings.gateway_url}/health", timeout=5.0, trust_env=False)
+            self._ask_as_client(f"{self._settings.gateway_url}/health", 5.0)
         except httpx.ConnectError:
             return True
         except httpx.HTTPError:  # full, or slow

@@ -19,9 +19,18 @@ from vlserve.control.gateway.forwarded_headers import NOT_FOR_ENGINES
 from vlserve.errors import SettingsError
 from vlserve.runtime import headers
 from vlserve.settings import Settings
+from vlserve.tls import TlsFiles
 
 REQUEST_TIMEOUT_S = 60.0
 """How long a client may take to send a request."""
+
+HANDSHAKE_TIMEOUT_S = 10.0
+"""How long a client's TLS handshake may take."""
+
+PREDICTIONS = "predictions"
+"""The listener that clients talk to, as envoy.yaml calls it."""
+
+_TLS_CONTEXT = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext"
 
 SHADOW_TIMEOUT = 0.95
 """Of a client's timeout: so that a copy's own runs out first, and it is logged as late, not as one
@@ -100,6 +109,8 @@ def bootstrap(template: str, settings: Settings, dynamic_dir: Path) -> Config:
         configuration = dict(yaml.safe_load(Template(template).substitute(filled)))
     except (KeyError, ValueError, yaml.YAMLError) as error:
         raise SettingsError(f"serving_config/gateway/envoy.yaml cannot be read: {error}") from error
+    if settings.gateway_tls is not None:
+        _speak_tls(configuration, settings.gateway_tls)
     pipe = {"path": str(admin_socket(settings)), "mode": 0o600}
     return configuration | {"admin": {"address": {"pipe": pipe}}}
 
@@ -107,6 +118,31 @@ def bootstrap(template: str, settings: Settings, dynamic_dir: Path) -> Config:
 def _address(host: str) -> str:
     """Return what Envoy listens on, which takes no names."""
     return "127.0.0.1" if host == "localhost" else host
+
+
+def _speak_tls(configuration: Config, files: TlsFiles) -> None:
+    """Have the listener of predictions show a certificate, also in a project's own envoy.yaml."""
+    context = {
+        "@type": _TLS_CONTEXT,
+        "common_tls_context": {
+            "alpn_protocols": ["h2", "http/1.1"],
+            "tls_params": {"tls_minimum_protocol_version": "TLSv1_2"},
+            "tls_certificates": [
+                {
+                    "certificate_chain": {"filename": str(files.certificate)},
+                    "private_key": {"filename": str(files.key)},
+                }
+            ],
+        },
+    }
+    for listener in configuration["static_resources"]["listeners"]:
+        if listener["name"] == PREDICTIONS:
+            for chain in listener["filter_chains"]:
+                chain["transport_socket"] = {
+                    "name": "envoy.transport_sockets.tls",
+                    "typed_config": context,
+                }
+                chain["transport_socket_connect_timeout"] = f"{HANDSHAKE_TIMEOUT_S:g}s"
 
 
 def inlined(bootstrap: Config, routes: Config, clusters: Sequence[Config]) -> Config:

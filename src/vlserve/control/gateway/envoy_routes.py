@@ -4,6 +4,7 @@ the same routing renders the same bytes.
 Envoy's v3 API: https://www.envoyproxy.io/docs/envoy/latest/api-v3/api
 """
 
+import re
 from collections.abc import Sequence
 
 from vlserve.control.domain import Instance, ModelRoute, Routing
@@ -176,7 +177,9 @@ def _health_paths() -> list[Config]:
 
 def api_page_origin(settings: Settings) -> str:
     """Return what matches the origin of the control service's API page, as a browser sends it."""
-    return rf"http://(127\.0\.0\.1|localhost):{settings.control.port}"
+    hosts = ["127.0.0.1", "localhost", *settings.control.names]
+    scheme = "https" if settings.control_tls else "http"
+    return rf"{scheme}://({'|'.join(map(re.escape, hosts))}):{settings.control.port}"
 
 
 def _questions_of_the_api_page(settings: Settings, prefix: str) -> Config:

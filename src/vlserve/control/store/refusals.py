@@ -42,7 +42,7 @@ class Refusal:
     def event(self) -> Event:
         """Return them as one event in the history of their model."""
         detail = {"key": self.key, "call": self.call, "needs": self.needs, "times": self.times}
-        return Event(self.last_at, self.model, None, "refused", detail)
+        return Event(self.last_at, self.model, None, "call_refused", detail)
 
 
 @dataclass
