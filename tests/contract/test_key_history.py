@@ -8,6 +8,7 @@ import pytest
 
 from support.control_api_server import RunningControl, running_control
 from support.key_calls import call, named_keys
+from vlserve.control.api.act_limit import MOST_ACTS_A_MINUTE
 from vlserve.control.named_keys import KEYS_FILE, Role
 
 Keys = dict[str, str]
@@ -125,6 +126,29 @@ def test_a_revoked_key_opens_nothing_from_the_next_request_on(
     assert call(http, new, "GET", "/models").status_code == 200
     assert call(http, keys["anna"], "GET", "/models").status_code == 401
     assert http.get("/console/").status_code == 401
+
+
+def test_a_key_acts_so_often_a_minute_and_the_owner_as_he_likes(
+    control_api: RunningControl,
+    http: httpx.Client,
+    keys: Keys,
+    two_versions: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    control_api.client.start_rollout("tagger", 2)
+    before = len(control_api.client.history("tagger"))
+    answers = [
+        post(http, keys["anna"], f"/models/tagger/release/{word}", {})
+        for _ in range(MOST_ACTS_A_MINUTE // 2 + 5)
+        for word in ("pause", "resume")
+    ]
+    refused = [answer for answer in answers if answer.status_code == 429]
+    assert {answer.json()["error"]["code"] for answer in refused} == {"too_many_acts"}
+    recorded = len(control_api.client.history("tagger")) - before
+    assert 0 < recorded <= MOST_ACTS_A_MINUTE
+    assert call(http, keys["anna"], "GET", "/models").status_code == 200
+    gone_back = post(http, keys["anna"], "/models/tagger/release/abort", {})
+    assert gone_back.json()["status"] == "aborted"
 
 
 def test_a_key_is_nowhere_in_clear_text(tmp_path: Path, archives: list[Path]) -> None:

@@ -150,6 +150,6 @@ def test_a_file_of_certificates_that_is_none_is_named(tmp_path: Path) -> None:
 def test_the_variables_are_no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("VLSERVE_PROJECT_DIR", str(tmp_path))
     monkeypatch.setenv(URL, "https://a.example")
-    monkeypatch.setenv(KEY, "secret")
-    assert "secret" not in repr(load_settings())
-    assert "secret" not in repr(remote_access())
+    monkeypatch.setenv(KEY, "hunter2")
+    assert "hunter2" not in repr(load_settings())
+    assert "hunter2" not in repr(remote_access())

@@ -17,6 +17,7 @@ VlserveError                  (vlserve.runtime.errors)
 ├── ControlError
 │   ├── Unauthorized          no key of the control service, or a wrong one
 │   ├── RoleMissing           the caller's named key has not the role that the call needs
+│   ├── TooManyActs           a named key acts more often than one may
 │   ├── NamedKeysError        the file of the named keys cannot be used or changed
 │   ├── UploadCutOff          an archive's upload that ended before its last byte
 │   ├── ModelNotFound
@@ -119,6 +120,7 @@ from vlserve.errors.control import (
     SignatureUnreadable,
     StillServing,
     StoreUnwritable,
+    TooManyActs,
     TuningInvalid,
     Unauthorized,
     UploadCutOff,
@@ -191,6 +193,7 @@ __all__ = [
     "StoreUnwritable",
     "StressError",
     "SupervisorHangs",
+    "TooManyActs",
     "TrainingError",
     "TuningInvalid",
     "Unauthorized",

@@ -24,6 +24,12 @@ class RoleMissing(ControlError):
     code = "role_missing"
 
 
+class TooManyActs(ControlError):
+    """The caller's named key acts more often than one may."""
+
+    code = "too_many_acts"
+
+
 class NamedKeysError(ControlError):
     """The file of the named keys cannot be used, or cannot take the change that was asked for."""
 

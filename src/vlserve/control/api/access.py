@@ -34,6 +34,9 @@ TORCHSERVE = "/torchserve"
 CONSOLE = "/console/"
 """Its pages ask for the cookie of a session instead of the key; see `console.access`."""
 CONSOLE_UPLOAD_PATH = f"{CONSOLE}versions"
+CONSOLE_LOGIN_PATH = f"{CONSOLE}login"
+MAX_LOGIN_BYTES = 4096
+"""Of a form with a key, which anybody may send."""
 CONSOLE_TRIAL_PATH = re.compile(rf"{CONSOLE}models/[^/]+/try")
 MAX_TRIAL_BYTES = 32 * 1024 * 1024
 """Of a request that the console sends to a version."""
@@ -140,6 +143,8 @@ class Door:
         """Return how many bytes the body of a request to ``path`` may have."""
         if path in (UPLOAD_PATH, CONSOLE_UPLOAD_PATH):
             return self._max_archive_bytes
+        if path == CONSOLE_LOGIN_PATH:
+            return MAX_LOGIN_BYTES
         return MAX_TRIAL_BYTES if CONSOLE_TRIAL_PATH.fullmatch(path) else MAX_JSON_BYTES
 
 

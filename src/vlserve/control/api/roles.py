@@ -9,6 +9,7 @@ from functools import partial
 
 from fastapi import Request
 
+from vlserve.control.api.act_limit import ActLimit
 from vlserve.control.api.console.access import NoSession
 from vlserve.control.api.threads import Threads
 from vlserve.control.named_keys import Holder, Role
@@ -100,6 +101,14 @@ _BY_ROLES: Mapping[frozenset[Role], tuple[str, ...]] = {
         "POST /batch-jobs",  # names a folder of this machine
     ),
 }
+_ACTING = frozenset({Role.RELEASE, Role.REGISTER})
+_UNLIMITED = (
+    "POST /models/{model}/observations",  # of these two the ledger has nothing
+    "POST /console/models/{model}/try",
+    "POST /models/{model}/rollback",  # a way back follows an act that was counted
+    "POST /console/models/{model}/rollback",
+)
+"""What a key may do however often it has acted; so may it abort."""
 NEEDS: Mapping[str, frozenset[Role]] = {
     route: roles for roles, routes in _BY_ROLES.items() for route in routes
 }
@@ -113,17 +122,24 @@ def roles_needed(method: str, path: str) -> frozenset[Role]:
 
 def role_check(threads: Threads, refusals: RefusalLog) -> Callable[[Request], Awaitable[None]]:
     """Return the dependency that refuses callers without the roles that a route needs, and has the
-    history tell of it. RoleMissing, NoSession."""
+    history tell of it, and callers who act too often. RoleMissing, TooManyActs, NoSession."""
+
+    acts = ActLimit()
 
     async def check(request: Request) -> None:
         holder: Holder | None = request.scope.get(HOLDER)
         path = request.scope["route"].path
         needs = roles_needed(request.method, path)
+        call = f"{request.method} {path}"
         if holder is None and needs:
             raise NoSession  # of the console: to any other path Door lets nobody without a key
-        if holder is None or needs <= holder.roles:
+        if holder is None:
             return
-        call = f"{request.method} {path}"
+        if needs <= holder.roles:
+            goes_back = request.path_params.get("word") == "abort"
+            if needs & _ACTING and call not in _UNLIMITED and not goes_back:
+                acts.count(holder)
+            return
         named = request.path_params.get("model", request.path_params.get("name", ""))
         words = " and ".join(role for role in Role if role in needs)
         await threads.look(partial(refusals.note, holder.name, call, words, named))

@@ -348,7 +348,7 @@ class Ledger:
 
     def record(self, model: str, version: int | None, kind: str, **detail: Any) -> None:
         """Append one event, with the name of the key by which it was asked for."""
-        detail |= {"key": caller.key()} if caller.key() and "key" not in detail else {}
+        detail |= {"key": caller.key()} if caller.key() else {}
         with self.transaction():
             self._execute(
                 "INSERT INTO events (at, model, version, kind, detail) VALUES (?, ?, ?, ?, ?)",

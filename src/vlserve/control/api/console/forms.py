@@ -3,7 +3,8 @@
 from typing import Annotated, Any, TypeVar
 from urllib.parse import parse_qsl
 
-from fastapi import Request
+import anyio
+from fastapi import HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
@@ -13,6 +14,8 @@ from vlserve.control.named_keys import MAX_KEY_CHARS
 from vlserve.runtime.manifest import MAX_LABEL_CHARS, Version
 
 MOST_FIELDS = 20
+LOGIN_S = 10.0
+"""Within which a form with a key must have come."""
 
 
 MINIMUM = tuple(Minimum.model_fields)
@@ -114,8 +117,11 @@ async def start_form_of(request: Request) -> StartForm:
 
 
 async def key_form_of(request: Request) -> KeyForm:
-    """Return the form in the body, which has a key. RequestValidationError."""
-    return await _read(request, KeyForm)
+    """Return the form in the body, which has a key. RequestValidationError; 408 where it does not
+    come in time: anybody may send one."""
+    with anyio.move_on_after(LOGIN_S):
+        return await _read(request, KeyForm)
+    raise HTTPException(408, f"the key did not come within {LOGIN_S:g} s")
 
 
 async def mark_form_of(request: Request) -> MarkForm:
