@@ -32,6 +32,7 @@ from vlserve.settings_sections import (
     ControlSettings,
     EngineSettings,
     GatewaySettings,
+    TracesSettings,
     TrustSettings,
     WebhookSettings,
 )
@@ -82,6 +83,9 @@ class Settings(BaseSettings):
     control: ControlSettings = Field(default=ControlSettings(), description="The control service.")
     trust: TrustSettings = Field(
         default=TrustSettings(), description="Whose archives are loaded, and whose pickled code."
+    )
+    traces: TracesSettings = Field(
+        default=TracesSettings(), description="Spans of requests, for a collector."
     )
     webhook: WebhookSettings = Field(
         default=WebhookSettings(), description="Who is told of releases."

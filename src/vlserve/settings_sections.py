@@ -31,9 +31,21 @@ WebhookUrl = Annotated[
 ]
 """No user name in it, which a log might show."""
 HostName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?$")]
+OtlpUrl = Annotated[
+    str, Field(max_length=2048, pattern=r"^http://[A-Za-z0-9.\-_:\[\]]+(/[!-~]*)?$")
+]
 ArchiveSha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 ApiKey = Annotated[str, Field(pattern=r"^[!-~]([ -~]*[!-~])?$")]
 """What a header can carry."""
+
+
+def _with_host(url: str | None) -> str | None:
+    """Return an address that has a host and a port; ValueError where it has none."""
+    if url is not None and not urlsplit(url).hostname:
+        raise ValueError("it names no host")
+    if url is not None and urlsplit(url).port == 0:  # which raises where it is no port at all
+        raise ValueError("port 0 is no port")
+    return url
 
 
 def _listed(given: object) -> object:
@@ -316,6 +328,28 @@ class TrustSettings(StrictNumbers):
         return self
 
 
+class TracesSettings(StrictNumbers):
+    """Spans of requests for a collector of OpenTelemetry."""
+
+    otlp_url: OtlpUrl | None = Field(
+        default=None,
+        description="Where a collector takes OTLP over HTTP, as http://127.0.0.1:4318/v1/traces; "
+        "http alone. Null: there are no traces.",
+    )
+    sample_percent: float = Field(
+        default=100.0,
+        ge=0,
+        le=100,
+        description="Requests without a traceparent that are traced, in per cent; one with it says "
+        "itself whether it is.",
+    )
+
+    @field_validator("otlp_url")
+    @classmethod
+    def _host_and_port(cls, url: str | None) -> str | None:
+        return _with_host(url)
+
+
 class WebhookSettings(StrictNumbers):
     """Who is told of releases."""
 
@@ -334,11 +368,7 @@ class WebhookSettings(StrictNumbers):
     @field_validator("url")
     @classmethod
     def _host_and_port(cls, url: str | None) -> str | None:
-        if url is not None and not urlsplit(url).hostname:
-            raise ValueError("it names no host")
-        if url is not None and urlsplit(url).port == 0:  # which raises where it is no port at all
-            raise ValueError("port 0 is no port")
-        return url
+        return _with_host(url)
 
 
 class ControlSettings(StrictNumbers):

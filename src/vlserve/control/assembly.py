@@ -33,6 +33,7 @@ from vlserve.control.rollouts.service import RolloutService
 from vlserve.control.rollouts.steps import RolloutSteps
 from vlserve.control.rollouts.verdicts import Verdicts
 from vlserve.control.service import ControlService
+from vlserve.control.stage_spans import StageSpans
 from vlserve.control.store.disk_space import disk_troubles
 from vlserve.control.store.ledger import Ledger
 from vlserve.control.store.refusals import RefusalLog
@@ -57,18 +58,21 @@ class Control:
     capture_expiry: CaptureExpiry
     named_keys: NamedKeys
     webhook: Webhook | None = None
+    stage_spans: StageSpans | None = None
 
     def start(self) -> None:
         self.reconciler.start()
         self.rollout_loop.start()
         self.liveness.start()
         self.capture_expiry.start()
-        if self.webhook:
-            self.webhook.start()
+        for part in (self.webhook, self.stage_spans):
+            if part:
+                part.start()
 
     def stop(self) -> None:
-        if self.webhook:
-            self.webhook.stop()
+        for part in (self.stage_spans, self.webhook):
+            if part:
+                part.stop()
         self.capture_expiry.stop()
         self.liveness.stop()
         self.rollout_loop.stop()

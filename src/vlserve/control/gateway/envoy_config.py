@@ -15,6 +15,7 @@ import yaml
 
 from vlserve.control.gateway.envoy_clusters import Config
 from vlserve.control.gateway.envoy_routes import UNREADABLE_QUERY, api_page_origin
+from vlserve.control.gateway.envoy_tracing import with_tracing
 from vlserve.control.gateway.forwarded_headers import NOT_FOR_ENGINES
 from vlserve.errors import SettingsError
 from vlserve.runtime import headers
@@ -112,7 +113,7 @@ def bootstrap(template: str, settings: Settings, dynamic_dir: Path) -> Config:
     if settings.gateway_tls is not None:
         _speak_tls(configuration, settings.gateway_tls)
     pipe = {"path": str(admin_socket(settings)), "mode": 0o600}
-    return configuration | {"admin": {"address": {"pipe": pipe}}}
+    return with_tracing(configuration | {"admin": {"address": {"pipe": pipe}}}, settings)
 
 
 def _address(host: str) -> str:

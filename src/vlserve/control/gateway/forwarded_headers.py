@@ -8,6 +8,7 @@ FOR_ENGINES = (
     *("content-type", "content-length", "transfer-encoding"),
     *(headers.REQUEST_ID, headers.SENT_CONTENT_TYPE, headers.SENT_CONTENT_ENCODING),
     *(headers.SENT_PATH, headers.PROTOCOL, headers.SENT_JSON_LENGTH, headers.SENT_HEADERS),
+    *("traceparent", "tracestate"),
 )
 """All that an engine needs of a client's headers; its token is added."""
 
