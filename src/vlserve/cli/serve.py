@@ -48,9 +48,17 @@ def serve(
 def _print_served(served: "Serving", as_json: bool) -> None:
     record, url = served.record, served.settings.gateway_url
     if as_json:
-        print_json({"model": record.model, "version": record.version, "gateway": url})
+        print_json(
+            {
+                "model": record.model,
+                "version": record.version,
+                "gateway": url,
+                "signer": record.signer,
+            }
+        )
     else:
-        print_line(f"{record.model} {record.version} is ready at {url}")
+        signed = f", signed by {record.signer}" if record.signer else ""
+        print_line(f"{record.model} {record.version} is ready at {url}{signed}")
 
 
 def _show(line: str) -> None:

@@ -6,8 +6,11 @@ from pathlib import Path
 
 from vlserve.control.domain import EngineKind, State, VersionRecord
 from vlserve.control.lifecycle.registration import servable
+from vlserve.control.lifecycle.trust import signer_of_new
 from vlserve.runtime.archive import file_sha256
 from vlserve.runtime.errors import ArchiveUnreadable
+from vlserve.settings_sections import TrustSettings
+from vlserve.signing.beside import read_beside
 
 
 def archive_in(place: Path) -> Path:
@@ -27,17 +30,22 @@ def archive_in(place: Path) -> Path:
     )
 
 
-def taken_over(archive: Path, store: Path, engine: EngineKind) -> VersionRecord:
+def taken_over(
+    archive: Path, store: Path, engine: EngineKind, trust: TrustSettings
+) -> VersionRecord:
     """Copy an archive into an empty ``store``, verify the copy, and return it as a stable version:
     whatever becomes of the original, what was verified is served, also after a restart.
 
     Raises:
         ArchiveError: It cannot be served.
+        SignatureRefused: It is not signed as ``trust`` asks.
         OSError: It cannot be read, or the store not written.
     """
     incoming = store / "incoming.mar"
     store.mkdir(parents=True)
     shutil.copyfile(archive, incoming)
+    sha256 = file_sha256(incoming)
+    signer = signer_of_new(trust, sha256, read_beside(archive), archive.name)
     manifest = servable(incoming, archive.name)
     model, version = manifest.model, manifest.version
     kept = store / f"{model}-{version}.mar"
@@ -47,7 +55,7 @@ def taken_over(archive: Path, store: Path, engine: EngineKind) -> VersionRecord:
         model=model,
         version=version,
         archive=kept,
-        sha256=file_sha256(kept),
+        sha256=sha256,
         manifest=manifest,
         state=State.STABLE,
         reason="",
@@ -55,4 +63,5 @@ def taken_over(archive: Path, store: Path, engine: EngineKind) -> VersionRecord:
         registered_at=now,
         changed_at=now,
         engine=engine,
+        signer=signer,
     )

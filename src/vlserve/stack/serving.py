@@ -126,7 +126,7 @@ def started(
         refuse_busy_ports(own, with_control=False)
         _clear(own.state_dir)
         progress(f"reading {place}")
-        record = taken_over(archive_in(place), own.model_store, own.engine.kinds[0])
+        record = taken_over(archive_in(place), own.model_store, own.engine.kinds[0], own.trust)
         opened.enter_context(FollowedLogs(_logs(own), show_log))
         below = opened.enter_context(_running(own, record, progress))
         gateway = opened.enter_context(closing(EnvoyGateway(own)))

@@ -23,6 +23,33 @@ from vlserve.signing.statements import check_provenance_subject, check_signature
 logger = logging.getLogger(__name__)
 
 
+def signer_of_new(
+    settings: TrustSettings, sha256: str, files: SignatureFiles | None, what: str
+) -> Signer | None:
+    """Return who signed an archive that serves nowhere yet; None where no trusted key did and it
+    may be loaded all the same.
+
+    Args:
+        files: what lies beside the archive.
+
+    Raises:
+        SignatureMissing, SignatureUnknownKey: the mode is enforce.
+        SignatureMismatch, SignatureUnreadable: it is signed wrong; in any mode where it shows
+            without a key, and else unless the mode is off.
+    """
+    if settings.mode == "off":
+        if files is not None:
+            _on_these_bytes(files, sha256, what)
+        return None
+    try:
+        return _verified(files, sha256, _keys(settings), what)
+    except (SignatureMissing, SignatureUnknownKey) as error:
+        if settings.mode == "enforce":
+            raise
+        logger.warning("%s", error)
+        return None
+
+
 class Trust:
     """Thread-safe. Key files are read anew for each check, so that a key is revoked by taking it
     out of its file."""
@@ -94,13 +121,7 @@ class Trust:
 
     def keys(self) -> list[PublicKey]:
         """Return the keys that are trusted now, as far as their files can be read."""
-        keys: list[PublicKey] = []
-        for file in self._settings.keys:
-            try:
-                keys += read_public_keys(file)
-            except KeyUnusable as error:
-                logger.warning("trust.keys: %s", error)
-        return keys
+        return _keys(self._settings)
 
     def warnings(self) -> Iterator[str]:
         """Yield what is not as `trust` asks for and yet serves, and key files that cannot be
@@ -128,6 +149,16 @@ def _doubts(record: VersionRecord, trusted: set[str]) -> Iterator[str]:
             f"{what} was signed by {record.signer}, which is not in trust.keys any more: it is "
             f"loaded again while it has weight or can be gone back to; {todo}"
         )
+
+
+def _keys(settings: TrustSettings) -> list[PublicKey]:
+    keys: list[PublicKey] = []
+    for file in settings.keys:
+        try:
+            keys += read_public_keys(file)
+        except KeyUnusable as error:
+            logger.warning("trust.keys: %s", error)
+    return keys
 
 
 def _verified(
