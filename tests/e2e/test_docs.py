@@ -119,10 +119,6 @@ def _write_small_text_encoder(folder: Path) -> None:
     save_file(first, package / "model.safetensors")
 
 
-LONG = {"CONTRIBUTING.md"}
-"""Documents of which others show every step, but for their own example."""
-
-
 def shortened(command: str) -> str:
     """A training run of one epoch on small images, of a small network, is enough to see that the
     words are right. How long a request takes says how busy the machine is."""
@@ -152,22 +148,15 @@ def test_the_demo_is_idempotent_also_after_a_stop(checkout: Checkout) -> None:
 
 
 def run_documents() -> list[Any]:
-    """Return the documents that show commands; one that trains several networks or
-    embeds a corpus is ``long``."""
+    """Return the documents that show commands."""
     return [
-        pytest.param(document, marks=tier(document, commands), id=document.name)
+        pytest.param(document, id=document.name)
         for document in documents()
-        if (commands := console_commands(document))
+        if console_commands(document)
     ]
 
 
-def tier(document: Path, commands: list[str]) -> Any:
-    """Return the marks of a document by its commands."""
-    trainings = sum(command.startswith("vlserve train") for command in commands)
-    indexes = any(command.startswith("vlserve index") for command in commands)
-    return pytest.mark.long if trainings > 1 or indexes or document.name in LONG else ()
-
-
+@pytest.mark.long
 @pytest.mark.timeout(1200)  # a document may train several models
 @pytest.mark.parametrize("document", run_documents())
 def test_every_command_of_a_document_works(checkout: Checkout, document: Path) -> None:

@@ -1,6 +1,6 @@
 """Tasks on the real stack: what is served is what the network says, eager.
 
-`make test` serves one model of each task and set of graphs, `make test-long` the others.
+`make test` serves one model of each task, `make test-long` the others.
 """
 
 import base64
