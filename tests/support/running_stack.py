@@ -27,9 +27,11 @@ ANY_LATENCY = 1e6
 """A margin under which no latency gate raises an alarm."""
 
 
-def make_settings(folder: Path, kind: EngineKind = "torchserve", **gateway: Any) -> Settings:
+def make_settings(
+    folder: Path, kind: EngineKind = "torchserve", workers: int = 1, **gateway: Any
+) -> Settings:
     """Return settings of a stack of its own on an engine of ``kind``, with a copy of
-    serving_config/ to edit.
+    serving_config/ to edit. A worker costs a second of processor time at each load.
 
     How long a request takes says how busy the machine is: the copy's policy tolerates any latency.
     """
@@ -41,7 +43,7 @@ def make_settings(folder: Path, kind: EngineKind = "torchserve", **gateway: Any)
             project_dir=folder,
             gateway=GatewaySettings(**gateway),
             control=ControlSettings(tick_s=0.5),
-            engine=EngineSettings(workers=2, kind=kind),
+            engine=EngineSettings(workers=workers, kind=kind),
         )
     )
 

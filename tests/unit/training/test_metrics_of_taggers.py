@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from sklearn.metrics import accuracy_score, f1_score
 
 from vlserve.training.metrics.tagging import average_precisions, measure, predict
 
@@ -27,6 +28,25 @@ def test_figures_of_several_labels_an_item() -> None:
     assert metrics.micro_f1 == pytest.approx(6 / 7)
     assert metrics.macro_f1 == pytest.approx((2 / 3 + 1) / 2)  # nobody has or gets the third
     assert metrics.map == 1.0 and metrics.map_labels == 2
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_figures_are_those_of_scikit_learn(multi_label: bool) -> None:
+    random = np.random.default_rng(0)
+    for items in (1, 2, 5, 40):
+        scores = random.random((items, 6))
+        targets = np.eye(6, dtype=np.int64)[random.integers(0, 4, items)]
+        if multi_label:
+            targets = (random.random((items, 6)) < 0.3).astype(np.int64)
+        predicted = predict(scores, multi_label=multi_label)
+        metrics = measure(targets, scores, multi_label=multi_label)
+        assert metrics.accuracy == pytest.approx(accuracy_score(targets, predicted))
+        present = (targets | predicted).any(axis=0)
+        macro = f1_score(targets[:, present], predicted[:, present], average="macro")
+        assert metrics.macro_f1 == pytest.approx(macro)
+        if multi_label:
+            micro = f1_score(targets, predicted, average="micro")
+            assert metrics.micro_f1 == pytest.approx(micro)
 
 
 def test_equal_scores_go_to_the_first_label_as_in_serving() -> None:

@@ -11,12 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import bootstrap
-from sklearn.metrics import (
-    accuracy_score,
-    average_precision_score,
-    f1_score,
-    label_ranking_average_precision_score,
-)
+from sklearn.metrics import average_precision_score, label_ranking_average_precision_score
 
 THRESHOLD = 0.5
 """A label of a multi-label item counts as predicted from this score on."""
@@ -116,19 +111,19 @@ def measure(
 def _figures(
     targets: Matrix, scores: Matrix, predicted: Matrix, multi_label: bool, columns: Sequence[int]
 ) -> tuple[list[str], NDArray[np.float64]]:
-    present = (targets | predicted).any(axis=0)
+    """A bootstrap asks a thousand times, so accuracy and F1 are taken from counts: scikit-learn's
+    functions, which give the same numbers, spend 4 ms on looking at their arguments."""
+    hits = (targets & predicted).sum(axis=0)
+    sizes = targets.sum(axis=0) + predicted.sum(axis=0)
+    present = sizes > 0
     ranked = [column for column in columns if targets[:, column].any()]
     figures = {
-        "accuracy": accuracy_score(targets, predicted),
-        "macro_f1": (
-            f1_score(targets[:, present], predicted[:, present], average="macro", zero_division=0.0)
-            if present.any()
-            else 0.0
-        ),
+        "accuracy": (targets == predicted).all(axis=1).mean(),
+        "macro_f1": (2 * hits[present] / sizes[present]).mean() if present.any() else 0.0,
         "map": _mean_average_precision(targets[:, ranked], scores[:, ranked]) if ranked else 0.0,
     }
     if multi_label:
-        figures["micro_f1"] = f1_score(targets, predicted, average="micro", zero_division=0.0)
+        figures["micro_f1"] = 2 * hits.sum() / sizes.sum() if present.any() else 0.0
     return list(figures), np.array(list(figures.values()), dtype=np.float64)
 
 
