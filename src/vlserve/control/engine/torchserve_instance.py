@@ -42,6 +42,9 @@ _LOG_DELAY_S = 8.0
 where the machine is busy. Only a failed load that left no word waits for all of it."""
 _TRACEBACK_DELAY_S = 4.0
 """An exit code may be logged before the traceback that explains it: they come by two pipes."""
+_STARTED = "workers"
+"""In what is said of a load whose workers did not come up. Of a file that it cannot read TorchServe
+itself says why."""
 _POLL_S = 0.1
 
 
@@ -117,7 +120,8 @@ class TorchServeInstance:
             raise
         except LoadFailed as error:
             in_time = time.monotonic() - began < 0.9 * settings.load_timeout_s
-            reason = self._reason(model, version, logged)
+            started = _STARTED in str(error)
+            reason = self._reason(model, version, logged) if started else None
             if in_time:
                 raise LoadFailed(reason or str(error)) from error
             said = f"; one of them said: {reason}" if reason else ""
