@@ -50,6 +50,7 @@ def _counted(stack: RunningStack, model: str) -> float:
     return gate.figures["units"] if gate else 0.0
 
 
+@pytest.mark.long
 def test_who_guesses_the_salt_guesses_in_vain(
     stack: RunningStack, model: str, tmp_path: Path
 ) -> None:

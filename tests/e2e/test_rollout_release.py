@@ -54,6 +54,7 @@ def state_of(stack: RunningStack, version: int) -> State:
     return {v.version: v.state for v in stack.control.model(MODEL).versions}[version]
 
 
+@pytest.mark.long
 def test_a_whole_release_holds_every_check_and_leaves_the_model_as_it_was(
     stack: RunningStack, released: str, tmp_path: Path
 ) -> None:

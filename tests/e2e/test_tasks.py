@@ -7,6 +7,7 @@ import base64
 import io
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -17,7 +18,7 @@ from support.engines import on_triton
 from support.example_recipe import NAME, export_example
 from support.questions import Question, questions_of, without_pictures
 from support.running_stack import PROJECT
-from support.tiny_kinds import SERVED, in_tiers
+from support.tiny_kinds import SERVED
 from support.tiny_models import Archives, tiny_models
 from vlserve.control.domain import State
 from vlserve.exporter.convert import Converter, Format
@@ -33,10 +34,18 @@ def ask(http: httpx.Client, path: str, one: Question, as_form: bool) -> httpx.Re
     return http.post(path, files=one.form()) if as_form else http.post(path, json=one.fields())
 
 
+def served() -> list[Any]:
+    """Return the models of SERVED, and all as ONNX."""
+    others = [(name, "onnx") for name in tiny_models() if (name, "onnx") not in SERVED]
+    return [
+        *(pytest.param(*each, id="-".join(each)) for each in sorted(SERVED)),
+        *(pytest.param(*each, marks=pytest.mark.long, id="-".join(each)) for each in others),
+    ]
+
+
 @on_triton
 @pytest.mark.timeout(600)  # it may wait for the exports of all others
-@pytest.mark.parametrize("format", ["onnx"])
-@pytest.mark.parametrize("name", in_tiers(tiny_models(), SERVED))
+@pytest.mark.parametrize(("name", "format"), served())
 def test_what_is_served_is_what_the_network_says(
     name: str, format: Format, archives: Archives, stack: RunningStack, tmp_path: Path
 ) -> None:
@@ -86,7 +95,7 @@ def size_of(picture: bytes) -> tuple[int, int]:
 def test_a_family_that_is_one_new_file_is_served(
     stack: RunningStack, converter: Converter, tmp_path: Path
 ) -> None:
-    report = export_example(tmp_path, converter)
+    report = export_example(tmp_path, converter, "torchscript")
     stack.control.register(report.path)
     try:
         probe = report.manifest.probes[0]

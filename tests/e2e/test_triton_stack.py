@@ -32,7 +32,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     """Version 1 has the traffic, version 2 is ready."""
     need_triton()
     folder = tmp_path_factory.mktemp("on-triton")
-    made = make_settings(folder)
+    made = make_settings(folder, workers=2)
     engine = made.engine.model_copy(update={"kind": "triton", "response_timeout_s": 5})
     with running_stack(made.model_copy(update={"engine": engine})) as running:
         for version in (1, 2):

@@ -17,6 +17,7 @@ from vlserve.stack import stack
 pytestmark = on_triton
 
 
+@pytest.mark.long
 def test_up_says_which_archive_is_lost_and_the_others_serve(
     engine_kind: EngineKind, tmp_path: Path
 ) -> None:

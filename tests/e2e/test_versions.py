@@ -31,7 +31,6 @@ def states(stack: RunningStack, model: str) -> dict[int, State]:
     return {each.version: each.state for each in stack.control.model(model).versions}
 
 
-@on_triton(tier="same")
 def test_from_register_to_retired_and_back(
     stack: RunningStack, new_model: str, tmp_path: Path
 ) -> None:
@@ -64,7 +63,6 @@ def test_from_register_to_retired_and_back(
     assert states(stack, new_model) == {1: State.STABLE, 2: State.READY}
 
 
-@on_triton(tier="same")
 def test_an_edited_handler_counts(stack: RunningStack, new_model: str, tmp_path: Path) -> None:
     """As one that sees other values than the client sent."""
     data = "data = [{**one, 'text': b'cat'} if 'text' in one else one for one in data]"
@@ -116,7 +114,7 @@ def test_traffic_has_moved_when_the_word_returns(
         )
 
     with load_on(stack.gateway_url, new_model, [None, None, 1, 2]) as load:
-        for _ in range(5):
+        for _ in range(2):
             move(lambda: stack.control.release(new_model, 2))
             move(lambda: stack.control.rollback(new_model))
     assert {each.status for each in load.requests} == {200}

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from support.tiny_models import PROJECT
-from vlserve.exporter.convert import Converter
+from vlserve.exporter.convert import Converter, Format
 from vlserve.exporter.export import ExportReport, export_archive
 from vlserve.settings import Settings
 
@@ -15,13 +15,17 @@ NAME = "colours"
 RECIPE = PROJECT / "examples" / f"{NAME}.py"
 
 
-def export_example(folder: Path, converter: Converter) -> ExportReport:
+def export_example(folder: Path, converter: Converter, format: Format = "onnx") -> ExportReport:
     """Export the example, with recipe, checkpoint and config in ``folder``."""
-    return export_recipe(Path(shutil.copy(RECIPE, folder)), folder, converter, PROJECT)
+    return export_recipe(Path(shutil.copy(RECIPE, folder)), folder, converter, PROJECT, format)
 
 
 def export_recipe(
-    recipe: Path, folder: Path, converter: Converter, project_dir: Path
+    recipe: Path,
+    folder: Path,
+    converter: Converter,
+    project_dir: Path,
+    format: Format = "onnx",
 ) -> ExportReport:
     """Export a recipe with the example's network; checkpoint and config are put in ``folder``."""
     torch.manual_seed(0)
@@ -38,6 +42,7 @@ def export_recipe(
         str(recipe),
         folder / f"{NAME}.pth",
         folder / "build",
+        format=format,
         settings=Settings(project_dir=project_dir),
         converter=converter,
     )

@@ -100,6 +100,7 @@ def test_the_graph_is_dynamic_and_tells_nothing_of_this_machine(onnx_report: Exp
     assert str(PROJECT).encode() not in raw and b".py" not in raw
 
 
+@pytest.mark.long
 def test_another_process_elsewhere_writes_the_same_bytes(
     onnx_report: ExportReport, tagger: Path, tmp_path: Path
 ) -> None:
@@ -136,6 +137,7 @@ def test_a_perturbed_weight_in_the_graph_is_refused(
     assert str(refused.value).count("largest difference") == 6
 
 
+@pytest.mark.long
 def test_last_step_is_served_without_lengths_and_padded(
     converter: Converter, tmp_path: Path
 ) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from support.eager_answers import Eager, eager_of
 from support.questions import Look, Question, look_at
+from support.tiny_kinds import in_tiers
 from support.tiny_models import PROJECT, Archives
 from vlserve.exporter.convert import Format
 from vlserve.exporter.export import read_trained
@@ -28,8 +29,7 @@ TEXTS = ("cat", "a red ball and a cat, dogs " * 3, "", "red dog", "a ball", "dog
 LOOKS = 7
 ATOL = 2 * TOLERANCE
 FOUND = ("blip-match", "albef-match", "vilbert-match")
-of_each = pytest.mark.parametrize("name", FOUND)
-in_onnx = pytest.mark.parametrize("format", ["onnx"])
+of_each = pytest.mark.parametrize(("name", "format"), in_tiers((name, "onnx") for name in FOUND))
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,6 @@ def assert_ranked(answer: Any, expected: Mapping[str, float], count: int) -> Non
 
 
 @pytest.mark.timeout(600)
-@in_onnx
 @of_each
 def test_texts_find_images(name: str, format: Format, archives: Archives, tmp_path: Path) -> None:
     index, _ = indexed(name, format, archives, "image", 16, tmp_path)
@@ -124,7 +123,6 @@ def test_texts_find_images(name: str, format: Format, archives: Archives, tmp_pa
 
 
 @pytest.mark.timeout(600)
-@in_onnx
 @of_each
 def test_images_find_texts(name: str, format: Format, archives: Archives, tmp_path: Path) -> None:
     index, looks = indexed(name, format, archives, "text", 16, tmp_path)
@@ -135,8 +133,9 @@ def test_images_find_texts(name: str, format: Format, archives: Archives, tmp_pa
 
 
 @pytest.mark.timeout(600)
-@in_onnx
-@pytest.mark.parametrize("name", ["blip-match", "albef-match"])
+@pytest.mark.parametrize(
+    ("name", "format"), in_tiers((name, "onnx") for name in ["blip-match", "albef-match"])
+)
 def test_only_the_nearest_are_re_ranked(
     name: str, format: Format, archives: Archives, tmp_path: Path
 ) -> None:
@@ -157,8 +156,7 @@ def test_only_the_nearest_are_re_ranked(
 
 
 @pytest.mark.timeout(600)
-@in_onnx
-@pytest.mark.parametrize("name", ["vilbert-match"])
+@pytest.mark.parametrize(("name", "format"), in_tiers((name, "onnx") for name in ["vilbert-match"]))
 def test_bad_queries_are_refused(
     name: str, format: Format, archives: Archives, tmp_path: Path
 ) -> None:
@@ -181,8 +179,7 @@ def test_bad_queries_are_refused(
 
 
 @pytest.mark.timeout(600)
-@in_onnx
-@pytest.mark.parametrize("name", ["blip-match"])
+@pytest.mark.parametrize(("name", "format"), in_tiers((name, "onnx") for name in ["blip-match"]))
 def test_a_batch_is_answered_like_each_alone(
     name: str, format: Format, archives: Archives, tmp_path: Path
 ) -> None:

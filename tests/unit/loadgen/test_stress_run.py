@@ -30,6 +30,7 @@ def run(behaviour: Behaviour, folder: Path, **plan: Any) -> StressResult:
         return run_stress(StressPlan(url=url, model="tagger", **(times | plan)), folder)
 
 
+@pytest.mark.long
 def test_an_open_loop_shows_a_stall_that_a_closed_loop_hides(tmp_path: Path) -> None:
     stall = {"delay_s": 0.01, "stall_from_s": 1.5, "stall_s": 1.0}
     closed = run(Behaviour(**stall), tmp_path / "closed", users=2).figures
@@ -192,6 +193,7 @@ def test_locust_failing_is_an_error_with_its_own_words(
         run_stress(plan, tmp_path / "out")
 
 
+@pytest.mark.long
 def test_the_limit_of_a_server_with_a_known_capacity(tmp_path: Path) -> None:
     behaviour = Behaviour(delay_s=0.02, slots=1)  # at most 50 a second
     with serve(behaviour) as url:

@@ -140,6 +140,7 @@ def test_a_transformer_becomes_dynamic_where_that_is_faster(
     assert report.quantization.metric == "accuracy"
 
 
+@pytest.mark.long
 def test_padding_and_neighbours_change_an_answer_by_roundings_alone(
     int8_answers: tuple[Int8Report, Path], tmp_path: Path
 ) -> None:

@@ -13,6 +13,8 @@ from vlserve.runtime.folder import open_folder
 from vlserve.runtime.pipeline import Pipeline
 from vlserve.runtime.types import ItemError, Request
 
+pytestmark = pytest.mark.long
+
 WILD = {"temperature": 9.0, "top_p": 1}
 
 

@@ -1,17 +1,15 @@
 """Every recipe, every task, both formats: what the archive answers is what the network says.
 
-`make test` exports as ONNX one model of each task, as TorchScript one of each recipe;
-`make test-long` exports the others.
+`make test` exports those of PROVED (tests/support/tiny_kinds.py), `make test-long` the others.
 """
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from support.eager_answers import ANSWERS, eager_of
 from support.questions import questions_of, without_pictures
-from support.tiny_kinds import SERVED, TRACED
+from support.tiny_kinds import PROVED, SERVED, in_tiers
 from support.tiny_models import EXPORT, PROJECT, Archives, recipes_and_tasks, tiny_models
 from vlserve.exporter.convert import SUFFIXES, Format
 from vlserve.exporter.export import read_trained
@@ -24,7 +22,6 @@ from vlserve.runtime.types import ItemError, Request
 from vlserve.settings import Settings
 
 ATOL = 2e-4
-FIRST_TIER = {"onnx": SERVED, "torchscript": TRACED}
 
 
 @pytest.mark.parametrize(("recipe", "task"), recipes_and_tasks(), ids="-".join)
@@ -42,24 +39,18 @@ def test_no_tiny_model_is_of_a_task_that_its_recipe_does_not_have() -> None:
         assert model.task in load_recipe(model.recipe, EXPORT).spec.tasks, model.name
 
 
-def test_every_task_and_every_recipe_has_a_model_in_the_first_tier() -> None:
+def test_every_task_is_served_and_every_recipe_is_proved_in_the_first_tier() -> None:
     models = tiny_models()
-    assert {models[name].task for name in SERVED} == {model.task for model in models.values()}
-    assert {models[name].recipe for name in TRACED} == {model.recipe for model in models.values()}
-
-
-def exported() -> list[Any]:
-    """Return model and format of every export, with the tier that it belongs to."""
-    return [
-        pytest.param(name, format, marks=marks, id=f"{name}-{format}")
-        for format in SUFFIXES
-        for name in tiny_models()
-        for marks in [() if name in FIRST_TIER[format] else pytest.mark.long]
-    ]
+    assert {models[name].task for name, _ in SERVED} == {model.task for model in models.values()}
+    recipes = {models[name].recipe for name in PROVED["torchscript"]}
+    assert recipes == {model.recipe for model in models.values()}
+    assert all(name in PROVED[format] for name, format in SERVED)
 
 
 @pytest.mark.timeout(600)  # it may wait for the exports of all others
-@pytest.mark.parametrize(("name", "format"), exported())
+@pytest.mark.parametrize(
+    ("name", "format"), in_tiers((name, format) for format in SUFFIXES for name in tiny_models())
+)
 def test_an_archive_answers_like_the_network(
     name: str, format: Format, archives: Archives, tmp_path: Path
 ) -> None:

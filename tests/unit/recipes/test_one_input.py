@@ -85,7 +85,7 @@ def test_the_command_exports_a_model_of_images_alone(tmp_path: Path) -> None:
     assert isinstance(answer, dict) and len(answer["tags"]) == len(LABELS)
 
 
-@each_kind
+@pytest.mark.parametrize("takes", ["image", pytest.param("text", marks=pytest.mark.long)])
 def test_its_items_need_no_more_than_it_takes(
     takes: str, converter: Converter, tmp_path: Path
 ) -> None:

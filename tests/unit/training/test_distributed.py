@@ -44,6 +44,7 @@ def in_two_processes(folder: Path) -> None:
             one.kill()
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_two_processes_train_as_one_with_the_joint_batch(tmp_path: Path) -> None:
     alone, joined = tmp_path / "alone", tmp_path / "joined"

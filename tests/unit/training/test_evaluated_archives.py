@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from support.eager_answers import Eager, eager_of
 from support.questions import Look, Question, look_at, npy
+from support.tiny_kinds import in_tiers
 from support.tiny_models import PROJECT, Archives
 from vlserve.cli import app
 from vlserve.exporter.echo import LABELS, pack_echo
@@ -74,7 +75,7 @@ def make_set(tmp_path: Path, archives: Archives) -> MakeSet:
     return lambda name: Set(tmp_path, archives, name)
 
 
-@pytest.mark.parametrize(("name", "format"), [("blip-answer", FORMAT)])
+@pytest.mark.parametrize(("name", "format"), in_tiers([("blip-answer", FORMAT)]))
 def test_answer(name: str, format: str, make_set: MakeSet) -> None:
     data = make_set(name)
     items = []
@@ -85,7 +86,7 @@ def test_answer(name: str, format: str, make_set: MakeSet) -> None:
     assert data.evaluated(items)["accuracy"] == 0.5
 
 
-@pytest.mark.parametrize(("name", "format"), [("vilbert-entail", FORMAT)])
+@pytest.mark.parametrize(("name", "format"), in_tiers([("vilbert-entail", FORMAT)]))
 def test_entail(name: str, format: str, make_set: MakeSet) -> None:
     data = make_set(name)
     items = []
@@ -95,7 +96,7 @@ def test_entail(name: str, format: str, make_set: MakeSet) -> None:
     assert data.evaluated(items)["accuracy"] == 0.75
 
 
-@pytest.mark.parametrize(("name", "format"), [("albef-reason", FORMAT)])
+@pytest.mark.parametrize(("name", "format"), in_tiers([("albef-reason", FORMAT)]))
 def test_reason(name: str, format: str, make_set: MakeSet) -> None:
     data = make_set(name)
     items = []
@@ -107,7 +108,7 @@ def test_reason(name: str, format: str, make_set: MakeSet) -> None:
     assert data.evaluated(items)["accuracy"] == 0.75
 
 
-@pytest.mark.parametrize(("name", "format"), [("blip-caption", FORMAT)])
+@pytest.mark.parametrize(("name", "format"), in_tiers([("blip-caption", FORMAT)]))
 def test_caption(name: str, format: str, make_set: MakeSet) -> None:
     data = make_set(name)
     items = []
@@ -140,7 +141,7 @@ def cosines_of(data: Set, looks: list[Look], texts: list[str]) -> Any:
     return images @ np.concatenate([one["text_embedding"] for one in columns]).T
 
 
-@pytest.mark.parametrize(("name", "format"), [("blip-embed", FORMAT)])
+@pytest.mark.parametrize(("name", "format"), in_tiers([("blip-embed", FORMAT)]))
 def test_embed(name: str, format: str, make_set: MakeSet) -> None:
     data = make_set(name)
     looks, texts, items = pairs_of(data, 4)
@@ -151,7 +152,9 @@ def test_embed(name: str, format: str, make_set: MakeSet) -> None:
     assert figures["image_to_text_r5"] == figures["text_to_image_r5"] == 1
 
 
-@pytest.mark.parametrize(("name", "format"), [("albef-match", FORMAT), ("vilbert-match", FORMAT)])
+@pytest.mark.parametrize(
+    ("name", "format"), in_tiers([("albef-match", FORMAT), ("vilbert-match", FORMAT)])
+)
 def test_match(name: str, format: str, make_set: MakeSet) -> None:
     """One model ranks by cosine first, the other has no common space."""
     data = make_set(name)
@@ -170,7 +173,7 @@ def test_match(name: str, format: str, make_set: MakeSet) -> None:
         assert figures["image_to_text_r1"] == share_found(cosines_of(data, looks, texts))
 
 
-@pytest.mark.parametrize(("name", "format"), [("vilbert-ground", FORMAT)])
+@pytest.mark.parametrize(("name", "format"), in_tiers([("vilbert-ground", FORMAT)]))
 def test_ground_by_regions(name: str, format: str, make_set: MakeSet) -> None:
     data = make_set(name)
     items = []
@@ -183,7 +186,7 @@ def test_ground_by_regions(name: str, format: str, make_set: MakeSet) -> None:
     assert figures["mean_iou"] == pytest.approx((1 + 0.25) / 2, abs=1e-4)
 
 
-@pytest.mark.parametrize(("name", "format"), [("albef-ground", FORMAT)])
+@pytest.mark.parametrize(("name", "format"), in_tiers([("albef-ground", FORMAT)]))
 def test_ground_by_a_heat_map(name: str, format: str, make_set: MakeSet) -> None:
     data = make_set(name)
     items = []
