@@ -1,8 +1,8 @@
 """Which tiny models stand for the others of their kind.
 
-`make test` proves one model of each recipe and serves one of each task, most of them as TorchScript,
-since ONNX takes four times as long to convert; `make test-long` proves and serves the others.
-tests/unit/recipes/test_every_task.py holds both lists.
+`make test` proves one model of each recipe and serves one of each task, most of them as
+TorchScript, since ONNX takes four times as long to convert; `make test-long` proves and serves the
+others. tests/unit/recipes/test_every_task.py holds both lists.
 """
 
 from collections.abc import Iterable, Mapping
