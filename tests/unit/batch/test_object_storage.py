@@ -88,6 +88,7 @@ def test_objects_are_answered_as_files_are(
     assert len((tmp_path / "joined.jsonl").read_bytes().splitlines()) == 40
 
 
+@pytest.mark.long
 def test_a_part_is_its_own_receipt(bucket: ObjectPath, run: Run) -> None:
     file = put_jsonl(bucket / "in.jsonl", rows_of(100))
     out = bucket / "out"
@@ -116,6 +117,7 @@ def test_a_row_that_kills_its_worker_is_found_there_too(bucket: ObjectPath, run:
     assert not list((bucket / "out" / ".vlserve" / "careful").glob("**/*"))
 
 
+@pytest.mark.long
 def test_rows_that_failed_run_again(bucket: ObjectPath, run: Run) -> None:
     file = put_jsonl(bucket / "in.jsonl", rows_of(12, row3={"img": "later.jpg"}))
     out = bucket / "out"
