@@ -364,6 +364,11 @@ class WebhookSettings(StrictNumbers):
         "owner alone can read. Null: webhook.secret in state_dir, which is made at the first "
         "start.",
     )
+    ca_file: Path | None = Field(
+        default=None,
+        description="File of certificates in PEM, relative to project_dir, that the receiver's "
+        "must follow from. Null: those of public authorities.",
+    )
 
     @field_validator("url")
     @classmethod

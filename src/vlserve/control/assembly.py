@@ -41,7 +41,7 @@ from vlserve.control.store.release_events import ReleaseEvents
 from vlserve.control.store.reserve import Reserve
 from vlserve.control.store.rollouts import RolloutStore
 from vlserve.control.store.unrecorded import Unrecorded
-from vlserve.control.webhook import Webhook, read_secret
+from vlserve.control.webhook import Webhook, receiver_of
 from vlserve.settings import Settings
 from vlserve.supervisor import Supervisor
 
@@ -86,12 +86,11 @@ def assemble(settings: Settings, engine: Engine, gateway: Gateway) -> Control:
 
     Raises:
         ControlError: another control service has the model store's ledger open.
-        SettingsError: the secret of the webhook cannot be used.
+        SettingsError: the secret or the certificates of the webhook cannot be used.
     """
-    url = settings.webhook.url
-    secret = read_secret(settings.webhook_secret_file) if url else b""
+    receiver = receiver_of(settings)
     ledger = Ledger(settings.model_store)
-    webhook = Webhook(ReleaseEvents(ledger), url, secret) if url else None
+    webhook = Webhook(ReleaseEvents(ledger), receiver) if receiver else None
     unrecorded = Unrecorded(ledger, settings.state_dir / "unrecorded.json")
     reserves = (ledger.database.reserve, Reserve(settings.state_dir / "gateway" / "reserve"))
     for reserve in reserves:

@@ -14,6 +14,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from http import HTTPStatus
 from pathlib import Path
@@ -29,6 +30,7 @@ from vlserve.control.store.release_events import ReleaseEvent, ReleaseEvents
 from vlserve.control.trouble_log import TroubleLog
 from vlserve.errors import SettingsError, VlserveError
 from vlserve.runtime.errors import printable
+from vlserve.settings import Settings
 
 RETRY_FOR_S = 3600.0
 """After which an event that the receiver does not take is given up."""
@@ -87,6 +89,16 @@ def read_secret(file: Path) -> bytes:
     return key
 
 
+def trusted(ca_file: Path | None) -> ssl.SSLContext:
+    """Return what judges a receiver's certificate. SettingsError: the file cannot be used."""
+    try:
+        return httpx.create_ssl_context(
+            verify=ssl.create_default_context(cafile=ca_file) if ca_file else True, trust_env=False
+        )
+    except OSError as error:  # ssl.SSLError is one
+        raise SettingsError(f"webhook.ca_file {ca_file} cannot be used: {error}") from error
+
+
 def message_of(told: ReleaseEvent) -> tuple[str, bytes]:
     """Return the id of an event's message, the same at each attempt, and its body."""
     event = told.event
@@ -117,18 +129,36 @@ def signed(key: bytes, name: str, at: int, body: bytes) -> Mapping[str, str]:
     }
 
 
+@dataclass(frozen=True)
+class Receiver:
+    """Who is told. ``key``: of the secret; ``tls``: what judges the receiver's certificate."""
+
+    url: str
+    key: bytes = field(repr=False)
+    tls: ssl.SSLContext
+
+
+def receiver_of(settings: Settings) -> Receiver | None:
+    """Return whom the settings name, if anybody. SettingsError: the secret or the certificates
+    cannot be used."""
+    url, ca_file = settings.webhook.url, settings.webhook.ca_file
+    if url is None:
+        return None
+    tls = trusted(ca_file and settings.project_dir / ca_file)
+    return Receiver(url, read_secret(settings.webhook_secret_file), tls)
+
+
 class Webhook:
     """One receiver, told in order: the next event waits for the one before."""
 
     def __init__(
-        self, events: ReleaseEvents, url: str, key: bytes, now: Callable[[], float] = time.time
+        self, events: ReleaseEvents, receiver: Receiver, now: Callable[[], float] = time.time
     ) -> None:
         self._events = events
-        self._url = url
-        self._host = "{0.scheme}://{0.netloc}".format(urlsplit(url))  # a path may be a secret
-        self._key = key
+        self._receiver = receiver
+        address = urlsplit(receiver.url)
+        self._host = f"{address.scheme}://{address.netloc}"  # a path may be a secret
         self._now = now
-        self._tls = ssl.create_default_context()
         self._told: int | None = None
         self._failures = 0
         self._why = ""
@@ -187,14 +217,14 @@ class Webhook:
     def _attempt(self, event: ReleaseEvent) -> str:
         """Post one event; return why it was not taken, or nothing."""
         name, body = message_of(event)
-        headers = signed(self._key, name, int(self._now()), body)
+        headers = signed(self._receiver.key, name, int(self._now()), body)
         try:
             status = anyio.run(self._post, headers, body)
         except TimeoutError:
             return f"no answer within {ATTEMPT_S:g} s"
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
             said = printable(str(error) or type(error).__name__)
-            return said.replace(self._url, self._host)[:_MOST_WHY_CHARS]
+            return said.replace(self._receiver.url, self._host)[:_MOST_WHY_CHARS]
         return "" if HTTPStatus(200) <= status < HTTPStatus(300) else f"it answered {status}"
 
     async def _post(self, headers: Mapping[str, str], body: bytes) -> int:
@@ -202,9 +232,12 @@ class Webhook:
         with anyio.fail_after(ATTEMPT_S):
             async with (
                 httpx.AsyncClient(
-                    verify=self._tls, trust_env=False, follow_redirects=False, timeout=ATTEMPT_S
+                    verify=self._receiver.tls,
+                    trust_env=False,
+                    follow_redirects=False,
+                    timeout=ATTEMPT_S,
                 ) as http,
-                http.stream("POST", self._url, headers=headers, content=body) as answer,
+                http.stream("POST", self._receiver.url, headers=headers, content=body) as answer,
             ):
                 return answer.status_code
 

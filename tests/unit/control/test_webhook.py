@@ -4,6 +4,7 @@ import base64
 import json
 import logging
 import socket
+import ssl
 import stat
 import threading
 import time
@@ -15,12 +16,21 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from support.certificates import make_certificate
 from support.control_fakes import FakeEngine, FakeGateway
 from support.rollout_traffic import Behaviour, Requests, drive, register, start
 from vlserve.control import webhook as webhook_module
 from vlserve.control.assembly import Control, assemble
 from vlserve.control.store.release_events import ReleaseEvents
-from vlserve.control.webhook import LONGEST_WAIT_S, RETRY_FOR_S, Webhook, read_secret, signed
+from vlserve.control.webhook import (
+    LONGEST_WAIT_S,
+    RETRY_FOR_S,
+    Webhook,
+    read_secret,
+    receiver_of,
+    signed,
+    trusted,
+)
 from vlserve.errors import LedgerFull, SettingsError
 from vlserve.settings import Settings
 from vlserve.settings_sections import WebhookSettings
@@ -117,10 +127,14 @@ def clock() -> Clock:
     return Clock()
 
 
+def to(receiver: Receiver) -> webhook_module.Receiver:
+    return webhook_module.Receiver(receiver.url, KEY, trusted(None))
+
+
 @pytest.fixture
 def told(tagger: Control, receiver: Receiver, clock: Clock) -> Webhook:
     """A webhook of tagger's ledger, stepped by hand; it knows what was before it."""
-    webhook = Webhook(ReleaseEvents(tagger.ledger), receiver.url, KEY, clock)
+    webhook = Webhook(ReleaseEvents(tagger.ledger), to(receiver), clock)
     webhook.step()
     assert receiver.got == []
     return webhook
@@ -230,6 +244,32 @@ def test_nobody_listens(tagger: Control, told: Webhook, receiver: Receiver) -> N
     assert "a-secret-path" not in trouble.message
 
 
+def test_a_receiver_may_have_a_certificate_of_its_own(
+    tagger: Control, receiver: Receiver, settings: Settings, tmp_path: Path
+) -> None:
+    made = make_certificate(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(made.certificate, made.key)
+    receiver.socket = context.wrap_socket(receiver.socket, server_side=True)
+    url = receiver.url.replace("http:", "https:")
+
+    def told_with(ca_file: Path | None) -> Webhook:
+        about = WebhookSettings(url=url, ca_file=ca_file)
+        found = receiver_of(settings.model_copy(update={"webhook": about}))
+        assert found is not None
+        return Webhook(ReleaseEvents(tagger.ledger), found)
+
+    strict = told_with(None)
+    strict.step()
+    release(tagger, 2)
+    assert [strict.step() for _ in range(3)] == [1.0, 2.0, 4.0]
+    assert "certificate" in next(strict.troubles()).message
+    assert told_with(made.certificate).step() == 0.0
+    assert receiver.kinds == ["release.promoted"]
+    with pytest.raises(SettingsError, match=r"webhook\.ca_file .* cannot be used"):
+        told_with(made.key)
+
+
 def test_an_endless_answer_is_not_read(tagger: Control, told: Webhook, receiver: Receiver) -> None:
     receiver.answer = _endless
     release(tagger, 2)
@@ -267,7 +307,7 @@ def test_a_restart_goes_on_where_it_was(tagger: Control, told: Webhook, receiver
     told.step()
     release(tagger, 1)
     release(tagger, 2)
-    again = Webhook(ReleaseEvents(tagger.ledger), receiver.url, KEY)
+    again = Webhook(ReleaseEvents(tagger.ledger), to(receiver))
     while again.step() == 0.0:
         continue
     assert [body["data"]["version"] for _, body, _ in receiver.got] == [2, 1, 2]
