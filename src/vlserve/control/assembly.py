@@ -175,7 +175,18 @@ def assemble(settings: Settings, engine: Engine, gateway: Gateway) -> Control:
         ],
     )
     expiry = CaptureExpiry(captures)
-    return Control(ledger, service, reconciler, rollout_loop, liveness, expiry, named_keys, webhook)
+    traces = settings.traces.otlp_url
+    return Control(
+        ledger,
+        service,
+        reconciler,
+        rollout_loop,
+        liveness,
+        expiry,
+        named_keys,
+        webhook,
+        stage_spans=StageSpans(logs / "access.jsonl", traces) if traces else None,
+    )
 
 
 def _trouble_of_keys(keys: NamedKeys) -> list[Trouble]:

@@ -1,11 +1,17 @@
 """Spans of a handler's stages, from lines of the access log."""
 
+import json
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from vlserve.control.stage_spans import message, spans_of
+from support.control_fakes import FakeEngine, FakeGateway
+from support.running_stack import wait_until
+from vlserve.control import stage_spans
+from vlserve.control.assembly import Control, assemble
+from vlserve.control.stage_spans import StageSpans, message, spans_of
+from vlserve.settings import Settings
 from vlserve.settings_sections import TracesSettings
 
 PARENT = f"00-{'a' * 32}-{'b' * 16}-01"
@@ -84,6 +90,33 @@ def test_a_message_names_the_service() -> None:
     (resource,) = message(spans_of(LINE))["resourceSpans"]
     assert resource["resource"]["attributes"][0]["value"] == {"stringValue": "vlserve"}
     assert len(resource["scopeSpans"][0]["spans"]) == 3
+
+
+def test_the_service_follows_the_log_where_traces_are_on(
+    settings: Settings,
+    engine: FakeEngine,
+    gateway: FakeGateway,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sent: list[str] = []
+    monkeypatch.setattr(
+        StageSpans, "_send", lambda _, spans: sent.extend(span["name"] for span in spans)
+    )
+    monkeypatch.setattr(stage_spans, "EVERY_S", 0.01)
+    traces = TracesSettings(otlp_url="http://127.0.0.1:4318/v1/traces")
+    control = assemble(settings.model_copy(update={"traces": traces}), engine, gateway)
+    try:
+        control.start()
+        log = settings.state_dir / "logs" / "access.jsonl"
+        log.write_text(f"{json.dumps(LINE)}\n{json.dumps({'model': 'tagger'})}\n", encoding="utf-8")
+        wait_until(lambda: sent)
+        assert sent == ["engine", "decode", "infer"]
+    finally:
+        control.stop()
+
+
+def test_nothing_follows_the_log_where_traces_are_off(control: Control) -> None:
+    assert control.stage_spans is None
 
 
 @pytest.mark.parametrize(
