@@ -31,7 +31,8 @@ def _question(
         Query(
             max_length=40,
             description="A time (ISO 8601) or a span before now (90s, 30m, 2h, 1d). Left out: "
-            "since the candidate was loaded; of observations, all that are kept.",
+            "since the candidate became ready, or got another state since; of observations, all "
+            "that are kept.",
         ),
     ] = "",
     candidate: Annotated[
