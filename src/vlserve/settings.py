@@ -137,6 +137,11 @@ class Settings(BaseSettings):
         return self.project_dir / (self.webhook.secret_file or self.state_dir / "webhook.secret")
 
     @cached_property
+    def verified_archives(self) -> Path:
+        """Where engines read archives while signatures are verified: copies, as they are loaded."""
+        return self.state_dir / "verified"
+
+    @cached_property
     def socket_dir(self) -> Path:
         """Where sockets are: beside the rest of the state, or, where that path is too long for a
         socket, in a private folder named after it."""

@@ -9,6 +9,7 @@ from vlserve.control.captures import CaptureExpiry, Captures
 from vlserve.control.domain import Trouble
 from vlserve.control.gateway.recent_requests import RecentRequests
 from vlserve.control.gateway.traffic import Traffic
+from vlserve.control.lifecycle.archive_bytes import ArchiveBytes
 from vlserve.control.lifecycle.backoff import Backoff
 from vlserve.control.lifecycle.lifecycle import Lifecycle
 from vlserve.control.lifecycle.operations import Operations
@@ -99,7 +100,8 @@ def assemble(settings: Settings, engine: Engine, gateway: Gateway) -> Control:
     operations, backoff = Operations(), Backoff()
     trust = Trust(settings.trust, ledger, traffic)
     drain_timeout_s = settings.control.drain_timeout_s
-    lifecycle = Lifecycle(ledger, engine, traffic, backoff, trust, drain_timeout_s)
+    archives = ArchiveBytes(None if settings.trust.mode == "off" else settings.verified_archives)
+    lifecycle = Lifecycle(ledger, engine, traffic, backoff, trust, archives, drain_timeout_s)
     tick_s = settings.control.tick_s
     captures = Captures(ledger, settings.state_dir)
     reconciler = Reconciler(

@@ -120,13 +120,19 @@ def _write_torchserve(endpoint: Endpoint, settings: Settings) -> None:
         "queue_size": settings.engine.queue_size,
         "response_timeout_s": settings.engine.response_timeout_s,
         "max_body_bytes": settings.gateway.max_body_bytes,
-        "allowed_urls": rf"file://\Q{settings.model_store}\E/.*",
+        "allowed_urls": ",".join(rf"file://\Q{folder}\E/.*" for folder in _archives(settings)),
         "metrics_config": settings.config_file("torchserve/metrics.yaml"),
     }
     # JSON's escapes are those of a .properties file, which is Latin-1
     escaped = {name: json.dumps(str(value))[1:-1] for name, value in values.items()}
     text = _filled(settings.config_file("torchserve/config.properties"), escaped)
     (endpoint.folder / "config.properties").write_text(text, encoding="utf-8")
+
+
+def _archives(settings: Settings) -> list[Path]:
+    """Return the folders that TorchServe may read archives of."""
+    trusting = settings.trust.mode != "off"
+    return [settings.model_store, *([settings.verified_archives] if trusting else [])]
 
 
 def _torchserve_values(endpoint: Endpoint, settings: Settings) -> dict[str, Any]:

@@ -30,8 +30,8 @@ def private_stack(like: Settings, show: Callable[[str], None]) -> Iterator[Runni
     """Run a stack while the body runs, open to this machine alone.
 
     Args:
-        like: The settings that it shares, but for folders, ports, gateway and the number of engine
-            instances, of which it has one.
+        like: The settings that it shares, but for folders, ports, gateway, trust.mode, which is
+            off, and the number of engine instances, of which it has one.
         show: Takes the lines of progress.
 
     Raises:
@@ -43,6 +43,7 @@ def private_stack(like: Settings, show: Callable[[str], None]) -> Iterator[Runni
                 "state_dir": Path(folder) / "state",
                 "model_store": Path(folder) / "model_store",
                 "gateway": GatewaySettings(),
+                "trust": like.trust.model_copy(update={"mode": "off"}),
                 "engine": like.engine.model_copy(update={"instances": 1}),
             }
         )

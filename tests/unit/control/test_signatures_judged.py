@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,12 +14,12 @@ from support.signers import KeyPair, key_pair
 from vlserve.control.assembly import assemble
 from vlserve.control.domain import Registration, Signer, State
 from vlserve.errors import (
-    ArchiveLost,
     SignatureMismatch,
     SignatureMissing,
     SignatureRefused,
     SignatureUnknownKey,
     SignatureUnreadable,
+    StoreUnwritable,
 )
 from vlserve.settings import Settings
 from vlserve.settings_sections import TrustSettings
@@ -307,21 +308,38 @@ def test_deleted_with_its_archive(store: Store, ours: KeyPair) -> None:
     assert not folder.exists()
 
 
-def test_an_archive_that_is_replaced_while_it_is_loaded_is_taken_out(
+def test_engines_read_a_copy_that_nobody_can_replace(
     store: Store, ours: KeyPair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.register(1, store.files(1, ours))
     store.control.service.unload(*KEY)
     archive, load = store.archive(1), store.engine.load
+    whole, read = archive.read_bytes(), list[Path]()
 
-    def load_and_replace(*given: object, **named: object) -> None:
-        load(*given, **named)  # type: ignore[arg-type]
-        archive.write_bytes(archive.read_bytes())
+    def replace_and_load(model: str, version: int, given: Path, *more: Any, **named: Any) -> None:
+        archive.write_bytes(b"another")
+        assert given.read_bytes() == whole
+        assert given.stat().st_mode & 0o077 == 0 or given.parent.stat().st_mode & 0o077 == 0
+        read.append(given)
+        load(model, version, given, *more, **named)
 
-    monkeypatch.setattr(store.engine, "load", load_and_replace)
-    with pytest.raises(ArchiveLost, match="while it was loaded"):
-        store.control.service.release(*KEY)
+    monkeypatch.setattr(store.engine, "load", replace_and_load)
+    store.control.service.release(*KEY)
+    [copy] = read
+    assert (copy.name, copy.exists()) == (archive.name, False)
+    store.restart()
+    store.tick()
     assert store.engine.held["engine-0"] == {}
+
+
+def test_a_full_disk_keeps_a_copy_from_being_made(
+    store: Store, ours: KeyPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.register(1, store.files(1, ours))
+    store.control.service.unload(*KEY)
+    monkeypatch.setattr("vlserve.control.lifecycle.archive_bytes.has_room", lambda *_: False)
+    with pytest.raises(StoreUnwritable, match="where engines read it"):
+        store.control.service.release(*KEY)
 
 
 @pytest.mark.parametrize("mode", ["warn", "enforce"])

@@ -1,90 +1,94 @@
-"""Whether an archive in the store still has the bytes that were registered."""
+"""An archive of the store, as an engine reads it: it has the bytes that were registered."""
 
+import errno
 import hashlib
 import os
-import time
-from dataclasses import dataclass
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
+from uuid import uuid4
 
 from vlserve.control.domain import VersionRecord
-from vlserve.errors import ArchiveLost
+from vlserve.control.store.disk_space import has_room
+from vlserve.errors import ArchiveLost, StoreUnwritable
 
-_SETTLED_NS = 2_000_000_000
-"""A file that changed less than this before it was read may change again without a trace: times of
-files are no finer than the system's clock."""
-_MAX_REMEMBERED = 1024
-
-
-@dataclass(frozen=True)
-class FileIdentity:
-    """What tells a file from any other, and from itself once it was written to."""
-
-    device: int
-    inode: int
-    size: int
-    modified_ns: int
-    changed_ns: int
-    """Of its inode, which nobody but the system can set."""
-
-    @classmethod
-    def of(cls, known: os.stat_result) -> "FileIdentity":
-        return cls(known.st_dev, known.st_ino, known.st_size, known.st_mtime_ns, known.st_ctime_ns)
+_CHUNK_BYTES = 1024 * 1024
 
 
 class ArchiveBytes:
-    """Remembers the sha256 of files that did not change. Thread-safe."""
+    """Thread-safe."""
 
-    def __init__(self) -> None:
-        self._known: dict[FileIdentity, str] = {}
+    def __init__(self, private: Path | None = None) -> None:
+        """``private``: a folder that only this service writes to. Engines read copies there, made
+        as the bytes were checked, so that whoever can write to the store changes nothing in
+        between; None: they read from the store."""
+        self._private = private
+        if private is not None:
+            shutil.rmtree(private, ignore_errors=True)  # what a crash cut short
 
-    def check(self, record: VersionRecord) -> FileIdentity:
-        """Return which file has the bytes that were registered. ArchiveLost where none has."""
-        mend = _mend(record)
+    @contextmanager
+    def checked(self, record: VersionRecord) -> Iterator[Path]:
+        """Yield the file that an engine is to read, which has the bytes that were registered.
+
+        Raises:
+            ArchiveLost: the archive is gone, or has other bytes.
+            StoreUnwritable: there is no room for a copy.
+        """
+        if self._private is None:
+            with _read(record) as archive:
+                sha256 = hashlib.file_digest(archive, "sha256").hexdigest()
+            _refuse_other(record, sha256)
+            yield record.archive
+            return
+        folder = self._private / uuid4().hex
         try:
-            identity, sha256 = self._sha256(record.archive)
-        except FileNotFoundError as error:
-            raise ArchiveLost(f"{record.archive} is gone: {mend}") from error
-        except OSError as error:
-            raise ArchiveLost(
-                f"{record.archive} cannot be read: {error.strerror}; {mend}"
-            ) from error
-        if sha256 != record.sha256:
-            raise ArchiveLost(
-                f"{record.archive} does not hold the bytes that were registered (sha256 "
-                f"{record.sha256[:12]}…, these have {sha256[:12]}…): {mend}"
-            )
-        return identity
-
-    def _sha256(self, archive: Path) -> tuple[FileIdentity, str]:
-        with archive.open("rb") as file:
-            identity = FileIdentity.of(os.fstat(file.fileno()))
-            known = self._known.get(identity)
-            if known is not None:
-                return identity, known
-            began_ns = time.time_ns()
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            unchanged = FileIdentity.of(os.fstat(file.fileno())) == identity
-        if unchanged and began_ns - identity.changed_ns > _SETTLED_NS:
-            if len(self._known) >= _MAX_REMEMBERED:
-                self._known.clear()
-            self._known[identity] = sha256
-        return identity, sha256
+            with _read(record) as archive:
+                copy = _copied(archive, folder, record)
+            yield copy
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def refuse_replaced(record: VersionRecord, checked: FileIdentity) -> None:
-    """Make sure that the file which an engine read is the one that was checked before.
-
-    Raises:
-        ArchiveLost: it was replaced, or written to, while the engine read it.
-    """
+@contextmanager
+def _read(record: VersionRecord) -> Iterator[BufferedReader]:
     try:
-        now = FileIdentity.of(record.archive.stat())
-    except OSError:
-        now = None
-    if now != checked:
+        with record.archive.open("rb") as archive:
+            yield archive
+    except FileNotFoundError as error:
+        raise ArchiveLost(f"{record.archive} is gone: {_mend(record)}") from error
+    except OSError as error:
         raise ArchiveLost(
-            f"{record.archive} was changed while it was loaded, so the version is out of the "
-            f"engine: {_mend(record)}"
+            f"{record.archive} cannot be read: {error.strerror}; {_mend(record)}"
+        ) from error
+
+
+def _copied(archive: BufferedReader, folder: Path, record: VersionRecord) -> Path:
+    """Copy an archive, and make sure that what was written are the bytes that were registered."""
+    copy, digest = folder / record.archive.name, hashlib.sha256()
+    try:
+        folder.mkdir(parents=True, mode=0o700)
+        if not has_room(folder, os.fstat(archive.fileno()).st_size):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with copy.open("xb") as target:
+            while chunk := archive.read(_CHUNK_BYTES):
+                digest.update(chunk)
+                target.write(chunk)
+    except OSError as error:
+        raise StoreUnwritable(
+            f"{record.archive} cannot be copied to {folder.parent}, where engines read it: "
+            f"{error.strerror}: free some space there, or make it writable"
+        ) from error
+    _refuse_other(record, digest.hexdigest())
+    return copy
+
+
+def _refuse_other(record: VersionRecord, sha256: str) -> None:
+    if sha256 != record.sha256:
+        raise ArchiveLost(
+            f"{record.archive} does not hold the bytes that were registered (sha256 "
+            f"{record.sha256[:12]}…, these have {sha256[:12]}…): {_mend(record)}"
         )
 
 

@@ -4,12 +4,13 @@ tick share them."""
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from vlserve.control import caller
 from vlserve.control.domain import Instance, Key, State, VersionRecord
 from vlserve.control.gateway.traffic import Traffic
-from vlserve.control.lifecycle.archive_bytes import ArchiveBytes, refuse_replaced
+from vlserve.control.lifecycle.archive_bytes import ArchiveBytes
 from vlserve.control.lifecycle.backoff import Backoff
 from vlserve.control.lifecycle.draining import is_idle
 from vlserve.control.lifecycle.probes import (
@@ -22,7 +23,6 @@ from vlserve.control.lifecycle.warm_up import warm_up
 from vlserve.control.ports import Engine
 from vlserve.control.store.ledger import Ledger
 from vlserve.errors import (
-    ArchiveLost,
     CallerGone,
     ControlError,
     LedgerUnwritable,
@@ -44,11 +44,12 @@ class Lifecycle:
         traffic: Traffic,
         backoff: Backoff,
         trust: Trust,
+        archives: ArchiveBytes,
         drain_timeout_s: float,
     ) -> None:
         self._backoff = backoff
         self._trust = trust
-        self._bytes = ArchiveBytes()
+        self._archives = archives
         self._ledger = ledger
         self._engine = engine
         self._traffic = traffic
@@ -215,22 +216,16 @@ class Lifecycle:
                 self._ledger.sign(*record.key, signer)
 
     def _load_and_probe(self, record: VersionRecord) -> None:
-        checked = self._bytes.check(record)
         self._check_signature(record)
-        self._load_by_engine(record)
-        try:
-            refuse_replaced(record, checked)
-        except ArchiveLost:
-            with suppress(ControlError):  # what is left there goes at a tick
-                self._engine.unload(*record.key)
-            raise
+        with self._archives.checked(record) as archive:
+            self._load_by_engine(record, archive)
 
-    def _load_by_engine(self, record: VersionRecord) -> None:
+    def _load_by_engine(self, record: VersionRecord, archive: Path) -> None:
         engine = self._traffic.placement.engine_of(record)
         if record.tuning is not None:
             held = [holds.get(record.key) for holds in self._engine.loaded().values()]
             try:
-                self._engine.load(*record.key, record.archive, record.tuning.serving, engine)
+                self._engine.load(*record.key, archive, record.tuning.serving, engine)
                 self._check_answers(record)
                 return
             except CallerGone:  # says nothing of the tuning
@@ -239,7 +234,7 @@ class Lifecycle:
                 self._ledger.tune(*record.key, None, reason=str(error))
             if not any(each and each.workers_ready for each in held):  # else it may be in use
                 self._engine.unload(*record.key)
-        self._engine.load(*record.key, record.archive, engine=engine)
+        self._engine.load(*record.key, archive, engine=engine)
         self._check_answers(record)
 
     def _warm_up(self, record: VersionRecord) -> None:
