@@ -12,10 +12,12 @@ from support.legacy_archives import ENTRY_FUNCTION, FIRST_ALONE, MISBEHAVES, wri
 from support.legacy_exchanges import Call
 from support.running_stack import wait_until
 from vlserve.adopt.adoption import Wishes, adopt
+from vlserve.control.client import ControlClient
 from vlserve.errors import LoadFailed
 from vlserve.loadgen.exchange_requests import adopted_archive
 from vlserve.loadgen.stress_plan import StressPlan
 from vlserve.loadgen.stress_run import run_stress
+from vlserve.stack.containers import gateway_failures
 from vlserve.testing import RunningStack, pack_echo
 
 pytestmark = [pytest.mark.export, pytest.mark.long, on_triton(tier="long")]
@@ -45,6 +47,16 @@ def test_a_function_is_the_handler(adopted: AdoptedModels) -> None:
     answer = adopted.ask(Call("Entry", b"x"))
 
     assert (answer.status_code, answer.text) == (200, "bytearray: bytearray(b'x')")
+
+
+def test_the_health_check_of_containers_asks_as_a_client_does(
+    stack: RunningStack, adopted: AdoptedModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = adopted["Entry"].model
+    released = [each for each in stack.control.models() if each.model == model]
+    monkeypatch.setattr(ControlClient, "models", lambda _: released)
+    asked, failed = gateway_failures(stack.settings)
+    assert (len(asked), failed) == (1, [])
 
 
 def test_torchscript_and_labels_of_base_handler(adopted: AdoptedModels) -> None:

@@ -12,6 +12,7 @@ from support.fake_torchserve import FakeTorchServe
 from support.raw_http import at_once
 from support.running_stack import RunningGateway, running_gateway, wait_until
 from vlserve.control.domain import ModelRoute
+from vlserve.stack import containers
 
 Engines = tuple[FakeTorchServe, FakeTorchServe]
 
@@ -185,8 +186,9 @@ def _exchange(running: RunningGateway, request_head: bytes) -> bytes:
 
 
 def test_a_drain_finishes_what_runs_and_takes_nothing_new(
-    tmp_path_factory: pytest.TempPathFactory, engines: Engines
+    tmp_path_factory: pytest.TempPathFactory, engines: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(containers, "OPEN_S", 0.5)
     with running_gateway(tmp_path_factory.mktemp("drain")) as running:
         running.route(TAGGER, to=list(engines))
         for engine in engines:
@@ -205,7 +207,7 @@ def test_a_drain_finishes_what_runs_and_takes_nothing_new(
         with ThreadPoolExecutor(8) as pool:
             calls = pool.map(call, range(8))
             wait_until(lambda: len(statuses) >= 8)
-            assert running.gateway.drain(timeout_s=20)
+            assert containers.drain(running.settings)
             wait_until(refused.is_set)
             list(calls)
         assert set(statuses) == {200}

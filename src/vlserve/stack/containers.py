@@ -14,6 +14,7 @@ to ask: it says so, and ends with 0.
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from typing import Any
 
 import httpx
 
@@ -21,11 +22,12 @@ from vlserve.control.client import ControlClient
 from vlserve.control.engine.endpoints import endpoints
 from vlserve.control.engine.group import EngineGroup
 from vlserve.control.engine.instance import json_of
-from vlserve.control.lifecycle.probes import differences, failed_probes
+from vlserve.control.lifecycle.probes import differences, different_exchange, failed_probes
 from vlserve.control.lifecycle.rebuilding import rebuild_ledger
 from vlserve.control.wire.views import ModelView
 from vlserve.errors import ArchiveError, VlserveError
 from vlserve.runtime.archive import manifest_of
+from vlserve.runtime.exchange import ExchangeFields, RawAnswer, answer_of
 from vlserve.runtime.headers import API_KEY, REQUEST_ID
 from vlserve.runtime.manifest import Manifest, Probe
 from vlserve.settings import Settings, load_settings
@@ -99,34 +101,55 @@ def gateway_failures(settings: Settings) -> tuple[list[str], list[str]]:
 def _ask_stable(settings: Settings, model: ModelView) -> list[str]:
     assert model.stable is not None
     try:
-        probe = _manifest(settings, model.model, model.stable).probes[0]
+        manifest = _manifest(settings, model.model, model.stable)
     except ArchiveError as error:
         return [str(error)]
     url = f"{settings.gateway_url}/predictions/{model.model}/{model.stable}"
-    answered_by = {"model": model.model, "version": model.stable}
-    return _failures_of(settings, url, probe, answered_by)
-
-
-def _failures_of(
-    settings: Settings, url: str, probe: Probe, answered_by: Mapping[str, object]
-) -> list[str]:
-    keys = settings.gateway.api_keys
+    probe = manifest.probes[0]
     try:
-        response = httpx.post(
-            url,
-            json=probe.fields,
-            headers={REQUEST_ID: probe_id()} | ({API_KEY: keys[0]} if keys else {}),
-            timeout=settings.gateway.timeout_s + 5,
-            trust_env=False,
-            verify=trust_of(settings.gateway_tls),
-        )
+        if manifest.adopted:
+            wrong = _wrong_exchange(settings, url, probe)
+        else:
+            answered_by = {"model": model.model, "version": model.stable}
+            wrong = _wrong_answer(settings, url, probe, answered_by)
     except httpx.RequestError as error:
         return [f"{url} does not answer: {error or type(error).__name__}"]
+    return [f"{url}{fault}" for fault in wrong]
+
+
+def _wrong_answer(
+    settings: Settings, url: str, probe: Probe, answered_by: Mapping[str, object]
+) -> list[str]:
+    response = _post(settings, url, json=probe.fields)
     answer = json_of(response)
     if response.is_error or not isinstance(answer, dict):
-        return [f"{url} answered {response.status_code}: {response.text.strip()[:300]}"]
-    expected = {**probe.answer, **answered_by}
-    return [f"{url}: {difference}" for difference in differences(expected, answer)]
+        return [f" answered {response.status_code}: {response.text.strip()[:300]}"]
+    faults = differences({**probe.answer, **answered_by}, answer)
+    return [f": {fault}" for fault in faults]
+
+
+def _wrong_exchange(settings: Settings, url: str, probe: Probe) -> list[str]:
+    """Ask an adopted archive, whose probe is a client's whole request, and its answer too."""
+    asked = ExchangeFields.model_validate(probe.fields)
+    response = _post(settings, url, content=asked.content, headers=asked.headers)
+    own = {name: response.headers.get(name, "") for name in probe.answer["headers"]}
+    answer = answer_of(RawAnswer(response.status_code, own, response.content))
+    return [f": {fault}" for fault in different_exchange(probe.answer, answer)]
+
+
+def _post(
+    settings: Settings, url: str, headers: Mapping[str, str] | None = None, **body: Any
+) -> httpx.Response:
+    keys = settings.gateway.api_keys
+    own = {REQUEST_ID: probe_id()} | ({API_KEY: keys[0]} if keys else {})
+    return httpx.post(
+        url,
+        headers=dict(headers or {}) | own,
+        timeout=settings.gateway.timeout_s + 5,
+        trust_env=False,
+        verify=trust_of(settings.gateway_tls),
+        **body,
+    )
 
 
 def _manifest(settings: Settings, model: str, version: int) -> Manifest:
