@@ -19,7 +19,7 @@ SERVED: frozenset[tuple[str, Format]] = frozenset(
         ("blip-answer", "torchscript"),
         ("dual-encoder-embed", "torchscript"),
         ("resnet-gru-tag", "onnx"),
-        ("s2-caption", "onnx"),
+        ("s2-caption", "torchscript"),
         ("vilbert-match", "onnx"),
         ("vilbert-reason", "torchscript"),
     }
@@ -27,7 +27,7 @@ SERVED: frozenset[tuple[str, Format]] = frozenset(
 """Served end to end: one of each task."""
 
 PROVED: Mapping[Format, frozenset[str]] = {
-    "onnx": frozenset({"resnet-gru-tag", "s2-caption", "vilbert-match"}),
+    "onnx": frozenset({"resnet-gru-tag", "vilbert-match"}),
     "torchscript": frozenset(
         {
             "albef-entail",

@@ -54,14 +54,15 @@ def admin_socket(settings: Settings) -> Path:
 
 
 def discovery(resources: Sequence[Config]) -> str:
-    """Return the text of a discovery file.
+    """Return the text of a discovery file, a line for each resource.
 
     Its version is the digest of its resources, so that the version that Envoy has in force can be
-    compared with the rendered one.
+    compared with the rendered one. It is rendered at each look at the engine: json indents in
+    Python, ten times as slow as it writes a line.
     """
-    body = json.dumps(resources, sort_keys=True)
-    version = hashlib.sha256(body.encode()).hexdigest()[:16]
-    return json.dumps({"version_info": version, "resources": resources}, indent=1)
+    lines = ",\n".join(json.dumps(resource, sort_keys=True) for resource in resources)
+    version = hashlib.sha256(lines.encode()).hexdigest()[:16]
+    return f'{{"version_info": "{version}", "resources": [\n{lines}\n]}}\n'
 
 
 def bootstrap(template: str, settings: Settings, dynamic_dir: Path) -> Config:
