@@ -22,8 +22,10 @@ from playwright.sync_api import Browser, Page, expect
 from typer.testing import CliRunner
 
 from support.control_api_server import RunningControl, running_control
+from support.key_calls import named_keys
 from support.rollout_traffic import Behaviour, Requests
 from vlserve.cli import app, feedback
+from vlserve.control.named_keys import Role
 from vlserve.exporter.echo import pack_echo
 from vlserve.runtime.answer_log import AnswerLine
 
@@ -121,6 +123,30 @@ def _log_requests(control: RunningControl, step: str, first: int) -> None:
                 "schema": 1,
             }
             log.write(json.dumps(line) + "\n")
+
+
+def test_a_key_signs_in_and_what_its_role_does_not_cover_is_refused(
+    chromium: Browser, control: RunningControl
+) -> None:
+    key = named_keys(control).add("viewer", [Role.READ])
+    context = chromium.new_context(base_url=control.url, locale="en-US")
+    context.set_default_timeout(PATIENCE_MS)
+    try:
+        page = context.new_page()
+        page.goto("/console/")  # who is nobody is asked for a key
+        page.get_by_label("Key").fill(key)
+        page.get_by_role("button", name="Sign in").click()
+        expect(page).to_have_url(re.compile("/console/$"), timeout=PATIENCE_MS)
+        expect(page.get_by_text("Signed in by the key viewer: read.")).to_be_visible()
+        page.goto("/console/models/tagger")
+        _press(page, "Release at once")
+        expect(page.get_by_text("needs the role release")).to_be_visible()
+        assert control.client.model("tagger").stable == 1
+        named_keys(control).revoke("viewer")
+        page.goto("/console/")
+        expect(page.get_by_label("Key")).to_be_visible()
+    finally:
+        context.close()
 
 
 def test_an_archive_is_dropped_and_a_rollout_advances(

@@ -136,7 +136,6 @@ def test_a_key_acts_so_often_a_minute_and_the_owner_as_he_likes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     control_api.client.start_rollout("tagger", 2)
-    before = len(control_api.client.history("tagger"))
     answers = [
         post(http, keys["anna"], f"/models/tagger/release/{word}", {})
         for _ in range(MOST_ACTS_A_MINUTE // 2 + 5)
@@ -144,8 +143,9 @@ def test_a_key_acts_so_often_a_minute_and_the_owner_as_he_likes(
     ]
     refused = [answer for answer in answers if answer.status_code == 429]
     assert {answer.json()["error"]["code"] for answer in refused} == {"too_many_acts"}
-    recorded = len(control_api.client.history("tagger")) - before
-    assert 0 < recorded <= MOST_ACTS_A_MINUTE
+    events = control_api.client.history("tagger")  # the judge's are among them
+    recorded = [event for event in events if event.detail.get("key") == "anna"]
+    assert 0 < len(recorded) <= MOST_ACTS_A_MINUTE
     assert call(http, keys["anna"], "GET", "/models").status_code == 200
     gone_back = post(http, keys["anna"], "/models/tagger/release/abort", {})
     assert gone_back.json()["status"] == "aborted"
@@ -168,7 +168,7 @@ def test_keys_of_a_damaged_file_open_nothing_and_health_says_so(
 ) -> None:
     file = control_api.settings.model_store / KEYS_FILE
     good = file.read_text(encoding="utf-8")
-    for bad in ("{", '{"version": 2, "keys": []}', good.replace('"read"', '"root"')):
+    for bad in ("{", '{"schema": 2, "keys": []}', good.replace('"read"', '"root"')):
         file.write_text(bad, encoding="utf-8")
         assert call(http, keys["dashboard"], "GET", "/models").status_code == 401
         assert KEYS_FILE in control_api.client.health().status

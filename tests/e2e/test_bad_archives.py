@@ -293,6 +293,7 @@ def test_the_number_is_still_free_for_a_good_archive(
         "untuned": "",
         "restored": False,
         "engine": engine_kind,
+        "signer": "",
     }
     assert served.states() == {1: State.STABLE, 2: State.READY}
     answer = served.stack.http.post(f"/predictions/{MODEL}/2", json=QUESTION)

@@ -90,7 +90,7 @@ class _Contents(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    version: Literal[1] = 1
+    number: Literal[1] = Field(default=1, alias="schema")
     keys: tuple[NamedKey, ...] = Field(default=(), max_length=MOST_KEYS + MOST_REVOKED)
 
 
@@ -253,7 +253,7 @@ class NamedKeys:
         new = Path(name)
         try:
             with os.fdopen(descriptor, "w", encoding="utf-8") as written:  # mode 0600
-                written.write(contents.model_dump_json(indent=1) + "\n")
+                written.write(contents.model_dump_json(by_alias=True, indent=1) + "\n")
                 written.flush()
                 os.fsync(written.fileno())
             new.replace(self._file)
