@@ -101,7 +101,12 @@ def test_a_whole_stack_by_tls_from_another_machine(made: TestCertificate, tmp_pa
     def run(variables: dict[str, str], *words: object) -> str:
         command = [str(program), *map(str, words)]
         done = subprocess.run(
-            command, env=inherited | variables, capture_output=True, text=True, timeout=120
+            command,
+            env=inherited | variables,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            timeout=120,
         )
         assert done.returncode == 0, done.stderr
         return done.stdout

@@ -149,7 +149,9 @@ def faster(folder: Path) -> None:
     file = folder / "serving_config" / "gateway" / "envoy.yaml"
     text = file.read_text(encoding="utf-8")
     at_once = "tracing: {opentelemetry: {min_flush_spans: 1, flush_interval_ms: 50}}, re2:"
-    file.write_text(text.replace("static_layer: {re2:", f"static_layer: {{{at_once}", 1))
+    file.write_text(
+        text.replace("static_layer: {re2:", f"static_layer: {{{at_once}", 1), encoding="utf-8"
+    )
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ REFUSED = "refused at connect"
 class Served:
     """One that runs. ``settings``: with the folders that it has for itself."""
 
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[bytes]
     settings: Settings
     log: Path
 
@@ -78,7 +78,6 @@ def serving(
             cwd=settings.project_dir,
             stdout=file,
             stderr=file,
-            text=True,
         )
     served = Served(process, own_settings(settings), log)
     try:
