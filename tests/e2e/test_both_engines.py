@@ -29,7 +29,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     """Version 1 is on TorchServe and has the traffic, version 2 is on Triton."""
     need_triton()
     folder = tmp_path_factory.mktemp("on-both")
-    made = make_settings(folder)
+    made = make_settings(folder, workers=2)
     engine = made.engine.model_copy(update={"kind": "both"})
     with running_stack(with_free_ports(made.model_copy(update={"engine": engine}))) as running:
         running.control.register(pack_echo(folder, MODEL, 1), engine="torchserve")

@@ -14,6 +14,9 @@ from vlserve.testing import free_ports
 
 PROJECT = Path(__file__).parents[2]
 
+LOCKS = ("requirements.lock", "cuda.lock")
+"""As the README says: PyTorch of the package index asks for CUDA's libraries, also on a CPU."""
+
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
 
@@ -31,8 +34,8 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     }
     empty = Installation(environment, folder, {name: str(port) for name, port in ports.items()})
     install = ["pip", "install", "--quiet", "--no-compile", "--disable-pip-version-check"]
-    lock = str(PROJECT / "requirements.lock")
-    empty.output([*install, "--no-deps", "--require-hashes", "-r", lock], timeout_s=1500)
+    locks = [word for name in LOCKS for word in ("-r", str(PROJECT / name))]
+    empty.output([*install, "--no-deps", "--require-hashes", *locks], timeout_s=1500)
     empty.output([*install, "--no-deps", str(wheel)])
     yield empty
     empty.run(["vlserve", "down"], folder / "project")
