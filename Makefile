@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --no-compile --disable-pip-version-check --no-deps
 PIP_INSTALL := $(PIP) --require-hashes
-LOCKS := requirements.lock requirements-dev.lock extras.lock cuda.lock gateway.lock triton.lock
+LOCKS := requirements.lock requirements-dev.lock extras.lock cpu.lock cuda.lock gateway.lock triton.lock
 INSTALLED := $(VENV)/.installed
 PRETRAINED := $(VENV)/.pretrained
 SOURCES := setup.py src docs examples export handlers loadtest benchmarks serving_config tests
@@ -14,10 +14,14 @@ TYPED := benchmarks docs examples export handlers loadtest
 .PHONY: serve stop browser screenshots unit test test-long test-triton check reference format bench bench-scale bench-endurance clean
 
 # Whatever is installed has the sha256 of its lock, or nothing of that lock is installed. PyTorch's own
-# build for the CPU asks for no CUDA libraries; the one of the package index does.
+# build for the CPU is imported in half of the time and asks for no CUDA libraries. The package index does
+# not have it; it comes from where pip is told of it, as by PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL.
 $(INSTALLED): pyproject.toml setup.py $(LOCKS)
 	$(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) -r gateway.lock
+	if ! said=$$($(PIP_INSTALL) -r cpu.lock 2>&1); then case "$$said" in \
+		*"No matching distribution"*) echo "PyTorch's CPU build is not at hand: the index's is taken" ;; \
+		*) echo "$$said" >&2; exit 1 ;; esac; fi
 	$(PIP_INSTALL) -r requirements.lock -r requirements-dev.lock -r extras.lock
 	if $(BIN)/pip show torch | grep -q nvidia; then $(PIP_INSTALL) -r cuda.lock; fi
 	$(PIP) --no-build-isolation --editable .

@@ -26,8 +26,9 @@ def write_wheel(file: Path) -> None:
         members.writestr(f"{about}/RECORD", "")
 
 
+@pytest.mark.parametrize("locked_in", ["requirements.lock", "cpu.lock"])
 @pytest.mark.parametrize("tampered", [False, True])
-def test_a_changed_byte_stops_make_serve(tmp_path: Path, tampered: bool) -> None:
+def test_a_changed_byte_stops_make_serve(tmp_path: Path, tampered: bool, locked_in: str) -> None:
     wheels = tmp_path / "wheels"
     wheels.mkdir()
     wheel = wheels / WHEEL
@@ -38,8 +39,10 @@ def test_a_changed_byte_stops_make_serve(tmp_path: Path, tampered: bool) -> None
         wheel.write_bytes(content.replace(b"VALUE = 1", b"VALUE = 2"))
     for lock in PROJECT.glob("*.lock"):
         (tmp_path / lock.name).touch()
+    absent = f"absent-thing==1.0 --hash=sha256:{64 * '0'}\n"  # as PyTorch's CPU build may be
+    (tmp_path / "cpu.lock").write_text(absent, encoding="utf-8")
     locked = f"pinned-thing==1.0 --hash=sha256:{sha256}\n"
-    (tmp_path / "requirements.lock").write_text(locked, encoding="utf-8")
+    (tmp_path / locked_in).write_text(locked, encoding="utf-8")
     for name in ("Makefile", "setup.py"):
         shutil.copy(PROJECT / name, tmp_path)
     (tmp_path / "pyproject.toml").touch()

@@ -56,6 +56,9 @@ def test_torch_has_the_hash_of_each_build() -> None:
     text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
     [torch] = [entry for entry in entries(text) if entry.startswith("torch==")]
     assert torch.count("--hash=") >= 3
+    [cpu] = entries((ROOT / "cpu.lock").read_text(encoding="utf-8"))
+    version, _, build = cpu.partition(" --hash=")
+    assert version == f"{torch.split()[0]}+cpu" and build in torch
 
 
 @pytest.mark.parametrize("file", ["Makefile", "Dockerfile"])
