@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from operator import itemgetter
 from pathlib import Path
 
@@ -379,8 +380,9 @@ def _version(text: str) -> str:
     return str(_parsed(text).get("version_info", ""))
 
 
+@lru_cache(maxsize=4)  # two files, before a change and after: they are looked at each tick
 def _parsed(text: str) -> Config:
-    """Parse a configuration; empty when the file was damaged, so that it is written anew."""
+    """Parse a discovery file; empty when it was damaged, so that it is written anew."""
     try:
         return dict(json.loads(text))
     except ValueError:
