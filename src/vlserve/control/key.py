@@ -42,14 +42,16 @@ def read_key(file: Path) -> str | None:
         raise OSError(f"{file} does not hold a key") from error
 
 
-def write_private(file: Path, key: str) -> None:
-    """Put ``key`` into ``file``, which its owner alone can read. OSError."""
+def write_private(file: Path, text: str) -> None:
+    """Put ``text`` into ``file``, which appears whole, and its owner alone can read. OSError."""
     file.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)  # mode 0600
     new = Path(name)
     try:
-        with os.fdopen(descriptor, "w", encoding="ascii") as written:
-            written.write(f"{key}\n")
+        with os.fdopen(descriptor, "w", encoding="utf-8") as written:
+            written.write(f"{text}\n")
+            written.flush()
+            os.fsync(written.fileno())
         new.replace(file)
     except OSError:
         new.unlink(missing_ok=True)

@@ -11,7 +11,6 @@ import os
 import re
 import secrets
 import stat
-import tempfile
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from typing import Annotated, Literal, TextIO
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from vlserve.control.key import write_private
 from vlserve.errors import NamedKeysError
 from vlserve.lock_holders import holder_of, open_lock, try_lock
 
@@ -233,7 +233,8 @@ class NamedKeys:
                 self._wait_for(lock)
                 keys = list(self._read())
                 yield keys
-                self._write(_Contents(keys=tuple(keys)))
+                contents = _Contents(keys=tuple(keys))
+                write_private(self._file, contents.model_dump_json(by_alias=True, indent=1))
         except OSError as error:
             raise NamedKeysError(
                 f"{self._file} cannot be written: {error.strerror}; to end every named key at "
@@ -247,19 +248,6 @@ class NamedKeys:
                 holder = holder_of(Path(lock.name))
                 raise NamedKeysError(f"{holder} changes {self._file} and does not end: end it")
             time.sleep(_POLL_S)
-
-    def _write(self, contents: _Contents) -> None:
-        descriptor, name = tempfile.mkstemp(prefix=f".{KEYS_FILE}.", dir=self._file.parent)
-        new = Path(name)
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as written:  # mode 0600
-                written.write(contents.model_dump_json(by_alias=True, indent=1) + "\n")
-                written.flush()
-                os.fsync(written.fileno())
-            new.replace(self._file)
-        except OSError:
-            new.unlink(missing_ok=True)
-            raise
 
 
 def _sha256(key: str) -> str:
