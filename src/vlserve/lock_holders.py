@@ -4,6 +4,7 @@ end."""
 import errno
 import fcntl
 import os
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
@@ -15,6 +16,7 @@ NOBODY_KNOWS = "another process"
 system whose devices have two numbers."""
 
 _OWNER_ALONE = 0o600
+_POLL_S = 0.02
 _LOCKS = Path("/proc/locks")
 
 
@@ -38,6 +40,16 @@ def try_lock(lock: TextIO) -> bool:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    return True
+
+
+def lock_within(lock: TextIO, timeout_s: float) -> bool:
+    """Take a lock for this process alone; return whether it was taken within ``timeout_s``."""
+    deadline = time.monotonic() + timeout_s
+    while not try_lock(lock):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL_S)
     return True
 
 

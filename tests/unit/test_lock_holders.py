@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vlserve.lock_holders import NOBODY_KNOWS, holder_of, open_lock
+from vlserve.lock_holders import NOBODY_KNOWS, holder_of, lock_within, open_lock, try_lock
 
 _HOLD = """
 import fcntl, sys
@@ -55,3 +55,12 @@ def test_nobody_else_can_open_the_file_of_a_lock(tmp_path: Path) -> None:
             assert stat.S_IMODE(file.stat().st_mode) == 0o600
     finally:
         os.umask(before)
+
+
+def test_a_lock_is_waited_for_as_long_as_told(tmp_path: Path) -> None:
+    file = tmp_path / "lock"
+    with open_lock(file) as waiting:
+        with open_lock(file) as held:
+            assert try_lock(held)
+            assert not lock_within(waiting, 0.0)
+        assert lock_within(waiting, 0.0)

@@ -11,20 +11,19 @@ import os
 import re
 import secrets
 import stat
-import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal, TextIO
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vlserve.control.key import write_private
 from vlserve.errors import NamedKeysError
-from vlserve.lock_holders import holder_of, open_lock, try_lock
+from vlserve.lock_holders import holder_of, lock_within, open_lock
 
 KEYS_FILE = "keys.json"
 MOST_KEYS = 100
@@ -44,7 +43,6 @@ _PREFIX = "vlserve_"
 _RANDOM_BYTES = 32
 _MOST_BYTES = 1024 * 1024
 _LOCK_S = 10.0
-_POLL_S = 0.02
 _NAME = re.compile(r"[a-z][a-z0-9._-]{0,62}")
 
 
@@ -229,8 +227,12 @@ class NamedKeys:
         """Let the ``with`` body change the keys, one process at a time, and write them whole."""
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            with open_lock(self._file.with_name(f"{KEYS_FILE}.lock")) as lock:
-                self._wait_for(lock)
+            lock_file = self._file.with_name(f"{KEYS_FILE}.lock")
+            with open_lock(lock_file) as lock:
+                if not lock_within(lock, _LOCK_S):
+                    raise NamedKeysError(
+                        f"{holder_of(lock_file)} changes {self._file} and does not end: end it"
+                    )
                 keys = list(self._read())
                 yield keys
                 contents = _Contents(keys=tuple(keys))
@@ -240,14 +242,6 @@ class NamedKeys:
                 f"{self._file} cannot be written: {error.strerror}; to end every named key at "
                 "once, remove the file"
             ) from error
-
-    def _wait_for(self, lock: TextIO) -> None:
-        deadline = time.monotonic() + _LOCK_S
-        while not try_lock(lock):
-            if time.monotonic() > deadline:
-                holder = holder_of(Path(lock.name))
-                raise NamedKeysError(f"{holder} changes {self._file} and does not end: end it")
-            time.sleep(_POLL_S)
 
 
 def _sha256(key: str) -> str:

@@ -4,17 +4,15 @@ The control service is that one while it runs. Where it is down, a command that 
 long as that takes: a service that comes up meanwhile waits, and then reads what was noted.
 """
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from vlserve.errors import GatewayTaken
-from vlserve.lock_holders import holder_of, open_lock, try_lock
+from vlserve.lock_holders import holder_of, lock_within, open_lock
 from vlserve.settings import Settings
 
 WAIT_S = 30.0
 """How long a control service waits for a command, whose probe and gateway take 16 s at the most."""
-_POLL_S = 0.02
 
 
 @contextmanager
@@ -27,13 +25,10 @@ def gateway_writer(settings: Settings, timeout_s: float = WAIT_S) -> Iterator[No
     """
     file = settings.state_dir / "gateway" / "writer.lock"
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    deadline = time.monotonic() + timeout_s
     with open_lock(file) as lock:
-        while not try_lock(lock):
-            if time.monotonic() > deadline:
-                raise GatewayTaken(
-                    f"{holder_of(file)} may change the gateway's routes, and nobody else until it "
-                    f"ends: it holds {file}"
-                )
-            time.sleep(_POLL_S)
+        if not lock_within(lock, timeout_s):
+            raise GatewayTaken(
+                f"{holder_of(file)} may change the gateway's routes, and nobody else until it "
+                f"ends: it holds {file}"
+            )
         yield
