@@ -1,7 +1,6 @@
 """How a client of the control service gets in: by the owner's file on the machine of the stack, or
 by an address and a named key that variables of the environment name, from any machine."""
 
-import ipaddress
 import os
 import ssl
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from urllib.parse import SplitResult, urlsplit
 from vlserve.control.key import read_key
 from vlserve.control.named_keys import MAX_KEY_CHARS
 from vlserve.errors import SettingsError, StackDown, Unauthorized
+from vlserve.settings_sections import is_loopback
 
 URL = "VLSERVE_CONTROL_URL"
 KEY = "VLSERVE_CONTROL_KEY"
@@ -155,6 +155,6 @@ def _bare(parts: SplitResult) -> str:
 
 def _is_loopback(host: str) -> bool:
     try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+        return is_loopback(host)
+    except ValueError:  # another name
+        return False
