@@ -196,19 +196,14 @@ class ObservationLog:
         with self.path.open("ab+") as file:
             size = file.seek(0, 2)
             try:
-                if size and _last_byte(self.path) != b"\n":  # of a line that a crash cut off
+                file.seek(max(0, size - 1))
+                if file.read(1) not in (b"", b"\n"):  # of a line that a crash cut off
                     text = b"\n" + text
                 file.write(text)
                 file.flush()
             except OSError:
                 file.truncate(size)
                 raise
-
-
-def _last_byte(file: Path) -> bytes:
-    with file.open("rb") as opened:
-        opened.seek(-1, 2)
-        return opened.read(1)
 
 
 def _line(model: str, observation: Observation, now: float) -> bytes:
