@@ -91,7 +91,7 @@ class RunningGateway:
     def active(self) -> int:
         """Requests that the gateway has begun to receive and not answered."""
         with gateway_admin(self.settings) as admin:
-            return admin.received_requests()
+            return admin.clients().active
 
     def access_log(self) -> Path:
         return self.settings.state_dir / "logs" / "access.jsonl"

@@ -94,10 +94,6 @@ class EnvoyAdmin:
             connections=counts.get("downstream_cx_active", 0),
         )
 
-    def received_requests(self) -> int:
-        """Return how many requests of clients Envoy has begun to receive and not answered."""
-        return self.sum(r"^http\.predictions\.downstream_rq_active$")
-
     def unsent_requests(self) -> int:
         """Return how many requests Envoy has begun to receive, and has not sent to any engine. A
         copy for a shadow begins when its request is sent."""
