@@ -10,7 +10,7 @@ from support.control_fakes import FakeEngine, FakeGateway
 from support.running_stack import wait_until
 from support.version_records import STABLE
 from vlserve.control.domain import LoadedVersion
-from vlserve.control.reconcile import one_version
+from vlserve.control.reconcile import liveness, one_version
 from vlserve.control.reconcile.one_version import OneVersion
 from vlserve.errors import LoadFailed
 from vlserve.runtime.archive import manifest_of
@@ -24,7 +24,7 @@ def one(
     packed: Archive, engine: FakeEngine, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[OneVersion]:
     monkeypatch.setattr(one_version, "_ASK_S", 0.0)
-    monkeypatch.setattr(one_version, "_SHARE", 0.0)
+    monkeypatch.setattr(liveness, "_SHARE", 0.0)
     archive = packed("tagger", 1)
     record = dataclasses.replace(STABLE, archive=archive, manifest=manifest_of(archive))
     made = OneVersion(record, engine, gateway, tick_s=0.01)

@@ -57,7 +57,7 @@ class Pulse:
     def end(self, reply: Reply, now: float, period_s: float) -> None:
         took_s = now - (self.asked_at if self.asked_at is not None else now)
         self.asked_at, self.reply = None, reply
-        self.due_at = now + (0.0 if reply is Reply.NONE_IN_TIME else max(period_s, _SHARE * took_s))
+        self.due_at = now + (0.0 if reply is Reply.NONE_IN_TIME else pause_s(took_s, period_s))
         if reply is Reply.NONE_IN_TIME:
             self.silent += 1
         else:
@@ -71,6 +71,11 @@ class Pulse:
         """Return whether a question ended without an answer, and none came for so long: one that is
         under way says nothing, since this service may itself have been suspended meanwhile."""
         return self.silent > 0 and self.waits_s(now) >= limit_s
+
+
+def pause_s(took_s: float, at_least_s: float) -> float:
+    """Return how long to wait until the next question, after one that took ``took_s``, in s."""
+    return max(at_least_s, _SHARE * took_s)
 
 
 def longest_wait_s(settings: EngineSettings) -> float:

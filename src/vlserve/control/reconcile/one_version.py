@@ -20,6 +20,7 @@ from vlserve.control.lifecycle.probes import first_answer, refuse_wrong_answers
 from vlserve.control.lifecycle.warm_up import warm_up
 from vlserve.control.placement import Placement
 from vlserve.control.ports import Engine, Gateway
+from vlserve.control.reconcile.liveness import pause_s
 from vlserve.control.trouble_log import TroubleLog
 from vlserve.errors import CallerGone, ControlError, EngineUnavailable, VlserveError
 
@@ -28,7 +29,6 @@ _ASK_S = 2.0
 STARTING = "it is being loaded"
 FIRST_LOAD_S = 60.0
 """How long an engine that dies of the first load is waited for."""
-_SHARE = 20.0  # of the time that a prediction takes, until the next is asked for
 
 logger = logging.getLogger(__name__)
 
@@ -248,7 +248,7 @@ class OneVersion:
             self._wrong = ""
         elif None not in answers and answers:
             self._wrong = str(answers[0])
-        self._ask_at = self._now() + max(_ASK_S, _SHARE * (self._now() - began))
+        self._ask_at = self._now() + pause_s(self._now() - began, _ASK_S)
 
 
 def _has_workers(held: Held, instance: str, record: VersionRecord) -> bool:
