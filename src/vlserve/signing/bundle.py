@@ -98,7 +98,7 @@ def read_bundle(raw: bytes) -> Bundle:
 
 def _expect(part: Mapping[str, Any], name: str, value: str) -> None:
     if part.get(name) != value:
-        raise SignatureUnreadable(f"has the {name} {_shown(part.get(name))}: {value} is read")
+        raise SignatureUnreadable(f"has the {name} {shown(part.get(name))}: {value} is read")
 
 
 def _hint(material: object) -> str:
@@ -108,7 +108,7 @@ def _hint(material: object) -> str:
         raise SignatureUnreadable("is not signed by a key: certificates are not verified")
     hint = public_key.get("hint") or ""
     if not isinstance(hint, str):
-        raise SignatureUnreadable(f"names its key by {_shown(hint)}, which is no text")
+        raise SignatureUnreadable(f"names its key by {shown(hint)}, which is no text")
     return hint
 
 
@@ -139,7 +139,7 @@ def _json_object(raw: bytes, what: str) -> dict[str, Any]:
     try:
         read = json.loads(raw.decode(), object_pairs_hook=_without_repeats)
     except (ValueError, RecursionError) as error:
-        raise SignatureUnreadable(f"{what} no JSON: {_shown(str(error))}") from None
+        raise SignatureUnreadable(f"{what} no JSON: {shown(str(error))}") from None
     if not isinstance(read, dict):
         raise SignatureUnreadable(f"{what} no JSON object")
     return read
@@ -153,6 +153,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return read
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """Return what a message shows of a value that a bundle has."""
     text = repr(value)
     return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}…"

@@ -8,7 +8,7 @@ from typing import Any
 
 from vlserve.errors import SignatureMismatch, SignatureUnreadable
 from vlserve.runtime.manifest import Manifest
-from vlserve.signing.bundle import STATEMENT_TYPE, Bundle
+from vlserve.signing.bundle import STATEMENT_TYPE, Bundle, shown
 
 SIGNATURE = "https://model_signing/signature/v1.0"
 """Predicate type of OpenSSF model-signing."""
@@ -17,7 +17,6 @@ BUILD_TYPE = "urn:vlserve:export:1"
 BUILDER = "urn:vlserve"
 _SINGLE_FILE = "."
 """How model-signing names the one file of a model."""
-_SHOWN_CHARS = 80
 
 
 def signature_statement(name: str, sha256: str) -> Mapping[str, Any]:
@@ -127,7 +126,7 @@ def check_signature_subject(bundle: Bundle, sha256: str) -> None:
         raise SignatureUnreadable("is not over one file alone, as an archive is")
     said = resources[0] if isinstance(resources[0], dict) else {}
     if said.get("algorithm") != "sha256":
-        kind = repr(said.get("algorithm"))[:_SHOWN_CHARS]
+        kind = shown(said.get("algorithm"))
         raise SignatureUnreadable(f"is over a digest of the kind {kind}: sha256 is read")
     if said.get("digest") != sha256 or _subject_digest(bundle) != _root(sha256):
         raise SignatureMismatch("is on other bytes than the archive's")
@@ -143,7 +142,7 @@ def check_provenance_subject(bundle: Bundle, sha256: str) -> None:
 def _check_kind(bundle: Bundle, kind: str) -> None:
     said = bundle.statement.get("predicateType")
     if said != kind:
-        raise SignatureUnreadable(f"says {repr(said)[:_SHOWN_CHARS]}, and {kind} is needed")
+        raise SignatureUnreadable(f"says {shown(said)}, and {kind} is needed")
 
 
 def _subject_digest(bundle: Bundle) -> object:
