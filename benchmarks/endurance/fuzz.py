@@ -11,6 +11,7 @@ was replaced.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -35,6 +36,8 @@ NEIGHBOUR, FUZZED = "neighbour", "tagger"
 MODELS = [FUZZED, "nosuch"]
 VERSIONS = [1, 2, 99]
 PREDICTIONS = "^/predictions"
+HOOKS = Path(__file__).with_name("json_lines.py")
+"""Schemathesis reads it, to send what it has no serializer of."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,8 @@ def fuzz(
         *("--request-timeout", "60", "--suppress-health-check", "all"),
         *(part for name, value in headers.items() for part in ("--header", f"{name}:{value}")),
     ]
-    ended = subprocess.run(command, cwd=page.parent, check=False)
+    hooks = {"SCHEMATHESIS_HOOKS": str(HOOKS)}
+    ended = subprocess.run(command, cwd=page.parent, env=os.environ | hooks, check=False)
     return Fuzzed(api, count_requests(report), ended.returncode)
 
 
