@@ -26,7 +26,7 @@ import httpx
 
 from vlserve.control.domain import Event, Trouble
 from vlserve.control.key import write_private
-from vlserve.control.store.release_events import ReleaseEvent, ReleaseEvents
+from vlserve.control.store.release_events import MESSAGE_TYPES, ReleaseEvent, ReleaseEvents
 from vlserve.control.trouble_log import TroubleLog
 from vlserve.errors import SettingsError, VlserveError
 from vlserve.runtime.errors import printable
@@ -44,13 +44,6 @@ _MOST_REASON_CHARS = 2000
 _MOST_WHY_CHARS = 200
 _SECRET_PREFIX = "whsec_"
 _SECRET_BYTES = (24, 64)
-_TYPES = {
-    "release_started": "release.started",
-    "advanced": "release.advanced",
-    "released": "release.promoted",
-    "rolled_back": "release.rolled_back",
-    "aborted": "release.rolled_back",
-}
 _BY_HAND = {"rolled_back": "rolled back by hand", "aborted": "aborted by hand"}
 _TOLD = ("previous", "stable", "weights", "by", "key")
 
@@ -104,7 +97,7 @@ def message_of(told: ReleaseEvent) -> tuple[str, bytes]:
     event = told.event
     name = json.dumps([told.id, event.at, event.model, event.version, event.kind])
     content = {
-        "type": _TYPES[event.kind],
+        "type": MESSAGE_TYPES[event.kind],
         "timestamp": event.at,
         "data": {"model": event.model, "version": event.version, **_data(event)},
     }

@@ -1,13 +1,21 @@
 """The events of releases that the webhook is told of, in the order in which the ledger has them."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vlserve.control.domain import Event
 from vlserve.control.store.ledger import Ledger
 
-KINDS = ("release_started", "advanced", "released", "rolled_back", "aborted")
-_OF_KINDS = f"kind IN ({', '.join('?' * len(KINDS))})"
+MESSAGE_TYPES: Mapping[str, str] = {
+    "release_started": "release.started",
+    "advanced": "release.advanced",
+    "released": "release.promoted",
+    "rolled_back": "release.rolled_back",
+    "aborted": "release.rolled_back",
+}
+"""Kind of an event in the ledger -> type of the message that tells of it."""
+_OF_KINDS = f"kind IN ({', '.join('?' * len(MESSAGE_TYPES))})"
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,7 @@ class ReleaseEvents:
         rows = self._query(
             f"SELECT * FROM events WHERE id > ? AND {_OF_KINDS} ORDER BY id LIMIT 1",
             event_id,
-            *KINDS,
+            *MESSAGE_TYPES,
         )
         for row in rows:
             detail = json.loads(row["detail"])
@@ -54,4 +62,4 @@ class ReleaseEvents:
     def count_after(self, event_id: int) -> int:
         """Return how many events there are after this one."""
         query = f"SELECT count(*) AS n FROM events WHERE id > ? AND {_OF_KINDS}"
-        return int(self._query(query, event_id, *KINDS)[0]["n"])
+        return int(self._query(query, event_id, *MESSAGE_TYPES)[0]["n"])
