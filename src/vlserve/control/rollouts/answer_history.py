@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from pydantic import ValidationError
 from vlserve.control.gateway.log_lines import AccessLine, is_probe, parse_access_line
 from vlserve.control.log_rotation import LOGS_KEPT, renamed
 from vlserve.control.log_sampling import sample_lines
-from vlserve.control.rollouts.log_reader import Cursor, end_of, name_of
+from vlserve.control.rollouts.log_reader import Cursor, end_of, is_within, name_of, unix_time
 from vlserve.runtime.answer_log import AnswerLine, read_answer_line
 from vlserve_worker.own_ids import is_own
 
@@ -74,7 +73,7 @@ class AnswerHistory:
         lines = [
             line
             for line in _answer_lines(sample.lines, model, version)
-            if _is_within(line.at, since, until)
+            if is_within(line.at, since, until)
         ]
         labels = Counter(next(iter(line.scores)) for line in lines if line.scores)
         errors = Counter(line.error for line in lines if line.error)
@@ -87,7 +86,7 @@ class AnswerHistory:
         lines = [
             each
             for each in parsed
-            if each.model == model and _is_within(each.at, since, None) and not is_probe(each)
+            if each.model == model and is_within(each.at, since) and not is_probe(each)
         ]
         refused = Counter(line.status for line in lines if 400 <= (line.status or 0) < 500)
         sizes = [line.bytes_in for line in lines if line.bytes_in]
@@ -134,12 +133,12 @@ def _answer_lines(lines: Sequence[bytes], model: str, version: int) -> Iterator[
 
 def _answered_at(raw: bytes) -> float | None:
     told = _json(raw)
-    return None if told is None else _unix(told.get("at"))
+    return None if told is None else unix_time(str(told.get("at")))
 
 
 def _began_at(raw: bytes) -> float | None:
     line = _access_line(raw)
-    return None if line is None else _unix(line.at)
+    return None if line is None else unix_time(line.at)
 
 
 def _access_line(raw: bytes) -> AccessLine | None:
@@ -155,20 +154,6 @@ def _json(raw: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return told if isinstance(told, dict) else None
-
-
-def _is_within(at: str, since: float, until: float | None) -> bool:
-    """Return whether a time lies in a span; one that a line does not tell lies in none."""
-    told = _unix(at)
-    return told is not None and since <= told and (until is None or told < until)
-
-
-def _unix(at: object) -> float | None:
-    try:
-        told = datetime.fromisoformat(str(at))
-    except ValueError:
-        return None
-    return told.replace(tzinfo=told.tzinfo or UTC).timestamp()
 
 
 def _tail_after(log: Path, cursor: Cursor, most: int) -> tuple[bytes, Cursor]:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
@@ -99,6 +100,21 @@ def as_model(lines: Iterable[Line], read: Callable[[Line], Model], log: Path) ->
             yield model
     if refused:
         logger.warning("%s: %s lines cannot be read, the first: %s", log.name, refused, reason)
+
+
+def unix_time(text: str) -> float | None:
+    """Return the Unix time, s, of a time in ISO 8601 (without a zone: UTC); None of no time."""
+    try:
+        told = datetime.fromisoformat(text)
+        return told.replace(tzinfo=told.tzinfo or UTC).timestamp()
+    except (ValueError, OverflowError):
+        return None
+
+
+def is_within(at: str, since: float, until: float | None = None) -> bool:
+    """Return whether a time lies in a span; one that a line does not tell lies in none."""
+    told = unix_time(at)
+    return told is not None and since <= told and (until is None or told < until)
 
 
 def _read(file: Path, place: Cursor, most: int) -> bytes | None:

@@ -37,7 +37,9 @@ from vlserve.control.rollouts.log_reader import (
     Line,
     as_model,
     begin_of,
+    is_within,
     read_since,
+    unix_time,
     unread_bytes,
 )
 from vlserve.control.rollouts.observations import (
@@ -263,7 +265,7 @@ class Verdicts:
         told = [
             line
             for line in as_model(lines, read_access_line, self._logs.requests)
-            if line.model == model and _is_since(line.at, comparison.since) and not is_probe(line)
+            if line.model == model and is_within(line.at, comparison.since) and not is_probe(line)
         ]
         versions = Pair(int(comparison.candidate), int(comparison.stable))
         answers = self._answers_of(model, told)
@@ -273,7 +275,7 @@ class Verdicts:
                 yield outcome
 
     def _answers_of(self, model: str, lines: list[AccessLine]) -> AnswerLog:
-        first = min((at for line in lines if (at := _unix(line.at)) is not None), default=0.0)
+        first = min((at for line in lines if (at := unix_time(line.at)) is not None), default=0.0)
         begin = begin_of(self._logs.answers, first, _logged_at)
         answers = AnswerLog(self._logs.answers, model, begin)
         if lines:
@@ -305,7 +307,7 @@ def read_since_text(text: str, now: float) -> float:
     ``now``: 90s, 30m, 2h, 1d. VerdictUnanswerable: it is neither, or in the future."""
     if span := _LAST_AGO.fullmatch(text):
         return now - int(span[1]) * _UNIT_S[span[2]]
-    since = _unix(text)
+    since = unix_time(text)
     if since is None:
         raise VerdictUnanswerable(
             f"since {text[:50]!r} is neither a time (2026-01-31T09:30:00Z; + is %2B in an address) "
@@ -329,7 +331,7 @@ def _observed(comparison: _Comparison, lines: Iterable[Line], log: Path) -> Iter
     model, pair = comparison.question.model, (comparison.candidate, comparison.stable)
     for line in as_model(lines, read_observation_line, log):
         named = line.model == model and line.version in pair
-        if named and _is_since(line.ended_at, comparison.since):
+        if named and is_within(line.ended_at, comparison.since):
             yield _outcome(line, comparison.candidate)
 
 
@@ -347,20 +349,7 @@ def _outcome(line: ObservationLine, candidate: str) -> Outcome:
 def _logged_at(raw: bytes) -> float | None:
     """Return the time of a line of any of the logs; each is nearly in this order."""
     found = _AT.search(raw)
-    return _unix(found[1].decode(errors="replace")) if found else None
+    return unix_time(found[1].decode(errors="replace")) if found else None
 
 
 _AT = re.compile(rb'"at": ?"([^"]{1,40})"')
-
-
-def _is_since(at: str, since: float) -> bool:
-    told = _unix(at)
-    return told is not None and told >= since
-
-
-def _unix(text: str) -> float | None:
-    try:
-        told = datetime.fromisoformat(text)
-        return told.replace(tzinfo=told.tzinfo or UTC).timestamp()
-    except (ValueError, OverflowError):
-        return None
