@@ -12,7 +12,7 @@ from vlserve.control.api.console.actions import SEE_OTHER
 from vlserve.control.api.console.forms import MarkForm, mark_form_of
 from vlserve.control.api.console.pair_screens import Filter, pairs_screen
 from vlserve.control.api.console.refusals import ConsoleRoute
-from vlserve.control.api.console.rendering import page, security_headers
+from vlserve.control.api.console.rendering import security_headers, visitors_page
 from vlserve.control.api.console.screens import Screen
 from vlserve.control.api.console.sessions import Sessions
 from vlserve.control.api.threads import Threads
@@ -40,7 +40,7 @@ def pairs(service: ControlService, sessions: Sessions, threads: Threads) -> APIR
     ) -> Response:
         visitor = visit(sessions, request)
         screen = await threads.look(partial(_gather, service, model, Filter(label, kind)))
-        return page("pairs.html.j2", visitor.language, screen, holder=visitor.session.holder)
+        return visitors_page(visitor, "pairs.html.j2", screen)
 
     @router.get("/models/{model}/input")
     async def image(

@@ -9,8 +9,8 @@ from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from vlserve.control.api.console.access import Visit
 from vlserve.control.api.console.texts import LANGUAGES, texts_in
-from vlserve.control.named_keys import Holder
 
 OWN_IMAGES = "'self'"
 DRAWN_HERE = "'self' blob: data:"
@@ -86,10 +86,16 @@ def page(
     language: str,
     values: Mapping[str, Any],
     status: int = 200,
-    images: str = OWN_IMAGES,
-    holder: Holder | None = None,
 ) -> HTMLResponse:
-    """Return a page as an HTTP answer, with headers that keep other origins out. ``holder``: by
-    whose key the browser was let in; None where it was not, or the page does not say."""
-    html = render(template, language, {**values, "holder": holder})
-    return HTMLResponse(html, status, headers=security_headers(images))
+    """Return a page as an HTTP answer, with headers that keep other origins out. It does not say
+    by whose key the browser was let in: perhaps it was not."""
+    html = render(template, language, values)
+    return HTMLResponse(html, status, headers=security_headers())
+
+
+def visitors_page(
+    visitor: Visit, template: str, values: Mapping[str, Any], images: str = OWN_IMAGES
+) -> HTMLResponse:
+    """Return a page for a browser that may read; it says by whose key that was let in."""
+    html = render(template, visitor.language, {**values, "holder": visitor.session.holder})
+    return HTMLResponse(html, headers=security_headers(images))

@@ -10,7 +10,7 @@ from fastapi.responses import FileResponse, Response
 from vlserve.control.api.console import views
 from vlserve.control.api.console.access import LANGUAGE_COOKIE, visit
 from vlserve.control.api.console.refusals import ConsoleRoute
-from vlserve.control.api.console.rendering import page, security_headers
+from vlserve.control.api.console.rendering import security_headers, visitors_page
 from vlserve.control.api.console.screens import Screen
 from vlserve.control.api.console.sessions import Sessions
 from vlserve.control.api.console.tag_screens import gather
@@ -31,7 +31,7 @@ def pages(service: ControlService, sessions: Sessions, threads: Threads) -> APIR
         """Answer with a page for a browser that may read."""
         visitor = visit(sessions, request)
         screen = await threads.look(gather)
-        answer = page(template, visitor.language, screen, holder=visitor.session.holder)
+        answer = visitors_page(visitor, template, screen)
         if request.query_params.get("lang") in LANGUAGES:
             answer.set_cookie(LANGUAGE_COOKIE, visitor.language, path="/console", samesite="strict")
         return answer

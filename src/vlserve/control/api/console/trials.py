@@ -11,7 +11,7 @@ from fastapi.responses import Response
 
 from vlserve.control.api.console.access import TOKEN_HEADER, check_may_act, visit
 from vlserve.control.api.console.refusals import ConsoleRoute
-from vlserve.control.api.console.rendering import DRAWN_HERE, page
+from vlserve.control.api.console.rendering import DRAWN_HERE, visitors_page
 from vlserve.control.api.console.screens import Screen
 from vlserve.control.api.console.sessions import Sessions
 from vlserve.control.api.console.trial_answers import TrialAnswer, read_answer
@@ -73,13 +73,7 @@ def trials(
         visitor = visit(sessions, request)
         gather = partial(trial_screen, service, clients, model, version)
         screen = await threads.look(gather)
-        return page(
-            "try.html.j2",
-            visitor.language,
-            screen,
-            images=DRAWN_HERE,
-            holder=visitor.session.holder,
-        )
+        return visitors_page(visitor, "try.html.j2", screen, images=DRAWN_HERE)
 
     @router.post("/models/{model}/try")
     async def send(
@@ -95,7 +89,7 @@ def trials(
             body = await request.body()
             ask = partial(_ask_each, service, model, versions, body, content_type)
             answers = await to_thread.run_sync(ask)
-        return page("tried.html.j2", visitor.language, {"answers": answers}, images=DRAWN_HERE)
+        return visitors_page(visitor, "tried.html.j2", {"answers": answers}, images=DRAWN_HERE)
 
     return router
 

@@ -10,7 +10,7 @@ from fastapi.responses import Response
 from vlserve.control.api.console.access import visit
 from vlserve.control.api.console.load_runs import load_tests_screen, newest_runs
 from vlserve.control.api.console.refusals import ConsoleRoute
-from vlserve.control.api.console.rendering import page
+from vlserve.control.api.console.rendering import visitors_page
 from vlserve.control.api.console.sessions import Sessions
 from vlserve.control.api.threads import Threads
 from vlserve.control.service import ControlService
@@ -28,14 +28,12 @@ def work(
     ) -> Response:
         visitor = visit(sessions, request)
         runs = await threads.look(partial(newest_runs, stress_dir))
-        screen = load_tests_screen(runs, model)
-        return page("load_tests.html.j2", visitor.language, screen, holder=visitor.session.holder)
+        return visitors_page(visitor, "load_tests.html.j2", load_tests_screen(runs, model))
 
     @router.get("/batch-jobs")
     async def batch_jobs(request: Request) -> Response:
         visitor = visit(sessions, request)
         jobs = await threads.look(service.batch_jobs.jobs)
-        screen = {"jobs": jobs}
-        return page("batch_jobs.html.j2", visitor.language, screen, holder=visitor.session.holder)
+        return visitors_page(visitor, "batch_jobs.html.j2", {"jobs": jobs})
 
     return router
