@@ -1,7 +1,7 @@
 """Shared memory of Triton's instances: how it is named, and what removes it.
 
-tritonserver and its workers share a file of /dev/shm for each worker. Each removes its own; where
-the server was killed, or had to end before a worker that died was replaced, the file stays.
+tritonserver and its workers share a file of /dev/shm for each worker. A server that unloads a
+version removes its files; one that is killed, as a stop of the stack does, leaves them.
 """
 
 import hashlib

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from support.engines import on_triton
+from vlserve.control.domain import EngineKind
 from vlserve.errors import SettingsError
 from vlserve.settings import Settings
 from vlserve.settings_sections import EngineSettings, GatewaySettings
@@ -37,6 +39,13 @@ def test_every_program_comes_back_for_ever_and_takes_its_children_along(tmp_path
         assert conf[program]["autorestart"] == "true"
         assert conf[program]["stopasgroup"] == conf[program]["killasgroup"] == "true"
         assert int(conf[program]["startretries"]) > 100_000
+
+
+@on_triton(tier="same")
+def test_an_engine_ends_at_once(tmp_path: Path, engine_kind: EngineKind) -> None:
+    """Asked to end, either one waits for open connections, though nobody asks any more."""
+    conf = _written(_settings(tmp_path, engine=EngineSettings(kind=engine_kind)))
+    assert conf["program:engine-0"]["stopsignal"] == "KILL"
 
 
 def test_instances_share_no_port_folder_or_socket_folder(tmp_path: Path) -> None:
