@@ -1,8 +1,10 @@
 """What tests of several folders share."""
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
+import httpx
 import hypothesis
 import pytest
 
@@ -14,6 +16,10 @@ from vlserve.exporter.convert import Converter
 # What a test finds must not depend on how busy the machine is.
 hypothesis.settings.register_profile("suite", deadline=None)
 hypothesis.settings.load_profile("suite")
+
+
+# A client loads the certificates that it trusts, which takes 27 ms: those of a process share them.
+httpx._transports.default.create_ssl_context = cache(httpx.create_ssl_context)  # type: ignore[assignment]
 
 
 @pytest.hookimpl(tryfirst=True)  # before the items of other tiers are left out

@@ -30,6 +30,7 @@ from vlserve.control.engine.triton_instance import TritonInstance
 from vlserve.control.tuning import Serving
 from vlserve.errors import ControlError, EngineBusy, EngineUnavailable, NotReady
 from vlserve.settings_sections import EngineSettings
+from vlserve.tls import PLAIN_HTTP
 from vlserve_worker.batch_notes import notes_folder, remove_notes
 
 _PROBE_TIMEOUT_S = 10.0
@@ -46,7 +47,7 @@ class EngineGroup:
     """Implements vlserve.control.ports.Engine. Thread-safe."""
 
     def __init__(self, endpoints: Sequence[Endpoint], settings: EngineSettings) -> None:
-        self._http = httpx.Client(trust_env=False, timeout=MANAGEMENT_TIMEOUT_S)
+        self._http = httpx.Client(trust_env=False, timeout=MANAGEMENT_TIMEOUT_S, verify=PLAIN_HTTP)
         self._state_dir = endpoints[0].folder.parent
         self._kinds: dict[str, EngineKind] = {each.name: each.kind for each in endpoints}
         self._servers: dict[str, EngineInstance] = {
