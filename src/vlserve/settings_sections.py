@@ -4,74 +4,32 @@ Descriptions appear in the generated reference: they say what the value means, w
 """
 
 import ipaddress
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_settings import NoDecode
 
 from vlserve.processor import usable_cores
+from vlserve.settings_values import (
+    MAX_INT32,
+    MAX_KEY_FILES,
+    MAX_MIB,
+    MAX_SECONDS,
+    AllowedUrl,
+    ApiKey,
+    ArchiveSha256,
+    HostName,
+    OtlpUrl,
+    Port,
+    Seconds,
+    WebhookUrl,
+    is_loopback,
+    listed,
+    refuse_half_of_tls,
+    with_host,
+)
 from vlserve.strict_numbers import StrictNumbers
-
-MAX_SECONDS = 7 * 24 * 3600
-_MAX_INT32 = 2**31 - 1
-"""What TorchServe, Triton and Envoy take for a number."""
-_MAX_MIB = 2**24
-"""16 TiB."""
-MAX_KEY_FILES = 16
-"""Of `trust.keys`."""
-
-Port = Annotated[int, Field(ge=1, le=65535)]
-Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
-AllowedUrl = Annotated[str, Field(pattern=r"^(https?://[^/?#@\s]+|file://)/([^?#\s]*/)?$")]
-WebhookUrl = Annotated[
-    str, Field(max_length=2048, pattern=r"^https?://[A-Za-z0-9.\-_:\[\]]+(/[!-~]*)?$")
-]
-"""No user name in it, which a log might show."""
-HostName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?$")]
-OtlpUrl = Annotated[
-    str, Field(max_length=2048, pattern=r"^http://[A-Za-z0-9.\-_:\[\]]+(/[!-~]*)?$")
-]
-ArchiveSha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-ApiKey = Annotated[str, Field(pattern=r"^[!-~]([ -~]*[!-~])?$")]
-"""What a header can carry."""
-
-
-def _with_host(url: str | None) -> str | None:
-    """Return an address that has a host and a port; ValueError where it has none."""
-    if url is not None and not urlsplit(url).hostname:
-        raise ValueError("it names no host")
-    if url is not None and urlsplit(url).port == 0:  # which raises where it is no port at all
-        raise ValueError("port 0 is no port")
-    return url
-
-
-def _listed(given: object) -> object:
-    """Return the list that a variable holds: JSON, or words with commas between them. What is no
-    text stays as it is."""
-    if not isinstance(given, str):
-        return given
-    if given.lstrip().startswith("["):
-        try:
-            return json.loads(given)
-        except RecursionError:
-            raise ValueError("it is nested too deeply") from None
-    return tuple(word for part in given.split(",") if (word := part.strip()))
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether a server that listens on ``host`` is in reach of this machine alone.
-    ValueError: it is no address."""
-    return host == "localhost" or ipaddress.ip_address(host).is_loopback
-
-
-def refuse_half_of_tls(section: str, certificate: Path | None, key: Path | None) -> None:
-    """Raise ValueError where one of the two files is named without the other."""
-    if (certificate is None) != (key is None):
-        missing = "tls_key" if key is None else "tls_certificate"
-        raise ValueError(f"{section}.tls_certificate and tls_key go together: set {missing} too")
 
 
 class GatewaySettings(StrictNumbers):
@@ -92,7 +50,7 @@ class GatewaySettings(StrictNumbers):
         description="Address of the gateway's metrics. They ask for no key: one that is not "
         "loopback shows them to whoever reaches it, as a Prometheus outside of a pod must.",
     )
-    api_keys: Annotated[tuple[ApiKey, ...], NoDecode, BeforeValidator(_listed)] = Field(
+    api_keys: Annotated[tuple[ApiKey, ...], NoDecode, BeforeValidator(listed)] = Field(
         default=(),
         description="Keys of which clients send one as X-Api-Key; none: no key is asked for. "
         "Required where host is not loopback. In the variable: one key, several with commas "
@@ -110,7 +68,7 @@ class GatewaySettings(StrictNumbers):
     max_body_bytes: int = Field(
         default=32 * 1024 * 1024,
         ge=1,
-        le=_MAX_INT32,
+        le=MAX_INT32,
         description="Largest request body in bytes; a larger one is refused with 413.",
     )
     timeout_s: Seconds = Field(
@@ -129,7 +87,7 @@ class GatewaySettings(StrictNumbers):
     rate_limit_per_s: int | None = Field(
         default=None,
         ge=1,
-        le=_MAX_INT32,
+        le=MAX_INT32,
         description="Requests a second that are let in, all clients together; more get 429. "
         "Null: no limit.",
     )
@@ -213,13 +171,13 @@ class EngineSettings(StrictNumbers):
     batch_size: int = Field(
         default=8,
         ge=1,
-        le=_MAX_INT32,
+        le=MAX_INT32,
         description="Most requests that a worker answers in one batch.",
     )
     max_batch_delay_ms: int = Field(
         default=1,
         ge=0,
-        le=_MAX_INT32,
+        le=MAX_INT32,
         description="Longest wait in milliseconds for a batch to fill, from its first request on. "
         "On TorchServe alone, which needs 1 or more: Triton waits for none.",
     )
@@ -232,7 +190,7 @@ class EngineSettings(StrictNumbers):
     queue_size: int = Field(
         default=100,
         ge=1,
-        le=_MAX_INT32,
+        le=MAX_INT32,
         description="Requests of one version that wait in an instance; more get 503.",
     )
     load_timeout_s: Seconds = Field(
@@ -249,7 +207,7 @@ class EngineSettings(StrictNumbers):
     java_heap_mib: int = Field(
         default=3072,
         ge=256,
-        le=_MAX_MIB,
+        le=MAX_MIB,
         description="Heap in MiB that TorchServe's Java may fill, and as much again outside of it; "
         "where it is full, Java ends and is started anew. It holds the bodies of waiting requests, "
         "of which the gateway lets in 2 GiB.",
@@ -257,7 +215,7 @@ class EngineSettings(StrictNumbers):
     worker_memory_mib: int = Field(
         default=8192,
         ge=512,
-        le=_MAX_MIB,
+        le=MAX_MIB,
         description="MiB of data that each worker may hold (RLIMIT_DATA: its model and what it "
         "computes on); a request that needs more is answered with an error, and harms no other.",
     )
@@ -303,7 +261,7 @@ class TrustSettings(StrictNumbers):
         "is signed wrong is refused. enforce: only what a key of trust.keys signed is loaded, and "
         "what has weight or can be gone back to.",
     )
-    keys: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_listed)] = Field(
+    keys: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(listed)] = Field(
         default=(),
         max_length=MAX_KEY_FILES,
         description="PEM files of public keys (P-256, P-384 or P-521) whose signatures are "
@@ -311,7 +269,7 @@ class TrustSettings(StrictNumbers):
         "out of its file is revoked at once. In the variable: one, several with commas between "
         "them, or a JSON list.",
     )
-    pickle: Annotated[tuple[ArchiveSha256, ...], NoDecode, BeforeValidator(_listed)] = Field(
+    pickle: Annotated[tuple[ArchiveSha256, ...], NoDecode, BeforeValidator(listed)] = Field(
         default=(),
         description="sha256 of archives of torch-model-archiver, as `vlserve adopt` names them, "
         "whose files of weights may hold pickled code. Workers of all others read weights alone. "
@@ -347,7 +305,7 @@ class TracesSettings(StrictNumbers):
     @field_validator("otlp_url")
     @classmethod
     def _host_and_port(cls, url: str | None) -> str | None:
-        return _with_host(url)
+        return with_host(url)
 
 
 class WebhookSettings(StrictNumbers):
@@ -373,7 +331,7 @@ class WebhookSettings(StrictNumbers):
     @field_validator("url")
     @classmethod
     def _host_and_port(cls, url: str | None) -> str | None:
-        return _with_host(url)
+        return with_host(url)
 
 
 class ControlSettings(StrictNumbers):
@@ -385,7 +343,7 @@ class ControlSettings(StrictNumbers):
         "tls_certificate, and a named key (`vlserve keys add`).",
     )
     port: Port = Field(default=8090, description="Port of the control service and its API page.")
-    names: Annotated[tuple[HostName, ...], NoDecode, BeforeValidator(_listed)] = Field(
+    names: Annotated[tuple[HostName, ...], NoDecode, BeforeValidator(listed)] = Field(
         default=(),
         description="Host names, without a port, by which other machines reach the control "
         "service; loopback's names, and addresses where host is not loopback, are taken without. "
@@ -418,7 +376,7 @@ class ControlSettings(StrictNumbers):
     max_archive_bytes: int = Field(
         default=8 * 1024**3, ge=1, description="Largest archive in bytes that `register` takes."
     )
-    allowed_urls: Annotated[tuple[AllowedUrl, ...], NoDecode, BeforeValidator(_listed)] = Field(
+    allowed_urls: Annotated[tuple[AllowedUrl, ...], NoDecode, BeforeValidator(listed)] = Field(
         default=(),
         description="Addresses below which `POST /torchserve/models?url=…` may fetch archives, "
         "each a folder with a slash at its end: https://models.example/team/, "

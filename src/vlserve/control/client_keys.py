@@ -11,7 +11,7 @@ from urllib.parse import SplitResult, urlsplit
 from vlserve.control.key import read_key
 from vlserve.control.named_keys import MAX_KEY_CHARS
 from vlserve.errors import SettingsError, StackDown, Unauthorized
-from vlserve.settings_sections import is_loopback
+from vlserve.settings_values import is_loopback
 
 URL = "VLSERVE_CONTROL_URL"
 KEY = "VLSERVE_CONTROL_KEY"

@@ -4,7 +4,7 @@ speak TLS."""
 from vlserve.control.named_keys import NamedKeys
 from vlserve.errors import SettingsError
 from vlserve.settings import Settings
-from vlserve.settings_sections import is_loopback
+from vlserve.settings_values import is_loopback
 
 
 def refuse_open_door(settings: Settings) -> None:

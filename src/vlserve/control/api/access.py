@@ -21,7 +21,8 @@ from vlserve.control.api.console.sessions import Sessions
 from vlserve.control.api.errors import error_answer
 from vlserve.control.api.roles import HOLDER
 from vlserve.control.named_keys import Holder
-from vlserve.settings_sections import ControlSettings, is_loopback
+from vlserve.settings_sections import ControlSettings
+from vlserve.settings_values import is_loopback
 
 JSON, BYTES = "application/json", "application/octet-stream"
 JSON_LINES = "application/x-ndjson"
