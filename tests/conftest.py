@@ -20,6 +20,9 @@ hypothesis.settings.load_profile("suite")
 
 # A client loads the certificates that it trusts, which takes 27 ms: those of a process share them.
 httpx._transports.default.create_ssl_context = cache(httpx.create_ssl_context)  # type: ignore[assignment]
+# A busy machine must not fail a test: whoever says no timeout waits longer than httpx's 5 s.
+for ask in (httpx.Client.__init__, httpx.request, httpx.get, httpx.post, httpx.put, httpx.delete):
+    ask.__kwdefaults__["timeout"] = 60.0  # type: ignore[attr-defined]
 
 
 @pytest.hookimpl(tryfirst=True)  # before the items of other tiers are left out
