@@ -10,12 +10,13 @@ import re
 import shlex
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
 import typer
 import yaml
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from support.documents import (
     LANGUAGES,
@@ -49,9 +50,20 @@ class Wrong(Exception):
     """A command line that would not work."""
 
 
-def check_vlserve(args: list[str], inline: bool) -> None:
-    program = typer.main.get_command(app)
+@cache
+def vlserve() -> tuple[TyperGroup, Mapping[str, TyperCommand]]:
+    """Return the program and all its commands. Built once: that takes longer than to parse a line.
+    Files of an example need not exist."""
+    program, commands = typer.main.get_command(app), all_commands(app)
     assert isinstance(program, TyperGroup)
+    for command in commands.values():
+        for parameter in command.params:
+            parameter.type_descriptor.parameter_info.exists = False
+    return program, commands
+
+
+def check_vlserve(args: list[str], inline: bool) -> None:
+    program, commands = vlserve()
     if not args or args[0].startswith("-"):
         known = {option for parameter in program.params for option in parameter.opts}
         _require(set(args) <= known | {"--help"}, f"options {args}")
@@ -59,15 +71,12 @@ def check_vlserve(args: list[str], inline: bool) -> None:
     name, *rest = args
     if name == "COMMAND":
         return
-    commands = all_commands(app)
     if isinstance(program.commands.get(name), TyperGroup):
         if not rest and inline:
             return
         name, rest = f"{name} {rest[0]}", rest[1:]
     _require(name in commands, f"no command {name}")
     command = commands[name]
-    for parameter in command.params:
-        parameter.type_descriptor.parameter_info.exists = False  # files of an example need not be
     fragment = inline or ELLIPSIS in rest
     values = [VALUES.get(word, word) for word in rest if word != ELLIPSIS]
     if "--help" in values:
@@ -207,16 +216,26 @@ def options_of(file: Path) -> set[str]:
     while todo:
         file = todo.pop()
         seen.add(file)
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call):
-                values = [str(arg.value) for arg in node.args if isinstance(arg, ast.Constant)]
-                names = {value for value in values if re.fullmatch(r"--[a-z0-9-]+", value)}
-                options |= names | {f"--no-{name.removeprefix('--')}" for name in names}
-            if isinstance(node, ast.ImportFrom) and node.module:
-                path = node.module.replace(".", "/")
-                files = {root / f"{path}.py" for root in (PROJECT, PROJECT / "src")} - seen
-                todo += filter(Path.is_file, files)
+        own, imported = options_and_imports(file)
+        options |= own
+        todo += imported - seen
     return options
+
+
+@cache
+def options_and_imports(file: Path) -> tuple[set[str], set[Path]]:
+    """Return the options that a file itself adds, and the files of ours that it imports."""
+    options, imported = set[str](), set[Path]()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            values = [str(arg.value) for arg in node.args if isinstance(arg, ast.Constant)]
+            names = {value for value in values if re.fullmatch(r"--[a-z0-9-]+", value)}
+            options |= names | {f"--no-{name.removeprefix('--')}" for name in names}
+        if isinstance(node, ast.ImportFrom) and node.module:
+            path = node.module.replace(".", "/")
+            files = (root / f"{path}.py" for root in (PROJECT, PROJECT / "src"))
+            imported |= set(filter(Path.is_file, files))
+    return options, imported
 
 
 def problems(line: Line) -> Iterator[str]:
