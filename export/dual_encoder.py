@@ -37,7 +37,7 @@ from vlserve.models.efficientnet_lite import (
 from vlserve.models.keys import check_keys, foreign_keys
 from vlserve.runtime.clean_text import Cleaning
 from vlserve.runtime.manifest import ImageInput, TensorSpec
-from vlserve.training.contrastive import PairOptions
+from vlserve.training.options import PairOptions
 from vlserve.training.pretrained import image_weights, text_folder, text_weights
 
 FAMILY = "dual_encoder"

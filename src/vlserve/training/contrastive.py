@@ -24,7 +24,7 @@ from vlserve.training.evaluators.corpus import recall_both_ways
 from vlserve.training.evaluators.items import PairedItem, read_task_file
 from vlserve.training.json_lines import BadLine, first_of
 from vlserve.training.objectives.retrieve import in_batch_contrast
-from vlserve.training.options import TrainOptions, parse_options
+from vlserve.training.options import PairOptions, TrainOptions, parse_options
 from vlserve.training.pairs import FrozenEncoders, Pairs, Reader
 from vlserve.training.plan import digest_of
 from vlserve.training.run import OnProgress, Progress
@@ -41,13 +41,6 @@ from vlserve.training.run_log import OF_THE_RUN, LogTo
 
 NO_RECALLS = (*OF_THE_RUN, "train_loss")
 """Figures of an epoch beside its recalls."""
-
-
-class PairOptions(TrainOptions):
-    """What a run on pairs may be told."""
-
-    augment: bool = False
-    label_smoothing: float = 0.0
 
 
 class Projections(Protocol):

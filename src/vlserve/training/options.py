@@ -125,6 +125,13 @@ class TrainOptions(BaseModel):
         return False
 
 
+class PairOptions(TrainOptions):
+    """What a run on pairs may be told."""
+
+    augment: bool = False
+    label_smoothing: float = 0.0
+
+
 Options = TypeVar("Options", bound=TrainOptions)
 
 DEMO_OPTIONS: Mapping[str, Any] = {
