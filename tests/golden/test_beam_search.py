@@ -3,6 +3,7 @@
 Without length penalty: transformers counts no prompt since 4.39, BLIP (on 4.15) does.
 """
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +20,9 @@ WORDS, END, LONGEST = 23, 3, 9
 PROMPT = (1, 7)
 
 
-def model(seed: int) -> "BlipTextLMHeadModel":
+@cache
+def drawn(seed: int, items: int) -> tuple["BlipTextLMHeadModel", torch.Tensor]:
+    """A network, and what it reads beside the texts of so many items."""
     from transformers import BlipTextConfig
     from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 
@@ -41,7 +44,7 @@ def model(seed: int) -> "BlipTextLMHeadModel":
         if parameter.dim() > 1:
             parameter.mul_(8)
     network.cls.predictions.decoder.bias[END] = 2.0
-    return network
+    return network, torch.randn(items, 5, 16)
 
 
 class Steps:
@@ -83,7 +86,7 @@ def test_texts_and_scores_are_those_of_generate(
 ) -> None:
     lengths = set()
     for seed in range(4):
-        network, states = model(seed), torch.randn(4, 5, 16)
+        network, states = drawn(seed, 4)
         expected = generated(
             *(network, states),
             min_length=min_length,
@@ -112,7 +115,7 @@ def test_texts_and_scores_are_those_of_generate(
 @pytest.mark.parametrize("min_length", [0, 5])
 def test_one_beam_is_generates_greedy_search(min_length: int, penalty: float) -> None:
     for seed in range(4):
-        network, states = model(seed), torch.randn(4, 5, 16)
+        network, states = drawn(seed, 4)
         expected = generated(
             network, states, min_length=min_length, repetition_penalty=penalty, do_sample=False
         )
@@ -124,7 +127,7 @@ def test_one_beam_is_generates_greedy_search(min_length: int, penalty: float) ->
 
 
 def test_the_log_probability_is_the_models_own_whatever_texts_are_ranked_by() -> None:
-    network, states = model(0), torch.randn(1, 5, 16)
+    network, states = drawn(0, 1)
     rules = BeamSearch(3, LONGEST, END, LONGEST, 0.0, repetition_penalty=1.2)
     (texts,) = beam_search(Steps(network, states), np.array([PROMPT]), rules)
     for text in texts:
@@ -154,7 +157,7 @@ def test_the_distribution_before_a_draw_is_that_of_generate(
 ) -> None:
     asked = {"top_p": 1.0, "top_k": 0, "temperature": 1.0, "repetition_penalty": 1.0} | rules
     for seed in range(3):
-        network, states = model(seed), torch.randn(4, 5, 16)
+        network, states = drawn(seed, 4)
         torch.manual_seed(seed)
         expected = generated(network, states, min_length=min_length, do_sample=True, **asked)
         ours = Nucleus(LONGEST, END, min_length, **asked)
@@ -171,7 +174,8 @@ def test_the_distribution_before_a_draw_is_that_of_generate(
 
 
 def test_what_is_drawn_has_the_distribution_and_each_seed_its_text() -> None:
-    network, states = model(1), torch.randn(1, 5, 16).repeat(2000, 1, 1)
+    network, states = drawn(1, 1)
+    states = states.repeat(2000, 1, 1)
     prompt = np.array([PROMPT] * len(states))
     rules = [Nucleus(len(PROMPT) + 1, END, top_p=0.95, seed=seed) for seed in range(len(states))]
     texts = sample(Steps(network, states), prompt, rules)
@@ -184,7 +188,7 @@ def test_what_is_drawn_has_the_distribution_and_each_seed_its_text() -> None:
 
 
 def test_a_text_depends_on_its_seed_and_on_no_neighbour() -> None:
-    network, states = model(2), torch.randn(4, 5, 16)
+    network, states = drawn(2, 4)
     prompt = np.array([PROMPT] * len(states))
     rules = [Nucleus(LONGEST, END, 4, top_p=0.9, seed=seed) for seed in (7, 7, 8, 2**63)]
     together = sample(Steps(network, states), prompt, rules)
