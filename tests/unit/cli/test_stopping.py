@@ -41,13 +41,10 @@ def exporting(folder: Path) -> Words:
 
 
 def evaluating(folder: Path) -> Words:
-    archive = pack_echo(folder, "echo", 1)
-    lines = [
-        {"id": str(number), "img": "0.png", "text": "a", "label": LABELS[0]}
-        for number in range(20_000)
-    ]
+    archive = pack_echo(folder, "echo", 1, delay_ms=1000 * PATIENCE_S)
     write_images(folder, 1)
-    data = write_lines(folder / "items.jsonl", lines)
+    line = {"id": "a", "img": "0.png", "text": "a", "label": LABELS[0]}
+    data = write_lines(folder / "items.jsonl", [line])
     return ["evaluate", str(archive), "--data", str(data)]
 
 
@@ -101,7 +98,9 @@ def test_nothing_is_left_of_a_stopped_command(
 ) -> None:
     words, scratch = COMMANDS[command](tmp_path), tmp_path / "scratch"
     with started(words, scratch) as process:
-        wait_until(lambda: len(family(process.pid)) > 1 and any(scratch.glob("vlserve-*")), process)
+        # The list of all processes is dear: only when the folder, which comes first, is there.
+        wait_until(lambda: any(scratch.glob("vlserve-*")), process)
+        wait_until(lambda: len(family(process.pid)) > 1, process)
         children = family(process.pid)[1:]
         process.send_signal(number)
         _, said = process.communicate(timeout=PATIENCE_S)
