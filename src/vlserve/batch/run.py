@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,11 @@ Show = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Crewing:
-    """How the work is done, which changes no answer. ``item_timeout_s``: without a word from a
-    worker for so long its rows run one by one, and a row that takes so long alone fails; ``batch``:
-    rows that the graphs get at once, at the most; ``cluster``: address of a Ray cluster,
-    whose nodes then have the workers (0: one a CPU)."""
+    """How the work is done, which changes no answer. ``workers``: so many at the most, and no
+    more than there are parts; ``item_timeout_s``: without a word from a worker for so long its rows
+    run one by one, and a row that takes so long alone fails; ``batch``: rows that the graphs get at
+    once, at the most; ``cluster``: address of a Ray cluster, whose nodes then have the workers (0:
+    one a CPU)."""
 
     workers: int
     threads: int = 1
@@ -62,10 +64,11 @@ class Deaths:
 
 @dataclass
 class Work:
-    """What is still to be done, and who does what."""
+    """What is still to be done, and who does what. ``first``: orders that go before ``orders``, the
+    job's first ones and those of workers that died."""
 
     orders: Iterator[Order]
-    again: deque[Order] = field(default_factory=deque)
+    first: deque[Order] = field(default_factory=deque)
     busy: dict[int, Order] = field(default_factory=dict)
     idle: list[int] = field(default_factory=list)
     deaths: dict[int, Deaths] = field(default_factory=dict)
@@ -74,7 +77,7 @@ class Work:
     """Of workers that ended before they were ready: killed, or after others have started."""
 
     def next_order(self) -> Order | None:
-        return self.again.popleft() if self.again else next(self.orders, None)
+        return self.first.popleft() if self.first else next(self.orders, None)
 
 
 def run_batch(
@@ -224,32 +227,33 @@ class Job:
                 self.pace.keep(part.share)
 
     def answer(self, orders: Iterator[Order], locks: tuple[int, ...]) -> None:
-        """Have workers do all the orders."""
+        """Have workers do all the orders; where there are none, none starts."""
         began_at = time.monotonic()
+        first = deque(islice(orders, max(self._crewing.workers, 1)))
+        if not first:
+            return
         with tempfile.TemporaryDirectory(prefix="vlserve-batch-") as scratch:
             unpacked = Path(scratch) / "archive"
             unpack_archive(Path(self.record.archive), unpacked)
             options = self.record.options.model_dump() | {"out": str(self.folder.out.resolve())}
             options["batch"] = self._crewing.batch
             launch = Launch(unpacked, options, self._crewing.threads, locks, self.folder.log)
-            with self._workers(launch) as crew:
-                self.run(crew, Work(orders))
+            with self._workers(launch, len(first)) as crew:
+                self.run(crew, Work(orders, first))
         self.started_s = self.pace.began_at - began_at
 
     @contextmanager
-    def _workers(self, launch: Launch) -> Iterator[Workers]:
+    def _workers(self, launch: Launch, parts: int) -> Iterator[Workers]:
+        count = min(self._crewing.workers, parts)
         if not self._crewing.cluster:
-            with working(Crew(launch, self._crewing.workers)) as crew:
+            with working(Crew(launch, count)) as crew:
                 yield crew
             return
         from vlserve.batch.cluster import connected, running_on
         from vlserve.batch.shipment import pack_shipment
 
         shipment = pack_shipment(self.record, launch)
-        with (
-            connected(self._crewing.cluster),
-            running_on(shipment, self._crewing.workers) as nodes,
-        ):
+        with connected(self._crewing.cluster), running_on(shipment, count) as nodes:
             yield nodes
 
     def run(self, crew: Workers, work: Work) -> None:
@@ -345,7 +349,7 @@ class Job:
         if order.careful:
             self._refuse_stuck(work.deaths.setdefault(order.number, Deaths()), order, crew)
         fates = fate if order.careful else ()
-        work.again.append(replace(order, careful=True, fate=fates, redo=False))
+        work.first.append(replace(order, careful=True, fate=fates, redo=False))
         crew.start_one()
 
     def _refuse_stuck(self, deaths: Deaths, order: Order, crew: Workers) -> None:

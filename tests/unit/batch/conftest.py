@@ -30,11 +30,11 @@ def covers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(covers: Path, tmp_path: Path) -> Run:
-    """Run a job over files, into tmp_path/out."""
+    """Run a job over files, into tmp_path/out. One worker, unless several shall work at once."""
 
     def answered(*inputs: Path, retry_errors: bool = False, **options: Any) -> Mapping[str, Any]:
         crewing = Crewing(
-            workers=2,
+            workers=options.pop("workers", 1),
             item_timeout_s=options.pop("item_timeout_s", 30.0),
             shard=Shard.parse(options.pop("shard", "0/1")),
         )

@@ -48,7 +48,7 @@ def test_each_row_gets_the_answer_of_the_archives_own_code(
     covers: Path, run: Run, tmp_path: Path
 ) -> None:
     rows = rows_of(150)
-    report = run(write_jsonl(covers / "in.jsonl", rows), keep=("views",))
+    report = run(write_jsonl(covers / "in.jsonl", rows), keep=("views",), workers=2)
     answered = output(tmp_path / "out")
     assert [(row["id"], row["row"], row["views"]) for row in answered] == [
         (f"v{n}", n, n) for n in range(150)
@@ -141,7 +141,7 @@ def test_a_row_that_kills_its_worker_is_alone_with_its_error(
     covers: Path, run: Run, tmp_path: Path
 ) -> None:
     rows = rows_of(70, row5={"text": CRASH}, row6={"text": CRASH}, row50={"text": f"a{CRASH}"})
-    run(write_jsonl(covers / "crash.jsonl", rows), keep=("views",))
+    run(write_jsonl(covers / "crash.jsonl", rows), keep=("views",), workers=2)
     answered = output(tmp_path / "out")
     assert [row["row"] for row in answered] == list(range(70))
     killed = {row["row"]: row for row in answered if "error_code" in row}
@@ -195,7 +195,7 @@ def test_parquet_output_has_the_tasks_columns_in_every_part(
     covers: Path, run: Run, tmp_path: Path
 ) -> None:
     rows = rows_of(60, row40={"img": "absent.jpg"})
-    run(write_jsonl(covers / "in.jsonl", rows), format="parquet", keep=("views",))
+    run(write_jsonl(covers / "in.jsonl", rows), format="parquet", keep=("views",), workers=2)
     parts = sorted((tmp_path / "out").glob("part-*.parquet"))
     schemas = {pyarrow.parquet.read_schema(part).to_string() for part in parts}
     assert len(parts) == 2 and len(schemas) == 1

@@ -81,7 +81,7 @@ def test_a_full_disk_ends_a_job_that_goes_on_later(covers: Path, run: Run, tmp_p
         with pytest.raises(BatchError, match="No space left on device"):
             run(file, out=disk / "out")
         filling.unlink()
-        assert run(file, out=disk / "out")["rows"] == 300
+        assert run(file, out=disk / "out", workers=2)["rows"] == 300
         assert [row["row"] for row in output(disk / "out")] == list(range(300))
 
 
@@ -114,19 +114,35 @@ def test_a_worker_that_is_killed_while_idle_is_replaced(
         hand_out(job, crew, work)
 
     monkeypatch.setattr(Job, "_hand_out", kill_first)
-    assert run(write_jsonl(covers / "idle.jsonl", rows_of(50)))["failed"] == 0
+    assert run(write_jsonl(covers / "idle.jsonl", rows_of(50)), workers=2)["failed"] == 0
     assert killed and [row["row"] for row in output(tmp_path / "out")] == list(range(50))
 
 
-def test_a_row_is_blamed_when_its_worker_ends_twice(covers: Path, run: Run, tmp_path: Path) -> None:
+@pytest.fixture
+def starts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """An item for each start of a worker of this machine."""
+    start_one, counted = Crew.start_one, list[int]()
+    monkeypatch.setattr(Crew, "start_one", lambda crew: (counted.append(1), start_one(crew)))
+    return counted
+
+
+def test_a_row_is_blamed_when_its_worker_ends_twice(
+    covers: Path, run: Run, tmp_path: Path, starts: list[int]
+) -> None:
     file = write_jsonl(covers / "twice.jsonl", rows_of(4, row2={"text": CRASH}))
-    starts: list[int] = []
-    with pytest.MonkeyPatch.context() as patched:
-        start_one = Crew.start_one
-        patched.setattr(Crew, "start_one", lambda crew: (starts.append(1), start_one(crew)))
-        run(file)
-    assert len(starts) == 2 + 3  # two at the start; after the part, and after the row alone, twice
+    run(file)
+    assert len(starts) == 1 + 3  # one for the part; after the part, and after the row alone, twice
     assert [row.get("error_code") for row in output(tmp_path / "out")] == [None, None, KILLED, None]
+
+
+def test_no_more_workers_start_than_there_are_parts(
+    covers: Path, run: Run, starts: list[int]
+) -> None:
+    file = write_jsonl(covers / "few.jsonl", rows_of(4))
+    assert run(file, workers=3)["rows"] == 4
+    assert len(starts) == 1
+    assert run(file, workers=3)["parts_of_earlier_runs"] == 1
+    assert len(starts) == 1  # nothing is left to do
 
 
 def test_no_job_begins_while_a_killed_drivers_worker_writes(
