@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binomtest
 
 from vlserve.loadgen.request_record import RequestRecord
 
@@ -163,6 +162,8 @@ def _check_splits(requests: Sequence[RequestRecord], release: WatchedRelease) ->
 def _check_draw(unit: str, on_candidate: int, total: int, weight: int) -> tuple[bool, str]:
     if total < FEWEST:
         return False, f"only {total} {unit}"
+    from scipy.stats import binomtest  # takes a second, which `vlserve stress` does not need
+
     p = float(binomtest(on_candidate, total, weight / 100).pvalue)
     return p > SMALLEST_P, f"{on_candidate} of {total} {unit} (p {p:.2g})"
 
