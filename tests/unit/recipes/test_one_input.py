@@ -2,6 +2,8 @@
 
 import base64
 import json
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +38,22 @@ def write_checkpoint(folder: Path, takes: str) -> Path:
     return folder / "model.pth"
 
 
-def export(folder: Path, takes: str, format: Format, converter: Converter) -> Path:
-    checkpoint = write_checkpoint(folder, takes)
-    report = export_archive(
-        str(RECIPE_FILE), checkpoint, folder / "out", format=format, converter=converter
-    )
-    return report.path
+Exported = Callable[[str, Format], Path]
+
+
+@pytest.fixture(scope="module")
+def exported(converter: Converter, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """The archive of a model that takes one input; exported once for the same arguments."""
+
+    @cache
+    def export(takes: str, format: Format) -> Path:
+        folder = tmp_path_factory.mktemp(f"{takes}-{format}")
+        checkpoint = write_checkpoint(folder, takes)
+        return export_archive(
+            str(RECIPE_FILE), checkpoint, folder / "out", format=format, converter=converter
+        ).path
+
+    return export
 
 
 def opened(archive: Path, folder: Path) -> Pipeline:
@@ -52,9 +64,9 @@ def opened(archive: Path, folder: Path) -> Pipeline:
 @each_kind
 @pytest.mark.parametrize("format", ["onnx", "torchscript"])
 def test_it_answers_what_it_takes_and_refuses_the_rest(
-    takes: str, format: Format, converter: Converter, tmp_path: Path
+    takes: str, format: Format, exported: Exported, tmp_path: Path
 ) -> None:
-    archive = export(tmp_path, takes, format, converter)
+    archive = exported(takes, format)
     manifest = verify_archive(archive)
     assert len(manifest.probes) >= 3
     assert all(set(probe.fields) == {takes} for probe in manifest.probes)
@@ -78,6 +90,7 @@ def test_it_answers_what_it_takes_and_refuses_the_rest(
 def test_the_command_exports_a_model_of_images_alone(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path, "image")
     words = ["export", str(RECIPE_FILE), "--checkpoint", str(checkpoint), "--out", str(tmp_path)]
+    words += ["--format", "torchscript"]  # a process of its own begins sooner with it
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
     pipeline = opened(tmp_path / "one_input-1.mar", tmp_path / "unpacked")
@@ -87,9 +100,9 @@ def test_the_command_exports_a_model_of_images_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("takes", ["image", pytest.param("text", marks=pytest.mark.long)])
 def test_its_items_need_no_more_than_it_takes(
-    takes: str, converter: Converter, tmp_path: Path
+    takes: str, exported: Exported, tmp_path: Path
 ) -> None:
-    archive = export(tmp_path, takes, "onnx", converter)
+    archive = exported(takes, "onnx")
     (tmp_path / "cover.png").write_bytes(base64.b64decode(drawn_image(1)))
     seen = {"img": "cover.png"} if takes == "image" else {"text": "abc"}
     lines = [{"id": str(place), "label": "red", **seen} for place in range(3)]
