@@ -1,7 +1,7 @@
 """Fixtures: the whole stack, shared; the gateway alone; stand-in engines. Always stopped."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -9,18 +9,17 @@ import pytest
 
 from support.engines import parametrise, skip_what_is_of_another_engine, usable
 from support.fake_torchserve import FakeTorchServe
-from support.running_stack import (
-    RunningGateway,
-    make_settings,
-    running_gateway,
-)
+from support.file_order import shares_stack
+from support.running_stack import RunningGateway, running_gateway
 from support.running_triton import RunningTriton, need_triton, running_triton
 from support.shadow_copies import ALL_COPIED, TIMEOUT_S, Engines, apply_copies
+from support.shared_stack import SharedStack
 from vlserve.control.domain import EngineKind
 from vlserve.exporter.echo import VOCABULARY, pack_echo
-from vlserve.testing import RunningStack, running_stack
+from vlserve.testing import RunningStack
 
 _names = itertools.count(1)
+_SHARED_STACK = pytest.StashKey[SharedStack]()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -34,6 +33,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             skip_what_is_of_another_engine(item)
 
 
+@pytest.hookimpl(wrapper=True, trylast=True)  # within what captures output
+def pytest_runtest_teardown(
+    item: pytest.Item, nextitem: pytest.Item | None
+) -> Generator[None, None, None]:
+    """End the shared stack with the last file that asks for it: one that idles costs a tenth of a
+    core and more."""
+    yield
+    if _SHARED_STACK in item.config.stash and not (nextitem and shares_stack(nextitem.path)):
+        item.config.stash[_SHARED_STACK].end()
+
+
 @pytest.fixture(scope="session")
 def engine_kind(request: pytest.FixtureRequest) -> EngineKind:
     """The engine that the test runs on."""
@@ -41,13 +51,20 @@ def engine_kind(request: pytest.FixtureRequest) -> EngineKind:
 
 
 @pytest.fixture(scope="session")
-def stack(
-    engine_kind: EngineKind, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[RunningStack]:
-    """Engine, gateway and control service under supervisord, shared by all tests: each uses model
-    names of its own (`new_model`), and leaves every process up."""
-    with running_stack(make_settings(tmp_path_factory.mktemp("stack"), engine_kind)) as running:
-        yield running
+def shared_stack(
+    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[SharedStack]:
+    shared = SharedStack(lambda: tmp_path_factory.mktemp("stack"))
+    pytestconfig.stash[_SHARED_STACK] = shared
+    yield shared
+    shared.end()
+
+
+@pytest.fixture(scope="module")
+def stack(engine_kind: EngineKind, shared_stack: SharedStack) -> RunningStack:
+    """Engine, gateway and control service under supervisord, shared by all files: each test uses
+    model names of its own (`new_model`), and leaves every process up."""
+    return shared_stack.on(engine_kind)
 
 
 @pytest.fixture

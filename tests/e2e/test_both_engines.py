@@ -25,7 +25,7 @@ pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     """Version 1 is on TorchServe and has the traffic, version 2 is on Triton."""
     need_triton()
     folder = tmp_path_factory.mktemp("on-both")
@@ -41,8 +41,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
 class Callers:
     """Two callers who ask one after the other until they are told to stop."""
 
-    def __init__(self, stack: RunningStack) -> None:
-        self._stack = stack
+    def __init__(self, both: RunningStack) -> None:
+        self._stack = both
         self.answers: Counter[str] = Counter()
         """Status and version -> answers."""
         self._stopping = threading.Event()
@@ -69,53 +69,53 @@ class Callers:
                 self.answers[f"{response.status_code} by {version}"] += 1
 
 
-def test_each_version_is_on_its_engine(stack: RunningStack) -> None:
-    versions = {each.version: each for each in stack.control.model(MODEL).versions}
+def test_each_version_is_on_its_engine(both: RunningStack) -> None:
+    versions = {each.version: each for each in both.control.model(MODEL).versions}
     assert [versions[number].engine for number in (1, 2)] == ["torchserve", "triton"]
     wait_until(
         lambda: (
-            [dict(each.workers_ready) for each in stack.control.model(MODEL).versions]
+            [dict(each.workers_ready) for each in both.control.model(MODEL).versions]
             == [{"engine-0": 2}, {"engine-1": 2}]
         )
     )
 
 
-def test_traffic_moves_to_the_other_engine_and_back(stack: RunningStack) -> None:
-    with Callers(stack) as callers:
+def test_traffic_moves_to_the_other_engine_and_back(both: RunningStack) -> None:
+    with Callers(both) as callers:
         wait_until(lambda: callers.answered("200 by 1"))
-        stack.control.release(MODEL, 2)
+        both.control.release(MODEL, 2)
         wait_until(lambda: callers.answered("200 by 2"))
-        assert stack.control.rollback(MODEL).version == 1
+        assert both.control.rollback(MODEL).version == 1
         before = callers.answers["200 by 1"]
         wait_until(lambda: callers.answers["200 by 1"] > before + 20)
     assert set(callers.answers) == {"200 by 1", "200 by 2"}
 
 
-def test_a_rollout_from_one_engine_to_the_other_is_judged(stack: RunningStack) -> None:
+def test_a_rollout_from_one_engine_to_the_other_is_judged(both: RunningStack) -> None:
     policy = {
         "weights": [50, 100],
         "hold_s": 0,
         "minimum": {"candidate": 20, "stable": 20, "units": 20, "pairs": 20},
     }
-    with Callers(stack) as callers:
-        stack.control.start_rollout(MODEL, 2, policy)
-        wait_until(lambda: stack.control.rollout(MODEL).status is RolloutStatus.PROMOTED, _BACK_S)
+    with Callers(both) as callers:
+        both.control.start_rollout(MODEL, 2, policy)
+        wait_until(lambda: both.control.rollout(MODEL).status is RolloutStatus.PROMOTED, _BACK_S)
         wait_until(lambda: callers.answered("200 by 2"))
     assert set(callers.answers) == {"200 by 1", "200 by 2"}
-    assert stack.control.rollback(MODEL).version == 1
+    assert both.control.rollback(MODEL).version == 1
 
 
-def test_one_engine_that_dies_leaves_the_other_s_versions(stack: RunningStack) -> None:
-    triton = endpoints(stack.settings)[1]
+def test_one_engine_that_dies_leaves_the_other_s_versions(both: RunningStack) -> None:
+    triton = endpoints(both.settings)[1]
     killed = triton.pid_file.read_text(encoding="utf-8")
-    with Callers(stack) as callers:
+    with Callers(both) as callers:
         psutil.Process(int(killed)).kill()
         wait_until(lambda: callers.answered("200 by 1"))
         wait_until(
             lambda: (
                 triton.pid_file.read_text(encoding="utf-8") != killed
-                and stack.control.health().status == "ok"
-                and stack.http.post(
+                and both.control.health().status == "ok"
+                and both.http.post(
                     f"/predictions/{MODEL}/2", content=GOOD_JSON, headers=JSON
                 ).is_success
             ),

@@ -28,7 +28,7 @@ _BACK_S = 240.0
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+def own_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     """Version 1 has the traffic, version 2 is ready."""
     need_triton()
     folder = tmp_path_factory.mktemp("on-triton")
@@ -50,41 +50,41 @@ def _shared_memory(running: RunningStack) -> list[Path]:
     return list(Path("/dev/shm").glob(f"{prefix}*"))
 
 
-def _version(stack: RunningStack) -> str:
-    response = stack.http.post(f"/predictions/{MODEL}", content=GOOD_JSON, headers=JSON)
+def _version(own_stack: RunningStack) -> str:
+    response = own_stack.http.post(f"/predictions/{MODEL}", content=GOOD_JSON, headers=JSON)
     assert response.status_code == 200, response.text
     return str(response.headers["x-model-version"])
 
 
-def test_release_and_roll_back(stack: RunningStack) -> None:
-    assert _version(stack) == "1"
-    stack.control.release(MODEL, 2)
-    assert _version(stack) == "2"
-    assert stack.control.rollback(MODEL).version == 1
-    assert _version(stack) == "1"
-    assert stack.control.health().status == "ok"
+def test_release_and_roll_back(own_stack: RunningStack) -> None:
+    assert _version(own_stack) == "1"
+    own_stack.control.release(MODEL, 2)
+    assert _version(own_stack) == "2"
+    assert own_stack.control.rollback(MODEL).version == 1
+    assert _version(own_stack) == "1"
+    assert own_stack.control.health().status == "ok"
 
 
-def test_a_bad_request_is_answered_as_on_torchserve(stack: RunningStack) -> None:
-    response = stack.http.post(f"/predictions/{MODEL}", content=b"{bad", headers=JSON)
+def test_a_bad_request_is_answered_as_on_torchserve(own_stack: RunningStack) -> None:
+    response = own_stack.http.post(f"/predictions/{MODEL}", content=b"{bad", headers=JSON)
     assert (response.status_code, response.json()["error"]["code"]) == (400, "body_unreadable")
 
 
 def test_stress_tells_stage_times_and_each_panel_has_its_metrics(
-    stack: RunningStack, tmp_path: Path
+    own_stack: RunningStack, tmp_path: Path
 ) -> None:
     plan = StressPlan(
-        url=stack.gateway_url, model=MODEL, rate_per_s=10, duration_s=1, max_p99_ms=60_000.0
+        url=own_stack.gateway_url, model=MODEL, rate_per_s=10, duration_s=1, max_p99_ms=60_000.0
     )
     result = run_stress(plan, tmp_path)
     assert result.figures.failures == {}
     assert result.stages is not None and result.stages.share == 1.0
     assert all(value > 0 for value in result.stages.all.stage_ms.values()), result.stages
-    assert unanswered(stack, other="torchserve") == {}
+    assert unanswered(own_stack, other="torchserve") == {}
 
 
-def test_its_own_api_is_closed_without_the_tokens(stack: RunningStack) -> None:
-    (endpoint,) = endpoints(stack.settings)
+def test_its_own_api_is_closed_without_the_tokens(own_stack: RunningStack) -> None:
+    (endpoint,) = endpoints(own_stack.settings)
     with httpx.Client(base_url=f"http://127.0.0.1:{endpoint.inference_port}") as bare:
         for method, path in (
             ("POST", f"/v2/models/{MODEL}-1/infer"),
@@ -95,23 +95,23 @@ def test_its_own_api_is_closed_without_the_tokens(stack: RunningStack) -> None:
             ("GET", f"/v2/models/{MODEL}-1/config"),
         ):
             assert bare.request(method, path).status_code == 403, path
-    assert _version(stack) == "1"
+    assert _version(own_stack) == "1"
 
 
 def test_what_fails_to_load_says_why_and_leaves_nothing(
-    stack: RunningStack, tmp_path: Path
+    own_stack: RunningStack, tmp_path: Path
 ) -> None:
     archive = pack_echo(tmp_path, MODEL, 3)
-    before = worker_pids(stack.settings, MODEL)
-    limit = stack.settings.engine.model_copy(update={"worker_memory_mib": 1})
-    (endpoint,) = endpoints(stack.settings)
+    before = worker_pids(own_stack.settings, MODEL)
+    limit = own_stack.settings.engine.model_copy(update={"worker_memory_mib": 1})
+    (endpoint,) = endpoints(own_stack.settings)
     group = EngineGroup([endpoint], limit)
     try:
         with pytest.raises(LoadFailed, match="on-triton 3 on engine-0: "):
             group.load(MODEL, 3, archive)
     finally:
         group.close()
-    assert worker_pids(stack.settings, MODEL) == before
+    assert worker_pids(own_stack.settings, MODEL) == before
     assert not list(endpoint.store.glob(f"{MODEL}-3*"))
 
 
@@ -121,44 +121,44 @@ def test_what_fails_to_load_says_why_and_leaves_nothing(
     ids=["killed", "suspended"],
 )
 def test_one_of_two_workers_that_ends_under_load_costs_no_request(
-    stack: RunningStack, fault: Callable[[psutil.Process], None]
+    own_stack: RunningStack, fault: Callable[[psutil.Process], None]
 ) -> None:
-    old = worker_pids(stack.settings, MODEL)[1]
+    old = worker_pids(own_stack.settings, MODEL)[1]
 
     def replaced() -> bool:
-        new = worker_pids(stack.settings, MODEL)[1]
+        new = worker_pids(own_stack.settings, MODEL)[1]
         return len(new) == len(old) and len(set(new) - set(old)) == 1
 
-    with load_on(stack.gateway_url, MODEL, [None] * 4) as load:
+    with load_on(own_stack.gateway_url, MODEL, [None] * 4) as load:
         wait_until(lambda: len(load.requests) > 20, _BACK_S)
         fault(psutil.Process(old[0]))
         wait_until(replaced, _BACK_S)
-        wait_until(lambda: stack.control.health().status == "ok", _BACK_S)
+        wait_until(lambda: own_stack.control.health().status == "ok", _BACK_S)
         asked = len(load.requests)
         wait_until(lambda: len(load.requests) > asked + 20, _BACK_S)
     assert {each.status for each in load.requests} == {200}
 
 
-def test_a_server_that_dies_comes_back_with_its_versions(stack: RunningStack) -> None:
-    (endpoint,) = endpoints(stack.settings)
+def test_a_server_that_dies_comes_back_with_its_versions(own_stack: RunningStack) -> None:
+    (endpoint,) = endpoints(own_stack.settings)
     killed = endpoint.pid_file.read_text(encoding="utf-8")
     psutil.Process(int(killed)).kill()
 
     def is_back() -> bool:
-        response = stack.http.post(f"/predictions/{MODEL}", content=GOOD_JSON, headers=JSON)
+        response = own_stack.http.post(f"/predictions/{MODEL}", content=GOOD_JSON, headers=JSON)
         another = endpoint.pid_file.read_text(encoding="utf-8") != killed
-        both = another and sorted(worker_pids(stack.settings, MODEL)) == [1, 2]
-        return both and response.is_success and stack.control.health().status == "ok"
+        both = another and sorted(worker_pids(own_stack.settings, MODEL)) == [1, 2]
+        return both and response.is_success and own_stack.control.health().status == "ok"
 
     wait_until(is_back, _BACK_S)
 
 
-def test_an_unloaded_version_leaves_nothing(stack: RunningStack) -> None:
-    (endpoint,) = endpoints(stack.settings)
-    notes = notes_folder(stack.settings.state_dir, MODEL, 2)
+def test_an_unloaded_version_leaves_nothing(own_stack: RunningStack) -> None:
+    (endpoint,) = endpoints(own_stack.settings)
+    notes = notes_folder(own_stack.settings.state_dir, MODEL, 2)
     assert notes.is_dir()
-    stack.control.unload(MODEL, 2)
+    own_stack.control.unload(MODEL, 2)
     assert not notes.exists()
-    assert sorted(worker_pids(stack.settings, MODEL)) == [1]
+    assert sorted(worker_pids(own_stack.settings, MODEL)) == [1]
     assert not list(endpoint.store.glob(f"{MODEL}-2*"))
     assert not (endpoint.folder / "repository" / f"{MODEL}-2").exists()

@@ -38,7 +38,7 @@ class Trusting:
     """A stack that enforces signatures, with versions 1 (the way back) and 2 (stable) of a model,
     and keys."""
 
-    stack: RunningStack
+    running: RunningStack
     folder: Path
     ours: KeyPair
     theirs: KeyPair
@@ -50,10 +50,10 @@ class Trusting:
         return archive
 
     def register(self, archive: Path) -> None:
-        self.stack.control.register(archive, files=read_beside(archive))
+        self.running.control.register(archive, files=read_beside(archive))
 
     def ask(self) -> httpx.Response:
-        return self.stack.http.post(f"/predictions/{MODEL}", json=QUESTION)
+        return self.running.http.post(f"/predictions/{MODEL}", json=QUESTION)
 
     def answers(self) -> int:
         """Return the version that answers a client."""
@@ -81,10 +81,10 @@ def trusting(
 
 def test_who_signed_is_told(trusting: Trusting) -> None:
     signer = f"release ({trusting.ours.known.hint[:12]})"
-    assert [each.signer for each in trusting.stack.control.model(MODEL).versions] == [signer] * 2
-    registered, *_ = trusting.stack.control.history(MODEL)
+    assert [each.signer for each in trusting.running.control.model(MODEL).versions] == [signer] * 2
+    registered, *_ = trusting.running.control.history(MODEL)
     assert registered.detail["signer"] == signer
-    assert trusting.stack.control.health().warnings == ()
+    assert trusting.running.control.health().warnings == ()
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_what_is_not_trusted_is_refused(
     with pytest.raises(code) as refused:
         trusting.register(archive)
     assert type(refused.value) is code
-    versions = trusting.stack.control.model(MODEL).versions
+    versions = trusting.running.control.model(MODEL).versions
     assert [each.version for each in versions] == [1, 2]
     assert trusting.answers() == 2
     shutil.rmtree(archive.parent)
@@ -124,7 +124,7 @@ def test_a_revocation_takes_nothing_down_and_a_restart_brings_stable_back(
     trusting: Trusting,
 ) -> None:
     """What never had weight is not loaded again; other bytes are not loaded whoever signed them."""
-    control = trusting.stack.control
+    control = trusting.running.control
     trusting.register(trusting.archive(5, trusting.ours))
     trusting.ours.public.rename(trusting.ours.public.with_suffix(".revoked"))
     assert trusting.answers() == 2
@@ -132,7 +132,7 @@ def test_a_revocation_takes_nothing_down_and_a_restart_brings_stable_back(
         trusting.register(trusting.archive(6, trusting.ours))
     with pytest.raises(SignatureUnknownKey):
         control.release(MODEL, 5)
-    settings = trusting.stack.settings
+    settings = trusting.running.settings
     processes.down(settings, print)
     with pytest.raises(VlserveError, match="signed 5 cannot be loaded again"):
         processes.up(settings, print)

@@ -34,12 +34,12 @@ recorded policy."""
 def upgraded(
     engine_kind: EngineKind, request: pytest.FixtureRequest, tmp_path: Path
 ) -> Iterator[RunningStack]:
-    with running_stack(make_settings(unpack(request.param, tmp_path), engine_kind)) as stack:
-        yield stack
+    with running_stack(make_settings(unpack(request.param, tmp_path), engine_kind)) as running:
+        yield running
 
 
-def weights(stack: RunningStack) -> Mapping[str, Mapping[int, int]]:
-    return {model.model: dict(model.weights) for model in stack.control.models()}
+def weights(running: RunningStack) -> Mapping[str, Mapping[int, int]]:
+    return {model.model: dict(model.weights) for model in running.control.models()}
 
 
 def evidence(view: RolloutView) -> tuple[int, int]:
@@ -48,13 +48,15 @@ def evidence(view: RolloutView) -> tuple[int, int]:
     return requests, sum(window.pairs for window in view.windows)
 
 
-def tags_by_v2(stack: RunningStack, model: str, version: int, probe: Probe) -> list[dict[str, Any]]:
+def tags_by_v2(
+    running: RunningStack, model: str, version: int, probe: Probe
+) -> list[dict[str, Any]]:
     """The answer to a probe, asked for in a protocol that came after the archive."""
     inputs = [
         {"name": name, "datatype": "BYTES", "shape": [1], "data": [value]}
         for name, value in probe.fields.items()
     ]
-    answer = stack.http.post(
+    answer = running.http.post(
         f"/v2/models/{model}/versions/{version}/infer", json={"inputs": inputs}
     )
     assert answer.status_code == 200, answer.text
