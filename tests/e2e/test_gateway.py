@@ -103,12 +103,12 @@ def test_a_body_that_cannot_be_read_is_the_clients_error(
 
 @contextmanager
 def _callers(stack: RunningStack, path: str, count: int = 8) -> Iterator[Counter[object]]:
-    """What ``count`` clients get that ask without a pause: a status, or the name of an error."""
+    """What ``count`` clients get that ask again and again: a status, or the name of an error."""
     stop, got = threading.Event(), Counter[object]()
 
     def call() -> None:
         with httpx.Client(base_url=stack.gateway_url, timeout=60.0, trust_env=False) as http:
-            while not stop.is_set():
+            while not stop.wait(0.005):
                 try:
                     got[http.post(path, **FORM).status_code] += 1  # type: ignore[arg-type]
                 except httpx.TransportError as error:

@@ -180,7 +180,7 @@ def test_changes_under_load_lose_nothing(envoy: RunningGateway, engines: Engines
 
     def call() -> None:
         with httpx.Client(base_url=envoy.settings.gateway_url, trust_env=False) as http:
-            while not stop.is_set():
+            while not stop.wait(0.005):
                 response = http.post("/predictions/tagger", content=b"x" * 10_000)
                 if response.status_code == 200:
                     answered[response.json()["version"]] += 1

@@ -117,7 +117,7 @@ def test_shadows_that_come_and_go_under_load_lose_nothing(
 
     def call() -> None:
         with httpx.Client(base_url=copying.settings.gateway_url, trust_env=False) as http:
-            while not stop.is_set():
+            while not stop.wait(0.005):
                 got[http.post("/predictions/tagger", content=b"x" * 10_000).status_code] += 1
 
     callers = [threading.Thread(target=call) for _ in range(4)]

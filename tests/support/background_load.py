@@ -1,4 +1,4 @@
-"""Clients that ask without a pause while a test does something to the stack."""
+"""Clients that ask again and again while a test does something to the stack."""
 
 import threading
 import time
@@ -10,6 +10,8 @@ import httpx
 
 from vlserve.exporter.probes import drawn_image
 
+PAUSE_S = 0.01
+"""Between two requests of a client, which leaves the cores to what the test does."""
 NO_CONNECTION = 0
 """Instead of a status: the gateway was not there."""
 
@@ -29,7 +31,7 @@ class LoadRequest:
 
 @dataclass
 class Load:
-    """Keep-alive clients that ask without a pause: most of them the model, one a fixed version."""
+    """Keep-alive clients that ask again and again: most of them the model, one a fixed version."""
 
     url: str
     model: str
@@ -46,10 +48,9 @@ class Load:
                     status, answered_by = answer.status_code, answer.json().get("version")
                 except httpx.TransportError:
                     status, answered_by = NO_CONNECTION, None
-                if status != 200:
-                    time.sleep(0.02)  # leave the cores to what comes back
                 request = LoadRequest(sent_at, time.monotonic(), version, status, answered_by)
                 self.requests.append(request)
+                time.sleep(PAUSE_S)
 
 
 @contextmanager
