@@ -52,7 +52,7 @@ def twofold(
     settings = Settings(
         state_dir=folder / "state",
         model_store=folder / "model_store",
-        engine=EngineSettings(instances=2, kind=engine_kind),
+        engine=EngineSettings(instances=2, workers=1, kind=engine_kind),
     )
     with running_stack(with_free_ports(settings)) as running:
         release_both(running, pair, MODEL)
