@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from support.adopted_models import AdoptedModels, Adoptions
 from support.engines import parametrise, skip_what_is_of_another_engine, usable
 from support.fake_torchserve import FakeTorchServe
 from support.file_order import shares_stack
@@ -71,6 +72,18 @@ def stack(engine_kind: EngineKind, shared_stack: SharedStack) -> RunningStack:
 def new_model() -> str:
     """A model name that no other test uses."""
     return f"model-{next(_names)}"
+
+
+@pytest.fixture(scope="session")
+def adoptions(tmp_path_factory: pytest.TempPathFactory) -> Adoptions:
+    """Archives of torch-model-archiver, adopted when they are first asked for."""
+    return Adoptions(tmp_path_factory.mktemp("adoptions"))
+
+
+@pytest.fixture(scope="module")
+def adopted(stack: RunningStack, adoptions: Adoptions) -> AdoptedModels:
+    """The same, registered and released, by their former names."""
+    return AdoptedModels(stack, adoptions)
 
 
 @pytest.fixture(scope="module")

@@ -15,12 +15,6 @@ from vlserve.testing import RunningStack
 pytestmark = [pytest.mark.export, on_triton]
 
 
-@pytest.fixture(scope="module")
-def adopted(stack: RunningStack, tmp_path_factory: pytest.TempPathFactory) -> AdoptedModels:
-    """Archives adopted, registered and released, by their former names."""
-    return AdoptedModels(stack, tmp_path_factory.mktemp("adopted"), "moved")
-
-
 def test_an_answer_is_what_the_handler_returned(adopted: AdoptedModels) -> None:
     answer = adopted.ask(Call("Misbehaves", b"hello", "text/plain"))
 

@@ -36,7 +36,7 @@ class Stock:
     metadata: dict[str, object]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # the module's tests run once for each engine
 def stock(tmp_path_factory: pytest.TempPathFactory) -> Stock:
     """What a stock TorchServe says of the archives as they are."""
     folder = tmp_path_factory.mktemp("stock")
@@ -53,12 +53,6 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Stock:
     return Stock([answer for _, answer in sorted(answers.items())], metadata)
 
 
-@pytest.fixture(scope="module")
-def ours(stack: RunningStack, tmp_path_factory: pytest.TempPathFactory) -> AdoptedModels:
-    """The same archives, adopted."""
-    return AdoptedModels(stack, tmp_path_factory.mktemp("adopted-as-stock"), "stock")
-
-
 def _answers(http: httpx.Client, models: Collection[str]) -> dict[int, Answer]:
     """Return the answers to the calls to these models, by their places among all."""
     return {at: _answer(http, call) for at, call in enumerate(CALLS) if call.model in models}
@@ -73,11 +67,11 @@ def _answer(http: httpx.Client, call: Call, name: str = "") -> Answer:
 
 @pytest.mark.parametrize("place", range(len(CALLS)), ids=lambda place: CALLS[place].id)
 def test_it_answers_as_stock(
-    stack: RunningStack, ours: AdoptedModels, stock: Stock, place: int
+    stack: RunningStack, adopted: AdoptedModels, stock: Stock, place: int
 ) -> None:
     call, expected = CALLS[place], stock.answers[place]
 
-    got = _answer(stack.http, call, ours[call.model].model)
+    got = _answer(stack.http, call, adopted[call.model].model)
 
     assert got[0] == expected[0]
     if got[0] >= 500:
@@ -94,11 +88,11 @@ def _without_ours(body: bytes) -> dict[str, object]:
 
 @pytest.mark.parametrize("name", DESCRIBED)
 def test_a_handler_describes_itself_as_in_stock(
-    stack: RunningStack, ours: AdoptedModels, stock: Stock, name: str
+    stack: RunningStack, adopted: AdoptedModels, stock: Stock, name: str
 ) -> None:
     key = stack.settings.control_key_file.read_text(encoding="utf-8").strip()
     with httpx.Client(headers={"Authorization": f"Bearer {key}"}, trust_env=False) as http:
-        url = f"{stack.settings.control_url}/torchserve/models/{ours[name].model}"
+        url = f"{stack.settings.control_url}/torchserve/models/{adopted[name].model}"
         assert _metadata(http, url) == stock.metadata[name]
 
 

@@ -27,12 +27,6 @@ ENDED = {(500, "request_killed_worker"), (503, "engine_failed"), (504, "deadline
 """What a client is told whose request ends its worker, by which limit comes first."""
 
 
-@pytest.fixture(scope="module")
-def adopted(stack: RunningStack, tmp_path_factory: pytest.TempPathFactory) -> AdoptedModels:
-    """Archives adopted, registered and released, by their former names."""
-    return AdoptedModels(stack, tmp_path_factory.mktemp("adopted-forms"), "forms")
-
-
 @pytest.mark.parametrize(
     ("word", "content"),
     [("bytes", b"\x00\xff"), ("nan", b"NaN"), ("empty", b""), ("str", "é".encode())],
