@@ -1,6 +1,5 @@
 """A disk of a few MiB, to be filled: a tmpfs where mounting is allowed, else a skipped test."""
 
-import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,7 +36,7 @@ def fill(folder: Path) -> Path:
         for block in (1024 * _BLOCK, _BLOCK, 1):
             try:
                 while True:
-                    filling.write(os.urandom(block))
+                    filling.write(bytes(block))
             except OSError:
                 continue
     return file
