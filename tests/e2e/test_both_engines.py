@@ -29,7 +29,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     """Version 1 is on TorchServe and has the traffic, version 2 is on Triton."""
     need_triton()
     folder = tmp_path_factory.mktemp("on-both")
-    made = make_settings(folder, workers=2)
+    made = make_settings(folder)
     engine = made.engine.model_copy(update={"kind": "both"})
     with running_stack(with_free_ports(made.model_copy(update={"engine": engine}))) as running:
         running.control.register(pack_echo(folder, MODEL, 1), engine="torchserve")
@@ -75,7 +75,7 @@ def test_each_version_is_on_its_engine(both: RunningStack) -> None:
     wait_until(
         lambda: (
             [dict(each.workers_ready) for each in both.control.model(MODEL).versions]
-            == [{"engine-0": 2}, {"engine-1": 2}]
+            == [{"engine-0": 1}, {"engine-1": 1}]
         )
     )
 

@@ -5,7 +5,6 @@ import json
 import re
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -22,7 +21,7 @@ from vlserve.settings import Settings
 from vlserve.stack import stack as control_stack
 from vlserve.stack import stopping
 from vlserve.supervisor import Supervisor
-from vlserve.testing import RunningStack, running_stack
+from vlserve.testing import RunningStack
 
 PROGRAMS = ["control", "engine-0", "gateway"]
 
@@ -35,10 +34,20 @@ def no_long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control_stack, "_HANGS_S", 3.0)
 
 
+@pytest.fixture(scope="module")
+def own_settings(
+    engine_kind: EngineKind, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Settings]:
+    made = make_settings(tmp_path_factory.mktemp("suspended"), engine_kind)
+    yield made
+    control_stack.down(made, print)
+
+
 @pytest.fixture
-def own_stack(engine_kind: EngineKind, tmp_path: Path) -> Iterator[RunningStack]:
-    with running_stack(make_settings(tmp_path, engine_kind)) as running:
-        yield running
+def settings(own_settings: Settings) -> Settings:
+    """Settings of a stack that is up; a test may leave it down."""
+    control_stack.up(own_settings, print)
+    return own_settings
 
 
 def _pid(settings: Settings, program: str) -> int:
@@ -89,9 +98,8 @@ def test_a_suspended_control_service_is_told_and_up_starts_it_anew(
 @pytest.mark.long
 @pytest.mark.parametrize("word", ["up", "down"])
 def test_a_suspended_supervisord_is_told_and_replaced(
-    own_stack: RunningStack, monkeypatch: pytest.MonkeyPatch, word: str
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, word: str
 ) -> None:
-    settings = own_stack.settings
     before = {process.pid for process in stopping.processes(settings)}
     _supervisord(settings).send_signal(signal.SIGSTOP)
     with pytest.raises(SupervisorHangs):
@@ -113,9 +121,8 @@ def test_a_suspended_supervisord_is_told_and_replaced(
 
 @pytest.mark.long
 def test_what_is_suspended_can_be_killed_and_comes_back_and_down_ends_it(
-    own_stack: RunningStack,
+    settings: Settings,
 ) -> None:
-    settings = own_stack.settings
     pid = _pid(settings, "engine-0")
     psutil.Process(pid).send_signal(signal.SIGSTOP)
     Supervisor(settings).kill("engine-0")
