@@ -8,6 +8,7 @@ import httpx
 import hypothesis
 import pytest
 
+from support.certificates import TestCertificate, make_certificate
 from support.file_order import LONGEST, shared
 from support.tiers import markers_of
 from support.tiny_models import Archives
@@ -39,6 +40,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     from support.file_scheduling import Together
 
     return Together(config, log)
+
+
+@pytest.fixture(scope="session")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> TestCertificate:
+    """A certificate and its key, for servers by TLS."""
+    return make_certificate(tmp_path_factory.mktemp("certificate"))
 
 
 @pytest.fixture(scope="session")

@@ -24,20 +24,15 @@ other_machine = pytest.mark.skipif(ADDRESS is None, reason="this machine has loo
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> TestCertificate:
-    return make_certificate(tmp_path_factory.mktemp("certificate"))
-
-
-@pytest.fixture(scope="module")
 def open_control(
-    made: TestCertificate, tmp_path_factory: pytest.TempPathFactory
+    tls: TestCertificate, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningControl]:
     with running_control(
         tmp_path_factory.mktemp("open"),
         host="0.0.0.0",
         names=("vlserve.example",),
-        tls_certificate=made.certificate,
-        tls_key=made.key,
+        tls_certificate=tls.certificate,
+        tls_key=tls.key,
     ) as running:
         yield running
 
@@ -48,9 +43,9 @@ def key(open_control: RunningControl) -> str:
 
 
 @pytest.fixture
-def elsewhere(open_control: RunningControl, made: TestCertificate) -> Iterator[httpx.Client]:
+def elsewhere(open_control: RunningControl, tls: TestCertificate) -> Iterator[httpx.Client]:
     """A client whose address is not the one that it asks, as that of another machine."""
-    trust = ssl.create_default_context(cafile=made.certificate)
+    trust = ssl.create_default_context(cafile=tls.certificate)
     transport = httpx.HTTPTransport(local_address=ADDRESS, verify=trust)
     with httpx.Client(base_url=open_control.url, transport=transport) as client:
         yield client
@@ -95,9 +90,9 @@ def test_the_owner_s_key_works_on_this_machine_alone(
     ],
 )
 def test_it_is_asked_by_its_names_and_by_addresses(
-    open_control: RunningControl, made: TestCertificate, key: str, host: str, status: int
+    open_control: RunningControl, tls: TestCertificate, key: str, host: str, status: int
 ) -> None:
-    trust = ssl.create_default_context(cafile=made.certificate)
+    trust = ssl.create_default_context(cafile=tls.certificate)
     url = f"{open_control.url}/models"
     answer = httpx.get(url, headers=bearer(key, Host=host), verify=trust)
     assert answer.status_code == status
@@ -106,10 +101,10 @@ def test_it_is_asked_by_its_names_and_by_addresses(
 
 
 def test_the_client_trusts_the_file_that_it_is_given(
-    open_control: RunningControl, made: TestCertificate, key: str, archives: list[Path]
+    open_control: RunningControl, tls: TestCertificate, key: str, archives: list[Path]
 ) -> None:
     variables = {URL: open_control.url, KEY: key}
-    trusted = remote_access(variables | {CA: str(made.certificate)})
+    trusted = remote_access(variables | {CA: str(tls.certificate)})
     assert trusted is not None
     with ControlClient.at(trusted) as client:
         assert client.register(archives[0]).version == 1
@@ -137,14 +132,14 @@ def test_the_owner_s_client_trusts_this_certificate_and_no_other(
         client.models()
 
 
-def test_an_open_address_needs_tls_and_a_named_key(made: TestCertificate, tmp_path: Path) -> None:
+def test_an_open_address_needs_tls_and_a_named_key(tls: TestCertificate, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"control\.host 0\.0\.0\.0 is not loopback"):
         ControlSettings(host="0.0.0.0")
-    for half in ({"tls_key": made.key}, {"tls_certificate": made.certificate}):
+    for half in ({"tls_key": tls.key}, {"tls_certificate": tls.certificate}):
         for section in (ControlSettings, GatewaySettings):
             with pytest.raises(ValueError, match="go together"):
                 section(**half)  # type: ignore[arg-type]
-    files = {"tls_certificate": made.certificate, "tls_key": made.key}
+    files = {"tls_certificate": tls.certificate, "tls_key": tls.key}
     settings = Settings(
         project_dir=tmp_path,
         control=ControlSettings(host="0.0.0.0", **files),  # type: ignore[arg-type]
@@ -160,15 +155,15 @@ def test_an_open_address_needs_tls_and_a_named_key(made: TestCertificate, tmp_pa
     assert settings.control_url == "https://127.0.0.1:8090"
 
 
-def test_files_that_are_no_certificate_are_named(made: TestCertificate, tmp_path: Path) -> None:
+def test_files_that_are_no_certificate_are_named(tls: TestCertificate, tmp_path: Path) -> None:
     other = make_certificate(tmp_path)
     text = tmp_path / "text"
     text.write_text("none", encoding="utf-8")
     wrong = [
-        (made.certificate, other.key),
-        (text, made.key),
-        (made.certificate, text),
-        (tmp_path / "gone", made.key),
+        (tls.certificate, other.key),
+        (text, tls.key),
+        (tls.certificate, text),
+        (tmp_path / "gone", tls.key),
     ]
     for certificate, key in wrong:
         settings = Settings(

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from support.certificates import TestCertificate, make_certificate
+from support.certificates import TestCertificate
 from support.fake_torchserve import FakeTorchServe
 from support.running_stack import RunningGateway, make_settings, running_gateway
 from vlserve.control.client_keys import CA, KEY, URL
@@ -24,28 +24,23 @@ from vlserve.testing import running_stack
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> TestCertificate:
-    return make_certificate(tmp_path_factory.mktemp("certificate"))
-
-
-@pytest.fixture(scope="module")
 def gateway(
-    made: TestCertificate, tmp_path_factory: pytest.TempPathFactory
+    tls: TestCertificate, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningGateway]:
     folder = tmp_path_factory.mktemp("tls-gateway")
-    files = {"tls_certificate": made.certificate, "tls_key": made.key}
+    files = {"tls_certificate": tls.certificate, "tls_key": tls.key}
     with running_gateway(folder, timeout_s=5.0, **files) as running:
         yield running
 
 
 def test_the_gateway_answers_by_tls_and_not_without(
-    gateway: RunningGateway, made: TestCertificate
+    gateway: RunningGateway, tls: TestCertificate
 ) -> None:
     port = gateway.settings.gateway.port
     with FakeTorchServe("engine-0", "token-of-0") as engine:
         gateway.route(ModelRoute("tagger", {1: 100}, [1]), to=[engine])
         url = f"https://localhost:{port}/predictions/tagger"
-        trust = ssl.create_default_context(cafile=made.certificate)
+        trust = ssl.create_default_context(cafile=tls.certificate)
         answer = httpx.post(url, json={"text": "a"}, verify=trust, trust_env=False)
         assert answer.status_code == 200 and answer.headers["x-model-version"] == "1"
         with pytest.raises(httpx.ConnectError, match="certificate"):
@@ -58,9 +53,9 @@ def test_the_gateway_answers_by_tls_and_not_without(
 
 @pytest.mark.parametrize(("offered", "chosen"), [(["h2", "http/1.1"], "h2"), ([], None)])
 def test_the_gateway_speaks_http_2_by_alpn(
-    gateway: RunningGateway, made: TestCertificate, offered: list[str], chosen: str | None
+    gateway: RunningGateway, tls: TestCertificate, offered: list[str], chosen: str | None
 ) -> None:
-    trust = ssl.create_default_context(cafile=made.certificate)
+    trust = ssl.create_default_context(cafile=tls.certificate)
     if offered:
         trust.set_alpn_protocols(offered)
     place = ("127.0.0.1", gateway.settings.gateway.port)
@@ -73,13 +68,13 @@ def test_the_gateway_speaks_http_2_by_alpn(
 
 
 @pytest.mark.long
-def test_a_whole_stack_by_tls_from_another_machine(made: TestCertificate, tmp_path: Path) -> None:
+def test_a_whole_stack_by_tls_from_another_machine(tls: TestCertificate, tmp_path: Path) -> None:
     """Its owner's commands, and those of a machine that has an address, a key and a certificate."""
     settings = make_settings(
-        tmp_path, tls_certificate=made.certificate, tls_key=made.key, api_keys=("client",)
+        tmp_path, tls_certificate=tls.certificate, tls_key=tls.key, api_keys=("client",)
     )
     control = settings.control.model_copy(
-        update={"host": "0.0.0.0", "tls_certificate": made.certificate, "tls_key": made.key}
+        update={"host": "0.0.0.0", "tls_certificate": tls.certificate, "tls_key": tls.key}
     )
     settings = settings.model_copy(update={"control": control})
     key = NamedKeys(settings.model_store).add("ci", [Role.REGISTER, Role.RELEASE])
@@ -90,7 +85,7 @@ def test_a_whole_stack_by_tls_from_another_machine(made: TestCertificate, tmp_pa
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     inherited = {name: value for name, value in os.environ.items() if "VLSERVE" not in name}
-    remote = {"VLSERVE_PROJECT_DIR": str(elsewhere), KEY: key, CA: str(made.certificate)}
+    remote = {"VLSERVE_PROJECT_DIR": str(elsewhere), KEY: key, CA: str(tls.certificate)}
     local = {
         "VLSERVE_PROJECT_DIR": str(tmp_path),
         "VLSERVE_GATEWAY": settings.gateway.model_dump_json(),
