@@ -71,6 +71,19 @@ def test_map_of_chosen_labels_is_the_mean_of_theirs() -> None:
     assert metrics.map_labels == 2
 
 
+def test_intervals_are_those_of_figures_on_the_drawn_items() -> None:
+    random = np.random.default_rng(1)
+    targets = (random.random((12, 5)) < 0.3).astype(np.int64)
+    scores = random.random((12, 5)).round(1)  # many ties
+    drawn = np.random.default_rng(7)
+    found = []
+    for _ in range(50):
+        chosen = drawn.integers(0, 12, 12)
+        found.append(np.nanmean(average_precisions(targets[chosen], scores[chosen])))
+    metrics = measure(targets, scores, multi_label=True, resamples=50, seed=7)
+    assert metrics.intervals_95["map"] == pytest.approx(np.percentile(found, [2.5, 97.5]))
+
+
 def test_intervals_hold_the_figure_repeat_by_seed_and_narrow_with_more_items() -> None:
     random = np.random.default_rng(0)
 
