@@ -16,7 +16,7 @@ from vlserve.settings import Settings
 from vlserve.training.options import DEMO_OPTIONS
 
 if TYPE_CHECKING:
-    from vlserve.exporter.convert import Converter
+    from vlserve.exporter.convert import Converter, Format
 
 MODEL = "tagger"
 RECIPE = "resnet_gru"
@@ -42,9 +42,10 @@ def release_demo(
     *,
     items: int = ITEMS,
     options: Mapping[str, Any] = DEMO_OPTIONS,
+    format: "Format" = "onnx",
 ) -> DemoItem:
-    """Bring the demo tagger to where the README starts, and return a cover to tag. ``items`` and
-    training ``options`` matter only where it is not trained yet.
+    """Bring the demo tagger to where the README starts, and return a cover to tag. ``items``,
+    training ``options`` and the graphs' ``format`` matter only where it is not trained yet.
 
     Errors as training, export and the control service raise them.
     """
@@ -57,7 +58,7 @@ def release_demo(
         for view in model.versions
     }
     missing = [v for v in VERSIONS if states.get(v, State.FAILED) is State.FAILED]
-    _make_archives(settings, folder, missing, options, show)
+    _make_archives(settings, folder, missing, options, format, show)
     for version in missing:
         show(f"registering {MODEL} {version}")
         control.register(_archive(folder, version))
@@ -87,6 +88,7 @@ def _make_archives(
     folder: Path,
     versions: Iterable[int],
     options: Mapping[str, Any],
+    format: "Format",
     show: Show,
 ) -> None:
     """Train and export the versions that have no archive yet; one converter serves all."""
@@ -97,7 +99,7 @@ def _make_archives(
 
     with Converter() as converter:
         for version in absent:
-            _make_archive(settings, folder, version, options, converter, show)
+            _make_archive(settings, folder, version, options, format, converter, show)
 
 
 def _make_archive(
@@ -105,6 +107,7 @@ def _make_archive(
     folder: Path,
     version: int,
     options: Mapping[str, Any],
+    format: "Format",
     converter: "Converter",
     show: Show,
 ) -> None:
@@ -128,6 +131,7 @@ def _make_archive(
         RECIPE,
         checkpoint / "model.safetensors",
         folder / "archives",
+        format=format,
         name=MODEL,
         version=version,
         settings=settings,
