@@ -96,7 +96,7 @@ def test_an_old_model_moves_in_and_a_new_version_is_released_beside_it(
         trust_env=False,
     ).json()
     assert (described[0]["modelName"], described[0]["batchSize"]) == (new_model, 1)
-    reader.run("vlserve", "stress", new_model, "--users", "2", "--duration", "3",
+    reader.run("vlserve", "stress", new_model, "--users", "2", "--duration", "1",
                "--max-p99-ms", "60000")  # fmt: skip
 
     pack_echo(tmp_path, new_model, 2)

@@ -115,7 +115,7 @@ def test_a_whole_stack_by_tls_from_another_machine(tls: TestCertificate, tmp_pat
         asked = ("predict", "tagger", "--image", cover, "--text", "cat", "--json")
         answer = json.loads(run(local, *asked))
         assert (answer["model"], answer["version"]) == ("tagger", 1)
-        run(local, "stress", "tagger", "--users", 2, "--duration", 3, "--max-p99-ms", 60000)
+        run(local, "stress", "tagger", "--users", 2, "--duration", 1, "--max-p99-ms", 60000)
         released = stack.control.history("tagger")[-1]
         assert (released.kind, released.detail["key"]) == ("released", "ci")
         up = run(local, "up")
