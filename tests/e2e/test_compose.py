@@ -9,6 +9,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -112,6 +113,15 @@ class Host:
     def health(self, service: str) -> subprocess.CompletedProcess[str]:
         return self.run(service, self.words(COMPOSE[service]["healthcheck"]["test"][1:]))
 
+    def wait_until_healthy(self, service: str) -> None:
+        """Ask every two seconds: each time is a program that imports the engine's clients."""
+
+        def healthy() -> bool:
+            time.sleep(2.0)
+            return self.health(service).returncode == 0
+
+        wait_until(healthy, 120.0)
+
     @contextmanager
     def started(self, service: str, words: list[str]) -> Iterator[subprocess.Popen[bytes]]:
         with (self.folder / f"{service}.log").open("wb") as log:
@@ -160,7 +170,7 @@ def test_the_services_serve_together(host: Host) -> None:
         torchserve = running.enter_context(host.started("torchserve", engine))
         running.enter_context(host.started("control", control))
         for service in ("gateway", "torchserve", "control"):
-            wait_until(lambda service=service: host.health(service).returncode == 0, 60.0)
+            host.wait_until_healthy(service)
         for service in ("torchserve", "control"):
             assert "nothing was predicted" in host.health(service).stdout
 
@@ -196,7 +206,7 @@ def test_triton_serves_with_its_profile(host: Host) -> None:
         triton = running.enter_context(host.started("triton", engine))
         running.enter_context(host.started("control", control))
         for service in ("gateway", "triton", "control"):
-            wait_until(lambda service=service: host.health(service).returncode == 0, 120.0)
+            host.wait_until_healthy(service)
         key_file = host.folder / "var" / "state" / "control.key"
         with ControlClient(f"http://127.0.0.1:{host.first_port + 2}", key_file) as client:
             client.register(pack_echo(host.folder, "tagger", 1), engine="triton")
