@@ -32,7 +32,7 @@ from vlserve.testing.clients import Clients, Load, drawn_questions
 from vlserve.testing.editions import echo_editions
 from vlserve.testing.stack import RunningStack
 
-NEIGHBOUR, FUZZED = "neighbour", "tagger"
+NEIGHBOUR, FUZZED = "neighbour", "fuzzed"
 MODELS = [FUZZED, "nosuch"]
 VERSIONS = [1, 2, 99]
 PREDICTIONS = "^/predictions"

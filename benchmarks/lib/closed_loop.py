@@ -130,7 +130,8 @@ def load_result(
 
 @dataclass(frozen=True)
 class Job:
-    """What `LoadProcess` is asked to do. ``body``: a name in BODIES."""
+    """What `LoadProcess` is asked to do. ``body``: a name in BODIES; ``group``: which of the
+    process's groups of photos is sent."""
 
     urls: Sequence[str]
     body: str
@@ -138,16 +139,17 @@ class Job:
     connections: int
     seconds: float
     warm_up_s: float
+    group: int = 0
 
 
 class LoadProcess:
     """The clients in a process of their own, so that their CPU is theirs alone, with every body
     already made; at rest until it is asked."""
 
-    def __init__(self, sent: Sequence[Photo]) -> None:
+    def __init__(self, *groups: Sequence[Photo]) -> None:
         fresh = get_context("spawn")
         self._pipe, its_end = fresh.Pipe()
-        self._process = fresh.Process(target=_do_jobs, args=(its_end, sent), daemon=True)
+        self._process = fresh.Process(target=_do_jobs, args=(its_end, groups), daemon=True)
         self._process.start()
         its_end.close()
 
@@ -166,15 +168,18 @@ class LoadProcess:
         self._process.join()
 
 
-def _do_jobs(pipe: "Connection[object, Job]", sent: Sequence[Photo]) -> None:
-    bodies = {kind: [make(photo) for photo in sent] for kind, make in BODIES.items()}
+def _do_jobs(pipe: "Connection[object, Job]", groups: Sequence[Sequence[Photo]]) -> None:
+    bodies = {
+        kind: [[make(photo) for photo in group] for group in groups]
+        for kind, make in BODIES.items()
+    }
     with suppress(EOFError):
         while True:
             job = pipe.recv()
             pipe.send(
                 load(
                     job.urls,
-                    bodies[job.body],
+                    bodies[job.body][job.group],
                     job.connections,
                     job.seconds,
                     job.warm_up_s,

@@ -7,6 +7,7 @@ import json
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -39,9 +40,13 @@ class Body:
 
 
 def photos(count: int = COUNT) -> list[Photo]:
-    return [
-        Photo(jpeg(seed, SIZE, JPEG_BYTES), _TITLES[seed % len(_TITLES)]) for seed in range(count)
-    ]
+    return [_photo(seed) for seed in range(count)]
+
+
+@cache
+def _photo(seed: int) -> Photo:
+    """It takes a third of a second to draw one."""
+    return Photo(jpeg(seed, SIZE, JPEG_BYTES), _TITLES[seed % len(_TITLES)])
 
 
 def drawn_for(manifest: Any) -> list[Photo]:

@@ -6,7 +6,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -101,7 +101,8 @@ def _ours(stack: RunningStack, archive: Path, last: Path) -> Iterator[tuple[str,
     if archive != last:
         yield precision, Side(name, stack.settings.gateway_url + path, stack_processes)
         return
-    (instance,) = EngineGroup(endpoints(stack.settings), stack.settings.engine).instances()
+    with closing(EngineGroup(endpoints(stack.settings), stack.settings.engine)) as engines:
+        (instance,) = engines.instances()
     headers = {"Authorization": f"Bearer {instance.token}"}
     engine = f"http://{instance.host}:{instance.port}{path}"
     yield precision, Side(f"{name}, no gateway", engine, stack_processes, headers, "handed-form")

@@ -29,18 +29,19 @@ from vlserve.exporter.echo import pack_echo
 from vlserve.supervisor import Supervisor
 from vlserve.testing.stack import RunningStack
 
+MODEL = "watched"
 PAGES = (
     "",
-    "models/tagger",
-    "models/tagger/rollout",
-    "models/tagger/pairs",
-    "models/tagger/try",
-    "models/tagger/history",
-    "models/tagger/versions/1",
+    f"models/{MODEL}",
+    f"models/{MODEL}/rollout",
+    f"models/{MODEL}/pairs",
+    f"models/{MODEL}/try",
+    f"models/{MODEL}/history",
+    f"models/{MODEL}/versions/1",
     "load-tests",
     "batch-jobs",
 )
-LIVE = ("live/now", "live/models/tagger", "live/models/tagger/rollout")
+LIVE = ("live/now", f"live/models/{MODEL}", f"live/models/{MODEL}/rollout")
 _MINUTES_S = 900
 _PAUSE_S = KEPT_S + 0.1
 """Between two loads of a page: figures are to be counted anew."""
@@ -73,7 +74,7 @@ def write_log(log: Path, lines: int) -> None:
             line = {
                 "at": at.isoformat(),
                 "request_id": f"r{number}",
-                "model": "tagger",
+                "model": MODEL,
                 "version": "1",
                 "status": 200,
                 "duration_ms": 20 + number % 17,
@@ -161,9 +162,9 @@ def main() -> int:
         write_log(folder / "state" / "logs" / "access.jsonl", options.lines)
         with own_stack(folder, workers=1) as stack:
             for version in (1, 2):
-                stack.control.register(pack_echo(folder, "tagger", version))
-            stack.control.release("tagger", 1)
-            stack.control.start_rollout("tagger", 2, {"hold_s": 3600})
+                stack.control.register(pack_echo(folder, MODEL, version))
+            stack.control.release(MODEL, 1)
+            stack.control.start_rollout(MODEL, 2, {"hold_s": 3600})
             costs = _measure(stack, options)
     options.out.write_text(json.dumps(asdict(costs), indent=1) + "\n", encoding="utf-8")
     rows = [(page or "now", f"{ms:.1f}") for page, ms in costs.page_ms.items()]

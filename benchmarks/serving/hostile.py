@@ -195,7 +195,7 @@ def _scans(side: int, count: int) -> bytes:
 
 
 def _names(count: int) -> bytes:
-    return json.dumps(dict.fromkeys(map(str, range(count)), 0)).encode()
+    return b"{" + b", ".join([b'"%d": 0' % name for name in range(count)]) + b"}"
 
 
 def _text(title: str) -> bytes:

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -63,7 +63,11 @@ class SizeLatency:
 class Timing:
     rounds: int
     seconds: float
-    warm_up_s: float = 0.7
+
+    @property
+    def warm_up_s(self) -> float:
+        """Time before each cell, no longer than the cell."""
+        return min(0.7, self.seconds)
 
 
 def measure_models(
@@ -126,9 +130,13 @@ def _median_of(same: Sequence[ModelCount]) -> ModelCount:
 
 
 def _ask(
-    load: LoadProcess, urls: Sequence[str], timing: Timing, connections: int = CONNECTIONS
+    load: LoadProcess,
+    urls: Sequence[str],
+    timing: Timing,
+    connections: int = CONNECTIONS,
+    group: int = 0,
 ) -> LoadResult:
-    job = Job(urls, "form", {}, connections, timing.seconds, timing.warm_up_s)
+    job = Job(urls, "form", {}, connections, timing.seconds, timing.warm_up_s, group)
     return load.do(job, begun=lambda: None, ended=lambda: None)
 
 
@@ -150,14 +158,11 @@ def measure_sizes(
     url: str, groups: Mapping[int, Sequence[Photo]], timing: Timing
 ) -> list[SizeLatency]:
     """Measure the latency of each group of photos, in rounds."""
-    with ExitStack() as opened:
-        loads = {size: LoadProcess(sent) for size, sent in groups.items()}
-        for each in loads.values():
-            opened.callback(each.close)
-        results_by_size: dict[int, list[LoadResult]] = {size: [] for size in groups}
+    results_by_size: dict[int, list[LoadResult]] = {size: [] for size in groups}
+    with closing(LoadProcess(*groups.values())) as load:
         for _ in range(timing.rounds):
-            for size, load in loads.items():
-                results_by_size[size].append(_ask(load, [url], timing, connections=1))
+            for group, results_of_size in enumerate(results_by_size.values()):
+                results_of_size.append(_ask(load, [url], timing, connections=1, group=group))
     results = [
         SizeLatency(
             size,

@@ -9,18 +9,22 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from vlserve.control.domain import Instance, Key
+if TYPE_CHECKING:
+    from vlserve.control.domain import Instance, Key
 
 _TAGS = [{"tag": "cat", "score": 0.5}]
 
 
 @contextmanager
 def stand_in(
-    name: str, delay_ms: float = 0.0, lacks: frozenset[Key] = frozenset()
-) -> Iterator[Instance]:
+    name: str, delay_ms: float = 0.0, lacks: "frozenset[Key]" = frozenset()
+) -> "Iterator[Instance]":
     """Run an engine that answers while the body runs; ``lacks``: what the gateway is told that it
     does not hold."""
+    from vlserve.control.domain import Instance  # the program below starts without it
+
     token = f"token-of-{name}"
     command = [sys.executable, __file__, "--token", token, "--delay-ms", str(delay_ms)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8")
