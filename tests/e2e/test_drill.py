@@ -16,7 +16,7 @@ from vlserve.drill.game_day import run_drill
 from vlserve.exporter.echo import pack_echo
 from vlserve.testing import RunningStack
 
-SMALL = Policy(hold_s=1.0, minimum=40, pairs=45)
+SMALL = Policy(weights=(50, 100), hold_s=1.0, shadow_percent=100, minimum=40, pairs=45)
 
 
 TWICE = 1.0

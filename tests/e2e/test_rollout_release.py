@@ -58,7 +58,7 @@ def state_of(stack: RunningStack, version: int) -> State:
 def test_a_whole_release_holds_every_check_and_leaves_the_model_as_it_was(
     stack: RunningStack, released: str, tmp_path: Path
 ) -> None:
-    done = stress(stack, "--version", "2", "--duration", "10", "--json", "--out", str(tmp_path))
+    done = stress(stack, "--version", "2", "--duration", "4", "--json", "--out", str(tmp_path))
     result = json.loads(done.stdout)
     assert (done.exit_code, result["verdict"]) == (0, "every check held")
 
