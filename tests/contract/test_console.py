@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -51,10 +52,30 @@ def test_a_link_works_once(control_api: RunningControl) -> None:
         assert second.get("/console/").status_code == 401
 
 
+@pytest.fixture(scope="module")
+def shown(
+    tmp_path_factory: pytest.TempPathFactory, archives: list[Path]
+) -> Iterator[RunningControl]:
+    """One service for who only reads: tagger 1 has all traffic, 2 is ready."""
+    with running_control(tmp_path_factory.mktemp("shown")) as running:
+        for archive in archives[:2]:
+            running.client.register(archive)
+        running.client.release("tagger", 1)
+        yield running
+
+
+@pytest.fixture(scope="module")
+def reader(shown: RunningControl) -> Iterator[httpx.Client]:
+    """A browser that came by the link and only reads."""
+    with httpx.Client(base_url=shown.url) as client:
+        assert client.get(shown.client.console_link().path).status_code == 200
+        yield client
+
+
 @pytest.mark.parametrize("path", [*PAGES, "/console/live/now"])
-def test_without_a_session_nothing_is_shown(control_api: RunningControl, path: str) -> None:
+def test_without_a_session_nothing_is_shown(shown: RunningControl, path: str) -> None:
     for cookies in ({}, {COOKIE: "guessed"}):
-        answer = httpx.get(control_api.url + path, cookies=cookies)
+        answer = httpx.get(shown.url + path, cookies=cookies)
         assert answer.status_code == 401
         assert "vlserve console" in answer.text
         assert "default-src 'none'" in answer.headers["content-security-policy"]
@@ -62,14 +83,8 @@ def test_without_a_session_nothing_is_shown(control_api: RunningControl, path: s
 
 @pytest.mark.parametrize("path", PAGES)
 @pytest.mark.parametrize("language", ["en", "zh"])
-def test_each_page_is_shown(
-    control_api: RunningControl,
-    two_versions: None,
-    browser: httpx.Client,
-    path: str,
-    language: str,
-) -> None:
-    answer = browser.get(path, params={"lang": language})
+def test_each_page_is_shown(reader: httpx.Client, path: str, language: str) -> None:
+    answer = reader.get(path, params={"lang": language})
     assert answer.status_code == 200
     assert f'lang="{language}"' in answer.text
     assert answer.headers["x-frame-options"] == "DENY"
