@@ -31,6 +31,17 @@ def few_resamples() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def pictures(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A run's pictures take longer than a tiny network's training: they are drawn in modules alone
+    that say LOOKS_AT_PICTURES."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not getattr(request.module, "LOOKS_AT_PICTURES", False):
+            for name in ("run_log.plot_curves", "fit.plot_average_precisions", "fit.plot_confusion"):
+                patch.setattr(f"vlserve.training.{name}", lambda *_: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def recipe() -> Recipe:
     return load_recipe("resnet_gru", PROJECT / "export")

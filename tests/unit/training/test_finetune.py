@@ -19,6 +19,7 @@ from vlserve.settings import Settings
 from vlserve.training.finetune.run import FinetuneReport, dry_run, finetune
 from vlserve.training.presets import PRESETS, preset_of, tag_options
 
+LOOKS_AT_PICTURES = True
 COLOURS = {"red": (220, 30, 30), "cat": (30, 220, 30), "dog": (30, 30, 220), "ball": (220, 220, 30)}
 OPTIONS: dict[str, Any] = {"epochs": 2, "batch_size": 4, "learning_rate": 1e-3, "queue_size": 8}
 LINES: dict[str, Any] = {

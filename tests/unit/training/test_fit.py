@@ -16,6 +16,7 @@ from vlserve.training.fit import TrainReport, fit
 from vlserve.training.presets import tag_options
 from vlserve.training.run import Progress
 
+LOOKS_AT_PICTURES = True
 TINY: Mapping[str, Any] = {
     "image_height": 32,
     "image_width": 32,

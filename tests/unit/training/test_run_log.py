@@ -21,6 +21,7 @@ from vlserve.training.progress import describe_epoch, describe_task, training_pr
 from vlserve.training.run import Progress
 from vlserve.training.run_log import CURVES, EVENTS, LOG, RunLog, open_log, read_log
 
+LOOKS_AT_PICTURES = True
 STEPS = 3
 TINY = ("image_height=32", "image_width=32", "resnet_width=8")
 
