@@ -5,8 +5,10 @@ from functools import cache
 from pathlib import Path
 
 STACK = "stack"
+ARCHIVES = "archives"
 LONGEST = {
-    "archives: Archives": "archives",
+    "archives: Archives": ARCHIVES,
+    "converter: Converter": ARCHIVES,
     "checkout: Checkout": "documents",
     "stack: RunningStack": STACK,
 }

@@ -6,7 +6,12 @@ import pytest
 
 from support.file_order import shared, shares_stack
 
-TYPES = {"archives": "Archives", "stack": "RunningStack", "own_stack": "RunningStack"}
+TYPES = {
+    "archives": "Archives",
+    "converter": "Converter",
+    "stack": "RunningStack",
+    "own_stack": "RunningStack",
+}
 
 
 @pytest.mark.parametrize(
@@ -14,6 +19,7 @@ TYPES = {"archives": "Archives", "stack": "RunningStack", "own_stack": "RunningS
     [
         (["stack"], "stack", True),
         (["archives", "stack"], "archives", True),
+        (["converter"], "archives", False),
         (["own_stack"], None, False),
     ],
 )
