@@ -12,6 +12,7 @@ import pytest
 from support.recorded import STORE
 from vlserve.control.domain import RolloutStatus, State
 from vlserve.control.rollouts.state import RolloutState
+from vlserve.control.store import database
 from vlserve.control.store.database import LEDGER, Database, read_migrations
 from vlserve.control.store.ledger import Ledger
 from vlserve.control.store.rollouts import RolloutStore
@@ -51,6 +52,20 @@ def test_the_ledger_is_migrated_and_read(store: Path) -> None:
     assert steps == {"banner": "2/0", "tagger": "1/0"}
     assert salts == {"banner": "r2", "tagger": "r1"}  # callers stay where they are
     assert {"registered", "loaded", "released", "release_started"} <= set(kinds)
+    assert schema_of(store) == NEWEST
+
+
+def test_a_migration_that_fails_leaves_the_ledger_as_it_was(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = schema_of(store)
+    with monkeypatch.context() as broken:
+        broken.setattr(database, "read_migrations", lambda: (*read_migrations(), "no statement"))
+        with pytest.raises(sqlite3.OperationalError, match="syntax error"):
+            Database(store)
+    assert schema_of(store) == before < NEWEST
+    with Ledger(store):
+        pass
     assert schema_of(store) == NEWEST
 
 

@@ -249,16 +249,18 @@ class Database:
         with self._borrowed() as connection:
             self._quick_check(connection)
         self.execute("PRAGMA journal_mode = WAL")
-        for version, statements in enumerate(migrations[current:], start=current + 1):
-            script = f"BEGIN IMMEDIATE; {statements}\n; PRAGMA user_version = {version}; COMMIT;"
-            with self._borrowed() as connection:
-                try:
-                    with translated(self._file):
-                        connection.executescript(script)
-                except BaseException:
-                    with suppress(sqlite3.Error):  # nothing of it is begun, or it is undone already
-                        connection.execute("ROLLBACK")
-                    raise
+        if current == newest:
+            return
+        statements = "\n;\n".join(migrations[current:])
+        script = f"BEGIN IMMEDIATE; {statements}\n; PRAGMA user_version = {newest}; COMMIT;"
+        with self._borrowed() as connection:
+            try:
+                with translated(self._file):
+                    connection.executescript(script)
+            except BaseException:
+                with suppress(sqlite3.Error):  # nothing of it is begun, or it is undone already
+                    connection.execute("ROLLBACK")
+                raise
 
 
 def _owned(file: Path) -> TextIO:
