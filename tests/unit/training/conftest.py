@@ -37,8 +37,9 @@ def pictures(request: pytest.FixtureRequest) -> Iterator[None]:
     that say LOOKS_AT_PICTURES."""
     with pytest.MonkeyPatch.context() as patch:
         if not getattr(request.module, "LOOKS_AT_PICTURES", False):
-            for name in ("run_log.plot_curves", "fit.plot_average_precisions", "fit.plot_confusion"):
-                patch.setattr(f"vlserve.training.{name}", lambda *_: None)
+            patch.setattr("vlserve.training.run_log.plot_curves", lambda *_: None)
+            for name in ("plot_average_precisions", "plot_confusion"):
+                patch.setattr(f"vlserve.training.fit.{name}", lambda *_: None)
         yield
 
 

@@ -48,8 +48,7 @@ def report(
 @pytest.fixture(scope="module")
 def archive(report: TrainReport, converter: Converter) -> Path:
     checkpoint = report.out / "model.safetensors"
-    traced = {"format": "torchscript", "converter": converter}
-    return export_archive("resnet_gru", checkpoint, report.out, **traced).path
+    return export_archive("resnet_gru", checkpoint, report.out, converter=converter).path
 
 
 def test_the_archive_answers_every_item_as_the_training_code_does(
