@@ -52,9 +52,9 @@ def test_it_serves_from_a_folder_of_its_own(installed: Installation) -> None:
     vlserve("up")
     answered = json.loads(vlserve("demo", "--json"))
     assert answered["answer"]["tags"][0]["score"] > 0
-    vlserve("stress", "tagger", "--users", "2", "--duration", "5", "--max-p99-ms", "5000")
+    vlserve("stress", "tagger", "--users", "2", "--duration", "1", "--max-p99-ms", "5000")
     checkpoint = ".vlserve/demo/checkpoint-2/model.safetensors"
-    words = ("--name", "tagger", "--version", "3", "--out", "build")
+    words = ("--name", "tagger", "--version", "3", "--out", "build", "--format", "torchscript")
     vlserve("export", "resnet_gru", "--checkpoint", checkpoint, *words)
     vlserve("register", "build/tagger-3.mar")
     models = json.loads(vlserve("status", "--json"))["models"]
