@@ -13,7 +13,6 @@ from vlserve.control.client import ControlClient
 from vlserve.control.domain import State
 from vlserve.exporter.pack import archive_name
 from vlserve.settings import Settings
-from vlserve.training.options import DEMO_OPTIONS
 
 if TYPE_CHECKING:
     from vlserve.exporter.convert import Converter, Format
@@ -41,11 +40,12 @@ def release_demo(
     show: Show,
     *,
     items: int = ITEMS,
-    options: Mapping[str, Any] = DEMO_OPTIONS,
+    options: Mapping[str, Any] | None = None,
     format: "Format" = "onnx",
 ) -> DemoItem:
     """Bring the demo tagger to where the README starts, and return a cover to tag. ``items``,
-    training ``options`` and the graphs' ``format`` matter only where it is not trained yet.
+    training ``options`` (by default DEMO_OPTIONS) and the graphs' ``format`` matter only where
+    it is not trained yet.
 
     Errors as training, export and the control service raise them.
     """
@@ -87,7 +87,7 @@ def _make_archives(
     settings: Settings,
     folder: Path,
     versions: Iterable[int],
-    options: Mapping[str, Any],
+    options: Mapping[str, Any] | None,
     format: "Format",
     show: Show,
 ) -> None:
@@ -106,7 +106,7 @@ def _make_archive(
     settings: Settings,
     folder: Path,
     version: int,
-    options: Mapping[str, Any],
+    options: Mapping[str, Any] | None,
     format: "Format",
     converter: "Converter",
     show: Show,
@@ -115,6 +115,7 @@ def _make_archive(
     from vlserve.exporter.export import export_archive
     from vlserve.exporter.recipe import load_recipe
     from vlserve.training.fit import fit
+    from vlserve.training.options import DEMO_OPTIONS
 
     checkpoint = folder / f"checkpoint-{version}"
     show(f"training version {version}")
@@ -123,7 +124,7 @@ def _make_archive(
         folder / "data" / "train.jsonl",
         folder / "data" / "val.jsonl",
         checkpoint,
-        options=options,
+        options=DEMO_OPTIONS if options is None else options,
         seed=version,
     )
     show(f"version {version}: accuracy {report.metrics.accuracy:.3f} on drawn covers it never saw")
