@@ -30,6 +30,14 @@ def run(behaviour: Behaviour, folder: Path, **plan: Any) -> StressResult:
         return run_stress(StressPlan(url=url, model="tagger", **(times | plan)), folder)
 
 
+def real_covers(named: str) -> Path:
+    """Write a.jpg and a data set whose line has the cover ``named``, into the working folder."""
+    Path("a.jpg").write_bytes(b"\xff\xd8")
+    data = Path("data.jsonl")
+    data.write_text(f'{{"id": "1", "img": "{named}", "text": "标题"}}\n', encoding="utf-8")
+    return data
+
+
 @pytest.mark.long
 def test_an_open_loop_shows_a_stall_that_a_closed_loop_hides(tmp_path: Path) -> None:
     stall = {"delay_s": 0.01, "stall_from_s": 1.5, "stall_s": 1.0}
@@ -83,10 +91,15 @@ def test_a_closed_loop_keeps_its_connections_and_tells_versions_apart(tmp_path: 
         pytest.param({"rate_per_s": 40}, id="open"),
     ],
 )
-def test_several_processes_send_one_load(tmp_path: Path, load: dict[str, Any]) -> None:
+def test_several_processes_send_one_load_of_real_covers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, load: dict[str, Any]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = real_covers("a.jpg")  # Locust runs in another folder
     behaviour = Behaviour(delay_s=0.02)
-    result = run(behaviour, tmp_path, processes=2, max_p99_ms=60_000, **load)
-    assert result.breaches == ()
+    out = tmp_path / "out"
+    result = run(behaviour, out, processes=2, max_p99_ms=60_000, data=data, **load)
+    assert result.breaches == () and result.figures.failures == {}
     assert result.client.processes == 2 and result.client.cpu_share > 0
     assert 0 < result.figures.requests + result.warm_up.requests <= behaviour.seen
     assert len(behaviour.connections) >= 2
@@ -151,17 +164,12 @@ def test_no_server_is_a_verdict_not_a_crash(tmp_path: Path) -> None:
     assert result.figures.requests < 100  # users pause where there is no server
 
 
-def test_real_covers_are_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cover_that_is_not_there_is_refused_with_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "a.jpg").write_bytes(b"\xff\xd8")
-    data = Path("data.jsonl")  # Locust runs in another folder
-    data.write_text('{"id": "1", "img": "a.jpg", "text": "标题"}\n', encoding="utf-8")
-    result = run(Behaviour(), tmp_path / "out", rate_per_s=20, data=data)
-    assert result.figures.failures == {}
-
-    data.write_text('{"id": "1", "img": "b.jpg", "text": "标题"}\n', encoding="utf-8")
     with pytest.raises(DataError, match="line 1"):
-        run(Behaviour(), tmp_path / "out", rate_per_s=20, data=data)
+        run(Behaviour(), tmp_path / "out", rate_per_s=20, data=real_covers("b.jpg"))
 
 
 def test_an_interrupt_ends_locust(tmp_path: Path) -> None:
