@@ -1,10 +1,12 @@
 """The arrows of the folders outside src/, which import-linter does not see: it reads packages.
 
 handlers -> runtime, and nothing else, because handler files travel inside archives, where of
-vlserve there is the runtime alone. No folder imports the tests.
+vlserve there is the runtime alone. No folder imports the tests. Recipes import nothing that takes
+seconds, because each graph of an export is converted by a process that reads its recipe anew.
 """
 
 import ast
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,8 @@ ALLOWED = {
 }
 """Folder or file -> what of vlserve it may import; other folders may import all of it."""
 TESTS = ("conftest", "support", "tests")
+SLOW = ("matplotlib", "pandas", "pyarrow", "scipy", "sklearn", "transformers")
+"""Libraries that take a second or so to import."""
 FILES = sorted(file for folder in FOLDERS for file in (PROJECT / folder).rglob("*.py"))
 
 
@@ -64,3 +68,34 @@ def test_tests_import_no_benchmarks(file: Path) -> None:
 def test_the_folders_that_have_arrows_have_files() -> None:
     folders = {file.relative_to(PROJECT).parts[0] for file in FILES}
     assert ALLOWED.keys() <= folders | {relative(file) for file in FILES}
+
+
+def at_import(file: Path) -> set[str]:
+    """Return what a file imports when it is imported itself, with the packages that it lies in."""
+    names: set[str] = set()
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import):
+            names |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{name.name}" for name in node.names}
+    parts = [name.split(".") for name in names]
+    return {".".join(of[:count]) for of in parts for count in range(1, len(of) + 1)}
+
+
+def files_of(names: Iterable[str]) -> set[Path]:
+    """Return the files of modules and packages of vlserve."""
+    places = [PROJECT / "src" / name.replace(".", "/") for name in names]
+    files = [file for at in places for file in (at.with_suffix(".py"), at / "__init__.py")]
+    return {file for file in files if file.is_file()}
+
+
+@pytest.mark.parametrize("recipe", sorted((PROJECT / "export").glob("*.py")), ids=relative)
+def test_a_recipe_is_read_without_what_takes_seconds(recipe: Path) -> None:
+    seen: set[Path] = set()
+    new = {recipe}
+    while new:
+        seen |= new
+        names = {file: at_import(file) for file in new}
+        assert {file: slow for file in new if (slow := names[file] & {*SLOW})} == {}
+        new = files_of(name for of in names.values() for name in of) - seen
+    assert len(seen) > 5

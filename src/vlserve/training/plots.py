@@ -5,9 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from sklearn.metrics import confusion_matrix
 
 from vlserve.training.metrics.tagging import Matrix, average_precisions
 
@@ -15,10 +12,12 @@ from vlserve.training.metrics.tagging import Matrix, average_precisions
 def plot_confusion(path: Path, targets: Matrix, scores: Matrix, labels: Sequence[str]) -> None:
     """Plot a confusion matrix. Rows: true labels, columns: best label; colours and numbers count
     items."""
+    from sklearn.metrics import confusion_matrix
+
     columns = range(len(labels))
     counts = confusion_matrix(targets.argmax(axis=1), scores.argmax(axis=1), labels=list(columns))
     side = 3 + 0.4 * len(labels)
-    figure = Figure(figsize=(side, side), layout="constrained")
+    figure = _figure(side, side)
     axes = figure.add_subplot()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -31,7 +30,7 @@ def plot_confusion(path: Path, targets: Matrix, scores: Matrix, labels: Sequence
     axes.set_yticks(columns, names)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    FigureCanvasAgg(figure).print_png(path)  # type: ignore[no-untyped-call]
+    _write(path, figure)
 
 
 def plot_average_precisions(
@@ -41,13 +40,13 @@ def plot_average_precisions(
     values = average_precisions(targets, scores)
     order = [index for index in np.argsort(values) if not np.isnan(values[index])]
     names = [f"{_printable(labels[index])} ({targets[:, index].sum()})" for index in order]
-    figure = Figure(figsize=(7, 1.5 + 0.25 * len(order)), layout="constrained")
+    figure = _figure(7, 1.5 + 0.25 * len(order))
     axes = figure.add_subplot()
     axes.barh(names, values[order], label="average precision")
     axes.barh(names, targets.mean(axis=0)[order], label="share of items: a guess")
     axes.set_xlim(0, 1)
     axes.legend(loc="lower right")
-    FigureCanvasAgg(figure).print_png(path)  # type: ignore[no-untyped-call]
+    _write(path, figure)
 
 
 def plot_curves(path: Path, lines: Sequence[Mapping[str, Any]], steps: int) -> None:
@@ -55,7 +54,7 @@ def plot_curves(path: Path, lines: Sequence[Mapping[str, Any]], steps: int) -> N
     whose epochs have ``steps`` steps."""
     within = [line for line in lines if "step" in line]
     epochs = [line for line in lines if "step" not in line]
-    figure = Figure(figsize=(7, 9), layout="constrained")
+    figure = _figure(7, 9)
     losses, rate, figures = figure.subplots(3)
     at = [line["epoch"] - 1 + line["step"] / steps for line in within]
     for name in _names(within, ("epoch", "step", "learning_rate")):
@@ -70,6 +69,18 @@ def plot_curves(path: Path, lines: Sequence[Mapping[str, Any]], steps: int) -> N
         axes.set_xlabel("epoch")
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
+    _write(path, figure)
+
+
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _write(path: Path, figure: Any) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     FigureCanvasAgg(figure).print_png(path)  # type: ignore[no-untyped-call]
 
 

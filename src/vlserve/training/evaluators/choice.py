@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-from sklearn.metrics import f1_score
-
 from vlserve.training.evaluators.items import EntailItem, ReasonItem
 from vlserve.training.evaluators.job import Job, Result
 from vlserve.training.json_lines import BadLine
@@ -40,6 +38,8 @@ def _result(
     true: Sequence[str | bool], predicted: Sequence[str | bool], bad_lines: tuple[BadLine, ...]
 ) -> Result:
     """Return ``accuracy``, and ``macro_f1`` over the labels that are true or given somewhere."""
+    from sklearn.metrics import f1_score
+
     right = [expected == answer for expected, answer in zip(true, predicted, strict=True)]
     macro_f1 = float(f1_score(true, predicted, average="macro", zero_division=0.0))
     figures = {"items": len(true), "macro_f1": macro_f1, **means({"accuracy": right})}

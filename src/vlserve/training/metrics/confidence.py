@@ -1,11 +1,13 @@
-"""A mean over items, and how sure it is."""
+"""A mean over items, and how sure it is.
+
+scipy is imported where it is used: recipes, which every export reads, import this.
+"""
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import bootstrap
 
 RESAMPLES = 1000
 """Bootstrap draws behind an interval."""
@@ -14,6 +16,8 @@ _AT_A_TIME = 100
 
 def interval_of_mean(values: ArrayLike, seed: int = 0) -> tuple[float, float]:
     """Return 95 % percentile bootstrap interval of the mean of two values or more."""
+    from scipy.stats import bootstrap
+
     interval = bootstrap(
         (np.asarray(values, dtype=np.float64),),
         np.mean,

@@ -2,6 +2,8 @@
 
 Targets are a (items, labels) matrix of 0 and 1, scores a matrix of the same shape with
 probabilities: softmax over the labels, or one sigmoid a label when items have several labels.
+scipy and scikit-learn are imported where they are used, as in the rest of training: recipes, which
+every export reads, import this.
 """
 
 from collections.abc import Collection
@@ -10,8 +12,6 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import bootstrap
-from sklearn.metrics import average_precision_score
 
 THRESHOLD = 0.5
 """A label of a multi-label item counts as predicted from this score on."""
@@ -62,6 +62,8 @@ def predict(scores: Matrix, *, multi_label: bool) -> Matrix:
 
 def average_precisions(targets: Matrix, scores: Matrix) -> NDArray[np.float64]:
     """Return average precision of each label, NaN where no item has it."""
+    from sklearn.metrics import average_precision_score
+
     return np.array(
         [
             average_precision_score(truth, score) if truth.any() else np.nan
@@ -90,6 +92,8 @@ def measure(
     figures = dict(zip(names, values.tolist(), strict=True))
     intervals: dict[str, tuple[float, float]] = {}
     if resamples and len(targets) > 1:
+        from scipy.stats import bootstrap
+
         interval = bootstrap(
             (everything,),
             lambda resample: _figures(targets, predicted, multi_label, ranking, resample)[1],

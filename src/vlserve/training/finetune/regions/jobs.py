@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -89,6 +88,8 @@ class TagJob(HeadJob):
 
     @torch.no_grad()
     def figures(self, network: nn.Module) -> dict[str, float]:
+        from sklearn.metrics import average_precision_score
+
         network.eval()
 
         def of(lines: list[int]) -> tuple[Tensor, Tensor]:
