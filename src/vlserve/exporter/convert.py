@@ -5,6 +5,7 @@ silently bake its text length in. So ``python -m vlserve.exporter.convert`` impo
 needs, which takes seconds, exports nothing itself, and forks for every graph.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -244,6 +245,7 @@ def main() -> None:
         job = Job(**request["job"])
         for module in WARM if job.format == "onnx" else ():
             importlib.import_module(module)
+        gc.freeze()  # nor is it looked through for what can be let go, again and again
         child = os.fork()
         if child == 0:
             _run(job, Path(request["log"]))
