@@ -108,12 +108,11 @@ def vision_text(name: str, task: str, sizes: Config, **more: Any) -> TinyModel:
 
 
 def blip_models() -> Iterable[TinyModel]:
-    sizes = bert(2, 0, len(WORDS) + 2, token_types=0)
-    dual = {"encoder": sizes, "embedding": 6}
-    for task in ("match", "embed"):
-        yield vision_text(f"blip-{task}", task, dual)
+    sizes, deep = (bert(layers, 0, len(WORDS) + 2, token_types=0) for layers in (1, 2))
+    yield vision_text("blip-match", "match", {"encoder": deep, "embedding": 6})
+    yield vision_text("blip-embed", "embed", {"encoder": sizes, "embedding": 6})
     parts, search = {"encoder": sizes, "decoder": sizes}, {"beams": 3, "max_length": 8}
-    yield vision_text("blip-answer", "answer", parts, answers=ANSWERS)
+    yield vision_text("blip-answer", "answer", parts | {"decoder": deep}, answers=ANSWERS)
     writing = {"writing": {**search, "min_length": 1}}
     yield vision_text("blip-answer-written", "answer", parts, **writing)
     sampling = {"sampling": {"temperature_limits": [0.1, 9.0]}}
@@ -137,7 +136,7 @@ def albef_models() -> Iterable[TinyModel]:
     yield vision_text("albef-ground-by-cosine", "ground", dual, **by_cosine)
 
 
-def single_stream(recipe: str, task: str, grid: bool, **more: Any) -> TinyModel:
+def single_stream(recipe: str, task: str, grid: bool, layers: int = 1, **more: Any) -> TinyModel:
     """Of the VisualBERT families."""
     heads: dict[str, Config] = {
         "answer": {"answers": ANSWERS},
@@ -146,29 +145,13 @@ def single_stream(recipe: str, task: str, grid: bool, **more: Any) -> TinyModel:
     config = {"task": task, "vocabulary": WORDS, "max_length": 12, "text_heads": 2, **more}
     config |= heads[task]
     classes = 3 if task == "answer" else 4
-    sizes = {"encoder": bert(2, 2, len(WORDS), token_types=2), "visual_dim": 8, "classes": classes}
+    encoder = bert(layers, layers, len(WORDS), token_types=2)
+    sizes = {"encoder": encoder, "visual_dim": 8, "classes": classes}
     name = f"{recipe}-{task}".replace("_", "-")
     return TinyModel(recipe, task, name, config, config | sizes, grid)
 
 
 def vilbert_models() -> Iterable[TinyModel]:
-    streams = {"layers": 2, "heads": 2}
-    encoder = {
-        "text": {"hidden": 16, "intermediate": 24, **streams},
-        "visual": {"hidden": 12, "intermediate": 20, **streams},
-        "joint_hidden": 8,
-        "joint_heads": 2,
-        "text_connections": (1, 2),
-        "visual_connections": (0, 2),
-        "gated": True,
-    }
-    fields = {
-        "num_attention_heads": 2,
-        "v_num_attention_heads": 2,
-        "bi_num_attention_heads": 2,
-        "t_biattention_id": (1, 2),
-        "v_biattention_id": (0, 2),
-    }
     heads = {
         "vil_prediction": len(ANSWERS),
         "vil_logit": 1,
@@ -180,17 +163,54 @@ def vilbert_models() -> Iterable[TinyModel]:
         config = {"task": task, "vocabulary": WORDS, "max_length": 12, "max_regions": 9}
         config |= {"task_token": 3, "answers": ANSWERS if task == "answer" else ()}
         sizes = {"positions": 24, "token_types": 2, "task_tokens": 5, "region_dim": 6}
+        fields, encoder = two_streams(layers=2 if task == "match" else 1)
         sizes |= {"region_targets": 7, "heads": heads, "encoder": encoder}
         yield TinyModel("vilbert", task, f"vilbert-{task}", config | fields, config | sizes)
 
 
-def captioner(recipe: str, grid: bool, features: int, sizes: Config, **more: Any) -> TinyModel:
-    """Of s2 or m2."""
+def two_streams(layers: int) -> tuple[Config, Config]:
+    """Return ViLBERT's own fields, and the sizes of its encoder: of ``layers`` layers a stream and
+    as many connections."""
+    stream = {"layers": layers, "heads": 2}
+    connections = {
+        "text_connections": tuple(range(1, layers + 1)),
+        "visual_connections": (0, 2)[:layers],
+    }
+    encoder = {
+        "text": {"hidden": 16, "intermediate": 24, **stream},
+        "visual": {"hidden": 12, "intermediate": 20, **stream},
+        "joint_hidden": 8,
+        "joint_heads": 2,
+        "gated": True,
+        **connections,
+    }
+    fields = {
+        "num_attention_heads": 2,
+        "v_num_attention_heads": 2,
+        "bi_num_attention_heads": 2,
+        "t_biattention_id": connections["text_connections"],
+        "v_biattention_id": connections["visual_connections"],
+    }
+    return fields, encoder
+
+
+def captioner(
+    recipe: str,
+    grid: bool,
+    features: int,
+    sizes: Config,
+    layers: tuple[int, int] = (3, 2),
+    **more: Any,
+) -> TinyModel:
+    """Of s2 or m2. ``layers``: of encoder, of which m2 reads three, and decoder."""
     words = ("<unk>", "<pad>", "<bos>", "<eos>", "a", "red", "ball", "cat", "dog", "and")
-    layers = {"hidden": 16, "heads": 2, "key_size": 8, "value_size": 8, "intermediate": 24}
+    layer = {"hidden": 16, "heads": 2, "key_size": 8, "value_size": 8, "intermediate": 24}
     config = {"task": "caption", "words": words, "heads": 2, **more}
     config |= {"writing": {"beams": 3, "max_length": 8}}
-    sizes_shown = {"encoder": {"layers": 3, **layers}, "decoder": {"layers": 2, **layers}}
+    sizes_shown: Config = {
+        part: {"layers": count, **layer}
+        for part, count in zip(("encoder", "decoder"), layers, strict=True)
+    }
     sizes_shown |= {"positions": 48, "features": features, **sizes}
     return TinyModel(recipe, "caption", f"{recipe}-caption", config, config | sizes_shown, grid)
 
@@ -261,11 +281,11 @@ def tiny_models() -> dict[str, TinyModel]:
         *blip_models(),
         *albef_models(),
         *vilbert_models(),
-        single_stream("visualbert", "answer", grid=False),
+        single_stream("visualbert", "answer", grid=False, layers=2),
         single_stream("visualbert", "tag", grid=True),
-        single_stream("visualbert_coattention", "answer", grid=True, keys=keys),
+        single_stream("visualbert_coattention", "answer", grid=True, layers=2, keys=keys),
         single_stream("visualbert_coattention", "tag", grid=False),
-        captioner("s2", True, 8, {"clusters": 3}, cells=12),
+        captioner("s2", True, 8, {"clusters": 3}, layers=(2, 1), cells=12),
         captioner("m2", False, 6, {"slots": 3}, max_regions=9),
     ]
     return {model.name: model for model in models}

@@ -31,6 +31,7 @@ ENCODER = {
     "memory_hidden": 16,
     "layer_norm_eps": 1e-12,
 }
+ONE_LAYER = ENCODER | {"layers": 1, "first_cross_layer": 1}
 RESNET = ResNetConfig(layers=(1, 1), width=4)
 GRID = {"checkpoint": "resnet.safetensors", "image": {"height": 24, "width": 32}}
 SAID: dict[str, Any] = {"vocabulary": WORDS, "max_length": 12, "text_heads": 2}
@@ -49,12 +50,15 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "visualbert-tag": ("visualbert", {"task": "tag"}),
     "visualbert-transform": ("visualbert", {"task": "tag", "head": "transform"}),
     **{
-        f"coattention-{keys}-{task}": ("visualbert_coattention", {"task": task, "keys": KEYS[keys]})
-        for keys, task in (
-            ("full", "tag"),
-            ("chunk", "answer"),
-            ("chunk", "tag"),
-            ("sparse", "tag"),
+        f"coattention-{keys}-{task}": (
+            "visualbert_coattention",
+            {"task": task, "keys": KEYS[keys], "encoder": encoder},
+        )
+        for keys, task, encoder in (
+            ("full", "tag", ONE_LAYER),
+            ("chunk", "answer", ENCODER),
+            ("chunk", "tag", ENCODER),
+            ("sparse", "tag", ONE_LAYER),
         )
     },
 }
