@@ -1,8 +1,9 @@
 """What an index of a tiny network answers is the ranking of the network itself, pair by pair."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,22 @@ def eager(name: str, archives: Archives, folder: Path) -> Eager:
     return eager_of(trained, folder)
 
 
-def indexed(
+Index = Callable[..., tuple[Indexed, list[Look]]]
+
+
+@pytest.fixture(scope="module")
+def indexed(archives: Archives, tmp_path_factory: pytest.TempPathFactory) -> Index:
+    """Makes an index, once for the same archive, ``of`` and ``rerank``."""
+
+    @cache
+    def once(name: str, format: Format, of: str, rerank: int) -> tuple[Indexed, list[Look]]:
+        folder = tmp_path_factory.mktemp("index")
+        return make_index(name, format, archives, of, rerank, folder)
+
+    return once
+
+
+def make_index(
     name: str, format: Format, archives: Archives, of: str, rerank: int, folder: Path
 ) -> tuple[Indexed, list[Look]]:
     report = archives.report(name, format)
@@ -108,8 +124,8 @@ def assert_ranked(answer: Any, expected: Mapping[str, float], count: int) -> Non
 
 @pytest.mark.timeout(600)
 @of_each
-def test_texts_find_images(name: str, format: Format, archives: Archives, tmp_path: Path) -> None:
-    index, _ = indexed(name, format, archives, "image", 16, tmp_path)
+def test_texts_find_images(name: str, format: Format, indexed: Index) -> None:
+    index, _ = indexed(name, format, "image", 16)
     for column, text in enumerate(TEXTS):
         expected = {f"i{row}": index.scores[row, column] for row in range(LOOKS)}
         assert_ranked(index.ask(text=text, top_k=LOOKS), expected, LOOKS)
@@ -124,8 +140,8 @@ def test_texts_find_images(name: str, format: Format, archives: Archives, tmp_pa
 
 @pytest.mark.timeout(600)
 @of_each
-def test_images_find_texts(name: str, format: Format, archives: Archives, tmp_path: Path) -> None:
-    index, looks = indexed(name, format, archives, "text", 16, tmp_path)
+def test_images_find_texts(name: str, format: Format, indexed: Index) -> None:
+    index, looks = indexed(name, format, "text", 16)
     for row, look in enumerate(looks):
         expected = {f"t{column}": index.scores[row, column] for column in range(len(TEXTS))}
         answer = index.ask(**Question((look,), None).fields(), top_k=len(TEXTS))
@@ -136,10 +152,8 @@ def test_images_find_texts(name: str, format: Format, archives: Archives, tmp_pa
 @pytest.mark.parametrize(
     ("name", "format"), in_tiers((name, "onnx") for name in ["blip-match", "albef-match"])
 )
-def test_only_the_nearest_are_re_ranked(
-    name: str, format: Format, archives: Archives, tmp_path: Path
-) -> None:
-    index, looks = indexed(name, format, archives, "image", 3, tmp_path)
+def test_only_the_nearest_are_re_ranked(name: str, format: Format, indexed: Index) -> None:
+    index, looks = indexed(name, format, "image", 3)
     assert index.cosines is not None
     for column, text in enumerate(TEXTS):
         nearest = np.argsort(-index.cosines[:, column])[:3]
@@ -157,10 +171,8 @@ def test_only_the_nearest_are_re_ranked(
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("name", "format"), in_tiers((name, "onnx") for name in ["vilbert-match"]))
-def test_bad_queries_are_refused(
-    name: str, format: Format, archives: Archives, tmp_path: Path
-) -> None:
-    index, looks = indexed(name, format, archives, "image", 16, tmp_path)
+def test_bad_queries_are_refused(name: str, format: Format, indexed: Index) -> None:
+    index, looks = indexed(name, format, "image", 16)
     look = Question((looks[0],), None).fields()
     for fields, said in (
         ({}, "one of them"),
@@ -180,10 +192,8 @@ def test_bad_queries_are_refused(
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("name", "format"), in_tiers((name, "onnx") for name in ["blip-match"]))
-def test_a_batch_is_answered_like_each_alone(
-    name: str, format: Format, archives: Archives, tmp_path: Path
-) -> None:
-    index, looks = indexed(name, format, archives, "image", 4, tmp_path)
+def test_a_batch_is_answered_like_each_alone(name: str, format: Format, indexed: Index) -> None:
+    index, looks = indexed(name, format, "image", 3)
     asked: list[dict[str, Any]] = [{"text": text} for text in TEXTS]
     asked += [Question((look,), None).fields() for look in looks[:2]]
     asked[2]["candidates"] = ["i3", "i1"]
