@@ -40,7 +40,14 @@ PROGRAMS = sorted(
 )
 VERDICTS = (0, 1)
 """Exit codes of a drill. 1: a time was above its limit, as it may be on a busy machine."""
-SMALL = {"epochs": 1, "resnet_layers": (1, 1, 1, 1), "resnet_width": 4, "hidden": 8}
+SMALL = {
+    "epochs": 1,
+    "image_height": 32,
+    "image_width": 32,
+    "resnet_layers": (1, 1, 1, 1),
+    "resnet_width": 4,
+    "hidden": 8,
+}
 """Training options of a demo that is soon trained."""
 
 Run = Callable[..., str]
