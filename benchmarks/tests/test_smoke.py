@@ -261,8 +261,11 @@ def test_operators_are_refused_or_obeyed(run_on_the_stack: Run, tmp_path: Path) 
     assert (result["operations"], result["faults"]) == (60, [])
 
 
-def test_the_consoles_pages_have_their_costs(run_on_the_stack: Run, tmp_path: Path) -> None:
+def test_the_consoles_pages_have_their_costs(
+    run_on_the_stack: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "console.json"
+    monkeypatch.setattr("benchmarks.serving.console._PAUSE_S", 0.1)
     short = ("--seconds", 1, "--rounds", 1, "--lines", 2000, "--viewers", 3)
     run_on_the_stack("serving.console", *short, "--out", out)
     result = json.loads(out.read_text(encoding="utf-8"))
