@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,8 +15,8 @@ from vlserve.runtime.archive import file_sha256
 from vlserve.training.dataset import Dataset, encode_dataset, read_dataset
 from vlserve.training.distributed import barrier, is_first
 from vlserve.training.json_lines import BadLine
-from vlserve.training.metrics.confidence import interval_of_mean
-from vlserve.training.metrics.tagging import Metrics, predict
+from vlserve.training.metrics.confidence import RESAMPLES
+from vlserve.training.metrics.tagging import Metrics
 from vlserve.training.options import TrainOptions, parse_options
 from vlserve.training.plan import TrainingPlan, digest_of, parts_of, training_plan
 from vlserve.training.plots import plot_average_precisions, plot_confusion
@@ -160,18 +160,16 @@ def _solve(job: TagJob, out: Path, progress: OnProgress | None) -> list[dict[str
 
 
 def _measure_best(recipe: Recipe, data: Dataset, out: Path) -> Metrics:
-    """Return figures of the best epoch's weights as they lie in ``out``, and draw their picture. Of
-    accuracy alone with its interval: `evaluate` takes seconds for those of the others."""
+    """Return figures of the best epoch's weights as they lie in ``out``, each with its interval,
+    and draw their picture."""
     network = recipe.build(data.config)
     load_into(network, read_checkpoint(out / WEIGHTS), recipe.spec.family)
-    metrics, scores = measure_tags(parts_of(network, training_plan(recipe)).trained, data)
+    trained = parts_of(network, training_plan(recipe)).trained
+    metrics, scores = measure_tags(trained, data, resamples=RESAMPLES)
     plot = plot_average_precisions if data.multi_label else plot_confusion
     if is_first():
         plot(out / PLOT, data.val.targets, scores, data.config["labels"])
-    right = (predict(scores, multi_label=data.multi_label) == data.val.targets).all(axis=1)
-    if len(right) < 2:
-        return metrics
-    return replace(metrics, intervals_95={"accuracy": interval_of_mean(right)})
+    return metrics
 
 
 def _write_metrics(

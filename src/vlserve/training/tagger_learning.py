@@ -151,10 +151,14 @@ class TagJob:
         return self.parts.checkpoint(network)
 
 
-def measure_tags(network: nn.Module, data: Dataset) -> tuple[Metrics, NDArray[np.float64]]:
-    """Return figures and scores of the validation items."""
+def measure_tags(
+    network: nn.Module, data: Dataset, resamples: int = 0
+) -> tuple[Metrics, NDArray[np.float64]]:
+    """Return figures and scores of the validation items; ``resamples`` > 0: with intervals, from so
+    many bootstrap draws."""
     scores = score(network, data.val, multi_label=data.multi_label)
-    return measure(data.val.targets, scores, multi_label=data.multi_label), scores
+    figures = measure(data.val.targets, scores, multi_label=data.multi_label, resamples=resamples)
+    return figures, scores
 
 
 def solve(network: nn.Module, loss_of: Loss, samples: TrainingSamples, penalty: float) -> Solution:

@@ -99,8 +99,9 @@ def test_metrics_are_those_of_the_best_epoch(trained: TrainReport) -> None:
     config = json.loads((trained.out / "config.json").read_text(encoding="utf-8"))
     recorded = config["training"]["evaluation"]  # which goes into the archive's manifest
     assert recorded["macro_f1"] == best["macro_f1"]
-    low, high = recorded["intervals_95"]["accuracy"]
-    assert low <= recorded["accuracy"] <= high
+    intervals = recorded["intervals_95"]
+    assert set(intervals) == {"accuracy", "macro_f1", "map"}
+    assert intervals["accuracy"][0] <= recorded["accuracy"] <= intervals["accuracy"][1]
     assert epochs[-1]["learning_rate"] < epochs[0]["learning_rate"]
 
 
