@@ -39,10 +39,10 @@ serve: $(INSTALLED)  ## install, start the stack, release a demo tagger, tag a c
 stop:  ## stop the stack; leaves no process behind
 	@if [ -x $(BIN)/vlserve ]; then $(BIN)/vlserve down; fi
 
-# Two processes, one thread each: on two cores a third is no faster, and hurries tests that kill servers.
+# Three processes, one thread each: a test that waits for a server leaves two cores to the others.
 # In the order that tests/conftest.py gives, what takes longest first. Python keeps its bytecode also
 # where the environment says otherwise: hundreds of processes import torch, in 2 s instead of 5.
-TESTS := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+TESTS := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 # Pretrained weights too, 100 MB, others' clients, kubectl and Helm: nothing else needs them.
 unit: $(PRETRAINED)  ## tests of pure parts: no export, no server
