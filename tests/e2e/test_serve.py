@@ -1,6 +1,7 @@
 """`vlserve serve`: one archive behind the gateway, in the foreground. Real processes."""
 
 import base64
+import json
 import os
 import signal
 from pathlib import Path
@@ -51,6 +52,8 @@ def test_it_answers_every_form_and_loses_nothing_at_sigterm(
             served.process.send_signal(signal.SIGTERM)
             assert served.process.wait(120) == 0, served.said()
         assert set(load.outcomes) == {"200", REFUSED}
+        taken = _statuses_logged(served, "/predictions/tagger")
+        assert set(taken) == {200} and len(taken) == load.outcomes.count("200") + 1
     assert not settings.model_store.exists()
     assert "every request was answered" in served.said()
     assert not processes(served.settings)
@@ -76,6 +79,12 @@ def test_what_dies_comes_back_and_what_was_verified_is_served(
         os.kill(served.process.pid, signal.SIGKILL)
         served.process.wait()
         wait_until(lambda: not processes(served.settings), 60)
+
+
+def _statuses_logged(served: Served, path: str) -> list[int]:
+    """The statuses of what the gateway took at a path."""
+    lines = [line for line in served.said().splitlines() if f'"path":"{path}"' in line]
+    return [json.loads(line)["status"] for line in lines]
 
 
 def _by_v2(client: ModuleType, settings: Settings) -> list[str]:

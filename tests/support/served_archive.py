@@ -1,5 +1,6 @@
 """`vlserve serve` as a process of its own, and clients that ask it until it takes no more."""
 
+import errno
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from vlserve.stack.supervisord import environment
 LONGEST_START_S = 120.0
 LONGEST_STOP_S = 120.0
 REFUSED = "refused at connect"
+"""Or reset before the server accepted the connection."""
 
 
 @dataclass(frozen=True)
@@ -101,22 +103,28 @@ class Load:
     def ask(self, kept: bool) -> None:
         while True:
             with httpx.Client(base_url=self.url, timeout=60.0, trust_env=False) as http:
-                outcome = self._ask_once(http)
+                outcome = self._ask_once(http, is_new=True)
                 while kept and outcome == "200":
-                    outcome = self._ask_once(http)
+                    outcome = self._ask_once(http, is_new=False)
             if outcome == REFUSED:
                 return
 
-    def _ask_once(self, http: httpx.Client) -> str:
+    def _ask_once(self, http: httpx.Client, is_new: bool) -> str:
         time.sleep(0.01)  # the cores are for what ends meanwhile
         try:
             outcome = str(http.post("/predictions/tagger", json=QUESTION).status_code)
         except httpx.ConnectError:
             outcome = REFUSED
         except httpx.TransportError as error:
-            outcome = repr(error)
+            outcome = REFUSED if is_new and _is_reset(error) else repr(error)
         self.outcomes.append(outcome)
         return outcome
+
+
+def _is_reset(error: httpx.TransportError) -> bool:
+    """Return whether the kernel ended a connection, as it does with those that it took for a server
+    which closes its listener before it has accepted them: nobody has read their requests."""
+    return f"[Errno {errno.ECONNRESET}]" in str(error)
 
 
 @contextmanager

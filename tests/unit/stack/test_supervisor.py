@@ -4,11 +4,10 @@ import configparser
 import os
 import shutil
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
-from support.engines import on_triton
-from vlserve.control.domain import EngineKind
 from vlserve.errors import SettingsError
 from vlserve.settings import Settings
 from vlserve.settings_sections import EngineSettings, GatewaySettings
@@ -41,10 +40,10 @@ def test_every_program_comes_back_for_ever_and_takes_its_children_along(tmp_path
         assert int(conf[program]["startretries"]) > 100_000
 
 
-@on_triton(tier="same")
-def test_an_engine_ends_at_once(tmp_path: Path, engine_kind: EngineKind) -> None:
+@pytest.mark.parametrize("kind", ["torchserve", "triton"])
+def test_an_engine_ends_at_once(tmp_path: Path, kind: Literal["torchserve", "triton"]) -> None:
     """Asked to end, either one waits for open connections, though nobody asks any more."""
-    conf = _written(_settings(tmp_path, engine=EngineSettings(kind=engine_kind)))
+    conf = _written(_settings(tmp_path, engine=EngineSettings(kind=kind)))
     assert conf["program:engine-0"]["stopsignal"] == "KILL"
 
 
