@@ -22,8 +22,7 @@ Losses = Callable[[nn.Module, Any], Mapping[str, Tensor]]
 BACKENDS = "cpu:gloo,cuda:nccl"
 """By where a tensor is."""
 JOIN_TIMEOUT = timedelta(minutes=2)
-"""After a restart gloo's processes may wait for each other for ever; torchrun starts those that
-give up once more."""
+"""torchrun starts those that give up once more."""
 STEP_TIMEOUT = timedelta(minutes=30)
 """As torch has it: one process may evaluate for long while the others wait."""
 

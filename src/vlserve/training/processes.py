@@ -38,9 +38,12 @@ def train_in_processes(count: int, words: Sequence[str]) -> None:
 
 
 def environment(count: int) -> dict[str, str]:
-    """Return variables of a run's processes: threads of each, and talk over the loopback alone."""
+    """Return variables of a run's processes: threads of each, talk over the loopback alone, and a
+    store of addresses for each start. torchrun keeps one for all starts, where processes that are
+    started again find the addresses of those before, and may wait for them for ever."""
     threads = str(max(usable_cores() // count, 1))
     own = {"OMP_NUM_THREADS": threads, "PYTHONSAFEPATH": "1"}  # as -P, of the ranks too
+    own["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     if LOOPBACK in {name for _, name in socket.if_nameindex()}:
         own["GLOO_SOCKET_IFNAME"] = LOOPBACK
     return {**own, **os.environ}
