@@ -10,6 +10,7 @@ LONGEST = {
     "archives: Archives": ARCHIVES,
     "converter: Converter": ARCHIVES,
     "checkout: Checkout": "documents",
+    "run_on_the_stack: Run": "benchmarks",
     "stack: RunningStack": STACK,
 }
 """Parameters that ask for something that takes long to make -> what their files have in common.
