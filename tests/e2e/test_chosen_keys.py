@@ -64,7 +64,8 @@ def test_who_guesses_the_salt_guesses_in_vain(
     assert len(chosen) > 150
     met = _who_meet_the_candidate(stack, model, chosen[:150])
     assert 40 < len(met) < 110  # half, within more than five standard deviations
-    wait_until(lambda: _counted(stack, model) == 150, timeout_s=90)
+    # Callers are remembered by a bit each: now and then two have the same, and count as one.
+    wait_until(lambda: _counted(stack, model) > 145, timeout_s=90)
     gate = _gate(stack, model)
     assert gate is not None and gate.verdict != "alarm"
     assert stack.control.abort(model).status is RolloutStatus.ABORTED
