@@ -278,7 +278,7 @@ def wait_for_parts(out: Path, count: int, process: "subprocess.Popen[bytes]") ->
 
 @pytest.mark.long
 def test_killed_drivers_and_workers_lose_and_double_nothing(covers: Path, tmp_path: Path) -> None:
-    file = write_jsonl(covers / "many.jsonl", rows_of(10_000))
+    file = write_jsonl(covers / "many.jsonl", rows_of(20_000))
     out = tmp_path / "out"
     command = batch_command(covers / "tagger-1.mar", file, out)
     for kill in range(3):
@@ -290,9 +290,9 @@ def test_killed_drivers_and_workers_lose_and_double_nothing(covers: Path, tmp_pa
         process.send_signal(signal.SIGKILL)
         process.wait()
     done = subprocess.run([*command, "--json"], capture_output=True, check=True)
-    assert json.loads(done.stdout)["rows"] == 10_000
+    assert json.loads(done.stdout)["rows"] == 20_000
     answered = output(out)
-    assert [row["row"] for row in answered] == list(range(10_000))
+    assert [row["row"] for row in answered] == list(range(20_000))
     assert not any("error_code" in row for row in answered)
 
 
