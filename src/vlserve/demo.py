@@ -15,7 +15,7 @@ from vlserve.exporter.pack import archive_name
 from vlserve.settings import Settings
 
 if TYPE_CHECKING:
-    from vlserve.exporter.convert import Converter, Format
+    from vlserve.exporter.convert import Converter
 
 MODEL = "tagger"
 RECIPE = "resnet_gru"
@@ -41,11 +41,9 @@ def release_demo(
     *,
     items: int = ITEMS,
     options: Mapping[str, Any] | None = None,
-    format: "Format" = "onnx",
 ) -> DemoItem:
-    """Bring the demo tagger to where the README starts, and return a cover to tag. ``items``,
-    training ``options`` (by default DEMO_OPTIONS) and the graphs' ``format`` matter only where
-    it is not trained yet.
+    """Bring the demo tagger to where the README starts, and return a cover to tag. ``items`` and
+    training ``options`` (by default DEMO_OPTIONS) matter only where it is not trained yet.
 
     Errors as training, export and the control service raise them.
     """
@@ -58,7 +56,7 @@ def release_demo(
         for view in model.versions
     }
     missing = [v for v in VERSIONS if states.get(v, State.FAILED) is State.FAILED]
-    _make_archives(settings, folder, missing, options, format, show)
+    _make_archives(settings, folder, missing, options, show)
     for version in missing:
         show(f"registering {MODEL} {version}")
         control.register(_archive(folder, version))
@@ -88,7 +86,6 @@ def _make_archives(
     folder: Path,
     versions: Iterable[int],
     options: Mapping[str, Any] | None,
-    format: "Format",
     show: Show,
 ) -> None:
     """Train and export the versions that have no archive yet; one converter serves all."""
@@ -99,7 +96,7 @@ def _make_archives(
 
     with Converter() as converter:
         for version in absent:
-            _make_archive(settings, folder, version, options, format, converter, show)
+            _make_archive(settings, folder, version, options, converter, show)
 
 
 def _make_archive(
@@ -107,7 +104,6 @@ def _make_archive(
     folder: Path,
     version: int,
     options: Mapping[str, Any] | None,
-    format: "Format",
     converter: "Converter",
     show: Show,
 ) -> None:
@@ -132,7 +128,6 @@ def _make_archive(
         RECIPE,
         checkpoint / "model.safetensors",
         folder / "archives",
-        format=format,
         name=MODEL,
         version=version,
         settings=settings,

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from support.running_stack import PROJECT, make_settings
 from vlserve.control.client import ControlClient
 from vlserve.control.domain import EngineKind
 from vlserve.demo import MODEL, release_demo
+from vlserve.exporter.export import export_archive
 from vlserve.exporter.wordpiece import read_vocabulary
 from vlserve.settings import Settings
 from vlserve.stack import stack as control_stack
@@ -85,8 +87,10 @@ def checkout(
     control_stack.up(settings, print)
     try:
         with ControlClient.of(settings) as control:
-            small: Any = {"items": 60, "options": SMALL, "format": "torchscript"}
-            release_demo(settings, control, print, **small)
+            with pytest.MonkeyPatch.context() as patched:
+                traced = partial(export_archive, format="torchscript")
+                patched.setattr("vlserve.exporter.export.export_archive", traced)
+                release_demo(settings, control, print, items=60, options=SMALL)
             _write_named_data(settings.state_dir / "demo" / "data", folder)
             assert control.model(MODEL).stable == 1
         yield Checkout(folder, environment, settings)
