@@ -8,23 +8,14 @@ import pytest
 
 from support.fake_torchserve import FakeTorchServe, Reply
 from support.running_stack import RunningGateway, running_gateway
+from support.version_records import adopted_manifest
 from vlserve.control.domain import ModelRoute
 from vlserve.runtime import headers
-from vlserve.runtime.manifest import Adopted, Manifest
 
 Engines = tuple[FakeTorchServe, FakeTorchServe]
 KEY = "a-key"
 MAX_BODY_BYTES = 10_000
-MEMBERS = ("handlers/adopted.py", "torchserve_handler.py", "MAR-INF/MANIFEST.json")
-MANIFEST = Manifest(
-    model="bert",
-    version=1,
-    task="adopted",
-    family="torchserve",
-    graphs={},
-    adopted=Adopted(name="BERT", version="1.0", sha256="0" * 64, handler="h.py"),
-    files=dict.fromkeys(MEMBERS, "0" * 64),
-)
+MANIFEST = adopted_manifest("BERT")
 ADOPTED = ModelRoute("bert", {1: 100}, (1,), manifests={1: MANIFEST})
 UNRELEASED = ModelRoute("fresh", {}, (1,), manifests={1: MANIFEST})
 NATIVE = ModelRoute("tagger", {1: 100}, (1,))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import httpx
 
-from support.background_load import QUESTION
+from support.background_load import PAUSE_S, QUESTION
 from support.running_stack import wait_until
 from vlserve.settings import STACK_VARIABLE, Settings
 from vlserve.stack.serving import own_settings
@@ -110,7 +110,7 @@ class Load:
                 return
 
     def _ask_once(self, http: httpx.Client, is_new: bool) -> str:
-        time.sleep(0.01)  # the cores are for what ends meanwhile
+        time.sleep(PAUSE_S)
         try:
             outcome = str(http.post("/predictions/tagger", json=QUESTION).status_code)
         except httpx.ConnectError:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from vlserve.control.domain import EngineKind, Instance, LoadedVersion, State, VersionRecord
 from vlserve.control.placement import Placement
-from vlserve.runtime.manifest import Manifest
+from vlserve.runtime.manifest import Adopted, Manifest
 
 UP, BUSY, STARTING = LoadedVersion(2, 0), LoadedVersion(2, 3), LoadedVersion(0, 0)
 ONE = Instance("engine-0", "127.0.0.1", 8180, "first")
@@ -28,6 +28,20 @@ def version(
         registered_at="then",
         changed_at="then",
         engine=engine,
+    )
+
+
+def adopted_manifest(former: str) -> Manifest:
+    """Return what an archive says of itself that was adopted; ``former``: its name before."""
+    members = ("handlers/adopted.py", "torchserve_handler.py", "MAR-INF/MANIFEST.json")
+    return Manifest(
+        model=former.lower(),
+        version=1,
+        task="adopted",
+        family="torchserve",
+        graphs={},
+        adopted=Adopted(name=former, version="1.0", sha256="0" * 64, handler="h.py"),
+        files=dict.fromkeys(members, "0" * 64),
     )
 
 

@@ -5,24 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from support.version_records import adopted_manifest
 from vlserve.control.domain import Instance, ModelRoute, Routing
 from vlserve.control.gateway.rendering import Renderer
-from vlserve.runtime.manifest import Adopted, Manifest
 from vlserve.settings import Settings
 
 ENGINE = Instance("engine-0", "127.0.0.1", 8180, "token-0")
 TAGGER = ModelRoute("tagger", {2: 20, 1: 80}, (1, 2))
-MANIFEST = Manifest(
-    model="tagger",
-    version=1,
-    task="adopted",
-    family="torchserve",
-    graphs={},
-    adopted=Adopted(name="Tagger", version="1.0", sha256="0" * 64, handler="h.py"),
-    files=dict.fromkeys(
-        ("handlers/adopted.py", "torchserve_handler.py", "MAR-INF/MANIFEST.json"), "0" * 64
-    ),
-)
 
 
 def test_the_same_routing_is_rendered_once(tmp_path: Path) -> None:
@@ -37,7 +26,7 @@ def test_the_same_routing_is_rendered_once(tmp_path: Path) -> None:
     "other",
     [
         Routing((replace(TAGGER, weights={1: 80, 2: 20}),), (ENGINE,)),
-        Routing((replace(TAGGER, manifests={1: MANIFEST}),), (ENGINE,)),
+        Routing((replace(TAGGER, manifests={1: adopted_manifest("Tagger")}),), (ENGINE,)),
         Routing((TAGGER,), (replace(ENGINE, token="token-1"),)),
         Routing((TAGGER,), (ENGINE,), unready="no engine answers"),
     ],
