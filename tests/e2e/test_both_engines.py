@@ -29,7 +29,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     """Version 1 is on TorchServe and has the traffic, version 2 is on Triton."""
     need_triton()
     folder = tmp_path_factory.mktemp("on-both")
-    made = make_settings(folder)
+    made = make_settings(folder, workers=2)
     engine = made.engine.model_copy(update={"kind": "both"})
     with running_stack(with_free_ports(made.model_copy(update={"engine": engine}))) as running:
         running.control.register(pack_echo(folder, MODEL, 1), engine="torchserve")
@@ -42,7 +42,7 @@ class Callers:
     """Two callers who ask one after the other until they are told to stop."""
 
     def __init__(self, both: RunningStack) -> None:
-        self._stack = both
+        self._both = both
         self.answers: Counter[str] = Counter()
         """Status and version -> answers."""
         self._stopping = threading.Event()
@@ -62,7 +62,7 @@ class Callers:
         return self.answers[what] > 20
 
     def _ask(self) -> None:
-        with httpx.Client(base_url=self._stack.gateway_url, timeout=60.0, trust_env=False) as http:
+        with httpx.Client(base_url=self._both.gateway_url, timeout=60.0, trust_env=False) as http:
             while not self._stopping.wait(0.01):
                 response = http.post(f"/predictions/{MODEL}", content=GOOD_JSON, headers=JSON)
                 version = response.headers.get("x-model-version", "none")
@@ -75,7 +75,7 @@ def test_each_version_is_on_its_engine(both: RunningStack) -> None:
     wait_until(
         lambda: (
             [dict(each.workers_ready) for each in both.control.model(MODEL).versions]
-            == [{"engine-0": 1}, {"engine-1": 1}]
+            == [{"engine-0": 2}, {"engine-1": 2}]
         )
     )
 

@@ -39,15 +39,19 @@ def _who_meet_the_candidate(stack: RunningStack, model: str, keys: Sequence[str]
     return met
 
 
-def _gate(stack: RunningStack, model: str) -> GateView | None:
+def _gates(stack: RunningStack, model: str) -> dict[str, GateView]:
     decision = stack.control.rollout(model).decision
-    gates = decision.gates if decision else ()
-    return next((gate for gate in gates if gate.gate == "sample_ratio"), None)
+    return {gate.gate: gate for gate in (decision.gates if decision else ())}
 
 
 def _counted(stack: RunningStack, model: str) -> float:
-    gate = _gate(stack, model)
-    return gate.figures["units"] if gate else 0.0
+    """Callers that the judge saw. It remembers each by a bit: now and then two have the same, and
+    the second one is no new caller but a repeat."""
+    gates = _gates(stack, model)
+    if not gates:
+        return 0.0
+    repeats = gates["errors"].figures["repeats_not_counted"]
+    return gates["sample_ratio"].figures["units"] + repeats
 
 
 @pytest.mark.long
@@ -64,10 +68,8 @@ def test_who_guesses_the_salt_guesses_in_vain(
     assert len(chosen) > 150
     met = _who_meet_the_candidate(stack, model, chosen[:150])
     assert 40 < len(met) < 110  # half, within more than five standard deviations
-    # Callers are remembered by a bit each: now and then two have the same, and count as one.
-    wait_until(lambda: _counted(stack, model) > 145, timeout_s=90)
-    gate = _gate(stack, model)
-    assert gate is not None and gate.verdict != "alarm"
+    wait_until(lambda: _counted(stack, model) == 150, timeout_s=90)
+    assert _gates(stack, model)["sample_ratio"].verdict != "alarm"
     assert stack.control.abort(model).status is RolloutStatus.ABORTED
 
 
@@ -83,7 +85,7 @@ def test_who_sends_the_keys_that_met_the_candidate_gets_a_person_asked(
     stack.control.resume(model)
     wait_until(lambda: stack.control.rollout(model).weight == 25)
     assert _who_meet_the_candidate(stack, model, met) == met
-    wait_until(lambda: (gate := _gate(stack, model)) is not None and gate.verdict == "alarm")
+    wait_until(lambda: (gates := _gates(stack, model)) and gates["sample_ratio"].verdict == "alarm")
 
     rollout = stack.control.rollout(model)
     assert (rollout.status, rollout.weight) == (RolloutStatus.RUNNING, 25)

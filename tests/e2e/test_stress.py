@@ -33,7 +33,7 @@ def released(stack: RunningStack, tmp_path_factory: pytest.TempPathFactory) -> s
 def test_both_loops_hold_on_the_real_stack(
     stack: RunningStack, released: str, tmp_path: Path
 ) -> None:
-    times = {"duration_s": 1, "warm_up_s": 1, "max_p99_ms": LENIENT_MS}
+    times = {"duration_s": 3, "warm_up_s": 1, "max_p99_ms": LENIENT_MS}
     closed = StressPlan(url=stack.gateway_url, model=released, users=4, sticky_share=0.5, **times)
     by_users = run_stress(closed, tmp_path / "closed")
     assert by_users.breaches == (), by_users.figures.failures
@@ -43,7 +43,7 @@ def test_both_loops_hold_on_the_real_stack(
     opened = StressPlan(url=stack.gateway_url, model=released, rate_per_s=20, version=2, **times)
     by_rate = run_stress(opened, tmp_path / "open")
     assert by_rate.breaches == (), by_rate.figures.failures
-    assert by_rate.figures.requests >= 19
+    assert by_rate.figures.requests >= 59
     assert set(by_rate.figures.versions) == {2}
 
 
