@@ -74,12 +74,12 @@ def archives(
 ) -> Iterator[Archives]:
     """Archives of tiny models. Those that the selected tests name, as their parameters ``name``
     and ``format``, are exported in the background while the first ones are tested."""
-    made = Archives(tmp_path_factory.mktemp("archives"))
-    named = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
+    archives = Archives(tmp_path_factory.mktemp("archives"))
+    cases = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
     try:
-        made.begin(
-            (one["name"], one["format"]) for one in named if {"name", "format"} <= one.keys()
+        archives.begin(
+            (case["name"], case["format"]) for case in cases if {"name", "format"} <= case.keys()
         )
-        yield made
+        yield archives
     finally:
-        made.close()
+        archives.close()

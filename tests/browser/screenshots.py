@@ -83,8 +83,8 @@ def main(names: Sequence[str]) -> int:
 def _keep(picture: str, png: bytes) -> None:
     image = Image.open(io.BytesIO(png)).convert("RGB")
     corner = image.crop((0, image.height - 1, 1, image.height)).resize(image.size)
-    shown = ImageChops.difference(image, corner).getbbox() or (0, 0, *image.size)
-    image = image.crop((0, 0, image.width, min(shown[3] + 20, image.height, TALLEST)))
+    box = ImageChops.difference(image, corner).getbbox() or (0, 0, *image.size)
+    image = image.crop((0, 0, image.width, min(box[3] + 20, image.height, TALLEST)))
     image.quantize(COLOURS).save(PICTURES / f"{picture}.png", optimize=True)
     digest = f"{digest_of(picture)}\n"
     (PICTURES / f"{picture}.sha256").write_text(digest, encoding="utf-8")
@@ -201,35 +201,35 @@ def _answers(logs: Path, chance: random.Random) -> None:
         for number in range(1200):
             at = datetime.fromtimestamp(now - 200 * (1200 - number), UTC).isoformat()
             label = chance.choices(LABELS, (30, 25, 20, 15, 10))[0]
-            told = {"request_id": f"a{number}", "model": "tagger", "version": 1, "at": at}
+            request = {"request_id": f"a{number}", "model": "tagger", "version": 1, "at": at}
             is_refused = chance.random() < 0.01
-            said = {"error": "text_too_long"} if is_refused else {"scores": {label: 0.8}}
-            log.write(json.dumps({**told, **said}) + "\n")
+            outcome = {"error": "text_too_long"} if is_refused else {"scores": {label: 0.8}}
+            log.write(json.dumps({**request, **outcome}) + "\n")
 
 
 def _pairs(control: RunningControl, logs: Path) -> None:
     """Write pairs of covers that differ, and keep the input of the newest."""
     rollout = replace(rollout_record(), model="covers", candidate=3, stable=2)
-    said = (
+    labels = (
         ("cars", "food"),
         ("food", "美食"),
         ("music", "animals"),
         ("food", "美食"),
         ("food", "美食"),
     )
-    answered = [
+    copies = [
         AnsweredCopy(
             f"7f3c{number:04x}",
             LoggedAnswer({stable: 0.62, candidate: 0.21, "music": 0.05}),
             LoggedAnswer({candidate: 0.71, stable: 0.18, "music": 0.04}),
         )
-        for number, (stable, candidate) in enumerate(said)
+        for number, (stable, candidate) in enumerate(labels)
     ]
     log = PairLog(logs / "pairs.jsonl")
-    for copy in answered:
+    for copy in copies:
         log.write(rollout, [copy], ceiling=0.2)
     folder = control.settings.state_dir / "capture" / "covers"
-    for number, copy in enumerate(answered):
+    for number, copy in enumerate(copies):
         fields = {"image": _cover(number), "text": "今天做一道家常菜 home cooking".encode()}
         keep_input(folder, copy.request_id, fields, 10**7)
 

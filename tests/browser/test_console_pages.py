@@ -58,11 +58,11 @@ def control(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningControl
     folder = tmp_path_factory.mktemp("console")
     (folder / "serving_config").mkdir()
     (folder / "serving_config" / "rollout.yaml").write_text(ROLLOUT, encoding="utf-8")
-    with running_control(folder) as running:
+    with running_control(folder) as control:
         for version in (1, 2):
-            running.client.register(pack_echo(folder, "tagger", version))
-        running.client.release("tagger", 1)
-        yield running
+            control.client.register(pack_echo(folder, "tagger", version))
+        control.client.release("tagger", 1)
+        yield control
 
 
 @pytest.fixture
@@ -70,13 +70,15 @@ def page(chromium: Browser, control: RunningControl) -> Iterator[Page]:
     """A page of a browser that came by the link; it must log no error."""
     context = chromium.new_context(base_url=control.url, locale="en-US")
     context.set_default_timeout(PATIENCE_MS)
-    opened = context.new_page()
+    page = context.new_page()
     errors: list[str] = []
-    opened.on("console", lambda told: errors.append(told.text) if told.type == "error" else None)
-    opened.on("pageerror", lambda error: errors.append(str(error)))
-    opened.goto(control.client.console_link().path)
-    expect(opened).to_have_url(re.compile("/console/$"), timeout=PATIENCE_MS)
-    yield opened
+    page.on(
+        "console", lambda message: errors.append(message.text) if message.type == "error" else None
+    )
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(control.client.console_link().path)
+    expect(page).to_have_url(re.compile("/console/$"), timeout=PATIENCE_MS)
+    yield page
     context.close()
     assert errors == []
 
@@ -210,8 +212,8 @@ def test_two_versions_are_tried_side_by_side(
     expect(answers.first.locator("rect")).to_have_attribute("width", "0.25")
     for image in page.locator("#answers img").all():
         assert image.evaluate("(image) => image.decode().then(() => image.naturalWidth)") == 64
-    sent = [(key, b"PNG" in request.body) for _, key, request in control.engine.sent[-2:]]
-    assert sent == [(("tagger", 1), True), (("tagger", 2), True)]
+    trials = [(key, b"PNG" in request.body) for _, key, request in control.engine.sent[-2:]]
+    assert trials == [(("tagger", 1), True), (("tagger", 2), True)]
     curl = page.locator("#as-curl").text_content() or ""
     words = shlex.split(curl.replace("\\\n", " "))  # as a shell goes on with the next line
     assert words == [
@@ -219,10 +221,10 @@ def test_two_versions_are_tried_side_by_side(
         *("-F", 'image=@"it\'s \\"mine\\".png"', "--form-string", "text=it's a $title"),
     ]
     program = ast.parse(page.locator("#as-python").text_content() or "")
-    asked = next(node for node in ast.walk(program) if isinstance(node, ast.Call))
-    given = {each.arg: ast.unparse(each.value) for each in asked.keywords}
-    assert given["data"] == repr({"text": "it's a $title"})
-    assert given["files"] == f"{{'image': open({cover.name!r}, 'rb')}}"
+    call = next(node for node in ast.walk(program) if isinstance(node, ast.Call))
+    arguments = {each.arg: ast.unparse(each.value) for each in call.keywords}
+    assert arguments["data"] == repr({"text": "it's a $title"})
+    assert arguments["files"] == f"{{'image': open({cover.name!r}, 'rb')}}"
 
 
 def test_a_disagreement_is_marked_and_its_label_exported(
@@ -230,11 +232,11 @@ def test_a_disagreement_is_marked_and_its_label_exported(
 ) -> None:
     shadow = {"shadow_percent": 100, "minimum": {"pairs": 400}}
     control.client.start_rollout("tagger", 2, shadow)
-    said = {
+    behaviours = {
         version: Behaviour(scores=lambda _, tag=tag: {tag: 0.9})  # type: ignore[misc]
         for version, tag in ((1, "<i>music</i>"), (2, "food"))
     }
-    Requests(control.settings.state_dir / "logs", control.gateway).send(1, said)
+    Requests(control.settings.state_dir / "logs", control.gateway).send(1, behaviours)
     page.goto("/console/models/tagger/pairs")
     while not page.locator(".pair").count():
         page.wait_for_timeout(200)
@@ -245,8 +247,8 @@ def test_a_disagreement_is_marked_and_its_label_exported(
     monkeypatch.setattr(feedback, "control_client", lambda: nullcontext(control.client))
     monkeypatch.setattr(feedback, "stack_settings", lambda: control.settings)
     labels = tmp_path / "labels.jsonl"
-    done = CliRunner().invoke(app, ["feedback", "tagger", "--export", str(labels)])
-    assert done.exit_code == 0, done.output
+    result = CliRunner().invoke(app, ["feedback", "tagger", "--export", str(labels)])
+    assert result.exit_code == 0, result.output
     assert json.loads(labels.read_text(encoding="utf-8")) == {
         "id": mark.request_id,
         "label": "<i>music</i>",
@@ -275,8 +277,8 @@ def test_axe_finds_nothing_serious(page: Page) -> None:
         page.emulate_media(color_scheme="light")
 
 
-def _assert_nothing_serious(where: str, found: list[dict[str, Any]]) -> None:
-    serious = [each for each in found if each["impact"] in ("serious", "critical")]
+def _assert_nothing_serious(where: str, violations: list[dict[str, Any]]) -> None:
+    serious = [each for each in violations if each["impact"] in ("serious", "critical")]
     assert serious == [], (where, [(each["id"], each["nodes"][0]["html"]) for each in serious])
 
 

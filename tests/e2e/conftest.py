@@ -55,10 +55,10 @@ def engine_kind(request: pytest.FixtureRequest) -> EngineKind:
 def shared_stack(
     pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[SharedStack]:
-    shared = SharedStack(lambda: tmp_path_factory.mktemp("stack"))
-    pytestconfig.stash[_SHARED_STACK] = shared
-    yield shared
-    shared.end()
+    shared_stack = SharedStack(lambda: tmp_path_factory.mktemp("stack"))
+    pytestconfig.stash[_SHARED_STACK] = shared_stack
+    yield shared_stack
+    shared_stack.end()
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def adoptions(tmp_path_factory: pytest.TempPathFactory) -> Adoptions:
 
 
 @pytest.fixture(scope="module")
-def adopted(stack: RunningStack, adoptions: Adoptions) -> AdoptedModels:
+def adopted_models(stack: RunningStack, adoptions: Adoptions) -> AdoptedModels:
     """The same, registered and released, by their former names."""
     return AdoptedModels(stack, adoptions)
 
@@ -89,17 +89,17 @@ def adopted(stack: RunningStack, adoptions: Adoptions) -> AdoptedModels:
 @pytest.fixture(scope="module")
 def envoy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
     """The gateway alone; tests route what they need."""
-    with running_gateway(tmp_path_factory.mktemp("gateway"), timeout_s=5.0) as running:
-        yield running
+    with running_gateway(tmp_path_factory.mktemp("gateway"), timeout_s=5.0) as gateway:
+        yield gateway
 
 
 @pytest.fixture
 def engines() -> Iterator[tuple[FakeTorchServe, FakeTorchServe]]:
     """Two stand-in engine instances, each with its own token."""
-    with ExitStack() as opened:
+    with ExitStack() as resources:
         yield (
-            opened.enter_context(FakeTorchServe("engine-0", "token-of-0")),
-            opened.enter_context(FakeTorchServe("engine-1", "token-of-1")),
+            resources.enter_context(FakeTorchServe("engine-0", "token-of-0")),
+            resources.enter_context(FakeTorchServe("engine-1", "token-of-1")),
         )
 
 
@@ -113,19 +113,19 @@ def echo_7(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def triton(echo_7: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningTriton]:
     """A Triton that serves `echo_7`, without gateway and control service."""
     need_triton()
-    with running_triton(tmp_path_factory.mktemp("triton"), [echo_7]) as running:
-        yield running
+    with running_triton(tmp_path_factory.mktemp("triton"), [echo_7]) as triton:
+        yield triton
 
 
 @pytest.fixture(scope="module")
 def shadow_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
     """A gateway alone, of short timeouts, for copies of requests."""
-    with running_gateway(tmp_path_factory.mktemp("shadow"), timeout_s=TIMEOUT_S) as running:
-        yield running
+    with running_gateway(tmp_path_factory.mktemp("shadow"), timeout_s=TIMEOUT_S) as gateway:
+        yield gateway
 
 
 @pytest.fixture
-def copying(shadow_gateway: RunningGateway, engines: Engines) -> RunningGateway:
+def copying_gateway(shadow_gateway: RunningGateway, engines: Engines) -> RunningGateway:
     """Every request to tagger is copied."""
     apply_copies(shadow_gateway, engines, ALL_COPIED)
     return shadow_gateway

@@ -61,42 +61,42 @@ def _answers(http: httpx.Client, models: Collection[str]) -> dict[int, Answer]:
 def _answer(http: httpx.Client, call: Call, name: str = "") -> Answer:
     path = f"/predictions/{name or call.model}{call.tail}"
     answer = http.post(path, content=call.body, headers=call.all_headers)
-    said = {key: value for key, value in answer.headers.items() if key not in OF_THE_SERVER}
-    return answer.status_code, answer.content, said
+    headers = {key: value for key, value in answer.headers.items() if key not in OF_THE_SERVER}
+    return answer.status_code, answer.content, headers
 
 
 @pytest.mark.parametrize("place", range(len(CALLS)), ids=lambda place: CALLS[place].id)
 def test_it_answers_as_stock(
-    stack: RunningStack, adopted: AdoptedModels, stock: Stock, place: int
+    stack: RunningStack, adopted_models: AdoptedModels, stock: Stock, place: int
 ) -> None:
     call, expected = CALLS[place], stock.answers[place]
 
-    got = _answer(stack.http, call, adopted[call.model].model)
+    answer = _answer(stack.http, call, adopted_models[call.model].model)
 
-    assert got[0] == expected[0]
-    if got[0] >= 500:
-        assert _without_ours(got[1]) == json.loads(expected[1])
+    assert answer[0] == expected[0]
+    if answer[0] >= 500:
+        assert _without_ours(answer[1]) == json.loads(expected[1])
     else:
-        assert got[1:] == expected[1:]
+        assert answer[1:] == expected[1:]
 
 
 def _without_ours(body: bytes) -> dict[str, object]:
-    said: dict[str, object] = json.loads(body)
-    assert said.pop("error")
-    return said
+    fields: dict[str, object] = json.loads(body)
+    assert fields.pop("error")
+    return fields
 
 
 @pytest.mark.parametrize("name", DESCRIBED)
 def test_a_handler_describes_itself_as_in_stock(
-    stack: RunningStack, adopted: AdoptedModels, stock: Stock, name: str
+    stack: RunningStack, adopted_models: AdoptedModels, stock: Stock, name: str
 ) -> None:
     key = stack.settings.control_key_file.read_text(encoding="utf-8").strip()
     with httpx.Client(headers={"Authorization": f"Bearer {key}"}, trust_env=False) as http:
-        url = f"{stack.settings.control_url}/torchserve/models/{adopted[name].model}"
+        url = f"{stack.settings.control_url}/torchserve/models/{adopted_models[name].model}"
         assert _metadata(http, url) == stock.metadata[name]
 
 
 def _metadata(http: httpx.Client, url: str) -> object:
     answer = http.get(url, params={"customized": "true"}, timeout=60.0)
-    said = answer.json()
-    return said[0].get("customizedMetadata") if isinstance(said, list) else None
+    descriptions = answer.json()
+    return descriptions[0].get("customizedMetadata") if isinstance(descriptions, list) else None

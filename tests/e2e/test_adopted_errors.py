@@ -23,28 +23,28 @@ ASKED = "/predictions/bert"
 
 
 @pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
+def strict_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
     """One that asks for a key, takes small bodies and waits a second."""
     limits = {"api_keys": (KEY,), "max_body_bytes": MAX_BODY_BYTES, "timeout_s": 1.0}
-    with running_gateway(tmp_path_factory.mktemp("adopted-errors"), **limits) as running:
-        running.http.headers[headers.API_KEY] = KEY
-        yield running
+    with running_gateway(tmp_path_factory.mktemp("adopted-errors"), **limits) as gateway:
+        gateway.http.headers[headers.API_KEY] = KEY
+        yield gateway
 
 
 @pytest.fixture
-def routed(gateway: RunningGateway, engines: Engines) -> RunningGateway:
-    gateway.route(ADOPTED, UNRELEASED, NATIVE, to=list(engines))
-    return gateway
+def gateway(strict_gateway: RunningGateway, engines: Engines) -> RunningGateway:
+    strict_gateway.route(ADOPTED, UNRELEASED, NATIVE, to=list(engines))
+    return strict_gateway
 
 
-def _said(answer: httpx.Response) -> tuple[int, str, str]:
+def _error(answer: httpx.Response) -> tuple[int, str, str]:
     """Return status, TorchServe's class and our code, once the two say the same."""
     assert answer.headers["content-type"] == "application/json"
-    said: dict[str, Any] = answer.json()
-    assert list(said)[:4] == ["code", "type", "message", "error"]
-    assert said["code"] == answer.status_code
-    assert said["message"] == said["error"]["message"]
-    return answer.status_code, said["type"], said["error"]["code"]
+    body: dict[str, Any] = answer.json()
+    assert list(body)[:4] == ["code", "type", "message", "error"]
+    assert body["code"] == answer.status_code
+    assert body["message"] == body["error"]["message"]
+    return answer.status_code, body["type"], body["error"]["code"]
 
 
 BAD, BROKEN = "BadRequestException", "InternalServerException"
@@ -63,61 +63,61 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_the_gateway_refuses_in_torchserves_words_too(routed: RunningGateway, case: str) -> None:
+def test_the_gateway_refuses_in_torchserves_words_too(gateway: RunningGateway, case: str) -> None:
     method, path, expected = REFUSED[case]
-    assert _said(routed.http.request(method, path)) == expected
+    assert _error(gateway.http.request(method, path)) == expected
 
 
 @pytest.mark.parametrize("name", ["bert", "BERT"])
-def test_keys_and_limits_are_told_so(routed: RunningGateway, name: str) -> None:
+def test_keys_and_limits_are_told_so(gateway: RunningGateway, name: str) -> None:
     path, large = f"/predictions/{name}", b"x" * (MAX_BODY_BYTES + 1)
 
     def in_pieces() -> Iterator[bytes]:
         yield from (large[at : at + 1000] for at in range(0, len(large), 1000))
 
-    guessed = {headers.API_KEY: "guessed"}
-    unauthorised = routed.http.post(path, content=b"x", headers=guessed)
-    assert _said(unauthorised) == (401, "InvalidKeyException", "unauthorized")
-    assert _said(routed.http.post(path, content=large)) == (413, BAD, "body_too_large")
-    assert _said(routed.http.post(path, content=in_pieces())) == (413, BAD, "body_too_large")
+    wrong_key = {headers.API_KEY: "guessed"}
+    refusal = gateway.http.post(path, content=b"x", headers=wrong_key)
+    assert _error(refusal) == (401, "InvalidKeyException", "unauthorized")
+    assert _error(gateway.http.post(path, content=large)) == (413, BAD, "body_too_large")
+    assert _error(gateway.http.post(path, content=in_pieces())) == (413, BAD, "body_too_large")
 
 
 def test_an_engine_that_is_late_busy_or_gone_is_told_so(
-    routed: RunningGateway, engines: Engines
+    gateway: RunningGateway, engines: Engines
 ) -> None:
     unavailable = "ServiceUnavailableException"
     for engine in engines:
         engine.replies.extend([Reply(503, "ServiceUnavailableException", "busy")] * 20)
-    assert _said(routed.http.post(ASKED)) == (503, unavailable, "overloaded")
+    assert _error(gateway.http.post(ASKED)) == (503, unavailable, "overloaded")
     for engine in engines:
         engine.replies.clear()
         engine.held.set()
-    assert _said(routed.http.post(ASKED)) == (504, BROKEN, "deadline_exceeded")
-    routed.route(ADOPTED, to=[])
-    status, kind, _ = _said(routed.http.post(ASKED))
+    assert _error(gateway.http.post(ASKED)) == (504, BROKEN, "deadline_exceeded")
+    gateway.route(ADOPTED, to=[])
+    status, kind, _ = _error(gateway.http.post(ASKED))
     assert (status, kind) == (503, unavailable)
 
 
 def test_what_a_worker_refuses_is_told_so_and_keeps_its_request_id(
-    routed: RunningGateway, engines: Engines
+    gateway: RunningGateway, engines: Engines
 ) -> None:
     error = {"code": "request_killed_worker", "message": 'it said \\ "no" twice'}
     for engine in engines:
         engine.refusal = (500, {"error": error, "request_id": "r"})
-    answer = routed.http.post(ASKED)
-    assert _said(answer) == (500, BROKEN, "request_killed_worker")
+    answer = gateway.http.post(ASKED)
+    assert _error(answer) == (500, BROKEN, "request_killed_worker")
     assert answer.json()["error"] == error
     assert answer.json()["request_id"] == "r"
 
 
-def test_what_a_handler_said_stays_as_it_is(routed: RunningGateway, engines: Engines) -> None:
+def test_what_a_handler_said_stays_as_it_is(gateway: RunningGateway, engines: Engines) -> None:
     own = {"error": {"code": "teapot", "message": "mine"}}
     for engine in engines:
         engine.refusal, engine.timing = (418, own), "infer;dur=1.0, serialise;dur=0.1"
-    answer = routed.http.post(ASKED)
+    answer = gateway.http.post(ASKED)
     assert (answer.status_code, answer.json()) == (418, own)
 
 
-def test_errors_of_other_models_have_our_names_alone(routed: RunningGateway) -> None:
-    assert list(routed.http.post("/predictions/tagger/9").json()) == ["error"]
-    assert list(routed.http.post("/predictions/nobody").json()) == ["error"]
+def test_errors_of_other_models_have_our_names_alone(gateway: RunningGateway) -> None:
+    assert list(gateway.http.post("/predictions/tagger/9").json()) == ["error"]
+    assert list(gateway.http.post("/predictions/nobody").json()) == ["error"]

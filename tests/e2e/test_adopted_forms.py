@@ -31,36 +31,38 @@ ENDED = {(500, "request_killed_worker"), (503, "engine_failed"), (504, "deadline
     ("word", "content"),
     [("bytes", b"\x00\xff"), ("nan", b"NaN"), ("empty", b""), ("str", "é".encode())],
 )
-def test_any_bytes_are_an_answer(adopted: AdoptedModels, word: str, content: bytes) -> None:
-    answer = adopted.ask(Call("Results", f'"{word}"'.encode(), "application/json"))
+def test_any_bytes_are_an_answer(adopted_models: AdoptedModels, word: str, content: bytes) -> None:
+    answer = adopted_models.ask(Call("Results", f'"{word}"'.encode(), "application/json"))
 
     assert (answer.status_code, answer.content) == (200, content)
 
 
-def test_a_function_is_the_handler(adopted: AdoptedModels) -> None:
-    answer = adopted.ask(Call("Entry", b"x"))
+def test_a_function_is_the_handler(adopted_models: AdoptedModels) -> None:
+    answer = adopted_models.ask(Call("Entry", b"x"))
 
     assert (answer.status_code, answer.text) == (200, "bytearray: bytearray(b'x')")
 
 
 def test_the_health_check_of_containers_asks_as_a_client_does(
-    stack: RunningStack, adopted: AdoptedModels, monkeypatch: pytest.MonkeyPatch
+    stack: RunningStack, adopted_models: AdoptedModels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = adopted["Entry"].model
-    released = [each for each in stack.control.models() if each.model == model]
-    monkeypatch.setattr(ControlClient, "models", lambda _: released)
-    asked, failed = gateway_failures(stack.settings)
-    assert (len(asked), failed) == (1, [])
+    model = adopted_models["Entry"].model
+    models = [each for each in stack.control.models() if each.model == model]
+    monkeypatch.setattr(ControlClient, "models", lambda _: models)
+    checks, failures = gateway_failures(stack.settings)
+    assert (len(checks), failures) == (1, [])
 
 
-def test_torchscript_and_labels_of_base_handler(adopted: AdoptedModels) -> None:
-    scores = adopted.ask(Call("Scores", b"[0.1, 0.2, 0.3]", "application/json")).json()
+def test_torchscript_and_labels_of_base_handler(adopted_models: AdoptedModels) -> None:
+    scores = adopted_models.ask(Call("Scores", b"[0.1, 0.2, 0.3]", "application/json")).json()
 
     assert scores.keys() == {"cat", "dog"}
     assert sum(scores.values()) == pytest.approx(1.0)
 
 
-def test_clients_of_one_batch_get_their_own_answers(adopted: AdoptedModels, tmp_path: Path) -> None:
+def test_clients_of_one_batch_get_their_own_answers(
+    adopted_models: AdoptedModels, tmp_path: Path
+) -> None:
     """Of a handler that answers the first of a batch alone."""
     archive = write_legacy(
         tmp_path / "Four.mar",
@@ -70,34 +72,38 @@ def test_clients_of_one_batch_get_their_own_answers(adopted: AdoptedModels, tmp_
         modelName="Four",
         configFile="c.yaml",
     )
-    model = adopted.add("Four", archive, batch_size=4).model
+    model = adopted_models.add("Four", archive, batch_size=4).model
     words = [f"word {number}" for number in range(4)]
 
     with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(lambda word: adopted.post(model, word.encode()), words))
+        answers = list(pool.map(lambda word: adopted_models.post(model, word.encode()), words))
 
     assert [answer.json()["said"] for answer in answers] == words
 
 
 @pytest.mark.parametrize("name", ["Json", "Kserve"])
-def test_an_envelope_keeps_the_lengths_of_each_request(adopted: AdoptedModels, name: str) -> None:
+def test_an_envelope_keeps_the_lengths_of_each_request(
+    adopted_models: AdoptedModels, name: str
+) -> None:
     bodies = [{"instances": [[0] * length] * length} for length in (1, 2, 3)]
-    model = adopted[name].model
+    model = adopted_models[name].model
 
     with ThreadPoolExecutor(3) as pool:
         answers = list(
             pool.map(
-                lambda body: adopted.post(model, json.dumps(body).encode(), "application/json"),
+                lambda body: adopted_models.post(
+                    model, json.dumps(body).encode(), "application/json"
+                ),
                 bodies,
             )
         )
 
-    said = [answer.json()["predictions"] for answer in answers]
-    assert said == [[["list", length]] * length for length in (1, 2, 3)]
+    predictions = [answer.json()["predictions"] for answer in answers]
+    assert predictions == [[["list", length]] * length for length in (1, 2, 3)]
 
 
 def test_a_handler_that_is_late_is_ended_and_comes_back(
-    adopted: AdoptedModels, tmp_path: Path
+    adopted_models: AdoptedModels, tmp_path: Path
 ) -> None:
     """It sleeps 2 s, and its archive allows 1."""
     archive = write_legacy(
@@ -108,19 +114,21 @@ def test_a_handler_that_is_late_is_ended_and_comes_back(
         modelName="Late",
         configFile="c.yaml",
     )
-    model = adopted.add("Late", archive).model
-    other = adopted["Results"].model
+    model = adopted_models.add("Late", archive).model
+    other = adopted_models["Results"].model
 
     with ThreadPoolExecutor(4) as pool:
-        late = pool.submit(adopted.post, model, b"sleep", "text/plain")
-        others = pool.map(lambda _: adopted.post(other, b'"str"', "application/json"), range(12))
+        late = pool.submit(adopted_models.post, model, b"sleep", "text/plain")
+        others = pool.map(
+            lambda _: adopted_models.post(other, b'"str"', "application/json"), range(12)
+        )
         assert {(answer.status_code, answer.text) for answer in others} == {(200, "é")}
         answer = late.result()
 
     assert answer.json()["code"] == answer.status_code
-    said = answer.status_code, answer.json()["error"]["code"]
-    assert said in ENDED, answer.text
-    wait_until(lambda: adopted.post(model, b"hello").status_code == 200, 120.0)
+    error = answer.status_code, answer.json()["error"]["code"]
+    assert error in ENDED, answer.text
+    wait_until(lambda: adopted_models.post(model, b"hello").status_code == 200, 120.0)
 
 
 def test_adopted_and_native_versions_share_a_model_and_go_back(
@@ -150,9 +158,9 @@ def test_an_archive_that_answers_otherwise_than_recorded_is_not_loaded(
 
 
 def test_stress_sends_a_models_probes_and_takes_any_answer(
-    stack: RunningStack, adopted: AdoptedModels, tmp_path: Path
+    stack: RunningStack, adopted_models: AdoptedModels, tmp_path: Path
 ) -> None:
-    model = adopted["Entry"].model
+    model = adopted_models["Entry"].model
     plan = StressPlan(
         url=stack.gateway_url,
         model=model,

@@ -24,11 +24,11 @@ def test_the_page_may_ask_and_read(
 ) -> None:
     envoy.route(ModelRoute("page-model", weights={1: 100}, versions=(1,)), to=[engines[0]])
     for origin in origins(envoy):
-        asked = envoy.http.options(PATH, headers=PREFLIGHT | {"Origin": origin})
-        assert asked.status_code == 204
-        assert asked.headers["access-control-allow-origin"] == origin
-        assert "POST" in asked.headers["access-control-allow-methods"]
-        assert "content-type" in asked.headers["access-control-allow-headers"]
+        preflight = envoy.http.options(PATH, headers=PREFLIGHT | {"Origin": origin})
+        assert preflight.status_code == 204
+        assert preflight.headers["access-control-allow-origin"] == origin
+        assert "POST" in preflight.headers["access-control-allow-methods"]
+        assert "content-type" in preflight.headers["access-control-allow-headers"]
         answer = envoy.http.post(
             PATH,
             headers={"Origin": origin},
@@ -37,9 +37,9 @@ def test_the_page_may_ask_and_read(
         )
         assert answer.status_code == 200, answer.text
         assert answer.headers["access-control-allow-origin"] == origin
-        refused = envoy.http.post("/predictions/nothing", headers={"Origin": origin})
-        assert refused.status_code == 404  # whose reason the page must be able to read
-        assert refused.headers["access-control-allow-origin"] == origin
+        refusal = envoy.http.post("/predictions/nothing", headers={"Origin": origin})
+        assert refusal.status_code == 404  # whose reason the page must be able to read
+        assert refusal.headers["access-control-allow-origin"] == origin
 
 
 @pytest.mark.parametrize(
@@ -48,12 +48,12 @@ def test_the_page_may_ask_and_read(
      "http://127.0.0.1:{port}.evil.example", "http://evil.example:{port}"],
 )  # fmt: skip
 def test_no_other_page_may(envoy: RunningGateway, origin: str) -> None:
-    sent = {"Origin": origin.format(port=envoy.settings.control.port)}
-    asked = envoy.http.options(PATH, headers=PREFLIGHT | sent)
-    answer = envoy.http.post(PATH, headers=sent, data={"text": "cat"})
-    for response in (asked, answer):
+    headers = {"Origin": origin.format(port=envoy.settings.control.port)}
+    preflight = envoy.http.options(PATH, headers=PREFLIGHT | headers)
+    answer = envoy.http.post(PATH, headers=headers, data={"text": "cat"})
+    for response in (preflight, answer):
         assert not [name for name in response.headers if name.startswith("access-control-")]
-    assert asked.status_code >= 400
+    assert preflight.status_code >= 400
 
 
 def test_a_key_is_asked_of_the_request_and_not_of_the_browser_s_question(
@@ -62,12 +62,12 @@ def test_a_key_is_asked_of_the_request_and_not_of_the_browser_s_question(
     folder = tmp_path_factory.mktemp("keyed")
     with running_gateway(folder, api_keys=("the-key",)) as gateway:
         gateway.route(ModelRoute("page-model", weights={1: 100}, versions=(1,)), to=[engines[0]])
-        sent = {"Origin": origins(gateway)[0]}
-        asked = gateway.http.options(PATH, headers=PREFLIGHT | sent)
-        assert asked.status_code == 204
-        assert "x-api-key" in asked.headers["access-control-allow-headers"]
+        headers = {"Origin": origins(gateway)[0]}
+        preflight = gateway.http.options(PATH, headers=PREFLIGHT | headers)
+        assert preflight.status_code == 204
+        assert "x-api-key" in preflight.headers["access-control-allow-headers"]
         statuses = [
-            gateway.http.post(PATH, headers=sent | key, data={"text": "cat"}).status_code
+            gateway.http.post(PATH, headers=headers | key, data={"text": "cat"}).status_code
             for key in ({}, {"X-Api-Key": "wrong"}, {"X-Api-Key": "the-key"})
         ]
         assert statuses == [401, 401, 200]

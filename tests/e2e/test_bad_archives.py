@@ -114,15 +114,15 @@ class Served:
         """The engine holds version 1 alone, by the same workers, and it goes on answering."""
         settings = self.stack.settings
         assert worker_pids(settings, MODEL) == self.workers
-        kept = endpoints(settings)[0].store.glob(f"{MODEL}-*")
-        assert {file.name.split(".")[0] for file in kept} == {f"{MODEL}-1"}
+        files = endpoints(settings)[0].store.glob(f"{MODEL}-*")
+        assert {file.name.split(".")[0] for file in files} == {f"{MODEL}-1"}
         assert list((settings.model_store / ".incoming").iterdir()) == []
         self.watch.ask()
         assert self.watch.complaints == []
 
 
 @pytest.fixture(scope="module")
-def served(stack: RunningStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def target(stack: RunningStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("bad-archives")
     stack.control.register(pack_echo(folder, MODEL, 1))
     stack.control.release(MODEL, 1)
@@ -142,49 +142,49 @@ def _refusal(response: httpx.Response, status: int, code: str) -> str:
 
 
 @pytest.mark.parametrize("bad", REFUSED, ids=lambda bad: bad.name)
-def test_what_can_be_told_from_the_file_is_refused(served: Served, bad: BadArchive) -> None:
-    states = served.states()
-    message = _refusal(served.upload(bad.make(served.next)), 422, bad.code)
+def test_what_can_be_told_from_the_file_is_refused(target: Served, bad: BadArchive) -> None:
+    states = target.states()
+    message = _refusal(target.upload(bad.make(target.next)), 422, bad.code)
     assert re.search(bad.says, message)
-    assert str(served.stack.settings.model_store) not in message
-    event = served.last_event()
+    assert str(target.stack.settings.model_store) not in message
+    event = target.last_event()
     assert (event["kind"], event["version"]) == ("refused", None)
     assert event["detail"] == {"archive": f"{MODEL}-2.mar", "reason": message, "key": "owner"}
-    assert served.states() == states
-    served.check_undisturbed()
+    assert target.states() == states
+    target.check_undisturbed()
 
 
 @pytest.mark.parametrize("name", [f"{MODEL}-3.mar", "second-2.mar", f"{MODEL}-02.mar"])
-def test_a_file_named_after_another_version_is_refused(served: Served, name: str) -> None:
-    states = served.states()
-    message = _refusal(served.upload(zipped(served.next), name), 422, "manifest_invalid")
+def test_a_file_named_after_another_version_is_refused(target: Served, name: str) -> None:
+    states = target.states()
+    message = _refusal(target.upload(zipped(target.next), name), 422, "manifest_invalid")
     assert message.startswith(f"{name} is {MODEL} 2 by its manifest")
-    assert served.states() == states
-    served.check_undisturbed()
+    assert target.states() == states
+    target.check_undisturbed()
 
 
 @pytest.mark.parametrize("bad", FAILING, ids=lambda bad: bad.name)
-def test_what_only_a_load_can_tell_fails(served: Served, bad: BadArchive) -> None:
-    message = _refusal(served.upload(bad.make(served.next)), 422, bad.code)
+def test_what_only_a_load_can_tell_fails(target: Served, bad: BadArchive) -> None:
+    message = _refusal(target.upload(bad.make(target.next)), 422, bad.code)
     assert re.search(bad.says, message)
-    event = served.last_event()
+    event = target.last_event()
     assert (event["kind"], event["version"]) == ("failed", 2)
     assert event["detail"] == {"reason": message, "key": "owner"}
-    assert served.states() == {1: State.STABLE, 2: State.FAILED}
-    assert served.stack.control.model(MODEL).versions[1].reason == message
-    served.check_undisturbed()
+    assert target.states() == {1: State.STABLE, 2: State.FAILED}
+    assert target.stack.control.model(MODEL).versions[1].reason == message
+    target.check_undisturbed()
 
 
-def test_other_bytes_under_the_serving_number_are_refused(served: Served, tmp_path: Path) -> None:
+def test_other_bytes_under_the_serving_number_are_refused(target: Served, tmp_path: Path) -> None:
     other = pack_echo(tmp_path, MODEL, 1, answer_shift=1)
-    message = _refusal(served.upload(other.read_bytes(), other.name), 409, "version_conflict")
+    message = _refusal(target.upload(other.read_bytes(), other.name), 409, "version_conflict")
     assert "versions never change" in message
-    told = {"archive": other.name, "reason": message, "key": "owner"}
-    assert served.last_event()["detail"] == told
-    served.check_undisturbed()
+    detail = {"archive": other.name, "reason": message, "key": "owner"}
+    assert target.last_event()["detail"] == detail
+    target.check_undisturbed()
 
 
-def test_another_task_under_the_models_name_is_refused(served: Served, tmp_path: Path) -> None:
+def test_another_task_under_the_models_name_is_refused(target: Served, tmp_path: Path) -> None:
     handlers = tmp_path / "handlers"
     handlers.mkdir()
     entry_points = {name: name for name in ("torchserve_handler.py", "triton_model.py")}
@@ -193,28 +193,30 @@ def test_another_task_under_the_models_name_is_refused(served: Served, tmp_path:
             (HANDLERS_DIR / source).read_text(encoding="utf-8"), encoding="utf-8"
         )
     draft = draft_of(verify_archive(pack_echo(tmp_path, MODEL, 2))) | {"task": "sort"}
-    kept = {name: raw for name, raw in served.next.items() if name.startswith(("graphs", "assets"))}
-    other = pack_archive(tmp_path / "out", draft, kept, handlers)
-    message = _refusal(served.upload(other.read_bytes()), 409, "version_conflict")
+    members = {
+        name: raw for name, raw in target.next.items() if name.startswith(("graphs", "assets"))
+    }
+    other = pack_archive(tmp_path / "out", draft, members, handlers)
+    message = _refusal(target.upload(other.read_bytes()), 409, "version_conflict")
     assert "answers task tag, this archive task sort" in message
-    served.check_undisturbed()
+    target.check_undisturbed()
 
 
-def test_an_upload_that_breaks_off_leaves_nothing(served: Served) -> None:
-    history, states = served.stack.control.history(MODEL), served.states()
-    raw = zipped(served.next)
+def test_an_upload_that_breaks_off_leaves_nothing(target: Served) -> None:
+    history, states = target.stack.control.history(MODEL), target.states()
+    raw = zipped(target.next)
     head = (
         f"POST /versions?name={MODEL}-2.mar HTTP/1.1\r\nHost: localhost\r\n"
-        f"Authorization: {served.key['Authorization']}\r\n"
+        f"Authorization: {target.key['Authorization']}\r\n"
         f"Content-Type: application/octet-stream\r\nContent-Length: {len(raw)}\r\n\r\n"
     )
-    incoming = served.stack.settings.model_store / ".incoming"
-    with socket.create_connection(("127.0.0.1", served.stack.settings.control.port)) as connection:
+    folder = target.stack.settings.model_store / ".incoming"
+    with socket.create_connection(("127.0.0.1", target.stack.settings.control.port)) as connection:
         connection.sendall(head.encode() + raw[: len(raw) // 2])
-        wait_until(lambda: list(incoming.iterdir()))
-    wait_until(lambda: not list(incoming.iterdir()))
-    assert (served.stack.control.history(MODEL), served.states()) == (history, states)
-    served.check_undisturbed()
+        wait_until(lambda: list(folder.iterdir()))
+    wait_until(lambda: not list(folder.iterdir()))
+    assert (target.stack.control.history(MODEL), target.states()) == (history, states)
+    target.check_undisturbed()
 
 
 @pytest.mark.parametrize(
@@ -231,24 +233,24 @@ def test_an_upload_that_breaks_off_leaves_nothing(served: Served) -> None:
     ids=["json", "form", "path", "two-lines", "long-name", "odd-name", "no-body"],
 )
 def test_what_is_no_upload_of_an_archive_is_refused(
-    served: Served, how: dict[str, Any], status: int, code: str
+    target: Served, how: dict[str, Any], status: int, code: str
 ) -> None:
     headers = {} if "files" in how else {"Content-Type": "application/octet-stream"}
-    url = f"{served.stack.settings.control_url}/versions"
-    with httpx.Client(trust_env=False, headers=headers | served.key) as http:
+    url = f"{target.stack.settings.control_url}/versions"
+    with httpx.Client(trust_env=False, headers=headers | target.key) as http:
         _refusal(http.post(url, **how), status, code)
-    served.check_undisturbed()
+    target.check_undisturbed()
 
 
-def test_an_archive_over_the_limit_is_refused_before_it_comes(served: Served) -> None:
+def test_an_archive_over_the_limit_is_refused_before_it_comes(target: Served) -> None:
     head = (
         "POST /versions HTTP/1.1\r\nHost: localhost\r\n"
-        f"Authorization: {served.key['Authorization']}\r\n"
+        f"Authorization: {target.key['Authorization']}\r\n"
         f"Content-Type: application/octet-stream\r\nContent-Length: {2**40}\r\n\r\n"
     )
-    reply = send(served.stack.settings.control.port, head.encode(), "POST")
+    reply = send(target.stack.settings.control.port, head.encode(), "POST")
     assert (reply.status, json.loads(reply.body)["error"]["code"]) == (413, "too_large")
-    served.check_undisturbed()
+    target.check_undisturbed()
 
 
 @pytest.mark.parametrize(
@@ -257,15 +259,15 @@ def test_an_archive_over_the_limit_is_refused_before_it_comes(served: Served) ->
     ids=["unreadable", "contradicting", "tampered", "failing"],
 )
 def test_the_command_line_says_it_in_one_line(
-    served: Served, tmp_path: Path, bad: BadArchive
+    target: Served, tmp_path: Path, bad: BadArchive
 ) -> None:
     file = tmp_path / f"{MODEL}-2.mar"
-    file.write_bytes(bad.make(served.next))
-    done = subprocess.run(
+    file.write_bytes(bad.make(target.next))
+    result = subprocess.run(
         [Path(sys.executable).parent / "vlserve", "register", file],
         env={
-            "VLSERVE_CONTROL__PORT": str(served.stack.settings.control.port),
-            "VLSERVE_STATE_DIR": str(served.stack.settings.state_dir),
+            "VLSERVE_CONTROL__PORT": str(target.stack.settings.control.port),
+            "VLSERVE_STATE_DIR": str(target.stack.settings.state_dir),
         },
         capture_output=True,
         text=True,
@@ -273,18 +275,18 @@ def test_the_command_line_says_it_in_one_line(
         check=False,
         encoding="utf-8",
     )
-    assert (done.returncode, done.stdout) == (1, "")
-    progress, refusal = done.stderr.splitlines()
+    assert (result.returncode, result.stdout) == (1, "")
+    progress, refusal = result.stderr.splitlines()
     assert progress == f"registering {file.name}"
     assert refusal.startswith("vlserve: ")
     assert re.search(bad.says, refusal)
-    served.check_undisturbed()
+    target.check_undisturbed()
 
 
 def test_the_number_is_still_free_for_a_good_archive(
-    served: Served, engine_kind: EngineKind
+    target: Served, engine_kind: EngineKind
 ) -> None:
-    response = served.upload(zipped(served.next))
+    response = target.upload(zipped(target.next))
     assert response.json() == {
         "model": MODEL,
         "version": 2,
@@ -296,7 +298,7 @@ def test_the_number_is_still_free_for_a_good_archive(
         "engine": engine_kind,
         "signer": "",
     }
-    assert served.states() == {1: State.STABLE, 2: State.READY}
-    answer = served.stack.http.post(f"/predictions/{MODEL}/2", json=QUESTION)
+    assert target.states() == {1: State.STABLE, 2: State.READY}
+    answer = target.stack.http.post(f"/predictions/{MODEL}/2", json=QUESTION)
     assert answer.json()["version"] == 2
-    assert served.watch.complaints == []
+    assert target.watch.complaints == []

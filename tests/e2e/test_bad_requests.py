@@ -53,9 +53,9 @@ class Exchange:
 
     @property
     def said(self) -> dict[str, Any]:
-        said = json.loads(self.reply.body)
-        assert isinstance(said, dict)
-        return said
+        body = json.loads(self.reply.body)
+        assert isinstance(body, dict)
+        return body
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Mixed:
 
 
 @pytest.fixture(scope="module")
-def served(stack: RunningStack, tmp_path_factory: pytest.TempPathFactory) -> RunningStack:
+def serving_stack(stack: RunningStack, tmp_path_factory: pytest.TempPathFactory) -> RunningStack:
     """Version 1 has all traffic; slow enough for a queue, so that requests meet in batches."""
     folder = tmp_path_factory.mktemp("bad-requests")
     faults = {"delay_ms": 30, "fail_on_id": VOCABULARY["坏"]}
@@ -82,22 +82,24 @@ def served(stack: RunningStack, tmp_path_factory: pytest.TempPathFactory) -> Run
 
 
 @pytest.fixture(scope="module")
-def mixed(served: RunningStack) -> Mixed:
+def mix(serving_stack: RunningStack) -> Mixed:
     def ask(case: Case, number: int) -> Exchange:
         request_id = f"bad-requests-{number}"
         raw = encode(case, MODEL, request_id)
-        return Exchange(case, request_id, send(served.settings.gateway.port, raw, case.method))
+        return Exchange(
+            case, request_id, send(serving_stack.settings.gateway.port, raw, case.method)
+        )
 
     def processes() -> dict[str, int | None]:
-        return {each.name: each.pid for each in control_stack.status(served.settings)}
+        return {each.name: each.pid for each in control_stack.status(serving_stack.settings)}
 
     alone = {case.name: ask(case, number) for number, case in enumerate(GOOD)}
-    before = processes(), worker_pids(served.settings, MODEL)
+    before = processes(), worker_pids(serving_stack.settings, MODEL)
     together = [*BAD, *FAILING * 10, *(case for _, case in zip(BAD, cycle(GOOD), strict=False))]
     random.Random(0).shuffle(together)
     with ThreadPoolExecutor(CLIENTS) as pool:
         exchanges = list(pool.map(ask, together, range(1000, 1000 + len(together))))
-    after = processes(), worker_pids(served.settings, MODEL)
+    after = processes(), worker_pids(serving_stack.settings, MODEL)
     return Mixed(exchanges, alone, (before[0], after[0]), (before[1], after[1]))
 
 
@@ -118,26 +120,26 @@ def test_there_are_hundreds_and_no_two_of_a_name() -> None:
 
 
 @pytest.mark.parametrize("case", BAD, ids=lambda case: case.name)
-def test_a_bad_request_gets_its_own_refusal(mixed: Mixed, case: Case) -> None:
-    (exchange,) = mixed.of(case)
+def test_a_bad_request_gets_its_own_refusal(mix: Mixed, case: Case) -> None:
+    (exchange,) = mix.of(case)
     _check_refusal(case, exchange)
 
 
 @pytest.mark.parametrize("case", FAILING, ids=lambda case: case.name)
-def test_what_the_graph_fails_on_fails_alone(mixed: Mixed, case: Case) -> None:
-    for exchange in mixed.of(case):
+def test_what_the_graph_fails_on_fails_alone(mix: Mixed, case: Case) -> None:
+    for exchange in mix.of(case):
         _check_refusal(case, exchange)
 
 
 @pytest.mark.parametrize("case", GOOD, ids=lambda case: case.name)
-def test_a_good_neighbour_is_answered_as_if_it_were_alone(mixed: Mixed, case: Case) -> None:
-    expected = _scores(mixed.alone[case.name])
-    exchanges = mixed.of(case)
+def test_a_good_neighbour_is_answered_as_if_it_were_alone(mix: Mixed, case: Case) -> None:
+    expected = _scores(mix.alone[case.name])
+    exchanges = mix.of(case)
     assert exchanges
     for exchange in exchanges:
-        said = exchange.said
-        assert (said["model"], said["version"]) == (MODEL, 1)
-        assert said["request_id"] == exchange.reply.headers["x-request-id"] == exchange.request_id
+        body = exchange.said
+        assert (body["model"], body["version"]) == (MODEL, 1)
+        assert body["request_id"] == exchange.reply.headers["x-request-id"] == exchange.request_id
         assert list(_scores(exchange)) == list(expected)
         assert _scores(exchange) == pytest.approx(expected, abs=1e-6)
 
@@ -147,17 +149,17 @@ def _scores(exchange: Exchange) -> dict[str, float]:
     return {entry["tag"]: entry["score"] for entry in exchange.said["tags"]}
 
 
-def test_answers_differ_as_their_inputs_do(mixed: Mixed) -> None:
+def test_answers_differ_as_their_inputs_do(mix: Mixed) -> None:
     """So that an answer meant for a neighbour is noticed; wrapping alone makes no difference."""
-    answers = [tuple(_scores(mixed.alone[case.name]).items()) for case in good_requests()]
+    answers = [tuple(_scores(mix.alone[case.name]).items()) for case in good_requests()]
     assert len(set(answers)) > len(answers) / 2
-    assert len({tuple(_scores(mixed.alone[case.name]).items()) for case in oddly_wrapped()}) == 1
+    assert len({tuple(_scores(mix.alone[case.name]).items()) for case in oddly_wrapped()}) == 1
 
 
-def test_they_met_in_the_same_batches(mixed: Mixed) -> None:
+def test_they_met_in_the_same_batches(mix: Mixed) -> None:
     """By the times that each answer tells of its batch, to the microsecond."""
     batches: dict[str, set[int]] = {}
-    for exchange in mixed.exchanges:
+    for exchange in mix.exchanges:
         timing = exchange.reply.headers.get("server-timing", "")
         if timing.startswith("decode"):
             batches.setdefault(timing.partition("engine")[0], set()).add(exchange.reply.status)
@@ -165,15 +167,15 @@ def test_they_met_in_the_same_batches(mixed: Mixed) -> None:
     assert any({200, 500} <= statuses for statuses in batches.values())
 
 
-def test_what_is_too_large_is_told_so(served: RunningStack) -> None:
+def test_what_is_too_large_is_told_so(serving_stack: RunningStack) -> None:
     for case in bad_requests.too_large():
         raw = encode(case, MODEL, case.name)
-        reply = send(served.settings.gateway.port, raw, case.method)
+        reply = send(serving_stack.settings.gateway.port, raw, case.method)
         _check_refusal(case, Exchange(case, case.name, reply))
 
 
-def test_no_process_died(served: RunningStack, mixed: Mixed) -> None:
-    before, after = mixed.processes
+def test_no_process_died(serving_stack: RunningStack, mix: Mixed) -> None:
+    before, after = mix.processes
     assert before == after
-    assert len(mixed.workers[0][1]) == served.settings.engine.workers
-    assert mixed.workers[0] == mixed.workers[1] == worker_pids(served.settings, MODEL)
+    assert len(mix.workers[0][1]) == serving_stack.settings.engine.workers
+    assert mix.workers[0] == mix.workers[1] == worker_pids(serving_stack.settings, MODEL)

@@ -20,9 +20,9 @@ TITLES = ("", "cat", "a cute cat 1", "可爱的猫咪", "home cooking")
 
 
 def cover(number: int) -> bytes:
-    drawn = io.BytesIO()
-    Image.new("RGB", (80, 45), (number * 6, 200 - number * 5, 90)).save(drawn, "JPEG")
-    return drawn.getvalue()
+    buffer = io.BytesIO()
+    Image.new("RGB", (80, 45), (number * 6, 200 - number * 5, 90)).save(buffer, "JPEG")
+    return buffer.getvalue()
 
 
 def test_answers_are_those_of_the_gateway(
@@ -39,16 +39,16 @@ def test_answers_are_those_of_the_gateway(
     monkeypatch.setattr("vlserve.running_settings.load_settings", lambda: stack.settings)
     monkeypatch.setattr("vlserve.cli.batch.load_settings", lambda: stack.settings)
     command = ["tag", new_model, "--input", str(tmp_path / "covers.parquet")]
-    done = CliRunner().invoke(app, [*command, "--output", str(tmp_path / "out"), "--json"])
-    assert done.exit_code == 0, done.output
-    report = json.loads(done.stdout)
+    result = CliRunner().invoke(app, [*command, "--output", str(tmp_path / "out"), "--json"])
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
     assert (report["version"], report["rows"], report["failed"]) == (2, ROWS, 0)
-    for row, answered in zip(rows, output(tmp_path / "out"), strict=True):
+    for row, answer in zip(rows, output(tmp_path / "out"), strict=True):
         form = {"image": row["image"], "text": str(row["text"]).encode()}
-        served = stack.http.post(f"/predictions/{new_model}", files=form).json()["tags"]
-        assert [tag["tag"] for tag in answered["tags"]] == [tag["tag"] for tag in served]
-        scores = [tag["score"] for tag in answered["tags"]]
-        assert scores == pytest.approx([tag["score"] for tag in served], abs=1e-6)
+        tags = stack.http.post(f"/predictions/{new_model}", files=form).json()["tags"]
+        assert [tag["tag"] for tag in answer["tags"]] == [tag["tag"] for tag in tags]
+        scores = [tag["score"] for tag in answer["tags"]]
+        assert scores == pytest.approx([tag["score"] for tag in tags], abs=1e-6)
 
 
 def test_a_model_without_a_released_version_is_said(
@@ -58,6 +58,6 @@ def test_a_model_without_a_released_version_is_said(
     monkeypatch.setattr("vlserve.running_settings.load_settings", lambda: stack.settings)
     file = write_jsonl(tmp_path / "in.jsonl", [{"id": 1}])
     command = ["batch", new_model, "--input", str(file), "--output", str(tmp_path / "out")]
-    done = CliRunner().invoke(app, command)
-    assert done.exit_code == 1
-    assert f"{new_model} has no released version" in str(done.exception)
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 1
+    assert f"{new_model} has no released version" in str(result.exception)

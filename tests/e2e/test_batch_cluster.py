@@ -38,10 +38,10 @@ PORTS = ("metrics_agent", "metrics_export", "runtime_env_agent", "dashboard_agen
 
 def free_ports(count: int) -> list[int]:
     with ExitStack() as stack:
-        taken = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in taken:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
             each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in taken]
+        return [each.getsockname()[1] for each in sockets]
 
 
 def node() -> dict[str, Any]:
@@ -71,11 +71,11 @@ def cluster(storage: str, client_port: int) -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     session = tempfile.mkdtemp(prefix="ray-")
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         Path("/tmp/ray").mkdir(exist_ok=True)  # Ray notes its address there
         for patience in ("agent_register_timeout_ms", "worker_register_timeout_seconds"):
-            patched.setenv(f"RAY_{patience}", "600000" if patience.endswith("ms") else "600")
+            patch.setenv(f"RAY_{patience}", "600000" if patience.endswith("ms") else "600")
         head = {**node(), "temp_dir": session, "ray_client_server_port": client_port}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)  # logs that Ray leaves to be collected
@@ -106,21 +106,21 @@ def finished(out: Path) -> int:
 
 def wait_until(holds: Callable[[], Any], driver: "subprocess.Popen[bytes] | None" = None) -> Any:
     until = time.monotonic() + 600
-    while not (found := holds()):
+    while not (value := holds()):
         assert time.monotonic() < until
         assert driver is None or driver.poll() is None, "the job has ended"
         time.sleep(0.1)
-    return found
+    return value
 
 
 def workers(out: Path) -> list[psutil.Process]:
     """Processes of the job's workers."""
-    found = []
+    processes = []
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or []
         if "vlserve_worker.batch" in words and any(f'"out": "{out}"' in word for word in words):
-            found.append(process)
-    return found
+            processes.append(process)
+    return processes
 
 
 def test_what_is_killed_loses_and_doubles_nothing(cluster: Any, data: Path, tmp_path: Path) -> None:
@@ -141,15 +141,15 @@ def test_what_is_killed_loses_and_doubles_nothing(cluster: Any, data: Path, tmp_
     driver.kill()
     driver.wait()
     assert finished(out) < PARTS
-    done = subprocess.run([*command, "--json"], capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr.decode()
-    report = json.loads(done.stdout)
+    result = subprocess.run([*command, "--json"], capture_output=True, check=False)
+    assert result.returncode == 0, result.stderr.decode()
+    report = json.loads(result.stdout)
     assert report["parts_of_earlier_runs"] >= 4 and report["rows"] == ROWS
     assert finished(out) == PARTS
-    answered = output(out)
-    assert [row["row"] for row in answered] == list(range(ROWS))
-    failed = {row["row"]: row["error_code"] for row in answered if "error_code" in row}
-    assert failed == {40: KILLED}
+    answers = output(out)
+    assert [row["row"] for row in answers] == list(range(ROWS))
+    errors = {row["row"]: row["error_code"] for row in answers if "error_code" in row}
+    assert errors == {40: KILLED}
     wait_until(lambda: not workers(out))
 
 
@@ -158,14 +158,14 @@ def test_a_cluster_has_other_names_too(
     cluster: Any, client_port: int, data: Path, tmp_path: Path, address: str
 ) -> None:
     file = write_jsonl(data / f"by_{address[:3]}.jsonl", rows_of(70, row40={"text": CRASH}))
-    named = f"ray://127.0.0.1:{client_port}" if address == "ray://" else address
+    cluster_address = f"ray://127.0.0.1:{client_port}" if address == "ray://" else address
     command = [str(Path(sys.executable).with_name("vlserve")), "batch", str(data / "tagger-1.mar")]
     command += ["--input", str(file), "--output", str(tmp_path / "out")]
-    command += ["--cluster", named, "--workers", "1"]
+    command += ["--cluster", cluster_address, "--workers", "1"]
     environment = os.environ | ({"RAY_ADDRESS": cluster.address} if address == "auto" else {})
-    done = subprocess.run([*command, "--json"], capture_output=True, check=False, env=environment)
-    assert done.returncode == 0, done.stderr.decode()
-    report = json.loads(done.stdout)
+    result = subprocess.run([*command, "--json"], capture_output=True, check=False, env=environment)
+    assert result.returncode == 0, result.stderr.decode()
+    report = json.loads(result.stdout)
     assert (report["rows"], report["errors"]) == (70, {KILLED: 1})
     assert [row["row"] for row in output(tmp_path / "out")] == list(range(70))
     wait_until(lambda: not workers(tmp_path / "out"))

@@ -29,13 +29,13 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     """Version 1 is on TorchServe and has the traffic, version 2 is on Triton."""
     need_triton()
     folder = tmp_path_factory.mktemp("on-both")
-    made = make_settings(folder, workers=2)
-    engine = made.engine.model_copy(update={"kind": "both"})
-    with running_stack(with_free_ports(made.model_copy(update={"engine": engine}))) as running:
-        running.control.register(pack_echo(folder, MODEL, 1), engine="torchserve")
-        running.control.register(pack_echo(folder, MODEL, 2), engine="triton")
-        running.control.release(MODEL, 1)
-        yield running
+    settings = make_settings(folder, workers=2)
+    engine = settings.engine.model_copy(update={"kind": "both"})
+    with running_stack(with_free_ports(settings.model_copy(update={"engine": engine}))) as stack:
+        stack.control.register(pack_echo(folder, MODEL, 1), engine="torchserve")
+        stack.control.register(pack_echo(folder, MODEL, 2), engine="triton")
+        stack.control.release(MODEL, 1)
+        yield stack
 
 
 class Callers:
@@ -107,13 +107,13 @@ def test_a_rollout_from_one_engine_to_the_other_is_judged(both: RunningStack) ->
 
 def test_one_engine_that_dies_leaves_the_other_s_versions(both: RunningStack) -> None:
     triton = endpoints(both.settings)[1]
-    killed = triton.pid_file.read_text(encoding="utf-8")
+    pid = triton.pid_file.read_text(encoding="utf-8")
     with Callers(both) as callers:
-        psutil.Process(int(killed)).kill()
+        psutil.Process(int(pid)).kill()
         wait_until(lambda: callers.answered("200 by 1"))
         wait_until(
             lambda: (
-                triton.pid_file.read_text(encoding="utf-8") != killed
+                triton.pid_file.read_text(encoding="utf-8") != pid
                 and both.control.health().status == "ok"
                 and both.http.post(
                     f"/predictions/{MODEL}/2", content=GOOD_JSON, headers=JSON

@@ -29,14 +29,14 @@ def model(stack: RunningStack, new_model: str, tmp_path: Path) -> str:
 
 
 def _who_meet_the_candidate(stack: RunningStack, model: str, keys: Sequence[str]) -> list[str]:
-    met = []
+    candidate_keys = []
     for key in keys:
-        sent = {"X-Sticky-Key": key, "Content-Type": "application/json"}
-        response = stack.http.post(f"/predictions/{model}", content=GOOD_JSON, headers=sent)
+        headers = {"X-Sticky-Key": key, "Content-Type": "application/json"}
+        response = stack.http.post(f"/predictions/{model}", content=GOOD_JSON, headers=headers)
         assert response.status_code == 200, response.text
         if response.headers["x-model-version"] == "2":
-            met.append(key)
-    return met
+            candidate_keys.append(key)
+    return candidate_keys
 
 
 def _gates(stack: RunningStack, model: str) -> dict[str, GateView]:
@@ -64,10 +64,10 @@ def test_who_guesses_the_salt_guesses_in_vain(
     guess = ModelRoute(model, {2: 50, 1: 50}, (1, 2), f"r{rollout.id}")
     with own_gateway(tmp_path / "own") as own, stand_in("engine-0") as engine:
         own.route([guess], [engine])
-        chosen = [KEYS[place] for place in on_candidate(own.url, model, KEYS[:400])]
-    assert len(chosen) > 150
-    met = _who_meet_the_candidate(stack, model, chosen[:150])
-    assert 40 < len(met) < 110  # half, within more than five standard deviations
+        guesses = [KEYS[place] for place in on_candidate(own.url, model, KEYS[:400])]
+    assert len(guesses) > 150
+    candidate_keys = _who_meet_the_candidate(stack, model, guesses[:150])
+    assert 40 < len(candidate_keys) < 110  # half, within more than five standard deviations
     wait_until(lambda: _counted(stack, model) == 150, timeout_s=90)
     assert _gates(stack, model)["sample_ratio"].verdict != "alarm"
     assert stack.control.abort(model).status is RolloutStatus.ABORTED
@@ -81,10 +81,10 @@ def test_who_sends_the_keys_that_met_the_candidate_gets_a_person_asked(
     changes = {"weights": [20, 25, 100], "hold_s": 0, "minimum": FEW}
     stack.control.start_rollout(model, 2, changes)
     stack.control.pause(model)
-    met = _who_meet_the_candidate(stack, model, KEYS)
+    candidate_keys = _who_meet_the_candidate(stack, model, KEYS)
     stack.control.resume(model)
     wait_until(lambda: stack.control.rollout(model).weight == 25)
-    assert _who_meet_the_candidate(stack, model, met) == met
+    assert _who_meet_the_candidate(stack, model, candidate_keys) == candidate_keys
     wait_until(lambda: (gates := _gates(stack, model)) and gates["sample_ratio"].verdict == "alarm")
 
     rollout = stack.control.rollout(model)
@@ -92,6 +92,6 @@ def test_who_sends_the_keys_that_met_the_candidate_gets_a_person_asked(
     assert rollout.decision is not None and rollout.decision.action == "hold"
     assert "sample_ratio: candidate drew" in rollout.decision.reason
     assert "`vlserve abort` takes the candidate back" in rollout.decision.reason
-    held = [event for event in stack.control.history(model) if event.kind == "held"]
-    assert "callers choose their sticky keys" in held[-1].detail["reason"]
+    holds = [event for event in stack.control.history(model) if event.kind == "held"]
+    assert "callers choose their sticky keys" in holds[-1].detail["reason"]
     assert stack.control.abort(model).status is RolloutStatus.ABORTED

@@ -36,8 +36,8 @@ def image_environment(target: str) -> dict[str, str]:
     """What the Dockerfile sets for a target, its base included."""
     text = (PROJECT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
     stages = re.split(r"^FROM ", text, flags=re.M)[1:]
-    wanted = [stage for stage in stages if re.match(rf"\S+ AS (base|{target})\n", stage)]
-    lines = re.findall(r"^ENV (.*)$", "\n".join(wanted), flags=re.M)
+    target_stages = [stage for stage in stages if re.match(rf"\S+ AS (base|{target})\n", stage)]
+    lines = re.findall(r"^ENV (.*)$", "\n".join(target_stages), flags=re.M)
     return dict(word.split("=", 1) for line in lines for word in line.split())
 
 
@@ -64,10 +64,10 @@ class Host:
         return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text)
 
     def environment(self, service: str) -> dict[str, str]:
-        described = COMPOSE[service]
-        inside = described.get("environment", {})
-        if "build" in described:
-            inside = image_environment(described["build"]["target"]) | inside
+        definition = COMPOSE[service]
+        inside = definition.get("environment", {})
+        if "build" in definition:
+            inside = image_environment(definition["build"]["target"]) | inside
         here = {
             "PATH": os.environ["PATH"],
             "VLSERVE_GATEWAY__HOST": "127.0.0.1",  # in a container: of its own namespace
@@ -95,8 +95,8 @@ class Host:
         return [sys.executable, *local[1:]] if local[0] == "python" else local
 
     def command(self, service: str) -> list[str]:
-        described = COMPOSE[service]
-        return self.words([*described.get("entrypoint", []), *described["command"]])
+        definition = COMPOSE[service]
+        return self.words([*definition.get("entrypoint", []), *definition["command"]])
 
     def run(self, service: str, words: list[str]) -> subprocess.CompletedProcess[str]:
         """A command inside a service's container."""
@@ -141,9 +141,9 @@ class Host:
 
 def stop(process: subprocess.Popen[bytes]) -> None:
     """A container's processes end with it."""
-    for sent in (signal.SIGTERM, signal.SIGKILL):
+    for signal_number in (signal.SIGTERM, signal.SIGKILL):
         try:
-            os.killpg(process.pid, sent)
+            os.killpg(process.pid, signal_number)
             process.wait(timeout=20)
         except (ProcessLookupError, subprocess.TimeoutExpired):
             continue
@@ -161,14 +161,14 @@ def host() -> Iterator[Host]:
 
 @pytest.mark.long
 def test_the_services_serve_together(host: Host) -> None:
-    prepared = host.run("prepare", host.command("prepare"))
-    assert prepared.returncode == 0, prepared.stderr
+    result = host.run("prepare", host.command("prepare"))
+    assert result.returncode == 0, result.stderr
     engine = host.words(["/bin/sh", "/srv/vlserve/serving_config/torchserve/start.sh"])
     control = host.words(["python", "-m", "vlserve.control.api.app"])
-    with ExitStack() as running:
-        running.enter_context(host.started("gateway", host.command("gateway")))
-        torchserve = running.enter_context(host.started("torchserve", engine))
-        running.enter_context(host.started("control", control))
+    with ExitStack() as containers:
+        containers.enter_context(host.started("gateway", host.command("gateway")))
+        torchserve = containers.enter_context(host.started("torchserve", engine))
+        containers.enter_context(host.started("control", control))
         for service in ("gateway", "torchserve", "control"):
             host.wait_until_healthy(service)
         for service in ("torchserve", "control"):
@@ -182,14 +182,14 @@ def test_the_services_serve_together(host: Host) -> None:
         assert host.health("control").stdout == "predicted right: tagger 1 through the gateway\n"
         url = f"http://127.0.0.1:{host.first_port}/predictions/tagger"
         assert httpx.post(url, data={"text": "cat"}, trust_env=False).status_code == 401
-        keyed = httpx.post(url, data={"text": "cat"}, headers={"X-Api-Key": KEY}, trust_env=False)
-        assert keyed.status_code == 422  # it reached the model, and lacks an image
+        answer = httpx.post(url, data={"text": "cat"}, headers={"X-Api-Key": KEY}, trust_env=False)
+        assert answer.status_code == 422  # it reached the model, and lacks an image
 
         stop(torchserve)
         for service in ("torchserve", "control"):
-            failed = host.health(service)
-            assert failed.returncode == 1
-            assert failed.stderr.startswith("failed: ")
+            health = host.health(service)
+            assert health.returncode == 1
+            assert health.stderr.startswith("failed: ")
 
 
 @pytest.mark.long
@@ -197,14 +197,14 @@ def test_triton_serves_with_its_profile(host: Host) -> None:
     """The image's own server is not to be had: the wheel's stands in for it."""
     need_triton()
     host.kind = "both"
-    prepared = host.run("prepare", host.command("prepare"))
-    assert prepared.returncode == 0, prepared.stderr
+    result = host.run("prepare", host.command("prepare"))
+    assert result.returncode == 0, result.stderr
     engine = host.words(["/bin/sh", "/srv/vlserve/serving_config/triton/start.sh"])
     control = host.words(["python", "-m", "vlserve.control.api.app"])
-    with ExitStack() as running:
-        running.enter_context(host.started("gateway", host.command("gateway")))
-        triton = running.enter_context(host.started("triton", engine))
-        running.enter_context(host.started("control", control))
+    with ExitStack() as containers:
+        containers.enter_context(host.started("gateway", host.command("gateway")))
+        triton = containers.enter_context(host.started("triton", engine))
+        containers.enter_context(host.started("control", control))
         for service in ("gateway", "triton", "control"):
             host.wait_until_healthy(service)
         key_file = host.folder / "var" / "state" / "control.key"
@@ -215,8 +215,8 @@ def test_triton_serves_with_its_profile(host: Host) -> None:
         assert host.health("control").stdout == "predicted right: tagger 1 through the gateway\n"
         stop(triton)
         assert host.health("triton").returncode == 1
-    for left in Path("/dev/shm").glob(f"vlserve-compose-{host.first_port}-*"):
-        left.unlink(missing_ok=True)
+    for segment in Path("/dev/shm").glob(f"vlserve-compose-{host.first_port}-*"):
+        segment.unlink(missing_ok=True)
 
 
 def test_commands_in_the_images_are_those_that_are_run_here() -> None:

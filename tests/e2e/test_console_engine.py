@@ -32,24 +32,24 @@ def test_a_trial_is_answered_and_counted_nowhere(
     form = {"data": {"text": "cat"}, "files": {"image": ("a.png", _cover(), "image/png")}}
     url = stack.settings.control_url
     with httpx.Client(base_url=url, trust_env=False, timeout=60.0) as browser:
-        entered = browser.get(stack.control.console_link().path)
-        token = re.search(r'data-token="([^"]+)"', entered.text)
+        page = browser.get(stack.control.console_link().path)
+        token = re.search(r'data-token="([^"]+)"', page.text)
         assert token
         headers = {TOKEN_HEADER: token[1], "Origin": url}
         path = f"/console/models/{new_model}/try?version=1"
-        tried = browser.post(path, headers=headers, **form)  # type: ignore[arg-type]
-        refused = browser.post(path, headers=headers, data={"text": "cat"})
+        trial = browser.post(path, headers=headers, **form)  # type: ignore[arg-type]
+        refusal = browser.post(path, headers=headers, data={"text": "cat"})
     by_client = stack.http.post(f"/predictions/{new_model}", **form).json()  # type: ignore[arg-type]
-    assert tried.status_code == 200
+    assert trial.status_code == 200
     for tag in by_client["tags"]:
-        assert f"<bdi>{tag['tag']}</bdi>" in tried.text
-    assert "Time of each stage" in tried.text and "infer" in tried.text
-    assert "field_invalid: image" in refused.text
+        assert f"<bdi>{tag['tag']}</bdi>" in trial.text
+    assert "Time of each stage" in trial.text and "infer" in trial.text
+    assert "field_invalid: image" in refusal.text
 
-    def counted() -> bool:
+    def is_counted() -> bool:
         return any(each.model == new_model for each in stack.control.traffic())
 
-    wait_until(counted)
+    wait_until(is_counted)
     logs = stack.settings.state_dir / "logs"
     access = (logs / "access.jsonl").read_text(encoding="utf-8")
     assert access.count(f'"{new_model}"') == 1
@@ -70,13 +70,13 @@ def test_inputs_are_kept_and_purged(stack: RunningStack, new_model: str, tmp_pat
     ask(f"{new_model}-before")
     stack.control.start_capture(new_model, 1.0, 1, 16)
 
-    def kept() -> bool:
+    def is_kept() -> bool:
         ask(f"{new_model}-after")
         return stack.control.capture(new_model).inputs > 0
 
-    wait_until(kept)  # workers read the plan once a second
+    wait_until(is_kept)  # workers read the plan once a second
     state_dir = stack.settings.state_dir
-    found = read_input(state_dir, new_model, f"{new_model}-after")
-    assert found is not None and found.text == "零基础" and found.images == {"image": _cover()}
+    entry = read_input(state_dir, new_model, f"{new_model}-after")
+    assert entry is not None and entry.text == "零基础" and entry.images == {"image": _cover()}
     assert read_input(state_dir, new_model, f"{new_model}-before") is None
     assert stack.control.end_capture(new_model, "purge").inputs == 0

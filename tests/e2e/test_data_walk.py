@@ -80,7 +80,7 @@ def test_clips_and_a_table_become_tags(tmp_path: Path) -> None:
         "OMP_NUM_THREADS": "1",
     }
     for command in walk():
-        done = subprocess.run(
+        result = subprocess.run(
             ["bash", "-c", command],
             cwd=tmp_path,
             env=environment,
@@ -90,7 +90,7 @@ def test_clips_and_a_table_become_tags(tmp_path: Path) -> None:
             check=False,
             encoding="utf-8",
         )
-        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+        assert result.returncode == 0, f"{command}\n{result.stdout}{result.stderr}"
 
     frames = rows_of(tmp_path / "frames" / "frames.jsonl")
     assert len(frames) == CLIPS

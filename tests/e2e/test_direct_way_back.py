@@ -57,8 +57,8 @@ def held_by_another(store: Path) -> Iterator[None]:
 @pytest.fixture
 def gateway(tmp_path: Path) -> Iterator[RunningGateway]:
     """A real one."""
-    with running_gateway(tmp_path) as running:
-        yield running
+    with running_gateway(tmp_path) as gateway:
+        yield gateway
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def engine() -> FakeEngine:
 
 
 @pytest.fixture
-def begun(gateway: RunningGateway, engine: FakeEngine, tmp_path: Path) -> Control:
+def control(gateway: RunningGateway, engine: FakeEngine, tmp_path: Path) -> Control:
     """Tagger 1, 2 and 3 are loaded, and 1 and then 2 were released."""
     control = assemble(gateway.settings, engine, gateway.gateway)
     register(control, *(pack_echo(tmp_path, "tagger", version) for version in (1, 2, 3)))
@@ -92,7 +92,7 @@ def _abort(settings: Settings, engine: FakeEngine) -> int:
 
 
 @pytest.mark.parametrize(
-    ("in_steps", "word", "back_on", "event", "repeated"),
+    ("in_steps", "word", "back_on", "event", "second_error"),
     [
         (False, _rollback, 1, "rolled_back", NothingToRollBackTo),
         (True, _rollback, 2, "aborted", None),
@@ -101,30 +101,30 @@ def _abort(settings: Settings, engine: FakeEngine) -> int:
     ids=["rollback", "rollback of a rollout", "abort"],
 )
 def test_traffic_goes_back_and_the_next_control_service_writes_it_down(
-    begun: Control,
+    control: Control,
     gateway: RunningGateway,
     engine: FakeEngine,
     in_steps: bool,
     word: Callable[[Settings, FakeEngine], int],
     back_on: int,
     event: str,
-    repeated: type[ControlError] | None,
+    second_error: type[ControlError] | None,
 ) -> None:
     settings = gateway.settings
     if in_steps:
-        begun.service.rollouts.start("tagger", 3, STAYS)
+        control.service.rollouts.start("tagger", 3, STAYS)
         assert weights(settings) == {3: 50, 2: 50}
-    begun.ledger.close()  # as a kill does
+    control.ledger.close()  # as a kill does
     with held_by_another(settings.model_store):
         with pytest.raises(ControlError, match="uses"):
             assemble(settings, engine, gateway.gateway)
         assert word(settings, engine) == back_on
         assert weights(settings) == {back_on: 100}
         assert gateway.gateway.ready()  # Envoy says that it has these routes in force
-        if repeated:
-            with pytest.raises(repeated):
+        if second_error:
+            with pytest.raises(second_error):
                 word(settings, engine)
-    assert ledger_says(begun)[0] != json.dumps({str(back_on): 100})  # nothing was written yet
+    assert ledger_says(control)[0] != json.dumps({str(back_on): 100})  # nothing was written yet
     again = assemble(settings, engine, gateway.gateway)
     again.reconciler.tick()
     assert weights(settings) == {back_on: 100}
@@ -133,10 +133,10 @@ def test_traffic_goes_back_and_the_next_control_service_writes_it_down(
     again.ledger.close()
 
 
-def test_back_twice(begun: Control, gateway: RunningGateway, engine: FakeEngine) -> None:
+def test_back_twice(control: Control, gateway: RunningGateway, engine: FakeEngine) -> None:
     settings = gateway.settings
-    begun.service.rollouts.start("tagger", 3, STAYS)
-    begun.ledger.close()
+    control.service.rollouts.start("tagger", 3, STAYS)
+    control.ledger.close()
     assert [_rollback(settings, engine), _rollback(settings, engine)] == [2, 1]
     assert weights(settings) == {1: 100}
     again = assemble(settings, engine, gateway.gateway)
@@ -147,17 +147,17 @@ def test_back_twice(begun: Control, gateway: RunningGateway, engine: FakeEngine)
 
 
 def test_what_cannot_be_gone_back_to_is_refused_and_nothing_changes(
-    begun: Control,
+    control: Control,
     gateway: RunningGateway,
     engine: FakeEngine,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     settings = gateway.settings
     note = settings.state_dir / "unrecorded.json"
-    begun.reconciler.tick()  # which sets the note's space aside
-    begun.ledger.close()
+    control.reconciler.tick()  # which sets the note's space aside
+    control.ledger.close()
 
-    def refused(kind: type[ControlError | StackError], why: str) -> None:
+    def check_refusal(kind: type[ControlError | StackError], why: str) -> None:
         with pytest.raises(kind, match=why):
             roll_back(settings, engine, "tagger")
         assert weights(settings) == {2: 100}
@@ -165,34 +165,34 @@ def test_what_cannot_be_gone_back_to_is_refused_and_nothing_changes(
 
     monkeypatch.setattr(direct_way_back, "_WAIT_S", 0.1)
     with gateway_writer(settings):
-        refused(GatewayTaken, rf"pid {os.getpid()}\) may change the gateway's routes")
+        check_refusal(GatewayTaken, rf"pid {os.getpid()}\) may change the gateway's routes")
     engine.answer_wrong.add(("tagger", 1))
-    refused(NotReady, "tagger 1 does not answer its own probe right")
+    check_refusal(NotReady, "tagger 1 does not answer its own probe right")
     engine.answer_wrong.clear()
-    held = engine.held["engine-0"].pop(("tagger", 1))
-    refused(NotReady, "tagger 1 does not answer")
-    engine.held["engine-0"]["tagger", 1] = held
-    with monkeypatch.context() as other:
-        other.setattr(os, "geteuid", lambda: 12345)
-        refused(Unauthorized, "another user's")
-    kept = note.rename(note.with_suffix(".aside"))
+    version = engine.held["engine-0"].pop(("tagger", 1))
+    check_refusal(NotReady, "tagger 1 does not answer")
+    engine.held["engine-0"]["tagger", 1] = version
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "geteuid", lambda: 12345)
+        check_refusal(Unauthorized, "another user's")
+    backup = note.rename(note.with_suffix(".aside"))
     note.mkdir()
-    refused(ControlError, "cannot be noted in .*, so nothing has changed: Is a directory")
+    check_refusal(ControlError, "cannot be noted in .*, so nothing has changed: Is a directory")
     note.rmdir()
-    kept.rename(note)
+    backup.rename(note)
     gateway.stop()
-    refused(StackDown, "the gateway does not answer either")
+    check_refusal(StackDown, "the gateway does not answer either")
     gateway.start()
     assert _rollback(settings, engine) == 1
 
 
 def test_a_version_whose_path_is_closed_and_a_rollout_of_another(
-    begun: Control, gateway: RunningGateway, engine: FakeEngine
+    control: Control, gateway: RunningGateway, engine: FakeEngine
 ) -> None:
     settings = gateway.settings
-    begun.service.unload("tagger", 1)
-    begun.service.rollouts.start("tagger", 3, STAYS)
-    begun.ledger.close()
+    control.service.unload("tagger", 1)
+    control.service.rollouts.start("tagger", 3, STAYS)
+    control.ledger.close()
     with pytest.raises(ReleaseUnderWay, match="vlserve abort tagger"):
         roll_back(settings, engine, "tagger", 1)
     assert _abort(settings, engine) == 2
@@ -232,26 +232,26 @@ def foreign_program(port: int, status: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("status", [200, 401])
 def test_a_foreign_program_in_its_place_keeps_nobody_from_going_back(
-    begun: Control,
+    control: Control,
     gateway: RunningGateway,
     engine: FakeEngine,
     monkeypatch: pytest.MonkeyPatch,
     status: int,
 ) -> None:
     settings = gateway.settings
-    begun.ledger.close()
+    control.ledger.close()
     monkeypatch.setattr("vlserve.running_settings.load_settings", lambda: settings)
     monkeypatch.setattr("vlserve.control.engine.group.EngineGroup", lambda *_: engine)
     monkeypatch.setattr(FakeEngine, "close", lambda _: None, raising=False)
     monkeypatch.setattr(direct_way_back, "_WAIT_S", 0.1)
     with foreign_program(settings.control.port, status):
         with gateway_writer(settings):  # as the service holds while it runs
-            said = CliRunner().invoke(app, ["rollback", "tagger"])
-            assert isinstance(said.exception, StackDown)
+            result = CliRunner().invoke(app, ["rollback", "tagger"])
+            assert isinstance(result.exception, StackDown)
             assert weights(settings) == {2: 100}
-        said = CliRunner().invoke(app, ["rollback", "tagger"], catch_exceptions=False)
-    assert said.exit_code == 0, said.output
-    assert "tagger is back on 1" in said.stdout
+        result = CliRunner().invoke(app, ["rollback", "tagger"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert "tagger is back on 1" in result.stdout
     assert weights(settings) == {1: 100}
 
 
@@ -266,28 +266,28 @@ def test_abort_at_the_command_line(
     """Real processes: supervisord starts the control service again and again."""
     settings = make_settings(tmp_path, engine_kind)
     monkeypatch.setattr("vlserve.running_settings.load_settings", lambda: settings)
-    with running_stack(settings) as running:
+    with running_stack(settings) as stack:
         for version in (1, 2):
-            running.control.register(pack_echo(tmp_path, "tagger", version))
-        running.control.release("tagger", 1)
-        running.control.start_rollout("tagger", 2, STAYS)
-        assert _versions(running) == {1, 2}
+            stack.control.register(pack_echo(tmp_path, "tagger", version))
+        stack.control.release("tagger", 1)
+        stack.control.start_rollout("tagger", 2, STAYS)
+        assert _versions(stack) == {1, 2}
         psutil.Process(_control_pid(settings)).send_signal(signal.SIGKILL)
-        wait_until(lambda: not running.control.is_up())
+        wait_until(lambda: not stack.control.is_up())
         with held_by_another(settings.model_store):
-            said = CliRunner().invoke(app, ["abort", "tagger"], catch_exceptions=False)
-            assert said.exit_code == 0, said.output
-            assert "tagger is back on 1; 2 was taken back" in said.stdout
-            assert "the ledger is told later: the control service is down" in said.stdout
-            assert _versions(running) == {1}
+            result = CliRunner().invoke(app, ["abort", "tagger"], catch_exceptions=False)
+            assert result.exit_code == 0, result.output
+            assert "tagger is back on 1; 2 was taken back" in result.stdout
+            assert "the ledger is told later: the control service is down" in result.stdout
+            assert _versions(stack) == {1}
         control_stack.up(settings, print)
-        wait_until(lambda: running.control.health().status == "ok", 60)
-        assert running.control.model("tagger").weights == {1: 100}
-        assert running.control.history("tagger")[-1].kind == "recorded_late"
-        assert _versions(running) == {1}
+        wait_until(lambda: stack.control.health().status == "ok", 60)
+        assert stack.control.model("tagger").weights == {1: 100}
+        assert stack.control.history("tagger")[-1].kind == "recorded_late"
+        assert _versions(stack) == {1}
 
 
-def _versions(running: RunningStack) -> set[int]:
-    answers = [running.http.post("/predictions/tagger", json=QUESTION) for _ in range(40)]
+def _versions(own_stack: RunningStack) -> set[int]:
+    answers = [own_stack.http.post("/predictions/tagger", json=QUESTION) for _ in range(40)]
     assert {each.status_code for each in answers} == {200}
     return {each.json()["version"] for each in answers}

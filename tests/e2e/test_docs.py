@@ -49,11 +49,11 @@ class Checkout:
     settings: Settings
 
     def run(self, command: str) -> subprocess.CompletedProcess[str]:
-        for shown, own in (
+        for default, own in (
             ("http://localhost:8080", self.settings.gateway_url),
             ("http://localhost:8090", self.settings.control_url),
         ):
-            command = command.replace(shown, own)
+            command = command.replace(default, own)
         return subprocess.run(
             ["bash", "-c", command],
             cwd=self.folder,
@@ -87,9 +87,9 @@ def checkout(
     control_stack.up(settings, print)
     try:
         with ControlClient.of(settings) as control:
-            with pytest.MonkeyPatch.context() as patched:
-                traced = partial(export_archive, format="torchscript")
-                patched.setattr("vlserve.exporter.export.export_archive", traced)
+            with pytest.MonkeyPatch.context() as patch:
+                export = partial(export_archive, format="torchscript")
+                patch.setattr("vlserve.exporter.export.export_archive", export)
                 release_demo(settings, control, print, items=60, options=SMALL)
             _write_named_data(settings.state_dir / "demo" / "data", folder)
             assert control.model(MODEL).stable == 1
@@ -149,17 +149,17 @@ def shortened(document: Path) -> Iterator[str]:
 
 
 def test_the_readme_shows_the_four_verbs() -> None:
-    shown = " ".join(console_commands(PROJECT / "README.md"))
+    commands = " ".join(console_commands(PROJECT / "README.md"))
     for verb in ("register", "predict", "stress", "rollback"):
-        assert f"vlserve {verb}" in shown
+        assert f"vlserve {verb}" in commands
 
 
 @pytest.mark.long
 def test_the_demo_is_idempotent_also_after_a_stop(checkout: Checkout) -> None:
     for command in ("vlserve demo", "vlserve down", "vlserve up", "vlserve demo"):
-        done = checkout.run(command)
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    assert "vlserve rollback tagger" in done.stdout
+        result = checkout.run(command)
+        assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
+    assert "vlserve rollback tagger" in result.stdout
     models = json.loads(checkout.run("vlserve status --json").stdout)["models"]
     states = {version["version"]: version["state"] for version in models[0]["versions"]}
     assert states == {1: "stable", 2: "ready"}
@@ -179,5 +179,5 @@ def run_documents() -> list[Any]:
 @pytest.mark.parametrize("document", run_documents())
 def test_every_command_of_a_document_works(checkout: Checkout, document: Path) -> None:
     for command in shortened(document):
-        done = checkout.run(command)
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        result = checkout.run(command)
+        assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"

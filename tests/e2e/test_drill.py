@@ -45,9 +45,9 @@ def test_six_releases_are_decided_right(
         stack.settings, stack.control, new_model, tmp_path / "drill", print, SMALL, 30.0
     )
 
-    decided = {case.name: (case.decision, case.lost, case.passed) for case in result.cases}
-    crashing_lost = decided["crashing"][1]
-    assert decided == {
+    decisions = {case.name: (case.decision, case.lost, case.passed) for case in result.cases}
+    crashing_lost = decisions["crashing"][1]
+    assert decisions == {
         "good": (PROMOTED, 0, True),
         "slow": (ROLLED_BACK, 0, True),
         "failing": (ROLLED_BACK, 0, True),
@@ -74,6 +74,6 @@ def test_both_engines_give_the_archive_s_answers(tmp_path: Path) -> None:
     assert {each.side for each in result.comparisons} == {
         f"{kind}, {way}" for kind in ("torchserve", "triton") for way in ("alone", "16 connections")
     }
-    written = json.loads(result.result.read_text(encoding="utf-8"))
-    assert len(written["comparisons"]) == 5
-    assert {each["requests"] for each in written["comparisons"]} == {result.requests}
+    record = json.loads(result.result.read_text(encoding="utf-8"))
+    assert len(record["comparisons"]) == 5
+    assert {each["requests"] for each in record["comparisons"]} == {result.requests}

@@ -51,11 +51,11 @@ class OnSmallDisks:
     @contextmanager
     def full(self, *disks: Path) -> Iterator[None]:
         """Have no room on these disks while the body runs; afterwards all is well again."""
-        filling = [fill(disk) for disk in disks]
+        files = [fill(disk) for disk in disks]
         try:
             yield
         finally:
-            for file in filling:
+            for file in files:
                 file.unlink()
             wait_until(lambda: self.running.control.health().status == "ok", 60)
 
@@ -69,9 +69,9 @@ def on_small_disks(
         small_disk(settings.model_store, "48m") as store,
         small_disk(settings.state_dir, "256m") as state,
         small_disk(settings.state_dir / "logs", "32m") as logs,
-        running_stack(settings) as running,
+        running_stack(settings) as stack,
     ):
-        yield OnSmallDisks(running, store, state, logs)
+        yield OnSmallDisks(stack, store, state, logs)
         for disk in (store, state, logs):  # `vlserve down` needs no room either
             fill(disk)
 
@@ -98,12 +98,12 @@ def test_traffic_goes_back_while_the_disks_are_full(
         assert on_small_disks.versions(new_model) == {1}
         assert control.model(new_model).weights == {1: 100}
     with closing(sqlite3.connect(store / LEDGER)) as raw:
-        for asked, expected in (
+        for query, expected in (
             ("SELECT status FROM gray_releases", "aborted"),
             ("SELECT weights FROM models", '{"1": 100}'),
         ):
-            told = raw.execute(f"{asked} WHERE model = ?", [new_model]).fetchall()
-            assert told == [(expected,)]
+            rows = raw.execute(f"{query} WHERE model = ?", [new_model]).fetchall()
+            assert rows == [(expected,)]
     assert on_small_disks.versions(new_model) == {1}
 
 
@@ -116,8 +116,8 @@ def test_full_logs_are_named_and_keep_nothing_from_going_back(
     with on_small_disks.full(logs):
         assert f"the disk of logs ({logs})" in control.health().status
         assert on_small_disks.versions(new_model) == {1, 2}
-        aborted = control.abort(new_model)
-        assert (aborted.status, aborted.unrecorded) == (RolloutStatus.ABORTED, "")
+        report = control.abort(new_model)
+        assert (report.status, report.unrecorded) == (RolloutStatus.ABORTED, "")
         assert on_small_disks.versions(new_model) == {1}
 
 

@@ -25,9 +25,9 @@ pytestmark = on_triton(tier="long")
 
 
 def _jpeg() -> bytes:
-    written = io.BytesIO()
-    Image.new("RGB", (64, 48), (200, 30, 30)).save(written, "JPEG")
-    return written.getvalue()
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 48), (200, 30, 30)).save(buffer, "JPEG")
+    return buffer.getvalue()
 
 
 COVER = _jpeg()
@@ -50,8 +50,8 @@ def path(stack: RunningStack, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.mark.parametrize("request_body", [FORM, JSON], ids=["form", "json"])
 def test_a_prediction(stack: RunningStack, path: str, request_body: dict[str, object]) -> None:
-    sent = {"X-Request-Id": "a-request-of-mine"}
-    response = stack.http.post(path, headers=sent, **request_body)  # type: ignore[arg-type]
+    headers = {"X-Request-Id": "a-request-of-mine"}
+    response = stack.http.post(path, headers=headers, **request_body)  # type: ignore[arg-type]
     assert response.status_code == 200, response.text
     answer = response.json()
     assert (answer["model"], answer["version"]) == ("gateway-echo", 1)
@@ -104,21 +104,21 @@ def test_a_body_that_cannot_be_read_is_the_clients_error(
 @contextmanager
 def _callers(stack: RunningStack, path: str, count: int = 8) -> Iterator[Counter[object]]:
     """What ``count`` clients get that ask again and again: a status, or the name of an error."""
-    stop, got = threading.Event(), Counter[object]()
+    stop, outcomes = threading.Event(), Counter[object]()
 
     def call() -> None:
         with httpx.Client(base_url=stack.gateway_url, timeout=60.0, trust_env=False) as http:
             while not stop.wait(0.005):
                 try:
-                    got[http.post(path, **FORM).status_code] += 1  # type: ignore[arg-type]
+                    outcomes[http.post(path, **FORM).status_code] += 1  # type: ignore[arg-type]
                 except httpx.TransportError as error:
-                    got[type(error).__name__] += 1
+                    outcomes[type(error).__name__] += 1
 
     threads = [threading.Thread(target=call) for _ in range(count)]
     for thread in threads:
         thread.start()
     try:
-        yield got
+        yield outcomes
     finally:
         stop.set()
         for thread in threads:
@@ -132,12 +132,12 @@ def test_what_a_killed_worker_has_in_hand_is_answered(
     for a worker that dies meanwhile is dropped by it, and answered 504 by the gateway."""
     stack.control.register(pack_echo(tmp_path, new_model, 1, delay_ms=200))
     worker = _worker(stack, new_model)
-    with _callers(stack, f"/predictions/{new_model}/1") as got:
-        wait_until(lambda: got[200] > 20)
+    with _callers(stack, f"/predictions/{new_model}/1") as outcomes:
+        wait_until(lambda: outcomes[200] > 20)
         worker.kill()
-        killed_at = got[200]
-        wait_until(lambda: got[200] > killed_at + 50, timeout_s=60)
-    assert set(got) == {200}, got
+        before = outcomes[200]
+        wait_until(lambda: outcomes[200] > before + 50, timeout_s=60)
+    assert set(outcomes) == {200}, outcomes
 
 
 def test_a_worker_killed_at_any_moment_leaves_no_request_unanswered(
@@ -145,30 +145,30 @@ def test_a_worker_killed_at_any_moment_leaves_no_request_unanswered(
 ) -> None:
     """At most the batch that TorchServe was gathering for it is answered late, and 504."""
     worker = _worker(stack, "gateway-echo")
-    with _callers(stack, path) as got:
-        wait_until(lambda: got[200] > 20)
+    with _callers(stack, path) as outcomes:
+        wait_until(lambda: outcomes[200] > 20)
         worker.kill()
-        killed_at = got[200]
-        wait_until(lambda: got[200] > killed_at + 50, timeout_s=60)
-    assert set(got) <= {200, 504}, got
-    assert got[504] <= stack.settings.engine.batch_size
+        before = outcomes[200]
+        wait_until(lambda: outcomes[200] > before + 50, timeout_s=60)
+    assert set(outcomes) <= {200, 504}, outcomes
+    assert outcomes[504] <= stack.settings.engine.batch_size
 
 
 def test_a_killed_gateway_is_back_with_the_same_routing(stack: RunningStack, path: str) -> None:
-    with _callers(stack, path, count=4) as got:
-        wait_until(lambda: got[200] > 20)
+    with _callers(stack, path, count=4) as outcomes:
+        wait_until(lambda: outcomes[200] > 20)
         psutil.Process(_pid(stack, "gateway")).kill()
-        wait_until(lambda: len(got) > 1)
-        killed_at = got[200]
-        wait_until(lambda: got[200] > killed_at + 50, timeout_s=60)
-    print("lost while the gateway was away:", {k: n for k, n in got.items() if k != 200})
-    assert {status for status in got if isinstance(status, int)} == {200}
+        wait_until(lambda: len(outcomes) > 1)
+        before = outcomes[200]
+        wait_until(lambda: outcomes[200] > before + 50, timeout_s=60)
+    print("lost while the gateway was away:", {k: n for k, n in outcomes.items() if k != 200})
+    assert {status for status in outcomes if isinstance(status, int)} == {200}
     assert stack.http.post(f"{path}/2", **FORM).json()["version"] == 2  # type: ignore[arg-type]
 
 
 def _pid(stack: RunningStack, program: str) -> int:
-    found = {process.name: process.pid for process in control_stack.status(stack.settings)}
-    pid = found[program]
+    pids = {process.name: process.pid for process in control_stack.status(stack.settings)}
+    pid = pids[program]
     assert pid
     return pid
 
@@ -209,5 +209,5 @@ def test_a_step_of_the_clock_is_no_start_of_the_gateway(
 
 
 def _uptime_s(page: httpx.Client) -> float:
-    told = str(page.get("/server_info").json()["uptime_current_epoch"])
-    return float(told.removesuffix("s"))
+    uptime = str(page.get("/server_info").json()["uptime_current_epoch"])
+    return float(uptime.removesuffix("s"))

@@ -21,16 +21,16 @@ LIMIT = 3_000_000
 
 
 @pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
+def strict_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
     """A gateway with keys and a body limit of 3 MB."""
     keys = ("first-key", 'odd "key" with {braces}')
     folder = tmp_path_factory.mktemp("guarded")
-    with running_gateway(folder, api_keys=keys, max_body_bytes=LIMIT) as running:
-        yield running
+    with running_gateway(folder, api_keys=keys, max_body_bytes=LIMIT) as gateway:
+        yield gateway
 
 
 @pytest.fixture
-def routed(envoy: RunningGateway, engines: Engines) -> RunningGateway:
+def gateway(envoy: RunningGateway, engines: Engines) -> RunningGateway:
     envoy.route(TAGGER, to=list(engines))
     return envoy
 
@@ -42,19 +42,21 @@ def _error(response: httpx.Response) -> tuple[int, str]:
 
 
 def test_keys_are_asked_for_and_stay_at_the_gateway(
-    guarded: RunningGateway, engines: Engines
+    strict_gateway: RunningGateway, engines: Engines
 ) -> None:
-    guarded.route(TAGGER, to=list(engines))
+    strict_gateway.route(TAGGER, to=list(engines))
     path = "/predictions/tagger"
-    for key in guarded.settings.gateway.api_keys:
-        assert guarded.http.post(path, headers={"X-Api-Key": key}).status_code == 200
-    assert "x-api-key" not in [name for e in engines for seen in e.seen for name in seen.headers]
+    for key in strict_gateway.settings.gateway.api_keys:
+        assert strict_gateway.http.post(path, headers={"X-Api-Key": key}).status_code == 200
+    assert "x-api-key" not in [
+        name for e in engines for request in e.seen for name in request.headers
+    ]
     for headers in ({}, {"X-Api-Key": "wrong"}, {"X-Api-Key": ""}, {"Authorization": "first-key"}):
-        assert _error(guarded.http.post(path, headers=headers)) == (401, "unauthorized")
-    assert _error(guarded.http.post("/predictions/none")) == (401, "unauthorized")
-    assert _error(guarded.http.get("/")) == (401, "unauthorized")
+        assert _error(strict_gateway.http.post(path, headers=headers)) == (401, "unauthorized")
+    assert _error(strict_gateway.http.post("/predictions/none")) == (401, "unauthorized")
+    assert _error(strict_gateway.http.get("/")) == (401, "unauthorized")
     first, wrong = ("X-Api-Key", "first-key"), ("X-Api-Key", "wrong")
-    spoofed = (
+    forgeries = (
         [("X-Api-Key", "first-key,wrong")],
         [("X-Api-Key", "FIRST-KEY")],
         [("X-Api-Key", "first-key2")],
@@ -65,63 +67,66 @@ def test_keys_are_asked_for_and_stay_at_the_gateway(
         [wrong, ("X-Envoy-Original-Path", "/health")],
         [("X-Original-Url", "/health"), ("X-Forwarded-For", "127.0.0.1")],
     )
-    for sent in spoofed:
-        assert _error(guarded.http.post(path, headers=sent)) == (401, "unauthorized"), sent
-    assert guarded.http.post(path, headers=[first]).status_code == 200
+    for forgery in forgeries:
+        response = strict_gateway.http.post(path, headers=forgery)
+        assert _error(response) == (401, "unauthorized"), forgery
+    assert strict_gateway.http.post(path, headers=[first]).status_code == 200
     for trick in (
         "/health/../predictions/tagger",
         "/health;/predictions/tagger",
         "//predictions/tagger",
     ):
-        assert _error(guarded.http.post(trick)) == (401, "unauthorized")
+        assert _error(strict_gateway.http.post(trick)) == (401, "unauthorized")
 
 
-def test_what_no_version_answered_names_none(guarded: RunningGateway, engines: Engines) -> None:
-    guarded.route(TAGGER, to=list(engines))
+def test_what_no_version_answered_names_none(
+    strict_gateway: RunningGateway, engines: Engines
+) -> None:
+    strict_gateway.route(TAGGER, to=list(engines))
     path, key = "/predictions/tagger", {"X-Api-Key": "first-key"}
-    refused = [
-        guarded.http.post(path),
-        guarded.http.post(f"{path}/1"),
-        guarded.http.post(path, headers=key, content=b"x" * (LIMIT + 1)),
-        guarded.http.post(f"{path}?a=%", headers=key),
-        guarded.http.post(f"{path}/2", headers=key),
+    refusals = [
+        strict_gateway.http.post(path),
+        strict_gateway.http.post(f"{path}/1"),
+        strict_gateway.http.post(path, headers=key, content=b"x" * (LIMIT + 1)),
+        strict_gateway.http.post(f"{path}?a=%", headers=key),
+        strict_gateway.http.post(f"{path}/2", headers=key),
     ]
-    assert [response.status_code for response in refused] == [401, 401, 413, 400, 404]
-    assert not any("x-model-version" in response.headers for response in refused)
-    assert guarded.http.post(path, headers=key).headers["x-model-version"] == "1"
-    assert guarded.http.get("/health").status_code == 200
+    assert [response.status_code for response in refusals] == [401, 401, 413, 400, 404]
+    assert not any("x-model-version" in response.headers for response in refusals)
+    assert strict_gateway.http.post(path, headers=key).headers["x-model-version"] == "1"
+    assert strict_gateway.http.get("/health").status_code == 200
 
 
 @pytest.mark.parametrize("chunked", [False, True])
 def test_a_body_over_the_limit_is_a_413(
-    guarded: RunningGateway, engines: Engines, chunked: bool
+    strict_gateway: RunningGateway, engines: Engines, chunked: bool
 ) -> None:
-    guarded.route(TAGGER, to=list(engines))
+    strict_gateway.route(TAGGER, to=list(engines))
     key = {"X-Api-Key": "first-key"}
 
     def post(size: int) -> httpx.Response:
         pieces = (b"x" * 1_000_000 for _ in range(size // 1_000_000))
         content = pieces if chunked else b"x" * size
-        return guarded.http.post("/predictions/tagger", content=content, headers=key)
+        return strict_gateway.http.post("/predictions/tagger", content=content, headers=key)
 
     assert _error(post(LIMIT + 1_000_000)) == (413, "body_too_large")
     assert not any(engine.seen for engine in engines)
     assert post(LIMIT).status_code == 200
-    assert [len(seen.body) for e in engines for seen in e.seen] == [LIMIT]
+    assert [len(request.body) for e in engines for request in e.seen] == [LIMIT]
 
 
 def test_a_rate_over_the_limit_is_a_429(
     tmp_path_factory: pytest.TempPathFactory, engines: Engines
 ) -> None:
-    with running_gateway(tmp_path_factory.mktemp("rate"), rate_limit_per_s=5) as running:
-        running.route(TAGGER, to=list(engines))
-        responses = [running.http.post("/predictions/tagger") for _ in range(50)]
-        assert running.http.get("/health").status_code == 200
-    refused = [response for response in responses if response.status_code == 429]
+    with running_gateway(tmp_path_factory.mktemp("rate"), rate_limit_per_s=5) as gateway:
+        gateway.route(TAGGER, to=list(engines))
+        responses = [gateway.http.post("/predictions/tagger") for _ in range(50)]
+        assert gateway.http.get("/health").status_code == 200
+    refusals = [response for response in responses if response.status_code == 429]
     assert {response.status_code for response in responses} == {200, 429}
-    assert _error(refused[0]) == (429, "rate_limited")
-    assert refused[0].headers["retry-after"] == "1"
-    assert "x-model-version" not in refused[0].headers
+    assert _error(refusals[0]) == (429, "rate_limited")
+    assert refusals[0].headers["retry-after"] == "1"
+    assert "x-model-version" not in refusals[0].headers
 
 
 BAD_HTTP = [
@@ -148,8 +153,8 @@ BAD_HTTP = [
 ]
 
 
-def test_bad_http_is_refused_in_the_common_shape(routed: RunningGateway, engines: Engines) -> None:
-    for case, raw in at_once(lambda case: _exchange(routed, case[0]), BAD_HTTP):
+def test_bad_http_is_refused_in_the_common_shape(gateway: RunningGateway, engines: Engines) -> None:
+    for case, raw in at_once(lambda case: _exchange(gateway, case[0]), BAD_HTTP):
         _, status, code = case
         head, _, body = raw.partition(b"\r\n\r\n")
         assert int(head.split()[1]) == status, (case, raw)
@@ -159,56 +164,56 @@ def test_bad_http_is_refused_in_the_common_shape(routed: RunningGateway, engines
 
 
 def test_bytes_that_are_no_text_in_headers_reach_no_engine(
-    routed: RunningGateway, engines: Engines
+    gateway: RunningGateway, engines: Engines
 ) -> None:
     odd = [(b"X-Title", "可爱的猫咪".encode()), (b"User-Agent", b"\xff\xfe"), (b"Cookie", b"\x80")]
-    response = routed.http.post("/predictions/tagger", content=b"x", headers=odd)
+    response = gateway.http.post("/predictions/tagger", content=b"x", headers=odd)
     assert response.status_code == 200
-    (seen,) = [seen for engine in engines for seen in engine.seen]
-    assert all(value.isascii() for value in seen.headers.values())
+    (request,) = [request for engine in engines for request in engine.seen]
+    assert all(value.isascii() for value in request.headers.values())
 
 
-def test_bytes_that_are_no_text_in_a_path_are_refused(routed: RunningGateway) -> None:
-    raw = _exchange(routed, b"POST /predictions/\xff\xfe HTTP/1.1\r\nHost: x\r\n")
+def test_bytes_that_are_no_text_in_a_path_are_refused(gateway: RunningGateway) -> None:
+    raw = _exchange(gateway, b"POST /predictions/\xff\xfe HTTP/1.1\r\nHost: x\r\n")
     assert raw.split()[1] in (b"400", b"404"), raw
     assert b'"error"' in raw
 
 
-def _exchange(running: RunningGateway, request_head: bytes) -> bytes:
+def _exchange(gateway: RunningGateway, request_head: bytes) -> bytes:
     """What the gateway says until it closes the connection."""
-    address = ("127.0.0.1", running.settings.gateway.port)
+    address = ("127.0.0.1", gateway.settings.gateway.port)
     with socket.create_connection(address, timeout=10) as connection:
         connection.sendall(request_head + b"Connection: close\r\n\r\n")
-        said = b""
+        reply = b""
         while piece := connection.recv(65536):
-            said += piece
-    return said
+            reply += piece
+    return reply
 
 
 def test_a_drain_finishes_what_runs_and_takes_nothing_new(
     tmp_path_factory: pytest.TempPathFactory, engines: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(containers, "OPEN_S", 0.5)
-    with running_gateway(tmp_path_factory.mktemp("drain")) as running:
-        running.route(TAGGER, to=list(engines))
+    with running_gateway(tmp_path_factory.mktemp("drain")) as gateway:
+        gateway.route(TAGGER, to=list(engines))
         for engine in engines:
             engine.delay_s = 0.5
-        refused = threading.Event()
+        refusal = threading.Event()
         statuses: list[int] = []
 
         def call(_: int) -> None:
-            with httpx.Client(base_url=running.settings.gateway_url, trust_env=False) as http:
-                while not refused.is_set():
+            with httpx.Client(base_url=gateway.settings.gateway_url, trust_env=False) as http:
+                while not refusal.is_set():
                     try:
                         statuses.append(http.post("/predictions/tagger").status_code)
                     except httpx.ConnectError:
-                        refused.set()
+                        refusal.set()
 
         with ThreadPoolExecutor(8) as pool:
             calls = pool.map(call, range(8))
             wait_until(lambda: len(statuses) >= 8)
-            assert containers.drain(running.settings)
-            wait_until(refused.is_set)
+            assert containers.drain(gateway.settings)
+            wait_until(refusal.is_set)
             list(calls)
         assert set(statuses) == {200}
 
@@ -230,8 +235,8 @@ def test_a_large_access_log_makes_way_for_a_new_one(
         ask(f"round-{number}")
         envoy.gateway.rotate_access_log()
     ask("after")
-    kept = sorted(path.name for path in log.parent.glob("access.jsonl*"))
-    assert kept == ["access.jsonl", *(f"access.jsonl.{n}" for n in (1, 2, 3, 4, 5))]
+    names = sorted(path.name for path in log.parent.glob("access.jsonl*"))
+    assert names == ["access.jsonl", *(f"access.jsonl.{n}" for n in (1, 2, 3, 4, 5))]
     for age in range(1, 6):
         assert f"round-{7 - age}" in log.with_name(f"access.jsonl.{age}").read_text(
             encoding="utf-8"

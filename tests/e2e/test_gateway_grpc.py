@@ -26,8 +26,8 @@ INFER = "/inference.GRPCInferenceService/ModelInfer"
 @pytest.fixture(scope="module")
 def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
     """A gateway that waits half a second for an engine."""
-    with running_gateway(tmp_path_factory.mktemp("hasty"), timeout_s=0.5) as running:
-        yield running
+    with running_gateway(tmp_path_factory.mktemp("hasty"), timeout_s=0.5) as gateway:
+        yield gateway
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def calls(hasty: RunningGateway) -> Iterator[Calls]:
 
 
 @pytest.fixture
-def routed(hasty: RunningGateway, engines: Engines) -> RunningGateway:
+def gateway(hasty: RunningGateway, engines: Engines) -> RunningGateway:
     for engine in engines:
         engine.message = ANSWER.SerializeToString()
     hasty.route(HALVES, to=list(engines))
@@ -45,56 +45,60 @@ def routed(hasty: RunningGateway, engines: Engines) -> RunningGateway:
 
 
 def test_an_engine_gets_the_bare_message_and_the_client_the_engine_s(
-    routed: RunningGateway, calls: Calls, engines: Engines
+    gateway: RunningGateway, calls: Calls, engines: Engines
 ) -> None:
-    said = calls.infer("tagger", b"a picture", "1", x_request_id="bare", x_sticky_key="alice")
-    assert (said.code, said.answer) == (StatusCode.OK, ANSWER)
-    assert (said.headers["x-request-id"], said.headers["x-model-version"]) == ("bare", "1")
-    (seen,) = [seen for engine in engines for seen in engine.seen]
-    assert seen.path == "/predictions/tagger/1"
-    assert pb.ModelInferRequest.FromString(seen.body) == image_request("tagger", b"a picture", "1")
-    assert seen.headers["x-vlserve-content-type"] == "application/x-protobuf"
-    assert seen.headers["x-vlserve-path"] == "/v2/models/tagger/versions/1/infer"
-    assert seen.headers["content-length"] == str(len(seen.body))
-    assert not {"te", "x-vlserve-call", "x-sticky-key", "user-agent"} & seen.headers.keys()
-    line = routed.access_line("bare")
+    result = calls.infer("tagger", b"a picture", "1", x_request_id="bare", x_sticky_key="alice")
+    assert (result.code, result.answer) == (StatusCode.OK, ANSWER)
+    assert (result.headers["x-request-id"], result.headers["x-model-version"]) == ("bare", "1")
+    (request,) = [request for engine in engines for request in engine.seen]
+    assert request.path == "/predictions/tagger/1"
+    assert pb.ModelInferRequest.FromString(request.body) == image_request(
+        "tagger", b"a picture", "1"
+    )
+    assert request.headers["x-vlserve-content-type"] == "application/x-protobuf"
+    assert request.headers["x-vlserve-path"] == "/v2/models/tagger/versions/1/infer"
+    assert request.headers["content-length"] == str(len(request.body))
+    assert not {"te", "x-vlserve-call", "x-sticky-key", "user-agent"} & request.headers.keys()
+    line = gateway.access_line("bare")
     assert (line["path"], line["status"], line["version"]) == (INFER, 200, "1")
     assert (line["caller"], line["step"], line["tries"]) == ("alice", None, 1)
 
 
-def test_a_caller_has_one_version_whatever_it_speaks(routed: RunningGateway, calls: Calls) -> None:
+def test_a_caller_has_one_version_whatever_it_speaks(gateway: RunningGateway, calls: Calls) -> None:
     versions = {}
     for number in range(40):
         key = f"caller-{number}"
-        plain = routed.http.post("/predictions/tagger", content=b"x", headers={"x-sticky-key": key})
-        said = calls.infer("tagger", x_sticky_key=key, x_request_id=key)
-        assert said.headers["x-model-version"] == plain.headers["x-model-version"]
-        versions[key] = said.headers["x-model-version"]
+        plain = gateway.http.post(
+            "/predictions/tagger", content=b"x", headers={"x-sticky-key": key}
+        )
+        result = calls.infer("tagger", x_sticky_key=key, x_request_id=key)
+        assert result.headers["x-model-version"] == plain.headers["x-model-version"]
+        versions[key] = result.headers["x-model-version"]
     assert set(versions.values()) == {"1", "2"}
     calls.infer("tagger", x_request_id="split")
-    line = routed.access_line("split")
+    line = gateway.access_line("split")
     assert line["step"] == HALVES.step
 
 
-def test_a_version_is_asked_for_by_header(routed: RunningGateway, calls: Calls) -> None:
+def test_a_version_is_asked_for_by_header(gateway: RunningGateway, calls: Calls) -> None:
     for version in ("1", "2"):
-        said = calls.infer("tagger", x_model_version=version)
-        assert said.headers["x-model-version"] == version
+        result = calls.infer("tagger", x_model_version=version)
+        assert result.headers["x-model-version"] == version
 
 
 def test_a_body_is_as_large_as_a_plain_one_may_be(
-    routed: RunningGateway, calls: Calls, engines: Engines
+    gateway: RunningGateway, calls: Calls, engines: Engines
 ) -> None:
-    limit = routed.settings.gateway.max_body_bytes
+    limit = gateway.settings.gateway.max_body_bytes
     for size in (20 * MIB, limit - 200):
-        said = calls.infer("tagger", bytes(size))
-        assert said.code is StatusCode.OK, said.details
-    seen = [len(seen.body) for engine in engines for seen in engine.seen]
-    assert min(seen) > 20 * MIB
-    said = calls.infer("tagger", bytes(limit), x_request_id="large")
-    assert said.code is StatusCode.RESOURCE_EXHAUSTED
-    assert said.details == f"body_too_large: the body is larger than {limit} bytes"
-    assert routed.access_line("large")["status"] == 413
+        result = calls.infer("tagger", bytes(size))
+        assert result.code is StatusCode.OK, result.details
+    sizes = [len(request.body) for engine in engines for request in engine.seen]
+    assert min(sizes) > 20 * MIB
+    result = calls.infer("tagger", bytes(limit), x_request_id="large")
+    assert result.code is StatusCode.RESOURCE_EXHAUSTED
+    assert result.details == f"body_too_large: the body is larger than {limit} bytes"
+    assert gateway.access_line("large")["status"] == 413
 
 
 def _is_late(engines: Engines) -> None:
@@ -163,7 +167,7 @@ QUOTED = {"code": "image_unreadable", "message": 'no "猫"\\\n100 %'}
     ],
 )
 def test_a_fault_has_grpc_s_code_and_http_s_status_in_the_log(
-    routed: RunningGateway,
+    gateway: RunningGateway,
     calls: Calls,
     engines: Engines,
     fault: Callable[[Engines], None],
@@ -173,32 +177,32 @@ def test_a_fault_has_grpc_s_code_and_http_s_status_in_the_log(
 ) -> None:
     fault(engines)
     request_id = str(uuid4())
-    said = calls.infer("tagger", x_request_id=request_id)
-    assert (said.code, said.details) == (code, details)
-    line = routed.access_line(request_id)
+    result = calls.infer("tagger", x_request_id=request_id)
+    assert (result.code, result.details) == (code, details)
+    line = gateway.access_line(request_id)
     assert (line["status"], line["step"]) == (status, HALVES.step)
     assert line["version"] in ("1", "2")
 
 
 def test_what_one_instance_loses_the_other_answers(
-    routed: RunningGateway, calls: Calls, engines: Engines
+    gateway: RunningGateway, calls: Calls, engines: Engines
 ) -> None:
     for reply in (Reply(0), Reply(507)):
         engines[0].replies.append(reply)
         engines[1].replies.append(reply)
-        said = calls.infer("tagger", b"x" * MIB, x_request_id=f"again-{reply.status}")
-        assert said.answer == ANSWER, said.details
-        assert routed.access_line(f"again-{reply.status}")["tries"] in (2, 3)
+        result = calls.infer("tagger", b"x" * MIB, x_request_id=f"again-{reply.status}")
+        assert result.answer == ANSWER, result.details
+        assert gateway.access_line(f"again-{reply.status}")["tries"] in (2, 3)
         for engine in engines:
             engine.replies.clear()
 
 
 def test_a_model_without_an_instance_is_unavailable(hasty: RunningGateway, calls: Calls) -> None:
     hasty.gateway.apply(Routing([HALVES], []))
-    said = calls.infer("tagger", x_request_id="nobody")
-    assert said.code is StatusCode.UNAVAILABLE
-    assert said.details == "engine_unavailable: no engine instance answers"
-    assert {**said.headers, **said.trailers}["retry-after"] == "1"
+    result = calls.infer("tagger", x_request_id="nobody")
+    assert result.code is StatusCode.UNAVAILABLE
+    assert result.details == "engine_unavailable: no engine instance answers"
+    assert {**result.headers, **result.trailers}["retry-after"] == "1"
     assert hasty.access_line("nobody")["status"] == 503
 
 
@@ -215,10 +219,10 @@ def test_a_model_without_an_instance_is_unavailable(hasty: RunningGateway, calls
     ],
 )
 def test_what_is_not_served_is_not_found(
-    routed: RunningGateway, calls: Calls, model: str, version: str, code: str
+    gateway: RunningGateway, calls: Calls, model: str, version: str, code: str
 ) -> None:
-    said = calls.infer(model, version=version)
-    assert (said.code, said.details.partition(":")[0]) == (StatusCode.NOT_FOUND, code)
+    result = calls.infer(model, version=version)
+    assert (result.code, result.details.partition(":")[0]) == (StatusCode.NOT_FOUND, code)
 
 
 def test_small_calls_are_answered_without_an_engine(hasty: RunningGateway, calls: Calls) -> None:
@@ -229,65 +233,69 @@ def test_small_calls_are_answered_without_an_engine(hasty: RunningGateway, calls
         *(("tagger", "", True), ("tagger", "1", True), ("tagger", "3", False)),
         *(("next", "", False), ("next", "4", True), ("other", "", False)),
     ):
-        said = calls.call("ModelReady", pb.ModelReadyRequest(name=name, version=version))
+        result = calls.call("ModelReady", pb.ModelReadyRequest(name=name, version=version))
         expected = StatusCode.OK if ready else StatusCode.NOT_FOUND
-        assert said.code is expected, (name, version, said.details)
-        assert not ready or said.answer.ready
+        assert result.code is expected, (name, version, result.details)
+        assert not ready or result.answer.ready
     large = pb.ModelReadyRequest(name="x" * MAX_CALL_BYTES)
     assert calls.call("ModelReady", large).code is StatusCode.RESOURCE_EXHAUSTED
 
 
 @pytest.mark.parametrize("method", ["ModelStreamInfer", "ModelConfig", "RepositoryIndex"])
-def test_other_calls_are_not_implemented(routed: RunningGateway, calls: Calls, method: str) -> None:
-    said = calls.call_path(f"/inference.GRPCInferenceService/{method}")
-    assert said.code is StatusCode.UNIMPLEMENTED
-    assert "ModelInfer" in said.details
+def test_other_calls_are_not_implemented(
+    gateway: RunningGateway, calls: Calls, method: str
+) -> None:
+    result = calls.call_path(f"/inference.GRPCInferenceService/{method}")
+    assert result.code is StatusCode.UNIMPLEMENTED
+    assert "ModelInfer" in result.details
 
 
-def test_torchserve_s_calls_name_what_does_the_job(routed: RunningGateway, calls: Calls) -> None:
-    said = calls.call_path("/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions")
-    assert said.code is StatusCode.UNIMPLEMENTED
-    assert "POST /predictions/{model}" in said.details
-    said = calls.call_path("/org.pytorch.serve.grpc.management.ManagementAPIsService/RegisterModel")
-    assert said.code is StatusCode.UNIMPLEMENTED
-    assert "vlserve register" in said.details
+def test_torchserve_s_calls_name_what_does_the_job(gateway: RunningGateway, calls: Calls) -> None:
+    result = calls.call_path("/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions")
+    assert result.code is StatusCode.UNIMPLEMENTED
+    assert "POST /predictions/{model}" in result.details
+    result = calls.call_path(
+        "/org.pytorch.serve.grpc.management.ManagementAPIsService/RegisterModel"
+    )
+    assert result.code is StatusCode.UNIMPLEMENTED
+    assert "vlserve register" in result.details
 
 
-def test_a_shadow_gets_a_copy(routed: RunningGateway, calls: Calls, engines: Engines) -> None:
+def test_a_shadow_gets_a_copy(gateway: RunningGateway, calls: Calls, engines: Engines) -> None:
     route = ModelRoute("tagger", {1: 100}, (1, 2), step="7/shadow", shadow=Shadow(2, 100))
-    routed.route(route, to=list(engines))
-    said = calls.infer("tagger", b"a picture", x_request_id="copied")
-    assert said.headers["x-model-version"] == "1"
+    gateway.route(route, to=list(engines))
+    result = calls.infer("tagger", b"a picture", x_request_id="copied")
+    assert result.headers["x-model-version"] == "1"
 
-    def seen() -> dict[str, bytes]:
+    def bodies() -> dict[str, bytes]:
         return {each.path: each.body for engine in engines for each in engine.seen}
 
-    wait_until(lambda: len(seen()) == 2)
+    wait_until(lambda: len(bodies()) == 2)
     message = image_request("tagger", b"a picture").SerializeToString()
-    assert seen() == {"/predictions/tagger/1": message, "/predictions/tagger/2": message}
+    assert bodies() == {"/predictions/tagger/1": message, "/predictions/tagger/2": message}
 
 
 def test_keys_and_rates_hold(tmp_path_factory: pytest.TempPathFactory, engines: Engines) -> None:
     engines[0].message = ANSWER.SerializeToString()
     folder = tmp_path_factory.mktemp("keys")
     with (
-        running_gateway(folder, timeout_s=5.0, api_keys=(KEY,), rate_limit_per_s=4) as running,
-        calls_to(running.settings.gateway.port) as calls,
+        running_gateway(folder, timeout_s=5.0, api_keys=(KEY,), rate_limit_per_s=4) as gateway,
+        calls_to(gateway.settings.gateway.port) as calls,
     ):
-        running.route(HALVES, to=[engines[0]])
-        said = calls.infer("tagger", x_request_id="no-key")
-        assert said.code is StatusCode.UNAUTHENTICATED
-        assert said.details.startswith("unauthorized: send a valid key")
-        assert running.access_line("no-key")["status"] == 401
+        gateway.route(HALVES, to=[engines[0]])
+        result = calls.infer("tagger", x_request_id="no-key")
+        assert result.code is StatusCode.UNAUTHENTICATED
+        assert result.details.startswith("unauthorized: send a valid key")
+        assert gateway.access_line("no-key")["status"] == 401
         assert calls.call("ModelReady").code is StatusCode.UNAUTHENTICATED
         assert calls.call("ServerReady").answer.ready  # as /health, open to all
         assert calls.infer("tagger", x_api_key=KEY).code is StatusCode.OK
 
-        def refused() -> bool:
-            said = calls.infer("tagger", x_api_key=KEY, x_request_id="fast")
-            return said.code is StatusCode.RESOURCE_EXHAUSTED and "rate_limited" in said.details
+        def is_refused() -> bool:
+            result = calls.infer("tagger", x_api_key=KEY, x_request_id="fast")
+            return result.code is StatusCode.RESOURCE_EXHAUSTED and "rate_limited" in result.details
 
-        wait_until(refused)
+        wait_until(is_refused)
         assert calls.call("ServerLive").answer.live
 
 
@@ -313,35 +321,39 @@ BAD_BODIES = {
 }
 
 
-def test_what_is_no_call_reaches_no_engine(routed: RunningGateway, engines: Engines) -> None:
-    port = routed.settings.gateway.port
-    typed = [*raw_http2.post(INFER), (b"content-type", b"application/grpc"), (b"te", b"trailers")]
+def test_what_is_no_call_reaches_no_engine(gateway: RunningGateway, engines: Engines) -> None:
+    port = gateway.settings.gateway.port
+    common_fields = [
+        *raw_http2.post(INFER),
+        (b"content-type", b"application/grpc"),
+        (b"te", b"trailers"),
+    ]
     for name, body in BAD_BODIES.items():
-        asked = [*typed, (b"x-request-id", name.encode())]
-        reply = raw_http2.exchange(port, raw_http2.headers(asked) + raw_http2.data(body))
+        fields = [*common_fields, (b"x-request-id", name.encode())]
+        reply = raw_http2.exchange(port, raw_http2.headers(fields) + raw_http2.data(body))
         assert (reply.ended, reply.refused, reply.body) == (True, False, b""), name
         expected = 501 if name == "compressed" else 400
-        assert routed.access_line(name)["status"] == expected, name
+        assert gateway.access_line(name)["status"] == expected, name
     assert not any(engine.seen for engine in engines)
 
 
 def test_a_name_behind_the_data_counts(
-    routed: RunningGateway, calls: Calls, engines: Engines
+    gateway: RunningGateway, calls: Calls, engines: Engines
 ) -> None:
     """Protobuf's fields come in any order, and of two values the last one counts."""
     rest = pb.ModelInferRequest(raw_input_contents=[b"x" * MIB]).SerializeToString()
-    named = pb.ModelInferRequest(model_name="tagger", model_version="2").SerializeToString()
-    said = calls.call_path(INFER, b"\x0a\x05other" + rest + named)
-    assert said.code is StatusCode.OK, said.details
-    assert said.headers["x-model-version"] == "2"
+    names = pb.ModelInferRequest(model_name="tagger", model_version="2").SerializeToString()
+    result = calls.call_path(INFER, b"\x0a\x05other" + rest + names)
+    assert result.code is StatusCode.OK, result.details
+    assert result.headers["x-model-version"] == "2"
 
 
-def test_what_is_no_grpc_is_not_found(routed: RunningGateway) -> None:
+def test_what_is_no_grpc_is_not_found(gateway: RunningGateway) -> None:
     for content_type in ("application/json", "application/grpc-web", "application/x-protobuf"):
         for path in (INFER, "/inference.GRPCInferenceService/ServerLive"):
-            reply = routed.http.post(path, content=b"x", headers={"content-type": content_type})
+            reply = gateway.http.post(path, content=b"x", headers={"content-type": content_type})
             assert (reply.status_code, reply.json()["error"]["code"]) == (404, "not_found")
-    reply = routed.http.post(
+    reply = gateway.http.post(
         "/inference.GRPCInferenceService/ServerLive", headers={"x-vlserve-call": "1"}
     )
     assert reply.status_code == 404

@@ -22,22 +22,22 @@ TRY_TIMEOUT_S, TIMEOUT_S = 0.5, 10.0
 @pytest.fixture(scope="module")
 def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
     folder = tmp_path_factory.mktemp("impatient")
-    with running_gateway(folder, timeout_s=TIMEOUT_S, try_timeout_s=TRY_TIMEOUT_S) as running:
-        yield running
+    with running_gateway(folder, timeout_s=TIMEOUT_S, try_timeout_s=TRY_TIMEOUT_S) as gateway:
+        yield gateway
 
 
 @pytest.fixture
-def routed(impatient: RunningGateway, engines: Engines) -> RunningGateway:
+def gateway(impatient: RunningGateway, engines: Engines) -> RunningGateway:
     impatient.route(TAGGER, to=list(engines))
     return impatient
 
 
-def _post(running: RunningGateway) -> httpx.Response:
-    return running.http.post("/predictions/tagger", content=b"x")
+def _post(gateway: RunningGateway) -> httpx.Response:
+    return gateway.http.post("/predictions/tagger", content=b"x")
 
 
-def _ejected(running: RunningGateway) -> int:
-    admin = EnvoyAdmin(admin_socket(running.settings))
+def _ejected(gateway: RunningGateway) -> int:
+    admin = EnvoyAdmin(admin_socket(gateway.settings))
     try:
         return admin.sum(r"^cluster\.tagger-1\.outlier_detection\.ejections_active$")
     finally:
@@ -45,39 +45,39 @@ def _ejected(running: RunningGateway) -> int:
 
 
 def test_a_hung_instance_loses_no_request_and_is_left_alone(
-    routed: RunningGateway, engines: Engines
+    gateway: RunningGateway, engines: Engines
 ) -> None:
     engines[0].held.set()
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda _: _post(routed), range(60)))
+        answers = list(pool.map(lambda _: _post(gateway), range(60)))
     assert {(each.status_code, each.json()["engine"]) for each in answers} == {(200, "engine-1")}
     assert engines[0].seen  # it was asked
-    wait_until(lambda: _post(routed).is_success and _ejected(routed) == 1)
-    asked = len(engines[0].seen)
-    assert {_post(routed).json()["engine"] for _ in range(20)} == {"engine-1"}
-    assert len(engines[0].seen) == asked
+    wait_until(lambda: _post(gateway).is_success and _ejected(gateway) == 1)
+    requests = len(engines[0].seen)
+    assert {_post(gateway).json()["engine"] for _ in range(20)} == {"engine-1"}
+    assert len(engines[0].seen) == requests
     engines[0].held.clear()
-    wait_until(lambda: _ejected(routed) == 0)
-    assert {_post(routed).json()["engine"] for _ in range(40)} == {"engine-0", "engine-1"}
+    wait_until(lambda: _ejected(gateway) == 0)
+    assert {_post(gateway).json()["engine"] for _ in range(40)} == {"engine-0", "engine-1"}
 
 
 def test_a_slow_answer_counts_though_another_instance_was_asked_as_well(
-    routed: RunningGateway, engines: Engines
+    gateway: RunningGateway, engines: Engines
 ) -> None:
     engines[0].delay_s = engines[1].delay_s = 2 * TRY_TIMEOUT_S
-    answer = _post(routed)
+    answer = _post(gateway)
     assert answer.status_code == 200
     assert [len(engine.seen) for engine in engines] == [1, 1]
 
 
 def test_an_instance_that_says_errors_is_not_taken_for_hung(
-    routed: RunningGateway, engines: Engines
+    gateway: RunningGateway, engines: Engines
 ) -> None:
     """Whether a version answers well is what a rollout judges."""
     engines[0].replies.extend([Reply(500), Reply(503)] * 50)
     for _ in range(60):
-        _post(routed)
-    assert _ejected(routed) == 0
+        _post(gateway)
+    assert _ejected(gateway) == 0
 
 
 def test_the_only_instance_is_asked_once_and_waited_for(

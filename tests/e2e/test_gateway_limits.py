@@ -29,8 +29,8 @@ WITHIN_S = 90.0
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
     """A gateway with an eighth of the memory, and of the largest body."""
     folder = tmp_path_factory.mktemp("small")
-    with running_gateway(folder, _with_small_heap, max_body_bytes=BODY_MIB << 20) as running:
-        yield running
+    with running_gateway(folder, _with_small_heap, max_body_bytes=BODY_MIB << 20) as gateway:
+        yield gateway
 
 
 def _with_small_heap(envoy_yaml: str) -> str:
@@ -39,7 +39,7 @@ def _with_small_heap(envoy_yaml: str) -> str:
 
 
 @pytest.fixture
-def routed(small: RunningGateway, engines: Engines) -> RunningGateway:
+def gateway(small: RunningGateway, engines: Engines) -> RunningGateway:
     small.route(TAGGER, to=list(engines))
     return small
 
@@ -75,10 +75,10 @@ def _hold_streams(port: int, stop: threading.Event) -> None:
 
 
 @contextmanager
-def _slow_bodies(running: RunningGateway, drip_s: float | None) -> Iterator[None]:
+def _slow_bodies(gateway: RunningGateway, drip_s: float | None) -> Iterator[None]:
     """120 bodies, over HTTP/2 where ``drip_s`` is None."""
     stop = threading.Event()
-    port = running.settings.gateway.port
+    port = gateway.settings.gateway.port
     if drip_s is None:
         hogs = [threading.Thread(target=_hold_streams, args=(port, stop)) for _ in range(30)]
     else:
@@ -94,11 +94,11 @@ def _slow_bodies(running: RunningGateway, drip_s: float | None) -> Iterator[None
             hog.join()
 
 
-def _answers(running: RunningGateway, method: str, path: str) -> bool:
+def _answers(gateway: RunningGateway, method: str, path: str) -> bool:
     """Whether a caller from 127.0.0.1 is answered; a 503 of an overload says to try again."""
     with suppress(httpx.TransportError):
         response = httpx.request(
-            method, f"{running.settings.gateway_url}{path}", content=b"x" * 1000, trust_env=False
+            method, f"{gateway.settings.gateway_url}{path}", content=b"x" * 1000, trust_env=False
         )
         if response.status_code == 503:
             assert response.json()["error"]["code"] == "overloaded"
@@ -107,9 +107,9 @@ def _answers(running: RunningGateway, method: str, path: str) -> bool:
     return False
 
 
-def _sheds(running: RunningGateway) -> bool:
+def _sheds(gateway: RunningGateway) -> bool:
     """Whether the gateway has less memory than bodies ask for."""
-    with gateway_admin(running.settings) as admin:
+    with gateway_admin(gateway.settings) as admin:
         return admin.sum(r"^overload\.envoy\.overload_actions\.reduce_timeouts\.scale_percent$") > 0
 
 
@@ -122,15 +122,15 @@ def _sheds(running: RunningGateway) -> bool:
     ],
 )
 def test_slow_bodies_of_one_caller_leave_the_others_served(
-    routed: RunningGateway, drip_s: float | None
+    gateway: RunningGateway, drip_s: float | None
 ) -> None:
     """120 bodies are nearly twice the gateway's memory, and would hold it for a minute."""
-    with _slow_bodies(routed, drip_s):
-        wait_until(lambda: _sheds(routed), WITHIN_S)
+    with _slow_bodies(gateway, drip_s):
+        wait_until(lambda: _sheds(gateway), WITHIN_S)
         for _ in range(8):
-            wait_until(lambda: _answers(routed, "POST", "/predictions/tagger"), WITHIN_S)
-            wait_until(lambda: _answers(routed, "GET", "/health"), WITHIN_S)
-    wait_until(lambda: routed.active() == 0, WITHIN_S)
+            wait_until(lambda: _answers(gateway, "POST", "/predictions/tagger"), WITHIN_S)
+            wait_until(lambda: _answers(gateway, "GET", "/health"), WITHIN_S)
+    wait_until(lambda: gateway.active() == 0, WITHIN_S)
 
 
 def test_idle_connections_of_one_caller_leave_the_others_served(
@@ -159,12 +159,12 @@ def test_metrics_are_read_while_all_connections_are_taken(
             "max_active_downstream_connections: 2000", "max_active_downstream_connections: 5"
         )
 
-    with running_gateway(tmp_path_factory.mktemp("few"), with_few_connections) as running:
-        address = ("127.0.0.1", running.settings.gateway.port)
+    with running_gateway(tmp_path_factory.mktemp("few"), with_few_connections) as gateway:
+        address = ("127.0.0.1", gateway.settings.gateway.port)
         idle = [socket.create_connection(address, 30, HOG) for _ in range(6)]
         try:
             assert idle[-1].recv(1) == b""
-            page = f"http://127.0.0.1:{running.settings.gateway.metrics_port}/stats/prometheus"
+            page = f"http://127.0.0.1:{gateway.settings.gateway.metrics_port}/stats/prometheus"
             assert httpx.get(page, trust_env=False).status_code == 200
         finally:
             for connection in idle:
@@ -186,9 +186,9 @@ UNFINISHED = "Host: x\r\nContent-Length: 1000\r\n\r\nabc"
     ],
 )
 def test_what_is_refused_is_refused_before_its_body_comes(
-    routed: RunningGateway, engines: Engines, request_line: str, status: int, code: str
+    gateway: RunningGateway, engines: Engines, request_line: str, status: int, code: str
 ) -> None:
-    reply = _ask(routed, f"{request_line} HTTP/1.1\r\n{UNFINISHED}")
+    reply = _ask(gateway, f"{request_line} HTTP/1.1\r\n{UNFINISHED}")
     assert (reply.status, json.loads(reply.body)["error"]["code"]) == (status, code)
     assert not any(engine.seen for engine in engines)
 
@@ -196,10 +196,10 @@ def test_what_is_refused_is_refused_before_its_body_comes(
 @pytest.mark.parametrize("length", [(BODY_MIB << 20) + 1, 2**40, 2**63 - 2])
 @pytest.mark.parametrize("expect", ["", "Expect: 100-continue\r\n"])
 def test_a_body_that_is_announced_as_too_large_is_not_read(
-    routed: RunningGateway, length: int, expect: str
+    gateway: RunningGateway, length: int, expect: str
 ) -> None:
     head = f"POST /predictions/tagger HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n{expect}"
-    reply = _ask(routed, f"{head}\r\n")
+    reply = _ask(gateway, f"{head}\r\n")
     assert (reply.status, json.loads(reply.body)["error"]["code"]) == (413, "body_too_large")
     assert "x-model-version" not in reply.headers
 
@@ -212,10 +212,10 @@ def test_a_body_that_is_announced_as_too_large_is_not_read(
         "GET /health HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket",
     ],
 )
-def test_tunnels_are_refused_at_once(routed: RunningGateway, head: str) -> None:
-    reply = _ask(routed, f"{head}\r\n\r\n")
+def test_tunnels_are_refused_at_once(gateway: RunningGateway, head: str) -> None:
+    reply = _ask(gateway, f"{head}\r\n\r\n")
     assert (reply.status, json.loads(reply.body)["error"]["code"]) == (400, "bad_request")
 
 
-def _ask(running: RunningGateway, head: str) -> Reply:
-    return send(running.settings.gateway.port, head.encode(), head.partition(" ")[0])
+def _ask(gateway: RunningGateway, head: str) -> Reply:
+    return send(gateway.settings.gateway.port, head.encode(), head.partition(" ")[0])

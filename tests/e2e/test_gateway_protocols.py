@@ -20,65 +20,65 @@ LENGTH = (b"content-length", str(len(BODY)).encode())
 
 
 @pytest.fixture
-def routed(envoy: RunningGateway, engines: Engines) -> RunningGateway:
+def gateway(envoy: RunningGateway, engines: Engines) -> RunningGateway:
     envoy.route(TAGGER, to=list(engines))
     return envoy
 
 
 def _bodies(engines: Engines) -> list[bytes]:
-    return [seen.body for engine in engines for seen in engine.seen]
+    return [request.body for engine in engines for request in engine.seen]
 
 
-def _assert_neighbours_are_right(routed: RunningGateway, engines: Engines) -> None:
+def _assert_neighbours_are_right(gateway: RunningGateway, engines: Engines) -> None:
     """What an attack left in a connection to an engine would be in the way of later requests."""
     for engine in engines:
         engine.seen.clear()
     for number in range(4):
         body = str(number).encode()
-        assert routed.http.post(PATH, content=body).json()["version"] == 1
+        assert gateway.http.post(PATH, content=body).json()["version"] == 1
     assert sorted(_bodies(engines)) == [b"0", b"1", b"2", b"3"]
 
 
 @pytest.mark.parametrize("host", [b"", b"Host: x\r\n"])
-def test_http_1_0_is_answered(routed: RunningGateway, engines: Engines, host: bytes) -> None:
+def test_http_1_0_is_answered(gateway: RunningGateway, engines: Engines, host: bytes) -> None:
     head = b"POST /predictions/tagger HTTP/1.0\r\nContent-Length: 50000\r\n" + host + b"\r\n"
-    reply = send(routed.settings.gateway.port, head + BODY, "POST")
+    reply = send(gateway.settings.gateway.port, head + BODY, "POST")
     assert (reply.status, json.loads(reply.body)["version"]) == (200, 1)
     assert reply.headers["x-model-version"] == "1"
     assert reply.headers["connection"] == "close"
     assert _bodies(engines) == [BODY]
 
 
-def test_http_1_0_keeps_a_connection_that_asks_for_it(routed: RunningGateway) -> None:
+def test_http_1_0_keeps_a_connection_that_asks_for_it(gateway: RunningGateway) -> None:
     """As `ab -k` does."""
-    asked = b"GET /health HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", routed.settings.gateway.port), 10) as connection:
+    request = b"GET /health HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", gateway.settings.gateway.port), 10) as connection:
         for _ in range(3):
-            connection.sendall(asked)
-            said = b""
-            while b'"ok"}' not in said:
+            connection.sendall(request)
+            reply = b""
+            while b'"ok"}' not in reply:
                 piece = connection.recv(4096)
                 assert piece, "the connection was closed"
-                said += piece
-            assert said.startswith(b"HTTP/1.0 200"), said
-            assert b"keep-alive" in said.lower()
+                reply += piece
+            assert reply.startswith(b"HTTP/1.0 200"), reply
+            assert b"keep-alive" in reply.lower()
 
 
-def test_http_2_is_answered_by_prior_knowledge(routed: RunningGateway, engines: Engines) -> None:
-    asked = raw_http2.headers(raw_http2.post(PATH, LENGTH)) + raw_http2.data(BODY)
-    reply = raw_http2.exchange(routed.settings.gateway.port, asked)
+def test_http_2_is_answered_by_prior_knowledge(gateway: RunningGateway, engines: Engines) -> None:
+    request = raw_http2.headers(raw_http2.post(PATH, LENGTH)) + raw_http2.data(BODY)
+    reply = raw_http2.exchange(gateway.settings.gateway.port, request)
     assert json.loads(reply.body)["version"] == 1
     assert _bodies(engines) == [BODY]
 
 
-def test_an_upgrade_to_http_2_is_passed_over(routed: RunningGateway, engines: Engines) -> None:
+def test_an_upgrade_to_http_2_is_passed_over(gateway: RunningGateway, engines: Engines) -> None:
     """As Java's client asks for it at each request."""
     upgrade = {
         "Connection": "Upgrade, HTTP2-Settings",
         "Upgrade": "h2c",
         "HTTP2-Settings": "AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA",
     }
-    response = routed.http.post(PATH, content=BODY, headers=upgrade)
+    response = gateway.http.post(PATH, content=BODY, headers=upgrade)
     assert (response.status_code, response.http_version) == (200, "HTTP/1.1")
     assert _bodies(engines) == [BODY]
 
@@ -88,19 +88,19 @@ RAW = [case for case in bad_requests.bad_http() if case.raw]
 
 @pytest.mark.parametrize("version", [b"HTTP/1.1", b"HTTP/1.0"])
 def test_bad_framing_is_refused_over_http_1(
-    routed: RunningGateway, engines: Engines, version: bytes
+    gateway: RunningGateway, engines: Engines, version: bytes
 ) -> None:
     def ask(case: bad_requests.Case) -> raw_http.Reply:
         raw = case.raw.replace(b"HTTP/1.1", version)
-        return send(routed.settings.gateway.port, raw, case.method)
+        return send(gateway.settings.gateway.port, raw, case.method)
 
     for case, reply in at_once(ask, RAW):
         needs_no_host = case.name == "no-host" and version == b"HTTP/1.0"
         expected = (404, "not_found") if needs_no_host else (case.status, case.code)
-        got = (reply.status, json.loads(reply.body)["error"]["code"])
-        assert got == expected, case.name
+        refusal = (reply.status, json.loads(reply.body)["error"]["code"])
+        assert refusal == expected, case.name
     assert not _bodies(engines)
-    _assert_neighbours_are_right(routed, engines)
+    _assert_neighbours_are_right(gateway, engines)
 
 
 FRAMINGS = (
@@ -120,30 +120,30 @@ FRAMINGS = (
 
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
 def test_a_request_in_a_request_is_not_smuggled(
-    routed: RunningGateway, engines: Engines, version: str
+    gateway: RunningGateway, engines: Engines, version: str
 ) -> None:
-    hidden = f"0\r\n\r\nPOST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: 6\r\n\r\nhidden"
+    attack = f"0\r\n\r\nPOST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: 6\r\n\r\nhidden"
 
     def ask(framing: str) -> raw_http.Reply:
         head = f"POST {PATH} HTTP/{version}\r\nHost: x\r\n{framing}\r\n\r\n"
-        return send(routed.settings.gateway.port, (head + hidden).encode(), "POST")
+        return send(gateway.settings.gateway.port, (head + attack).encode(), "POST")
 
     for framing, reply in at_once(ask, FRAMINGS):
         refusal = (reply.status, json.loads(reply.body)["error"]["code"])
-        allowed = ((400, "bad_request"), (501, "transfer_encoding_unsupported"))
-        assert refusal in allowed, framing
+        refusals = ((400, "bad_request"), (501, "transfer_encoding_unsupported"))
+        assert refusal in refusals, framing
     assert not _bodies(engines)
-    _assert_neighbours_are_right(routed, engines)
+    _assert_neighbours_are_right(gateway, engines)
 
 
-def test_chunks_that_are_none_are_refused(routed: RunningGateway, engines: Engines) -> None:
+def test_chunks_that_are_none_are_refused(gateway: RunningGateway, engines: Engines) -> None:
     for version in ("1.0", "1.1"):
         head = f"POST {PATH} HTTP/{version}\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
         for chunks in ("zz\r\nabc\r\n0\r\n\r\n", "-1\r\n\r\n"):
-            reply = send(routed.settings.gateway.port, (head + chunks).encode(), "POST")
+            reply = send(gateway.settings.gateway.port, (head + chunks).encode(), "POST")
             assert (reply.status, json.loads(reply.body)["error"]["code"]) == (400, "bad_request")
     assert not _bodies(engines)
-    _assert_neighbours_are_right(routed, engines)
+    _assert_neighbours_are_right(gateway, engines)
 
 
 def _changed(*changes: tuple[bytes, bytes]) -> list[raw_http2.Header]:
@@ -185,15 +185,15 @@ HTTP_2_HEADERS = {
 }
 
 
-def test_bad_headers_are_refused_over_http_2(routed: RunningGateway, engines: Engines) -> None:
+def test_bad_headers_are_refused_over_http_2(gateway: RunningGateway, engines: Engines) -> None:
     def ask(name: str) -> raw_http2.Reply:
-        asked = raw_http2.headers(HTTP_2_HEADERS[name]) + raw_http2.data(BODY)
-        return raw_http2.exchange(routed.settings.gateway.port, asked)
+        request = raw_http2.headers(HTTP_2_HEADERS[name]) + raw_http2.data(BODY)
+        return raw_http2.exchange(gateway.settings.gateway.port, request)
 
     for name, reply in at_once(ask, list(HTTP_2_HEADERS)):
         assert reply.refused or b'"error"' in reply.body, (name, reply)
     assert not _bodies(engines)
-    _assert_neighbours_are_right(routed, engines)
+    _assert_neighbours_are_right(gateway, engines)
 
 
 def _frames() -> dict[str, bytes]:
@@ -214,13 +214,13 @@ def _frames() -> dict[str, bytes]:
     }
 
 
-def test_bad_frames_are_refused_over_http_2(routed: RunningGateway, engines: Engines) -> None:
+def test_bad_frames_are_refused_over_http_2(gateway: RunningGateway, engines: Engines) -> None:
     frames = _frames()
 
     def ask(name: str) -> raw_http2.Reply:
-        return raw_http2.exchange(routed.settings.gateway.port, frames[name])
+        return raw_http2.exchange(gateway.settings.gateway.port, frames[name])
 
     for name, reply in at_once(ask, list(frames)):
         assert reply.refused, (name, reply)
     assert not _bodies(engines)
-    _assert_neighbours_are_right(routed, engines)
+    _assert_neighbours_are_right(gateway, engines)

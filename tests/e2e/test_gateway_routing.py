@@ -20,65 +20,67 @@ Engines = tuple[FakeTorchServe, FakeTorchServe]
 
 
 @pytest.fixture
-def routed(envoy: RunningGateway, engines: Engines) -> RunningGateway:
+def gateway(envoy: RunningGateway, engines: Engines) -> RunningGateway:
     """Model tagger: version 1 has the traffic, 2 is ready."""
     envoy.route(ModelRoute("tagger", {1: 100}, (1, 2)), to=list(engines))
     return envoy
 
 
-def _version(running: RunningGateway, path: str = "/predictions/tagger", **headers: str) -> int:
-    response = running.http.post(path, content=b"x", headers=headers)
+def _version(gateway: RunningGateway, path: str = "/predictions/tagger", **headers: str) -> int:
+    response = gateway.http.post(path, content=b"x", headers=headers)
     assert response.status_code == 200, response.text
     assert response.headers["x-model-version"] == str(response.json()["version"])
     return int(response.json()["version"])
 
 
-def test_path_and_header_ask_for_a_version(routed: RunningGateway) -> None:
-    assert _version(routed) == 1
-    assert _version(routed, "/predictions/tagger/2") == 2
-    assert _version(routed, **{"x-model-version": "2"}) == 2
-    assert _version(routed, **{"x-model-version": ""}) == 1
-    assert _version(routed, "/predictions/tagger/1", **{"x-model-version": "2"}) == 1
+def test_path_and_header_ask_for_a_version(gateway: RunningGateway) -> None:
+    assert _version(gateway) == 1
+    assert _version(gateway, "/predictions/tagger/2") == 2
+    assert _version(gateway, **{"x-model-version": "2"}) == 2
+    assert _version(gateway, **{"x-model-version": ""}) == 1
+    assert _version(gateway, "/predictions/tagger/1", **{"x-model-version": "2"}) == 1
 
 
 def test_the_engine_is_asked_on_the_versions_own_path(
-    routed: RunningGateway, engines: Engines
+    gateway: RunningGateway, engines: Engines
 ) -> None:
-    routed.http.post("/predictions//tagger", content=b"x")
-    paths = {seen.path for engine in engines for seen in engine.seen}
+    gateway.http.post("/predictions//tagger", content=b"x")
+    paths = {request.path for engine in engines for request in engine.seen}
     assert paths == {"/predictions/tagger/1"}
 
 
 @pytest.mark.parametrize("path", ["/predictions/tagger/", "/predictions/tagger//"])
 def test_a_slash_at_the_end_changes_nothing(
-    routed: RunningGateway, engines: Engines, path: str
+    gateway: RunningGateway, engines: Engines, path: str
 ) -> None:
-    assert _version(routed, path) == 1
-    assert _version(routed, path, **{"x-sticky-key": "caller"}) == 1
-    assert _version(routed, path, **{"x-model-version": "2"}) == 2
-    assert _version(routed, path.replace("tagger", "tagger/2")) == 2
-    paths = {seen.path for engine in engines for seen in engine.seen}
+    assert _version(gateway, path) == 1
+    assert _version(gateway, path, **{"x-sticky-key": "caller"}) == 1
+    assert _version(gateway, path, **{"x-model-version": "2"}) == 2
+    assert _version(gateway, path.replace("tagger", "tagger/2")) == 2
+    paths = {request.path for engine in engines for request in engine.seen}
     assert paths == {"/predictions/tagger/1", "/predictions/tagger/2"}
-    unknown = routed.http.post(path, headers={"x-model-version": "3"})
+    unknown = gateway.http.post(path, headers={"x-model-version": "3"})
     assert unknown.json()["error"]["code"] == "version_not_found"
 
 
 @pytest.mark.parametrize("query", ["text=%E7%8C%AB&top_k=3", "text=100%25", "a", "?", "%3F=%2f"])
-def test_the_query_reaches_the_engine(routed: RunningGateway, engines: Engines, query: str) -> None:
+def test_the_query_reaches_the_engine(
+    gateway: RunningGateway, engines: Engines, query: str
+) -> None:
     for path in ("/predictions/tagger", "/predictions/tagger/", "/predictions/tagger/1"):
-        assert _version(routed, f"{path}?{query}") == 1
-    paths = {seen.path for engine in engines for seen in engine.seen}
+        assert _version(gateway, f"{path}?{query}") == 1
+    paths = {request.path for engine in engines for request in engine.seen}
     assert paths == {f"/predictions/tagger/1?{query}"}
 
 
 @pytest.mark.parametrize("query", ["text=%", "text=%2", "text=100%&a=b", "%zz", "a=%2g", "%25%"])
 def test_a_query_that_cannot_be_read_is_the_clients_error(
-    routed: RunningGateway, engines: Engines, query: str
+    gateway: RunningGateway, engines: Engines, query: str
 ) -> None:
     """TorchServe says 500 to it, which the gateway would try four times, and call its own fault."""
     for path in ("/predictions/tagger", "/predictions/tagger/1", "/predictions/none"):
         head = f"POST {path}?{query} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
-        reply = send(routed.settings.gateway.port, head.encode(), "POST")
+        reply = send(gateway.settings.gateway.port, head.encode(), "POST")
         error = json.loads(reply.body)["error"]
         assert (reply.status, error["code"]) == (400, "bad_request")
         assert "%25" in error["message"]
@@ -106,7 +108,7 @@ def test_a_query_that_cannot_be_read_is_the_clients_error(
     ],
 )
 def test_unknown_paths_are_refused_in_the_common_shape(
-    routed: RunningGateway,
+    gateway: RunningGateway,
     engines: Engines,
     method: str,
     path: str,
@@ -114,7 +116,7 @@ def test_unknown_paths_are_refused_in_the_common_shape(
     status: int,
     code: str,
 ) -> None:
-    response = routed.http.request(method, path, headers=headers)
+    response = gateway.http.request(method, path, headers=headers)
     assert (response.status_code, response.json()["error"]["code"]) == (status, code)
     assert response.headers["content-type"] == "application/json"
     assert response.json()["error"]["message"]
@@ -132,11 +134,11 @@ def test_a_model_without_released_version_answers_by_number_alone(
 
 
 def _versions_of_callers(
-    running: RunningGateway, engines: Engines, weights: dict[int, int], salt: str
+    gateway: RunningGateway, engines: Engines, weights: dict[int, int], salt: str
 ) -> list[int]:
     """The version that each of 400 sticky callers meets."""
-    running.route(ModelRoute("tagger", weights, (1, 2), salt), to=list(engines))
-    return [_version(running, **{"x-sticky-key": f"caller-{n}"}) for n in range(400)]
+    gateway.route(ModelRoute("tagger", weights, (1, 2), salt), to=list(engines))
+    return [_version(gateway, **{"x-sticky-key": f"caller-{n}"}) for n in range(400)]
 
 
 def test_callers_split_by_weight_and_stay_as_it_rises(
@@ -176,14 +178,14 @@ def test_a_version_of_weight_0_answers_by_number_alone(
 def test_changes_under_load_lose_nothing(envoy: RunningGateway, engines: Engines) -> None:
     """Releases, rollbacks, a version that comes and one that goes, while callers go on."""
     envoy.route(ModelRoute("tagger", {1: 100}, (1,)), to=list(engines))
-    stop, problems, answered = threading.Event(), list[object](), Counter[int]()
+    stop, problems, answers = threading.Event(), list[object](), Counter[int]()
 
     def call() -> None:
         with httpx.Client(base_url=envoy.settings.gateway_url, trust_env=False) as http:
             while not stop.wait(0.005):
                 response = http.post("/predictions/tagger", content=b"x" * 10_000)
                 if response.status_code == 200:
-                    answered[response.json()["version"]] += 1
+                    answers[response.json()["version"]] += 1
                 else:
                     problems.append((response.status_code, response.text))
 
@@ -197,14 +199,14 @@ def test_changes_under_load_lose_nothing(envoy: RunningGateway, engines: Engines
                 envoy.route(ModelRoute("tagger", weights, both), to=list(engines))
             envoy.route(ModelRoute("tagger", {version: 100}, (version,)), to=list(engines))
             assert _version(envoy) == version
-            gone = envoy.http.post(f"/predictions/tagger/{before}", content=b"x")
-            assert gone.status_code == 404
+            refusal = envoy.http.post(f"/predictions/tagger/{before}", content=b"x")
+            assert refusal.status_code == 404
     finally:
         stop.set()
         for caller in callers:
             caller.join()
     assert problems == []
-    assert sum(answered.values()) > 40 and answered[11]
+    assert sum(answers.values()) > 40 and answers[11]
 
 
 def test_a_version_that_leaves_keeps_its_running_requests(
@@ -259,61 +261,61 @@ def test_a_version_that_leaves_answers_what_is_still_being_uploaded(
     assert "upload-1" not in clusters.read_text(encoding="utf-8")
 
 
-def test_a_refused_routing_leaves_the_old_one(routed: RunningGateway, engines: Engines) -> None:
+def test_a_refused_routing_leaves_the_old_one(gateway: RunningGateway, engines: Engines) -> None:
     to = [engine.instance() for engine in engines]
     no_such_cluster = ModelRoute("tagger", {9: 100}, (1, 2))
     with pytest.raises(GatewayRefused, match="tagger-9"):
-        routed.gateway.apply(Routing([no_such_cluster], to))
+        gateway.gateway.apply(Routing([no_such_cluster], to))
     same_cluster_twice = ModelRoute("tagger", {1: 100}, (1, 1))
     with pytest.raises(GatewayRefused, match="tagger-1"):
-        routed.gateway.apply(Routing([same_cluster_twice], to))
-    assert routed.gateway.ready()
-    assert _version(routed) == 1
+        gateway.gateway.apply(Routing([same_cluster_twice], to))
+    assert gateway.gateway.ready()
+    assert _version(gateway) == 1
 
 
-def test_a_killed_gateway_comes_back_with_the_same_routing(routed: RunningGateway) -> None:
-    routed.stop()
-    assert not routed.gateway.ready()
-    assert routed.gateway.in_flight("tagger", 1) == 0
-    routed.start()
-    assert _version(routed) == 1
-    assert _version(routed, "/predictions/tagger/2") == 2
+def test_a_killed_gateway_comes_back_with_the_same_routing(gateway: RunningGateway) -> None:
+    gateway.stop()
+    assert not gateway.gateway.ready()
+    assert gateway.gateway.in_flight("tagger", 1) == 0
+    gateway.start()
+    assert _version(gateway) == 1
+    assert _version(gateway, "/predictions/tagger/2") == 2
 
 
 def test_a_change_while_the_gateway_is_away_is_refused_and_undone(
-    routed: RunningGateway, engines: Engines, monkeypatch: pytest.MonkeyPatch
+    gateway: RunningGateway, engines: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vlserve.control.gateway.envoy.IN_FORCE_TIMEOUT_S", 0.3)
-    routed.stop()
+    gateway.stop()
     with pytest.raises(GatewaySilent, match="does not answer"):
-        routed.route(ModelRoute("tagger", {2: 100}, (1, 2)), to=list(engines))
-    routed.start()
-    assert _version(routed) == 1
+        gateway.route(ModelRoute("tagger", {2: 100}, (1, 2)), to=list(engines))
+    gateway.start()
+    assert _version(gateway) == 1
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]"])
 @pytest.mark.parametrize("name", ["routes.json", "clusters.json"])
 def test_a_damaged_routing_is_mended_by_the_next_change(
-    routed: RunningGateway, engines: Engines, name: str, damage: str
+    gateway: RunningGateway, engines: Engines, name: str, damage: str
 ) -> None:
-    dynamic = routed.settings.state_dir / "gateway" / "dynamic"
+    dynamic = gateway.settings.state_dir / "gateway" / "dynamic"
     (dynamic.parent / "damaged").write_text(damage, encoding="utf-8")
     (dynamic.parent / "damaged").rename(dynamic / name)
-    routed.route(ModelRoute("tagger", {2: 100}, (1, 2)), to=list(engines))
-    assert _version(routed) == 2
-    routed.route(ModelRoute("tagger", {1: 100}, (1, 2)), to=list(engines))
-    assert _version(routed) == 1
+    gateway.route(ModelRoute("tagger", {2: 100}, (1, 2)), to=list(engines))
+    assert _version(gateway) == 2
+    gateway.route(ModelRoute("tagger", {1: 100}, (1, 2)), to=list(engines))
+    assert _version(gateway) == 1
 
 
 def test_a_routing_that_was_damaged_at_rest_is_not_started_from(
-    routed: RunningGateway, engines: Engines
+    gateway: RunningGateway, engines: Engines
 ) -> None:
-    routed.stop()
-    routes = routed.settings.state_dir / "gateway" / "dynamic" / "routes.json"
+    gateway.stop()
+    routes = gateway.settings.state_dir / "gateway" / "dynamic" / "routes.json"
     routes.write_text(routes.read_text(encoding="utf-8")[:100], encoding="utf-8")
-    routed.gateway.prepare()
-    routed.start()
-    assert routed.http.get("/health").json() == {"status": "ok"}
-    assert routed.http.post("/predictions/tagger", content=b"x").status_code == 404
-    routed.route(ModelRoute("tagger", {1: 100}, (1, 2)), to=list(engines))
-    assert _version(routed) == 1
+    gateway.gateway.prepare()
+    gateway.start()
+    assert gateway.http.get("/health").json() == {"status": "ok"}
+    assert gateway.http.post("/predictions/tagger", content=b"x").status_code == 404
+    gateway.route(ModelRoute("tagger", {1: 100}, (1, 2)), to=list(engines))
+    assert _version(gateway) == 1

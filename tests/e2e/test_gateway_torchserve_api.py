@@ -23,15 +23,15 @@ ROUTE = ModelRoute("tagger", {2: 100}, (1, 2))
 
 
 @pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
+def strict_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
     """A gateway with keys, and a body limit of 1 MB."""
     folder = tmp_path_factory.mktemp("guarded-torchserve")
-    with running_gateway(folder, api_keys=KEYS, max_body_bytes=1_000_000) as running:
-        yield running
+    with running_gateway(folder, api_keys=KEYS, max_body_bytes=1_000_000) as gateway:
+        yield gateway
 
 
 @pytest.fixture
-def routed(envoy: RunningGateway, engines: Engines) -> RunningGateway:
+def gateway(envoy: RunningGateway, engines: Engines) -> RunningGateway:
     envoy.route(ROUTE, to=list(engines))
     return envoy
 
@@ -45,14 +45,14 @@ def _code(response: httpx.Response) -> tuple[int, str]:
 @pytest.mark.parametrize("method", METHODS.split("|"))
 @pytest.mark.parametrize("path", ["/predictions/tagger", "/predictions/tagger/1"])
 def test_a_prediction_is_asked_for_with_each_of_torchserve_s_methods(
-    routed: RunningGateway, engines: Engines, method: str, path: str
+    gateway: RunningGateway, engines: Engines, method: str, path: str
 ) -> None:
     for body in (b"", b"a body"):
-        response = routed.http.request(method, f"{path}?text=a%20cat", content=body)
+        response = gateway.http.request(method, f"{path}?text=a%20cat", content=body)
         assert response.json()["version"] == (1 if path.endswith("/1") else 2)
-        (seen,) = [one for engine in engines for one in engine.seen]
-        assert (seen.method, seen.body) == (method, body)
-        assert seen.headers["x-vlserve-path"] == f"{path}?text=a%20cat"
+        (request,) = [request for engine in engines for request in engine.seen]
+        assert (request.method, request.body) == (method, body)
+        assert request.headers["x-vlserve-path"] == f"{path}?text=a%20cat"
         for engine in engines:
             engine.seen.clear()
 
@@ -79,18 +79,25 @@ def test_weights_keys_copies_and_the_log_are_as_with_post(
     assert set(first) == {1, 2}
     assert versions("POST") == first
 
-    def logged() -> list[dict[str, object]]:
+    def log_lines() -> list[dict[str, object]]:
         lines = map(json.loads, envoy.access_log().read_text(encoding="utf-8").splitlines())
-        return [one for one in lines if one["step"] == f"7/{method}" and one["method"] == method]
+        return [
+            line for line in lines if line["step"] == f"7/{method}" and line["method"] == method
+        ]
 
-    wait_until(lambda: len(logged()) == len(callers))
-    assert [one["version"] for one in logged()] == list(map(str, first))
+    wait_until(lambda: len(log_lines()) == len(callers))
+    assert [line["version"] for line in log_lines()] == list(map(str, first))
 
-    def copied() -> int:
-        paths = [one.path for engine in engines for one in engine.seen if one.method == method]
+    def copies() -> int:
+        paths = [
+            request.path
+            for engine in engines
+            for request in engine.seen
+            if request.method == method
+        ]
         return sum(path.endswith("/3") for path in paths)
 
-    wait_until(lambda: copied() == len(callers))
+    wait_until(lambda: copies() == len(callers))
 
 
 def test_v1_leads_to_the_same_versions(envoy: RunningGateway, engines: Engines) -> None:
@@ -103,16 +110,16 @@ def test_v1_leads_to_the_same_versions(envoy: RunningGateway, engines: Engines) 
     for number in range(20):
         key = {"X-Sticky-Key": f"caller-{number}"}
         plain = http.post("/predictions/tagger", headers=key, content=b"{}").json()["version"]
-        for asked in (path, f"{path}/"):
-            assert http.post(asked, headers=key, content=b"{}").json()["version"] == plain
+        for url in (path, f"{path}/"):
+            assert http.post(url, headers=key, content=b"{}").json()["version"] == plain
     assert http.post(path, headers={"X-Model-Version": "1"}).json()["version"] == 1
-    told = [
-        seen.headers.get("x-vlserve-protocol")
+    protocols = [
+        request.headers.get("x-vlserve-protocol")
         for engine in engines
-        for seen in engine.seen
-        if seen.headers["x-vlserve-path"].startswith("/v1/")
+        for request in engine.seen
+        if request.headers["x-vlserve-path"].startswith("/v1/")
     ]
-    assert set(told) == {"v1"}
+    assert set(protocols) == {"v1"}
     assert http.get("/v1/models").json() == {"models": ["tagger"]}
     assert http.get("/v1/models/tagger").json() == {"name": "tagger", "ready": True}
     assert _code(http.get("/v1/models/unreleased")) == (404, "version_not_found")
@@ -123,23 +130,23 @@ def test_v1_leads_to_the_same_versions(envoy: RunningGateway, engines: Engines) 
 
 
 def test_curl_sends_a_file_as_it_does_to_torchserve(
-    routed: RunningGateway, engines: Engines, tmp_path: Path
+    gateway: RunningGateway, engines: Engines, tmp_path: Path
 ) -> None:
     curl = shutil.which("curl")
     assert curl, "curl is needed"
     file = tmp_path / "cat.jpg"
     file.write_bytes(b"\xff\xd8\xff" + bytes(2_000_000))  # from 1 MB on curl says Expect
-    url = f"{routed.settings.gateway_url}/predictions/tagger"
-    sent = subprocess.run(
+    url = f"{gateway.settings.gateway_url}/predictions/tagger"
+    result = subprocess.run(
         [curl, "-sv", "--noproxy", "*", "-H", "Expect: 100-continue", "-T", str(file), url],
         capture_output=True,
         check=True,
         timeout=60,
     )
-    assert json.loads(sent.stdout)["version"] == 2
-    assert b"100 Continue" in sent.stderr
-    (seen,) = [one for engine in engines for one in engine.seen]
-    assert (seen.method, seen.body) == ("PUT", file.read_bytes())
+    assert json.loads(result.stdout)["version"] == 2
+    assert b"100 Continue" in result.stderr
+    (request,) = [request for engine in engines for request in engine.seen]
+    assert (request.method, request.body) == ("PUT", file.read_bytes())
 
 
 def test_health_is_torchserve_s(envoy: RunningGateway, engines: Engines) -> None:
@@ -159,17 +166,17 @@ def test_health_is_torchserve_s(envoy: RunningGateway, engines: Engines) -> None
 
 
 @pytest.mark.parametrize("path", ["/", "/predictions/tagger", "/predictions/tagger/2"])
-def test_options_describes_the_calls(routed: RunningGateway, engines: Engines, path: str) -> None:
-    response = routed.http.options(path)
+def test_options_describes_the_calls(gateway: RunningGateway, engines: Engines, path: str) -> None:
+    response = gateway.http.options(path)
     assert response.status_code == 200
-    described = response.json()
+    description = response.json()
     model = "{model}" if path == "/" else "tagger"
-    assert described["openapi"] == "3.0.1"
-    assert described["paths"].keys() == {
+    assert description["openapi"] == "3.0.1"
+    assert description["paths"].keys() == {
         f"/predictions/{model}",
         f"/predictions/{model}/{{version}}",
     }
-    (calls, _) = described["paths"].values()
+    (calls, _) = description["paths"].values()
     assert {"get", "post", "put"} <= calls.keys()
     assert not any(engine.seen for engine in engines)
 
@@ -188,52 +195,52 @@ def test_options_describes_the_calls(routed: RunningGateway, engines: Engines, p
     ],
 )
 def test_what_has_no_counterpart_says_what_does_it_here(
-    routed: RunningGateway, engines: Engines, method: str, path: str, word: str
+    gateway: RunningGateway, engines: Engines, method: str, path: str, word: str
 ) -> None:
-    response = routed.http.request(method, path, content=b"{}" if method == "POST" else None)
+    response = gateway.http.request(method, path, content=b"{}" if method == "POST" else None)
     assert _code(response) == (501, "not_implemented")
     assert word in response.json()["error"]["message"]
     assert not any(engine.seen for engine in engines)
 
 
-def test_torchserve_s_grpc_is_refused_by_name(routed: RunningGateway) -> None:
-    address = routed.settings.gateway_url.removeprefix("http://")
+def test_torchserve_s_grpc_is_refused_by_name(gateway: RunningGateway) -> None:
+    address = gateway.settings.gateway_url.removeprefix("http://")
     with grpc.insecure_channel(address) as channel:
         ping = channel.unary_unary("/org.pytorch.serve.grpc.inference.InferenceAPIsService/Ping")
-        with pytest.raises(grpc.RpcError) as refused:
+        with pytest.raises(grpc.RpcError) as error:
             ping(b"", timeout=30)
-    assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    assert "POST /predictions/{model}" in refused.value.details()
+    assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert "POST /predictions/{model}" in error.value.details()
 
 
 @pytest.mark.parametrize(
     "path", ["/predictions/tagger", "/explanations/none", "/v1/models/tagger:predict"]
 )
-def test_limits_hold_on_each_path(routed: RunningGateway, path: str) -> None:
-    assert _code(routed.http.put(f"{path}?a=%")) == (400, "bad_request")
+def test_limits_hold_on_each_path(gateway: RunningGateway, path: str) -> None:
+    assert _code(gateway.http.put(f"{path}?a=%")) == (400, "bad_request")
     head = f"PUT {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {2**40}\r\n\r\n"
-    large = send(routed.settings.gateway.port, head.encode(), "PUT")
+    large = send(gateway.settings.gateway.port, head.encode(), "PUT")
     assert (large.status, json.loads(large.body)["error"]["code"]) == (413, "body_too_large")
-    origin = f"http://127.0.0.1:{routed.settings.control.port}"
-    asked = {"Origin": origin, "Access-Control-Request-Method": "POST"}
-    assert routed.http.options(path, headers=asked).status_code == 204
+    origin = f"http://127.0.0.1:{gateway.settings.control.port}"
+    headers = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+    assert gateway.http.options(path, headers=headers).status_code == 204
 
 
-def test_a_bearer_token_is_a_key(guarded: RunningGateway, engines: Engines) -> None:
-    guarded.route(ROUTE, to=list(engines))
+def test_a_bearer_token_is_a_key(strict_gateway: RunningGateway, engines: Engines) -> None:
+    strict_gateway.route(ROUTE, to=list(engines))
     path = "/predictions/tagger"
 
-    def status(*sent: tuple[str, str]) -> int:
-        return guarded.http.post(path, headers=list(sent)).status_code
+    def status(*headers: tuple[str, str]) -> int:
+        return strict_gateway.http.post(path, headers=list(headers)).status_code
 
     for key in KEYS:
         assert status(("Authorization", f"Bearer {key}")) == 200
         assert status(("authorization", f"bearer {key}")) == 200
         assert status(("Authorization", f"Bearer {key}"), ("X-Api-Key", "wrong")) == 200
         assert status(("Authorization", "Bearer wrong"), ("X-Api-Key", key)) == 200
-    sent_on = [seen.headers["authorization"] for engine in engines for seen in engine.seen]
-    assert len(sent_on) == 4 * len(KEYS)
-    assert not any(key in token for key in KEYS for token in sent_on)
+    tokens = [request.headers["authorization"] for engine in engines for request in engine.seen]
+    assert len(tokens) == 4 * len(KEYS)
+    assert not any(key in token for key in KEYS for token in tokens)
     for wrong in (
         "Bearer",
         "Bearer wrong",
@@ -244,14 +251,14 @@ def test_a_bearer_token_is_a_key(guarded: RunningGateway, engines: Engines) -> N
         "Basic first-key",
         "Bearer Bearer first-key",
     ):
-        response = guarded.http.post(path, headers={"Authorization": wrong})
+        response = strict_gateway.http.post(path, headers={"Authorization": wrong})
         assert _code(response) == (401, "unauthorized"), wrong
         assert "Bearer" in response.json()["error"]["message"]
     twice = ("Authorization", "Bearer wrong"), ("Authorization", "Bearer first-key")
     assert status(*twice) == 401
-    assert guarded.http.get("/ping").status_code == 200
-    assert _code(guarded.http.options("/")) == (401, "unauthorized")
-    large = guarded.http.put(
+    assert strict_gateway.http.get("/ping").status_code == 200
+    assert _code(strict_gateway.http.options("/")) == (401, "unauthorized")
+    large = strict_gateway.http.put(
         path, content=bytes(1_000_001), headers={"Authorization": "Bearer first-key"}
     )
     assert _code(large) == (413, "body_too_large")

@@ -29,7 +29,7 @@ def test_updates_under_load_lose_no_request_and_give_no_wrong_answer(
     assert result.lost == {}
     assert result.wrong == {}
     assert result.connections == load.clients  # every connection was kept
-    released = [step.version for step in steps if step.verb == "release"]
-    for wanted in (None, released[-1]):
-        answered = {each.version for each in exchanges if each.wanted == wanted}
-        assert answered == ({*released} if wanted is None else {wanted})
+    releases = [step.version for step in steps if step.verb == "release"]
+    for target in (None, releases[-1]):
+        versions = {each.version for each in exchanges if each.wanted == target}
+        assert versions == ({*releases} if target is None else {target})

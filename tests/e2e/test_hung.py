@@ -32,12 +32,12 @@ FEW_CONNECTIONS = 12
 
 
 @pytest.fixture(scope="module")
-def watched(
+def own_stack(
     engine_kind: EngineKind, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningStack]:
     """Two instances with one worker each, and a gateway with room for few connections."""
     folder = tmp_path_factory.mktemp("watched")
-    made = make_settings(folder, engine_kind, try_timeout_s=1.0)
+    defaults = make_settings(folder, engine_kind, try_timeout_s=1.0)
     engine = EngineSettings(
         kind=engine_kind,
         instances=2,
@@ -45,48 +45,48 @@ def watched(
         hang_timeout_s=HANG_TIMEOUT_S,
         response_timeout_s=5,
     )
-    envoy = made.config_dir / "gateway" / "envoy.yaml"
+    envoy = defaults.config_dir / "gateway" / "envoy.yaml"
     text = envoy.read_text(encoding="utf-8")
     limit = "max_active_downstream_connections: "
     assert text.count(limit) == 1
     head, _, tail = text.partition(limit)
     envoy.write_text(f"{head}{limit}{FEW_CONNECTIONS}\n{tail.partition(chr(10))[2]}", "utf-8")
-    settings = with_free_ports(Settings.model_validate(made.model_dump() | {"engine": engine}))
-    with running_stack(settings) as running:
-        running.control.register(pack_echo(folder, "tagger", 1))
-        running.control.release("tagger", 1)
-        yield running
+    settings = with_free_ports(Settings.model_validate(defaults.model_dump() | {"engine": engine}))
+    with running_stack(settings) as stack:
+        stack.control.register(pack_echo(folder, "tagger", 1))
+        stack.control.release("tagger", 1)
+        yield stack
 
 
-def _pid(running: RunningStack, program: str) -> int:
+def _pid(own_stack: RunningStack, program: str) -> int:
     """The process id of a program; 0 while it is being started."""
-    known = {each.name: each.pid for each in control_stack.status(running.settings)}
-    return known[program] or 0
+    pids = {each.name: each.pid for each in control_stack.status(own_stack.settings)}
+    return pids[program] or 0
 
 
-def _health(running: RunningStack) -> str:
-    return running.control.health().status
+def _health(own_stack: RunningStack) -> str:
+    return own_stack.control.health().status
 
 
-def _is_well(running: RunningStack) -> bool:
-    return _health(running) == "ok"
+def _is_well(own_stack: RunningStack) -> bool:
+    return _health(own_stack) == "ok"
 
 
 @contextmanager
-def _asking(running: RunningStack) -> Iterator[list[int]]:
+def _asking(own_stack: RunningStack) -> Iterator[list[int]]:
     """Ask 5 times a second, each from a thread of its own; yields the statuses of the answers."""
     statuses: list[int] = []
-    asking: list[threading.Thread] = []
+    threads: list[threading.Thread] = []
     enough = threading.Event()
 
     def ask() -> None:
-        url = f"{running.gateway_url}/predictions/tagger"
+        url = f"{own_stack.gateway_url}/predictions/tagger"
         statuses.append(httpx.post(url, json=QUESTION, timeout=30, trust_env=False).status_code)
 
     def keep_asking() -> None:
         while not enough.wait(0.2):
-            asking.append(threading.Thread(target=ask))
-            asking[-1].start()
+            threads.append(threading.Thread(target=ask))
+            threads[-1].start()
 
     caller = threading.Thread(target=keep_asking)
     caller.start()
@@ -95,64 +95,66 @@ def _asking(running: RunningStack) -> Iterator[list[int]]:
     finally:
         enough.set()
         caller.join()
-        for each in asking:
+        for each in threads:
             each.join()
 
 
 @pytest.mark.long
 def test_a_suspended_instance_costs_no_request_is_told_and_replaced(
-    watched: RunningStack, tmp_path: Path
+    own_stack: RunningStack, tmp_path: Path
 ) -> None:
-    watched.control.register(pack_echo(tmp_path, "tagger", 2))
-    watched.control.release("tagger", 2)
-    pid = _pid(watched, "engine-0")
-    with _asking(watched) as statuses:
+    own_stack.control.register(pack_echo(tmp_path, "tagger", 2))
+    own_stack.control.release("tagger", 2)
+    pid = _pid(own_stack, "engine-0")
+    with _asking(own_stack) as statuses:
         wait_until(lambda: len(statuses) > 5)
         psutil.Process(pid).send_signal(signal.SIGSTOP)
-        wait_until(lambda: "engine-0 takes questions and answers none" in _health(watched), 30)
-        assert watched.control.rollback("tagger").version == 1  # goes on without the other
-        wait_until(lambda: _pid(watched, "engine-0") not in (0, pid), 60)
-        wait_until(lambda: _is_well(watched), 120)
+        wait_until(lambda: "engine-0 takes questions and answers none" in _health(own_stack), 30)
+        assert own_stack.control.rollback("tagger").version == 1  # goes on without the other
+        wait_until(lambda: _pid(own_stack, "engine-0") not in (0, pid), 60)
+        wait_until(lambda: _is_well(own_stack), 120)
         time.sleep(1.0)  # the instance that came back answers too
     assert set(statuses) == {200}
     assert not psutil.pid_exists(pid)
 
 
-def test_a_suspended_worker_is_replaced(watched: RunningStack) -> None:
-    stable = watched.control.model("tagger").stable
+def test_a_suspended_worker_is_replaced(own_stack: RunningStack) -> None:
+    stable = own_stack.control.model("tagger").stable
     assert stable
-    pid = worker_pids(watched.settings, "tagger")[stable][0]
-    with _asking(watched) as statuses:
+    pid = worker_pids(own_stack.settings, "tagger")[stable][0]
+    with _asking(own_stack) as statuses:
         psutil.Process(pid).send_signal(signal.SIGSTOP)
         wait_until(lambda: not psutil.pid_exists(pid), 60)
-        wait_until(lambda: len(worker_pids(watched.settings, "tagger")[stable]) == 1, 60)
+        wait_until(lambda: len(worker_pids(own_stack.settings, "tagger")[stable]) == 1, 60)
     assert set(statuses) == {200}
-    wait_until(lambda: _is_well(watched), 60)
+    wait_until(lambda: _is_well(own_stack), 60)
 
 
 @pytest.mark.long
-def test_a_suspended_gateway_is_told_and_replaced(watched: RunningStack) -> None:
-    pid = _pid(watched, "gateway")
+def test_a_suspended_gateway_is_told_and_replaced(own_stack: RunningStack) -> None:
+    pid = _pid(own_stack, "gateway")
     psutil.Process(pid).send_signal(signal.SIGSTOP)
-    wait_until(lambda: "the gateway does not answer its clients" in _health(watched), 60)
-    wait_until(lambda: _pid(watched, "gateway") not in (0, pid), 60)
-    wait_until(lambda: _is_well(watched), 60)
+    wait_until(lambda: "the gateway does not answer its clients" in _health(own_stack), 60)
+    wait_until(lambda: _pid(own_stack, "gateway") not in (0, pid), 60)
+    wait_until(lambda: _is_well(own_stack), 60)
 
 
-def test_health_tells_that_all_connections_of_the_gateway_are_taken(watched: RunningStack) -> None:
-    address = (watched.settings.gateway.host, watched.settings.gateway.port)
-    with ExitStack() as opened:
+def test_health_tells_that_all_connections_of_the_gateway_are_taken(
+    own_stack: RunningStack,
+) -> None:
+    address = (own_stack.settings.gateway.host, own_stack.settings.gateway.port)
+    with ExitStack() as connections:
         for _ in range(FEW_CONNECTIONS):
-            opened.enter_context(socket.create_connection(address))
-        wait_until(lambda: "the gateway does not answer its clients" in _health(watched), 30)
-    wait_until(lambda: _is_well(watched), 30)
+            connections.enter_context(socket.create_connection(address))
+        wait_until(lambda: "the gateway does not answer its clients" in _health(own_stack), 30)
+    wait_until(lambda: _is_well(own_stack), 30)
 
 
 def test_health_tells_that_the_gateway_was_drained_and_up_opens_it_again(
-    watched: RunningStack,
+    own_stack: RunningStack,
 ) -> None:
-    with closing(EnvoyGateway(watched.settings)) as gateway:
+    with closing(EnvoyGateway(own_stack.settings)) as gateway:
         gateway.drain(timeout_s=1.0)
-    wait_until(lambda: "the gateway does not answer its clients" in _health(watched), 30)
-    control_stack.up(watched.settings, print)
-    assert _health(watched) == "ok"
+    wait_until(lambda: "the gateway does not answer its clients" in _health(own_stack), 30)
+    control_stack.up(own_stack.settings, print)
+    assert _health(own_stack) == "ok"

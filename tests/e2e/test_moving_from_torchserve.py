@@ -54,7 +54,7 @@ class Reader:
         }
 
     def run(self, *words: str) -> str:
-        done = subprocess.run(
+        result = subprocess.run(
             words,
             cwd=self.folder,
             env=self.environment,
@@ -64,8 +64,8 @@ class Reader:
             timeout=300,
             check=False,
         )
-        assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
-        return done.stdout
+        assert result.returncode == 0, f"{words}\n{result.stdout}\n{result.stderr}"
+        return result.stdout
 
 
 def test_an_old_model_moves_in_and_a_new_version_is_released_beside_it(
@@ -90,12 +90,12 @@ def test_an_old_model_moves_in_and_a_new_version_is_released_beside_it(
         assert answer.json()["tags"][0]["tag"] == "vowels"
         assert answer.json().keys() == {"tags"}, "a field was added to the handler's answer"
     key = stack.settings.control_key_file.read_text(encoding="utf-8").strip()
-    described = httpx.get(
+    description = httpx.get(
         f"{stack.settings.control_url}/torchserve/models/CoverTagger/1.0",
         headers={"Authorization": f"Bearer {key}"},
         trust_env=False,
     ).json()
-    assert (described[0]["modelName"], described[0]["batchSize"]) == (new_model, 1)
+    assert (description[0]["modelName"], description[0]["batchSize"]) == (new_model, 1)
     reader.run("vlserve", "stress", new_model, "--users", "2", "--duration", "1",
                "--max-p99-ms", "60000")  # fmt: skip
 

@@ -95,12 +95,12 @@ def test_each_request_has_one_answer(torchserve: int, on_triton: int) -> None:
     assert len(CASES) >= 500
     alone = {case.name: _ask(torchserve, case) for case in CASES}
     triton = {case.name: _ask(on_triton, case) for case in CASES}
-    compared = compare("triton", triton, "torchserve", alone, ALONE)
-    assert compared.passed, compared
-    assert {said.status for said in alone.values()} >= {200, 400, 404, 413, 422, 500}
+    comparison = compare("triton", triton, "torchserve", alone, ALONE)
+    assert comparison.passed, comparison
+    assert {response.status for response in alone.values()} >= {200, 400, 404, 413, 422, 500}
     for engine, port in (("torchserve", torchserve), ("triton", on_triton)):
-        compared = compare(f"{engine}, together", _together(port), "torchserve", alone, TOGETHER)
-        assert compared.passed, compared
+        comparison = compare(f"{engine}, together", _together(port), "torchserve", alone, TOGETHER)
+        assert comparison.passed, comparison
 
 
 def _together(port: int) -> dict[str, Response]:
@@ -117,24 +117,24 @@ def test_it_is_the_pipeline_s_own(on_triton: int, echo_7: Path, tmp_path: Path) 
     pipeline, filter_ = open_folder(folder), RequestFilter(7, None, MAX_BODY_BYTES)
 
     def in_process(case: Case) -> Response:
-        told = {
+        client_headers = {
             "x-vlserve-content-type": case.content_type,
             "x-vlserve-path": case.path.replace(MODEL, "m"),
             "x-vlserve-content-encoding": str(dict(case.headers).get("Content-Encoding", "")),
         }
         headers = [
             {"name": name.encode(), "value": value.encode()}
-            for name, value in told.items()
+            for name, value in client_headers.items()
             if value
         ]
         request = {
             "headers": headers,
             "parameters": [{"name": "body", "value": bytearray(case.body)}],
         }
-        (read,) = filter_.read_batch([request])
-        if isinstance(read, Refusal):
-            return Response(read.status, json.loads(read.body(ID)))
-        values = {one["name"]: one["value"] for one in request["parameters"]}
+        (refusal,) = filter_.read_batch([request])
+        if isinstance(refusal, Refusal):
+            return Response(refusal.status, json.loads(refusal.body(ID)))
+        values = {parameter["name"]: parameter["value"] for parameter in request["parameters"]}
         result = pipeline.run([read_request(values, ID)])
         (answer,), (text,) = result.answers, result.texts
         if isinstance(answer, ItemError):
@@ -142,13 +142,16 @@ def test_it_is_the_pipeline_s_own(on_triton: int, echo_7: Path, tmp_path: Path) 
             return Response(HTTP_STATUS[answer.code], json.loads(body))
         return Response(200, json.loads(write_body(pipeline.manifest, ID, text)))
 
-    asked = [case for case in CASES if _reaches_the_model(case)]
-    assert len(asked) > 300
-    said = {case.name: _ask(on_triton, case) for case in asked}
-    on_engine = {name: Response(one.status, one.body["body"]) for name, one in said.items()}
-    expected = {case.name: in_process(case) for case in asked}
-    compared = compare("triton", on_engine, "in process", expected, ALONE)
-    assert compared.passed, compared
+    cases = [case for case in CASES if _reaches_the_model(case)]
+    assert len(cases) > 300
+    responses = {case.name: _ask(on_triton, case) for case in cases}
+    on_engine = {
+        name: Response(response.status, response.body["body"])
+        for name, response in responses.items()
+    }
+    expected = {case.name: in_process(case) for case in cases}
+    comparison = compare("triton", on_engine, "in process", expected, ALONE)
+    assert comparison.passed, comparison
 
 
 def _reaches_the_model(case: Case) -> bool:

@@ -46,9 +46,9 @@ def own_stack(
 ) -> Iterator[RunningStack]:
     """A stack of its own, so that nothing of other tests has to come back: version 1 was stable
     before version 2."""
-    with running_stack(make_settings(tmp_path_factory.mktemp("recovery"), engine_kind)) as running:
-        release_both(running, pair, MODEL)
-        yield running
+    with running_stack(make_settings(tmp_path_factory.mktemp("recovery"), engine_kind)) as stack:
+        release_both(stack, pair, MODEL)
+        yield stack
 
 
 @pytest.mark.parametrize(
@@ -90,15 +90,15 @@ def test_a_register_goes_on_after_the_control_service_was_killed_in_it(
             return None
         return next((each.state for each in versions if each.version == 3), None)
 
-    registering = threading.Thread(target=register)
-    registering.start()
+    caller = threading.Thread(target=register)
+    caller.start()
     wait_until(lambda: state() is State.LOADING, WITHIN_S)
     (pid,) = [
         each.pid for each in control_stack.status(own_stack.settings) if each.name == "control"
     ]
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-    registering.join()
+    caller.join()
     assert errors
     wait_until(lambda: state() is State.READY, WITHIN_S)
     answer = httpx.post(

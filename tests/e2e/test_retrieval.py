@@ -42,7 +42,7 @@ def test_an_index_is_a_version_like_any_other(
     assert by_text.status_code == 200, by_text.text
     answer = by_text.json()
     assert answer["ranked_by"] == "match_logit"
-    assert {found["id"] for found in answer["results"]} == {"item-0", "item-1", "item-2"}
+    assert {hit["id"] for hit in answer["results"]} == {"item-0", "item-1", "item-2"}
 
     stack.control.register(second.path)
     stack.control.release(new_model, 2)
@@ -52,10 +52,10 @@ def test_an_index_is_a_version_like_any_other(
     assert (by_image["version"], by_image["ranked_by"]) == (2, "cosine")
     assert by_image["results"][0]["id"] == "item-5"
     among = {"text": "a red ball", "candidates": ["item-6", "item-2"], "top_k": 2}
-    chosen = stack.http.post(path, json=among).json()["results"]
-    assert {found["id"] for found in chosen} == {"item-2", "item-6"}
-    refused = stack.http.post(path, json={"text": "a cat", "candidates": ["nothing"]})
-    assert (refused.status_code, refused.json()["error"]["code"]) == (422, "field_invalid")
+    hits = stack.http.post(path, json=among).json()["results"]
+    assert {hit["id"] for hit in hits} == {"item-2", "item-6"}
+    refusal = stack.http.post(path, json={"text": "a cat", "candidates": ["nothing"]})
+    assert (refusal.status_code, refusal.json()["error"]["code"]) == (422, "field_invalid")
 
     assert stack.control.rollback(new_model).version == 1
     again = stack.http.post(path, json={"text": "a red ball"}).json()

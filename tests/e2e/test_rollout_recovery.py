@@ -131,9 +131,9 @@ def test_a_release_survives_what_is_killed_in_it(
             before = look(settings)
             assert before is not None
             kill(settings, target)
-            told = PROCESS[target]
+            process = PROCESS[target]
             if recovery == "resume":
-                wait_until(lambda: told in restarts(settings), WITHIN_S)
+                wait_until(lambda: process in restarts(settings), WITHIN_S)
                 wait_until(lambda: healthy(settings), WITHIN_S)
                 after_restart = counted(look(settings))
                 assert after_restart >= counted(before)
@@ -147,7 +147,7 @@ def test_a_release_survives_what_is_killed_in_it(
             assert gateway_weights(settings) == {2: 20, 1: 80}
         else:
             assert view.status is RolloutStatus.ROLLED_BACK
-            assert view.decision is not None and told in view.decision.reason
+            assert view.decision is not None and process in view.decision.reason
             assert gateway_weights(settings) == {1: 100}
     finally:
         wait_until(lambda: healthy(settings), WITHIN_S)
@@ -159,9 +159,9 @@ def restarts(settings: Settings) -> list[str]:
     """Processes whose restart the release under way has noticed."""
     with ControlClient.of(settings) as control, suppress(StackError):
         events = control.history(MODEL)
-        began = max(n for n, event in enumerate(events) if event.kind == "release_started")
-        resumed = [event for event in events[began:] if event.kind == "release_resumed"]
-        return [name for event in resumed for name in event.detail["restarted"]]
+        start = max(n for n, event in enumerate(events) if event.kind == "release_started")
+        resumptions = [event for event in events[start:] if event.kind == "release_resumed"]
+        return [name for event in resumptions for name in event.detail["restarted"]]
     return []
 
 
@@ -174,27 +174,27 @@ def test_the_gateway_is_never_at_weights_that_the_ledger_does_not_know(
     settings: Settings,
 ) -> None:
     """The control service is killed again and again while it moves traffic."""
-    done = threading.Event()
+    stop = threading.Event()
 
     def move() -> None:
         with ControlClient.of(settings) as control:
-            while not done.wait(0.02):  # who asks what is down without a pause takes a core from it
+            while not stop.wait(0.02):  # who asks what is down without a pause takes a core from it
                 with suppress(ControlError, StackError):
                     control.start_rollout(MODEL, 2, STAYS)
                 with suppress(ControlError, StackError):
                     control.abort(MODEL)
 
-    moving = threading.Thread(target=move)
-    moving.start()
+    mover = threading.Thread(target=move)
+    mover.start()
     try:
         for _ in range(4):
             kill(settings, "control")
-            known = ledger_knows(settings)
-            assert gateway_weights(settings) in known
+            weights = ledger_knows(settings)
+            assert gateway_weights(settings) in weights
             wait_until(lambda: healthy(settings), WITHIN_S)
     finally:
-        done.set()
-        moving.join()
+        stop.set()
+        mover.join()
     wait_until(lambda: healthy(settings), WITHIN_S)
     with ControlClient.of(settings) as control:
         with suppress(ControlError):

@@ -27,7 +27,7 @@ def no_split_is_broken_by_chance(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def released(stack: RunningStack, tmp_path_factory: pytest.TempPathFactory) -> str:
+def model(stack: RunningStack, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Version 1 in force; 2 is ready and like it, 3 fails a third of its requests."""
     folder = tmp_path_factory.mktemp("echo")
     for version, faults in ((1, {}), (2, {}), (3, {"fail_share": 0.33})):
@@ -56,16 +56,16 @@ def state_of(stack: RunningStack, version: int) -> State:
 
 @pytest.mark.long
 def test_a_whole_release_holds_every_check_and_leaves_the_model_as_it_was(
-    stack: RunningStack, released: str, tmp_path: Path
+    stack: RunningStack, model: str, tmp_path: Path
 ) -> None:
-    done = stress(stack, "--version", "2", "--duration", "4", "--json", "--out", str(tmp_path))
-    result = json.loads(done.stdout)
-    assert (done.exit_code, result["verdict"]) == (0, "every check held")
+    result = stress(stack, "--version", "2", "--duration", "4", "--json", "--out", str(tmp_path))
+    report = json.loads(result.stdout)
+    assert (result.exit_code, report["verdict"]) == (0, "every check held")
 
-    assert [step["weight"] for step in result["steps"]] == [10, 30, 60, 100]
-    assert all(step["free"] > 10 and step["callers"] > 10 for step in result["steps"])
-    assert [each["version"] for each in result["versions"]] == [1, 2]
-    assert all(each["requests"] > 50 for each in result["versions"])
+    assert [step["weight"] for step in report["steps"]] == [10, 30, 60, 100]
+    assert all(step["free"] > 10 and step["callers"] > 10 for step in report["steps"])
+    assert [each["version"] for each in report["versions"]] == [1, 2]
+    assert all(each["requests"] > 50 for each in report["versions"])
     assert json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))["passed"] is True
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "every check held" in page and "split 30 %" in page
@@ -74,11 +74,11 @@ def test_a_whole_release_holds_every_check_and_leaves_the_model_as_it_was(
 
 
 def test_a_version_that_is_taken_back_breaks_the_check(
-    stack: RunningStack, released: str, tmp_path: Path
+    stack: RunningStack, model: str, tmp_path: Path
 ) -> None:
-    done = stress(stack, "--version", "3", "--duration", "40", "--out", str(tmp_path))
-    assert done.exit_code == 1
-    verdict = next(line for line in done.stdout.splitlines() if line.startswith(f"{MODEL} 3: "))
+    result = stress(stack, "--version", "3", "--duration", "40", "--out", str(tmp_path))
+    assert result.exit_code == 1
+    verdict = next(line for line in result.stdout.splitlines() if line.startswith(f"{MODEL} 3: "))
     assert "broke: promoted (rolled_back: errors" in verdict
     assert "none lost" in verdict and "HTTP 500 inference_failed" in verdict
     assert stack.control.model(MODEL).stable == 1
@@ -86,12 +86,12 @@ def test_a_version_that_is_taken_back_breaks_the_check(
 
 
 def test_a_version_that_was_taken_back_stays_for_a_look_and_then_drains(
-    stack: RunningStack, released: str
+    stack: RunningStack, model: str
 ) -> None:
     stack.control.start_rollout(MODEL, 2, {"weights": [50, 100], "keep_s": 2})
     stack.control.abort(MODEL)
-    aborted = time.monotonic()
+    start = time.monotonic()
     assert state_of(stack, 2) is State.READY
     wait_until(lambda: state_of(stack, 2) is State.RETIRED, timeout_s=30)
-    assert time.monotonic() - aborted > 2
+    assert time.monotonic() - start > 2
     assert stack.control.model(MODEL).stable == 1

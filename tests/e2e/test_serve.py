@@ -36,9 +36,9 @@ def test_it_answers_every_form_and_loses_nothing_at_sigterm(
     settings: Settings, tmp_path: Path
 ) -> None:
     archive = pack_echo(tmp_path, "tagger", 3)
-    with serving(settings, archive, "--json") as served:
-        served.wait_until_ready()
-        wait_until(lambda: '"gateway"' in served.said())
+    with serving(settings, archive, "--json") as server:
+        server.wait_until_ready()
+        wait_until(lambda: '"gateway"' in server.said())
         plain = httpx.post(
             f"{settings.gateway_url}/predictions/tagger", json=QUESTION, trust_env=False
         ).json()
@@ -48,15 +48,15 @@ def test_it_answers_every_form_and_loses_nothing_at_sigterm(
         assert _by_v2(tritonclient.grpc, settings) == tags
         with asking(settings.gateway_url) as load:
             wait_until(lambda: len(load.outcomes) > 50)
-            served.process.send_signal(signal.SIGTERM)
-            served.process.send_signal(signal.SIGTERM)
-            assert served.process.wait(120) == 0, served.said()
+            server.process.send_signal(signal.SIGTERM)
+            server.process.send_signal(signal.SIGTERM)
+            assert server.process.wait(120) == 0, server.said()
         assert set(load.outcomes) == {"200", REFUSED}
-        taken = _statuses_logged(served, "/predictions/tagger")
-        assert set(taken) == {200} and len(taken) == load.outcomes.count("200") + 1
+        statuses = _statuses_logged(server, "/predictions/tagger")
+        assert set(statuses) == {200} and len(statuses) == load.outcomes.count("200") + 1
     assert not settings.model_store.exists()
-    assert "every request was answered" in served.said()
-    assert not processes(served.settings)
+    assert "every request was answered" in server.said()
+    assert not processes(server.settings)
 
 
 @pytest.mark.long
@@ -64,38 +64,38 @@ def test_what_dies_comes_back_and_what_was_verified_is_served(
     settings: Settings, tmp_path: Path
 ) -> None:
     archive = pack_echo(tmp_path, "tagger", 3)
-    with serving(settings, tmp_path) as served:  # the folder, which holds it alone
-        served.wait_until_ready()
+    with serving(settings, tmp_path) as server:  # the folder, which holds it alone
+        server.wait_until_ready()
         archive.write_bytes(b"another file")
-        engine = _engine(served)
+        engine = _engine(server)
         for process in (*engine.children(), engine):
             process.kill()
-        wait_until(lambda: not served.is_ready(), 60)
-        served.wait_until_ready()
+        wait_until(lambda: not server.is_ready(), 60)
+        server.wait_until_ready()
         answer = httpx.post(
             f"{settings.gateway_url}/predictions/tagger", json=QUESTION, trust_env=False
         )
         assert answer.json()["version"] == 3
-        os.kill(served.process.pid, signal.SIGKILL)
-        served.process.wait()
-        wait_until(lambda: not processes(served.settings), 60)
+        os.kill(server.process.pid, signal.SIGKILL)
+        server.process.wait()
+        wait_until(lambda: not processes(server.settings), 60)
 
 
-def _statuses_logged(served: Served, path: str) -> list[int]:
+def _statuses_logged(server: Served, path: str) -> list[int]:
     """The statuses of what the gateway took at a path."""
-    lines = [line for line in served.said().splitlines() if f'"path":"{path}"' in line]
+    lines = [line for line in server.said().splitlines() if f'"path":"{path}"' in line]
     return [json.loads(line)["status"] for line in lines]
 
 
 def _by_v2(client: ModuleType, settings: Settings) -> list[str]:
     """The tags that one of Triton's clients gets."""
-    with client.InferenceServerClient(f"127.0.0.1:{settings.gateway.port}") as asking_one:
-        assert asking_one.is_server_ready()
+    with client.InferenceServerClient(f"127.0.0.1:{settings.gateway.port}") as connection:
+        assert connection.is_server_ready()
         inputs = [
             _column(client, "image", base64.b64decode(QUESTION["image"])),
             _column(client, "text", QUESTION["text"].encode()),
         ]
-        (tags,) = asking_one.infer("tagger", inputs).as_numpy("tag")
+        (tags,) = connection.infer("tagger", inputs).as_numpy("tag")
     return [tag.decode() for tag in tags]
 
 
@@ -105,7 +105,7 @@ def _column(client: ModuleType, name: str, value: bytes) -> Any:
     return tensor
 
 
-def _engine(served: Served) -> psutil.Process:
+def _engine(server: Served) -> psutil.Process:
     """The server itself, whose children are the workers."""
-    named = {each.name(): each for each in processes(served.settings)}
-    return named.get("java") or named["tritonserver"]
+    programs = {each.name(): each for each in processes(server.settings)}
+    return programs.get("java") or programs["tritonserver"]

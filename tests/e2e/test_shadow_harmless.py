@@ -16,18 +16,18 @@ from vlserve.control.gateway.envoy_clusters import COPIES_BYTES
 
 
 def test_a_slow_shadow_delays_nobody_and_is_logged_as_late(
-    copying: RunningGateway, engines: Engines
+    copying_gateway: RunningGateway, engines: Engines
 ) -> None:
     engines[1].delay_s = 2 * TIMEOUT_S
-    began_s = time.monotonic()
-    answers = [post(copying, f"slow-{n}") for n in range(10)]
+    start = time.monotonic()
+    answers = [post(copying_gateway, f"slow-{n}") for n in range(10)]
     assert {answer.status_code for answer in answers} == {200}
-    assert time.monotonic() - began_s < TIMEOUT_S
-    assert copying.gateway.in_flight("tagger", 2) == 10
-    assert copying.gateway.in_flight("tagger", 1) == 0
-    lines = [logged_copy(copying, f"slow-{n}") for n in range(10)]
+    assert time.monotonic() - start < TIMEOUT_S
+    assert copying_gateway.gateway.in_flight("tagger", 2) == 10
+    assert copying_gateway.gateway.in_flight("tagger", 1) == 0
+    lines = [logged_copy(copying_gateway, f"slow-{n}") for n in range(10)]
     assert {(line["status"], line["flags"]) for line in lines} == {(504, "UT")}
-    assert copying.gateway.in_flight("tagger", 2) == 0
+    assert copying_gateway.gateway.in_flight("tagger", 2) == 0
 
 
 def test_a_dead_shadow_is_logged_and_felt_by_nobody(
@@ -54,36 +54,38 @@ def test_a_shadow_that_no_instance_holds_is_logged(
     assert (line["status"], line["flags"], line["version"]) == (503, "UH", "2")
 
 
-@pytest.mark.parametrize("said", [Reply(507), Reply(0), Reply(503, "ServiceUnavailableException")])
-def test_a_copy_is_not_tried_again(copying: RunningGateway, engines: Engines, said: Reply) -> None:
-    request_id = f"once-{said.status}"
-    engines[1].replies.append(said)
-    assert post(copying, request_id).status_code == 200
-    assert logged_copy(copying, request_id)["status"] == 503
+@pytest.mark.parametrize("reply", [Reply(507), Reply(0), Reply(503, "ServiceUnavailableException")])
+def test_a_copy_is_not_tried_again(
+    copying_gateway: RunningGateway, engines: Engines, reply: Reply
+) -> None:
+    request_id = f"once-{reply.status}"
+    engines[1].replies.append(reply)
+    assert post(copying_gateway, request_id).status_code == 200
+    assert logged_copy(copying_gateway, request_id)["status"] == 503
     assert len(engines[1].seen) == 1
 
 
 def test_a_request_that_is_tried_again_is_copied_once(
-    copying: RunningGateway, engines: Engines
+    copying_gateway: RunningGateway, engines: Engines
 ) -> None:
     engines[0].replies.extend([Reply(507)] * 2)
-    assert post(copying, "tried-again").status_code == 200
-    assert logged_copy(copying, "tried-again")["status"] == 200
+    assert post(copying_gateway, "tried-again").status_code == 200
+    assert logged_copy(copying_gateway, "tried-again")["status"] == 200
     assert (len(engines[0].seen), len(engines[1].seen)) == (3, 1)
 
 
 def test_copies_under_way_are_bounded_and_take_no_room_from_requests(
-    copying: RunningGateway, engines: Engines
+    copying_gateway: RunningGateway, engines: Engines
 ) -> None:
     """More copies than the shadow may hold; requests to the same version go through."""
-    most = COPIES_BYTES // copying.settings.gateway.max_body_bytes
+    most = COPIES_BYTES // copying_gateway.settings.gateway.max_body_bytes
     engines[1].delay_s = 0.5 * TIMEOUT_S
     with ThreadPoolExecutor(8) as pool:
-        statuses = list(pool.map(lambda _: post(copying).status_code, range(2 * most)))
+        statuses = list(pool.map(lambda _: post(copying_gateway).status_code, range(2 * most)))
     assert set(statuses) == {200}
     copies = len(engines[1].seen)
     assert most / 2 < copies <= most
-    response = copying.http.post("/predictions/tagger/2", content=b"x")
+    response = copying_gateway.http.post("/predictions/tagger/2", content=b"x")
     assert (response.status_code, response.json()["version"]) == (200, 2)
 
 
@@ -91,28 +93,30 @@ def test_a_shadow_that_hangs_under_the_largest_bodies_costs_bounded_memory(
     tmp_path: Path, engines: Engines
 ) -> None:
     """It takes connections and reads nothing, so every copy stays in the gateway."""
-    with running_gateway(tmp_path) as running, socket.create_server(("127.0.0.1", 0)) as hung:
+    with running_gateway(tmp_path) as gateway, socket.create_server(("127.0.0.1", 0)) as listener:
         stable = engines[0].instance(lacks=frozenset({("tagger", 2)}))
-        port = hung.getsockname()[1]
+        port = listener.getsockname()[1]
         shadow = Instance("hung", "127.0.0.1", port, "token", frozenset({("tagger", 1)}))
-        running.gateway.apply(Routing([ALL_COPIED], [stable, shadow]))
-        body = bytes(running.settings.gateway.max_body_bytes)
+        gateway.gateway.apply(Routing([ALL_COPIED], [stable, shadow]))
+        body = bytes(gateway.settings.gateway.max_body_bytes)
         most = COPIES_BYTES // len(body)
         for _ in range(most + 8):
-            assert post(running, body=body).status_code == 200
+            assert post(gateway, body=body).status_code == 200
             engines[0].seen.clear()
-        assert running.gateway.in_flight("tagger", 2) == most
-        memory = psutil.Process(running.process.pid).memory_info().rss
+        assert gateway.gateway.in_flight("tagger", 2) == most
+        memory = psutil.Process(gateway.process.pid).memory_info().rss
     print(f"the gateway took {memory / 1e6:.0f} MB")
     assert memory < 2 * COPIES_BYTES
 
 
-def test_a_client_that_goes_away_leaves_its_copy(copying: RunningGateway, engines: Engines) -> None:
+def test_a_client_that_goes_away_leaves_its_copy(
+    copying_gateway: RunningGateway, engines: Engines
+) -> None:
     for engine in engines:
         engine.delay_s = 0.5 * TIMEOUT_S
     head = b"POST /predictions/tagger HTTP/1.1\r\nHost: x\r\nX-Request-Id: left\r\n"
-    address = ("127.0.0.1", copying.settings.gateway.port)
+    address = ("127.0.0.1", copying_gateway.settings.gateway.port)
     with socket.create_connection(address, timeout=10) as client:
         client.sendall(head + b"Content-Length: 1\r\n\r\nx")
         wait_until(lambda: engines[1].seen)
-    assert logged_copy(copying, "left")["status"] == 200
+    assert logged_copy(copying_gateway, "left")["status"] == 200

@@ -37,20 +37,20 @@ PROGRAMS = ["control", "engine-0", "gateway"]
 @pytest.fixture
 def settings(engine_kind: EngineKind, tmp_path: Path) -> Iterator[Settings]:
     """Settings of a stack that is down; it is down again after the test."""
-    made = make_settings(tmp_path, engine_kind)
-    yield made
-    control_stack.down(made, print)
+    settings = make_settings(tmp_path, engine_kind)
+    yield settings
+    control_stack.down(settings, print)
 
 
 def _processes(settings: Settings) -> list[psutil.Process]:
-    found = []
+    processes = []
     for process in psutil.process_iter():
         try:
             if process.environ().get(STACK_VARIABLE) == str(settings.state_dir):
-                found.append(process)
+                processes.append(process)
         except psutil.Error:
             continue
-    return found
+    return processes
 
 
 def _pids(settings: Settings) -> dict[str, int | None]:
@@ -61,8 +61,8 @@ def _assert_nothing_is_left(settings: Settings) -> None:
     assert _processes(settings) == []
     assert control_stack.status(settings) == []
     assert not settings.socket_dir.exists()
-    left = [path.name for path in settings.state_dir.rglob("*")]
-    assert not [name for name in left if name.endswith((".sock", ".pid"))]
+    names = [path.name for path in settings.state_dir.rglob("*")]
+    assert not [name for name in names if name.endswith((".sock", ".pid"))]
     for each in ports(settings):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -85,9 +85,9 @@ def test_up_and_down_in_a_folder_with_an_awkward_name(
         for up in ups:
             up.join()
         assert sorted(_pids(settings)) == PROGRAMS
-        running = _processes(settings)
-        assert sum("supervisord" in " ".join(process.cmdline()) for process in running) == 1
-        assert not [process for process in running if "PYTHONPATH" in process.environ()]
+        processes = _processes(settings)
+        assert sum("supervisord" in " ".join(process.cmdline()) for process in processes) == 1
+        assert not [process for process in processes if "PYTHONPATH" in process.environ()]
         _assert_secrets_are_private(settings)
         assert control_stack.down(settings, print)
         _assert_nothing_is_left(settings)
@@ -97,8 +97,8 @@ def test_up_and_down_in_a_folder_with_an_awkward_name(
 
 
 def _assert_secrets_are_private(settings: Settings) -> None:
-    written = _key_file(settings).read_text(encoding="utf-8")
-    tokens = re.findall(r'"key": "([^"]+)"', written)
+    text = _key_file(settings).read_text(encoding="utf-8")
+    tokens = re.findall(r'"key": "([^"]+)"', text)
     control_key = read_key(settings.control_key_file)
     assert control_key and tokens
     secrets = ["the-api-key", control_key, *tokens]
@@ -154,18 +154,18 @@ def test_down_lets_running_requests_finish(settings: Settings, tmp_path: Path) -
 
 
 def test_busy_ports_are_named_with_their_setting_and_holder(settings: Settings) -> None:
-    with socket.socket() as one, socket.socket() as other:
-        one.bind(("127.0.0.1", settings.gateway.port))
+    with socket.socket() as first, socket.socket() as other:
+        first.bind(("127.0.0.1", settings.gateway.port))
         other.bind(("0.0.0.0", settings.engine.base_port + 2))
-        one.listen()
+        first.listen()
         other.listen()
-        with pytest.raises(PortBusy) as busy:
+        with pytest.raises(PortBusy) as error:
             control_stack.up(settings, print)
-    told = str(busy.value)
-    assert f"{settings.gateway.port} (gateway.port, VLSERVE_GATEWAY__PORT)" in told
-    assert f"{settings.engine.base_port + 2} (engine.base_port" in told
-    assert f"(pid {os.getpid()})" in told
-    assert str(settings.control.port) not in told
+    message = str(error.value)
+    assert f"{settings.gateway.port} (gateway.port, VLSERVE_GATEWAY__PORT)" in message
+    assert f"{settings.engine.base_port + 2} (engine.base_port" in message
+    assert f"(pid {os.getpid()})" in message
+    assert str(settings.control.port) not in message
     _assert_nothing_is_left(settings)
 
 
@@ -181,8 +181,8 @@ def test_what_does_not_start_is_told_with_its_log_and_nothing_stays_up(settings:
 def test_an_up_that_is_cut_short_leaves_nothing_up(
     settings: Settings, interruption: type[BaseException]
 ) -> None:
-    def progress(said: str) -> None:
-        if said == "gateway answers":
+    def progress(message: str) -> None:
+        if message == "gateway answers":
             raise interruption
 
     with pytest.raises(interruption):
@@ -191,7 +191,7 @@ def test_an_up_that_is_cut_short_leaves_nothing_up(
 
 
 @pytest.mark.parametrize(
-    ("file", "text", "said"),
+    ("file", "text", "words"),
     [
         ("gateway/envoy.yaml", "admin: {address: ${no_such_setting}}", "no_such_setting"),
         ("gateway/envoy.yaml", "admin: [", "envoy.yaml"),
@@ -203,11 +203,11 @@ def test_an_up_that_is_cut_short_leaves_nothing_up(
     ],
 )
 def test_configuration_that_cannot_be_filled_in_starts_nothing(
-    settings: Settings, file: str, text: str, said: str
+    settings: Settings, file: str, text: str, words: str
 ) -> None:
     engine = {"torchserve": "engine", "triton": "triton"}[settings.engine.kind]
     (settings.config_dir / file.format(engine=engine)).write_text(text, encoding="utf-8")
-    with pytest.raises(SettingsError, match=said):
+    with pytest.raises(SettingsError, match=words):
         control_stack.up(settings, print)
     _assert_nothing_is_left(settings)
 
@@ -227,10 +227,10 @@ def test_up_opens_a_drained_gateway_again(stack: RunningStack, drain: str) -> No
         assert admin.post(drain).status_code == 200
     with closing(EnvoyGateway(stack.settings)) as gateway:
         wait_until(gateway.is_drained)
-        said: list[str] = []
-        control_stack.up(stack.settings, said.append)
+        messages: list[str] = []
+        control_stack.up(stack.settings, messages.append)
         assert not gateway.is_drained()
-    assert said[0].startswith("the gateway was drained")
+    assert messages[0].startswith("the gateway was drained")
     assert _is_well(stack.gateway_url)
     after = _pids(stack.settings)
     assert {name for name in after if after[name] != before[name]} == {"gateway"}
@@ -254,17 +254,17 @@ def test_up_waits_for_a_control_service_that_is_being_started_anew(
     second, third = ControlError("that was another program"), StackError("it does not answer")
     troubles: list[Exception] = [third, second]
     health = ControlClient.health
-    said: list[str] = []
+    messages: list[str] = []
 
-    def stumbling(control: ControlClient) -> Health:
+    def stumble(control: ControlClient) -> Health:
         """Once it has answered, which is said."""
-        if troubles and "control answers" in said:
+        if troubles and "control answers" in messages:
             raise troubles.pop()
         return health(control)
 
-    monkeypatch.setattr(ControlClient, "health", stumbling)
-    control_stack.up(stack.settings, said.append)
-    assert said[-2:] == ["that was another program", "it does not answer"]
+    monkeypatch.setattr(ControlClient, "health", stumble)
+    control_stack.up(stack.settings, messages.append)
+    assert messages[-2:] == ["that was another program", "it does not answer"]
 
 
 def test_up_with_other_settings_is_refused(stack: RunningStack) -> None:

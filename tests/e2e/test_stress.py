@@ -21,7 +21,7 @@ LENIENT_MS = 60_000.0
 
 
 @pytest.fixture(scope="module")
-def released(stack: RunningStack, tmp_path_factory: pytest.TempPathFactory) -> str:
+def model(stack: RunningStack, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A model with version 1 in force and version 2 ready."""
     model = "stressed"
     for version in (1, 2):
@@ -30,27 +30,25 @@ def released(stack: RunningStack, tmp_path_factory: pytest.TempPathFactory) -> s
     return model
 
 
-def test_both_loops_hold_on_the_real_stack(
-    stack: RunningStack, released: str, tmp_path: Path
-) -> None:
+def test_both_loops_hold_on_the_real_stack(stack: RunningStack, model: str, tmp_path: Path) -> None:
     times = {"duration_s": 3, "warm_up_s": 1, "max_p99_ms": LENIENT_MS}
-    closed = StressPlan(url=stack.gateway_url, model=released, users=4, sticky_share=0.5, **times)
-    by_users = run_stress(closed, tmp_path / "closed")
+    closed_loop = StressPlan(url=stack.gateway_url, model=model, users=4, sticky_share=0.5, **times)
+    by_users = run_stress(closed_loop, tmp_path / "closed")
     assert by_users.breaches == (), by_users.figures.failures
     assert by_users.figures.requests > 0
     assert set(by_users.figures.versions) == {1}
 
-    opened = StressPlan(url=stack.gateway_url, model=released, rate_per_s=20, version=2, **times)
-    by_rate = run_stress(opened, tmp_path / "open")
+    open_loop = StressPlan(url=stack.gateway_url, model=model, rate_per_s=20, version=2, **times)
+    by_rate = run_stress(open_loop, tmp_path / "open")
     assert by_rate.breaches == (), by_rate.figures.failures
     assert by_rate.figures.requests >= 59
     assert set(by_rate.figures.versions) == {2}
 
 
 def test_what_the_gateway_refuses_is_counted_by_kind(
-    stack: RunningStack, released: str, tmp_path: Path
+    stack: RunningStack, model: str, tmp_path: Path
 ) -> None:
-    plan = StressPlan(url=stack.gateway_url, model=released, rate_per_s=10, version=9, duration_s=1)
+    plan = StressPlan(url=stack.gateway_url, model=model, rate_per_s=10, version=9, duration_s=1)
     result = run_stress(plan, tmp_path)
     assert result.figures.failures == {"HTTP 404 version_not_found": result.figures.requests}
     assert not result.passed
@@ -64,15 +62,15 @@ def names_exported(stack: RunningStack, page: str) -> set[str]:
 
 
 def test_metrics_have_the_names_that_the_dashboard_is_checked_against(
-    stack: RunningStack, released: str, tmp_path: Path
+    stack: RunningStack, model: str, tmp_path: Path
 ) -> None:
-    plan = StressPlan(url=stack.gateway_url, model=released, rate_per_s=10, duration_s=1)
+    plan = StressPlan(url=stack.gateway_url, model=model, rate_per_s=10, duration_s=1)
     assert run_stress(plan, tmp_path).figures.failures == {}
 
     metrics = f"http://127.0.0.1:{stack.settings.gateway.metrics_port}/stats/prometheus"
-    listed = (TESTS / "unit" / "gateway_metrics.txt").read_text(encoding="utf-8").splitlines()
+    lines = (TESTS / "unit" / "gateway_metrics.txt").read_text(encoding="utf-8").splitlines()
     by_gateway = names_exported(stack, metrics)
-    assert {line.split()[0] for line in listed} - by_gateway == set()
+    assert {line.split()[0] for line in lines} - by_gateway == set()
 
     for endpoint in endpoints(stack.settings):
         page = f"http://127.0.0.1:{endpoint.metrics_port}/metrics"

@@ -47,19 +47,19 @@ def locale(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str]:
     compiler = shutil.which("localedef")
     if compiler is None:
         pytest.skip("no localedef, which makes a GBK locale")
-    made = tmp_path / "locales" / "zh_CN.GBK"
-    made.parent.mkdir()
-    command = [compiler, "-i", "zh_CN", "-f", "GBK", str(made)]
+    folder = tmp_path / "locales" / "zh_CN.GBK"
+    folder.parent.mkdir()
+    command = [compiler, "-i", "zh_CN", "-f", "GBK", str(folder)]
     if subprocess.run(command, capture_output=True, check=False).returncode > 1:
         pytest.skip("no sources of locales, of which localedef makes a GBK locale")
-    return {"LOCPATH": str(made.parent), "LC_ALL": "zh_CN.GBK"}
+    return {"LOCPATH": str(folder.parent), "LC_ALL": "zh_CN.GBK"}
 
 
 @pytest.fixture
 def settings(engine_kind: EngineKind, tmp_path: Path) -> Iterator[Settings]:
-    made = make_settings(tmp_path / "模型 一", engine_kind)
-    yield made
-    control_stack.down(made, print)
+    settings = make_settings(tmp_path / "模型 一", engine_kind)
+    yield settings
+    control_stack.down(settings, print)
 
 
 def _vlserve(settings: Settings, words: list[str], **variables: str) -> None:
@@ -69,7 +69,7 @@ def _vlserve(settings: Settings, words: list[str], **variables: str) -> None:
         for name, value in supervisord.environment(settings).items()
         if name.startswith("VLSERVE_") and name != STACK_VARIABLE
     }
-    done = subprocess.run(
+    result = subprocess.run(
         [str(Path(sys.executable).parent / "vlserve"), *words],
         env={"PATH": os.environ["PATH"], "HOME": os.environ["HOME"]} | own | variables,
         cwd=settings.project_dir,
@@ -77,7 +77,7 @@ def _vlserve(settings: Settings, words: list[str], **variables: str) -> None:
         timeout=200,
         check=False,
     )
-    assert done.returncode == 0, done.stderr.decode("utf-8", "replace")
+    assert result.returncode == 0, result.stderr.decode("utf-8", "replace")
 
 
 def test_nothing_of_the_shell_or_its_locale_leaks_into_a_stack(
@@ -89,13 +89,15 @@ def test_nothing_of_the_shell_or_its_locale_leaks_into_a_stack(
     _vlserve(settings, ["up"], **HOSTILE, **locale)
     archive = pack_echo(tmp_path, "tagger", 1)
     _vlserve(settings, ["register", str(archive)], **HOSTILE, **locale)
-    running = stopping.processes(settings)
-    assert len(running) >= 4
-    for process in running:
-        seen = process.environ()
-        leaked = {name: seen[name] for name in HOSTILE if seen.get(name) == HOSTILE[name]}
-        assert leaked == {}, process.name()
-        assert seen["LC_ALL"] == "C.UTF-8"
+    processes = stopping.processes(settings)
+    assert len(processes) >= 4
+    for process in processes:
+        environment = process.environ()
+        leaks = {
+            name: environment[name] for name in HOSTILE if environment.get(name) == HOSTILE[name]
+        }
+        assert leaks == {}, process.name()
+        assert environment["LC_ALL"] == "C.UTF-8"
     with ControlClient.of(settings) as control:
         assert control.health().status == "ok"
         assert control.release("tagger", 1).version == 1

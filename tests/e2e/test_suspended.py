@@ -38,9 +38,9 @@ def no_long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 def own_settings(
     engine_kind: EngineKind, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Settings]:
-    made = make_settings(tmp_path_factory.mktemp("suspended"), engine_kind)
-    yield made
-    control_stack.down(made, print)
+    settings = make_settings(tmp_path_factory.mktemp("suspended"), engine_kind)
+    yield settings
+    control_stack.down(settings, print)
 
 
 @pytest.fixture
@@ -65,10 +65,10 @@ def _supervisord(settings: Settings) -> psutil.Process:
 
 def _status(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> dict[str, Any]:
     monkeypatch.setattr("vlserve.running_settings.load_settings", lambda: settings)
-    said = CliRunner().invoke(app, ["status", "--json"], catch_exceptions=False)
-    assert said.exit_code == 0
-    found: dict[str, Any] = json.loads(said.stdout)
-    return found
+    result = CliRunner().invoke(app, ["status", "--json"], catch_exceptions=False)
+    assert result.exit_code == 0
+    status: dict[str, Any] = json.loads(result.stdout)
+    return status
 
 
 def test_a_suspended_control_service_is_told_and_up_starts_it_anew(
@@ -77,19 +77,19 @@ def test_a_suspended_control_service_is_told_and_up_starts_it_anew(
     settings, before = stack.settings, stack.control.health().status
     pid = _pid(settings, "control")
     psutil.Process(pid).send_signal(signal.SIGSTOP)
-    found = _status(monkeypatch, settings)
-    states = {process["name"]: process["state"] for process in found["processes"]}
+    status = _status(monkeypatch, settings)
+    states = {process["name"]: process["state"] for process in status["processes"]}
     assert states == {"control": "SUSPENDED", "engine-0": "RUNNING", "gateway": "RUNNING"}
-    assert found["health"] is None
-    assert "suspended or hangs; `vlserve up`" in found["troubles"][0]
+    assert status["health"] is None
+    assert "suspended or hangs; `vlserve up`" in status["troubles"][0]
     with (
         ControlClient.of(settings) as control,
         pytest.raises(StackDown, match="suspended or hangs"),
     ):
         control.rollback("tagger")
-    said: list[str] = []
-    control_stack.up(settings, said.append)
-    assert "control runs and does not answer: starting it anew" in said
+    messages: list[str] = []
+    control_stack.up(settings, messages.append)
+    assert "control runs and does not answer: starting it anew" in messages
     assert _pid(settings, "control") != pid
     wait_until(lambda: stack.control.health().status == before)
     assert _status(monkeypatch, settings)["troubles"] == []
@@ -104,19 +104,19 @@ def test_a_suspended_supervisord_is_told_and_replaced(
     _supervisord(settings).send_signal(signal.SIGSTOP)
     with pytest.raises(SupervisorHangs):
         control_stack.status(settings)
-    found = _status(monkeypatch, settings)
-    assert found["processes"] == []
-    assert re.search(r"supervisord \(pid \d+\) is suspended", found["health"]["status"])
-    assert "supervisord answers nothing" in found["troubles"][0]
-    said: list[str] = []
+    status = _status(monkeypatch, settings)
+    assert status["processes"] == []
+    assert re.search(r"supervisord \(pid \d+\) is suspended", status["health"]["status"])
+    assert "supervisord answers nothing" in status["troubles"][0]
+    messages: list[str] = []
     if word == "down":
-        assert control_stack.down(settings, said.append)
+        assert control_stack.down(settings, messages.append)
         assert stopping.processes(settings) == []
     else:
-        control_stack.up(settings, said.append)
+        control_stack.up(settings, messages.append)
         assert sorted(each.name for each in control_stack.status(settings)) == PROGRAMS
         assert not before & {process.pid for process in stopping.processes(settings)}
-    assert "waiting for running requests" in said
+    assert "waiting for running requests" in messages
 
 
 @pytest.mark.long

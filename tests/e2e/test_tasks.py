@@ -30,8 +30,10 @@ from vlserve.testing import RunningStack
 ATOL = 2e-4
 
 
-def ask(http: httpx.Client, path: str, one: Question, as_form: bool) -> httpx.Response:
-    return http.post(path, files=one.form()) if as_form else http.post(path, json=one.fields())
+def ask(http: httpx.Client, path: str, question: Question, as_form: bool) -> httpx.Response:
+    if as_form:
+        return http.post(path, files=question.form())
+    return http.post(path, json=question.fields())
 
 
 def served() -> list[Any]:
@@ -50,39 +52,40 @@ def test_what_is_served_is_what_the_network_says(
     name: str, format: Format, archives: Archives, stack: RunningStack, tmp_path: Path
 ) -> None:
     report, model = archives.report(name, format), archives.models[name]
-    asked = questions_of(report.manifest)
+    questions = questions_of(report.manifest)
     path = f"/predictions/{name}/1"
     stack.control.register(report.path)
     try:
-        with ThreadPoolExecutor(2 * len(asked)) as pool:  # together, so that they share batches
-            sent = [
-                (one, pool.submit(ask, stack.http, path, one, as_form))
-                for one in asked
+        with ThreadPoolExecutor(2 * len(questions)) as pool:  # together, so that they share batches
+            exchanges = [
+                (question, pool.submit(ask, stack.http, path, question, as_form))
+                for question in questions
                 for as_form in (True, False)
             ]
-        refused = stack.http.post(path, json={**asked[0].fields(), "surprise": 1})
-        overlay = stack.http.post(path, json={**asked[0].fields(), "overlay": True})
+        refusal = stack.http.post(path, json={**questions[0].fields(), "surprise": 1})
+        overlay = stack.http.post(path, json={**questions[0].fields(), "overlay": True})
     finally:
         assert stack.control.unload(name, 1).state is State.RETIRED
-    assert (refused.status_code, refused.json()["error"]["code"]) == (422, "field_invalid")
+    assert (refusal.status_code, refusal.json()["error"]["code"]) == (422, "field_invalid")
 
     settings = Settings(project_dir=PROJECT)
-    trained = read_trained(model.recipe, archives.checkpoint(name), None, settings)
-    eager, task = eager_of(trained, tmp_path), load_task(PROJECT / "handlers" / f"{model.task}.py")
-    for one, answered in sent:
-        response = answered.result()
+    checkpoint = read_trained(model.recipe, archives.checkpoint(name), None, settings)
+    eager = eager_of(checkpoint, tmp_path)
+    task = load_task(PROJECT / "handlers" / f"{model.task}.py")
+    for question, future in exchanges:
+        response = future.result()
         assert response.status_code == 200, response.text
-        got = response.json()
-        assert (got.pop("model"), got.pop("version")) == (name, 1)
-        assert got.pop("request_id") == response.headers["x-request-id"]
-        task.answer.model_validate(got)
-        expected, numbers = eager.answer(one), without_pictures(got, task.pictures)
+        answer = response.json()
+        assert (answer.pop("model"), answer.pop("version")) == (name, 1)
+        assert answer.pop("request_id") == response.headers["x-request-id"]
+        task.answer.model_validate(answer)
+        expected, numbers = eager.answer(question), without_pictures(answer, task.pictures)
         assert expected.keys() == numbers.keys()
         assert difference(expected, numbers, atol=ATOL) is None
-    shows_a_map = "heat_map" in sent[0][1].result().json()
+    shows_a_map = "heat_map" in exchanges[0][1].result().json()
     assert (overlay.status_code == 200) == shows_a_map
     if shows_a_map:
-        picture, cover = overlay.json()["overlay"], asked[0].looks[0].image
+        picture, cover = overlay.json()["overlay"], questions[0].looks[0].image
         assert cover is not None
         assert size_of(base64.b64decode(picture)) == size_of(cover)
 

@@ -29,8 +29,8 @@ def gateway(
 ) -> Iterator[RunningGateway]:
     folder = tmp_path_factory.mktemp("tls-gateway")
     files = {"tls_certificate": tls.certificate, "tls_key": tls.key}
-    with running_gateway(folder, timeout_s=5.0, **files) as running:
-        yield running
+    with running_gateway(folder, timeout_s=5.0, **files) as gateway:
+        yield gateway
 
 
 def test_the_gateway_answers_by_tls_and_not_without(
@@ -51,20 +51,20 @@ def test_the_gateway_answers_by_tls_and_not_without(
     assert gateway.http.get("/health").status_code == 200
 
 
-@pytest.mark.parametrize(("offered", "chosen"), [(["h2", "http/1.1"], "h2"), ([], None)])
+@pytest.mark.parametrize(("offer", "choice"), [(["h2", "http/1.1"], "h2"), ([], None)])
 def test_the_gateway_speaks_http_2_by_alpn(
-    gateway: RunningGateway, tls: TestCertificate, offered: list[str], chosen: str | None
+    gateway: RunningGateway, tls: TestCertificate, offer: list[str], choice: str | None
 ) -> None:
     trust = ssl.create_default_context(cafile=tls.certificate)
-    if offered:
-        trust.set_alpn_protocols(offered)
+    if offer:
+        trust.set_alpn_protocols(offer)
     place = ("127.0.0.1", gateway.settings.gateway.port)
     with (
         socket.create_connection(place, timeout=30) as plain,
-        trust.wrap_socket(plain, server_hostname="localhost") as wrapped,
+        trust.wrap_socket(plain, server_hostname="localhost") as connection,
     ):
-        assert wrapped.selected_alpn_protocol() == chosen
-        assert wrapped.version() in ("TLSv1.2", "TLSv1.3")
+        assert connection.selected_alpn_protocol() == choice
+        assert connection.version() in ("TLSv1.2", "TLSv1.3")
 
 
 @pytest.mark.long
@@ -84,7 +84,7 @@ def test_a_whole_stack_by_tls_from_another_machine(tls: TestCertificate, tmp_pat
     program = Path(sys.executable).with_name("vlserve")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    inherited = {name: value for name, value in os.environ.items() if "VLSERVE" not in name}
+    environment = {name: value for name, value in os.environ.items() if "VLSERVE" not in name}
     remote = {"VLSERVE_PROJECT_DIR": str(elsewhere), KEY: key, CA: str(tls.certificate)}
     local = {
         "VLSERVE_PROJECT_DIR": str(tmp_path),
@@ -95,16 +95,16 @@ def test_a_whole_stack_by_tls_from_another_machine(tls: TestCertificate, tmp_pat
 
     def run(variables: dict[str, str], *words: object) -> str:
         command = [str(program), *map(str, words)]
-        done = subprocess.run(
+        result = subprocess.run(
             command,
-            env=inherited | variables,
+            env=environment | variables,
             capture_output=True,
             text=True,
             encoding="utf-8",
             timeout=120,
         )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        assert result.returncode == 0, result.stderr
+        return result.stdout
 
     with running_stack(settings) as stack:
         remote[URL] = f"https://localhost:{settings.control.port}"
@@ -112,12 +112,12 @@ def test_a_whole_stack_by_tls_from_another_machine(tls: TestCertificate, tmp_pat
         run(remote, "release", "tagger", 1)
         assert '"stable": 1' in run(remote, "status", "--json")
         assert run(local, "status").count("RUNNING") >= 3
-        asked = ("predict", "tagger", "--image", cover, "--text", "cat", "--json")
-        answer = json.loads(run(local, *asked))
+        request = ("predict", "tagger", "--image", cover, "--text", "cat", "--json")
+        answer = json.loads(run(local, *request))
         assert (answer["model"], answer["version"]) == ("tagger", 1)
         run(local, "stress", "tagger", "--users", 2, "--duration", 1, "--max-p99-ms", 60000)
-        released = stack.control.history("tagger")[-1]
-        assert (released.kind, released.detail["key"]) == ("released", "ci")
+        event = stack.control.history("tagger")[-1]
+        assert (event.kind, event.detail["key"]) == ("released", "ci")
         up = run(local, "up")
         assert f"https://127.0.0.1:{settings.gateway.port}" in up
     files = [each for each in tmp_path.rglob("*") if each.is_file() and not each.is_symlink()]

@@ -38,9 +38,11 @@ class RunningEngine:
     """One TorchServe as supervisord would run it, and the client under test."""
 
     def __init__(self, folder: Path) -> None:
-        made = make_settings(folder)
+        settings = make_settings(folder)
         slow = {"workers": 1, "load_timeout_s": 60.0}
-        self.settings = made.model_copy(update={"engine": made.engine.model_copy(update=slow)})
+        self.settings = settings.model_copy(
+            update={"engine": settings.engine.model_copy(update=slow)}
+        )
         (self.endpoint,) = endpoints(self.settings)
         self.client = EngineGroup([self.endpoint], self.settings.engine)
         self.settings.model_store.mkdir()
@@ -85,18 +87,18 @@ class RunningEngine:
 
     def store(self, archive: Path, version: int) -> Path:
         """Where the control service keeps an archive of ``tagger``."""
-        kept = self.settings.model_store / "tagger" / str(version) / f"tagger-{version}.mar"
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        return Path(shutil.copy(archive, kept))
+        target = self.settings.model_store / "tagger" / str(version) / f"tagger-{version}.mar"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return Path(shutil.copy(archive, target))
 
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningEngine]:
-    running = RunningEngine(tmp_path_factory.mktemp("engine"))
+    engine = RunningEngine(tmp_path_factory.mktemp("engine"))
     try:
-        yield running
+        yield engine
     finally:
-        running.close()
+        engine.close()
 
 
 @pytest.fixture(scope="module")
@@ -148,11 +150,11 @@ def test_a_member_that_only_torchserve_sees_would_run_there_and_is_refused(
     with zipfile.ZipFile(pack_echo(tmp_path, "tagger", version)) as good:
         members = {name: good.read(name) for name in good.namelist()}
     mark = tmp_path / "ran"
-    forged = tmp_path / "forged.mar"
-    forged.write_bytes(hide(members, f"open({str(mark)!r}, 'w')".encode()))
+    forgery = tmp_path / "forged.mar"
+    forgery.write_bytes(hide(members, f"open({str(mark)!r}, 'w')".encode()))
     with pytest.raises(ArchiveTampered):
-        verify_archive(forged)
-    archive = engine.store(forged, version)
+        verify_archive(forgery)
+    archive = engine.store(forgery, version)
     with suppress(LoadFailed):  # by then it has run
         engine.client.load("tagger", version, archive)
     engine.client.unload("tagger", version)
@@ -162,20 +164,20 @@ def test_a_member_that_only_torchserve_sees_would_run_there_and_is_refused(
 def test_of_two_first_versions_none_is_lost(
     engine: RunningEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known: list[list[Key]] = []
+    holdings: list[list[Key]] = []
     register = torchserve_grpc.register
 
-    def told(*arguments: Any) -> None:
-        known.append(list(engine.holds()))
+    def spy(*arguments: Any) -> None:
+        holdings.append(list(engine.holds()))
         register(*arguments)
 
-    monkeypatch.setattr(torchserve_grpc, "register", told)
+    monkeypatch.setattr(torchserve_grpc, "register", spy)
     versions = (10, 11)
     archives = [engine.store(pack_echo(tmp_path, "tagger", number), number) for number in versions]
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(engine.client.load, ["tagger"] * 2, versions, archives))
     assert set(engine.holds()) == {("tagger", number) for number in versions}
-    assert sorted(map(len, known)) == [0, 1], "TorchServe was told of both at once"
+    assert sorted(map(len, holdings)) == [0, 1], "TorchServe was told of both at once"
     for number in versions:
         engine.client.unload("tagger", number)
 
@@ -205,9 +207,9 @@ def test_a_handler_that_fails_is_told_by_its_own_words_and_leaves_nothing(
 ) -> None:
     archive = engine.store(pack_echo(tmp_path, "tagger", 2), 2)
     with_handler(archive, code)
-    with pytest.raises(LoadFailed) as caught:
+    with pytest.raises(LoadFailed) as error:
         engine.client.load("tagger", 2, archive)
-    assert str(caught.value) == f"tagger 2 on engine-0: {reason}"
+    assert str(error.value) == f"tagger 2 on engine-0: {reason}"
     assert engine.holds() == {}
     assert list(engine.endpoint.store.iterdir()) == []
 
@@ -228,9 +230,9 @@ def test_a_load_whose_caller_went_away_is_stopped_and_leaves_nothing(
 ) -> None:
     archive = engine.store(pack_echo(tmp_path, "tagger", 4), 4)
     with_handler(archive, handler("time.sleep(99)"))
-    began = time.monotonic()
+    start = time.monotonic()
     with (
-        working_for(lambda: time.monotonic() - began > 2.0),
+        working_for(lambda: time.monotonic() - start > 2.0),
         pytest.raises(CallerGone, match="the caller went away"),
     ):
         engine.client.load("tagger", 4, archive)
@@ -242,11 +244,11 @@ def test_damaged_archives_leave_nothing_and_do_not_spoil_the_number(
     engine: RunningEngine, load: Callable[[int], Path], tmp_path: Path
 ) -> None:
     whole = pack_echo(tmp_path, "tagger", 4).read_bytes()
-    for damaged in (whole[:500], random.randbytes(5000), None):
+    for content in (whole[:500], random.randbytes(5000), None):
         archive = engine.store(tmp_path / "tagger-4.mar", 4)
         archive.unlink()
-        if damaged is not None:
-            archive.write_bytes(damaged)
+        if content is not None:
+            archive.write_bytes(content)
         with pytest.raises(LoadFailed, match="tagger 4 on engine-0: "):
             engine.client.load("tagger", 4, archive)
         assert engine.holds() == {}
@@ -262,12 +264,12 @@ def test_requests_go_on_while_a_version_comes_and_the_default_one_goes(
     archive = load(7)
     probe = verify_archive(archive).probes[0]
     (instance,) = engine.client.instances()
-    answered: list[int] = []
-    done: list[bool] = []
+    versions: list[int] = []
+    stop: list[bool] = []
 
     def ask_until_done() -> None:
-        while not done:
-            answered.append(engine.client.predict(instance, "tagger", 7, probe.fields)["version"])
+        while not stop:
+            versions.append(engine.client.predict(instance, "tagger", 7, probe.fields)["version"])
 
     with ThreadPoolExecutor(2) as pool:
         clients = [pool.submit(ask_until_done) for _ in range(2)]
@@ -276,10 +278,10 @@ def test_requests_go_on_while_a_version_comes_and_the_default_one_goes(
             engine.client.unload("tagger", 6)
             engine.client.unload("tagger", 8)
         finally:
-            done.append(True)
+            stop.append(True)
         for client in clients:
             client.result()
-    assert set(answered) == {7}
+    assert set(versions) == {7}
     assert list(engine.holds()) == [("tagger", 7)]
     engine.client.unload("tagger", 7)
     assert engine.holds() == {}
@@ -314,13 +316,13 @@ def test_a_load_that_another_client_started_is_waited_for(
 ) -> None:
     archive = engine.store(pack_echo(tmp_path, "tagger", 11), 11)
     with ThreadPoolExecutor(1) as pool:
-        started = pool.submit(engine.client.load, "tagger", 11, archive)
+        load = pool.submit(engine.client.load, "tagger", 11, archive)
         while ("tagger", 11) not in engine.holds():
             time.sleep(0.01)
         again = EngineGroup([engine.endpoint], engine.settings.engine)
         again.load("tagger", 11, archive)
         again.close()
-        started.result()
+        load.result()
     assert engine.holds()["tagger", 11].workers_ready == 1
     engine.client.unload("tagger", 11)
 

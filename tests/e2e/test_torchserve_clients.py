@@ -59,29 +59,29 @@ def test_a_script_for_torchserve_works(stack: RunningStack, new_model: str, tmp_
     first, second = (
         script.put_into_store(pack_echo(tmp_path, model, version)) for version in (1, 2)
     )
-    registered = script.manage(
+    registration = script.manage(
         "POST", "/models", url=first, initial_workers="1", synchronous="true", batch_size="2"
     )
-    assert registered.status_code == 200, registered.text
-    assert registered.json()["status"] == (
+    assert registration.status_code == 200, registration.text
+    assert registration.json()["status"] == (
         f'Model "{model}" Version: 1 registered with 1 initial workers'
     )
     assert script.session.get(f"{script.inference}/ping", timeout=WAIT_S).json() == {
         "status": "Healthy"
     }
 
-    def described(path: str = "") -> dict[str, Any]:
+    def describe(path: str = "") -> dict[str, Any]:
         response = script.manage("GET", f"/models/{model}{path}")
         assert response.status_code == 200, response.text
         version: dict[str, Any] = response.json()[0]
         return version
 
     def is_ready(path: str = "") -> bool:
-        workers = described(path)["workers"]
+        workers = describe(path)["workers"]
         return bool(workers) and all(worker["status"] == "READY" for worker in workers)
 
     wait_until(is_ready, timeout_s=WAIT_S)
-    assert described()["batchSize"] == 2
+    assert describe()["batchSize"] == 2
 
     plain = script.ask("POST", f"/predictions/{model}", files={"image": JPEG}, data={"text": TEXT})
     assert plain["version"] == 1
@@ -99,8 +99,8 @@ def test_a_script_for_torchserve_works(stack: RunningStack, new_model: str, tmp_
     assert curl, "curl is needed"
     url = f"{script.inference}/predictions/{model}/1?text={requests.utils.quote(TEXT)}"
     command = [curl, "-sf", "--noproxy", "*", "-H", "Expect: 100-continue", "-T", str(image), url]
-    uploaded = subprocess.run(command, capture_output=True, check=True, timeout=WAIT_S)
-    assert _tags(json.loads(uploaded.stdout)) == _tags(plain)
+    result = subprocess.run(command, capture_output=True, check=True, timeout=WAIT_S)
+    assert _tags(json.loads(result.stdout)) == _tags(plain)
 
     further = script.manage("POST", "/models", url=second, initial_workers="1", synchronous="false")
     assert (further.status_code, further.json()) == (
@@ -118,8 +118,11 @@ def test_a_script_for_torchserve_works(stack: RunningStack, new_model: str, tmp_
     answer = script.ask("PUT", f"/predictions/{model}", json={"image": IMAGE, "text": TEXT})
     assert answer["version"] == 2
     assert script.manage("DELETE", f"/models/{model}/2").status_code == 409
-    gone = script.manage("DELETE", f"/models/{model}/1")
-    assert (gone.status_code, gone.json()) == (200, {"status": f'Model "{model}" unregistered'})
+    removal = script.manage("DELETE", f"/models/{model}/1")
+    assert (removal.status_code, removal.json()) == (
+        200,
+        {"status": f'Model "{model}" unregistered'},
+    )
     assert script.manage("GET", f"/models/{model}/1").status_code == 404
     assert stack.control.model(model).weights == {2: 100}
 
@@ -130,29 +133,29 @@ def test_instances_of_v1_are_items(stack: RunningStack, new_model: str, tmp_path
     assert script.manage("POST", "/models", url=script.put_into_store(archive)).ok
     texts = [TEXT, "a cat", *(f"cat {number}" for number in range(20))]
     path = f"/v1/models/{new_model}:predict"
-    told = script.ask(
+    answer = script.ask(
         "POST", path, json={"instances": [{"image": IMAGE, "text": text} for text in texts]}
     )
-    assert told.keys() == {"predictions"}
-    for text, prediction in zip(texts, told["predictions"], strict=True):
+    assert answer.keys() == {"predictions"}
+    for text, prediction in zip(texts, answer["predictions"], strict=True):
         alone = script.ask("POST", f"/predictions/{new_model}", json={"image": IMAGE, "text": text})
         assert _tags(prediction) == _tags(alone)
         assert prediction["version"] == 1
 
-    def refused(*instances: Any) -> tuple[int, str]:
+    def refusal(*instances: Any) -> tuple[int, str]:
         response = script.session.post(
             f"{script.inference}{path}", json={"instances": list(instances)}, timeout=WAIT_S
         )
         return response.status_code, response.json()["error"]
 
     good = {"image": IMAGE, "text": TEXT}
-    status, error = refused(good, {"image": "!", "text": TEXT})
+    status, error = refusal(good, {"image": "!", "text": TEXT})
     assert status == 400 and error.startswith("instance 1: image_unreadable: ")
-    status, error = refused(good, good, 3)
+    status, error = refusal(good, good, 3)
     assert status == 400 and error.startswith("instance 2: ")
-    assert refused()[0] == 400
-    assert refused(*[good] * 65)[0] == 413
-    status, error = refused(good, {"image": IMAGE, "text": "坏"})
+    assert refusal()[0] == 400
+    assert refusal(*[good] * 65)[0] == 413
+    status, error = refusal(good, {"image": IMAGE, "text": "坏"})
     assert status == 500 and error.startswith("instance 1: inference_failed: ")
 
 
@@ -163,11 +166,11 @@ def test_a_script_that_waits_for_its_workers_sees_them(
     url = script.put_into_store(pack_echo(tmp_path, new_model, 1))
     assert script.manage("POST", "/models", url=url).status_code == 200
     workers = stack.settings.engine.workers
-    scaled = script.manage(
+    reply = script.manage(
         "PUT", f"/models/{new_model}", min_worker=str(workers), synchronous="true"
     )
-    assert scaled.json() == {"status": f"Workers scaled to {workers} for model: {new_model}"}
-    listed = script.manage("GET", "/models", limit="1000").json()["models"]
-    assert {"modelName": new_model, "modelUrl": url} in listed
-    told = script.manage("GET", f"/models/{new_model}", customized="true").json()[0]
-    assert told["customizedMetadata"]["task"] == "tag"
+    assert reply.json() == {"status": f"Workers scaled to {workers} for model: {new_model}"}
+    models = script.manage("GET", "/models", limit="1000").json()["models"]
+    assert {"modelName": new_model, "modelUrl": url} in models
+    description = script.manage("GET", f"/models/{new_model}", customized="true").json()[0]
+    assert description["customizedMetadata"]["task"] == "tag"

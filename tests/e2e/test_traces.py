@@ -138,10 +138,10 @@ def _fields(message: bytes) -> dict[int, list[bytes]]:
 
 @pytest.fixture(scope="module")
 def collector() -> Iterator[Collector]:
-    with Collector() as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
-        yield running
-        running.shutdown()
+    with Collector() as collector:
+        threading.Thread(target=collector.serve_forever, daemon=True).start()
+        yield collector
+        collector.shutdown()
 
 
 def faster(folder: Path) -> None:
@@ -155,59 +155,59 @@ def faster(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def traced(
+def tracing_gateway(
     collector: Collector, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningGateway]:
     folder = tmp_path_factory.mktemp("traced")
     settings = make_settings(folder, timeout_s=5.0)
     faster(folder)
     traces = TracesSettings(otlp_url=collector.url, sample_percent=0)
-    running = RunningGateway(settings.model_copy(update={"traces": traces}))
+    gateway = RunningGateway(settings.model_copy(update={"traces": traces}))
     try:
-        yield running
+        yield gateway
     finally:
-        running.close()
+        gateway.close()
 
 
 @pytest.fixture
 def engine() -> Iterator[FakeTorchServe]:
-    with FakeTorchServe("engine-0", "token-of-0", timing=STAGES) as running:
-        yield running
+    with FakeTorchServe("engine-0", "token-of-0", timing=STAGES) as engine:
+        yield engine
 
 
 @pytest.fixture
-def asked(traced: RunningGateway, engine: FakeTorchServe) -> RunningGateway:
-    traced.route(ModelRoute("tagger", {1: 100}, (1,)), to=[engine])
-    return traced
+def gateway(tracing_gateway: RunningGateway, engine: FakeTorchServe) -> RunningGateway:
+    tracing_gateway.route(ModelRoute("tagger", {1: 100}, (1,)), to=[engine])
+    return tracing_gateway
 
 
-def ask(running: RunningGateway, sent: Mapping[str, str]) -> tuple[httpx.Response, str]:
+def ask(gateway: RunningGateway, trace_headers: Mapping[str, str]) -> tuple[httpx.Response, str]:
     """Return the answer, and the id that was sent."""
     request_id = str(uuid4())
-    headers = {"x-request-id": request_id, **sent}
-    return running.http.post("/predictions/tagger", content=b"x", headers=headers), request_id
+    headers = {"x-request-id": request_id, **trace_headers}
+    return gateway.http.post("/predictions/tagger", content=b"x", headers=headers), request_id
 
 
 def test_a_callers_trace_goes_through_gateway_and_handler(
-    asked: RunningGateway, engine: FakeTorchServe, collector: Collector
+    gateway: RunningGateway, engine: FakeTorchServe, collector: Collector
 ) -> None:
-    follower = StageSpans(asked.access_log(), collector.url)
+    follower = StageSpans(gateway.access_log(), collector.url)
     answer, request_id = ask(
-        asked, {"traceparent": f"00-{TRACE}-{CALLER}-01", "tracestate": "vendor=value"}
+        gateway, {"traceparent": f"00-{TRACE}-{CALLER}-01", "tracestate": "vendor=value"}
     )
     assert (answer.status_code, answer.headers["x-request-id"]) == (200, request_id)
-    (seen,) = engine.seen
-    assert seen.headers["x-request-id"] == request_id
-    given = re.fullmatch(rf"00-{TRACE}-([0-9a-f]{{16}})-01", seen.headers["traceparent"])
-    assert given and seen.headers["tracestate"] == "vendor=value"
-    asked.access_line(request_id)
+    (request,) = engine.seen
+    assert request.headers["x-request-id"] == request_id
+    match = re.fullmatch(rf"00-{TRACE}-([0-9a-f]{{16}})-01", request.headers["traceparent"])
+    assert match and request.headers["tracestate"] == "vendor=value"
+    gateway.access_line(request_id)
     wait_until(lambda: follower.look() or any(s.name == "infer" for s in collector.of(TRACE)))
     wait_until(lambda: sum(span.by_gateway for span in collector.of(TRACE)) == 2)
     spans = collector.of(TRACE)
     (first,) = [span for span in spans if span.parent == CALLER]
-    (tried,) = [span for span in spans if span.parent == first.id]
-    assert tried.id == given[1]
-    (in_engine,) = [span for span in spans if span.parent == tried.id]
+    (attempt,) = [span for span in spans if span.parent == first.id]
+    assert attempt.id == match[1]
+    (in_engine,) = [span for span in spans if span.parent == attempt.id]
     assert in_engine.name == "engine"
     stages = [span for span in spans if span.parent == in_engine.id]
     assert [(span.name, span.end_ns - span.start_ns) for span in stages] == [
@@ -225,7 +225,7 @@ def test_a_callers_trace_goes_through_gateway_and_handler(
 
 
 @pytest.mark.parametrize(
-    "sent",
+    "trace_headers",
     [
         {"traceparent": f"00-{'1' * 32}-{CALLER}-00"},
         {},
@@ -237,48 +237,51 @@ def test_a_callers_trace_goes_through_gateway_and_handler(
     ids=["not sampled", "none", "garbage", "no hex", "long", "others"],
 )
 def test_what_asks_for_no_trace_gets_none(
-    asked: RunningGateway, engine: FakeTorchServe, collector: Collector, sent: dict[str, str]
+    gateway: RunningGateway,
+    engine: FakeTorchServe,
+    collector: Collector,
+    trace_headers: dict[str, str],
 ) -> None:
     before = len(collector.spans)
-    follower = StageSpans(asked.access_log(), collector.url)
-    answer, request_id = ask(asked, sent)
+    follower = StageSpans(gateway.access_log(), collector.url)
+    answer, request_id = ask(gateway, trace_headers)
     assert answer.status_code == 200
-    line: dict[str, Any] = dict(asked.access_line(request_id))
+    line: dict[str, Any] = dict(gateway.access_line(request_id))
     assert read_access_line(line).status == 200
     assert len(json.dumps(line)) < 2000
     assert follower.look() == 0
     mark = uuid4().hex
-    ask(asked, {"traceparent": f"00-{mark}-{CALLER}-01"})
+    ask(gateway, {"traceparent": f"00-{mark}-{CALLER}-01"})
     wait_until(lambda: collector.of(mark))  # what was before it would have come
     assert {span.trace for span in collector.spans[before:]} == {mark}
 
 
-def test_a_trace_of_zeros_is_none(asked: RunningGateway, collector: Collector) -> None:
-    follower = StageSpans(asked.access_log(), collector.url)
-    answer, request_id = ask(asked, {"traceparent": f"00-{'0' * 32}-{CALLER}-01"})
+def test_a_trace_of_zeros_is_none(gateway: RunningGateway, collector: Collector) -> None:
+    follower = StageSpans(gateway.access_log(), collector.url)
+    answer, request_id = ask(gateway, {"traceparent": f"00-{'0' * 32}-{CALLER}-01"})
     assert answer.status_code == 200
-    asked.access_line(request_id)
+    gateway.access_line(request_id)
     assert follower.look() == 0
 
 
-def test_a_huge_tracestate_harms_nobody(asked: RunningGateway, collector: Collector) -> None:
+def test_a_huge_tracestate_harms_nobody(gateway: RunningGateway, collector: Collector) -> None:
     mark = uuid4().hex
     answer, _ = ask(
-        asked, {"traceparent": f"00-{mark}-{CALLER}-01", "tracestate": "a=" + "b" * 20_000}
+        gateway, {"traceparent": f"00-{mark}-{CALLER}-01", "tracestate": "a=" + "b" * 20_000}
     )
     assert answer.status_code == 200
     wait_until(lambda: collector.of(mark))
 
 
 def test_each_try_is_a_span_and_the_stages_are_of_the_last(
-    asked: RunningGateway, engine: FakeTorchServe, collector: Collector
+    gateway: RunningGateway, engine: FakeTorchServe, collector: Collector
 ) -> None:
-    follower = StageSpans(asked.access_log(), collector.url)
+    follower = StageSpans(gateway.access_log(), collector.url)
     engine.replies.append(Reply(507))
     mark = uuid4().hex
-    answer, request_id = ask(asked, {"traceparent": f"00-{mark}-{CALLER}-01"})
+    answer, request_id = ask(gateway, {"traceparent": f"00-{mark}-{CALLER}-01"})
     assert answer.status_code == 200
-    asked.access_line(request_id)
+    gateway.access_line(request_id)
     follower.look()
     wait_until(lambda: sum(span.by_gateway for span in collector.of(mark)) == 3)
     last = engine.seen[-1].headers["traceparent"].split("-")[2]
@@ -286,14 +289,14 @@ def test_each_try_is_a_span_and_the_stages_are_of_the_last(
 
 
 def test_a_collector_that_is_away_costs_no_answer(
-    asked: RunningGateway, collector: Collector
+    gateway: RunningGateway, collector: Collector
 ) -> None:
-    follower = StageSpans(asked.access_log(), "http://127.0.0.1:9/v1/traces")
+    follower = StageSpans(gateway.access_log(), "http://127.0.0.1:9/v1/traces")
     collector.status = 503
     try:
-        answer, request_id = ask(asked, {"traceparent": f"00-{uuid4().hex}-{CALLER}-01"})
+        answer, request_id = ask(gateway, {"traceparent": f"00-{uuid4().hex}-{CALLER}-01"})
         assert answer.status_code == 200
-        asked.access_line(request_id)
+        gateway.access_line(request_id)
         assert follower.look() == 6
         assert follower.look() == 0
     finally:

@@ -28,14 +28,14 @@ BEFORE, AFTER = 10, 40
 def two_stubs(tmp_path: Path) -> Iterator[RunningTriton]:
     need_triton()
     archive = pack_echo(tmp_path, "m", 1, delay_ms=20)
-    with running_triton(tmp_path / "triton", [archive], workers=2) as running:
-        yield running
+    with running_triton(tmp_path / "triton", [archive], workers=2) as triton:
+        yield triton
 
 
 @pytest.fixture
 def gateway(tmp_path: Path) -> Iterator[RunningGateway]:
-    with running_gateway(tmp_path / "gateway", timeout_s=60.0) as running:
-        yield running
+    with running_gateway(tmp_path / "gateway", timeout_s=60.0) as gateway:
+        yield gateway
 
 
 def test_a_stub_that_dies_costs_no_request(
@@ -61,4 +61,6 @@ def test_a_stub_that_dies_costs_no_request(
 def _a_stub(triton: RunningTriton) -> int:
     """Return the process id of one stub."""
     children = psutil.Process(triton.pid).children(recursive=True)
-    return int(next(one.pid for one in children if one.name() == "triton_python_backend_stub"))
+    return int(
+        next(child.pid for child in children if child.name() == "triton_python_backend_stub")
+    )

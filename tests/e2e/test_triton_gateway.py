@@ -75,8 +75,8 @@ def test_a_bad_request_is_refused_once(
     status: int,
     code: str,
 ) -> None:
-    sent: dict[str, str | bytes] = {"x-request-id": "bad", **headers}
-    response = http.post("/predictions/m", content=content, headers=sent)  # type: ignore[arg-type]
+    all_headers: dict[str, str | bytes] = {"x-request-id": "bad", **headers}
+    response = http.post("/predictions/m", content=content, headers=all_headers)  # type: ignore[arg-type]
     assert (response.status_code, response.json()["error"]["code"]) == (status, code)
     assert "retry-after" not in response.headers
 
@@ -98,10 +98,10 @@ def test_an_answer_may_be_larger_than_a_connection_s_buffer(
     envoy: RunningGateway, triton: RunningTriton, tmp_path: Path
 ) -> None:
     """As a heat map over a large cover; each is as long as its request's text says."""
-    line = """result.bodies[:] = [b'"%s"' % (b"x" * int(one["text"])) for one in data]"""
-    packed = pack_echo(tmp_path, "large", 1)
+    line = """result.bodies[:] = [b'"%s"' % (b"x" * int(item["text"])) for item in data]"""
+    original = pack_echo(tmp_path, "large", 1)
     archive = with_edited_entry_points(
-        packed, tmp_path / "edited", "timing = result", line, ["triton_model.py"]
+        original, tmp_path / "edited", "timing = result", line, ["triton_model.py"]
     )
     with triton.serving(archive):
         envoy.gateway.apply(Routing([ModelRoute("large", {1: 100}, (1,))], [triton.instance()]))
@@ -163,15 +163,15 @@ def test_a_shadow_gets_its_copies(
     request_id = response.headers["x-request-id"]
     wait_until(lambda: request_id in envoy.shadow_log().read_text(encoding="utf-8"))
     (line,) = [
-        one
-        for one in envoy.shadow_log().read_text(encoding="utf-8").splitlines()
-        if request_id in one
+        line
+        for line in envoy.shadow_log().read_text(encoding="utf-8").splitlines()
+        if request_id in line
     ]
     assert (json.loads(line)["status"], json.loads(line)["version"]) == (200, "7")
 
 
 @pytest.mark.parametrize(
-    ("said", "code"),
+    ("reply", "code"),
     [
         (Reply(503, message="Exceeds maximum queue size"), "overloaded"),
         (Reply(503, message="Request timeout expired"), "overloaded"),
@@ -188,27 +188,29 @@ def test_a_shadow_gets_its_copies(
     ],
 )
 def test_what_triton_says_is_tried_again_and_becomes_the_common_shape(
-    envoy: RunningGateway, engines: tuple[FakeTorchServe, ...], said: Reply, code: str
+    envoy: RunningGateway, engines: tuple[FakeTorchServe, ...], reply: Reply, code: str
 ) -> None:
     on_triton = [replace(engine.instance(), engine="triton") for engine in engines]
     envoy.gateway.apply(Routing([ModelRoute("m", {7: 100}, (7,))], on_triton))
     for engine in engines:
-        engine.replies.extend([said] * 10)
+        engine.replies.extend([reply] * 10)
     response = envoy.http.post("/predictions/m", content=b"x", headers={"authorization": "mine"})
     assert (response.status_code, response.json()["error"]["code"]) == (503, code)
     assert response.json()["error"]["message"]
     assert response.headers["retry-after"] == "1"
-    seen = [one for engine in engines for one in engine.seen]
-    lost_connection = not said.status
+    requests = [request for engine in engines for request in engine.seen]
+    lost_connection = not reply.status
     more = MORE_RETRIES if lost_connection else 0
-    assert len(seen) == envoy.settings.gateway.retries + 1 + more
-    assert {one.path for one in seen} == {"/v2/models/m-7/infer"}
-    assert {one.headers["inference-header-content-length"] for one in seen} == {"0"}
-    assert {one.headers["authorization"] for one in seen} <= {f"Bearer {e.token}" for e in engines}
+    assert len(requests) == envoy.settings.gateway.retries + 1 + more
+    assert {request.path for request in requests} == {"/v2/models/m-7/infer"}
+    assert {request.headers["inference-header-content-length"] for request in requests} == {"0"}
+    assert {request.headers["authorization"] for request in requests} <= {
+        f"Bearer {e.token}" for e in engines
+    }
 
 
 @pytest.mark.parametrize(
-    "said",
+    "message",
     [
         "Failed to process the request(s) for model instance 'worker-1', message: Stub process "
         "'worker-1' is not healthy.",
@@ -216,15 +218,15 @@ def test_what_triton_says_is_tried_again_and_becomes_the_common_shape(
     ],
 )
 def test_what_met_a_dead_worker_twice_waits_for_another_one(
-    envoy: RunningGateway, engines: tuple[FakeTorchServe, ...], said: str
+    envoy: RunningGateway, engines: tuple[FakeTorchServe, ...], message: str
 ) -> None:
     on_triton = replace(engines[0].instance(), engine="triton")
     envoy.gateway.apply(Routing([ModelRoute("m", {7: 100}, (7,))], [on_triton]))
-    dead, full = Reply(500, message=said), Reply(503, message="Exceeds maximum queue size")
+    dead, full = Reply(500, message=message), Reply(503, message="Exceeds maximum queue size")
     engines[0].replies.extend([dead] * 2 + [full] * 10)
-    began = time.monotonic()
+    start = time.monotonic()
     response = envoy.http.post("/predictions/m", content=b"x")
-    assert time.monotonic() - began >= 1.0
+    assert time.monotonic() - start >= 1.0
     assert (response.status_code, response.json()["error"]["code"]) == (503, "overloaded")
     assert not [name for name in response.headers if name.startswith("x-vlserve")]
     assert len(engines[0].seen) == envoy.settings.gateway.retries + 1 == 4

@@ -32,19 +32,19 @@ def own_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack
     """Version 1 has the traffic, version 2 is ready."""
     need_triton()
     folder = tmp_path_factory.mktemp("on-triton")
-    made = make_settings(folder, workers=2)
-    engine = made.engine.model_copy(update={"kind": "triton", "response_timeout_s": 5})
-    with running_stack(made.model_copy(update={"engine": engine})) as running:
+    settings = make_settings(folder, workers=2)
+    engine = settings.engine.model_copy(update={"kind": "triton", "response_timeout_s": 5})
+    with running_stack(settings.model_copy(update={"engine": engine})) as stack:
         for version in (1, 2):
-            running.control.register(pack_echo(folder, MODEL, version, delay_ms=20))
-        running.control.release(MODEL, 1)
-        yield running
-    assert _shared_memory(running) == []
+            stack.control.register(pack_echo(folder, MODEL, version, delay_ms=20))
+        stack.control.release(MODEL, 1)
+        yield stack
+    assert _shared_memory(stack) == []
 
 
-def _shared_memory(running: RunningStack) -> list[Path]:
-    (endpoint,) = endpoints(running.settings)
-    conf = (running.settings.state_dir / "supervisor" / "supervisord.conf").read_text("utf-8")
+def _shared_memory(own_stack: RunningStack) -> list[Path]:
+    (endpoint,) = endpoints(own_stack.settings)
+    conf = (own_stack.settings.state_dir / "supervisor" / "supervisord.conf").read_text("utf-8")
     prefix = conf.partition('SHM_PREFIX="')[2].partition('"')[0]
     assert prefix.endswith(f"-{endpoint.name}-")
     return list(Path("/dev/shm").glob(f"{prefix}*"))
@@ -125,28 +125,28 @@ def test_one_of_two_workers_that_ends_under_load_costs_no_request(
 ) -> None:
     old = worker_pids(own_stack.settings, MODEL)[1]
 
-    def replaced() -> bool:
+    def is_replaced() -> bool:
         new = worker_pids(own_stack.settings, MODEL)[1]
         return len(new) == len(old) and len(set(new) - set(old)) == 1
 
     with load_on(own_stack.gateway_url, MODEL, [None] * 4) as load:
         wait_until(lambda: len(load.requests) > 20, _BACK_S)
         fault(psutil.Process(old[0]))
-        wait_until(replaced, _BACK_S)
+        wait_until(is_replaced, _BACK_S)
         wait_until(lambda: own_stack.control.health().status == "ok", _BACK_S)
-        asked = len(load.requests)
-        wait_until(lambda: len(load.requests) > asked + 20, _BACK_S)
+        count = len(load.requests)
+        wait_until(lambda: len(load.requests) > count + 20, _BACK_S)
     assert {each.status for each in load.requests} == {200}
 
 
 def test_a_server_that_dies_comes_back_with_its_versions(own_stack: RunningStack) -> None:
     (endpoint,) = endpoints(own_stack.settings)
-    killed = endpoint.pid_file.read_text(encoding="utf-8")
-    psutil.Process(int(killed)).kill()
+    pid = endpoint.pid_file.read_text(encoding="utf-8")
+    psutil.Process(int(pid)).kill()
 
     def is_back() -> bool:
         response = own_stack.http.post(f"/predictions/{MODEL}", content=GOOD_JSON, headers=JSON)
-        another = endpoint.pid_file.read_text(encoding="utf-8") != killed
+        another = endpoint.pid_file.read_text(encoding="utf-8") != pid
         both = another and sorted(worker_pids(own_stack.settings, MODEL)) == [1, 2]
         return both and response.is_success and own_stack.control.health().status == "ok"
 

@@ -63,7 +63,7 @@ class Trusting:
 
 
 @pytest.fixture(scope="module")
-def trusting(
+def strict_stack(
     engine_kind: EngineKind, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Trusting]:
     folder = tmp_path_factory.mktemp("trust")
@@ -71,20 +71,21 @@ def trusting(
     settings = make_settings(folder, engine_kind).model_copy(
         update={"trust": TrustSettings(mode="enforce", keys=(ours.public,))}
     )
-    with running_stack(settings) as running:
-        trusting = Trusting(running, folder, ours, theirs)
+    with running_stack(settings) as stack:
+        strict_stack = Trusting(stack, folder, ours, theirs)
         for version in (1, 2):
-            trusting.register(trusting.archive(version, ours))
-            running.control.release(MODEL, version)
-        yield trusting
+            strict_stack.register(strict_stack.archive(version, ours))
+            stack.control.release(MODEL, version)
+        yield strict_stack
 
 
-def test_who_signed_is_told(trusting: Trusting) -> None:
-    signer = f"release ({trusting.ours.known.hint[:12]})"
-    assert [each.signer for each in trusting.running.control.model(MODEL).versions] == [signer] * 2
-    registered, *_ = trusting.running.control.history(MODEL)
-    assert registered.detail["signer"] == signer
-    assert trusting.running.control.health().warnings == ()
+def test_who_signed_is_told(strict_stack: Trusting) -> None:
+    signer = f"release ({strict_stack.ours.known.hint[:12]})"
+    control = strict_stack.running.control
+    assert [each.signer for each in control.model(MODEL).versions] == [signer] * 2
+    event, *_ = control.history(MODEL)
+    assert event.detail["signer"] == signer
+    assert control.health().warnings == ()
 
 
 @pytest.mark.parametrize(
@@ -98,64 +99,64 @@ def test_who_signed_is_told(trusting: Trusting) -> None:
     ],
 )
 def test_what_is_not_trusted_is_refused(
-    trusting: Trusting, wrong: str, code: type[VlserveError]
+    strict_stack: Trusting, wrong: str, code: type[VlserveError]
 ) -> None:
-    signer = {"unsigned": None, "signed by a stranger": trusting.theirs}
-    archive = trusting.archive(3, signer.get(wrong, trusting.ours))
+    signer = {"unsigned": None, "signed by a stranger": strict_stack.theirs}
+    archive = strict_stack.archive(3, signer.get(wrong, strict_stack.ours))
     if wrong == "signed for another archive":
-        other = trusting.archive(4, trusting.ours)
+        other = strict_stack.archive(4, strict_stack.ours)
         shutil.copy(signature_file(other), signature_file(archive))
     if wrong == "tampered with":
         archive.write_bytes(archive.read_bytes().replace(b"echo", b"ECHO", 1))
     if wrong == "tampered with, and packed anew":
         signature = signature_file(archive).read_bytes()
-        archive = pack_echo(trusting.folder / "anew", MODEL, 3, answer_shift=1)
+        archive = pack_echo(strict_stack.folder / "anew", MODEL, 3, answer_shift=1)
         signature_file(archive).write_bytes(signature)
-    with pytest.raises(code) as refused:
-        trusting.register(archive)
-    assert type(refused.value) is code
-    versions = trusting.running.control.model(MODEL).versions
+    with pytest.raises(code) as error:
+        strict_stack.register(archive)
+    assert type(error.value) is code
+    versions = strict_stack.running.control.model(MODEL).versions
     assert [each.version for each in versions] == [1, 2]
-    assert trusting.answers() == 2
+    assert strict_stack.answers() == 2
     shutil.rmtree(archive.parent)
 
 
 def test_a_revocation_takes_nothing_down_and_a_restart_brings_stable_back(
-    trusting: Trusting,
+    strict_stack: Trusting,
 ) -> None:
     """What never had weight is not loaded again; other bytes are not loaded whoever signed them."""
-    control = trusting.running.control
-    trusting.register(trusting.archive(5, trusting.ours))
-    trusting.ours.public.rename(trusting.ours.public.with_suffix(".revoked"))
-    assert trusting.answers() == 2
+    control = strict_stack.running.control
+    strict_stack.register(strict_stack.archive(5, strict_stack.ours))
+    strict_stack.ours.public.rename(strict_stack.ours.public.with_suffix(".revoked"))
+    assert strict_stack.answers() == 2
     with pytest.raises(SignatureUnknownKey):
-        trusting.register(trusting.archive(6, trusting.ours))
+        strict_stack.register(strict_stack.archive(6, strict_stack.ours))
     with pytest.raises(SignatureUnknownKey):
         control.release(MODEL, 5)
-    settings = trusting.running.settings
+    settings = strict_stack.running.settings
     processes.down(settings, print)
     with pytest.raises(VlserveError, match="signed 5 cannot be loaded again"):
         processes.up(settings, print)
-    assert trusting.answers() == 2
+    assert strict_stack.answers() == 2
     versions = {each.version: each for each in control.model(MODEL).versions}
     assert "none of those that are trusted" in versions[5].reason
     warnings = control.health().warnings
     assert [each for each in warnings if "signed 2 was signed by release" in each]
     assert control.rollback(MODEL).version == 1
-    assert trusting.answers() == 1
+    assert strict_stack.answers() == 1
     control.unload(MODEL, 2)
     with pytest.raises(SignatureUnknownKey):
         control.release(MODEL, 2)
-    assert trusting.answers() == 1
-    kept = settings.model_store / MODEL / "1" / f"{MODEL}-1.mar"
-    bundle = json.loads(signature_file(kept).read_text(encoding="utf-8"))
+    assert strict_stack.answers() == 1
+    archive = settings.model_store / MODEL / "1" / f"{MODEL}-1.mar"
+    bundle = json.loads(signature_file(archive).read_text(encoding="utf-8"))
     bundle["dsseEnvelope"]["signatures"][0]["sig"] = "AAAA"
-    signature_file(kept).write_text(json.dumps(bundle), encoding="utf-8")
+    signature_file(archive).write_text(json.dumps(bundle), encoding="utf-8")
     processes.down(settings, print)
     with pytest.raises(VlserveError, match="signed 1 cannot be loaded again"):
         processes.up(settings, print)
     assert "did not sign this" in control.model(MODEL).versions[0].reason
-    trusting.ours.public.with_suffix(".revoked").rename(trusting.ours.public)
-    trusting.register(trusting.archive(1, trusting.ours))
-    wait_until(lambda: trusting.ask().is_success)
-    assert trusting.answers() == 1
+    strict_stack.ours.public.with_suffix(".revoked").rename(strict_stack.ours.public)
+    strict_stack.register(strict_stack.archive(1, strict_stack.ours))
+    wait_until(lambda: strict_stack.ask().is_success)
+    assert strict_stack.answers() == 1

@@ -25,8 +25,8 @@ def _threads(stack: RunningStack, version: str) -> int:
     (endpoint,) = endpoints(stack.settings)
     if endpoint.kind == "torchserve":
         return int((endpoint.folder / "threads" / version).read_text(encoding="utf-8"))
-    written = (endpoint.folder / REPOSITORY / version / "config.pbtxt").read_text(encoding="utf-8")
-    (threads,) = re.findall(r'key: "threads" value { string_value: "(\d+)" }', written)
+    text = (endpoint.folder / REPOSITORY / version / "config.pbtxt").read_text(encoding="utf-8")
+    (threads,) = re.findall(r'key: "threads" value { string_value: "(\d+)" }', text)
     return int(threads)
 
 
@@ -37,9 +37,9 @@ def test_what_is_found_serves_the_version(
     archive = pack_echo(tmp_path, new_model, 1)
     load = Load(data=None, seconds=1, warm_up_s=0)
     trials = Trials(archive, stack.control, stack.gateway_url, load, tmp_path / "runs")
-    found = tune(trials, 60_000.0, START, cores=2, seconds=1.0, run_s=1)
-    assert found.best is not None and found.best.error_rate == 0
-    write_tuning(trials, found)
+    result = tune(trials, 60_000.0, START, cores=2, seconds=1.0, run_s=1)
+    assert result.best is not None and result.best.error_rate == 0
+    write_tuning(trials, result)
     tuning = read_tuning(archive)
     assert tuning is not None
 
@@ -52,5 +52,5 @@ def test_what_is_found_serves_the_version(
     assert version.workers_ready == {"engine-0": START.workers}
     assert len(worker_pids(stack.settings, new_model)[1]) == START.workers
     assert _threads(stack, f"{new_model}-1") == START.threads
-    tuned = [e.detail["tuned"] for e in stack.control.history(new_model) if "tuned" in e.detail]
-    assert tuned[-2:] == [str(other), str(START)]
+    tunings = [e.detail["tuned"] for e in stack.control.history(new_model) if "tuned" in e.detail]
+    assert tunings[-2:] == [str(other), str(START)]

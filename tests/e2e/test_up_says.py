@@ -39,54 +39,54 @@ def own_stack(
 ) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("up-says")
     settings = make_settings(folder, engine_kind)
-    lost = pack_echo(folder, "lost", 1)
+    lost_archive = pack_echo(folder, "lost", 1)
     try:
         stack.up(settings, print)
         with ControlClient.of(settings) as control:
-            for archive in (lost, pack_echo(folder, "other", 1)):
-                released = control.register(archive)
-                control.release(released.model, released.version)
+            for archive in (lost_archive, pack_echo(folder, "other", 1)):
+                report = control.register(archive)
+                control.release(report.model, report.version)
             for version in (1, 2):
                 control.register(pack_echo(folder, "tagger", version))
             control.release("tagger", 2)
-        yield Served(settings, lost)
+        yield Served(settings, lost_archive)
     finally:
         stack.down(settings, print)
 
 
 @pytest.fixture
-def served(own_stack: Served) -> Served:
+def idle_stack(own_stack: Served) -> Served:
     """The stack, which is down; a test leaves all that it served in its store, up or down."""
     stack.down(own_stack.settings, print)
     return own_stack
 
 
 @pytest.mark.long
-def test_up_says_which_archive_is_lost_and_the_others_serve(served: Served) -> None:
-    settings = served.settings
+def test_up_says_which_archive_is_lost_and_the_others_serve(idle_stack: Served) -> None:
+    settings = idle_stack.settings
     (settings.model_store / "lost" / "1" / "lost-1.mar").unlink()
     with pytest.raises(StackUnwell, match=r"lost 1 cannot be loaded again: .*lost-1.mar is gone"):
         stack.up(settings, print)
-    assert (served.ask("lost").status_code, served.ask("other").status_code) == (503, 200)
+    assert (idle_stack.ask("lost").status_code, idle_stack.ask("other").status_code) == (503, 200)
     with ControlClient.of(settings) as control:
-        assert control.register(served.archive).restored
+        assert control.register(idle_stack.archive).restored
         wait_until(lambda: control.health().status == "ok", 30)
-    assert served.ask("lost").status_code == 200
+    assert idle_stack.ask("lost").status_code == 200
     stack.up(settings, print)
 
 
 @pytest.mark.long
-def test_a_lost_ledger_is_refused_and_rebuilt(served: Served) -> None:
-    settings = served.settings
+def test_a_lost_ledger_is_refused_and_rebuilt(idle_stack: Served) -> None:
+    settings = idle_stack.settings
     for file in settings.model_store.glob("ledger.sqlite*"):
         file.unlink()
     with pytest.raises(LedgerLost, match="`vlserve up --rebuild-ledger`"):
         stack.up(settings, print)
     assert stack.status(settings) == []
-    said: list[str] = []
-    stack.up(settings, said.append, rebuild=True)
-    assert "tagger: versions 1, 2, all traffic to 2, as before" in said
-    assert served.ask("tagger").json()["version"] == 2
+    messages: list[str] = []
+    stack.up(settings, messages.append, rebuild=True)
+    assert "tagger: versions 1, 2, all traffic to 2, as before" in messages
+    assert idle_stack.ask("tagger").json()["version"] == 2
     with ControlClient.of(settings) as control:
         assert control.release("tagger", 1).previous == 2
         control.release("tagger", 2)

@@ -28,18 +28,18 @@ recorded policy."""
 @pytest.fixture(
     params=[
         *RECORDINGS[-1:],
-        *(pytest.param(one, marks=pytest.mark.long) for one in RECORDINGS[:-1]),
+        *(pytest.param(recording, marks=pytest.mark.long) for recording in RECORDINGS[:-1]),
     ]
 )
-def upgraded(
+def own_stack(
     engine_kind: EngineKind, request: pytest.FixtureRequest, tmp_path: Path
 ) -> Iterator[RunningStack]:
-    with running_stack(make_settings(unpack(request.param, tmp_path), engine_kind)) as running:
-        yield running
+    with running_stack(make_settings(unpack(request.param, tmp_path), engine_kind)) as stack:
+        yield stack
 
 
-def weights(running: RunningStack) -> Mapping[str, Mapping[int, int]]:
-    return {model.model: dict(model.weights) for model in running.control.models()}
+def weights(own_stack: RunningStack) -> Mapping[str, Mapping[int, int]]:
+    return {model.model: dict(model.weights) for model in own_stack.control.models()}
 
 
 def evidence(view: RolloutView) -> tuple[int, int]:
@@ -49,14 +49,14 @@ def evidence(view: RolloutView) -> tuple[int, int]:
 
 
 def tags_by_v2(
-    running: RunningStack, model: str, version: int, probe: Probe
+    own_stack: RunningStack, model: str, version: int, probe: Probe
 ) -> list[dict[str, Any]]:
     """The answer to a probe, asked for in a protocol that came after the archive."""
     inputs = [
         {"name": name, "datatype": "BYTES", "shape": [1], "data": [value]}
         for name, value in probe.fields.items()
     ]
-    answer = running.http.post(
+    answer = own_stack.http.post(
         f"/v2/models/{model}/versions/{version}/infer", json={"inputs": inputs}
     )
     assert answer.status_code == 200, answer.text
@@ -66,22 +66,22 @@ def tags_by_v2(
     ]
 
 
-def test_archives_serve_and_rollouts_go_on(upgraded: RunningStack) -> None:
-    control, store = upgraded.control, upgraded.settings.project_dir / STORE
+def test_archives_serve_and_rollouts_go_on(own_stack: RunningStack) -> None:
+    control, store = own_stack.control, own_stack.settings.project_dir / STORE
     wait_until(lambda: control.health().status == "ok", timeout_s=WITHIN_S)
-    assert weights(upgraded) == {"tagger": {1: 75, 2: 25}, "banner": {1: 100}}
+    assert weights(own_stack) == {"tagger": {1: 75, 2: 25}, "banner": {1: 100}}
 
     probes = {}
     for model in MODELS:
         for version in (1, 2):
             manifest = verify_archive(store / model / str(version) / f"{model}-{version}.mar")
             for probe in manifest.probes:
-                answer = upgraded.http.post(f"/predictions/{model}/{version}", json=probe.fields)
+                answer = own_stack.http.post(f"/predictions/{model}/{version}", json=probe.fields)
                 assert answer.status_code == 200, answer.text
-                got = answer.json()
-                assert (got.pop("model"), got.pop("version")) == (model, version)
-                assert got.keys() - {"request_id"} == probe.answer.keys()
-                assert tags_by_v2(upgraded, model, version, probe) == got["tags"]
+                body = answer.json()
+                assert (body.pop("model"), body.pop("version")) == (model, version)
+                assert body.keys() - {"request_id"} == probe.answer.keys()
+                assert tags_by_v2(own_stack, model, version, probe) == body["tags"]
             probes[model] = manifest.probes[0].fields
 
     before = {model: control.rollout(model) for model in MODELS}
@@ -93,7 +93,7 @@ def test_archives_serve_and_rollouts_go_on(upgraded: RunningStack) -> None:
 
     def more_evidence(model: str) -> bool:
         time.sleep(BETWEEN_S)
-        answer = upgraded.http.post(f"/predictions/{model}", json=probes[model])
+        answer = own_stack.http.post(f"/predictions/{model}", json=probes[model])
         assert answer.status_code == 200, answer.text
         now, then = evidence(control.rollout(model)), evidence(before[model])
         return now[0] > then[0] and (model != "banner" or now[1] > then[1])
@@ -105,7 +105,7 @@ def test_archives_serve_and_rollouts_go_on(upgraded: RunningStack) -> None:
 
     assert control.promote("tagger").status is RolloutStatus.PROMOTED
     assert control.abort("banner").status is RolloutStatus.ABORTED
-    assert weights(upgraded) == {"tagger": {2: 100}, "banner": {1: 100}}
-    answers = {m: upgraded.http.post(f"/predictions/{m}", json=probes[m]).json() for m in MODELS}
+    assert weights(own_stack) == {"tagger": {2: 100}, "banner": {1: 100}}
+    answers = {m: own_stack.http.post(f"/predictions/{m}", json=probes[m]).json() for m in MODELS}
     assert {m: answer["version"] for m, answer in answers.items()} == {"tagger": 2, "banner": 1}
     assert control.rollback("tagger").version == 1

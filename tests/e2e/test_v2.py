@@ -33,7 +33,7 @@ MANY_SIGMAS = 45
 
 
 @pytest.fixture(scope="module")
-def served(stack: RunningStack, tmp_path_factory: pytest.TempPathFactory) -> RunningStack:
+def serving_stack(stack: RunningStack, tmp_path_factory: pytest.TempPathFactory) -> RunningStack:
     """Version 1 in force, and version 2, which is like it; both fail on 坏."""
     folder = tmp_path_factory.mktemp("echo")
     for version in (STABLE, CANDIDATE):
@@ -43,16 +43,16 @@ def served(stack: RunningStack, tmp_path_factory: pytest.TempPathFactory) -> Run
 
 
 @pytest.fixture(scope="module")
-def client(served: RunningStack) -> Iterator[Any]:
-    address = served.gateway_url.removeprefix("http://")
-    with triton.InferenceServerClient(address) as opened:
-        yield opened
+def client(serving_stack: RunningStack) -> Iterator[Any]:
+    address = serving_stack.gateway_url.removeprefix("http://")
+    with triton.InferenceServerClient(address) as client:
+        yield client
 
 
 @pytest.fixture(scope="module")
-def image(served: RunningStack) -> bytes:
+def image(serving_stack: RunningStack) -> bytes:
     """A cover that the version answers: a probe's."""
-    archive = served.settings.model_store / MODEL / str(STABLE) / f"{MODEL}-{STABLE}.mar"
+    archive = serving_stack.settings.model_store / MODEL / str(STABLE) / f"{MODEL}-{STABLE}.mar"
     manifest = verify_archive(archive)
     return base64.b64decode(manifest.probes[0].fields["image"])
 
@@ -90,9 +90,9 @@ def check_same(result: Any, expected: list[dict[str, Any]]) -> None:
     tags, scores = result.as_numpy("tag"), result.as_numpy("score")
     assert tags.shape == scores.shape == (len(expected), len(expected[0]["tags"]))
     for row, numbers, answer in zip(tags, scores, expected, strict=True):
-        said = [one.decode() if isinstance(one, bytes) else one for one in row]
-        assert said == [one["tag"] for one in answer["tags"]]
-        assert numbers == pytest.approx([one["score"] for one in answer["tags"]], abs=1e-6)
+        labels = [tag.decode() if isinstance(tag, bytes) else tag for tag in row]
+        assert labels == [tag["tag"] for tag in answer["tags"]]
+        assert numbers == pytest.approx([tag["score"] for tag in answer["tags"]], abs=1e-6)
 
 
 def test_server_and_model_tell_of_themselves(client: Any) -> None:
@@ -100,12 +100,12 @@ def test_server_and_model_tell_of_themselves(client: Any) -> None:
     assert client.is_model_ready(MODEL) and client.is_model_ready(MODEL, str(CANDIDATE))
     assert not client.is_model_ready(MODEL, "9")
     assert client.get_server_metadata()["name"] == "vlserve"
-    told = client.get_model_metadata(MODEL)
-    assert {each["name"]: each["datatype"] for each in told["inputs"]} == {
+    metadata = client.get_model_metadata(MODEL)
+    assert {each["name"]: each["datatype"] for each in metadata["inputs"]} == {
         "image": "BYTES",
         "text": "BYTES",
     }
-    assert {each["name"]: each["shape"] for each in told["outputs"]} == {
+    assert {each["name"]: each["shape"] for each in metadata["outputs"]} == {
         "tag": [-1, -1],
         "score": [-1, -1],
     }
@@ -114,26 +114,26 @@ def test_server_and_model_tell_of_themselves(client: Any) -> None:
 @pytest.mark.parametrize("binary_out", [True, False])
 @pytest.mark.parametrize("binary_in", [True, False])
 def test_several_items_have_the_plain_form_s_answers(
-    served: RunningStack, client: Any, image: bytes, binary_in: bool, binary_out: bool
+    serving_stack: RunningStack, client: Any, image: bytes, binary_in: bool, binary_out: bool
 ) -> None:
     texts = titles(11)  # more than the engine batches
-    expected = [plain(served, image, text) for text in texts]
+    expected = [plain(serving_stack, image, text) for text in texts]
     inputs = inputs_of(image, texts, binary_in)
     result = client.infer(MODEL, inputs, outputs=asked_for(binary_out), request_id="mine")
     check_same(result, expected)
-    told = result.get_response()
-    assert (told["model_name"], told["model_version"], told["id"]) == (MODEL, "1", "mine")
+    answer = result.get_response()
+    assert (answer["model_name"], answer["model_version"], answer["id"]) == (MODEL, "1", "mine")
 
 
 def test_a_client_that_packs_its_body_is_read(
-    served: RunningStack, client: Any, image: bytes
+    serving_stack: RunningStack, client: Any, image: bytes
 ) -> None:
     result = client.infer(MODEL, inputs_of(image, ["a"]), request_compression_algorithm="gzip")
-    check_same(result, [plain(served, image, "a")])
+    check_same(result, [plain(serving_stack, image, "a")])
 
 
 def test_parameters_are_fields_of_every_item(
-    served: RunningStack, client: Any, image: bytes
+    serving_stack: RunningStack, client: Any, image: bytes
 ) -> None:
     result = client.infer(MODEL, inputs_of(image, ["a", "b"]), parameters={"top_k": 2})
     assert result.as_numpy("score").shape == (2, 2)
@@ -144,17 +144,17 @@ def test_one_bad_item_fails_its_request_with_its_index(client: Any, image: bytes
         (["a", "\0", "c"], "400", "item 1: text_unreadable: "),
         (["a", "b", FAILS], "500", "item 2: inference_failed: "),
     ):
-        with pytest.raises(InferenceServerException, match=words) as refused:
+        with pytest.raises(InferenceServerException, match=words) as error:
             client.infer(MODEL, inputs_of(image, texts))
-        assert refused.value.status() == status
+        assert error.value.status() == status
 
 
 def test_with_partial_the_other_items_are_answered(
-    served: RunningStack, client: Any, image: bytes
+    serving_stack: RunningStack, client: Any, image: bytes
 ) -> None:
     texts = ["a", FAILS, "\0", "d"]
     result = client.infer(MODEL, inputs_of(image, texts), parameters={"partial": True})
-    errors = [one.decode() for one in result.as_numpy("errors")]
+    errors = [error.decode() for error in result.as_numpy("errors")]
     assert [error.partition(":")[0] for error in errors] == [
         "",
         "inference_failed",
@@ -163,15 +163,15 @@ def test_with_partial_the_other_items_are_answered(
     ]
     tags = result.as_numpy("tag")
     for at in (0, 3):
-        expected = plain(served, image, texts[at])["tags"]
-        assert [one.decode() for one in tags[at]] == [one["tag"] for one in expected]
+        expected = plain(serving_stack, image, texts[at])["tags"]
+        assert [tag.decode() for tag in tags[at]] == [tag["tag"] for tag in expected]
     assert {*tags[1], *tags[2]} == {b""}
 
 
 def test_too_many_items_are_refused_before_they_are_answered(client: Any, image: bytes) -> None:
-    with pytest.raises(InferenceServerException, match=f"too_many_items: .*{MAX_ITEMS}") as refused:
+    with pytest.raises(InferenceServerException, match=f"too_many_items: .*{MAX_ITEMS}") as error:
         client.infer(MODEL, inputs_of(image[:10], titles(MAX_ITEMS + 1)))
-    assert refused.value.status() == "413"
+    assert error.value.status() == "413"
 
 
 def test_a_video_is_no_image(client: Any, image: bytes) -> None:
@@ -182,25 +182,25 @@ def test_a_video_is_no_image(client: Any, image: bytes) -> None:
         client.infer(MODEL, [tensor, inputs_of(image, ["a"])[1]])
 
 
-def test_our_suite_of_the_protocol_passes(served: RunningStack) -> None:
+def test_our_suite_of_the_protocol_passes(serving_stack: RunningStack) -> None:
     suite = PROJECT / "tests" / "conformance" / "v2"
-    address = served.gateway_url
+    address = serving_stack.gateway_url
     options = ["--v2-url", address, "--v2-grpc", address.removeprefix("http://")]
     options += ["--v2-model", MODEL]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", str(suite), *options]
-    done = subprocess.run(
+    result = subprocess.run(
         command, cwd=PROJECT, capture_output=True, encoding="utf-8", timeout=200, check=False
     )
-    assert done.returncode == 0, done.stdout
-    assert "skipped" not in done.stdout and " passed" in done.stdout
+    assert result.returncode == 0, result.stdout
+    assert "skipped" not in result.stdout and " passed" in result.stdout
 
 
 def test_a_rollout_splits_v2_and_counts_each_item(
-    served: RunningStack, client: Any, image: bytes
+    serving_stack: RunningStack, client: Any, image: bytes
 ) -> None:
     """Half of the requests, the same callers in both forms; labels of each item."""
-    lasting = {"weights": [50, 100], "hold_s": 3600}
-    served.control.start_rollout(MODEL, CANDIDATE, lasting)
+    policy = {"weights": [50, 100], "hold_s": 3600}
+    serving_stack.control.start_rollout(MODEL, CANDIDATE, policy)
     try:
         versions: Counter[str] = Counter()
         for number in range(KEYS):
@@ -208,44 +208,44 @@ def test_a_rollout_splits_v2_and_counts_each_item(
             result = client.infer(MODEL, inputs_of(image, titles(2)), headers={**key})
             versions[result.get_response()["model_version"]] += 1
             if number % 20 == 0:
-                expected = [plain(served, image, text, **key) for text in titles(2)]
+                expected = [plain(serving_stack, image, text, **key) for text in titles(2)]
                 assert str(expected[0]["version"]) == result.get_response()["model_version"]
                 check_same(result, expected)
         assert abs(versions["1"] - KEYS / 2) < MANY_SIGMAS
 
         def labels() -> int:
-            windows = served.control.rollout(MODEL).windows
+            windows = serving_stack.control.rollout(MODEL).windows
             both = itertools.chain.from_iterable((w.candidate, w.stable) for w in windows)
             return sum(sum(version.labels.values()) for version in both)
 
         wait_until(lambda: labels() >= 2 * KEYS, timeout_s=WITHIN_S)
-        windows = served.control.rollout(MODEL).windows
+        windows = serving_stack.control.rollout(MODEL).windows
         requests = sum(w.candidate.requests + w.stable.requests for w in windows)
         assert KEYS <= requests < 1.5 * KEYS
     finally:
-        served.control.abort(MODEL)
+        serving_stack.control.abort(MODEL)
 
 
 def test_each_item_of_a_shadowed_request_is_a_pair(
-    served: RunningStack, client: Any, image: bytes
+    serving_stack: RunningStack, client: Any, image: bytes
 ) -> None:
-    shadowed = {"weights": [50, 100], "shadow_percent": 100, "hold_s": 3600}
-    served.control.start_rollout(MODEL, CANDIDATE, shadowed)
+    policy = {"weights": [50, 100], "shadow_percent": 100, "hold_s": 3600}
+    serving_stack.control.start_rollout(MODEL, CANDIDATE, policy)
     try:
         for number in range(10):
             client.infer(MODEL, inputs_of(image, [f"{number}", "a cat", "a dog"]))
 
         def pairs() -> int:
-            return sum(window.pairs for window in served.control.rollout(MODEL).windows)
+            return sum(window.pairs for window in serving_stack.control.rollout(MODEL).windows)
 
         wait_until(lambda: pairs() >= 30, timeout_s=WITHIN_S)
         assert pairs() == 30
     finally:
-        served.control.abort(MODEL)
+        serving_stack.control.abort(MODEL)
 
 
-def test_errors_have_v2_s_shape(served: RunningStack) -> None:
-    answer = served.http.post(f"/v2/models/{MODEL}/infer", content=b"[")
+def test_errors_have_v2_s_shape(serving_stack: RunningStack) -> None:
+    answer = serving_stack.http.post(f"/v2/models/{MODEL}/infer", content=b"[")
     assert answer.status_code == 400
     assert answer.json() == {"error": answer.json()["error"]}
     assert answer.json()["error"].startswith("body_unreadable: ")
@@ -253,13 +253,13 @@ def test_errors_have_v2_s_shape(served: RunningStack) -> None:
     assert answer.headers[headers.MODEL_VERSION] == "1"
 
 
-def test_v2_answers_carry_what_plain_ones_do(served: RunningStack, image: bytes) -> None:
-    told = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["a"]}]}
+def test_v2_answers_carry_what_plain_ones_do(serving_stack: RunningStack, image: bytes) -> None:
+    body = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["a"]}]}
     picture = base64.b64encode(image).decode()
-    told["inputs"].append({"name": "image", "datatype": "BYTES", "shape": [1], "data": [picture]})
-    answer = served.http.post(
+    body["inputs"].append({"name": "image", "datatype": "BYTES", "shape": [1], "data": [picture]})
+    answer = serving_stack.http.post(
         f"/v2/models/{MODEL}/versions/{CANDIDATE}/infer",
-        json=told,
+        json=body,
         headers={headers.REQUEST_ID: "mine"},
     )
     assert answer.status_code == httpx.codes.OK

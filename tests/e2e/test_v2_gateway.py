@@ -22,21 +22,21 @@ UNRELEASED = ModelRoute("fresh", {}, (1,))
 
 
 @pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
+def strict_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
     """One that asks for a key, and takes small bodies."""
     limits = {"api_keys": (KEY,), "max_body_bytes": MAX_BODY_BYTES}
-    with running_gateway(tmp_path_factory.mktemp("v2"), **limits) as running:
-        running.http.headers[headers.API_KEY] = KEY
-        yield running
+    with running_gateway(tmp_path_factory.mktemp("v2"), **limits) as gateway:
+        gateway.http.headers[headers.API_KEY] = KEY
+        yield gateway
 
 
 @pytest.fixture
-def routed(gateway: RunningGateway, engines: Engines) -> RunningGateway:
-    gateway.route(HALF, UNRELEASED, to=list(engines))
-    return gateway
+def gateway(strict_gateway: RunningGateway, engines: Engines) -> RunningGateway:
+    strict_gateway.route(HALF, UNRELEASED, to=list(engines))
+    return strict_gateway
 
 
-def said(response: httpx.Response) -> tuple[int, str]:
+def error_of(response: httpx.Response) -> tuple[int, str]:
     """Status, and the error in V2's words."""
     assert response.headers["content-type"] == "application/json"
     (error,) = response.json().values()
@@ -45,63 +45,67 @@ def said(response: httpx.Response) -> tuple[int, str]:
 
 
 def test_the_worker_is_told_of_v2_by_the_gateway_alone(
-    routed: RunningGateway, engines: Engines
+    gateway: RunningGateway, engines: Engines
 ) -> None:
-    sent = {
+    client_headers = {
         "Inference-Header-Content-Length": "7",
         headers.PROTOCOL: "mine",
         headers.SENT_JSON_LENGTH: "9",
     }
     for path in ("/v2/models/tagger/infer", "/v2/models/tagger/versions/1/infer/"):
-        assert routed.http.post(path, content=b"{}", headers=sent).status_code == 200
-    assert routed.http.post("/predictions/tagger", content=b"{}", headers=sent).status_code == 200
-    seen = [request.headers for engine in engines for request in engine.seen]
-    told = [(one.get(headers.PROTOCOL), one.get(headers.SENT_JSON_LENGTH)) for one in seen]
-    assert sorted(told, key=str) == [("v2", "7"), ("v2", "7"), (None, None)]
-    assert not any("inference-header-content-length" in one for one in seen)
+        assert gateway.http.post(path, content=b"{}", headers=client_headers).status_code == 200
+    answer = gateway.http.post("/predictions/tagger", content=b"{}", headers=client_headers)
+    assert answer.status_code == 200
+    engine_headers = [request.headers for engine in engines for request in engine.seen]
+    pairs = [
+        (fields.get(headers.PROTOCOL), fields.get(headers.SENT_JSON_LENGTH))
+        for fields in engine_headers
+    ]
+    assert sorted(pairs, key=str) == [("v2", "7"), ("v2", "7"), (None, None)]
+    assert not any("inference-header-content-length" in fields for fields in engine_headers)
 
 
-def test_a_caller_meets_one_version_in_both_forms(routed: RunningGateway) -> None:
-    met = []
+def test_a_caller_meets_one_version_in_both_forms(gateway: RunningGateway) -> None:
+    all_versions = []
     for number in range(40):
         key = {headers.STICKY_KEY: f"caller-{number}"}
         versions = {
-            routed.http.post(path, content=b"{}", headers=key).headers[headers.MODEL_VERSION]
+            gateway.http.post(path, content=b"{}", headers=key).headers[headers.MODEL_VERSION]
             for path in ("/v2/models/tagger/infer", "/predictions/tagger")
         }
         assert len(versions) == 1
-        met += versions
-    assert {*met} == {"1", "2"}
-    asked = {headers.MODEL_VERSION: "2"}
-    answer = routed.http.post("/v2/models/tagger/infer", content=b"{}", headers=asked)
+        all_versions += versions
+    assert {*all_versions} == {"1", "2"}
+    version_header = {headers.MODEL_VERSION: "2"}
+    answer = gateway.http.post("/v2/models/tagger/infer", content=b"{}", headers=version_header)
     assert answer.headers[headers.MODEL_VERSION] == "2"
 
 
-def test_health_and_metadata_need_no_engine(routed: RunningGateway, engines: Engines) -> None:
-    get = routed.http.get
-    with httpx.Client(base_url=routed.settings.gateway_url, trust_env=False) as without_key:
+def test_health_and_metadata_need_no_engine(gateway: RunningGateway, engines: Engines) -> None:
+    get = gateway.http.get
+    with httpx.Client(base_url=gateway.settings.gateway_url, trust_env=False) as without_key:
         assert without_key.get("/v2/health/live").json() == {"live": True}
         assert without_key.get("/v2/health/ready").json() == {"ready": True}
-        assert said(without_key.get("/v2"))[0] == 401
+        assert error_of(without_key.get("/v2"))[0] == 401
     assert get("/v2").json()["extensions"] == ["binary_tensor_data"]
     assert get("/v2/models/tagger").json()["versions"] == ["1", "2"]
     assert get("/v2/models/tagger/versions/2").json()["versions"] == ["2"]
     assert get("/v2/models/tagger/ready").json() == {"name": "tagger", "ready": True}
     assert get("/v2/models/fresh/versions/1/ready").status_code == 200
-    assert said(get("/v2/models/fresh/ready"))[0] == 404
+    assert error_of(get("/v2/models/fresh/ready"))[0] == 404
     assert not [request for engine in engines for request in engine.seen]
 
 
 def test_a_model_s_inputs_are_those_of_its_archive(
-    gateway: RunningGateway, engines: Engines
+    strict_gateway: RunningGateway, engines: Engines
 ) -> None:
     about: dict[str, Any] = {"task": "tag", "graphs": {}, "image": ImageInput(height=8, width=8)}
     manifest = Manifest.model_construct(**about)
     route = ModelRoute("tagger", {1: 100}, (1,), manifests={1: manifest})
-    gateway.route(route, to=list(engines))
-    told = gateway.http.get("/v2/models/tagger").json()
-    assert told["inputs"] == [{"name": "image", "datatype": "BYTES", "shape": [-1]}]
-    assert [output["name"] for output in told["outputs"]] == ["tag", "score"]
+    strict_gateway.route(route, to=list(engines))
+    metadata = strict_gateway.http.get("/v2/models/tagger").json()
+    assert metadata["inputs"] == [{"name": "image", "datatype": "BYTES", "shape": [-1]}]
+    assert [output["name"] for output in metadata["outputs"]] == ["tag", "score"]
 
 
 REFUSED: dict[str, tuple[str, str, int, str]] = {
@@ -119,53 +123,53 @@ REFUSED: dict[str, tuple[str, str, int, str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_the_gateway_refuses_in_the_words_of_v2(routed: RunningGateway, case: str) -> None:
+def test_the_gateway_refuses_in_the_words_of_v2(gateway: RunningGateway, case: str) -> None:
     method, path, status, words = REFUSED[case]
-    got, error = said(routed.http.request(method, path))
-    assert got == status
+    answer_status, error = error_of(gateway.http.request(method, path))
+    assert answer_status == status
     assert error.startswith(words)
 
 
-def test_limits_hold_for_v2(routed: RunningGateway, engines: Engines) -> None:
+def test_limits_hold_for_v2(gateway: RunningGateway, engines: Engines) -> None:
     path, large = "/v2/models/tagger/infer", b"x" * (MAX_BODY_BYTES + 1)
-    assert said(routed.http.post(path, content=large))[0] == 413
+    assert error_of(gateway.http.post(path, content=large))[0] == 413
 
     def in_pieces() -> Iterator[bytes]:
         yield from (large[at : at + 1000] for at in range(0, len(large), 1000))
 
-    assert said(routed.http.post(path, content=in_pieces()))[0] == 413
-    wrong = routed.http.post(path, content=b"{}", headers={headers.API_KEY: "guessed"})
-    assert said(wrong) == (
+    assert error_of(gateway.http.post(path, content=in_pieces()))[0] == 413
+    wrong = gateway.http.post(path, content=b"{}", headers={headers.API_KEY: "guessed"})
+    assert error_of(wrong) == (
         401,
         "unauthorized: send a valid key as X-Api-Key, or as Authorization: Bearer KEY",
     )
     assert not [request for engine in engines for request in engine.seen]
 
 
-def test_an_engine_s_own_words_become_v2_s(routed: RunningGateway, engines: Engines) -> None:
+def test_an_engine_s_own_words_become_v2_s(gateway: RunningGateway, engines: Engines) -> None:
     for engine in engines:
         engine.replies.extend([Reply(503, "ServiceUnavailableException", "busy")] * 20)
-    answer = routed.http.post("/v2/models/tagger/infer", content=b"{}")
-    assert said(answer) == (503, "overloaded: the version's queue is full, or no worker is up")
+    answer = gateway.http.post("/v2/models/tagger/infer", content=b"{}")
+    assert error_of(answer) == (503, "overloaded: the version's queue is full, or no worker is up")
     assert answer.headers["retry-after"] == "1"
 
 
-def test_plain_errors_stay_as_they_are(routed: RunningGateway) -> None:
-    told: dict[str, Any] = json.loads(routed.http.post("/predictions/other").text)
-    assert told["error"]["code"] == "model_not_found"
+def test_plain_errors_stay_as_they_are(gateway: RunningGateway) -> None:
+    body: dict[str, Any] = json.loads(gateway.http.post("/predictions/other").text)
+    assert body["error"]["code"] == "model_not_found"
 
 
 def test_a_server_that_is_not_ready_says_why_to_callers_without_a_key(
-    gateway: RunningGateway, engines: Engines
+    strict_gateway: RunningGateway, engines: Engines
 ) -> None:
     instances = [engine.instance() for engine in engines]
-    gateway.gateway.apply(Routing([HALF], instances, unready="it is being stopped"))
-    url = f"{gateway.settings.gateway_url}/v2/health"
+    strict_gateway.gateway.apply(Routing([HALF], instances, unready="it is being stopped"))
+    url = f"{strict_gateway.settings.gateway_url}/v2/health"
     live, ready = (httpx.get(f"{url}/{word}", trust_env=False) for word in ("live", "ready"))
     assert (live.status_code, ready.status_code) == (200, 503)
-    assert said(ready) == (503, "not_ready: it is being stopped")
-    with calls_to(gateway.settings.gateway.port) as calls:
+    assert error_of(ready) == (503, "not_ready: it is being stopped")
+    with calls_to(strict_gateway.settings.gateway.port) as calls:
         assert calls.call("ServerReady").answer.ready is False
-        gateway.gateway.apply(Routing([HALF], instances))
+        strict_gateway.gateway.apply(Routing([HALF], instances))
         assert calls.call("ServerReady").answer.ready is True
     assert httpx.get(f"{url}/ready", trust_env=False).json() == {"ready": True}

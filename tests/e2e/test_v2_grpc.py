@@ -35,7 +35,7 @@ MIB = 1 << 20
 
 
 @pytest.fixture(scope="module")
-def served(stack: RunningStack, tmp_path_factory: pytest.TempPathFactory) -> RunningStack:
+def serving_stack(stack: RunningStack, tmp_path_factory: pytest.TempPathFactory) -> RunningStack:
     """Versions 1 and 2, which answer alike, have half of the traffic each."""
     folder = tmp_path_factory.mktemp("echo")
     for version in (1, 2):
@@ -46,9 +46,9 @@ def served(stack: RunningStack, tmp_path_factory: pytest.TempPathFactory) -> Run
 
 
 @pytest.fixture(scope="module")
-def client(served: RunningStack) -> Iterator[triton.InferenceServerClient]:
-    with triton.InferenceServerClient(f"127.0.0.1:{served.settings.gateway.port}") as running:
-        yield running
+def client(serving_stack: RunningStack) -> Iterator[triton.InferenceServerClient]:
+    with triton.InferenceServerClient(f"127.0.0.1:{serving_stack.settings.gateway.port}") as client:
+        yield client
 
 
 def _inputs(items: list[tuple[bytes, str]]) -> list[triton.InferInput]:
@@ -77,14 +77,14 @@ def _tags(result: triton.InferResult, at: int) -> list[tuple[str, float]]:
 
 
 def test_each_item_has_the_plain_form_s_answer(
-    served: RunningStack, client: triton.InferenceServerClient
+    serving_stack: RunningStack, client: triton.InferenceServerClient
 ) -> None:
     for version in (1, 2):
         result = client.infer(MODEL, _inputs(ITEMS), str(version), request_id="mine")
-        told = result.get_response()
-        assert (told.model_name, told.model_version, told.id) == (MODEL, str(version), "mine")
+        answer = result.get_response()
+        assert (answer.model_name, answer.model_version, answer.id) == (MODEL, str(version), "mine")
         for at, item in enumerate(ITEMS):
-            plain = _plain(served, item, version)
+            plain = _plain(serving_stack, item, version)
             assert [tag for tag, _ in _tags(result, at)] == [tag for tag, _ in plain]
             np.testing.assert_allclose(
                 [score for _, score in _tags(result, at)], [score for _, score in plain], rtol=1e-6
@@ -92,8 +92,8 @@ def test_each_item_has_the_plain_form_s_answer(
 
 
 def test_an_output_is_asked_for_by_name(client: triton.InferenceServerClient) -> None:
-    asked = [triton.InferRequestedOutput("score")]
-    result = client.infer(MODEL, _inputs(ITEMS), "1", outputs=asked)
+    outputs = [triton.InferRequestedOutput("score")]
+    result = client.infer(MODEL, _inputs(ITEMS), "1", outputs=outputs)
     assert [output.name for output in result.get_response().outputs] == ["score"]
 
 
@@ -101,10 +101,10 @@ def test_a_bad_item_fails_its_request_or_with_partial_itself(
     client: triton.InferenceServerClient,
 ) -> None:
     inputs = _inputs([ITEMS[0], NO_IMAGE])
-    with pytest.raises(InferenceServerException) as refused:
+    with pytest.raises(InferenceServerException) as error:
         client.infer(MODEL, inputs, "1")
-    assert refused.value.status() == str(grpc.StatusCode.INVALID_ARGUMENT)
-    assert refused.value.message().startswith("item 1: image_unreadable: ")
+    assert error.value.status() == str(grpc.StatusCode.INVALID_ARGUMENT)
+    assert error.value.message().startswith("item 1: image_unreadable: ")
     result = client.infer(MODEL, inputs, "1", parameters={"partial": True})
     good, bad = result.as_numpy("errors")
     assert (good, bad.partition(b":")[0]) == (b"", b"image_unreadable")
@@ -134,20 +134,20 @@ def _without_data(name: str) -> list[triton.InferInput]:
 def test_a_refusal_has_a_code(
     client: triton.InferenceServerClient, arguments: dict[str, Any], code: grpc.StatusCode
 ) -> None:
-    with pytest.raises(InferenceServerException) as refused:
+    with pytest.raises(InferenceServerException) as error:
         client.infer(**{"model_name": MODEL, "model_version": "1"} | arguments)
-    assert refused.value.status() == str(code), refused.value.message()
+    assert error.value.status() == str(code), error.value.message()
 
 
 def test_contents_are_read_as_raw_contents_are(
-    served: RunningStack, client: triton.InferenceServerClient
+    serving_stack: RunningStack, client: triton.InferenceServerClient
 ) -> None:
     """As KServe's client sends them."""
     message = triton.service_pb2.ModelInferRequest(model_name=MODEL, model_version="1")
     for name, value in (("image", ITEMS[0][0]), ("text", b"cat")):
         tensor = message.inputs.add(name=name, datatype="BYTES", shape=[1])
         tensor.contents.bytes_contents.append(value)
-    with grpc.insecure_channel(f"127.0.0.1:{served.settings.gateway.port}") as channel:
+    with grpc.insecure_channel(f"127.0.0.1:{serving_stack.settings.gateway.port}") as channel:
         stub = triton.service_pb2_grpc.GRPCInferenceServiceStub(channel)
         result = triton.InferResult(stub.ModelInfer(message, timeout=60))
     assert _tags(result, 0) == _tags(client.infer(MODEL, _inputs(ITEMS[:1]), "1"), 0)
@@ -164,15 +164,15 @@ def test_a_picture_of_20_mib_is_answered(client: triton.InferenceServerClient) -
 
 
 def test_half_of_the_calls_meet_each_version_and_count_for_the_release(
-    served: RunningStack, client: triton.InferenceServerClient
+    serving_stack: RunningStack, client: triton.InferenceServerClient
 ) -> None:
     keys = [f"caller-{number}" for number in range(400)]
 
-    def counted() -> int:
-        windows = served.control.rollout(MODEL).windows
+    def request_count() -> int:
+        windows = serving_stack.control.rollout(MODEL).windows
         return sum(window.candidate.requests + window.stable.requests for window in windows)
 
-    before = counted()
+    before = request_count()
 
     def version(key: str) -> str:
         result = client.infer(MODEL, _inputs(ITEMS[:1]), headers={"x-sticky-key": key})
@@ -180,20 +180,20 @@ def test_half_of_the_calls_meet_each_version_and_count_for_the_release(
 
     with ThreadPoolExecutor(4) as pool:
         versions = dict(zip(keys, pool.map(version, keys), strict=True))
-    share = sum(one == "2" for one in versions.values()) / len(versions)
+    share = sum(number == "2" for number in versions.values()) / len(versions)
     assert abs(share - 0.5) < 5 * (0.25 / len(versions)) ** 0.5
     assert {key: version(key) for key in keys[:10]} == {key: versions[key] for key in keys[:10]}
     for key in keys[:10]:
-        plain = served.http.post(
+        plain = serving_stack.http.post(
             f"/predictions/{MODEL}", files={"text": b"cat"}, headers={"x-sticky-key": key}
         )
         assert plain.headers["x-model-version"] == versions[key]
 
-    wait_until(lambda: counted() - before >= len(versions), timeout_s=60.0)
+    wait_until(lambda: request_count() - before >= len(versions), timeout_s=60.0)
 
 
 def test_small_calls_say_what_is_served(
-    served: RunningStack, client: triton.InferenceServerClient
+    serving_stack: RunningStack, client: triton.InferenceServerClient
 ) -> None:
     assert client.is_server_live() and client.is_server_ready()
     assert client.is_model_ready(MODEL) and client.is_model_ready(MODEL, "2")
@@ -212,41 +212,41 @@ def test_small_calls_say_what_is_served(
 
 
 def test_a_worker_that_dies_costs_no_call(
-    served: RunningStack, client: triton.InferenceServerClient, tmp_path: Path
+    serving_stack: RunningStack, client: triton.InferenceServerClient, tmp_path: Path
 ) -> None:
     """It is killed with a batch in hand: what TorchServe is gathering for a worker that dies
     meanwhile is dropped by it, and answered 504 by the gateway."""
-    served.control.register(pack_echo(tmp_path, SLOW, 1, delay_ms=1000))
-    served.control.release(SLOW, 1)
+    serving_stack.control.register(pack_echo(tmp_path, SLOW, 1, delay_ms=1000))
+    serving_stack.control.release(SLOW, 1)
 
     def ask(_: int) -> int:
         result = client.infer(SLOW, _inputs(ITEMS[:1]))
         return int(result.as_numpy("tag").shape[0])
 
-    def sent() -> int:
-        with gateway_admin(served.settings) as admin:
+    def active_requests() -> int:
+        with gateway_admin(serving_stack.settings) as admin:
             return admin.sum(rf"^cluster\.{SLOW}-1\.upstream_rq_active$")
 
     with ThreadPoolExecutor(4) as pool:
-        asked = [pool.submit(ask, number) for number in range(4)]
-        wait_until(lambda: sent() == len(asked))
+        futures = [pool.submit(ask, number) for number in range(4)]
+        wait_until(lambda: active_requests() == len(futures))
         time.sleep(0.3)  # longer than a batch is gathered
-        os.kill(worker_pids(served.settings, SLOW)[1][0], signal.SIGKILL)
-        asked += [pool.submit(ask, number) for number in range(8)]
-        assert [each.result() for each in asked] == [1] * 12
+        os.kill(worker_pids(serving_stack.settings, SLOW)[1][0], signal.SIGKILL)
+        futures += [pool.submit(ask, number) for number in range(8)]
+        assert [each.result() for each in futures] == [1] * 12
 
 
 @pytest.mark.parametrize(("recording", "version"), list(zip(RECORDINGS, (1, 2), strict=True)))
 def test_an_archive_of_earlier_code_answers(
-    served: RunningStack,
+    serving_stack: RunningStack,
     client: triton.InferenceServerClient,
     tmp_path: Path,
     recording: str,
     version: int,
 ) -> None:
     folder = unpack(recording, tmp_path) / STORE / "banner" / str(version)
-    served.control.register(folder / f"banner-{version}.mar")
+    serving_stack.control.register(folder / f"banner-{version}.mar")
     result = client.infer("banner", _inputs(ITEMS), str(version))
     form = {"image": ITEMS[1][0], "text": ITEMS[1][1].encode()}
-    plain = served.http.post(f"/predictions/banner/{version}", files=form).json()
+    plain = serving_stack.http.post(f"/predictions/banner/{version}", files=form).json()
     assert [tag for tag, _ in _tags(result, 1)] == [tag["tag"] for tag in plain["tags"]]

@@ -42,16 +42,16 @@ def test_kserve_s_sdk_gets_the_plain_form_s_answers(
     image.write_bytes(base64.b64decode(verify_archive(archive).probes[0].fields["image"]))
     texts = ["a cat", "two dogs", "零基础"]
     program = PROJECT / "tests" / "support" / "kserve_questions.py"
-    done = subprocess.run(
+    result = subprocess.run(
         [python, str(program), stack.gateway_url, new_model, str(image), *texts],
         capture_output=True,
         encoding="utf-8",
         timeout=120,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
-    rest, grpc = told["rest"], told["grpc"]
+    assert result.returncode == 0, result.stderr
+    answers = json.loads(result.stdout.splitlines()[-1])
+    rest, grpc = answers["rest"], answers["grpc"]
     for health in (rest, grpc):
         assert (health["live"], health["ready"], health["model_ready"]) == (True, True, True)
     for form in (rest["binary"], rest["json"], grpc["raw"], grpc["contents"]):
@@ -62,6 +62,6 @@ def test_kserve_s_sdk_gets_the_plain_form_s_answers(
                 files={"image": image.read_bytes()},
                 data={"text": text},
             ).json()
-            assert form["tag"][at] == [one["tag"] for one in plain["tags"]]
-            scores = [one["score"] for one in plain["tags"]]
+            assert form["tag"][at] == [tag["tag"] for tag in plain["tags"]]
+            scores = [tag["score"] for tag in plain["tags"]]
             assert form["score"][at] == pytest.approx(scores, abs=1e-6)

@@ -79,7 +79,7 @@ def test_the_page_says_which_points_triton_s_server_lacks(ports: tuple[int, int]
     http, grpc = (f"127.0.0.1:{port}" for port in ports)
     suite = [str(PROJECT / "tests" / "conformance" / "v2"), "--v2-url", f"http://{http}"]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", *suite, "--v2-grpc", grpc]
-    done = subprocess.run(
+    result = subprocess.run(
         [*command, "--v2-model", "same"],
         cwd=PROJECT,
         capture_output=True,
@@ -87,5 +87,5 @@ def test_the_page_says_which_points_triton_s_server_lacks(ports: tuple[int, int]
         timeout=200,
         check=False,
     )
-    failed = set(re.findall(r"^FAILED \S+::(test_\w+)", done.stdout, re.MULTILINE))
-    assert failed == set(re.findall(r"`(test_\w+)`", PAGE)), done.stdout
+    failures = set(re.findall(r"^FAILED \S+::(test_\w+)", result.stdout, re.MULTILINE))
+    assert failures == set(re.findall(r"`(test_\w+)`", PAGE)), result.stdout

@@ -65,9 +65,9 @@ def test_from_register_to_retired_and_back(
 
 def test_an_edited_handler_counts(stack: RunningStack, new_model: str, tmp_path: Path) -> None:
     """As one that sees other values than the client sent."""
-    data = "data = [{**one, 'text': b'cat'} if 'text' in one else one for one in data]"
-    packed = pack_echo(tmp_path, new_model, 1)
-    archive = with_edited_entry_points(packed, tmp_path / "edited", "result = ", data)
+    data = "data = [{**item, 'text': b'cat'} if 'text' in item else item for item in data]"
+    original = pack_echo(tmp_path, new_model, 1)
+    archive = with_edited_entry_points(original, tmp_path / "edited", "result = ", data)
     stack.control.register(archive)
 
     def tags(text: str) -> Any:
@@ -103,10 +103,10 @@ def test_traffic_has_moved_when_the_word_returns(
     moves: list[tuple[float, float, int]] = []
 
     def move(verb: Callable[[], Released]) -> None:
-        begun = time.monotonic()
+        start = time.monotonic()
         version = verb().version
         in_force = time.monotonic()
-        moves.append((begun, in_force, version))
+        moves.append((start, in_force, version))
         wait_until(
             lambda: any(
                 each.path_version is None and each.sent_at >= in_force for each in load.requests
@@ -119,7 +119,7 @@ def test_traffic_has_moved_when_the_word_returns(
             move(lambda: stack.control.rollback(new_model))
     assert {each.status for each in load.requests} == {200}
     assert all(each.version == each.path_version for each in load.requests if each.path_version)
-    ends = [begun for begun, _, _ in moves[1:]] + [float("inf")]
+    ends = [start for start, _, _ in moves[1:]] + [float("inf")]
     for (_, in_force, version), end in zip(moves, ends, strict=True):
         versions = [
             each.version
