@@ -43,13 +43,13 @@ def test_trouble_is_found_in_time(policy: Policy, place: int) -> None:
 
 def test_the_simulation_runs_what_a_release_runs(policy: Policy) -> None:
     rng = np.random.default_rng(0)
-    simulated, state = Releases(policy, 2), JudgeState.start(policy)
+    releases, state = Releases(policy, 2), JudgeState.start(policy)
     for _ in range(20):
         candidate, failed = rng.random((2, BLOCK)) < 0.3, rng.random((2, BLOCK)) < 0.05
         ms = rng.lognormal(3, 0.3, (2, BLOCK))
-        simulated._settle_requests(candidate, failed, ms)
+        releases._settle_requests(candidate, failed, ms)
         columns = zip(candidate[1].tolist(), failed[1].tolist(), ms[1].tolist(), strict=True)
         state = observe(state, Batch([Outcome(*column) for column in columns]))
-    assert state.errors.purses == pytest.approx(simulated.errors.purses[1])
-    assert state.latency.p50.purses == pytest.approx(simulated.latency.p50.purses[1])
-    assert state.latency.p99.purses == pytest.approx(simulated.latency.p99.purses[1])
+    assert state.errors.purses == pytest.approx(releases.errors.purses[1])
+    assert state.latency.p50.purses == pytest.approx(releases.latency.p50.purses[1])
+    assert state.latency.p99.purses == pytest.approx(releases.latency.p99.purses[1])

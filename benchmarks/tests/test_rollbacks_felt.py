@@ -17,7 +17,7 @@ AFTER = request(10.5, 30, version=STABLE)
 
 
 @pytest.mark.parametrize(
-    ("late", "felt"),
+    ("late", "expected_ms"),
     [
         (AFTER, 0.0),
         (request(9.9, 500, version=GOOD), 0.0),  # began before the answer
@@ -26,9 +26,9 @@ AFTER = request(10.5, 30, version=STABLE)
     ],
 )
 def test_the_last_response_of_the_candidate_to_what_began_after_the_answer(
-    late: RequestRecord, felt: float
+    late: RequestRecord, expected_ms: float
 ) -> None:
-    assert felt_ms([AFTER, late], DONE) == pytest.approx(felt)
+    assert felt_ms([AFTER, late], DONE) == pytest.approx(expected_ms)
 
 
 def test_stable_s_slowest_answer_after_it() -> None:
@@ -39,5 +39,5 @@ def test_stable_s_slowest_answer_after_it() -> None:
 def test_a_row_has_median_and_worst_and_no_command_where_there_was_none() -> None:
     requests = [AFTER, request(10.1, 50, version=GOOD)]
     assert row("abort", [DONE], requests) == ["abort", "1", "40, 40", "150, 150", "30, 30"]
-    judged = Round("the judge", GOOD, None, 10.0, 11.0)
-    assert row("the judge", [judged], requests)[2] == "-"
+    judge_round = Round("the judge", GOOD, None, 10.0, 11.0)
+    assert row("the judge", [judge_round], requests)[2] == "-"

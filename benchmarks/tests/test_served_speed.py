@@ -19,8 +19,8 @@ from benchmarks.serving import scale
 PHOTO = Photo(b"\xff\xd8 not decoded here", "零基础教学")
 
 
-def cell(number: int, side: str, per_s: float, p50_ms: float = 10.0, failed: int = 0) -> Cell:
-    failures = {"503": failed} if failed else {}
+def cell(number: int, side: str, per_s: float, p50_ms: float = 10.0, errors: int = 0) -> Cell:
+    failures = {"503": errors} if errors else {}
     return Cell(number, side, "int8", 16, per_s, p50_ms, 30.0, failures, 0.05, {"java": 0.2})
 
 
@@ -28,7 +28,7 @@ LIMITS = [Limit(1, "int8", 200.0, 8.0), Limit(2, "int8", 100.0, 8.0), Limit(3, "
 CELLS = [
     cell(1, "ours", 190.0, 12.0),
     cell(1, "plain", 200.0),
-    cell(2, "ours", 90.0, 11.0, failed=2),
+    cell(2, "ours", 90.0, 11.0, errors=2),
     cell(2, "plain", 100.0),
     cell(3, "ours", 220.0, 14.0),
     cell(3, "plain", 220.0),
@@ -86,25 +86,25 @@ def test_a_server_that_never_answered_is_shown_as_such() -> None:
 
 
 def test_percentiles_are_those_of_the_answers() -> None:
-    hundred = load_result([float(ms) for ms in range(1, 101)], {}, 1, 2.0, 0.1)
-    assert (hundred.per_s, hundred.p50_ms, hundred.client_cpus) == (50.0, 50.5, 0.05)
-    assert 99.0 <= hundred.p99_ms <= 100.0
+    result = load_result([float(ms) for ms in range(1, 101)], {}, 1, 2.0, 0.1)
+    assert (result.per_s, result.p50_ms, result.client_cpus) == (50.0, 50.5, 0.05)
+    assert 99.0 <= result.p99_ms <= 100.0
 
 
 def test_every_body_carries_image_and_text() -> None:
     assert PHOTO.shown in BODIES["form"](PHOTO).body
     binary = BODIES["v2-binary"](PHOTO)
     head = binary.body[: int(binary.headers["Inference-Header-Content-Length"])]
-    sizes = [each["parameters"]["binary_data_size"] for each in json.loads(head)["inputs"]]
+    sizes = [entry["parameters"]["binary_data_size"] for entry in json.loads(head)["inputs"]]
     assert sum(sizes) + len(head) == len(binary.body)
     for kind in ("item-list", "v2-json"):
         json.loads(BODIES[kind](PHOTO).body)
 
 
 def test_a_drawn_photo_is_the_same_every_time_and_of_the_size_asked_for() -> None:
-    drawn = jpeg(1, (320, 180), 12_000)
-    assert drawn == jpeg(1, (320, 180), 12_000)
-    assert len(drawn) == pytest.approx(12_000, rel=0.1)
+    photo = jpeg(1, (320, 180), 12_000)
+    assert photo == jpeg(1, (320, 180), 12_000)
+    assert len(photo) == pytest.approx(12_000, rel=0.1)
 
 
 @pytest.mark.parametrize("name", sorted(PEERS))
@@ -115,18 +115,18 @@ def test_a_peer_has_its_programs_and_pins(name: str) -> None:
     assert (folder / "server.py").is_file()
     pins = (folder / "requirements.txt").read_text(encoding="utf-8").splitlines()
     assert all("==" in pin for pin in pins)
-    named = {pin.partition("==")[0].lower() for pin in pins}
-    assert {"numpy", "pillow", "pydantic", "onnxruntime", "tokenizers"} <= named
+    packages = {pin.partition("==")[0].lower() for pin in pins}
+    assert {"numpy", "pillow", "pydantic", "onnxruntime", "tokenizers"} <= packages
     assert PEERS[name].body in BODIES
 
 
 def test_growth_is_told_as_ratios_to_the_base() -> None:
-    found = [
+    latencies = [
         scale.SizeLatency(640, 10.0, 0),
         scale.SizeLatency(1280, 12.5, 0),
         scale.SizeLatency(4000, 50.0, 0),
     ]
-    assert scale.ratios(found, 1280) == {640: 0.8, 1280: 1.0, 4000: 4.0}
+    assert scale.ratios(latencies, 1280) == {640: 0.8, 1280: 1.0, 4000: 4.0}
 
 
 def test_a_part_is_put_between_its_marks_alone(tmp_path: Path) -> None:

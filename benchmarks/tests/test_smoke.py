@@ -57,44 +57,44 @@ Run = Callable[..., str]
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Run a program and return what it printed."""
 
-    def printed(program: str, *arguments: object, codes: tuple[int, ...] = (0,)) -> str:
+    def run_program(program: str, *arguments: object, codes: tuple[int, ...] = (0,)) -> str:
         module = import_module(f"benchmarks.{program}")
         monkeypatch.setattr(sys, "argv", [str(module.__file__), *map(str, arguments)])
         try:
             code = module.main() or 0
-        except SystemExit as ended:
-            code = ended.code or 0
+        except SystemExit as system_exit:
+            code = system_exit.code or 0
         output, errors = capsys.readouterr()
         assert code in codes, output + errors
         return output
 
-    return printed
+    return run_program
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+def module_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     with own_stack(tmp_path_factory.mktemp("stack"), workers=1) as stack:
         yield stack
 
 
 @pytest.fixture
 def run_on_the_stack(
-    run: Run, running: RunningStack, monkeypatch: pytest.MonkeyPatch
+    run: Run, module_stack: RunningStack, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Run]:
     """Run a program that takes the shared stack for its own; its idle versions leave with it."""
 
-    def printed(program: str, *arguments: object, asks: str = "", **options: object) -> str:
+    def run_program(program: str, *arguments: object, asks: str = "", **options: object) -> str:
         opens = import_module(f"benchmarks.{asks or program}")
-        monkeypatch.setattr(opens, "own_stack", lambda *_, **__: nullcontext(running))
+        monkeypatch.setattr(opens, "own_stack", lambda *_, **__: nullcontext(module_stack))
         return run(program, *arguments, **options)
 
-    yield printed
-    for model in running.control.models():
+    yield run_program
+    for model in module_stack.control.models():
         with suppress(ControlError):
-            running.control.abort(model.model)
-        for version in running.control.model(model.model).versions:
+            module_stack.control.abort(model.model)
+        for version in module_stack.control.model(model.model).versions:
             if version.state is State.READY and not version.weight:
-                running.control.unload(model.model, version.version)
+                module_stack.control.unload(model.model, version.version)
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
@@ -103,9 +103,9 @@ def test_a_program_says_how_it_is_called(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["", "--help"])
     monkeypatch.delitem(sys.modules, f"benchmarks.{program}", raising=False)
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as system_exit:
         runpy.run_module(f"benchmarks.{program}", run_name="__main__", alter_sys=True)
-    assert not ended.value.code
+    assert not system_exit.value.code
     assert f"{program.rpartition('.')[2]}.py [-h]" in capsys.readouterr().out
 
 
@@ -144,14 +144,14 @@ def test_warm_up_compares_stretches_of_answers(run_on_the_stack: Run, tmp_path: 
     archive = pack_echo(tmp_path, "warming", 1, delay_ms=20)
     short = ("--rounds", 2, "--seconds", 8, "--stretch", 20, "--connections", 2)
     run_on_the_stack("serving.warm_up", "--archive", archive, *short, "--out", out)
-    assert [each["number"] for each in json.loads(out.read_text(encoding="utf-8"))] == [1, 2]
+    assert [stretch["number"] for stretch in json.loads(out.read_text(encoding="utf-8"))] == [1, 2]
 
 
 def test_hostile_requests_stay_within_their_costs(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "hostile.json"
     run("serving.hostile", "--only", "million", "--out", out, codes=VERDICTS)
     answers = {
-        each["request"]: each["answer"] for each in json.loads(out.read_text(encoding="utf-8"))
+        entry["request"]: entry["answer"] for entry in json.loads(out.read_text(encoding="utf-8"))
     }
     assert len(answers) > 3
     assert set(answers.values()) == {"body_too_complex"}
@@ -163,8 +163,8 @@ def test_load_asks_one_url(run: Run) -> None:
         headers = (f"Authorization:Bearer {engine.token}", "X-Request-Id:load")
         options = [part for header in headers for part in ("--header", header)]
         short = ("--seconds", 0.3, "--warm-up", 0.1)
-        said = run("serving.load", "--url", url, *options, *short, "--json")
-    lines = [json.loads(line) for line in said.splitlines()]
+        output = run("serving.load", "--url", url, *options, *short, "--json")
+    lines = [json.loads(line) for line in output.splitlines()]
     assert [line["connections"] for line in lines] == [1, 4, 16, 64]
     assert all(line["answered"] and not line["failures"] for line in lines)
 
@@ -221,9 +221,9 @@ def test_covers_have_the_gateways_answers(
     monkeypatch.setattr("vlserve.demo.VERSIONS", (1,))
     run_on_the_stack("offline.covers", "--rows", 30, "--out", out)
     outcomes = json.loads(out.read_text(encoding="utf-8"))
-    assert [each["kind"] for each in outcomes] == ["parquet", "jsonl", "tar"]
-    assert all(each["rows"] == 30 and each["other_labels"] == 0 for each in outcomes)
-    assert max(each["largest_difference"] for each in outcomes) <= 1e-6
+    assert [outcome["kind"] for outcome in outcomes] == ["parquet", "jsonl", "tar"]
+    assert all(outcome["rows"] == 30 and outcome["other_labels"] == 0 for outcome in outcomes)
+    assert max(outcome["largest_difference"] for outcome in outcomes) <= 1e-6
 
 
 def test_kills_lose_no_row(run: Run, tmp_path: Path) -> None:
@@ -291,8 +291,8 @@ def test_attention_measures_memory_and_time() -> None:
     """It measures in a process of its own."""
     words = ["--measure", "chunk 4", "--visual", "525", "--runs", "1"]
     command = [sys.executable, "-m", "benchmarks.models.attention", *words]
-    done = subprocess.run(command, cwd=CHECKOUT, check=True, capture_output=True)
-    cost = json.loads(done.stdout)
+    result = subprocess.run(command, cwd=CHECKOUT, check=True, capture_output=True)
+    cost = json.loads(result.stdout)
     assert cost["peak_mib"] > 0 and cost["time_ms"] > 0
 
 

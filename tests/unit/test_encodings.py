@@ -50,8 +50,8 @@ def _is_of_the_locale(call: ast.Call) -> bool:
 def _mode(
     call: ast.Call, place: int, keywords: dict[str | None, ast.expr], default: str = "r"
 ) -> object:
-    given = keywords.get("mode") or (call.args[place] if len(call.args) > place else None)
-    return default if given is None else getattr(given, "value", None)
+    mode = keywords.get("mode") or (call.args[place] if len(call.args) > place else None)
+    return default if mode is None else getattr(mode, "value", None)
 
 
 @pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(PROJECT)) for path in FILES])

@@ -60,8 +60,8 @@ def test_codes_of_0_1_0_are_kept(classes: list[type[VlserveError]]) -> None:
 
 
 def test_each_class_has_a_code_of_its_own(classes: list[type[VlserveError]]) -> None:
-    inherited = [kind.__name__ for kind in classes if "code" not in vars(kind)]
-    assert inherited == []
+    names = [kind.__name__ for kind in classes if "code" not in vars(kind)]
+    assert names == []
     assert len({kind.code for kind in classes}) == len(classes)
 
 
@@ -71,20 +71,20 @@ def test_a_class_is_found_by_its_code(classes: list[type[VlserveError]]) -> None
 
 
 def test_the_tree_is_drawn_with_each_class_once(classes: list[type[VlserveError]]) -> None:
-    drawn = Counter(
+    counts = Counter(
         re.findall(r"^[│├└─ ]*([A-Z]\w+)\b", vlserve.errors.__doc__ or "", re.MULTILINE)
     )
     own = {kind.__name__ for kind in classes if not kind.__module__.startswith("vlserve.runtime")}
-    named = own | {"VlserveError", "ArchiveError", "RequestError"}
-    assert {name: drawn[name] for name in named} == dict.fromkeys(named, 1)
+    names = own | {"VlserveError", "ArchiveError", "RequestError"}
+    assert {name: counts[name] for name in names} == dict.fromkeys(names, 1)
 
 
 def test_no_status_is_hidden_by_the_one_of_a_parent_before_it() -> None:
-    known = list(STATUS)
+    kinds = list(STATUS)
     hidden = [
         (parent.__name__, kind.__name__)
-        for at, kind in enumerate(known)
-        for parent in known[:at]
+        for at, kind in enumerate(kinds)
+        for parent in kinds[:at]
         if issubclass(kind, parent)
     ]
     assert hidden == []

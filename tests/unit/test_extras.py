@@ -30,9 +30,9 @@ def without(monkeypatch: pytest.MonkeyPatch) -> object:
 
 def run(monkeypatch: pytest.MonkeyPatch, words: Sequence[str]) -> int:
     monkeypatch.setattr(sys, "argv", ["vlserve", *words])
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as system_exit:
         cli.main()
-    return int(ended.value.code or 0)
+    return int(system_exit.value.code or 0)
 
 
 @pytest.mark.parametrize("package", [name for names in extras.MODULES.values() for name in names])
@@ -69,10 +69,10 @@ def test_commands_name_it_in_one_line(  # type: ignore[no-untyped-def]
     file.touch()
     without(package)
     assert run(monkeypatch, [word.format(file=file) for word in words]) == 1
-    shown = capsys.readouterr().err.splitlines()
-    assert len(shown) == 1
-    assert f"the extra `{extra}`" in shown[0]
-    assert f"pip install 'vlserve[{extra}]'" in shown[0]
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert f"the extra `{extra}`" in lines[0]
+    assert f"pip install 'vlserve[{extra}]'" in lines[0]
 
 
 def test_an_import_that_fails_later_is_named_too(

@@ -20,9 +20,9 @@ def starts_in_its_folder(tree: ast.AST) -> Iterator[str]:
     """Yield the command lines that run a module without -P."""
     for words in ast.walk(tree):
         if isinstance(words, ast.List):
-            said = [word.value for word in words.elts if isinstance(word, ast.Constant)]
+            arguments = [word.value for word in words.elts if isinstance(word, ast.Constant)]
             python = any(ast.unparse(word) == "sys.executable" for word in words.elts)
-            if python and "-m" in said and "-P" not in said[: said.index("-m")]:
+            if python and "-m" in arguments and "-P" not in arguments[: arguments.index("-m")]:
                 yield ast.unparse(words)
 
 
@@ -31,11 +31,11 @@ def lines_in_their_folder(text: str) -> list[str]:
 
 
 def test_programs_are_started_without_their_folder() -> None:
-    found = {
+    commands = {
         str(path.relative_to(PROJECT)): list(starts_in_its_folder(ast.parse(path.read_bytes())))
         for path in SOURCES
     }
-    assert {path: lines for path, lines in found.items() if lines} == {}
+    assert {path: lines for path, lines in commands.items() if lines} == {}
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)

@@ -54,8 +54,8 @@ def test_a_folder_imports_of_vlserve_what_it_may_and_no_tests(file: Path) -> Non
     folder = file.relative_to(PROJECT).parts[0]
     names = imported(file)
     ours = {name for name in names if within(name, ("vlserve", *FOLDERS))}
-    allowed = ALLOWED.get(relative(file), ALLOWED.get(folder, ("vlserve", folder)))
-    assert [name for name in ours if not within(name, allowed)] == []
+    prefixes = ALLOWED.get(relative(file), ALLOWED.get(folder, ("vlserve", folder)))
+    assert [name for name in ours if not within(name, prefixes)] == []
     assert [name for name in names if within(name, TESTS)] == []
     assert ours or folder not in ("handlers", "export"), "a recipe and a handler use ours"
 
@@ -91,11 +91,11 @@ def files_of(names: Iterable[str]) -> set[Path]:
 
 @pytest.mark.parametrize("recipe", sorted((PROJECT / "export").glob("*.py")), ids=relative)
 def test_a_recipe_is_read_without_what_takes_seconds(recipe: Path) -> None:
-    seen: set[Path] = set()
+    files: set[Path] = set()
     new = {recipe}
     while new:
-        seen |= new
+        files |= new
         names = {file: at_import(file) for file in new}
         assert {file: slow for file in new if (slow := names[file] & {*SLOW})} == {}
-        new = files_of(name for of in names.values() for name in of) - seen
-    assert len(seen) > 5
+        new = files_of(name for of in names.values() for name in of) - files
+    assert len(files) > 5

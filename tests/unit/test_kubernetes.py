@@ -53,20 +53,20 @@ def runtime() -> Object:
 
 
 def _loaded(file: Path) -> Object:
-    loaded: Object = yaml.safe_load(file.read_text(encoding="utf-8"))
-    return loaded
+    content: Object = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return content
 
 
 def _of_kind(objects: list[Object], kind: str) -> Object:
-    (found,) = [each for each in objects if each["kind"] == kind]
-    return found
+    (match,) = [candidate for candidate in objects if candidate["kind"] == kind]
+    return match
 
 
 @pytest.mark.parametrize("place", PLACES)
 def test_what_is_sent_is_valid(objects: list[Object]) -> None:
-    for each in objects:
-        if each["kind"] not in OF_OPERATORS:
-            kubernetes_validate.validate(each, VERSION, strict=True)
+    for manifest in objects:
+        if manifest["kind"] not in OF_OPERATORS:
+            kubernetes_validate.validate(manifest, VERSION, strict=True)
 
 
 def test_the_pod_of_kserves_runtime_is_valid(runtime: Object) -> None:
@@ -79,10 +79,10 @@ def test_the_pod_of_kserves_runtime_is_valid(runtime: Object) -> None:
         "supportedModelFormats",
     }
     (format_,) = runtime["spec"]["supportedModelFormats"]
-    asked = _loaded(FOLDER / "kserve" / "inference_service.yaml")["spec"]["predictor"]["model"]
-    assert asked["runtime"] == runtime["metadata"]["name"]
-    assert asked["modelFormat"]["name"] == format_["name"]
-    assert asked["protocolVersion"] in runtime["spec"]["protocolVersions"]
+    model = _loaded(FOLDER / "kserve" / "inference_service.yaml")["spec"]["predictor"]["model"]
+    assert model["runtime"] == runtime["metadata"]["name"]
+    assert model["modelFormat"]["name"] == format_["name"]
+    assert model["protocolVersion"] in runtime["spec"]["protocolVersions"]
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -94,8 +94,8 @@ def test_pods_are_closed_in(objects: list[Object]) -> None:
         assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
         for name, container in containers(pod).items():
             _assert_closed_in(container, name)
-            declared = {volume["name"] for volume in pod["volumes"]}
-            assert {mount["name"] for mount in container["volumeMounts"]} <= declared
+            volumes = {volume["name"] for volume in pod["volumes"]}
+            assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
 
 
 def test_kserves_container_is_closed_in(runtime: Object) -> None:
@@ -135,17 +135,17 @@ def test_selectors_ports_and_claims_are_of_the_pod(objects: list[Object]) -> Non
     service = _of_kind(objects, "Service")
     assert service["spec"]["selector"] == labels == service["metadata"]["labels"]
     pod = deployment["spec"]["template"]["spec"]
-    named = {
+    ports = {
         port["name"]: port["containerPort"]
         for container in containers(pod).values()
         for port in container.get("ports", [])
     }
-    assert {port["targetPort"] for port in service["spec"]["ports"]} == set(named)
-    assert {rule["ports"][0]["port"] for rule in policy["ingress"]} == set(named)
+    assert {port["targetPort"] for port in service["spec"]["ports"]} == set(ports)
+    assert {rule["ports"][0]["port"] for rule in policy["ingress"]} == set(ports)
     (endpoint,) = _of_kind(objects, "ServiceMonitor")["spec"]["endpoints"]
     assert endpoint["port"] in {port["name"] for port in service["spec"]["ports"]}
     defaults = Settings().gateway
-    assert named == {"http": defaults.port, "metrics": defaults.metrics_port}
+    assert ports == {"http": defaults.port, "metrics": defaults.metrics_port}
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -153,8 +153,8 @@ def test_settings_can_be_read_and_the_gateway_asks_for_keys(
     objects: list[Object], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     ((_, pod),) = pods(objects)
-    asking = [name for name in ("control", "gateway", "serve") if name in containers(pod)]
-    for name in asking:
+    names = [name for name in ("control", "gateway", "serve") if name in containers(pod)]
+    for name in names:
         with monkeypatch.context() as environment:
             environment.setenv("VLSERVE_PROJECT_DIR", str(tmp_path))
             for variable, value in _variables(containers(pod)[name], objects).items():
@@ -176,16 +176,16 @@ def _variables(container: Object, objects: list[Object]) -> dict[str, str]:
     variables: dict[str, str] = {}
     for source in container.get("envFrom", []):
         variables |= _named(objects, "ConfigMap", source["configMapRef"]["name"])["data"]
-    for each in container["env"]:
-        variables[each["name"]] = each.get("value", KEYS)
-        if "valueFrom" in each:
-            assert each["valueFrom"]["secretKeyRef"] == {"name": "vlserve-keys", "key": "api-keys"}
+    for entry in container["env"]:
+        variables[entry["name"]] = entry.get("value", KEYS)
+        if "valueFrom" in entry:
+            assert entry["valueFrom"]["secretKeyRef"] == {"name": "vlserve-keys", "key": "api-keys"}
     return variables
 
 
 def _named(objects: list[Object], kind: str, name: str) -> Object:
-    (found,) = [o for o in objects if (o["kind"], o["metadata"]["name"]) == (kind, name)]
-    return found
+    (match,) = [o for o in objects if (o["kind"], o["metadata"]["name"]) == (kind, name)]
+    return match
 
 
 @pytest.mark.parametrize("place", STACK)
@@ -232,7 +232,7 @@ def test_the_only_triton_has_the_folders_and_ports_of_the_first_instance(
     (endpoint,) = endpoints(settings)
     ((_, pod),) = pods(all_objects["overlays/gpu"])
     triton = containers(pod)["triton"]
-    variables = {each["name"]: each.get("value") for each in triton["env"]}
+    variables = {entry["name"]: entry.get("value") for entry in triton["env"]}
     assert variables["ENGINE_DIR"] == str(state / endpoint.name)
     assert variables["TMPDIR"] == str(state / "run" / endpoint.name)
     assert variables["HTTP_PORT"] == str(endpoint.inference_port)
@@ -248,8 +248,8 @@ def test_the_autoscalers_metric_is_one_that_the_gateway_exports(
     (rule,) = _loaded(FOLDER / "serve" / "prometheus_adapter.yaml")["rules"]["custom"]
     assert metric["pods"]["metric"]["name"] == rule["name"]["as"]
     series, selector = rule["seriesQuery"].split("{")
-    exported = (ROOT / "tests" / "unit" / "gateway_metrics.txt").read_text("utf-8")
-    assert f"{series} gauge" in exported.splitlines()
+    exports = (ROOT / "tests" / "unit" / "gateway_metrics.txt").read_text("utf-8")
+    assert f"{series} gauge" in exports.splitlines()
     assert 'envoy_http_conn_manager_prefix="predictions"' in selector
     assert "stat_prefix: predictions" in (FOLDER.parent / "gateway" / "envoy.yaml").read_text(
         "utf-8"
@@ -270,14 +270,14 @@ def test_the_chart_is_the_overlay_for_processors(
     all_objects: Mapping[str, list[Object]], tmp_path: Path
 ) -> None:
     helm = unpacked_helm(tmp_path)
-    linted = without_cluster([str(helm), "lint", "--strict", str(CHART)], tmp_path)
-    assert linted.returncode == 0, linted.stdout + linted.stderr
+    result = without_cluster([str(helm), "lint", "--strict", str(CHART)], tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
     by_helm = {(o["kind"], o["metadata"]["name"]): o for o in chart(helm, tmp_path)}
     by_kustomize = {(o["kind"], o["metadata"]["name"]): o for o in all_objects["overlays/cpu"]}
     assert by_helm == by_kustomize
-    changed = ("--set", "prometheus.serviceMonitor=false", "--set", "storage.storageClassName=ssd")
-    other = chart(helm, tmp_path, *changed, "--set", "apiKeysSecret=mine")
-    assert "ServiceMonitor" not in {each["kind"] for each in other}
+    options = ("--set", "prometheus.serviceMonitor=false", "--set", "storage.storageClassName=ssd")
+    other = chart(helm, tmp_path, *options, "--set", "apiKeysSecret=mine")
+    assert "ServiceMonitor" not in {manifest["kind"] for manifest in other}
     assert _of_kind(other, "PersistentVolumeClaim")["spec"]["storageClassName"] == "ssd"
     ((_, pod),) = pods(other)
     (key,) = containers(pod)["control"]["env"]

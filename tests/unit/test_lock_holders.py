@@ -59,8 +59,8 @@ def test_nobody_else_can_open_the_file_of_a_lock(tmp_path: Path) -> None:
 
 def test_a_lock_is_waited_for_as_long_as_told(tmp_path: Path) -> None:
     file = tmp_path / "lock"
-    with open_lock(file) as waiting:
-        with open_lock(file) as held:
-            assert try_lock(held)
-            assert not lock_within(waiting, 0.0)
-        assert lock_within(waiting, 0.0)
+    with open_lock(file) as waiter:
+        with open_lock(file) as holder:
+            assert try_lock(holder)
+            assert not lock_within(waiter, 0.0)
+        assert lock_within(waiter, 0.0)

@@ -73,22 +73,22 @@ def test_every_lock_is_installed_by_its_hashes(file: str) -> None:
 
 def needed(requirements: list[str], without: frozenset[str] = frozenset()) -> set[str]:
     """Return all packages that these requirements bring here, ``without`` some and theirs."""
-    found: set[str] = set()
-    done: set[tuple[str, str]] = set()
+    packages: set[str] = set()
+    pairs: set[tuple[str, str]] = set()
     todo = [Requirement(line) for line in requirements]
     while todo:
         requirement = todo.pop()
         name = canonicalize_name(requirement.name)
         for extra in {"", *requirement.extras}:
-            if name in without or (name, extra) in done:
+            if name in without or (name, extra) in pairs:
                 continue
-            done.add((name, extra))
-            found.add(name)
+            pairs.add((name, extra))
+            packages.add(name)
             for line in importlib.metadata.requires(name) or ():
                 other = Requirement(line)
                 if other.marker is None or other.marker.evaluate({"extra": extra}):
                     todo.append(other)
-    return found
+    return packages
 
 
 def test_the_lock_holds_all_that_is_needed_and_its_first_part_what_serving_needs() -> None:
@@ -97,8 +97,8 @@ def test_the_lock_holds_all_that_is_needed_and_its_first_part_what_serving_needs
     extras = project["optional-dependencies"]
     cpu = [*project["dependencies"], *extras["cpu"]]
     text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
-    serving, _, _ = text.partition(TRAINING)
+    serving_part, _, _ = text.partition(TRAINING)
     cuda = names((ROOT / "cuda.lock").read_text(encoding="utf-8"))
-    unused = frozenset({"pytest"})  # Locust names it for a plugin
-    assert needed(cpu, unused) - cuda == names(serving)
+    exclusions = frozenset({"pytest"})  # Locust names it for a plugin
+    assert needed(cpu, exclusions) - cuda == names(serving_part)
     assert needed([*cpu, *extras["train"]]) - cuda == names(text)

@@ -17,7 +17,7 @@ ARM = "processor : 0\nFeatures : fp asimd asimddp\n"
 
 
 @pytest.mark.parametrize(
-    ("said", "vnni", "name"),
+    ("text", "vnni", "name"),
     [
         (X86.format(" avx512_vnni"), True, "Fast: 2 GHz"),
         (X86.format(" avx_vnni"), True, "Fast: 2 GHz"),
@@ -26,10 +26,10 @@ ARM = "processor : 0\nFeatures : fp asimd asimddp\n"
     ],
 )
 def test_the_first_processor_counts(
-    said: str, vnni: bool | None, name: str | None, tmp_path: Path
+    text: str, vnni: bool | None, name: str | None, tmp_path: Path
 ) -> None:
     file = tmp_path / "cpuinfo"
-    file.write_text(said, encoding="utf-8")
+    file.write_text(text, encoding="utf-8")
     assert (has_vnni(file), processor_name(file)) == (vnni, name)
 
 
@@ -78,11 +78,15 @@ def test_a_containers_limit_counts(
 
 
 def test_affinity_counts() -> None:
-    told = "import os; from vlserve.processor import usable_cores as n; print(n())"
+    code = "import os; from vlserve.processor import usable_cores as n; print(n())"
     first = min(os.sched_getaffinity(0))
-    bound = f"import os; os.sched_setaffinity(0, {{{first}}}); {told}"
+    program = f"import os; os.sched_setaffinity(0, {{{first}}}); {code}"
     run = subprocess.run(
-        [sys.executable, "-c", bound], capture_output=True, text=True, check=True, encoding="utf-8"
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        encoding="utf-8",
     )
     assert run.stdout == "1\n"
     assert usable_cores(Path("/nowhere"), Path("/nowhere")) == len(os.sched_getaffinity(0))

@@ -63,11 +63,11 @@ def test_a_folder_with_another_projects_file_is_no_checkout(tmp_path: Path) -> N
 
 
 def test_a_file_of_the_project_wins_and_the_packaged_ones_stand_behind_it(tmp_path: Path) -> None:
-    packaged = packaged_dir()
+    package = packaged_dir()
     own = write(tmp_path / "handlers" / "tag.py", "own")
     assert project_file("handlers/tag.py", tmp_path) == own
     behind = project_file("handlers/caption.py", tmp_path)
-    assert behind == packaged / "handlers" / "caption.py"
+    assert behind == package / "handlers" / "caption.py"
     assert behind.is_file()
 
 

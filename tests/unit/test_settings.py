@@ -55,7 +55,7 @@ def test_an_address_beyond_loopback_needs_keys(project: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "named"),
+    ("text", "name"),
     [
         ("gateway: {prot: 8080}", "gateway.prot"),
         ("engine: {max_batch_delay_ms: 0}", "engine.max_batch_delay_ms"),
@@ -87,13 +87,13 @@ def test_an_address_beyond_loopback_needs_keys(project: Path) -> None:
         ("#" * 200_000, "has 200000 bytes, more than"),
     ],
 )
-def test_what_cannot_work_is_refused_by_name(project: Path, text: str, named: str) -> None:
+def test_what_cannot_work_is_refused_by_name(project: Path, text: str, name: str) -> None:
     write(project, text)
-    with pytest.raises(SettingsError) as refused:
+    with pytest.raises(SettingsError) as error:
         load_settings()
-    assert named in str(refused.value)
-    assert str(project / "serving_config" / "vlserve.yaml") in str(refused.value)
-    assert len(str(refused.value).splitlines()) == 1
+    assert name in str(error.value)
+    assert str(project / "serving_config" / "vlserve.yaml") in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("raw", [b"\xff", "gateway: {port: 81}".encode("utf-16")])
@@ -152,9 +152,9 @@ def test_a_state_dir_that_is_a_loop_of_links_is_named(project: Path) -> None:
 def test_merges_are_read_and_cost_no_more_than_their_limit(project: Path) -> None:
     write(project, "gateway: &gateway {port: 81}\ncontrol: {<<: *gateway, tick_s: 3}")
     assert (load_settings().control.port, load_settings().control.tick_s) == (81, 3)
-    doubling = ["k0: &k0 {a: 1}"]
-    doubling += [f"k{n}: &k{n} {{<<: [*k{n - 1}, *k{n - 1}]}}" for n in range(1, 60)]
-    write(project, "\n".join(doubling))
+    lines = ["k0: &k0 {a: 1}"]
+    lines += [f"k{n}: &k{n} {{<<: [*k{n - 1}, *k{n - 1}]}}" for n in range(1, 60)]
+    write(project, "\n".join(lines))
     with pytest.raises(SettingsError, match="merges bring more than 10000 entries"):
         load_settings()
 
@@ -218,11 +218,11 @@ def test_a_variable_that_cannot_work_is_named(
     project: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
 ) -> None:
     monkeypatch.setenv(variable, value)
-    with pytest.raises(SettingsError) as refused:
+    with pytest.raises(SettingsError) as error:
         load_settings()
-    assert variable in str(refused.value)
-    assert len(str(refused.value).splitlines()) == 1
-    assert len(str(refused.value)) < 400
+    assert variable in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+    assert len(str(error.value)) < 400
 
 
 def test_the_port_of_the_metrics_is_read_under_its_earlier_name(

@@ -31,7 +31,7 @@ def test_an_archive_a_folder_and_a_tgz_hold_the_same(tmp_path: Path) -> None:
     archive = made.write_legacy(
         tmp_path / "m.mar", "first.py", made.FIRST_ALONE, {"deep/er/file.txt": "x"}
     )
-    one = open_legacy(archive, tmp_path / "of-mar")
+    legacy = open_legacy(archive, tmp_path / "of-mar")
     shutil.copytree(tmp_path / "of-mar", tmp_path / "folder")
     (tmp_path / "folder" / "__pycache__").mkdir()
     with tarfile.open(tmp_path / "m.tgz", "w:gz") as tar:
@@ -42,27 +42,27 @@ def test_an_archive_a_folder_and_a_tgz_hold_the_same(tmp_path: Path) -> None:
         open_legacy(tmp_path / "m.tgz", tmp_path / "of-tgz"),
     ]
 
-    names = [one.name_of(file) for file in one.files()]
+    names = [legacy.name_of(file) for file in legacy.files()]
     assert names == ["MAR-INF/MANIFEST.json", "deep/er/file.txt", "first.py"]
     for other in others:
         assert [other.name_of(file) for file in other.files()] == names
-        assert other.manifest == one.manifest
+        assert other.manifest == legacy.manifest
 
 
 def test_without_a_manifest_the_file_names_the_model(tmp_path: Path) -> None:
     archive = made.write_members(tmp_path / "BERT.mar", {"first.py": made.FIRST_ALONE})
 
-    adopted, _ = _described(archive, Wishes(handler="first.py"))
+    adoption, _ = _described(archive, Wishes(handler="first.py"))
 
-    assert (adopted.name, adopted.version, adopted.handler) == ("BERT", "1.0", "first.py")
+    assert (adoption.name, adoption.version, adoption.handler) == ("BERT", "1.0", "first.py")
 
 
 def test_one_request_at_a_time_unless_something_says_more(tmp_path: Path) -> None:
     archive = made.write_legacy(tmp_path / "m.mar", "first.py", made.FIRST_ALONE)
 
-    adopted, _ = _described(archive)
+    adoption, _ = _described(archive)
 
-    assert (adopted.batch_size, adopted.max_batch_delay_ms, adopted.workers) == (1, 100, None)
+    assert (adoption.batch_size, adoption.max_batch_delay_ms, adoption.workers) == (1, 100, None)
 
 
 @pytest.mark.parametrize(
@@ -76,12 +76,12 @@ def test_the_command_line_comes_before_the_server_and_that_before_the_archive(
     config = tmp_path / "config.properties"
     config.write_text(f"# ours\nmodels={server}\nservice_envelope=json\n", encoding="utf-8")
 
-    adopted, _ = _described(
+    adoption, _ = _described(
         archive, Wishes(batch_size=batch_size, server_settings=config if server else None)
     )
 
-    assert (adopted.batch_size, adopted.max_batch_delay_ms, adopted.workers) == (expected, 20, 3)
-    assert adopted.envelope == ("json" if server else None)
+    assert (adoption.batch_size, adoption.max_batch_delay_ms, adoption.workers) == (expected, 20, 3)
+    assert adoption.envelope == ("json" if server else None)
 
 
 def test_an_entry_over_several_lines_is_one(tmp_path: Path) -> None:
@@ -93,24 +93,24 @@ def test_an_entry_over_several_lines_is_one(tmp_path: Path) -> None:
         encoding="utf-8",
     )
 
-    adopted, _ = _described(archive, Wishes(server_settings=config))
+    adoption, _ = _described(archive, Wishes(server_settings=config))
 
-    assert (adopted.batch_size, adopted.response_timeout_s, adopted.decodes) == (5, 7, False)
+    assert (adoption.batch_size, adoption.response_timeout_s, adoption.decodes) == (5, 7, False)
 
 
 def test_an_entry_that_torchserve_passes_over_is_told(tmp_path: Path) -> None:
-    adopted, warnings = _described(_with_config(tmp_path, "BatchSize: 4\n"))
+    adoption, warnings = _described(_with_config(tmp_path, "BatchSize: 4\n"))
 
-    assert adopted.batch_size == 1
+    assert adoption.batch_size == 1
     assert [words for words in warnings if "BatchSize" in words and "batchSize" in words]
 
 
 def test_how_long_it_may_start_is_taken_and_its_queue_is_named(tmp_path: Path) -> None:
-    adopted, warnings = _described(
+    adoption, warnings = _described(
         _with_config(tmp_path, "startupTimeout: 300\njobQueueSize: 50\n")
     )
 
-    assert adopted.startup_timeout_s == 300
+    assert adoption.startup_timeout_s == 300
     assert warnings == (
         "m.mar: jobQueueSize 50 is not taken: engine.queue_size is the length of every version's "
         "queue",
@@ -123,17 +123,17 @@ def test_how_long_it_may_start_is_taken_and_its_queue_is_named(tmp_path: Path) -
 def test_a_handler_with_a_description_of_its_own_is_known(
     tmp_path: Path, source: str, describes: bool
 ) -> None:
-    adopted, _ = _described(made.write_legacy(tmp_path / "m.mar", "own.py", source))
+    adoption, _ = _described(made.write_legacy(tmp_path / "m.mar", "own.py", source))
 
-    assert adopted.describes == describes
+    assert adoption.describes == describes
 
 
 def test_an_envelope_of_the_manifest_is_passed_over_as_by_torchserve(tmp_path: Path) -> None:
     archive = made.write_legacy(tmp_path / "m.mar", "first.py", made.FIRST_ALONE, envelope="json")
 
-    adopted, warnings = _described(archive)
+    adoption, warnings = _described(archive)
 
-    assert adopted.envelope is None
+    assert adoption.envelope is None
     assert warnings == (
         "m.mar: TorchServe passes over the envelope json in its manifest: --envelope takes it",
     )
@@ -142,9 +142,9 @@ def test_an_envelope_of_the_manifest_is_passed_over_as_by_torchserve(tmp_path: P
 def test_an_envelope_that_reads_one_request_gets_one(tmp_path: Path) -> None:
     archive = made.write_legacy(tmp_path / "m.mar", "first.py", made.FIRST_ALONE)
 
-    adopted, warnings = _described(archive, Wishes(envelope="kserve", batch_size=4))
+    adoption, warnings = _described(archive, Wishes(envelope="kserve", batch_size=4))
 
-    assert adopted.batch_size == 1
+    assert adoption.batch_size == 1
     assert "envelope kserve reads one request of a batch" in warnings[0]
 
 
@@ -183,9 +183,9 @@ def test_a_folder_of_python_files_is_the_archives_own_package(tmp_path: Path) ->
 def test_a_python_handler_may_be_called_like_a_library(tmp_path: Path) -> None:
     archive = made.write_legacy(tmp_path / "m.mar", "library:run", made.ENTRY_FUNCTION)
 
-    adopted, _ = _described(archive)
+    adoption, _ = _described(archive)
 
-    assert adopted.handler == "library:run"
+    assert adoption.handler == "library:run"
 
 
 def test_a_folder_of_requests_is_one_a_file_and_a_form_a_folder(tmp_path: Path) -> None:
@@ -197,11 +197,11 @@ def test_a_folder_of_requests_is_one_a_file_and_a_form_a_folder(tmp_path: Path) 
 
     calls = read_calls(tmp_path)
 
-    seen = [
+    inputs = [
         legacy_request(ExchangeFields.model_validate(call.fields("/predictions/m")), True, "").data
         for call in calls
     ]
-    assert seen == [
+    assert inputs == [
         {"body": {"a": 1}},
         {"body": bytearray(b"\x00")},
         {"img1": bytearray(made.picture()), "text": "words"},

@@ -26,10 +26,10 @@ class Code:
 
 
 def _refusal(archive: Path, wishes: Wishes | None = None) -> str:
-    with pytest.raises(NotAdopted) as caught:
+    with pytest.raises(NotAdopted) as error:
         adopt(archive, archive.parent / "out", wishes or Wishes())
     assert not (archive.parent / "out").exists()
-    return str(caught.value)
+    return str(error.value)
 
 
 def _with_config(folder: Path, text: str) -> Path:
@@ -147,10 +147,10 @@ REFUSED = {
 def test_it_is_refused_in_words_that_say_what_to_do(case: str, tmp_path: Path) -> None:
     write, words = REFUSED[case]
 
-    said = _refusal(write(tmp_path))
+    message = _refusal(write(tmp_path))
 
-    assert words in said
-    assert said.startswith(("m.mar", "m.war"))
+    assert words in message
+    assert message.startswith(("m.mar", "m.war"))
 
 
 def test_an_optional_import_is_no_package_that_is_needed(tmp_path: Path) -> None:
@@ -159,12 +159,12 @@ def test_an_optional_import_is_no_package_that_is_needed(tmp_path: Path) -> None
         "def handle(data, context):\n    return data\n"
     )
 
-    said = _refusal(
+    message = _refusal(
         made.write_legacy(tmp_path / "m.mar", "h.py", source, {"model.so": b"\x7fELF"}),
         Wishes(allowed=Allowed(machine_code=True), envelope="soap"),
     )
 
-    assert "TorchServe has no envelope 'soap'" in said
+    assert "TorchServe has no envelope 'soap'" in message
 
 
 def test_a_requirement_that_is_not_installed_is_named(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def covers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(covers: Path, tmp_path: Path) -> Run:
     """Run a job over files, into tmp_path/out. One worker, unless several shall work at once."""
 
-    def answered(*inputs: Path, retry_errors: bool = False, **options: Any) -> Mapping[str, Any]:
+    def run_job(*inputs: Path, retry_errors: bool = False, **options: Any) -> Mapping[str, Any]:
         crewing = Crewing(
             workers=options.pop("workers", 1),
             item_timeout_s=options.pop("item_timeout_s", 30.0),
@@ -52,7 +52,7 @@ def run(covers: Path, tmp_path: Path) -> Run:
             core_hour_price=price,
         )
 
-    return answered
+    return run_job
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,11 @@ from vlserve.errors import BatchError
 def test_failed_rows_change_the_exit_code_above_a_rate_alone(covers: Path, tmp_path: Path) -> None:
     rows = rows_of(10, row3={"img": "absent.jpg"}, row7={"img": "absent.jpg"})
     file, out = write_jsonl(covers / "rate.jsonl", rows), tmp_path / "out"
-    joined, archive = tmp_path / "all.jsonl", covers / "tagger-1.mar"
+    joined_file, archive = tmp_path / "all.jsonl", covers / "tagger-1.mar"
     command = ["tag", str(archive), "--input", str(file), "--output", str(out)]
-    done = CliRunner().invoke(app, [*command, "--json"])
-    assert done.exit_code == 0, done.output
-    report = json.loads(done.stdout)
+    result = CliRunner().invoke(app, [*command, "--json"])
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
     assert (report["rows"], report["failed"]) == (10, 2)
     assert report["errors"] == {"image_unreadable": 2}
     assert report["sha256"] == sha256(archive.read_bytes()).hexdigest()
@@ -30,17 +30,17 @@ def test_failed_rows_change_the_exit_code_above_a_rate_alone(covers: Path, tmp_p
     assert strict.exit_code == 1 and isinstance(strict.exception, BatchError)
     assert "2 of 10 rows failed, more than --max-error-rate 0.19" in str(strict.exception)
     lenient = CliRunner().invoke(
-        app, [*command, "--max-error-rate", "0.2", "--joined", str(joined)]
+        app, [*command, "--max-error-rate", "0.2", "--joined", str(joined_file)]
     )
     assert lenient.exit_code == 0, lenient.output
-    assert [json.loads(line) for line in joined.read_bytes().splitlines()] == output(out)
+    assert [json.loads(line) for line in joined_file.read_bytes().splitlines()] == output(out)
 
 
 def test_tag_insists_on_its_task(covers: Path, tmp_path: Path) -> None:
     file = write_jsonl(covers / "rate.jsonl", rows_of(1))
     archive = pack_echo_dual(tmp_path, task="embed")
     command = ["tag", str(archive), "--input", str(file), "--output", str(tmp_path / "out")]
-    done = CliRunner().invoke(app, command)
-    assert done.exit_code == 1
-    assert str(done.exception) == "dual-1.mar is of task embed: use `vlserve batch`"
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 1
+    assert str(result.exception) == "dual-1.mar is of task embed: use `vlserve batch`"
     assert not (tmp_path / "out").exists()

@@ -49,20 +49,20 @@ def test_each_row_gets_the_answer_of_the_archives_own_code(
 ) -> None:
     rows = rows_of(150)
     report = run(write_jsonl(covers / "in.jsonl", rows), keep=("views",), workers=2)
-    answered = output(tmp_path / "out")
-    assert [(row["id"], row["row"], row["views"]) for row in answered] == [
+    results = output(tmp_path / "out")
+    assert [(row["id"], row["row"], row["views"]) for row in results] == [
         (f"v{n}", n, n) for n in range(150)
     ]
     answers = expected(covers / "tagger-1.mar", rows, covers)
-    for row, answer in zip(answered, answers, strict=True):
+    for row, answer in zip(results, answers, strict=True):
         assert [tag["tag"] for tag in row["tags"]] == [tag["tag"] for tag in answer["tags"]]
         for tag, other in zip(row["tags"], answer["tags"], strict=True):
             assert tag["score"] == pytest.approx(other["score"], abs=1e-6)
     assert (report["rows"], report["failed"], report["parts"]) == (150, 0, 3)
     assert sum(report["labels"].values()) == 150
     assert json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8")) == report
-    seen = look_at(tmp_path / "out", time.time())
-    assert (seen.state, seen.rows, seen.parts) == ("finished", 150, 3)
+    view = look_at(tmp_path / "out", time.time())
+    assert (view.state, view.rows, view.parts) == ("finished", 150, 3)
 
 
 def test_every_kind_of_input_gives_the_same_answers(covers: Path, run: Run, tmp_path: Path) -> None:
@@ -119,9 +119,9 @@ def test_a_bad_row_has_an_error_of_its_own(covers: Path, run: Run, tmp_path: Pat
     with file.open("a", encoding="utf-8") as more:
         more.write('[1]\n{"id": 12\n\n{"id": 14, "img": "cover0.jpg", "text": "a"}\n')
     report = run(file)
-    answered = output(tmp_path / "out")
-    assert [row["row"] for row in answered] == list(range(15))
-    codes = {row["row"]: row["error_code"] for row in answered if "error_code" in row}
+    results = output(tmp_path / "out")
+    assert [row["row"] for row in results] == list(range(15))
+    codes = {row["row"]: row["error_code"] for row in results if "error_code" in row}
     assert codes == {
         1: "image_unreadable",
         2: "image_unreadable",
@@ -132,8 +132,8 @@ def test_a_bad_row_has_an_error_of_its_own(covers: Path, run: Run, tmp_path: Pat
         12: "body_unreadable",
         13: "body_unreadable",
     }
-    assert all(row["error_message"] for row in answered if "error_code" in row)
-    assert answered[14]["id"] == "14" and answered[14]["tags"]
+    assert all(row["error_message"] for row in results if "error_code" in row)
+    assert results[14]["id"] == "14" and results[14]["tags"]
     assert (report["rows"], report["failed"]) == (15, 8)
 
 
@@ -142,11 +142,11 @@ def test_a_row_that_kills_its_worker_is_alone_with_its_error(
 ) -> None:
     rows = rows_of(70, row5={"text": CRASH}, row6={"text": CRASH}, row50={"text": f"a{CRASH}"})
     run(write_jsonl(covers / "crash.jsonl", rows), keep=("views",), workers=2)
-    answered = output(tmp_path / "out")
-    assert [row["row"] for row in answered] == list(range(70))
-    killed = {row["row"]: row for row in answered if "error_code" in row}
-    assert {n: row["error_code"] for n, row in killed.items()} == dict.fromkeys((5, 6, 50), KILLED)
-    assert killed[50]["id"] == "v50" and killed[50]["views"] == 50
+    results = output(tmp_path / "out")
+    assert [row["row"] for row in results] == list(range(70))
+    errors = {row["row"]: row for row in results if "error_code" in row}
+    assert {n: row["error_code"] for n, row in errors.items()} == dict.fromkeys((5, 6, 50), KILLED)
+    assert errors[50]["id"] == "v50" and errors[50]["views"] == 50
     assert not any((tmp_path / "out" / ".vlserve" / "careful").iterdir())
 
 
@@ -154,11 +154,11 @@ def test_a_row_that_hangs_is_alone_with_its_error(covers: Path, run: Run, tmp_pa
     archive = pack_echo(tmp_path, "slow", 1, delay_ms=600_000, delay_share=0.03)
     file = write_jsonl(covers / "hang.jsonl", rows_of(32))
     run(file, archive=archive, item_timeout_s=2.0)
-    answered = output(tmp_path / "out")
-    hung = [row for row in answered if "error_code" in row]
-    assert 1 <= len(hung) <= 3
-    assert {row["error_code"] for row in hung} == {TIMED_OUT}
-    assert len(answered) == 32 and all("tags" in row for row in answered if row not in hung)
+    results = output(tmp_path / "out")
+    timeouts = [row for row in results if "error_code" in row]
+    assert 1 <= len(timeouts) <= 3
+    assert {row["error_code"] for row in timeouts} == {TIMED_OUT}
+    assert len(results) == 32 and all("tags" in row for row in results if row not in timeouts)
 
 
 def test_an_archive_that_does_not_open_ends_the_job(
@@ -174,8 +174,8 @@ def test_a_damaged_row_group_is_errors_of_its_rows_with_their_ids(
 ) -> None:
     images = [{**row, "image": (covers / row.pop("img")).read_bytes()} for row in rows_of(30)]
     file = parquet(covers / "damaged.parquet", images, row_group_size=10, compression="none")
-    with pyarrow.parquet.ParquetFile(file) as opened:
-        group = opened.metadata.row_group(1)
+    with pyarrow.parquet.ParquetFile(file) as parquet_file:
+        group = parquet_file.metadata.row_group(1)
         chunk = next(
             c for c in map(group.column, range(group.num_columns)) if c.path_in_schema == "image"
         )
@@ -184,11 +184,11 @@ def test_a_damaged_row_group_is_errors_of_its_rows_with_their_ids(
         raw.seek(offset)
         raw.write(b"\xff" * 40)
     run(file)
-    answered = output(tmp_path / "out")
-    assert [row["id"] for row in answered] == [f"v{n}" for n in range(30)]
-    failed = [row["row"] for row in answered if "error_code" in row]
-    assert failed == list(range(10, 20))
-    assert "row group 1 cannot be read" in answered[10]["error_message"]
+    results = output(tmp_path / "out")
+    assert [row["id"] for row in results] == [f"v{n}" for n in range(30)]
+    failed_rows = [row["row"] for row in results if "error_code" in row]
+    assert failed_rows == list(range(10, 20))
+    assert "row group 1 cannot be read" in results[10]["error_message"]
 
 
 def test_parquet_output_has_the_tasks_columns_in_every_part(
@@ -223,8 +223,8 @@ def test_the_same_command_again_runs_nothing_twice(covers: Path, run: Run, tmp_p
 def test_parts_that_were_cut_otherwise_are_refused(covers: Path, run: Run, tmp_path: Path) -> None:
     file = write_jsonl(covers / "in.jsonl", rows_of(100))
     run(file)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("vlserve.batch.parts.FIRST_ROWS", 16)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vlserve.batch.parts.FIRST_ROWS", 16)
         with pytest.raises(BatchError, match="another version of vlserve has cut"):
             run(file)
     assert run(file)["rows"] == 100
@@ -255,8 +255,8 @@ def test_rows_that_failed_run_again_and_no_others(covers: Path, run: Run, tmp_pa
     (covers / "later.jpg").write_bytes((covers / "cover0.jpg").read_bytes())
     assert run(file)["failed"] == 2
     assert run(file, retry_errors=True)["failed"] == 0
-    answered = output(tmp_path / "out")
-    assert [row["row"] for row in answered] == list(range(40)) and answered[3]["tags"]
+    results = output(tmp_path / "out")
+    assert [row["row"] for row in results] == list(range(40)) and results[3]["tags"]
 
 
 def batch_command(archive: Path, file: Path, out: Path, *options: str) -> list[str]:
@@ -289,11 +289,11 @@ def test_killed_drivers_and_workers_lose_and_double_nothing(covers: Path, tmp_pa
             workers[0].kill()
         process.send_signal(signal.SIGKILL)
         process.wait()
-    done = subprocess.run([*command, "--json"], capture_output=True, check=True)
-    assert json.loads(done.stdout)["rows"] == 20_000
-    answered = output(out)
-    assert [row["row"] for row in answered] == list(range(20_000))
-    assert not any("error_code" in row for row in answered)
+    result = subprocess.run([*command, "--json"], capture_output=True, check=True)
+    assert json.loads(result.stdout)["rows"] == 20_000
+    results = output(out)
+    assert [row["row"] for row in results] == list(range(20_000))
+    assert not any("error_code" in row for row in results)
 
 
 def heed_ctrl_c() -> None:
@@ -314,9 +314,9 @@ def test_ctrl_c_ends_soon_and_the_same_command_goes_on(covers: Path, tmp_path: P
     wait_for_parts(out, 2, process)
     workers = psutil.Process(process.pid).children()
     process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=30)
+    stdout, _ = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert b"the same command goes on" in said
+    assert b"the same command goes on" in stdout
     assert not [worker for worker in workers if worker.is_running()]
     assert 2 <= finished_parts(out) < 13
 

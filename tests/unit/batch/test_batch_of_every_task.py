@@ -31,21 +31,21 @@ def without_none(value: Any) -> Any:
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_have_the_answers_of_their_task(kind: str, format: str, tmp_path: Path) -> None:
     pipeline = pipeline_of(kind, tmp_path)
-    asked = [question.fields() for question in questions_of(pipeline.manifest)]
-    answers = [pipeline.run([Request(fields)]).answers[0] for fields in asked]
-    spool = write_jsonl(tmp_path / "spool.jsonl", [{"columns": fields} for fields in asked])
+    requests = [question.fields() for question in questions_of(pipeline.manifest)]
+    answers = [pipeline.run([Request(fields)]).answers[0] for fields in requests]
+    spool = write_jsonl(tmp_path / "spool.jsonl", [{"columns": fields} for fields in requests])
     out = tmp_path / "out"
     (out / ".vlserve" / "receipts").mkdir(parents=True)
     columns = Columns("id", {}, (), list(pipeline.task.fields.model_fields))
     worker = PartWorker(pipeline, columns, Covers(FrameChoice()), out, format, batch=1)
     receipt = worker.run(Order(0, 0, str(spool), str(spool)), lambda rows: None)
-    assert (receipt["rows"], receipt["errors"]) == (len(asked), {})
+    assert (receipt["rows"], receipt["errors"]) == (len(requests), {})
     rows = read_output(out / f"part-00000.{format}")
     assert [(row.pop("id"), row.pop("row")) for row in rows] == [
-        (str(number), number) for number in range(len(asked))
+        (str(number), number) for number in range(len(requests))
     ]
-    written = json.loads(json.dumps([without_none(answer) for answer in answers]))
-    assert [without_none(row) for row in rows] == written
+    expected = json.loads(json.dumps([without_none(answer) for answer in answers]))
+    assert [without_none(row) for row in rows] == expected
     if format == "parquet":
         schema = pyarrow.parquet.read_schema(out / "part-00000.parquet")
         assert set(pipeline.task.answer.model_fields) < set(schema.names)

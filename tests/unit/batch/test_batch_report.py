@@ -62,10 +62,10 @@ def test_kept_ones_are_spread_evenly() -> None:
     spread: Spread[int] = Spread(10)
     for number in range(1000):
         spread.offer(number)
-    kept = spread.kept(10)
-    assert spread.seen == 1000 and len(kept) == 10
-    assert all(60 <= after - before <= 190 for before, after in pairwise(kept))
-    assert kept[0] < 100 and kept[-1] >= 800
+    sample = spread.kept(10)
+    assert spread.seen == 1000 and len(sample) == 10
+    assert all(60 <= after - before <= 190 for before, after in pairwise(sample))
+    assert sample[0] < 100 and sample[-1] >= 800
 
 
 @pytest.mark.parametrize("compression", ["none", "snappy", "zstd"])
@@ -79,12 +79,15 @@ def test_a_sample_has_rows_of_every_source(tmp_path: Path, compression: str) -> 
     sources = find_sources([str(tmp_path / "a.parquet"), str(tmp_path / "b.jsonl")])
     sample = draw(sources, 100, 2, tmp_path)
     assert sample.input_rows == 1250
-    text = [part for part in sample.parts if isinstance(part, TextPart)]
-    copied = [part for part in sample.parts if isinstance(part, ParquetPart)]
-    assert (sum(part.rows for part in text), sum(part.rows for part in copied)) == (20, 80)
+    texts = [part for part in sample.parts if isinstance(part, TextPart)]
+    tables = [part for part in sample.parts if isinstance(part, ParquetPart)]
+    assert (sum(part.rows for part in texts), sum(part.rows for part in tables)) == (
+        20,
+        80,
+    )
     assert [part.number for part in sample.parts] == list(range(len(sample.parts)))
-    file = copied[0].file
-    assert file is not None and copied[0].source.path == tmp_path / "a.parquet"
+    file = tables[0].file
+    assert file is not None and tables[0].source.path == tmp_path / "a.parquet"
     ids = [int(row["id"]) for row in pyarrow.parquet.read_table(file).to_pylist()]
     assert len(ids) == 80 and ids[0] < 20 and ids[-1] > 900
 
@@ -92,7 +95,7 @@ def test_a_sample_has_rows_of_every_source(tmp_path: Path, compression: str) -> 
 def test_the_whole_is_predicted_by_all_but_each_workers_first_part() -> None:
     receipts = [receipt(0, pid=1, cpu_seconds=9.0), receipt(1, pid=2, cpu_seconds=9.0)]
     receipts += [receipt(n, pid=1 + n % 2, errors={"x": 1}) for n in range(2, 6)]
-    predicted = predict(
+    prediction = predict(
         Sample((), 1000),
         receipts,
         workers=2,
@@ -100,11 +103,11 @@ def test_the_whole_is_predicted_by_all_but_each_workers_first_part() -> None:
         sampling_cpu_s=29.0,
         core_hour_price=3.6,
     )
-    assert (predicted.sampled_rows, predicted.failed_rows) == (60, 4)
-    assert predicted.cpu_seconds == pytest.approx(29.0 + 940 * 0.1)
-    assert predicted.seconds == pytest.approx(5.0 + 1000 * 0.2 / 2)
-    assert predicted.cost == pytest.approx(0.123)
-    assert predicted.cost_per_million == pytest.approx(100.0)
+    assert (prediction.sampled_rows, prediction.failed_rows) == (60, 4)
+    assert prediction.cpu_seconds == pytest.approx(29.0 + 940 * 0.1)
+    assert prediction.seconds == pytest.approx(5.0 + 1000 * 0.2 / 2)
+    assert prediction.cost == pytest.approx(0.123)
+    assert prediction.cost_per_million == pytest.approx(100.0)
 
 
 def test_duplicates_are_counted_in_several_passes(
@@ -149,7 +152,7 @@ def test_a_sample_predicts_and_writes_nothing(covers: Path, tmp_path: Path) -> N
     file = write_jsonl(covers / "sampled.jsonl", rows_of(600, row0={"img": "absent.jpg"}))
     before = sorted(covers.iterdir())
     archive = covers / "tagger-1.mar"
-    predicted = predict_batch(archive, [str(file)], 100, Options(), Crewing(workers=1))
-    assert (predicted.sampled_rows, predicted.input_rows, predicted.failed_rows) == (100, 600, 1)
-    assert predicted.cpu_ms_per_row > 0 and predicted.cost is None
+    prediction = predict_batch(archive, [str(file)], 100, Options(), Crewing(workers=1))
+    assert (prediction.sampled_rows, prediction.input_rows, prediction.failed_rows) == (100, 600, 1)
+    assert prediction.cpu_ms_per_row > 0 and prediction.cost is None
     assert sorted(covers.iterdir()) == before

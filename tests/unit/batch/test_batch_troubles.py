@@ -36,9 +36,9 @@ def test_bad_cells_of_parquet_are_errors_of_their_rows(
     rows = [{"id": n, "image": image, "text": "a"} for n, image in enumerate(images)]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "cells.parquet")
     run(tmp_path / "cells.parquet")
-    answered = output(tmp_path / "out")
-    assert [row["id"] for row in answered] == [str(n) for n in range(6)]
-    assert [row.get("error_code") for row in answered] == [
+    results = output(tmp_path / "out")
+    assert [row["id"] for row in results] == [str(n) for n in range(6)]
+    assert [row.get("error_code") for row in results] == [
         None,
         "field_invalid",
         "image_unreadable",
@@ -77,10 +77,10 @@ def test_a_full_disk_ends_a_job_that_goes_on_later(covers: Path, run: Run, tmp_p
     file = write_jsonl(covers / "full.jsonl", rows_of(300))
     with small_disk(tmp_path / "disk", "4m") as disk:
         (disk / "out" / ".vlserve").mkdir(parents=True)
-        filling = fill(disk)
+        filler = fill(disk)
         with pytest.raises(BatchError, match="No space left on device"):
             run(file, out=disk / "out")
-        filling.unlink()
+        filler.unlink()
         assert run(file, out=disk / "out", workers=2)["rows"] == 300
         assert [row["row"] for row in output(disk / "out")] == list(range(300))
 
@@ -100,30 +100,30 @@ def test_a_disk_that_fills_up_keeps_what_is_finished(
 def test_a_worker_that_is_killed_while_idle_is_replaced(
     covers: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hand_out, killed = Job._hand_out, list[int]()
+    hand_out, killed_workers = Job._hand_out, list[int]()
 
     def kill_first(job: Job, crew: Crew, work: Any) -> None:
-        if work.idle and not killed:
-            killed.append(work.idle[0])
-            crew.workers[killed[0]]._process.kill()
-            crew.workers[killed[0]]._process.wait()
+        if work.idle and not killed_workers:
+            killed_workers.append(work.idle[0])
+            crew.workers[killed_workers[0]]._process.kill()
+            crew.workers[killed_workers[0]]._process.wait()
             until = time.monotonic() + 60
-            while crew.workers.get(killed[0]) and time.monotonic() < until:
+            while crew.workers.get(killed_workers[0]) and time.monotonic() < until:
                 for reply in crew.replies(0.1):
                     job._hear(crew, work, reply)
         hand_out(job, crew, work)
 
     monkeypatch.setattr(Job, "_hand_out", kill_first)
     assert run(write_jsonl(covers / "idle.jsonl", rows_of(50)), workers=2)["failed"] == 0
-    assert killed and [row["row"] for row in output(tmp_path / "out")] == list(range(50))
+    assert killed_workers and [row["row"] for row in output(tmp_path / "out")] == list(range(50))
 
 
 @pytest.fixture
 def starts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """An item for each start of a worker of this machine."""
-    start_one, counted = Crew.start_one, list[int]()
-    monkeypatch.setattr(Crew, "start_one", lambda crew: (counted.append(1), start_one(crew)))
-    return counted
+    start_one, calls = Crew.start_one, list[int]()
+    monkeypatch.setattr(Crew, "start_one", lambda crew: (calls.append(1), start_one(crew)))
+    return calls
 
 
 def test_a_row_is_blamed_when_its_worker_ends_twice(

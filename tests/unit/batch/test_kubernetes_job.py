@@ -17,8 +17,8 @@ FILE = Path(__file__).parents[3] / "serving_config" / "kubernetes" / "batch_job.
 
 @pytest.fixture
 def job() -> dict[str, Any]:
-    loaded: dict[str, Any] = yaml.safe_load(FILE.read_text(encoding="utf-8"))
-    return loaded
+    manifest: dict[str, Any] = yaml.safe_load(FILE.read_text(encoding="utf-8"))
+    return manifest
 
 
 def test_the_job_is_valid(job: dict[str, Any]) -> None:
@@ -31,5 +31,5 @@ def test_a_pod_answers_each_shard(job: dict[str, Any]) -> None:
     shard = re.search(r'--shard "\$JOB_COMPLETION_INDEX/(\d+)"', script)
     assert shard and int(shard[1]) == job["spec"]["completions"] == job["spec"]["parallelism"]
     words = shlex.split(script.removeprefix("exec vlserve ").replace("$JOB_COMPLETION_INDEX", "3"))
-    done = CliRunner().invoke(app, [*words, "--help"])
-    assert done.exit_code == 0, done.output
+    result = CliRunner().invoke(app, [*words, "--help"])
+    assert result.exit_code == 0, result.output

@@ -47,15 +47,15 @@ def test_an_archive_is_unpacked_once_and_goes_with_the_last_worker(
     echo_archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    fetched: list[bytes] = []
+    downloads: list[bytes] = []
 
     def fetch() -> bytes:
-        fetched.append(echo_archive.read_bytes())
-        return fetched[0]
+        downloads.append(echo_archive.read_bytes())
+        return downloads[0]
 
     digest = file_sha256(echo_archive)
     first, second = UnpackedArchive(digest, fetch), UnpackedArchive(digest, fetch)
-    assert len(fetched) == 1 and (first.folder / MANIFEST).is_file()
+    assert len(downloads) == 1 and (first.folder / MANIFEST).is_file()
     first.leave()
     assert (second.folder / MANIFEST).is_file()
     second.leave()

@@ -62,14 +62,14 @@ def test_objects_are_answered_as_files_are(
     table = io.BytesIO()
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(images), table, row_group_size=15)
     write_whole(bucket / "in" / "a.parquet", table.getvalue())
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as shard:
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as shard:
         for row in images:
             for ending, content in (("jpg", row["image"]), ("txt", row["text"].encode())):
                 member = tarfile.TarInfo(f"{row['id']}.{ending}")
                 member.size = len(content)
                 shard.addfile(member, io.BytesIO(content))
-    write_whole(bucket / "in" / "a.tar", packed.getvalue())
+    write_whole(bucket / "in" / "a.tar", archive.getvalue())
     lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
     write_whole(bucket / "a.jsonl.gz", gzip.compress(lines))
     for row in images:
@@ -111,9 +111,9 @@ def test_a_part_is_its_own_receipt(bucket: ObjectPath, run: Run) -> None:
 def test_a_row_that_kills_its_worker_is_found_there_too(bucket: ObjectPath, run: Run) -> None:
     file = put_jsonl(bucket / "in.jsonl", rows_of(20, row5={"text": CRASH}))
     run(file, out=bucket / "out")
-    answered = output(bucket / "out")
-    assert {row["row"]: row["error_code"] for row in answered if "error_code" in row} == {5: KILLED}
-    assert [row["row"] for row in answered] == list(range(20))
+    results = output(bucket / "out")
+    assert {row["row"]: row["error_code"] for row in results if "error_code" in row} == {5: KILLED}
+    assert [row["row"] for row in results] == list(range(20))
     assert not list((bucket / "out" / ".vlserve" / "careful").glob("**/*"))
 
 

@@ -35,9 +35,9 @@ def test_lines_come_back_in_order_each_with_its_own_answer_or_error(
     ]
     lines = list(answer_offline(echo_archive, items, batch_size=4))
     assert [line["id"] for line in lines] == [item["id"] for item in items]
-    here = open_folder(echo_folder)
+    pipeline = open_folder(echo_folder)
     for item, line in zip(items[: len(probes)], lines, strict=False):
-        assert line["answer"] == here.run([Request(item["fields"])]).answers[0]
+        assert line["answer"] == pipeline.run([Request(item["fields"])]).answers[0]
     assert lines[len(probes)]["answer"] == lines[0]["answer"]
     codes = [line["error"]["code"] for line in lines[len(probes) + 1 : -1]]
     assert codes == ["image_unreadable", "body_unreadable", "field_invalid"]
@@ -73,10 +73,10 @@ def test_a_tampered_archive_answers_nothing(echo_archive: Path, tmp_path: Path) 
 
 
 def test_installed_code_refuses_to_pose_as_the_archives(echo_folder: Path) -> None:
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "vlserve_worker.batch", str(echo_folder), '{"threads": 1}', "1"],
         input=b"",
         capture_output=True,
     )
-    assert done.returncode != 0
-    assert b"not from the archive" in done.stderr
+    assert result.returncode != 0
+    assert b"not from the archive" in result.stderr

@@ -44,8 +44,8 @@ def test_patterns_give_each_file_once_in_the_order_of_names(tmp_path: Path) -> N
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("{}\n", encoding="utf-8")
     everything = f"{tmp_path}/**/*.jsonl"
-    found = find_sources([str(tmp_path / "b.jsonl"), everything])
-    assert [source.path.name for source in found] == ["b.jsonl", "a.jsonl", "c.jsonl"]
+    sources = find_sources([str(tmp_path / "b.jsonl"), everything])
+    assert [source.path.name for source in sources] == ["b.jsonl", "a.jsonl", "c.jsonl"]
     with pytest.raises(DataError, match=r"--input .*\.csv: there is no such file or folder"):
         find_sources([f"{tmp_path}/*.csv"])
 
@@ -112,11 +112,11 @@ def test_members_of_a_shard_are_grouped_by_key(tmp_path: Path) -> None:
             entry = tarfile.TarInfo(name)
             entry.size = len(content)
             shard.addfile(entry, BytesIO(content))
-    one, two, large, wrong, deep = lines_of(tmp_path / "a.tar")
-    assert one["columns"] == {"id": "s/1", "text": "a", "n": 3}
-    path, offset, size = one["files"]["image"]  # type: ignore[index]
+    first, second, large, wrong, deep = lines_of(tmp_path / "a.tar")
+    assert first["columns"] == {"id": "s/1", "text": "a", "n": 3}
+    path, offset, size = first["files"]["image"]  # type: ignore[index]
     assert Path(path).read_bytes()[offset : offset + size] == b"one"
-    assert two["columns"] == {"id": "s/2", "label": "4"}
+    assert second["columns"] == {"id": "s/2", "label": "4"}
     assert large["error"] == f"s/3.txt has over {rows.MAX_MEMBER_BYTES} bytes"
     assert wrong == {
         "columns": {"id": "s/4"},

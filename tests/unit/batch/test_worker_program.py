@@ -31,7 +31,7 @@ ITEMS = 5
 def work(covers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Work:
     """Run the program in this process, over parts, into tmp_path/out; returns what it said."""
 
-    def said(folder: Path, parts: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    def run_parts(folder: Path, parts: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
         state = tmp_path / "out" / ".vlserve"
         for name in ("receipts", "careful"):
             (state / name).mkdir(parents=True)
@@ -50,31 +50,33 @@ def work(covers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Work:
             "format": "jsonl",
         }
         options |= {"out": str(tmp_path / "out"), "batch": 8, "threads": 1}
-        reading, writing = os.pipe()
-        monkeypatch.setattr(sys, "argv", ["batch", str(folder), json.dumps(options), str(writing)])
+        read_end, write_end = os.pipe()
+        monkeypatch.setattr(
+            sys, "argv", ["batch", str(folder), json.dumps(options), str(write_end)]
+        )
         monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(lines)))
         batch.main()
-        with os.fdopen(reading, "rb") as replies:
+        with os.fdopen(read_end, "rb") as replies:
             return [json.loads(line) for line in replies]
 
     monkeypatch.setattr(batch, "open_folder", lambda folder, threads, **_: open_folder(folder))
-    return said
+    return run_parts
 
 
 def test_an_archive_is_opened_once_for_all_parts(
     work: Work, echo_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened: list[Path] = []
+    folders: list[Path] = []
 
-    def counted(folder: Path, threads: int, **_: Any) -> Pipeline:
-        opened.append(folder)
+    def record_open(folder: Path, threads: int, **_: Any) -> Pipeline:
+        folders.append(folder)
         return open_folder(folder, threads)
 
-    monkeypatch.setattr(batch, "open_folder", counted)
-    said = work(echo_folder, [rows_of(4)] * 3)
-    assert opened == [echo_folder]
-    assert said[0] == {"ready": True}
-    assert [one["receipt"]["rows"] for one in said[1:] if "receipt" in one] == [4, 4, 4]
+    monkeypatch.setattr(batch, "open_folder", record_open)
+    replies = work(echo_folder, [rows_of(4)] * 3)
+    assert folders == [echo_folder]
+    assert replies[0] == {"ready": True}
+    assert [reply["receipt"]["rows"] for reply in replies[1:] if "receipt" in reply] == [4, 4, 4]
 
 
 @pytest.fixture
@@ -101,16 +103,16 @@ def test_an_index_is_opened_once_for_all_parts(
     unpack_archive(index.path, folder)
     opened_files.clear()
     open_folder(folder)
-    once = sorted(name for name in opened_files if "/assets/index/" in name)
+    names = sorted(name for name in opened_files if "/assets/index/" in name)
     opened_files.clear()
     queries = [{"id": f"q{n}", "text": "abc de"[: 1 + n], "top_k": 2} for n in range(4)]
-    said = work(folder, [queries] * 3)
-    assert [one["receipt"]["errors"] for one in said[1:]] == [{}, {}, {}]
-    assert {"ids.json", "embedding.npy"} <= {Path(name).name for name in once}
-    assert sorted(name for name in opened_files if "/assets/index/" in name) == once
-    answered = output(tmp_path / "out")
-    assert [row["id"] for row in answered] == [f"q{n}" for n in range(4)] * 3
-    assert all(len(row["results"]) == 2 for row in answered)
+    replies = work(folder, [queries] * 3)
+    assert [reply["receipt"]["errors"] for reply in replies[1:]] == [{}, {}, {}]
+    assert {"ids.json", "embedding.npy"} <= {Path(name).name for name in names}
+    assert sorted(name for name in opened_files if "/assets/index/" in name) == names
+    results = output(tmp_path / "out")
+    assert [row["id"] for row in results] == [f"q{n}" for n in range(4)] * 3
+    assert all(len(row["results"]) == 2 for row in results)
 
 
 def test_rows_of_like_length_share_a_batch(
@@ -119,11 +121,11 @@ def test_rows_of_like_length_share_a_batch(
     batches: list[list[int]] = []
     run = Pipeline.run
 
-    def noted(pipeline: Pipeline, items: Sequence[Any]) -> Any:
+    def record_run(pipeline: Pipeline, items: Sequence[Any]) -> Any:
         batches.append([len(item.fields["text"]) for item in items])
         return run(pipeline, items)
 
-    monkeypatch.setattr(Pipeline, "run", noted)
+    monkeypatch.setattr(Pipeline, "run", record_run)
     rows = [row | {"text": "a" * (n * 7 % 64)} for n, row in enumerate(rows_of(64))]
     work(echo_folder, [rows])
     assert batches == [list(range(start, start + 8)) for start in range(0, 64, 8)]

@@ -22,13 +22,13 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.setenv("VLSERVE_GATEWAY__PORT", "9")
     monkeypatch.setattr("vlserve.cli.app", PROGRAM)
 
-    def running(*words: object) -> Ended:
+    def run_script(*words: object) -> Ended:
         monkeypatch.setattr(sys, "argv", ["vlserve", *map(str, words)])
         capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:  # anything else would be a traceback
+        with pytest.raises(SystemExit) as system_exit:  # anything else would be a traceback
             main()
-        printed = capsys.readouterr()
-        code = ended.value.code
-        return Ended(code if isinstance(code, int) else 0, printed.out, printed.err)
+        output = capsys.readouterr()
+        code = system_exit.value.code
+        return Ended(code if isinstance(code, int) else 0, output.out, output.err)
 
-    return running
+    return run_script

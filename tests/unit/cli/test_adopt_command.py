@@ -50,10 +50,10 @@ def _store(folder: Path) -> Path:
 def test_it_lists_the_code_that_it_runs_and_says_what_comes_next(run: Run, tmp_path: Path) -> None:
     archive = _store(tmp_path / "store") / "One.mar"
 
-    ended = run("adopt", str(archive), "--out", str(tmp_path))
+    result = run("adopt", str(archive), "--out", str(tmp_path))
 
-    assert ended.code == 0, ended.err
-    lines = ended.out.splitlines()
+    assert result.code == 0, result.err
+    lines = result.out.splitlines()
     assert lines[0].startswith("runs score.py (sha256 ")
     assert lines[1] == (
         "one 1, formerly One 1.0: batch size 1, probes 1, answered by the handler itself"
@@ -66,28 +66,28 @@ def test_each_archive_of_a_store_is_adopted(run: Run, tmp_path: Path) -> None:
     requests.mkdir()
     (requests / "Two.json").write_text("[1]", encoding="utf-8")
 
-    ended = run(
+    result = run(
         "adopt", str(_store(tmp_path / "store")), "--requests", str(requests),
         "--out", str(tmp_path), "--json",
     )  # fmt: skip
 
-    assert ended.code == 0, ended.err
-    assert [one["model"] for one in json.loads(ended.out)] == ["one", "two"]
+    assert result.code == 0, result.err
+    assert [entry["model"] for entry in json.loads(result.out)] == ["one", "two"]
 
 
 def test_several_archives_have_no_one_name(run: Run, tmp_path: Path) -> None:
-    ended = run("adopt", str(_store(tmp_path / "store")), "--name", "m", "--out", str(tmp_path))
+    result = run("adopt", str(_store(tmp_path / "store")), "--name", "m", "--out", str(tmp_path))
 
-    assert (ended.code, "for one archive" in ended.err) == (2, True)
+    assert (result.code, "for one archive" in result.err) == (2, True)
 
 
 def test_several_archives_have_no_one_request(run: Run, tmp_path: Path) -> None:
     request = tmp_path / "a.json"
     request.write_text("{}", encoding="utf-8")
 
-    ended = run("adopt", str(_store(tmp_path / "store")), "--requests", str(request))
+    result = run("adopt", str(_store(tmp_path / "store")), "--requests", str(request))
 
-    assert (ended.code, "give a folder with an entry for each" in ended.err) == (2, True)
+    assert (result.code, "give a folder with an entry for each" in result.err) == (2, True)
 
 
 def test_answers_of_the_former_server_become_the_probes_and_differences_are_told(
@@ -95,11 +95,11 @@ def test_answers_of_the_former_server_become_the_probes_and_differences_are_told
 ) -> None:
     archive = _store(tmp_path / "store") / "One.mar"
 
-    ended = run("adopt", str(archive), "--record", former, "--out", str(tmp_path))
+    result = run("adopt", str(archive), "--record", former, "--out", str(tmp_path))
 
-    assert ended.code == 0, ended.err
-    assert "is answered otherwise here than by the server it was recorded from" in ended.err
-    assert f"answered by {former}" in ended.out
+    assert result.code == 0, result.err
+    assert "is answered otherwise here than by the server it was recorded from" in result.err
+    assert f"answered by {former}" in result.out
     (probe,) = manifest_of(tmp_path / "one-1.mar").probes
     assert probe.answer == {"status": 200, "headers": {"x-kind": "former"}, "text": "old"}
 
@@ -107,9 +107,9 @@ def test_answers_of_the_former_server_become_the_probes_and_differences_are_told
 def test_a_former_server_that_does_not_answer_is_told(run: Run, tmp_path: Path) -> None:
     archive = _store(tmp_path / "store") / "One.mar"
 
-    ended = run("adopt", str(archive), "--record", "http://127.0.0.1:9/x", "--out", str(tmp_path))
+    result = run("adopt", str(archive), "--record", "http://127.0.0.1:9/x", "--out", str(tmp_path))
 
-    assert "http://127.0.0.1:9/x does not answer an empty JSON object" in ended.line
+    assert "http://127.0.0.1:9/x does not answer an empty JSON object" in result.line
 
 
 def test_an_offline_job_answers_by_the_handler_and_writes_where_it_was_told(
@@ -122,9 +122,9 @@ def test_an_offline_job_answers_by_the_handler_and_writes_where_it_was_told(
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     run("adopt", str(_store(tmp_path / "store") / "One.mar"))
 
-    ended = run("batch", "one-1.mar", "--input", "rows.jsonl", "--output", "out")
+    result = run("batch", "one-1.mar", "--input", "rows.jsonl", "--output", "out")
 
-    assert ended.code == 0, ended.err
+    assert result.code == 0, result.err
     lines = (tmp_path / "out" / "part-00000.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["text"] for line in lines] == [
         "str: 'hello'",
@@ -141,8 +141,8 @@ def test_an_offline_job_gives_the_handler_no_more_than_its_own_batch(
     made.write_legacy(tmp_path / "Counts.mar", "counts:run", source, modelName="Counts")
     run("adopt", "Counts.mar", "--batch-size", "2")
 
-    ended = run("batch", "counts-1.mar", "--input", "rows.jsonl", "--output", "out")
+    result = run("batch", "counts-1.mar", "--input", "rows.jsonl", "--output", "out")
 
-    assert ended.code == 0, ended.err
+    assert result.code == 0, result.err
     lines = (tmp_path / "out" / "part-00000.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["text"] for line in lines] == ["2", "2", "2", "2", "1"]

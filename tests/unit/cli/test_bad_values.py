@@ -23,12 +23,12 @@ def _words(name: str, bad: Any, value: str) -> list[str]:
     words = [*name.split(), *USEFUL.get(name, ())]
     for parameter in COMMANDS[name].params:
         if parameter is bad:
-            given = value
+            word = value
         elif parameter.required:
-            given = _fitting(parameter)
+            word = _fitting(parameter)
         else:
             continue
-        words += [given] if parameter.param_type_name == "argument" else [parameter.opts[0], given]
+        words += [word] if parameter.param_type_name == "argument" else [parameter.opts[0], word]
     return words
 
 
@@ -77,9 +77,9 @@ def test_what_is_neither_file_nor_folder_is_refused_at_once(
 ) -> None:
     (tmp_path / "file").touch()
     SPECIAL[kind](tmp_path / "bad")
-    ended = run(*_words(name, parameter, "bad"))
-    assert ended.code == 2
-    assert f"'bad' is {kind}" in ended.err.replace("\n", " ")
+    result = run(*_words(name, parameter, "bad"))
+    assert result.code == 2
+    assert f"'bad' is {kind}" in result.err.replace("\n", " ")
 
 
 OTHER_PATHS: dict[str, Callable[[Path], object]] = {
@@ -110,9 +110,9 @@ def test_a_path_that_cannot_be_used_is_no_traceback(
 ) -> None:
     (tmp_path / "file").touch()
     OTHER_PATHS[kind](tmp_path / "bad")
-    ended = run(*_words(name, parameter, NAMES.get(kind, "bad")))
-    if ended.code == 1:
-        assert ended.line
+    result = run(*_words(name, parameter, NAMES.get(kind, "bad")))
+    if result.code == 1:
+        assert result.line
 
 
 FILES = [path for path in PATHS if path.values[1].type_descriptor.parameter_info.file_okay]
@@ -134,10 +134,10 @@ def test_a_file_that_cannot_be_used_is_one_line(
 ) -> None:
     (tmp_path / "file").write_bytes(CONTENTS[kind])
     (tmp_path / "bad").write_bytes(CONTENTS[kind])
-    ended = run(*_words(name, parameter, "bad"))
-    assert ended.code in (1, 2)
-    if ended.code == 1:
-        assert ended.line
+    result = run(*_words(name, parameter, "bad"))
+    assert result.code in (1, 2)
+    if result.code == 1:
+        assert result.line
 
 
 # Options
@@ -158,6 +158,6 @@ def test_a_value_that_cannot_be_used_is_no_traceback(
     run: Run, tmp_path: Path, name: str, parameter: Any, value: str
 ) -> None:
     (tmp_path / "file").touch()
-    ended = run(*_words(name, parameter, value))
-    if ended.code == 1:
-        assert ended.line
+    result = run(*_words(name, parameter, value))
+    if result.code == 1:
+        assert result.line

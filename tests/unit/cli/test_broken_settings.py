@@ -27,16 +27,16 @@ GOING_BACK = [["rollback", "tagger"], ["status"], ["history", "tagger"], ["unloa
 @pytest.fixture
 def up(tmp_path: Path) -> Iterator[RunningControl]:
     """A control service as `up` would leave it, with tagger 1 and then 2 released."""
-    with running_control(tmp_path) as running:
+    with running_control(tmp_path) as service:
         for version in (1, 2):
-            running.client.register(pack_echo(tmp_path, "tagger", version))
-            running.client.release("tagger", version)
-        port = int(running.url.rpartition(":")[2])
-        control = running.settings.control.model_copy(update={"port": port})
-        kept = running.settings.model_copy(update={"control": control})
-        settings_file(kept.state_dir).parent.mkdir(parents=True, exist_ok=True)
-        keep_settings(kept)
-        yield running
+            service.client.register(pack_echo(tmp_path, "tagger", version))
+            service.client.release("tagger", version)
+        port = int(service.url.rpartition(":")[2])
+        control = service.settings.control.model_copy(update={"port": port})
+        settings = service.settings.model_copy(update={"control": control})
+        settings_file(settings.state_dir).parent.mkdir(parents=True, exist_ok=True)
+        keep_settings(settings)
+        yield service
 
 
 def write(project: Path, text: str) -> None:
@@ -53,9 +53,9 @@ def test_a_broken_file_does_not_bar_the_way_back(
     write(tmp_path, text)
     assert "vlserve.yaml" in run("up").line
     for words in GOING_BACK[:3]:
-        ended = run(*words)
-        assert ended.code == 0, ended
-        assert "vlserve.yaml" in (ended.out if words == ["status"] else ended.err)
+        result = run(*words)
+        assert result.code == 0, result
+        assert "vlserve.yaml" in (result.out if words == ["status"] else result.err)
     assert up.client.model("tagger").stable == 1
 
 
@@ -63,17 +63,17 @@ def test_a_wrong_variable_does_not_either(
     up: RunningControl, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VLSERVE_ENGINE__WORKERS", "many")
-    ended = run("rollback", "tagger")
-    assert (ended.code, "VLSERVE_ENGINE__WORKERS" in ended.err) == (0, True)
-    assert "warning: settings cannot work" in ended.err
+    result = run("rollback", "tagger")
+    assert (result.code, "VLSERVE_ENGINE__WORKERS" in result.err) == (0, True)
+    assert "warning: settings cannot work" in result.err
 
 
 def test_settings_that_changed_since_up_do_not_hide_the_stack(
     up: RunningControl, run: Run, tmp_path: Path
 ) -> None:
     write(tmp_path, "control: {port: 9}\n")
-    ended = run("rollback", "tagger")
-    assert (ended.code, "warning" in ended.err) == (0, False)
+    result = run("rollback", "tagger")
+    assert (result.code, "warning" in result.err) == (0, False)
 
 
 def test_a_state_dir_that_the_broken_file_names_is_found_by_the_stack(
@@ -137,9 +137,9 @@ def test_kept_settings_are_those_that_were_given(
     assert settings_file(settings.state_dir).stat().st_mode & 0o777 == 0o600
     monkeypatch.setenv("VLSERVE_GATEWAY__PORT", "1234")
     write(tmp_path, "engine: {queue_size: 5}")
-    kept = read_kept(settings.state_dir)
-    assert kept is not None and differing(kept, settings) == []
-    assert settings_to_reach_stack() == (kept, "")
+    snapshot = read_kept(settings.state_dir)
+    assert snapshot is not None and differing(snapshot, settings) == []
+    assert settings_to_reach_stack() == (snapshot, "")
     assert differing(load_settings(), settings) == ["gateway", "engine"]
 
 
@@ -148,15 +148,15 @@ def test_other_processors_are_no_other_settings(
 ) -> None:
     monkeypatch.setenv("VLSERVE_PROJECT_DIR", str(tmp_path))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
-    then = load_settings()
-    settings_file(then.state_dir).parent.mkdir(parents=True)
-    keep_settings(then)
+    first = load_settings()
+    settings_file(first.state_dir).parent.mkdir(parents=True)
+    keep_settings(first)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
-    now, kept = load_settings(), read_kept(then.state_dir)
-    assert kept is not None and then.engine.workers != now.engine.workers
-    assert differing(now, kept) == []
-    chosen = Settings(engine=EngineSettings(workers=3))
-    assert differing(chosen, kept) == ["engine"]
+    second, snapshot = load_settings(), read_kept(first.state_dir)
+    assert snapshot is not None and first.engine.workers != second.engine.workers
+    assert differing(second, snapshot) == []
+    other = Settings(engine=EngineSettings(workers=3))
+    assert differing(other, snapshot) == ["engine"]
 
 
 def test_processes_of_a_stack_read_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

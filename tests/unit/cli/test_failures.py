@@ -44,11 +44,11 @@ def test_a_name_that_no_model_has_is_named(run: Run, words: list[object], name: 
     ],
 )
 def test_an_option_is_not_blamed_on_a_file(run: Run, option: str, value: str, reason: str) -> None:
-    ended = run("release", "tagger", 1, option, value)
-    said = " ".join(ended.err.replace("│", " ").split())
-    assert (ended.code, f"Invalid value for '{option}'" in said) == (2, True)
-    assert reason in said
-    assert "rollout.yaml" not in said
+    result = run("release", "tagger", 1, option, value)
+    message = " ".join(result.err.replace("│", " ").split())
+    assert (result.code, f"Invalid value for '{option}'" in message) == (2, True)
+    assert reason in message
+    assert "rollout.yaml" not in message
 
 
 @pytest.mark.parametrize(
@@ -62,8 +62,8 @@ def test_an_option_is_not_blamed_on_a_file(run: Run, option: str, value: str, re
 )
 def test_infinity_is_no_limit(run: Run, tmp_path: Path, words: list[str]) -> None:
     (tmp_path / "file").touch()
-    ended = run(*words)
-    assert (ended.code, "not a finite number" in ended.err) == (2, True)
+    result = run(*words)
+    assert (result.code, "not a finite number" in result.err) == (2, True)
 
 
 def test_variables_are_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,10 +82,10 @@ def test_the_settings_file_is_named(run: Run, tmp_path: Path) -> None:
 def test_a_folder_that_is_gone_is_no_traceback(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gone = tmp_path / "gone"
-    gone.mkdir()
-    monkeypatch.chdir(gone)
-    gone.rmdir()
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
     monkeypatch.delenv("VLSERVE_PROJECT_DIR")
     for words in (["status"], ["history", "tagger"], ["init", "here"], ["recipes"]):
         assert run(*words).code == 1
@@ -114,26 +114,26 @@ def test_a_full_disk_is_named_where_the_write_does_not_say_it(
     out = tmp_path / "out"
     out.mkdir()
     for words in (["export", "--out", str(out)], ["demo-data", str(out)], [f"--out={out}"]):
-        said = failures.explained(FULL, words)
-        assert said == f"No space left on device: {out}. Free some, or choose another place"
+        message = failures.explained(FULL, words)
+        assert message == f"No space left on device: {out}. Free some, or choose another place"
     assert "this command writes" in failures.explained(FULL, [])
-    named = OSError(errno.ENOSPC, "No space left on device", "/there/file")
-    assert ": /there/file. " in failures.explained(named, [])
+    error = OSError(errno.ENOSPC, "No space left on device", "/there/file")
+    assert ": /there/file. " in failures.explained(error, [])
 
 
 @pytest.mark.parametrize("words", [["recipes"], ["status", "--json"], ["--help"]])
 def test_standard_output_that_is_full_is_one_line(words: list[str]) -> None:
     with Path("/dev/full").open("wb") as full:
-        done = subprocess.run(
+        result = subprocess.run(
             [Path(sys.executable).parent / "vlserve", *words],
             stdout=full,
             stderr=subprocess.PIPE,
             encoding="utf-8",
             timeout=120,
         )
-    assert done.returncode == 1
-    assert done.stderr.startswith("vlserve: No space left on device: ")
-    assert len(done.stderr.splitlines()) == 1
+    assert result.returncode == 1
+    assert result.stderr.startswith("vlserve: No space left on device: ")
+    assert len(result.stderr.splitlines()) == 1
 
 
 # Terminals that are not UTF-8
@@ -144,28 +144,28 @@ def test_a_terminal_without_the_characters_gets_escapes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
 ) -> None:
     raw = {name: io.BytesIO() for name in ("stdout", "stderr")}
-    for name, written in raw.items():
-        monkeypatch.setattr(sys, name, io.TextIOWrapper(written, encoding=encoding))
+    for name, buffer in raw.items():
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(buffer, encoding=encoding))
     folder = tmp_path / "模型😀"
     for words, code in ((["init", str(folder)], 0), (["register", str(folder / "无")], 2)):
         monkeypatch.setattr(sys, "argv", ["vlserve", *words])
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit) as system_exit:
             main()
-        assert (ended.value.code or 0) == code
+        assert (system_exit.value.code or 0) == code
     sys.stdout.flush()
-    said = raw["stdout"].getvalue().decode(encoding)
-    assert "wrote " in said
-    assert "\\U0001f600" in said
+    output = raw["stdout"].getvalue().decode(encoding)
+    assert "wrote " in output
+    assert "\\U0001f600" in output
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "gbk", "utf-8"])
 def test_json_stays_json(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
-    written = io.BytesIO()
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding=encoding))
+    buffer = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(buffer, encoding=encoding))
     speak_any_encoding()
     print_json({"text": "猫 😀 \udcff"[: -1 if encoding == "utf-8" else None]})
     sys.stdout.flush()
-    assert json.loads(written.getvalue().decode(encoding))["text"].startswith("猫 😀 ")
+    assert json.loads(buffer.getvalue().decode(encoding))["text"].startswith("猫 😀 ")
 
 
 @pytest.mark.parametrize("settings", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C"}])
@@ -173,22 +173,22 @@ def test_the_script_runs_in_an_ascii_locale(tmp_path: Path, settings: dict[str, 
     folder = tmp_path / "模型"
     folder.mkdir()
     environment = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PATH": os.environ["PATH"]}
-    done = subprocess.run(
+    result = subprocess.run(
         [Path(sys.executable).parent / "vlserve", "status"],
         env=environment | settings,
         cwd=folder,
         capture_output=True,
         timeout=120,
     )
-    assert done.returncode == 0, done.stderr
-    assert b"is down: `vlserve up` starts it" in done.stdout
+    assert result.returncode == 0, result.stderr
+    assert b"is down: `vlserve up` starts it" in result.stdout
 
 
 def test_a_copy_and_a_short_write_name_what_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VLSERVE_PROJECT_DIR", str(tmp_path))
-    copied = OSError(errno.ENOSPC, "No space left on device", "/from", None, "/to")
-    assert failures.explained(copied, []).startswith("No space left on device: /to. ")
+    error = OSError(errno.ENOSPC, "No space left on device", "/from", None, "/to")
+    assert failures.explained(error, []).startswith("No space left on device: /to. ")
     short = OSError("8192 requested and 0 written")
     assert failures.explained(short, []).startswith("No space left on device: ")

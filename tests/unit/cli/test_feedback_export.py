@@ -36,10 +36,10 @@ def _export(
     monkeypatch.setattr(feedback, "control_client", lambda: nullcontext(client))
     monkeypatch.setattr(feedback, "stack_settings", lambda: SimpleNamespace(state_dir=folder))
     out = folder / "labels.jsonl"
-    done = CliRunner().invoke(app, ["feedback", "tagger", "--export", str(out)])
-    assert done.exit_code == 0, done.output
+    result = CliRunner().invoke(app, ["feedback", "tagger", "--export", str(out)])
+    assert result.exit_code == 0, result.output
     lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
-    assert f"{len(lines)} labels" in done.output
+    assert f"{len(lines)} labels" in result.output
     return lines
 
 

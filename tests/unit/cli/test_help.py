@@ -65,7 +65,7 @@ def test_completion_offers_commands_and_options(line: str, expected: str) -> Non
         "COMP_CWORD": str(len(line.split()) - 1),
     }
     program = "import sys; sys.argv = ['vlserve']; from vlserve.cli import main; main()"
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", program],
         env=environment,
         capture_output=True,
@@ -74,4 +74,4 @@ def test_completion_offers_commands_and_options(line: str, expected: str) -> Non
         check=False,
         encoding="utf-8",
     )
-    assert re.split(r"\s+", done.stdout.strip()) == [expected], done.stderr
+    assert re.split(r"\s+", result.stdout.strip()) == [expected], result.stderr

@@ -34,12 +34,12 @@ def _progress(text: str) -> None:
 def test_nobody_takes_orders_from_a_text(
     way: str, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written = io.StringIO()
+    buffer = io.StringIO()
     console = Console(
-        file=written, width=200, soft_wrap=True, highlight=False, force_terminal=way == "spinner"
+        file=buffer, width=200, soft_wrap=True, highlight=False, force_terminal=way == "spinner"
     )
     monkeypatch.setattr(output, "stdout", console)
     monkeypatch.setattr(output, "stderr", console)
     PRINTS.get(way, _progress)(text)
     if way != "spinner":  # which is wiped away at its end
-        assert TEXTS[text] in written.getvalue()
+        assert TEXTS[text] in buffer.getvalue()

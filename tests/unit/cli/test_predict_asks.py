@@ -18,17 +18,17 @@ from support.command_line import Run
 def test_fields_of_the_form(
     run: Run, monkeypatch: pytest.MonkeyPatch, words: list[str], fields: dict[str, str]
 ) -> None:
-    sent: list[dict[str, str]] = []
+    forms: list[dict[str, str]] = []
 
-    def request(_: Any, model: str, given: dict[str, str], *__: Any) -> dict[str, Any]:
-        sent.append(given)
+    def request(_: Any, model: str, form: dict[str, str], *__: Any) -> dict[str, Any]:
+        forms.append(form)
         return {"model": model, "version": 1, "request_id": "r", "tags": []}
 
     monkeypatch.setattr("vlserve.cli.predict.request_prediction", request)
     assert run("predict", "tagger", *words).code == 0
-    assert sent == [fields]
+    assert forms == [fields]
 
 
 def test_no_answers_are_no_number_of_answers(run: Run) -> None:
-    ended = run("predict", "tagger", "--top-k", "0")
-    assert (ended.code, "--top-k" in ended.err) == (2, True)
+    result = run("predict", "tagger", "--top-k", "0")
+    assert (result.code, "--top-k" in result.err) == (2, True)

@@ -24,7 +24,7 @@ TUNING = Tuning(
 
 
 @pytest.mark.parametrize(
-    ("tuning", "done", "says"),
+    ("tuning", "answer", "says"),
     [
         (TUNING, {}, "served as tuned: 1 x 2, batch 4, 3 ms"),
         (TUNING, {"untuned": "no memory"}, "so its tuning was dropped: no memory"),
@@ -45,16 +45,16 @@ def test_what_register_says(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     tuning: Tuning | None,
-    done: dict[str, Any],
+    answer: dict[str, Any],
     says: str,
 ) -> None:
     fields = {"model": "m", "version": 1, "state": State.READY, "already_registered": False}
-    control = SimpleNamespace(register=lambda *_: Registered.model_validate({**fields, **done}))
+    control = SimpleNamespace(register=lambda *_: Registered.model_validate({**fields, **answer}))
     monkeypatch.setattr("vlserve.cli.versions.control_client", lambda: nullcontext(control))
     monkeypatch.setattr("vlserve.control.tuning.read_tuning", lambda _: tuning)
     archive = tmp_path / "m-1.mar"
     archive.touch()
-    ran = CliRunner().invoke(app, ["register", str(archive)])
-    assert ran.exit_code == 0
-    assert says in " ".join(ran.stdout.split())
-    assert ("served as tuned" in ran.stdout) is says.startswith("served as tuned")
+    result = CliRunner().invoke(app, ["register", str(archive)])
+    assert result.exit_code == 0
+    assert says in " ".join(result.stdout.split())
+    assert ("served as tuned" in result.stdout) is says.startswith("served as tuned")

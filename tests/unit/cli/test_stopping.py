@@ -68,8 +68,8 @@ def started(words: Words, scratch: Path) -> Iterator["subprocess.Popen[bytes]"]:
     try:
         yield process
     finally:
-        for one in family(process.pid):
-            one.kill()
+        for member in family(process.pid):
+            member.kill()
         process.communicate()
 
 
@@ -103,10 +103,10 @@ def test_nothing_is_left_of_a_stopped_command(
         wait_until(lambda: len(family(process.pid)) > 1, process)
         children = family(process.pid)[1:]
         process.send_signal(number)
-        _, said = process.communicate(timeout=PATIENCE_S)
+        _, stderr = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 128 + number
-        assert f"vlserve: stopped by {number.name}" in said.decode()
-        assert b"Traceback" not in said
+        assert f"vlserve: stopped by {number.name}" in stderr.decode()
+        assert b"Traceback" not in stderr
         _, alive = psutil.wait_procs(children, timeout=PATIENCE_S)
         assert not alive
         assert not list(scratch.glob("vlserve-*"))

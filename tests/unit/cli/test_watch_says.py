@@ -47,9 +47,9 @@ def test_the_reason_is_what_it_waits_for() -> None:
 
 def test_the_reason_is_printed_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
     release._print_place(view(RolloutStatus.ABORTED))
-    printed = capsys.readouterr().out.splitlines()
+    lines = capsys.readouterr().out.splitlines()
     by_hand = "why: by hand, with `vlserve abort` or `vlserve rollback`"
-    assert printed == ["tagger is back on 1; 2 was taken back", by_hand, ERROR]
+    assert lines == ["tagger is back on 1; 2 was taken back", by_hand, ERROR]
 
 
 def judged(status: RolloutStatus, state: JudgeState, standing: Standing) -> RolloutView:
@@ -59,7 +59,7 @@ def judged(status: RolloutStatus, state: JudgeState, standing: Standing) -> Roll
 
 def state(candidate: int, stable: int) -> JudgeState:
     """After that many good requests to each version, evenly mixed."""
-    begun = JudgeState.start(Policy(weights=(5, 100)), has_tags=False)
+    start = JudgeState.start(Policy(weights=(5, 100)), has_tags=False)
     total = candidate + stable
     outcomes = [
         Outcome(
@@ -70,12 +70,12 @@ def state(candidate: int, stable: int) -> JudgeState:
         )
         for number in range(total)
     ]
-    return observe(begun, Batch(outcomes, ()))
+    return observe(start, Batch(outcomes, ()))
 
 
 def test_a_step_without_traffic_says_what_it_waits_for_and_what_ends_it() -> None:
-    told = waiting(judged(RolloutStatus.RUNNING, state(0, 0), Standing(70.0, True, True)))
-    assert told == (
+    text = waiting(judged(RolloutStatus.RUNNING, state(0, 0), Standing(70.0, True, True)))
+    assert text == (
         "no request has been counted yet; waits for requests to the candidate: 0 of 400 (errors), "
         "answered requests of the candidate: 0 of 400 (latency_p50, latency_p99), "
         "callers: 0 of 400 (sample_ratio); it goes on with that traffic; "
@@ -84,37 +84,37 @@ def test_a_step_without_traffic_says_what_it_waits_for_and_what_ends_it() -> Non
 
 
 def test_the_counts_so_far_are_said() -> None:
-    told = waiting(judged(RolloutStatus.RUNNING, state(12, 388), Standing(7.0, True, None)))
-    assert told.startswith("the candidate is of unknown health; held for 7 of 60 s; waits for ")
-    assert "requests to the candidate: 12 of 400 (errors)" in told
-    assert "no request" not in told
+    text = waiting(judged(RolloutStatus.RUNNING, state(12, 388), Standing(7.0, True, None)))
+    assert text.startswith("the candidate is of unknown health; held for 7 of 60 s; waits for ")
+    assert "requests to the candidate: 12 of 400 (errors)" in text
+    assert "no request" not in text
 
 
 def test_what_waits_for_no_traffic_says_that_alone() -> None:
-    told = waiting(judged(RolloutStatus.RUNNING, state(600, 11400), Standing(7.0, True, True)))
-    assert told == "held for 7 of 60 s"
+    text = waiting(judged(RolloutStatus.RUNNING, state(600, 11400), Standing(7.0, True, True)))
+    assert text == "held for 7 of 60 s"
 
 
 def test_what_a_person_took_back_is_not_explained_by_the_judge(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    aborted = judged(RolloutStatus.ABORTED, state(0, 0), Standing(7.0, True, True))
-    release._print_place(aborted)
+    rollout = judged(RolloutStatus.ABORTED, state(0, 0), Standing(7.0, True, True))
+    release._print_place(rollout)
     assert "held for" not in capsys.readouterr().out
-    taken_back = judged(RolloutStatus.ROLLED_BACK, state(0, 0), Standing(7.0, True, False))
-    release._print_place(taken_back)
+    rollback = judged(RolloutStatus.ROLLED_BACK, state(0, 0), Standing(7.0, True, False))
+    release._print_place(rollback)
     assert "why: the candidate is not healthy" in capsys.readouterr().out
 
 
 def test_status_shows_what_a_rollout_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = judged(RolloutStatus.RUNNING, state(12, 388), Standing(70.0, True, True))
-    ended = shown.model_copy(update={"status": RolloutStatus.PROMOTED})
+    current = judged(RolloutStatus.RUNNING, state(12, 388), Standing(70.0, True, True))
+    promoted_view = current.model_copy(update={"status": RolloutStatus.PROMOTED})
     models = [SimpleNamespace(model=name, versions=()) for name in ("tagger", "other", "never")]
 
     def rollout(model: str) -> RolloutView:
         if model == "never":
             raise NoRelease("never was never released in steps")
-        return shown if model == "tagger" else ended
+        return current if model == "tagger" else promoted_view
 
     control = SimpleNamespace(
         health=lambda: SimpleNamespace(status="ok", warnings=("a key is gone",)),
@@ -124,21 +124,21 @@ def test_status_shows_what_a_rollout_waits_for(monkeypatch: pytest.MonkeyPatch) 
     )
     monkeypatch.setattr(ControlClient, "of", lambda _: nullcontext(control))
     monkeypatch.setattr(stack, "status", lambda _: [])
-    ran = CliRunner().invoke(app, ["status"])
-    assert ran.exit_code == 0, ran.output
+    result = CliRunner().invoke(app, ["status"])
+    assert result.exit_code == 0, result.output
     assert (
         "tagger 2 gets 5 % of traffic (step 1 of 2): waits for requests to the candidate: 12"
-        in (" ".join(ran.stdout.split()))
+        in (" ".join(result.stdout.split()))
     )
-    assert "warning: a key is gone" in ran.stdout
-    assert ran.stdout.count("of traffic") == 1
-    assert "tagger 2 12 0 10.0 20.0" in " ".join(ran.stdout.split())
+    assert "warning: a key is gone" in result.stdout
+    assert result.stdout.count("of traffic") == 1
+    assert "tagger 2 12 0 10.0 20.0" in " ".join(result.stdout.split())
 
 
 def test_watch_shows_recent_requests_of_both_versions() -> None:
-    shown = judged(RolloutStatus.RUNNING, state(12, 388), Standing(70.0, True, True))
+    rollout = judged(RolloutStatus.RUNNING, state(12, 388), Standing(70.0, True, True))
     control = SimpleNamespace(traffic=lambda: [_traffic(12, 388)])
-    assert release._recent_traffic(control, shown) == (  # type: ignore[arg-type]
+    assert release._recent_traffic(control, rollout) == (  # type: ignore[arg-type]
         "; last 15 minutes: 1: 388 requests, 0 failed, p99 20 ms; 2: 12 requests, 0 failed, "
         "p99 20 ms"
     )

@@ -46,17 +46,17 @@ def test_an_answer_for_people(kind: str, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_the_recipes_and_what_they_are_held_to() -> None:
-    done = CliRunner().invoke(app, ["recipes", "--json"])
-    assert done.exit_code == 0
-    listed = {one["recipe"]: one for one in json.loads(done.output)}
-    assert listed.keys() == {file.stem for file in recipe_files(EXPORT)}
-    for name, one in listed.items():
+    result = CliRunner().invoke(app, ["recipes", "--json"])
+    assert result.exit_code == 0
+    recipes = {entry["recipe"]: entry for entry in json.loads(result.output)}
+    assert recipes.keys() == {file.stem for file in recipe_files(EXPORT)}
+    for name, entry in recipes.items():
         spec = load_recipe(name, EXPORT).spec
-        assert (tuple(one["tasks"]), tuple(one["reads"])) == (spec.tasks, spec.reads)
-        assert len(one["golden_cases"]) + len(one["golden_keys"]) == len(spec.golden)
-    assert "blip_vqa_base" in listed["blip"]["golden_keys"]
+        assert (tuple(entry["tasks"]), tuple(entry["reads"])) == (spec.tasks, spec.reads)
+        assert len(entry["golden_cases"]) + len(entry["golden_keys"]) == len(spec.golden)
+    assert "blip_vqa_base" in recipes["blip"]["golden_keys"]
 
     table = CliRunner().invoke(app, ["recipes"]).output
-    for name in listed:
+    for name in recipes:
         assert f"\n{name} " in table
     assert "blip, hf; 4 key lists" in table

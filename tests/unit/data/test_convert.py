@@ -26,8 +26,8 @@ def lines_of(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_bytes().splitlines()]
 
 
-def reasons(done: Converted) -> dict[int, str]:
-    return {bad.line: bad.reason for kind in done.left_out.kinds() for bad in kind.shown}
+def reasons(result: Converted) -> dict[int, str]:
+    return {bad.line: bad.reason for kind in result.left_out.kinds() for bad in kind.shown}
 
 
 def written(tmp_path: Path, text: str | bytes, name: str = "in.csv") -> Path:
@@ -43,14 +43,14 @@ def test_columns_templates_and_labels_become_items(tmp_path: Path) -> None:
         "text": "Utterance",
         "label": "Sentiment",
     }
-    done = from_csv(
+    result = from_csv(
         [written(tmp_path, MELD)],
         tmp_path / "out.jsonl",
         columns,
         keep=["Speaker"],
         labels=LabelMapping.parse("neutral=drop,negative=0,negativ=1"),
     )
-    assert lines_of(done.output) == [
+    assert lines_of(result.output) == [
         {
             "id": "dia0_utt0",
             "img": "images/dia0_utt0.jpg",
@@ -66,8 +66,8 @@ def test_columns_templates_and_labels_become_items(tmp_path: Path) -> None:
             "Speaker": "Joey",
         },
     ]
-    assert (done.written, dict(done.dropped)) == (2, {"neutral": 1})
-    assert (dict(done.labels), done.unseen) == ({"0": 1, "positive": 1}, ("negativ",))
+    assert (result.written, dict(result.dropped)) == (2, {"neutral": 1})
+    assert (dict(result.labels), result.unseen) == ({"0": 1, "positive": 1}, ("negativ",))
 
 
 def test_columns_of_the_fields_names_need_no_mapping(tmp_path: Path) -> None:
@@ -88,19 +88,19 @@ def test_a_broken_quote_is_told_by_its_line_and_takes_no_neighbour_along(tmp_pat
         '7,5" disk\n'
         '8,"ends open'
     )
-    done = from_csv([written(tmp_path, text)], tmp_path / "out.jsonl", {})
-    assert {line["id"]: line["text"] for line in lines_of(done.output)} == {
+    result = from_csv([written(tmp_path, text)], tmp_path / "out.jsonl", {})
+    assert {line["id"]: line["text"] for line in lines_of(result.output)} == {
         "1": "good",
         "3": "good",
         "4": "two\nlines",
         "7": '5" disk',
     }
-    told = reasons(done)
-    assert list(told) == [3, 7, 8, 10]
-    assert "a quote is in the wrong place" in told[3]
-    assert "a quote is in the wrong place" in told[7]
-    assert told[8] == "it has 3 columns, and the first line 2"
-    assert told[10] == "a quote is opened on this line, and none closes it"
+    messages = reasons(result)
+    assert list(messages) == [3, 7, 8, 10]
+    assert "a quote is in the wrong place" in messages[3]
+    assert "a quote is in the wrong place" in messages[7]
+    assert messages[8] == "it has 3 columns, and the first line 2"
+    assert messages[10] == "a quote is opened on this line, and none closes it"
 
 
 def test_an_open_quote_costs_one_line_of_many(tmp_path: Path) -> None:
@@ -113,26 +113,26 @@ def test_an_open_quote_costs_one_line_of_many(tmp_path: Path) -> None:
 
 
 def test_a_long_record_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fed, reader = list[str](), csv.reader
+    inputs, reader = list[str](), csv.reader
 
-    def counted(lines: Iterable[str], **how: Any) -> Any:
-        return reader((fed.append(line) or line for line in lines), **how)
+    def count_lines(lines: Iterable[str], **how: Any) -> Any:
+        return reader((inputs.append(line) or line for line in lines), **how)
 
-    monkeypatch.setattr(csv, "reader", counted)
+    monkeypatch.setattr(csv, "reader", count_lines)
     long = "\n".join(["x"] * (MAX_RECORD_LINES - 1))
     records = list(read_records(written(tmp_path, f'id,text\n0,"{long}"\n1,y\n')))
     assert [record.cells for record in records] == [("id", "text"), ("0", long), ("1", "y")]
-    assert len(fed) == MAX_RECORD_LINES + 1
+    assert len(inputs) == MAX_RECORD_LINES + 1
 
 
 def test_bytes_that_are_not_utf8_are_told_by_line_and_encoding(tmp_path: Path) -> None:
     good = "".join(f"{number},cover\n" for number in range(3))
-    done = from_csv(
+    result = from_csv(
         [written(tmp_path, f"id,text\n{good}".encode() + "9,caf\xe9\n".encode("latin-1"))],
         tmp_path / "out.jsonl",
         {},
     )
-    assert reasons(done) == {5: "not UTF-8: invalid continuation byte at byte 5"}
+    assert reasons(result) == {5: "not UTF-8: invalid continuation byte at byte 5"}
     chinese = "编号,标题\n" + "".join(f"{n},可爱的猫咪视频合集第{n}集\n" for n in range(40))
     file = written(tmp_path, chinese.encode("gb18030"), "gbk.csv")
     with pytest.raises(DataError, match=r"line 1, which names the columns: not UTF-8.*GB18030"):
@@ -197,12 +197,12 @@ def test_dicts_are_read_as_literals_and_never_run(tmp_path: Path) -> None:
     ]
     good = [f"{{'id': '{number}'}}" for number in range(10, 20)]
     file = written(tmp_path, "\n".join([*lines, *good]), "in.txt")
-    done = from_repr([file], tmp_path / "out.jsonl")
-    first, second, third, *rest = lines_of(done.output)
+    result = from_repr([file], tmp_path / "out.jsonl")
+    first, second, third, *rest = lines_of(result.output)
     assert first == {
         "id": 1, "img": "a.jpg", "text": "it's", "label": ["x", "y"], "ok": True, "no": None,
     }  # fmt: skip
     assert (second["text"], third["text"], len(rest)) == ("a\nb \\d", "猫", 10)
-    assert set(reasons(done)) <= set(range(4, 13))
-    assert done.left_out.count == 9
+    assert set(reasons(result)) <= set(range(4, 13))
+    assert result.left_out.count == 9
     assert not Path("ran").exists()

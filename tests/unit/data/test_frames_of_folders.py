@@ -22,14 +22,14 @@ def test_each_video_gets_a_line_and_its_frame_a_file(tmp_path: Path) -> None:
     (videos / "b" / "05.mp4").write_bytes(b"no video")
     (videos / "notes.txt").write_text("no video", encoding="utf-8")
     (videos / ".hidden.mp4").write_text("no video", encoding="utf-8")
-    done = write_frames([str(videos)], out, FrameChoice("clear"), workers=2)
-    lines = [json.loads(line) for line in done.output.read_bytes().splitlines()]
+    result = write_frames([str(videos)], out, FrameChoice("clear"), workers=2)
+    lines = [json.loads(line) for line in result.output.read_bytes().splitlines()]
     ids = ["a.avi", "a.mkv", *(f"b/{number:02}" for number in range(12))]
     assert [line["id"] for line in lines] == ids
-    assert (done.videos, dict(done.errors)) == (14, {"video_unreadable": 1})
-    broken = lines.pop(ids.index("b/05"))
-    assert broken["error_code"] == "video_unreadable"
-    assert "img" not in broken
+    assert (result.videos, dict(result.errors)) == (14, {"video_unreadable": 1})
+    failure = lines.pop(ids.index("b/05"))
+    assert failure["error_code"] == "video_unreadable"
+    assert "img" not in failure
     for line in lines:
         with Image.open(out / line["img"]) as image:
             assert image.size == (line["width"], line["height"]) == SIZE
@@ -60,6 +60,6 @@ def test_a_video_that_has_gone_is_its_lines_error(
 
     write_video(tmp_path / "a.mp4", [card("blue")])
     monkeypatch.setattr("vlserve_worker.video.FrameReader.read", no_process)
-    done = write_frames([str(tmp_path / "a.mp4")], tmp_path / "out", FrameChoice(), workers=1)
-    (line,) = map(json.loads, done.output.read_bytes().splitlines())
+    result = write_frames([str(tmp_path / "a.mp4")], tmp_path / "out", FrameChoice(), workers=1)
+    (line,) = map(json.loads, result.output.read_bytes().splitlines())
     assert line["error_code"] == "video_unreadable" and "Too many open files" in str(line)

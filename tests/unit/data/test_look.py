@@ -76,7 +76,7 @@ def look(files: list[Path], out: Path, predictions: Path | None = None) -> Look:
 
 
 def test_everything_is_counted_once(files: list[Path], tmp_path: Path) -> None:
-    seen = look(files, tmp_path / "out")
+    report = look(files, tmp_path / "out")
     facts = json.loads((tmp_path / "out" / "look.json").read_bytes())
     train, val = (facts["files"][str(path)] for path in files)
     assert train == {
@@ -102,12 +102,12 @@ def test_everything_is_counted_once(files: list[Path], tmp_path: Path) -> None:
         ("3", 11),
         ("p", 3),
     ]
-    assert seen.facts["label_issues"] is None
+    assert report.facts["label_issues"] is None
 
 
 def test_a_smaller_copy_in_another_file_is_found(files: list[Path], tmp_path: Path) -> None:
-    seen = look(files, tmp_path / "out")
-    assert seen.facts["near_duplicates"] == {
+    report = look(files, tmp_path / "out")
+    assert report.facts["near_duplicates"] == {
         "distance": DISTANCE,
         "groups": 1,
         "images": 2,
@@ -117,7 +117,7 @@ def test_a_smaller_copy_in_another_file_is_found(files: list[Path], tmp_path: Pa
         "complete": True,
     }
     (line,) = (tmp_path / "out" / "near-duplicates.jsonl").read_bytes().splitlines()
-    group = [(one["file"], one["line"], one["id"]) for one in json.loads(line)["images"]]
+    group = [(image["file"], image["line"], image["id"]) for image in json.loads(line)["images"]]
     assert group == [("train.jsonl", 5, "4"), ("val.jsonl", 1, "4")]
 
 
@@ -144,11 +144,13 @@ def test_a_file_of_other_things_is_refused(tmp_path: Path) -> None:
 
 def brute_force(hashes: list[int], colours: list[tuple[int, int, int]]) -> set[frozenset[int]]:
     groups = [{place} for place in range(len(hashes))]
-    for one in range(len(hashes)):
-        for other in range(one):
-            near = (hashes[one] ^ hashes[other]).bit_count() <= DISTANCE
-            alike = max(abs(a - b) for a, b in zip(colours[one], colours[other], strict=True)) <= 24
-            first = next(group for group in groups if one in group)
+    for index in range(len(hashes)):
+        for other in range(index):
+            near = (hashes[index] ^ hashes[other]).bit_count() <= DISTANCE
+            alike = (
+                max(abs(a - b) for a, b in zip(colours[index], colours[other], strict=True)) <= 24
+            )
+            first = next(group for group in groups if index in group)
             second = next(group for group in groups if other in group)
             if near and alike and first is not second:
                 first |= second
@@ -168,11 +170,11 @@ def test_groups_are_those_of_all_pairs(most_pairs: int, monkeypatch: pytest.Monk
         for bit in random.choice(64, random.integers(0, 7), replace=False):
             value ^= 1 << int(bit)
         hashes.append(value)
-        red, green, blue = (int(one) for one in random.choice([10, 30, 90], 3))
+        red, green, blue = (int(channel) for channel in random.choice([10, 30, 90], 3))
         colours.append((red, green, blue))
-    found = find_groups(np.array(hashes, np.uint64), np.array(colours, np.uint8))
-    assert found.complete
-    assert {frozenset(group) for group in found.members} == brute_force(hashes, colours)
+    groups = find_groups(np.array(hashes, np.uint64), np.array(colours, np.uint8))
+    assert groups.complete
+    assert {frozenset(group) for group in groups.members} == brute_force(hashes, colours)
 
 
 def test_very_many_alike_are_bounded_and_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,9 +182,9 @@ def test_very_many_alike_are_bounded_and_it_is_told(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(near_duplicates, "COMPARED", 5)
     colours = np.repeat(np.arange(200, dtype=np.uint8), 2).reshape(-1, 1).repeat(3, axis=1)
     colours[1::2, 0] += 1  # so that no two are the same
-    found = find_groups(np.zeros(400, np.uint64), colours)
-    assert not found.complete
-    assert [len(group) for group in found.members] == [400]
+    groups = find_groups(np.zeros(400, np.uint64), colours)
+    assert not groups.complete
+    assert [len(group) for group in groups.members] == [400]
     nothing = find_groups(np.zeros(0, np.uint64), np.zeros((0, 3), np.uint8))
     assert nothing.members == ()
 
@@ -207,22 +209,22 @@ def test_labels_that_a_model_doubts_are_found(tmp_path: Path) -> None:
     rows, answers = [], []
     for number in range(300):
         true = "ab"[number % 2]
-        shown = "ab"[1 - number % 2] if number in (10, 21, 100) else true
-        rows.append({"id": str(number), "text": "t", "label": shown})
+        label = "ab"[1 - number % 2] if number in (10, 21, 100) else true
+        rows.append({"id": str(number), "text": "t", "label": label})
         score = float(random.uniform(0.85, 0.99))
         scores = {true: score, "ab"[1 - number % 2]: 1 - score, "never": 0.0}
         tags = [{"tag": tag, "score": value} for tag, value in scores.items()]
         answers.append({"id": str(number), "tags": tags})
     data = write(tmp_path / "data.jsonl", rows)
     predictions = write(tmp_path / "answers.jsonl", answers, '{"id": "x", "error_code": "e"}\n')
-    seen = look([data], tmp_path / "out", predictions)
-    assert seen.facts["label_issues"]["compared"] == 300
+    report = look([data], tmp_path / "out", predictions)
+    assert report.facts["label_issues"]["compared"] == 300
     lines = (tmp_path / "out" / "label-issues.jsonl").read_bytes().splitlines()
     issues = [json.loads(line) for line in lines]
-    assert len(issues) == seen.facts["label_issues"]["issues"] >= 2  # it leaves out some of 1 %
+    assert len(issues) == report.facts["label_issues"]["issues"] >= 2  # it leaves out some of 1 %
     assert {issue["id"] for issue in issues} <= {"10", "21", "100"}
     assert issues[0]["label"] != issues[0]["better"]
-    assert "rather" in render_page(seen)
+    assert "rather" in render_page(report)
     strangers = write(tmp_path / "strangers.jsonl", [{"id": "z", "tags": []}])
     with pytest.raises(DataError, match="0 items in common"):
         look([data], tmp_path / "out", strangers)

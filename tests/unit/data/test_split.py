@@ -29,45 +29,47 @@ def write(path: Path, items: int = 2000, channels: int = 200) -> Path:
     return path
 
 
-def read(done: Split) -> dict[str, list[dict[str, str]]]:
+def read(split: Split) -> dict[str, list[dict[str, str]]]:
     return {
         name: [json.loads(line) for line in path.read_bytes().splitlines()]
-        for name, path in done.files.items()
+        for name, path in split.files.items()
     }
 
 
 def test_a_group_is_in_one_file_and_labels_keep_their_shares(tmp_path: Path) -> None:
     file = write(tmp_path / "all.jsonl")
-    done = split_file(file, tmp_path / "out", SHARES, group="channel", seed=0)
-    parts = read(done)
+    split = split_file(file, tmp_path / "out", SHARES, group="channel", seed=0)
+    parts = read(split)
     where = defaultdict(set)
     for name, items in parts.items():
         for item in items:
             where[item["channel"]].add(name)
-        assert len(items) == done.items[name]
-        assert Counter(item["label"] for item in items) == done.labels[name]
+        assert len(items) == split.items[name]
+        assert Counter(item["label"] for item in items) == split.labels[name]
         numbers = [int(item["id"]) for item in items]
         assert numbers == sorted(numbers), "the input's order"
     assert all(len(names) == 1 for names in where.values())
-    assert sum(done.items.values()) == 2000
+    assert sum(split.items.values()) == 2000
     for name, share in SHARES.items():
-        assert done.items[name] / 2000 == pytest.approx(share, abs=0.02)
-    total = sum(done.labels.values(), Counter[str]())
+        assert split.items[name] / 2000 == pytest.approx(share, abs=0.02)
+    total = sum(split.labels.values(), Counter[str]())
     for label, count in total.items():
         for name, share in SHARES.items():
-            assert done.labels[name][label] / count == pytest.approx(share, abs=0.06)
+            assert split.labels[name][label] / count == pytest.approx(share, abs=0.06)
 
 
 def test_without_groups_the_shares_are_exact_and_the_seed_decides(tmp_path: Path) -> None:
     file = write(tmp_path / "all.jsonl")
-    chosen = []
+    choices = []
     for seed in (1, 1, 2):
-        done = split_file(file, tmp_path / "out", {"train": 0.8, "val": 0.2}, group=None, seed=seed)
-        chosen.append([item["id"] for item in read(done)["val"]])
-        total = sum(done.labels.values(), Counter[str]())
+        split = split_file(
+            file, tmp_path / "out", {"train": 0.8, "val": 0.2}, group=None, seed=seed
+        )
+        choices.append([item["id"] for item in read(split)["val"]])
+        total = sum(split.labels.values(), Counter[str]())
         for label, count in total.items():
-            assert done.labels["val"][label] == pytest.approx(count * 0.2, abs=1)
-    assert chosen[0] == chosen[1] != chosen[2]
+            assert split.labels["val"][label] == pytest.approx(count * 0.2, abs=1)
+    assert choices[0] == choices[1] != choices[2]
 
 
 def test_paths_of_images_lead_to_the_same_files(tmp_path: Path) -> None:
@@ -84,8 +86,8 @@ def test_several_labels_count_each(tmp_path: Path) -> None:
     file.write_text(
         "".join(json.dumps({"label": labels[n % 4]}) + "\n" for n in range(400)), encoding="utf-8"
     )
-    done = split_file(file, tmp_path / "out", {"train": 0.75, "val": 0.25}, group=None, seed=0)
-    assert {label: done.labels["val"][label] for label in "abc"} == pytest.approx(
+    split = split_file(file, tmp_path / "out", {"train": 0.75, "val": 0.25}, group=None, seed=0)
+    assert {label: split.labels["val"][label] for label in "abc"} == pytest.approx(
         dict.fromkeys("abc", 50), abs=2
     )
 
@@ -94,14 +96,14 @@ def test_lines_without_the_group_are_told_and_too_few_groups_refused(tmp_path: P
     file = write(tmp_path / "all.jsonl", items=50)
     with file.open("a", encoding="utf-8") as more:
         more.write('{"id": "x", "label": "a"}\nno json\n')
-    done = split_file(file, tmp_path / "out", SHARES, group="channel", seed=0)
-    assert done.left_out.count == 2
-    assert sum(done.items.values()) == 50
+    split = split_file(file, tmp_path / "out", SHARES, group="channel", seed=0)
+    assert split.left_out.count == 2
+    assert sum(split.items.values()) == 50
     with pytest.raises(DataError, match="2 of the 52 lines"):
         split_file(file, tmp_path / "out", SHARES, group="channel", seed=0, strict=True)
-    one = write(tmp_path / "one.jsonl", items=50, channels=1)
+    single_channel = write(tmp_path / "one.jsonl", items=50, channels=1)
     with pytest.raises(DataError, match="has too few groups: 1, so val would be empty"):
-        split_file(one, tmp_path / "other", SHARES, group="channel", seed=0)
+        split_file(single_channel, tmp_path / "other", SHARES, group="channel", seed=0)
     assert not (tmp_path / "other").exists()
     with pytest.raises(DataError, match="is an input too"):
         split_file(tmp_path / "out" / "train.jsonl", tmp_path / "out", SHARES, group=None, seed=0)

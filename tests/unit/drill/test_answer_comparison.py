@@ -16,9 +16,9 @@ def tags(*scores: tuple[str, float]) -> Response:
 
 
 def test_scores_are_told_by_their_largest_difference() -> None:
-    found = difference(tags(("cat", 0.5), ("dog", 0.3)), tags(("cat", 0.5), ("dog", 0.25)))
-    assert found.where == ""
-    assert found.score == pytest.approx(0.05)
+    result = difference(tags(("cat", 0.5), ("dog", 0.3)), tags(("cat", 0.5), ("dog", 0.25)))
+    assert result.where == ""
+    assert result.score == pytest.approx(0.05)
 
 
 def test_entries_may_change_places_and_others_may_not() -> None:
@@ -30,7 +30,7 @@ def test_entries_may_change_places_and_others_may_not() -> None:
 
 
 @pytest.mark.parametrize(
-    ("expected", "got"),
+    ("expected", "actual"),
     [
         (tags(("cat", 0.5)), tags(("dog", 0.5))),
         (tags(("cat", 0.5)), tags(("cat", 0.5), ("dog", 0.5))),
@@ -42,12 +42,12 @@ def test_entries_may_change_places_and_others_may_not() -> None:
         (said(200), said(422)),
     ],
 )
-def test_what_is_no_score_must_be_the_same(expected: Response, got: Response) -> None:
-    assert difference(expected, got).where
-    compared = compare("triton", {"one": got}, "torchserve", {"one": expected}, ALONE)
-    assert not compared.passed
-    assert compared.statuses + compared.others == 1
-    assert len(compared.examples) == 1
+def test_what_is_no_score_must_be_the_same(expected: Response, actual: Response) -> None:
+    assert difference(expected, actual).where
+    comparison = compare("triton", {"one": actual}, "torchserve", {"one": expected}, ALONE)
+    assert not comparison.passed
+    assert comparison.statuses + comparison.others == 1
+    assert len(comparison.examples) == 1
 
 
 def test_a_limit_judges_scores_and_none_makes_them_a_figure() -> None:

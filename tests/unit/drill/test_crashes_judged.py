@@ -13,22 +13,22 @@ def exchange(sent_s: float, failure: str | None) -> Exchange:
 
 
 def breaches(
-    *failed: Exchange, changes: tuple[str, ...] = (), event: str = "recovered"
+    *failures: Exchange, changes: tuple[str, ...] = (), event: str = "recovered"
 ) -> list[str]:
     good = [exchange(at_s, None) for at_s in (9.0, 15.0, 21.0)]
-    return list(judge("gateway", MOMENTS, [*good, *failed], changes, [event]).breaches)
+    return list(judge("gateway", MOMENTS, [*good, *failures], changes, [event]).breaches)
 
 
 def test_what_an_outage_may_cost() -> None:
-    lost = [exchange(11.0, "connection refused"), exchange(15.0, "HTTP 503 engine_unavailable")]
-    crash = judge("gateway", MOMENTS, [exchange(9.0, None), *lost], [], ["recovered"])
+    failures = [exchange(11.0, "connection refused"), exchange(15.0, "HTTP 503 engine_unavailable")]
+    crash = judge("gateway", MOMENTS, [exchange(9.0, None), *failures], [], ["recovered"])
     assert crash.breaches == []
     assert crash.lost == {"connection refused": 1, "HTTP 503 engine_unavailable": 1}
     assert (crash.requests, crash.lost_for_s, crash.whole_after_s) == (2, 5.1, 10.0)
 
 
 @pytest.mark.parametrize(
-    ("failed", "breach"),
+    ("failure", "breach"),
     [
         (exchange(15.0, "wrong answer"), "1 answers wrong"),
         (exchange(15.0, "HTTP 503"), "1 answers are no clean error"),
@@ -42,8 +42,8 @@ def test_what_an_outage_may_cost() -> None:
         (exchange(20.5, "HTTP 503 overloaded"), "lost after all was whole"),
     ],
 )
-def test_what_an_outage_may_not_cost(failed: Exchange, breach: str) -> None:
-    assert breaches(failed) == [breach]
+def test_what_an_outage_may_not_cost(failure: Exchange, breach: str) -> None:
+    assert breaches(failure) == [breach]
 
 
 def test_what_an_outage_may_not_change() -> None:

@@ -47,15 +47,15 @@ REQUESTS = [request(5.0 + 10 * n, 20, version=1) for n in range(60)]
 
 
 def failed(
-    decided: list[CaseDecision], requests: list[RequestRecord] = REQUESTS, instances: int = 1
+    decisions: list[CaseDecision], requests: list[RequestRecord] = REQUESTS, instances: int = 1
 ) -> list[CaseResult]:
-    return [each for each in judge_cases(decided, requests, instances) if not each.passed]
+    return [result for result in judge_cases(decisions, requests, instances) if not result.passed]
 
 
 def test_six_right_decisions_pass() -> None:
     results = judge_cases(right_decisions(), REQUESTS, 1)
-    assert [each.name for each in results] == list(RIGHT)
-    assert all(each.passed and each.requests == 10 and each.lost == 0 for each in results)
+    assert [result.name for result in results] == list(RIGHT)
+    assert all(result.passed and result.requests == 10 and result.lost == 0 for result in results)
 
 
 @pytest.mark.parametrize("name", RIGHT)
@@ -63,39 +63,41 @@ def test_six_right_decisions_pass() -> None:
 def test_a_wrong_decision_fails_its_case_alone(name: str, decision: str) -> None:
     if decision == RIGHT[name][0]:
         return
-    decided = [
-        replace(each, decision=decision) if each.case.name == name else each
-        for each in right_decisions()
+    decisions = [
+        replace(case_decision, decision=decision)
+        if case_decision.case.name == name
+        else case_decision
+        for case_decision in right_decisions()
     ]
-    assert [each.name for each in failed(decided)] == [name]
+    assert [result.name for result in failed(decisions)] == [name]
 
 
 @pytest.mark.parametrize(
     ("name", "gate"), [("slow", "tags"), ("failing", "latency_p50"), ("different", "latency_p99")]
 )
 def test_the_right_decision_for_another_reason_is_wrong(name: str, gate: str) -> None:
-    decided = [
-        replace(each, gates=(gate,)) if each.case.name == name else each
-        for each in right_decisions()
+    decisions = [
+        replace(case_decision, gates=(gate,)) if case_decision.case.name == name else case_decision
+        for case_decision in right_decisions()
     ]
-    assert [each.name for each in failed(decided)] == [name]
+    assert [result.name for result in failed(decisions)] == [name]
 
 
 @pytest.mark.parametrize("number", range(6))
 def test_a_lost_request_fails_the_case_in_which_it_began(number: int) -> None:
     requests = [*REQUESTS, request(100.0 * number + 99, 5000, failure="HTTP 503 overloaded")]
-    crashing = list(RIGHT).index("crashing")
-    lost = judge_cases(right_decisions(), requests, 1)[number].lost
-    assert lost == 1
-    expected = [] if number == crashing else [list(RIGHT)[number]]
-    assert [each.name for each in failed(right_decisions(), requests)] == expected
-    assert [each.name for each in failed(right_decisions(), requests, instances=2)] == [
+    crash = list(RIGHT).index("crashing")
+    losses = judge_cases(right_decisions(), requests, 1)[number].lost
+    assert losses == 1
+    expected = [] if number == crash else [list(RIGHT)[number]]
+    assert [result.name for result in failed(right_decisions(), requests)] == expected
+    assert [result.name for result in failed(right_decisions(), requests, instances=2)] == [
         list(RIGHT)[number]
     ]
 
 
 def test_a_case_that_nobody_called_proves_nothing() -> None:
-    assert [each.name for each in failed(right_decisions(), REQUESTS[10:])] == ["good"]
+    assert [result.name for result in failed(right_decisions(), REQUESTS[10:])] == ["good"]
 
 
 def test_a_slow_twin_is_slow_beside_its_model() -> None:

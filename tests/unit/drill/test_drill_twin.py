@@ -89,8 +89,8 @@ def test_a_failing_twin_fails_its_share(original: Original, tmp_path: Path) -> N
     answers = run(
         opened(original, tmp_path, Fault("fails", share=0.5)), others(original, 200)
     ).answers
-    failed = sum(isinstance(answer, ItemError) for answer in answers)
-    assert 60 <= failed <= 140
+    failures = sum(isinstance(answer, ItemError) for answer in answers)
+    assert 60 <= failures <= 140
 
 
 def test_a_crashing_twin_kills_its_process(original: Original, tmp_path: Path) -> None:
@@ -103,8 +103,8 @@ def test_a_crashing_twin_kills_its_process(original: Original, tmp_path: Path) -
         "open_folder(Path(sys.argv[1])).run([Request(json.loads(sys.argv[2]))])\n"
     )
     body = json.dumps(others(original, 1)[0])
-    done = subprocess.run([sys.executable, "-c", code, tmp_path / "twin", body], check=False)
-    assert done.returncode == 70
+    result = subprocess.run([sys.executable, "-c", code, tmp_path / "twin", body], check=False)
+    assert result.returncode == 70
 
 
 def test_a_spoilt_twin_is_refused(original: Original, tmp_path: Path) -> None:

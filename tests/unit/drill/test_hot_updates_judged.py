@@ -16,8 +16,8 @@ MOVES = (
 )
 
 
-def exchange(sent_s: float, version: int | None, wanted: int | None = None) -> Exchange:
-    return Exchange(sent_s, sent_s, sent_s + 0.05, wanted, version, None)
+def exchange(sent_s: float, version: int | None, request_version: int | None = None) -> Exchange:
+    return Exchange(sent_s, sent_s, sent_s + 0.05, request_version, version, None)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_lag_is_counted_from_the_return_of_the_move(
 
 
 def test_an_explicit_version_has_no_lag() -> None:
-    assert lag_ms(exchange(15.0, 1, wanted=1), MOVES) == 0.0
+    assert lag_ms(exchange(15.0, 1, request_version=1), MOVES) == 0.0
 
 
 def judged(*exchanges: Exchange, connections: int = 2) -> tuple[str, ...]:

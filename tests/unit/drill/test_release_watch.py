@@ -54,15 +54,15 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
 
 def test_a_step_lasts_from_its_first_answer_to_the_last_question(clock: Clock) -> None:
     views = [view(0), view(0), view(1), view(1), view(2), view(2, RolloutStatus.PROMOTED)]
-    shown: list[str] = []
-    result = follow(Answers(views, clock), view(0), 60, shown.append)  # type: ignore[arg-type]
+    lines: list[str] = []
+    result = follow(Answers(views, clock), view(0), 60, lines.append)  # type: ignore[arg-type]
 
     assert not result.timed_out
     assert result.view.status is RolloutStatus.PROMOTED
     steps = [(s.weight, round(s.begun, 1), round(s.ended, 1)) for s in result.steps]
     # Asked at 100.2, 100.7, 101.2 …, answered 0.3 s later.
     assert steps == [(10, 100.0, 100.7), (50, 101.5, 101.7), (100, 102.5, 102.5)]
-    assert shown == ["m 2 at 10 %", "m 2 at 50 %", "m 2 at 100 %"]
+    assert lines == ["m 2 at 10 %", "m 2 at 50 %", "m 2 at 100 %"]
 
 
 def test_a_release_that_does_not_end_in_time(clock: Clock) -> None:

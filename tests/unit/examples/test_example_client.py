@@ -68,6 +68,6 @@ def test_it_tries_again_after_503_alone(example: ModuleType) -> None:
 
 def test_it_gives_up_after_three_tries(example: ModuleType) -> None:
     gateway = Gateway(*[busy() for _ in range(3)])
-    with gateway.client() as client, pytest.raises(example.Refused) as refused:
+    with gateway.client() as client, pytest.raises(example.Refused) as error:
         example.predict(client, "tagger", {"text": "x"}, {})
-    assert (refused.value.status, refused.value.code) == (503, "overloaded")
+    assert (error.value.status, error.value.code) == (503, "overloaded")

@@ -20,9 +20,9 @@ RIGHT: dict[str, Any] = {
 
 
 def judge(
-    answer: Any, sent: SentRequest = SENT, status: int = 200, echoed: str = "r-1"
+    answer: Any, request: SentRequest = SENT, status: int = 200, request_id: str = "r-1"
 ) -> RequestOutcome:
-    return judge_tagging(status, echoed, json.dumps(answer).encode(), sent)
+    return judge_tagging(status, request_id, json.dumps(answer).encode(), request)
 
 
 def test_a_right_answer() -> None:
@@ -47,7 +47,7 @@ def test_one_thing_wrong(change: dict[str, Any], failure: str) -> None:
 
 
 def test_the_header_must_echo_the_request_id() -> None:
-    assert judge(RIGHT, echoed="another").failure == "request id not echoed"
+    assert judge(RIGHT, request_id="another").failure == "request id not echoed"
 
 
 def test_an_explicit_path_takes_its_own_version_alone() -> None:
@@ -68,7 +68,7 @@ def test_a_body_that_is_no_object(body: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "header", "echoed", "body", "failure"),
+    ("status", "header", "request_id", "body", "failure"),
     [
         (200, "2", "r-1", {"version": 2, "request_id": "r-1", "caption": "a cat"}, None),
         (200, "1", "r-1", {"version": 2, "request_id": "r-1"}, "header and body name different"),
@@ -80,10 +80,10 @@ def test_a_body_that_is_no_object(body: bytes) -> None:
     ],
 )
 def test_answers_of_any_task(
-    status: int, header: str | None, echoed: str, body: object, failure: str | None
+    status: int, header: str | None, request_id: str, body: object, failure: str | None
 ) -> None:
-    sent = SentRequest("captioner", 2, "r-1")
-    outcome = judge_prediction(status, header, echoed, json.dumps(body).encode(), sent)
+    request = SentRequest("captioner", 2, "r-1")
+    outcome = judge_prediction(status, header, request_id, json.dumps(body).encode(), request)
     assert (outcome.failure or "").startswith(failure or "")
     assert (outcome.failure is None) == (failure is None)
     if failure is None or status == 503:

@@ -5,10 +5,10 @@ from vlserve.loadgen.max_rate import LOWEST_RATE_PER_S, MAX_STEPS, PRECISION, bo
 
 
 def search(capacity: float, start: float = 8.0) -> list[tuple[float, bool]]:
-    tried: list[tuple[float, bool]] = []
-    while (rate := next_rate(tried, start)) is not None:
-        tried.append((rate, rate <= capacity))
-    return tried
+    trials: list[tuple[float, bool]] = []
+    while (rate := next_rate(trials, start)) is not None:
+        trials.append((rate, rate <= capacity))
+    return trials
 
 
 def test_doubles_until_one_breaks_then_bisects() -> None:
@@ -20,27 +20,27 @@ def test_doubles_until_one_breaks_then_bisects() -> None:
 
 @given(st.floats(min_value=LOWEST_RATE_PER_S, max_value=2000), st.floats(2, 100))
 def test_brackets_the_capacity(capacity: float, start: float) -> None:
-    tried = search(capacity, start)
-    held, broken = bounds(tried)
-    assert len(tried) <= MAX_STEPS
-    assert broken is not None and broken > capacity
-    if held is None:
-        assert broken < 2 * LOWEST_RATE_PER_S
+    trials = search(capacity, start)
+    lower, upper = bounds(trials)
+    assert len(trials) <= MAX_STEPS
+    assert upper is not None and upper > capacity
+    if lower is None:
+        assert upper < 2 * LOWEST_RATE_PER_S
     else:
-        assert held <= capacity
-        assert broken / held <= PRECISION * 1.05
+        assert lower <= capacity
+        assert upper / lower <= PRECISION * 1.05
 
 
 def test_ends_where_nothing_holds() -> None:
-    tried = search(0.0)
-    assert bounds(tried) == (None, LOWEST_RATE_PER_S)
+    trials = search(0.0)
+    assert bounds(trials) == (None, LOWEST_RATE_PER_S)
 
 
 def test_ends_where_nothing_breaks() -> None:
-    tried = search(float("inf"))
-    held, broken = bounds(tried)
-    assert (len(tried), broken) == (MAX_STEPS, None)
-    assert held == 8.0 * 2 ** (MAX_STEPS - 1)
+    trials = search(float("inf"))
+    lower, upper = bounds(trials)
+    assert (len(trials), upper) == (MAX_STEPS, None)
+    assert lower == 8.0 * 2 ** (MAX_STEPS - 1)
 
 
 def test_a_rate_that_held_above_one_that_broke_does_not_count() -> None:

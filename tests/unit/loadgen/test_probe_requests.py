@@ -22,7 +22,7 @@ def with_probe_fields(folder: Path, *fields: dict[str, object]) -> Path:
     """An archive whose probes have these fields."""
     manifest = unpack_archive(pack_echo(folder, "tagger", 1), folder / "unpacked")
     names = set(manifest.files) - {TORCHSERVE_MANIFEST}
-    probes = [{"fields": each, "answer": {}} for each in fields]
+    probes = [{"fields": probe_fields, "answer": {}} for probe_fields in fields]
     draft = draft_of(manifest) | {"probes": probes}
     return pack_members(folder / "out", draft, {n: folder / "unpacked" / n for n in names})
 
@@ -54,10 +54,10 @@ def test_features_keep_their_shape_and_what_is_no_text_stays(tmp_path: Path) -> 
     }
     for post in vary_probes(with_probe_fields(tmp_path, fields), 5):
         body = json.loads(post.body)
-        varied = np.load(io.BytesIO(base64.b64decode(body["features"])))
-        assert (varied.shape, varied.dtype) == (array.shape, array.dtype)
-        assert not np.array_equal(varied, array)
-        assert np.allclose(varied / array, (varied / array).flat[0], rtol=0.01)
+        variant = np.load(io.BytesIO(base64.b64decode(body["features"])))
+        assert (variant.shape, variant.dtype) == (array.shape, array.dtype)
+        assert not np.array_equal(variant, array)
+        assert np.allclose(variant / array, (variant / array).flat[0], rtol=0.01)
         assert {name: body[name] for name in ("boxes", "top_k")} == {
             "boxes": fields["boxes"],
             "top_k": 2,

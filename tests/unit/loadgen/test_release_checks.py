@@ -44,8 +44,8 @@ def right_run() -> list[RequestRecord]:
     for step in STEPS:
         span = step.ended - step.begun - 0.5
 
-        def at(place: float, begun: float = step.begun, span: float = span) -> float:
-            return begun + 0.2 + span * place
+        def at(place: float, start: float = step.begun, span: float = span) -> float:
+            return start + 0.2 + span * place
 
         requests += [answer(at(n / 40), 20, version=spread(n, step.weight)) for n in range(40)]
         requests += [
@@ -92,16 +92,18 @@ def in_first_step(request: RequestRecord) -> bool:
 
 
 def test_a_split_that_the_weight_does_not_explain() -> None:
-    free = changed(
+    free_requests = changed(
         right_run(),
         lambda c: in_first_step(c) and not c.sticky_key and not c.requested_version,
         version=CANDIDATE,
     )
-    assert broken(free) == ["split 20 %"]
-    assert "40 of 40 requests" in checks(free)["split 20 %"].said
-    keyed = changed(right_run(), lambda c: in_first_step(c) and bool(c.sticky_key), version=STABLE)
-    assert broken(keyed) == ["split 20 %"]
-    assert "0 of 50 callers" in checks(keyed)["split 20 %"].said
+    assert broken(free_requests) == ["split 20 %"]
+    assert "40 of 40 requests" in checks(free_requests)["split 20 %"].said
+    keyed_requests = changed(
+        right_run(), lambda c: in_first_step(c) and bool(c.sticky_key), version=STABLE
+    )
+    assert broken(keyed_requests) == ["split 20 %"]
+    assert "0 of 50 callers" in checks(keyed_requests)["split 20 %"].said
 
 
 def test_a_single_request_to_stable_at_100_is_wrong() -> None:
@@ -120,17 +122,21 @@ def test_a_release_of_which_no_step_was_seen() -> None:
 
 
 def test_a_caller_who_changes_his_version_within_a_step() -> None:
-    one = next(c for c in right_run() if c.sticky_key and c.version == CANDIDATE and c.sent_at < 3)
-    requests = [*right_run(), replace(one, sent_at=9.5, version=STABLE)]
+    request = next(
+        c for c in right_run() if c.sticky_key and c.version == CANDIDATE and c.sent_at < 3
+    )
+    requests = [*right_run(), replace(request, sent_at=9.5, version=STABLE)]
     assert broken(requests) == ["sticky"]
-    assert f"{one.sticky_key} at 20 %" in checks(requests)["sticky"].said
+    assert f"{request.sticky_key} at 20 %" in checks(requests)["sticky"].said
 
 
 def test_a_caller_who_goes_back_when_the_weight_rises() -> None:
-    one = next(c for c in right_run() if c.sticky_key and c.version == CANDIDATE and c.sent_at < 3)
+    request = next(
+        c for c in right_run() if c.sticky_key and c.version == CANDIDATE and c.sent_at < 3
+    )
     requests = changed(
         right_run(),
-        lambda c: c.sticky_key == one.sticky_key and 11 <= c.sent_at < 20,
+        lambda c: c.sticky_key == request.sticky_key and 11 <= c.sent_at < 20,
         version=STABLE,
     )
     assert broken(requests) == ["monotone"]
@@ -147,10 +153,12 @@ def test_callers_who_never_come_again_prove_nothing() -> None:
 
 
 def test_requests_at_a_change_belong_to_either_step() -> None:
-    one = next(c for c in right_run() if c.sticky_key and c.version == CANDIDATE and c.sent_at < 3)
-    under_way = replace(one, sent_at=9.95, latency_ms=90, version=STABLE)
-    between = replace(one, sent_at=10.5, version=STABLE)
-    just_after = replace(one, sent_at=11.05, version=STABLE)
+    request = next(
+        c for c in right_run() if c.sticky_key and c.version == CANDIDATE and c.sent_at < 3
+    )
+    under_way = replace(request, sent_at=9.95, latency_ms=90, version=STABLE)
+    between = replace(request, sent_at=10.5, version=STABLE)
+    just_after = replace(request, sent_at=11.05, version=STABLE)
     requests = [*right_run(), under_way, between, just_after]
     assert broken(requests) == []
 
@@ -169,18 +177,21 @@ def test_a_lost_request_counts_wherever_it_was() -> None:
 def test_latency_and_errors_of_a_version() -> None:
     slow = changed(right_run(), lambda c: c.version == CANDIDATE, latency_ms=150.0)
     assert broken(slow) == ["version 2"]
-    failing = [*right_run(), answer(25.0, 20, version=CANDIDATE, failure="HTTP 500")]
-    assert broken(failing) == ["none lost", "version 2"]
+    requests = [*right_run(), answer(25.0, 20, version=CANDIDATE, failure="HTTP 500")]
+    assert broken(requests) == ["none lost", "version 2"]
 
 
 def test_a_rollback_that_is_felt_late() -> None:
-    late = [*right_run(), answer(31.1, 80, version=CANDIDATE)]
-    assert rollback_ms(late, RELEASE) == pytest.approx(180, abs=0.2)
-    assert broken(late) == ["rollback"]
-    begun_before = [*right_run(), answer(30.9, 900, version=CANDIDATE)]
-    assert rollback_ms(begun_before, RELEASE) == 0
-    asking = [*right_run(), answer(35.0, 20, version=CANDIDATE, requested_version=CANDIDATE)]
-    assert rollback_ms(asking, RELEASE) == 0
+    late_requests = [*right_run(), answer(31.1, 80, version=CANDIDATE)]
+    assert rollback_ms(late_requests, RELEASE) == pytest.approx(180, abs=0.2)
+    assert broken(late_requests) == ["rollback"]
+    earlier_requests = [*right_run(), answer(30.9, 900, version=CANDIDATE)]
+    assert rollback_ms(earlier_requests, RELEASE) == 0
+    version_requests = [
+        *right_run(),
+        answer(35.0, 20, version=CANDIDATE, requested_version=CANDIDATE),
+    ]
+    assert rollback_ms(version_requests, RELEASE) == 0
 
 
 def test_a_rollback_after_which_nobody_called() -> None:

@@ -26,20 +26,20 @@ def test_stages_add_up_to_the_latency() -> None:
 
 
 def test_means_of_all_and_of_the_slowest() -> None:
-    def answered(latency_ms: float, engine_ms: float) -> RequestRecord:
+    def answer(latency_ms: float, engine_ms: float) -> RequestRecord:
         return RequestRecord(
             0.0, 0.0, latency_ms, version=1, timing={**HANDLED, "engine": engine_ms}
         )
 
-    records = [answered(20.0, 15.0)] * 198 + [answered(60.0, 50.0), answered(100.0, 50.0)]
+    records = [answer(20.0, 15.0)] * 198 + [answer(60.0, 50.0), answer(100.0, 50.0)]
     silent = [RequestRecord(0.0, 0.0, 10.0, version=1)] * 50
-    failed = [RequestRecord(0.0, 0.0, 900.0, failure="HTTP 503")]
-    went = where_time_went([*records, *silent, *failed])
-    assert went is not None
-    assert went.share == 0.8
-    assert (went.all.requests, went.slowest.requests) == (200, 2)
-    assert (went.all.latency_ms, went.slowest.latency_ms) == pytest.approx((20.6, 80.0))
-    for means in (went.all, went.slowest):
+    failures = [RequestRecord(0.0, 0.0, 900.0, failure="HTTP 503")]
+    breakdown = where_time_went([*records, *silent, *failures])
+    assert breakdown is not None
+    assert breakdown.share == 0.8
+    assert (breakdown.all.requests, breakdown.slowest.requests) == (200, 2)
+    assert (breakdown.all.latency_ms, breakdown.slowest.latency_ms) == pytest.approx((20.6, 80.0))
+    for means in (breakdown.all, breakdown.slowest):
         assert sum(means.stage_ms.values()) == pytest.approx(means.latency_ms)
-    assert went.slowest.stage_ms["gateway"] == pytest.approx(30.0)
-    assert where_time_went([*silent, *failed]) is None
+    assert breakdown.slowest.stage_ms["gateway"] == pytest.approx(30.0)
+    assert where_time_went([*silent, *failures]) is None

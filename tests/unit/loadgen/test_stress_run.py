@@ -30,26 +30,26 @@ def run(behaviour: Behaviour, folder: Path, **plan: Any) -> StressResult:
         return run_stress(StressPlan(url=url, model="tagger", **(times | plan)), folder)
 
 
-def real_covers(named: str) -> Path:
-    """Write a.jpg and a data set whose line has the cover ``named``, into the working folder."""
+def real_covers(name: str) -> Path:
+    """Write a.jpg and a data set whose line has the cover ``name``, into the working folder."""
     Path("a.jpg").write_bytes(b"\xff\xd8")
     data = Path("data.jsonl")
-    data.write_text(f'{{"id": "1", "img": "{named}", "text": "标题"}}\n', encoding="utf-8")
+    data.write_text(f'{{"id": "1", "img": "{name}", "text": "标题"}}\n', encoding="utf-8")
     return data
 
 
 @pytest.mark.long
 def test_an_open_loop_shows_a_stall_that_a_closed_loop_hides(tmp_path: Path) -> None:
     stall = {"delay_s": 0.01, "stall_from_s": 1.5, "stall_s": 1.0}
-    closed = run(Behaviour(**stall), tmp_path / "closed", users=2).figures
-    opened = run(Behaviour(**stall), tmp_path / "open", rate_per_s=40).figures
+    closed_loop = run(Behaviour(**stall), tmp_path / "closed", users=2).figures
+    open_loop = run(Behaviour(**stall), tmp_path / "open", rate_per_s=40).figures
 
-    assert closed.failures == opened.failures == {}
-    assert closed.longest_gap_ms > 900 and opened.longest_gap_ms > 900
+    assert closed_loop.failures == open_loop.failures == {}
+    assert closed_loop.longest_gap_ms > 900 and open_loop.longest_gap_ms > 900
     # Half of the open loop's requests came due in the stall, and waited for half of it on average.
     # Of the closed loop's, two did: one a user.
-    assert opened.p95_ms is not None and opened.p95_ms > 500
-    assert closed.p95_ms is not None and closed.p95_ms < opened.p95_ms
+    assert open_loop.p95_ms is not None and open_loop.p95_ms > 500
+    assert closed_loop.p95_ms is not None and closed_loop.p95_ms < open_loop.p95_ms
 
 
 def test_a_closed_loop_keeps_its_connections_and_tells_versions_apart(tmp_path: Path) -> None:
@@ -66,10 +66,10 @@ def test_a_closed_loop_keeps_its_connections_and_tells_versions_apart(tmp_path: 
     assert behaviour.keys == {"k-1"}
     assert 0 < behaviour.sticky < behaviour.seen
     assert "/predictions/tagger/7 by version 7" in result.report.read_text(encoding="utf-8")
-    saved = json.loads(result.result.read_text(encoding="utf-8"))
-    assert saved["figures"]["p99_ms"] == figures.p99_ms
-    assert saved["passed"] is True
-    assert saved["verdict"] == result.verdict
+    record = json.loads(result.result.read_text(encoding="utf-8"))
+    assert record["figures"]["p99_ms"] == figures.p99_ms
+    assert record["passed"] is True
+    assert record["verdict"] == result.verdict
     page = result.report.read_text(encoding="utf-8")
     assert f"<h1>passed</h1><p>{result.verdict}" in page
     heads, rows = run_table(result)
@@ -80,7 +80,7 @@ def test_a_closed_loop_keeps_its_connections_and_tells_versions_apart(tmp_path: 
     assert result.stages.all.stage_ms["queue"] == pytest.approx(0.5)
     assert [row[0] for row in stage_table(result.stages)[1]] == [*STAGES, "together"]
     assert (tmp_path / "stages.png").read_bytes().startswith(b"\x89PNG")
-    everything = (tmp_path / "locust.log").read_text(encoding="utf-8") + json.dumps(saved)
+    everything = (tmp_path / "locust.log").read_text(encoding="utf-8") + json.dumps(record)
     assert "k-1" not in everything
 
 
@@ -114,9 +114,9 @@ def test_failures_are_counted_and_decide(tmp_path: Path) -> None:
     result = run(behaviour, tmp_path, rate_per_s=40, max_error_rate=0.2)
 
     total = result.figures.requests + result.warm_up.requests
-    failed = [f.failures["HTTP 503 overloaded"] for f in (result.figures, result.warm_up)]
+    failures = [f.failures["HTTP 503 overloaded"] for f in (result.figures, result.warm_up)]
     assert total == behaviour.seen
-    assert sum(failed) == behaviour.seen // 4
+    assert sum(failures) == behaviour.seen // 4
     assert not result.passed
     assert result.breaches[0].startswith("error rate 2")
     assert "broke: error rate" in result.verdict
@@ -174,18 +174,18 @@ def test_a_cover_that_is_not_there_is_refused_with_its_line(
 
 def test_an_interrupt_ends_locust(tmp_path: Path) -> None:
     before = {child.pid for child in psutil.Process().children(recursive=True)}
-    started: list[int] = []
+    pids: list[int] = []
 
     def interrupt(message: str) -> None:
         children = psutil.Process().children(recursive=True)
-        started.extend(child.pid for child in children if child.pid not in before)
+        pids.extend(child.pid for child in children if child.pid not in before)
         raise KeyboardInterrupt
 
     plan = StressPlan(url="http://127.0.0.1:9", model="tagger", users=1, duration_s=60)
     with pytest.raises(KeyboardInterrupt):
         run_stress(plan, tmp_path, interrupt)
-    assert len(started) == 1
-    assert not psutil.pid_exists(started[0])
+    assert len(pids) == 1
+    assert not psutil.pid_exists(pids[0])
 
 
 def test_locust_failing_is_an_error_with_its_own_words(
@@ -216,6 +216,6 @@ def test_the_limit_of_a_server_with_a_known_capacity(tmp_path: Path) -> None:
     heads, rows = limit_table(limit)
     assert len(rows) == len(limit.steps) and len(heads) == len(rows[0])
     assert f"held: {limit.highest_held_per_s:g} requests/s" in limit_verdict(limit)
-    saved = json.loads((tmp_path / "limit.json").read_text(encoding="utf-8"))
-    assert saved["highest_held_per_s"] == limit.highest_held_per_s
-    assert all(Path(step["result"]["report"]).is_file() for step in saved["steps"])
+    record = json.loads((tmp_path / "limit.json").read_text(encoding="utf-8"))
+    assert record["highest_held_per_s"] == limit.highest_held_per_s
+    assert all(Path(step["result"]["report"]).is_file() for step in record["steps"])

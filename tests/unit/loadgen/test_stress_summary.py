@@ -40,10 +40,10 @@ def test_percentiles_are_those_of_the_latencies() -> None:
 
 
 def test_failures_are_counted_by_kind_and_leave_the_latencies() -> None:
-    failed = [RequestRecord(0.05, 0.0, 9000.0, failure="timeout")] * 2
+    failures = [RequestRecord(0.05, 0.0, 9000.0, failure="timeout")] * 2
     unsent = [RequestRecord(0.06, 0.0, None, failure="not sent: 1 in flight")]
     wrong = [RequestRecord(0.07, 0.0, 5.0, version=2, failure="no tags")] * 3
-    figures = summarise(steady(14) + failed + unsent + wrong, 0.0, 1.4)
+    figures = summarise(steady(14) + failures + unsent + wrong, 0.0, 1.4)
     assert figures.failures == {"no tags": 3, "timeout": 2, "not sent: 1 in flight": 1}
     assert figures.error_rate == 0.3
     assert figures.max_ms == 10.0
@@ -51,7 +51,7 @@ def test_failures_are_counted_by_kind_and_leave_the_latencies() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kept", "gap_ms"),
+    ("indices", "gap_ms"),
     [
         (range(0, 100), 100.0),
         ([*range(0, 40), *range(60, 100)], 2100.0),  # nothing due from 4 s to 5.9 s
@@ -59,8 +59,8 @@ def test_failures_are_counted_by_kind_and_leave_the_latencies() -> None:
         (range(0, 50), 5090.0),  # nothing at the end
     ],
 )
-def test_the_longest_gap_has_edges(kept: list[int], gap_ms: float) -> None:
-    records = [steady(100)[index] for index in kept]
+def test_the_longest_gap_has_edges(indices: list[int], gap_ms: float) -> None:
+    records = [steady(100)[index] for index in indices]
     assert summarise(records, 0.0, 10.0).longest_gap_ms == pytest.approx(gap_ms)
 
 
@@ -89,11 +89,11 @@ def test_the_verdict() -> None:
     assert breaches(summarise(steady(100), 0.0, 10.0), PLAN) == ()
     slow = summarise([*steady(90), *steady(10, 250.0)], 0.0, 10.0)
     assert breaches(slow, PLAN) == ("p99 250.0 ms is above 100 ms",)
-    failing = [*steady(199, 250.0), RequestRecord(1.0, 0.0, 1.0, failure="HTTP 503")]
-    both = breaches(summarise(failing, 0.0, 20.0), PLAN)
+    requests = [*steady(199, 250.0), RequestRecord(1.0, 0.0, 1.0, failure="HTTP 503")]
+    both = breaches(summarise(requests, 0.0, 20.0), PLAN)
     assert both == ("error rate 0.500% is above 0.000%", "p99 250.0 ms is above 100 ms")
     lenient = replace(PLAN, max_error_rate=0.005, max_p99_ms=250.0)
-    assert breaches(summarise(failing, 0.0, 20.0), lenient) == ()
+    assert breaches(summarise(requests, 0.0, 20.0), lenient) == ()
 
 
 def test_a_rate_that_was_not_sent_is_a_breach() -> None:
@@ -105,8 +105,8 @@ def test_a_rate_that_was_not_sent_is_a_breach() -> None:
 
 
 def test_the_warm_up_is_apart() -> None:
-    before, judged = split_warm_up(steady(100), 3)
-    assert [len(before), len(judged), judged[0].due_s] == [30, 70, 3.0]
+    warm_up, records = split_warm_up(steady(100), 3)
+    assert [len(warm_up), len(records), records[0].due_s] == [30, 70, 3.0]
 
 
 def test_a_client_at_its_own_limit_is_noticed() -> None:

@@ -44,7 +44,7 @@ def test_lines_that_cannot_be_used_are_reported_and_left_out(tmp_path: Path) -> 
     assert (report.of, report.items) == ("image", 7)
     assert [bad.line for bad in report.bad_lines] == [4, 6, 7, 8, 9, 10, 11]
     reasons = " ".join(bad.reason for bad in report.bad_lines)
-    for said in (
+    for reason in (
         "not JSON",
         "id must be",
         "i0 is on line 1",
@@ -52,9 +52,9 @@ def test_lines_that_cannot_be_used_are_reported_and_left_out(tmp_path: Path) -> 
         "broken: ",
         "one of them",
     ):
-        assert said in reasons
+        assert reason in reasons
     answer = ask(report, tmp_path / "unpacked", text="a cat", top_k=3)
-    assert {found["id"] for found in answer["results"]} <= {
+    assert {result["id"] for result in answer["results"]} <= {
         "i0",
         "i1",
         "i2",
@@ -91,18 +91,18 @@ def test_the_same_index_is_the_same_bytes(tmp_path: Path) -> None:
 def test_it_runs_on_the_cores_that_it_may_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given: list[tuple[str, ...]] = []
+    calls: list[tuple[str, ...]] = []
     start = build._started
 
-    def noting(folder: Path, options: Any, log: Path) -> Any:
-        given.append(tuple(options))
+    def record_start(folder: Path, options: Any, log: Path) -> Any:
+        calls.append(tuple(options))
         return start(folder, options, log)
 
-    monkeypatch.setattr(build, "_started", noting)
+    monkeypatch.setattr(build, "_started", record_start)
     monkeypatch.setattr(build, "usable_cores", lambda: 3)
     data = write_lines(tmp_path / "items.jsonl", write_images(tmp_path, 2))
     assert index(pack_echo_dual(tmp_path), data, tmp_path / "out").items == 2
-    (options,) = given
+    (options,) = calls
     assert options[options.index("--threads") + 1] == "3"
 
 
@@ -111,11 +111,11 @@ class Killed(Exception):
 
 
 def killed_after(shards: int) -> Any:
-    seen: list[str] = []
+    lines: list[str] = []
 
     def progress(line: str) -> None:
-        seen.append(line)
-        if len(seen) == shards:
+        lines.append(line)
+        if len(lines) == shards:
             raise Killed
 
     return progress
@@ -133,30 +133,32 @@ def test_a_killed_run_goes_on_where_it_stood(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(Killed):
         index(archive, data, out, progress=killed_after(2))
-    left = shards_of(out)
-    assert {"00000.npz", "00001.npz"} <= left.keys()
+    shards = shards_of(out)
+    assert {"00000.npz", "00001.npz"} <= shards.keys()
     (work,) = out.glob(".*.shards")
     (work / "00003.npz").unlink(missing_ok=True)
     (work / "00003.partial").write_bytes(b"cut off")
-    seen: list[dict[str, int]] = []
-    report = index(archive, data, out, progress=lambda line: seen.append(shards_of(out)))
-    kept = {name: time for name, time in seen[0].items() if name in ("00000.npz", "00001.npz")}
-    assert kept == {name: left[name] for name in kept} and len(kept) == 2
+    snapshots: list[dict[str, int]] = []
+    report = index(archive, data, out, progress=lambda line: snapshots.append(shards_of(out)))
+    times = {
+        name: time for name, time in snapshots[0].items() if name in ("00000.npz", "00001.npz")
+    }
+    assert times == {name: shards[name] for name in times} and len(times) == 2
     assert report.items == 4 * SHARD
     assert report.path.read_bytes() == whole.path.read_bytes()
     assert not list(out.glob(".*"))
 
 
-@pytest.mark.parametrize("changed", ["data", "image", "archive"])
-def test_what_has_changed_is_embedded_anew(changed: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", ["data", "image", "archive"])
+def test_what_has_changed_is_embedded_anew(part: str, tmp_path: Path) -> None:
     data = write_lines(tmp_path / "items.jsonl", write_images(tmp_path, 3))
     archive, out = pack_echo_dual(tmp_path), tmp_path / "out"
     with pytest.raises(Killed):
         index(archive, data, out, progress=killed_after(1))
     (before,) = shards_of(out).values()
-    if changed == "data":
+    if part == "data":
         write_lines(data, [*write_images(tmp_path, 3)[:2], {"id": "new", "img": "2.png"}])
-    elif changed == "image":
+    elif part == "image":
         (tmp_path / "1.png").write_bytes((tmp_path / "2.png").read_bytes() + b"\0")
     else:
         archive = pack_echo_dual(tmp_path, shift=1)
@@ -213,9 +215,9 @@ def test_texts_go_through_runtimes_that_tokenise_each_in_sample(tmp_path: Path) 
     files = (file for file in folder.rglob("*") if file.is_file() and file.name != "manifest.json")
     members = {file.relative_to(folder).as_posix(): file for file in files}
     older = pack_members(tmp_path / "packed", draft_of(manifest), members)
-    for made, from_ in (("new", archive), ("old", older)):
-        unpack_archive(index(from_, data, tmp_path / f"{made}-out").path, tmp_path / made)
-    new, old = (tmp_path / made / "assets" / "index" for made in ("new", "old"))
+    for edition, from_ in (("new", archive), ("old", older)):
+        unpack_archive(index(from_, data, tmp_path / f"{edition}-out").path, tmp_path / edition)
+    new, old = (tmp_path / edition / "assets" / "index" for edition in ("new", "old"))
     names = [file.name for file in sorted(new.iterdir())]
     assert "text_states.npy" in names
     assert all((new / name).read_bytes() == (old / name).read_bytes() for name in names)
@@ -243,13 +245,13 @@ def test_a_large_index_is_searched_by_a_graph_of_neighbours(
     monkeypatch.setattr(index_files, "EXACT_UP_TO", 50)
     monkeypatch.setattr(build, "EXACT_UP_TO", 50)
     large = index(archive, data, tmp_path / "large")
-    again = index(archive, data, tmp_path / "again")
-    assert large.path.read_bytes() == again.path.read_bytes()
+    repeat = index(archive, data, tmp_path / "again")
+    assert large.path.read_bytes() == repeat.path.read_bytes()
     assert (exact.search, large.search) == ("exact", "faiss HNSW")
     for text in TEXTS[:3]:
         expected = ask(exact, tmp_path / "a", text=text, top_k=10)
-        got = ask(large, tmp_path / "b", text=text, top_k=10)
-        assert difference(expected, got, atol=1e-6) is None
+        answer = ask(large, tmp_path / "b", text=text, top_k=10)
+        assert difference(expected, answer, atol=1e-6) is None
     assert (tmp_path / "b" / "assets" / "index" / "neighbours.faiss").is_file()
 
 

@@ -140,9 +140,9 @@ def test_a_missing_tokenizer(members: Members, tmp_path: Path) -> None:
 
 def test_every_member_is_watched(members: Members, tmp_path: Path) -> None:
     for name in members.keys() - {MANIFEST}:
-        changed = members | {name: members[name] + b" "}
+        variant = members | {name: members[name] + b" "}
         with pytest.raises(ArchiveTampered, match=name.replace(".", r"\.")):
-            verify_archive(written(tmp_path, changed))
+            verify_archive(written(tmp_path, variant))
 
 
 def test_an_unlisted_member(members: Members, tmp_path: Path) -> None:
@@ -162,9 +162,9 @@ def test_names_that_leave_the_folder(members: Members, tmp_path: Path, name: str
 def test_names_that_would_garble_what_is_printed(
     members: Members, tmp_path: Path, name: str
 ) -> None:
-    with pytest.raises(ArchiveTampered, match="cannot be printed") as caught:
+    with pytest.raises(ArchiveTampered, match="cannot be printed") as error:
         verify_archive(written(tmp_path, members | {name: b"x"}))
-    assert str(caught.value).isprintable()
+    assert str(error.value).isprintable()
 
 
 def test_errors_call_the_archive_as_the_reader_knows_it(members: Members, tmp_path: Path) -> None:
@@ -182,8 +182,8 @@ def test_members_that_run_code_when_loaded(members: Members, tmp_path: Path, nam
 def test_a_torchscript_graph_may_be_a_pt(members: Members, tmp_path: Path) -> None:
     manifest = json.loads(members[MANIFEST])
     graph = manifest["graphs"]["model"] | {"file": "graphs/model.pt", "format": "torchscript"}
-    changed = listed(members | {"graphs/model.pt": b"x"}, graphs={"model": graph})
-    assert verify_archive(written(tmp_path, changed)).graphs["model"].format == "torchscript"
+    variant = listed(members | {"graphs/model.pt": b"x"}, graphs={"model": graph})
+    assert verify_archive(written(tmp_path, variant)).graphs["model"].format == "torchscript"
 
 
 def test_a_member_twice(members: Members, tmp_path: Path) -> None:

@@ -28,13 +28,13 @@ INPUT = ("x", TensorProto.FLOAT, ["batch", 3, "text"])
 OUTPUT = ("y", TensorProto.FLOAT, ["batch", 3, "text"])
 
 
-def onnx_graph(given: Any = INPUT, answered: Any = OUTPUT) -> bytes:
-    node = helper.make_node("Identity", [given[0]], [answered[0]])
+def onnx_graph(input_info: Any = INPUT, output_info: Any = OUTPUT) -> bytes:
+    node = helper.make_node("Identity", [input_info[0]], [output_info[0]])
     graph = helper.make_graph(
         [node],
         "g",
-        [helper.make_tensor_value_info(*given)],
-        [helper.make_tensor_value_info(*answered)],
+        [helper.make_tensor_value_info(*input_info)],
+        [helper.make_tensor_value_info(*output_info)],
         [onnx.numpy_helper.from_array(np.zeros(2, np.float32), "weight")],
     )
     opsets = [helper.make_opsetid("", 20)]
@@ -65,8 +65,8 @@ def test_an_onnx_graph_that_agrees(members: Members, tmp_path: Path) -> None:
         (onnx_graph(("x", 1, ["batch", 3])), "input x has 2 axes"),
         (onnx_graph(("x", 7, ["batch", 3, "text"])), "input x is int64"),
         (onnx_graph(("z", 1, ["batch", 3, "text"])), "input x is not in the graph"),
-        (onnx_graph(answered=("y", 1, [1, 3, "text"])), "output y axis 0"),
-        (onnx_graph(answered=("z", 1, ["batch", 3, "text"])), "output z is not in the manifest"),
+        (onnx_graph(output_info=("y", 1, [1, 3, "text"])), "output y axis 0"),
+        (onnx_graph(output_info=("z", 1, ["batch", 3, "text"])), "output z is not in the manifest"),
     ],
 )
 def test_onnx_graphs_that_disagree(members: Members, tmp_path: Path, raw: bytes, why: str) -> None:
@@ -97,12 +97,12 @@ def test_weights_outside_the_archive(members: Members, tmp_path: Path) -> None:
 def test_unpacked_is_the_same_bytes(echo_archive: Path, members: Members, tmp_path: Path) -> None:
     manifest = unpack_archive(echo_archive, tmp_path / "new" / "folder")
     folder = tmp_path / "new" / "folder"
-    found = {
+    files = {
         file.relative_to(folder).as_posix(): file.read_bytes()
         for file in folder.rglob("*")
         if file.is_file()
     }
-    assert found == members
+    assert files == members
     assert check_folder(folder) == manifest
 
 
@@ -166,13 +166,13 @@ def test_frozen_means_the_archives_own_code(echo_folder: Path) -> None:
 
 def test_an_archive_of_torchserve_s_own_archiver_is_told_what_to_do(tmp_path: Path) -> None:
     archive = tmp_path / "densenet.mar"
-    with zipfile.ZipFile(archive, "w") as written:
-        written.writestr("MAR-INF/MANIFEST.json", '{"model": {"modelName": "densenet"}}')
-        written.writestr("handler.py", "")
-        written.writestr("densenet161.pth", b"weights")
-    with pytest.raises(ArchiveUnreadable) as refused:
+    with zipfile.ZipFile(archive, "w") as zip_file:
+        zip_file.writestr("MAR-INF/MANIFEST.json", '{"model": {"modelName": "densenet"}}')
+        zip_file.writestr("handler.py", "")
+        zip_file.writestr("densenet161.pth", b"weights")
+    with pytest.raises(ArchiveUnreadable) as error:
         verify_archive(archive)
-    said = str(refused.value)
+    message = str(error.value)
     for part in ("no manifest.json", "torch-model-archiver", "vlserve adopt", "densenet161.pth"):
-        assert part in said
-    assert len(said.splitlines()) == 1
+        assert part in message
+    assert len(message.splitlines()) == 1

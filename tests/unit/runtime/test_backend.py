@@ -60,8 +60,8 @@ def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         save_onnx(root / "plain")
     else:
         with pytest.warns(DeprecationWarning):
-            traced = torch.jit.trace(Plain(), torch.zeros(2, 3))  # type: ignore[no-untyped-call]
-            torch.jit.save(traced, str(root / "plain"))
+            module = torch.jit.trace(Plain(), torch.zeros(2, 3))  # type: ignore[no-untyped-call]
+            torch.jit.save(module, str(root / "plain"))
     return open_backend(graph("plain", request.param), root, threads=1)
 
 
@@ -129,8 +129,8 @@ def test_echo_does_not_see_padding(tmp_path: Path) -> None:
 
 def test_echo_versions_differ_by_their_shift(tmp_path: Path) -> None:
     plain = echo(tmp_path).run(batch(3))["logits"]
-    shifted = echo(tmp_path, answer_shift=2).run(batch(3))["logits"]
-    np.testing.assert_array_equal(shifted, np.roll(plain, 2, axis=1))
+    other = echo(tmp_path, answer_shift=2).run(batch(3))["logits"]
+    np.testing.assert_array_equal(other, np.roll(plain, 2, axis=1))
 
 
 def test_echo_fails_on_its_id_alone(tmp_path: Path) -> None:
@@ -142,21 +142,21 @@ def test_echo_fails_on_its_id_alone(tmp_path: Path) -> None:
 
 
 def failures(backend: Backend, inputs: Arrays) -> list[bool]:
-    failed = []
+    outcomes = []
     for item in range(len(inputs["image"])):
         try:
             backend.run({name: array[item : item + 1] for name, array in inputs.items()})
-            failed.append(False)
+            outcomes.append(False)
         except RuntimeError:
-            failed.append(True)
-    return failed
+            outcomes.append(True)
+    return outcomes
 
 
 def test_echo_fails_for_a_share_of_items_and_the_same_ones_again(tmp_path: Path) -> None:
     backend, inputs = echo(tmp_path, fail_share=0.25), batch(400)
-    failed = failures(backend, inputs)
-    assert 60 < sum(failed) < 140
-    assert failures(backend, inputs) == failed
+    outcomes = failures(backend, inputs)
+    assert 60 < sum(outcomes) < 140
+    assert failures(backend, inputs) == outcomes
     assert not any(failures(echo(tmp_path, fail_share=0.0), inputs))
     assert all(failures(echo(tmp_path, fail_share=1.0), inputs))
 

@@ -33,9 +33,9 @@ class Asked(RequestFields):
 
 
 def code(parameters: dict[str, Any]) -> ErrorCode:
-    with pytest.raises(RequestError) as caught:
+    with pytest.raises(RequestError) as error:
         parse_fields(Asked, read_body(parameters))
-    return caught.value.code
+    return error.value.code
 
 
 def json_body(**fields: Any) -> dict[str, Any]:
@@ -51,8 +51,8 @@ def test_a_form_and_a_json_body_say_the_same() -> None:
 
 
 def test_a_query_parameter_gives_way_to_the_body() -> None:
-    merged = read_body({"top_k": b"9", "text": b"query", **json_body(text="body")})
-    assert merged == {"top_k": b"9", "text": "body"}
+    body = read_body({"top_k": b"9", "text": b"query", **json_body(text="body")})
+    assert body == {"top_k": b"9", "text": "body"}
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_no_body_at_all() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "named"),
+    ("fields", "name"),
     [
         ({"image": "AA=="}, "text"),
         ({"text": "a"}, "image"),
@@ -91,10 +91,10 @@ def test_no_body_at_all() -> None:
         *(({"image": "AA==", "text": "a", "top_k": k}, "top_k") for k in ("3", 2.0, True, [1])),
     ],
 )
-def test_wrong_fields_are_named(fields: dict[str, Any], named: str) -> None:
-    with pytest.raises(RequestError, match=named) as caught:
+def test_wrong_fields_are_named(fields: dict[str, Any], name: str) -> None:
+    with pytest.raises(RequestError, match=name) as error:
         parse_fields(Asked, read_body(json_body(**fields)))
-    assert caught.value.code is ErrorCode.FIELD_INVALID
+    assert error.value.code is ErrorCode.FIELD_INVALID
 
 
 @pytest.mark.parametrize("top_k", [b"", b"-1", b"1.5", b"three", b"1" * 10, "٣".encode(), b" 3"])
@@ -168,15 +168,15 @@ def test_brackets_inside_of_texts_are_no_levels() -> None:
     ],
 )
 def test_a_refusal_quotes_at_most_50_characters(fields: dict[str, Any]) -> None:
-    with pytest.raises(RequestError) as caught:
+    with pytest.raises(RequestError) as error:
         parse_fields(Asked, read_body(json_body(**fields)))
-    assert "x" * 51 not in caught.value.message
+    assert "x" * 51 not in error.value.message
 
 
 def test_what_is_no_json_is_quoted_where_it_fails() -> None:
-    with pytest.raises(RequestError) as caught:
+    with pytest.raises(RequestError) as error:
         read_body({"body": b'{"a": ' + b"x" * 1000})
-    assert caught.value.message.count("x") == 50  # one of them in "Expecting"
+    assert error.value.message.count("x") == 50  # one of them in "Expecting"
 
 
 @pytest.mark.parametrize("text", ["a\0", "\ud800"])

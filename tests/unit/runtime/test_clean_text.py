@@ -60,11 +60,11 @@ def test_it_changes_nothing_twice(text: str) -> None:
 
 
 @given(st.text(), st.text())
-def test_variants_are_read_the_same(one: str, other: str) -> None:
-    text = f"{one} {other}"
+def test_variants_are_read_the_same(first: str, second: str) -> None:
+    text = f"{first} {second}"
     for variant in (
         unicodedata.normalize("NFD", text),
-        f"{one}\u00a0{other}",
-        f"\u200b{one}\n{other}\ufeff",
+        f"{first}\u00a0{second}",
+        f"\u200b{first}\n{second}\ufeff",
     ):
         assert clean_text(variant) == clean_text(text)

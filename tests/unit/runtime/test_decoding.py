@@ -63,56 +63,58 @@ class HistoryModel:
 
 def every_text(words: int, prompt: tuple[int, ...], rules: BeamSearch) -> list[tuple[int, ...]]:
     """Texts that end where they may, or are as long as they can be."""
-    found = []
+    texts = []
     for length in range(1, rules.max_length - len(prompt) + 1):
         for tail in itertools.product(range(words), repeat=length):
             total = len(prompt) + length
             ended = tail[-1] == END and total > rules.min_length
             if END not in tail[:-1] and (ended or (total == rules.max_length and tail[-1] != END)):
-                found.append(prompt + tail)
-    return found
+                texts.append(prompt + tail)
+    return texts
 
 
 @pytest.mark.parametrize(
-    ("finished", "length_penalty"), [("leave", 1.0), ("leave", 0.0), ("stay", 0.0)]
+    ("rule", "length_penalty"), [("leave", 1.0), ("leave", 0.0), ("stay", 0.0)]
 )
 @pytest.mark.parametrize("min_length", [0, 4])
 def test_with_beams_for_all_the_best_texts_are_found(
-    finished: Any, length_penalty: float, min_length: int
+    rule: Any, length_penalty: float, min_length: int
 ) -> None:
     model, prompt = HistoryModel(words=4, end_bonus=1.0), (0, 3)
-    rules = BeamSearch(300, 6, END, min_length, length_penalty, finished)
-    (found,) = beam_search(model.step(7), np.array([prompt]), rules)
+    rules = BeamSearch(300, 6, END, min_length, length_penalty, rule)
+    (hypotheses,) = beam_search(model.step(7), np.array([prompt]), rules)
 
     scores = {}
     for text in every_text(4, prompt, rules):
         length = len(text) - (text[-1] == END)
         scores[text] = sum(model.log_probs(7, text, len(prompt))) / length**length_penalty
     best = sorted(scores, key=lambda text: -scores[text])[:20]
-    assert [tuple(one.token_ids.tolist()) for one in found[:20]] == best
-    for one, text in zip(found, best, strict=False):
-        np.testing.assert_allclose(one.score, scores[text])
-        np.testing.assert_allclose(one.log_probs, model.log_probs(7, text, len(prompt)))
+    assert [tuple(hypothesis.token_ids.tolist()) for hypothesis in hypotheses[:20]] == best
+    for hypothesis, text in zip(hypotheses, best, strict=False):
+        np.testing.assert_allclose(hypothesis.score, scores[text])
+        np.testing.assert_allclose(hypothesis.log_probs, model.log_probs(7, text, len(prompt)))
 
 
-@pytest.mark.parametrize("finished", ["leave", "stay"])
-def test_items_of_a_batch_do_not_touch_each_other(finished: Any) -> None:
+@pytest.mark.parametrize("rule", ["leave", "stay"])
+def test_items_of_a_batch_do_not_touch_each_other(rule: Any) -> None:
     model = HistoryModel(words=30, end_bonus=2.5)
-    rules = BeamSearch(3, 12, END, finished=finished)
+    rules = BeamSearch(3, 12, END, finished=rule)
     seeds = range(6)
     together = beam_search(model.step(*seeds), np.array([[0]] * 6), rules)
     assert len({len(texts[0].token_ids) for texts in together}) > 1
     for seed, texts in zip(seeds, together, strict=True):
         (alone,) = beam_search(model.step(seed), np.array([[0]]), rules)
-        assert [one.token_ids.tolist() for one in texts] == [x.token_ids.tolist() for x in alone]
-        np.testing.assert_array_equal([one.score for one in texts], [one.score for one in alone])
+        assert [text.token_ids.tolist() for text in texts] == [x.token_ids.tolist() for x in alone]
+        np.testing.assert_array_equal(
+            [text.score for text in texts], [text.score for text in alone]
+        )
         assert len(texts) == 3 and texts[0].score >= texts[1].score >= texts[2].score
 
 
 def test_it_stops_when_nothing_can_get_better() -> None:
-    for finished in ("leave", "stay"):
+    for rule in ("leave", "stay"):
         model = HistoryModel(words=20, end_bonus=30.0)
-        rules = BeamSearch(2, 50, END, finished=finished)  # type: ignore[arg-type]
+        rules = BeamSearch(2, 50, END, finished=rule)  # type: ignore[arg-type]
         ((best, *_),) = beam_search(model.step(1), np.array([[0]]), rules)
         assert best.token_ids.tolist() == [0, END] and model.steps <= 3
 
@@ -121,9 +123,9 @@ def test_greedy_takes_the_likeliest_at_every_step() -> None:
     model, text = HistoryModel(words=12, end_bonus=1.0), [0, 5]
     while len(text) < 9 and text[-1] != END:
         text.append(int(model.logits(3, tuple(text)).argmax()))
-    ((found,),) = beam_search(model.step(3), np.array([[0, 5]]), greedy(9, END))
-    assert found.token_ids.tolist() == text
-    np.testing.assert_allclose(found.score, sum(model.log_probs(3, tuple(text), 2)))
+    ((hypothesis,),) = beam_search(model.step(3), np.array([[0, 5]]), greedy(9, END))
+    assert hypothesis.token_ids.tolist() == text
+    np.testing.assert_allclose(hypothesis.score, sum(model.log_probs(3, tuple(text), 2)))
 
 
 def test_ties_go_to_the_smaller_id() -> None:
@@ -132,7 +134,11 @@ def test_ties_go_to_the_smaller_id() -> None:
 
     rules = BeamSearch(3, max_length=3, end_id=39_999)
     (texts,) = beam_search(step, np.array([[1]]), rules)
-    assert [one.token_ids.tolist() for one in texts] == [[1, 0, 0], [1, 0, 1], [1, 0, 2]]
+    assert [text.token_ids.tolist() for text in texts] == [
+        [1, 0, 0],
+        [1, 0, 1],
+        [1, 0, 2],
+    ]
 
 
 def test_answers_are_ranked_by_their_first_word_and_then_whole() -> None:
@@ -150,10 +156,10 @@ def test_answers_are_ranked_by_their_first_word_and_then_whole() -> None:
             [[log_prob[place[tuple(row)]] for row in rows] for rows in answers.tolist()]
         )
 
-    once = rank_answers(step, score, token_ids, 2, Ranking(candidates=2))
-    np.testing.assert_array_equal(once.answers, [[1, 3], [2, 0]])
-    np.testing.assert_allclose(once.first_prob, [[0.4, 0.3], [0.4, 0.3]])
-    np.testing.assert_allclose(once.probability, [[1 / 3, 2 / 3], [5 / 8, 3 / 8]])
-    np.testing.assert_array_equal(once.best(), [[1, 0], [0, 1]])
-    twice = rank_answers(step, score, token_ids, 2, Ranking(2, first_word_twice=True))
-    np.testing.assert_allclose(twice.probability, [[0.4, 0.6], [20 / 29, 9 / 29]])
+    ranking = rank_answers(step, score, token_ids, 2, Ranking(candidates=2))
+    np.testing.assert_array_equal(ranking.answers, [[1, 3], [2, 0]])
+    np.testing.assert_allclose(ranking.first_prob, [[0.4, 0.3], [0.4, 0.3]])
+    np.testing.assert_allclose(ranking.probability, [[1 / 3, 2 / 3], [5 / 8, 3 / 8]])
+    np.testing.assert_array_equal(ranking.best(), [[1, 0], [0, 1]])
+    double_ranking = rank_answers(step, score, token_ids, 2, Ranking(2, first_word_twice=True))
+    np.testing.assert_allclose(double_ranking.probability, [[0.4, 0.6], [20 / 29, 9 / 29]])

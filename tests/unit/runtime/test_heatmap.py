@@ -46,15 +46,15 @@ def test_the_heat_map_has_the_size_of_the_image_that_the_model_sees() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "size"),
+    ("original", "size"),
     [(photo(60, 20), (60, 20)), (photo(60, 20, 6), (20, 60)), (photo(4096, 16), (1024, 4))],
     ids=["as-it-is", "turned-by-exif", "large"],
 )
 def test_the_overlay_keeps_the_proportions_of_what_was_sent(
-    given: bytes, size: tuple[int, int]
+    original: bytes, size: tuple[int, int]
 ) -> None:
-    laid = picture(overlay_png(CORNER, given, SIZE))
-    assert laid.shape == (size[1], size[0], 3)
-    assert laid[0, 0].min() > 240  # white as it was
-    red, green, blue = (int(channel) for channel in laid[-1, -1])
+    overlay = picture(overlay_png(CORNER, original, SIZE))
+    assert overlay.shape == (size[1], size[0], 3)
+    assert overlay[0, 0].min() > 240  # white as it was
+    red, green, blue = (int(channel) for channel in overlay[-1, -1])
     assert red > 100 and max(green, blue) < 40  # hot

@@ -38,8 +38,8 @@ def colour(values: NDArray[Any]) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def near(got: list[tuple[int, int, int]], expected: list[tuple[int, int, int]], by: int) -> bool:
-    return bool(np.abs(np.array(got) - np.array(expected)).max() <= by)
+def near(actual: list[tuple[int, int, int]], expected: list[tuple[int, int, int]], by: int) -> bool:
+    return bool(np.abs(np.array(actual) - np.array(expected)).max() <= by)
 
 
 @pytest.mark.parametrize(
@@ -79,8 +79,8 @@ def test_normalised_float32_channels_first() -> None:
 def test_colour_modes_of_png(mode: str, expected: list[tuple[int, int, int]]) -> None:
     image = Image.new("L", (80, 48), 40)
     image.paste(200, (40, 0, 80, 48))
-    got = corners(saved(image.convert(mode, dither=Image.Dither.NONE), "PNG"))
-    assert got == [*expected, *expected]
+    colours = corners(saved(image.convert(mode, dither=Image.Dither.NONE), "PNG"))
+    assert colours == [*expected, *expected]
 
 
 def test_cmyk_jpeg() -> None:
@@ -117,8 +117,8 @@ def test_alpha_is_composed_on_white() -> None:
     image.paste((*BLUE, 255), (40, 0, 80, 24))
     image.paste((0, 0, 0, 128), (40, 24, 80, 48))
     for kind, options in (("PNG", {}), ("WEBP", {"lossless": True, "exact": True})):
-        got = corners(saved(image, kind, **options))
-        assert near(got, [WHITE, BLUE, WHITE, (127, 127, 127)], 1)
+        colours = corners(saved(image, kind, **options))
+        assert near(colours, [WHITE, BLUE, WHITE, (127, 127, 127)], 1)
 
 
 def test_hidden_colours_do_not_bleed_through_the_resize() -> None:
@@ -165,10 +165,10 @@ def test_exif_orientation(kind: str, orientation: int) -> None:
         Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270,
         Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90,
     }
-    stored = scene(300, 180)
+    picture = scene(300, 180)
     if (turn := UPRIGHT.get(orientation)) is not None:
-        stored = stored.transpose(inverse.get(turn, turn))
-    data = with_orientation(stored, kind, orientation)
+        picture = picture.transpose(inverse.get(turn, turn))
+    data = with_orientation(picture, kind, orientation)
     assert near(corners(data), [RED, GREEN, BLUE, WHITE], 12)
 
 
@@ -188,15 +188,15 @@ def test_broken_exif_is_no_orientation(exif: bytes) -> None:
 
 
 def test_large_jpeg_is_scaled_by_the_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    drafted = []
+    sizes = []
     draft = JpegImagePlugin.JpegImageFile.draft
 
     def spy(self: Any, mode: Any, size: Any) -> Any:
         result = draft(self, mode, size)
-        drafted.append(self.size)
+        sizes.append(self.size)
         return result
 
     monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "draft", spy)
     data = saved(scene(1200, 720), "JPEG", quality=95)
     assert near(corners(data), [RED, GREEN, BLUE, WHITE], 6)
-    assert drafted == [(150, 90)]
+    assert sizes == [(150, 90)]

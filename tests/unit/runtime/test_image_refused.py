@@ -18,10 +18,10 @@ from vlserve.runtime.manifest import ImageInput
 
 
 def code(data: bytes, spec: ImageInput = SIZE) -> ErrorCode:
-    with pytest.raises(RequestError) as caught:
+    with pytest.raises(RequestError) as error:
         decode(data, spec)
-    assert caught.value.message
-    return caught.value.code
+    assert error.value.message
+    return error.value.code
 
 
 def huge_png(width: int, height: int) -> bytes:

@@ -61,9 +61,9 @@ def pixels(data: bytes) -> tuple[int, int]:
 
 
 def refusal(data: bytes, spec: ImageInput = SIZES[0]) -> ErrorCode:
-    with pytest.raises(RequestError) as caught:
+    with pytest.raises(RequestError) as error:
         decode(data, spec)
-    return ErrorCode(caught.value.code)
+    return ErrorCode(error.value.code)
 
 
 @pytest.mark.parametrize("name", ENCODINGS)
@@ -104,8 +104,8 @@ def test_filled_with_zeros(name: str, share: float, length: int | None, spec: Im
     start, end = pixels(data)
     place = start + int((end - start) * share)
     length = end - place if length is None else min(length, end - place)
-    broken = data[:place] + bytes(length) + data[place + length :]
-    assert refusal(broken, spec) is ErrorCode.IMAGE_DAMAGED
+    image = data[:place] + bytes(length) + data[place + length :]
+    assert refusal(image, spec) is ErrorCode.IMAGE_DAMAGED
 
 
 @pytest.mark.parametrize("share", [0.05, 0.1])
@@ -204,9 +204,9 @@ def test_a_file_that_is_only_cut_is_called_so() -> None:
 def test_metadata_has_limits(parts: list[bytes]) -> None:
     """Told before Pillow sees the file: 10 MB of tiny Exif segments took it 43 s."""
     data = behind_start(*parts)
-    with pytest.raises(RequestError) as caught:
+    with pytest.raises(RequestError) as error:
         read_layout(data)
-    assert caught.value.code is ErrorCode.IMAGE_TOO_COMPLEX
+    assert error.value.code is ErrorCode.IMAGE_TOO_COMPLEX
     assert refusal(data) is ErrorCode.IMAGE_TOO_COMPLEX
 
 
@@ -245,8 +245,8 @@ def test_a_pass_that_is_broken(what: str, name: str, share: float, spec: ImageIn
     start, end = pixels(data)
     place, length = start + int((end - start) * share), 200
     other = {"zeros": bytes(length), "dropped": b"", "random": random.Random(1).randbytes(length)}
-    broken = data[:place] + other[what].replace(b"\xff", b"\xfe") + data[place + length :]
-    assert refusal(broken, spec) is ErrorCode.IMAGE_DAMAGED
+    image = data[:place] + other[what].replace(b"\xff", b"\xfe") + data[place + length :]
+    assert refusal(image, spec) is ErrorCode.IMAGE_DAMAGED
 
 
 def test_bytes_in_front_of_the_tables_are_an_editors() -> None:

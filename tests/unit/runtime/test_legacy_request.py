@@ -31,10 +31,10 @@ def _read(
 def test_a_body_is_decoded_by_its_type(
     content_type: str | None, content: bytes, value: object
 ) -> None:
-    got = _read(content, content_type).data["body"]
+    body = _read(content, content_type).data["body"]
 
-    assert got == value
-    assert type(got) is not bytes
+    assert body == value
+    assert type(body) is not bytes
 
 
 def test_nothing_is_decoded_where_the_server_did_not() -> None:
@@ -50,15 +50,15 @@ def test_the_parts_of_a_form_are_decoded_by_their_own_types() -> None:
         + END
     )
 
-    read = _read(form, FORM)
+    request = _read(form, FORM)
 
-    assert read.data == {
+    assert request.data == {
         "json": [1],
         "words": "café",
         "bytes": bytearray(b"\x00"),
         "field": bytearray(b"0.5"),
     }
-    assert read.properties["json"] == {"content-type": "application/json"}
+    assert request.properties["json"] == {"content-type": "application/json"}
 
 
 def test_of_two_parts_of_one_name_the_last_counts() -> None:
@@ -107,9 +107,9 @@ def test_the_path_says_what_torchserve_makes_headers_of(path: str, explain: str,
 
 
 def test_packed_headers_are_unpacked() -> None:
-    packed = "x-team:blue accept:text/html,%20*/*;q=0.8 x-odd:%25%3A%E9"
+    headers = "x-team:blue accept:text/html,%20*/*;q=0.8 x-odd:%25%3A%E9"
 
-    assert unpacked_headers(packed) == {
+    assert unpacked_headers(headers) == {
         "x-team": "blue",
         "accept": "text/html, */*;q=0.8",
         "x-odd": "%:é",

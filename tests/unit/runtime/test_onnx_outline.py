@@ -30,8 +30,8 @@ def model() -> onnx.ModelProto:
         ],
     )
     opsets = [helper.make_opsetid("", 20)]
-    made: onnx.ModelProto = helper.make_model(graph, opset_imports=opsets, ir_version=10)
-    return made
+    proto: onnx.ModelProto = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    return proto
 
 
 def pieces(raw: bytes, size: int) -> Iterator[bytes]:
@@ -43,9 +43,9 @@ def test_an_outline_says_the_same_without_weights(size: int) -> None:
     whole = model()
     outline = read_outline(pieces(whole.SerializeToString(), size), "model.onnx")
     assert len(outline) < 500
-    read = onnx.load_model_from_string(outline)
-    assert (read.graph.input, read.graph.output) == (whole.graph.input, whole.graph.output)
-    for mine, theirs in zip(read.graph.initializer, whole.graph.initializer, strict=True):
+    proto = onnx.load_model_from_string(outline)
+    assert (proto.graph.input, proto.graph.output) == (whole.graph.input, whole.graph.output)
+    for mine, theirs in zip(proto.graph.initializer, whole.graph.initializer, strict=True):
         assert (mine.name, mine.data_location) == (theirs.name, theirs.data_location)
         assert mine.external_data == theirs.external_data
 
@@ -55,8 +55,8 @@ def test_a_message_in_two_parts_is_read_as_one() -> None:
     del first.graph.output[:]
     del second.graph.input[:]
     raw = first.SerializeToString() + second.SerializeToString()
-    read = onnx.load_model_from_string(read_outline([raw], "model.onnx"))
-    assert [value.name for value in (*read.graph.input, *read.graph.output)] == ["x", "y"]
+    proto = onnx.load_model_from_string(read_outline([raw], "model.onnx"))
+    assert [value.name for value in (*proto.graph.input, *proto.graph.output)] == ["x", "y"]
 
 
 @pytest.mark.parametrize(

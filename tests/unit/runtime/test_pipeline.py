@@ -176,14 +176,14 @@ def failing_echo(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
 def test_the_tag_task_keeps_order_and_isolates(failing_echo: Pipeline, kinds: list[str]) -> None:
     def request(place: int, kind: str) -> Request:
         fields: dict[str, Any] = {"image": picture(place * 20), "text": f"cat {place}"}
-        changed: dict[str, dict[str, Any]] = {
+        changes: dict[str, dict[str, Any]] = {
             "good": {},
             "坏": {"text": "坏"},
             "image": {"image": base64.b64encode(b"no image").decode()},
             "text": {"text": "a\0"},
             "field": {"top_k": 0},
         }
-        return Request(fields | changed[kind])
+        return Request(fields | changes[kind])
 
     codes = {
         "坏": ErrorCode.INFERENCE_FAILED,
@@ -193,8 +193,8 @@ def test_the_tag_task_keeps_order_and_isolates(failing_echo: Pipeline, kinds: li
     }
     requests = [request(place, kind) for place, kind in enumerate(kinds)]
     together = failing_echo.run(requests).answers
-    for kind, one, answer in zip(kinds, requests, together, strict=True):
-        (alone,) = failing_echo.run([one]).answers
+    for kind, batch_item, answer in zip(kinds, requests, together, strict=True):
+        (alone,) = failing_echo.run([batch_item]).answers
         if isinstance(alone, ItemError):
             assert answer == alone
             assert alone.code is codes[kind]
@@ -209,11 +209,11 @@ def test_warm_up_answers_the_probes(echo_folder: Path, monkeypatch: pytest.Monke
     sizes: list[int] = []
     infer = pipeline.task.infer
 
-    def counted(arrays: Arrays) -> Arrays:
+    def record_infer(arrays: Arrays) -> Arrays:
         sizes.append(len(arrays["image"]))
         return infer(arrays)
 
-    monkeypatch.setattr(pipeline.task, "infer", counted)
+    monkeypatch.setattr(pipeline.task, "infer", record_infer)
     pipeline.warm_up(4)
     assert sizes == [1, 4, 3, 2]
     sizes.clear()

@@ -25,9 +25,9 @@ TOO_LARGE = ErrorCode.FEATURES_TOO_LARGE
 @pytest.mark.parametrize("dtype", ["<f2", "<f4", "<f8", ">f4"])
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_every_float_and_order(dtype: str, order: Any) -> None:
-    read = read_features(npy(np.asarray(GOOD.astype(dtype), order=order)), SPEC)
-    assert read.dtype == np.float32 and read.flags.c_contiguous
-    np.testing.assert_array_equal(read, GOOD)
+    features = read_features(npy(np.asarray(GOOD.astype(dtype), order=order)), SPEC)
+    assert features.dtype == np.float32 and features.flags.c_contiguous
+    np.testing.assert_array_equal(features, GOOD)
 
 
 def test_the_second_version_of_the_format() -> None:
@@ -71,11 +71,11 @@ BAD: dict[str, tuple[bytes, ErrorCode, str]] = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_what_is_no_features(case: str) -> None:
-    data, code, said = BAD[case]
-    with pytest.raises(RequestError) as caught:
+    data, code, message = BAD[case]
+    with pytest.raises(RequestError) as error:
         read_features(data, SPEC, "features2")
-    assert caught.value.code is code
-    assert said in caught.value.message and "features2" in caught.value.message
+    assert error.value.code is code
+    assert message in error.value.message and "features2" in error.value.message
 
 
 @given(st.binary(max_size=200) | st.binary(max_size=80).map(lambda tail: npy(GOOD)[:90] + tail))
@@ -93,7 +93,7 @@ def test_boxes_get_their_area() -> None:
 
 
 @pytest.mark.parametrize(
-    ("boxes", "said"),
+    ("boxes", "message"),
     [
         ([], "must be (2, 4)"),
         (BOXES[:1], "must be (2, 4), one a region, not (1, 4)"),
@@ -111,10 +111,10 @@ def test_boxes_get_their_area() -> None:
         (b"[[0, 0", "not a .npy file"),
     ],
 )
-def test_what_is_no_boxes(boxes: Any, said: str) -> None:
-    with pytest.raises(RequestError) as caught:
+def test_what_is_no_boxes(boxes: Any, message: str) -> None:
+    with pytest.raises(RequestError) as error:
         read_boxes(boxes, 2, 2000)
-    assert said in caught.value.message
+    assert message in error.value.message
 
 
 def test_the_cells_of_a_grid() -> None:

@@ -55,7 +55,7 @@ def test_a_missing_task_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("expected", "got"),
+    ("expected", "actual"),
     [
         ({"a": 1}, {"a": 1.0005, "b": 2}),
         ({"a": [1, {"b": "x"}]}, {"a": [1, {"b": "x"}]}),
@@ -63,12 +63,12 @@ def test_a_missing_task_file(tmp_path: Path) -> None:
         ([], []),
     ],
 )
-def test_same_answers(expected: Any, got: Any) -> None:
-    assert difference(expected, got) is None
+def test_same_answers(expected: Any, actual: Any) -> None:
+    assert difference(expected, actual) is None
 
 
 @pytest.mark.parametrize(
-    ("expected", "got", "where"),
+    ("expected", "actual", "where"),
     [
         ({"a": 1}, {"a": 1.002}, "answer.a"),
         ({"a": 1}, {}, "no a"),
@@ -81,6 +81,6 @@ def test_same_answers(expected: Any, got: Any) -> None:
         ({"a": 1}, {"a": float("nan")}, "answer.a"),
     ],
 )
-def test_different_answers_say_where(expected: Any, got: Any, where: str) -> None:
+def test_different_answers_say_where(expected: Any, actual: Any, where: str) -> None:
     with pytest.raises(AssertionError, match=where):
-        assert difference(expected, got) is None, difference(expected, got)
+        assert difference(expected, actual) is None, difference(expected, actual)

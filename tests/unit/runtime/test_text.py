@@ -47,9 +47,9 @@ VARIANTS = ["a\u00e9b", "ae\u0301b", "\u200ba\u00e9b", " a\u00e9b\n", "a\u200b\u
 
 def test_texts_that_look_the_same_are_read_the_same_where_it_is_declared(tmp_path: Path) -> None:
     vocabulary = {**VOCABULARY, "\u00e9": 5, " ": 6}
-    cleaned = characters(tmp_path, vocabulary, cleaning="invisible", max_length=9)
-    assert [row.tolist() for row in cleaned.rows(VARIANTS)] == [[1, 5, 2]] * len(VARIANTS)
-    assert cleaned.ids(f"{VARIANTS[1]}\u3000a").tolist() == [1, 5, 2, 6, 1]
+    tokenizer = characters(tmp_path, vocabulary, cleaning="invisible", max_length=9)
+    assert [row.tolist() for row in tokenizer.rows(VARIANTS)] == [[1, 5, 2]] * len(VARIANTS)
+    assert tokenizer.ids(f"{VARIANTS[1]}\u3000a").tolist() == [1, 5, 2, 6, 1]
     as_before = characters(tmp_path, vocabulary, max_length=9)
     assert as_before.spec.cleaning is None
     assert len({tuple(row) for row in as_before.rows(VARIANTS)}) == len(VARIANTS)
@@ -141,9 +141,9 @@ def test_text_from_a_form_is_text_from_json(value: str) -> None:
     ["a\0b", b"a\0b", "\ud800", "ok \udfff", b"\xff\xfe", b"\xed\xa0\x80", "标题".encode("gbk")],
 )
 def test_what_is_no_text(value: str | bytes) -> None:
-    with pytest.raises(RequestError, match="title") as caught:
+    with pytest.raises(RequestError, match="title") as error:
         read_text(value, "title")
-    assert caught.value.code is ErrorCode.TEXT_UNREADABLE
+    assert error.value.code is ErrorCode.TEXT_UNREADABLE
 
 
 @pytest.mark.parametrize("value", [None, 3, 1.5, True, ["a"], {"a": 1}])
@@ -155,6 +155,6 @@ def test_what_is_not_even_a_string(value: Any) -> None:
 def test_the_byte_limit_counts_utf8() -> None:
     spec = TextInput(tokenizer="characters", file="v", max_length=5, max_bytes=6)
     check_size("猫猫", spec)
-    with pytest.raises(RequestError, match="7 bytes") as caught:
+    with pytest.raises(RequestError, match="7 bytes") as error:
         check_size("猫猫a", spec)
-    assert caught.value.code is ErrorCode.TEXT_TOO_LONG
+    assert error.value.code is ErrorCode.TEXT_TOO_LONG

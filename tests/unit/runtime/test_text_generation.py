@@ -27,8 +27,8 @@ class Says:
         ids, memory = inputs["token_ids"], inputs["memory_words"]
         place = inputs["past_place"].shape[2] + ids.shape[2] - 1
         logits = np.zeros((*ids.shape[:2], len(WORDS)), dtype=np.float32)
-        for item, said in enumerate(memory):
-            logits[item, :, int(said[place]) if place < len(said) else END] = 8
+        for item, words in enumerate(memory):
+            logits[item, :, int(words[place]) if place < len(words) else END] = 8
         new = np.zeros((*ids.shape, 1), dtype=np.float32)
         return {"logits": logits, "new_place": new}
 
@@ -49,38 +49,38 @@ def writer(root: Path, **options: Any) -> Writer:
     return Writer(Manifest.model_validate(manifest), root, {"step": Says()})
 
 
-def manner(write: Writer, **said: Any) -> Any:
-    return write.manners.sample(parse_fields(WritingFields, said))[MANNER]
+def manner(write: Writer, **fields: Any) -> Any:
+    return write.manners.sample(parse_fields(WritingFields, fields))[MANNER]
 
 
 def text_of(write: Writer, memory: Arrays, *manners: Any) -> list[str]:
-    found = write.write(memory, len(manners), np.stack(manners))
-    return [write.texts(found, item)[0].text for item in range(len(manners))]
+    outputs = write.write(memory, len(manners), np.stack(manners))
+    return [write.texts(outputs, item)[0].text for item in range(len(manners))]
 
 
 def test_each_item_of_a_batch_is_written_in_its_own_manner(tmp_path: Path) -> None:
     sampling = {"temperature_limits": [0.1, 9.0], "repetition_penalty_limits": [1.0, 9999.0]}
     write = writer(tmp_path, words="words.json", sampling=sampling)
-    said = ids("a a dog", "a a dog", "a a dog", "a a dog", "a a dog")
+    memory = ids("a a dog", "a a dog", "a a dog", "a a dog", "a a dog")
     wild = {"temperature": 9.0, "top_p": 1.0, "repetition_penalty": 1}
     manners = [
         manner(write),
         manner(write, repetition_penalty=9999),
         *(manner(write, seed=seed, **wild) for seed in (1, 1, 2)),
     ]
-    together = text_of(write, said, *manners)
-    for item, one in enumerate(manners):
-        alone = {name: rows[item : item + 1] for name, rows in said.items()}
-        assert text_of(write, alone, one) == [together[item]]
-    searched, penalised, first, again, other = together
-    assert searched == "a a dog" and penalised != searched
-    assert first == again and first not in (other, searched)
-    found = write.write(said, 5, np.stack(manners))
-    assert np.isfinite(found["score"]).sum(axis=1).tolist() == [2, 2, 1, 1, 1]
+    together = text_of(write, memory, *manners)
+    for item, choice in enumerate(manners):
+        alone = {name: rows[item : item + 1] for name, rows in memory.items()}
+        assert text_of(write, alone, choice) == [together[item]]
+    beam_text, penalty_text, first, repeat, other = together
+    assert beam_text == "a a dog" and penalty_text != beam_text
+    assert first == repeat and first not in (other, beam_text)
+    outputs = write.write(memory, 5, np.stack(manners))
+    assert np.isfinite(outputs["score"]).sum(axis=1).tolist() == [2, 2, 1, 1, 1]
 
 
 @pytest.mark.parametrize(
-    ("said", "why"),
+    ("fields", "why"),
     [
         ({"top_p": 0.0}, "top_p: must be from 0.01 to 1.0, not 0.0"),
         ({"top_p": 1.5}, "top_p: must be from"),
@@ -99,36 +99,36 @@ def test_each_item_of_a_batch_is_written_in_its_own_manner(tmp_path: Path) -> No
         ({"sample": False, "seed": 3}, "seed: says how a text is drawn, and sample is false"),
     ],
 )
-def test_what_is_not_on_offer_is_refused(tmp_path: Path, said: dict[str, Any], why: str) -> None:
+def test_what_is_not_on_offer_is_refused(tmp_path: Path, fields: dict[str, Any], why: str) -> None:
     write = writer(tmp_path, words="words.json", sampling={})
-    with pytest.raises(RequestError, match=f"^{why}") as caught:
-        manner(write, **said)
-    assert caught.value.code is ErrorCode.FIELD_INVALID
+    with pytest.raises(RequestError, match=f"^{why}") as error:
+        manner(write, **fields)
+    assert error.value.code is ErrorCode.FIELD_INVALID
 
 
 def test_wishes_come_as_json_and_in_a_form(tmp_path: Path) -> None:
     write = writer(tmp_path, words="words.json", sampling={})
     assert manner(write).tolist()[:2] == [1.0, 0.0]
     assert manner(write, sample=False).tolist()[:2] == [1.0, 0.0]
-    for said in (
+    for fields in (
         {"sample": True, "top_p": 0.5, "temperature": 2, "seed": 7, "repetition_penalty": 1.5},
         {
             **{"sample": b"true", "top_p": b"0.5", "temperature": b"2", "seed": b"7"},
             "repetition_penalty": b"1.5",
         },
     ):
-        assert manner(write, **said).tolist() == [1.5, 1.0, 0.5, 2.0, 7.0]
+        assert manner(write, **fields).tolist() == [1.5, 1.0, 0.5, 2.0, 7.0]
     assert manner(write, top_p=0.5).tolist() == [1.1, 1.0, 0.5, 1.0, 0.0]
     assert manner(write, sample=True).tolist() == [1.1, 1.0, 0.9, 1.0, 0.0]
 
 
-@pytest.mark.parametrize("said", [{"sample": True}, {"top_p": 0.9}, {"repetition_penalty": 1.2}])
-def test_a_model_without_sampling_takes_no_wishes(tmp_path: Path, said: dict[str, Any]) -> None:
+@pytest.mark.parametrize("fields", [{"sample": True}, {"top_p": 0.9}, {"repetition_penalty": 1.2}])
+def test_a_model_without_sampling_takes_no_wishes(tmp_path: Path, fields: dict[str, Any]) -> None:
     write = writer(tmp_path, words="words.json")
     assert text_of(write, ids("a cat"), manner(write)) == ["a cat"]
-    (name,) = said
+    (name,) = fields
     with pytest.raises(RequestError, match=f"{name}: this model takes no {name}"):
-        manner(write, **said)
+        manner(write, **fields)
 
 
 @pytest.mark.parametrize(
@@ -152,9 +152,9 @@ def ids(*rows: str) -> Arrays:
 
 def test_word_pieces_become_words(tmp_path: Path) -> None:
     write = writer(tmp_path, tokenizer="tokenizer.json")
-    found = write.write(ids("a cat ##s dog", "dog [SEP] a a"), 2)
-    assert [write.texts(found, item)[0].text for item in (0, 1)] == ["a cats dog", "dog"]
-    best = write.texts(found, 0)
+    outputs = write.write(ids("a cat ##s dog", "dog [SEP] a a"), 2)
+    assert [write.texts(outputs, item)[0].text for item in (0, 1)] == ["a cats dog", "dog"]
+    best = write.texts(outputs, 0)
     assert len(best) == 2 and best[0].score > best[1].score
     chance = 8 - np.log(np.exp(8) + len(WORDS) - 1)  # of every word that is said
     assert best[0].log_prob == pytest.approx(5 * chance)
@@ -162,9 +162,9 @@ def test_word_pieces_become_words(tmp_path: Path) -> None:
 
 def test_a_list_of_words(tmp_path: Path) -> None:
     write = writer(tmp_path, words="words.json", finished="stay", length_penalty=0.0)
-    found = write.write(ids("a a cat cat"), 1)
-    assert write.texts(found, 0)[0].text == "a a cat cat"
-    assert found["token_ids"].shape[:2] == (1, 2)
+    outputs = write.write(ids("a a cat cat"), 1)
+    assert write.texts(outputs, 0)[0].text == "a a cat cat"
+    assert outputs["token_ids"].shape[:2] == (1, 2)
 
 
 def test_words_that_follow_themselves_are_written_once(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_the_prompt_is_no_part_of_the_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "said"),
+    ("options", "error", "message"),
     [
         ({}, ManifestInvalid, "neither tokenizer nor words"),
         ({"tokenizer": "none.json"}, ArchiveUnreadable, "none.json"),
@@ -190,8 +190,8 @@ def test_the_prompt_is_no_part_of_the_text(tmp_path: Path) -> None:
     ],
 )
 def test_options_that_cannot_be(
-    options: dict[str, Any], error: type[Exception], said: str, tmp_path: Path
+    options: dict[str, Any], error: type[Exception], message: str, tmp_path: Path
 ) -> None:
     (tmp_path / "deep.json").write_text("[" * 20_000, encoding="utf-8")
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         writer(tmp_path, **options)

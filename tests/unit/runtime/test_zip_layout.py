@@ -34,10 +34,10 @@ def test_what_is_forged_or_costly_is_refused(
     path = tmp_path / "echo-3.mar"
     path.write_bytes(bad.make(members))
     for refuse in (verify_archive, lambda path: unpack_archive(path, tmp_path / "unpacked")):
-        with pytest.raises(ArchiveError) as caught:
+        with pytest.raises(ArchiveError) as error:
             refuse(path)
-        assert (type(caught.value).code, str(caught.value).isprintable()) == (bad.code, True)
-        assert re.search(bad.says, str(caught.value))
+        assert (type(error.value).code, str(error.value).isprintable()) == (bad.code, True)
+        assert re.search(bad.says, str(error.value))
     assert not (tmp_path / "unpacked").exists()
 
 
@@ -76,8 +76,8 @@ def test_a_zip64_end_is_read(members: Members, tmp_path: Path) -> None:
         "<4sQ2H2L4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, count, count, size_bytes, start
     )
     locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, end, 1)
-    said = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 65535, 65535, 2**32 - 1, 2**32 - 1, 0)
-    path.write_bytes(raw[:end] + large + locator + said)
+    end_record = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 65535, 65535, 2**32 - 1, 2**32 - 1, 0)
+    path.write_bytes(raw[:end] + large + locator + end_record)
     assert verify_archive(path).model == "echo"
 
 
@@ -127,8 +127,8 @@ def refused_by_pairs(names: Sequence[str]) -> bool:
 def test_a_file_that_is_a_folder_too_is_found_wherever_it_is_listed(texts: list[str]) -> None:
     names = list({"/".join(part for part in text.split("/") if part) for text in texts} - {""})
     names = [name for name in names if not {".", ".."} & set(name.split("/"))]
-    folded = [unicodedata.normalize("NFC", name).casefold() for name in names]
-    assume(len(set(folded)) == len(folded))
+    folded_names = [unicodedata.normalize("NFC", name).casefold() for name in names]
+    assume(len(set(folded_names)) == len(folded_names))
     if refused_by_pairs(names):
         with pytest.raises(ArchiveTampered, match="is a file and the folder of"):
             zip_layout._check_names(names, "x")
@@ -138,8 +138,8 @@ def test_a_file_that_is_a_folder_too_is_found_wherever_it_is_listed(texts: list[
 
 def test_deep_names_cost_no_more_than_flat_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each name is folded once, however deep it lies: 9,000 of 120 levels took 3.8 s."""
-    folded: list[str] = []
-    monkeypatch.setattr(zip_layout, "_folded", lambda name: folded.append(name) or name)
+    calls: list[str] = []
+    monkeypatch.setattr(zip_layout, "_folded", lambda name: calls.append(name) or name)
     names = [f"{'a/' * 120}{number}" for number in range(100)]
     zip_layout._check_names(names, "x")
-    assert folded == names
+    assert calls == names

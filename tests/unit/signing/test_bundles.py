@@ -35,7 +35,7 @@ def stranger(tmp_path_factory: pytest.TempPathFactory) -> KeyPair:
 
 
 @pytest.fixture(scope="module")
-def signed(signer: KeyPair) -> bytes:
+def signature(signer: KeyPair) -> bytes:
     return write_bundle(signature_statement("tagger-1.mar", SHA256), signer.key)
 
 
@@ -53,24 +53,24 @@ def test_a_signature_is_its_keys(
         bundle.signer([])
 
 
-def test_the_hint_is_the_sha256_of_the_keys_file(signed: bytes, signer: KeyPair) -> None:
-    hint = json.loads(signed)["verificationMaterial"]["publicKey"]["hint"]
+def test_the_hint_is_the_sha256_of_the_keys_file(signature: bytes, signer: KeyPair) -> None:
+    hint = json.loads(signature)["verificationMaterial"]["publicKey"]["hint"]
     assert hint == hashlib.sha256(signer.public.read_bytes()).hexdigest()
 
 
-def test_another_archives_signature_does_not_pass(signed: bytes) -> None:
+def test_another_archives_signature_does_not_pass(signature: bytes) -> None:
     with pytest.raises(SignatureMismatch, match="other bytes"):
-        check_signature_subject(read_bundle(signed), OTHER)
+        check_signature_subject(read_bundle(signature), OTHER)
 
 
-def test_a_signature_is_no_provenance(signed: bytes) -> None:
+def test_a_signature_is_no_provenance(signature: bytes) -> None:
     with pytest.raises(SignatureUnreadable, match="slsa"):
-        check_provenance_subject(read_bundle(signed), SHA256)
+        check_provenance_subject(read_bundle(signature), SHA256)
 
 
-def resigned(signed: bytes, signer: KeyPair, change: Callable[[Any], object]) -> bytes:
+def resigned(signature: bytes, signer: KeyPair, change: Callable[[Any], object]) -> bytes:
     """Sign a changed statement anew."""
-    statement = json.loads(read_bundle(signed).payload)
+    statement = json.loads(read_bundle(signature).payload)
     change(statement)
     return write_bundle(statement, signer.key)
 
@@ -78,45 +78,47 @@ def resigned(signed: bytes, signer: KeyPair, change: Callable[[Any], object]) ->
 @pytest.mark.parametrize(
     "change",
     [
-        lambda said: said.update(predicateType="https://model_signing/Digests/v0.1"),
-        lambda said: said.update(predicate={}),
-        lambda said: said["predicate"]["resources"].append(said["predicate"]["resources"][0]),
-        lambda said: said["predicate"]["resources"][0].update(algorithm="blake2b"),
-        lambda said: said.update(subject=[]),
-        lambda said: said.update(subject=said["subject"] * 2),
+        lambda statement: statement.update(predicateType="https://model_signing/Digests/v0.1"),
+        lambda statement: statement.update(predicate={}),
+        lambda statement: statement["predicate"]["resources"].append(
+            statement["predicate"]["resources"][0]
+        ),
+        lambda statement: statement["predicate"]["resources"][0].update(algorithm="blake2b"),
+        lambda statement: statement.update(subject=[]),
+        lambda statement: statement.update(subject=statement["subject"] * 2),
     ],
 )
 def test_statements_that_say_no_one_archive_are_refused(
-    signed: bytes, signer: KeyPair, change: Callable[[Any], object]
+    signature: bytes, signer: KeyPair, change: Callable[[Any], object]
 ) -> None:
     with pytest.raises(SignatureUnreadable):
-        check_signature_subject(read_bundle(resigned(signed, signer, change)), SHA256)
+        check_signature_subject(read_bundle(resigned(signature, signer, change)), SHA256)
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        lambda said: said["subject"][0]["digest"].update(sha256=OTHER),
-        lambda said: said["subject"][0].update(digest="none"),
-        lambda said: said["predicate"]["resources"][0].update(digest=OTHER),
+        lambda statement: statement["subject"][0]["digest"].update(sha256=OTHER),
+        lambda statement: statement["subject"][0].update(digest="none"),
+        lambda statement: statement["predicate"]["resources"][0].update(digest=OTHER),
     ],
 )
 def test_subject_and_resource_say_the_same_bytes(
-    signed: bytes, signer: KeyPair, change: Callable[[Any], object]
+    signature: bytes, signer: KeyPair, change: Callable[[Any], object]
 ) -> None:
     with pytest.raises(SignatureMismatch):
-        check_signature_subject(read_bundle(resigned(signed, signer, change)), SHA256)
+        check_signature_subject(read_bundle(resigned(signature, signer, change)), SHA256)
 
 
-def edited(signed: bytes, change: Callable[[Any], object]) -> bytes:
+def edited(signature: bytes, change: Callable[[Any], object]) -> bytes:
     """Change the bundle around a signature."""
-    bundle = json.loads(signed)
+    bundle = json.loads(signature)
     change(bundle)
     return json.dumps(bundle).encode()
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (
             lambda b: b.update(mediaType="application/vnd.dev.sigstore.bundle+json;version=0.1"),
@@ -145,10 +147,10 @@ def edited(signed: bytes, change: Callable[[Any], object]) -> bytes:
     ],
 )
 def test_other_bundles_are_refused_in_words(
-    signed: bytes, change: Callable[[Any], object], said: str
+    signature: bytes, change: Callable[[Any], object], message: str
 ) -> None:
-    with pytest.raises(SignatureUnreadable, match=said):
-        read_bundle(edited(signed, change))
+    with pytest.raises(SignatureUnreadable, match=message):
+        read_bundle(edited(signature, change))
 
 
 @pytest.mark.parametrize(
@@ -168,52 +170,56 @@ def test_what_is_no_bundle_is_refused(raw: bytes) -> None:
         read_bundle(raw)
 
 
-def test_a_bundle_cut_anywhere_is_refused(signed: bytes) -> None:
-    for length in range(0, len(signed.rstrip()) - 1, 37):
+def test_a_bundle_cut_anywhere_is_refused(signature: bytes) -> None:
+    for length in range(0, len(signature.rstrip()) - 1, 37):
         with pytest.raises(SignatureUnreadable):
-            read_bundle(signed[:length])
+            read_bundle(signature[:length])
 
 
-def test_a_repeated_key_inside_of_the_statement_is_refused(signer: KeyPair, signed: bytes) -> None:
-    payload = read_bundle(signed).payload.replace(b'{"_type"', b'{"_type": "x", "_type"', 1)
+def test_a_repeated_key_inside_of_the_statement_is_refused(
+    signer: KeyPair, signature: bytes
+) -> None:
+    payload = read_bundle(signature).payload.replace(b'{"_type"', b'{"_type": "x", "_type"', 1)
     raw = edited(
-        signed, lambda b: b["dsseEnvelope"].update(payload=base64.b64encode(payload).decode())
+        signature, lambda b: b["dsseEnvelope"].update(payload=base64.b64encode(payload).decode())
     )
     with pytest.raises(SignatureUnreadable, match="twice"):
         read_bundle(raw)
 
 
-def test_a_changed_payload_or_signature_does_not_pass(signed: bytes, signer: KeyPair) -> None:
-    bundle = read_bundle(signed)
-    renamed = base64.b64encode(bundle.payload.replace(b"tagger-1", b"tagger-2")).decode()
-    forged = base64.b64encode(bundle.signature[:-1] + bytes([bundle.signature[-1] ^ 1])).decode()
+def test_a_changed_payload_or_signature_does_not_pass(signature: bytes, signer: KeyPair) -> None:
+    bundle = read_bundle(signature)
+    payload = base64.b64encode(bundle.payload.replace(b"tagger-1", b"tagger-2")).decode()
+    forgery = base64.b64encode(bundle.signature[:-1] + bytes([bundle.signature[-1] ^ 1])).decode()
     for change in (
-        lambda b: b["dsseEnvelope"].update(payload=renamed),
-        lambda b: b["dsseEnvelope"]["signatures"][0].update(sig=forged),
+        lambda b: b["dsseEnvelope"].update(payload=payload),
+        lambda b: b["dsseEnvelope"]["signatures"][0].update(sig=forgery),
         lambda b: b["dsseEnvelope"]["signatures"][0].update(sig="AAAA"),
     ):
         with pytest.raises(SignatureMismatch, match="did not sign"):
-            read_bundle(edited(signed, change)).signer([signer.known])
+            read_bundle(edited(signature, change)).signer([signer.known])
 
 
 def test_a_bundle_without_a_hint_is_tried_with_each_key(
-    signed: bytes, signer: KeyPair, stranger: KeyPair
+    signature: bytes, signer: KeyPair, stranger: KeyPair
 ) -> None:
-    bare = read_bundle(edited(signed, lambda b: b["verificationMaterial"]["publicKey"].pop("hint")))
+    bare = read_bundle(
+        edited(signature, lambda b: b["verificationMaterial"]["publicKey"].pop("hint"))
+    )
     assert bare.signer([stranger.known, signer.known]) == signer.known
     with pytest.raises(SignatureUnknownKey):
         bare.signer([stranger.known])
 
 
 def test_the_hint_of_another_key_does_not_make_it_that_keys(
-    signed: bytes, signer: KeyPair, stranger: KeyPair
+    signature: bytes, signer: KeyPair, stranger: KeyPair
 ) -> None:
-    claimed = edited(
-        signed,
+    raw = edited(
+        signature,
         lambda b: b["verificationMaterial"]["publicKey"].update(hint=stranger.known.hint),
     )
     with pytest.raises(SignatureMismatch, match="stranger"):
-        read_bundle(claimed).signer([signer.known, stranger.known])
+        read_bundle(raw).signer([signer.known, stranger.known])
 
 
 def test_each_curve_has_one_hash(tmp_path: Path) -> None:
@@ -225,13 +231,15 @@ def test_each_curve_has_one_hash(tmp_path: Path) -> None:
     content = b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
     wrong = base64.b64encode(pair.key.sign(content, ec.ECDSA(hashes.SHA256()))).decode()
     with pytest.raises(SignatureMismatch):
-        changed = edited(raw, lambda b: b["dsseEnvelope"]["signatures"][0].update(sig=wrong))
-        read_bundle(changed).signer([pair.known])
+        variant = edited(raw, lambda b: b["dsseEnvelope"]["signatures"][0].update(sig=wrong))
+        read_bundle(variant).signer([pair.known])
 
 
-def test_a_signature_over_the_payload_alone_does_not_pass(signed: bytes, signer: KeyPair) -> None:
-    bare = signer.key.sign(read_bundle(signed).payload, ec.ECDSA(hashes.SHA256()))
+def test_a_signature_over_the_payload_alone_does_not_pass(
+    signature: bytes, signer: KeyPair
+) -> None:
+    bare = signer.key.sign(read_bundle(signature).payload, ec.ECDSA(hashes.SHA256()))
     sig = base64.b64encode(bare).decode()
     with pytest.raises(SignatureMismatch):
-        changed = edited(signed, lambda b: b["dsseEnvelope"]["signatures"][0].update(sig=sig))
-        read_bundle(changed).signer([signer.known])
+        variant = edited(signature, lambda b: b["dsseEnvelope"]["signatures"][0].update(sig=sig))
+        read_bundle(variant).signer([signer.known])

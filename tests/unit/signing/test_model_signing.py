@@ -40,8 +40,8 @@ def test_model_signing_verifies_ours(
 ) -> None:
     pair = key_pair(tmp_path, "release", curve)
     sign_archive(archive, pair.key)
-    done = verified(archive, signature_file(archive), pair)
-    assert done.returncode == 0, done.stdout + done.stderr
+    result = verified(archive, signature_file(archive), pair)
+    assert result.returncode == 0, result.stdout + result.stderr
     archive.write_bytes(archive.read_bytes() + b"x")
     assert verified(archive, signature_file(archive), pair).returncode != 0
 
@@ -51,8 +51,8 @@ def test_we_verify_model_signings(archive: Path, tmp_path: Path, curve: ec.Ellip
     pair = key_pair(tmp_path, "release", curve)
     signature = signature_file(archive)
     words = ("--signature", signature, "--private_key", pair.private, archive)
-    done = model_signing("sign", "key", *words)
-    assert done.returncode == 0, done.stdout + done.stderr
+    result = model_signing("sign", "key", *words)
+    assert result.returncode == 0, result.stdout + result.stderr
     bundle = read_bundle(signature.read_bytes())
     check_signature_subject(bundle, file_sha256(archive))
     assert bundle.signer([pair.known]) == pair.known
@@ -67,5 +67,5 @@ def test_components_follow_the_schema_of_cyclonedx(archive: Path, tmp_path: Path
     [folder] = cyclonedx.schema.__path__
     schema = Path(folder) / "_res" / "bom-1.6.SNAPSHOT.schema.json"
     content = json.loads(schema.read_text(encoding="utf-8"))
-    listed = json.loads(components_file(archive).read_bytes())
-    jsonschema.Draft7Validator(content).validate(listed)
+    components = json.loads(components_file(archive).read_bytes())
+    jsonschema.Draft7Validator(content).validate(components)

@@ -37,9 +37,9 @@ def archive(tmp_path: Path) -> Path:
 
 def test_three_files_lie_beside_an_archive_that_stays(archive: Path, signer: KeyPair) -> None:
     before = archive.read_bytes()
-    signed = sign_archive(archive, signer.key)
+    result = sign_archive(archive, signer.key)
     assert archive.read_bytes() == before
-    assert [file.name for file in signed.written] == [
+    assert [file.name for file in result.written] == [
         "tagger-1.mar.sigstore.json",
         "tagger-1.mar.provenance.sigstore.json",
         "tagger-1.mar.cdx.json",
@@ -73,16 +73,18 @@ def test_provenance_names_hashes_and_figures(archive: Path) -> None:
     )
     predicate = provenance_statement(archive.name, DIGEST, manifest, "1.0")["predicate"]
     definition, details = predicate["buildDefinition"], predicate["runDetails"]
-    found = {each["name"]: each["digest"]["sha256"] for each in definition["resolvedDependencies"]}
-    assert found["checkpoint"] == DIGEST
-    assert found["requirements.lock"] == DIGEST[::-1]
-    assert found["training train"] == "cd" * 32
-    assert found["training sources"] == "ef" * 32
+    digests = {
+        entry["name"]: entry["digest"]["sha256"] for entry in definition["resolvedDependencies"]
+    }
+    assert digests["checkpoint"] == DIGEST
+    assert digests["requirements.lock"] == DIGEST[::-1]
+    assert digests["training train"] == "cd" * 32
+    assert digests["training sources"] == "ef" * 32
     code = {name for name in manifest.files if name.endswith(".py")}
-    assert code and code < set(found)
+    assert code and code < set(digests)
     figures = {
-        each["name"]: json.loads(base64.b64decode(each["content"]))
-        for each in details["byproducts"]
+        entry["name"]: json.loads(base64.b64decode(entry["content"]))
+        for entry in details["byproducts"]
     }
     assert figures == {
         "parity": {"cases": 3, "max_abs_diff": 1e-6, "rtol": 1e-4, "atol": 1e-5},
@@ -95,8 +97,8 @@ def test_components_are_the_files_and_what_they_were_made_of(
     archive: Path, signer: KeyPair
 ) -> None:
     sign_archive(archive, signer.key)
-    listed = json.loads(components_file(archive).read_bytes())
-    main = listed["metadata"]["component"]
+    components = json.loads(components_file(archive).read_bytes())
+    main = components["metadata"]["component"]
     assert (main["type"], main["name"], main["version"]) == (
         "machine-learning-model",
         "tagger",
@@ -105,19 +107,19 @@ def test_components_are_the_files_and_what_they_were_made_of(
     assert main["hashes"] == [{"alg": "SHA-256", "content": file_sha256(archive)}]
     manifest: Manifest = verify_archive(archive)
     files = {
-        each["name"]: each["hashes"][0]["content"]
-        for each in listed["components"]
-        if each["type"] == "file"
+        component["name"]: component["hashes"][0]["content"]
+        for component in components["components"]
+        if component["type"] == "file"
     }
     assert files == manifest.files
 
 
 def test_what_is_no_archive_is_not_signed(tmp_path: Path, signer: KeyPair) -> None:
-    broken = tmp_path / "tagger-1.mar"
-    broken.write_bytes(b"none")
+    file = tmp_path / "tagger-1.mar"
+    file.write_bytes(b"none")
     with pytest.raises(ArchiveError):
-        sign_archive(broken, signer.key)
-    assert list(tmp_path.iterdir()) == [broken]
+        sign_archive(file, signer.key)
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_what_lies_beside_is_bounded(archive: Path, signer: KeyPair) -> None:
@@ -138,5 +140,5 @@ def test_libraries_of_a_lock_have_their_hashes() -> None:
     first, second = locked_libraries(lock)
     assert (first["purl"], second["purl"]) == ("pkg:pypi/first-name@1.0%2Bcpu", "pkg:pypi/second@2")
     [reference] = first["externalReferences"]
-    assert [each["content"] for each in reference["hashes"]] == [DIGEST, DIGEST[::-1]]
+    assert [entry["content"] for entry in reference["hashes"]] == [DIGEST, DIGEST[::-1]]
     assert second["externalReferences"] == []

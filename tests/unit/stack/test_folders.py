@@ -14,7 +14,7 @@ from vlserve.stack.folders import make_private, refuse_store_in_state
 @pytest.mark.parametrize("store", [".vlserve", ".vlserve/model_store", "x/../.vlserve/a/b"])
 def test_a_store_in_what_may_be_deleted_is_refused(store: str, tmp_path: Path) -> None:
     settings = Settings(project_dir=tmp_path, model_store=Path(store))
-    for start in (refuse_store_in_state, render, lambda each: stack.up(each, print)):
+    for start in (refuse_store_in_state, render, lambda settings: stack.up(settings, print)):
         with pytest.raises(SettingsError, match="VLSERVE_MODEL_STORE"):
             start(settings)
     assert not (tmp_path / ".vlserve" / "supervisor").exists()

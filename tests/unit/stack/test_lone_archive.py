@@ -42,12 +42,12 @@ def test_a_folder_means_the_one_archive_in_it(archive: Path) -> None:
 
 
 def test_the_copy_is_served_whatever_becomes_of_the_file(archive: Path, tmp_path: Path) -> None:
-    taken = taken_over(archive, tmp_path / "store", "triton", ANYBODY)
+    record = taken_over(archive, tmp_path / "store", "triton", ANYBODY)
     bytes_before = archive.read_bytes()
     archive.write_bytes(b"another file")
-    assert taken.archive.read_bytes() == bytes_before
-    assert (taken.model, taken.version, taken.state) == ("tagger", 3, State.STABLE)
-    assert taken.engine == "triton"
+    assert record.archive.read_bytes() == bytes_before
+    assert (record.model, record.version, record.state) == ("tagger", 3, State.STABLE)
+    assert record.engine == "triton"
 
 
 def test_what_is_no_archive_is_refused(archive: Path, tmp_path: Path) -> None:
@@ -62,11 +62,11 @@ def test_the_signature_beside_it_is_checked(archive: Path, signer: KeyPair, tmp_
     with pytest.raises(SignatureMissing):
         taken_over(archive, tmp_path / "unsigned", "torchserve", enforce)
     sign_archive(archive, signer.key)
-    taken = taken_over(archive, tmp_path / "signed", "torchserve", enforce)
-    assert taken.signer is not None
-    assert taken.signer.name == "release"
+    record = taken_over(archive, tmp_path / "signed", "torchserve", enforce)
+    assert record.signer is not None
+    assert record.signer.name == "release"
     other = TrustSettings(mode="enforce", keys=(key_pair(tmp_path, "other").public,))
     with pytest.raises(SignatureUnknownKey):
         taken_over(archive, tmp_path / "others", "torchserve", other)
-    warned = other.model_copy(update={"mode": "warn"})
-    assert taken_over(archive, tmp_path / "warned", "torchserve", warned).signer is None
+    warn = other.model_copy(update={"mode": "warn"})
+    assert taken_over(archive, tmp_path / "warned", "torchserve", warn).signer is None

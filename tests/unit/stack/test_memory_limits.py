@@ -28,7 +28,7 @@ def stand_in(folder: Path, does: str) -> Path:
 def run_worker(folder: Path, does: str, **variables: str) -> str:
     """Start a worker as TorchServe does; return what its stand-in printed."""
     program = stand_in(folder, does)
-    done = subprocess.run(
+    result = subprocess.run(
         ["/bin/sh", str(SCRIPTS / "worker.sh"), "--sock-type", "unix"],
         env={"PATH": os.environ["PATH"], "PYTHON": str(program), **variables},
         capture_output=True,
@@ -36,7 +36,7 @@ def run_worker(folder: Path, does: str, **variables: str) -> str:
         check=True,
         encoding="utf-8",
     )
-    return done.stdout.strip()
+    return result.stdout.strip()
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_java_gets_its_heap_and_ends_where_it_is_full(tmp_path: Path) -> None:
     home.mkdir(parents=True)
     stand_in(home, 'printf "%s\\n" "$@"').rename(home / "java")
     places = {name: str(tmp_path) for name in ("ENGINE_DIR", "TS_HOME", "LOG_CONFIG")}
-    done = subprocess.run(
+    result = subprocess.run(
         ["/bin/sh", str(SCRIPTS / "start.sh")],
         env={
             "PATH": os.environ["PATH"],
@@ -76,14 +76,14 @@ def test_java_gets_its_heap_and_ends_where_it_is_full(tmp_path: Path) -> None:
         check=True,
         encoding="utf-8",
     )
-    assert {"-Xmx700m", "-XX:+ExitOnOutOfMemoryError"} <= set(done.stdout.splitlines())
+    assert {"-Xmx700m", "-XX:+ExitOnOutOfMemoryError"} <= set(result.stdout.splitlines())
 
 
 def test_supervisord_hands_the_settings_on(tmp_path: Path) -> None:
     engine = EngineSettings(java_heap_mib=700, worker_memory_mib=600)
     settings = Settings(project_dir=tmp_path, engine=engine)
     conf = configparser.RawConfigParser(inline_comment_prefixes=(";", "#"))
-    written = supervisord.write_configuration(settings, Path("/bootstrap.json"))
-    conf.read(written, encoding="utf-8")
+    file = supervisord.write_configuration(settings, Path("/bootstrap.json"))
+    conf.read(file, encoding="utf-8")
     environment = conf["program:engine-0"]["environment"]
     assert 'JAVA_HEAP_MIB="700",WORKER_MEMORY_MIB="600"' in environment

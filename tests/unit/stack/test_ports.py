@@ -22,15 +22,15 @@ def settings_with(folder: Path, *changes: tuple[str, str, Any], **engine: Any) -
     return Settings(project_dir=folder, engine={"base_port": 7100, **engine}, **sections)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("one", "other"), list(itertools.combinations(SETTINGS, 2)))
+@pytest.mark.parametrize(("first", "second"), list(itertools.combinations(SETTINGS, 2)))
 def test_two_that_are_equal_are_both_named(
-    tmp_path: Path, one: tuple[str, str], other: tuple[str, str]
+    tmp_path: Path, first: tuple[str, str], second: tuple[str, str]
 ) -> None:
-    equal = settings_with(tmp_path, (*one, 7009), (*other, 7009))
-    with pytest.raises(SettingsError) as refused:
+    equal = settings_with(tmp_path, (*first, 7009), (*second, 7009))
+    with pytest.raises(SettingsError) as error:
         stack.up(equal, print)
-    told = str(refused.value)
-    assert "7009" in told and ".".join(one) in told and ".".join(other) in told
+    message = str(error.value)
+    assert "7009" in message and ".".join(first) in message and ".".join(second) in message
     assert not equal.state_dir.exists()
 
 
@@ -57,8 +57,8 @@ def test_a_port_beyond_the_last_is_refused(tmp_path: Path) -> None:
 
 
 def test_one_number_on_two_addresses_is_two_ports(tmp_path: Path) -> None:
-    two = (("gateway", "host", "127.0.0.2"), ("gateway", "port", 7002))
-    refuse_equal_ports(settings_with(tmp_path, *two))
+    values = (("gateway", "host", "127.0.0.2"), ("gateway", "port", 7002))
+    refuse_equal_ports(settings_with(tmp_path, *values))
     with pytest.raises(SettingsError):
         every = ("gateway", "host", "0.0.0.0"), ("gateway", "api_keys", ("a-key",))
         refuse_equal_ports(settings_with(tmp_path, *every, ("gateway", "port", 7002)))

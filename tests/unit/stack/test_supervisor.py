@@ -83,13 +83,13 @@ def test_a_path_that_supervisord_cannot_take_is_refused(tmp_path: Path, name: st
 def test_sockets_are_beside_the_state_unless_the_path_is_too_long(tmp_path: Path) -> None:
     short = Settings(project_dir=tmp_path, state_dir=Path("/s"))
     assert short.socket_dir == Path("/s/run")
-    one, other = (
+    first, second = (
         Settings(project_dir=tmp_path, state_dir=Path("/" + letter * 100)).socket_dir
         for letter in "ab"
     )
-    assert one != other
-    assert len(os.fsencode(one)) < 80
-    assert str(os.getuid()) in one.name
+    assert first != second
+    assert len(os.fsencode(first)) < 80
+    assert str(os.getuid()) in first.name
 
 
 def test_processes_get_these_settings_whatever_the_shell_says(
@@ -114,7 +114,11 @@ def test_processes_take_over_named_variables_alone(
     for name in ("TS_CONFIG_FILE", "PYTHONSAFEPATH", "JAVA_TOOL_OPTIONS", "LD_PRELOAD", "WHATEVER"):
         monkeypatch.setenv(name, "/nowhere")
     monkeypatch.setenv("TZ", "Asia/Shanghai")
-    seen = supervisord.environment(Settings(project_dir=tmp_path))
-    allowed = {*supervisord.INHERITED, "LC_ALL", "PYTHONUTF8"}
-    assert {name for name in seen if not name.startswith("VLSERVE_")} <= allowed
-    assert (seen["TZ"], seen["LC_ALL"], seen["PYTHONUTF8"]) == ("Asia/Shanghai", "C.UTF-8", "1")
+    variables = supervisord.environment(Settings(project_dir=tmp_path))
+    allowed_names = {*supervisord.INHERITED, "LC_ALL", "PYTHONUTF8"}
+    assert {name for name in variables if not name.startswith("VLSERVE_")} <= allowed_names
+    assert (variables["TZ"], variables["LC_ALL"], variables["PYTHONUTF8"]) == (
+        "Asia/Shanghai",
+        "C.UTF-8",
+        "1",
+    )

@@ -17,34 +17,36 @@ def test_every_process_gets_a_free_port_of_its_own(tmp_path: Path) -> None:
     settings = with_free_ports(
         Settings(project_dir=tmp_path, engine=EngineSettings(instances=3, workers=1))
     )
-    taken = [each.port for each in ports(settings)]
-    assert len(taken) == len(set(taken)) and len(taken) > 3 + 3
-    for port in taken:
+    numbers = [setting.port for setting in ports(settings)]
+    assert len(numbers) == len(set(numbers)) and len(numbers) > 3 + 3
+    for port in numbers:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", port))
 
 
 def test_what_else_was_set_stays(tmp_path: Path) -> None:
-    given = Settings(
+    settings = Settings(
         project_dir=tmp_path,
         state_dir=tmp_path / "elsewhere",
         gateway=GatewaySettings(timeout_s=7.0),
         control=ControlSettings(tick_s=0.25),
         engine=EngineSettings(queue_size=3),
     )
-    own = with_free_ports(given)
+    own = with_free_ports(settings)
     assert (own.project_dir, own.state_dir) == (tmp_path, tmp_path / "elsewhere")
     assert own.model_store == tmp_path / "model_store"
     assert own.gateway.timeout_s == 7.0
     assert own.control.tick_s == 0.25
     assert own.engine.queue_size == 3
-    assert own.gateway_url.endswith(f":{own.gateway.port}") and own.gateway_url != given.gateway_url
+    assert (
+        own.gateway_url.endswith(f":{own.gateway.port}") and own.gateway_url != settings.gateway_url
+    )
 
 
 def test_a_port_in_use_is_not_handed_out(monkeypatch: pytest.MonkeyPatch) -> None:
     free = free_ports(3)
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        busy = listening.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        busy = server.getsockname()[1]
         firsts = iter([busy, busy - 1, busy - 2, free])
         monkeypatch.setattr("random.randrange", lambda *_: next(firsts))
         assert free_ports(3) == free

@@ -15,7 +15,7 @@ TYPES = {
 
 
 @pytest.mark.parametrize(
-    ("asked", "first", "shares"),
+    ("fixtures", "first", "shares"),
     [
         (["stack"], "stack", True),
         (["archives", "stack"], "archives", True),
@@ -24,9 +24,9 @@ TYPES = {
     ],
 )
 def test_a_file_shares_what_it_asks_for(
-    asked: list[str], first: str | None, shares: bool, tmp_path: Path
+    fixtures: list[str], first: str | None, shares: bool, tmp_path: Path
 ) -> None:
-    parameters = ", ".join(f"{name}: {TYPES[name]}" for name in asked)
+    parameters = ", ".join(f"{name}: {TYPES[name]}" for name in fixtures)
     file = tmp_path / "test_it.py"
     file.write_text(f"def test_it({parameters}) -> None: ...\n", encoding="utf-8")
     assert (shared(file), shares_stack(file)) == (first, shares)

@@ -81,16 +81,16 @@ def test_a_changed_byte_of_a_model_is_another_key(
 
 
 def test_another_format_or_name_is_another_key(export: Export) -> None:
-    named = replace(export, model=replace(export.model, name="another"))
-    keys = {export.key(), replace(export, format="torchscript").key(), named.key()}
+    other = replace(export, model=replace(export.model, name="another"))
+    keys = {export.key(), replace(export, format="torchscript").key(), other.key()}
     assert len(keys) == 3
 
 
 def test_the_same_model_written_again_is_the_same_key(export: Export, tmp_path: Path) -> None:
     (tmp_path / "again").mkdir()
-    again = replace(export, checkpoint=export.model.write(tmp_path / "again"))
+    copy = replace(export, checkpoint=export.model.write(tmp_path / "again"))
     assert folder_of(tmp_path / "again") == folder_of(tmp_path / "model")
-    assert again.key() == export.key()
+    assert copy.key() == export.key()
 
 
 def test_names_and_bytes_do_not_run_into_each_other() -> None:
@@ -104,14 +104,14 @@ def test_names_and_bytes_do_not_run_into_each_other() -> None:
 
 
 def test_an_export_is_made_once(tmp_path: Path) -> None:
-    kept, calls = KeptExports(tmp_path / "kept"), []
+    exports, calls = KeptExports(tmp_path / "kept"), []
 
     def make(folder: Path) -> None:
         calls.append(folder)
         (folder / "graph").write_text("x", encoding="utf-8")
 
-    first = kept.get_or_make("key", make)
-    assert kept.get_or_make("key", make) == first == kept.get("key")
+    first = exports.get_or_make("key", make)
+    assert exports.get_or_make("key", make) == first == exports.get("key")
     assert len(calls) == 1 and (first / "graph").read_text(encoding="utf-8") == "x"
 
 
@@ -120,38 +120,38 @@ def test_one_that_fails_leaves_nothing(tmp_path: Path) -> None:
         (folder / "half").write_text("x", encoding="utf-8")
         raise ValueError("no")
 
-    kept = KeptExports(tmp_path)
+    exports = KeptExports(tmp_path)
     with pytest.raises(ValueError, match="no"):
-        kept.get_or_make("key", make)
-    assert kept.get("key") is None
+        exports.get_or_make("key", make)
+    assert exports.get("key") is None
     assert list(tmp_path.iterdir()) == []
 
 
 def test_of_two_that_make_the_same_one_is_kept(tmp_path: Path) -> None:
-    kept, both, given = KeptExports(tmp_path), threading.Barrier(2, timeout=10), []
+    exports, both, folders = KeptExports(tmp_path), threading.Barrier(2, timeout=10), []
 
     def make(folder: Path) -> None:
         (folder / "graph").write_text("x", encoding="utf-8")
         both.wait()
 
     threads = [
-        threading.Thread(target=lambda: given.append(kept.get_or_make("key", make)))
+        threading.Thread(target=lambda: folders.append(exports.get_or_make("key", make)))
         for _ in range(2)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert given == [tmp_path / "key"] * 2
+    assert folders == [tmp_path / "key"] * 2
     assert [path.name for path in tmp_path.rglob("*")] == ["key", "graph"]
 
 
 def test_what_was_used_longest_ago_goes_first(tmp_path: Path) -> None:
-    kept = KeptExports(tmp_path, max_kept=2)
+    exports = KeptExports(tmp_path, max_kept=2)
     for age_s, key in ((200, "old"), (300, "older")):
-        kept.get_or_make(key, lambda folder: (folder / "graph").touch())
-        then = kept.folder.stat().st_mtime - age_s
-        os.utime(tmp_path / key, (then, then))
-    assert kept.get("older") is not None
-    kept.get_or_make("new", lambda folder: (folder / "graph").touch())
+        exports.get_or_make(key, lambda folder: (folder / "graph").touch())
+        mtime_s = exports.folder.stat().st_mtime - age_s
+        os.utime(tmp_path / key, (mtime_s, mtime_s))
+    assert exports.get("older") is not None
+    exports.get_or_make("new", lambda folder: (folder / "graph").touch())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "older"]

@@ -49,14 +49,14 @@ def recipe() -> Recipe:
 
 
 @pytest.fixture(scope="session")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> DemoData:
+def demo(tmp_path_factory: pytest.TempPathFactory) -> DemoData:
     return write_demo_data(tmp_path_factory.mktemp("drawn"), items=54, seed=3)
 
 
 @pytest.fixture
-def write_lines(tmp_path: Path, drawn: DemoData) -> WriteLines:
+def write_lines(tmp_path: Path, demo: DemoData) -> WriteLines:
     """Writes a JSONL file beside copies of two drawn images, a.jpg and b.jpg."""
-    images = sorted((drawn.train.parent / "images").glob("train-*.jpg"))
+    images = sorted((demo.train.parent / "images").glob("train-*.jpg"))
     for name, image in zip(("a.jpg", "b.jpg"), images, strict=False):
         (tmp_path / name).write_bytes(image.read_bytes())
 

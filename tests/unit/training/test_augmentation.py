@@ -48,8 +48,8 @@ def drawn(box: tuple[float, ...] = BOX) -> Picture:
 
 def bright_box(image: Image.Image) -> np.ndarray[Any, Any]:
     """Where the drawn box is now, in shares."""
-    found = np.argwhere(np.asarray(image)[:, :, 0] > 190)
-    (top, left), (bottom, right) = found.min(axis=0), found.max(axis=0) + 1
+    points = np.argwhere(np.asarray(image)[:, :, 0] > 190)
+    (top, left), (bottom, right) = points.min(axis=0), points.max(axis=0) + 1
     return np.array([left / 80, top / 64, right / 80, bottom / 64])
 
 
@@ -89,11 +89,11 @@ def test_boxes_follow_a_crop(seed: int) -> None:
 
 
 def test_boxes_follow_a_flip_and_two_undo_each_other() -> None:
-    once = flipped(drawn())
-    assert once.boxes[0] == pytest.approx(bright_box(once.image), abs=1e-9)
-    twice = flipped(once)
-    assert np.array_equal(np.asarray(twice.image), np.asarray(drawn().image))
-    assert twice.boxes[0] == pytest.approx(BOX)
+    mirror = flipped(drawn())
+    assert mirror.boxes[0] == pytest.approx(bright_box(mirror.image), abs=1e-9)
+    original = flipped(mirror)
+    assert np.array_equal(np.asarray(original.image), np.asarray(drawn().image))
+    assert original.boxes[0] == pytest.approx(BOX)
 
 
 def test_jitter_and_blur_change_colours_alone() -> None:
@@ -120,12 +120,12 @@ def test_words_of_chinese_are_characters_and_come_back() -> None:
 def test_eda_keeps_to_the_words_and_their_synonyms() -> None:
     synonyms = {"ball": ["sphere"], "球": ["皮球"]}
     random = np.random.default_rng(0)
-    made = {changed("a red ball rolls down", 0.3, synonyms, random) for _ in range(200)}
-    words = {word for text in made for word in text.split()}
-    assert words == {"a", "red", "ball", "rolls", "down", "sphere"} and "" not in made
-    lengths = {len(text.split()) for text in made}
+    texts = {changed("a red ball rolls down", 0.3, synonyms, random) for _ in range(200)}
+    words = {word for text in texts for word in text.split()}
+    assert words == {"a", "red", "ball", "rolls", "down", "sphere"} and "" not in texts
+    lengths = {len(text.split()) for text in texts}
     assert min(lengths) < 5 < max(lengths)  # left out, and put in
-    assert any(sorted(text.split()) == ["a", "ball", "down", "red", "rolls"] for text in made)
+    assert any(sorted(text.split()) == ["a", "ball", "down", "red", "rolls"] for text in texts)
     chinese = {changed("红色的球", 0.3, synonyms, random) for _ in range(100)}
     assert any("皮球" in text for text in chinese) and all(" " not in text for text in chinese)
     assert changed("ball", 0.3, synonyms, random) == "ball"
@@ -170,20 +170,20 @@ def test_every_augmentation_changes_items_and_draws_by_its_generator(name: str) 
     text = "the dog to the left of a ball"
     changes = Changes(AUGMENTATIONS[name])  # type: ignore[index]
 
-    def made(seed: int) -> list[tuple[bytes, str]]:
+    def draw(seed: int) -> list[tuple[bytes, str]]:
         random = np.random.default_rng(seed)
-        found = [changes.picture(Image.fromarray(noise), text, random) for _ in range(6)]
-        return [(picture.image.tobytes(), text) for picture, text in found]
+        results = [changes.picture(Image.fromarray(noise), text, random) for _ in range(6)]
+        return [(picture.image.tobytes(), text) for picture, text in results]
 
-    assert made(1) == made(1) != made(2)
-    assert len(set(made(1))) > 1
+    assert draw(1) == draw(1) != draw(2)
+    assert len(set(draw(1))) > 1
 
 
 def test_a_mirrored_image_says_right_for_left() -> None:
     changes = Changes(Augmentation(flip=True))
     random = np.random.default_rng(0)
-    found = [changes.picture(drawn().image, "left", random, drawn().boxes) for _ in range(20)]
-    sides = {(text, picture.boxes[0, 0] > BOX[0]) for picture, text in found}
+    pairs = [changes.picture(drawn().image, "left", random, drawn().boxes) for _ in range(20)]
+    sides = {(text, picture.boxes[0, 0] > BOX[0]) for picture, text in pairs}
     assert sides == {("left", False), ("right", True)}
 
 
@@ -195,8 +195,8 @@ def test_two_images_and_answers_are_never_mirrored() -> None:
         assert own is not None and not own.changes.augmentation.flip
     pairs = ItemChanges(image, Changes(Augmentation(crop=(0.5, 0.6))))
     images = torch.rand(2, 2, 3, 8, 8)
-    shown, _ = pairs(images, ["a", "b"], np.random.default_rng(0))
-    assert shown.shape == images.shape and not torch.allclose(shown, images, atol=0.1)
+    outputs, _ = pairs(images, ["a", "b"], np.random.default_rng(0))
+    assert outputs.shape == images.shape and not torch.allclose(outputs, images, atol=0.1)
     assert item_changes(FinetuneOptions(), "retrieve", image) is None
 
 
@@ -205,12 +205,12 @@ def test_the_look_shows_a_sheet(tmp_path: Path) -> None:
     Image.fromarray(noise).save(tmp_path / "a.png")
     line = {"id": "a", "img": "a.png", "text": "the dog on the left", "label": "x"}
     (tmp_path / "d.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
-    seen = look_at(
+    report = look_at(
         [tmp_path / "d.jsonl"], tmp_path / "out",
         lengths=characters, unit="characters", max_length=None, predictions=None, workers=1,
     )  # fmt: skip
-    plain, shown = render_page(seen), render_page(seen, "blip")
-    assert shown.count("<figure") == plain.count("<figure") + 6  # the item, and five of it
-    assert "changed by blip" in shown and "the dog on the right" in shown
+    plain, page = render_page(report), render_page(report, "blip")
+    assert page.count("<figure") == plain.count("<figure") + 6  # the item, and five of it
+    assert "changed by blip" in page and "the dog on the right" in page
     with pytest.raises(SettingsError, match="no augmentation x: there are albef"):
-        render_page(seen, "x")
+        render_page(report, "x")

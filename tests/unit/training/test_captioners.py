@@ -70,14 +70,14 @@ def run(family: str, start: Path, folder: Path, name: str, **more: Any) -> Finet
 
 
 @pytest.fixture(params=["s2", "m2"])
-def prepared(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]:
+def family_data(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]:
     write_features(tmp_path, request.param, "train", 3)
     write_features(tmp_path, request.param, "val", 1)
     return request.param, tmp_path
 
 
-def test_both_stages_learn_and_are_exported_unchanged(prepared: tuple[str, Path]) -> None:
-    family, folder = prepared
+def test_both_stages_learn_and_are_exported_unchanged(family_data: tuple[str, Path]) -> None:
+    family, folder = family_data
     first = run(family, new_config(family, folder), folder, "words")
     assert first.objective == "caption" and first.new == ("every tensor",)
     epochs = json.loads((folder / "words" / "metrics.json").read_text(encoding="utf-8"))["epochs"]
@@ -87,8 +87,8 @@ def test_both_stages_learn_and_are_exported_unchanged(prepared: tuple[str, Path]
     assert second.objective == "reward" and second.new == () and second.metrics["cider_d"] >= 0
     settings = Settings(project_dir=EXPORT.parent)
     reward = folder / "reward" / "model.safetensors"
-    trained = read_trained(str(EXPORT / f"{family}.py"), reward, None, settings)
-    assert trained.config["training"]["objective"] == "reward"
+    model = read_trained(str(EXPORT / f"{family}.py"), reward, None, settings)
+    assert model.config["training"]["objective"] == "reward"
     before, after = load_file(words), load_file(reward)
     assert any(not torch.equal(before[name], after[name]) for name in after)
 
@@ -108,7 +108,7 @@ def test_one_stage_follows_the_other_and_the_running_one_is_resumed(tmp_path: Pa
         "reward_workers": 2,
     }
 
-    def staged(name: str, **more: Any) -> FinetuneReport:
+    def run_stages(name: str, **more: Any) -> FinetuneReport:
         recipe, stages = load_recipe(family, EXPORT), ("caption", "reward")
         options_now = more.pop("options", options)
         return finetune_in_stages(
@@ -123,25 +123,25 @@ def test_one_stage_follows_the_other_and_the_running_one_is_resumed(tmp_path: Pa
 
         return show
 
-    report = staged("whole")
+    report = run_stages("whole")
     assert report.objective == "reward"
     words = json.loads((folder / "whole" / "caption" / "metrics.json").read_text(encoding="utf-8"))
     assert 2 <= len(words["epochs"]) <= 3 and words["options"]["learning_rate"] == 1e-2
     record = json.loads((folder / "whole" / "config.json").read_text(encoding="utf-8"))["training"]
     assert record["options"]["optimiser"] == "sgd" and record["before"]["objective"] == "caption"
     with pytest.raises(KeyboardInterrupt):
-        staged("stopped", progress=stop(("caption", 1)))
+        run_stages("stopped", progress=stop(("caption", 1)))
     with pytest.raises(KeyboardInterrupt):
-        staged("stopped", progress=stop(("reward", 1)), resume=True)
+        run_stages("stopped", progress=stop(("reward", 1)), resume=True)
     with pytest.raises(TrainingError, match="other options or another seed"):
-        staged("stopped", resume=True, options=options | {"caption.epochs": 4})
-    staged("stopped", resume=True)
+        run_stages("stopped", resume=True, options=options | {"caption.epochs": 4})
+    run_stages("stopped", resume=True)
     for part in ("caption/model.safetensors", "model.safetensors"):
         assert (folder / "whole" / part).read_bytes() == (folder / "stopped" / part).read_bytes()
 
 
-def test_both_stages_of_every_preset_take_a_step(prepared: tuple[str, Path]) -> None:
-    family, folder = prepared
+def test_both_stages_of_every_preset_take_a_step(family_data: tuple[str, Path]) -> None:
+    family, folder = family_data
     start, recipe = new_config(family, folder), load_recipe(family, EXPORT)
     data = (folder / "train.jsonl", folder / "val.jsonl")
     small = {"caption.batch_size": 4, "reward.batch_size": 4, "accumulate": 1}
@@ -155,10 +155,10 @@ def test_both_stages_of_every_preset_take_a_step(prepared: tuple[str, Path]) -> 
 
 
 def test_options_of_a_stage_win_and_those_of_none_are_refused() -> None:
-    said = {"patience": 5, "epochs": 9, "reward.epochs": 2}
+    options = {"patience": 5, "epochs": 9, "reward.epochs": 2}
     stages = ("caption", "reward")
-    assert stage_options(said, "caption", stages) == {"patience": 5, "epochs": 9}
-    assert stage_options(said, "reward", stages) == {"patience": 5, "epochs": 2}
+    assert stage_options(options, "caption", stages) == {"patience": 5, "epochs": 9}
+    assert stage_options(options, "reward", stages) == {"patience": 5, "epochs": 2}
     with pytest.raises(SettingsError, match="options of rewards: stages are caption, reward"):
         stage_options({"rewards.epochs": 2}, "caption", stages)
 

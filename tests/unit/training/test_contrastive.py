@@ -29,8 +29,8 @@ def test_the_loss_is_the_mean_of_both_ways() -> None:
     logits = 2 * np.array([[0.6, 0.0], [0.8, 1.0]])
     by_row = [np.log(np.exp(logits[i]).sum()) - logits[i, i] for i in range(2)]
     by_column = [np.log(np.exp(logits[:, i]).sum()) - logits[i, i] for i in range(2)]
-    got = in_batch_contrast(images, texts, torch.tensor(2.0), 0.0)
-    assert float(got) == pytest.approx(np.mean(by_row + by_column))
+    loss = in_batch_contrast(images, texts, torch.tensor(2.0), 0.0)
+    assert float(loss) == pytest.approx(np.mean(by_row + by_column))
 
 
 class TinyPlan:
@@ -40,8 +40,8 @@ class TinyPlan:
         self.real, self.weights, self.options = real, weights, real.options
 
     def new_config(self, options: Any, training: Mapping[str, Any]) -> dict[str, Any]:
-        built = dual_encoder_model().built
-        parts = {name: built[name] for name in ("text", "image_encoder", "vocabulary")}
+        config = dual_encoder_model().built
+        parts = {name: config[name] for name in ("text", "image_encoder", "vocabulary")}
         return {**self.real.new_config(options, training), **parts}
 
     def pretrained(self) -> Mapping[str, Tensor]:
@@ -92,10 +92,10 @@ def test_pairs_are_learnt_and_the_best_epoch_is_kept(
     assert metrics["epochs"][-1]["train_loss"] < 0.7 * first["train_loss"]
     assert report.metrics.values["text_to_image_r1"] >= 0.75  # of four; by chance 0.25
     checkpoint = tmp_path / "out" / "model.safetensors"
-    trained = read_trained(
+    model = read_trained(
         str(EXPORT / "dual_encoder.py"), checkpoint, None, Settings(project_dir=EXPORT.parent)
     )
-    encoder = trained.network.get_submodule("encoder").state_dict()
+    encoder = model.network.get_submodule("encoder").state_dict()
     expected = tiny_recipe().training.pretrained()
     assert all(torch.equal(encoder[name], tensor) for name, tensor in expected.items())
 
@@ -109,13 +109,13 @@ def test_a_run_without_a_better_epoch_ends(files: tuple[Path, Path], tmp_path: P
 def test_the_same_run_gives_the_same_figures_from_kept_features(
     files: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    kept = tmp_path / "features"
-    first = run(files, tmp_path / "a", features=kept, options={"epochs": 2, "dropout": 0.3})
-    times = {file: file.stat().st_mtime_ns for file in kept.iterdir()}
+    cache = tmp_path / "features"
+    first = run(files, tmp_path / "a", features=cache, options={"epochs": 2, "dropout": 0.3})
+    times = {file: file.stat().st_mtime_ns for file in cache.iterdir()}
     assert len(times) == 4
-    again = run(files, tmp_path / "b", features=kept, options={"epochs": 2, "dropout": 0.3})
-    assert again.metrics == first.metrics
-    assert {file: file.stat().st_mtime_ns for file in kept.iterdir()} == times
+    second = run(files, tmp_path / "b", features=cache, options={"epochs": 2, "dropout": 0.3})
+    assert second.metrics == first.metrics
+    assert {file: file.stat().st_mtime_ns for file in cache.iterdir()} == times
     weights = [(tmp_path / out / "model.safetensors").read_bytes() for out in ("a", "b")]
     assert weights[0] == weights[1]
 
@@ -130,8 +130,8 @@ def test_bad_lines_and_trained_ids_are_left_out(files: tuple[Path, Path], tmp_pa
     )
     report = run((train, bad), tmp_path / "out", options={"epochs": 1})
     assert [line.line for line in report.bad_lines] == [5, 6, 7]
-    said = " ".join(line.reason for line in report.bad_lines)
-    assert "training file too" in said and "neither" in said and "gone.png" in said
+    reasons = " ".join(line.reason for line in report.bad_lines)
+    assert "training file too" in reasons and "neither" in reasons and "gone.png" in reasons
     assert (
         json.loads((tmp_path / "out" / "bad_lines.json").read_text(encoding="utf-8"))["count"] == 3
     )
@@ -139,10 +139,10 @@ def test_bad_lines_and_trained_ids_are_left_out(files: tuple[Path, Path], tmp_pa
         run((train, bad), tmp_path / "out", strict=True)
     with pytest.raises(DataError, match="no usable line"):
         run((train, train), tmp_path / "out")
-    one = val.with_name("one.jsonl")
-    one.write_text(val.read_text(encoding="utf-8").splitlines()[0] + "\n", encoding="utf-8")
+    single_item = val.with_name("one.jsonl")
+    single_item.write_text(val.read_text(encoding="utf-8").splitlines()[0] + "\n", encoding="utf-8")
     with pytest.raises(DataError, match="at least two"):
-        run((train, one), tmp_path / "out")
+        run((train, single_item), tmp_path / "out")
 
 
 def test_what_a_run_cannot_be_told(files: tuple[Path, Path], tmp_path: Path) -> None:

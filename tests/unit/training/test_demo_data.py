@@ -24,19 +24,19 @@ def test_the_same_seed_draws_the_same_bytes_and_another_seed_others(tmp_path: Pa
     assert not set(content("first")) & set(content("other"))
 
 
-def test_every_tag_is_as_frequent_and_splits_share_no_item(drawn: DemoData) -> None:
-    train, val = lines_of(drawn.train), lines_of(drawn.val)
-    assert (len(train), len(val)) == (drawn.train_items, drawn.val_items) == (45, 9)
+def test_every_tag_is_as_frequent_and_splits_share_no_item(demo: DemoData) -> None:
+    train, val = lines_of(demo.train), lines_of(demo.val)
+    assert (len(train), len(val)) == (demo.train_items, demo.val_items) == (45, 9)
     assert set(Counter(line["label"] for line in train).values()) == {5}
-    assert Counter(line["label"] for line in val).keys() == set(drawn.labels)
+    assert Counter(line["label"] for line in val).keys() == set(demo.labels)
     assert not {line["id"] for line in train} & {line["id"] for line in val}
 
 
 def test_tags_are_all_pairs_of_scene_and_topic_so_that_neither_half_tells_them(
-    drawn: DemoData,
+    demo: DemoData,
 ) -> None:
-    assert set(drawn.labels) == {f"{scene}-{topic}" for scene in SCENES for topic in TOPICS}
-    for line in lines_of(drawn.train):
+    assert set(demo.labels) == {f"{scene}-{topic}" for scene in SCENES for topic in TOPICS}
+    for line in lines_of(demo.train):
         assert not any(scene in line["text"].lower() for scene in SCENES)
 
 
@@ -50,6 +50,6 @@ def test_titles_are_chinese_english_and_mixed(tmp_path: Path) -> None:
     assert any(ord(character) > 0x1F000 for title in titles for character in title)
 
 
-def test_covers_are_larger_than_what_is_served(drawn: DemoData) -> None:
-    with Image.open(drawn.train.parent / lines_of(drawn.train)[0]["img"]) as image:
+def test_covers_are_larger_than_what_is_served(demo: DemoData) -> None:
+    with Image.open(demo.train.parent / lines_of(demo.train)[0]["img"]) as image:
         assert image.format == "JPEG" and image.mode == "RGB" and min(image.size) >= 224

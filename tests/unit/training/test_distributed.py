@@ -30,7 +30,7 @@ def in_two_processes(folder: Path) -> None:
     path = os.pathsep.join(
         filter(None, (os.environ.get("PYTHONPATH"), str(Path(__file__).parents[2])))
     )
-    running = [
+    processes = [
         subprocess.Popen(
             [sys.executable, two_ranks.__file__, str(folder)],
             env={**environment(2), **address, "RANK": str(rank), "PYTHONPATH": path},
@@ -38,45 +38,50 @@ def in_two_processes(folder: Path) -> None:
         for rank in range(2)
     ]
     try:
-        assert [one.wait(PATIENCE_S) for one in running] == [0, 0]
+        assert [process.wait(PATIENCE_S) for process in processes] == [0, 0]
     finally:
-        for one in running:
-            one.kill()
+        for process in processes:
+            process.kill()
 
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_two_processes_train_as_one_with_the_joint_batch(tmp_path: Path) -> None:
-    alone, joined = tmp_path / "alone", tmp_path / "joined"
-    for folder in (alone, joined):
+    alone, joint = tmp_path / "alone", tmp_path / "joined"
+    for folder in (alone, joint):
         folder.mkdir()
     whole = train(two_ranks.new_job(), two_ranks.options(), 1, alone, facts={})
-    in_two_processes(joined)
+    in_two_processes(joint)
     logs = [
         [
             json.loads(line)
             for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
         ]
-        for folder in (alone, joined)
+        for folder in (alone, joint)
     ]
     steps = [[line["plane"] for line in lines if "step" in line] for lines in logs]
     assert len(steps[0]) == 2 * len(whole)  # one process wrote
     assert steps[0] == pytest.approx(steps[1], rel=1e-5)
     fits = [[line["fit"] for line in lines if "fit" in line] for lines in logs]
     assert fits[0] == pytest.approx(fits[1], rel=1e-4)
-    weights = [load_file(folder / "model.safetensors") for folder in (alone, joined)]
+    weights = [load_file(folder / "model.safetensors") for folder in (alone, joint)]
     for name, tensor in weights[0].items():
         torch.testing.assert_close(tensor, weights[1][name], rtol=1e-5, atol=1e-7)
     for rank in range(2):
-        kept = torch.load(joined / f"rank-{rank}.pt")
-        assert kept["ids"].tolist() == [1, 1, 2, 2] and kept["images"][0].tolist() == [1, 1, 2, 2]
-        assert float(kept["gradient"]) == 2.0 and kept["any"]  # of both ranks' sums
+        dump = torch.load(joint / f"rank-{rank}.pt")
+        assert dump["ids"].tolist() == [1, 1, 2, 2] and dump["images"][0].tolist() == [
+            1,
+            1,
+            2,
+            2,
+        ]
+        assert float(dump["gradient"]) == 2.0 and dump["any"]  # of both ranks' sums
 
 
 @pytest.mark.long
 @pytest.mark.timeout(1200)
-def test_a_killed_rank_goes_on_from_the_last_state(drawn: DemoData, tmp_path: Path) -> None:
-    words = ["resnet_gru", f"--data={drawn.train}", f"--val={drawn.val}"]
+def test_a_killed_rank_goes_on_from_the_last_state(demo: DemoData, tmp_path: Path) -> None:
+    words = ["resnet_gru", f"--data={demo.train}", f"--val={demo.val}"]
     sizes: dict[str, Any] = {
         "image_height": 32,
         "image_width": 32,
@@ -86,15 +91,15 @@ def test_a_killed_rank_goes_on_from_the_last_state(drawn: DemoData, tmp_path: Pa
     sizes |= {"epochs": 8, "patience": 8, "dropout": 0}
     words += [f"--set={name}={value}" for name, value in sizes.items()]
     train_in_processes(2, [*words, f"--out={tmp_path / 'whole'}"])
-    killed = tmp_path / "killed"
+    out = tmp_path / "killed"
     with ThreadPoolExecutor(1) as threads:
-        kill = threads.submit(kill_a_rank, killed / "last.safetensors")
-        train_in_processes(2, [*words, f"--out={killed}"])
+        kill = threads.submit(kill_a_rank, out / "last.safetensors")
+        train_in_processes(2, [*words, f"--out={out}"])
         assert kill.result() is True
-    weights = [load_file(folder / "model.safetensors") for folder in (tmp_path / "whole", killed)]
+    weights = [load_file(folder / "model.safetensors") for folder in (tmp_path / "whole", out)]
     for name, tensor in weights[0].items():
         torch.testing.assert_close(tensor, weights[1][name])
-    epochs = json.loads((killed / "metrics.json").read_text(encoding="utf-8"))["epochs"]
+    epochs = json.loads((out / "metrics.json").read_text(encoding="utf-8"))["epochs"]
     assert [epoch["epoch"] for epoch in epochs] == list(range(1, 9))
 
 

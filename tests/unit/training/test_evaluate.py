@@ -38,11 +38,9 @@ WriteLines = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
-def report(
-    recipe: Recipe, drawn: DemoData, tmp_path_factory: pytest.TempPathFactory
-) -> TrainReport:
+def report(recipe: Recipe, demo: DemoData, tmp_path_factory: pytest.TempPathFactory) -> TrainReport:
     out = tmp_path_factory.mktemp("trained")
-    return fit(recipe, drawn.train, drawn.val, out, options=OPTIONS)
+    return fit(recipe, demo.train, demo.val, out, options=OPTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -52,39 +50,49 @@ def archive(report: TrainReport, converter: Converter) -> Path:
 
 
 def test_the_archive_answers_every_item_as_the_training_code_does(
-    archive: Path, report: TrainReport, drawn: DemoData
+    archive: Path, report: TrainReport, demo: DemoData
 ) -> None:
-    said: list[str] = []
-    served = evaluate_archive(archive, drawn.val, batch_size=4, progress=said.append)
-    trained = evaluate_checkpoint("resnet_gru", report.out / "model.safetensors", drawn.val)
-    assert len(served.predictions) == drawn.val_items and said[-1] == "answered 9 of 9 items"
-    for one, other in zip(served.predictions, trained.predictions, strict=True):
-        assert (one.id, one.labels, one.predicted) == (other.id, other.labels, other.predicted)
-        assert one.scores == pytest.approx(other.scores, abs=1e-5)
+    lines: list[str] = []
+    archive_result = evaluate_archive(archive, demo.val, batch_size=4, progress=lines.append)
+    checkpoint_result = evaluate_checkpoint(
+        "resnet_gru", report.out / "model.safetensors", demo.val
+    )
+    assert (
+        len(archive_result.predictions) == demo.val_items and lines[-1] == "answered 9 of 9 items"
+    )
+    for prediction, other in zip(
+        archive_result.predictions, checkpoint_result.predictions, strict=True
+    ):
+        assert (prediction.id, prediction.labels, prediction.predicted) == (
+            other.id,
+            other.labels,
+            other.predicted,
+        )
+        assert prediction.scores == pytest.approx(other.scores, abs=1e-5)
     for name in ("items", "accuracy", "macro_f1", "map"):
-        figure = served.metrics.to_json()[name]
-        assert figure == trained.metrics.to_json()[name] == report.metrics.to_json()[name]
-    assert set(served.metrics.intervals_95) == {"accuracy", "macro_f1", "map"}
+        figure = archive_result.metrics.to_json()[name]
+        assert figure == checkpoint_result.metrics.to_json()[name] == report.metrics.to_json()[name]
+    assert set(archive_result.metrics.intervals_95) == {"accuracy", "macro_f1", "map"}
 
 
 def test_training_sees_the_very_pixels_and_ids_that_serving_sees(
-    archive: Path, report: TrainReport, drawn: DemoData, recipe: Recipe, tmp_path: Path
+    archive: Path, report: TrainReport, demo: DemoData, recipe: Recipe, tmp_path: Path
 ) -> None:
     unpack_archive(archive, tmp_path / "archive")
     task = open_folder(tmp_path / "archive").task
     config = json.loads((report.out / "config.json").read_text(encoding="utf-8"))
     image, tokenizer = read_serving(recipe, config)
-    file, images = decode_images(read_items(drawn.val), image)
+    file, images = decode_images(read_items(demo.val), image)
     samples = to_samples(file.items, images, tokenizer, config["labels"])
     inputs, _ = next(batches(samples, range(len(samples)), len(samples)))
     fields = [
         parse_fields(task.fields, {"image": item.image.read_bytes(), "text": item.text})
         for item in file.items
     ]
-    served = task.collate(task.tokenise([task.preprocess(one) for one in fields]))
-    assert served.keys() == inputs.keys()
+    arrays = task.collate(task.tokenise([task.preprocess(request) for request in fields]))
+    assert arrays.keys() == inputs.keys()
     assert inputs["image"].shape == (9, 3, 40, 32)
-    for name, array in served.items():
+    for name, array in arrays.items():
         np.testing.assert_array_equal(array, inputs[name].numpy(), strict=True)
 
 
@@ -103,10 +111,10 @@ def test_bad_lines_and_refused_requests_are_left_out_of_the_figures(
         {"id": "6", **item},
         *({"id": str(number), **item} for number in (7, 8, 9)),
     )
-    served = evaluate_archive(archive, data)
-    trained = evaluate_checkpoint("resnet_gru", report.out / "model.safetensors", data)
-    for result in (served, trained):
-        assert [one.id for one in result.predictions] == ["1", "6", "7", "8", "9"]
+    archive_result = evaluate_archive(archive, data)
+    checkpoint_result = evaluate_checkpoint("resnet_gru", report.out / "model.safetensors", data)
+    for result in (archive_result, checkpoint_result):
+        assert [prediction.id for prediction in result.predictions] == ["1", "6", "7", "8", "9"]
         assert [bad.line for bad in result.bad_lines] == [2, 3, 4, 5, 6]
         assert result.metrics.items == 5
     with pytest.raises(DataError, match=r"2 bad line\(s\): items.jsonl:2"):
@@ -116,12 +124,12 @@ def test_bad_lines_and_refused_requests_are_left_out_of_the_figures(
 
 
 def test_map_over_the_labels_that_training_had_enough_of(
-    archive: Path, drawn: DemoData, write_lines: WriteLines
+    archive: Path, demo: DemoData, write_lines: WriteLines
 ) -> None:
-    assert frequent_labels(drawn.train, 5) == set(drawn.labels)
-    assert frequent_labels(drawn.train, 6) == set()
-    chosen = set(drawn.labels[:3])
-    result = evaluate_archive(archive, drawn.val, map_labels=chosen)
+    assert frequent_labels(demo.train, 5) == set(demo.labels)
+    assert frequent_labels(demo.train, 6) == set()
+    labels = set(demo.labels[:3])
+    result = evaluate_archive(archive, demo.val, map_labels=labels)
     assert result.metrics.map_labels == 3
 
 
@@ -135,8 +143,8 @@ def test_a_label_needs_both_the_cover_and_the_title(recipe: Recipe, tmp_path: Pa
     report = fit(recipe, data.train, data.val, tmp_path / "out", options=options)
     checkpoint = tmp_path / "out" / "model.safetensors"
 
-    def accuracy(swapped: str) -> float:
-        with exchanged(data.val, swapped) as path:
+    def accuracy(field: str) -> float:
+        with exchanged(data.val, field) as path:
             return evaluate_checkpoint("resnet_gru", checkpoint, path).metrics.accuracy
 
     assert report.metrics.accuracy > 0.9

@@ -36,8 +36,8 @@ class Set:
         self.report = archives.report(name, FORMAT)
         self.folder = folder
         model, settings = archives.models[name], Settings(project_dir=PROJECT)
-        trained = read_trained(model.recipe, archives.checkpoint(name), None, settings)
-        self.eager: Eager = eager_of(trained, folder)
+        checkpoint = read_trained(model.recipe, archives.checkpoint(name), None, settings)
+        self.eager: Eager = eager_of(checkpoint, folder)
 
     def looks(self, count: int, first: int = 0) -> list[Look]:
         return [look_at(self.report.manifest, first + 2 * seed) for seed in range(count)]
@@ -60,10 +60,10 @@ class Set:
         data = self.folder / "items.jsonl"
         lines = [json.dumps({"id": str(at), **item}) for at, item in enumerate(items)]
         data.write_text("\n".join([*lines, "{broken"]), encoding="utf-8")
-        said: list[str] = []
-        result = evaluate(self.report.path, data, progress=said.append, **options)
+        messages: list[str] = []
+        result = evaluate(self.report.path, data, progress=messages.append, **options)
         assert [bad.line for bad in result.bad_lines] == [len(lines) + 1]
-        assert result.figures["items"] == len(items) and said
+        assert result.figures["items"] == len(items) and messages
         return dict(result.figures)
 
 
@@ -80,8 +80,8 @@ def test_answer(name: str, format: str, make_set: MakeSet) -> None:
     data = make_set(name)
     items = []
     for at, (look, text) in enumerate(zip(data.looks(4), TEXTS, strict=True)):
-        said = data.eager.answer(Question((look,), text))["answers"][0]["answer"]
-        label = [said, "nothing"] if at % 2 else ["nothing"]
+        answer = data.eager.answer(Question((look,), text))["answers"][0]["answer"]
+        label = [answer, "nothing"] if at % 2 else ["nothing"]
         items.append({**data.shown(look, str(at)), "text": text, "label": label})
     assert data.evaluated(items)["accuracy"] == 0.5
 
@@ -102,9 +102,9 @@ def test_reason(name: str, format: str, make_set: MakeSet) -> None:
     items = []
     for at, (look, text) in enumerate(zip(data.looks(4), TEXTS, strict=True)):
         other = look_at(data.report.manifest, 20 + at)
-        said = data.eager.answer(Question((look, other), text))["answer"]
-        shown = data.shown(look, f"left{at}") | data.shown(other, f"right{at}", "2")
-        items.append({**shown, "text": text, "label": bool(said) != (at == 0)})
+        answer = data.eager.answer(Question((look, other), text))["answer"]
+        fields = data.shown(look, f"left{at}") | data.shown(other, f"right{at}", "2")
+        items.append({**fields, "text": text, "label": bool(answer) != (at == 0)})
     assert data.evaluated(items)["accuracy"] == 0.75
 
 
@@ -113,8 +113,8 @@ def test_caption(name: str, format: str, make_set: MakeSet) -> None:
     data = make_set(name)
     items = []
     for at, look in enumerate(data.looks(2)):
-        said = data.eager.answer(Question((look,), None))["caption"]
-        captions = ["nothing of that kind", said]
+        caption = data.eager.answer(Question((look,), None))["caption"]
+        captions = ["nothing of that kind", caption]
         items.append({**data.shown(look, str(at)), "captions": captions})
     figures = data.evaluated(items)
     assert (figures["bleu_1"], figures["rouge_l"]) == pytest.approx((1, 1), abs=1e-6)
@@ -137,8 +137,8 @@ def share_found(scores: Any) -> float:
 def cosines_of(data: Set, looks: list[Look], texts: list[str]) -> Any:
     rows = [data.eager.run("image", data.eager.looks(Question((look,), None))) for look in looks]
     columns = [data.eager.run("text", data.eager.text(Question((), text))) for text in texts]
-    images = np.concatenate([one["image_embedding"] for one in rows])
-    return images @ np.concatenate([one["text_embedding"] for one in columns]).T
+    images = np.concatenate([output["image_embedding"] for output in rows])
+    return images @ np.concatenate([output["text_embedding"] for output in columns]).T
 
 
 @pytest.mark.parametrize(("name", "format"), in_tiers([("blip-embed", FORMAT)]))
@@ -159,7 +159,7 @@ def test_match(name: str, format: str, make_set: MakeSet) -> None:
     """One model ranks by cosine first, the other has no common space."""
     data = make_set(name)
     looks, texts, items = pairs_of(data, 3)
-    matched = np.array(
+    scores = np.array(
         [
             [data.eager.answer(Question((look,), text))["itm_score"] for text in texts]
             for look in looks
@@ -167,8 +167,8 @@ def test_match(name: str, format: str, make_set: MakeSet) -> None:
     )
     figures = data.evaluated(items)
     before = "reranked_" if name == "albef-match" else ""
-    assert figures[f"{before}image_to_text_r1"] == share_found(matched)
-    assert figures[f"{before}text_to_image_r1"] == share_found(matched.T)
+    assert figures[f"{before}image_to_text_r1"] == share_found(scores)
+    assert figures[f"{before}text_to_image_r1"] == share_found(scores.T)
     if before:
         assert figures["image_to_text_r1"] == share_found(cosines_of(data, looks, texts))
 
@@ -204,9 +204,9 @@ def test_ground_by_a_heat_map(name: str, format: str, make_set: MakeSet) -> None
 def test_tag_and_the_command(tmp_path: Path) -> None:
     data = write_demo_data(tmp_path / "drawn", items=54, seed=3)
     archive = pack_echo(tmp_path, "echo", 1, labels=data.labels or LABELS)
-    known = evaluate_archive(archive, data.val)
-    done = CliRunner().invoke(app, ["evaluate", str(archive), "--data", str(data.val), "--json"])
-    assert done.exit_code == 0, done.output
-    said = json.loads(done.stdout)
-    assert said.pop("bad_lines") == []
-    assert said == known.metrics.to_json()
+    evaluation = evaluate_archive(archive, data.val)
+    result = CliRunner().invoke(app, ["evaluate", str(archive), "--data", str(data.val), "--json"])
+    assert result.exit_code == 0, result.output
+    output = json.loads(result.stdout)
+    assert output.pop("bad_lines") == []
+    assert output == evaluation.metrics.to_json()

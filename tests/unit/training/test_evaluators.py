@@ -41,7 +41,7 @@ def manifest_of(task: str, outputs: Iterable[str] = ("logits",), **more: Any) ->
 
 
 @pytest.fixture
-def evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Evaluate:
+def evaluate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Evaluate:
     """Runs a task's evaluator on lines; ``says`` answers a request's fields, a string refuses."""
 
     def run(manifest: Manifest, lines: Iterable[Any], says: Answering, **more: Any) -> Result:
@@ -49,9 +49,9 @@ def evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Evaluate:
             archive: Path, items: Iterable[Fields], batch_size: int, **rest: Any
         ) -> Iterator[dict[str, Any]]:
             for item in items:
-                said = says(item["fields"])
-                error = {"code": "FIELD_INVALID", "message": said}
-                yield {"error": error} if isinstance(said, str) else {"answer": said}
+                answer = says(item["fields"])
+                error = {"code": "FIELD_INVALID", "message": answer}
+                yield {"error": error} if isinstance(answer, str) else {"answer": answer}
 
         monkeypatch.setattr("vlserve.training.evaluators.job.answer_offline", answers)
         data = tmp_path / "items.jsonl"
@@ -67,7 +67,7 @@ def test_every_task_is_measured() -> None:
     assert EVALUATORS.keys() == tasks - own.keys()
 
 
-def test_answers(evaluated: Evaluate) -> None:
+def test_answers(evaluate: Evaluate) -> None:
     ten = ["red"] * 2 + ["blue"] * 8
     lines = [
         {"id": "1", "img": "a.jpg", "text": "red", "label": ten},
@@ -83,7 +83,7 @@ def test_answers(evaluated: Evaluate) -> None:
         text = fields["text"]
         return "no" if text == "bad" else {"answers": [{"answer": text, "score": 1.0}]}
 
-    result = evaluated(manifest_of("answer"), lines, says)
+    result = evaluate(manifest_of("answer"), lines, says)
     figures = dict(result.figures)
     assert figures["items"] == 3 and figures["vqa_items"] == 1
     assert figures["accuracy"] == pytest.approx(2 / 3)
@@ -92,25 +92,25 @@ def test_answers(evaluated: Evaluate) -> None:
     assert [bad.line for bad in result.bad_lines] == [4, 5, 6]
     assert "FIELD_INVALID: no" in result.bad_lines[0].reason
     with pytest.raises(DataError, match=r"2 bad line\(s\): items.jsonl:5"):
-        evaluated(manifest_of("answer"), lines, says, strict=True)
+        evaluate(manifest_of("answer"), lines, says, strict=True)
     with pytest.raises(DataError, match="no usable line"):
-        evaluated(manifest_of("answer"), lines[4:], says)
+        evaluate(manifest_of("answer"), lines[4:], says)
     with pytest.raises(DataError, match=r"2 of the 3 lines of .* cannot be used"):
-        evaluated(manifest_of("answer"), lines[3:], says)
+        evaluate(manifest_of("answer"), lines[3:], says)
 
 
-def test_entailment(evaluated: Evaluate) -> None:
+def test_entailment(evaluate: Evaluate) -> None:
     labels = ("contradiction", "neutral", "entailment")
     truth = ["entailment", "entailment", "neutral", "contradiction", "perhaps"]
-    given = ["entailment", "neutral", "neutral", "contradiction", "neutral"]
+    answers = ["entailment", "neutral", "neutral", "contradiction", "neutral"]
     lines = [
         {"id": text, "img": "a.jpg", "text": text, "label": label}
         for text, label in zip("abcde", truth, strict=True)
     ]
-    result = evaluated(
+    result = evaluate(
         manifest_of("entail", labels=labels),
         lines,
-        lambda fields: {"label": given["abcde".index(fields["text"])]},
+        lambda fields: {"label": answers["abcde".index(fields["text"])]},
     )
     assert result.figures["accuracy"] == 0.75
     # entailment: one of two found, none wrong; neutral: found, one wrong
@@ -118,8 +118,8 @@ def test_entailment(evaluated: Evaluate) -> None:
     assert [(bad.line, "perhaps" in bad.reason) for bad in result.bad_lines] == [(5, True)]
 
 
-def test_reasoning_about_two_looks(evaluated: Evaluate) -> None:
-    seen: list[Fields] = []
+def test_reasoning_about_two_looks(evaluate: Evaluate) -> None:
+    requests: list[Fields] = []
     boxes = [[0, 0, 0.5, 1]]
     line = {"features": "l.npy", "boxes": boxes, "features2": "r.npy", "boxes2": "b.npy"}
     lines = [
@@ -129,22 +129,20 @@ def test_reasoning_about_two_looks(evaluated: Evaluate) -> None:
     ]
 
     def says(fields: Fields) -> Any:
-        seen.append(fields)
+        requests.append(fields)
         return {"answer": fields["text"] == "yes"}
 
     regions = RegionInput(dim=4, max_regions=9, boxes=True)
-    result = evaluated(
-        manifest_of("reason", labels=("false", "true"), regions=regions), lines, says
-    )
+    result = evaluate(manifest_of("reason", labels=("false", "true"), regions=regions), lines, says)
     assert result.figures["items"] == 2 and result.figures["accuracy"] == 0.5
     assert [bad.line for bad in result.bad_lines] == [3]
-    paths = {name: Path(seen[0].pop(f"{name}_path")).name for name in ("features", "features2")}
+    paths = {name: Path(requests[0].pop(f"{name}_path")).name for name in ("features", "features2")}
     assert paths == {"features": "l.npy", "features2": "r.npy"}
-    assert Path(seen[0].pop("boxes2_path")).name == "b.npy"
-    assert seen[0] == {"boxes": [[0.0, 0.0, 0.5, 1.0]], "text": "yes"}
+    assert Path(requests[0].pop("boxes2_path")).name == "b.npy"
+    assert requests[0] == {"boxes": [[0.0, 0.0, 0.5, 1.0]], "text": "yes"}
 
 
-def test_an_image_where_the_model_reads_no_features(evaluated: Evaluate) -> None:
+def test_an_image_where_the_model_reads_no_features(evaluate: Evaluate) -> None:
     line = {"img": "a.jpg", "features": "a.npy", "boxes": [[0, 0, 1, 1]]}
     job = Job(Path("m.mar"), manifest_of("answer"), Path("/data/items.jsonl"))
     look = CaptionItem(id="1", captions=("x",), **line).look  # type: ignore[arg-type]
@@ -155,8 +153,8 @@ def ground_line(name: str, box: list[float], **more: Any) -> Fields:
     return {"id": name, "text": name, "box": box, **more}
 
 
-def test_grounding_by_regions(evaluated: Evaluate) -> None:
-    found = {"a": [0, 0, 0.5, 0.5], "b": [0, 0, 0.5, 0.5], "c": [0.5, 0.5, 1, 1]}
+def test_grounding_by_regions(evaluate: Evaluate) -> None:
+    boxes = {"a": [0, 0, 0.5, 0.5], "b": [0, 0, 0.5, 0.5], "c": [0.5, 0.5, 1, 1]}
     lines = [
         ground_line("a", [0, 0, 0.5, 0.5], features="a.npy"),
         ground_line("b", [0, 0, 0.25, 0.5], features="a.npy"),  # half of what is said
@@ -166,21 +164,21 @@ def test_grounding_by_regions(evaluated: Evaluate) -> None:
     ]
     regions = RegionInput(dim=4, max_regions=9, boxes=True)
     manifest = manifest_of("ground", ["region_scores"], regions=regions)
-    result = evaluated(
-        manifest, lines, lambda fields: {"regions": [{"box": found[fields["text"]], "score": 1}]}
+    result = evaluate(
+        manifest, lines, lambda fields: {"regions": [{"box": boxes[fields["text"]], "score": 1}]}
     )
     assert result.figures["accuracy_iou_50"] == pytest.approx(2 / 3)
     assert result.figures["mean_iou"] == pytest.approx(0.5)
     assert [bad.line for bad in result.bad_lines] == [4, 5]
 
 
-def test_grounding_by_a_heat_map(evaluated: Evaluate, tmp_path: Path) -> None:
+def test_grounding_by_a_heat_map(evaluate: Evaluate, tmp_path: Path) -> None:
     Image.new("RGB", (80, 40)).save(tmp_path / "a.png")
     left, right = [0.0, 0.0, 0.5, 1.0], [0.5, 0.0, 1.0, 1.0]
     np.save(tmp_path / "boxes.npy", np.array([right, left]))
     np.save(tmp_path / "wrong.npy", np.array([[0, 0, 80, 40]]))
-    crafted = b"{'descr': '<f8', 'fortran_order': False, 'shape': (1, 4)".ljust(118) + b"\n"
-    (tmp_path / "crafted.npy").write_bytes(b"\x93NUMPY\x01\x00\x77\x00" + crafted)
+    header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (1, 4)".ljust(118) + b"\n"
+    (tmp_path / "crafted.npy").write_bytes(b"\x93NUMPY\x01\x00\x77\x00" + header)
     of = {"img": "a.png"}
     lines = [
         ground_line("a", left, **of),
@@ -198,7 +196,7 @@ def test_grounding_by_a_heat_map(evaluated: Evaluate, tmp_path: Path) -> None:
             return {"peak": None, "grid": [[0.0, 0.0]] * 2}
         return {"peak": {"x": 0.25, "y": 0.5}, "grid": [[1.0, 0.2]] * 2}
 
-    result = evaluated(manifest_of("ground", ["match_logits", "word_maps"]), lines, says)
+    result = evaluate(manifest_of("ground", ["match_logits", "word_maps"]), lines, says)
     assert result.figures["items"] == 4 and result.figures["box_items"] == 2
     assert result.figures["pointing_accuracy"] == 0.5
     assert result.figures["accuracy_iou_50"] == result.figures["mean_iou"] == 0.5
@@ -232,8 +230,8 @@ PAIRED = [
 BOTH = {"graphs": ("image", "text"), "outputs": ("image_embedding", "text_embedding")}
 
 
-def test_retrieval_by_cosine(evaluated: Evaluate) -> None:
-    result = evaluated(manifest_of("embed", **BOTH), PAIRED, embeds)
+def test_retrieval_by_cosine(evaluate: Evaluate) -> None:
+    result = evaluate(manifest_of("embed", **BOTH), PAIRED, embeds)
     # a finds x first; b finds z before y; c finds y before z
     # x finds a first; y finds c and a before b; z finds b before c
     expected = {"items": 3, "images": 3, "texts": 3}
@@ -243,16 +241,16 @@ def test_retrieval_by_cosine(evaluated: Evaluate) -> None:
     assert figures == pytest.approx(expected)
     assert [bad.line for bad in result.bad_lines] == [4, 5, 6]
     with pytest.raises(DataError, match="does not embed both"):
-        evaluated(manifest_of("embed", **(BOTH | {"graphs": ("image",)})), PAIRED, embeds)
+        evaluate(manifest_of("embed", **(BOTH | {"graphs": ("image",)})), PAIRED, embeds)
 
 
-def test_several_lines_and_captions_about_one_image(evaluated: Evaluate) -> None:
+def test_several_lines_and_captions_about_one_image(evaluate: Evaluate) -> None:
     lines = [
         {"id": "1", "img": "a.jpg", "captions": ["z", "x"]},
         {"id": "2", "img": "b.jpg", "text": "y"},
         {"id": "3", "img": "a.jpg", "text": "y"},
     ]
-    figures = evaluated(manifest_of("embed", **BOTH), lines, embeds).figures
+    figures = evaluate(manifest_of("embed", **BOTH), lines, embeds).figures
     assert (figures["images"], figures["texts"]) == (2, 4)
     # b finds z, then both y; y of the second line finds a before b, z finds b before a
     assert figures["image_to_text_r1"] == 1 / 2
@@ -260,32 +258,32 @@ def test_several_lines_and_captions_about_one_image(evaluated: Evaluate) -> None
 
 
 def test_matching_ranks_the_first_by_cosine_anew(
-    evaluated: Evaluate, monkeypatch: pytest.MonkeyPatch
+    evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retrieval, "embedding_edition", lambda archive, manifest, folder: archive)
     right = {("a.jpg", "x"), ("b.jpg", "y"), ("c.jpg", "z")}
-    asked: list[tuple[str, str]] = []
+    pairs: list[tuple[str, str]] = []
 
     def says(fields: Fields) -> Any:
         if len(fields) == 1:
             return embeds(fields)
-        asked.append((Path(fields["image_path"]).name, fields["text"]))
-        return {"itm_score": float(asked[-1] in right)}
+        pairs.append((Path(fields["image_path"]).name, fields["text"]))
+        return {"itm_score": float(pairs[-1] in right)}
 
     manifest = manifest_of("match", **(BOTH | {"graphs": ("image", "text", "fusion")}))
-    figures = evaluated(manifest, PAIRED, says, rerank=2).figures
+    figures = evaluate(manifest, PAIRED, says, rerank=2).figures
     # the second of each query is right, but for y, before whose image two others stand
     assert figures["reranked"] == 2 and figures["image_to_text_r1"] == pytest.approx(1 / 3)
     assert figures["reranked_image_to_text_r1"] == 1
     assert figures["reranked_text_to_image_r1"] == pytest.approx(2 / 3)
     of_images = {("a.jpg", "x"), ("a.jpg", "y"), ("b.jpg", "z"), ("b.jpg", "y"), ("c.jpg", "y")}
-    assert set(asked) == of_images | {("c.jpg", "z"), ("c.jpg", "x")}
-    assert len(asked) == len(set(asked))
-    asked.clear()
-    assert "reranked" not in evaluated(manifest, PAIRED, says, rerank=0).figures and not asked
+    assert set(pairs) == of_images | {("c.jpg", "z"), ("c.jpg", "x")}
+    assert len(pairs) == len(set(pairs))
+    pairs.clear()
+    assert "reranked" not in evaluate(manifest, PAIRED, says, rerank=0).figures and not pairs
 
 
-def test_matching_without_a_common_space(evaluated: Evaluate) -> None:
+def test_matching_without_a_common_space(evaluate: Evaluate) -> None:
     """And pairs that cannot be matched: lost.jpg never, b.jpg with z alone."""
     scores = {("a.jpg", "x"): 3, ("c.jpg", "z"): 2, ("a.jpg", "y"): 1, ("c.jpg", "y"): 1}
 
@@ -294,7 +292,7 @@ def test_matching_without_a_common_space(evaluated: Evaluate) -> None:
         refused = pair[0] == "lost.jpg" or pair == ("a.jpg", "z")
         return "no" if refused else {"itm_score": float(scores.get(pair, 0))}
 
-    result = evaluated(manifest_of("match", graphs=("text", "fusion")), PAIRED[:4], says)
+    result = evaluate(manifest_of("match", graphs=("text", "fusion")), PAIRED[:4], says)
     assert [bad.line for bad in result.bad_lines] == [3, 4]
     assert (result.figures["images"], result.figures["texts"]) == (2, 2)
     # b finds x and y alike, y finds a before b
@@ -320,11 +318,11 @@ def test_lines_that_are_left_out(tmp_path: Path, line: bytes, reason: str) -> No
     file = tmp_path / "items.jsonl"
     good = b'{"id": "%d", "img": "a", "captions": "one alone", "other": [1]}'
     file.write_bytes(b"\n".join([good % 0, b"", line, good % 2]))
-    read = read_task_file(file, CaptionItem)
-    assert [item.id for item in read.items] == ["0", "2"]
-    assert read.items[0].captions == ("one alone",)
-    assert [bad.line for bad in read.bad_lines] == [3]
-    assert reason in read.bad_lines[0].reason
+    result = read_task_file(file, CaptionItem)
+    assert [item.id for item in result.items] == ["0", "2"]
+    assert result.items[0].captions == ("one alone",)
+    assert [bad.line for bad in result.bad_lines] == [3]
+    assert reason in result.bad_lines[0].reason
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:

@@ -82,84 +82,86 @@ class Prepared:
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_what_is_trained_on_is_exported_unchanged(name: str, tmp_path: Path) -> None:
-    objective, chosen_by = OBJECTIVES[name]
-    ready = Prepared(name, tmp_path, objective)
+    objective, metric = OBJECTIVES[name]
+    case = Prepared(name, tmp_path, objective)
     out = tmp_path / "out"
-    report = ready.run(out)
+    report = case.run(out)
     assert report.objective == objective and report.epochs == 2 and report.new == ()
-    written = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
-    assert written["best_by"] == chosen_by and written["from_sha256"]
+    metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["best_by"] == metric and metrics["from_sha256"]
     recipe_file = str(EXPORT / f"{name.partition('-')[0]}.py")
     settings = Settings(project_dir=EXPORT.parent)
-    trained = read_trained(recipe_file, out / "model.safetensors", None, settings)
-    assert trained.config["training"]["objective"] == objective
-    before = load_file(ready.checkpoint)
-    after = trained.network.state_dict()
+    model = read_trained(recipe_file, out / "model.safetensors", None, settings)
+    assert model.config["training"]["objective"] == objective
+    before = load_file(case.checkpoint)
+    after = model.network.state_dict()
     assert any(not torch.equal(before[key], after[key]) for key in before if key in after)
 
 
 def test_a_run_from_a_checkpoint_is_the_same_again_and_keeps_teacher_and_queue(
     tmp_path: Path,
 ) -> None:
-    ready = Prepared("blip-match", tmp_path, "retrieve")
+    case = Prepared("blip-match", tmp_path, "retrieve")
     for name in ("one", "two"):
-        ready.run(tmp_path / name)
+        case.run(tmp_path / name)
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two")]
     assert weights[0] == weights[1]
-    kept = load_file(tmp_path / "one" / "last.safetensors")
-    assert {"network.queue.images", "network.temperature"} <= set(kept)
-    assert kept["network.queue.ids"].min() >= 0  # two epochs have filled it
-    slow = kept["network.teacher.vision_proj.weight"]
-    assert not torch.equal(slow, kept["network.network.vision_proj.weight"])
+    state = load_file(tmp_path / "one" / "last.safetensors")
+    assert {"network.queue.images", "network.temperature"} <= set(state)
+    assert state["network.queue.ids"].min() >= 0  # two epochs have filled it
+    slow = state["network.teacher.vision_proj.weight"]
+    assert not torch.equal(slow, state["network.network.vision_proj.weight"])
 
 
 def test_a_dry_run_takes_one_step_and_writes_nothing(tmp_path: Path) -> None:
-    ready = Prepared("albef-entail", tmp_path, "entail")
+    case = Prepared("albef-entail", tmp_path, "entail")
     before = sorted(tmp_path.iterdir())
-    report = ready.dry()
+    report = case.dry()
     assert sorted(tmp_path.iterdir()) == before
     assert report.shapes["image"] == (4, 3, 16, 24) and report.steps == 2
-    learning, every = report.parameters["cls_head"]
-    assert learning == every > 0 and report.memory_mib > 0 and report.losses["class"] > 0
+    trainable, total = report.parameters["cls_head"]
+    assert trainable == total > 0 and report.memory_mib > 0 and report.losses["class"] > 0
 
 
 def test_frozen_parts_of_a_checkpoint_keep_their_weights(tmp_path: Path) -> None:
-    ready = Prepared("albef-entail", tmp_path, "entail")
-    ready.run(tmp_path / "out", options={"freeze": "visual_encoder"})
-    before, after = load_file(ready.checkpoint), load_file(tmp_path / "out" / "model.safetensors")
-    kept = [key for key in after if key.startswith("visual_encoder.blocks")]
-    assert kept and all(torch.equal(before[key], after[key]) for key in kept)
+    case = Prepared("albef-entail", tmp_path, "entail")
+    case.run(tmp_path / "out", options={"freeze": "visual_encoder"})
+    before, after = load_file(case.checkpoint), load_file(tmp_path / "out" / "model.safetensors")
+    keys = [key for key in after if key.startswith("visual_encoder.blocks")]
+    assert keys and all(torch.equal(before[key], after[key]) for key in keys)
     assert not torch.equal(before["cls_head.2.weight"], after["cls_head.2.weight"])
     with pytest.raises(SettingsError, match="no part cnn"):
-        ready.run(tmp_path / "no", options={"freeze": "cnn"})
+        case.run(tmp_path / "no", options={"freeze": "cnn"})
 
 
 def test_a_checkpoint_of_pairs_gets_a_classifier_and_says_so(tmp_path: Path) -> None:
-    ready = Prepared("albef-match", tmp_path, "entail")
+    case = Prepared("albef-match", tmp_path, "entail")
     config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     (tmp_path / "config.json").write_text(json.dumps(config | {"task": "entail"}), encoding="utf-8")
-    report = ready.dry(objective="entail")
+    report = case.dry(objective="entail")
     assert "cls_head.2.weight" in report.new and report.objective == "entail"
 
 
 def test_reasoning_over_two_images_begins_with_each_layer_twice(tmp_path: Path) -> None:
     """From a checkpoint of pairs, as the original's NLVR begins with what was pretrained."""
-    ready = Prepared("albef-match", tmp_path, "reason")
-    before = load_file(ready.checkpoint)
-    crossing = sorted({name.split(".")[3] for name in before if "crossattention" in name})
-    assert crossing == ["1"]
-    report = ready.run(tmp_path / "out", objective="reason", options={"learning_rate": 1e-12})
+    case = Prepared("albef-match", tmp_path, "reason")
+    before = load_file(case.checkpoint)
+    layers = sorted({name.split(".")[3] for name in before if "crossattention" in name})
+    assert layers == ["1"]
+    report = case.run(tmp_path / "out", objective="reason", options={"learning_rate": 1e-12})
     assert all(name.startswith("cls_head.") for name in report.new)
     after = load_file(tmp_path / "out" / "model.safetensors")
     own = "text_encoder.encoder.layer."
     assert {name.split(".")[3] for name in after if name.startswith(own)} == {"0", "1", "2"}
     for name in (x for x in before if x.startswith(f"{own}1.")):
         for layer in ("1", "2"):
-            copied = after[name.replace(f"{own}1.", f"{own}{layer}.")]
-            torch.testing.assert_close(copied, before[name], rtol=0, atol=1e-6)
-    ready.checkpoint = tmp_path / "out" / "model.safetensors"
-    again = ready.dry(objective="reason")  # that one has its classifier, and is not doubled again
-    assert again.new == ()
+            weight = after[name.replace(f"{own}1.", f"{own}{layer}.")]
+            torch.testing.assert_close(weight, before[name], rtol=0, atol=1e-6)
+    case.checkpoint = tmp_path / "out" / "model.safetensors"
+    dry_report = case.dry(
+        objective="reason"
+    )  # that one has its classifier, and is not doubled again
+    assert dry_report.new == ()
 
 
 @pytest.mark.parametrize(
@@ -174,21 +176,21 @@ def test_reasoning_over_two_images_begins_with_each_layer_twice(tmp_path: Path) 
 def test_a_new_network_without_a_head_for_an_objective_says_what_it_can_learn(
     name: str, objective: str, learns: str, tmp_path: Path
 ) -> None:
-    ready = Prepared(name, tmp_path, objective if objective in LINES else "retrieve")
-    completed = read_trained(
+    case = Prepared(name, tmp_path, objective if objective in LINES else "retrieve")
+    config = read_trained(
         str(EXPORT / f"{name.partition('-')[0]}.py"),
-        ready.checkpoint,
+        case.checkpoint,
         None,
         Settings(project_dir=EXPORT.parent),
     ).config
-    whole = {key: value for key, value in completed.items() if key != "family"}
-    ready.checkpoint = tmp_path / "new.json"
-    ready.checkpoint.write_text(json.dumps(whole), encoding="utf-8")
+    whole = {key: value for key, value in config.items() if key != "family"}
+    case.checkpoint = tmp_path / "new.json"
+    case.checkpoint.write_text(json.dumps(whole), encoding="utf-8")
     with pytest.raises(
         TrainingError, match=rf"new\.json: .* no head for {objective}: .* for {learns};"
     ):
-        ready.dry(objective=objective)
-    assert ready.dry(objective=learns.partition(",")[0]).losses
+        case.dry(objective=objective)
+    assert case.dry(objective=learns.partition(",")[0]).losses
 
 
 TINY_OF = {
@@ -206,16 +208,20 @@ TINY_OF = {
 @pytest.mark.parametrize("name", TINY_OF)
 def test_every_preset_takes_a_step(name: str, tmp_path: Path) -> None:
     preset = PRESETS[name]
-    ready = Prepared(TINY_OF[name], tmp_path, preset.objective)
+    case = Prepared(TINY_OF[name], tmp_path, preset.objective)
     small = {"batch_size": 4, "queue_size": 8}
-    run = Run(ready.recipe, ready.checkpoint, ready.train, ready.val, None, small, 0)
-    filled = run.with_preset(name)
-    files = (filled.checkpoint, filled.train, filled.val)
+    run = Run(case.recipe, case.checkpoint, case.train, case.val, None, small, 0)
+    preset_run = run.with_preset(name)
+    files = (preset_run.checkpoint, preset_run.train, preset_run.val)
     report = dry_run(
-        filled.recipe, *files, objective=filled.objective, options=filled.options, seed=0
+        preset_run.recipe,
+        *files,
+        objective=preset_run.objective,
+        options=preset_run.options,
+        seed=0,
     )
     assert report.objective == preset.objective and report.losses
-    assert filled.options["learning_rate"] == preset.options["learning_rate"]
+    assert preset_run.options["learning_rate"] == preset.options["learning_rate"]
     if preset.objective == "retrieve":
         assert preset.options["queue_size"] % preset.options["batch_size"] == 0
 
@@ -241,19 +247,19 @@ def test_a_preset_that_trains_a_checkpoint_on_needs_one() -> None:
 
 
 def test_objectives_that_a_family_lacks_are_named(tmp_path: Path) -> None:
-    ready = Prepared("blip-match", tmp_path, "retrieve")
+    case = Prepared("blip-match", tmp_path, "retrieve")
     with pytest.raises(TrainingError, match="no objective entail: there are retrieve, answer"):
-        ready.dry(objective="entail")
-    ready.recipe = load_recipe("resnet", EXPORT)
+        case.dry(objective="entail")
+    case.recipe = load_recipe("resnet", EXPORT)
     with pytest.raises(TrainingError, match="leave out --from"):
-        ready.dry()
-    state = {f"module.{key}": x for key, x in load_file(ready.checkpoint).items()}
-    save_file(state, ready.checkpoint)
-    ready.recipe = load_recipe("blip", EXPORT)
-    assert ready.dry().objective == "retrieve"  # names that a wrapper prefixed are read, too
+        case.dry()
+    state = {f"module.{key}": x for key, x in load_file(case.checkpoint).items()}
+    save_file(state, case.checkpoint)
+    case.recipe = load_recipe("blip", EXPORT)
+    assert case.dry().objective == "retrieve"  # names that a wrapper prefixed are read, too
 
 
 def test_a_queue_that_batches_do_not_divide_is_refused(tmp_path: Path) -> None:
-    ready = Prepared("albef-match", tmp_path, "retrieve")
+    case = Prepared("albef-match", tmp_path, "retrieve")
     with pytest.raises(TrainingError, match="queue of 6 is no multiple of the 4 pairs"):
-        ready.run(tmp_path / "out", options={"queue_size": 6})
+        case.run(tmp_path / "out", options={"queue_size": 6})

@@ -53,10 +53,10 @@ class TinyPlan:
 
     def new_config(self, options: Any, facts: DataFacts) -> dict[str, Any]:
         config = self.real.new_config(options, facts)
-        built = modern_model().built
+        parts = modern_model().built
         return (
             config
-            | {name: built[name] for name in ("text", "image_encoder")}
+            | {name: parts[name] for name in ("text", "image_encoder")}
             | {"vocabulary": WORDS}
         )
 
@@ -75,17 +75,17 @@ def tiny_recipe(seed: int) -> Any:
 def each_graph_once() -> Iterator[None]:
     """The exported graph of an encoder with the same weights and images is kept: it takes seconds,
     and each run of it is held against the encoder anyhow."""
-    export, kept = encoded_features._open_graph, dict[Any, Any]()
+    export, graphs = encoded_features._open_graph, dict[Any, Any]()
 
-    def kept_or_exported(frozen: nn.Module, batch: Any, names: tuple[str, ...]) -> Any:
+    def graph_of(frozen: nn.Module, batch: Any, names: tuple[str, ...]) -> Any:
         images = {name: x.shape[2:] for name, x in batch.items()}
         key = (digest_of(frozen.state_dict()), str(images), names)
-        if key not in kept:
-            kept[key] = export(frozen, batch, names)
-        return kept[key]
+        if key not in graphs:
+            graphs[key] = export(frozen, batch, names)
+        return graphs[key]
 
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(encoded_features, "_open_graph", kept_or_exported)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoded_features, "_open_graph", graph_of)
         yield
 
 
@@ -96,84 +96,84 @@ def frozen_recipe() -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def trained(
-    frozen_recipe: Recipe, drawn: DemoData, tmp_path_factory: pytest.TempPathFactory
+def training(
+    frozen_recipe: Recipe, demo: DemoData, tmp_path_factory: pytest.TempPathFactory
 ) -> TrainReport:
     torch.set_num_threads(1)  # figures are the same with as many threads
     out = tmp_path_factory.mktemp("frozen") / "out"
-    return fit(frozen_recipe, drawn.train, drawn.val, out, options=OPTIONS, seed=5)
+    return fit(frozen_recipe, demo.train, demo.val, out, options=OPTIONS, seed=5)
 
 
 def test_the_frozen_part_keeps_its_weights_and_the_other_learns(
-    trained: TrainReport, frozen_recipe: Any
+    training: TrainReport, frozen_recipe: Any
 ) -> None:
-    weights = load_file(trained.out / "model.safetensors")
-    pretrained = frozen_recipe.training.pretrained()
-    assert all(weights[f"encoder.{name}"].equal(x) for name, x in pretrained.items())
+    weights = load_file(training.out / "model.safetensors")
+    encoder_weights = frozen_recipe.training.pretrained()
+    assert all(weights[f"encoder.{name}"].equal(x) for name, x in encoder_weights.items())
     torch.manual_seed(5)
-    config = json.loads((trained.out / "config.json").read_text(encoding="utf-8"))
+    config = json.loads((training.out / "config.json").read_text(encoding="utf-8"))
     start = frozen_recipe.build(config).state_dict()
     learnt = [name for name in weights if name.startswith("head.") and name in start]
     assert not any(weights[n].equal(start[n]) for n in learnt if n.endswith("classifier.weight"))
-    assert config["training"]["pretrained_sha256"] == digest_of(pretrained)
-    state = load_file(trained.out / "last.safetensors")
+    assert config["training"]["pretrained_sha256"] == digest_of(encoder_weights)
+    state = load_file(training.out / "last.safetensors")
     assert not any("encoder" in name for name in state), "what is frozen need not be resumed"
 
 
 def test_the_archive_answers_as_the_training_measured(
-    trained: TrainReport, drawn: DemoData, converter: Converter
+    training: TrainReport, demo: DemoData, converter: Converter
 ) -> None:
-    checkpoint = trained.out / "model.safetensors"
+    checkpoint = training.out / "model.safetensors"
     archive = export_archive(
-        "modern", checkpoint, trained.out, format="torchscript", converter=converter
+        "modern", checkpoint, training.out, format="torchscript", converter=converter
     ).path
-    served = evaluate_archive(archive, drawn.val).metrics.to_json()
-    whole = evaluate_checkpoint("modern", checkpoint, drawn.val).metrics.to_json()
+    archive_figures = evaluate_archive(archive, demo.val).metrics.to_json()
+    checkpoint_figures = evaluate_checkpoint("modern", checkpoint, demo.val).metrics.to_json()
     for name in ("items", "accuracy", "macro_f1", "map"):
-        assert served[name] == whole[name] == trained.metrics.to_json()[name]
+        assert archive_figures[name] == checkpoint_figures[name] == training.metrics.to_json()[name]
     record = verify_archive(archive).training
     assert (
-        record == json.loads((trained.out / "config.json").read_text(encoding="utf-8"))["training"]
+        record == json.loads((training.out / "config.json").read_text(encoding="utf-8"))["training"]
     )
-    assert record is not None and record["train_sha256"] == file_sha256(drawn.train)
+    assert record is not None and record["train_sha256"] == file_sha256(demo.train)
     assert record["seed"] == 5 and record["options"]["epochs"] == OPTIONS["epochs"]
     assert set(record["code"]) == {"vlserve", "sources_sha256", "torch"}
     figures = [epoch["macro_f1"] for epoch in record["epochs"]]
-    assert len(figures) == trained.epochs and max(figures) == trained.metrics.macro_f1
+    assert len(figures) == training.epochs and max(figures) == training.metrics.macro_f1
 
 
-def stages_of(recipe: Recipe, drawn: DemoData, out: Path, **more: Any) -> list[str]:
-    shown: list[Progress] = []
+def stages_of(recipe: Recipe, demo: DemoData, out: Path, **more: Any) -> list[str]:
+    steps: list[Progress] = []
     options = {**OPTIONS, **more.pop("options", {})}
     fit(
-        recipe, drawn.train, drawn.val, out,
-        options=options, seed=5, progress=shown.append, **more,
+        recipe, demo.train, demo.val, out,
+        options=options, seed=5, progress=steps.append, **more,
     )  # fmt: skip
-    return [step.stage for step in shown if step.stage != "step"]
+    return [step.stage for step in steps if step.stage != "step"]
 
 
 @pytest.mark.long
 def test_features_are_made_once_and_never_stale(
-    trained: TrainReport, frozen_recipe: Recipe, drawn: DemoData, tmp_path: Path
+    training: TrainReport, frozen_recipe: Recipe, demo: DemoData, tmp_path: Path
 ) -> None:
     cache = tmp_path / "features"
-    first = stages_of(frozen_recipe, drawn, tmp_path / "1", features=cache)
-    assert "encode" in first and figures_of(tmp_path / "1") == figures_of(trained.out)
-    kept = sorted(cache.iterdir())
-    again = stages_of(frozen_recipe, drawn, tmp_path / "2", features=cache)
-    assert "encode" not in again and figures_of(tmp_path / "2") == figures_of(trained.out)
-    assert sorted(cache.iterdir()) == kept and len(kept) == 2
+    first = stages_of(frozen_recipe, demo, tmp_path / "1", features=cache)
+    assert "encode" in first and figures_of(tmp_path / "1") == figures_of(training.out)
+    files = sorted(cache.iterdir())
+    second = stages_of(frozen_recipe, demo, tmp_path / "2", features=cache)
+    assert "encode" not in second and figures_of(tmp_path / "2") == figures_of(training.out)
+    assert sorted(cache.iterdir()) == files and len(files) == 2
     # other images, other weights: other features
     larger = stages_of(
-        frozen_recipe, drawn, tmp_path / "3", features=cache, options={"image_height": 32}
+        frozen_recipe, demo, tmp_path / "3", features=cache, options={"image_height": 32}
     )
     assert "encode" in larger
-    assert "encode" in stages_of(tiny_recipe(seed=2), drawn, tmp_path / "4", features=cache)
-    assert figures_of(tmp_path / "4") != figures_of(trained.out)
+    assert "encode" in stages_of(tiny_recipe(seed=2), demo, tmp_path / "4", features=cache)
+    assert figures_of(tmp_path / "4") != figures_of(training.out)
 
 
 def test_a_broken_encoding_leaves_nothing_behind(
-    frozen_recipe: Recipe, drawn: DemoData, tmp_path: Path
+    frozen_recipe: Recipe, demo: DemoData, tmp_path: Path
 ) -> None:
     def stop(progress: Progress) -> None:
         if progress.stage == "encode":
@@ -181,14 +181,14 @@ def test_a_broken_encoding_leaves_nothing_behind(
 
     with pytest.raises(KeyboardInterrupt):
         fit(
-            frozen_recipe, drawn.train, drawn.val, tmp_path / "out",
+            frozen_recipe, demo.train, demo.val, tmp_path / "out",
             options=OPTIONS, features=tmp_path / "features", progress=stop,
         )  # fmt: skip
     assert list((tmp_path / "features").iterdir()) == []
 
 
 def test_a_resumed_run_equals_one_that_never_stopped(
-    trained: TrainReport, frozen_recipe: Recipe, drawn: DemoData, tmp_path: Path
+    training: TrainReport, frozen_recipe: Recipe, demo: DemoData, tmp_path: Path
 ) -> None:
     def stop_after_one(progress: Progress) -> None:
         if progress.stage == "train":
@@ -196,7 +196,7 @@ def test_a_resumed_run_equals_one_that_never_stopped(
 
     def run(recipe: Recipe, resume: bool, progress: Callable[[Progress], None] | None) -> None:
         fit(
-            recipe, drawn.train, drawn.val, tmp_path,
+            recipe, demo.train, demo.val, tmp_path,
             options=OPTIONS, seed=5, resume=resume, progress=progress,
         )  # fmt: skip
 
@@ -205,16 +205,18 @@ def test_a_resumed_run_equals_one_that_never_stopped(
     with pytest.raises(TrainingError, match="another pretrained_sha256"):
         run(tiny_recipe(seed=2), True, None)
     run(frozen_recipe, True, None)
-    assert figures_of(tmp_path) == figures_of(trained.out)
-    whole, resumed = (load_file(folder / "model.safetensors") for folder in (trained.out, tmp_path))
-    assert all(whole[name].equal(resumed[name]) for name in whole)
+    assert figures_of(tmp_path) == figures_of(training.out)
+    expected, actual = (
+        load_file(folder / "model.safetensors") for folder in (training.out, tmp_path)
+    )
+    assert all(expected[name].equal(actual[name]) for name in expected)
 
 
 def test_frozen_images_are_not_augmented(
-    frozen_recipe: Recipe, drawn: DemoData, tmp_path: Path
+    frozen_recipe: Recipe, demo: DemoData, tmp_path: Path
 ) -> None:
     with pytest.raises(SettingsError, match="sees each image once"):
-        fit(frozen_recipe, drawn.train, drawn.val, tmp_path, options={"augment": True})
+        fit(frozen_recipe, demo.train, demo.val, tmp_path, options={"augment": True})
 
 
 def test_a_frozen_part_learns_nothing() -> None:
@@ -226,12 +228,12 @@ def test_a_frozen_part_learns_nothing() -> None:
 
 
 def test_class_weights_count_where_items_have_one_label(
-    frozen_recipe: Recipe, drawn: DemoData, tmp_path: Path
+    frozen_recipe: Recipe, demo: DemoData, tmp_path: Path
 ) -> None:
-    items = [json.loads(line) for line in drawn.train.read_text(encoding="utf-8").splitlines()]
+    items = [json.loads(line) for line in demo.train.read_text(encoding="utf-8").splitlines()]
     common = [item for item in items if item["label"] != items[0]["label"]]
     lines = [
-        json.dumps(item | {"img": str(drawn.train.parent / item["img"])}) + "\n"
+        json.dumps(item | {"img": str(demo.train.parent / item["img"])}) + "\n"
         for item in (items[0], *common)
     ]
     uneven = tmp_path / "uneven.jsonl"
@@ -243,34 +245,34 @@ def test_class_weights_count_where_items_have_one_label(
         fit(frozen_recipe, train, val, out, options=options, features=tmp_path / "features")
         return [epoch["train_loss"] for epoch in figures_of(out)]
 
-    assert losses(uneven, drawn.val, 0.0) != losses(uneven, drawn.val, 1.0)
-    several = [multi_label(drawn, name, tmp_path) for name in ("train", "val")]
+    assert losses(uneven, demo.val, 0.0) != losses(uneven, demo.val, 1.0)
+    several = [multi_label(demo, name, tmp_path) for name in ("train", "val")]
     assert losses(several[0], several[1], 0.0) == losses(several[0], several[1], 1.0)
 
 
 def test_a_linear_head_is_solved_whatever_the_seed(
-    frozen_recipe: Recipe, drawn: DemoData, tmp_path: Path
+    frozen_recipe: Recipe, demo: DemoData, tmp_path: Path
 ) -> None:
     options = {**OPTIONS, "head": "linear"}
     cache = tmp_path / "features"
     reports = [
         fit(
-            frozen_recipe, drawn.train, drawn.val, tmp_path / str(seed),
+            frozen_recipe, demo.train, demo.val, tmp_path / str(seed),
             options=options, seed=seed, features=cache,
         )
         for seed in (1, 2)
     ]  # fmt: skip
-    one, two = (load_file(report.out / "model.safetensors") for report in reports)
-    assert all(one[name].equal(two[name]) for name in one)
-    assert reports[0].epochs == 1 and bool(one["head.pieces.weight"].any())
+    first, second = (load_file(report.out / "model.safetensors") for report in reports)
+    assert all(first[name].equal(second[name]) for name in first)
+    assert reports[0].epochs == 1 and bool(first["head.pieces.weight"].any())
     heavier = {**options, "penalty": 50}
-    fit(frozen_recipe, drawn.train, drawn.val, tmp_path / "3", options=heavier, features=cache)
-    held = load_file(tmp_path / "3" / "model.safetensors")["head.classifier.weight"]
-    assert held.norm() < one["head.classifier.weight"].norm()
+    fit(frozen_recipe, demo.train, demo.val, tmp_path / "3", options=heavier, features=cache)
+    classifier = load_file(tmp_path / "3" / "model.safetensors")["head.classifier.weight"]
+    assert classifier.norm() < first["head.classifier.weight"].norm()
     with pytest.raises(TrainingError, match="nothing to resume"):
-        fit(frozen_recipe, drawn.train, drawn.val, tmp_path / "1", options=options, resume=True)
+        fit(frozen_recipe, demo.train, demo.val, tmp_path / "1", options=options, resume=True)
 
 
-def test_a_family_without_a_plan_is_refused(drawn: DemoData, tmp_path: Path) -> None:
+def test_a_family_without_a_plan_is_refused(demo: DemoData, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="family resnet cannot be trained here"):
-        fit(load_recipe("resnet", EXPORT), drawn.train, drawn.val, tmp_path)
+        fit(load_recipe("resnet", EXPORT), demo.train, demo.val, tmp_path)

@@ -146,12 +146,12 @@ def bad(reason: str, line: int) -> BadLine:
 
 
 def test_five_of_each_kind_are_shown_and_the_others_counted() -> None:
-    made = [bad(f"image /d/{at}.jpg cannot be read: No such file", at) for at in range(430)]
-    made += [bad(f"id {name} is on line 3 already", 500) for name in ("猫", "cat x", "7")]
-    made += [bad(f"unknown label {name}", 600) for name in "abcdef"]
-    kinds = by_kind(made)
+    bad_lines = [bad(f"image /d/{at}.jpg cannot be read: No such file", at) for at in range(430)]
+    bad_lines += [bad(f"id {name} is on line 3 already", 500) for name in ("猫", "cat x", "7")]
+    bad_lines += [bad(f"unknown label {name}", 600) for name in "abcdef"]
+    kinds = by_kind(bad_lines)
     assert [(len(kind.shown), kind.more) for kind in kinds] == [(5, 425), (3, 0), (5, 1)]
-    assert kinds[0].shown == tuple(made[:5])
+    assert kinds[0].shown == tuple(bad_lines[:5])
 
 
 def test_the_kind_of_a_long_reason_takes_no_longer_than_its_length() -> None:
@@ -173,8 +173,8 @@ def test_commands_print_so(capsys: pytest.CaptureFixture[str]) -> None:
     from vlserve.cli.bad_lines import print_bad_lines
 
     print_bad_lines([bad("missing field img", at) for at in range(439)])
-    printed = capsys.readouterr().out.splitlines()
-    assert printed[0] == "left out: /data/train.jsonl, line 0: missing field img"
-    assert printed[5:] == ["left out: 434 more like these", "439 lines left out"]
+    output = capsys.readouterr().out.splitlines()
+    assert output[0] == "left out: /data/train.jsonl, line 0: missing field img"
+    assert output[5:] == ["left out: 434 more like these", "439 lines left out"]
     print_bad_lines([])
     assert capsys.readouterr().out == ""

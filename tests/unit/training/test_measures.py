@@ -63,8 +63,8 @@ def test_ranks_and_what_is_alike() -> None:
 
 
 def test_recall_at_1_5_and_10() -> None:
-    found = {name: hits.mean() for name, hits in recalls(np.array([0, 4, 5, 9, 10])).items()}
-    assert found == {"r1": 1 / 5, "r5": 2 / 5, "r10": 4 / 5}
+    figures = {name: hits.mean() for name, hits in recalls(np.array([0, 4, 5, 9, 10])).items()}
+    assert figures == {"r1": 1 / 5, "r5": 2 / 5, "r10": 4 / 5}
 
 
 def test_boxes_in_fractions() -> None:

@@ -38,14 +38,14 @@ def test_figures_are_those_of_scikit_learn(multi_label: bool) -> None:
         targets = np.eye(6, dtype=np.int64)[random.integers(0, 4, items)]
         if multi_label:
             targets = (random.random((items, 6)) < 0.3).astype(np.int64)
-        predicted = predict(scores, multi_label=multi_label)
+        predictions = predict(scores, multi_label=multi_label)
         metrics = measure(targets, scores, multi_label=multi_label)
-        assert metrics.accuracy == pytest.approx(accuracy_score(targets, predicted))
-        present = (targets | predicted).any(axis=0)
-        macro = f1_score(targets[:, present], predicted[:, present], average="macro")
+        assert metrics.accuracy == pytest.approx(accuracy_score(targets, predictions))
+        present = (targets | predictions).any(axis=0)
+        macro = f1_score(targets[:, present], predictions[:, present], average="macro")
         assert metrics.macro_f1 == pytest.approx(macro)
         if multi_label:
-            micro = f1_score(targets, predicted, average="micro")
+            micro = f1_score(targets, predictions, average="micro")
             assert metrics.micro_f1 == pytest.approx(micro)
 
 
@@ -56,8 +56,8 @@ def test_equal_scores_go_to_the_first_label_as_in_serving() -> None:
 def test_labels_without_items_have_no_average_precision_and_do_not_count() -> None:
     targets = np.array([[1, 0], [0, 0], [1, 0]])
     scores = np.array([[0.9, 0.5], [0.8, 0.5], [0.1, 0.5]])
-    found = average_precisions(targets, scores)
-    assert found[0] == pytest.approx(5 / 6) and np.isnan(found[1])
+    precisions = average_precisions(targets, scores)
+    assert precisions[0] == pytest.approx(5 / 6) and np.isnan(precisions[1])
     metrics = measure(targets, scores, multi_label=True)
     assert metrics.map == pytest.approx(5 / 6) and metrics.map_labels == 1
 
@@ -75,13 +75,13 @@ def test_intervals_are_those_of_figures_on_the_drawn_items() -> None:
     random = np.random.default_rng(1)
     targets = (random.random((12, 5)) < 0.3).astype(np.int64)
     scores = random.random((12, 5)).round(1)  # many ties
-    drawn = np.random.default_rng(7)
-    found = []
+    generator = np.random.default_rng(7)
+    means = []
     for _ in range(50):
-        chosen = drawn.integers(0, 12, 12)
-        found.append(np.nanmean(average_precisions(targets[chosen], scores[chosen])))
+        sample = generator.integers(0, 12, 12)
+        means.append(np.nanmean(average_precisions(targets[sample], scores[sample])))
     metrics = measure(targets, scores, multi_label=True, resamples=50, seed=7)
-    assert metrics.intervals_95["map"] == pytest.approx(np.percentile(found, [2.5, 97.5]))
+    assert metrics.intervals_95["map"] == pytest.approx(np.percentile(means, [2.5, 97.5]))
 
 
 def test_intervals_hold_the_figure_repeat_by_seed_and_narrow_with_more_items() -> None:
@@ -94,8 +94,8 @@ def test_intervals_hold_the_figure_repeat_by_seed_and_narrow_with_more_items() -
         low, high = metrics.intervals_95["accuracy"]
         assert low < metrics.accuracy < high
         assert set(metrics.intervals_95) == {"accuracy", "macro_f1", "map"}
-        again = measure(targets, scores, multi_label=False, resamples=100, seed=seed)
-        assert again.intervals_95 == metrics.intervals_95
+        repeat = measure(targets, scores, multi_label=False, resamples=100, seed=seed)
+        assert repeat.intervals_95 == metrics.intervals_95
         return metrics.intervals_95
 
     few, many = intervals(40), intervals(400)

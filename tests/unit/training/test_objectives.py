@@ -73,23 +73,23 @@ def test_chosen_words_are_hidden_replaced_or_left_and_special_ones_never() -> No
     count = int(chosen.sum())
     # 7 standard deviations of a binomial share, for a fixed seed
     assert share(chosen[:, 1:]) == pytest.approx(0.15, abs=7 * (0.15 * 0.85 / 19800) ** 0.5)
-    hidden = share(masked.ids[chosen] == MASK_ID)
-    assert hidden == pytest.approx(0.8, abs=7 * (0.8 * 0.2 / count) ** 0.5)
-    kept = share(masked.ids[chosen] == ids[chosen])
-    assert kept == pytest.approx(0.1, abs=7 * (0.1 * 0.9 / count) ** 0.5)
+    hidden_share = share(masked.ids[chosen] == MASK_ID)
+    assert hidden_share == pytest.approx(0.8, abs=7 * (0.8 * 0.2 / count) ** 0.5)
+    kept_share = share(masked.ids[chosen] == ids[chosen])
+    assert kept_share == pytest.approx(0.1, abs=7 * (0.1 * 0.9 / count) ** 0.5)
 
 
 def test_nine_of_ten_chosen_regions_are_zeros_and_padding_is_not_chosen() -> None:
     visual, mask = torch.ones(100, 40, 3), torch.ones(100, 40)
     mask[:, 30:] = 0
-    seen, asked = mask_regions(visual, mask, generator=drawn(3))
-    assert not asked[:, 30:].any() and not (seen[asked == 0] == 0).any()
-    zeroed = share((seen == 0).all(dim=2)[asked == 1])
-    assert zeroed == pytest.approx(0.9, abs=7 * (0.9 * 0.1 / int(asked.sum())) ** 0.5)
+    features, selection = mask_regions(visual, mask, generator=drawn(3))
+    assert not selection[:, 30:].any() and not (features[selection == 0] == 0).any()
+    zero_share = share((features == 0).all(dim=2)[selection == 1])
+    assert zero_share == pytest.approx(0.9, abs=7 * (0.9 * 0.1 / int(selection.sum())) ** 0.5)
 
 
-def share(chosen: Tensor) -> float:
-    return float(chosen.float().mean())
+def share(mask: Tensor) -> float:
+    return float(mask.float().mean())
 
 
 @pytest.mark.parametrize("kind", ["distribution", "features"])
@@ -124,8 +124,8 @@ def test_answers_are_summed_over_and_scored_by_ten_people() -> None:
 def test_only_regions_that_overlap_enough_are_right_and_padding_counts_nothing() -> None:
     targets = classify.region_targets(torch.tensor([[0.5, 0.6, 0.9]]))
     assert targets[0].tolist() == pytest.approx([0.0, 0.6, 0.9])
-    one = classify.region_loss(torch.zeros(1, 3), targets, torch.tensor([[1.0, 0.0, 0.0]]))
-    assert float(one) == pytest.approx(0.6931, abs=1e-4)
+    loss = classify.region_loss(torch.zeros(1, 3), targets, torch.tensor([[1.0, 0.0, 0.0]]))
+    assert float(loss) == pytest.approx(0.6931, abs=1e-4)
 
 
 def test_a_reward_above_the_mean_makes_its_text_likelier() -> None:

@@ -22,12 +22,12 @@ FAMILIES = ("albef", "blip")
 def prepared(family: str, folder: Path, objective: str = "retrieve") -> Prepared:
     """A checkpoint as published pretraining leaves it, where BLIP's has a decoder too, and data of
     an objective."""
-    ready = Prepared(f"{family}-match", folder, objective)
+    case = Prepared(f"{family}-match", folder, objective)
     if family == "blip":
         model = tiny_models()["blip-match"]
-        built = model.built | {"decoder": bert(2, 0, 13, token_types=0)}
-        save_file(seeded(ready.recipe.build(built), seed=1).state_dict(), ready.checkpoint)
-    return ready
+        config = model.built | {"decoder": bert(2, 0, 13, token_types=0)}
+        save_file(seeded(case.recipe.build(config), seed=1).state_dict(), case.checkpoint)
+    return case
 
 
 def exported(family: str, out: Path) -> Any:
@@ -39,8 +39,8 @@ def exported(family: str, out: Path) -> Any:
 def test_what_is_pretrained_is_exported_and_resumed_to_the_same_bytes(
     family: str, tmp_path: Path
 ) -> None:
-    ready = prepared(family, tmp_path)
-    report = ready.run(tmp_path / "whole", objective="pretrain")
+    case = prepared(family, tmp_path)
+    report = case.run(tmp_path / "whole", objective="pretrain")
     assert report.objective == "pretrain" and report.metrics["word_log_prob"] < 0
     assert exported(family, tmp_path / "whole").config["task"] == "match"
 
@@ -49,10 +49,10 @@ def test_what_is_pretrained_is_exported_and_resumed_to_the_same_bytes(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        ready.run(tmp_path / "stopped", objective="pretrain", progress=stop)
-    ready.run(tmp_path / "stopped", objective="pretrain", resume=True)
-    written = [(tmp_path / x / "model.safetensors").read_bytes() for x in ("whole", "stopped")]
-    assert written[0] == written[1]
+        case.run(tmp_path / "stopped", objective="pretrain", progress=stop)
+    case.run(tmp_path / "stopped", objective="pretrain", resume=True)
+    weights = [(tmp_path / x / "model.safetensors").read_bytes() for x in ("whole", "stopped")]
+    assert weights[0] == weights[1]
 
 
 @pytest.mark.parametrize(
@@ -60,74 +60,74 @@ def test_what_is_pretrained_is_exported_and_resumed_to_the_same_bytes(
     [("albef", {"words", "contrast", "match"}), ("blip", {"contrast", "match", "caption"})],
 )
 def test_presets_of_pretraining_take_a_step(family: str, losses: set[str], tmp_path: Path) -> None:
-    ready = prepared(family, tmp_path)
+    case = prepared(family, tmp_path)
     small = {"batch_size": 4, "queue_size": 8}
-    run = Run(ready.recipe, ready.checkpoint, ready.train, ready.val, None, small, 0)
-    filled = run.with_preset(f"{family}-pretrain")
-    files = (filled.checkpoint, filled.train, filled.val)
-    report = dry_run(filled.recipe, *files, objective="pretrain", options=filled.options)
-    assert set(report.losses) == losses and filled.options["alpha"] == 0.4
+    run = Run(case.recipe, case.checkpoint, case.train, case.val, None, small, 0)
+    preset_run = run.with_preset(f"{family}-pretrain")
+    files = (preset_run.checkpoint, preset_run.train, preset_run.val)
+    report = dry_run(preset_run.recipe, *files, objective="pretrain", options=preset_run.options)
+    assert set(report.losses) == losses and preset_run.options["alpha"] == 0.4
 
 
 def test_a_tied_decoder_learns_with_its_encoder(tmp_path: Path) -> None:
-    ready = prepared("blip", tmp_path)
-    ready.run(tmp_path / "out", objective="pretrain")
+    case = prepared("blip", tmp_path)
+    case.run(tmp_path / "out", objective="pretrain")
     state = load_file(tmp_path / "out" / "model.safetensors")
     layer = "encoder.layer.0."
     for part in ("crossattention.self.key", "intermediate.dense", "output.dense"):
-        own, shared = (
+        decoder_weight, encoder_weight = (
             state[f"{prefix}{layer}{part}.weight"]
             for prefix in ("text_decoder.bert.", "text_encoder.")
         )
-        assert torch.equal(own, shared), part
+        assert torch.equal(decoder_weight, encoder_weight), part
     apart = f"{layer}attention.self.key.weight"
     assert not torch.equal(state[f"text_decoder.bert.{apart}"], state[f"text_encoder.{apart}"])
 
 
 def test_albef_goes_on_with_its_head_of_masked_words(tmp_path: Path) -> None:
-    ready = prepared("albef", tmp_path)
-    assert ready.run(tmp_path / "one", objective="pretrain").new == ("text_encoder.cls.",)
+    case = prepared("albef", tmp_path)
+    assert case.run(tmp_path / "one", objective="pretrain").new == ("text_encoder.cls.",)
     head = "text_encoder.cls.predictions.transform.dense.weight"
     first = load_file(tmp_path / "one" / "model.safetensors")[head]
-    ready.checkpoint = tmp_path / "one" / "model.safetensors"
+    case.checkpoint = tmp_path / "one" / "model.safetensors"
     still = {"learning_rate": 1e-12, "weight_decay": 0.0}
-    assert ready.run(tmp_path / "two", objective="pretrain", options=still).new == ()
+    assert case.run(tmp_path / "two", objective="pretrain", options=still).new == ()
     second = load_file(tmp_path / "two" / "model.safetensors")[head]
     torch.testing.assert_close(first, second, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("objective", ["retrieve", "caption", "answer"])
 def test_every_task_of_blip_begins_with_what_was_pretrained(objective: str, tmp_path: Path) -> None:
-    ready = prepared("blip", tmp_path, objective)
-    report = ready.run(tmp_path / "out", objective=objective)
+    case = prepared("blip", tmp_path, objective)
+    report = case.run(tmp_path / "out", objective=objective)
     assert report.objective == objective and report.new == ()
-    trained = exported("blip", tmp_path / "out")
-    assert trained.config["task"] == {"retrieve": "match"}.get(objective, objective)
-    parts = {name.partition(".")[0] for name in trained.network.state_dict()}
+    export = exported("blip", tmp_path / "out")
+    assert export.config["task"] == {"retrieve": "match"}.get(objective, objective)
+    parts = {name.partition(".")[0] for name in export.network.state_dict()}
     assert ("text_decoder" in parts) == (objective != "retrieve")
 
 
 def test_a_checkpoint_of_pretraining_is_exported_for_captions(tmp_path: Path) -> None:
-    ready = prepared("blip", tmp_path)
+    case = prepared("blip", tmp_path)
     config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     (tmp_path / "config.json").write_text(
         json.dumps(config | {"task": "caption"}), encoding="utf-8"
     )
     settings = Settings(project_dir=EXPORT.parent)
-    trained = read_trained(str(EXPORT / "blip.py"), ready.checkpoint, None, settings)
-    parts = {name.partition(".")[0] for name in trained.network.state_dict()}
+    model = read_trained(str(EXPORT / "blip.py"), case.checkpoint, None, settings)
+    parts = {name.partition(".")[0] for name in model.network.state_dict()}
     assert parts == {"visual_encoder", "text_decoder"}
 
 
 def test_answers_of_albef_begin_with_the_layers_that_see_the_image(tmp_path: Path) -> None:
-    ready = prepared("albef", tmp_path, "answer")
+    case = prepared("albef", tmp_path, "answer")
     config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     answers = {"answers": ["cat", "dogs"]}
     (tmp_path / "config.json").write_text(json.dumps(config | answers), encoding="utf-8")
     still = {"learning_rate": 1e-12, "weight_decay": 0.0}
-    report = ready.run(tmp_path / "out", objective="answer", options=still)
+    report = case.run(tmp_path / "out", objective="answer", options=still)
     assert "text_decoder.cls.predictions.bias" in report.new
-    before, after = (load_file(x) for x in (ready.checkpoint, tmp_path / "out/model.safetensors"))
+    before, after = (load_file(x) for x in (case.checkpoint, tmp_path / "out/model.safetensors"))
     own, theirs = "text_decoder.bert.encoder.layer.0.", "text_encoder.encoder.layer.1."
     for part in ("crossattention.self.key.weight", "attention.self.query.weight"):
         torch.testing.assert_close(after[own + part], before[theirs + part], rtol=0, atol=1e-6)
@@ -135,6 +135,6 @@ def test_answers_of_albef_begin_with_the_layers_that_see_the_image(tmp_path: Pat
 
 
 def test_pretraining_of_blip_needs_a_decoder(tmp_path: Path) -> None:
-    ready = Prepared("blip-match", tmp_path, "retrieve")
+    case = Prepared("blip-match", tmp_path, "retrieve")
     with pytest.raises(TrainingError, match="the checkpoint has no text_decoder"):
-        ready.dry(objective="pretrain")
+        case.dry(objective="pretrain")

@@ -60,15 +60,15 @@ def write_regions(folder: Path, objective: str, name: str, per_word: int, width:
             file = f"{name}-{word}-{number}"
             features = random.normal(size=(3, width)).astype(np.float32) * 0.1
             features[:, place] += 2.0
-            seen = np.full((3, OBJECTS), 0.1, dtype=np.float32)
-            seen[:, place] = 0.4
+            probabilities = np.full((3, OBJECTS), 0.1, dtype=np.float32)
+            probabilities[:, place] = 0.4
             np.save(folder / f"{file}.npy", features)
             info = {
                 "bbox": np.array(BOXES) * [40, 20, 40, 20],
                 "num_boxes": 3,
                 "image_width": 40,
                 "image_height": 20,
-                "cls_prob": seen,
+                "cls_prob": probabilities,
             }
             np.save(folder / f"{file}_info.npy", np.array(info, dtype=object))
             own = {"id": file, "features": f"{file}.npy", **line_of(objective, word, place)}
@@ -106,43 +106,43 @@ class Prepared:
 
 @pytest.mark.parametrize("name", TINY)
 def test_heads_learn_and_are_exported_unchanged(name: str, tmp_path: Path) -> None:
-    objective, chosen_by = TINY[name]
-    ready = Prepared(name, tmp_path, objective)
-    report = ready.run("out")
+    objective, metric = TINY[name]
+    case = Prepared(name, tmp_path, objective)
+    report = case.run("out")
     assert (report.objective, report.new, report.bad_lines) == (objective, (), ())
-    assert 0 <= report.metrics[chosen_by] <= 1
-    trained = ready.exported("out")
-    assert trained.config["training"]["objective"] == objective
-    before, after = load_file(ready.checkpoint), trained.network.state_dict()
+    assert 0 <= report.metrics[metric] <= 1
+    export = case.exported("out")
+    assert export.config["training"]["objective"] == objective
+    before, after = load_file(case.checkpoint), export.network.state_dict()
     assert any(not torch.equal(before[key], after[key]) for key in before if key in after)
 
 
 @pytest.mark.parametrize("name", ["vilbert-entail", "visualbert-answer"])
 def test_what_features_say_is_learnt(name: str, tmp_path: Path) -> None:
     objective, chosen_by = TINY[name]
-    ready = Prepared(name, tmp_path, objective)
+    case = Prepared(name, tmp_path, objective)
     options = {"epochs": 20, "patience": 20, "learning_rate": 1e-2, "dropout": 0.0}
-    report = ready.run("out", options=options)
+    report = case.run("out", options=options)
     assert report.metrics[chosen_by] == 1.0
 
 
 def test_a_completed_config_of_vilbert_keeps_its_heads(tmp_path: Path) -> None:
-    ready = Prepared("vilbert-answer", tmp_path, "answer")
-    ready.run("out")
-    written = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
-    encoder = ready.exported("out").config["encoder"]
-    assert encoder == written["encoder"] and encoder["text"]["heads"] == 2
+    case = Prepared("vilbert-answer", tmp_path, "answer")
+    case.run("out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
+    encoder = case.exported("out").config["encoder"]
+    assert encoder == config["encoder"] and encoder["text"]["heads"] == 2
 
 
 def test_a_head_that_a_checkpoint_lacks_is_new_and_named_by_the_data(tmp_path: Path) -> None:
-    ready = Prepared("vilbert-match", tmp_path, "answer")
-    state = {k: x for k, x in load_file(ready.checkpoint).items() if "vil_prediction." not in k}
-    save_file(state, ready.checkpoint)
+    case = Prepared("vilbert-match", tmp_path, "answer")
+    state = {k: x for k, x in load_file(case.checkpoint).items() if "vil_prediction." not in k}
+    save_file(state, case.checkpoint)
     with pytest.raises(DataError, match="gives no answer 99 times"):
-        ready.run("no", objective="answer", options={"least_answers": 99})
-    report = ready.run("out", objective="answer", options={"least_answers": 1})
+        case.run("no", objective="answer", options={"least_answers": 99})
+    report = case.run("out", objective="answer", options={"least_answers": 1})
     assert report.objective == "answer" and "vil_prediction.logit_fc.3.weight" in report.new
-    config = ready.exported("out").config
+    config = case.exported("out").config
     assert config["answers"] == ["dogs", "cat"] and config["task_token"] == 1
 
 
@@ -151,63 +151,63 @@ def test_vilbert_is_pretrained_and_then_answers(targets: int, tmp_path: Path) ->
     """By the detector's distribution, or by the features themselves."""
     model = tiny_models()["vilbert-match"]
     recipe = load_recipe("vilbert", EXPORT)
-    built = model.built | {"heads": {}, "region_targets": targets}
-    ready = Prepared("vilbert-match", tmp_path, "pretrain")
-    save_file(seeded(recipe.build(built), seed=3).state_dict(), ready.checkpoint)
-    shown = dry_run(
-        *(recipe, ready.checkpoint, ready.train, ready.val),
+    config = model.built | {"heads": {}, "region_targets": targets}
+    case = Prepared("vilbert-match", tmp_path, "pretrain")
+    save_file(seeded(recipe.build(config), seed=3).state_dict(), case.checkpoint)
+    dry_report = dry_run(
+        *(recipe, case.checkpoint, case.train, case.val),
         objective="pretrain",
         options=OPTIONS,
     )
-    assert set(shown.losses) == {"words", "regions", "alignment"}
-    assert shown.shapes["region_targets"] == (4, 3, targets)
-    report = ready.run("pretrained", objective="pretrain")
+    assert set(dry_report.losses) == {"words", "regions", "alignment"}
+    assert dry_report.shapes["region_targets"] == (4, 3, targets)
+    report = case.run("pretrained", objective="pretrain")
     assert report.metrics["word_log_prob"] < 0
-    trained = ready.exported("pretrained")
-    assert trained.config["task"] == "match"
-    words = trained.network.get_parameter("bert.embeddings.word_embeddings.weight")
-    assert torch.equal(words, trained.network.get_parameter("cls.predictions.decoder.weight"))
-    ready.train = write_regions(tmp_path, "answer", "train", 3, WIDTH)
-    ready.val = write_regions(tmp_path, "answer", "val", 1, WIDTH)
+    export = case.exported("pretrained")
+    assert export.config["task"] == "match"
+    words = export.network.get_parameter("bert.embeddings.word_embeddings.weight")
+    assert torch.equal(words, export.network.get_parameter("cls.predictions.decoder.weight"))
+    case.train = write_regions(tmp_path, "answer", "train", 3, WIDTH)
+    case.val = write_regions(tmp_path, "answer", "val", 1, WIDTH)
     start = tmp_path / "pretrained" / "model.safetensors"
-    again = ready.run("out", start=start, objective="answer", options={"least_answers": 1})
-    assert again.new and ready.exported("out").config["task"] == "answer"
+    answer_report = case.run("out", start=start, objective="answer", options={"least_answers": 1})
+    assert answer_report.new and case.exported("out").config["task"] == "answer"
 
 
 def test_visualbert_is_pretrained_on_two_captions_and_then_answers(tmp_path: Path) -> None:
-    ready = pretraining_of_visualbert(tmp_path)
-    shown = dry_run(
-        *(ready.recipe, ready.checkpoint, ready.train, ready.val), options=OPTIONS, seed=1
+    case = pretraining_of_visualbert(tmp_path)
+    dry_report = dry_run(
+        *(case.recipe, case.checkpoint, case.train, case.val), options=OPTIONS, seed=1
     )
-    assert set(shown.losses) == {"words", "alignment"}
-    assert shown.shapes["text_types"] == shown.shapes["labels"]
-    report = ready.run("pretrained")
+    assert set(dry_report.losses) == {"words", "alignment"}
+    assert dry_report.shapes["text_types"] == dry_report.shapes["labels"]
+    report = case.run("pretrained")
     assert report.objective == "pretrain" and report.metrics["word_log_prob"] < 0
-    ready.train = write_regions(tmp_path, "answer", "train", 3, 8)
-    ready.val = write_regions(tmp_path, "answer", "val", 1, 8)
+    case.train = write_regions(tmp_path, "answer", "train", 3, 8)
+    case.val = write_regions(tmp_path, "answer", "val", 1, 8)
     start = tmp_path / "pretrained" / "model.safetensors"
-    again = ready.run("out", start=start, objective="answer", options={"least_answers": 1})
-    assert again.new == ("cls.weight", "cls.bias")
-    assert ready.exported("out").config["answers"] == ["dogs", "cat"]
+    answer_report = case.run("out", start=start, objective="answer", options={"least_answers": 1})
+    assert answer_report.new == ("cls.weight", "cls.bias")
+    assert case.exported("out").config["answers"] == ["dogs", "cat"]
 
 
 def pretraining_of_visualbert(folder: Path) -> Prepared:
-    ready = Prepared("visualbert-answer", folder, "pretrain")
+    case = Prepared("visualbert-answer", folder, "pretrain")
     model = tiny_models()["visualbert-answer"]
     own = {x: y for x, y in model.config.items() if x != "answers"} | {"task": "pretrain"}
-    built = own | {"encoder": bert(2, 2, 11, token_types=2), "visual_dim": 8, "classes": 2}
-    network = seeded(ready.recipe.build(built), seed=1)
+    config = own | {"encoder": bert(2, 2, 11, token_types=2), "visual_dim": 8, "classes": 2}
+    network = seeded(case.recipe.build(config), seed=1)
     state = {name: x.clone() for name, x in network.state_dict().items()}
     words = state["visual_bert.embeddings.word_embeddings.weight"]
     state["cls.predictions.decoder.weight"] = words.clone()
     state["cls.predictions.decoder.bias"] = state["cls.predictions.bias"].clone()
-    save_file(state, ready.checkpoint)
+    save_file(state, case.checkpoint)
     (folder / "config.json").write_text(json.dumps(own), encoding="utf-8")
-    return ready
+    return case
 
 
 def test_lines_whose_regions_do_not_fit_are_named(tmp_path: Path) -> None:
-    ready = Prepared("vilbert-ground", tmp_path, "ground")
+    case = Prepared("vilbert-ground", tmp_path, "ground")
     np.save(tmp_path / "wide.npy", np.zeros((3, 9), dtype=np.float32))
     np.save(tmp_path / "bare.npy", np.zeros((3, WIDTH), dtype=np.float32))
     box = {"text": "a cat", "box": BOXES[0]}
@@ -217,30 +217,30 @@ def test_lines_whose_regions_do_not_fit_are_named(tmp_path: Path) -> None:
         {"id": "few", "features": "bare.npy", "boxes": BOXES[:2], **box},
         {"id": "image", "img": "a.jpg", **box},
     ]
-    with ready.train.open("a", encoding="utf-8") as file:
+    with case.train.open("a", encoding="utf-8") as file:
         file.write("".join(json.dumps(line) + "\n" for line in more))
-    reasons = [bad.reason for bad in ready.run("out").bad_lines]
+    reasons = [bad.reason for bad in case.run("out").bad_lines]
     assert "must be (regions, 6)" in reasons[0] and "bare_info.npy" in reasons[1]
     assert "must be (3, 4)" in reasons[2] and reasons[3] == "no features"
 
 
 def test_several_labels_need_a_sigmoid_each(tmp_path: Path) -> None:
-    ready = Prepared("visualbert-coattention-tag", tmp_path, "tag")
+    case = Prepared("visualbert-coattention-tag", tmp_path, "tag")
     config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     (tmp_path / "config.json").write_text(
         json.dumps(config | {"multi_label": False}), encoding="utf-8"
     )
-    lines = ready.train.read_text(encoding="utf-8").replace('["a"]', '["a", "b"]')
-    ready.train.write_text(lines, encoding="utf-8")
+    lines = case.train.read_text(encoding="utf-8").replace('["a"]', '["a", "b"]')
+    case.train.write_text(lines, encoding="utf-8")
     with pytest.raises(DataError, match="several labels: say multi_label"):
-        ready.run("out")
-    ready.train = write_regions(tmp_path, "tag", "train", 3, 8)
-    assert 0 <= ready.run("out").metrics["accuracy"] <= 1
+        case.run("out")
+    case.train = write_regions(tmp_path, "tag", "train", 3, 8)
+    assert 0 <= case.run("out").metrics["accuracy"] <= 1
 
 
 def test_a_network_with_a_resnet_learns_from_images(tmp_path: Path) -> None:
     """Its features are those that the archive's graph makes; the ResNet stays as it is."""
-    ready = Prepared("visualbert-coattention-answer", tmp_path, "answer")
+    case = Prepared("visualbert-coattention-answer", tmp_path, "answer")
     for name in ("train", "val"):
         data = tmp_path / f"{name}.jsonl"
         lines = [json.loads(line) for line in data.read_text(encoding="utf-8").splitlines()]
@@ -250,11 +250,11 @@ def test_a_network_with_a_resnet_learns_from_images(tmp_path: Path) -> None:
             del line["features"]
             line["img"] = f"{name}-{place}.png"
         data.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    report = ready.run("out")
+    report = case.run("out")
     assert report.bad_lines == () and report.train_items == 12
-    network = ready.exported("out").network
-    kept = load_file(tmp_path / "grid.safetensors")
-    assert all(torch.equal(network.state_dict()[f"grid.{name}"], x) for name, x in kept.items())
+    network = case.exported("out").network
+    grid = load_file(tmp_path / "grid.safetensors")
+    assert all(torch.equal(network.state_dict()[f"grid.{name}"], x) for name, x in grid.items())
 
 
 @pytest.mark.parametrize(
@@ -269,16 +269,16 @@ def test_a_network_with_a_resnet_learns_from_images(tmp_path: Path) -> None:
 def test_a_new_network_without_a_head_for_an_objective_says_what_it_can_learn(
     name: str, objective: str, learns: str, tmp_path: Path
 ) -> None:
-    ready = Prepared(name, tmp_path, learns)
-    recipe_file = str(EXPORT / f"{ready.recipe.spec.family}.py")
+    case = Prepared(name, tmp_path, learns)
+    recipe_file = str(EXPORT / f"{case.recipe.spec.family}.py")
     settings = Settings(project_dir=EXPORT.parent)
-    config = read_trained(recipe_file, ready.checkpoint, None, settings).config
+    config = read_trained(recipe_file, case.checkpoint, None, settings).config
     new = tmp_path / "new.json"
     new.write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(
         TrainingError, match=rf"new\.json: .* no head for {objective}: .* for {learns}[,;]"
     ):
-        ready.run("out", start=new, objective=objective)
+        case.run("out", start=new, objective=objective)
 
 
 PRESET_OF = {
@@ -295,12 +295,12 @@ PRESET_OF = {
 @pytest.mark.parametrize("name", PRESET_OF)
 def test_every_preset_of_regions_takes_a_step(name: str, tmp_path: Path) -> None:
     tiny, objective = PRESET_OF[name]
-    ready = Prepared(tiny, tmp_path, objective) if tiny else pretraining_of_visualbert(tmp_path)
-    run = Run(ready.recipe, ready.checkpoint, ready.train, ready.val, None, {"batch_size": 4}, 0)
-    filled = run.with_preset(name)
+    case = Prepared(tiny, tmp_path, objective) if tiny else pretraining_of_visualbert(tmp_path)
+    run = Run(case.recipe, case.checkpoint, case.train, case.val, None, {"batch_size": 4}, 0)
+    preset_run = run.with_preset(name)
     report = dry_run(
-        *(filled.recipe, filled.checkpoint, filled.train, filled.val),
-        objective=filled.objective,
-        options=filled.options,
+        *(preset_run.recipe, preset_run.checkpoint, preset_run.train, preset_run.val),
+        objective=preset_run.objective,
+        options=preset_run.options,
     )
     assert report.objective == objective == PRESETS[name].objective and report.losses

@@ -52,8 +52,8 @@ class LineJob:
     def losses(self, network: nn.Module, batch: Tensor) -> Mapping[str, Tensor]:
         self.done.append(len(self.done))
         self.at(len(self.done))
-        wanted = batch.sum(dim=1, keepdim=True)
-        return {"line": F.mse_loss(network(F.dropout(batch, 0.5)), wanted)}
+        targets = batch.sum(dim=1, keepdim=True)
+        return {"line": F.mse_loss(network(F.dropout(batch, 0.5)), targets)}
 
     def figures(self, network: nn.Module) -> Mapping[str, float]:
         with torch.no_grad():
@@ -88,20 +88,20 @@ def state_of(out: Path) -> tuple[list[Any], dict[str, Any]]:
 def test_a_run_stopped_in_the_middle_goes_on_to_the_same_bytes(
     more: dict[str, Any], tmp_path: Path
 ) -> None:
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    for folder in (whole, stopped):
+    whole, part = tmp_path / "whole", tmp_path / "stopped"
+    for folder in (whole, part):
         folder.mkdir()
     train(job(), options(**more), 1, whole, facts={})
     ctrl_c = job(at=lambda step: os.kill(os.getpid(), signal.SIGINT) if step == 6 else None)
     with pytest.raises(KeyboardInterrupt):
-        train(ctrl_c, options(**more), 1, stopped, facts={})
+        train(ctrl_c, options(**more), 1, part, facts={})
     assert len(ctrl_c.done) == 6  # the step under way was finished
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    resumed = job()
-    train(resumed, options(**more), 1, stopped, facts={}, resume=True)
-    assert len(resumed.done) == 3 * STEPS - 6
-    assert files(stopped) == files(whole)
-    tensors = [(folder / "last.safetensors").read_bytes() for folder in (whole, stopped)]
+    second_job = job()
+    train(second_job, options(**more), 1, part, facts={}, resume=True)
+    assert len(second_job.done) == 3 * STEPS - 6
+    assert files(part) == files(whole)
+    tensors = [(folder / "last.safetensors").read_bytes() for folder in (whole, part)]
     assert tensors_of(tensors[0]) == tensors_of(tensors[1])
 
 
@@ -150,8 +150,8 @@ def test_another_error_of_a_step_stays_itself(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("optimiser", [name for name in OPTIMISERS if name != "adafactor"])
 def test_every_optimiser_steps_and_is_restored(optimiser: str, tmp_path: Path) -> None:
-    chosen = options(optimiser=optimiser, learning_rate=1e-2)
-    states = [new_state(job().trained, chosen, 10) for _ in range(2)]
+    settings = options(optimiser=optimiser, learning_rate=1e-2)
+    states = [new_state(job().trained, settings, 10) for _ in range(2)]
     before = {name: x.clone() for name, x in states[0].network.named_parameters()}
     step(states[0], 2)
     save_state(tmp_path / "state", states[0], {})
@@ -180,15 +180,15 @@ def step(state: Any, times: int, seed: int = 3) -> None:
 
 @pytest.mark.parametrize("schedule", [name for name in SCHEDULES if name != "constant"])
 def test_every_schedule_warms_up_and_ends_lower(schedule: str) -> None:
-    chosen = options(schedule=schedule, epochs=10, step_epochs=1, warm_up=0.2)
-    state = new_state(job().trained, chosen, 20)
+    settings = options(schedule=schedule, epochs=10, step_epochs=1, warm_up=0.2)
+    state = new_state(job().trained, settings, 20)
     rates = []
     for number in range(20):
         rates.append(state.learning_rate)
         step(state, 1)
         if number % 2:
             state.end_epoch(0.0)
-    assert max(rates) == pytest.approx(chosen.learning_rate, rel=1e-4)
+    assert max(rates) == pytest.approx(settings.learning_rate, rel=1e-4)
     assert state.learning_rate < max(rates)
     if schedule != "plateau":
         assert rates[0] < max(rates)  # it warms up
@@ -196,8 +196,8 @@ def test_every_schedule_warms_up_and_ends_lower(schedule: str) -> None:
 
 def rates_of(**more: Any) -> list[float]:
     """The learning rate before each of 20 steps."""
-    chosen = options(epochs=10, step_epochs=2, warm_up=0.2, **more)
-    state = new_state(job().trained, chosen, 20)
+    settings = options(epochs=10, step_epochs=2, warm_up=0.2, **more)
+    state = new_state(job().trained, settings, 20)
     rates = []
     for _ in range(20):
         rates.append(state.learning_rate)
@@ -211,7 +211,7 @@ def rates_of(**more: Any) -> list[float]:
 def test_noise_moves_a_rate_within_its_share_the_same_each_time(schedule: str) -> None:
     plain, noisy = rates_of(schedule=schedule), rates_of(schedule=schedule, rate_noise=0.3)
     assert noisy == rates_of(schedule=schedule, rate_noise=0.3)
-    shares = [moved / rate - 1 for rate, moved in zip(plain, noisy, strict=True) if rate]
+    shares = [noisy_rate / rate - 1 for rate, noisy_rate in zip(plain, noisy, strict=True) if rate]
     assert max(map(abs, shares)) < 0.3
     assert len({round(share, 6) for share in shares}) > 10  # a number of its own each step
 
@@ -241,18 +241,18 @@ def test_batches_that_are_accumulated_step_like_one_of_all(tmp_path: Path) -> No
 
 
 def test_bf16_computes_in_it_and_keeps_weights_in_fp32(tmp_path: Path) -> None:
-    seen = set()
+    dtypes = set()
 
-    class Seeing(LineJob):
+    class DtypeJob(LineJob):
         def losses(self, network: nn.Module, batch: Tensor) -> Mapping[str, Tensor]:
-            made = network(batch)
-            seen.add(made.dtype)
-            return {"line": F.mse_loss(made.float(), batch.sum(dim=1, keepdim=True))}
+            output = network(batch)
+            dtypes.add(output.dtype)
+            return {"line": F.mse_loss(output.float(), batch.sum(dim=1, keepdim=True))}
 
     for precision, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
-        seen.clear()
-        train(Seeing(job().trained), options(precision=precision), 1, tmp_path, facts={})
-        assert seen == {dtype}
+        dtypes.clear()
+        train(DtypeJob(job().trained), options(precision=precision), 1, tmp_path, facts={})
+        assert dtypes == {dtype}
         weights = load_file(tmp_path / "model.safetensors")
         assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
 
@@ -311,9 +311,9 @@ def test_a_state_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
     header = {"param_groups": groups, "scheduler": schedule, "facts": {"epochs": []}}
     apart = {name: x.clone() for name, x in tensors.items()}
     save_file(apart, tmp_path / "last.safetensors", metadata={"state": json.dumps(header)})
-    again = new_state(job().trained, options(), 10)
-    load_state(tmp_path / "last.safetensors", again)
-    for one in (state, again):
-        step(one, 1, seed=7)
-    after = (dict(state.network.named_parameters()), dict(again.network.named_parameters()))
+    second_state = new_state(job().trained, options(), 10)
+    load_state(tmp_path / "last.safetensors", second_state)
+    for training_state in (state, second_state):
+        step(training_state, 1, seed=7)
+    after = (dict(state.network.named_parameters()), dict(second_state.network.named_parameters()))
     assert all(torch.equal(after[0][name], after[1][name]) for name in after[0])

@@ -44,9 +44,9 @@ def test_events_hold_losses_rate_and_figures_by_step(tmp_path: Path) -> None:
         *("loss/contrast", "loss/match", "learning_rate"),
         *("figure/mean_recall", "figure/train_loss"),
     }
-    shown = [(one.step, one.value) for one in events.Scalars("figure/mean_recall")]
-    assert shown == [(3, pytest.approx(0.1)), (6, pytest.approx(0.2))]
-    assert [one.step for one in events.Scalars("loss/contrast")] == [1, 3, 4, 6]
+    points = [(event.step, event.value) for event in events.Scalars("figure/mean_recall")]
+    assert points == [(3, pytest.approx(0.1)), (6, pytest.approx(0.2))]
+    assert [event.step for event in events.Scalars("loss/contrast")] == [1, 3, 4, 6]
 
 
 def test_without_its_package_the_extra_is_named(
@@ -82,12 +82,12 @@ def test_curves_show_what_the_log_says(tmp_path: Path) -> None:
 
 
 def test_a_line_of_progress_says_rate_and_time_left() -> None:
-    now = 0.0
-    bars = Bars(disable=True, get_time=lambda: now)
+    time_s = 0.0
+    bars = Bars(disable=True, get_time=lambda: time_s)
     task = bars.add_task("step", total=100)
-    for done in (10, 20):
-        now += 5
-        bars.update(task, completed=done)
+    for count in (10, 20):
+        time_s += 5
+        bars.update(task, completed=count)
     step = Progress("step", 20, 100, {"caption": 2.5})
     line = describe_task(step, bars.tasks[0])
     assert line == "step 20 of 100, caption 2.500, 2 steps/s, 40 s left"
@@ -99,10 +99,10 @@ def test_progress_is_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixt
         show(Progress("step", 1, 4, {"tags": 2.0}))
         show(Progress("step", 4, 4, {"tags": 1.0}))
         show(Progress("train", 1, 1, {"train_loss": 1.5, "accuracy": 0.5}))
-    shown = [line.strip() for line in capsys.readouterr().err.splitlines()]
-    assert shown[:2] == ["training x", "read 8 of 8"]
-    assert shown[2].startswith("step 4 of 4, tags 1.000")  # not a line a step
-    assert shown[3] == "epoch 1 of 1: train_loss 1.500, accuracy 0.500"
+    lines = [line.strip() for line in capsys.readouterr().err.splitlines()]
+    assert lines[:2] == ["training x", "read 8 of 8"]
+    assert lines[2].startswith("step 4 of 4, tags 1.000")  # not a line a step
+    assert lines[3] == "epoch 1 of 1: train_loss 1.500, accuracy 0.500"
 
 
 def test_a_search_that_ended_early_is_said() -> None:
@@ -113,24 +113,24 @@ def test_a_search_that_ended_early_is_said() -> None:
 def test_ctrl_c_ends_the_command_with_130_and_says_how_to_go_on(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    drawn: DemoData,
+    demo: DemoData,
     tmp_path: Path,
 ) -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     stop = {"step": 2}
 
     @contextmanager
-    def pressed(what: str, console: Any) -> Iterator[Any]:
+    def interrupting_progress(what: str, console: Any) -> Iterator[Any]:
         def show(step: Progress) -> None:
             if step.stage == "step" and step.done == stop["step"]:
                 os.kill(os.getpid(), signal.SIGINT)
 
         yield show
 
-    monkeypatch.setattr("vlserve.training.progress.training_progress", pressed)
+    monkeypatch.setattr("vlserve.training.progress.training_progress", interrupting_progress)
     words = ["vlserve", "train", "resnet_gru", "--out", str(tmp_path / "out")]
-    words += ["--data", str(drawn.train), "--val", str(drawn.val), "--set", "epochs=2"]
-    words += [word for one in (*TINY, "batch_size=8") for word in ("--set", one)]
+    words += ["--data", str(demo.train), "--val", str(demo.val), "--set", "epochs=2"]
+    words += [word for setting in (*TINY, "batch_size=8") for word in ("--set", setting)]
     try:
         assert run(monkeypatch, words) == 130
         assert "--resume goes on" in capsys.readouterr().err
@@ -149,6 +149,6 @@ def test_ctrl_c_ends_the_command_with_130_and_says_how_to_go_on(
 
 def run(monkeypatch: pytest.MonkeyPatch, words: list[str]) -> int:
     monkeypatch.setattr(sys, "argv", words)
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as system_exit:
         cli.main()
-    return int(ended.value.code or 0)
+    return int(system_exit.value.code or 0)

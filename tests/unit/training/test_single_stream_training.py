@@ -39,17 +39,17 @@ OPTIONS: Mapping[str, Any] = {
 
 
 def test_a_trained_checkpoint_is_served_as_it_was_measured(
-    drawn: DemoData, converter: Converter, tmp_path: Path
+    demo: DemoData, converter: Converter, tmp_path: Path
 ) -> None:
     recipe = load_recipe(FAMILY, EXPORT)
-    trained = fit(recipe, drawn.train, drawn.val, tmp_path, options=OPTIONS, seed=2)
+    report = fit(recipe, demo.train, demo.val, tmp_path, options=OPTIONS, seed=2)
     checkpoint = tmp_path / "model.safetensors"
     archive = export_archive(
         FAMILY, checkpoint, tmp_path, format="torchscript", converter=converter
     ).path
-    served = evaluate_archive(archive, drawn.val).metrics.to_json()
+    figures = evaluate_archive(archive, demo.val).metrics.to_json()
     for name in ("items", "accuracy", "macro_f1", "map"):
-        assert served[name] == pytest.approx(trained.metrics.to_json()[name])
+        assert figures[name] == pytest.approx(report.metrics.to_json()[name])
     weights = load_file(checkpoint)
     bare = {name: x for name, x in weights.items() if not name.startswith("grid.")}
     assert len(bare) < len(weights)
@@ -58,13 +58,13 @@ def test_a_trained_checkpoint_is_served_as_it_was_measured(
         recipe.complete_config(config, bare, tmp_path)
 
 
-def test_visualbert_learns_in_the_same_way(drawn: DemoData, tmp_path: Path) -> None:
+def test_visualbert_learns_in_the_same_way(demo: DemoData, tmp_path: Path) -> None:
     recipe = load_recipe("visualbert", EXPORT)
-    fit(recipe, drawn.train, drawn.val, tmp_path, options={**OPTIONS, "epochs": 1})
+    fit(recipe, demo.train, demo.val, tmp_path, options={**OPTIONS, "epochs": 1})
     config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     state = load_file(tmp_path / "model.safetensors")
-    completed = recipe.complete_config(config, state, tmp_path)
-    load_network(recipe, recipe.adapt(state, completed), completed)
+    full_config = recipe.complete_config(config, state, tmp_path)
+    load_network(recipe, recipe.adapt(state, full_config), full_config)
 
 
 def test_frequent_words_are_pieces_and_others_are_read_letter_by_letter() -> None:
@@ -88,7 +88,7 @@ def test_changed_titles_keep_their_frame() -> None:
     changes = Augmentation(
         ImageInput(height=16, width=16), 1, torch.Generator().manual_seed(0), framed=True
     )
-    changed = changes.titles([row, row[[0, -1]]])
-    assert [ids[0] for ids in changed] == [2, 2] and [ids[-1] for ids in changed] == [3, 3]
-    assert len(changed[0]) < len(row) and set(changed[0][1:-1]) <= {1, *range(10, 40)}
-    assert len(changed[1]) == 2
+    titles = changes.titles([row, row[[0, -1]]])
+    assert [ids[0] for ids in titles] == [2, 2] and [ids[-1] for ids in titles] == [3, 3]
+    assert len(titles[0]) < len(row) and set(titles[0][1:-1]) <= {1, *range(10, 40)}
+    assert len(titles[1]) == 2

@@ -40,9 +40,9 @@ def test_augmented_images_keep_their_shape_and_range_and_follow_the_seed() -> No
 def test_every_image_is_changed_in_its_own_way() -> None:
     same = images(1).expand(4, -1, -1, -1)
     result = augmentation(0).images(same)
-    for one in range(4):
-        assert not torch.allclose(result[one], same[one], atol=1e-3)
-        assert not any(torch.equal(result[one], result[other]) for other in range(one))
+    for index in range(4):
+        assert not torch.allclose(result[index], same[index], atol=1e-3)
+        assert not any(torch.equal(result[index], result[other]) for other in range(index))
 
 
 def test_some_images_are_mirrored() -> None:
@@ -56,34 +56,34 @@ def test_titles_lose_an_end_and_some_characters_but_keep_their_order() -> None:
     row = np.arange(2, 52)
     rows = augmentation(0).titles([row] * 30 + [row[:0], row[:1]])
     assert len(rows[-2]) == 0 and len(rows[-1]) == 1
-    for changed in rows[:30]:
-        assert 35 <= len(changed) <= 50
-        known = changed[changed != UNKNOWN]
-        assert len(known) >= len(changed) / 2 and (np.diff(known) > 0).all()
+    for title in rows[:30]:
+        assert 35 <= len(title) <= 50
+        characters = title[title != UNKNOWN]
+        assert len(characters) >= len(title) / 2 and (np.diff(characters) > 0).all()
     assert 0.05 < float(np.mean(np.concatenate(rows[:30]) == UNKNOWN)) < 0.15
     assert row.tolist() == list(range(2, 52)), "the cached ids stay as they are"
-    again = augmentation(0).titles([row] * 30)
-    assert all(np.array_equal(one, other) for one, other in zip(rows, again, strict=False))
+    repeat = augmentation(0).titles([row] * 30)
+    assert all(np.array_equal(ids, other) for ids, other in zip(rows, repeat, strict=False))
 
 
 def test_dropout_acts_in_training_alone_and_adds_no_parameter() -> None:
     plain = nn.Sequential(nn.Embedding(5, 8), nn.Linear(8, 3))
-    dropped = copy.deepcopy(plain)
-    add_dropout(dropped, 0.5)
-    assert dropped.state_dict().keys() == plain.state_dict().keys()
+    network = copy.deepcopy(plain)
+    add_dropout(network, 0.5)
+    assert network.state_dict().keys() == plain.state_dict().keys()
     ids = torch.tensor([1, 2, 3])
-    assert torch.equal(dropped.eval()(ids), plain(ids))
-    assert not torch.equal(dropped.train()(ids), plain(ids))
+    assert torch.equal(network.eval()(ids), plain(ids))
+    assert not torch.equal(network.train()(ids), plain(ids))
 
 
 def test_losses_are_cross_entropy_and_binary_cross_entropy() -> None:
     logits = torch.tensor([[2.0, -1.0, 0.5], [0.1, 0.2, -0.3]])
-    one = torch.tensor([[1, 0, 0], [0, 0, 1]])
-    several = torch.tensor([[1, 0, 1], [0, 0, 0]])
-    single = make_loss(multi_label=False, label_smoothing=0.0)(logits, one)
+    single_targets = torch.tensor([[1, 0, 0], [0, 0, 1]])
+    multi_targets = torch.tensor([[1, 0, 1], [0, 0, 0]])
+    single = make_loss(multi_label=False, label_smoothing=0.0)(logits, single_targets)
     assert single == pytest.approx(float(F.cross_entropy(logits, torch.tensor([0, 2]))))
-    multi = make_loss(multi_label=True, label_smoothing=0.0)(logits, several)
-    expected = np.log1p(np.exp(np.where(several == 1, -logits, logits))).mean()
+    multi = make_loss(multi_label=True, label_smoothing=0.0)(logits, multi_targets)
+    expected = np.log1p(np.exp(np.where(multi_targets == 1, -logits, logits))).mean()
     assert float(multi) == pytest.approx(float(expected), rel=1e-5)
 
 
@@ -101,10 +101,10 @@ def test_a_weighted_loss_is_the_weighted_mean_of_the_items_losses() -> None:
     logits = torch.tensor([[2.0, -1.0], [0.1, 0.2], [1.0, 0.0]])
     targets = torch.tensor([[1, 0], [0, 1], [1, 0]])
     weights = torch.tensor([1.0, 3.0])
-    each = [float(-logits[row].log_softmax(0)[targets[row].argmax()]) for row in range(3)]
-    weighted = make_loss(multi_label=False, label_smoothing=0.0, class_weights=weights)
-    expected = (each[0] + 3 * each[1] + each[2]) / 5
-    assert float(weighted(logits, targets)) == pytest.approx(expected)
+    losses = [float(-logits[row].log_softmax(0)[targets[row].argmax()]) for row in range(3)]
+    loss = make_loss(multi_label=False, label_smoothing=0.0, class_weights=weights)
+    expected = (losses[0] + 3 * losses[1] + losses[2]) / 5
+    assert float(loss(logits, targets)) == pytest.approx(expected)
 
 
 class Linear(nn.Linear):
@@ -124,14 +124,18 @@ def test_a_linear_network_is_solved_like_a_logistic_regression() -> None:
     weights = class_weights(samples.targets, 1.0)
     loss_of = make_loss(multi_label=False, label_smoothing=0, class_weights=weights)
     network = Linear(6, 3)
-    found = solve(network, loss_of, samples, penalty=0.5)
-    assert found.converged
-    known = LogisticRegression(C=2, class_weight="balanced", tol=1e-8, max_iter=500).fit(x, truth)
-    expected = known.predict_log_proba(x)
+    solution = solve(network, loss_of, samples, penalty=0.5)
+    assert solution.converged
+    reference = LogisticRegression(C=2, class_weight="balanced", tol=1e-8, max_iter=500).fit(
+        x, truth
+    )
+    expected = reference.predict_log_proba(x)
     scores = network(torch.from_numpy(x)).log_softmax(dim=1).detach().numpy()
     np.testing.assert_allclose(scores, expected, atol=2e-3)
-    again = Linear(6, 3)
-    assert solve(again, loss_of, samples, penalty=0.5).loss == pytest.approx(found.loss, abs=1e-5)
+    second = Linear(6, 3)
+    assert solve(second, loss_of, samples, penalty=0.5).loss == pytest.approx(
+        solution.loss, abs=1e-5
+    )
 
 
 def test_a_search_that_ends_before_the_optimum_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

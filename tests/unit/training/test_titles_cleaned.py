@@ -16,10 +16,10 @@ TITLE = "cafe\u0301\u00a0cover"
 VARIANTS = (TITLE, "caf\u00e9 cover", "\ufeffcaf\u00e9\u2003co\u200bver\n")
 
 
-def written(drawn: DemoData, folder: Path) -> tuple[Path, Path]:
+def written(demo: DemoData, folder: Path) -> tuple[Path, Path]:
     """The drawn set, whose titles are variants of one."""
     for name in ("train", "val"):
-        source = drawn.train.parent / f"{name}.jsonl"
+        source = demo.train.parent / f"{name}.jsonl"
         lines = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
         for number, line in enumerate(lines):
             line["img"] = str((source.parent / line["img"]).resolve())
@@ -30,18 +30,18 @@ def written(drawn: DemoData, folder: Path) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize(
-    ("said", "titles"), [({"text_cleaning": "invisible"}, 1), ({}, len(VARIANTS))]
+    ("cleaning", "titles"), [({"text_cleaning": "invisible"}, 1), ({}, len(VARIANTS))]
 )
 def test_one_title_in_all_its_variants(
-    recipe: Recipe, drawn: DemoData, tmp_path: Path, said: dict[str, Any], titles: int
+    recipe: Recipe, demo: DemoData, tmp_path: Path, cleaning: dict[str, Any], titles: int
 ) -> None:
-    options = training_plan(recipe).options(image_height=32, image_width=32, **said)
-    data = read_dataset(recipe, *written(drawn, tmp_path), options, training={}, strict=True)
+    options = training_plan(recipe).options(image_height=32, image_width=32, **cleaning)
+    data = read_dataset(recipe, *written(demo, tmp_path), options, training={}, strict=True)
     rows = {tuple(row) for samples in (data.train, data.val) for row in samples.text_ids}
     assert len(rows) == titles
-    assert data.config["text_cleaning"] == said.get("text_cleaning")
+    assert data.config["text_cleaning"] == cleaning.get("text_cleaning")
     unseen = set("\u0301\u00a0\u2003\ufeff\u200b\n")
-    assert (unseen & data.config["vocabulary"].keys() == set()) == bool(said)
+    assert (unseen & data.config["vocabulary"].keys() == set()) == bool(cleaning)
 
 
 def test_runs_of_before_go_on() -> None:

@@ -32,7 +32,7 @@ def reasons(lines: Any) -> dict[int, str]:
 def test_good_lines_keep_their_order_and_blank_lines_count(write_lines: WriteLines) -> None:
     path = write_lines(item("1", year=1999), b"", item("2", img="b.jpg", text="", label="y"))
     file = read_items(path)
-    assert [(one.id, one.line, one.labels) for one in file.items] == [
+    assert [(entry.id, entry.line, entry.labels) for entry in file.items] == [
         ("1", 1, ("x",)),
         ("2", 3, ("y",)),
     ]
@@ -71,14 +71,14 @@ def test_a_bad_line_is_left_out_with_its_number_and_reason(
     write_lines: WriteLines, line: Any, reason: str
 ) -> None:
     file = read_items(write_lines(item("1"), line, item("3")))
-    assert [one.id for one in file.items] == ["1", "3"]
+    assert [entry.id for entry in file.items] == ["1", "3"]
     assert list(reasons(file.bad_lines)) == [2]
     assert re.search(reason, file.bad_lines[0].reason)
 
 
 def test_whole_numbers_are_taken_as_text(write_lines: WriteLines) -> None:
     file = read_items(write_lines(item("a", id=7, label=3), item("b", label="3")))
-    assert [(one.id, one.labels) for one in file.items] == [("7", ("3",)), ("b", ("3",))]
+    assert [(entry.id, entry.labels) for entry in file.items] == [("7", ("3",)), ("b", ("3",))]
     several = read_items(write_lines(item("a", id=0, label=[1, "1", 2])))
     assert several.multi_label and several.items[0].labels == ("1", "2")
 
@@ -97,25 +97,25 @@ def test_images_and_texts_that_serving_refuses_are_bad_lines(
         item("7", text="a" * 70_000),
     )
     file, images = decode_images(read_items(path), SIZE)
-    assert [one.id for one in file.items] == ["1"] and list(images) == [1]
-    found = reasons(file.bad_lines)
-    assert list(found) == [2, 3, 4, 5, 6, 7]
-    assert "missing.jpg cannot be read" in found[2]
-    assert "cut.jpg" in found[3]
-    assert "NUL" in found[5] and "surrogate" in found[6] and "limit" in found[7]
+    assert [entry.id for entry in file.items] == ["1"] and list(images) == [1]
+    messages = reasons(file.bad_lines)
+    assert list(messages) == [2, 3, 4, 5, 6, 7]
+    assert "missing.jpg cannot be read" in messages[2]
+    assert "cut.jpg" in messages[3]
+    assert "NUL" in messages[5] and "surrogate" in messages[6] and "limit" in messages[7]
 
 
 def test_validation_items_that_cannot_be_judged_are_bad_lines(write_lines: WriteLines) -> None:
     train = read_items(write_lines(item("1"), item("2", label="y"), name="train.jsonl"))
     val = read_items(write_lines(item("1"), item("3", label="z"), item("4"), name="val.jsonl"))
     val = leave_out_unknown(leave_out_trained(val, train), ["x", "y"])
-    assert [one.id for one in val.items] == ["4"]
+    assert [entry.id for entry in val.items] == ["4"]
     assert reasons(val.bad_lines) == {1: "its id is in train.jsonl too", 2: "unknown label z"}
 
 
 def test_a_file_of_the_other_kind_is_refused_line_by_line(write_lines: WriteLines) -> None:
     file = read_items(write_lines(item("1", label=["x", "x"]), item("2", label=[])))
-    assert file.multi_label and [one.labels for one in file.items] == [("x",), ()]
+    assert file.multi_label and [entry.labels for entry in file.items] == [("x",), ()]
     other = leave_out_other_kind(file, multi_label=False)
     assert not other.items and len(other.bad_lines) == 2
     with pytest.raises(DataError, match=r"no usable line: items.jsonl:1: has a list of labels"):
@@ -128,9 +128,9 @@ def test_bad_lines_are_counted_written_and_refused_when_strict(
     file = read_items(write_lines(item("1"), b"{", b"[]", item("2")))
     bad = refuse_bad_lines((file,), strict=False)
     write_bad_lines(tmp_path / "bad.json", bad)
-    written = json.loads((tmp_path / "bad.json").read_text(encoding="utf-8"))
-    assert written["count"] == 2
-    assert [line["line"] for line in written["lines"]] == [2, 3]
+    record = json.loads((tmp_path / "bad.json").read_text(encoding="utf-8"))
+    assert record["count"] == 2
+    assert [line["line"] for line in record["lines"]] == [2, 3]
     with pytest.raises(DataError, match=r"2 bad line\(s\): items.jsonl:2: not JSON"):
         refuse_bad_lines((file,), strict=True)
 
@@ -146,8 +146,8 @@ def test_a_file_of_which_more_than_half_cannot_be_used_is_refused(
     if not refused:
         assert len(refuse_bad_lines((file,), strict=False)) == bad
         return
-    said = rf"^{bad} of the {good + bad} lines of \S+items\.jsonl cannot be used: items\.jsonl:"
-    with pytest.raises(DataError, match=said):
+    message = rf"^{bad} of the {good + bad} lines of \S+items\.jsonl cannot be used: items\.jsonl:"
+    with pytest.raises(DataError, match=message):
         refuse_bad_lines((file,), strict=False)
 
 

@@ -31,8 +31,8 @@ def test_rare_characters_are_left_to_the_unknown_id() -> None:
 
 def test_options_take_the_strings_of_the_command_line(recipe: Recipe) -> None:
     kind = training_plan(recipe).options
-    given = {"epochs": "7", "learning_rate": "1e-2", "resnet_layers": "1,1,2,1"}
-    options = parse_options(kind, given)
+    values = {"epochs": "7", "learning_rate": "1e-2", "resnet_layers": "1,1,2,1"}
+    options = parse_options(kind, values)
     assert (options.epochs, options.learning_rate) == (7, 0.01)
     assert options.model_dump()["resnet_layers"] == (1, 1, 2, 1)
     assert parse_options(kind, DEMO_OPTIONS).image.height == 224

@@ -11,7 +11,7 @@ from vlserve.training.state import save_weights
 
 
 @pytest.mark.parametrize(
-    ("said", "expected"),
+    ("message", "expected"),
     [
         (
             "Error while serializing: I/O error: No space left on device (os error 28)",
@@ -21,11 +21,11 @@ from vlserve.training.state import save_weights
     ],
 )
 def test_the_file_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, expected: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, message: str, expected: str
 ) -> None:
     def full(_: object, file: Path, **__: object) -> None:
         file.touch()
-        raise SafetensorError(said)
+        raise SafetensorError(message)
 
     monkeypatch.setattr(state_file, "save_file", full)
     with pytest.raises(OSError, match=expected):

@@ -48,11 +48,11 @@ def test_the_best_has_the_most_throughput_that_held() -> None:
 
 
 def test_neighbours_are_tried_one_after_the_other() -> None:
-    tried, said = [START], []
-    while (one := next_serving(tried, START, cores=4)) is not None:
-        tried.append(one)
-        said.append(str(one))
-    assert said == [
+    trials, names = [START], []
+    while (serving := next_serving(trials, START, cores=4)) is not None:
+        trials.append(serving)
+        names.append(str(serving))
+    assert names == [
         "4 x 1, batch 8, 1 ms",
         "2 x 2, batch 8, 1 ms",
         "1 x 4, batch 8, 1 ms",
@@ -63,11 +63,11 @@ def test_neighbours_are_tried_one_after_the_other() -> None:
 
 
 def test_where_a_batch_waits_for_nothing_no_delay_is_tried() -> None:
-    tried = [on_triton := START.model_copy(update={"max_batch_delay_ms": 0})]
-    while (one := next_serving(tried, on_triton, cores=2)) is not None:
-        tried.append(one)
-    assert len(tried) > 3
-    assert {each.max_batch_delay_ms for each in tried} == {0}
+    trials = [on_triton := START.model_copy(update={"max_batch_delay_ms": 0})]
+    while (serving := next_serving(trials, on_triton, cores=2)) is not None:
+        trials.append(serving)
+    assert len(trials) > 3
+    assert {trial.max_batch_delay_ms for trial in trials} == {0}
 
 
 @settings(max_examples=25)
@@ -76,13 +76,13 @@ def test_any_machine_and_any_start_come_to_an_end(
     cores: int, workers: int, batch_size: int, delay_ms: int
 ) -> None:
     best = Serving(workers=workers, threads=1, batch_size=batch_size, max_batch_delay_ms=delay_ms)
-    tried, said = [best], {str(best)}
-    while (one := next_serving(tried, best, cores)) is not None:
-        assert str(one) not in said
-        tried.append(one)
-        said.add(str(one))
-        best = one
-        assert len(tried) < 5000
+    trials, names = [best], {str(best)}
+    while (serving := next_serving(trials, best, cores)) is not None:
+        assert str(serving) not in names
+        trials.append(serving)
+        names.add(str(serving))
+        best = serving
+        assert len(trials) < 5000
 
 
 def test_what_the_client_limited_is_neither_climbed_nor_chosen() -> None:

@@ -59,13 +59,13 @@ def found_by(trials: MadeUp, slo_p99_ms: float, seconds: float = 1000.0) -> Tuni
 
 def test_it_climbs_to_the_best_and_confirms_it(archive: Path, tmp_path: Path) -> None:
     trials = MadeUp(archive, tmp_path)
-    found = found_by(trials, slo_p99_ms=60.0)
-    assert found.best is not None and found.finished
-    assert (found.best.serving.batch_size, found.best.serving.max_batch_delay_ms) == (16, 1)
-    confirmed, own = found.points[-2:]  # the longer runs
-    assert found.best is confirmed and own.serving == START
-    assert found.failed[0] == "1 x 2, batch 8, 1 ms: out of memory"
-    assert all(point.serving.threads == 1 for point in found.points)
+    result = found_by(trials, slo_p99_ms=60.0)
+    assert result.best is not None and result.finished
+    assert (result.best.serving.batch_size, result.best.serving.max_batch_delay_ms) == (16, 1)
+    confirmation, own = result.points[-2:]  # the longer runs
+    assert result.best is confirmation and own.serving == START
+    assert result.failed[0] == "1 x 2, batch 8, 1 ms: out of memory"
+    assert all(point.serving.threads == 1 for point in result.points)
 
 
 def test_what_only_short_runs_find_better_is_not_chosen(archive: Path, tmp_path: Path) -> None:
@@ -77,16 +77,16 @@ def test_what_only_short_runs_find_better_is_not_chosen(archive: Path, tmp_path:
 
     trials = Lucky(archive, tmp_path)
     trials.gain = 0.1
-    found = found_by(trials, slo_p99_ms=100.0)
-    assert found.best is not None and found.best.serving == START
-    assert found.points[-2].serving != START
+    result = found_by(trials, slo_p99_ms=100.0)
+    assert result.best is not None and result.best.serving == START
+    assert result.points[-2].serving != START
 
 
 def test_what_breaks_when_confirmed_is_not_chosen(archive: Path, tmp_path: Path) -> None:
-    found = found_by(MadeUp(archive, tmp_path, worse_when_confirmed=1.5), slo_p99_ms=60.0)
-    assert found.best is not None
-    assert found.best.p99_ms is not None and found.best.p99_ms <= 60.0
-    assert any(not point.held(60.0) for point in found.points)
+    result = found_by(MadeUp(archive, tmp_path, worse_when_confirmed=1.5), slo_p99_ms=60.0)
+    assert result.best is not None
+    assert result.best.p99_ms is not None and result.best.p99_ms <= 60.0
+    assert any(not point.held(60.0) for point in result.points)
     never = found_by(MadeUp(archive, tmp_path, worse_when_confirmed=99.0), slo_p99_ms=60.0)
     assert never.best is None
 
@@ -96,9 +96,9 @@ def test_what_does_not_load_again_is_not_chosen(archive: Path, tmp_path: Path) -
     best = found_by(MadeUp(archive, tmp_path), slo_p99_ms=60.0).best
     assert best is not None
     trials.not_again = {best.serving}
-    found = found_by(trials, slo_p99_ms=60.0)
-    assert found.best is not None and found.best.serving != best.serving
-    assert found.failed[-1] == f"{best.serving}: no engine instance answers"
+    result = found_by(trials, slo_p99_ms=60.0)
+    assert result.best is not None and result.best.serving != best.serving
+    assert result.failed[-1] == f"{best.serving}: no engine instance answers"
 
 
 class Control:
@@ -130,10 +130,10 @@ def test_a_setting_is_tried_only_when_it_is_in_force(archive: Path, tmp_path: Pa
         return Trials(archive, control, "http://127.0.0.1", Load(None, 1), tmp_path)
 
     trials(Control(State.RETIRED)).serve(START)
-    draining = Control(State.DRAINING)
+    client = Control(State.DRAINING)
     with pytest.raises(NotReady, match="the run before"):
-        trials(draining).serve(START)
-    assert not draining.registered
+        trials(client).serve(START)
+    assert not client.registered
     with pytest.raises(LoadFailed, match="out of memory"):
         trials(Control(State.RETIRED, untuned="out of memory")).serve(START)
 
@@ -152,26 +152,26 @@ def test_a_run_that_the_client_limited_says_so(
 def test_an_impossible_limit_finds_nothing_and_says_how_near_it_came(
     archive: Path, tmp_path: Path
 ) -> None:
-    found = found_by(MadeUp(archive, tmp_path), slo_p99_ms=5.0)
-    assert found.best is None and found.nearest is not None
-    assert found.nearest.p99_ms == pytest.approx(25.0)
+    result = found_by(MadeUp(archive, tmp_path), slo_p99_ms=5.0)
+    assert result.best is None and result.nearest is not None
+    assert result.nearest.p99_ms == pytest.approx(25.0)
 
 
 def test_the_time_ends_it_after_the_first_run_at_the_least(archive: Path, tmp_path: Path) -> None:
     trials = MadeUp(archive, tmp_path)
-    found = found_by(trials, slo_p99_ms=60.0, seconds=0.5)
-    assert not found.finished
-    assert [point.connections for point in found.points] == [1, 1]  # measured, and confirmed
-    assert found.best is not None
+    result = found_by(trials, slo_p99_ms=60.0, seconds=0.5)
+    assert not result.finished
+    assert [point.connections for point in result.points] == [1, 1]  # measured, and confirmed
+    assert result.best is not None
 
 
 def test_it_is_written_where_register_reads_it(archive: Path, tmp_path: Path) -> None:
     trials = MadeUp(archive, tmp_path)
-    found = found_by(trials, slo_p99_ms=60.0)
-    file, picture = write_tuning(trials, found)
+    result = found_by(trials, slo_p99_ms=60.0)
+    file, picture = write_tuning(trials, result)
     tuning = read_tuning(archive)
-    assert tuning is not None and found.best is not None
-    assert tuning.serving == found.best.serving
+    assert tuning is not None and result.best is not None
+    assert tuning.serving == result.best.serving
     assert isinstance(tuning.measured, Measured) and tuning.slo_p99_ms == 60.0
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert (file.name, picture.name) == ("tagger-1.tuning.json", "tagger-1.tuning.png")

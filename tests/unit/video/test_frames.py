@@ -26,20 +26,20 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def reader() -> Iterator[FrameReader]:
-    with FrameReader() as one:
-        yield one
+    with FrameReader() as reader:
+        yield reader
 
 
 def looks(frame: Frame, colour: tuple[int, int, int], at: tuple[int, int] = (50, 20)) -> bool:
     pixel = Image.open(io.BytesIO(frame.jpeg)).convert("RGB").getpixel(at)
     assert isinstance(pixel, tuple)
-    return all(abs(one - other) < 40 for one, other in zip(pixel, colour, strict=True))
+    return all(abs(value - expected) < 40 for value, expected in zip(pixel, colour, strict=True))
 
 
 def code_of(reader: FrameReader, source: Place | bytes, choice: str = "first") -> str:
-    with pytest.raises(VideoError) as refused:
+    with pytest.raises(VideoError) as error:
         reader.read(source, FrameChoice.parse(choice))
-    return refused.value.code
+    return error.value.code
 
 
 @pytest.mark.parametrize("ending", CODECS)
@@ -137,9 +137,9 @@ def test_a_video_over_a_limit_ends_alone(
 ) -> None:
     with FrameReader(limits) as small:
         for _ in range(2):
-            with pytest.raises(VideoError, match=words) as refused:
+            with pytest.raises(VideoError, match=words) as error:
                 small.read(clip.read_bytes(), FrameChoice())
-            assert refused.value.code == code
+            assert error.value.code == code
 
 
 def test_what_kills_the_decoder_is_its_own_error(
@@ -151,17 +151,20 @@ def test_what_kills_the_decoder_is_its_own_error(
         encoding="utf-8",
     )
     monkeypatch.setattr(video, "_PROGRAM", program)
-    with FrameReader() as one, pytest.raises(VideoError, match="SIGSEGV") as refused:
-        one.read(Place(clip), FrameChoice())
-    assert refused.value.code == video.UNREADABLE
+    with FrameReader() as reader, pytest.raises(VideoError, match="SIGSEGV") as error:
+        reader.read(Place(clip), FrameChoice())
+    assert error.value.code == video.UNREADABLE
 
 
 def test_without_the_extra_it_says_what_brings_it(
     clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(video, "find_spec", lambda name: None)
-    with FrameReader() as one, pytest.raises(VideoError, match=r"pip install 'vlserve\[video\]'"):
-        one.read(Place(clip), FrameChoice())
+    with (
+        FrameReader() as reader,
+        pytest.raises(VideoError, match=r"pip install 'vlserve\[video\]'"),
+    ):
+        reader.read(Place(clip), FrameChoice())
 
 
 @pytest.mark.parametrize(

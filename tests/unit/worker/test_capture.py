@@ -36,9 +36,9 @@ ALL = Plan(share=1.0, days=7.0, max_bytes=10_000)
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    made = tmp_path / FOLDER / "tagger"
-    made.mkdir(parents=True)
-    return made
+    path = tmp_path / FOLDER / "tagger"
+    path.mkdir(parents=True)
+    return path
 
 
 def _plan(folder: Path, plan: Plan) -> None:
@@ -92,8 +92,8 @@ def test_a_worker_keeps_what_it_reads(folder: Path, tmp_path: Path, body: bytes,
     _plan(folder, ALL)
     worker = RequestFilter(1, None, 10_000, capture=Capture(folder))
     worker.read_batch([_request(body, kind)])
-    kept = read_input(tmp_path, "tagger", "r")
-    assert kept is not None and kept.text == "零基础" and kept.images == {"image": JPEG}
+    record = read_input(tmp_path, "tagger", "r")
+    assert record is not None and record.text == "零基础" and record.images == {"image": JPEG}
     (file,) = _kept(folder)
     assert stat.S_IMODE((folder / file).stat().st_mode) == 0o600
     assert read_input(tmp_path, "tagger", "another") is None
@@ -122,17 +122,17 @@ def test_without_a_plan_nothing_is_kept(folder: Path) -> None:
 
 
 def test_a_share_of_the_requests_is_kept_the_same_by_every_worker() -> None:
-    taken = [Plan(0.25, 7.0, 0).takes(f"r{number}") for number in range(10_000)]
-    assert 2_300 < sum(taken) < 2_700
-    assert taken == [Plan(0.25, 7.0, 0).takes(f"r{number}") for number in range(10_000)]
+    choices = [Plan(0.25, 7.0, 0).takes(f"r{number}") for number in range(10_000)]
+    assert 2_300 < sum(choices) < 2_700
+    assert choices == [Plan(0.25, 7.0, 0).takes(f"r{number}") for number in range(10_000)]
     more = [Plan(0.5, 7.0, 0).takes(f"r{number}") for number in range(10_000)]
-    assert all(b for a, b in zip(taken, more, strict=True) if a)
+    assert all(b for a, b in zip(choices, more, strict=True) if a)
 
 
 def test_a_salt_chooses_other_requests_and_old_plans_have_none() -> None:
     plans = [Plan.from_json(Plan(0.5, 7.0, 0, salt).to_json()) for salt in ("", "a", "b")]
-    chosen = [{number for number in range(1000) if each.takes(f"r{number}")} for each in plans]
-    assert all(200 < len(one & other) < 300 for one, other in combinations(chosen, 2))
+    samples = [{number for number in range(1000) if plan.takes(f"r{number}")} for plan in plans]
+    assert all(200 < len(sample & other) < 300 for sample, other in combinations(samples, 2))
     old = Plan.from_json('{"share": 0.5, "days": 7.0, "max_bytes": 0}')
     assert old == plans[0] and old.takes("r1") == plans[0].takes("r1")
 
@@ -170,14 +170,14 @@ def test_nothing_is_kept_on_a_disk_that_is_nearly_full(
 def test_an_id_that_comes_with_other_inputs_loses_what_was_kept(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool
 ) -> None:
-    one, other = {"text": b"x" * 5000}, {"text": b"y" * 5000}
+    inputs, other = {"text": b"x" * 5000}, {"text": b"y" * 5000}
     if at_once:  # both workers look before one of them has written
         monkeypatch.setattr(Path, "exists", lambda _: False)
-    assert keep_input(folder, "a", one, 10**6)
-    assert not keep_input(folder, "a", one, 10**6)
-    assert fields_of(folder / name_of("a")) == one
+    assert keep_input(folder, "a", inputs, 10**6)
+    assert not keep_input(folder, "a", inputs, 10**6)
+    assert fields_of(folder / name_of("a")) == inputs
     assert not keep_input(folder, "a", other, 10**6)
-    assert not keep_input(folder, "a", one, 10**6)
+    assert not keep_input(folder, "a", inputs, 10**6)
     assert read_input(tmp_path, "tagger", "a") is None
     assert (folder / name_of("a")).stat().st_size == 0
     assert total_of(folder) == 4096  # so that the number of files is bounded
@@ -185,8 +185,8 @@ def test_an_id_that_comes_with_other_inputs_loses_what_was_kept(
 
 def test_a_worker_does_not_wait_for_another(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(capture_module.time, "sleep")
-    with (folder / TOTAL).open("w", encoding="utf-8") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+    with (folder / TOTAL).open("w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         assert not keep_input(folder, "a", {"text": b"x"}, 10_000)
     assert keep_input(folder, "a", {"text": b"x"}, 10_000)
 

@@ -107,10 +107,10 @@ def triton_model(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 def opened(module: ModuleType, folder: Path, code: str = ENTRY_POINT, **parameters: str) -> Any:
     if code:
         (folder / "triton_model.py").write_text(code, encoding="utf-8")
-    given = {"archive_dir": str(folder), "version": "7", **parameters}
+    values = {"archive_dir": str(folder), "version": "7", **parameters}
     config = {
         "max_batch_size": 8,
-        "parameters": {name: {"string_value": value} for name, value in given.items()},
+        "parameters": {name: {"string_value": value} for name, value in values.items()},
     }
     model = module.TritonPythonModel()
     model.initialize({"model_config": json.dumps(config)})
@@ -176,9 +176,9 @@ def test_what_killed_a_stub_is_run_alone(triton_model: ModuleType, tmp_path: Pat
     notes = tmp_path / "notes"
     model = opened(triton_model, tmp_path, notes_dir=str(notes), response_timeout_s="30")
     requests = [Request(b'{"text": "a"}', JSON), Request(b'{"text": "b"}', JSON)]
-    (digest, _) = model._filter.read_batch([triton_model._raw(one) for one in requests])
+    (digest, _) = model._filter.read_batch([triton_model._raw(request) for request in requests])
     (notes / f"{digest}-{int(time.monotonic()) + 100}.suspect").touch()
-    assert [first[:3] for first, _ in (one.text() for one in model.execute(requests))] == [
+    assert [first[:3] for first, _ in (answer.text() for answer in model.execute(requests))] == [
         "200",
         "200",
     ]
@@ -200,11 +200,11 @@ def test_a_stub_that_corrupts_bytes_serves_nothing(
 def test_an_archive_without_an_entry_point_is_answered_by_the_installed_one(
     triton_model: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    installed = ModuleType("vlserve_worker.earlier_archives")
-    exec(ENTRY_POINT, vars(installed))
-    monkeypatch.setitem(sys.modules, installed.__name__, installed)
+    module = ModuleType("vlserve_worker.earlier_archives")
+    exec(ENTRY_POINT, vars(module))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
     model = opened(triton_model, tmp_path, code="")
-    assert type(model._archive).__module__ == installed.__name__
+    assert type(model._archive).__module__ == module.__name__
     assert model._archive.given == (tmp_path, 1, 8, None)
 
 

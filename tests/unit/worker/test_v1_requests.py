@@ -14,15 +14,15 @@ LIMIT = 1_000_000
 
 
 def _raw(body: bytes, **headers: str) -> dict[str, Any]:
-    named = {"x-request-id": "r", "x-vlserve-content-type": "text/plain", **headers}
+    fields = {"x-request-id": "r", "x-vlserve-content-type": "text/plain", **headers}
     return {
-        "headers": [{"name": name.encode(), "value": v.encode()} for name, v in named.items()],
+        "headers": [{"name": name.encode(), "value": v.encode()} for name, v in fields.items()],
         "parameters": [{"name": "body", "contentType": "x", "value": bytearray(body)}],
     }
 
 
-def _told(told: Any) -> bytes:
-    return json.dumps(told).encode()
+def _told(content: Any) -> bytes:
+    return json.dumps(content).encode()
 
 
 def _bodies(body: bytes, **headers: str) -> list[Any]:
@@ -32,16 +32,16 @@ def _bodies(body: bytes, **headers: str) -> list[Any]:
 
 
 def _header(item: dict[str, Any], name: bytes) -> list[bytes]:
-    return [one["value"] for one in item["headers"] if one["name"] == name]
+    return [header["value"] for header in item["headers"] if header["name"] == name]
 
 
 def test_each_instance_is_a_plain_json_request() -> None:
     instances = [{"image": "aGk=", "text": "猫"}, {"text": ""}, 3]
     body = _told({"instances": instances, "signature_name": "x"})
     assert _bodies(body) == instances
-    packed = gzip.compress(body)
-    assert _bodies(packed, **{"x-vlserve-content-encoding": "gzip"}) == instances
-    items = open_v1(_raw(packed, **{"x-vlserve-content-encoding": "gzip"}), LIMIT).items
+    payload = gzip.compress(body)
+    assert _bodies(payload, **{"x-vlserve-content-encoding": "gzip"}) == instances
+    items = open_v1(_raw(payload, **{"x-vlserve-content-encoding": "gzip"}), LIMIT).items
     for item in items:
         assert _header(item, b"x-vlserve-content-encoding") == []
         assert _header(item, b"x-vlserve-content-type") == [b"application/json"]
@@ -73,8 +73,8 @@ def test_what_is_no_request_is_refused(body: bytes, code: str) -> None:
     exchange = open_v1(_raw(body), LIMIT)
     assert exchange.items == ()
     assert exchange.refusal is not None and exchange.refusal.code == code
-    said = json.dumps({"error": {"code": code, "message": "why"}}).encode()
-    whole = exchange.join([ItemAnswer(413, "", said)])
+    error = json.dumps({"error": {"code": code, "message": "why"}}).encode()
+    whole = exchange.join([ItemAnswer(413, "", error)])
     assert whole.status == 413
     assert json.loads(whole.encoded.body) == {"error": f"{code}: why"}
 
@@ -102,7 +102,7 @@ def test_answers_become_predictions_in_their_order() -> None:
 @pytest.mark.parametrize(("status", "expected"), [(422, 400), (413, 400), (500, 500), (503, 503)])
 def test_a_bad_instance_fails_its_request_with_its_index(status: int, expected: int) -> None:
     exchange = open_v1(_raw(_told({"instances": [1, 2]})), LIMIT)
-    said = _told({"error": {"code": "field_invalid", "message": "why"}})
-    whole = exchange.join([ItemAnswer(200, "", b"{}"), ItemAnswer(status, "", said)])
+    error = _told({"error": {"code": "field_invalid", "message": "why"}})
+    whole = exchange.join([ItemAnswer(200, "", b"{}"), ItemAnswer(status, "", error)])
     assert whole.status == expected
     assert json.loads(whole.encoded.body) == {"error": "instance 1: field_invalid: why"}

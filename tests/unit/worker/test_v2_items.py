@@ -56,10 +56,10 @@ def test_an_item_has_its_row_of_each_input_and_the_parameters() -> None:
             "timeout": 9,
         },
     )
-    shared = {"top_k": b"3", "top_p": b"0.25", "overlay": b"true", "candidates": b'["x"]'}
+    parameters = {"top_k": b"3", "top_p": b"0.25", "overlay": b"true", "candidates": b'["x"]'}
     assert split_items(request) == [
-        shared | {"text": b"a", "image": b"\xff", "seed": b"4", "sample": b"true"},
-        shared | {"text": b"b", "image": b"\xfe", "seed": b"5", "sample": b"false"},
+        parameters | {"text": b"a", "image": b"\xff", "seed": b"4", "sample": b"true"},
+        parameters | {"text": b"b", "image": b"\xfe", "seed": b"5", "sample": b"false"},
     ]
 
 
@@ -67,13 +67,13 @@ def test_several_numbers_of_an_item_are_a_npy_file() -> None:
     values = np.arange(12, dtype="<f4").reshape(2, 2, 3)
     request = InferRequest((Tensor("features", "FP32", values.shape, values.ravel()),))
     for fields, row in zip(split_items(request), values, strict=True):
-        read = np.load(io.BytesIO(fields["features"]), allow_pickle=False)
-        assert read.dtype == row.dtype
-        assert (read == row).all()
+        array = np.load(io.BytesIO(fields["features"]), allow_pickle=False)
+        assert array.dtype == row.dtype
+        assert (array == row).all()
 
 
 @pytest.mark.parametrize(
-    ("sent", "read"),
+    ("content", "value"),
     [
         (base64.b64encode(JPEG), JPEG),
         (base64.urlsafe_b64encode(JPEG), JPEG),
@@ -85,10 +85,10 @@ def test_several_numbers_of_an_item_are_a_npy_file() -> None:
     ],
 )
 def test_a_file_in_base64_is_its_bytes_for_archives_that_read_no_other(
-    sent: bytes, read: bytes
+    content: bytes, value: bytes
 ) -> None:
-    request = InferRequest((texts(sent, name="image"), texts(sent)))
-    assert split_items(request) == [{"image": read, "text": sent}]
+    request = InferRequest((texts(content, name="image"), texts(content)))
+    assert split_items(request) == [{"image": value, "text": content}]
 
 
 BAD_ITEMS = {
@@ -118,9 +118,9 @@ def test_what_is_no_list_of_items_is_refused_in_words(case: str) -> None:
 
 def test_items_are_limited_by_an_error_of_their_own() -> None:
     assert len(split_items(InferRequest((texts(*[b""] * MAX_ITEMS),)))) == MAX_ITEMS
-    with pytest.raises(BodyRefused, match=str(MAX_ITEMS)) as refused:
+    with pytest.raises(BodyRefused, match=str(MAX_ITEMS)) as error:
         split_items(InferRequest((texts(*[b""] * (MAX_ITEMS + 1)),)))
-    assert refused.value.code == "too_many_items"
+    assert error.value.code == "too_many_items"
 
 
 def test_ids_of_items_tell_request_index_and_number() -> None:
@@ -146,7 +146,10 @@ def test_tags_are_joined_and_short_answers_filled_up() -> None:
 
 def test_regions_and_maps_are_told_apart() -> None:
     regions = of("ground", {"regions": [{"box": [0, 0, 1, 1], "score": 0.5}]}, {"regions": []})
-    assert {name: one.shape for name, one in regions.items()} == {"box": (2, 1, 4), "score": (2, 1)}
+    assert {name: output.shape for name, output in regions.items()} == {
+        "box": (2, 1, 4),
+        "score": (2, 1),
+    }
     heat = {"probability": 0.5, "peak": None, "grid": [[0.0, 1.0]], "heat_map": "UE5H"}
     maps = of("ground", heat)
     assert list(maps) == ["probability", "peak", "grid", "heat_map"]
@@ -156,8 +159,8 @@ def test_regions_and_maps_are_told_apart() -> None:
 
 def test_what_a_model_has_not_is_no_output() -> None:
     assert list(of("match", {"probability": 0.5, "itm_score": 1.0})) == ["probability", "itm_score"]
-    found = {"ranked_by": "match_logit", "results": [{"id": "a", "score": 2.0}]}
-    assert list(of("retrieve", found)) == ["id", "score", "ranked_by"]
+    answer = {"ranked_by": "match_logit", "results": [{"id": "a", "score": 2.0}]}
+    assert list(of("retrieve", answer)) == ["id", "score", "ranked_by"]
 
 
 def test_a_task_of_the_user_s_own_has_its_answer_as_json() -> None:
@@ -167,14 +170,14 @@ def test_a_task_of_the_user_s_own_has_its_answer_as_json() -> None:
 
 def test_without_any_answer_every_output_is_there_and_empty() -> None:
     for task in OUTPUTS:
-        assert {one.shape[0] for one in join_answers(task, [None, None])} == {2}
+        assert {tensor.shape[0] for tensor in join_answers(task, [None, None])} == {2}
 
 
 def raw(body: Any, protocol: str = "v2", **headers: str) -> dict[str, Any]:
-    told = {"x-vlserve-protocol": protocol, "x-request-id": "r"} | headers
+    fields = {"x-vlserve-protocol": protocol, "x-request-id": "r"} | headers
     return {
         "requestId": b"own",
-        "headers": [{"name": n.encode(), "value": v.encode()} for n, v in told.items()],
+        "headers": [{"name": n.encode(), "value": v.encode()} for n, v in fields.items()],
         "parameters": [{"name": "body", "value": bytearray(json.dumps(body).encode())}],
     }
 
@@ -201,15 +204,15 @@ def test_a_batch_keeps_its_plain_requests_and_spreads_the_others() -> None:
     assert spread.items[0] is plain
     assert isinstance(spread.items[3], Refusal)
     assert ids_of([*spread.items[1:3], spread.items[4]]) == ["r~0~2", "r~1~2", "r"]
-    assert [len(one) for one in spread.grouped(range(5))] == [1, 2, 1, 1]
+    assert [len(group) for group in spread.grouped(range(5))] == [1, 2, 1, 1]
 
 
-def answered(*given: ItemAnswer, **more: Any) -> tuple[int, str, dict[str, Any]]:
+def answered(*answers: ItemAnswer, **more: Any) -> tuple[int, str, dict[str, Any]]:
     (exchange,) = spread_batch(
-        [raw(request_of(*"abc"[: len(given)], **more))], TAGGER, 1000
+        [raw(request_of(*"abc"[: len(answers)], **more))], TAGGER, 1000
     ).exchanges
     assert exchange
-    whole = exchange.join(given)
+    whole = exchange.join(answers)
     return whole.status, whole.timing, json.loads(whole.encoded.body)
 
 
@@ -254,8 +257,8 @@ def test_a_bad_item_fails_its_request_with_its_index_and_code(status: int, whole
 
 def test_with_partial_the_others_are_answered() -> None:
     items = said(("a", 1)), wrong(422, "its_code")
-    status, _, told = answered(*items, parameters={"partial": True})
-    data = {output["name"]: output["data"] for output in told["outputs"]}
+    status, _, reply = answered(*items, parameters={"partial": True})
+    data = {output["name"]: output["data"] for output in reply["outputs"]}
     assert (status, data["tag"], data["errors"]) == (200, ["a", ""], ["", "its_code: why"])
 
 
@@ -263,9 +266,9 @@ def test_with_partial_the_others_are_answered() -> None:
     "body", [b"\xff\xd8", b"[1]", b'{"tags": [{"tag": "a", "score": NaN}]}', b'{"tags": [3]}']
 )
 def test_answers_without_a_form_in_v2_fail_their_request_alone(body: bytes) -> None:
-    status, _, told = answered(ItemAnswer(200, "", body))
+    status, _, reply = answered(ItemAnswer(200, "", body))
     assert status == 500
-    assert told["error"].startswith("inference_failed: the answer has no form in V2")
+    assert reply["error"].startswith("inference_failed: the answer has no form in V2")
 
 
 def test_an_output_is_asked_for_once() -> None:
@@ -338,5 +341,5 @@ def test_each_item_is_kept_under_its_own_id(tmp_path: Path) -> None:
     (tmp_path / PLAN).write_text(Plan(1.0, 1.0, 10**6).to_json(), encoding="utf-8")
     filter_ = RequestFilter(7, None, 1000, capture=Capture(tmp_path))
     filter_.read_batch(spread_batch([raw(request_of("a", "b"))], TAGGER, 1000).items)
-    kept = {at: fields_of(tmp_path / name_of(item_id("r", at, 2))) for at in range(2)}
-    assert kept == {0: {"text": b"a"}, 1: {"text": b"b"}}
+    inputs = {at: fields_of(tmp_path / name_of(item_id("r", at, 2))) for at in range(2)}
+    assert inputs == {0: {"text": b"a"}, 1: {"text": b"b"}}

@@ -57,13 +57,13 @@ def _read(request: Any) -> InferRequest:
 
 
 def _refusal(body: bytes) -> BodyRefused:
-    with pytest.raises(BodyRefused) as refused:
+    with pytest.raises(BodyRefused) as error:
         protobuf.read_request(body)
-    return refused.value
+    return error.value
 
 
 def _length_prefixed(elements: list[bytes]) -> bytes:
-    return b"".join(struct.pack("<I", len(one)) + one for one in elements)
+    return b"".join(struct.pack("<I", len(element)) + element for element in elements)
 
 
 @given(
@@ -81,9 +81,9 @@ def test_inputs_of_bytes_are_read_raw_and_from_contents(
             request.raw_input_contents.append(_length_prefixed(elements))
         else:
             tensor.contents.bytes_contents.extend(elements)
-    read = _read(request)
-    assert read.id == request_id
-    assert [(one.name, one.shape, one.data) for one in read.inputs] == [
+    result = _read(request)
+    assert result.id == request_id
+    assert [(item.name, item.shape, item.data) for item in result.inputs] == [
         (name, (len(elements),), elements) for name, elements in inputs
     ]
 
@@ -102,19 +102,19 @@ def arrays(draw: st.DrawFn) -> tuple[str, np.ndarray[Any, Any]]:
 
 @given(arrays(), st.booleans())
 def test_numbers_are_read_raw_and_from_contents(
-    drawn: tuple[str, np.ndarray[Any, Any]], raw: bool
+    typed_array: tuple[str, np.ndarray[Any, Any]], raw: bool
 ) -> None:
-    datatype, array = drawn
+    datatype, array = typed_array
     request = pb.ModelInferRequest(model_name="m")
     tensor = request.inputs.add(name="x", datatype=datatype, shape=array.shape)
     if raw:
         request.raw_input_contents.append(array.tobytes())
     else:
         getattr(tensor.contents, CONTENTS[datatype]).extend(array.ravel().tolist())
-    (read,) = _read(request).inputs
-    assert (read.datatype, read.shape) == (datatype, array.shape)
-    np.testing.assert_array_equal(np.asarray(read.data), array.ravel())
-    assert np.asarray(read.data).dtype == NUMBERS[datatype]
+    (result,) = _read(request).inputs
+    assert (result.datatype, result.shape) == (datatype, array.shape)
+    np.testing.assert_array_equal(np.asarray(result.data), array.ravel())
+    assert np.asarray(result.data).dtype == NUMBERS[datatype]
 
 
 @given(st.dictionaries(texts, st.one_of(st.booleans(), whole, texts, st.floats(width=64))))
@@ -131,12 +131,12 @@ def test_parameters_and_requested_outputs_are_read(parameters: dict[str, Any]) -
         else:
             entry.string_param = value
     request.outputs.add(name="score")
-    read = _read(request)
-    assert read.parameters == pytest.approx(parameters, nan_ok=True)
-    assert {name: type(value) for name, value in read.parameters.items()} == {
+    result = _read(request)
+    assert result.parameters == pytest.approx(parameters, nan_ok=True)
+    assert {name: type(value) for name, value in result.parameters.items()} == {
         name: type(value) for name, value in parameters.items()
     }
-    assert read.outputs == (RequestedOutput("score"),)
+    assert result.outputs == (RequestedOutput("score"),)
 
 
 @given(st.lists(st.tuples(names, st.lists(st.binary(max_size=200), max_size=3)), max_size=3), texts)
@@ -148,17 +148,17 @@ def test_an_answer_is_read_by_another_client(
     answer = InferAnswer("tagger", "3", request_id, (*tensors, scores))
     encoded = protobuf.write_answer(answer, InferRequest(()))
     assert encoded.content_type == "application/x-protobuf"
-    read = pb.ModelInferResponse.FromString(encoded.body)
-    assert (read.model_name, read.model_version, read.id) == ("tagger", "3", request_id)
-    assert [(one.name, one.datatype, list(one.shape)) for one in read.outputs] == [
+    response = pb.ModelInferResponse.FromString(encoded.body)
+    assert (response.model_name, response.model_version, response.id) == ("tagger", "3", request_id)
+    assert [(output.name, output.datatype, list(output.shape)) for output in response.outputs] == [
         *((name, BYTES, [len(data)]) for name, data in outputs),
         ("score", "FP32", [2, 2]),
     ]
-    assert list(read.raw_output_contents) == [
+    assert list(response.raw_output_contents) == [
         *(_length_prefixed(data) for _, data in outputs),
         scores.data.tobytes(),  # type: ignore[union-attr]
     ]
-    assert read.SerializeToString(deterministic=True) == encoded.body
+    assert response.SerializeToString(deterministic=True) == encoded.body
 
 
 def test_a_field_of_a_later_version_is_passed_over() -> None:
@@ -169,21 +169,21 @@ def test_a_field_of_a_later_version_is_passed_over() -> None:
 
 def test_a_message_in_two_pieces_is_one() -> None:
     """As protobuf has it: of a message that stands twice, the fields of both count."""
-    one, two = (pb.InferTensorContents(bytes_contents=[each]) for each in (b"a", b"b"))
+    first, second = (pb.InferTensorContents(bytes_contents=[piece]) for piece in (b"a", b"b"))
     head = Input(name="image", datatype=BYTES, shape=[2]).SerializeToString()
     tensor = head + b"".join(
-        protobuf_wire.write_octets(5, each.SerializeToString()) for each in (one, two)
+        protobuf_wire.write_octets(5, piece.SerializeToString()) for piece in (first, second)
     )
-    (read,) = protobuf.read_request(protobuf_wire.write_octets(5, tensor)).inputs
-    assert read.data == [b"a", b"b"]
+    (result,) = protobuf.read_request(protobuf_wire.write_octets(5, tensor)).inputs
+    assert result.data == [b"a", b"b"]
 
 
 @given(st.binary(max_size=400))
 def test_any_bytes_are_read_or_refused(body: bytes) -> None:
     try:
         protobuf.read_request(body)
-    except BodyRefused as refused:
-        assert refused.code in (UNREADABLE, TOO_COMPLEX)
+    except BodyRefused as error:
+        assert error.code in (UNREADABLE, TOO_COMPLEX)
 
 
 @given(st.data())
@@ -196,8 +196,8 @@ def test_a_message_cut_short_or_changed_is_read_or_refused(data: st.DataObject) 
     end = data.draw(st.integers(0, len(body)))
     try:
         protobuf.read_request(body[:end])
-    except BodyRefused as refused:
-        assert refused.code in (UNREADABLE, TOO_COMPLEX)
+    except BodyRefused as error:
+        assert error.code in (UNREADABLE, TOO_COMPLEX)
 
 
 def _with(**fields: Any) -> bytes:
@@ -245,17 +245,17 @@ def _shared(name: str) -> bytes:
     ],
 )
 def test_what_is_no_request_is_refused(body: bytes, words: str) -> None:
-    refused = _refusal(body)
-    assert words in refused.message
+    error = _refusal(body)
+    assert words in error.message
 
 
 def test_fields_and_parameters_and_numbers_are_bounded() -> None:
     assert _refusal(b"\x18\x00" * 2).code == UNREADABLE
     many = b"\x98\x06\x00" * (protobuf_wire.MAX_FIELDS + 1)
     assert _refusal(many).code == TOO_COMPLEX
-    packed = b"\0" * (protobuf_wire.MAX_NUMBERS + 1)
-    tensor = Input(name="x", datatype="INT32", shape=[len(packed)]).SerializeToString()
-    tensor += protobuf_wire.write_octets(5, protobuf_wire.write_octets(2, packed))
+    numbers = b"\0" * (protobuf_wire.MAX_NUMBERS + 1)
+    tensor = Input(name="x", datatype="INT32", shape=[len(numbers)]).SerializeToString()
+    tensor += protobuf_wire.write_octets(5, protobuf_wire.write_octets(2, numbers))
     assert _refusal(protobuf_wire.write_octets(5, tensor)).code == TOO_COMPLEX
     request = pb.ModelInferRequest()
     for number in range(MAX_PARAMETERS + 1):
@@ -263,8 +263,8 @@ def test_fields_and_parameters_and_numbers_are_bounded() -> None:
     assert _refusal(request.SerializeToString()).code == TOO_COMPLEX
 
 
-def _packed(number: int, packed: bytes, times: int = 1) -> bytes:
-    return protobuf_wire.write_octets(number, packed) * times
+def _packed(number: int, content: bytes, times: int = 1) -> bytes:
+    return protobuf_wire.write_octets(number, content) * times
 
 
 @pytest.mark.parametrize(
@@ -278,8 +278,8 @@ def _packed(number: int, packed: bytes, times: int = 1) -> bytes:
 )
 def test_too_many_numbers_are_refused_before_all_are_unpacked(fields: bytes) -> None:
     """Unpacked, each of the 16 million takes eight bytes."""
-    named = Input(name="x", datatype="INT32").SerializeToString()
-    body = protobuf_wire.write_octets(5, named + fields)
+    head = Input(name="x", datatype="INT32").SerializeToString()
+    body = protobuf_wire.write_octets(5, head + fields)
     tracemalloc.start()
     try:
         assert _refusal(body).code == TOO_COMPLEX
@@ -290,9 +290,9 @@ def test_too_many_numbers_are_refused_before_all_are_unpacked(fields: bytes) -> 
 
 def _call(request: Any) -> dict[str, Any]:
     """A call as TorchServe's worker reads it."""
-    told = {PROTOCOL: b"v2", SENT_TYPE: protobuf.PROTOBUF.encode()}
+    headers = {PROTOCOL: b"v2", SENT_TYPE: protobuf.PROTOBUF.encode()}
     return {
-        "headers": [{"name": name, "value": value} for name, value in told.items()],
+        "headers": [{"name": name, "value": value} for name, value in headers.items()],
         "parameters": [{"name": "body", "value": bytearray(request.SerializeToString())}],
     }
 
@@ -307,15 +307,15 @@ def test_a_call_of_several_items_is_answered_in_protobuf() -> None:
 
     good = ItemAnswer(200, "", b'{"tags": [{"tag": "cat", "score": 0.5}]}')
     bad = ItemAnswer(422, "", b'{"error": {"code": "field_invalid", "message": "no"}}')
-    answered, refused = exchange.join([good, good]), exchange.join([good, bad])
-    answer = pb.ModelInferResponse.FromString(answered.encoded.body)
-    assert (answered.status, answer.id, answer.model_version) == (200, "mine", "3")
+    success, failure = exchange.join([good, good]), exchange.join([good, bad])
+    answer = pb.ModelInferResponse.FromString(success.encoded.body)
+    assert (success.status, answer.id, answer.model_version) == (200, "mine", "3")
     assert list(answer.raw_output_contents) == [
         _length_prefixed([b"cat"] * 2),
         struct.pack("<2f", 0.5, 0.5),
     ]
-    assert refused.status == 400
-    assert json.loads(refused.encoded.body) == {"error": "item 1: field_invalid: no"}
+    assert failure.status == 400
+    assert json.loads(failure.encoded.body) == {"error": "item 1: field_invalid: no"}
 
 
 def test_a_call_of_an_adopted_archive_is_refused() -> None:

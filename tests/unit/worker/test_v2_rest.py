@@ -44,68 +44,73 @@ def tensors(draw: st.DrawFn, texts: bool = False) -> Tensor:
         numbers = st.floats(width=8 * kind.itemsize, allow_nan=False, allow_infinity=False)  # type: ignore[arg-type]
     else:
         numbers = st.integers(int(np.iinfo(kind).min), int(np.iinfo(kind).max))
-    drawn = draw(st.lists(numbers, min_size=count, max_size=count))
-    return Tensor(name, datatype, shape, np.array(drawn, dtype=kind))
+    values = draw(st.lists(numbers, min_size=count, max_size=count))
+    return Tensor(name, datatype, shape, np.array(values, dtype=kind))
 
 
-def same(one: Tensor, other: Tensor) -> bool:
-    about = (one.name, one.datatype, one.shape) == (other.name, other.datatype, other.shape)
-    return about and list(one.data) == list(other.data)
+def same(tensor: Tensor, other: Tensor) -> bool:
+    about = (tensor.name, tensor.datatype, tensor.shape) == (
+        other.name,
+        other.datatype,
+        other.shape,
+    )
+    return about and list(tensor.data) == list(other.data)
 
 
 def body_of(tensor: Tensor, binary: bool) -> tuple[bytes, str]:
     """A request of one input, as clients write it."""
-    told: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype}
-    told["shape"] = list(tensor.shape)
+    entry: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype}
+    entry["shape"] = list(tensor.shape)
     raw = write_raw(tensor) if binary else b""
     if binary:
-        told["parameters"] = {"binary_data_size": len(raw)}
+        entry["parameters"] = {"binary_data_size": len(raw)}
     elif tensor.datatype == BYTES:
-        told["data"] = [one.decode("utf-8", "surrogatepass") for one in tensor.data]
+        entry["data"] = [element.decode("utf-8", "surrogatepass") for element in tensor.data]
     else:
-        told["data"] = np.asarray(tensor.data).reshape(tensor.shape).tolist()
-        told["data"] = told["data"] if tensor.shape else [told["data"]]
-    head = json.dumps({"inputs": [told]}).encode()
+        entry["data"] = np.asarray(tensor.data).reshape(tensor.shape).tolist()
+        entry["data"] = entry["data"] if tensor.shape else [entry["data"]]
+    head = json.dumps({"inputs": [entry]}).encode()
     return head + raw, str(len(head)) if binary else ""
 
 
 @given(tensors())
 def test_binary_inputs_are_read_as_written(tensor: Tensor) -> None:
-    (read,) = rest.read_request(*body_of(tensor, binary=True)).inputs
-    assert same(read, tensor)
+    (result,) = rest.read_request(*body_of(tensor, binary=True)).inputs
+    assert same(result, tensor)
 
 
 @given(tensors(texts=True))
 def test_json_inputs_are_read_as_written(tensor: Tensor) -> None:
-    (read,) = rest.read_request(*body_of(tensor, binary=False)).inputs
-    assert same(read, tensor)
+    (result,) = rest.read_request(*body_of(tensor, binary=False)).inputs
+    assert same(result, tensor)
 
 
 @given(
-    st.lists(tensors(texts=True), min_size=1, max_size=3, unique_by=lambda one: one.name), st.data()
+    st.lists(tensors(texts=True), min_size=1, max_size=3, unique_by=lambda output: output.name),
+    st.data(),
 )
 def test_each_output_comes_in_the_form_that_was_asked_for(
     outputs: list[Tensor], data: st.DataObject
 ) -> None:
-    asked = tuple(
-        RequestedOutput(one.name, data.draw(st.sampled_from([None, True, False])))
-        for one in outputs
+    choices = tuple(
+        RequestedOutput(output.name, data.draw(st.sampled_from([None, True, False])))
+        for output in outputs
     )
-    request = InferRequest((), outputs=asked, binary_output=data.draw(st.booleans()))
+    request = InferRequest((), outputs=choices, binary_output=data.draw(st.booleans()))
     encoded = rest.write_answer(InferAnswer("m", "7", "mine", tuple(outputs)), request)
     head = encoded.body[: encoded.json_bytes]
-    told, at = json.loads(head), len(head)
-    assert (told["model_name"], told["model_version"], told["id"]) == ("m", "7", "mine")
-    for wanted, tensor, about in zip(asked, outputs, told["outputs"], strict=True):
-        binary = request.binary_output if wanted.binary is None else wanted.binary
+    answer, at = json.loads(head), len(head)
+    assert (answer["model_name"], answer["model_version"], answer["id"]) == ("m", "7", "mine")
+    for choice, tensor, about in zip(choices, outputs, answer["outputs"], strict=True):
+        binary = request.binary_output if choice.binary is None else choice.binary
         assert binary == ("data" not in about)
         if binary:
             size = about["parameters"]["binary_data_size"]
-            read = read_raw(
+            result = read_raw(
                 about["name"], about["datatype"], about["shape"], encoded.body[at : at + size]
             )
             at += size
-            assert same(read, tensor)
+            assert same(result, tensor)
         elif tensor.datatype != BYTES:
             assert about["data"] == np.asarray(tensor.data).tolist()
     assert at == len(encoded.body)
@@ -113,20 +118,20 @@ def test_each_output_comes_in_the_form_that_was_asked_for(
 
 
 def test_a_request_has_its_id_parameters_and_outputs() -> None:
-    told = {
+    body = {
         "id": "mine",
         "parameters": {"top_k": 3, "binary_data_output": True},
         "inputs": [{"name": "text", "datatype": "BYTES", "shape": [2, 1], "data": [["a"], ["b"]]}],
         "outputs": [{"name": "tag", "parameters": {"binary_data": False}}, {"name": "score"}],
     }
-    request = rest.read_request(json.dumps(told).encode())
+    request = rest.read_request(json.dumps(body).encode())
     assert (request.id, request.parameters, request.binary_output) == ("mine", {"top_k": 3}, True)
     assert request.outputs == (RequestedOutput("tag", False), RequestedOutput("score"))
     assert request.inputs[0].data == [b"a", b"b"]
 
 
-def text_input(**changed: Any) -> dict[str, Any]:
-    about = {"name": "text", "datatype": "BYTES", "shape": [1], "data": ["a"]} | changed
+def text_input(**changes: Any) -> dict[str, Any]:
+    about = {"name": "text", "datatype": "BYTES", "shape": [1], "data": ["a"]} | changes
     return {"inputs": [{name: value for name, value in about.items() if value is not None}]}
 
 
@@ -185,9 +190,9 @@ def test_what_is_not_v2_is_refused_in_words(case: str) -> None:
 
 
 def test_json_of_too_many_values_is_not_parsed() -> None:
-    with pytest.raises(BodyRefused, match="values") as refused:
+    with pytest.raises(BodyRefused, match="values") as error:
         rest.read_request(b'{"inputs": [' + b"," * MAX_JSON_MARKS)
-    assert refused.value.code == "body_too_complex"
+    assert error.value.code == "body_too_complex"
 
 
 def test_bytes_that_belong_to_no_input_are_refused() -> None:
@@ -219,9 +224,9 @@ def test_raw_bytes_that_do_not_fit_their_shape_are_refused(case: str) -> None:
 
 
 def test_elements_beyond_the_most_items_are_not_read() -> None:
-    with pytest.raises(BodyRefused, match="1000000 items") as refused:
+    with pytest.raises(BodyRefused, match="1000000 items") as error:
         read_raw("x", "BYTES", [10**6], b"\0" * 4 * 10**6)
-    assert refused.value.code == TOO_MANY_ITEMS
+    assert error.value.code == TOO_MANY_ITEMS
 
 
 def test_a_huge_element_is_not_allocated() -> None:
