@@ -13,8 +13,8 @@ from vlserve.exporter.echo import pack_echo
 
 @pytest.fixture
 def control_api(tmp_path: Path) -> Iterator[RunningControl]:
-    with running_control(tmp_path) as running:
-        yield running
+    with running_control(tmp_path) as control:
+        yield control
 
 
 @pytest.fixture(scope="session")
@@ -28,9 +28,9 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def browser(control_api: RunningControl) -> Iterator[httpx.Client]:
     """A browser that came by the link; ``browser.headers`` are those of a form of its own page."""
     with httpx.Client(base_url=control_api.url) as client:
-        entered = client.get(control_api.client.console_link().path)
-        assert entered.status_code == 200
-        token = re.search(r'data-token="([^"]+)"', entered.text)
+        page = client.get(control_api.client.console_link().path)
+        assert page.status_code == 200
+        token = re.search(r'data-token="([^"]+)"', page.text)
         assert token
         client.headers["Origin"] = control_api.url
         client.headers["X-Test-Token"] = token[1]

@@ -37,8 +37,8 @@ A, B, C = "a" * 32, "b" * 32, "c" * 32
 
 
 def die_at_work(folder: Path, how: str, *digests: str) -> None:
-    done = subprocess.run([sys.executable, "-c", DIES, str(folder), how, *digests], check=False)
-    assert done.returncode != 0
+    process = subprocess.run([sys.executable, "-c", DIES, str(folder), how, *digests], check=False)
+    assert process.returncode != 0
 
 
 def test_what_a_dead_worker_was_at_work_on_is_suspect_then_refused(tmp_path: Path) -> None:
@@ -85,20 +85,20 @@ def test_what_a_full_disk_kept_from_being_marked_is_marked_later(
     with monkeypatch.context() as full:
         full.setattr(Path, "touch", lambda *_: (_ for _ in ()).throw(OSError("full")))
         assert notes.look() == Suspicions()
-    for one in (neighbour, notes):
-        assert one.look() == Suspicions(suspects=frozenset({A}))
+    for each in (neighbour, notes):
+        assert each.look() == Suspicions(suspects=frozenset({A}))
 
 
 def test_an_unload_leaves_the_notes_of_workers_that_live(tmp_path: Path) -> None:
     """An instance that hangs has not heard of the unload: what it is at work on may end it yet."""
     folder = tmp_path / "tagger-1"
-    hangs = BatchNotes(folder)
+    notes = BatchNotes(folder)
     die_at_work(folder, "batch", A)
     (folder / f"{B}-1{batch_notes.SUSPECT}").touch()
-    with hangs.at_work([C]):
+    with notes.at_work([C]):
         remove_notes(folder)
-        (left,) = folder.iterdir()
-        assert C in left.read_text(encoding="ascii")
+        (file,) = folder.iterdir()
+        assert C in file.read_text(encoding="ascii")
 
 
 def test_an_unload_takes_the_folder_away(tmp_path: Path) -> None:
@@ -112,12 +112,12 @@ def test_an_unload_takes_the_folder_away(tmp_path: Path) -> None:
 
 
 def test_a_batch_that_went_well_leaves_nothing(tmp_path: Path) -> None:
-    one, other = BatchNotes(tmp_path), BatchNotes(tmp_path)
-    with one.at_work([A]):
+    notes, other = BatchNotes(tmp_path), BatchNotes(tmp_path)
+    with notes.at_work([A]):
         assert other.look() == Suspicions()  # it is at work, not dead
-    with pytest.raises(RuntimeError), one.at_work([B]):
+    with pytest.raises(RuntimeError), notes.at_work([B]):
         raise RuntimeError  # the handler failed; the worker lives
-    del one
+    del notes
     assert other.look() == Suspicions()
 
 
@@ -149,15 +149,15 @@ def test_equal_requests_have_one_digest() -> None:
             "parameters": [{"name": name, "value": value} for name, value in pairs],
         }
 
-    one = digest_of(request(("text", b"ab"), ("body", b"c")))
-    assert one == digest_of(request(("text", b"ab"), ("body", b"c")))
-    assert one != digest_of(request(("text", b"a"), ("body", b"bc")))
-    assert one != digest_of(request(("body", b"ab"), ("text", b"c")))
+    digest = digest_of(request(("text", b"ab"), ("body", b"c")))
+    assert digest == digest_of(request(("text", b"ab"), ("body", b"c")))
+    assert digest != digest_of(request(("text", b"a"), ("body", b"bc")))
+    assert digest != digest_of(request(("body", b"ab"), ("text", b"c")))
     same = request(("text", b"ab"), ("body", b"c"))
     other_query = {"name": b"x-vlserve-path", "value": b"/predictions/m?text=b"}
-    assert one != digest_of(same | {"headers": [other_query]})
+    assert digest != digest_of(same | {"headers": [other_query]})
     request_id = {"name": b"x-request-id", "value": b"1"}
-    assert one == digest_of(same | {"headers": [request_id]})
+    assert digest == digest_of(same | {"headers": [request_id]})
 
 
 class Context:
@@ -198,9 +198,9 @@ def asked(
 ) -> tuple[list[Any], list[list[str]]]:
     context, rounds = Context(len(data)), list[list[str]]()
     answers = answer_batch(requests, data, context, echo(rounds))
-    for at, one in enumerate(data):
-        said = context.request_processor[at].headers
-        assert said.get("asked") == (one.values["text"] if isinstance(one, Noted) else None)
+    for at, item in enumerate(data):
+        headers = context.request_processor[at].headers
+        assert headers.get("asked") == (item.values["text"] if isinstance(item, Noted) else None)
     return answers, rounds
 
 
@@ -256,12 +256,12 @@ def test_without_a_place_for_notes_requests_are_answered(tmp_path: Path) -> None
 def test_the_limit_of_bodies_is_the_engine_s_own(tmp_path: Path) -> None:
     (tmp_path / "config.properties").write_text("a=1\nmax_request_size=7\n", encoding="utf-8")
     requests = open_filter("m", 1, str(tmp_path), tmp_path)
-    packed = {"name": b"x-vlserve-content-encoding", "value": b"gzip"}
+    header = {"name": b"x-vlserve-content-encoding", "value": b"gzip"}
     body = bytearray(gzip.compress(b"12345678"))
-    (refused,) = requests.read_batch(
-        [{"headers": [packed], "parameters": [{"name": "body", "value": body}]}]
+    (refusal,) = requests.read_batch(
+        [{"headers": [header], "parameters": [{"name": "body", "value": body}]}]
     )
-    assert refused == Refusal(
+    assert refusal == Refusal(
         "body_too_large", "the body has more than 7 bytes once it is unpacked"
     )
 
@@ -320,17 +320,17 @@ def test_a_request_that_takes_too_long_is_found(tmp_path: Path) -> None:
 
     def worker(*texts: str, headers: str = OF_A_CLIENT) -> tuple[str, str]:
         command = [sys.executable, "-c", LATE, str(tmp_path), headers, *texts]
-        done = subprocess.run(
+        process = subprocess.run(
             command, capture_output=True, text=True, timeout=50, check=False, encoding="utf-8"
         )
-        return done.stdout, done.stderr
+        return process.stdout, process.stderr
 
     for _ in range(2):
-        said, log = worker("slow", "fast")
-        assert said == ""
+        output, log = worker("slow", "fast")
+        assert output == ""
         assert "Timeout (0:00:02" in log
         assert "in handle" in log  # where it was
     assert worker("slow", "fast")[0] == "['request_killed_worker', 'fast']\n"
     for _ in range(3):
-        said, log = worker("slow", headers="[]")
-        assert (said, "in handle" in log) == ("", True)
+        output, log = worker("slow", headers="[]")
+        assert (output, "in handle" in log) == ("", True)

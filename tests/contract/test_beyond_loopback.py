@@ -33,8 +33,8 @@ def open_control(
         names=("vlserve.example",),
         tls_certificate=tls.certificate,
         tls_key=tls.key,
-    ) as running:
-        yield running
+    ) as control:
+        yield control
 
 
 @pytest.fixture(scope="module")
@@ -64,14 +64,14 @@ def test_the_owner_s_key_works_on_this_machine_alone(
     assert elsewhere.get("/models", headers=bearer(key)).status_code == 200
     assert elsewhere.get("/docs").status_code == 200
     for name in ("X-Forwarded-For", "Forwarded", "X-Real-Ip"):
-        pretended = bearer(open_control.key, **{name: "127.0.0.1"})
-        assert elsewhere.get("/models", headers=pretended).status_code == 401
+        headers = bearer(open_control.key, **{name: "127.0.0.1"})
+        assert elsewhere.get("/models", headers=headers).status_code == 401
     origin = {"Origin": open_control.url}
-    refused = elsewhere.post("/console/login", data={"key": open_control.key}, headers=origin)
-    assert refused.status_code == 401
-    entered = elsewhere.post("/console/login", data={"key": key}, headers=origin)
-    assert entered.status_code == 200 and "; Secure" in entered.headers["set-cookie"]
-    assert entered.cookies.get(COOKIE)
+    refusal = elsewhere.post("/console/login", data={"key": open_control.key}, headers=origin)
+    assert refusal.status_code == 401
+    login = elsewhere.post("/console/login", data={"key": key}, headers=origin)
+    assert login.status_code == 200 and "; Secure" in login.headers["set-cookie"]
+    assert login.cookies.get(COOKIE)
 
 
 @pytest.mark.parametrize(
@@ -104,12 +104,12 @@ def test_the_client_trusts_the_file_that_it_is_given(
     open_control: RunningControl, tls: TestCertificate, key: str, archives: list[Path]
 ) -> None:
     variables = {URL: open_control.url, KEY: key}
-    trusted = remote_access(variables | {CA: str(tls.certificate)})
-    assert trusted is not None
-    with ControlClient.at(trusted) as client:
+    access = remote_access(variables | {CA: str(tls.certificate)})
+    assert access is not None
+    with ControlClient.at(access) as client:
         assert client.register(archives[0]).version == 1
-        registered = client.history("tagger")[0]
-        assert registered.detail["key"] == registered.detail["by"] == "ci"
+        event = client.history("tagger")[0]
+        assert event.detail["key"] == event.detail["by"] == "ci"
     stranger = remote_access(variables)
     assert stranger is not None
     with ControlClient.at(stranger) as client, pytest.raises(StackDown, match="certificate"):
@@ -119,13 +119,13 @@ def test_the_client_trusts_the_file_that_it_is_given(
 def test_the_owner_s_client_trusts_this_certificate_and_no_other(
     open_control: RunningControl, tmp_path: Path
 ) -> None:
-    made = make_certificate(tmp_path)
+    own_tls = make_certificate(tmp_path)
     other = Settings(
         project_dir=tmp_path,
         control=ControlSettings(
             port=int(httpx.URL(open_control.url).port or 0),
-            tls_certificate=made.certificate,
-            tls_key=made.key,
+            tls_certificate=own_tls.certificate,
+            tls_key=own_tls.key,
         ),
     )
     with ControlClient.of(other) as client, pytest.raises(StackDown, match="certificate"):

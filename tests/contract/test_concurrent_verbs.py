@@ -27,15 +27,19 @@ Word = Callable[[], object]
 
 
 @pytest.fixture
-def packed(control_api: RunningControl, tmp_path: Path) -> dict[tuple[str, int], Path]:
+def archive_files(control_api: RunningControl, tmp_path: Path) -> dict[tuple[str, int], Path]:
     """The archives of all versions, of which two were released."""
-    made = {(m, v): pack_echo(tmp_path, m, v) for m in MODELS for v in VERSIONS}
-    for archive in made.values():
+    files = {
+        (model, version): pack_echo(tmp_path, model, version)
+        for model in MODELS
+        for version in VERSIONS
+    }
+    for archive in files.values():
         control_api.client.register(archive)
     for model in MODELS:
         for version in (1, 2):
             control_api.client.release(model, version)
-    return made
+    return files
 
 
 def words(control: ControlClient, archive: Path, model: str, version: int) -> dict[str, Word]:
@@ -57,16 +61,16 @@ def words(control: ControlClient, archive: Path, model: str, version: int) -> di
 
 
 def operate(
-    control: ControlClient, packed: dict[tuple[str, int], Path], seed: int
+    control: ControlClient, archives: dict[tuple[str, int], Path], seed: int
 ) -> Sequence[str]:
     """Say words that are drawn; return those that were answered by no reason of theirs."""
     draw, faults = random.Random(seed), []
     for _ in range(WORDS_EACH):
         model, version = draw.choice(MODELS), draw.choice(VERSIONS)
-        said = words(control, packed[model, version], model, version)
-        name = draw.choice(list(said))
+        verbs = words(control, archives[model, version], model, version)
+        name = draw.choice(list(verbs))
         try:
-            said[name]()
+            verbs[name]()
         except VlserveError as error:
             strange = isinstance(error, NoRelease) and name not in NOT_BEGUN
             if strange or type(error) is ControlError or isinstance(error, StackError):
@@ -75,16 +79,16 @@ def operate(
 
 
 def test_every_word_of_twenty_operators_is_answered(
-    control_api: RunningControl, packed: dict[tuple[str, int], Path]
+    control_api: RunningControl, archive_files: dict[tuple[str, int], Path]
 ) -> None:
     client = control_api.client
     with ThreadPoolExecutor(OPERATORS) as pool:
-        runs = [pool.submit(operate, client, packed, seed) for seed in range(OPERATORS)]
+        runs = [pool.submit(operate, client, archive_files, seed) for seed in range(OPERATORS)]
         assert [fault for run in runs for fault in run.result()] == []
     wait_until(lambda: client.health().status == "ok")
     for model in MODELS:
         _assert_one_truth(control_api, model)
-        _go_all_the_way_back(client, packed, model)
+        _go_all_the_way_back(client, archive_files, model)
         _assert_one_truth(control_api, model)
 
 
@@ -93,19 +97,19 @@ def _assert_one_truth(control: RunningControl, model: str) -> None:
     assert sum(view.weights.values()) == 100
     route = control.gateway.route(model)
     assert dict(route.weights) == dict(view.weights)
-    loaded = [each.version for each in view.versions if each.state.routable]
-    assert sorted(route.versions) == loaded
+    versions = [each.version for each in view.versions if each.state.routable]
+    assert sorted(route.versions) == versions
     assert {each.state for each in view.versions if each.weight} <= {State.STABLE, State.CANARY}
-    held = control.engine.held["engine-0"]
-    wait_until(lambda: sorted(version for name, version in held if name == model) == loaded)
+    keys = control.engine.held["engine-0"]
+    wait_until(lambda: sorted(version for name, version in keys if name == model) == versions)
 
 
 def _go_all_the_way_back(
-    client: ControlClient, packed: dict[tuple[str, int], Path], model: str
+    client: ControlClient, archives: dict[tuple[str, int], Path], model: str
 ) -> None:
     for view in client.model(model).versions:
         if view.state is State.DELETED:
-            client.register(packed[model, view.version])
+            client.register(archives[model, view.version])
     with pytest.raises(NothingToRollBackTo):
         for _ in range(OPERATORS * WORDS_EACH):
             client.rollback(model)

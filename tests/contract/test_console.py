@@ -33,8 +33,8 @@ FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
 
 def _act(browser: httpx.Client, path: str, **fields: object) -> httpx.Response:
-    told = {"token": browser.headers["X-Test-Token"], **fields}
-    return browser.post(path, data=told)
+    form = {"token": browser.headers["X-Test-Token"], **fields}
+    return browser.post(path, data=form)
 
 
 def test_a_link_works_once(control_api: RunningControl) -> None:
@@ -53,29 +53,29 @@ def test_a_link_works_once(control_api: RunningControl) -> None:
 
 
 @pytest.fixture(scope="module")
-def shown(
+def shared_control(
     tmp_path_factory: pytest.TempPathFactory, archives: list[Path]
 ) -> Iterator[RunningControl]:
     """One service for who only reads: tagger 1 has all traffic, 2 is ready."""
-    with running_control(tmp_path_factory.mktemp("shown")) as running:
+    with running_control(tmp_path_factory.mktemp("shared")) as control:
         for archive in archives[:2]:
-            running.client.register(archive)
-        running.client.release("tagger", 1)
-        yield running
+            control.client.register(archive)
+        control.client.release("tagger", 1)
+        yield control
 
 
 @pytest.fixture(scope="module")
-def reader(shown: RunningControl) -> Iterator[httpx.Client]:
+def reader(shared_control: RunningControl) -> Iterator[httpx.Client]:
     """A browser that came by the link and only reads."""
-    with httpx.Client(base_url=shown.url) as client:
-        assert client.get(shown.client.console_link().path).status_code == 200
+    with httpx.Client(base_url=shared_control.url) as client:
+        assert client.get(shared_control.client.console_link().path).status_code == 200
         yield client
 
 
 @pytest.mark.parametrize("path", [*PAGES, "/console/live/now"])
-def test_without_a_session_nothing_is_shown(shown: RunningControl, path: str) -> None:
+def test_without_a_session_nothing_is_shown(shared_control: RunningControl, path: str) -> None:
     for cookies in ({}, {COOKIE: "guessed"}):
-        answer = httpx.get(shown.url + path, cookies=cookies)
+        answer = httpx.get(shared_control.url + path, cookies=cookies)
         assert answer.status_code == 401
         assert "vlserve console" in answer.text
         assert "default-src 'none'" in answer.headers["content-security-policy"]
@@ -102,13 +102,13 @@ def test_a_rollout_is_started_paused_aborted_and_rolled_back(
     control_api: RunningControl, two_versions: None, browser: httpx.Client
 ) -> None:
     control = control_api.client
-    started = _act(browser, "/console/models/tagger/start", version=2)
-    assert (started.status_code, started.headers["location"]) == (
+    start = _act(browser, "/console/models/tagger/start", version=2)
+    assert (start.status_code, start.headers["location"]) == (
         303,
         "/console/models/tagger/rollout",
     )
-    shown = browser.get("/console/models/tagger/rollout").text
-    assert "0 of 400" in shown and "Sample ratio" in shown
+    page = browser.get("/console/models/tagger/rollout").text
+    assert "0 of 400" in page and "Sample ratio" in page
     for word, status in (("pause", "paused"), ("resume", "running"), ("abort", "aborted")):
         assert _act(browser, f"/console/models/tagger/{word}").status_code == 303
         assert control.rollout("tagger").status == status
@@ -118,16 +118,16 @@ def test_a_rollout_is_started_paused_aborted_and_rolled_back(
     assert "Roll back to" not in browser.get("/console/models/tagger/versions/2").text
     assert _act(browser, "/console/models/tagger/rollback", version=1).status_code == 303
     assert control.model("tagger").stable == 1
-    refused = _act(browser, "/console/models/tagger/rollback")
-    assert refused.status_code == 409 and "stable version" in refused.text
+    refusal = _act(browser, "/console/models/tagger/rollback")
+    assert refusal.status_code == 409 and "stable version" in refusal.text
 
 
 def test_a_rollout_has_its_own_policy(
     control_api: RunningControl, two_versions: None, browser: httpx.Client
 ) -> None:
-    shown = browser.get("/console/models/tagger").text
-    assert 'name="weights" value="5, 25, 50, 100"' in shown
-    assert re.search(r'name="hold_s"[^>]* value="60"', shown)
+    page = browser.get("/console/models/tagger").text
+    assert 'name="weights" value="5, 25, 50, 100"' in page
+    assert re.search(r'name="hold_s"[^>]* value="60"', page)
     own = {
         **{"version": 2, "weights": "20, 100", "hold_s": "1.5", "shadow_percent": "", "keep_s": 9},
         **{"candidate": 10, "stable": 11, "units": 12, "pairs": 13, "unit": "request"},
@@ -138,20 +138,20 @@ def test_a_rollout_has_its_own_policy(
     assert "0 of 10" in browser.get("/console/models/tagger/rollout").text
     _act(browser, "/console/models/tagger/abort")
     for wrong in ({"weights": "20, x"}, {"weights": "50, 20"}, {"unit": "day"}, {"hold_s": "-1"}):
-        refused = _act(browser, "/console/models/tagger/start", **own | wrong)
-        assert refused.status_code == 422 and next(iter(wrong)) in refused.text
+        refusal = _act(browser, "/console/models/tagger/start", **own | wrong)
+        assert refusal.status_code == 422 and next(iter(wrong)) in refusal.text
 
 
 def test_a_broken_policy_is_told(tmp_path: Path, archives: list[Path]) -> None:
     (tmp_path / "serving_config").mkdir()
     (tmp_path / "serving_config" / "rollout.yaml").write_text("alpha: many", encoding="utf-8")
-    with running_control(tmp_path) as running, httpx.Client(base_url=running.url) as browser:
+    with running_control(tmp_path) as control, httpx.Client(base_url=control.url) as browser:
         for archive in archives[:2]:
-            running.client.register(archive)
-        running.client.release("tagger", 1)
-        browser.get(running.client.console_link().path)
-        shown = browser.get("/console/models/tagger")
-    assert shown.status_code == 200 and "rollout.yaml: alpha" in shown.text
+            control.client.register(archive)
+        control.client.release("tagger", 1)
+        browser.get(control.client.console_link().path)
+        page = browser.get("/console/models/tagger")
+    assert page.status_code == 200 and "rollout.yaml: alpha" in page.text
 
 
 def test_an_archive_is_registered(
@@ -166,8 +166,8 @@ def test_an_archive_is_registered(
     )
     assert answer.json() == {"page": "/console/models/tagger"}
     assert control_api.client.model("tagger").versions[0].state == "ready"
-    broken = browser.post("/console/versions?name=x.mar", content=b"PK", headers=headers)
-    assert broken.status_code == 422 and broken.json()["error"]["message"]
+    refusal = browser.post("/console/versions?name=x.mar", content=b"PK", headers=headers)
+    assert refusal.status_code == 422 and refusal.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("what", ["no token", "another token", "no origin", "another port"])
@@ -221,14 +221,14 @@ def test_live_figures_follow_what_changes(
 ) -> None:
     with browser.stream("GET", "/console/live/now") as events:
         assert events.headers["content-type"].startswith("text/event-stream")
-        shown = ""
+        stream = ""
         for text in events.iter_text():
-            shown += text
-            if shown.count("event: part") == 1 and "\n\n" in shown:
+            stream += text
+            if stream.count("event: part") == 1 and "\n\n" in stream:
                 control_api.client.release("tagger", 2)
-            if shown.count("event: part") == 2:
+            if stream.count("event: part") == 2:
                 break
-        assert "released 2" in shown
+        assert "released 2" in stream
 
 
 def test_the_first_live_figures_are_as_new_as_the_page(
@@ -253,34 +253,34 @@ def test_more_viewers_than_are_served_get_a_page_that_says_so(
 def test_labels_and_titles_are_text_on_every_page(tmp_path: Path) -> None:
     """Marks of direction would turn what stands beside a label."""
     hostile = "<script>alert(1)</script>\u202e\u2067"
-    with running_control(tmp_path) as running, httpx.Client(base_url=running.url) as browser:
+    with running_control(tmp_path) as control, httpx.Client(base_url=control.url) as browser:
         for version in (1, 2):
             labels = [hostile, f"{hostile} {version}"]
-            running.client.register(pack_echo(tmp_path, "tagger", version, labels))
-        running.client.release("tagger", 1)
-        running.client.start_rollout("tagger", 2, {"shadow_percent": 100, "hold_s": 600})
-        said = {
+            control.client.register(pack_echo(tmp_path, "tagger", version, labels))
+        control.client.release("tagger", 1)
+        control.client.start_rollout("tagger", 2, {"shadow_percent": 100, "hold_s": 600})
+        behaviours = {
             version: Behaviour(scores=lambda _, name=f"{hostile} {version}": {name: 0.9})  # type: ignore[misc]
             for version in (1, 2)
         }
         logs = tmp_path / ".vlserve" / "logs"
-        requests = Requests(logs, running.gateway)
-        requests.send(20, said)
+        requests = Requests(logs, control.gateway)
+        requests.send(20, behaviours)
         answer = {"request_id": "a", "model": "tagger", "version": 1, "scores": {hostile: 0.9}}
         requests.write("answers", answer | {"at": datetime.now(UTC).isoformat()})
         deadline = time.monotonic() + 60
-        while running.client.rollout("tagger").status == "running":  # the judge takes it back
+        while control.client.rollout("tagger").status == "running":  # the judge takes it back
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        running.client.start_capture("tagger", 1.0, 1, 16)
+        control.client.start_capture("tagger", 1.0, 1, 16)
         folder = tmp_path / ".vlserve" / "capture" / "tagger"
         keep_input(folder, "r0", {"text": hostile.encode()}, 10**6)
-        browser.get(running.client.console_link().path)
+        browser.get(control.client.console_link().path)
         paths = [*PAGES, "/console/models/tagger/versions/2"]
         pages = {path: browser.get(path).text for path in paths}
-    for path, shown in pages.items():
-        assert "<script>alert" not in shown, path
-        assert not {"\u202e", "\u2067"} & set(shown), path
-    told = "&lt;script&gt;alert(1)&lt;/script&gt;\\u202e\\u2067"
+    for path, text in pages.items():
+        assert "<script>alert" not in text, path
+        assert not {"\u202e", "\u2067"} & set(text), path
+    markup = "&lt;script&gt;alert(1)&lt;/script&gt;\\u202e\\u2067"
     for page in ("pairs", "rollout", "tags", "versions/2"):
-        assert told in pages[f"/console/models/tagger/{page}"], page
+        assert markup in pages[f"/console/models/tagger/{page}"], page

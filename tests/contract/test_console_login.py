@@ -24,16 +24,16 @@ def browser(control_api: RunningControl) -> Iterator[httpx.Client]:
 def test_the_login_page_lets_in_who_has_a_key(
     control_api: RunningControl, browser: httpx.Client
 ) -> None:
-    asked = browser.get(LOGIN)
-    assert asked.status_code == 200 and 'type="password"' in asked.text
+    page = browser.get(LOGIN)
+    assert page.status_code == 200 and 'type="password"' in page.text
     key = named_keys(control_api).add("anna", [Role.RELEASE])
-    entered = browser.post(LOGIN, data={"key": f" {key}\n"})
-    assert entered.status_code == 200
-    cookie = entered.headers["set-cookie"]
+    login = browser.post(LOGIN, data={"key": f" {key}\n"})
+    assert login.status_code == 200
+    cookie = login.headers["set-cookie"]
     assert all(word in cookie for word in ("HttpOnly", "SameSite=strict", "Path=/console"))
-    assert "Secure" not in cookie and key not in entered.text + cookie
-    shown = browser.get("/console/").text
-    assert "Signed in by the key anna: read, release." in shown and "may look" not in shown
+    assert "Secure" not in cookie and key not in login.text + cookie
+    home = browser.get("/console/").text
+    assert "Signed in by the key anna: read, release." in home and "may look" not in home
     named_keys(control_api).revoke("anna")
     assert browser.get("/console/").status_code == 401
 
@@ -50,10 +50,10 @@ def test_a_wrong_key_is_told_so_and_shown_nowhere(
     control_api: RunningControl, browser: httpx.Client, form: dict[str, str]
 ) -> None:
     named_keys(control_api).add("anna", [Role.READ])
-    refused = browser.post(LOGIN, data=form)
-    assert refused.status_code in (401, 422)
-    assert COOKIE not in refused.cookies
-    assert not form.get("key") or form["key"] not in refused.text
+    refusal = browser.post(LOGIN, data=form)
+    assert refusal.status_code in (401, 422)
+    assert COOKIE not in refusal.cookies
+    assert not form.get("key") or form["key"] not in refusal.text
     assert browser.get("/console/").status_code == 401
 
 
@@ -73,17 +73,17 @@ def test_who_may_only_look_is_told_why_nothing_acts(
     control_api: RunningControl, two_versions: None, browser: httpx.Client
 ) -> None:
     key = named_keys(control_api).add("dashboard", [Role.READ])
-    entered = browser.post(LOGIN, data={"key": key})
-    token = re.search(r'data-token="([^"]+)"', entered.text)
+    login = browser.post(LOGIN, data={"key": key})
+    token = re.search(r'data-token="([^"]+)"', login.text)
     assert token
     assert "It may look" in browser.get("/console/models/tagger").text
-    refused = browser.post("/console/models/tagger/release", data={"token": token[1], "version": 2})
-    assert refused.status_code == 403
-    assert "needs the role release, and the key dashboard has read" in refused.text
+    refusal = browser.post("/console/models/tagger/release", data={"token": token[1], "version": 2})
+    assert refusal.status_code == 403
+    assert "needs the role release, and the key dashboard has read" in refusal.text
     upload = {"X-Console-Token": token[1], "Content-Type": "application/octet-stream"}
-    refused = browser.post("/console/versions", content=b"x", headers=upload)
-    assert refused.status_code == 403
-    assert "needs the role register" in refused.json()["error"]["message"]
+    refusal = browser.post("/console/versions", content=b"x", headers=upload)
+    assert refusal.status_code == 403
+    assert "needs the role register" in refusal.json()["error"]["message"]
     assert control_api.client.model("tagger").stable == 1
     assert "call_refused" in browser.get("/console/models/tagger/history").text
 
@@ -92,12 +92,12 @@ def test_sessions_of_one_key_push_out_no_other_s(
     control_api: RunningControl, browser: httpx.Client
 ) -> None:
     assert browser.get(control_api.client.console_link().path).status_code == 200
-    waiting = control_api.client.console_link().path
+    link = control_api.client.console_link().path
     key = named_keys(control_api).add("dashboard", [Role.READ])
     with httpx.Client(base_url=control_api.url, headers=browser.headers) as other:
         for _ in range(60):
             assert other.post(LOGIN, data={"key": key}).status_code == 200
-            asked = {"Authorization": f"Bearer {key}"}
-            assert other.post("/console-links", json={}, headers=asked).status_code == 200
+            headers = {"Authorization": f"Bearer {key}"}
+            assert other.post("/console-links", json={}, headers=headers).status_code == 200
     assert browser.get("/console/").status_code == 200
-    assert browser.get(waiting).status_code == 200
+    assert browser.get(link).status_code == 200

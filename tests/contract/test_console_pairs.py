@@ -25,17 +25,17 @@ JPEG = b"\xff\xd8\xff picture"
 
 
 @pytest.fixture
-def shadowed(control_api: RunningControl, two_versions: None) -> list[DifferingPair]:
+def pairs(control_api: RunningControl, two_versions: None) -> list[DifferingPair]:
     """Version 1 says music, 2 says something hostile, of each of 20 requests."""
     shadow = {"shadow_percent": 100, "alpha": 1e-100}  # no alarm: the judge waits for more
     control_api.client.start_rollout("tagger", 2, shadow)
     logs = control_api.settings.state_dir / "logs"
     requests = Requests(logs, control_api.gateway)
-    said = {
+    behaviours = {
         1: Behaviour(scores=lambda _: {"music": 0.75}),
         2: Behaviour(scores=lambda _: {HOSTILE: 0.5}),
     }
-    requests.send(20, said)
+    requests.send(20, behaviours)
     deadline = time.monotonic() + 60
     file = logs / "pairs.jsonl"
     while not file.exists() or file.read_text(encoding="utf-8").count("\n") < 20:
@@ -49,42 +49,42 @@ def _lines(file: Path) -> list[str]:
 
 
 def _mark(browser: httpx.Client, pair: DifferingPair, **fields: object) -> httpx.Response:
-    told = {
+    form = {
         "token": browser.headers["X-Test-Token"],
         "request_id": pair.request_id,
         "stable": pair.stable,
         "candidate": pair.candidate,
         **fields,
     }
-    return browser.post(PAIRS, data=told)
+    return browser.post(PAIRS, data=form)
 
 
 def test_pairs_are_shown_as_text_and_filtered(
-    shadowed: list[DifferingPair], browser: httpx.Client
+    pairs: list[DifferingPair], browser: httpx.Client
 ) -> None:
-    shown = browser.get(PAIRS).text
-    assert "<script>alert" not in shown and "\u202e" not in shown
-    assert shown.count("<bdi>&lt;script&gt;") == 21  # a change and 20 pairs
-    assert shown.count('class="gate pair"') == 20 and "Another label" in shown
-    as_shown = HOSTILE.replace("\u202e", "\\u202e")
-    for query, found in (
+    page = browser.get(PAIRS).text
+    assert "<script>alert" not in page and "\u202e" not in page
+    assert page.count("<bdi>&lt;script&gt;") == 21  # a change and 20 pairs
+    assert page.count('class="gate pair"') == 20 and "Another label" in page
+    text = HOSTILE.replace("\u202e", "\\u202e")
+    for query, count in (
         ({"label": HOSTILE}, 20),
-        ({"label": as_shown}, 20),
+        ({"label": text}, 20),
         ({"kind": "failed"}, 0),
         ({"label": "x"}, 0),
     ):
-        assert browser.get(PAIRS, params=query).text.count('class="gate pair"') == found
+        assert browser.get(PAIRS, params=query).text.count('class="gate pair"') == count
     assert "影子" in browser.get(PAIRS, params={"lang": "zh"}).text
 
 
 def test_marks_are_kept_and_exported(
     control_api: RunningControl,
-    shadowed: list[DifferingPair],
+    pairs: list[DifferingPair],
     browser: httpx.Client,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    first, second, third = shadowed[:3]
+    first, second, third = pairs[:3]
     assert _mark(browser, first, right="candidate").status_code == 303
     assert _mark(browser, first, right="stable").status_code == 303
     assert _mark(browser, second, right="neither", right_label="food").status_code == 303
@@ -95,8 +95,8 @@ def test_marks_are_kept_and_exported(
 
     _on_this_stack(control_api, monkeypatch)
     out = tmp_path / "labels.jsonl"
-    done = CliRunner().invoke(app, ["feedback", "tagger", "--export", str(out)])
-    assert done.exit_code == 0 and "2 labels; 1 name no label" in done.output
+    result = CliRunner().invoke(app, ["feedback", "tagger", "--export", str(out)])
+    assert result.exit_code == 0 and "2 labels; 1 name no label" in result.output
     assert [json.loads(line) for line in _lines(out)] == [
         {"id": first.request_id, "label": "music"},
         {"id": second.request_id, "label": "food"},
@@ -113,26 +113,26 @@ def _on_this_stack(control_api: RunningControl, monkeypatch: pytest.MonkeyPatch)
 
 def test_kept_inputs_are_shown_exported_and_purged(
     control_api: RunningControl,
-    shadowed: list[DifferingPair],
+    pairs: list[DifferingPair],
     browser: httpx.Client,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     _on_this_stack(control_api, monkeypatch)
-    cli, pair = CliRunner(), shadowed[0]
-    started = cli.invoke(app, ["capture", "start", "tagger", "--share", "0.5", "--days", "1"])
-    assert started.exit_code == 0 and "50 % of the requests" in started.output
+    cli, pair = CliRunner(), pairs[0]
+    start = cli.invoke(app, ["capture", "start", "tagger", "--share", "0.5", "--days", "1"])
+    assert start.exit_code == 0 and "50 % of the requests" in start.output
     folder = control_api.settings.state_dir / "capture" / "tagger"
     fields = {"image": JPEG, "text": HOSTILE.encode()}
     assert keep_input(folder, pair.request_id, fields, 10_000)
     assert "1 inputs are there" in cli.invoke(app, ["capture", "status", "tagger"]).output
 
-    shown = browser.get(PAIRS).text
-    (source,) = re.findall(r'<img class="kept"[^>]* src="([^"]+)"', shown)
+    page = browser.get(PAIRS).text
+    (source,) = re.findall(r'<img class="kept"[^>]* src="([^"]+)"', page)
     image = browser.get(html.unescape(source))
     assert (image.content, image.headers["content-type"]) == (JPEG, "image/jpeg")
-    assert "<script>alert" not in shown and "\u202e" not in shown
-    assert shown.count("<bdi>&lt;script&gt;") == 22
+    assert "<script>alert" not in page and "\u202e" not in page
+    assert page.count("<bdi>&lt;script&gt;") == 22
     for other in ("field=text", "field=nothing", "request_id=gone"):
         query = f"request_id={pair.request_id}&{other}"
         assert browser.get(f"/console/models/tagger/input?{query}").status_code == 404
@@ -147,8 +147,8 @@ def test_kept_inputs_are_shown_exported_and_purged(
     modes = [stat.S_IMODE(each.stat().st_mode) for each in (out, image, image.parent)]
     assert modes == [0o600, 0o600, 0o700]
 
-    purged = cli.invoke(app, ["capture", "purge", "tagger"])
-    assert "0 inputs are there" in purged.output and not folder.exists()
+    purge = cli.invoke(app, ["capture", "purge", "tagger"])
+    assert "0 inputs are there" in purge.output and not folder.exists()
     assert browser.get(html.unescape(source)).status_code == 404
     kinds = [event.kind for event in control_api.client.history("tagger")]
     assert kinds[-3:] == ["capture_started", "capture_stopped", "capture_purged"]
@@ -163,9 +163,9 @@ def test_what_cannot_be_kept_is_refused(control_api: RunningControl, two_version
 
 
 def test_what_cannot_be_marked_is_refused(
-    control_api: RunningControl, shadowed: list[DifferingPair], browser: httpx.Client
+    control_api: RunningControl, pairs: list[DifferingPair], browser: httpx.Client
 ) -> None:
-    pair = shadowed[0]
+    pair = pairs[0]
     assert _mark(browser, pair, right="both").status_code == 422
     assert _mark(browser, pair, right="stable", request_id="gone").status_code == 404
     assert _mark(browser, pair, right="stable", token="x").status_code == 403
@@ -173,10 +173,10 @@ def test_what_cannot_be_marked_is_refused(
 
 
 def test_the_worst_pairs_are_shown_once_the_rollout_is_taken_back(
-    control_api: RunningControl, shadowed: list[DifferingPair], browser: httpx.Client
+    control_api: RunningControl, pairs: list[DifferingPair], browser: httpx.Client
 ) -> None:
     rollout = "/console/models/tagger/rollout"
     assert "differ most" not in browser.get(rollout).text
     control_api.client.abort("tagger")
-    shown = browser.get(rollout).text
-    assert "differ most" in shown and shown.count('class="gate pair"') == 10
+    page = browser.get(rollout).text
+    assert "differ most" in page and page.count('class="gate pair"') == 10

@@ -20,10 +20,10 @@ def _send(browser: httpx.Client, query: str = "version=1", **options: object) ->
 
 
 def test_the_form_follows_the_task(two_versions: None, browser: httpx.Client) -> None:
-    shown = browser.get(TRY)
-    assert 'data-field="image"' in shown.text and 'data-field="top_k"' in shown.text
-    assert "img-src 'self' blob: data:" in shown.headers["content-security-policy"]
-    assert "vlserve predict tagger --version 1" in shown.text
+    page = browser.get(TRY)
+    assert 'data-field="image"' in page.text and 'data-field="top_k"' in page.text
+    assert "img-src 'self' blob: data:" in page.headers["content-security-policy"]
+    assert "vlserve predict tagger --version 1" in page.text
 
 
 def test_both_versions_get_the_request_as_it_came(
@@ -36,9 +36,9 @@ def test_both_versions_get_the_request_as_it_came(
         files={"image": ("a.jpg", b"\xff\xd8", "image/jpeg")},
     )
     assert answer.status_code == 200
-    sent = control_api.engine.sent
-    assert [key for _, key, _ in sent] == [("tagger", 1), ("tagger", 2)]
-    for _, _, request in sent:
+    calls = control_api.engine.sent
+    assert [key for _, key, _ in calls] == [("tagger", 1), ("tagger", 2)]
+    for _, _, request in calls:
         assert "零基础".encode() in request.body and b"\xff\xd8" in request.body
         assert request.content_type.startswith("multipart/form-data; boundary=")
         assert request.request_id.startswith("trial-")
@@ -64,22 +64,22 @@ def test_what_a_version_says_is_text(
         hostile: hostile,
         "heat_map": '"><script>',
     }
-    shown = _send(browser, data={"text": hostile}).text
-    assert "<script" not in shown
-    assert shown.count("<bdi>&lt;script&gt;alert(1)&lt;/script&gt;\\u202e</bdi>") == 2
+    page = _send(browser, data={"text": hostile}).text
+    assert "<script" not in page
+    assert page.count("<bdi>&lt;script&gt;alert(1)&lt;/script&gt;\\u202e</bdi>") == 2
 
 
 def test_boxes_and_heat_maps_are_drawn(
     control_api: RunningControl, two_versions: None, browser: httpx.Client
 ) -> None:
-    for answer, told in (
+    for answer, markup in (
         ({"regions": [{"box": [0, 0.25, 0.5, 1], "score": 0.5}]}, 'height="0.75"'),
         ({"heat_map": "iVBORw0=", "peak": {"x": 0.5, "y": 0.25}}, "base64,iVBORw0="),
         ({"overlay": "iVBORw0="}, "base64,iVBORw0="),
     ):
         control_api.engine.trial_answer = answer
-        shown = _send(browser, data={"text": "x"}).text
-        assert told in shown and ("data-sent" in shown) == ("overlay" not in answer)
+        page = _send(browser, data={"text": "x"}).text
+        assert markup in page and ("data-sent" in page) == ("overlay" not in answer)
 
 
 @pytest.mark.parametrize(
@@ -99,8 +99,8 @@ def test_a_version_that_no_instance_holds_is_told(
     control_api: RunningControl, two_versions: None, browser: httpx.Client
 ) -> None:
     control_api.client.unload("tagger", 2)
-    sent = partial(_send, browser, "version=2", data={"text": "x"})
-    wait_until(lambda: "tagger 2 is not loaded" in sent().text)
+    send = partial(_send, browser, "version=2", data={"text": "x"})
+    wait_until(lambda: "tagger 2 is not loaded" in send().text)
     assert "<option>2</option>" not in browser.get(TRY).text
 
 

@@ -27,9 +27,9 @@ def test_load_tests_are_compared(control_api: RunningControl, browser: httpx.Cli
         "stages": {"all": {"stage_ms": {HOSTILE: 5.0, "infer": 15.0}}},
     }
     (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
-    shown = browser.get("/console/load-tests").text
-    assert "12.5" in shown and "3.25" in shown and 'width="75.0"' in shown
-    assert "<script>alert" not in shown and "\u202e" not in shown
+    page = browser.get("/console/load-tests").text
+    assert "12.5" in page and "3.25" in page and 'width="75.0"' in page
+    assert "<script>alert" not in page and "\u202e" not in page
     assert "12.5" not in browser.get("/console/load-tests", params={"model": "tagger"}).text
 
 
@@ -41,8 +41,8 @@ def test_an_offline_job_is_shown(
     with job.locked():
         job.begin(RECORD)
         control_api.client.announce_batch_job(out)
-        shown = browser.get("/console/batch-jobs").text
-        assert "running" in shown and "&lt;b&gt;out" in shown
+        page = browser.get("/console/batch-jobs").text
+        assert "running" in page and "&lt;b&gt;out" in page
     assert "the same command goes on" in browser.get("/console/batch-jobs").text
     with pytest.raises(ControlError):
         control_api.client._call("POST", "/batch-jobs", json={"out": "relative"})
@@ -61,5 +61,5 @@ def test_a_job_announces_its_output_and_needs_no_stack(
     batch._announce(tmp_path / "alone")
     monkeypatch.setattr(batch, "control_client", lambda: nullcontext(control_api.client))
     batch._announce(tmp_path / "seen")
-    shown = browser.get("/console/batch-jobs").text
-    assert f"{tmp_path}/seen" in shown and f"{tmp_path}/alone" not in shown
+    page = browser.get("/console/batch-jobs").text
+    assert f"{tmp_path}/seen" in page and f"{tmp_path}/alone" not in page

@@ -33,8 +33,8 @@ def test_the_verbs_in_a_user_s_order(control_api: RunningControl, archives: list
     client = control_api.client
     assert client.is_up()
     assert client.models() == []
-    registered = client.register(archives[0])
-    assert (registered.version, registered.state, registered.already_registered) == (
+    registration = client.register(archives[0])
+    assert (registration.version, registration.state, registration.already_registered) == (
         1,
         State.READY,
         False,
@@ -44,8 +44,8 @@ def test_the_verbs_in_a_user_s_order(control_api: RunningControl, archives: list
     client.register(archives[1])
     assert client.release("tagger", 2).previous == 1
     assert control_api.gateway.route().weights == {2: 100}
-    back = client.rollback("tagger")
-    assert (back.version, back.previous) == (1, 2)
+    rollback = client.rollback("tagger")
+    assert (rollback.version, rollback.previous) == (1, 2)
     assert client.release("tagger", 2).version == 2
     assert client.unload("tagger", 1).state is State.RETIRED
     model = client.model("tagger")
@@ -54,10 +54,10 @@ def test_the_verbs_in_a_user_s_order(control_api: RunningControl, archives: list
         (1, State.RETIRED),
         (2, State.STABLE),
     ]
-    told = [(event.version, event.kind) for event in client.history("tagger")]
-    assert told[:4] == [(1, "registered"), (1, "loading"), (1, "loaded"), (1, "released")]
+    history = [(event.version, event.kind) for event in client.history("tagger")]
+    assert history[:4] == [(1, "registered"), (1, "loading"), (1, "loaded"), (1, "released")]
     assert client.history("tagger")[0].detail["by"] == getpass.getuser()
-    assert told[-4:] == [(1, "rolled_back"), (2, "released"), (1, "draining"), (1, "unloaded")]
+    assert history[-4:] == [(1, "rolled_back"), (2, "released"), (1, "draining"), (1, "unloaded")]
     assert client.rollback("tagger", 1).version == 1
     assert list((control_api.settings.model_store / ".incoming").iterdir()) == []
 
@@ -86,24 +86,24 @@ def test_refusals_arrive_as_the_errors_they_are(
     control_api.client.register(archives[0])
     control_api.client.release("tagger", 1)
     ask, kind, message = REFUSALS[case]
-    with pytest.raises(kind) as caught:
+    with pytest.raises(kind) as error:
         ask(control_api.client)
-    assert type(caught.value) is kind
-    assert message in str(caught.value)
+    assert type(error.value) is kind
+    assert message in str(error.value)
 
 
 def test_archives_that_cannot_be_used_say_why(
     control_api: RunningControl, archives: list[Path], tmp_path: Path
 ) -> None:
     client, engine = control_api.client, control_api.engine
-    broken = tmp_path / "broken.mar"
-    broken.write_bytes(archives[0].read_bytes()[:1000])
+    fragment = tmp_path / "broken.mar"
+    fragment.write_bytes(archives[0].read_bytes()[:1000])
     with pytest.raises(ArchiveUnreadable):
-        client.register(broken)
-    renamed = tmp_path / "cat-1.mar"
-    renamed.write_bytes(archives[0].read_bytes())
+        client.register(fragment)
+    cat = tmp_path / "cat-1.mar"
+    cat.write_bytes(archives[0].read_bytes())
     with pytest.raises(ArchiveError, match="is tagger 1 by its manifest"):
-        client.register(renamed)
+        client.register(cat)
     engine.fail_to_load[("tagger", 1)] = "RuntimeError: no such graph"
     with pytest.raises(LoadFailed, match="no such graph"):
         client.register(archives[0])
@@ -189,16 +189,16 @@ def test_an_archive_over_the_limit_is_refused_whether_it_says_its_size_or_not(
 
 
 def test_an_upload_that_is_cut_off_leaves_nothing(control_api: RunningControl) -> None:
-    incoming = control_api.settings.model_store / ".incoming"
+    folder = control_api.settings.model_store / ".incoming"
     url = httpx.URL(control_api.url)
     head = "POST /versions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n"
     head += f"Authorization: Bearer {control_api.key}\r\n"
     head += "Content-Type: application/octet-stream\r\n\r\nPK"
     with socket.create_connection((url.host, url.port)) as client:
         client.sendall(head.encode())
-        while not list(incoming.iterdir()):
+        while not list(folder.iterdir()):
             time.sleep(0.005)
-    while list(incoming.iterdir()):
+    while list(folder.iterdir()):
         time.sleep(0.005)
     assert control_api.client.models() == []
 
@@ -208,8 +208,8 @@ def test_the_page_of_the_api_needs_no_network(control_api: RunningControl) -> No
         page = http.get("/docs")
         assert page.status_code == 200
         assert "https://" not in page.text
-        described = http.get("/openapi.json").json()
-    assert set(described["paths"]) == {
+        schema = http.get("/openapi.json").json()
+    assert set(schema["paths"]) == {
         "/health",
         "/traffic",
         "/console-links",
@@ -238,7 +238,7 @@ def test_the_page_of_the_api_needs_no_network(control_api: RunningControl) -> No
         "/torchserve/models/{name}/{version}",
         "/torchserve/models/{name}/{version}/set-default",
     }
-    assert described["components"]["schemas"]["ReleaseRequest"]["examples"]
+    assert schema["components"]["schemas"]["ReleaseRequest"]["examples"]
 
 
 def test_health_says_what_is_missing(control_api: RunningControl) -> None:
@@ -304,7 +304,7 @@ def test_true_is_no_number(
 
 
 @pytest.mark.parametrize(
-    ("raw", "status", "code", "says"),
+    ("raw", "status", "code", "message"),
     [
         (b"\xff{}", 400, "body_unreadable", "not JSON in UTF-8"),
         (b"[" * 100_000, 400, "body_unreadable", "nested too deeply"),
@@ -320,7 +320,7 @@ def test_a_body_that_cannot_be_read_says_why(
     raw: bytes,
     status: int,
     code: str,
-    says: str,
+    message: str,
 ) -> None:
     for archive in archives[:2]:
         control_api.client.register(archive)
@@ -329,7 +329,7 @@ def test_a_body_that_cannot_be_read_says_why(
     url = f"{control_api.url}/models/tagger/releases"
     answer = httpx.post(url, content=raw, headers=headers, trust_env=False)
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code), answer.text
-    assert says in answer.json()["error"]["message"]
+    assert message in answer.json()["error"]["message"]
 
 
 def test_a_name_that_no_model_has_is_named_in_the_path(control_api: RunningControl) -> None:

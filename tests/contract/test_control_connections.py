@@ -21,14 +21,14 @@ UNFINISHED = (
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningControl]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningControl]:
     protocol = guarded_protocol(most_silent=MOST, headers_s=0.5)
-    with running_control(tmp_path_factory.mktemp("connections"), protocol) as running:
-        yield running
+    with running_control(tmp_path_factory.mktemp("connections"), protocol) as control:
+        yield control
 
 
-def opened(served: RunningControl) -> socket.socket:
-    address = urlsplit(served.url)
+def opened(server: RunningControl) -> socket.socket:
+    address = urlsplit(server.url)
     connection = socket.create_connection((address.hostname, address.port), timeout=30)
     connection.settimeout(30)
     return connection
@@ -46,15 +46,15 @@ def is_closed(connection: socket.socket) -> bool:
     return True
 
 
-@pytest.mark.parametrize("sent", UNFINISHED)
-def test_who_asks_nothing_is_closed_after_a_while(served: RunningControl, sent: bytes) -> None:
-    with opened(served) as connection:
-        connection.sendall(sent)
+@pytest.mark.parametrize("data", UNFINISHED)
+def test_who_asks_nothing_is_closed_after_a_while(server: RunningControl, data: bytes) -> None:
+    with opened(server) as connection:
+        connection.sendall(data)
         assert is_closed(connection)
 
 
-def test_who_drips_into_an_answered_request_is_closed_too(served: RunningControl) -> None:
-    with opened(served) as connection:
+def test_who_drips_into_an_answered_request_is_closed_too(server: RunningControl) -> None:
+    with opened(server) as connection:
         connection.sendall(UNFINISHED[2])
         assert connection.recv(100).startswith(b"HTTP/1.1 401")
         with pytest.raises(OSError):
@@ -64,45 +64,45 @@ def test_who_drips_into_an_answered_request_is_closed_too(served: RunningControl
                 time.sleep(0.02)
 
 
-def test_of_too_many_the_oldest_make_room(served: RunningControl) -> None:
+def test_of_too_many_the_oldest_make_room(server: RunningControl) -> None:
     with ExitStack() as many:
-        connections = [many.enter_context(opened(served)) for _ in range(3 * MOST)]
-        assert served.client.health().status
+        connections = [many.enter_context(opened(server)) for _ in range(3 * MOST)]
+        assert server.client.health().status
         assert all(map(is_closed, connections[: 2 * MOST]))
 
 
-def test_a_connection_is_used_again_and_long_answers_go_on(served: RunningControl) -> None:
-    with httpx.Client(base_url=served.url, headers=served.headers, trust_env=False) as http:
+def test_a_connection_is_used_again_and_long_answers_go_on(server: RunningControl) -> None:
+    with httpx.Client(base_url=server.url, headers=server.headers, trust_env=False) as http:
         for _ in range(3):
             assert http.get("/health").status_code == 200
-    link = served.client.console_link().path
-    with httpx.Client(base_url=served.url, trust_env=False, timeout=30) as browser:
+    link = server.client.console_link().path
+    with httpx.Client(base_url=server.url, trust_env=False, timeout=30) as browser:
         browser.get(link).raise_for_status()
         with browser.stream("GET", "/console/live/now", timeout=30) as events:
             first = next(events.iter_raw())
             assert first.startswith(b"event: part")
             time.sleep(1.0)  # longer than headers may take
             assert not events.is_closed
-            assert served.client.health().status
+            assert server.client.health().status
 
 
 def test_a_request_that_came_with_the_one_before_it_is_answered_to_its_end(
-    served: RunningControl,
+    server: RunningControl,
 ) -> None:
-    link = served.client.console_link().path
-    with httpx.Client(base_url=served.url, trust_env=False, timeout=30) as browser:
+    link = server.client.console_link().path
+    with httpx.Client(base_url=server.url, trust_env=False, timeout=30) as browser:
         browser.get(link).raise_for_status()
-        host = f"Host: {urlsplit(served.url).netloc}".encode()
+        host = f"Host: {urlsplit(server.url).netloc}".encode()
         cookies = "; ".join(f"{each.name}={each.value}" for each in browser.cookies.jar)
         head = b"\r\n".join((host, f"Cookie: {cookies}".encode(), b"", b""))
-    with opened(served) as connection:
-        asked = b"GET /health HTTP/1.1\r\n" + head
-        connection.sendall(asked + b"GET /console/live/now HTTP/1.1\r\n" + head)
-        answered = b""
-        while b"event: part" not in answered:
-            received = connection.recv(65536)
-            assert received, answered
-            answered += received
-        assert answered.startswith(b"HTTP/1.1 401")
+    with opened(server) as connection:
+        request = b"GET /health HTTP/1.1\r\n" + head
+        connection.sendall(request + b"GET /console/live/now HTTP/1.1\r\n" + head)
+        answer = b""
+        while b"event: part" not in answer:
+            chunk = connection.recv(65536)
+            assert chunk, answer
+            answer += chunk
+        assert answer.startswith(b"HTTP/1.1 401")
         connection.settimeout(1.0)  # longer than headers may take
         assert not is_closed(connection)

@@ -102,7 +102,7 @@ def test_status_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     with foreign_program('{"status": "ok"}') as port:
         settings = Settings(project_dir=tmp_path, control={"port": port})  # type: ignore[arg-type]
         monkeypatch.setattr("vlserve.running_settings.load_settings", lambda: settings)
-        said = CliRunner().invoke(app, ["status", "--json"], catch_exceptions=False)
-    assert said.exit_code == 0
-    assert "belong to another program" in said.stdout
-    assert '"health": null' in said.stdout
+        result = CliRunner().invoke(app, ["status", "--json"], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert "belong to another program" in result.stdout
+    assert '"health": null' in result.stdout

@@ -67,13 +67,13 @@ REQUESTS = [
 @pytest.fixture(scope="module")
 def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningControl]:
     """One service for what never gets past its door."""
-    with running_control(tmp_path_factory.mktemp("door")) as running:
-        yield running
+    with running_control(tmp_path_factory.mktemp("door")) as control:
+        yield control
 
 
 @pytest.mark.parametrize(("method", "path"), REQUESTS)
 @pytest.mark.parametrize(
-    "sent",
+    "credentials",
     [
         {},
         {"authorization": "Bearer"},
@@ -86,11 +86,11 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningControl]:
     ids=["none", "empty", "wrong", "not-ascii", "basic", "bare", "another-header"],
 )
 def test_each_request_needs_the_key(
-    door: RunningControl, method: str, path: str, sent: dict[str, str | bytes]
+    door: RunningControl, method: str, path: str, credentials: dict[str, str | bytes]
 ) -> None:
     headers = {
         name: value.format(key=door.key) if isinstance(value, str) else value
-        for name, value in sent.items()
+        for name, value in credentials.items()
     }
     kind = BYTES if path == "/versions" else {"content-type": "application/json"}
     url = door.url + path
@@ -104,10 +104,10 @@ def test_each_request_needs_the_key(
 
 def test_every_path_of_the_api_is_among_those(door: RunningControl) -> None:
     page = httpx.get(f"{door.url}/openapi.json", trust_env=False).json()
-    tried = {(method, path) for method, path in REQUESTS}
-    for path, described in page["paths"].items():
-        filled = path.format(model="tagger", name="tagger", version=1, word="abort")
-        assert {(method.upper(), filled) for method in described} <= tried
+    calls = {(method, path) for method, path in REQUESTS}
+    for path, operations in page["paths"].items():
+        example = path.format(model="tagger", name="tagger", version=1, word="abort")
+        assert {(method.upper(), example) for method in operations} <= calls
 
 
 def test_a_request_without_the_key_registers_nothing(
@@ -211,13 +211,13 @@ def test_the_client_follows_a_new_key(tmp_path: Path) -> None:
         assert client.models() == []
 
 
-@pytest.mark.parametrize("kept", ["wrong\n", None])
+@pytest.mark.parametrize("text", ["wrong\n", None])
 def test_the_client_says_which_file_it_tried(
-    door: RunningControl, tmp_path: Path, kept: str | None
+    door: RunningControl, tmp_path: Path, text: str | None
 ) -> None:
     file = tmp_path / "other.key"
-    if kept:
-        file.write_text(kept, encoding="utf-8")
+    if text:
+        file.write_text(text, encoding="utf-8")
     with ControlClient(door.url, file) as client:
         assert client.is_up()
         with pytest.raises(Unauthorized, match=r"other\.key.*VLSERVE_PROJECT_DIR"):
@@ -247,15 +247,15 @@ def test_the_page_opens_without_the_key(door: RunningControl, path: str) -> None
         )
         assert pieces or path == "/openapi.json"
         assert [http.get(piece).status_code for piece in pieces] == [200] * len(pieces)
-        refused = http.get(path, headers={"host": "evil.example"})
-        assert refused.status_code == 403
+        refusal = http.get(path, headers={"host": "evil.example"})
+        assert refusal.status_code == 403
 
 
 def test_the_page_has_a_field_for_the_key(door: RunningControl) -> None:
     page = httpx.get(f"{door.url}/openapi.json", trust_env=False).json()
     assert page["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
-    for described in page["paths"].values():
-        assert all(operation["security"] == [{"key": []}] for operation in described.values())
+    for operations in page["paths"].values():
+        assert all(operation["security"] == [{"key": []}] for operation in operations.values())
 
 
 HOSTS = ["[::1", "localhost:x", "localhost:80:80", "a b", "[::1]]", "localhost@evil", "\u0661", ""]

@@ -43,8 +43,8 @@ def slow_archives(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture
 def callers() -> Iterator[ExitStack]:
     """The connections of those who asked for a load; closing it, they go away."""
-    with ExitStack() as opened:
-        yield opened
+    with ExitStack() as connections:
+        yield connections
 
 
 def ask_to_register(control: RunningControl, archive: Path) -> socket.socket:
@@ -98,19 +98,19 @@ def test_a_rollback_and_health_do_not_wait_behind_slow_loads(
     engine.hold_loads.clear()
     for archive in slow_archives:
         callers.enter_context(ask_to_register(control_api, archive))
-    at_once = control_api.settings.control.loads_at_once
-    wait_until(lambda: len(begun(control_api)) == at_once)
+    limit = control_api.settings.control.loads_at_once
+    wait_until(lambda: len(begun(control_api)) == limit)
     for _ in range(WAITING):
         callers.enter_context(ask_to_release(control_api, begun(control_api)[0]))
     assert client.health().status == "ok"
     assert client.rollback("tagger").version == 1
     assert client.release("tagger", 2).version == 2
-    assert len(begun(control_api)) == at_once
+    assert len(begun(control_api)) == limit
 
     callers.close()  # all 45 give up
     wait_until(lambda: list(incoming(control_api)) == [])
     wait_until(lambda: {state_of(control_api, model) for model in begun(control_api)} == {"failed"})
-    assert len(begun(control_api)) == at_once
+    assert len(begun(control_api)) == limit
     assert [key for key in engine.loads if key[0] != "tagger"] == []
     engine.hold_loads.set()
     assert not client.register(slow_archives[0]).already_registered  # its number was free
@@ -168,16 +168,16 @@ def test_a_rollback_outlives_an_unload_that_begins_meanwhile(
 ) -> None:
     """Whoever comes first, the traffic goes back."""
     client, look = two_models.client, Lifecycle.check_way_back
-    unloaded: list[State] = []
+    states: list[State] = []
 
     def unload_first(self: Lifecycle, record: VersionRecord) -> None:
         look(self, record)
-        if not unloaded:
-            unloaded.append(client.unload("tagger", 1).state)
+        if not states:
+            states.append(client.unload("tagger", 1).state)
 
     monkeypatch.setattr(Lifecycle, "check_way_back", unload_first)
     assert client.rollback("tagger").version == 1
-    assert unloaded == [State.RETIRED]
+    assert states == [State.RETIRED]
     view = client.model("tagger")
     assert view.stable == 1 and view.versions[0].state is State.STABLE
 
@@ -241,7 +241,7 @@ class Caller:
 
 
 def test_what_has_not_begun_when_its_caller_leaves_is_not_carried_out() -> None:
-    carried_out: list[str] = []
+    calls: list[str] = []
 
     async def play() -> int:
         threads, first, second = Threads(loads_at_once=1), Caller(), Caller()
@@ -249,7 +249,7 @@ def test_what_has_not_begun_when_its_caller_leaves_is_not_carried_out() -> None:
 
         def slow() -> None:
             assert go_on.wait(timeout=30)
-            carried_out.append("first")
+            calls.append("first")
 
         async def ask(caller: Caller, work: Callable[[], None]) -> None:
             await threads.load(cast(Request, caller), work)
@@ -258,42 +258,42 @@ def test_what_has_not_begun_when_its_caller_leaves_is_not_carried_out() -> None:
             group.start_soon(ask, first, slow)
             await anyio.wait_all_tasks_blocked()
             second.leaves.set()
-            with pytest.raises(HTTPException) as refused:
-                await ask(second, lambda: carried_out.append("second"))
+            with pytest.raises(HTTPException) as error:
+                await ask(second, lambda: calls.append("second"))
             go_on.set()
-        return refused.value.status_code
+        return error.value.status_code
 
     assert anyio.run(play) == 499
-    assert carried_out == ["first"]
+    assert calls == ["first"]
 
 
 def test_a_traffic_word_that_has_begun_is_carried_out_whoever_waits() -> None:
-    stopped: list[bool] = []
+    answers: list[bool] = []
 
     async def play() -> None:
         threads, caller = Threads(loads_at_once=1), Caller()
-        began = threading.Event()
+        start = threading.Event()
 
         def word() -> None:
-            began.set()
-            anyio.from_thread.run(left.wait)
-            stopped.append(is_gone())
+            start.set()
+            anyio.from_thread.run(leave.wait)
+            answers.append(is_gone())
 
-        left = caller.leaves
+        leave = caller.leaves
         async with anyio.create_task_group() as group:
             group.start_soon(threads.move_traffic, cast(Request, caller), word)
-            await anyio.to_thread.run_sync(began.wait, 30)
-            left.set()
+            await anyio.to_thread.run_sync(start.wait, 30)
+            leave.set()
 
     anyio.run(play)
-    assert stopped == [False]
+    assert answers == [False]
 
 
 def test_more_loads_than_may_wait_are_refused_before_they_are_received() -> None:
     threads = Threads(loads_at_once=1)
-    with ExitStack() as opened:
+    with ExitStack() as loads:
         for _ in range(MOST_LOADS):
-            opened.enter_context(threads.admitted_load())
+            loads.enter_context(threads.admitted_load())
         with pytest.raises(ControlBusy, match="try again later"), threads.admitted_load():
             pass
     with threads.admitted_load():

@@ -23,7 +23,7 @@ def kept(control: RunningControl, version: int) -> Path:
 
 
 @pytest.fixture
-def released(control_api: RunningControl, archives: list[Path]) -> RunningControl:
+def three_versions(control_api: RunningControl, archives: list[Path]) -> RunningControl:
     """Versions 1, 2 and 3 were released one after the other; 3 is stable."""
     for version, archive in enumerate(archives, 1):
         control_api.client.register(archive)
@@ -31,14 +31,14 @@ def released(control_api: RunningControl, archives: list[Path]) -> RunningContro
     return control_api
 
 
-def test_a_retired_version_goes_and_rollback_passes_it_over(released: RunningControl) -> None:
-    client = released.client
+def test_a_retired_version_goes_and_rollback_passes_it_over(three_versions: RunningControl) -> None:
+    client = three_versions.client
     client.unload("tagger", 2)
-    size = kept(released, 2).stat().st_size
-    gone = client.delete("tagger", 2)
-    assert (gone.state, gone.freed_bytes, gone.rollback_to) == (State.DELETED, size, 1)
-    assert not kept(released, 2).parent.exists()
-    assert kept(released, 1).exists()
+    size = kept(three_versions, 2).stat().st_size
+    deletion = client.delete("tagger", 2)
+    assert (deletion.state, deletion.freed_bytes, deletion.rollback_to) == (State.DELETED, size, 1)
+    assert not kept(three_versions, 2).parent.exists()
+    assert kept(three_versions, 1).exists()
     model = client.model("tagger")
     assert (model.stable, model.earlier) == (3, (1,))
     assert [each.state for each in model.versions] == [State.READY, State.DELETED, State.STABLE]
@@ -48,43 +48,43 @@ def test_a_retired_version_goes_and_rollback_passes_it_over(released: RunningCon
         client.rollback("tagger", 2)
 
 
-def test_deleted_twice_is_deleted_once(released: RunningControl) -> None:
-    released.client.unload("tagger", 1)
-    assert released.client.delete("tagger", 1).freed_bytes
-    assert released.client.delete("tagger", 1).freed_bytes == 0
-    kinds = [event.kind for event in released.client.history("tagger")]
+def test_deleted_twice_is_deleted_once(three_versions: RunningControl) -> None:
+    three_versions.client.unload("tagger", 1)
+    assert three_versions.client.delete("tagger", 1).freed_bytes
+    assert three_versions.client.delete("tagger", 1).freed_bytes == 0
+    kinds = [event.kind for event in three_versions.client.history("tagger")]
     assert kinds.count("deleted") == 1
 
 
 @pytest.mark.parametrize("version", [2, 3])
-def test_what_is_loaded_stays(released: RunningControl, version: int) -> None:
+def test_what_is_loaded_stays(three_versions: RunningControl, version: int) -> None:
     state = {2: "ready", 3: "stable"}[version]
     with pytest.raises(NotUnloaded, match=rf"tagger {version} is {state}.*vlserve unload"):
-        released.client.delete("tagger", version)
-    assert kept(released, version).exists()
+        three_versions.client.delete("tagger", version)
+    assert kept(three_versions, version).exists()
 
 
-def test_what_is_not_there_is_named(released: RunningControl) -> None:
+def test_what_is_not_there_is_named(three_versions: RunningControl) -> None:
     with pytest.raises(VersionNotFound, match="tagger has no version 9"):
-        released.client.delete("tagger", 9)
+        three_versions.client.delete("tagger", 9)
 
 
-def test_the_number_stays_taken(released: RunningControl, tmp_path: Path) -> None:
-    released.client.unload("tagger", 1)
-    released.client.delete("tagger", 1)
+def test_the_number_stays_taken(three_versions: RunningControl, tmp_path: Path) -> None:
+    three_versions.client.unload("tagger", 1)
+    three_versions.client.delete("tagger", 1)
     with pytest.raises(VersionConflict):
-        released.client.register(pack_echo(tmp_path, "tagger", 1, answer_shift=1))
+        three_versions.client.register(pack_echo(tmp_path, "tagger", 1, answer_shift=1))
     with pytest.raises(NotReady, match=r"tagger 1 is deleted.*vlserve register"):
-        released.client.release("tagger", 1)
+        three_versions.client.release("tagger", 1)
 
 
-def test_the_same_archive_comes_back(released: RunningControl, archives: list[Path]) -> None:
-    released.client.unload("tagger", 1)
-    released.client.delete("tagger", 1)
-    back = released.client.register(archives[0])
-    assert (back.state, back.already_registered) == (State.READY, False)
-    assert kept(released, 1).exists()
-    assert released.client.rollback("tagger", 1).version == 1
+def test_the_same_archive_comes_back(three_versions: RunningControl, archives: list[Path]) -> None:
+    three_versions.client.unload("tagger", 1)
+    three_versions.client.delete("tagger", 1)
+    registration = three_versions.client.register(archives[0])
+    assert (registration.state, registration.already_registered) == (State.READY, False)
+    assert kept(three_versions, 1).exists()
+    assert three_versions.client.rollback("tagger", 1).version == 1
 
 
 def test_a_failed_version_goes_too(
@@ -100,17 +100,17 @@ def test_a_failed_version_goes_too(
         control_api.client.register(pack_echo(tmp_path, "tagger", 1, answer_shift=1))
 
 
-def test_an_archive_that_was_lost_before_is_no_obstacle(released: RunningControl) -> None:
-    released.client.unload("tagger", 1)
-    shutil.rmtree(kept(released, 1).parent)
-    gone = released.client.delete("tagger", 1)
-    assert (gone.state, gone.freed_bytes) == (State.DELETED, 0)
+def test_an_archive_that_was_lost_before_is_no_obstacle(three_versions: RunningControl) -> None:
+    three_versions.client.unload("tagger", 1)
+    shutil.rmtree(kept(three_versions, 1).parent)
+    deletion = three_versions.client.delete("tagger", 1)
+    assert (deletion.state, deletion.freed_bytes) == (State.DELETED, 0)
 
 
-def test_the_engine_is_not_given_a_deleted_version_again(released: RunningControl) -> None:
-    released.client.unload("tagger", 1)
-    released.client.delete("tagger", 1)
-    health = released.client.health()
+def test_the_engine_is_not_given_a_deleted_version_again(three_versions: RunningControl) -> None:
+    three_versions.client.unload("tagger", 1)
+    three_versions.client.delete("tagger", 1)
+    health = three_versions.client.health()
     while health.restoring:
-        health = released.client.health()
+        health = three_versions.client.health()
     assert health.status == "ok"

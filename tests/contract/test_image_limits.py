@@ -82,15 +82,15 @@ def costly() -> Iterator[tuple[str, bytes]]:
     wide = io.BytesIO()
     Image.new("L", (2500, 2000)).save(wide, "JPEG", progressive=True)
     large = wide.getvalue()
-    again = large[large.rindex(b"\xff\xda") : -2]
-    yield "jpeg-of-scans-for-its-size", large[:-2] + again * 60 + large[-2:]
+    large_scan = large[large.rindex(b"\xff\xda") : -2]
+    yield "jpeg-of-scans-for-its-size", large[:-2] + large_scan * 60 + large[-2:]
     yield "png-of-much-exif", png(9, 9, chunk(b"eXIf", exif))
     yield "png-of-much-exif-in-hex", png(9, 9, chunk(b"tEXt", in_hex))
-    extended = riff_chunk(b"VP8X", b"\x08" + bytes(9))
+    header = riff_chunk(b"VP8X", b"\x08" + bytes(9))
     picture = lossless_webp(1, 1)[12:]
-    yield "webp-of-much-exif", webp(extended, picture, riff_chunk(b"EXIF", exif))
+    yield "webp-of-much-exif", webp(header, picture, riff_chunk(b"EXIF", exif))
     many = riff_chunk(b"teST", b"") * (image_bounds.MAX_PARTS + 1)
-    yield "webp-of-many-chunks", webp(extended, many, picture)
+    yield "webp-of-many-chunks", webp(header, many, picture)
     yield "webp-of-50-megapixels", lossless_webp(10_000, 5_000)
     yield "png-of-50-megapixels", png(10_000, 5_000, chunk(b"IDAT"), chunk(b"IEND"))
     yield "png-of-many-chunks", png(9, 9, chunk(b"tEXt") * (image_bounds.MAX_PARTS + 1))
@@ -128,9 +128,9 @@ def test_what_costs_too_much_is_refused_as_the_runtime_of_now_does(name: str) ->
     with pytest.raises(RequestError) as now:
         image.decode(COSTLY[name], SPEC)
     for form in forms_of(COSTLY[name]):
-        with pytest.raises(BodyRefused) as refused:
+        with pytest.raises(BodyRefused) as error:
             check_images(form)
-        assert refused.value.code == now.value.code
+        assert error.value.code == now.value.code
 
 
 @pytest.mark.parametrize("name", WHOLE)
@@ -193,5 +193,5 @@ def test_archives_that_know_the_limits_are_left_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("checks", [True, False])
 def test_the_filter_refuses_it_in_the_place_of_an_older_handler(checks: bool) -> None:
     requests = RequestFilter(1, None, 2**25, checks_images=checks)
-    (seen,) = requests.read_batch([request(image=COSTLY["webp-of-50-megapixels"])])
-    assert isinstance(seen, Refusal) is checks
+    (result,) = requests.read_batch([request(image=COSTLY["webp-of-50-megapixels"])])
+    assert isinstance(result, Refusal) is checks

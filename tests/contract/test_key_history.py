@@ -16,13 +16,13 @@ Keys = dict[str, str]
 
 @pytest.fixture
 def keys(control_api: RunningControl) -> Keys:
-    kept = named_keys(control_api)
-    given = {
+    store = named_keys(control_api)
+    holders = {
         "dashboard": (Role.READ,),
         "pipeline": (Role.REGISTER,),
         "anna": (Role.RELEASE,),
     }
-    return {name: kept.add(name, roles) for name, roles in given.items()}
+    return {name: store.add(name, roles) for name, roles in holders.items()}
 
 
 @pytest.fixture
@@ -60,22 +60,25 @@ def test_each_act_has_the_name_of_the_key(
         answer = post(http, keys["anna"], f"/models/tagger/release/{word}", {})
         assert answer.status_code == 200, answer.text
     events = control_api.client.history("tagger")
-    keys_of = {(e.kind, e.version): e.detail.get("key") for e in events}
+    keys_of = {(event.kind, event.version): event.detail.get("key") for event in events}
     assert keys_of["registered", 1] == keys_of["loaded", 2] == "pipeline"
     assert keys_of["released", 1] == keys_of["paused", 2] == keys_of["aborted", 1] == "anna"
     assert keys_of["release_started", 2] == "owner"
-    assert {e.detail["by"] for e in events if e.kind == "registered"} == {"pipeline"}
+    assert {event.detail["by"] for event in events if event.kind == "registered"} == {"pipeline"}
 
 
 def test_refusals_are_counted_by_key_call_and_model(
     control_api: RunningControl, http: httpx.Client, keys: Keys, two_versions: None
 ) -> None:
-    started = len(control_api.client.history("tagger"))
+    count = len(control_api.client.history("tagger"))
     for _ in range(30):
         assert call(http, keys["dashboard"], "POST", "/models/tagger/rollback").status_code == 403
         assert call(http, keys["anna"], "POST", "/versions").status_code == 403
-    told = control_api.client.refusals()
-    assert {(r.key, r.call, r.needs, r.model, r.times) for r in told} == {
+    refusals = control_api.client.refusals()
+    assert {
+        (refusal.key, refusal.call, refusal.needs, refusal.model, refusal.times)
+        for refusal in refusals
+    } == {
         ("dashboard", "POST /models/{model}/rollback", "release", "tagger", 30),
         ("anna", "POST /versions", "register", "", 30),
     }
@@ -85,7 +88,7 @@ def test_refusals_are_counted_by_key_call_and_model(
         "dashboard",
         30,
     )
-    assert len(control_api.client.history("tagger")) == started + 1
+    assert len(control_api.client.history("tagger")) == count + 1
     assert control_api.client.model("tagger").stable == 1
 
 
@@ -100,14 +103,14 @@ def test_keys_refusals_and_names_outlive_a_restart(tmp_path: Path) -> None:
         httpx.Client(base_url=second.url, trust_env=False) as http,
     ):
         assert call(http, key, "GET", "/models").status_code == 200
-        assert [r.times for r in second.client.refusals()] == [2]
+        assert [refusal.times for refusal in second.client.refusals()] == [2]
 
 
 def test_a_revoked_key_opens_nothing_from_the_next_request_on(
     control_api: RunningControl, http: httpx.Client, keys: Keys
 ) -> None:
     page = call(http, keys["anna"], "POST", "/console-links").json()["path"]
-    late = call(http, keys["anna"], "POST", "/console-links").json()["path"]
+    link = call(http, keys["anna"], "POST", "/console-links").json()["path"]
     assert http.get(page).status_code == 200
     assert http.get("/console/").status_code == 200
     with http.stream("GET", "/console/live/now") as stream:
@@ -121,7 +124,7 @@ def test_a_revoked_key_opens_nothing_from_the_next_request_on(
             continue
     assert http.get("/console/").status_code == 401
     assert http.get("/console/live/now").status_code == 401
-    assert httpx.get(control_api.url + late, trust_env=False).status_code == 401
+    assert httpx.get(control_api.url + link, trust_env=False).status_code == 401
     new = named_keys(control_api).add("anna", [Role.READ])
     assert call(http, new, "GET", "/models").status_code == 200
     assert call(http, keys["anna"], "GET", "/models").status_code == 401
@@ -141,14 +144,14 @@ def test_a_key_acts_so_often_a_minute_and_the_owner_as_he_likes(
         for _ in range(MOST_ACTS_A_MINUTE // 2 + 5)
         for word in ("pause", "resume")
     ]
-    refused = [answer for answer in answers if answer.status_code == 429]
-    assert {answer.json()["error"]["code"] for answer in refused} == {"too_many_acts"}
+    refusals = [answer for answer in answers if answer.status_code == 429]
+    assert {answer.json()["error"]["code"] for answer in refusals} == {"too_many_acts"}
     events = control_api.client.history("tagger")  # the judge's are among them
-    recorded = [event for event in events if event.detail.get("key") == "anna"]
-    assert 0 < len(recorded) <= MOST_ACTS_A_MINUTE
+    acts = [event for event in events if event.detail.get("key") == "anna"]
+    assert 0 < len(acts) <= MOST_ACTS_A_MINUTE
     assert call(http, keys["anna"], "GET", "/models").status_code == 200
-    gone_back = post(http, keys["anna"], "/models/tagger/release/abort", {})
-    assert gone_back.json()["status"] == "aborted"
+    abort = post(http, keys["anna"], "/models/tagger/release/abort", {})
+    assert abort.json()["status"] == "aborted"
 
 
 def test_a_key_is_nowhere_in_clear_text(tmp_path: Path, archives: list[Path]) -> None:
@@ -185,11 +188,11 @@ def test_a_wrong_key_costs_no_more_than_a_right_one_with_all_keys_there(
     control_api: RunningControl, http: httpx.Client
 ) -> None:
     """By what is compared, not by a clock: every key, whichever is offered."""
-    kept = named_keys(control_api)
-    right = [kept.add(f"key-{number}", [Role.READ]) for number in range(20)]
-    for offered in (*right, "vlserve_wrong", "x" * 100_000, "", "é"):
-        holder = kept.holder_of(offered)
-        assert (holder is not None) is (offered in right)
+    store = named_keys(control_api)
+    right = [store.add(f"key-{number}", [Role.READ]) for number in range(20)]
+    for key in (*right, "vlserve_wrong", "x" * 100_000, "", "é"):
+        holder = store.holder_of(key)
+        assert (holder is not None) is (key in right)
     assert call(http, right[-1], "GET", "/models").status_code == 200
     assert call(http, right[-1] + "x", "GET", "/models").status_code == 401
     both = [("Authorization", f"Bearer {right[0]}"), ("Authorization", f"Bearer {right[1]}")]

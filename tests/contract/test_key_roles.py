@@ -29,8 +29,8 @@ KEYS = {
 @pytest.fixture(scope="module")
 def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningControl]:
     """One service for what never gets past its door."""
-    with running_control(tmp_path_factory.mktemp("roles")) as running:
-        yield running
+    with running_control(tmp_path_factory.mktemp("roles")) as control:
+        yield control
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +55,8 @@ def routes_of_the_app(folder: Path) -> set[str]:
     control = assemble(settings, FakeEngine(), FakeGateway())
     try:
         app = create_app(control, settings, "key")
-        found = [route for route in _leaves(app.routes) if hasattr(route, "dependant")]
-        return {f"{method} {route.path}" for route in found for method in route.methods}
+        routes = [route for route in _leaves(app.routes) if hasattr(route, "dependant")]
+        return {f"{method} {route.path}" for route in routes for method in route.methods}
     finally:
         control.ledger.close()
 
@@ -72,7 +72,7 @@ def test_each_route_of_the_app_has_its_roles_and_nothing_else_is_in_the_table(
 def _filled(path: str) -> str:
     """Return the path of a route. The word is none, so that nothing is done where it is let in."""
     values = {"model": "nothing", "name": "nothing", "version": "1", "word": "nothing"}
-    return re.sub(r"\{(\w+)(:path)?\}", lambda found: values.get(found[1], "nothing"), path)
+    return re.sub(r"\{(\w+)(:path)?\}", lambda match: values.get(match[1], "nothing"), path)
 
 
 API = [route for route in sorted(NEEDS) if " /console/" not in route and NEEDS[route]]
@@ -109,8 +109,8 @@ def test_a_session_may_do_what_its_key_may(
 
 def enter(browser: httpx.Client, path: str) -> dict[str, str]:
     """Have a browser follow a link; return the headers of what the console's own pages send."""
-    entered = browser.get(path)
-    token = re.search(r'data-token="([^"]+)"', entered.text)
+    page = browser.get(path)
+    token = re.search(r'data-token="([^"]+)"', page.text)
     assert token and browser.cookies.get(COOKIE)
     return {"Origin": str(browser.base_url).rstrip("/"), "X-Console-Token": token[1]}
 

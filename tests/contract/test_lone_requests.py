@@ -60,10 +60,10 @@ def test_others_are_busy_while_one_of_them_is_at_work(tmp_path: Path) -> None:
     busy = BusyWorkers(file)
     with busy.at_work():
         assert not busy.others()  # itself alone
-    with worker(file) as one, worker(file) as other:
+    with worker(file) as first, worker(file) as other:
         with busy.at_work():
             assert busy.others()
-        stop_work(one)
+        stop_work(first)
         assert busy.others()
         stop_work(other)
         assert not busy.others()  # both live
@@ -126,27 +126,27 @@ def opened(archive: Path, threads: int = 1) -> Any:
 
 def chosen(session: TwoSessions) -> int:
     """How many threads a run computes on now; it answers what either session answers."""
-    ran: list[int] = []
+    counts: list[int] = []
 
-    class Noting:
-        def __init__(self, one: Any) -> None:
-            self._one = one
+    class Spy:
+        def __init__(self, session: Any) -> None:
+            self._session = session
 
         def run(self, *inputs: Any) -> Any:
-            ran.append(self._one.get_session_options().intra_op_num_threads)
-            return self._one.run(*inputs)
+            counts.append(self._session.get_session_options().intra_op_num_threads)
+            return self._session.run(*inputs)
 
-    noting = TwoSessions(Noting(session.usual), Noting(session.lone), session.requests)
-    (answer,) = noting.run(["y"], {"x": INPUT})
+    sessions = TwoSessions(Spy(session.usual), Spy(session.lone), session.requests)
+    (answer,) = sessions.run(["y"], {"x": INPUT})
     np.testing.assert_allclose(answer, np.exp(INPUT), rtol=1e-6)
-    return ran[0]
+    return counts[0]
 
 
 def test_a_request_that_comes_alone_gets_all_threads(archive: Path) -> None:
     requests = lone_requests(archive, 3, archive / "busy")
     assert requests
     session = opened(archive)
-    assert [one.name for one in session.get_inputs()] == ["x"]
+    assert [node.name for node in session.get_inputs()] == ["x"]
     assert chosen(session) == 1  # nothing is served yet: a warm-up
     with requests.at_work(1):
         assert chosen(session) == 3
@@ -178,9 +178,9 @@ def test_both_sessions_use_the_same_weights(
     session = opened(archive)
     assert isinstance(session, TwoSessions)
     maps = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
-    mapped = [line.split()[4] for line in maps if str(scratch) in line]
-    assert len(mapped) == 2  # by each session
-    assert len(set(mapped)) == 1  # the same file
+    files = [line.split()[4] for line in maps if str(scratch) in line]
+    assert len(files) == 2  # by each session
+    assert len(set(files)) == 1  # the same file
     assert list(scratch.iterdir()) == []
     (answer,) = session.lone.run(["y"], {"x": np.zeros((1, 2**20), np.float32)})
     assert (answer == 1).all()
@@ -227,8 +227,8 @@ def test_a_batch_counts_its_requests_without_refusals(tmp_path: Path) -> None:
             alone.append(lone.is_alone())
         return ["said"] * len(places)
 
-    one, refused = Noted({}, DIGEST), Refusal("body_unreadable", "why")
-    filter_.answer([one, refused], run, lambda at, refusal: "refused")
+    request, failure = Noted({}, DIGEST), Refusal("body_unreadable", "why")
+    filter_.answer([request, failure], run, lambda at, refusal: "refused")
     assert alone == [True, False]
-    filter_.answer([one, one], run, lambda at, refusal: "refused")
+    filter_.answer([request, request], run, lambda at, refusal: "refused")
     assert alone == [True, False, False, False]

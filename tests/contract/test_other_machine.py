@@ -33,12 +33,12 @@ def run(
     monkeypatch.setenv(URL, control_api.url)
     monkeypatch.setenv(KEY, named_keys(control_api).add("ci", EVERYTHING))
 
-    def running(*words: object, fails: bool = False) -> Result:
+    def run_command(*words: object, fails: bool = False) -> Result:
         result = CliRunner().invoke(app, [str(word) for word in words])
         assert (result.exception is not None) is fails, result.output
         return result
 
-    return running
+    return run_command
 
 
 def test_the_verbs_of_a_pipeline(
@@ -60,12 +60,12 @@ def test_the_verbs_of_a_pipeline(
     history = json.loads(run("history", "tagger", "--json").output)
     assert {event["detail"]["key"] for event in history if event["kind"] == "released"} == {"ci"}
     assert run("console", "--no-open").output.startswith(f"{control_api.url}/console/enter?code=")
-    refused = run("delete", "tagger", 2, fails=True)
-    assert isinstance(refused.exception, RoleMissing)
+    refusal = run("delete", "tagger", 2, fails=True)
+    assert isinstance(refusal.exception, RoleMissing)
     refusals = run("keys", "refusals").output
     assert "ci" in refusals and "/delete" in refusals
-    exported = run("feedback", "tagger", "--export", "labels.jsonl")
-    assert "on the machine of the stack" in exported.output
+    export = run("feedback", "tagger", "--export", "labels.jsonl")
+    assert "on the machine of the stack" in export.output
 
 
 @pytest.mark.parametrize(
@@ -85,9 +85,9 @@ def test_the_verbs_of_a_pipeline(
 def test_what_needs_the_machine_of_the_stack_says_so(
     control_api: RunningControl, run: Run, words: tuple[str, ...]
 ) -> None:
-    refused = run(*words, fails=True)
-    assert isinstance(refused.exception, NotThisMachine)
-    assert control_api.url in str(refused.exception) and URL in str(refused.exception)
+    result = run(*words, fails=True)
+    assert isinstance(result.exception, NotThisMachine)
+    assert control_api.url in str(result.exception) and URL in str(result.exception)
 
 
 def test_the_way_back_without_the_service_is_not_taken_here(
@@ -109,13 +109,13 @@ def test_a_revoked_key_is_named_by_where_it_came_from(
     monkeypatch.setenv(KEY_FILE, str(file))
     run("history", "tagger", fails=True)
     named_keys(control_api).revoke("other")
-    refused = run("rollback", "tagger", fails=True).exception
-    assert isinstance(refused, Unauthorized)
-    assert KEY_FILE in str(refused) and "vlserve keys list" in str(refused)
+    error = run("rollback", "tagger", fails=True).exception
+    assert isinstance(error, Unauthorized)
+    assert KEY_FILE in str(error) and "vlserve keys list" in str(error)
 
 
 @pytest.mark.parametrize(
-    ("variables", "said"),
+    ("variables", "message"),
     [
         ({KEY: "k"}, f"{KEY} is set, and {URL} is not"),
         ({URL: "https://a.example"}, f"set one of {KEY}"),
@@ -133,10 +133,10 @@ def test_a_revoked_key_is_named_by_where_it_came_from(
         ({URL: "https://a.example:x", KEY: "k"}, "no address"),
     ],
 )
-def test_variables_that_cannot_work_are_named(variables: dict[str, str], said: str) -> None:
-    with pytest.raises(SettingsError, match=said) as refused:
+def test_variables_that_cannot_work_are_named(variables: dict[str, str], message: str) -> None:
+    with pytest.raises(SettingsError, match=message) as error:
         remote_access(variables)
-    assert "secret" not in str(refused.value)
+    assert "secret" not in str(error.value)
 
 
 def test_a_file_of_certificates_that_is_none_is_named(tmp_path: Path) -> None:

@@ -101,10 +101,10 @@ def metric() -> Metric:
     (template,) = loaded("analysis-template.yaml")
     assert template["kind"] == "AnalysisTemplate"
     analysis = Analysis.model_validate(template["spec"])
-    named = {argument.name for argument in analysis.args}
+    names = {argument.name for argument in analysis.args}
     (metric,) = analysis.metrics
-    used = set(re.findall(r"\{\{\s*args\.([a-z-]+)\s*\}\}", metric.model_dump_json()))
-    assert used == named
+    references = set(re.findall(r"\{\{\s*args\.([a-z-]+)\s*\}\}", metric.model_dump_json()))
+    assert references == names
     return metric
 
 
@@ -135,21 +135,21 @@ def observe(control_api: RunningControl, names: tuple[str, str], failing: bool =
         for number in range(500)
         for at, name in enumerate(names)
     ]
-    taken = send(control_api, "\n".join(map(json.dumps, lines)).encode())
-    assert taken.json() == {"accepted": 1000, "repeated": 0}
+    answer = send(control_api, "\n".join(map(json.dumps, lines)).encode())
+    assert answer.json() == {"accepted": 1000, "repeated": 0}
 
 
 def measured(metric: Metric, control_api: RunningControl, args: Mapping[str, str]) -> str:
     """Take one measurement as Argo's web provider does."""
 
-    def filled(text: str) -> str:
-        return re.sub(r"\{\{\s*args\.([a-z-]+)\s*\}\}", lambda found: args[found[1]], text)
+    def fill(text: str) -> str:
+        return re.sub(r"\{\{\s*args\.([a-z-]+)\s*\}\}", lambda match: args[match[1]], text)
 
     web = metric.provider.web
-    address = urlsplit(filled(web.url))
+    address = urlsplit(fill(web.url))
     answer = httpx.get(
         f"{control_api.url}{address.path}?{address.query}",
-        headers={header.key: filled(header.value) for header in web.headers},
+        headers={header.key: fill(header.value) for header in web.headers},
     )
     if answer.status_code >= 300:
         return "Error"
@@ -196,15 +196,15 @@ def called(hook: Hook, control_api: RunningControl) -> bool:
 def test_flagger_reads_the_status_of_its_hooks(
     control_api: RunningControl, hooks: dict[str, Hook]
 ) -> None:
-    def told() -> dict[str, bool]:
+    def statuses() -> dict[str, bool]:
         return {kind: called(hook, control_api) for kind, hook in hooks.items()}
 
     on = ("confirm-traffic-increase", "confirm-promotion")
-    assert told() == {"rollout": True, "rollback": False} | dict.fromkeys(on, False)
+    assert statuses() == {"rollout": True, "rollback": False} | dict.fromkeys(on, False)
     observe(control_api, ("tagger-primary", "tagger"))
-    assert told() == {"rollout": True, "rollback": False} | dict.fromkeys(on, True)
+    assert statuses() == {"rollout": True, "rollback": False} | dict.fromkeys(on, True)
     observe(control_api, ("tagger-primary", "tagger"), failing=True)
-    assert told() == {"rollout": False, "rollback": True} | dict.fromkeys(on, False)
+    assert statuses() == {"rollout": False, "rollback": True} | dict.fromkeys(on, False)
 
 
 def test_the_key_proxy_lets_through_what_flagger_asks(hooks: dict[str, Hook]) -> None:
@@ -218,9 +218,9 @@ def test_the_own_gateways_log_is_asked_by_version(
     control_api: RunningControl, two_versions: None
 ) -> None:
     url = f"{control_api.url}/models/tagger/verdict"
-    told = httpx.get(url, params={"candidate": "2"}, headers=control_api.headers)
-    assert told.status_code == 200, told.text
-    view = told.json()
+    answer = httpx.get(url, params={"candidate": "2"}, headers=control_api.headers)
+    assert answer.status_code == 200, answer.text
+    view = answer.json()
     assert (view["verdict"], view["candidate"], view["stable"]) == ("hold", "2", "1")
     assert {gate["gate"] for gate in view["gates"]} == {"errors", "latency_p50", "latency_p99"}
     for params, status, code in (
@@ -232,28 +232,28 @@ def test_the_own_gateways_log_is_asked_by_version(
         ({"candidate": "2", "weight": "100"}, 422, "request_invalid"),
         ({"candidate": "2", "source": "file"}, 422, "request_invalid"),
     ):
-        refused = httpx.get(url, params=params, headers=control_api.headers)
-        assert (refused.status_code, refused.json()["error"]["code"]) == (status, code), params
+        refusal = httpx.get(url, params=params, headers=control_api.headers)
+        assert (refusal.status_code, refusal.json()["error"]["code"]) == (status, code), params
     assert httpx.get(url).status_code == 401
 
 
 def test_bodies_of_observations_are_bounded(control_api: RunningControl) -> None:
     line = b'{"version": "stable", "status": 200, "latency_ms": 1}\n'
-    packed = gzip.compress(line * 2_000_000)
+    gzip_body = gzip.compress(line * 2_000_000)
     endless = (line * 1000 for _ in range(10_000))
     for body, headers, status, code in (
         (line * (MAX_LINES + 1), {}, 413, "observations_too_many"),
         (line.replace(b"stable", b"x" * 5000), {}, 413, "observation_too_long"),
         (line.replace(b"stable", b"x" * 10_000_000), {}, 413, "too_large"),
         (endless, {}, 413, "too_large"),
-        (packed, {}, 422, "observation_invalid"),
-        (packed, {"Content-Encoding": "gzip"}, 415, "unsupported_media_type"),
+        (gzip_body, {}, 422, "observation_invalid"),
+        (gzip_body, {"Content-Encoding": "gzip"}, 415, "unsupported_media_type"),
         (line, {"Content-Type": "application/json"}, 415, "unsupported_media_type"),
         (line.replace(b"1}", b"NaN}"), {}, 422, "observation_invalid"),
     ):
-        refused = send(control_api, body, **headers)  # type: ignore[arg-type]
-        told = (refused.status_code, refused.json()["error"]["code"])
-        assert told == (status, code), refused.text
+        refusal = send(control_api, body, **headers)  # type: ignore[arg-type]
+        outcome = (refusal.status_code, refusal.json()["error"]["code"])
+        assert outcome == (status, code), refusal.text
     assert (
         httpx.post(
             f"{control_api.url}/models/tagger/observations",

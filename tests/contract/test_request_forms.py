@@ -30,12 +30,12 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
 def as_handed_over(variant: Variant) -> WorkerRequest:
     """As gateway and TorchServe hand it to a worker."""
     query = urlencode([(name, value) for name, value in variant.query])
-    said = {
+    fields = {
         "x-vlserve-path": f"/predictions/m?{query}" if query else "/predictions/m",
         "x-vlserve-content-type": variant.content_type,
         "x-vlserve-content-encoding": variant.encoding or None,
     }
-    headers = {name: value for name, value in said.items() if value is not None}
+    headers = {name: value for name, value in fields.items() if value is not None}
     return WorkerRequest({"body": variant.body}, headers)
 
 
@@ -48,18 +48,18 @@ def answered(worker: Worker, variant: Variant) -> tuple[int, dict[str, object]]:
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.sent)
 def test_each_row_is_read_or_refused_as_the_page_says(worker: Worker, variant: Variant) -> None:
-    status, said = answered(worker, variant)
+    status, answer = answered(worker, variant)
     if variant.outcome == READ:
-        plain = next(one for one in VARIANTS if one.text == variant.text)
-        assert status == 200, said
-        assert said["tags"] == answered(worker, plain)[1]["tags"]
+        plain = next(other for other in VARIANTS if other.text == variant.text)
+        assert status == 200, answer
+        assert answer["tags"] == answered(worker, plain)[1]["tags"]
         return
-    error = said["error"]
+    error = answer["error"]
     assert isinstance(error, dict)
     assert error["code"] == variant.code
     assert error["message"].startswith(variant.outcome)
     assert len(error["message"]) < len(variant.outcome) + 60
-    assert said["request_id"] == "torchserves-own"
+    assert answer["request_id"] == "torchserves-own"
 
 
 def test_a_batch_of_all_gives_each_its_own(worker: Worker) -> None:
@@ -99,13 +99,15 @@ def test_archives_of_earlier_versions_get_today_s_forms(recording: str, tmp_path
     project = unpack(recording, tmp_path / "project")
     archive = next(iter(sorted((project / STORE).rglob("*.mar"))))
     unpack_archive(archive, tmp_path / "unpacked")
-    chosen = [one for one in VARIANTS if not one.sent.startswith(NEEDS_TODAYS_RUNTIME)]
-    assert len(chosen) > len(VARIANTS) / 2
+    variants = [
+        variant for variant in VARIANTS if not variant.sent.startswith(NEEDS_TODAYS_RUNTIME)
+    ]
+    assert len(variants) > len(VARIANTS) / 2
     with running_worker(tmp_path / "unpacked", tmp_path) as worker:
         assert worker.load(tmp_path / "unpacked")[0] == 200
-        answers = worker.predict([as_handed_over(variant) for variant in chosen])
-    for variant, answer in zip(chosen, answers, strict=True):
-        said = json.loads(answer.body)
-        assert (answer.status == 200) == (variant.outcome == READ), (variant, said)
+        answers = worker.predict([as_handed_over(variant) for variant in variants])
+    for variant, answer in zip(variants, answers, strict=True):
+        body = json.loads(answer.body)
+        assert (answer.status == 200) == (variant.outcome == READ), (variant, body)
         if variant.outcome != READ:
-            assert said["error"]["message"].startswith(variant.outcome)
+            assert body["error"]["message"].startswith(variant.outcome)

@@ -36,30 +36,30 @@ def said(answer: WorkerAnswer) -> Mapping[str, Any]:
 def test_a_model_answers_a_video_as_its_first_frame(
     archive: str, clip: Path, tmp_path: Path
 ) -> None:
-    packed = (
+    archive_file = (
         pack_echo(tmp_path, "m", 1)
         if archive == "today's"
         else next(iter(sorted((unpack(archive, tmp_path / "project") / STORE).rglob("*.mar"))))
     )
-    unpack_archive(packed, tmp_path / "unpacked")
+    unpack_archive(archive_file, tmp_path / "unpacked")
     with FrameReader() as reader:
         jpeg = reader.read(Place(clip), FrameChoice()).jpeg
     data = clip.read_bytes()
-    written = {"video": base64.b64encode(data).decode(), "text": TEXT.decode()}
+    fields = {"video": base64.b64encode(data).decode(), "text": TEXT.decode()}
     with running_worker(tmp_path / "unpacked", tmp_path) as worker:
         assert worker.load(tmp_path / "unpacked")[0] == 200
-        image, form, as_json, broken, both = worker.predict(
+        image, form, as_json, fragment, both = worker.predict(
             [
                 WorkerRequest({"image": jpeg, "text": TEXT}),
                 WorkerRequest({"video": data, "text": TEXT}),
-                WorkerRequest({"body": json.dumps(written).encode()}),
+                WorkerRequest({"body": json.dumps(fields).encode()}),
                 WorkerRequest({"video": data[:300], "text": TEXT}),
                 WorkerRequest({"video": data, "image": jpeg, "text": TEXT}),
             ]
         )
     assert image.status == form.status == as_json.status == 200, said(form)
     assert said(image)["tags"] == said(form)["tags"] == said(as_json)["tags"]
-    assert (broken.status, said(broken)["error"]["code"]) == (400, "video_unreadable")
+    assert (fragment.status, said(fragment)["error"]["code"]) == (400, "video_unreadable")
     assert said(both)["error"]["message"] == "send a video or an image, not both"
 
 
@@ -70,9 +70,9 @@ def request(**fields: bytes) -> dict[str, Any]:
 
 def test_a_body_that_holds_no_video_stays_as_it_is() -> None:
     for body in (b'{"text": "\\"video\\""}', b'["video"]', b'{"video": 1', b'{"a": {"video": 1}}'):
-        asked = request(body=body)
-        VideoParts(None).to_images(asked, 1)
-        assert asked == request(body=body)
+        raw_request = request(body=body)
+        VideoParts(None).to_images(raw_request, 1)
+        assert raw_request == request(body=body)
 
 
 def test_a_video_that_is_not_base64_is_refused_as_one() -> None:
@@ -84,9 +84,9 @@ def test_a_video_that_is_not_base64_is_refused_as_one() -> None:
 
 
 def test_the_time_of_a_batch_is_shared(clip: Path) -> None:
-    asked = request(video=clip.read_bytes())
+    raw_request = request(video=clip.read_bytes())
     with pytest.raises(VideoError, match=r"longer than 1e-05 s"):
-        VideoParts(0.0002).to_images(asked, 10)
+        VideoParts(0.0002).to_images(raw_request, 10)
 
 
 def test_a_server_without_the_extra_says_what_to_install(

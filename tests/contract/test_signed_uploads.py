@@ -21,9 +21,9 @@ def test_signature_and_provenance_arrive_whole(
     sign_archive(archive, key_pair(tmp_path, "release").key)
     files = read_beside(archive)
     control_api.client.register(archive, files=files)
-    kept = control_api.settings.model_store / "tagger" / "1" / archive.name
-    assert kept.read_bytes() == archive.read_bytes()
-    assert read_beside(kept) == files
+    copy = control_api.settings.model_store / "tagger" / "1" / archive.name
+    assert copy.read_bytes() == archive.read_bytes()
+    assert read_beside(copy) == files
     assert files is not None
     with pytest.raises(SignatureMismatch):
         control_api.client.register(archives[1], files=files)

@@ -101,13 +101,13 @@ class Script:
 
 @pytest.fixture
 def script(control_api: RunningControl) -> Iterator[Script]:
-    made = Script(control_api)
-    with made.http:
-        yield made
+    script = Script(control_api)
+    with script.http:
+        yield script
 
 
 @pytest.fixture
-def two(script: Script, archives: list[Path]) -> Script:
+def script_of_two(script: Script, archives: list[Path]) -> Script:
     """tagger 1 with the traffic, and tagger 2 without, by TorchServe's calls alone."""
     for archive in archives[:2]:
         url = script.put_into_store(archive)
@@ -161,7 +161,7 @@ def test_of_versions_that_come_at_once_the_first_alone_gets_the_traffic(
 def test_parameters_come_in_the_query_or_as_json(
     script: Script, archives: list[Path], as_json: bool
 ) -> None:
-    asked: dict[str, Any] = {
+    parameters: dict[str, Any] = {
         "url": script.put_into_store(archives[0]),
         "model_name": "tagger",
         "initial_workers": 3,
@@ -171,106 +171,117 @@ def test_parameters_come_in_the_query_or_as_json(
         "synchronous": "true",
         "unknown": "passed over",
     }
-    how: dict[str, Any] = {"json": asked} if as_json else {"params": asked}
+    how: dict[str, Any] = {"json": parameters} if as_json else {"params": parameters}
     assert script("POST", "/models", **how)[0] == 200
-    _, (described,) = script("GET", "/models/tagger")
-    assert (described["batchSize"], described["maxBatchDelay"]) == (4, 50)
-    assert (described["minWorkers"], described["maxWorkers"]) == (3, 3)
-    served = script.control.engine.served["tagger", 1]
-    assert served and (served.workers, served.batch_size, served.max_batch_delay_ms) == (3, 4, 50)
+    _, (description,) = script("GET", "/models/tagger")
+    assert (description["batchSize"], description["maxBatchDelay"]) == (4, 50)
+    assert (description["minWorkers"], description["maxWorkers"]) == (3, 3)
+    settings = script.control.engine.served["tagger", 1]
+    assert settings and (settings.workers, settings.batch_size, settings.max_batch_delay_ms) == (
+        3,
+        4,
+        50,
+    )
 
 
-def test_versions_are_described_in_torchserve_s_names(two: Script) -> None:
-    status, (described,) = two("GET", "/models/tagger")
+def test_versions_are_described_in_torchserve_s_names(script_of_two: Script) -> None:
+    status, (description,) = script_of_two("GET", "/models/tagger")
     assert status == 200
-    assert described.keys() == DESCRIBED
-    assert (described["modelName"], described["modelVersion"]) == ("tagger", "1")
-    assert described["modelUrl"] == "tagger-1.mar"
-    assert described["runtime"] == "python"
-    workers = described["workers"]
+    assert description.keys() == DESCRIBED
+    assert (description["modelName"], description["modelVersion"]) == ("tagger", "1")
+    assert description["modelUrl"] == "tagger-1.mar"
+    assert description["runtime"] == "python"
+    workers = description["workers"]
     assert {worker["status"] for worker in workers} == {"READY"}
     assert all(worker.keys() == WORKER for worker in workers)
     assert all(datetime.fromisoformat(worker["startTime"]) for worker in workers)
     assert len({worker["id"] for worker in workers}) == len(workers) > 0
-    assert described["jobQueueStatus"] == {"remainingCapacity": 100, "pendingRequests": 0}
-    _, versions = two("GET", "/models/tagger/all")
+    assert description["jobQueueStatus"] == {"remainingCapacity": 100, "pendingRequests": 0}
+    _, versions = script_of_two("GET", "/models/tagger/all")
     assert [each["modelVersion"] for each in versions] == ["1", "2"]
     for number in ("2", "2.0"):
-        _, (second,) = two("GET", f"/models/tagger/{number}?customized=true")
+        _, (second,) = script_of_two("GET", f"/models/tagger/{number}?customized=true")
         assert second["modelVersion"] == "2"
         assert second["customizedMetadata"]["task"] == "tag"
 
 
-def test_models_are_listed_page_by_page(two: Script, tmp_path: Path) -> None:
+def test_models_are_listed_page_by_page(script_of_two: Script, tmp_path: Path) -> None:
     for name in ("captions", "zoo"):
-        url = two.put_into_store(pack_echo(tmp_path, name, 1))
-        assert two("POST", f"/models?url={url}")[0] == 200
-    first = two("GET", "/models?limit=2")[1]
+        url = script_of_two.put_into_store(pack_echo(tmp_path, name, 1))
+        assert script_of_two("POST", f"/models?url={url}")[0] == 200
+    first = script_of_two("GET", "/models?limit=2")[1]
     assert [each["modelName"] for each in first["models"]] == ["captions", "tagger"]
-    last = two("GET", f"/models?limit=2&next_page_token={first['nextPageToken']}")[1]
+    last = script_of_two("GET", f"/models?limit=2&next_page_token={first['nextPageToken']}")[1]
     assert last == {"models": [{"modelName": "zoo", "modelUrl": "zoo-1.mar"}]}
-    assert two("GET", "/models?next_page_token=99")[1] == {"models": []}
-    assert _failure(two("GET", "/models?limit=x"))[:2] == (400, "BadRequestException")
+    assert script_of_two("GET", "/models?next_page_token=99")[1] == {"models": []}
+    assert _failure(script_of_two("GET", "/models?limit=x"))[:2] == (400, "BadRequestException")
 
 
-def test_the_default_version_is_the_released_one(two: Script) -> None:
-    said = {"status": 'Default version successfully updated for model "tagger" to "2"'}
-    assert two("PUT", "/models/tagger/2/set-default") == (200, said)
-    assert _weights(two) == {2: 100}
-    assert two("GET", "/models/tagger")[1][0]["modelVersion"] == "2"
-    assert two.control.client.rollback("tagger").version == 1
+def test_the_default_version_is_the_released_one(script_of_two: Script) -> None:
+    body = {"status": 'Default version successfully updated for model "tagger" to "2"'}
+    assert script_of_two("PUT", "/models/tagger/2/set-default") == (200, body)
+    assert _weights(script_of_two) == {2: 100}
+    assert script_of_two("GET", "/models/tagger")[1][0]["modelVersion"] == "2"
+    assert script_of_two.control.client.rollback("tagger").version == 1
 
 
-def test_a_version_without_traffic_is_unloaded_and_can_come_back(two: Script) -> None:
-    assert two("DELETE", "/models/tagger/2") == (200, {"status": 'Model "tagger" unregistered'})
-    assert _failure(two("GET", "/models/tagger/2")) == (
+def test_a_version_without_traffic_is_unloaded_and_can_come_back(script_of_two: Script) -> None:
+    assert script_of_two("DELETE", "/models/tagger/2") == (
+        200,
+        {"status": 'Model "tagger" unregistered'},
+    )
+    assert _failure(script_of_two("GET", "/models/tagger/2")) == (
         404,
         "ModelVersionNotFoundException",
         "Model version: 2 does not exist for model: tagger",
     )
-    assert two("POST", "/models?url=tagger-2.mar")[0] == 200
-    assert two("GET", "/models/tagger/2")[1][0]["workers"]
-    assert _weights(two) == {1: 100}
+    assert script_of_two("POST", "/models?url=tagger-2.mar")[0] == 200
+    assert script_of_two("GET", "/models/tagger/2")[1][0]["workers"]
+    assert _weights(script_of_two) == {1: 100}
 
 
 @pytest.mark.parametrize("path", ["/models/tagger", "/models/tagger/1"])
-def test_a_version_with_traffic_stays_and_the_way_out_is_named(two: Script, path: str) -> None:
-    status, kind, message = _failure(two("DELETE", path))
+def test_a_version_with_traffic_stays_and_the_way_out_is_named(
+    script_of_two: Script, path: str
+) -> None:
+    status, kind, message = _failure(script_of_two("DELETE", path))
     assert (status, kind) == (409, "ConflictStatusException")
     assert "release another version or roll back first" in message
-    assert _weights(two) == {1: 100}
+    assert _weights(script_of_two) == {1: 100}
 
 
-def test_workers_that_are_there_are_enough_and_others_are_not_made(two: Script) -> None:
-    _, (described,) = two("GET", "/models/tagger")
-    there = described["minWorkers"]
+def test_workers_that_are_there_are_enough_and_others_are_not_made(script_of_two: Script) -> None:
+    _, (description,) = script_of_two("GET", "/models/tagger")
+    count = description["minWorkers"]
     for path in ("/models/tagger", "/models/tagger/2"):
-        assert two("PUT", f"{path}?min_worker=1") == (
+        assert script_of_two("PUT", f"{path}?min_worker=1") == (
             202,
             {"status": "Processing worker updates..."},
         )
-        assert two("PUT", f"{path}?min_worker=1&max_worker={there}&synchronous=true") == (
+        assert script_of_two("PUT", f"{path}?min_worker=1&max_worker={count}&synchronous=true") == (
             200,
-            {"status": f"Workers scaled to {there} for model: tagger"},
+            {"status": f"Workers scaled to {count} for model: tagger"},
         )
-        for asked in (f"min_worker={there + 1}", "min_worker=0&max_worker=0"):
-            status, kind, message = _failure(two("PUT", f"{path}?{asked}"))
+        for query in (f"min_worker={count + 1}", "min_worker=0&max_worker=0"):
+            status, kind, message = _failure(script_of_two("PUT", f"{path}?{query}"))
             assert (status, kind) == (501, "NotImplementedException")
             assert "vlserve unload tagger" in message and "/torchserve/models?url=" in message
-    assert _failure(two("PUT", "/models/tagger?min_worker=2&max_worker=1")) == (
+    assert _failure(script_of_two("PUT", "/models/tagger?min_worker=2&max_worker=1")) == (
         400,
         "BadRequestException",
         "max_worker cannot be less than min_worker.",
     )
 
 
-def test_what_does_not_go_is_said_as_torchserve_says_it(two: Script, archives: list[Path]) -> None:
-    for (method, path), said in SAID_BY_TORCHSERVE.items():
-        assert _failure(two(method, path)) == said, path
+def test_what_does_not_go_is_said_as_torchserve_says_it(
+    script_of_two: Script, archives: list[Path]
+) -> None:
+    for (method, path), failure in SAID_BY_TORCHSERVE.items():
+        assert _failure(script_of_two(method, path)) == failure, path
 
 
 @pytest.mark.parametrize(
-    ("asked", "status", "word"),
+    ("parameters", "status", "word"),
     [
         ({"url": "tagger-3.mar", "model_name": "other"}, 400, "called tagger, not other"),
         ({"url": "tagger-3.mar", "handler": "h.py"}, 400, "vlserve adopt"),
@@ -282,29 +293,32 @@ def test_what_does_not_go_is_said_as_torchserve_says_it(two: Script, archives: l
     ],
 )
 def test_what_cannot_be_registered_is_refused_and_changes_nothing(
-    two: Script, archives: list[Path], asked: dict[str, str], status: int, word: str
+    script_of_two: Script, archives: list[Path], parameters: dict[str, str], status: int, word: str
 ) -> None:
-    two.put_into_store(archives[2])
-    with zipfile.ZipFile(two.control.settings.model_store / "legacy.mar", "w") as legacy:
+    script_of_two.put_into_store(archives[2])
+    with zipfile.ZipFile(script_of_two.control.settings.model_store / "legacy.mar", "w") as legacy:
         legacy.writestr("MAR-INF/MANIFEST.json", "{}")
-    for how in ({"params": asked}, {"json": asked}):
-        refused, _, message = _failure(two("POST", "/models", **how))
-        assert refused == status
+    for how in ({"params": parameters}, {"json": parameters}):
+        code, _, message = _failure(script_of_two("POST", "/models", **how))
+        assert code == status
         assert word in message
-    assert [each.version for each in two.control.client.model("tagger").versions] == [1, 2]
+    assert [each.version for each in script_of_two.control.client.model("tagger").versions] == [
+        1,
+        2,
+    ]
 
 
 def test_a_version_that_does_not_load_is_torchserve_s_500(
-    two: Script, archives: list[Path]
+    script_of_two: Script, archives: list[Path]
 ) -> None:
-    two.control.engine.fail_to_load["tagger", 3] = "no graph"
-    url = two.put_into_store(archives[2])
-    status, kind, message = _failure(two("POST", f"/models?url={url}&initial_workers=1"))
+    script_of_two.control.engine.fail_to_load["tagger", 3] = "no graph"
+    url = script_of_two.put_into_store(archives[2])
+    status, kind, message = _failure(script_of_two("POST", f"/models?url={url}&initial_workers=1"))
     assert (status, kind) == (500, "InternalServerException")
     assert "no graph" in message
-    assert two("GET", "/models/tagger/3")[0] == 404
-    del two.control.engine.fail_to_load["tagger", 3]
-    assert two("POST", f"/models?url={url}")[0] == 200
+    assert script_of_two("GET", "/models/tagger/3")[0] == 404
+    del script_of_two.control.engine.fail_to_load["tagger", 3]
+    assert script_of_two("POST", f"/models?url={url}")[0] == 200
 
 
 def test_a_body_that_is_no_json_is_refused(script: Script) -> None:
@@ -366,8 +380,8 @@ def test_the_key_is_asked_for_and_pages_of_others_are_refused(script: Script) ->
 def test_other_calls_say_what_does_it_here(
     script: Script, method: str, path: str, status: int, word: str
 ) -> None:
-    refused, _, message = _failure(script(method, path))
-    assert refused == status
+    code, _, message = _failure(script(method, path))
+    assert code == status
     assert word in message
 
 

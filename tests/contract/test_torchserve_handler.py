@@ -60,19 +60,19 @@ def png_chunk(name: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + name + content + check
 
 
-def body(answered: WorkerAnswer) -> dict[str, Any]:
-    assert answered.content_type == "application/json"
-    assert answered.headers["x-vlserve-version"] == "7"
-    parsed: dict[str, Any] = json.loads(answered.body)
-    return parsed
+def body(answer: WorkerAnswer) -> dict[str, Any]:
+    assert answer.content_type == "application/json"
+    assert answer.headers["x-vlserve-version"] == "7"
+    fields: dict[str, Any] = json.loads(answer.body)
+    return fields
 
 
 def test_a_form_and_json_are_answered_alike(worker: Worker, probe: Probe) -> None:
-    sent = [
+    requests = [
         WorkerRequest(form(probe), {"X-Request-Id": "a"}),
         WorkerRequest({"body": json.dumps(probe.fields).encode()}, {"x-request-id": "b"}),
     ]
-    answers = worker.predict(sent)
+    answers = worker.predict(requests)
     assert [answer.status for answer in answers] == [200, 200]
     for answer, request_id in zip(answers, "ab", strict=True):
         assert body(answer) == {
@@ -147,12 +147,12 @@ def test_nothing_that_was_sent_is_printed(worker: Worker, probe: Probe) -> None:
 def test_stage_metrics_carry_the_version(worker: Worker, probe: Probe) -> None:
     start = worker.log.stat().st_size
     worker.predict([WorkerRequest(form(probe)), WorkerRequest(form(probe))])
-    written = worker.log.read_bytes()[start:].decode()
-    assert "Failed to update metric" not in written
+    log = worker.log.read_bytes()[start:].decode()
+    assert "Failed to update metric" not in log
     for name in [*(f"{stage}_ms" for stage in STAGES), "batch_size"]:
-        (line,) = [line for line in written.splitlines() if line.startswith(f"[METRICS]{name}.")]
+        (line,) = [line for line in log.splitlines() if line.startswith(f"[METRICS]{name}.")]
         assert "|#ModelVersion:7,ModelName:m,Level:Model|#type:HISTOGRAM|" in line
-    assert "[METRICS]batch_size.Count:2|" in written
+    assert "[METRICS]batch_size.Count:2|" in log
 
 
 def test_a_tampered_folder_is_not_loaded(folder: Path, tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_every_error_has_a_status() -> None:
 
 
 def has_torch(worker: Worker) -> bool:
-    return any("libtorch" in mapped.path for mapped in psutil.Process(worker.pid).memory_maps())
+    return any("libtorch" in mapping.path for mapping in psutil.Process(worker.pid).memory_maps())
 
 
 def test_torch_is_imported_for_torchscript_alone(
@@ -189,9 +189,9 @@ def test_torch_is_imported_for_torchscript_alone(
 ) -> None:
     assert worker.predict([WorkerRequest(form(probe))])[0].status == 200
     assert not has_torch(worker)
-    scripted = pack_torchscript(archive, tmp_path / "packed")
+    torchscript_archive = pack_torchscript(archive, tmp_path / "packed")
     folder = tmp_path / "unpacked"
-    unpack_archive(scripted, folder)
+    unpack_archive(torchscript_archive, folder)
     with running_worker(folder, tmp_path) as other:
         assert other.load(folder) == (200, "loaded model m")
         assert has_torch(other)

@@ -41,10 +41,10 @@ def request(body: bytearray, content_type: str | None = TYPE) -> dict[str, objec
 
 
 def unwrapped(body: bytearray, content_type: str | None = TYPE) -> dict[str, bytes]:
-    sent = request(body, content_type)
-    bodies.unwrap_body(sent, 2**20)
-    found: list[dict[str, bytes]] = sent["parameters"]  # type: ignore[assignment]
-    return {str(one["name"]): one["value"] for one in found}
+    raw_request = request(body, content_type)
+    bodies.unwrap_body(raw_request, 2**20)
+    parts: list[dict[str, bytes]] = raw_request["parameters"]  # type: ignore[assignment]
+    return {str(part["name"]): part["value"] for part in parts}
 
 
 def test_parts_take_the_place_of_the_body_beside_what_the_query_said() -> None:
@@ -103,10 +103,10 @@ def test_an_urlencoded_form_is_read_too(parts: dict[str, bytes], content_type: s
 def test_what_is_no_whole_form_is_refused_with_a_sentence(
     body: bytearray, content_type: str
 ) -> None:
-    with pytest.raises(bodies.BodyRefused) as refused:
+    with pytest.raises(bodies.BodyRefused) as error:
         unwrapped(body, content_type)
-    assert refused.value.code == "body_unreadable"
-    assert len(refused.value.message.split()) > 3
+    assert error.value.code == "body_unreadable"
+    assert len(error.value.message.split()) > 3
 
 
 @pytest.mark.parametrize("content_type", [None, "", "application/json", "text/plain", ";;;"])
@@ -119,27 +119,27 @@ def test_json_of_millions_of_values_is_refused_for_handlers_that_do_not_count() 
     assert bodies.MAX_JSON_MARKS == MAX_JSON_MARKS
     body = bytearray(b'{"a": [' + b"1," * bodies.MAX_JSON_MARKS + b"1]}")
     for content_type in ("application/json", URLENCODED, None):
-        with pytest.raises(bodies.BodyRefused) as refused:
+        with pytest.raises(bodies.BodyRefused) as error:
             unwrapped(body, content_type)
-        assert refused.value.code == "body_too_complex"
+        assert error.value.code == "body_too_complex"
 
 
 @given(st.binary(max_size=200), st.sampled_from(["gzip", "deflate", "br", ""]), st.text())
 def test_any_body_is_read_or_refused(body: bytes, encoding: str, content_type: str) -> None:
-    sent = request(bytearray(body), content_type)
-    said: list[dict[str, object]] = sent["headers"]  # type: ignore[assignment]
-    said.append({"name": bodies.SENT_ENCODING, "value": bytearray(encoding.encode())})
+    raw_request = request(bytearray(body), content_type)
+    headers: list[dict[str, object]] = raw_request["headers"]  # type: ignore[assignment]
+    headers.append({"name": bodies.SENT_ENCODING, "value": bytearray(encoding.encode())})
     with suppress(bodies.BodyRefused):
-        bodies.unwrap_body(sent, 2**20)
+        bodies.unwrap_body(raw_request, 2**20)
 
 
 def test_packed_bodies_stay_within_their_limit() -> None:
     """What is read is counted, not what is said: a bomb in three streams is one too."""
-    packed = gzip.compress(bytes(400)) * 3
-    with pytest.raises(bodies.BodyRefused) as refused:
-        bodies.unpacked(bytearray(packed), "gzip", 1000)
-    assert refused.value.code == "body_too_large"
-    assert bodies.unpacked(bytearray(packed), "gzip", 1200) == bytes(1200)
+    data = gzip.compress(bytes(400)) * 3
+    with pytest.raises(bodies.BodyRefused) as error:
+        bodies.unpacked(bytearray(data), "gzip", 1000)
+    assert error.value.code == "body_too_large"
+    assert bodies.unpacked(bytearray(data), "gzip", 1200) == bytes(1200)
 
 
 def test_what_follows_a_stream_is_not_copied_without_end() -> None:

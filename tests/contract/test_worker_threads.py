@@ -28,9 +28,9 @@ torchserve_handler.TorchServeHandler().initialize(
 """In the place of TorchServe's program: what the handler opens an archive with."""
 
 
-@pytest.mark.parametrize(("tuned", "threads"), [("m-7", "3"), ("m-6", "1")])
+@pytest.mark.parametrize(("file_name", "threads"), [("m-7", "3"), ("m-6", "1")])
 def test_a_worker_computes_on_its_version_s_threads(
-    tmp_path: Path, tuned: str, threads: str
+    tmp_path: Path, file_name: str, threads: str
 ) -> None:
     folder, engine, program = tmp_path / "unpacked", tmp_path / "engine-0", tmp_path / "program.py"
     (folder / "MAR-INF").mkdir(parents=True)
@@ -38,10 +38,10 @@ def test_a_worker_computes_on_its_version_s_threads(
     (folder / "MAR-INF" / "MANIFEST.json").write_text(json.dumps(manifest), encoding="utf-8")
     (folder / "manifest.json").write_text("{}", encoding="utf-8")
     (engine / "threads").mkdir(parents=True)
-    (engine / "threads" / tuned).write_text("3\n", encoding="utf-8")
+    (engine / "threads" / file_name).write_text("3\n", encoding="utf-8")
     program.write_text(PROGRAM, encoding="utf-8")
     all_versions = {"ENGINE_DIR": str(engine), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-P", "-m", "vlserve_worker.worker", str(program), str(HANDLERS_DIR)],
         cwd=folder,
         env={**os.environ, **all_versions},
@@ -50,4 +50,4 @@ def test_a_worker_computes_on_its_version_s_threads(
         check=True,
         encoding="utf-8",
     )
-    assert done.stdout.splitlines()[-1] == f"{threads} {threads} {threads}"
+    assert process.stdout.splitlines()[-1] == f"{threads} {threads} {threads}"

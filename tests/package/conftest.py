@@ -18,16 +18,16 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from a copy, so that the checkout gets no build folder."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
-    unwanted = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
     for name in ("src", *FOLDERS):
-        shutil.copytree(PROJECT / name, source / name, ignore=unwanted)
+        shutil.copytree(PROJECT / name, source / name, ignore=ignore)
     for name in FILES:
         shutil.copy(PROJECT / name, source)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     command = ["wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", str(folder)]
-    done = subprocess.run(
+    process = subprocess.run(
         [*pip, *command, str(source)], capture_output=True, text=True, encoding="utf-8"
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    [built] = folder.glob("vlserve-*.whl")
-    return built
+    assert process.returncode == 0, process.stdout + process.stderr
+    [file] = folder.glob("vlserve-*.whl")
+    return file

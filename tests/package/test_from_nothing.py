@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")
-def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+def installation(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     folder = tmp_path_factory.mktemp("nothing")
     environment = folder / "environment"
     subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
@@ -41,17 +41,17 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     empty.run(["vlserve", "down"], folder / "project")
 
 
-def test_it_serves_from_a_folder_of_its_own(installed: Installation) -> None:
-    started = time.monotonic()
-    installed.output(["vlserve", "init", "project"])
-    project = installed.folder / "project"
+def test_it_serves_from_a_folder_of_its_own(installation: Installation) -> None:
+    start = time.monotonic()
+    installation.output(["vlserve", "init", "project"])
+    project = installation.folder / "project"
 
     def vlserve(*words: str | Path) -> str:
-        return installed.output(["vlserve", *words], project, timeout_s=900)
+        return installation.output(["vlserve", *words], project, timeout_s=900)
 
     vlserve("up")
-    answered = json.loads(vlserve("demo", "--json"))
-    assert answered["answer"]["tags"][0]["score"] > 0
+    answer = json.loads(vlserve("demo", "--json"))
+    assert answer["answer"]["tags"][0]["score"] > 0
     vlserve("stress", "tagger", "--users", "2", "--duration", "1", "--max-p99-ms", "5000")
     checkpoint = ".vlserve/demo/checkpoint-2/model.safetensors"
     words = ("--name", "tagger", "--version", "3", "--out", "build", "--format", "torchscript")
@@ -61,4 +61,4 @@ def test_it_serves_from_a_folder_of_its_own(installed: Installation) -> None:
     assert [version["version"] for version in models[0]["versions"]] == [1, 2, 3]
     assert (project / "model_store" / "tagger" / "3" / "tagger-3.mar").is_file()
     assert vlserve("down") == f"the stack of {project} is down\n"
-    print(f"from `vlserve init` to `vlserve down`: {time.monotonic() - started:.0f} s")
+    print(f"from `vlserve init` to `vlserve down`: {time.monotonic() - start:.0f} s")

@@ -39,9 +39,9 @@ def make_environment(folder: Path) -> None:
     program.chmod(0o755)
 
 
-@pytest.mark.parametrize("locked_in", ["requirements.lock", "cpu.lock"])
+@pytest.mark.parametrize("lock_name", ["requirements.lock", "cpu.lock"])
 @pytest.mark.parametrize("tampered", [False, True])
-def test_a_changed_byte_stops_make_serve(tmp_path: Path, tampered: bool, locked_in: str) -> None:
+def test_a_changed_byte_stops_make_serve(tmp_path: Path, tampered: bool, lock_name: str) -> None:
     wheels = tmp_path / "wheels"
     wheels.mkdir()
     wheel = wheels / WHEEL
@@ -54,15 +54,15 @@ def test_a_changed_byte_stops_make_serve(tmp_path: Path, tampered: bool, locked_
         (tmp_path / lock.name).touch()
     absent = f"absent-thing==1.0 --hash=sha256:{64 * '0'}\n"  # as PyTorch's CPU build may be
     (tmp_path / "cpu.lock").write_text(absent, encoding="utf-8")
-    locked = f"pinned-thing==1.0 --hash=sha256:{sha256}\n"
-    (tmp_path / locked_in).write_text(locked, encoding="utf-8")
+    requirement = f"pinned-thing==1.0 --hash=sha256:{sha256}\n"
+    (tmp_path / lock_name).write_text(requirement, encoding="utf-8")
     for name in ("Makefile", "setup.py"):
         shutil.copy(PROJECT / name, tmp_path)
     (tmp_path / "pyproject.toml").touch()
     own = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
     pip = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels), "PIP_CONFIG_FILE": os.devnull}
     make_environment(tmp_path / ".venv")
-    done = subprocess.run(
+    process = subprocess.run(
         ["make", "serve", "PYTHON=true"],  # which has the environment already
         cwd=tmp_path,
         env=own | pip,
@@ -70,7 +70,7 @@ def test_a_changed_byte_stops_make_serve(tmp_path: Path, tampered: bool, locked_
         text=True,
         encoding="utf-8",
     )
-    installed = list(tmp_path.glob(".venv/lib/*/site-packages/pinned_thing.py"))
-    assert done.returncode != 0  # there is no vlserve to install here
-    assert ("DO NOT MATCH THE HASHES" in done.stderr) == tampered, done.stderr
-    assert bool(installed) != tampered
+    modules = list(tmp_path.glob(".venv/lib/*/site-packages/pinned_thing.py"))
+    assert process.returncode != 0  # there is no vlserve to install here
+    assert ("DO NOT MATCH THE HASHES" in process.stderr) == tampered, process.stderr
+    assert bool(modules) != tampered

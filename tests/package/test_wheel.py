@@ -24,9 +24,9 @@ PROJECT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installation:
+def installation(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installation:
     """The wheel alone, in an environment that borrows every other package from this one."""
-    folder = tmp_path_factory.mktemp("installed")
+    folder = tmp_path_factory.mktemp("installation")
     environment = folder / "environment"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
@@ -48,7 +48,7 @@ def packaged_names(wheel: Path) -> set[str]:
 
 
 def test_the_wheel_holds_every_file_of_the_code_and_of_the_folders(wheel: Path) -> None:
-    listed = subprocess.run(
+    names = subprocess.run(
         ["git", "ls-files", "src", *FOLDERS],
         cwd=PROJECT,
         capture_output=True,
@@ -58,7 +58,7 @@ def test_the_wheel_holds_every_file_of_the_code_and_of_the_folders(wheel: Path) 
     ).stdout.split()
     expected = {
         name.removeprefix("src/") if name.startswith("src/") else f"vlserve/_project/{name}"
-        for name in listed
+        for name in names
         if (PROJECT / name).is_file()
     }
     assert expected <= packaged_names(wheel)
@@ -67,12 +67,12 @@ def test_the_wheel_holds_every_file_of_the_code_and_of_the_folders(wheel: Path) 
 
 def test_the_wheel_lists_its_components(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as members:
-        listed = json.loads(members.read("vlserve/components.cdx.json"))
-    assert listed["metadata"]["component"]["name"] == "vlserve"
+        inventory = json.loads(members.read("vlserve/components.cdx.json"))
+    assert inventory["metadata"]["component"]["name"] == "vlserve"
     lock = (PROJECT / "requirements.lock").read_text(encoding="utf-8")
-    pinned = [line for line in lock.splitlines() if "==" in line and not line.startswith("#")]
-    assert len(listed["components"]) == len(pinned)
-    [torch] = [each for each in listed["components"] if each["name"] == "torch"]
+    requirements = [line for line in lock.splitlines() if "==" in line and not line.startswith("#")]
+    assert len(inventory["components"]) == len(requirements)
+    [torch] = [each for each in inventory["components"] if each["name"] == "torch"]
     assert all(each["content"] in lock for each in torch["externalReferences"][0]["hashes"])
 
 
@@ -91,36 +91,36 @@ def test_the_metadata_says_licence_and_author_and_names_no_address(wheel: Path) 
     assert not [line for line in lines if line.startswith(("Project-URL", "Home-page"))]
 
 
-def test_the_scripts_of_the_engine_can_be_executed(installed: Installation) -> None:
-    [scripts] = installed.environment.glob("lib/*/site-packages/vlserve/_project/serving_config")
+def test_the_scripts_of_the_engine_can_be_executed(installation: Installation) -> None:
+    [scripts] = installation.environment.glob("lib/*/site-packages/vlserve/_project/serving_config")
     for name in ("start.sh", "worker.sh"):
         assert (scripts / "torchserve" / name).stat().st_mode & 0o111 == 0o111
 
 
-def test_the_checkout_is_out_of_sight(installed: Installation) -> None:
+def test_the_checkout_is_out_of_sight(installation: Installation) -> None:
     code = "import sys, vlserve, vlserve_worker as w; print(vlserve.__file__, w.__file__, sys.path)"
-    seen = installed.output([installed.python, "-c", code])
-    assert str(installed.environment) in seen
-    assert str(PROJECT / "src") not in seen
+    output = installation.output([installation.python, "-c", code])
+    assert str(installation.environment) in output
+    assert str(PROJECT / "src") not in output
 
 
-def test_the_version_is_the_projects(installed: Installation, wheel: Path) -> None:
-    assert installed.output(["vlserve", "--version"]) == f"vlserve {wheel.name.split('-')[1]}\n"
+def test_the_version_is_the_projects(installation: Installation, wheel: Path) -> None:
+    assert installation.output(["vlserve", "--version"]) == f"vlserve {wheel.name.split('-')[1]}\n"
 
 
-def test_every_family_is_listed_from_any_folder(installed: Installation) -> None:
-    listed = json.loads(installed.output(["vlserve", "recipes", "--json"]))
-    assert {each["recipe"] for each in listed} == {f.stem for f in PROJECT.glob("export/*.py")}
-    assert all(each["tasks"] for each in listed)
-    assert not list(installed.folder.iterdir())  # looking leaves nothing behind
+def test_every_family_is_listed_from_any_folder(installation: Installation) -> None:
+    recipes = json.loads(installation.output(["vlserve", "recipes", "--json"]))
+    assert {each["recipe"] for each in recipes} == {f.stem for f in PROJECT.glob("export/*.py")}
+    assert all(each["tasks"] for each in recipes)
+    assert not list(installation.folder.iterdir())  # looking leaves nothing behind
 
 
 def test_init_makes_a_project_whose_files_win(
-    installed: Installation, wheel: Path, tmp_path: Path
+    installation: Installation, wheel: Path, tmp_path: Path
 ) -> None:
-    told = installed.output(["vlserve", "init", "project"], tmp_path)
+    output = installation.output(["vlserve", "init", "project"], tmp_path)
     project = tmp_path / "project"
-    assert f"into {project}" in told
+    assert f"into {project}" in output
     files = {f.relative_to(project).as_posix() for f in project.rglob("*") if f.is_file()}
     assert files - {MARKER} == {
         name.removeprefix("vlserve/_project/")
@@ -132,33 +132,35 @@ def test_init_makes_a_project_whose_files_win(
     (project / "export" / "resnet.py").unlink()
     (project / "inside").mkdir()
     words = ["vlserve", "recipes", "--json"]
-    listed = {each["recipe"] for each in json.loads(installed.output(words, project / "inside"))}
-    assert {"mine", "resnet", "resnet_gru"} <= listed
-    kept = installed.output(["vlserve", "init", project], tmp_path)
-    assert "wrote 1 files" in kept
+    recipes = {
+        each["recipe"] for each in json.loads(installation.output(words, project / "inside"))
+    }
+    assert {"mine", "resnet", "resnet_gru"} <= recipes
+    later_output = installation.output(["vlserve", "init", project], tmp_path)
+    assert "wrote 1 files" in later_output
 
 
 def test_commands_without_a_stack_name_the_folder_that_they_looked_in(
-    installed: Installation, tmp_path: Path
+    installation: Installation, tmp_path: Path
 ) -> None:
-    installed.output(["vlserve", "init", "project"], tmp_path)
+    installation.output(["vlserve", "init", "project"], tmp_path)
     inside = tmp_path / "project" / "handlers"
     for words in (["status"], ["down"]):
-        assert f"{tmp_path}/project " in installed.output(["vlserve", *words], inside)
+        assert f"{tmp_path}/project " in installation.output(["vlserve", *words], inside)
     for words in (["history", "tagger"], ["predict", "tagger"], ["stress", "tagger"]):
-        failed = installed.run(["vlserve", *words], inside)
-        assert failed.returncode == 1
-        assert f"the project folder is {tmp_path}/project" in failed.stderr
-        assert len(failed.stderr.splitlines()) == 1
+        process = installation.run(["vlserve", *words], inside)
+        assert process.returncode == 1
+        assert f"the project folder is {tmp_path}/project" in process.stderr
+        assert len(process.stderr.splitlines()) == 1
 
 
-def test_handlers_of_the_wheel_describe_the_predictions(installed: Installation) -> None:
+def test_handlers_of_the_wheel_describe_the_predictions(installation: Installation) -> None:
     code = (
         "from vlserve.settings import load_settings; "
         "from vlserve.control.api.gateway_openapi import load_tasks; "
         "print(sorted(load_tasks(load_settings().folder('handlers'))))"
     )
-    names = installed.output([installed.python, "-c", code])
+    names = installation.output([installation.python, "-c", code])
     for file in PROJECT.glob("handlers/*.py"):
         entry_point = file.stem in ("torchserve_handler", "triton_model", "adopted")
         assert (repr(file.stem) in names) != entry_point
@@ -166,14 +168,14 @@ def test_handlers_of_the_wheel_describe_the_predictions(installed: Installation)
 
 @pytest.mark.long
 def test_an_archive_is_served_without_a_project_or_a_ledger(
-    installed: Installation, tmp_path: Path
+    installation: Installation, tmp_path: Path
 ) -> None:
     settings = with_free_ports(Settings(project_dir=tmp_path, engine=EngineSettings(workers=1)))
     archive = pack_echo(tmp_path, "tagger", 3)
-    program = installed.environment / "bin" / "vlserve"
-    with serving(settings, archive, program=program) as served:
-        served.wait_until_ready()
+    program = installation.environment / "bin" / "vlserve"
+    with serving(settings, archive, program=program) as server:
+        server.wait_until_ready()
         url = f"{settings.gateway_url}/predictions/tagger"
         assert httpx.post(url, json=QUESTION, trust_env=False).json()["version"] == 3
-        assert served.stop() == 0
+        assert server.stop() == 0
     assert {each.name for each in tmp_path.iterdir()} == {archive.name, "serve.log", ".vlserve"}

@@ -37,18 +37,18 @@ def main() -> None:
     target = FOLDER / parser.parse_args().name
     target.mkdir()  # never over another recording
     with tempfile.TemporaryDirectory(prefix="vlserve-record-") as scratch:
-        project, packed = Path(scratch) / "project", Path(scratch) / "packed"
+        project, archive_folder = Path(scratch) / "project", Path(scratch) / "packed"
         with running_stack(make_settings(project)) as stack:
-            serve(stack, packed)
+            serve(stack, archive_folder)
         write_stack(project, target / "stack.tar.gz")
-        tuning = write_tuning(packed / "tagger-1.mar")
+        tuning = write_tuning(archive_folder / "tagger-1.mar")
         (target / tuning.name).write_bytes(tuning.read_bytes())
 
 
-def serve(stack: RunningStack, packed: Path) -> None:
+def serve(stack: RunningStack, folder: Path) -> None:
     """Register two archives of each model, begin a rollout, and send requests."""
     for model, changes in CHANGES.items():
-        archives = [pack_echo(packed, model, version) for version in (1, 2)]
+        archives = [pack_echo(folder, model, version) for version in (1, 2)]
         for archive in archives:
             stack.control.register(archive)
         stack.control.release(model, 1)
@@ -65,8 +65,8 @@ def send(http: httpx.Client, model: str, archive: Path) -> None:
         key = {"X-Sticky-Key": f"k{number // 2}"} if number % 2 == 0 else {}
         fields = probes[number % len(probes)].fields
         http.post(f"/predictions/{model}", json=fields, headers=key).raise_for_status()
-    refused = http.post(f"/predictions/{model}", json={"top_k": "x"})
-    assert refused.status_code == 422, refused.text
+    answer = http.post(f"/predictions/{model}", json={"top_k": "x"})
+    assert answer.status_code == 422, answer.text
 
 
 def is_counted(control: ControlClient, model: str) -> bool:
@@ -80,14 +80,14 @@ def is_counted(control: ControlClient, model: str) -> bool:
 
 def write_stack(project: Path, file: Path) -> None:
     """Pack the model store and the logs, with no trace of when and by whom."""
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as archive:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
         for path in sorted(path for kind in KEPT for path in project.glob(kind)):
             member = tarfile.TarInfo(path.relative_to(project).as_posix())
             member.size = path.stat().st_size
             with path.open("rb") as content:
                 archive.addfile(member, content)
-    file.write_bytes(gzip.compress(packed.getvalue(), mtime=0))
+    file.write_bytes(gzip.compress(buffer.getvalue(), mtime=0))
 
 
 def write_tuning(archive: Path) -> Path:

@@ -35,8 +35,8 @@ class Server:
     @cached_property
     def metadata(self) -> dict[str, Any]:
         """What the model says of itself."""
-        told: dict[str, Any] = self.http.get(self.path).raise_for_status().json()
-        return told
+        body: dict[str, Any] = self.http.get(self.path).raise_for_status().json()
+        return body
 
     def inputs(self, items: int = 1) -> list[Tensor]:
         """Inputs that the model takes: pictures where one is called image, else words and ones."""
@@ -50,23 +50,23 @@ class Server:
     ) -> httpx.Response:
         """Send bytes behind the JSON; ``length``: what is said of the JSON's."""
         head = json.dumps(request).encode()
-        said = {LENGTH: str(len(head) if length is None else length)}
-        return self.http.post(f"{self.path}/infer", content=head + raw, headers=said)
+        headers = {LENGTH: str(len(head) if length is None else length)}
+        return self.http.post(f"{self.path}/infer", content=head + raw, headers=headers)
 
     def _input(self, about: dict[str, Any], items: int) -> Tensor:
         first, *others = (int(dim) for dim in about["shape"])
         shape = [items if first == -1 else first, *(max(dim, 1) for dim in others)]
         count = prod(shape)
-        one: Any = 1
+        value: Any = 1
         if about["datatype"] == "BYTES":
-            one = PNG if about["name"].startswith("image") else "a cat"
+            value = PNG if about["name"].startswith("image") else "a cat"
         elif about["datatype"] == "BOOL":
-            one = True
+            value = True
         return {
             "name": about["name"],
             "datatype": about["datatype"],
             "shape": shape,
-            "data": [one] * count,
+            "data": [value] * count,
         }
 
 
@@ -75,9 +75,9 @@ def outputs_of(response: httpx.Response) -> dict[str, Tensor]:
     assert response.status_code == 200, response.text
     length = response.headers.get(LENGTH)
     at = len(response.content) if length is None else int(length)
-    told = json.loads(response.content[:at])
+    body = json.loads(response.content[:at])
     outputs = {}
-    for output in told["outputs"]:
+    for output in body["outputs"]:
         size = output.get("parameters", {}).get("binary_data_size")
         if size is not None:
             output["data"] = unpacked(output["datatype"], response.content[at : at + size])
@@ -98,7 +98,7 @@ def packed(tensor: Tensor) -> bytes:
     data: Sequence[Any] = tensor["data"]
     if tensor["datatype"] != "BYTES":
         return struct.pack(f"<{len(data)}{FORMATS[tensor['datatype']]}", *data)
-    return b"".join(struct.pack("<I", len(one.encode())) + one.encode() for one in data)
+    return b"".join(struct.pack("<I", len(text.encode())) + text.encode() for text in data)
 
 
 def unpacked(datatype: str, raw: bytes) -> list[Any]:

@@ -25,10 +25,10 @@ def test_health(v2: Server, what: str) -> None:
 
 
 def test_server_metadata(v2: Server) -> None:
-    told = v2.http.get("/v2").raise_for_status().json()
-    assert isinstance(told["name"], str)
-    assert isinstance(told["version"], str)
-    assert all(isinstance(extension, str) for extension in told["extensions"])
+    metadata = v2.http.get("/v2").raise_for_status().json()
+    assert isinstance(metadata["name"], str)
+    assert isinstance(metadata["version"], str)
+    assert all(isinstance(extension, str) for extension in metadata["extensions"])
 
 
 def test_model_metadata(v2: Server) -> None:
@@ -45,9 +45,9 @@ def test_model_metadata(v2: Server) -> None:
 
 def test_metadata_of_a_version(v2: Server) -> None:
     for version in v2.metadata["versions"]:
-        told = v2.http.get(f"{v2.path}/versions/{version}").raise_for_status().json()
-        assert told["name"] == v2.model
-        assert told["inputs"]
+        metadata = v2.http.get(f"{v2.path}/versions/{version}").raise_for_status().json()
+        assert metadata["name"] == v2.model
+        assert metadata["inputs"]
 
 
 def test_ready_model(v2: Server) -> None:
@@ -77,12 +77,12 @@ def test_unknown_version(v2: Server) -> None:
 def test_inference(v2: Server) -> None:
     response = v2.infer({"inputs": v2.inputs()})
     assert response.headers["content-type"].startswith("application/json")
-    told = response.json()
-    assert told["model_name"] == v2.model
-    known = {output["name"]: output for output in v2.metadata["outputs"]}
+    answer = response.json()
+    assert answer["model_name"] == v2.model
+    metadata = {output["name"]: output for output in v2.metadata["outputs"]}
     for name, output in outputs_of(response).items():
-        assert output["datatype"] == known[name]["datatype"]
-        assert len(output["shape"]) == len(known[name]["shape"])
+        assert output["datatype"] == metadata[name]["datatype"]
+        assert len(output["shape"]) == len(metadata[name]["shape"])
         assert len(output["data"]) == prod(output["shape"])
 
 
@@ -98,8 +98,8 @@ def test_id_comes_back(v2: Server) -> None:
 
 def test_requested_outputs_alone(v2: Server) -> None:
     for output in outputs_of(v2.infer({"inputs": v2.inputs()})):
-        asked = {"inputs": v2.inputs(), "outputs": [{"name": output}]}
-        assert list(outputs_of(v2.infer(asked))) == [output]
+        request = {"inputs": v2.inputs(), "outputs": [{"name": output}]}
+        assert list(outputs_of(v2.infer(request))) == [output]
 
 
 def test_unknown_output(v2: Server) -> None:
@@ -109,15 +109,15 @@ def test_unknown_output(v2: Server) -> None:
 def test_nested_data(v2: Server) -> None:
     inputs = v2.inputs()
     flat = outputs_of(v2.infer({"inputs": inputs}))
-    for one in inputs:
-        for dim in reversed(one["shape"][1:]):
-            rows = range(0, len(one["data"]), dim)
-            one["data"] = [one["data"][at : at + dim] for at in rows]
+    for tensor in inputs:
+        for dim in reversed(tensor["shape"][1:]):
+            rows = range(0, len(tensor["data"]), dim)
+            tensor["data"] = [tensor["data"][at : at + dim] for at in rows]
     assert values(outputs_of(v2.infer({"inputs": inputs}))) == values(flat)
 
 
 def test_batch(v2: Server) -> None:
-    if any(one["shape"][0] != -1 for one in v2.metadata["inputs"]):
+    if any(tensor["shape"][0] != -1 for tensor in v2.metadata["inputs"]):
         pytest.skip("the model takes no batch")
     alone = outputs_of(v2.infer({"inputs": v2.inputs()}))
     both = outputs_of(v2.infer({"inputs": v2.inputs(items=2)}))
@@ -166,9 +166,9 @@ def test_missing_data(v2: Server) -> None:
 
 def _in_binary(v2: Server) -> tuple[list[dict[str, Any]], bytes]:
     inputs, raw = [], b""
-    for one in v2.inputs():
-        bytes_ = packed(one)
-        about = {name: value for name, value in one.items() if name != "data"}
+    for tensor in v2.inputs():
+        bytes_ = packed(tensor)
+        about = {name: value for name, value in tensor.items() if name != "data"}
         inputs.append(about | {"parameters": {"binary_data_size": len(bytes_)}})
         raw += bytes_
     return inputs, raw
@@ -184,13 +184,13 @@ def binary(v2: Server) -> Server:
 
 def test_binary_inputs(binary: Server) -> None:
     inputs, raw = _in_binary(binary)
-    got = outputs_of(binary.infer_raw({"inputs": inputs}, raw))
-    assert values(got) == values(outputs_of(binary.infer({"inputs": binary.inputs()})))
+    outputs = outputs_of(binary.infer_raw({"inputs": inputs}, raw))
+    assert values(outputs) == values(outputs_of(binary.infer({"inputs": binary.inputs()})))
 
 
 def test_binary_outputs(binary: Server) -> None:
-    asked = {"inputs": binary.inputs(), "parameters": {"binary_data_output": True}}
-    response = binary.infer(asked)
+    request = {"inputs": binary.inputs(), "parameters": {"binary_data_output": True}}
+    response = binary.infer(request)
     expected = values(outputs_of(binary.infer({"inputs": binary.inputs()})))
     assert "Inference-Header-Content-Length" in response.headers
     assert values(outputs_of(response)) == expected
@@ -198,9 +198,9 @@ def test_binary_outputs(binary: Server) -> None:
 
 def test_binary_of_one_output(binary: Server) -> None:
     first, *others = outputs_of(binary.infer({"inputs": binary.inputs()}))
-    wanted = [{"name": first, "parameters": {"binary_data": True}}]
-    wanted += [{"name": name, "parameters": {"binary_data": False}} for name in others]
-    response = binary.infer({"inputs": binary.inputs(), "outputs": wanted})
+    choices = [{"name": first, "parameters": {"binary_data": True}}]
+    choices += [{"name": name, "parameters": {"binary_data": False}} for name in others]
+    response = binary.infer({"inputs": binary.inputs(), "outputs": choices})
     assert list(outputs_of(response)) == [first, *others]
     assert "Inference-Header-Content-Length" in response.headers
 

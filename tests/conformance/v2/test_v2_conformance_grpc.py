@@ -39,16 +39,18 @@ def _request(v2: Server, items: int = 1, *, raw: bool = True, **fields: Any) -> 
         if raw:
             request.raw_input_contents.append(packed(tensor))
         else:
-            values = [one.encode() if isinstance(one, str) else one for one in tensor["data"]]
+            values = [
+                value.encode() if isinstance(value, str) else value for value in tensor["data"]
+            ]
             getattr(about.contents, CONTENTS[tensor["datatype"]]).extend(values)
     return request
 
 
 def _code(call: Any, request: Any) -> grpc.StatusCode:
-    with pytest.raises(grpc.RpcError) as refused:
+    with pytest.raises(grpc.RpcError) as error:
         call(request, timeout=WITHIN_S)
-    assert refused.value.details()  # type: ignore[attr-defined]
-    code: grpc.StatusCode = refused.value.code()  # type: ignore[attr-defined]
+    assert error.value.details()  # type: ignore[attr-defined]
+    code: grpc.StatusCode = error.value.code()  # type: ignore[attr-defined]
     return code
 
 
@@ -73,9 +75,9 @@ def test_a_model_says_what_it_takes_and_gives_as_in_rest(stub: Any, v2: Server) 
     assert (about.name, about.platform) == (v2.model, v2.metadata["platform"])
     assert list(about.versions) == v2.metadata["versions"]
     for ours, theirs in ((about.inputs, "inputs"), (about.outputs, "outputs")):
-        assert [(one.name, one.datatype, list(one.shape)) for one in ours] == [
-            (one["name"], one["datatype"], [int(dim) for dim in one["shape"]])
-            for one in v2.metadata[theirs]
+        assert [(tensor.name, tensor.datatype, list(tensor.shape)) for tensor in ours] == [
+            (tensor["name"], tensor["datatype"], [int(dim) for dim in tensor["shape"]])
+            for tensor in v2.metadata[theirs]
         ]
 
 
@@ -90,8 +92,8 @@ def test_an_unknown_model_is_not_ready(stub: Any) -> None:
     request = pb.ModelReadyRequest(name="no-such-model")
     try:
         assert not stub.ModelReady(request, timeout=WITHIN_S).ready
-    except grpc.RpcError as refused:
-        assert refused.code() is grpc.StatusCode.NOT_FOUND  # type: ignore[attr-defined]
+    except grpc.RpcError as error:
+        assert error.code() is grpc.StatusCode.NOT_FOUND  # type: ignore[attr-defined]
 
 
 def test_inference_answers_with_names_and_id(stub: Any, v2: Server) -> None:
@@ -115,12 +117,12 @@ def test_several_items_have_as_many_answers(stub: Any, v2: Server) -> None:
 
 def test_contents_are_read_as_raw_contents_are(stub: Any, v2: Server) -> None:
     version = v2.metadata["versions"][0]
-    raw, typed = (
+    raw, contents = (
         stub.ModelInfer(_request(v2, raw=raw, model_version=version), timeout=WITHIN_S)
         for raw in (True, False)
     )
-    assert _sizes(raw) == _sizes(typed)
-    assert raw.raw_output_contents[0] == typed.raw_output_contents[0]
+    assert _sizes(raw) == _sizes(contents)
+    assert raw.raw_output_contents[0] == contents.raw_output_contents[0]
 
 
 def test_raw_outputs_have_as_many_bytes_as_their_shape_says(stub: Any, v2: Server) -> None:
@@ -147,9 +149,9 @@ def test_an_output_is_asked_for(stub: Any, v2: Server) -> None:
 
 
 def test_a_refusal_has_a_code_and_a_reason(stub: Any, v2: Server) -> None:
-    missing = grpc.StatusCode.NOT_FOUND
-    assert _code(stub.ModelInfer, _request(v2, model_name="no-such-model")) is missing
-    assert _code(stub.ModelMetadata, pb.ModelMetadataRequest(name="no-such-model")) is missing
+    not_found = grpc.StatusCode.NOT_FOUND
+    assert _code(stub.ModelInfer, _request(v2, model_name="no-such-model")) is not_found
+    assert _code(stub.ModelMetadata, pb.ModelMetadataRequest(name="no-such-model")) is not_found
     bad = grpc.StatusCode.INVALID_ARGUMENT
     assert _code(stub.ModelInfer, pb.ModelInferRequest(model_name=v2.model)) is bad
     unknown = _request(v2)

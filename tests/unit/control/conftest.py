@@ -22,16 +22,16 @@ POLICY = Path(__file__).parents[3] / "serving_config" / "rollout.yaml"
 
 
 @pytest.fixture(scope="session")
-def packed(tmp_path_factory: pytest.TempPathFactory) -> Archive:
-    """A packed archive; packed once for the same arguments."""
-    folder = tmp_path_factory.mktemp("packed")
-    made: dict[str, Path] = {}
+def pack(tmp_path_factory: pytest.TempPathFactory) -> Archive:
+    """Packs an archive, once for the same arguments."""
+    folder = tmp_path_factory.mktemp("archives")
+    archives: dict[str, Path] = {}
 
     def pack(model: str = "tagger", version: int = 1, shift: int = 0) -> Path:
         name = f"{model}-{version}-{shift}"
-        if name not in made:
-            made[name] = pack_echo(folder / name, model, version, answer_shift=shift)
-        return made[name]
+        if name not in archives:
+            archives[name] = pack_echo(folder / name, model, version, answer_shift=shift)
+        return archives[name]
 
     return pack
 
@@ -65,9 +65,9 @@ def control(settings: Settings, engine: FakeEngine, gateway: FakeGateway) -> Ite
 
 
 @pytest.fixture
-def tagger(control: Control, packed: Archive) -> Control:
+def tagger(control: Control, pack: Archive) -> Control:
     """tagger 1 stable, tagger 2 ready."""
-    register(control, packed("tagger", 1), packed("tagger", 2))
+    register(control, pack("tagger", 1), pack("tagger", 2))
     control.service.release("tagger", 1)
     control.reconciler.tick()
     return control
@@ -79,14 +79,14 @@ def requests(settings: Settings, gateway: FakeGateway) -> Requests:
 
 
 @pytest.fixture(name="register")
-def register_copy(control: Control, packed: Archive) -> Register:
+def register_copy(control: Control, pack: Archive) -> Register:
     """Registers a copy of a packed archive, as the API does with an upload."""
 
     def do(
         version: int = 1, *, model: str = "tagger", shift: int = 0, name: str = ""
     ) -> Registration:
         file = control.service.incoming / f"{model}-{version}-{threading.get_ident()}.mar"
-        shutil.copy(packed(model, version, shift), file)
+        shutil.copy(pack(model, version, shift), file)
         return control.service.register(file, name)
 
     return do

@@ -30,10 +30,10 @@ def _drawn(chance: random.Random, shares: Mapping[str, float], count: int) -> li
 
 def test_answers_like_the_training_data_seldom_alarm() -> None:
     """Each run is looked at after every block; the tolerated distance is used up."""
-    shifted = {"animals": 50 + 100 * MARGIN, "cars": 30, "food": 20 - 100 * MARGIN}
+    shares = {"animals": 50 + 100 * MARGIN, "cars": 30, "food": 20 - 100 * MARGIN}
     alarms = 0
     for seed in range(60):
-        labels = _drawn(random.Random(seed), shifted, 2000)
+        labels = _drawn(random.Random(seed), shares, 2000)
         alarms += take_in(Drift(), labels, TRAINING, MARGIN).peak_e >= 1 / ALPHA
     assert alarms <= 60 * ALPHA
 
@@ -46,22 +46,22 @@ def test_other_answers_alarm_soon() -> None:
 
 def test_it_does_not_matter_in_which_portions_answers_come() -> None:
     labels = _drawn(random.Random(2), {"animals": 60, "food": 40}, 5 * BLOCK + 7)
-    at_once = take_in(Drift(), labels, TRAINING, MARGIN)
+    whole = take_in(Drift(), labels, TRAINING, MARGIN)
     drift = Drift()
     for start in range(0, len(labels), 13):
         drift = take_in(drift, labels[start : start + 13], TRAINING, MARGIN)
-    assert drift.e_value == pytest.approx(at_once.e_value)
-    assert (drift.answers, drift.open_block) == (at_once.answers, at_once.open_block)
+    assert drift.e_value == pytest.approx(whole.e_value)
+    assert (drift.answers, drift.open_block) == (whole.answers, whole.open_block)
 
 
 def _answer(number: int, at: float, **fields: Any) -> dict[str, Any]:
-    told = {
+    line = {
         "request_id": f"r{number}",
         "model": "tagger",
         "version": 1,
         "at": datetime.fromtimestamp(at, UTC).isoformat(),
     }
-    return {**told, **(fields or {"scores": {"cars": 0.9, "food": 0.1}})}
+    return {**line, **(fields or {"scores": {"cars": 0.9, "food": 0.1}})}
 
 
 def _write(log: Path, lines: list[dict[str, Any]]) -> None:
@@ -100,22 +100,22 @@ def test_a_long_log_is_sampled_between_two_times(
     labels = ["food"] * 3000 + ["cars"] * 3000
     lines = [_answer(n, NOW + n, scores={label: 0.9}) for n, label in enumerate(labels)]
     _write(tmp_path / "answers.jsonl", lines)
-    late = history.answered("tagger", 1, NOW + 3100, None)
-    assert set(late.labels) == {"cars"} and 150 <= late.answers <= 200
-    early = history.answered("tagger", 1, NOW + 1000, NOW + 2900)
-    assert set(early.labels) == {"food"} and 150 <= early.answers <= 200
+    second_half = history.answered("tagger", 1, NOW + 3100, None)
+    assert set(second_half.labels) == {"cars"} and 150 <= second_half.answers <= 200
+    first_half = history.answered("tagger", 1, NOW + 1000, NOW + 2900)
+    assert set(first_half.labels) == {"food"} and 150 <= first_half.answers <= 200
 
 
 def test_requests_are_counted_by_status_and_size(history: AnswerHistory, tmp_path: Path) -> None:
     at = datetime.fromtimestamp(NOW, UTC).isoformat()
-    told = {"at": at, "model": "tagger", "schema": 1}
-    lines = [{**told, "status": 200, "bytes_in": 100 * n} for n in range(1, 4)]
-    lines += [{**told, "status": 422}, {**told, "status": 422}, {**told, "status": 503}]
-    lines += [{**told, "model": "other", "status": 413}]
+    fields = {"at": at, "model": "tagger", "schema": 1}
+    lines = [{**fields, "status": 200, "bytes_in": 100 * n} for n in range(1, 4)]
+    lines += [{**fields, "status": 422}, {**fields, "status": 422}, {**fields, "status": 503}]
+    lines += [{**fields, "model": "other", "status": 413}]
     _write(tmp_path / "access.jsonl", lines)
-    asked = history.asked("tagger", NOW - 10)
-    assert (asked.requests, asked.refused) == (6, {422: 2})
-    assert asked.body_bytes == Quantiles(3, 200.0, pytest.approx(290.0))
+    traffic = history.asked("tagger", NOW - 10)
+    assert (traffic.requests, traffic.refused) == (6, {422: 2})
+    assert traffic.body_bytes == Quantiles(3, 200.0, pytest.approx(290.0))
 
 
 def test_each_new_answer_is_read_once(
@@ -149,8 +149,8 @@ def test_each_new_answer_is_read_once(
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    packed = verify_archive(pack_echo(tmp_path_factory.mktemp("drift"), "tagger", 1))
-    return packed.model_copy(update={"training": {"label_items": TRAINING}})
+    original = verify_archive(pack_echo(tmp_path_factory.mktemp("drift"), "tagger", 1))
+    return original.model_copy(update={"training": {"label_items": TRAINING}})
 
 
 def test_a_version_is_watched_from_its_first_look(
@@ -163,11 +163,11 @@ def test_a_version_is_watched_from_its_first_look(
     assert first is not None and first.drift.answers == 0 and not first.alarms
     probes = [_answer(n, NOW, scores={"cars": 1}) | {"request_id": probe_id()} for n in range(9)]
     _write(log, [*probes, *(_answer(n, NOW, scores={"games": 1}) for n in range(400))])
-    later = watch.look(manifest)
-    assert later is not None and later.alarms and later.since == first.since
-    assert later.drift.answers == 400 and later.threshold == 20
-    again = watch.look(manifest)
-    assert again is not None and again.drift.answers == 400
+    second = watch.look(manifest)
+    assert second is not None and second.alarms and second.since == first.since
+    assert second.drift.answers == 400 and second.threshold == 20
+    third = watch.look(manifest)
+    assert third is not None and third.drift.answers == 400
 
 
 @pytest.mark.parametrize(
@@ -194,23 +194,23 @@ def test_the_evidence_outlives_the_service(
     first = DriftWatch(history, file).look(manifest)
     assert first is not None
     _write(log, [_answer(n, NOW, scores={"games": 1}) for n in range(250)])
-    at_once = DriftWatch(history, file).look(manifest)
-    assert at_once is not None and at_once.since == first.since
-    assert (at_once.drift.answers, len(at_once.drift.open_block)) == (240, 10)
+    second = DriftWatch(history, file).look(manifest)
+    assert second is not None and second.since == first.since
+    assert (second.drift.answers, len(second.drift.open_block)) == (240, 10)
     _write(log, [_answer(n, NOW, scores={"games": 1}) for n in range(150)])
-    again = DriftWatch(history, file).look(manifest)  # of another control service
-    assert again is not None and again.drift.answers == 400 and again.alarms
-    kept = json.loads(file.read_text(encoding="utf-8"))
-    assert kept["schema"] == 1 and list(kept["versions"]) == ["tagger/1"]
+    third = DriftWatch(history, file).look(manifest)  # of another control service
+    assert third is not None and third.drift.answers == 400 and third.alarms
+    record = json.loads(file.read_text(encoding="utf-8"))
+    assert record["schema"] == 1 and list(record["versions"]) == ["tagger/1"]
 
 
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda kept: "{",
-        lambda kept: json.dumps(kept | {"schema": 2}),
-        lambda kept: json.dumps(kept).replace('"purses":', '"purses": [], "before":'),
-        lambda kept: json.dumps(kept).replace('"peak_e":', '"peak_e": "much", "before":'),
+        lambda record: "{",
+        lambda record: json.dumps(record | {"schema": 2}),
+        lambda record: json.dumps(record).replace('"purses":', '"purses": [], "before":'),
+        lambda record: json.dumps(record).replace('"peak_e":', '"peak_e": "much", "before":'),
     ],
 )
 def test_evidence_that_cannot_be_read_is_begun_anew(

@@ -47,25 +47,25 @@ class Server(BaseHTTPRequestHandler):
 def server() -> Iterator[str]:
     Server.asked.clear()
     Server.encodings.clear()
-    with HTTPServer(("127.0.0.1", 0), Server) as running:
-        thread = threading.Thread(target=running.serve_forever, args=(0.05,))
+    with HTTPServer(("127.0.0.1", 0), Server) as http_server:
+        thread = threading.Thread(target=http_server.serve_forever, args=(0.05,))
         thread.start()
-        yield f"http://127.0.0.1:{running.server_port}"
-        running.shutdown()
+        yield f"http://127.0.0.1:{http_server.server_port}"
+        http_server.shutdown()
         thread.join()
 
 
-def _read(url: str, store: Path, *allowed: str, most: int = 1000) -> tuple[str, int, bytes]:
-    with open_url(url, store, allowed, most) as source:
+def _read(url: str, store: Path, *prefixes: str, most: int = 1000) -> tuple[str, int, bytes]:
+    with open_url(url, store, prefixes, most) as source:
         return source.name, source.size, b"".join(source.chunks)
 
 
 def test_an_allowed_server_is_asked(server: str, tmp_path: Path) -> None:
-    allowed = f"{server}/team/"
-    assert _read(f"{allowed}tagger-2.mar", tmp_path, allowed) == ("tagger-2.mar", 10, BODY)
-    assert _read(f"{allowed}unsized.mar", tmp_path, allowed) == ("unsized.mar", 0, BODY)
+    prefix = f"{server}/team/"
+    assert _read(f"{prefix}tagger-2.mar", tmp_path, prefix) == ("tagger-2.mar", 10, BODY)
+    assert _read(f"{prefix}unsized.mar", tmp_path, prefix) == ("unsized.mar", 0, BODY)
     with pytest.raises(ArchiveTooLarge, match=r"control\.max_archive_bytes"):
-        _read(f"{allowed}unsized.mar", tmp_path, allowed, most=9)
+        _read(f"{prefix}unsized.mar", tmp_path, prefix, most=9)
     assert {*Server.encodings} == {"identity"}
 
 
@@ -128,27 +128,27 @@ def test_files_of_allowed_folders_are_read(tmp_path: Path) -> None:
         place.mkdir(parents=True)
         (place / "x.mar").write_bytes(BODY)
     (folder / "out.mar").symlink_to(store / "x.mar")
-    allowed = f"{folder.as_uri()}/"
-    assert _read(f"{folder.as_uri()}/deep/x.mar", store, allowed) == ("x.mar", 10, BODY)
+    prefix = f"{folder.as_uri()}/"
+    assert _read(f"{folder.as_uri()}/deep/x.mar", store, prefix) == ("x.mar", 10, BODY)
     for url in (
         f"{folder.as_uri()}/out.mar",
         f"{folder.as_uri()}2/x.mar",
         f"{folder.as_uri()}/../store/x.mar",
     ):
         with pytest.raises(UrlNotAllowed):
-            _read(url, store, allowed)
+            _read(url, store, prefix)
     with pytest.raises(ArchiveNotFound):
-        _read(f"{folder.as_uri()}/none.mar", store, allowed)
+        _read(f"{folder.as_uri()}/none.mar", store, prefix)
     with pytest.raises(ArchiveNotFound):
-        _read(f"{folder.as_uri()}/deep", store, allowed)
+        _read(f"{folder.as_uri()}/deep", store, prefix)
     with pytest.raises(UrlNotAllowed):
         _read(f"{folder.as_uri()}/deep/x.mar", store)
 
 
 def test_the_store_has_names_and_kept_archives(tmp_path: Path) -> None:
-    kept = tmp_path / "tagger" / "2"
-    kept.mkdir(parents=True)
-    (kept / "tagger-2.mar").write_bytes(BODY)
+    folder = tmp_path / "tagger" / "2"
+    folder.mkdir(parents=True)
+    (folder / "tagger-2.mar").write_bytes(BODY)
     assert _read("tagger-2.mar", tmp_path)[2] == BODY
     (tmp_path / "any.mar").write_bytes(BODY)
     assert _read("any.mar", tmp_path)[0] == "any.mar"
@@ -173,6 +173,6 @@ def test_an_allowed_address_is_a_folder(wrong: str) -> None:
 
 
 def test_allowed_addresses_are_read_from_a_variable() -> None:
-    given: object = "https://models.example/a/, file:///srv/b/"
-    settings = ControlSettings.model_validate({"allowed_urls": given})
+    urls: object = "https://models.example/a/, file:///srv/b/"
+    settings = ControlSettings.model_validate({"allowed_urls": urls})
     assert settings.allowed_urls == ("https://models.example/a/", "file:///srv/b/")

@@ -18,10 +18,10 @@ from vlserve.control.store.ledger import Ledger
 @pytest.fixture
 def folder(tmp_path: Path) -> JobFolder:
     """A job of which two parts of 50 rows are done, in 10 s together; three rows failed."""
-    begun = JobFolder(tmp_path / "out")
-    with begun.locked():
-        begun.begin(RECORD)
-        begun.tell_progress(Progress(share=0.25, left_s=30.0, at=1000.0))
+    job_folder = JobFolder(tmp_path / "out")
+    with job_folder.locked():
+        job_folder.begin(RECORD)
+        job_folder.tell_progress(Progress(share=0.25, left_s=30.0, at=1000.0))
     for part in (0, 1):
         receipt = Receipt(
             part=part,
@@ -35,24 +35,24 @@ def folder(tmp_path: Path) -> JobFolder:
         )
         receipts = tmp_path / "out" / ".vlserve" / "receipts"
         (receipts / f"{part:05}.json").write_text(receipt.model_dump_json(), encoding="utf-8")
-    return begun
+    return job_folder
 
 
 def test_a_job_that_runs_says_how_long_it_takes(folder: JobFolder, tmp_path: Path) -> None:
     with folder.locked():
-        running = look_at(tmp_path / "out", 1010.0)
-    assert (running.state, running.share, running.left_s) == ("running", 0.25, 20.0)
-    assert (running.rows, running.failed, running.errors) == (100, 3, {"image_unreadable": 3})
-    assert running.rows_per_s == pytest.approx(10.0)
-    assert (running.model, running.version, running.task) == ("tagger", 1, "tag")
+        status = look_at(tmp_path / "out", 1010.0)
+    assert (status.state, status.share, status.left_s) == ("running", 0.25, 20.0)
+    assert (status.rows, status.failed, status.errors) == (100, 3, {"image_unreadable": 3})
+    assert status.rows_per_s == pytest.approx(10.0)
+    assert (status.model, status.version, status.task) == ("tagger", 1, "tag")
 
 
 def test_a_job_is_stopped_finished_or_gone(folder: JobFolder, tmp_path: Path) -> None:
-    stopped = look_at(tmp_path / "out", 1010.0)
-    assert (stopped.state, stopped.share, stopped.left_s) == ("stopped", 0.25, None)
+    before = look_at(tmp_path / "out", 1010.0)
+    assert (before.state, before.share, before.left_s) == ("stopped", 0.25, None)
     (tmp_path / "out" / "report.json").write_text("{}", encoding="utf-8")
-    finished = look_at(tmp_path / "out", 1010.0)
-    assert (finished.state, finished.share) == ("finished", 1.0)
+    after = look_at(tmp_path / "out", 1010.0)
+    assert (after.state, after.share) == ("finished", 1.0)
     assert look_at(tmp_path / "nothing", 1010.0).state == "gone"
     (tmp_path / "out" / ".vlserve" / "job.json").write_text("{}", encoding="utf-8")
     assert look_at(tmp_path / "out", 1010.0).state == "gone"
@@ -62,23 +62,23 @@ def test_receipts_are_read_again_only_where_one_has_come(
     folder: JobFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     receipts = tmp_path / "out" / ".vlserve" / "receipts"
-    read: list[int | None] = []
+    calls: list[int | None] = []
     whole = JobFolder.receipts
     monkeypatch.setattr(
-        JobFolder, "receipts", lambda job, most=None: read.append(most) or whole(job, most)
+        JobFolder, "receipts", lambda job, most=None: calls.append(most) or whole(job, most)
     )
     with Ledger(tmp_path / "store") as ledger:
         jobs = BatchJobs(ledger)
         jobs.announce(tmp_path / "out")
         assert [jobs.jobs()[0].rows for _ in range(2)] == [100, 100]
-        assert len(read) == 2  # the folder has just changed
+        assert len(calls) == 2  # the folder has just changed
         os.utime(receipts, ns=(0, time.time_ns() - 10**10))
         assert [jobs.jobs()[0].rows for _ in range(3)] == [100, 100, 100]
-        assert len(read) == 3
+        assert len(calls) == 3
         third = json.loads((receipts / "00001.json").read_text(encoding="utf-8")) | {"part": 2}
         (receipts / "00002.json").write_text(json.dumps(third), encoding="utf-8")
         assert jobs.jobs()[0].rows == 150
-        assert len(read) == 4
+        assert len(calls) == 4
 
 
 @pytest.mark.parametrize("name", ["job.json", "progress.json", "receipts/00000.json"])
@@ -94,8 +94,10 @@ def test_what_is_no_file_of_a_job_is_not_read(
     else:
         file.touch()
         os.truncate(file, job.MOST_BYTES + 1)  # no byte of it is on the disk
-    seen = look_at(tmp_path / "out", 1010.0)
-    assert (seen.state, seen.share) == (("stopped", None) if "progress" in name else ("gone", None))
+    status = look_at(tmp_path / "out", 1010.0)
+    assert (status.state, status.share) == (
+        ("stopped", None) if "progress" in name else ("gone", None)
+    )
 
 
 def test_the_newest_jobs_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

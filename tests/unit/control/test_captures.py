@@ -83,7 +83,9 @@ def test_each_start_draws_a_salt_that_its_history_does_not_tell(
         assert plan is not None and len(plan.salt) == 32
         salts.add(plan.salt)
     assert len(salts) == 2
-    (event, *_) = [one for one in tagger.ledger.events("tagger") if one.kind == "capture_started"]
+    (event, *_) = [
+        event for event in tagger.ledger.events("tagger") if event.kind == "capture_started"
+    ]
     assert set(event.detail) == {"share", "days", "max_bytes"}
     assert (folder / PLAN).stat().st_mode & 0o777 == 0o600
 
@@ -119,8 +121,8 @@ def test_keeping_ends_on_a_full_disk(
         status = getattr(captures, word)("tagger")
     assert status.plan is None and "not in its history" in caplog.text
     captures.expire()
-    left = captures.status("tagger").inputs
-    assert left == {"stop": 2, "purge": 0}[word]  # for lack of a plan nothing is old
+    count = captures.status("tagger").inputs
+    assert count == {"stop": 2, "purge": 0}[word]  # for lack of a plan nothing is old
     assert word != "stop" or "until `vlserve capture purge tagger`" in caplog.text
     assert captures.purge("tagger").inputs == 0 and not folder.exists()
 
@@ -134,10 +136,10 @@ def test_a_purge_deletes_under_another_name(
         patch.setattr(shutil, "rmtree", lambda *_, **__: None)
         with pytest.raises(CaptureUnwritable, match="by hand"):
             captures.purge("tagger")
-    (aside,) = folder.parent.iterdir()
+    (trash,) = folder.parent.iterdir()
     with pytest.raises(FileNotFoundError), locked_total(folder):
         pass
-    assert (aside / name_of("a")).exists() and not folder.exists()
+    assert (trash / name_of("a")).exists() and not folder.exists()
     captures.expire()
     assert list(folder.parent.iterdir()) == []
     assert _kinds(tagger)[-2:] == ["capture_started", "capture_stopped"]
@@ -153,10 +155,10 @@ def test_old_inputs_and_files_of_killed_workers_are_deleted(
     for part in parts:
         part.write_bytes(b"half")
     _age(parts[0], LEFT_OVER_S + 1)
-    gone = folder / ".gone"
-    gone.symlink_to("nowhere")  # as a file that its worker deletes between two looks at it
+    link = folder / ".gone"
+    link.symlink_to("nowhere")  # as a file that its worker deletes between two looks at it
     captures.expire()
-    names = {file.name for file in folder.iterdir() if file != gone}
+    names = {file.name for file in folder.iterdir() if file != link}
     assert names == {PLAN, "total", name_of("new"), parts[1].name}
     assert total_of(folder) == BLOCK
 

@@ -31,8 +31,8 @@ _COMPOSED = {
 
 def _asked_for() -> set[str]:
     files = [*ROOM.glob("templates/*.j2"), *ROOM.glob("*.py")]
-    told = "\n".join(file.read_text(encoding="utf-8") for file in files)
-    return set(re.findall(r"""\b(?:t|texts)\(['"]([a-z_0-9]+)['"][,)]""", told))
+    source = "\n".join(file.read_text(encoding="utf-8") for file in files)
+    return set(re.findall(r"""\b(?:t|texts)\(['"]([a-z_0-9]+)['"][,)]""", source))
 
 
 def _fields(text: str) -> set[str]:
@@ -50,13 +50,13 @@ def test_every_language_has_every_text() -> None:
 
 
 def test_what_pages_ask_for_is_there_and_nothing_else() -> None:
-    given_by_name = {"no_session", "how_to_enter", "refused", "foreign_form", "not_done"}
-    given_by_name |= {"code_used", "wrong_key"}
-    assert _asked_for() | _COMPOSED | given_by_name == set(catalogue())
+    named_texts = {"no_session", "how_to_enter", "refused", "foreign_form", "not_done"}
+    named_texts |= {"code_used", "wrong_key"}
+    assert _asked_for() | _COMPOSED | named_texts == set(catalogue())
 
 
 @pytest.mark.parametrize(
-    ("chosen", "accepted", "language"),
+    ("choice", "header", "language"),
     [
         ("", "", "en"),
         ("", "zh-CN,zh;q=0.9,en;q=0.8", "zh"),
@@ -68,5 +68,5 @@ def test_what_pages_ask_for_is_there_and_nothing_else() -> None:
         ("fr", "en", "en"),
     ],
 )
-def test_the_language_of_a_page(chosen: str, accepted: str, language: str) -> None:
-    assert choose_language(chosen, accepted) == language
+def test_the_language_of_a_page(choice: str, header: str, language: str) -> None:
+    assert choose_language(choice, header) == language

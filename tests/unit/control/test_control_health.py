@@ -17,11 +17,11 @@ def test_a_full_disk_is_named_once_with_all_that_lies_on_it(tmp_path: Path) -> N
         logs = disk / "logs"
         logs.mkdir()
         assert troubles(model_store=disk, logs=logs) == []
-        filling = fill(disk)
+        filler = fill(disk)
         (message,) = troubles(model_store=disk, logs=logs, state_dir=tmp_path)
         assert f"the disk of model_store ({disk}), logs ({logs}) has 0.0 MiB left" in message
         assert "`vlserve delete`" in message and "/the/logs" in message
-        filling.unlink()
+        filler.unlink()
         assert troubles(model_store=disk, logs=logs) == []
 
 

@@ -30,14 +30,16 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
 
 
 @pytest.fixture(scope="session")
-def manifest(packed: Callable[..., Path]) -> Manifest:
-    return verify_archive(packed())
+def manifest(pack: Callable[..., Path]) -> Manifest:
+    return verify_archive(pack())
 
 
 def add(ledger: Ledger, manifest: Manifest, version: int, *states: State) -> None:
     """A version of tagger, moved through ``states``."""
-    numbered = manifest.model_copy(update={"version": version})
-    ledger.add(numbered, ledger.store / "tagger" / f"tagger-{version}.mar", f"{version:064x}")
+    version_manifest = manifest.model_copy(update={"version": version})
+    ledger.add(
+        version_manifest, ledger.store / "tagger" / f"tagger-{version}.mar", f"{version:064x}"
+    )
     for state in states:
         ledger.move("tagger", version, state, str(state))
 
@@ -78,8 +80,8 @@ def test_states_move_as_the_table_says(ledger: Ledger, manifest: Manifest, befor
 
 
 def test_every_state_can_be_reached_and_left() -> None:
-    reached = {State.REGISTERED}.union(*TRANSITIONS.values())
-    assert reached == set(State) == {state for state in TRANSITIONS if TRANSITIONS[state]}
+    states = {State.REGISTERED}.union(*TRANSITIONS.values())
+    assert states == set(State) == {state for state in TRANSITIONS if TRANSITIONS[state]}
 
 
 def test_release_pushes_and_rollback_pops(ledger: Ledger, manifest: Manifest) -> None:
@@ -130,9 +132,9 @@ def test_history_is_in_order_and_says_what(ledger: Ledger, manifest: Manifest) -
         add(ledger, manifest, version, *READY)
         ledger.release("tagger", version, full_weight(version))
     ledger.roll_back("tagger", 1, full_weight(1))
-    told = [(event.version, event.kind) for event in ledger.events("tagger")]
+    history = [(event.version, event.kind) for event in ledger.events("tagger")]
     once = ["registered", "loading", "ready", "released"]
-    assert told == [(1, kind) for kind in once] + [(2, kind) for kind in once] + [
+    assert history == [(1, kind) for kind in once] + [(2, kind) for kind in once] + [
         (1, "rolled_back")
     ]
     assert ledger.events("tagger")[-1].detail == {"previous": 2, "weights": {"1": 100}}
@@ -161,13 +163,13 @@ def test_a_transaction_is_kept_whole_or_not_at_all(ledger: Ledger, manifest: Man
 
 def test_reading_does_not_wait_for_a_change_under_way(ledger: Ledger, manifest: Manifest) -> None:
     add(ledger, manifest, 1, *READY)
-    seen = []
+    versions = []
     with ledger.transaction():
         ledger.release("tagger", 1, full_weight(1))
-        reader = threading.Thread(target=lambda: seen.append(ledger.model("tagger").stable))
+        reader = threading.Thread(target=lambda: versions.append(ledger.model("tagger").stable))
         reader.start()
         reader.join()
-    assert seen == [None]
+    assert versions == [None]
     assert ledger.model("tagger").stable == 1
 
 
@@ -191,8 +193,8 @@ def test_threads_that_end_leave_no_open_file(ledger: Ledger) -> None:
         thread = threading.Thread(target=ledger.models)
         thread.start()
         thread.join()
-    opened = [file.path for file in psutil.Process().open_files()]
-    assert opened.count(str(ledger.store / LEDGER)) <= 2
+    paths = [file.path for file in psutil.Process().open_files()]
+    assert paths.count(str(ledger.store / LEDGER)) <= 2
 
 
 def test_a_failed_version_gives_its_number_up(ledger: Ledger, manifest: Manifest) -> None:

@@ -21,7 +21,7 @@ EXPECTED = tags(("cat", 0.5), ("dog", 0.4999))
 
 
 @pytest.mark.parametrize(
-    "got",
+    "answer",
     [
         EXPECTED,
         EXPECTED | {"model": "tagger", "request_id": "r"},
@@ -30,12 +30,12 @@ EXPECTED = tags(("cat", 0.5), ("dog", 0.4999))
     ],
     ids=["same", "more fields", "within tolerance", "ties swapped"],
 )
-def test_the_same_answer(got: dict[str, Any]) -> None:
-    assert differences(EXPECTED, got) == []
+def test_the_same_answer(answer: dict[str, Any]) -> None:
+    assert differences(EXPECTED, answer) == []
 
 
 @pytest.mark.parametrize(
-    ("got", "said"),
+    ("answer", "beginning"),
     [
         ({}, "the answer has no tags"),
         (tags(("cat", 0.5), ("dog", 0.49)), "tags[1].score is 0.49, expected 0.4999"),
@@ -45,15 +45,15 @@ def test_the_same_answer(got: dict[str, Any]) -> None:
         ({"tags": "cat"}, "tags is 'cat'"),
     ],
 )
-def test_a_different_answer_says_where(got: dict[str, Any], said: str) -> None:
-    (found,) = differences(EXPECTED, got)
-    assert found.startswith(said)
+def test_a_different_answer_says_where(answer: dict[str, Any], beginning: str) -> None:
+    (difference,) = differences(EXPECTED, answer)
+    assert difference.startswith(beginning)
 
 
 def test_every_wrong_field_is_listed() -> None:
     expected = {"caption": "a cat", "log_prob": -1.0, "model": "captioner", "sure": True}
-    got = {"caption": "a dog", "log_prob": -1.0002, "model": "captioner", "sure": 1}
-    assert differences(expected, got) == [
+    answer = {"caption": "a dog", "log_prob": -1.0002, "model": "captioner", "sure": 1}
+    assert differences(expected, answer) == [
         "caption is 'a dog', expected 'a cat'",
         "sure is 1, expected True",
     ]
@@ -71,8 +71,8 @@ class SilentEngine(FakeEngine):
         raise NotReady("timed out")
 
 
-def test_what_does_not_answer_is_asked_once(packed: Callable[..., Path]) -> None:
-    manifest = verify_archive(packed())
+def test_what_does_not_answer_is_asked_once(pack: Callable[..., Path]) -> None:
+    manifest = verify_archive(pack())
     engine = SilentEngine(("engine-0", "engine-1"))
     probes = manifest.probes[:1] * 3
     assert failed_probes(engine, engine.instances(), manifest, probes) == ["probe 1: timed out"]
@@ -84,7 +84,7 @@ def exchange(text: str, status: int = 200, **headers: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("expected", "got"),
+    ("expected", "answer"),
     [
         ('{"a": 0.1234567, "n": 3}', '{"a": 0.1234574, "n": 3}'),
         ("[12345.678, 1e-09]", "[12345.681, 2e-09]"),
@@ -92,12 +92,14 @@ def exchange(text: str, status: int = 200, **headers: str) -> dict[str, Any]:
         ("not JSON: 0.5", "not JSON: 0.5"),
     ],
 )
-def test_a_raw_answer_may_differ_in_the_last_digits_of_fractions(expected: str, got: str) -> None:
-    assert different_exchange(exchange(expected), exchange(got)) == []
+def test_a_raw_answer_may_differ_in_the_last_digits_of_fractions(
+    expected: str, answer: str
+) -> None:
+    assert different_exchange(exchange(expected), exchange(answer)) == []
 
 
 @pytest.mark.parametrize(
-    ("expected", "got"),
+    ("expected", "answer"),
     [
         ('{"a": 0.5}', '{"a": 0.5001}'),
         ("[1000.5]", "[1000.51]"),
@@ -110,14 +112,14 @@ def test_a_raw_answer_may_differ_in_the_last_digits_of_fractions(expected: str, 
         ("[0.5]", "[0.5, 0.5]"),
     ],
 )
-def test_a_raw_answer_is_otherwise_the_same_byte_for_byte(expected: str, got: str) -> None:
-    (said,) = different_exchange(exchange(expected), exchange(got))
-    assert said == f"text is {got!r}, expected {expected!r}"
+def test_a_raw_answer_is_otherwise_the_same_byte_for_byte(expected: str, answer: str) -> None:
+    (difference,) = different_exchange(exchange(expected), exchange(answer))
+    assert difference == f"text is {answer!r}, expected {expected!r}"
 
 
 def test_status_and_headers_of_a_raw_answer_are_the_same() -> None:
-    got = exchange("x", 418, kind="b")
-    assert different_exchange(exchange("x", kind="a"), got) == [
+    answer = exchange("x", 418, kind="b")
+    assert different_exchange(exchange("x", kind="a"), answer) == [
         "status is 418, expected 200",
         "headers is {'kind': 'b'}, expected {'kind': 'a'}",
     ]

@@ -30,8 +30,8 @@ def test_release_moves_all_traffic_and_keeps_the_one_before_loaded(
 ) -> None:
     for version in (1, 2):
         register(version)
-        done = control.service.release("tagger", version)
-    assert (done.version, done.previous, done.already_released) == (2, 1, False)
+        release = control.service.release("tagger", version)
+    assert (release.version, release.previous, release.already_released) == (2, 1, False)
     assert (state(control, 1), state(control, 2)) == (State.READY, State.STABLE)
     assert (gateway.route().weights, gateway.route().versions) == ({2: 100}, (1, 2))
     assert engine.unloads == []
@@ -40,8 +40,8 @@ def test_release_moves_all_traffic_and_keeps_the_one_before_loaded(
 def test_releasing_what_is_released_is_a_no_op(control: Control, register: Register) -> None:
     register(1)
     control.service.release("tagger", 1)
-    done = control.service.release("tagger", 1)
-    assert (done.already_released, done.previous) == (True, None)
+    release = control.service.release("tagger", 1)
+    assert (release.already_released, release.previous) == (True, None)
     assert kinds(control).count("released") == 1
 
 
@@ -51,8 +51,8 @@ def test_rollback_goes_back_one_by_one_until_nothing_is_left(
     for version in (1, 2, 3):
         register(version)
         control.service.release("tagger", version)
-    done = control.service.rollback("tagger")
-    assert (done.version, done.previous) == (2, 3)
+    rollback = control.service.rollback("tagger")
+    assert (rollback.version, rollback.previous) == (2, 3)
     assert gateway.route().weights == {2: 100}
     assert control.service.rollback("tagger").version == 1
     with pytest.raises(NothingToRollBackTo):
@@ -68,8 +68,8 @@ def test_rollback_to_a_named_earlier_version_loads_it_first_when_it_is_retired(
         control.service.release("tagger", version)
     control.service.unload("tagger", 1)
     assert ("tagger", 1) not in engine.held["engine-0"]
-    done = control.service.rollback("tagger", 1)
-    assert (done.version, done.previous) == (1, 3)
+    rollback = control.service.rollback("tagger", 1)
+    assert (rollback.version, rollback.previous) == (1, 3)
     assert gateway.route().weights == {1: 100}
     assert control.service.model("tagger").earlier == ()
 
@@ -133,8 +133,8 @@ def test_unload_closes_the_path_drains_and_retires(
         register(version)
     control.service.release("tagger", 2)
     gateway.flying[("tagger", 1)] = 1
-    done = control.service.unload("tagger", 1)
-    assert done.state is State.DRAINING
+    record = control.service.unload("tagger", 1)
+    assert record.state is State.DRAINING
     assert gateway.route().versions == (2,)
     assert engine.unloads == []
     gateway.flying.clear()
@@ -162,15 +162,15 @@ def test_a_rollback_does_not_wait_for_a_register(
     engine.loading.clear()
     engine.hold_loads.clear()
     with ThreadPoolExecutor(1) as pool:
-        registering = pool.submit(register, 3)
+        registration = pool.submit(register, 3)
         try:
             assert engine.loading.wait(timeout=5)
             assert control.service.rollback("tagger").version == 1
             assert gateway.route().weights == {1: 100}
-            assert not registering.done()
+            assert not registration.done()
         finally:
             engine.hold_loads.set()
-        assert registering.result(timeout=5).state is State.READY
+        assert registration.result(timeout=5).state is State.READY
     assert gateway.route().weights == {1: 100}
 
 

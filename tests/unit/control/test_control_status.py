@@ -16,62 +16,64 @@ Archive = Callable[..., Path]
 
 
 @pytest.fixture
-def released(control: Control, packed: Archive) -> Control:
+def tagger(control: Control, pack: Archive) -> Control:
     """tagger 1 released, then tagger 2."""
     for version in (1, 2):
-        register(control, packed("tagger", version))
+        register(control, pack("tagger", version))
         control.service.release("tagger", version)
     return control
 
 
-def test_status_says_all_of_it(released: Control) -> None:
-    (model,) = released.service.models()
+def test_status_says_all_of_it(tagger: Control) -> None:
+    (model,) = tagger.service.models()
     assert (model.model, model.stable, model.earlier) == ("tagger", 2, (1,))
     assert [(each.version, each.state, each.weight) for each in model.versions] == [
         (1, State.READY, 0),
         (2, State.STABLE, 100),
     ]
-    assert released.service.health().status == "ok"
+    assert tagger.service.health().status == "ok"
 
 
 def test_what_is_ready_is_shown_with_its_workers_before_any_tick(
-    control: Control, packed: Archive
+    control: Control, pack: Archive
 ) -> None:
-    register(control, packed("tagger", 1), packed("tagger", 2))
-    shown = [each.workers_ready for each in control.service.model("tagger").versions]
-    assert shown == [{"engine-0": 2}, {"engine-0": 2}]
+    register(control, pack("tagger", 1), pack("tagger", 2))
+    workers = [each.workers_ready for each in control.service.model("tagger").versions]
+    assert workers == [{"engine-0": 2}, {"engine-0": 2}]
 
 
 def test_an_older_look_at_the_engine_does_not_replace_a_newer_one(
-    control: Control, engine: FakeEngine, packed: Archive, monkeypatch: pytest.MonkeyPatch
+    control: Control, engine: FakeEngine, pack: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    register(control, packed("tagger", 1))
+    register(control, pack("tagger", 1))
     look = engine.loaded
 
     def slow() -> dict[str, dict[Key, LoadedVersion]]:
         """Looks, and has its answer only after a registration has looked too."""
-        seen = {name: dict(holds) for name, holds in look().items()}
+        answer = {name: dict(versions) for name, versions in look().items()}
         monkeypatch.setattr(engine, "loaded", look)
-        register(control, packed("tagger", 2))
-        return seen
+        register(control, pack("tagger", 2))
+        return answer
 
     monkeypatch.setattr(engine, "loaded", slow)
     control.reconciler.tick()
-    shown = [each.workers_ready for each in control.service.model("tagger").versions]
-    assert shown == [{"engine-0": 2}, {"engine-0": 2}]
+    workers = [each.workers_ready for each in control.service.model("tagger").versions]
+    assert workers == [{"engine-0": 2}, {"engine-0": 2}]
 
 
 def without_workers(control: Control) -> ModelStatus:
     model = control.service.models()[0]
-    return replace(model, versions=tuple(replace(v, workers_ready={}) for v in model.versions))
+    return replace(
+        model, versions=tuple(replace(version, workers_ready={}) for version in model.versions)
+    )
 
 
 def test_everything_is_there_again_after_a_restart_of_the_service(
-    released: Control, engine: FakeEngine, gateway: FakeGateway, settings: Settings
+    tagger: Control, engine: FakeEngine, gateway: FakeGateway, settings: Settings
 ) -> None:
-    before = without_workers(released)
-    released.stop()
-    again = assemble(settings, engine, gateway)
-    assert without_workers(again) == before
-    assert again.service.rollback("tagger").version == 1
-    again.stop()
+    before = without_workers(tagger)
+    tagger.stop()
+    second = assemble(settings, engine, gateway)
+    assert without_workers(second) == before
+    assert second.service.rollback("tagger").version == 1
+    second.stop()

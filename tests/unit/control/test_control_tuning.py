@@ -43,9 +43,9 @@ def tuning_of(archive: Path, serving: Serving = SERVING) -> Tuning:
 
 
 @pytest.fixture
-def archive(control: Control, packed: Archive) -> Path:
+def archive(control: Control, pack: Archive) -> Path:
     copy = control.service.incoming / "upload.mar"
-    copy.write_bytes(packed().read_bytes())
+    copy.write_bytes(pack().read_bytes())
     return copy
 
 
@@ -54,12 +54,12 @@ def test_a_tuned_version_is_loaded_so_at_every_load(
     engine: FakeEngine,
     gateway: FakeGateway,
     archive: Path,
-    packed: Archive,
+    pack: Archive,
     settings: Settings,
 ) -> None:
-    control.service.register(archive, tuning=tuning_of(packed()))
+    control.service.register(archive, tuning=tuning_of(pack()))
     assert engine.served.pop(("tagger", 1)) == SERVING
-    assert control.service.model("tagger").versions[0].tuning == tuning_of(packed())
+    assert control.service.model("tagger").versions[0].tuning == tuning_of(pack())
     assert control.ledger.events("tagger")[0].detail["tuned"] == "1 x 2, batch 4, 3 ms"
 
     control.service.unload("tagger", 1)
@@ -68,55 +68,67 @@ def test_a_tuned_version_is_loaded_so_at_every_load(
 
     engine.restart_bare("engine-0")
     control.stop()
-    again = assemble(settings, engine, gateway)
-    (action,) = [one for one in again.reconciler.tick() if isinstance(one, Restore)]
-    again.stop()  # after what the tick started
-    assert action.record.tuning == tuning_of(packed())
+    second = assemble(settings, engine, gateway)
+    (action,) = [action for action in second.reconciler.tick() if isinstance(action, Restore)]
+    second.stop()  # after what the tick started
+    assert action.record.tuning == tuning_of(pack())
     assert engine.served == {("tagger", 1): SERVING}
 
 
 def test_tuned_later_it_is_served_so_from_its_next_load_on(
-    control: Control, engine: FakeEngine, archive: Path, packed: Archive
+    control: Control, engine: FakeEngine, archive: Path, pack: Archive
 ) -> None:
     raw = archive.read_bytes()
     control.service.register(archive)
     assert engine.served == {("tagger", 1): None}
     archive.write_bytes(raw)
-    done = control.service.register(archive, tuning=tuning_of(packed()))
-    assert (done.already_registered, done.retuned, done.state) == (True, True, State.READY)
+    registration = control.service.register(archive, tuning=tuning_of(pack()))
+    assert (registration.already_registered, registration.retuned, registration.state) == (
+        True,
+        True,
+        State.READY,
+    )
     assert engine.loads == [("tagger", 1)]
     assert control.ledger.events("tagger")[-1].kind == "tuned"
-    assert control.ledger.version("tagger", 1).tuning == tuning_of(packed())
+    assert control.ledger.version("tagger", 1).tuning == tuning_of(pack())
 
     control.service.unload("tagger", 1)
     archive.write_bytes(raw)
-    done = control.service.register(archive, tuning=tuning_of(packed()))
-    assert (done.already_registered, done.retuned, done.state) == (False, False, State.READY)
+    registration = control.service.register(archive, tuning=tuning_of(pack()))
+    assert (registration.already_registered, registration.retuned, registration.state) == (
+        False,
+        False,
+        State.READY,
+    )
     assert engine.served == {("tagger", 1): SERVING}
 
 
 def test_a_retired_version_is_loaded_as_it_is_tuned_anew(
-    control: Control, engine: FakeEngine, archive: Path, packed: Archive
+    control: Control, engine: FakeEngine, archive: Path, pack: Archive
 ) -> None:
     raw = archive.read_bytes()
     control.service.register(archive)
     control.service.unload("tagger", 1)
     for serving in (SERVING, SERVING.model_copy(update={"workers": 2})):
         archive.write_bytes(raw)
-        done = control.service.register(archive, tuning=tuning_of(packed(), serving))
-        assert (done.already_registered, done.state) == (False, State.READY)
+        registration = control.service.register(archive, tuning=tuning_of(pack(), serving))
+        assert (registration.already_registered, registration.state) == (False, State.READY)
         assert engine.served[("tagger", 1)] == serving
         control.service.unload("tagger", 1)
 
 
 def test_registered_without_a_tuning_it_is_served_as_all_are(
-    control: Control, engine: FakeEngine, archive: Path, packed: Archive
+    control: Control, engine: FakeEngine, archive: Path, pack: Archive
 ) -> None:
     raw = archive.read_bytes()
-    control.service.register(archive, tuning=tuning_of(packed()))
+    control.service.register(archive, tuning=tuning_of(pack()))
     archive.write_bytes(raw)
-    done = control.service.register(archive)
-    assert (done.already_registered, done.retuned, done.state) == (True, True, State.READY)
+    registration = control.service.register(archive)
+    assert (registration.already_registered, registration.retuned, registration.state) == (
+        True,
+        True,
+        State.READY,
+    )
     assert control.ledger.version("tagger", 1).tuning is None
     assert control.ledger.events("tagger")[-1].kind == "untuned"
     control.service.unload("tagger", 1)
@@ -130,11 +142,11 @@ REASON = "its workers were not up after 120 s"
 @pytest.mark.parametrize("way", ["register", "register again", "release", "restore"])
 @pytest.mark.parametrize("fault", ["load", "probe"])
 def test_what_cannot_be_loaded_as_tuned_is_loaded_without(
-    control: Control, engine: FakeEngine, archive: Path, packed: Archive, way: str, fault: str
+    control: Control, engine: FakeEngine, archive: Path, pack: Archive, way: str, fault: str
 ) -> None:
     key, raw = ("tagger", 1), archive.read_bytes()
     if way != "register":
-        control.service.register(archive, tuning=tuning_of(packed()))
+        control.service.register(archive, tuning=tuning_of(pack()))
         archive.write_bytes(raw)
     if way in ("register again", "release"):
         control.service.unload(*key)
@@ -148,38 +160,38 @@ def test_what_cannot_be_loaded_as_tuned_is_loaded_without(
         engine.restart_bare("engine-0")
         control.service._lifecycle.restore(control.ledger.version(*key))
     else:
-        done = control.service.register(archive, tuning=tuning_of(packed()))
-        assert (done.state, done.retuned) == (State.READY, False)
-        assert (REASON if fault == "load" else "does not answer as it did") in done.untuned
+        registration = control.service.register(archive, tuning=tuning_of(pack()))
+        assert (registration.state, registration.retuned) == (State.READY, False)
+        assert (REASON if fault == "load" else "does not answer as it did") in registration.untuned
     assert engine.served == {key: None}
     assert key in engine.held["engine-0"]
     record = control.ledger.version(*key)
     assert record.tuning is None and record.state.routable
-    (said,) = [each for each in control.ledger.events("tagger") if each.kind == "untuned"]
-    assert said.detail["reason"]
+    (event,) = [each for each in control.ledger.events("tagger") if each.kind == "untuned"]
+    assert event.detail["reason"]
 
 
 def test_a_bad_tuning_takes_nothing_from_the_instances_that_serve(
-    settings: Settings, gateway: FakeGateway, packed: Archive
+    settings: Settings, gateway: FakeGateway, pack: Archive
 ) -> None:
     engine = FakeEngine(("engine-0", "engine-1"))
     control = assemble(settings, engine, gateway)
     copy = control.service.incoming / "upload.mar"
-    copy.write_bytes(packed().read_bytes())
-    control.service.register(copy, tuning=tuning_of(packed()))
+    copy.write_bytes(pack().read_bytes())
+    control.service.register(copy, tuning=tuning_of(pack()))
     engine.restart_bare("engine-1")
     engine.fail_to_load_tuned[("tagger", 1)] = REASON
     control.service._lifecycle.restore(control.ledger.version("tagger", 1))
-    assert all(("tagger", 1) in holds for holds in engine.held.values())
+    assert all(("tagger", 1) in versions for versions in engine.held.values())
     assert engine.unloads == []
     control.stop()
 
 
 def test_the_tuning_of_another_archive_is_refused(
-    control: Control, archive: Path, packed: Archive
+    control: Control, archive: Path, pack: Archive
 ) -> None:
     with pytest.raises(TuningInvalid, match="another archive"):
-        control.service.register(archive, tuning=tuning_of(packed(version=2)))
+        control.service.register(archive, tuning=tuning_of(pack(version=2)))
     assert control.service.models() == []
 
 
@@ -201,14 +213,14 @@ def test_only_what_was_tuned_differs_from_the_engine_s_settings() -> None:
     engine = EngineSettings(workers=3, queue_size=7)
     assert of_engine(engine).workers == 3
     assert tuned(engine, None) is engine
-    changed = tuned(engine, SERVING)
-    assert of_engine(changed) == SERVING
-    assert changed.queue_size == 7
+    settings = tuned(engine, SERVING)
+    assert of_engine(settings) == SERVING
+    assert settings.queue_size == 7
 
 
-def test_a_ledger_from_before_tuning_is_read(control: Control, packed: Archive) -> None:
+def test_a_ledger_from_before_tuning_is_read(control: Control, pack: Archive) -> None:
     copy = control.service.incoming / "upload.mar"
-    copy.write_bytes(packed().read_bytes())
+    copy.write_bytes(pack().read_bytes())
     control.service.register(copy)
     store = control.ledger.store
     control.stop()
@@ -224,9 +236,9 @@ def test_a_ledger_from_before_tuning_is_read(control: Control, packed: Archive) 
     raw.execute("PRAGMA user_version = 2")
     raw.close()
     settings = Settings(model_store=store, state_dir=store.parent / "state")
-    again = assemble(settings, FakeEngine(), FakeGateway())
-    assert again.ledger.version("tagger", 1).tuning is None
-    again.stop()
+    second = assemble(settings, FakeEngine(), FakeGateway())
+    assert second.ledger.version("tagger", 1).tuning is None
+    second.stop()
 
 
 def test_an_untuned_version_waits_for_no_batch_on_triton() -> None:
@@ -237,12 +249,12 @@ def test_an_untuned_version_waits_for_no_batch_on_triton() -> None:
 def test_torchserve_is_never_told_0_which_it_reads_as_100(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[Any] = []
+    requests: list[Any] = []
     monkeypatch.setattr(
-        grpc_calls, "call", lambda address, method, request, *rest: told.append(request)
+        grpc_calls, "call", lambda address, method, request, *rest: requests.append(request)
     )
     on_triton = SERVING.model_copy(update={"max_batch_delay_ms": 0})
     for serving in (SERVING, on_triton):
         settings = tuned(EngineSettings(), serving)
         torchserve_grpc.register("127.0.0.1:1", "token", tmp_path / "m-1.mar", settings)
-    assert [request.max_batch_delay for request in told] == [3, 1]
+    assert [request.max_batch_delay for request in requests] == [3, 1]

@@ -18,7 +18,7 @@ Archive = Callable[..., Path]
 
 
 @pytest.mark.parametrize(
-    ("took_s", "is_settled"),
+    ("durations_s", "is_settled"),
     [
         ([], False),
         ([1.0] * 10, False),
@@ -28,8 +28,8 @@ Archive = Callable[..., Path]
         ([1.0, 0.5] + [0.495] * 10, True),
     ],
 )
-def test_settled_once_no_round_was_faster(took_s: list[float], is_settled: bool) -> None:
-    assert settled(took_s) is is_settled
+def test_settled_once_no_round_was_faster(durations_s: list[float], is_settled: bool) -> None:
+    assert settled(durations_s) is is_settled
 
 
 class Clocked(FakeEngine):
@@ -47,8 +47,8 @@ class Clocked(FakeEngine):
         raise NotReady("it need not be right")
 
 
-def test_it_ends_when_settled_or_when_the_time_is_over(packed: Archive) -> None:
-    manifest = verify_archive(packed())
+def test_it_ends_when_settled_or_when_the_time_is_over(pack: Archive) -> None:
+    manifest = verify_archive(pack())
     steady = Clocked()
     assert warm_up(steady, steady.instances(), manifest, lambda: steady.now) == steady.asked == 176
     slow = Clocked(("engine-0", "engine-1"))
@@ -57,19 +57,21 @@ def test_it_ends_when_settled_or_when_the_time_is_over(packed: Archive) -> None:
 
 
 def test_only_the_first_version_of_an_instance_warms_it(
-    control: Control, engine: FakeEngine, packed: Archive, monkeypatch: pytest.MonkeyPatch
+    control: Control, engine: FakeEngine, pack: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    warmed: list[list[str]] = []
+    calls: list[list[str]] = []
     lifecycle = "vlserve.control.lifecycle.lifecycle.warm_up"
-    monkeypatch.setattr(lifecycle, lambda _, cold, __: warmed.append([one.name for one in cold]))
-    register(control, packed("tagger", 1), packed("tagger", 2))
-    assert warmed == [["engine-0"]]
+    monkeypatch.setattr(
+        lifecycle, lambda _, cold, __: calls.append([instance.name for instance in cold])
+    )
+    register(control, pack("tagger", 1), pack("tagger", 2))
+    assert calls == [["engine-0"]]
 
 
 def test_an_instance_that_did_not_say_what_it_holds_is_left_alone(
-    control: Control, engine: FakeEngine, packed: Archive, monkeypatch: pytest.MonkeyPatch
+    control: Control, engine: FakeEngine, pack: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    register(control, packed("tagger", 1))
+    register(control, pack("tagger", 1))
     monkeypatch.setattr(engine, "loaded", dict)  # it answers the next question again
     monkeypatch.setattr(
         "vlserve.control.lifecycle.lifecycle.warm_up", lambda *_: pytest.fail("was warmed")

@@ -20,9 +20,9 @@ from vlserve.runtime.errors import ArchiveTampered
 from vlserve_worker.last_words import tell_failed_loads
 
 
-def lines(port: int, version: int, *said: str, stream: str = "stdout") -> str:
+def lines(port: int, version: int, *texts: str, stream: str = "stdout") -> str:
     worker = f"2026-11-21T01:21:10,450 [INFO ] W-{port}-my-tagger_{version}-{stream} MODEL_LOG - "
-    return "".join(f"{worker}{text}\n" for text in said)
+    return "".join(f"{worker}{text}\n" for text in texts)
 
 
 RAISED = (
@@ -70,7 +70,7 @@ SYNTAX = (
 
 
 @pytest.mark.parametrize(
-    ("said", "reason"),
+    ("texts", "reason"),
     [
         (RAISED, "ArchiveTampered: no such graph: model.onnx"),
         (CHAINED, "ModuleNotFoundError: No module named 'nonexistent'"),
@@ -89,20 +89,20 @@ SYNTAX = (
         ((), None),
     ],
 )
-def test_the_first_exception_is_the_reason(said: tuple[str, ...], reason: str | None) -> None:
-    assert last_words(lines(9500, 2, *said), "my-tagger", 2).reason == reason
+def test_the_first_exception_is_the_reason(texts: tuple[str, ...], reason: str | None) -> None:
+    assert last_words(lines(9500, 2, *texts), "my-tagger", 2).reason == reason
 
 
 def test_two_workers_that_write_at_the_same_time_are_kept_apart() -> None:
     pairs = zip(RAISED, SYNTAX + ("",) * len(RAISED), strict=False)
-    mixed = "".join(lines(9500, 2, one) + lines(9501, 2, other) for one, other in pairs)
-    assert last_words(mixed, "my-tagger", 2).reason == "ArchiveTampered: no such graph: model.onnx"
+    log = "".join(lines(9500, 2, line) + lines(9501, 2, other) for line, other in pairs)
+    assert last_words(log, "my-tagger", 2).reason == "ArchiveTampered: no such graph: model.onnx"
 
 
 @pytest.mark.parametrize("place", range(1, len(RAISED_FROM) + 1))
 def test_an_exit_code_among_the_lines_of_a_traceback_is_not_its_end(place: int) -> None:
-    ended = lines(9500, 2, "the worker ended with exit code 1", stream="stderr")
-    log = lines(9500, 2, *RAISED_FROM[:place]) + ended + lines(9500, 2, *RAISED_FROM[place:])
+    exit_line = lines(9500, 2, "the worker ended with exit code 1", stream="stderr")
+    log = lines(9500, 2, *RAISED_FROM[:place]) + exit_line + lines(9500, 2, *RAISED_FROM[place:])
     expected = "ArchiveUnreadable: graphs/model.onnx cannot be loaded: no such node"
     assert last_words(log, "my-tagger", 2).reason == expected
 
@@ -135,11 +135,11 @@ ENDS = {
 @pytest.mark.parametrize("code", ENDS)
 def test_a_worker_says_how_it_ended_without_an_exception(code: str) -> None:
     program = f"from vlserve_worker.last_words import last_words\nwith last_words():\n    {code}\n"
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, encoding="utf-8"
     )
-    said = lines(9500, 2, *done.stderr.splitlines(), stream="stderr")
-    assert last_words(said, "my-tagger", 2).reason == ENDS[code]
+    log = lines(9500, 2, *process.stderr.splitlines(), stream="stderr")
+    assert last_words(log, "my-tagger", 2).reason == ENDS[code]
 
 
 def test_only_what_was_written_since_is_read(tmp_path: Path) -> None:
@@ -159,9 +159,9 @@ def test_of_a_log_without_end_the_newest_lines_are_read(tmp_path: Path) -> None:
         log.truncate(MAX_READ_BYTES * 4)
         log.seek(0, 2)
         log.write(lines(9500, 2, *RAISED).encode())
-    read = read_since(tmp_path, 10)
-    assert len(read) <= MAX_READ_BYTES
-    assert last_words(read, "my-tagger", 2).reason == "ArchiveTampered: no such graph: model.onnx"
+    text = read_since(tmp_path, 10)
+    assert len(text) <= MAX_READ_BYTES
+    assert last_words(text, "my-tagger", 2).reason == "ArchiveTampered: no such graph: model.onnx"
 
 
 FAILS = {

@@ -38,23 +38,23 @@ class SayingEngine(FakeEngine):
 
 
 def _trials(engine: FakeEngine, held: bool = True) -> Trials:
-    loaded = {ONE.name: {("tagger", 1): UP}} if held else {}
-    traffic = cast(Traffic, SimpleNamespace(held=loaded, instances=[ONE]))
+    instances = {ONE.name: {("tagger", 1): UP}} if held else {}
+    traffic = cast(Traffic, SimpleNamespace(held=instances, instances=[ONE]))
     return Trials(cast(Ledger, None), engine, traffic, 1.0)
 
 
 def _version(*, describes: bool = True) -> VersionRecord:
-    adopted = Adopted(
+    original = Adopted(
         name="BERT", version="1.0", sha256="0" * 64, handler="h.py", describes=describes
     )
-    return replace(version(1, State.STABLE), manifest=Manifest.model_construct(adopted=adopted))
+    return replace(version(1, State.STABLE), manifest=Manifest.model_construct(adopted=original))
 
 
 def test_its_handler_is_asked_as_torchserve_asks_it() -> None:
     engine = SayingEngine(ANSWER)
     assert _trials(engine).describe_handle(_version()) == {"labels": ["cat"]}
-    asked = {"path": "/predictions/BERT", "headers": {"describe": "True"}, "content": ""}
-    assert engine.asked == [asked]
+    request = {"path": "/predictions/BERT", "headers": {"describe": "True"}, "content": ""}
+    assert engine.asked == [request]
 
 
 def test_a_handler_without_one_is_not_asked() -> None:

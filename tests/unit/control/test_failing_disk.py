@@ -17,19 +17,21 @@ FAILS = OSError(errno.EIO, "Input/output error", "/store/tagger-1.mar")
 
 
 @pytest.fixture
-def failing(monkeypatch: pytest.MonkeyPatch) -> None:
+def failing_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> bool:
         raise FAILS
 
     monkeypatch.setattr(Path, "exists", fail)
 
 
-def test_health_says_what_could_not_be_looked_at(tagger: Control, failing: None) -> None:
+def test_health_says_what_could_not_be_looked_at(tagger: Control, failing_disk: None) -> None:
     messages = [trouble.message for trouble in tagger.service.health().troubles]
     assert "/store/tagger-1.mar: Input/output error" in messages
 
 
-def test_a_ledger_that_cannot_be_looked_at_stops_no_tick(tagger: Control, failing: None) -> None:
+def test_a_ledger_that_cannot_be_looked_at_stops_no_tick(
+    tagger: Control, failing_disk: None
+) -> None:
     with pytest.raises(LedgerUnwritable, match="cannot be looked at: Input/output error"):
         tagger.ledger.database.check()
     tagger.reconciler.tick()
@@ -59,24 +61,24 @@ class Breaking(sqlite3.Connection):
 
 
 @pytest.fixture
-def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
+def faulty_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
     connect = sqlite3.connect
     monkeypatch.setattr(
-        database.sqlite3, "connect", lambda *a, **named: connect(*a, factory=Breaking, **named)
+        database.sqlite3, "connect", lambda *a, **options: connect(*a, factory=Breaking, **options)
     )
-    made = Database(tmp_path)
-    yield made
+    ledger = Database(tmp_path)
+    yield ledger
     Breaking.damaged = False
-    made.close()
+    ledger.close()
 
 
-def test_what_could_not_be_rolled_back_is_not_read_as_if_kept(broken: Database) -> None:
-    (before,) = broken.query("PRAGMA user_version")
-    with pytest.raises(LedgerDamaged), broken.transaction():
-        broken.execute(f"PRAGMA user_version = {before[0] + 1}")
+def test_what_could_not_be_rolled_back_is_not_read_as_if_kept(faulty_database: Database) -> None:
+    (before,) = faulty_database.query("PRAGMA user_version")
+    with pytest.raises(LedgerDamaged), faulty_database.transaction():
+        faulty_database.execute(f"PRAGMA user_version = {before[0] + 1}")
         Breaking.damaged = True
     Breaking.damaged = False
-    (after,) = broken.query("PRAGMA user_version")
+    (after,) = faulty_database.query("PRAGMA user_version")
     assert after[0] == before[0]
-    with broken.transaction():  # one of its own, and no part of the one that failed
-        broken.execute(f"PRAGMA user_version = {before[0]}")
+    with faulty_database.transaction():  # one of its own, and no part of the one that failed
+        faulty_database.execute(f"PRAGMA user_version = {before[0]}")

@@ -26,8 +26,8 @@ def test_every_task_is_on_the_page() -> None:
         "/predictions/{model}",
         "/predictions/{model}/{version}",
     }
-    asked = page["paths"]["/predictions/{model}"]
-    assert asked["servers"][0]["url"] == URL
+    route = page["paths"]["/predictions/{model}"]
+    assert route["servers"][0]["url"] == URL
     schemas, tasks = page["components"]["schemas"], load_tasks(HANDLERS)
     assert set(tasks) >= {
         "tag",
@@ -39,14 +39,14 @@ def test_every_task_is_on_the_page() -> None:
         "reason",
         "ground",
     }
-    content = asked["post"]["requestBody"]["content"]
+    content = route["post"]["requestBody"]["content"]
     form = content["multipart/form-data"]["schema"]
-    answers = asked["post"]["responses"]["200"]["content"]["application/json"]["schema"]["anyOf"]
+    answers = route["post"]["responses"]["200"]["content"]["application/json"]["schema"]["anyOf"]
     for place, task in enumerate(tasks.values()):
         reference = {"$ref": f"#/components/schemas/{task.fields.__name__}"}
         assert content["application/json"]["schema"]["anyOf"][place] == reference
-        given = answers[place]["allOf"][1]["$ref"].rpartition("/")[2]
-        assert set(schemas[given]["properties"]) == set(task.answer.model_fields)
+        answer_name = answers[place]["allOf"][1]["$ref"].rpartition("/")[2]
+        assert set(schemas[answer_name]["properties"]) == set(task.answer.model_fields)
         fields = schemas[task.fields.__name__]
         assert set(fields["properties"]) == set(task.fields.model_fields)
         assert fields["additionalProperties"] is False
@@ -72,8 +72,8 @@ def test_a_text_is_required_by_models_that_read_one_alone() -> None:
     describe_predictions(app, HANDLERS, URL)
     schemas = app.openapi()["components"]["schemas"]
     for name, task in load_tasks(HANDLERS).items():
-        described = schemas[task.fields.__name__]
-        assert "text" not in described.get("required", []), name
+        schema = schemas[task.fields.__name__]
+        assert "text" not in schema.get("required", []), name
     assert "required" in schemas["TagFields"]["properties"]["text"]["description"]
 
 

@@ -47,17 +47,17 @@ def test_abort_changes_the_gateway_first_where_the_ledger_takes_no_change(
     start(tagger)
     make, why = trouble
     with make(tagger):
-        aborted = tagger.service.rollouts.abort("tagger")
-        assert (aborted.status, aborted.weight) == (RolloutStatus.ABORTED, 0)
-        assert why in aborted.unrecorded
+        rollout = tagger.service.rollouts.abort("tagger")
+        assert (rollout.status, rollout.weight) == (RolloutStatus.ABORTED, 0)
+        assert why in rollout.unrecorded
         assert gateway.route().weights == {1: 100}
         assert gateway.route().step == ""
         assert ledger_says(tagger) == ('{"2": 20, "1": 80}', "running")
         assert look(tagger).status is RolloutStatus.ABORTED
         assert tagger.service.model("tagger").weights == {1: 100}
-        said = [each.message for each in tagger.service.health().troubles]
-        assert [each for each in said if "the ledger does not know it yet" in each]
-        assert [each for each in said if why in each]
+        messages = [each.message for each in tagger.service.health().troubles]
+        assert [each for each in messages if "the ledger does not know it yet" in each]
+        assert [each for each in messages if why in each]
         drive(tagger, requests, ticks=2)
         tagger.reconciler.tick()
         assert gateway.route().weights == {1: 100}
@@ -79,12 +79,12 @@ def test_rollback_changes_the_gateway_first_where_the_ledger_takes_no_change(
     tagger.service.release("tagger", 2)
     make, why = trouble
     with make(tagger):
-        done = tagger.service.rollback("tagger")
-        assert (done.version, done.previous) == (1, 2)
-        assert why in done.unrecorded
+        rollback = tagger.service.rollback("tagger")
+        assert (rollback.version, rollback.previous) == (1, 2)
+        assert why in rollback.unrecorded
         assert gateway.route().weights == {1: 100}
-        shown = tagger.service.model("tagger")
-        assert (shown.stable, shown.weights) == (1, {1: 100})
+        model = tagger.service.model("tagger")
+        assert (model.stable, model.weights) == (1, {1: 100})
     tagger.reconciler.tick()
     assert tagger.ledger.model("tagger").stack == (1,)
     assert kinds(tagger)[-2:] == ["rolled_back", "recorded_late"]
@@ -92,11 +92,11 @@ def test_rollback_changes_the_gateway_first_where_the_ledger_takes_no_change(
 
 
 def test_back_twice_while_the_ledger_takes_no_change(
-    tagger: Control, packed: Archive, gateway: FakeGateway
+    tagger: Control, pack: Archive, gateway: FakeGateway
 ) -> None:
     """The second way back does not make the ledger miss the first."""
     tagger.service.release("tagger", 2)
-    register(tagger, packed("tagger", 3))
+    register(tagger, pack("tagger", 3))
     tagger.service.rollouts.start("tagger", 3, {})
     with locked(tagger):
         assert tagger.service.rollback("tagger").version == 2
@@ -119,20 +119,20 @@ def test_a_restart_does_not_forget_what_the_ledger_was_not_told(
         tagger.service.rollouts.abort("tagger")
     gateway.routing = type(gateway.routing)()
     tagger.ledger.close()
-    again = assemble(settings, engine, gateway)
+    second = assemble(settings, engine, gateway)
     try:
-        with locked(again):
-            again.reconciler.tick()
+        with locked(second):
+            second.reconciler.tick()
             assert gateway.route().weights == {1: 100}
-            assert ledger_says(again) == ('{"2": 20, "1": 80}', "running")
-        again.reconciler.tick()
-        assert ledger_says(again) == ('{"1": 100}', "aborted")
+            assert ledger_says(second) == ('{"2": 20, "1": 80}', "running")
+        second.reconciler.tick()
+        assert ledger_says(second) == ('{"1": 100}', "aborted")
     finally:
-        again.stop()
-    last = assemble(settings, engine, gateway)
-    last.reconciler.tick()
-    assert kinds(last).count("recorded_late") == 1
-    last.stop()
+        second.stop()
+    third = assemble(settings, engine, gateway)
+    third.reconciler.tick()
+    assert kinds(third).count("recorded_late") == 1
+    third.stop()
 
 
 def test_a_gateway_that_refuses_leaves_nothing_to_tell(
@@ -170,10 +170,10 @@ def test_a_release_that_the_ledger_cannot_keep_is_undone_at_the_gateway(
 
 
 def test_back_is_refused_once_traffic_moved(
-    tagger: Control, packed: Archive, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch
+    tagger: Control, pack: Archive, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tagger.service.release("tagger", 2)
-    register(tagger, packed("tagger", 3))
+    register(tagger, pack("tagger", 3))
     lifecycle = tagger.service._lifecycle
 
     def move(_: object) -> None:
@@ -186,9 +186,9 @@ def test_back_is_refused_once_traffic_moved(
     assert gateway.route().weights == {3: 100}
 
 
-def test_what_the_ledger_cannot_take_stays_in_no_store(tagger: Control, packed: Archive) -> None:
+def test_what_the_ledger_cannot_take_stays_in_no_store(tagger: Control, pack: Archive) -> None:
     with locked(tagger), pytest.raises(LedgerUnwritable):
-        register(tagger, packed("tagger", 3))
+        register(tagger, pack("tagger", 3))
     assert not (tagger.ledger.store / "tagger" / "3" / "tagger-3.mar").exists()
 
 

@@ -64,9 +64,9 @@ DAMAGED = [no_ledger, cut, overwritten_within]
 
 
 @pytest.fixture
-def stopped(tagger: Control, settings: Settings, gateway: FakeGateway, packed: Archive) -> Path:
+def ledger_file(tagger: Control, settings: Settings, gateway: FakeGateway, pack: Archive) -> Path:
     """tagger 1 stable, 2 ready, other 1 without path; the service is down. Its ledger."""
-    register(tagger, packed("other", 1))
+    register(tagger, pack("other", 1))
     tagger.service.unload("other", 1)
     keep_routes(settings, gateway.routing)
     tagger.stop()
@@ -81,23 +81,23 @@ def keep_routes(settings: Settings, routing: Routing) -> None:
 
 
 @pytest.mark.parametrize("lose", LOST)
-def test_a_lost_ledger_is_not_begun_anew(stopped: Path, lose: Callable[[Path], None]) -> None:
-    lose(stopped)
-    before = sorted(stopped.parent.iterdir())
-    for opening in (refuse_lost_ledger, Ledger):
+def test_a_lost_ledger_is_not_begun_anew(ledger_file: Path, lose: Callable[[Path], None]) -> None:
+    lose(ledger_file)
+    before = sorted(ledger_file.parent.iterdir())
+    for opener in (refuse_lost_ledger, Ledger):
         with pytest.raises(LedgerLost, match=r"3 archives lie in .*`vlserve up --rebuild-ledger`"):
-            opening(stopped.parent)
-    assert sorted(stopped.parent.iterdir()) == before
+            opener(ledger_file.parent)
+    assert sorted(ledger_file.parent.iterdir()) == before
 
 
 @pytest.mark.parametrize("damage", DAMAGED)
 def test_a_damaged_ledger_is_said_in_one_line(
-    stopped: Path, damage: Callable[[Path], None]
+    ledger_file: Path, damage: Callable[[Path], None]
 ) -> None:
-    damage(stopped)
-    with pytest.raises(LedgerDamaged, match=r"is damaged .*`vlserve up --rebuild-ledger`") as said:
-        Ledger(stopped.parent)
-    assert "\n" not in str(said.value)
+    damage(ledger_file)
+    with pytest.raises(LedgerDamaged, match=r"is damaged .*`vlserve up --rebuild-ledger`") as error:
+        Ledger(ledger_file.parent)
+    assert "\n" not in str(error.value)
 
 
 def test_a_store_without_archives_gets_a_ledger(tmp_path: Path) -> None:
@@ -110,60 +110,62 @@ def test_a_store_without_archives_gets_a_ledger(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("lose", [*LOST, *DAMAGED])
 def test_it_is_rebuilt_from_archives_and_last_routes(
-    stopped: Path,
+    ledger_file: Path,
     settings: Settings,
     engine: FakeEngine,
     gateway: FakeGateway,
     lose: Callable[[Path], None],
 ) -> None:
-    kept = gateway.routing
-    lose(stopped)
-    said = list(rebuild_ledger(settings))
-    assert "tagger: versions 1, 2, all traffic to 1, as before" in said
-    assert any("other: version 1, without traffic: `vlserve release other" in line for line in said)
+    routing = gateway.routing
+    lose(ledger_file)
+    lines = list(rebuild_ledger(settings))
+    assert "tagger: versions 1, 2, all traffic to 1, as before" in lines
+    assert any(
+        "other: version 1, without traffic: `vlserve release other" in line for line in lines
+    )
     engine.restart_bare("engine-0")
-    again = assemble(settings, engine, gateway)
+    second = assemble(settings, engine, gateway)
     try:
-        states = {each.key: each.state for each in again.ledger.versions()}
+        states = {each.key: each.state for each in second.ledger.versions()}
         assert states == {
             ("tagger", 1): State.STABLE,
             ("tagger", 2): State.READY,
             ("other", 1): State.RETIRED,
         }
-        again.start()
+        second.start()
         wait_for(lambda: set(engine.held["engine-0"]) == {("tagger", 1), ("tagger", 2)})
         wait_for(lambda: gateway.route().weights == {1: 100})
         wait_for(lambda: not gateway.routing.instances[0].lacks)
         assert [each.versions for each in gateway.routing.models] == [
-            each.versions for each in kept.models
+            each.versions for each in routing.models
         ]
-        assert kinds(again)[:3] == ["rebuilt", "rebuilt", "released"]
-        assert again.service.release("tagger", 2).previous == 1
-        assert again.service.release("other", 1).version == 1
+        assert kinds(second)[:3] == ["rebuilt", "rebuilt", "released"]
+        assert second.service.release("tagger", 2).previous == 1
+        assert second.service.release("other", 1).version == 1
     finally:
-        again.stop()
+        second.stop()
 
 
 def test_what_no_instance_held_is_on_the_engine_of_the_stack(
-    stopped: Path, settings: Settings
+    ledger_file: Path, settings: Settings
 ) -> None:
-    DAMAGED[0](stopped)
+    DAMAGED[0](ledger_file)
     on_triton = settings.model_copy(update={"engine": EngineSettings(kind="triton")})
     list(rebuild_ledger(on_triton))
-    with Ledger(stopped.parent) as ledger:
+    with Ledger(ledger_file.parent) as ledger:
         engines = {each.key: each.engine for each in ledger.versions()}
     assert set(engines.values()) == {"triton"}
 
 
-def wait_for(holds: Callable[[], bool]) -> None:
+def wait_for(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 30
-    while not holds():
+    while not condition():
         assert time.monotonic() < deadline, "it did not come to hold within 30 s"
         time.sleep(0.01)
 
 
 def test_it_is_rebuilt_in_containers_too(
-    stopped: Path,
+    ledger_file: Path,
     settings: Settings,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -171,57 +173,59 @@ def test_it_is_rebuilt_in_containers_too(
     monkeypatch.setattr(containers, "load_settings", lambda: settings)
     assert containers.main(["rebuild"]) == 1
     assert "nothing to rebuild" in capsys.readouterr().err
-    remove(stopped)
+    remove(ledger_file)
     assert containers.main(["rebuild"]) == 0
     assert "tagger: versions 1, 2, all traffic to 1" in capsys.readouterr().out
-    refuse_lost_ledger(stopped.parent)
+    refuse_lost_ledger(ledger_file.parent)
 
 
-def test_what_was_there_is_moved_aside(stopped: Path, settings: Settings) -> None:
-    no_ledger(stopped)
-    content = stopped.read_bytes()
+def test_what_was_there_is_moved_aside(ledger_file: Path, settings: Settings) -> None:
+    no_ledger(ledger_file)
+    content = ledger_file.read_bytes()
     (line,) = [line for line in rebuild_ledger(settings) if "is kept as" in line]
-    assert (stopped.parent / line.rpartition(" ")[2]).read_bytes() == content
+    assert (ledger_file.parent / line.rpartition(" ")[2]).read_bytes() == content
 
 
-def test_an_archive_that_is_damaged_is_left_out(stopped: Path, settings: Settings) -> None:
-    archive = stopped.parent / "tagger" / "2" / "tagger-2.mar"
+def test_an_archive_that_is_damaged_is_left_out(ledger_file: Path, settings: Settings) -> None:
+    archive = ledger_file.parent / "tagger" / "2" / "tagger-2.mar"
     archive.write_bytes(archive.read_bytes()[:-100])
-    moved = stopped.parent / "wrong" / "1" / "wrong-1.mar"
-    moved.parent.mkdir(parents=True)
-    shutil.copy(stopped.parent / "tagger" / "1" / "tagger-1.mar", moved)
-    remove(stopped)
-    said = list(rebuild_ledger(settings))
-    assert any(f"left out: {archive}" in line for line in said)
-    assert any(f"left out: {moved} is tagger 1 by its manifest" in line for line in said)
+    stray = ledger_file.parent / "wrong" / "1" / "wrong-1.mar"
+    stray.parent.mkdir(parents=True)
+    shutil.copy(ledger_file.parent / "tagger" / "1" / "tagger-1.mar", stray)
+    remove(ledger_file)
+    lines = list(rebuild_ledger(settings))
+    assert any(f"left out: {archive}" in line for line in lines)
+    assert any(f"left out: {stray} is tagger 1 by its manifest" in line for line in lines)
     with Ledger(settings.model_store) as ledger:
         assert [each.key for each in ledger.versions("tagger")] == [("tagger", 1)]
 
 
 def test_a_rollout_that_was_under_way_is_over(
-    stopped: Path, settings: Settings, packed: Archive
+    ledger_file: Path, settings: Settings, pack: Archive
 ) -> None:
     keep_routes(settings, Routing([ModelRoute("tagger", weights={2: 25, 1: 75}, versions=(1, 2))]))
-    remove(stopped)
-    said = list(rebuild_ledger(settings))
-    assert "tagger: versions 1, 2, all traffic to 1: the rollout that was under way is over" in said
+    remove(ledger_file)
+    lines = list(rebuild_ledger(settings))
+    assert (
+        "tagger: versions 1, 2, all traffic to 1: the rollout that was under way is over" in lines
+    )
     with Ledger(settings.model_store) as ledger:
         assert ledger.model("tagger").weights == {1: 100}
         (event,) = [each for each in ledger.events("tagger") if each.kind == "released"]
         assert event.detail["rebuilt_from"] == {"2": 25, "1": 75}
 
 
-def test_without_routes_nothing_has_traffic(stopped: Path, settings: Settings) -> None:
+def test_without_routes_nothing_has_traffic(ledger_file: Path, settings: Settings) -> None:
     routes_file(settings).unlink()
-    remove(stopped)
+    remove(ledger_file)
     assert all("without traffic" in line for line in rebuild_ledger(settings))
 
 
-def test_a_whole_ledger_is_not_rebuilt(stopped: Path, settings: Settings) -> None:
-    content = stopped.read_bytes()
+def test_a_whole_ledger_is_not_rebuilt(ledger_file: Path, settings: Settings) -> None:
+    content = ledger_file.read_bytes()
     with pytest.raises(ControlError, match="nothing to rebuild"):
         list(rebuild_ledger(settings))
-    assert stopped.read_bytes() == content
+    assert ledger_file.read_bytes() == content
 
 
 def test_nobody_rebuilds_what_a_control_service_has_open(
@@ -276,9 +280,9 @@ def test_what_serves_goes_on_and_can_go_back_though_the_ledger_is_damaged(
     health = tagger.service.health()
     assert "is damaged" in health.status
     assert tagger.service.model("tagger").weights == {2: 20, 1: 80}
-    aborted = tagger.service.rollouts.abort("tagger")
-    assert aborted.status is RolloutStatus.ABORTED
-    assert "is damaged" in aborted.unrecorded
+    rollout = tagger.service.rollouts.abort("tagger")
+    assert rollout.status is RolloutStatus.ABORTED
+    assert "is damaged" in rollout.unrecorded
     assert gateway.route().weights == {1: 100}
     tagger.reconciler.tick()
     with pytest.raises(LedgerDamaged):  # the loop logs it once
@@ -306,8 +310,8 @@ def test_damage_that_its_readers_do_not_meet_is_found(
     with pytest.raises(LedgerDamaged):
         tagger.service.release("tagger", 1)
     assert gateway.route().weights == {2: 100}
-    back = tagger.service.rollback("tagger")
-    assert (back.version, "is damaged" in back.unrecorded) == (1, True)
+    rollback = tagger.service.rollback("tagger")
+    assert (rollback.version, "is damaged" in rollback.unrecorded) == (1, True)
     assert gateway.route().weights == {1: 100}
 
 
@@ -334,11 +338,11 @@ def test_a_deleted_ledger_is_told_and_written_anew_by_down(
     status = tagger.service.health().status
     assert "was deleted while the control service had it open" in status
     assert "`vlserve down` writes it anew" in status
-    told = kinds(tagger)
+    history = kinds(tagger)
     tagger.stop()
     with Ledger(settings.model_store) as ledger:
         assert ledger.model("tagger").stack == (1, 2)
-        assert [event.kind for event in ledger.events("tagger")] == told
+        assert [event.kind for event in ledger.events("tagger")] == history
 
 
 def test_another_file_in_its_place_is_told_and_left(tagger: Control, settings: Settings) -> None:

@@ -88,7 +88,7 @@ def test_what_cannot_be_killed_is_told_and_tried_again(watch: Watch, engine: Fak
     engine.hung.add("engine-0")
     watch.cannot_kill = "no supervisord answers"
     watch.look_for(LIMIT_S + 5)
-    assert any("cannot be started anew: no supervisord" in told for told in watch.told())
+    assert any("cannot be started anew: no supervisord" in message for message in watch.told())
     watch.cannot_kill = ""
     watch.look_for(60)
     assert watch.killed[0] == "engine-0"
@@ -146,13 +146,13 @@ def test_a_gateway_that_answers_no_client_is_told_and_killed_only_where_it_hangs
 
 
 def test_health_says_what_liveness_found(
-    control: Control, gateway: FakeGateway, packed: Archive, settings: Settings
+    control: Control, gateway: FakeGateway, pack: Archive, settings: Settings
 ) -> None:
-    register(control, packed("tagger", 1))
+    register(control, pack("tagger", 1))
     gateway.to_clients = Reply.GONE
     control.liveness.look()
-    until_told = 200
-    while "does not answer its clients" not in control.service.health().status and until_told:
+    attempts = 200
+    while "does not answer its clients" not in control.service.health().status and attempts:
         control.liveness.look()
-        until_told -= 1
+        attempts -= 1
     assert "does not answer its clients" in control.service.health().status

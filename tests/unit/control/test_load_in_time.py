@@ -21,7 +21,7 @@ def _knows_nothing(request: httpx.Request) -> httpx.Response:
 
 
 @pytest.mark.parametrize(
-    ("took_s", "said"),
+    ("duration_s", "message"),
     [
         (LIMIT_S, r"48 workers \(engine.workers\) were not up after 0.05 s \(engine.load_timeout"),
         (0.0, r"^it raises$"),
@@ -29,7 +29,7 @@ def _knows_nothing(request: httpx.Request) -> httpx.Response:
     ids=["late", "broken"],
 )
 def test_late_workers_are_blamed_on_their_number_and_the_limit(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, took_s: float, said: str
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, duration_s: float, message: str
 ) -> None:
     endpoint = endpoints(settings)[0]
     endpoint.folder.mkdir(parents=True)
@@ -37,12 +37,12 @@ def test_late_workers_are_blamed_on_their_number_and_the_limit(
     endpoint.key_file.write_text(json.dumps(tokens), encoding="utf-8")
 
     def register(*_: object) -> None:
-        time.sleep(took_s)
+        time.sleep(duration_s)
         raise LoadFailed("it raises")
 
     monkeypatch.setattr(torchserve_grpc, "register", register)
     engine = EngineSettings(workers=48, load_timeout_s=LIMIT_S)
     with httpx.Client(transport=httpx.MockTransport(_knows_nothing)) as http:
         instance = TorchServeInstance(endpoint, engine, http)
-        with pytest.raises(LoadFailed, match=said):
+        with pytest.raises(LoadFailed, match=message):
             instance.load("tagger", 1, settings.model_store / "tagger-1.mar", None)

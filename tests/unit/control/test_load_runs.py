@@ -67,9 +67,9 @@ def test_runs_are_read_newest_first(tmp_path: Path) -> None:
         StagePart("infer", 15.0, 25.0, 75.0),
     )
     assert runs[2].result.figures.versions == {2: 100}
-    shown = load_tests_screen(runs, "other")
-    assert [run.folder for run in shown["runs"]] == ["other-1"]
-    assert shown["models"] == ["other", "tagger"]
+    screen = load_tests_screen(runs, "other")
+    assert [run.folder for run in screen["runs"]] == ["other-1"]
+    assert screen["models"] == ["other", "tagger"]
 
 
 def test_no_folder_has_no_runs(tmp_path: Path) -> None:

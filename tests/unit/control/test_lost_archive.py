@@ -29,7 +29,7 @@ def ticks(control: Control) -> None:
 
 
 @pytest.fixture
-def lost(tagger: Control, engine: FakeEngine) -> Control:
+def tagger_without_archive(tagger: Control, engine: FakeEngine) -> Control:
     """tagger 1 is stable, its archive is gone, and the engine was restarted."""
     tagger.ledger.version(*KEY).archive.unlink()
     engine.restart_bare("engine-0")
@@ -41,34 +41,38 @@ def troubles(control: Control) -> list[Trouble]:
     return [each for each in control.service.health().troubles if each.check == "versions"]
 
 
-def test_the_reason_is_in_status_and_in_health(lost: Control) -> None:
-    (version, _) = lost.service.model("tagger").versions
+def test_the_reason_is_in_status_and_in_health(tagger_without_archive: Control) -> None:
+    (version, _) = tagger_without_archive.service.model("tagger").versions
     assert (version.state, version.weight) == (State.STABLE, 100)
     assert "tagger-1.mar is gone: `vlserve register` of the same" in version.reason
-    trouble = next(each for each in troubles(lost) if "tagger 1" in each.message)
+    trouble = next(each for each in troubles(tagger_without_archive) if "tagger 1" in each.message)
     assert "tagger 1 cannot be loaded again" in trouble.message
     assert version.reason in trouble.message
     assert not trouble.passing
 
 
 def test_register_of_the_same_file_loads_it_at_once(
-    lost: Control, engine: FakeEngine, register: Register
+    tagger_without_archive: Control, engine: FakeEngine, register: Register
 ) -> None:
-    done = register(1)
-    assert (done.already_registered, done.restored, done.state) == (True, True, State.STABLE)
+    registration = register(1)
+    assert (registration.already_registered, registration.restored, registration.state) == (
+        True,
+        True,
+        State.STABLE,
+    )
     assert KEY in engine.held["engine-0"]
-    assert kinds(lost)[-1] == "recovered"
-    ticks(lost)
-    assert lost.service.health().status == "ok"
-    assert lost.service.model("tagger").versions[0].reason == ""
+    assert kinds(tagger_without_archive)[-1] == "recovered"
+    ticks(tagger_without_archive)
+    assert tagger_without_archive.service.health().status == "ok"
+    assert tagger_without_archive.service.model("tagger").versions[0].reason == ""
 
 
 def test_a_file_that_was_copied_back_by_hand_is_tried_at_the_next_tick(
-    lost: Control, engine: FakeEngine, packed: Archive
+    tagger_without_archive: Control, engine: FakeEngine, pack: Archive
 ) -> None:
-    assert KEY in lost.reconciler._backoff.waiting()
-    shutil.copy(packed("tagger", 1), lost.ledger.version(*KEY).archive)
-    ticks(lost)
+    assert KEY in tagger_without_archive.reconciler._backoff.waiting()
+    shutil.copy(pack("tagger", 1), tagger_without_archive.ledger.version(*KEY).archive)
+    ticks(tagger_without_archive)
     assert KEY in engine.held["engine-0"]
 
 
@@ -91,12 +95,12 @@ def test_it_is_told_while_it_still_serves(tagger: Control) -> None:
 
 def test_a_load_that_failed_once_may_come_back_by_itself() -> None:
     backoff = Backoff(lambda: 0.0)
-    for error, needed in (
+    for error, needs in (
         (LoadFailed("its workers were not up"), [False, True]),
         (ArchiveLost("gone"), [True, True]),
         (EngineUnavailable("away"), [False, False]),
     ):
-        for expected in needed:
+        for expected in needs:
             backoff.failed(KEY, error)
             assert backoff.needs_help(KEY) is expected
         backoff.succeeded(KEY)

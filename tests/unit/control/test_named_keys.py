@@ -39,8 +39,8 @@ def test_a_key_is_kept_as_its_hash_in_a_file_of_the_owner_s(
     assert other.holder_of(key) == holder
     keys.revoke("ci")
     assert other.holder_of(key) is None and not other.is_in_force(holder)
-    (revoked,) = other.listed()
-    assert (revoked.name, revoked.sha256) == ("ci", "") and revoked.revoked_at
+    (entry,) = other.listed()
+    assert (entry.name, entry.sha256) == ("ci", "") and entry.revoked_at
     assert holder.sha256 not in file.read_text(encoding="utf-8")
 
 
@@ -76,8 +76,8 @@ def test_there_are_so_many_keys_at_the_most(
         if number >= MOST_KEYS:
             keys.add(name, [Role.READ])
         keys.revoke(name)
-    listed = keys.listed()
-    assert len(listed) == MOST_REVOKED and "key-0" not in {key.name for key in listed}
+    entries = keys.listed()
+    assert len(entries) == MOST_REVOKED and "key-0" not in {key.name for key in entries}
 
 
 def test_two_that_add_keys_at_once_lose_none(tmp_path: Path) -> None:

@@ -107,8 +107,8 @@ def test_a_line_that_is_sent_again_counts_once(log: ObservationLog) -> None:
     other = [GOOD | {"id": "r1", "version": "stable"}, GOOD, GOOD]
     assert log.take("tagger", body(*lines, lines[0], *other)) == Taken(3, 11)
     assert log.take("retriever", body(*lines)) == Taken(10, 0)
-    again = ObservationLog(log.path, NOW.timestamp)  # after a restart
-    assert again.take("tagger", body(*lines, GOOD | {"id": "new"})) == Taken(1, 10)
+    second_log = ObservationLog(log.path, NOW.timestamp)  # after a restart
+    assert second_log.take("tagger", body(*lines, GOOD | {"id": "new"})) == Taken(1, 10)
 
 
 def test_ids_are_remembered_in_a_bounded_number(

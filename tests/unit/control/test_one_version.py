@@ -20,22 +20,22 @@ KEY = ("tagger", 1)
 
 
 @pytest.fixture
-def one(
-    packed: Archive, engine: FakeEngine, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch
+def version(
+    pack: Archive, engine: FakeEngine, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[OneVersion]:
     monkeypatch.setattr(one_version, "_ASK_S", 0.0)
     monkeypatch.setattr(liveness, "_SHARE", 0.0)
-    archive = packed("tagger", 1)
+    archive = pack("tagger", 1)
     record = dataclasses.replace(STABLE, archive=archive, manifest=manifest_of(archive))
-    made = OneVersion(record, engine, gateway, tick_s=0.01)
-    yield made
-    made.stop()
+    service = OneVersion(record, engine, gateway, tick_s=0.01)
+    yield service
+    service.stop()
 
 
 @pytest.fixture
-def serving(one: OneVersion) -> OneVersion:
-    one.begin().result()
-    return one
+def ready_version(version: OneVersion) -> OneVersion:
+    version.begin().result()
+    return version
 
 
 def _unready(gateway: FakeGateway) -> str:
@@ -43,45 +43,45 @@ def _unready(gateway: FakeGateway) -> str:
 
 
 def test_it_is_ready_once_it_is_loaded_and_has_answered_its_probes(
-    serving: OneVersion, gateway: FakeGateway
+    ready_version: OneVersion, gateway: FakeGateway
 ) -> None:
-    said = [routing.unready for routing in gateway.applied]
-    assert said[-1] == ""
-    assert all(said[:-1])
+    reasons = [routing.unready for routing in gateway.applied]
+    assert reasons[-1] == ""
+    assert all(reasons[:-1])
     (model,) = gateway.applied[-1].models
     assert (model.model, model.weights, model.versions) == ("tagger", {1: 100}, (1,))
 
 
-def test_a_load_that_fails_says_why(one: OneVersion, engine: FakeEngine) -> None:
+def test_a_load_that_fails_says_why(version: OneVersion, engine: FakeEngine) -> None:
     engine.fail_to_load[KEY] = "no such graph"
     with pytest.raises(LoadFailed, match="no such graph"):
-        one.begin().result()
+        version.begin().result()
 
 
-def test_wrong_answers_are_no_service(one: OneVersion, engine: FakeEngine) -> None:
+def test_wrong_answers_are_no_service(version: OneVersion, engine: FakeEngine) -> None:
     engine.answer_wrong.add(KEY)
     with pytest.raises(LoadFailed, match="does not answer as it did when it was packed"):
-        one.begin().result()
+        version.begin().result()
 
 
 def test_a_bare_engine_gets_the_version_again(
-    serving: OneVersion, engine: FakeEngine, gateway: FakeGateway
+    ready_version: OneVersion, engine: FakeEngine, gateway: FakeGateway
 ) -> None:
     engine.restart_bare("engine-0")
     engine.hold_loads.clear()
-    serving.tick()
+    ready_version.tick()
     assert "no engine instance" in _unready(gateway)
     assert KEY in gateway.applied[-1].instances[0].lacks
     engine.hold_loads.set()
-    serving.start()
+    ready_version.start()
     wait_until(lambda: not _unready(gateway))
     assert engine.loads == [KEY, KEY]
 
 
 def test_readiness_rests_on_predictions(
-    serving: OneVersion, engine: FakeEngine, gateway: FakeGateway
+    ready_version: OneVersion, engine: FakeEngine, gateway: FakeGateway
 ) -> None:
-    serving.start()
+    ready_version.start()
     engine.answer_wrong.add(KEY)
     wait_until(lambda: "expected" in _unready(gateway))
     engine.answer_wrong.clear()
@@ -91,9 +91,9 @@ def test_readiness_rests_on_predictions(
 
 
 def test_who_leaves_is_not_ready_and_still_routed(
-    serving: OneVersion, gateway: FakeGateway
+    ready_version: OneVersion, gateway: FakeGateway
 ) -> None:
-    serving.leave("it is being stopped")
-    serving.tick()
+    ready_version.leave("it is being stopped")
+    ready_version.tick()
     assert _unready(gateway) == "it is being stopped"
     assert gateway.applied[-1].instances[0].lacks == frozenset()

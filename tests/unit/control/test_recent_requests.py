@@ -140,8 +140,8 @@ def test_lines_are_found_once_while_the_log_grows_and_is_renamed(tmp_path: Path)
     lines = ModelLines(log)
 
     def counts() -> dict[str, int]:
-        found = lines.since(NOW - 900, lambda line: NOW)
-        return {model: len(sample.lines) for model, sample in found.items()}
+        samples = lines.since(NOW - 900, lambda line: NOW)
+        return {model: len(sample.lines) for model, sample in samples.items()}
 
     log.write_text(_line(100) + _line(99, model="other") + '{"cut', encoding="utf-8")
     assert counts() == {"tagger": 1, "other": 1}

@@ -28,8 +28,12 @@ Register = Callable[..., Registration]
 def test_register_loads_probes_and_opens_the_path_without_traffic(
     control: Control, engine: FakeEngine, gateway: FakeGateway, register: Register
 ) -> None:
-    done = register(1)
-    assert (done.version, done.state, done.already_registered) == (1, State.READY, False)
+    registration = register(1)
+    assert (registration.version, registration.state, registration.already_registered) == (
+        1,
+        State.READY,
+        False,
+    )
     assert control.ledger.version("tagger", 1).archive.is_file()
     assert list(engine.held["engine-0"]) == [("tagger", 1)]
     assert (gateway.route().versions, gateway.route().weights) == ((1,), {})
@@ -41,11 +45,11 @@ def test_the_same_bytes_again_are_a_no_op_that_says_so(
     control: Control, engine: FakeEngine, register: Register
 ) -> None:
     register(1)
-    told = kinds(control)
-    done = register(1)
-    assert (done.already_registered, done.state) == (True, State.READY)
+    history = kinds(control)
+    registration = register(1)
+    assert (registration.already_registered, registration.state) == (True, State.READY)
     assert engine.loads == [("tagger", 1)]
-    assert kinds(control) == told
+    assert kinds(control) == history
 
 
 def test_other_bytes_under_a_used_number_are_refused(control: Control, register: Register) -> None:
@@ -99,7 +103,7 @@ def test_a_failed_version_is_tried_again_from_the_same_bytes(
 
 
 def test_a_failed_number_may_be_used_for_other_bytes(
-    control: Control, engine: FakeEngine, register: Register, packed: Archive
+    control: Control, engine: FakeEngine, register: Register, pack: Archive
 ) -> None:
     engine.fail_to_load[("tagger", 1)] = "no such graph"
     with pytest.raises(LoadFailed):
@@ -107,14 +111,14 @@ def test_a_failed_number_may_be_used_for_other_bytes(
     engine.fail_to_load.clear()
     assert register(1, shift=1).state is State.READY
     record = control.ledger.version("tagger", 1)
-    assert record.archive.read_bytes() == packed("tagger", 1, 1).read_bytes()
+    assert record.archive.read_bytes() == pack("tagger", 1, 1).read_bytes()
 
 
-def test_a_broken_archive_leaves_no_trace(control: Control, packed: Archive) -> None:
-    broken = control.service.incoming / "broken.mar"
-    broken.write_bytes(packed().read_bytes()[:-100])
+def test_a_broken_archive_leaves_no_trace(control: Control, pack: Archive) -> None:
+    file = control.service.incoming / "broken.mar"
+    file.write_bytes(pack().read_bytes()[:-100])
     with pytest.raises(ArchiveError):
-        control.service.register(broken)
+        control.service.register(file)
     assert control.ledger.models() == []
 
 
@@ -147,10 +151,10 @@ def test_what_is_refused_is_an_event_of_the_model_that_its_file_names(
 
 
 def test_an_archive_without_probes_is_refused(
-    control: Control, packed: Archive, tmp_path: Path
+    control: Control, pack: Archive, tmp_path: Path
 ) -> None:
-    draft = draft_of(verify_archive(packed())) | {"probes": []}
-    with zipfile.ZipFile(packed()) as archive:
+    draft = draft_of(verify_archive(pack())) | {"probes": []}
+    with zipfile.ZipFile(pack()) as archive:
         members = {name: archive.read(name) for name in archive.namelist() if "/" in name}
     bare = pack_archive(tmp_path, draft, members)
     file = bare.rename(control.service.incoming / "bare.mar")
@@ -162,21 +166,21 @@ def test_two_registers_of_the_same_archive_load_it_once(
     control: Control, engine: FakeEngine, register: Register
 ) -> None:
     with ThreadPoolExecutor(4) as pool:
-        done = [call.result() for call in [pool.submit(register, 1) for _ in range(4)]]
-    assert sorted(each.already_registered for each in done) == [False, True, True, True]
+        registrations = [call.result() for call in [pool.submit(register, 1) for _ in range(4)]]
+    assert sorted(each.already_registered for each in registrations) == [False, True, True, True]
     assert engine.loads == [("tagger", 1)]
 
 
 def test_two_archives_that_race_for_one_number_do_not_mix(
-    control: Control, register: Register, packed: Archive
+    control: Control, register: Register, pack: Archive
 ) -> None:
     with ThreadPoolExecutor(2) as pool:
         calls = [pool.submit(register, 1, shift=shift) for shift in (0, 1)]
         errors = [call.exception() for call in calls]
     winner = errors.index(None)
     assert isinstance(errors[1 - winner], VersionConflict)
-    kept = control.ledger.version("tagger", 1).archive
-    assert kept.read_bytes() == packed("tagger", 1, winner).read_bytes()
+    archive = control.ledger.version("tagger", 1).archive
+    assert archive.read_bytes() == pack("tagger", 1, winner).read_bytes()
 
 
 def test_an_engine_that_is_down_at_register_gets_the_version_later(

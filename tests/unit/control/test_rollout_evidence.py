@@ -63,8 +63,8 @@ THREE = {"r": ["r~0~3", "r~1~3", "r~2~3"]}
 
 def test_a_request_of_several_items_is_one_outcome_with_the_labels_of_all() -> None:
     answers = {("r~0~3", 2): MUSIC, ("r~1~3", 2): FOOD, ("r~2~3", 2): LoggedAnswer(failed=True)}
-    found = outcome(line(), VERSIONS, Known(answers, THREE))
-    assert found is not None and found.tags == ("music", "food")
+    result = outcome(line(), VERSIONS, Known(answers, THREE))
+    assert result is not None and result.tags == ("music", "food")
 
 
 @pytest.mark.parametrize(
@@ -81,20 +81,20 @@ def test_what_a_partial_answer_lacks_counts_by_whose_fault_it_is(
     """Its status is 200 although an item, or each, has none."""
     bad = LoggedAnswer(failed=True)
     answers = {("r~0~3", 2): bad, ("r~1~3", 2): bad, ("r~2~3", 2): last}
-    found = outcome(line(), VERSIONS, Known(answers, THREE))
-    assert found is not None and (found.failed, found.refused) == (failed, refused)
+    result = outcome(line(), VERSIONS, Known(answers, THREE))
+    assert result is not None and (result.failed, result.refused) == (failed, refused)
 
 
 def test_each_item_of_a_copied_request_is_a_pair() -> None:
     answers = {("r~0~3", 1): MUSIC, ("r~0~3", 2): FOOD, ("r~1~3", 1): FOOD}
-    waiting = [Copy("r", 200, 100.0)]
-    pairs, waiting = join(waiting, VERSIONS, Known(answers, THREE), now=101.0)
+    copies = [Copy("r", 200, 100.0)]
+    pairs, copies = join(copies, VERSIONS, Known(answers, THREE), now=101.0)
     assert pairs == [AnsweredCopy("r~0~3", MUSIC, FOOD)]
-    assert [copy.request_id for copy in waiting] == ["r~1~3", "r~2~3"]
+    assert [copy.request_id for copy in copies] == ["r~1~3", "r~2~3"]
     answers |= {("r~1~3", 2): FOOD}
-    pairs, waiting = join(waiting, VERSIONS, Known(answers, THREE), now=102.0)
+    pairs, copies = join(copies, VERSIONS, Known(answers, THREE), now=102.0)
     assert pairs == [AnsweredCopy("r~1~3", FOOD, FOOD)]
-    assert join(waiting, VERSIONS, Known(answers, THREE), now=101.0 + PATIENCE_S) == ([], [])
+    assert join(copies, VERSIONS, Known(answers, THREE), now=101.0 + PATIENCE_S) == ([], [])
 
 
 def test_a_bad_item_takes_no_evidence_from_its_neighbours() -> None:
@@ -108,29 +108,29 @@ def test_a_bad_item_takes_no_evidence_from_its_neighbours() -> None:
 
 def test_an_item_whose_request_the_candidate_lost_is_a_pair_that_differs() -> None:
     answers = {(item, 1): MUSIC for item in THREE["r"]}
-    pairs, waiting = join([Copy("r", 503, 100.0)], VERSIONS, Known(answers, THREE), now=101.0)
+    pairs, copies = join([Copy("r", 503, 100.0)], VERSIONS, Known(answers, THREE), now=101.0)
     assert pairs == [AnsweredCopy(item, MUSIC, None) for item in THREE["r"]]
-    assert waiting == []
+    assert copies == []
 
 
 def test_an_answered_request() -> None:
-    found = outcome(line(caller="anna"), VERSIONS, of({("r", 2): MUSIC}))
-    assert found is not None
-    assert found == Outcome(True, False, 12.0, caller="anna", tag="music")
+    result = outcome(line(caller="anna"), VERSIONS, of({("r", 2): MUSIC}))
+    assert result is not None
+    assert result == Outcome(True, False, 12.0, caller="anna", tag="music")
     stable = outcome(line(version="1"), VERSIONS, of({}))
     assert stable is not None and stable == Outcome(False, False, 12.0)
 
 
 @pytest.mark.parametrize("status", [500, 503, 504, 0, None])
 def test_what_was_not_answered_failed(status: int | None) -> None:
-    found = outcome(line(status=status), VERSIONS, of({("r", 2): MUSIC}))
-    assert found is not None
-    assert (found.failed, found.tag) == (True, None)
+    result = outcome(line(status=status), VERSIONS, of({("r", 2): MUSIC}))
+    assert result is not None
+    assert (result.failed, result.tag) == (True, None)
 
 
 def test_what_was_answered_only_at_another_try_failed_once() -> None:
-    tried_again = outcome(line(tries=2), VERSIONS, of({("r", 2): MUSIC}))
-    assert tried_again is not None and tried_again.failed
+    retry = outcome(line(tries=2), VERSIONS, of({("r", 2): MUSIC}))
+    assert retry is not None and retry.failed
     at_once = outcome(line(tries=1), VERSIONS, of({("r", 2): MUSIC}))
     assert at_once is not None and not at_once.failed
 
@@ -155,16 +155,16 @@ def test_how_slowly_a_request_was_sent_is_no_latency_of_the_version() -> None:
 def test_a_client_that_leaves_speaks_against_a_version_only_once_it_had_to_wait(
     changes: dict[str, Any], failed: bool, refused: bool
 ) -> None:
-    found = outcome(line(status=0, flags="DC", **changes), VERSIONS, of({}))
-    assert found is not None
-    assert (found.failed, found.refused, found.tag) == (failed, refused, None)
+    result = outcome(line(status=0, flags="DC", **changes), VERSIONS, of({}))
+    assert result is not None
+    assert (result.failed, result.refused, result.tag) == (failed, refused, None)
 
 
 @pytest.mark.parametrize("status", [400, 413, 422, 429])
 def test_the_client_s_fault_is_a_draw_and_no_more(status: int) -> None:
-    found = outcome(line(status=status), VERSIONS, of({("r", 2): MUSIC}))
-    assert found is not None
-    assert (found.refused, found.failed, found.tag) == (True, False, None)
+    result = outcome(line(status=status), VERSIONS, of({("r", 2): MUSIC}))
+    assert result is not None
+    assert (result.refused, result.failed, result.tag) == (True, False, None)
 
 
 @pytest.mark.parametrize("changes", [{"version": "3"}, {"version": None}, {"version": "x"}])
@@ -216,50 +216,55 @@ def test_a_copy_that_failed_disagrees_if_stable_answered() -> None:
         [AnsweredCopy("r", MUSIC, None)],
         [],
     )
-    stable_failed = of({("r", 1): LoggedAnswer(failed=True)})
-    assert join([copy], VERSIONS, stable_failed, now=101.0) == ([], [])
+    answers = of({("r", 1): LoggedAnswer(failed=True)})
+    assert join([copy], VERSIONS, answers, now=101.0) == ([], [])
 
 
-def outcomes(count: int, candidate: bool, ms: float, tag: str, failed: int = 0) -> list[Outcome]:
+def outcomes(count: int, candidate: bool, ms: float, tag: str, failures: int = 0) -> list[Outcome]:
     return [
-        Outcome(candidate, n < failed, ms, tag=None if n < failed else tag) for n in range(count)
+        Outcome(candidate, n < failures, ms, tag=None if n < failures else tag)
+        for n in range(count)
     ]
 
 
 def test_a_window_counts_each_version() -> None:
-    some = outcomes(10, True, 30.0, "music", failed=2) + outcomes(20, False, 10.0, "food")
+    some = outcomes(10, True, 30.0, "music", failures=2) + outcomes(20, False, 10.0, "food")
     pairs = [ShadowPair(True, 0.0), ShadowPair(False, 0.5)]
-    found = metric_windows.add(MetricWindows(), some, pairs, now=1003.0, step=1, weight=25).current
-    assert found is not None
-    assert (found.start, found.step, found.weight) == (1000, 1, 25)
-    assert (found.candidate.requests, found.candidate.failed) == (10, 2)
-    assert found.candidate.labels == {"music": 8}
-    assert found.candidate.p50_ms == pytest.approx(30.0, rel=0.06)
-    assert (found.stable.requests, found.stable.failed) == (20, 0)
-    assert found.stable.p99_ms == pytest.approx(10.0, rel=0.06)
-    assert (found.pairs, found.agreeing, found.score_distance) == (2, 1, 0.25)
-    assert found.stability_index is not None and found.stability_index > 1
+    window = metric_windows.add(MetricWindows(), some, pairs, now=1003.0, step=1, weight=25).current
+    assert window is not None
+    assert (window.start, window.step, window.weight) == (1000, 1, 25)
+    assert (window.candidate.requests, window.candidate.failed) == (10, 2)
+    assert window.candidate.labels == {"music": 8}
+    assert window.candidate.p50_ms == pytest.approx(30.0, rel=0.06)
+    assert (window.stable.requests, window.stable.failed) == (20, 0)
+    assert window.stable.p99_ms == pytest.approx(10.0, rel=0.06)
+    assert (window.pairs, window.agreeing, window.score_distance) == (2, 1, 0.25)
+    assert window.stability_index is not None and window.stability_index > 1
 
 
 def test_evidence_adds_up_within_a_window_and_a_new_one_begins_later() -> None:
-    kept, now = MetricWindows(), 1000.0
+    windows, now = MetricWindows(), 1000.0
     for _ in range(2):
-        kept = metric_windows.add(kept, outcomes(5, True, 10.0, "x"), [], now=now, step=0, weight=5)
-    assert kept.current is not None and kept.current.candidate.requests == 10
-    kept = metric_windows.add(kept, outcomes(5, True, 10.0, "x"), [], now=now, step=1, weight=25)
-    assert [window.step for window in kept.closed] == [0]
+        windows = metric_windows.add(
+            windows, outcomes(5, True, 10.0, "x"), [], now=now, step=0, weight=5
+        )
+    assert windows.current is not None and windows.current.candidate.requests == 10
+    windows = metric_windows.add(
+        windows, outcomes(5, True, 10.0, "x"), [], now=now, step=1, weight=25
+    )
+    assert [window.step for window in windows.closed] == [0]
     for turn in range(KEPT + 5):
         now = 2000.0 + turn * WINDOW_S
-        kept = metric_windows.add(
-            kept, outcomes(1, True, 10.0, "x"), [], now=now, step=1, weight=25
+        windows = metric_windows.add(
+            windows, outcomes(1, True, 10.0, "x"), [], now=now, step=1, weight=25
         )
-    assert len(kept.closed) == KEPT
-    assert metric_windows.add(kept, [], [], now=9e9, step=2, weight=50) is kept
+    assert len(windows.closed) == KEPT
+    assert metric_windows.add(windows, [], [], now=9e9, step=2, weight=50) is windows
 
 
 def test_a_window_names_only_so_many_labels() -> None:
     many = [Outcome(True, False, 1.0, tag=f"label-{n}") for n in range(LABELS + 7)]
-    found = metric_windows.add(MetricWindows(), many, [], now=0.0, step=0, weight=5).current
-    assert found is not None
-    assert len(found.candidate.labels) == LABELS + 1
-    assert found.candidate.labels[OTHERS] == 7
+    window = metric_windows.add(MetricWindows(), many, [], now=0.0, step=0, weight=5).current
+    assert window is not None
+    assert len(window.candidate.labels) == LABELS + 1
+    assert window.candidate.labels[OTHERS] == 7

@@ -32,8 +32,8 @@ def test_lines_are_read_once_and_only_whole_ones(log: Path) -> None:
     assert numbers(log, Cursor()) == ([], Cursor())
     write(log, 1, 2)
     write(log, 3, end="")
-    read, cursor = numbers(log, Cursor())
-    assert read == [1, 2]
+    entries, cursor = numbers(log, Cursor())
+    assert entries == [1, 2]
     assert numbers(log, cursor)[0] == []
     write(log, end="\n")
     assert numbers(log, cursor)[0] == [3]
@@ -55,8 +55,8 @@ def test_renamed_files_are_read_to_their_end_in_their_order(log: Path) -> None:
     write(log, 3)
     assert rotate(log, largest=1)
     write(log, 4)
-    read, cursor = numbers(log, cursor)
-    assert read == [2, 3, 4]
+    entries, cursor = numbers(log, cursor)
+    assert entries == [2, 3, 4]
     assert rotate(log, largest=1)
     assert numbers(log, cursor)[0] == []  # between the rename and the first line of a new file
     write(log, 5)
@@ -108,10 +108,10 @@ def test_answers_are_found_by_request_and_version(log: Path) -> None:
     )
     answers = AnswerLog(log, "tagger", Cursor())
     answers.read()
-    found = answers.of("a", 1)
-    assert found is not None and (found.label, found.failed) == ("music", False)
-    refused = answers.of("a", 2)
-    assert refused is not None and (refused.label, refused.failed) == (None, True)
+    first = answers.of("a", 1)
+    assert first is not None and (first.label, first.failed) == ("music", False)
+    second = answers.of("a", 2)
+    assert second is not None and (second.label, second.failed) == (None, True)
     assert answers.of("b", 1) is None
     assert answers.of("c", 1) is None
 
@@ -124,8 +124,8 @@ def test_answers_are_found_whatever_white_space_a_line_has(
     log.write_text(json.dumps(line, separators=separators) + "\n", encoding="utf-8")
     answers = AnswerLog(log, "tagger", Cursor())
     answers.read()
-    found = answers.of("a", 1)
-    assert found is not None and found.label == "music"
+    result = answers.of("a", 1)
+    assert result is not None and result.label == "music"
 
 
 def test_a_line_of_a_newer_schema_is_left_out_and_warned_of(
@@ -173,8 +173,8 @@ def test_whose_fault_an_error_is_stands_beside_it(log: Path) -> None:
     log.write_text("".join(answer(n, 1, error=e) for n, e in codes.items()), encoding="utf-8")
     answers = AnswerLog(log, "tagger", Cursor())
     answers.read()
-    found = {name: answers.of(name, 1) for name in codes}
-    assert {n: (one.failed, one.lost) for n, one in found.items() if one} == {
+    results = {name: answers.of(name, 1) for name in codes}
+    assert {n: (result.failed, result.lost) for n, result in results.items() if result} == {
         "a": (True, True),
         "b": (True, False),
         "c": (True, False),

@@ -44,20 +44,26 @@ def test_a_killed_control_service_goes_on_from_its_step_with_its_evidence(
     tagger.rollout_loop.tick()
     before = look(tagger)
     requests.send(60)  # logged while nobody reads
-    restarted = again(tagger, settings, engine, gateway)
+    control = again(tagger, settings, engine, gateway)
     try:
-        restarted.reconciler.tick()
+        control.reconciler.tick()
         assert gateway.route().weights == {2: 50, 1: 50}
-        assert look(restarted).windows == before.windows
-        restarted.rollout_loop.tick()
-        counted = sum(w.candidate.requests + w.stable.requests for w in look(restarted).windows)
-        already = sum(w.candidate.requests + w.stable.requests for w in before.windows)
-        assert counted == already + 60
-        (event,) = [e for e in restarted.ledger.events("tagger") if e.kind == "release_resumed"]
+        assert look(control).windows == before.windows
+        control.rollout_loop.tick()
+        count = sum(
+            window.candidate.requests + window.stable.requests for window in look(control).windows
+        )
+        count_before = sum(
+            window.candidate.requests + window.stable.requests for window in before.windows
+        )
+        assert count == count_before + 60
+        (event,) = [
+            event for event in control.ledger.events("tagger") if event.kind == "release_resumed"
+        ]
         assert event.detail == {"restarted": ["the control service"]}
-        assert drive(restarted, requests).status is RolloutStatus.PROMOTED
+        assert drive(control, requests).status is RolloutStatus.PROMOTED
     finally:
-        restarted.stop()
+        control.stop()
 
 
 @pytest.mark.parametrize("what", ["the control service", "the gateway", "engine-0"])
@@ -82,10 +88,10 @@ def test_recovery_by_rollback(
         control.rollout_loop.tick()  # stable's health may not be known yet
         control.reconciler.tick()
         control.rollout_loop.tick()
-        ended = look(control)
-        assert ended.status is RolloutStatus.ROLLED_BACK
-        assert ended.decision is not None
-        assert ended.decision.reason == f"{what} was restarted, and recovery is rollback"
+        view = look(control)
+        assert view.status is RolloutStatus.ROLLED_BACK
+        assert view.decision is not None
+        assert view.decision.reason == f"{what} was restarted, and recovery is rollback"
     finally:
         if control is not tagger:
             control.stop()
@@ -95,15 +101,15 @@ def test_a_move_cut_short_by_a_crash_is_known_and_undone(
     tagger: Control, settings: Settings, engine: FakeEngine, gateway: FakeGateway
 ) -> None:
     tagger.ledger.intend("tagger", {2: 100})  # then the gateway was told, then the power went
-    restarted = again(tagger, settings, engine, gateway)
+    control = again(tagger, settings, engine, gateway)
     try:
-        assert restarted.ledger.model("tagger").intended == {2: 100}
-        restarted.reconciler.tick()
+        assert control.ledger.model("tagger").intended == {2: 100}
+        control.reconciler.tick()
         assert gateway.route().weights == {1: 100}
-        assert restarted.ledger.model("tagger").intended is None
-        assert restarted.ledger.events("tagger")[-1].kind == "interrupted"
+        assert control.ledger.model("tagger").intended is None
+        assert control.ledger.events("tagger")[-1].kind == "interrupted"
     finally:
-        restarted.stop()
+        control.stop()
 
 
 @pytest.mark.parametrize("shadow_percent", [0, 50])
@@ -141,7 +147,10 @@ def test_what_is_logged_while_the_engine_does_not_answer_is_read_later(
     engine.down.clear()
     tagger.reconciler.tick()
     tagger.rollout_loop.tick()
-    assert sum(w.candidate.requests + w.stable.requests for w in look(tagger).windows) == 30
+    assert (
+        sum(window.candidate.requests + window.stable.requests for window in look(tagger).windows)
+        == 30
+    )
 
 
 @pytest.mark.parametrize("step_s", [7200.0, -7200.0])
@@ -150,7 +159,7 @@ def test_a_step_of_the_clock_is_no_restart_and_no_time_that_passed(
     engine: FakeEngine,
     gateway: FakeGateway,
     requests: Requests,
-    packed: Callable[..., Path],
+    pack: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
     step_s: float,
 ) -> None:
@@ -158,16 +167,16 @@ def test_a_step_of_the_clock_is_no_restart_and_no_time_that_passed(
     monkeypatch.setattr(time, "time", lambda: real() + offset)
     control = assemble(settings, engine, gateway)
     try:
-        register(control, packed("tagger", 1), packed("tagger", 2))
+        register(control, pack("tagger", 1), pack("tagger", 2))
         control.service.release("tagger", 1)
         control.reconciler.tick()
         start(control, hold_s=3600, recovery="rollback")
         drive(control, requests, ticks=2)
         offset = step_s
-        still = drive(control, requests, ticks=20)
-        assert (still.status, still.step) == (RolloutStatus.RUNNING, 0)
-        assert still.held_s < 600
-        assert still.decision is not None and "of 3600 s" in still.decision.reason
+        view = drive(control, requests, ticks=20)
+        assert (view.status, view.step) == (RolloutStatus.RUNNING, 0)
+        assert view.held_s < 600
+        assert view.decision is not None and "of 3600 s" in view.decision.reason
         assert "release_resumed" not in kinds(control)
     finally:
         control.stop()
@@ -179,13 +188,13 @@ def test_a_step_of_the_clock_takes_no_candidate_away_that_is_kept(
     start(tagger, keep_s=600)
     tagger.service.rollouts.abort("tagger")
     tagger.rollout_loop.tick()
-    kept = tagger.rollout_loop._kept
+    candidates = tagger.rollout_loop._kept
     real = time.time
-    monkeypatch.setattr(kept, "_now", lambda: real() + 7200)
+    monkeypatch.setattr(candidates, "_now", lambda: real() + 7200)
     tagger.rollout_loop.tick()
     assert state(tagger, 2) is State.READY
-    passed = time.monotonic() + 700
-    monkeypatch.setattr(kept, "_now", lambda: real() - 7200)
-    monkeypatch.setattr(kept, "_clock", lambda: passed)
+    moment = time.monotonic() + 700
+    monkeypatch.setattr(candidates, "_now", lambda: real() - 7200)
+    monkeypatch.setattr(candidates, "_clock", lambda: moment)
     tagger.rollout_loop.tick()
     assert state(tagger, 2) is State.DRAINING

@@ -106,14 +106,14 @@ BROKEN: dict[str, tuple[Callable[[str], str], str]] = {
 @pytest.fixture(params=BROKEN.values(), ids=BROKEN)
 def why(request: pytest.FixtureRequest, tagger: Control) -> str:
     """tagger 2 is at 20 %, and its state is broken; a pattern of what is said of it."""
-    write, said = request.param
+    write, pattern = request.param
     start(tagger)
     break_state(tagger, write)
-    return str(said)
+    return str(pattern)
 
 
 @pytest.fixture
-def broken(tagger: Control) -> Control:
+def unreadable_rollout(tagger: Control) -> Control:
     """tagger 2 is at 20 %, under a gate that this code does not have."""
     start(tagger)
     break_state(tagger, changed(unknown_gate))
@@ -135,23 +135,23 @@ def restarted(
 ) -> Iterator[Control]:
     """The control service after a kill: nothing of the old process is left but the ledger."""
     control.ledger.close()
-    again = assemble(settings, engine, gateway)
+    second = assemble(settings, engine, gateway)
     try:
-        again.reconciler.tick()
-        yield again
+        second.reconciler.tick()
+        yield second
     finally:
-        again.stop()
+        second.stop()
 
 
 def unreadable_events(control: Control) -> list[Any]:
-    return [e for e in control.ledger.events("tagger") if e.kind == STATE_UNREADABLE]
+    return [event for event in control.ledger.events("tagger") if event.kind == STATE_UNREADABLE]
 
 
 def test_abort_takes_the_traffic_back_and_the_history_says_why(
     tagger: Control, gateway: FakeGateway, why: str
 ) -> None:
-    aborted = tagger.service.rollouts.abort("tagger")
-    assert (aborted.status, aborted.weight) == (RolloutStatus.ABORTED, 0)
+    rollout = tagger.service.rollouts.abort("tagger")
+    assert (rollout.status, rollout.weight) == (RolloutStatus.ABORTED, 0)
     assert gateway.route().weights == {1: 100}
     assert (state(tagger, 1), state(tagger, 2)) == (State.STABLE, State.READY)
     event = tagger.ledger.events("tagger")[-1]
@@ -160,8 +160,8 @@ def test_abort_takes_the_traffic_back_and_the_history_says_why(
 
 
 def test_rollback_takes_the_traffic_back(tagger: Control, gateway: FakeGateway, why: str) -> None:
-    done = tagger.service.rollback("tagger")
-    assert (done.version, done.previous) == (1, 2)
+    rollback = tagger.service.rollback("tagger")
+    assert (rollback.version, rollback.previous) == (1, 2)
     assert gateway.route().weights == {1: 100}
     assert re.search(why, tagger.ledger.events("tagger")[-1].detail["reason"])
     assert look(tagger).status is RolloutStatus.ABORTED
@@ -170,8 +170,8 @@ def test_rollback_takes_the_traffic_back(tagger: Control, gateway: FakeGateway, 
 def test_promote_by_hand_gives_the_candidate_all_traffic(
     tagger: Control, gateway: FakeGateway, why: str
 ) -> None:
-    promoted = tagger.service.rollouts.promote("tagger")
-    assert (promoted.status, promoted.weight) == (RolloutStatus.PROMOTED, 100)
+    rollout = tagger.service.rollouts.promote("tagger")
+    assert (rollout.status, rollout.weight) == (RolloutStatus.PROMOTED, 100)
     assert gateway.route().weights == {2: 100}
     assert tagger.ledger.model("tagger").stack == (1, 2)
     event = tagger.ledger.events("tagger")[-1]
@@ -180,13 +180,13 @@ def test_promote_by_hand_gives_the_candidate_all_traffic(
 
 
 def test_it_is_shown_with_what_to_do(tagger: Control, why: str) -> None:
-    shown = look(tagger)
-    assert (shown.status, shown.weight, shown.step) == (RolloutStatus.RUNNING, 20, 0)
-    assert (shown.weights, shown.hold_s) == ((20, 50, 100), 0)
-    assert (shown.decision, shown.windows) == (None, ())
-    assert re.search(f"cannot be read.*{why}", shown.state_error)
-    assert "`vlserve abort tagger`" in shown.state_error
-    assert "`vlserve promote tagger`" in shown.state_error
+    view = look(tagger)
+    assert (view.status, view.weight, view.step) == (RolloutStatus.RUNNING, 20, 0)
+    assert (view.weights, view.hold_s) == ((20, 50, 100), 0)
+    assert (view.decision, view.windows) == (None, ())
+    assert re.search(f"cannot be read.*{why}", view.state_error)
+    assert "`vlserve abort tagger`" in view.state_error
+    assert "`vlserve promote tagger`" in view.state_error
     (model,) = tagger.service.models()
     assert model.weights == {2: 20, 1: 80}
 
@@ -201,55 +201,59 @@ def test_the_tick_says_it_once_and_leaves_the_traffic(
     why: str,
 ) -> None:
     before = kinds(tagger)
-    still = drive(tagger, requests, ticks=5)
-    assert (still.status, still.weight) == (RolloutStatus.RUNNING, 20)
+    view = drive(tagger, requests, ticks=5)
+    assert (view.status, view.weight) == (RolloutStatus.RUNNING, 20)
     (event,) = unreadable_events(tagger)
-    assert (event.version, event.detail["rollout"]) == (2, still.id)
+    assert (event.version, event.detail["rollout"]) == (2, view.id)
     assert re.search(f"{why}.*vlserve abort tagger.*vlserve promote", event.detail["reason"])
     assert kinds(tagger) == [*before, STATE_UNREADABLE]
-    assert len([r for r in caplog.records if r.levelno >= logging.WARNING]) == 1
-    with restarted(tagger, settings, engine, gateway) as again:
-        drive(again, requests, ticks=5)
+    assert len([record for record in caplog.records if record.levelno >= logging.WARNING]) == 1
+    with restarted(tagger, settings, engine, gateway) as second:
+        drive(second, requests, ticks=5)
         assert gateway.route().weights == {2: 20, 1: 80}
-        assert unreadable_events(again) == [event]
+        assert unreadable_events(second) == [event]
 
 
 def test_after_a_restart_of_the_service_it_can_be_ended(
     tagger: Control, settings: Settings, engine: FakeEngine, gateway: FakeGateway, why: str
 ) -> None:
-    with restarted(tagger, settings, engine, gateway) as again:
-        again.rollout_loop.tick()
-        assert re.search(why, look(again).state_error)
-        assert again.service.health().status == "ok"
-        again.service.rollouts.abort("tagger")
+    with restarted(tagger, settings, engine, gateway) as second:
+        second.rollout_loop.tick()
+        assert re.search(why, look(second).state_error)
+        assert second.service.health().status == "ok"
+        second.service.rollouts.abort("tagger")
         assert gateway.route().weights == {1: 100}
-    with restarted(again, settings, engine, gateway) as later:
-        assert look(later).status is RolloutStatus.ABORTED
-        assert re.search(why, look(later).state_error)
-        assert "vlserve abort" not in look(later).state_error
+    with restarted(second, settings, engine, gateway) as third:
+        assert look(third).status is RolloutStatus.ABORTED
+        assert re.search(why, look(third).state_error)
+        assert "vlserve abort" not in look(third).state_error
 
 
-def test_pause_and_resume_work(broken: Control) -> None:
-    assert broken.service.rollouts.pause("tagger").status is RolloutStatus.PAUSED
-    assert broken.service.rollouts.resume("tagger").status is RolloutStatus.RUNNING
+def test_pause_and_resume_work(unreadable_rollout: Control) -> None:
+    assert unreadable_rollout.service.rollouts.pause("tagger").status is RolloutStatus.PAUSED
+    assert unreadable_rollout.service.rollouts.resume("tagger").status is RolloutStatus.RUNNING
 
 
-def test_another_rollout_is_refused_until_it_has_ended(broken: Control, packed: Archive) -> None:
-    register(broken, packed("tagger", 3))
+def test_another_rollout_is_refused_until_it_has_ended(
+    unreadable_rollout: Control, pack: Archive
+) -> None:
+    register(unreadable_rollout, pack("tagger", 3))
     with pytest.raises(ReleaseUnderWay, match="vlserve abort tagger"):
-        start(broken, 3)
-    broken.service.rollouts.abort("tagger")
-    assert start(broken, 3).weight == 20
-    assert look(broken).state_error == ""
+        start(unreadable_rollout, 3)
+    unreadable_rollout.service.rollouts.abort("tagger")
+    assert start(unreadable_rollout, 3).weight == 20
+    assert look(unreadable_rollout).state_error == ""
 
 
-def test_the_candidate_that_was_taken_back_stays_loaded_for_a_while(broken: Control) -> None:
-    broken.service.rollouts.abort("tagger")
-    broken.rollout_loop.tick()
-    assert state(broken, 2) is State.READY
-    (kept,) = RolloutStore(broken.ledger).kept()
-    assert kept.keep_until is not None
-    assert 0 < kept.keep_until - time.time() <= KEEP_S
+def test_the_candidate_that_was_taken_back_stays_loaded_for_a_while(
+    unreadable_rollout: Control,
+) -> None:
+    unreadable_rollout.service.rollouts.abort("tagger")
+    unreadable_rollout.rollout_loop.tick()
+    assert state(unreadable_rollout, 2) is State.READY
+    (record,) = RolloutStore(unreadable_rollout.ledger).kept()
+    assert record.keep_until is not None
+    assert 0 < record.keep_until - time.time() <= KEEP_S
 
 
 def test_what_cannot_be_read_stays_as_it_was(tagger: Control) -> None:
@@ -262,55 +266,57 @@ def test_what_cannot_be_read_stays_as_it_was(tagger: Control) -> None:
 
 
 def test_never_back_onto_a_stable_that_is_not_healthy(
-    broken: Control, engine: FakeEngine, gateway: FakeGateway
+    unreadable_rollout: Control, engine: FakeEngine, gateway: FakeGateway
 ) -> None:
     engine.answer_wrong.add(("tagger", 1))
     with pytest.raises(NotReady, match="tagger 1 is not healthy"):
-        broken.service.rollouts.abort("tagger")
+        unreadable_rollout.service.rollouts.abort("tagger")
     assert gateway.route().weights == {2: 20, 1: 80}
 
 
-def test_a_gateway_that_refuses_leaves_all_as_it_was(broken: Control, gateway: FakeGateway) -> None:
+def test_a_gateway_that_refuses_leaves_all_as_it_was(
+    unreadable_rollout: Control, gateway: FakeGateway
+) -> None:
     gateway.refuse = "busy"
     with pytest.raises(GatewayRefused):
-        broken.service.rollouts.abort("tagger")
-    assert look(broken).status is RolloutStatus.RUNNING
+        unreadable_rollout.service.rollouts.abort("tagger")
+    assert look(unreadable_rollout).status is RolloutStatus.RUNNING
     gateway.refuse = ""
-    assert broken.service.rollouts.abort("tagger").status is RolloutStatus.ABORTED
+    assert unreadable_rollout.service.rollouts.abort("tagger").status is RolloutStatus.ABORTED
 
 
 def test_other_models_go_on(
-    broken: Control, packed: Archive, requests: Requests, gateway: FakeGateway
+    unreadable_rollout: Control, pack: Archive, requests: Requests, gateway: FakeGateway
 ) -> None:
-    register(broken, packed("other", 1), packed("other", 2))
-    broken.service.release("other", 1)
-    broken.reconciler.tick()
-    broken.service.rollouts.start("other", 2, QUICK)
+    register(unreadable_rollout, pack("other", 1), pack("other", 2))
+    unreadable_rollout.service.release("other", 1)
+    unreadable_rollout.reconciler.tick()
+    unreadable_rollout.service.rollouts.start("other", 2, QUICK)
     for _ in range(60):
         requests.send(40, model="other")
-        broken.rollout_loop.tick()
-    assert look(broken, "other").status is RolloutStatus.PROMOTED
+        unreadable_rollout.rollout_loop.tick()
+    assert look(unreadable_rollout, "other").status is RolloutStatus.PROMOTED
     assert gateway.route().weights == {2: 20, 1: 80}
 
 
-def test_over_http_it_has_the_fields_of_any_other(broken: Control) -> None:
-    shown = RolloutView.model_validate(look(broken))
-    assert RolloutView.model_validate_json(shown.model_dump_json()) == shown
-    assert shown.state_error == look(broken).state_error
-    assert shown.decision is None
+def test_over_http_it_has_the_fields_of_any_other(unreadable_rollout: Control) -> None:
+    view = RolloutView.model_validate(look(unreadable_rollout))
+    assert RolloutView.model_validate_json(view.model_dump_json()) == view
+    assert view.state_error == look(unreadable_rollout).state_error
+    assert view.decision is None
 
 
 def test_a_state_without_a_schema_number_is_that_of_0_1_0(tagger: Control) -> None:
     start(tagger)
     text = break_state(tagger, changed(lambda fields: fields.pop("schema")))
-    read = read_state(text)
-    assert isinstance(read, RolloutState)
-    assert json.loads(read.to_json())["schema"] == SCHEMA
+    state = read_state(text)
+    assert isinstance(state, RolloutState)
+    assert json.loads(state.to_json())["schema"] == SCHEMA
 
 
 def test_a_reason_is_no_longer_than_a_person_reads(tagger: Control) -> None:
     start(tagger)
     text = break_state(tagger, changed(lambda fields: fields["judge"].clear()))
-    read = read_state(text)
-    assert isinstance(read, StateUnreadable)
-    assert len(str(read)) < 400
+    state = read_state(text)
+    assert isinstance(state, StateUnreadable)
+    assert len(str(state)) < 400

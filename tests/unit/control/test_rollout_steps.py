@@ -36,13 +36,13 @@ Archive = Callable[..., Path]
 def test_a_good_version_goes_all_the_way(
     tagger: Control, gateway: FakeGateway, requests: Requests
 ) -> None:
-    began = start(tagger)
-    assert (began.weight, began.status) == (20, RolloutStatus.RUNNING)
+    first = start(tagger)
+    assert (first.weight, first.status) == (20, RolloutStatus.RUNNING)
     assert list(gateway.route().weights.items()) == [(2, 20), (1, 80)]
     assert (state(tagger, 1), state(tagger, 2)) == (State.STABLE, State.CANARY)
-    ended = drive(tagger, requests)
-    assert (ended.status, ended.weight) == (RolloutStatus.PROMOTED, 100)
-    weights = [applied.models[0].weights for applied in gateway.applied[-3:]]
+    last = drive(tagger, requests)
+    assert (last.status, last.weight) == (RolloutStatus.PROMOTED, 100)
+    weights = [routing.models[0].weights for routing in gateway.applied[-3:]]
     assert weights == [{2: 50, 1: 50}, {2: 100}, {2: 100}]
     assert gateway.route().step == ""
     assert (state(tagger, 1), state(tagger, 2)) == (State.READY, State.STABLE)
@@ -54,13 +54,17 @@ def test_every_decision_is_in_the_ledger_with_its_figures(
 ) -> None:
     start(tagger)
     drive(tagger, requests)
-    decided = [e for e in tagger.ledger.events("tagger") if "action" in e.detail]
-    assert [e.kind for e in decided if e.kind != "held"] == ["advanced", "advanced", "released"]
-    for event in decided:
+    events = [event for event in tagger.ledger.events("tagger") if "action" in event.detail]
+    assert [event.kind for event in events if event.kind != "held"] == [
+        "advanced",
+        "advanced",
+        "released",
+    ]
+    for event in events:
         gates = {gate["gate"]: gate for gate in event.detail["gates"]}
         assert gates["errors"]["figures"]["step_candidate"] >= 0
         assert event.detail["reason"]
-    assert decided[-1].detail["by"] == "judge"
+    assert events[-1].detail["by"] == "judge"
 
 
 @pytest.mark.parametrize(
@@ -80,13 +84,13 @@ def test_a_bad_version_is_taken_back(
     gate: str,
 ) -> None:
     start(tagger)
-    ended = drive(tagger, requests, {2: candidate})
-    assert (ended.status, ended.weight) == (RolloutStatus.ROLLED_BACK, 0)
-    assert ended.decision is not None
-    assert gate in ended.decision.reason
+    view = drive(tagger, requests, {2: candidate})
+    assert (view.status, view.weight) == (RolloutStatus.ROLLED_BACK, 0)
+    assert view.decision is not None
+    assert gate in view.decision.reason
     assert gateway.route().weights == {1: 100}
     assert (state(tagger, 1), state(tagger, 2)) == (State.STABLE, State.READY)
-    (event,) = [e for e in tagger.ledger.events("tagger") if e.kind == "rolled_back"]
+    (event,) = [event for event in tagger.ledger.events("tagger") if event.kind == "rolled_back"]
     assert (event.version, event.detail["previous"], event.detail["by"]) == (1, 2, "judge")
     assert event.detail["gates"]
 
@@ -99,13 +103,13 @@ def rotated(chance: Any) -> dict[str, float]:
 def test_a_shadow_gets_copies_before_weight_and_finds_other_answers(
     tagger: Control, gateway: FakeGateway, requests: Requests
 ) -> None:
-    began = start(tagger, shadow_percent=50)
-    assert (began.weights, began.weight, began.shadow_percent) == ((0, 20, 50, 100), 0, 50)
+    first = start(tagger, shadow_percent=50)
+    assert (first.weights, first.weight, first.shadow_percent) == ((0, 20, 50, 100), 0, 50)
     assert gateway.route().shadow == Shadow(version=2, percent=50)
     assert gateway.route().weights == {1: 100}
-    ended = drive(tagger, requests, {2: Behaviour(scores=rotated)})
-    assert ended.status is RolloutStatus.ROLLED_BACK
-    assert ended.decision is not None and "agreement" in ended.decision.reason
+    last = drive(tagger, requests, {2: Behaviour(scores=rotated)})
+    assert last.status is RolloutStatus.ROLLED_BACK
+    assert last.decision is not None and "agreement" in last.decision.reason
     assert (gateway.route().shadow, gateway.route().weights) == (None, {1: 100})
 
 
@@ -125,10 +129,12 @@ def test_a_shadow_that_agrees_is_followed_by_weight(
 
 
 def test_a_release_says_at_once_what_it_waits_for(tagger: Control) -> None:
-    began = start(tagger, hold_s=60)
-    assert began.decision is not None
-    assert began.decision.reason.startswith("held for 0 of 60 s; errors waits for requests to the")
-    assert "0 of 80" in began.decision.reason
+    rollout = start(tagger, hold_s=60)
+    assert rollout.decision is not None
+    assert rollout.decision.reason.startswith(
+        "held for 0 of 60 s; errors waits for requests to the"
+    )
+    assert "0 of 80" in rollout.decision.reason
 
 
 def test_no_evidence_is_no_reason_to_go_on(tagger: Control) -> None:
@@ -142,12 +148,12 @@ def test_no_evidence_is_no_reason_to_go_on(tagger: Control) -> None:
 def test_requests_that_an_earlier_step_routed_do_not_count(
     tagger: Control, requests: Requests
 ) -> None:
-    began = start(tagger)
+    rollout = start(tagger)
     for number in range(200):
         requests.write(
             "access",
             {"request_id": f"old{number}", "model": "tagger", "version": "2", "status": 500}
-            | {"step": f"{began.id - 1}/0", "duration_ms": 1.0},
+            | {"step": f"{rollout.id - 1}/0", "duration_ms": 1.0},
         )
     tagger.rollout_loop.tick()
     assert look(tagger).windows == ()
@@ -163,15 +169,15 @@ def test_evidence_of_before_the_release_does_not_count(tagger: Control, requests
 def test_pause_holds_and_an_alarm_still_takes_back(tagger: Control, requests: Requests) -> None:
     start(tagger)
     assert tagger.service.rollouts.pause("tagger").status is RolloutStatus.PAUSED
-    still = drive(tagger, requests, ticks=30)
-    assert (still.status, still.step, still.held_s) == (RolloutStatus.PAUSED, 0, 0.0)
-    assert still.decision is not None and still.decision.reason == "paused by hand"
+    first = drive(tagger, requests, ticks=30)
+    assert (first.status, first.step, first.held_s) == (RolloutStatus.PAUSED, 0, 0.0)
+    assert first.decision is not None and first.decision.reason == "paused by hand"
     assert tagger.service.rollouts.resume("tagger").status is RolloutStatus.RUNNING
     tagger.rollout_loop.tick()
     assert look(tagger).step == 1
     tagger.service.rollouts.pause("tagger")
-    ended = drive(tagger, requests, {2: Behaviour(fail_rate=0.3)})
-    assert ended.status is RolloutStatus.ROLLED_BACK
+    last = drive(tagger, requests, {2: Behaviour(fail_rate=0.3)})
+    assert last.status is RolloutStatus.ROLLED_BACK
     assert [kind for kind in kinds(tagger) if kind in ("paused", "resumed")] == [
         "paused",
         "resumed",
@@ -181,11 +187,11 @@ def test_pause_holds_and_an_alarm_still_takes_back(tagger: Control, requests: Re
 
 def test_promote_and_abort_by_hand(tagger: Control, gateway: FakeGateway) -> None:
     start(tagger)
-    aborted = tagger.service.rollouts.abort("tagger")
-    assert (aborted.status, gateway.route().weights) == (RolloutStatus.ABORTED, {1: 100})
+    abort = tagger.service.rollouts.abort("tagger")
+    assert (abort.status, gateway.route().weights) == (RolloutStatus.ABORTED, {1: 100})
     start(tagger)
-    promoted = tagger.service.rollouts.promote("tagger")
-    assert (promoted.status, gateway.route().weights) == (RolloutStatus.PROMOTED, {2: 100})
+    promotion = tagger.service.rollouts.promote("tagger")
+    assert (promotion.status, gateway.route().weights) == (RolloutStatus.PROMOTED, {2: 100})
     assert tagger.ledger.model("tagger").stack == (1, 2)
     for word in ("pause", "resume", "abort", "promote"):
         with pytest.raises(NoRelease, match="tagger is not being released"):
@@ -194,27 +200,27 @@ def test_promote_and_abort_by_hand(tagger: Control, gateway: FakeGateway) -> Non
 
 def test_rollback_during_a_release_takes_it_back(tagger: Control, gateway: FakeGateway) -> None:
     start(tagger)
-    done = tagger.service.rollback("tagger")
-    assert (done.version, done.previous) == (1, 2)
+    rollback = tagger.service.rollback("tagger")
+    assert (rollback.version, rollback.previous) == (1, 2)
     assert (gateway.route().weights, look(tagger).status) == ({1: 100}, RolloutStatus.ABORTED)
 
 
-def test_what_a_release_under_way_keeps_others_from(tagger: Control, packed: Archive) -> None:
-    register(tagger, packed("tagger", 3))
+def test_what_a_release_under_way_keeps_others_from(tagger: Control, pack: Archive) -> None:
+    register(tagger, pack("tagger", 3))
     start(tagger, shadow_percent=10)
-    for refused in (
+    for verb in (
         lambda: start(tagger, 3),
         lambda: tagger.service.release("tagger", 3),
         lambda: tagger.service.unload("tagger", 2),
         lambda: tagger.service.unload("tagger", 1),
     ):
         with pytest.raises(ReleaseUnderWay, match="tagger 2 is being released"):
-            refused()
+            verb()
     assert tagger.service.unload("tagger", 3).state is State.RETIRED
 
 
 @pytest.mark.parametrize(
-    ("version", "changes", "error", "said"),
+    ("version", "changes", "error", "message"),
     [
         (1, {}, NotReady, "is the stable version already"),
         (7, {}, VersionNotFound, "no version 7"),
@@ -229,18 +235,16 @@ def test_a_release_that_cannot_be_is_refused_and_moves_nothing(
     version: int,
     changes: dict[str, Any],
     error: type[Exception],
-    said: str,
+    message: str,
 ) -> None:
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         start(tagger, version, **changes)
     assert gateway.route().weights == {1: 100}
     assert "release_started" not in kinds(tagger)
 
 
-def test_the_first_version_has_nothing_to_be_compared_with(
-    control: Control, packed: Archive
-) -> None:
-    register(control, packed("tagger", 1))
+def test_the_first_version_has_nothing_to_be_compared_with(control: Control, pack: Archive) -> None:
+    register(control, pack("tagger", 1))
     with pytest.raises(NotReady, match="vlserve release tagger 1 --now"):
         start(control, 1)
 
@@ -255,8 +259,8 @@ def test_a_gateway_that_refuses_leaves_all_as_it_was(
     assert tagger.ledger.model("tagger").intended is None
     start(tagger)
     gateway.refuse = "busy"
-    held = drive(tagger, requests, ticks=20)
-    assert (held.step, gateway.route().weights) == (0, {2: 20, 1: 80})
+    view = drive(tagger, requests, ticks=20)
+    assert (view.step, gateway.route().weights) == (0, {2: 20, 1: 80})
     gateway.refuse = ""
     assert drive(tagger, requests).status is RolloutStatus.PROMOTED
 
@@ -267,9 +271,9 @@ def test_never_back_onto_a_stable_that_is_not_healthy(
     start(tagger)
     engine.held["engine-0"][("tagger", 1)] = LoadedVersion(workers_ready=0, pending=0)
     tagger.reconciler.tick()
-    held = drive(tagger, requests, {2: Behaviour(fail_rate=0.5)}, ticks=10)
-    assert held.status is RolloutStatus.RUNNING
-    assert held.decision is not None and "no rollback onto it" in held.decision.reason
+    view = drive(tagger, requests, {2: Behaviour(fail_rate=0.5)}, ticks=10)
+    assert view.status is RolloutStatus.RUNNING
+    assert view.decision is not None and "no rollback onto it" in view.decision.reason
     engine.held["engine-0"][("tagger", 1)] = LoadedVersion(workers_ready=2, pending=0)
     tagger.reconciler.tick()
     tagger.rollout_loop.tick()
@@ -298,9 +302,9 @@ def test_what_was_taken_back_and_released_again_is_not_let_go(tagger: Control) -
 
 
 def test_two_models_release_without_touching_each_other(
-    tagger: Control, packed: Archive, gateway: FakeGateway, requests: Requests
+    tagger: Control, pack: Archive, gateway: FakeGateway, requests: Requests
 ) -> None:
-    register(tagger, packed("other", 1), packed("other", 2))
+    register(tagger, pack("other", 1), pack("other", 2))
     tagger.service.release("other", 1)
     tagger.reconciler.tick()
     start(tagger)
@@ -317,8 +321,8 @@ def test_two_models_release_without_touching_each_other(
 def test_a_release_is_not_forgotten(tagger: Control) -> None:
     with pytest.raises(NoRelease, match="never released in steps"):
         look(tagger)
-    began = start(tagger)
-    assert look(tagger) == began
+    rollout = start(tagger)
+    assert look(tagger) == rollout
     tagger.service.rollouts.abort("tagger")
     assert look(tagger).ended_at is not None
 
@@ -328,17 +332,17 @@ def test_what_clients_ask_wrongly_counts_for_the_split_alone(
 ) -> None:
     """A candidate that accepts what stable refuses is no worse, and gets no more requests."""
     start(tagger, weights=[50, 100])
-    ended = drive(tagger, requests, {1: Behaviour(refuse_rate=0.3)})
-    assert ended.status is RolloutStatus.PROMOTED
+    view = drive(tagger, requests, {1: Behaviour(refuse_rate=0.3)})
+    assert view.status is RolloutStatus.PROMOTED
 
 
 def test_a_client_cannot_speak_as_evidence(tagger: Control, requests: Requests) -> None:
-    began = start(tagger)
+    rollout = start(tagger)
     for number in range(100):
         requests.write(
             "access",
             {"request_id": f"x{number}", "model": "other", "version": "2", "status": 500}
-            | {"step": None, "caller": f"{began.id}/0", "duration_ms": 1.0},
+            | {"step": None, "caller": f"{rollout.id}/0", "duration_ms": 1.0},
         )
     tagger.rollout_loop.tick()
     assert look(tagger).windows == ()

@@ -6,8 +6,8 @@ from vlserve.control.gateway.routing import desired_routing, known_instances
 
 
 def test_a_version_whose_workers_are_replaced_keeps_its_traffic() -> None:
-    held = {"engine-0": {("tagger", 1): STARTING}}
-    after = known_instances({"engine-0": ONE}, [ONE], held, [STABLE], ALONE)
+    versions = {"engine-0": {("tagger", 1): STARTING}}
+    after = known_instances({"engine-0": ONE}, [ONE], versions, [STABLE], ALONE)
     assert after == {"engine-0": ONE}
 
 

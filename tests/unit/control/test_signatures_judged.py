@@ -49,12 +49,12 @@ class Store:
     """A control service over fakes, with archives to register."""
 
     def __init__(
-        self, settings: Settings, engine: FakeEngine, gateway: FakeGateway, packed: Archive
+        self, settings: Settings, engine: FakeEngine, gateway: FakeGateway, pack: Archive
     ) -> None:
         self.settings = settings
         self.engine = engine
         self._gateway = gateway
-        self._packed = packed
+        self._pack = pack
         self.control = assemble(settings, engine, gateway)
 
     def restart(self, mode: str = "enforce") -> None:
@@ -75,15 +75,15 @@ class Store:
     def files(self, version: int, signer: KeyPair) -> SignatureFiles:
         """Return what `vlserve sign` writes beside a copy of an archive."""
         copy = self.control.service.incoming / f"signed-{version}.mar"
-        shutil.copy(self._packed("tagger", version), copy)
+        shutil.copy(self._pack("tagger", version), copy)
         sign_archive(copy, signer.key)
-        found = read_beside(copy)
-        assert found is not None
-        return found
+        files = read_beside(copy)
+        assert files is not None
+        return files
 
     def register(self, version: int, files: SignatureFiles | None) -> Registration:
         file = self.control.service.incoming / f"tagger-{version}.mar"
-        shutil.copy(self._packed("tagger", version), file)
+        shutil.copy(self._pack("tagger", version), file)
         return self.control.service.register(file, file.name, files=files)
 
     def archive(self, version: int) -> Path:
@@ -96,10 +96,10 @@ class Store:
 
 @pytest.fixture
 def store(
-    settings: Settings, engine: FakeEngine, gateway: FakeGateway, packed: Archive, ours: KeyPair
+    settings: Settings, engine: FakeEngine, gateway: FakeGateway, pack: Archive, ours: KeyPair
 ) -> Iterator[Store]:
     trust = TrustSettings(mode="enforce", keys=(ours.public,))
-    store = Store(settings.model_copy(update={"trust": trust}), engine, gateway, packed)
+    store = Store(settings.model_copy(update={"trust": trust}), engine, gateway, pack)
     yield store
     store.control.stop()
 
@@ -110,14 +110,14 @@ def revoke(pair: KeyPair) -> None:
 
 def test_a_trusted_signature_is_kept_and_named(store: Store, ours: KeyPair) -> None:
     files = store.files(1, ours)
-    done = store.register(1, files)
+    registration = store.register(1, files)
     signer = Signer("release", ours.known.hint, ours.known.pem)
-    assert (done.state, done.signer) == (State.READY, signer)
+    assert (registration.state, registration.signer) == (State.READY, signer)
     assert read_beside(store.archive(1)) == files
     [version] = store.control.service.model("tagger").versions
     assert version.signer == signer
-    registered, *_ = store.control.service.history("tagger")
-    assert registered.detail["signer"] == f"release ({ours.known.hint[:12]})"
+    event, *_ = store.control.service.history("tagger")
+    assert event.detail["signer"] == f"release ({ours.known.hint[:12]})"
     assert store.warnings == ()
 
 
@@ -137,9 +137,9 @@ def test_what_no_trusted_key_signed_is_refused_with_its_code(
         (SignatureFiles(good.signature[:-40], good.provenance), SignatureUnreadable),
     ]
     for files, refusal in cases:
-        with pytest.raises(refusal) as refused:
+        with pytest.raises(refusal) as error:
             store.register(1, files)
-        assert type(refused.value) is refusal
+        assert type(error.value) is refusal
     assert store.control.ledger.find(*KEY) is None
     assert not list(store.settings.model_store.glob("tagger/*/*"))
 
@@ -199,13 +199,13 @@ def test_other_bytes_or_a_wrong_signature_are_never_loaded(store: Store, ours: K
     whole = archive.read_bytes()
     bundle = json.loads(files.signature)
     bundle["dsseEnvelope"]["signatures"][0]["sig"] = "AAAA"
-    forged = json.dumps(bundle).encode()
+    forgery = json.dumps(bundle).encode()
     for trusted in (True, False):
         if not trusted:
             revoke(ours)
         for change, code in (
             (lambda: archive.write_bytes(whole + b"x"), "bytes that were registered"),
-            (lambda: signature_file(archive).write_bytes(forged), "did not sign this"),
+            (lambda: signature_file(archive).write_bytes(forgery), "did not sign this"),
             (lambda: signature_file(archive).write_bytes(b"{"), "no JSON"),
         ):
             change()
@@ -265,8 +265,8 @@ def test_off_verifies_no_key_and_refuses_another_archives_signature(
     store: Store, theirs: KeyPair
 ) -> None:
     store.restart("off")
-    done = store.register(1, store.files(1, theirs))
-    assert (done.state, done.signer) == (State.READY, None)
+    registration = store.register(1, store.files(1, theirs))
+    assert (registration.state, registration.signer) == (State.READY, None)
     assert signature_file(store.archive(1)).exists()
     with pytest.raises(SignatureMismatch):
         store.register(2, store.files(1, theirs))
@@ -287,8 +287,11 @@ def test_signed_anew_by_another_key(store: Store, ours: KeyPair, tmp_path: Path)
     store.register(1, store.files(1, ours))
     newer = key_pair(tmp_path, "newer")
     ours.public.write_bytes(newer.public.read_bytes())
-    done = store.register(1, store.files(1, newer))
-    assert (done.already_registered, done.signer and done.signer.hint) == (True, newer.known.hint)
+    registration = store.register(1, store.files(1, newer))
+    assert (registration.already_registered, registration.signer and registration.signer.hint) == (
+        True,
+        newer.known.hint,
+    )
     assert store.control.service.release(*KEY).version == 1
     assert store.warnings == ()
 
@@ -314,18 +317,18 @@ def test_engines_read_a_copy_that_nobody_can_replace(
     store.register(1, store.files(1, ours))
     store.control.service.unload(*KEY)
     archive, load = store.archive(1), store.engine.load
-    whole, read = archive.read_bytes(), list[Path]()
+    whole, copies = archive.read_bytes(), list[Path]()
 
-    def replace_and_load(model: str, version: int, given: Path, *more: Any, **named: Any) -> None:
+    def replace_and_load(model: str, version: int, file: Path, *more: Any, **options: Any) -> None:
         archive.write_bytes(b"another")
-        assert given.read_bytes() == whole
-        assert given.stat().st_mode & 0o077 == 0 or given.parent.stat().st_mode & 0o077 == 0
-        read.append(given)
-        load(model, version, given, *more, **named)
+        assert file.read_bytes() == whole
+        assert file.stat().st_mode & 0o077 == 0 or file.parent.stat().st_mode & 0o077 == 0
+        copies.append(file)
+        load(model, version, file, *more, **options)
 
     monkeypatch.setattr(store.engine, "load", replace_and_load)
     store.control.service.release(*KEY)
-    [copy] = read
+    [copy] = copies
     assert (copy.name, copy.exists()) == (archive.name, False)
     store.restart()
     store.tick()

@@ -43,13 +43,13 @@ def test_abort_is_carried_out_by_the_next_tick(
     tagger: Control, gateway: FakeGateway, ledger: Trouble
 ) -> None:
     start(tagger)
-    shared = gateway.route().weights
+    weights = gateway.route().weights
     gateway.silent = True
     with ledger(tagger):
         for _ in range(2):
             with pytest.raises(GatewaySilent, match=FOLLOWS):
                 tagger.service.rollouts.abort("tagger")
-        assert gateway.route().weights == shared
+        assert gateway.route().weights == weights
         gateway.silent = False
         tagger.reconciler.tick()
         assert gateway.route().weights == {1: 100}
@@ -65,8 +65,8 @@ def test_to_repeat_it_once_the_gateway_answers_is_to_carry_it_out(
     with pytest.raises(GatewaySilent):
         tagger.service.rollback("tagger")
     gateway.silent = False
-    done = tagger.service.rollback("tagger")
-    assert (done.version, done.previous) == (1, 2)
+    rollback = tagger.service.rollback("tagger")
+    assert (rollback.version, rollback.previous) == (1, 2)
     assert gateway.route().weights == {1: 100}
 
 
@@ -75,8 +75,8 @@ def test_what_the_judge_takes_back_comes_too(
 ) -> None:
     start(tagger)
     gateway.silent = True
-    ended = drive(tagger, requests, {2: Behaviour(fail_rate=0.3)})
-    assert ended.status is RolloutStatus.ROLLED_BACK
+    view = drive(tagger, requests, {2: Behaviour(fail_rate=0.3)})
+    assert view.status is RolloutStatus.ROLLED_BACK
     gateway.silent = False
     tagger.reconciler.tick()
     assert gateway.route().weights == {1: 100}
@@ -91,10 +91,10 @@ def test_a_control_service_that_is_started_anew_carries_it_out(
         tagger.service.rollback("tagger")
     tagger.stop()
     gateway.silent = False
-    again = assemble(settings, engine, gateway)
-    again.reconciler.tick()
+    second = assemble(settings, engine, gateway)
+    second.reconciler.tick()
     assert gateway.route().weights == {1: 100}
-    again.stop()
+    second.stop()
 
 
 def test_forward_is_not_kept(tagger: Control, gateway: FakeGateway) -> None:

@@ -49,8 +49,8 @@ def test_abort_uses_the_space_that_is_set_aside(
 ) -> None:
     start(on_disk)
     fill(disk)
-    aborted = on_disk.service.rollouts.abort("tagger")
-    assert (aborted.status, aborted.unrecorded) == (RolloutStatus.ABORTED, "")
+    rollout = on_disk.service.rollouts.abort("tagger")
+    assert (rollout.status, rollout.unrecorded) == (RolloutStatus.ABORTED, "")
     assert gateway.route().weights == {1: 100}
     assert ledger_says(on_disk) == ('{"1": 100}', "aborted")
     assert not (disk / f"{LEDGER}.reserve").exists()
@@ -61,8 +61,8 @@ def test_rollback_uses_the_space_that_is_set_aside(
 ) -> None:
     on_disk.service.release("tagger", 2)
     fill(disk)
-    done = on_disk.service.rollback("tagger")
-    assert (done.version, done.previous, done.unrecorded) == (1, 2, "")
+    rollback = on_disk.service.rollback("tagger")
+    assert (rollback.version, rollback.previous, rollback.unrecorded) == (1, 2, "")
     assert gateway.route().weights == {1: 100}
     assert on_disk.ledger.model("tagger").stack == (1,)
 
@@ -72,8 +72,8 @@ def test_the_judge_takes_a_bad_version_back_on_a_full_disk(
 ) -> None:
     start(on_disk)
     fill(disk)
-    ended = drive(on_disk, requests, {2: Behaviour(fail_rate=0.3)})
-    assert ended.status is RolloutStatus.ROLLED_BACK
+    view = drive(on_disk, requests, {2: Behaviour(fail_rate=0.3)})
+    assert view.status is RolloutStatus.ROLLED_BACK
     assert gateway.route().weights == {1: 100}
     assert ledger_says(on_disk) == ('{"1": 100}', "rolled_back")
 
@@ -91,8 +91,8 @@ def test_nothing_goes_forward_on_a_full_disk_and_the_space_stays(
 ) -> None:
     start(on_disk)
     fill(disk)
-    still = drive(on_disk, requests)
-    assert (still.status, still.weight) == (RolloutStatus.RUNNING, 20)
+    view = drive(on_disk, requests)
+    assert (view.status, view.weight) == (RolloutStatus.RUNNING, 20)
     with pytest.raises(LedgerFull, match=r"its disk is full.*`vlserve rollback`"):
         on_disk.service.rollouts.promote("tagger")
     assert gateway.route().weights == {2: 20, 1: 80}
@@ -100,24 +100,24 @@ def test_nothing_goes_forward_on_a_full_disk_and_the_space_stays(
 
 
 def test_health_says_so_until_there_is_room(on_disk: Control, disk: Path) -> None:
-    filling = fill(disk)
+    filler = fill(disk)
     with pytest.raises(LedgerFull):
         on_disk.service.release("tagger", 2)
     checks = {each.check: each.message for each in on_disk.service.health().troubles}
     assert f"the disk of model_store ({disk})" in checks["disk"]
     assert "its disk is full" in checks["ledger"]
-    filling.unlink()
+    filler.unlink()
     assert on_disk.service.health().status == "ok"
 
 
 def test_the_space_is_set_aside_again(on_disk: Control, disk: Path) -> None:
     start(on_disk)
-    filling = fill(disk)
+    filler = fill(disk)
     on_disk.service.rollouts.abort("tagger")
     on_disk.reconciler.tick()
     assert not (disk / f"{LEDGER}.reserve").exists()
     assert "2 MiB in " in on_disk.service.health().status
-    filling.unlink()
+    filler.unlink()
     on_disk.reconciler.tick()
     assert (disk / f"{LEDGER}.reserve").exists()
     assert on_disk.service.health().status == "ok"
@@ -133,13 +133,13 @@ def test_a_restart_on_a_full_disk_works(
     start(on_disk)
     on_disk.ledger.close()
     fill(disk)
-    again = assemble(settings, engine, gateway)
+    second = assemble(settings, engine, gateway)
     try:
-        again.reconciler.tick()
-        again.service.rollouts.abort("tagger")
+        second.reconciler.tick()
+        second.service.rollouts.abort("tagger")
         assert gateway.route().weights == {1: 100}
     finally:
-        again.stop()
+        second.stop()
 
 
 @pytest.mark.parametrize("ledger_too", [False, True], ids=["room", "room and ledger"])

@@ -33,8 +33,8 @@ def test_stages_end_with_the_engines_answer() -> None:
     assert decode["parentSpanId"] == infer["parentSpanId"] == engine["spanId"]
     assert decode["startTimeUnixNano"] == "1800000000001300000"  # 1 ms in the queue
     assert infer["endTimeUnixNano"] == engine["endTimeUnixNano"]
-    named = {each["key"]: each["value"]["stringValue"] for each in engine["attributes"]}
-    assert named == {
+    attributes = {each["key"]: each["value"]["stringValue"] for each in engine["attributes"]}
+    assert attributes == {
         "vlserve.model": "tagger",
         "vlserve.version": "2",
         "vlserve.request_id": "r1",
@@ -43,7 +43,7 @@ def test_stages_end_with_the_engines_answer() -> None:
 
 
 @pytest.mark.parametrize(
-    "changed",
+    "changes",
     [
         {"parent": f"00-{'a' * 32}-{'b' * 16}-00"},
         {"parent": f"00-{'0' * 32}-{'b' * 16}-01"},
@@ -56,8 +56,8 @@ def test_stages_end_with_the_engines_answer() -> None:
         {"engine_us": None},  # no engine answered
     ],
 )
-def test_what_was_not_sampled_or_answered_has_none(changed: dict[str, Any]) -> None:
-    assert list(spans_of(LINE | {"trace": TRACE | changed})) == []
+def test_what_was_not_sampled_or_answered_has_none(changes: dict[str, Any]) -> None:
+    assert list(spans_of(LINE | {"trace": TRACE | changes})) == []
 
 
 def test_lines_of_while_traces_were_off_have_none() -> None:
@@ -82,8 +82,8 @@ def test_stages_that_add_up_to_more_than_the_engine_begin_with_it() -> None:
     ],
 )
 def test_only_readable_times_are_stages(timing: str | None, stages: list[str]) -> None:
-    _, *found = spans_of(LINE | {"trace": TRACE | {"timing": timing}})
-    assert [span["name"] for span in found] == stages
+    _, *spans = spans_of(LINE | {"trace": TRACE | {"timing": timing}})
+    assert [span["name"] for span in spans] == stages
 
 
 def test_a_message_names_the_service() -> None:
@@ -98,9 +98,9 @@ def test_the_service_follows_the_log_where_traces_are_on(
     gateway: FakeGateway,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    sent: list[str] = []
+    names: list[str] = []
     monkeypatch.setattr(
-        StageSpans, "_send", lambda _, spans: sent.extend(span["name"] for span in spans)
+        StageSpans, "_send", lambda _, spans: names.extend(span["name"] for span in spans)
     )
     monkeypatch.setattr(stage_spans, "EVERY_S", 0.01)
     traces = TracesSettings(otlp_url="http://127.0.0.1:4318/v1/traces")
@@ -109,8 +109,8 @@ def test_the_service_follows_the_log_where_traces_are_on(
         control.start()
         log = settings.state_dir / "logs" / "access.jsonl"
         log.write_text(f"{json.dumps(LINE)}\n{json.dumps({'model': 'tagger'})}\n", encoding="utf-8")
-        wait_until(lambda: sent)
-        assert sent == ["engine", "decode", "infer"]
+        wait_until(lambda: names)
+        assert names == ["engine", "decode", "infer"]
     finally:
         control.stop()
 

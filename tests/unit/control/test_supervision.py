@@ -47,20 +47,20 @@ def troubles(parent: subprocess.Popen[str]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("number", "said"),
+    ("number", "message"),
     [
         (signal.SIGKILL, "is gone: what dies now stays dead; `vlserve up`"),
         (signal.SIGSTOP, "is suspended: what dies now stays dead; `vlserve up`"),
     ],
 )
-def test_a_parent_that_does_not_go_on_is_told(number: signal.Signals, said: str) -> None:
+def test_a_parent_that_does_not_go_on_is_told(number: signal.Signals, message: str) -> None:
     with supervised() as parent:
         assert troubles(parent) == "[]\n"
         (child,) = psutil.Process(parent.pid).children()
         parent.send_signal(number)
         if number is signal.SIGKILL:
             parent.wait()
-        wait_until(lambda: f"supervisord (pid {parent.pid}) {said}" in troubles(parent))
+        wait_until(lambda: f"supervisord (pid {parent.pid}) {message}" in troubles(parent))
         if number is signal.SIGSTOP:
             parent.send_signal(signal.SIGCONT)
             wait_until(lambda: troubles(parent) == "[]\n")

@@ -24,10 +24,15 @@ ADOPTED = Adopted(
 )
 
 
-def _status(number: int, state: State, adopted: Adopted | None = None) -> VersionStatus:
+def _status(number: int, state: State, original: Adopted | None = None) -> VersionStatus:
     record = version(number, state)
     manifest = Manifest.model_construct(
-        model="tagger", version=number, task="tag", family="echo", precision="fp32", adopted=adopted
+        model="tagger",
+        version=number,
+        task="tag",
+        family="echo",
+        precision="fp32",
+        adopted=original,
     )
     return VersionStatus(**vars(replace(record, manifest=manifest)), workers_ready={"engine-0": 1})
 
@@ -38,17 +43,19 @@ def _model(*versions: VersionStatus) -> ModelStatus:
 
 
 def test_an_adopted_version_is_served_as_its_archive_says() -> None:
-    described = views.described(_status(1, State.READY, ADOPTED), settings=ENGINE)
-    assert (described.batch_size, described.max_batch_delay) == (1, 100)
-    assert (described.min_workers, described.response_timeout) == (3, 120)
+    view = views.described(_status(1, State.READY, ADOPTED), settings=ENGINE)
+    assert (view.batch_size, view.max_batch_delay) == (1, 100)
+    assert (view.min_workers, view.response_timeout) == (3, 120)
     native = views.described(_status(1, State.READY), settings=ENGINE)
     assert (native.batch_size, native.min_workers, native.response_timeout) == (8, 2, 30)
 
 
-@pytest.mark.parametrize(("said", "expected"), [(None, 30), (10, 30), (300, 300)])
-def test_an_adopted_version_has_the_longer_time_to_start(said: int | None, expected: int) -> None:
-    adopted = ADOPTED.model_copy(update={"startup_timeout_s": said})
-    status = _status(1, State.READY, adopted)
+@pytest.mark.parametrize(("timeout_s", "expected"), [(None, 30), (10, 30), (300, 300)])
+def test_an_adopted_version_has_the_longer_time_to_start(
+    timeout_s: int | None, expected: int
+) -> None:
+    original = ADOPTED.model_copy(update={"startup_timeout_s": timeout_s})
+    status = _status(1, State.READY, original)
     assert views.described(status, settings=ENGINE).startup_timeout == expected
 
 
@@ -73,8 +80,8 @@ def test_what_is_not_loaded_is_unknown_and_can_be_released(state: State) -> None
 
 def test_workers_are_ready_once_the_version_may_be_asked() -> None:
     def workers(state: State) -> list[str]:
-        described = views.described(_status(1, state), settings=ENGINE)
-        return [worker.status for worker in described.workers]
+        view = views.described(_status(1, state), settings=ENGINE)
+        return [worker.status for worker in view.workers]
 
     assert workers(State.STABLE) == ["READY", "UNLOADING"]
     assert workers(State.LOADING) == ["UNLOADING", "UNLOADING"]

@@ -23,7 +23,7 @@ def test_rollback_goes_to_the_one_before_or_to_a_named_earlier_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("stack", "asked", "said"),
+    ("stack", "version", "message"),
     [
         ((), None, "no earlier stable version"),
         ((1,), None, "no earlier stable version"),
@@ -32,6 +32,8 @@ def test_rollback_goes_to_the_one_before_or_to_a_named_earlier_one() -> None:
         ((1, 2), 3, r"3 is not an earlier stable version \(those are 1\).*release it"),
     ],
 )
-def test_rollback_to_nowhere_says_so(stack: tuple[int, ...], asked: int | None, said: str) -> None:
-    with pytest.raises(NothingToRollBackTo, match=said):
-        rollback_target("tagger", stack, asked)
+def test_rollback_to_nowhere_says_so(
+    stack: tuple[int, ...], version: int | None, message: str
+) -> None:
+    with pytest.raises(NothingToRollBackTo, match=message):
+        rollback_target("tagger", stack, version)

@@ -14,21 +14,21 @@ def _sleeper() -> "subprocess.Popen[bytes]":
 
 
 def test_the_version_of_each_process_that_ends_is_told_once() -> None:
-    told: queue.Queue[Key] = queue.Queue()
+    reports: queue.Queue[Key] = queue.Queue()
     sleepers = [_sleeper() for _ in range(3)]
     first, second, third = sleepers
     try:
-        with closing(DeathWatch(told.put, "deaths")) as deaths:
+        with closing(DeathWatch(reports.put, "deaths")) as deaths:
             for _ in range(2):  # as each tick says it again
                 deaths.watch(("tagger", 1), [first.pid, second.pid])
                 deaths.watch(("tagger", 2), [third.pid])
             third.kill()
-            assert told.get(timeout=60.0) == ("tagger", 2)
+            assert reports.get(timeout=60.0) == ("tagger", 2)
             third.wait()
             deaths.watch(("tagger", 2), [third.pid])  # it has ended
             first.kill()
-            assert told.get(timeout=60.0) == ("tagger", 1)
-            assert told.empty()
+            assert reports.get(timeout=60.0) == ("tagger", 1)
+            assert reports.empty()
     finally:
         for each in sleepers:
             each.kill()

@@ -84,9 +84,9 @@ def test_an_unload_goes_on_when_its_caller_went_away(slow: SlowTriton, monkeypat
     monkeypatch.setattr(grpc_calls, "_LOOK_S", 0.01)
     wait_for = grpc_calls._wait_for
 
-    def wait_for_slow(under_way: Any, stopped: str) -> None:
+    def wait_for_slow(call: Any, reason: str) -> None:
         threading.Timer(0.1, slow.let_go.set).start()  # some looks later
-        wait_for(under_way, stopped)
+        wait_for(call, reason)
 
     monkeypatch.setattr(grpc_calls, "_wait_for", wait_for_slow)
     with caller.working_for(lambda: True):
@@ -129,10 +129,10 @@ def test_a_full_disk_leaves_a_written_version_as_it_was(
         _full_disk()
 
     monkeypatch.setattr(Path, "write_text", half)
-    written = repository.read(*KEY)
-    assert written is not None
+    version = repository.read(*KEY)
+    assert version is not None
     with pytest.raises(OSError, match="No space"):
-        repository.put(*KEY, written.with_numbers([1]).filled_up())
+        repository.put(*KEY, version.with_numbers([1]).filled_up())
     assert [file.read_text(encoding="utf-8") for file in files] == before
     assert not list(endpoint.folder.rglob(".*"))
 
@@ -164,17 +164,17 @@ class Fleet:
 
     @property
     def written(self) -> tuple[int, ...]:
-        written = self.repository.read(*KEY)
-        assert written is not None
-        return written.numbers
+        version = self.repository.read(*KEY)
+        assert version is not None
+        return version.numbers
 
     def workers(self) -> Mapping[Path, list[Worker]]:
         return {self.repository.code_folder(*KEY): list(self.living)}
 
     def load(self, *_: object) -> None:
         self.loads.append(self.written)
-        there = {worker.number for worker in self.living}
-        self.living += [_worker(number) for number in self.written if number not in there]
+        numbers = {worker.number for worker in self.living}
+        self.living += [_worker(number) for number in self.written if number not in numbers]
         for call in self.while_starting:
             call()
 
@@ -243,12 +243,12 @@ def test_what_dies_while_others_start_is_taken_out_too(
 
 
 def test_a_stopped_worker_is_killed_and_replaced(instance: TritonInstance, fleet: Fleet) -> None:
-    stopped = _worker(1, psutil.STATUS_STOPPED)
-    fleet.living = [stopped, _worker(2)]
+    worker = _worker(1, psutil.STATUS_STOPPED)
+    fleet.living = [worker, _worker(2)]
     assert instance.loaded()[KEY].workers_ready == 1
     fleet.while_starting.append(lambda: fleet.die(1))
     instance._mender.mend_now(KEY)
-    assert stopped.process.status() == psutil.STATUS_DEAD
+    assert worker.process.status() == psutil.STATUS_DEAD
     assert fleet.loads == [(2,), (2, 3)]
 
 
@@ -295,21 +295,21 @@ def test_a_mend_under_way_does_not_keep_the_service_from_its_end(
     monkeypatch.setattr(instance, "_server", lambda: "runs")
     monkeypatch.setattr(instance, "_workers", dict)
     TritonRepository(endpoint).write(*KEY, pack_echo(tmp_path, *KEY), EngineSettings(workers=2))
-    began, load = threading.Event(), triton_grpc.load
+    start, load = threading.Event(), triton_grpc.load
 
     def slow_load(*call: Any) -> None:
-        began.set()
+        start.set()
         load(*call)
 
     monkeypatch.setattr(triton_grpc, "load", slow_load)
     instance._mender.mend(KEY)
-    assert began.wait(60.0)
+    assert start.wait(60.0)
     instance.close()
     assert "tagger 1 were not replaced: the load was stopped" in caplog.text
 
 
 @pytest.mark.parametrize(
-    ("numbers", "drawn", "waits_s"),
+    ("numbers", "last", "waits_s"),
     [((1, 2), 2, 10.0), ((1, 2, 3), 3, 1.0), ((1, 4), 4, 1.0)],
     ids=["none", "one, not yet noticed", "one that was replaced"],
 )
@@ -319,29 +319,29 @@ def test_an_unload_waits_less_where_a_worker_died(
     monkeypatch: Patch,
     tmp_path: Path,
     numbers: tuple[int, ...],
-    drawn: int,
+    last: int,
     waits_s: float,
 ) -> None:
     """Triton may wait for what a dead worker had, for ever: what is left is killed."""
     repository = TritonRepository(endpoint)
     repository.write(*KEY, pack_echo(tmp_path, *KEY), EngineSettings(workers=3))
-    written = repository.read(*KEY)
-    assert written is not None
-    repository.put(*KEY, replace(written, numbers=numbers, drawn=drawn))
-    living = [Worker(cast(psutil.Process, object()), number) for number in (1, 2)]
-    waited: list[float] = []
-    killed: list[object] = []
-    monkeypatch.setattr(instance, "_living", lambda *_: living)
+    version = repository.read(*KEY)
+    assert version is not None
+    repository.put(*KEY, replace(version, numbers=numbers, drawn=last))
+    workers = [Worker(cast(psutil.Process, object()), number) for number in (1, 2)]
+    timeouts: list[float] = []
+    kills: list[object] = []
+    monkeypatch.setattr(instance, "_living", lambda *_: workers)
     monkeypatch.setattr(instance, "_state", lambda *_: "READY")
     monkeypatch.setattr(instance, "_tokens", lambda: {"management": "token"})
     monkeypatch.setattr(triton_grpc, "unload", lambda *_: None)
-    monkeypatch.setattr(triton_workers, "kill", killed.extend)
+    monkeypatch.setattr(triton_workers, "kill", kills.extend)
     monkeypatch.setattr(
         triton_workers,
         "wait_until_gone",
-        lambda processes, timeout_s: waited.append(timeout_s) or list(processes),
+        lambda processes, timeout_s: timeouts.append(timeout_s) or list(processes),
     )
     instance.remove(*KEY)
-    assert waited[0] == waits_s
-    assert killed == [worker.process for worker in living]
+    assert timeouts[0] == waits_s
+    assert kills == [worker.process for worker in workers]
     assert repository.read(*KEY) is None

@@ -52,9 +52,11 @@ def test_up_says_why_and_takes_torchserve(
 ) -> None:
     machine(monkeypatch)
     lines: list[str] = []
-    wished = settings.model_copy(update={"engine": EngineSettings(kind="triton", workers=3)})
-    taken = starting.with_engine_that_runs(wished, lines.append)
-    assert (taken.engine.kind, taken.engine.workers) == ("torchserve", 3)
+    triton_settings = settings.model_copy(
+        update={"engine": EngineSettings(kind="triton", workers=3)}
+    )
+    effective_settings = starting.with_engine_that_runs(triton_settings, lines.append)
+    assert (effective_settings.engine.kind, effective_settings.engine.workers) == ("torchserve", 3)
     (line,) = lines
     assert re.search(reason, line), line
 

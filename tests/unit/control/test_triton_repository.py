@@ -42,8 +42,8 @@ def test_a_version_is_written_and_taken_away(endpoint: Endpoint, tmp_path: Path)
     assert sorted(file.name for file in (folder / "1").iterdir()) == ["__pycache__", "model.py"]
     assert (endpoint.store / "tagger-3" / MANIFEST).is_file()
 
-    written = repository.read("tagger", 3)
-    assert written is not None and (written.workers, written.numbers) == (5, (1, 2, 3, 4, 5))
+    version = repository.read("tagger", 3)
+    assert version is not None and (version.workers, version.numbers) == (5, (1, 2, 3, 4, 5))
 
     repository.remove("tagger", 3)
     assert repository.read("tagger", 3) is None
@@ -60,18 +60,18 @@ def test_a_worker_in_the_place_of_another_changes_groups_alone(
     repository.write("tagger", 3, pack_echo(tmp_path, "tagger", 3), EngineSettings(workers=3))
     file = endpoint.folder / "repository" / "tagger-3" / "config.pbtxt"
     before = file.read_text(encoding="utf-8").splitlines()
-    for left, numbers in (([1, 2], (1, 2, 4)), ([1, 2], (1, 2, 5)), ([], (6, 7, 8))):
-        written = repository.read("tagger", 3)
-        assert written is not None
-        repository.put("tagger", 3, written.with_numbers(left).filled_up())
+    for survivors, numbers in (([1, 2], (1, 2, 4)), ([1, 2], (1, 2, 5)), ([], (6, 7, 8))):
+        version = repository.read("tagger", 3)
+        assert version is not None
+        repository.put("tagger", 3, version.with_numbers(survivors).filled_up())
         after = file.read_text(encoding="utf-8").splitlines()
         groups = [line for line in after if line.startswith("instance_group")]
         assert [line for line in after if line not in groups] == [
             line for line in before if not line.startswith("instance_group")
         ]
         assert len({line.partition("priority")[2] for line in groups}) == 3
-        changed = repository.read("tagger", 3)
-        assert changed is not None and changed.numbers == numbers
+        new_version = repository.read("tagger", 3)
+        assert new_version is not None and new_version.numbers == numbers
 
 
 def test_a_folder_with_quotes_is_written_as_text(settings: Settings, tmp_path: Path) -> None:
@@ -86,10 +86,10 @@ def test_a_folder_with_quotes_is_written_as_text(settings: Settings, tmp_path: P
 
 
 def test_a_file_that_is_no_archive_is_refused(endpoint: Endpoint, tmp_path: Path) -> None:
-    broken = tmp_path / "tagger-1.mar"
-    broken.write_bytes(b"no zip")
+    file = tmp_path / "tagger-1.mar"
+    file.write_bytes(b"no zip")
     with pytest.raises(ArchiveError):
-        TritonRepository(endpoint).write("tagger", 1, broken, EngineSettings())
+        TritonRepository(endpoint).write("tagger", 1, file, EngineSettings())
 
 
 @pytest.mark.parametrize(

@@ -26,18 +26,18 @@ def engine() -> FakeEngine:
 
 
 def register(
-    control: Control, packed: Archive, number: int, engine: EngineKind | None = None
+    control: Control, pack: Archive, number: int, engine: EngineKind | None = None
 ) -> Registration:
-    copy = shutil.copy(packed("tagger", number), control.service.incoming / "upload.mar")
+    copy = shutil.copy(pack("tagger", number), control.service.incoming / "upload.mar")
     return control.service.register(Path(copy), engine=engine)
 
 
 @pytest.fixture
-def split(control: Control, packed: Archive) -> Control:
+def split(control: Control, pack: Archive) -> Control:
     """tagger 1 stable on TorchServe, tagger 2 ready on Triton."""
     control.reconciler.tick()
-    register(control, packed, 1)
-    register(control, packed, 2, "triton")
+    register(control, pack, 1)
+    register(control, pack, 2, "triton")
     control.service.release("tagger", 1)
     return control
 
@@ -49,7 +49,7 @@ def lacked(gateway: FakeGateway) -> dict[str, frozenset[tuple[str, int]]]:
 def test_a_version_is_on_its_engine_alone(
     split: Control, engine: FakeEngine, gateway: FakeGateway
 ) -> None:
-    assert {name: set(held) for name, held in engine.held.items()} == {
+    assert {name: set(versions) for name, versions in engine.held.items()} == {
         "engine-0": {FIRST},
         "engine-1": {SECOND},
     }
@@ -82,27 +82,27 @@ def test_traffic_moves_between_engines_and_back(
         split.service.release("tagger", 2)
 
 
-def test_a_load_waits_for_its_engine(control: Control, engine: FakeEngine, packed: Archive) -> None:
+def test_a_load_waits_for_its_engine(control: Control, engine: FakeEngine, pack: Archive) -> None:
     control.reconciler.tick()
     engine.down.add("engine-1")
     with pytest.raises(EngineUnavailable):
-        register(control, packed, 1, "triton")
+        register(control, pack, 1, "triton")
     assert control.ledger.version(*FIRST).state is State.LOADING
     engine.down.clear()
-    assert register(control, packed, 1).engine == "triton"
+    assert register(control, pack, 1).engine == "triton"
     assert engine.held["engine-0"] == {}
 
 
 def test_an_unloaded_version_moves_and_a_loaded_one_does_not(
-    split: Control, engine: FakeEngine, packed: Archive
+    split: Control, engine: FakeEngine, pack: Archive
 ) -> None:
     with pytest.raises(OnAnotherEngine, match="tagger 1 is stable on torchserve"):
-        register(split, packed, 1, "triton")
-    assert register(split, packed, 2).already_registered
+        register(split, pack, 1, "triton")
+    assert register(split, pack, 2).already_registered
     split.service.unload("tagger", 2)
-    moved = register(split, packed, 2, "torchserve")
-    assert (moved.state, moved.engine) == (State.READY, "torchserve")
-    assert [SECOND in held for held in engine.held.values()] == [True, False]
+    registration = register(split, pack, 2, "torchserve")
+    assert (registration.state, registration.engine) == (State.READY, "torchserve")
+    assert [SECOND in versions for versions in engine.held.values()] == [True, False]
     kinds = [event.kind for event in split.ledger.events("tagger")]
     assert kinds[-3:] == ["assigned", "loading", "loaded"]
 
@@ -117,7 +117,7 @@ def without_triton(split: Control, settings: Settings) -> Iterator[Control]:
 
 
 def test_a_version_serves_though_its_engine_is_not_run(
-    without_triton: Control, packed: Archive
+    without_triton: Control, pack: Archive
 ) -> None:
     control = without_triton
     control.reconciler._traffic.observe()
@@ -131,13 +131,13 @@ def test_a_version_serves_though_its_engine_is_not_run(
         {"engine": "torchserve", "instead_of": "triton"},
     )
     with pytest.raises(EngineNotRun, match="runs no triton, but torchserve"):
-        register(control, packed, 3, "triton")
+        register(control, pack, 3, "triton")
 
 
 def test_what_the_wrong_engine_holds_is_taken_off_it() -> None:
     record = version(2, State.READY, engine="triton")
     busy = LoadedVersion(2, 1)
-    for held, expected in ((UP, [Remove("tagger", 2, "torchserve")]), (busy, [])):
-        everywhere = {"engine-0": {SECOND: held}, "engine-1": {SECOND: UP}}
+    for state, expected in ((UP, [Remove("tagger", 2, "torchserve")]), (busy, [])):
+        everywhere = {"engine-0": {SECOND: state}, "engine-1": {SECOND: UP}}
         actions = plan(LedgerView([], [record]), EngineView(everywhere), GatewayView([], {}), BOTH)
         assert actions == expected

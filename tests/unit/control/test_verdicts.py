@@ -66,7 +66,7 @@ class NamedRequests:
 
 
 @pytest.fixture
-def named(settings: Settings) -> NamedRequests:
+def named_requests(settings: Settings) -> NamedRequests:
     return NamedRequests(settings.state_dir / "logs")
 
 
@@ -87,9 +87,9 @@ def alarms(report: VerdictReport) -> list[str]:
 
 
 def test_a_candidate_like_stable_advances(
-    tagger: Control, named: NamedRequests, long_ago: str
+    tagger: Control, named_requests: NamedRequests, long_ago: str
 ) -> None:
-    named.send(2000)
+    named_requests.send(2000)
     report = ask(tagger, long_ago)
     assert report.verdict is Action.ADVANCE
     assert (report.candidate, report.stable, report.requests) == ("2", "1", 2000)
@@ -103,15 +103,21 @@ def test_a_candidate_like_stable_advances(
     ("worse", "gate"), [({"fail_rate": 0.2}, "errors"), ({"slower": 2.0}, "latency_p50")]
 )
 def test_a_worse_candidate_rolls_back(
-    tagger: Control, named: NamedRequests, long_ago: str, worse: dict[str, float], gate: str
+    tagger: Control,
+    named_requests: NamedRequests,
+    long_ago: str,
+    worse: dict[str, float],
+    gate: str,
 ) -> None:
-    named.send(2000, **worse)
+    named_requests.send(2000, **worse)
     report = ask(tagger, long_ago)
     assert (report.verdict, gate in alarms(report)) == (Action.ROLLBACK, True)
 
 
-def test_too_few_requests_hold(tagger: Control, named: NamedRequests, long_ago: str) -> None:
-    named.send(100)
+def test_too_few_requests_hold(
+    tagger: Control, named_requests: NamedRequests, long_ago: str
+) -> None:
+    named_requests.send(100)
     report = ask(tagger, long_ago)
     assert report.verdict is Action.HOLD
     assert "requests to the candidate: 50 of 400" in report.reason
@@ -131,22 +137,22 @@ def test_a_rollouts_own_judge_answers_for_it(tagger: Control, requests: Requests
 
 
 def test_what_was_before_or_is_no_traffic_does_not_count(
-    tagger: Control, named: NamedRequests, long_ago: str
+    tagger: Control, named_requests: NamedRequests, long_ago: str
 ) -> None:
-    named.send(400, fail_rate=1.0, at=datetime.now(UTC) - timedelta(hours=2))
-    named.send(400, fail_rate=1.0, model="retriever")
-    named.send(400, status=401)  # who has no key has no say
-    named.send(1000)
+    named_requests.send(400, fail_rate=1.0, at=datetime.now(UTC) - timedelta(hours=2))
+    named_requests.send(400, fail_rate=1.0, model="retriever")
+    named_requests.send(400, status=401)  # who has no key has no say
+    named_requests.send(1000)
     report = ask(tagger, long_ago)
     assert (report.verdict, report.requests) == (Action.ADVANCE, 1000)
 
 
 def test_a_log_is_read_once_and_again_after_a_restart(
-    tagger: Control, named: NamedRequests, long_ago: str, settings: Settings
+    tagger: Control, named_requests: NamedRequests, long_ago: str, settings: Settings
 ) -> None:
     reports = []
     for _ in range(5):
-        named.send(300, fail_rate=0.02)
+        named_requests.send(300, fail_rate=0.02)
         reports.append(ask(tagger, long_ago))
     assert [report.requests for report in reports] == [300, 600, 900, 1200, 1500]
     service = tagger.service.verdicts
@@ -155,12 +161,12 @@ def test_a_log_is_read_once_and_again_after_a_restart(
 
 
 def test_an_answer_reads_so_much_of_a_log_and_holds_until_it_has_all(
-    tagger: Control, named: NamedRequests, long_ago: str, monkeypatch: pytest.MonkeyPatch
+    tagger: Control, named_requests: NamedRequests, long_ago: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(verdicts, "MOST_BYTES", 64 * 1024)
     monkeypatch.setattr(verdicts, "_CHUNK_BYTES", 32 * 1024)
     monkeypatch.setattr(verdicts, "_BEHIND_BYTES", 1024)
-    named.send(3000)
+    named_requests.send(3000)
     first = ask(tagger, long_ago)
     assert first.verdict is Action.HOLD
     assert first.unread_bytes > 100_000
@@ -172,9 +178,9 @@ def test_an_answer_reads_so_much_of_a_log_and_holds_until_it_has_all(
 
 
 def test_the_split_is_judged_where_the_weight_is_said(
-    tagger: Control, named: NamedRequests, long_ago: str
+    tagger: Control, named_requests: NamedRequests, long_ago: str
 ) -> None:
-    named.send(2000)
+    named_requests.send(2000)
     assert ask(tagger, long_ago, weight=50).verdict is Action.ADVANCE
     report = ask(tagger, long_ago, weight=10)
     assert (report.verdict, alarms(report)) == (Action.HOLD, ["sample_ratio"])
@@ -222,7 +228,7 @@ def test_other_times_are_refused(text: str) -> None:
 def lines(count: int, fail_rate: float = 0.0, **fields: Any) -> bytes:
     """Observations of another gateway, half of each version."""
     chance = random.Random(1)
-    made = []
+    texts = []
     for number in range(count):
         version = ("stable", "candidate")[number % 2]
         failed = version == "candidate" and chance.random() < fail_rate
@@ -231,8 +237,8 @@ def lines(count: int, fail_rate: float = 0.0, **fields: Any) -> bytes:
             "status": 503 if failed else 200,
             "latency_ms": 10 * chance.uniform(0.8, 1.2),
         }
-        made.append(json.dumps({**line, **fields}))
-    return "\n".join(made).encode()
+        texts.append(json.dumps({**line, **fields}))
+    return "\n".join(texts).encode()
 
 
 def observed(control: Control, since: str, **more: Any) -> VerdictReport:
@@ -269,8 +275,8 @@ def test_observations_outlive_the_service(
     tagger.service.observations.take("tagger", lines(1000))
     before = observed(tagger, long_ago)
     tagger.stop()
-    again = assemble(settings, engine, gateway)
+    second = assemble(settings, engine, gateway)
     try:
-        assert observed(again, long_ago).gates == before.gates
+        assert observed(second, long_ago).gates == before.gates
     finally:
-        again.stop()
+        second.stop()

@@ -27,7 +27,7 @@ def test_parity_and_the_int8_gate_are_told(tmp_path: Path) -> None:
         fp32=0.912,
         int8=0.909,
     )
-    told = {
+    changes = {
         "parity": Parity(cases=6, max_abs_diff=2.5e-6, rtol=1e-4, atol=1e-5),
         "quantization": quantization,
     }
@@ -36,9 +36,9 @@ def test_parity_and_the_int8_gate_are_told(tmp_path: Path) -> None:
         **{"family": "echo", "precision": "int8", "engine": "torchserve", "sha256": "0" * 64},
         signer=Signer("release", "ab" * 32, ""),
         registered_at="2026-11-29T00:00:00+00:00",
-        manifest=manifest.model_copy(update=told),
+        manifest=manifest.model_copy(update=changes),
     )
-    shown = render(
+    page = render(
         "version.html.j2",
         "en",
         {
@@ -49,11 +49,11 @@ def test_parity_and_the_int8_gate_are_told(tmp_path: Path) -> None:
             ),
         },
     )
-    assert "6 cases on unseen shapes, at most 2.5e-06 off the network" in shown
-    assert "on 500 items 98.5 % of first answers as fp32; accuracy 0.909, fp32 0.912" in shown
-    assert "<bdi>map</bdi> 0.5 (0.41 – 0.6)" in shown
-    assert "whoever had the key of the stack" in shown
-    assert f"<dd>{len(manifest.probes)}</dd>" in shown
+    assert "6 cases on unseen shapes, at most 2.5e-06 off the network" in page
+    assert "on 500 items 98.5 % of first answers as fp32; accuracy 0.909, fp32 0.912" in page
+    assert "<bdi>map</bdi> 0.5 (0.41 – 0.6)" in page
+    assert "whoever had the key of the stack" in page
+    assert f"<dd>{len(manifest.probes)}</dd>" in page
 
 
 @pytest.mark.parametrize(

@@ -56,10 +56,10 @@ def test_where_none_answers_it_is_refused(
     tagger.service.release("tagger", 2)
     engine.hung |= {"engine-0", "engine-1"}
     with ThreadPoolExecutor(1) as pool:
-        refused = pool.submit(tagger.service.rollback, "tagger")
+        rollback = pool.submit(tagger.service.rollback, "tagger")
         engine.let_go.set()
         with pytest.raises(NotReady, match="does not answer"):
-            refused.result()
+            rollback.result()
 
 
 def test_forward_asks_all(tagger: Control, engine: FakeEngine) -> None:

@@ -132,7 +132,7 @@ def to(receiver: Receiver) -> webhook_module.Receiver:
 
 
 @pytest.fixture
-def told(tagger: Control, receiver: Receiver, clock: Clock) -> Webhook:
+def webhook(tagger: Control, receiver: Receiver, clock: Clock) -> Webhook:
     """A webhook of tagger's ledger, stepped by hand; it knows what was before it."""
     webhook = Webhook(ReleaseEvents(tagger.ledger), to(receiver), clock)
     webhook.step()
@@ -164,12 +164,12 @@ def test_signatures_are_those_of_standard_webhooks() -> None:
 
 
 def test_a_rollout_is_told_step_by_step(
-    tagger: Control, told: Webhook, receiver: Receiver, requests: Requests
+    tagger: Control, webhook: Webhook, receiver: Receiver, requests: Requests
 ) -> None:
     start(tagger)
     drive(tagger, requests)
     assert tagger.ledger.model("tagger").stable == 2
-    while told.step() == 0.0:
+    while webhook.step() == 0.0:
         continue
     assert receiver.kinds == ["release.started", *["release.advanced"] * 2, "release.promoted"]
     first, last = receiver.got[0][1]["data"], receiver.got[-1][1]["data"]
@@ -182,11 +182,11 @@ def test_a_rollout_is_told_step_by_step(
 
 
 def test_a_rollback_is_told_with_its_reason(
-    tagger: Control, told: Webhook, receiver: Receiver, requests: Requests
+    tagger: Control, webhook: Webhook, receiver: Receiver, requests: Requests
 ) -> None:
     start(tagger)
     drive(tagger, requests, {2: Behaviour(fail_rate=0.5)})
-    while told.step() == 0.0:
+    while webhook.step() == 0.0:
         continue
     assert receiver.kinds[-1] == "release.rolled_back"
     data = receiver.got[-1][1]["data"]
@@ -196,7 +196,7 @@ def test_a_rollback_is_told_with_its_reason(
     tagger.service.rollback("tagger")
     start(tagger)
     tagger.service.rollouts.abort("tagger")
-    while told.step() == 0.0:
+    while webhook.step() == 0.0:
         continue
     reasons = [body["data"].get("reason") for _, body, _ in receiver.got[-4:]]
     assert reasons == [None, "rolled back by hand", None, "aborted by hand"]
@@ -216,115 +216,119 @@ FAULTS: dict[str, tuple[Callable[[BaseHTTPRequestHandler], None], str]] = {
 def test_a_receiver_that_fails_is_tried_again(
     fault: str,
     tagger: Control,
-    told: Webhook,
+    webhook: Webhook,
     receiver: Receiver,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(webhook_module, "ATTEMPT_S", 0.3)
-    receiver.answer, said = FAULTS[fault]
+    receiver.answer, message = FAULTS[fault]
     release(tagger, 2)
-    assert [told.step() for _ in range(4)] == [1.0, 2.0, 4.0, 8.0]
-    (trouble,) = told.troubles()
+    assert [webhook.step() for _ in range(4)] == [1.0, 2.0, 4.0, 8.0]
+    (trouble,) = webhook.troubles()
     assert "is not told of 1 release event(s)" in trouble.message
-    assert said in trouble.message
+    assert message in trouble.message
     assert "a-secret-path" not in trouble.message
     assert len({headers["webhook-id"] for headers, _, _ in receiver.got}) == 1
     receiver.answer = _status(200)
-    assert told.step() == 0.0
-    assert list(told.troubles()) == []
+    assert webhook.step() == 0.0
+    assert list(webhook.troubles()) == []
 
 
-def test_nobody_listens(tagger: Control, told: Webhook, receiver: Receiver) -> None:
+def test_nobody_listens(tagger: Control, webhook: Webhook, receiver: Receiver) -> None:
     receiver.shutdown()
     receiver.server_close()
     release(tagger, 2)
-    waits = [told.step() for _ in range(12)]
+    waits = [webhook.step() for _ in range(12)]
     assert waits[-1] == LONGEST_WAIT_S
-    (trouble,) = told.troubles()
+    (trouble,) = webhook.troubles()
     assert "a-secret-path" not in trouble.message
 
 
 def test_a_receiver_may_have_a_certificate_of_its_own(
     tagger: Control, receiver: Receiver, settings: Settings, tmp_path: Path
 ) -> None:
-    made = make_certificate(tmp_path)
+    tls = make_certificate(tmp_path)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(made.certificate, made.key)
+    context.load_cert_chain(tls.certificate, tls.key)
     receiver.socket = context.wrap_socket(receiver.socket, server_side=True)
     url = receiver.url.replace("http:", "https:")
 
-    def told_with(ca_file: Path | None) -> Webhook:
+    def webhook_with(ca_file: Path | None) -> Webhook:
         about = WebhookSettings(url=url, ca_file=ca_file)
-        found = receiver_of(settings.model_copy(update={"webhook": about}))
-        assert found is not None
-        return Webhook(ReleaseEvents(tagger.ledger), found)
+        target = receiver_of(settings.model_copy(update={"webhook": about}))
+        assert target is not None
+        return Webhook(ReleaseEvents(tagger.ledger), target)
 
-    strict = told_with(None)
+    strict = webhook_with(None)
     strict.step()
     release(tagger, 2)
     assert [strict.step() for _ in range(3)] == [1.0, 2.0, 4.0]
     assert "certificate" in next(strict.troubles()).message
-    assert told_with(made.certificate).step() == 0.0
+    assert webhook_with(tls.certificate).step() == 0.0
     assert receiver.kinds == ["release.promoted"]
     with pytest.raises(SettingsError, match=r"webhook\.ca_file .* cannot be used"):
-        told_with(made.key)
+        webhook_with(tls.key)
 
 
-def test_an_endless_answer_is_not_read(tagger: Control, told: Webhook, receiver: Receiver) -> None:
+def test_an_endless_answer_is_not_read(
+    tagger: Control, webhook: Webhook, receiver: Receiver
+) -> None:
     receiver.answer = _endless
     release(tagger, 2)
-    assert told.step() == 0.0
+    assert webhook.step() == 0.0
 
 
 def test_events_wait_in_their_order_and_each_for_an_hour(
-    tagger: Control, told: Webhook, receiver: Receiver, clock: Clock
+    tagger: Control, webhook: Webhook, receiver: Receiver, clock: Clock
 ) -> None:
     receiver.answer = _status(503)
     release(tagger, 2)
-    assert told.step() == 1.0
+    assert webhook.step() == 1.0
     clock.ahead_s = RETRY_FOR_S - 60
-    assert told.step() > 0
+    assert webhook.step() > 0
     release(tagger, 1, 2)
     receiver.answer = _status(200)
-    while told.step() == 0.0:
+    while webhook.step() == 0.0:
         continue
     assert [body["data"]["version"] for _, body, _ in receiver.got] == [2, 2, 2, 1, 2]
     receiver.got.clear()
     receiver.answer = _status(503)
     release(tagger, 1, 2)
     clock.ahead_s = 2 * RETRY_FOR_S
-    assert [told.step(), told.step()] == [0.0, 0.0]
-    (trouble,) = told.troubles()
+    assert [webhook.step(), webhook.step()] == [0.0, 0.0]
+    (trouble,) = webhook.troubles()
     assert "was never told of 2 release event(s)" in trouble.message
     receiver.answer = _status(200)
     release(tagger, 1)
-    told.step()
-    assert list(told.troubles()) == []
+    webhook.step()
+    assert list(webhook.troubles()) == []
 
 
-def test_a_restart_goes_on_where_it_was(tagger: Control, told: Webhook, receiver: Receiver) -> None:
+def test_a_restart_goes_on_where_it_was(
+    tagger: Control, webhook: Webhook, receiver: Receiver
+) -> None:
     release(tagger, 2)
-    told.step()
+    webhook.step()
     release(tagger, 1)
     release(tagger, 2)
-    again = Webhook(ReleaseEvents(tagger.ledger), to(receiver))
-    while again.step() == 0.0:
+    second = Webhook(ReleaseEvents(tagger.ledger), to(receiver))
+    while second.step() == 0.0:
         continue
     assert [body["data"]["version"] for _, body, _ in receiver.got] == [2, 1, 2]
 
 
 def test_an_event_is_told_though_the_ledger_is_full(
-    tagger: Control, told: Webhook, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+    tagger: Control, webhook: Webhook, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     release(tagger, 2)
 
     def full(*_: object) -> None:
         raise LedgerFull("no space")
 
-    monkeypatch.setattr(told._events, "tell", full)
+    monkeypatch.setattr(webhook._events, "tell", full)
     with pytest.raises(LedgerFull):
-        told.step()
-    assert told.step() > 0
+        webhook.step()
+    assert webhook.step() > 0
     assert len(receiver.got) == 1
 
 
@@ -333,7 +337,7 @@ def test_the_service_tells_and_no_release_waits(
     engine: FakeEngine,
     gateway: FakeGateway,
     receiver: Receiver,
-    packed: Callable[..., Path],
+    pack: Callable[..., Path],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -343,7 +347,7 @@ def test_the_service_tells_and_no_release_waits(
     secret = settings.webhook_secret_file.read_text(encoding="ascii").strip()
     assert stat.S_IMODE(settings.webhook_secret_file.stat().st_mode) == 0o600
     try:
-        register(control, packed("tagger", 1), packed("tagger", 2))
+        register(control, pack("tagger", 1), pack("tagger", 2))
         control.start()
         wait_until(lambda: bool(control.ledger.database.query("SELECT told FROM webhook")))
         release(control, 1)
@@ -374,15 +378,15 @@ def test_a_secret_that_cannot_be_used_is_refused(tmp_path: Path, text: str, mode
     file = tmp_path / "secret"
     file.write_text(text, encoding="utf-8")
     file.chmod(mode)
-    with pytest.raises(SettingsError) as refused:
+    with pytest.raises(SettingsError) as error:
         read_secret(file)
-    assert not text or text not in str(refused.value)
+    assert not text or text not in str(error.value)
 
 
 def test_a_secret_is_read(tmp_path: Path) -> None:
     file = tmp_path / "new" / "secret"
-    made = read_secret(file)
-    assert (len(made), read_secret(file)) == (24, made)
+    secret = read_secret(file)
+    assert (len(secret), read_secret(file)) == (24, secret)
     with pytest.raises(SettingsError, match="cannot be read"):
         read_secret(tmp_path)
 

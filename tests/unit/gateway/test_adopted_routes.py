@@ -11,13 +11,13 @@ from vlserve.settings_sections import GatewaySettings
 GATEWAY = GatewaySettings()
 
 
-def _route(model: str, adopted: dict[int, tuple[str, str]], *others: int) -> ModelRoute:
-    versions = sorted({*adopted, *others})
+def _route(model: str, former_names: dict[int, tuple[str, str]], *others: int) -> ModelRoute:
+    versions = sorted({*former_names, *others})
     manifests = {
         version: Manifest.model_construct(
             adopted=Adopted(name=name, version=former, sha256="0" * 64, handler="h.py")
         )
-        for version, (name, former) in adopted.items()
+        for version, (name, former) in former_names.items()
     }
     return ModelRoute(model, {versions[0]: 100}, versions, manifests=manifests)
 
@@ -48,8 +48,8 @@ def test_only_adopted_versions_are_asked_for_explanations() -> None:
         paths = [*adopted_paths(route, GATEWAY), *former_paths([route], GATEWAY)]
         assert "/explanations/bert/1" in _to_versions(paths)
         assert "/explanations/bert/2" not in _to_versions(paths)
-        weighted = [path for path in paths if "weighted_clusters" in path.get("route", {})]
-        return {path["match"]["path"] for path in weighted if "expl" in path["match"]["path"]}
+        weighted_paths = [path for path in paths if "weighted_clusters" in path.get("route", {})]
+        return {path["match"]["path"] for path in weighted_paths if "expl" in path["match"]["path"]}
 
     assert (
         by_weight({1: 100})
@@ -94,8 +94,8 @@ def test_a_former_name_is_a_models_that_is_not_called_so_itself() -> None:
 def test_a_former_name_is_weighted_as_the_new_one() -> None:
     paths = former_paths([_route("bert", {1: ("BERT", "1.0")})], GATEWAY)
 
-    weighted = [path for path in paths if "weighted_clusters" in path.get("route", {})]
-    assert {path["match"]["path"] for path in weighted} == {
+    weighted_paths = [path for path in paths if "weighted_clusters" in path.get("route", {})]
+    assert {path["match"]["path"] for path in weighted_paths} == {
         "/predictions/BERT",
         "/predictions/BERT/",
         "/explanations/BERT",

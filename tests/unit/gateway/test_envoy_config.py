@@ -31,15 +31,15 @@ def _settings(**gateway: Any) -> Settings:
 
 
 def _routes(*models: ModelRoute, instances: tuple[Instance, ...] = (ONE,)) -> list[dict[str, Any]]:
-    rendered = envoy_routes.routes(Routing(models, instances), _settings())
-    return list(rendered["virtual_hosts"][0]["routes"])
+    config = envoy_routes.routes(Routing(models, instances), _settings())
+    return list(config["virtual_hosts"][0]["routes"])
 
 
 def _shares(routes: list[dict[str, Any]]) -> list[list[tuple[str, int]]]:
     return [
-        [(share["name"], share["weight"]) for share in weighted["clusters"]]
+        [(share["name"], share["weight"]) for share in split["clusters"]]
         for route in routes
-        if (weighted := route.get("route", {}).get("weighted_clusters"))
+        if (split := route.get("route", {}).get("weighted_clusters"))
     ]
 
 
@@ -55,9 +55,9 @@ def test_envoy_writes_the_fields_of_the_log_lines() -> None:
     access, of_grpc, shadow = formats(
         envoy_config.bootstrap(TEMPLATE, _settings(), Path("dynamic"))
     )
-    for written, line in ((access, AccessLine()), (shadow, ShadowLine())):
-        assert written.keys() == {field.name for field in fields(line)}
-        assert written["schema"] == line.schema
+    for log_format, line in ((access, AccessLine()), (shadow, ShadowLine())):
+        assert log_format.keys() == {field.name for field in fields(line)}
+        assert log_format["schema"] == line.schema
     assert of_grpc == access | {"status": "%DYNAMIC_METADATA(vlserve.grpc:status)%"}
 
 
@@ -73,22 +73,22 @@ def test_the_same_routing_renders_the_same_version() -> None:
 
     assert text((2, 5), (1, 95)) == text((2, 5), (1, 95))
     versions = {
-        json.loads(found)["version_info"]
-        for found in (text((2, 5), (1, 95)), text((1, 95), (2, 5)), text((2, 6), (1, 94)))
+        json.loads(document)["version_info"]
+        for document in (text((2, 5), (1, 95)), text((1, 95), (2, 5)), text((2, 6), (1, 94)))
     }
     assert len(versions) == 3
 
 
 def test_the_step_is_noted_where_weights_route_and_nowhere_else() -> None:
-    def noted(step: str) -> list[tuple[str, ...]]:
+    def routes_of(step: str) -> list[tuple[str, ...]]:
         return [
             tuple(route["route"])
             for route in _routes(ModelRoute("tagger", {2: 5, 1: 95}, (1, 2), step=step))
             if route.get("metadata") == {"filter_metadata": {"vlserve": {"step": step}}}
         ]
 
-    assert ["weighted_clusters" in route for route in noted("7/5")] == [True] * 12
-    assert noted("") == []
+    assert ["weighted_clusters" in route for route in routes_of("7/5")] == [True] * 12
+    assert routes_of("") == []
 
 
 def test_routes_changed_for_a_way_back_are_those_that_would_be_rendered() -> None:
@@ -105,41 +105,39 @@ def test_routes_changed_for_a_way_back_are_those_that_would_be_rendered() -> Non
 @pytest.mark.parametrize("salt", ["", "release-7", r"\1", "a\\"])
 def test_a_salt_is_no_regular_expression(salt: str) -> None:
     routes = _routes(ModelRoute("tagger", {1: 100}, (1,), salt))
-    written = {
+    substitutions = {
         route["route"]["hash_policy"][0]["header"]["regex_rewrite"]["substitution"]
         for route in routes
         if "hash_policy" in route.get("route", {})
     }
-    assert written == {salt.replace("\\", "\\\\") + r"\1"}
+    assert substitutions == {salt.replace("\\", "\\\\") + r"\1"}
 
 
 def test_clusters_hold_the_instances_that_hold_the_version() -> None:
     bare = Instance("engine-1", "127.0.0.1", 8190, "token-1", frozenset({("tagger", 2)}))
     routing = Routing([ModelRoute("tagger", {1: 100}, (1, 2))], [ONE, bare])
-    found = {
+    tokens = {
         cluster["name"]: [
             endpoint["metadata"]["filter_metadata"]["vlserve"]["token"]
             for endpoint in cluster["load_assignment"]["endpoints"][0]["lb_endpoints"]
         ]
         for cluster in envoy_clusters.clusters(routing, _settings())
     }
-    assert found == {"tagger-1": ["token-0", "token-1"], "tagger-2": ["token-0"]}
+    assert tokens == {"tagger-1": ["token-0", "token-1"], "tagger-2": ["token-0"]}
 
 
 def test_copies_have_clusters_of_their_own_a_bound_and_no_retries() -> None:
     route = ModelRoute("tagger", {1: 100}, (1, 2), step="7/shadow", shadow=Shadow(2, 20))
     settings = _settings()
-    found = {
+    clusters = {
         cluster["name"]: cluster
         for cluster in envoy_clusters.clusters(Routing([route], [ONE]), settings)
     }
-    assert list(found) == ["tagger-1", "tagger-2", "tagger-2.copies", "tagger-2.shadow"]
-    assert found["tagger-2.shadow"]["metadata"] == found["tagger-2"]["metadata"]
-    mirrored = [
-        each for each in _routes(route) if "request_mirror_policies" in each.get("route", {})
-    ]
-    assert ["weighted_clusters" in each["route"] for each in mirrored] == [True] * 12
-    for each in mirrored:
+    assert list(clusters) == ["tagger-1", "tagger-2", "tagger-2.copies", "tagger-2.shadow"]
+    assert clusters["tagger-2.shadow"]["metadata"] == clusters["tagger-2"]["metadata"]
+    routes = [each for each in _routes(route) if "request_mirror_policies" in each.get("route", {})]
+    assert ["weighted_clusters" in each["route"] for each in routes] == [True] * 12
+    for each in routes:
         (policy,) = each["route"]["request_mirror_policies"]
         assert policy["cluster"] == "tagger-2.copies"
         share = policy["runtime_fraction"]["default_value"]
@@ -167,11 +165,11 @@ def test_copies_under_way_are_bounded_by_workers_and_by_memory(
         gateway=GatewaySettings(max_body_bytes=max_body_bytes),
         engine=EngineSettings(workers=2, batch_size=8),
     )
-    released = [
+    rollouts = [
         ModelRoute(f"model{number}", {1: 100}, (1, 2), shadow=Shadow(2, 20))
         for number in range(models)
     ]
-    routing = Routing([*released, ModelRoute("calm", {1: 100}, (1,))], (ONE, OTHER)[:instances])
+    routing = Routing([*rollouts, ModelRoute("calm", {1: 100}, (1,))], (ONE, OTHER)[:instances])
     bounds = [
         threshold["max_requests"]
         for cluster in envoy_clusters.clusters(routing, settings)
@@ -192,8 +190,8 @@ def test_what_copies_meet_on_the_way_to_an_engine_is_what_requests_meet() -> Non
 
 def test_retries_go_elsewhere_where_there_is_an_elsewhere() -> None:
     def policy(*instances: Instance) -> dict[str, Any]:
-        rendered = envoy_routes.routes(Routing((), instances), _settings(retries=2))
-        return dict(rendered["virtual_hosts"][0]["retry_policy"])
+        config = envoy_routes.routes(Routing((), instances), _settings(retries=2))
+        return dict(config["virtual_hosts"][0]["retry_policy"])
 
     assert policy(ONE)["num_retries"] == 2
     assert "retry_host_predicate" not in policy(ONE)
@@ -219,10 +217,10 @@ def _http(bootstrap: dict[str, Any], name: str = "predictions") -> dict[str, Any
 
 
 def _filter(bootstrap: dict[str, Any], name: str) -> dict[str, Any]:
-    found = [
+    filters = [
         f for f in _http(bootstrap)["http_filters"] if f["name"] == f"envoy.filters.http.{name}"
     ]
-    return dict(found[0])
+    return dict(filters[0])
 
 
 SENT_TOKENS = {
@@ -248,7 +246,9 @@ def test_keys_and_rate_are_off_unless_set() -> None:
     assert as_key == {"header": {"name": "x-api-key", "string_match": {"exact": 'a "key" # 1'}}}
     pattern = as_token["header"]["string_match"]["safe_regex"]["regex"]
     assert as_token["header"]["name"] == "authorization"
-    assert [bool(re.fullmatch(pattern, sent)) for sent in SENT_TOKENS] == list(SENT_TOKENS.values())
+    assert [bool(re.fullmatch(pattern, token)) for token in SENT_TOKENS] == list(
+        SENT_TOKENS.values()
+    )
     assert _filter(on, "local_ratelimit")["disabled"] is False
     assert _filter(on, "local_ratelimit")["typed_config"]["token_bucket"]["max_tokens"] == 7
 
@@ -259,30 +259,30 @@ OF_0_1_0 = "admin: {address: {socket_address: {address: 127.0.0.1, port_value: $
 @pytest.mark.parametrize("template", [TEMPLATE, OF_0_1_0])
 def test_the_admin_page_is_a_socket_of_the_owner_s_whatever_a_template_says(template: str) -> None:
     settings = _settings(host="0.0.0.0", api_keys=("key",))
-    rendered = envoy_config.bootstrap(template, settings, Path("/dynamic"))
+    bootstrap = envoy_config.bootstrap(template, settings, Path("/dynamic"))
     socket = {"path": str(settings.socket_dir / "gateway.sock"), "mode": 0o600}
-    assert rendered["admin"] == {"address": {"pipe": socket}}
+    assert bootstrap["admin"] == {"address": {"pipe": socket}}
 
 
 def test_metrics_are_on_loopback_whatever_the_gateway_listens_on() -> None:
     settings = _settings(host="0.0.0.0", api_keys=("key",))
-    rendered = envoy_config.bootstrap(TEMPLATE, settings, Path("/dynamic"))
+    bootstrap = envoy_config.bootstrap(TEMPLATE, settings, Path("/dynamic"))
     addresses = {
         listener["name"]: listener["address"]["socket_address"]["address"]
-        for listener in rendered["static_resources"]["listeners"]
+        for listener in bootstrap["static_resources"]["listeners"]
         if "address" in listener
     }
     assert addresses == {"predictions": "0.0.0.0", "metrics": "127.0.0.1"}
 
 
 def test_what_is_validated_holds_what_is_watched() -> None:
-    rendered = envoy_config.bootstrap(TEMPLATE, _settings(), Path("/dynamic"))
-    before = yaml.safe_dump(rendered)
+    bootstrap = envoy_config.bootstrap(TEMPLATE, _settings(), Path("/dynamic"))
+    before = yaml.safe_dump(bootstrap)
     routing = Routing([ModelRoute("tagger", {1: 100}, (1,))], [ONE])
     routes = envoy_routes.routes(routing, _settings())
     clusters = envoy_clusters.clusters(routing, _settings())
-    whole = envoy_config.inlined(rendered, routes, clusters)
-    assert yaml.safe_dump(rendered) == before
+    whole = envoy_config.inlined(bootstrap, routes, clusters)
+    assert yaml.safe_dump(bootstrap) == before
     assert "dynamic_resources" not in whole and "rds" not in _http(whole)
     assert _http(whole)["route_config"]["virtual_hosts"] == routes["virtual_hosts"]
     names = [cluster["name"] for cluster in whole["static_resources"]["clusters"]]

@@ -69,21 +69,27 @@ def test_a_call_that_was_not_read_gets_no_answer() -> None:
 
 def test_the_script_knows_the_status_of_each_code_that_the_gateway_says() -> None:
     lua = (GATEWAY / "grpc_answer.lua").read_text(encoding="utf-8")
-    known = dict(re.findall(r"(\w+) = (\d{3})\b", lua))
+    script_statuses = dict(re.findall(r"(\w+) = (\d{3})\b", lua))
     page = (PROJECT / "docs" / "reference" / "errors.md").read_text(encoding="utf-8")
     of_gateway = page[page.index("By the gateway:") : page.index("## Of the control service")]
-    said = dict(re.findall(r"^\| `(\w+)` \| (\d{3}) \|", of_gateway, re.MULTILINE))
-    assert known == {code: status for code, status in said.items() if code != "engine_failed"}
+    page_statuses = dict(re.findall(r"^\| `(\w+)` \| (\d{3}) \|", of_gateway, re.MULTILINE))
+    assert script_statuses == {
+        code: status for code, status in page_statuses.items() if code != "engine_failed"
+    }
 
 
 def test_a_client_reads_what_is_said_of_a_model() -> None:
     tensors = [{"name": "tag", "datatype": "BYTES", "shape": (-1, -1)}]
     about = {"name": "tagger", "versions": ["1", "2"], "platform": "vlserve"}
-    written = model_metadata_response(about | {"inputs": [], "outputs": tensors})
-    read = pb.ModelMetadataResponse.FromString(written)
-    assert (read.name, list(read.versions), read.platform) == ("tagger", ["1", "2"], "vlserve")
-    assert not read.inputs
-    assert [(one.name, one.datatype, list(one.shape)) for one in read.outputs] == [
+    data = model_metadata_response(about | {"inputs": [], "outputs": tensors})
+    response = pb.ModelMetadataResponse.FromString(data)
+    assert (response.name, list(response.versions), response.platform) == (
+        "tagger",
+        ["1", "2"],
+        "vlserve",
+    )
+    assert not response.inputs
+    assert [(tensor.name, tensor.datatype, list(tensor.shape)) for tensor in response.outputs] == [
         ("tag", "BYTES", [-1, -1])
     ]
 
@@ -92,12 +98,12 @@ def test_metadata_are_said_of_the_server_of_each_model_and_of_each_version() -> 
     answers = _answers(TAGGER, READY_ONLY)
     server = pb.ServerMetadataResponse.FromString(answers["ServerMetadata"])
     assert (server.name, list(server.extensions)) == ("vlserve", [*EXTENSIONS])
-    told = {
+    responses = {
         path.removeprefix("ModelMetadata/"): pb.ModelMetadataResponse.FromString(answer)
         for path, answer in answers.items()
         if path.startswith("ModelMetadata/")
     }
-    assert {path: list(each.versions) for path, each in told.items()} == {
+    assert {path: list(each.versions) for path, each in responses.items()} == {
         "tagger": ["1", "2", "3"],
         **{f"tagger/{version}": [str(version)] for version in TAGGER.versions},
         "next": ["4"],

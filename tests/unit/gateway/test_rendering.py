@@ -39,10 +39,10 @@ def test_another_routing_is_rendered_as_if_it_were_the_first(
     renderer = Renderer(settings)
     first = renderer.render(Routing((TAGGER,), (ENGINE,)))
 
-    rendered = renderer.render(other)
+    result = renderer.render(other)
 
-    assert rendered == Renderer(settings).render(other)
-    assert (rendered.clusters_text, rendered.routes_text) != (
+    assert result == Renderer(settings).render(other)
+    assert (result.clusters_text, result.routes_text) != (
         first.clusters_text,
         first.routes_text,
     )

@@ -17,8 +17,8 @@ def manifest(**about: Any) -> Manifest:
     return Manifest.model_construct(**({"graphs": {}} | about))
 
 
-def names(told: dict[str, Any], kind: str) -> list[str]:
-    return [tensor["name"] for tensor in told[kind]]
+def names(metadata: dict[str, Any], kind: str) -> list[str]:
+    return [tensor["name"] for tensor in metadata[kind]]
 
 
 @pytest.mark.parametrize(
@@ -52,6 +52,6 @@ def test_the_version_with_most_weight_speaks_for_the_model() -> None:
 
 
 def test_routes_without_manifests_are_the_same_routes() -> None:
-    known = ModelRoute("m", {1: 100}, (1,), manifests={1: manifest(task="tag")})
-    assert known == ModelRoute("m", {1: 100}, (1,))
+    route = ModelRoute("m", {1: 100}, (1,), manifests={1: manifest(task="tag")})
+    assert route == ModelRoute("m", {1: 100}, (1,))
     assert model_metadata(ModelRoute("m", {1: 100}, (1,)))["inputs"] == []

@@ -22,7 +22,7 @@ def traffic() -> Callable[..., list[Outcome]]:
         candidate = rng.random(count) < weight / 100
         failed = rng.random(count) < np.where(candidate, fails, 0.001)
         ms = rng.lognormal(3, 0.3, count) * np.where(candidate, slower, 1.0)
-        tag = np.where(candidate, *(rng.choice(list(named), count) for named in (tags, "abc")))
+        tag = np.where(candidate, *(rng.choice(list(letters), count) for letters in (tags, "abc")))
         columns = (column.tolist() for column in (candidate, failed, ms, tag))
         return [
             Outcome(is_candidate, has_failed, latency_ms, None, top_tag)

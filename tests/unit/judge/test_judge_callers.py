@@ -4,39 +4,40 @@ from vlserve.control.judge.callers import SLOTS, SeenCallers
 
 
 def test_a_caller_is_counted_once_also_after_a_restart():
-    seen = SeenCallers()
-    assert seen.is_first_request("anna", 0, 1)
-    assert not seen.is_first_request("anna", 0, 1)
-    assert not SeenCallers(seen.text).is_first_request("anna", 0, 1)
+    table = SeenCallers()
+    assert table.is_first_request("anna", 0, 1)
+    assert not table.is_first_request("anna", 0, 1)
+    assert not SeenCallers(table.text).is_first_request("anna", 0, 1)
 
 
 def test_each_caller_is_counted_in_one_step_and_each_step_has_its_share():
     callers = [f"caller {number}" for number in range(3000)]
-    counted = [
-        {caller for caller in callers if seen.is_first_request(caller, turn, 3)}
-        for turn, seen in enumerate((SeenCallers(), SeenCallers(), SeenCallers()))
+    steps = [
+        {caller for caller in callers if table.is_first_request(caller, turn, 3)}
+        for turn, table in enumerate((SeenCallers(), SeenCallers(), SeenCallers()))
     ]
-    assert not counted[0] & counted[1] | counted[1] & counted[2] | counted[0] & counted[2]
-    assert all(900 < len(step) < 1050 for step in counted)
+    assert not steps[0] & steps[1] | steps[1] & steps[2] | steps[0] & steps[2]
+    assert all(900 < len(step) < 1050 for step in steps)
 
 
 def test_the_table_keeps_its_size_however_many_call():
-    seen = SeenCallers()
-    counted = sum(seen.is_first_request(str(number), 0, 1) for number in range(3 * SLOTS))
-    assert 0.9 * SLOTS < counted <= SLOTS
-    assert len(seen.text) == len(SeenCallers().text)
+    table = SeenCallers()
+    count = sum(table.is_first_request(str(number), 0, 1) for number in range(3 * SLOTS))
+    assert 0.9 * SLOTS < count <= SLOTS
+    assert len(table.text) == len(SeenCallers().text)
 
 
 def test_who_counts_when_is_known_to_nobody_without_the_salt():
     callers = [f"caller {number}" for number in range(3000)]
 
-    def counted(salt: str) -> set[str]:
-        seen = SeenCallers(salt=salt)
-        return {caller for caller in callers if seen.is_first_request(caller, 0, 3)}
+    def sample(salt: str) -> set[str]:
+        table = SeenCallers(salt=salt)
+        return {caller for caller in callers if table.is_first_request(caller, 0, 3)}
 
-    one, other = counted("a" * 32), counted("b" * 32)
-    assert counted("a" * 32) == one
-    assert 250 < len(one & other) < 420  # a ninth, as for two draws that know nothing of each other
+    first, other = sample("a" * 32), sample("b" * 32)
+    assert sample("a" * 32) == first
+    # A ninth is in both, as for two draws that know nothing of each other.
+    assert 250 < len(first & other) < 420
 
 
 def test_a_rollout_of_before_there_were_salts_goes_on_as_it_began():

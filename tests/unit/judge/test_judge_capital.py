@@ -11,8 +11,8 @@ def test_starts_with_one():
 def test_sharing_changes_no_total():
     purses = capital.start(3)
     returns = np.array([0.7, -0.2, 1.1])
-    grown = np.exp(purses) * np.exp([0.0, *returns])
-    assert np.exp(capital.log_e(capital.settle(purses, returns))) == pytest.approx(grown.sum())
+    balances = np.exp(purses) * np.exp([0.0, *returns])
+    assert np.exp(capital.log_e(capital.settle(purses, returns))) == pytest.approx(balances.sum())
 
 
 def test_no_bet_dies():
@@ -28,5 +28,5 @@ def test_no_bet_dies():
 def test_leading_axes_are_releases_of_their_own():
     returns = np.random.default_rng(0).normal(size=(5, 3))
     together = capital.settle(capital.start(3, (5,)), returns)
-    alone = np.array([capital.settle(capital.start(3), row) for row in returns])
-    assert together == pytest.approx(alone)
+    rows = np.array([capital.settle(capital.start(3), row) for row in returns])
+    assert together == pytest.approx(rows)

@@ -17,17 +17,17 @@ from vlserve.control.judge import (
 WELL = Standing(elapsed_s=90, stable_healthy=True, candidate_healthy=True)
 
 
-def pairs(count: int, agreeing: int, distance: float = 0.05) -> list[ShadowPair]:
-    return [ShadowPair(place < agreeing, distance) for place in range(count)]
+def pairs(count: int, agreements: int, distance: float = 0.05) -> list[ShadowPair]:
+    return [ShadowPair(place < agreements, distance) for place in range(count)]
 
 
 @pytest.fixture
-def good(policy, traffic) -> JudgeState:
+def good_state(policy, traffic) -> JudgeState:
     return observe(JudgeState.start(policy), Batch(traffic(12_000, 5)))
 
 
 @pytest.fixture
-def failing(policy, traffic) -> JudgeState:
+def bad_state(policy, traffic) -> JudgeState:
     return observe(JudgeState.start(policy), Batch(traffic(6_000, 5, fails=0.1)))
 
 
@@ -38,38 +38,38 @@ def test_no_evidence_means_hold(policy):
     assert {gate.verdict for gate in decision.gates} == {Verdict.WAITING}
 
 
-def test_enough_good_evidence_and_the_hold_over_means_advance(good):
-    decision = decide(good, WELL)
+def test_enough_good_evidence_and_the_hold_over_means_advance(good_state):
+    decision = decide(good_state, WELL)
     assert (decision.action, decision.weight, decision.next_weight) == (Action.ADVANCE, 5, 50)
 
 
-def test_the_hold_is_kept(good):
-    decision = decide(good, Standing(59, True, True))
+def test_the_hold_is_kept(good_state):
+    decision = decide(good_state, Standing(59, True, True))
     assert decision.action is Action.HOLD
     assert "held for 59 of 60 s" in decision.reason
 
 
-def test_each_step_needs_evidence_of_its_own(good):
-    decision = decide(next_step(good), WELL)
+def test_each_step_needs_evidence_of_its_own(good_state):
+    decision = decide(next_step(good_state), WELL)
     assert decision.action is Action.HOLD
     assert "requests to the candidate: 0 of 400" in decision.reason
 
 
 def test_evidence_that_one_gate_misses_is_waited_for(policy, traffic):
-    untagged = [
+    outcomes = [
         type(outcome)(outcome.candidate, outcome.failed, outcome.latency_ms)
         for outcome in traffic(12_000, 5)
     ]
-    state = observe(JudgeState.start(policy), Batch(untagged))
+    state = observe(JudgeState.start(policy), Batch(outcomes))
     decision = decide(state, WELL)
     assert decision.action is Action.HOLD
     assert decision.reason == "tags waits for answers with tags of the candidate: 0 of 400"
-    state = observe(JudgeState.start(policy, has_tags=False), Batch(untagged))
+    state = observe(JudgeState.start(policy, has_tags=False), Batch(outcomes))
     assert decide(state, WELL).action is Action.ADVANCE
 
 
-def test_a_candidate_that_fails_only_at_full_weight_is_rolled_back(policy, traffic, good):
-    last = next_step(observe(next_step(good), Batch(traffic(1_000, 50))))
+def test_a_candidate_that_fails_only_at_full_weight_is_rolled_back(policy, traffic, good_state):
+    last = next_step(observe(next_step(good_state), Batch(traffic(1_000, 50))))
     assert decide(last, WELL).action is Action.HOLD
     well = observe(last, Batch(traffic(1_000, 100)))
     assert decide(well, WELL).action is Action.ADVANCE
@@ -78,8 +78,8 @@ def test_a_candidate_that_fails_only_at_full_weight_is_rolled_back(policy, traff
     assert decision.reason.startswith("errors: candidate failed")
 
 
-def test_a_failing_candidate_is_rolled_back_with_its_figures(failing):
-    decision = decide(failing, WELL)
+def test_a_failing_candidate_is_rolled_back_with_its_figures(bad_state):
+    decision = decide(bad_state, WELL)
     assert decision.action is Action.ROLLBACK
     assert decision.reason.startswith("errors: candidate failed")
     errors = next(gate for gate in decision.gates if gate.gate == "errors")
@@ -96,19 +96,19 @@ def test_an_alarm_stands_though_the_candidate_recovers(policy):
     assert decide(state, WELL).action is Action.ROLLBACK
 
 
-def test_a_rollback_does_not_wait_for_the_hold(failing):
-    assert decide(failing, Standing(0, True, True)).action is Action.ROLLBACK
+def test_a_rollback_does_not_wait_for_the_hold(bad_state):
+    assert decide(bad_state, Standing(0, True, True)).action is Action.ROLLBACK
 
 
 @pytest.mark.parametrize("stable_healthy", [False, None])
-def test_never_back_to_a_stable_that_is_not_healthy(failing, stable_healthy):
-    decision = decide(failing, Standing(90, stable_healthy, True))
+def test_never_back_to_a_stable_that_is_not_healthy(bad_state, stable_healthy):
+    decision = decide(bad_state, Standing(90, stable_healthy, True))
     assert decision.action is Action.HOLD
     assert "no rollback onto it, though errors: candidate failed" in decision.reason
 
 
-def test_an_unhealthy_candidate_is_rolled_back(good):
-    decision = decide(good, Standing(90, True, False))
+def test_an_unhealthy_candidate_is_rolled_back(good_state):
+    decision = decide(good_state, Standing(90, True, False))
     assert (decision.action, decision.reason) == (
         Action.ROLLBACK,
         "the candidate is not healthy",
@@ -116,8 +116,8 @@ def test_an_unhealthy_candidate_is_rolled_back(good):
 
 
 @pytest.mark.parametrize(("stable", "candidate"), [(None, True), (False, True), (True, None)])
-def test_no_advance_while_a_version_is_not_known_to_be_healthy(good, stable, candidate):
-    decision = decide(good, Standing(90, stable, candidate))
+def test_no_advance_while_a_version_is_not_known_to_be_healthy(good_state, stable, candidate):
+    decision = decide(good_state, Standing(90, stable, candidate))
     assert decision.action is Action.HOLD
     assert "health" in decision.reason
 
@@ -149,8 +149,8 @@ def test_a_broken_split_alone_holds_and_asks_a_person(policy, traffic):
 def test_a_broken_split_with_another_reason_is_rolled_back(policy, traffic):
     state = observe(JudgeState.start(policy), Batch(traffic(4_000, 10)))
     assert decide(state, Standing(90, True, False)).action is Action.ROLLBACK
-    failing = observe(state, Batch(traffic(4_000, 10, fails=0.2)))
-    decision = decide(failing, WELL)
+    bad_state = observe(state, Batch(traffic(4_000, 10, fails=0.2)))
+    decision = decide(bad_state, WELL)
     assert decision.action is Action.ROLLBACK
     assert "errors: " in decision.reason and "sample_ratio: " in decision.reason
 
@@ -181,8 +181,8 @@ def test_a_shadow_whose_scores_are_far_off_is_taken_back(policy):
     assert "score_distance: mean 0.500" in decision.reason
 
 
-def test_the_last_step_needs_requests_to_the_candidate_alone(good, traffic):
-    state = next_step(observe(next_step(good), Batch(traffic(1_200, 50))))
+def test_the_last_step_needs_requests_to_the_candidate_alone(good_state, traffic):
+    state = next_step(observe(next_step(good_state), Batch(traffic(1_200, 50))))
     assert state.weight == 100
     assert decide(state, WELL).action is Action.HOLD
     state = observe(state, Batch(traffic(500, 100)))
@@ -190,12 +190,12 @@ def test_the_last_step_needs_requests_to_the_candidate_alone(good, traffic):
     assert (decision.action, decision.next_weight) == (Action.ADVANCE, None)
 
 
-def test_a_decision_is_json_for_the_ledger(failing):
-    detail = decide(failing, WELL).detail()
+def test_a_decision_is_json_for_the_ledger(bad_state):
+    detail = decide(bad_state, WELL).detail()
     assert json.loads(json.dumps(detail, allow_nan=False))["action"] == "rollback"
 
 
-def test_looking_changes_nothing(failing):
-    before = failing.to_json()
-    assert decide(failing, WELL) == decide(failing, WELL)
-    assert failing.to_json() == before
+def test_looking_changes_nothing(bad_state):
+    before = bad_state.to_json()
+    assert decide(bad_state, WELL) == decide(bad_state, WELL)
+    assert bad_state.to_json() == before

@@ -20,9 +20,9 @@ def test_quantiles_are_within_a_bucket_of_the_sample(level):
     ms = np.random.default_rng(1).lognormal(3, 0.5, 40)
     everything = np.ones(40, dtype=bool)
     state = latency.settle(latency.start(), Timed(ms, ~everything, everything), 0.2, 0.3)
-    (found,) = latency.quantiles_ms(state.stable, level)
+    (quantile,) = latency.quantiles_ms(state.stable, level)
     sample = np.quantile(ms, level, method="inverted_cdf")
-    assert found == pytest.approx(sample, rel=latency.GROWTH - 1)
+    assert quantile == pytest.approx(sample, rel=latency.GROWTH - 1)
 
 
 def test_latencies_beyond_the_histogram_fall_into_its_ends():

@@ -28,9 +28,9 @@ def by_caller(candidate: bool, caller: str | None, count: int = 1) -> list[Outco
 def test_a_restart_goes_on_exactly_where_the_state_stood(policy, traffic):
     first, second = traffic(333, 5), traffic(333, 5)
     state = observe(JudgeState.start(policy), Batch(first, pairs(3)))
-    restored = JudgeState.from_json(state.to_json())
-    assert restored.to_json() == state.to_json()
-    assert observe(restored, Batch(second)).to_json() == observe(state, Batch(second)).to_json()
+    copy = JudgeState.from_json(state.to_json())
+    assert copy.to_json() == state.to_json()
+    assert observe(copy, Batch(second)).to_json() == observe(state, Batch(second)).to_json()
 
 
 def test_how_traffic_is_cut_into_batches_makes_no_difference(policy, traffic):
@@ -124,10 +124,10 @@ def test_failed_requests_are_no_evidence_of_speed(policy):
     assert np.sum(state.latency.stable) == np.sum(state.latency.candidate) == 0
 
 
-@pytest.mark.parametrize(("unit", "counted"), [("caller", BLOCK), ("request", 3 * BLOCK)])
+@pytest.mark.parametrize(("unit", "count"), [("caller", BLOCK), ("request", 3 * BLOCK)])
 def test_items_of_one_request_are_draws_of_their_own_only_where_every_request_is(
-    policy: Policy, unit: str, counted: int
+    policy: Policy, unit: str, count: int
 ) -> None:
     state = JudgeState.start(policy.model_copy(update={"unit": unit}))
     outcomes = [Outcome(True, False, 20.0, tag="a", other_tags=("b", "c"))] * BLOCK
-    assert observe(state, Batch(outcomes)).tags.candidate.sum() == counted
+    assert observe(state, Batch(outcomes)).tags.candidate.sum() == count

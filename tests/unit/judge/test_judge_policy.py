@@ -26,12 +26,12 @@ def test_one_release_may_have_weights_and_hold_of_its_own():
 
 def test_gates_split_alpha():
     policy = Policy()
-    spent = sum(policy.alpha_of(gate) for gate in type(policy.gates).model_fields)
-    assert spent == pytest.approx(policy.alpha)
+    total = sum(policy.alpha_of(gate) for gate in type(policy.gates).model_fields)
+    assert total == pytest.approx(policy.alpha)
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("weights: [50, 25, 100]", "do not rise"),
         ("weights: [5, 25]", "do not end at 100"),
@@ -44,8 +44,8 @@ def test_gates_split_alpha():
         ("weights: [", "not YAML"),
     ],
 )
-def test_a_policy_that_cannot_work_is_refused_by_name(tmp_path, text, says):
-    with pytest.raises(SettingsError, match=says):
+def test_a_policy_that_cannot_work_is_refused_by_name(tmp_path, text, message):
+    with pytest.raises(SettingsError, match=message):
         load_policy(write(tmp_path, text))
 
 

@@ -16,11 +16,11 @@ def after(*draws: tuple[int, int], weight: int = 25) -> SampleRatio:
 
 def test_equals_betting_draw_by_draw_on_the_posterior_mean():
     labels = np.random.default_rng(0).random(300) < 0.31
-    share, seen, expected = 0.25, np.array([0.0, 0.0]), 0.0
+    share, counts, expected = 0.25, np.array([0.0, 0.0]), 0.0
     for label in labels:
-        for_candidate = (CONCENTRATION * share + seen[0]) / (CONCENTRATION + seen.sum())
+        for_candidate = (CONCENTRATION * share + counts[0]) / (CONCENTRATION + counts.sum())
         expected += np.log(for_candidate / share if label else (1 - for_candidate) / (1 - share))
-        seen += [label, not label]
+        counts += [label, not label]
     ratio = after((int(labels.sum()), int((~labels).sum())))
     assert sample_ratio.log_e(ratio, 25) == pytest.approx(expected)
 

@@ -57,8 +57,8 @@ def test_without_margin_it_is_the_e_variable_of_turner_ly_and_gruenwald(n, k, m,
     pooled = (n * worse + m * stable) / (n + m)
     alternative = binom.logpmf(k, n, worse) + binom.logpmf(j, m, stable)
     null = binom.logpmf(k, n, pooled) + binom.logpmf(j, m, pooled)
-    got = log_returns(counts(n, k, m, j), np.array(stable), 0.0)
-    assert got == pytest.approx(alternative - null)
+    log_return = log_returns(counts(n, k, m, j), np.array(stable), 0.0)
+    assert log_return == pytest.approx(alternative - null)
 
 
 @pytest.mark.parametrize("block", [counts(0, 0, 40, 3), counts(40, 3, 0, 0)])
@@ -79,21 +79,21 @@ def test_no_bet_gains_on_average_while_the_candidate_alone_is_within_what_is_all
 
 
 def test_alone_the_candidate_is_held_against_what_stable_may_have_failed_at_most():
-    seen = two_sample.settle(two_sample.start(0.001, 200), counts(20, 0, 2000, 20))
-    paid = two_sample.settle_alone(seen, counts(40, 4, 0, 0), margin=0.001)
+    state = two_sample.settle(two_sample.start(0.001, 200), counts(20, 0, 2000, 20))
+    result = two_sample.settle_alone(state, counts(40, 4, 0, 0), margin=0.001)
     ceiling = binomtest(20, 2000, alternative="less").proportion_ci(1 - CEILING_RISK).high
     expected = capital.settle(
-        seen.purses, log_returns_alone(counts(40, 4, 0, 0), np.array(ceiling + 0.001))
+        state.purses, log_returns_alone(counts(40, 4, 0, 0), np.array(ceiling + 0.001))
     )
-    assert paid.purses == pytest.approx(expected)
-    assert (paid.candidate, paid.candidate_hits, paid.stable) == (60, 4, 2000)
+    assert result.purses == pytest.approx(expected)
+    assert (result.candidate, result.candidate_hits, result.stable) == (60, 4, 2000)
 
 
 @pytest.mark.parametrize("stable", [counts(0, 0, 0, 0), counts(0, 0, 30, 30)], ids=["none", "all"])
 def test_alone_without_a_right_answer_of_stable_nothing_is_evidence(stable):
-    seen = two_sample.settle(two_sample.start(0.001, 200), stable)
-    paid = two_sample.settle_alone(seen, counts(40, 40, 0, 0))
-    assert capital.log_e(paid.purses) == pytest.approx(capital.log_e(seen.purses))
+    state = two_sample.settle(two_sample.start(0.001, 200), stable)
+    result = two_sample.settle_alone(state, counts(40, 40, 0, 0))
+    assert capital.log_e(result.purses) == pytest.approx(capital.log_e(state.purses))
 
 
 def test_an_alarm_stays_though_the_candidate_recovers():
