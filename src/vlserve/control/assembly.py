@@ -92,11 +92,11 @@ def assemble(settings: Settings, engine: Engine, gateway: Gateway) -> Control:
     receiver = receiver_of(settings)
     ledger = Ledger(settings.model_store)
     webhook = Webhook(ReleaseEvents(ledger), receiver) if receiver else None
-    unrecorded = Unrecorded(ledger, settings.state_dir / "unrecorded.json")
+    unrecorded_changes = Unrecorded(ledger, settings.state_dir / "unrecorded.json")
     reserves = (ledger.database.reserve, Reserve(settings.state_dir / "gateway" / "reserve"))
     for reserve in reserves:
         reserve.keep()
-    traffic = Traffic(ledger, engine, gateway, unrecorded, reserves)
+    traffic = Traffic(ledger, engine, gateway, unrecorded_changes, reserves)
     operations, backoff = Operations(), Backoff()
     trust = Trust(settings.trust, ledger, traffic)
     drain_timeout_s = settings.control.drain_timeout_s
@@ -132,8 +132,10 @@ def assemble(settings: Settings, engine: Engine, gateway: Gateway) -> Control:
         now=time.time,
         clock=time.monotonic,
     )
-    kept = KeptCandidates(ledger, store, lifecycle, operations, time.time, time.monotonic)
-    rollout_loop = RolloutLoop(context, kept, tick_s)
+    kept_candidates = KeptCandidates(
+        ledger, store, lifecycle, operations, time.time, time.monotonic
+    )
+    rollout_loop = RolloutLoop(context, kept_candidates, tick_s)
     policy_file = settings.config_file("rollout.yaml")
     rollouts = RolloutService(context, rollout_loop, lifecycle, operations, policy_file)
     kill = Supervisor(settings).kill
@@ -168,7 +170,7 @@ def assemble(settings: Settings, engine: Engine, gateway: Gateway) -> Control:
         checks=[
             lambda: disk_troubles(folders, logs),
             ledger.troubles,
-            unrecorded.troubles,
+            unrecorded_changes.troubles,
             *(reserve.troubles for reserve in reserves),
             liveness.troubles,
             Supervision().troubles,

@@ -84,13 +84,13 @@ class BatchJobs:
         return [look_at(out, time.time(), self._sums) for out in outs]
 
 
-def look_at(out: Path, at: float, known: dict[Path, _Sums] | None = None) -> BatchJob:
-    """Return what the files of a job say at ``at`` (Unix time, s). ``known``: sums of jobs, which
+def look_at(out: Path, at: float, cache: dict[Path, _Sums] | None = None) -> BatchJob:
+    """Return what the files of a job say at ``at`` (Unix time, s). ``cache``: sums of jobs, which
     are read and kept there."""
     folder = JobFolder(out)
     try:
         record = folder.record()
-        sums = _sums_of(folder, out, {} if known is None else known)
+        sums = _sums_of(folder, out, {} if cache is None else cache)
     except (OSError, ValidationError):
         return BatchJob(str(out), "gone")
     state: JobState = "running" if _is_locked(folder.lock_file) else "stopped"
@@ -116,26 +116,26 @@ def look_at(out: Path, at: float, known: dict[Path, _Sums] | None = None) -> Bat
     )
 
 
-def _sums_of(folder: JobFolder, out: Path, known: dict[Path, _Sums]) -> _Sums:
+def _sums_of(folder: JobFolder, out: Path, cache: dict[Path, _Sums]) -> _Sums:
     """Return the sums of a job's receipts. Receipts are renamed into their folder, whose time
     changes then; within `_MTIME_STEP_NS` two changes may have one time, so it is read again."""
     began_ns, mark = time.time_ns(), folder.receipts_mark()
-    sums = known.get(out)
+    sums = cache.get(out)
     if sums is not None and sums.mark == mark:
         return sums
     receipts = folder.receipts(MOST_PARTS)
     sums = _Sums(mark, total(receipts), rate(list(receipts.values())))
-    known.pop(out, None)
+    cache.pop(out, None)
     if began_ns - mark[1] > _MTIME_STEP_NS:
-        known[out] = sums
+        cache[out] = sums
     return sums
 
 
 def rate(receipts: Sequence[Receipt]) -> float | None:
     """Return the rows a second of the parts that ended last; None where their ends are not
     known."""
-    timed = sorted((each for each in receipts if each.ended_at), key=lambda each: each.ended_at)
-    recent = timed[-_RECENT_PARTS:]
+    receipts = sorted((each for each in receipts if each.ended_at), key=lambda each: each.ended_at)
+    recent = receipts[-_RECENT_PARTS:]
     if not recent:
         return None
     began_at = min(each.ended_at - each.seconds for each in recent)

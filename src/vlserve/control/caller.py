@@ -16,9 +16,9 @@ _gone: ContextVar[Callable[[], bool] | None] = ContextVar("gone", default=None)
 
 
 @contextmanager
-def working_for(gone: Callable[[], bool]) -> Iterator[None]:
-    """Do the ``with`` body for a caller of whom ``gone`` says whether he went away."""
-    token = _gone.set(gone)
+def working_for(has_left: Callable[[], bool]) -> Iterator[None]:
+    """Do the ``with`` body for a caller of whom ``has_left`` says whether he went away."""
+    token = _gone.set(has_left)
     try:
         yield
     finally:
@@ -27,8 +27,8 @@ def working_for(gone: Callable[[], bool]) -> Iterator[None]:
 
 def is_gone() -> bool:
     """Return whether the caller of the present work went away."""
-    gone = _gone.get()
-    return gone is not None and gone()
+    has_left = _gone.get()
+    return has_left is not None and has_left()
 
 
 def refuse_if_gone(what: str) -> None:

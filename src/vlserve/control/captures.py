@@ -82,9 +82,9 @@ class InputSummary:
     """Field -> bytes of the image file."""
 
     @classmethod
-    def of(cls, kept: KeptInput) -> "InputSummary":
-        text = kept.text
-        sizes = {name: len(image) for name, image in kept.images.items()}
+    def of(cls, kept_input: KeptInput) -> "InputSummary":
+        text = kept_input.text
+        sizes = {name: len(image) for name, image in kept_input.images.items()}
         return cls(text[:MOST_TEXT_CHARS], len(text), sizes)
 
 
@@ -104,8 +104,8 @@ class Captures:
             CaptureUnwritable: the plan cannot be written: all stays as it was.
         """
         self._ledger.model(model)
-        told = {"share": plan.share, "days": plan.days, "max_bytes": plan.max_bytes}
-        self._ledger.record(model, None, "capture_started", **told)
+        detail = {"share": plan.share, "days": plan.days, "max_bytes": plan.max_bytes}
+        self._ledger.record(model, None, "capture_started", **detail)
         with _told_of_disk(
             f"the plan of what is kept of {model} cannot be written: free some space"
         ):
@@ -163,8 +163,8 @@ class Captures:
         """Return what is kept of a model's requests. ModelNotFound."""
         self._ledger.model(model)
         sizes = [size for _, size, _ in _inputs(self._of(model))]
-        inputs, taken = sum(size > 0 for size in sizes), sum(map(on_disk, sizes))
-        return CaptureStatus(model, read_plan(self._of(model)), inputs, taken)
+        inputs, disk_bytes = sum(size > 0 for size in sizes), sum(map(on_disk, sizes))
+        return CaptureStatus(model, read_plan(self._of(model)), inputs, disk_bytes)
 
     def input_of(self, model: str, request_id: str) -> KeptInput | None:
         """Return what was kept of a request; None where nothing was."""
@@ -172,15 +172,15 @@ class Captures:
 
     def summary_of(self, model: str, request_id: str) -> InputSummary | None:
         """Return what a page shows of a request's input; None where nothing was kept."""
-        kept = self.input_of(model, request_id)
-        return None if kept is None else InputSummary.of(kept)
+        kept_input = self.input_of(model, request_id)
+        return None if kept_input is None else InputSummary.of(kept_input)
 
     def newest_summaries(self, model: str) -> list[InputSummary]:
         """Return what a page shows of the `MOST_LOOKED_AT` newest inputs, read one at a time."""
-        found = (each for each in _inputs(self._of(model)) if each[1])
-        files = nlargest(MOST_LOOKED_AT, found, key=lambda each: each[2])
-        read = (_read(file) for file, _, _ in files)
-        return [InputSummary.of(each) for each in read if each is not None]
+        inputs = (each for each in _inputs(self._of(model)) if each[1])
+        files = nlargest(MOST_LOOKED_AT, inputs, key=lambda each: each[2])
+        contents = (_read(file) for file, _, _ in files)
+        return [InputSummary.of(each) for each in contents if each is not None]
 
     def expire(self) -> None:
         """Delete what is older than its model's plan says, and what was left over."""
@@ -256,20 +256,20 @@ def _read(file: Path) -> KeptInput | None:
 
 def _expire(folder: Path, now: float) -> None:
     """Delete old files, and put the sum of the others, with what workers took meanwhile."""
-    plan, left, before = read_plan(folder), 0, total_of(folder)
+    plan, rest, before = read_plan(folder), 0, total_of(folder)
     longest_s = plan.days * _DAY_S if plan else math.inf  # `stop` on a full disk leaves none
     for file, size, at in _inputs(folder):
         if now - at > longest_s:
             file.unlink(missing_ok=True)
         else:
-            left += on_disk(size)
+            rest += on_disk(size)
     for file in folder.glob(".*"):
         with suppress(FileNotFoundError):  # its worker ends with it just now
             if now - file.stat().st_mtime > LEFT_OVER_S:  # its worker was killed
                 file.unlink()
     with locked_total(folder, _PATIENT_TRIES) as total:
         if total is not None:
-            total.bytes = left + max(0, total.bytes - before)
+            total.bytes = rest + max(0, total.bytes - before)
 
 
 def _inputs(folder: Path) -> Iterator[tuple[Path, int, float]]:
@@ -279,8 +279,8 @@ def _inputs(folder: Path) -> Iterator[tuple[Path, int, float]]:
         for entry in entries:
             if _is_input(entry.name):
                 with suppress(OSError):
-                    found = entry.stat(follow_symlinks=False)
-                    yield Path(entry.path), found.st_size, found.st_mtime
+                    status = entry.stat(follow_symlinks=False)
+                    yield Path(entry.path), status.st_size, status.st_mtime
 
 
 def _is_input(name: str) -> bool:
@@ -300,10 +300,10 @@ def _unfolded(fields: Mapping[str, bytes]) -> Mapping[str, bytes]:
     out of its base64."""
     if BODY not in fields:
         return fields
-    told = json.loads(fields[BODY])
+    body = json.loads(fields[BODY])
     return {
         name: _bytes_of(name, value) if isinstance(value, str) else json.dumps(value).encode()
-        for name, value in told.items()
+        for name, value in body.items()
     }
 
 

@@ -237,8 +237,8 @@ class ControlClient:
 
     def announce_batch_job(self, out: Path) -> None:
         """Have the console show how far the offline job is whose output is in ``out``."""
-        said = {"out": str(out.resolve())}
-        self._call("POST", "/batch-jobs", json=said, timeout=_ANNOUNCEMENT_S)
+        body = {"out": str(out.resolve())}
+        self._call("POST", "/batch-jobs", json=body, timeout=_ANNOUNCEMENT_S)
 
     def console_link(self) -> ConsoleLink:
         """Return a path of the service that lets one browser into the console."""
@@ -272,9 +272,9 @@ class ControlClient:
             raise self._not_ours("answered")
         return [self._read(view, each) for each in items]
 
-    def _not_ours(self, did: str) -> NotControl:
+    def _not_ours(self, action: str) -> NotControl:
         return NotControl(
-            f"{self._http.base_url} {did}, and not as the control service does: does its port "
+            f"{self._http.base_url} {action}, and not as the control service does: does its port "
             "(control.port) belong to another program?"
         )
 

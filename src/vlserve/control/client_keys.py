@@ -113,17 +113,17 @@ def remote_access(variables: Mapping[str, str] = os.environ) -> RemoteAccess | N
             f"{URL} is set, so set one of {KEY}, to a key that `vlserve keys add` printed, and "
             f"{KEY_FILE}, to a file that holds it"
         )
-    found = key.strip() or _key_in(Path(file))
-    if not found.isascii() or not found.isprintable() or len(found) > MAX_KEY_CHARS:
+    secret = key.strip() or _key_in(Path(file))
+    if not secret.isascii() or not secret.isprintable() or len(secret) > MAX_KEY_CHARS:
         raise SettingsError(f"{KEY if key else KEY_FILE} holds no key that `vlserve keys add` made")
     ca = variables.get(CA, "")
-    return RemoteAccess(url.rstrip("/"), found, Path(ca) if ca else None)
+    return RemoteAccess(url.rstrip("/"), secret, Path(ca) if ca else None)
 
 
 def _key_in(file: Path) -> str:
     try:
-        with file.open("rb") as opened:
-            text = opened.read(_MOST_BYTES).decode("ascii").strip()
+        with file.open("rb") as stream:
+            text = stream.read(_MOST_BYTES).decode("ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "it holds no key"
         raise SettingsError(f"{KEY_FILE}: {file} cannot be read: {why}") from error

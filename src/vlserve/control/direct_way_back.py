@@ -96,8 +96,8 @@ class _WayBack:
 
     def under_way(self, model: str) -> Rollout | None:
         self._ledger.model(model)
-        recorded = RolloutStore(self._ledger).under_way(model)
-        rollout = self._unrecorded.ended(recorded) if recorded else None
+        record = RolloutStore(self._ledger).under_way(model)
+        rollout = self._unrecorded.ended(record) if record else None
         return rollout if rollout and rollout.status.under_way else None
 
     def back(self, model: str, version: int | None) -> ChangeBack:
@@ -122,12 +122,12 @@ class _WayBack:
             raise
 
     def report(self, rollout: Rollout) -> RolloutReport:
-        ended, state = self._unrecorded.ended(rollout), read_state(rollout.state_json)
+        rollout, state = self._unrecorded.ended(rollout), read_state(rollout.state_json)
         if isinstance(state, StateUnreadable):
-            known = report_of_unreadable(self._ledger, ended, state)
+            view = report_of_unreadable(self._ledger, rollout, state)
         else:
-            known = report(ended, state)
-        return replace(known, unrecorded=WHY)
+            view = report(rollout, state)
+        return replace(view, unrecorded=WHY)
 
     def _check(self, model: str, version: int) -> None:
         """Make sure that the version is loaded and answers its first probe right."""
@@ -137,14 +137,14 @@ class _WayBack:
                 f"{what} is not loaded, and the control service, which would load it, is down: "
                 "`vlserve up` starts it"
             )
-        held = self._engine.loaded()
-        holding = [
+        holdings = self._engine.loaded()
+        instances = [
             instance
             for instance in self._engine.instances()
-            if (model, version) in held.get(instance.name, {})
+            if (model, version) in holdings.get(instance.name, {})
         ]
         if not serves_somewhere(
-            self._engine, holding, self._ledger.version(model, version).manifest
+            self._engine, instances, self._ledger.version(model, version).manifest
         ):
             raise NotReady(f"{what} does not answer its own probe right: see `vlserve status`")
 

@@ -144,8 +144,11 @@ class ModelRoute:
     def adopted(self) -> Mapping[int, Adopted]:
         """Return of each version that was adopted what it was: its handler gets the client's
         headers, and the rest of the path after the version."""
-        named = self.manifests.items()
-        return {version: said.adopted for version, said in named if said.adopted}
+        return {
+            version: manifest.adopted
+            for version, manifest in self.manifests.items()
+            if manifest.adopted
+        }
 
 
 @dataclass(frozen=True)

@@ -48,10 +48,10 @@ def write_private(file: Path, text: str) -> None:
     descriptor, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)  # mode 0600
     new = Path(name)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as written:
-            written.write(f"{text}\n")
-            written.flush()
-            os.fsync(written.fileno())
+        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+            stream.write(f"{text}\n")
+            stream.flush()
+            os.fsync(stream.fileno())
         new.replace(file)
     except OSError:
         new.unlink(missing_ok=True)

@@ -12,14 +12,14 @@ def renamed(log: Path, number: int) -> Path:
     return log.with_name(f"{log.name}.{number}")
 
 
-def rotate(log: Path, largest: int = LOG_BYTES, kept: int = LOGS_KEPT) -> bool:
+def rotate(log: Path, largest: int = LOG_BYTES, count: int = LOGS_KEPT) -> bool:
     """Rename ``log`` to ``log.1``, that to ``log.2``, and so on, if it is over ``largest`` bytes;
     return whether there is no ``log`` now."""
     if not log.exists():
         return True
     if log.stat().st_size < largest:
         return False
-    files = [log, *(renamed(log, number + 1) for number in range(kept))]
+    files = [log, *(renamed(log, number + 1) for number in range(count))]
     for newer, older in reversed(list(pairwise(files))):
         if newer.exists():
             newer.replace(older)

@@ -42,9 +42,9 @@ def sample_lines(
     All where they are fewer than about half of ``most``; else ``most`` lines, spread evenly over
     the bytes.
     """
-    with ExitStack() as opened:
+    with ExitStack() as stack:
         spans: list[_Span] = []
-        for text in mapped(files, opened):
+        for text in mapped(files, stack):
             start = offset_of(text, since, time_of)
             end = len(text)
             if until is not None:
@@ -53,13 +53,13 @@ def sample_lines(
         return _sample(spans, most)
 
 
-def mapped(files: Sequence[Path], opened: ExitStack) -> Iterator[mmap.mmap]:
-    """Yield the bytes of each file that has some, until ``opened`` is closed."""
+def mapped(files: Sequence[Path], stack: ExitStack) -> Iterator[mmap.mmap]:
+    """Yield the bytes of each file that has some, until ``stack`` is closed."""
     for file in files:
         with suppress(OSError, ValueError):  # empty, or being renamed
-            raw = opened.enter_context(file.open("rb"))
+            raw = stack.enter_context(file.open("rb"))
             text = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ)
-            opened.callback(text.close)
+            stack.callback(text.close)
             yield text
 
 
@@ -70,8 +70,8 @@ def _sample(spans: Sequence[_Span], most: int) -> Sample:
     for span in spans:
         share = most * span.bytes // max(1, total)
         lines += _all_lines(span) if whole else _some_lines(span, share)
-    read = sum(len(line) + 1 for line in lines)
-    return Sample(lines, 1.0 if whole or not read else max(1.0, total / read))
+    size = sum(len(line) + 1 for line in lines)
+    return Sample(lines, 1.0 if whole or not size else max(1.0, total / size))
 
 
 def _is_short(span: _Span, most: int) -> bool:

@@ -123,7 +123,7 @@ class NamedKeys:
         if not _NAME.fullmatch(name) or name in RESERVED_NAMES:
             raise NamedKeysError(f"{name!r} is no name of a key: {NAME_RULE}")
         key = _PREFIX + secrets.token_urlsafe(_RANDOM_BYTES)
-        given = tuple(role for role in ROLES if role in {*roles, Role.READ})
+        grants = tuple(role for role in ROLES if role in {*roles, Role.READ})
         with self._changing() as keys:
             if any(each.name == name and each.sha256 for each in keys):
                 raise NamedKeysError(
@@ -136,7 +136,7 @@ class NamedKeys:
                     "shows them, `vlserve keys revoke NAME` ends one"
                 )
             keys[:] = [each for each in keys if each.name != name]
-            keys.append(NamedKey(name=name, roles=given, sha256=_sha256(key), added_at=_now()))
+            keys.append(NamedKey(name=name, roles=grants, sha256=_sha256(key), added_at=_now()))
         return key
 
     def revoke(self, name: str) -> None:
@@ -146,26 +146,26 @@ class NamedKeys:
             NamedKeysError: there is no such key in force; the file cannot be read or written.
         """
         with self._changing() as keys:
-            found = next((each for each in keys if each.name == name and each.sha256), None)
-            if found is None:
-                known = ", ".join(sorted(each.name for each in keys if each.sha256)) or "none"
-                raise NamedKeysError(f"no key {name!r} is in force (in force: {known})")
-            keys.remove(found)
-            revoked = [each for each in keys if not each.sha256]
-            for oldest in revoked[: max(0, len(revoked) - MOST_REVOKED + 1)]:
+            match = next((each for each in keys if each.name == name and each.sha256), None)
+            if match is None:
+                names = ", ".join(sorted(each.name for each in keys if each.sha256)) or "none"
+                raise NamedKeysError(f"no key {name!r} is in force (in force: {names})")
+            keys.remove(match)
+            old_keys = [each for each in keys if not each.sha256]
+            for oldest in old_keys[: max(0, len(old_keys) - MOST_REVOKED + 1)]:
                 keys.remove(oldest)
-            keys.append(found.model_copy(update={"sha256": "", "revoked_at": _now()}))
+            keys.append(match.model_copy(update={"sha256": "", "revoked_at": _now()}))
 
     def holder_of(self, key: str) -> Holder | None:
         """Return who has a key that is in force. It takes as long for a wrong key as for a right
         one."""
         if len(key) > MAX_KEY_CHARS:
             return None
-        offered, found = _sha256(key), None
+        digest, match = _sha256(key), None
         for each in self._current():
-            if hmac.compare_digest(each.sha256, offered):
-                found = each
-        return Holder(found.name, frozenset(found.roles), found.sha256) if found else None
+            if hmac.compare_digest(each.sha256, digest):
+                match = each
+        return Holder(match.name, frozenset(match.roles), match.sha256) if match else None
 
     def is_in_force(self, holder: Holder) -> bool:
         """Return whether the key of a holder still is; the owner's always is."""
@@ -180,14 +180,14 @@ class NamedKeys:
 
     def _current(self) -> tuple[NamedKey, ...]:
         """Return the keys in force, read anew if the file has changed; none if it is unusable."""
-        seen = _identity(self._file)
-        if seen != self._seen:
+        identity = _identity(self._file)
+        if identity != self._seen:
             try:
                 self._in_force = tuple(key for key in self._read() if key.sha256)
                 self._trouble = ""
             except NamedKeysError as error:
                 self._in_force, self._trouble = (), f"no named key is in force: {error}"
-            self._seen = seen
+            self._seen = identity
         return self._in_force
 
     def _read(self) -> tuple[NamedKey, ...]:
@@ -251,16 +251,16 @@ def _sha256(key: str) -> str:
 def _identity(file: Path) -> tuple[int, ...] | None:
     """Return what differs once a file has other contents; None where there is none."""
     try:
-        found = file.lstat()
+        status = file.lstat()
     except OSError:
         return None
     return (
-        found.st_dev,
-        found.st_ino,
-        found.st_size,
-        found.st_mtime_ns,
-        found.st_ctime_ns,
-        found.st_mode,
+        status.st_dev,
+        status.st_ino,
+        status.st_size,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+        status.st_mode,
     )
 
 

@@ -169,9 +169,9 @@ class ControlService:
             NotReady: that version is not healthy.
             GatewaySilent: the gateway does not answer; it gets the change as soon as it does.
         """
-        waiting = self._traffic.go_on_back(model)
-        if waiting is not None and version in (None, waiting.version):
-            return TrafficChange(model, waiting.version, waiting.previous)
+        open_change = self._traffic.go_on_back(model)
+        if open_change is not None and version in (None, open_change.version):
+            return TrafficChange(model, open_change.version, open_change.previous)
         under_way = self.rollouts.under_way(model)
         if under_way is not None and version in (None, under_way.stable):
             return self._abort(under_way)
@@ -181,20 +181,20 @@ class ControlService:
         stack = self._traffic.unrecorded.in_force(self._ledger.model(model)).stack
         target = rollback_target(model, stack, version)
         change = ChangeBack(model, target, previous=stack[-1])
-        unrecorded = self._go_back(self._ledger.version(model, target), change)
-        return TrafficChange(model, target, change.previous, unrecorded=unrecorded)
+        reason = self._go_back(self._ledger.version(model, target), change)
+        return TrafficChange(model, target, change.previous, unrecorded=reason)
 
     def _abort(self, rollout: Rollout) -> TrafficChange:
         model = rollout.model
         change = TrafficChange(model, rollout.stable, rollout.candidate)
         try:
-            aborted = self.rollouts.abort(model)
+            report = self.rollouts.abort(model)
         except NoRelease:  # it ended meanwhile
             in_force = self._traffic.unrecorded.in_force(self._ledger.model(model))
             if in_force.weights == full_weight(rollout.stable):
                 return change
             raise traffic_moved(model) from None
-        return replace(change, unrecorded=aborted.unrecorded)
+        return replace(change, unrecorded=report.unrecorded)
 
     def _go_back(self, record: VersionRecord, change: ChangeBack) -> str:
         """Put a change back to the version of ``record`` in force, see `Traffic.go_back`."""
@@ -264,11 +264,12 @@ class ControlService:
                     f"{model} {version} is {record.state}, and only retired and failed versions "
                     f"are deleted: `vlserve unload {model} {version}` first"
                 )
-            freed = remove_archive(record.archive)  # before the ledger, which a full disk hinders
+            # Before the ledger, which a full disk hinders.
+            freed_bytes = remove_archive(record.archive)
             if record.state is not State.DELETED:
                 record = self._ledger.move(model, version, State.DELETED, "deleted")
         earlier = self._ledger.model(model).earlier
-        return Deletion(model, version, record.state, freed, next(iter(earlier), None))
+        return Deletion(model, version, record.state, freed_bytes, next(iter(earlier), None))
 
     def is_loaded(self, model: str, version: int) -> bool:
         """Return whether traffic moves to the version without a wait for its load, or for what is
@@ -297,8 +298,8 @@ class ControlService:
     def history(self, model: str, newest: int = -1) -> list[Event]:
         """Return what happened to a model, and what named keys were refused on it, oldest first:
         the ``newest`` events, or all (-1). ModelNotFound."""
-        refused = [refusal.event() for refusal in self.refusals.kept(model)]
-        events = sorted([*self.changes(model, newest), *refused], key=lambda event: event.at)
+        refusals = [refusal.event() for refusal in self.refusals.kept(model)]
+        events = sorted([*self.changes(model, newest), *refusals], key=lambda event: event.at)
         return events if newest < 0 else events[len(events) - min(newest, len(events)) :]
 
     def changes(self, model: str, newest: int = -1) -> list[Event]:
@@ -331,26 +332,26 @@ class ControlService:
         if not self._traffic.held:
             yield Trouble("engine", "no engine instance answers", passing=True)
         else:
-            known = {instance.name for instance in self._traffic.instances}
-            for name in sorted(self._traffic.placement.kinds.keys() - known):
+            names = {instance.name for instance in self._traffic.instances}
+            for name in sorted(self._traffic.placement.kinds.keys() - names):
                 yield Trouble("engine", f"{name} has not answered yet: it starts", passing=True)
         if not self._traffic.is_as_wanted():
             message = "the gateway does not serve the routing that is wanted"
             yield Trouble("gateway", message, passing=True)
 
     def _versions(self) -> Iterator[Trouble]:
-        lacking = self._lacking()
-        lost = [key for key in lacking if self._backoff.needs_help(key)]
-        for model, version in lost:
+        gaps = self._lacking()
+        losses = [key for key in gaps if self._backoff.needs_help(key)]
+        for model, version in losses:
             reason = self._backoff.reason((model, version))
             yield Trouble("versions", f"{model} {version} cannot be loaded again: {reason}")
-        restoring = ", ".join(
-            f"{model} {version}" for model, version in lacking if (model, version) not in lost
+        names = ", ".join(
+            f"{model} {version}" for model, version in gaps if (model, version) not in losses
         )
-        if restoring:
-            yield Trouble("versions", f"being loaded again: {restoring}", passing=True)
+        if names:
+            yield Trouble("versions", f"being loaded again: {names}", passing=True)
         for record in self._ledger.versions():
-            if record.state.routable and record.key not in lacking and not record.archive.exists():
+            if record.state.routable and record.key not in gaps and not record.archive.exists():
                 yield Trouble(
                     "versions",
                     f"{record.archive} is gone: {record.model} {record.version} serves until the "
@@ -363,7 +364,7 @@ class ControlService:
         return sorted(frozenset[Key]().union(*(each.lacks for each in self._traffic.instances)))
 
     def _status(self, record: ModelRecord) -> ModelStatus:
-        held, placement = self._traffic.held, self._traffic.placement
+        holdings, placement = self._traffic.held, self._traffic.placement
         versions = tuple(
             VersionStatus(
                 **vars(version)
@@ -373,12 +374,14 @@ class ControlService:
                 },
                 weight=record.weights.get(version.version, 0),
                 workers_ready={
-                    name: holds[version.key].workers_ready
-                    for name, holds in held.items()
-                    if version.key in holds
+                    name: holding[version.key].workers_ready
+                    for name, holding in holdings.items()
+                    if version.key in holding
                 },
                 pending=sum(
-                    holds[version.key].pending for holds in held.values() if version.key in holds
+                    holding[version.key].pending
+                    for holding in holdings.values()
+                    if version.key in holding
                 ),
                 instead_of=placement.instead_of(version),
             )

@@ -46,12 +46,14 @@ def spans_of(line: Line) -> Iterator[Span]:
     parent = _PARENT.fullmatch(str(trace.get("parent")))
     if parent is None or not int(parent[3], 16) & 1 or not int(parent[1], 16):
         return  # Envoy takes a trace of zeros, which is none
-    began, sent, engine_us = (trace.get(name) for name in ("began_us", "sent_us", "engine_us"))
-    if not (str(began).isdecimal() and isinstance(sent, int) and isinstance(engine_us, int)):
+    began_us, sent_us, engine_us = (
+        trace.get(name) for name in ("began_us", "sent_us", "engine_us")
+    )
+    if not (str(began_us).isdecimal() and isinstance(sent_us, int) and isinstance(engine_us, int)):
         return
     took = dict(_times(str(trace.get("timing"))))
     took.pop(_ENGINE, None)  # Triton's header has the gateway's entry too
-    start_us = int(str(began)) + sent
+    start_us = int(str(began_us)) + sent_us
     about = {name: line.get(name) for name in ("model", "version", "request_id")}
     engine = _span(parent[1], parent[2], _ENGINE, start_us, engine_us, about)
     yield engine
@@ -64,8 +66,8 @@ def spans_of(line: Line) -> Iterator[Span]:
 def _times(timing: str) -> Iterator[tuple[str, int]]:
     """Yield the entries of Server-Timing, in microseconds."""
     for entry in timing.split(","):
-        if found := _ENTRY.fullmatch(entry):
-            yield found[1], round(1000 * float(found[2]))
+        if match := _ENTRY.fullmatch(entry):
+            yield match[1], round(1000 * float(match[2]))
 
 
 def _span(

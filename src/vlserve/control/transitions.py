@@ -60,9 +60,9 @@ def rollback_target(model: str, stack: Sequence[int], version: int | None) -> in
     if version is None:
         return earlier[-1]
     if version not in earlier:
-        known = ", ".join(str(entry) for entry in dict.fromkeys(earlier))
+        choices = ", ".join(str(entry) for entry in dict.fromkeys(earlier))
         raise NothingToRollBackTo(
-            f"{model} {version} is not an earlier stable version (those are {known}); "
+            f"{model} {version} is not an earlier stable version (those are {choices}); "
             f"to move traffic to it, release it"
         )
     return version

@@ -59,8 +59,8 @@ def read_secret(file: Path) -> bytes:
     """
     try:
         if not file.exists():
-            made = base64.b64encode(os.urandom(_SECRET_BYTES[0])).decode()
-            write_private(file, f"{_SECRET_PREFIX}{made}")
+            secret = base64.b64encode(os.urandom(_SECRET_BYTES[0])).decode()
+            write_private(file, f"{_SECRET_PREFIX}{secret}")
         if file.stat().st_mode & 0o027:
             raise SettingsError(
                 f"others may read or write {file}, the secret of the webhook: `chmod 600` it"
@@ -92,10 +92,10 @@ def trusted(ca_file: Path | None) -> ssl.SSLContext:
         raise SettingsError(f"webhook.ca_file {ca_file} cannot be used: {error}") from error
 
 
-def message_of(told: ReleaseEvent) -> tuple[str, bytes]:
+def message_of(release_event: ReleaseEvent) -> tuple[str, bytes]:
     """Return the id of an event's message, the same at each attempt, and its body."""
-    event = told.event
-    name = json.dumps([told.id, event.at, event.model, event.version, event.kind])
+    event = release_event.event
+    name = json.dumps([release_event.id, event.at, event.model, event.version, event.kind])
     content = {
         "type": MESSAGE_TYPES[event.kind],
         "timestamp": event.at,
@@ -216,8 +216,8 @@ class Webhook:
         except TimeoutError:
             return f"no answer within {ATTEMPT_S:g} s"
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-            said = printable(str(error) or type(error).__name__)
-            return said.replace(self._receiver.url, self._host)[:_MOST_WHY_CHARS]
+            reason = printable(str(error) or type(error).__name__)
+            return reason.replace(self._receiver.url, self._host)[:_MOST_WHY_CHARS]
         return "" if HTTPStatus(200) <= status < HTTPStatus(300) else f"it answered {status}"
 
     async def _post(self, headers: Mapping[str, str], body: bytes) -> int:

@@ -67,7 +67,7 @@ def test_a_cursor_into_a_file_that_is_gone_means_all_that_is_left(log: Path) -> 
     write(log, 1)
     _, cursor = numbers(log, Cursor())
     for number in range(2, 5):
-        rotate(log, largest=1, kept=1)
+        rotate(log, largest=1, count=1)
         write(log, number)
     assert numbers(log, cursor)[0] == [3, 4]
 
@@ -76,7 +76,7 @@ def test_rotation_waits_for_a_large_file_and_keeps_some(log: Path) -> None:
     write(log, 1)
     assert not rotate(log, largest=1000)
     for number in range(2, 6):
-        assert rotate(log, largest=1, kept=2)
+        assert rotate(log, largest=1, count=2)
         write(log, number)
     assert sorted(file.name for file in log.parent.iterdir()) == [
         "access.jsonl",

@@ -52,13 +52,11 @@ def start_score_distance(releases: tuple[int, ...] = ()) -> ScoreDistance:
     return ScoreDistance(capital.start(len(BETS), releases), zero, zero, zero)
 
 
-def settle_agreement(
-    agreement: Agreement, pairs: Array, agreeing: Array, floor: float
-) -> Agreement:
-    added = replace(
-        agreement, pairs=agreement.pairs + pairs, agreeing=agreement.agreeing + agreeing
+def settle_agreement(agreement: Agreement, pairs: Array, matches: Array, floor: float) -> Agreement:
+    agreement = replace(
+        agreement, pairs=agreement.pairs + pairs, agreeing=agreement.agreeing + matches
     )
-    return replace(added, peak=np.maximum(agreement.peak, log_e_below(added, floor)))
+    return replace(agreement, peak=np.maximum(agreement.peak, log_e_below(agreement, floor)))
 
 
 def settle_score_distance(score: ScoreDistance, distances: Array, ceiling: float) -> ScoreDistance:
@@ -77,22 +75,22 @@ def settle_score_distance(score: ScoreDistance, distances: Array, ceiling: float
 def log_e_below(agreement: Agreement, floor: float) -> Array:
     """Log e-value of "the rate is under ``floor``", (...); 0 while the pairs say otherwise."""
     below = agreement.agreeing < floor * agreement.pairs
-    against = log_e_against(agreement.pairs, agreement.agreeing, floor)
-    evidence: Array = np.where(below, against, 0.0)
+    log_e = log_e_against(agreement.pairs, agreement.agreeing, floor)
+    evidence: Array = np.where(below, log_e, 0.0)
     return evidence
 
 
-def log_e_against(pairs: Array, agreeing: Array, rate: float) -> Array:
+def log_e_against(pairs: Array, matches: Array, rate: float) -> Array:
     """Log e-value against "the rate is exactly ``rate``", (...)."""
     from scipy.special import betaln, xlog1py, xlogy
 
-    rest = pairs - agreeing
-    mixture = betaln(PRIOR + agreeing, PRIOR + rest) - betaln(PRIOR, PRIOR)
-    evidence: Array = mixture - xlogy(agreeing, rate) - xlog1py(rest, -rate)
+    rest = pairs - matches
+    mixture = betaln(PRIOR + matches, PRIOR + rest) - betaln(PRIOR, PRIOR)
+    evidence: Array = mixture - xlogy(matches, rate) - xlog1py(rest, -rate)
     return evidence
 
 
-def bounds(pairs: float, agreeing: float, alpha: float) -> tuple[float, float]:
+def bounds(pairs: float, matches: float, alpha: float) -> tuple[float, float]:
     """Return the confidence sequence now: lower and upper bound of the agreement rate."""
     from scipy.optimize import brentq
 
@@ -100,9 +98,9 @@ def bounds(pairs: float, agreeing: float, alpha: float) -> tuple[float, float]:
         return 0.0, 1.0
 
     def excess(rate: float) -> float:
-        return float(log_e_against(np.array(pairs), np.array(agreeing), rate) + np.log(alpha))
+        return float(log_e_against(np.array(pairs), np.array(matches), rate) + np.log(alpha))
 
-    middle, edge = agreeing / pairs, 1e-12
-    lower = 0.0 if agreeing == 0 else brentq(excess, edge, max(middle, 2 * edge))
-    upper = 1.0 if agreeing == pairs else brentq(excess, min(middle, 1 - 2 * edge), 1 - edge)
+    middle, edge = matches / pairs, 1e-12
+    lower = 0.0 if matches == 0 else brentq(excess, edge, max(middle, 2 * edge))
+    upper = 1.0 if matches == pairs else brentq(excess, min(middle, 1 - 2 * edge), 1 - edge)
     return float(lower), float(upper)

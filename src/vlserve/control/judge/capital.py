@@ -53,11 +53,11 @@ def start(bets: int, releases: tuple[int, ...] = ()) -> Array:
 
 def settle(purses: Array, log_returns: Array) -> Array:
     """Pay out one block. ``log_returns`` (..., bets): log of what each bet makes of 1."""
-    grown = purses.copy()
-    grown[..., 1:] += log_returns
-    pot = log_e(grown) + np.log(SHARE / grown.shape[-1])
-    shared: Array = np.logaddexp(grown + np.log1p(-SHARE), pot[..., np.newaxis])
-    return shared
+    payouts = purses.copy()
+    payouts[..., 1:] += log_returns
+    pot = log_e(payouts) + np.log(SHARE / payouts.shape[-1])
+    result: Array = np.logaddexp(payouts + np.log1p(-SHARE), pot[..., np.newaxis])
+    return result
 
 
 def log_e(purses: Array) -> Array:

@@ -46,19 +46,19 @@ def decide(state: JudgeState, standing: Standing) -> Decision:
     waits, the hold is over and both versions are healthy; else hold.
     """
     gates = gate_results(state)
-    against = list(_reasons_to_roll_back(gates, standing))
-    missing = list(_reasons_to_wait(state, gates, standing))
+    objections = list(_reasons_to_roll_back(gates, standing))
+    reasons = list(_reasons_to_wait(state, gates, standing))
     if _callers_can_bring_about(gates, standing):
         action = Action.HOLD
-        reason = f"{'; '.join(against)}; {CHOSEN_KEYS}"
-    elif against and standing.stable_healthy is not True:
+        reason = f"{'; '.join(objections)}; {CHOSEN_KEYS}"
+    elif objections and standing.stable_healthy is not True:
         action = Action.HOLD
         reason = f"stable is {_health(standing.stable_healthy)}, so no rollback onto it, though "
-        reason += "; ".join(against)
-    elif against:
-        action, reason = Action.ROLLBACK, "; ".join(against)
-    elif missing:
-        action, reason = Action.HOLD, "; ".join(missing)
+        reason += "; ".join(objections)
+    elif objections:
+        action, reason = Action.ROLLBACK, "; ".join(objections)
+    elif reasons:
+        action, reason = Action.HOLD, "; ".join(reasons)
     else:
         action = Action.ADVANCE
         reason = f"every gate is clear at {state.weight} %, held for {standing.elapsed_s:.0f} s"
@@ -69,8 +69,8 @@ def _callers_can_bring_about(gates: tuple[GateResult, ...], standing: Standing) 
     """Return whether all that speaks against the candidate is who came to it. Callers who learn
     which of their sticky keys reach it can send those alone at the next step: were that a reason to
     take it back, any caller could veto any release."""
-    alarming = {gate.gate for gate in gates if gate.verdict is Verdict.ALARM}
-    return alarming == {"sample_ratio"} and standing.candidate_healthy is not False
+    alarms = {gate.gate for gate in gates if gate.verdict is Verdict.ALARM}
+    return alarms == {"sample_ratio"} and standing.candidate_healthy is not False
 
 
 def _reasons_to_roll_back(gates: tuple[GateResult, ...], standing: Standing) -> Iterator[str]:

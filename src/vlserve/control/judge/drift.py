@@ -45,31 +45,31 @@ def take_in(
     drift: Drift, labels: Sequence[str], training: Mapping[str, int], margin: float
 ) -> Drift:
     """Return the evidence with the best labels of more answers, in their order."""
-    waiting = [*drift.open_block, *labels]
-    whole = len(waiting) // BLOCK * BLOCK
+    queue = [*drift.open_block, *labels]
+    whole = len(queue) // BLOCK * BLOCK
     for start in range(0, whole, BLOCK):
-        drift = _settle(drift, waiting[start : start + BLOCK], training, margin)
-    return replace(drift, open_block=tuple(waiting[whole:]))
+        drift = _settle(drift, queue[start : start + BLOCK], training, margin)
+    return replace(drift, open_block=tuple(queue[whole:]))
 
 
 def _settle(
     drift: Drift, block: Sequence[str], training: Mapping[str, int], margin: float
 ) -> Drift:
-    total, seen = sum(training.values()), max(1, drift.answers)
-    favoured = {
+    total, answers = sum(training.values()), max(1, drift.answers)
+    favourites = {
         label
         for label, count in drift.counts.items()
-        if count / seen > training.get(label, 0) / total
+        if count / answers > training.get(label, 0) / total
     }
-    mean = min(1.0, sum(training.get(label, 0) for label in favoured) / total + margin)
-    hits = sum(label in favoured for label in block)
+    mean = min(1.0, sum(training.get(label, 0) for label in favourites) / total + margin)
+    hits = sum(label in favourites for label in block)
     purses = drift.purses
-    if favoured and mean < 1:  # else there is nothing to bet on
-        lost = np.log1p(-np.array(BETS))
-        won = np.log1p(np.array(BETS) * (1 - mean) / mean)
-        purses = capital.settle(purses, hits * won + (len(block) - hits) * lost)
+    if favourites and mean < 1:  # else there is nothing to bet on
+        loss = np.log1p(-np.array(BETS))
+        gain = np.log1p(np.array(BETS) * (1 - mean) / mean)
+        purses = capital.settle(purses, hits * gain + (len(block) - hits) * loss)
     counts = dict(drift.counts)
     for label in block:
         counts[label] = counts.get(label, 0) + 1
-    settled = replace(drift, answers=drift.answers + len(block), counts=counts, purses=purses)
-    return replace(settled, peak_e=max(drift.peak_e, settled.e_value))
+    drift = replace(drift, answers=drift.answers + len(block), counts=counts, purses=purses)
+    return replace(drift, peak_e=max(drift.peak_e, drift.e_value))

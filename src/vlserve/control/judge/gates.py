@@ -145,21 +145,21 @@ def _sample_ratio(state: JudgeState) -> GateResult:
 
 
 def _agreement(state: JudgeState) -> GateResult:
-    seen, floor = state.agreement, state.policy.gates.agreement.floor
-    pairs, agreeing = float(seen.pairs), float(seen.agreeing)
-    lower, upper = agreement.bounds(pairs, agreeing, state.policy.alpha_of("agreement"))
+    evidence, floor = state.agreement, state.policy.gates.agreement.floor
+    pairs, matches = float(evidence.pairs), float(evidence.agreeing)
+    lower, upper = agreement.bounds(pairs, matches, state.policy.alpha_of("agreement"))
     below = f"its lower bound, now {lower:.3f}, to reach {floor:g}" if lower < floor else ""
     return _figure(
         state,
         "agreement",
-        agreement.log_e_below(seen, floor),
-        seen.peak,
-        summary=f"same top tag in {agreeing:.0f} of {pairs:.0f} pairs, floor {floor:g}",
+        agreement.log_e_below(evidence, floor),
+        evidence.peak,
+        summary=f"same top tag in {matches:.0f} of {pairs:.0f} pairs, floor {floor:g}",
         need=_needed_pairs(state),
         also_waits_for=below,
         figures={
             "pairs": pairs,
-            "agreeing": agreeing,
+            "agreeing": matches,
             "lower_bound": lower,
             "upper_bound": upper,
             "floor": floor,

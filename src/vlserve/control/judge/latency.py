@@ -65,8 +65,8 @@ def settle(latency: Latency, block: Timed, p50_margin: float, p99_margin: float)
     p50_ms, p99_ms = quantiles_ms(latency.stable, 0.5, 0.99)
 
     def judge(comparison: Comparison, threshold_ms: Array, margin: float) -> Comparison:
-        tolerated = np.where(block.candidate, 1 + margin, 1.0)
-        slow = block.latency_ms > threshold_ms[..., np.newaxis] * tolerated
+        tolerance = np.where(block.candidate, 1 + margin, 1.0)
+        slow = block.latency_ms > threshold_ms[..., np.newaxis] * tolerance
         return two_sample.settle(comparison, Counts.of(candidate, stable, slow))
 
     return Latency(
@@ -79,16 +79,16 @@ def settle(latency: Latency, block: Timed, p50_margin: float, p99_margin: float)
 
 def quantiles_ms(histogram: Array, *levels: float) -> tuple[Array, ...]:
     """Return one array (...) a level; the smallest latency where the histogram is empty."""
-    reached = np.cumsum(histogram, axis=-1)
-    return tuple(_quantile_ms(reached, level) for level in levels)
+    counts = np.cumsum(histogram, axis=-1)
+    return tuple(_quantile_ms(counts, level) for level in levels)
 
 
-def _quantile_ms(reached: Array, level: float) -> Array:
-    """Return a quantile (...); ``reached`` (..., BUCKETS): cumulative counts."""
-    target = level * reached[..., -1:]
-    bucket = np.minimum((reached < target).sum(axis=-1, keepdims=True), BUCKETS - 1)
-    above = np.take_along_axis(reached, bucket, axis=-1)
-    below = np.where(bucket > 0, np.take_along_axis(reached, np.maximum(bucket - 1, 0), axis=-1), 0)
+def _quantile_ms(counts: Array, level: float) -> Array:
+    """Return a quantile (...); ``counts`` (..., BUCKETS): cumulative."""
+    target = level * counts[..., -1:]
+    bucket = np.minimum((counts < target).sum(axis=-1, keepdims=True), BUCKETS - 1)
+    above = np.take_along_axis(counts, bucket, axis=-1)
+    below = np.where(bucket > 0, np.take_along_axis(counts, np.maximum(bucket - 1, 0), axis=-1), 0)
     part = (target - below) / np.where(above > below, above - below, 1.0)
     quantile: Array = (SMALLEST_MS * GROWTH ** (bucket + part))[..., 0]
     return quantile
@@ -110,6 +110,6 @@ def _learn(histogram: Array, latency_ms: Array, mask: Mask) -> Array:
     bucket = _bucket(latency_ms)
     release = np.arange(histogram.size // BUCKETS)[:, np.newaxis] * BUCKETS
     flat = (bucket.reshape(len(release), -1) + release)[mask.reshape(len(release), -1)]
-    added = np.bincount(flat, minlength=histogram.size).reshape(histogram.shape)
-    learned: Array = histogram * MEMORY + added
-    return learned
+    counts = np.bincount(flat, minlength=histogram.size).reshape(histogram.shape)
+    result: Array = histogram * MEMORY + counts
+    return result

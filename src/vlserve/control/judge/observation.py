@@ -41,12 +41,12 @@ def _observe_pairs(state: JudgeState, pairs: Sequence[ShadowPair]) -> JudgeState
     if not pairs:
         return state
     gates = state.policy.gates
-    agreeing = sum(pair.agree for pair in pairs)
+    matches = sum(pair.agree for pair in pairs)
     distances = np.array([pair.score_distance for pair in pairs])
     return replace(
         state,
         agreement=agreement.settle_agreement(
-            state.agreement, np.array(len(pairs)), np.array(agreeing), gates.agreement.floor
+            state.agreement, np.array(len(pairs)), np.array(matches), gates.agreement.floor
         ),
         score_distance=agreement.settle_score_distance(
             state.score_distance, distances, gates.score_distance.ceiling
@@ -58,24 +58,24 @@ def _observe_outcomes(state: JudgeState, outcomes: Sequence[Outcome]) -> JudgeSt
     if not outcomes:
         return state
     draws, seen_callers = _first_looks(state, outcomes)
-    drawn_candidate, drawn_stable = _by_version(draws)
+    candidate_draws, stable_draws = _by_version(draws)
     evidence = outcomes if state.policy.unit == "request" else draws
-    counted = [outcome for outcome in evidence if not outcome.refused]
-    counted_candidate, counted_stable = _by_version(counted)
+    evidence = [outcome for outcome in evidence if not outcome.refused]
+    candidate_count, stable_count = _by_version(evidence)
     state = replace(
         state,
         seen_callers=seen_callers,
         sample_ratio=sample_ratio.settle(
-            state.sample_ratio, np.array(drawn_candidate), np.array(drawn_stable), state.weight
+            state.sample_ratio, np.array(candidate_draws), np.array(stable_draws), state.weight
         ),
-        step_candidate=state.step_candidate + counted_candidate,
-        step_stable=state.step_stable + counted_stable,
-        repeats=state.repeats + len(outcomes) - len(counted),
+        step_candidate=state.step_candidate + candidate_count,
+        step_stable=state.step_stable + stable_count,
+        repeats=state.repeats + len(outcomes) - len(evidence),
     )
-    waiting = [*state.open_block, *(replace(outcome, caller=None) for outcome in counted)]
-    while len(waiting) >= BLOCK:
-        state, waiting = _settle_block(state, waiting[:BLOCK]), waiting[BLOCK:]
-    return replace(state, open_block=tuple(waiting))
+    queue = [*state.open_block, *(replace(outcome, caller=None) for outcome in evidence)]
+    while len(queue) >= BLOCK:
+        state, queue = _settle_block(state, queue[:BLOCK]), queue[BLOCK:]
+    return replace(state, open_block=tuple(queue))
 
 
 def _first_looks(state: JudgeState, outcomes: Sequence[Outcome]) -> tuple[list[Outcome], str]:
@@ -88,13 +88,13 @@ def _first_looks(state: JudgeState, outcomes: Sequence[Outcome]) -> tuple[list[O
         return list(outcomes), state.seen_callers
     drawn_steps = [step for step, weight in enumerate(state.weights) if 0 < weight < 100]
     turn, turns = drawn_steps.index(state.step), len(drawn_steps)
-    seen = SeenCallers(state.seen_callers, state.salt)
+    callers = SeenCallers(state.seen_callers, state.salt)
     draws = [
         outcome
         for outcome in outcomes
-        if not outcome.caller or seen.is_first_request(outcome.caller, turn, turns)
+        if not outcome.caller or callers.is_first_request(outcome.caller, turn, turns)
     ]
-    return draws, seen.text
+    return draws, callers.text
 
 
 def _by_version(outcomes: Sequence[Outcome]) -> tuple[int, int]:
@@ -105,7 +105,7 @@ def _by_version(outcomes: Sequence[Outcome]) -> tuple[int, int]:
 def _settle_block(state: JudgeState, block: Sequence[Outcome]) -> JudgeState:
     gates = state.policy.gates
     candidate = np.array([outcome.candidate for outcome in block])
-    failed = np.array([outcome.failed for outcome in block])
+    failures = np.array([outcome.failed for outcome in block])
     latency_ms = np.array([outcome.latency_ms for outcome in block])
     # The items of one request are no draws of their own: one stands for all, as for a caller.
     most = None if state.policy.unit == "request" else 1
@@ -120,12 +120,12 @@ def _settle_block(state: JudgeState, block: Sequence[Outcome]) -> JudgeState:
         state,
         errors=settle_errors(
             state.errors,
-            Counts.of(candidate, ~candidate, failed),
+            Counts.of(candidate, ~candidate, failures),
             gates.errors.margin,
         ),
         latency=latency.settle(
             state.latency,
-            Timed(latency_ms, candidate & ~failed, ~candidate & ~failed),
+            Timed(latency_ms, candidate & ~failures, ~candidate & ~failures),
             gates.latency_p50.margin,
             gates.latency_p99.margin,
         ),

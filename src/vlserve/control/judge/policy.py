@@ -79,9 +79,9 @@ class Gates(StrictNumbers):
 
     @model_validator(mode="after")
     def _spend_alpha_once(self) -> "Gates":
-        spent = sum(getattr(self, name).share for name in type(self).model_fields)
-        if spent > 1 + 1e-9:
-            raise ValueError(f"the gates' shares of alpha add up to {spent:g}, more than 1")
+        total = sum(getattr(self, name).share for name in type(self).model_fields)
+        if total > 1 + 1e-9:
+            raise ValueError(f"the gates' shares of alpha add up to {total:g}, more than 1")
         return self
 
 

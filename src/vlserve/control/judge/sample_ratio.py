@@ -40,8 +40,8 @@ def settle(ratio: SampleRatio, candidate: Array, stable: Array, weight: int) -> 
     """Add units that were drawn at ``weight`` per cent. At 0 and 100 no lots are drawn."""
     if not 0 < weight < 100:
         return ratio
-    added = replace(ratio, candidate=ratio.candidate + candidate, stable=ratio.stable + stable)
-    return replace(added, peak=np.maximum(ratio.peak, log_e(added, weight)))
+    ratio = replace(ratio, candidate=ratio.candidate + candidate, stable=ratio.stable + stable)
+    return replace(ratio, peak=np.maximum(ratio.peak, log_e(ratio, weight)))
 
 
 def next_step(ratio: SampleRatio, weight: int) -> SampleRatio:

@@ -39,8 +39,7 @@ def start(names: tuple[str, ...] = (), releases: tuple[int, ...] = ()) -> Tags:
 
 def tally(tags: Tags, candidate: list[str], stable: list[str], margin: float) -> Tags:
     """Pay out the answers of one block, by name."""
-    known = dict.fromkeys((*tags.names, *candidate, *stable))
-    names = tuple(known)[:MAX_TAGS]
+    names = tuple(dict.fromkeys((*tags.names, *candidate, *stable)))[:MAX_TAGS]
     place = {name: index for index, name in enumerate(names)}
 
     def count(answers: list[str]) -> Array:
@@ -48,8 +47,8 @@ def tally(tags: Tags, candidate: list[str], stable: list[str], margin: float) ->
         return np.bincount(places, minlength=len(names)).astype(np.float64)
 
     new = (0, len(names) - len(tags.names))
-    widened = Tags(names, np.pad(tags.candidate, new), np.pad(tags.stable, new), tags.comparison)
-    return settle(widened, count(candidate), count(stable), margin)
+    tags = Tags(names, np.pad(tags.candidate, new), np.pad(tags.stable, new), tags.comparison)
+    return settle(tags, count(candidate), count(stable), margin)
 
 
 def settle(tags: Tags, candidate: Array, stable: Array, margin: float) -> Tags:
@@ -74,8 +73,8 @@ def settle(tags: Tags, candidate: Array, stable: Array, margin: float) -> Tags:
 
 def shares(counts: Array) -> Array:
     """Tag distribution, half an answer added to each tag so that none is impossible."""
-    smoothed = counts + 0.5
-    distribution: Array = smoothed / np.maximum(smoothed.sum(axis=-1, keepdims=True), 0.5)
+    counts = counts + 0.5
+    distribution: Array = counts / np.maximum(counts.sum(axis=-1, keepdims=True), 0.5)
     return distribution
 
 

@@ -109,9 +109,9 @@ def settle_alone(comparison: Comparison, block: Counts, margin: float = 0.0) -> 
     stable's rate was at most before. Without any outcome of stable it is no evidence."""
     from scipy.special import betainccinv
 
-    missed = comparison.stable - comparison.stable_hits
-    ceiling = betainccinv(comparison.stable_hits + 1, np.maximum(missed, 1e-9), CEILING_RISK)
-    ceiling = np.where(missed > 0, ceiling, 1.0)
+    misses = comparison.stable - comparison.stable_hits
+    ceiling = betainccinv(comparison.stable_hits + 1, np.maximum(misses, 1e-9), CEILING_RISK)
+    ceiling = np.where(misses > 0, ceiling, 1.0)
     return _paid(comparison, block, log_returns_alone(block, ceiling + margin))
 
 
@@ -160,11 +160,11 @@ def log_returns_alone(block: Counts, highest: Array) -> Array:
     """Log of what each bet makes of 1 in one block, (..., bets), where the candidate's rate may be
     ``highest``; 0 where that is nearly always."""
     n, k = (np.asarray(block[index], dtype=np.float64)[..., np.newaxis] for index in (0, 1))
-    allowed = np.asarray(highest, dtype=np.float64)[..., np.newaxis]
-    a = np.clip(allowed, 1e-6, 0.99)
+    limit = np.asarray(highest, dtype=np.float64)[..., np.newaxis]
+    a = np.clip(limit, 1e-6, 0.99)
     p = _above(a)
     returns: Array = k * np.log(p / a) + (n - k) * np.log((1 - p) / (1 - a))
-    return np.where(allowed < 0.99, returns, 0.0)
+    return np.where(limit < 0.99, returns, 0.0)
 
 
 def _above(rate: Array) -> Array:

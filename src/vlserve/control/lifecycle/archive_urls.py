@@ -42,12 +42,12 @@ class Source:
 
 
 @contextmanager
-def open_url(url: str, store: Path, allowed: Sequence[str], max_bytes: int) -> Iterator[Source]:
+def open_url(url: str, store: Path, prefixes: Sequence[str], max_bytes: int) -> Iterator[Source]:
     """Open the archive at ``url``.
 
     Args:
         store: the model store, whose files are named without a scheme.
-        allowed: the addresses that others must begin with; folders, with a slash at their end.
+        prefixes: the addresses that others must begin with; folders, with a slash at their end.
         max_bytes: reading ends with an error beyond it.
 
     Raises:
@@ -59,7 +59,7 @@ def open_url(url: str, store: Path, allowed: Sequence[str], max_bytes: int) -> I
         if _BROKEN.search(url):
             raise ValueError("it has a space or a control character")
         split = urlsplit(url)
-        scheme = split.scheme and _let_in(split, allowed)
+        scheme = split.scheme and _let_in(split, prefixes)
     except ValueError as error:
         raise UrlNotAllowed(f"{url!r} is no address: {error}") from error
     if scheme in ("http", "https"):
@@ -71,12 +71,12 @@ def open_url(url: str, store: Path, allowed: Sequence[str], max_bytes: int) -> I
         yield Source(source.name, source.size, _bounded(source.chunks, max_bytes))
 
 
-def _let_in(split: SplitResult, allowed: Sequence[str]) -> str:
+def _let_in(split: SplitResult, prefixes: Sequence[str]) -> str:
     """Return the scheme of an address that is allowed."""
     path = unquote(split.path)
     plain = not (split.username or split.password or split.query or split.fragment)
     if plain and not _AMBIGUOUS.search(path) and not {"..", "."} & set(path.split("/")):
-        for prefix in map(urlsplit, allowed):
+        for prefix in map(urlsplit, prefixes):
             if split.scheme == "file" == prefix.scheme and split.netloc in ("", "localhost"):
                 if _resolved(Path(path)).is_relative_to(_resolved(Path(unquote(prefix.path)))):
                     return "file"
@@ -99,10 +99,10 @@ def _in_store(name: str, store: Path) -> Path:
         raise ArchiveNotFound(f"Relative path is not allowed in url: {name}")
     if not _NAME.fullmatch(name):
         raise ArchiveNotFound(f"Model not found at: {name}")
-    kept = _KEPT.fullmatch(name)
+    match = _KEPT.fullmatch(name)
     places = [store / name]
-    if kept:
-        places.append(store / kept["model"] / kept["version"] / name)
+    if match:
+        places.append(store / match["model"] / match["version"] / name)
     for place in places:
         file = _resolved(place)
         if file.suffix == SUFFIX and file.is_relative_to(store.resolve()) and file.is_file():
@@ -149,9 +149,9 @@ def _fetched(url: str) -> Iterator[Source]:
         ) as response:
             if response.status_code != httpx.codes.OK:
                 raise ArchiveNotFound(f"{url} answered {response.status_code}")
-            said = response.headers.get("content-length", "")
+            length = response.headers.get("content-length", "")
             name = PurePosixPath(unquote(urlsplit(url).path)).name
-            size = int(said) if said.isdecimal() else 0
+            size = int(length) if length.isdecimal() else 0
             yield Source(name, size, _in_time(response.iter_raw(), url))
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ArchiveNotFound(f"{url} cannot be fetched: {error}") from error
@@ -169,11 +169,11 @@ def _in_time(chunks: Iterator[bytes], url: str) -> Iterator[bytes]:
 
 
 def _bounded(chunks: Iterator[bytes], max_bytes: int) -> Iterator[bytes]:
-    read = 0
+    size = 0
     for chunk in chunks:
         caller.refuse_if_gone("the archive was not read")
-        read += len(chunk)
-        if read > max_bytes:
+        size += len(chunk)
+        if size > max_bytes:
             raise ArchiveTooLarge(
                 f"the archive has more than {max_bytes} bytes: control.max_archive_bytes is the "
                 "limit"

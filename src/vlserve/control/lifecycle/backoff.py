@@ -85,18 +85,18 @@ class Backoff:
         """
         with self._lock:
             now = self._now()
-            waiting = {key: each for key, each in self._failures.items() if each.due > now}
-        known = archives or {}
+            failures = {key: each for key, each in self._failures.items() if each.due > now}
+        files = archives or {}
         return frozenset(
             key
-            for key, failure in waiting.items()
-            if key not in known or _stamp(known[key]) == failure.archive
+            for key, failure in failures.items()
+            if key not in files or _stamp(files[key]) == failure.archive
         )
 
 
 def _stamp(file: Path) -> _Stamp:
     try:
-        found = file.stat()
+        status = file.stat()
     except OSError:
         return None
-    return found.st_ino, found.st_size, found.st_mtime_ns
+    return status.st_ino, status.st_size, status.st_mtime_ns

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from vlserve.control.domain import Held, Key
 
 
-def is_idle(key: Key, held: Held, in_flight: Mapping[Key, int]) -> bool:
+def is_idle(key: Key, holdings: Held, in_flight: Mapping[Key, int]) -> bool:
     """Return whether no request waits for this version, at the gateway or in an engine's queue."""
-    pending = sum(holds[key].pending for holds in held.values() if key in holds)
-    return pending == 0 and in_flight.get(key) == 0
+    requests = sum(holding[key].pending for holding in holdings.values() if key in holding)
+    return requests == 0 and in_flight.get(key) == 0

@@ -77,8 +77,8 @@ class Lifecycle:
         except LoadFailed as error:
             with suppress(ControlError):  # what is left there goes at a tick
                 self._engine.unload(model, version)
-            gone = State.RETIRED if record.was_ready else State.FAILED
-            self._ledger.move(model, version, gone, "failed", reason=str(error))
+            state = State.RETIRED if record.was_ready else State.FAILED
+            self._ledger.move(model, version, state, "failed", reason=str(error))
             raise
         with self._traffic.change_routing():
             where = self._where(record)
@@ -137,9 +137,9 @@ class Lifecycle:
         Raises:
             NotReady: none answers right, or one answers wrong.
         """
-        on_its_engine = self._on_its_engine(record, self._traffic.instances)
-        serving = [each for each in on_its_engine if record.key not in each.lacks]
-        if not serves_somewhere(self._engine, serving, record.manifest):
+        instances = self._on_its_engine(record, self._traffic.instances)
+        holders = [each for each in instances if record.key not in each.lacks]
+        if not serves_somewhere(self._engine, holders, record.manifest):
             self.check_healthy(record)  # says why, and asks with the tokens of now
 
     def check_healthy(self, record: VersionRecord) -> None:
@@ -149,21 +149,23 @@ class Lifecycle:
             NotReady: an instance answers wrong or not at all.
         """
         what = f"{record.model} {record.version}"
-        lacking = {known.name for known in self._traffic.instances if record.key in known.lacks}
-        answering = self._on_its_engine(record, self._engine.instances())
-        if not answering:
+        gaps = {
+            instance.name for instance in self._traffic.instances if record.key in instance.lacks
+        }
+        instances = self._on_its_engine(record, self._engine.instances())
+        if not instances:
             engine = self._traffic.placement.engine_of(record)
             raise NotReady(
                 f"{what} gets no traffic, because no instance of {engine} answers: see "
                 "`vlserve status`"
             )
-        serving = [each for each in answering if each.name not in lacking]
-        if not serving:
+        holders = [each for each in instances if each.name not in gaps]
+        if not holders:
             reason = self._backoff.reason(record.key)
             if reason:
                 raise NotReady(f"{what} cannot be loaded again, so it gets no traffic: {reason}")
             raise NotReady(f"{what} is being loaded again after a restart of the engine: wait")
-        wrong = failed_probes(self._engine, serving, record.manifest, record.manifest.probes[:1])
+        wrong = failed_probes(self._engine, holders, record.manifest, record.manifest.probes[:1])
         if wrong:
             raise NotReady(f"{what} is not healthy, so it gets no traffic: {wrong[0]}")
 
@@ -201,8 +203,10 @@ class Lifecycle:
     def _where(self, record: VersionRecord) -> dict[str, Any]:
         """Return what history says of a load on another engine than the version's."""
         placement = self._traffic.placement
-        wanted = placement.instead_of(record)
-        return {"engine": placement.engine_of(record), "instead_of": wanted} if wanted else {}
+        first_choice = placement.instead_of(record)
+        if not first_choice:
+            return {}
+        return {"engine": placement.engine_of(record), "instead_of": first_choice}
 
     def _check_signature(self, record: VersionRecord) -> None:
         """Verify a version's signature with today's keys, and note who signed it.
@@ -223,7 +227,7 @@ class Lifecycle:
     def _load_by_engine(self, record: VersionRecord, archive: Path) -> None:
         engine = self._traffic.placement.engine_of(record)
         if record.tuning is not None:
-            held = [holds.get(record.key) for holds in self._engine.loaded().values()]
+            entries = [holding.get(record.key) for holding in self._engine.loaded().values()]
             try:
                 self._engine.load(*record.key, archive, record.tuning.serving, engine)
                 self._check_answers(record)
@@ -232,7 +236,7 @@ class Lifecycle:
                 raise
             except LoadFailed as error:
                 self._ledger.tune(*record.key, None, reason=str(error))
-            if not any(each and each.workers_ready for each in held):  # else it may be in use
+            if not any(each and each.workers_ready for each in entries):  # else it may be in use
                 self._engine.unload(*record.key)
         self._engine.load(*record.key, archive, engine=engine)
         self._check_answers(record)
@@ -243,7 +247,9 @@ class Lifecycle:
         if record.manifest.adopted:
             return
         alone = {
-            name for name, holds in self._traffic.observe().items() if set(holds) == {record.key}
+            name
+            for name, holding in self._traffic.observe().items()
+            if set(holding) == {record.key}
         }
         cold = [instance for instance in self._engine.instances() if instance.name in alone]
         if cold:

@@ -29,15 +29,15 @@ def failed_probes(
 
     It stops at the first answer that does not come: what hangs would take as long each time.
     """
-    failed: list[str] = []
+    failures: list[str] = []
     for instance in instances:
         for number, probe in enumerate(probes, start=1):
             try:
                 faults = _wrong(engine, instance, manifest, probe)
             except ControlError as error:
-                return [*failed, f"probe {number}: {error}"]
-            failed += [f"probe {number} on {instance.name}: {each}" for each in faults]
-    return failed
+                return [*failures, f"probe {number}: {error}"]
+            failures += [f"probe {number} on {instance.name}: {each}" for each in faults]
+    return failures
 
 
 def refuse_wrong_answers(engine: Engine, instances: Sequence[Instance], manifest: Manifest) -> None:
@@ -56,11 +56,11 @@ def refuse_wrong_answers(engine: Engine, instances: Sequence[Instance], manifest
 
 
 def _wrong(engine: Engine, instance: Instance, manifest: Manifest, probe: Probe) -> list[str]:
-    got = engine.predict(instance, manifest.model, manifest.version, probe.fields)
+    answer = engine.predict(instance, manifest.model, manifest.version, probe.fields)
     expected = {**probe.answer, "model": manifest.model, "version": manifest.version}
     if manifest.adopted:
-        return different_exchange(expected, got)
-    return differences(expected, got)
+        return different_exchange(expected, answer)
+    return differences(expected, answer)
 
 
 def serves_somewhere(engine: Engine, instances: Sequence[Instance], manifest: Manifest) -> bool:
@@ -73,14 +73,14 @@ def serves_somewhere(engine: Engine, instances: Sequence[Instance], manifest: Ma
     if not instances:
         return False
     pool = ThreadPoolExecutor(len(instances), thread_name_prefix="probe")
-    asked = [pool.submit(_is_right, engine, instance, manifest) for instance in instances]
+    futures = [pool.submit(_is_right, engine, instance, manifest) for instance in instances]
     pool.shutdown(wait=False)
     try:
-        if not any(answer.result() for answer in as_completed(asked, _FIRST_ANSWER_S)):
+        if not any(answer.result() for answer in as_completed(futures, _FIRST_ANSWER_S)):
             return False
     except TimeoutError:
         return False
-    in_time, _ = wait(asked, _OTHER_ANSWERS_S)
+    in_time, _ = wait(futures, _OTHER_ANSWERS_S)
     return all(answer.result() is not False for answer in in_time)
 
 
@@ -105,7 +105,7 @@ def _is_right(engine: Engine, instance: Instance, manifest: Manifest) -> bool | 
         return False
 
 
-def differences(expected: Mapping[str, Any], got: Mapping[str, Any]) -> list[str]:
+def differences(expected: Mapping[str, Any], answer: Mapping[str, Any]) -> list[str]:
     """Return the first difference of each expected field; other fields are not compared.
 
     Numbers may differ by 1e-3. Entries of a list of objects may come in another order, as scores
@@ -113,22 +113,22 @@ def differences(expected: Mapping[str, Any], got: Mapping[str, Any]) -> list[str
     """
     faults = []
     for name, value in expected.items():
-        if name not in got:
+        if name not in answer:
             faults.append(f"the answer has no {name}")
             continue
-        different = difference(value, got[name], name)
-        if different and not _same_entries(value, got[name]):
+        different = difference(value, answer[name], name)
+        if different and not _same_entries(value, answer[name]):
             faults.append(different)
     return faults
 
 
-def different_exchange(expected: Mapping[str, Any], got: Mapping[str, Any]) -> list[str]:
+def different_exchange(expected: Mapping[str, Any], exchange: Mapping[str, Any]) -> list[str]:
     """Return what differs of a raw exchange: status, headers that the handler set, and the body
     byte for byte, but for the last digits of fractions in JSON."""
-    text, answered = expected.get("text"), got.get("text")
-    if isinstance(text, str) and isinstance(answered, str) and _same_json(text, answered):
-        got = {**got, "text": text}
-    pairs = {name: (value, got.get(name)) for name, value in expected.items()}
+    text, reply = expected.get("text"), exchange.get("text")
+    if isinstance(text, str) and isinstance(reply, str) and _same_json(text, reply):
+        exchange = {**exchange, "text": text}
+    pairs = {name: (value, exchange.get(name)) for name, value in expected.items()}
     return [
         f"{name} is {shown(answer)}, expected {shown(value)}"
         for name, (value, answer) in pairs.items()
@@ -136,23 +136,23 @@ def different_exchange(expected: Mapping[str, Any], got: Mapping[str, Any]) -> l
     ]
 
 
-def _same_json(expected: str, got: str) -> bool:
+def _same_json(expected: str, answer: str) -> bool:
     """Return whether two texts are one JSON, letter by letter but for the last digits of fractions:
     float32 has seven digits, and processors add in another order, each with its own last one."""
     try:
         json.loads(expected)
     except (ValueError, RecursionError):
-        return expected == got
-    ours, theirs = _JSON_TOKENS.split(expected), _JSON_TOKENS.split(got)
+        return expected == answer
+    ours, theirs = _JSON_TOKENS.split(expected), _JSON_TOKENS.split(answer)
     return len(ours) == len(theirs) and all(map(_same_token, ours, theirs))
 
 
-def _same_token(one: str, other: str) -> bool:
-    if one == other:
+def _same_token(token: str, other: str) -> bool:
+    if token == other:
         return True
-    if not (_FRACTION.fullmatch(one) and _FRACTION.fullmatch(other)):
+    if not (_FRACTION.fullmatch(token) and _FRACTION.fullmatch(other)):
         return False
-    return math.isclose(float(one), float(other), rel_tol=LAST_DIGITS, abs_tol=LAST_DIGITS)
+    return math.isclose(float(token), float(other), rel_tol=LAST_DIGITS, abs_tol=LAST_DIGITS)
 
 
 def shown(value: Any) -> str:
@@ -161,10 +161,10 @@ def shown(value: Any) -> str:
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
 
 
-def _same_entries(expected: Any, got: Any) -> bool:
-    if not (isinstance(expected, list) and isinstance(got, list)):
+def _same_entries(expected: Any, answer: Any) -> bool:
+    if not (isinstance(expected, list) and isinstance(answer, list)):
         return False
-    rest = list(got)
+    rest = list(answer)
     for entry in expected:
         if not isinstance(entry, Mapping):
             return False

@@ -49,7 +49,7 @@ def rebuild_ledger(settings: Settings) -> Iterator[str]:
         whole = False
     if whole:
         raise ControlError(f"{store / LEDGER} can be read and knows versions: nothing to rebuild")
-    kept: list[_Kept] = []
+    archives: list[_Kept] = []
     for archive in kept_archives(store):
         try:
             manifest = verify_archive(archive)
@@ -59,13 +59,13 @@ def rebuild_ledger(settings: Settings) -> Iterator[str]:
         if (manifest.model, str(manifest.version)) != archive.parts[-3:-1]:
             yield f"left out: {archive} is {manifest.model} {manifest.version} by its manifest"
             continue
-        kept.append(_Kept(manifest, archive, file_sha256(archive)))
+        archives.append(_Kept(manifest, archive, file_sha256(archive)))
     yield from _moved_aside(store)
     with Ledger(store, anew=True) as ledger, ledger.transaction():
         # Of what no instance held, nobody knows the engine.
-        default = dict.fromkeys((each.key for each in kept), settings.engine.kinds[0])
+        default = dict.fromkeys((each.key for each in archives), settings.engine.kinds[0])
         engines = {**default, **last_engines(settings)}
-        yield from _enter(ledger, kept, last_routes(settings), engines)
+        yield from _enter(ledger, archives, last_routes(settings), engines)
 
 
 def _moved_aside(store: Path) -> Iterator[str]:
@@ -80,13 +80,13 @@ def _moved_aside(store: Path) -> Iterator[str]:
 
 def _enter(
     ledger: Ledger,
-    kept: list[_Kept],
+    archives: list[_Kept],
     routes: Mapping[str, LastRoute],
     engines: Mapping[Key, EngineKind],
 ) -> Iterator[str]:
-    for model in dict.fromkeys(each.manifest.model for each in kept):
+    for model in dict.fromkeys(each.manifest.model for each in archives):
         route = routes.get(model, _NO_ROUTE)
-        of_model = [each for each in kept if each.manifest.model == model]
+        of_model = [each for each in archives if each.manifest.model == model]
         numbers = [each.manifest.version for each in of_model]
         stable = route.stable if route.stable in numbers else None
         for each in of_model:

@@ -158,9 +158,9 @@ class Registrar:
             files = files or self._kept_beside(record)
             signer = self._trust.check(manifest.model, manifest.version, sha256, files)
             with self._as_unwritable():
-                kept = self._keep(archive, manifest, files)  # also mends what was damaged since
+                path = self._keep(archive, manifest, files)  # also mends what was damaged since
             if record is None:
-                record = self._add(manifest, kept, sha256, tuning, engine, signer)
+                record = self._add(manifest, path, sha256, tuning, engine, signer)
             elif signer != record.signer:
                 record = self._ledger.sign(*record.key, signer)
             if engine is not None and engine != record.engine:
@@ -174,9 +174,9 @@ class Registrar:
             to_load = (*_UNFINISHED, State.RETIRED) if tuning or engine else _UNFINISHED
             if record.state not in to_load:
                 return self._outcome(record, retuned=retuned)
-            loaded = self._lifecycle.load(record)
-            untuned = self._why_untuned(loaded) if tuning and not loaded.tuning else ""
-            return self._outcome(loaded, already_registered=False, untuned=untuned)
+            record = self._lifecycle.load(record)
+            reason = self._why_untuned(record) if tuning and not record.tuning else ""
+            return self._outcome(record, already_registered=False, untuned=reason)
 
     def _refuse_to_move(self, record: VersionRecord, engine: EngineKind) -> None:
         runs_on = self._placement.engine_of(record)
@@ -190,7 +190,7 @@ class Registrar:
     def _add(
         self,
         manifest: Manifest,
-        kept: Path,
+        path: Path,
         sha256: str,
         tuning: Tuning | None,
         engine: EngineKind | None,
@@ -199,7 +199,7 @@ class Registrar:
         try:
             return self._ledger.add(
                 manifest,
-                kept,
+                path,
                 sha256,
                 tuning,
                 engine or self._placement.default,
@@ -207,8 +207,8 @@ class Registrar:
                 signer=signer,
             )
         except ControlError:
-            kept.unlink(missing_ok=True)  # no ledger knows it
-            remove_beside(kept)
+            path.unlink(missing_ok=True)  # no ledger knows it
+            remove_beside(path)
             raise
 
     def _why_untuned(self, record: VersionRecord) -> str:
@@ -242,10 +242,10 @@ class Registrar:
         try:
             yield
         except (ArchiveError, VersionConflict, SignatureRefused) as error:
-            named = _ARCHIVE_NAME.fullmatch(name)
-            if named and named["model"] in [known.model for known in self._ledger.models()]:
+            match = _ARCHIVE_NAME.fullmatch(name)
+            if match and match["model"] in [record.model for record in self._ledger.models()]:
                 detail = {"archive": name, "reason": str(error)}
-                self._ledger.record(named["model"], None, "refused", **detail)
+                self._ledger.record(match["model"], None, "refused", **detail)
             raise
 
     def _admit(self, manifest: Manifest, sha256: str) -> VersionRecord | None:
@@ -277,17 +277,17 @@ class Registrar:
         model, version = manifest.model, manifest.version
         folder = self._ledger.store / model / str(version)
         folder.mkdir(parents=True, exist_ok=True)
-        kept = folder / f"{model}-{version}.mar"
+        target = folder / f"{model}-{version}.mar"
         with archive.open("rb") as file:
             os.fsync(file.fileno())
-        archive.replace(kept)
+        archive.replace(target)
         if files is None:
-            remove_beside(kept)  # of a failed archive that had this number
+            remove_beside(target)  # of a failed archive that had this number
         else:
-            write_beside(kept, files)
-        for changed in (folder, folder.parent, self._ledger.store):
-            _sync_folder(changed)
-        return kept
+            write_beside(target, files)
+        for directory in (folder, folder.parent, self._ledger.store):
+            _sync_folder(directory)
+        return target
 
 
 def _who_registers() -> str:
@@ -305,9 +305,9 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _check_name(name: str, manifest: Manifest) -> None:
-    named = _ARCHIVE_NAME.fullmatch(name)
+    match = _ARCHIVE_NAME.fullmatch(name)
     expected = (manifest.model, str(manifest.version))
-    if named and (named["model"], named["version"]) != expected:
+    if match and (match["model"], match["version"]) != expected:
         raise ManifestInvalid(
             f"{name} is {manifest.model} {manifest.version} by its manifest: "
             "rename the file, or export the archive again"

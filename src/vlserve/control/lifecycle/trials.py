@@ -46,24 +46,24 @@ class Trials:
             The JSON object that its describe_handle returns; an empty one, as of TorchServe, where
             it has none, returns anything else, or does not answer.
         """
-        adopted = version.manifest.adopted
-        if adopted is None or not adopted.describes:
+        origin = version.manifest.adopted
+        if origin is None or not origin.describes:
             return {}
-        path = f"/predictions/{adopted.name}"
+        path = f"/predictions/{origin.name}"
         fields = {"path": path, "headers": {"describe": "True"}, "content": ""}
         try:
             answer = self._engine.predict(self._holding(version.key), *version.key, fields)
             raw = raw_of(dict(answer))
-            said = json.loads(raw.content) if raw.status < 400 else None
+            description = json.loads(raw.content) if raw.status < 400 else None
         except (ControlError, ValueError, LookupError, RecursionError):
             return {}
-        return said if isinstance(said, dict) else {}
+        return description if isinstance(description, dict) else {}
 
     def _holding(self, key: Key) -> Instance:
-        held = self._traffic.held
+        holdings = self._traffic.held
         for instance in self._traffic.instances:
-            loaded = held.get(instance.name, {}).get(key)
-            if loaded is not None and loaded.workers_ready:
+            entry = holdings.get(instance.name, {}).get(key)
+            if entry is not None and entry.workers_ready:
                 return instance
         model, version = key
         raise NotReady(f"{model} {version} is not loaded: no instance of the engine holds it now")

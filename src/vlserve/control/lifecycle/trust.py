@@ -128,23 +128,23 @@ class Trust:
         read."""
         if self._settings.mode == "off":
             return
-        trusted: set[str] = set()
+        hints: set[str] = set()
         for file in self._settings.keys:
             try:
-                trusted |= {key.hint for key in read_public_keys(file)}
+                hints |= {key.hint for key in read_public_keys(file)}
             except KeyUnusable as error:
                 yield f"trust.keys: {error}: what its keys signed is not trusted"
         for record in self._ledger.versions():
             if record.state.loaded:
-                yield from _doubts(record, trusted)
+                yield from _doubts(record, hints)
 
 
-def _doubts(record: VersionRecord, trusted: set[str]) -> Iterator[str]:
+def _doubts(record: VersionRecord, hints: set[str]) -> Iterator[str]:
     what = f"{record.model} {record.version}"
     todo = "sign the archive with one of trust.keys, and `vlserve register` it again"
     if record.signer is None:
         yield f"{what} is loaded, and no key of trust.keys is known to have signed it: {todo}"
-    elif record.signer.hint not in trusted:
+    elif record.signer.hint not in hints:
         yield (
             f"{what} was signed by {record.signer}, which is not in trust.keys any more: it is "
             f"loaded again while it has weight or can be gone back to; {todo}"

@@ -37,7 +37,7 @@ class UrlRegistrar:
         self._registrar = registrar
         self._settings = settings
 
-    def register(self, url: str, wanted: WantedServing, model: str = "") -> Registration:
+    def register(self, url: str, wishes: WantedServing, model: str = "") -> Registration:
         """Register the archive at ``url``; a version that was retired is loaded again.
 
         Args:
@@ -58,12 +58,12 @@ class UrlRegistrar:
                 file.writelines(source.chunks)
             sha256, manifest = file_sha256(archive), manifest_of(archive)
             _refuse_other_name(manifest, model)
-            known = self._known(manifest, sha256)
-            tuning = known.tuning if known else None
-            if wanted.said:
-                tuning = self._tuning(wanted, sha256, manifest.adopted)
+            record = self._known(manifest, sha256)
+            tuning = record.tuning if record else None
+            if wishes.said:
+                tuning = self._tuning(wishes, sha256, manifest.adopted)
             # Named, it has a retired version loaded.
-            engine = known.engine if known and known.state is State.RETIRED else None
+            engine = record.engine if record and record.state is State.RETIRED else None
             return self._registrar.register(archive, source.name, tuning, engine)
 
     def _known(self, manifest: Manifest, sha256: str) -> VersionRecord | None:
@@ -77,12 +77,12 @@ class UrlRegistrar:
             )
         return record
 
-    def _tuning(self, wanted: WantedServing, sha256: str, adopted: Adopted | None) -> Tuning:
+    def _tuning(self, wishes: WantedServing, sha256: str, origin: Adopted | None) -> Tuning:
         """Return what a caller wants, and of the rest what holds without a wish."""
-        serving = of_engine(settings_with(self._settings.engine, None, adopted))
+        serving = of_engine(settings_with(self._settings.engine, None, origin))
         return Tuning(
             archive_sha256=sha256,
-            serving=serving.model_validate(serving.model_dump() | wanted.said),
+            serving=serving.model_validate(serving.model_dump() | wishes.said),
             tuned_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
 

@@ -29,12 +29,12 @@ def warm_up(
     """Ask each instance for the version's probes until the answers come no faster, for `LONGEST_S`
     at the most; return the number of requests. The answers were checked before, so failures are
     ignored."""
-    asked, fields = 0, [probe.fields for probe in manifest.probes]
+    requests, fields = 0, [probe.fields for probe in manifest.probes]
 
     def ask(instance: Instance, number: int) -> None:
         with suppress(ControlError):
-            chosen = fields[number % len(fields)]
-            engine.predict(instance, manifest.model, manifest.version, chosen)
+            request = fields[number % len(fields)]
+            engine.predict(instance, manifest.model, manifest.version, request)
 
     with ThreadPoolExecutor(_CALLERS) as pool:
         for instance in instances:
@@ -44,8 +44,8 @@ def warm_up(
                 began = clock()
                 list(pool.map(ask, [instance] * _ROUND, range(_ROUND)))
                 took_s.append(clock() - began)
-                asked += _ROUND
-    return asked
+                requests += _ROUND
+    return requests
 
 
 def settled(took_s: Sequence[float]) -> bool:

@@ -160,13 +160,13 @@ class Liveness:
     def troubles(self) -> Iterator[Trouble]:
         """Yield what does not answer at this moment. Implements HealthCheck."""
         with self._lock:
-            pulses, told = dict(self._pulses), dict(self._told)
+            pulses, remarks = dict(self._pulses), dict(self._told)
         now = self._now()
         for (name, question), pulse in sorted(pulses.items()):
             message = self._trouble(name, question, pulse, now)
             if message:
                 check = "gateway" if question == _ANSWERS else "engine"
-                yield Trouble(check, message + told.get(name, ""), passing=True)
+                yield Trouble(check, message + remarks.get(name, ""), passing=True)
 
     def _trouble(self, name: str, question: str, pulse: Pulse, now: float) -> str:
         if question == _ANSWERS and pulse.reply not in (None, Reply.ANSWERED):
@@ -213,35 +213,35 @@ class Liveness:
         fields = record.manifest.probes[0].fields
         limit_s = longest_wait_s(tuned(self._settings, _serving(record)))
         reply = self._engine.predicts(instance, *record.key, fields, limit_s)
-        still = self._asked_of(instance)
-        if reply is Reply.NONE_IN_TIME and (still is None or still.key != record.key):
+        current = self._asked_of(instance)
+        if reply is Reply.NONE_IN_TIME and (current is None or current.key != record.key):
             return Reply.ANSWERED  # it was unloaded meanwhile, with what waited for it
         return reply
 
     def _asked_of(self, instance: Instance) -> VersionRecord | None:
         """Return the version that is asked for: one with traffic first, which nobody unloads."""
-        held = self._traffic.held.get(instance.name, {})
-        served = [
+        holding = self._traffic.held.get(instance.name, {})
+        records = [
             record
             for record in self._ledger.versions()
             if record.state.routable
-            and record.key in held
-            and held[record.key].workers_ready
+            and record.key in holding
+            and holding[record.key].workers_ready
             and record.manifest.probes
         ]
-        with_traffic = [r for r in served if r.state in (State.STABLE, State.CANARY)]
-        return next(iter(with_traffic or served), None)
+        with_traffic = [r for r in records if r.state in (State.STABLE, State.CANARY)]
+        return next(iter(with_traffic or records), None)
 
     def _hanging(self) -> list[tuple[str, str]]:
         now, limit_s = self._now(), self._settings.hang_timeout_s
         with self._lock:
             pulses = dict(self._pulses)
-        hanging: dict[str, str] = {}
+        messages: dict[str, str] = {}
         for (name, question), pulse in pulses.items():
             # A prediction's own limit is far longer, and each of its questions lasts as long.
             if pulse.hangs(now, 0.0 if question == _PREDICTS else limit_s):
-                hanging[name] = f"no answer for {pulse.waits_s(now):.0f} s"
-        return [pair for pair in hanging.items() if self._retry_at.get(pair[0], now) <= now]
+                messages[name] = f"no answer for {pulse.waits_s(now):.0f} s"
+        return [pair for pair in messages.items() if self._retry_at.get(pair[0], now) <= now]
 
     def _replace(self, name: str, reason: str) -> None:
         self._retry_at[name] = self._now() + _RETRY_S

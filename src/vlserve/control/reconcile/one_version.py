@@ -176,16 +176,16 @@ class OneVersion:
 
     def _observe(self) -> None:
         try:
-            instances, held = self._engine.instances(), self._engine.loaded()
+            instances, holdings = self._engine.instances(), self._engine.loaded()
         except EngineUnavailable as error:
             self._held = {}
             self._log.note("engine", str(error))
             return
         self._log.note("engine", "")
         self._known = known_instances(
-            self._known, instances, held, self.versions(), self._placement
+            self._known, instances, holdings, self.versions(), self._placement
         )
-        self._held = held
+        self._held = holdings
         self._engine.mend()
 
     def _route(self) -> None:
@@ -251,6 +251,6 @@ class OneVersion:
         self._ask_at = self._now() + pause_s(self._now() - began, _ASK_S)
 
 
-def _has_workers(held: Held, instance: str, record: VersionRecord) -> bool:
-    loaded = held.get(instance, {}).get(record.key)
-    return loaded is not None and loaded.workers_ready > 0
+def _has_workers(holdings: Held, instance: str, record: VersionRecord) -> bool:
+    entry = holdings.get(instance, {}).get(record.key)
+    return entry is not None and entry.workers_ready > 0

@@ -121,47 +121,49 @@ def plan(
     return actions + _misplaced(free, engine.held, placement)
 
 
-def _misplaced(records: Iterable[VersionRecord], held: Held, placement: Placement) -> list[Action]:
+def _misplaced(
+    records: Iterable[VersionRecord], holdings: Held, placement: Placement
+) -> list[Action]:
     """Return what takes versions off engines that they do not run on: no request goes there."""
     return [
         Remove(*record.key, placement.kinds[name])
         for record in records
-        for name, holds in held.items()
+        for name, holding in holdings.items()
         if not record.state.out
-        and record.key in holds
-        and not holds[record.key].pending
+        and record.key in holding
+        and not holding[record.key].pending
         and not placement.is_on(name, record)
     ]
 
 
 def _loads(
-    ledger: LedgerView, free: Sequence[VersionRecord], held: Held, placement: Placement
+    ledger: LedgerView, free: Sequence[VersionRecord], holdings: Held, placement: Placement
 ) -> list[Action]:
     """Return the loads that are due. What has traffic comes first, alone: it gets all cores."""
-    lacking = {
+    gaps = {
         record.key
         for record in ledger.versions
         if record.state.routable
         and any(
-            not _serves(holds, record.key)
-            for name, holds in held.items()
+            not _serves(holding, record.key)
+            for name, holding in holdings.items()
             if placement.is_on(name, record)
         )
     }
-    weighted = [record for record in ledger.versions if record.state in _WITH_WEIGHT]
-    restores: list[Action] = [Restore(r) for r in weighted if r in free and r.key in lacking]
-    if restores or any(r.key in lacking & ledger.running for r in weighted):
+    priority = [record for record in ledger.versions if record.state in _WITH_WEIGHT]
+    restores: list[Action] = [Restore(r) for r in priority if r in free and r.key in gaps]
+    if restores or any(r.key in gaps & ledger.running for r in priority):
         return restores
     others = [record for record in free if record.state not in _WITH_WEIGHT]
-    actions: list[Action] = [Restore(record) for record in others if record.key in lacking]
+    actions: list[Action] = [Restore(record) for record in others if record.key in gaps]
     return actions + [Load(record) for record in others if record.state in _UNFINISHED]
 
 
-def _serves(holds: Mapping[Key, LoadedVersion], key: Key) -> bool:
-    return key in holds and holds[key].workers_ready > 0
+def _serves(holding: Mapping[Key, LoadedVersion], key: Key) -> bool:
+    return key in holding and holding[key].workers_ready > 0
 
 
-def unwanted(records: Iterable[VersionRecord], held: Held) -> set[Key]:
+def unwanted(records: Iterable[VersionRecord], holdings: Held) -> set[Key]:
     """Return what the engine holds and the ledger does not want there."""
-    wanted = {record.key for record in records if not record.state.out}
-    return {key for holds in held.values() for key in holds} - wanted
+    targets = {record.key for record in records if not record.state.out}
+    return {key for holding in holdings.values() for key in holding} - targets

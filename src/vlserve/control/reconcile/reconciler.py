@@ -73,9 +73,10 @@ class Reconciler:
             running=self._operations.running() | frozenset(self._submitted),
             waiting=self._backoff.waiting({each.key: each.archive for each in versions}),
         )
-        draining = {each.key for each in ledger.versions if each.state is State.DRAINING}
-        leaving = draining | (planning.unwanted(ledger.versions, engine.held) if engine else set())
-        gateway = planning.GatewayView(self._traffic.instances, self._traffic.in_flight(leaving))
+        departures = {each.key for each in ledger.versions if each.state is State.DRAINING}
+        if engine:
+            departures |= planning.unwanted(ledger.versions, engine.held)
+        gateway = planning.GatewayView(self._traffic.instances, self._traffic.in_flight(departures))
         actions = planning.plan(ledger, engine, gateway, self._traffic.placement)
         for action in actions:
             self._start(action)
@@ -105,13 +106,13 @@ class Reconciler:
 
     def _observe_engine(self) -> planning.EngineView | None:
         try:
-            held = self._traffic.observe()
+            holdings = self._traffic.observe()
         except EngineUnavailable as error:
             self._log.note("engine", str(error))
             return None
         self._log.note("engine", "")
         self._engine.mend()
-        return planning.EngineView(held)
+        return planning.EngineView(holdings)
 
     def _start(self, action: Action) -> None:
         if isinstance(action, Route):
@@ -166,18 +167,18 @@ class Reconciler:
 
     def _report(self, key: Key, action: Action, error: Exception) -> None:
         """Record a failed action as an event where it is news, and log it always."""
-        doing = type(action).__name__.lower()
+        verb = type(action).__name__.lower()
         if isinstance(error, VlserveError):
-            logger.warning("%s %s %s: %s", doing, *key, error)
+            logger.warning("%s %s %s: %s", verb, *key, error)
         else:
-            logger.exception("%s %s %s", doing, *key, exc_info=error)
+            logger.exception("%s %s %s", verb, *key, exc_info=error)
         archive = None if isinstance(action, Route | Remove) else action.record.archive
         news = self._backoff.failed(key, error, archive)
         recorded = isinstance(action, Load) and isinstance(error, LoadFailed)  # by the load itself
         if news and not recorded:
             with suppress(LedgerUnwritable):
                 if self._ledger.find(*key) is not None:
-                    self._ledger.record(*key, f"{doing}_failed", reason=str(error))
+                    self._ledger.record(*key, f"{verb}_failed", reason=str(error))
 
 
 def _key(action: Load | Restore | Retire | Remove) -> Key:

@@ -89,29 +89,29 @@ class ActiveRollout:
     def _evaluate(self, rollout: Rollout, before: RolloutState) -> RolloutState | None:
         """Return the state after the evidence until now; None while the engine does not answer:
         what is logged meanwhile is read later."""
-        health, logs, passing = self._context.health, self._context.logs, self._context.clock()
+        health, logs, moment = self._context.health, self._context.logs, self._context.clock()
         candidate, stable = (rollout.model, rollout.candidate), (rollout.model, rollout.stable)
         restoring = health.restoring(candidate, stable)
         if restoring is None:
             self._evaluated_at = None
             return None
         if restoring:
-            self._restoring_at = passing
+            self._restoring_at = moment
         if self._answers is None:
             self._answers = AnswerLog(logs.answers, rollout.model, before.answers)
-        since = passing if self._evaluated_at is None else self._evaluated_at
+        since = moment if self._evaluated_at is None else self._evaluated_at
         conditions = Conditions(
             now=self._context.now(),
-            passed_s=passing - since,
+            passed_s=moment - since,
             starts=health.starts(),
             stable_healthy=health.healthy(stable),
             candidate_healthy=health.healthy(candidate),
-            restoring=passing - self._restoring_at < _SETTLE_S,
+            restoring=moment - self._restoring_at < _SETTLE_S,
         )
-        self._evaluated_at = passing
-        after, answered = evaluate(rollout, before, logs, self._answers, conditions)
+        self._evaluated_at = moment
+        after, copies = evaluate(rollout, before, logs, self._answers, conditions)
         ceiling = after.judge.policy.gates.score_distance.ceiling
-        self._context.pairs.write(rollout, answered, ceiling)
+        self._context.pairs.write(rollout, copies, ceiling)
         return after
 
     def _save_if_due(self, rollout: Rollout, before: RolloutState, after: RolloutState) -> None:

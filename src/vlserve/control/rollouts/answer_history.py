@@ -82,17 +82,17 @@ class AnswerHistory:
     def asked(self, model: str, since: float) -> AskedTime:
         """Return what a model was asked since ``since`` (Unix time, s)."""
         sample = sample_lines(_files(self._requests), since, None, MOST_LINES, _began_at)
-        parsed = (line for raw in sample.lines if (line := _access_line(raw)) is not None)
+        access_lines = (line for raw in sample.lines if (line := _access_line(raw)) is not None)
         lines = [
             each
-            for each in parsed
+            for each in access_lines
             if each.model == model and is_within(each.at, since) and not is_probe(each)
         ]
-        refused = Counter(line.status for line in lines if 400 <= (line.status or 0) < 500)
+        refusals = Counter(line.status for line in lines if 400 <= (line.status or 0) < 500)
         sizes = [line.bytes_in for line in lines if line.bytes_in]
         return AskedTime(
             round(len(lines) * sample.scale),
-            {status or 0: round(n * sample.scale) for status, n in sorted(refused.items())},
+            {status or 0: round(n * sample.scale) for status, n in sorted(refusals.items())},
             quantiles(sizes),
         )
 
@@ -121,19 +121,19 @@ def _files(log: Path) -> list[Path]:
 
 
 def _answer_lines(lines: Sequence[bytes], model: str, version: int) -> Iterator[AnswerLine]:
-    containing = f'"{model}"'.encode()
+    needle = f'"{model}"'.encode()
     for raw in lines:
-        if containing in raw and (told := _json(raw)) is not None:
+        if needle in raw and (record := _json(raw)) is not None:
             with suppress(ValidationError):
-                line = read_answer_line(told)
+                line = read_answer_line(record)
                 of_version = (line.model, line.version) == (model, version)
                 if of_version and not is_own(line.request_id):
                     yield line
 
 
 def _answered_at(raw: bytes) -> float | None:
-    told = _json(raw)
-    return None if told is None else unix_time(str(told.get("at")))
+    record = _json(raw)
+    return None if record is None else unix_time(str(record.get("at")))
 
 
 def _began_at(raw: bytes) -> float | None:
@@ -150,25 +150,25 @@ def _access_line(raw: bytes) -> AccessLine | None:
 
 def _json(raw: bytes) -> dict[str, Any] | None:
     try:
-        told = json.loads(raw)
+        value = json.loads(raw)
     except (ValueError, RecursionError):
         return None
-    return told if isinstance(told, dict) else None
+    return value if isinstance(value, dict) else None
 
 
 def _tail_after(log: Path, cursor: Cursor, most: int) -> tuple[bytes, Cursor]:
     """Return the whole lines of ``log`` after ``cursor``, the last ``most`` bytes of them."""
     try:
-        with log.open("rb") as opened:
-            name = name_of(opened.readline())
-            size = opened.seek(0, 2)
-            begun = cursor.offset if cursor.first_line == name else 0
-            start = max(begun, size - most)
-            opened.seek(start)
-            text = opened.read(size - start)
+        with log.open("rb") as stream:
+            name = name_of(stream.readline())
+            size = stream.seek(0, 2)
+            offset = cursor.offset if cursor.first_line == name else 0
+            start = max(offset, size - most)
+            stream.seek(start)
+            text = stream.read(size - start)
     except OSError:
         return b"", cursor
-    if start > begun:
+    if start > offset:
         text = text[text.find(b"\n") + 1 :]
     whole = text[: text.rfind(b"\n") + 1]
     end = size - (len(text) - len(whole))

@@ -59,12 +59,12 @@ class AnswerLog:
     def read_some(self, most: int) -> None:
         """Read on, at most ``most`` bytes of a file."""
         lines, self._cursor = read_since(self._log, self._cursor, self._containing, most)
-        named = (line for line in lines if line.get("model") == self._model)
-        for line in as_model(named, read_answer_line, self._log):
+        model_lines = (line for line in lines if line.get("model") == self._model)
+        for line in as_model(model_lines, read_answer_line, self._log):
             self._add(line)
-        for kept in (self._by_request, self._items):
-            while len(kept) > KEPT:
-                kept.popitem(last=False)
+        for table in (self._by_request, self._items):
+            while len(table) > KEPT:
+                table.popitem(last=False)
 
     def of(self, request_id: str, version: int) -> LoggedAnswer | None:
         """Return the answer of a version to a request; None while it is not logged, and for a
@@ -81,8 +81,8 @@ class AnswerLog:
     def _add(self, line: AnswerLine) -> None:
         item = read_item_id(line.request_id) or ItemId(line.request_id, 0, 1)
         if item.items <= MAX_ITEMS:
-            known = self._items.setdefault(item.request_id, item.items)
-            if known != item.items:
+            count = self._items.setdefault(item.request_id, item.items)
+            if count != item.items:
                 self._items[item.request_id] = _UNKNOWN
         key = (line.request_id, line.version)
         failed, lost = line.error is not None, line.error in OWN_FAULTS

@@ -95,21 +95,19 @@ class DriftWatch:
                 self._versions = _read(self._file)
             name = f"{manifest.model}/{manifest.version}"
             before = self._versions.pop(name, None)
-            watched = self._take_in(manifest, training, before or Watched(self._history.end()))
-            self._versions[name] = watched
-            if watched != before:
+            watch = self._take_in(manifest, training, before or Watched(self._history.end()))
+            self._versions[name] = watch
+            if watch != before:
                 self._keep()
-            return DriftReport(watched.since, watched.drift)
+            return DriftReport(watch.since, watch.drift)
 
-    def _take_in(
-        self, manifest: Manifest, training: Mapping[str, int], watched: Watched
-    ) -> Watched:
-        lines, cursor = self._history.unread(manifest.model, manifest.version, watched.cursor)
-        if cursor == watched.cursor:
-            return watched
+    def _take_in(self, manifest: Manifest, training: Mapping[str, int], watch: Watched) -> Watched:
+        lines, cursor = self._history.unread(manifest.model, manifest.version, watch.cursor)
+        if cursor == watch.cursor:
+            return watch
         labels = [next(iter(line.scores)) for line in lines if line.scores]
-        drift = take_in(watched.drift, labels, training, MARGIN)
-        return Watched(cursor, watched.since, drift)
+        drift = take_in(watch.drift, labels, training, MARGIN)
+        return Watched(cursor, watch.since, drift)
 
     def _keep(self) -> None:
         assert self._versions is not None
@@ -123,13 +121,13 @@ class DriftWatch:
 
 def _read(file: Path) -> dict[str, Watched]:
     try:
-        kept = _KEPT.validate_json(file.read_bytes())
+        record = _KEPT.validate_json(file.read_bytes())
     except FileNotFoundError:
         return {}
     except (OSError, ValidationError, TypeError, ValueError) as error:
         logger.warning("%s cannot be read, and the watch begins anew: %s", file, error)
         return {}
-    return {name: watched for name, watched in kept.versions.items() if _is_sound(watched.drift)}
+    return {name: watch for name, watch in record.versions.items() if _is_sound(watch.drift)}
 
 
 def _is_sound(drift: Drift) -> bool:
@@ -140,7 +138,7 @@ def _is_sound(drift: Drift) -> bool:
 
 def training_labels(manifest: Manifest) -> Mapping[str, int]:
     """Return label -> items of the training data; empty where it is not known."""
-    told = (manifest.training or {}).get("label_items")
-    if manifest.multi_label or not isinstance(told, dict):
+    counts = (manifest.training or {}).get("label_items")
+    if manifest.multi_label or not isinstance(counts, dict):
         return {}
-    return {label: count for label, count in told.items() if isinstance(count, int) and count > 0}
+    return {label: count for label, count in counts.items() if isinstance(count, int) and count > 0}

@@ -58,8 +58,8 @@ def evaluate(
 ) -> tuple[RolloutState, list[AnsweredCopy]]:
     """Return the state with the evidence until now and the judge's decision, and the copies that
     are new in it."""
-    state, answered = _gather(rollout, state, logs, answers, conditions)
-    return _decided(rollout, state, conditions), answered
+    state, copies = _gather(rollout, state, logs, answers, conditions)
+    return _decided(rollout, state, conditions), copies
 
 
 def _decided(rollout: Rollout, state: RolloutState, conditions: Conditions) -> RolloutState:
@@ -107,28 +107,28 @@ def _gather(
 ) -> tuple[RolloutState, list[AnsweredCopy]]:
     """The logs are read in this order: an answer is logged before its request ends."""
     step = step_name(rollout.id, rollout.step)
-    containing = f'"{step}"'.encode()
+    needle = f'"{step}"'.encode()
     versions = Pair(rollout.candidate, rollout.stable)
-    lines, requests_read = read_since(logs.requests, state.requests, containing)
-    copied, copies_read = read_since(logs.copies, state.copies, containing)
+    lines, request_cursor = read_since(logs.requests, state.requests, needle)
+    copy_lines, copy_cursor = read_since(logs.copies, state.copies, needle)
     answers.read()
-    ended = (
-        log_evidence.outcome(line, versions, answers)
+    outcomes = [
+        outcome
         for line in as_model(_of_step(lines, step), read_access_line, logs.requests)
-    )
-    outcomes = [outcome for outcome in ended if outcome is not None]
-    shadowed = as_model(_of_step(copied, step), read_shadow_line, logs.copies)
-    waiting = (*state.waiting, *log_evidence.copies(shadowed, conditions.now))
-    answered, still_waiting = log_evidence.join(waiting, versions, answers, conditions.now)
+        if (outcome := log_evidence.outcome(line, versions, answers)) is not None
+    ]
+    shadow_lines = as_model(_of_step(copy_lines, step), read_shadow_line, logs.copies)
+    queue = (*state.waiting, *log_evidence.copies(shadow_lines, conditions.now))
+    copies, rest = log_evidence.join(queue, versions, answers, conditions.now)
     if conditions.restoring:
-        outcomes, answered, still_waiting = [], [], []
-    pairs = [log_evidence.compare(each.stable, each.candidate) for each in answered]
-    gathered = replace(
+        outcomes, copies, rest = [], [], []
+    pairs = [log_evidence.compare(each.stable, each.candidate) for each in copies]
+    state = replace(
         state,
         judge=observe(state.judge, Batch(outcomes, pairs)),
-        requests=requests_read,
-        copies=copies_read,
-        waiting=tuple(still_waiting),
+        requests=request_cursor,
+        copies=copy_cursor,
+        waiting=tuple(rest),
         windows=metric_windows.add(
             state.windows,
             outcomes,
@@ -138,7 +138,7 @@ def _gather(
             weight=state.judge.weight,
         ),
     )
-    return gathered, answered
+    return state, copies
 
 
 def _of_step(lines: Iterable[Line], step: str) -> Iterator[Line]:

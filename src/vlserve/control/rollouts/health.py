@@ -37,8 +37,8 @@ class StackHealth:
     def healthy(self, key: Key) -> bool | None:
         """Return whether some instance has workers for the version; None while that is not known:
         the engine does not answer, or the version's workers are coming up."""
-        held = self._traffic.held
-        if any(holds[key].workers_ready > 0 for holds in held.values() if key in holds):
+        holdings = self._traffic.held
+        if any(holding[key].workers_ready > 0 for holding in holdings.values() if key in holding):
             return True
         return False if key in self._unloadable() else None
 

@@ -37,11 +37,11 @@ class KeptCandidates:
 
     def drain_due(self) -> None:
         """Begin to drain each candidate that has been kept long enough."""
-        kept = self._store.kept()
-        for rollout in kept:
+        rollouts = self._store.kept()
+        for rollout in rollouts:
             if self._is_due(rollout):
                 try:
-                    self._drain(rollout, kept)
+                    self._drain(rollout, rollouts)
                 except VlserveError as error:
                     logger.warning("%s %s: %s", rollout.model, rollout.candidate, error)
 
@@ -53,18 +53,18 @@ class KeptCandidates:
         left_s = rollout.keep_until - self._now()
         return self._due.setdefault(rollout.id, self._clock() + left_s) <= self._clock()
 
-    def _drain(self, rollout: Rollout, kept: Sequence[Rollout]) -> None:
+    def _drain(self, rollout: Rollout, rollouts: Sequence[Rollout]) -> None:
         """Drain a candidate, unless it has got another task since."""
         key = (rollout.model, rollout.candidate)
         if key in self._operations.running():
             return
         with self._operations.on(key):
             record = self._ledger.version(*key)
-            if record.state is State.READY and not self._is_wanted(rollout, kept):
+            if record.state is State.READY and not self._is_wanted(rollout, rollouts):
                 self._lifecycle.start_draining(record)
             self._store.forget_kept(rollout.id)
 
-    def _is_wanted(self, rollout: Rollout, kept: Sequence[Rollout]) -> bool:
+    def _is_wanted(self, rollout: Rollout, rollouts: Sequence[Rollout]) -> bool:
         model = self._ledger.model(rollout.model)
         under_way = self._store.under_way(rollout.model)
         return (
@@ -73,6 +73,6 @@ class KeptCandidates:
             or any(
                 (later.model, later.candidate) == (rollout.model, rollout.candidate)
                 and later.id > rollout.id
-                for later in kept
+                for later in rollouts
             )
         )

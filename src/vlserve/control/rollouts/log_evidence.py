@@ -78,12 +78,12 @@ def outcome(line: AccessLine, versions: Pair, answers: Answers) -> Outcome | Non
     left_soon = line.client_left and line.waited_ms < _LEFT_SOON_MS
     answered_once = 200 <= status < 400 and (line.tries or 1) == 1
     items = answers.items_of(str(line.request_id)) if answered_once else ()
-    answered = [each for item in items if (each := answers.of(item, version)) is not None]
+    replies = [each for item in items if (each := answers.of(item, version)) is not None]
     # With `partial` (V2) a request is answered although items of it are not.
-    lost = any(each.lost for each in answered)
-    refused = refused or (bool(answered) and not lost and all(each.failed for each in answered))
+    lost = any(each.lost for each in replies)
+    refused = refused or (bool(replies) and not lost and all(each.failed for each in replies))
     failed = lost or not (refused or left_soon or answered_once)
-    labels = tuple(each.label for each in answered if each.label is not None)
+    labels = tuple(each.label for each in replies if each.label is not None)
     return Outcome(
         candidate=version == versions.candidate,
         failed=failed,
@@ -105,14 +105,14 @@ def copies(lines: Iterable[ShadowLine], now: float) -> list[Copy]:
 
 
 def join(
-    waiting: Sequence[Copy], versions: Pair, answers: Answers, now: float
+    queue: Sequence[Copy], versions: Pair, answers: Answers, now: float
 ) -> tuple[list[AnsweredCopy], list[Copy]]:
     """Return the copies that both versions have answered, and those that still wait. A request
     that stable could not answer is neither. Of a request of several items (V2), each is a copy."""
-    answered, unanswered = [], []
+    pairs, rest = [], []
     copies = (
         replace(copy, request_id=item)
-        for copy in waiting
+        for copy in queue
         for item in answers.items_of(copy.request_id)
     )
     for copy in copies:
@@ -121,11 +121,11 @@ def join(
         candidate = answers.of(copy.request_id, versions.candidate)
         if stable is None or (candidate is None and _may_still_come(copy, is_item)):
             if 0 <= now - copy.seen_at < PATIENCE_S:  # below: the clock stepped back
-                unanswered.append(copy)
+                rest.append(copy)
         elif not stable.failed:
-            told = candidate if copy.status == HTTPStatus.OK or is_item else None
-            answered.append(AnsweredCopy(copy.request_id, stable, told))
-    return answered, unanswered
+            answer = candidate if copy.status == HTTPStatus.OK or is_item else None
+            pairs.append(AnsweredCopy(copy.request_id, stable, answer))
+    return pairs, rest
 
 
 def _may_still_come(copy: Copy, is_item: bool) -> bool:

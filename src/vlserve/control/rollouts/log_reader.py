@@ -47,8 +47,8 @@ def end_of(log: Path) -> Cursor:
 def begin_of(log: Path, since: float, time_of: TimeOf) -> Cursor:
     """Return a cursor before which no line is of ``since`` (Unix time, s) or later."""
     begin = Cursor()
-    with ExitStack() as opened:
-        for text in mapped([file for file, _ in _files(log)], opened):
+    with ExitStack() as stack:
+        for text in mapped([file for file, _ in _files(log)], stack):
             first_line = name_of(text[: text.find(b"\n") + 1])
             if first_line:
                 begin = Cursor(first_line, offset_of(text, since, time_of))
@@ -65,9 +65,9 @@ def unread_bytes(log: Path, cursor: Cursor) -> int:
 
 
 def read_since(
-    log: Path, cursor: Cursor, containing: bytes, most: int = READ_BYTES
+    log: Path, cursor: Cursor, needle: bytes, most: int = READ_BYTES
 ) -> tuple[list[Line], Cursor]:
-    """Return the whole lines after ``cursor`` that hold ``containing``, oldest first, with the
+    """Return the whole lines after ``cursor`` that hold ``needle``, oldest first, with the
     cursor after them.
 
     Renamed files (``log.1`` is newer than ``log.2``) are read to their end. A cursor into a file
@@ -80,7 +80,7 @@ def read_since(
         if new is None:  # renamed just now: read under its new name at the next call
             break
         whole = new[: new.rfind(b"\n") + 1]
-        lines += _parsed(whole, containing)
+        lines += _parsed(whole, needle)
         cursor = Cursor(place.first_line, place.offset + len(whole))
         if len(new) == most:
             break
@@ -90,40 +90,40 @@ def read_since(
 def as_model(lines: Iterable[Line], read: Callable[[Line], Model], log: Path) -> Iterator[Model]:
     """Yield each line as the model that ``read`` makes of it. Lines that it refuses (of a newer
     schema, or of another program) are left out, with a warning that counts them."""
-    refused, reason = 0, ""
+    refusals, reason = 0, ""
     for line in lines:
         try:
             model = read(line)
         except ValidationError as error:
-            refused, reason = refused + 1, reason or wrong_fields(error, "line")
+            refusals, reason = refusals + 1, reason or wrong_fields(error, "line")
         else:
             yield model
-    if refused:
-        logger.warning("%s: %s lines cannot be read, the first: %s", log.name, refused, reason)
+    if refusals:
+        logger.warning("%s: %s lines cannot be read, the first: %s", log.name, refusals, reason)
 
 
 def unix_time(text: str) -> float | None:
     """Return the Unix time, s, of a time in ISO 8601 (without a zone: UTC); None of no time."""
     try:
-        told = datetime.fromisoformat(text)
-        return told.replace(tzinfo=told.tzinfo or UTC).timestamp()
+        moment = datetime.fromisoformat(text)
+        return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
     except (ValueError, OverflowError):
         return None
 
 
 def is_within(at: str, since: float, until: float | None = None) -> bool:
     """Return whether a time lies in a span; one that a line does not tell lies in none."""
-    told = unix_time(at)
-    return told is not None and since <= told and (until is None or told < until)
+    moment = unix_time(at)
+    return moment is not None and since <= moment and (until is None or moment < until)
 
 
 def _read(file: Path, place: Cursor, most: int) -> bytes | None:
     try:
-        with file.open("rb") as opened:
-            if name_of(opened.readline()) != place.first_line:
+        with file.open("rb") as stream:
+            if name_of(stream.readline()) != place.first_line:
                 return None
-            opened.seek(place.offset)
-            return opened.read(most)
+            stream.seek(place.offset)
+            return stream.read(most)
     except FileNotFoundError:
         return None
 
@@ -133,10 +133,11 @@ def _unread(log: Path, cursor: Cursor) -> list[tuple[Path, Cursor]]:
     files = [(file, first_line) for file, first_line in _files(log) if first_line]
     names = [first_line for _, first_line in files]
     begun = cursor.first_line in names
-    unread = files[: names.index(cursor.first_line) + 1] if begun else files
+    if begun:
+        files = files[: names.index(cursor.first_line) + 1]
     return [
         (file, cursor if first_line == cursor.first_line else Cursor(first_line))
-        for file, first_line in reversed(unread)
+        for file, first_line in reversed(files)
     ]
 
 
@@ -153,8 +154,8 @@ def _files(log: Path) -> Iterator[tuple[Path, str]]:
 
 def _first_line(file: Path) -> str:
     try:
-        with file.open("rb") as opened:
-            return name_of(opened.readline())
+        with file.open("rb") as stream:
+            return name_of(stream.readline())
     except FileNotFoundError:
         return ""
 
@@ -164,12 +165,12 @@ def name_of(line: bytes) -> str:
     return hashlib.sha256(line).hexdigest() if line.endswith(b"\n") else ""
 
 
-def _parsed(text: bytes, containing: bytes) -> Iterator[Line]:
+def _parsed(text: bytes, needle: bytes) -> Iterator[Line]:
     for line in text.splitlines():
-        if containing in line:
+        if needle in line:
             try:
-                parsed = json.loads(line)
+                value = json.loads(line)
             except ValueError:
                 continue
-            if isinstance(parsed, dict):
-                yield parsed
+            if isinstance(value, dict):
+                yield value

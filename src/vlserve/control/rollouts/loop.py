@@ -18,10 +18,12 @@ logger = logging.getLogger(__name__)
 class RolloutLoop:
     """One thread; `lock` is held while a rollout is evaluated or its weights change."""
 
-    def __init__(self, context: RolloutContext, kept: KeptCandidates, tick_s: float) -> None:
+    def __init__(
+        self, context: RolloutContext, kept_candidates: KeptCandidates, tick_s: float
+    ) -> None:
         self.lock = threading.RLock()
         self._context = context
-        self._kept = kept
+        self._kept = kept_candidates
         self._tick_s = tick_s
         self._active: dict[int, ActiveRollout] = {}
         self._log = TroubleLog(logger)

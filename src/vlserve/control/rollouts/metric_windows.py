@@ -84,25 +84,27 @@ def add(
     if not outcomes and not pairs:
         return windows
     start = int(now // WINDOW_S) * WINDOW_S
-    window, opened = windows.current, windows.latencies
+    window, latencies = windows.current, windows.latencies
     if window is None or (window.start, window.step) != (start, step):
         if window is not None:
-            closed = (*windows.closed, window)[-KEPT:]
-            windows = replace(windows, closed=closed)
-        window, opened = MetricWindow(start, step, weight), OpenLatencies()
+            history = (*windows.closed, window)[-KEPT:]
+            windows = replace(windows, closed=history)
+        window, latencies = MetricWindow(start, step, weight), OpenLatencies()
     of_candidate = [outcome for outcome in outcomes if outcome.candidate]
     of_stable = [outcome for outcome in outcomes if not outcome.candidate]
-    opened = OpenLatencies(_count(opened.candidate, of_candidate), _count(opened.stable, of_stable))
+    latencies = OpenLatencies(
+        _count(latencies.candidate, of_candidate), _count(latencies.stable, of_stable)
+    )
     window = _with_pairs(
         replace(
             window,
-            candidate=_tally(window.candidate, of_candidate, opened.candidate),
-            stable=_tally(window.stable, of_stable, opened.stable),
+            candidate=_tally(window.candidate, of_candidate, latencies.candidate),
+            stable=_tally(window.stable, of_stable, latencies.stable),
         ),
         pairs,
     )
     window = replace(window, stability_index=_stability_index(window))
-    return MetricWindows(windows.closed, window, opened)
+    return MetricWindows(windows.closed, window, latencies)
 
 
 def with_evidence(windows: MetricWindows, e_values: Mapping[str, float]) -> MetricWindows:
@@ -131,8 +133,8 @@ def _tally(
 
 
 def _count(histogram: JsonArray, outcomes: Sequence[Outcome]) -> JsonArray:
-    answered = [each.latency_ms for each in outcomes if not (each.failed or each.refused)]
-    return histogram + latency.histogram(np.array(answered))
+    latencies_ms = [each.latency_ms for each in outcomes if not (each.failed or each.refused)]
+    return histogram + latency.histogram(np.array(latencies_ms))
 
 
 def _with_pairs(window: MetricWindow, pairs: Sequence[ShadowPair]) -> MetricWindow:

@@ -207,10 +207,10 @@ class ObservationLog:
 
 
 def _line(model: str, observation: Observation, now: float) -> bytes:
-    came = datetime.fromtimestamp(now, UTC)
+    arrival = datetime.fromtimestamp(now, UTC)
     line = ObservationLine(
-        at=came.isoformat(),
-        ended_at=(observation.at or came).astimezone(UTC).isoformat(),
+        at=arrival.isoformat(),
+        ended_at=(observation.at or arrival).astimezone(UTC).isoformat(),
         model=model,
         **observation.model_dump(exclude={"at"}),
     )
@@ -221,10 +221,10 @@ def _known_ids(log: Path) -> OrderedDict[bytes, None]:
     """Return the names of the ids in the end of a log, oldest first."""
     ids: OrderedDict[bytes, None] = OrderedDict()
     try:
-        with log.open("rb") as opened:
-            size = opened.seek(0, 2)
-            opened.seek(max(0, size - _MOST_TAIL))
-            lines = opened.read(_MOST_TAIL).splitlines()
+        with log.open("rb") as stream:
+            size = stream.seek(0, 2)
+            stream.seek(max(0, size - _MOST_TAIL))
+            lines = stream.read(_MOST_TAIL).splitlines()
     except FileNotFoundError:
         return ids
     for text in lines[-IDS_KEPT:]:

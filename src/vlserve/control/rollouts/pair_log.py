@@ -78,10 +78,10 @@ class PairLog:
         self._path = path
         self._failing = False
 
-    def write(self, rollout: Rollout, answered: Sequence[AnsweredCopy], ceiling: float) -> None:
-        """Log those of ``answered`` that differ; the scores of one label do if they are further
+    def write(self, rollout: Rollout, copies: Sequence[AnsweredCopy], ceiling: float) -> None:
+        """Log those of ``copies`` that differ; the scores of one label do if they are further
         apart than ``ceiling``."""
-        pairs = list(_differing(rollout, answered, ceiling))
+        pairs = list(_differing(rollout, copies, ceiling))
         if not pairs:
             return
         pairs.sort(key=lambda pair: pair.badness, reverse=True)
@@ -99,31 +99,30 @@ class PairLog:
 
     def newest(self, model: str) -> list[DifferingPair]:
         """Return the `MOST_READ` newest pairs of a model, the newest first, each once."""
-        found = ((pair.request_id, pair.stable, pair.candidate, pair) for pair in self._read(model))
         pairs: dict[tuple[str, int, int], DifferingPair] = {}
-        for request_id, stable, candidate, pair in islice(found, MOST_READ):
-            pairs.setdefault((request_id, stable, candidate), pair)
+        for pair in islice(self._read(model), MOST_READ):
+            pairs.setdefault((pair.request_id, pair.stable, pair.candidate), pair)
         return list(pairs.values())
 
     def _read(self, model: str) -> Iterator[DifferingPair]:
         """Yield the pairs of a model, the newest first."""
-        containing = f'"model": {json.dumps(model)}'.encode()
+        needle = f'"model": {json.dumps(model)}'.encode()
         for file in (self._path, renamed(self._path, 1)):
             text = b""
             with suppress(OSError):
                 text = file.read_bytes()
             for line in reversed(text.splitlines()):
-                if containing in line:
+                if needle in line:
                     with suppress(ValidationError):  # cut off, or of a newer schema
                         yield _LINE.validate_json(line)
 
 
 def _differing(
-    rollout: Rollout, answered: Sequence[AnsweredCopy], ceiling: float
+    rollout: Rollout, copies: Sequence[AnsweredCopy], ceiling: float
 ) -> Iterator[DifferingPair]:
     at = datetime.now(UTC).isoformat(timespec="seconds")
-    for copy in answered:
-        compared = compare(copy.stable, copy.candidate)
+    for copy in copies:
+        comparison = compare(copy.stable, copy.candidate)
         kind = kind_of(copy, ceiling)
         if kind is not None:
             yield DifferingPair(
@@ -134,7 +133,7 @@ def _differing(
                 stable=rollout.stable,
                 candidate=rollout.candidate,
                 kind=kind,
-                distance=round(compared.score_distance, 6),
+                distance=round(comparison.score_distance, 6),
                 stable_scores=copy.stable.scores,
                 candidate_scores=copy.candidate.scores if copy.candidate else {},
             )
@@ -146,7 +145,7 @@ def kind_of(copy: AnsweredCopy, ceiling: float) -> Kind | None:
         return "failed"
     if copy.stable.label is None:
         return "answer" if copy.candidate.digest != copy.stable.digest else None
-    compared = compare(copy.stable, copy.candidate)
-    if not compared.agree:
+    comparison = compare(copy.stable, copy.candidate)
+    if not comparison.agree:
         return "label"
-    return "score" if compared.score_distance > ceiling else None
+    return "score" if comparison.score_distance > ceiling else None

@@ -75,17 +75,17 @@ class RolloutService:
             with self._loop.lock:
                 self.refuse_if_under_way(model)
                 state = begin(judge, self._logs, self._health.starts())
-                started = self._steps.start(model, version, stable.version, state)
-                return self._report(started, state)
+                rollout = self._steps.start(model, version, stable.version, state)
+                return self._report(rollout, state)
 
     def latest(self, model: str) -> RolloutReport:
         """Return the rollout under way, or the last one. NoRelease if there was none."""
         self._ledger.model(model)
         with self._loop.lock:
-            recorded = self._store.latest(model)
-            if recorded is None:
+            record = self._store.latest(model)
+            if record is None:
                 raise NoRelease(f"{model} was never released in steps")
-            rollout = self._steps.in_force(recorded)
+            rollout = self._steps.in_force(record)
             state = self._loop.state(rollout)
             if isinstance(state, StateUnreadable):
                 return report_of_unreadable(self._ledger, rollout, state)
@@ -119,8 +119,8 @@ class RolloutService:
         self._lifecycle.check_way_back(stable)
         with self._loop.lock:
             rollout = self._under_way(model)
-            unrecorded = self._steps.take_back(rollout, self._loop.state(rollout), by="user")
-            return replace(self.latest(model), unrecorded=unrecorded)
+            reason = self._steps.take_back(rollout, self._loop.state(rollout), by="user")
+            return replace(self.latest(model), unrecorded=reason)
 
     def refuse_if_under_way(self, model: str) -> None:
         """Raise ReleaseUnderWay while the model has a rollout under way."""
@@ -130,8 +130,8 @@ class RolloutService:
 
     def under_way(self, model: str) -> Rollout | None:
         """Return the model's rollout under way, if there is one."""
-        recorded = self._store.under_way(model)
-        rollout = self._steps.in_force(recorded) if recorded else None
+        record = self._store.under_way(model)
+        rollout = self._steps.in_force(record) if record else None
         return rollout if rollout and rollout.status.under_way else None
 
     def _report(self, rollout: Rollout, state: RolloutState) -> RolloutReport:
@@ -176,12 +176,12 @@ class RolloutService:
 
 def report_of_unreadable(ledger: Ledger, rollout: Rollout, error: StateUnreadable) -> RolloutReport:
     """Return what the ledger knows of a rollout whose state cannot be read."""
-    started = next(
+    start = next(
         event
         for event in reversed(ledger.events(rollout.model))
         if event.kind == "release_started" and event.version == rollout.candidate
     )
-    return report_unreadable(rollout, started.detail, unreadable(rollout, error))
+    return report_unreadable(rollout, start.detail, unreadable(rollout, error))
 
 
 def release_under_way(rollout: Rollout) -> ReleaseUnderWay:

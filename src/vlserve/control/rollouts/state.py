@@ -91,12 +91,12 @@ def read_state(text: str) -> KeptState:
 
 def _json_object(text: str) -> dict[str, Any]:
     try:
-        parsed = json.loads(text)
+        value = json.loads(text)
     except ValueError as error:
         raise StateUnreadable(f"it is not JSON: {error}") from error
-    if not isinstance(parsed, dict):
+    if not isinstance(value, dict):
         raise StateUnreadable("it is no JSON object")
-    return parsed
+    return value
 
 
 def _shortened(text: str) -> str:
@@ -120,18 +120,18 @@ def _problems(state: RolloutState) -> Iterator[str]:
     yield from _wrong_arrays(state.windows, MetricWindows(), "windows")
 
 
-def _wrong_arrays(kept: Any, empty: Any, name: str) -> Iterator[str]:
-    """Yield each array of ``kept`` that has another shape than in ``empty``, or no finite
+def _wrong_arrays(state: Any, empty: Any, name: str) -> Iterator[str]:
+    """Yield each array of ``state`` that has another shape than in ``empty``, or no finite
     numbers."""
     if isinstance(empty, np.ndarray):
-        if kept.shape != empty.shape:
-            yield f"{name} has shape {kept.shape}, not {empty.shape}"
-        elif not np.isfinite(kept).all():
+        if state.shape != empty.shape:
+            yield f"{name} has shape {state.shape}, not {empty.shape}"
+        elif not np.isfinite(state).all():
             yield f"{name} holds something else than finite numbers"
     elif is_dataclass(empty):
         for each in fields(empty):
             yield from _wrong_arrays(
-                getattr(kept, each.name), getattr(empty, each.name), f"{name}.{each.name}"
+                getattr(state, each.name), getattr(empty, each.name), f"{name}.{each.name}"
             )
 
 

@@ -154,8 +154,9 @@ class Verdicts:
                 )
             if not question.since:
                 return self._of_rollout(question)
-            named = replace(question, candidate=str(rollout.candidate), stable=str(rollout.stable))
-            return self._of_log(self._resolved(named))
+            question = replace(
+                question, candidate=str(rollout.candidate), stable=str(rollout.stable)
+            )
         return self._of_log(self._resolved(question))
 
     def _of_rollout(self, question: Question) -> VerdictReport:
@@ -208,12 +209,12 @@ class Verdicts:
     def _of_log(self, comparison: _Comparison) -> VerdictReport:
         question = comparison.question
         before = self._known.pop(comparison, None) or self._begun(comparison)
-        evidence, unread = self._read_on(comparison, before)
+        evidence, backlog = self._read_on(comparison, before)
         if not _LAST_AGO.fullmatch(question.since):  # which is another time at each question
             self._known[comparison] = evidence
             if len(self._known) > MOST_REMEMBERED:
                 self._known.popitem(last=False)
-        decision = self._decided(comparison, evidence.state, unread)
+        decision = self._decided(comparison, evidence.state, backlog)
         return VerdictReport(
             question.model,
             question.source,
@@ -224,7 +225,7 @@ class Verdicts:
             verdict=decision.action,
             reason=decision.reason,
             requests=evidence.requests,
-            unread_bytes=unread,
+            unread_bytes=backlog,
             gates=decision.gates,
         )
 
@@ -254,22 +255,22 @@ class Verdicts:
                 cursor,
                 evidence.requests + len(outcomes),
             )
-            unread = unread_bytes(log, cursor)
-            if unread < _BEHIND_BYTES:
+            backlog = unread_bytes(log, cursor)
+            if backlog < _BEHIND_BYTES:
                 return evidence, 0
-        return evidence, unread
+        return evidence, backlog
 
     def _outcomes(self, comparison: _Comparison, lines: Iterable[Line]) -> Iterator[Outcome]:
         """Yield what the gateway's lines tell, with what the handlers answered at that time."""
         model = comparison.question.model
-        told = [
+        requests = [
             line
             for line in as_model(lines, read_access_line, self._logs.requests)
             if line.model == model and is_within(line.at, comparison.since) and not is_probe(line)
         ]
         versions = Pair(int(comparison.candidate), int(comparison.stable))
-        answers = self._answers_of(model, told)
-        for line in told:
+        answers = self._answers_of(model, requests)
+        for line in requests:
             outcome = log_evidence.outcome(line, versions, answers)
             if outcome is not None:
                 yield outcome
@@ -282,7 +283,7 @@ class Verdicts:
             answers.read_some(MOST_ANSWERS)
         return answers
 
-    def _decided(self, comparison: _Comparison, state: JudgeState, unread: int) -> Decision:
+    def _decided(self, comparison: _Comparison, state: JudgeState, backlog: int) -> Decision:
         model = comparison.question.model
         healthy: list[bool | None] = [True, True]  # of another gateway's: its owner's to watch
         if comparison.question.source == "gateway":
@@ -293,9 +294,9 @@ class Verdicts:
         state = replace(state, has_tags=bool(state.tags.names))  # without any nobody waits for them
         elapsed_s = max(0.0, self._now() - comparison.since)
         decision = decide(state, Standing(elapsed_s, *healthy))
-        if unread and decision.action is Action.ADVANCE:
+        if backlog and decision.action is Action.ADVANCE:
             reason = (
-                f"{unread} bytes of the log are not read yet: ask again, with a time and no span "
+                f"{backlog} bytes of the log are not read yet: ask again, with a time and no span "
                 "of it as `since`"
             )
             return replace(decision, action=Action.HOLD, reason=reason)
@@ -348,8 +349,8 @@ def _outcome(line: ObservationLine, candidate: str) -> Outcome:
 
 def _logged_at(raw: bytes) -> float | None:
     """Return the time of a line of any of the logs; each is nearly in this order."""
-    found = _AT.search(raw)
-    return unix_time(found[1].decode(errors="replace")) if found else None
+    match = _AT.search(raw)
+    return unix_time(match[1].decode(errors="replace")) if match else None
 
 
 _AT = re.compile(rb'"at": ?"([^"]{1,40})"')
