@@ -77,30 +77,30 @@ def adopt(
     """
     with tempfile.TemporaryDirectory(prefix="vlserve-adopt-") as scratch:
         legacy = open_legacy(path, Path(scratch) / "legacy")
-        adopted, warnings = described(legacy, wishes)
-        model, version = _model_name(adopted.name, wishes), _version(adopted.version, wishes)
+        origin, warnings = described(legacy, wishes)
+        model, version = _model_name(origin.name, wishes), _version(origin.version, wishes)
         draft = {"model": model, "version": version, "task": TASK, "family": FAMILY, "graphs": {}}
-        members = _members(legacy, adopted)
+        members = _members(legacy, origin)
         calls = read_calls(wishes.requests)
-        predictions = f"/predictions/{adopted.name}"
+        predictions = f"/predictions/{origin.name}"
         trial = pack_archive(
-            Path(scratch) / "trial", draft | {"adopted": adopted.model_dump()}, members, handlers
+            Path(scratch) / "trial", draft | {"adopted": origin.model_dump()}, members, handlers
         )
         show("asking the handler")
-        recorded = recorded_by_itself(trial, calls, predictions)
+        recording = recorded_by_itself(trial, calls, predictions)
         if wishes.record:
             show(f"asking {wishes.record}")
-            recorded, own = recorded_from(wishes.record, calls), recorded
-            warnings += tuple(_differences(recorded, own))
-            adopted = adopted.model_copy(update={"recorded_from": wishes.record})
+            recording, own = recorded_from(wishes.record, calls), recording
+            warnings += tuple(_differences(recording, own))
+            origin = origin.model_copy(update={"recorded_from": wishes.record})
         probes = [
             Probe(fields=call.fields(predictions), answer=dict(answer)).model_dump()
-            for call, answer in recorded
+            for call, answer in recording
         ]
-        draft |= {"adopted": adopted.model_dump(), "probes": probes}
+        draft |= {"adopted": origin.model_dump(), "probes": probes}
         archive = pack_archive(out, draft, members, handlers)
         return Adoption(
-            archive, model, version, adopted, _code(legacy), len(probes), tuple(warnings)
+            archive, model, version, origin, _code(legacy), len(probes), tuple(warnings)
         )
 
 
@@ -121,13 +121,13 @@ def described(legacy: LegacyArchive, wishes: Wishes) -> tuple[Adopted, tuple[str
     check_envelope(legacy, envelope)
     config, of_server = _config_of(legacy), from_entries(server.of(name, number))
     check_weights(legacy, wishes.allowed)
-    checked = check_code(legacy, handler, wishes.allowed)
+    findings = check_code(legacy, handler, wishes.allowed)
     numbers = _numbers(config, of_server, wishes)
-    warnings = [*checked.warnings, *_passed_over(legacy, envelope, config, of_server)]
+    warnings = [*findings.warnings, *_passed_over(legacy, envelope, config, of_server)]
     if envelope in ONE_AT_A_TIME and (numbers.batch_size or 1) > 1:
         warnings.append(f"envelope {envelope} reads one request of a batch: its batch size is 1")
         numbers = replace(numbers, batch_size=1)
-    adopted = Adopted(
+    origin = Adopted(
         name=name,
         version=number,
         sha256=legacy.sha256,
@@ -142,9 +142,9 @@ def described(legacy: LegacyArchive, wishes: Wishes) -> tuple[Adopted, tuple[str
         limits_pixels=server.limits_pixels,
         isolates=wishes.isolates,
         joins_pieces=wishes.allowed.whole,
-        describes=checked.describes,
+        describes=findings.describes,
     )
-    return adopted, tuple(warnings)
+    return origin, tuple(warnings)
 
 
 def _config_of(legacy: LegacyArchive) -> ModelConfig:
@@ -191,11 +191,11 @@ def _version(former: str, wishes: Wishes) -> int:
     """Return the version's number: the one that is wished, else the first number of the former."""
     if wishes.version:
         return wishes.version
-    found = re.match(r"\d{1,9}", former)
-    return max(1, int(found[0])) if found else 1
+    match = re.match(r"\d{1,9}", former)
+    return max(1, int(match[0])) if match else 1
 
 
-def _members(legacy: LegacyArchive, adopted: Adopted) -> dict[str, Member]:
+def _members(legacy: LegacyArchive, origin: Adopted) -> dict[str, Member]:
     """Return all files of the archive as they are, and its manifest where it has none."""
     members: dict[str, Member] = {
         f"{LEGACY}/{legacy.name_of(file)}": file
@@ -203,7 +203,7 @@ def _members(legacy: LegacyArchive, adopted: Adopted) -> dict[str, Member]:
         if "__pycache__" not in file.parts
     }
     if not legacy.has_manifest:
-        model = legacy.model | {"handler": adopted.handler}
+        model = legacy.model | {"handler": origin.handler}
         manifest: dict[str, Any] = legacy.manifest | {"model": model}
         members[f"{LEGACY}/{TORCHSERVE_MANIFEST}"] = json.dumps(manifest, indent=2).encode()
     return members
@@ -215,10 +215,10 @@ def _code(legacy: LegacyArchive) -> dict[str, str]:
     }
 
 
-def _differences(recorded: Recorded, own: Recorded) -> list[str]:
+def _differences(recording: Recorded, own: Recorded) -> list[str]:
     return [
         f"{call.called} is answered otherwise here than by the server it was recorded from: the "
         "version will not pass its probes"
-        for (call, theirs), (_, ours) in zip(recorded, own, strict=True)
+        for (call, theirs), (_, ours) in zip(recording, own, strict=True)
         if theirs != ours
     ]

@@ -57,39 +57,39 @@ def check_envelope(archive: LegacyArchive, envelope: str | None) -> None:
         )
 
 
-def check_weights(archive: LegacyArchive, allowed: Allowed) -> None:
+def check_weights(archive: LegacyArchive, permissions: Allowed) -> None:
     """Refuse files that run code when they are read, and code of one machine."""
     for file in archive.files():
         if file.suffix == ".py":
             continue
         kind, name = kind_of(file), archive.name_of(file)
-        if kind is Kind.CODE_IN_PICKLE and archive.sha256 not in allowed.pickles:
+        if kind is Kind.CODE_IN_PICKLE and archive.sha256 not in permissions.pickles:
             raise NotAdopted(
                 f"{archive.called}: {name} holds code in a pickle: save a state dict, TorchScript "
                 f"or ONNX; or name sha256 {archive.sha256} in trust.pickle"
             )
-        if kind is Kind.MACHINE_CODE and not allowed.machine_code:
+        if kind is Kind.MACHINE_CODE and not permissions.machine_code:
             raise NotAdopted(
                 f"{archive.called}: {name} is machine code for the machine that made it: "
                 "--trust-code takes it"
             )
 
 
-def check_code(archive: LegacyArchive, handler: str, allowed: Allowed) -> Checked:
+def check_code(archive: LegacyArchive, handler: str, permissions: Allowed) -> Checked:
     """Find the handler by TorchServe's rules, and check what it imports."""
     own = Sources(archive.folder, archive.called)
     entry = entry_of(handler)
     where = entry.module if own.find(entry.module) else entry.default
-    found = own.find(where) or default_handler(where)
-    if found is None:
+    entry_source = own.find(where) or default_handler(where)
+    if entry_source is None:
         raise NotAdopted(f"{archive.called} has no handler {handler}: it holds {_python(archive)}")
     model_file = str(archive.model.get("modelFile") or "").removesuffix(".py")
     sources = own.reached_from(where, *([model_file] if model_file else []))
-    _check_entry(archive, found, entry.function)
-    _check_ways(archive, sources, allowed)
+    _check_entry(archive, entry_source, entry.function)
+    _check_ways(archive, sources, permissions)
     _check_packages(archive, sources, own)
     if model_file:
-        _check_model_file(archive, found, own.find(model_file))
+        _check_model_file(archive, entry_source, own.find(model_file))
     describes = any(
         any(source.functions("describe_handle"))
         for source in sources
@@ -115,17 +115,17 @@ def _check_entry(archive: LegacyArchive, handler: Source, function: str) -> None
         raise NotAdopted(f"{handler.called}: {only.name} has no method handle")
 
 
-def _check_ways(archive: LegacyArchive, sources: Iterable[Source], allowed: Allowed) -> None:
+def _check_ways(archive: LegacyArchive, sources: Iterable[Source], permissions: Allowed) -> None:
     """Refuse how handlers answer that vlserve does not do."""
     for source in sources:
         if _is_torchserves(source):
             if source.module in ("vllm_handler", "trt_llm_handler"):
                 raise NotAdopted(f"{archive.called} {STREAMS} ({source.module})")
             continue
-        used = source.names_used()
-        if "get_sequence_id" in used:
+        names = source.names_used()
+        if "get_sequence_id" in names:
             raise NotAdopted(f"{archive.called} {SEQUENCES} ({source.called})")
-        if PIECES in used and not allowed.whole:
+        if PIECES in names and not permissions.whole:
             raise NotAdopted(
                 f"{archive.called} answers in pieces ({source.called}): `--whole` joins them into "
                 "one answer"
@@ -135,15 +135,15 @@ def _check_ways(archive: LegacyArchive, sources: Iterable[Source], allowed: Allo
 def _check_packages(archive: LegacyArchive, sources: Iterable[Source], own: Sources) -> None:
     modules = missing_modules(sources, own)
     packages = [DISTRIBUTIONS.get(module, module) for module in modules]
-    named = str(archive.model.get("requirementsFile") or "requirements.txt")
-    requirements = archive.folder / named
+    file_name = str(archive.model.get("requirementsFile") or "requirements.txt")
+    requirements = archive.folder / file_name
     lines = missing_requirements(requirements) if requirements.is_file() else []
-    wanted = sorted({*packages, *lines})
-    if wanted:
+    needs = sorted({*packages, *lines})
+    if needs:
         raise NotAdopted(
-            f"{archive.called} needs {', '.join(wanted)}, which "
-            f"{'are' if len(wanted) > 1 else 'is'} not installed: pip install "
-            f"{' '.join(repr(one) if set(one) & set('<>=~;[ ') else one for one in wanted)}, "
+            f"{archive.called} needs {', '.join(needs)}, which "
+            f"{'are' if len(needs) > 1 else 'is'} not installed: pip install "
+            f"{' '.join(repr(need) if set(need) & set('<>=~;[ ') else need for need in needs)}, "
             "then again"
         )
 

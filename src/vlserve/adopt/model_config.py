@@ -47,15 +47,17 @@ class ModelConfig:
     """Entries that are not taken, and why."""
 
 
-def read_model_config(file: Path, called: str) -> ModelConfig:
+def read_model_config(file: Path, archive_name: str) -> ModelConfig:
     """Read it. NotAdopted for what cannot be read, or needs what vlserve does not do."""
-    content = _content(file, called)
+    content = _content(file, archive_name)
     for name, why in _REFUSED.items():
         if content.get(name):
-            raise NotAdopted(f"{called} {why} ({name})")
+            raise NotAdopted(f"{archive_name} {why} ({name})")
     for name in _PROCESSES:
         if content.get(name):
-            raise NotAdopted(f"{called} starts {_processes(content)} processes a worker ({name})")
+            raise NotAdopted(
+                f"{archive_name} starts {_processes(content)} processes a worker ({name})"
+            )
     return from_entries(content, tuple(_misspelt(content)))
 
 
@@ -76,18 +78,20 @@ def from_entries(
     )
 
 
-def _content(file: Path, called: str) -> Mapping[str, Any]:
+def _content(file: Path, archive_name: str) -> Mapping[str, Any]:
     """Read what TorchServe reads: entries that are there twice too, which `yaml_files` refuses."""
     if not file.is_file():
-        raise NotAdopted(f"{called} names the configuration {file.name}, which it does not hold")
+        raise NotAdopted(
+            f"{archive_name} names the configuration {file.name}, which it does not hold"
+        )
     if file.stat().st_size > MAX_BYTES:
-        raise NotAdopted(f"{called}: {file.name} has more than {MAX_BYTES} bytes")
+        raise NotAdopted(f"{archive_name}: {file.name} has more than {MAX_BYTES} bytes")
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
-        raise NotAdopted(f"{called}: {file.name} cannot be read: {error}") from error
+        raise NotAdopted(f"{archive_name}: {file.name} cannot be read: {error}") from error
     if content is not None and not isinstance(content, dict):
-        raise NotAdopted(f"{called}: {file.name} is no list of entries")
+        raise NotAdopted(f"{archive_name}: {file.name} is no list of entries")
     return {str(name): value for name, value in (content or {}).items()}
 
 
@@ -105,6 +109,6 @@ def _processes(content: Mapping[str, Any]) -> str:
 def _misspelt(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     right = {name.lower().replace("_", ""): name for name in _KNOWN}
     for name in content:
-        meant = right.get(name.lower().replace("_", "").replace("-", ""))
-        if meant and meant != name:
-            yield name, meant
+        correction = right.get(name.lower().replace("_", "").replace("-", ""))
+        if correction and correction != name:
+            yield name, correction

@@ -41,7 +41,7 @@ def _is_there(module: str) -> bool:
 
 def missing_requirements(file: Path) -> list[str]:
     """Return the lines of a requirements.txt whose package is not installed."""
-    missing = []
+    lines = []
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
         text = line.partition("#")[0].strip()
         name = _NAME.match(text)
@@ -50,5 +50,5 @@ def missing_requirements(file: Path) -> list[str]:
         try:
             importlib.metadata.distribution(name[1])
         except importlib.metadata.PackageNotFoundError:
-            missing.append(text)
-    return missing
+            lines.append(text)
+    return lines

@@ -34,8 +34,8 @@ def recorded_from(url: str, calls: Sequence[LegacyCall]) -> Recorded:
     if urlsplit(url).scheme not in ("http", "https"):
         raise NotAdopted(f"--record {url}: give the URL of the model's predictions, http://…")
     with httpx.Client(timeout=TIMEOUT_S, trust_env=False) as client:
-        twice = [[_asked(client, url, call) for call in calls] for _ in range(2)]
-    return _settled(calls, *twice)
+        rounds = [[_asked(client, url, call) for call in calls] for _ in range(2)]
+    return _settled(calls, *rounds)
 
 
 def recorded_by_itself(archive: Path, calls: Sequence[LegacyCall], path: str) -> Recorded:
@@ -45,14 +45,14 @@ def recorded_by_itself(archive: Path, calls: Sequence[LegacyCall], path: str) ->
         NotAdopted: the handler does not start, fails on a request, or answers it in two ways.
     """
     requests = [call.fields(path) for call in calls]
-    twice = [answer_by_archive(archive, requests) for _ in range(2)]
-    for call, answer in zip(calls, twice[0], strict=True):
+    rounds = [answer_by_archive(archive, requests) for _ in range(2)]
+    for call, answer in zip(calls, rounds[0], strict=True):
         if answer["status"] >= 500:
             raise NotAdopted(
                 f"the handler fails on {call.called} ({answer['status']}): give requests that it "
                 "answers with --requests"
             )
-    return _settled(calls, *twice)
+    return _settled(calls, *rounds)
 
 
 def _asked(client: httpx.Client, url: str, call: LegacyCall) -> Mapping[str, Any]:
@@ -66,8 +66,10 @@ def _asked(client: httpx.Client, url: str, call: LegacyCall) -> Mapping[str, Any
         raise NotAdopted(
             f"{url} answers {call.called} with {response.status_code}: {response.text[:200]}"
         )
-    said = {name: value for name, value in response.headers.items() if name not in _OF_THE_SERVER}
-    return answer_of(RawAnswer(response.status_code, said, response.content))
+    headers = {
+        name: value for name, value in response.headers.items() if name not in _OF_THE_SERVER
+    }
+    return answer_of(RawAnswer(response.status_code, headers, response.content))
 
 
 def _settled(
@@ -75,8 +77,8 @@ def _settled(
     first: Sequence[Mapping[str, Any]],
     second: Sequence[Mapping[str, Any]],
 ) -> Recorded:
-    for call, one, other in zip(calls, first, second, strict=True):
-        if one != other:
+    for call, answer, other in zip(calls, first, second, strict=True):
+        if answer != other:
             raise NotAdopted(
                 f"{call.called} is answered in two ways, so no later answer can be held against "
                 "it: leave it out of --requests"

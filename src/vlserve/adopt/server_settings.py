@@ -56,6 +56,6 @@ def read_server_settings(file: Path) -> ServerSettings:
 
 def _entries(text: str) -> dict[str, str]:
     """Return the entries of a Java properties file; a backslash at a line's end goes on."""
-    joined = re.sub(r"\\\r?\n\s*", "", text)
-    lines = (line for line in joined.splitlines() if not line.lstrip().startswith(("#", "!")))
-    return {found[1]: found[2].strip() for line in lines if (found := _ENTRY.match(line))}
+    text = re.sub(r"\\\r?\n\s*", "", text)
+    lines = (line for line in text.splitlines() if not line.lstrip().startswith(("#", "!")))
+    return {match[1]: match[2].strip() for line in lines if (match := _ENTRY.match(line))}

@@ -27,47 +27,51 @@ class Place:
 class Source:
     """One file, parsed."""
 
-    def __init__(self, file: Path, called: str, package: str) -> None:
+    def __init__(self, file: Path, title: str, package: str) -> None:
         """``package``: what relative imports start from. NotAdopted where it is no Python of this
         interpreter."""
         self._package = package
-        self.called = called
+        self.called = title
         self.module = file.stem
         if file.stat().st_size > MAX_SOURCE_BYTES:
-            raise NotAdopted(f"{called} has more than {MAX_SOURCE_BYTES} bytes of code")
+            raise NotAdopted(f"{title} has more than {MAX_SOURCE_BYTES} bytes of code")
         try:
-            self._tree = ast.parse(file.read_bytes(), called)
+            self._tree = ast.parse(file.read_bytes(), title)
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             version = f"{sys.version_info.major}.{sys.version_info.minor}"
-            raise NotAdopted(f"{called} is not Python {version}: {error}") from error
+            raise NotAdopted(f"{title} is not Python {version}: {error}") from error
 
     @cached_property
     def _top(self) -> list[ast.stmt]:
         """Statements that run at import, those inside of if and try too."""
 
         def within(body: list[ast.stmt]) -> Iterator[ast.stmt]:
-            for one in body:
-                yield one
+            for statement in body:
+                yield statement
                 for part in ("body", "orelse", "finalbody", "handlers"):
-                    if isinstance(one, ast.If | ast.Try | ast.With | ast.ExceptHandler):
-                        yield from within(getattr(one, part, []))
+                    if isinstance(statement, ast.If | ast.Try | ast.With | ast.ExceptHandler):
+                        yield from within(getattr(statement, part, []))
 
         return list(within(self._tree.body))
 
     @cached_property
     def classes(self) -> Mapping[str, ast.ClassDef]:
         """The classes that the file defines; imported ones do not count."""
-        return {one.name: one for one in self._top if isinstance(one, ast.ClassDef)}
+        return {
+            statement.name: statement
+            for statement in self._top
+            if isinstance(statement, ast.ClassDef)
+        }
 
     def binds(self, name: str) -> bool:
         """Return whether a name stands for something in the module once it is imported."""
-        for one in self._top:
-            if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-                names = [one.name]
-            elif isinstance(one, ast.Import | ast.ImportFrom):
-                names = [alias.asname or alias.name.partition(".")[0] for alias in one.names]
-            elif isinstance(one, ast.Assign):
-                names = [target.id for target in one.targets if isinstance(target, ast.Name)]
+        for statement in self._top:
+            if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                names = [statement.name]
+            elif isinstance(statement, ast.Import | ast.ImportFrom):
+                names = [alias.asname or alias.name.partition(".")[0] for alias in statement.names]
+            elif isinstance(statement, ast.Assign):
+                names = [target.id for target in statement.targets if isinstance(target, ast.Name)]
             else:
                 continue
             if name in names:
@@ -77,9 +81,9 @@ class Source:
     def methods(self, name: str) -> Mapping[str, ast.stmt]:
         """Return the methods that a class itself defines."""
         return {
-            one.name: one
-            for one in self.classes[name].body
-            if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)
+            statement.name: statement
+            for statement in self.classes[name].body
+            if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef)
         }
 
     def functions(self, name: str) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
@@ -90,15 +94,15 @@ class Source:
 
     def names_used(self) -> frozenset[str]:
         """Return all names and attributes in it, and what it imports by name."""
-        used: set[str] = set()
+        names: set[str] = set()
         for node in ast.walk(self._tree):
             if isinstance(node, ast.Attribute):
-                used.add(node.attr)
+                names.add(node.attr)
             elif isinstance(node, ast.Name):
-                used.add(node.id)
+                names.add(node.id)
             elif isinstance(node, ast.ImportFrom | ast.Import):
-                used.update(alias.name for alias in node.names)
-        return frozenset(used)
+                names.update(alias.name for alias in node.names)
+        return frozenset(names)
 
     def imports(self) -> frozenset[str]:
         """Return the full names of what it imports and cannot do without, modules and what is taken
@@ -110,17 +114,17 @@ class Source:
             for statement in node.body
             for inner in ast.walk(statement)
         }
-        found: set[str] = set()
+        names: set[str] = set()
         for node in ast.walk(self._tree):
             if node in optional:
                 continue
             if isinstance(node, ast.Import):
-                found.update(alias.name for alias in node.names)
+                names.update(alias.name for alias in node.names)
             elif isinstance(node, ast.ImportFrom):
                 module = self._absolute(node)
                 within = f"{module}." if module else ""
-                found.update({module} - {""}, (f"{within}{alias.name}" for alias in node.names))
-        return frozenset(found)
+                names.update({module} - {""}, (f"{within}{alias.name}" for alias in node.names))
+        return frozenset(names)
 
     def _absolute(self, node: ast.ImportFrom) -> str:
         if not node.level:
@@ -145,10 +149,10 @@ class Source:
         for node in ast.walk(self._tree):
             if not isinstance(node, ast.Call) or not node.args:
                 continue
-            called = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
             first = node.args[0]
             if (
-                called in _FETCHES
+                name in _FETCHES
                 and isinstance(first, ast.Constant)
                 and isinstance(first.value, str)
             ):
@@ -168,9 +172,9 @@ def _catches_imports(handler: ast.ExceptHandler) -> bool:
 class Sources:
     """All Python files of an archive, by their modules."""
 
-    def __init__(self, folder: Path, called: str) -> None:
+    def __init__(self, folder: Path, archive_name: str) -> None:
         self._folder = folder
-        self._called = called
+        self._called = archive_name
         self._read: dict[Path, Source] = {}
 
     def find(self, module: str) -> Source | None:
@@ -197,16 +201,16 @@ class Sources:
 
     def reached_from(self, *modules: str) -> list[Source]:
         """Return the sources that importing ``modules`` imports, TorchServe's handlers too."""
-        reached: dict[str, Source] = {}
-        waiting = list(modules)
-        while waiting:
-            name = waiting.pop()
+        sources: dict[str, Source] = {}
+        queue = list(modules)
+        while queue:
+            name = queue.pop()
             source = self.find(name) or default_handler(name)
-            if source is None or name in reached:
+            if source is None or name in sources:
                 continue
-            reached[name] = source
-            waiting += source.imports()
-        return list(reached.values())
+            sources[name] = source
+            queue += source.imports()
+        return list(sources.values())
 
 
 def default_handler(module: str) -> Source | None:

@@ -38,8 +38,8 @@ def _of_pickle(file: Path) -> Kind:
     """Tell by the names that it builds: torch's own reader of weights takes some, and no others."""
     from torch._weights_only_unpickler import _get_allowed_globals
 
-    allowed = _get_allowed_globals().keys() | _OF_PYTHON_2
-    return Kind.STATE_DICT if allowed.issuperset(named_by(file)) else Kind.CODE_IN_PICKLE
+    names = _get_allowed_globals().keys() | _OF_PYTHON_2
+    return Kind.STATE_DICT if names.issuperset(named_by(file)) else Kind.CODE_IN_PICKLE
 
 
 _OF_PYTHON_2 = {"__builtin__.set", "__builtin__.list", "__builtin__.dict"}

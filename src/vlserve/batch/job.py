@@ -179,8 +179,8 @@ class JobFolder:
     def receipts(self, most: int | None = None) -> dict[int, Receipt]:
         """Return what is finished, by part; of ``most`` parts at the most."""
         files: Iterable[AnyPath] = self._receipts.glob("*.json")
-        read = (Receipt.model_validate_json(_whole(file)) for file in islice(files, most))
-        by_part = {receipt.part: receipt for receipt in read}
+        receipts = (Receipt.model_validate_json(_whole(file)) for file in islice(files, most))
+        by_part = {receipt.part: receipt for receipt in receipts}
         if isinstance(self.out, ObjectPath):  # where the part is its own receipt
             parts = {int(_digits(part.name)) for part in self.out.glob("part-*")}
             return {number: receipt for number, receipt in by_part.items() if number in parts}
@@ -189,8 +189,8 @@ class JobFolder:
     def receipts_mark(self) -> tuple[int, int]:
         """Return what changes with each receipt of a job in a folder of this machine: the folder's
         inode, and its time in ns. OSError where there is none."""
-        seen = Path(str(self._receipts)).stat()
-        return seen.st_ino, seen.st_mtime_ns
+        status = Path(str(self._receipts)).stat()
+        return status.st_ino, status.st_mtime_ns
 
     def careful_rows(self, part: int) -> int:
         """Return how many rows of a part are answered that runs row by row."""
@@ -209,8 +209,8 @@ def _whole(file: AnyPath) -> bytes:
     """Read a file of a job. OSError where it is a pipe or the like, or too large: the folder may be
     anybody's, and the control service reads it too."""
     if isinstance(file, Path):
-        seen = file.stat()
-        if not stat.S_ISREG(seen.st_mode) or seen.st_size > MOST_BYTES:
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MOST_BYTES:
             raise OSError(errno.EINVAL, "it is no file of a job", str(file))
     return file.read_bytes()
 

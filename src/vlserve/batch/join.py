@@ -9,16 +9,16 @@ from vlserve.errors import BatchError
 from vlserve_worker.storage import AnyPath, parquet_file
 
 
-def join_parts(out: AnyPath, format: str, joined: Path) -> None:
-    """Write the parts in ``out`` one after the other into ``joined``, which appears whole.
+def join_parts(out: AnyPath, format: str, file: Path) -> None:
+    """Write the parts in ``out`` one after the other into ``file``, which appears whole.
 
     Raises:
         BatchError: It cannot be written.
     """
     parts: list[AnyPath] = sorted(out.glob(f"part-*.{format}"), key=str)
-    partial = joined.with_name(f".{joined.name}.{os.getpid()}")
+    partial = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        joined.parent.mkdir(parents=True, exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
         if format == "parquet":
             _join_parquet(parts, partial)
         else:
@@ -26,9 +26,9 @@ def join_parts(out: AnyPath, format: str, joined: Path) -> None:
                 for part in parts:
                     with part.open("rb") as source:
                         shutil.copyfileobj(source, target)
-        partial.replace(joined)
+        partial.replace(file)
     except OSError as error:
-        raise BatchError(f"{joined} cannot be written: {error.strerror or error}") from error
+        raise BatchError(f"{file} cannot be written: {error.strerror or error}") from error
     finally:
         partial.unlink(missing_ok=True)
 

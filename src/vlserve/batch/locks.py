@@ -61,19 +61,19 @@ def locked(state: Path, out: Path, shard: Shard) -> Iterator[tuple[int, ...]]:
             return descriptor
 
         if shard.is_whole:
-            whole = take(LOCK, fcntl.LOCK_EX)
-            of_nodes = take(NODE_LOCK, fcntl.LOCK_EX)  # a killed driver's nodes may still write
-            fcntl.flock(of_nodes, fcntl.LOCK_UN)
+            job_lock = take(LOCK, fcntl.LOCK_EX)
+            node_lock = take(NODE_LOCK, fcntl.LOCK_EX)  # a killed driver's nodes may still write
+            fcntl.flock(node_lock, fcntl.LOCK_UN)
             for other in state.glob("shards-of-*"):
                 other.unlink()
-            yield (whole,)
+            yield (job_lock,)
             return
-        shared = take(LOCK, fcntl.LOCK_SH)
-        marking = take("lock-marks", fcntl.LOCK_EX)  # of two first shards one is the first
+        job_lock = take(LOCK, fcntl.LOCK_SH)
+        marks_lock = take("lock-marks", fcntl.LOCK_EX)  # of two first shards one is the first
         _refuse_other_counts(state, out, shard.count)
         (state / f"shards-of-{shard.count}").touch()
-        fcntl.flock(marking, fcntl.LOCK_UN)
-        yield shared, take(f"lock-{shard.index}", fcntl.LOCK_EX)
+        fcntl.flock(marks_lock, fcntl.LOCK_UN)
+        yield job_lock, take(f"lock-{shard.index}", fcntl.LOCK_EX)
 
 
 def _refuse_other_counts(state: Path, out: Path, count: int) -> None:

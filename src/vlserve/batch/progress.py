@@ -23,10 +23,10 @@ class Pace:
         """Take note of a part that an earlier run has finished."""
         self.earlier += share
 
-    def count(self, rows: int, failed: int, share: float) -> None:
+    def count(self, rows: int, failures: int, share: float) -> None:
         """Take note of a part that is finished now."""
         self.rows += rows
-        self.failed += failed
+        self.failed += failures
         self.share += share
 
     def left_s(self, now: float) -> float | None:
@@ -40,8 +40,8 @@ class Pace:
         """Return one line for people."""
         rate = self.rows / max(now - self.began_at, 1e-6)
         left_s = self.left_s(now)
-        left = "" if left_s is None else f", {duration(left_s)} left"
-        return f"{self.rows} rows, {self.failed} failed, {rate:.1f} rows/s{left}"
+        suffix = "" if left_s is None else f", {duration(left_s)} left"
+        return f"{self.rows} rows, {self.failed} failed, {rate:.1f} rows/s{suffix}"
 
 
 def duration(seconds: float) -> str:

@@ -73,12 +73,12 @@ def plot_of(receipts: Sequence[Receipt]) -> str:
     known, as those of earlier versions of vlserve."""
     from matplotlib.figure import Figure
 
-    timed = [receipt for receipt in receipts if receipt.ended_at]
-    if not timed:
+    receipts = [receipt for receipt in receipts if receipt.ended_at]
+    if not receipts:
         return ""
-    began_at = timed[0].ended_at - timed[0].seconds
+    began_at = receipts[0].ended_at - receipts[0].seconds
     minutes, rows = [0.0], [0]
-    for receipt in timed:
+    for receipt in receipts:
         minutes.append((receipt.ended_at - began_at) / 60)
         rows.append(rows[-1] + receipt.rows)
     figure = Figure(figsize=(7.0, 3.0), layout="constrained")

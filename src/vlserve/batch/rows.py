@@ -115,8 +115,8 @@ def _jsonl_lines(path: AnyPath, reading: Reading) -> Iterator[bytes]:
                 while line and not line.endswith(b"\n"):
                     line = file.readline(MAX_LINE_BYTES)
                 continue
-            if stripped := line.strip():
-                yield stripped
+            if content := line.strip():
+                yield content
 
 
 def _csv_lines(path: AnyPath, delimiter: str, reading: Reading) -> Iterator[bytes]:

@@ -108,14 +108,14 @@ def run_batch(
         ArchiveError: The archive is bad.
     """
     record = describe(archive, patterns, options)
-    folder, started, cpu_s = JobFolder(out), time.monotonic(), _cpu_s()
+    folder, start, cpu_s = JobFolder(out), time.monotonic(), _cpu_s()
     try:
         with folder.locked(crewing.shard) as locks:
             folder.begin(record)
             before = folder.receipts()
             job = Job(folder, record, crewing, show)
             job.answer(job.orders(cut(record.sources), before, retry_errors=retry_errors), locks)
-            report = _report(job, started, cpu_s, len(before), core_hour_price)
+            report = _report(job, start, cpu_s, len(before), core_hour_price)
             report = {**report, "unfinished_parts": job.parts - report["parts"]}
             if not report["unfinished_parts"]:
                 write_report(folder, report)
@@ -136,18 +136,18 @@ def predict_batch(
 ) -> Prediction:
     """Answer ``rows`` rows that are spread over the input, keep nothing, and return what the whole
     takes. All CPU time of this process counts as the sample's. Raises as `run_batch`."""
-    started = time.monotonic()
+    start = time.monotonic()
     record = describe(archive, patterns, options)
     with tempfile.TemporaryDirectory(prefix="vlserve-sample-") as scratch:
         sample = draw(record.sources, rows, crewing.workers, Path(scratch))
         folder = JobFolder(Path(scratch) / "out")
         with folder.locked() as locks:
             job = Job(folder, record, crewing, show)
-            drawn_s = time.monotonic() - started
+            drawn_s = time.monotonic() - start
             job.answer(job.orders(sample.parts, {}), locks)
             receipts = list(folder.receipts().values())
             answered_at = time.monotonic()
-            write_report(folder, _report(job, started, 0.0, 0, core_hour_price))
+            write_report(folder, _report(job, start, 0.0, 0, core_hour_price))
             report_s = time.monotonic() - answered_at
     return predict(
         sample,
@@ -160,10 +160,10 @@ def predict_batch(
 
 
 def _report(
-    job: "Job", started: float, cpu_s: float, parts_before: int, core_hour_price: float | None
+    job: "Job", start: float, cpu_s: float, parts_before: int, core_hour_price: float | None
 ) -> Mapping[str, Any]:
-    """Return the report of a run that began at ``started``, when ``cpu_s`` of CPU were used."""
-    seconds = time.monotonic() - started
+    """Return the report of a run that began at ``start``, when ``cpu_s`` of CPU were used."""
+    seconds = time.monotonic() - start
     run = {
         "parts_of_earlier_runs": parts_before,
         "seconds": round(seconds, 1),
@@ -233,11 +233,11 @@ class Job:
         if not first:
             return
         with tempfile.TemporaryDirectory(prefix="vlserve-batch-") as scratch:
-            unpacked = Path(scratch) / "archive"
-            unpack_archive(Path(self.record.archive), unpacked)
+            archive_folder = Path(scratch) / "archive"
+            unpack_archive(Path(self.record.archive), archive_folder)
             options = self.record.options.model_dump() | {"out": str(self.folder.out.resolve())}
             options["batch"] = self._crewing.batch
-            launch = Launch(unpacked, options, self._crewing.threads, locks, self.folder.log)
+            launch = Launch(archive_folder, options, self._crewing.threads, locks, self.folder.log)
             with self._workers(launch, len(first)) as crew:
                 self.run(crew, Work(orders, first))
         self.started_s = self.pace.began_at - began_at
@@ -336,11 +336,13 @@ class Job:
     def _end_hung(self, crew: Workers, work: Work) -> None:
         limit_s = self._crewing.item_timeout_s
         now = time.monotonic()
-        opening = crew.workers.keys() - work.busy.keys() - set(work.idle)
-        if any(now - crew.workers[number].heard_at > _OPEN_WITHIN_S for number in opening):
+        newcomers = crew.workers.keys() - work.busy.keys() - set(work.idle)
+        if any(now - crew.workers[number].heard_at > _OPEN_WITHIN_S for number in newcomers):
             raise BatchError(f"the archive does not open within {_OPEN_WITHIN_S:g} s")
-        hung = [number for number in work.busy if now - crew.workers[number].heard_at > limit_s]
-        for number in hung:
+        stragglers = [
+            number for number in work.busy if now - crew.workers[number].heard_at > limit_s
+        ]
+        for number in stragglers:
             crew.remove(number)
             order = work.busy.pop(number)
             self._order_again(crew, work, order, (TIMED_OUT, f"no answer within {limit_s:g} s"))
@@ -361,9 +363,9 @@ class Job:
             raise BatchError(f"workers die at part {order.number}: {crew.last_words()}")
 
     def _count(self, receipt: Receipt) -> None:
-        failed, share = sum(receipt.errors.values()), self._shares.pop(receipt.part)
+        failures, share = sum(receipt.errors.values()), self._shares.pop(receipt.part)
         now = time.monotonic()
-        self.pace.count(receipt.rows, failed, share)
+        self.pace.count(receipt.rows, failures, share)
         self._show(self.pace.line(now))
         if now - self._told_at >= _TELL_EVERY_S:
             self._told_at = now

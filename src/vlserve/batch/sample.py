@@ -93,17 +93,17 @@ def draw(sources: Sequence[Source], rows: int, workers: int, scratch: Path) -> S
         DataError: A file cannot be read.
     """
     groups = list(_groups(sources))
-    tabled = sum(group.rows for group in groups)
+    table_rows = sum(group.rows for group in groups)
     lines: Spread[tuple[Source, bytes]] = Spread(rows)
     for source in sources:
         if source.kind is not Kind.PARQUET:
             for line in read_lines(source):
                 lines.offer((source, line))
-    total = tabled + lines.seen
+    total = table_rows + lines.seen
     if not total:
         raise BatchError("the input has no row to sample")
     own_lines = lines.kept(-(-rows * lines.seen // total))
-    places = _places(groups, rows - len(own_lines)) if tabled else {}
+    places = _places(groups, rows - len(own_lines)) if table_rows else {}
     size = min(max(rows // (PARTS_A_WORKER * workers), 8), PART_ROWS)
     parts: list[Part] = []
     for number, source in enumerate(sources):
@@ -195,16 +195,16 @@ def _parquet_parts(
 
     if not places:
         return
-    with opened_parquet(source.path) as opened:
-        codec = opened.metadata.row_group(0).column(0).compression
+    with opened_parquet(source.path) as reader:
+        codec = reader.metadata.row_group(0).column(0).compression
         codec = (
             "NONE" if codec == "UNCOMPRESSED" else codec
         )  # pyarrow reads one name, writes the other
-        with ParquetWriter(file, opened.schema_arrow, compression=codec) as writer:
+        with ParquetWriter(file, reader.schema_arrow, compression=codec) as writer:
             number = 0
             for group, own in places.items():
                 try:
-                    table = _rows_of(opened, group, own)
+                    table = _rows_of(reader, group, own)
                 except (OSError, pyarrow.ArrowException):
                     continue  # its rows are errors that cost next to nothing
                 for start in range(0, table.num_rows, size):

@@ -53,11 +53,11 @@ def pack_shipment(record: JobRecord, launch: Launch) -> Shipment:
 
 def packed_program() -> bytes:
     """Return the package of workers as a zip file."""
-    folder, packed = Path(vlserve_worker.__file__).parent, io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as members:
+    folder, buffer = Path(vlserve_worker.__file__).parent, io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as members:
         for file in sorted(folder.glob("*.py")):
             members.writestr(f"{folder.name}/{file.name}", file.read_bytes())
-    return packed.getvalue()
+    return buffer.getvalue()
 
 
 def imported_packages(archive: Path, manifest: Manifest, *, has_tables: bool) -> Sequence[str]:

@@ -116,15 +116,15 @@ class SplitResult:
 def measure(url: str, route: Route, callers: int) -> SplitResult:
     """Ask every model at every weight, and look whether releases touch each other."""
     keys = [f"caller-{number}" for number in range(callers)]
-    keyed, keyless, met = [], [], {}
+    keyed_shares, keyless_shares, hits = [], [], {}
     for weight in WEIGHTS:
         route(released(dict.fromkeys(SALTS, weight), SALTS))
         for model in SALTS:
-            met[model, weight] = on_candidate(url, model, keys)
-            keyed.append(Share(model, weight, callers, len(met[model, weight])))
+            hits[model, weight] = on_candidate(url, model, keys)
+            keyed_shares.append(Share(model, weight, callers, len(hits[model, weight])))
         by_chance = on_candidate(url, next(iter(SALTS)), [None] * callers)
-        keyless.append(Share(next(iter(SALTS)), weight, callers, len(by_chance)))
+        keyless_shares.append(Share(next(iter(SALTS)), weight, callers, len(by_chance)))
     first, *others = SALTS
     route(released({first: 25, **dict.fromkeys(others, 100)}, SALTS))
-    disturbed = on_candidate(url, first, keys) ^ met[first, 25]
-    return SplitResult(keyed, keyless, met, len(disturbed))
+    changes = on_candidate(url, first, keys) ^ hits[first, 25]
+    return SplitResult(keyed_shares, keyless_shares, hits, len(changes))

@@ -54,9 +54,11 @@ def measure_pace(settings: Settings, model: str, archive: Path, fastest_per_s: f
     ) as http:
         while (passed_s := time.monotonic() - began) < _MEASURED_S:
             body = bodies[answers % len(bodies)]
-            typed = {"Content-Type": body.content_type} if body.content_type else {}
+            type_header = {"Content-Type": body.content_type} if body.content_type else {}
             try:
-                response = http.post(f"/predictions/{model}", content=body.body, headers=typed)
+                response = http.post(
+                    f"/predictions/{model}", content=body.body, headers=type_header
+                )
             except httpx.HTTPError as error:
                 raise StressError(f"{model} does not answer: {error!r}") from error
             if response.is_error:

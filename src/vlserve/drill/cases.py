@@ -138,10 +138,10 @@ def judge_cases(
 
 def _judge(outcome: CaseDecision, requests: Sequence[RequestRecord], instances: int) -> CaseResult:
     case = outcome.case
-    lost = sum(request.failure is not None for request in requests)
+    losses = sum(request.failure is not None for request in requests)
     right_gate = not case.gates or bool(case.gates & set(outcome.gates))
     right = outcome.decision == case.expected and right_gate
-    lossless = lost == 0 or (case.may_lose and instances == 1)
+    lossless = losses == 0 or (case.may_lose and instances == 1)
     return CaseResult(
         name=case.name,
         version=outcome.version,
@@ -151,6 +151,6 @@ def _judge(outcome: CaseDecision, requests: Sequence[RequestRecord], instances: 
         why=outcome.why,
         after_s=round(outcome.after_s, 1),
         requests=len(requests),
-        lost=lost,
+        lost=losses,
         passed=right and lossless and bool(requests),
     )

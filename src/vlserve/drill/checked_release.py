@@ -116,19 +116,19 @@ def run_checked_release(
     )
     show(f"{rate:g} requests/s")
     with running_traffic(traffic, folder) as locust:
-        started = control.start_rollout(model, candidate, policy_changes(hold_s))
-        release = _watch(control, started, locust, duration_s, show)
+        rollout = control.start_rollout(model, candidate, policy_changes(hold_s))
+        release = _watch(control, rollout, locust, duration_s, show)
         time.sleep(AFTER_S)
         requests = locust.finish()
     checks = check_release(requests, release, limits)
-    broken = [f"{check.name} ({check.said})" for check in checks if not check.passed]
+    breaches = [f"{check.name} ({check.said})" for check in checks if not check.passed]
     result = CheckedRelease(
         model=model,
         candidate=candidate,
         stable=stable,
         rate_per_s=rate,
-        passed=not broken,
-        verdict=f"broke: {'; '.join(broken)}" if broken else "every check held",
+        passed=not breaches,
+        verdict=f"broke: {'; '.join(breaches)}" if breaches else "every check held",
         checks=checks,
         steps=step_splits(requests, release),
         versions=version_summaries(requests, release),
@@ -157,7 +157,7 @@ def policy_changes(hold_s: float) -> Mapping[str, Any]:
 
 def _watch(
     control: ControlClient,
-    started: RolloutView,
+    rollout: RolloutView,
     locust: LocustProcess,
     duration_s: float,
     show: Show,
@@ -165,18 +165,18 @@ def _watch(
     """Follow the release to its end and roll it back; whatever happens, stable has the traffic."""
     try:
         timeout_s = _PATIENCE * duration_s + 120
-        followed = follow(control, started, timeout_s, show, locust.check)
-        if followed.timed_out:
-            control.abort(started.model)
-        return _rolled_back(control, followed, show)
+        outcome = follow(control, rollout, timeout_s, show, locust.check)
+        if outcome.timed_out:
+            control.abort(rollout.model)
+        return _rolled_back(control, outcome, show)
     except BaseException:
-        _take_back(control, started)
+        _take_back(control, rollout)
         raise
 
 
-def _rolled_back(control: ControlClient, followed: Followed, show: Show) -> WatchedRelease:
+def _rolled_back(control: ControlClient, outcome: Followed, show: Show) -> WatchedRelease:
     """Roll the release back where it was promoted; return what was done."""
-    view, steps, rolled_back_at = followed.view, followed.steps, None
+    view, steps, rolled_back_at = outcome.view, outcome.steps, None
     if promoted := view.status is RolloutStatus.PROMOTED:
         show(f"rolling back to {view.stable}")
         time.sleep(AFTER_S)
@@ -184,7 +184,7 @@ def _rolled_back(control: ControlClient, followed: Followed, show: Show) -> Watc
         control.rollback(view.model)
         rolled_back_at = time.time()
         steps = (*steps[:-1], replace(steps[-1], ended=sent_at))
-    status = "did not come to its end" if followed.timed_out else view.status
+    status = "did not come to its end" if outcome.timed_out else view.status
     return WatchedRelease(
         candidate=view.candidate,
         stable=view.stable,
@@ -195,10 +195,10 @@ def _rolled_back(control: ControlClient, followed: Followed, show: Show) -> Watc
     )
 
 
-def _take_back(control: ControlClient, started: RolloutView) -> None:
+def _take_back(control: ControlClient, rollout: RolloutView) -> None:
     """Give the traffic back to stable as far as possible; the first error is what is raised."""
     with suppress(VlserveError):
-        if control.rollout(started.model).status.under_way:
-            control.abort(started.model)
-        elif control.model(started.model).stable == started.candidate:
-            control.rollback(started.model)
+        if control.rollout(rollout.model).status.under_way:
+            control.abort(rollout.model)
+        elif control.model(rollout.model).stable == rollout.candidate:
+            control.rollback(rollout.model)

@@ -62,48 +62,48 @@ class Moments:
     whole_s: float
 
 
-def release_both(running: RunningStack, pair: Sequence[Edition], model: str) -> None:
+def release_both(stack: RunningStack, pair: Sequence[Edition], model: str) -> None:
     """Register and release two versions, the second over the first."""
     for edition in pair:
-        running.control.register(edition.archive)
-        running.control.release(model, edition.version)
+        stack.control.register(edition.archive)
+        stack.control.release(model, edition.version)
 
 
 def crash(
-    running: RunningStack,
+    stack: RunningStack,
     target: str,
     pair: Sequence[Edition],
     questions: Sequence[Question],
     load: Load,
 ) -> Crash:
     """Kill ``target`` while clients ask the model and both versions; judged once all is whole."""
-    settings = running.settings
+    settings = stack.settings
     with closing(EngineGroup(endpoints(settings), settings.engine)) as engine:
         census = _census(settings)
-        _wait_until(lambda: _is_whole(running, engine, census), target)
-        model, history = _model(running, load), running.control.history(load.model)
+        _wait_until(lambda: _is_whole(stack, engine, census), target)
+        model, history = _model(stack, load), stack.control.history(load.model)
         right = {edition.version: edition.answers for edition in pair}
         clients = Clients(load, questions, right)
         with clients.asking():
             time.sleep(_BEFORE_S)
             killed_s = time.monotonic()
-            killed = _kill(settings, target)
+            pids = _kill(settings, target)
             gateway_back_s = _gateway_back_s(settings, target, killed_s)
             _wait_until(
                 lambda: (
-                    not killed & {process.pid for process in stopping.processes(settings)}
-                    and _is_whole(running, engine, census)
+                    not pids & {process.pid for process in stopping.processes(settings)}
+                    and _is_whole(stack, engine, census)
                 ),
                 target,
             )
             moments = Moments(killed_s, gateway_back_s, time.monotonic())
             time.sleep(_AFTER_S)
-    after = running.control.history(load.model)
+    after = stack.control.history(load.model)
     return judge(
         target,
         moments,
         clients.exchanges,
-        _changes(model, _model(running, load), history, after),
+        _changes(model, _model(stack, load), history, after),
         [event.kind for event in after[len(history) :]],
     )
 
@@ -117,22 +117,22 @@ def judge(
 ) -> Crash:
     """Judge what clients saw of one kill by what it may cost. ``changes``: what is not as it was
     before."""
-    failed = [each for each in exchanges if each.failure]
-    failures = [each for each in failed if each.failure not in WRONG]
-    wrong = Counter(str(each.failure) for each in failed if each.failure in WRONG)
-    unconnected = [each for each in failures if each.failure in NO_CONNECTION]
-    unclean = [
+    errors = [each for each in exchanges if each.failure]
+    failures = [each for each in errors if each.failure not in WRONG]
+    wrong = Counter(str(each.failure) for each in errors if each.failure in WRONG)
+    disconnects = [each for each in failures if each.failure in NO_CONNECTION]
+    unclean_errors = [
         each
         for each in failures
-        if each not in unconnected and not _CLEAN_ERROR.fullmatch(_kind(each))
+        if each not in disconnects and not _CLEAN_ERROR.fullmatch(_kind(each))
     ]
-    beyond = [each for each in unconnected if each.sent_s > moments.gateway_back_s]
+    losses = [each for each in disconnects if each.sent_s > moments.gateway_back_s]
     breaches = {
         f"{sum(wrong.values())} answers wrong": bool(wrong),
-        f"{len(unclean)} answers are no clean error": bool(unclean),
-        f"{len(beyond)} connections refused or lost while the gateway was up": bool(beyond),
-        "lost before the kill": any(each.answered_s < moments.killed_s for each in failed),
-        "lost after all was whole": any(each.sent_s > moments.whole_s for each in failed),
+        f"{len(unclean_errors)} answers are no clean error": bool(unclean_errors),
+        f"{len(losses)} connections refused or lost while the gateway was up": bool(losses),
+        "lost before the kill": any(each.answered_s < moments.killed_s for each in errors),
+        "lost after all was whole": any(each.sent_s > moments.whole_s for each in errors),
         f"unexpected events: {', '.join(events)}": not set(events) <= _RECOVERY_EVENTS,
     }
     last_lost_s = max((each.answered_s for each in failures), default=moments.killed_s)
@@ -154,13 +154,13 @@ def _kind(exchange: Exchange) -> str:
 
 def _kill(settings: Settings, target: str) -> set[int]:
     """Kill the processes of ``target`` and return their ids."""
-    living = stopping.processes(settings)
+    processes = stopping.processes(settings)
     if target != "everything":
-        living = [process for process in living if program_of(process) == target][:1]
-    for process in sorted(living, key=lambda each: program_of(each) != "supervisord"):
+        processes = [process for process in processes if program_of(process) == target][:1]
+    for process in sorted(processes, key=lambda each: program_of(each) != "supervisord"):
         with suppress(psutil.NoSuchProcess):  # a worker that went with its engine
             process.kill()
-    return {process.pid for process in living}
+    return {process.pid for process in processes}
 
 
 def _gateway_back_s(settings: Settings, target: str, killed_s: float) -> float:
@@ -187,13 +187,13 @@ def _census(settings: Settings) -> Counter[str]:
     return Counter(name for name in names if name)
 
 
-def _is_whole(running: RunningStack, engine: EngineGroup, census: Counter[str]) -> bool:
+def _is_whole(stack: RunningStack, engine: EngineGroup, census: Counter[str]) -> bool:
     """Return whether every process runs once, every version has all its workers, and no more is
     loaded."""
-    workers = running.settings.engine.workers
+    workers = stack.settings.engine.workers
     try:
-        healthy = running.control.health().status == "ok"
-        models = running.control.models()
+        healthy = stack.control.health().status == "ok"
+        models = stack.control.models()
         holdings, kinds = engine.loaded(), engine.kinds()
     except (StackError, ControlError):
         return False
@@ -205,11 +205,11 @@ def _is_whole(running: RunningStack, engine: EngineGroup, census: Counter[str]) 
     return (
         healthy
         and all(
-            {key for key, version in holds.items() if version.workers_ready == workers}
+            {key for key, version in holding.items() if version.workers_ready == workers}
             == targets[name]
-            for name, holds in holdings.items()
+            for name, holding in holdings.items()
         )
-        and _census(running.settings) == census
+        and _census(stack.settings) == census
     )
 
 
@@ -221,8 +221,8 @@ def _wait_until(holds: Callable[[], bool], subject: str) -> None:
         time.sleep(_POLL_S)
 
 
-def _model(running: RunningStack, load: Load) -> ModelView:
-    return running.control.model(load.model)
+def _model(stack: RunningStack, load: Load) -> ModelView:
+    return stack.control.model(load.model)
 
 
 def _changes(

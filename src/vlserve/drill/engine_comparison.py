@@ -76,9 +76,9 @@ def compare_engines(
     requests = _requests(archive, good)
     with tempfile.TemporaryDirectory(prefix="vlserve-engines-") as scratch:
         show(f"answering {len(requests)} requests without engine")
-        unpacked = Path(scratch) / "archive"
-        manifest = unpack_archive(archive, unpacked)
-        references = _without_engine(unpacked, manifest, requests, Path(scratch))
+        archive_folder = Path(scratch) / "archive"
+        manifest = unpack_archive(archive, archive_folder)
+        references = _without_engine(archive_folder, manifest, requests, Path(scratch))
     answers = {
         kind: _on_engine(each, archive, manifest, requests, show) for kind, each in stacks.items()
     }
@@ -99,8 +99,8 @@ def compare_engines(
 
 
 def _requests(archive: Path, good: int) -> dict[str, RequestBody]:
-    varied = vary_probes(archive, good, seed=1)
-    return {f"good {number}": body for number, body in enumerate(varied)} | bad_requests(archive)
+    bodies = vary_probes(archive, good, seed=1)
+    return {f"good {number}": body for number, body in enumerate(bodies)} | bad_requests(archive)
 
 
 def _compared(
@@ -134,7 +134,7 @@ def _follows_its_batch(manifest: Manifest) -> bool:
 
 
 def _without_engine(
-    unpacked: Path, manifest: Manifest, requests: Mapping[str, RequestBody], scratch: Path
+    folder: Path, manifest: Manifest, requests: Mapping[str, RequestBody], scratch: Path
 ) -> Answers:
     """Return what the archive's own code says in a process of its own, each request alone."""
     requests_file, answers_file = scratch / "requests.jsonl", scratch / "answers.jsonl"
@@ -150,10 +150,10 @@ def _without_engine(
     own = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     process = subprocess.run(
         [
-            *(sys.executable, "-P", "-m", "vlserve_worker.without_engine", str(unpacked)),
+            *(sys.executable, "-P", "-m", "vlserve_worker.without_engine", str(folder)),
             *(str(manifest.version), str(requests_file), str(answers_file)),
         ],
-        env=own | {"PYTHONPATH": str(unpacked), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+        env=own | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         encoding="utf-8",

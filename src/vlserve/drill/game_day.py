@@ -177,7 +177,7 @@ class _Stage:
     ) -> CaseDecision:
         released_at = time.monotonic()
         view = self._control.start_rollout(self._twin, version, self._policy.changes(case.shadow))
-        followed = follow(
+        outcome = follow(
             self._control,
             view,
             min(LONGEST_CASE_S, self._deadline - released_at),
@@ -185,8 +185,8 @@ class _Stage:
             keep_watch,
         )
         after_s = time.monotonic() - released_at
-        decision, gates, why = decision_of(followed.view)
-        if followed.timed_out:
+        decision, gates, why = decision_of(outcome.view)
+        if outcome.timed_out:
             self._control.abort(self._twin)
         self._show(f"{case.name}: {decision}")
         return CaseDecision(case, version, began, decision, gates, why, after_s)

@@ -131,7 +131,7 @@ def judge(
     moves = [step for step in steps if step.moves_traffic]
     failures = Counter(each.failure for each in exchanges if each.failure)
     wrong = {kind: count for kind, count in failures.items() if kind in WRONG}
-    lost = {kind: count for kind, count in failures.items() if kind not in WRONG}
+    losses = {kind: count for kind, count in failures.items() if kind not in WRONG}
     lags = [lag for each in exchanges if (lag := lag_ms(each, moves))]
     if strays := lags.count(math.inf):
         wrong["version without traffic"] = strays
@@ -142,7 +142,7 @@ def judge(
     largest_lag_ms = max(lags, default=0.0)
     slowest_first_ms = max(firsts, default=0.0)
     limits = {
-        f"{sum(lost.values())} requests lost": bool(lost),
+        f"{sum(losses.values())} requests lost": bool(losses),
         f"{sum(wrong.values())} answers wrong": bool(wrong),
         f"the old version answered {largest_lag_ms:.0f} ms after": (
             largest_lag_ms > IN_FORCE_WITHIN_MS
@@ -159,7 +159,7 @@ def judge(
         rate_per_s=load.rate_per_s,
         limit_per_s=limit_per_s,
         requests=len(exchanges),
-        lost=lost,
+        lost=losses,
         wrong=wrong,
         stale=len(lags),
         largest_lag_ms=round(largest_lag_ms, 1),
@@ -180,12 +180,12 @@ def lag_ms(exchange: Exchange, moves: Sequence[Step]) -> float:
     traffic: 0 when it had not, infinite when it was not even the last to lose it."""
     if exchange.wanted is not None or exchange.version is None:
         return 0.0
-    settled = bisect_right([move.returned_s for move in moves], exchange.sent_s)
-    under_way = [move for move in moves[settled:] if move.begun_s <= exchange.answered_s]
-    newest = moves[settled - 1]
+    count = bisect_right([move.returned_s for move in moves], exchange.sent_s)
+    under_way = [move for move in moves[count:] if move.begun_s <= exchange.answered_s]
+    newest = moves[count - 1]
     if exchange.version in {move.version for move in (newest, *under_way)}:
         return 0.0
-    if settled > 1 and exchange.version == moves[settled - 2].version:
+    if count > 1 and exchange.version == moves[count - 2].version:
         return (exchange.sent_s - newest.returned_s) * 1000
     return math.inf
 

@@ -27,7 +27,7 @@ class Followed:
 
 def follow(
     control: ControlClient,
-    started: RolloutView,
+    rollout: RolloutView,
     timeout_s: float,
     show: Show,
     keep_watch: Callable[[], object] = lambda: None,
@@ -39,18 +39,18 @@ def follow(
 
     Args:
         control: The control service.
-        started: Its answer to the start of the release.
+        rollout: Its answer to the start of the release.
         timeout_s: When to stop.
         show: Gets a message for each step and status.
         keep_watch: Called at each poll; may raise.
     """
-    view, steps, place = started, [_first_seen(started)], started.step
+    view, steps, place = rollout, [_first_seen(rollout)], rollout.step
     deadline = time.monotonic() + timeout_s
     last_shown: object = None
     while view.status.under_way and time.monotonic() < deadline:
         time.sleep(POLL_S)
         sent_at = time.time()
-        view = control.rollout(started.model)
+        view = control.rollout(rollout.model)
         if not view.status.under_way:
             break
         if view.step == place:

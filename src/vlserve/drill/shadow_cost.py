@@ -78,17 +78,17 @@ def _percentile(latencies_ms: Sequence[float], percent: int) -> float:
 def engines(kinds: Sequence[Kind]) -> Iterator[Mapping[Kind, Sequence[Instance]]]:
     """Run the instances that each kind is measured with: one has the stable version alone, one the
     shadow alone."""
-    with ExitStack() as opened:
+    with ExitStack() as stack:
         no_shadow, no_stable = frozenset({(MODEL, CANDIDATE)}), frozenset({(MODEL, STABLE)})
-        stable = opened.enter_context(stand_in("engine-0", STABLE_MS, no_shadow))
+        stable = stack.enter_context(stand_in("engine-0", STABLE_MS, no_shadow))
         instances = {}
         for number, kind in enumerate(kinds, 1):
-            with ExitStack() as its_own:
-                shadow = its_own.enter_context(
+            with ExitStack() as own_stack:
+                shadow = own_stack.enter_context(
                     stand_in(f"engine-{number}", kind.delay_ms, no_stable)
                 )
                 if not kind.dead:
-                    opened.push(its_own.pop_all())
+                    stack.push(own_stack.pop_all())
             instances[kind] = [stable, shadow]
         yield instances
 
@@ -107,17 +107,20 @@ def measure(
     spans: dict[Kind, list[tuple[float, float]]] = {kind: [] for kind in instances}
     with clients.asking():
         for _ in range(rounds):
-            for kind, running in instances.items():
+            for kind, pair in instances.items():
                 route = ModelRoute(
                     MODEL, {STABLE: 100}, (STABLE, CANDIDATE), step=kind.step, shadow=kind.shadow
                 )
-                own.route([route], running)
+                own.route([route], pair)
                 began_s = time.monotonic()
                 time.sleep(seconds)
                 spans[kind].append((began_s, time.monotonic()))
     time.sleep(_LOGGED_S)
     copies = _copies(own)
-    costs = {kind: _cost(clients.exchanges, its, copies[kind.step]) for kind, its in spans.items()}
+    costs = {
+        kind: _cost(clients.exchanges, periods, copies[kind.step])
+        for kind, periods in spans.items()
+    }
     return costs, sum(bool(each.failure) for each in clients.exchanges)
 
 
@@ -125,8 +128,8 @@ def _cost(
     exchanges: Sequence[Exchange], spans: Sequence[tuple[float, float]], copies: int
 ) -> ShadowCost:
     rounds = [[each for each in exchanges if began <= each.due_s < end] for began, end in spans]
-    failures = Counter(each.failure for of_one in rounds for each in of_one if each.failure)
-    return ShadowCost([[each.latency_ms for each in of_one] for of_one in rounds], failures, copies)
+    failures = Counter(each.failure for group in rounds for each in group if each.failure)
+    return ShadowCost([[each.latency_ms for each in group] for group in rounds], failures, copies)
 
 
 def _copies(own: OwnGateway) -> Counter[str]:

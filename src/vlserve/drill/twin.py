@@ -55,8 +55,8 @@ class Original:
 
 def spoil(archive: Path) -> None:
     """Change a byte in the archive's largest member, as a bad disk would."""
-    with zipfile.ZipFile(archive) as opened:
-        largest = max(opened.infolist(), key=lambda member: member.file_size)
+    with zipfile.ZipFile(archive) as members:
+        largest = max(members.infolist(), key=lambda member: member.file_size)
     header_bytes = 30 + len(largest.filename.encode())
     with archive.open("r+b") as file:
         file.seek(largest.header_offset + header_bytes + largest.file_size // 2)

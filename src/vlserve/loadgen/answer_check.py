@@ -32,10 +32,10 @@ class RequestOutcome:
 
 def _object(body: bytes) -> dict[str, Any] | None:
     try:
-        parsed = json.loads(body)
+        value = json.loads(body)
     except ValueError:
         return None
-    return parsed if isinstance(parsed, dict) else None
+    return value if isinstance(value, dict) else None
 
 
 def _is_number(value: object) -> bool:
@@ -70,7 +70,7 @@ def judge_tagging(
         status: The answer's HTTP status.
         id_header: Its X-Request-Id.
         body: Its body.
-        sent: The request.
+        request: What was sent.
     """
     answer = _object(body)
     if status != 200:

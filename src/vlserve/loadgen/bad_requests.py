@@ -37,7 +37,7 @@ def bad_requests(archive: Path) -> dict[str, RequestBody]:
         "unknown field": _body({**fields, "unknown_field": 1}),
     }
     for name, value in fields.items():
-        rest = {each: given for each, given in fields.items() if each != name}
+        rest = {key: content for key, content in fields.items() if key != name}
         bodies[f"no {name}"] = _body(rest)
         bodies[f"{name} is a number"] = _body({**fields, name: 7})
         bodies[f"{name} is null"] = _body({**fields, name: None})

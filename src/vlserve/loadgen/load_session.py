@@ -29,10 +29,10 @@ class LoadSession:
             is_worker: Whether another process (Locust's master) empties the record.
         """
         self.options = options
-        adopted = exchange_bodies(Path(options.archive)) if options.archive else ()
-        self.is_raw = bool(adopted)
+        exchanges = exchange_bodies(Path(options.archive)) if options.archive else ()
+        self.is_raw = bool(exchanges)
         """Whether answers may be of any form."""
-        self.bodies = adopted or _request_bodies(options, body_count)
+        self.bodies = exchanges or _request_bodies(options, body_count)
         self.api_key = os.environ.get(API_KEY_VARIABLE, "")
         self._started = time.monotonic()
         self._record: IO[str] | None = None

@@ -52,10 +52,10 @@ def _prepare_run(environment: Environment, runner: Runner, **_: Any) -> None:
 
 def _choose_loop(environment: Environment, *, open_loop: bool) -> None:
     """Keep the users of one loop, where the file has both."""
-    fitting = [
+    users = [
         user for user in environment.user_classes if issubclass(user, OpenLoopUser) is open_loop
     ]
-    environment.user_classes = fitting or environment.user_classes
+    environment.user_classes = users or environment.user_classes
 
 
 def _share_out_the_rate(environment: Environment, options: Namespace) -> None:
@@ -91,16 +91,16 @@ def _fail_without_requests(environment: Environment, **_: Any) -> None:
     if not options or not options.headless or isinstance(environment.runner, WorkerRunner):
         return
     requests = environment.stats.total.num_requests
-    planned = (options.rate or 0.0) * (options.run_time or 0.0)
+    target = (options.rate or 0.0) * (options.run_time or 0.0)
     if requests == 0:
         _log.error("no request was answered, so the run has failed")
         environment.process_exit_code = 1
-    elif requests < LEAST_SHARE_SENT * planned:
+    elif requests < LEAST_SHARE_SENT * target:
         _log.error(
             "%d requests came to an end of the %.0f that --rate asks for, so the run has failed: "
             "the load generator was too slow, or was cut off",
             requests,
-            planned,
+            target,
         )
         environment.process_exit_code = 1
 

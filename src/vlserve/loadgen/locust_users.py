@@ -102,15 +102,15 @@ class PredictionUser(FastHttpUser):
         What Locust cuts off at the end of a run is neither answered nor failed, and not reported,
         unless it has had its time.
         """
-        request, sent_at, sent = self.next_request(), time.time(), time.monotonic()
+        request, sent_at, start = self.next_request(), time.time(), time.monotonic()
         try:
             outcome = self._exchange(request, random.choice(self.session.bodies))
         except gevent.GreenletExit:
             # The client's own time limit starts anew with every packet.
-            if time.monotonic() - sent >= self.options.request_timeout:
-                self._report(request, _OVERDUE, due, sent, sent_at, _ms_since(due))
+            if time.monotonic() - start >= self.options.request_timeout:
+                self._report(request, _OVERDUE, due, start, sent_at, _ms_since(due))
             raise
-        self._report(request, outcome, due, sent, sent_at, _ms_since(due))
+        self._report(request, outcome, due, start, sent_at, _ms_since(due))
         return outcome
 
     def skip(self, due: float) -> None:
@@ -121,27 +121,27 @@ class PredictionUser(FastHttpUser):
         self._report(self.next_request(), outcome, due, now, time.time(), latency_ms=None)
 
     def _exchange(self, request: PredictionRequest, body: RequestBody) -> RequestOutcome:
-        sent = SentRequest(self.options.model, request.version, str(uuid.uuid4()))
+        sent_request = SentRequest(self.options.model, request.version, str(uuid.uuid4()))
         response = self.client.post(
-            request.path(sent.model),
+            request.path(sent_request.model),
             data=body.body,  # type: ignore[arg-type]  # bytes are sent as they are
-            headers=self._headers(request, body, sent.request_id),
+            headers=self._headers(request, body, sent_request.request_id),
             catch_response=True,  # nothing is reported before it is judged
         )
         if error := response.request_meta["exception"]:
             return RequestOutcome(failure=transport_failure(error), answered=False)
         assert response.headers is not None
         timing = read_timing(response.headers.get_all("server-timing") or ())
-        return replace(self._judge(response, sent), timing=timing)
+        return replace(self._judge(response, sent_request), timing=timing)
 
-    def _judge(self, response: ResponseContextManager, sent: SentRequest) -> RequestOutcome:
+    def _judge(self, response: ResponseContextManager, sent_request: SentRequest) -> RequestOutcome:
         status, content = response.status_code, response.content or b""
         id_header = _header(response, "x-request-id")
         if self.options.archive:
             version_header = _header(response, "x-model-version")
             judge = judge_exchange if self.session.is_raw else judge_prediction
-            return judge(status, version_header, id_header, content, sent)
-        return judge_tagging(status, id_header, content, sent)
+            return judge(status, version_header, id_header, content, sent_request)
+        return judge_tagging(status, id_header, content, sent_request)
 
     def _headers(
         self, request: PredictionRequest, body: RequestBody, request_id: str
@@ -158,7 +158,7 @@ class PredictionUser(FastHttpUser):
         request: PredictionRequest,
         outcome: RequestOutcome,
         due: float,
-        sent: float,
+        start: float,
         sent_at: float,
         latency_ms: float | None,
     ) -> None:
@@ -176,7 +176,7 @@ class PredictionUser(FastHttpUser):
         self.session.write(
             RequestRecord(
                 due_s=self.session.since_start_s(due),
-                late_ms=(sent - due) * 1000,
+                late_ms=(start - due) * 1000,
                 latency_ms=latency_ms,
                 version=outcome.version,
                 failure=outcome.failure,

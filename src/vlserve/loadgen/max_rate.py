@@ -45,9 +45,9 @@ def bounds(runs: Sequence[tuple[float, bool]]) -> tuple[float | None, float | No
     A rate that held above one that broke does not count: the server does not hold all rates below
     it. ``runs`` are pairs of a rate and whether it held.
     """
-    broken = min((rate for rate, ok in runs if not ok), default=None)
-    ok_rates = [rate for rate, ok in runs if ok and (broken is None or rate < broken)]
-    return max(ok_rates, default=None), broken
+    ceiling = min((rate for rate, ok in runs if not ok), default=None)
+    ok_rates = [rate for rate, ok in runs if ok and (ceiling is None or rate < ceiling)]
+    return max(ok_rates, default=None), ceiling
 
 
 def next_rate(
@@ -64,17 +64,17 @@ def next_rate(
         start: The first rate.
         precision: The lowest rate that broke is at most so many times the highest that held.
     """
-    highest_ok, broken = bounds(runs)
+    highest_ok, ceiling = bounds(runs)
     if len(runs) >= MAX_STEPS:
         return None
-    if highest_ok is None and broken is None:
+    if highest_ok is None and ceiling is None:
         return start
-    if broken is None:
+    if ceiling is None:
         assert highest_ok is not None
         return highest_ok * 2
     if highest_ok is None:
-        return broken / 2 if broken / 2 >= LOWEST_RATE_PER_S else None
-    return float(f"{sqrt(highest_ok * broken):.3g}") if broken / highest_ok > precision else None
+        return ceiling / 2 if ceiling / 2 >= LOWEST_RATE_PER_S else None
+    return float(f"{sqrt(highest_ok * ceiling):.3g}") if ceiling / highest_ok > precision else None
 
 
 def _runs(steps: Sequence[Step]) -> list[tuple[float, bool]]:
@@ -113,12 +113,12 @@ def find_limit(
         )
         steps.append(Step(rate, result.passed, result))
         show(f"step {number}, {rate:g} requests/s: {_word(steps[-1])}")
-    highest_ok, broken = bounds(_runs(steps))
+    highest_ok, ceiling = bounds(_runs(steps))
     limit = LimitResult(
         highest_held_per_s=highest_ok,
-        lowest_broken_per_s=broken,
+        lowest_broken_per_s=ceiling,
         client_saturated=any(
-            step.result.client_saturated for step in steps if step.rate_per_s == broken
+            step.result.client_saturated for step in steps if step.rate_per_s == ceiling
         ),
         steps=tuple(steps),
         result=out_dir.resolve() / "limit.json",

@@ -42,8 +42,8 @@ class _Variation:
         self._pieces = pieces
 
     def body(self, fields: dict[str, Any]) -> RequestBody:
-        varied = {name: self._value(value) for name, value in fields.items()}
-        return RequestBody(json.dumps(varied).encode(), "application/json")
+        content = {name: self._value(value) for name, value in fields.items()}
+        return RequestBody(json.dumps(content).encode(), "application/json")
 
     def _value(self, value: Any) -> Any:
         if not isinstance(value, str):
@@ -51,8 +51,8 @@ class _Variation:
         file = _file(value)
         if file is None:
             return self._text()
-        varied = self._features(file) if file.startswith(_NPY) else self._image(file)
-        return base64.b64encode(varied).decode("ascii")
+        data = self._features(file) if file.startswith(_NPY) else self._image(file)
+        return base64.b64encode(data).decode("ascii")
 
     def _text(self) -> str:
         return "".join(self._chance.choices(self._pieces, k=self._chance.randint(3, 9)))

@@ -198,10 +198,10 @@ def _check_monotone(requests: Sequence[RequestRecord], release: WatchedRelease) 
 
 
 def _check_requested(requests: Sequence[RequestRecord]) -> Check:
-    pinned = [r for r in _right_answers(requests) if r.requested_version is not None]
-    wrong = sum(r.version != r.requested_version for r in pinned)
-    words = f"{len(pinned)} requests asked for a version, {wrong} got another one"
-    return Check("asked for", bool(pinned) and not wrong, words)
+    answers = [r for r in _right_answers(requests) if r.requested_version is not None]
+    wrong = sum(r.version != r.requested_version for r in answers)
+    words = f"{len(answers)} requests asked for a version, {wrong} got another one"
+    return Check("asked for", bool(answers) and not wrong, words)
 
 
 def _check_lost(requests: Sequence[RequestRecord]) -> Check:
@@ -248,10 +248,10 @@ def _sticky_answers(requests: Sequence[RequestRecord], step: Step) -> list[tuple
 
 
 def _split(right: Sequence[RequestRecord], step: Step, candidate: int) -> StepSplit:
-    routed = [r for r in right if step.has(r) and r.requested_version is None]
-    free = [r for r in routed if r.sticky_key is None]
+    answers = [r for r in right if step.has(r) and r.requested_version is None]
+    free = [r for r in answers if r.sticky_key is None]
     first: dict[str, int] = {}
-    for key, version in _sticky_answers(routed, step):
+    for key, version in _sticky_answers(answers, step):
         first.setdefault(key, version)
     return StepSplit(
         weight=step.weight,

@@ -69,22 +69,22 @@ def stages_of(latency_ms: float, timing: Mapping[str, float]) -> dict[str, float
 def where_time_went(records: Sequence[RequestRecord]) -> WhereTimeWent | None:
     """Return the mean times of the right answers; None where none of them has timings."""
     good = [r for r in records if r.failure is None and r.latency_ms is not None]
-    timed = [
+    times = [
         (r.latency_ms, stages)
         for r in good
         if r.latency_ms is not None and (stages := stages_of(r.latency_ms, r.timing)) is not None
     ]
-    if not timed:
+    if not times:
         return None
-    timed.sort(key=lambda pair: pair[0])
-    slowest = timed[-max(1, len(timed) // 100) :]
-    return WhereTimeWent(len(timed) / len(good), _means(timed), _means(slowest))
+    times.sort(key=lambda pair: pair[0])
+    slowest = times[-max(1, len(times) // 100) :]
+    return WhereTimeWent(len(times) / len(good), _means(times), _means(slowest))
 
 
-def _means(timed: Sequence[tuple[float, Mapping[str, float]]]) -> StageMeans:
-    means = {stage: float(np.mean([stages[stage] for _, stages in timed])) for stage in STAGES}
+def _means(times: Sequence[tuple[float, Mapping[str, float]]]) -> StageMeans:
+    means = {stage: float(np.mean([stages[stage] for _, stages in times])) for stage in STAGES}
     return StageMeans(
-        requests=len(timed),
-        latency_ms=float(np.mean([latency_ms for latency_ms, _ in timed])),
+        requests=len(times),
+        latency_ms=float(np.mean([latency_ms for latency_ms, _ in times])),
         stage_ms=means,
     )

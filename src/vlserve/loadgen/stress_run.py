@@ -105,14 +105,14 @@ def _free_port() -> int:
 def _cpu_shares(samples: Sequence[CpuSample], plan: StressPlan) -> Mapping[int, float]:
     """Return, by process, CPU seconds per second of the judged time, without Locust's start and
     report."""
-    judged = [
+    samples = [
         sample
         for sample in samples
         if plan.warm_up_s <= sample[0] <= plan.warm_up_s + plan.duration_s
     ]
-    if len(judged) < 2:
+    if len(samples) < 2:
         return {}
-    (from_s, used_before_s), (to_s, used_s) = judged[0], judged[-1]
+    (from_s, used_before_s), (to_s, used_s) = samples[0], samples[-1]
     return {
         pid: (used_s[pid] - used_before_s[pid]) / (to_s - from_s)
         for pid in used_s.keys() & used_before_s.keys()
@@ -124,10 +124,10 @@ def _watch(locust: LocustProcess, plan: StressPlan, show: Show) -> float:
     planned_s = _run_time_s(plan)
     allowed_s = planned_s + plan.timeout_s + START_UP_S
     client = psutil.Process(locust.pid)
-    started = time.monotonic()
+    start = time.monotonic()
     samples: list[CpuSample] = []
     while not locust.ended():
-        elapsed_s = time.monotonic() - started
+        elapsed_s = time.monotonic() - start
         if elapsed_s > allowed_s:
             raise locust.error(f"Locust did not end within {allowed_s} s")
         phase = "waiting for the last answers" if elapsed_s > planned_s else "running"
@@ -146,10 +146,10 @@ def _judge(
     ends_s = plan.warm_up_s + plan.duration_s
     if plan.processes > 1:
         records = [record for record in records if record.due_s < ends_s]
-    before, judged = split_warm_up(records, plan.warm_up_s)
-    figures = summarise(judged, plan.warm_up_s, ends_s)
-    client = ClientUse(plan.processes, round(cpu_share, 3), late_p99_ms(judged))
-    broken = breaches(figures, plan)
+    warm_up_records, records = split_warm_up(records, plan.warm_up_s)
+    figures = summarise(records, plan.warm_up_s, ends_s)
+    client = ClientUse(plan.processes, round(cpu_share, 3), late_p99_ms(records))
+    faults = breaches(figures, plan)
     return StressResult(
         url=plan.url,
         model=plan.model,
@@ -158,21 +158,21 @@ def _judge(
         max_error_rate=plan.max_error_rate,
         max_p99_ms=plan.max_p99_ms,
         figures=figures,
-        warm_up=summarise(before, 0.0, plan.warm_up_s),
+        warm_up=summarise(warm_up_records, 0.0, plan.warm_up_s),
         client=client,
         client_saturated=client.saturated,
-        breaches=broken,
-        passed=not broken,
-        verdict=_verdict(plan, broken, client.saturated),
-        stages=where_time_went(judged),
+        breaches=faults,
+        passed=not faults,
+        verdict=_verdict(plan, faults, client.saturated),
+        stages=where_time_went(records),
         report=out_dir / "report.html",
         result=out_dir / "result.json",
     )
 
 
-def _verdict(plan: StressPlan, broken: Sequence[str], client_saturated: bool) -> str:
+def _verdict(plan: StressPlan, faults: Sequence[str], client_saturated: bool) -> str:
     limits = f"error rate up to {plan.max_error_rate:g}, p99 up to {plan.max_p99_ms:g} ms"
-    word = f"broke: {'; '.join(broken)}" if broken else f"held ({limits})"
+    word = f"broke: {'; '.join(faults)}" if faults else f"held ({limits})"
     doubt = f"; {CLIENT_IS_LATE}" if client_saturated else ""
     return f"{plan.load} {word}{doubt}"
 

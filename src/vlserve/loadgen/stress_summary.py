@@ -101,14 +101,14 @@ def breaches(figures: LoadSummary, plan: StressPlan) -> tuple[str, ...]:
     """Return the limits of the plan that did not hold, in words; empty: all held."""
     if figures.p99_ms is None:
         return ("no request was answered right",)
-    broken = []
-    planned = (plan.rate_per_s or 0.0) * plan.duration_s
-    if figures.requests < LEAST_SHARE_SENT * planned:
-        broken.append(
-            f"{figures.requests} requests were sent of the {planned:.0f} that the rate asks for"
+    messages = []
+    target = (plan.rate_per_s or 0.0) * plan.duration_s
+    if figures.requests < LEAST_SHARE_SENT * target:
+        messages.append(
+            f"{figures.requests} requests were sent of the {target:.0f} that the rate asks for"
         )
     if figures.error_rate > plan.max_error_rate:
-        broken.append(f"error rate {figures.error_rate:.3%} is above {plan.max_error_rate:.3%}")
+        messages.append(f"error rate {figures.error_rate:.3%} is above {plan.max_error_rate:.3%}")
     if figures.p99_ms > plan.max_p99_ms:
-        broken.append(f"p99 {figures.p99_ms:.1f} ms is above {plan.max_p99_ms:g} ms")
-    return tuple(broken)
+        messages.append(f"p99 {figures.p99_ms:.1f} ms is above {plan.max_p99_ms:g} ms")
+    return tuple(messages)

@@ -51,21 +51,21 @@ FIGURES = (
 
 def run_table(result: StressResult) -> Table:
     """Return one row per number, with a column for the judged time and one for the warm-up."""
-    judged, warm_up = _column(result.figures), _column(result.warm_up)
+    figures, warm_up = _column(result.figures), _column(result.warm_up)
     client = result.client
     several = "1 process" if client.processes == 1 else f"{client.processes} processes, busiest"
     core = f"{several} {client.cpu_share:.0%} of a core"
-    rows = [list(row) for row in zip(FIGURES, judged, warm_up, strict=True)]
+    rows = [list(row) for row in zip(FIGURES, figures, warm_up, strict=True)]
     rows.append(["client", f"{core}, late p99 {client.late_p99_ms:.1f} ms", ""])
     return ("", result.load, "warm-up"), rows
 
 
-def stage_table(went: WhereTimeWent) -> Table:
+def stage_table(breakdown: WhereTimeWent) -> Table:
     """Return one row per stage: mean of all requests, and of the slowest 1 %."""
-    columns = (went.all, went.slowest)
+    columns = (breakdown.all, breakdown.slowest)
     rows = [[stage, *(_ms(means.stage_ms[stage]) for means in columns)] for stage in STAGES]
     rows.append(["together", *(_ms(means.latency_ms) for means in columns)])
-    return ("WHERE THE TIME WENT", "MEAN", f"SLOWEST {went.slowest.requests}"), rows
+    return ("WHERE THE TIME WENT", "MEAN", f"SLOWEST {breakdown.slowest.requests}"), rows
 
 
 def limit_table(limit: LimitResult) -> Table:
@@ -91,8 +91,8 @@ def limit_verdict(limit: LimitResult) -> str:
     """Return one sentence: the highest rate that held."""
     if limit.highest_held_per_s is None:
         return f"no rate held, not even {limit.lowest_broken_per_s:g} requests/s"
-    held = f"highest rate that held: {limit.highest_held_per_s:g} requests/s"
+    sentence = f"highest rate that held: {limit.highest_held_per_s:g} requests/s"
     if limit.lowest_broken_per_s is None:
-        return f"{held}; none broke, so the limit is higher"
+        return f"{sentence}; none broke, so the limit is higher"
     doubt = f"; {CLIENT_IS_LATE}" if limit.client_saturated else ""
-    return f"{held}; {limit.lowest_broken_per_s:g} requests/s broke{doubt}"
+    return f"{sentence}; {limit.lowest_broken_per_s:g} requests/s broke{doubt}"

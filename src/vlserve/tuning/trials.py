@@ -47,9 +47,9 @@ class Trials:
         model, version = self._manifest.model, self._manifest.version
         is_registered = any(
             view.version == version
-            for registered in self._control.models()
-            if registered.model == model
-            for view in registered.versions
+            for model_view in self._control.models()
+            if model_view.model == model
+            for view in model_view.versions
         )
         if is_registered and self._control.unload(model, version).state is State.DRAINING:
             raise NotReady(f"{model} {version} still answers requests of the run before")

@@ -117,8 +117,8 @@ def tune(
     best = _confirmed(search, search.points, CONFIRMED * run_s)
     if best is not None and best.serving != start:
         own = [point for point in search.points if point.serving == start]
-        confirmed = _confirmed(search, own, CONFIRMED * run_s)
-        best = best if confirmed is None or best.rps > GAIN * confirmed.rps else confirmed
+        baseline = _confirmed(search, own, CONFIRMED * run_s)
+        best = best if baseline is None or best.rps > GAIN * baseline.rps else baseline
     return TuningResult(
         slo_p99_ms=slo_p99_ms,
         points=tuple(search.points),
@@ -140,11 +140,11 @@ def _confirmed(search: _Search, points: Sequence[Point], seconds: int) -> Point 
         if not search.serve(best.serving):
             candidates = [point for point in candidates if point.serving != best.serving]
             continue
-        again = search.trials.measure(best.serving, best.connections, seconds)
-        search.points.append(again)
-        search.show(_describe(again, search.slo_p99_ms))
-        if again.held(search.slo_p99_ms):
-            return again
+        repeat = search.trials.measure(best.serving, best.connections, seconds)
+        search.points.append(repeat)
+        search.show(_describe(repeat, search.slo_p99_ms))
+        if repeat.held(search.slo_p99_ms):
+            return repeat
         candidates = [
             p for p in candidates if p.serving != best.serving or p.connections < best.connections
         ]

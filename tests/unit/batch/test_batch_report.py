@@ -33,7 +33,7 @@ def test_time_left_goes_by_the_share_of_the_bytes() -> None:
     pace = Pace(began_at=100.0)
     assert pace.left_s(110.0) is None
     pace.keep(0.5)
-    pace.count(rows=40, failed=2, share=0.1)
+    pace.count(rows=40, failures=2, share=0.1)
     assert pace.left_s(110.0) == pytest.approx(40.0)
     assert pace.line(110.0) == "40 rows, 2 failed, 4.0 rows/s, 40 s left"
 
