@@ -55,10 +55,10 @@ class AdoptedTask(Task[ExchangeFields]):
         requests = list(arrays[_REQUEST])
         try:
             answers = self._handler.answer(requests)
-        except HandlerFailed as failed:
-            if len(requests) > 1 and failed.splits and self._adopted.isolates:
+        except HandlerFailed as error:
+            if len(requests) > 1 and error.splits and self._adopted.isolates:
                 raise
-            answers = [failed.answer()] * len(requests)
+            answers = [error.answer()] * len(requests)
         return {_ANSWER: _objects(answers)}
 
     def postprocess(self, outputs: Arrays, index: int, fields: ExchangeFields) -> Answer:

@@ -72,9 +72,9 @@ class AnswerTask(Task[AnswerFields]):
         return self.run("model", arrays)
 
     def postprocess(self, outputs: Arrays, index: int, fields: AnswerFields) -> Answer:
-        scored = self._scored(outputs, index)
-        places = best(np.array([score for _, score in scored]), fields.top_k)
-        answers = (scored[place] for place in places)
+        pairs = self._scored(outputs, index)
+        places = best(np.array([score for _, score in pairs]), fields.top_k)
+        answers = (pairs[place] for place in places)
         return {"answers": [{"answer": answer, "score": score} for answer, score in answers]}
 
     def scores(self, answer: Answer) -> Mapping[str, float]:

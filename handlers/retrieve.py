@@ -177,7 +177,7 @@ class RetrieveTask(Task[RetrieveFields]):
         return arrays
 
     def infer(self, arrays: Arrays) -> Arrays:
-        ranked: dict[int, tuple[Rows, Float64Array, Float64Array]] = {}
+        rankings: dict[int, tuple[Rows, Float64Array, Float64Array]] = {}
         for kind in ("image", "text"):
             rows = arrays[f"{kind}_rows"]
             if len(rows):
@@ -186,9 +186,9 @@ class RetrieveTask(Task[RetrieveFields]):
                     query = Query(kind, outputs, place)
                     among = arrays["among"][row]
                     among = among[among >= 0]
-                    ranked[int(row)] = self._ranked(query, among, int(arrays["top_k"][row]))
-        width = max(len(rows) for rows, _, _ in ranked.values())
-        columns = zip(*(ranked[row] for row in range(len(ranked))), strict=True)
+                    rankings[int(row)] = self._ranked(query, among, int(arrays["top_k"][row]))
+        width = max(len(rows) for rows, _, _ in rankings.values())
+        columns = zip(*(rankings[row] for row in range(len(rankings))), strict=True)
         names = ("items", "scores", "cosines")
         return {
             name: np.stack([_padded(row_values, width) for row_values in column])
@@ -347,10 +347,10 @@ def _read_graph(file: Path) -> Any:
     return faiss.read_index(str(file))
 
 
-def _padded(row: NDArray[Any], length: int, filled: int = -1) -> NDArray[Any]:
+def _padded(row: NDArray[Any], length: int, fill: int = -1) -> NDArray[Any]:
     """(n, …) -> (length, …)"""
     widths = [(0, length - len(row))] + [(0, 0)] * (row.ndim - 1)
-    return np.pad(row, widths, constant_values=filled)
+    return np.pad(row, widths, constant_values=fill)
 
 
 def _invalid(message: str) -> RequestError:

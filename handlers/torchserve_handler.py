@@ -37,7 +37,7 @@ class TorchServeHandler:
         """Return one body per request, in order, each with a status and headers of its own."""
         ids = [_request_id(context, index) for index in range(len(data))]
         if self.manifest.adopted:
-            data = [_with_headers(one, context, index) for index, one in enumerate(data)]
+            data = [_with_headers(item, context, index) for index, item in enumerate(data)]
         result = self.answering.answer(data, ids)
         for index, status in enumerate(result.statuses):
             context.set_response_status(code=status, idx=index)
@@ -59,12 +59,12 @@ class TorchServeHandler:
             metric.add_or_update(value, [str(self.manifest.version), self.manifest.model, "Model"])
 
 
-def _with_headers(one: dict[str, Any], context: Any, index: int) -> dict[str, Any]:
+def _with_headers(item: dict[str, Any], context: Any, index: int) -> dict[str, Any]:
     """Return a client's request with its headers, for an adopted archive."""
-    sent = context.get_all_request_header(index)
-    if any(name.lower().startswith(headers.OURS) for name in sent):
-        return {RAW_HEADERS: sent, **one}
-    return one
+    client_headers = context.get_all_request_header(index)
+    if any(name.lower().startswith(headers.OURS) for name in client_headers):
+        return {RAW_HEADERS: client_headers, **item}
+    return item
 
 
 def _request_id(context: Any, index: int) -> str:

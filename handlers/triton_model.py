@@ -46,8 +46,8 @@ class TritonModel:
         result = self.answering.answer(data, ids)
         timing = result.timing
         return [
-            (status, timing, body, headers) if RAW_HEADERS in one else (status, timing, body)
-            for one, status, headers, body in zip(
+            (status, timing, body, headers) if RAW_HEADERS in item else (status, timing, body)
+            for item, status, headers, body in zip(
                 data, result.statuses, result.headers, result.bodies, strict=True
             )
         ]

@@ -55,9 +55,9 @@ def release_demo(
         if model.model == MODEL
         for view in model.versions
     }
-    missing = [v for v in VERSIONS if states.get(v, State.FAILED) is State.FAILED]
-    _make_archives(settings, folder, missing, options, show)
-    for version in missing:
+    missing_versions = [v for v in VERSIONS if states.get(v, State.FAILED) is State.FAILED]
+    _make_archives(settings, folder, missing_versions, options, show)
+    for version in missing_versions:
         show(f"registering {MODEL} {version}")
         control.register(_archive(folder, version))
     if control.model(MODEL).stable is None:

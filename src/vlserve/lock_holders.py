@@ -59,11 +59,11 @@ def holder_of(file: Path) -> str:
     Of several, that hold it shared, it is one; also one that inherited the lock and ended since.
     """
     try:
-        seen = file.stat()
+        status = file.stat()
         locks = [line.split() for line in _LOCKS.read_text(encoding="ascii").splitlines()]
     except (OSError, UnicodeDecodeError):
         return NOBODY_KNOWS
-    place = f"{os.major(seen.st_dev):02x}:{os.minor(seen.st_dev):02x}:{seen.st_ino}"
+    place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
     # number, FLOCK, ADVISORY, WRITE, pid, place, …; one that waits has "->" behind its number
     pids = [int(lock[4]) for lock in locks if lock[1] == "FLOCK" and lock[5] == place]
     return _named(pids[0]) if pids else NOBODY_KNOWS

@@ -71,8 +71,8 @@ def _is_given(path: Path) -> bool:
 def find_project_dir() -> Path:
     """Return the project folder: VLSERVE_PROJECT_DIR, else the nearest folder upwards that
     `vlserve init` made or that is a checkout, else the current folder."""
-    if named := os.environ.get(VARIABLE):
-        return Path(named).absolute()
+    if folder := os.environ.get(VARIABLE):
+        return Path(folder).absolute()
     here = Path.cwd()
     return nearest(here, is_project) or here
 
@@ -112,7 +112,7 @@ def packaged_dir() -> Path:
 
 def nearest(folder: Path, matches: Callable[[Path], bool]) -> Path | None:
     """Return ``folder`` or the first of its parents that ``matches``; None when none does."""
-    return next((each for each in (folder, *folder.parents) if matches(each)), None)
+    return next((candidate for candidate in (folder, *folder.parents) if matches(candidate)), None)
 
 
 def is_project(folder: Path) -> bool:
@@ -125,7 +125,7 @@ def is_checkout(folder: Path) -> bool:
     if not (folder / "src" / "vlserve").is_dir():
         return False
     try:
-        described = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))
+        pyproject = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return bool(described.get("project", {}).get("name") == "vlserve")
+    return bool(pyproject.get("project", {}).get("name") == "vlserve")

@@ -53,13 +53,13 @@ class Renewed:
     """Copies that were edited, and whose packaged file has changed since they were made."""
 
 
-def write_copies(folder: Path, version: str, packaged: Path | None = None) -> Written:
+def write_copies(folder: Path, version: str, sources_dir: Path | None = None) -> Written:
     """Make ``folder`` a project: copy every packaged file that it lacks, and write its marker.
 
     Args:
         folder: The project folder; it is made when it does not exist.
         version: The version of the package, for the marker.
-        packaged: The folder of the packaged files; by default, the installed ones.
+        sources_dir: The folder of the packaged files; by default, the installed ones.
 
     Raises:
         SettingsError: ``folder`` is a checkout of vlserve, whose files are the packaged ones, or
@@ -69,23 +69,25 @@ def write_copies(folder: Path, version: str, packaged: Path | None = None) -> Wr
         raise SettingsError(
             f"{folder} is a checkout of vlserve and needs no `vlserve init`: its own files are used"
         )
-    sources = packaged_files(packaged or packaged_dir())
-    missing = [name for name in sources if not (folder / name).exists()]
+    sources = packaged_files(sources_dir or packaged_dir())
+    missing_names = [name for name in sources if not (folder / name).exists()]
     earlier = read_marker(folder)
-    for name in missing:
+    for name in missing_names:
         _copy(sources[name], folder / name)
     hashes = {name: file_hash(source) for name, source in sources.items()}
     # an older version's copy that nobody edited is still `up`'s to replace
-    untouched = {
+    earlier_hashes = {
         name: hash_
         for name, hash_ in (earlier.files if earlier else {}).items()
         if (folder / name).is_file() and file_hash(folder / name) == hash_
     }
-    _write_marker(folder, Marker(vlserve=version, files=hashes | untouched))
-    return Written(folder, tuple(missing), tuple(name for name in sources if name not in missing))
+    _write_marker(folder, Marker(vlserve=version, files=hashes | earlier_hashes))
+    return Written(
+        folder, tuple(missing_names), tuple(name for name in sources if name not in missing_names)
+    )
 
 
-def renew_copies(folder: Path, version: str, packaged: Path | None = None) -> Renewed:
+def renew_copies(folder: Path, version: str, sources_dir: Path | None = None) -> Renewed:
     """Bring the copies in a project up to the installed package; nothing is done in a folder that
     `vlserve init` did not make.
 
@@ -99,7 +101,7 @@ def renew_copies(folder: Path, version: str, packaged: Path | None = None) -> Re
     marker = read_marker(folder)
     if marker is None:
         return Renewed()
-    sources = packaged_files(packaged or packaged_dir())
+    sources = packaged_files(sources_dir or packaged_dir())
     hashes = {name: file_hash(source) for name, source in sources.items()}
     fates = dict(_fates(folder, marker.files, hashes))
     for name, fate in fates.items():
@@ -107,10 +109,10 @@ def renew_copies(folder: Path, version: str, packaged: Path | None = None) -> Re
             _copy(sources[name], folder / name)
         elif fate == "removed":
             (folder / name).unlink()
-    kept = {name: marker.files[name] for name, fate in fates.items() if fate == "edited"}
-    noted = Marker(vlserve=version, files=hashes | kept)
-    if noted != marker:
-        _write_marker(folder, noted)
+    edited_hashes = {name: marker.files[name] for name, fate in fates.items() if fate == "edited"}
+    new_marker = Marker(vlserve=version, files=hashes | edited_hashes)
+    if new_marker != marker:
+        _write_marker(folder, new_marker)
     by_fate = {
         kind: tuple(name for name, fate in fates.items() if fate == kind)
         for kind in ("replaced", "removed", "edited")
@@ -136,15 +138,15 @@ def read_marker(folder: Path) -> Marker | None:
         ) from error
 
 
-def packaged_files(packaged: Path) -> dict[str, Path]:
+def packaged_files(sources_dir: Path) -> dict[str, Path]:
     """Return every packaged file that users edit, by its path inside a project, sorted."""
     files = (
         file
         for name in FOLDERS
-        for file in (packaged / name).rglob("*")
+        for file in (sources_dir / name).rglob("*")
         if file.is_file() and "__pycache__" not in file.parts
     )
-    return {file.relative_to(packaged).as_posix(): file for file in sorted(files)}
+    return {file.relative_to(sources_dir).as_posix(): file for file in sorted(files)}
 
 
 def file_hash(file: Path) -> str:
@@ -153,15 +155,15 @@ def file_hash(file: Path) -> str:
 
 
 def _fates(
-    folder: Path, copied: Mapping[str, str], packaged: Mapping[str, str]
+    folder: Path, copy_hashes: Mapping[str, str], source_hashes: Mapping[str, str]
 ) -> Iterator[tuple[str, Literal["replaced", "removed", "edited"]]]:
     """Yield what happens to each copy whose packaged file has changed since it was made."""
-    for name in sorted(copied):
-        file, new = folder / name, packaged.get(name)
-        if new == copied[name] or not file.is_file():
+    for name in sorted(copy_hashes):
+        file, new = folder / name, source_hashes.get(name)
+        if new == copy_hashes[name] or not file.is_file():
             continue
         present = file_hash(file)
-        if present == copied[name]:
+        if present == copy_hashes[name]:
             yield name, "replaced" if new else "removed"
         elif present != new:
             yield name, "edited"

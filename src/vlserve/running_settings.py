@@ -67,15 +67,15 @@ def settings_to_reach_stack() -> tuple[Settings, str]:
     except SettingsError as error:
         project = find_project_dir()
         for state_dir in dict.fromkeys(_state_dirs(project)):
-            saved = read_kept(state_dir)
-            if saved is not None and saved.project_dir.resolve() == project.resolve():
-                return saved, f"{error}; going by the settings that the stack runs with"
+            settings = read_kept(state_dir)
+            if settings is not None and settings.project_dir.resolve() == project.resolve():
+                return settings, f"{error}; going by the settings that the stack runs with"
         raise
 
 
 def differing(settings: Settings, others: Settings) -> list[str]:
     """Return the names of the settings in which two stacks differ."""
-    ours, theirs = (each.model_dump(exclude={"project_dir"}) for each in (settings, others))
+    ours, theirs = (model.model_dump(exclude={"project_dir"}) for model in (settings, others))
     names = [name for name in ours if ours[name] != theirs[name]]
     same_project = settings.project_dir.resolve() == others.project_dir.resolve()
     return names if same_project else ["project_dir", *names]
@@ -84,10 +84,10 @@ def differing(settings: Settings, others: Settings) -> list[str]:
 def _state_dirs(project: Path) -> Iterator[Path]:
     """Yield where the state of this project's stack may lie: vlserve.yaml, which may say so, is
     not to be read."""
-    if named := os.environ.get(_STATE_DIR):
-        yield (project / named).resolve()
+    if state_dir := os.environ.get(_STATE_DIR):
+        yield (project / state_dir).resolve()
     yield (project / str(Settings.model_fields["state_dir"].default)).resolve()
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
-            if named := process.environ().get(STACK_VARIABLE):
-                yield Path(named)
+            if state_dir := process.environ().get(STACK_VARIABLE):
+                yield Path(state_dir)

@@ -102,13 +102,13 @@ class GatewaySettings(StrictNumbers):
 
     @model_validator(mode="before")
     @classmethod
-    def _earlier_names(cls, given: Any) -> Any:
+    def _earlier_names(cls, values: Any) -> Any:
         """Read the name that a setting had in 0.1.0: the port had Envoy's admin page then."""
-        if isinstance(given, dict) and "admin_port" in given:
-            given = dict(given)
-            port = given.pop("admin_port")
-            given.setdefault("metrics_port", port)
-        return given
+        if isinstance(values, dict) and "admin_port" in values:
+            values = dict(values)
+            port = values.pop("admin_port")
+            values.setdefault("metrics_port", port)
+        return values
 
     @model_validator(mode="after")
     def _keys_beyond_loopback(self) -> "GatewaySettings":
@@ -237,13 +237,13 @@ class EngineSettings(StrictNumbers):
 
     def on(self, kind: Literal["torchserve", "triton", "both"]) -> "EngineSettings":
         """Return these settings with another kind, and what that cannot do as by default."""
-        changed: dict[str, object] = {"kind": kind}
+        update: dict[str, object] = {"kind": kind}
         if kind != "triton" and self.max_batch_delay_ms == 0:
             fields = EngineSettings.model_fields
-            changed["max_batch_delay_ms"] = fields["max_batch_delay_ms"].default
+            update["max_batch_delay_ms"] = fields["max_batch_delay_ms"].default
         if kind == "torchserve":
-            changed["device"] = "auto"
-        return self.model_copy(update=changed)
+            update["device"] = "auto"
+        return self.model_copy(update=update)
 
     @property
     def kinds(self) -> tuple[Literal["torchserve", "triton"], ...]:

@@ -41,17 +41,17 @@ def with_host(url: str | None) -> str | None:
     return url
 
 
-def listed(given: object) -> object:
+def listed(value: object) -> object:
     """Return the list that a variable holds: JSON, or words with commas between them. What is no
     text stays as it is."""
-    if not isinstance(given, str):
-        return given
-    if given.lstrip().startswith("["):
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
         try:
-            return json.loads(given)
+            return json.loads(value)
         except RecursionError:
             raise ValueError("it is nested too deeply") from None
-    return tuple(word for part in given.split(",") if (word := part.strip()))
+    return tuple(word for part in value.split(",") if (word := part.strip()))
 
 
 def is_loopback(host: str) -> bool:
@@ -63,5 +63,7 @@ def is_loopback(host: str) -> bool:
 def refuse_half_of_tls(section: str, certificate: Path | None, key: Path | None) -> None:
     """Raise ValueError where one of the two files is named without the other."""
     if (certificate is None) != (key is None):
-        missing = "tls_key" if key is None else "tls_certificate"
-        raise ValueError(f"{section}.tls_certificate and tls_key go together: set {missing} too")
+        missing_setting = "tls_key" if key is None else "tls_certificate"
+        raise ValueError(
+            f"{section}.tls_certificate and tls_key go together: set {missing_setting} too"
+        )

@@ -12,10 +12,10 @@ class StrictNumbers(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_booleans(cls, given: Any, info: ValidationInfo) -> Any:
-        parts = given if isinstance(given, list | tuple) else (given,)
+    def _no_booleans(cls, value: Any, info: ValidationInfo) -> Any:
+        parts = value if isinstance(value, list | tuple) else (value,)
         if cls.model_fields[info.field_name or ""].annotation is not bool:
             for part in parts:
                 if isinstance(part, bool):
                     raise ValueError(f"{str(part).lower()} cannot stand here")
-        return given
+        return value

@@ -85,7 +85,7 @@ class Supervisor:
         SIGKILL at once: one that is stopped (SIGSTOP) would take no milder signal. StackError where
         no such program runs.
         """
-        pid = next((each.pid for each in self.processes() if each.name == name), None)
+        pid = next((process.pid for process in self.processes() if process.name == name), None)
         if pid is None:
             raise StackError(f"supervisord runs no {name} that could be killed")
         with suppress(ProcessLookupError):  # it ended by itself

@@ -85,7 +85,7 @@ class PartWorker:
         """Answer a part and return its receipt; ``beat`` is told of each batch how many rows."""
         self._beat = beat
         files = PartFiles(self._out, order.number, self._writer.suffix)
-        started, cpu = time.monotonic(), time.process_time()
+        start, cpu = time.monotonic(), time.process_time()
         beside = path_of(order.folder or order.input)
         rows = self._columns.rows(self._lines(order), order.first_row, beside)
         if order.redo:
@@ -104,7 +104,7 @@ class PartWorker:
             "rows": tally.rows,
             "errors": dict(tally.errors),
             "labels": dict(tally.labels.most_common(1000)),
-            "seconds": round(time.monotonic() - started, 3),
+            "seconds": round(time.monotonic() - start, 3),
             "cpu_seconds": round(time.process_time() - cpu, 3),
             "ended_at": round(time.time(), 3),
             "pid": os.getpid(),

@@ -188,7 +188,7 @@ def _as_arrow(value: Any, type: "pyarrow.DataType") -> Any:
     if pyarrow.types.is_list(type):
         return [_as_arrow(item, type.value_type) for item in value]
     if pyarrow.types.is_struct(type):
-        return {each.name: _as_arrow(value.get(each.name), each.type) for each in type}
+        return {field.name: _as_arrow(value.get(field.name), field.type) for field in type}
     return value
 
 

@@ -52,8 +52,8 @@ def check_node(
     troubles: list[str] = []
     if sys.version_info[:2] != (3, 11):
         troubles.append(f"it has Python {sys.version_info[0]}.{sys.version_info[1]}, not 3.11")
-    if missing := [name for name in packages if find_spec(name) is None]:
-        return [*troubles, f"it lacks the packages {', '.join(missing)}"]
+    if missing_packages := [name for name in packages if find_spec(name) is None]:
+        return [*troubles, f"it lacks the packages {', '.join(missing_packages)}"]
     for source in sources:
         try:
             if not path_of(source).exists():

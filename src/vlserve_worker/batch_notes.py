@@ -84,19 +84,19 @@ def digest_of(request: Mapping[str, Any]) -> str:
     """Return the same for the same names and bytes, as TorchServe's worker reads a request, and the
     same words of the gateway about them."""
     total = hashlib.sha256()
-    for one in request["headers"]:
-        if one["name"].startswith(OURS):
-            total.update(f"{len(one['value'])} ".encode() + one["name"] + one["value"])
-    for one in request["parameters"]:
-        total.update(f"{len(one['name'])} {len(one['value'])} {one['name']}".encode())
-        total.update(one["value"])
+    for entry in request["headers"]:
+        if entry["name"].startswith(OURS):
+            total.update(f"{len(entry['value'])} ".encode() + entry["name"] + entry["value"])
+    for entry in request["parameters"]:
+        total.update(f"{len(entry['name'])} {len(entry['value'])} {entry['name']}".encode())
+        total.update(entry["value"])
     return total.hexdigest()[: 2 * _DIGEST_BYTES]
 
 
 def is_of_a_client(request: Mapping[str, Any]) -> bool:
     """Return whether the gateway sent a request, which says so in its headers; the control
     service's own probes have none of them."""
-    return any(one["name"].startswith(OURS) for one in request["headers"])
+    return any(header["name"].startswith(OURS) for header in request["headers"])
 
 
 class BatchNotes:
@@ -140,8 +140,8 @@ class BatchNotes:
         refused. While all live and nothing changes, it costs a call a worker."""
         try:
             self._read_folder()
-            taken = [self._take_over(*one) for one in list(self._others.items())]
-            if any(taken):
+            takeovers = [self._take_over(*note) for note in list(self._others.items())]
+            if any(takeovers):
                 self._read_folder()
             return Suspicions(self._marked(SUSPECT), self._marked(REFUSED))
         except OSError as error:

@@ -46,21 +46,21 @@ class WorkerProcess:
 
     def __init__(self, launch: Launch, hear: Hear) -> None:
         self._hear = hear
-        reading, writing = os.pipe()
+        read_end, write_end = os.pipe()
         options = json.dumps({**launch.options, "threads": launch.threads})
         command = [sys.executable, "-P", "-m", "vlserve_worker.batch", str(launch.folder)]
         with launch.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*command, options, str(writing)],
+                [*command, options, str(write_end)],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
                 env=_environment(launch),
-                pass_fds=(writing, *launch.locks),
+                pass_fds=(write_end, *launch.locks),
                 start_new_session=True,  # Ctrl-C is the driver's
             )
-        os.close(writing)
-        self._listener = threading.Thread(target=self._listen, args=(reading,), daemon=True)
+        os.close(write_end)
+        self._listener = threading.Thread(target=self._listen, args=(read_end,), daemon=True)
         self._listener.start()
 
     @property

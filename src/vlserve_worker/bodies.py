@@ -191,8 +191,8 @@ def _window(body: bytearray, name: str) -> int:
 
 
 def _inflated(body: bytearray, window: int, max_bytes: int) -> bytearray:
-    data, remaining, streams = bytearray(), bytes(body), 0
-    while remaining:  # gzip may be several streams, one after the other
+    data, rest, streams = bytearray(), bytes(body), 0
+    while rest:  # gzip may be several streams, one after the other
         streams += 1
         if streams > MAX_GZIP_STREAMS:
             raise BodyRefused(
@@ -200,15 +200,15 @@ def _inflated(body: bytearray, window: int, max_bytes: int) -> bytearray:
                 TOO_COMPLEX,
             )
         stream = zlib.decompressobj(window)
-        data += stream.decompress(remaining, max_bytes + 1 - len(data))
+        data += stream.decompress(rest, max_bytes + 1 - len(data))
         if len(data) > max_bytes:
             raise BodyRefused(
                 f"the body has more than {max_bytes} bytes once it is unpacked", TOO_LARGE
             )
         if not stream.eof:
             raise zlib.error("it is cut short")
-        remaining = stream.unused_data
-        if window < 16 or not remaining.startswith(b"\x1f\x8b"):
+        rest = stream.unused_data
+        if window < 16 or not rest.startswith(b"\x1f\x8b"):
             break
     return data
 
@@ -268,9 +268,11 @@ def _decoded(segment: MultipartSegment, raw: bytearray, form_charset: str) -> by
     kind = segment.content_type or "text/plain"
     if kind.startswith("multipart/"):
         raise BodyRefused(f"{name} holds several files ({quoted(kind)}): send one in each field")
-    packed = (segment.header("Content-Encoding") or "").strip().lower()
-    if packed not in ("", "identity"):
-        raise BodyRefused(f"{name} is packed by {quoted(packed)}: pack the whole body, or nothing")
+    encoding = (segment.header("Content-Encoding") or "").strip().lower()
+    if encoding not in ("", "identity"):
+        raise BodyRefused(
+            f"{name} is packed by {quoted(encoding)}: pack the whole body, or nothing"
+        )
     value = _transferred(raw, segment.header("Content-Transfer-Encoding") or "", name)
     if segment.filename is None and kind.startswith("text/"):
         _check_charset(value, segment.charset or form_charset, name)

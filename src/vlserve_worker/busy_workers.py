@@ -43,9 +43,9 @@ class BusyWorkers:
 
     def others(self) -> bool:
         """Return whether another worker is at work; True where the system does not say."""
-        asked = _LOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)
+        query = _LOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)
         try:
-            in_the_way, *_ = _LOCK.unpack(fcntl.fcntl(self._file, fcntl.F_GETLK, asked))
+            kind, *_ = _LOCK.unpack(fcntl.fcntl(self._file, fcntl.F_GETLK, query))
         except OSError:
             return True
-        return bool(in_the_way != fcntl.F_UNLCK)
+        return bool(kind != fcntl.F_UNLCK)

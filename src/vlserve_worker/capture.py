@@ -61,9 +61,9 @@ class Plan:
     @classmethod
     def from_json(cls, text: str) -> "Plan":
         """Read what `to_json` wrote. ValueError, KeyError, TypeError."""
-        told = json.loads(text)
-        share, days, max_bytes = (told[name] for name in ("share", "days", "max_bytes"))
-        return cls(float(share), float(days), int(max_bytes), str(told.get("salt", "")))
+        fields = json.loads(text)
+        share, days, max_bytes = (fields[name] for name in ("share", "days", "max_bytes"))
+        return cls(float(share), float(days), int(max_bytes), str(fields.get("salt", "")))
 
     def takes(self, request_id: str) -> bool:
         """Return whether the request of this id is kept."""
@@ -91,7 +91,7 @@ class Capture:
         try:
             request_id = header_value(request, REQUEST_ID).decode("utf-8", "replace")
             if request_id and not is_own(request_id) and plan.takes(request_id):
-                fields = {one["name"]: bytes(one["value"]) for one in request["parameters"]}
+                fields = {part["name"]: bytes(part["value"]) for part in request["parameters"]}
                 keep_input(self._folder, request_id, fields, plan.max_bytes)
         except FileNotFoundError:
             self._plan = None  # a purge took the folder away
@@ -135,58 +135,60 @@ def keep_input(folder: Path, request_id: str, fields: Mapping[str, bytes], max_b
     came before. If the id came with other fields, nobody can tell which of them a pair is of: what
     was kept is deleted, and the empty file that stays keeps the next one of this id out.
     """
-    kept = folder / name_of(request_id)
-    if kept.exists():
-        _empty_unless_same(kept, fields)
+    file = folder / name_of(request_id)
+    if file.exists():
+        _empty_unless_same(file, fields)
         return False
     if sum(map(len, fields.values())) > MAX_INPUT_BYTES:
         return False
-    told = {
+    record = {
         "request_id": request_id,
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "fields": {name: base64.b64encode(value).decode() for name, value in fields.items()},
     }
-    content = json.dumps(told).encode()
-    taken = on_disk(len(content))
-    if not _leaves_room(folder, taken) or not _take(folder, taken, max_bytes):
+    content = json.dumps(record).encode()
+    size = on_disk(len(content))
+    if not _leaves_room(folder, size) or not _take(folder, size, max_bytes):
         return False
     try:
-        _write_once(kept, content)
+        _write_once(file, content)
     except FileExistsError:  # the worker of the other version wrote it meanwhile
-        _give_back(folder, taken)
-        _empty_unless_same(kept, fields)
+        _give_back(folder, size)
+        _empty_unless_same(file, fields)
         return False
     return True
 
 
-def fields_of(kept: Path) -> Mapping[str, bytes]:
+def fields_of(file: Path) -> Mapping[str, bytes]:
     """Return the fields that a file keeps. OSError; ValueError, KeyError or TypeError for a file
     that is empty or damaged."""
-    fields = json.loads(kept.read_bytes())["fields"]
+    fields = json.loads(file.read_bytes())["fields"]
     return {name: base64.b64decode(value) for name, value in fields.items()}
 
 
-def _write_once(kept: Path, content: bytes) -> None:
+def _write_once(file: Path, content: bytes) -> None:
     """Write a file whole. FileExistsError where it is there already."""
-    part = kept.with_name(f".{kept.name}.{os.getpid()}")
+    part = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, _OWNER_ALONE)
-        with os.fdopen(file, "wb") as opened:
-            opened.write(content)
-        kept.hardlink_to(part)
+        descriptor = os.open(
+            part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, _OWNER_ALONE
+        )
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(content)
+        file.hardlink_to(part)
     finally:
         part.unlink(missing_ok=True)
 
 
-def _empty_unless_same(kept: Path, fields: Mapping[str, bytes]) -> None:
-    size = kept.stat().st_size
+def _empty_unless_same(file: Path, fields: Mapping[str, bytes]) -> None:
+    size = file.stat().st_size
     if not size:
         return
     with suppress(ValueError, KeyError, TypeError, AttributeError):
-        if fields_of(kept) == fields:
+        if fields_of(file) == fields:
             return
-    os.truncate(kept, 0)
-    _give_back(kept.parent, on_disk(size) - on_disk(0))
+    os.truncate(file, 0)
+    _give_back(file.parent, on_disk(size) - on_disk(0))
 
 
 def _leaves_room(folder: Path, size: int) -> bool:

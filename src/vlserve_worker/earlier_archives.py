@@ -71,7 +71,7 @@ class TritonModel:
     ) -> list[tuple[int, str, bytes]]:
         """Return status, Server-Timing and JSON body of each request, in order."""
         manifest = self._pipeline.manifest
-        started = time.perf_counter()
+        started_at = time.perf_counter()
         requests = [read_request(*item) for item in zip(data, ids, strict=True)]
         parsed_at = time.perf_counter()
         result = self._pipeline.run(requests)
@@ -82,7 +82,7 @@ class TritonModel:
         ]
         bodies = [write_body(manifest, *item) for item in zip(ids, answers, strict=True)]
         stage_ms = dict(result.stage_ms)
-        stage_ms["decode"] += (parsed_at - started) * 1000
+        stage_ms["decode"] += (parsed_at - started_at) * 1000
         stage_ms["serialise"] += (time.perf_counter() - answered_at) * 1000
         self._log.write(manifest, self._pipeline.task, ids, replace(result, stage_ms=stage_ms))
         timing = ", ".join(f"{stage};dur={value:.3f}" for stage, value in stage_ms.items())

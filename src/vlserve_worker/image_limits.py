@@ -47,8 +47,8 @@ def bounds_images(archive: Path) -> bool:
         bounds = (archive / "vlserve" / "runtime" / "image_bounds.py").read_text(encoding="utf-8")
     except OSError:
         return False
-    scanned = _LIMIT_OF_SCANS.search(bounds)
-    knows_scans = scanned is not None and int(scanned[1]) <= MAX_SCANNED_PIXELS
+    match = _LIMIT_OF_SCANS.search(bounds)
+    knows_scans = match is not None and int(match[1]) <= MAX_SCANNED_PIXELS
     return knows_scans and _LIMIT_OF_EXIF in bounds
 
 
@@ -176,8 +176,8 @@ def _webp_size(data: bytes) -> tuple[int, int]:
 
 def _check_jpeg(data: bytes) -> None:
     at, segments, metadata, exif, scans, pixels = 2, 0, 0, 0, 0, 0
-    while found := (_AMONG_PIXELS if scans else _IN_FRONT_OF_PIXELS).search(data, at):
-        place, marker = found.start(), data[found.start() + 1]
+    while match := (_AMONG_PIXELS if scans else _IN_FRONT_OF_PIXELS).search(data, at):
+        place, marker = match.start(), data[match.start() + 1]
         segments += 1
         length = 0 if marker in _ALONE or marker == _EOI else _big(data, place + 2, 2)
         if not scans:

@@ -19,14 +19,14 @@ def tell_failed_loads(loader: Any, file: Path) -> None:
     """Have TorchServe's class of loaders write the exception of a load that fails to ``file``."""
     load: Callable[..., Any] = loader.load
 
-    def told(*arguments: Any, **options: Any) -> Any:
+    def load_or_tell(*arguments: Any, **options: Any) -> Any:
         try:
             return load(*arguments, **options)
         except Exception as error:
             _write(file, described(error))
             raise
 
-    loader.load = told
+    loader.load = load_or_tell
 
 
 def described(error: BaseException) -> str:
@@ -39,8 +39,8 @@ def described(error: BaseException) -> str:
     while first + 1 < len(chain) and chain[first + 1].__cause__ is chain[first]:
         first += 1
     lines = traceback.format_exception_only(chain[first])
-    said = next((line for line in lines if not line[0].isspace()), lines[-1]).splitlines()[0]
-    return said.removeprefix(f"{type(chain[first]).__module__}.")
+    message = next((line for line in lines if not line[0].isspace()), lines[-1]).splitlines()[0]
+    return message.removeprefix(f"{type(chain[first]).__module__}.")
 
 
 def _earlier(error: BaseException) -> BaseException | None:

@@ -99,9 +99,9 @@ def _open_twice(requests: LoneRequests) -> None:
         return
     session: Any = onnxruntime.InferenceSession
 
-    def opened(graph: Any, sess_options: Any = None, *more: Any, **named: Any) -> Any:
+    def open_session(graph: Any, sess_options: Any = None, *more: Any, **keywords: Any) -> Any:
         def open_with(file: Any, options: Any) -> Any:
-            return session(file, options, *more, **named)
+            return session(file, options, *more, **keywords)
 
         if sess_options is None or not 0 < sess_options.intra_op_num_threads < requests.threads:
             return open_with(graph, sess_options)
@@ -111,39 +111,40 @@ def _open_twice(requests: LoneRequests) -> None:
             logger.warning("a request that comes alone gets no more threads: %s", error)
             return open_with(graph, sess_options)
 
-    onnxruntime.InferenceSession = opened
+    onnxruntime.InferenceSession = open_session
 
 
 def _two_sessions(
-    graph: Any, given: Any, open_with: Callable[[Any, Any], Any], requests: LoneRequests
+    graph: Any, original: Any, open_with: Callable[[Any, Any], Any], requests: LoneRequests
 ) -> TwoSessions:
     """Write the graph as ONNX Runtime rearranges it, weights apart, and open that twice: it maps
     such weights, so that both sessions use the same. The files are gone when they are open."""
     from onnxruntime import GraphOptimizationLevel
 
     with TemporaryDirectory(prefix="graph-") as folder:
-        rearranged = str(Path(folder) / "graph.onnx")
-        writing = _copied(given, given.intra_op_num_threads)
-        writing.optimized_model_filepath = rearranged
+        file = str(Path(folder) / "graph.onnx")
+        write_options = _copied(original, original.intra_op_num_threads)
+        write_options.optimized_model_filepath = file
         for name, value in _WEIGHTS_APART.items():
-            writing.add_session_config_entry(name, value)
-        open_with(graph, writing)
+            write_options.add_session_config_entry(name, value)
+        open_with(graph, write_options)
         usual, lone = (
-            _copied(given, threads) for threads in (given.intra_op_num_threads, requests.threads)
+            _copied(original, threads)
+            for threads in (original.intra_op_num_threads, requests.threads)
         )
         for options in (usual, lone):
             options.graph_optimization_level = GraphOptimizationLevel.ORT_DISABLE_ALL  # it is done
         # Its threads sleep between two requests: the cores are the engine's and the gateway's then.
         lone.add_session_config_entry("session.force_spinning_stop", "1")
-        return TwoSessions(open_with(rearranged, usual), open_with(rearranged, lone), requests)
+        return TwoSessions(open_with(file, usual), open_with(file, lone), requests)
 
 
-def _copied(given: Any, threads: int) -> Any:
+def _copied(original: Any, threads: int) -> Any:
     """Return options as they were given, with other threads."""
     from onnxruntime import SessionOptions
 
     options = SessionOptions()
     for name in _COPIED:
-        setattr(options, name, getattr(given, name))
+        setattr(options, name, getattr(original, name))
     options.intra_op_num_threads = threads
     return options

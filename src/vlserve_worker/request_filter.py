@@ -135,8 +135,8 @@ class RequestFilter:
         self._seen = self._notes.look() if self._notes else Suspicions()
         among = shares or [len(batch)] * len(batch)
         return [
-            one if isinstance(one, Refusal) else self._read(one, share)
-            for one, share in zip(batch, among, strict=True)
+            request if isinstance(request, Refusal) else self._read(request, share)
+            for request, share in zip(batch, among, strict=True)
         ]
 
     def answer(
@@ -150,22 +150,22 @@ class RequestFilter:
         ``run``, those that stood in a dead worker's note one by one after their neighbours. None:
         ``run`` failed. ``batch_size``: the most that run together."""
         answers: list[Any] = [None] * len(data)
-        began, spent_s = time.monotonic(), 0.0
-        for at, one in enumerate(data):
-            if isinstance(one, Refusal):
-                answers[at] = refuse(at, one)
+        start, spent_s = time.monotonic(), 0.0
+        for at, item in enumerate(data):
+            if isinstance(item, Refusal):
+                answers[at] = refuse(at, item)
         for places, alone in self._rounds(data, batch_size):
             if not alone and self._is_late(spent_s):
                 for at in places:
                     answers[at] = refuse(at, _LATE)
                 continue
-            noted = [one for at in places if isinstance(one := data[at], Noted)]
-            with self._at_work([one.digest for one in noted], alone, spent_s):
-                answered = run(places, [one.values for one in noted])
-            spent_s = time.monotonic() - began
-            if answered is None:
+            items = [item for at in places if isinstance(item := data[at], Noted)]
+            with self._at_work([item.digest for item in items], alone, spent_s):
+                results = run(places, [item.values for item in items])
+            spent_s = time.monotonic() - start
+            if results is None:
                 return None
-            for at, answer in zip(places, answered, strict=True):
+            for at, answer in zip(places, results, strict=True):
                 answers[at] = answer
         return answers
 
@@ -199,7 +199,7 @@ class RequestFilter:
         self, data: Sequence[Refusal | Noted], batch_size: int
     ) -> list[tuple[list[int], bool]]:
         """Return the places that run together, and whether that is a suspect by itself."""
-        turns = {at: one.turn for at, one in enumerate(data) if isinstance(one, Noted)}
+        turns = {at: item.turn for at, item in enumerate(data) if isinstance(item, Noted)}
         places = sorted(turns, key=turns.__getitem__)
         suspects = [at for at in places if self._is_suspect(data[at])]
         good = [at for at in places if at not in suspects]
@@ -212,8 +212,8 @@ class RequestFilter:
         timeout_s = self._response_timeout_s
         return timeout_s is not None and spent_s > timeout_s / 2
 
-    def _is_suspect(self, one: Refusal | Noted) -> bool:
-        return isinstance(one, Noted) and one.digest in self._seen.suspects
+    def _is_suspect(self, item: Refusal | Noted) -> bool:
+        return isinstance(item, Noted) and item.digest in self._seen.suspects
 
     @contextmanager
     def _at_work(self, digests: Sequence[str], alone: bool, spent_s: float) -> Iterator[None]:
@@ -225,9 +225,9 @@ class RequestFilter:
             limit_s -= spent_s
         if alone and timeout_s is not None and limit_s is not None:
             alone = spent_s + limit_s <= timeout_s
-        noted = self._notes.at_work(digests, alone=alone) if self._notes else nullcontext()
-        counted = self._lone.at_work(len(digests)) if self._lone else nullcontext()
-        with noted, counted, ended_after(limit_s):
+        note = self._notes.at_work(digests, alone=alone) if self._notes else nullcontext()
+        count = self._lone.at_work(len(digests)) if self._lone else nullcontext()
+        with note, count, ended_after(limit_s):
             yield
 
 

@@ -45,36 +45,40 @@ class Asked:
 
 
 def answer_requests(
-    requests: RequestFilter, asked: Sequence[Asked], context: Any, handler: Handler
+    requests: RequestFilter, client_requests: Sequence[Asked], context: Any, handler: Handler
 ) -> Any:
     """Return one answer a request, as `answer_batch`, of V2 requests too."""
-    context.request_processor = [processor for one in asked for processor in one.processors]
-    context.request_ids = dict(enumerate(name for one in asked for name in one.ids))
-    items = [item for one in asked for item in one.items]
+    context.request_processor = [
+        processor for request in client_requests for processor in request.processors
+    ]
+    context.request_ids = dict(
+        enumerate(name for request in client_requests for name in request.ids)
+    )
+    items = [item for request in client_requests for item in request.items]
     batch_size = int(context.system_properties.get("batch_size") or 1)
     answers = answer_batch(requests, items, context, handler, batch_size)
-    context.request_processor = [one.processors[0] for one in asked]
-    context.request_ids = {at: one.ids[0] for at, one in enumerate(asked)}
+    context.request_processor = [request.processors[0] for request in client_requests]
+    context.request_ids = {at: request.ids[0] for at, request in enumerate(client_requests)}
     if not answers:
         return answers
-    given = iter(answers)
+    queue = iter(answers)
     return [
-        _answer_of(one, at, [next(given) for _ in one.items], context)
-        for at, one in enumerate(asked)
+        _answer_of(request, at, [next(queue) for _ in request.items], context)
+        for at, request in enumerate(client_requests)
     ]
 
 
-def _answer_of(asked: Asked, at: int, answers: list[Any], context: Any) -> Any:
-    if asked.exchange is None:
+def _answer_of(request: Asked, at: int, answers: list[Any], context: Any) -> Any:
+    if request.exchange is None:
         return answers[0]
-    whole = asked.exchange.join(
+    whole = request.exchange.join(
         [
             ItemAnswer(
                 processor.get_response_status_code(),
                 processor.get_response_header(TIMING) or "",
                 answer,
             )
-            for processor, answer in zip(asked.processors, answers, strict=True)
+            for processor, answer in zip(request.processors, answers, strict=True)
         ]
     )
     context.set_response_status(code=whole.status, idx=at)
@@ -101,9 +105,9 @@ def answer_batch(
     def run(places: list[int], values: list[dict[str, Any]]) -> list[Any] | None:
         context.request_processor = [processors[at] for at in places]
         context.request_ids = {new: ids[at] for new, at in enumerate(places)}
-        answered = handler(values, context)
-        whole = isinstance(answered, list) and len(answered) == len(places)
-        return answered if whole else None
+        results = handler(values, context)
+        whole = isinstance(results, list) and len(results) == len(places)
+        return results if whole else None
 
     def refuse(at: int, refusal: Refusal) -> bytes:
         context.set_response_status(code=refusal.status, idx=at)
@@ -125,7 +129,7 @@ def install_filter(service: Any, requests: RequestFilter, served: Served) -> Non
 
     def retrieve(batch: list[dict[str, Any]]) -> Any:
         spread = spread_batch(batch, served, requests.max_body_bytes)
-        read = requests.read_batch(spread.items, spread.shares)
+        results = requests.read_batch(spread.items, spread.shares)
         processors, values, ids = hand_over(
             [
                 batch[place] if isinstance(item, Refusal) else item
@@ -133,20 +137,21 @@ def install_filter(service: Any, requests: RequestFilter, served: Served) -> Non
             ]
         )
         items = [
-            one if isinstance(one, Refusal) else Noted(fields, one, turn)
-            for one, fields, turn in zip(read, values, spread.turns, strict=True)
+            result if isinstance(result, Refusal) else Noted(fields, result, turn)
+            for result, fields, turn in zip(results, values, spread.turns, strict=True)
         ]
         columns = (items, processors, list(ids.values()))
         groups = zip(*map(spread.grouped, columns), spread.exchanges, strict=True)
-        asked = [Asked(*group) for group in groups]
-        first_ids = {at: one.ids[0] for at, one in enumerate(asked)}
-        return [one.processors[0] for one in asked], asked, first_ids
+        client_requests = [Asked(*group) for group in groups]
+        first_ids = {at: request.ids[0] for at, request in enumerate(client_requests)}
+        first_processors = [request.processors[0] for request in client_requests]
+        return first_processors, client_requests, first_ids
 
     def begin_with(
         self: Any, name: str, folder: str, about: Any, handler: Handler, *more: Any
     ) -> None:
-        def answer(asked: list[Asked], context: Any) -> Any:
-            return answer_requests(requests, asked, context, handler)
+        def answer(client_requests: list[Asked], context: Any) -> Any:
+            return answer_requests(requests, client_requests, context, handler)
 
         begin(self, name, folder, about, answer, *more)
 
@@ -166,12 +171,12 @@ def open_filter(
             version, None, MAX_BODY_BYTES, checks_images=checks_images, leaves_raw=raw
         )
     instance = Path(engine_dir)
-    configured = _configured(instance)
+    config = _configured(instance)
     return RequestFilter(
         version,
         open_notes(notes_folder(instance.parent, model, version)),
-        configured.get("max_request_size", MAX_BODY_BYTES),
-        configured.get("default_response_timeout"),
+        config.get("max_request_size", MAX_BODY_BYTES),
+        config.get("default_response_timeout"),
         checks_images,
         lone_requests(archive, lone_threads, instance.parent / BUSY_FILE),
         Capture(instance.parent / "capture" / model),

@@ -68,8 +68,8 @@ class Exchange(ABC):
         first = next((at for at, error in enumerate(wrong) if error), None)
         if first is not None and not self.partial:
             status = answers[first].status
-            said = self.write_error(f"{self.item} {first}: {wrong[first]}")
-            return WholeAnswer(400 if status < 500 else status, timing, said)
+            encoded = self.write_error(f"{self.item} {first}: {wrong[first]}")
+            return WholeAnswer(400 if status < 500 else status, timing, encoded)
         try:
             return WholeAnswer(200, timing, self.write_answer(answers, wrong))
         except Exception as error:  # an archive may answer anything: the batch's others are whole
@@ -113,8 +113,8 @@ def request_id_of(raw: Raw) -> str:
 def body_of(raw: Raw, max_bytes: int) -> bytearray:
     """Return the body, unpacked. Raises BodyRefused: it cannot be, or has more than ``max_bytes``
     then."""
-    sent = next((one["value"] for one in raw["parameters"] if one["name"] == BODY), bytearray())
-    return unpacked(bytearray(sent), header_of(raw, SENT_ENCODING), max_bytes)
+    body = next((part["value"] for part in raw["parameters"] if part["name"] == BODY), bytearray())
+    return unpacked(bytearray(body), header_of(raw, SENT_ENCODING), max_bytes)
 
 
 def item_requests(
@@ -124,9 +124,9 @@ def item_requests(
     ``headers`` in the place of its request's."""
     request_id = request_id_of(raw)
     others = [
-        one
-        for one in raw["headers"]
-        if bytes(one["name"]).lower() not in (REQUEST_ID, SENT_ENCODING, *headers)
+        header
+        for header in raw["headers"]
+        if bytes(header["name"]).lower() not in (REQUEST_ID, SENT_ENCODING, *headers)
     ]
     return [
         {
@@ -136,9 +136,9 @@ def item_requests(
                 _header(REQUEST_ID, item_id(request_id, at, len(parameters))),
                 *(_header(name, value) for name, value in headers.items()),
             ],
-            "parameters": of_item,
+            "parameters": item_parameters,
         }
-        for at, of_item in enumerate(parameters)
+        for at, item_parameters in enumerate(parameters)
     ]
 
 

@@ -113,8 +113,8 @@ class ObjectPath:
     def open(self, mode: str = "rb", buffering: int = READ_BYTES) -> Any:
         """Open the object for reading, from any place on; ``buffering``: bytes a read, 0: as many
         as are asked for."""
-        opened = self.file_system.open_input_file(self.key)
-        return io.BufferedReader(opened, buffering) if buffering else opened
+        file = self.file_system.open_input_file(self.key)
+        return io.BufferedReader(file, buffering) if buffering else file
 
     def read_bytes(self) -> bytes:
         return read_range(self)

@@ -108,7 +108,7 @@ class Parameters:
             Path(values["archive_dir"]),
             int(values["version"]),
             max(1, int(config.get("max_batch_size", 1))),
-            **{name: read(values[name]) for name, read in types.items() if name in values},
+            **{name: convert(values[name]) for name, convert in types.items() if name in values},
         )
 
 
@@ -153,10 +153,10 @@ class TritonPythonModel:
         )
         ids = [_request_id(request) for request in spread.items]
         data = [
-            parsed
-            if isinstance(parsed, Refusal)
-            else Noted(_values(item, with_headers=self._adopted), parsed, turn)
-            for parsed, item, turn in zip(
+            result
+            if isinstance(result, Refusal)
+            else Noted(_values(item, with_headers=self._adopted), result, turn)
+            for result, item, turn in zip(
                 self._filter.read_batch(spread.items, spread.shares),
                 spread.items,
                 spread.turns,
@@ -173,8 +173,12 @@ class TritonPythonModel:
 
         answers = self._filter.answer(data, run, refuse, self._batch_size) or []
         bodies = [
-            _written(*said) if exchange is None else _written_whole(exchange.join(said))
-            for said, exchange in zip(spread.grouped(answers), spread.exchanges, strict=True)
+            _written(*item_answers)
+            if exchange is None
+            else _written_whole(exchange.join(item_answers))
+            for item_answers, exchange in zip(
+                spread.grouped(answers), spread.exchanges, strict=True
+            )
         ]
         return [pb_utils.InferenceResponse([write_tensor(ANSWER, body)]) for body in bodies]
 

@@ -43,9 +43,9 @@ def prove_exchange() -> None:
         TensorsCorrupt: others came back.
     """
     data = bytes(range(256)) * 3 + b"end"
-    came_back = bytes(read_tensor(write_tensor("proof", data)))
-    if came_back != data:
+    copy = bytes(read_tensor(write_tensor("proof", data)))
+    if copy != data:
         raise TensorsCorrupt(
-            f"{len(data)} bytes came back as {len(came_back)} others: numpy {np.__version__} does "
+            f"{len(data)} bytes came back as {len(copy)} others: numpy {np.__version__} does "
             "not fit Triton's Python stub: install what requirements.lock and triton.lock say"
         )

@@ -34,8 +34,8 @@ class V1Exchange(Exchange):
     unwritable: ClassVar[str] = "an answer is no JSON"
 
     def write_answer(self, answers: Sequence[ItemAnswer], wrong: Sequence[str]) -> Encoded:
-        told = {"predictions": [json.loads(answer.body) for answer in answers]}
-        return Encoded(rest.json_bytes(told), rest.JSON)
+        content = {"predictions": [json.loads(answer.body) for answer in answers]}
+        return Encoded(rest.json_bytes(content), rest.JSON)
 
     def write_error(self, message: str) -> Encoded:
         return rest.write_error(message)
@@ -55,16 +55,20 @@ def open_v1(raw: Raw, max_bytes: int) -> Exchange:
 
 def _split(raw: Raw, max_bytes: int) -> list[Raw]:
     instances = _instances(rest.strict_json(bytes(body_of(raw, max_bytes))))
-    return item_requests(raw, [[_body(one)] for one in instances], {SENT_TYPE: rest.JSON})
+    return item_requests(raw, [[_body(instance)] for instance in instances], {SENT_TYPE: rest.JSON})
 
 
-def _instances(told: Any) -> list[Any]:
-    instances = told.get("instances") if isinstance(told, dict) else None
+def _instances(content: Any) -> list[Any]:
+    instances = content.get("instances") if isinstance(content, dict) else None
     if not isinstance(instances, list) or not instances:
         raise refused('the body must be {"instances": [...]}, with one or more of them')
     check_items(len(instances), "instances")
     return instances
 
 
-def _body(told: Any) -> Raw:
-    return {"name": BODY, "contentType": rest.JSON, "value": bytearray(json.dumps(told).encode())}
+def _body(instance: Any) -> Raw:
+    return {
+        "name": BODY,
+        "contentType": rest.JSON,
+        "value": bytearray(json.dumps(instance).encode()),
+    }

@@ -85,8 +85,8 @@ class Window(io.RawIOBase):
         return self._file.tell() - self._offset
 
     def read(self, size: int = -1) -> bytes:
-        remaining = max(0, self._size - self.tell())
-        return self._file.read(remaining if size < 0 else min(size, remaining))
+        rest = max(0, self._size - self.tell())
+        return self._file.read(rest if size < 0 else min(size, rest))
 
     def close(self) -> None:
         self._file.close()

@@ -23,9 +23,9 @@ def _answered(archive: Any, reads: RequestFilter, line: Mapping[str, str]) -> di
         "headers": [{"name": SENT_TYPE, "value": line["content_type"].encode()}],
         "parameters": [{"name": "body", "value": bytearray(base64.b64decode(line["body"]))}],
     }
-    (request_read,) = reads.read_batch([request])
-    if isinstance(request_read, Refusal):
-        return {"status": request_read.status, "body": json.loads(request_read.body(line["id"]))}
+    (result,) = reads.read_batch([request])
+    if isinstance(result, Refusal):
+        return {"status": result.status, "body": json.loads(result.body(line["id"]))}
     values = {parameter["name"]: parameter["value"] for parameter in request["parameters"]}
     ((status, _, body),) = archive.answer([values], [line["id"]])
     return {"status": status, "body": json.loads(body)}

@@ -50,8 +50,10 @@ class AnswerLine:
 
     def to_json(self) -> str:
         """Return the line without its end."""
-        unused = ("digest", "scores") if self.error is not None else ("error",)
-        return json.dumps({name: value for name, value in vars(self).items() if name not in unused})
+        absent_fields = ("digest", "scores") if self.error is not None else ("error",)
+        return json.dumps(
+            {name: value for name, value in vars(self).items() if name not in absent_fields}
+        )
 
 
 _LINE = TypeAdapter(AnswerLine)

@@ -86,7 +86,7 @@ class Answering:
             ids: the name of each request in answers and logs.
         """
         manifest = self.pipeline.manifest
-        started = time.perf_counter()
+        started_at = time.perf_counter()
         raw = [self._is_raw(item) for item in data]
         requests = [
             Request(fields_of_client(item[RAW_HEADERS], item[BODY]), request_id)
@@ -104,7 +104,7 @@ class Answering:
             )
         ]
         stage_ms = dict(result.stage_ms)
-        stage_ms["decode"] += (parsed_at - started) * 1000
+        stage_ms["decode"] += (parsed_at - started_at) * 1000
         stage_ms["serialise"] += (time.perf_counter() - answered_at) * 1000
         self._log.write(manifest, self.pipeline.task, ids, replace(result, stage_ms=stage_ms))
         return Answered(
@@ -128,8 +128,8 @@ def _json_reply(
     manifest: Manifest, request_id: str, answer: Answer | ItemError, text: str
 ) -> RawAnswer:
     status = HTTP_STATUS[answer.code] if isinstance(answer, ItemError) else 200
-    said = answer if isinstance(answer, ItemError) else text
-    return RawAnswer(status, _JSON, write_body(manifest, request_id, said))
+    content = answer if isinstance(answer, ItemError) else text
+    return RawAnswer(status, _JSON, write_body(manifest, request_id, content))
 
 
 def _raw_reply(answer: Answer | ItemError) -> RawAnswer:

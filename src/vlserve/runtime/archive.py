@@ -154,27 +154,30 @@ def _without_manifest(where: str, members: Iterable[str]) -> str:
     if TORCHSERVE_MANIFEST not in members:
         return f"{where} has no {MANIFEST}: pack it with `vlserve export`"
     weights = sorted(name for name in members if PurePosixPath(name).suffix in _WEIGHTS)
-    named = ", ".join(weights[:_MAX_NAMED]) or "not among its files"
+    names = ", ".join(weights[:_MAX_NAMED]) or "not among its files"
     return (
         f"{where} has no {MANIFEST}: it is an archive of torch-model-archiver, which TorchServe "
         "serves by a handler of its own. `vlserve adopt` makes it one to register, handler and all "
-        f"(weights: {named})"
+        f"(weights: {names})"
     )
 
 
 def _check_members(manifest: Manifest, present: set[str], where: str) -> None:
-    listed = set(manifest.files) | {MANIFEST}
-    for wrong, how in ((listed - present, "missing"), (present - listed, "not in the manifest")):
+    expected = set(manifest.files) | {MANIFEST}
+    for wrong, how in (
+        (expected - present, "missing"),
+        (present - expected, "not in the manifest"),
+    ):
         if wrong:
-            named = sorted(wrong)[:_MAX_NAMED]
+            names = sorted(wrong)[:_MAX_NAMED]
             more = f" and {len(wrong) - _MAX_NAMED} more" if len(wrong) > _MAX_NAMED else ""
-            raise ArchiveTampered(f"{where}: {', '.join(named)}{more}: {how}")
+            raise ArchiveTampered(f"{where}: {', '.join(names)}{more}: {how}")
     torchscript = {
         graph.file for graph in manifest.graphs.values() if graph.format == "torchscript"
     }
     # Workers of adopted archives refuse what runs code as it is read (runtime/legacy_handler.py).
-    adopted = {name for name in listed if manifest.adopted and name.startswith(f"{LEGACY}/")}
-    for name in sorted(listed - torchscript - adopted):
+    legacy_files = {name for name in expected if manifest.adopted and name.startswith(f"{LEGACY}/")}
+    for name in sorted(expected - torchscript - legacy_files):
         if PurePosixPath(name).suffix.lower() in EXECUTABLE_SUFFIXES:
             raise ArchiveTampered(f"{where}: {name} can run code when loaded: leave it out")
 
@@ -212,15 +215,15 @@ def _check_torchserve_manifest(raw: bytes, manifest: Manifest) -> None:
     ]
     if content.get("runtime", _RUNTIME) != _RUNTIME:
         wrong.append(f"runtime is {content['runtime']!r}, not {_RUNTIME!r}")
-    said = {*(model.keys() - expected), *(others - _ABOUT_ITSELF)}
-    wrong += [f"{key} is not for it to say" for key in sorted(said)]
+    extra_keys = {*(model.keys() - expected), *(others - _ABOUT_ITSELF)}
+    wrong += [f"{key} is not for it to say" for key in sorted(extra_keys)]
     if wrong:
         raise ManifestInvalid(f"{TORCHSERVE_MANIFEST}: {'; '.join(wrong)}")
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object, once no key is there twice, of which each parser takes another."""
-    read = dict(pairs)
-    if len(read) != len(pairs):
+    result = dict(pairs)
+    if len(result) != len(pairs):
         raise ValueError("a key is there twice")
-    return read
+    return result

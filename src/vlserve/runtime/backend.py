@@ -21,13 +21,13 @@ def open_backend(graph: Graph, root: Path, threads: int) -> Backend:
 
     ArchiveUnreadable when its engine cannot load it.
     """
-    opened: dict[str, type[OnnxBackend] | type[TorchScriptBackend] | type[EchoBackend]] = {
+    backends: dict[str, type[OnnxBackend] | type[TorchScriptBackend] | type[EchoBackend]] = {
         "onnx": OnnxBackend,
         "torchscript": TorchScriptBackend,
         "echo": EchoBackend,
     }
     try:
-        return opened[graph.format](graph, root / graph.file, threads)
+        return backends[graph.format](graph, root / graph.file, threads)
     except ModuleNotFoundError as error:
         raise ArchiveUnreadable(
             f"{graph.file} cannot be loaded: {error}; pip install 'vlserve[cpu]' brings "
@@ -53,13 +53,13 @@ class OnnxBackend:
         options.inter_op_num_threads = 1
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
         options.log_severity_level = 3  # errors
-        wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
+        providers = ("CUDAExecutionProvider", "CPUExecutionProvider")
         available = onnxruntime.get_available_providers()
         self._session = onnxruntime.InferenceSession(
             str(file),
             options,
-            providers=[name for name in wanted if name in available],
-            disabled_optimizers=[] if wanted[0] in available else [SLOWER_ON_CPUS],
+            providers=[name for name in providers if name in available],
+            disabled_optimizers=[] if providers[0] in available else [SLOWER_ON_CPUS],
         )
         self._outputs = [output.name for output in graph.outputs]
 

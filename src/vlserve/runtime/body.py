@@ -204,22 +204,22 @@ def read_body(parameters: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(body, bytes | bytearray) and not body.strip():
         raise RequestError(ErrorCode.BODY_UNREADABLE, "the request has no body")
     try:
-        parsed = body if isinstance(body, dict) else _strict_json(bytes(body))
+        content = body if isinstance(body, dict) else _strict_json(bytes(body))
     except (ValueError, TypeError, RecursionError) as error:
         raise RequestError(
             ErrorCode.BODY_UNREADABLE, f"the body is not JSON: {_why_no_json(error)}"
         ) from error
-    if not isinstance(parsed, dict):
+    if not isinstance(content, dict):
         raise RequestError(
             ErrorCode.BODY_UNREADABLE,
-            f"the JSON body must be an object, not {type(parsed).__name__}",
+            f"the JSON body must be an object, not {type(content).__name__}",
         )
-    if len(parsed) > MAX_FIELDS:
+    if len(content) > MAX_FIELDS:
         raise RequestError(
             ErrorCode.BODY_TOO_COMPLEX,
-            f"the JSON body has {len(parsed)} fields, the limit is {MAX_FIELDS}",
+            f"the JSON body has {len(content)} fields, the limit is {MAX_FIELDS}",
         )
-    return {**fields, **parsed}
+    return {**fields, **content}
 
 
 def _strict_json(raw: bytes) -> Any:

@@ -38,14 +38,14 @@ class CachedStep:
     def __call__(self, token_ids: Ids, cache: Cache) -> tuple[NDArray[Any], Cache]:
         past = cache or {tensor.name: _empty(tensor, token_ids) for tensor in self._past}
         outputs = self._backend.run({"token_ids": token_ids, **past, **self._memory})
-        grown = {
+        next_cache = {
             tensor.name: np.concatenate(
                 [past[tensor.name], outputs[tensor.name.replace("past_", "new_", 1)]],
                 axis=tensor.dims.index("past"),
             )
             for tensor in self._past
         }
-        return outputs["logits"], grown
+        return outputs["logits"], next_cache
 
 
 def _empty(tensor: TensorSpec, token_ids: Ids) -> NDArray[Any]:
@@ -193,58 +193,58 @@ def penalise(scores: Float64Array, token_ids: Ids, penalty: float) -> Float64Arr
     if penalty == 1:
         return scores
     own = np.take_along_axis(scores, token_ids, axis=-1)
-    penalised = scores.copy()
+    result = scores.copy()
     worse = np.where(own < 0, own * penalty, own / penalty)
-    np.put_along_axis(penalised, token_ids, worse, axis=-1)
-    return penalised
+    np.put_along_axis(result, token_ids, worse, axis=-1)
+    return result
 
 
 def _advance_leaving(
-    beams: _Beams, following: _Words, best: list[_Best], rules: BeamSearch
+    beams: _Beams, words: _Words, best: list[_Best], rules: BeamSearch
 ) -> tuple[_Beams, Ids]:
     """Keep the best beams. Of the 2 * beams best continuations, those that end are ready if they
     are among the first ``beams``; the first ``beams`` others go on. An item is complete when none
     can get in."""
-    batch, width, words = following.scores.shape
-    count = min(rules.beams, width * (words - 1))
+    batch, width, vocabulary = words.scores.shape
+    count = min(rules.beams, width * (vocabulary - 1))
     parents, tokens = np.zeros((2, batch, count), dtype=np.int64)
-    totals = beams.totals[:, :, None] + following.scores
+    totals = beams.totals[:, :, None] + words.scores
     norm = beams.length**rules.length_penalty
-    for item, finished in enumerate(best):
-        if finished.complete:
+    for item, texts_of_item in enumerate(best):
+        if texts_of_item.complete:
             continue
         order = _top(totals[item].ravel(), 2 * rules.beams)
-        ranked = [divmod(int(place), words) for place in order]
-        for beam, token in ranked[: rules.beams]:
+        continuations = [divmod(int(place), vocabulary) for place in order]
+        for beam, token in continuations[: rules.beams]:
             total = totals[item, beam, token]
             if token == rules.end_id and np.isfinite(total):
-                finished.add(
+                texts_of_item.add(
                     np.append(beams.token_ids[item, beam], token),
-                    np.append(beams.log_probs[item, beam], following.log_probs[item, beam, token]),
+                    np.append(beams.log_probs[item, beam], words.log_probs[item, beam, token]),
                     float(total / norm),
                 )
-        going_on = [pair for pair in ranked if pair[1] != rules.end_id][:count]
-        parents[item], tokens[item] = np.transpose(going_on)
-        finished.complete = not finished.admits(float(totals[item].max() / norm))
-    return beams.extend(parents, tokens, following, rules.end_id), parents
+        survivors = [pair for pair in continuations if pair[1] != rules.end_id][:count]
+        parents[item], tokens[item] = np.transpose(survivors)
+        texts_of_item.complete = not texts_of_item.admits(float(totals[item].max() / norm))
+    return beams.extend(parents, tokens, words, rules.end_id), parents
 
 
 def _advance_staying(
-    beams: _Beams, following: _Words, best: list[_Best], rules: BeamSearch
+    beams: _Beams, words: _Words, best: list[_Best], rules: BeamSearch
 ) -> tuple[_Beams, Ids]:
     """Keep the ``beams`` best continuations, where a text that has ended has one: token 0
     with log-probability 0."""
-    batch, width, words = following.scores.shape
-    following = _Words(
-        _with_one_word(following.log_probs, beams.ended),
-        _with_one_word(following.scores, beams.ended),
+    batch, width, vocabulary = words.scores.shape
+    words = _Words(
+        _with_one_word(words.log_probs, beams.ended),
+        _with_one_word(words.scores, beams.ended),
     )
-    totals = (beams.totals[:, :, None] + following.scores).reshape(batch, width * words)
+    totals = (beams.totals[:, :, None] + words.scores).reshape(batch, width * vocabulary)
     order = np.stack([_top(row, rules.beams) for row in totals])
-    parents, tokens = np.divmod(order, words)
-    beams = beams.extend(parents, tokens, following, rules.end_id)
-    for item, finished in enumerate(best):
-        finished.complete = bool(beams.ended[item].all())
+    parents, tokens = np.divmod(order, vocabulary)
+    beams = beams.extend(parents, tokens, words, rules.end_id)
+    for item, texts_of_item in enumerate(best):
+        texts_of_item.complete = bool(beams.ended[item].all())
     return beams, parents
 
 
@@ -259,8 +259,8 @@ def _with_one_word(scores: Float64Array, ended: NDArray[np.bool_]) -> Float64Arr
 def _add_unfinished(beams: _Beams, best: list[_Best], prompt: int, rules: BeamSearch) -> None:
     """Add the texts that are still in the beam to the best, up to their end token."""
     leaves = rules.finished == "leave"
-    for item, finished in enumerate(best):
-        if leaves and finished.complete:
+    for item, texts_of_item in enumerate(best):
+        if leaves and texts_of_item.complete:
             continue
         for tokens, log_probs, total in zip(
             beams.token_ids[item], beams.log_probs[item], beams.totals[item], strict=True
@@ -268,7 +268,7 @@ def _add_unfinished(beams: _Beams, best: list[_Best], prompt: int, rules: BeamSe
             ends = np.flatnonzero(tokens[prompt:] == rules.end_id)
             count = int(ends[0]) + 1 if len(ends) else len(tokens) - prompt
             norm = (prompt + count - bool(len(ends))) ** rules.length_penalty
-            finished.add(tokens[: prompt + count], log_probs[:count], float(total / norm))
+            texts_of_item.add(tokens[: prompt + count], log_probs[:count], float(total / norm))
 
 
 def _take(array: NDArray[Any], parents: Ids) -> NDArray[Any]:

@@ -75,10 +75,10 @@ class Manners:
         usual = self._sampling or Sampling()
         if names and self._sampling is None:
             raise _invalid(f"{names[0]}: this model takes no {names[0]}")
-        drawing = [name for name in names if name in _DRAWING]
-        if fields.sample is False and drawing:
-            raise _invalid(f"{drawing[0]}: says how a text is drawn, and sample is false")
-        is_drawn = bool(fields.sample or drawing)
+        draw_options = [name for name in names if name in _DRAWING]
+        if fields.sample is False and draw_options:
+            raise _invalid(f"{draw_options[0]}: says how a text is drawn, and sample is false")
+        is_drawn = bool(fields.sample or draw_options)
         penalty = usual.repetition_penalty if is_drawn else self._rules.repetition_penalty
         wishes = (
             _within("repetition_penalty", values, penalty, usual.repetition_penalty_limits),

@@ -112,7 +112,9 @@ def printable(text: str) -> str:
     """Return a text in which what steers a terminal, or breaks a line, is an escape."""
     if text.isprintable():
         return text
-    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
+    return "".join(
+        character if character.isprintable() else repr(character)[1:-1] for character in text
+    )
 
 
 MAX_WRONG_FIELDS = 10

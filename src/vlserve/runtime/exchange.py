@@ -64,14 +64,14 @@ def fields_of_client(raw_headers: Mapping[str, Any], content: bytes) -> dict[str
         raw_headers: name -> value as the engine has them; other values than text are passed over.
     """
     own = {name.lower(): value for name, value in raw_headers.items() if isinstance(value, str)}
-    sent = unpacked_headers(own.get(headers.SENT_HEADERS, ""))
+    client_headers = unpacked_headers(own.get(headers.SENT_HEADERS, ""))
     for name, ours in (
         ("content-type", headers.SENT_CONTENT_TYPE),
         (headers.REQUEST_ID, headers.REQUEST_ID),
     ):
-        if own.get(ours) and name not in sent:
-            sent[name] = own[ours]
-    return {"path": own.get(headers.SENT_PATH, ""), "headers": sent, "content": content}
+        if own.get(ours) and name not in client_headers:
+            client_headers[name] = own[ours]
+    return {"path": own.get(headers.SENT_PATH, ""), "headers": client_headers, "content": content}
 
 
 def unpacked_headers(packed: str) -> dict[str, str]:

@@ -27,9 +27,9 @@ def open_folder(folder: Path, threads: int = 1, *, frozen: bool = False) -> Pipe
 
 
 def _assert_own_runtime(folder: Path) -> None:
-    imported = Path(vlserve.runtime.__file__).resolve().parent
-    if imported != folder / "vlserve" / "runtime":
+    runtime = Path(vlserve.runtime.__file__).resolve().parent
+    if runtime != folder / "vlserve" / "runtime":
         raise ArchiveTampered(
-            f"vlserve.runtime was imported from {imported}, not from the archive in {folder}: "
+            f"vlserve.runtime was imported from {runtime}, not from the archive in {folder}: "
             "put the folder first on the path and leave PYTHONPATH unset in serving processes"
         )

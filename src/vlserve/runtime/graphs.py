@@ -34,13 +34,13 @@ def check_onnx(graph: Graph, chunks: Iterable[bytes], members: Container[str]) -
         raise ManifestInvalid(f"{graph.file}: {'; '.join(wrong)}")
 
 
-def _differences(kind: str, expected: Iterable[TensorSpec], got: Iterable[Any]) -> list[str]:
+def _differences(kind: str, expected: Iterable[TensorSpec], values: Iterable[Any]) -> list[str]:
     import onnx
 
-    types = {value.name: value.type.tensor_type for value in got}
-    listed = {tensor.name: tensor for tensor in expected}
-    wrong = [f"{kind} {name} is not in the manifest" for name in types.keys() - listed.keys()]
-    for name, tensor in listed.items():
+    types = {value.name: value.type.tensor_type for value in values}
+    tensors = {tensor.name: tensor for tensor in expected}
+    wrong = [f"{kind} {name} is not in the manifest" for name in types.keys() - tensors.keys()]
+    for name, tensor in tensors.items():
         if name not in types:
             wrong.append(f"{kind} {name} is not in the graph")
             continue
@@ -55,12 +55,16 @@ def _differences(kind: str, expected: Iterable[TensorSpec], got: Iterable[Any]) 
             wrong.append(f"{kind} {name} has {len(dims)} axes, the manifest says {tensor.dims}")
             continue
         for axis, (dim, size) in enumerate(zip(dims, tensor.dims, strict=True)):
-            fixed = dim.dim_value if dim.HasField("dim_value") else None
-            if isinstance(size, str) and fixed is not None:
-                wrong.append(f"{kind} {name} axis {axis} ({size}) is static at {fixed}")
-            elif isinstance(size, int) and fixed != size and (kind == "input" or fixed is not None):
+            static_size = dim.dim_value if dim.HasField("dim_value") else None
+            if isinstance(size, str) and static_size is not None:
+                wrong.append(f"{kind} {name} axis {axis} ({size}) is static at {static_size}")
+            elif (
+                isinstance(size, int)
+                and static_size != size
+                and (kind == "input" or static_size is not None)
+            ):
                 # an output's size may be left to the graph's own arithmetic
-                wrong.append(f"{kind} {name} axis {axis} is {fixed}, not {size}")
+                wrong.append(f"{kind} {name} axis {axis} is {static_size}, not {size}")
     return wrong
 
 

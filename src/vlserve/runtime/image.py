@@ -144,9 +144,9 @@ def _decoded(file: io.BytesIO, data: bytes, spec: ImageInput) -> Image.Image:
 def _decoded_jpeg(data: bytes, spec: ImageInput) -> Image.Image:
     """Decode a JPEG. RequestError (IMAGE_DAMAGED) where it is broken inside."""
     layout = read_layout(data)
-    broken = damage(data, layout)
-    if broken is not None:
-        raise _damaged(broken)
+    problem = damage(data, layout)
+    if problem is not None:
+        raise _damaged(problem)
     if layout.scans and layout.closed and not layout.in_one_scan:
         return _checked_passes(data, layout, spec)
     return _fed(data, layout, spec)

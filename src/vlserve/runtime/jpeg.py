@@ -224,10 +224,10 @@ class PixelFeed(io.BytesIO):
 
     def read(self, size: int | None = -1) -> bytes:
         """Read, but not over the place where the last bytes begin."""
-        left = self._tail - self.tell()
-        if left > 0 and size is not None and size > left:
-            return super().read(left)
-        self.used_up = self.used_up or left <= 0
+        rest = self._tail - self.tell()
+        if rest > 0 and size is not None and size > rest:
+            return super().read(rest)
+        self.used_up = self.used_up or rest <= 0
         return super().read(size)
 
 
@@ -255,19 +255,19 @@ def twins(data: bytes, layout: Layout) -> Twins:
 def doubtful(data: bytes, layout: Layout) -> Iterator[tuple[Twins, Twins]]:
     """Yield two twins of each scan whose many zeros may be pixels or may not: they are where the
     first two look the same, and the others, which lack their last bytes, do not."""
-    left = MAX_DOUBTFUL_PIXELS
+    budget = MAX_DOUBTFUL_PIXELS
     for passes, scan in enumerate(layout.scans, start=1):
         end = _end_of_codes(data, scan)
         if data.find(bytes(LONGEST_ZEROS), scan.start, end) < 0:
             continue
-        left -= max(passes * layout.width * layout.height, MAX_DOUBTFUL_PIXELS // MAX_DOUBTFUL)
-        if left >= 0:
+        budget -= max(passes * layout.width * layout.height, MAX_DOUBTFUL_PIXELS // MAX_DOUBTFUL)
+        if budget >= 0:
             yield _twins(data, scan.end), _twins(data, end - READ_AHEAD)
 
 
 def _twins(data: bytes, end: int) -> Twins:
-    zeros, mixed = bytes(TWIN_BYTES), b"\x5a\xa3" * (TWIN_BYTES // 2)
-    return io.BytesIO(data[:end] + zeros + _END), io.BytesIO(data[:end] + mixed + _END)
+    zeros, pattern = bytes(TWIN_BYTES), b"\x5a\xa3" * (TWIN_BYTES // 2)
+    return io.BytesIO(data[:end] + zeros + _END), io.BytesIO(data[:end] + pattern + _END)
 
 
 def damage(data: bytes, layout: Layout) -> str | None:
@@ -323,12 +323,12 @@ def _restarts_missing(codes: bytes, scan: Scan, layout: Layout) -> bool:
 
 
 def _all_bits_came(layout: Layout) -> bool:
-    missing = {(name, place) for name in layout.factors for place in range(64)}
+    missing_bits = {(name, place) for name in layout.factors for place in range(64)}
     for scan in layout.scans:
         if scan.low == 0:
-            missing -= {
+            missing_bits -= {
                 (name, place)
                 for name in scan.components
                 for place in range(scan.first, scan.last + 1)
             }
-    return not missing
+    return not missing_bits

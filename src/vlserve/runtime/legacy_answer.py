@@ -51,10 +51,10 @@ def failed_by(error: Exception) -> HandlerFailed:
     return HandlerFailed(503, PREDICTION_FAILED)
 
 
-def _http_status(given: Any) -> int | None:
+def _http_status(value: Any) -> int | None:
     """Return the status that a handler gives; None for what is no status of a whole answer."""
     try:
-        status = int(given)
+        status = int(value)
     except (TypeError, ValueError, OverflowError):
         return None
     return status if 200 <= status <= 599 else None

@@ -15,10 +15,10 @@ _PREFIX = "legacy-"
 def enter_private_copy(source: Path, name: str) -> Path:
     """Copy ``source``, make the copy the working folder and the first place of imports, and return
     it. It goes when the process ends; what killed processes left of ``name`` goes now."""
-    beside = Path(tempfile.gettempdir())
-    mine = f"{_PREFIX}{name}."  # no name of a model has a dot
-    _remove_left_overs(beside, mine)
-    copy = Path(tempfile.mkdtemp(prefix=f"{mine}{os.getpid()}."))
+    parent = Path(tempfile.gettempdir())
+    prefix = f"{_PREFIX}{name}."  # no name of a model has a dot
+    _remove_left_overs(parent, prefix)
+    copy = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}."))
     atexit.register(shutil.rmtree, copy, ignore_errors=True)
     shutil.copytree(source, copy, dirs_exist_ok=True)
     os.chdir(copy)
@@ -27,11 +27,11 @@ def enter_private_copy(source: Path, name: str) -> Path:
     return copy
 
 
-def _remove_left_overs(beside: Path, mine: str) -> None:
-    for left in beside.glob(f"{mine}*"):
-        pid = left.name.removeprefix(mine).partition(".")[0]
+def _remove_left_overs(parent: Path, prefix: str) -> None:
+    for folder in parent.glob(f"{prefix}*"):
+        pid = folder.name.removeprefix(prefix).partition(".")[0]
         if pid.isdecimal() and int(pid) != os.getpid() and not _runs(int(pid)):
-            shutil.rmtree(left, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _runs(pid: int) -> bool:

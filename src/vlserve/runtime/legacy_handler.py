@@ -66,10 +66,12 @@ class LegacyHandler:
         with self._lock:
             context = self._context
             self._pieces = {}
-            context.request_processor = [RequestProcessor(one.properties) for one in requests]
-            context.request_ids = {at: one.request_id for at, one in enumerate(requests)}
+            context.request_processor = [
+                RequestProcessor(request.properties) for request in requests
+            ]
+            context.request_ids = {at: request.request_id for at, request in enumerate(requests)}
             context.metrics.request_ids = context.request_ids
-            results = self._called([one.data for one in requests])
+            results = self._called([request.data for request in requests])
             return [self._answer(at, result) for at, result in enumerate(results)]
 
     def _called(self, data: list[dict[str, Any]]) -> list[Any]:
@@ -95,7 +97,7 @@ class LegacyHandler:
     def _collect_pieces(self) -> None:
         """Have what the handler sends before its result kept for it."""
 
-        def keep(results: Any, ids: dict[int, str], *about: Any, **named: Any) -> None:
+        def keep(results: Any, ids: dict[int, str], *arguments: Any, **keywords: Any) -> None:
             for at, request_id in ids.items():
                 self._pieces.setdefault(request_id, bytearray()).extend(encoded(results[at]))
 
@@ -143,12 +145,12 @@ def entry_of(handler: str) -> Entry:
 
 def _entry_point(folder: Path, adopted: Adopted) -> tuple[EntryPoint, Callable[[Any], Any]]:
     """Return what is called for a batch, and what is called once before."""
-    named = entry_of(adopted.handler)
-    module = _module(folder, named)
+    location = entry_of(adopted.handler)
+    module = _module(folder, location)
     entry: EntryPoint
     initialize: Callable[[Any], Any]
-    if hasattr(module, named.function):
-        entry = function = getattr(module, named.function)
+    if hasattr(module, location.function):
+        entry = function = getattr(module, location.function)
 
         def initialize(context: Any) -> Any:
             return function(None, context)
@@ -174,7 +176,7 @@ def _of_class(module: Any) -> tuple[EntryPoint, Callable[[Any], Any]]:
 
     classes = list_classes_from_module(module)
     if len(classes) != 1:
-        names = " and ".join(one.__name__ for one in classes) or "no class"
+        names = " and ".join(cls.__name__ for cls in classes) or "no class"
         raise ValueError(
             f"{module.__name__} defines {names}: TorchServe wants one class, or a function handle"
         )

@@ -16,17 +16,17 @@ class QuietMetrics:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        found = getattr(self._metrics, name, None)
-        if found is not None and not callable(found):
-            return found
+        attribute = getattr(self._metrics, name, None)
+        if attribute is not None and not callable(attribute):
+            return attribute
 
-        def call(*positional: Any, **named: Any) -> Any:
+        def call(*arguments: Any, **keywords: Any) -> Any:
             try:
-                made = found(*positional, **named) if found is not None else None
+                result = attribute(*arguments, **keywords) if attribute is not None else None
             except Exception as error:  # a metric that metrics.yaml does not list, a wrong type
                 logger.warning("metric %s: %s", name, error)
-                made = None
-            return QuietMetrics(made)
+                result = None
+            return QuietMetrics(result)
 
         return call
 

@@ -40,8 +40,8 @@ class AnyCase(dict[str, Any]):
         """Return the value of a header; ``default`` where it is not there."""
         if key in self:
             return self[key]
-        wanted = str(key).lower()
-        return next((value for name, value in self.items() if name.lower() == wanted), default)
+        header = str(key).lower()
+        return next((value for name, value in self.items() if name.lower() == header), default)
 
 
 @dataclass(frozen=True)
@@ -53,18 +53,18 @@ class _Part:
 
 def legacy_request(fields: ExchangeFields, decodes: bool, request_id: str) -> LegacyRequest:
     """Return what a handler gets of a request. ``decodes``: whether JSON and text are parsed."""
-    sent = AnyCase(fields.headers)
+    headers = AnyCase(fields.headers)
     data: dict[str, Any] = {}
     properties = AnyCase()
     # Of a name that is there twice the last one counts.
-    for part in _parts(fields.content, str(sent.get("content-type", ""))):
+    for part in _parts(fields.content, str(headers.get("content-type", ""))):
         data[part.name] = _decoded(part) if decodes else bytearray(part.value)
         properties[part.name] = {"content-type": part.content_type}
     tail = _TAIL.match(fields.path)
     # In TorchServe's order; a client's own headers of these names do not count.
     properties["explain"] = str(bool(_EXPLAINED.match(fields.path)))
     ours = ("explain", "url_path")
-    properties.update({name: value for name, value in sent.items() if name not in ours})
+    properties.update({name: value for name, value in headers.items() if name not in ours})
     properties["url_path"] = tail["tail"] if tail else ""
     return LegacyRequest(data, properties, request_id)
 

@@ -16,9 +16,9 @@ def limit_onnx_threads(folder: Path) -> None:
     threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
     session: Any = onnxruntime.InferenceSession
 
-    def opened(graph: Any, sess_options: Any = None, *more: Any, **named: Any) -> Any:
+    def open_session(graph: Any, sess_options: Any = None, *more: Any, **keywords: Any) -> Any:
         options = onnxruntime.SessionOptions() if sess_options is None else sess_options
         options.intra_op_num_threads = threads
-        return session(graph, options, *more, **named)
+        return session(graph, options, *more, **keywords)
 
-    onnxruntime.InferenceSession = opened
+    onnxruntime.InferenceSession = open_session

@@ -253,12 +253,12 @@ class Manifest(_Frozen):
 
     @model_validator(mode="after")
     def _names_what_it_holds(self) -> "Manifest":
-        needed = [graph.file for graph in self.graphs.values()]
-        needed += [f"handlers/{self.task}.py", HANDLER, TORCHSERVE_MANIFEST]
-        needed += [self.text.file] if self.text else []
-        missing = sorted(set(needed) - set(self.files))
-        if missing:
-            raise ValueError(f"files does not list {', '.join(missing)}")
+        names = [graph.file for graph in self.graphs.values()]
+        names += [f"handlers/{self.task}.py", HANDLER, TORCHSERVE_MANIFEST]
+        names += [self.text.file] if self.text else []
+        missing_names = sorted(set(names) - set(self.files))
+        if missing_names:
+            raise ValueError(f"files does not list {', '.join(missing_names)}")
         if not self.graphs and not self.adopted:
             raise ValueError("no graph")
         if len(set(self.labels)) != len(self.labels):

@@ -32,8 +32,8 @@ def read_outline(chunks: Iterable[bytes], name: str) -> bytes:
     return _outline(_Reader(iter(chunks), name), None, _MODEL)
 
 
-def _outline(reader: "_Reader", end: int | None, kept: Mapping[int, Any]) -> bytes:
-    """Return the ``kept`` fields of the message that ends at byte ``end``; None: at the file's
+def _outline(reader: "_Reader", end: int | None, fields: Mapping[int, Any]) -> bytes:
+    """Return the ``fields`` of the message that ends at byte ``end``; None: at the file's
     end."""
     outline = bytearray()
     while not reader.is_at(end):
@@ -42,7 +42,7 @@ def _outline(reader: "_Reader", end: int | None, kept: Mapping[int, Any]) -> byt
         field, kind = key >> 3, key & 7
         if kind == _VARINT:
             value = reader.varint()
-            if field in kept:
+            if field in fields:
                 outline += _varint(key) + _varint(value)
         elif kind in _FIXED_BYTES:
             reader.skip(_FIXED_BYTES[kind])
@@ -50,10 +50,10 @@ def _outline(reader: "_Reader", end: int | None, kept: Mapping[int, Any]) -> byt
             length = reader.varint()
             if end is not None and reader.position + length > end:
                 raise reader.unreadable("a field is longer than the message that holds it")
-            if field not in kept:
+            if field not in fields:
                 reader.skip(length)
                 continue
-            deeper = kept[field]
+            deeper = fields[field]
             if deeper:
                 content = _outline(reader, reader.position + length, deeper)
             else:

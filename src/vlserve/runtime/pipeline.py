@@ -43,13 +43,13 @@ class _Batch:
 
     def each(self, places: Iterable[int], work: Callable[[int], Done]) -> dict[int, Done]:
         """Return what ``work`` makes of each place; not of those where it fails."""
-        done: dict[int, Done] = {}
+        results: dict[int, Done] = {}
         for at in places:
             try:
-                done[at] = work(at)
+                results[at] = work(at)
             except Exception as error:
                 self.errors[at] = _item_error(error, self.requests[at])
-        return done
+        return results
 
 
 class Pipeline:
@@ -70,9 +70,9 @@ class Pipeline:
             fields = batch.each(batch.requests, lambda at: self._fields(batch.requests[at]))
             samples = batch.each(fields, lambda at: task.preprocess(fields[at]))
         with _timed(stage_ms, "tokenise"):
-            tokenised = self._tokenised(batch, samples)
+            inputs = self._tokenised(batch, samples)
         with _timed(stage_ms, "infer"):
-            rows = dict(zip(tokenised, self._infer(list(tokenised.values())), strict=True))
+            rows = dict(zip(inputs, self._infer(list(inputs.values())), strict=True))
         with _timed(stage_ms, "postprocess"):
             answers = batch.each(rows, lambda at: self._answer(rows[at], fields[at]))
         with _timed(stage_ms, "serialise"):
@@ -101,8 +101,8 @@ class Pipeline:
     def _tokenised(self, batch: "_Batch", samples: Mapping[int, Sample]) -> dict[int, Sample]:
         """Tokenise all in one call where it goes well; else one by one."""
         try:
-            together = self.task.tokenise(list(samples.values()))
-            return dict(zip(samples, together, strict=True))
+            results = self.task.tokenise(list(samples.values()))
+            return dict(zip(samples, results, strict=True))
         except Exception:
             return batch.each(samples, lambda at: self.task.tokenise([samples[at]])[0])
 

@@ -45,8 +45,8 @@ def probabilities(logits: Float64Array, token_ids: Ids, rules: Nucleus) -> Float
         scores[scores < least] = -np.inf
     order = np.argsort(scores, kind="stable")
     below = np.cumsum(np.exp(log_softmax(scores[order])))
-    left_out = order[:-1][below[:-1] <= 1 - rules.top_p]  # the most probable is always kept
-    scores[left_out] = -np.inf
+    tail = order[:-1][below[:-1] <= 1 - rules.top_p]  # the most probable is always kept
+    scores[tail] = -np.inf
     return np.asarray(np.exp(log_softmax(scores)))
 
 
@@ -61,10 +61,10 @@ def sample(step: Step, prompt: Ids, rules: Sequence[Nucleus]) -> list[Hypothesis
     log_probs: list[list[float]] = [[] for _ in prompt]
     token_ids: Ids = prompt[:, None, :]
     cache: Cache = {}
-    while going_on := [item for item, text in enumerate(texts) if _goes_on(text, rules[item])]:
+    while open_items := [item for item, text in enumerate(texts) if _goes_on(text, rules[item])]:
         logits, cache = step(token_ids, cache)
         last = np.array([[[rule.end_id]] for rule in rules])  # of texts that have ended, unread
-        for item in going_on:
+        for item in open_items:
             ids = np.array(texts[item], dtype=np.int64)
             chances = probabilities(logits[item, 0], ids, rules[item])
             token = _drawn(chances, generators[item].random())

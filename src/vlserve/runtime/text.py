@@ -101,7 +101,7 @@ class _WordPiece:
 
     def ids(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
         encoded = self._tokenizer.encode_batch_fast(list(texts))
-        return [one.ids[:max_length] for one in encoded]
+        return [encoding.ids[:max_length] for encoding in encoded]
 
 
 def load_tokenizer(spec: TextInput, root: Path) -> Tokenizer:

@@ -157,11 +157,11 @@ class AnswerRanking:
             return self._score.run({"answer_ids": answer_ids, **memory})["log_prob"]
 
         step = self._step.of(memory)
-        ranked = rank_answers(step, score, self._answer_ids, batch, self._rules)
-        order = ranked.best()
+        ranking = rank_answers(step, score, self._answer_ids, batch, self._rules)
+        order = ranking.best()
         return {
-            "answers": np.take_along_axis(ranked.answers, order, axis=1),
-            "probability": np.take_along_axis(ranked.probability, order, axis=1),
+            "answers": np.take_along_axis(ranking.answers, order, axis=1),
+            "probability": np.take_along_axis(ranking.probability, order, axis=1),
         }
 
 

@@ -72,10 +72,10 @@ def read_layout(file: IO[bytes], where: str) -> dict[str, Member]:
 def read_chunks(file: IO[bytes], member: Member, where: str) -> Iterator[bytes]:
     """Yield a member's bytes in chunks of at most CHUNK_BYTES. ArchiveUnreadable where they are
     damaged, ArchiveTampered where they are not exactly the bytes that the directory tells of."""
-    packed = _packed(file, member)
+    raw_chunks = _packed(file, member)
     crc = size = 0
     try:
-        for chunk in _inflate(packed, member.name, where) if member.deflated else packed:
+        for chunk in _inflate(raw_chunks, member.name, where) if member.deflated else raw_chunks:
             crc, size = zlib.crc32(chunk, crc), size + len(chunk)
             if size > member.size_bytes:
                 break
@@ -97,9 +97,9 @@ def _packed(file: IO[bytes], member: Member) -> Iterator[bytes]:
         yield chunk
 
 
-def _inflate(packed: Iterator[bytes], name: str, where: str) -> Iterator[bytes]:
+def _inflate(chunks: Iterator[bytes], name: str, where: str) -> Iterator[bytes]:
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    for chunk_in in packed:
+    for chunk_in in chunks:
         rest = chunk_in
         while rest and not inflater.eof:
             if chunk := inflater.decompress(rest, CHUNK_BYTES):
@@ -199,17 +199,17 @@ def _check_names(names: Sequence[str], where: str) -> None:
             raise ArchiveTampered(f"{where}: {name} is a folder, not in the manifest: leave it out")
         if name != "/".join(parts):
             raise ArchiveTampered(f"{where}: member name {name!r} is not written as a plain path")
-        folded = _folded(name)
-        if folded in files:
-            other = files[folded]
+        key = _folded(name)
+        if key in files:
+            other = files[key]
             problem = (
                 "is there twice" if other == name else f"and {other} are one file on some systems"
             )
             raise ArchiveTampered(f"{where}: member {name} {problem}")
-        files[folded] = name
+        files[key] = name
     # what lies in a folder comes right behind a file of the folder's name, where "/" comes first
-    in_order = sorted((folded.replace("/", "\0"), name) for folded, name in files.items())
-    for (file, folder), (inside, name) in itertools.pairwise(in_order):
+    entries = sorted((key.replace("/", "\0"), name) for key, name in files.items())
+    for (file, folder), (inside, name) in itertools.pairwise(entries):
         if inside.startswith(f"{file}\0"):
             raise ArchiveTampered(f"{where}: {folder} is a file and the folder of {name}")
 
@@ -276,22 +276,22 @@ def _read_member(file: IO[bytes], entry: zipfile.ZipInfo, where: str) -> Member:
     raw = _read_at(file, start, start + _HEADER.size)
     if len(raw) < _HEADER.size or not raw.startswith(_HEADER_MARK):
         raise ArchiveTampered(f"{where}: member {name} has no header in front of it: {_ANEW}")
-    _, _, flags, method, _, _, crc, packed, size, name_bytes, extra_bytes = _HEADER.unpack(raw)
+    _, _, flags, method, _, _, crc, packed_size, size, name_bytes, extra_bytes = _HEADER.unpack(raw)
     start += _HEADER.size
     own_name = _read_at(file, start, start + name_bytes)
     start += name_bytes
     large = _large_sizes(_read_at(file, start, start + extra_bytes), name, where)
     _large_sizes(entry.extra, name, where)
     if large is not None:
-        if (size, packed) not in (large, (2**32 - 1, 2**32 - 1)):
+        if (size, packed_size) not in (large, (2**32 - 1, 2**32 - 1)):
             raise _differs(where, name, "has two sizes in its header")
-        size, packed = large
+        size, packed_size = large
     pairs = {
         "name": (own_name.decode(errors="replace"), name),
         "flags": (flags, entry.flag_bits),
         "compression": (method, entry.compress_type),
         "checksum": (crc, entry.CRC),
-        "packed size": (packed, entry.compress_size),
+        "packed size": (packed_size, entry.compress_size),
         "size": (size, entry.file_size),
     }
     for what, (header, directory) in pairs.items():
@@ -302,7 +302,7 @@ def _read_member(file: IO[bytes], entry: zipfile.ZipInfo, where: str) -> Member:
                 f"has the {what} {header!r} in its header, {directory!r} in the directory",
             )
     deflated = method == zipfile.ZIP_DEFLATED
-    return Member(name, start + extra_bytes, packed, size, crc, deflated)
+    return Member(name, start + extra_bytes, packed_size, size, crc, deflated)
 
 
 def _large_sizes(extra: bytes, name: str, where: str) -> tuple[int, int] | None:
@@ -317,8 +317,8 @@ def _large_sizes(extra: bytes, name: str, where: str) -> tuple[int, int] | None:
         if kind == _ZIP64_EXTRA and large is not None:
             raise _differs(where, name, "has two zip64 fields")
         if kind == _ZIP64_EXTRA and length >= 16:
-            size, packed = struct.unpack_from("<2Q", content)
-            large = (size, packed)
+            size, packed_size = struct.unpack_from("<2Q", content)
+            large = (size, packed_size)
     return large
 
 

@@ -47,10 +47,10 @@ def sign_archive(archive: Path, key: ec.EllipticCurvePrivateKey) -> SignedArchiv
         write_bundle(signature_statement(archive.name, sha256), key), write_bundle(provenance, key)
     )
     main = hashed("machine-learning-model", manifest.model, sha256, version=str(manifest.version))
-    listed = components_file(archive)
-    replace_file(listed, component_list(main, list(_components(manifest)), vlserve))
-    written = (*write_beside(archive, files), listed)
-    return SignedArchive(archive, sha256, PublicKey("", key.public_key()).hint, written)
+    components = components_file(archive)
+    replace_file(components, component_list(main, list(_components(manifest)), vlserve))
+    paths = (*write_beside(archive, files), components)
+    return SignedArchive(archive, sha256, PublicKey("", key.public_key()).hint, paths)
 
 
 def _components(manifest: Manifest) -> Iterator[Mapping[str, Any]]:

@@ -40,17 +40,17 @@ def read_beside(archive: Path) -> SignatureFiles | None:
 def write_beside(archive: Path, files: SignatureFiles) -> list[Path]:
     """Write the files beside ``archive``, each whole or not at all, and return those that there
     are."""
-    written = []
+    paths = []
     for file, content in (
         (signature_file(archive), files.signature),
         (provenance_file(archive), files.provenance),
     ):
         if content:
             replace_file(file, content)
-            written.append(file)
+            paths.append(file)
         else:
             file.unlink(missing_ok=True)
-    return written
+    return paths
 
 
 def remove_beside(archive: Path) -> None:
@@ -61,15 +61,15 @@ def remove_beside(archive: Path) -> None:
 
 def replace_file(file: Path, content: bytes) -> None:
     """Write a file whole or not at all."""
-    staged = file.with_name(f".{file.name}")
+    draft = file.with_name(f".{file.name}")
     try:
-        with staged.open("wb") as opened:
-            opened.write(content)
-            opened.flush()
-            os.fsync(opened.fileno())
-        staged.replace(file)
+        with draft.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        draft.replace(file)
     except BaseException:
-        staged.unlink(missing_ok=True)
+        draft.unlink(missing_ok=True)
         raise
 
 

@@ -43,13 +43,13 @@ class Bundle:
             SignatureMismatch: it names one of them, which did not sign this.
         """
         content = _encoded(self.payload)
-        named = [key for key in keys if self.hint in ("", key.hint)]
-        for key in named:
+        candidates = [key for key in keys if self.hint in ("", key.hint)]
+        for key in candidates:
             if key.has_signed(content, self.signature):
                 return key
-        if named and self.hint:
+        if candidates and self.hint:
             raise SignatureMismatch(
-                f"names the key {named[0].name} ({self.hint[:12]}…), which did not sign this"
+                f"names the key {candidates[0].name} ({self.hint[:12]}…), which did not sign this"
             )
         which = f"the key {self.hint[:12]}…" if self.hint else "a key that it does not name"
         raise SignatureUnknownKey(f"is signed by {which}, which is none of those that are trusted")
@@ -137,20 +137,20 @@ def _decoded(text: object, what: str) -> bytes:
 
 def _json_object(raw: bytes, what: str) -> dict[str, Any]:
     try:
-        read = json.loads(raw.decode(), object_pairs_hook=_without_repeats)
+        content = json.loads(raw.decode(), object_pairs_hook=_without_repeats)
     except (ValueError, RecursionError) as error:
         raise SignatureUnreadable(f"{what} no JSON: {shown(str(error))}") from None
-    if not isinstance(read, dict):
+    if not isinstance(content, dict):
         raise SignatureUnreadable(f"{what} no JSON object")
-    return read
+    return content
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return a JSON object, once no key is there twice, of which each parser takes another."""
-    read = dict(pairs)
-    if len(read) != len(pairs):
+    result = dict(pairs)
+    if len(result) != len(pairs):
         raise ValueError("a key is there twice")
-    return read
+    return result
 
 
 def shown(value: object) -> str:

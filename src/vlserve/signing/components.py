@@ -41,21 +41,21 @@ def hashed(kind: str, name: str, sha256: str, **more: str) -> dict[str, Any]:
 def locked_libraries(lock: str) -> Iterator[Mapping[str, Any]]:
     """Yield the libraries of a lock of pip, with the sha256 of each of their files."""
     for entry in lock.replace("\\\n", " ").splitlines():
-        pinned = _LOCKED.match(entry)
-        if pinned is None:
+        match = _LOCKED.match(entry)
+        if match is None:
             continue
-        name = re.sub(r"[-_.]+", "-", pinned["name"]).lower()
-        purl = f"pkg:pypi/{name}@{pinned['version'].replace('+', '%2B')}"
+        name = re.sub(r"[-_.]+", "-", match["name"]).lower()
+        purl = f"pkg:pypi/{name}@{match['version'].replace('+', '%2B')}"
         yield {
             "type": "library",
             "bom-ref": purl,
             "name": name,
-            "version": pinned["version"],
+            "version": match["version"],
             "purl": purl,
             "externalReferences": [
                 {
                     "type": "distribution",
-                    "url": f"https://pypi.org/project/{name}/{pinned['version']}/",
+                    "url": f"https://pypi.org/project/{name}/{match['version']}/",
                     "hashes": [{"alg": "SHA-256", "content": digest} for digest in digests],
                 }
                 for digests in [_HASH.findall(entry)]

@@ -125,8 +125,8 @@ def read_small_file(file: Path, max_bytes: int = MAX_KEY_FILE_BYTES) -> bytes:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise KeyUnusable(f"{file} is no regular file")
-    with os.fdopen(descriptor, "rb") as opened:
-        raw = opened.read(max_bytes + 1)
+    with os.fdopen(descriptor, "rb") as stream:
+        raw = stream.read(max_bytes + 1)
     if len(raw) > max_bytes:
         raise KeyUnusable(f"{file} has more than {max_bytes} bytes")
     return raw

@@ -89,19 +89,19 @@ def provenance_statement(
 
 def materials(manifest: Manifest) -> Iterator[tuple[str, str]]:
     """Yield what an archive was made of, with the sha256 of each: checkpoint, data, lock, code."""
-    named = {
+    digests = {
         "checkpoint": manifest.checkpoint_sha256,
         "requirements.lock": manifest.lock_sha256,
         "calibration data": manifest.quantization and manifest.quantization.calibration_sha256,
         "adopted archive": manifest.adopted and manifest.adopted.sha256,
     }
-    yield from ((name, digest) for name, digest in named.items() if digest)
+    yield from ((name, digest) for name, digest in digests.items() if digest)
     training = manifest.training or {}
     code = training.get("code")
-    said = {**training, **(code if isinstance(code, dict) else {})}
+    training_fields = {**training, **(code if isinstance(code, dict) else {})}
     yield from (
         (f"training {name.removesuffix('_sha256')}", digest)
-        for name, digest in said.items()
+        for name, digest in training_fields.items()
         if name.endswith("_sha256") and isinstance(digest, str)
     )
     yield from ((name, sha256) for name, sha256 in manifest.files.items() if name.endswith(".py"))
@@ -124,11 +124,11 @@ def check_signature_subject(bundle: Bundle, sha256: str) -> None:
     resources = predicate.get("resources") if isinstance(predicate, dict) else None
     if not isinstance(resources, list) or len(resources) != 1:
         raise SignatureUnreadable("is not over one file alone, as an archive is")
-    said = resources[0] if isinstance(resources[0], dict) else {}
-    if said.get("algorithm") != "sha256":
-        kind = shown(said.get("algorithm"))
+    resource = resources[0] if isinstance(resources[0], dict) else {}
+    if resource.get("algorithm") != "sha256":
+        kind = shown(resource.get("algorithm"))
         raise SignatureUnreadable(f"is over a digest of the kind {kind}: sha256 is read")
-    if said.get("digest") != sha256 or _subject_digest(bundle) != _root(sha256):
+    if resource.get("digest") != sha256 or _subject_digest(bundle) != _root(sha256):
         raise SignatureMismatch("is on other bytes than the archive's")
 
 
@@ -140,9 +140,9 @@ def check_provenance_subject(bundle: Bundle, sha256: str) -> None:
 
 
 def _check_kind(bundle: Bundle, kind: str) -> None:
-    said = bundle.statement.get("predicateType")
-    if said != kind:
-        raise SignatureUnreadable(f"says {shown(said)}, and {kind} is needed")
+    predicate_type = bundle.statement.get("predicateType")
+    if predicate_type != kind:
+        raise SignatureUnreadable(f"says {shown(predicate_type)}, and {kind} is needed")
 
 
 def _subject_digest(bundle: Bundle) -> object:

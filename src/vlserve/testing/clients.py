@@ -94,8 +94,8 @@ class Clients:
     def asking(self) -> Iterator[None]:
         """Have clients ask while the body runs; afterwards all are answered."""
         with ThreadPoolExecutor(self.load.clients, thread_name_prefix="client") as pool:
-            began_s = time.monotonic()
-            runs = [pool.submit(self._run, n, began_s) for n in range(self.load.clients)]
+            start_s = time.monotonic()
+            runs = [pool.submit(self._run, n, start_s) for n in range(self.load.clients)]
             try:
                 yield
             finally:
@@ -107,14 +107,14 @@ class Clients:
         """Set the versions that clients ask for by path; returns once no request for another one is
         still to be sent."""
         self._pinned = versions
-        for sending in self._sending:
-            with sending:
+        for lock in self._sending:
+            with lock:
                 pass
 
-    def _run(self, number: int, began_s: float) -> None:
+    def _run(self, number: int, start_s: float) -> None:
         address = urlsplit(self.load.url)
         period_s = self.load.clients / self.load.rate_per_s
-        due_s = began_s + number / self.load.rate_per_s
+        due_s = start_s + number / self.load.rate_per_s
         connection = HTTPConnection(str(address.hostname), address.port, timeout=_TIMEOUT_S)
         with closing(connection):
             while not self._stopping.wait(max(0.0, due_s - time.monotonic())):

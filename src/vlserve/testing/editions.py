@@ -44,10 +44,10 @@ def repacked_editions(
     model = verify_archive(archives[0]).model
     answers: dict[Path, Answers] = {}
     for version, archive in zip(count(1), cycle(archives), strict=False):
-        packed = _repack(folder, archive, model, version)
+        copy = _repack(folder, archive, model, version)
         if archive not in answers:
-            answers[archive] = answer_by_archive(packed, fields)
-        yield Edition(version, packed, answers[archive])
+            answers[archive] = answer_by_archive(copy, fields)
+        yield Edition(version, copy, answers[archive])
 
 
 def editions_of(

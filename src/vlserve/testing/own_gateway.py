@@ -77,8 +77,8 @@ def own_gateway(folder: Path) -> Iterator[OwnGateway]:
         model_store=folder / "model_store",
         gateway=GatewaySettings(port=first, metrics_port=first + 1),
     )
-    running = OwnGateway(settings)
+    gateway = OwnGateway(settings)
     try:
-        yield running
+        yield gateway
     finally:
-        running.close()
+        gateway.close()

@@ -47,5 +47,5 @@ def private_stack(like: Settings, show: Callable[[str], None]) -> Iterator[Runni
                 "engine": like.engine.model_copy(update={"instances": 1}),
             }
         )
-        with running_stack(with_free_ports(settings), show) as running:
-            yield running
+        with running_stack(with_free_ports(settings), show) as stack:
+            yield stack

@@ -73,17 +73,17 @@ def _no_grpc(request: Raw, served: Served) -> Exchange | None:
     """Refuse a gRPC call: what a handler of TorchServe answers is no message for a client."""
     if header_of(request, PROTOCOL) != V2 or header_of(request, SENT_TYPE) != protobuf.PROTOBUF:
         return None
-    no = refused(
+    refusal = refused(
         f"{served.model} is an adopted archive, which has no gRPC: send POST /predictions/"
     )
-    return V2Exchange(codec=protobuf, served=served, refusal=no)
+    return V2Exchange(codec=protobuf, served=served, refusal=refusal)
 
 
 def served_by(archive: Path) -> Served:
     """Return what an unpacked archive serves; nothing of it where its manifest cannot be read."""
     try:
-        told = json.loads((archive / "manifest.json").read_text(encoding="utf-8"))
-        return Served(str(told["model"]), int(told["version"]), str(told["task"]))
+        manifest = json.loads((archive / "manifest.json").read_text(encoding="utf-8"))
+        return Served(str(manifest["model"]), int(manifest["version"]), str(manifest["task"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         logger.warning("%s: what it serves cannot be read: %s", archive, error)
         return Served()

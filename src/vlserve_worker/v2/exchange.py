@@ -80,18 +80,18 @@ class V2Exchange(Exchange):
     unwritable: ClassVar[str] = "the answer has no form in V2"
 
     def write_answer(self, answers: Sequence[ItemAnswer], wrong: Sequence[str]) -> Encoded:
-        told = [
+        contents = [
             None if error else json.loads(answer.body)
             for answer, error in zip(answers, wrong, strict=True)
         ]
-        outputs = join_answers(self.served.task, told)
+        outputs = join_answers(self.served.task, contents)
         if self.partial:
             errors = [error.encode("utf-8", "surrogatepass") for error in wrong]
             outputs.append(Tensor(ERRORS, BYTES, (len(errors),), errors))
         if self.request.outputs:
             by_name = {output.name: output for output in outputs}
-            asked = [by_name.get(one.name) for one in self.request.outputs]
-            outputs = [output for output in asked if output is not None]
+            selection = [by_name.get(choice.name) for choice in self.request.outputs]
+            outputs = [output for output in selection if output is not None]
         version = str(self.served.version)
         answer = InferAnswer(self.served.model, version, self.request.id, tuple(outputs))
         return self.codec.write_answer(answer, self.request)
@@ -125,13 +125,13 @@ def _read(raw: Raw, codec: Codec, served: Served, max_bytes: int) -> Exchange:
 
 
 def _check_outputs(request: InferRequest, served: Served, partial: bool) -> None:
-    known = [output.name for output in outputs_of(served.task)] + ([ERRORS] if partial else [])
-    for one in request.outputs:
-        if one.name not in known:
-            raise refused(f"there is no output {quoted(one.name)}: there are {', '.join(known)}")
-    twice = Counter(one.name for one in request.outputs).most_common(1)
-    if twice and twice[0][1] > 1:
-        raise refused(f"the output {quoted(twice[0][0])} is asked for twice")
+    names = [output.name for output in outputs_of(served.task)] + ([ERRORS] if partial else [])
+    for choice in request.outputs:
+        if choice.name not in names:
+            raise refused(f"there is no output {quoted(choice.name)}: there are {', '.join(names)}")
+    most_common = Counter(choice.name for choice in request.outputs).most_common(1)
+    if most_common and most_common[0][1] > 1:
+        raise refused(f"the output {quoted(most_common[0][0])} is asked for twice")
 
 
 def _part(name: str, value: bytes) -> Raw:

@@ -21,8 +21,8 @@ def file_bytes(value: bytes) -> bytes:
     with suppress(binascii.Error):  # the rare forms are looked for only where the usual one fails
         return binascii.a2b_base64(value, strict_mode=True)
     head, comma, _ = value[:200].partition(b",")
-    packed = value[len(head) + 1 :] if comma and head.lstrip().startswith(b"data:") else value
+    payload = value[len(head) + 1 :] if comma and head.lstrip().startswith(b"data:") else value
     try:
-        return binascii.a2b_base64(packed.strip().translate(_TO_PLAIN, _BREAKS), strict_mode=True)
+        return binascii.a2b_base64(payload.strip().translate(_TO_PLAIN, _BREAKS), strict_mode=True)
     except binascii.Error:
         return value

@@ -26,5 +26,5 @@ def item_id(request_id: str, index: int, items: int) -> str:
 
 def read_item_id(text: str) -> ItemId | None:
     """Return what an id says of its item; None of a request that is one item."""
-    found = _ITEM.fullmatch(text) if "~" in text else None
-    return ItemId(found[1], int(found[2]), int(found[3])) if found else None
+    match = _ITEM.fullmatch(text) if "~" in text else None
+    return ItemId(match[1], int(match[2]), int(match[3])) if match else None

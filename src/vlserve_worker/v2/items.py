@@ -60,8 +60,8 @@ def split_items(request: InferRequest) -> list[Fields]:
             stands for nothing that an item can have.
     """
     count = _count(request.inputs)
-    shared = _shared(request.parameters)
-    items: list[Fields] = [dict(shared) for _ in range(count)]
+    parameter_fields = _shared(request.parameters)
+    items: list[Fields] = [dict(parameter_fields) for _ in range(count)]
     for tensor in request.inputs:
         if tensor.name == BODY:
             raise refused(f"no input is called {BODY!r}")
@@ -87,18 +87,18 @@ def _count(inputs: tuple[Tensor, ...]) -> int:
 
 
 def _shared(parameters: Mapping[str, Parameter]) -> Fields:
-    shared: Fields = {}
+    fields: Fields = {}
     for name, value in parameters.items():
         if name == BODY:
             raise refused(f"no parameter is called {BODY!r}")
         if name != PARTIAL and name not in PASSED_OVER:
-            shared[name] = (
+            fields[name] = (
                 value.encode("utf-8", "surrogatepass")
                 if isinstance(value, str)
                 else _digits(name, value)
             )
-    check_most("bytes of parameters", sum(map(len, shared.values())), MAX_PARAMETER_BYTES)
-    return shared
+    check_most("bytes of parameters", sum(map(len, fields.values())), MAX_PARAMETER_BYTES)
+    return fields
 
 
 def _values(tensor: Tensor, count: int) -> list[bytes]:

@@ -112,11 +112,11 @@ def check_no_classification(parameters: Mapping[str, Parameter]) -> None:
         raise refused("the classification extension is not read: ask for the outputs themselves")
 
 
-def check_items(number: int, called: str = "items") -> None:
-    """Raise BodyRefused where a request has more items than it may; ``called``: as clients do."""
+def check_items(number: int, name: str = "items") -> None:
+    """Raise BodyRefused where a request has more items than it may; clients call them ``name``."""
     if number > MAX_ITEMS:
         raise refused(
-            f"the request has {number} {called}, the limit is {MAX_ITEMS}: send them in several",
+            f"the request has {number} {name}, the limit is {MAX_ITEMS}: send them in several",
             TOO_MANY_ITEMS,
         )
 

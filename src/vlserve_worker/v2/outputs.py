@@ -131,10 +131,10 @@ def join_answers(task: str, answers: Sequence[Answer | None]) -> list[Tensor]:
 
 def _joined(output: Output, answers: Sequence[Answer | None]) -> Tensor | None:
     values = [None if answer is None else output.of(answer) for answer in answers]
-    given = [value for value in values if value is not None]
-    if not given and any(answer is not None for answer in answers):
+    present_values = [value for value in values if value is not None]
+    if not present_values and any(answer is not None for answer in answers):
         return None
-    inner = _longest(given, output.dims)
+    inner = _longest(present_values, output.dims)
     elements: list[Any] = []
     for value in values:
         _fill(elements, value, inner)
@@ -164,6 +164,7 @@ def _fill(elements: list[Any], value: Any, shape: tuple[int, ...]) -> None:
 def _data(output: Output, elements: Sequence[Any]) -> Data:
     if output.datatype == BYTES:
         return [
-            b"" if one is None else str(one).encode("utf-8", "surrogatepass") for one in elements
+            b"" if element is None else str(element).encode("utf-8", "surrogatepass")
+            for element in elements
         ]
-    return np.array([one or 0 for one in elements], dtype=NUMBERS[output.datatype])
+    return np.array([element or 0 for element in elements], dtype=NUMBERS[output.datatype])

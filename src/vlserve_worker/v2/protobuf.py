@@ -98,23 +98,23 @@ def read_request(body: bytes | bytearray, json_length: str = "") -> InferRequest
     if raw and len(raw) != len(inputs):
         raise refused(f"the request has {len(inputs)} inputs, and {len(raw)} raw_input_contents")
     tensors = (
-        [one.of_raw(octets) for one, octets in zip(inputs, raw, strict=True)]
+        [entry.of_raw(octets) for entry, octets in zip(inputs, raw, strict=True)]
         if raw
-        else [one.of_contents(wire) for one in inputs]
+        else [entry.of_contents(wire) for entry in inputs]
     )
     return InferRequest(tuple(tensors), name, parameters, tuple(outputs))
 
 
 def write_answer(answer: InferAnswer, request: InferRequest) -> Encoded:
     """Write a ModelInferResponse; ``request`` has no say in its form."""
-    written = [
+    parts = [
         write_text(1, answer.model_name),
         write_text(2, answer.model_version),
         write_text(3, answer.id),
         *(write_octets(5, _about(tensor)) for tensor in answer.outputs),
         *(write_octets(6, write_raw(tensor)) for tensor in answer.outputs),
     ]
-    return Encoded(b"".join(written), PROTOBUF)
+    return Encoded(b"".join(parts), PROTOBUF)
 
 
 def write_error(message: str) -> Encoded:
@@ -124,8 +124,8 @@ def write_error(message: str) -> Encoded:
 
 def _about(tensor: Tensor) -> bytes:
     shape = b"".join(map(write_varint, tensor.shape))
-    named = write_text(1, tensor.name) + write_text(2, tensor.datatype)
-    return named + (write_octets(3, shape) if shape else b"")
+    head = write_text(1, tensor.name) + write_text(2, tensor.datatype)
+    return head + (write_octets(3, shape) if shape else b"")
 
 
 class _Input:
@@ -138,24 +138,24 @@ class _Input:
 
     @classmethod
     def read(cls, wire: WireReader, message: Message) -> "_Input":
-        one, parameters = cls(), dict[str, Parameter]()
+        entry, parameters = cls(), dict[str, Parameter]()
         for field in wire.fields(message):
             match field.number:
                 case 1:
-                    one.name = field.text()
+                    entry.name = field.text()
                 case 2:
-                    one.datatype = field.text()
+                    entry.datatype = field.text()
                 case 3:
-                    one.shape += _dims(field)
-                    check_most("dimensions of an input", len(one.shape), MAX_DIMS)
+                    entry.shape += _dims(field)
+                    check_most("dimensions of an input", len(entry.shape), MAX_DIMS)
                 case 4:
                     _add_parameter(wire, field, parameters)
                 case 5:
-                    one.contents.append(field.octets())  # several are one message
-        if not one.name:
+                    entry.contents.append(field.octets())  # several are one message
+        if not entry.name:
             raise refused("an input has no name")
-        _check_no_shared_memory(one.name, parameters)
-        return one
+        _check_no_shared_memory(entry.name, parameters)
+        return entry
 
     def of_raw(self, octets: Message) -> Tensor:
         if any(self.contents):
@@ -221,8 +221,8 @@ def _dims(field: Field) -> list[int]:
     """Return the sizes of a shape, which stand in one field or in one each."""
     if field.wire_type == VARINT:
         return [signed(field.integer())]
-    packed: list[int] = packed_varints(field.octets()).view(np.int64).tolist()
-    return packed
+    sizes: list[int] = packed_varints(field.octets()).view(np.int64).tolist()
+    return sizes
 
 
 def _requested(wire: WireReader, message: Message) -> RequestedOutput:

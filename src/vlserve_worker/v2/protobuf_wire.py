@@ -100,13 +100,13 @@ def signed(value: int) -> int:
     return value - 2**64 if value >= 2**63 else value
 
 
-def packed_varints(packed: memoryview) -> NDArray[np.uint64]:
+def packed_varints(data: memoryview) -> NDArray[np.uint64]:
     """Return the varints that stand one after the other, without their signs.
 
     Raises:
         BodyRefused: they are none, or more than MAX_NUMBERS.
     """
-    octets = np.frombuffer(packed, dtype=np.uint8)
+    octets = np.frombuffer(data, dtype=np.uint8)
     are_ends = octets < 0x80
     if np.count_nonzero(are_ends) > MAX_NUMBERS:
         raise refused(
@@ -133,12 +133,12 @@ def packed_varints(packed: memoryview) -> NDArray[np.uint64]:
 def write_varint(value: int) -> bytes:
     """Write a number; of a negative one its 64 bits."""
     value &= 2**64 - 1
-    written = bytearray()
+    octets = bytearray()
     while value > 0x7F:
-        written.append(value & 0x7F | 0x80)
+        octets.append(value & 0x7F | 0x80)
         value >>= 7
-    written.append(value)
-    return bytes(written)
+    octets.append(value)
+    return bytes(octets)
 
 
 def write_integer(number: int, value: int) -> bytes:

@@ -35,7 +35,9 @@ def write_raw(tensor: Tensor) -> bytes:
     """Return a tensor's bytes."""
     if tensor.datatype != BYTES:
         return np.asarray(tensor.data, dtype=NUMBERS[tensor.datatype]).tobytes()
-    return b"".join(part for one in tensor.data for part in (_LENGTH.pack(len(one)), one))
+    return b"".join(
+        part for element in tensor.data for part in (_LENGTH.pack(len(element)), element)
+    )
 
 
 def _numbers(name: str, datatype: str, count: int, raw: bytes | bytearray | memoryview) -> Data:

@@ -58,43 +58,43 @@ def read_request(body: bytes | bytearray, json_length: str = "") -> InferRequest
         BodyRefused: it is not what V2 asks for, or over a limit.
     """
     head, binary = _split(memoryview(body), json_length)
-    told = _object(strict_json(bytes(head)), "the request")
-    parameters = _parameters(told, "the request")
-    inputs = _list(told, "inputs")
-    outputs = _list(told, "outputs")
+    content = _object(strict_json(bytes(head)), "the request")
+    parameters = _parameters(content, "the request")
+    inputs = _list(content, "inputs")
+    outputs = _list(content, "outputs")
     check_most("inputs", len(inputs), MAX_INPUTS)
     check_most("requested outputs", len(outputs), MAX_OUTPUTS)
-    name = told.get("id", "")
+    name = content.get("id", "")
     if not isinstance(name, str):
         raise refused("'id' must be a string")
     return InferRequest(
         inputs=tuple(_inputs(inputs, binary)),
         id=name,
         parameters={key: value for key, value in parameters.items() if key != BINARY_OUTPUT},
-        outputs=tuple(_requested(one) for one in outputs),
+        outputs=tuple(_requested(output) for output in outputs),
         binary_output=_switch(parameters, BINARY_OUTPUT) or False,
     )
 
 
 def write_answer(answer: InferAnswer, request: InferRequest) -> Encoded:
     """Write an answer in the form that the request asks for, output by output."""
-    asked = {one.name: one.binary for one in request.outputs}
+    choices = {output.name: output.binary for output in request.outputs}
     outputs, binary = [], []
     for tensor in answer.outputs:
-        said = asked.get(tensor.name)
+        choice = choices.get(tensor.name)
         about: dict[str, Any] = {
             "name": tensor.name,
             "datatype": tensor.datatype,
             "shape": list(tensor.shape),
         }
-        if request.binary_output if said is None else said:
+        if request.binary_output if choice is None else choice:
             binary.append(write_raw(tensor))
             about["parameters"] = {BINARY_SIZE: len(binary[-1])}
         else:
             about["data"] = _json_data(tensor)
         outputs.append(about)
-    told = {"model_name": answer.model_name, "model_version": answer.model_version}
-    head = json_bytes({**told, **({"id": answer.id} if answer.id else {}), "outputs": outputs})
+    model = {"model_name": answer.model_name, "model_version": answer.model_version}
+    head = json_bytes({**model, **({"id": answer.id} if answer.id else {}), "outputs": outputs})
     if not binary:
         return Encoded(head, JSON)
     return Encoded(b"".join((head, *binary)), WITH_BINARY, len(head))
@@ -105,15 +105,15 @@ def write_error(message: str) -> Encoded:
     return Encoded(json_bytes({"error": message}), JSON)
 
 
-def json_bytes(told: Members) -> bytes:
+def json_bytes(content: Members) -> bytes:
     """Write JSON without NaN. ValueError."""
-    text = json.dumps(told, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8", "backslashreplace")  # a lone surrogate becomes JSON's own escape
 
 
 def _json_data(tensor: Tensor) -> list[Any]:
     if tensor.datatype == BYTES:
-        return [one.decode("utf-8", "backslashreplace") for one in tensor.data]
+        return [element.decode("utf-8", "backslashreplace") for element in tensor.data]
     numbers: list[Any] = np.asarray(tensor.data).tolist()
     return numbers
 
@@ -166,8 +166,8 @@ def _object(value: Any, what: str) -> Members:
     return value
 
 
-def _list(told: Members, name: str) -> Sequence[Any]:
-    value = told.get(name)
+def _list(members: Members, name: str) -> Sequence[Any]:
+    value = members.get(name)
     if value is None:
         return ()
     if not isinstance(value, list):
@@ -175,21 +175,21 @@ def _list(told: Members, name: str) -> Sequence[Any]:
     return value
 
 
-def _text(told: Members, name: str, what: str) -> str:
-    value = told.get(name)
+def _text(members: Members, name: str, what: str) -> str:
+    value = members.get(name)
     if not isinstance(value, str) or not value:
         raise refused(f"{what} has no {name!r}")
     return value
 
 
-def _parameters(told: Members, what: str) -> dict[str, Parameter]:
-    value = told.get("parameters")
+def _parameters(members: Members, what: str) -> dict[str, Parameter]:
+    value = members.get("parameters")
     if value is None:
         return {}
     parameters = dict(_object(value, f"'parameters' of {what}"))
     check_most("parameters", len(parameters), MAX_PARAMETERS)
-    for name, one in parameters.items():
-        if not isinstance(one, str | int | float | bool):
+    for name, parameter in parameters.items():
+        if not isinstance(parameter, str | int | float | bool):
             raise refused(f"the parameter {quoted(name)} must be a string, a number or a switch")
     return parameters
 
@@ -201,26 +201,26 @@ def _switch(parameters: Mapping[str, Parameter], name: str) -> bool | None:
     return value
 
 
-def _requested(told: Any) -> RequestedOutput:
-    about = _object(told, "a requested output")
-    name = _text(about, "name", "a requested output")
-    parameters = _parameters(about, quoted(name))
+def _requested(content: Any) -> RequestedOutput:
+    members = _object(content, "a requested output")
+    name = _text(members, "name", "a requested output")
+    parameters = _parameters(members, quoted(name))
     check_no_classification(parameters)
     return RequestedOutput(name, _switch(parameters, BINARY))
 
 
-def _inputs(told: Sequence[Any], binary: memoryview) -> Iterable[Tensor]:
+def _inputs(inputs: Sequence[Any], binary: memoryview) -> Iterable[Tensor]:
     at = 0
-    for one in told:
-        about = _object(one, "an input")
-        name = _text(about, "name", "an input")
-        datatype = _text(about, "datatype", f"the input {quoted(name)}")
-        shape = _shape(about, name)
-        size = _parameters(about, quoted(name)).get(BINARY_SIZE)
+    for content in inputs:
+        members = _object(content, "an input")
+        name = _text(members, "name", "an input")
+        datatype = _text(members, "datatype", f"the input {quoted(name)}")
+        shape = _shape(members, name)
+        size = _parameters(members, quoted(name)).get(BINARY_SIZE)
         if size is None:
-            yield _of_json(about, name, datatype, shape)
+            yield _of_json(members, name, datatype, shape)
             continue
-        if "data" in about:
+        if "data" in members:
             raise refused(f"{quoted(name)} has data in JSON and as bytes behind it")
         if isinstance(size, bool) or not isinstance(size, int) or size < 0:
             raise refused(f"{BINARY_SIZE!r} of {quoted(name)} must be a number of bytes")
@@ -235,8 +235,8 @@ def _inputs(told: Sequence[Any], binary: memoryview) -> Iterable[Tensor]:
         raise refused(f"{len(binary) - at} bytes behind the JSON belong to no input")
 
 
-def _shape(told: Members, name: str) -> tuple[int, ...]:
-    shape = told.get("shape")
+def _shape(members: Members, name: str) -> tuple[int, ...]:
+    shape = members.get("shape")
     if not isinstance(shape, list) or not all(
         isinstance(dim, int) and not isinstance(dim, bool) for dim in shape
     ):
@@ -244,11 +244,11 @@ def _shape(told: Members, name: str) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _of_json(told: Members, name: str, datatype: str, shape: tuple[int, ...]) -> Tensor:
+def _of_json(members: Members, name: str, datatype: str, shape: tuple[int, ...]) -> Tensor:
     count = elements_of(name, datatype, shape)
-    if not isinstance(told.get("data"), list):
+    if not isinstance(members.get("data"), list):
         raise refused(f"{quoted(name)} has no 'data', a list of its elements")
-    values = _flat(told["data"], name)
+    values = _flat(members["data"], name)
     if len(values) != count:
         raise refused(f"{quoted(name)} has {len(values)} elements, its shape says {count}")
     return Tensor(name, datatype, shape, _elements(values, name, datatype))
@@ -257,19 +257,19 @@ def _of_json(told: Members, name: str, datatype: str, shape: tuple[int, ...]) ->
 def _flat(data: list[Any], name: str) -> list[Any]:
     """Return the elements of lists in lists, which V2 allows for; each level is walked once."""
     for _ in range(MAX_DIMS):
-        if not any(isinstance(one, list) for one in data):
+        if not any(isinstance(value, list) for value in data):
             return data
-        if not all(isinstance(one, list) for one in data):
+        if not all(isinstance(value, list) for value in data):
             break
         data = [element for row in data for element in row]
     raise refused(f"'data' of {quoted(name)} is no list of elements, row by row")
 
 
 def _elements(values: list[Any], name: str, datatype: str) -> Data:
-    if not all(type(one) in _TYPES[datatype] for one in values):
+    if not all(type(value) in _TYPES[datatype] for value in values):
         raise refused(f"'data' of {quoted(name)} must hold values of {datatype} alone")
     if datatype == BYTES:
-        return [one.encode("utf-8", "surrogatepass") for one in values]
+        return [value.encode("utf-8", "surrogatepass") for value in values]
     try:
         with np.errstate(over="ignore"):
             numbers = np.array(values, dtype=NUMBERS[datatype])
