@@ -281,8 +281,8 @@ def _gateway_errors() -> Iterator[Sequence[str]]:
         r"default_value: (\d+),[^\n]*\n(?:[^\n]*status_code: (\d+)[^\n]*\n)?"
         r"(?:[^\n]*headers_to_add[^\n]*\n)?[^\n]*error: \{code: (\w+)"
     )
-    found = re.findall(mapper, static)
-    statuses = {code: changed or status for status, changed, code in found}
+    matches = re.findall(mapper, static)
+    statuses = {code: override or status for status, override, code in matches}
     replies = re.findall(r"error: \{code: (\w+)", static)
     statuses |= {code: statuses.get(code, "503") for code in replies}
     for file in sorted((PROJECT / "src/vlserve/control/gateway").glob("*.py")):
@@ -352,18 +352,18 @@ def checkpoints_page() -> str:
         "preferred": ", ".join(f"`{key}`" for key in PREFERRED),
         "inserted": ", ".join(f"`{part}.`" for part in INSERTED),
     }
-    read = ((what.format(**words), how.format(**words)) for what, how in CHECKPOINTS_READ)
-    refused = ((kind.what, kind.do) for kind in KINDS)
+    formats = ((what.format(**words), how.format(**words)) for what, how in CHECKPOINTS_READ)
+    refusals = ((kind.what, kind.do) for kind in KINDS)
     tensors = ((kind.what, kind.do) for kind in NOT_WHOLE)
     folders = ((f"`{kind.pattern}`", kind.what, kind.do) for kind in FOLDERS)
     parts = [
         f"# Checkpoints\n\n{NOTE}\n\n{ABOUT_CHECKPOINTS}\n",
-        f"{_table(('in the file', 'what is read'), read)}\n",
+        f"{_table(('in the file', 'what is read'), formats)}\n",
         "## Refused by name\n",
         "A whole pickled module, an optimizer's state, one process's part of a distributed "
         "checkpoint and the arguments of a training run, in a torch file, are refused by name too, "
         "and so is one shard of several.\n",
-        f"{_table(('the file is', 'what to do'), refused)}\n",
+        f"{_table(('the file is', 'what to do'), refusals)}\n",
         "So are tensors that are not a network's whole weights:\n",
         f"{_table(('the file holds', 'what to do'), tensors)}\n",
         "A folder is refused by what lies in it:\n",

@@ -55,7 +55,7 @@ def page_of(stack: RunningStack) -> dict[str, Any]:
         f"{stack.settings.control_url}/openapi.json", trust_env=False
     ).json()
     for path in page["paths"].values():
-        for operation in (path, *(each for each in path.values() if isinstance(each, dict))):
+        for operation in (path, *(value for value in path.values() if isinstance(value, dict))):
             for parameter in operation.get("parameters", ()):
                 if parameter["name"] in ("model", "version"):
                     values = MODELS if parameter["name"] == "model" else VERSIONS
@@ -64,7 +64,7 @@ def page_of(stack: RunningStack) -> dict[str, Any]:
 
 
 def fuzz(
-    api: str, page: Path, url: str, chosen: str, examples: int, headers: Mapping[str, str]
+    api: str, page: Path, url: str, path_option: str, examples: int, headers: Mapping[str, str]
 ) -> Fuzzed:
     """Send requests to ``url`` and print what Schemathesis says.
 
@@ -72,13 +72,13 @@ def fuzz(
         api: What the result is called.
         page: The OpenAPI page, JSON.
         url: Scheme, host and port.
-        chosen: The option that chooses the paths.
+        path_option: The option that chooses the paths.
         examples: The highest number of requests an operation.
         headers: Sent with each request.
     """
     report = page.with_name(f"{api}.json")
     command = [
-        *(sys.executable, "-m", "schemathesis.cli", "run", str(page), "--url", url, chosen),
+        *(sys.executable, "-m", "schemathesis.cli", "run", str(page), "--url", url, path_option),
         *("--checks", "not_a_server_error", "--max-examples", str(examples), "--seed", "1"),
         *("--phases", "examples,coverage,fuzzing", "--continue-on-failure", "--no-shrink"),
         *("--report", "json", "--report-json-path", str(report), "--warnings", "off"),
@@ -86,8 +86,8 @@ def fuzz(
         *(part for name, value in headers.items() for part in ("--header", f"{name}:{value}")),
     ]
     hooks = {"SCHEMATHESIS_HOOKS": str(HOOKS)}
-    ended = subprocess.run(command, cwd=page.parent, env=os.environ | hooks, check=False)
-    return Fuzzed(api, count_requests(report), ended.returncode)
+    result = subprocess.run(command, cwd=page.parent, env=os.environ | hooks, check=False)
+    return Fuzzed(api, count_requests(report), result.returncode)
 
 
 def count_requests(report: Path) -> int:
@@ -111,9 +111,9 @@ def main() -> int:
         folder = Path(scratch)
         questions = drawn_questions(folder / "covers")
         (neighbour,) = islice(echo_editions(folder, NEIGHBOUR, questions), 1)
-        fuzzed = list(islice(echo_editions(folder, FUZZED, questions), 2))
+        editions = list(islice(echo_editions(folder, FUZZED, questions), 2))
         with own_stack(folder) as stack:
-            for edition in (neighbour, *fuzzed):
+            for edition in (neighbour, *editions):
                 stack.control.register(edition.archive)
             for model in (NEIGHBOUR, FUZZED):
                 stack.control.release(model, 1)
@@ -127,7 +127,7 @@ def main() -> int:
             models = httpx.get(f"{settings.control_url}/models", headers=key, trust_env=False)
             models.raise_for_status()  # else all would be refused, and nothing could fail
             with clients.asking():
-                done = [
+                runs = [
                     fuzz(
                         "gateway",
                         page,
@@ -145,23 +145,23 @@ def main() -> int:
                         key,
                     ),
                 ]
-            replaced = before - {process.pid for process in processes(settings)}
-    failures = Counter(each.failure for each in clients.exchanges if each.failure)
+            replaced_pids = before - {process.pid for process in processes(settings)}
+    failures = Counter(exchange.failure for exchange in clients.exchanges if exchange.failure)
     passed = (
-        all(each.requests and not each.exit_code for each in done)
+        all(run.requests and not run.exit_code for run in runs)
         and bool(clients.exchanges)
         and not failures
-        and not replaced
+        and not replaced_pids
     )
     result = {
-        "requests": {each.api: each.requests for each in done},
-        "exit_codes": {each.api: each.exit_code for each in done},
+        "requests": {run.api: run.requests for run in runs},
+        "exit_codes": {run.api: run.exit_code for run in runs},
         "neighbours": len(clients.exchanges),
         "failures": dict(failures),
-        "processes_replaced": len(replaced),
+        "processes_replaced": len(replaced_pids),
     }
     options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    rows = [(each.api, each.requests, each.exit_code) for each in done]
+    rows = [(run.api, run.requests, run.exit_code) for run in runs]
     print_table(("API", "REQUESTS", "EXIT CODE"), rows)
     wrong = sum(failures.values())
     print_line(f"{len(clients.exchanges)} requests beside them, {wrong} not answered right")

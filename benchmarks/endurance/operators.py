@@ -94,7 +94,7 @@ def faults_afterwards(stack: RunningStack, questions: Sequence[Question]) -> lis
     faults = []
     for model in (ASKED, OTHER):
         view = stack.control.model(model)
-        weights = {each.version: each.weight for each in view.versions if each.weight}
+        weights = {version.version: version.weight for version in view.versions if version.weight}
         if sum(weights.values()) != 100:
             faults.append(f"the weights of {model} are {weights}")
         post = questions[0].post
@@ -134,7 +134,7 @@ def main() -> int:
                 stack.control.register(own[0].archive)
                 stack.control.release(model, own[0].version)
             load = Load(stack.settings.gateway_url, ASKED, clients=6, rate_per_s=options.rate)
-            right = {each.version: each.answers for each in editions[ASKED]}
+            right = {edition.version: edition.answers for edition in editions[ASKED]}
             clients = Clients(load, questions, right)
             clients.pin(KEPT)
             vocabulary = words({model: [e.archive for e in own] for model, own in editions.items()})
@@ -149,8 +149,8 @@ def main() -> int:
             faults = faults_afterwards(stack, questions)
     names = {end for _, end in ends}
     faults += sorted(end for end in names if ": " in end)
-    lost = Counter(each.failure for each in clients.exchanges if each.failure)
-    faults += [f"{count} requests: {failure}" for failure, count in lost.items()]
+    failures = Counter(exchange.failure for exchange in clients.exchanges if exchange.failure)
+    faults += [f"{count} requests: {failure}" for failure, count in failures.items()]
     result = {
         "operations": sum(ends.values()),
         "ends": [{"word": word, "end": end, "count": n} for (word, end), n in ends.items()],

@@ -94,7 +94,7 @@ def main() -> int:
     outcomes: Counter[str] = Counter()
     largest = 0
     with tempfile.TemporaryDirectory() as folder, own_gateway(Path(folder)) as own:
-        (envoy,) = [each for each in psutil.Process().children() if "envoy" in each.name()]
+        (envoy,) = [process for process in psutil.Process().children() if "envoy" in process.name()]
         port, size = own.settings.gateway.port, int(options.mib * 1024**2)
         with (
             stand_in("engine-0") as engine,

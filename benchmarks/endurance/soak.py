@@ -45,12 +45,12 @@ BAD_BODIES = (
 def bad_caller(url: str, pause_s: float) -> Iterator[Counter[int]]:
     """Send bodies that must be refused while the body runs; counts the statuses."""
     statuses: Counter[int] = Counter()
-    ended = threading.Event()
+    stop = threading.Event()
 
     def send() -> None:
         with httpx.Client(timeout=30.0, trust_env=False) as http:
             for body, kind in cycle(BAD_BODIES):
-                if ended.wait(pause_s):
+                if stop.wait(pause_s):
                     return
                 reply = http.post(url, content=body, headers={"Content-Type": kind})
                 statuses[reply.status_code] += 1
@@ -60,7 +60,7 @@ def bad_caller(url: str, pause_s: float) -> Iterator[Counter[int]]:
     try:
         yield statuses
     finally:
-        ended.set()
+        stop.set()
         thread.join()
 
 
@@ -99,20 +99,22 @@ def main() -> int:
             before = {process.pid for process in processes(stack.settings)}
             with (
                 watching(stack.settings, max(options.seconds / 60, 0.2)) as watch,
-                bad_caller(f"{url}/predictions/{MODEL}", pause_s=0.5) as refused,
+                bad_caller(f"{url}/predictions/{MODEL}", pause_s=0.5) as statuses,
                 clients.asking(),
             ):
                 time.sleep(options.seconds)
             lasting = {process.pid for process in processes(stack.settings)} == before
-    failures = Counter(each.failure for each in clients.exchanges if each.failure)
-    unexpected = {status: count for status, count in refused.items() if not 400 <= status < 500}
-    passed = bool(clients.exchanges) and not failures and not unexpected and lasting
+    failures = Counter(exchange.failure for exchange in clients.exchanges if exchange.failure)
+    wrong_statuses = {
+        status: count for status, count in statuses.items() if not 400 <= status < 500
+    }
+    passed = bool(clients.exchanges) and not failures and not wrong_statuses and lasting
     ends = growth(watch.held)
     result = {
         "seconds": options.seconds,
         "requests": len(clients.exchanges),
         "failures": dict(failures),
-        "refused": dict(refused),
+        "refused": dict(statuses),
         "processes_replaced": not lasting,
         "held": [asdict(end) for end in ends] if ends else None,
     }
@@ -120,7 +122,7 @@ def main() -> int:
     rows = [
         ("requests", str(len(clients.exchanges))),
         ("not answered right", str(sum(failures.values()))),
-        ("bad bodies refused", ", ".join(f"{n} by {status}" for status, n in refused.items())),
+        ("bad bodies refused", ", ".join(f"{n} by {status}" for status, n in statuses.items())),
         ("processes", "the same throughout" if lasting else "replaced"),
         *_rows(ends),
     ]

@@ -76,9 +76,9 @@ def default_archives() -> Sequence[Path]:
 
 def renamed(archive: Path, model: str, folder: Path) -> Path:
     """The same version of another model."""
-    unpacked = folder / f"{model}-unpacked"
-    manifest = unpack_archive(archive, unpacked)
-    members = {name: unpacked / name for name in manifest.files}
+    root = folder / f"{model}-unpacked"
+    manifest = unpack_archive(archive, root)
+    members = {name: root / name for name in manifest.files}
     return pack_members(folder, draft_of(manifest) | {"model": model}, members)
 
 

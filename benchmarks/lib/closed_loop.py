@@ -69,8 +69,8 @@ def load(
     seconds: float,
     warm_up_s: float = 0.0,
     headers: Mapping[str, str] | None = None,
-    begun: Callable[[], None] = lambda: None,
-    ended: Callable[[], None] = lambda: None,
+    on_begin: Callable[[], None] = lambda: None,
+    on_end: Callable[[], None] = lambda: None,
 ) -> LoadResult:
     """Ask in a closed loop, and return what was seen in the measured time. Afterwards the last
     requests are waited for, so that they burden nothing that is measured next.
@@ -82,35 +82,35 @@ def load(
         seconds: Measured time, after the warm-up.
         warm_up_s: Time before it, not measured.
         headers: Sent with every request, beside those of the body.
-        begun: Called where the measured time begins.
-        ended: Called where it ends.
+        on_begin: Called where the measured time begins.
+        on_end: Called where it ends.
     """
-    tally, stopping = _Tally(), Event()
+    tally, stop = _Tally(), Event()
 
     def ask(number: int) -> None:
         address = urlsplit(urls[number % len(urls)])
         client = HTTPClient(str(address.hostname), address.port, network_timeout=_TIMEOUT_S)
         for body in islice(cycle(bodies), number, None):
-            began_s = time.monotonic()
+            start_s = time.monotonic()
             failure = _ask(client, address.path, body.body, {**body.headers, **(headers or {})})
-            tally.add(failure, (time.monotonic() - began_s) * 1000)
+            tally.add(failure, (time.monotonic() - start_s) * 1000)
             if failure:
                 gevent.sleep(0.01)  # a server that refuses at once must not fill the count
-            if stopping.is_set():
+            if stop.is_set():
                 break
         client.close()
 
-    asking = [gevent.spawn(ask, number) for number in range(connections)]
+    greenlets = [gevent.spawn(ask, number) for number in range(connections)]
     gevent.sleep(warm_up_s)
-    begun()
-    tally.phase, began_s, began_cpu_s = "", time.monotonic(), time.process_time()
+    on_begin()
+    tally.phase, start_s, start_cpu_s = "", time.monotonic(), time.process_time()
     gevent.sleep(seconds)
-    lasted_s, cpu_s = time.monotonic() - began_s, time.process_time() - began_cpu_s
+    duration_s, cpu_s = time.monotonic() - start_s, time.process_time() - start_cpu_s
     tally.phase = " (afterwards)"
-    ended()
-    stopping.set()
-    gevent.joinall(asking, raise_error=True)
-    return load_result(tally.latencies_ms, tally.failures, connections, lasted_s, cpu_s)
+    on_end()
+    stop.set()
+    gevent.joinall(greenlets, raise_error=True)
+    return load_result(tally.latencies_ms, tally.failures, connections, duration_s, cpu_s)
 
 
 def load_result(
@@ -148,18 +148,18 @@ class LoadProcess:
 
     def __init__(self, *groups: Sequence[Photo]) -> None:
         fresh = get_context("spawn")
-        self._pipe, its_end = fresh.Pipe()
-        self._process = fresh.Process(target=_do_jobs, args=(its_end, groups), daemon=True)
+        self._pipe, child_end = fresh.Pipe()
+        self._process = fresh.Process(target=_do_jobs, args=(child_end, groups), daemon=True)
         self._process.start()
-        its_end.close()
+        child_end.close()
 
-    def do(self, job: Job, begun: Callable[[], None], ended: Callable[[], None]) -> LoadResult:
+    def do(self, job: Job, on_begin: Callable[[], None], on_end: Callable[[], None]) -> LoadResult:
         """See `load`."""
         self._pipe.send(job)
         self._pipe.recv()
-        begun()
+        on_begin()
         self._pipe.recv()
-        ended()
+        on_end()
         result: LoadResult = self._pipe.recv()
         return result
 
@@ -184,8 +184,8 @@ def _do_jobs(pipe: "Connection[object, Job]", groups: Sequence[Sequence[Photo]])
                     job.seconds,
                     job.warm_up_s,
                     job.headers,
-                    begun=lambda: pipe.send("begun"),
-                    ended=lambda: pipe.send("ended"),
+                    on_begin=lambda: pipe.send("begun"),
+                    on_end=lambda: pipe.send("ended"),
                 )
             )
 

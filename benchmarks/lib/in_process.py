@@ -33,7 +33,7 @@ class InProcess:
 
     def items_per_s(self, batch_size: int, seconds: float) -> float:
         """All processes together."""
-        return sum(done.items / done.seconds for done in self._work(batch_size, seconds))
+        return sum(work.items / work.seconds for work in self._work(batch_size, seconds))
 
     def alone_p50_ms(self, seconds: float) -> float:
         """What one item takes in one process, while the others rest."""
@@ -57,7 +57,7 @@ class InProcess:
 def in_process(folder: Path, count: int) -> Iterator[InProcess]:
     """``folder``: an unpacked archive."""
     command = [sys.executable, "-m", "benchmarks.lib.in_process_worker", str(folder.resolve())]
-    with ExitStack() as opened:
+    with ExitStack() as resources:
         processes = []
         for _ in range(count):
             process = subprocess.Popen(
@@ -69,8 +69,8 @@ def in_process(folder: Path, count: int) -> Iterator[InProcess]:
                 env=plain_environment(**TUNED),
                 encoding="utf-8",
             )
-            opened.enter_context(process)
-            opened.callback(process.kill)
+            resources.enter_context(process)
+            resources.callback(process.kill)
             processes.append(process)
         for process in processes:
             _line(process)

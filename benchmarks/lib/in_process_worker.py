@@ -20,14 +20,14 @@ def main(folder: Path) -> None:
     print("ready", flush=True)
     for line in sys.stdin:
         batch_size, seconds = int(line.split()[0]), float(line.split()[1])
-        began_s, next_item, took_ms = time.monotonic(), 0, []
-        while (now_s := time.monotonic()) - began_s < seconds:
-            answer([items[(next_item + each) % len(items)] for each in range(batch_size)])
+        start_s, next_item, latencies_ms = time.monotonic(), 0, []
+        while (now_s := time.monotonic()) - start_s < seconds:
+            answer([items[(next_item + offset) % len(items)] for offset in range(batch_size)])
             next_item += batch_size
-            took_ms.append((time.monotonic() - now_s) * 1000)
-        seconds = time.monotonic() - began_s
-        done = {"items": next_item, "seconds": seconds, "batch_p50_ms": median(took_ms)}
-        print(json.dumps(done), flush=True)
+            latencies_ms.append((time.monotonic() - now_s) * 1000)
+        seconds = time.monotonic() - start_s
+        result = {"items": next_item, "seconds": seconds, "batch_p50_ms": median(latencies_ms)}
+        print(json.dumps(result), flush=True)
 
 
 if __name__ == "__main__":

@@ -75,9 +75,10 @@ def slopes(rounds: Sequence[Inventory]) -> dict[str, Slope]:
     """Return each program's slope over rounds, by batch means: values of neighbouring rounds go
     together, so a line is laid through the means of blocks of them, after the warm-up."""
     warm = rounds[int(_WARM_UP * len(rounds)) :]
-    names = sorted({name for each in rounds for name in each.memory_mib})
+    names = sorted({name for inventory in rounds for name in inventory.memory_mib})
     return {
-        name: _slope(np.array([each.memory_mib.get(name, 0.0) for each in warm])) for name in names
+        name: _slope(np.array([inventory.memory_mib.get(name, 0.0) for inventory in warm]))
+        for name in names
     }
 
 

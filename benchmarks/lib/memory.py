@@ -34,10 +34,10 @@ class Watch:
 @contextmanager
 def watching(settings: Settings, every_s: float) -> Iterator[Watch]:
     """Look at the processes of a stack, every ``every_s`` seconds, while the body runs."""
-    watch, ended = Watch(), threading.Event()
+    watch, stop = Watch(), threading.Event()
 
     def look() -> None:
-        while not ended.wait(every_s):
+        while not stop.wait(every_s):
             watch.held.append(held_by(settings))
 
     thread = threading.Thread(target=look, name="watch")
@@ -45,7 +45,7 @@ def watching(settings: Settings, every_s: float) -> Iterator[Watch]:
     try:
         yield watch
     finally:
-        ended.set()
+        stop.set()
         thread.join()
 
 
@@ -60,18 +60,18 @@ def held_by(settings: Settings) -> Held:
     return Held(memory / _MIB, files, threads)
 
 
-def growth(held: Sequence[Held]) -> tuple[Held, Held] | None:
+def growth(samples: Sequence[Held]) -> tuple[Held, Held] | None:
     """Return the medians of the second and of the last quarter: what came after the warm-up, and at
     the end. None where fewer than eight moments were seen."""
-    quarter = len(held) // 4
+    quarter = len(samples) // 4
     if quarter < 2:
         return None
-    return _median(held[quarter : 2 * quarter]), _median(held[-quarter:])
+    return _median(samples[quarter : 2 * quarter]), _median(samples[-quarter:])
 
 
-def _median(held: Sequence[Held]) -> Held:
+def _median(samples: Sequence[Held]) -> Held:
     return Held(
-        median(each.memory_mib for each in held),
-        int(median(each.files for each in held)),
-        int(median(each.threads for each in held)),
+        median(sample.memory_mib for sample in samples),
+        int(median(sample.files for sample in samples)),
+        int(median(sample.threads for sample in samples)),
     )

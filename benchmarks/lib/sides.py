@@ -62,12 +62,12 @@ class Side:
 
 def first_answer(side: Side, photo: Photo) -> str:
     """What it says to ``photo``. SideFailed when that is no 200."""
-    sent = BODIES[side.body](photo)
+    body = BODIES[side.body](photo)
     try:
         answer = httpx.post(
             side.url,
-            content=sent.body,
-            headers={**sent.headers, **side.headers},
+            content=body.body,
+            headers={**body.headers, **side.headers},
             timeout=60.0,
             trust_env=False,
         )
@@ -107,8 +107,8 @@ def _ours(stack: RunningStack, archive: Path, last: Path) -> Iterator[tuple[str,
     engine = f"http://{instance.host}:{instance.port}{path}"
     yield precision, Side(f"{name}, no gateway", engine, stack_processes, headers, "handed-form")
     stack.control.release(manifest.model, manifest.version)
-    released = f"{stack.settings.gateway_url}/predictions/{manifest.model}"
-    yield precision, Side(name, released, stack_processes)
+    url = f"{stack.settings.gateway_url}/predictions/{manifest.model}"
+    yield precision, Side(name, url, stack_processes)
 
 
 @contextmanager
@@ -134,21 +134,21 @@ def started(
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    its = tree(process.pid)
-    _resume(its)
+    group = tree(process.pid)
+    _resume(group)
     with suppress(ProcessLookupError):
         process.send_signal(signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):
         process.wait(10.0)
-    for each in its:
+    for child in group:
         with suppress(psutil.Error):
-            each.kill()
-    psutil.wait_procs(its, timeout=10.0)
+            child.kill()
+    psutil.wait_procs(group, timeout=10.0)
     process.wait()
 
 
-def _resume(resting: Sequence[psutil.Process]) -> None:
-    for process in resting:
+def _resume(group: Sequence[psutil.Process]) -> None:
+    for process in group:
         with suppress(psutil.Error):
             process.resume()
 
@@ -185,5 +185,5 @@ def wait_until_up(
 
 def plain_environment(**changes: str) -> dict[str, str]:
     """This process's, without what would change the Python of a server."""
-    dropped = ("PYTHONPATH", "VIRTUAL_ENV", "PYTHONHOME")
-    return {name: value for name, value in os.environ.items() if name not in dropped} | changes
+    exclusions = ("PYTHONPATH", "VIRTUAL_ENV", "PYTHONHOME")
+    return {name: value for name, value in os.environ.items() if name not in exclusions} | changes

@@ -84,14 +84,14 @@ def measure(kind: str, visual: int, runs: int) -> Cost:
 
     with torch.inference_mode():
         network.attend(attention, *inputs(FEW))
-        given = inputs(visual)
+        tensors = inputs(visual)
         before = reset_peak()
-        network.attend(attention, *given)
+        network.attend(attention, *tensors)
         peak = resident("VmHWM") - before
         times = []
         for _ in range(runs):
             start = time.process_time()
-            network.attend(attention, *given)
+            network.attend(attention, *tensors)
             times.append(time.process_time() - start)
     return Cost(kind, visual, peak / MIB, 1000 * statistics.median(times))
 
@@ -111,14 +111,14 @@ def resident(field: str) -> int:
 
 def measure_in_fresh_process(kind: str, visual: int, runs: int) -> Cost:
     arguments = ["--measure", kind, "--visual", str(visual), "--runs", str(runs)]
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, __file__, *arguments],
         check=True,
         capture_output=True,
         text=True,
         encoding="utf-8",
     )
-    return Cost(**json.loads(done.stdout))
+    return Cost(**json.loads(process.stdout))
 
 
 def table(costs: Sequence[Cost]) -> list[str]:

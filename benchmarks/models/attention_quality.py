@@ -85,8 +85,8 @@ class Tagger(nn.Module):
 
 def tokens_of(file: ItemFile) -> list[str]:
     """Every character of the titles, to begin and to go on with."""
-    lowered = sorted({character for item in file.items for character in item.text.lower()})
-    characters = [character for character in lowered if not character.isspace()]
+    alphabet = sorted({character for item in file.items for character in item.text.lower()})
+    characters = [character for character in alphabet if not character.isspace()]
     return [*SPECIAL, *characters, *(f"##{character}" for character in characters)]
 
 
@@ -155,11 +155,11 @@ def hits(tagger: Tagger, items: Items) -> NDArray[np.float64]:
 def with_interval(values: NDArray[np.float64]) -> str:
     """Of (seeds, items): the mean, and between what it would be for other seeds and items."""
     random, (seeds, items) = np.random.default_rng(0), values.shape
-    drawn = [
+    means = [
         values[random.integers(0, seeds, seeds)][:, random.integers(0, items, items)].mean()
         for _ in range(RESAMPLES)
     ]
-    low, high = np.quantile(drawn, (0.025, 0.975))
+    low, high = np.quantile(means, (0.025, 0.975))
     return f"{values.mean():+.3f} ({low:+.3f} to {high:+.3f})"
 
 
@@ -171,13 +171,13 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory(prefix="vlserve-attention-") as drawn:
-        folder = options.data or write_demo_data(Path(drawn), items=options.items).train.parent
+    with tempfile.TemporaryDirectory(prefix="vlserve-attention-") as scratch:
+        folder = options.data or write_demo_data(Path(scratch), items=options.items).train.parent
         files = [read_items(folder / name) for name in ("train.jsonl", "val.jsonl")]
         labels, tokens = list(count_labels(files[0].items)), tokens_of(files[0])
-        known, val = (read(file, wordpiece(tokens), labels) for file in files)
+        train_set, val = (read(file, wordpiece(tokens), labels) for file in files)
     rows, columns = RESNET.feature_map(IMAGE.height, IMAGE.width)
-    print(f"{len(known.labels)} items to train on, {len(val.labels)} to judge by,", end=" ")
+    print(f"{len(train_set.labels)} items to train on, {len(val.labels)} to judge by,", end=" ")
     print(f"{rows} x {columns} cells\n")
     print(
         "| keys | accuracy by seed | mean | difference from full |\n|---|---|---|---|", flush=True
@@ -185,7 +185,7 @@ def main() -> int:
     full: NDArray[np.float64] | None = None
     for kind, keys in KINDS.items():
         start, config = time.monotonic(), config_of(keys, tokens, labels)
-        taggers = (train(config, known, options.epochs, seed) for seed in range(options.seeds))
+        taggers = (train(config, train_set, options.epochs, seed) for seed in range(options.seeds))
         right = np.stack([hits(tagger, val) for tagger in taggers])  # (seeds, items)
         full = right if full is None else full
         by_seed = ", ".join(f"{mean:.3f}" for mean in right.mean(axis=1))

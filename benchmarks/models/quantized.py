@@ -41,27 +41,27 @@ def main() -> None:
     parser.add_argument("--graph", default="model")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--rounds", type=int, default=12)
-    chosen = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    trained = read_trained(chosen.recipe, chosen.checkpoint, None, load_settings())
-    plan = trained.recipe.graphs(trained.network, trained.config)[chosen.graph]
+    checkpoint = read_trained(options.recipe, options.checkpoint, None, load_settings())
+    plan = checkpoint.recipe.graphs(checkpoint.network, checkpoint.config)[options.graph]
     with tempfile.TemporaryDirectory() as folder:
         runs: dict[str, Run] = {
             "eager": lambda inputs: run_eager(
                 plan, {name: torch.from_numpy(array) for name, array in inputs.items()}
             )
         }
-        for kind, archive in (("fp32", chosen.fp32), ("int8", chosen.int8)):
+        for kind, archive in (("fp32", options.fp32), ("int8", options.int8)):
             root = Path(folder) / kind
             manifest = unpack_archive(archive, root)
-            runs[kind] = open_backend(manifest.graphs[chosen.graph], root, threads=1).run
-        lines = read_parts(chosen.items).calibrated[: max(chosen.batches)]
+            runs[kind] = open_backend(manifest.graphs[options.graph], root, threads=1).run
+        lines = read_parts(options.items).calibrated[: max(options.batches)]
         requests = [fields for line in lines for fields in requests_of(line, manifest)]
-        (inputs, *_) = record(Path(folder) / "fp32", requests)[chosen.graph].batches
+        (inputs, *_) = record(Path(folder) / "fp32", requests)[options.graph].batches
         print("| batch | inputs | | ms an item | noise | against eager | against fp32 |")
         print("|---|---|---|---|---|---|---|")
-        for batch in chosen.batches:
-            report(runs, first_of(inputs, batch), batch, chosen.rounds)
+        for batch in options.batches:
+            report(runs, first_of(inputs, batch), batch, options.rounds)
 
 
 def report(runs: dict[str, Run], inputs: Arrays, batch: int, rounds: int) -> None:

@@ -70,8 +70,8 @@ def covers(folder: Path, rows: int) -> Path:
     file = folder / f"covers-{rows}.parquet"
     if not file.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        drawn = photos(min(PHOTOS, rows))
-        every = [drawn[row % len(drawn)] for row in range(rows)]
+        images = photos(min(PHOTOS, rows))
+        every = [images[row % len(images)] for row in range(rows)]
         table = {
             "id": [str(row) for row in range(rows)],
             "image": [photo.shown for photo in every],
@@ -104,32 +104,32 @@ def other(way: str, setting: Setting, input: Path, out: Path) -> float:
     ways = CHECKOUT / "benchmarks" / "lib" / "offline_ways.py"
     program: list[str | Path] = [sys.executable, "-P", ways, way]
     words = [*program, setting.folder, input, out, str(setting.workers)]
-    cpu_s, said = _cpu_s(words, setting.within_s)
-    return float(json.loads(said).get("cpu_s", cpu_s))
+    cpu_s, line = _cpu_s(words, setting.within_s)
+    return float(json.loads(line).get("cpu_s", cpu_s))
 
 
 def _cpu_s(command: list[str | Path], within_s: float) -> tuple[float, str]:
     """CPU seconds of a command and of all that it waited for, and its last line. TimeoutExpired
     where it does not end within ``within_s``; then it is ended with all that it started."""
     environment = plain_environment(**TUNED)
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as said:
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
         process = subprocess.Popen(
-            [str(part) for part in command], stdout=said, env=environment, cwd="/"
+            [str(part) for part in command], stdout=output, env=environment, cwd="/"
         )
         until = time.monotonic() + within_s
-        while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
+        while not (end := os.wait4(process.pid, os.WNOHANG))[0]:
             if time.monotonic() > until:
-                for each in reversed(tree(process.pid)):
-                    each.kill()
+                for child in reversed(tree(process.pid)):
+                    child.kill()
                 process.wait()
                 raise subprocess.TimeoutExpired(process.args, within_s)
             time.sleep(_LOOK_S)
-        _, status, usage = ended
+        _, status, usage = end
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             raise RuntimeError(f"{command[0]} ends with {process.returncode}")
-        said.seek(0)
-        return usage.ru_utime + usage.ru_stime, (said.read().splitlines() or [""])[-1]
+        output.seek(0)
+        return usage.ru_utime + usage.ru_stime, (output.read().splitlines() or [""])[-1]
 
 
 def by_slope(
@@ -161,15 +161,15 @@ def gateway(setting: Setting, number: int, seconds: float) -> Cost:
     bodies = [BODIES["form"](Photo(row["image"], row["text"])) for row in table]
     with ours(setting.scratch / f"stack-{number}", [setting.archive]) as sides:
         side = sides[-1][1]
-        seen: list[float] = []
+        readings: list[float] = []
 
         def note() -> None:
-            seen.append(sum(side.cpu_s().values()))
+            readings.append(sum(side.cpu_s().values()))
 
         result = load([side.url], bodies, 16, seconds, 3.0, side.headers, note, note)
     if result.failures:
         raise RuntimeError(f"the gateway answers {dict(result.failures)}")
-    cpu_s = seen[1] - seen[0] + result.client_cpus * result.seconds
+    cpu_s = readings[1] - readings[0] + result.client_cpus * result.seconds
     return Cost("gateway, client included", cpu_s * 1000 / result.answered, float("nan"))
 
 
@@ -229,9 +229,11 @@ def _table(costs: list[list[Cost]]) -> list[tuple[str, ...]]:
     table: list[tuple[str, ...]] = []
     for way in sorted({cost.way for cost in costs[0]}, key=lambda way: way != LIMIT):
         turns = [{cost.way: cost for cost in turns} for turns in costs]
-        ended = [costs_by_way for costs_by_way in turns if isfinite(costs_by_way[way].item_ms)]
-        own = [costs_by_way[way] for costs_by_way in ended]
-        ratios = [each[way].item_ms / each[LIMIT].item_ms for each in ended]
+        whole_turns = [
+            costs_by_way for costs_by_way in turns if isfinite(costs_by_way[way].item_ms)
+        ]
+        own = [costs_by_way[way] for costs_by_way in whole_turns]
+        ratios = [turn[way].item_ms / turn[LIMIT].item_ms for turn in whole_turns]
         columns = ([cost.item_ms for cost in own], ratios, [cost.fixed_s for cost in own])
         texts = (
             [

@@ -73,8 +73,8 @@ def read_covers(files: Sequence[Path], rows: int) -> list[Cover]:
         for file in files
         for item in map(json.loads, file.read_bytes().splitlines())
     ]
-    numbered = enumerate(islice(cycle(items), rows))
-    return [Cover(f"{number:06}", image, text) for number, (image, text) in numbered]
+    pairs = enumerate(islice(cycle(items), rows))
+    return [Cover(f"{number:06}", image, text) for number, (image, text) in pairs]
 
 
 def write_inputs(covers: Sequence[Cover], folder: Path) -> Mapping[str, Path]:
@@ -136,14 +136,14 @@ def _cpu_s(pid: int) -> float:
     return total
 
 
-def compare(out: Path, served: Sequence[Mapping[str, Any]]) -> tuple[int, int, float]:
+def compare(out: Path, answers: Sequence[Mapping[str, Any]]) -> tuple[int, int, float]:
     """Rows, rows with other labels than the gateway's, and the largest difference of scores."""
     parts = sorted(out.glob("part-*.jsonl"))
     rows = [json.loads(line) for part in parts for line in part.read_bytes().splitlines()]
-    if [row["row"] for row in rows] != list(range(len(served))):
+    if [row["row"] for row in rows] != list(range(len(answers))):
         raise RuntimeError(f"{out} has other rows than the input, or another order")
     other, largest = 0, 0.0
-    for row, answer in zip(rows, served, strict=True):
+    for row, answer in zip(rows, answers, strict=True):
         own, gateway = row["tags"], answer["tags"]
         other += [tag["tag"] for tag in own] != [tag["tag"] for tag in gateway]
         differences = [abs(a["score"] - b["score"]) for a, b in zip(own, gateway, strict=True)]
@@ -171,32 +171,32 @@ def main() -> int:
             demo = stack.settings.state_dir / "demo"
             data = options.data or [demo / "data" / "train.jsonl", demo / "data" / "val.jsonl"]
             covers = read_covers(data, options.rows)
-            served = gateway_answers(stack, covers)
+            answers = gateway_answers(stack, covers)
         archive = demo / "archives" / f"{MODEL}-{VERSIONS[0]}.mar"
         for kind, input in write_inputs(covers, folder).items():
             out = folder / f"out-{kind}"
             times = run_job(archive, input, out)
-            outcomes.append(Outcome(kind, *compare(out, served), times))
+            outcomes.append(Outcome(kind, *compare(out, answers), times))
     print_table(
         ("INPUT", "ROWS", "OTHER LABELS", "SCORES DIFFER BY", "FIRST PART S", "S", "CPU S"),
         [
             (
-                each.kind,
-                str(each.rows),
-                str(each.other_labels),
-                f"{each.largest_difference:.1e}",
-                f"{each.times.first_part_s:.1f} ({each.times.first_part_cpu_s:.1f} of CPU)",
-                f"{each.times.seconds:.1f}",
-                f"{each.times.cpu_seconds:.1f}",
+                outcome.kind,
+                str(outcome.rows),
+                str(outcome.other_labels),
+                f"{outcome.largest_difference:.1e}",
+                f"{outcome.times.first_part_s:.1f} ({outcome.times.first_part_cpu_s:.1f} of CPU)",
+                f"{outcome.times.seconds:.1f}",
+                f"{outcome.times.cpu_seconds:.1f}",
             )
-            for each in outcomes
+            for outcome in outcomes
         ],
     )
     if options.out:
-        text = json.dumps([asdict(each) for each in outcomes], indent=1)
+        text = json.dumps([asdict(outcome) for outcome in outcomes], indent=1)
         options.out.write_text(text, encoding="utf-8")
     is_same = all(
-        not each.other_labels and each.largest_difference <= TOLERANCE for each in outcomes
+        not outcome.other_labels and outcome.largest_difference <= TOLERANCE for outcome in outcomes
     )
     return int(not is_same)
 

@@ -96,11 +96,11 @@ def check(out: Path, outcome: Outcome) -> None:
     for part in sorted(out.glob("part-*.jsonl")):
         with part.open(encoding="utf-8") as lines:
             for line in lines:
-                answered = json.loads(line)
-                if (answered["row"], answered["id"]) != (row, f"r{row}"):
-                    outcome.wrong.append(f"{part.name} has row {answered['row']} at place {row}")
+                record = json.loads(line)
+                if (record["row"], record["id"]) != (row, f"r{row}"):
+                    outcome.wrong.append(f"{part.name} has row {record['row']} at place {row}")
                     return
-                row, errors = row + 1, errors + ("error_code" in answered)
+                row, errors = row + 1, errors + ("error_code" in record)
     if row != outcome.rows:
         outcome.wrong.append(f"{row} rows of {outcome.rows}")
     if errors:

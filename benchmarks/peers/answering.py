@@ -32,7 +32,7 @@ class Answering:
         from vlserve.runtime.body import read_request, write_body
         from vlserve.runtime.types import ItemError
 
-        forms: list[dict[str, Any]] = [{self._shown: shown, "text": text} for shown, text in items]
+        forms: list[dict[str, Any]] = [{self._shown: file, "text": text} for file, text in items]
         result = self._pipeline.run([read_request(form, "bench") for form in forms])
         for answer in result.answers:
             if isinstance(answer, ItemError):

@@ -80,10 +80,10 @@ def peer_server(peer: Peer, folder: Path, archive: Path, photo: Photo) -> Iterat
 def _environment(peer: Peer) -> Path:
     """The Python of its virtual environment, which is made where it is not there as pinned."""
     requirements = FOLDER / peer.name / "requirements.txt"
-    folder, pinned = CACHE / peer.name, requirements.read_bytes()
-    installed, python = folder / "requirements.sha256", folder / "bin" / "python"
-    digest = hashlib.sha256(pinned).hexdigest()
-    if installed.is_file() and installed.read_text(encoding="utf-8") == digest:
+    folder, pins = CACHE / peer.name, requirements.read_bytes()
+    stamp, python = folder / "requirements.sha256", folder / "bin" / "python"
+    digest = hashlib.sha256(pins).hexdigest()
+    if stamp.is_file() and stamp.read_text(encoding="utf-8") == digest:
         return python
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     commands = (
@@ -91,11 +91,11 @@ def _environment(peer: Peer) -> Path:
         [*pip, "--no-deps", "--requirement", str(requirements)],
     )
     for command in commands:
-        done = subprocess.run(
+        process = subprocess.run(
             command, capture_output=True, text=True, check=False, encoding="utf-8"
         )
-        if done.returncode:
-            words = " | ".join(done.stderr.strip().splitlines()[-3:])
+        if process.returncode:
+            words = " | ".join(process.stderr.strip().splitlines()[-3:])
             raise SideFailed(f"the environment of {peer.name} cannot be made: {words}")
-    installed.write_text(digest, encoding="utf-8")
+    stamp.write_text(digest, encoding="utf-8")
     return python

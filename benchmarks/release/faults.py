@@ -93,10 +93,10 @@ class Callers:
         headers = {"Content-Type": "application/json"}
         with httpx.Client(trust_env=False, timeout=120.0, headers=headers) as http:
             while not self._stopping.is_set():
-                began = time.monotonic()
-                lost = _outcome(http, self._url, self._body(chance))
+                start = time.monotonic()
+                loss = _outcome(http, self._url, self._body(chance))
                 now = time.monotonic()
-                self.answers.append((now, now - began, lost))
+                self.answers.append((now, now - start, loss))
 
     def _body(self, chance: random.Random) -> bytes:
         """Return one that was not sent before: who kills two workers is refused for a while."""
@@ -116,80 +116,84 @@ def _outcome(http: httpx.Client, url: str, body: bytes) -> str:
     return str(response.status_code)
 
 
-def _workers(running: RunningStack) -> list[psutil.Process]:
-    return [each for each in processes(running.settings) if program_of(each) == "worker"]
+def _workers(stack: RunningStack) -> list[psutil.Process]:
+    return [process for process in processes(stack.settings) if program_of(process) == "worker"]
 
 
-def _in_a_batch(running: RunningStack) -> psutil.Process:
+def _in_a_batch(stack: RunningStack) -> psutil.Process:
     """Return a worker that has noted what it is at work on (vlserve_worker.batch_notes).
 
     Notes are named by their workers' process ids.
     """
-    folder = notes_folder(running.settings.state_dir, MODEL, 1)
-    living = {str(each.pid): each for each in _workers(running)}
+    folder = notes_folder(stack.settings.state_dir, MODEL, 1)
+    workers = {str(worker.pid): worker for worker in _workers(stack)}
     while True:
         for note in folder.glob("*.note"):
             with suppress(OSError):
                 pid = note.stem.partition("-")[0]
-                if note.read_bytes()[:1] not in (b"", b"\0") and pid in living:
-                    return living[pid]
+                if note.read_bytes()[:1] not in (b"", b"\0") and pid in workers:
+                    return workers[pid]
 
 
-def _strike(running: RunningStack, fault: str) -> set[int]:
+def _strike(stack: RunningStack, fault: str) -> set[int]:
     """Do it; return the ids of the processes that are to be replaced."""
     if fault == "server killed":
-        victim = next(each for each in processes(running.settings) if program_of(each) == "engine")
+        victim = next(
+            process for process in processes(stack.settings) if program_of(process) == "engine"
+        )
     elif fault == "worker killed in a batch":
-        victim = _in_a_batch(running)
+        victim = _in_a_batch(stack)
     else:
-        victim = random.choice(_workers(running))
+        victim = random.choice(_workers(stack))
     victim.send_signal(signal.SIGSTOP if fault == "worker stopped" else signal.SIGKILL)
     return {victim.pid}
 
 
-def _is_whole(running: RunningStack, engine: EngineGroup, replaced: set[int], workers: int) -> bool:
-    if replaced & {each.pid for each in processes(running.settings)}:
+def _is_whole(stack: RunningStack, engine: EngineGroup, victims: set[int], workers: int) -> bool:
+    if victims & {process.pid for process in processes(stack.settings)}:
         return False
     try:
-        loaded = engine.loaded()
-        healthy = running.control.health().status == "ok"
+        instances = engine.loaded()
+        healthy = stack.control.health().status == "ok"
     except (ControlError, StackError):
         return False
     return (
         healthy
-        and len(loaded) == running.settings.engine.instances
+        and len(instances) == stack.settings.engine.instances
         and all(
             version.workers_ready == workers
-            for versions in loaded.values()
+            for versions in instances.values()
             for version in versions.values()
         )
-        and all(loaded.values())
+        and all(instances.values())
     )
 
 
-def _wait_until(holds: Callable[[], bool], what: str) -> None:
+def _wait_until(condition: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + _WHOLE_WITHIN_S
-    while not holds():
+    while not condition():
         if time.monotonic() > deadline:
             raise TimeoutError(f"{what}: not whole after {_WHOLE_WITHIN_S:g} s")
         time.sleep(_POLL_S)
 
 
-def _round(running: RunningStack, engine: EngineGroup, seen: Seen, bodies: Sequence[bytes]) -> None:
-    _wait_until(lambda: _is_whole(running, engine, set(), seen.workers), "before")
-    callers = Callers(f"{running.settings.gateway_url}/predictions/{MODEL}", bodies)
+def _round(
+    stack: RunningStack, engine: EngineGroup, outcome: Seen, bodies: Sequence[bytes]
+) -> None:
+    _wait_until(lambda: _is_whole(stack, engine, set(), outcome.workers), "before")
+    callers = Callers(f"{stack.settings.gateway_url}/predictions/{MODEL}", bodies)
     with callers.asking():
         time.sleep(_CALM_S)
-        struck = time.monotonic()
-        replaced = _strike(running, seen.fault)
-        _wait_until(lambda: _is_whole(running, engine, replaced, seen.workers), seen.fault)
-        seen.whole_after_s.append(round(time.monotonic() - struck, 1))
+        struck_at = time.monotonic()
+        victims = _strike(stack, outcome.fault)
+        _wait_until(lambda: _is_whole(stack, engine, victims, outcome.workers), outcome.fault)
+        outcome.whole_after_s.append(round(time.monotonic() - struck_at, 1))
         time.sleep(_AFTERWARDS_S)
-    since = [each for each in callers.answers if each[0] >= struck]
-    seen.rounds += 1
-    seen.requests += len(since)
-    seen.lost = dict(Counter(seen.lost) + Counter(lost for _, _, lost in since if lost))
-    seen.worst_s = max(seen.worst_s, *(round(took, 2) for _, took, _ in since))
+    answers = [answer for answer in callers.answers if answer[0] >= struck_at]
+    outcome.rounds += 1
+    outcome.requests += len(answers)
+    outcome.lost = dict(Counter(outcome.lost) + Counter(loss for _, _, loss in answers if loss))
+    outcome.worst_s = max(outcome.worst_s, *(round(duration_s, 2) for _, duration_s, _ in answers))
 
 
 def _layouts(count: int) -> dict[tuple[int, int], list[str]]:
@@ -207,33 +211,33 @@ def _measure(
 ) -> Iterator[Seen]:
     with tempfile.TemporaryDirectory(prefix="vlserve-faults-") as folder:
         archive = pack_echo(Path(folder), MODEL, 1, delay_ms=BATCH_MS)
-        bodies = [each.body for each in vary_probes(archive, 20)]
-        with own_stack(Path(folder), instances, kind, workers) as running:
-            running.control.register(archive)
-            running.control.release(MODEL, 1)
-            settings = running.settings
+        bodies = [request.body for request in vary_probes(archive, 20)]
+        with own_stack(Path(folder), instances, kind, workers) as stack:
+            stack.control.register(archive)
+            stack.control.release(MODEL, 1)
+            settings = stack.settings
             with closing(EngineGroup(endpoints(settings), settings.engine)) as engine:
                 for fault in faults:
-                    seen = Seen(kind, fault, workers, instances)
+                    outcome = Seen(kind, fault, workers, instances)
                     for _ in range(rounds):
-                        _round(running, engine, seen, bodies)
-                    print_line(str(seen))
-                    yield seen
+                        _round(stack, engine, outcome, bodies)
+                    print_line(str(outcome))
+                    yield outcome
 
 
-def _print(found: Sequence[Seen]) -> None:
+def _print(outcomes: Sequence[Seen]) -> None:
     rows = [
         (
-            each.engine,
-            each.fault,
-            f"{each.workers} x {each.instances}",
-            each.rounds,
-            f"{sum(each.lost.values())} of {each.requests}",
-            ", ".join(f"{kind}: {count}" for kind, count in each.lost.items()),
-            f"{each.worst_s:.1f} s",
-            f"{max(each.whole_after_s):.1f} s",
+            outcome.engine,
+            outcome.fault,
+            f"{outcome.workers} x {outcome.instances}",
+            outcome.rounds,
+            f"{sum(outcome.lost.values())} of {outcome.requests}",
+            ", ".join(f"{kind}: {count}" for kind, count in outcome.lost.items()),
+            f"{outcome.worst_s:.1f} s",
+            f"{max(outcome.whole_after_s):.1f} s",
         )
-        for each in found
+        for outcome in outcomes
     ]
     heads = (
         "ENGINE",
@@ -260,21 +264,24 @@ def _options() -> argparse.Namespace:
 
 def main() -> int:
     options = _options()
-    found = [
-        seen
+    outcomes = [
+        outcome
         for kind in options.engine or ("torchserve", "triton")
         for count in options.workers or (1, 2)
         for layout, faults in _layouts(count).items()
-        if (chosen := [each for each in faults if each in (options.only or FAULTS)])
-        for seen in _measure(kind, *layout, chosen, options.rounds)
+        if (selection := [fault for fault in faults if fault in (options.only or FAULTS)])
+        for outcome in _measure(kind, *layout, selection, options.rounds)
     ]
-    result = {"faults": [asdict(each) for each in found], "load_average": os.getloadavg()[0]}
+    result = {
+        "faults": [asdict(outcome) for outcome in outcomes],
+        "load_average": os.getloadavg()[0],
+    }
     options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    _print(found)
-    lossless = [each for each in found if each.workers * each.instances > 1]
-    lost = sum(sum(each.lost.values()) for each in lossless)
-    print_line("passed" if not lost else f"failed: {lost} lost with two workers")
-    return 1 if lost else 0
+    _print(outcomes)
+    lossless = [outcome for outcome in outcomes if outcome.workers * outcome.instances > 1]
+    losses = sum(sum(outcome.lost.values()) for outcome in lossless)
+    print_line("passed" if not losses else f"failed: {losses} lost with two workers")
+    return 1 if losses else 0
 
 
 if __name__ == "__main__":

@@ -42,10 +42,10 @@ def _limit_per_s(
     control.register(edition.archive)
     control.release(model, edition.version)
     plan = StressPlan(url=url, model=model, rate_per_s=8.0, duration_s=10)
-    held = find_limit(plan, out, print_line).highest_held_per_s
-    if held is None:
+    rate_per_s = find_limit(plan, out, print_line).highest_held_per_s
+    if rate_per_s is None:
         raise SystemExit("no rate held: half of it cannot be asked")
-    return held
+    return rate_per_s
 
 
 def _until(deadline: float, editions: Iterable[Edition]) -> Iterator[Edition]:
@@ -85,17 +85,17 @@ def _print(result: HotUpdates) -> None:
 
 
 def _print_kept(
-    grown: Mapping[str, Slope], first: Inventory, last: Inventory, after: Inventory
+    growth: Mapping[str, Slope], first: Inventory, last: Inventory, after: Inventory
 ) -> None:
     rows = [
         (
             name,
-            f"{each.start_mib:.1f}",
-            f"{each.end_mib:.1f}",
-            f"{each.per_100_rounds:+.2f} ({each.low:+.2f} to {each.high:+.2f})",
+            f"{slope.start_mib:.1f}",
+            f"{slope.end_mib:.1f}",
+            f"{slope.per_100_rounds:+.2f} ({slope.low:+.2f} to {slope.high:+.2f})",
             f"{first.open_files.get(name, 0)}, {last.open_files.get(name, 0)}",
         )
-        for name, each in grown.items()
+        for name, slope in growth.items()
     ]
     heads = ("PROGRAM", "MIB AT START", "AT END", "MIB IN 100 ROUNDS (95 %)", "OPEN FILES")
     print_table(heads, rows)
@@ -103,8 +103,14 @@ def _print_kept(
     print_table(
         ("", "PROCESSES", "FILES", "SOCKETS", "SHARED MEMORY"),
         [
-            (name, sum(each.processes.values()), each.files, each.sockets, each.shared_memory)
-            for name, each in moments
+            (
+                name,
+                sum(moment.processes.values()),
+                moment.files,
+                moment.sockets,
+                moment.shared_memory,
+            )
+            for name, moment in moments
         ],
     )
 
@@ -135,25 +141,27 @@ def main() -> int:
         questions = drawn_questions(folder / "covers")
         editions = editions_of(folder, options.archive, questions)
         # All at once: packing beside the load would be measured with it.
-        packed = list(islice(editions, options.rounds + 1))
-        model = packed[0].archive.stem.rpartition("-")[0]
-        kept: list[Inventory] = []
-        with own_stack(folder, engine=options.engine) as running:
+        all_editions = list(islice(editions, options.rounds + 1))
+        model = all_editions[0].archive.stem.rpartition("-")[0]
+        inventories: list[Inventory] = []
+        with own_stack(folder, engine=options.engine) as stack:
 
             def round_over(line: str) -> None:
-                kept.append(inventory(running.settings))
+                inventories.append(inventory(stack.settings))
                 print_line(line)
 
-            url, limit_per_s = running.settings.gateway_url, None
+            url, limit_per_s = stack.settings.gateway_url, None
             if options.rate is None:
-                limit_per_s = _limit_per_s(running.control, url, packed[0], model, folder / "limit")
+                limit_per_s = _limit_per_s(
+                    stack.control, url, all_editions[0], model, folder / "limit"
+                )
             rate_per_s = options.rate or (limit_per_s or 0.0) / 2
             load = Load(url, model, options.clients, rate_per_s)
             clients = Clients(load, questions, right={})
             before = os.getloadavg()[0]
             deadline = time.monotonic() + 60 * options.minutes
             steps, exchanges = update_in_rounds(
-                running.control, clients, _until(deadline, packed), options.rounds, round_over
+                stack.control, clients, _until(deadline, all_editions), options.rounds, round_over
             )
             result = judge(
                 load,
@@ -163,20 +171,20 @@ def main() -> int:
                 exchanges,
                 (before, os.getloadavg()[0]),
             )
-        after = inventory(running.settings)
-    grown = slopes(kept) if len(kept) >= _LEAST_FOR_SLOPES else {}
+        after = inventory(stack.settings)
+    growth = slopes(inventories) if len(inventories) >= _LEAST_FOR_SLOPES else {}
     whole = {
         **asdict(result),
         "engine": options.engine,
-        "memory": {name: asdict(each) for name, each in grown.items()},
-        "first_round": asdict(kept[0]),
-        "last_round": asdict(kept[-1]),
+        "memory": {name: asdict(slope) for name, slope in growth.items()},
+        "first_round": asdict(inventories[0]),
+        "last_round": asdict(inventories[-1]),
         "after_down": asdict(after),
     }
     options.out.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
     _print(result)
-    if grown:
-        _print_kept(grown, kept[0], kept[-1], after)
+    if growth:
+        _print_kept(growth, inventories[0], inventories[-1], after)
     return 0 if result.passed else 1
 
 

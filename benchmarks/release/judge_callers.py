@@ -26,14 +26,16 @@ def gates_that_alarm(policy: Policy, looks: int, rng: np.random.Generator) -> se
     lot = rng.random(CALLERS)
     volume = rng.permutation(1 / np.arange(1, CALLERS + 1))
     pace = np.exp(0.3 * rng.standard_normal(CALLERS))
-    liked = rng.choice(len(STABLE_TAGS), CALLERS, p=STABLE_TAGS)
+    favourites = rng.choice(len(STABLE_TAGS), CALLERS, p=STABLE_TAGS)
     fails = np.where(rng.random(CALLERS) < 0.01, 0.1, 0.0)
     drawn_steps = len(state.weights) - 1
     for look in range(looks):
         if look and look * drawn_steps // looks != (look - 1) * drawn_steps // looks:
             state = next_step(state)
         who = rng.choice(CALLERS, BLOCK, p=volume / volume.sum())
-        likes = np.where(rng.random(BLOCK) < 0.6, liked[who], rng.choice(20, BLOCK, p=STABLE_TAGS))
+        likes = np.where(
+            rng.random(BLOCK) < 0.6, favourites[who], rng.choice(20, BLOCK, p=STABLE_TAGS)
+        )
         columns = zip(
             (lot[who] < state.weight / 100).tolist(),
             (rng.random(BLOCK) < fails[who]).tolist(),

@@ -43,10 +43,10 @@ class Releases:
         candidate_ms = traffic.candidate_ms(rng, shape, look)
         self._settle_requests(candidate, failed, np.where(candidate, candidate_ms, stable_ms))
         self._settle_tags(traffic, candidate & ~failed, ~candidate & ~failed, rng)
-        drawn: Array = candidate.sum(axis=-1).astype(np.float64)
-        self.ratio = sample_ratio.settle(self.ratio, drawn, BLOCK - drawn, weight)
+        counts: Array = candidate.sum(axis=-1).astype(np.float64)
+        self.ratio = sample_ratio.settle(self.ratio, counts, BLOCK - counts, weight)
         self._settle_pairs(traffic, rng)
-        return drawn
+        return counts
 
     def _settle_requests(self, candidate: Mask, failed: Mask, latency_ms: Array) -> None:
         gates = self.policy.gates

@@ -52,15 +52,15 @@ def run_null(
     policy: Policy, traffic: Traffic, releases: int, looks: int, rng: np.random.Generator
 ) -> Alarms:
     """Count the releases in which any gate ever alarms, over ``looks`` looks at rising weights."""
-    parts = [min(IN_CACHE, releases - done) for done in range(0, releases, IN_CACHE)]
-    alarmed = np.hstack([_alarms_without_trouble(policy, traffic, n, looks, rng) for n in parts])
-    by_gate = {gate: int(alarmed[place].sum()) for place, gate in enumerate(GATES)}
+    parts = [min(IN_CACHE, releases - start) for start in range(0, releases, IN_CACHE)]
+    alarms = np.hstack([_alarms_without_trouble(policy, traffic, n, looks, rng) for n in parts])
+    by_gate = {gate: int(alarms[place].sum()) for place, gate in enumerate(GATES)}
     return Alarms(
         traffic.name,
         releases,
         looks,
         by_gate,
-        int(alarmed.any(axis=0).sum()),
+        int(alarms.any(axis=0).sum()),
     )
 
 
@@ -81,14 +81,14 @@ def run_callers(
 ) -> Alarms:
     """A/A with callers that have sticky keys and habits (judge_callers), counted by ``unit``."""
     policy = policy.model_copy(update={"unit": unit})
-    by_gate, alarmed = dict.fromkeys(GATES, 0), 0
+    by_gate, alarms = dict.fromkeys(GATES, 0), 0
     for _ in range(releases):
         gates = gates_that_alarm(policy, looks, rng)
-        alarmed += bool(gates)
+        alarms += bool(gates)
         for gate in gates:
             by_gate[gate] += 1
     name = f"A/A, {CALLERS:,} callers with sticky keys and habits, unit: {unit}"
-    return Alarms(name, releases, looks, by_gate, alarmed)
+    return Alarms(name, releases, looks, by_gate, alarms)
 
 
 @dataclass(frozen=True)
@@ -133,13 +133,13 @@ def run_power(
     for look in range(trouble_from):
         sim.look(healthy or traffic, weight, look, rng)
     before = sim.alarms().any(axis=0)
-    spent, needed = np.zeros(releases), np.full(releases, np.inf)
+    count, alarm_at = np.zeros(releases), np.full(releases, np.inf)
     pairs = gate in ("agreement", "score_distance")
     look = trouble_from
-    while np.isinf(needed).any() and spent.min() < 5 * limit:
-        drawn = sim.look(traffic, weight, look, rng)
-        spent += traffic.pairs_per_look if pairs else drawn
-        needed = np.where(np.isinf(needed) & sim.alarms()[place], spent, needed)
+    while np.isinf(alarm_at).any() and count.min() < 5 * limit:
+        sample = sim.look(traffic, weight, look, rng)
+        count += traffic.pairs_per_look if pairs else sample
+        alarm_at = np.where(np.isinf(alarm_at) & sim.alarms()[place], count, alarm_at)
         look += 1
     return Detection(
         traffic.name,
@@ -147,11 +147,11 @@ def run_power(
         gate,
         "shadow pairs" if pairs else "candidate requests",
         releases,
-        float(np.quantile(needed, 0.5, method="higher")),
-        float(np.quantile(needed, 0.95, method="higher")),
+        float(np.quantile(alarm_at, 0.5, method="higher")),
+        float(np.quantile(alarm_at, 0.95, method="higher")),
         limit,
-        int((needed <= limit).sum()),
-        int(np.isinf(needed).sum()),
+        int((alarm_at <= limit).sum()),
+        int(np.isinf(alarm_at).sum()),
         int(before.sum()),
     )
 
@@ -161,16 +161,16 @@ def run_whole_release(policy: Policy, releases: int, rng: np.random.Generator) -
     step has its minimum of evidence, with no hold. Found before it has all the weight?"""
     weights, minimum = np.array(policy.weights), policy.minimum
     gate, limit = two_sample.start(0.001, 200, (releases,)), -np.log(policy.alpha_of("errors"))
-    spent, needed = np.zeros(releases), np.full(releases, np.inf)
+    count, alarm_at = np.zeros(releases), np.full(releases, np.inf)
     step, of_step = np.zeros(releases, dtype=int), np.zeros((2, releases))
-    while (np.isinf(needed) & (weights[step] < 100)).any():
+    while (np.isinf(alarm_at) & (weights[step] < 100)).any():
         candidate = rng.random((releases, BLOCK)) < weights[step][:, np.newaxis] / 100
         failed = rng.random((releases, BLOCK)) < np.where(candidate, 0.02, 0.001)
         block = Counts.of(candidate, ~candidate, failed)
         gate = two_sample.settle(gate, block, policy.gates.errors.margin)
-        spent += block.candidate
+        count += block.candidate
         of_step += np.array([block.candidate, block.stable])
-        needed = np.where(np.isinf(needed) & (gate.peak >= limit), spent, needed)
+        alarm_at = np.where(np.isinf(alarm_at) & (gate.peak >= limit), count, alarm_at)
         rises = (of_step[0] >= minimum.candidate) & (of_step[1] >= minimum.stable)
         step = np.minimum(step + rises, len(weights) - 1)
         of_step[:, rises] = 0
@@ -180,11 +180,11 @@ def run_whole_release(policy: Policy, releases: int, rng: np.random.Generator) -
         "errors",
         "candidate requests",
         releases,
-        float(np.quantile(needed, 0.5, method="higher")),
-        float(np.quantile(needed, 0.95, method="higher")),
+        float(np.quantile(alarm_at, 0.5, method="higher")),
+        float(np.quantile(alarm_at, 0.95, method="higher")),
         800,
-        int((needed <= 800).sum()),
-        int(np.isinf(needed).sum()),
+        int((alarm_at <= 800).sum()),
+        int(np.isinf(alarm_at).sum()),
         0,
     )
 
@@ -197,30 +197,33 @@ def run_last_step(
     shape, limit = (releases, BLOCK), -np.log(policy.alpha_of("errors"))
     gate = two_sample.start(0.001, 200, (releases,))
     for weight in policy.weights[:-1]:
-        drawn = np.zeros((2, releases))
-        while drawn[0].min() < policy.minimum.candidate or drawn[1].min() < policy.minimum.stable:
+        evidence = np.zeros((2, releases))
+        while (
+            evidence[0].min() < policy.minimum.candidate
+            or evidence[1].min() < policy.minimum.stable
+        ):
             candidate = rng.random(shape) < weight / 100
             block = Counts.of(candidate, ~candidate, rng.random(shape) < 0.001)
             gate = two_sample.settle(gate, block, policy.gates.errors.margin)
-            drawn += np.array([block.candidate, block.stable])
+            evidence += np.array([block.candidate, block.stable])
     before = gate.peak >= limit
-    needed = np.full(releases, np.inf)
+    alarm_at = np.full(releases, np.inf)
     everyone = np.ones(shape, dtype=bool)
     for number in range(1, blocks + 1):
         block = Counts.of(everyone, ~everyone, rng.random(shape) < rate)
         gate = two_sample.settle_alone(gate, block, policy.gates.errors.margin)
-        needed = np.where(np.isinf(needed) & (gate.peak >= limit), number * BLOCK, needed)
+        alarm_at = np.where(np.isinf(alarm_at) & (gate.peak >= limit), number * BLOCK, alarm_at)
     return Detection(
         f"fails {rate:.1%} instead of 0.1 % from full weight on",
         "100",
         "errors",
         "candidate requests",
         releases,
-        float(np.quantile(needed, 0.5, method="higher")),
-        float(np.quantile(needed, 0.95, method="higher")),
+        float(np.quantile(alarm_at, 0.5, method="higher")),
+        float(np.quantile(alarm_at, 0.95, method="higher")),
         blocks * BLOCK,
-        int((needed <= blocks * BLOCK).sum()),
-        int(np.isinf(needed).sum()),
+        int((alarm_at <= blocks * BLOCK).sum()),
+        int(np.isinf(alarm_at).sum()),
         int(before.sum()),
     )
 
@@ -237,7 +240,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=20260101)
     parser.add_argument("--json", type=Path, help="write the figures here, too")
     options = parser.parse_args()
-    began = time.monotonic()
+    start = time.monotonic()
     policy, releases = load_policy(POLICY), options.releases
     seeds = iter(np.random.SeedSequence(options.seed).spawn(100))
     results: list[Alarms | Detection] = []
@@ -271,7 +274,7 @@ def main() -> int:
         options.json.write_text(
             json.dumps([asdict(result) for result in results], indent=1), encoding="utf-8"
         )
-    print(f"\n{time.monotonic() - began:.0f} s", file=sys.stderr)
+    print(f"\n{time.monotonic() - start:.0f} s", file=sys.stderr)
     return 0
 
 

@@ -105,7 +105,7 @@ class Traffic:
 
 def nulls(policy: Policy) -> Sequence[Traffic]:
     gates = policy.gates
-    moved = gates.tags.margin * np.eye(len(STABLE_TAGS))
+    shift = gates.tags.margin * np.eye(len(STABLE_TAGS))
     return (
         Traffic("A/A: the same version twice"),
         Traffic(
@@ -119,7 +119,7 @@ def nulls(policy: Policy) -> Sequence[Traffic]:
             "every difference just at its margin, agreement and distance at their limits",
             candidate_fails=lambda look: 0.001 + gates.errors.margin,
             candidate_ms=slower_to_the_margins(gates),
-            candidate_tags=STABLE_TAGS + moved[-1] - moved[0],
+            candidate_tags=STABLE_TAGS + shift[-1] - shift[0],
             agreement=gates.agreement.floor,
             distance=gates.score_distance.ceiling,
         ),
@@ -129,13 +129,13 @@ def nulls(policy: Policy) -> Sequence[Traffic]:
 def troubles() -> Sequence[tuple[Traffic, str, int]]:
     """Scenario, the gate that must find it, and within how many candidate requests or pairs."""
     delay, factor = delay_that_doubles_p99(0.05), factor_that_doubles_p99(0.05)
-    failing = [
+    failures = [
         Traffic("fails 2 % instead of 0.1 %", (weight,), candidate_fails=lambda look: 0.02)
         for weight in (5, 25, 50)
     ]
-    swapped = np.roll(STABLE_TAGS, 3)
+    shifted_tags = np.roll(STABLE_TAGS, 3)
     return (
-        *((traffic, "errors", 800) for traffic in failing),
+        *((traffic, "errors", 800) for traffic in failures),
         (
             Traffic(
                 f"5 % of requests take {delay:.0f} ms longer: p99 doubles",
@@ -175,7 +175,9 @@ def troubles() -> Sequence[tuple[Traffic, str, int]]:
             200,
         ),
         (
-            Traffic("answers with other tags (labels shifted by 3)", (5,), candidate_tags=swapped),
+            Traffic(
+                "answers with other tags (labels shifted by 3)", (5,), candidate_tags=shifted_tags
+            ),
             "tags",
             800,
         ),

@@ -34,15 +34,15 @@ def _print(crashes: Sequence[Crash]) -> None:
     heads = ("KILLED", "REQUESTS", "LOST", "LAST LOST AFTER", "WHOLE AFTER", "EVENTS", "BREACHES")
     rows = [
         (
-            each.killed,
-            each.requests,
-            counts(each.lost),
-            f"{each.lost_for_s:.1f} s",
-            f"{each.whole_after_s:.1f} s",
-            counts(Counter(each.events)),
-            "; ".join(each.breaches) or "none",
+            crash.killed,
+            crash.requests,
+            counts(crash.lost),
+            f"{crash.lost_for_s:.1f} s",
+            f"{crash.whole_after_s:.1f} s",
+            counts(Counter(crash.events)),
+            "; ".join(crash.breaches) or "none",
         )
-        for each in crashes
+        for crash in crashes
     ]
     print_table(heads, rows)
 
@@ -67,16 +67,19 @@ def main() -> int:
         pair = list(islice(editions, 2))
         model = pair[0].archive.stem.rpartition("-")[0]
         crashes = []
-        with own_stack(folder, options.instances) as running:
-            load = Load(running.settings.gateway_url, model, options.clients, options.rate)
-            release_both(running, pair, model)
+        with own_stack(folder, options.instances) as stack:
+            load = Load(stack.settings.gateway_url, model, options.clients, options.rate)
+            release_both(stack, pair, model)
             for target in options.only or TARGETS:
-                crashes.append(crash(running, target, pair, questions, load))
+                crashes.append(crash(stack, target, pair, questions, load))
                 print_line(f"{target}: whole after {crashes[-1].whole_after_s} s")
-    result = {"crashes": [asdict(each) for each in crashes], "load_average": os.getloadavg()[0]}
+    result = {
+        "crashes": [asdict(outcome) for outcome in crashes],
+        "load_average": os.getloadavg()[0],
+    }
     options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     _print(crashes)
-    passed = not any(each.breaches for each in crashes)
+    passed = not any(outcome.breaches for outcome in crashes)
     print_line("passed" if passed else "failed")
     return 0 if passed else 1
 

@@ -79,37 +79,38 @@ def _rest(word: str, candidate: int, command_ms: float | None, answered_at: floa
     return Round(word, candidate, command_ms, answered_at, time.time())
 
 
-def felt_ms(requests: Sequence[RequestRecord], done: Round) -> float:
+def felt_ms(requests: Sequence[RequestRecord], round_: Round) -> float:
     """0: no request that began after the answer went to the candidate."""
     late = [
-        request.ended_at - done.answered_at
+        request.ended_at - round_.answered_at
         for request in requests
-        if request.version == done.candidate and done.answered_at <= request.sent_at < done.ended_at
+        if request.version == round_.candidate
+        and round_.answered_at <= request.sent_at < round_.ended_at
     ]
     return max(late, default=0.0) * 1000
 
 
-def stable_ms(requests: Sequence[RequestRecord], done: Round) -> float:
+def stable_ms(requests: Sequence[RequestRecord], round_: Round) -> float:
     """The slowest answer of the version that got its traffic back, in the time after."""
     return max(
         request.latency_ms
         for request in requests
         if request.version == STABLE
         and request.latency_ms is not None
-        and done.answered_at <= request.sent_at < done.ended_at
+        and round_.answered_at <= request.sent_at < round_.ended_at
     )
 
 
 def row(word: str, rounds: Sequence[Round], requests: Sequence[RequestRecord]) -> list[str]:
-    def two(values: list[float]) -> str:
+    def median_and_worst(values: list[float]) -> str:
         return f"{np.median(values):.0f}, {max(values):.0f}" if values else "-"
 
     return [
         word,
         str(len(rounds)),
-        two([done.command_ms for done in rounds if done.command_ms is not None]),
-        two([felt_ms(requests, done) for done in rounds]),
-        two([stable_ms(requests, done) for done in rounds]),
+        median_and_worst([round_.command_ms for round_ in rounds if round_.command_ms is not None]),
+        median_and_worst([felt_ms(requests, round_) for round_ in rounds]),
+        median_and_worst([stable_ms(requests, round_) for round_ in rounds]),
     ]
 
 
@@ -131,10 +132,10 @@ def run(rate_per_s: float, rounds: int) -> tuple[list[Round], list[RequestRecord
                 sticky_keys=100,
             )
             with running_traffic(plan, folder / "traffic") as traffic:
-                done = [by_hand(control) for _ in range(rounds)]
-                done += [by_abort(control) for _ in range(rounds)]
-                done += [by_judge(control) for _ in range(max(1, rounds // 4))]
-                return done, traffic.finish()
+                results = [by_hand(control) for _ in range(rounds)]
+                results += [by_abort(control) for _ in range(rounds)]
+                results += [by_judge(control) for _ in range(max(1, rounds // 4))]
+                return results, traffic.finish()
 
 
 def main() -> int:
@@ -142,15 +143,17 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=60.0, help="Requests a second.")
     parser.add_argument("--rounds", type=int, default=20)
     options = parser.parse_args()
-    done, requests = run(options.rate, options.rounds)
-    words = dict.fromkeys(each.word for each in done)
+    rounds, requests = run(options.rate, options.rounds)
+    words = dict.fromkeys(round_.word for round_ in rounds)
     heads = ("BY", "ROUNDS", "COMMAND ms", "FELT AFTER IT ms", "STABLE'S SLOWEST ANSWER ms")
-    rows = [row(word, [each for each in done if each.word == word], requests) for word in words]
+    rows = [
+        row(word, [round_ for round_ in rounds if round_.word == word], requests) for word in words
+    ]
     print_line("median, worst")
     print_table(heads, rows)
-    lost = sum(request.failure is not None for request in requests)
-    print_line(f"{lost} of {len(requests)} requests lost")
-    return 1 if lost else 0
+    losses = sum(request.failure is not None for request in requests)
+    print_line(f"{losses} of {len(requests)} requests lost")
+    return 1 if losses else 0
 
 
 if __name__ == "__main__":

@@ -61,7 +61,9 @@ def main() -> int:
         with own_gateway(folder) as own, engines(KINDS) as instances:
             own.route([ModelRoute(MODEL, {STABLE: 100}, (STABLE,))], instances[KINDS[0]])
             load = Load(own.url, MODEL, options.clients, options.rate)
-            costs, lost = measure(own, instances, questions, load, options.rounds, options.seconds)
+            costs, losses = measure(
+                own, instances, questions, load, options.rounds, options.seconds
+            )
     result = [
         {
             "shadow": kind.name,
@@ -75,13 +77,13 @@ def main() -> int:
         }
         for kind, cost in costs.items()
     ]
-    whole = {"kinds": result, "lost": lost, "load_average": os.getloadavg()[0]}
+    whole = {"kinds": result, "lost": losses, "load_average": os.getloadavg()[0]}
     options.out.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
     _print(costs)
-    print_line(f"requests lost, also while shadows came and went: {lost}")
+    print_line(f"requests lost, also while shadows came and went: {losses}")
     copied = all(bool(cost.copies) == bool(kind.percent) for kind, cost in costs.items())
-    print_line("passed" if copied and not lost else "failed")
-    return 0 if copied and not lost else 1
+    print_line("passed" if copied and not losses else "failed")
+    return 0 if copied and not losses else 1
 
 
 if __name__ == "__main__":

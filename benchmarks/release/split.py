@@ -38,9 +38,9 @@ def main() -> int:
     with _gateway() as (url, route):
         result = measure(url, route, options.callers)
     rows = [
-        (each.model, keys, each.weight, each.requests, each.on_candidate, f"{each.p:.3f}")
+        (share.model, keys, share.weight, share.requests, share.on_candidate, f"{share.p:.3f}")
         for keys, shares in (("yes", result.keyed), ("no", result.keyless))
-        for each in shares
+        for share in shares
     ]
     print_table(("MODEL", "KEY", "WEIGHT", "ASKED", "ON THE CANDIDATE", "P"), rows)
     print_line(f"callers that left the candidate as its weight rose: {result.left}")

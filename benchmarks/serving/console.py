@@ -90,27 +90,27 @@ def page_costs(
     """Return ms of CPU for each page, of which ``idle`` (share of a core) is taken off."""
     costs = {}
     for page in pages:
-        spent = 0.0
+        total_s = 0.0
         for _ in range(rounds):
             time.sleep(_PAUSE_S)
-            before, began = cpu_s(control), time.monotonic()
+            before, start = cpu_s(control), time.monotonic()
             browser.get(f"/console/{page}").raise_for_status()
-            spent += cpu_s(control) - before - idle * (time.monotonic() - began)
-        costs[page] = 1000 * spent / rounds
+            total_s += cpu_s(control) - before - idle * (time.monotonic() - start)
+        costs[page] = 1000 * total_s / rounds
     return costs
 
 
 def share_of_core(control: psutil.Process, seconds: float) -> float:
     """Return the share of a core that the process takes from now on."""
-    before, began = cpu_s(control), time.monotonic()
+    before, start = cpu_s(control), time.monotonic()
     time.sleep(seconds)
-    return (cpu_s(control) - before) / (time.monotonic() - began)
+    return (cpu_s(control) - before) / (time.monotonic() - start)
 
 
 @contextmanager
 def viewer(browser: httpx.Client, path: str) -> Iterator[None]:
     """Follow the live figures of a page in a thread while the body runs."""
-    closing = threading.Event()
+    stop = threading.Event()
 
     def follow() -> None:
         with (
@@ -118,7 +118,7 @@ def viewer(browser: httpx.Client, path: str) -> Iterator[None]:
             browser.stream("GET", f"/console/{path}", timeout=None) as events,
         ):
             for _ in events.iter_raw():
-                if closing.is_set():
+                if stop.is_set():
                     return
 
     thread = threading.Thread(target=follow, daemon=True)  # it ends with the stack
@@ -126,7 +126,7 @@ def viewer(browser: httpx.Client, path: str) -> Iterator[None]:
     try:
         yield
     finally:
-        closing.set()
+        stop.set()
 
 
 def _options() -> argparse.Namespace:
@@ -140,19 +140,19 @@ def _options() -> argparse.Namespace:
 
 
 def _measure(stack: RunningStack, options: argparse.Namespace) -> Costs:
-    found = {each.name: each.pid for each in Supervisor(stack.settings).processes()}
-    control = psutil.Process(found["control"])
+    pids = {process.name: process.pid for process in Supervisor(stack.settings).processes()}
+    control = psutil.Process(pids["control"])
     url = stack.settings.control_url
     with httpx.Client(base_url=url, timeout=60.0, trust_env=False) as browser:
-        closed = share_of_core(control, options.seconds)
+        idle = share_of_core(control, options.seconds)
         browser.get(stack.control.console_link().path).raise_for_status()
-        page_ms = page_costs(browser, control, PAGES, options.rounds, closed)
+        page_ms = page_costs(browser, control, PAGES, options.rounds, idle)
         with ExitStack() as viewers:
             for number in range(options.viewers):
                 viewers.enter_context(viewer(browser, LIVE[number % len(LIVE)]))
             time.sleep(_PAUSE_S)
-            watched = share_of_core(control, options.seconds)
-    return Costs(page_ms, closed, watched, options.viewers)
+            busy = share_of_core(control, options.seconds)
+    return Costs(page_ms, idle, busy, options.viewers)
 
 
 def main() -> int:

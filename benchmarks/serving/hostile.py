@@ -63,8 +63,8 @@ def main() -> None:
     )
     parser.add_argument("--only", default="", help="requests whose names contain this")
     parser.add_argument("--out", type=Path, help="write the figures there, as JSON")
-    chosen = parser.parse_args()
-    names = [name for name in REQUESTS if chosen.only in name]
+    options = parser.parse_args()
+    names = [name for name in REQUESTS if options.only in name]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "archive"
         unpack_archive(pack_echo(Path(scratch), "tagger", 1), folder)
@@ -81,9 +81,9 @@ def main() -> None:
         for cost in costs
     ]
     print_table(("request", "MiB", "CPU s", "MiB more", "answer", ""), rows)
-    if chosen.out:
+    if options.out:
         figures = [asdict(cost) for cost in costs]
-        chosen.out.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        options.out.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     if not all(cost.held for cost in costs):
         print_line(f"not within {MAX_CPU_S} s and {MAX_MIB:.0f} MiB, or not refused as it must be")
         sys.exit(1)
@@ -105,7 +105,7 @@ def measured(name: str, folder: Path) -> Cost:
 
 
 def _answer(name: str, folder: Path, sender: Any) -> None:
-    make, wanted = REQUESTS[name]
+    make, expected = REQUESTS[name]
     headers, body = make()
     pipeline = open_folder(folder)
     pipeline.warm_up(1)
@@ -116,13 +116,13 @@ def _answer(name: str, folder: Path, sender: Any) -> None:
     before, start = _peak_mib(), time.process_time()
     try:
         unwrap_body(request, MAX_BODY_BYTES)
-        values = {one["name"]: one["value"] for one in request["parameters"]}
+        values = {part["name"]: part["value"] for part in request["parameters"]}
         answer = pipeline.run([read_request(values, "id")]).answers[0]
-        said = answer.code.value if isinstance(answer, ItemError) else "answered"
+        outcome = answer.code.value if isinstance(answer, ItemError) else "answered"
     except BodyRefused as error:
-        said = error.code
+        outcome = error.code
     cpu_s = time.process_time() - start
-    sender.send(Cost(name, len(body), cpu_s, _peak_mib() - before, said, wanted))
+    sender.send(Cost(name, len(body), cpu_s, _peak_mib() - before, outcome, expected))
 
 
 def _peak_mib() -> float:

@@ -30,7 +30,7 @@ def _options() -> argparse.Namespace:
 def main() -> int:
     options = _options()
     bodies = [BODIES[options.body](photo) for photo in photos()]
-    headers = dict(each.split(":", 1) for each in options.header)
+    headers = dict(header.split(":", 1) for header in options.header)
     rows = []
     for connections in map(int, options.connections.split(",")):
         result = load([options.url], bodies, connections, options.seconds, options.warm_up, headers)

@@ -103,29 +103,29 @@ def _one_round(
 ) -> list[ModelCount]:
     results, urls = [], []
     for number, archive in enumerate(archives, start=1):
-        began_s = time.monotonic()
+        start_s = time.monotonic()
         view = stack.control.register(archive)
-        register_s = time.monotonic() - began_s
+        register_s = time.monotonic() - start_s
         urls.append(f"{stack.settings.gateway_url}/predictions/{view.model}/{view.version}")
         if number in counts:
-            one, everyone = _ask(load, urls[:1], timing), _ask(load, urls, timing)
-            failures = _failures(one) + _failures(everyone)
+            single, everyone = _ask(load, urls[:1], timing), _ask(load, urls, timing)
+            failures = _failures(single) + _failures(everyone)
             memory_mib = _memory_mib(stack)
             results.append(
-                ModelCount(number, memory_mib, register_s, one.per_s, everyone.per_s, failures)
+                ModelCount(number, memory_mib, register_s, single.per_s, everyone.per_s, failures)
             )
             print_line(str(results[-1]))
     return results
 
 
-def _median_of(same: Sequence[ModelCount]) -> ModelCount:
+def _median_of(counts: Sequence[ModelCount]) -> ModelCount:
     return ModelCount(
-        same[0].models,
-        median(each.memory_mib for each in same),
-        median(each.register_s for each in same),
-        median(each.one_per_s for each in same),
-        median(each.all_per_s for each in same),
-        sum(each.failures for each in same),
+        counts[0].models,
+        median(count.memory_mib for count in counts),
+        median(count.register_s for count in counts),
+        median(count.one_per_s for count in counts),
+        median(count.all_per_s for count in counts),
+        sum(count.failures for count in counts),
     )
 
 
@@ -137,7 +137,7 @@ def _ask(
     group: int = 0,
 ) -> LoadResult:
     job = Job(urls, "form", {}, connections, timing.seconds, timing.warm_up_s, group)
-    return load.do(job, begun=lambda: None, ended=lambda: None)
+    return load.do(job, on_begin=lambda: None, on_end=lambda: None)
 
 
 def _failures(load_result: LoadResult) -> int:
@@ -166,8 +166,8 @@ def measure_sizes(
     results = [
         SizeLatency(
             size,
-            median(each.p50_ms for each in load_results),
-            sum(_failures(each) for each in load_results),
+            median(result.p50_ms for result in load_results),
+            sum(_failures(result) for result in load_results),
         )
         for size, load_results in results_by_size.items()
     ]
@@ -188,8 +188,8 @@ def by_length() -> dict[int, list[Photo]]:
 
 def ratios(results: Sequence[SizeLatency], base: int) -> dict[int, float]:
     """Each size's latency over that of size ``base``."""
-    its_ms = next(each.p50_ms for each in results if each.size == base)
-    return {each.size: each.p50_ms / its_ms for each in results}
+    base_ms = next(latency.p50_ms for latency in results if latency.size == base)
+    return {latency.size: latency.p50_ms / base_ms for latency in results}
 
 
 def report(
@@ -197,20 +197,21 @@ def report(
 ) -> str:
     """The page's part, in Markdown."""
     first, last = models[0], models[-1]
-    each_mib = (last.memory_mib - first.memory_mib) / (last.models - first.models)
-    failures = sum(each.failures for each in models)
-    failures += sum(each.failures for each in (*widths, *lengths))
+    model_mib = (last.memory_mib - first.memory_mib) / (last.models - first.models)
+    failures = sum(count.failures for count in models)
+    failures += sum(latency.failures for latency in (*widths, *lengths))
     lines = [machine(), ""]
     lines += ["| models loaded | memory of the stack | one asked | all asked | last register |"]
     lines += ["|---|---|---|---|---|"]
     lines += [
-        f"| {each.models} | {each.memory_mib:.0f} MiB | {each.one_per_s / first.one_per_s:.2f} | "
-        f"{each.all_per_s / first.one_per_s:.2f} | {each.register_s:.1f} s |"
-        for each in models
+        f"| {count.models} | {count.memory_mib:.0f} MiB | "
+        f"{count.one_per_s / first.one_per_s:.2f} | {count.all_per_s / first.one_per_s:.2f} | "
+        f"{count.register_s:.1f} s |"
+        for count in models
     ]
     lines += [
         "",
-        f"One more model takes {each_mib:.0f} MiB. Asked: answers a second at {CONNECTIONS} "
+        f"One more model takes {model_mib:.0f} MiB. Asked: answers a second at {CONNECTIONS} "
         "connections, as ratios to those with one model loaded.",
         "",
         f"Latency (p50, one connection) by width of a 16:9 JPEG, as ratios to {BASE_WIDTH} px: "
@@ -232,13 +233,13 @@ def as_csv(
     models: Sequence[ModelCount], widths: Sequence[SizeLatency], lengths: Sequence[SizeLatency]
 ) -> str:
     lines = ["what,size,figure,value"]
-    for each in models:
+    for count in models:
         for name in ("memory_mib", "register_s", "one_per_s", "all_per_s", "failures"):
-            lines.append(f"models,{each.models},{name},{getattr(each, name):.2f}")
+            lines.append(f"models,{count.models},{name},{getattr(count, name):.2f}")
     for what, results in (("image width px", widths), ("title characters", lengths)):
-        for grown_to in results:
-            lines.append(f"{what},{grown_to.size},p50_ms,{grown_to.p50_ms:.2f}")
-            lines.append(f"{what},{grown_to.size},failures,{grown_to.failures}")
+        for latency in results:
+            lines.append(f"{what},{latency.size},p50_ms,{latency.p50_ms:.2f}")
+            lines.append(f"{what},{latency.size},failures,{latency.failures}")
     return "\n".join(lines) + "\n"
 
 
@@ -271,7 +272,7 @@ def plot(
         "models",
         "models loaded",
         {
-            "memory": {each.models: each.memory_mib / first.memory_mib for each in models},
+            "memory": {m.models: m.memory_mib / first.memory_mib for m in models},
             "answers/s, one asked": {m.models: m.one_per_s / first.one_per_s for m in models},
             "answers/s, all asked": {m.models: m.all_per_s / first.one_per_s for m in models},
         },
@@ -291,15 +292,15 @@ def main() -> int:
     counts = [int(count) for count in options.models.split(",")]
     timing = Timing(options.rounds, options.seconds)
     archive = options.archive or default_archives()[-1]
-    with tempfile.TemporaryDirectory(prefix="vlserve-scale-") as scratch, ExitStack() as opened:
+    with tempfile.TemporaryDirectory(prefix="vlserve-scale-") as scratch, ExitStack() as resources:
         folder = Path(scratch)
         load = LoadProcess(photos())
-        opened.callback(load.close)
+        resources.callback(load.close)
         archives = [
             renamed(archive, f"model-{number}", folder) for number in range(1, max(counts) + 1)
         ]
         models = measure_models(archives, counts, folder, load, timing)
-        stack = opened.enter_context(own_stack(folder / "stack"))
+        stack = resources.enter_context(own_stack(folder / "stack"))
         view = stack.control.register(archives[0])
         url = f"{stack.settings.gateway_url}/predictions/{view.model}/{view.version}"
         widths = measure_sizes(url, by_width(), timing)

@@ -98,15 +98,15 @@ def _cell(
 ) -> Cell:
     side = contender.side
     job = Job([side.url], side.body, side.headers, connections, plan.seconds, plan.warm_up_s)
-    spent: list[Mapping[str, float]] = []
+    readings: list[Mapping[str, float]] = []
 
     def look() -> None:
-        spent.append(side.cpu_s())
+        readings.append(side.cpu_s())
 
     side.wake()
-    result = load.do(job, begun=look, ended=look)
+    result = load.do(job, on_begin=look, on_end=look)
     side.rest()
-    before, after = spent
+    before, after = readings
     cell = Cell(
         number,
         side.name,
@@ -144,32 +144,36 @@ class Started:
 
 
 def start(
-    opened: ExitStack, folder: Path, archives: Sequence[Path], others: Sequence[str], photo: Photo
+    resources: ExitStack,
+    folder: Path,
+    archives: Sequence[Path],
+    others: Sequence[str],
+    photo: Photo,
 ) -> Started:
     """``others``: STOCK, and names of PEERS."""
     limits: dict[str, InProcess] = {}
     contenders: list[Contender] = []
     absent: dict[str, str] = {}
     for number, archive in enumerate(archives):
-        unpacked = folder / f"archive-{number}"
-        precision = unpack_archive(archive, unpacked).precision
-        limits[precision] = opened.enter_context(in_process(unpacked, usable_cores()))
+        root = folder / f"archive-{number}"
+        precision = unpack_archive(archive, root).precision
+        limits[precision] = resources.enter_context(in_process(root, usable_cores()))
     print_line("starting ours")
-    for side_precision, side in opened.enter_context(ours(folder / "ours", archives)):
+    for side_precision, side in resources.enter_context(ours(folder / "ours", archives)):
         first_answer(side, photo)
         contenders.append(Contender(side, side_precision))
     contenders[-1].side.rest()
     for name in others:
         print_line(f"starting {name}")
-        its_folder = folder / name
-        its_folder.mkdir()
+        peer_folder = folder / name
+        peer_folder.mkdir()
         try:
             if name == STOCK:
-                server = stock_torchserve(its_folder, default_checkpoint(), photo)
-                contender = Contender(opened.enter_context(server), "fp32")
+                server = stock_torchserve(peer_folder, default_checkpoint(), photo)
+                contender = Contender(resources.enter_context(server), "fp32")
             else:
-                server = peer_server(PEERS[name], its_folder, unpacked, photo)
-                contender = Contender(opened.enter_context(server), precision)
+                server = peer_server(PEERS[name], peer_folder, root, photo)
+                contender = Contender(resources.enter_context(server), precision)
         except SideFailed as error:
             absent[name] = str(error)
             print_line(f"{name} is left out: {error}")
@@ -191,7 +195,7 @@ def report(
         "same round's limit of the same precision.",
         "",
     ]
-    for precision in dict.fromkeys(each.precision for each in limits):
+    for precision in dict.fromkeys(limit.precision for limit in limits):
         for cost in costs(cells, f"ours {precision}", f"ours {precision}, no gateway"):
             lines.append(
                 f"- The gateway at {cost.connections} connections, {precision}: "
@@ -211,10 +215,10 @@ def report(
 
 def _limit_lines(limits: Sequence[Limit]) -> list[str]:
     lines = []
-    for precision in dict.fromkeys(each.precision for each in limits):
-        its = [each for each in limits if each.precision == precision]
-        per_s = spread([each.per_s for each in its]).text(1)
-        alone = spread([each.alone_p50_ms for each in its]).text(1)
+    for precision in dict.fromkeys(limit.precision for limit in limits):
+        own_limits = [limit for limit in limits if limit.precision == precision]
+        per_s = spread([limit.per_s for limit in own_limits]).text(1)
+        alone = spread([limit.alone_p50_ms for limit in own_limits]).text(1)
         lines.append(f"- In process, {precision}: {per_s} items a second; one alone: {alone} ms.")
     return lines
 
@@ -254,15 +258,15 @@ def main() -> int:
         options.warm_up,
     )
     archives = options.archive or default_archives()
-    sent = drawn_for(verify_archive(archives[-1]))
+    photos = drawn_for(verify_archive(archives[-1]))
     # stock TorchServe serves the default checkpoint, which other archives are not made of
     others = [STOCK] * (options.stock and not options.archive) + options.peers
-    with tempfile.TemporaryDirectory(prefix="vlserve-bench-") as scratch, ExitStack() as opened:
-        load = LoadProcess(sent)
-        opened.callback(load.close)
-        started = start(opened, Path(scratch), archives, others, sent[0])
-        limits, cells = measure(plan, started.limits, started.contenders, load)
-    text = report(limits, cells, started.absent, plan)
+    with tempfile.TemporaryDirectory(prefix="vlserve-bench-") as scratch, ExitStack() as resources:
+        load = LoadProcess(photos)
+        resources.callback(load.close)
+        servers = start(resources, Path(scratch), archives, others, photos[0])
+        limits, cells = measure(plan, servers.limits, servers.contenders, load)
+    text = report(limits, cells, servers.absent, plan)
     print_line(text)
     out = options.out or FIGURES
     out.mkdir(parents=True, exist_ok=True)

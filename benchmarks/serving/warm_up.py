@@ -60,24 +60,24 @@ def stretches(
 ) -> tuple[Stretch, Stretch, Stretch]:
     """Of one version's right answers, by the time that they were due. SystemExit when there are
     not enough."""
-    answered = [
+    answers = [
         (r.due_s, r.latency_ms)
         for r in records
         if r.version == version and r.failure is None and r.latency_ms is not None
     ]
-    answered.sort()
-    if len(answered) <= 3 * count:
+    answers.sort()
+    if len(answers) <= 3 * count:
         raise SystemExit(
-            f"version {version} answered {len(answered)} times, {3 * count + 1} are needed: "
+            f"version {version} answered {len(answers)} times, {3 * count + 1} are needed: "
             "give more --seconds"
         )
-    first, second, third = (_stretch(answered[at * count :], count) for at in range(3))
+    first, second, third = (_stretch(answers[at * count :], count) for at in range(3))
     return first, second, third
 
 
-def _stretch(answered: Sequence[tuple[float, float]], count: int) -> Stretch:
-    latencies = [latency_ms for _, latency_ms in answered[:count]]
-    seconds = answered[count][0] - answered[0][0]
+def _stretch(answers: Sequence[tuple[float, float]], count: int) -> Stretch:
+    latencies = [latency_ms for _, latency_ms in answers[:count]]
+    seconds = answers[count][0] - answers[0][0]
     p50, p99 = np.percentile(latencies, (50, 99))
     return Stretch(float(p50), float(p99), count / seconds)
 
@@ -95,9 +95,9 @@ def run_round(
     version = edition.version
     first_ever = number == 1
     if first_ever:  # nothing answers before it, so nothing can be asked
-        began = time.monotonic()
+        start = time.monotonic()
         control.register(edition.archive)
-        register_s = time.monotonic() - began
+        register_s = time.monotonic() - start
         control.release(model, version)
     plan = StressPlan(
         url=url,
@@ -111,16 +111,16 @@ def run_round(
         max_p99_ms=LENIENT_MS,
     )
     with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(run_stress, plan, folder)
+        future = pool.submit(run_stress, plan, folder)
         if not first_ever:
             requests = folder / "requests.jsonl"
-            while not (requests.exists() and requests.stat().st_size) and not running.done():
+            while not (requests.exists() and requests.stat().st_size) and not future.done():
                 time.sleep(_POLL_S)
-            began = time.monotonic()
+            start = time.monotonic()
             control.register(edition.archive)
-            register_s = time.monotonic() - began
+            register_s = time.monotonic() - start
             control.release(model, version)
-        running.result()
+        future.result()
     records = read_records(folder / "requests.jsonl")
     failures = sum(record.failure is not None for record in records)
     return Round(number, register_s, *stretches(records, version, load.stretch), failures)
@@ -129,10 +129,10 @@ def run_round(
 def rows_of(rounds: Sequence[Round]) -> list[tuple[str, ...]]:
     rows = []
     for round_ in rounds:
-        compared = [(round_.first, round_.second), (round_.second, round_.third)]
+        pairs = [(round_.first, round_.second), (round_.second, round_.third)]
         ratios = [
             f"{getattr(a, name) / getattr(b, name):.2f}"
-            for a, b in compared
+            for a, b in pairs
             for name in ("p50_ms", "p99_ms", "rps")
         ]
         plain = (f"{round_.second.rps:.1f}/s", f"{round_.second.p50_ms:.1f} ms")

@@ -18,9 +18,9 @@ class Tagger(MLModel):
         return True
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
-        named = {each.name: each for each in payload.inputs}
-        images = Base64Codec.decode_input(named["image"])
-        texts = StringCodec.decode_input(named["text"])
+        inputs = {tensor.name: tensor for tensor in payload.inputs}
+        images = Base64Codec.decode_input(inputs["image"])
+        texts = StringCodec.decode_input(inputs["text"])
         items = [(image, text.encode()) for image, text in zip(images, texts, strict=True)]
         bodies = [answer.decode() for answer in self.answer(items)]
         output = StringCodec.encode_output("answer", bodies)

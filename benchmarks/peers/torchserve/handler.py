@@ -25,7 +25,7 @@ class TaggerHandler(BaseHandler):
     def preprocess(self, data: list[dict[str, Any]]) -> tuple[Tensor, Tensor, Tensor]:
         ids = [self._ids(row["text"].decode()) for row in data]
         images = torch.stack([self._image(row["image"]) for row in data])
-        lengths = torch.tensor([len(each) for each in ids])
+        lengths = torch.tensor([len(row_ids) for row_ids in ids])
         return images, pad_sequence(ids, batch_first=True), lengths
 
     def inference(self, data: tuple[Tensor, Tensor, Tensor], *args: Any, **kwargs: Any) -> Tensor:
@@ -40,7 +40,7 @@ class TaggerHandler(BaseHandler):
             scores, indices = row.topk(5)
             pairs = zip(indices.tolist(), scores.tolist(), strict=True)
             answers.append(
-                {"tags": [{"tag": labels[each], "score": score} for each, score in pairs]}
+                {"tags": [{"tag": labels[index], "score": score} for index, score in pairs]}
             )
         return answers
 

@@ -18,8 +18,12 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """A request may hold several items; here each holds one."""
-        images = [triton.get_input_tensor_by_name(each, "image").as_numpy() for each in requests]
-        texts = [triton.get_input_tensor_by_name(each, "text").as_numpy() for each in requests]
+        images = [
+            triton.get_input_tensor_by_name(request, "image").as_numpy() for request in requests
+        ]
+        texts = [
+            triton.get_input_tensor_by_name(request, "text").as_numpy() for request in requests
+        ]
         items = [(image[0, 0], text[0, 0]) for image, text in zip(images, texts, strict=True)]
         return [
             triton.InferenceResponse([triton.Tensor("answer", np.array([[body]], np.object_))])
