@@ -125,19 +125,19 @@ def fit_pairs(
     start = time.monotonic()
     plan: PairPlan = recipe.training  # type: ignore[attr-defined]
     pair_options = parse_options(plan.options, options or {})
-    pretrained = plan.pretrained()
+    weights = plan.pretrained()
     facts: dict[str, Any] = {
         "options": pair_options.said(),
         "seed": seed,
         "train_sha256": file_sha256(train),
         "val_sha256": file_sha256(val),
-        "pretrained_sha256": digest_of(pretrained),
+        "pretrained_sha256": digest_of(weights),
     }
     config = plan.new_config(pair_options, facts)
     torch.manual_seed(seed)
     network = recipe.build(config)
     frozen, head = network.get_submodule("encoder"), network.get_submodule("head")
-    load_into(frozen, pretrained, recipe.spec.family)
+    load_into(frozen, weights, recipe.spec.family)
     frozen.eval().requires_grad_(False)
     if resume:
         check_resumable(out / LAST, facts)
@@ -148,16 +148,16 @@ def fit_pairs(
         image,
         tokenizer,
         features or out / "features",
-        progress and (lambda done, total: progress(Progress("encode", done, total))),
+        progress and (lambda count, total: progress(Progress("encode", count, total))),
     )
     data = reader.read(train)
-    trained = frozenset(item.id for item in read_task_file(train, PairedItem).items)
-    held_out = reader.read(val, without=trained)
-    bad_lines = (*data.bad_lines, *held_out.bad_lines)
+    train_ids = frozenset(item.id for item in read_task_file(train, PairedItem).items)
+    validation = reader.read(val, without=train_ids)
+    bad_lines = (*data.bad_lines, *validation.bad_lines)
     if strict and bad_lines:
         raise DataError(f"{len(bad_lines)} bad line(s): {first_of(bad_lines)}")
     begin_folder(out, config, bad_lines, resume=resume)
-    job = PairJob(network, head, data, held_out, pair_options)
+    job = PairJob(network, head, data, validation, pair_options)
     epochs = train_job(
         job, pair_options, seed, out, facts=facts, resume=resume, progress=progress, log_to=log_to
     )

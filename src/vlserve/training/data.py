@@ -104,9 +104,9 @@ def leave_out_unknown(file: ItemFile, labels: Collection[str]) -> ItemFile:
 
 def leave_out_trained(file: ItemFile, train: ItemFile) -> ItemFile:
     """Leave out items whose id is in the training file: they would flatter the figures."""
-    trained = {item.id for item in train.items}
+    train_ids = {item.id for item in train.items}
     reason = f"its id is in {train.path.name} too"
-    return file.without({item.line: reason for item in file.items if item.id in trained})
+    return file.without({item.line: reason for item in file.items if item.id in train_ids})
 
 
 def leave_out_other_kind(file: ItemFile, *, multi_label: bool) -> ItemFile:
@@ -127,9 +127,9 @@ def count_labels(items: Sequence[Item]) -> dict[str, int]:
 def _parse(raw: bytes, keys: Collection[str]) -> dict[str, Any]:
     fields = parse_object(raw)
     words = ("id", *(name for name in INPUT_KEYS if name in keys))
-    missing = [name for name in (*words, "label") if name not in fields]
-    if missing:
-        raise ValueError(f"missing field {', '.join(missing)}")
+    missing_fields = [name for name in (*words, "label") if name not in fields]
+    if missing_fields:
+        raise ValueError(f"missing field {', '.join(missing_fields)}")
     fields["id"] = as_text(fields["id"])
     for name in words:
         if not isinstance(fields[name], str) or (name != "text" and not fields[name]):

@@ -107,10 +107,10 @@ def read_serving(recipe: Recipe, config: Mapping[str, Any]) -> tuple[ImageInput,
     with tempfile.TemporaryDirectory() as folder:
         assets = Path(folder) / "assets"
         assets.mkdir()
-        serving = recipe.serve(config, assets)
-        if serving.image is None or serving.text is None:
+        interface = recipe.serve(config, assets)
+        if interface.image is None or interface.text is None:
             raise TrainingError(f"{recipe.spec.family} does not take an image and a text")
-        return serving.image, load_tokenizer(serving.text, Path(folder))
+        return interface.image, load_tokenizer(interface.text, Path(folder))
 
 
 def _titles(file: ItemFile, options: TrainOptions) -> list[str]:

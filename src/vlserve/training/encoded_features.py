@@ -114,9 +114,9 @@ def _write(
                     folder / f"{name}.npy", "w+", array.dtype, (len(samples), *array.shape[1:])
                 )
             files[name][start : start + len(array)] = array
-        done = min(start + ENCODE_BATCH, len(samples))
-        if on_read and (done % (REPORT_BATCHES * ENCODE_BATCH) == 0 or done == len(samples)):
-            on_read(done, len(samples))
+        count = min(start + ENCODE_BATCH, len(samples))
+        if on_read and (count % (REPORT_BATCHES * ENCODE_BATCH) == 0 or count == len(samples)):
+            on_read(count, len(samples))
     for file in files.values():
         file.flush()
 

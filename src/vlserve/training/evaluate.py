@@ -80,19 +80,19 @@ def evaluate_archive(
     file = leave_out_unknown(file, manifest.labels)
     refuse_bad_lines((file,), strict=strict)
     rows: list[list[float]] = []
-    refused: dict[int, str] = {}
+    reasons: dict[int, str] = {}
     requests = _requests(file.items, manifest)
     lines = answer_offline(archive, requests, batch_size, threads=usable_cores(), show=progress)
     for item, line in zip(file.items, lines, strict=True):
         if "error" in line:
-            refused[item.line] = f"{line['error']['code']}: {line['error']['message']}"
+            reasons[item.line] = f"{line['error']['code']}: {line['error']['message']}"
         else:
             scores = {entry["tag"]: entry["score"] for entry in line["answer"]["tags"]}
             rows.append([scores[label] for label in manifest.labels])
     if progress:
         progress(f"answered {len(file.items)} of {len(file.items)} items")
     return _evaluation(
-        file.without(refused),
+        file.without(reasons),
         np.array(rows, dtype=np.float64),
         manifest.labels,
         multi_label=manifest.multi_label,
@@ -112,15 +112,15 @@ def evaluate_checkpoint(
 ) -> Evaluation:
     """Return the figures through the training code: the network of ``checkpoint`` (config.json
     beside it), not exported. Raises as `evaluate_archive` and `read_trained` do."""
-    trained = read_trained(recipe, checkpoint, None, settings or load_settings())
-    labels: Sequence[str] = trained.config["labels"]
-    multi_label = bool(trained.config["multi_label"])
-    image, tokenizer = read_serving(trained.recipe, trained.config)
+    source = read_trained(recipe, checkpoint, None, settings or load_settings())
+    labels: Sequence[str] = source.config["labels"]
+    multi_label = bool(source.config["multi_label"])
+    image, tokenizer = read_serving(source.recipe, source.config)
     file = leave_out_other_kind(read_items(data), multi_label=multi_label)
     file, images = decode_images(leave_out_unknown(file, labels), image)
     refuse_bad_lines((file,), strict=strict)
     samples = to_samples(file.items, images, tokenizer, labels)
-    scores = score(trained.network, samples, multi_label=multi_label)
+    scores = score(source.network, samples, multi_label=multi_label)
     return _evaluation(
         file, scores, labels, multi_label=multi_label, strict=strict, map_labels=map_labels
     )
@@ -163,21 +163,21 @@ def _evaluation(
         map_columns=columns,
         resamples=RESAMPLES,
     )
-    predicted = predict(scores, multi_label=multi_label)
+    decisions = predict(scores, multi_label=multi_label)
     predictions = (
-        _prediction(item, row, row_predicted, labels)
-        for item, row, row_predicted in zip(file.items, scores, predicted, strict=True)
+        _prediction(item, row, decision_row, labels)
+        for item, row, decision_row in zip(file.items, scores, decisions, strict=True)
     )
     return Evaluation(metrics, tuple(predictions), bad_lines)
 
 
 def _prediction(
-    item: Item, scores: NDArray[np.float64], row_predicted: NDArray[np.int64], labels: Sequence[str]
+    item: Item, scores: NDArray[np.float64], decisions: NDArray[np.int64], labels: Sequence[str]
 ) -> Prediction:
     best_first = np.argsort(-scores, kind="stable")
     return Prediction(
         id=item.id,
         labels=item.labels,
-        predicted=tuple(labels[index] for index in best_first if row_predicted[index]),
+        predicted=tuple(labels[index] for index in best_first if decisions[index]),
         scores=dict(zip(labels, scores.tolist(), strict=True)),
     )

@@ -85,15 +85,15 @@ def fit(
     start = time.monotonic()
     plan = training_plan(recipe)
     train_options = _parse(plan, options or {})
-    pretrained = dict(plan.pretrained()) if plan.frozen else {}
+    weights = dict(plan.pretrained()) if plan.frozen else {}
     facts: dict[str, Any] = {
         "options": train_options.said(),
         "seed": seed,
         "train_sha256": _sha256(train),
         "val_sha256": _sha256(val),
     }
-    if pretrained:
-        facts["pretrained_sha256"] = digest_of(pretrained)
+    if weights:
+        facts["pretrained_sha256"] = digest_of(weights)
     if resume:
         check_resumable(out / LAST, facts)
     on_read = _on_items(progress, "read")
@@ -104,7 +104,7 @@ def fit(
     torch.manual_seed(seed)
     parts = parts_of(recipe.build(data.config), plan)
     if parts.frozen is not None:
-        load_into(parts.frozen, pretrained, recipe.spec.family)
+        load_into(parts.frozen, weights, recipe.spec.family)
         cache = features or out / FEATURES
         data = encode_dataset(data, parts.frozen, cache, _on_items(progress, "encode"))
     job = TagJob(parts, data, train_options)
@@ -141,17 +141,17 @@ def fit(
 def _solve(job: TagJob, out: Path, progress: OnProgress | None) -> list[dict[str, Any]]:
     """Return figures of the optimum, as of an only epoch; its weights are in ``out``."""
     start = time.monotonic()
-    trained = job.trained
-    solution = solve(trained, job.loss, job.data.train, job.options.penalty)
+    network = job.trained
+    solution = solve(network, job.loss, job.data.train, job.options.penalty)
     if is_first():
-        save_weights(out / WEIGHTS, job.checkpoint(trained))
+        save_weights(out / WEIGHTS, job.checkpoint(network))
     barrier()
     seconds = time.monotonic() - start
     figures = {
         "train_loss": solution.loss,
         "largest_gradient": solution.gradient,
         "converged": solution.converged,
-        **job.figures(trained),
+        **job.figures(network),
         "seconds": seconds,
     }
     if progress:
@@ -164,8 +164,8 @@ def _measure_best(recipe: Recipe, data: Dataset, out: Path) -> Metrics:
     and draw their picture."""
     network = recipe.build(data.config)
     load_into(network, read_checkpoint(out / WEIGHTS), recipe.spec.family)
-    trained = parts_of(network, training_plan(recipe)).trained
-    metrics, scores = measure_tags(trained, data, resamples=RESAMPLES)
+    part = parts_of(network, training_plan(recipe)).trained
+    metrics, scores = measure_tags(part, data, resamples=RESAMPLES)
     plot = plot_average_precisions if data.multi_label else plot_confusion
     if is_first():
         plot(out / PLOT, data.val.targets, scores, data.config["labels"])
@@ -173,12 +173,12 @@ def _measure_best(recipe: Recipe, data: Dataset, out: Path) -> Metrics:
 
 
 def _write_metrics(
-    report: TrainReport, chosen_by: str, facts: Mapping[str, Any], epochs: list[dict[str, Any]]
+    report: TrainReport, metric: str, facts: Mapping[str, Any], epochs: list[dict[str, Any]]
 ) -> None:
     content = {
         **report.metrics.to_json(),
         "best_epoch": report.best_epoch,
-        "best_by": chosen_by,
+        "best_by": metric,
         "train_items": report.train_items,
         "bad_lines": len(report.bad_lines),
         "seconds": report.seconds,
@@ -198,7 +198,7 @@ def _sha256(path: Path) -> str:
 def _on_items(progress: OnProgress | None, stage: Literal["read", "encode"]) -> OnRead | None:
     if progress is None:
         return None
-    return lambda done, total: progress(Progress(stage, done, total))
+    return lambda count, total: progress(Progress(stage, count, total))
 
 
 def _parse(plan: TrainingPlan, options: Mapping[str, Any]) -> TrainOptions:

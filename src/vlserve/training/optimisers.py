@@ -85,16 +85,16 @@ def new_optimiser(network: nn.Module, options: "TrainOptions") -> Optimizer:
     if options.optimiser in _TORCH:
         return _TORCH[options.optimiser](groups, **more)
     try:
-        import pytorch_optimizer as kept
+        import pytorch_optimizer as library
     except ImportError as error:
         raise ExtraMissing(missing_extra("train", "pytorch-optimizer")) from error
     if options.optimiser == "lookahead":
-        return kept.Lookahead(optim.AdamW(groups, **more))
+        return library.Lookahead(optim.AdamW(groups, **more))
     if options.optimiser == "sgdp":
-        return kept.SGDP(groups, momentum=MOMENTUM, **more)
-    kind = {"adamp": kept.AdamP, "novograd": kept.NovoGrad, "adahessian": kept.AdaHessian}
-    chosen: Optimizer = kind[options.optimiser](groups, **more)
-    return chosen
+        return library.SGDP(groups, momentum=MOMENTUM, **more)
+    kind = {"adamp": library.AdamP, "novograd": library.NovoGrad, "adahessian": library.AdaHessian}
+    optimiser: Optimizer = kind[options.optimiser](groups, **more)
+    return optimiser
 
 
 def needs_second_order(options: "TrainOptions") -> bool:
@@ -107,17 +107,17 @@ def parameter_groups(network: nn.Module, options: "TrainOptions") -> list[dict[s
     learn; with ``layer_decay`` below 1, a layer's rate is that of the one above it times
     ``layer_decay``. SettingsError for a part that the network lacks."""
     freeze(network, options.freeze)
-    learning = {name: x for name, x in network.named_parameters() if x.requires_grad}
-    if not learning:
+    trainable = {name: x for name, x in network.named_parameters() if x.requires_grad}
+    if not trainable:
         raise SettingsError(f"freeze: nothing is left to learn beside {', '.join(options.freeze)}")
     if options.layer_decay == 1:
         return [
-            {"params": [x for x in learning.values() if x.ndim > 1]},
-            {"params": [x for x in learning.values() if x.ndim <= 1], "weight_decay": 0.0},
+            {"params": [x for x in trainable.values() if x.ndim > 1]},
+            {"params": [x for x in trainable.values() if x.ndim <= 1], "weight_decay": 0.0},
         ]
-    depths = layer_depths(list(learning))
+    depths = layer_depths(list(trainable))
     by_kind: dict[tuple[int, bool], list[Any]] = {}
-    for name, parameter in learning.items():
+    for name, parameter in trainable.items():
         by_kind.setdefault((depths[name], parameter.ndim > 1), []).append(parameter)
     return [
         {
@@ -135,8 +135,8 @@ def freeze(network: nn.Module, parts: tuple[str, ...]) -> None:
     for part in parts:
         inside = [name for name in names if name == part or name.startswith(f"{part}.")]
         if not inside:
-            known = ", ".join(dict.fromkeys(name.partition(".")[0] for name in names))
-            raise SettingsError(f"freeze: the network has no part {part}; it has {known}")
+            choices = ", ".join(dict.fromkeys(name.partition(".")[0] for name in names))
+            raise SettingsError(f"freeze: the network has no part {part}; it has {choices}")
         for name in inside:
             network.get_parameter(name).requires_grad_(False)
 

@@ -103,8 +103,8 @@ class TrainOptions(BaseModel):
     def said(self) -> dict[str, Any]:
         """Return the options as a run keeps them: runs of before LATER go on too."""
         fields = type(self).model_fields
-        unsaid = {x for x in LATER if x in fields and getattr(self, x) == fields[x].default}
-        return self.model_dump(mode="json", exclude=unsaid)
+        defaults = {x for x in LATER if x in fields and getattr(self, x) == fields[x].default}
+        return self.model_dump(mode="json", exclude=defaults)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context that a forward pass runs in."""
@@ -153,9 +153,9 @@ def parse_options(kind: type[Options], options: Mapping[str, Any]) -> Options:
     try:
         return kind.model_validate(options)
     except ValidationError as error:
-        known = ", ".join(kind.model_fields)
+        names = ", ".join(kind.model_fields)
         wrong = "; ".join(
             f"{item['loc'][0]}: {item['msg']}"
             for item in error.errors(include_url=False, include_input=False)
         )
-        raise SettingsError(f"training options: {wrong}. Options are {known}") from error
+        raise SettingsError(f"training options: {wrong}. Options are {names}") from error

@@ -108,9 +108,9 @@ class Reader:
     ) -> Iterator[Features]:
         for number, start in enumerate(range(0, len(raw), BATCH), start=1):
             yield make(raw[start : start + BATCH]).numpy()
-            done = min(start + BATCH, len(raw))
-            if self.on_encoded and (number % REPORT_BATCHES == 0 or done == len(raw)):
-                self.on_encoded(done, len(raw))
+            count = min(start + BATCH, len(raw))
+            if self.on_encoded and (number % REPORT_BATCHES == 0 or count == len(raw)):
+                self.on_encoded(count, len(raw))
 
     def _see(self, raw: Sequence[bytes]) -> Tensor:
         return self.frozen.images(torch.from_numpy(np.stack([decode(x, self.image) for x in raw])))

@@ -58,9 +58,9 @@ class Parts:
     prefix: str
     """Of the trained part's names in the network."""
 
-    def checkpoint(self, trained: nn.Module) -> dict[str, Tensor]:
-        """Return the network's tensors, with those of ``trained`` for its trained part."""
-        own = {f"{self.prefix}{name}": x for name, x in trained.state_dict().items()}
+    def checkpoint(self, module: nn.Module) -> dict[str, Tensor]:
+        """Return the network's tensors, with those of ``module`` for its trained part."""
+        own = {f"{self.prefix}{name}": x for name, x in module.state_dict().items()}
         return {**self.network.state_dict(), **own}
 
 

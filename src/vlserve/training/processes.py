@@ -26,12 +26,12 @@ def train_in_processes(count: int, words: Sequence[str]) -> None:
     command += [f"--nproc-per-node={count}", f"--max-restarts={RESTARTS}"]
     command += ["--module", "vlserve.training", *words]
     # a session of its own: Ctrl-C comes by us, and not to each process at once
-    with subprocess.Popen(command, env=environment(count), start_new_session=True) as running:
+    with subprocess.Popen(command, env=environment(count), start_new_session=True) as process:
         try:
-            code = running.wait()
+            code = process.wait()
         except BaseException:
-            running.send_signal(signal.SIGTERM)
-            running.wait()
+            process.send_signal(signal.SIGTERM)
+            process.wait()
             raise
     if code:
         raise TrainingError(f"training in {count} processes failed, see above (exit code {code})")

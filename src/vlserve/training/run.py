@@ -123,8 +123,8 @@ class Watch:
         """Tell of a step, counted from 1."""
         if self.log:
             self.log.step(epoch, step, losses, rate)
-        done, total = (epoch - 1) * self.steps + step, self.epochs * self.steps
-        self.progress(Progress("step", done, total, losses))
+        count, total = (epoch - 1) * self.steps + step, self.epochs * self.steps
+        self.progress(Progress("step", count, total, losses))
 
     def draw(self) -> None:
         """Draw the log's curves."""
@@ -236,9 +236,9 @@ def _shapes(batch: Any) -> dict[str, tuple[int, ...]]:
     return {str(place): tuple(x.shape) for place, x in enumerate(batch)}
 
 
-def best_epoch(epochs: list[dict[str, Any]], chosen_by: str) -> int:
+def best_epoch(epochs: list[dict[str, Any]], metric: str) -> int:
     """Return the first of the epochs with the best figure."""
-    return int(max(epochs, key=lambda epoch: epoch[chosen_by])["epoch"])
+    return int(max(epochs, key=lambda epoch: epoch[metric])["epoch"])
 
 
 def epoch_seed(seed: int, epoch: int, rank: int = 0) -> int:
@@ -248,11 +248,11 @@ def epoch_seed(seed: int, epoch: int, rank: int = 0) -> int:
     return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
 
-def _stale(epochs: list[dict[str, Any]], chosen_by: str, options: TrainOptions) -> bool:
+def _stale(epochs: list[dict[str, Any]], metric: str, options: TrainOptions) -> bool:
     """Return whether enough epochs passed without a better one."""
     if len(epochs) < options.least_epochs:
         return False
-    return len(epochs) - best_epoch(epochs, chosen_by) >= options.patience
+    return len(epochs) - best_epoch(epochs, metric) >= options.patience
 
 
 def _steps_done(facts: Mapping[str, Any]) -> tuple[int, tuple[float, ...]]:

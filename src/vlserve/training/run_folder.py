@@ -44,7 +44,7 @@ def begin_folder(
 def keep_record(
     out: Path,
     epochs: Sequence[Mapping[str, Any]],
-    chosen_by: str,
+    metric: str,
     before: Mapping[str, Any] | None = None,
     evaluation: Mapping[str, Any] | None = None,
 ) -> None:
@@ -57,7 +57,7 @@ def keep_record(
     config = json.loads((out / CONFIG).read_text(encoding="utf-8"))
     config["training"] |= {
         "code": code_versions(),
-        "best_by": chosen_by,
+        "best_by": metric,
         "epochs": [
             {name: _finite(value) for name, value in epoch.items() if name != "seconds"}
             for epoch in epochs
@@ -90,11 +90,11 @@ def check_resumable(path: Path, facts: Mapping[str, Any]) -> None:
     """Raise TrainingError unless ``path`` is the state of a run with the same ``facts``."""
     if not path.is_file():
         raise TrainingError(f"nothing to resume: no {path}. Train without resume first")
-    saved = load_facts(path)
-    differing = [name for name, value in facts.items() if saved.get(name) != value]
-    if differing:
+    record = load_facts(path)
+    differences = [name for name, value in facts.items() if record.get(name) != value]
+    if differences:
         raise TrainingError(
-            f"{path} is of a run with another {', '.join(differing)}: resume with the same, "
+            f"{path} is of a run with another {', '.join(differences)}: resume with the same, "
             "or train into another folder"
         )
 

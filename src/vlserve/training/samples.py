@@ -95,20 +95,20 @@ def decode_images(
     """Decode every image of a file. Items whose image or text serving would refuse come back as
     bad lines of the file; the others with their image by line number."""
     images: dict[int, NDArray[np.float32]] = {}
-    refused: dict[int, str] = {}
+    reasons: dict[int, str] = {}
     threads = ThreadPoolExecutor(usable_cores())
     try:
         results = threads.map(lambda item: _decode(item, image), file.items)
-        for done, (item, result) in enumerate(zip(file.items, results, strict=True), start=1):
+        for count, (item, result) in enumerate(zip(file.items, results, strict=True), start=1):
             if isinstance(result, str):
-                refused[item.line] = result
+                reasons[item.line] = result
             else:
                 images[item.line] = result
-            if on_read and (done % READ_STEP == 0 or done == len(file.items)):
-                on_read(done, len(file.items))
+            if on_read and (count % READ_STEP == 0 or count == len(file.items)):
+                on_read(count, len(file.items))
     finally:  # a fault or a signal ends it without what is not begun
         threads.shutdown(cancel_futures=True)
-    return file.without(refused), images
+    return file.without(reasons), images
 
 
 def to_samples(

@@ -69,9 +69,9 @@ class TrainState:
 
     def _keep_graph(self, loss: Tensor) -> None:
         """Add gradients that can be differentiated again."""
-        learning = [x for x in self.network.parameters() if x.requires_grad]
-        gradients = torch.autograd.grad(loss, learning, create_graph=True, allow_unused=True)
-        for parameter, gradient in zip(learning, gradients, strict=True):
+        parameters = [x for x in self.network.parameters() if x.requires_grad]
+        gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
             if gradient is not None:
                 parameter.grad = gradient + (0 if parameter.grad is None else parameter.grad)
 

@@ -39,7 +39,7 @@ class Augmentation:
     def titles(self, rows: Sequence[Ids]) -> list[Ids]:
         """Cut ids of titles to a window of each, at least MIN_WINDOW of its length, in which a
         share of the characters is unknown, so that no title is learnt by heart."""
-        rows_changed = []
+        new_rows = []
         for title in rows:
             row = title[1:-1] if self.framed else title
             share, place = torch.rand(2, generator=self.generator).tolist()
@@ -48,9 +48,9 @@ class Augmentation:
             window = row[start : start + length].copy()
             hidden = torch.rand(length, generator=self.generator) < UNKNOWN_SHARE
             window[hidden.numpy()] = self.unknown_id
-            framed = np.concatenate([title[:1], window, title[-1:]]) if self.framed else window
-            rows_changed.append(framed)
-        return rows_changed
+            new_row = np.concatenate([title[:1], window, title[-1:]]) if self.framed else window
+            new_rows.append(new_row)
+        return new_rows
 
 
 def _crop_and_mirror(images: Tensor, generator: torch.Generator) -> Tensor:

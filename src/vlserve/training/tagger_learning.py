@@ -167,7 +167,7 @@ def solve(network: nn.Module, loss_of: Loss, samples: TrainingSamples, penalty: 
     A search that ends before the optimum has not ``converged``. Raises TrainingError when the loss
     is no longer a number."""
     inputs, targets = next(iter(batches(samples, range(len(samples)), len(samples))))
-    squared = [weight for weight in network.parameters() if weight.ndim > 1]
+    weights = [weight for weight in network.parameters() if weight.ndim > 1]
     optimizer = LBFGS(
         network.parameters(),
         max_iter=MAX_STEPS,
@@ -178,7 +178,7 @@ def solve(network: nn.Module, loss_of: Loss, samples: TrainingSamples, penalty: 
 
     def total() -> Tensor:
         optimizer.zero_grad()
-        squares = torch.stack([weight.square().sum() for weight in squared]).sum()
+        squares = torch.stack([weight.square().sum() for weight in weights]).sum()
         loss = loss_of(run_by_name(network, inputs), targets)
         loss = loss + penalty / len(samples) * squares / 2
         torch.autograd.backward(loss)

@@ -35,12 +35,12 @@ def evaluate_reason(job: Job) -> Result:
 
 
 def _result(
-    true: Sequence[str | bool], predicted: Sequence[str | bool], bad_lines: tuple[BadLine, ...]
+    true: Sequence[str | bool], answers: Sequence[str | bool], bad_lines: tuple[BadLine, ...]
 ) -> Result:
     """Return ``accuracy``, and ``macro_f1`` over the labels that are true or given somewhere."""
     from sklearn.metrics import f1_score
 
-    right = [expected == answer for expected, answer in zip(true, predicted, strict=True)]
-    macro_f1 = float(f1_score(true, predicted, average="macro", zero_division=0.0))
+    right = [expected == answer for expected, answer in zip(true, answers, strict=True)]
+    macro_f1 = float(f1_score(true, answers, average="macro", zero_division=0.0))
     figures = {"items": len(true), "macro_f1": macro_f1, **means({"accuracy": right})}
     return Result(figures, bad_lines)

@@ -49,7 +49,7 @@ def _regions(file: TaskFile[GroundItem], answers: Sequence[Answer]) -> Result:
 def _maps(job: Job, file: TaskFile[GroundItem], answers: Sequence[Answer]) -> Result:
     ious: list[float] = []
     reasons: dict[int, str] = {}
-    pointed: dict[int, bool] = {}
+    hits: dict[int, bool] = {}
     for (line, item), answer in zip(file.by_line.items(), answers, strict=True):
         try:
             if item.boxes is not None:
@@ -57,11 +57,11 @@ def _maps(job: Job, file: TaskFile[GroundItem], answers: Sequence[Answer]) -> Re
         except (DataError, RequestError) as error:
             reasons[line] = str(error)
         else:
-            pointed[line] = points_into(answer["peak"], item.box)
+            hits[line] = points_into(answer["peak"], item.box)
     file = job.leave_out(file, reasons)
-    values = {"pointing_accuracy": [float(hit) for hit in pointed.values()]}
+    values = {"pointing_accuracy": [float(hit) for hit in hits.values()]}
     figures = means(values | (_of_boxes(ious) if ious else {}))
-    return Result({"items": len(pointed), "box_items": len(ious), **figures}, file.bad_lines)
+    return Result({"items": len(hits), "box_items": len(ious), **figures}, file.bad_lines)
 
 
 def _of_boxes(ious: Sequence[float]) -> dict[str, list[float]]:

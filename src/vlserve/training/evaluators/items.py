@@ -37,7 +37,9 @@ def _as_list(value: Any) -> Any:
 
 def _as_names(value: Any) -> Any:
     """A list of names; whole numbers are names too."""
-    return [as_text(one) for one in value] if isinstance(value, list) else _as_list(as_text(value))
+    return (
+        [as_text(name) for name in value] if isinstance(value, list) else _as_list(as_text(value))
+    )
 
 
 Text = Annotated[str, BeforeValidator(_encodable)]
@@ -188,7 +190,7 @@ def read_task_file(path: Path, schema: type[AnyItem]) -> TaskFile[AnyItem]:
     """DataError if the file cannot be read. What its items name is not opened here."""
     items: dict[int, AnyItem] = {}
     reasons: dict[int, str] = {}
-    seen: dict[str, int] = {}
+    line_of_id: dict[str, int] = {}
     for number, raw in numbered_lines(path):
         try:
             item = schema.model_validate(parse_object(raw))
@@ -198,10 +200,10 @@ def read_task_file(path: Path, schema: type[AnyItem]) -> TaskFile[AnyItem]:
         except ValueError as error:
             reasons[number] = str(error)
             continue
-        if item.id in seen:
-            reasons[number] = f"id {item.id} is on line {seen[item.id]} already"
+        if item.id in line_of_id:
+            reasons[number] = f"id {item.id} is on line {line_of_id[item.id]} already"
             continue
-        seen[item.id] = number
+        line_of_id[item.id] = number
         items[number] = item
     return TaskFile(path, items, ()).without(reasons)
 

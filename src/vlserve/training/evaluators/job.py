@@ -70,11 +70,11 @@ class Job:
     def ask(self, requests: Sequence[Fields], of_what: str = "items") -> list[Answer | Refused]:
         """Return one answer a request, in order, by the archive's own code in a process of its own.
         ArchiveError where that fails."""
-        numbered = ({"id": at, "fields": fields} for at, fields in enumerate(requests))
+        entries = ({"id": at, "fields": fields} for at, fields in enumerate(requests))
         answers: list[Answer | Refused] = []
         cores = usable_cores()
         lines = answer_offline(
-            self.archive, numbered, self.batch_size, threads=cores, show=self.progress
+            self.archive, entries, self.batch_size, threads=cores, show=self.progress
         )
         for line in lines:
             if "error" in line:
@@ -91,12 +91,12 @@ class Job:
         """Ask one request an item; return the items that have an answer, and those. Raises as
         `read`."""
         answers = self.ask(requests)
-        refused = {
+        reasons = {
             line: answer.reason
             for line, answer in zip(file.by_line, answers, strict=True)
             if isinstance(answer, Refused)
         }
-        usable = self.leave_out(file, refused)
+        usable = self.leave_out(file, reasons)
         return usable, [answer for answer in answers if not isinstance(answer, Refused)]
 
     def leave_out(self, file: TaskFile[AnyItem], reasons: Mapping[int, str]) -> TaskFile[AnyItem]:

@@ -46,19 +46,19 @@ def evaluate_match(job: Job) -> Result:
     if not _embeds_both(job.manifest):
         corpus = corpus_of(file)
         everything = np.ones((len(corpus.looks), len(corpus.texts)), dtype=np.bool_)
-        file, (matched,) = _matched(job, file, everything, ())
-        return _result(file, recall_both_ways(corpus_of(file), matched, matched))
+        file, (scores,) = _matched(job, file, everything, ())
+        return _result(file, recall_both_ways(corpus_of(file), scores, scores))
     with tempfile.TemporaryDirectory(prefix="vlserve-evaluate-") as scratch:
         edition = embedding_edition(job.archive, job.manifest, Path(scratch))
         file, cosines = _embedded(job.of(edition), file)
     if not job.rerank:
         return _result(file, recall_both_ways(corpus_of(file), cosines, cosines))
     of_images, of_texts = first_of_rows(cosines, job.rerank), first_of_rows(cosines.T, job.rerank).T
-    file, (matched, cosines, of_images, of_texts) = _matched(
+    file, (scores, cosines, of_images, of_texts) = _matched(
         job, file, of_images | of_texts, (cosines, of_images, of_texts)
     )
     corpus = corpus_of(file)
-    again = recall_both_ways(corpus, _only(matched, of_images), _only(matched, of_texts))
+    again = recall_both_ways(corpus, _only(scores, of_images), _only(scores, of_texts))
     values = recall_both_ways(corpus, cosines, cosines)
     values |= {f"reranked_{name}": figure for name, figure in again.items()}
     return _result(file, values, reranked=job.rerank)
@@ -115,29 +115,29 @@ def _matched(
         {**job.look(corpus.looks[image]), "text": corpus.texts[text]} for image, text in indices
     ]
     scores = np.full(pairs.shape, -np.inf)
-    refused: dict[tuple[int, int], str] = {}
+    refusals: dict[tuple[int, int], str] = {}
     for pair, answer in zip(indices, job.ask(requests, "pairs"), strict=True):
         if isinstance(answer, Refused):
-            refused[pair] = answer.reason
+            refusals[pair] = answer.reason
         else:
             scores[pair] = answer["itm_score"]
-    reasons = _to_blame(corpus, refused)
+    reasons = _to_blame(corpus, refusals)
     places = np.ix_(*corpus.places_without(reasons.keys()))
     return job.leave_out(file, reasons), tuple(matrix[places] for matrix in (scores, *matrices))
 
 
-def _to_blame(corpus: Corpus, refused: Mapping[tuple[int, int], str]) -> Reasons:
+def _to_blame(corpus: Corpus, refusals: Mapping[tuple[int, int], str]) -> Reasons:
     """Return the lines whose own image and text cannot be matched; and of pairs that are refused
     without those, the text's."""
     own = {
         corpus.lines[text]: reason
-        for (image, text), reason in refused.items()
+        for (image, text), reason in refusals.items()
         if corpus.owners[text] == image
     }
     images, texts = (set(places) for places in corpus.places_without(own.keys()))
     of_texts = {
         corpus.lines[text]: reason
-        for (image, text), reason in refused.items()
+        for (image, text), reason in refusals.items()
         if image in images and text in texts
     }
     return own | of_texts

@@ -91,7 +91,7 @@ class Writer:
 
     def search(self, network: nn.Module, memory: Memory) -> list[list[Hypothesis]]:
         """The beams of every image, best first, without dropout."""
-        learning = network.training
+        mode = network.training
         network.eval()
         try:
             plan = self.recipe.graphs(network, self.config)["step"]
@@ -108,7 +108,7 @@ class Writer:
             )
             return beam_search(step, prompt, rules)
         finally:
-            network.train(learning)
+            network.train(mode)
 
 
 @dataclass(frozen=True)
@@ -211,8 +211,8 @@ class RewardJob:
 
     def _rewards(self, texts: Tensor, truth: Sequence[Sequence[str]]) -> Tensor:
         candidates = [self.writer.text(ids) for own in texts.tolist() for ids in own]
-        repeated = [own for own in truth for _ in range(texts.shape[1])]
-        scores = self.rewards(candidates, repeated)
+        targets = [own for own in truth for _ in range(texts.shape[1])]
+        scores = self.rewards(candidates, targets)
         return torch.tensor(scores).reshape(texts.shape[:2])
 
     def figures(self, network: nn.Module) -> dict[str, float]:
@@ -262,10 +262,10 @@ def read_features(
     file = read_task_file(path, CaptionItem)
     exact, most = config.get("cells"), config.get("max_regions")
     rows: dict[int, NDArray[np.float32]] = {}
-    refused: dict[int, str] = {}
+    reasons: dict[int, str] = {}
     for line, item in file.by_line.items():
         if item.id in without:
-            refused[line] = "its id is in the training file too"
+            reasons[line] = "its id is in the training file too"
             continue
         try:
             if item.features is None:
@@ -273,8 +273,8 @@ def read_features(
             array = np.load(path.parent / item.features, allow_pickle=False).astype(np.float32)
             rows[line] = _checked(array, config["features"], exact, most)
         except (OSError, ValueError) as error:
-            refused[line] = f"features {item.features} cannot be read: {error}"
-    file = file.without(refused)
+            reasons[line] = f"features {item.features} cannot be read: {error}"
+    file = file.without(reasons)
     refuse_mostly_bad(path, file.used, file.bad_lines)
     if file.used < 2:
         raise DataError(f"{path} has {file.used} usable item(s), at least two")

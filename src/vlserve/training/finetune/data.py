@@ -87,18 +87,18 @@ def read_data(
     }
     file = file.without(reasons)
     images: dict[int, NDArray[np.float32]] = {}
-    refused: dict[int, str] = {}
+    refusals: dict[int, str] = {}
     with ThreadPoolExecutor(usable_cores()) as threads:
         pairs = file.by_line.items()
         results = threads.map(lambda pair: _look(file.path.parent, pair[1], image, text), pairs)
-        for done, (line, result) in enumerate(zip(file.by_line, results, strict=True), start=1):
+        for count, (line, result) in enumerate(zip(file.by_line, results, strict=True), start=1):
             if isinstance(result, str):
-                refused[line] = result
+                refusals[line] = result
             else:
                 images[line] = result
-            if on_read and (done % 100 == 0 or done == file.used):
-                on_read(done, file.used)
-    return usable(file.without(refused), images)
+            if on_read and (count % 100 == 0 or count == file.used):
+                on_read(count, file.used)
+    return usable(file.without(refusals), images)
 
 
 def usable(file: TaskFile[Any], images: Images) -> TaskData:
@@ -111,7 +111,7 @@ def usable(file: TaskFile[Any], images: Images) -> TaskData:
 
 
 def bad_lines(*data: TaskData) -> tuple[BadLine, ...]:
-    return tuple(bad for one in data for bad in one.file.bad_lines)
+    return tuple(bad for part in data for bad in part.file.bad_lines)
 
 
 def texts_of(item: TaskItem) -> tuple[str, ...]:
@@ -138,10 +138,10 @@ def _look(folder: Path, item: Any, image: ImageInput, text: Tokenizer | None) ->
     """The image or images, or why serving would refuse the item."""
     names: list[Any] = [item.img, item.img2] if isinstance(item, ReasonItem) else [item.img]
     try:
-        for one in texts_of(item):
+        for sentence in texts_of(item):
             if text is not None:
-                check_size(read_text(one), text.spec)
-                text.ids(one)
+                check_size(read_text(sentence), text.spec)
+                text.ids(sentence)
         if None in names:
             raise ValueError("no img")
         looks = [decode((folder / name).read_bytes(), image) for name in names]

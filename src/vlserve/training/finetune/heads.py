@@ -22,12 +22,10 @@ LAYER = re.compile(r"^text_encoder\.encoder\.layer\.(\d+)\.")
 
 def of_parts(state: State, parts: Sequence[str]) -> dict[str, Tensor]:
     """Without the PARTS that are not among ``parts``."""
-    unwanted = tuple(part for part in PARTS if part not in parts)
-    prefixes = tuple(f"{part}." for part in unwanted)
+    others = tuple(part for part in PARTS if part not in parts)
+    prefixes = tuple(f"{part}." for part in others)
     return {
-        name: x
-        for name, x in state.items()
-        if name not in unwanted and not name.startswith(prefixes)
+        name: x for name, x in state.items() if name not in others and not name.startswith(prefixes)
     }
 
 
@@ -52,53 +50,59 @@ def with_layers_for_two_images(state: State) -> State:
     """With each layer that sees the image twice, one behind the other, for the two images of a
     sentence: as ALBEF's Pretrain_nlvr.py and NLVR.py begin with what was pretrained on one. What
     has a classifier of its own, or such pairs already, stays as it is."""
-    named = {name.replace("text_encoder.bert.", "text_encoder.", 1): x for name, x in state.items()}
-    crossing = sorted(
-        {int(found[1]) for name in named if (found := LAYER.match(name)) and "cross" in name}
+    tensors = {
+        name.replace("text_encoder.bert.", "text_encoder.", 1): x for name, x in state.items()
+    }
+    cross_layers = sorted(
+        {int(match[1]) for name in tensors if (match := LAYER.match(name)) and "cross" in name}
     )
-    if not crossing or any(name.startswith(CLASSIFIER) for name in named):
+    if not cross_layers or any(name.startswith(CLASSIFIER) for name in tensors):
         return state
-    if _in_pairs(named, crossing):
+    if _in_pairs(tensors, cross_layers):
         return state
-    first, doubled = crossing[0], {}
-    for name, tensor in named.items():
+    first, result = cross_layers[0], {}
+    for name, tensor in tensors.items():
         layer = LAYER.match(name)
         if layer is None or int(layer[1]) < first:
-            doubled[name] = tensor
+            result[name] = tensor
             continue
         place = first + 2 * (int(layer[1]) - first)
         for number in (place, place + 1):
-            doubled[f"text_encoder.encoder.layer.{number}.{name[layer.end() :]}"] = tensor
-    return doubled
+            result[f"text_encoder.encoder.layer.{number}.{name[layer.end() :]}"] = tensor
+    return result
 
 
-def _in_pairs(named: State, crossing: Sequence[int]) -> bool:
+def _in_pairs(tensors: State, cross_layers: Sequence[int]) -> bool:
     """Whether layers two by two have the same keys and values for the images, as the original
     shares them."""
 
     def looks(layer: int) -> list[Tensor]:
         own = f"text_encoder.encoder.layer.{layer}.crossattention.self."
-        return [named[f"{own}{part}.weight"] for part in ("key", "value")]
+        return [tensors[f"{own}{part}.weight"] for part in ("key", "value")]
 
-    if len(crossing) % 2:
+    if len(cross_layers) % 2:
         return False
     return all(
-        torch.equal(one, other)
-        for first, second in zip(crossing[::2], crossing[1::2], strict=True)
-        for one, other in zip(looks(first), looks(second), strict=True)
+        torch.equal(tensor, other)
+        for first, second in zip(cross_layers[::2], cross_layers[1::2], strict=True)
+        for tensor, other in zip(looks(first), looks(second), strict=True)
     )
 
 
 def with_decoder(state: State) -> Fitted:
     """With a decoder made of the encoder's embeddings and of its layers that see the image, where
     there is none: as ALBEF's VQA.py begins. Its head is pretraining's, or new."""
-    named = {name.replace("text_encoder.bert.", "text_encoder.", 1): x for name, x in state.items()}
-    crossing = [int(found[1]) for name in named if (found := LAYER.match(name)) and "cross" in name]
-    hidden = _hidden(named)
-    if any(name.startswith(DECODER) for name in named) or not crossing or hidden is None:
+    tensors = {
+        name.replace("text_encoder.bert.", "text_encoder.", 1): x for name, x in state.items()
+    }
+    cross_layers = [
+        int(match[1]) for name in tensors if (match := LAYER.match(name)) and "cross" in name
+    ]
+    hidden = _hidden(tensors)
+    if any(name.startswith(DECODER) for name in tensors) or not cross_layers or hidden is None:
         return dict(state), ()
-    first, decoder = min(crossing), {}
-    for name, tensor in named.items():
+    first, decoder = min(cross_layers), {}
+    for name, tensor in tensors.items():
         if layer := LAYER.match(name):
             if int(layer[1]) >= first:
                 own = f"{DECODER}bert.encoder.layer.{int(layer[1]) - first}."
@@ -107,10 +111,10 @@ def with_decoder(state: State) -> Fitted:
             decoder[f"{DECODER}{name.removeprefix('text_encoder.')}"] = tensor.clone()
         elif name.startswith("text_encoder."):
             decoder[f"{DECODER}bert.{name.removeprefix('text_encoder.')}"] = tensor.clone()
-    whole = named | decoder
+    whole = tensors | decoder
     if any(name.startswith(f"{DECODER}cls.") for name in decoder):
         return whole, ()
-    words = len(named["text_encoder.embeddings.word_embeddings.weight"])
+    words = len(tensors["text_encoder.embeddings.word_embeddings.weight"])
     return with_new(whole, new_word_head(f"{DECODER}cls.predictions.", hidden, words))
 
 
@@ -135,5 +139,5 @@ def with_new(state: State, head: State) -> Fitted:
 def _hidden(state: State) -> int | None:
     """The width of the text's states; None where there are no words."""
     words = (x for name, x in state.items() if name.endswith("word_embeddings.weight"))
-    found = next(words, None)
-    return None if found is None else int(found.shape[1])
+    embedding = next(words, None)
+    return None if embedding is None else int(embedding.shape[1])

@@ -54,25 +54,25 @@ def start_from(
     if checkpoint.suffix == ".json" and not checkpoint.name.endswith(INDEX):
         return from_nothing(recipe, plan, checkpoint, objective, seed)
     file = config or checkpoint.parent / "config.json"
-    said = _said_for(plan, _read_config(recipe, file), objective, file.parent, names)
+    fields = _said_for(plan, _read_config(recipe, file), objective, file.parent, names)
     field = NAMED.get(objective or "", "")
     weights = open_checkpoint(checkpoint)
     torch.manual_seed(seed)
 
     def load(state: dict[str, Tensor]) -> tuple[dict[str, Any], nn.Module, tuple[str, ...]]:
-        whole, new = plan.fitted(state, objective, len(said.get(field, ())))
-        completed = recipe.complete_config(said, whole, file.parent)
-        network = recipe.build(completed)
-        load_into(network, recipe.adapt(whole, completed), recipe.spec.family)
-        if completed["task"] == "reason" and shares_cross_attention(network):
+        whole, new = plan.fitted(state, objective, len(fields.get(field, ())))
+        full_config = recipe.complete_config(fields, whole, file.parent)
+        network = recipe.build(full_config)
+        load_into(network, recipe.adapt(whole, full_config), recipe.spec.family)
+        if full_config["task"] == "reason" and shares_cross_attention(network):
             share_cross_attention(network)
-        return completed, network, new
+        return full_config, network, new
 
-    prefix, (completed, network, new) = fit_names(weights, load)
+    prefix, (full_config, network, new) = fit_names(weights, load)
     return Start(
         network,
-        completed,
-        _objective(plan, completed, objective),
+        full_config,
+        _objective(plan, full_config, objective),
         new,
         checkpoint_sha256(checkpoint),
         weights.state.get(f"{prefix}temp"),
@@ -86,45 +86,47 @@ def from_nothing(
     """A new network of a config.json that is complete, as export writes it into an archive: weights
     by Glorot and Bengio (2010), as S2 and M2 begin. ExportError names what the config lacks,
     TrainingError the objectives that its network can learn."""
-    said = _read_config(recipe, config)
+    fields = _read_config(recipe, config)
     torch.manual_seed(seed)
-    network = recipe.build(said)
+    network = recipe.build(fields)
     for parameter in network.parameters():
         if parameter.ndim > 1:
             nn.init.xavier_uniform_(parameter)
     state = network.state_dict()
-    completed = recipe.complete_config(said, state, config.parent)
-    chosen = _objective(plan, completed, objective)
-    learnt = [one for one in plan.objectives if plan.has_head(network, completed, one)]
-    if chosen not in learnt:
+    full_config = recipe.complete_config(fields, state, config.parent)
+    choice = _objective(plan, full_config, objective)
+    choices = [name for name in plan.objectives if plan.has_head(network, full_config, name)]
+    if choice not in choices:
         raise TrainingError(
-            f"{config}: its network, of the task {completed['task']}, has no head for {chosen}: "
-            f"it can be trained for {', '.join(learnt) or 'nothing'}; another task in the file "
+            f"{config}: its network, of the task {full_config['task']}, has no head for {choice}: "
+            f"it can be trained for {', '.join(choices) or 'nothing'}; another task in the file "
             "makes another network"
         )
     sha256 = file_sha256(config)
-    return Start(network, completed, chosen, ("every tensor",), sha256, None, {})
+    return Start(network, full_config, choice, ("every tensor",), sha256, None, {})
 
 
 def _said_for(
     plan: FinetunePlan,
-    said: dict[str, Any],
+    fields: dict[str, Any],
     objective: Objective | None,
     folder: Path,
     names: Names | None,
 ) -> dict[str, Any]:
     """config.json for an objective, without what its own tensors will show."""
     if objective is None:
-        return said
+        return fields
     task = plan.task(objective)
-    dropped = {*plan.shown, *(plan.of_task if said.get("task", task) != task else ())}
-    given = {name: value for name, value in said.items() if name not in dropped} | {"task": task}
+    exclusions = {*plan.shown, *(plan.of_task if fields.get("task", task) != task else ())}
+    result = {name: value for name, value in fields.items() if name not in exclusions} | {
+        "task": task
+    }
     field = NAMED.get(objective)
     if field is None or names is None:
-        return given
-    if isinstance(given.get(field), str):
-        given[field] = read_names(folder / given[field], field)
-    return given if given.get(field) or "id2label" in given else given | {field: list(names())}
+        return result
+    if isinstance(result.get(field), str):
+        result[field] = read_names(folder / result[field], field)
+    return result if result.get(field) or "id2label" in result else result | {field: list(names())}
 
 
 def _word_head(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -142,20 +144,20 @@ def _objective(
 ) -> Objective:
     """What was asked for, or the checkpoint's own task. TrainingError where that is not trained."""
     own = config["task"]
-    chosen = objective or next((one for one in plan.objectives if plan.task(one) == own), None)
-    if chosen is None:
+    choice = objective or next((name for name in plan.objectives if plan.task(name) == own), None)
+    if choice is None:
         raise TrainingError(
             f"the checkpoint's task is {own}, which is not trained here: name one with "
             f"--objective: {', '.join(plan.objectives)}"
         )
-    return chosen
+    return choice
 
 
 def _read_config(recipe: Recipe, file: Path) -> dict[str, Any]:
-    said = read_json(file, str(file)) if file.is_file() else None
-    if not isinstance(said, dict):
+    config = read_json(file, str(file)) if file.is_file() else None
+    if not isinstance(config, dict):
         raise TrainingError(f"{file} is no JSON object: training needs the checkpoint's config")
-    published = published_image(file.parent) if recipe.spec.reads_image_settings else None
-    if published:
-        said["image"] = {**published.fields, **said.get("image", {})}
-    return said
+    image_settings = published_image(file.parent) if recipe.spec.reads_image_settings else None
+    if image_settings:
+        config["image"] = {**image_settings.fields, **config.get("image", {})}
+    return config

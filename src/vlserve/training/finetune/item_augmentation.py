@@ -29,16 +29,16 @@ class ItemChanges:
         self, images: Tensor, texts: Sequence[str], random: np.random.Generator
     ) -> tuple[Tensor, list[str]]:
         """Images (batch, 3, height, width) or (batch, 2, 3, height, width), and their texts."""
-        shown, said = [], []
+        new_images, new_texts = [], []
         for image, text in zip(images, texts, strict=True):
             looks = image if image.ndim == 4 else image.unsqueeze(0)
-            found = []
+            arrays = []
             for look in looks:
                 picture, text = self.changes.picture(self._picture(look), text, random)
-                found.append(self._array(picture.image))
-            shown.append(np.stack(found) if image.ndim == 4 else found[0])
-            said.append(text)
-        return torch.from_numpy(np.stack(shown)), self.changes.translated(said, random)
+                arrays.append(self._array(picture.image))
+            new_images.append(np.stack(arrays) if image.ndim == 4 else arrays[0])
+            new_texts.append(text)
+        return torch.from_numpy(np.stack(new_images)), self.changes.translated(new_texts, random)
 
     def _picture(self, image: Tensor) -> Image.Image:
         pixels = image.numpy().transpose(1, 2, 0) * self.image.std + self.image.mean
@@ -47,8 +47,8 @@ class ItemChanges:
     def _array(self, picture: Image.Image) -> NDArray[np.float32]:
         pixels = np.asarray(picture, dtype=np.float32) / 255
         mean, std = np.array(self.image.mean, np.float32), np.array(self.image.std, np.float32)
-        normalised = (pixels - mean) / std
-        return np.ascontiguousarray(normalised.transpose(2, 0, 1), dtype=np.float32)
+        values = (pixels - mean) / std
+        return np.ascontiguousarray(values.transpose(2, 0, 1), dtype=np.float32)
 
 
 def item_changes(

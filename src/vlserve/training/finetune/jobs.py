@@ -82,8 +82,8 @@ def random_of(seed: int, epoch: int) -> np.random.Generator:
 
 def _as_they_are(data: TaskData, lines: Sequence[int]) -> tuple[list[Any], Tensor, list[str]]:
     """Items, images and texts."""
-    found = data.of(lines)
-    return found, data.image(lines), [item.text for item in found]
+    items = data.of(lines)
+    return items, data.image(lines), [item.text for item in items]
 
 
 @dataclass(frozen=True)
@@ -105,13 +105,13 @@ class ClassJob:
     def batches(self, seed: int, epoch: int) -> Iterator[Batch]:
         random = random_of(seed, epoch)
         for lines in self.items.orders(seed, epoch):
-            found = self.items.train.of(lines)
-            texts = [item.text for item in found]
-            yield self._batch(found, *self.items.shown(lines, texts, random))
+            items = self.items.train.of(lines)
+            texts = [item.text for item in items]
+            yield self._batch(items, *self.items.shown(lines, texts, random))
 
-    def _batch(self, found: Sequence[Any], images: Tensor, texts: Sequence[str]) -> Batch:
+    def _batch(self, items: Sequence[Any], images: Tensor, texts: Sequence[str]) -> Batch:
         ids, mask = padded([self.tokenizer.ids(text) for text in texts], self.pad_id)
-        target = torch.tensor([self.labels.index(item.label) for item in found])
+        target = torch.tensor([self.labels.index(item.label) for item in items])
         return {"image": images, "text_ids": ids, "text_mask": mask, "target": target}
 
     @property
@@ -128,11 +128,11 @@ class ClassJob:
 
         def right(lines: list[int]) -> list[bool]:
             batch = self._batch(*_as_they_are(self.items.val, lines))
-            found = _class_logits(network, batch).argmax(1) == batch["target"]
-            return list(map(bool, found))
+            hits = _class_logits(network, batch).argmax(1) == batch["target"]
+            return list(map(bool, hits))
 
         every = over_ranks(self.items.val_batches(), right)
-        return {"accuracy": float(np.mean([one for own in every for one in own]))}
+        return {"accuracy": float(np.mean([hit for own in every for hit in own]))}
 
     def checkpoint(self, network: nn.Module) -> Mapping[str, Tensor]:
         return network.state_dict()
@@ -183,22 +183,22 @@ class AnswerJob:
     def batches(self, seed: int, epoch: int) -> Iterator[Batch]:
         random = random_of(seed, epoch)
         for lines in self.items.orders(seed, epoch):
-            found = self.items.train.of(lines)
-            texts = [item.text for item in found]
-            yield self._batch(found, *self.items.shown(lines, texts, random))
+            items = self.items.train.of(lines)
+            texts = [item.text for item in items]
+            yield self._batch(items, *self.items.shown(lines, texts, random))
 
-    def _batch(self, found: Sequence[Any], images: Tensor, texts: Sequence[str]) -> Batch:
-        rows_read = [self.tokenizer.ids(text) for text in texts]
-        ids, mask = padded(rows_read, self.tokenizer.spec.pad_id)
+    def _batch(self, items: Sequence[Any], images: Tensor, texts: Sequence[str]) -> Batch:
+        question_rows = [self.tokenizer.ids(text) for text in texts]
+        ids, mask = padded(question_rows, self.tokenizer.spec.pad_id)
         if self.begin is not None:
             ids[:, 0] = self.begin
-        answers = [sorted(set(item.label)) for item in found]
+        answers = [sorted(set(item.label)) for item in items]
         weights = [
-            item.label.count(one) / len(item.label)
-            for item, own in zip(found, answers, strict=True)
-            for one in own
+            item.label.count(label) / len(item.label)
+            for item, own in zip(items, answers, strict=True)
+            for label in own
         ]
-        rows = [self.words.ids(one) for own in answers for one in own]
+        rows = [self.words.ids(label) for own in answers for label in own]
         answer_ids, answer_mask = padded(rows, self.words.id(self.words.pad))
         return {
             "image": images,
@@ -280,8 +280,8 @@ class CaptionJob:
         everything = torch.ones(states.shape[:2], dtype=torch.int64)
         memory = (*network.text_decoder.memory(states), everything)
         ids, mask = batch["ids"], batch["mask"]
-        read, _, _ = network.text_decoder(ids.unsqueeze(1), memory, mask=mask.unsqueeze(1))
-        logits = network.text_decoder.logits(read)[:, 0].float()
+        word_states, _, _ = network.text_decoder(ids.unsqueeze(1), memory, mask=mask.unsqueeze(1))
+        logits = network.text_decoder.logits(word_states)[:, 0].float()
         prompt = len(self.words.ids(self.prompt)) - 1  # without the end
         return caption.prompted_loss(logits, ids, mask, prompt, smoothing)
 

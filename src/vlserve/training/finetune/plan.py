@@ -161,8 +161,10 @@ class VisionTextPlan:
             state, new = with_decoder(state)
         if self.family == "albef" and objective == "reason":
             state = with_layers_for_two_images(state)
-        kept = of_parts(state, self.parts[self.task(objective)])
-        return with_classifier(kept, CLASSES[objective]) if objective in CLASSES else (kept, new)
+        tensors = of_parts(state, self.parts[self.task(objective)])
+        return (
+            with_classifier(tensors, CLASSES[objective]) if objective in CLASSES else (tensors, new)
+        )
 
     def has_head(self, network: nn.Module, config: Mapping[str, Any], objective: Objective) -> bool:
         learns_to_write = self.family == "blip" and objective == "pretrain"
@@ -187,9 +189,9 @@ def plan_of(recipe: Recipe, objective: str | None) -> tuple[FinetunePlan, Object
             f"networks of the family {recipe.spec.family} are not trained from a checkpoint here: "
             "leave out --from"
         )
-    known: dict[str, Objective] = {name: name for name in plan.objectives}
-    if objective is not None and objective not in known:
+    objectives: dict[str, Objective] = {name: name for name in plan.objectives}
+    if objective is not None and objective not in objectives:
         raise TrainingError(
-            f"{recipe.spec.family} has no objective {objective}: there are {', '.join(known)}"
+            f"{recipe.spec.family} has no objective {objective}: there are {', '.join(objectives)}"
         )
-    return plan, known[objective] if objective else None
+    return plan, objectives[objective] if objective else None

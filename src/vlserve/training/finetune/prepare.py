@@ -70,30 +70,30 @@ def prepare(
 ) -> Prepared:
     """Read checkpoint and data. Raises TrainingError (an objective that the family lacks),
     SettingsError (options), DataError, CheckpointMismatch and ExportError."""
-    plan, wanted = plan_of(recipe, objective)
-    chosen = parse_options(FinetuneOptions, options or {})
+    plan, target = plan_of(recipe, objective)
+    finetune_options = parse_options(FinetuneOptions, options or {})
     # a decoder writes answers, and needs no row for each
-    least = 1 if isinstance(plan, VisionTextPlan) else chosen.least_answers
-    names = partial(names_of, train_file, wanted, least)
-    start = start_from(recipe, plan, checkpoint, config, wanted, seed, names)
+    least = 1 if isinstance(plan, VisionTextPlan) else finetune_options.least_answers
+    names = partial(names_of, train_file, target, least)
+    start = start_from(recipe, plan, checkpoint, config, target, seed, names)
     if _lacks_word_head(plan, start):
         start = replace(start, new=(*start.new, WORD_HEAD))
 
-    def on_read(done: int, total: int) -> None:
+    def on_read(count: int, total: int) -> None:
         if progress:
-            progress(Progress("read", done, total))
+            progress(Progress("read", count, total))
 
-    job, data = _job_of(plan, recipe, start, chosen, (train_file, val_file), on_read)
+    job, data = _job_of(plan, recipe, start, finetune_options, (train_file, val_file), on_read)
     facts = {
         "objective": start.objective,
-        "options": chosen.said(),
+        "options": finetune_options.said(),
         "seed": seed,
         "from_sha256": start.sha256,
         "train_sha256": file_sha256(train_file),
         "val_sha256": file_sha256(val_file),
     }
-    set_dropout(start.network, chosen.dropout)
-    return Prepared(start, chosen, facts, job, data)
+    set_dropout(start.network, finetune_options.dropout)
+    return Prepared(start, finetune_options, facts, job, data)
 
 
 def _lacks_word_head(plan: FinetunePlan, start: Start) -> bool:
@@ -140,8 +140,8 @@ def _job_of(
 ) -> tuple[Job, tuple[TaskData, TaskData]]:
     if isinstance(plan, CaptionerPlan):
         data = _feature_files(files, start)
-        given = (plan, recipe, start.network, start.config, start.objective, data, options)
-        return captioner_job(*given), data
+        arguments = (plan, recipe, start.network, start.config, start.objective, data, options)
+        return captioner_job(*arguments), data
     if isinstance(plan, VisionTextPlan):
         image, text, labels = _serving(recipe, start.config)
         data = _image_files(files, start, image, text, labels, on_read)
@@ -152,8 +152,8 @@ def _job_of(
 
 def _feature_files(files: tuple[Path, Path], start: Start) -> tuple[TaskData, TaskData]:
     data = read_features(files[0], start.config)
-    trained = frozenset(item.id for item in data.file.items)
-    return data, read_features(files[1], start.config, without=trained)
+    train_ids = frozenset(item.id for item in data.file.items)
+    return data, read_features(files[1], start.config, without=train_ids)
 
 
 def _image_files(
@@ -167,12 +167,12 @@ def _image_files(
     """Both files. TrainingError where the network reads no text that the objective needs."""
     if text is None and start.objective != "caption":
         raise TrainingError(f"{start.objective}: the checkpoint reads no text")
-    given = (start.objective, image, text)
+    arguments = (start.objective, image, text)
     classes = labels if start.objective == "entail" else ()
-    data = read_data(files[0], *given, labels=classes, on_read=on_read)
-    trained = frozenset(item.id for item in data.file.items)
-    held_out = read_data(files[1], *given, labels=classes, without=trained, on_read=on_read)
-    return data, held_out
+    data = read_data(files[0], *arguments, labels=classes, on_read=on_read)
+    train_ids = frozenset(item.id for item in data.file.items)
+    validation = read_data(files[1], *arguments, labels=classes, without=train_ids, on_read=on_read)
+    return data, validation
 
 
 def _pair_or_text_job(
@@ -237,9 +237,9 @@ def _pretraining(
     tie_decoder(start.network)
     pair = PairNetwork(start.network, options.queue_size, start.temperature)
     rules = options.rules(BLIP_RULES)
-    written = RetrievalJob(pair, encoders, *data, text, rules, options, changes, BLIP_RAMP)
+    pair_job = RetrievalJob(pair, encoders, *data, text, rules, options, changes, BLIP_RAMP)
     dec_id: Any = plan.tokenizer(start.config).token_to_id(plan.start)
-    return BlipPretrainJob(pair, written, dec_id, plan.smoothing)
+    return BlipPretrainJob(pair, pair_job, dec_id, plan.smoothing)
 
 
 def _serving(
@@ -249,8 +249,8 @@ def _serving(
     with tempfile.TemporaryDirectory() as folder:
         assets = Path(folder) / "assets"
         assets.mkdir()
-        served = recipe.serve(config, assets)
-        if served.image is None:
+        interface = recipe.serve(config, assets)
+        if interface.image is None:
             raise TrainingError(f"{recipe.spec.family} takes no image")
-        text = load_tokenizer(served.text, Path(folder)) if served.text else None
-        return served.image, text, tuple(served.labels)
+        text = load_tokenizer(interface.text, Path(folder)) if interface.text else None
+        return interface.image, text, tuple(interface.labels)

@@ -86,10 +86,10 @@ class AlbefPretrainJob:
 
     def _masked(self, ids: Tensor, generator: torch.Generator) -> Masked:
         special = torch.tensor(self.special)
-        found = mask_words(
+        masked = mask_words(
             ids, special, mask_id=self.mask_id, words=self.words, generator=generator
         )
-        return Masked(found.ids, found.labels)
+        return Masked(masked.ids, masked.labels)
 
     def losses(self, network: Any, batch: Batch) -> dict[str, Tensor]:
         masked = Masked(batch["masked_ids"], batch["labels"])

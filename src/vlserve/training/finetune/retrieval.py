@@ -85,17 +85,17 @@ class RetrievalJob:
             if self.changes:
                 images, texts = self.changes(images, texts, random)
             ids, mask = self.texts(texts)
-            done = (epoch - 1) * self.steps + step - step % size_of_run()
+            position = (epoch - 1) * self.steps + step - step % size_of_run()
             yield {
                 "image": images,
                 "text_ids": ids,
                 "text_mask": mask,
                 "ids": torch.tensor([corpus.owners[place] for place in places]),
-                "alpha": torch.tensor(ramped(self.options.alpha, done, self.ramp * self.steps)),
+                "alpha": torch.tensor(ramped(self.options.alpha, position, self.ramp * self.steps)),
             }
 
     def losses(self, network: Any, batch: Batch) -> dict[str, Tensor]:
-        retrieved = retrieve(
+        result = retrieve(
             self.encoders(network.network),
             self.encoders(network.teacher),
             network.queue,
@@ -104,7 +104,7 @@ class RetrievalJob:
             self.rules,
             alpha=batch["alpha"],
         )
-        return retrieved.losses
+        return result.losses
 
     @torch.no_grad()
     def figures(self, network: Any) -> dict[str, float]:
@@ -125,8 +125,8 @@ class RetrievalJob:
 
         def images(start: int) -> Tensor:
             places = range(start, min(start + SCORE_BATCH, len(corpus.looks)))
-            shown = self.val.image([line_of[place] for place in places])
-            return image_vector(network, network.visual_encoder(shown))
+            pixels = self.val.image([line_of[place] for place in places])
+            return image_vector(network, network.visual_encoder(pixels))
 
         def texts(start: int) -> Tensor:
             ids, mask = self.texts(corpus.texts[start : start + SCORE_BATCH])

@@ -80,16 +80,17 @@ def finetune(
     give the same bytes. Raises what `vlserve.training.run.train` and `prepare` do, and DataError
     for any bad line if ``strict``.
     """
-    begun = time.monotonic()
-    given = (recipe, checkpoint, train_file, val_file, config, objective, options, seed, progress)
-    ready = prepare(*given)
+    start = time.monotonic()
+    ready = prepare(
+        recipe, checkpoint, train_file, val_file, config, objective, options, seed, progress
+    )
     if resume:
         check_resumable(out / LAST, ready.facts)
     wrong = bad_lines(*ready.data)
     if strict and wrong:
         raise DataError(f"{len(wrong)} bad line(s): {first_of(wrong)}")
-    said = {**ready.start.config, "training": dict(ready.facts)}
-    begin_folder(out, said, wrong, resume=resume)
+    run_config = {**ready.start.config, "training": dict(ready.facts)}
+    begin_folder(out, run_config, wrong, resume=resume)
     job = ready.job
     epochs = train(
         job,
@@ -113,7 +114,7 @@ def finetune(
         train_items=ready.data[0].file.used,
         new=ready.start.new,
         bad_lines=wrong,
-        seconds=time.monotonic() - begun,
+        seconds=time.monotonic() - start,
     )
     content = {**figures, "best_epoch": best, "best_by": job.chosen_by, "seconds": report.seconds}
     write_json(out / METRICS, {**content, **ready.facts, "epochs": epochs})
@@ -133,8 +134,9 @@ def dry_run(
     progress: OnProgress | None = None,
 ) -> DryRun:
     """One batch, and nothing written. Raises what `finetune` does."""
-    given = (recipe, checkpoint, train_file, val_file, config, objective, options, seed, progress)
-    ready = prepare(*given)
+    ready = prepare(
+        recipe, checkpoint, train_file, val_file, config, objective, options, seed, progress
+    )
     shapes, losses = first_step(ready.job, ready.options, seed)
     return DryRun(
         objective=ready.start.objective,
@@ -152,7 +154,7 @@ def parameters_by_part(network: nn.Module) -> dict[str, tuple[int, int]]:
     counts: dict[str, tuple[int, int]] = {}
     for name, parameter in network.named_parameters():
         part = ".".join(name.split(".")[:2]) if name.startswith("network.") else name.split(".")[0]
-        learning, every = counts.get(part, (0, 0))
+        trainable, every = counts.get(part, (0, 0))
         size = parameter.numel()
-        counts[part] = (learning + size * parameter.requires_grad, every + size)
+        counts[part] = (trainable + size * parameter.requires_grad, every + size)
     return counts

@@ -69,11 +69,11 @@ def stage_options(
     options: Mapping[str, Any], objective: str | None, objectives: Sequence[str | None]
 ) -> dict[str, Any]:
     """What of ``options`` counts for a stage: its own win. SettingsError for those of no stage."""
-    parted = {key: key.rpartition(".") for key in options}
-    if unknown := sorted({stage for stage, _, _ in parted.values()} - {"", *objectives}):
+    parts = {key: key.rpartition(".") for key in options}
+    if unknown := sorted({stage for stage, _, _ in parts.values()} - {"", *objectives}):
         raise SettingsError(f"options of {', '.join(unknown)}: stages are {_named(objectives)}")
-    every = {key: value for key, value in options.items() if not parted[key][0]}
-    own = {parted[key][2]: x for key, x in options.items() if parted[key][0] == objective}
+    every = {key: value for key, value in options.items() if not parts[key][0]}
+    own = {parts[key][2]: x for key, x in options.items() if parts[key][0] == objective}
     return every | own
 
 

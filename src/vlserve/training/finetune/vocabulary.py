@@ -17,5 +17,5 @@ class Vocabulary:
     def of(cls, tokens: Sequence[str], task_tokens: int = 0) -> "Vocabulary":
         """Of a config's vocabulary; task tokens stand after it."""
         special = [tokens.index(token) for token in ("[PAD]", "[CLS]", "[SEP]")]
-        added = range(len(tokens), len(tokens) + task_tokens)
-        return cls((*special, *added), tokens.index("[MASK]"), len(tokens))
+        task_ids = range(len(tokens), len(tokens) + task_tokens)
+        return cls((*special, *task_ids), tokens.index("[MASK]"), len(tokens))

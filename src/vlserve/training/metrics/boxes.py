@@ -21,11 +21,11 @@ def box_iou(first: Box, second: Box) -> float:
 
 def box_ious(boxes: Sequence[Box], box: Box) -> NDArray[np.float64]:
     """Of several boxes with one, (boxes,)."""
-    sized = [
+    arrays = [
         np.array([[x1, y1, x2 - x1, y2 - y1] for x1, y1, x2, y2 in some], dtype=np.float64)
         for some in (boxes, [box])
     ]
-    ious: NDArray[np.float64] = coco_mask.iou(*sized, [0])[:, 0]
+    ious: NDArray[np.float64] = coco_mask.iou(*arrays, [0])[:, 0]
     return ious
 
 
@@ -36,8 +36,8 @@ def pixel_iou(first: Box, second: Box) -> float:
     (x, y, width, height), (x2, y2, width2, height2) = first, second
     left, top = max(x, x2), max(y, y2)
     right, bottom = min(x + width - 1, x2 + width2 - 1), min(y + height - 1, y2 + height2 - 1)
-    shared = (right - left + 1) * (bottom - top + 1) if left < right and top < bottom else 0.0
-    return float(shared / (width * height + width2 * height2 - shared))
+    intersection = (right - left + 1) * (bottom - top + 1) if left < right and top < bottom else 0.0
+    return float(intersection / (width * height + width2 * height2 - intersection))
 
 
 def box_of_map(

@@ -55,9 +55,9 @@ def predict(scores: Matrix, *, multi_label: bool) -> Matrix:
     ones), or every label from THRESHOLD on."""
     if multi_label:
         return np.asarray(scores >= THRESHOLD, dtype=np.int64)
-    predicted = np.zeros(scores.shape, dtype=np.int64)
-    predicted[np.arange(len(scores)), scores.argmax(axis=1)] = 1
-    return predicted
+    predictions = np.zeros(scores.shape, dtype=np.int64)
+    predictions[np.arange(len(scores)), scores.argmax(axis=1)] = 1
+    return predictions
 
 
 def average_precisions(targets: Matrix, scores: Matrix) -> NDArray[np.float64]:
@@ -85,10 +85,10 @@ def measure(
     item of the data has count in any case. ``resamples`` > 0 adds 95 % percentile bootstrap
     intervals over the items (none for fewer than two items)."""
     columns = sorted(range(targets.shape[1]) if map_columns is None else map_columns)
-    predicted = predict(scores, multi_label=multi_label)
+    predictions = predict(scores, multi_label=multi_label)
     ranking = _Ranking.of(targets[:, columns], scores[:, columns])
     everything = np.arange(len(targets))
-    names, values = _figures(targets, predicted, multi_label, ranking, everything)
+    names, values = _figures(targets, predictions, multi_label, ranking, everything)
     figures = dict(zip(names, values.tolist(), strict=True))
     intervals: dict[str, tuple[float, float]] = {}
     if resamples and len(targets) > 1:
@@ -96,7 +96,7 @@ def measure(
 
         interval = bootstrap(
             (everything,),
-            lambda resample: _figures(targets, predicted, multi_label, ranking, resample)[1],
+            lambda resample: _figures(targets, predictions, multi_label, ranking, resample)[1],
             vectorized=False,
             n_resamples=resamples,
             method="percentile",
@@ -113,21 +113,21 @@ def measure(
 
 
 def _figures(
-    targets: Matrix, predicted: Matrix, multi_label: bool, ranking: "_Ranking", chosen: Matrix
+    targets: Matrix, predictions: Matrix, multi_label: bool, ranking: "_Ranking", rows: Matrix
 ) -> tuple[list[str], NDArray[np.float64]]:
-    """Return the figures of the items whose numbers are in ``chosen``, some more than once.
+    """Return the figures of the items whose numbers are in ``rows``, some more than once.
 
     A bootstrap asks a thousand times: scikit-learn's functions, which give the same numbers, spend
     4 ms on looking at their arguments.
     """
-    true, given = targets[chosen], predicted[chosen]
-    hits = (true & given).sum(axis=0)
-    sizes = true.sum(axis=0) + given.sum(axis=0)
+    true, guesses = targets[rows], predictions[rows]
+    hits = (true & guesses).sum(axis=0)
+    sizes = true.sum(axis=0) + guesses.sum(axis=0)
     present = sizes > 0
     figures = {
-        "accuracy": (true == given).all(axis=1).mean(),
+        "accuracy": (true == guesses).all(axis=1).mean(),
         "macro_f1": (2 * hits[present] / sizes[present]).mean() if present.any() else 0.0,
-        "map": ranking.mean_average_precision(np.bincount(chosen, minlength=len(targets))),
+        "map": ranking.mean_average_precision(np.bincount(rows, minlength=len(targets))),
     }
     if multi_label:
         figures["micro_f1"] = 2 * hits.sum() / sizes.sum() if present.any() else 0.0
@@ -148,22 +148,22 @@ class _Ranking:
     @classmethod
     def of(cls, targets: Matrix, scores: Matrix) -> Self:
         items = np.argsort(-scores, axis=0, kind="stable")
-        ordered = np.take_along_axis(scores, items, axis=0)
+        values = np.take_along_axis(scores, items, axis=0)
         places = np.arange(len(items))[:, None]
         ends = np.ones(items.shape, dtype=bool)
-        ends[:-1] = ordered[:-1] != ordered[1:]
+        ends[:-1] = values[:-1] != values[1:]
         last = np.minimum.accumulate(np.where(ends, places, len(items))[::-1], axis=0)[::-1]
         return cls(items, np.take_along_axis(targets, items, axis=0), last)
 
     def mean_average_precision(self, times: Matrix) -> float:
         """Return the mean of average_precision_score over the labels that an item has, where each
         item is there that many times; 0 where no item has any label."""
-        seen = times[self.items]
-        found = seen * self.true
-        of_label = found.sum(axis=0)
-        found_so_far = np.take_along_axis(found.cumsum(axis=0), self.last, axis=0)
-        seen_so_far = np.take_along_axis(seen.cumsum(axis=0), self.last, axis=0)
-        precisions = found * (found_so_far / np.maximum(seen_so_far, 1))
+        counts = times[self.items]
+        hits = counts * self.true
+        of_label = hits.sum(axis=0)
+        hits_so_far = np.take_along_axis(hits.cumsum(axis=0), self.last, axis=0)
+        counts_so_far = np.take_along_axis(counts.cumsum(axis=0), self.last, axis=0)
+        precisions = hits * (hits_so_far / np.maximum(counts_so_far, 1))
         present = of_label > 0
         return (
             float((precisions.sum(axis=0)[present] / of_label[present]).mean())

@@ -87,24 +87,24 @@ def vqa_accuracy(answer: str, annotations: Sequence[Annotation]) -> float:
             for annotation in references
         ]
     shares = []
-    for left_out in references:
-        agreeing = sum(
-            reference.answer == candidate for reference in references if reference != left_out
+    for omission in references:
+        agreement = sum(
+            reference.answer == candidate for reference in references if reference != omission
         )
-        shares.append(min(1.0, agreeing / ENOUGH))
+        shares.append(min(1.0, agreement / ENOUGH))
     return sum(shares) / len(shares)
 
 
-def is_any_of(answer: str, accepted: Sequence[str]) -> bool:
+def is_any_of(answer: str, references: Sequence[str]) -> bool:
     """Return whether the answer is one of those, all of them normalised."""
-    return normalised(answer) in {normalised(text) for text in accepted}
+    return normalised(answer) in {normalised(text) for text in references}
 
 
 def normalised(answer: str) -> str:
     """Return an answer in lower case, without articles and punctuation, numbers in digits,
     contractions written out."""
-    stripped = answer.replace("\n", " ").replace("\t", " ").strip()
-    return in_plain_words(without_punctuation(stripped))
+    text = answer.replace("\n", " ").replace("\t", " ").strip()
+    return in_plain_words(without_punctuation(text))
 
 
 def without_punctuation(text: str) -> str:

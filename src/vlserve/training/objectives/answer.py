@@ -73,6 +73,6 @@ def weighted_generation(
     loss = (each * real).sum(dim=1)
     if teacher_logits is not None:
         soft = teacher_logits.detach().softmax(dim=-1)
-        distilled = -(F.log_softmax(logits, dim=-1) * soft).sum(dim=-1)
-        loss = (1 - alpha) * loss + alpha * (distilled * real).sum(dim=1)
+        distillation = -(F.log_softmax(logits, dim=-1) * soft).sum(dim=-1)
+        loss = (1 - alpha) * loss + alpha * (distillation * real).sum(dim=1)
     return (weights * loss).sum() / questions

@@ -23,8 +23,8 @@ def distilled_cross_entropy(
     """Cross-entropy, of which a share ``alpha`` goes to the teacher's distribution (ALBEF's NLVR
     and VE with ``distill``). (batch, classes) logits of both, (batch,) classes."""
     soft = teacher_logits.detach().softmax(dim=1)
-    distilled = -(F.log_softmax(logits, dim=1) * soft).sum(dim=1).mean()
-    return (1 - alpha) * F.cross_entropy(logits, targets) + alpha * distilled
+    distillation = -(F.log_softmax(logits, dim=1) * soft).sum(dim=1).mean()
+    return (1 - alpha) * F.cross_entropy(logits, targets) + alpha * distillation
 
 
 def focal(logits: Tensor, targets: Tensor, gamma: float) -> Tensor:

@@ -40,9 +40,11 @@ def mask_words(
     kind = torch.rand(ids.shape, generator=generator)
     random_ids = torch.randint(words, ids.shape, generator=generator)
     hidden = selection & (kind < MASKED_OF_CHOSEN)
-    replaced = selection & (kind >= MASKED_OF_CHOSEN) & (kind < MASKED_OF_CHOSEN + DRAWN_OF_CHOSEN)
+    replacement = (
+        selection & (kind >= MASKED_OF_CHOSEN) & (kind < MASKED_OF_CHOSEN + DRAWN_OF_CHOSEN)
+    )
     masked = torch.where(hidden, torch.full_like(ids, mask_id), ids)
-    masked = torch.where(replaced, random_ids, masked)
+    masked = torch.where(replacement, random_ids, masked)
     return MaskedWords(masked, torch.where(selection, ids, torch.full_like(ids, IGNORED)))
 
 
@@ -57,5 +59,5 @@ def mask_regions(
     regions, dim), mask (batch, regions) -> visual, and 1 where a region is asked (batch, regions).
     """
     selection = (torch.rand(mask.shape, generator=generator) < share) & (mask > 0)
-    zeroed = selection & (torch.rand(mask.shape, generator=generator) < ZEROED_OF_CHOSEN)
-    return visual.masked_fill(zeroed.unsqueeze(2), 0.0), selection.to(torch.int64)
+    zeros = selection & (torch.rand(mask.shape, generator=generator) < ZEROED_OF_CHOSEN)
+    return visual.masked_fill(zeros.unsqueeze(2), 0.0), selection.to(torch.int64)

@@ -54,9 +54,9 @@ class Queue(nn.Module):
 
     def __init__(self, dim: int, size: int) -> None:
         super().__init__()
-        drawn = nn.functional.normalize(torch.randn(2, dim, size), dim=1)
-        self.register_buffer("images", drawn[0])
-        self.register_buffer("texts", drawn[1])
+        vectors = nn.functional.normalize(torch.randn(2, dim, size), dim=1)
+        self.register_buffer("images", vectors[0])
+        self.register_buffer("texts", vectors[1])
         self.register_buffer("ids", torch.full((1, size), -100))
         self.register_buffer("pointer", torch.zeros(1, dtype=torch.int64))
 

@@ -88,14 +88,14 @@ def pretrain_align(
     temperature = student.network.temp
     bound(temperature, rules)
     follow(teacher, student, rules.momentum)
-    seen, aligned = _align(encoders, slow, queue, temperature, batch, rules, alpha, draw)
+    outputs, alignment = _align(encoders, slow, queue, temperature, batch, rules, alpha, draw)
     mask = batch["text_mask"]
     with torch.no_grad():
-        soft = teacher.word_logits(masked.ids, mask, seen.slow_image_states)
-    logits = student.word_logits(masked.ids, mask, seen.image_states)
+        soft = teacher.word_logits(masked.ids, mask, outputs.slow_image_states)
+    logits = student.word_logits(masked.ids, mask, outputs.image_states)
     words = distilled_words(logits, masked.labels, soft, alpha)
-    losses = {"words": words, **aligned.losses}
-    return Retrieved(losses, aligned.image_weights, aligned.text_weights)
+    losses = {"words": words, **alignment.losses}
+    return Retrieved(losses, alignment.image_weights, alignment.text_weights)
 
 
 def pretrain_write(
@@ -115,11 +115,11 @@ def pretrain_write(
     `pretrain_align`. ``dec_id``: the token that a text begins with where it is written."""
     bound(temperature, rules)
     follow(teacher.network, encoders.network, rules.momentum)
-    seen, aligned = _align(encoders, teacher, queue, temperature, batch, rules, alpha, draw)
-    logits, ids = written_logits(encoders.network, batch, seen.image_states, dec_id)
+    outputs, alignment = _align(encoders, teacher, queue, temperature, batch, rules, alpha, draw)
+    logits, ids = written_logits(encoders.network, batch, outputs.image_states, dec_id)
     caption = prompted_loss(logits, ids, batch["text_mask"], 1, smoothing)
-    losses = {**aligned.losses, "caption": caption}
-    return Retrieved(losses, aligned.image_weights, aligned.text_weights)
+    losses = {**alignment.losses, "caption": caption}
+    return Retrieved(losses, alignment.image_weights, alignment.text_weights)
 
 
 def written_logits(
@@ -142,9 +142,9 @@ def tie_decoder(network: Any) -> None:
     (models/blip_pretrain.py, ``tie_encoder_decoder_weights``): a checkpoint holds both."""
     encoder, decoder = network.text_encoder, network.text_decoder.bert
     decoder.embeddings = encoder.embeddings
-    for own, shared in zip(decoder.layers, encoder.layers, strict=True):
-        own.crossattention = shared.crossattention
-        own.intermediate, own.output = shared.intermediate, shared.output
+    for own, source in zip(decoder.layers, encoder.layers, strict=True):
+        own.crossattention = source.crossattention
+        own.intermediate, own.output = source.intermediate, source.output
 
 
 def distilled_words(
@@ -170,17 +170,17 @@ def _align(
     draw: Draw,
 ) -> tuple[Seen, Retrieved]:
     """Contrast and matching of pairs of which no two are of one image."""
-    seen = look(encoders, teacher, queue, temperature, batch)
-    own = torch.zeros_like(seen.image_scores).fill_diagonal_(1.0)
-    contrast = contrast_loss(seen, *soft_targets(seen, queue, temperature, own, alpha))
-    queue.put(gathered(seen.slow_images), gathered(seen.slow_texts))
-    of_images, of_texts = batch_scores(seen, temperature, rules)
+    outputs = look(encoders, teacher, queue, temperature, batch)
+    own = torch.zeros_like(outputs.image_scores).fill_diagonal_(1.0)
+    contrast = contrast_loss(outputs, *soft_targets(outputs, queue, temperature, own, alpha))
+    queue.put(gathered(outputs.slow_images), gathered(outputs.slow_texts))
+    of_images, of_texts = batch_scores(outputs, temperature, rules)
     same = torch.eye(len(of_images), dtype=torch.bool, device=of_images.device)
     image_weights, text_weights = (
         negative_weights(x, same, after=rules.after) for x in (of_texts, of_images)
     )
     match = matching_loss(
-        encoders, seen.image_states, seen.texts, draw(image_weights, text_weights)
+        encoders, outputs.image_states, outputs.texts, draw(image_weights, text_weights)
     )
     losses = {"contrast": contrast, "match": match}
-    return seen, Retrieved(losses, image_weights, text_weights)
+    return outputs, Retrieved(losses, image_weights, text_weights)

@@ -24,18 +24,20 @@ def masked_words(logits: Tensor, labels: Tensor) -> Tensor:
     return total / (labels != IGNORED).sum().clamp(min=1)
 
 
-def masked_regions(scores: Tensor, targets: Tensor, asked: Tensor, kind: RegionTarget) -> Tensor:
-    """Loss of the asked regions: scores and targets (batch, regions, size), asked (batch, regions)
-    of 1 and 0. Of a distribution the Kullback-Leibler divergence, summed over objects; of features
-    the squared difference, averaged over them. 0 where none is asked."""
-    chosen = (asked == 1).to(scores.dtype).unsqueeze(2)
+def masked_regions(
+    scores: Tensor, targets: Tensor, selection: Tensor, kind: RegionTarget
+) -> Tensor:
+    """Loss of the selected regions: scores and targets (batch, regions, size), ``selection``
+    (batch, regions) of 1 and 0. Of a distribution the Kullback-Leibler divergence, summed over
+    objects; of features the squared difference, averaged over them. 0 where none is selected."""
+    weights = (selection == 1).to(scores.dtype).unsqueeze(2)
     if kind == "distribution":
         each = F.kl_div(F.log_softmax(scores, dim=2), targets, reduction="none")
-        count = chosen.sum()
+        count = weights.sum()
     else:
         each = F.mse_loss(scores, targets, reduction="none")
-        count = chosen.sum() * scores.shape[2]
-    return (each * chosen).sum() / count.clamp(min=1)
+        count = weights.sum() * scores.shape[2]
+    return (each * weights).sum() / count.clamp(min=1)
 
 
 def alignment(logits: Tensor, apart: Tensor) -> Tensor:

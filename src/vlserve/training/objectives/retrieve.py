@@ -114,14 +114,14 @@ def look(
 
 @torch.no_grad()
 def soft_targets(
-    seen: Seen, queue: Queue, temperature: Tensor, hard: Tensor, alpha: float | Tensor
+    outputs: Seen, queue: Queue, temperature: Tensor, hard: Tensor, alpha: float | Tensor
 ) -> tuple[Tensor, Tensor]:
     """Targets (batch, batch + queue) of images and of texts: ``hard`` ones, of which a share
     ``alpha`` is given to what the teacher finds alike."""
-    every_image = torch.cat([seen.slow_images.T, queue.images], dim=1)
-    every_text = torch.cat([seen.slow_texts.T, queue.texts], dim=1)
-    of_images = F.softmax(seen.slow_images @ every_text / temperature, dim=1)
-    of_texts = F.softmax(seen.slow_texts @ every_image / temperature, dim=1)
+    every_image = torch.cat([outputs.slow_images.T, queue.images], dim=1)
+    every_text = torch.cat([outputs.slow_texts.T, queue.texts], dim=1)
+    of_images = F.softmax(outputs.slow_images @ every_text / temperature, dim=1)
+    of_texts = F.softmax(outputs.slow_texts @ every_image / temperature, dim=1)
     return alpha * of_images + (1 - alpha) * hard, alpha * of_texts + (1 - alpha) * hard
 
 
@@ -131,10 +131,10 @@ def same_ids(ids: Tensor, queue: Queue) -> Tensor:
     return same / same.sum(dim=1, keepdim=True)
 
 
-def contrast_loss(seen: Seen, image_targets: Tensor, text_targets: Tensor) -> Tensor:
+def contrast_loss(outputs: Seen, image_targets: Tensor, text_targets: Tensor) -> Tensor:
     """Mean cross-entropy of both ways."""
-    of_images = -(F.log_softmax(seen.image_scores, dim=1) * image_targets).sum(dim=1).mean()
-    of_texts = -(F.log_softmax(seen.text_scores, dim=1) * text_targets).sum(dim=1).mean()
+    of_images = -(F.log_softmax(outputs.image_scores, dim=1) * image_targets).sum(dim=1).mean()
+    of_texts = -(F.log_softmax(outputs.text_scores, dim=1) * text_targets).sum(dim=1).mean()
     return (of_images + of_texts) / 2
 
 
@@ -154,33 +154,35 @@ def retrieve(
     ``alpha``: the share of the teacher in the targets, ramped over the first epoch."""
     bound(temperature, rules)
     follow(teacher.network, encoders.network, rules.momentum)
-    seen, ids = look(encoders, teacher, queue, temperature, batch), batch["ids"]
-    targets = soft_targets(seen, queue, temperature, same_ids(ids, queue), alpha)
-    contrast = contrast_loss(seen, *targets)
-    queue.put(gathered(seen.slow_images), gathered(seen.slow_texts), gathered(ids))
+    outputs, ids = look(encoders, teacher, queue, temperature, batch), batch["ids"]
+    targets = soft_targets(outputs, queue, temperature, same_ids(ids, queue), alpha)
+    contrast = contrast_loss(outputs, *targets)
+    queue.put(gathered(outputs.slow_images), gathered(outputs.slow_texts), gathered(ids))
     shared = rules.negatives_of_all_ranks and size() > 1
     same = ids.unsqueeze(1) == (gathered(ids) if shared else ids).unsqueeze(0)
-    of_images, of_texts = batch_scores(seen, temperature, rules)
+    of_images, of_texts = batch_scores(outputs, temperature, rules)
     image_weights = negative_weights(of_texts, same, before=rules.before)
     text_weights = negative_weights(of_images, same, before=rules.before)
     negatives = draw(image_weights, text_weights)
-    texts, pool = seen.texts, None
+    texts, pool = outputs.texts, None
     if shared:
-        texts, every_text = seen.texts.of_all_ranks()
-        pool = (gathered_with_gradient(seen.image_states), every_text)
-    match = matching_loss(encoders, seen.image_states, texts, negatives, pool)
+        texts, every_text = outputs.texts.of_all_ranks()
+        pool = (gathered_with_gradient(outputs.image_states), every_text)
+    match = matching_loss(encoders, outputs.image_states, texts, negatives, pool)
     return Retrieved({"contrast": contrast, "match": match}, image_weights, text_weights)
 
 
-def batch_scores(seen: Seen, temperature: Tensor, rules: RetrievalRules) -> tuple[Tensor, Tensor]:
+def batch_scores(
+    outputs: Seen, temperature: Tensor, rules: RetrievalRules
+) -> tuple[Tensor, Tensor]:
     """Similarities (batch, batch) that negatives are drawn by: images to texts, texts to images."""
-    batch = len(seen.image_vectors)
+    batch = len(outputs.image_vectors)
     if rules.negatives_by_teacher:
-        return seen.image_scores[:, :batch], seen.text_scores[:, :batch]
+        return outputs.image_scores[:, :batch], outputs.text_scores[:, :batch]
     if rules.negatives_of_all_ranks:
-        of_images = seen.image_vectors @ gathered(seen.text_vectors).T / temperature
-        return of_images, seen.text_vectors @ gathered(seen.image_vectors).T / temperature
-    of_images = seen.image_vectors @ seen.text_vectors.T / temperature
+        of_images = outputs.image_vectors @ gathered(outputs.text_vectors).T / temperature
+        return of_images, outputs.text_vectors @ gathered(outputs.image_vectors).T / temperature
+    of_images = outputs.image_vectors @ outputs.text_vectors.T / temperature
     return of_images, of_images.T
 
 
@@ -201,5 +203,7 @@ def in_batch_contrast(images: Tensor, texts: Tensor, scale: Tensor, smoothing: f
     Oord et al., arXiv:1807.03748): of dual encoders."""
     logits = scale * images @ texts.T
     own = torch.arange(len(logits), device=logits.device)
-    ways = [F.cross_entropy(one, own, label_smoothing=smoothing) for one in (logits, logits.T)]
+    ways = [
+        F.cross_entropy(scores, own, label_smoothing=smoothing) for scores in (logits, logits.T)
+    ]
     return (ways[0] + ways[1]) / 2

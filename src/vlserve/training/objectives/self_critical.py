@@ -14,16 +14,16 @@ from vlserve.training.objectives.caption import Memory
 
 
 def word_log_probs(
-    decoder: Any, start_id: int, texts: Tensor, scored: Tensor, memory: Memory
+    decoder: Any, start_id: int, texts: Tensor, mask: Tensor, memory: Memory
 ) -> Tensor:
     """Log-probability of each word of texts that a beam search has written, with its gradient, in
-    one pass: texts (batch, beams, steps) without the start; ``scored`` (batch, beams, steps): 1 up
+    one pass: texts (batch, beams, steps) without the start; ``mask`` (batch, beams, steps): 1 up
     to and with the end. After that it is 0, as the search counts it."""
     start = torch.full_like(texts[:, :, :1], start_id)
     states, _, _ = decoder(torch.cat([start, texts[:, :, :-1]], dim=2), memory)
     log_probs = F.log_softmax(decoder.logits(states), dim=-1)
     own = log_probs.gather(3, texts.unsqueeze(3)).squeeze(3)
-    return torch.where(scored > 0, own, torch.zeros_like(own))
+    return torch.where(mask > 0, own, torch.zeros_like(own))
 
 
 def self_critical(log_probs: Tensor, rewards: Tensor) -> Tensor:

@@ -97,19 +97,19 @@ class RegionFiles:
         return with_areas(corners)
 
     def _seen(self, file: Path, regions: int) -> NDArray[np.float32]:
-        found = np.asarray(read_info(info_of(file)).get("cls_prob"), dtype=object)
-        if found.shape != (regions, self.objects):
+        values = np.asarray(read_info(info_of(file)).get("cls_prob"), dtype=object)
+        if values.shape != (regions, self.objects):
             raise ValueError(
                 f"{info_of(file).name}: cls_prob must be ({regions}, {self.objects}), "
-                f"not {found.shape}"
+                f"not {values.shape}"
             )
         try:
-            seen = found.astype(np.float32)
+            probabilities = values.astype(np.float32)
         except (TypeError, OverflowError) as error:
             raise ValueError(f"{info_of(file).name}: cls_prob holds what is no number") from error
-        if not np.isfinite(seen).all() or seen.min() < 0:
+        if not np.isfinite(probabilities).all() or probabilities.min() < 0:
             raise ValueError(f"{info_of(file).name}: cls_prob holds what is no probability")
-        return seen
+        return probabilities
 
 
 def info_of(features: Path) -> Path:
@@ -131,24 +131,24 @@ def read_region_data(
     whose labels is one of ``labels``. The images of a reason item are two. DataError where fewer
     than two items are usable, or most are not."""
     file = read_task_file(path, SCHEMAS[objective])
-    known = set(labels)
-    read: dict[Look, Regions] = {}
+    classes = set(labels)
+    cache: dict[Look, Regions] = {}
     images: dict[int, Any] = {}
-    refused: dict[int, str] = {}
-    for done, (line, item) in enumerate(file.by_line.items(), start=1):
+    reasons: dict[int, str] = {}
+    for count, (line, item) in enumerate(file.by_line.items(), start=1):
         try:
             if item.id in without:
                 raise ValueError("its id is in the training file too")
-            if known and not known.intersection(named(item)):
+            if classes and not classes.intersection(named(item)):
                 raise ValueError(f"unknown label {', '.join(named(item))}")
-            images[line] = _look(path.parent, item, files, text, read)
+            images[line] = _look(path.parent, item, files, text, cache)
         except OSError as error:
-            refused[line] = f"{error.filename} cannot be read: {error.strerror}"
+            reasons[line] = f"{error.filename} cannot be read: {error.strerror}"
         except (DataError, RequestError, ValueError) as error:
-            refused[line] = str(error)
-        if on_read and (done % 100 == 0 or done == file.used):
-            on_read(done, file.used)
-    return usable(file.without(refused), images)
+            reasons[line] = str(error)
+        if on_read and (count % 100 == 0 or count == file.used):
+            on_read(count, file.used)
+    return usable(file.without(reasons), images)
 
 
 def named(item: Any) -> tuple[str, ...]:
@@ -160,15 +160,15 @@ def named(item: Any) -> tuple[str, ...]:
 
 
 def _look(
-    folder: Path, item: Any, files: RegionFiles, text: Tokenizer, read: dict[Look, Regions]
+    folder: Path, item: Any, files: RegionFiles, text: Tokenizer, cache: dict[Look, Regions]
 ) -> Regions | tuple[Regions, Regions]:
     """What an item shows, each file read once."""
-    for one in texts_of(item):
-        check_size(read_text(one), text.spec)
-        text.ids(one)
+    for sentence in texts_of(item):
+        check_size(read_text(sentence), text.spec)
+        text.ids(sentence)
     looks = (item.look, item.look2) if isinstance(item, ReasonItem) else (item.look,)
     for look in looks:
-        if look not in read:
-            read[look] = files.read(folder, look)
-    found = tuple(read[look] for look in looks)
-    return (found[0], found[1]) if len(found) > 1 else found[0]
+        if look not in cache:
+            cache[look] = files.read(folder, look)
+    regions = tuple(cache[look] for look in looks)
+    return (regions[0], regions[1]) if len(regions) > 1 else regions[0]

@@ -53,14 +53,16 @@ class HeadJob:
             yield self._batch(self.items.train, lines)
 
     def _batch(self, data: TaskData, lines: Sequence[int]) -> Batch:
-        found = data.of(lines)
+        items = data.of(lines)
         looks = [data.images[line] for line in lines]
-        shown = self.inputs.pairs(looks) if self.objective == "reason" else self.inputs.looks(looks)
-        batch = self.inputs.texts([item.text for item in found]) | shown
+        regions = (
+            self.inputs.pairs(looks) if self.objective == "reason" else self.inputs.looks(looks)
+        )
+        batch = self.inputs.texts([item.text for item in items]) | regions
         if self.objective == "ground":
-            batch["overlaps"] = overlaps(batch, [item.box for item in found])
+            batch["overlaps"] = overlaps(batch, [item.box for item in items])
             return batch
-        return batch | self.targets(found)
+        return batch | self.targets(items)
 
     def losses(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         return {self.objective: self.loss(self.scores(network, batch).float(), batch)}
@@ -75,7 +77,8 @@ class HeadJob:
 
         every = over_ranks(self.items.val_batches(), of)
         return {
-            name: float(np.mean([one for own in every for one in own[name]])) for name in every[0]
+            name: float(np.mean([value for own in every for value in own[name]]))
+            for name in every[0]
         }
 
     def checkpoint(self, network: nn.Module) -> Mapping[str, Tensor]:
@@ -147,12 +150,12 @@ def head_parts(
 
 def overlaps(batch: Mapping[str, Tensor], boxes: Sequence[Sequence[float]]) -> Tensor:
     """IoU of each region with an item's box, (batch, regions); 0 of padding."""
-    found = torch.zeros(batch["visual_mask"].shape)
+    matrix = torch.zeros(batch["visual_mask"].shape)
     for row, box in enumerate(boxes):
         regions = int(batch["visual_mask"][row].sum())
         ious = box_ious(batch["boxes"][row, :regions, :4].tolist(), box)
-        found[row, :regions] = torch.from_numpy(ious)
-    return found
+        matrix[row, :regions] = torch.from_numpy(ious)
+    return matrix
 
 
 def _ground_loss(scores: Tensor, batch: Mapping[str, Tensor]) -> Tensor:

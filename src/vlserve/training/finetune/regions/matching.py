@@ -102,10 +102,10 @@ class MatchJob:
 
     def _batch(self, pairs: Pairs, texts: Sequence[int], random: np.random.Generator) -> Batch:
         """Choices of each text, one after the other: (texts * CHOICES, …)."""
-        chosen = [pair for text in texts for pair in pairs.choices(text, random)]
+        choices = [pair for text in texts for pair in pairs.choices(text, random)]
         return self.inputs.batch(
-            [pairs.corpus.texts[text] for _, text in chosen],
-            [pairs.looks[image] for image, _ in chosen],
+            [pairs.corpus.texts[text] for _, text in choices],
+            [pairs.looks[image] for image, _ in choices],
         )
 
     def _logits(self, network: Any, batch: Batch) -> Tensor:
@@ -128,7 +128,7 @@ class MatchJob:
             return (self._logits(network, batch).argmax(dim=1) == 0).tolist()
 
         every = over_ranks(range(0, count, SCORE_BATCH), right)
-        return {"choice_accuracy": float(np.mean([one for own in every for one in own]))}
+        return {"choice_accuracy": float(np.mean([hit for own in every for hit in own]))}
 
     def checkpoint(self, network: nn.Module) -> Mapping[str, Tensor]:
         return network.state_dict()

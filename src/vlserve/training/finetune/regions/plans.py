@@ -98,8 +98,8 @@ class VilbertPlan:
         sizes = two_stream_sizes(state, "bert.encoder.")
         widths = (sizes["text"]["hidden"], sizes["visual"]["hidden"], sizes["joint_hidden"])
         head = make_head(name, outputs, *widths, scaled=False).state_dict()
-        kept = {key: x for key, x in state.items() if not key.startswith(f"{name}.")}
-        return with_new(kept, {f"{name}.{key}": x for key, x in head.items()})
+        tensors = {key: x for key, x in state.items() if not key.startswith(f"{name}.")}
+        return with_new(tensors, {f"{name}.{key}": x for key, x in head.items()})
 
     def has_head(self, network: nn.Module, config: Config, objective: Objective) -> bool:
         if objective == "pretrain":
@@ -120,12 +120,12 @@ class VilbertPlan:
         bert, cls = network.bert, network.cls
         ids, text_mask, visual, visual_mask, boxes = (batch[name] for name in VILBERT_INPUTS)
         text = bert.encoder.text_alone(bert.embeddings(ids), text_mask)
-        text, seen = bert.encoder.join(
+        text, regions = bert.encoder.join(
             text, text_mask, bert.v_embeddings(visual, boxes), visual_mask
         )
-        pooled = fuse(bert.t_pooler(text), bert.v_pooler(seen), config["fusion"])
+        pooled = fuse(bert.t_pooler(text), bert.v_pooler(regions), config["fusion"])
         return Guesses(
-            cls.predictions(text), cls.imagePredictions(seen), cls.bi_seq_relationship(pooled)
+            cls.predictions(text), cls.imagePredictions(regions), cls.bi_seq_relationship(pooled)
         )
 
     def region_targets(self, config: Config) -> int:
@@ -170,21 +170,23 @@ class SingleStreamPlan:
     def fitted(self, state: Batch, objective: Objective | None, classes: int) -> Fitted:
         if objective is None:
             return dict(state), ()
-        named = transformers_names(state, {"task": objective})
+        tensors = transformers_names(state, {"task": objective})
         if objective == "pretrain" or not classes:
-            return named, ()
+            return tensors, ()
         rows = [
-            named[names[objective]]
+            tensors[names[objective]]
             for names in (HEADS, TRANSFORM_HEADS)
-            if names[objective] in named
+            if names[objective] in tensors
         ]
         if rows and len(rows[0]) == classes:
-            return named, ()
-        kept = {key: x for key, x in named.items() if not key.startswith(("cls.", "classifier."))}
-        hidden = kept[f"{TRUNK}embeddings.word_embeddings.weight"].shape[1]
+            return tensors, ()
+        trunk = {
+            key: x for key, x in tensors.items() if not key.startswith(("cls.", "classifier."))
+        }
+        hidden = trunk[f"{TRUNK}embeddings.word_embeddings.weight"].shape[1]
         own = HEADS[objective].removesuffix("weight")
         head = nn.Linear(hidden, classes).state_dict()
-        return with_new(kept, {f"{own}{key}": x for key, x in head.items()})
+        return with_new(trunk, {f"{own}{key}": x for key, x in head.items()})
 
     def has_head(self, network: nn.Module, config: Config, objective: Objective) -> bool:
         return bool(objective == config["task"])
@@ -195,15 +197,15 @@ class SingleStreamPlan:
         return logits
 
     def guesses(self, network: Any, config: Config, batch: Batch) -> Guesses:
-        found = network(
+        outputs = network(
             input_ids=batch["text_ids"],
             attention_mask=batch["text_mask"],
             token_type_ids=batch["text_types"],
             visual_embeds=batch["visual"],
             visual_attention_mask=batch["visual_mask"],
         )
-        words = found.prediction_logits[:, : batch["text_ids"].shape[1]]
-        return Guesses(words, None, found.seq_relationship_logits)
+        words = outputs.prediction_logits[:, : batch["text_ids"].shape[1]]
+        return Guesses(words, None, outputs.seq_relationship_logits)
 
     def region_targets(self, config: Config) -> int:
         return 0

@@ -47,11 +47,11 @@ def region_job(
     own: Any = plan  # every plan that is of no captioner and no ViT
     config = start.config
     inputs = RegionInputs(_tokenizer(own.text, config), bool(config.get("global_region")))
-    guessed = _guessed(own, start)
-    reading = _region_files(own, start, guessed)
+    target = _guessed(own, start)
+    reading = _region_files(own, start, target)
     labels = LABELS.get(start.objective) or config.get(_named(start.objective), ())
     data = _both(files, start.objective, reading, inputs.tokenizer, labels, on_read)
-    return _job(own, start, options, data, inputs, labels, guessed), data
+    return _job(own, start, options, data, inputs, labels, target), data
 
 
 def _job(
@@ -61,20 +61,20 @@ def _job(
     data: tuple[TaskData, TaskData],
     inputs: RegionInputs,
     labels: Any,
-    guessed: RegionTarget | None,
+    target: RegionTarget | None,
 ) -> Job:
     network, config, objective = start.network, start.config, start.objective
     items = Items(*data, options.batch_size)
     if objective == "pretrain":
         plan.tie(network)
         words = Vocabulary.of(config["vocabulary"], config.get("task_tokens", 0))
-        return RegionPretrainJob(network, items, inputs, plan, config, words, guessed)
+        return RegionPretrainJob(network, items, inputs, plan, config, words, target)
 
     def scores(of: Any, batch: Any) -> torch.Tensor:
         return plan.scores(of, config, objective, batch)
 
     if objective == "match":
-        train, val = (Pairs(one) for one in data)
+        train, val = (Pairs(part) for part in data)
         return MatchJob(network, train, val, inputs, scores, options.batch_size)
     several = objective == "tag" and bool(config.get("multi_label"))
     if objective == "tag" and not several:
@@ -110,12 +110,14 @@ def _both(
 ) -> tuple[TaskData, TaskData]:
     """Training and validation items; a label that the network lacks is one line's own trouble, but
     an answer that it lacks is only a question that it cannot answer."""
-    known = labels if objective in ("tag", "entail") else ()
-    given = (objective, reading, text)
-    data = read_region_data(files[0], *given, labels=known, on_read=on_read)
-    trained = frozenset(item.id for item in data.file.items)
-    held_out = read_region_data(files[1], *given, labels=known, without=trained, on_read=on_read)
-    return data, held_out
+    classes = labels if objective in ("tag", "entail") else ()
+    arguments = (objective, reading, text)
+    data = read_region_data(files[0], *arguments, labels=classes, on_read=on_read)
+    train_ids = frozenset(item.id for item in data.file.items)
+    validation = read_region_data(
+        files[1], *arguments, labels=classes, without=train_ids, on_read=on_read
+    )
+    return data, validation
 
 
 def _guessed(plan: RegionPlan, start: Start) -> RegionTarget | None:
@@ -127,12 +129,12 @@ def _guessed(plan: RegionPlan, start: Start) -> RegionTarget | None:
     return "features" if wide else "distribution"
 
 
-def _region_files(plan: RegionPlan, start: Start, guessed: RegionTarget | None) -> RegionFiles:
+def _region_files(plan: RegionPlan, start: Start, target: RegionTarget | None) -> RegionFiles:
     config, grid = start.config, start.config.get(GRID)
     boxes = "region_dim" in config
     dim = config["region_dim" if boxes else "visual_dim"]
     spec = RegionInput(dim=dim, max_regions=config["max_regions"], boxes=boxes)
-    objects = plan.region_targets(config) if guessed == "distribution" else 0
+    objects = plan.region_targets(config) if target == "distribution" else 0
     if not grid:
         return RegionFiles(spec, objects)
     freeze(start.network, (GRID,))

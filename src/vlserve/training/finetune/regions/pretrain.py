@@ -55,10 +55,10 @@ class RegionPretrainJob:
     ) -> Batch:
         """Masked words and regions, and ``apart`` (batch,): 1 where a text is another image's."""
         lines = [line for line, _ in captions]
-        drawn = [self._text(data, *one, generator) for one in captions]
-        texts = self.inputs.ids([ids for ids, _, _ in drawn])
+        samples = [self._text(data, *caption, generator) for caption in captions]
+        texts = self.inputs.ids([ids for ids, _, _ in samples])
         types = torch.zeros_like(texts["text_ids"])
-        for row, (ids, first, _) in enumerate(drawn):
+        for row, (ids, first, _) in enumerate(samples):
             types[row, first : len(ids)] = 1
         masked = mask_words(
             texts["text_ids"],
@@ -67,14 +67,14 @@ class RegionPretrainJob:
             words=self.vocabulary.words,
             generator=generator,
         )
-        shown = self._regions([data.images[line] for line in lines], generator)
+        regions = self._regions([data.images[line] for line in lines], generator)
         return {
             **texts,
-            **shown,
+            **regions,
             "text_ids": masked.ids,
             "text_types": types,
             "labels": masked.labels,
-            "apart": torch.tensor([int(apart) for _, _, apart in drawn]),
+            "apart": torch.tensor([int(apart) for _, _, apart in samples]),
         }
 
     def _text(
@@ -82,7 +82,7 @@ class RegionPretrainJob:
     ) -> tuple[NDArray[np.int64], int, bool]:
         """Ids, where the second caption begins, and whether the text is another image's. Where two
         captions are read, the first is the image's own and the second maybe not."""
-        own = [one for one in texts_of(data.file.by_line[line]) if one != text]
+        own = [caption for caption in texts_of(data.file.by_line[line]) if caption != text]
         two = self.plan.captions > 1 and bool(own)
         other, apart = text, False
         if float(torch.rand((), generator=generator)) < APART_SHARE:
@@ -102,19 +102,19 @@ class RegionPretrainJob:
         ``region_targets`` (batch, regions, size) are of the regions without the whole image."""
         if self.guessed is None:
             return self.inputs.looks(looks)
-        zeroed, asked, targets = [], [], []
+        inputs, selections, targets = [], [], []
         for look in looks:
             mask = torch.ones(1, len(look.visual))
             visual = torch.tensor(look.visual).unsqueeze(0)
-            hidden, chosen = mask_regions(visual, mask, generator=generator)
-            zeroed.append(Regions(hidden[0].numpy(), look.boxes))
-            asked.append(chosen[0])
-            wanted = look.seen if self.guessed == "distribution" else look.visual
-            assert wanted is not None
-            targets.append(torch.tensor(wanted))
+            hidden, selection = mask_regions(visual, mask, generator=generator)
+            inputs.append(Regions(hidden[0].numpy(), look.boxes))
+            selections.append(selection[0])
+            target = look.seen if self.guessed == "distribution" else look.visual
+            assert target is not None
+            targets.append(torch.tensor(target))
         pad = nn.utils.rnn.pad_sequence
-        return self.inputs.looks(zeroed) | {
-            "asked": pad(asked, batch_first=True),
+        return self.inputs.looks(inputs) | {
+            "asked": pad(selections, batch_first=True),
             "region_targets": pad(targets, batch_first=True),
         }
 
@@ -152,7 +152,7 @@ class RegionPretrainJob:
         words = max(sum(count for _, count, _ in every), 1)
         return {
             "word_log_prob": -sum(loss for loss, _, _ in every) / words,
-            "alignment_accuracy": float(np.mean([one for _, _, own in every for one in own])),
+            "alignment_accuracy": float(np.mean([hit for _, _, own in every for hit in own])),
         }
 
     def checkpoint(self, network: nn.Module) -> Mapping[str, Tensor]:
